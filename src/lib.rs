@@ -1,0 +1,5 @@
+//! shmkit
+pub mod layout;
+mod primitive;
+pub mod process;
+mod sys;
