@@ -1,1 +1,13 @@
-//! Sys.
+//! The only code that talks to the kernel. Everything above speaks of pools and participants.
+//!
+//! | module    | contract |
+//! |-----------|----------|
+//! | `memory`  | memfds and files as pool backing: map at a fixed address, commit, punch, limits |
+//! | `futex`   | sleep on one word or two, with a time limit; wake |
+//! | `robust`  | words that the kernel marks when the thread that holds them dies |
+//! | `process` | who am I, does that task still live, fork |
+
+pub(crate) mod futex;
+pub(crate) mod memory;
+pub(crate) mod process;
+pub(crate) mod robust;

@@ -1,0 +1,191 @@
+//! The way in: allocate, free, usable size.
+//!
+//! The common allocation is a look at the thread's cache of the class, a bit scan and one store;
+//! the common free is a shift, a comparison of the slice's tag with the thread's own, a division
+//! by multiplication, a test of the bitmaps and one store. A free by anybody else is one atomic or.
+//!
+//! Containers allocate *into* their intent: `record` is told the address before the block is
+//! taken, so a death in between is told from one before by the block's own bit or tag. They free
+//! *through* the slot's `freeing` word ([`free_recorded`]): it names the block from before its bit
+//! is set until after, and nobody hands a named block out again.
+
+use std::alloc::Layout;
+
+use super::cache::{self, FULL, PARTIAL};
+use super::slice::{self, State};
+use super::span::{Place, Span};
+use super::{AllocError, FreeError, run, size_class};
+use crate::layout::arena::{Arena, SLICE};
+use crate::participants::table::Slot;
+use crate::participants::tag::Tag;
+use crate::primitive::Ordering;
+
+/// Allocates a block; its address. `record` is told the address before the block is taken.
+#[inline]
+pub(crate) fn allocate(
+    arena: Arena,
+    slot: &Slot,
+    layout: Layout,
+    record: impl Fn(usize),
+) -> Result<usize, AllocError> {
+    let Some(class) = size_class::class_of(layout) else {
+        return run::allocate(arena, slot, layout, record);
+    };
+    let cache = slot.cache(class);
+    if let Some(address) = cache.take(&record) {
+        return Ok(address);
+    }
+    loop {
+        cache.replenish(arena, slot, class)?;
+        if let Some(address) = cache.take(&record) {
+            return Ok(address);
+        }
+    }
+}
+
+/// What lies at an address.
+enum Located {
+    Block { span: &'static Span, start: usize, owner: Tag, place: Place },
+    Run { start: usize, slices: usize },
+}
+
+/// Finds the block that starts at an address, allocated or not.
+#[inline]
+fn locate(arena: Arena, address: usize) -> Result<Located, FreeError> {
+    let slice = arena.slice_of(address).ok_or(FreeError::Foreign)?;
+    let mut start = slice;
+    let mut state = slice::state(arena.tag(slice).load(Ordering::Acquire));
+    if let State::Tail { back } = state {
+        start = slice.checked_sub(back).ok_or(FreeError::Interior)?;
+        state = slice::state(arena.tag(start).load(Ordering::Acquire));
+        if !matches!(state, State::Span { .. }) {
+            return Err(FreeError::Interior);
+        }
+    }
+    match state {
+        State::Span { owner } => {
+            let span = arena.span(start);
+            let place = span.place_of(address).ok_or(FreeError::Interior)?;
+            Ok(Located::Block { span, start, owner, place })
+        }
+        State::Run { slices } if address == arena.slice_address(start) => {
+            Ok(Located::Run { start, slices })
+        }
+        State::Run { .. } => Err(FreeError::Interior),
+        _ => Err(FreeError::NotAllocated),
+    }
+}
+
+/// Frees a block.
+#[inline]
+pub(crate) fn free(arena: Arena, slot: &Slot, address: usize) -> Result<(), FreeError> {
+    match locate(arena, address)? {
+        Located::Block { span, start, owner, place } => {
+            if span.is_free(place) {
+                return Err(FreeError::NotAllocated);
+            }
+            if owner == slot.tag() {
+                free_own(arena, slot, span, place);
+                return Ok(());
+            }
+            free_other(arena, slot, span, start, owner, place)
+        }
+        Located::Run { start, slices } => {
+            run::free(arena, slot, start, slices).then_some(()).ok_or(FreeError::NotAllocated)
+        }
+    }
+}
+
+#[inline]
+fn free_own(arena: Arena, slot: &Slot, span: &Span, place: Place) {
+    let live = span.live.load(Ordering::Relaxed).wrapping_sub(1);
+    span.live.store(live, Ordering::Relaxed);
+    let freed = span.freed(place.word);
+    // The block is free by this store. Only the owner writes the word.
+    freed.store(freed.load(Ordering::Relaxed) | place.bit, Ordering::Release);
+    slot.watched.freeing.store(0, Ordering::Release);
+    let at = span.place.load(Ordering::Relaxed);
+    if at == FULL || (live == 0 && at == PARTIAL) {
+        slot.cache(span.class()).note_free(arena, slot, span);
+    }
+}
+
+fn free_other(
+    arena: Arena,
+    slot: &Slot,
+    span: &'static Span,
+    start: usize,
+    owner: Tag,
+    place: Place,
+) -> Result<(), FreeError> {
+    // Nobody's spans become the property of who frees into them.
+    if owner.is_nobody()
+        && let Some(span) = cache::adopt(arena, slot, start)
+    {
+        cache::keep(arena, slot, span);
+        free_own(arena, slot, span, place);
+        return Ok(());
+    }
+    // Release: what this thread did with the block is done before the owner hands it out again.
+    let before = span.remote(place.word).fetch_or(place.bit, Ordering::SeqCst);
+    slot.watched.freeing.store(0, Ordering::Release);
+    if before & place.bit != 0 {
+        return Err(FreeError::NotAllocated);
+    }
+    if before == 0
+        && let Some(owner) = arena.owner_slot(owner)
+    {
+        owner.inbox.freed_hints.fetch_or(1 << span.class(), Ordering::SeqCst);
+    }
+    Ok(())
+}
+
+/// Frees a block of a container, so that a death on the way neither leaks it nor frees it twice:
+/// until the slot's `freeing` word is cleared, recovery frees what it names.
+pub(crate) fn free_recorded(arena: Arena, slot: &Slot, address: usize) -> Result<(), FreeError> {
+    slot.watched.freeing.store(address as u64, Ordering::SeqCst);
+    let freed = free(arena, slot, address);
+    slot.watched.freeing.store(0, Ordering::Release);
+    freed
+}
+
+/// Completes what the `freeing` word of a dead slot names. The caller holds the slot's life word.
+pub(crate) fn finish_freeing(arena: Arena, slot: &Slot, owner: Tag) {
+    let address = slot.watched.freeing.load(Ordering::SeqCst) as usize;
+    if address != 0 {
+        release_for(arena, owner, address);
+        slot.watched.freeing.store(0, Ordering::SeqCst);
+    }
+}
+
+/// Frees a block in a dead owner's name. Can be repeated as long as nobody hands the block out:
+/// while a `freeing` word names it, or its span belongs to the dead owner.
+pub(crate) fn release_for(arena: Arena, owner: Tag, address: usize) {
+    match locate(arena, address) {
+        Ok(Located::Block { span, place, .. }) => {
+            if !span.is_free(place) {
+                span.remote(place.word).fetch_or(place.bit, Ordering::SeqCst);
+            }
+        }
+        Ok(Located::Run { start, slices }) => {
+            let claimed = slice::claimed_tag(slice::DIRTY, owner);
+            // A run that is claimed is found and freed by the scan of the tags.
+            let _ = arena.tag(start).compare_exchange(
+                slice::run_tag(slices),
+                claimed,
+                Ordering::AcqRel,
+                Ordering::Relaxed,
+            );
+        }
+        Err(_) => {}
+    }
+}
+
+/// Bytes of the block at an address.
+pub(crate) fn usable_size(arena: Arena, address: usize) -> Result<usize, FreeError> {
+    match locate(arena, address)? {
+        Located::Block { span, place, .. } if span.is_free(place) => Err(FreeError::NotAllocated),
+        Located::Block { span, .. } => Ok(span.size.load(Ordering::Relaxed) as usize),
+        Located::Run { slices, .. } => Ok(slices * SLICE),
+    }
+}

@@ -1,0 +1,128 @@
+//! More slices, and memory given back.
+//!
+//! The pool's maximum is mapped from the start; growing commits a piece of each table and of the
+//! data, then raises the watermark, which everybody reads. Nobody remaps anything.
+//!
+//! | killed | leaves | and then |
+//! |--------|--------|----------|
+//! | before the watermark rises | committed memory that nobody uses | the next growth commits it again |
+//! | after, before the hints are set | free slices without a hint | recovery sets the hints |
+//!
+//! Two who grow at once commit the same memory; the watermark rises to the higher of the two.
+
+use super::AllocError;
+use super::slice;
+use crate::layout::arena::{Arena, DATA, FREE_HINTS, SLICE, SPANS, TAGS};
+use crate::participants::recovery;
+use crate::participants::table::Slot;
+use crate::primitive::Ordering;
+use crate::sys::memory::{self, CommitError};
+
+/// The least by which a pool grows where it may, in slices: 4 MiB.
+const LEAST: usize = (4 << 20) / SLICE;
+/// The most that it grows beyond what is asked for: 64 MiB.
+const MOST: usize = (64 << 20) / SLICE;
+/// Free slices with memory that are kept: 16 MiB.
+const KEPT: u64 = (16 << 20) / SLICE as u64;
+/// Milliseconds from one giving back to the next.
+const APART: u64 = 100;
+
+/// Claims slices, growing the pool if it must. The first is at a multiple of `preferred` slices if
+/// such are free, at one of `align` otherwise.
+pub(crate) fn claim(
+    arena: Arena,
+    slot: &Slot,
+    count: usize,
+    preferred: usize,
+    align: usize,
+) -> Result<usize, AllocError> {
+    let me = slot.tag();
+    if let Some(start) = slice::claim(arena, me, count, preferred)? {
+        return Ok(start);
+    }
+    // What the dead had comes before what the kernel has.
+    recovery::poll(arena);
+    for attempt in 0.. {
+        if let Some(start) = slice::claim(arena, me, count, align)? {
+            return Ok(start);
+        }
+        match grow(arena, count + preferred - 1) {
+            Ok(()) if attempt < 64 => {}
+            Ok(()) => break,
+            Err(error) => {
+                // The last resort: hints may have died with somebody, and room may be left that
+                // only the tags know of.
+                rebuild_hints(arena);
+                return slice::claim(arena, me, count, align)?.ok_or(error);
+            }
+        }
+    }
+    Err(AllocError::PoolFull)
+}
+
+/// Grows the pool by `count` slices at least.
+#[cold]
+fn grow(arena: Arena, count: usize) -> Result<(), AllocError> {
+    let from = arena.slices();
+    let room = arena.header().max_slices.load(Ordering::Relaxed) as usize - from;
+    if room == 0 || count.min(room) == 0 {
+        return Err(AllocError::PoolFull);
+    }
+    // An eighth more, so that the number of steps stays small as the pool gets large.
+    let generous = count.max((from / 8).clamp(LEAST, MOST)).min(room);
+    match grow_by(arena, from, generous) {
+        Err(CommitError::Full | CommitError::MemoryLimit { .. }) if count < generous => {
+            Ok(grow_by(arena, from, count)?)
+        }
+        other => Ok(other?),
+    }
+}
+
+/// Commits the slices `from..from + count` with their tables and raises the watermark.
+pub(crate) fn grow_by(arena: Arena, from: usize, count: usize) -> Result<(), CommitError> {
+    memory::check_limit((count * (SLICE + SPANS.entry + TAGS.entry)) as u64)?;
+    for table in [TAGS, SPANS, DATA] {
+        arena.commit(table.offset + from * table.entry, count * table.entry)?;
+    }
+    let words = from / 64..(from + count).div_ceil(64);
+    arena.commit(FREE_HINTS.offset + words.start * 8, words.len() * 8)?;
+    arena.header().watermarks.slices.fetch_max((from + count) as u64, Ordering::AcqRel);
+    slice::hint_free(arena, from, count);
+    Ok(())
+}
+
+/// Sets the hint of every free slice.
+#[cold]
+pub(crate) fn rebuild_hints(arena: Arena) {
+    for index in 0..arena.slices() {
+        let tag = arena.tag(index).load(Ordering::Acquire);
+        if matches!(slice::state(tag), slice::State::Free { .. }) {
+            slice::hint_free(arena, index, 1);
+        }
+    }
+}
+
+/// Gives memory of free slices back if there is much of it and some time has passed.
+pub(crate) fn purge_now_and_then(arena: Arena, slot: &Slot) {
+    let header = arena.header();
+    if header.dirty.load(Ordering::Relaxed) < KEPT {
+        return;
+    }
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
+    let now = now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000;
+    let last = header.purged_at.load(Ordering::Relaxed);
+    if now >= last.saturating_add(APART)
+        && header
+            .purged_at
+            .compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed)
+            .is_ok()
+    {
+        purge(arena, slot);
+    }
+}
+
+/// Gives the memory of all free slices back; how many bytes.
+pub(crate) fn purge(arena: Arena, slot: &Slot) -> usize {
+    arena.header().dirty.store(0, Ordering::Relaxed);
+    slice::punch(arena, slot.tag(), usize::MAX)
+}

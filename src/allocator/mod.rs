@@ -1,0 +1,67 @@
+//! The allocator: any size and alignment, many processes and threads, no global lock, kill-safe.
+//!
+//! | module       | what |
+//! |--------------|------|
+//! | `size_class` | block sizes, and the shape of the spans that hold them |
+//! | `slice`      | slice tags: who has which 16 KiB of data |
+//! | `grow`       | more slices; memory given back to the kernel |
+//! | `run`        | blocks of whole slices |
+//! | `span`       | blocks of one size class: the bitmaps |
+//! | `cache`      | an owner's spans: where its next block comes from |
+//! | `block`      | allocate, free, usable size: the way in |
+//! | `recover`    | what an owner leaves behind becomes anybody's |
+//! | `check`      | everything that must hold, checked |
+//! | `stats`      | how much of what |
+//!
+//! What recovery relies on is authoritative and complete in the tags and bitmaps; lists, hints
+//! and counters are conveniences of the living that recovery ignores and rebuilds.
+
+pub(crate) mod block;
+pub(crate) mod cache;
+pub(crate) mod check;
+pub(crate) mod grow;
+pub(crate) mod recover;
+pub(crate) mod run;
+pub(crate) mod size_class;
+pub(crate) mod slice;
+pub(crate) mod span;
+pub(crate) mod stats;
+
+use crate::participants::thread::NoSlot;
+use crate::sys::memory::CommitError;
+
+/// Why a block was not allocated. Nothing has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AllocError {
+    /// The pool has reached its maximum, and has no free room of that size.
+    #[error("the pool is full: it has reached its maximum size")]
+    PoolFull,
+    /// More than any pool can hold, or an alignment above a gigabyte.
+    #[error("no pool can hold a block of that size and alignment")]
+    TooLarge,
+    /// The pool may grow, but there is no memory to be had.
+    #[error(transparent)]
+    NoMemory(#[from] CommitError),
+    /// The thread has no slot in the pool.
+    #[error(transparent)]
+    NoSlot(#[from] NoSlot),
+}
+
+/// Why a block was not freed. Nothing has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum FreeError {
+    /// The address is not in the data of this pool.
+    #[error("the address is not a block of this pool")]
+    Foreign,
+    /// The address is inside of a block, or of room that is no block's.
+    #[error("the address is not the start of a block")]
+    Interior,
+    /// There is no block now: it has been freed already.
+    #[error("the block has been freed already")]
+    NotAllocated,
+    /// The thread has no slot in the pool.
+    #[error(transparent)]
+    NoSlot(#[from] NoSlot),
+}

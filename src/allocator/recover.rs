@@ -1,0 +1,51 @@
+//! What an owner leaves behind becomes anybody's: run for the dead by recovery, and by a thread
+//! that leaves for itself.
+//!
+//! One walk over the tags. Claimed slices of the owner are freed; its spans are settled and become
+//! nobody's, or go back if they are empty. Every step is done in the owner's own name, so that a
+//! death in the middle leaves what the next walk finds again. Who needs a span of the class, or
+//! frees a block of it, takes it over.
+
+use super::slice::{self, State};
+use super::span::Span;
+use crate::layout::arena::Arena;
+use crate::participants::tag::Tag;
+use crate::primitive::Ordering;
+
+/// Releases all slices that the owner has claimed and all spans that it owns. The caller is the
+/// owner, or holds its life word.
+pub(crate) fn release_all(arena: Arena, owner: Tag) {
+    let mut orphans = 0;
+    for index in 0..arena.slices() {
+        let tag = arena.tag(index);
+        match slice::state(tag.load(Ordering::Acquire)) {
+            State::Claimed { kind, owner: claimant } if claimant == owner => {
+                slice::abandon(arena, index, kind);
+            }
+            State::Span { owner: holder } if holder == owner => {
+                let span = arena.span(index);
+                if release_span(arena, owner, span) {
+                    tag.store(slice::span_tag(Tag::NOBODY), Ordering::Release);
+                    orphans |= 1 << span.class();
+                }
+            }
+            // The hint may have died with somebody.
+            State::Span { owner: holder } if holder.is_nobody() => {
+                orphans |= 1 << arena.span(index).class();
+            }
+            State::Free { .. } => slice::hint_free(arena, index, 1),
+            _ => {}
+        }
+    }
+    arena.header().orphans.fetch_or(orphans, Ordering::SeqCst);
+}
+
+/// Settles a span; gives it back if it is empty. True if it stays.
+fn release_span(arena: Arena, owner: Tag, span: &Span) -> bool {
+    span.settle(arena);
+    if span.is_empty(arena) {
+        span.give_back(arena, owner);
+        return false;
+    }
+    true
+}

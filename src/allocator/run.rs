@@ -1,0 +1,59 @@
+//! Blocks of whole slices: everything above 32 KiB, and alignments above a slice.
+//!
+//! | killed | leaves | and then |
+//! |--------|--------|----------|
+//! | before the head is tagged | claimed slices and tails | recovery frees them |
+//! | after | an allocated run | it is what the dead one alone knew of, unless an intent names it |
+//! | in `free`, before the head is claimed | an allocated run | not freed; a `freeing` word says so |
+//! | after | a claimed head and some tails | recovery frees them |
+
+use std::alloc::Layout;
+
+use super::AllocError;
+use super::{grow, slice};
+use crate::layout::arena::{Arena, DATA, SLICE};
+use crate::participants::table::Slot;
+use crate::primitive::Ordering;
+
+/// Runs of this size start at a multiple of it, so that huge pages can back them.
+const HUGE: usize = 2 << 20;
+
+/// Allocates a run. `record` is told the address before the run exists.
+#[cold]
+pub(crate) fn allocate(
+    arena: Arena,
+    slot: &Slot,
+    layout: Layout,
+    record: impl FnOnce(usize),
+) -> Result<usize, AllocError> {
+    if layout.size() > DATA.max * SLICE || layout.align() > 1 << 30 {
+        return Err(AllocError::TooLarge);
+    }
+    let count = layout.size().div_ceil(SLICE).max(1);
+    let align = (layout.align() / SLICE).max(1);
+    let preferred = if layout.size() >= HUGE { align.max(HUGE / SLICE) } else { align };
+    let start = grow::claim(arena, slot, count, preferred, align)?;
+    slice::tag_tails(arena, start, count);
+    let address = arena.slice_address(start);
+    record(address);
+    arena.tag(start).store(slice::run_tag(count), Ordering::Release);
+    Ok(address)
+}
+
+/// Frees a run whose head has the tag `found`. False if it has another tag by now.
+#[cold]
+pub(crate) fn free(arena: Arena, slot: &Slot, start: usize, count: usize) -> bool {
+    let claimed = slice::claimed_tag(slice::DIRTY, slot.tag());
+    let head = arena.tag(start);
+    if head
+        .compare_exchange(slice::run_tag(count), claimed, Ordering::AcqRel, Ordering::Relaxed)
+        .is_err()
+    {
+        return false;
+    }
+    // The claim is the record from here on.
+    slot.watched.freeing.store(0, Ordering::Release);
+    slice::release(arena, start, count);
+    grow::purge_now_and_then(arena, slot);
+    true
+}

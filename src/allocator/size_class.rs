@@ -1,0 +1,141 @@
+//! Block sizes: steps of 16 bytes to 128, then four steps a doubling to 32 KiB. Larger blocks are
+//! runs of slices.
+//!
+//! A span holds at most 1024 blocks (16 bitmap words) and at least eight. An owner's first span
+//! of a class is a small one, so that one block of each class does not take megabytes.
+
+use std::alloc::Layout;
+
+use crate::layout::arena::SLICE;
+
+/// How many size classes there are.
+pub(crate) const CLASSES: usize = 40;
+/// The largest block that lies in a span.
+pub(crate) const MAX_BLOCK: usize = 32 << 10;
+/// The most blocks of a span.
+pub(crate) const MAX_BLOCKS: usize = 1024;
+
+/// One size class.
+#[derive(Clone, Copy)]
+pub(crate) struct Class {
+    /// Bytes a block.
+    pub(crate) size: u32,
+    /// Slices of an owner's first span.
+    pub(crate) first_slices: u32,
+    /// Slices of its further spans.
+    pub(crate) slices: u32,
+    /// Division by the size: `offset * reciprocal >> RECIPROCAL_SHIFT`.
+    pub(crate) reciprocal: u64,
+}
+
+/// Exact for offsets below 2^18, as (size - 1) * 2^18 < 2^44.
+pub(crate) const RECIPROCAL_SHIFT: u32 = 44;
+
+pub(crate) static TABLE: [Class; CLASSES] = {
+    let mut table = [Class { size: 0, first_slices: 0, slices: 0, reciprocal: 0 }; CLASSES];
+    let mut i = 0;
+    while i < CLASSES {
+        table[i] = class(i);
+        i += 1;
+    }
+    table
+};
+
+const fn class(index: usize) -> Class {
+    let size = size_of_class(index);
+    let slices = if size <= 48 {
+        size / 16
+    } else if size <= 8 << 10 {
+        4
+    } else {
+        size.div_ceil(2048).next_power_of_two()
+    };
+    let first_slices = (2 * size).div_ceil(SLICE);
+    assert!(slices * SLICE / size >= 8 && slices * SLICE <= 1 << 18);
+    assert!(first_slices <= slices && slices * SLICE / size <= MAX_BLOCKS);
+    Class {
+        size: size as u32,
+        first_slices: first_slices as u32,
+        slices: slices as u32,
+        reciprocal: (1u64 << RECIPROCAL_SHIFT).div_ceil(size as u64),
+    }
+}
+
+const fn size_of_class(index: usize) -> usize {
+    if index < 8 {
+        (index + 1) * 16
+    } else {
+        let doubling = (index - 8) / 4;
+        let step = (index - 8) % 4;
+        (128 << doubling) + (step + 1) * (32 << doubling)
+    }
+}
+
+/// The class of the smallest block that holds `size` bytes, which are 1 to [`MAX_BLOCK`].
+#[inline]
+const fn class_of_size(size: usize) -> usize {
+    debug_assert!(size > 0 && size <= MAX_BLOCK);
+    let last = size - 1;
+    if size <= 128 {
+        last / 16
+    } else {
+        let top = last.ilog2();
+        8 + (top as usize - 7) * 4 + (last >> (top - 2) & 3)
+    }
+}
+
+/// The class for a layout, or `None` if it takes a run.
+#[inline]
+pub(crate) fn class_of(layout: Layout) -> Option<usize> {
+    if layout.align() <= 16 && layout.size() <= MAX_BLOCK {
+        return Some(class_of_size(layout.size().max(1)));
+    }
+    class_of_aligned(layout)
+}
+
+/// A block is aligned to what divides its size, up to a slice: spans start at slices.
+#[cold]
+fn class_of_aligned(layout: Layout) -> Option<usize> {
+    let size = layout.size().max(1).checked_next_multiple_of(layout.align())?;
+    if size > MAX_BLOCK || layout.align() > SLICE {
+        return None;
+    }
+    (class_of_size(size)..CLASSES).find(|&c| (TABLE[c].size as usize).is_multiple_of(layout.align()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_size_gets_the_smallest_class_that_holds_it() {
+        for size in 1..=MAX_BLOCK {
+            let class = class_of_size(size);
+            assert!(TABLE[class].size as usize >= size, "{size}");
+            assert!(class == 0 || (TABLE[class - 1].size as usize) < size, "{size}");
+        }
+        assert_eq!(TABLE[CLASSES - 1].size as usize, MAX_BLOCK);
+    }
+
+    #[test]
+    fn the_reciprocal_divides() {
+        for class in &TABLE {
+            for offset in 0..class.slices as u64 * SLICE as u64 {
+                assert_eq!(offset * class.reciprocal >> RECIPROCAL_SHIFT, offset / class.size as u64);
+            }
+        }
+    }
+
+    #[test]
+    fn aligned_layouts_get_aligned_sizes() {
+        for shift in 5..=14 {
+            for size in [1, 17, 100, 1000, 5000, 20_000] {
+                let layout = Layout::from_size_align(size, 1 << shift).unwrap();
+                if let Some(class) = class_of(layout) {
+                    assert!(TABLE[class].size as usize >= size);
+                    assert!(TABLE[class].size.is_multiple_of(1 << shift));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,345 @@
+//! Slices: who has which 16 KiB of data.
+//!
+//! Each slice has a tag, one authoritative word that names its state and, while it is on its way
+//! from one state to another, the slot that moves it.
+//!
+//! | kind | rest of the word | meaning | memory |
+//! |---------------|-------------|------------------------------------|---------------------|
+//! | CLEAN  | 0                  | free, never used                   | committed, zero     |
+//! | DIRTY  | 0                  | free                               | committed           |
+//! | HOLE   | 0                  | free, given back                   | to be committed     |
+//! | CLAIMED_CLEAN, _DIRTY, _HOLE | owner's tag | the owner is moving it  | as it was before |
+//! | SPAN   | owner's tag, or 0  | first slice of a span; 0: nobody's | committed           |
+//! | RUN    | number of slices   | first slice of a run               | committed           |
+//! | TAIL   | distance to the first slice | further slice of a span or run | committed    |
+//!
+//! Taking n slices: each is claimed, from the lowest up; committed where it is a hole; the tails
+//! are tagged from the lowest up; the head is tagged last, and that is the moment at which they
+//! are allocated. Giving them back: the head is claimed, and that is the moment at which they are
+//! free; tails are tagged from the highest down, the head last.
+//!
+//! So what a dead owner leaves is, anywhere: claimed slices, each followed by zero or more tails
+//! that lead to it. [`abandon`] frees those tails from the highest down, then the slice.
+//!
+//! A bit a slice says "free" in `FREE_HINTS`. It is a hint: set after a tag becomes free, cleared
+//! after it is claimed, checked against the tag by who uses it, rebuilt by each recovery and
+//! before an allocation fails.
+//!
+//! Invariants
+//! 1. A claimed tag is changed only by its owner, or by the holder of the dead owner's life word.
+//! 2. A tail's distance leads to a head that covers it, or to a claimed slice.
+//! 3. A slice below the watermark is in exactly one of the states; beyond it nothing is read.
+
+use crate::layout::arena::{Arena, DATA, FREE_HINTS, SLICE, SLICE_SHIFT, TAGS};
+use crate::participants::tag::Tag;
+use crate::primitive::{AtomicU64, Ordering, fence};
+use crate::sys::memory::CommitError;
+
+const KIND: u64 = 0xf;
+pub(crate) const CLEAN: u64 = 0;
+pub(crate) const DIRTY: u64 = 1;
+pub(crate) const HOLE: u64 = 2;
+pub(crate) const SPAN: u64 = 3;
+const RUN: u64 = 4;
+const TAIL: u64 = 5;
+/// Added to a free kind: claimed, and what it was.
+const CLAIMED: u64 = 8;
+
+/// A tag, taken apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    Free { kind: u64 },
+    Claimed { kind: u64, owner: Tag },
+    Span { owner: Tag },
+    Run { slices: usize },
+    Tail { back: usize },
+    Garbage,
+}
+
+#[inline]
+pub(crate) fn state(tag: u64) -> State {
+    match tag & KIND {
+        kind @ CLEAN..=HOLE => State::Free { kind },
+        SPAN => State::Span { owner: Tag::of_word(tag) },
+        RUN => State::Run { slices: (tag >> 4) as usize },
+        TAIL => State::Tail { back: (tag >> 4) as usize },
+        kind @ 8..=10 => State::Claimed { kind: kind - CLAIMED, owner: Tag::of_word(tag) },
+        _ => State::Garbage,
+    }
+}
+
+#[inline]
+pub(crate) const fn span_tag(owner: Tag) -> u64 {
+    SPAN | owner.word()
+}
+
+pub(crate) const fn run_tag(slices: usize) -> u64 {
+    RUN | (slices as u64) << 4
+}
+
+pub(crate) const fn tail_tag(back: usize) -> u64 {
+    TAIL | (back as u64) << 4
+}
+
+pub(crate) const fn claimed_tag(kind: u64, owner: Tag) -> u64 {
+    (kind + CLAIMED) | owner.word()
+}
+
+impl Arena {
+    /// How many slices there are.
+    #[inline]
+    pub(crate) fn slices(self) -> usize {
+        let header = self.header();
+        let max = header.max_slices.load(Ordering::Relaxed);
+        header.watermarks.slices.load(Ordering::Acquire).min(max) as usize
+    }
+
+    /// The tag of a slice below [`Arena::slices`].
+    #[inline]
+    pub(crate) fn tag(self, slice: usize) -> &'static AtomicU64 {
+        assert!(slice < DATA.max);
+        // SAFETY: callers have compared the index with the number of slices.
+        unsafe { self.entry(TAGS, slice) }
+    }
+
+    /// The address of a slice's data.
+    #[inline]
+    pub(crate) fn slice_address(self, slice: usize) -> usize {
+        self.base() + DATA.offset + (slice << SLICE_SHIFT)
+    }
+
+    /// The slice that an address lies in, if it is one of the pool's.
+    #[inline]
+    pub(crate) fn slice_of(self, address: usize) -> Option<usize> {
+        let slice = address.wrapping_sub(self.base() + DATA.offset) >> SLICE_SHIFT;
+        (slice < self.slices()).then_some(slice)
+    }
+
+    fn hint(self, slice: usize) -> (&'static AtomicU64, u64) {
+        // SAFETY: callers have compared the index with the number of slices.
+        (unsafe { self.entry(FREE_HINTS, slice / 64) }, 1 << (slice % 64))
+    }
+}
+
+/// Sets the hints of free slices.
+pub(crate) fn hint_free(arena: Arena, start: usize, count: usize) {
+    let mut slice = start;
+    while slice < start + count {
+        let (word, _) = arena.hint(slice);
+        let last = (start + count).min((slice / 64 + 1) * 64);
+        word.fetch_or(mask(slice, last), Ordering::SeqCst);
+        slice = last;
+    }
+    arena.header().search.fetch_min(start as u64, Ordering::Relaxed);
+}
+
+/// Clears the hints of slices that are free no more, except those that have become so meanwhile.
+fn hint_taken(arena: Arena, start: usize, count: usize) {
+    let mut slice = start;
+    while slice < start + count {
+        let (word, _) = arena.hint(slice);
+        let last = (start + count).min((slice / 64 + 1) * 64);
+        word.fetch_and(!mask(slice, last), Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        for again in slice..last {
+            if matches!(state(arena.tag(again).load(Ordering::SeqCst)), State::Free { .. }) {
+                word.fetch_or(1 << (again % 64), Ordering::SeqCst);
+            }
+        }
+        slice = last;
+    }
+}
+
+/// Bits of the slices `from..to`, which share a word.
+fn mask(from: usize, to: usize) -> u64 {
+    let low = !0 << (from % 64);
+    let high = if to.is_multiple_of(64) { !0 } else { !(!0 << (to % 64)) };
+    low & high
+}
+
+/// Finds `count` slices in a row with their hints set, the first at a multiple of `align` counted
+/// from address zero, at or after `from`.
+fn find(arena: Arena, count: usize, align: usize, from: usize) -> Option<usize> {
+    let end = arena.slices();
+    let skew = (arena.base() + DATA.offset) >> SLICE_SHIFT;
+    let mut at = from;
+    while at + count <= end {
+        let word = arena.hint(at).0.load(Ordering::Relaxed) >> (at % 64);
+        if word == 0 {
+            at = (at / 64 + 1) * 64;
+            continue;
+        }
+        at += word.trailing_zeros() as usize;
+        at = (at + skew).next_multiple_of(align) - skew;
+        let mut stop = at;
+        while stop < at + count && stop < end {
+            let ones = (!(arena.hint(stop).0.load(Ordering::Relaxed) >> (stop % 64))).trailing_zeros();
+            let ones = (ones as usize).min(64 - stop % 64);
+            stop += ones;
+            if ones == 0 || !stop.is_multiple_of(64) {
+                break;
+            }
+        }
+        if stop >= at + count && at + count <= end {
+            return Some(at);
+        }
+        at = stop.max(at + 1);
+    }
+    None
+}
+
+/// Claims `count` free slices in a row, committed, the first at a multiple of `align` slices.
+/// `None` if no such are known; an error if they cannot be committed.
+pub(crate) fn claim(
+    arena: Arena,
+    me: Tag,
+    count: usize,
+    align: usize,
+) -> Result<Option<usize>, CommitError> {
+    let search = &arena.header().search;
+    let lowest = search.load(Ordering::Relaxed) as usize;
+    let mut from = lowest.min(arena.slices());
+    let mut wrapped = from == 0;
+    loop {
+        let Some(start) = find(arena, count, align, from) else {
+            if wrapped {
+                return Ok(None);
+            }
+            wrapped = true;
+            from = 0;
+            continue;
+        };
+        match claim_at(arena, me, start, count) {
+            Ok(()) => {
+                hint_taken(arena, start, count);
+                if start == lowest {
+                    let _ = search.compare_exchange(
+                        lowest as u64,
+                        (start + count) as u64,
+                        Ordering::Relaxed,
+                        Ordering::Relaxed,
+                    );
+                }
+                commit_holes(arena, me, start, count)?;
+                return Ok(Some(start));
+            }
+            Err(taken) => {
+                hint_taken(arena, taken, 1);
+                from = taken + 1;
+            }
+        }
+    }
+}
+
+/// Claims exactly these slices, or none and tells which one was not free.
+fn claim_at(arena: Arena, me: Tag, start: usize, count: usize) -> Result<(), usize> {
+    for slice in start..start + count {
+        let tag = arena.tag(slice);
+        let found = tag.load(Ordering::Acquire);
+        let claimed = match state(found) {
+            State::Free { kind } => tag
+                .compare_exchange(found, claimed_tag(kind, me), Ordering::AcqRel, Ordering::Relaxed)
+                .is_ok(),
+            _ => false,
+        };
+        if !claimed {
+            unclaim(arena, start, slice - start);
+            return Err(slice);
+        }
+    }
+    Ok(())
+}
+
+/// Makes claimed slices free again, as they were before.
+fn unclaim(arena: Arena, start: usize, count: usize) {
+    for slice in (start..start + count).rev() {
+        let tag = arena.tag(slice);
+        if let State::Claimed { kind, .. } = state(tag.load(Ordering::Relaxed)) {
+            tag.store(kind, Ordering::Release);
+        }
+    }
+    hint_free(arena, start, count);
+}
+
+fn commit_holes(arena: Arena, me: Tag, start: usize, count: usize) -> Result<(), CommitError> {
+    let hole = claimed_tag(HOLE, me);
+    let is_hole = |&s: &usize| arena.tag(s).load(Ordering::Relaxed) == hole;
+    if let Some(first) = (start..start + count).find(is_hole) {
+        let len = start + count - first;
+        if let Err(error) = arena.commit(DATA.offset + first * SLICE, len * SLICE) {
+            unclaim(arena, start, count);
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+/// Tags the tails of claimed slices; what remains is to tag the head.
+pub(crate) fn tag_tails(arena: Arena, start: usize, count: usize) {
+    for back in 1..count {
+        arena.tag(start + back).store(tail_tag(back), Ordering::Release);
+    }
+}
+
+/// Frees slices whose head the caller has claimed: tails from the highest down, the head last.
+pub(crate) fn release(arena: Arena, start: usize, count: usize) {
+    for slice in (start..start + count).rev() {
+        arena.tag(slice).store(DIRTY, Ordering::Release);
+    }
+    hint_free(arena, start, count);
+    arena.header().dirty.fetch_add(count as u64, Ordering::Relaxed);
+}
+
+/// Frees a claimed slice of a dead owner and the tails that lead to it. The caller holds the dead
+/// owner's life word.
+pub(crate) fn abandon(arena: Arena, claimed: usize, kind: u64) {
+    let end = arena.slices();
+    let tails = (claimed + 1..end)
+        .take_while(|&s| arena.tag(s).load(Ordering::Acquire) == tail_tag(s - claimed))
+        .count();
+    // Tails were committed before they were tagged, and may hold anything.
+    for slice in (claimed + 1..=claimed + tails).rev() {
+        arena.tag(slice).store(DIRTY, Ordering::Release);
+    }
+    arena.tag(claimed).store(kind, Ordering::Release);
+    hint_free(arena, claimed, tails + 1);
+}
+
+/// Finds a claimed owner's dirty slices to give back, and gives their memory back; bytes given.
+///
+/// Killed anywhere: the slices are claimed as holes and become holes again.
+pub(crate) fn punch(arena: Arena, me: Tag, at_most: usize) -> usize {
+    const BATCH: usize = (4 << 20) / SLICE;
+    let mut given = 0;
+    let mut slice = 0;
+    while slice < arena.slices() && given < at_most {
+        let start = slice;
+        while slice < arena.slices() && slice - start < BATCH.min(at_most - given) {
+            let taken = arena.tag(slice).compare_exchange(
+                DIRTY,
+                claimed_tag(HOLE, me),
+                Ordering::AcqRel,
+                Ordering::Relaxed,
+            );
+            if taken.is_err() {
+                break;
+            }
+            slice += 1;
+        }
+        let count = slice - start;
+        if count == 0 {
+            slice += 1;
+            continue;
+        }
+        let offset = (DATA.offset + start * SLICE) as u64;
+        // Refused (a sealed or foreign file system): the slices stay usable as holes.
+        let _ = crate::sys::memory::punch(
+            crate::layout::local::of(arena).fd(),
+            offset,
+            (count * SLICE) as u64,
+        );
+        unclaim(arena, start, count);
+        given += count;
+    }
+    given * SLICE
+}

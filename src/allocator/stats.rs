@@ -1,0 +1,98 @@
+//! How much of what: counted from the tags and bitmaps, so a death falsifies nothing.
+
+use super::size_class::{CLASSES, TABLE};
+use super::slice::{self, HOLE, State};
+use crate::layout::arena::{Arena, SLICE};
+use crate::primitive::Ordering;
+
+/// How the memory of a pool is used, at about one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Bytes of data that the pool has now.
+    pub total: usize,
+    /// Bytes of data that it can grow to.
+    pub maximum: usize,
+    /// Bytes of blocks that are allocated.
+    pub allocated: usize,
+    /// Bytes of data that are not allocated: free slices, and free blocks in spans.
+    pub free: usize,
+    /// Bytes of the largest block that fits without growing.
+    pub largest_contiguous: usize,
+    /// Bytes of data that have memory; the rest was given back to the kernel.
+    pub committed: usize,
+    /// Blocks of whole slices, and their bytes.
+    pub runs: ClassStats,
+    /// The size classes in use, by block size.
+    pub classes: Vec<ClassStats>,
+    /// Threads that have a slot.
+    pub threads: usize,
+    /// Processes that have a record.
+    pub processes: usize,
+    /// Dead threads that were recovered since the pool was made.
+    pub recoveries: u64,
+}
+
+/// How the blocks of one size are used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ClassStats {
+    /// Bytes a block; 0 for runs, which are of many sizes.
+    pub block_size: usize,
+    /// Spans of the size.
+    pub spans: usize,
+    /// Blocks that are allocated.
+    pub allocated: usize,
+    /// Blocks that are free.
+    pub free: usize,
+    /// Bytes of the allocated blocks.
+    pub allocated_bytes: usize,
+}
+
+/// Counts the data; the participants are the caller's to add.
+pub(crate) fn count(arena: Arena) -> Stats {
+    let end = arena.slices();
+    let mut classes = [ClassStats::default(); CLASSES];
+    let mut stats = Stats {
+        total: end * SLICE,
+        maximum: arena.header().max_slices.load(Ordering::Relaxed) as usize * SLICE,
+        recoveries: arena.header().recoveries.load(Ordering::Relaxed),
+        ..Stats::default()
+    };
+    let (mut row, mut longest, mut holes) = (0, 0, 0);
+    for index in 0..end {
+        let state = slice::state(arena.tag(index).load(Ordering::Acquire));
+        row = if matches!(state, State::Free { .. }) { row + 1 } else { 0 };
+        longest = longest.max(row);
+        match state {
+            State::Free { kind } | State::Claimed { kind, .. } if kind == HOLE => holes += 1,
+            State::Run { slices } => {
+                stats.runs.allocated += 1;
+                stats.runs.allocated_bytes += slices * SLICE;
+            }
+            State::Span { .. } => {
+                let span = arena.span(index);
+                let free = span.count_free() as usize;
+                let blocks = span.blocks.load(Ordering::Relaxed) as usize;
+                let class = &mut classes[span.class()];
+                class.spans += 1;
+                class.free += free;
+                class.allocated += blocks.saturating_sub(free);
+            }
+            _ => {}
+        }
+    }
+    for (class, shape) in classes.iter_mut().zip(&TABLE) {
+        class.block_size = shape.size as usize;
+        class.allocated_bytes = class.allocated * class.block_size;
+        stats.allocated += class.allocated_bytes;
+        if class.spans > 0 {
+            stats.classes.push(*class);
+        }
+    }
+    stats.allocated += stats.runs.allocated_bytes;
+    stats.free = stats.total.saturating_sub(stats.allocated);
+    stats.largest_contiguous = longest * SLICE;
+    stats.committed = stats.total - holes * SLICE;
+    stats
+}

@@ -1,0 +1,157 @@
+//! Where things lie in a pool.
+//!
+//! A pool lies at the start of a *granule*, a terabyte of address space at a multiple of a
+//! terabyte. Every table has a fixed place in the granule, sized for the largest pool, so that a
+//! pointer leads to its metadata by shifts and constants alone and a pool needs no description
+//! of its geometry. The places are address space, not memory: a table is committed as far as its
+//! *watermark* in the header says, and nobody touches it beyond.
+//!
+//! ```text
+//! offset      size     entries            what                          watermark
+//! 0           4 KiB    1                  header                        always
+//! 1 MiB       1 MiB    2048 x 512 B       types                         types
+//! 2 MiB       1 MiB    4096 x 256 B       names                         names
+//! 3 MiB       1 MiB    4096 x 256 B       process records               processes
+//! 16 MiB      32 MiB   4096 x 8 KiB       thread slots                  slots
+//! 1 GiB       1 GiB    16 Mi x 64 B       objects                       objects
+//! 2 GiB       8 GiB    4096 x 2 MiB       holds (bitmap a process)      held, in each record
+//! 10 GiB      512 MiB  64 Mi x 8 B        slice tags                    slices
+//! 11 GiB      8 MiB    1 Mi x 8 B         free hints (a bit a slice)    slices
+//! 12 GiB      23 GiB   62 Mi x 384 B      span records (one a slice)    slices
+//! 40 GiB      984 GiB  62 Mi x 16 KiB     data                          slices
+//! ```
+
+use std::sync::atomic::Ordering;
+
+use super::header::Header;
+use super::local;
+use crate::primitive::AtomicU64;
+use crate::sys::memory::{self, CommitError};
+
+/// Bytes from one possible pool to the next.
+pub(crate) const GRANULE: usize = 1 << 40;
+/// The granules that hold pools: addresses 0x2000_0000_0000 to 0x4fff_ffff_ffff.
+pub(crate) const FIRST_GRANULE: usize = 0x20;
+/// How many granules there are, so how many pools a process can have mapped.
+pub(crate) const GRANULES: usize = 48;
+
+pub(crate) const MIB: usize = 1 << 20;
+const GIB: usize = 1 << 30;
+
+pub(crate) const HEADER_SIZE: usize = 4096;
+pub(crate) const TYPES: Table = Table { offset: MIB, entry: 512, max: 2048 };
+pub(crate) const NAMES: Table = Table { offset: 2 * MIB, entry: 256, max: 4096 };
+pub(crate) const PROCESSES: Table = Table { offset: 3 * MIB, entry: 256, max: 4096 };
+pub(crate) const SLOTS: Table = Table { offset: 16 * MIB, entry: 8192, max: 4096 };
+pub(crate) const OBJECTS: Table = Table { offset: GIB, entry: 64, max: 16 * MIB };
+/// A bitmap over the objects for each process record.
+pub(crate) const HOLDS: Table = Table { offset: 2 * GIB, entry: OBJECTS.max / 8, max: PROCESSES.max };
+pub(crate) const TAGS: Table = Table { offset: 10 * GIB, entry: 8, max: MAX_SLICES };
+pub(crate) const FREE_HINTS: Table = Table { offset: 11 * GIB, entry: 8, max: MAX_SLICES / 64 };
+pub(crate) const SPANS: Table = Table { offset: 12 * GIB, entry: 384, max: MAX_SLICES };
+pub(crate) const DATA: Table = Table { offset: 40 * GIB, entry: SLICE, max: MAX_SLICES };
+
+/// The unit in which data is claimed, in bytes.
+pub(crate) const SLICE: usize = 1 << SLICE_SHIFT;
+pub(crate) const SLICE_SHIFT: u32 = 14;
+const MAX_SLICES: usize = 984 * GIB / SLICE;
+
+/// A table's place in the granule.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Table {
+    pub(crate) offset: usize,
+    /// Bytes an entry.
+    pub(crate) entry: usize,
+    /// The most entries there can be.
+    pub(crate) max: usize,
+}
+
+impl Table {
+    pub(crate) const fn end(self) -> usize {
+        self.offset + self.entry * self.max
+    }
+}
+
+const _: () = {
+    assert!(TYPES.end() <= NAMES.offset && NAMES.end() <= PROCESSES.offset);
+    assert!(PROCESSES.end() <= SLOTS.offset && SLOTS.end() <= OBJECTS.offset);
+    assert!(OBJECTS.end() <= HOLDS.offset && HOLDS.end() <= TAGS.offset);
+    assert!(TAGS.end() <= FREE_HINTS.offset && FREE_HINTS.end() <= SPANS.offset);
+    assert!(SPANS.end() <= DATA.offset && DATA.end() <= GRANULE);
+};
+
+/// A mapped pool, by its base address. Copied freely; valid while the pool is mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Arena(usize);
+
+impl Arena {
+    /// The arena at `base`, which must be that of a mapped pool for anything to be asked of it.
+    pub(crate) const fn at(base: usize) -> Self {
+        Arena(base)
+    }
+
+    /// The arena whose granule holds `address`, if this process has one mapped there.
+    #[inline]
+    pub(crate) fn containing(address: usize) -> Option<Self> {
+        let granule = (address / GRANULE).wrapping_sub(FIRST_GRANULE);
+        let base = address & !(GRANULE - 1);
+        (granule < GRANULES && local::of(Arena(base)).is_mapped()).then_some(Arena(base))
+    }
+
+    #[inline]
+    pub(crate) fn base(self) -> usize {
+        self.0
+    }
+
+    /// The index of its granule among those that hold pools.
+    #[inline]
+    pub(crate) fn granule(self) -> usize {
+        (self.0 / GRANULE) - FIRST_GRANULE
+    }
+
+    /// A pointer to an offset of the pool.
+    #[inline]
+    pub(crate) fn pointer<T>(self, offset: usize) -> *mut T {
+        std::ptr::with_exposed_provenance_mut(self.0 + offset)
+    }
+
+    /// The entry `index` of a table.
+    ///
+    /// # Safety
+    ///
+    /// `index` is below the table's watermark, and `T` is what the table holds: made of atomics
+    /// only, of the entry's size at most, valid for all bytes.
+    #[inline]
+    pub(crate) unsafe fn entry<T>(self, table: Table, index: usize) -> &'static T {
+        debug_assert!(index < table.max && size_of::<T>() <= table.entry);
+        // SAFETY: below the watermark the table is committed, it stays mapped as long as the
+        // process lives (or until `unmap`, whose caller promises that nothing is in use), and by
+        // the caller's promise any bytes are a valid `T` that others change through atomics only.
+        unsafe { &*self.pointer::<T>(table.offset + index * table.entry) }
+    }
+
+    #[inline]
+    pub(crate) fn header(self) -> &'static Header {
+        // SAFETY: the header is committed before a pool is mapped; it consists of atomics.
+        unsafe { &*self.pointer::<Header>(0) }
+    }
+
+    /// Commits entries of a table up to `count` and raises its watermark to it.
+    ///
+    /// Killed anywhere: committed memory beyond a watermark, which the next call commits again.
+    #[cold]
+    pub(crate) fn raise(self, table: Table, watermark: &AtomicU64, count: usize) -> Result<(), CommitError> {
+        debug_assert!(count <= table.max);
+        let from = watermark.load(Ordering::Acquire) as usize;
+        if count > from {
+            self.commit(table.offset + from * table.entry, (count - from) * table.entry)?;
+            watermark.fetch_max(count as u64, Ordering::AcqRel);
+        }
+        Ok(())
+    }
+
+    /// Commits a range of the pool, by offset.
+    pub(crate) fn commit(self, offset: usize, len: usize) -> Result<(), CommitError> {
+        memory::commit(local::of(self).fd(), offset as u64, len as u64)
+    }
+}

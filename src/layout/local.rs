@@ -1,0 +1,89 @@
+//! What a process knows of each pool for itself: the descriptor, the length, its own record.
+//!
+//! One entry a granule, in a static: found by the pool's base address without a lock, and the
+//! same in a forked child, whose fork handler replaces what differs there.
+
+use std::os::fd::RawFd;
+
+use super::arena::{Arena, GRANULES};
+use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
+
+/// One process's own view of one pool.
+pub(crate) struct Local {
+    /// Bytes mapped; 0 while nothing is.
+    len: AtomicUsize,
+    fd: AtomicI32,
+    /// The process's record in the pool, as a tag; 0 while there is none.
+    process: AtomicU64,
+    /// Guards that threads left behind when they ended.
+    leaked_guards: AtomicUsize,
+}
+
+static LOCALS: [Local; GRANULES] = [const {
+    Local {
+        len: AtomicUsize::new(0),
+        fd: AtomicI32::new(-1),
+        process: AtomicU64::new(0),
+        leaked_guards: AtomicUsize::new(0),
+    }
+}; GRANULES];
+
+/// The entry of a pool's granule.
+#[inline]
+pub(crate) fn of(arena: Arena) -> &'static Local {
+    &LOCALS[arena.granule()]
+}
+
+/// Every pool that this process has mapped.
+pub(crate) fn mapped() -> impl Iterator<Item = Arena> {
+    use super::arena::{FIRST_GRANULE, GRANULE};
+    (0..GRANULES)
+        .filter(|&i| LOCALS[i].is_mapped())
+        .map(|i| Arena::at((i + FIRST_GRANULE) * GRANULE))
+}
+
+impl Local {
+    #[inline]
+    pub(crate) fn is_mapped(&self) -> bool {
+        self.len.load(Ordering::Acquire) != 0
+    }
+
+    /// Notes a mapping. The mapping itself is what excludes others from the granule.
+    pub(crate) fn set_mapped(&self, fd: RawFd, len: usize) {
+        self.fd.store(fd, Ordering::Relaxed);
+        self.process.store(0, Ordering::Relaxed);
+        self.leaked_guards.store(0, Ordering::Relaxed);
+        self.len.store(len, Ordering::Release);
+    }
+
+    /// Notes that the mapping is about to go; returns its length and descriptor.
+    pub(crate) fn clear(&self) -> (usize, RawFd) {
+        let len = self.len.swap(0, Ordering::AcqRel);
+        (len, self.fd.swap(-1, Ordering::AcqRel))
+    }
+
+    pub(crate) fn fd(&self) -> RawFd {
+        self.fd.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len.load(Ordering::Acquire)
+    }
+
+    #[inline]
+    pub(crate) fn process(&self) -> u64 {
+        self.process.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_process(&self, tag: u64) {
+        self.process.store(tag, Ordering::Release);
+    }
+
+    pub(crate) fn leak_guards(&self, count: usize) {
+        self.leaked_guards.fetch_add(count, Ordering::Relaxed);
+    }
+
+    pub(crate) fn leaked_guards(&self) -> usize {
+        self.leaked_guards.load(Ordering::Relaxed)
+    }
+}

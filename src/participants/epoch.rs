@@ -1,0 +1,50 @@
+//! Pins: what a thread may still be looking at is not freed.
+//!
+//! A thread that follows a pointer into the pool which others may unlink shows the epoch of its
+//! start in its slot. Whoever unlinks something stamps it with the epoch and advances the epoch;
+//! the thing may be freed once every pin shown is later than the stamp.
+//!
+//! Why that is enough: a pin later than the stamp was read from the epoch after the unlinking, so
+//! its owner cannot find the thing any more. A pin that is not shown yet when the pins are read
+//! will be followed by a look at a link that is already gone (both sides put a full fence
+//! between). A dead owner's pin counts until its intent is resolved; a stopped one's holds memory
+//! up, and nothing else.
+
+use crate::layout::arena::Arena;
+use crate::participants::table::Slot;
+use crate::primitive::{Ordering, fence};
+
+/// Starts looking. Looks nest.
+pub(crate) fn pin(arena: Arena, slot: &Slot) {
+    let depth = slot.pin_depth.load(Ordering::Relaxed);
+    slot.pin_depth.store(depth + 1, Ordering::Relaxed);
+    if depth == 0 {
+        let now = arena.header().epoch.load(Ordering::SeqCst);
+        slot.watched.pin.store(now, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+    }
+}
+
+/// Ends a look.
+pub(crate) fn unpin(slot: &Slot) {
+    let depth = slot.pin_depth.load(Ordering::Relaxed);
+    slot.pin_depth.store(depth - 1, Ordering::Relaxed);
+    if depth == 1 {
+        slot.watched.pin.store(0, Ordering::Release);
+    }
+}
+
+/// The stamp for something that was unlinked just now.
+pub(crate) fn stamp(arena: Arena) -> u64 {
+    fence(Ordering::SeqCst);
+    arena.header().epoch.fetch_add(1, Ordering::SeqCst)
+}
+
+/// True if nobody can still be looking at what was stamped so.
+pub(crate) fn is_past(arena: Arena, stamp: u64) -> bool {
+    fence(Ordering::SeqCst);
+    arena.slots().all(|(_, slot)| {
+        let pin = slot.watched.pin.load(Ordering::SeqCst);
+        pin == 0 || pin > stamp
+    })
+}

@@ -1,0 +1,86 @@
+//! The verdict: does that owner live?
+//!
+//! A false verdict would make two owners of one thing, so there are only these grounds for death:
+//!
+//! 1. the kernel has marked the life word (0.1 ms after a kill);
+//! 2. the slot has gone on to another generation, or is marked DEAD already;
+//! 3. the slow check ([`confirm`]) has positive evidence about the very task: it is no more, or is
+//!    a zombie, or another task has its number. It then marks the word as the kernel would have,
+//!    so that there is one path from here on. Any error on the way means alive.
+//!
+//! A task that is stopped lives.
+
+use crate::layout::arena::Arena;
+use crate::participants::table::{Process, ProcessPhase, ProcessState, Slot, SlotPhase, SlotState};
+use crate::participants::tag::Tag;
+use crate::primitive::Ordering;
+use crate::sys::process::{self, TaskState};
+use crate::sys::robust::{OWNER_DIED, TID, WAITERS};
+
+/// True if the owner is dead for certain, or has left.
+#[inline]
+pub(crate) fn is_gone(arena: Arena, owner: Tag) -> bool {
+    let Some(slot) = arena.owner_slot(owner) else { return true };
+    let state = slot.state();
+    if state.generation != owner.generation() {
+        return true;
+    }
+    match state.phase {
+        // The state is read before the mark: a mark seen now is this generation's or a later one's.
+        SlotPhase::Live => slot.life.owner_died() && bury(slot, state),
+        SlotPhase::Parked => false,
+        SlotPhase::Dead | SlotPhase::Free => true,
+    }
+}
+
+/// Turns a LIVE slot whose word is marked to DEAD, so that everybody sees it from now on, also
+/// while the life word is held by who recovers it.
+#[cold]
+pub(crate) fn bury(slot: &Slot, live: SlotState) -> bool {
+    let dead = SlotState { phase: SlotPhase::Dead, ..live };
+    slot.turn(live, dead) || slot.state() != live
+}
+
+/// The same for a record.
+pub(crate) fn bury_process(record: &Process, live: ProcessState) -> bool {
+    let dead = ProcessState { phase: ProcessPhase::Dead, ..live };
+    record.turn(live, dead) || record.state() != live
+}
+
+/// Looks for evidence that the kernel's mark was missed, and sets it if so.
+#[cold]
+pub(crate) fn confirm(slot: &Slot) {
+    let before = slot.state();
+    let word = slot.life.word.load(Ordering::Acquire);
+    let start = slot.start.load(Ordering::Acquire);
+    if before.phase != SlotPhase::Live || word & OWNER_DIED != 0 || word & TID == 0 || start == 0 {
+        return;
+    }
+    let gone = match process::start_time(word & TID) {
+        TaskState::Dead => true,
+        TaskState::Alive { start: other } => other != start,
+        TaskState::Unknown => false,
+    };
+    // The same generation before and after: the tid and the start belong together.
+    if gone && slot.state() == before && slot.start.load(Ordering::Acquire) == start {
+        let marked = word & WAITERS | OWNER_DIED;
+        let _ = slot.life.word.compare_exchange(word, marked, Ordering::AcqRel, Ordering::Relaxed);
+    }
+}
+
+/// As [`confirm`], for a process: every thread of it must be gone. Also finds out about processes
+/// whose record's thread ended before them.
+#[cold]
+pub(crate) fn confirm_process(record: &Process) {
+    let before = record.state();
+    let word = record.life.word.load(Ordering::Acquire);
+    let start = record.start.load(Ordering::Acquire);
+    let pid = record.pid.load(Ordering::Acquire) as u32;
+    if before.phase != ProcessPhase::Live || word & OWNER_DIED != 0 || start == 0 {
+        return;
+    }
+    if process::process_is_gone(pid, start) && record.state() == before {
+        let marked = word & WAITERS | OWNER_DIED;
+        let _ = record.life.word.compare_exchange(word, marked, Ordering::AcqRel, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,229 @@
+//! A lock whose word names its owner.
+//!
+//! ```text
+//! bit 0     WAITERS   somebody sleeps, or may
+//! bit 1     PANICKED  a holder unwound with it
+//! bit 2     DIED      a holder died with it, and nobody has put right what it left
+//! bit 4..   the owner's tag; 0 while free
+//! ```
+//!
+//! Free to held is one compare-exchange, held to free another; nothing is listed anywhere, as a
+//! tag whose owner is gone tells all: whoever meets it takes the lock over, with DIED set, by a
+//! compare-exchange from that very word. Sleepers sleep on the lock's word and the owner's life
+//! word at once, so a death wakes one of them without anybody's help; the others are woken by it,
+//! by recovery, or by their own time limit.
+//!
+//! | killed | leaves | and then |
+//! |--------|--------|----------|
+//! | before the exchange that takes it | nothing | |
+//! | holding it | the dead tag | the next one takes it over |
+//! | after the exchange that frees it, before the wake | sleepers not woken | they look again within [`TICK`] |
+//! | woken, before taking it | a wake lost | as above |
+//!
+//! Invariants
+//! 1. The tag is changed from a live owner's to another only by that owner.
+//! 2. PANICKED and DIED stay until a holder clears them.
+//! 3. A dead owner's lock is taken only when its intent is resolved: what it was doing under the
+//!    lock has happened or not by then.
+
+use std::time::{Duration, Instant};
+
+use crate::layout::arena::Arena;
+use crate::participants::table::Slot;
+use crate::participants::tag::Tag;
+use crate::participants::{life, recovery};
+use crate::primitive::{AtomicU64, Ordering};
+use crate::sys::futex;
+use crate::sys::robust::{OWNER_DIED, WAITERS as LIFE_WAITERS};
+
+pub(crate) const WAITERS: u64 = 1;
+pub(crate) const PANICKED: u64 = 2;
+pub(crate) const DIED: u64 = 4;
+
+/// How long anybody sleeps without looking again: the longest that a lost wake costs.
+pub(crate) const TICK: Duration = Duration::from_millis(4);
+
+/// How often a word is looked at before sleeping on it.
+const SPINS: u32 = 100;
+
+/// Why the lock was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// The thread holds it already.
+    Held,
+    /// Somebody else holds it.
+    Busy,
+    /// The time is up.
+    TimedOut,
+}
+
+/// Takes a lock that is free and has no flags. The short way for the common case.
+#[inline]
+pub(crate) fn try_fast(word: &AtomicU64, me: Tag) -> bool {
+    // Acquire pairs with the Release of the last holder's unlock.
+    word.compare_exchange(0, me.word(), Ordering::Acquire, Ordering::Relaxed).is_ok()
+}
+
+/// Gives back a lock that has no flags and no sleepers.
+#[inline]
+pub(crate) fn unlock_fast(word: &AtomicU64, me: Tag) -> bool {
+    word.compare_exchange(me.word(), 0, Ordering::Release, Ordering::Relaxed).is_ok()
+}
+
+/// Takes the lock, waiting until `deadline` (for ever if `None`); the flags it was found with.
+pub(crate) fn lock(
+    arena: Arena,
+    slot: &Slot,
+    word: &AtomicU64,
+    deadline: Option<Instant>,
+) -> Result<u64, Refused> {
+    let me = slot.tag();
+    if try_fast(word, me) { Ok(0) } else { lock_slow(arena, slot, word, deadline) }
+}
+
+#[cold]
+fn lock_slow(
+    arena: Arena,
+    slot: &Slot,
+    word: &AtomicU64,
+    deadline: Option<Instant>,
+) -> Result<u64, Refused> {
+    let me = slot.tag();
+    let mut slept = 0;
+    let mut spins = 0;
+    loop {
+        let found = word.load(Ordering::Relaxed);
+        match attempt(arena, word, me, found, slept) {
+            Ok(flags) => return Ok(flags),
+            Err(Refused::Held) => return Err(Refused::Held),
+            Err(_) => {}
+        }
+        if spins < SPINS {
+            spins += 1;
+            std::hint::spin_loop();
+            continue;
+        }
+        if deadline.is_some_and(|d| Instant::now() >= d) {
+            return Err(Refused::TimedOut);
+        }
+        let waiting = found | WAITERS;
+        if found == waiting
+            || word.compare_exchange(found, waiting, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        {
+            sleep(arena, slot, Arena::low_half(word), waiting as u32, Tag::of_word(found), deadline);
+            // Others may sleep too: whoever takes it after a sleep must wake the next.
+            slept = WAITERS;
+        }
+    }
+}
+
+/// Takes the lock if it can be had now; the flags it was found with.
+pub(crate) fn try_lock(arena: Arena, slot: &Slot, word: &AtomicU64) -> Result<u64, Refused> {
+    loop {
+        let found = word.load(Ordering::Relaxed);
+        match attempt(arena, word, slot.tag(), found, 0) {
+            // Lost to a change of flags or to another taker: look again.
+            Err(Refused::Busy) if word.load(Ordering::Relaxed) != found => {}
+            other => return other,
+        }
+    }
+}
+
+/// One attempt to turn `found` into a word with our tag.
+fn attempt(arena: Arena, word: &AtomicU64, me: Tag, found: u64, extra: u64) -> Result<u64, Refused> {
+    let owner = Tag::of_word(found);
+    if owner == me {
+        return Err(Refused::Held);
+    }
+    let mut flags = found & Tag::FLAGS | extra;
+    if !owner.is_nobody() {
+        if !life::is_gone(arena, owner) || !recovery::is_resolved(arena, owner) {
+            return Err(Refused::Busy);
+        }
+        flags |= DIED | WAITERS;
+    }
+    match word.compare_exchange(found, me.word() | flags, Ordering::Acquire, Ordering::Relaxed) {
+        Ok(_) => Ok(flags & !WAITERS),
+        Err(_) => Err(Refused::Busy),
+    }
+}
+
+/// Gives the lock back, setting and clearing flags, and wakes a sleeper.
+///
+/// The caller holds it.
+pub(crate) fn unlock(word: &AtomicU64, me: Tag, set: u64) {
+    if set == 0 && unlock_fast(word, me) {
+        return;
+    }
+    unlock_slow(word, set);
+}
+
+#[cold]
+fn unlock_slow(word: &AtomicU64, set: u64) {
+    let mut found = word.load(Ordering::Relaxed);
+    loop {
+        let free = (found & Tag::FLAGS & !WAITERS) | set;
+        // By invariant 1 only flags can change meanwhile.
+        match word.compare_exchange(found, free, Ordering::Release, Ordering::Relaxed) {
+            Ok(_) => break,
+            Err(now) => found = now,
+        }
+    }
+    if found & WAITERS != 0 {
+        futex::wake(Arena::low_half(word), 1);
+    }
+}
+
+/// Clears flags of a lock. The caller holds it, or does not mind who does.
+pub(crate) fn clear(word: &AtomicU64, flags: u64) {
+    word.fetch_and(!flags, Ordering::Relaxed);
+}
+
+/// Sleeps while `word` holds `value` and the owner lives, a [`TICK`] at most, and then does what
+/// is to be done for the dead. Returns for any reason.
+#[cold]
+pub(crate) fn sleep(
+    arena: Arena,
+    slot: &Slot,
+    word: &crate::primitive::AtomicU32,
+    value: u32,
+    owner: Tag,
+    deadline: Option<Instant>,
+) {
+    let left = deadline.map_or(TICK, |d| d.saturating_duration_since(Instant::now()).min(TICK));
+    slot.watched.waiting_on.store(std::ptr::from_ref(word).addr() as u64, Ordering::Release);
+    let started = Instant::now();
+    match arena.owner_slot(owner) {
+        Some(other) => {
+            let life = &other.life.word;
+            let mut seen = life.load(Ordering::Relaxed);
+            // Asks the kernel to wake us should the owner die.
+            while seen != 0 && seen & (OWNER_DIED | LIFE_WAITERS) == 0 {
+                match life.compare_exchange(
+                    seen,
+                    seen | LIFE_WAITERS,
+                    Ordering::Relaxed,
+                    Ordering::Relaxed,
+                ) {
+                    Ok(_) => seen |= LIFE_WAITERS,
+                    Err(now) => seen = now,
+                }
+            }
+            if seen & OWNER_DIED != 0 || life::is_gone(arena, owner) {
+                recovery::recover_slot(arena, owner.slot());
+                // Held by somebody who recovers it: not for long.
+                if !recovery::is_resolved(arena, owner) {
+                    futex::wait(word, value, left.min(Duration::from_micros(200)));
+                }
+            } else {
+                futex::wait_two((word, value), (life, seen), left);
+            }
+        }
+        None => futex::wait(word, value, left),
+    }
+    slot.watched.waiting_on.store(0, Ordering::Release);
+    // The mark that woke us wakes one sleeper only, and a wake may have died with its sender.
+    if life::is_gone(arena, owner) || started.elapsed() >= TICK {
+        recovery::poll(arena);
+    }
+}

@@ -1,0 +1,25 @@
+//! Who is attached to a pool, who of them lives, and what is done for the dead.
+//!
+//! | module     | what |
+//! |------------|------|
+//! | `tag`      | (slot, generation), the name of an owner anywhere in the pool |
+//! | `table`    | thread slots and process records |
+//! | `thread`   | this thread's slot: found in two loads, claimed at first use, left at its end |
+//! | `process`  | this process's record; what happens at fork |
+//! | `life`     | the verdict: does that owner live? |
+//! | `lock`     | a lock whose word names its owner, so that a dead owner's can be taken over |
+//! | `detect`   | a compare-exchange whose outcome can be told after its author's death |
+//! | `permits`  | permits of semaphores, given back for the dead |
+//! | `epoch`    | pins: what may still be looked at is not freed |
+//! | `recovery` | what is done for a dead slot or process, in order |
+
+pub(crate) mod detect;
+pub(crate) mod epoch;
+pub(crate) mod life;
+pub(crate) mod lock;
+pub(crate) mod permits;
+pub(crate) mod process;
+pub(crate) mod recovery;
+pub(crate) mod table;
+pub(crate) mod tag;
+pub(crate) mod thread;

@@ -1,0 +1,218 @@
+//! This process's record in each pool, and what becomes of it at a fork.
+//!
+//! A child gets a record of its own before it exists: the parent makes one in phase FORKING,
+//! copies its own holds into it, forks, and the child turns it LIVE. So at no moment are the
+//! objects that the child inherits held by nobody, whoever of the two is killed when.
+//!
+//! | killed | leaves | repaired by |
+//! |--------|--------|-------------|
+//! | parent before the fork | a FORKING record without a child | recovery of the parent aborts it |
+//! | parent after the fork  | a FORKING record, a child on its way | recovery aborts it or the child turns it LIVE: one exchange decides; an aborted child exits |
+//! | child before LIVE | a FORKING record without a child | the parent aborts it when it reaps the child, or recovery of the parent |
+//! | either later | its LIVE record | recovery |
+
+use crate::layout::arena::{Arena, HOLDS, PROCESSES};
+use crate::layout::local;
+use crate::participants::recovery;
+use crate::participants::table::{Process, ProcessPhase, ProcessState};
+use crate::participants::tag::Tag;
+use crate::primitive::Ordering;
+use crate::sys;
+use crate::sys::memory::CommitError;
+use crate::sys::robust::{OWNER_DIED, TID};
+
+/// This process's record, made now if need be.
+pub(crate) fn current(arena: Arena) -> Option<Tag> {
+    let known = Tag::of_word(local::of(arena).process());
+    if !known.is_nobody() {
+        let record = arena.process(known.slot());
+        // Another pid: we are a child of a fork that no handler saw.
+        if record.pid.load(Ordering::Relaxed) == u64::from(sys::process::pid()) {
+            return Some(known);
+        }
+        sys::robust::after_fork();
+    }
+    let tag = claim(arena)?;
+    local::of(arena).set_process(tag.word());
+    Some(tag)
+}
+
+/// The index of this process's record; 0 if it has none.
+pub(crate) fn current_index(arena: Arena) -> usize {
+    Tag::of_word(local::of(arena).process()).slot()
+}
+
+fn claim(arena: Arena) -> Option<Tag> {
+    find(arena, |index, record| {
+        let word = record.life.word.load(Ordering::Acquire);
+        if word != 0 || !record.life.acquire(0).unwrap_or(false) {
+            return None;
+        }
+        let free = record.state();
+        let generation = free.generation + 1;
+        let live = ProcessState { phase: ProcessPhase::Live, parent: 0, generation };
+        if free.phase == ProcessPhase::Free {
+            describe(record);
+            if record.turn(free, live) {
+                return Some(Tag::new(index, generation));
+            }
+        }
+        // SAFETY: acquired above.
+        unsafe { record.life.release() };
+        None
+    })
+}
+
+fn describe(record: &Process) {
+    let pid = sys::process::pid();
+    record.start.store(0, Ordering::Relaxed);
+    record.pid.store(pid.into(), Ordering::Release);
+    if let sys::process::TaskState::Alive { start } = sys::process::start_time(pid) {
+        record.start.store(start, Ordering::Release);
+    }
+}
+
+/// Finds a record that `take` takes, among those there are, the dead once recovered, and new ones.
+fn find(arena: Arena, take: impl Fn(usize, &Process) -> Option<Tag>) -> Option<Tag> {
+    let max = arena.header().max_processes();
+    for attempt in 0..3 {
+        let count = arena.process_count();
+        let found = (1..count)
+            .filter(|&i| arena.process(i).state().phase == ProcessPhase::Free)
+            .find_map(|i| take(i, arena.process(i)));
+        if found.is_some() {
+            return found;
+        }
+        if count < max {
+            let count = count.max(1);
+            arena.raise(PROCESSES, &arena.header().watermarks.processes, count + 1).ok()?;
+        } else {
+            if attempt > 0 {
+                recovery::confirm_all(arena);
+            }
+            recovery::poll(arena);
+        }
+    }
+    None
+}
+
+/// Commits the record's row of holds for `objects` objects.
+pub(crate) fn commit_holds(arena: Arena, index: usize, objects: usize) -> Result<(), CommitError> {
+    const BITS: usize = 4096 * 8;
+    let record = arena.process(index);
+    let wanted = objects.next_multiple_of(BITS).min(HOLDS.entry * 8);
+    let held = record.held.load(Ordering::Acquire) as usize;
+    if wanted > held {
+        arena.commit(HOLDS.offset + index * HOLDS.entry + held / 8, (wanted - held) / 8)?;
+        record.held.fetch_max(wanted as u64, Ordering::AcqRel);
+    }
+    Ok(())
+}
+
+/// Makes a record for a child that is about to be forked, holding all that this process holds.
+/// The caller keeps other threads from changing the holds until the fork is done.
+pub(crate) fn reserve_child(arena: Arena) -> Option<Tag> {
+    let me = current(arena)?.slot();
+    let child = find(arena, |index, record| {
+        let free = record.state();
+        if record.life.word.load(Ordering::Acquire) != 0 || free.phase != ProcessPhase::Free {
+            return None;
+        }
+        let generation = free.generation + 1;
+        let forking = ProcessState { phase: ProcessPhase::Forking, parent: me as u16, generation };
+        record.pid.store(0, Ordering::Relaxed);
+        record.turn(free, forking).then(|| Tag::new(index, generation))
+    })?;
+    let held = arena.process(me).held.load(Ordering::Acquire) as usize;
+    if commit_holds(arena, child.slot(), held).is_err() {
+        abort_child(arena, child);
+        return None;
+    }
+    for word in 0..held / 64 {
+        // SAFETY: both rows are committed that far.
+        let (from, to) = unsafe { (arena.hold_word(me, word), arena.hold_word(child.slot(), word)) };
+        let bits = from.load(Ordering::Relaxed);
+        if bits != 0 {
+            to.store(bits, Ordering::SeqCst);
+        }
+    }
+    Some(child)
+}
+
+/// Takes a child's record back: there is no child, or it died before it came to life.
+pub(crate) fn abort_child(arena: Arena, child: Tag) {
+    let record = arena.process(child.slot());
+    let state = record.state();
+    let aborted = ProcessState { phase: ProcessPhase::Aborted, ..state };
+    if state.generation == child.generation()
+        && state.phase == ProcessPhase::Forking
+        && record.turn(state, aborted)
+    {
+        recovery::drop_holds(arena, child.slot(), record);
+        record.turn(aborted, ProcessState { phase: ProcessPhase::Free, parent: 0, ..state });
+    }
+}
+
+/// In the child: turns its record LIVE. False if it was aborted: then nothing that the child
+/// inherited is its own, and it must exit.
+pub(crate) fn become_child(arena: Arena, child: Tag) -> bool {
+    let record = arena.process(child.slot());
+    loop {
+        let word = record.life.word.load(Ordering::Acquire);
+        // Somebody who looks for a free record may hold the word for a moment.
+        if word & TID != 0 && word & OWNER_DIED == 0 {
+            std::hint::spin_loop();
+            continue;
+        }
+        match record.life.acquire(word) {
+            Ok(true) => break,
+            Ok(false) => {}
+            Err(_) => return false,
+        }
+    }
+    describe(record);
+    let state = record.state();
+    let live = ProcessState { phase: ProcessPhase::Live, parent: 0, generation: child.generation() };
+    let mine = state.phase == ProcessPhase::Forking && state.generation == child.generation();
+    if mine && record.turn(state, live) {
+        local::of(arena).set_process(child.word());
+        true
+    } else {
+        // SAFETY: acquired above.
+        unsafe { record.life.release() };
+        false
+    }
+}
+
+/// A thread is about to end. If it holds the record's life word and is not the main thread (which
+/// ends with the process), the process lives on without the word, found out about by slow checks.
+pub(crate) fn thread_ends(arena: Arena) {
+    let index = current_index(arena);
+    if index == 0 {
+        return;
+    }
+    let tid = sys::process::tid();
+    let word = &arena.process(index).life;
+    if word.word.load(Ordering::Relaxed) & TID == tid && tid != sys::process::pid() {
+        // SAFETY: the word holds this thread's tid.
+        unsafe { word.release() };
+    }
+}
+
+/// Leaves the pool: lets go of all that the process holds. The process uses nothing of it any more.
+pub(crate) fn leave(arena: Arena) {
+    let known = Tag::of_word(local::of(arena).process());
+    local::of(arena).set_process(0);
+    if known.is_nobody() {
+        return;
+    }
+    let record = arena.process(known.slot());
+    recovery::abort_children(arena, known.slot());
+    recovery::drop_holds(arena, known.slot(), record);
+    let state = record.state();
+    record.turn(state, ProcessState { phase: ProcessPhase::Free, parent: 0, ..state });
+    if record.life.word.load(Ordering::Relaxed) & TID == sys::process::tid() {
+        // SAFETY: the word holds this thread's tid.
+        unsafe { record.life.release() };
+    }
+}

@@ -1,0 +1,335 @@
+//! Thread slots and process records, as they lie in the pool.
+//!
+//! A slot belongs to one thread: what it is doing (the intent), what it caches, what it looks at.
+//! A record belongs to one process: which objects it holds handles of. Both are claimed by taking
+//! their robust life word, so there is no moment at which a claimant can die unseen.
+//!
+//! | slot's phase | life word | meaning | next, by whom |
+//! |--------|------|---------------------------------------------|----------------------------|
+//! | FREE   | 0    | nobody's                                     | LIVE, new generation, by the claimant |
+//! | FREE   | tid  | being claimed, or being left                 | as above                   |
+//! | LIVE   | tid  | its thread works                             | FREE by itself, PARKED by itself, DEAD by anybody once the life word says so |
+//! | PARKED | 0    | its thread ended and left guards behind      | DEAD, by who recovers the process |
+//! | DEAD   | any  | somebody is to recover it, or does           | FREE, by the holder of the life word |
+//!
+//! | record's phase | life word | meaning | next, by whom |
+//! |---------|------|-------------------------------------------|-------------------------------|
+//! | FREE    | 0    | nobody's                                  | LIVE by a claimant; FORKING by a parent |
+//! | FORKING | 0    | made for a child; holds what its parent holds | LIVE by the child; ABORTED by the parent or who recovers it |
+//! | LIVE    | tid  | the process works                         | FREE by itself, DEAD by anybody |
+//! | LIVE    | 0    | the thread that held the word ended, the process did not | DEAD by a slow check |
+//! | DEAD, ABORTED | any | to be recovered                        | FREE                          |
+//!
+//! Invariants
+//! 1. Only the holder of the life word leaves DEAD; everybody may enter it.
+//! 2. The generation rises when a slot becomes LIVE (a record: LIVE or FORKING), never else.
+//! 3. A slot becomes FREE only when nothing in the pool needs its owner any more: its intent is
+//!    resolved, its permits are back, its spans are somebody else's or nobody's.
+
+use crate::layout::arena::{Arena, HOLDS, PROCESSES, SLOTS};
+use crate::participants::tag::Tag;
+use crate::primitive::{AtomicU32, AtomicU64, Ordering};
+use crate::sys::robust::RobustWord;
+
+/// What a thread has in the pool.
+#[repr(C, align(64))]
+pub(crate) struct Slot {
+    pub(crate) life: RobustWord,
+    /// Phase and generation: [`SlotState`].
+    pub(crate) state: AtomicU64,
+    /// The owner's tag while it is LIVE.
+    pub(crate) tag: AtomicU64,
+    /// When the owner's thread started, in the kernel's ticks. 0 while unknown.
+    pub(crate) start: AtomicU64,
+    /// Entries of `permits` from here on are unused.
+    pub(crate) permit_limit: AtomicU64,
+    /// How many looks at shared objects the thread has open; its own business.
+    pub(crate) pin_depth: AtomicU64,
+
+    /// What the owner is in the middle of.
+    pub(crate) intent: Intent,
+
+    /// Written by the owner alone, read by all.
+    pub(crate) watched: Watched,
+
+    /// Written by others.
+    pub(crate) inbox: Inbox,
+
+    /// Permits of semaphores that the owner holds.
+    pub(crate) permits: [Permit; 28],
+
+    /// The allocator's caches of this owner; its own business.
+    pub(crate) caches: [AtomicU64; 192],
+
+    /// The bytes of a write that is in flight, so that it can be done again.
+    pub(crate) redo: [AtomicU64; REDO_WORDS],
+}
+
+/// Words of [`Slot::redo`].
+pub(crate) const REDO_WORDS: usize = 512;
+
+const _: () = assert!(size_of::<Slot>() <= SLOTS.entry);
+
+/// A write-ahead record: `op` is stored after the arguments and cleared when all is done.
+#[repr(C, align(64))]
+pub(crate) struct Intent {
+    pub(crate) op: AtomicU64,
+    pub(crate) args: [AtomicU64; 7],
+}
+
+/// What a thread shows to others while it does something.
+#[repr(C, align(64))]
+pub(crate) struct Watched {
+    /// The block that is being freed for good: nobody may hand it out yet.
+    pub(crate) freeing: AtomicU64,
+    /// The epoch since which the thread looks at shared objects; 0 for not at all.
+    pub(crate) pin: AtomicU64,
+    /// The word that it sleeps on.
+    pub(crate) waiting_on: AtomicU64,
+    /// The condition variable that it has not returned from.
+    pub(crate) condition: AtomicU64,
+    /// The element that it is copying.
+    pub(crate) element: AtomicU64,
+    /// Counts the detectable changes of the owner.
+    pub(crate) sequence: AtomicU64,
+    /// The record of the owner's process, as a tag.
+    pub(crate) process: AtomicU64,
+    /// The pool's `rescan` when the allocator last looked.
+    pub(crate) rescan_seen: AtomicU64,
+}
+
+/// What others write to a slot.
+#[repr(C, align(64))]
+pub(crate) struct Inbox {
+    /// The latest sequence of the owner that somebody has overwritten; see `detect`.
+    pub(crate) help: AtomicU64,
+    /// A bit a size class: somebody freed a block of a span of the owner. A hint.
+    pub(crate) freed_hints: AtomicU64,
+}
+
+/// A permit of a semaphore; see `permits`.
+#[repr(C)]
+pub(crate) struct Permit {
+    /// The semaphore's word; 0 for an unused entry.
+    pub(crate) word: AtomicU64,
+    /// What is being done with it.
+    pub(crate) state: AtomicU64,
+}
+
+/// What a process has in the pool.
+#[repr(C, align(64))]
+pub(crate) struct Process {
+    pub(crate) life: RobustWord,
+    /// Phase, parent and generation: [`ProcessState`].
+    pub(crate) state: AtomicU64,
+    pub(crate) pid: AtomicU64,
+    /// When the process started, in the kernel's ticks. 0 while unknown.
+    pub(crate) start: AtomicU64,
+    /// How many bits of the record's row of [`HOLDS`] are committed.
+    pub(crate) held: AtomicU64,
+}
+
+const _: () = assert!(size_of::<Process>() <= PROCESSES.entry);
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub(crate) enum SlotPhase {
+    Free = 0,
+    Live = 1,
+    Parked = 2,
+    Dead = 3,
+}
+
+/// A slot's phase and generation in one word.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct SlotState {
+    pub(crate) phase: SlotPhase,
+    pub(crate) generation: u64,
+}
+
+impl SlotState {
+    #[inline]
+    pub(crate) const fn unpack(word: u64) -> Self {
+        let phase = match word & 0xff {
+            1 => SlotPhase::Live,
+            2 => SlotPhase::Parked,
+            3 => SlotPhase::Dead,
+            _ => SlotPhase::Free,
+        };
+        SlotState { phase, generation: word >> 8 & (1 << 48) - 1 }
+    }
+
+    #[inline]
+    pub(crate) const fn pack(self) -> u64 {
+        self.generation << 8 | self.phase as u64
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub(crate) enum ProcessPhase {
+    Free = 0,
+    Forking = 1,
+    Live = 2,
+    Dead = 3,
+    Aborted = 4,
+}
+
+/// A record's phase, its parent's record (while FORKING or ABORTED) and generation in one word.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct ProcessState {
+    pub(crate) phase: ProcessPhase,
+    pub(crate) parent: u16,
+    pub(crate) generation: u64,
+}
+
+impl ProcessState {
+    pub(crate) const fn unpack(word: u64) -> Self {
+        let phase = match word & 0xff {
+            1 => ProcessPhase::Forking,
+            2 => ProcessPhase::Live,
+            3 => ProcessPhase::Dead,
+            4 => ProcessPhase::Aborted,
+            _ => ProcessPhase::Free,
+        };
+        ProcessState { phase, parent: (word >> 8) as u16, generation: word >> 24 }
+    }
+
+    pub(crate) const fn pack(self) -> u64 {
+        self.generation << 24 | (self.parent as u64) << 8 | self.phase as u64
+    }
+}
+
+impl Slot {
+    #[inline]
+    pub(crate) fn state(&self) -> SlotState {
+        SlotState::unpack(self.state.load(Ordering::Acquire))
+    }
+
+    /// Replaces the state if it is `from`.
+    pub(crate) fn turn(&self, from: SlotState, to: SlotState) -> bool {
+        self.state
+            .compare_exchange(from.pack(), to.pack(), Ordering::AcqRel, Ordering::Relaxed)
+            .is_ok()
+    }
+
+    /// The owner's tag; asked by the owner.
+    #[inline]
+    pub(crate) fn tag(&self) -> Tag {
+        Tag::of_word(self.tag.load(Ordering::Relaxed))
+    }
+}
+
+impl Intent {
+    /// Records what is about to be done. From here a death is resolved by the operation's rule.
+    #[inline]
+    pub(crate) fn open(&self, op: u64, args: &[u64]) {
+        debug_assert_eq!(self.op.load(Ordering::Relaxed), 0, "one intent at a time");
+        for (place, &value) in self.args.iter().zip(args) {
+            place.store(value, Ordering::Relaxed);
+        }
+        // Program order is all a kill leaves behind; Release keeps the compiler to it.
+        self.op.store(op, Ordering::Release);
+        crate::primitive::compiler_fence(Ordering::SeqCst);
+    }
+
+    /// All is done.
+    #[inline]
+    pub(crate) fn close(&self) {
+        crate::primitive::compiler_fence(Ordering::SeqCst);
+        self.op.store(0, Ordering::Release);
+    }
+
+    pub(crate) fn arg(&self, i: usize) -> u64 {
+        self.args[i].load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_arg(&self, i: usize, value: u64) {
+        self.args[i].store(value, Ordering::Release);
+        crate::primitive::compiler_fence(Ordering::SeqCst);
+    }
+
+    #[inline]
+    pub(crate) fn is_open(&self) -> bool {
+        self.op.load(Ordering::Acquire) != 0
+    }
+}
+
+impl Process {
+    pub(crate) fn state(&self) -> ProcessState {
+        ProcessState::unpack(self.state.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn turn(&self, from: ProcessState, to: ProcessState) -> bool {
+        self.state
+            .compare_exchange(from.pack(), to.pack(), Ordering::AcqRel, Ordering::Relaxed)
+            .is_ok()
+    }
+}
+
+impl Arena {
+    /// How many slots there are, counting the unused slot 0.
+    #[inline]
+    pub(crate) fn slot_count(self) -> usize {
+        let max = self.header().max_slots.load(Ordering::Relaxed);
+        self.header().watermarks.slots.load(Ordering::Acquire).min(max) as usize
+    }
+
+    /// The slot with that index, which is below [`Arena::slot_count`].
+    #[inline]
+    pub(crate) fn slot(self, index: usize) -> &'static Slot {
+        assert!(index < SLOTS.max);
+        // SAFETY: callers take indexes from a count of committed slots, or from tags, whose slot
+        // was committed before it was first claimed; a slot consists of atomics.
+        unsafe { self.entry(SLOTS, index) }
+    }
+
+    /// Every slot that was ever claimed, with its index.
+    pub(crate) fn slots(self) -> impl Iterator<Item = (usize, &'static Slot)> {
+        (1..self.slot_count()).map(move |i| (i, self.slot(i)))
+    }
+
+    /// The slot of an owner, or `None` for nobody and for garbage.
+    #[inline]
+    pub(crate) fn owner_slot(self, tag: Tag) -> Option<&'static Slot> {
+        (tag.slot() != 0 && tag.slot() < self.slot_count()).then(|| self.slot(tag.slot()))
+    }
+
+    /// How many process records there are, counting the unused record 0.
+    pub(crate) fn process_count(self) -> usize {
+        let max = self.header().max_processes() as u64;
+        self.header().watermarks.processes.load(Ordering::Acquire).min(max) as usize
+    }
+
+    /// The record with that index, which is below [`Arena::process_count`].
+    pub(crate) fn process(self, index: usize) -> &'static Process {
+        assert!(index < PROCESSES.max);
+        // SAFETY: as for slots.
+        unsafe { self.entry(PROCESSES, index) }
+    }
+
+    /// Every record that was ever claimed, with its index.
+    pub(crate) fn processes(self) -> impl Iterator<Item = (usize, &'static Process)> {
+        (1..self.process_count()).map(move |i| (i, self.process(i)))
+    }
+
+    /// A word of a record's bitmap of held objects.
+    ///
+    /// # Safety
+    ///
+    /// `word * 64` is below the record's `held`.
+    pub(crate) unsafe fn hold_word(self, process: usize, word: usize) -> &'static AtomicU64 {
+        debug_assert!(word * 64 < self.process(process).held.load(Ordering::Relaxed) as usize);
+        // SAFETY: the row is committed up to `held`; it consists of atomics.
+        unsafe { &*self.pointer::<AtomicU64>(HOLDS.offset + process * HOLDS.entry + word * 8) }
+    }
+
+    /// The low half of a 64-bit word, which is what the kernel can sleep on.
+    #[inline]
+    pub(crate) fn low_half(word: &AtomicU64) -> &AtomicU32 {
+        const { assert!(cfg!(target_endian = "little")) };
+        // SAFETY: the low half of an aligned 64-bit word is an aligned 32-bit word of the same
+        // lifetime; it is only handed to the kernel and loaded, never stored through.
+        unsafe { &*std::ptr::from_ref(word).cast::<AtomicU32>() }
+    }
+}

@@ -1,0 +1,58 @@
+//! The name of an owner: a slot and its generation, in one word.
+//!
+//! ```text
+//! bit  0..4   free for the flags of the word that holds the tag
+//! bit  4..16  slot, from 1; 0 is nobody
+//! bit 16..64  generation of the slot
+//! ```
+//!
+//! A slot gets a new generation with each owner, so a tag is never mistaken for another's. The low
+//! 32 bits hold the flags, the slot and the low generation bits: what a futex can sleep on.
+
+/// An owner of something in the pool. Zero is nobody.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Tag(u64);
+
+impl Tag {
+    pub(crate) const NOBODY: Tag = Tag(0);
+    /// The bits of a word that hold a tag.
+    pub(crate) const MASK: u64 = !Self::FLAGS;
+    /// The bits of a word that are left for flags.
+    pub(crate) const FLAGS: u64 = 0xf;
+
+    pub(crate) const fn new(slot: usize, generation: u64) -> Self {
+        Tag((slot as u64) << 4 | generation << 16)
+    }
+
+    /// The tag within a word, whatever its flags.
+    #[inline]
+    pub(crate) const fn of_word(word: u64) -> Self {
+        Tag(word & Self::MASK)
+    }
+
+    #[inline]
+    pub(crate) const fn word(self) -> u64 {
+        self.0
+    }
+
+    #[inline]
+    pub(crate) const fn slot(self) -> usize {
+        (self.0 >> 4 & 0xfff) as usize
+    }
+
+    #[inline]
+    pub(crate) const fn generation(self) -> u64 {
+        self.0 >> 16
+    }
+
+    #[inline]
+    pub(crate) const fn is_nobody(self) -> bool {
+        self.0 == 0
+    }
+}
+
+impl std::fmt::Debug for Tag {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}", self.slot(), self.generation())
+    }
+}

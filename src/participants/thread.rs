@@ -1,0 +1,211 @@
+//! This thread's slot in each pool.
+//!
+//! The way to it is two loads: a thread-local pointer to a table, and the table's entry for the
+//! pool's granule. A thread without a slot has null there (at first, in a table that all threads
+//! share and nobody writes), and the cold path claims one. The table lies in a page that reads as
+//! zero in a forked child, so a child never uses its parent's slot, even after a fork that no
+//! handler saw.
+//!
+//! Invariants
+//! 1. A table's entry is null or the slot that this very thread of this very process claimed.
+//! 2. A slot whose thread ends goes back, unless the thread leaves guards behind (leaked ones):
+//!    somebody may still use what they protect, so the slot is parked until the process is dead.
+
+use std::cell::Cell;
+
+use crate::layout::arena::{Arena, GRANULES, SLOTS};
+use crate::layout::local;
+use crate::participants::table::{Slot, SlotPhase, SlotState};
+use crate::participants::tag::Tag;
+use crate::participants::{process, recovery};
+use crate::primitive::Ordering;
+use crate::sys;
+use crate::sys::robust::OWNER_DIED;
+
+/// No slot could be claimed in the pool for this thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the pool has no free slot for this thread, and the system or its limit allows no more")]
+pub struct NoSlot;
+
+#[repr(C)]
+struct ThreadTable {
+    slots: [Cell<*const Slot>; GRANULES],
+    /// Guards, claims, permits and views that the thread has.
+    guards: Cell<usize>,
+}
+
+const _: () = assert!(size_of::<ThreadTable>() <= 4096);
+
+struct EmptyTable(ThreadTable);
+// SAFETY: nobody writes to it: `attach` replaces a thread's pointer to it before it stores.
+unsafe impl Sync for EmptyTable {}
+
+static EMPTY: EmptyTable = EmptyTable(ThreadTable {
+    slots: [const { Cell::new(std::ptr::null()) }; GRANULES],
+    guards: Cell::new(0),
+});
+
+thread_local! {
+    static TABLE: Cell<*const ThreadTable> = const { Cell::new(&raw const EMPTY.0) };
+    /// Leaves the pools when the thread ends.
+    static AT_END: AtEnd = const { AtEnd };
+}
+
+struct AtEnd;
+
+impl Drop for AtEnd {
+    fn drop(&mut self) {
+        for arena in local::mapped() {
+            leave(arena);
+        }
+    }
+}
+
+#[inline]
+fn table() -> &'static ThreadTable {
+    // SAFETY: the pointer is to the static table or to this thread's page, which is never unmapped.
+    unsafe { &*TABLE.get() }
+}
+
+/// This thread's slot, claimed now if need be.
+#[inline]
+pub(crate) fn slot(arena: Arena) -> Result<&'static Slot, NoSlot> {
+    let known = table().slots[arena.granule()].get();
+    if known.is_null() {
+        return attach(arena);
+    }
+    // SAFETY: by invariant 1 it is a slot of a mapped pool.
+    Ok(unsafe { &*known })
+}
+
+/// This thread's slot, if it has one.
+#[inline]
+pub(crate) fn known_slot(arena: Arena) -> Option<&'static Slot> {
+    // SAFETY: by invariant 1.
+    unsafe { table().slots[arena.granule()].get().as_ref() }
+}
+
+/// A guard was made by this thread, which has a slot.
+#[inline]
+pub(crate) fn guard_made() {
+    let guards = &table().guards;
+    guards.set(guards.get() + 1);
+}
+
+/// A guard was dropped by this thread.
+#[inline]
+pub(crate) fn guard_dropped() {
+    let guards = &table().guards;
+    guards.set(guards.get().saturating_sub(1));
+}
+
+/// Guards that this thread has, and those that ended threads left behind.
+pub(crate) fn guards_held() -> usize {
+    let leaked: usize = local::mapped().map(|a| local::of(a).leaked_guards()).sum();
+    table().guards.get() + leaked
+}
+
+#[cold]
+fn attach(arena: Arena) -> Result<&'static Slot, NoSlot> {
+    if std::ptr::eq(TABLE.get(), &EMPTY.0) {
+        let page = sys::memory::wipe_on_fork_page().map_err(|_| NoSlot)?;
+        TABLE.set(page.cast());
+    }
+    let _ = AT_END.try_with(|_| ());
+    let process = process::current(arena).ok_or(NoSlot)?;
+    let index = claim(arena, process).ok_or(NoSlot)?;
+    let slot = arena.slot(index);
+    table().slots[arena.granule()].set(slot);
+    Ok(slot)
+}
+
+/// Claims a free slot, a dead one, or a new one.
+fn claim(arena: Arena, process: Tag) -> Option<usize> {
+    let max = arena.header().max_slots.load(Ordering::Relaxed) as usize;
+    for attempt in 0..3 {
+        let count = arena.slot_count();
+        if let Some(index) = (1..count).find(|&i| take(arena, i, process)) {
+            return Some(index);
+        }
+        if count < max {
+            let count = count.max(1);
+            arena.raise(SLOTS, &arena.header().watermarks.slots, count + 1).ok()?;
+        } else if attempt == 0 {
+            recovery::poll(arena);
+        } else {
+            recovery::confirm_all(arena);
+            recovery::poll(arena);
+        }
+    }
+    None
+}
+
+/// Takes the slot if it is free, or dead, in which case it is recovered first.
+///
+/// Killed anywhere: the life word is marked, and the slot is FREE, DEAD or LIVE with nothing in it.
+fn take(arena: Arena, index: usize, process: Tag) -> bool {
+    let slot = arena.slot(index);
+    let word = slot.life.word.load(Ordering::Acquire);
+    if !(word == 0 || word & OWNER_DIED != 0) || slot.state().phase == SlotPhase::Parked {
+        return false;
+    }
+    if word & OWNER_DIED != 0 {
+        recovery::recover_slot(arena, index);
+    }
+    if slot.state().phase != SlotPhase::Free || !slot.life.acquire(0).unwrap_or(false) {
+        return false;
+    }
+    let free = slot.state();
+    if free.phase != SlotPhase::Free {
+        // SAFETY: acquired above.
+        unsafe { slot.life.release() };
+        return false;
+    }
+    let tag = Tag::new(index, free.generation + 1);
+    slot.tag.store(tag.word(), Ordering::Relaxed);
+    slot.watched.process.store(process.word(), Ordering::Relaxed);
+    for cache in &slot.caches {
+        cache.store(0, Ordering::Relaxed);
+    }
+    let start = match sys::process::start_time(sys::process::tid()) {
+        sys::process::TaskState::Alive { start } => start,
+        _ => 0,
+    };
+    slot.start.store(start, Ordering::Relaxed);
+    let live = SlotState { phase: SlotPhase::Live, generation: free.generation + 1 };
+    slot.state.store(live.pack(), Ordering::Release);
+    true
+}
+
+/// Leaves the pool: the slot is free for others, or parked by invariant 2.
+pub(crate) fn leave(arena: Arena) {
+    let entry = &table().slots[arena.granule()];
+    // SAFETY: by invariant 1.
+    if let Some(slot) = unsafe { entry.get().as_ref() } {
+        let guards = table().guards.get();
+        let live = slot.state();
+        let phase = if guards == 0 {
+            recovery::release_memory(arena, slot.tag());
+            SlotPhase::Free
+        } else {
+            local::of(arena).leak_guards(guards);
+            SlotPhase::Parked
+        };
+        entry.set(std::ptr::null());
+        slot.turn(live, SlotState { phase, ..live });
+        // SAFETY: the slot was this thread's, so its life word is.
+        unsafe { slot.life.release() };
+    }
+    process::thread_ends(arena);
+}
+
+/// In a forked child: forgets the parent's slots. (Its page has been wiped already, if the kernel
+/// does that.)
+pub(crate) fn after_fork() {
+    if !std::ptr::eq(TABLE.get(), &EMPTY.0) {
+        for entry in &table().slots {
+            entry.set(std::ptr::null());
+        }
+        table().guards.set(0);
+    }
+}

@@ -1,0 +1,76 @@
+//! Sleeping on words of shared memory.
+//!
+//! Contract: a wait returns for any reason whatever (a wake, a changed value, a signal, the time
+//! limit); callers re-read the words and decide. Nobody relies on being woken: every sleep has a
+//! time limit, so a wake that died with its sender costs time and nothing else.
+
+use std::time::Duration;
+
+use rustix::thread::futex::{self, Flags, Timespec, Wait, WaitFlags, WaitPtr, WaitvFlags};
+
+use crate::primitive::AtomicU32;
+
+fn timespec(limit: Duration) -> Timespec {
+    Timespec { tv_sec: limit.as_secs().min(i64::MAX as u64) as i64, tv_nsec: limit.subsec_nanos().into() }
+}
+
+/// Sleeps while `word` holds `value`, `limit` at most. Shared between processes.
+#[cold]
+pub(crate) fn wait(word: &AtomicU32, value: u32, limit: Duration) {
+    // Every outcome means "look again", so none is told apart.
+    let _ = futex::wait(word, Flags::empty(), value, Some(&timespec(limit)));
+}
+
+/// Sleeps while both words hold their values, `limit` at most.
+///
+/// Falls back to sleeping on the first word, for a millisecond at most, on a kernel without
+/// `futex_waitv` (before 5.16).
+#[cold]
+pub(crate) fn wait_two(a: (&AtomicU32, u32), b: (&AtomicU32, u32), limit: Duration) {
+    let entry = |(word, value): (&AtomicU32, u32)| {
+        let mut wait = Wait::new();
+        wait.val = value.into();
+        wait.uaddr = WaitPtr::new(std::ptr::from_ref(word).cast_mut().cast());
+        wait.flags = WaitFlags::SIZE_U32;
+        wait
+    };
+    // futex_waitv takes an absolute time.
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let mut deadline = Timespec {
+        tv_sec: now.tv_sec.saturating_add(timespec(limit).tv_sec),
+        tv_nsec: now.tv_nsec + i64::from(limit.subsec_nanos()),
+    };
+    if deadline.tv_nsec >= 1_000_000_000 {
+        deadline.tv_nsec -= 1_000_000_000;
+        deadline.tv_sec = deadline.tv_sec.saturating_add(1);
+    }
+    // SAFETY: both entries point at words that outlive the call: they are borrowed for it.
+    let outcome = unsafe {
+        futex::waitv(
+            &[entry(a), entry(b)],
+            WaitvFlags::empty(),
+            Some(&deadline),
+            futex::ClockId::Monotonic,
+        )
+    };
+    if outcome == Err(rustix::io::Errno::NOSYS) {
+        wait(a.0, a.1, limit.min(Duration::from_millis(1)));
+    }
+}
+
+/// Wakes up to `count` sleepers on `word`.
+pub(crate) fn wake(word: &AtomicU32, count: u32) {
+    // Fails only for an address that is not mapped, which a reference cannot be.
+    let _ = futex::wake(word, Flags::empty(), count.min(i32::MAX as u32));
+}
+
+/// Wakes everybody who sleeps on the word at `address`, which need not be a word any more: the
+/// kernel looks the address up and reads nothing there.
+pub(crate) fn wake_address(address: usize) {
+    if address != 0 && address.is_multiple_of(4) {
+        // SAFETY: FUTEX_WAKE does not access the memory; a bad address is an error, ignored here.
+        unsafe {
+            libc::syscall(libc::SYS_futex, address, libc::FUTEX_WAKE, i32::MAX, 0usize, 0usize, 0);
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! The memory behind a pool: a memfd or a file of a tmpfs, mapped whole at one fixed address.
+//!
+//! The mapping reaches far past the end of the file. Memory exists once it is *committed*
+//! (`fallocate`), which fails with an error where touching it would end in SIGBUS. No single call
+//! covers more than 4 MiB: `fallocate` holds the inode's lock, and everybody else who commits
+//! would wait for a long one.
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::path::Path;
+
+use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
+use rustix::mm::{Advice, MapFlags, ProtFlags};
+
+/// The most that one `fallocate` covers, in bytes.
+const STEP: u64 = 4 << 20;
+
+/// Why memory could not be committed. The pool is unchanged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CommitError {
+    /// The file system that holds the pool, or the memory behind it, is full.
+    #[error("the memory behind the pool is full")]
+    Full,
+    /// Less memory is available than the step needs (of the machine, or of the control group).
+    #[error("only {available} bytes of memory are available")]
+    MemoryLimit {
+        /// Bytes that may still be used, by the kernel's own estimate.
+        available: u64,
+    },
+    /// Another error of the system, by number.
+    #[error("the system refused memory: {}", io::Error::from_raw_os_error(*.0))]
+    System(i32),
+}
+
+/// An empty memfd that cannot be shrunk.
+pub(crate) fn memfd(name: &CStr) -> io::Result<OwnedFd> {
+    let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK)?;
+    Ok(fd)
+}
+
+/// Maps `len` bytes of the file at exactly `address`; `AddrInUse` if anything is mapped there.
+pub(crate) fn map_at(fd: BorrowedFd<'_>, address: usize, len: usize) -> io::Result<()> {
+    // SAFETY: MAP_FIXED_NOREPLACE never replaces a mapping, so nothing that exists is changed.
+    let got = unsafe {
+        rustix::mm::mmap(
+            std::ptr::with_exposed_provenance_mut(address),
+            len,
+            ProtFlags::READ | ProtFlags::WRITE,
+            MapFlags::SHARED | MapFlags::FIXED_NOREPLACE | MapFlags::NORESERVE,
+            fd,
+            0,
+        )
+    }
+    .map_err(|e| match e {
+        rustix::io::Errno::EXIST => io::ErrorKind::AddrInUse.into(),
+        other => io::Error::from(other),
+    })?;
+    if got.addr() != address {
+        // A kernel before 4.17 takes the flag for a hint.
+        // SAFETY: this is the mapping made just now; nobody has seen it.
+        unsafe { rustix::mm::munmap(got, len)? };
+        return Err(io::ErrorKind::AddrInUse.into());
+    }
+    Ok(())
+}
+
+/// Removes a mapping.
+///
+/// # Safety
+///
+/// Nothing refers to the range any more.
+pub(crate) unsafe fn unmap(address: usize, len: usize) -> io::Result<()> {
+    // SAFETY: by the caller's promise.
+    unsafe { rustix::mm::munmap(std::ptr::with_exposed_provenance_mut(address), len) }
+        .map_err(Into::into)
+}
+
+/// Asks that the range be left out of core dumps, or be backed by huge pages.
+pub(crate) fn advise(address: usize, len: usize, advice: Advice) -> io::Result<()> {
+    // SAFETY: the advice values used by the pool (DONTDUMP, HUGEPAGE) change no content.
+    unsafe { rustix::mm::madvise(std::ptr::with_exposed_provenance_mut(address), len, advice) }
+        .map_err(Into::into)
+}
+
+/// A private page for a process's own tables that reads as zero in a forked child.
+pub(crate) fn wipe_on_fork_page() -> io::Result<*mut u8> {
+    // SAFETY: a new anonymous mapping at an address of the kernel's choice; its content is
+    // zeroed in a child, which is what the advice is for.
+    unsafe {
+        let page = rustix::mm::mmap_anonymous(
+            std::ptr::null_mut(),
+            4096,
+            ProtFlags::READ | ProtFlags::WRITE,
+            MapFlags::PRIVATE,
+        )?;
+        rustix::mm::madvise(page, 4096, Advice::LinuxWipeOnFork)?;
+        Ok(page.cast())
+    }
+}
+
+fn borrow<'a>(fd: RawFd) -> BorrowedFd<'a> {
+    // SAFETY: pool descriptors are kept open as long as the pool is mapped.
+    unsafe { BorrowedFd::borrow_raw(fd) }
+}
+
+fn steps(offset: u64, len: u64) -> impl Iterator<Item = (u64, u64)> {
+    (0..len.div_ceil(STEP)).map(move |i| (offset + i * STEP, STEP.min(len - i * STEP)))
+}
+
+fn fallocate(fd: RawFd, flags: FallocateFlags, offset: u64, len: u64) -> Result<(), CommitError> {
+    for (offset, len) in steps(offset, len) {
+        loop {
+            match rustix::fs::fallocate(borrow(fd), flags, offset, len) {
+                Ok(()) => break,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::NOSPC | rustix::io::Errno::NOMEM | rustix::io::Errno::DQUOT) => {
+                    return Err(CommitError::Full);
+                }
+                Err(other) => return Err(CommitError::System(other.raw_os_error())),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Commits a range of the file: it may be touched afterwards without SIGBUS. What was there stays.
+#[cold]
+pub(crate) fn commit(fd: RawFd, offset: u64, len: u64) -> Result<(), CommitError> {
+    fallocate(fd, FallocateFlags::empty(), offset, len)
+}
+
+/// Gives a range of the file back to the kernel. It must be committed again before use.
+#[cold]
+pub(crate) fn punch(fd: RawFd, offset: u64, len: u64) -> Result<(), CommitError> {
+    fallocate(fd, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len)
+}
+
+/// Checks, as well as can be known, that `bytes` more of memory can be had: by the machine's
+/// estimate and by the control group's limit. A `fallocate` past either would not fail but call
+/// for the out-of-memory killer.
+#[cold]
+pub(crate) fn check_limit(bytes: u64) -> Result<(), CommitError> {
+    let available = machine_available().unwrap_or(u64::MAX).min(group_available().unwrap_or(u64::MAX));
+    if bytes > available { Err(CommitError::MemoryLimit { available }) } else { Ok(()) }
+}
+
+fn read_small<'a>(path: &Path, buffer: &'a mut [u8]) -> Option<&'a str> {
+    use std::io::Read;
+    let mut file = std::fs::File::open(path).ok()?;
+    let mut len = 0;
+    while len < buffer.len() {
+        match file.read(&mut buffer[len..]) {
+            Ok(0) => break,
+            Ok(n) => len += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return None,
+        }
+    }
+    std::str::from_utf8(&buffer[..len]).ok()
+}
+
+fn machine_available() -> Option<u64> {
+    let mut buffer = [0; 4096];
+    let line = read_small(Path::new("/proc/meminfo"), &mut buffer)?
+        .lines()
+        .find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// What the tightest memory limit on the path to the root of the control groups leaves.
+fn group_available() -> Option<u64> {
+    let mut buffer = [0; 4096];
+    let group = read_small(Path::new("/proc/self/cgroup"), &mut buffer)?
+        .lines()
+        .find_map(|l| l.strip_prefix("0::/"))?;
+    let root = Path::new("/sys/fs/cgroup");
+    let number = |path: &Path| -> Option<u64> {
+        let mut buffer = [0; 64];
+        read_small(path, &mut buffer)?.trim().parse().ok()
+    };
+    root.join(group)
+        .ancestors()
+        .take_while(|dir| dir.starts_with(root))
+        .filter_map(|dir| {
+            let limit = number(&dir.join("memory.max"))?;
+            Some(limit.saturating_sub(number(&dir.join("memory.current"))?))
+        })
+        .min()
+}

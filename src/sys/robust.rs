@@ -1,0 +1,180 @@
+//! Words that the kernel marks at once when the thread that holds them dies.
+//!
+//! A [`RobustWord`] sits in the pool. While a thread holds it, it holds the thread's tid and is an
+//! entry of that thread's robust list; when the thread ends for whatever reason (SIGKILL, exit,
+//! `exec`), the kernel replaces the tid by `OWNER_DIED` and wakes one sleeper. This happens
+//! before the process is torn down, within a fraction of a millisecond.
+//!
+//! A thread has one robust list, registered by the C library for `pthread` robust mutexes. This
+//! module adds its entries to that list instead of registering another, which would take the
+//! library's own away. The list's shape is the kernel's interface except for two things that the
+//! library adds, and both hold for glibc and were checked at run time where they can be: a word
+//! lies 32 bytes before its link ([`RobustError::ForeignList`] otherwise), and the word before a
+//! link points back.
+//! Source: the kernel's `Documentation/locking/robust-futex-ABI.rst`.
+//!
+//! | word                | meaning |
+//! |---------------------|---------|
+//! | 0                   | held by nobody |
+//! | tid, maybe WAITERS  | held by that thread, which lives |
+//! | OWNER_DIED, maybe WAITERS | its holder died and nobody has taken it over |
+//!
+//! Invariants
+//! 1. `pending` names the word before it is taken and until it is linked: a kill between leaves a
+//!    word that the kernel marks all the same.
+//! 2. Only the holder writes `previous` and `next`. They are addresses of the holder's process and
+//!    mean nothing to others.
+//! 3. A forked child starts with an empty list (the C library sees to it), so it never touches its
+//!    parent's entries.
+
+use std::cell::Cell;
+
+use crate::primitive::{AtomicU32, AtomicU64, Ordering, compiler_fence};
+
+/// Set by the kernel when the holder died.
+pub(crate) const OWNER_DIED: u32 = libc::FUTEX_OWNER_DIED;
+/// Set by sleepers: asks the kernel to wake one of them when the holder dies.
+pub(crate) const WAITERS: u32 = libc::FUTEX_WAITERS;
+/// The holder's tid.
+pub(crate) const TID: u32 = libc::FUTEX_TID_MASK;
+
+/// A word in shared memory that the kernel marks when its holder dies.
+#[repr(C, align(8))]
+pub(crate) struct RobustWord {
+    pub(crate) word: AtomicU32,
+    _gap: [AtomicU32; 5],
+    previous: AtomicU64,
+    next: AtomicU64,
+}
+
+/// From a link to its word; equal to glibc's, whose list the entries join.
+const WORD_FROM_LINK: isize = -32;
+const _: () = {
+    let word = std::mem::offset_of!(RobustWord, word) as isize;
+    let next = std::mem::offset_of!(RobustWord, next) as isize;
+    assert!(word - next == WORD_FROM_LINK);
+    assert!(next - std::mem::offset_of!(RobustWord, previous) as isize == 8);
+};
+
+/// The kernel's `struct robust_list_head`.
+#[repr(C)]
+struct ListHead {
+    first: usize,
+    word_from_link: isize,
+    pending: usize,
+}
+
+/// Why no robust word can be held by this thread.
+#[derive(Debug, thiserror::Error)]
+pub enum RobustError {
+    /// The kernel would not tell the thread's robust list.
+    #[error("the thread's robust list cannot be read: {0}")]
+    NoList(std::io::Error),
+    /// The C library's list is of another shape than glibc's.
+    #[error("the C library's robust list has words at {0} from their links; glibc's are at -32")]
+    ForeignList(isize),
+}
+
+thread_local! {
+    /// This thread's list and its tid; null until asked for. A forked child asks anew.
+    static LIST: Cell<(*mut ListHead, u32)> = const { Cell::new((std::ptr::null_mut(), 0)) };
+}
+
+/// Forgets what was cached of the thread: it is the only thread of a forked child.
+pub(crate) fn after_fork() {
+    LIST.set((std::ptr::null_mut(), 0));
+}
+
+fn list() -> Result<(*mut ListHead, u32), RobustError> {
+    let known = LIST.get();
+    if !known.0.is_null() {
+        return Ok(known);
+    }
+    let mut head: *mut ListHead = std::ptr::null_mut();
+    let mut len = 0usize;
+    // SAFETY: the call writes a pointer and a length to the two locals.
+    let code = unsafe { libc::syscall(libc::SYS_get_robust_list, 0, &raw mut head, &raw mut len) };
+    if code != 0 {
+        return Err(RobustError::NoList(std::io::Error::last_os_error()));
+    }
+    if head.is_null() || len != size_of::<ListHead>() {
+        return Err(RobustError::ForeignList(0));
+    }
+    // SAFETY: the kernel returned the head that the C library registered for this thread, of the
+    // length just checked; it lives as long as the thread.
+    let offset = unsafe { (*head).word_from_link };
+    if offset != WORD_FROM_LINK {
+        return Err(RobustError::ForeignList(offset));
+    }
+    let found = (head, super::process::tid());
+    LIST.set(found);
+    Ok(found)
+}
+
+impl RobustWord {
+    fn link(&self) -> usize {
+        std::ptr::from_ref(&self.next).addr()
+    }
+
+    /// True if the kernel has marked the word.
+    #[inline]
+    pub(crate) fn owner_died(&self) -> bool {
+        self.word.load(Ordering::Acquire) & OWNER_DIED != 0
+    }
+
+    /// Takes the word for this thread if it holds `expected` (0, or a value with `OWNER_DIED`).
+    /// It is held until [`RobustWord::release`] or the thread's end.
+    pub(crate) fn acquire(&self, expected: u32) -> Result<bool, RobustError> {
+        let (head, tid) = list()?;
+        let link = self.link();
+        // SAFETY: `head` is this thread's list head, which the kernel and this thread alone
+        // access; every link in it belongs to a word held by this thread, so it is mapped.
+        unsafe {
+            (&raw mut (*head).pending).write_volatile(link);
+            compiler_fence(Ordering::SeqCst);
+            let taken = self
+                .word
+                .compare_exchange(expected, tid | (expected & WAITERS), Ordering::SeqCst, Ordering::Relaxed)
+                .is_ok();
+            if taken {
+                let first = (&raw const (*head).first).read_volatile();
+                self.next.store(first as u64, Ordering::Relaxed);
+                self.previous.store((&raw const (*head).first).addr() as u64, Ordering::Relaxed);
+                // The low bit of a link marks priority-inheriting locks.
+                std::ptr::with_exposed_provenance_mut::<usize>((first & !1) - 8).write_volatile(link);
+                compiler_fence(Ordering::SeqCst);
+                (&raw mut (*head).first).write_volatile(link);
+            }
+            compiler_fence(Ordering::SeqCst);
+            (&raw mut (*head).pending).write_volatile(0);
+            Ok(taken)
+        }
+    }
+
+    /// Gives the word back, leaving `0` in it, and wakes whoever slept on it.
+    ///
+    /// # Safety
+    ///
+    /// This thread holds the word.
+    pub(crate) unsafe fn release(&self) {
+        let Ok((head, tid)) = list() else { return };
+        debug_assert_eq!(self.word.load(Ordering::Relaxed) & TID, tid);
+        let link = self.link();
+        // SAFETY: as the caller holds the word it is linked in this thread's list, whose
+        // neighbours are words held by this thread or the head itself.
+        unsafe {
+            (&raw mut (*head).pending).write_volatile(link);
+            compiler_fence(Ordering::SeqCst);
+            let next = self.next.load(Ordering::Relaxed) as usize;
+            let previous = self.previous.load(Ordering::Relaxed) as usize;
+            std::ptr::with_exposed_provenance_mut::<usize>((next & !1) - 8).write_volatile(previous);
+            std::ptr::with_exposed_provenance_mut::<usize>(previous & !1).write_volatile(next);
+            compiler_fence(Ordering::SeqCst);
+            let old = self.word.swap(0, Ordering::SeqCst);
+            (&raw mut (*head).pending).write_volatile(0);
+            if old & WAITERS != 0 {
+                super::futex::wake(&self.word, u32::MAX);
+            }
+        }
+    }
+}
