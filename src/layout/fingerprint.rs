@@ -2,7 +2,7 @@
 //!
 //! A named object stores the fingerprint of its type, and a program that opens it by name compares
 //! it with its own. Programs are built separately, so nothing that depends on one build goes in:
-//! no address, no [`TypeId`](core::any::TypeId), no module path.
+//! no address, no [`TypeId`], no module path.
 //!
 //! # What is hashed
 //!
