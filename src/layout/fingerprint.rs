@@ -77,7 +77,13 @@ impl TypeInfo {
     }
 
     fn compute(&'static self) -> u128 {
+        self.compute_for(COMPILER, image_nonce)
+    }
+
+    fn compute_for(&'static self, compiler: &'static str, nonce: fn() -> u64) -> u128 {
         let mut walk = Walk {
+            compiler,
+            nonce,
             hash: Lanes::new(),
             numbers: HashMap::new(),
         };
@@ -89,6 +95,8 @@ impl TypeInfo {
 
 /// A depth-first walk over a type and everything it speaks of.
 struct Walk {
+    compiler: &'static str,
+    nonce: fn() -> u64,
     hash: Lanes,
     numbers: HashMap<TypeId, u64>,
 }
@@ -128,11 +136,11 @@ impl Walk {
         }
         if info.compiler_layout {
             self.hash.tag(Tag::CompilerLayout);
-            self.hash.text(COMPILER);
+            self.hash.text(self.compiler);
         }
         if info.image_bound {
             self.hash.tag(Tag::ImageBound);
-            self.hash.word(image_nonce());
+            self.hash.word((self.nonce)());
         }
         self.shape(info);
     }
@@ -333,6 +341,25 @@ mod tests {
         assert_ne!(hash(&["a"]), hash(&["a\0"]));
         assert_ne!(hash(&["a", "b"]), hash(&["ab"]));
         assert_ne!(hash(&["a", "b"]), hash(&["b", "a"]));
+    }
+
+    #[test]
+    fn another_compiler_or_image_differs_where_it_matters() {
+        struct Bound;
+        // SAFETY: there are no bytes.
+        unsafe impl crate::ShmSafe for Bound {
+            const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>("Bound", &[]);
+            const IMAGE_BOUND: bool = true;
+        }
+        let differs = |info: &'static TypeInfo| {
+            let here = info.compute_for("here", || 1);
+            let by_compiler = here != info.compute_for("elsewhere", || 1);
+            let by_image = here != info.compute_for("here", || 2);
+            (by_compiler, by_image)
+        };
+        assert_eq!(differs(TypeInfo::of::<(u8, [u64; 2])>()), (false, false));
+        assert_eq!(differs(TypeInfo::of::<(u8, Option<u64>)>()), (true, false));
+        assert_eq!(differs(TypeInfo::of::<(u8, [Bound; 2])>()), (false, true));
     }
 
     #[test]

@@ -159,10 +159,18 @@ struct Generic<T, const N: u64> {
 }
 
 #[derive(ShmSafe)]
+#[repr(u8)]
+enum Marked<const N: u64> {
+    #[allow(dead_code, reason = "only the type is looked at")]
+    Only,
+}
+
+#[derive(ShmSafe)]
 struct Initial<const C: char, const B: bool>;
 
 #[test]
 fn parameters_that_are_not_stored_tell_types_apart() {
+    assert_ne!(fingerprint::<Marked<1>>(), fingerprint::<Marked<2>>());
     assert_ne!(
         fingerprint::<Generic<u8, 1>>(),
         fingerprint::<Generic<i8, 1>>()
