@@ -1,1 +1,38 @@
-//! Derive macros for shmkit.
+//! Derive macros for shmkit: use them through the `shmkit` crate, which documents the traits.
+//!
+//! - `shm_safe`: the description of a struct or an enum, and the checks that make it safe.
+//! - `kill_safe`: the check of a struct's fields.
+//! - `input`: what both read from the type: attributes, generics.
+
+mod input;
+mod kill_safe;
+mod shm_safe;
+
+use proc_macro::TokenStream;
+use syn::{DeriveInput, parse_macro_input};
+
+/// Implements `shmkit::ShmSafe` for a struct, or for an enum with `#[repr(u8)]` or the like, whose
+/// fields are all `ShmSafe`. Type parameters are bounded by `ShmSafe`.
+///
+/// `#[shmkit(crate = "path")]` on the type names the path of the shmkit crate, if it is not
+/// `::shmkit`.
+#[proc_macro_derive(ShmSafe, attributes(shmkit))]
+pub fn derive_shm_safe(input: TokenStream) -> TokenStream {
+    let input = parse_macro_input!(input as DeriveInput);
+    shm_safe::expand(input)
+        .unwrap_or_else(|error| error.to_compile_error())
+        .into()
+}
+
+/// Implements `shmkit::KillSafe` for a struct whose fields are all `KillSafe`. Type parameters are
+/// bounded by `KillSafe`.
+///
+/// Do not derive it for a struct with an invariant that unsafe code relies on: what a killed
+/// process leaves may break it.
+#[proc_macro_derive(KillSafe, attributes(shmkit))]
+pub fn derive_kill_safe(input: TokenStream) -> TokenStream {
+    let input = parse_macro_input!(input as DeriveInput);
+    kill_safe::expand(input)
+        .unwrap_or_else(|error| error.to_compile_error())
+        .into()
+}

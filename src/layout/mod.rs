@@ -1,1 +1,17 @@
-//! Layout.
+//! What types look like in a pool.
+//!
+//! - `shm_safe`: the traits of types that may live in shared memory, for the standard types.
+//! - `type_info`: a type's description as data.
+//! - `fingerprint`: the description hashed, to compare types between programs.
+
+mod fingerprint;
+mod shm_safe;
+mod type_info;
+
+#[doc(hidden)]
+pub use shm_safe::derive_support;
+pub use shm_safe::{KillSafe, ShmSafe};
+pub use type_info::{Field, OwnedField, OwnedKind, TypeFn, TypeInfo, Variant};
+
+#[cfg(test)]
+mod tests;

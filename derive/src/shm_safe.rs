@@ -1,0 +1,215 @@
+//! `#[derive(ShmSafe)]`: the description of a type, from its fields.
+//!
+//! The library's constructors check the description when it is evaluated; for types without
+//! parameters the output evaluates it on the spot, so that `cargo check` reports what is wrong.
+
+use proc_macro2::TokenStream;
+use quote::{ToTokens, format_ident, quote, quote_spanned};
+use syn::ext::IdentExt;
+use syn::punctuated::Punctuated;
+use syn::spanned::Spanned;
+use syn::{
+    Attribute, Data, DataEnum, DeriveInput, Error, Fields, GenericParam, Generics, Ident, Meta,
+    Path, Result, Token,
+};
+
+use crate::input::{bounded, crate_path, is_concrete, item, member, refuse_attributes, text};
+
+/// The representations that fix the layout of an enum. 128 bits are left out: no object needs
+/// them, and discriminants fit into an `i128` this way.
+const INTEGERS: [&str; 10] = [
+    "u8", "u16", "u32", "u64", "usize", "i8", "i16", "i32", "i64", "isize",
+];
+
+pub(crate) fn expand(input: DeriveInput) -> Result<TokenStream> {
+    let krate = crate_path(&input.attrs)?;
+    let Description {
+        info,
+        owns,
+        image_bound,
+    } = match &input.data {
+        Data::Struct(data) => of_struct(&krate, &input, &data.fields)?,
+        Data::Enum(data) => of_enum(&krate, &input, data)?,
+        Data::Union(data) => {
+            return Err(Error::new(
+                data.union_token.span,
+                "a union cannot be ShmSafe: nothing says which field is valid",
+            ));
+        }
+    };
+
+    let name = &input.ident;
+    let shm_safe = item(&krate, "ShmSafe");
+    let generics = bounded(&input.generics, &shm_safe);
+    let (impl_generics, type_generics, where_clause) = generics.split_for_impl();
+    let evaluate = is_concrete(&input.generics).then(|| {
+        quote! {
+            const _: &#krate::__private::TypeInfo = <#name as #shm_safe>::TYPE;
+        }
+    });
+    Ok(quote! {
+        // SAFETY: every field is ShmSafe and described, or `TYPE` would not compile; with
+        // `ShmSafeTypesHaveNoDrop` below, a type with `Drop` would not either.
+        #[automatically_derived]
+        unsafe impl #impl_generics #shm_safe for #name #type_generics #where_clause {
+            const TYPE: &'static #krate::__private::TypeInfo = const { &#info };
+            const IMAGE_BOUND: bool = false #(|| #image_bound)*;
+            const OWNS: bool = false #(|| #owns)*;
+        }
+
+        #[automatically_derived]
+        impl #impl_generics #krate::__private::ShmSafeTypesHaveNoDrop
+            for #name #type_generics #where_clause {}
+
+        #evaluate
+    })
+}
+
+/// Expressions for the constants of the implementation.
+struct Description {
+    info: TokenStream,
+    owns: Vec<TokenStream>,
+    image_bound: Vec<TokenStream>,
+}
+
+fn of_struct(krate: &Path, input: &DeriveInput, fields: &Fields) -> Result<Description> {
+    refuse_attributes(fields)?;
+    let name = input.ident.unraw().to_string();
+    let constants = constants(krate, &input.generics);
+    // All that is said of a field goes through one function, so that a field that does not qualify
+    // is one error and not three.
+    let field_at = quote!(#krate::__private::Field::at);
+    let described = fields.iter().enumerate().map(|(i, field)| {
+        let ((member, text), ty) = (member(i, field), &field.ty);
+        quote_spanned! {ty.span()=>
+            #field_at::<#ty>(#text, ::core::mem::offset_of!(Self, #member))
+        }
+    });
+    Ok(Description {
+        info: quote! {
+            #krate::__private::TypeInfo::record::<Self>(
+                #name,
+                const { &[#(#described,)* #(#constants,)*] },
+            )
+        },
+        owns: on_each(
+            fields,
+            |ty| quote_spanned!(ty.span()=> #field_at::<#ty>("", 0).owns()),
+        ),
+        image_bound: on_each(
+            fields,
+            |ty| quote_spanned!(ty.span()=> #field_at::<#ty>("", 0).image_bound()),
+        ),
+    })
+}
+
+fn of_enum(krate: &Path, input: &DeriveInput, data: &DataEnum) -> Result<Description> {
+    let repr = Repr::of(&input.attrs)?.ok_or_else(|| {
+        Error::new(
+            data.enum_token.span,
+            "an enum needs #[repr(u8)] or another integer to be ShmSafe: without it, its layout \
+             is the compiler's choice",
+        )
+    })?;
+    let (name, repr_text, integer) = (input.ident.unraw().to_string(), &repr.text, &repr.integer);
+    let constants = constants(krate, &input.generics);
+    let field_within = quote!(#krate::__private::Field::within);
+
+    // Discriminants count up from the last explicit one, as the language says. They cannot be read
+    // off variants with fields.
+    let (mut discriminants, mut variants) = (Vec::new(), Vec::new());
+    let mut last: Option<Ident> = None;
+    let (mut owns, mut image_bound) = (Vec::new(), Vec::new());
+    for (i, variant) in data.variants.iter().enumerate() {
+        refuse_attributes(&variant.fields)?;
+        let this = format_ident!("SHMKIT_DISCRIMINANT_{i}");
+        let value = match (&variant.discriminant, &last) {
+            (Some((_, explicit)), _) => explicit.to_token_stream(),
+            (None, Some(last)) => quote!(#last + 1),
+            (None, None) => quote!(0),
+        };
+        discriminants.push(quote!(const #this: #integer = #value;));
+        let fields = variant.fields.iter().enumerate().map(|(i, field)| {
+            let ((_, text), ty) = (member(i, field), &field.ty);
+            quote_spanned!(ty.span()=> #field_within::<#ty>(#text))
+        });
+        let text = variant.ident.unraw().to_string();
+        variants.push(quote! {
+            #krate::__private::Variant::new(#text, #this as i128, const { &[#(#fields),*] })
+        });
+        owns.extend(on_each(&variant.fields, |ty| {
+            let field = quote_spanned!(ty.span()=> #field_within::<#ty>(""));
+            quote_spanned!(ty.span()=> #krate::__private::owns_nothing(#field))
+        }));
+        image_bound.extend(on_each(
+            &variant.fields,
+            |ty| quote_spanned!(ty.span()=> #field_within::<#ty>("").image_bound()),
+        ));
+        last = Some(this);
+    }
+    Ok(Description {
+        info: quote! {{
+            #(#discriminants)*
+            #krate::__private::TypeInfo::variants::<Self>(
+                #name,
+                #repr_text,
+                const { &[#(#constants),*] },
+                const { &[#(#variants),*] },
+            )
+        }},
+        owns,
+        image_bound,
+    })
+}
+
+fn on_each(fields: &Fields, f: impl Fn(&syn::Type) -> TokenStream) -> Vec<TokenStream> {
+    fields.iter().map(|field| f(&field.ty)).collect()
+}
+
+/// Const parameters tell types apart, so their values belong into the description.
+fn constants(krate: &Path, generics: &Generics) -> Vec<TokenStream> {
+    let constant = |param: &GenericParam| match param {
+        GenericParam::Const(param) => {
+            let (ident, name) = (&param.ident, param.ident.unraw().to_string());
+            // A char becomes an integer by way of u32 only.
+            let via = (text(&param.ty) == "char").then(|| quote!(as u32));
+            Some(quote!(#krate::__private::Field::constant(#name, #ident #via as i128)))
+        }
+        GenericParam::Type(_) | GenericParam::Lifetime(_) => None,
+    };
+    generics.params.iter().filter_map(constant).collect()
+}
+
+/// What an enum's `repr` attribute says of its layout.
+struct Repr {
+    integer: Ident,
+    text: String,
+}
+
+impl Repr {
+    fn of(attrs: &[Attribute]) -> Result<Option<Self>> {
+        let (mut integer, mut c) = (None, false);
+        for attr in attrs.iter().filter(|attr| attr.path().is_ident("repr")) {
+            let hints = attr.parse_args_with(Punctuated::<Meta, Token![,]>::parse_terminated)?;
+            for hint in hints {
+                // Alignment, the other hint there is, shows in the type's own.
+                if let Meta::Path(path) = hint
+                    && let Some(ident) = path.get_ident()
+                {
+                    c |= ident == "C";
+                    if INTEGERS.iter().any(|name| ident == name) {
+                        integer = Some(ident.clone());
+                    }
+                }
+            }
+        }
+        Ok(integer.map(|integer| {
+            let text = if c {
+                format!("C,{integer}")
+            } else {
+                integer.to_string()
+            };
+            Self { integer, text }
+        }))
+    }
+}

@@ -1,0 +1,382 @@
+//! Type fingerprints: 128 bits that are equal where the layouts and the names are.
+//!
+//! A named object stores the fingerprint of its type, and a program that opens it by name compares
+//! it with its own. Programs are built separately, so nothing that depends on one build goes in:
+//! no address, no [`TypeId`], no module path.
+//!
+//! # What is hashed
+//!
+//! The tree of [`TypeInfo`] in depth-first order: shape, name, size, alignment, lengths, offsets,
+//! names of fields and variants, discriminants. A type with parts is numbered when it is first met
+//! and stands for its number from then on. So recursive types end, the work is linear in the
+//! number of distinct types however often they refer to each other, and equal trees get equal
+//! numbers in every program.
+//!
+//! Two things go in only where needed: the compiler's version for layouts that it does not promise
+//! (most layouts are told by their offsets), and the image's nonce for types that are bound to one
+//! program image.
+//!
+//! # The hash
+//!
+//! Two independent 64-bit lanes, each a chain of published bijective mixers, so that in one lane
+//! two inputs that differ in one word never collide. It guards against accidents, not against
+//! someone who looks for collisions.
+//!
+//! - Lane one: variant 13 of David Stafford, "Better Bit Mixing" (2011), which is the output
+//!   function of SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number
+//!   Generators", OOPSLA 2014), stepped by SplitMix64's golden-ratio increment.
+//! - Lane two: the 64-bit finaliser of MurmurHash3 (Austin Appleby, 2011, public domain).
+
+use core::any::TypeId;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+// Not `crate::primitive`: the one word here belongs to the process and to no protocol.
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::type_info::{Field, OwnedKind, Part, Place, Shape, TypeInfo};
+
+/// Mixed in first, so that a change of the scheme changes every fingerprint.
+const SCHEME: u64 = 1;
+
+/// The compiler that built this crate, and so every program image that contains it.
+const COMPILER: &str = env!("SHMKIT_RUSTC");
+
+thread_local! {
+    /// Fingerprints already computed. A lock here would be inherited, perhaps held, by a fork.
+    static KNOWN: RefCell<HashMap<TypeId, u128>> = RefCell::default();
+}
+
+impl TypeInfo {
+    /// A hash of the type's structure, equal in all programs that see the same structure.
+    ///
+    /// ```
+    /// use shmkit::{ShmSafe, TypeInfo};
+    ///
+    /// mod old {
+    ///     #[derive(shmkit::ShmSafe)]
+    ///     pub struct Point { pub x: f64, pub y: f64 }
+    /// }
+    /// mod new {
+    ///     #[derive(shmkit::ShmSafe)]
+    ///     pub struct Point { pub x: f64, pub z: f64 }
+    /// }
+    ///
+    /// let old = TypeInfo::of::<old::Point>().fingerprint();
+    /// assert_ne!(old, TypeInfo::of::<new::Point>().fingerprint());
+    /// ```
+    pub fn fingerprint(&'static self) -> u128 {
+        // While the thread's locals are torn down there is no cache, and none is needed.
+        let known = KNOWN.try_with(|known| known.borrow().get(&self.id).copied());
+        if let Ok(Some(fingerprint)) = known {
+            return fingerprint;
+        }
+        let fingerprint = self.compute();
+        let _ = KNOWN.try_with(|known| known.borrow_mut().insert(self.id, fingerprint));
+        fingerprint
+    }
+
+    fn compute(&'static self) -> u128 {
+        self.compute_for(COMPILER, image_nonce)
+    }
+
+    fn compute_for(&'static self, compiler: &'static str, nonce: fn() -> u64) -> u128 {
+        let mut walk = Walk {
+            compiler,
+            nonce,
+            hash: Lanes::new(),
+            numbers: HashMap::new(),
+        };
+        walk.hash.word(SCHEME);
+        walk.visit(self);
+        walk.hash.finish()
+    }
+}
+
+/// A depth-first walk over a type and everything it speaks of.
+struct Walk {
+    compiler: &'static str,
+    nonce: fn() -> u64,
+    hash: Lanes,
+    numbers: HashMap<TypeId, u64>,
+}
+
+/// Separates the kinds of things that are hashed, so that no two sequences read alike.
+#[derive(Clone, Copy)]
+#[repr(u64)]
+enum Tag {
+    Seen = 1,
+    Scalar,
+    Sequence,
+    Record,
+    Variants,
+    Variant,
+    Library,
+    Link,
+    Block,
+    At,
+    Within,
+    Mentioned,
+    Constant,
+    CompilerLayout,
+    ImageBound,
+}
+
+impl Walk {
+    fn visit(&mut self, info: &'static TypeInfo) {
+        // A scalar is as short as its number.
+        if !matches!(info.shape, Shape::Scalar) {
+            let next = self.numbers.len() as u64;
+            if let Some(&number) = self.numbers.get(&info.id) {
+                self.hash.tag(Tag::Seen);
+                self.hash.word(number);
+                return;
+            }
+            self.numbers.insert(info.id, next);
+        }
+        if info.compiler_layout {
+            self.hash.tag(Tag::CompilerLayout);
+            self.hash.text(self.compiler);
+        }
+        if info.image_bound {
+            self.hash.tag(Tag::ImageBound);
+            self.hash.word((self.nonce)());
+        }
+        self.shape(info);
+    }
+
+    fn shape(&mut self, info: &'static TypeInfo) {
+        match info.shape {
+            Shape::Scalar => self.head(Tag::Scalar, info),
+            Shape::Sequence { element, len } => {
+                self.head(Tag::Sequence, info);
+                self.hash.word(len as u64);
+                self.part(element);
+            }
+            Shape::Record(fields) => {
+                self.head(Tag::Record, info);
+                self.fields(fields);
+            }
+            Shape::Variants {
+                repr,
+                parameters,
+                variants,
+            } => {
+                self.head(Tag::Variants, info);
+                self.hash.text(repr);
+                self.fields(parameters);
+                self.hash.word(variants.len() as u64);
+                for variant in variants {
+                    self.hash.tag(Tag::Variant);
+                    self.hash.text(variant.name);
+                    self.hash.wide(variant.discriminant);
+                    self.fields(variant.fields);
+                }
+            }
+            Shape::Library(fields) => {
+                self.head(Tag::Library, info);
+                self.fields(fields);
+            }
+            Shape::Owned(OwnedKind::Link(target)) => {
+                self.head(Tag::Link, info);
+                self.visit(target());
+            }
+            Shape::Owned(OwnedKind::Block) => self.head(Tag::Block, info),
+        }
+    }
+
+    fn head(&mut self, tag: Tag, info: &TypeInfo) {
+        self.hash.tag(tag);
+        self.hash.text(info.name);
+        self.hash.word(info.size as u64);
+        self.hash.word(info.align as u64);
+    }
+
+    fn fields(&mut self, fields: &'static [Field]) {
+        self.hash.word(fields.len() as u64);
+        for field in fields {
+            self.hash.text(field.name);
+            match field.place {
+                Place::At { offset, part } => {
+                    self.hash.tag(Tag::At);
+                    self.hash.word(offset as u64);
+                    self.part(part);
+                }
+                Place::Within(part) => {
+                    self.hash.tag(Tag::Within);
+                    self.part(part);
+                }
+                Place::Mentioned(ty) => {
+                    self.hash.tag(Tag::Mentioned);
+                    self.visit(ty());
+                }
+                Place::Constant(value) => {
+                    self.hash.tag(Tag::Constant);
+                    self.hash.wide(value);
+                }
+            }
+        }
+    }
+
+    fn part(&mut self, part: Part) {
+        self.visit((part.ty)());
+    }
+}
+
+/// A number that tells this program image's processes from those of other images.
+///
+/// It is random at first use and inherited through fork. Whoever maps a pool or forks asks for it
+/// beforehand, so that parents and children agree. A word and not a `OnceLock`: a fork while
+/// another thread initialises it would leave the child waiting for ever.
+pub(crate) fn image_nonce() -> u64 {
+    static NONCE: AtomicU64 = AtomicU64::new(0);
+
+    // Relaxed: the number itself is all that is published.
+    let known = NONCE.load(Ordering::Relaxed);
+    if known != 0 {
+        return known;
+    }
+    // The standard library seeds this from the system's random numbers and cannot fail.
+    let fresh = RandomState::new().hash_one(COMPILER) | 1;
+    match NONCE.compare_exchange(0, fresh, Ordering::Relaxed, Ordering::Relaxed) {
+        Ok(_) => fresh,
+        Err(winner) => winner,
+    }
+}
+
+/// The state of the hash; see the module's header.
+struct Lanes {
+    one: u64,
+    two: u64,
+}
+
+/// SplitMix64's increment: 2^64 divided by the golden ratio, odd.
+const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+
+impl Lanes {
+    const fn new() -> Self {
+        Self {
+            one: 0,
+            two: GOLDEN,
+        }
+    }
+
+    fn word(&mut self, word: u64) {
+        self.one = stafford13((self.one ^ word).wrapping_add(GOLDEN));
+        self.two = murmur3(self.two.rotate_left(31).wrapping_add(word));
+    }
+
+    fn tag(&mut self, tag: Tag) {
+        self.word(tag as u64);
+    }
+
+    fn wide(&mut self, value: i128) {
+        self.word(value as u64);
+        self.word((value >> 64) as u64);
+    }
+
+    fn text(&mut self, text: &str) {
+        self.word(text.len() as u64);
+        for chunk in text.as_bytes().chunks(8) {
+            let mut bytes = [0; 8];
+            bytes[..chunk.len()].copy_from_slice(chunk);
+            self.word(u64::from_le_bytes(bytes));
+        }
+    }
+
+    fn finish(self) -> u128 {
+        u128::from(self.one) << 64 | u128::from(self.two)
+    }
+}
+
+const fn stafford13(mut x: u64) -> u64 {
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+const fn murmur3(mut x: u64) -> u64 {
+    x = (x ^ (x >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    x = (x ^ (x >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    x ^ (x >> 33)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mixers_are_the_published_ones() {
+        // The first output of SplitMix64 seeded with 0, and MurmurHash3's fmix64(1).
+        assert_eq!(stafford13(GOLDEN), 0xe220_a839_7b1d_cdaf);
+        assert_eq!(murmur3(1), 0xb456_bcfc_34c2_cb2c);
+    }
+
+    /// Other programs hold these in their pools: a change needs a new `SCHEME`.
+    #[test]
+    fn fingerprints_stay() {
+        // Computed by another implementation of what the module's header says.
+        let golden = [
+            (
+                TypeInfo::of::<u32>(),
+                0xb4e8_20b1_0aba_7c47_ac3f_9940_2173_dd1d,
+            ),
+            (
+                TypeInfo::of::<[u32; 3]>(),
+                0x2b32_ffc6_9dd6_3407_89de_e9bb_ade5_b087,
+            ),
+        ];
+        for (info, fingerprint) in golden {
+            assert_eq!(info.compute(), fingerprint, "{info:?}");
+        }
+    }
+
+    #[test]
+    fn texts_are_told_apart_by_length() {
+        let hash = |texts: &[&str]| {
+            let mut lanes = Lanes::new();
+            texts.iter().for_each(|text| lanes.text(text));
+            lanes.finish()
+        };
+        assert_ne!(hash(&["a"]), hash(&["a\0"]));
+        assert_ne!(hash(&["a", "b"]), hash(&["ab"]));
+        assert_ne!(hash(&["a", "b"]), hash(&["b", "a"]));
+    }
+
+    #[test]
+    fn another_compiler_or_image_differs_where_it_matters() {
+        struct Bound;
+        // SAFETY: there are no bytes.
+        unsafe impl crate::ShmSafe for Bound {
+            const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>("Bound", &[]);
+            const IMAGE_BOUND: bool = true;
+        }
+        let differs = |info: &'static TypeInfo| {
+            let here = info.compute_for("here", || 1);
+            let by_compiler = here != info.compute_for("elsewhere", || 1);
+            let by_image = here != info.compute_for("here", || 2);
+            (by_compiler, by_image)
+        };
+        assert_eq!(differs(TypeInfo::of::<(u8, [u64; 2])>()), (false, false));
+        assert_eq!(differs(TypeInfo::of::<(u8, Option<u64>)>()), (true, false));
+        assert_eq!(differs(TypeInfo::of::<(u8, [Bound; 2])>()), (false, true));
+    }
+
+    #[test]
+    fn the_nonce_stays_within_a_process() {
+        let nonce = image_nonce();
+        assert_ne!(nonce, 0);
+        assert_eq!(nonce, image_nonce());
+        assert_eq!(
+            Ok(nonce),
+            std::thread::spawn(image_nonce).join().map_err(drop)
+        );
+    }
+
+    #[test]
+    fn the_cache_gives_what_is_computed() {
+        let info = TypeInfo::of::<Option<(u8, u64)>>();
+        assert_eq!(info.fingerprint(), info.compute());
+        assert_eq!(info.fingerprint(), info.compute());
+    }
+}

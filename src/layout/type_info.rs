@@ -1,0 +1,479 @@
+//! What a type looks like in memory, as data.
+//!
+//! Programs that share a pool need to know two things about a type without running its code: is
+//! it *the same type* that another program stored ([`TypeInfo::fingerprint`]), and *where does it
+//! own pool memory* ([`TypeInfo::owned_fields`]), so that any process can destroy it. Both are
+//! read off a [`TypeInfo`], a constant tree that every [`ShmSafe`] type carries.
+//!
+//! # Rationale
+//!
+//! Children are held as functions (`fn() -> &'static TypeInfo`) and not as references. A constant
+//! that refers to itself is refused by the compiler, and a list node that holds a link to a list
+//! node is exactly that; a pointer to a function that would return it is not.
+//!
+//! A `TypeInfo` names its type by [`TypeId`]. Addresses do not do: a constant may be duplicated,
+//! and different types may be merged.
+//!
+//! # Invariants, checked when the constant is evaluated
+//!
+//! 1. A described type has no drop glue.
+//! 2. It says [`ShmSafe::OWNS`] if and only if a field of it does, or it is an owning word itself.
+//! 3. It says [`ShmSafe::IMAGE_BOUND`] if a field of it does.
+//! 4. Every placed field lies inside the type; owning fields are aligned.
+//! 5. What sits at an offset that depends on a discriminant owns nothing.
+//! 6. A type that owns has at most 4 GiB, so `u32` holds the offsets of its owned fields.
+
+use core::any::TypeId;
+use core::fmt;
+
+use super::ShmSafe;
+
+/// A function that returns the description of a type; see the module's rationale.
+pub type TypeFn = fn() -> &'static TypeInfo;
+
+/// The description of a type: its name, size, alignment, and what it is made of.
+///
+/// Every [`ShmSafe`] type has one in [`ShmSafe::TYPE`]. The derive macro writes it; an `unsafe
+/// impl` by hand calls one of the constructors below, which check at compile time what can be
+/// checked.
+///
+/// ```
+/// use shmkit::{ShmSafe, TypeInfo};
+///
+/// #[derive(ShmSafe)]
+/// struct Point {
+///     x: f64,
+///     y: f64,
+/// }
+///
+/// let info = TypeInfo::of::<Point>();
+/// assert_eq!((info.name(), info.size(), info.align()), ("Point", 16, 8));
+/// ```
+pub struct TypeInfo {
+    pub(super) id: TypeId,
+    pub(super) name: &'static str,
+    pub(super) size: usize,
+    pub(super) align: usize,
+    pub(super) shape: Shape,
+    pub(super) compiler_layout: bool,
+    pub(super) image_bound: bool,
+}
+
+/// What a type is made of.
+#[derive(Clone, Copy)]
+pub(super) enum Shape {
+    /// The name identifies it.
+    Scalar,
+    /// `len` elements, one after the other.
+    Sequence { element: Part, len: usize },
+    /// A struct or a tuple.
+    Record(&'static [Field]),
+    /// An enum; `repr` is the text of its representation attribute.
+    Variants {
+        repr: &'static str,
+        parameters: &'static [Field],
+        variants: &'static [Variant],
+    },
+    /// A type whose inside belongs to a library; fields say what of its parameters it holds.
+    Library(&'static [Field]),
+    /// One word that owns pool memory.
+    Owned(OwnedKind),
+}
+
+/// How a field owns pool memory.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub enum OwnedKind {
+    /// A counted reference to an object of the given type in the same pool.
+    Link(TypeFn),
+    /// The address of a raw block that belongs to this field alone, or zero.
+    Block,
+}
+
+/// Owning words at `offset`, `offset + stride`, ..., `count` of them, in a value of the type that
+/// was asked; see [`TypeInfo::owned_fields`].
+#[derive(Clone, Copy, Debug)]
+pub struct OwnedField {
+    /// Where the first word is, in bytes from the start of the value.
+    pub offset: u32,
+    /// From one word to the next, in bytes.
+    pub stride: u32,
+    /// How many words.
+    pub count: u32,
+    /// What each word owns.
+    pub kind: OwnedKind,
+}
+
+/// A type that is stored inside another, with what a constructor must know of it at compile time
+/// (where functions such as [`TypeFn`] cannot be called).
+#[derive(Clone, Copy)]
+pub(super) struct Part {
+    pub(super) ty: TypeFn,
+    size: usize,
+    align: usize,
+    owns: bool,
+    image_bound: bool,
+}
+
+impl Part {
+    const fn of<F: ShmSafe>() -> Self {
+        Self {
+            ty: TypeInfo::of::<F>,
+            size: size_of::<F>(),
+            align: align_of::<F>(),
+            owns: F::OWNS,
+            image_bound: F::IMAGE_BOUND,
+        }
+    }
+}
+
+/// A named piece of a type: a field, a type or a constant it has as parameter.
+#[derive(Clone, Copy)]
+pub struct Field {
+    pub(super) name: &'static str,
+    pub(super) place: Place,
+}
+
+/// Where the piece is.
+#[derive(Clone, Copy)]
+pub(super) enum Place {
+    At { offset: usize, part: Part },
+    Within(Part),
+    Mentioned(TypeFn),
+    Constant(i128),
+}
+
+impl Field {
+    /// A field of type `F` that is stored `offset` bytes from the start.
+    pub const fn at<F: ShmSafe>(name: &'static str, offset: usize) -> Self {
+        let part = Part::of::<F>();
+        Self {
+            name,
+            place: Place::At { offset, part },
+        }
+    }
+
+    /// A field of type `F` that is stored in some values of the type and not in others, such as
+    /// the payload of an enum's variant. It owns nothing.
+    pub const fn within<F: ShmSafe>(name: &'static str) -> Self {
+        Self {
+            name,
+            place: Place::Within(Part::of::<F>()),
+        }
+    }
+
+    /// A type that tells one type from another without being stored in it, such as `T` in
+    /// `PhantomData<T>`.
+    pub const fn mention<F: ShmSafe>(name: &'static str) -> Self {
+        Self {
+            name,
+            place: Place::Mentioned(TypeInfo::of::<F>),
+        }
+    }
+
+    /// A constant that tells one type from another, such as the value of a const parameter.
+    pub const fn constant(name: &'static str, value: i128) -> Self {
+        Self {
+            name,
+            place: Place::Constant(value),
+        }
+    }
+
+    /// Whether the field is stored and owns pool memory.
+    pub const fn owns(&self) -> bool {
+        matches!(self.place, Place::At { part, .. } | Place::Within(part) if part.owns)
+    }
+
+    /// Whether the field is stored and bound to one program image.
+    pub const fn image_bound(&self) -> bool {
+        matches!(self.place, Place::At { part, .. } | Place::Within(part) if part.image_bound)
+    }
+}
+
+/// One variant of an enum.
+#[derive(Clone, Copy)]
+pub struct Variant {
+    pub(super) name: &'static str,
+    pub(super) discriminant: i128,
+    pub(super) fields: &'static [Field],
+}
+
+impl Variant {
+    /// A variant with its discriminant and its fields, which are made by [`Field::within`].
+    pub const fn new(name: &'static str, discriminant: i128, fields: &'static [Field]) -> Self {
+        Self {
+            name,
+            discriminant,
+            fields,
+        }
+    }
+}
+
+impl TypeInfo {
+    /// The description of `T`: the same as `T::TYPE`, as a function that can be pointed to.
+    pub const fn of<T: ShmSafe>() -> &'static TypeInfo {
+        T::TYPE
+    }
+
+    /// Describes a type that its name and size identify.
+    pub const fn scalar<T: ShmSafe>(name: &'static str) -> Self {
+        assert!(!T::OWNS, "a scalar owns nothing");
+        Self::new::<T>(name, Shape::Scalar)
+    }
+
+    /// Describes `len` values of type `E` in a row.
+    pub const fn sequence<T: ShmSafe, E: ShmSafe>(name: &'static str, len: usize) -> Self {
+        let element = Part::of::<E>();
+        assert!(
+            matches!(element.size.checked_mul(len), Some(bytes) if bytes == size_of::<T>()),
+            "a sequence is as long as its elements"
+        );
+        assert!(T::OWNS == element.owns, "OWNS says what the elements say");
+        assert!(
+            T::IMAGE_BOUND || !element.image_bound,
+            "a sequence of image-bound elements is image-bound"
+        );
+        Self::new::<T>(name, Shape::Sequence { element, len })
+    }
+
+    /// Describes a struct or a tuple. Its fields are made by [`Field::at`], and every field is
+    /// listed.
+    pub const fn record<T: ShmSafe>(name: &'static str, fields: &'static [Field]) -> Self {
+        check_fields::<T>(fields);
+        Self::new::<T>(name, Shape::Record(fields))
+    }
+
+    /// Describes an enum. `repr` is what its `repr` attribute says, because `repr(u8)` and
+    /// `repr(C, u8)` place the same fields differently. `parameters` are mentions and constants.
+    pub const fn variants<T: ShmSafe>(
+        name: &'static str,
+        repr: &'static str,
+        parameters: &'static [Field],
+        variants: &'static [Variant],
+    ) -> Self {
+        assert!(!T::OWNS, "an enum owns nothing");
+        check_fields::<T>(parameters);
+        let mut i = 0;
+        while i < variants.len() {
+            check_fields::<T>(variants[i].fields);
+            i += 1;
+        }
+        let shape = Shape::Variants {
+            repr,
+            parameters,
+            variants,
+        };
+        Self::new::<T>(name, shape)
+    }
+
+    /// Describes a type of a library whose inside is the library's own affair, such as `Mutex<T>`.
+    ///
+    /// `fields` lists what belongs to the user: values stored inside ([`Field::at`]) and types
+    /// that are only spoken of ([`Field::mention`]). A field in an `UnsafeCell` is listed as what
+    /// the cell holds. The name stands for everything else; a library that changes the inside
+    /// changes the name.
+    ///
+    /// ```
+    /// use core::mem::offset_of;
+    /// use core::sync::atomic::AtomicU64;
+    /// use shmkit::layout::Field;
+    /// use shmkit::{ShmSafe, TypeInfo};
+    ///
+    /// #[repr(C)]
+    /// struct Versioned<T> {
+    ///     version: AtomicU64,
+    ///     value: T,
+    /// }
+    ///
+    /// // SAFETY: both fields are ShmSafe, the value is described, and there is no Drop.
+    /// unsafe impl<T: ShmSafe> ShmSafe for Versioned<T> {
+    ///     const OWNS: bool = T::OWNS;
+    ///     const IMAGE_BOUND: bool = T::IMAGE_BOUND;
+    ///     const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>(
+    ///         "Versioned",
+    ///         const { &[Field::at::<T>("value", offset_of!(Self, value))] },
+    ///     );
+    /// }
+    ///
+    /// assert_eq!(TypeInfo::of::<Versioned<u32>>().size(), 16);
+    /// ```
+    pub const fn library<T: ShmSafe>(name: &'static str, fields: &'static [Field]) -> Self {
+        check_fields::<T>(fields);
+        Self::new::<T>(name, Shape::Library(fields))
+    }
+
+    /// Describes a word that is a counted reference to a `Target` in the same pool.
+    pub const fn link<T: ShmSafe, Target: ShmSafe>(name: &'static str) -> Self {
+        Self::owned::<T>(name, OwnedKind::Link(TypeInfo::of::<Target>))
+    }
+
+    /// Describes a word that holds the address of a block that it alone owns, or zero.
+    pub const fn block<T: ShmSafe>(name: &'static str) -> Self {
+        Self::owned::<T>(name, OwnedKind::Block)
+    }
+
+    const fn owned<T: ShmSafe>(name: &'static str, kind: OwnedKind) -> Self {
+        assert!(T::OWNS, "an owning word says OWNS");
+        assert!(
+            size_of::<T>() == 8 && align_of::<T>() == 8,
+            "an owning word has 8 bytes"
+        );
+        Self::new::<T>(name, Shape::Owned(kind))
+    }
+
+    /// Marks a type whose layout is the compiler's choice and cannot be described. Its
+    /// fingerprint mixes in the compiler's version.
+    #[must_use]
+    pub const fn with_compiler_layout(mut self) -> Self {
+        self.compiler_layout = true;
+        self
+    }
+
+    const fn new<T: ShmSafe>(name: &'static str, shape: Shape) -> Self {
+        assert!(
+            !core::mem::needs_drop::<T>(),
+            "a ShmSafe type has no Drop: other processes destroy it without its code"
+        );
+        assert!(
+            !T::OWNS || size_of::<T>() as u64 <= u32::MAX as u64,
+            "a type that owns pool memory has at most 4 GiB"
+        );
+        Self {
+            id: TypeId::of::<T>(),
+            name,
+            size: size_of::<T>(),
+            align: align_of::<T>(),
+            shape,
+            compiler_layout: false,
+            image_bound: T::IMAGE_BOUND,
+        }
+    }
+
+    /// The type's name, without its path and its parameters.
+    pub const fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// The type's size in bytes.
+    pub const fn size(&self) -> usize {
+        self.size
+    }
+
+    /// The type's alignment in bytes.
+    pub const fn align(&self) -> usize {
+        self.align
+    }
+
+    /// The words in a value of this type that own pool memory.
+    ///
+    /// Fields of nested structs are listed at their place in the whole. Words at regular distances
+    /// share an entry; where arrays nest irregularly, the entries are as few as one stride allows.
+    pub fn owned_fields(&'static self) -> Vec<OwnedField> {
+        match self.shape {
+            Shape::Scalar | Shape::Variants { .. } => Vec::new(),
+            Shape::Owned(kind) => vec![OwnedField {
+                offset: 0,
+                stride: offset_u32(self.size),
+                count: 1,
+                kind,
+            }],
+            Shape::Record(fields) | Shape::Library(fields) => {
+                let mut owned = Vec::new();
+                for field in fields {
+                    if let Place::At { offset, part } = field.place
+                        && field.owns()
+                    {
+                        let inner = (part.ty)().owned_fields();
+                        owned.extend(inner.into_iter().map(|f| OwnedField {
+                            offset: offset_u32(offset) + f.offset,
+                            ..f
+                        }));
+                    }
+                }
+                owned
+            }
+            Shape::Sequence { element, len } if element.owns && len > 0 => {
+                let inner = (element.ty)().owned_fields();
+                let (size, len) = (offset_u32(element.size), offset_u32(len));
+                inner
+                    .into_iter()
+                    .flat_map(|f| repeat(f, size, len))
+                    .collect()
+            }
+            Shape::Sequence { .. } => Vec::new(),
+        }
+    }
+}
+
+/// The words `f` of each of `len` neighbours that are `size` bytes apart.
+fn repeat(f: OwnedField, size: u32, len: u32) -> Vec<OwnedField> {
+    let shifted = |stride, count, (times, distance): (u32, u32)| -> Vec<OwnedField> {
+        let at = |i| OwnedField {
+            offset: f.offset + i * distance,
+            stride,
+            count,
+            ..f
+        };
+        (0..times).map(at).collect()
+    };
+    if f.count == 1 {
+        shifted(size, len, (1, 0))
+    } else if u64::from(f.stride) * u64::from(f.count) == u64::from(size) {
+        // The run goes on in the next element.
+        shifted(f.stride, f.count * len, (1, 0))
+    } else if len <= f.count {
+        shifted(f.stride, f.count, (len, size))
+    } else {
+        shifted(size, len, (f.count, f.stride))
+    }
+}
+
+/// Narrows an offset or a length inside a type that owns pool memory.
+fn offset_u32(n: usize) -> u32 {
+    u32::try_from(n).expect("invariant 6: a type that owns has at most 4 GiB")
+}
+
+/// Checks fields against their type `T`, by invariants 2 to 5.
+const fn check_fields<T: ShmSafe>(fields: &[Field]) {
+    let (mut owns, mut image_bound) = (false, false);
+    let mut i = 0;
+    while i < fields.len() {
+        let field = &fields[i];
+        match field.place {
+            Place::At { offset, part } => {
+                assert!(
+                    part.size <= size_of::<T>() && offset <= size_of::<T>() - part.size,
+                    "a field lies inside its type"
+                );
+                assert!(
+                    !part.owns || offset.is_multiple_of(part.align),
+                    "a field that owns pool memory is aligned: no repr(packed) around it"
+                );
+            }
+            Place::Within(part) => assert!(
+                !part.owns,
+                "a field that is stored in some values only owns nothing"
+            ),
+            Place::Mentioned(_) | Place::Constant(_) => {}
+        }
+        owns |= field.owns();
+        image_bound |= field.image_bound();
+        i += 1;
+    }
+    assert!(T::OWNS == owns, "OWNS says what the fields say");
+    assert!(
+        T::IMAGE_BOUND || !image_bound,
+        "a type with an image-bound field is image-bound"
+    );
+}
+
+impl fmt::Debug for TypeInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Not the children: types may be recursive.
+        f.debug_struct("TypeInfo")
+            .field("name", &self.name)
+            .field("size", &self.size)
+            .field("align", &self.align)
+            .finish_non_exhaustive()
+    }
+}

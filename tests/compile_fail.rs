@@ -1,0 +1,9 @@
+//! What must not compile does not, and says why.
+//!
+//! A file per refusal in `compile_fail/`, with the compiler's message beside it. After a change of
+//! messages: `TRYBUILD=overwrite cargo test --test compile_fail`, and read the difference.
+
+#[test]
+fn refusals() {
+    trybuild::TestCases::new().compile_fail("tests/compile_fail/*.rs");
+}

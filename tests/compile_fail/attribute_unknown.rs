@@ -1,0 +1,5 @@
+#[derive(shmkit::ShmSafe)]
+#[shmkit(krate = "shmkit")]
+struct S;
+
+fn main() {}

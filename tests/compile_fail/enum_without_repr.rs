@@ -1,0 +1,7 @@
+#[derive(shmkit::ShmSafe)]
+enum E {
+    A,
+    B,
+}
+
+fn main() {}

@@ -1,0 +1,6 @@
+#[derive(shmkit::ShmSafe)]
+struct S {
+    field: std::sync::Arc<u8>,
+}
+
+fn main() {}

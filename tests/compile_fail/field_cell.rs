@@ -1,0 +1,6 @@
+#[derive(shmkit::ShmSafe)]
+struct S {
+    field: std::cell::Cell<u8>,
+}
+
+fn main() {}

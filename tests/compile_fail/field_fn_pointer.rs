@@ -1,0 +1,6 @@
+#[derive(shmkit::ShmSafe)]
+struct S {
+    field: fn(),
+}
+
+fn main() {}

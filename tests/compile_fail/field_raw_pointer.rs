@@ -1,0 +1,6 @@
+#[derive(shmkit::ShmSafe)]
+struct S {
+    field: *mut u8,
+}
+
+fn main() {}

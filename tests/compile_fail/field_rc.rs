@@ -1,0 +1,6 @@
+#[derive(shmkit::ShmSafe)]
+struct S {
+    field: std::rc::Rc<u8>,
+}
+
+fn main() {}

@@ -1,0 +1,6 @@
+#[derive(shmkit::ShmSafe)]
+struct S {
+    field: std::sync::Mutex<u8>,
+}
+
+fn main() {}

@@ -1,0 +1,6 @@
+#[derive(shmkit::ShmSafe, shmkit::KillSafe)]
+struct S {
+    field: bool,
+}
+
+fn main() {}

@@ -1,0 +1,7 @@
+#[derive(shmkit::ShmSafe)]
+union U {
+    a: u8,
+    b: i8,
+}
+
+fn main() {}
