@@ -150,7 +150,7 @@ impl<'s, R> ScopedJoinHandle<'s, R> {
     /// ```
     /// # use shmkit::process::{JoinError, scope};
     /// scope(|s| {
-    ///     let child = s.spawn(|| loop { std::thread::park() }).unwrap();
+    ///     let child = s.spawn(|| -> () { loop { std::thread::park() } }).unwrap();
     ///     child.kill().unwrap();
     ///     assert!(matches!(child.join(), Err(JoinError::Signaled(9))));
     /// });
