@@ -5,7 +5,7 @@
 //! | `memory`  | memfds and files as pool backing: map at a fixed address, commit, punch, limits |
 //! | `futex`   | sleep on one word or two, with a time limit; wake |
 //! | `robust`  | words that the kernel marks when the thread that holds them dies |
-//! | `process` | who am I, does that task still live, fork |
+//! | `process` | who am I, does that task still live, fork, reap |
 
 pub(crate) mod futex;
 pub(crate) mod memory;

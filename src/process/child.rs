@@ -1,0 +1,228 @@
+//! One child: the fork, its life up to `_exit`, and its end as the parent sees it.
+//!
+//! # The child's side
+//!
+//! The child gets a copy of everything its parent owns, and must not act as a second owner: it
+//! runs no destructor but those of what the closure itself made, no `atexit` handler, and flushes
+//! no byte that was buffered before the fork. So the parent flushes first, the child leaves by
+//! `_exit`, and a guard aborts it should anything try to unwind into the frames it was forked in.
+//!
+//! The locks of standard output and error are taken across the fork, so that they belong to the
+//! forking thread in both processes, and no other thread can leave them locked in the child.
+//!
+//! # The parent's side
+//!
+//! A child is known by its pid, which is reliable until it is reaped, and it is reaped here alone.
+//! A program that ignores SIGCHLD, or waits for children it did not start, takes that from us: the
+//! status is lost then (the result is not), and if it also starts a whole cycle of pids meanwhile
+//! (32768 at least), a number may name another of its own children.
+//!
+//! # Crash behaviour
+//!
+//! A parent that dies between any two steps takes the child with it: the kernel sends SIGKILL, and
+//! a child whose parent died before it could ask for that sees so and leaves.
+
+use std::any::Any;
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use rustix::io::Errno;
+
+use super::frame::{self, Frame, Kind};
+use super::hooks;
+use super::{JoinError, ResultError, SpawnError};
+use crate::sys::process::{self, Ended, ForkResult};
+
+/// Exit code after a panic, the one that Rust programs use.
+const EXIT_PANIC: i32 = 101;
+/// Exit code of a child that could write no frame at all (`EX_IOERR`).
+const EXIT_UNWRITTEN: i32 = 74;
+
+/// Whether a process may fork that has other threads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum OtherThreads {
+    Refused,
+    Allowed,
+}
+
+/// A child that was started and not yet reaped.
+#[derive(Debug)]
+pub(super) struct Child {
+    pub(super) pid: u32,
+    result: OwnedFd,
+}
+
+/// Forks a child that runs `body`, which writes the frame into the file it is given.
+///
+/// # Safety
+///
+/// With [`OtherThreads::Allowed`], `body` must be sound in a process forked from one with other
+/// threads.
+pub(super) unsafe fn start(
+    threads: OtherThreads,
+    body: &mut dyn FnMut(BorrowedFd<'_>) -> Result<(), Errno>,
+) -> Result<Child, SpawnError> {
+    if threads == OtherThreads::Refused {
+        let tasks = process::task_count().map_err(SpawnError::Tasks)?;
+        if tasks != 1 {
+            return Err(SpawnError::MultiThreaded { tasks });
+        }
+    }
+    let hooks = hooks::installed();
+    let count = hooks.map_or(0, |hooks| (hooks.guards_held)());
+    if count != 0 {
+        return Err(SpawnError::GuardsHeld { count });
+    }
+    let result = frame::create().map_err(SpawnError::ResultFile)?;
+    let mut out = io::stdout().lock();
+    let err = io::stderr().lock();
+    flushed(out.flush())?;
+    flushed(process::flush_c_stdio())?;
+    if let Some(hooks) = hooks {
+        (hooks.before_fork)()?;
+    }
+    let parent = process::pid();
+    // SAFETY: either this is the only thread (counted above, and nothing since has started one),
+    // or the caller vouches for `body`; around it the child uses what glibc and the locks taken
+    // above keep usable. The child's arm diverges, and aborts where it would unwind.
+    match unsafe { process::fork() } {
+        Ok(ForkResult::Parent { child }) => Ok(Child { pid: child, result }),
+        Ok(ForkResult::Child) => {
+            let abort = AbortOnUnwind;
+            drop((out, err));
+            live(result.as_fd(), parent, body, &abort)
+        }
+        Err(error) => {
+            if let Some(hooks) = hooks {
+                (hooks.fork_failed)();
+            }
+            Err(SpawnError::Fork(error))
+        }
+    }
+}
+
+/// What cannot be flushed stays in the buffer, and a copy of it goes into the child, where it
+/// would be flushed again. Nothing comes of it if nobody reads any more.
+fn flushed(result: io::Result<()>) -> Result<(), SpawnError> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        Err(error) if error.raw_os_error() == Some(libc::EBADF) => Ok(()),
+        result => result.map_err(SpawnError::Flush),
+    }
+}
+
+/// Stands in the first frame that belongs to the child alone.
+struct AbortOnUnwind;
+
+impl Drop for AbortOnUnwind {
+    fn drop(&mut self) {
+        std::process::abort();
+    }
+}
+
+/// The whole life of a child.
+fn live(
+    result: BorrowedFd<'_>,
+    parent: u32,
+    body: &mut dyn FnMut(BorrowedFd<'_>) -> Result<(), Errno>,
+    _abort: &AbortOnUnwind,
+) -> ! {
+    if !process::die_with_parent(parent) {
+        process::exit_now(EXIT_UNWRITTEN);
+    }
+    let (written, code) = match catch_unwind(AssertUnwindSafe(|| body(result))) {
+        Ok(written) => (written, 0),
+        Err(payload) => {
+            let written = frame::replace(result, Kind::Panic, message_of(&*payload));
+            // Its destructor might panic again, and nobody needs it.
+            std::mem::forget(payload);
+            (written, EXIT_PANIC)
+        }
+    };
+    // Nobody is left to hear of output that cannot be written.
+    let _ = io::stdout().flush();
+    let _ = process::flush_c_stdio();
+    if let Some(hooks) = hooks::installed() {
+        (hooks.child_ending)();
+    }
+    process::exit_now(if written.is_ok() {
+        code
+    } else {
+        EXIT_UNWRITTEN
+    })
+}
+
+fn message_of(payload: &(dyn Any + Send)) -> &str {
+    if let Some(message) = payload.downcast_ref::<&'static str>() {
+        message
+    } else if let Some(message) = payload.downcast_ref::<String>() {
+        message
+    } else {
+        "(the panic carried no message)"
+    }
+}
+
+impl Child {
+    /// Waits for the end, reaps the child, and tells what became of it. `decode` is given the
+    /// bytes of the value.
+    pub(super) fn finish<T>(
+        self,
+        decode: impl FnOnce(&[u8]) -> Result<T, ResultError>,
+    ) -> Result<T, JoinError> {
+        let ended = process::wait(self.pid);
+        self.reaped(ended, |frame| {
+            frame.payload(decode).map_err(ResultError::Read).flatten()
+        })
+    }
+
+    /// As [`finish`](Self::finish), for a result that nobody asks for.
+    pub(super) fn finish_unread(self) -> Result<(), JoinError> {
+        let ended = process::wait(self.pid);
+        self.reaped(ended, |_| Ok(()))
+    }
+
+    /// As [`finish_unread`](Self::finish_unread), if the child has ended; else gives it back.
+    pub(super) fn try_finish_unread(self) -> Result<Result<(), JoinError>, Child> {
+        match process::try_wait(self.pid) {
+            Some(ended) => Ok(self.reaped(ended, |_| Ok(()))),
+            None => Err(self),
+        }
+    }
+
+    fn reaped<T>(
+        self,
+        ended: Ended,
+        value: impl FnOnce(&Frame<'_>) -> Result<T, ResultError>,
+    ) -> Result<T, JoinError> {
+        if let Some(hooks) = hooks::installed() {
+            (hooks.child_reaped)(self.pid);
+        }
+        // Whatever it wrote, a child that was killed did not come to its end in order.
+        if let Ended::Signaled(signal) = ended {
+            return Err(JoinError::Signaled(signal));
+        }
+        let frame = Frame::load(&self.result).map_err(ResultError::Read)?;
+        let Some(frame) = frame else {
+            return Err(match ended {
+                Ended::Exited(code) => JoinError::Exited(code),
+                Ended::Signaled(_) | Ended::Unknown => ResultError::Lost.into(),
+            });
+        };
+        if frame.kind() == Kind::Value {
+            return Ok(value(&frame)?);
+        }
+        let message = frame.message().map_err(ResultError::Read)?;
+        Err(match frame.kind() {
+            Kind::Value | Kind::EncodeFailed => ResultError::Encode(message).into(),
+            Kind::Panic => JoinError::Panicked(message),
+            Kind::WriteFailed => ResultError::Write(write_error(&message)).into(),
+        })
+    }
+}
+
+fn write_error(digits: &str) -> io::Error {
+    digits
+        .parse()
+        .map_or(io::ErrorKind::Other.into(), io::Error::from_raw_os_error)
+}

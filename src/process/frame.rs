@@ -1,0 +1,301 @@
+//! The file that carries one result from a child to its parent.
+//!
+//! It is a memfd made before the fork, so parent and child share it without a name, it needs no
+//! reader while it is written (a pipe would block the child at 64 KiB until the parent joins), and
+//! it vanishes with its last descriptor. It is written and read by `pwrite` and `pread`: mapping
+//! it would cost more than copying a small result does.
+//!
+//! ```text
+//! offset  0      4      8          16
+//!         magic  kind   length     payload ...
+//! ```
+//!
+//! The payload is the value in postcard's encoding, or a message.
+//!
+//! # Crash behaviour
+//!
+//! The child may be killed at any instruction, inside a system call too. A frame counts only if
+//! its header is there *and* the file is exactly as long as the header says. A result of more than
+//! [`BUFFER`] bytes is streamed into the file behind a header of zeros, and the header is written
+//! last. A smaller one is written with its header by a single call; the kernel lengthens a file
+//! only after the bytes are in it, and from the front, so that a file of the full length is whole.
+//!
+//! A child that cannot write for want of memory says so in a frame without payload, and if even
+//! that fails, exits with code 74 (`EX_IOERR`), which its join reports as an exit.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use postcard::ser_flavors::Flavor;
+use rustix::fs::MemfdFlags;
+use rustix::io::Errno;
+use serde::Serialize;
+
+const MAGIC: u32 = u32::from_le_bytes(*b"SHMR");
+const HEADER: usize = size_of::<Header>();
+/// The longest frame that one system call writes, and one reads.
+const BUFFER: usize = 4096;
+
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+struct Header {
+    magic: u32,
+    kind: u32,
+    /// Of the payload alone.
+    length: u64,
+}
+
+const _: () = assert!(HEADER == 16);
+
+/// What the payload is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(super) enum Kind {
+    /// The value that the closure returned.
+    Value = 1,
+    /// The message of a panic.
+    Panic = 2,
+    /// Why the value could not be serialised.
+    EncodeFailed = 3,
+    /// The error number for which the value could not be written, as decimal digits.
+    WriteFailed = 4,
+}
+
+impl Kind {
+    fn from_raw(raw: u32) -> Option<Kind> {
+        [
+            Kind::Value,
+            Kind::Panic,
+            Kind::EncodeFailed,
+            Kind::WriteFailed,
+        ]
+        .into_iter()
+        .find(|&kind| kind as u32 == raw)
+    }
+}
+
+/// An empty file for one frame.
+pub(super) fn create() -> io::Result<OwnedFd> {
+    Ok(rustix::fs::memfd_create(
+        c"shmkit-result",
+        MemfdFlags::CLOEXEC,
+    )?)
+}
+
+/// Writes `value`, or why that was not possible.
+///
+/// # Errors
+///
+/// Not even the latter could be written.
+pub(super) fn write_value<T: Serialize>(file: BorrowedFd<'_>, value: &T) -> Result<(), Errno> {
+    let mut writer = Writer::new(file);
+    let encoded = postcard::serialize_with_flavor(value, Sink(&mut writer));
+    let written = match (writer.failed, encoded) {
+        (Some(error), _) => Err(error),
+        (None, Err(error)) => return replace(file, Kind::EncodeFailed, &error.to_string()),
+        (None, Ok(())) => writer.finish(Kind::Value),
+    };
+    let Err(error) = written else {
+        return Ok(());
+    };
+    let message = error.raw_os_error().to_string();
+    replace(file, Kind::WriteFailed, &message)
+}
+
+/// Writes a message in the place of whatever the file holds.
+pub(super) fn replace(file: BorrowedFd<'_>, kind: Kind, message: &str) -> Result<(), Errno> {
+    rustix::fs::ftruncate(file, 0)?;
+    let mut writer = Writer::new(file);
+    writer.extend(message.as_bytes())?;
+    writer.finish(kind)
+}
+
+struct Writer<'a> {
+    file: BorrowedFd<'a>,
+    /// The bytes that follow the first `written` ones.
+    buffer: [u8; BUFFER],
+    used: usize,
+    written: u64,
+    /// The error that ended the writing: postcard's own errors have no room for it.
+    failed: Option<Errno>,
+}
+
+impl<'a> Writer<'a> {
+    fn new(file: BorrowedFd<'a>) -> Self {
+        // The header's place is taken from the start, with zeros.
+        Writer {
+            file,
+            buffer: [0; BUFFER],
+            used: HEADER,
+            written: 0,
+            failed: None,
+        }
+    }
+
+    fn extend(&mut self, bytes: &[u8]) -> Result<(), Errno> {
+        if let Some(room) = self.buffer.get_mut(self.used..self.used + bytes.len()) {
+            room.copy_from_slice(bytes);
+            self.used += bytes.len();
+            return Ok(());
+        }
+        self.flush()?;
+        if bytes.len() < BUFFER {
+            self.buffer[..bytes.len()].copy_from_slice(bytes);
+            self.used = bytes.len();
+            return Ok(());
+        }
+        let done = write_all(self.file, bytes, self.written);
+        self.account(done, bytes.len())
+    }
+
+    fn flush(&mut self) -> Result<(), Errno> {
+        let done = write_all(self.file, &self.buffer[..self.used], self.written);
+        self.account(done, self.used)?;
+        self.used = 0;
+        Ok(())
+    }
+
+    fn account(&mut self, done: Result<(), Errno>, length: usize) -> Result<(), Errno> {
+        self.failed = done.err();
+        self.written += length as u64;
+        done
+    }
+
+    fn finish(&mut self, kind: Kind) -> Result<(), Errno> {
+        let length = self.written + self.used as u64 - HEADER as u64;
+        let header = Header {
+            magic: MAGIC,
+            kind: kind as u32,
+            length,
+        };
+        let header = bytemuck::bytes_of(&header);
+        if self.written == 0 {
+            self.buffer[..HEADER].copy_from_slice(header);
+            return self.flush();
+        }
+        self.flush()?;
+        write_all(self.file, header, 0)
+    }
+}
+
+fn write_all(file: BorrowedFd<'_>, mut bytes: &[u8], mut offset: u64) -> Result<(), Errno> {
+    while !bytes.is_empty() {
+        match rustix::io::pwrite(file, bytes, offset) {
+            Ok(0) => return Err(Errno::IO),
+            Ok(written) => {
+                bytes = &bytes[written..];
+                offset += written as u64;
+            }
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Lets postcard stream into a [`Writer`].
+struct Sink<'a, 'file>(&'a mut Writer<'file>);
+
+impl Flavor for Sink<'_, '_> {
+    type Output = ();
+
+    #[inline]
+    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
+        self.try_extend(&[byte])
+    }
+
+    #[inline]
+    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
+        self.0
+            .extend(bytes)
+            .map_err(|_| postcard::Error::SerializeBufferFull)
+    }
+
+    fn finalize(self) -> postcard::Result<()> {
+        Ok(())
+    }
+}
+
+/// A frame that was written to its end.
+pub(super) struct Frame<'a> {
+    file: BorrowedFd<'a>,
+    kind: Kind,
+    length: u64,
+    /// The first bytes of the file, header included; all of it, if it is no longer than that.
+    head: [u8; BUFFER],
+}
+
+impl<'a> Frame<'a> {
+    /// Reads the header; `None` if there is no complete frame.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read.
+    pub(super) fn load(file: &'a OwnedFd) -> io::Result<Option<Frame<'a>>> {
+        let file = file.as_fd();
+        let mut head = [0; BUFFER];
+        let read = loop {
+            match rustix::io::pread(file, &mut head, 0) {
+                Ok(read) => break read,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        };
+        // A read from a file in memory is short only at its end.
+        let size = match read {
+            BUFFER => rustix::fs::fstat(file)?.st_size.unsigned_abs(),
+            short => short as u64,
+        };
+        let Header {
+            magic,
+            kind,
+            length,
+        } = bytemuck::pod_read_unaligned(&head[..HEADER]);
+        let Some(kind) = Kind::from_raw(kind).filter(|_| magic == MAGIC) else {
+            return Ok(None);
+        };
+        let whole = length.checked_add(HEADER as u64) == Some(size);
+        Ok(whole.then_some(Frame {
+            file,
+            kind,
+            length,
+            head,
+        }))
+    }
+
+    pub(super) fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Calls `f` with the payload.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read, or memory is short.
+    pub(super) fn payload<R>(&self, f: impl FnOnce(&[u8]) -> R) -> io::Result<R> {
+        let length = usize::try_from(self.length).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        if let Some(payload) = self.head[HEADER..].get(..length) {
+            return Ok(f(payload));
+        }
+        let mut payload = Vec::new();
+        payload.try_reserve_exact(length)?;
+        while payload.len() < length {
+            let offset = (HEADER + payload.len()) as u64;
+            match rustix::io::pread(
+                self.file,
+                rustix::buffer::spare_capacity(&mut payload),
+                offset,
+            ) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(f(&payload[..length]))
+    }
+
+    /// The payload as a message.
+    pub(super) fn message(&self) -> io::Result<String> {
+        self.payload(|bytes| String::from_utf8_lossy(bytes).into_owned())
+    }
+}

@@ -1,0 +1,185 @@
+//! [`ScopedJoinHandle`] and what a join can answer.
+//!
+//! # Crash behaviour
+//!
+//! A handle is a place in its scope's list, no more: the scope reaps the child of a handle that
+//! was dropped or forgotten.
+
+use std::fmt;
+use std::io;
+use std::marker::PhantomData;
+
+use serde::de::DeserializeOwned;
+
+use super::ProcessId;
+use super::scope::Children;
+use crate::sys::process;
+
+/// Why a child gave no result. It concerns this child alone: its siblings and its parent go on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum JoinError {
+    /// The closure panicked, with this message.
+    #[error("the process panicked: {0}")]
+    Panicked(String),
+    /// The process exited with this code, zero included, before its closure returned.
+    #[error("the process exited with code {0} before it had a result")]
+    Exited(i32),
+    /// This signal ended the process. A call of `abort` and a stack overflow are seen so, too.
+    #[error("the process was ended by signal {0}")]
+    Signaled(i32),
+    /// Somebody else has joined the process and has its result. A [`ScopedJoinHandle`], which
+    /// `join` consumes, never answers so.
+    #[error("the process was joined before")]
+    AlreadyJoined,
+    /// The closure returned, but its value did not arrive.
+    #[error("the result of the process did not arrive")]
+    NoResult(#[from] ResultError),
+}
+
+/// Why a value that a closure returned did not arrive.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ResultError {
+    /// The value's `Serialize` failed in the child; the text says why.
+    #[error("the result could not be serialised: {0}")]
+    Encode(String),
+    /// The bytes are not what the type's `Deserialize` accepts: it is no inverse of its
+    /// `Serialize`, or needs a self-describing format.
+    #[error("the result could not be deserialised: {0}")]
+    Decode(String),
+    /// The child could not write the value, mostly for want of memory.
+    #[error("the result could not be written")]
+    Write(#[source] io::Error),
+    /// The parent could not read the value.
+    #[error("the result could not be read")]
+    Read(#[source] io::Error),
+    /// There is no complete value, and why is unknown: the child's exit status went to somebody
+    /// else, because SIGCHLD is ignored or other code in this process waits for any child.
+    #[error("the process left no result, and its exit status was taken by somebody else")]
+    Lost,
+}
+
+/// Why a child was not killed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum KillError {
+    /// It had ended before.
+    #[error("the process has ended already")]
+    Ended,
+    /// The kernel refused, for instance because the child changed its credentials.
+    #[error("the process could not be killed")]
+    Refused(#[source] io::Error),
+}
+
+/// A child of a [`Scope`](super::Scope); the counterpart of [`std::thread::ScopedJoinHandle`].
+///
+/// Dropping it neither ends the child nor lets it go: the scope waits for it.
+pub struct ScopedJoinHandle<'s, R> {
+    children: &'s Children,
+    /// Names the child in the list, for pids repeat.
+    serial: u64,
+    pid: u32,
+    result: PhantomData<fn() -> R>,
+}
+
+impl<'s, R> ScopedJoinHandle<'s, R> {
+    pub(super) fn new(children: &'s Children, serial: u64, pid: u32) -> Self {
+        ScopedJoinHandle {
+            children,
+            serial,
+            pid,
+            result: PhantomData,
+        }
+    }
+
+    /// The child's name. It stays the same when the child has ended.
+    #[must_use]
+    pub fn id(&self) -> ProcessId {
+        ProcessId(self.pid)
+    }
+
+    /// Waits for the child to end, and gives what its closure returned.
+    ///
+    /// # Errors
+    ///
+    /// How the child ended instead, or why its value did not arrive. A child that failed and was
+    /// joined does not make its scope panic.
+    ///
+    /// # Panics
+    ///
+    /// Where the `Deserialize` of `R` does. The child is reaped then.
+    ///
+    /// # Crash behaviour
+    ///
+    /// A child that is killed wakes its joiner at once. One that is stopped is waited for.
+    ///
+    /// ```
+    /// # use shmkit::process::{JoinError, scope};
+    /// scope(|s| {
+    ///     let fine = s.spawn(|| vec![1, 2, 3]).unwrap();
+    ///     let ends = s.spawn(|| -> u8 { std::process::exit(3) }).unwrap();
+    ///     assert_eq!(fine.join().unwrap(), [1, 2, 3]);
+    ///     assert!(matches!(ends.join(), Err(JoinError::Exited(3))));
+    /// });
+    /// ```
+    pub fn join(self) -> Result<R, JoinError>
+    where
+        R: DeserializeOwned,
+    {
+        let child = self
+            .children
+            .take(self.serial)
+            .ok_or(JoinError::AlreadyJoined)?;
+        child.finish(|bytes| match postcard::take_from_bytes(bytes) {
+            Ok((value, [])) => Ok(value),
+            Ok((_, rest)) => Err(ResultError::Decode(format!(
+                "{} bytes are left over",
+                rest.len()
+            ))),
+            Err(error) => Err(ResultError::Decode(error.to_string())),
+        })
+    }
+
+    /// Ends the child by SIGKILL. It is reaped by [`join`](Self::join) or by the scope.
+    ///
+    /// # Errors
+    ///
+    /// [`KillError::Ended`] if it ended before, else what the kernel answered.
+    ///
+    /// ```
+    /// # use shmkit::process::{JoinError, scope};
+    /// scope(|s| {
+    ///     let child = s.spawn(|| -> () { loop { std::thread::park() } }).unwrap();
+    ///     child.kill().unwrap();
+    ///     assert!(matches!(child.join(), Err(JoinError::Signaled(9))));
+    /// });
+    /// ```
+    pub fn kill(&self) -> Result<(), KillError> {
+        // What has not been waited for keeps its number, so this is the child and nobody else.
+        if process::has_ended(self.pid) {
+            return Err(KillError::Ended);
+        }
+        process::kill(self.pid).map_err(KillError::Refused)
+    }
+
+    /// Whether the child has ended, in whatever way; then [`join`](Self::join) does not wait.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        process::has_ended(self.pid)
+    }
+}
+
+impl<R> Drop for ScopedJoinHandle<'_, R> {
+    fn drop(&mut self) {
+        self.children.abandon(self.serial);
+    }
+}
+
+impl<R> fmt::Debug for ScopedJoinHandle<'_, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ScopedJoinHandle")
+            .field("id", &self.id())
+            .finish_non_exhaustive()
+    }
+}

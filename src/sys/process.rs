@@ -1,0 +1,449 @@
+//! Processes and tasks: who they are, whether they live, how they start and end.
+//!
+//! Two halves. The first answers questions about *any* task, and is called by recovery code: it
+//! takes no lock, does not panic, and reads `/proc` through buffers on the stack, so it touches
+//! no heap. The second starts, waits for and ends *our own* children.
+//!
+//! # Evidence of death
+//!
+//! A false verdict "dead" makes two owners of one lock, and corruption; a false "alive" costs a
+//! wait. So every answer that says dead rests on positive evidence, and whatever cannot be read
+//! means alive:
+//!
+//! 1. `kill(tid, 0)` answering `ESRCH` is evidence, because the kernel looks the number up in our
+//!    own pid namespace. A missing `/proc/<tid>` is not: `/proc` may be absent, mounted with
+//!    `hidepid`, or belong to another pid namespace. It is confirmed by `kill` each time.
+//! 2. Numbers under `/proc` are believed only while `/proc/self` names our own pid, that is, while
+//!    that `/proc` counts processes as we do.
+//! 3. A task in state Z or X runs no more user code. A *process* whose leader is in that state may
+//!    have living threads, so each of them is looked at too.
+//! 4. Another start time behind the same number means that the number was used again, and so that
+//!    its former bearer is gone. Start times count clock ticks (10 ms) since boot, shifted by the
+//!    reader's time namespace: callers compare only those read in the same one.
+//!
+//! # Crash behaviour
+//!
+//! Nothing here keeps state between calls, in the process or in shared memory: a caller killed at
+//! any instruction leaves nothing behind but descriptors, which the kernel closes.
+
+use std::ffi::CStr;
+use std::fmt;
+use std::io::{self, Write as _};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use rustix::fs::{CWD, Mode, OFlags, RawDir};
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitOptions};
+
+/// `PF_EXITING` of the kernel's task flags (field 9 of `/proc/<tid>/stat`): set on the way into
+/// `exit`, before a joiner is woken, and never cleared.
+const PF_EXITING: u64 = 0x4;
+
+/// The process id of the caller.
+///
+/// Not cached: a cache would have to notice every kind of fork.
+pub(crate) fn pid() -> u32 {
+    rustix::process::getpid().as_raw_pid().unsigned_abs()
+}
+
+/// The task id of the calling thread.
+pub(crate) fn tid() -> u32 {
+    rustix::thread::gettid().as_raw_pid().unsigned_abs()
+}
+
+/// What is known of a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TaskState {
+    /// It runs, sleeps or is stopped. `start` is its start time in clock ticks since boot.
+    Alive { start: u64 },
+    /// There is no such task, or it has ended and waits to be reaped.
+    Dead,
+    /// Nothing could be read; to be treated as alive.
+    Unknown,
+}
+
+/// The state of the task `tid`, which may be any thread of any process of our pid namespace.
+pub(crate) fn start_time(tid: u32) -> TaskState {
+    let Some(task) = to_pid(tid) else {
+        return TaskState::Unknown;
+    };
+    if no_such_task(task) {
+        return TaskState::Dead;
+    }
+    if !proc_counts_as_we_do() {
+        return TaskState::Unknown;
+    }
+    match read_stat(CWD, format_args!("/proc/{tid}/stat")) {
+        Stat::Read(line) if line.ended() => TaskState::Dead,
+        Stat::Read(line) => TaskState::Alive { start: line.start },
+        Stat::Missing if no_such_task(task) => TaskState::Dead,
+        Stat::Missing | Stat::Unreadable => TaskState::Unknown,
+    }
+}
+
+/// Whether the process that had the id `pid` and the start time `start` has ended, all its
+/// threads included. `false` where there is no positive evidence.
+pub(crate) fn process_is_gone(pid: u32, start: u64) -> bool {
+    let Some(leader) = to_pid(pid) else {
+        return false;
+    };
+    if no_such_task(leader) {
+        return true;
+    }
+    if !proc_counts_as_we_do() {
+        return false;
+    }
+    match read_stat(CWD, format_args!("/proc/{pid}/stat")) {
+        Stat::Read(line) if line.start != start => true,
+        Stat::Read(line) if !line.ended() => false,
+        // The kernel counts the threads that are not yet released, the leader among them.
+        Stat::Read(line) => line.threads <= 1 || all_threads_ended(pid),
+        Stat::Missing => no_such_task(leader),
+        Stat::Unreadable => false,
+    }
+}
+
+/// The pid namespace of the calling thread, as the inode number of its `/proc` entry.
+///
+/// # Errors
+///
+/// Whatever `stat` answers, for instance where `/proc` is not mounted.
+pub(crate) fn pid_namespace() -> io::Result<u64> {
+    Ok(rustix::fs::stat(c"/proc/thread-self/ns/pid")?.st_ino)
+}
+
+/// The time namespace of the calling thread; `None` where the kernel has none (before 5.6) or it
+/// cannot be read.
+pub(crate) fn time_namespace() -> Option<u64> {
+    Some(rustix::fs::stat(c"/proc/thread-self/ns/time").ok()?.st_ino)
+}
+
+/// The number of tasks of this process that may still run user code.
+///
+/// A thread that was joined may linger in the kernel for some microseconds. It counts no more
+/// from the moment when it entered `exit`, which is before its joiner was woken.
+///
+/// # Errors
+///
+/// Whatever `/proc/self/task` answers.
+pub(crate) fn task_count() -> io::Result<usize> {
+    let path = c"/proc/self/task";
+    // The directory has a link per task besides the two that every directory has.
+    if rustix::fs::stat(path)?.st_nlink == 3 {
+        return Ok(1);
+    }
+    let mut count = 0_usize;
+    each_task(path, |dir, tid| {
+        count += match read_stat(dir, format_args!("{tid}/stat")) {
+            Stat::Read(line) => usize::from(!line.ended() && line.flags & PF_EXITING == 0),
+            Stat::Missing => 0,
+            Stat::Unreadable => 1,
+        };
+        true
+    })?;
+    Ok(count.max(1))
+}
+
+/// One line of `/proc/<tid>/stat`, as far as it is of use here.
+#[derive(Debug, PartialEq, Eq)]
+struct StatLine {
+    state: u8,
+    flags: u64,
+    threads: u64,
+    start: u64,
+}
+
+impl StatLine {
+    /// Field 2, the command, is enclosed in parentheses, and may contain spaces and parentheses
+    /// itself; nothing behind it does. So the fields are counted from the last one that closes.
+    fn parse(text: &[u8]) -> Option<StatLine> {
+        let close = text.iter().rposition(|&byte| byte == b')')?;
+        let rest = text.get(close + 1..)?.strip_prefix(b" ")?;
+        let mut fields = rest.split(|&byte| byte == b' ');
+        let state = *fields.next()?.first()?; // field 3
+        let flags = number(fields.nth(5)?)?; // field 9
+        let threads = number(fields.nth(10)?)?; // field 20
+        let start = number(fields.nth(1)?)?; // field 22
+        fields.next()?; // one more follows, so that the last number is not cut off
+        Some(StatLine {
+            state,
+            flags,
+            threads,
+            start,
+        })
+    }
+
+    fn ended(&self) -> bool {
+        matches!(self.state, b'Z' | b'X' | b'x')
+    }
+}
+
+fn number(digits: &[u8]) -> Option<u64> {
+    std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+enum Stat {
+    Read(StatLine),
+    /// The kernel says that there is nothing of that name.
+    Missing,
+    /// Any other error, and text that is not as expected.
+    Unreadable,
+}
+
+fn read_stat(dir: BorrowedFd<'_>, path: fmt::Arguments<'_>) -> Stat {
+    // 22 fields of at most 20 digits and an escaped command of at most 256 bytes fit.
+    let mut text = [0_u8; 1024];
+    match with_path(path, |path| read_file(dir, path, &mut text)) {
+        Some(Ok(len)) => StatLine::parse(&text[..len]).map_or(Stat::Unreadable, Stat::Read),
+        Some(Err(Errno::NOENT | Errno::SRCH)) => Stat::Missing,
+        Some(Err(_)) | None => Stat::Unreadable,
+    }
+}
+
+fn read_file(dir: BorrowedFd<'_>, path: &CStr, into: &mut [u8]) -> Result<usize, Errno> {
+    let file = rustix::fs::openat(dir, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let mut len = 0;
+    while len < into.len() {
+        match rustix::io::read(&file, &mut into[len..]) {
+            Ok(0) => break,
+            Ok(read) => len += read,
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(len)
+}
+
+/// Calls `f` with the formatted path, built on the stack; `None` if it is too long.
+fn with_path<R>(path: fmt::Arguments<'_>, f: impl FnOnce(&CStr) -> R) -> Option<R> {
+    let mut bytes = [0_u8; 64];
+    let (text, _terminator) = bytes.split_at_mut(63);
+    (&mut *text).write_fmt(path).ok()?;
+    CStr::from_bytes_until_nul(&bytes).ok().map(f)
+}
+
+fn to_pid(id: u32) -> Option<Pid> {
+    Pid::from_raw(i32::try_from(id).ok()?)
+}
+
+fn no_such_task(task: Pid) -> bool {
+    rustix::process::test_kill_process(task) == Err(Errno::SRCH)
+}
+
+/// Whether `/proc` belongs to our pid namespace: its `self` then names our own pid.
+fn proc_counts_as_we_do() -> bool {
+    let mut target = [MaybeUninit::<u8>::uninit(); 16];
+    match rustix::fs::readlinkat_raw(CWD, c"/proc/self", &mut target) {
+        Ok((name, _rest)) => number(name) == Some(u64::from(pid())),
+        Err(_) => false,
+    }
+}
+
+/// Calls `visit` with each task in a `task` directory until it answers `false`.
+fn each_task(path: &CStr, mut visit: impl FnMut(BorrowedFd<'_>, u32) -> bool) -> io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = rustix::fs::openat(CWD, path, flags, Mode::empty())?;
+    let mut entries = [MaybeUninit::<u8>::uninit(); 4096];
+    let mut entries = RawDir::new(&dir, &mut entries);
+    while let Some(entry) = entries.next() {
+        let id = number(entry?.file_name().to_bytes()).and_then(|id| u32::try_from(id).ok());
+        // What is not a number is "." or "..".
+        if id.is_some_and(|id| !visit(dir.as_fd(), id)) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// The tasks that one reading of a `task` directory named, reduced to what tells two sets apart.
+#[derive(Default, PartialEq, Eq)]
+struct Listing {
+    count: u64,
+    sum: u64,
+    squares: u64,
+}
+
+impl Listing {
+    fn add(&mut self, tid: u32) {
+        let tid = u64::from(tid);
+        self.count += 1;
+        self.sum = self.sum.wrapping_add(tid);
+        self.squares = self.squares.wrapping_add(tid.wrapping_mul(tid));
+    }
+}
+
+/// Whether every thread of a process whose leader has ended has ended too. This is the slow way,
+/// for threads that ended and are kept by a debugger.
+///
+/// A living thread could start another one after the directory was read, and then end before it
+/// is looked at. So the directory is read again: if it names the same tasks as before, and the
+/// kernel counts no more than these, then all tasks there were had ended before the second
+/// reading began, and those that ended start none.
+fn all_threads_ended(pid: u32) -> bool {
+    let (mut first, mut second) = (Listing::default(), Listing::default());
+    let mut ended = true;
+    let listed = with_path(format_args!("/proc/{pid}/task"), |path| {
+        each_task(path, |dir, tid| {
+            first.add(tid);
+            ended = matches!(
+                read_stat(dir, format_args!("{tid}/stat")),
+                Stat::Read(line) if line.ended()
+            );
+            ended
+        })?;
+        each_task(path, |_, tid| {
+            second.add(tid);
+            ended
+        })
+    });
+    matches!(listed, Some(Ok(())))
+        && ended
+        && first == second
+        && matches!(
+            read_stat(CWD, format_args!("/proc/{pid}/stat")),
+            Stat::Read(line) if line.threads <= first.count
+        )
+}
+
+/// Which side of a fork the caller is on.
+#[derive(Debug)]
+pub(crate) enum ForkResult {
+    /// The process that called, which now has this child.
+    Parent { child: u32 },
+    /// The new process.
+    Child,
+}
+
+/// Forks, running the `pthread_atfork` handlers.
+///
+/// # Safety
+///
+/// With other threads running, the child must confine itself to what is allowed after such a
+/// fork: locks that those threads held stay locked in the child for ever. In the child, nothing
+/// may return or unwind into the frames of the caller that belong to the parent alone.
+///
+/// # Errors
+///
+/// That of `fork`, usually `EAGAIN` or `ENOMEM`. No process was made then.
+pub(crate) unsafe fn fork() -> io::Result<ForkResult> {
+    // SAFETY: `fork` takes no pointers; what it demands of the child is passed on to our caller.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(ForkResult::Child),
+        child => Ok(ForkResult::Parent {
+            child: child.unsigned_abs(),
+        }),
+    }
+}
+
+/// Arranges that SIGKILL follows the death of the thread that forked us. `false` if `parent` has
+/// died before.
+///
+/// A parent in an outer pid namespace is seen as 0, before its death and after: then only the
+/// signal counts.
+pub(crate) fn die_with_parent(parent: u32) -> bool {
+    let set = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
+    let now = rustix::process::getppid().map(|pid| pid.as_raw_pid().unsigned_abs());
+    set.is_ok() && now.is_none_or(|now| now == parent)
+}
+
+/// How a child ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// It exited with this code.
+    Exited(i32),
+    /// This signal ended it.
+    Signaled(i32),
+    /// It ended, but somebody else took its status: SIGCHLD is ignored, or other code in this
+    /// process waited for it.
+    Unknown,
+}
+
+/// Waits until the child `pid` has ended, and reaps it.
+pub(crate) fn wait(pid: u32) -> Ended {
+    wait_with(pid, WaitOptions::empty()).unwrap_or(Ended::Unknown)
+}
+
+/// Reaps the child `pid` if it has ended.
+pub(crate) fn try_wait(pid: u32) -> Option<Ended> {
+    wait_with(pid, WaitOptions::NOHANG)
+}
+
+fn wait_with(pid: u32, options: WaitOptions) -> Option<Ended> {
+    let Some(child) = to_pid(pid) else {
+        return Some(Ended::Unknown);
+    };
+    loop {
+        match rustix::process::waitpid(Some(child), options) {
+            Ok(None) => return None,
+            Ok(Some((_, status))) => {
+                if let Some(code) = status.exit_status() {
+                    return Some(Ended::Exited(code));
+                }
+                if let Some(signal) = status.terminating_signal() {
+                    return Some(Ended::Signaled(signal));
+                }
+                // Stopped or continued: reported only to a tracer, and no end.
+                if options.contains(WaitOptions::NOHANG) {
+                    return None;
+                }
+            }
+            Err(Errno::INTR) => {}
+            // ECHILD: it is no child of ours any more.
+            Err(_) => return Some(Ended::Unknown),
+        }
+    }
+}
+
+/// Whether the child `pid` has ended; it is not reaped.
+pub(crate) fn has_ended(pid: u32) -> bool {
+    let Some(child) = to_pid(pid) else {
+        return true;
+    };
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    loop {
+        match rustix::process::waitid(WaitId::Pid(child), options) {
+            Ok(ended) => return ended.is_some(),
+            Err(Errno::INTR) => {}
+            Err(_) => return true,
+        }
+    }
+}
+
+/// Sends SIGKILL to the child `pid`.
+///
+/// # Errors
+///
+/// That of `kill`; `EPERM` for a child that changed its credentials.
+pub(crate) fn kill(pid: u32) -> io::Result<()> {
+    let child = to_pid(pid).ok_or(Errno::SRCH)?;
+    Ok(rustix::process::kill_process(child, Signal::KILL)?)
+}
+
+/// Flushes every output stream of C's stdio.
+///
+/// # Errors
+///
+/// That of the first stream that could not be written.
+pub(crate) fn flush_c_stdio() -> io::Result<()> {
+    loop {
+        // SAFETY: a null stream stands for all open output streams; no memory is passed.
+        if unsafe { libc::fflush(std::ptr::null_mut()) } == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
+/// Ends the process at once: no destructor, no `atexit` handler, no flush.
+pub(crate) fn exit_now(code: i32) -> ! {
+    // SAFETY: `_exit` has no preconditions and does not return.
+    unsafe { libc::_exit(code) }
+}
+
+#[cfg(test)]
+mod tests;

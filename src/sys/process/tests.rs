@@ -1,0 +1,191 @@
+//! The harness runs these in threads, so a forked child calls nothing but system calls and what
+//! glibc keeps usable after `fork`, and ends with `exit_now`.
+
+use std::io::{PipeReader, PipeWriter, Read, pipe};
+use std::thread;
+
+use super::*;
+
+fn own_start() -> u64 {
+    match start_time(pid()) {
+        TaskState::Alive { start } => start,
+        other => panic!("this process is {other:?}"),
+    }
+}
+
+/// Forks a child that runs `child` and ends; it is killed when the test's thread ends.
+fn forked(child: impl FnOnce()) -> u32 {
+    let parent = pid();
+    // SAFETY: each `child` below keeps to the rule in the header, and never returns from here.
+    match unsafe { fork() }.unwrap() {
+        ForkResult::Parent { child } => child,
+        ForkResult::Child => {
+            if die_with_parent(parent) {
+                child();
+            }
+            exit_now(0)
+        }
+    }
+}
+
+/// A child that lives until it is sent a byte. (Not until the pipe is closed: children of tests
+/// that run at the same time inherit the descriptors.)
+fn sleeper() -> (u32, PipeWriter) {
+    let (reader, writer) = pipe().unwrap();
+    (forked(|| await_byte(&reader)), writer)
+}
+
+fn await_byte(mut reader: &PipeReader) {
+    let _ = reader.read(&mut [0]);
+}
+
+fn send_byte(mut writer: &PipeWriter) {
+    let _ = writer.write(b"!");
+}
+
+#[test]
+fn stat_line_of_any_command() {
+    let line = |command: &str| {
+        format!("7 ({command}) S 1 2 3 4 5 64 7 8 9 10 11 12 13 14 15 16 3 18 12345 20 21\n")
+    };
+    let expected = StatLine {
+        state: b'S',
+        flags: 64,
+        threads: 3,
+        start: 12345,
+    };
+    for command in ["cat", "a b", ")", "a) R 1 (b", "", "(((", ") Z 1 1 1"] {
+        assert_eq!(
+            StatLine::parse(line(command).as_bytes()).as_ref(),
+            Some(&expected),
+            "{command}"
+        );
+    }
+    // A prefix is never taken for another start time.
+    let whole = line("cat) R");
+    for len in 0..whole.len() {
+        let start = StatLine::parse(&whole.as_bytes()[..len]).map(|line| line.start);
+        assert!(start.is_none_or(|start| start == 12345), "cut at {len}");
+    }
+}
+
+#[test]
+fn own_identity() {
+    assert_eq!(pid(), std::process::id());
+    assert_ne!(pid_namespace().unwrap(), 0);
+    assert!(time_namespace().is_none_or(|inode| inode != 0));
+    assert!(proc_counts_as_we_do());
+    assert!(!process_is_gone(pid(), own_start()));
+    assert!(process_is_gone(pid(), own_start() + 1));
+}
+
+#[test]
+fn numbers_that_are_no_task() {
+    assert_eq!(start_time(0), TaskState::Unknown);
+    assert_eq!(start_time(u32::MAX), TaskState::Unknown);
+    assert!(!process_is_gone(0, 1));
+    assert!(!process_is_gone(u32::MAX, 1));
+    // Beyond the largest pid the kernel ever gives (2^22).
+    assert_eq!(start_time(i32::MAX as u32), TaskState::Dead);
+    assert!(process_is_gone(i32::MAX as u32, 1));
+}
+
+#[test]
+fn a_thread_lives_and_dies() {
+    let (reader, writer) = pipe().unwrap();
+    let (report, told) = std::sync::mpsc::channel();
+    let thread = thread::spawn(move || {
+        report.send(tid()).unwrap();
+        await_byte(&reader);
+    });
+    let id = told.recv().unwrap();
+    assert_ne!(id, pid());
+    assert!(matches!(start_time(id), TaskState::Alive { .. }));
+    assert!(task_count().unwrap() >= 2);
+    send_byte(&writer);
+    thread.join().unwrap();
+    while start_time(id) != TaskState::Dead {
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn a_child_lives_ends_and_is_reaped() {
+    let (child, writer) = sleeper();
+    let TaskState::Alive { start } = start_time(child) else {
+        panic!("not alive")
+    };
+    assert!(!process_is_gone(child, start));
+    assert!(process_is_gone(child, start + 1));
+    assert!(!has_ended(child));
+    assert_eq!(try_wait(child), None);
+    send_byte(&writer);
+    while !has_ended(child) {
+        thread::yield_now();
+    }
+    assert_eq!(start_time(child), TaskState::Dead, "a zombie");
+    assert!(process_is_gone(child, start), "a zombie");
+    assert_eq!(wait(child), Ended::Exited(0));
+    assert_eq!(start_time(child), TaskState::Dead, "no such process");
+    assert!(process_is_gone(child, start), "no such process");
+    assert_eq!(wait(child), Ended::Unknown);
+    assert!(has_ended(child));
+}
+
+#[test]
+fn a_stopped_child_is_alive() {
+    let (child, _writer) = sleeper();
+    let pid = to_pid(child).unwrap();
+    rustix::process::kill_process(pid, Signal::STOP).unwrap();
+    let options = WaitOptions::UNTRACED;
+    assert!(
+        rustix::process::waitpid(Some(pid), options)
+            .unwrap()
+            .unwrap()
+            .1
+            .stopped()
+    );
+    let TaskState::Alive { start } = start_time(child) else {
+        panic!("not alive")
+    };
+    assert!(!process_is_gone(child, start));
+    kill(child).unwrap();
+    assert_eq!(wait(child), Ended::Signaled(libc::SIGKILL));
+}
+
+#[test]
+fn threads_outlive_their_leader() {
+    let (ready, announce) = pipe().unwrap();
+    let (hold, release) = pipe().unwrap();
+    let child = forked(|| {
+        let thread = thread::Builder::new().spawn(move || {
+            while start_time(pid()) != TaskState::Dead {
+                thread::yield_now();
+            }
+            send_byte(&announce);
+            await_byte(&hold);
+            exit_now(0)
+        });
+        if thread.is_ok() {
+            // SAFETY: ends this thread alone, which holds nothing that the other one needs; the
+            // memory that the other one borrows stays mapped, as no stack is given back.
+            unsafe { libc::syscall(libc::SYS_exit, 0) };
+        }
+    });
+    await_byte(&ready);
+    let Stat::Read(line) = read_stat(CWD, format_args!("/proc/{child}/stat")) else {
+        panic!("the child cannot be read")
+    };
+    let start = line.start;
+    assert_eq!(start_time(child), TaskState::Dead, "the leader has ended");
+    assert!(!process_is_gone(child, start), "its thread has not");
+    assert!(!all_threads_ended(child));
+    assert!(!has_ended(child));
+    send_byte(&release);
+    while !has_ended(child) {
+        thread::yield_now();
+    }
+    assert!(process_is_gone(child, start));
+    assert!(all_threads_ended(child), "the slow way agrees");
+    assert_eq!(wait(child), Ended::Exited(0));
+}

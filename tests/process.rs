@@ -1,0 +1,176 @@
+//! Scopes of forked children, from outside.
+//!
+//! Its own harness: `spawn` demands a process with a single thread. The cases run in order in one
+//! process; an argument picks those whose name contains it. A case that would change the process
+//! for good (ignored signals, unflushed output, death) runs in a copy of this program, started with
+//! the argument `role:<its name>`.
+
+use std::env;
+use std::fs;
+use std::io::{PipeReader, PipeWriter, Read, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::{Command, ExitCode, Output};
+
+#[path = "process/ends.rs"]
+mod ends;
+#[path = "process/parents.rs"]
+mod parents;
+#[path = "process/results.rs"]
+mod results;
+#[path = "process/scopes.rs"]
+mod scopes;
+
+type Named = (&'static str, fn());
+
+/// A table of functions by their names.
+macro_rules! table {
+    ($($module:ident: $($function:ident)+;)*) => {
+        &[$($((stringify!($function), $module::$function)),+),*]
+    };
+}
+
+const CASES: &[Named] = table! {
+    results:
+        results_are_typed
+        results_of_every_length
+        a_result_of_100_mb
+        borrows_are_shared_and_copied
+        results_that_do_not_serialise
+        results_that_do_not_fit;
+    ends:
+        a_panic_gives_its_message
+        a_panic_is_printed_once
+        an_exit_is_no_result
+        an_exec_is_an_exit
+        signals
+        a_stack_overflow_is_a_signal
+        killed_by_handle
+        killed_while_writing
+        is_finished;
+    scopes:
+        an_unjoined_failure_panics_the_scope
+        a_joined_failure_does_not
+        a_panic_of_the_scope_waits_for_children
+        nothing_is_dropped_twice
+        output_is_flushed_once
+        two_hundred_leave_nothing
+        abandoned_children_are_swept
+        nested_scopes;
+    parents:
+        other_threads_are_refused
+        a_joined_thread_is_no_other_thread
+        other_threads_may_be_allowed
+        no_descriptor_no_child
+        sigchld_ignored
+        reaped_by_somebody_else
+        children_die_with_their_parent;
+};
+
+const ROLES: &[Named] = table! {
+    results: role_no_room;
+    ends: role_panic role_overflow;
+    scopes: role_flush;
+    parents: role_no_descriptor role_sigchld role_family;
+};
+
+fn main() -> ExitCode {
+    let argument = env::args()
+        .skip(1)
+        .find(|argument| !argument.starts_with("--"));
+    if let Some(role) = argument
+        .as_deref()
+        .and_then(|argument| argument.strip_prefix("role:"))
+    {
+        let (_, run) = ROLES
+            .iter()
+            .find(|(name, _)| *name == role)
+            .expect("a known role");
+        run();
+        return ExitCode::SUCCESS;
+    }
+    let filter = argument.unwrap_or_default();
+    let (mut passed, mut failed) = (0, 0);
+    for (name, case) in CASES.iter().filter(|(name, _)| name.contains(&filter)) {
+        let before = open_descriptors();
+        let outcome = catch_unwind(|| {
+            case();
+            assert_eq!(open_descriptors(), before, "descriptors left open");
+            assert!(no_child_left(), "a child is left");
+        });
+        match outcome {
+            Ok(()) => passed += 1,
+            Err(_) => failed += 1,
+        }
+        println!("{name}: {}", if outcome.is_ok() { "ok" } else { "FAILED" });
+    }
+    println!("{passed} passed, {failed} failed");
+    if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+/// This program, to be run in a role.
+fn program(role: &str) -> Command {
+    let mut command = Command::new(env::current_exe().unwrap());
+    command.arg(format!("role:{role}"));
+    command
+}
+
+/// Runs a role to its end.
+#[track_caller]
+fn role_succeeds(role: &str) -> Output {
+    let output = program(role).output().unwrap();
+    assert!(output.status.success(), "{role}: {output:?}");
+    output
+}
+
+/// Runs `f` with nothing printed on standard error, for panics that are meant.
+fn quietly<T>(f: impl FnOnce() -> T) -> T {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| ()));
+    let outcome = catch_unwind(AssertUnwindSafe(f));
+    std::panic::set_hook(hook);
+    outcome.unwrap_or_else(|payload| std::panic::resume_unwind(payload))
+}
+
+fn panic_message(f: impl FnOnce()) -> String {
+    let payload = quietly(|| catch_unwind(AssertUnwindSafe(f)).expect_err("no panic"));
+    match payload.downcast::<String>() {
+        Ok(message) => *message,
+        Err(payload) => payload
+            .downcast::<&str>()
+            .map_or(String::new(), |text| text.to_string()),
+    }
+}
+
+fn open_descriptors() -> usize {
+    fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+/// Neither a zombie nor a living child.
+fn no_child_left() -> bool {
+    use rustix::process::{WaitId, WaitIdOptions, waitid};
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    waitid(WaitId::All, options).err() == Some(rustix::io::Errno::CHILD)
+}
+
+/// Blocks for as long as somebody may still write.
+fn sleep_on(mut reader: &PipeReader) {
+    let _ = reader.read(&mut [0]);
+}
+
+fn tell(mut writer: &PipeWriter) {
+    writer.write_all(b"!").unwrap();
+}
+
+fn listen(mut reader: &PipeReader) {
+    reader.read_exact(&mut [0]).unwrap();
+}
+
+fn loop_for_ever() {
+    loop {
+        std::thread::park();
+    }
+}

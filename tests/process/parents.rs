@@ -1,0 +1,154 @@
+//! What the state of the parent makes of a spawn.
+
+use std::io::{self, Read, Write, pipe};
+use std::process::Stdio;
+
+use shmkit::process::{JoinError, KillError, ResultError, SpawnError, scope};
+
+use super::{listen, loop_for_ever, no_child_left, open_descriptors, program, role_succeeds, tell};
+
+pub fn other_threads_are_refused() {
+    let (reader, writer) = pipe().unwrap();
+    let thread = std::thread::spawn(move || listen(&reader));
+    scope(|s| match s.spawn(|| 1) {
+        Err(SpawnError::MultiThreaded { tasks: 2 }) => {}
+        other => panic!("{other:?}"),
+    });
+    tell(&writer);
+    thread.join().unwrap();
+}
+
+pub fn a_joined_thread_is_no_other_thread() {
+    // Its task may linger in the kernel when `join` returns.
+    for _ in 0..300 {
+        std::thread::spawn(|| ()).join().unwrap();
+        scope(|s| s.spawn(|| ()).map(drop).unwrap());
+    }
+}
+
+pub fn other_threads_may_be_allowed() {
+    let (reader, writer) = pipe().unwrap();
+    let thread = std::thread::spawn(move || {
+        listen(&reader);
+        reader
+    });
+    scope(|s| {
+        // SAFETY: the closure needs nothing that the other thread does.
+        let child = unsafe { s.spawn_with_threads(|| "text".repeat(2)) }.unwrap();
+        assert_eq!(child.join().unwrap(), "texttext");
+    });
+    tell(&writer);
+    thread.join().unwrap();
+}
+
+pub fn role_no_descriptor() {
+    // SAFETY: plain system calls.
+    unsafe {
+        let limit = libc::rlimit {
+            rlim_cur: 3,
+            rlim_max: 3,
+        };
+        assert_eq!(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit), 0);
+    }
+    scope(|s| match s.spawn(|| 1) {
+        Err(SpawnError::ResultFile(error)) => {
+            assert_eq!(error.raw_os_error(), Some(libc::EMFILE));
+        }
+        other => panic!("{other:?}"),
+    });
+    assert!(no_child_left());
+}
+
+pub fn no_descriptor_no_child() {
+    role_succeeds("role_no_descriptor");
+}
+
+pub fn role_sigchld() {
+    // SAFETY: no handler is involved.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+    let before = open_descriptors();
+    scope(|s| {
+        assert_eq!(
+            s.spawn(|| 5).unwrap().join().unwrap(),
+            5,
+            "the result is there"
+        );
+        for child in [
+            s.spawn(|| -> u8 { std::process::exit(1) }),
+            s.spawn(|| std::process::abort()),
+        ] {
+            match child.unwrap().join() {
+                Err(JoinError::NoResult(ResultError::Lost)) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        let child = s.spawn(|| 6).unwrap();
+        while !child.is_finished() {
+            std::thread::yield_now();
+        }
+        assert!(matches!(child.kill(), Err(KillError::Ended)));
+        assert_eq!(child.join().unwrap(), 6);
+        s.spawn(|| 7).unwrap();
+    });
+    assert_eq!(open_descriptors(), before);
+}
+
+pub fn sigchld_ignored() {
+    role_succeeds("role_sigchld");
+}
+
+pub fn reaped_by_somebody_else() {
+    use rustix::process::{WaitOptions, wait};
+    scope(|s| {
+        let fine = s.spawn(|| 5).unwrap();
+        wait(WaitOptions::empty()).unwrap();
+        assert!(fine.is_finished());
+        assert!(matches!(fine.kill(), Err(KillError::Ended)));
+        assert_eq!(fine.join().unwrap(), 5);
+        let ends = s.spawn(|| -> u8 { std::process::exit(0) }).unwrap();
+        wait(WaitOptions::empty()).unwrap();
+        assert!(matches!(
+            ends.join(),
+            Err(JoinError::NoResult(ResultError::Lost))
+        ));
+    });
+}
+
+/// A parent, a child and a grandchild, each of which says that it is there and stays.
+pub fn role_family() {
+    fn present() {
+        io::stdout().write_all(b"here\n").unwrap();
+        io::stdout().flush().unwrap();
+    }
+    scope(|s| {
+        s.spawn(|| {
+            scope(|s| {
+                s.spawn(|| {
+                    present();
+                    loop_for_ever();
+                })
+                .unwrap();
+                present();
+                loop_for_ever();
+            });
+        })
+        .unwrap();
+        present();
+        loop_for_ever();
+    });
+}
+
+pub fn children_die_with_their_parent() {
+    let mut parent = program("role_family")
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut output = parent.stdout.take().unwrap();
+    output.read_exact(&mut [0; 15]).unwrap();
+    parent.kill().unwrap();
+    parent.wait().unwrap();
+    // The end of the stream comes when the last of the three has closed it, by dying.
+    let mut rest = Vec::new();
+    output.read_to_end(&mut rest).unwrap();
+    assert!(rest.is_empty(), "{rest:?}");
+}
