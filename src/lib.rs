@@ -3,7 +3,9 @@
 // The derive macros' output says `::shmkit`, also in this crate.
 extern crate self as shmkit;
 
+mod allocator;
 pub mod layout;
+mod participants;
 mod primitive;
 pub mod process;
 mod sys;

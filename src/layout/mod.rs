@@ -4,7 +4,10 @@
 //! - `type_info`: a type's description as data.
 //! - `fingerprint`: the description hashed, to compare types between programs.
 
-mod fingerprint;
+pub(crate) mod arena;
+pub(crate) mod fingerprint;
+pub(crate) mod header;
+pub(crate) mod local;
 mod shm_safe;
 mod type_info;
 

@@ -1,0 +1,165 @@
+//! What happens to pools when the process forks, whoever forks it.
+//!
+//! `pthread_atfork` handlers, installed with the first pool. Before: the child's record is made
+//! in every pool (unless `spawn` has made it already, which can say why it cannot). In the child:
+//! the records come to life, and whatever this process's copy of the parent's memory says about
+//! slots is forgotten. A child for which there is no record exits at once: the handles that it
+//! inherited would be nobody's.
+
+use std::cell::RefCell;
+use std::sync::MutexGuard;
+use std::sync::Once;
+
+use super::{handles, intents, objects};
+use crate::allocator;
+use crate::layout::arena::{Arena, GRANULES};
+use crate::layout::{fingerprint, local};
+use crate::participants::recovery::{self, Hooks};
+use crate::participants::table::ProcessPhase;
+use crate::participants::tag::Tag;
+use crate::participants::{process, thread};
+use crate::primitive::{AtomicU64, Ordering};
+use crate::process::SpawnError;
+use crate::process::hooks as process_hooks;
+use crate::sys;
+
+/// The records made for the child of the fork on its way, by granule.
+static PENDING: [AtomicU64; GRANULES] = [const { AtomicU64::new(0) }; GRANULES];
+/// The records made for the child of the last fork, by granule.
+static FORKED: [AtomicU64; GRANULES] = [const { AtomicU64::new(0) }; GRANULES];
+
+thread_local! {
+    /// Keeps other threads from opening and dropping handles while this one forks.
+    static HELD: RefCell<Option<MutexGuard<'static, Holds>>> = const { RefCell::new(None) };
+}
+type Holds = Option<std::collections::HashMap<(usize, usize), std::sync::Weak<handles::Hold>>>;
+
+/// Teaches the layers below what this one does, and hooks into forks. Once a process.
+pub(super) fn install() {
+    static INSTALLED: Once = Once::new();
+    INSTALLED.call_once(|| {
+        // Children must not draw different nonces.
+        fingerprint::image_nonce();
+        recovery::install(Hooks {
+            resolve: intents::resolve,
+            release_memory: allocator::recover::release_all,
+            reap: objects::reap,
+        });
+        process_hooks::install(process_hooks::Hooks {
+            guards_held: thread::guards_held,
+            before_fork,
+            fork_failed,
+            forked,
+            child_ending,
+            child_reaped,
+        });
+        // SAFETY: the handlers are functions of this program, which is never unloaded before the
+        // process ends, and do nothing that is not allowed around a fork in a process whose other
+        // threads hold no lock that they take (`prepare` takes the one there is).
+        unsafe { libc::pthread_atfork(Some(prepare), Some(in_parent), Some(in_child)) };
+    });
+}
+
+fn attached() -> impl Iterator<Item = Arena> {
+    local::mapped().filter(|&a| local::of(a).process() != 0)
+}
+
+fn before_fork() -> Result<(), SpawnError> {
+    for arena in attached() {
+        let Some(child) = process::reserve_child(arena) else {
+            take_back(&PENDING);
+            return Err(SpawnError::NoProcessRecord);
+        };
+        PENDING[arena.granule()].store(child.word(), Ordering::Relaxed);
+    }
+    Ok(())
+}
+
+fn take_back(records: &[AtomicU64; GRANULES]) {
+    for arena in attached() {
+        let child = Tag::of_word(records[arena.granule()].swap(0, Ordering::Relaxed));
+        if !child.is_nobody() {
+            process::abort_child(arena, child);
+        }
+    }
+}
+
+fn fork_failed() {
+    take_back(&PENDING);
+    take_back(&FORKED);
+}
+
+/// The last fork made this process: now its records can be told from others on their way.
+fn forked(pid: u32) {
+    for arena in attached() {
+        let child = Tag::of_word(FORKED[arena.granule()].swap(0, Ordering::Relaxed));
+        if !child.is_nobody() {
+            let record = arena.process(child.slot());
+            // The child stores the same once it lives.
+            if record.state().generation == child.generation() {
+                record.pid.store(pid.into(), Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+extern "C" fn prepare() {
+    let guard = handles::lock();
+    for arena in attached() {
+        let pending = &PENDING[arena.granule()];
+        if pending.load(Ordering::Relaxed) == 0
+            && let Some(child) = process::reserve_child(arena)
+        {
+            pending.store(child.word(), Ordering::Relaxed);
+        }
+    }
+    HELD.with(|held| *held.borrow_mut() = Some(guard));
+}
+
+extern "C" fn in_parent() {
+    for (pending, forked) in PENDING.iter().zip(&FORKED) {
+        forked.store(pending.swap(0, Ordering::Relaxed), Ordering::Relaxed);
+    }
+    HELD.with(|held| held.borrow_mut().take());
+}
+
+extern "C" fn in_child() {
+    sys::robust::after_fork();
+    thread::after_fork();
+    for arena in attached() {
+        let mine = Tag::of_word(PENDING[arena.granule()].swap(0, Ordering::Relaxed));
+        if mine.is_nobody() || !process::become_child(arena, mine) {
+            const WHY: &[u8] = b"shmkit: a forked child has no record in a pool; it exits\n";
+            // SAFETY: writes a constant to standard error; the outcome does not matter.
+            unsafe { libc::write(2, WHY.as_ptr().cast(), WHY.len()) };
+            sys::process::exit_now(70);
+        }
+    }
+    HELD.with(|held| held.borrow_mut().take());
+}
+
+/// A child ends in order.
+fn child_ending() {
+    for arena in local::mapped() {
+        thread::leave(arena);
+        process::leave(arena);
+    }
+}
+
+/// A child has ended, in whatever way.
+fn child_reaped(pid: u32) {
+    for arena in attached() {
+        for (index, record) in arena.processes() {
+            let state = record.state();
+            if state.phase == ProcessPhase::Forking
+                && state.parent as usize == process::current_index(arena)
+                && record.pid.load(Ordering::Relaxed) == u64::from(pid)
+            {
+                process::abort_child(arena, Tag::new(index, state.generation));
+            }
+        }
+        if recovery::poll(arena) != recovery::Recovered::default() {
+            objects::reap(arena);
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! Which objects this process holds.
+//!
+//! Handles are counted in the process's own memory; the pool knows only whether the process holds
+//! an object at all. A fork copies the counts with the handles, and the pool layer has given the
+//! child a hold on everything by then.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use super::objects;
+use crate::layout::arena::Arena;
+use crate::sys::memory::CommitError;
+
+/// One process's hold on one object; ends with the last handle.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    pub(crate) arena: Arena,
+    pub(crate) index: usize,
+    pub(crate) generation: u32,
+}
+
+type Holds = HashMap<(usize, usize), Weak<Hold>>;
+
+static HOLDS: Mutex<Option<Holds>> = Mutex::new(None);
+
+/// The process's holds, locked. Nothing that runs under the lock can panic half way.
+pub(super) fn lock() -> MutexGuard<'static, Option<Holds>> {
+    HOLDS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Holds an object that was made just now, whose hold bit is set already.
+pub(super) fn enter(arena: Arena, index: usize, generation: u32) -> Arc<Hold> {
+    let hold = Arc::new(Hold { arena, index, generation });
+    lock().get_or_insert_default().insert((arena.base(), index), Arc::downgrade(&hold));
+    hold
+}
+
+/// Holds an object, if it is still there.
+pub(super) fn open(arena: Arena, index: usize, generation: u32) -> Result<Option<Arc<Hold>>, CommitError> {
+    let mut holds = lock();
+    let holds = holds.get_or_insert_default();
+    if let Some(known) = holds.get(&(arena.base(), index)).and_then(Weak::upgrade)
+        && known.generation == generation
+    {
+        return Ok(Some(known));
+    }
+    if !objects::hold(arena, index, generation)? {
+        return Ok(None);
+    }
+    let hold = Arc::new(Hold { arena, index, generation });
+    holds.insert((arena.base(), index), Arc::downgrade(&hold));
+    Ok(Some(hold))
+}
+
+/// Forgets every hold on objects of a pool that is being left.
+pub(super) fn forget(arena: Arena) {
+    lock().get_or_insert_default().retain(|&(base, _), _| base != arena.base());
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        {
+            let mut holds = lock();
+            let holds = holds.get_or_insert_default();
+            let key = (self.arena.base(), self.index);
+            // Somebody may have opened it anew since the last handle went.
+            match holds.get(&key) {
+                Some(weak) if std::ptr::eq(weak.as_ptr(), self) => holds.remove(&key),
+                _ => return,
+            };
+            objects::let_go(self.arena, self.index);
+        }
+        objects::dispose(self.arena, self.index);
+    }
+}

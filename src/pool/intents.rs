@@ -1,0 +1,280 @@
+//! The operations that change more than one word, step by step, and how each is resolved for a
+//! thread that died in the middle.
+//!
+//! A thread has one intent at a time, in its slot. These functions work on the intent of a given
+//! slot: their own thread's, or a dead one's whose life word the caller holds. Resolving is
+//! running the same steps again from the one that was in flight.
+//!
+//! | intent | arguments | resolved by |
+//! |---------|----------------------------------|------------------------------------------------|
+//! | CREATE  | entry, block                     | not yet LIVE: entry and block are free again |
+//! | LINK    | field, new, step and sequence, old | not counted yet: nothing happened; else completed |
+//! | DESTROY | entry, field, target, sequence   | the field in flight is dropped; then CONDEMNED |
+//! | REPLACE | field, old block, new block      | field has the new one: the old is freed; else the new |
+//! | WRITE   | destination, length              | the bytes in the slot's redo area are written again |
+//!
+//! Blocks are freed through the slot's `freeing` word (see `allocator::block`): it is set first,
+//! then the field that named the block is cleared, then the block is freed. So whatever a death
+//! leaves, either the field names the block or the `freeing` word does.
+
+use crate::allocator::block;
+use crate::layout::arena::{Arena, GRANULE};
+use crate::participants::detect;
+use crate::participants::table::{REDO_WORDS, Slot};
+use crate::participants::tag::Tag;
+use crate::pool::objects;
+use crate::primitive::{AtomicU64, Ordering, compiler_fence};
+
+pub(crate) const CREATE: u64 = 1;
+pub(crate) const LINK: u64 = 2;
+pub(crate) const DESTROY: u64 = 3;
+pub(crate) const REPLACE: u64 = 4;
+pub(crate) const WRITE: u64 = 5;
+
+/// The argument of CREATE that names the block.
+pub(super) const CREATE_BLOCK: usize = 1;
+
+/// Arguments of LINK.
+const FIELD: usize = 0;
+const NEW: usize = 1;
+const STEP: usize = 2;
+const OLD: usize = 3;
+/// Steps of LINK, in the low bits of its argument; the sequence is above.
+const COUNT_NEW: u64 = 1;
+const SWAP: u64 = 2;
+const UNCOUNT_OLD: u64 = 3;
+const SEQUENCE: u32 = 2;
+
+/// Arguments of DESTROY.
+const DESTROY_FIELD: usize = 1;
+const DESTROY_TARGET: usize = 2;
+const DESTROY_SEQUENCE: usize = 3;
+
+/// Completes or undoes what the slot has open, and closes it. Can be repeated.
+pub(crate) fn resolve(arena: Arena, index: usize) {
+    let slot = arena.slot(index);
+    let owner = Tag::new(index, slot.state().generation);
+    let arg = |i: usize| slot.intent.arg(i);
+    match slot.intent.op.load(Ordering::Acquire) {
+        CREATE => objects::undo_create(arena, owner, arg(0) as usize, arg(CREATE_BLOCK) as usize),
+        LINK => {
+            let step = arg(STEP);
+            let started = step & 3 != COUNT_NEW
+                || counter(arena, arg(NEW)).is_some_and(|new| {
+                    detect::happened(arena, new, index, step >> SEQUENCE)
+                });
+            if step != 0 && started {
+                run_link(arena, slot, index);
+            }
+        }
+        DESTROY => {
+            resolve_drop(arena, slot, index);
+            objects::condemn(arena, owner, arg(0) as usize);
+        }
+        REPLACE => resolve_replace(arena, slot, owner),
+        WRITE => redo(arena, slot),
+        _ => {}
+    }
+    block::finish_freeing(arena, slot, owner);
+    slot.intent.close();
+}
+
+/// A word of the pool by its address.
+fn word(arena: Arena, address: u64) -> Option<&'static AtomicU64> {
+    let address = address as usize;
+    let inside = (arena.base()..arena.base() + GRANULE - 8).contains(&address);
+    // SAFETY: intents name words of committed tables, or of objects that their author's process
+    // held when it opened the intent, and holds until the intent is resolved; all are atomic.
+    (inside && address.is_multiple_of(8)).then(|| unsafe {
+        &*std::ptr::with_exposed_provenance::<AtomicU64>(address)
+    })
+}
+
+/// The count of links of an object, given as index + 1; `None` for 0.
+fn counter(arena: Arena, reference: u64) -> Option<&'static AtomicU64> {
+    arena.object((reference as usize).checked_sub(1)?).map(|entry| &entry.links)
+}
+
+/// Makes the link at `field` lead to `new` (index + 1, or 0 for nowhere), which the caller holds.
+/// What it led to before, if anything, as an index: the caller disposes of it.
+pub(crate) fn set_link(arena: Arena, slot: &Slot, field: &AtomicU64, new: u32) -> Option<usize> {
+    let address = std::ptr::from_ref(field).addr() as u64;
+    slot.intent.open(LINK, &[address, new.into(), 0, 0]);
+    set_step(slot, COUNT_NEW);
+    if let Some(links) = counter(arena, new.into()) {
+        let sequence = slot.intent.arg(STEP) >> SEQUENCE;
+        detect::add(arena, links, 1, slot.tag(), sequence);
+    }
+    let old = run_link(arena, slot, slot.tag().slot());
+    slot.intent.close();
+    old
+}
+
+fn set_step(slot: &Slot, step: u64) {
+    slot.intent.set_arg(STEP, step | detect::next_sequence(slot) << SEQUENCE);
+}
+
+/// Runs LINK from its step on, once the new object is counted.
+fn run_link(arena: Arena, slot: &Slot, author: usize) -> Option<usize> {
+    let me = Tag::new(author, 0);
+    let field = word(arena, slot.intent.arg(FIELD))?;
+    let new = slot.intent.arg(NEW) as u32;
+    let mut step = slot.intent.arg(STEP);
+    let done = |step: u64, word: &AtomicU64| detect::happened(arena, word, author, step >> SEQUENCE);
+    if step & 3 == COUNT_NEW {
+        set_step(slot, SWAP);
+        step = slot.intent.arg(STEP);
+    }
+    if step & 3 == SWAP {
+        // Asked also the first time, when the answer is no.
+        if !done(step, field) {
+            let mut found = field.load(Ordering::Acquire);
+            loop {
+                slot.intent.set_arg(OLD, detect::value(found).into());
+                match detect::change(arena, field, found, new, me.slot(), step >> SEQUENCE) {
+                    Ok(()) => break,
+                    Err(now) => found = now,
+                }
+            }
+        }
+        set_step(slot, UNCOUNT_OLD);
+        step = slot.intent.arg(STEP);
+    }
+    let old = slot.intent.arg(OLD);
+    let links = counter(arena, old)?;
+    if !done(step, links) {
+        detect::add(arena, links, -1, me, step >> SEQUENCE);
+    }
+    Some(old as usize - 1)
+}
+
+/// Takes the link at a field of an object that is being destroyed; the index of what it led to.
+pub(super) fn drop_link(arena: Arena, slot: &Slot, field: u64) -> Option<usize> {
+    let link = word(arena, field)?;
+    let target = detect::value(link.load(Ordering::Relaxed));
+    let links = counter(arena, target.into())?;
+    slot.intent.set_arg(DESTROY_FIELD, field);
+    slot.intent.set_arg(DESTROY_TARGET, target.into());
+    // The sequence is what says that the step is on its way.
+    let sequence = detect::next_sequence(slot);
+    slot.intent.set_arg(DESTROY_SEQUENCE, sequence);
+    detect::add(arena, links, -1, slot.tag(), sequence);
+    link.store(0, Ordering::Release);
+    slot.intent.set_arg(DESTROY_SEQUENCE, 0);
+    Some(target as usize - 1)
+}
+
+/// Frees the block that a field of an object under destruction names.
+pub(super) fn drop_block(arena: Arena, slot: &Slot, field: u64) {
+    let Some(owner) = word(arena, field) else { return };
+    let address = owner.load(Ordering::Relaxed);
+    if address != 0 {
+        slot.intent.set_arg(DESTROY_FIELD, field);
+        slot.watched.freeing.store(address, Ordering::SeqCst);
+        compiler_fence(Ordering::SeqCst);
+        owner.store(0, Ordering::Release);
+        compiler_fence(Ordering::SeqCst);
+        // A block that cannot be freed was none: there is nobody to tell.
+        let _ = block::free_recorded(arena, slot, address as usize);
+    }
+}
+
+/// Finishes the field that a dead destroyer was at.
+fn resolve_drop(arena: Arena, slot: &Slot, author: usize) {
+    let Some(field) = word(arena, slot.intent.arg(DESTROY_FIELD)) else { return };
+    let sequence = slot.intent.arg(DESTROY_SEQUENCE);
+    if sequence != 0
+        && let Some(links) = counter(arena, slot.intent.arg(DESTROY_TARGET))
+    {
+        if !detect::happened(arena, links, author, sequence) {
+            detect::add(arena, links, -1, Tag::new(author, 0), sequence);
+        }
+        field.store(0, Ordering::Release);
+        slot.intent.set_arg(DESTROY_SEQUENCE, 0);
+    }
+    let freeing = slot.watched.freeing.load(Ordering::SeqCst);
+    if freeing != 0 && field.load(Ordering::Relaxed) == freeing {
+        field.store(0, Ordering::Release);
+    }
+}
+
+/// Replaces the block that `field` names by a new one, which `make` allocates (telling its address
+/// beforehand) and fills. The caller keeps everybody else from the field.
+pub(crate) fn replace_block<E>(
+    arena: Arena,
+    slot: &Slot,
+    field: &AtomicU64,
+    make: impl FnOnce(&dyn Fn(usize)) -> Result<usize, E>,
+) -> Result<(), E> {
+    let old = field.load(Ordering::Relaxed);
+    slot.intent.open(REPLACE, &[std::ptr::from_ref(field).addr() as u64, old, 0]);
+    let made = make(&|address| slot.intent.set_arg(2, address as u64));
+    if let Ok(address) = made {
+        // It happened from this store on.
+        field.store(address as u64, Ordering::Release);
+        compiler_fence(Ordering::SeqCst);
+        if old != 0 {
+            slot.watched.freeing.store(old, Ordering::SeqCst);
+            slot.intent.set_arg(1, 0);
+            let _ = block::free_recorded(arena, slot, old as usize);
+        }
+        slot.intent.close();
+    } else {
+        resolve(arena, slot.tag().slot());
+    }
+    made.map(drop)
+}
+
+fn resolve_replace(arena: Arena, slot: &Slot, owner: Tag) {
+    let Some(field) = word(arena, slot.intent.arg(0)) else { return };
+    let (old, new) = (slot.intent.arg(1), slot.intent.arg(2));
+    if new != 0 && field.load(Ordering::Acquire) == new {
+        if old != 0 {
+            slot.watched.freeing.store(old, Ordering::SeqCst);
+            slot.intent.set_arg(1, 0);
+        }
+    } else if new != 0 {
+        // Our own span's block, or a run: repeatable, see `release_for`.
+        block::release_for(arena, owner, new as usize);
+    }
+}
+
+/// The most bytes that [`write`] writes.
+pub(crate) const WRITE_MAX: usize = REDO_WORDS * 8;
+
+/// Writes bytes so that a death leaves all of them or none. The caller keeps others from the
+/// destination, which is in the pool, until the intent is resolved.
+///
+/// # Safety
+///
+/// `destination` and `source` are valid for `len` bytes, at most [`WRITE_MAX`]; nobody else
+/// accesses the destination.
+pub(crate) unsafe fn write(slot: &Slot, destination: *mut u8, source: *const u8, len: usize) {
+    debug_assert!(len <= WRITE_MAX);
+    let redo = slot.redo.as_ptr().cast::<u8>().cast_mut();
+    // SAFETY: the redo area is this thread's, of WRITE_MAX bytes, and atomics allow writes through
+    // a shared reference's pointer; the rest by the caller's promise.
+    unsafe {
+        std::ptr::copy_nonoverlapping(source, redo, len);
+        slot.intent.open(WRITE, &[destination.addr() as u64, len as u64]);
+        std::ptr::copy_nonoverlapping(source, destination, len);
+    }
+    slot.intent.close();
+}
+
+fn redo(arena: Arena, slot: &Slot) {
+    let (destination, len) = (slot.intent.arg(0) as usize, slot.intent.arg(1) as usize);
+    let end = destination.checked_add(len);
+    let inside = arena.slice_of(destination).is_some()
+        && len <= WRITE_MAX
+        && end.is_some_and(|end| len == 0 || arena.slice_of(end - 1).is_some());
+    if inside {
+        let redo = slot.redo.as_ptr().cast::<u8>();
+        // SAFETY: within committed data of the pool; its author kept others from it, and they wait
+        // until the intent is resolved.
+        unsafe {
+            let destination = std::ptr::with_exposed_provenance_mut::<u8>(destination);
+            std::ptr::copy_nonoverlapping(redo, destination, len);
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! Names of objects.
+//!
+//! A name is an entry with the name's bytes and a link, and exists while the link leads somewhere:
+//! setting the link publishes the name, clearing it removes it. Entries are changed under the
+//! names' lock. A holder that dies leaves an entry whose link is set or not; one whose link is not
+//! set is free, whatever its bytes.
+
+use super::intents;
+use super::objects;
+use crate::layout::arena::{Arena, NAMES};
+use crate::participants::table::Slot;
+use crate::participants::{detect, lock};
+use crate::primitive::{AtomicU64, Ordering};
+use crate::sys::memory::CommitError;
+
+/// The longest name, in bytes.
+pub(super) const MAX_NAME: usize = 232;
+const NAME_WORDS: usize = MAX_NAME / 8;
+
+/// A name's entry.
+#[repr(C, align(64))]
+struct NameEntry {
+    /// Leads to the object: a link (see `intents`).
+    link: AtomicU64,
+    len: AtomicU64,
+    bytes: [AtomicU64; NAME_WORDS],
+}
+
+const _: () = assert!(size_of::<NameEntry>() <= NAMES.entry);
+
+/// Why a name cannot be entered.
+pub(super) enum EnterFailure {
+    /// There are as many names as there can be.
+    TableFull,
+    NoMemory(CommitError),
+}
+
+fn count(arena: Arena) -> usize {
+    (arena.header().watermarks.names.load(Ordering::Acquire) as usize).min(NAMES.max)
+}
+
+fn entries(arena: Arena) -> impl Iterator<Item = &'static NameEntry> {
+    // SAFETY: below the watermark; an entry consists of atomics.
+    (0..count(arena)).map(move |i| unsafe { arena.entry(NAMES, i) })
+}
+
+impl NameEntry {
+    fn target(&self) -> Option<usize> {
+        (detect::value(self.link.load(Ordering::SeqCst)) as usize).checked_sub(1)
+    }
+
+    fn bytes(&self) -> ([u8; MAX_NAME], usize) {
+        let mut bytes = [0; MAX_NAME];
+        for (chunk, word) in bytes.chunks_exact_mut(8).zip(&self.bytes) {
+            chunk.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes());
+        }
+        (bytes, (self.len.load(Ordering::Relaxed) as usize).min(MAX_NAME))
+    }
+
+    fn is(&self, name: &str) -> bool {
+        let (bytes, len) = self.bytes();
+        &bytes[..len] == name.as_bytes()
+    }
+
+    fn write(&self, name: &str) {
+        let mut bytes = [0; MAX_NAME];
+        bytes[..name.len()].copy_from_slice(name.as_bytes());
+        for (chunk, word) in bytes.chunks_exact(8).zip(&self.bytes) {
+            let mut value = [0; 8];
+            value.copy_from_slice(chunk);
+            word.store(u64::from_ne_bytes(value), Ordering::Relaxed);
+        }
+        self.len.store(name.len() as u64, Ordering::Relaxed);
+    }
+}
+
+/// Runs `f` under the names' lock.
+pub(super) fn locked<R>(arena: Arena, slot: &Slot, f: impl FnOnce() -> R) -> R {
+    let word = &arena.header().names_lock;
+    // Refused only to who holds it already, and `f` is one of this layer's own steps.
+    let _ = lock::lock(arena, slot, word, None);
+    lock::clear(word, lock::DIED);
+    let result = f();
+    lock::unlock(word, slot.tag(), 0);
+    result
+}
+
+/// The object of that name. The caller holds the lock, so it stays named meanwhile.
+pub(super) fn find(arena: Arena, name: &str) -> Option<usize> {
+    entries(arena).find(|e| e.target().is_some() && e.is(name)).and_then(NameEntry::target)
+}
+
+/// Names an object that the caller holds. The caller holds the lock, and the name is new.
+pub(super) fn enter(arena: Arena, slot: &Slot, name: &str, object: usize) -> Result<(), EnterFailure> {
+    let free = |e: &&NameEntry| e.target().is_none();
+    let entry = match entries(arena).find(free) {
+        Some(entry) => entry,
+        None => {
+            let from = count(arena);
+            if from == NAMES.max {
+                return Err(EnterFailure::TableFull);
+            }
+            let step = (4096 / NAMES.entry).min(NAMES.max - from);
+            arena
+                .raise(NAMES, &arena.header().watermarks.names, from + step)
+                .map_err(EnterFailure::NoMemory)?;
+            entries(arena).find(free).ok_or(EnterFailure::TableFull)?
+        }
+    };
+    entry.write(name);
+    intents::set_link(arena, slot, &entry.link, object as u32 + 1);
+    Ok(())
+}
+
+/// Removes a name; false if there is no such. The caller holds the lock.
+pub(super) fn remove(arena: Arena, slot: &Slot, name: &str) -> Option<usize> {
+    let entry = entries(arena).find(|e| e.target().is_some() && e.is(name))?;
+    intents::set_link(arena, slot, &entry.link, 0)
+}
+
+/// Every name with its object.
+pub(super) fn all(arena: Arena) -> Vec<(String, usize)> {
+    entries(arena)
+        .filter_map(|e| {
+            let target = e.target()?;
+            let (bytes, len) = e.bytes();
+            Some((String::from_utf8_lossy(&bytes[..len]).into_owned(), target))
+        })
+        .collect()
+}
+
+/// Disposes of an object whose name was removed.
+pub(super) fn dispose(arena: Arena, object: usize) {
+    objects::dispose(arena, object);
+}

@@ -1,0 +1,171 @@
+//! What types own, described in the pool, so that any process can destroy any object.
+//!
+//! A type is entered once, found by its fingerprint, and never removed. An entry is written under
+//! the types' lock and published by its `ready` word, last; a writer that dies leaves an entry
+//! that is not ready, which the next writer writes over.
+
+use crate::layout::arena::{Arena, TYPES};
+use crate::layout::{OwnedKind, ShmSafe, TypeInfo};
+use crate::participants::lock;
+use crate::participants::table::Slot;
+use crate::primitive::{AtomicU64, Ordering};
+use crate::sys::memory::CommitError;
+
+/// Runs of owned words that an entry can list.
+const FIELDS: usize = 28;
+
+/// A type's entry.
+#[repr(C, align(64))]
+struct TypeEntry {
+    ready: AtomicU64,
+    fingerprint: [AtomicU64; 2],
+    size: AtomicU64,
+    align: AtomicU64,
+    fields: AtomicU64,
+    _unused: [AtomicU64; 2],
+    owned: [OwnedEntry; FIELDS],
+}
+
+/// Owned words at `offset`, `offset + stride`, and so on.
+#[repr(C)]
+struct OwnedEntry {
+    /// Offset, and stride in the high half.
+    place: AtomicU64,
+    /// Number of words, and kind in the high half.
+    count: AtomicU64,
+}
+
+const _: () = assert!(size_of::<TypeEntry>() <= TYPES.entry);
+
+/// What a word owns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Owned {
+    Link,
+    Block,
+}
+
+/// An owning word of a value.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct OwnedWord {
+    pub(super) offset: usize,
+    pub(super) kind: Owned,
+}
+
+/// Why a type cannot be entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TypeError {
+    /// The pool describes as many types as it can.
+    #[error("the pool's table of types is full")]
+    TableFull,
+    /// The type has too many owning fields.
+    #[error("the type has more than {FIELDS} groups of owning fields")]
+    TooManyOwners,
+    /// No memory for the table.
+    #[error(transparent)]
+    NoMemory(#[from] CommitError),
+}
+
+fn count(arena: Arena) -> usize {
+    (arena.header().watermarks.types.load(Ordering::Acquire) as usize).min(TYPES.max)
+}
+
+fn entry(arena: Arena, index: usize) -> Option<&'static TypeEntry> {
+    // SAFETY: compared with the watermark; an entry consists of atomics.
+    (index < count(arena)).then(|| unsafe { arena.entry(TYPES, index) })
+}
+
+fn halves(fingerprint: u128) -> [u64; 2] {
+    [fingerprint as u64, (fingerprint >> 64) as u64]
+}
+
+fn find(arena: Arena, fingerprint: u128) -> Option<usize> {
+    (0..count(arena)).find(|&i| is(arena, i, fingerprint))
+}
+
+/// True if the type with that index has that fingerprint.
+pub(super) fn is(arena: Arena, index: usize, fingerprint: u128) -> bool {
+    entry(arena, index).is_some_and(|e| {
+        e.ready.load(Ordering::Acquire) == 1
+            && e.fingerprint.iter().zip(halves(fingerprint)).all(|(a, b)| a.load(Ordering::Relaxed) == b)
+    })
+}
+
+/// The index of a type, entered now if need be.
+pub(super) fn index_of<T: ShmSafe>(arena: Arena, slot: &Slot) -> Result<usize, TypeError> {
+    let fingerprint = T::TYPE.fingerprint();
+    if let Some(index) = find(arena, fingerprint) {
+        return Ok(index);
+    }
+    let word = &arena.header().types_lock;
+    // Refused only to who holds it already, and nobody enters types while entering one.
+    let _ = lock::lock(arena, slot, word, None);
+    lock::clear(word, lock::DIED);
+    let entered = match find(arena, fingerprint) {
+        Some(index) => Ok(index),
+        None => enter(arena, T::TYPE, fingerprint),
+    };
+    lock::unlock(word, slot.tag(), 0);
+    entered
+}
+
+/// Enters a type. The caller holds the lock.
+fn enter(arena: Arena, ty: &'static TypeInfo, fingerprint: u128) -> Result<usize, TypeError> {
+    let owned = ty.owned_fields();
+    if owned.len() > FIELDS {
+        return Err(TypeError::TooManyOwners);
+    }
+    let unused = (0..count(arena))
+        .find(|&i| entry(arena, i).is_some_and(|e| e.ready.load(Ordering::Acquire) == 0));
+    let index = match unused {
+        Some(index) => index,
+        None => {
+            let index = count(arena);
+            if index == TYPES.max {
+                return Err(TypeError::TableFull);
+            }
+            let step = (4096 / TYPES.entry).min(TYPES.max - index);
+            arena.raise(TYPES, &arena.header().watermarks.types, index + step)?;
+            index
+        }
+    };
+    let entry = entry(arena, index).ok_or(TypeError::TableFull)?;
+    for (word, half) in entry.fingerprint.iter().zip(halves(fingerprint)) {
+        word.store(half, Ordering::Relaxed);
+    }
+    entry.size.store(ty.size() as u64, Ordering::Relaxed);
+    entry.align.store(ty.align() as u64, Ordering::Relaxed);
+    entry.fields.store(owned.len() as u64, Ordering::Relaxed);
+    for (place, field) in entry.owned.iter().zip(&owned) {
+        let kind = match field.kind {
+            OwnedKind::Link(_) => 1u64,
+            OwnedKind::Block => 2,
+        };
+        place.place.store(u64::from(field.offset) | u64::from(field.stride) << 32, Ordering::Relaxed);
+        place.count.store(u64::from(field.count) | kind << 32, Ordering::Relaxed);
+    }
+    entry.ready.store(1, Ordering::Release);
+    Ok(index)
+}
+
+/// Bytes of a value of the type.
+pub(super) fn size(arena: Arena, index: usize) -> usize {
+    entry(arena, index).map_or(0, |e| e.size.load(Ordering::Relaxed) as usize)
+}
+
+/// The owning words of a value of the type; what lies outside of the value is left out.
+pub(super) fn owned_words(arena: Arena, index: usize) -> impl Iterator<Item = OwnedWord> {
+    let size = size(arena, index);
+    let runs = entry(arena, index).map_or(&[][..], |e| {
+        &e.owned[..(e.fields.load(Ordering::Relaxed) as usize).min(FIELDS)]
+    });
+    runs.iter().flat_map(move |run| {
+        let place = run.place.load(Ordering::Relaxed);
+        let count = run.count.load(Ordering::Relaxed);
+        let (offset, stride) = (place & 0xffff_ffff, place >> 32);
+        let kind = if count >> 32 == 1 { Owned::Link } else { Owned::Block };
+        (0..count & 0xffff_ffff)
+            .map(move |i| OwnedWord { offset: (offset + i * stride) as usize, kind })
+            .take_while(move |word| word.offset + 8 <= size)
+    })
+}
