@@ -319,16 +319,17 @@ pub fn cases(suite: &mut Suite) {
         bank_case("a child's transfer is seen", Order::Right)
             .fork(Fork::Bare)
             .operation(|bank| bank.transfer_by_child())
-            .verify(|bank, crash| if crash.finished { transferred_or_not(bank, crash) } else { Ok(()) })
+            .verify(|bank, crash| if crash.progress > 0 { transferred_or_not(bank, crash) } else { Ok(()) })
             .recover(|_| Ok(()))
             .without_real_kills(),
     );
 
     suite.run(bank_case("broken: sealed late", Order::SealLate).expect_failure(&["order 1", "the sum is"]));
-    suite.run(
-        bank_case("broken: acknowledged early", Order::AcknowledgeEarly)
-            .expect_failure(&["order 1", "progress 1", "an acknowledged transfer is gone"]),
-    );
+    suite.run(bank_case("broken: acknowledged early", Order::AcknowledgeEarly).expect_failure(&[
+        "order 1",
+        "progress 1",
+        "an acknowledged transfer is gone",
+    ]));
     suite.run(
         bank_case("broken: published early", Order::Right)
             .operation(|bank| bank.append(true))
@@ -379,6 +380,22 @@ pub fn cases(suite: &mut Suite) {
         bank_case("broken: the operation panics", Order::Right)
             .operation(|bank| bank.transfer(Order::Right, 3, ACCOUNT_COUNT))
             .expect_failure(&["the victim ended before its time: panic"]),
+    );
+    suite.run(
+        bank_case("broken: the operation does nothing", Order::Right)
+            .operation(|bank| assert_eq!(bank.check(), Ok(())))
+            .verify(|bank, _| bank.check())
+            .expect_failure(&["changes nothing"]),
+    );
+    suite.run(
+        bank_case("broken: the operation loops", Order::Right)
+            .limit(Duration::from_millis(100))
+            .operation(|bank| {
+                while bank.half(LOCK).load(Ordering::Relaxed) == 0 {
+                    std::hint::spin_loop();
+                }
+            })
+            .expect_failure(&["loops without changing anything"]),
     );
     suite.run(
         bank_case("broken: the operation waits for nobody", Order::Right)

@@ -99,8 +99,9 @@ impl<S: Arena> Case<S> {
         self
     }
 
-    /// Run in a survivor on an image: does to it what the kernel does at a death (marks the robust futexes of the victim).
-    /// Not run after a real kill.
+    /// Run in a survivor on an image: does to it what the kernel does at a death (marks the robust futexes of the
+    /// victim). Not run after a real kill. In the first order the victim is stopped meanwhile and not dead, so this
+    /// mark must be all that recovery wants to see.
     pub fn bury(mut self, bury: impl Fn(&mut S, &Victim) + 'static) -> Self {
         self.bury = Box::new(bury);
         self

@@ -11,8 +11,8 @@
 //! | `Anything` | system calls, scatters, xsave, whatever cannot be read or decoded | everything |
 //!
 //! Doubt means `Anything`. A string instruction under `rep` traps after each iteration, and writes between where
-//! its destination register stood before the step and where it stands after. That the answers are right is tested and not
-//! believed: the cross-check compares everything after every step, and reports a change that was not foretold.
+//! its destination register stood before the step and where it stands after. That the answers are right is tested
+//! and not believed: the cross-check compares everything after every step, and reports a change that was not foretold.
 
 use std::collections::HashMap;
 
@@ -112,11 +112,12 @@ fn shape(pid: i32, rip: u64, factory: &mut InstructionInfoFactory) -> Shape {
     if written.is_empty() {
         return Shape::Nothing;
     }
+    // Before the sizes are looked at: under `rep` an operand has none, as it depends on rcx.
+    if instruction.is_string_instruction() {
+        return Shape::String(instruction.memory_size().size() as u64);
+    }
     if written.iter().any(|operand| operand.memory_size().size() == 0) {
         return Shape::Anything;
-    }
-    if instruction.is_string_instruction() {
-        return Shape::String(written[0].memory_size().size() as u64);
     }
     Shape::Operands(written)
 }

@@ -1,8 +1,8 @@
 //! The orders of crashes: following an operation or a recovery from change to change, with a survivor at each.
 //!
 //! [`Explorer::explore`] is recursive over images. On the arena it follows the operation; on an image it follows the
-//! recovery. Each point is tried at once by a survivor on a copy; the path is kept as differences ([`Trail`]), from which the images to go on from
-//! are made again when their turn comes. The victims of a path stay as zombies until the path has been explored,
+//! recovery. Each point is tried at once by a survivor on a copy; the path is kept as differences ([`Trail`]), from
+//! which the images to go on from are made again when their turn comes. The victims of a path stay as zombies until the path has been explored,
 //! so that their pids name nobody else.
 
 use std::time::Instant;
@@ -84,6 +84,10 @@ impl<'a, S: Arena> Explorer<'a, S> {
     /// Follows the operation (or, from a `ground`, the recovery of it after `crash`), then goes on from its points.
     fn explore(&mut self, ground: Option<&Image>, crash: Option<Crash>, order: u8) -> Result<(), Halt> {
         let trail = self.follow(ground, crash)?;
+        if order == 1 && trail.points.iter().all(|point| point.delta.first_offset().is_none()) {
+            // A case that tests nothing is a mistake in the case.
+            return self.report(&describe(&NOWHERE), "the operation changes nothing in the arena");
+        }
         if order == LAST_ORDER || !self.case.second_order {
             return Ok(());
         }
@@ -184,10 +188,8 @@ impl<'a, S: Arena> Explorer<'a, S> {
         let next = stepper.advance(&scene, &mut self.decoder, image);
         self.tally.steps.add(stepper.steps - before);
         next.or_else(|text| {
-            let here = crash.map_or(Crash { point: index, ..NOWHERE }, |crash| Crash {
-                recovery_point: Some(index),
-                ..crash
-            });
+            let here =
+                crash.map_or(Crash { point: index, ..NOWHERE }, |crash| Crash { recovery_point: Some(index), ..crash });
             self.report(&describe(&here), &format!("after {} steps: {text}", stepper.steps))
         })
     }

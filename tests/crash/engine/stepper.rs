@@ -1,9 +1,9 @@
 //! A victim under ptrace: from its first stop to its last, one instruction at a time, each change of the arena told.
 //!
-//! The victim is forked, brings itself into position, asks to be traced and stops itself (SIGSTOP); runs its body; stops
-//! itself again. What lies between the stops is stepped. Each step yields at most one [`Point`]: the arena, or the
-//! mark that the victim gave to `progress`, differs from what it was before that instruction. Nothing between two points is left out,
-//! because only one instruction lies between two looks, and [`super::decode`] errs towards looking.
+//! The victim is forked, brings itself into position, asks to be traced and stops itself (SIGSTOP); runs its body;
+//! stops itself again. What lies between the stops is stepped. Each step yields at most one [`Point`]: the arena, or
+//! the mark that the victim gave to `progress`, differs from what it was before that instruction. Nothing between two
+//! points is left out, because only one instruction lies between two looks, and [`super::decode`] errs towards looking.
 //!
 //! Other threads and children of the victim are not traced: what they do to the arena is seen with the victim's
 //! next write, at no particular granularity.
