@@ -7,8 +7,9 @@
 //! no byte that was buffered before the fork. So the parent flushes first, the child leaves by
 //! `_exit`, and a guard aborts it should anything try to unwind into the frames it was forked in.
 //!
-//! The locks of standard output and error are taken across the fork, so that they belong to the
-//! forking thread in both processes, and no other thread can leave them locked in the child.
+//! Where there may be other threads, the locks of standard output and error are taken across the
+//! fork, so that they belong to the forking thread in both processes, and no other thread leaves
+//! them locked in the child.
 //!
 //! # The parent's side
 //!
@@ -75,9 +76,10 @@ pub(super) unsafe fn start(
         return Err(SpawnError::GuardsHeld { count });
     }
     let result = frame::create().map_err(SpawnError::ResultFile)?;
-    let mut out = io::stdout().lock();
-    let err = io::stderr().lock();
-    flushed(out.flush())?;
+    // Locked before it is flushed, so that nothing is written in between.
+    let other_threads = threads == OtherThreads::Allowed;
+    let locks = other_threads.then(|| (io::stdout().lock(), io::stderr().lock()));
+    flushed(io::stdout().flush())?;
     flushed(process::flush_c_stdio())?;
     if let Some(hooks) = hooks {
         (hooks.before_fork)()?;
@@ -87,10 +89,15 @@ pub(super) unsafe fn start(
     // or the caller vouches for `body`; around it the child uses what glibc and the locks taken
     // above keep usable. The child's arm diverges, and aborts where it would unwind.
     match unsafe { process::fork() } {
-        Ok(ForkResult::Parent { child }) => Ok(Child { pid: child, result }),
+        Ok(ForkResult::Parent { child }) => {
+            if let Some(hooks) = hooks {
+                (hooks.forked)(child);
+            }
+            Ok(Child { pid: child, result })
+        }
         Ok(ForkResult::Child) => {
             let abort = AbortOnUnwind;
-            drop((out, err));
+            drop(locks);
             live(result.as_fd(), parent, body, &abort)
         }
         Err(error) => {

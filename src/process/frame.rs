@@ -16,7 +16,7 @@
 //!
 //! The child may be killed at any instruction, inside a system call too. A frame counts only if
 //! its header is there *and* the file is exactly as long as the header says. A result of more than
-//! [`BUFFER`] bytes is streamed into the file behind a header of zeros, and the header is written
+//! [`LARGE`] bytes is streamed into the file behind a header of zeros, and the header is written
 //! last. A smaller one is written with its header by a single call; the kernel lengthens a file
 //! only after the bytes are in it, and from the front, so that a file of the full length is whole.
 //!
@@ -33,8 +33,10 @@ use serde::Serialize;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"SHMR");
 const HEADER: usize = size_of::<Header>();
-/// The longest frame that one system call writes, and one reads.
-const BUFFER: usize = 4096;
+/// The longest frame that is read by one system call.
+const SMALL: usize = 256;
+/// The longest frame that is written by one system call.
+const LARGE: usize = 1 << 16;
 
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
@@ -112,8 +114,11 @@ pub(super) fn replace(file: BorrowedFd<'_>, kind: Kind, message: &str) -> Result
 
 struct Writer<'a> {
     file: BorrowedFd<'a>,
-    /// The bytes that follow the first `written` ones.
-    buffer: [u8; BUFFER],
+    /// Holds a small frame. Each page touched after a fork is a page copied, so it is small, too.
+    small: [u8; SMALL],
+    /// Takes the place of `small` when that is full; empty until then.
+    large: Vec<u8>,
+    /// The length in use of the buffer, whose bytes follow the first `written` ones.
     used: usize,
     written: u64,
     /// The error that ended the writing: postcard's own errors have no room for it.
@@ -125,32 +130,58 @@ impl<'a> Writer<'a> {
         // The header's place is taken from the start, with zeros.
         Writer {
             file,
-            buffer: [0; BUFFER],
+            small: [0; SMALL],
+            large: Vec::new(),
             used: HEADER,
             written: 0,
             failed: None,
         }
     }
 
+    #[inline]
+    fn buffer(&mut self) -> &mut [u8] {
+        if self.large.is_empty() {
+            &mut self.small
+        } else {
+            &mut self.large
+        }
+    }
+
+    #[inline]
     fn extend(&mut self, bytes: &[u8]) -> Result<(), Errno> {
-        if let Some(room) = self.buffer.get_mut(self.used..self.used + bytes.len()) {
-            room.copy_from_slice(bytes);
-            self.used += bytes.len();
-            return Ok(());
+        let used = self.used;
+        let Some(room) = self.buffer().get_mut(used..used + bytes.len()) else {
+            return self.extend_full(bytes);
+        };
+        room.copy_from_slice(bytes);
+        self.used += bytes.len();
+        Ok(())
+    }
+
+    #[cold]
+    fn extend_full(&mut self, bytes: &[u8]) -> Result<(), Errno> {
+        if self.large.is_empty() {
+            let enlarged = self.large.try_reserve_exact(LARGE);
+            if enlarged.is_err() {
+                self.failed = Some(Errno::NOMEM);
+                return Err(Errno::NOMEM);
+            }
+            self.large.resize(LARGE, 0);
+            self.large[..self.used].copy_from_slice(&self.small[..self.used]);
+            return self.extend(bytes);
         }
         self.flush()?;
-        if bytes.len() < BUFFER {
-            self.buffer[..bytes.len()].copy_from_slice(bytes);
-            self.used = bytes.len();
-            return Ok(());
+        if bytes.len() < LARGE {
+            return self.extend(bytes);
         }
         let done = write_all(self.file, bytes, self.written);
         self.account(done, bytes.len())
     }
 
     fn flush(&mut self) -> Result<(), Errno> {
-        let done = write_all(self.file, &self.buffer[..self.used], self.written);
-        self.account(done, self.used)?;
+        let (file, used, written) = (self.file, self.used, self.written);
+        let done = write_all(file, &self.buffer()[..used], written);
+        self.account(done, used)?;
         self.used = 0;
         Ok(())
     }
@@ -170,7 +201,7 @@ impl<'a> Writer<'a> {
         };
         let header = bytemuck::bytes_of(&header);
         if self.written == 0 {
-            self.buffer[..HEADER].copy_from_slice(header);
+            self.buffer()[..HEADER].copy_from_slice(header);
             return self.flush();
         }
         self.flush()?;
@@ -222,7 +253,7 @@ pub(super) struct Frame<'a> {
     kind: Kind,
     length: u64,
     /// The first bytes of the file, header included; all of it, if it is no longer than that.
-    head: [u8; BUFFER],
+    head: [u8; SMALL],
 }
 
 impl<'a> Frame<'a> {
@@ -233,7 +264,7 @@ impl<'a> Frame<'a> {
     /// The file cannot be read.
     pub(super) fn load(file: &'a OwnedFd) -> io::Result<Option<Frame<'a>>> {
         let file = file.as_fd();
-        let mut head = [0; BUFFER];
+        let mut head = [0; SMALL];
         let read = loop {
             match rustix::io::pread(file, &mut head, 0) {
                 Ok(read) => break read,
@@ -243,7 +274,7 @@ impl<'a> Frame<'a> {
         };
         // A read from a file in memory is short only at its end.
         let size = match read {
-            BUFFER => rustix::fs::fstat(file)?.st_size.unsigned_abs(),
+            SMALL => rustix::fs::fstat(file)?.st_size.unsigned_abs(),
             short => short as u64,
         };
         let Header {

@@ -22,6 +22,8 @@ pub(crate) struct Hooks {
     pub(crate) before_fork: fn() -> Result<(), SpawnError>,
     /// The fork that `before_fork` prepared made no process.
     pub(crate) fork_failed: fn(),
+    /// The fork made the process with this pid. Called in the parent.
+    pub(crate) forked: fn(pid: u32),
     /// Runs in a child that ends in order, after its closure returned or panicked and its result
     /// is written, as the last thing before `_exit`. A child that is killed, or leaves by
     /// `exit`, does not come here.
@@ -35,10 +37,6 @@ static HOOKS: OnceLock<Hooks> = OnceLock::new();
 
 /// Installs the hooks, for the life of the process and its forked children. Whether these are the
 /// first: later ones change nothing.
-#[allow(
-    dead_code,
-    reason = "called by the first pool of a process; the pool layer comes next"
-)]
 pub(crate) fn install(hooks: Hooks) -> bool {
     HOOKS.set(hooks).is_ok()
 }

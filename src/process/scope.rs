@@ -52,6 +52,9 @@ pub enum SpawnError {
         /// How many.
         count: usize,
     },
+    /// A pool that this process has attached has no free process record for the child.
+    #[error("a pool has no free process record for the child")]
+    NoProcessRecord,
     /// The threads of this process could not be counted.
     #[error("the threads of this process could not be counted")]
     Tasks(#[source] io::Error),

@@ -34,6 +34,7 @@ fn hooks_are_called() {
         guards_held: || GUARDS.load(Ordering::Relaxed),
         before_fork,
         fork_failed: || panic!("no fork fails here"),
+        forked: |_| {},
         child_ending,
         child_reaped: |pid| REAPED.store(pid, Ordering::Relaxed),
     };

@@ -133,6 +133,13 @@ pub(crate) fn task_count() -> io::Result<usize> {
     if rustix::fs::stat(path)?.st_nlink == 3 {
         return Ok(1);
     }
+    count_tasks(path)
+}
+
+/// The slow way, apart because its buffers would cost the fork a page of stack.
+#[cold]
+#[inline(never)]
+fn count_tasks(path: &CStr) -> io::Result<usize> {
     let mut count = 0_usize;
     each_task(path, |dir, tid| {
         count += match read_stat(dir, format_args!("{tid}/stat")) {

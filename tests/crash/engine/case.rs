@@ -1,0 +1,163 @@
+//! What the author of a case writes: the arena, the operation, and what must be true after a crash.
+
+use std::os::fd::RawFd;
+use std::time::Duration;
+
+use super::child::Fork;
+
+/// The shared memory under test: a file mapped `MAP_SHARED` from its offset 0, at one address in every process.
+///
+/// The mapping may be far longer than the file, and the file may be sparse and may grow.
+pub trait Arena {
+    /// Where it is mapped.
+    fn base(&self) -> usize;
+    /// How long the mapping is.
+    fn mapped_len(&self) -> usize;
+    /// The descriptor of the file, open for reading and writing.
+    fn fd(&self) -> RawFd;
+}
+
+/// A process that died, or is taken to have died.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Victim {
+    /// Its pid, and the tid of its one thread.
+    pub pid: i32,
+}
+
+/// Where the crash happened, for `verify`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Crash {
+    /// The number of the crash point in the operation; 0 is before its first change.
+    pub point: usize,
+    /// The crash point in the recovery that followed, if that was crashed too.
+    pub recovery_point: Option<usize>,
+    /// The last mark that the operation gave to [`progress`](super::progress) before it died; 0 if none.
+    pub progress: u64,
+    /// The operation had returned.
+    pub finished: bool,
+    /// A real SIGKILL, on the arena itself.
+    pub real: bool,
+    /// Who died in the operation.
+    pub victim: Victim,
+}
+
+/// A step of a case, of the process's state alone or also of what has happened (`A`).
+type Act<S> = Box<dyn Fn(&mut S)>;
+type ActOn<S, A> = Box<dyn Fn(&mut S, &A)>;
+type Check<S> = Box<dyn Fn(&mut S) -> Result<(), String>>;
+type CheckOn<S, A> = Box<CheckFn<S, A>>;
+type CheckFn<S, A> = dyn Fn(&mut S, &A) -> Result<(), String>;
+
+/// One operation, and how to crash it. `S` is the state of a process that uses the arena; it is copied by fork.
+pub struct Case<S> {
+    pub(super) name: String,
+    pub(super) setup: Box<dyn Fn() -> S>,
+    pub(super) attach: Act<S>,
+    pub(super) operation: Act<S>,
+    pub(super) bury: ActOn<S, Victim>,
+    pub(super) survivor: Act<S>,
+    pub(super) recover: Check<S>,
+    pub(super) verify: CheckOn<S, Crash>,
+    pub(super) fork: Fork,
+    pub(super) limit: Duration,
+    pub(super) cross_check: bool,
+    pub(super) second_order: bool,
+    pub(super) real_kills: bool,
+    pub(super) expects: Option<Vec<&'static str>>,
+}
+
+impl<S: Arena> Case<S> {
+    /// A case whose `setup`, run in a new process, makes a fresh arena and the state to use it with.
+    pub fn new(name: impl Into<String>, setup: impl Fn() -> S + 'static) -> Case<S> {
+        Case {
+            name: name.into(),
+            setup: Box::new(setup),
+            attach: Box::new(|_| ()),
+            operation: Box::new(|_| ()),
+            bury: Box::new(|_, _| ()),
+            survivor: Box::new(|_| ()),
+            recover: Box::new(|_| Ok(())),
+            verify: Box::new(|_, _| Ok(())),
+            fork: Fork::Library,
+            limit: Duration::from_secs(5),
+            cross_check: false,
+            second_order: true,
+            real_kills: true,
+            expects: None,
+        }
+    }
+
+    /// Run in the victim before it is stepped: attaching, allocating a block to free, taking a lock to release.
+    pub fn attach(mut self, attach: impl Fn(&mut S) + 'static) -> Self {
+        self.attach = Box::new(attach);
+        self
+    }
+
+    /// What is stepped.
+    pub fn operation(mut self, operation: impl Fn(&mut S) + 'static) -> Self {
+        self.operation = Box::new(operation);
+        self
+    }
+
+    /// Run in a survivor on an image: does to it what the kernel does at a death (marks the robust futexes of the
+    /// victim). Not run after a real kill. In the first order the victim is stopped meanwhile and not dead, so this
+    /// mark must be all that recovery wants to see.
+    pub fn bury(mut self, bury: impl Fn(&mut S, &Victim) + 'static) -> Self {
+        self.bury = Box::new(bury);
+        self
+    }
+
+    /// Run in a survivor after `bury`, before `recover`, and never stepped: what a process needs before it can recover.
+    pub fn survivor(mut self, survivor: impl Fn(&mut S) + 'static) -> Self {
+        self.survivor = Box::new(survivor);
+        self
+    }
+
+    /// The recovery. It is stepped too. An error is a failure of the case.
+    pub fn recover(mut self, recover: impl Fn(&mut S) -> Result<(), String> + 'static) -> Self {
+        self.recover = Box::new(recover);
+        self
+    }
+
+    /// What must be true after recovery: the structure's check, and the invariant of this operation.
+    pub fn verify(mut self, verify: impl Fn(&mut S, &Crash) -> Result<(), String> + 'static) -> Self {
+        self.verify = Box::new(verify);
+        self
+    }
+
+    /// How the victim is forked; [`Fork::Library`] unless told. Survivors are always forked [`Fork::Bare`].
+    pub fn fork(mut self, how: Fork) -> Self {
+        self.fork = how;
+        self
+    }
+
+    /// How long a step or a survivor may take; 5 s unless told.
+    pub fn limit(mut self, limit: Duration) -> Self {
+        self.limit = limit;
+        self
+    }
+
+    /// Compares the whole arena at every step, to test the engine itself.
+    pub fn cross_checked(mut self) -> Self {
+        self.cross_check = true;
+        self
+    }
+
+    /// First order only: for an operation with no recovery of its own.
+    pub fn without_second_order(mut self) -> Self {
+        self.second_order = false;
+        self
+    }
+
+    /// Images only: for an operation that cannot be run twice alike.
+    pub fn without_real_kills(mut self) -> Self {
+        self.real_kills = false;
+        self
+    }
+
+    /// The case is deliberately broken: it passes if a failure is found whose report has all of `texts` in it.
+    pub fn expect_failure(mut self, texts: &[&'static str]) -> Self {
+        self.expects = Some(texts.to_vec());
+        self
+    }
+}

@@ -1,0 +1,314 @@
+//! The orders of crashes: following an operation or a recovery from change to change, with a survivor at each.
+//!
+//! [`Explorer::explore`] is recursive over images. On the arena it follows the operation; on an image it follows the
+//! recovery. Each point is tried at once by a survivor on a copy; the path is kept as differences ([`Trail`]), from
+//! which the images to go on from are made again when their turn comes. The victims of a path stay as zombies until the path has been explored,
+//! so that their pids name nobody else.
+
+use std::time::Instant;
+
+use super::Arena;
+use super::case::{Case, Crash, Victim};
+use super::child::{Child, Ended, Fork, Ticker, adopt_orphans, keep_children, roam, stay_here, sweep, sweep_all};
+use super::decode::Decoder;
+use super::image::{Image, View, seals_of, take_over};
+use super::stepper::{Point, Scene, Stepper, name_of, perform};
+use super::suite::{Settings, Tally};
+
+/// Recoveries of recoveries of the operation are not crashed again.
+const LAST_ORDER: u8 = 2;
+/// After so many failures a case is given up.
+const ENOUGH_FAILURES: u64 = 5;
+
+/// The points of one run, and the image it started from.
+struct Trail {
+    start: Image,
+    points: Vec<Point>,
+    /// Kept unreaped, see the module.
+    victim: Child,
+}
+
+impl Trail {
+    fn image_at(&self, point: usize) -> Image {
+        let mut image = self.start.clone();
+        for point in &self.points[..=point] {
+            image.apply(&point.delta);
+        }
+        image
+    }
+}
+
+/// Why an exploration stopped early; the failure is reported already.
+struct Halt;
+
+/// The process that explores one case.
+pub struct Explorer<'a, S> {
+    case: &'a Case<S>,
+    settings: &'a Settings,
+    tally: &'a Tally,
+    state: S,
+    decoder: Decoder,
+    seals: i32,
+    began: Instant,
+    _ticker: Ticker,
+}
+
+/// Everything but the real kills, in the calling process, which must be a child for this purpose only.
+pub fn explore_all<S: Arena>(case: &Case<S>, settings: &Settings, tally: &Tally) -> Result<(), String> {
+    let mut explorer = Explorer::new(case, settings, tally);
+    // A halt has been counted and reported as a failure.
+    let _ = explorer.explore(None, None, 1);
+    sweep_all();
+    Ok(())
+}
+
+/// One real kill, at the given point, in the calling process, which must be a child for this purpose only.
+pub fn kill_at<S: Arena>(case: &Case<S>, settings: &Settings, tally: &Tally, point: usize) -> Result<(), String> {
+    let mut explorer = Explorer::new(case, settings, tally);
+    let _ = explorer.kill_at(point);
+    sweep_all();
+    Ok(())
+}
+
+impl<'a, S: Arena> Explorer<'a, S> {
+    fn new(case: &'a Case<S>, settings: &'a Settings, tally: &'a Tally) -> Self {
+        adopt_orphans();
+        let state = (case.setup)();
+        keep_children();
+        stay_here();
+        let seals = seals_of(state.fd());
+        let began = Instant::now();
+        Explorer { case, settings, tally, state, decoder: Decoder::new(), seals, began, _ticker: Ticker::start() }
+    }
+
+    /// Follows the operation (or, from a `ground`, the recovery of it after `crash`), then goes on from its points.
+    fn explore(&mut self, ground: Option<&Image>, crash: Option<Crash>, order: u8) -> Result<(), Halt> {
+        let trail = self.follow(ground, crash)?;
+        if order == 1 && trail.points.iter().all(|point| point.delta.first_offset().is_none()) {
+            // A case that tests nothing is a mistake in the case.
+            return self.report(&describe(&NOWHERE), "the operation changes nothing in the arena");
+        }
+        if order == LAST_ORDER || !self.case.second_order {
+            return Ok(());
+        }
+        let count = trail.points.len();
+        for index in spread(count, self.settings.full) {
+            if !self.settings.full && self.began.elapsed() > self.settings.budget {
+                break;
+            }
+            let crash = crash_at(&trail.points[index], index, trail.victim.pid(), crash);
+            self.explore(Some(&trail.image_at(index)), Some(crash), order + 1)?;
+            self.tally.followed.add(1);
+        }
+        Ok(())
+    }
+
+    /// Steps one victim from start to end, with a survivor at each point.
+    fn follow(&mut self, ground: Option<&Image>, crash: Option<Crash>) -> Result<Trail, Halt> {
+        let (mut stepper, view, mut image) = self.start(ground, crash)?;
+        let start = image.clone();
+        let mut points = Vec::new();
+        let mut next = Some(Point {
+            rip: 0,
+            progress: crash.map_or(0, |crash| crash.progress),
+            finished: false,
+            delta: image.same(),
+        });
+        while let Some(point) = next {
+            let here = crash_at(&point, points.len(), stepper.pid(), crash);
+            self.tally.point(ground.is_some());
+            let buried = Victim { pid: stepper.pid() };
+            if let Err(text) = self.survive(Some((&image, buried)), &here) {
+                self.fail(&here, &point, &text)?;
+            }
+            points.push(point);
+            next = self.advance(&mut stepper, &view, &mut image, points.len(), crash)?;
+        }
+        let victim = stepper.into_child();
+        victim.kill();
+        sweep();
+        Ok(Trail { start, points, victim })
+    }
+
+    /// Forks the victim onto the arena, or onto `ground`, and takes hold of it before its first instruction.
+    fn start(&mut self, ground: Option<&Image>, crash: Option<Crash>) -> Result<(Stepper, View, Image), Halt> {
+        let started = self.try_start(ground, crash);
+        started.or_else(|text| {
+            let crash = crash.unwrap_or(NOWHERE);
+            self.report(&describe(&crash), &format!("the victim did not start: {text}"))
+        })
+    }
+
+    fn try_start(&mut self, ground: Option<&Image>, crash: Option<Crash>) -> Result<(Stepper, View, Image), String> {
+        let Explorer { case, state, seals, .. } = self;
+        let memfd = ground.map(|image| image.to_memfd(*seals)).transpose().map_err(|error| error.to_string())?;
+        let view = match &memfd {
+            None => View::of_arena(state),
+            Some(memfd) => View::of_image(memfd, state.mapped_len()),
+        };
+        let view = view.map_err(|error| error.to_string())?;
+        let how = if ground.is_some() { Fork::Bare } else { case.fork };
+        let child = Child::fork(how, || match (&memfd, crash) {
+            (Some(memfd), Some(crash)) => {
+                take_over(state, memfd).map_err(|error| error.to_string())?;
+                (case.bury)(state, &crash.victim);
+                (case.survivor)(state);
+                perform(|| (case.recover)(state))
+            }
+            _ => {
+                (case.attach)(state);
+                perform(|| {
+                    (case.operation)(state);
+                    Ok(())
+                })
+            }
+        });
+        let stepper = Stepper::new(child.map_err(|error| error.to_string())?, case.limit)?;
+        let mut image = Image::default();
+        view.scan(&mut image).map_err(|error| error.to_string())?;
+        Ok((stepper, view, image))
+    }
+
+    fn advance(
+        &mut self,
+        stepper: &mut Stepper,
+        view: &View,
+        image: &mut Image,
+        index: usize,
+        crash: Option<Crash>,
+    ) -> Result<Option<Point>, Halt> {
+        let base = self.state.base() as u64;
+        let scene = Scene {
+            arena: base..base + self.state.mapped_len() as u64,
+            view,
+            limit: self.case.limit,
+            cross_check: self.case.cross_check || self.settings.cross_check,
+        };
+        let before = stepper.steps;
+        let next = stepper.advance(&scene, &mut self.decoder, image);
+        self.tally.steps.add(stepper.steps - before);
+        next.or_else(|text| {
+            let here =
+                crash.map_or(Crash { point: index, ..NOWHERE }, |crash| Crash { recovery_point: Some(index), ..crash });
+            self.report(&describe(&here), &format!("after {} steps: {text}", stepper.steps))
+        })
+    }
+
+    /// A real kill at a point; the survivor works on the arena itself.
+    fn kill_at(&mut self, index: usize) -> Result<(), Halt> {
+        let (mut stepper, view, mut image) = self.start(None, None)?;
+        let mut last = Point { rip: 0, progress: 0, finished: false, delta: image.same() };
+        let mut reached = 0;
+        while reached < index {
+            match self.advance(&mut stepper, &view, &mut image, reached, None)? {
+                Some(point) => last = point,
+                None => break,
+            }
+            reached += 1;
+        }
+        let here = Crash { real: true, ..crash_at(&last, reached, stepper.pid(), None) };
+        stepper.into_child().end();
+        sweep();
+        self.tally.killed.add(1);
+        match self.survive(None, &here) {
+            Ok(()) => Ok(()),
+            Err(text) => self.fail(&here, &last, &text),
+        }
+    }
+
+    /// Forks a survivor, on a copy of the image with the victim to bury or on the arena itself, and hears its verdict.
+    fn survive(&mut self, copy: Option<(&Image, Victim)>, crash: &Crash) -> Result<(), String> {
+        let Explorer { case, state, seals, .. } = self;
+        let memfd = copy.map(|(image, _)| image.to_memfd(*seals)).transpose().map_err(|error| error.to_string())?;
+        let child = Child::fork(Fork::Bare, || {
+            roam();
+            if let (Some(memfd), Some((_, victim))) = (&memfd, copy) {
+                take_over(state, memfd).map_err(|error| error.to_string())?;
+                (case.bury)(state, &victim);
+            }
+            (case.survivor)(state);
+            (case.recover)(state).map_err(|text| format!("recovery: {text}"))?;
+            (case.verify)(state, crash)
+        });
+        let mut child = child.map_err(|error| error.to_string())?;
+        let ended = child.wait(case.limit);
+        let verdict = match ended {
+            Ended::Exit(0) => Ok(()),
+            Ended::Exit(_) => Err(child.text()),
+            Ended::Signal(signal) => Err(format!("the survivor was ended by signal {signal} {}", child.text())),
+            Ended::Stop(_) | Ended::Never => {
+                let at = std::fs::read_to_string(format!("/proc/{}/syscall", child.pid())).unwrap_or_default();
+                Err(format!("the survivor hangs (system call {})", at.trim()))
+            }
+        };
+        child.end();
+        sweep();
+        verdict
+    }
+
+    fn fail(&mut self, crash: &Crash, point: &Point, text: &str) -> Result<(), Halt> {
+        let mut place = describe(crash);
+        if let Some(offset) = point.delta.first_offset() {
+            place += &format!(", after the write at +{offset:#x}");
+        }
+        let seen = self.failure(&place, text, || if point.rip == 0 { String::new() } else { name_of(point.rip) });
+        if seen < ENOUGH_FAILURES { Ok(()) } else { Err(Halt) }
+    }
+
+    /// A failure that ends the exploration.
+    fn report<T>(&mut self, place: &str, text: &str) -> Result<T, Halt> {
+        self.failure(place, text, String::new);
+        Err(Halt)
+    }
+
+    fn failure(&mut self, place: &str, text: &str, code: impl Fn() -> String) -> u64 {
+        let line = format!("{}: {place}: {text}", self.case.name);
+        match &self.case.expects {
+            Some(texts) if texts.iter().all(|text| line.contains(text)) => self.tally.caught.add(1),
+            Some(_) if !self.settings.verbose => {}
+            _ => println!("  FAIL {line}\n       {}", code()),
+        }
+        self.tally.failures.add(1);
+        self.tally.failures.get()
+    }
+}
+
+const NOWHERE: Crash =
+    Crash { point: 0, recovery_point: None, progress: 0, finished: false, real: false, victim: Victim { pid: 0 } };
+
+/// The crash at a point of the operation, or of the recovery from `earlier`.
+fn crash_at(point: &Point, index: usize, pid: i32, earlier: Option<Crash>) -> Crash {
+    match earlier {
+        Some(crash) => Crash { recovery_point: Some(index), ..crash },
+        None => Crash {
+            point: index,
+            progress: point.progress,
+            finished: point.finished,
+            victim: Victim { pid },
+            ..NOWHERE
+        },
+    }
+}
+
+fn describe(crash: &Crash) -> String {
+    let order = match (crash.real, crash.recovery_point) {
+        (true, _) => "real kill at".to_owned(),
+        (_, None) => "order 1,".to_owned(),
+        (_, Some(point)) => format!("order 2, point {point} of the recovery from"),
+    };
+    let finished = if crash.finished { ", finished" } else { "" };
+    format!("{order} point {} (progress {}{finished})", crash.point, crash.progress)
+}
+
+/// The numbers below `count`: in order if all will be visited, else so that each beginning is spread over the whole.
+fn spread(count: usize, in_order: bool) -> impl Iterator<Item = usize> {
+    let mut stride = if in_order { 1 } else { (count * 618 / 1000).max(1) };
+    while gcd(stride, count) != 1 {
+        stride += 1;
+    }
+    (0..count).map(move |step| step * stride % count)
+}
+
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
+}

@@ -1,0 +1,50 @@
+//! Death at every instruction: an engine that enumerates crashes of an operation on shared memory.
+//!
+//! A killed process leaves a prefix of its stores, in program order. So the states that a crash of one operation can
+//! leave behind are countable: one for each instruction that changes the arena. The engine visits all of them.
+//!
+//! ```text
+//!  runner (a process per case)                    victim
+//!    setup: fresh arena and state
+//!    fork ------------------------------------->  attach, SIGSTOP
+//!    single step ------------------------------>  one instruction of the operation
+//!    arena changed? copy its data to a memfd         (stopped)
+//!    fork -------->  survivor
+//!                      puts itself onto the copy
+//!                      bury, recover, verify
+//!    <-- verdict --    exits
+//!    single step ------------------------------>  the next instruction
+//! ```
+//!
+//! * First order: every change of the arena by the operation, its start, its end, every mark given to [`progress`].
+//! * Second order: from an image of the first order, `recover` itself is stepped, and each of its changes is followed by
+//!   the recovery and verification by another survivor. All images in full mode, a spread of them in a short run.
+//! * Real kills: the case is run again in a new process to a random point, the victim is killed there with SIGKILL
+//!   and reaped, and a survivor recovers the arena itself, with the kernel's marks of death instead of `bury`'s.
+//!
+//! Each case has processes of its own, so a case may leave anything behind in its address space. What a case must
+//! keep to: the runner has one thread; the arena is a memfd mapped shared from its offset 0; the operation does not wait
+//! for something that only another process can do, unless that process was started by `setup`; children that the
+//! operation forks die with it. While such processes write to the arena, an image of it is not one moment's.
+//!
+//! | file | |
+//! |---|---|
+//! | `case.rs` | what the author of a case writes |
+//! | `suite.rs` | running cases, the environment, the report |
+//! | `explore.rs` | the orders of crashes |
+//! | `stepper.rs` | a victim under ptrace |
+//! | `decode.rs` | what an instruction may write |
+//! | `image.rs` | copies of the arena and their differences |
+//! | `child.rs` | forking, waiting, cleaning up |
+
+mod case;
+mod child;
+mod decode;
+mod explore;
+mod image;
+mod stepper;
+mod suite;
+
+pub use case::{Arena, Case, Crash, Victim};
+pub use child::{Fork, progress};
+pub use suite::Suite;

@@ -1,0 +1,249 @@
+//! Running cases, and what the environment and the command line say about it.
+//!
+//! | variable | |
+//! |---|---|
+//! | `SHMKIT_CRASH=full` | second order from every image, many real kills, no budget |
+//! | `SHMKIT_CRASH_BUDGET_MS` | how long a case may go on to new images of second order in a short run (3000) |
+//! | `SHMKIT_CRASH_CHECK=1` | compare the whole arena at every step |
+//! | `SHMKIT_CRASH_SEED` | where real kills fall |
+//! | `SHMKIT_CRASH_VERBOSE=1` | print the unexpected failures of deliberately broken cases too |
+//!
+//! Arguments that are no flags select cases whose name contains one of them; `--list` names them all.
+
+use std::io;
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use super::Arena;
+use super::case::Case;
+use super::child::{Child, Ended, Fork, Ticker, adopt_orphans, route_panics, sweep_all};
+use super::explore::{explore_all, kill_at};
+
+/// How thorough a run is.
+pub struct Settings {
+    pub full: bool,
+    pub cross_check: bool,
+    pub verbose: bool,
+    pub budget: Duration,
+    seed: u64,
+    real_kills: u64,
+    /// For one process of a case. Only a setup that hangs gets there.
+    limit: Duration,
+}
+
+impl Settings {
+    fn from_env() -> Settings {
+        let text = |name: &str| std::env::var(format!("SHMKIT_CRASH{name}")).unwrap_or_default();
+        let number = |name: &str, default| text(name).parse().unwrap_or(default);
+        let full = text("") == "full";
+        Settings {
+            full,
+            cross_check: text("_CHECK") == "1",
+            verbose: text("_VERBOSE") == "1",
+            budget: Duration::from_millis(number("_BUDGET_MS", 3000)),
+            seed: number("_SEED", 1),
+            real_kills: if full { 128 } else { 12 },
+            limit: Duration::from_secs(if full { 24 * 3600 } else { 900 }),
+        }
+    }
+}
+
+/// A counter that several processes share.
+#[derive(Default)]
+pub struct Count(AtomicU64);
+
+impl Count {
+    // Relaxed: the processes that count are waited for before the counts are read.
+    pub fn add(&self, more: u64) {
+        self.0.fetch_add(more, Ordering::Relaxed);
+    }
+
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What the processes of a case have counted. In memory that they share.
+#[derive(Default)]
+pub struct Tally {
+    pub steps: Count,
+    /// Of first order.
+    points: Count,
+    /// Of second order.
+    second: Count,
+    /// Images of first order from which recovery was followed.
+    pub followed: Count,
+    pub killed: Count,
+    pub failures: Count,
+    /// Failures of the kind that a deliberately broken case expects.
+    pub caught: Count,
+}
+
+impl Tally {
+    pub fn point(&self, second: bool) {
+        if second { &self.second } else { &self.points }.add(1);
+    }
+}
+
+/// An owned [`Tally`] in a shared mapping.
+struct SharedTally(NonNull<Tally>);
+
+impl SharedTally {
+    fn new() -> io::Result<SharedTally> {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
+        // SAFETY: a new anonymous mapping at an address the kernel chooses disturbs nothing.
+        let at = unsafe { libc::mmap(ptr::null_mut(), size_of::<Tally>(), protection, flags, -1, 0) };
+        if at == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        NonNull::new(at.cast()).map(SharedTally).ok_or_else(|| io::Error::other("mapped at null"))
+    }
+
+    fn get(&self) -> &Tally {
+        // SAFETY: the mapping is zeroed, as a default `Tally` of atomics is, and lives as long as `self`.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl Drop for SharedTally {
+    fn drop(&mut self) {
+        // SAFETY: `new` mapped exactly this, and `get` lends nothing beyond `self`.
+        unsafe { libc::munmap(self.0.as_ptr().cast(), size_of::<Tally>()) };
+    }
+}
+
+/// What came of a case.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Outcome {
+    pub steps: u64,
+    /// Crash points of first order.
+    pub points: u64,
+    /// Crash points of second order.
+    pub second: u64,
+    pub failures: u64,
+}
+
+/// Runs cases one after another and counts.
+pub struct Suite {
+    settings: Settings,
+    filters: Vec<String>,
+    list: bool,
+    passed: usize,
+    failed: usize,
+    _ticker: Ticker,
+}
+
+impl Suite {
+    pub fn from_env() -> Suite {
+        route_panics();
+        adopt_orphans();
+        let (flags, filters): (Vec<_>, Vec<_>) = std::env::args().skip(1).partition(|text| text.starts_with('-'));
+        Suite {
+            settings: Settings::from_env(),
+            filters,
+            list: flags.iter().any(|flag| flag == "--list"),
+            passed: 0,
+            failed: 0,
+            _ticker: Ticker::start(),
+        }
+    }
+
+    /// Runs a case, unless the command line leaves it out.
+    pub fn run<S: Arena>(&mut self, case: Case<S>) -> Option<Outcome> {
+        if self.list {
+            println!("{}: test", case.name);
+            return None;
+        }
+        if !self.filters.is_empty() && !self.filters.iter().any(|filter| case.name.contains(filter)) {
+            return None;
+        }
+        let began = Instant::now();
+        let tally = SharedTally::new().expect("a page for the counts");
+        let tally = tally.get();
+        self.in_process(&case, tally, || explore_all(&case, &self.settings, tally));
+        let mut random = Random(self.settings.seed | 1);
+        let kills = if case.real_kills { self.settings.real_kills.min(tally.points.get()) } else { 0 };
+        for _ in 0..kills {
+            let point = random.below(tally.points.get()) as usize;
+            self.in_process(&case, tally, || kill_at(&case, &self.settings, tally, point));
+        }
+        let passed = match case.expects {
+            None => tally.failures.get() == 0,
+            Some(_) => tally.caught.get() > 0,
+        };
+        self.count(passed);
+        println!(
+            "{} {:<40} steps {:>8}  points {:>6}  second {:>7} (from {})  killed {:>3}  failures {}{}  {:.2} s",
+            if passed { "ok  " } else { "FAIL" },
+            case.name,
+            tally.steps.get(),
+            tally.points.get(),
+            tally.second.get(),
+            tally.followed.get(),
+            tally.killed.get(),
+            tally.failures.get(),
+            match (&case.expects, passed) {
+                (None, _) => "",
+                (Some(_), true) => " (as expected)",
+                (Some(_), false) => " (not the expected one)",
+            },
+            began.elapsed().as_secs_f64(),
+        );
+        Some(Outcome {
+            steps: tally.steps.get(),
+            points: tally.points.get(),
+            second: tally.second.get(),
+            failures: tally.failures.get(),
+        })
+    }
+
+    /// Runs a part of a case in a process of its own.
+    fn in_process<S>(&self, case: &Case<S>, tally: &Tally, part: impl FnOnce() -> Result<(), String>) {
+        let mut child = Child::fork(Fork::Library, part).expect("a process for the case");
+        let ended = child.wait(self.settings.limit);
+        if ended != Ended::Exit(0) {
+            tally.failures.add(1);
+            println!("  FAIL {}: its process: {ended:?} {}", case.name, child.text());
+        }
+        child.end();
+        sweep_all();
+    }
+
+    /// Counts something else that was tested, if there was something to test.
+    pub fn check(&mut self, name: &str, truth: Option<bool>) {
+        if let Some(truth) = truth {
+            println!("{} {name}", if truth { "ok  " } else { "FAIL" });
+            self.count(truth);
+        }
+    }
+
+    fn count(&mut self, passed: bool) {
+        if passed {
+            self.passed += 1;
+        } else {
+            self.failed += 1;
+        }
+    }
+
+    /// Prints the sum. The exit status is a failure if anything failed.
+    pub fn finish(self) -> std::process::ExitCode {
+        if !self.list {
+            println!("{} passed, {} failed", self.passed, self.failed);
+        }
+        if self.failed == 0 { std::process::ExitCode::SUCCESS } else { std::process::ExitCode::FAILURE }
+    }
+}
+
+/// xorshift64.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
+    }
+}

@@ -1,0 +1,20 @@
+//! Death at every instruction. See `engine` for how, and `engine/suite.rs` for the environment variables.
+//!
+//! `toy` tests the engine: on a toy pool, with operations that are right and operations that are broken on purpose.
+
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod engine;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod toy;
+
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+fn main() -> std::process::ExitCode {
+    let mut suite = engine::Suite::from_env();
+    toy::cases(&mut suite);
+    suite.finish()
+}
+
+#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+fn main() {
+    println!("0 passed, 0 failed");
+}
