@@ -4,12 +4,25 @@
 extern crate self as shmkit;
 
 mod allocator;
+mod containers;
 pub mod layout;
 mod participants;
+mod pool;
 mod primitive;
 pub mod process;
 mod sys;
 
+pub use allocator::check::CheckReport;
+pub use allocator::stats::{ClassStats, Stats};
+pub use allocator::{AllocError, FreeError};
+pub use containers::{Foreign, Handle, HandleError, Link, LinkError, PoolAlloc, Shared, View};
+pub use participants::thread::NoSlot;
+pub use pool::{
+    AttachError, CreateError, GrowError, NamedError, ObjectError, OutOfMemory, Pool, PoolBuilder,
+    ReallocError, RecoverySummary, TypeError, UnlinkError,
+};
+pub use sys::memory::CommitError;
+pub use sys::robust::RobustError;
 pub use layout::{KillSafe, ShmSafe, TypeInfo};
 pub use shmkit_derive::{KillSafe, ShmSafe};
 

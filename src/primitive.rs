@@ -5,10 +5,10 @@
 
 #[cfg(not(shmkit_loom))]
 pub(crate) use std::sync::atomic::{
-    AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, compiler_fence, fence,
+    AtomicU32, AtomicU64, Ordering, compiler_fence, fence,
 };
 
 #[cfg(shmkit_loom)]
 pub(crate) use loom::sync::atomic::{
-    AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+    AtomicU32, AtomicU64, Ordering, fence,
 };

@@ -36,7 +36,7 @@ pub(super) fn enter(arena: Arena, index: usize, generation: u32) -> Arc<Hold> {
 }
 
 /// Holds an object, if it is still there.
-pub(super) fn open(arena: Arena, index: usize, generation: u32) -> Result<Option<Arc<Hold>>, CommitError> {
+pub(crate) fn open(arena: Arena, index: usize, generation: u32) -> Result<Option<Arc<Hold>>, CommitError> {
     let mut holds = lock();
     let holds = holds.get_or_insert_default();
     if let Some(known) = holds.get(&(arena.base(), index)).and_then(Weak::upgrade)

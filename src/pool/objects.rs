@@ -29,6 +29,7 @@ use std::alloc::Layout;
 use std::ptr::NonNull;
 
 use super::{intents, types};
+use crate::allocator::check::{CheckReport, Depth};
 use crate::allocator::{AllocError, block};
 use crate::layout::arena::{Arena, OBJECTS};
 use crate::layout::local;
@@ -391,4 +392,34 @@ pub(crate) fn address_of(arena: Arena, index: usize) -> Option<NonNull<u8>> {
     let address = entry.address.load(Ordering::Acquire) as usize;
     arena.slice_of(address)?;
     NonNull::new(std::ptr::with_exposed_provenance_mut(address))
+}
+
+/// Checks every entry.
+pub(super) fn check(arena: Arena, depth: Depth, report: &mut CheckReport) {
+    let quiet = depth == Depth::Quiescent;
+    for index in 0..arena.object_count() {
+        let Some(entry) = arena.object(index) else { continue };
+        let phase = entry.state().phase;
+        if phase == Phase::Free {
+            continue;
+        }
+        report.objects += 1;
+        let links = detect::value(entry.links.load(Ordering::SeqCst));
+        if links > i32::MAX as u32 {
+            report.problem(format_args!("object {index} has {links} links"));
+        }
+        if !quiet {
+            continue;
+        }
+        let address = entry.address.load(Ordering::Relaxed) as usize;
+        if phase == Phase::Live && block::usable_size(arena, address).is_err() {
+            report.problem(format_args!("object {index} has no block at {address:#x}"));
+        }
+        if matches!(phase, Phase::Creating | Phase::Destroying | Phase::Condemned) {
+            report.problem(format_args!("object {index} is {phase:?} at rest"));
+        }
+        if phase == Phase::Live && links == 0 && !is_held(arena, index) {
+            report.problem(format_args!("object {index} is held by nobody"));
+        }
+    }
 }

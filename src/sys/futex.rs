@@ -44,15 +44,12 @@ pub(crate) fn wait_two(a: (&AtomicU32, u32), b: (&AtomicU32, u32), limit: Durati
         deadline.tv_nsec -= 1_000_000_000;
         deadline.tv_sec = deadline.tv_sec.saturating_add(1);
     }
-    // SAFETY: both entries point at words that outlive the call: they are borrowed for it.
-    let outcome = unsafe {
-        futex::waitv(
-            &[entry(a), entry(b)],
-            WaitvFlags::empty(),
-            Some(&deadline),
-            futex::ClockId::Monotonic,
-        )
-    };
+    let outcome = futex::waitv(
+        &[entry(a), entry(b)],
+        WaitvFlags::empty(),
+        Some(&deadline),
+        futex::ClockId::Monotonic,
+    );
     if outcome == Err(rustix::io::Errno::NOSYS) {
         wait(a.0, a.1, limit.min(Duration::from_millis(1)));
     }

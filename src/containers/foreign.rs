@@ -1,0 +1,125 @@
+//! Other crates' collections in the pool: [`PoolAlloc`] is their allocator, [`Foreign`] the word of
+//! the programmer that one may be shared.
+
+use std::alloc::Layout;
+use std::fmt;
+use std::mem::{ManuallyDrop, offset_of};
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+
+use allocator_api2::alloc::{AllocError, Allocator};
+
+use crate::layout::arena::Arena;
+use crate::layout::{TypeInfo};
+use crate::pool::Pool;
+use crate::ShmSafe;
+
+/// A pool as an allocator for collections that take one (`allocator_api2::vec::Vec`,
+/// `hashbrown::HashMap`). From [`Pool::allocator`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct PoolAlloc(NonNull<u8>);
+
+// SAFETY: the address of a pool's header, of which everything is atomic.
+unsafe impl Send for PoolAlloc {}
+// SAFETY: as above.
+unsafe impl Sync for PoolAlloc {}
+
+impl Pool {
+    /// The pool as an allocator.
+    ///
+    /// # Safety
+    ///
+    /// Collections that use it stay in this pool and this program image, are put into the pool
+    /// through [`Foreign`] if they are shared, and are not used by both sides of a fork
+    /// otherwise: after a fork both would own the same blocks.
+    #[must_use]
+    pub unsafe fn allocator(self) -> PoolAlloc {
+        PoolAlloc(NonNull::new(std::ptr::with_exposed_provenance_mut(self.base())).expect("pools are not at zero"))
+    }
+}
+
+impl PoolAlloc {
+    fn pool(self) -> Pool {
+        Pool(Arena::at(self.0.addr().get()))
+    }
+}
+
+// SAFETY: blocks stay valid until they are freed, in every process that has the pool mapped, and
+// copies of the allocator are the same allocator.
+unsafe impl Allocator for PoolAlloc {
+    fn allocate(&self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
+        if layout.size() == 0 {
+            let dangling = std::ptr::without_provenance_mut(layout.align());
+            let dangling = NonNull::new(dangling).ok_or(AllocError)?;
+            return Ok(NonNull::slice_from_raw_parts(dangling, 0));
+        }
+        self.pool().allocate(layout).map_err(|_| AllocError)
+    }
+
+    unsafe fn deallocate(&self, pointer: NonNull<u8>, layout: Layout) {
+        if layout.size() != 0 {
+            // SAFETY: by the caller's promise, the block is this allocator's and not used any more.
+            // A block that is refused was none; the collection has no way to be told.
+            let _ = unsafe { self.pool().deallocate(pointer) };
+        }
+    }
+}
+
+impl fmt::Debug for PoolAlloc {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PoolAlloc({:?})", self.pool())
+    }
+}
+
+/// A value of another crate's type in the pool, for processes forked from one program.
+///
+/// Its `Drop` is never run: an object is destroyed by whichever process lets go of it last, or
+/// by recovery, which do not know the type. Empty a collection before its object goes, or its
+/// memory stays allocated until the pool is gone.
+#[repr(transparent)]
+pub struct Foreign<T> {
+    value: ManuallyDrop<T>,
+}
+
+// SAFETY: by the promise given to `Foreign::new`; bound to the image; the value is not dropped.
+unsafe impl<T: Send + Sync + 'static> ShmSafe for Foreign<T> {
+    const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>("Foreign", &[]);
+    const IMAGE_BOUND: bool = true;
+}
+
+impl<T: Send + Sync + 'static> Foreign<T> {
+    /// Declares a value fit for the pool.
+    ///
+    /// # Safety
+    ///
+    /// The value refers only to itself, to the pool, and to statics of this program image, in
+    /// which alone it is used; it keeps to that whatever is done with it. (A hashbrown map that
+    /// has been empty points at a static of the binary: fine within one image. A hasher must not
+    /// keep state outside of the map.) What a killed process leaves of it is not looked at, except
+    /// through `unsafe` code that knows.
+    #[must_use]
+    pub const unsafe fn new(value: T) -> Self {
+        const { assert!(offset_of!(Self, value) == 0) };
+        Foreign { value: ManuallyDrop::new(value) }
+    }
+}
+
+impl<T> Deref for Foreign<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
+
+impl<T> DerefMut for Foreign<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.value
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for Foreign<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}

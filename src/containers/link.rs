@@ -1,0 +1,197 @@
+//! Objects from within the pool: a [`Link`] is a counted reference that is itself part of a value,
+//! so lists, trees and graphs are made of ordinary structs.
+//!
+//! A link is one word: the target's index + 1, with the mark of who stored it (`detect`). Setting
+//! it counts the new target, swaps the word, uncounts the old one (`intents`). Reading it for good
+//! holds the target and looks at the link again; a [`View`] pins the epoch instead.
+
+use std::fmt;
+use std::marker::{PhantomData, PhantomPinned};
+use std::ops::Deref;
+
+use super::Shared;
+use crate::ShmSafe;
+use crate::layout::arena::Arena;
+use crate::layout::{Field, TypeInfo};
+use crate::participants::table::Slot;
+use crate::participants::thread::{self, NoSlot};
+use crate::participants::{detect, epoch, process};
+use crate::pool::{Pool, handles, intents, objects};
+use crate::primitive::{AtomicU64, Ordering};
+
+/// A counted reference to an object of the same pool, as a field of another object.
+///
+/// Nullable, changed in place through `&self`, atomically. Cycles of links keep each other alive.
+///
+/// # Crash behaviour
+///
+/// [`Link::set`] happened or did not, with all counts right.
+///
+/// ```
+/// use shmkit::{Link, Pool, ShmSafe};
+///
+/// #[derive(ShmSafe)]
+/// struct Node {
+///     value: u32,
+///     next: Link<Node>,
+/// }
+///
+/// let pool = Pool::builder().create()?;
+/// let tail = pool.create(Node { value: 2, next: Link::null() })?;
+/// let head = pool.create(Node { value: 1, next: Link::null() })?;
+/// head.next.set(Some(&tail))?;
+/// drop(tail);
+/// assert_eq!(head.next.view().unwrap().value, 2);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[repr(transparent)]
+pub struct Link<T: ShmSafe> {
+    word: AtomicU64,
+    target: PhantomData<fn() -> T>,
+    _in_place: PhantomPinned,
+}
+
+// SAFETY: an index into the pool's own table, changed by atomics; no drop glue: the object that
+// the link is part of is destroyed by its type's description, which lists the link.
+unsafe impl<T: ShmSafe> ShmSafe for Link<T> {
+    const TYPE: &'static TypeInfo = &TypeInfo::link::<Self, T>("Link");
+    const OWNS: bool = true;
+}
+
+/// Why a link was not set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum LinkError {
+    /// The link is not part of an object in a pool.
+    #[error("the link is not in a pool")]
+    NotInPool,
+    /// The object is in another pool than the link.
+    #[error("the object is in another pool than the link")]
+    OtherPool,
+    /// The thread has no slot in the pool.
+    #[error(transparent)]
+    NoSlot(#[from] NoSlot),
+}
+
+impl<T: ShmSafe> Link<T> {
+    /// A link that leads nowhere.
+    #[must_use]
+    pub const fn null() -> Self {
+        Link { word: AtomicU64::new(0), target: PhantomData, _in_place: PhantomPinned }
+    }
+
+    fn arena(&self) -> Option<Arena> {
+        Arena::containing(std::ptr::from_ref(self).addr())
+    }
+
+    fn target(&self) -> Option<usize> {
+        (detect::value(self.word.load(Ordering::SeqCst)) as usize).checked_sub(1)
+    }
+
+    /// True if the link leads nowhere.
+    #[must_use]
+    pub fn is_null(&self) -> bool {
+        self.target().is_none()
+    }
+
+    /// Makes the link lead to an object, or nowhere. What it led to goes if nothing else holds it.
+    ///
+    /// # Errors
+    ///
+    /// See [`LinkError`].
+    pub fn set(&self, to: Option<&Shared<T>>) -> Result<(), LinkError> {
+        let arena = self.arena().ok_or(LinkError::NotInPool)?;
+        if to.is_some_and(|to| to.pool() != Pool(arena)) {
+            return Err(LinkError::OtherPool);
+        }
+        let slot = thread::slot(arena)?;
+        let new = to.map_or(0, |to| to.index() as u32 + 1);
+        if let Some(old) = intents::set_link(arena, slot, &self.word, new) {
+            objects::dispose(arena, old);
+        }
+        Ok(())
+    }
+
+    /// A handle of the object that the link leads to; `None` if it leads nowhere (or the process
+    /// has no record in the pool, and there is room for none).
+    #[must_use]
+    pub fn get(&self) -> Option<Shared<T>> {
+        let arena = self.arena()?;
+        process::current(arena)?;
+        loop {
+            let target = self.target()?;
+            let generation = arena.object(target)?.state().generation;
+            let Some(hold) = handles::open(arena, target, generation).ok()? else {
+                // Destroyed since the link was read, so the link leads elsewhere by now.
+                continue;
+            };
+            // Held and still linked: it is the object that the link leads to.
+            if self.target() == Some(target) {
+                return Some(Shared::of(hold));
+            }
+        }
+    }
+
+    /// A look at the object that the link leads to, without counting; `None` if it leads nowhere,
+    /// or the thread has no slot in the pool.
+    ///
+    /// While a view is open, nothing that it could see is freed.
+    #[must_use]
+    pub fn view(&self) -> Option<View<'_, T>> {
+        let arena = self.arena()?;
+        let slot = thread::slot(arena).ok()?;
+        epoch::pin(arena, slot);
+        let value = self.target().and_then(|index| objects::address_of(arena, index));
+        let Some(value) = value else {
+            epoch::unpin(slot);
+            return None;
+        };
+        thread::guard_made();
+        // SAFETY: linked at a moment within the pin, so not destroyed before the pin ends; of type
+        // `T`, as only handles of `T` are linked here.
+        let value = unsafe { value.cast::<T>().as_ref() };
+        Some(View { value, slot, _one_thread: PhantomData })
+    }
+}
+
+impl<T: ShmSafe> Default for Link<T> {
+    fn default() -> Self {
+        Link::null()
+    }
+}
+
+impl<T: ShmSafe> fmt::Debug for Link<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.is_null() { "Link(null)" } else { "Link(..)" })
+    }
+}
+
+/// A look at a value that others may unlink meanwhile, but not free.
+pub struct View<'a, T: ShmSafe> {
+    value: &'a T,
+    slot: &'static Slot,
+    _one_thread: PhantomData<*const ()>,
+}
+
+impl<T: ShmSafe> Deref for View<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.value
+    }
+}
+
+impl<T: ShmSafe> Drop for View<'_, T> {
+    fn drop(&mut self) {
+        epoch::unpin(self.slot);
+        thread::guard_dropped();
+    }
+}
+
+impl<T: ShmSafe + fmt::Debug> fmt::Debug for View<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.value.fmt(f)
+    }
+}
+
+const _: () = assert!(size_of::<Link<u8>>() == 8 && Field::at::<Link<u8>>("link", 0).owns());

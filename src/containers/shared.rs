@@ -1,0 +1,210 @@
+//! Objects from the outside: [`Shared`], a process's counted handle, and [`Handle`], a descriptor
+//! that can be stored and sent.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::mem::offset_of;
+use std::ops::Deref;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::layout::{Field, TypeInfo, local};
+use crate::participants::process;
+use crate::participants::thread::NoSlot;
+use crate::pool::handles::{self, Hold};
+use crate::pool::{Pool, objects};
+use crate::sys::memory::CommitError;
+use crate::{KillSafe, ShmSafe};
+
+/// A handle of an object in a pool: it keeps the object alive and gives access to it.
+///
+/// Handles are counted in the process's own memory, so cloning and dropping one does not touch the
+/// pool unless it is the process's last. A forked child has its parent's handles as its own.
+///
+/// # Crash behaviour
+///
+/// What a process held is released when it is recovered.
+///
+/// ```
+/// use shmkit::Pool;
+/// use std::sync::atomic::{AtomicU32, Ordering};
+///
+/// let pool = Pool::builder().create()?;
+/// let counter = pool.create(AtomicU32::new(1))?;
+/// let again = counter.clone();
+/// again.fetch_add(1, Ordering::Relaxed);
+/// assert_eq!(counter.load(Ordering::Relaxed), 2);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Shared<T: ShmSafe> {
+    value: NonNull<T>,
+    hold: Arc<Hold>,
+}
+
+// SAFETY: gives shared access to a `T` that is Sync (by `ShmSafe`), and the hold is Send and Sync.
+unsafe impl<T: ShmSafe> Send for Shared<T> {}
+// SAFETY: as above.
+unsafe impl<T: ShmSafe> Sync for Shared<T> {}
+
+impl<T: ShmSafe> Shared<T> {
+    /// The handle of an object of type `T` that is held.
+    pub(crate) fn of(hold: Arc<Hold>) -> Self {
+        let value = objects::address_of(hold.arena, hold.index).map_or(NonNull::dangling(), NonNull::cast);
+        Shared { value, hold }
+    }
+
+    /// A descriptor of the object, which does not keep it alive.
+    #[must_use]
+    pub fn handle(&self) -> Handle<T> {
+        let uuid = self.pool().uuid();
+        Handle {
+            uuid: [uuid as u64, (uuid >> 64) as u64],
+            index: self.hold.index as u32,
+            generation: self.hold.generation,
+            target: PhantomData,
+        }
+    }
+
+    /// The pool that the object is in.
+    #[must_use]
+    pub fn pool(&self) -> Pool {
+        Pool(self.hold.arena)
+    }
+
+    pub(crate) fn index(&self) -> usize {
+        self.hold.index
+    }
+}
+
+impl<T: ShmSafe> Clone for Shared<T> {
+    fn clone(&self) -> Self {
+        Shared { value: self.value, hold: Arc::clone(&self.hold) }
+    }
+}
+
+impl<T: ShmSafe> Deref for Shared<T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        // SAFETY: the hold keeps the object alive, its type was compared when the handle was made,
+        // and `T` is made to be shared between processes.
+        unsafe { self.value.as_ref() }
+    }
+}
+
+impl<T: ShmSafe + fmt::Debug> fmt::Debug for Shared<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}
+
+/// A descriptor of an object: copied, stored in pools, sent to other processes. It does not keep
+/// the object alive; opening it says whether the object is still there.
+///
+/// A descriptor names the pool by its uuid and the object by a number that is not given to another
+/// object for 2^32 objects in the same place of the table, so it never leads to another object.
+///
+/// ```
+/// use shmkit::{Handle, Pool};
+///
+/// let pool = Pool::builder().create()?;
+/// let object = pool.create(7_u8)?;
+/// let handle: Handle<u8> = object.handle();
+/// assert_eq!(*handle.open()?, 7);
+/// drop(object);
+/// assert!(handle.open().is_err());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Serialize, Deserialize)]
+#[serde(bound = "")]
+#[repr(C)]
+pub struct Handle<T: ShmSafe> {
+    uuid: [u64; 2],
+    index: u32,
+    generation: u32,
+    #[serde(skip)]
+    target: PhantomData<fn() -> T>,
+}
+
+// SAFETY: plain numbers, which mean the same everywhere; no drop glue.
+unsafe impl<T: ShmSafe> ShmSafe for Handle<T> {
+    const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>(
+        "Handle",
+        const {
+            &[
+                Field::at::<[u64; 2]>("uuid", offset_of!(Self, uuid)),
+                Field::at::<u32>("index", offset_of!(Self, index)),
+                Field::at::<u32>("generation", offset_of!(Self, generation)),
+                Field::mention::<T>("target"),
+            ]
+        },
+    );
+}
+// SAFETY: any numbers are a descriptor; opening one checks every part.
+unsafe impl<T: ShmSafe> KillSafe for Handle<T> {}
+
+impl<T: ShmSafe> Clone for Handle<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T: ShmSafe> Copy for Handle<T> {}
+
+impl<T: ShmSafe> fmt::Debug for Handle<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Handle({}.{})", self.index, self.generation)
+    }
+}
+
+impl<T: ShmSafe> PartialEq for Handle<T> {
+    fn eq(&self, other: &Self) -> bool {
+        (self.uuid, self.index, self.generation) == (other.uuid, other.index, other.generation)
+    }
+}
+
+impl<T: ShmSafe> Eq for Handle<T> {}
+
+/// Why a descriptor was not opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum HandleError {
+    /// This process has not attached the pool that the object is in.
+    #[error("the object's pool is not attached")]
+    PoolNotAttached,
+    /// The object has been destroyed.
+    #[error("the object is gone")]
+    Gone,
+    /// The object is of another type: the descriptor was made from other bytes.
+    #[error("the object is of another type")]
+    OtherType,
+    /// No memory to note that the process holds the object.
+    #[error(transparent)]
+    NoMemory(#[from] CommitError),
+    /// The process has no record in the pool, and there is room for none.
+    #[error(transparent)]
+    NoSlot(#[from] NoSlot),
+}
+
+impl<T: ShmSafe> Handle<T> {
+    /// A handle of the object, if it is still there.
+    ///
+    /// # Errors
+    ///
+    /// See [`HandleError`].
+    pub fn open(self) -> Result<Shared<T>, HandleError> {
+        let uuid = u128::from(self.uuid[0]) | u128::from(self.uuid[1]) << 64;
+        let arena = local::mapped()
+            .find(|&arena| Pool(arena).uuid() == uuid)
+            .ok_or(HandleError::PoolNotAttached)?;
+        process::current(arena).ok_or(NoSlot)?;
+        let hold = handles::open(arena, self.index as usize, self.generation)?.ok_or(HandleError::Gone)?;
+        if !Pool(arena).is_type::<T>(hold.index) {
+            return Err(HandleError::OtherType);
+        }
+        Ok(Shared::of(hold))
+    }
+}

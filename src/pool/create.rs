@@ -1,0 +1,309 @@
+//! Making pools.
+//!
+//! A pool is made whole before anybody can find it: a memfd is nobody else's until it is passed
+//! on, and a named pool is a file without a name until it is ready, then linked into place. A
+//! creator that dies leaves nothing.
+
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
+
+use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags};
+use rustix::mm::Advice;
+
+use super::attach::PoolName;
+use super::{Pool, fork};
+use crate::allocator::grow;
+use crate::layout::arena::{Arena, DATA, FIRST_GRANULE, GRANULE, GRANULES, HEADER_SIZE, SLICE, SLOTS};
+use crate::layout::header::{DUMPABLE, HUGE_PAGES, Identity, MAGIC, VERSION};
+use crate::layout::local;
+use crate::primitive::Ordering;
+use crate::sys::memory::{self, CommitError};
+use crate::sys::process;
+
+/// Why no pool was made. Nothing is left of the attempt.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CreateError {
+    /// A name is empty, too long, or has characters that a file name cannot have.
+    #[error("a pool cannot have the name {name:?}")]
+    InvalidName {
+        /// The name.
+        name: String,
+    },
+    /// There is a pool, or another file, of that name.
+    #[error("the name is taken: {path}")]
+    NameTaken {
+        /// The file that has it.
+        path: String,
+    },
+    /// The base address asked for is not one that a pool can have.
+    #[error("a pool cannot be based at {base:#x}: bases are multiples of 1 TiB from 0x200000000000 to 0x4f0000000000")]
+    InvalidBase {
+        /// The address.
+        base: usize,
+    },
+    /// No address range was free: the one asked for, or any that a pool can have.
+    #[error("no address range is free for the pool{}", .base.map_or(String::new(), |b| format!(" at {b:#x}")))]
+    AddressTaken {
+        /// The address asked for, if one was.
+        base: Option<usize>,
+    },
+    /// A size is zero, the first is above the second, or the maximum is above 984 GiB.
+    #[error("a pool of {initial} bytes that can grow to {max} cannot be made")]
+    InvalidSize {
+        /// The initial size asked for.
+        initial: usize,
+        /// The maximum asked for.
+        max: usize,
+    },
+    /// There must be room for 1 to 4095 participants.
+    #[error("a pool cannot have {count} participants")]
+    InvalidParticipants {
+        /// The number asked for.
+        count: usize,
+    },
+    /// No memory for the initial size.
+    #[error(transparent)]
+    NoMemory(#[from] CommitError),
+    /// The system refused.
+    #[error("the pool could not be made")]
+    System(#[from] std::io::Error),
+}
+
+impl From<rustix::io::Errno> for CreateError {
+    fn from(errno: rustix::io::Errno) -> Self {
+        CreateError::System(errno.into())
+    }
+}
+
+/// How a pool is to be made; from [`Pool::builder`].
+#[derive(Clone, Debug)]
+pub struct PoolBuilder {
+    initial: usize,
+    max: usize,
+    base: Option<usize>,
+    prefault: bool,
+    huge_pages: bool,
+    dumpable: bool,
+    participants: usize,
+}
+
+impl Default for PoolBuilder {
+    fn default() -> Self {
+        PoolBuilder {
+            initial: 1 << 20,
+            max: DATA.max * SLICE,
+            base: None,
+            prefault: false,
+            huge_pages: false,
+            dumpable: false,
+            participants: 1023,
+        }
+    }
+}
+
+impl PoolBuilder {
+    /// Bytes of data that the pool has from the start: 1 MiB unless said otherwise. Rounded up to
+    /// 16 KiB.
+    pub fn initial_size(&mut self, bytes: usize) -> &mut Self {
+        self.initial = bytes;
+        self
+    }
+
+    /// Bytes of data that the pool can grow to: 984 GiB, the most there can be, unless said
+    /// otherwise. This is address space; memory is taken as the pool grows. Rounded down to 16 KiB.
+    pub fn max_size(&mut self, bytes: usize) -> &mut Self {
+        self.max = bytes;
+        self
+    }
+
+    /// The address at which every process maps the pool; chosen at random unless said otherwise.
+    pub fn base(&mut self, address: usize) -> &mut Self {
+        self.base = Some(address);
+        self
+    }
+
+    /// Maps every page of the initial size now, so that the first use of it is not slower.
+    pub fn prefault(&mut self, yes: bool) -> &mut Self {
+        self.prefault = yes;
+        self
+    }
+
+    /// Asks for huge pages. A kernel that refuses them leaves ordinary ones; see
+    /// [`Pool::huge_pages`].
+    pub fn huge_pages(&mut self, yes: bool) -> &mut Self {
+        self.huge_pages = yes;
+        self
+    }
+
+    /// Includes the pool in core dumps. It is left out otherwise: writing a big pool to a file
+    /// delays the moment at which others learn of a death by seconds.
+    pub fn core_dumps(&mut self, yes: bool) -> &mut Self {
+        self.dumpable = yes;
+        self
+    }
+
+    /// How many threads of all processes can use the pool at once, and how many processes:
+    /// 1023 unless said otherwise, 4095 at most. Each takes 8 KiB once it does.
+    pub fn max_participants(&mut self, count: usize) -> &mut Self {
+        self.participants = count;
+        self
+    }
+
+    /// Makes a pool without a name, for this process and those that it forks or passes
+    /// [`Pool::fd`] to.
+    ///
+    /// # Errors
+    ///
+    /// See [`CreateError`].
+    ///
+    /// ```
+    /// let pool = shmkit::Pool::builder().max_size(64 << 20).create()?;
+    /// let answer = pool.create(42_u64)?;
+    /// assert_eq!(*answer, 42);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn create(&self) -> Result<Pool, CreateError> {
+        self.make(memory::memfd(c"shmkit")?)
+    }
+
+    /// Makes a pool that unrelated processes can [open](Pool::open) by name until it is
+    /// [unlinked](Pool::unlink). A plain name stands for `/dev/shm/shmkit.NAME`; one that starts
+    /// with a slash is the path of the file to be, in a directory of a tmpfs.
+    ///
+    /// # Errors
+    ///
+    /// See [`CreateError`].
+    pub fn create_named(&self, name: &str) -> Result<Pool, CreateError> {
+        let name = PoolName::parse(name).ok_or_else(|| CreateError::InvalidName { name: name.into() })?;
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(name.directory(), flags, Mode::RUSR | Mode::WUSR)?;
+        // Held for life by every process: who removes leftovers must get the exclusive lock.
+        rustix::fs::flock(&fd, FlockOperation::NonBlockingLockShared)?;
+        let raw = fd.as_raw_fd();
+        let pool = self.make(fd)?;
+        let linked = rustix::fs::linkat(
+            CWD,
+            format!("/proc/self/fd/{raw}"),
+            CWD,
+            name.path(),
+            AtFlags::SYMLINK_FOLLOW,
+        );
+        if let Err(errno) = linked {
+            // SAFETY: nobody has seen the pool.
+            unsafe { pool.unmap() };
+            return Err(match errno {
+                rustix::io::Errno::EXIST => CreateError::NameTaken { path: name.path().into() },
+                other => other.into(),
+            });
+        }
+        Ok(pool)
+    }
+
+    fn make(&self, fd: OwnedFd) -> Result<Pool, CreateError> {
+        let (initial, max) = (self.initial.div_ceil(SLICE), self.max / SLICE);
+        if initial == 0 || initial > max || max > DATA.max {
+            return Err(CreateError::InvalidSize { initial: self.initial, max: self.max });
+        }
+        if !(1..SLOTS.max).contains(&self.participants) {
+            return Err(CreateError::InvalidParticipants { count: self.participants });
+        }
+        fork::install();
+        let len = DATA.offset + max * SLICE;
+        let random = random_words()?;
+        memory::check_limit((initial * SLICE) as u64)?;
+        memory::commit(fd.as_raw_fd(), 0, HEADER_SIZE as u64)?;
+        let arena = self.map(&fd, len, random[2])?;
+        local::of(arena).set_mapped(fd.into_raw_fd(), len);
+        let pool = Pool(arena);
+        let identity = Identity {
+            magic: MAGIC,
+            version: VERSION,
+            layout: super::layout_fingerprint(),
+            base: arena.base() as u64,
+            max_slices: max as u64,
+            max_slots: self.participants as u64 + 1,
+            uuid: [random[0], random[1]],
+            pid_namespace: process::pid_namespace()?,
+            time_namespace: process::time_namespace().unwrap_or(0),
+            creator: process::pid().into(),
+            created: unix_seconds(),
+            options: if self.dumpable { DUMPABLE } else { 0 } | if self.huge_pages { HUGE_PAGES } else { 0 },
+        };
+        if let Err(error) = self.fill(arena, identity, initial) {
+            // SAFETY: nobody has seen the pool.
+            unsafe { pool.unmap() };
+            return Err(error);
+        }
+        Ok(pool)
+    }
+
+    /// Gives a mapped, empty file its content; the magic number last.
+    fn fill(&self, arena: Arena, identity: Identity, initial: usize) -> Result<(), CreateError> {
+        let header = arena.header();
+        header.max_slices.store(identity.max_slices, Ordering::Relaxed);
+        header.epoch.store(1, Ordering::Relaxed);
+        apply_options(arena, identity.options);
+        grow::grow_by(arena, 0, initial)?;
+        if self.prefault {
+            let start = arena.base() + DATA.offset;
+            memory::advise(start, initial * SLICE, Advice::LinuxPopulateWrite)?;
+        }
+        identity.publish(header);
+        Ok(())
+    }
+
+    fn map(&self, fd: &OwnedFd, len: usize, random: u64) -> Result<Arena, CreateError> {
+        let fd = std::os::fd::AsFd::as_fd(fd);
+        if let Some(base) = self.base {
+            if !is_base(base) {
+                return Err(CreateError::InvalidBase { base });
+            }
+            return map(fd, base, len)?.ok_or(CreateError::AddressTaken { base: Some(base) });
+        }
+        for i in 0..GRANULES {
+            let granule = FIRST_GRANULE + (random as usize % GRANULES + i) % GRANULES;
+            if let Some(arena) = map(fd, granule * GRANULE, len)? {
+                return Ok(arena);
+            }
+        }
+        Err(CreateError::AddressTaken { base: None })
+    }
+}
+
+/// True if pools can be based at the address.
+pub(super) fn is_base(base: usize) -> bool {
+    base.is_multiple_of(GRANULE) && (FIRST_GRANULE..FIRST_GRANULE + GRANULES).contains(&(base / GRANULE))
+}
+
+/// Maps a pool's file; `None` if something is mapped there already.
+pub(super) fn map(fd: BorrowedFd<'_>, base: usize, len: usize) -> std::io::Result<Option<Arena>> {
+    match memory::map_at(fd, base, len) {
+        Ok(()) => Ok(Some(Arena::at(base))),
+        Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// Applies the options that each process applies to its own mapping.
+pub(super) fn apply_options(arena: Arena, options: u64) {
+    let (start, len) = (arena.base(), local::of(arena).len());
+    if options & DUMPABLE == 0 {
+        // Refused: dumps are larger, and nothing else.
+        let _ = memory::advise(start, len, Advice::LinuxDontDump);
+    }
+    if options & HUGE_PAGES != 0 {
+        // Refused: see `Pool::huge_pages`.
+        let _ = memory::advise(start + DATA.offset, len - DATA.offset, Advice::LinuxHugepage);
+    }
+}
+
+fn random_words() -> std::io::Result<[u64; 3]> {
+    let mut bytes = [0u8; 24];
+    let got = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    debug_assert_eq!(got, bytes.len());
+    Ok(bytemuck::cast(bytes))
+}
+
+fn unix_seconds() -> u64 {
+    std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs())
+}
