@@ -143,7 +143,7 @@ fn count_tasks(path: &CStr) -> io::Result<usize> {
     let mut count = 0_usize;
     each_task(path, |dir, tid| {
         count += match read_stat(dir, format_args!("{tid}/stat")) {
-            Stat::Read(line) => usize::from(!line.ended() && line.flags & PF_EXITING == 0),
+            Stat::Read(line) => usize::from(!line.ending()),
             Stat::Missing => 0,
             Stat::Unreadable => 1,
         };
@@ -183,6 +183,11 @@ impl StatLine {
 
     fn ended(&self) -> bool {
         matches!(self.state, b'Z' | b'X' | b'x')
+    }
+
+    /// On the way there, and past its last instruction of user code.
+    fn ending(&self) -> bool {
+        self.ended() || self.flags & PF_EXITING != 0
     }
 }
 

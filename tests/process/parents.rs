@@ -1,6 +1,7 @@
 //! What the state of the parent makes of a spawn.
 
 use std::io::{self, Read, Write, pipe};
+use std::os::fd::AsRawFd;
 use std::process::Stdio;
 
 use shmkit::process::{JoinError, KillError, ResultError, SpawnError, scope};
@@ -21,7 +22,10 @@ pub fn other_threads_are_refused() {
 pub fn a_joined_thread_is_no_other_thread() {
     // Its task may linger in the kernel when `join` returns.
     for _ in 0..300 {
-        std::thread::spawn(|| ()).join().unwrap();
+        let threads = [(); 16].map(|()| std::thread::spawn(|| ()));
+        for thread in threads {
+            thread.join().unwrap();
+        }
         scope(|s| s.spawn(|| ()).map(drop).unwrap());
     }
 }
@@ -114,27 +118,24 @@ pub fn reaped_by_somebody_else() {
     });
 }
 
-/// A parent, a child and a grandchild, each of which says that it is there and stays.
+/// A parent, a child and a grandchild, each of which gives its pid and stays.
+fn stay() {
+    let pid = std::process::id().to_ne_bytes();
+    io::stdout().write_all(&pid).unwrap();
+    io::stdout().flush().unwrap();
+    loop_for_ever();
+}
+
 pub fn role_family() {
-    fn present() {
-        io::stdout().write_all(b"here\n").unwrap();
-        io::stdout().flush().unwrap();
-    }
     scope(|s| {
         s.spawn(|| {
             scope(|s| {
-                s.spawn(|| {
-                    present();
-                    loop_for_ever();
-                })
-                .unwrap();
-                present();
-                loop_for_ever();
+                s.spawn(stay).unwrap();
+                stay();
             });
         })
         .unwrap();
-        present();
-        loop_for_ever();
+        stay();
     });
 }
 
@@ -144,11 +145,30 @@ pub fn children_die_with_their_parent() {
         .spawn()
         .unwrap();
     let mut output = parent.stdout.take().unwrap();
-    output.read_exact(&mut [0; 15]).unwrap();
+    let family = [(); 3].map(|()| {
+        let mut pid = [0; 4];
+        output.read_exact(&mut pid).unwrap();
+        i32::from_ne_bytes(pid)
+    });
     parent.kill().unwrap();
     parent.wait().unwrap();
-    // The end of the stream comes when the last of the three has closed it, by dying.
-    let mut rest = Vec::new();
-    output.read_to_end(&mut rest).unwrap();
-    assert!(rest.is_empty(), "{rest:?}");
+    // The stream ends when the last of the three has closed it, by dying.
+    let mut end = libc::pollfd {
+        fd: output.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: one entry, which outlives the call.
+    let ended = unsafe { libc::poll(&raw mut end, 1, 10_000) };
+    if ended != 1 {
+        for pid in family
+            .into_iter()
+            .filter(|pid| pid.unsigned_abs() != parent.id())
+        {
+            // SAFETY: no memory is passed; the number is that of a process still to be ended.
+            unsafe { libc::kill(pid, libc::SIGKILL) };
+        }
+    }
+    assert_eq!(ended, 1, "somebody is alive");
+    assert_eq!(output.read(&mut [0]).unwrap(), 0);
 }

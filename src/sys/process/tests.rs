@@ -70,6 +70,21 @@ fn stat_line_of_any_command() {
 }
 
 #[test]
+fn tasks_on_their_way_out() {
+    let line = |state, flags| StatLine {
+        state,
+        flags,
+        threads: 2,
+        start: 1,
+    };
+    // The flags of an ordinary thread, then in `exit` but not yet a zombie, then a zombie.
+    let seen = [(b'S', 0x40_0040), (b'R', 0x40_0044), (b'Z', 0x40_004c)]
+        .map(|(state, flags)| (line(state, flags).ending(), line(state, flags).ended()));
+    assert_eq!(seen, [(false, false), (true, false), (true, true)]);
+    assert!(!line(b'R', !PF_EXITING).ending());
+}
+
+#[test]
 fn own_identity() {
     assert_eq!(pid(), std::process::id());
     assert_ne!(pid_namespace().unwrap(), 0);
