@@ -16,15 +16,15 @@ pub use allocator::check::CheckReport;
 pub use allocator::stats::{ClassStats, Stats};
 pub use allocator::{AllocError, FreeError};
 pub use containers::{Foreign, Handle, HandleError, Link, LinkError, PoolAlloc, Shared, View};
+pub use layout::{KillSafe, ShmSafe, TypeInfo};
 pub use participants::thread::NoSlot;
 pub use pool::{
     AttachError, CreateError, GrowError, NamedError, ObjectError, OutOfMemory, Pool, PoolBuilder,
     ReallocError, RecoverySummary, TypeError, UnlinkError,
 };
+pub use shmkit_derive::{KillSafe, ShmSafe};
 pub use sys::memory::CommitError;
 pub use sys::robust::RobustError;
-pub use layout::{KillSafe, ShmSafe, TypeInfo};
-pub use shmkit_derive::{KillSafe, ShmSafe};
 
 /// What the derive macros' output calls; no part of the API.
 #[doc(hidden)]

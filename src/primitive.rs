@@ -4,11 +4,7 @@
 //! protocol cores can be model-checked without a second copy of their code.
 
 #[cfg(not(shmkit_loom))]
-pub(crate) use std::sync::atomic::{
-    AtomicU32, AtomicU64, Ordering, compiler_fence, fence,
-};
+pub(crate) use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, compiler_fence, fence};
 
 #[cfg(shmkit_loom)]
-pub(crate) use loom::sync::atomic::{
-    AtomicU32, AtomicU64, Ordering, fence,
-};
+pub(crate) use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};

@@ -45,8 +45,16 @@ pub(crate) fn allocate(
 
 /// What lies at an address.
 enum Located {
-    Block { span: &'static Span, start: usize, owner: Tag, place: Place },
-    Run { start: usize, slices: usize },
+    Block {
+        span: &'static Span,
+        start: usize,
+        owner: Tag,
+        place: Place,
+    },
+    Run {
+        start: usize,
+        slices: usize,
+    },
 }
 
 /// Finds the block that starts at an address, allocated or not.
@@ -66,7 +74,12 @@ fn locate(arena: Arena, address: usize) -> Result<Located, FreeError> {
         State::Span { owner } => {
             let span = arena.span(start);
             let place = span.place_of(address).ok_or(FreeError::Interior)?;
-            Ok(Located::Block { span, start, owner, place })
+            Ok(Located::Block {
+                span,
+                start,
+                owner,
+                place,
+            })
         }
         State::Run { slices } if address == arena.slice_address(start) => {
             Ok(Located::Run { start, slices })
@@ -80,7 +93,12 @@ fn locate(arena: Arena, address: usize) -> Result<Located, FreeError> {
 #[inline]
 pub(crate) fn free(arena: Arena, slot: &Slot, address: usize) -> Result<(), FreeError> {
     match locate(arena, address)? {
-        Located::Block { span, start, owner, place } => {
+        Located::Block {
+            span,
+            start,
+            owner,
+            place,
+        } => {
             if span.is_free(place) {
                 return Err(FreeError::NotAllocated);
             }
@@ -90,9 +108,9 @@ pub(crate) fn free(arena: Arena, slot: &Slot, address: usize) -> Result<(), Free
             }
             free_other(arena, slot, span, start, owner, place)
         }
-        Located::Run { start, slices } => {
-            run::free(arena, slot, start, slices).then_some(()).ok_or(FreeError::NotAllocated)
-        }
+        Located::Run { start, slices } => run::free(arena, slot, start, slices)
+            .then_some(())
+            .ok_or(FreeError::NotAllocated),
     }
 }
 
@@ -127,7 +145,9 @@ fn free_other(
         return Ok(());
     }
     // Release: what this thread did with the block is done before the owner hands it out again.
-    let before = span.remote(place.word).fetch_or(place.bit, Ordering::SeqCst);
+    let before = span
+        .remote(place.word)
+        .fetch_or(place.bit, Ordering::SeqCst);
     slot.watched.freeing.store(0, Ordering::Release);
     if before & place.bit != 0 {
         return Err(FreeError::NotAllocated);
@@ -135,7 +155,10 @@ fn free_other(
     if before == 0
         && let Some(owner) = arena.owner_slot(owner)
     {
-        owner.inbox.freed_hints.fetch_or(1 << span.class(), Ordering::SeqCst);
+        owner
+            .inbox
+            .freed_hints
+            .fetch_or(1 << span.class(), Ordering::SeqCst);
     }
     Ok(())
 }
@@ -164,7 +187,8 @@ pub(crate) fn release_for(arena: Arena, owner: Tag, address: usize) {
     match locate(arena, address) {
         Ok(Located::Block { span, place, .. }) => {
             if !span.is_free(place) {
-                span.remote(place.word).fetch_or(place.bit, Ordering::SeqCst);
+                span.remote(place.word)
+                    .fetch_or(place.bit, Ordering::SeqCst);
             }
         }
         Ok(Located::Run { start, slices }) => {

@@ -116,7 +116,8 @@ impl Cache {
         let offset = u64::from(block) * u64::from(span.size.load(Ordering::Relaxed));
         let address = (span.base.load(Ordering::Relaxed) + offset) as usize;
         record(address);
-        span.live.store(span.live.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        span.live
+            .store(span.live.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         // The block is allocated by this store.
         span.bits.store(bits & (bits - 1), Ordering::Release);
         Some(address)
@@ -130,12 +131,18 @@ impl Cache {
 
     fn set_current(&self, span: &Span) {
         span.place.store(CURRENT, Ordering::Relaxed);
-        self.current.store(std::ptr::from_ref(span).addr() as u64, Ordering::Relaxed);
+        self.current
+            .store(std::ptr::from_ref(span).addr() as u64, Ordering::Relaxed);
     }
 
     /// Finds a span with blocks at hand and makes it the current one.
     #[cold]
-    pub(crate) fn replenish(&self, arena: Arena, slot: &Slot, class: usize) -> Result<(), AllocError> {
+    pub(crate) fn replenish(
+        &self,
+        arena: Arena,
+        slot: &Slot,
+        class: usize,
+    ) -> Result<(), AllocError> {
         if let Some(span) = self.current() {
             if stocked(arena, span) {
                 return Ok(());
@@ -144,7 +151,9 @@ impl Cache {
             self.full.push(arena, span, FULL);
         }
         loop {
-            let Some(span) = self.partial.first(arena) else { break };
+            let Some(span) = self.partial.first(arena) else {
+                break;
+            };
             self.partial.remove(arena, span);
             if stocked(arena, span) {
                 self.set_current(span);
@@ -161,7 +170,11 @@ impl Cache {
             None => self.new_span(arena, slot, class)?,
         };
         self.set_current(span);
-        if stocked(arena, span) { Ok(()) } else { self.replenish(arena, slot, class) }
+        if stocked(arena, span) {
+            Ok(())
+        } else {
+            self.replenish(arena, slot, class)
+        }
     }
 
     /// A span of the FULL list that others have freed blocks of.
@@ -194,10 +207,19 @@ impl Cache {
     ///
     /// Killed before the head is tagged: claimed slices, which recovery frees. After: an empty
     /// span of a dead owner.
-    fn new_span(&self, arena: Arena, slot: &Slot, class: usize) -> Result<&'static Span, AllocError> {
+    fn new_span(
+        &self,
+        arena: Arena,
+        slot: &Slot,
+        class: usize,
+    ) -> Result<&'static Span, AllocError> {
         let shape = &TABLE[class];
         let first = self.full.first(arena).is_none();
-        let slices = if first { shape.first_slices } else { shape.slices } as usize;
+        let slices = if first {
+            shape.first_slices
+        } else {
+            shape.slices
+        } as usize;
         let (start, slices) = match grow::claim(arena, slot, slices, 1, 1) {
             Ok(start) => (start, slices),
             // Too fragmented or too full for a large one: a small one may still fit.
@@ -211,7 +233,9 @@ impl Cache {
         span.describe(arena, start, class, slices);
         span.place.store(0, Ordering::Relaxed);
         slice::tag_tails(arena, start, slices);
-        arena.tag(start).store(slice::span_tag(slot.tag()), Ordering::Release);
+        arena
+            .tag(start)
+            .store(slice::span_tag(slot.tag()), Ordering::Release);
         Ok(span)
     }
 
@@ -260,7 +284,10 @@ pub(crate) fn adopt(arena: Arena, slot: &Slot, start: usize) -> Option<&'static 
         .ok()?;
     let span = arena.span(start);
     span.place.store(0, Ordering::Relaxed);
-    let live = span.blocks.load(Ordering::Relaxed).saturating_sub(span.count_free());
+    let live = span
+        .blocks
+        .load(Ordering::Relaxed)
+        .saturating_sub(span.count_free());
     span.live.store(live, Ordering::Relaxed);
     Some(span)
 }
@@ -286,7 +313,9 @@ fn adopt_orphan(arena: Arena, slot: &Slot, class: usize) -> Option<&'static Span
         if !owner.is_nobody() || arena.span(start).class() != class {
             continue;
         }
-        let Some(span) = adopt(arena, slot, start) else { continue };
+        let Some(span) = adopt(arena, slot, start) else {
+            continue;
+        };
         if stocked(arena, span) {
             orphans.fetch_or(hint, Ordering::SeqCst);
             return Some(span);
@@ -297,4 +326,7 @@ fn adopt_orphan(arena: Arena, slot: &Slot, class: usize) -> Option<&'static Span
     None
 }
 
-const _: () = assert!(size_class::CLASSES <= 64, "a bit a class in a word of hints");
+const _: () = assert!(
+    size_class::CLASSES <= 64,
+    "a bit a class in a word of hints"
+);

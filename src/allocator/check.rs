@@ -74,14 +74,22 @@ pub(crate) fn check(arena: Arena, depth: Depth, report: &mut CheckReport) {
 }
 
 /// Checks what starts at a slice; how many slices that is.
-fn check_at(arena: Arena, depth: Depth, index: usize, end: usize, report: &mut CheckReport) -> usize {
+fn check_at(
+    arena: Arena,
+    depth: Depth,
+    index: usize,
+    end: usize,
+    report: &mut CheckReport,
+) -> usize {
     let quiet = depth == Depth::Quiescent;
     let tag = arena.tag(index).load(Ordering::Acquire);
     match slice::state(tag) {
         State::Free { .. } => 1,
         State::Claimed { owner, .. } => {
             if quiet {
-                report.problem(format_args!("slice {index} is claimed by {owner:?} at rest"));
+                report.problem(format_args!(
+                    "slice {index} is claimed by {owner:?} at rest"
+                ));
             }
             1
         }
@@ -103,7 +111,9 @@ fn check_at(arena: Arena, depth: Depth, index: usize, end: usize, report: &mut C
             report.spans += 1;
             let slices = arena.span(index).slices.load(Ordering::Relaxed) as usize;
             if quiet && !owner.is_nobody() && life::is_gone(arena, owner) {
-                report.problem(format_args!("span {index} belongs to {owner:?}, who is gone"));
+                report.problem(format_args!(
+                    "span {index} belongs to {owner:?}, who is gone"
+                ));
             }
             check_bitmaps(arena, quiet, index, report);
             check_extent(arena, quiet, index, slices, end, report)
@@ -121,7 +131,10 @@ fn check_extent(
 ) -> usize {
     if slices == 0 || slices > end - index {
         if quiet {
-            report.problem(format_args!("slice {index} heads {slices} slices of {}", end - index));
+            report.problem(format_args!(
+                "slice {index} heads {slices} slices of {}",
+                end - index
+            ));
         }
         return 1;
     }
@@ -129,7 +142,10 @@ fn check_extent(
         for back in 1..slices {
             let tag = arena.tag(index + back).load(Ordering::Acquire);
             if tag != slice::tail_tag(back) {
-                report.problem(format_args!("slice {} is {tag:#x}, no tail of {index}", index + back));
+                report.problem(format_args!(
+                    "slice {} is {tag:#x}, no tail of {index}",
+                    index + back
+                ));
             }
         }
         slices
@@ -144,7 +160,9 @@ fn check_bitmaps(arena: Arena, quiet: bool, index: usize, report: &mut CheckRepo
     let class = span.class.load(Ordering::Relaxed) as usize;
     let size = span.size.load(Ordering::Relaxed);
     if class >= TABLE.len() || (quiet && TABLE[class].size != size) {
-        report.problem(format_args!("span {index} has class {class} and blocks of {size} bytes"));
+        report.problem(format_args!(
+            "span {index} has class {class} and blocks of {size} bytes"
+        ));
         return;
     }
     if span.base.load(Ordering::Relaxed) as usize != arena.slice_address(index) && quiet {
@@ -155,14 +173,20 @@ fn check_bitmaps(arena: Arena, quiet: bool, index: usize, report: &mut CheckRepo
         let freed = span.freed(word).load(Ordering::Acquire);
         let remote = span.remote(word).load(Ordering::Acquire);
         if quiet && (freed | remote) & beyond != 0 {
-            report.problem(format_args!("span {index} has blocks beyond its last in word {word}"));
+            report.problem(format_args!(
+                "span {index} has blocks beyond its last in word {word}"
+            ));
         }
         let current = span.word.load(Ordering::Relaxed) as usize == word;
         if quiet && current && span.bits.load(Ordering::Acquire) & freed != 0 {
-            report.problem(format_args!("span {index} has blocks at hand that are in word {word} too"));
+            report.problem(format_args!(
+                "span {index} has blocks at hand that are in word {word} too"
+            ));
         }
         if quiet && freed & remote != 0 {
-            report.problem(format_args!("span {index} has blocks freed twice in word {word}"));
+            report.problem(format_args!(
+                "span {index} has blocks freed twice in word {word}"
+            ));
         }
     }
 }

@@ -86,7 +86,11 @@ pub(crate) fn grow_by(arena: Arena, from: usize, count: usize) -> Result<(), Com
     }
     let words = from / 64..(from + count).div_ceil(64);
     arena.commit(FREE_HINTS.offset + words.start * 8, words.len() * 8)?;
-    arena.header().watermarks.slices.fetch_max((from + count) as u64, Ordering::AcqRel);
+    arena
+        .header()
+        .watermarks
+        .slices
+        .fetch_max((from + count) as u64, Ordering::AcqRel);
     slice::hint_free(arena, from, count);
     Ok(())
 }

@@ -19,7 +19,10 @@ pub(crate) fn release_all(arena: Arena, owner: Tag) {
     for index in 0..arena.slices() {
         let tag = arena.tag(index);
         match slice::state(tag.load(Ordering::Acquire)) {
-            State::Claimed { kind, owner: claimant } if claimant == owner => {
+            State::Claimed {
+                kind,
+                owner: claimant,
+            } if claimant == owner => {
                 slice::abandon(arena, index, kind);
             }
             State::Span { owner: holder } if holder == owner => {

@@ -31,12 +31,18 @@ pub(crate) fn allocate(
     }
     let count = layout.size().div_ceil(SLICE).max(1);
     let align = (layout.align() / SLICE).max(1);
-    let preferred = if layout.size() >= HUGE { align.max(HUGE / SLICE) } else { align };
+    let preferred = if layout.size() >= HUGE {
+        align.max(HUGE / SLICE)
+    } else {
+        align
+    };
     let start = grow::claim(arena, slot, count, preferred, align)?;
     slice::tag_tails(arena, start, count);
     let address = arena.slice_address(start);
     record(address);
-    arena.tag(start).store(slice::run_tag(count), Ordering::Release);
+    arena
+        .tag(start)
+        .store(slice::run_tag(count), Ordering::Release);
     Ok(address)
 }
 
@@ -46,7 +52,12 @@ pub(crate) fn free(arena: Arena, slot: &Slot, start: usize, count: usize) -> boo
     let claimed = slice::claimed_tag(slice::DIRTY, slot.tag());
     let head = arena.tag(start);
     if head
-        .compare_exchange(slice::run_tag(count), claimed, Ordering::AcqRel, Ordering::Relaxed)
+        .compare_exchange(
+            slice::run_tag(count),
+            claimed,
+            Ordering::AcqRel,
+            Ordering::Relaxed,
+        )
         .is_err()
     {
         return false;

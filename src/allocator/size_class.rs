@@ -32,7 +32,12 @@ pub(crate) struct Class {
 pub(crate) const RECIPROCAL_SHIFT: u32 = 44;
 
 pub(crate) static TABLE: [Class; CLASSES] = {
-    let mut table = [Class { size: 0, first_slices: 0, slices: 0, reciprocal: 0 }; CLASSES];
+    let mut table = [Class {
+        size: 0,
+        first_slices: 0,
+        slices: 0,
+        reciprocal: 0,
+    }; CLASSES];
     let mut i = 0;
     while i < CLASSES {
         table[i] = class(i);
@@ -96,11 +101,15 @@ pub(crate) fn class_of(layout: Layout) -> Option<usize> {
 /// A block is aligned to what divides its size, up to a slice: spans start at slices.
 #[cold]
 fn class_of_aligned(layout: Layout) -> Option<usize> {
-    let size = layout.size().max(1).checked_next_multiple_of(layout.align())?;
+    let size = layout
+        .size()
+        .max(1)
+        .checked_next_multiple_of(layout.align())?;
     if size > MAX_BLOCK || layout.align() > SLICE {
         return None;
     }
-    (class_of_size(size)..CLASSES).find(|&c| (TABLE[c].size as usize).is_multiple_of(layout.align()))
+    (class_of_size(size)..CLASSES)
+        .find(|&c| (TABLE[c].size as usize).is_multiple_of(layout.align()))
 }
 
 #[cfg(test)]
@@ -112,7 +121,10 @@ mod tests {
         for size in 1..=MAX_BLOCK {
             let class = class_of_size(size);
             assert!(TABLE[class].size as usize >= size, "{size}");
-            assert!(class == 0 || (TABLE[class - 1].size as usize) < size, "{size}");
+            assert!(
+                class == 0 || (TABLE[class - 1].size as usize) < size,
+                "{size}"
+            );
         }
         assert_eq!(TABLE[CLASSES - 1].size as usize, MAX_BLOCK);
     }
@@ -121,7 +133,10 @@ mod tests {
     fn the_reciprocal_divides() {
         for class in &TABLE {
             for offset in 0..class.slices as u64 * SLICE as u64 {
-                assert_eq!(offset * class.reciprocal >> RECIPROCAL_SHIFT, offset / class.size as u64);
+                assert_eq!(
+                    offset * class.reciprocal >> RECIPROCAL_SHIFT,
+                    offset / class.size as u64
+                );
             }
         }
     }

@@ -60,10 +60,19 @@ pub(crate) enum State {
 pub(crate) fn state(tag: u64) -> State {
     match tag & KIND {
         kind @ CLEAN..=HOLE => State::Free { kind },
-        SPAN => State::Span { owner: Tag::of_word(tag) },
-        RUN => State::Run { slices: (tag >> 4) as usize },
-        TAIL => State::Tail { back: (tag >> 4) as usize },
-        kind @ 8..=10 => State::Claimed { kind: kind - CLAIMED, owner: Tag::of_word(tag) },
+        SPAN => State::Span {
+            owner: Tag::of_word(tag),
+        },
+        RUN => State::Run {
+            slices: (tag >> 4) as usize,
+        },
+        TAIL => State::Tail {
+            back: (tag >> 4) as usize,
+        },
+        kind @ 8..=10 => State::Claimed {
+            kind: kind - CLAIMED,
+            owner: Tag::of_word(tag),
+        },
         _ => State::Garbage,
     }
 }
@@ -117,7 +126,10 @@ impl Arena {
 
     fn hint(self, slice: usize) -> (&'static AtomicU64, u64) {
         // SAFETY: callers have compared the index with the number of slices.
-        (unsafe { self.entry(FREE_HINTS, slice / 64) }, 1 << (slice % 64))
+        (
+            unsafe { self.entry(FREE_HINTS, slice / 64) },
+            1 << (slice % 64),
+        )
     }
 }
 
@@ -130,7 +142,10 @@ pub(crate) fn hint_free(arena: Arena, start: usize, count: usize) {
         word.fetch_or(mask(slice, last), Ordering::SeqCst);
         slice = last;
     }
-    arena.header().search.fetch_min(start as u64, Ordering::Relaxed);
+    arena
+        .header()
+        .search
+        .fetch_min(start as u64, Ordering::Relaxed);
 }
 
 /// Clears the hints of slices that are free no more, except those that have become so meanwhile.
@@ -142,7 +157,10 @@ fn hint_taken(arena: Arena, start: usize, count: usize) {
         word.fetch_and(!mask(slice, last), Ordering::SeqCst);
         fence(Ordering::SeqCst);
         for again in slice..last {
-            if matches!(state(arena.tag(again).load(Ordering::SeqCst)), State::Free { .. }) {
+            if matches!(
+                state(arena.tag(again).load(Ordering::SeqCst)),
+                State::Free { .. }
+            ) {
                 word.fetch_or(1 << (again % 64), Ordering::SeqCst);
             }
         }
@@ -153,7 +171,11 @@ fn hint_taken(arena: Arena, start: usize, count: usize) {
 /// Bits of the slices `from..to`, which share a word.
 fn mask(from: usize, to: usize) -> u64 {
     let low = !0 << (from % 64);
-    let high = if to.is_multiple_of(64) { !0 } else { !(!0 << (to % 64)) };
+    let high = if to.is_multiple_of(64) {
+        !0
+    } else {
+        !(!0 << (to % 64))
+    };
     low & high
 }
 
@@ -173,7 +195,8 @@ fn find(arena: Arena, count: usize, align: usize, from: usize) -> Option<usize> 
         at = (at + skew).next_multiple_of(align) - skew;
         let mut stop = at;
         while stop < at + count && stop < end {
-            let ones = (!(arena.hint(stop).0.load(Ordering::Relaxed) >> (stop % 64))).trailing_zeros();
+            let ones =
+                (!(arena.hint(stop).0.load(Ordering::Relaxed) >> (stop % 64))).trailing_zeros();
             let ones = (ones as usize).min(64 - stop % 64);
             stop += ones;
             if ones == 0 || !stop.is_multiple_of(64) {
@@ -238,7 +261,12 @@ fn claim_at(arena: Arena, me: Tag, start: usize, count: usize) -> Result<(), usi
         let found = tag.load(Ordering::Acquire);
         let claimed = match state(found) {
             State::Free { kind } => tag
-                .compare_exchange(found, claimed_tag(kind, me), Ordering::AcqRel, Ordering::Relaxed)
+                .compare_exchange(
+                    found,
+                    claimed_tag(kind, me),
+                    Ordering::AcqRel,
+                    Ordering::Relaxed,
+                )
                 .is_ok(),
             _ => false,
         };
@@ -277,7 +305,9 @@ fn commit_holes(arena: Arena, me: Tag, start: usize, count: usize) -> Result<(),
 /// Tags the tails of claimed slices; what remains is to tag the head.
 pub(crate) fn tag_tails(arena: Arena, start: usize, count: usize) {
     for back in 1..count {
-        arena.tag(start + back).store(tail_tag(back), Ordering::Release);
+        arena
+            .tag(start + back)
+            .store(tail_tag(back), Ordering::Release);
     }
 }
 
@@ -287,7 +317,10 @@ pub(crate) fn release(arena: Arena, start: usize, count: usize) {
         arena.tag(slice).store(DIRTY, Ordering::Release);
     }
     hint_free(arena, start, count);
-    arena.header().dirty.fetch_add(count as u64, Ordering::Relaxed);
+    arena
+        .header()
+        .dirty
+        .fetch_add(count as u64, Ordering::Relaxed);
 }
 
 /// Frees a claimed slice of a dead owner and the tails that lead to it. The caller holds the dead

@@ -99,7 +99,8 @@ impl Span {
         let size = TABLE[class].size;
         let blocks = (slices * SLICE) as u32 / size;
         self.bits.store(0, Ordering::Relaxed);
-        self.base.store(arena.slice_address(start) as u64, Ordering::Relaxed);
+        self.base
+            .store(arena.slice_address(start) as u64, Ordering::Relaxed);
         self.word.store(0, Ordering::Relaxed);
         self.size.store(size, Ordering::Relaxed);
         self.blocks.store(blocks, Ordering::Relaxed);
@@ -121,7 +122,9 @@ impl Span {
     /// How many words of the bitmaps are in use.
     #[inline]
     pub(crate) fn words(&self) -> usize {
-        (self.blocks.load(Ordering::Relaxed) as usize).div_ceil(64).min(WORDS)
+        (self.blocks.load(Ordering::Relaxed) as usize)
+            .div_ceil(64)
+            .min(WORDS)
     }
 
     /// The bits of a word that stand for blocks.
@@ -149,8 +152,10 @@ impl Span {
         let class = &TABLE[self.class()];
         let index = offset.wrapping_mul(class.reciprocal) >> RECIPROCAL_SHIFT;
         let exact = index * u64::from(class.size) == offset;
-        (exact && index < u64::from(self.blocks.load(Ordering::Relaxed)))
-            .then_some(Place { word: index as usize / 64, bit: 1 << (index % 64) })
+        (exact && index < u64::from(self.blocks.load(Ordering::Relaxed))).then_some(Place {
+            word: index as usize / 64,
+            bit: 1 << (index % 64),
+        })
     }
 
     /// True if the block is in one of the sets. Read in this order, a block that was freed before
@@ -170,12 +175,18 @@ impl Span {
         let current = self.word.load(Ordering::Relaxed) as usize == word;
         self.remote(word).load(Ordering::Acquire)
             | self.freed(word).load(Ordering::Acquire)
-            | if current { self.bits.load(Ordering::Acquire) } else { 0 }
+            | if current {
+                self.bits.load(Ordering::Acquire)
+            } else {
+                0
+            }
     }
 
     /// How many blocks are free.
     pub(crate) fn count_free(&self) -> u32 {
-        (0..self.words()).map(|w| (self.free_bits(w) & self.all(w)).count_ones()).sum()
+        (0..self.words())
+            .map(|w| (self.free_bits(w) & self.all(w)).count_ones())
+            .sum()
     }
 
     /// Moves a word of freed blocks to `bits`, which is 0. False if there is none.
@@ -243,7 +254,9 @@ impl Span {
     pub(crate) fn give_back(&self, arena: Arena, owner: Tag) {
         let start = self.slice(arena);
         let count = self.slices.load(Ordering::Relaxed) as usize;
-        arena.tag(start).store(slice::claimed_tag(slice::DIRTY, owner), Ordering::Release);
+        arena
+            .tag(start)
+            .store(slice::claimed_tag(slice::DIRTY, owner), Ordering::Release);
         slice::release(arena, start, count);
     }
 }

@@ -62,7 +62,11 @@ pub(crate) fn count(arena: Arena) -> Stats {
     let (mut row, mut longest, mut holes) = (0, 0, 0);
     for index in 0..end {
         let state = slice::state(arena.tag(index).load(Ordering::Acquire));
-        row = if matches!(state, State::Free { .. }) { row + 1 } else { 0 };
+        row = if matches!(state, State::Free { .. }) {
+            row + 1
+        } else {
+            0
+        };
         longest = longest.max(row);
         match state {
             State::Free { kind } | State::Claimed { kind, .. } if kind == HOLE => holes += 1,

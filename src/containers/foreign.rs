@@ -9,10 +9,10 @@ use std::ptr::NonNull;
 
 use allocator_api2::alloc::{AllocError, Allocator};
 
-use crate::layout::arena::Arena;
-use crate::layout::{TypeInfo};
-use crate::pool::Pool;
 use crate::ShmSafe;
+use crate::layout::TypeInfo;
+use crate::layout::arena::Arena;
+use crate::pool::Pool;
 
 /// A pool as an allocator for collections that take one (`allocator_api2::vec::Vec`,
 /// `hashbrown::HashMap`). From [`Pool::allocator`].
@@ -34,7 +34,10 @@ impl Pool {
     /// otherwise: after a fork both would own the same blocks.
     #[must_use]
     pub unsafe fn allocator(self) -> PoolAlloc {
-        PoolAlloc(NonNull::new(std::ptr::with_exposed_provenance_mut(self.base())).expect("pools are not at zero"))
+        PoolAlloc(
+            NonNull::new(std::ptr::with_exposed_provenance_mut(self.base()))
+                .expect("pools are not at zero"),
+        )
     }
 }
 
@@ -100,7 +103,9 @@ impl<T: Send + Sync + 'static> Foreign<T> {
     #[must_use]
     pub const unsafe fn new(value: T) -> Self {
         const { assert!(offset_of!(Self, value) == 0) };
-        Foreign { value: ManuallyDrop::new(value) }
+        Foreign {
+            value: ManuallyDrop::new(value),
+        }
     }
 }
 

@@ -77,7 +77,11 @@ impl<T: ShmSafe> Link<T> {
     /// A link that leads nowhere.
     #[must_use]
     pub const fn null() -> Self {
-        Link { word: AtomicU64::new(0), target: PhantomData, _in_place: PhantomPinned }
+        Link {
+            word: AtomicU64::new(0),
+            target: PhantomData,
+            _in_place: PhantomPinned,
+        }
     }
 
     fn arena(&self) -> Option<Arena> {
@@ -141,7 +145,9 @@ impl<T: ShmSafe> Link<T> {
         let arena = self.arena()?;
         let slot = thread::slot(arena).ok()?;
         epoch::pin(arena, slot);
-        let value = self.target().and_then(|index| objects::address_of(arena, index));
+        let value = self
+            .target()
+            .and_then(|index| objects::address_of(arena, index));
         let Some(value) = value else {
             epoch::unpin(slot);
             return None;
@@ -150,7 +156,11 @@ impl<T: ShmSafe> Link<T> {
         // SAFETY: linked at a moment within the pin, so not destroyed before the pin ends; of type
         // `T`, as only handles of `T` are linked here.
         let value = unsafe { value.cast::<T>().as_ref() };
-        Some(View { value, slot, _one_thread: PhantomData })
+        Some(View {
+            value,
+            slot,
+            _one_thread: PhantomData,
+        })
     }
 }
 
@@ -162,7 +172,11 @@ impl<T: ShmSafe> Default for Link<T> {
 
 impl<T: ShmSafe> fmt::Debug for Link<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.is_null() { "Link(null)" } else { "Link(..)" })
+        f.write_str(if self.is_null() {
+            "Link(null)"
+        } else {
+            "Link(..)"
+        })
     }
 }
 

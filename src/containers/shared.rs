@@ -51,7 +51,8 @@ unsafe impl<T: ShmSafe> Sync for Shared<T> {}
 impl<T: ShmSafe> Shared<T> {
     /// The handle of an object of type `T` that is held.
     pub(crate) fn of(hold: Arc<Hold>) -> Self {
-        let value = objects::address_of(hold.arena, hold.index).map_or(NonNull::dangling(), NonNull::cast);
+        let value =
+            objects::address_of(hold.arena, hold.index).map_or(NonNull::dangling(), NonNull::cast);
         Shared { value, hold }
     }
 
@@ -80,7 +81,10 @@ impl<T: ShmSafe> Shared<T> {
 
 impl<T: ShmSafe> Clone for Shared<T> {
     fn clone(&self) -> Self {
-        Shared { value: self.value, hold: Arc::clone(&self.hold) }
+        Shared {
+            value: self.value,
+            hold: Arc::clone(&self.hold),
+        }
     }
 }
 
@@ -201,7 +205,8 @@ impl<T: ShmSafe> Handle<T> {
             .find(|&arena| Pool(arena).uuid() == uuid)
             .ok_or(HandleError::PoolNotAttached)?;
         process::current(arena).ok_or(NoSlot)?;
-        let hold = handles::open(arena, self.index as usize, self.generation)?.ok_or(HandleError::Gone)?;
+        let hold =
+            handles::open(arena, self.index as usize, self.generation)?.ok_or(HandleError::Gone)?;
         if !Pool(arena).is_type::<T>(hold.index) {
             return Err(HandleError::OtherType);
         }

@@ -39,17 +39,57 @@ pub(crate) const MIB: usize = 1 << 20;
 const GIB: usize = 1 << 30;
 
 pub(crate) const HEADER_SIZE: usize = 4096;
-pub(crate) const TYPES: Table = Table { offset: MIB, entry: 512, max: 2048 };
-pub(crate) const NAMES: Table = Table { offset: 2 * MIB, entry: 256, max: 4096 };
-pub(crate) const PROCESSES: Table = Table { offset: 3 * MIB, entry: 256, max: 4096 };
-pub(crate) const SLOTS: Table = Table { offset: 16 * MIB, entry: 8192, max: 4096 };
-pub(crate) const OBJECTS: Table = Table { offset: GIB, entry: 64, max: 16 * MIB };
+pub(crate) const TYPES: Table = Table {
+    offset: MIB,
+    entry: 512,
+    max: 2048,
+};
+pub(crate) const NAMES: Table = Table {
+    offset: 2 * MIB,
+    entry: 256,
+    max: 4096,
+};
+pub(crate) const PROCESSES: Table = Table {
+    offset: 3 * MIB,
+    entry: 256,
+    max: 4096,
+};
+pub(crate) const SLOTS: Table = Table {
+    offset: 16 * MIB,
+    entry: 8192,
+    max: 4096,
+};
+pub(crate) const OBJECTS: Table = Table {
+    offset: GIB,
+    entry: 64,
+    max: 16 * MIB,
+};
 /// A bitmap over the objects for each process record.
-pub(crate) const HOLDS: Table = Table { offset: 2 * GIB, entry: OBJECTS.max / 8, max: PROCESSES.max };
-pub(crate) const TAGS: Table = Table { offset: 10 * GIB, entry: 8, max: MAX_SLICES };
-pub(crate) const FREE_HINTS: Table = Table { offset: 11 * GIB, entry: 8, max: MAX_SLICES / 64 };
-pub(crate) const SPANS: Table = Table { offset: 12 * GIB, entry: 384, max: MAX_SLICES };
-pub(crate) const DATA: Table = Table { offset: 40 * GIB, entry: SLICE, max: MAX_SLICES };
+pub(crate) const HOLDS: Table = Table {
+    offset: 2 * GIB,
+    entry: OBJECTS.max / 8,
+    max: PROCESSES.max,
+};
+pub(crate) const TAGS: Table = Table {
+    offset: 10 * GIB,
+    entry: 8,
+    max: MAX_SLICES,
+};
+pub(crate) const FREE_HINTS: Table = Table {
+    offset: 11 * GIB,
+    entry: 8,
+    max: MAX_SLICES / 64,
+};
+pub(crate) const SPANS: Table = Table {
+    offset: 12 * GIB,
+    entry: 384,
+    max: MAX_SLICES,
+};
+pub(crate) const DATA: Table = Table {
+    offset: 40 * GIB,
+    entry: SLICE,
+    max: MAX_SLICES,
+};
 
 /// The unit in which data is claimed, in bytes.
 pub(crate) const SLICE: usize = 1 << SLICE_SHIFT;
@@ -140,11 +180,19 @@ impl Arena {
     ///
     /// Killed anywhere: committed memory beyond a watermark, which the next call commits again.
     #[cold]
-    pub(crate) fn raise(self, table: Table, watermark: &AtomicU64, count: usize) -> Result<(), CommitError> {
+    pub(crate) fn raise(
+        self,
+        table: Table,
+        watermark: &AtomicU64,
+        count: usize,
+    ) -> Result<(), CommitError> {
         debug_assert!(count <= table.max);
         let from = watermark.load(Ordering::Acquire) as usize;
         if count > from {
-            self.commit(table.offset + from * table.entry, (count - from) * table.entry)?;
+            self.commit(
+                table.offset + from * table.entry,
+                (count - from) * table.entry,
+            )?;
             watermark.fetch_max(count as u64, Ordering::AcqRel);
         }
         Ok(())

@@ -172,7 +172,8 @@ impl Identity {
 
     /// True if the sizes are such as a creator can have chosen.
     pub(crate) fn sizes_valid(&self) -> bool {
-        (1..=DATA.max as u64).contains(&self.max_slices) && (2..=SLOTS.max as u64).contains(&self.max_slots)
+        (1..=DATA.max as u64).contains(&self.max_slices)
+            && (2..=SLOTS.max as u64).contains(&self.max_slots)
     }
 }
 

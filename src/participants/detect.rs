@@ -64,8 +64,13 @@ pub(crate) fn change(
     sequence: u64,
 ) -> Result<(), u64> {
     note(arena, old);
-    word.compare_exchange(old, compose(new, author_slot, sequence), Ordering::AcqRel, Ordering::Acquire)
-        .map(drop)
+    word.compare_exchange(
+        old,
+        compose(new, author_slot, sequence),
+        Ordering::AcqRel,
+        Ordering::Acquire,
+    )
+    .map(drop)
 }
 
 /// Changes the value by `step`, however often that takes; the new value.

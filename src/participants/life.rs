@@ -20,7 +20,9 @@ use crate::sys::robust::{OWNER_DIED, TID, WAITERS};
 /// True if the owner is dead for certain, or has left.
 #[inline]
 pub(crate) fn is_gone(arena: Arena, owner: Tag) -> bool {
-    let Some(slot) = arena.owner_slot(owner) else { return true };
+    let Some(slot) = arena.owner_slot(owner) else {
+        return true;
+    };
     let state = slot.state();
     if state.generation != owner.generation() {
         return true;
@@ -37,13 +39,19 @@ pub(crate) fn is_gone(arena: Arena, owner: Tag) -> bool {
 /// while the life word is held by who recovers it.
 #[cold]
 pub(crate) fn bury(slot: &Slot, live: SlotState) -> bool {
-    let dead = SlotState { phase: SlotPhase::Dead, ..live };
+    let dead = SlotState {
+        phase: SlotPhase::Dead,
+        ..live
+    };
     slot.turn(live, dead) || slot.state() != live
 }
 
 /// The same for a record.
 pub(crate) fn bury_process(record: &Process, live: ProcessState) -> bool {
-    let dead = ProcessState { phase: ProcessPhase::Dead, ..live };
+    let dead = ProcessState {
+        phase: ProcessPhase::Dead,
+        ..live
+    };
     record.turn(live, dead) || record.state() != live
 }
 
@@ -64,7 +72,10 @@ pub(crate) fn confirm(slot: &Slot) {
     // The same generation before and after: the tid and the start belong together.
     if gone && slot.state() == before && slot.start.load(Ordering::Acquire) == start {
         let marked = word & WAITERS | OWNER_DIED;
-        let _ = slot.life.word.compare_exchange(word, marked, Ordering::AcqRel, Ordering::Relaxed);
+        let _ = slot
+            .life
+            .word
+            .compare_exchange(word, marked, Ordering::AcqRel, Ordering::Relaxed);
     }
 }
 
@@ -81,6 +92,10 @@ pub(crate) fn confirm_process(record: &Process) {
     }
     if process::process_is_gone(pid, start) && record.state() == before {
         let marked = word & WAITERS | OWNER_DIED;
-        let _ = record.life.word.compare_exchange(word, marked, Ordering::AcqRel, Ordering::Relaxed);
+        let _ =
+            record
+                .life
+                .word
+                .compare_exchange(word, marked, Ordering::AcqRel, Ordering::Relaxed);
     }
 }

@@ -61,13 +61,15 @@ pub(crate) enum Refused {
 #[inline]
 pub(crate) fn try_fast(word: &AtomicU64, me: Tag) -> bool {
     // Acquire pairs with the Release of the last holder's unlock.
-    word.compare_exchange(0, me.word(), Ordering::Acquire, Ordering::Relaxed).is_ok()
+    word.compare_exchange(0, me.word(), Ordering::Acquire, Ordering::Relaxed)
+        .is_ok()
 }
 
 /// Gives back a lock that has no flags and no sleepers.
 #[inline]
 pub(crate) fn unlock_fast(word: &AtomicU64, me: Tag) -> bool {
-    word.compare_exchange(me.word(), 0, Ordering::Release, Ordering::Relaxed).is_ok()
+    word.compare_exchange(me.word(), 0, Ordering::Release, Ordering::Relaxed)
+        .is_ok()
 }
 
 /// Takes the lock, waiting until `deadline` (for ever if `None`); the flags it was found with.
@@ -78,7 +80,11 @@ pub(crate) fn lock(
     deadline: Option<Instant>,
 ) -> Result<u64, Refused> {
     let me = slot.tag();
-    if try_fast(word, me) { Ok(0) } else { lock_slow(arena, slot, word, deadline) }
+    if try_fast(word, me) {
+        Ok(0)
+    } else {
+        lock_slow(arena, slot, word, deadline)
+    }
 }
 
 #[cold]
@@ -108,9 +114,18 @@ fn lock_slow(
         }
         let waiting = found | WAITERS;
         if found == waiting
-            || word.compare_exchange(found, waiting, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+            || word
+                .compare_exchange(found, waiting, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
         {
-            sleep(arena, slot, Arena::low_half(word), waiting as u32, Tag::of_word(found), deadline);
+            sleep(
+                arena,
+                slot,
+                Arena::low_half(word),
+                waiting as u32,
+                Tag::of_word(found),
+                deadline,
+            );
             // Others may sleep too: whoever takes it after a sleep must wake the next.
             slept = WAITERS;
         }
@@ -130,7 +145,13 @@ pub(crate) fn try_lock(arena: Arena, slot: &Slot, word: &AtomicU64) -> Result<u6
 }
 
 /// One attempt to turn `found` into a word with our tag.
-fn attempt(arena: Arena, word: &AtomicU64, me: Tag, found: u64, extra: u64) -> Result<u64, Refused> {
+fn attempt(
+    arena: Arena,
+    word: &AtomicU64,
+    me: Tag,
+    found: u64,
+    extra: u64,
+) -> Result<u64, Refused> {
     let owner = Tag::of_word(found);
     if owner == me {
         return Err(Refused::Held);
@@ -142,7 +163,12 @@ fn attempt(arena: Arena, word: &AtomicU64, me: Tag, found: u64, extra: u64) -> R
         }
         flags |= DIED | WAITERS;
     }
-    match word.compare_exchange(found, me.word() | flags, Ordering::Acquire, Ordering::Relaxed) {
+    match word.compare_exchange(
+        found,
+        me.word() | flags,
+        Ordering::Acquire,
+        Ordering::Relaxed,
+    ) {
         Ok(_) => Ok(flags & !WAITERS),
         Err(_) => Err(Refused::Busy),
     }
@@ -190,8 +216,12 @@ pub(crate) fn sleep(
     owner: Tag,
     deadline: Option<Instant>,
 ) {
-    let left = deadline.map_or(TICK, |d| d.saturating_duration_since(Instant::now()).min(TICK));
-    slot.watched.waiting_on.store(std::ptr::from_ref(word).addr() as u64, Ordering::Release);
+    let left = deadline.map_or(TICK, |d| {
+        d.saturating_duration_since(Instant::now()).min(TICK)
+    });
+    slot.watched
+        .waiting_on
+        .store(std::ptr::from_ref(word).addr() as u64, Ordering::Release);
     let started = Instant::now();
     match arena.owner_slot(owner) {
         Some(other) => {

@@ -38,17 +38,31 @@ pub(crate) fn try_take(arena: Arena, slot: &Slot, word: &AtomicU64) -> Result<us
     if detect::value(old) == 0 {
         return Err(TakeFailure::NoneLeft);
     }
-    let free = slot.permits.iter().position(|p| p.word.load(Ordering::Relaxed) == 0);
+    let free = slot
+        .permits
+        .iter()
+        .position(|p| p.word.load(Ordering::Relaxed) == 0);
     let index = free.ok_or(TakeFailure::ListFull)?;
     let entry = &slot.permits[index];
     if slot.permit_limit.load(Ordering::Relaxed) <= index as u64 {
         slot.permit_limit.store(index as u64 + 1, Ordering::Release);
     }
     let sequence = detect::next_sequence(slot);
-    entry.state.store(TAKING | sequence << SEQUENCE_SHIFT, Ordering::Release);
-    entry.word.store(std::ptr::from_ref(word).addr() as u64, Ordering::SeqCst);
+    entry
+        .state
+        .store(TAKING | sequence << SEQUENCE_SHIFT, Ordering::Release);
+    entry
+        .word
+        .store(std::ptr::from_ref(word).addr() as u64, Ordering::SeqCst);
     while detect::value(old) > 0 {
-        match detect::change(arena, word, old, detect::value(old) - 1, slot.tag().slot(), sequence) {
+        match detect::change(
+            arena,
+            word,
+            old,
+            detect::value(old) - 1,
+            slot.tag().slot(),
+            sequence,
+        ) {
             Ok(()) => {
                 entry.state.store(HELD, Ordering::Release);
                 return Ok(index);
@@ -65,12 +79,16 @@ pub(crate) fn give(arena: Arena, owner: usize, index: usize) {
     let slot = arena.slot(owner);
     let entry = &slot.permits[index];
     let sequence = detect::next_sequence(slot);
-    entry.state.store(GIVING | sequence << SEQUENCE_SHIFT, Ordering::SeqCst);
+    entry
+        .state
+        .store(GIVING | sequence << SEQUENCE_SHIFT, Ordering::SeqCst);
     finish_giving(arena, owner, entry, sequence);
 }
 
 fn finish_giving(arena: Arena, owner: usize, entry: &Permit, sequence: u64) {
-    let Some(word) = word_of(arena, entry) else { return };
+    let Some(word) = word_of(arena, entry) else {
+        return;
+    };
     detect::add(arena, word, 1, Tag::new(owner, 0), sequence);
     entry.word.store(0, Ordering::Release);
     futex::wake(Arena::low_half(word), 1);
@@ -88,16 +106,17 @@ fn word_of(arena: Arena, entry: &Permit) -> Option<&'static AtomicU64> {
     let inside = (arena.base()..arena.base() + GRANULE - 8).contains(&address);
     // SAFETY: an entry names a counter of an object of this pool, which is not destroyed while an
     // entry names it (`any_within`); counters are atomic and aligned.
-    (address.is_multiple_of(8) && inside).then(|| unsafe {
-        &*std::ptr::with_exposed_provenance::<AtomicU64>(address)
-    })
+    (address.is_multiple_of(8) && inside)
+        .then(|| unsafe { &*std::ptr::with_exposed_provenance::<AtomicU64>(address) })
 }
 
 /// Gives back every permit of a dead owner. Called by the holder of its life word.
 pub(crate) fn recover(arena: Arena, owner: usize) {
     let slot = arena.slot(owner);
     for (index, entry) in slot.permits.iter().enumerate() {
-        let Some(word) = word_of(arena, entry) else { continue };
+        let Some(word) = word_of(arena, entry) else {
+            continue;
+        };
         let state = entry.state.load(Ordering::Acquire);
         let sequence = state >> SEQUENCE_SHIFT;
         match state & (1 << SEQUENCE_SHIFT) - 1 {

@@ -50,7 +50,11 @@ fn claim(arena: Arena) -> Option<Tag> {
         }
         let free = record.state();
         let generation = free.generation + 1;
-        let live = ProcessState { phase: ProcessPhase::Live, parent: 0, generation };
+        let live = ProcessState {
+            phase: ProcessPhase::Live,
+            parent: 0,
+            generation,
+        };
         if free.phase == ProcessPhase::Free {
             describe(record);
             if record.turn(free, live) {
@@ -85,7 +89,9 @@ fn find(arena: Arena, take: impl Fn(usize, &Process) -> Option<Tag>) -> Option<T
         }
         if count < max {
             let count = count.max(1);
-            arena.raise(PROCESSES, &arena.header().watermarks.processes, count + 1).ok()?;
+            arena
+                .raise(PROCESSES, &arena.header().watermarks.processes, count + 1)
+                .ok()?;
         } else {
             if attempt > 0 {
                 recovery::confirm_all(arena);
@@ -103,7 +109,10 @@ pub(crate) fn commit_holds(arena: Arena, index: usize, objects: usize) -> Result
     let wanted = objects.next_multiple_of(BITS).min(HOLDS.entry * 8);
     let held = record.held.load(Ordering::Acquire) as usize;
     if wanted > held {
-        arena.commit(HOLDS.offset + index * HOLDS.entry + held / 8, (wanted - held) / 8)?;
+        arena.commit(
+            HOLDS.offset + index * HOLDS.entry + held / 8,
+            (wanted - held) / 8,
+        )?;
         record.held.fetch_max(wanted as u64, Ordering::AcqRel);
     }
     Ok(())
@@ -119,9 +128,15 @@ pub(crate) fn reserve_child(arena: Arena) -> Option<Tag> {
             return None;
         }
         let generation = free.generation + 1;
-        let forking = ProcessState { phase: ProcessPhase::Forking, parent: me as u16, generation };
+        let forking = ProcessState {
+            phase: ProcessPhase::Forking,
+            parent: me as u16,
+            generation,
+        };
         record.pid.store(0, Ordering::Relaxed);
-        record.turn(free, forking).then(|| Tag::new(index, generation))
+        record
+            .turn(free, forking)
+            .then(|| Tag::new(index, generation))
     })?;
     let held = arena.process(me).held.load(Ordering::Acquire) as usize;
     if commit_holds(arena, child.slot(), held).is_err() {
@@ -130,7 +145,12 @@ pub(crate) fn reserve_child(arena: Arena) -> Option<Tag> {
     }
     for word in 0..held / 64 {
         // SAFETY: both rows are committed that far.
-        let (from, to) = unsafe { (arena.hold_word(me, word), arena.hold_word(child.slot(), word)) };
+        let (from, to) = unsafe {
+            (
+                arena.hold_word(me, word),
+                arena.hold_word(child.slot(), word),
+            )
+        };
         let bits = from.load(Ordering::Relaxed);
         if bits != 0 {
             to.store(bits, Ordering::SeqCst);
@@ -143,13 +163,23 @@ pub(crate) fn reserve_child(arena: Arena) -> Option<Tag> {
 pub(crate) fn abort_child(arena: Arena, child: Tag) {
     let record = arena.process(child.slot());
     let state = record.state();
-    let aborted = ProcessState { phase: ProcessPhase::Aborted, ..state };
+    let aborted = ProcessState {
+        phase: ProcessPhase::Aborted,
+        ..state
+    };
     if state.generation == child.generation()
         && state.phase == ProcessPhase::Forking
         && record.turn(state, aborted)
     {
         recovery::drop_holds(arena, child.slot(), record);
-        record.turn(aborted, ProcessState { phase: ProcessPhase::Free, parent: 0, ..state });
+        record.turn(
+            aborted,
+            ProcessState {
+                phase: ProcessPhase::Free,
+                parent: 0,
+                ..state
+            },
+        );
     }
 }
 
@@ -172,7 +202,11 @@ pub(crate) fn become_child(arena: Arena, child: Tag) -> bool {
     }
     describe(record);
     let state = record.state();
-    let live = ProcessState { phase: ProcessPhase::Live, parent: 0, generation: child.generation() };
+    let live = ProcessState {
+        phase: ProcessPhase::Live,
+        parent: 0,
+        generation: child.generation(),
+    };
     let mine = state.phase == ProcessPhase::Forking && state.generation == child.generation();
     if mine && record.turn(state, live) {
         local::of(arena).set_process(child.word());
@@ -210,7 +244,14 @@ pub(crate) fn leave(arena: Arena) {
     recovery::abort_children(arena, known.slot());
     recovery::drop_holds(arena, known.slot(), record);
     let state = record.state();
-    record.turn(state, ProcessState { phase: ProcessPhase::Free, parent: 0, ..state });
+    record.turn(
+        state,
+        ProcessState {
+            phase: ProcessPhase::Free,
+            parent: 0,
+            ..state
+        },
+    );
     if record.life.word.load(Ordering::Relaxed) & TID == sys::process::tid() {
         // SAFETY: the word holds this thread's tid.
         unsafe { record.life.release() };

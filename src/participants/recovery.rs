@@ -20,9 +20,7 @@
 use std::sync::OnceLock;
 
 use crate::layout::arena::Arena;
-use crate::participants::table::{
-    Process, ProcessPhase, ProcessState, Slot, SlotPhase, SlotState,
-};
+use crate::participants::table::{Process, ProcessPhase, ProcessState, Slot, SlotPhase, SlotState};
 use crate::participants::tag::Tag;
 use crate::participants::{life, permits};
 use crate::primitive::{AtomicU64, Ordering};
@@ -56,7 +54,9 @@ pub(crate) struct Recovered {
 /// True if a gone owner has no operation half done.
 #[inline]
 pub(crate) fn is_resolved(arena: Arena, owner: Tag) -> bool {
-    let Some(slot) = arena.owner_slot(owner) else { return true };
+    let Some(slot) = arena.owner_slot(owner) else {
+        return true;
+    };
     let state = slot.state();
     state.generation != owner.generation()
         || state.phase != SlotPhase::Dead
@@ -109,7 +109,14 @@ pub(crate) fn finish_slot(arena: Arena, index: usize, slot: &Slot) {
     (hooks.release_memory)(arena, owner);
     arena.header().recoveries.fetch_add(1, Ordering::Relaxed);
     arena.header().rescan.fetch_add(1, Ordering::Release);
-    slot.state.store(SlotState { phase: SlotPhase::Free, ..state }.pack(), Ordering::Release);
+    slot.state.store(
+        SlotState {
+            phase: SlotPhase::Free,
+            ..state
+        }
+        .pack(),
+        Ordering::Release,
+    );
 }
 
 /// Recovers the record if its process is dead and nobody else is at it. True if it did.
@@ -146,12 +153,22 @@ fn finish_process(arena: Arena, index: usize, record: &Process) {
         let parked = slot.state();
         let process = Tag::of_word(slot.watched.process.load(Ordering::Acquire));
         if parked.phase == SlotPhase::Parked && process == Tag::new(index, state.generation) {
-            slot.turn(parked, SlotState { phase: SlotPhase::Dead, ..parked });
+            slot.turn(
+                parked,
+                SlotState {
+                    phase: SlotPhase::Dead,
+                    ..parked
+                },
+            );
             recover_slot(arena, slot_index);
         }
     }
     drop_holds(arena, index, record);
-    let free = ProcessState { phase: ProcessPhase::Free, parent: 0, generation: state.generation };
+    let free = ProcessState {
+        phase: ProcessPhase::Free,
+        parent: 0,
+        generation: state.generation,
+    };
     record.state.store(free.pack(), Ordering::Release);
 }
 
@@ -163,11 +180,21 @@ pub(crate) fn abort_children(arena: Arena, parent: usize) {
         if state.parent as usize != parent {
             continue;
         }
-        let aborted = ProcessState { phase: ProcessPhase::Aborted, ..state };
+        let aborted = ProcessState {
+            phase: ProcessPhase::Aborted,
+            ..state
+        };
         // The child's own step is a compare-exchange from the same word: one of the two wins.
         if state == aborted || state.phase == ProcessPhase::Forking && record.turn(state, aborted) {
             drop_holds(arena, index, record);
-            record.turn(aborted, ProcessState { phase: ProcessPhase::Free, parent: 0, ..state });
+            record.turn(
+                aborted,
+                ProcessState {
+                    phase: ProcessPhase::Free,
+                    parent: 0,
+                    ..state
+                },
+            );
         }
     }
 }
@@ -211,7 +238,9 @@ fn confirm_now_and_then(arena: Arena) {
     let now = now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000;
     let last = LAST.load(Ordering::Relaxed);
     if now < last + APART
-        || LAST.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_err()
+        || LAST
+            .compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed)
+            .is_err()
     {
         return;
     }

@@ -156,7 +156,10 @@ impl SlotState {
             3 => SlotPhase::Dead,
             _ => SlotPhase::Free,
         };
-        SlotState { phase, generation: word >> 8 & (1 << 48) - 1 }
+        SlotState {
+            phase,
+            generation: word >> 8 & (1 << 48) - 1,
+        }
     }
 
     #[inline]
@@ -192,7 +195,11 @@ impl ProcessState {
             4 => ProcessPhase::Aborted,
             _ => ProcessPhase::Free,
         };
-        ProcessState { phase, parent: (word >> 8) as u16, generation: word >> 24 }
+        ProcessState {
+            phase,
+            parent: (word >> 8) as u16,
+            generation: word >> 24,
+        }
     }
 
     pub(crate) const fn pack(self) -> u64 {
@@ -272,7 +279,11 @@ impl Arena {
     #[inline]
     pub(crate) fn slot_count(self) -> usize {
         let max = self.header().max_slots.load(Ordering::Relaxed);
-        self.header().watermarks.slots.load(Ordering::Acquire).min(max) as usize
+        self.header()
+            .watermarks
+            .slots
+            .load(Ordering::Acquire)
+            .min(max) as usize
     }
 
     /// The slot with that index, which is below [`Arena::slot_count`].
@@ -298,7 +309,11 @@ impl Arena {
     /// How many process records there are, counting the unused record 0.
     pub(crate) fn process_count(self) -> usize {
         let max = self.header().max_processes() as u64;
-        self.header().watermarks.processes.load(Ordering::Acquire).min(max) as usize
+        self.header()
+            .watermarks
+            .processes
+            .load(Ordering::Acquire)
+            .min(max) as usize
     }
 
     /// The record with that index, which is below [`Arena::process_count`].

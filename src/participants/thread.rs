@@ -129,7 +129,9 @@ fn claim(arena: Arena, process: Tag) -> Option<usize> {
         }
         if count < max {
             let count = count.max(1);
-            arena.raise(SLOTS, &arena.header().watermarks.slots, count + 1).ok()?;
+            arena
+                .raise(SLOTS, &arena.header().watermarks.slots, count + 1)
+                .ok()?;
         } else if attempt == 0 {
             recovery::poll(arena);
         } else {
@@ -163,7 +165,9 @@ fn take(arena: Arena, index: usize, process: Tag) -> bool {
     }
     let tag = Tag::new(index, free.generation + 1);
     slot.tag.store(tag.word(), Ordering::Relaxed);
-    slot.watched.process.store(process.word(), Ordering::Relaxed);
+    slot.watched
+        .process
+        .store(process.word(), Ordering::Relaxed);
     for cache in &slot.caches {
         cache.store(0, Ordering::Relaxed);
     }
@@ -172,7 +176,10 @@ fn take(arena: Arena, index: usize, process: Tag) -> bool {
         _ => 0,
     };
     slot.start.store(start, Ordering::Relaxed);
-    let live = SlotState { phase: SlotPhase::Live, generation: free.generation + 1 };
+    let live = SlotState {
+        phase: SlotPhase::Live,
+        generation: free.generation + 1,
+    };
     slot.state.store(live.pack(), Ordering::Release);
     true
 }

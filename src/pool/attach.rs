@@ -49,7 +49,9 @@ pub enum AttachError {
         found: u64,
     },
     /// The pool's version is ours, but its tables are laid out otherwise: another build or target.
-    #[error("the pool's tables are laid out otherwise: it was made by another build or for another target")]
+    #[error(
+        "the pool's tables are laid out otherwise: it was made by another build or for another target"
+    )]
     OtherLayout,
     /// A value of the header is none that a pool can have.
     #[error("the pool's header is damaged: {what}")]
@@ -120,7 +122,11 @@ impl PoolName {
             && last != ".."
             && !name.contains('\0')
             && (name.starts_with('/') || !name.contains('/'));
-        let path = if name.starts_with('/') { name.into() } else { format!("/dev/shm/shmkit.{name}") };
+        let path = if name.starts_with('/') {
+            name.into()
+        } else {
+            format!("/dev/shm/shmkit.{name}")
+        };
         valid.then_some(PoolName { path })
     }
 
@@ -137,10 +143,13 @@ impl PoolName {
 }
 
 pub(super) fn open(name: &str) -> Result<Pool, AttachError> {
-    let name = PoolName::parse(name).ok_or_else(|| AttachError::InvalidName { name: name.into() })?;
+    let name =
+        PoolName::parse(name).ok_or_else(|| AttachError::InvalidName { name: name.into() })?;
     let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let fd = rustix::fs::open(name.path(), flags, Mode::empty()).map_err(|errno| match errno {
-        rustix::io::Errno::NOENT => AttachError::NotFound { path: name.path().into() },
+        rustix::io::Errno::NOENT => AttachError::NotFound {
+            path: name.path().into(),
+        },
         other => other.into(),
     })?;
     rustix::fs::flock(&fd, FlockOperation::NonBlockingLockShared).map_err(|errno| match errno {
@@ -151,9 +160,12 @@ pub(super) fn open(name: &str) -> Result<Pool, AttachError> {
 }
 
 pub(super) fn unlink(name: &str) -> Result<(), UnlinkError> {
-    let name = PoolName::parse(name).ok_or_else(|| UnlinkError::InvalidName { name: name.into() })?;
+    let name =
+        PoolName::parse(name).ok_or_else(|| UnlinkError::InvalidName { name: name.into() })?;
     rustix::fs::unlink(name.path()).map_err(|errno| match errno {
-        rustix::io::Errno::NOENT => UnlinkError::NotFound { path: name.path().into() },
+        rustix::io::Errno::NOENT => UnlinkError::NotFound {
+            path: name.path().into(),
+        },
         other => UnlinkError::System(other.into()),
     })
 }
@@ -165,12 +177,17 @@ pub(super) fn from_fd(fd: OwnedFd) -> Result<Pool, AttachError> {
         return Ok(known);
     }
     fork::install();
-    let taken = AttachError::AddressTaken { base, end: base + len };
+    let taken = AttachError::AddressTaken {
+        base,
+        end: base + len,
+    };
     let arena = create::map(fd.as_fd(), base, len)?.ok_or(taken)?;
     if Identity::read(arena.header()) != identity {
         // SAFETY: nobody else has seen the mapping.
         unsafe { crate::sys::memory::unmap(base, len) }?;
-        return Err(AttachError::DamagedHeader { what: "it changes while it is read" });
+        return Err(AttachError::DamagedHeader {
+            what: "it changes while it is read",
+        });
     }
     local::of(arena).set_mapped(fd.into_raw_fd(), len);
     create::apply_options(arena, identity.options);
@@ -202,10 +219,15 @@ fn judge(fd: BorrowedFd<'_>) -> Result<Identity, AttachError> {
         return Err(AttachError::NotAPool);
     }
     if read < bytes.len() {
-        return Err(AttachError::Truncated { len, needed: (DATA.offset + SLICE) as u64 });
+        return Err(AttachError::Truncated {
+            len,
+            needed: (DATA.offset + SLICE) as u64,
+        });
     }
     if identity.version != VERSION {
-        return Err(AttachError::OtherVersion { found: identity.version });
+        return Err(AttachError::OtherVersion {
+            found: identity.version,
+        });
     }
     if identity.layout != layout_fingerprint() {
         return Err(AttachError::OtherLayout);

@@ -12,7 +12,9 @@ use rustix::mm::Advice;
 use super::attach::PoolName;
 use super::{Pool, fork};
 use crate::allocator::grow;
-use crate::layout::arena::{Arena, DATA, FIRST_GRANULE, GRANULE, GRANULES, HEADER_SIZE, SLICE, SLOTS};
+use crate::layout::arena::{
+    Arena, DATA, FIRST_GRANULE, GRANULE, GRANULES, HEADER_SIZE, SLICE, SLOTS,
+};
 use crate::layout::header::{DUMPABLE, HUGE_PAGES, Identity, MAGIC, VERSION};
 use crate::layout::local;
 use crate::primitive::Ordering;
@@ -36,7 +38,9 @@ pub enum CreateError {
         path: String,
     },
     /// The base address asked for is not one that a pool can have.
-    #[error("a pool cannot be based at {base:#x}: bases are multiples of 1 TiB from 0x200000000000 to 0x4f0000000000")]
+    #[error(
+        "a pool cannot be based at {base:#x}: bases are multiples of 1 TiB from 0x200000000000 to 0x4f0000000000"
+    )]
     InvalidBase {
         /// The address.
         base: usize,
@@ -174,7 +178,8 @@ impl PoolBuilder {
     ///
     /// See [`CreateError`].
     pub fn create_named(&self, name: &str) -> Result<Pool, CreateError> {
-        let name = PoolName::parse(name).ok_or_else(|| CreateError::InvalidName { name: name.into() })?;
+        let name =
+            PoolName::parse(name).ok_or_else(|| CreateError::InvalidName { name: name.into() })?;
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         let fd = rustix::fs::open(name.directory(), flags, Mode::RUSR | Mode::WUSR)?;
         // Held for life by every process: who removes leftovers must get the exclusive lock.
@@ -192,7 +197,9 @@ impl PoolBuilder {
             // SAFETY: nobody has seen the pool.
             unsafe { pool.unmap() };
             return Err(match errno {
-                rustix::io::Errno::EXIST => CreateError::NameTaken { path: name.path().into() },
+                rustix::io::Errno::EXIST => CreateError::NameTaken {
+                    path: name.path().into(),
+                },
                 other => other.into(),
             });
         }
@@ -202,10 +209,15 @@ impl PoolBuilder {
     fn make(&self, fd: OwnedFd) -> Result<Pool, CreateError> {
         let (initial, max) = (self.initial.div_ceil(SLICE), self.max / SLICE);
         if initial == 0 || initial > max || max > DATA.max {
-            return Err(CreateError::InvalidSize { initial: self.initial, max: self.max });
+            return Err(CreateError::InvalidSize {
+                initial: self.initial,
+                max: self.max,
+            });
         }
         if !(1..SLOTS.max).contains(&self.participants) {
-            return Err(CreateError::InvalidParticipants { count: self.participants });
+            return Err(CreateError::InvalidParticipants {
+                count: self.participants,
+            });
         }
         fork::install();
         let len = DATA.offset + max * SLICE;
@@ -227,7 +239,8 @@ impl PoolBuilder {
             time_namespace: process::time_namespace().unwrap_or(0),
             creator: process::pid().into(),
             created: unix_seconds(),
-            options: if self.dumpable { DUMPABLE } else { 0 } | if self.huge_pages { HUGE_PAGES } else { 0 },
+            options: if self.dumpable { DUMPABLE } else { 0 }
+                | if self.huge_pages { HUGE_PAGES } else { 0 },
         };
         if let Err(error) = self.fill(arena, identity, initial) {
             // SAFETY: nobody has seen the pool.
@@ -240,7 +253,9 @@ impl PoolBuilder {
     /// Gives a mapped, empty file its content; the magic number last.
     fn fill(&self, arena: Arena, identity: Identity, initial: usize) -> Result<(), CreateError> {
         let header = arena.header();
-        header.max_slices.store(identity.max_slices, Ordering::Relaxed);
+        header
+            .max_slices
+            .store(identity.max_slices, Ordering::Relaxed);
         header.epoch.store(1, Ordering::Relaxed);
         apply_options(arena, identity.options);
         grow::grow_by(arena, 0, initial)?;
@@ -272,7 +287,8 @@ impl PoolBuilder {
 
 /// True if pools can be based at the address.
 pub(super) fn is_base(base: usize) -> bool {
-    base.is_multiple_of(GRANULE) && (FIRST_GRANULE..FIRST_GRANULE + GRANULES).contains(&(base / GRANULE))
+    base.is_multiple_of(GRANULE)
+        && (FIRST_GRANULE..FIRST_GRANULE + GRANULES).contains(&(base / GRANULE))
 }
 
 /// Maps a pool's file; `None` if something is mapped there already.
@@ -293,7 +309,11 @@ pub(super) fn apply_options(arena: Arena, options: u64) {
     }
     if options & HUGE_PAGES != 0 {
         // Refused: see `Pool::huge_pages`.
-        let _ = memory::advise(start + DATA.offset, len - DATA.offset, Advice::LinuxHugepage);
+        let _ = memory::advise(
+            start + DATA.offset,
+            len - DATA.offset,
+            Advice::LinuxHugepage,
+        );
     }
 }
 
@@ -305,5 +325,7 @@ fn random_words() -> std::io::Result<[u64; 3]> {
 }
 
 fn unix_seconds() -> u64 {
-    std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs())
+    std::time::UNIX_EPOCH
+        .elapsed()
+        .map_or(0, |since| since.as_secs())
 }

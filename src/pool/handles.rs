@@ -30,13 +30,23 @@ pub(super) fn lock() -> MutexGuard<'static, Option<Holds>> {
 
 /// Holds an object that was made just now, whose hold bit is set already.
 pub(super) fn enter(arena: Arena, index: usize, generation: u32) -> Arc<Hold> {
-    let hold = Arc::new(Hold { arena, index, generation });
-    lock().get_or_insert_default().insert((arena.base(), index), Arc::downgrade(&hold));
+    let hold = Arc::new(Hold {
+        arena,
+        index,
+        generation,
+    });
+    lock()
+        .get_or_insert_default()
+        .insert((arena.base(), index), Arc::downgrade(&hold));
     hold
 }
 
 /// Holds an object, if it is still there.
-pub(crate) fn open(arena: Arena, index: usize, generation: u32) -> Result<Option<Arc<Hold>>, CommitError> {
+pub(crate) fn open(
+    arena: Arena,
+    index: usize,
+    generation: u32,
+) -> Result<Option<Arc<Hold>>, CommitError> {
     let mut holds = lock();
     let holds = holds.get_or_insert_default();
     if let Some(known) = holds.get(&(arena.base(), index)).and_then(Weak::upgrade)
@@ -47,14 +57,20 @@ pub(crate) fn open(arena: Arena, index: usize, generation: u32) -> Result<Option
     if !objects::hold(arena, index, generation)? {
         return Ok(None);
     }
-    let hold = Arc::new(Hold { arena, index, generation });
+    let hold = Arc::new(Hold {
+        arena,
+        index,
+        generation,
+    });
     holds.insert((arena.base(), index), Arc::downgrade(&hold));
     Ok(Some(hold))
 }
 
 /// Forgets every hold on objects of a pool that is being left.
 pub(super) fn forget(arena: Arena) {
-    lock().get_or_insert_default().retain(|&(base, _), _| base != arena.base());
+    lock()
+        .get_or_insert_default()
+        .retain(|&(base, _), _| base != arena.base());
 }
 
 impl Drop for Hold {

@@ -60,9 +60,8 @@ pub(crate) fn resolve(arena: Arena, index: usize) {
         LINK => {
             let step = arg(STEP);
             let started = step & 3 != COUNT_NEW
-                || counter(arena, arg(NEW)).is_some_and(|new| {
-                    detect::happened(arena, new, index, step >> SEQUENCE)
-                });
+                || counter(arena, arg(NEW))
+                    .is_some_and(|new| detect::happened(arena, new, index, step >> SEQUENCE));
             if step != 0 && started {
                 run_link(arena, slot, index);
             }
@@ -85,14 +84,15 @@ fn word(arena: Arena, address: u64) -> Option<&'static AtomicU64> {
     let inside = (arena.base()..arena.base() + GRANULE - 8).contains(&address);
     // SAFETY: intents name words of committed tables, or of objects that their author's process
     // held when it opened the intent, and holds until the intent is resolved; all are atomic.
-    (inside && address.is_multiple_of(8)).then(|| unsafe {
-        &*std::ptr::with_exposed_provenance::<AtomicU64>(address)
-    })
+    (inside && address.is_multiple_of(8))
+        .then(|| unsafe { &*std::ptr::with_exposed_provenance::<AtomicU64>(address) })
 }
 
 /// The count of links of an object, given as index + 1; `None` for 0.
 fn counter(arena: Arena, reference: u64) -> Option<&'static AtomicU64> {
-    arena.object((reference as usize).checked_sub(1)?).map(|entry| &entry.links)
+    arena
+        .object((reference as usize).checked_sub(1)?)
+        .map(|entry| &entry.links)
 }
 
 /// Makes the link at `field` lead to `new` (index + 1, or 0 for nowhere), which the caller holds.
@@ -111,7 +111,8 @@ pub(crate) fn set_link(arena: Arena, slot: &Slot, field: &AtomicU64, new: u32) -
 }
 
 fn set_step(slot: &Slot, step: u64) {
-    slot.intent.set_arg(STEP, step | detect::next_sequence(slot) << SEQUENCE);
+    slot.intent
+        .set_arg(STEP, step | detect::next_sequence(slot) << SEQUENCE);
 }
 
 /// Runs LINK from its step on, once the new object is counted.
@@ -120,7 +121,8 @@ fn run_link(arena: Arena, slot: &Slot, author: usize) -> Option<usize> {
     let field = word(arena, slot.intent.arg(FIELD))?;
     let new = slot.intent.arg(NEW) as u32;
     let mut step = slot.intent.arg(STEP);
-    let done = |step: u64, word: &AtomicU64| detect::happened(arena, word, author, step >> SEQUENCE);
+    let done =
+        |step: u64, word: &AtomicU64| detect::happened(arena, word, author, step >> SEQUENCE);
     if step & 3 == COUNT_NEW {
         set_step(slot, SWAP);
         step = slot.intent.arg(STEP);
@@ -166,7 +168,9 @@ pub(super) fn drop_link(arena: Arena, slot: &Slot, field: u64) -> Option<usize> 
 
 /// Frees the block that a field of an object under destruction names.
 pub(super) fn drop_block(arena: Arena, slot: &Slot, field: u64) {
-    let Some(owner) = word(arena, field) else { return };
+    let Some(owner) = word(arena, field) else {
+        return;
+    };
     let address = owner.load(Ordering::Relaxed);
     if address != 0 {
         slot.intent.set_arg(DESTROY_FIELD, field);
@@ -181,7 +185,9 @@ pub(super) fn drop_block(arena: Arena, slot: &Slot, field: u64) {
 
 /// Finishes the field that a dead destroyer was at.
 fn resolve_drop(arena: Arena, slot: &Slot, author: usize) {
-    let Some(field) = word(arena, slot.intent.arg(DESTROY_FIELD)) else { return };
+    let Some(field) = word(arena, slot.intent.arg(DESTROY_FIELD)) else {
+        return;
+    };
     let sequence = slot.intent.arg(DESTROY_SEQUENCE);
     if sequence != 0
         && let Some(links) = counter(arena, slot.intent.arg(DESTROY_TARGET))
@@ -207,7 +213,8 @@ pub(crate) fn replace_block<E>(
     make: impl FnOnce(&dyn Fn(usize)) -> Result<usize, E>,
 ) -> Result<(), E> {
     let old = field.load(Ordering::Relaxed);
-    slot.intent.open(REPLACE, &[std::ptr::from_ref(field).addr() as u64, old, 0]);
+    slot.intent
+        .open(REPLACE, &[std::ptr::from_ref(field).addr() as u64, old, 0]);
     let made = make(&|address| slot.intent.set_arg(2, address as u64));
     if let Ok(address) = made {
         // It happened from this store on.
@@ -226,7 +233,9 @@ pub(crate) fn replace_block<E>(
 }
 
 fn resolve_replace(arena: Arena, slot: &Slot, owner: Tag) {
-    let Some(field) = word(arena, slot.intent.arg(0)) else { return };
+    let Some(field) = word(arena, slot.intent.arg(0)) else {
+        return;
+    };
     let (old, new) = (slot.intent.arg(1), slot.intent.arg(2));
     if new != 0 && field.load(Ordering::Acquire) == new {
         if old != 0 {
@@ -256,7 +265,8 @@ pub(crate) unsafe fn write(slot: &Slot, destination: *mut u8, source: *const u8,
     // a shared reference's pointer; the rest by the caller's promise.
     unsafe {
         std::ptr::copy_nonoverlapping(source, redo, len);
-        slot.intent.open(WRITE, &[destination.addr() as u64, len as u64]);
+        slot.intent
+            .open(WRITE, &[destination.addr() as u64, len as u64]);
         std::ptr::copy_nonoverlapping(source, destination, len);
     }
     slot.intent.close();

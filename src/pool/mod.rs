@@ -35,10 +35,10 @@ use crate::allocator::stats::Stats;
 use crate::allocator::{self, AllocError, FreeError, block};
 use crate::layout::arena::{Arena, DATA, SLICE};
 use crate::layout::local;
+use crate::participants::process;
 use crate::participants::recovery;
 use crate::participants::table::{ProcessPhase, SlotPhase};
 use crate::participants::thread::{self, NoSlot};
-use crate::participants::process;
 use crate::primitive::Ordering;
 use crate::sys::memory::CommitError;
 
@@ -71,7 +71,9 @@ pub struct OutOfMemory<T = ()> {
 
 impl<T> std::fmt::Debug for OutOfMemory<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("OutOfMemory").field("cause", &self.cause).finish_non_exhaustive()
+        f.debug_struct("OutOfMemory")
+            .field("cause", &self.cause)
+            .finish_non_exhaustive()
     }
 }
 
@@ -263,8 +265,9 @@ impl Pool {
         use crate::layout::header::HUGE_PAGES;
         let asked = self.0.header().options.load(Ordering::Relaxed) & HUGE_PAGES != 0;
         let policy = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
-        let refused = std::fs::read_to_string(policy)
-            .map_or(true, |policy| policy.contains("[never]") || policy.contains("[deny]"));
+        let refused = std::fs::read_to_string(policy).map_or(true, |policy| {
+            policy.contains("[never]") || policy.contains("[deny]")
+        });
         asked && !refused
     }
 
@@ -321,8 +324,12 @@ impl Pool {
 
     /// Holds the object of that name, if there is one. The caller holds the names' lock.
     fn find_named<T: ShmSafe>(self, name: &str) -> Result<Option<Arc<handles::Hold>>, NamedError> {
-        let Some(index) = names::find(self.0, name) else { return Ok(None) };
-        let Some(entry) = self.0.object(index) else { return Ok(None) };
+        let Some(index) = names::find(self.0, name) else {
+            return Ok(None);
+        };
+        let Some(entry) = self.0.object(index) else {
+            return Ok(None);
+        };
         if !types::is(self.0, entry.kind(), T::TYPE.fingerprint()) {
             return Err(NamedError::OtherType);
         }
@@ -339,7 +346,11 @@ impl Pool {
     /// # Errors
     ///
     /// [`NamedError::NameTaken`] and the like.
-    pub fn set_name<T: ShmSafe>(self, name: &str, object: &crate::Shared<T>) -> Result<(), NamedError> {
+    pub fn set_name<T: ShmSafe>(
+        self,
+        name: &str,
+        object: &crate::Shared<T>,
+    ) -> Result<(), NamedError> {
         if name.is_empty() || name.len() > names::MAX_NAME {
             return Err(NamedError::InvalidName);
         }
@@ -398,7 +409,10 @@ impl Pool {
     /// Every name of the pool.
     #[must_use]
     pub fn names(self) -> Vec<String> {
-        names::all(self.0).into_iter().map(|(name, _)| name).collect()
+        names::all(self.0)
+            .into_iter()
+            .map(|(name, _)| name)
+            .collect()
     }
 
     /// Allocates a block. It is the caller's until freed; a caller that dies leaks it.
@@ -440,7 +454,11 @@ impl Pool {
     /// # Errors
     ///
     /// See [`ReallocError`]. The block is as it was.
-    pub unsafe fn reallocate(self, pointer: NonNull<u8>, new: Layout) -> Result<NonNull<[u8]>, ReallocError> {
+    pub unsafe fn reallocate(
+        self,
+        pointer: NonNull<u8>,
+        new: Layout,
+    ) -> Result<NonNull<[u8]>, ReallocError> {
         let usable = self.usable_size(pointer)?;
         let aligned = pointer.addr().get().is_multiple_of(new.align());
         if aligned && new.size() <= usable && new.size() >= usable / 2 {
@@ -497,7 +515,10 @@ impl Pool {
     /// It is done anyway by whoever needs it; a supervisor calls this when a worker has died.
     pub fn recover(self) -> RecoverySummary {
         let done = recovery::recover_all(self.0);
-        RecoverySummary { threads: done.slots, processes: done.processes }
+        RecoverySummary {
+            threads: done.slots,
+            processes: done.processes,
+        }
     }
 
     /// How the pool's memory is used, at about this moment.
@@ -505,9 +526,16 @@ impl Pool {
     pub fn stats(self) -> Stats {
         let mut stats = allocator::stats::count(self.0);
         let used = |phase| matches!(phase, SlotPhase::Live | SlotPhase::Parked);
-        stats.threads = self.0.slots().filter(|(_, s)| used(s.state().phase)).count();
-        stats.processes =
-            self.0.processes().filter(|(_, p)| p.state().phase == ProcessPhase::Live).count();
+        stats.threads = self
+            .0
+            .slots()
+            .filter(|(_, s)| used(s.state().phase))
+            .count();
+        stats.processes = self
+            .0
+            .processes()
+            .filter(|(_, p)| p.state().phase == ProcessPhase::Live)
+            .count();
         stats
     }
 

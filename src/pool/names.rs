@@ -54,7 +54,10 @@ impl NameEntry {
         for (chunk, word) in bytes.chunks_exact_mut(8).zip(&self.bytes) {
             chunk.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes());
         }
-        (bytes, (self.len.load(Ordering::Relaxed) as usize).min(MAX_NAME))
+        (
+            bytes,
+            (self.len.load(Ordering::Relaxed) as usize).min(MAX_NAME),
+        )
     }
 
     fn is(&self, name: &str) -> bool {
@@ -87,11 +90,18 @@ pub(super) fn locked<R>(arena: Arena, slot: &Slot, f: impl FnOnce() -> R) -> R {
 
 /// The object of that name. The caller holds the lock, so it stays named meanwhile.
 pub(super) fn find(arena: Arena, name: &str) -> Option<usize> {
-    entries(arena).find(|e| e.target().is_some() && e.is(name)).and_then(NameEntry::target)
+    entries(arena)
+        .find(|e| e.target().is_some() && e.is(name))
+        .and_then(NameEntry::target)
 }
 
 /// Names an object that the caller holds. The caller holds the lock, and the name is new.
-pub(super) fn enter(arena: Arena, slot: &Slot, name: &str, object: usize) -> Result<(), EnterFailure> {
+pub(super) fn enter(
+    arena: Arena,
+    slot: &Slot,
+    name: &str,
+    object: usize,
+) -> Result<(), EnterFailure> {
     let free = |e: &&NameEntry| e.target().is_none();
     let entry = match entries(arena).find(free) {
         Some(entry) => entry,

@@ -84,11 +84,17 @@ impl ObjectState {
             5 => Phase::Condemned,
             _ => Phase::Free,
         };
-        ObjectState { phase, version: (word >> 8) as u32 & 0xff_ffff, generation: (word >> 32) as u32 }
+        ObjectState {
+            phase,
+            version: (word >> 8) as u32 & 0xff_ffff,
+            generation: (word >> 32) as u32,
+        }
     }
 
     const fn pack(self) -> u64 {
-        (self.generation as u64) << 32 | ((self.version & 0xff_ffff) as u64) << 8 | self.phase as u64
+        (self.generation as u64) << 32
+            | ((self.version & 0xff_ffff) as u64) << 8
+            | self.phase as u64
     }
 
     const fn with(self, phase: Phase) -> Self {
@@ -157,7 +163,9 @@ pub(crate) fn create(
             entry.kind.store(new.kind as u64, Ordering::Relaxed);
             set_hold(arena, row, index);
             // The object exists from this store on.
-            entry.state.store(taken.with(Phase::Live).pack(), Ordering::SeqCst);
+            entry
+                .state
+                .store(taken.with(Phase::Live).pack(), Ordering::SeqCst);
             slot.intent.close();
             Ok((index, taken.generation))
         }
@@ -192,8 +200,15 @@ fn take_entry(arena: Arena, slot: &Slot) -> Result<(usize, ObjectState), CommitE
         slot.intent.open(intents::CREATE, &[index as u64, 0]);
         let entry = arena.object(index).expect("below the count");
         let free = entry.state();
-        let taken = ObjectState { phase: Phase::Creating, version: slot.tag().slot() as u32, ..free };
-        let taken = ObjectState { generation: free.generation.wrapping_add(1), ..taken };
+        let taken = ObjectState {
+            phase: Phase::Creating,
+            version: slot.tag().slot() as u32,
+            ..free
+        };
+        let taken = ObjectState {
+            generation: free.generation.wrapping_add(1),
+            ..taken
+        };
         if free.phase == Phase::Free && entry.turn(free, taken) {
             return Ok((index, taken));
         }
@@ -204,7 +219,9 @@ fn take_entry(arena: Arena, slot: &Slot) -> Result<(usize, ObjectState), CommitE
 
 /// Undoes a creation. `slot` is its author's, dead or our own.
 pub(super) fn undo_create(arena: Arena, owner: Tag, index: usize, address: usize) {
-    let Some(entry) = arena.object(index) else { return };
+    let Some(entry) = arena.object(index) else {
+        return;
+    };
     let state = entry.state();
     // CREATING has the author's slot for a version: another's creation is not ours to undo.
     if state.phase != Phase::Creating || state.version != owner.slot() as u32 {
@@ -217,13 +234,16 @@ pub(super) fn undo_create(arena: Arena, owner: Tag, index: usize, address: usize
         block::release_for(arena, owner, address);
     }
     entry.address.store(0, Ordering::Relaxed);
-    entry.state.store(state.with(Phase::Free).pack(), Ordering::SeqCst);
+    entry
+        .state
+        .store(state.with(Phase::Free).pack(), Ordering::SeqCst);
 }
 
 fn hold_place(arena: Arena, row: usize, index: usize) -> Option<(&'static AtomicU64, u64)> {
     let held = arena.process(row).held.load(Ordering::Acquire) as usize;
     // SAFETY: the row is committed up to `held`.
-    (index < held.min(OBJECTS.max)).then(|| unsafe { (arena.hold_word(row, index / 64), 1 << (index % 64)) })
+    (index < held.min(OBJECTS.max))
+        .then(|| unsafe { (arena.hold_word(row, index / 64), 1 << (index % 64)) })
 }
 
 fn set_hold(arena: Arena, row: usize, index: usize) {
@@ -250,7 +270,9 @@ fn is_held(arena: Arena, index: usize) -> bool {
 /// threads from holding and dropping meanwhile.
 pub(super) fn hold(arena: Arena, index: usize, generation: u32) -> Result<bool, CommitError> {
     let row = process::current_index(arena);
-    let Some(entry) = arena.object(index) else { return Ok(false) };
+    let Some(entry) = arena.object(index) else {
+        return Ok(false);
+    };
     process::commit_holds(arena, row, index + 1)?;
     set_hold(arena, row, index);
     // By invariant 1.
@@ -287,7 +309,9 @@ pub(crate) fn dispose(arena: Arena, index: usize) {
     if !retire(arena, index) {
         return;
     }
-    let Ok(slot) = crate::participants::thread::slot(arena) else { return };
+    let Ok(slot) = crate::participants::thread::slot(arena) else {
+        return;
+    };
     if slot.intent.is_open() {
         return;
     }
@@ -299,15 +323,27 @@ pub(crate) fn dispose(arena: Arena, index: usize) {
 
 /// Turns the object to RETIRED if nothing holds it. True if it is RETIRED or CONDEMNED.
 fn retire(arena: Arena, index: usize) -> bool {
-    let Some(entry) = arena.object(index) else { return false };
+    let Some(entry) = arena.object(index) else {
+        return false;
+    };
     loop {
         let state = entry.state();
         match state.phase {
             Phase::Retired | Phase::Condemned => return true,
-            Phase::Live if detect::value(entry.links.load(Ordering::SeqCst)) == 0 && !is_held(arena, index) => {
+            Phase::Live
+                if detect::value(entry.links.load(Ordering::SeqCst)) == 0
+                    && !is_held(arena, index) =>
+            {
                 entry.stamp.fetch_max(epoch::stamp(arena), Ordering::SeqCst);
                 let version = state.version.wrapping_add(1);
-                if entry.turn(state, ObjectState { phase: Phase::Retired, version, ..state }) {
+                if entry.turn(
+                    state,
+                    ObjectState {
+                        phase: Phase::Retired,
+                        version,
+                        ..state
+                    },
+                ) {
                     return true;
                 }
             }
@@ -321,7 +357,9 @@ fn retire(arena: Arena, index: usize) -> bool {
 ///
 /// Killed anywhere: recovery finishes the step that the intent names and leaves it CONDEMNED.
 fn destroy(arena: Arena, slot: &Slot, index: usize, work: &mut Vec<usize>) {
-    let Some(entry) = arena.object(index) else { return };
+    let Some(entry) = arena.object(index) else {
+        return;
+    };
     let state = entry.state();
     match state.phase {
         Phase::Condemned => {}
@@ -340,7 +378,11 @@ fn destroy(arena: Arena, slot: &Slot, index: usize, work: &mut Vec<usize>) {
     }
     slot.intent.open(intents::DESTROY, &[index as u64, 0, 0, 0]);
     let version = slot.tag().slot() as u32;
-    let destroying = ObjectState { phase: Phase::Destroying, version, ..state };
+    let destroying = ObjectState {
+        phase: Phase::Destroying,
+        version,
+        ..state
+    };
     if entry.turn(state, destroying) {
         let address = entry.address.load(Ordering::Relaxed) as usize;
         if address != 0 {
@@ -360,17 +402,23 @@ fn destroy(arena: Arena, slot: &Slot, index: usize, work: &mut Vec<usize>) {
             let own = std::ptr::from_ref(&entry.address).addr() as u64;
             intents::drop_block(arena, slot, own);
         }
-        entry.state.store(destroying.with(Phase::Free).pack(), Ordering::SeqCst);
+        entry
+            .state
+            .store(destroying.with(Phase::Free).pack(), Ordering::SeqCst);
     }
     slot.intent.close();
 }
 
 /// What recovery does for a dead destroyer, once the step on the way is finished.
 pub(super) fn condemn(arena: Arena, owner: Tag, index: usize) {
-    let Some(entry) = arena.object(index) else { return };
+    let Some(entry) = arena.object(index) else {
+        return;
+    };
     let state = entry.state();
     if state.phase == Phase::Destroying && state.version == owner.slot() as u32 {
-        entry.state.store(state.with(Phase::Condemned).pack(), Ordering::SeqCst);
+        entry
+            .state
+            .store(state.with(Phase::Condemned).pack(), Ordering::SeqCst);
     }
 }
 
@@ -398,7 +446,9 @@ pub(crate) fn address_of(arena: Arena, index: usize) -> Option<NonNull<u8>> {
 pub(super) fn check(arena: Arena, depth: Depth, report: &mut CheckReport) {
     let quiet = depth == Depth::Quiescent;
     for index in 0..arena.object_count() {
-        let Some(entry) = arena.object(index) else { continue };
+        let Some(entry) = arena.object(index) else {
+            continue;
+        };
         let phase = entry.state().phase;
         if phase == Phase::Free {
             continue;
@@ -415,7 +465,10 @@ pub(super) fn check(arena: Arena, depth: Depth, report: &mut CheckReport) {
         if phase == Phase::Live && block::usable_size(arena, address).is_err() {
             report.problem(format_args!("object {index} has no block at {address:#x}"));
         }
-        if matches!(phase, Phase::Creating | Phase::Destroying | Phase::Condemned) {
+        if matches!(
+            phase,
+            Phase::Creating | Phase::Destroying | Phase::Condemned
+        ) {
             report.problem(format_args!("object {index} is {phase:?} at rest"));
         }
         if phase == Phase::Live && links == 0 && !is_held(arena, index) {

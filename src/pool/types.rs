@@ -87,7 +87,10 @@ fn find(arena: Arena, fingerprint: u128) -> Option<usize> {
 pub(super) fn is(arena: Arena, index: usize, fingerprint: u128) -> bool {
     entry(arena, index).is_some_and(|e| {
         e.ready.load(Ordering::Acquire) == 1
-            && e.fingerprint.iter().zip(halves(fingerprint)).all(|(a, b)| a.load(Ordering::Relaxed) == b)
+            && e.fingerprint
+                .iter()
+                .zip(halves(fingerprint))
+                .all(|(a, b)| a.load(Ordering::Relaxed) == b)
     })
 }
 
@@ -141,8 +144,13 @@ fn enter(arena: Arena, ty: &'static TypeInfo, fingerprint: u128) -> Result<usize
             OwnedKind::Link(_) => 1u64,
             OwnedKind::Block => 2,
         };
-        place.place.store(u64::from(field.offset) | u64::from(field.stride) << 32, Ordering::Relaxed);
-        place.count.store(u64::from(field.count) | kind << 32, Ordering::Relaxed);
+        place.place.store(
+            u64::from(field.offset) | u64::from(field.stride) << 32,
+            Ordering::Relaxed,
+        );
+        place
+            .count
+            .store(u64::from(field.count) | kind << 32, Ordering::Relaxed);
     }
     entry.ready.store(1, Ordering::Release);
     Ok(index)
@@ -163,9 +171,16 @@ pub(super) fn owned_words(arena: Arena, index: usize) -> impl Iterator<Item = Ow
         let place = run.place.load(Ordering::Relaxed);
         let count = run.count.load(Ordering::Relaxed);
         let (offset, stride) = (place & 0xffff_ffff, place >> 32);
-        let kind = if count >> 32 == 1 { Owned::Link } else { Owned::Block };
+        let kind = if count >> 32 == 1 {
+            Owned::Link
+        } else {
+            Owned::Block
+        };
         (0..count & 0xffff_ffff)
-            .map(move |i| OwnedWord { offset: (offset + i * stride) as usize, kind })
+            .map(move |i| OwnedWord {
+                offset: (offset + i * stride) as usize,
+                kind,
+            })
             .take_while(move |word| word.offset + 8 <= size)
     })
 }

@@ -11,7 +11,10 @@ use rustix::thread::futex::{self, Flags, Timespec, Wait, WaitFlags, WaitPtr, Wai
 use crate::primitive::AtomicU32;
 
 fn timespec(limit: Duration) -> Timespec {
-    Timespec { tv_sec: limit.as_secs().min(i64::MAX as u64) as i64, tv_nsec: limit.subsec_nanos().into() }
+    Timespec {
+        tv_sec: limit.as_secs().min(i64::MAX as u64) as i64,
+        tv_nsec: limit.subsec_nanos().into(),
+    }
 }
 
 /// Sleeps while `word` holds `value`, `limit` at most. Shared between processes.
@@ -67,7 +70,15 @@ pub(crate) fn wake_address(address: usize) {
     if address != 0 && address.is_multiple_of(4) {
         // SAFETY: FUTEX_WAKE does not access the memory; a bad address is an error, ignored here.
         unsafe {
-            libc::syscall(libc::SYS_futex, address, libc::FUTEX_WAKE, i32::MAX, 0usize, 0usize, 0);
+            libc::syscall(
+                libc::SYS_futex,
+                address,
+                libc::FUTEX_WAKE,
+                i32::MAX,
+                0usize,
+                0usize,
+                0,
+            );
         }
     }
 }

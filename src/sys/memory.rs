@@ -116,7 +116,9 @@ fn fallocate(fd: RawFd, flags: FallocateFlags, offset: u64, len: u64) -> Result<
             match rustix::fs::fallocate(borrow(fd), flags, offset, len) {
                 Ok(()) => break,
                 Err(rustix::io::Errno::INTR) => {}
-                Err(rustix::io::Errno::NOSPC | rustix::io::Errno::NOMEM | rustix::io::Errno::DQUOT) => {
+                Err(
+                    rustix::io::Errno::NOSPC | rustix::io::Errno::NOMEM | rustix::io::Errno::DQUOT,
+                ) => {
                     return Err(CommitError::Full);
                 }
                 Err(other) => return Err(CommitError::System(other.raw_os_error())),
@@ -135,7 +137,12 @@ pub(crate) fn commit(fd: RawFd, offset: u64, len: u64) -> Result<(), CommitError
 /// Gives a range of the file back to the kernel. It must be committed again before use.
 #[cold]
 pub(crate) fn punch(fd: RawFd, offset: u64, len: u64) -> Result<(), CommitError> {
-    fallocate(fd, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len)
+    fallocate(
+        fd,
+        FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+        offset,
+        len,
+    )
 }
 
 /// Checks, as well as can be known, that `bytes` more of memory can be had: by the machine's
@@ -143,8 +150,14 @@ pub(crate) fn punch(fd: RawFd, offset: u64, len: u64) -> Result<(), CommitError>
 /// for the out-of-memory killer.
 #[cold]
 pub(crate) fn check_limit(bytes: u64) -> Result<(), CommitError> {
-    let available = machine_available().unwrap_or(u64::MAX).min(group_available().unwrap_or(u64::MAX));
-    if bytes > available { Err(CommitError::MemoryLimit { available }) } else { Ok(()) }
+    let available = machine_available()
+        .unwrap_or(u64::MAX)
+        .min(group_available().unwrap_or(u64::MAX));
+    if bytes > available {
+        Err(CommitError::MemoryLimit { available })
+    } else {
+        Ok(())
+    }
 }
 
 fn read_small<'a>(path: &Path, buffer: &'a mut [u8]) -> Option<&'a str> {
@@ -167,7 +180,12 @@ fn machine_available() -> Option<u64> {
     let line = read_small(Path::new("/proc/meminfo"), &mut buffer)?
         .lines()
         .find_map(|l| l.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+    line.trim()
+        .strip_suffix("kB")?
+        .trim()
+        .parse::<u64>()
+        .ok()?
+        .checked_mul(1024)
 }
 
 /// What the tightest memory limit on the path to the root of the control groups leaves.

@@ -134,14 +134,21 @@ impl RobustWord {
             compiler_fence(Ordering::SeqCst);
             let taken = self
                 .word
-                .compare_exchange(expected, tid | (expected & WAITERS), Ordering::SeqCst, Ordering::Relaxed)
+                .compare_exchange(
+                    expected,
+                    tid | (expected & WAITERS),
+                    Ordering::SeqCst,
+                    Ordering::Relaxed,
+                )
                 .is_ok();
             if taken {
                 let first = (&raw const (*head).first).read_volatile();
                 self.next.store(first as u64, Ordering::Relaxed);
-                self.previous.store((&raw const (*head).first).addr() as u64, Ordering::Relaxed);
+                self.previous
+                    .store((&raw const (*head).first).addr() as u64, Ordering::Relaxed);
                 // The low bit of a link marks priority-inheriting locks.
-                std::ptr::with_exposed_provenance_mut::<usize>((first & !1) - 8).write_volatile(link);
+                std::ptr::with_exposed_provenance_mut::<usize>((first & !1) - 8)
+                    .write_volatile(link);
                 compiler_fence(Ordering::SeqCst);
                 (&raw mut (*head).first).write_volatile(link);
             }
@@ -167,7 +174,8 @@ impl RobustWord {
             compiler_fence(Ordering::SeqCst);
             let next = self.next.load(Ordering::Relaxed) as usize;
             let previous = self.previous.load(Ordering::Relaxed) as usize;
-            std::ptr::with_exposed_provenance_mut::<usize>((next & !1) - 8).write_volatile(previous);
+            std::ptr::with_exposed_provenance_mut::<usize>((next & !1) - 8)
+                .write_volatile(previous);
             std::ptr::with_exposed_provenance_mut::<usize>(previous & !1).write_volatile(next);
             compiler_fence(Ordering::SeqCst);
             let old = self.word.swap(0, Ordering::SeqCst);

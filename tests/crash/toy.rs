@@ -80,7 +80,10 @@ impl Bank {
         // SAFETY: NOREPLACE, so nothing that is mapped is disturbed.
         let at = unsafe { libc::mmap(BASE as *mut _, MAPPED, protection, flags, fd, 0) };
         assert_eq!(at as usize, BASE);
-        let bank = Bank { file, survivor: false };
+        let bank = Bank {
+            file,
+            survivor: false,
+        };
         for account in 0..ACCOUNT_COUNT {
             bank.account(account).store(OPENING, Ordering::Relaxed);
         }
@@ -121,10 +124,20 @@ impl Bank {
         }
         self.half(LIFE).store(tid(), Ordering::Relaxed);
         if robust {
-            let head = Box::leak(Box::new(Head { next: ptr::null(), futex_offset: 0, pending: BASE + LIFE }));
+            let head = Box::leak(Box::new(Head {
+                next: ptr::null(),
+                futex_offset: 0,
+                pending: BASE + LIFE,
+            }));
             head.next = head;
             // SAFETY: a robust list that is empty but for the pending word; it is leaked, so it is there at the end.
-            let set = unsafe { libc::syscall(libc::SYS_set_robust_list, &raw const *head, size_of::<Head>()) };
+            let set = unsafe {
+                libc::syscall(
+                    libc::SYS_set_robust_list,
+                    &raw const *head,
+                    size_of::<Head>(),
+                )
+            };
             assert_eq!(set, 0);
         }
     }
@@ -137,7 +150,9 @@ impl Bank {
     }
 
     fn lock(&self) {
-        let taken = self.half(LOCK).compare_exchange(0, tid(), Ordering::Acquire, Ordering::Relaxed);
+        let taken =
+            self.half(LOCK)
+                .compare_exchange(0, tid(), Ordering::Acquire, Ordering::Relaxed);
         assert_eq!(taken, Ok(0), "nobody else wants it");
     }
 
@@ -148,8 +163,14 @@ impl Bank {
     fn transfer(&self, order: Order, from: usize, to: usize) {
         self.lock();
         let (from_account, to_account) = (self.account(from), self.account(to));
-        let (old_from, old_to) = (from_account.load(Ordering::Relaxed), to_account.load(Ordering::Relaxed));
-        for (field, value) in [from as u64, old_from, to as u64, old_to].into_iter().enumerate() {
+        let (old_from, old_to) = (
+            from_account.load(Ordering::Relaxed),
+            to_account.load(Ordering::Relaxed),
+        );
+        for (field, value) in [from as u64, old_from, to as u64, old_to]
+            .into_iter()
+            .enumerate()
+        {
             self.record(field).store(value, Ordering::Relaxed);
         }
         if order == Order::SealLate {
@@ -171,7 +192,10 @@ impl Bank {
 
     /// Undoes what a dead holder of the lock has left. `unseal_first` is the mistake of forgetting the record too soon.
     fn recover(&self, unseal_first: bool) -> Result<(), String> {
-        assert!(self.survivor, "recovery before the process was made a survivor");
+        assert!(
+            self.survivor,
+            "recovery before the process was made a survivor"
+        );
         if self.half(LOCK).load(Ordering::Relaxed) == 0 {
             return Ok(());
         }
@@ -185,7 +209,10 @@ impl Bank {
             }
             for field in [0, 2] {
                 let account = self.record(field).load(Ordering::Relaxed) as usize;
-                self.account(account).store(self.record(field + 1).load(Ordering::Relaxed), Ordering::Release);
+                self.account(account).store(
+                    self.record(field + 1).load(Ordering::Relaxed),
+                    Ordering::Release,
+                );
             }
             compiler_fence(Ordering::SeqCst);
             self.word(SEALED).store(0, Ordering::Release);
@@ -195,7 +222,9 @@ impl Bank {
     }
 
     fn check(&self) -> Result<(), String> {
-        let sum: u64 = (0..ACCOUNT_COUNT).map(|index| self.account(index).load(Ordering::Relaxed)).sum();
+        let sum: u64 = (0..ACCOUNT_COUNT)
+            .map(|index| self.account(index).load(Ordering::Relaxed))
+            .sum();
         if sum != OPENING * ACCOUNT_COUNT as u64 {
             return Err(format!("the sum is {sum}"));
         }
@@ -219,7 +248,10 @@ impl Bank {
         let count = self.word(BLOCKS).load(Ordering::Relaxed) as usize;
         let start = FILE + count * BLOCK;
         // SAFETY: reads no memory.
-        assert_eq!(unsafe { libc::fallocate(self.fd(), 0, start as i64, BLOCK as i64) }, 0);
+        assert_eq!(
+            unsafe { libc::fallocate(self.fd(), 0, start as i64, BLOCK as i64) },
+            0
+        );
         if publish_first {
             self.word(BLOCKS).store(count as u64 + 1, Ordering::Release);
         }
@@ -271,14 +303,22 @@ fn transferred_or_not(bank: &mut Bank, crash: &Crash) -> Result<(), String> {
         other => return Err(format!("balance {other}")),
     };
     let acknowledged = crash.progress > 0 || crash.finished;
-    if acknowledged && !done { Err("an acknowledged transfer is gone".into()) } else { Ok(()) }
+    if acknowledged && !done {
+        Err("an acknowledged transfer is gone".into())
+    } else {
+        Ok(())
+    }
 }
 
 fn appended_or_not(bank: &mut Bank, crash: &Crash) -> Result<(), String> {
     bank.check()?;
     let count = bank.word(BLOCKS).load(Ordering::Relaxed);
     let least = if crash.finished { 2 } else { crash.progress };
-    if count < least { Err("an acknowledged block is gone".into()) } else { Ok(()) }
+    if count < least {
+        Err("an acknowledged block is gone".into())
+    } else {
+        Ok(())
+    }
 }
 
 fn bank_case(name: &str, order: Order) -> Case<Bank> {
@@ -305,12 +345,16 @@ fn append_case(name: &str) -> Case<Bank> {
 pub fn cases(suite: &mut Suite) {
     let quick = suite.run(bank_case("transfer", Order::Right));
     let slow = suite.run(bank_case("transfer, cross-checked", Order::Right).cross_checked());
-    let equal = quick.zip(slow).map(|(quick, slow)| quick.points == slow.points && quick.second == slow.second);
+    let equal = quick
+        .zip(slow)
+        .map(|(quick, slow)| quick.points == slow.points && quick.second == slow.second);
     suite.check("engine/a transfer has as many points either way", equal);
 
     let quick = suite.run(append_case("append"));
     let slow = suite.run(append_case("append, cross-checked").cross_checked());
-    let equal = quick.zip(slow).map(|(quick, slow)| quick.points == slow.points);
+    let equal = quick
+        .zip(slow)
+        .map(|(quick, slow)| quick.points == slow.points);
     suite.check("engine/an append has as many points either way", equal);
     let bytewise = quick.map(|outcome| outcome.points as usize > BLOCK && outcome.failures == 0);
     suite.check("engine/a string instruction is seen byte by byte", bytewise);
@@ -319,17 +363,28 @@ pub fn cases(suite: &mut Suite) {
         bank_case("a child's transfer is seen", Order::Right)
             .fork(Fork::Bare)
             .operation(|bank| bank.transfer_by_child())
-            .verify(|bank, crash| if crash.progress > 0 { transferred_or_not(bank, crash) } else { Ok(()) })
+            .verify(|bank, crash| {
+                if crash.progress > 0 {
+                    transferred_or_not(bank, crash)
+                } else {
+                    Ok(())
+                }
+            })
             .recover(|_| Ok(()))
             .without_real_kills(),
     );
 
-    suite.run(bank_case("broken: sealed late", Order::SealLate).expect_failure(&["order 1", "the sum is"]));
-    suite.run(bank_case("broken: acknowledged early", Order::AcknowledgeEarly).expect_failure(&[
-        "order 1",
-        "progress 1",
-        "an acknowledged transfer is gone",
-    ]));
+    suite.run(
+        bank_case("broken: sealed late", Order::SealLate)
+            .expect_failure(&["order 1", "the sum is"]),
+    );
+    suite.run(
+        bank_case("broken: acknowledged early", Order::AcknowledgeEarly).expect_failure(&[
+            "order 1",
+            "progress 1",
+            "an acknowledged transfer is gone",
+        ]),
+    );
     suite.run(
         bank_case("broken: published early", Order::Right)
             .operation(|bank| bank.append(true))

@@ -120,7 +120,10 @@ impl<S: Arena> Case<S> {
     }
 
     /// What must be true after recovery: the structure's check, and the invariant of this operation.
-    pub fn verify(mut self, verify: impl Fn(&mut S, &Crash) -> Result<(), String> + 'static) -> Self {
+    pub fn verify(
+        mut self,
+        verify: impl Fn(&mut S, &Crash) -> Result<(), String> + 'static,
+    ) -> Self {
         self.verify = Box::new(verify);
         self
     }

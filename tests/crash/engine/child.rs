@@ -58,7 +58,9 @@ impl Board {
         if page == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        NonNull::new(page.cast()).map(Board).ok_or_else(|| io::Error::other("mapped at null"))
+        NonNull::new(page.cast())
+            .map(Board)
+            .ok_or_else(|| io::Error::other("mapped at null"))
     }
 
     fn page(&self) -> &Page {
@@ -89,7 +91,10 @@ impl Page {
 
     fn read(&self) -> String {
         let length = self.length.load(Ordering::Acquire).min(TEXT);
-        let bytes: Vec<u8> = self.text[..length].iter().map(|b| b.load(Ordering::Relaxed)).collect();
+        let bytes: Vec<u8> = self.text[..length]
+            .iter()
+            .map(|b| b.load(Ordering::Relaxed))
+            .collect();
         String::from_utf8_lossy(&bytes).into_owned()
     }
 }
@@ -172,7 +177,11 @@ impl Child {
             0 => child_main(parent, &board, body),
             _ => {
                 LIVE.with_borrow_mut(|live| live.push(pid));
-                Ok(Child { pid, board, reaped: false })
+                Ok(Child {
+                    pid,
+                    board,
+                    reaped: false,
+                })
             }
         }
     }
@@ -202,7 +211,12 @@ impl Child {
                 return self.interpret(status);
             }
             let error = io::Error::last_os_error();
-            assert_eq!(error.kind(), io::ErrorKind::Interrupted, "waitpid {}: {error}", self.pid);
+            assert_eq!(
+                error.kind(),
+                io::ErrorKind::Interrupted,
+                "waitpid {}: {error}",
+                self.pid
+            );
             if Instant::now() > deadline {
                 return Ended::Never;
             }
@@ -271,7 +285,9 @@ fn child_main(parent: i32, board: &Board, body: impl FnOnce() -> Result<(), Stri
         match std::panic::catch_unwind(AssertUnwindSafe(body)) {
             Ok(Ok(())) => 0,
             Ok(Err(text)) => {
-                board.page().post(if text.is_empty() { "failed" } else { &text });
+                board
+                    .page()
+                    .post(if text.is_empty() { "failed" } else { &text });
                 1
             }
             Err(_) => 101,
@@ -289,7 +305,9 @@ pub fn adopt_orphans() {
 
 fn children() -> Vec<i32> {
     let list = std::fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
-    list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+    list.split_ascii_whitespace()
+        .filter_map(|pid| pid.parse().ok())
+        .collect()
 }
 
 /// Exempts the children there are now (helpers that a case's setup started) from [`sweep`].
@@ -363,8 +381,14 @@ impl Ticker {
     }
 
     fn set(microseconds: i64) {
-        let every = libc::timeval { tv_sec: 0, tv_usec: microseconds };
-        let timer = libc::itimerval { it_interval: every, it_value: every };
+        let every = libc::timeval {
+            tv_sec: 0,
+            tv_usec: microseconds,
+        };
+        let timer = libc::itimerval {
+            it_interval: every,
+            it_value: every,
+        };
         // SAFETY: `timer` is valid, and the old value is not asked for. Forked children do not inherit it.
         unsafe { libc::setitimer(libc::ITIMER_REAL, &timer, ptr::null_mut()) };
     }

@@ -17,7 +17,8 @@
 use std::collections::HashMap;
 
 use iced_x86::{
-    Code, Decoder as Iced, DecoderOptions, FlowControl, InstructionInfoFactory, OpAccess, Register, UsedMemory,
+    Code, Decoder as Iced, DecoderOptions, FlowControl, InstructionInfoFactory, OpAccess, Register,
+    UsedMemory,
 };
 use libc::user_regs_struct as Regs;
 
@@ -52,20 +53,31 @@ pub struct Decoder {
 
 impl Decoder {
     pub fn new() -> Decoder {
-        Decoder { known: HashMap::new(), factory: InstructionInfoFactory::new() }
+        Decoder {
+            known: HashMap::new(),
+            factory: InstructionInfoFactory::new(),
+        }
     }
 
     /// What the instruction at `regs.rip` of the stopped process `pid` may write.
     pub fn effect(&mut self, pid: i32, regs: &Regs, ranges: &mut Vec<(u64, u64)>) -> Effect {
         ranges.clear();
         let Decoder { known, factory } = self;
-        match known.entry(regs.rip).or_insert_with(|| shape(pid, regs.rip, factory)) {
+        match known
+            .entry(regs.rip)
+            .or_insert_with(|| shape(pid, regs.rip, factory))
+        {
             Shape::Nothing => Effect::Nothing,
             Shape::Anything => Effect::Anything,
-            Shape::String(size) => Effect::String { from: regs.rdi, size: *size },
+            Shape::String(size) => Effect::String {
+                from: regs.rdi,
+                size: *size,
+            },
             Shape::Operands(operands) => {
                 for operand in operands {
-                    let Some(address) = operand.virtual_address(0, |register, _, _| value(regs, register)) else {
+                    let Some(address) =
+                        operand.virtual_address(0, |register, _, _| value(regs, register))
+                    else {
                         return Effect::Anything;
                     };
                     ranges.push((address, operand.memory_size().size() as u64));
@@ -78,7 +90,9 @@ impl Decoder {
 
 fn shape(pid: i32, rip: u64, factory: &mut InstructionInfoFactory) -> Shape {
     let mut text = [0u8; 15];
-    let Some(count) = read_text(pid, rip, &mut text) else { return Shape::Anything };
+    let Some(count) = read_text(pid, rip, &mut text) else {
+        return Shape::Anything;
+    };
     let instruction = Iced::with_ip(64, &text[..count], rip, DecoderOptions::NONE).decode();
     let quiet_flow = matches!(
         instruction.flow_control(),
@@ -88,8 +102,10 @@ fn shape(pid: i32, rip: u64, factory: &mut InstructionInfoFactory) -> Shape {
             | FlowControl::IndirectBranch
             | FlowControl::Return
     );
-    let near_call = matches!(instruction.flow_control(), FlowControl::Call | FlowControl::IndirectCall)
-        && !matches!(instruction.code(), Code::Syscall | Code::Sysenter);
+    let near_call = matches!(
+        instruction.flow_control(),
+        FlowControl::Call | FlowControl::IndirectCall
+    ) && !matches!(instruction.code(), Code::Syscall | Code::Sysenter);
     if instruction.is_invalid()
         || !(quiet_flow || near_call)
         || instruction.is_vsib()
@@ -104,7 +120,10 @@ fn shape(pid: i32, rip: u64, factory: &mut InstructionInfoFactory) -> Shape {
         .filter(|operand| {
             matches!(
                 operand.access(),
-                OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
+                OpAccess::Write
+                    | OpAccess::CondWrite
+                    | OpAccess::ReadWrite
+                    | OpAccess::ReadCondWrite
             )
         })
         .copied()
@@ -116,7 +135,10 @@ fn shape(pid: i32, rip: u64, factory: &mut InstructionInfoFactory) -> Shape {
     if instruction.is_string_instruction() {
         return Shape::String(instruction.memory_size().size() as u64);
     }
-    if written.iter().any(|operand| operand.memory_size().size() == 0) {
+    if written
+        .iter()
+        .any(|operand| operand.memory_size().size() == 0)
+    {
         return Shape::Anything;
     }
     Shape::Operands(written)
@@ -126,8 +148,14 @@ fn shape(pid: i32, rip: u64, factory: &mut InstructionInfoFactory) -> Shape {
 fn read_text(pid: i32, address: u64, text: &mut [u8; 15]) -> Option<usize> {
     let to_page_end = (4096 - address % 4096).min(15) as usize;
     for count in [15, to_page_end] {
-        let local = libc::iovec { iov_base: text.as_mut_ptr().cast(), iov_len: count };
-        let remote = libc::iovec { iov_base: address as *mut _, iov_len: count };
+        let local = libc::iovec {
+            iov_base: text.as_mut_ptr().cast(),
+            iov_len: count,
+        };
+        let remote = libc::iovec {
+            iov_base: address as *mut _,
+            iov_len: count,
+        };
         // SAFETY: `local` is `text` or its beginning; the kernel checks `remote`.
         let got = unsafe { libc::process_vm_readv(pid, &local, 1, &remote, 1, 0) };
         if got == count as isize {

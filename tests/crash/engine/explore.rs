@@ -9,7 +9,9 @@ use std::time::Instant;
 
 use super::Arena;
 use super::case::{Case, Crash, Victim};
-use super::child::{Child, Ended, Fork, Ticker, adopt_orphans, keep_children, roam, stay_here, sweep, sweep_all};
+use super::child::{
+    Child, Ended, Fork, Ticker, adopt_orphans, keep_children, roam, stay_here, sweep, sweep_all,
+};
 use super::decode::Decoder;
 use super::image::{Image, View, seals_of, take_over};
 use super::stepper::{Point, Scene, Stepper, name_of, perform};
@@ -54,7 +56,11 @@ pub struct Explorer<'a, S> {
 }
 
 /// Everything but the real kills, in the calling process, which must be a child for this purpose only.
-pub fn explore_all<S: Arena>(case: &Case<S>, settings: &Settings, tally: &Tally) -> Result<(), String> {
+pub fn explore_all<S: Arena>(
+    case: &Case<S>,
+    settings: &Settings,
+    tally: &Tally,
+) -> Result<(), String> {
     let mut explorer = Explorer::new(case, settings, tally);
     // A halt has been counted and reported as a failure.
     let _ = explorer.explore(None, None, 1);
@@ -63,7 +69,12 @@ pub fn explore_all<S: Arena>(case: &Case<S>, settings: &Settings, tally: &Tally)
 }
 
 /// One real kill, at the given point, in the calling process, which must be a child for this purpose only.
-pub fn kill_at<S: Arena>(case: &Case<S>, settings: &Settings, tally: &Tally, point: usize) -> Result<(), String> {
+pub fn kill_at<S: Arena>(
+    case: &Case<S>,
+    settings: &Settings,
+    tally: &Tally,
+    point: usize,
+) -> Result<(), String> {
     let mut explorer = Explorer::new(case, settings, tally);
     let _ = explorer.kill_at(point);
     sweep_all();
@@ -78,15 +89,37 @@ impl<'a, S: Arena> Explorer<'a, S> {
         stay_here();
         let seals = seals_of(state.fd());
         let began = Instant::now();
-        Explorer { case, settings, tally, state, decoder: Decoder::new(), seals, began, _ticker: Ticker::start() }
+        Explorer {
+            case,
+            settings,
+            tally,
+            state,
+            decoder: Decoder::new(),
+            seals,
+            began,
+            _ticker: Ticker::start(),
+        }
     }
 
     /// Follows the operation (or, from a `ground`, the recovery of it after `crash`), then goes on from its points.
-    fn explore(&mut self, ground: Option<&Image>, crash: Option<Crash>, order: u8) -> Result<(), Halt> {
+    fn explore(
+        &mut self,
+        ground: Option<&Image>,
+        crash: Option<Crash>,
+        order: u8,
+    ) -> Result<(), Halt> {
         let trail = self.follow(ground, crash)?;
-        if order == 1 && trail.points.iter().all(|point| point.delta.first_offset().is_none()) {
+        if order == 1
+            && trail
+                .points
+                .iter()
+                .all(|point| point.delta.first_offset().is_none())
+        {
             // A case that tests nothing is a mistake in the case.
-            return self.report(&describe(&NOWHERE), "the operation changes nothing in the arena");
+            return self.report(
+                &describe(&NOWHERE),
+                "the operation changes nothing in the arena",
+            );
         }
         if order == LAST_ORDER || !self.case.second_order {
             return Ok(());
@@ -127,27 +160,51 @@ impl<'a, S: Arena> Explorer<'a, S> {
         let victim = stepper.into_child();
         victim.kill();
         sweep();
-        Ok(Trail { start, points, victim })
-    }
-
-    /// Forks the victim onto the arena, or onto `ground`, and takes hold of it before its first instruction.
-    fn start(&mut self, ground: Option<&Image>, crash: Option<Crash>) -> Result<(Stepper, View, Image), Halt> {
-        let started = self.try_start(ground, crash);
-        started.or_else(|text| {
-            let crash = crash.unwrap_or(NOWHERE);
-            self.report(&describe(&crash), &format!("the victim did not start: {text}"))
+        Ok(Trail {
+            start,
+            points,
+            victim,
         })
     }
 
-    fn try_start(&mut self, ground: Option<&Image>, crash: Option<Crash>) -> Result<(Stepper, View, Image), String> {
-        let Explorer { case, state, seals, .. } = self;
-        let memfd = ground.map(|image| image.to_memfd(*seals)).transpose().map_err(|error| error.to_string())?;
+    /// Forks the victim onto the arena, or onto `ground`, and takes hold of it before its first instruction.
+    fn start(
+        &mut self,
+        ground: Option<&Image>,
+        crash: Option<Crash>,
+    ) -> Result<(Stepper, View, Image), Halt> {
+        let started = self.try_start(ground, crash);
+        started.or_else(|text| {
+            let crash = crash.unwrap_or(NOWHERE);
+            self.report(
+                &describe(&crash),
+                &format!("the victim did not start: {text}"),
+            )
+        })
+    }
+
+    fn try_start(
+        &mut self,
+        ground: Option<&Image>,
+        crash: Option<Crash>,
+    ) -> Result<(Stepper, View, Image), String> {
+        let Explorer {
+            case, state, seals, ..
+        } = self;
+        let memfd = ground
+            .map(|image| image.to_memfd(*seals))
+            .transpose()
+            .map_err(|error| error.to_string())?;
         let view = match &memfd {
             None => View::of_arena(state),
             Some(memfd) => View::of_image(memfd, state.mapped_len()),
         };
         let view = view.map_err(|error| error.to_string())?;
-        let how = if ground.is_some() { Fork::Bare } else { case.fork };
+        let how = if ground.is_some() {
+            Fork::Bare
+        } else {
+            case.fork
+        };
         let child = Child::fork(how, || match (&memfd, crash) {
             (Some(memfd), Some(crash)) => {
                 take_over(state, memfd).map_err(|error| error.to_string())?;
@@ -188,16 +245,32 @@ impl<'a, S: Arena> Explorer<'a, S> {
         let next = stepper.advance(&scene, &mut self.decoder, image);
         self.tally.steps.add(stepper.steps - before);
         next.or_else(|text| {
-            let here =
-                crash.map_or(Crash { point: index, ..NOWHERE }, |crash| Crash { recovery_point: Some(index), ..crash });
-            self.report(&describe(&here), &format!("after {} steps: {text}", stepper.steps))
+            let here = crash.map_or(
+                Crash {
+                    point: index,
+                    ..NOWHERE
+                },
+                |crash| Crash {
+                    recovery_point: Some(index),
+                    ..crash
+                },
+            );
+            self.report(
+                &describe(&here),
+                &format!("after {} steps: {text}", stepper.steps),
+            )
         })
     }
 
     /// A real kill at a point; the survivor works on the arena itself.
     fn kill_at(&mut self, index: usize) -> Result<(), Halt> {
         let (mut stepper, view, mut image) = self.start(None, None)?;
-        let mut last = Point { rip: 0, progress: 0, finished: false, delta: image.same() };
+        let mut last = Point {
+            rip: 0,
+            progress: 0,
+            finished: false,
+            delta: image.same(),
+        };
         let mut reached = 0;
         while reached < index {
             match self.advance(&mut stepper, &view, &mut image, reached, None)? {
@@ -206,7 +279,10 @@ impl<'a, S: Arena> Explorer<'a, S> {
             }
             reached += 1;
         }
-        let here = Crash { real: true, ..crash_at(&last, reached, stepper.pid(), None) };
+        let here = Crash {
+            real: true,
+            ..crash_at(&last, reached, stepper.pid(), None)
+        };
         stepper.into_child().end();
         sweep();
         self.tally.killed.add(1);
@@ -218,8 +294,13 @@ impl<'a, S: Arena> Explorer<'a, S> {
 
     /// Forks a survivor, on a copy of the image with the victim to bury or on the arena itself, and hears its verdict.
     fn survive(&mut self, copy: Option<(&Image, Victim)>, crash: &Crash) -> Result<(), String> {
-        let Explorer { case, state, seals, .. } = self;
-        let memfd = copy.map(|(image, _)| image.to_memfd(*seals)).transpose().map_err(|error| error.to_string())?;
+        let Explorer {
+            case, state, seals, ..
+        } = self;
+        let memfd = copy
+            .map(|(image, _)| image.to_memfd(*seals))
+            .transpose()
+            .map_err(|error| error.to_string())?;
         let child = Child::fork(Fork::Bare, || {
             roam();
             if let (Some(memfd), Some((_, victim))) = (&memfd, copy) {
@@ -235,9 +316,13 @@ impl<'a, S: Arena> Explorer<'a, S> {
         let verdict = match ended {
             Ended::Exit(0) => Ok(()),
             Ended::Exit(_) => Err(child.text()),
-            Ended::Signal(signal) => Err(format!("the survivor was ended by signal {signal} {}", child.text())),
+            Ended::Signal(signal) => Err(format!(
+                "the survivor was ended by signal {signal} {}",
+                child.text()
+            )),
             Ended::Stop(_) | Ended::Never => {
-                let at = std::fs::read_to_string(format!("/proc/{}/syscall", child.pid())).unwrap_or_default();
+                let at = std::fs::read_to_string(format!("/proc/{}/syscall", child.pid()))
+                    .unwrap_or_default();
                 Err(format!("the survivor hangs (system call {})", at.trim()))
             }
         };
@@ -251,8 +336,18 @@ impl<'a, S: Arena> Explorer<'a, S> {
         if let Some(offset) = point.delta.first_offset() {
             place += &format!(", after the write at +{offset:#x}");
         }
-        let seen = self.failure(&place, text, || if point.rip == 0 { String::new() } else { name_of(point.rip) });
-        if seen < ENOUGH_FAILURES { Ok(()) } else { Err(Halt) }
+        let seen = self.failure(&place, text, || {
+            if point.rip == 0 {
+                String::new()
+            } else {
+                name_of(point.rip)
+            }
+        });
+        if seen < ENOUGH_FAILURES {
+            Ok(())
+        } else {
+            Err(Halt)
+        }
     }
 
     /// A failure that ends the exploration.
@@ -273,13 +368,22 @@ impl<'a, S: Arena> Explorer<'a, S> {
     }
 }
 
-const NOWHERE: Crash =
-    Crash { point: 0, recovery_point: None, progress: 0, finished: false, real: false, victim: Victim { pid: 0 } };
+const NOWHERE: Crash = Crash {
+    point: 0,
+    recovery_point: None,
+    progress: 0,
+    finished: false,
+    real: false,
+    victim: Victim { pid: 0 },
+};
 
 /// The crash at a point of the operation, or of the recovery from `earlier`.
 fn crash_at(point: &Point, index: usize, pid: i32, earlier: Option<Crash>) -> Crash {
     match earlier {
-        Some(crash) => Crash { recovery_point: Some(index), ..crash },
+        Some(crash) => Crash {
+            recovery_point: Some(index),
+            ..crash
+        },
         None => Crash {
             point: index,
             progress: point.progress,
@@ -297,12 +401,19 @@ fn describe(crash: &Crash) -> String {
         (_, Some(point)) => format!("order 2, point {point} of the recovery from"),
     };
     let finished = if crash.finished { ", finished" } else { "" };
-    format!("{order} point {} (progress {}{finished})", crash.point, crash.progress)
+    format!(
+        "{order} point {} (progress {}{finished})",
+        crash.point, crash.progress
+    )
 }
 
 /// The numbers below `count`: in order if all will be visited, else so that each beginning is spread over the whole.
 fn spread(count: usize, in_order: bool) -> impl Iterator<Item = usize> {
-    let mut stride = if in_order { 1 } else { (count * 618 / 1000).max(1) };
+    let mut stride = if in_order {
+        1
+    } else {
+        (count * 618 / 1000).max(1)
+    };
     while gcd(stride, count) != 1 {
         stride += 1;
     }

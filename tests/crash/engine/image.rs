@@ -20,7 +20,11 @@ type Bytes = [u8; PAGE as usize];
 static ZEROS: Bytes = [0; PAGE as usize];
 
 fn check(result: i64) -> io::Result<i64> {
-    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(result) }
+    if result == -1 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
 }
 
 /// The contents of an arena's file.
@@ -48,7 +52,10 @@ impl Delta {
 impl Image {
     /// The change that changes nothing.
     pub fn same(&self) -> Delta {
-        Delta { length: self.length, ranges: Vec::new() }
+        Delta {
+            length: self.length,
+            ranges: Vec::new(),
+        }
     }
 
     pub fn apply(&mut self, delta: &Delta) {
@@ -64,7 +71,10 @@ impl Image {
         while !bytes.is_empty() {
             let within = (offset % PAGE) as usize;
             let count = bytes.len().min(PAGE as usize - within);
-            let page = self.pages.entry(offset / PAGE).or_insert_with(|| Box::new(ZEROS));
+            let page = self
+                .pages
+                .entry(offset / PAGE)
+                .or_insert_with(|| Box::new(ZEROS));
             page[within..within + count].copy_from_slice(&bytes[..count]);
             offset += count as u64;
             bytes = &bytes[count..];
@@ -79,11 +89,15 @@ impl Image {
     pub fn to_memfd(&self, seals: i32) -> io::Result<OwnedFd> {
         let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
         // SAFETY: the name is a C string.
-        let fd = check(i64::from(unsafe { libc::memfd_create(c"crash-image".as_ptr(), flags) }))?;
+        let fd = check(i64::from(unsafe {
+            libc::memfd_create(c"crash-image".as_ptr(), flags)
+        }))?;
         // SAFETY: just opened, and owned by nobody else.
         let file = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
         // SAFETY: ftruncate reads no memory.
-        check(i64::from(unsafe { libc::ftruncate(file.as_raw_fd(), self.length as i64) }))?;
+        check(i64::from(unsafe {
+            libc::ftruncate(file.as_raw_fd(), self.length as i64)
+        }))?;
         let mut run: Vec<libc::iovec> = Vec::with_capacity(64);
         let mut start = 0;
         for (&number, page) in &self.pages {
@@ -92,14 +106,24 @@ impl Image {
                 run.clear();
                 start = number;
             }
-            run.push(libc::iovec { iov_base: page.as_ptr() as *mut _, iov_len: PAGE as usize });
+            run.push(libc::iovec {
+                iov_base: page.as_ptr() as *mut _,
+                iov_len: PAGE as usize,
+            });
         }
         write_run(&file, start, &run)?;
         // The last page may reach past the end that the file had.
         // SAFETY: neither call reads memory.
         unsafe {
-            check(i64::from(libc::ftruncate(file.as_raw_fd(), self.length as i64)))?;
-            check(i64::from(libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals)))?;
+            check(i64::from(libc::ftruncate(
+                file.as_raw_fd(),
+                self.length as i64,
+            )))?;
+            check(i64::from(libc::fcntl(
+                file.as_raw_fd(),
+                libc::F_ADD_SEALS,
+                seals,
+            )))?;
         }
         Ok(file)
     }
@@ -113,7 +137,11 @@ fn write_run(file: &OwnedFd, start: u64, run: &[libc::iovec]) -> io::Result<()> 
     // SAFETY: each vector names a whole page of an image, which outlives the call and is only read.
     let wrote = unsafe { libc::pwritev(file.as_raw_fd(), run.as_ptr(), run.len() as i32, offset) };
     let expected = run.len() as i64 * PAGE as i64;
-    if check(wrote as i64)? == expected { Ok(()) } else { Err(io::Error::other("short write of an image")) }
+    if check(wrote as i64)? == expected {
+        Ok(())
+    } else {
+        Err(io::Error::other("short write of an image"))
+    }
 }
 
 /// The seals of the arena's file, which its images get too. A file that knows no seals has none.
@@ -141,7 +169,9 @@ pub fn take_over(arena: &dyn Arena, image: &OwnedFd) -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: dup3 reads no memory; that the arena's number now means the image is the purpose.
-    check(i64::from(unsafe { libc::dup3(image.as_raw_fd(), arena.fd(), libc::O_CLOEXEC) }))?;
+    check(i64::from(unsafe {
+        libc::dup3(image.as_raw_fd(), arena.fd(), libc::O_CLOEXEC)
+    }))?;
     Ok(())
 }
 
@@ -159,7 +189,12 @@ impl View {
     /// On the arena itself, through the mapping that the harness has of it.
     pub fn of_arena(arena: &dyn Arena) -> io::Result<View> {
         let file = reopen(arena.fd())?;
-        Ok(View { file, at: arena.base() as *const u8, mapped: arena.mapped_len(), own: false })
+        Ok(View {
+            file,
+            at: arena.base() as *const u8,
+            mapped: arena.mapped_len(),
+            own: false,
+        })
     }
 
     /// On an image, through a mapping of its own.
@@ -167,18 +202,34 @@ impl View {
         let file = reopen(image.as_raw_fd())?;
         let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
         // SAFETY: a new mapping at an address the kernel chooses disturbs nothing.
-        let at = unsafe { libc::mmap(ptr::null_mut(), mapped, libc::PROT_READ, flags, file.as_raw_fd(), 0) };
+        let at = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                mapped,
+                libc::PROT_READ,
+                flags,
+                file.as_raw_fd(),
+                0,
+            )
+        };
         if at == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        Ok(View { file, at: at.cast(), mapped, own: true })
+        Ok(View {
+            file,
+            at: at.cast(),
+            mapped,
+            own: true,
+        })
     }
 
     fn length(&self) -> io::Result<u64> {
         // SAFETY: all-zero is a valid stat.
         let mut stat: libc::stat = unsafe { std::mem::zeroed() };
         // SAFETY: `stat` is a valid place.
-        check(i64::from(unsafe { libc::fstat(self.file.as_raw_fd(), &mut stat) }))?;
+        check(i64::from(unsafe {
+            libc::fstat(self.file.as_raw_fd(), &mut stat)
+        }))?;
         Ok(stat.st_size as u64)
     }
 
@@ -198,13 +249,21 @@ impl View {
         debug_assert!(offset + old.len() as u64 <= self.mapped as u64);
         // SAFETY: within the mapping, by the caller within the file; `old` is as long. The memory is shared, so it is
         // read through pointers only, and is at rest while its only writer is stopped.
-        let same = unsafe { libc::memcmp(self.at.add(offset as usize).cast(), old.as_ptr().cast(), old.len()) == 0 };
+        let same = unsafe {
+            libc::memcmp(
+                self.at.add(offset as usize).cast(),
+                old.as_ptr().cast(),
+                old.len(),
+            ) == 0
+        };
         if same {
             return None;
         }
         let mut new = vec![0; old.len()];
         // SAFETY: as above, into a vector of that length.
-        unsafe { ptr::copy_nonoverlapping(self.at.add(offset as usize), new.as_mut_ptr(), old.len()) };
+        unsafe {
+            ptr::copy_nonoverlapping(self.at.add(offset as usize), new.as_mut_ptr(), old.len())
+        };
         let first = new.iter().zip(old).position(|(a, b)| a != b)?;
         let last = new.iter().zip(old).rposition(|(a, b)| a != b)?;
         Some((offset + first as u64, new[first..=last].into()))
@@ -213,14 +272,25 @@ impl View {
     /// Compares all there is in the file with `image`, brings `image` up to date, and says what had changed.
     pub fn scan(&self, image: &mut Image) -> io::Result<Option<Delta>> {
         let length = self.length()?.min(self.mapped as u64);
-        let mut delta = Delta { length, ranges: Vec::new() };
+        let mut delta = Delta {
+            length,
+            ranges: Vec::new(),
+        };
         let mut done = 0;
-        while let Some(start) = self.seek(done, libc::SEEK_DATA)?.filter(|start| *start < length) {
-            let end = self.seek(start, libc::SEEK_HOLE)?.unwrap_or(length).min(length);
+        while let Some(start) = self
+            .seek(done, libc::SEEK_DATA)?
+            .filter(|start| *start < length)
+        {
+            let end = self
+                .seek(start, libc::SEEK_HOLE)?
+                .unwrap_or(length)
+                .min(length);
             zeroed(image, done..start, &mut delta);
             for number in start / PAGE..end.div_ceil(PAGE) {
                 let within = (length - number * PAGE).min(PAGE) as usize;
-                delta.ranges.extend(self.differ(number * PAGE, &image.page(number)[..within]));
+                delta
+                    .ranges
+                    .extend(self.differ(number * PAGE, &image.page(number)[..within]));
             }
             done = end;
         }
@@ -240,7 +310,10 @@ impl View {
             while at < end {
                 let next = ((at / PAGE + 1) * PAGE).min(end);
                 let within = (at % PAGE) as usize;
-                delta.ranges.extend(self.differ(at, &image.page(at / PAGE)[within..within + (next - at) as usize]));
+                delta.ranges.extend(self.differ(
+                    at,
+                    &image.page(at / PAGE)[within..within + (next - at) as usize],
+                ));
                 at = next;
             }
         }
@@ -250,7 +323,10 @@ impl View {
 
 /// Notes the pages of `image` within a hole of the file that are not zeros yet.
 fn zeroed(image: &Image, hole: std::ops::Range<u64>, delta: &mut Delta) {
-    for (number, page) in image.pages.range(hole.start.div_ceil(PAGE)..hole.end.div_ceil(PAGE)) {
+    for (number, page) in image
+        .pages
+        .range(hole.start.div_ceil(PAGE)..hole.end.div_ceil(PAGE))
+    {
         if **page != ZEROS {
             let within = (hole.end - number * PAGE).min(PAGE) as usize;
             delta.ranges.push((number * PAGE, ZEROS[..within].into()));

@@ -107,7 +107,15 @@ impl Stepper {
         }
         let regs = registers(child.pid())?;
         let progress = child.progress();
-        Ok(Stepper { child, regs, signal: 0, progress, finished: false, steps: 0, ranges: Vec::new() })
+        Ok(Stepper {
+            child,
+            regs,
+            signal: 0,
+            progress,
+            finished: false,
+            steps: 0,
+            ranges: Vec::new(),
+        })
     }
 
     pub fn pid(&self) -> i32 {
@@ -131,20 +139,34 @@ impl Stepper {
         while !self.finished {
             let before = self.regs;
             if self.steps.is_multiple_of(LOOK_AT_CLOCK) && began.elapsed() > scene.limit * SLOWER {
-                return Err(format!("the victim loops without changing anything, at {}", name_of(before.rip)));
+                return Err(format!(
+                    "the victim loops without changing anything, at {}",
+                    name_of(before.rip)
+                ));
             }
             let effect = decoder.effect(self.child.pid(), &before, &mut self.ranges);
             let whole = self.step(scene.limit)? || matches!(effect, Effect::Anything);
             if let Effect::String { from, size } = effect {
                 let to = self.regs.rdi;
-                self.ranges.push((from.min(to), from.abs_diff(to).max(size)));
+                self.ranges
+                    .push((from.min(to), from.abs_diff(to).max(size)));
             }
-            let told = if whole { scene.view.scan(image) } else { self.look(scene, image) };
+            let told = if whole {
+                scene.view.scan(image)
+            } else {
+                self.look(scene, image)
+            };
             let mut delta = told.map_err(|error| format!("reading the arena: {error}"))?;
             if scene.cross_check && !whole {
-                let missed = scene.view.scan(image).map_err(|error| format!("reading the arena: {error}"))?;
+                let missed = scene
+                    .view
+                    .scan(image)
+                    .map_err(|error| format!("reading the arena: {error}"))?;
                 if let Some(missed) = missed.as_ref().and_then(Delta::first_offset) {
-                    return Err(format!("the decoder missed the write at {:#x} by {:#x}", missed, before.rip));
+                    return Err(format!(
+                        "the decoder missed the write at {:#x} by {:#x}",
+                        missed, before.rip
+                    ));
                 }
                 delta = delta.or(missed);
             }
@@ -152,7 +174,12 @@ impl Stepper {
             if delta.is_some() || progress != self.progress || self.finished {
                 self.progress = progress;
                 let delta = delta.unwrap_or_else(|| image.same());
-                return Ok(Some(Point { rip: before.rip, progress, finished: self.finished, delta }));
+                return Ok(Some(Point {
+                    rip: before.rip,
+                    progress,
+                    finished: self.finished,
+                    delta,
+                }));
             }
         }
         Ok(None)
@@ -167,7 +194,11 @@ impl Stepper {
             (*address, *length) = (from.wrapping_sub(start), to.saturating_sub(from));
             from < to
         });
-        if self.ranges.is_empty() { Ok(None) } else { scene.view.compare(image, &self.ranges) }
+        if self.ranges.is_empty() {
+            Ok(None)
+        } else {
+            scene.view.compare(image, &self.ranges)
+        }
     }
 
     /// One instruction. True if more than its own doing may have happened.
@@ -204,8 +235,13 @@ pub fn name_of(rip: u64) -> String {
     let mut name = String::new();
     // `resolve` takes return addresses and looks one byte before them.
     backtrace::resolve((rip + 1) as *mut _, |symbol| {
-        let function = symbol.name().map_or_else(|| "?".to_owned(), |name| format!("{name:#}"));
-        let file = symbol.filename().map(|path| path.display().to_string()).unwrap_or_default();
+        let function = symbol
+            .name()
+            .map_or_else(|| "?".to_owned(), |name| format!("{name:#}"));
+        let file = symbol
+            .filename()
+            .map(|path| path.display().to_string())
+            .unwrap_or_default();
         let line = symbol.lineno().unwrap_or(0);
         name += &format!("\n         {function} ({file}:{line})");
     });
@@ -222,6 +258,8 @@ fn in_module(rip: u64) -> Option<String> {
         let end = u64::from_str_radix(end, 16).ok()?;
         let offset = u64::from_str_radix(fields.nth(1)?, 16).ok()?;
         let file = fields.nth(2)?.rsplit('/').next()?;
-        (start..end).contains(&rip).then(|| format!("{file}+{:#x}", rip - start + offset))
+        (start..end)
+            .contains(&rip)
+            .then(|| format!("{file}+{:#x}", rip - start + offset))
     })
 }

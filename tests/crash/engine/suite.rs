@@ -94,11 +94,22 @@ impl SharedTally {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
         // SAFETY: a new anonymous mapping at an address the kernel chooses disturbs nothing.
-        let at = unsafe { libc::mmap(ptr::null_mut(), size_of::<Tally>(), protection, flags, -1, 0) };
+        let at = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                size_of::<Tally>(),
+                protection,
+                flags,
+                -1,
+                0,
+            )
+        };
         if at == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        NonNull::new(at.cast()).map(SharedTally).ok_or_else(|| io::Error::other("mapped at null"))
+        NonNull::new(at.cast())
+            .map(SharedTally)
+            .ok_or_else(|| io::Error::other("mapped at null"))
     }
 
     fn get(&self) -> &Tally {
@@ -139,7 +150,9 @@ impl Suite {
     pub fn from_env() -> Suite {
         route_panics();
         adopt_orphans();
-        let (flags, filters): (Vec<_>, Vec<_>) = std::env::args().skip(1).partition(|text| text.starts_with('-'));
+        let (flags, filters): (Vec<_>, Vec<_>) = std::env::args()
+            .skip(1)
+            .partition(|text| text.starts_with('-'));
         Suite {
             settings: Settings::from_env(),
             filters,
@@ -156,7 +169,8 @@ impl Suite {
             println!("{}: test", case.name);
             return None;
         }
-        if !self.filters.is_empty() && !self.filters.iter().any(|filter| case.name.contains(filter)) {
+        if !self.filters.is_empty() && !self.filters.iter().any(|filter| case.name.contains(filter))
+        {
             return None;
         }
         let began = Instant::now();
@@ -164,10 +178,16 @@ impl Suite {
         let tally = tally.get();
         self.in_process(&case, tally, || explore_all(&case, &self.settings, tally));
         let mut random = Random(self.settings.seed | 1);
-        let kills = if case.real_kills { self.settings.real_kills.min(tally.points.get()) } else { 0 };
+        let kills = if case.real_kills {
+            self.settings.real_kills.min(tally.points.get())
+        } else {
+            0
+        };
         for _ in 0..kills {
             let point = random.below(tally.points.get()) as usize;
-            self.in_process(&case, tally, || kill_at(&case, &self.settings, tally, point));
+            self.in_process(&case, tally, || {
+                kill_at(&case, &self.settings, tally, point)
+            });
         }
         let passed = match case.expects {
             None => tally.failures.get() == 0,
@@ -200,12 +220,21 @@ impl Suite {
     }
 
     /// Runs a part of a case in a process of its own.
-    fn in_process<S>(&self, case: &Case<S>, tally: &Tally, part: impl FnOnce() -> Result<(), String>) {
+    fn in_process<S>(
+        &self,
+        case: &Case<S>,
+        tally: &Tally,
+        part: impl FnOnce() -> Result<(), String>,
+    ) {
         let mut child = Child::fork(Fork::Library, part).expect("a process for the case");
         let ended = child.wait(self.settings.limit);
         if ended != Ended::Exit(0) {
             tally.failures.add(1);
-            println!("  FAIL {}: its process: {ended:?} {}", case.name, child.text());
+            println!(
+                "  FAIL {}: its process: {ended:?} {}",
+                case.name,
+                child.text()
+            );
         }
         child.end();
         sweep_all();
@@ -232,7 +261,11 @@ impl Suite {
         if !self.list {
             println!("{} passed, {} failed", self.passed, self.failed);
         }
-        if self.failed == 0 { std::process::ExitCode::SUCCESS } else { std::process::ExitCode::FAILURE }
+        if self.failed == 0 {
+            std::process::ExitCode::SUCCESS
+        } else {
+            std::process::ExitCode::FAILURE
+        }
     }
 }
 
