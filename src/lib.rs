@@ -31,3 +31,41 @@ pub use sys::robust::RobustError;
 pub mod __private {
     pub use crate::layout::derive_support::*;
 }
+
+/// For the crash tests; no part of the API.
+#[doc(hidden)]
+pub mod testing {
+    use crate::Pool;
+    use crate::layout::local;
+    use crate::primitive::Ordering;
+    use crate::sys::robust::{OWNER_DIED, RobustWord, TID, WAITERS};
+
+    /// Bytes of address space that the pool has.
+    pub fn mapped_len(pool: Pool) -> usize {
+        local::of(pool.0).len()
+    }
+
+    /// How many links lead to each object that there is.
+    pub fn link_counts(pool: Pool) -> Vec<u32> {
+        (0..pool.0.object_count())
+            .filter_map(|i| pool.0.object(i))
+            .filter(|entry| entry.state().phase == crate::pool::objects::Phase::Live)
+            .map(|entry| crate::participants::detect::value(entry.links.load(Ordering::SeqCst)))
+            .collect()
+    }
+
+    /// Does to the pool what the kernel does when the thread with that tid dies.
+    pub fn mark_dead(pool: Pool, tid: u32) {
+        let mark = |life: &RobustWord| {
+            let word = life.word.load(Ordering::Relaxed);
+            if word & TID == tid && word & OWNER_DIED == 0 {
+                life.word
+                    .store(word & WAITERS | OWNER_DIED, Ordering::SeqCst);
+            }
+        };
+        pool.0.slots().for_each(|(_, slot)| mark(&slot.life));
+        pool.0
+            .processes()
+            .for_each(|(_, record)| mark(&record.life));
+    }
+}

@@ -30,7 +30,6 @@ pub(crate) fn current(arena: Arena) -> Option<Tag> {
         if record.pid.load(Ordering::Relaxed) == u64::from(sys::process::pid()) {
             return Some(known);
         }
-        sys::robust::after_fork();
     }
     let tag = claim(arena)?;
     local::of(arena).set_process(tag.word());

@@ -124,7 +124,6 @@ extern "C" fn in_parent() {
 }
 
 extern "C" fn in_child() {
-    sys::robust::after_fork();
     thread::after_fork();
     for arena in attached() {
         let mine = Tag::of_word(PENDING[arena.granule()].swap(0, Ordering::Relaxed));

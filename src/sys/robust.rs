@@ -76,18 +76,14 @@ pub enum RobustError {
 }
 
 thread_local! {
-    /// This thread's list and its tid; null until asked for. A forked child asks anew.
+    /// This thread's list and the tid it was asked for with; a forked child has another tid.
     static LIST: Cell<(*mut ListHead, u32)> = const { Cell::new((std::ptr::null_mut(), 0)) };
-}
-
-/// Forgets what was cached of the thread: it is the only thread of a forked child.
-pub(crate) fn after_fork() {
-    LIST.set((std::ptr::null_mut(), 0));
 }
 
 fn list() -> Result<(*mut ListHead, u32), RobustError> {
     let known = LIST.get();
-    if !known.0.is_null() {
+    let tid = super::process::tid();
+    if known.1 == tid {
         return Ok(known);
     }
     let mut head: *mut ListHead = std::ptr::null_mut();
@@ -106,7 +102,7 @@ fn list() -> Result<(*mut ListHead, u32), RobustError> {
     if offset != WORD_FROM_LINK {
         return Err(RobustError::ForeignList(offset));
     }
-    let found = (head, super::process::tid());
+    let found = (head, tid);
     LIST.set(found);
     Ok(found)
 }

@@ -5,12 +5,15 @@
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod engine;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod pool;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod toy;
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 fn main() -> std::process::ExitCode {
     let mut suite = engine::Suite::from_env();
     toy::cases(&mut suite);
+    pool::cases(&mut suite);
     suite.finish()
 }
 
