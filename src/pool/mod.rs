@@ -246,6 +246,12 @@ impl Pool {
         unsafe { BorrowedFd::borrow_raw(local::of(self.0).fd()) }
     }
 
+    /// The pool, of those that this process has attached, in whose address range an address lies.
+    #[must_use]
+    pub fn containing(address: usize) -> Option<Pool> {
+        Arena::containing(address).map(Pool)
+    }
+
     /// The address at which every process has the pool.
     #[must_use]
     pub fn base(self) -> usize {

@@ -1,0 +1,111 @@
+//! Workers that update shared state in a loop, and a killer that kills one of them every few
+//! milliseconds and puts another in its place.
+//!
+//! ```text
+//! survive [--seconds S] [--workers W] [--kill-every-ms M]
+//! ```
+//!
+//! At the end nothing may be lost, doubled, torn, stuck or leaked; the program says what it found
+//! and exits with 1 if anything is wrong. See `world.rs` for what the workers do.
+
+mod world;
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use shmkit::Pool;
+use shmkit::process::{JoinError, Scope, ScopedJoinHandle, scope};
+use world::World;
+
+/// Kills workers at random instructions and checks that nobody else is hurt.
+#[derive(Parser)]
+struct Arguments {
+    /// How long, in seconds.
+    #[arg(long, default_value_t = 10)]
+    seconds: u64,
+    /// How many workers there are at any time.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=world::MAX_WORKERS as i64))]
+    workers: u16,
+    /// Milliseconds from one kill to the next.
+    #[arg(long, default_value_t = 3)]
+    kill_every_ms: u64,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(&arguments) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("survive: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<bool, Box<dyn std::error::Error>> {
+    let pool = Pool::builder().create()?;
+    let before = pool.stats().allocated;
+    let world = pool.create(World::new())?;
+    let kills = scope(|s| storm(s, &world, arguments))?;
+    pool.recover();
+    let mut problems = world.settle();
+
+    println!("kills: {kills}");
+    println!("operations: {}", world.operations());
+    println!("recoveries: {}", pool.stats().recoveries);
+    println!("longest stall: {:.1} ms", world.longest_stall().as_secs_f64() * 1000.0);
+    drop(world);
+    pool.recover();
+    let left = pool.stats().allocated;
+    if left != before {
+        problems.push(format!("{left} bytes are allocated at the end, {before} were at the start"));
+    }
+    let report = pool.check_quiescent();
+    println!("check: {report}");
+    for problem in &problems {
+        println!("wrong: {problem}");
+    }
+    Ok(problems.is_empty() && report.is_ok())
+}
+
+/// Starts the workers, kills and replaces them until the time is up, then stops the rest.
+fn storm<'s>(
+    s: &'s Scope<'s, '_>,
+    world: &'s World,
+    arguments: &Arguments,
+) -> Result<u64, Box<dyn std::error::Error>> {
+    let start = |index: usize| s.spawn(move || world.work(index));
+    let count = usize::from(arguments.workers);
+    let mut workers = (0..count).map(start).collect::<Result<Vec<_>, _>>()?;
+    let mut kills = 0;
+    // A linear congruential generator (Knuth, MMIX) picks the victims.
+    let mut random = u64::from(std::process::id());
+    let end = Instant::now() + Duration::from_secs(arguments.seconds);
+    while Instant::now() < end {
+        // The killer's pace.
+        std::thread::sleep(Duration::from_millis(arguments.kill_every_ms));
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let victim = (random >> 33) as usize % count;
+        let next = {
+            workers[victim].kill()?;
+            ended(std::mem::replace(&mut workers[victim], start(victim)?))?
+        };
+        kills += u64::from(next);
+    }
+    world.stop();
+    for worker in workers {
+        ended(worker)?;
+    }
+    Ok(kills)
+}
+
+/// Waits for a worker; whether it was killed. Any end but a kill or an orderly one is an error.
+fn ended(worker: ScopedJoinHandle<'_, ()>) -> Result<bool, JoinError> {
+    match worker.join() {
+        Ok(()) => Ok(false),
+        Err(JoinError::Signaled(libc::SIGKILL)) => Ok(true),
+        Err(other) => Err(other),
+    }
+}
