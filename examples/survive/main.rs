@@ -55,12 +55,17 @@ fn run(arguments: &Arguments) -> Result<bool, Box<dyn std::error::Error>> {
     println!("kills: {kills}");
     println!("operations: {}", world.operations());
     println!("recoveries: {}", pool.stats().recoveries);
-    println!("longest stall: {:.1} ms", world.longest_stall().as_secs_f64() * 1000.0);
+    println!(
+        "longest stall: {:.1} ms",
+        world.longest_stall().as_secs_f64() * 1000.0
+    );
     drop(world);
     pool.recover();
     let left = pool.stats().allocated;
     if left != before {
-        problems.push(format!("{left} bytes are allocated at the end, {before} were at the start"));
+        problems.push(format!(
+            "{left} bytes are allocated at the end, {before} were at the start"
+        ));
     }
     let report = pool.check_quiescent();
     println!("check: {report}");
@@ -86,7 +91,9 @@ fn storm<'s>(
     while Instant::now() < end {
         // The killer's pace.
         std::thread::sleep(Duration::from_millis(arguments.kill_every_ms));
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        random = random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         let victim = (random >> 33) as usize % count;
         let next = {
             workers[victim].kill()?;

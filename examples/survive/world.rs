@@ -49,19 +49,28 @@ struct Message {
 impl Message {
     fn new(seed: u64) -> Self {
         let words = std::array::from_fn(|i| seed.wrapping_mul(i as u64 + 1));
-        Message { words, checksum: words.iter().fold(seed, |sum, w| sum.rotate_left(7) ^ w) }
+        Message {
+            words,
+            checksum: words.iter().fold(seed, |sum, w| sum.rotate_left(7) ^ w),
+        }
     }
 
     fn is_whole(&self) -> bool {
         let seed = self.words[0];
-        self.words.iter().fold(seed, |sum, w| sum.rotate_left(7) ^ w) == self.checksum
+        self.words
+            .iter()
+            .fold(seed, |sum, w| sum.rotate_left(7) ^ w)
+            == self.checksum
     }
 }
 
 impl World {
     pub const fn new() -> Self {
         World {
-            ledger: Mutex::new(Ledger { total: 0, lines: [0; MAX_WORKERS] }),
+            ledger: Mutex::new(Ledger {
+                total: 0,
+                lines: [0; MAX_WORKERS],
+            }),
             acknowledged: [const { AtomicU64::new(0) }; MAX_WORKERS],
             messages: [const { Link::null() }; LINKS],
             permits: Semaphore::new(PERMITS),
@@ -121,7 +130,9 @@ impl World {
             Ok(message) => message,
             Err(refused) => panic!("no room for a message: {refused}"),
         };
-        self.messages[index].set(Some(&message)).expect("a link in the pool");
+        self.messages[index]
+            .set(Some(&message))
+            .expect("a link in the pool");
         if let Some(other) = self.messages[(index + 1) % LINKS].view()
             && !other.is_whole()
         {
@@ -154,12 +165,17 @@ impl World {
         let ledger = *self.ledger();
         let sum: u64 = ledger.lines.iter().sum();
         if ledger.total != sum {
-            problems.push(format!("the total is {}, the lines sum to {sum}", ledger.total));
+            problems.push(format!(
+                "the total is {}, the lines sum to {sum}",
+                ledger.total
+            ));
         }
         for (index, (line, cell)) in ledger.lines.iter().zip(&self.acknowledged).enumerate() {
             let acknowledged = cell.load(Ordering::Relaxed);
             if *line != acknowledged && *line != acknowledged + 1 {
-                problems.push(format!("worker {index} did {line}, of which {acknowledged} are acknowledged"));
+                problems.push(format!(
+                    "worker {index} did {line}, of which {acknowledged} are acknowledged"
+                ));
             }
         }
         let torn = self.torn.load(Ordering::Relaxed);

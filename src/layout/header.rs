@@ -5,7 +5,7 @@
 //! ([`Identity::read`]) and compares the copy again once mapped.
 
 use super::arena::{DATA, HEADER_SIZE, PROCESSES, SLICE, SLOTS};
-use crate::primitive::{AtomicU32, AtomicU64, Ordering};
+use crate::primitive::{AtomicU64, Ordering};
 
 /// "shmkit" and a byte that text cannot hold.
 pub(crate) const MAGIC: u64 = u64::from_le_bytes(*b"shmkit\xf0\x01");
@@ -47,14 +47,13 @@ pub(crate) struct Header {
     pub(crate) dirty: AtomicU64,
     /// When memory was last given back, in milliseconds of the monotonic clock.
     pub(crate) purged_at: AtomicU64,
-    pub(crate) growing: AtomicU64,
+    /// Where the search for a free object entry starts. A hint.
+    pub(crate) object_search: AtomicU64,
 
     /// Held (see `participants::lock`) while the table of types is added to.
     pub(crate) types_lock: AtomicU64,
     /// Held while the table of names is changed.
     pub(crate) names_lock: AtomicU64,
-    /// Sleepers on a slot or a record that somebody else is recovering.
-    pub(crate) recovered: AtomicU32,
 }
 
 /// How many entries of each table are committed. They only rise.

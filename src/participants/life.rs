@@ -2,7 +2,9 @@
 //!
 //! A false verdict would make two owners of one thing, so there are only these grounds for death:
 //!
-//! 1. the kernel has marked the life word (0.1 ms after a kill);
+//! 1. the kernel has marked the life word (0.1 ms after a kill), and the process has no other thread
+//!    that may still run: what the dead thread held may be in use by its sisters, which a SIGKILL
+//!    stops a moment later, and an end of the thread alone does not stop at all;
 //! 2. the slot has gone on to another generation, or is marked DEAD already;
 //! 3. the slow check ([`confirm`]) has positive evidence about the very task: it is no more, or is
 //!    a zombie, or another task has its number. It then marks the word as the kernel would have,
@@ -29,16 +31,28 @@ pub(crate) fn is_gone(arena: Arena, owner: Tag) -> bool {
     }
     match state.phase {
         // The state is read before the mark: a mark seen now is this generation's or a later one's.
-        SlotPhase::Live => slot.life.owner_died() && bury(slot, state),
+        SlotPhase::Live => slot.life.owner_died() && bury(arena, slot, state),
         SlotPhase::Parked => false,
         SlotPhase::Dead | SlotPhase::Free => true,
     }
 }
 
 /// Turns a LIVE slot whose word is marked to DEAD, so that everybody sees it from now on, also
-/// while the life word is held by who recovers it.
+/// while the life word is held by who recovers it. False if it is too early: see ground 1.
 #[cold]
-pub(crate) fn bury(slot: &Slot, live: SlotState) -> bool {
+pub(crate) fn bury(arena: Arena, slot: &Slot, live: SlotState) -> bool {
+    let process = Tag::of_word(slot.watched.process.load(Ordering::Acquire));
+    if process.slot() < arena.process_count() {
+        let record = arena.process(process.slot());
+        let state = record.state();
+        // A record that has gone on says that the process is gone.
+        if state.generation == process.generation()
+            && state.phase == ProcessPhase::Live
+            && sisters_run(record)
+        {
+            return false;
+        }
+    }
     let dead = SlotState {
         phase: SlotPhase::Dead,
         ..live
@@ -46,8 +60,16 @@ pub(crate) fn bury(slot: &Slot, live: SlotState) -> bool {
     slot.turn(live, dead) || slot.state() != live
 }
 
+fn sisters_run(record: &Process) -> bool {
+    let pid = record.pid.load(Ordering::Acquire) as u32;
+    process::may_still_run(pid, record.start.load(Ordering::Acquire))
+}
+
 /// The same for a record.
 pub(crate) fn bury_process(record: &Process, live: ProcessState) -> bool {
+    if sisters_run(record) {
+        return false;
+    }
     let dead = ProcessState {
         phase: ProcessPhase::Dead,
         ..live

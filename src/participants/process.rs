@@ -232,25 +232,24 @@ pub(crate) fn thread_ends(arena: Arena) {
     }
 }
 
-/// Leaves the pool: lets go of all that the process holds. The process uses nothing of it any more.
+/// Leaves the pool, of which the process uses nothing any more and holds nothing any more.
+/// A process that has leaked guards stays: its record is recovered once it is dead.
 pub(crate) fn leave(arena: Arena) {
     let known = Tag::of_word(local::of(arena).process());
-    local::of(arena).set_process(0);
-    if known.is_nobody() {
+    if known.is_nobody() || local::of(arena).leaked_guards() != 0 {
         return;
     }
+    local::of(arena).set_process(0);
     let record = arena.process(known.slot());
     recovery::abort_children(arena, known.slot());
     recovery::drop_holds(arena, known.slot(), record);
     let state = record.state();
-    record.turn(
-        state,
-        ProcessState {
-            phase: ProcessPhase::Free,
-            parent: 0,
-            ..state
-        },
-    );
+    let free = ProcessState {
+        phase: ProcessPhase::Free,
+        parent: 0,
+        ..state
+    };
+    record.turn(state, free);
     if record.life.word.load(Ordering::Relaxed) & TID == sys::process::tid() {
         // SAFETY: the word holds this thread's tid.
         unsafe { record.life.release() };

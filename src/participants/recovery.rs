@@ -73,7 +73,9 @@ pub(crate) fn recover_slot(arena: Arena, index: usize) -> bool {
     let state = slot.state();
     match state.phase {
         SlotPhase::Live if mark & OWNER_DIED != 0 => {
-            life::bury(slot, state);
+            if !life::bury(arena, slot, state) {
+                return false;
+            }
         }
         SlotPhase::Dead => {}
         SlotPhase::Free if mark & OWNER_DIED != 0 => {}
@@ -127,7 +129,9 @@ pub(crate) fn recover_process(arena: Arena, index: usize) -> bool {
     let state = record.state();
     match state.phase {
         ProcessPhase::Live if mark & OWNER_DIED != 0 => {
-            life::bury_process(record, state);
+            if !life::bury_process(record, state) {
+                return false;
+            }
         }
         ProcessPhase::Dead => {}
         ProcessPhase::Free if mark & OWNER_DIED != 0 => {}
@@ -136,23 +140,27 @@ pub(crate) fn recover_process(arena: Arena, index: usize) -> bool {
     if (mark & OWNER_DIED == 0 && mark != 0) || !record.life.acquire(mark).unwrap_or(false) {
         return false;
     }
-    finish_process(arena, index, record);
+    let done = finish_process(arena, index, record);
     // SAFETY: acquired above.
     unsafe { record.life.release() };
-    true
+    done
 }
 
-/// The steps for a dead process. The caller holds the record's life word.
-fn finish_process(arena: Arena, index: usize, record: &Process) {
+/// The steps for a dead process. The caller holds the record's life word. False if a slot of the
+/// process is not recovered yet: what its intent names must stay held until then.
+fn finish_process(arena: Arena, index: usize, record: &Process) -> bool {
     let state = record.state();
     if state.phase != ProcessPhase::Dead {
-        return;
+        return true;
     }
     abort_children(arena, index);
+    let this = Tag::new(index, state.generation);
     for (slot_index, slot) in arena.slots() {
+        if Tag::of_word(slot.watched.process.load(Ordering::Acquire)) != this {
+            continue;
+        }
         let parked = slot.state();
-        let process = Tag::of_word(slot.watched.process.load(Ordering::Acquire));
-        if parked.phase == SlotPhase::Parked && process == Tag::new(index, state.generation) {
+        if parked.phase == SlotPhase::Parked {
             slot.turn(
                 parked,
                 SlotState {
@@ -160,7 +168,10 @@ fn finish_process(arena: Arena, index: usize, record: &Process) {
                     ..parked
                 },
             );
-            recover_slot(arena, slot_index);
+        }
+        recover_slot(arena, slot_index);
+        if slot.state().phase != SlotPhase::Free {
+            return false;
         }
     }
     drop_holds(arena, index, record);
@@ -170,6 +181,7 @@ fn finish_process(arena: Arena, index: usize, record: &Process) {
         generation: state.generation,
     };
     record.state.store(free.pack(), Ordering::Release);
+    true
 }
 
 /// Takes back the records that the process `parent` made for children that have not come to life.

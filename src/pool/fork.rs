@@ -139,7 +139,8 @@ extern "C" fn in_child() {
 
 /// A child ends in order.
 fn child_ending() {
-    for arena in local::mapped() {
+    for arena in attached() {
+        objects::let_go_of_all(arena);
         thread::leave(arena);
         process::leave(arena);
     }

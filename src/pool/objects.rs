@@ -180,7 +180,8 @@ pub(crate) fn create(
 fn take_entry(arena: Arena, slot: &Slot) -> Result<(usize, ObjectState), CommitError> {
     /// Entries that the table grows by.
     const STEP: usize = 64;
-    let mut from = 0;
+    let search = &arena.header().object_search;
+    let mut from = (search.load(Ordering::Relaxed) as usize).min(arena.object_count());
     loop {
         let count = arena.object_count();
         let usable = |i: &usize| {
@@ -191,6 +192,10 @@ fn take_entry(arena: Arena, slot: &Slot) -> Result<(usize, ObjectState), CommitE
         };
         let Some(index) = (from..count).find(usable) else {
             if count + STEP > OBJECTS.max {
+                if from > 0 {
+                    from = 0;
+                    continue;
+                }
                 return Err(CommitError::Full);
             }
             arena.raise(OBJECTS, &arena.header().watermarks.objects, count + STEP)?;
@@ -210,6 +215,8 @@ fn take_entry(arena: Arena, slot: &Slot) -> Result<(usize, ObjectState), CommitE
             ..taken
         };
         if free.phase == Phase::Free && entry.turn(free, taken) {
+            // Lower ones are taken, as far as the hint went; who frees one lowers it.
+            search.store(index as u64 + 1, Ordering::Relaxed);
             return Ok((index, taken));
         }
         slot.intent.close();
@@ -301,6 +308,22 @@ pub(super) fn let_go(arena: Arena, index: usize) {
     let pid = arena.process(known.slot()).pid.load(Ordering::Relaxed);
     if pid == u64::from(crate::sys::process::pid()) {
         clear_hold(arena, known.slot(), index);
+    }
+}
+
+/// Ends all holds of this process, which is about to leave, and disposes of what it alone held.
+pub(super) fn let_go_of_all(arena: Arena) {
+    let row = process::current_index(arena);
+    if row == 0 {
+        return;
+    }
+    for index in 0..arena.object_count() {
+        let held = hold_place(arena, row, index)
+            .is_some_and(|(word, bit)| word.load(Ordering::Relaxed) & bit != 0);
+        if held {
+            clear_hold(arena, row, index);
+            dispose(arena, index);
+        }
     }
 }
 
@@ -405,6 +428,8 @@ fn destroy(arena: Arena, slot: &Slot, index: usize, work: &mut Vec<usize>) {
         entry
             .state
             .store(destroying.with(Phase::Free).pack(), Ordering::SeqCst);
+        let search = &arena.header().object_search;
+        search.fetch_min(index as u64, Ordering::Relaxed);
     }
     slot.intent.close();
 }
@@ -429,6 +454,8 @@ fn extent(arena: Arena, entry: &Entry) -> std::ops::Range<usize> {
 
 /// Destroys every object that nothing holds: after deaths, when nobody else may have noticed.
 pub(crate) fn reap(arena: Arena) {
+    // The hint of a free entry may have died with somebody.
+    arena.header().object_search.store(0, Ordering::Relaxed);
     for index in 0..arena.object_count() {
         dispose(arena, index);
     }

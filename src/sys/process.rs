@@ -104,6 +104,32 @@ pub(crate) fn process_is_gone(pid: u32, start: u64) -> bool {
     }
 }
 
+/// Whether the process that had the id `pid` and the start time `start`, one thread of which has
+/// died, may have another thread that still runs user code. A process of one thread has none; one
+/// that was killed has some for as long as they are on their way into `exit`.
+#[cold]
+pub(crate) fn may_still_run(pid: u32, start: u64) -> bool {
+    let Some(leader) = to_pid(pid) else {
+        return false;
+    };
+    match read_stat(CWD, format_args!("/proc/{pid}/stat")) {
+        Stat::Read(line) if line.start != start || line.threads <= 1 => false,
+        Stat::Read(_) => {
+            let mut running = false;
+            let listed = with_path(format_args!("/proc/{pid}/task"), |path| {
+                each_task(path, |dir, tid| {
+                    let stat = read_stat(dir, format_args!("{tid}/stat"));
+                    running = !matches!(stat, Stat::Missing)
+                        && !matches!(&stat, Stat::Read(line) if line.ending());
+                    !running
+                })
+            });
+            running || !matches!(listed, Some(Ok(())))
+        }
+        Stat::Missing | Stat::Unreadable => !no_such_task(leader),
+    }
+}
+
 /// The pid namespace of the calling thread, as the inode number of its `/proc` entry.
 ///
 /// # Errors
