@@ -81,7 +81,13 @@ fn storm<'s>(
     world: &'s World,
     arguments: &Arguments,
 ) -> Result<u64, Box<dyn std::error::Error>> {
-    let start = |index: usize| s.spawn(move || world.work(index));
+    let start = |index: usize| {
+        s.spawn(move || {
+            // So that the killer keeps its pace on a machine with fewer processors than workers.
+            let _ = rustix::process::nice(10);
+            world.work(index);
+        })
+    };
     let count = usize::from(arguments.workers);
     let mut workers = (0..count).map(start).collect::<Result<Vec<_>, _>>()?;
     let mut kills = 0;
