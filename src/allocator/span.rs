@@ -13,7 +13,7 @@
 //! | allocate| `bits` without the bit                         | owner |
 //! | free    | `freed[k]` with the bit                        | owner |
 //! | free    | `remote[k]` with the bit (an atomic or)        | anybody else |
-//! | refill  | `word = k`, `bits = freed[k]`, `freed[k] = 0`  | owner, when `bits` is 0 |
+//! | refill  | `refills + 1`, `word = k`, `bits = freed[k]`, `freed[k] = 0` | owner, when `bits` is 0 |
 //! | collect | `freed[k] |= t`, `remote[k] &= !t`, for t in `remote[k]` | owner |
 //! | recover | `freed[word] |= bits`, `bits = 0`, collect     | holder of the dead owner's life word |
 //!
@@ -57,6 +57,8 @@ pub(crate) struct Span {
     pub(crate) previous: AtomicU32,
     /// Blocks handed out less blocks taken back, as far as the owner knows. A hint.
     pub(crate) live: AtomicU32,
+    /// How often `bits` was refilled: others tell by it which word the bits that they read are of.
+    pub(crate) refills: AtomicU32,
 
     pub(crate) freed: FreedWords,
     pub(crate) remote: RemoteWords,
@@ -138,6 +140,7 @@ impl Span {
         Sets {
             bits: &self.bits,
             word: &self.word,
+            refills: &self.refills,
             freed: &self.freed.0,
             remote: &self.remote.0,
         }

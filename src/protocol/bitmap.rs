@@ -14,6 +14,8 @@ pub struct Place {
 pub struct Sets<'a, const W: usize> {
     pub bits: &'a AtomicU64,
     pub word: &'a AtomicU32,
+    /// Rises with each refill, before `word` changes.
+    pub refills: &'a AtomicU32,
     pub freed: &'a [AtomicU64; W],
     pub remote: &'a [AtomicU64; W],
 }
@@ -68,7 +70,22 @@ impl<const W: usize> Sets<'_, W> {
         let bits = self.bits.load(Ordering::Acquire);
         let current = self.word.load(Ordering::Relaxed) as usize == place.word;
         let set = remote | freed | if current { bits } else { 0 };
-        set & place.bit != 0
+        set & place.bit != 0 && ((remote | freed) & place.bit != 0 || self.is_at_hand(place))
+    }
+
+    /// True if the block is in `bits`, and not one of the same number in another word that `bits`
+    /// held while `word` was read.
+    #[cold]
+    fn is_at_hand(&self, place: Place) -> bool {
+        loop {
+            // Acquire pairs with the Release of a refill: what is seen of one shows in the count.
+            let refills = self.refills.load(Ordering::Acquire);
+            let bits = self.bits.load(Ordering::Acquire);
+            let word = self.word.load(Ordering::Acquire);
+            if self.refills.load(Ordering::Relaxed) == refills {
+                return word as usize == place.word && bits & place.bit != 0;
+            }
+        }
     }
 
     /// The free blocks of a word, of all three sets.
@@ -88,7 +105,9 @@ impl<const W: usize> Sets<'_, W> {
         for word in 0..words {
             let freed = self.freed(word).load(Ordering::Relaxed);
             if freed != 0 {
-                self.word.store(word as u32, Ordering::Relaxed);
+                let refills = self.refills.load(Ordering::Relaxed).wrapping_add(1);
+                self.refills.store(refills, Ordering::Release);
+                self.word.store(word as u32, Ordering::Release);
                 self.bits.store(freed, Ordering::Release);
                 self.freed(word).store(0, Ordering::Release);
                 return true;
