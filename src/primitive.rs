@@ -7,4 +7,7 @@
 pub(crate) use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, compiler_fence, fence};
 
 #[cfg(shmkit_loom)]
-pub(crate) use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+mod model;
+
+#[cfg(shmkit_loom)]
+pub use model::{AtomicU32, AtomicU64, Killed, Ordering, fence, kill_after};

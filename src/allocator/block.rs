@@ -118,9 +118,7 @@ pub(crate) fn free(arena: Arena, slot: &Slot, address: usize) -> Result<(), Free
 fn free_own(arena: Arena, slot: &Slot, span: &Span, place: Place) {
     let live = span.live.load(Ordering::Relaxed).wrapping_sub(1);
     span.live.store(live, Ordering::Relaxed);
-    let freed = span.freed(place.word);
-    // The block is free by this store. Only the owner writes the word.
-    freed.store(freed.load(Ordering::Relaxed) | place.bit, Ordering::Release);
+    span.sets().free_own(place);
     slot.watched.freeing.store(0, Ordering::Release);
     let at = span.place.load(Ordering::Relaxed);
     if at == FULL || (live == 0 && at == PARTIAL) {
@@ -144,10 +142,7 @@ fn free_other(
         free_own(arena, slot, span, place);
         return Ok(());
     }
-    // Release: what this thread did with the block is done before the owner hands it out again.
-    let before = span
-        .remote(place.word)
-        .fetch_or(place.bit, Ordering::SeqCst);
+    let before = span.sets().free_remote(place);
     slot.watched.freeing.store(0, Ordering::Release);
     if before & place.bit != 0 {
         return Err(FreeError::NotAllocated);
@@ -187,8 +182,7 @@ pub(crate) fn release_for(arena: Arena, owner: Tag, address: usize) {
     match locate(arena, address) {
         Ok(Located::Block { span, place, .. }) => {
             if !span.is_free(place) {
-                span.remote(place.word)
-                    .fetch_or(place.bit, Ordering::SeqCst);
+                span.sets().free_remote(place);
             }
         }
         Ok(Located::Run { start, slices }) => {

@@ -108,18 +108,14 @@ impl Cache {
         // SAFETY: `current` is 0 or the address of a span record of this pool, stored by this
         // thread; records stay mapped and consist of atomics.
         let span = unsafe { &*std::ptr::with_exposed_provenance::<Span>(current) };
-        let bits = span.bits.load(Ordering::Relaxed);
-        if bits == 0 {
-            return None;
-        }
-        let block = span.word.load(Ordering::Relaxed) * 64 + bits.trailing_zeros();
-        let offset = u64::from(block) * u64::from(span.size.load(Ordering::Relaxed));
-        let address = (span.base.load(Ordering::Relaxed) + offset) as usize;
-        record(address);
-        span.live
-            .store(span.live.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-        // The block is allocated by this store.
-        span.bits.store(bits & (bits - 1), Ordering::Release);
+        let mut address = 0;
+        span.sets().take(|block| {
+            let offset = u64::from(block) * u64::from(span.size.load(Ordering::Relaxed));
+            address = (span.base.load(Ordering::Relaxed) + offset) as usize;
+            record(address);
+            span.live
+                .store(span.live.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        })?;
         Some(address)
     }
 

@@ -13,7 +13,7 @@
 //! | allocate| `bits` without the bit                         | owner |
 //! | free    | `freed[k]` with the bit                        | owner |
 //! | free    | `remote[k]` with the bit (an atomic or)        | anybody else |
-//! | refill  | `word = k`, `bits = freed[k]`, `freed[k] = 0`  | owner, when `bits` is 0 |
+//! | refill  | `refills + 1`, `word = k`, `bits = freed[k]`, `freed[k] = 0` | owner, when `bits` is 0 |
 //! | collect | `freed[k] |= t`, `remote[k] &= !t`, for t in `remote[k]` | owner |
 //! | recover | `freed[word] |= bits`, `bits = 0`, collect     | holder of the dead owner's life word |
 //!
@@ -33,6 +33,8 @@ use super::slice;
 use crate::layout::arena::{Arena, SLICE, SPANS};
 use crate::participants::tag::Tag;
 use crate::primitive::{AtomicU32, AtomicU64, Ordering};
+pub(crate) use crate::protocol::bitmap::Place;
+use crate::protocol::bitmap::Sets;
 
 pub(crate) const WORDS: usize = MAX_BLOCKS / 64;
 
@@ -55,6 +57,8 @@ pub(crate) struct Span {
     pub(crate) previous: AtomicU32,
     /// Blocks handed out less blocks taken back, as far as the owner knows. A hint.
     pub(crate) live: AtomicU32,
+    /// How often `bits` was refilled: others tell by it which word the bits that they read are of.
+    pub(crate) refills: AtomicU32,
 
     pub(crate) freed: FreedWords,
     pub(crate) remote: RemoteWords,
@@ -69,13 +73,6 @@ pub(crate) struct FreedWords([AtomicU64; WORDS]);
 pub(crate) struct RemoteWords([AtomicU64; WORDS]);
 
 const _: () = assert!(size_of::<Span>() <= SPANS.entry);
-
-/// A block's place in its span.
-#[derive(Clone, Copy)]
-pub(crate) struct Place {
-    pub(crate) word: usize,
-    pub(crate) bit: u64,
-}
 
 impl Arena {
     /// The record of the span that starts at a slice below [`Arena::slices`].
@@ -137,6 +134,18 @@ impl Span {
         }
     }
 
+    /// The bitmaps, as the protocol sees them.
+    #[inline]
+    pub(crate) fn sets(&self) -> Sets<'_, WORDS> {
+        Sets {
+            bits: &self.bits,
+            word: &self.word,
+            refills: &self.refills,
+            freed: &self.freed.0,
+            remote: &self.remote.0,
+        }
+    }
+
     pub(crate) fn freed(&self, word: usize) -> &AtomicU64 {
         &self.freed.0[word % WORDS]
     }
@@ -162,24 +171,12 @@ impl Span {
     /// the call, in the order that synchronisation gives, is always found.
     #[inline]
     pub(crate) fn is_free(&self, place: Place) -> bool {
-        let remote = self.remote(place.word).load(Ordering::Acquire);
-        let freed = self.freed(place.word).load(Ordering::Acquire);
-        let bits = self.bits.load(Ordering::Acquire);
-        let current = self.word.load(Ordering::Relaxed) as usize == place.word;
-        let set = remote | freed | if current { bits } else { 0 };
-        set & place.bit != 0
+        self.sets().is_free(place)
     }
 
     /// The free blocks of a word, of all three sets.
     pub(crate) fn free_bits(&self, word: usize) -> u64 {
-        let current = self.word.load(Ordering::Relaxed) as usize == word;
-        self.remote(word).load(Ordering::Acquire)
-            | self.freed(word).load(Ordering::Acquire)
-            | if current {
-                self.bits.load(Ordering::Acquire)
-            } else {
-                0
-            }
+        self.sets().free_bits(word)
     }
 
     /// How many blocks are free.
@@ -191,33 +188,13 @@ impl Span {
 
     /// Moves a word of freed blocks to `bits`, which is 0. False if there is none.
     pub(crate) fn refill(&self) -> bool {
-        for word in 0..self.words() {
-            let freed = self.freed(word).load(Ordering::Relaxed);
-            if freed != 0 {
-                self.word.store(word as u32, Ordering::Relaxed);
-                self.bits.store(freed, Ordering::Release);
-                self.freed(word).store(0, Ordering::Release);
-                return true;
-            }
-        }
-        false
+        self.sets().refill(self.words())
     }
 
     /// Moves what others freed to `freed`. True if there was anything.
     pub(crate) fn collect(&self, arena: Arena) -> bool {
-        let mut any = false;
-        for word in 0..self.words() {
-            // Acquire pairs with the Release of the or: what the other did with the block is done.
-            let mut taken = self.remote(word).load(Ordering::SeqCst);
-            if taken != 0 {
-                taken &= !self.being_freed(arena, word);
-                let freed = self.freed(word).load(Ordering::Relaxed);
-                self.freed(word).store(freed | taken, Ordering::Release);
-                self.remote(word).fetch_and(!taken, Ordering::AcqRel);
-                any |= taken != 0;
-            }
-        }
-        any
+        self.sets()
+            .collect(self.words(), |word| self.being_freed(arena, word))
     }
 
     /// The blocks of a word that `freeing` words name.
@@ -234,13 +211,8 @@ impl Span {
 
     /// Puts `bits` back to `freed` and collects: what recovery does for a dead owner.
     pub(crate) fn settle(&self, arena: Arena) {
-        let word = self.word.load(Ordering::Relaxed) as usize;
-        let bits = self.bits.load(Ordering::Acquire);
-        if bits != 0 {
-            self.freed(word).fetch_or(bits, Ordering::AcqRel);
-            self.bits.store(0, Ordering::Release);
-        }
-        self.collect(arena);
+        self.sets()
+            .settle(self.words(), |word| self.being_freed(arena, word));
     }
 
     /// True if every block is free and nobody is about to free one again.

@@ -1,56 +1,33 @@
-//! A counter word whose changes can be told apart after their author's death.
-//!
-//! ```text
-//! bit  0..32  the value
-//! bit 32..44  slot of who stored it
-//! bit 44..64  that slot's sequence number for the change
-//! ```
-//!
-//! The author records (word, sequence) in its slot, then stores with its slot and sequence inside.
-//! Whoever overwrites another's change first notes that change's sequence in the author's slot, so
-//! the question "did my change happen?" is answered by the word or by the note.
-//! Source: Attiya, Ben-Baruch, Hendler: Nesting-Safe Recoverable Linearizability, PODC 2018; here
-//! with one note a slot instead of a matrix, which only ever rises.
-//!
-//! Invariants
-//! 1. A note is stored before the change that it is about is overwritten.
-//! 2. Notes only rise (modulo 2^20), so a helper that was stopped cannot take one back.
-//! 3. A slot has one change at a time in flight, and gives each a new sequence.
+//! Counter words whose changes can be told apart after their author's death: `protocol::detect` on
+//! the slots of a pool.
 
 use crate::layout::arena::Arena;
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
-use crate::primitive::{AtomicU64, Ordering};
+use crate::primitive::AtomicU64;
+pub(crate) use crate::protocol::detect::value;
+use crate::protocol::detect::{self, Marks};
 
-const SEQUENCES: u64 = 1 << 20;
-
-/// The value in a counter word.
-#[inline]
-pub(crate) const fn value(word: u64) -> u32 {
-    word as u32
-}
-
-const fn author(word: u64) -> usize {
-    (word >> 32 & 0xfff) as usize
-}
-
-const fn sequence_of(word: u64) -> u64 {
-    word >> 44
-}
-
-const fn compose(value: u32, slot: usize, sequence: u64) -> u64 {
-    value as u64 | (slot as u64) << 32 | sequence << 44
-}
-
-/// A sequence number that the slot has not used for a change that anybody could still ask about.
-#[inline]
-pub(crate) fn next_sequence(slot: &Slot) -> u64 {
-    let mut next = (slot.watched.sequence.load(Ordering::Relaxed) + 1) % SEQUENCES;
-    while next == slot.inbox.help.load(Ordering::Relaxed) {
-        next = (next + 1) % SEQUENCES;
+impl Slot {
+    #[inline]
+    fn marks(&self) -> Marks<'_> {
+        Marks {
+            sequence: &self.watched.sequence,
+            help: &self.inbox.help,
+        }
     }
-    slot.watched.sequence.store(next, Ordering::Relaxed);
-    next
+}
+
+/// The marks of the slot that a word names, if it names one.
+#[inline]
+fn marks_in(arena: Arena) -> impl Fn(usize) -> Option<Marks<'static>> {
+    move |slot| (slot != 0 && slot < arena.slot_count()).then(|| arena.slot(slot).marks())
+}
+
+/// A sequence number for a change of the slot `index` to `word`, if that is known already.
+#[inline]
+pub(crate) fn next_sequence(slot: &Slot, index: usize, word: Option<&AtomicU64>) -> u64 {
+    detect::next_sequence(slot.marks(), index, word)
 }
 
 /// Stores `new` with the author's mark if the word is still `old`. Gives the word found otherwise.
@@ -63,52 +40,16 @@ pub(crate) fn change(
     author_slot: usize,
     sequence: u64,
 ) -> Result<(), u64> {
-    note(arena, old);
-    word.compare_exchange(
-        old,
-        compose(new, author_slot, sequence),
-        Ordering::AcqRel,
-        Ordering::Acquire,
-    )
-    .map(drop)
+    detect::change(marks_in(arena), word, old, new, author_slot, sequence)
 }
 
 /// Changes the value by `step`, however often that takes; the new value.
 #[inline]
 pub(crate) fn add(arena: Arena, word: &AtomicU64, step: i32, me: Tag, sequence: u64) -> u32 {
-    let mut old = word.load(Ordering::Acquire);
-    loop {
-        let new = value(old).wrapping_add_signed(step);
-        match change(arena, word, old, new, me.slot(), sequence) {
-            Ok(()) => return new,
-            Err(found) => old = found,
-        }
-    }
-}
-
-/// Tells the author of `old` that its change is about to be overwritten, so that it happened.
-#[inline]
-fn note(arena: Arena, old: u64) {
-    let slot = author(old);
-    if slot == 0 || slot >= arena.slot_count() {
-        return;
-    }
-    let help = &arena.slot(slot).inbox.help;
-    let sequence = sequence_of(old);
-    let mut known = help.load(Ordering::Acquire);
-    // Newer, modulo the number of sequences.
-    while known != sequence && sequence.wrapping_sub(known) % SEQUENCES < SEQUENCES / 2 {
-        match help.compare_exchange(known, sequence, Ordering::AcqRel, Ordering::Acquire) {
-            Ok(_) => break,
-            Err(found) => known = found,
-        }
-    }
+    detect::add(marks_in(arena), word, step, me.slot(), sequence)
 }
 
 /// Whether the change `sequence` of the slot happened. Asked when its author does nothing more.
 pub(crate) fn happened(arena: Arena, word: &AtomicU64, slot: usize, sequence: u64) -> bool {
-    // The word first: if it is overwritten between the two loads, the note is there by invariant 1.
-    let found = word.load(Ordering::SeqCst);
-    (author(found) == slot && sequence_of(found) == sequence)
-        || arena.slot(slot).inbox.help.load(Ordering::SeqCst) == sequence
+    detect::happened(arena.slot(slot).marks(), word, slot, sequence)
 }

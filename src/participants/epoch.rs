@@ -12,16 +12,15 @@
 
 use crate::layout::arena::Arena;
 use crate::participants::table::Slot;
-use crate::primitive::{Ordering, fence};
+use crate::primitive::Ordering;
+use crate::protocol::pins;
 
 /// Starts looking. Looks nest.
 pub(crate) fn pin(arena: Arena, slot: &Slot) {
     let depth = slot.pin_depth.load(Ordering::Relaxed);
     slot.pin_depth.store(depth + 1, Ordering::Relaxed);
     if depth == 0 {
-        let now = arena.header().epoch.load(Ordering::SeqCst);
-        slot.watched.pin.store(now, Ordering::SeqCst);
-        fence(Ordering::SeqCst);
+        pins::show(&slot.watched.pin, &arena.header().epoch);
     }
 }
 
@@ -30,21 +29,16 @@ pub(crate) fn unpin(slot: &Slot) {
     let depth = slot.pin_depth.load(Ordering::Relaxed);
     slot.pin_depth.store(depth - 1, Ordering::Relaxed);
     if depth == 1 {
-        slot.watched.pin.store(0, Ordering::Release);
+        pins::hide(&slot.watched.pin);
     }
 }
 
 /// The stamp for something that was unlinked just now.
 pub(crate) fn stamp(arena: Arena) -> u64 {
-    fence(Ordering::SeqCst);
-    arena.header().epoch.fetch_add(1, Ordering::SeqCst)
+    pins::stamp(&arena.header().epoch)
 }
 
 /// True if nobody can still be looking at what was stamped so.
 pub(crate) fn is_past(arena: Arena, stamp: u64) -> bool {
-    fence(Ordering::SeqCst);
-    arena.slots().all(|(_, slot)| {
-        let pin = slot.watched.pin.load(Ordering::SeqCst);
-        pin == 0 || pin > stamp
-    })
+    pins::is_past(arena.slots().map(|(_, slot)| &slot.watched.pin), stamp)
 }

@@ -33,29 +33,19 @@ use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
 use crate::participants::{life, recovery};
 use crate::primitive::{AtomicU64, Ordering};
+#[allow(unused_imports, reason = "the locks on top use all of it")]
+pub(crate) use crate::protocol::lock_word::{
+    DIED, PANICKED, Refused, WAITERS, clear, try_fast, unlock_fast,
+};
+use crate::protocol::lock_word::{announce, attempt, unlock_slow};
 use crate::sys::futex;
 use crate::sys::robust::{OWNER_DIED, WAITERS as LIFE_WAITERS};
-
-pub(crate) const WAITERS: u64 = 1;
-pub(crate) const PANICKED: u64 = 2;
-pub(crate) const DIED: u64 = 4;
 
 /// How long anybody sleeps without looking again: the longest that a lost wake costs.
 pub(crate) const TICK: Duration = Duration::from_millis(4);
 
 /// How often a word is looked at before sleeping on it.
 const SPINS: u32 = 100;
-
-/// Why the lock was not taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Refused {
-    /// The thread holds it already.
-    Held,
-    /// Somebody else holds it.
-    Busy,
-    /// The time is up.
-    TimedOut,
-}
 
 /// A lock as it was found by who took it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,21 +62,6 @@ impl Taken {
         flags: 0,
         from: Tag::NOBODY,
     };
-}
-
-/// Takes a lock that is free and has no flags. The short way for the common case.
-#[inline]
-pub(crate) fn try_fast(word: &AtomicU64, me: Tag) -> bool {
-    // Acquire pairs with the Release of the last holder's unlock.
-    word.compare_exchange(0, me.word(), Ordering::Acquire, Ordering::Relaxed)
-        .is_ok()
-}
-
-/// Gives back a lock that has no flags and no sleepers.
-#[inline]
-pub(crate) fn unlock_fast(word: &AtomicU64, me: Tag) -> bool {
-    word.compare_exchange(me.word(), 0, Ordering::Release, Ordering::Relaxed)
-        .is_ok()
 }
 
 /// Takes the lock, waiting until `deadline` (for ever if `None`).
@@ -117,8 +92,13 @@ fn lock_slow(
     let mut spins = 0;
     loop {
         let found = word.load(Ordering::Relaxed);
-        match attempt(arena, word, me, found, slept) {
-            Ok(taken) => return Ok(taken),
+        match attempt(word, me, found, slept, |owner| is_over(arena, owner)) {
+            Ok(flags) => {
+                return Ok(Taken {
+                    flags,
+                    from: Tag::of_word(found),
+                });
+            }
             Err(Refused::Held) => return Err(Refused::Held),
             Err(_) => {}
         }
@@ -134,12 +114,7 @@ fn lock_slow(
             // Lost a free lock to another taker. WAITERS on a free lock would wake nobody.
             continue;
         }
-        let waiting = found | WAITERS;
-        if found == waiting
-            || word
-                .compare_exchange(found, waiting, Ordering::Relaxed, Ordering::Relaxed)
-                .is_ok()
-        {
+        if let Some(waiting) = announce(word, found) {
             sleep(
                 arena,
                 slot,
@@ -168,45 +143,20 @@ pub(crate) fn try_lock(arena: Arena, slot: &Slot, word: &AtomicU64) -> Result<Ta
 fn try_lock_slow(arena: Arena, slot: &Slot, word: &AtomicU64) -> Result<Taken, Refused> {
     loop {
         let found = word.load(Ordering::Relaxed);
-        match attempt(arena, word, slot.tag(), found, 0) {
+        match attempt(word, slot.tag(), found, 0, |owner| is_over(arena, owner)) {
             // Lost to a change of flags or to another taker: look again.
             Err(Refused::Busy) if word.load(Ordering::Relaxed) != found => {}
-            other => return other,
+            other => {
+                let from = Tag::of_word(found);
+                return other.map(|flags| Taken { flags, from });
+            }
         }
     }
 }
 
-/// One attempt to turn `found` into a word with our tag.
-fn attempt(
-    arena: Arena,
-    word: &AtomicU64,
-    me: Tag,
-    found: u64,
-    extra: u64,
-) -> Result<Taken, Refused> {
-    let owner = Tag::of_word(found);
-    if owner == me {
-        return Err(Refused::Held);
-    }
-    let mut flags = found & Tag::FLAGS | extra;
-    if !owner.is_nobody() {
-        if !life::is_gone(arena, owner) || !recovery::is_resolved(arena, owner) {
-            return Err(Refused::Busy);
-        }
-        flags |= DIED | WAITERS;
-    }
-    match word.compare_exchange(
-        found,
-        me.word() | flags,
-        Ordering::Acquire,
-        Ordering::Relaxed,
-    ) {
-        Ok(_) => Ok(Taken {
-            flags: flags & !WAITERS,
-            from: owner,
-        }),
-        Err(_) => Err(Refused::Busy),
-    }
+/// True if the owner is gone and has nothing half done: by invariant 3 its locks may be taken.
+fn is_over(arena: Arena, owner: Tag) -> bool {
+    life::is_gone(arena, owner) && recovery::is_resolved(arena, owner)
 }
 
 /// Gives the lock back, setting and clearing flags, and wakes a sleeper.
@@ -217,28 +167,15 @@ pub(crate) fn unlock(word: &AtomicU64, me: Tag, set: u64) {
     if set == 0 && unlock_fast(word, me) {
         return;
     }
-    unlock_slow(word, set);
+    unlock_and_wake(word, set);
 }
 
 #[cold]
-fn unlock_slow(word: &AtomicU64, set: u64) {
-    let mut found = word.load(Ordering::Relaxed);
-    loop {
-        let free = (found & Tag::FLAGS & !WAITERS) | set;
-        // By invariant 1 only flags can change meanwhile.
-        match word.compare_exchange(found, free, Ordering::Release, Ordering::Relaxed) {
-            Ok(_) => break,
-            Err(now) => found = now,
-        }
-    }
-    if found & WAITERS != 0 {
+fn unlock_and_wake(word: &AtomicU64, set: u64) {
+    // By invariant 1 only flags can change meanwhile.
+    if unlock_slow(word, set) {
         futex::wake(Arena::low_half(word), 1);
     }
-}
-
-/// Clears flags of a lock. The caller holds it, or does not mind who does.
-pub(crate) fn clear(word: &AtomicU64, flags: u64) {
-    word.fetch_and(!flags, Ordering::Relaxed);
 }
 
 /// Sleeps while `word` holds `value` and the owner lives, a [`TICK`] at most, and then does what

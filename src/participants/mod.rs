@@ -2,7 +2,7 @@
 //!
 //! | module     | what |
 //! |------------|------|
-//! | `tag`      | (slot, generation), the name of an owner anywhere in the pool |
+//! | `tag`      | (slot, generation), the name of an owner anywhere in the pool; see `protocol` |
 //! | `table`    | thread slots and process records |
 //! | `thread`   | this thread's slot: found in two loads, claimed at first use, left at its end |
 //! | `process`  | this process's record; what happens at fork |
@@ -21,5 +21,6 @@ pub(crate) mod permits;
 pub(crate) mod process;
 pub(crate) mod recovery;
 pub(crate) mod table;
-pub(crate) mod tag;
 pub(crate) mod thread;
+
+pub(crate) use crate::protocol::tag;

@@ -47,7 +47,7 @@ pub(crate) fn try_take(arena: Arena, slot: &Slot, word: &AtomicU64) -> Result<us
     if slot.permit_limit.load(Ordering::Relaxed) <= index as u64 {
         slot.permit_limit.store(index as u64 + 1, Ordering::Release);
     }
-    let sequence = detect::next_sequence(slot);
+    let sequence = detect::next_sequence(slot, owner, word_of(arena, entry));
     entry
         .state
         .store(TAKING | sequence << SEQUENCE_SHIFT, Ordering::Release);
@@ -79,7 +79,7 @@ pub(crate) fn try_take(arena: Arena, slot: &Slot, word: &AtomicU64) -> Result<us
 pub(crate) fn give(arena: Arena, owner: usize, index: usize) {
     let slot = arena.slot(owner);
     let entry = &slot.permits[index];
-    let sequence = detect::next_sequence(slot);
+    let sequence = detect::next_sequence(slot, owner, word_of(arena, entry));
     entry
         .state
         .store(GIVING | sequence << SEQUENCE_SHIFT, Ordering::SeqCst);

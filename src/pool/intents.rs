@@ -100,8 +100,9 @@ fn counter(arena: Arena, reference: u64) -> Option<&'static AtomicU64> {
 pub(crate) fn set_link(arena: Arena, slot: &Slot, field: &AtomicU64, new: u32) -> Option<usize> {
     let address = std::ptr::from_ref(field).addr() as u64;
     slot.intent.open(LINK, &[address, new.into(), 0, 0]);
-    set_step(slot, COUNT_NEW);
-    if let Some(links) = counter(arena, new.into()) {
+    let counted = counter(arena, new.into());
+    set_step(slot, slot.tag().slot(), COUNT_NEW, counted);
+    if let Some(links) = counted {
         let sequence = slot.intent.arg(STEP) >> SEQUENCE;
         detect::add(arena, links, 1, slot.tag(), sequence);
     }
@@ -110,9 +111,12 @@ pub(crate) fn set_link(arena: Arena, slot: &Slot, field: &AtomicU64, new: u32) -
     old
 }
 
-fn set_step(slot: &Slot, step: u64) {
-    slot.intent
-        .set_arg(STEP, step | detect::next_sequence(slot) << SEQUENCE);
+/// Goes on to a step, the change of which is to `word`.
+fn set_step(slot: &Slot, author: usize, step: u64, word: Option<&AtomicU64>) {
+    slot.intent.set_arg(
+        STEP,
+        step | detect::next_sequence(slot, author, word) << SEQUENCE,
+    );
 }
 
 /// Runs LINK from its step on, once the new object is counted.
@@ -124,7 +128,7 @@ fn run_link(arena: Arena, slot: &Slot, author: usize) -> Option<usize> {
     let done =
         |step: u64, word: &AtomicU64| detect::happened(arena, word, author, step >> SEQUENCE);
     if step & 3 == COUNT_NEW {
-        set_step(slot, SWAP);
+        set_step(slot, author, SWAP, Some(field));
         step = slot.intent.arg(STEP);
     }
     if step & 3 == SWAP {
@@ -139,7 +143,8 @@ fn run_link(arena: Arena, slot: &Slot, author: usize) -> Option<usize> {
                 }
             }
         }
-        set_step(slot, UNCOUNT_OLD);
+        let old = counter(arena, slot.intent.arg(OLD));
+        set_step(slot, author, UNCOUNT_OLD, old);
         step = slot.intent.arg(STEP);
     }
     let old = slot.intent.arg(OLD);
@@ -158,7 +163,7 @@ pub(super) fn drop_link(arena: Arena, slot: &Slot, field: u64) -> Option<usize> 
     slot.intent.set_arg(DESTROY_FIELD, field);
     slot.intent.set_arg(DESTROY_TARGET, target.into());
     // The sequence is what says that the step is on its way.
-    let sequence = detect::next_sequence(slot);
+    let sequence = detect::next_sequence(slot, slot.tag().slot(), Some(links));
     slot.intent.set_arg(DESTROY_SEQUENCE, sequence);
     detect::add(arena, links, -1, slot.tag(), sequence);
     link.store(0, Ordering::Release);

@@ -37,6 +37,8 @@ use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
 use crate::participants::{detect, epoch, permits, process};
 use crate::primitive::{AtomicU64, Ordering};
+use crate::protocol::lifecycle;
+pub(crate) use crate::protocol::lifecycle::{ObjectState, Phase};
 use crate::sys::memory::CommitError;
 
 /// An object's entry.
@@ -56,61 +58,13 @@ pub(crate) struct Entry {
 
 const _: () = assert!(size_of::<Entry>() <= OBJECTS.entry);
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
-pub(crate) enum Phase {
-    Free = 0,
-    Creating = 1,
-    Live = 2,
-    Retired = 3,
-    Destroying = 4,
-    Condemned = 5,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct ObjectState {
-    pub(crate) phase: Phase,
-    version: u32,
-    pub(crate) generation: u32,
-}
-
-impl ObjectState {
-    const fn unpack(word: u64) -> Self {
-        let phase = match word & 0xff {
-            1 => Phase::Creating,
-            2 => Phase::Live,
-            3 => Phase::Retired,
-            4 => Phase::Destroying,
-            5 => Phase::Condemned,
-            _ => Phase::Free,
-        };
-        ObjectState {
-            phase,
-            version: (word >> 8) as u32 & 0xff_ffff,
-            generation: (word >> 32) as u32,
-        }
-    }
-
-    const fn pack(self) -> u64 {
-        (self.generation as u64) << 32
-            | ((self.version & 0xff_ffff) as u64) << 8
-            | self.phase as u64
-    }
-
-    const fn with(self, phase: Phase) -> Self {
-        ObjectState { phase, ..self }
-    }
-}
-
 impl Entry {
     pub(crate) fn state(&self) -> ObjectState {
-        ObjectState::unpack(self.state.load(Ordering::SeqCst))
+        lifecycle::read(&self.state)
     }
 
     fn turn(&self, from: ObjectState, to: ObjectState) -> bool {
-        self.state
-            .compare_exchange(from.pack(), to.pack(), Ordering::SeqCst, Ordering::Relaxed)
-            .is_ok()
+        lifecycle::turn(&self.state, from, to)
     }
 
     /// The index of the type.
@@ -283,15 +237,8 @@ pub(super) fn hold(arena: Arena, index: usize, generation: u32) -> Result<bool, 
     process::commit_holds(arena, row, index + 1)?;
     set_hold(arena, row, index);
     // By invariant 1.
-    loop {
-        let state = entry.state();
-        match state.phase {
-            _ if state.generation != generation => break,
-            Phase::Live => return Ok(true),
-            Phase::Retired if entry.turn(state, state.with(Phase::Live)) => return Ok(true),
-            Phase::Retired => {}
-            _ => break,
-        }
+    if lifecycle::hold(&entry.state, generation) {
+        return Ok(true);
     }
     clear_hold(arena, row, index);
     Ok(false)
@@ -349,30 +296,17 @@ fn retire(arena: Arena, index: usize) -> bool {
     let Some(entry) = arena.object(index) else {
         return false;
     };
-    loop {
-        let state = entry.state();
-        match state.phase {
-            Phase::Retired | Phase::Condemned => return true,
-            Phase::Live
-                if detect::value(entry.links.load(Ordering::SeqCst)) == 0
-                    && !is_held(arena, index) =>
-            {
-                entry.stamp.fetch_max(epoch::stamp(arena), Ordering::SeqCst);
-                let version = state.version.wrapping_add(1);
-                if entry.turn(
-                    state,
-                    ObjectState {
-                        phase: Phase::Retired,
-                        version,
-                        ..state
-                    },
-                ) {
-                    return true;
-                }
-            }
-            _ => return false,
-        }
-    }
+    lifecycle::retire(
+        &entry.state,
+        &entry.stamp,
+        || is_unused(arena, entry, index),
+        || epoch::stamp(arena),
+    )
+}
+
+/// True if no link and no process holds the object.
+fn is_unused(arena: Arena, entry: &Entry, index: usize) -> bool {
+    detect::value(entry.links.load(Ordering::SeqCst)) == 0 && !is_held(arena, index)
 }
 
 /// Destroys an object that is RETIRED or CONDEMNED, if nothing holds it and nobody looks at it.
@@ -383,30 +317,14 @@ fn destroy(arena: Arena, slot: &Slot, index: usize, work: &mut Vec<usize>) {
     let Some(entry) = arena.object(index) else {
         return;
     };
-    let state = entry.state();
-    match state.phase {
-        Phase::Condemned => {}
-        Phase::Retired => {
-            if detect::value(entry.links.load(Ordering::SeqCst)) != 0 || is_held(arena, index) {
-                // It only seemed so.
-                entry.turn(state, state.with(Phase::Live));
-                return;
-            }
-            let past = epoch::is_past(arena, entry.stamp.load(Ordering::SeqCst));
-            if !past || permits::any_within(arena, extent(arena, entry)) {
-                return;
-            }
-        }
-        _ => return,
-    }
-    slot.intent.open(intents::DESTROY, &[index as u64, 0, 0, 0]);
-    let version = slot.tag().slot() as u32;
-    let destroying = ObjectState {
-        phase: Phase::Destroying,
-        version,
-        ..state
+    let is_past =
+        |stamp| epoch::is_past(arena, stamp) && !permits::any_within(arena, extent(arena, entry));
+    let is_unused = || is_unused(arena, entry, index);
+    let Some(state) = lifecycle::destroyable(&entry.state, &entry.stamp, is_unused, is_past) else {
+        return;
     };
-    if entry.turn(state, destroying) {
+    slot.intent.open(intents::DESTROY, &[index as u64, 0, 0, 0]);
+    if let Some(destroying) = lifecycle::seize(&entry.state, state, slot.tag().slot()) {
         let address = entry.address.load(Ordering::Relaxed) as usize;
         if address != 0 {
             for owned in types::owned_words(arena, entry.kind()) {
@@ -436,14 +354,8 @@ fn destroy(arena: Arena, slot: &Slot, index: usize, work: &mut Vec<usize>) {
 
 /// What recovery does for a dead destroyer, once the step on the way is finished.
 pub(super) fn condemn(arena: Arena, owner: Tag, index: usize) {
-    let Some(entry) = arena.object(index) else {
-        return;
-    };
-    let state = entry.state();
-    if state.phase == Phase::Destroying && state.version == owner.slot() as u32 {
-        entry
-            .state
-            .store(state.with(Phase::Condemned).pack(), Ordering::SeqCst);
+    if let Some(entry) = arena.object(index) {
+        lifecycle::condemn(&entry.state, owner.slot());
     }
 }
 

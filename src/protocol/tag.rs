@@ -11,42 +11,42 @@
 
 /// An owner of something in the pool. Zero is nobody.
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Tag(u64);
+pub struct Tag(u64);
 
 impl Tag {
-    pub(crate) const NOBODY: Tag = Tag(0);
+    pub const NOBODY: Tag = Tag(0);
     /// The bits of a word that hold a tag.
-    pub(crate) const MASK: u64 = !Self::FLAGS;
+    pub const MASK: u64 = !Self::FLAGS;
     /// The bits of a word that are left for flags.
-    pub(crate) const FLAGS: u64 = 0xf;
+    pub const FLAGS: u64 = 0xf;
 
-    pub(crate) const fn new(slot: usize, generation: u64) -> Self {
+    pub const fn new(slot: usize, generation: u64) -> Self {
         Tag((slot as u64) << 4 | generation << 16)
     }
 
     /// The tag within a word, whatever its flags.
     #[inline]
-    pub(crate) const fn of_word(word: u64) -> Self {
+    pub const fn of_word(word: u64) -> Self {
         Tag(word & Self::MASK)
     }
 
     #[inline]
-    pub(crate) const fn word(self) -> u64 {
+    pub const fn word(self) -> u64 {
         self.0
     }
 
     #[inline]
-    pub(crate) const fn slot(self) -> usize {
+    pub const fn slot(self) -> usize {
         (self.0 >> 4 & 0xfff) as usize
     }
 
     #[inline]
-    pub(crate) const fn generation(self) -> u64 {
+    pub const fn generation(self) -> u64 {
         self.0 >> 16
     }
 
     #[inline]
-    pub(crate) const fn is_nobody(self) -> bool {
+    pub const fn is_nobody(self) -> bool {
         self.0 == 0
     }
 }

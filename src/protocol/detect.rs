@@ -1,0 +1,141 @@
+//! A counter word whose changes can be told apart after their author's death.
+//!
+//! ```text
+//! bit  0..32  the value
+//! bit 32..44  slot of who stored it
+//! bit 44..64  that slot's sequence number for the change
+//! ```
+//!
+//! The author records (word, sequence) in its slot, then stores with its slot and sequence inside.
+//! Whoever overwrites another's change first notes that change's sequence in the author's slot, so
+//! the question "did my change happen?" is answered by the word or by the note.
+//! Source: Attiya, Ben-Baruch, Hendler: Nesting-Safe Recoverable Linearizability, PODC 2018; here
+//! with one note a slot instead of a matrix, which only ever rises.
+//!
+//! Invariants
+//! 1. A note is stored before the change that it is about is overwritten.
+//! 2. A note names the word too, and is stored only while its sequence is the author's latest: a
+//!    helper that was stopped cannot put an old one in the place of a newer, and a mark that has
+//!    stood in some word since the sequences last went round is not taken for a new one.
+//! 3. A slot has one change at a time in flight, and gives each a sequence that the word does not
+//!    carry already.
+
+use crate::primitive::{AtomicU64, Ordering};
+
+const SEQUENCES: u64 = 1 << 20;
+
+/// The words of a slot that this is about.
+#[derive(Clone, Copy)]
+pub struct Marks<'a> {
+    /// The sequence of its latest change. Its author's.
+    pub sequence: &'a AtomicU64,
+    /// The latest sequence that somebody has noted. Everybody's.
+    pub help: &'a AtomicU64,
+}
+
+/// The value in a counter word.
+#[inline]
+pub const fn value(word: u64) -> u32 {
+    word as u32
+}
+
+const fn author(word: u64) -> usize {
+    (word >> 32 & 0xfff) as usize
+}
+
+const fn sequence_of(word: u64) -> u64 {
+    word >> 44
+}
+
+const fn compose(value: u32, slot: usize, sequence: u64) -> u64 {
+    value as u64 | (slot as u64) << 32 | sequence << 44
+}
+
+/// What is noted of a change.
+fn noted(word: &AtomicU64, sequence: u64) -> u64 {
+    sequence << 44 | (std::ptr::from_ref(word).addr() as u64 >> 3 & (1 << 44) - 1)
+}
+
+/// A sequence number for a change of the slot to `word`, if that is known already, about which
+/// nobody could be mistaken.
+#[inline]
+pub fn next_sequence(marks: Marks, slot: usize, word: Option<&AtomicU64>) -> u64 {
+    let mut next = (marks.sequence.load(Ordering::Relaxed) + 1) % SEQUENCES;
+    let carried = word
+        .map(|word| word.load(Ordering::Relaxed))
+        .filter(|&found| author(found) == slot)
+        .map(sequence_of);
+    while carried == Some(next) || next == sequence_of(marks.help.load(Ordering::Relaxed)) {
+        next = (next + 1) % SEQUENCES;
+    }
+    marks.sequence.store(next, Ordering::Relaxed);
+    next
+}
+
+/// Stores `new` with the author's mark if the word is still `old`. Gives the word found otherwise.
+#[inline]
+pub fn change<'a>(
+    marks_of: impl Fn(usize) -> Option<Marks<'a>>,
+    word: &AtomicU64,
+    old: u64,
+    new: u32,
+    author_slot: usize,
+    sequence: u64,
+) -> Result<(), u64> {
+    note(marks_of, word, old);
+    word.compare_exchange(
+        old,
+        compose(new, author_slot, sequence),
+        Ordering::AcqRel,
+        Ordering::Acquire,
+    )
+    .map(drop)
+}
+
+/// Changes the value by `step`, however often that takes; the new value.
+#[inline]
+pub fn add<'a>(
+    marks_of: impl Fn(usize) -> Option<Marks<'a>>,
+    word: &AtomicU64,
+    step: i32,
+    author_slot: usize,
+    sequence: u64,
+) -> u32 {
+    let mut old = word.load(Ordering::Acquire);
+    loop {
+        let new = value(old).wrapping_add_signed(step);
+        match change(&marks_of, word, old, new, author_slot, sequence) {
+            Ok(()) => return new,
+            Err(found) => old = found,
+        }
+    }
+}
+
+/// Tells the author of `old` that its change is about to be overwritten, so that it happened.
+#[inline]
+fn note<'a>(marks_of: impl Fn(usize) -> Option<Marks<'a>>, word: &AtomicU64, old: u64) {
+    let Some(marks) = marks_of(author(old)) else {
+        return;
+    };
+    let note = noted(word, sequence_of(old));
+    let mut known = marks.help.load(Ordering::Acquire);
+    // By invariant 2. The author set its sequence before it stored `old`, so it is seen here.
+    while known != note && marks.sequence.load(Ordering::Acquire) == sequence_of(old) {
+        match marks
+            .help
+            .compare_exchange(known, note, Ordering::AcqRel, Ordering::Acquire)
+        {
+            Ok(_) => break,
+            Err(found) => known = found,
+        }
+    }
+}
+
+/// Whether the change `sequence` of the slot to `word` happened. Asked when its author does
+/// nothing more.
+pub fn happened(marks: Marks, word: &AtomicU64, slot: usize, sequence: u64) -> bool {
+    // The word first: if it is overwritten between the two loads, the note is there by invariant 1.
+    let found = word.load(Ordering::SeqCst);
+    (author(found) == slot && sequence_of(found) == sequence)
+        || marks.help.load(Ordering::SeqCst) == noted(word, sequence)
+}

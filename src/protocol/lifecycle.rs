@@ -1,0 +1,155 @@
+//! The state of an object: held, retired, destroyed. Rationale, phases and invariants:
+//! `pool::objects`.
+
+use crate::primitive::{AtomicU64, Ordering};
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Phase {
+    Free = 0,
+    Creating = 1,
+    Live = 2,
+    Retired = 3,
+    Destroying = 4,
+    Condemned = 5,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ObjectState {
+    pub phase: Phase,
+    pub version: u32,
+    pub generation: u32,
+}
+
+impl ObjectState {
+    pub const fn unpack(word: u64) -> Self {
+        let phase = match word & 0xff {
+            1 => Phase::Creating,
+            2 => Phase::Live,
+            3 => Phase::Retired,
+            4 => Phase::Destroying,
+            5 => Phase::Condemned,
+            _ => Phase::Free,
+        };
+        ObjectState {
+            phase,
+            version: (word >> 8) as u32 & 0xff_ffff,
+            generation: (word >> 32) as u32,
+        }
+    }
+
+    pub const fn pack(self) -> u64 {
+        (self.generation as u64) << 32
+            | ((self.version & 0xff_ffff) as u64) << 8
+            | self.phase as u64
+    }
+
+    pub const fn with(self, phase: Phase) -> Self {
+        ObjectState { phase, ..self }
+    }
+}
+
+/// The state in a word.
+#[inline]
+pub fn read(word: &AtomicU64) -> ObjectState {
+    ObjectState::unpack(word.load(Ordering::SeqCst))
+}
+
+/// Turns one state to another, if it still is the one.
+#[inline]
+pub fn turn(word: &AtomicU64, from: ObjectState, to: ObjectState) -> bool {
+    word.compare_exchange(from.pack(), to.pack(), Ordering::SeqCst, Ordering::Relaxed)
+        .is_ok()
+}
+
+/// True if the object of that generation is there, and stays while the caller's bit is set, which
+/// it was before the call.
+#[inline]
+pub fn hold(word: &AtomicU64, generation: u32) -> bool {
+    loop {
+        let state = read(word);
+        match state.phase {
+            _ if state.generation != generation => return false,
+            Phase::Live => return true,
+            Phase::Retired if turn(word, state, state.with(Phase::Live)) => return true,
+            Phase::Retired => {}
+            _ => return false,
+        }
+    }
+}
+
+/// Turns the object to RETIRED if nothing holds it. True if it is RETIRED or CONDEMNED.
+/// `now` gives a stamp.
+#[inline]
+pub fn retire(
+    word: &AtomicU64,
+    stamp: &AtomicU64,
+    is_unused: impl Fn() -> bool,
+    now: impl Fn() -> u64,
+) -> bool {
+    loop {
+        let state = read(word);
+        match state.phase {
+            Phase::Retired | Phase::Condemned => return true,
+            Phase::Live if is_unused() => {
+                stamp.fetch_max(now(), Ordering::SeqCst);
+                let version = state.version.wrapping_add(1);
+                let retired = ObjectState {
+                    phase: Phase::Retired,
+                    version,
+                    ..state
+                };
+                if turn(word, state, retired) {
+                    return true;
+                }
+            }
+            _ => return false,
+        }
+    }
+}
+
+/// The state of an object that can be destroyed: CONDEMNED, or RETIRED if nothing holds it and
+/// `is_past` says of its stamp that nobody looks at it. LIVE again if something holds it.
+#[inline]
+pub fn destroyable(
+    word: &AtomicU64,
+    stamp: &AtomicU64,
+    is_unused: impl FnOnce() -> bool,
+    is_past: impl FnOnce(u64) -> bool,
+) -> Option<ObjectState> {
+    let state = read(word);
+    match state.phase {
+        Phase::Condemned => {}
+        Phase::Retired => {
+            if !is_unused() {
+                // It only seemed so.
+                turn(word, state, state.with(Phase::Live));
+                return None;
+            }
+            if !is_past(stamp.load(Ordering::SeqCst)) {
+                return None;
+            }
+        }
+        _ => return None,
+    }
+    Some(state)
+}
+
+/// Turns a [`destroyable`] object to DESTROYING, by the slot, if nobody held it meanwhile.
+#[inline]
+pub fn seize(word: &AtomicU64, state: ObjectState, slot: usize) -> Option<ObjectState> {
+    let destroying = ObjectState {
+        phase: Phase::Destroying,
+        version: slot as u32,
+        ..state
+    };
+    turn(word, state, destroying).then_some(destroying)
+}
+
+/// Turns DESTROYING by that slot, who is dead, to CONDEMNED.
+pub fn condemn(word: &AtomicU64, slot: usize) {
+    let state = read(word);
+    if state.phase == Phase::Destroying && state.version == slot as u32 {
+        word.store(state.with(Phase::Condemned).pack(), Ordering::SeqCst);
+    }
+}

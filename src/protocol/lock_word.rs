@@ -1,0 +1,96 @@
+//! The word of a lock, which names its owner. Rationale, states and invariants: `participants::lock`.
+
+use crate::primitive::{AtomicU64, Ordering};
+use crate::protocol::tag::Tag;
+
+pub const WAITERS: u64 = 1;
+pub const PANICKED: u64 = 2;
+pub const DIED: u64 = 4;
+
+/// Why the lock was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// The thread holds it already.
+    Held,
+    /// Somebody else holds it.
+    Busy,
+    /// The time is up.
+    TimedOut,
+}
+
+/// Takes a lock that is free and has no flags. The short way for the common case.
+#[inline]
+pub fn try_fast(word: &AtomicU64, me: Tag) -> bool {
+    // Acquire pairs with the Release of the last holder's unlock.
+    word.compare_exchange(0, me.word(), Ordering::Acquire, Ordering::Relaxed)
+        .is_ok()
+}
+
+/// Gives back a lock that has no flags and no sleepers.
+#[inline]
+pub fn unlock_fast(word: &AtomicU64, me: Tag) -> bool {
+    word.compare_exchange(me.word(), 0, Ordering::Release, Ordering::Relaxed)
+        .is_ok()
+}
+
+/// One attempt to turn `found` into a word with our tag; the flags it was found with. `is_gone`
+/// says that an owner is dead and what it was doing under the lock has happened or not.
+#[inline]
+pub fn attempt(
+    word: &AtomicU64,
+    me: Tag,
+    found: u64,
+    extra: u64,
+    is_gone: impl FnOnce(Tag) -> bool,
+) -> Result<u64, Refused> {
+    let owner = Tag::of_word(found);
+    if owner == me {
+        return Err(Refused::Held);
+    }
+    let mut flags = found & Tag::FLAGS | extra;
+    if !owner.is_nobody() {
+        if !is_gone(owner) {
+            return Err(Refused::Busy);
+        }
+        flags |= DIED | WAITERS;
+    }
+    match word.compare_exchange(
+        found,
+        me.word() | flags,
+        Ordering::Acquire,
+        Ordering::Relaxed,
+    ) {
+        Ok(_) => Ok(flags & !WAITERS),
+        Err(_) => Err(Refused::Busy),
+    }
+}
+
+/// Says that somebody is about to sleep on `found`; what to sleep on, if that still is the word.
+#[inline]
+pub fn announce(word: &AtomicU64, found: u64) -> Option<u64> {
+    let waiting = found | WAITERS;
+    let announced = found == waiting
+        || word
+            .compare_exchange(found, waiting, Ordering::Relaxed, Ordering::Relaxed)
+            .is_ok();
+    announced.then_some(waiting)
+}
+
+/// Gives the lock back, setting flags. True if a sleeper is to be woken. The caller holds it.
+#[inline]
+pub fn unlock_slow(word: &AtomicU64, set: u64) -> bool {
+    let mut found = word.load(Ordering::Relaxed);
+    loop {
+        let free = (found & Tag::FLAGS & !WAITERS) | set;
+        // Only flags can change meanwhile.
+        match word.compare_exchange(found, free, Ordering::Release, Ordering::Relaxed) {
+            Ok(_) => return found & WAITERS != 0,
+            Err(now) => found = now,
+        }
+    }
+}
+
+/// Clears flags of a lock. The caller holds it, or does not mind who does.
+pub fn clear(word: &AtomicU64, flags: u64) {
+    word.fetch_and(!flags, Ordering::Relaxed);
+}

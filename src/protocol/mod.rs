@@ -1,0 +1,23 @@
+//! The protocols on shared words, apart from the pool that the words are in.
+//!
+//! What is here must be right under every interleaving and after a death at every write, and is
+//! checked for that: `tests/loom` runs this very code. What a step needs of the pool comes in as a
+//! closure. Imports `primitive` alone.
+//!
+//! | module      | what | used by |
+//! |-------------|------|---------|
+//! | `tag`       | (slot, generation), the name of an owner | everybody |
+//! | `bitmap`    | which blocks of a span are free | `allocator::span` |
+//! | `detect`    | a compare-exchange whose outcome can be told after its author's death | `participants::detect` |
+//! | `lock_word` | a lock whose word names its owner | `participants::lock` |
+//! | `pins`      | what may still be looked at is not freed | `participants::epoch` |
+//! | `lifecycle` | held, retired, destroyed | `pool::objects` |
+//!
+//! Items are `pub` for the models; outside of them the module is private.
+
+pub mod bitmap;
+pub mod detect;
+pub mod lifecycle;
+pub mod lock_word;
+pub mod pins;
+pub mod tag;

@@ -1,0 +1,278 @@
+//! A span's bitmaps: no block is handed out twice, none is lost, no free is refused.
+
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use loom::cell::UnsafeCell;
+use loom::sync::Arc;
+use loom::thread;
+use shmkit::primitive::{AtomicU32, AtomicU64, Ordering};
+use shmkit::protocol::bitmap::{Place, Sets};
+
+use super::{Death, Deaths, Explorer};
+
+const WORDS: usize = 2;
+/// Blocks of a model: the first three of each word.
+const BLOCKS: [u32; 6] = [0, 1, 2, 64, 65, 66];
+/// The owner's place among `freeing` words.
+const OWNER: usize = 0;
+
+struct Span {
+    bits: AtomicU64,
+    word: AtomicU32,
+    refills: AtomicU32,
+    freed: [AtomicU64; WORDS],
+    remote: [AtomicU64; WORDS],
+    /// A block + 1 that the thread frees for good.
+    freeing: [AtomicU64; 3],
+    /// A block + 1 that the owner is about to have.
+    intent: AtomicU64,
+    /// The ledger: which blocks somebody has. No part of the protocol.
+    had: [AtomicBool; 128],
+    /// What whoever has the block writes to it.
+    data: Vec<UnsafeCell<u32>>,
+}
+
+fn place(block: u32) -> Place {
+    Place {
+        word: block as usize / 64,
+        bit: 1 << (block % 64),
+    }
+}
+
+impl Span {
+    /// A span with these free blocks; somebody has the others.
+    fn new(free: &[u32]) -> Arc<Self> {
+        let words = || [AtomicU64::new(0), AtomicU64::new(0)];
+        let span = Span {
+            bits: AtomicU64::new(0),
+            word: AtomicU32::new(0),
+            refills: AtomicU32::new(0),
+            freed: words(),
+            remote: words(),
+            freeing: [AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0)],
+            intent: AtomicU64::new(0),
+            had: std::array::from_fn(|_| AtomicBool::new(true)),
+            data: BLOCKS.iter().map(|_| UnsafeCell::new(0)).collect(),
+        };
+        for &block in free {
+            span.sets().free_own(place(block));
+            span.had[block as usize].store(false, Relaxed);
+        }
+        Arc::new(span)
+    }
+
+    fn sets(&self) -> Sets<'_, WORDS> {
+        Sets {
+            bits: &self.bits,
+            word: &self.word,
+            refills: &self.refills,
+            freed: &self.freed,
+            remote: &self.remote,
+        }
+    }
+
+    fn being_freed(&self, word: usize) -> u64 {
+        self.freeing
+            .iter()
+            .filter_map(|freeing| {
+                let named = freeing.load(Ordering::SeqCst);
+                let place = (named != 0).then(|| place(named as u32 - 1))?;
+                (place.word == word).then_some(place.bit)
+            })
+            .fold(0, |all, bit| all | bit)
+    }
+
+    /// Uses a block that the caller has: loom finds fault if another one may use it too.
+    fn touch(&self, block: u32) {
+        let index = BLOCKS.iter().position(|&b| b == block).unwrap();
+        // SAFETY: exclusive, or loom reports it.
+        self.data[index].with_mut(|data| unsafe { *data += 1 });
+    }
+
+    fn has_blocks(&self) -> bool {
+        let being_freed = |word| self.being_freed(word);
+        self.bits.load(Ordering::Relaxed) != 0
+            || self.sets().refill(WORDS)
+            || (self.sets().collect(WORDS, being_freed) && self.sets().refill(WORDS))
+    }
+
+    /// As a container allocates: into the owner's intent.
+    fn allocate(&self) -> Option<u32> {
+        if !self.has_blocks() {
+            return None;
+        }
+        let record = |block| self.intent.store(u64::from(block) + 1, Ordering::Release);
+        let block = self.sets().take(record).expect("has blocks");
+        // The container has it from this store on.
+        self.intent.store(0, Ordering::Release);
+        assert!(
+            !self.had[block as usize].swap(true, Relaxed),
+            "{block} twice"
+        );
+        self.touch(block);
+        Some(block)
+    }
+
+    /// As a container frees: through the thread's `freeing` word.
+    fn free(&self, thread: usize, block: u32) {
+        self.touch(block);
+        self.freeing[thread].store(u64::from(block) + 1, Ordering::SeqCst);
+        self.had[block as usize].store(false, Relaxed);
+        assert!(!self.sets().is_free(place(block)), "{block} is refused");
+        if thread == OWNER {
+            self.sets().free_own(place(block));
+        } else {
+            self.sets().free_remote(place(block));
+        }
+        self.freeing[thread].store(0, Ordering::Release);
+    }
+
+    fn release_for(&self, named: u64) {
+        if named != 0 && !self.sets().is_free(place(named as u32 - 1)) {
+            self.sets().free_remote(place(named as u32 - 1));
+        }
+    }
+
+    /// What recovery does first, for any dead thread.
+    fn finish_freeing(&self, thread: usize) {
+        self.release_for(self.freeing[thread].load(Ordering::SeqCst));
+        self.freeing[thread].store(0, Ordering::SeqCst);
+    }
+
+    /// What recovery does for a dead owner.
+    fn recover(&self) {
+        self.release_for(self.intent.load(Ordering::Acquire));
+        self.finish_freeing(OWNER);
+        self.intent.store(0, Ordering::Release);
+        self.sets().settle(WORDS, |word| self.being_freed(word));
+    }
+
+    /// Every block is free, or somebody has it, and not both.
+    fn check(&self) {
+        for block in BLOCKS {
+            let Place { word, bit } = place(block);
+            let free = self.sets().free_bits(word) & bit != 0;
+            let had = self.had[block as usize].load(Relaxed);
+            assert!(free != had, "{block}: free {free}, had {had}");
+        }
+        // Nor in two sets, now that everybody is at rest.
+        for word in 0..WORDS {
+            let remote = self.remote[word].load(Ordering::Relaxed);
+            let freed = self.freed[word].load(Ordering::Relaxed);
+            let at_hand = self.word.load(Ordering::Relaxed) as usize == word;
+            let bits = self.bits.load(Ordering::Relaxed) * u64::from(at_hand);
+            assert_eq!((remote & freed) | (remote & bits) | (freed & bits), 0);
+        }
+    }
+}
+
+/// The owner allocates, frees, refills and collects while two others free: two words of blocks, so
+/// that the owner goes from one to the other under the eyes of who frees.
+#[test]
+fn owner_against_freers() {
+    let explorer = Explorer::new("bitmaps: owner against freers");
+    explorer.run(2, || {
+        let span = Span::new(&[0, 65]);
+        let others: Vec<_> = [(1, 1), (2, 64)]
+            .map(|(thread, block)| {
+                let span = Arc::clone(&span);
+                thread::spawn(move || span.free(thread, block))
+            })
+            .into();
+        let first = span.allocate().unwrap();
+        span.allocate().unwrap();
+        span.free(OWNER, first);
+        span.allocate().unwrap();
+        span.allocate();
+        for other in others {
+            other.join().unwrap();
+        }
+        span.check();
+    });
+}
+
+/// A block whose neighbour of the same number, in another word, is at hand: nobody takes the one
+/// for the other while the owner moves on.
+#[test]
+fn no_free_is_refused() {
+    let explorer = Explorer::new("bitmaps: no free is refused");
+    explorer.run(3, || {
+        let span = Span::new(&[0, 65]);
+        span.has_blocks();
+        let other = Arc::clone(&span);
+        let other = thread::spawn(move || other.free(1, 64));
+        span.allocate().unwrap();
+        span.allocate().unwrap();
+        other.join().unwrap();
+        span.check();
+    });
+}
+
+fn dying_owner(deaths: Deaths, at: Death, recoverer: (Deaths, Death)) -> impl Fn() + Send + Sync {
+    move || {
+        let span = Span::new(&[0, 65]);
+        let other = {
+            let span = Arc::clone(&span);
+            thread::spawn(move || span.free(1, 1))
+        };
+        let died = deaths.kill(at, || {
+            let first = span.allocate().unwrap();
+            span.free(OWNER, first);
+            span.allocate().unwrap();
+            span.allocate();
+        });
+        if died {
+            recoverer.0.kill(recoverer.1, || span.recover());
+            // Another one, who does it again from the start.
+            span.recover();
+        }
+        // The next owner.
+        span.allocate();
+        span.allocate();
+        other.join().unwrap();
+        span.check();
+    }
+}
+
+/// The owner dies at every write, and so does who recovers what it left, while another frees.
+#[test]
+fn death_of_the_owner() {
+    let explorer = Explorer::new("bitmaps: death of the owner");
+    explorer.each_death(2, |deaths, at| dying_owner(deaths, at, Default::default()));
+}
+
+/// And so does who recovers what it left.
+#[test]
+fn death_of_the_recoverer() {
+    let explorer = Explorer::new("bitmaps: death of the owner, then of the recoverer");
+    explorer.each_recovery(1, |(deaths, at), recoverer| {
+        dying_owner(deaths, at, recoverer)
+    });
+}
+
+/// Who frees a block of another's dies at every write; recovery frees the block, once.
+#[test]
+fn death_of_a_freer() {
+    let explorer = Explorer::new("bitmaps: death of a freer");
+    explorer.each_death(3, |deaths, at| {
+        move || {
+            let span = Span::new(&[0]);
+            let deaths = deaths.clone();
+            let other = {
+                let span = Arc::clone(&span);
+                thread::spawn(move || {
+                    if deaths.kill(at, || span.free(1, 1)) {
+                        span.finish_freeing(1);
+                    }
+                })
+            };
+            span.allocate().unwrap();
+            if let Some(block) = span.allocate() {
+                span.free(OWNER, block);
+                span.allocate();
+            }
+            other.join().unwrap();
+            span.check();
+        }
+    });
+}

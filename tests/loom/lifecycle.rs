@@ -1,0 +1,205 @@
+//! Objects: never destroyed while held or viewed, destroyed in the end, whoever dies.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+
+use loom::cell::UnsafeCell;
+use loom::sync::Arc;
+use loom::thread;
+use shmkit::primitive::{AtomicU64, Ordering};
+use shmkit::protocol::lifecycle::{self, ObjectState, Phase};
+use shmkit::protocol::pins;
+
+use super::Explorer;
+
+const GENERATION: u32 = 7;
+
+struct Object {
+    state: AtomicU64,
+    stamp: AtomicU64,
+    /// A bit a process.
+    holds: AtomicU64,
+    /// How many links lead here; the link there is.
+    links: AtomicU64,
+    link: AtomicU64,
+    epoch: AtomicU64,
+    pin: AtomicU64,
+    /// Whether a process's thread has the intent to destroy open.
+    intents: [AtomicU64; 4],
+    value: UnsafeCell<bool>,
+    /// The ledger.
+    holders: AtomicUsize,
+    destroyed: AtomicBool,
+}
+
+impl Object {
+    fn new(holds: u64, links: u64) -> Arc<Self> {
+        let live = ObjectState {
+            phase: Phase::Live,
+            version: 0,
+            generation: GENERATION,
+        };
+        Arc::new(Object {
+            state: AtomicU64::new(live.pack()),
+            stamp: AtomicU64::new(0),
+            holds: AtomicU64::new(holds),
+            links: AtomicU64::new(links),
+            link: AtomicU64::new(links),
+            epoch: AtomicU64::new(1),
+            pin: AtomicU64::new(0),
+            intents: std::array::from_fn(|_| AtomicU64::new(0)),
+            value: UnsafeCell::new(true),
+            holders: AtomicUsize::new(holds.count_ones() as usize),
+            destroyed: AtomicBool::new(false),
+        })
+    }
+
+    fn is_unused(&self) -> bool {
+        self.links.load(Ordering::SeqCst) == 0 && self.holds.load(Ordering::SeqCst) == 0
+    }
+
+    fn look(&self) {
+        // SAFETY: nobody destroys it, or loom reports it.
+        assert!(self.value.with(|there| unsafe { *there }));
+    }
+
+    /// As `pool::handles::open`.
+    fn open(&self, process: usize, generation: u32) -> bool {
+        self.holds.fetch_or(1 << process, Ordering::SeqCst);
+        if lifecycle::hold(&self.state, generation) {
+            self.holders.fetch_add(1, Relaxed);
+            self.look();
+            return true;
+        }
+        self.holds.fetch_and(!(1 << process), Ordering::SeqCst);
+        // The bit may have been what kept somebody from disposing of it.
+        self.dispose(process);
+        false
+    }
+
+    fn let_go(&self, process: usize) {
+        self.look();
+        self.holders.fetch_sub(1, Relaxed);
+        self.holds.fetch_and(!(1 << process), Ordering::SeqCst);
+        self.dispose(process);
+    }
+
+    /// As `Link::set`, of a link that leads here.
+    fn unlink(&self, process: usize) {
+        if self.link.swap(0, Ordering::AcqRel) != 0 {
+            self.links.store(0, Ordering::Release);
+            self.dispose(process);
+        }
+    }
+
+    /// As `pool::objects::dispose`.
+    fn dispose(&self, process: usize) {
+        let (state, stamp) = (&self.state, &self.stamp);
+        let now = || pins::stamp(&self.epoch);
+        if !lifecycle::retire(state, stamp, || self.is_unused(), now) {
+            return;
+        }
+        let is_past = |stamp| pins::is_past([&self.pin].into_iter(), stamp);
+        let found = lifecycle::destroyable(state, stamp, || self.is_unused(), is_past);
+        let Some(found) = found else { return };
+        self.intents[process].store(1, Ordering::Release);
+        if let Some(mine) = lifecycle::seize(state, found, process) {
+            assert_eq!(self.holders.load(Relaxed), 0, "destroyed while held");
+            // SAFETY: nobody else is at it, or loom reports it.
+            self.value.with_mut(|there| unsafe { *there = false });
+            let twice = self.destroyed.swap(true, Relaxed);
+            assert!(!twice || found.phase == Phase::Condemned, "destroyed twice");
+            state.store(mine.with(Phase::Free).pack(), Ordering::SeqCst);
+        }
+        self.intents[process].store(0, Ordering::Release);
+    }
+
+    /// What recovery does for a dead process.
+    fn recover(&self, process: usize) {
+        if self.intents[process].load(Ordering::Acquire) != 0 {
+            lifecycle::condemn(&self.state, process);
+            self.intents[process].store(0, Ordering::Release);
+        }
+        self.holds.fetch_and(!(1 << process), Ordering::SeqCst);
+    }
+
+    /// At rest and unused, so it is gone.
+    fn check(&self) {
+        assert!(self.destroyed.load(Relaxed), "lost");
+        assert_eq!(lifecycle::read(&self.state).phase, Phase::Free);
+    }
+}
+
+fn spawn(object: &Arc<Object>, work: impl FnOnce(&Object) + 'static) -> thread::JoinHandle<()> {
+    let object = Arc::clone(object);
+    thread::spawn(move || work(&object))
+}
+
+/// Two processes that hold the object drop it, while a third opens and drops it and a fourth has a
+/// handle of what was there before.
+#[test]
+fn opening_against_dropping() {
+    let explorer = Explorer::new("lifecycle: opening against dropping");
+    explorer.run(3, || {
+        let object = Object::new(0b1, 0);
+        let opener = spawn(&object, |object| {
+            if object.open(1, GENERATION) {
+                object.let_go(1);
+            }
+        });
+        let stale = spawn(&object, |object| assert!(!object.open(2, GENERATION - 1)));
+        object.let_go(0);
+        opener.join().unwrap();
+        stale.join().unwrap();
+        object.check();
+    });
+}
+
+/// A link is cleared while one opens what it leads to and another views it.
+#[test]
+fn links_against_unlinking() {
+    let explorer = Explorer::new("lifecycle: opening and viewing against unlinking");
+    explorer.run(2, || {
+        let object = Object::new(0, 1);
+        let opener = spawn(&object, |object| {
+            if object.link.load(Ordering::SeqCst) != 0 && object.open(1, GENERATION) {
+                object.let_go(1);
+            }
+        });
+        let viewer = spawn(&object, |object| {
+            pins::show(&object.pin, &object.epoch);
+            if object.link.load(Ordering::SeqCst) != 0 {
+                object.look();
+            }
+            pins::hide(&object.pin);
+        });
+        object.unlink(0);
+        opener.join().unwrap();
+        viewer.join().unwrap();
+        // A view may have held it up: the next one who looks for such things finds it.
+        object.dispose(3);
+        object.check();
+    });
+}
+
+/// Who drops the last hold dies at every write, while another opens and drops.
+#[test]
+fn death_of_a_destroyer() {
+    let explorer = Explorer::new("lifecycle: death of a destroyer");
+    explorer.each_death(3, |deaths, at| {
+        move || {
+            let object = Object::new(0b1, 0);
+            let opener = spawn(&object, |object| {
+                if object.open(1, GENERATION) {
+                    object.let_go(1);
+                }
+            });
+            if deaths.kill(at, || object.let_go(0)) {
+                // The ledger's part of the drop is done before the first write.
+                object.recover(0);
+            }
+            opener.join().unwrap();
+            object.dispose(3);
+            object.check();
+        }
+    });
+}

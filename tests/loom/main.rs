@@ -1,0 +1,126 @@
+//! The protocols of `src/protocol` under every interleaving that loom finds, and after a death at
+//! every write.
+//!
+//! ```sh
+//! RUSTFLAGS="--cfg shmkit_loom" cargo test --test loom --release -- --nocapture
+//! ```
+//!
+//! The models run the product's code and add what the pool does around it. Who dies ends by
+//! unwinding instead of its n-th write (`primitive::model`), for every n; what recovery does then
+//! runs after that, as the kernel marks a life word after all that its owner wrote. Numbers of
+//! preemptions are bounded where a model would take too long.
+
+#![cfg(shmkit_loom)]
+
+mod bitmaps;
+mod detect;
+mod lifecycle;
+mod lock_word;
+mod pins;
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Instant;
+
+use shmkit::primitive::{Killed, kill_after};
+
+/// Where a thread dies: instead of that write, or nowhere.
+type Death = Option<usize>;
+
+/// Whether anybody was killed, in any of the executions of a model.
+#[derive(Clone, Default)]
+struct Deaths(Arc<AtomicBool>);
+
+impl Deaths {
+    /// Runs `work`, unless it dies before. True if it died.
+    fn kill(&self, at: Death, work: impl FnOnce()) -> bool {
+        kill_after(at);
+        let ended = catch_unwind(AssertUnwindSafe(work));
+        kill_after(None);
+        match ended {
+            Ok(()) => false,
+            Err(why) if why.is::<Killed>() => {
+                self.0.store(true, Ordering::Relaxed);
+                true
+            }
+            Err(why) => resume_unwind(why),
+        }
+    }
+}
+
+struct Explorer {
+    name: &'static str,
+    executions: Arc<AtomicUsize>,
+    started: Instant,
+}
+
+impl Explorer {
+    fn new(name: &'static str) -> Self {
+        Explorer {
+            name,
+            executions: Arc::default(),
+            started: Instant::now(),
+        }
+    }
+
+    /// Every execution with at most so many preemptions.
+    fn run(&self, preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
+        let executions = Arc::clone(&self.executions);
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(preemptions);
+        builder.max_branches = 20_000;
+        builder.check(move || {
+            executions.fetch_add(1, Ordering::Relaxed);
+            model();
+        });
+    }
+
+    /// The same for every death of who uses the given place, and for none.
+    fn each_death<M>(&self, preemptions: usize, model: impl Fn(Deaths, Death) -> M)
+    where
+        M: Fn() + Send + Sync + 'static,
+    {
+        for at in 0.. {
+            let deaths = Deaths::default();
+            self.run(preemptions, model(deaths.clone(), Some(at)));
+            if !deaths.0.load(Ordering::Relaxed) {
+                assert!(at > 0, "nobody writes anything");
+                break;
+            }
+        }
+    }
+
+    /// The same for every death of a victim, and then every death of who recovers it.
+    fn each_recovery<M>(
+        &self,
+        preemptions: usize,
+        model: impl Fn((Deaths, Death), (Deaths, Death)) -> M,
+    ) where
+        M: Fn() + Send + Sync + 'static,
+    {
+        for victim_at in 0.. {
+            let victims = Deaths::default();
+            for at in 0.. {
+                let recoverers = Deaths::default();
+                let victim = (victims.clone(), Some(victim_at));
+                self.run(preemptions, model(victim, (recoverers.clone(), Some(at))));
+                if !recoverers.0.load(Ordering::Relaxed) {
+                    break;
+                }
+            }
+            if !victims.0.load(Ordering::Relaxed) {
+                assert!(victim_at > 0, "nobody writes anything");
+                break;
+            }
+        }
+    }
+}
+
+impl Drop for Explorer {
+    fn drop(&mut self) {
+        let executions = self.executions.load(Ordering::Relaxed);
+        let seconds = self.started.elapsed().as_secs_f32();
+        println!("{}: {executions} executions, {seconds:.2} s", self.name);
+    }
+}

@@ -1,0 +1,74 @@
+//! Pins: what somebody views is not freed.
+
+use loom::cell::UnsafeCell;
+use loom::sync::Arc;
+use loom::thread;
+use shmkit::primitive::{AtomicU64, Ordering};
+use shmkit::protocol::pins;
+
+use super::Explorer;
+
+struct Shared {
+    epoch: AtomicU64,
+    pins: [AtomicU64; 2],
+    /// Leads to object 0 or 1, as number + 1.
+    link: AtomicU64,
+    objects: [UnsafeCell<bool>; 2],
+}
+
+impl Shared {
+    fn new() -> Arc<Self> {
+        Arc::new(Shared {
+            epoch: AtomicU64::new(1),
+            pins: [AtomicU64::new(0), AtomicU64::new(0)],
+            link: AtomicU64::new(1),
+            objects: [UnsafeCell::new(true), UnsafeCell::new(true)],
+        })
+    }
+
+    fn view(&self, viewer: usize) {
+        pins::show(&self.pins[viewer], &self.epoch);
+        let found = self.link.load(Ordering::SeqCst);
+        if found != 0 {
+            let object = &self.objects[found as usize - 1];
+            // SAFETY: pinned: nobody frees it, or loom reports it.
+            assert!(object.with(|there| unsafe { *there }), "freed");
+        }
+        pins::hide(&self.pins[viewer]);
+    }
+
+    /// Makes the link lead elsewhere; frees what it led to, if that is possible.
+    fn replace(&self, new: u64) {
+        // As `detect::change` does it.
+        let old = self.link.swap(new, Ordering::AcqRel);
+        let stamp = pins::stamp(&self.epoch);
+        if pins::is_past(self.pins.iter(), stamp) {
+            // SAFETY: nobody views it, or loom reports it.
+            self.objects[old as usize - 1].with_mut(|there| unsafe { *there = false });
+        }
+    }
+}
+
+/// Two viewers, one of whom looks twice, while the link is changed twice.
+#[test]
+fn viewers_against_unlinking() {
+    let explorer = Explorer::new("pins: viewers against unlinking");
+    explorer.run(3, || {
+        let shared = Shared::new();
+        let viewers: Vec<_> = (0..2)
+            .map(|viewer| {
+                let shared = Arc::clone(&shared);
+                thread::spawn(move || {
+                    for _ in viewer..2 {
+                        shared.view(viewer);
+                    }
+                })
+            })
+            .collect();
+        shared.replace(2);
+        shared.replace(0);
+        viewers
+            .into_iter()
+            .for_each(|viewer| viewer.join().unwrap());
+    });
+}
