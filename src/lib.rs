@@ -67,6 +67,7 @@ pub mod __private {
 }
 
 /// For the crash tests; no part of the API.
+#[cfg(not(shmkit_loom))]
 #[doc(hidden)]
 pub mod testing {
     use crate::Pool;

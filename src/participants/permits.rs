@@ -47,7 +47,7 @@ pub(crate) fn try_take(arena: Arena, slot: &Slot, word: &AtomicU64) -> Result<us
     if slot.permit_limit.load(Ordering::Relaxed) <= index as u64 {
         slot.permit_limit.store(index as u64 + 1, Ordering::Release);
     }
-    let sequence = detect::next_sequence(slot, owner, word_of(arena, entry));
+    let sequence = detect::next_sequence(slot, slot.tag().slot(), Some(word));
     entry
         .state
         .store(TAKING | sequence << SEQUENCE_SHIFT, Ordering::Release);
