@@ -28,14 +28,17 @@ pub(super) fn lock() -> MutexGuard<'static, Option<Holds>> {
     HOLDS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Holds an object that was made just now, whose hold bit is set already.
-pub(super) fn enter(arena: Arena, index: usize, generation: u32) -> Arc<Hold> {
+/// Holds an object that is being made: `make` sets the hold bit and lets the object be. Nobody
+/// opens and drops handles meanwhile, so nobody takes the bit for that of a failed attempt.
+pub(super) fn enter(arena: Arena, index: usize, generation: u32, make: impl FnOnce()) -> Arc<Hold> {
+    let mut holds = lock();
+    make();
     let hold = Arc::new(Hold {
         arena,
         index,
         generation,
     });
-    lock()
+    holds
         .get_or_insert_default()
         .insert((arena.base(), index), Arc::downgrade(&hold));
     hold
@@ -47,14 +50,18 @@ pub(crate) fn open(
     index: usize,
     generation: u32,
 ) -> Result<Option<Arc<Hold>>, CommitError> {
-    let mut holds = lock();
-    let holds = holds.get_or_insert_default();
-    if let Some(known) = holds.get(&(arena.base(), index)).and_then(Weak::upgrade)
-        && known.generation == generation
-    {
-        return Ok(Some(known));
+    let mut guard = lock();
+    let holds = guard.get_or_insert_default();
+    if let Some(known) = holds.get(&(arena.base(), index)).and_then(Weak::upgrade) {
+        // It may turn out the last handle, whose end takes the lock.
+        drop(guard);
+        // Of another generation: then this one is no more, and the bit is not ours to clear.
+        return Ok((known.generation == generation).then_some(known));
     }
     if !objects::hold(arena, index, generation)? {
+        drop(guard);
+        // Our bit may have been what kept somebody from disposing of what is there now.
+        objects::dispose(arena, index);
         return Ok(None);
     }
     let hold = Arc::new(Hold {

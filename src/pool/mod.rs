@@ -312,8 +312,7 @@ impl Pool {
         let slot = thread::slot(self.0)?;
         let kind = types::index_of::<T>(self.0, slot)?;
         let new = objects::NewObject { kind, layout };
-        let (index, generation) = objects::create(self.0, slot, new, init)?;
-        Ok(crate::Shared::of(handles::enter(self.0, index, generation)))
+        Ok(crate::Shared::of(objects::create(self.0, slot, new, init)?))
     }
 
     /// The object of that name.

@@ -27,7 +27,9 @@
 
 use std::alloc::Layout;
 use std::ptr::NonNull;
+use std::sync::Arc;
 
+use super::handles::{self, Hold};
 use super::{intents, types};
 use crate::allocator::check::{CheckReport, Depth};
 use crate::allocator::{AllocError, block};
@@ -98,7 +100,7 @@ pub(crate) fn create(
     slot: &Slot,
     new: NewObject,
     init: impl FnOnce(NonNull<u8>),
-) -> Result<(usize, u32), AllocError> {
+) -> Result<Arc<Hold>, AllocError> {
     let (index, taken) = take_entry(arena, slot)?;
     let made = block::allocate(arena, slot, new.layout, |address| {
         slot.intent.set_arg(intents::CREATE_BLOCK, address as u64);
@@ -115,13 +117,15 @@ pub(crate) fn create(
             init(pointer.expect("blocks are not at zero"));
             entry.address.store(address as u64, Ordering::Relaxed);
             entry.kind.store(new.kind as u64, Ordering::Relaxed);
-            set_hold(arena, row, index);
-            // The object exists from this store on.
-            entry
-                .state
-                .store(taken.with(Phase::Live).pack(), Ordering::SeqCst);
+            let hold = handles::enter(arena, index, taken.generation, || {
+                set_hold(arena, row, index);
+                // The object exists from this store on.
+                entry
+                    .state
+                    .store(taken.with(Phase::Live).pack(), Ordering::SeqCst);
+            });
             slot.intent.close();
-            Ok((index, taken.generation))
+            Ok(hold)
         }
         Err(error) => {
             intents::resolve(arena, slot.tag().slot());

@@ -171,7 +171,7 @@ impl Span {
 #[test]
 fn owner_against_freers() {
     let explorer = Explorer::new("bitmaps: owner against freers");
-    explorer.run(2, || {
+    explorer.run(1, || {
         let span = Span::new(&[0, 65]);
         let others: Vec<_> = [(1, 1), (2, 64)]
             .map(|(thread, block)| {
