@@ -99,8 +99,12 @@ pub mod testing {
             }
         };
         pool.0.slots().for_each(|(_, slot)| mark(&slot.life));
-        pool.0
-            .processes()
-            .for_each(|(_, record)| mark(&record.life));
+        pool.0.processes().for_each(|(_, record)| {
+            if record.life.word.load(Ordering::Relaxed) & TID == tid {
+                // The process itself may only be stopped: let its number be another's.
+                record.start.store(1, Ordering::Relaxed);
+            }
+            mark(&record.life);
+        });
     }
 }

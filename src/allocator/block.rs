@@ -147,8 +147,15 @@ fn free_other(
     if before & place.bit != 0 {
         return Err(FreeError::NotAllocated);
     }
-    if before == 0
-        && let Some(owner) = arena.owner_slot(owner)
+    // Whoever owns the span by now is told: the owner of before may have left.
+    let State::Span { owner: now } = slice::state(arena.tag(start).load(Ordering::SeqCst)) else {
+        return Ok(());
+    };
+    if now.is_nobody() {
+        let orphans = &arena.header().orphans;
+        orphans.fetch_or(1 << span.class(), Ordering::SeqCst);
+    } else if (before == 0 || now != owner)
+        && let Some(owner) = arena.owner_slot(now)
     {
         owner
             .inbox

@@ -312,7 +312,8 @@ fn adopt_orphan(arena: Arena, slot: &Slot, class: usize) -> Option<&'static Span
         let Some(span) = adopt(arena, slot, start) else {
             continue;
         };
-        if stocked(arena, span) {
+        // It may have become a span of another class since it was looked at.
+        if span.class() == class && stocked(arena, span) {
             orphans.fetch_or(hint, Ordering::SeqCst);
             return Some(span);
         }

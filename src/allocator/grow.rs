@@ -42,6 +42,7 @@ pub(crate) fn claim(
     }
     // What the dead had comes before what the kernel has.
     recovery::poll(arena);
+    recovery::reap(arena);
     for attempt in 0.. {
         if let Some(start) = slice::claim(arena, me, count, align)? {
             return Ok(start);
@@ -65,9 +66,19 @@ pub(crate) fn claim(
 fn grow(arena: Arena, count: usize) -> Result<(), AllocError> {
     let from = arena.slices();
     let room = arena.header().max_slices.load(Ordering::Relaxed) as usize - from;
-    if room == 0 || count.min(room) == 0 {
+    // What is free at the end counts too: the new slices come right behind it.
+    let free_at_end = (0..from)
+        .rev()
+        .take_while(|&s| {
+            let tag = arena.tag(s).load(Ordering::Relaxed);
+            matches!(slice::state(tag), slice::State::Free { .. })
+        })
+        .take(count)
+        .count();
+    if room == 0 || count > room + free_at_end {
         return Err(AllocError::PoolFull);
     }
+    let count = count.min(room);
     // An eighth more, so that the number of steps stays small as the pool gets large.
     let generous = count.max((from / 8).clamp(LEAST, MOST)).min(room);
     match grow_by(arena, from, generous) {

@@ -9,6 +9,7 @@
 use super::slice::{self, State};
 use super::span::Span;
 use crate::layout::arena::Arena;
+use crate::participants::table::SlotPhase;
 use crate::participants::tag::Tag;
 use crate::primitive::Ordering;
 
@@ -16,6 +17,8 @@ use crate::primitive::Ordering;
 /// owner, or holds its life word.
 pub(crate) fn release_all(arena: Arena, owner: Tag) {
     let mut orphans = 0;
+    // Who leaves has left no hint unset.
+    let dead = arena.slot(owner.slot()).state().phase == SlotPhase::Dead;
     for index in 0..arena.slices() {
         let tag = arena.tag(index);
         match slice::state(tag.load(Ordering::Acquire)) {
@@ -36,7 +39,7 @@ pub(crate) fn release_all(arena: Arena, owner: Tag) {
             State::Span { owner: holder } if holder.is_nobody() => {
                 orphans |= 1 << arena.span(index).class();
             }
-            State::Free { .. } => slice::hint_free(arena, index, 1),
+            State::Free { .. } if dead => slice::hint_if_missing(arena, index),
             _ => {}
         }
     }

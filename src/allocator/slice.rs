@@ -148,6 +148,14 @@ pub(crate) fn hint_free(arena: Arena, start: usize, count: usize) {
         .fetch_min(start as u64, Ordering::Relaxed);
 }
 
+/// Sets the hint of a free slice if it is not set.
+pub(crate) fn hint_if_missing(arena: Arena, slice: usize) {
+    let (word, bit) = arena.hint(slice);
+    if word.load(Ordering::Relaxed) & bit == 0 {
+        hint_free(arena, slice, 1);
+    }
+}
+
 /// Clears the hints of slices that are free no more, except those that have become so meanwhile.
 fn hint_taken(arena: Arena, start: usize, count: usize) {
     let mut slice = start;
@@ -348,6 +356,9 @@ pub(crate) fn punch(arena: Arena, me: Tag, at_most: usize) -> usize {
     while slice < arena.slices() && given < at_most {
         let start = slice;
         while slice < arena.slices() && slice - start < BATCH.min(at_most - given) {
+            if arena.tag(slice).load(Ordering::Relaxed) != DIRTY {
+                break;
+            }
             let taken = arena.tag(slice).compare_exchange(
                 DIRTY,
                 claimed_tag(HOLE, me),

@@ -225,7 +225,8 @@ impl Span {
     /// Gives the span's slices back. The caller owns it, and it [is empty](Span::is_empty).
     pub(crate) fn give_back(&self, arena: Arena, owner: Tag) {
         let start = self.slice(arena);
-        let count = self.slices.load(Ordering::Relaxed) as usize;
+        // Bounded, should the record be garbage.
+        let count = (self.slices.load(Ordering::Relaxed) as usize).clamp(1, arena.slices() - start);
         arena
             .tag(start)
             .store(slice::claimed_tag(slice::DIRTY, owner), Ordering::Release);

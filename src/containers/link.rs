@@ -5,6 +5,7 @@
 //! it counts the new target, swaps the word, uncounts the old one (`intents`). Reading it for good
 //! holds the target and looks at the link again; a [`View`] pins the epoch instead.
 
+use std::alloc::Layout;
 use std::fmt;
 use std::marker::{PhantomData, PhantomPinned};
 use std::ops::Deref;
@@ -15,7 +16,7 @@ use crate::layout::arena::Arena;
 use crate::layout::{Field, TypeInfo};
 use crate::participants::table::Slot;
 use crate::participants::thread::{self, NoSlot};
-use crate::participants::{detect, epoch, process};
+use crate::participants::{detect, epoch};
 use crate::pool::{Pool, handles, intents, objects};
 use crate::primitive::{AtomicU64, Ordering};
 
@@ -121,7 +122,7 @@ impl<T: ShmSafe> Link<T> {
     #[must_use]
     pub fn get(&self) -> Option<Shared<T>> {
         let arena = self.arena()?;
-        process::current(arena)?;
+        thread::slot(arena).ok()?;
         loop {
             let target = self.target()?;
             let generation = arena.object(target)?.state().generation;
@@ -131,7 +132,7 @@ impl<T: ShmSafe> Link<T> {
             };
             // Held and still linked: it is the object that the link leads to.
             if self.target() == Some(target) {
-                return Some(Shared::of(hold));
+                return Shared::of(hold);
             }
         }
     }
@@ -147,7 +148,7 @@ impl<T: ShmSafe> Link<T> {
         epoch::pin(arena, slot);
         let value = self
             .target()
-            .and_then(|index| objects::address_of(arena, index));
+            .and_then(|index| objects::address_of(arena, index, Layout::new::<T>()));
         let Some(value) = value else {
             epoch::unpin(slot);
             return None;
@@ -197,8 +198,14 @@ impl<T: ShmSafe> Deref for View<'_, T> {
 
 impl<T: ShmSafe> Drop for View<'_, T> {
     fn drop(&mut self) {
-        epoch::unpin(self.slot);
-        thread::guard_dropped();
+        // A forked child has a copy of its parent's view, and not its pin.
+        if let Some(arena) = Arena::containing(std::ptr::from_ref(self.slot).addr())
+            && thread::known_slot_at(arena.base()).is_some_and(|mine| std::ptr::eq(mine, self.slot))
+        {
+            epoch::unpin(self.slot);
+            thread::guard_dropped();
+            objects::retry(arena);
+        }
     }
 }
 

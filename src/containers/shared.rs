@@ -1,6 +1,7 @@
 //! Objects from the outside: [`Shared`], a process's counted handle, and [`Handle`], a descriptor
 //! that can be stored and sent.
 
+use std::alloc::Layout;
 use std::fmt;
 use std::marker::PhantomData;
 use std::mem::offset_of;
@@ -11,8 +12,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::layout::{Field, TypeInfo, local};
-use crate::participants::process;
-use crate::participants::thread::NoSlot;
+use crate::participants::thread::{self, NoSlot};
 use crate::pool::handles::{self, Hold};
 use crate::pool::{Pool, objects};
 use crate::sys::memory::CommitError;
@@ -49,11 +49,11 @@ unsafe impl<T: ShmSafe> Send for Shared<T> {}
 unsafe impl<T: ShmSafe> Sync for Shared<T> {}
 
 impl<T: ShmSafe> Shared<T> {
-    /// The handle of an object of type `T` that is held.
-    pub(crate) fn of(hold: Arc<Hold>) -> Self {
-        let value =
-            objects::address_of(hold.arena, hold.index).map_or(NonNull::dangling(), NonNull::cast);
-        Shared { value, hold }
+    /// The handle of an object of type `T` that is held; `None` if the pool is damaged, and its
+    /// entry leads to no place for a `T`.
+    pub(crate) fn of(hold: Arc<Hold>) -> Option<Self> {
+        let value = objects::address_of(hold.arena, hold.index, Layout::new::<T>())?.cast();
+        Some(Shared { value, hold })
     }
 
     /// A descriptor of the object, which does not keep it alive.
@@ -204,12 +204,12 @@ impl<T: ShmSafe> Handle<T> {
         let arena = local::mapped()
             .find(|&arena| Pool(arena).uuid() == uuid)
             .ok_or(HandleError::PoolNotAttached)?;
-        process::current(arena).ok_or(NoSlot)?;
+        thread::slot(arena)?;
         let hold =
             handles::open(arena, self.index as usize, self.generation)?.ok_or(HandleError::Gone)?;
         if !Pool(arena).is_type::<T>(hold.index) {
             return Err(HandleError::OtherType);
         }
-        Ok(Shared::of(hold))
+        Shared::of(hold).ok_or(HandleError::Gone)
     }
 }

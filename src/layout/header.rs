@@ -47,6 +47,10 @@ pub(crate) struct Header {
     pub(crate) dirty: AtomicU64,
     /// When memory was last given back, in milliseconds of the monotonic clock.
     pub(crate) purged_at: AtomicU64,
+    /// Objects may be there that nobody holds and nobody disposes of: see `pool::objects`.
+    pub(crate) unreaped: AtomicU64,
+    /// When the system was last asked about everybody, in milliseconds of the monotonic clock.
+    pub(crate) confirmed_at: AtomicU64,
     /// Where the search for a free object entry starts. A hint.
     pub(crate) object_search: AtomicU64,
 

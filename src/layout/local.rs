@@ -83,6 +83,11 @@ impl Local {
         self.leaked_guards.fetch_add(count, Ordering::Relaxed);
     }
 
+    /// In a forked child: they are the parent's.
+    pub(crate) fn forget_leaked_guards(&self) {
+        self.leaked_guards.store(0, Ordering::Relaxed);
+    }
+
     pub(crate) fn leaked_guards(&self) -> usize {
         self.leaked_guards.load(Ordering::Relaxed)
     }

@@ -16,24 +16,46 @@ use crate::layout::local;
 use crate::participants::recovery;
 use crate::participants::table::{Process, ProcessPhase, ProcessState};
 use crate::participants::tag::Tag;
-use crate::primitive::Ordering;
+use crate::primitive::{AtomicU64, Ordering};
 use crate::sys;
 use crate::sys::memory::CommitError;
 use crate::sys::robust::{OWNER_DIED, TID};
 
 /// This process's record, made now if need be.
 pub(crate) fn current(arena: Arena) -> Option<Tag> {
-    let known = Tag::of_word(local::of(arena).process());
-    if !known.is_nobody() {
-        let record = arena.process(known.slot());
-        // Another pid: we are a child of a fork that no handler saw.
-        if record.pid.load(Ordering::Relaxed) == u64::from(sys::process::pid()) {
-            return Some(known);
+    known(arena).or_else(|| make(arena))
+}
+
+/// One thread of the process at a time: two records for one process would be one too many.
+#[cold]
+fn make(arena: Arena) -> Option<Tag> {
+    static ONE: AtomicU64 = AtomicU64::new(0);
+    let me = u64::from(sys::process::tid());
+    // A fork may have copied the word while another thread held it: that thread is not here.
+    while let Err(other) = ONE.compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed) {
+        if !sys::process::is_thread_of_ours(other as u32) {
+            let _ = ONE.compare_exchange(other, 0, Ordering::Relaxed, Ordering::Relaxed);
         }
+        std::thread::yield_now();
     }
-    let tag = claim(arena)?;
-    local::of(arena).set_process(tag.word());
-    Some(tag)
+    let tag = known(arena).or_else(|| {
+        let tag = claim(arena)?;
+        local::of(arena).set_process(tag.word());
+        Some(tag)
+    });
+    ONE.store(0, Ordering::Release);
+    tag
+}
+
+/// This process's record, if it has one.
+fn known(arena: Arena) -> Option<Tag> {
+    let known = Tag::of_word(local::of(arena).process());
+    // Another pid: we are a child of a fork that no handler saw, and the record is our parent's.
+    let ours = |tag: &Tag| {
+        let pid = arena.process(tag.slot()).pid.load(Ordering::Relaxed);
+        pid == u64::from(sys::process::pid())
+    };
+    (!known.is_nobody()).then_some(known).filter(ours)
 }
 
 /// The index of this process's record; 0 if it has none.
@@ -122,40 +144,44 @@ pub(crate) fn commit_holds(arena: Arena, index: usize, objects: usize) -> Result
 pub(crate) fn reserve_child(arena: Arena) -> Option<Tag> {
     let me = current(arena)?.slot();
     let child = find(arena, |index, record| {
-        let free = record.state();
-        if record.life.word.load(Ordering::Acquire) != 0 || free.phase != ProcessPhase::Free {
+        // Held while it is taken, so that nobody claims it for himself meanwhile.
+        if !record.life.acquire(0).unwrap_or(false) {
             return None;
         }
+        let free = record.state();
         let generation = free.generation + 1;
         let forking = ProcessState {
             phase: ProcessPhase::Forking,
             parent: me as u16,
             generation,
         };
-        record.pid.store(0, Ordering::Relaxed);
-        record
-            .turn(free, forking)
-            .then(|| Tag::new(index, generation))
+        let taken = free.phase == ProcessPhase::Free && record.turn(free, forking);
+        if taken {
+            record.pid.store(0, Ordering::Relaxed);
+        }
+        // SAFETY: acquired above.
+        unsafe { record.life.release() };
+        taken.then(|| Tag::new(index, generation))
     })?;
-    let held = arena.process(me).held.load(Ordering::Acquire) as usize;
-    if commit_holds(arena, child.slot(), held).is_err() {
+    if copy_holds(arena, me, child.slot()).is_err() {
         abort_child(arena, child);
         return None;
     }
+    Some(child)
+}
+
+fn copy_holds(arena: Arena, me: usize, child: usize) -> Result<(), CommitError> {
+    let held = arena.process(me).held.load(Ordering::Acquire) as usize;
+    commit_holds(arena, child, held)?;
     for word in 0..held / 64 {
         // SAFETY: both rows are committed that far.
-        let (from, to) = unsafe {
-            (
-                arena.hold_word(me, word),
-                arena.hold_word(child.slot(), word),
-            )
-        };
+        let (from, to) = unsafe { (arena.hold_word(me, word), arena.hold_word(child, word)) };
         let bits = from.load(Ordering::Relaxed);
         if bits != 0 {
             to.store(bits, Ordering::SeqCst);
         }
     }
-    Some(child)
+    Ok(())
 }
 
 /// Takes a child's record back: there is no child, or it died before it came to life.
@@ -187,10 +213,14 @@ pub(crate) fn abort_child(arena: Arena, child: Tag) {
 pub(crate) fn become_child(arena: Arena, child: Tag) -> bool {
     let record = arena.process(child.slot());
     loop {
+        let state = record.state();
+        if state.phase != ProcessPhase::Forking || state.generation != child.generation() {
+            return false;
+        }
         let word = record.life.word.load(Ordering::Acquire);
         // Somebody who looks for a free record may hold the word for a moment.
         if word & TID != 0 && word & OWNER_DIED == 0 {
-            std::hint::spin_loop();
+            std::thread::yield_now();
             continue;
         }
         match record.life.acquire(word) {

@@ -23,7 +23,7 @@ use crate::layout::arena::Arena;
 use crate::participants::table::{Process, ProcessPhase, ProcessState, Slot, SlotPhase, SlotState};
 use crate::participants::tag::Tag;
 use crate::participants::{life, permits};
-use crate::primitive::{AtomicU64, Ordering};
+use crate::primitive::Ordering;
 use crate::sys::futex;
 use crate::sys::robust::OWNER_DIED;
 
@@ -69,21 +69,26 @@ pub(crate) fn is_resolved(arena: Arena, owner: Tag) -> bool {
 #[cold]
 pub(crate) fn recover_slot(arena: Arena, index: usize) -> bool {
     let slot = arena.slot(index);
-    let mark = slot.life.word.load(Ordering::Acquire);
+    // The state first: a mark seen then is that generation's, or a later one's.
     let state = slot.state();
+    let mark = slot.life.word.load(Ordering::Acquire);
+    let marked = mark & OWNER_DIED != 0;
     match state.phase {
-        SlotPhase::Live if mark & OWNER_DIED != 0 => {
-            if !life::bury(arena, slot, state) {
-                return false;
-            }
-        }
+        SlotPhase::Live if marked && life::bury(arena, slot, state) => {}
         SlotPhase::Dead => {}
-        SlotPhase::Free if mark & OWNER_DIED != 0 => {}
+        SlotPhase::Free if marked => {}
         _ => return state.phase == SlotPhase::Free,
     }
     // A parked slot's word is 0 when its process is found dead.
-    if (mark & OWNER_DIED == 0 && mark != 0) || !slot.life.acquire(mark).unwrap_or(false) {
+    if (!marked && mark != 0) || !slot.life.acquire(mark).unwrap_or(false) {
         return slot.state().phase != SlotPhase::Dead || !slot.intent.is_open();
+    }
+    // The mark may have been a later generation's than the one looked at above.
+    let now = slot.state();
+    if now.phase == SlotPhase::Live && !life::bury(arena, slot, now) {
+        // SAFETY: acquired above.
+        unsafe { slot.life.give_back_marked() };
+        return false;
     }
     finish_slot(arena, index, slot);
     // SAFETY: acquired above.
@@ -125,19 +130,22 @@ pub(crate) fn finish_slot(arena: Arena, index: usize, slot: &Slot) {
 #[cold]
 pub(crate) fn recover_process(arena: Arena, index: usize) -> bool {
     let record = arena.process(index);
-    let mark = record.life.word.load(Ordering::Acquire);
     let state = record.state();
+    let mark = record.life.word.load(Ordering::Acquire);
+    let marked = mark & OWNER_DIED != 0;
     match state.phase {
-        ProcessPhase::Live if mark & OWNER_DIED != 0 => {
-            if !life::bury_process(record, state) {
-                return false;
-            }
-        }
+        ProcessPhase::Live if marked && life::bury_process(record, state) => {}
         ProcessPhase::Dead => {}
-        ProcessPhase::Free if mark & OWNER_DIED != 0 => {}
+        ProcessPhase::Free if marked => {}
         _ => return false,
     }
-    if (mark & OWNER_DIED == 0 && mark != 0) || !record.life.acquire(mark).unwrap_or(false) {
+    if (!marked && mark != 0) || !record.life.acquire(mark).unwrap_or(false) {
+        return false;
+    }
+    let now = record.state();
+    if now.phase == ProcessPhase::Live && !life::bury_process(record, now) {
+        // SAFETY: acquired above.
+        unsafe { record.life.give_back_marked() };
         return false;
     }
     let done = finish_process(arena, index, record);
@@ -174,6 +182,7 @@ fn finish_process(arena: Arena, index: usize, record: &Process) -> bool {
             return false;
         }
     }
+    arena.header().unreaped.store(1, Ordering::SeqCst);
     drop_holds(arena, index, record);
     let free = ProcessState {
         phase: ProcessPhase::Free,
@@ -245,12 +254,12 @@ pub(crate) fn poll(arena: Arena) -> Recovered {
 /// Asks the system about everybody who is not marked: 100 ms apart at least.
 fn confirm_now_and_then(arena: Arena) {
     const APART: u64 = 100;
-    static LAST: AtomicU64 = AtomicU64::new(0);
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     let now = now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000;
-    let last = LAST.load(Ordering::Relaxed);
-    if now < last + APART
-        || LAST
+    let at = &arena.header().confirmed_at;
+    let last = at.load(Ordering::Relaxed);
+    if now < last.saturating_add(APART)
+        || at
             .compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed)
             .is_err()
     {
@@ -278,6 +287,16 @@ pub(crate) fn recover_all(arena: Arena) -> Recovered {
         (hooks.reap)(arena);
     }
     done
+}
+
+/// Frees what the dead held and nobody else does, if there is any such.
+#[cold]
+pub(crate) fn reap(arena: Arena) {
+    if arena.header().unreaped.load(Ordering::Relaxed) != 0
+        && let Some(hooks) = HOOKS.get()
+    {
+        (hooks.reap)(arena);
+    }
 }
 
 /// Gives a living thread's memory to nobody: it is about to leave.

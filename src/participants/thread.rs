@@ -58,6 +58,10 @@ impl Drop for AtEnd {
         for arena in local::mapped() {
             leave(arena);
         }
+        let page = TABLE.replace(&raw const EMPTY.0);
+        if !std::ptr::eq(page, &EMPTY.0) {
+            sys::memory::drop_page(page.cast_mut().cast());
+        }
     }
 }
 
@@ -114,7 +118,8 @@ fn attach(arena: Arena) -> Result<&'static Slot, NoSlot> {
         let page = sys::memory::wipe_on_fork_page().map_err(|_| NoSlot)?;
         TABLE.set(page.cast());
     }
-    let _ = AT_END.try_with(|_| ());
+    // The thread is ending, and has left: it would leave a slot behind.
+    AT_END.try_with(|_| ()).map_err(|_| NoSlot)?;
     let process = process::current(arena).ok_or(NoSlot)?;
     let index = claim(arena, process).ok_or(NoSlot)?;
     let slot = arena.slot(index);

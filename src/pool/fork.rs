@@ -65,9 +65,11 @@ fn attached() -> impl Iterator<Item = Arena> {
 }
 
 fn before_fork() -> Result<(), SpawnError> {
+    keep_handles();
     for arena in attached() {
         let Some(child) = process::reserve_child(arena) else {
             take_back(&PENDING);
+            release_handles();
             return Err(SpawnError::NoProcessRecord);
         };
         PENDING[arena.granule()].store(child.word(), Ordering::Relaxed);
@@ -104,7 +106,7 @@ fn forked(pid: u32) {
 }
 
 extern "C" fn prepare() {
-    let guard = handles::lock();
+    keep_handles();
     for arena in attached() {
         let pending = &PENDING[arena.granule()];
         if pending.load(Ordering::Relaxed) == 0
@@ -113,19 +115,35 @@ extern "C" fn prepare() {
             pending.store(child.word(), Ordering::Relaxed);
         }
     }
-    HELD.with(|held| *held.borrow_mut() = Some(guard));
+}
+
+/// Keeps the process's other threads from opening and dropping handles, and from forking, until
+/// this one has forked.
+fn keep_handles() {
+    // A fork during the destruction of thread-locals goes without.
+    let _ = HELD.try_with(|held| {
+        let mut held = held.borrow_mut();
+        if held.is_none() {
+            *held = Some(handles::lock());
+        }
+    });
+}
+
+fn release_handles() {
+    let _ = HELD.try_with(|held| held.borrow_mut().take());
 }
 
 extern "C" fn in_parent() {
     for (pending, forked) in PENDING.iter().zip(&FORKED) {
         forked.store(pending.swap(0, Ordering::Relaxed), Ordering::Relaxed);
     }
-    HELD.with(|held| held.borrow_mut().take());
+    release_handles();
 }
 
 extern "C" fn in_child() {
     thread::after_fork();
     for arena in attached() {
+        local::of(arena).forget_leaked_guards();
         let mine = Tag::of_word(PENDING[arena.granule()].swap(0, Ordering::Relaxed));
         if mine.is_nobody() || !process::become_child(arena, mine) {
             const WHY: &[u8] = b"shmkit: a forked child has no record in a pool; it exits\n";
@@ -134,11 +152,15 @@ extern "C" fn in_child() {
             sys::process::exit_now(70);
         }
     }
-    HELD.with(|held| held.borrow_mut().take());
+    release_handles();
 }
 
 /// A child ends in order.
 fn child_ending() {
+    // Other threads may be using what this process holds, until it has ended.
+    if !sys::process::task_count().is_ok_and(|tasks| tasks == 1) {
+        return;
+    }
     for arena in attached() {
         objects::let_go_of_all(arena);
         thread::leave(arena);
@@ -158,8 +180,7 @@ fn child_reaped(pid: u32) {
                 process::abort_child(arena, Tag::new(index, state.generation));
             }
         }
-        if recovery::poll(arena) != recovery::Recovered::default() {
-            objects::reap(arena);
-        }
+        recovery::poll(arena);
+        recovery::reap(arena);
     }
 }

@@ -94,5 +94,6 @@ impl Drop for Hold {
             objects::let_go(self.arena, self.index);
         }
         objects::dispose(self.arena, self.index);
+        objects::retry(self.arena);
     }
 }

@@ -312,7 +312,8 @@ impl Pool {
         let slot = thread::slot(self.0)?;
         let kind = types::index_of::<T>(self.0, slot)?;
         let new = objects::NewObject { kind, layout };
-        Ok(crate::Shared::of(objects::create(self.0, slot, new, init)?))
+        let hold = objects::create(self.0, slot, new, init)?;
+        Ok(crate::Shared::of(hold).expect("a block of the layout was made"))
     }
 
     /// The object of that name.
@@ -324,7 +325,7 @@ impl Pool {
         let slot = thread::slot(self.0)?;
         process::current(self.0).ok_or(NoSlot)?;
         let hold = names::locked(self.0, slot, || self.find_named::<T>(name))?;
-        Ok(crate::Shared::of(hold.ok_or(NamedError::NotFound)?))
+        hold.and_then(crate::Shared::of).ok_or(NamedError::NotFound)
     }
 
     /// Holds the object of that name, if there is one. The caller holds the names' lock.

@@ -21,8 +21,8 @@
 //!    two sees the other.
 //! 2. Each turn to RETIRED has a new version, so a destroyer's last step fails if the object was
 //!    held in between.
-//! 3. The stamp is stored before RETIRED and only rises: views that were opened while a link led
-//!    here are past before the object is destroyed.
+//! 3. The stamp is taken after RETIRED and after seeing that nothing leads here, and only rises: views
+//!    that were opened while a link led here are past before the object is destroyed.
 //! 4. The generation rises when an entry is taken, so a descriptor of a former object finds none.
 
 use std::alloc::Layout;
@@ -42,6 +42,8 @@ use crate::primitive::{AtomicU64, Ordering};
 use crate::protocol::lifecycle;
 pub(crate) use crate::protocol::lifecycle::{ObjectState, Phase};
 use crate::sys::memory::CommitError;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicUsize;
 
 /// An object's entry.
 #[repr(C, align(64))]
@@ -128,7 +130,7 @@ pub(crate) fn create(
             Ok(hold)
         }
         Err(error) => {
-            intents::resolve(arena, slot.tag().slot());
+            abandon_create(arena, slot, index);
             Err(error)
         }
     }
@@ -139,7 +141,8 @@ fn take_entry(arena: Arena, slot: &Slot) -> Result<(usize, ObjectState), CommitE
     /// Entries that the table grows by.
     const STEP: usize = 64;
     let search = &arena.header().object_search;
-    let mut from = (search.load(Ordering::Relaxed) as usize).min(arena.object_count());
+    let hint = search.load(Ordering::Relaxed);
+    let mut from = (hint as usize).min(arena.object_count());
     loop {
         let count = arena.object_count();
         let usable = |i: &usize| {
@@ -174,7 +177,8 @@ fn take_entry(arena: Arena, slot: &Slot) -> Result<(usize, ObjectState), CommitE
         };
         if free.phase == Phase::Free && entry.turn(free, taken) {
             // Lower ones are taken, as far as the hint went; who frees one lowers it.
-            search.store(index as u64 + 1, Ordering::Relaxed);
+            let next = index as u64 + 1;
+            let _ = search.compare_exchange(hint, next, Ordering::Relaxed, Ordering::Relaxed);
             return Ok((index, taken));
         }
         slot.intent.close();
@@ -182,7 +186,20 @@ fn take_entry(arena: Arena, slot: &Slot) -> Result<(usize, ObjectState), CommitE
     }
 }
 
-/// Undoes a creation. `slot` is its author's, dead or our own.
+/// Undoes our own creation.
+fn abandon_create(arena: Arena, slot: &Slot, index: usize) {
+    let block = slot.intent.arg(intents::CREATE_BLOCK);
+    // A block that was not taken is told from one that was by its bit.
+    if block != 0 {
+        slot.watched.freeing.store(block, Ordering::SeqCst);
+        slot.intent.set_arg(intents::CREATE_BLOCK, 0);
+        let _ = block::free_recorded(arena, slot, block as usize);
+    }
+    undo_create(arena, slot.tag(), index, 0);
+    slot.intent.close();
+}
+
+/// Undoes a creation. `owner` is its author, dead or our own.
 pub(super) fn undo_create(arena: Arena, owner: Tag, index: usize, address: usize) {
     let Some(entry) = arena.object(index) else {
         return;
@@ -276,30 +293,83 @@ pub(super) fn let_go_of_all(arena: Arena) {
             dispose(arena, index);
         }
     }
+    if POSTPONED_COUNT.load(Ordering::Relaxed) != 0 {
+        arena.header().unreaped.store(1, Ordering::SeqCst);
+    }
 }
 
-/// Destroys the object if nothing holds it, and then what it led to, and so on.
+/// Destroys the object if nothing holds it, and then what it led to, and so on. What somebody
+/// still looks at is left for [`retry`].
 pub(crate) fn dispose(arena: Arena, index: usize) {
-    if !retire(arena, index) {
-        return;
-    }
-    let Ok(slot) = crate::participants::thread::slot(arena) else {
+    let Some(state) = retire(arena, index) else {
         return;
     };
-    if slot.intent.is_open() {
+    let slot = crate::participants::thread::slot(arena);
+    let Some(slot) = slot.ok().filter(|slot| !slot.intent.is_open()) else {
+        arena.header().unreaped.store(1, Ordering::SeqCst);
         return;
-    }
-    let mut work = vec![index];
-    while let Some(index) = work.pop() {
-        destroy(arena, slot, index, &mut work);
+    };
+    let mut work = vec![(index, state)];
+    while let Some((index, state)) = work.pop() {
+        if !destroy(arena, slot, index, state, &mut work) {
+            postpone(arena, index);
+        }
     }
 }
 
-/// Turns the object to RETIRED if nothing holds it. True if it is RETIRED or CONDEMNED.
-fn retire(arena: Arena, index: usize) -> bool {
-    let Some(entry) = arena.object(index) else {
-        return false;
+/// Objects that could not be destroyed because somebody looked at them, by pool and index.
+static POSTPONED: Mutex<Vec<(usize, usize)>> = Mutex::new(Vec::new());
+/// How many they are, at least roughly.
+static POSTPONED_COUNT: AtomicUsize = AtomicUsize::new(0);
+
+fn postpone(arena: Arena, index: usize) {
+    // Held by another thread, which a fork may have left behind: somebody reaps instead.
+    match POSTPONED.try_lock() {
+        Ok(mut list) => {
+            list.push((arena.base(), index));
+            POSTPONED_COUNT.store(list.len(), Ordering::Relaxed);
+        }
+        Err(_) => arena.header().unreaped.store(1, Ordering::SeqCst),
+    }
+}
+
+/// Tries again to destroy some of what was left because somebody looked at it, and what the dead
+/// have left. Called where a look or a hold ends.
+#[inline]
+pub(crate) fn retry(arena: Arena) {
+    if POSTPONED_COUNT.load(Ordering::Relaxed) != 0
+        || arena.header().unreaped.load(Ordering::Relaxed) != 0
+    {
+        retry_some(arena);
+    }
+}
+
+#[cold]
+fn retry_some(arena: Arena) {
+    /// At most so many at once, so that no single end of a look takes long.
+    const SOME: usize = 16;
+    if arena.header().unreaped.load(Ordering::Relaxed) != 0 {
+        reap(arena);
+    }
+    let some: Vec<_> = match POSTPONED.try_lock() {
+        Ok(mut list) => {
+            let from = list.len().saturating_sub(SOME);
+            let some = list.drain(from..).collect();
+            POSTPONED_COUNT.store(list.len(), Ordering::Relaxed);
+            some
+        }
+        Err(_) => return,
     };
+    for (base, index) in some {
+        if let Some(arena) = Arena::containing(base) {
+            dispose(arena, index);
+        }
+    }
+}
+
+/// Turns the object to RETIRED if nothing holds it; its state then.
+fn retire(arena: Arena, index: usize) -> Option<ObjectState> {
+    let entry = arena.object(index)?;
     lifecycle::retire(
         &entry.state,
         &entry.stamp,
@@ -314,19 +384,25 @@ fn is_unused(arena: Arena, entry: &Entry, index: usize) -> bool {
 }
 
 /// Destroys an object that is RETIRED or CONDEMNED, if nothing holds it and nobody looks at it.
-/// Adds to `work` what it led to and nothing holds now.
+/// Adds to `work` what it led to and nothing holds now. False if somebody looks at it.
 ///
 /// Killed anywhere: recovery finishes the step that the intent names and leaves it CONDEMNED.
-fn destroy(arena: Arena, slot: &Slot, index: usize, work: &mut Vec<usize>) {
+fn destroy(
+    arena: Arena,
+    slot: &Slot,
+    index: usize,
+    state: ObjectState,
+    work: &mut Vec<(usize, ObjectState)>,
+) -> bool {
     let Some(entry) = arena.object(index) else {
-        return;
+        return true;
     };
     let is_past =
         |stamp| epoch::is_past(arena, stamp) && !permits::any_within(arena, extent(arena, entry));
     let is_unused = || is_unused(arena, entry, index);
-    let Some(state) = lifecycle::destroyable(&entry.state, &entry.stamp, is_unused, is_past) else {
-        return;
-    };
+    if !lifecycle::destroyable(state, &entry.stamp, is_unused, is_past) {
+        return false;
+    }
     slot.intent.open(intents::DESTROY, &[index as u64, 0, 0, 0]);
     if let Some(destroying) = lifecycle::seize(&entry.state, state, slot.tag().slot()) {
         let address = entry.address.load(Ordering::Relaxed) as usize;
@@ -336,9 +412,9 @@ fn destroy(arena: Arena, slot: &Slot, index: usize, work: &mut Vec<usize>) {
                 match owned.kind {
                     types::Owned::Link => {
                         if let Some(target) = intents::drop_link(arena, slot, field)
-                            && retire(arena, target)
+                            && let Some(state) = retire(arena, target)
                         {
-                            work.push(target);
+                            work.push((target, state));
                         }
                     }
                     types::Owned::Block => intents::drop_block(arena, slot, field),
@@ -354,6 +430,7 @@ fn destroy(arena: Arena, slot: &Slot, index: usize, work: &mut Vec<usize>) {
         search.fetch_min(index as u64, Ordering::Relaxed);
     }
     slot.intent.close();
+    true
 }
 
 /// What recovery does for a dead destroyer, once the step on the way is finished.
@@ -370,6 +447,12 @@ fn extent(arena: Arena, entry: &Entry) -> std::ops::Range<usize> {
 
 /// Destroys every object that nothing holds: after deaths, when nobody else may have noticed.
 pub(crate) fn reap(arena: Arena) {
+    use crate::participants::thread;
+    if thread::slot(arena).is_ok_and(|slot| slot.intent.is_open()) {
+        // In the middle of something: whoever comes next reaps.
+        return;
+    }
+    arena.header().unreaped.store(0, Ordering::SeqCst);
     // The hint of a free entry may have died with somebody.
     arena.header().object_search.store(0, Ordering::Relaxed);
     for index in 0..arena.object_count() {
@@ -377,12 +460,13 @@ pub(crate) fn reap(arena: Arena) {
     }
 }
 
-/// The value's address, if the index is a live object's.
-pub(crate) fn address_of(arena: Arena, index: usize) -> Option<NonNull<u8>> {
-    let entry = arena.object(index)?;
-    let address = entry.address.load(Ordering::Acquire) as usize;
-    arena.slice_of(address)?;
-    NonNull::new(std::ptr::with_exposed_provenance_mut(address))
+/// The value's address, if the index is that of an object whose block holds such a layout.
+pub(crate) fn address_of(arena: Arena, index: usize, layout: Layout) -> Option<NonNull<u8>> {
+    let address = arena.object(index)?.address.load(Ordering::Acquire) as usize;
+    let last = address.checked_add(layout.size().max(1) - 1)?;
+    let inside = arena.slice_of(address).is_some() && arena.slice_of(last).is_some();
+    let fits = inside && address.is_multiple_of(layout.align());
+    fits.then(|| NonNull::new(std::ptr::with_exposed_provenance_mut(address)))?
 }
 
 /// Checks every entry.

@@ -86,7 +86,7 @@ pub fn change<'a>(
     word.compare_exchange(
         old,
         compose(new, author_slot, sequence),
-        Ordering::AcqRel,
+        Ordering::SeqCst,
         Ordering::Acquire,
     )
     .map(drop)

@@ -78,64 +78,58 @@ pub fn hold(word: &AtomicU64, generation: u32) -> bool {
     }
 }
 
-/// Turns the object to RETIRED if nothing holds it. True if it is RETIRED or CONDEMNED.
-/// `now` gives a stamp.
+/// Turns the object to RETIRED if nothing holds it, and stamps it with the time at which that was
+/// seen. Its state, if it is RETIRED or CONDEMNED. `now` gives a stamp.
+///
+/// The stamp comes after the look: whatever led here was gone by then, so who still sees the
+/// object began to look before the stamp.
 #[inline]
 pub fn retire(
     word: &AtomicU64,
     stamp: &AtomicU64,
     is_unused: impl Fn() -> bool,
     now: impl Fn() -> u64,
-) -> bool {
+) -> Option<ObjectState> {
     loop {
         let state = read(word);
         match state.phase {
-            Phase::Retired | Phase::Condemned => return true,
+            Phase::Condemned => return Some(state),
             Phase::Live if is_unused() => {
-                stamp.fetch_max(now(), Ordering::SeqCst);
                 let version = state.version.wrapping_add(1);
                 let retired = ObjectState {
                     phase: Phase::Retired,
                     version,
                     ..state
                 };
-                if turn(word, state, retired) {
-                    return true;
-                }
+                turn(word, state, retired);
             }
-            _ => return false,
-        }
-    }
-}
-
-/// The state of an object that can be destroyed: CONDEMNED, or RETIRED if nothing holds it and
-/// `is_past` says of its stamp that nobody looks at it. LIVE again if something holds it.
-#[inline]
-pub fn destroyable(
-    word: &AtomicU64,
-    stamp: &AtomicU64,
-    is_unused: impl FnOnce() -> bool,
-    is_past: impl FnOnce(u64) -> bool,
-) -> Option<ObjectState> {
-    let state = read(word);
-    match state.phase {
-        Phase::Condemned => {}
-        Phase::Retired => {
-            if !is_unused() {
+            Phase::Retired if is_unused() => {
+                stamp.fetch_max(now(), Ordering::SeqCst);
+                return Some(state);
+            }
+            Phase::Retired => {
                 // It only seemed so.
                 turn(word, state, state.with(Phase::Live));
                 return None;
             }
-            if !is_past(stamp.load(Ordering::SeqCst)) {
-                return None;
-            }
+            _ => return None,
         }
-        _ => return None,
     }
-    Some(state)
 }
 
-/// Turns a [`destroyable`] object to DESTROYING, by the slot, if nobody held it meanwhile.
+/// True if an object that was [retired](retire) with that state can be destroyed: nothing holds it
+/// and `is_past` says of its stamp that nobody looks at it.
+#[inline]
+pub fn destroyable(
+    state: ObjectState,
+    stamp: &AtomicU64,
+    is_unused: impl FnOnce() -> bool,
+    is_past: impl FnOnce(u64) -> bool,
+) -> bool {
+    state.phase == Phase::Condemned || (is_unused() && is_past(stamp.load(Ordering::SeqCst)))
+}
+
+/// Turns a [`destroyable`] object to DESTROYING, by the slot, if nobody held it since it was retired.
 #[inline]
 pub fn seize(word: &AtomicU64, state: ObjectState, slot: usize) -> Option<ObjectState> {
     let destroying = ObjectState {

@@ -101,6 +101,12 @@ pub(crate) fn wipe_on_fork_page() -> io::Result<*mut u8> {
     }
 }
 
+/// Unmaps a page from [`wipe_on_fork_page`] that nobody uses any more.
+pub(crate) fn drop_page(page: *mut u8) {
+    // SAFETY: a page of its own, which the caller gives up.
+    let _ = unsafe { rustix::mm::munmap(page.cast(), 4096) };
+}
+
 fn borrow<'a>(fd: RawFd) -> BorrowedFd<'a> {
     // SAFETY: pool descriptors are kept open as long as the pool is mapped.
     unsafe { BorrowedFd::borrow_raw(fd) }

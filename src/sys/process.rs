@@ -104,16 +104,25 @@ pub(crate) fn process_is_gone(pid: u32, start: u64) -> bool {
     }
 }
 
+/// Whether a task is a thread of this process.
+pub(crate) fn is_thread_of_ours(tid: u32) -> bool {
+    with_path(format_args!("/proc/self/task/{tid}"), |path| {
+        rustix::fs::stat(path).is_ok()
+    })
+    .unwrap_or(true)
+}
+
 /// Whether the process that had the id `pid` and the start time `start`, one thread of which has
-/// died, may have another thread that still runs user code. A process of one thread has none; one
-/// that was killed has some for as long as they are on their way into `exit`.
+/// died, may have a thread that still runs user code. One that was killed may for as long as some
+/// are on their way into `exit`; one that went on to another program (`exec`) does until it ends.
 #[cold]
 pub(crate) fn may_still_run(pid: u32, start: u64) -> bool {
     let Some(leader) = to_pid(pid) else {
         return false;
     };
     match read_stat(CWD, format_args!("/proc/{pid}/stat")) {
-        Stat::Read(line) if line.start != start || line.threads <= 1 => false,
+        Stat::Read(line) if line.start != start => false,
+        Stat::Read(line) if line.threads <= 1 => !line.ending(),
         Stat::Read(_) => {
             let mut running = false;
             let listed = with_path(format_args!("/proc/{pid}/task"), |path| {

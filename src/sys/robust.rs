@@ -160,6 +160,25 @@ impl RobustWord {
     ///
     /// This thread holds the word.
     pub(crate) unsafe fn release(&self) {
+        // SAFETY: by the caller's promise.
+        unsafe { self.leave(0) };
+    }
+
+    /// Gives the word back as the kernel leaves the word of a dead thread: it was taken over from
+    /// one, and it is too early to do anything about it.
+    ///
+    /// # Safety
+    ///
+    /// This thread holds the word.
+    pub(crate) unsafe fn give_back_marked(&self) {
+        // SAFETY: by the caller's promise.
+        unsafe { self.leave(OWNER_DIED) };
+    }
+
+    /// # Safety
+    ///
+    /// This thread holds the word.
+    unsafe fn leave(&self, value: u32) {
         let Ok((head, tid)) = list() else { return };
         debug_assert_eq!(self.word.load(Ordering::Relaxed) & TID, tid);
         let link = self.link();
@@ -174,7 +193,7 @@ impl RobustWord {
                 .write_volatile(previous);
             std::ptr::with_exposed_provenance_mut::<usize>(previous & !1).write_volatile(next);
             compiler_fence(Ordering::SeqCst);
-            let old = self.word.swap(0, Ordering::SeqCst);
+            let old = self.word.swap(value, Ordering::SeqCst);
             (&raw mut (*head).pending).write_volatile(0);
             if old & WAITERS != 0 {
                 super::futex::wake(&self.word, u32::MAX);
