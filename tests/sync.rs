@@ -137,7 +137,7 @@ fn kill<R: serde::Serialize + serde::de::DeserializeOwned + std::fmt::Debug>(
 }
 
 /// Tells by the pipe, then waits for ever: for children that are to be killed.
-fn tell_and_hang(writer: &PipeWriter) -> ! {
+fn tell_and_hang(writer: &PipeWriter) {
     tell(writer);
     loop {
         std::thread::park();
