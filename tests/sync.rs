@@ -85,6 +85,10 @@ fn main() -> ExitCode {
         .unwrap_or_default();
     let (mut passed, mut failed) = (0, 0);
     for (name, case) in CASES.iter().filter(|(name, _)| name.contains(&filter)) {
+        // Threads that were joined may not have left the system yet.
+        until("one task", || {
+            std::fs::read_dir("/proc/self/task").unwrap().count() == 1
+        });
         let began = Instant::now();
         let ok = catch_unwind(case).is_ok();
         if ok {
