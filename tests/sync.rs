@@ -85,6 +85,10 @@ fn main() -> ExitCode {
         .unwrap_or_default();
     let (mut passed, mut failed) = (0, 0);
     for (name, case) in CASES.iter().filter(|(name, _)| name.contains(&filter)) {
+        // Threads that were joined may not have left the system yet.
+        until("one task", || {
+            std::fs::read_dir("/proc/self/task").unwrap().count() == 1
+        });
         let began = Instant::now();
         let ok = catch_unwind(case).is_ok();
         if ok {
@@ -137,7 +141,7 @@ fn kill<R: serde::Serialize + serde::de::DeserializeOwned + std::fmt::Debug>(
 }
 
 /// Tells by the pipe, then waits for ever: for children that are to be killed.
-fn tell_and_hang(writer: &PipeWriter) -> ! {
+fn tell_and_hang(writer: &PipeWriter) {
     tell(writer);
     loop {
         std::thread::park();

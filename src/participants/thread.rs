@@ -130,22 +130,25 @@ fn attach(arena: Arena) -> Result<&'static Slot, NoSlot> {
 /// Claims a free slot, a dead one, or a new one.
 fn claim(arena: Arena, process: Tag) -> Option<usize> {
     let max = arena.header().max_slots.load(Ordering::Relaxed) as usize;
-    for attempt in 0..3 {
+    let mut attempt = 0;
+    while attempt < 3 {
         let count = arena.slot_count();
         if let Some(index) = (1..count).find(|&i| take(arena, i, process)) {
             return Some(index);
         }
         if count < max {
+            // No attempt: others may take what is added, until there are `max`.
             let count = count.max(1);
             arena
                 .raise(SLOTS, &arena.header().watermarks.slots, count + 1)
                 .ok()?;
-        } else if attempt == 0 {
-            recovery::poll(arena);
-        } else {
-            recovery::confirm_all(arena);
-            recovery::poll(arena);
+            continue;
         }
+        if attempt > 0 {
+            recovery::confirm_all(arena);
+        }
+        recovery::poll(arena);
+        attempt += 1;
     }
     None
 }

@@ -109,14 +109,16 @@ pub fn waiters_killed_at_random() {
     let stock = shared(stock());
     let mut seed = 0x2545_f491_4f6c_dd1d;
     scope(|s| {
-        let consumer = || loop {
-            let mut guard = whatever(stock.items.lock());
-            while guard[0] == guard[1] {
-                guard = whatever(stock.changed.wait(guard));
+        let consumer = || -> u8 {
+            loop {
+                let mut guard = whatever(stock.items.lock());
+                while guard[0] == guard[1] {
+                    guard = whatever(stock.changed.wait(guard));
+                }
+                guard[1] += 1;
+                drop(guard);
+                count(&stock.turns);
             }
-            guard[1] += 1;
-            drop(guard);
-            count(&stock.turns);
         };
         let survivor = s.spawn(consumer).unwrap();
         for _ in 0..KILLS {

@@ -107,12 +107,14 @@ pub fn killed_at_random() {
     let (semaphore, turns) = &*world;
     let mut seed = 0x9e37_79b9_7f4a_7c15;
     scope(|s| {
-        let worker = || loop {
-            let first = semaphore.acquire().unwrap();
-            let second = semaphore.try_acquire();
-            turns.fetch_add(1, Ordering::SeqCst);
-            drop(first);
-            drop(second);
+        let worker = || -> u8 {
+            loop {
+                let first = semaphore.acquire().unwrap();
+                let second = semaphore.try_acquire();
+                turns.fetch_add(1, Ordering::SeqCst);
+                drop(first);
+                drop(second);
+            }
         };
         for _ in 0..60 {
             let children = [0; 3].map(|_| s.spawn(worker).unwrap());
