@@ -84,7 +84,7 @@ pub(super) unsafe fn load<T>(place: *mut T) -> u64 {
     // Acquire and Release: what is published through an element is seen.
     with_atomic!(T, place, |word, Int| {
         let bits: Int = word.load(Ordering::Acquire);
-        u64::from(bits)
+        bits.into()
     })
 }
 
@@ -109,7 +109,7 @@ pub(super) unsafe fn exchange<T>(place: *mut T, old: u64, new: u64) -> Result<()
     with_atomic!(T, place, |word, Int| {
         match word.compare_exchange(old as Int, new as Int, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => Ok(()),
-            Err(now) => Err(u64::from(now)),
+            Err(now) => Err(now.into()),
         }
     })
 }

@@ -22,6 +22,7 @@ use std::slice::{ChunksExact, ChunksExactMut};
 
 use super::array::{self, Array};
 use super::ranges::{Claim, ClaimMut};
+use super::refusals::resolve;
 use super::{ClaimError, ElementError, ResizeError, Shared};
 use crate::allocator::AllocError;
 use crate::layout::{Field, TypeInfo};
@@ -375,7 +376,7 @@ impl<T: KillSafe + Unpin> Matrix<T> {
     /// As for [`row`](Self::row).
     pub fn rows(&self, rows: impl RangeBounds<usize>) -> Result<RowBand<'_, T>, ClaimError> {
         let (height, columns) = self.dims();
-        let rows = array::resolve(rows, height)?;
+        let rows = resolve(rows, height)?;
         let claim = self.cells.claim(rows.start * columns..rows.end * columns)?;
         Ok(RowBand { claim, columns })
     }
@@ -387,7 +388,7 @@ impl<T: KillSafe + Unpin> Matrix<T> {
     /// As for [`row`](Self::row).
     pub fn rows_mut(&self, rows: impl RangeBounds<usize>) -> Result<RowBandMut<'_, T>, ClaimError> {
         let (height, columns) = self.dims();
-        let rows = array::resolve(rows, height)?;
+        let rows = resolve(rows, height)?;
         let claim = self
             .cells
             .claim_mut(rows.start * columns..rows.end * columns)?;

@@ -8,6 +8,7 @@
 //! | `matrix` | [`Matrix`]: the same by rows |
 //! | `claims` | who uses which elements of an array |
 //! | `ranges` | [`Claim`], [`ClaimMut`]: claimed ranges |
+//! | `refusals` | the errors of arrays |
 //! | `elements` | how elements are copied |
 //! | `foreign`| [`PoolAlloc`], [`Foreign`]: other crates' collections |
 
@@ -18,11 +19,13 @@ mod foreign;
 mod link;
 mod matrix;
 mod ranges;
+mod refusals;
 mod shared;
 
-pub use array::{Array, ClaimError, ElementError, ResizeError};
+pub use array::Array;
 pub use foreign::{Foreign, PoolAlloc};
 pub use link::{Link, LinkError, View};
 pub use matrix::{Matrix, RowBand, RowBandMut, Rows, RowsMut, ShapeError};
 pub use ranges::{Claim, ClaimMut};
+pub use refusals::{ClaimError, ElementError, ResizeError};
 pub use shared::{Handle, HandleError, Shared};

@@ -1,0 +1,3 @@
+fn f(_: &shmkit::Array<bool>) {}
+
+fn main() {}
