@@ -1,3 +1,0 @@
-fn f(_: &shmkit::Array<bool>) {}
-
-fn main() {}
