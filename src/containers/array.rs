@@ -194,7 +194,7 @@ impl<T: KillSafe + Unpin> Array<T> {
         len: usize,
         f: impl FnMut(usize) -> T,
     ) -> Result<Shared<Self>, OutOfMemory> {
-        let elements = collect(len, f).map_err(out_of_memory)?;
+        let elements = elements::collect(len, f).map_err(out_of_memory)?;
         Self::made_in(pool, len, |room| room.copy_from(&elements))
     }
 
@@ -591,14 +591,4 @@ fn out_of_memory(cause: impl Into<ObjectError>) -> OutOfMemory {
         value: (),
         cause: cause.into(),
     }
-}
-
-/// `f(0)`, `f(1)` and so on, in private memory.
-pub(super) fn collect<T>(len: usize, f: impl FnMut(usize) -> T) -> Result<Vec<T>, AllocError> {
-    let mut elements = Vec::new();
-    elements
-        .try_reserve_exact(len)
-        .map_err(|_| AllocError::TooLarge)?;
-    elements.extend((0..len).map(f));
-    Ok(elements)
 }

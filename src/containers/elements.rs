@@ -6,6 +6,7 @@
 use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicU8, AtomicU16};
 
+use crate::allocator::AllocError;
 use crate::participants::table::Slot;
 use crate::pool::intents::{self, WRITE_MAX};
 use crate::primitive::{AtomicU32, AtomicU64, Ordering};
@@ -168,4 +169,14 @@ impl<T> Room<'_, T> {
             room.copy_from_nonoverlapping(values.as_ptr(), len);
         }
     }
+}
+
+/// `f(0)`, `f(1)` and so on, in private memory.
+pub(super) fn collect<T>(len: usize, f: impl FnMut(usize) -> T) -> Result<Vec<T>, AllocError> {
+    let mut elements = Vec::new();
+    elements
+        .try_reserve_exact(len)
+        .map_err(|_| AllocError::TooLarge)?;
+    elements.extend((0..len).map(f));
+    Ok(elements)
 }

@@ -20,7 +20,8 @@ use std::mem::offset_of;
 use std::ops::{Deref, DerefMut, RangeBounds};
 use std::slice::{ChunksExact, ChunksExactMut};
 
-use super::array::{self, Array};
+use super::array::Array;
+use super::elements;
 use super::ranges::{Claim, ClaimMut};
 use super::refusals::resolve;
 use super::{ClaimError, ElementError, ResizeError, Shared};
@@ -167,7 +168,7 @@ impl<T: KillSafe + Unpin> Matrix<T> {
         mut f: impl FnMut(usize, usize) -> T,
     ) -> Result<Shared<Self>, ShapeError> {
         let len = count(rows, columns)?;
-        let cells = array::collect(len, |i| f(i / columns, i % columns));
+        let cells = elements::collect(len, |i| f(i / columns, i % columns));
         Self::of_cells(pool, columns, &cells.map_err(ObjectError::from)?)
     }
 
