@@ -1,4 +1,47 @@
-//! shmkit
+//! Shared-memory data structures whose users may be killed at any instruction.
+//!
+//! A [`Pool`] is memory that several processes have mapped at the same address. It hosts an
+//! allocator, locks ([`sync`]), arrays, matrices and objects of your own types
+//! (`#[derive(ShmSafe)]`), used from every process through ordinary references. [`process::scope`]
+//! starts worker processes. A worker that is killed, at whatever instruction, leaves nothing
+//! locked, torn or leaked; whoever meets what it held takes it over.
+//!
+//! ```
+//! use shmkit::process::scope;
+//! use shmkit::sync::Mutex;
+//! use shmkit::Pool;
+//!
+//! let pool = Pool::builder().create()?;
+//! let total = pool.create(Mutex::new(0_u64))?;
+//! scope(|s| {
+//!     for worker in 1..=4 {
+//!         let total = &total;
+//!         s.spawn(move || *total.lock().unwrap() += worker).unwrap();
+//!     }
+//! });
+//! assert_eq!(*total.lock().unwrap(), 10);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Layers
+//!
+//! Imports point downward only; `docs/design.md` says why things are as they are, and
+//! `docs/recovery.md` what a kill leaves, operation by operation.
+//!
+//! ```text
+//! process        scope, spawn, join
+//! containers     Shared, Handle, Link, Array, Matrix, Foreign
+//! sync           Mutex, ReentrantMutex, Condvar, Semaphore, Barrier
+//! pool           create, attach, objects, names
+//! allocator      slices, spans, runs, growth
+//! participants   who is attached, who lives, recovery of the dead
+//! protocol       the steps on shared words that the models check
+//! layout         where things lie, what types look like
+//! sys            the only code that talks to the kernel
+//! ```
+
+#[cfg(not(all(target_os = "linux", target_pointer_width = "64", target_endian = "little")))]
+compile_error!("shmkit is for 64-bit little-endian Linux");
 
 // The derive macros' output says `::shmkit`, also in this crate.
 extern crate self as shmkit;
@@ -33,31 +76,31 @@ mod protocol;
 pub mod protocol;
 
 #[cfg(not(shmkit_loom))]
-pub use allocator::check::CheckReport;
+pub use exports::*;
+
+/// What the crate's root offers.
 #[cfg(not(shmkit_loom))]
-pub use allocator::stats::{ClassStats, Stats};
-#[cfg(not(shmkit_loom))]
-pub use allocator::{AllocError, FreeError};
-#[cfg(not(shmkit_loom))]
-pub use containers::{Foreign, Handle, HandleError, Link, LinkError, PoolAlloc, Shared, View};
-#[cfg(not(shmkit_loom))]
-pub use layout::{KillSafe, ShmSafe, TypeInfo};
-#[cfg(not(shmkit_loom))]
-pub use participants::thread::NoSlot;
-#[cfg(not(shmkit_loom))]
-pub use pool::{
-    AttachError, CreateError, GrowError, NamedError, ObjectError, OutOfMemory, Pool, PoolBuilder,
-    ReallocError, RecoverySummary, TypeError, UnlinkError,
-};
-pub use shmkit_derive::{KillSafe, ShmSafe};
-#[cfg(not(shmkit_loom))]
-pub use sync::{
-    Barrier, Condvar, LockError, Mutex, MutexGuard, Orphan, Permit, ReentrantMutex, Semaphore,
-};
-#[cfg(not(shmkit_loom))]
-pub use sys::memory::CommitError;
-#[cfg(not(shmkit_loom))]
-pub use sys::robust::RobustError;
+mod exports {
+    pub use crate::allocator::check::CheckReport;
+    pub use crate::allocator::stats::{ClassStats, Stats};
+    pub use crate::allocator::{AllocError, FreeError};
+    pub use crate::containers::{
+        Array, Claim, ClaimError, ClaimMut, ElementError, Foreign, Handle, HandleError, Link,
+        LinkError, Matrix, PoolAlloc, ResizeError, RowBand, RowBandMut, Rows, RowsMut, ShapeError,
+        Shared, View,
+    };
+    pub use crate::layout::{KillSafe, ShmSafe, TypeInfo};
+    pub use crate::participants::thread::NoSlot;
+    pub use crate::pool::{
+        AttachError, CreateError, GrowError, NamedError, ObjectError, OutOfMemory, Pool,
+        PoolBuilder, ReallocError, RecoverySummary, TypeError, UnlinkError,
+    };
+    pub use crate::sync::{
+        Barrier, Condvar, LockError, Mutex, MutexGuard, Orphan, Permit, ReentrantMutex, Semaphore,
+    };
+    pub use crate::sys::memory::CommitError;
+    pub use shmkit_derive::{KillSafe, ShmSafe};
+}
 
 #[cfg(not(shmkit_loom))]
 /// What the derive macros' output calls; no part of the API.

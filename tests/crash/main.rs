@@ -3,6 +3,8 @@
 //! `toy` tests the engine: on a toy pool, with operations that are right and operations that are broken on purpose.
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod containers;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod engine;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod pool;
@@ -14,6 +16,7 @@ fn main() -> std::process::ExitCode {
     let mut suite = engine::Suite::from_env();
     toy::cases(&mut suite);
     pool::cases(&mut suite);
+    containers::cases(&mut suite);
     suite.finish()
 }
 

@@ -95,12 +95,13 @@ impl Object {
     fn dispose(&self, process: usize) {
         let (state, stamp) = (&self.state, &self.stamp);
         let now = || pins::stamp(&self.epoch);
-        if !lifecycle::retire(state, stamp, || self.is_unused(), now) {
+        let Some(found) = lifecycle::retire(state, stamp, || self.is_unused(), now) else {
+            return;
+        };
+        let is_past = |stamp| pins::is_past([&self.pin].into_iter(), stamp);
+        if !lifecycle::destroyable(found, stamp, || self.is_unused(), is_past) {
             return;
         }
-        let is_past = |stamp| pins::is_past([&self.pin].into_iter(), stamp);
-        let found = lifecycle::destroyable(state, stamp, || self.is_unused(), is_past);
-        let Some(found) = found else { return };
         self.intents[process].store(1, Ordering::Release);
         if let Some(mine) = lifecycle::seize(state, found, process) {
             assert_eq!(self.holders.load(Relaxed), 0, "destroyed while held");

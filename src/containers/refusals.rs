@@ -1,0 +1,116 @@
+//! Why arrays and matrices refuse.
+
+use std::ops::{Range, RangeBounds};
+
+use crate::allocator::AllocError;
+use crate::participants::thread::NoSlot;
+use crate::process::ProcessId;
+
+/// Why an element was not read or written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ElementError {
+    /// There is no such element.
+    #[error("index {index} of an array of {len}")]
+    OutOfBounds {
+        /// What was asked for.
+        index: usize,
+        /// How many elements there are.
+        len: usize,
+    },
+    /// It is part of a claimed range.
+    #[error("the element is claimed by process {by}")]
+    Claimed {
+        /// Whose claim it is; perhaps the caller's own.
+        by: ProcessId,
+    },
+    /// Elements of more than 4096 bytes are accessed through claims only.
+    #[error("elements of more than 4096 bytes are accessed through claims only")]
+    TooLarge,
+    /// The array is not part of an object in a pool.
+    #[error("the array is not in a pool")]
+    NotInPool,
+    /// The thread has no slot in the pool.
+    #[error(transparent)]
+    NoSlot(#[from] NoSlot),
+}
+
+/// Why a range was not claimed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClaimError {
+    /// The range goes beyond the end, or ends before it starts.
+    #[error("the range {start}..{end} of {len}")]
+    OutOfBounds {
+        /// Its start.
+        start: usize,
+        /// Its end.
+        end: usize,
+        /// How many there are.
+        len: usize,
+    },
+    /// It overlaps a claim, and one of the two is exclusive.
+    #[error("the range overlaps a claim of process {by}")]
+    Claimed {
+        /// Whose claim it is; perhaps the caller's own.
+        by: ProcessId,
+    },
+    /// As many ranges are claimed as an array can have claims.
+    #[error("the array has 62 claims already")]
+    TooManyClaims,
+    /// The array is not part of an object in a pool.
+    #[error("the array is not in a pool")]
+    NotInPool,
+    /// The thread has no slot in the pool.
+    #[error(transparent)]
+    NoSlot(#[from] NoSlot),
+}
+
+/// Why an array did not grow. It is as it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ResizeError {
+    /// Some of it is claimed.
+    #[error("process {by} has a claim")]
+    Claimed {
+        /// Whose claim it is; perhaps the caller's own.
+        by: ProcessId,
+    },
+    /// It is longer than that already.
+    #[error("there are {len} already")]
+    Shorter {
+        /// How many there are.
+        len: usize,
+    },
+    /// No block for the elements.
+    #[error(transparent)]
+    Alloc(#[from] AllocError),
+    /// It is not part of an object in a pool.
+    #[error("the array is not in a pool")]
+    NotInPool,
+    /// The thread has no slot in the pool.
+    #[error(transparent)]
+    NoSlot(#[from] NoSlot),
+}
+
+/// The bounds of a range, if it lies within `len`.
+pub(super) fn resolve(
+    range: impl RangeBounds<usize>,
+    len: usize,
+) -> Result<Range<usize>, ClaimError> {
+    use std::ops::Bound::{Excluded, Included, Unbounded};
+    let start = match range.start_bound() {
+        Included(&start) => start,
+        Excluded(&before) => before.saturating_add(1),
+        Unbounded => 0,
+    };
+    let end = match range.end_bound() {
+        Included(&last) => last.saturating_add(1),
+        Excluded(&end) => end,
+        Unbounded => len,
+    };
+    if start > end || end > len {
+        return Err(ClaimError::OutOfBounds { start, end, len });
+    }
+    Ok(start..end)
+}

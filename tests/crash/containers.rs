@@ -1,0 +1,210 @@
+//! Arrays: made, written to, claimed, grown, destroyed.
+
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use shmkit::{Array, KillSafe, Pool, Shared, ShmSafe};
+
+use crate::engine::{Arena, Case, Crash, Suite, Victim, progress};
+
+const MAX: usize = 16 << 20;
+
+/// 24 bytes that belong together.
+#[derive(Clone, Copy, Debug, PartialEq, ShmSafe, KillSafe)]
+struct Triple(u64, u64, u64);
+
+const OLD: Triple = Triple(1, 1, 1);
+const NEW: Triple = Triple(2, 2, 2);
+
+/// A pool with two arrays, and what the victim made.
+struct Bench {
+    pool: Pool,
+    numbers: Option<Shared<Array<u64>>>,
+    triples: Shared<Array<Triple>>,
+    made: Option<Shared<Array<u64>>>,
+    /// Bytes in use before the operation.
+    before: usize,
+}
+
+impl Arena for Bench {
+    fn base(&self) -> usize {
+        self.pool.base()
+    }
+    fn mapped_len(&self) -> usize {
+        (40 << 30) + MAX
+    }
+    fn fd(&self) -> RawFd {
+        self.pool.fd().as_raw_fd()
+    }
+}
+
+impl Bench {
+    fn new() -> Bench {
+        let pool = Pool::builder().max_size(MAX).create().expect("a pool");
+        let numbers = Array::from_fn_in(pool, 6, |i| i as u64).expect("room");
+        let triples = Array::filled_in(pool, 4, OLD).expect("room");
+        let before = pool.stats().allocated;
+        Bench {
+            pool,
+            numbers: Some(numbers),
+            triples,
+            made: None,
+            before,
+        }
+    }
+
+    fn numbers(&self) -> &Array<u64> {
+        self.numbers.as_ref().expect("not dropped")
+    }
+
+    /// Does what the kernel does to the robust words of the dead.
+    fn bury(&self, victim: &Victim) {
+        const TID: u32 = 0x3fff_ffff;
+        let tables = [(16 << 20, 8192), (3 << 20, 256)];
+        for (table, entry) in tables {
+            for index in 0..16 {
+                let word = self.pool.base() + table + index * entry;
+                // SAFETY: within the tables, which are mapped and whose file is long enough; life
+                // words are accessed atomically.
+                let word = unsafe { &*std::ptr::with_exposed_provenance::<AtomicU32>(word) };
+                let found = word.load(Ordering::Relaxed);
+                if found & TID == victim.pid as u32 {
+                    word.store(found & 0x8000_0000 | 0x4000_0000, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+
+    fn check(&self, crash: &Crash) -> Result<bool, String> {
+        self.pool.recover();
+        let report = self.pool.check_quiescent();
+        if !report.is_ok() {
+            return Err(format!("{report:?}"));
+        }
+        Ok(crash.finished || crash.progress > 0)
+    }
+
+    /// Nobody is in the way of anything.
+    fn claimable(&self) -> Result<bool, String> {
+        let numbers = self.numbers();
+        let claim = numbers.claim_mut(..).map_err(|e| format!("{e}"))?;
+        self.triples.claim_mut(..).map_err(|e| format!("{e}"))?;
+        Ok(claim.was_orphaned())
+    }
+}
+
+fn case(name: &str, operation: impl Fn(&mut Bench) + 'static) -> Case<Bench> {
+    Case::new(format!("array/{name}"), Bench::new)
+        // The victim has its slot, and its caches of blocks.
+        .attach(|bench| {
+            bench.numbers().set(5, 5).expect("set");
+            drop(Array::filled_in(bench.pool, 10, 1_u64).expect("room"));
+        })
+        .operation(move |bench| {
+            operation(bench);
+            progress(1);
+        })
+        .bury(|bench, victim| bench.bury(victim))
+        .recover(|bench| {
+            bench.pool.recover();
+            Ok(())
+        })
+}
+
+fn ensure(holds: bool, what: impl Fn() -> String) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(what()) }
+}
+
+/// What a death at every instruction must leave of arrays.
+pub fn cases(suite: &mut Suite) {
+    suite.run(
+        case("create", |bench| {
+            bench.made = Some(Array::filled_in(bench.pool, 10, 3_u64).expect("room"));
+        })
+        .verify(|bench, crash| {
+            bench.check(crash)?;
+            let now = bench.pool.stats().allocated;
+            // A victim that lives on holds it.
+            ensure(now == bench.before, || {
+                format!("{now} bytes, not {}", bench.before)
+            })
+        }),
+    );
+    suite.run(
+        case("set 8", |bench| bench.numbers().set(2, 77).expect("set")).verify(|bench, crash| {
+            let done = bench.check(crash)?;
+            let value = bench.numbers().get(2);
+            ensure(value == Ok(77) || value == Ok(2) && !done, || {
+                format!("{value:?}")
+            })?;
+            ensure(bench.claimable() == Ok(false), || "not claimable".into())
+        }),
+    );
+    suite.run(
+        case("set 24", |bench| bench.triples.set(2, NEW).expect("set")).verify(|bench, crash| {
+            let done = bench.check(crash)?;
+            let value = bench.triples.get(2);
+            ensure(value == Ok(NEW) || value == Ok(OLD) && !done, || {
+                format!("{value:?}")
+            })?;
+            bench.triples.set(2, OLD).map_err(|e| format!("{e}"))?;
+            ensure(bench.claimable() == Ok(false), || "not claimable".into())
+        }),
+    );
+    suite.run(
+        case("claim", |bench| {
+            assert_eq!(bench.numbers().claim(1..4).expect("claimed").len(), 3);
+        })
+        .verify(|bench, crash| {
+            bench.check(crash)?;
+            ensure(bench.claimable() == Ok(false), || "not claimable".into())
+        }),
+    );
+    suite.run(
+        case("claim_mut", |bench| {
+            let mut claim = bench.numbers().claim_mut(1..4).expect("claimed");
+            claim.fill(9);
+        })
+        .verify(|bench, crash| {
+            let done = bench.check(crash)?;
+            let values: Vec<_> = (0..6)
+                .map(|i| bench.numbers().get(i).unwrap_or(99))
+                .collect();
+            let old = values == [0, 1, 2, 3, 4, 5];
+            let new = values == [0, 9, 9, 9, 4, 5];
+            let orphaned = bench.claimable()?;
+            ensure(new || !done, || format!("lost: {values:?}"))?;
+            ensure(old || new || orphaned, || format!("not told of {values:?}"))?;
+            ensure(!(done && orphaned), || "told of nothing".into())
+        }),
+    );
+    suite.run(
+        case("grow", |bench| {
+            bench.numbers().grow(1000, 8).expect("grown")
+        })
+        .verify(|bench, crash| {
+            let done = bench.check(crash)?;
+            let grown = bench.numbers().get(999) == Ok(8);
+            let len = bench.numbers().len();
+            ensure(grown || !done, || "lost".into())?;
+            ensure(len == if grown { 1000 } else { 6 }, || {
+                format!("{len} long")
+            })?;
+            ensure(bench.numbers().get(5) == Ok(5), || "elements lost".into())?;
+            ensure(bench.claimable() == Ok(false), || "not claimable".into())
+        }),
+    );
+    suite.run(
+        case("destroy", |bench| bench.made = None)
+            .attach(|bench| {
+                bench.made = Some(Array::filled_in(bench.pool, 10, 3_u64).expect("room"));
+            })
+            .verify(|bench, crash| {
+                bench.check(crash)?;
+                let now = bench.pool.stats().allocated;
+                ensure(now == bench.before, || {
+                    format!("{now} bytes, not {}", bench.before)
+                })
+            }),
+    );
+}
