@@ -15,7 +15,11 @@ mod sys;
 pub use allocator::check::CheckReport;
 pub use allocator::stats::{ClassStats, Stats};
 pub use allocator::{AllocError, FreeError};
-pub use containers::{Foreign, Handle, HandleError, Link, LinkError, PoolAlloc, Shared, View};
+pub use containers::{
+    Array, Claim, ClaimError, ClaimMut, ElementError, Foreign, Handle, HandleError, Link,
+    LinkError, Matrix, PoolAlloc, ResizeError, RowBand, RowBandMut, Rows, RowsMut, ShapeError,
+    Shared, View,
+};
 pub use layout::{KillSafe, ShmSafe, TypeInfo};
 pub use participants::thread::NoSlot;
 pub use pool::{

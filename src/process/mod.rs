@@ -42,7 +42,7 @@ pub use scope::{Scope, SpawnError, scope};
 /// });
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct ProcessId(u32);
+pub struct ProcessId(pub(crate) u32);
 
 impl ProcessId {
     /// The number by which the kernel knows the process, in the pid namespace of its parent.

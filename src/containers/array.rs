@@ -1,0 +1,713 @@
+//! Arrays of plain values: elements one at a time, or claimed ranges as slices.
+//!
+//! # Rationale
+//!
+//! The elements are in a block of their own, so that an array can be a field and can grow; the
+//! block begins with its length, so that one store of its address changes both. Elements of 1, 2,
+//! 4 or 8 bytes are read and written by one atomic access. Larger ones, up to [`WRITE_MAX`], are
+//! copied under one of a few owner-tagged locks, and written through the slot's redo area, so that
+//! a killed writer leaves the old element or the new one. Ranges are `claims`' business.
+//!
+//! Constructors call the user's closure first, for elements in private memory, then make the empty
+//! object, then give it its storage. So a closure that panics, or re-enters, or is killed, leaves
+//! nothing in the pool; the price is a second copy for a while.
+//!
+//! | operation | killed | leaves |
+//! |---|---|---|
+//! | constructor | before the storage is there | an empty array that the dead process held: it goes |
+//! | `set`, up to 8 bytes | | the old element or the new one |
+//! | `set`, larger | before WRITE is open | the old element |
+//! | | after | the new element: recovery writes it again, before the stripe's lock is had |
+//! | `update` | | as `set` |
+//! | growing | before the block's address is stored | the old storage; the new block is freed (REPLACE) |
+//! | | after | the new storage; the old block is freed, and the length put right by who meets the claim |
+//!
+//! Invariants
+//! 1. The block is replaced under a GROWING claim only: while an operation's [`Pass`] or a claim of
+//!    one element or more exists, the block stays.
+//! 2. Elements are accessed by the owner of an exclusive claim alone; or by owners of shared claims
+//!    and by reading operations, none of which writes; or by operations only.
+//! 3. Of operations only: all accesses to an element are atomic, or all are under its stripe's lock.
+//! 4. The length never shrinks, and `len` is stored before a claim of growing is over.
+
+use std::alloc::Layout;
+use std::fmt;
+use std::marker::{PhantomData, PhantomPinned};
+use std::mem::{MaybeUninit, offset_of};
+use std::ops::{Range, RangeBounds};
+use std::ptr::NonNull;
+
+use super::Shared;
+use super::claims::{Access, Claims, Mode, Pass, Refusal, Storage};
+use super::elements::{self, Room};
+use super::ranges::{Claim, ClaimMut, Claimed};
+use crate::allocator::{AllocError, block};
+use crate::layout::arena::Arena;
+use crate::layout::{Field, TypeInfo};
+use crate::participants::lock;
+use crate::participants::table::Slot;
+use crate::participants::thread::{self, NoSlot};
+use crate::pool::intents::{self, WRITE_MAX};
+use crate::pool::{ObjectError, OutOfMemory, Pool};
+use crate::primitive::{AtomicU64, Ordering};
+use crate::process::ProcessId;
+use crate::{KillSafe, ShmSafe};
+
+/// Locks for elements of more than 8 bytes.
+const STRIPES: usize = 4;
+
+/// The address of a block that the array owns.
+#[repr(transparent)]
+pub(super) struct BlockWord(AtomicU64);
+
+// SAFETY: an address within the pool; `TYPE` says that it owns a block.
+unsafe impl ShmSafe for BlockWord {
+    const TYPE: &'static TypeInfo = &TypeInfo::block::<Self>("BlockWord");
+    const OWNS: bool = true;
+}
+
+impl BlockWord {
+    pub(super) const fn new() -> Self {
+        BlockWord(AtomicU64::new(0))
+    }
+
+    /// The address; 0 for none. Acquire: the block is filled.
+    #[inline]
+    fn address(&self) -> usize {
+        self.0.load(Ordering::Acquire) as usize
+    }
+
+    /// The length that the block begins with. The caller keeps the block from being replaced.
+    #[inline]
+    pub(super) fn len(&self) -> usize {
+        let address = self.address();
+        if address == 0 {
+            return 0;
+        }
+        // SAFETY: a block of this array, which the caller keeps there; its first word is its
+        // length, which is not written any more.
+        let len = unsafe { &*std::ptr::with_exposed_provenance::<AtomicU64>(address) };
+        len.load(Ordering::Relaxed) as usize
+    }
+}
+
+/// An array in a pool, used by many processes at once.
+///
+/// Elements are read and written one at a time with [`get`](Self::get), [`set`](Self::set) and
+/// [`update`](Self::update), each of them atomic; or a range is [claimed](Self::claim_mut) and then
+/// is a slice like any other. The two exclude each other.
+///
+/// An array is an object of its own (`filled_in`, `from_fn_in`, `from_slice_in`), or a field of the
+/// user's struct: [`Array::new`] is empty, and [`grow`](Self::grow) gives it elements once it is in
+/// a pool.
+///
+/// ```
+/// use shmkit::{Array, Pool};
+///
+/// let pool = Pool::builder().create()?;
+/// let squares = Array::from_fn_in(pool, 100, |i| (i * i) as u64)?;
+/// squares.set(3, 10)?;
+/// assert_eq!(squares.get(3)?, 10);
+/// {
+///     let mut upper = squares.claim_mut(50..)?;
+///     upper.fill(0);
+///     assert!(squares.get(60).is_err(), "claimed");
+/// }
+/// assert_eq!(squares.claim(..)?.iter().sum::<u64>(), (0..50).map(|i| i * i).sum::<u64>() + 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[repr(C)]
+pub struct Array<T: KillSafe + Unpin> {
+    storage: Storage,
+    claims: Claims,
+    stripes: [AtomicU64; STRIPES],
+    elements: PhantomData<T>,
+    _in_place: PhantomPinned,
+}
+
+// SAFETY: atomics, and a block of `T`s, which is listed at its place. No drop glue.
+unsafe impl<T: KillSafe + Unpin> ShmSafe for Array<T> {
+    const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>(
+        "Array",
+        const {
+            &[
+                Field::at::<BlockWord>("storage", offset_of!(Self, storage.block)),
+                Field::mention::<T>("T"),
+            ]
+        },
+    );
+    const IMAGE_BOUND: bool = T::IMAGE_BOUND;
+    const OWNS: bool = true;
+}
+
+/// Why an element was not read or written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ElementError {
+    /// There is no such element.
+    #[error("index {index} of an array of {len}")]
+    OutOfBounds {
+        /// What was asked for.
+        index: usize,
+        /// How many elements there are.
+        len: usize,
+    },
+    /// It is part of a claimed range.
+    #[error("the element is claimed by process {by}")]
+    Claimed {
+        /// Whose claim it is; perhaps the caller's own.
+        by: ProcessId,
+    },
+    /// Elements of more than 4096 bytes are accessed through claims only.
+    #[error("elements of more than 4096 bytes are accessed through claims only")]
+    TooLarge,
+    /// The array is not part of an object in a pool.
+    #[error("the array is not in a pool")]
+    NotInPool,
+    /// The thread has no slot in the pool.
+    #[error(transparent)]
+    NoSlot(#[from] NoSlot),
+}
+
+/// Why a range was not claimed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClaimError {
+    /// The range goes beyond the end, or ends before it starts.
+    #[error("the range {start}..{end} of {len}")]
+    OutOfBounds {
+        /// Its start.
+        start: usize,
+        /// Its end.
+        end: usize,
+        /// How many there are.
+        len: usize,
+    },
+    /// It overlaps a claim, and one of the two is exclusive.
+    #[error("the range overlaps a claim of process {by}")]
+    Claimed {
+        /// Whose claim it is; perhaps the caller's own.
+        by: ProcessId,
+    },
+    /// As many ranges are claimed as an array can have claims.
+    #[error("the array has 62 claims already")]
+    TooManyClaims,
+    /// The array is not part of an object in a pool.
+    #[error("the array is not in a pool")]
+    NotInPool,
+    /// The thread has no slot in the pool.
+    #[error(transparent)]
+    NoSlot(#[from] NoSlot),
+}
+
+/// Why an array did not grow. It is as it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ResizeError {
+    /// Some of it is claimed.
+    #[error("process {by} has a claim")]
+    Claimed {
+        /// Whose claim it is; perhaps the caller's own.
+        by: ProcessId,
+    },
+    /// It is longer than that already.
+    #[error("there are {len} already")]
+    Shorter {
+        /// How many there are.
+        len: usize,
+    },
+    /// No block for the elements.
+    #[error(transparent)]
+    Alloc(#[from] AllocError),
+    /// It is not part of an object in a pool.
+    #[error("the array is not in a pool")]
+    NotInPool,
+    /// The thread has no slot in the pool.
+    #[error(transparent)]
+    NoSlot(#[from] NoSlot),
+}
+
+impl<T: KillSafe + Unpin> Array<T> {
+    /// Elements are accessed by one instruction.
+    const ATOMIC: bool = elements::is_atomic::<T>();
+
+    /// Where the elements begin in the block.
+    const OFFSET: usize = if align_of::<T>() > 8 {
+        align_of::<T>()
+    } else {
+        8
+    };
+
+    /// An array without elements. In a pool it can [`grow`](Self::grow).
+    #[must_use]
+    pub const fn new() -> Self {
+        Array {
+            storage: Storage::new(),
+            claims: Claims::new(),
+            stripes: [const { AtomicU64::new(0) }; STRIPES],
+            elements: PhantomData,
+            _in_place: PhantomPinned,
+        }
+    }
+
+    /// Makes an array of `len` times `value`.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfMemory`]; nothing was made.
+    ///
+    /// # Crash behaviour
+    ///
+    /// The array exists, held by this process, or it does not.
+    pub fn filled_in(pool: Pool, len: usize, value: T) -> Result<Shared<Self>, OutOfMemory>
+    where
+        T: Copy,
+    {
+        Self::made_in(pool, len, |room| room.fill(value))
+    }
+
+    /// Makes an array of `f(0)`, `f(1)` and so on. `f` runs before anything is done in the pool;
+    /// the elements are in private memory until it has run for all of them.
+    ///
+    /// # Errors
+    ///
+    /// As for [`filled_in`](Self::filled_in).
+    ///
+    /// # Panics
+    ///
+    /// If `f` does. Nothing was made.
+    pub fn from_fn_in(
+        pool: Pool,
+        len: usize,
+        f: impl FnMut(usize) -> T,
+    ) -> Result<Shared<Self>, OutOfMemory> {
+        let elements = collect(len, f).map_err(out_of_memory)?;
+        Self::made_in(pool, len, |room| room.copy_from(&elements))
+    }
+
+    /// Makes an array of the elements of a slice.
+    ///
+    /// # Errors
+    ///
+    /// As for [`filled_in`](Self::filled_in).
+    pub fn from_slice_in(pool: Pool, elements: &[T]) -> Result<Shared<Self>, OutOfMemory>
+    where
+        T: Copy,
+    {
+        Self::made_in(pool, elements.len(), |room| room.copy_from(elements))
+    }
+
+    /// Makes an array whose elements `fill`, no user's code, writes.
+    fn made_in(
+        pool: Pool,
+        len: usize,
+        fill: impl FnOnce(Room<'_, T>),
+    ) -> Result<Shared<Self>, OutOfMemory> {
+        let array = pool.create(Self::new()).map_err(|refused| OutOfMemory {
+            value: (),
+            cause: refused.cause,
+        })?;
+        match array.reshape(|_| Ok(len), fill) {
+            Ok(_) => Ok(array),
+            Err(ResizeError::Alloc(error)) => Err(out_of_memory(error)),
+            Err(ResizeError::NoSlot(error)) => Err(out_of_memory(error)),
+            Err(error) => unreachable!("nobody else has a new array, which is empty: {error}"),
+        }
+    }
+
+    /// How many elements there are.
+    #[inline]
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.storage.len.load(Ordering::Acquire) as usize
+    }
+
+    /// True if there are none.
+    #[inline]
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    #[inline]
+    fn arena(&self) -> Option<Arena> {
+        Arena::containing(std::ptr::from_ref(self).addr())
+    }
+
+    /// The place of an element. `_pass` keeps the block there.
+    #[inline]
+    fn element(&self, index: usize, _pass: &Pass<'_>) -> Result<*mut T, ElementError> {
+        let len = self.storage.block.len();
+        if index >= len {
+            return Err(ElementError::OutOfBounds { index, len });
+        }
+        Ok(self.elements().wrapping_add(index))
+    }
+
+    /// The first element's place, if there is one.
+    #[inline]
+    fn elements(&self) -> *mut T {
+        std::ptr::with_exposed_provenance_mut(self.storage.block.address() + Self::OFFSET)
+    }
+
+    /// Runs `f` with the element's place, which no claim covers meanwhile. Elements that are not
+    /// accessed by one instruction are under their stripe's lock.
+    #[inline]
+    fn with_element<R>(
+        &self,
+        index: usize,
+        access: Access,
+        f: impl FnOnce(&Slot, *mut T) -> R,
+    ) -> Result<R, ElementError> {
+        if size_of::<T>() > WRITE_MAX {
+            return Err(ElementError::TooLarge);
+        }
+        let arena = self.arena().ok_or(ElementError::NotInPool)?;
+        let slot = thread::slot(arena)?;
+        let pass = self.claims.pass(arena, slot, &self.storage, index, access);
+        let pass = pass.map_err(|refusal| match refusal {
+            Refusal::Claimed(by) => ElementError::Claimed { by },
+            Refusal::TooMany => unreachable!("an element's pass is no entry"),
+        })?;
+        let place = self.element(index, &pass)?;
+        if Self::ATOMIC {
+            return Ok(f(slot, place));
+        }
+        let stripe = &self.stripes[index % STRIPES];
+        match lock::lock(arena, slot, stripe, None) {
+            Ok(0) => {}
+            // What its dead holder was writing has been written by now: `lock`'s invariant 3.
+            Ok(flags) => lock::clear(stripe, flags),
+            Err(refused) => unreachable!("one element at a time: {refused:?}"),
+        }
+        let result = f(slot, place);
+        lock::unlock(stripe, slot.tag(), 0);
+        Ok(result)
+    }
+
+    /// A copy of an element.
+    ///
+    /// # Errors
+    ///
+    /// See [`ElementError`]. An element that is claimed for reading can be read.
+    #[inline]
+    pub fn get(&self, index: usize) -> Result<T, ElementError>
+    where
+        T: Copy,
+    {
+        self.with_element(index, Access::Reads, |_, place| {
+            // SAFETY: the pass keeps the block there, `index` is below its length, and by
+            // invariants 2 and 3 all access the element atomically, or nobody writes to it while
+            // we hold its stripe's lock.
+            unsafe {
+                if Self::ATOMIC {
+                    elements::of_bits(elements::load(place))
+                } else {
+                    place.read()
+                }
+            }
+        })
+    }
+
+    /// Overwrites an element.
+    ///
+    /// # Errors
+    ///
+    /// See [`ElementError`].
+    ///
+    /// # Crash behaviour
+    ///
+    /// All of the element is overwritten, or nothing.
+    #[inline]
+    pub fn set(&self, index: usize, value: T) -> Result<(), ElementError> {
+        self.with_element(index, Access::Writes, |slot, place| {
+            // SAFETY: as in `get`; and should we die writing bytes, nobody accesses the element until
+            // the intent is resolved, as the stripe's lock and the pass count until then.
+            unsafe {
+                if Self::ATOMIC {
+                    elements::store(place, elements::to_bits(value));
+                } else {
+                    elements::write(slot, place, &value);
+                }
+            }
+        })
+    }
+
+    /// Replaces an element by what `f` makes of it; what it was. `f` runs again if somebody else
+    /// changes the element meanwhile. Nothing is locked or claimed while `f` runs.
+    ///
+    /// # Errors
+    ///
+    /// See [`ElementError`].
+    ///
+    /// # Panics
+    ///
+    /// If `f` does. The element is as it was.
+    ///
+    /// # Crash behaviour
+    ///
+    /// As for [`set`](Self::set).
+    ///
+    /// ```
+    /// # use shmkit::{Array, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let counters = Array::filled_in(pool, 8, 0_u64)?;
+    /// assert_eq!(counters.update(5, |n| n + 1)?, 0);
+    /// assert_eq!(counters.get(5)?, 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn update(&self, index: usize, mut f: impl FnMut(T) -> T) -> Result<T, ElementError>
+    where
+        T: Copy,
+    {
+        if Self::ATOMIC {
+            // SAFETY: as in `get`.
+            let load = |_: &Slot, place: *mut T| unsafe { elements::load(place) };
+            let mut seen = self.with_element(index, Access::Reads, load)?;
+            loop {
+                // SAFETY: the bits of an element.
+                let old = unsafe { elements::of_bits(seen) };
+                let new = elements::to_bits(f(old));
+                // SAFETY: as in `set`.
+                let exchange =
+                    |_: &Slot, place: *mut T| unsafe { elements::exchange(place, seen, new) };
+                match self.with_element(index, Access::Writes, exchange)? {
+                    Ok(()) => return Ok(old),
+                    Err(now) => seen = now,
+                }
+            }
+        }
+        let (mut seen, mut now) = (MaybeUninit::<T>::uninit(), MaybeUninit::<T>::uninit());
+        self.with_element(index, Access::Reads, |_, place| {
+            // SAFETY: as in `get`.
+            unsafe { elements::copy_bytes(place, &mut seen) };
+        })?;
+        loop {
+            // SAFETY: copied from an element.
+            let old = unsafe { seen.assume_init() };
+            let new = f(old);
+            let unchanged = self.with_element(index, Access::Writes, |slot, place| {
+                // SAFETY: as in `set`.
+                unsafe {
+                    elements::copy_bytes(place, &mut now);
+                    let unchanged =
+                        elements::frozen_bytes(&mut now) == elements::frozen_bytes(&mut seen);
+                    if unchanged {
+                        elements::write(slot, place, &new);
+                    }
+                    unchanged
+                }
+            })?;
+            if unchanged {
+                return Ok(old);
+            }
+            std::mem::swap(&mut seen, &mut now);
+        }
+    }
+
+    /// Claims a range for reading. While the claim is there nobody writes to the range, and others
+    /// may claim it for reading, too.
+    ///
+    /// # Errors
+    ///
+    /// See [`ClaimError`]. An empty range can always be claimed.
+    ///
+    /// # Crash behaviour
+    ///
+    /// The claim of a dead process is over.
+    pub fn claim(&self, range: impl RangeBounds<usize>) -> Result<Claim<'_, T>, ClaimError> {
+        self.claim_as(range, Mode::Shared).map(Claim)
+    }
+
+    /// Claims a range for writing. While the claim is there nobody else reads or writes it.
+    ///
+    /// # Errors
+    ///
+    /// As for [`claim`](Self::claim).
+    ///
+    /// # Crash behaviour
+    ///
+    /// The claim of a dead process is over. What it was writing may be half written, and the next
+    /// one who claims the range exclusively is told so: [`ClaimMut::was_orphaned`].
+    pub fn claim_mut(&self, range: impl RangeBounds<usize>) -> Result<ClaimMut<'_, T>, ClaimError> {
+        self.claim_as(range, Mode::Exclusive).map(ClaimMut::new)
+    }
+
+    fn claim_as(
+        &self,
+        range: impl RangeBounds<usize>,
+        mode: Mode,
+    ) -> Result<Claimed<'_, T>, ClaimError> {
+        let arena = self.arena().ok_or(ClaimError::NotInPool)?;
+        let slot = thread::slot(arena)?;
+        let range = resolve(range, self.len())?;
+        let (mut taken, mut first) = (None, NonNull::dangling());
+        if !range.is_empty() {
+            let claim = self
+                .claims
+                .take(arena, slot, &self.storage, range.clone(), mode)
+                .map_err(|refusal| match refusal {
+                    Refusal::Claimed(by) => ClaimError::Claimed { by },
+                    Refusal::TooMany => ClaimError::TooManyClaims,
+                })?;
+            taken = Some(claim);
+            let place = self.elements().wrapping_add(range.start);
+            first = NonNull::new(place).expect("blocks are not at zero");
+        }
+        Ok(Claimed::new(first, range.len(), taken))
+    }
+
+    /// Makes the array `len` elements long; the new ones are `value`. Waits for operations on
+    /// elements, which then find the new elements.
+    ///
+    /// # Errors
+    ///
+    /// See [`ResizeError`]. An array with claims does not grow, nor does one that is longer.
+    ///
+    /// # Crash behaviour
+    ///
+    /// The array has grown or not.
+    pub fn grow(&self, len: usize, value: T) -> Result<(), ResizeError>
+    where
+        T: Copy,
+    {
+        let longer = |now| {
+            if now > len {
+                Err(ResizeError::Shorter { len: now })
+            } else {
+                Ok(len)
+            }
+        };
+        self.reshape(longer, |room| room.fill(value))?;
+        Ok(())
+    }
+
+    /// Appends elements; the index of the first.
+    ///
+    /// # Errors
+    ///
+    /// As for [`grow`](Self::grow).
+    ///
+    /// # Crash behaviour
+    ///
+    /// All are appended, or none.
+    pub fn extend_from_slice(&self, elements: &[T]) -> Result<usize, ResizeError>
+    where
+        T: Copy,
+    {
+        let longer = |now: usize| {
+            now.checked_add(elements.len())
+                .ok_or(ResizeError::Alloc(AllocError::TooLarge))
+        };
+        self.reshape(longer, |room| room.copy_from(elements))
+    }
+
+    /// Replaces the block by a longer one, whose new elements `fill` writes: no user's code, as
+    /// the intent is open. `plan` is told the length and says the new one, with everybody else
+    /// kept out. The former length.
+    pub(super) fn reshape(
+        &self,
+        plan: impl FnOnce(usize) -> Result<usize, ResizeError>,
+        fill: impl FnOnce(Room<'_, T>),
+    ) -> Result<usize, ResizeError> {
+        let arena = self.arena().ok_or(ResizeError::NotInPool)?;
+        let slot = thread::slot(arena)?;
+        let everything = 0..usize::MAX;
+        let claim = self
+            .claims
+            .take(arena, slot, &self.storage, everything, Mode::Growing)
+            .map_err(|refusal| match refusal {
+                Refusal::Claimed(by) => ResizeError::Claimed { by },
+                // Merging frees an entry, or some entry has a living owner.
+                Refusal::TooMany => unreachable!("a full table has claims, which overlap all"),
+            })?;
+        let old = self.storage.block.len();
+        let new = plan(old)?;
+        if new > old {
+            let layout = Self::layout(new)?;
+            let source = self.elements();
+            intents::replace_block(arena, slot, &self.storage.block.0, |record| {
+                let address = block::allocate(arena, slot, layout, record)?;
+                let start = std::ptr::with_exposed_provenance_mut::<u8>(address);
+                // SAFETY: a new block of that layout, which nobody else has; the old one has `old`
+                // elements, which nobody writes to while we have the claim.
+                unsafe {
+                    start.cast::<u64>().write(new as u64);
+                    let elements = start.add(Self::OFFSET).cast::<T>();
+                    if old > 0 {
+                        elements.copy_from_nonoverlapping(source, old);
+                    }
+                    let room = std::slice::from_raw_parts_mut(elements.add(old).cast(), new - old);
+                    fill(Room(room));
+                }
+                Ok::<usize, AllocError>(address)
+            })?;
+            // By invariant 4; should we die, `Storage::repair` does it.
+            self.storage.repair();
+        }
+        drop(claim);
+        Ok(old)
+    }
+
+    fn layout(len: usize) -> Result<Layout, AllocError> {
+        let elements = Layout::array::<T>(len).map_err(|_| AllocError::TooLarge)?;
+        let (layout, offset) = Layout::new::<u64>()
+            .extend(elements)
+            .map_err(|_| AllocError::TooLarge)?;
+        debug_assert_eq!(offset, Self::OFFSET);
+        Ok(layout)
+    }
+}
+
+impl<T: KillSafe + Unpin> Default for Array<T> {
+    fn default() -> Self {
+        Array::new()
+    }
+}
+
+impl<T: KillSafe + Unpin> fmt::Debug for Array<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Array")
+            .field("len", &self.len())
+            .finish_non_exhaustive()
+    }
+}
+
+fn out_of_memory(cause: impl Into<ObjectError>) -> OutOfMemory {
+    OutOfMemory {
+        value: (),
+        cause: cause.into(),
+    }
+}
+
+/// `f(0)`, `f(1)` and so on, in private memory.
+pub(super) fn collect<T>(len: usize, f: impl FnMut(usize) -> T) -> Result<Vec<T>, AllocError> {
+    let mut elements = Vec::new();
+    elements
+        .try_reserve_exact(len)
+        .map_err(|_| AllocError::TooLarge)?;
+    elements.extend((0..len).map(f));
+    Ok(elements)
+}
+
+/// The bounds of a range, if it lies within `len`.
+pub(super) fn resolve(
+    range: impl RangeBounds<usize>,
+    len: usize,
+) -> Result<Range<usize>, ClaimError> {
+    use std::ops::Bound::{Excluded, Included, Unbounded};
+    let start = match range.start_bound() {
+        Included(&start) => start,
+        Excluded(&before) => before.saturating_add(1),
+        Unbounded => 0,
+    };
+    let end = match range.end_bound() {
+        Included(&last) => last.saturating_add(1),
+        Excluded(&end) => end,
+        Unbounded => len,
+    };
+    if start > end || end > len {
+        return Err(ClaimError::OutOfBounds { start, end, len });
+    }
+    Ok(start..end)
+}

@@ -1,0 +1,535 @@
+//! Who uses which elements of an array: the table of claims, and how element operations and
+//! claims keep out of each other's way.
+//!
+//! # Rationale
+//!
+//! A claimed range is a plain slice, so nobody else may touch it, not even for one element. An
+//! element operation is far too short to enter a range in a table. So it is Dekker's scheme: the
+//! operation shows the array in its thread's slot and then looks at the table; a claimer enters
+//! its range and then looks at the slots. One of the two sees the other. The operation withdraws
+//! and answers; the claimer waits, for as long as a copy takes. What is shown counts up, so a
+//! claimer waits for one operation of a thread at most.
+//!
+//! An entry's `word`:
+//!
+//! ```text
+//! bit 0   WAITERS    somebody sleeps until it changes
+//! bit 1   SHARED     others may read
+//! bit 2   EXCLUSIVE  nobody else may do anything
+//! bit 3   GROWING    as EXCLUSIVE, and over soon: others wait
+//! bit 4.. the owner's tag
+//! ```
+//!
+//! | word | meaning | next, by whom |
+//! |------|---------|---------------|
+//! | 0 | free | held, by the holder of the lock |
+//! | tag and mode | held | 0 by its owner; if the owner is dead, as below by the holder of the lock |
+//! | tag of a dead owner, SHARED | over | 0 |
+//! | tag of a dead owner, GROWING | over, once its intent is resolved | 0, after [`Storage::repair`] |
+//! | tag of a dead owner, EXCLUSIVE | over; the range may be half written | ORPHAN |
+//! | EXCLUSIVE without a tag: ORPHAN | a mark that excludes nobody | 0 when the range is claimed exclusively |
+//!
+//! | killed | leaves |
+//! |--------|--------|
+//! | before the entry's word is stored | nothing that counts |
+//! | after it, at any time before the word is cleared | an entry of a dead owner |
+//! | while orphan marks are struck | marks of a range that is claimed: the next claimer hears of it, too |
+//! | while two marks are merged | a mark that is too wide |
+//! | in an element operation | a word in a dead slot, which does not count once its intent is resolved |
+//!
+//! Invariants
+//! 1. Ranges and ORPHAN marks are changed under the lock, and a range only while its word is 0 or
+//!    ORPHAN. Outside of the lock a range may be read torn; who acts on it looks again under it.
+//! 2. Every entry that is not 0 is below `high`.
+//! 3. Of two entries with live owners that overlap, both are SHARED.
+//! 4. Nobody waits under the lock, and nobody waits for a claim while showing an element, except
+//!    for the lock of a stripe, whose holder waits for nothing.
+
+use std::ops::Range;
+
+use crate::layout::arena::Arena;
+use crate::participants::table::Slot;
+use crate::participants::tag::Tag;
+use crate::participants::{life, lock, recovery};
+use crate::primitive::{AtomicU64, Ordering, fence};
+use crate::process::ProcessId;
+use crate::sys::futex;
+
+/// How many claims an array can have at once.
+const ENTRIES: usize = 62;
+
+const WAITERS: u64 = lock::WAITERS;
+const SHARED: u64 = 2;
+const EXCLUSIVE: u64 = 4;
+const GROWING: u64 = 8;
+const MODE: u64 = SHARED | EXCLUSIVE | GROWING;
+const ORPHAN: u64 = EXCLUSIVE;
+
+/// What a slot shows in `watched.element`: the array's claims, two flags, a count.
+mod shown {
+    /// An operation is on.
+    pub(super) const ACTIVE: u64 = 1;
+    /// It writes.
+    pub(super) const WRITES: u64 = 2;
+    /// One more operation.
+    pub(super) const ONE: u64 = 1 << 48;
+    pub(super) const COUNT: u64 = !(ONE - 1);
+    pub(super) const ADDRESS: u64 = !COUNT & !7;
+}
+
+/// What a claim lets its owner do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u64)]
+pub(super) enum Mode {
+    Shared = SHARED,
+    Exclusive = EXCLUSIVE,
+    Growing = GROWING,
+}
+
+/// What an element operation does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Access {
+    Reads,
+    Writes,
+}
+
+/// Where the elements are: a block that begins with its length.
+#[repr(C)]
+pub(super) struct Storage {
+    /// The block's address, or 0. Replaced by the holder of a GROWING claim.
+    pub(super) block: super::array::BlockWord,
+    /// The length, for those who do not look into the block: stored after the block.
+    pub(super) len: AtomicU64,
+}
+
+impl Storage {
+    pub(super) const fn new() -> Self {
+        Storage {
+            block: super::array::BlockWord::new(),
+            len: AtomicU64::new(0),
+        }
+    }
+
+    /// Stores the block's length anew. The caller keeps others from replacing the block.
+    pub(super) fn repair(&self) {
+        let len = self.block.len() as u64;
+        self.len.store(len, Ordering::Release);
+    }
+}
+
+#[repr(C)]
+struct Entry {
+    start: AtomicU64,
+    end: AtomicU64,
+    word: AtomicU64,
+}
+
+/// The table.
+#[repr(C)]
+pub(super) struct Claims {
+    /// A `participants::lock`.
+    lock: AtomicU64,
+    /// Invariant 2; lowered under the lock.
+    high: AtomicU64,
+    entries: [Entry; ENTRIES],
+}
+
+/// Why there is no claim, or no access.
+pub(super) enum Refusal {
+    Claimed(ProcessId),
+    TooMany,
+}
+
+/// An entry's state, seen under the lock.
+enum Seen {
+    Free,
+    Orphan,
+    Held(u64),
+    /// The owner is dead, and somebody is about to resolve what it was doing.
+    Unresolved(u64),
+}
+
+/// What an attempt under the lock came to.
+enum Attempt<'a, T> {
+    Done(T),
+    /// Somebody has to be waited for who will not be long.
+    Wait(&'a Entry, u64),
+}
+
+/// A claim that was taken. Dropping it gives the range back.
+pub(super) struct Taken<'a> {
+    entry: &'a Entry,
+    pub(super) orphaned: bool,
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        // Release: who finds the entry free sees what was written under the claim.
+        let was = self.entry.word.swap(0, Ordering::SeqCst);
+        wake(self.entry, was);
+    }
+}
+
+/// An element operation that nothing is in the way of, until it is dropped.
+pub(super) struct Pass<'a> {
+    slot: &'a Slot,
+    shown: u64,
+}
+
+impl Drop for Pass<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        // Release pairs with the claimer's Acquire: what was copied is copied.
+        let over = self.shown & !shown::ACTIVE;
+        self.slot.watched.element.store(over, Ordering::Release);
+    }
+}
+
+fn wake(entry: &Entry, word: u64) {
+    if word & WAITERS != 0 {
+        futex::wake(Arena::low_half(&entry.word), u32::MAX);
+    }
+}
+
+/// The process of an owner.
+fn process_of(arena: Arena, owner: Tag) -> ProcessId {
+    let record = arena
+        .owner_slot(owner)
+        .map(|slot| Tag::of_word(slot.watched.process.load(Ordering::Acquire)).slot())
+        .filter(|&index| index != 0 && index < arena.process_count());
+    let pid = record.map_or(0, |index| arena.process(index).pid.load(Ordering::Acquire));
+    ProcessId(pid as u32)
+}
+
+impl Entry {
+    const fn new() -> Self {
+        Entry {
+            start: AtomicU64::new(0),
+            end: AtomicU64::new(0),
+            word: AtomicU64::new(0),
+        }
+    }
+
+    fn range(&self) -> Range<usize> {
+        let load = |word: &AtomicU64| word.load(Ordering::Relaxed) as usize;
+        load(&self.start)..load(&self.end)
+    }
+
+    fn set_range(&self, range: Range<usize>) {
+        self.start.store(range.start as u64, Ordering::Relaxed);
+        self.end.store(range.end as u64, Ordering::Relaxed);
+    }
+
+    /// The entry's state; what a dead owner leaves is put right. The caller holds the lock.
+    fn judge(&self, arena: Arena, storage: &Storage) -> Seen {
+        // Acquire pairs with the Release of the last owner.
+        let word = self.word.load(Ordering::SeqCst);
+        let owner = Tag::of_word(word);
+        if word == 0 {
+            return Seen::Free;
+        }
+        if owner.is_nobody() {
+            return Seen::Orphan;
+        }
+        if !life::is_gone(arena, owner) {
+            return Seen::Held(word);
+        }
+        if !recovery::is_resolved(arena, owner) {
+            return Seen::Unresolved(word);
+        }
+        let (next, seen) = match word & MODE {
+            EXCLUSIVE => (ORPHAN, Seen::Orphan),
+            GROWING => {
+                storage.repair();
+                (0, Seen::Free)
+            }
+            _ => (0, Seen::Free),
+        };
+        // Only WAITERS can have changed: the owner is dead, and we hold the lock.
+        let was = self.word.swap(next, Ordering::SeqCst);
+        wake(self, was);
+        seen
+    }
+}
+
+fn overlap(a: &Range<usize>, b: &Range<usize>) -> bool {
+    a.start < b.end && b.start < a.end
+}
+
+impl Claims {
+    pub(super) const fn new() -> Self {
+        Claims {
+            lock: AtomicU64::new(0),
+            high: AtomicU64::new(0),
+            entries: [const { Entry::new() }; ENTRIES],
+        }
+    }
+
+    fn used(&self) -> &[Entry] {
+        let high = self.high.load(Ordering::SeqCst) as usize;
+        &self.entries[..high.min(ENTRIES)]
+    }
+
+    /// Runs `f`, no user's code, under the lock.
+    fn locked<R>(&self, arena: Arena, slot: &Slot, f: impl FnOnce() -> R) -> R {
+        match lock::lock(arena, slot, &self.lock, None) {
+            Ok(0) => {}
+            // The table is right at every instant; there is nothing to repair.
+            Ok(flags) => lock::clear(&self.lock, flags),
+            Err(refused) => unreachable!("the lock covers no user's code: {refused:?}"),
+        }
+        let result = f();
+        lock::unlock(&self.lock, slot.tag(), 0);
+        result
+    }
+
+    /// Claims a range, which is not empty, or says why not. Waits for operations on elements that
+    /// are under way, and for an array that is just growing.
+    pub(super) fn take(
+        &self,
+        arena: Arena,
+        slot: &Slot,
+        storage: &Storage,
+        range: Range<usize>,
+        mode: Mode,
+    ) -> Result<Taken<'_>, Refusal> {
+        loop {
+            let attempt = self.locked(arena, slot, || {
+                self.enter(arena, slot, storage, range.clone(), mode)
+            })?;
+            match attempt {
+                Attempt::Done(taken) => {
+                    // Entered before the slots are looked at; pairs with the SeqCst of `pass`.
+                    fence(Ordering::SeqCst);
+                    self.wait_for_elements(arena, slot, mode);
+                    return Ok(taken);
+                }
+                Attempt::Wait(entry, word) => wait(arena, slot, entry, word),
+            }
+        }
+    }
+
+    /// Enters a claim. The caller holds the lock.
+    fn enter(
+        &self,
+        arena: Arena,
+        slot: &Slot,
+        storage: &Storage,
+        range: Range<usize>,
+        mode: Mode,
+    ) -> Result<Attempt<'_, Taken<'_>>, Refusal> {
+        let used = self.used();
+        let (mut free, mut needed, mut orphaned) = (None, 0, false);
+        for (index, entry) in used.iter().enumerate() {
+            let overlaps = overlap(&entry.range(), &range);
+            match entry.judge(arena, storage) {
+                Seen::Free => {
+                    free = free.or(Some(index));
+                    continue;
+                }
+                Seen::Orphan => orphaned |= overlaps && mode == Mode::Exclusive,
+                Seen::Held(word) if overlaps && (mode != Mode::Shared || word & SHARED == 0) => {
+                    if word & GROWING != 0 {
+                        return Ok(Attempt::Wait(entry, word));
+                    }
+                    return Err(Refusal::Claimed(process_of(arena, Tag::of_word(word))));
+                }
+                Seen::Held(_) => {}
+                Seen::Unresolved(word) => return Ok(Attempt::Wait(entry, word)),
+            }
+            needed = index + 1;
+        }
+        let next = (used.len() < ENTRIES).then_some(used.len());
+        let place = free.or(next).or_else(|| self.merge_orphans());
+        let place = place.ok_or(Refusal::TooMany)?;
+        let entry = &self.entries[place];
+        entry.set_range(range.clone());
+        let high = needed.max(place + 1);
+        if high != used.len() {
+            self.high.store(high as u64, Ordering::SeqCst);
+        }
+        // The claim exists from this store on.
+        let word = slot.tag().word() | mode as u64;
+        entry.word.store(word, Ordering::SeqCst);
+        if orphaned {
+            self.strike_orphans(&range);
+        }
+        Ok(Attempt::Done(Taken { entry, orphaned }))
+    }
+
+    /// Makes one mark of two, and the other's entry free. The caller holds the lock.
+    fn merge_orphans(&self) -> Option<usize> {
+        let is_mark = |entry: &Entry| entry.word.load(Ordering::Relaxed) == ORPHAN;
+        let kept = self.entries.iter().position(is_mark)?;
+        let freed = kept + 1 + self.entries[kept + 1..].iter().position(is_mark)?;
+        let (a, b) = (self.entries[kept].range(), self.entries[freed].range());
+        self.entries[kept].set_range(a.start.min(b.start)..a.end.max(b.end));
+        self.entries[freed].word.store(0, Ordering::SeqCst);
+        Some(freed)
+    }
+
+    /// Takes a range, which is claimed now, out of all marks; a mark on both sides of it stays
+    /// whole. The caller holds the lock.
+    fn strike_orphans(&self, range: &Range<usize>) {
+        for entry in self.used() {
+            let mark = entry.range();
+            if entry.word.load(Ordering::Relaxed) != ORPHAN || !overlap(&mark, range) {
+                continue;
+            }
+            match (mark.start < range.start, range.end < mark.end) {
+                (false, false) => entry.word.store(0, Ordering::SeqCst),
+                (true, false) => entry.set_range(mark.start..range.start),
+                (false, true) => entry.set_range(range.end..mark.end),
+                (true, true) => {}
+            }
+        }
+    }
+
+    fn address(&self) -> u64 {
+        std::ptr::from_ref(self).addr() as u64
+    }
+
+    /// Waits until nobody is in an operation that began before the claim was entered.
+    fn wait_for_elements(&self, arena: Arena, slot: &Slot, mode: Mode) {
+        let minds = |word: u64| {
+            word & shown::ACTIVE != 0
+                && word & shown::ADDRESS == self.address()
+                && (mode != Mode::Shared || word & shown::WRITES != 0)
+        };
+        for (index, other) in arena.slots() {
+            // Acquire pairs with the Release of `Pass::drop`.
+            let first = other.watched.element.load(Ordering::SeqCst);
+            if minds(first) && index != slot.tag().slot() {
+                wait_for_element(arena, slot, index, first);
+            }
+        }
+    }
+
+    /// Lets an operation on an element pass, unless it is claimed.
+    #[inline]
+    pub(super) fn pass<'a>(
+        &self,
+        arena: Arena,
+        slot: &'a Slot,
+        storage: &Storage,
+        index: usize,
+        access: Access,
+    ) -> Result<Pass<'a>, Refusal> {
+        loop {
+            // Relaxed: our own.
+            let before = slot.watched.element.load(Ordering::Relaxed);
+            let writes = if access == Access::Writes {
+                shown::WRITES
+            } else {
+                0
+            };
+            let count = (before & shown::COUNT).wrapping_add(shown::ONE);
+            let shown = count | self.address() | shown::ACTIVE | writes;
+            // SeqCst, as are the loads of the table: shown before the table is looked at.
+            slot.watched.element.store(shown, Ordering::SeqCst);
+            let pass = Pass { slot, shown };
+            if self.high.load(Ordering::SeqCst) == 0 || !self.seems_claimed(index, access) {
+                return Ok(pass);
+            }
+            // Withdrawn, by invariant 4.
+            drop(pass);
+            self.meet(arena, slot, storage, index, access)?;
+        }
+    }
+
+    fn seems_claimed(&self, index: usize, access: Access) -> bool {
+        self.used().iter().any(|entry| {
+            let word = entry.word.load(Ordering::SeqCst);
+            !Tag::of_word(word).is_nobody()
+                && (access == Access::Writes || word & SHARED == 0)
+                && entry.range().contains(&index)
+        })
+    }
+
+    /// Looks at the table closely: refuses, or waits, or finds nothing in the way.
+    #[cold]
+    fn meet(
+        &self,
+        arena: Arena,
+        slot: &Slot,
+        storage: &Storage,
+        index: usize,
+        access: Access,
+    ) -> Result<(), Refusal> {
+        let attempt = self.locked(arena, slot, || {
+            for entry in self.used() {
+                if !entry.range().contains(&index) {
+                    continue;
+                }
+                match entry.judge(arena, storage) {
+                    Seen::Unresolved(word) => return Ok(Attempt::Wait(entry, word)),
+                    Seen::Held(word) if word & GROWING != 0 => {
+                        return Ok(Attempt::Wait(entry, word));
+                    }
+                    Seen::Held(word) if access == Access::Writes || word & SHARED == 0 => {
+                        return Err(Refusal::Claimed(process_of(arena, Tag::of_word(word))));
+                    }
+                    _ => {}
+                }
+            }
+            Ok(Attempt::Done(()))
+        })?;
+        if let Attempt::Wait(entry, word) = attempt {
+            wait(arena, slot, entry, word);
+        }
+        Ok(())
+    }
+}
+
+/// How often a word is looked at before anything slower is done.
+const SPINS: u32 = 100;
+
+/// Waits a while for an entry's word to change.
+#[cold]
+fn wait(arena: Arena, slot: &Slot, entry: &Entry, word: u64) {
+    for _ in 0..SPINS {
+        if entry.word.load(Ordering::Relaxed) != word {
+            return;
+        }
+        std::hint::spin_loop();
+    }
+    let waiting = word | WAITERS;
+    let marked = word == waiting
+        || entry
+            .word
+            .compare_exchange(word, waiting, Ordering::Relaxed, Ordering::Relaxed)
+            .is_ok();
+    if marked {
+        let half = Arena::low_half(&entry.word);
+        let owner = Tag::of_word(word);
+        lock::sleep(arena, slot, half, waiting as u32, owner, None);
+    }
+}
+
+/// Waits until a slot shows something else than `first`, or its owner is dead and resolved.
+#[cold]
+fn wait_for_element(arena: Arena, slot: &Slot, index: usize, first: u64) {
+    /// Looks that give the processor away, before sleeping.
+    const YIELDS: u32 = 1000;
+    let other = arena.slot(index);
+    let mut looks = 0;
+    // Acquire: as in the caller.
+    while other.watched.element.load(Ordering::SeqCst) == first {
+        let owner = Tag::new(index, other.state().generation);
+        if life::is_gone(arena, owner) && recovery::is_resolved(arena, owner) {
+            return;
+        }
+        looks += 1;
+        if looks < SPINS {
+            std::hint::spin_loop();
+        } else if looks < YIELDS {
+            std::thread::yield_now();
+        } else {
+            // Stopped, perhaps: nobody wakes us, so this is over after a tick.
+            let half = Arena::low_half(&other.watched.element);
+            lock::sleep(arena, slot, half, first as u32, owner, None);
+        }
+    }
+}
+
+const _: () = assert!(size_of::<Claims>() == 16 + 24 * ENTRIES && MODE | WAITERS == Tag::FLAGS);

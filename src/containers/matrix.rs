@@ -1,0 +1,550 @@
+//! Matrices: an [`Array`] and the length of its rows.
+//!
+//! The elements are in row-major order, so a band of rows is a range of the array, claimed and
+//! sliced as such. The length of a row is stored before there are elements, by the holder of the
+//! claim of an array without any, and never changes once there are: so the number of rows is what
+//! the array's length says, and one word decides about both dimensions.
+//!
+//! | killed | leaves |
+//! |--------|--------|
+//! | filling, before the array has its storage | an empty matrix; what the columns are says nothing |
+//! | after | the matrix |
+//! | else | what the array leaves |
+//!
+//! Invariant: if the array has elements, their number is a multiple of `columns`, which is not 0.
+
+use std::fmt;
+use std::iter::FusedIterator;
+use std::marker::PhantomPinned;
+use std::mem::offset_of;
+use std::ops::{Deref, DerefMut, RangeBounds};
+use std::slice::{ChunksExact, ChunksExactMut};
+
+use super::array::{self, Array};
+use super::ranges::{Claim, ClaimMut};
+use super::{ClaimError, ElementError, ResizeError, Shared};
+use crate::allocator::AllocError;
+use crate::layout::{Field, TypeInfo};
+use crate::pool::{ObjectError, OutOfMemory, Pool};
+use crate::primitive::{AtomicU64, Ordering};
+use crate::{KillSafe, ShmSafe};
+
+/// A matrix in a pool: rows of equal length, used by many processes at once.
+///
+/// As an [`Array`], with bands of rows for ranges.
+///
+/// ```
+/// use shmkit::{Matrix, Pool};
+///
+/// let pool = Pool::builder().create()?;
+/// let table = Matrix::from_fn_in(pool, 3, 4, |row, column| (10 * row + column) as f64)?;
+/// assert_eq!(table.get(2, 3)?, 23.0);
+/// let mut upper = table.rows_mut(..2)?;
+/// let lower = table.rows(2..)?;
+/// for row in upper.iter_rows_mut() {
+///     row.copy_from_slice(lower.row(0));
+/// }
+/// assert_eq!(upper[..4], [20.0, 21.0, 22.0, 23.0]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[repr(C)]
+pub struct Matrix<T: KillSafe + Unpin> {
+    cells: Array<T>,
+    columns: AtomicU64,
+    _in_place: PhantomPinned,
+}
+
+// SAFETY: an array, which is described at its place, and a number. No drop glue.
+unsafe impl<T: KillSafe + Unpin> ShmSafe for Matrix<T> {
+    const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>(
+        "Matrix",
+        const { &[Field::at::<Array<T>>("cells", offset_of!(Self, cells))] },
+    );
+    const IMAGE_BOUND: bool = T::IMAGE_BOUND;
+    const OWNS: bool = true;
+}
+
+/// Why a matrix was not made, or not filled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ShapeError {
+    /// A matrix has a row and a column at least.
+    #[error("{rows} rows of {columns}: a matrix has one row and one column at least")]
+    Empty {
+        /// The rows that were asked for.
+        rows: usize,
+        /// The columns that were asked for.
+        columns: usize,
+    },
+    /// More elements than can be counted.
+    #[error("{rows} rows of {columns} are more elements than can be counted")]
+    Overflow {
+        /// The rows that were asked for.
+        rows: usize,
+        /// The columns that were asked for.
+        columns: usize,
+    },
+    /// A row is not as long as the first.
+    #[error("row {row} has {len} elements, and the first has {columns}")]
+    Ragged {
+        /// Which row.
+        row: usize,
+        /// Its length.
+        len: usize,
+        /// The first row's.
+        columns: usize,
+    },
+    /// The matrix has elements already.
+    #[error("the matrix has elements already")]
+    NotEmpty,
+    /// There is no room for it.
+    #[error(transparent)]
+    OutOfMemory(#[from] ObjectError),
+    /// Its elements could not be made, or it could not grow.
+    #[error(transparent)]
+    Resize(#[from] ResizeError),
+}
+
+/// The number of elements.
+fn count(rows: usize, columns: usize) -> Result<usize, ShapeError> {
+    if rows == 0 || columns == 0 {
+        return Err(ShapeError::Empty { rows, columns });
+    }
+    rows.checked_mul(columns)
+        .ok_or(ShapeError::Overflow { rows, columns })
+}
+
+impl<T: KillSafe + Unpin> Matrix<T> {
+    /// A matrix without elements. In a pool it can be [filled](Self::fill).
+    #[must_use]
+    pub const fn new() -> Self {
+        Matrix {
+            cells: Array::new(),
+            columns: AtomicU64::new(0),
+            _in_place: PhantomPinned,
+        }
+    }
+
+    /// Makes a matrix whose elements are all `value`.
+    ///
+    /// # Errors
+    ///
+    /// See [`ShapeError`]; nothing was made.
+    ///
+    /// # Crash behaviour
+    ///
+    /// The matrix exists, held by this process, or it does not.
+    pub fn filled_in(
+        pool: Pool,
+        rows: usize,
+        columns: usize,
+        value: T,
+    ) -> Result<Shared<Self>, ShapeError>
+    where
+        T: Copy,
+    {
+        count(rows, columns)?;
+        let matrix = Self::empty_in(pool)?;
+        matrix.fill(rows, columns, value).map_err(flat)?;
+        Ok(matrix)
+    }
+
+    /// Makes a matrix of what `f` answers for row and column. `f` runs row by row, before
+    /// anything is done in the pool; the elements are in private memory until it has run for all.
+    ///
+    /// # Errors
+    ///
+    /// As for [`filled_in`](Self::filled_in).
+    ///
+    /// # Panics
+    ///
+    /// If `f` does. Nothing was made.
+    pub fn from_fn_in(
+        pool: Pool,
+        rows: usize,
+        columns: usize,
+        mut f: impl FnMut(usize, usize) -> T,
+    ) -> Result<Shared<Self>, ShapeError> {
+        let len = count(rows, columns)?;
+        let cells = array::collect(len, |i| f(i / columns, i % columns));
+        Self::of_cells(pool, columns, &cells.map_err(ObjectError::from)?)
+    }
+
+    /// Makes a matrix of rows, which are slices, arrays or vectors of equal length.
+    ///
+    /// # Errors
+    ///
+    /// As for [`filled_in`](Self::filled_in).
+    pub fn from_rows_in(pool: Pool, rows: &[impl AsRef<[T]>]) -> Result<Shared<Self>, ShapeError>
+    where
+        T: Copy,
+    {
+        let columns = rows.first().map_or(0, |row| row.as_ref().len());
+        let mut cells = Vec::new();
+        let reserved = cells.try_reserve_exact(count(rows.len(), columns)?);
+        reserved.map_err(|_| ObjectError::from(AllocError::TooLarge))?;
+        for (index, row) in rows.iter().enumerate() {
+            let (row, len) = (row.as_ref(), row.as_ref().len());
+            if len != columns {
+                return Err(ShapeError::Ragged {
+                    row: index,
+                    len,
+                    columns,
+                });
+            }
+            cells.extend_from_slice(row);
+        }
+        Self::of_cells(pool, columns, &cells)
+    }
+
+    fn empty_in(pool: Pool) -> Result<Shared<Self>, ShapeError> {
+        pool.create(Self::new())
+            .map_err(|OutOfMemory { cause, .. }| cause.into())
+    }
+
+    /// `cells` are private, and not used afterwards: their bytes move.
+    fn of_cells(pool: Pool, columns: usize, cells: &[T]) -> Result<Shared<Self>, ShapeError> {
+        let matrix = Self::empty_in(pool)?;
+        let shaped = matrix.shape(cells.len(), columns, |room| room.copy_from(cells));
+        shaped.map_err(flat)?;
+        Ok(matrix)
+    }
+
+    /// Gives a matrix its elements, if it has none; it may be a field of another object.
+    ///
+    /// # Errors
+    ///
+    /// See [`ShapeError`]; the matrix is as it was.
+    ///
+    /// # Crash behaviour
+    ///
+    /// The matrix has all its elements, or none.
+    pub fn fill(&self, rows: usize, columns: usize, value: T) -> Result<(), ShapeError>
+    where
+        T: Copy,
+    {
+        let len = count(rows, columns)?;
+        self.shape(len, columns, |room| room.fill(value))
+    }
+
+    fn shape(
+        &self,
+        len: usize,
+        columns: usize,
+        fill: impl FnOnce(super::elements::Room<'_, T>),
+    ) -> Result<(), ShapeError> {
+        let mut was_empty = true;
+        let from_nothing = |now| {
+            was_empty = now == 0;
+            if !was_empty {
+                return Err(ResizeError::Shorter { len: now });
+            }
+            // Nobody asks for the columns of an empty matrix. Release comes with the block.
+            self.columns.store(columns as u64, Ordering::Relaxed);
+            Ok(len)
+        };
+        let done = self.cells.reshape(from_nothing, fill);
+        if !was_empty {
+            return Err(ShapeError::NotEmpty);
+        }
+        done?;
+        Ok(())
+    }
+
+    /// Makes the matrix `rows` rows high; the new ones are full of `value`.
+    ///
+    /// # Errors
+    ///
+    /// [`ShapeError::Empty`] if it has no columns yet, and [`ShapeError::Resize`].
+    ///
+    /// # Crash behaviour
+    ///
+    /// The matrix has grown or not.
+    pub fn grow(&self, rows: usize, value: T) -> Result<(), ShapeError>
+    where
+        T: Copy,
+    {
+        let (now, columns) = self.dims();
+        let len = count(rows, columns)?;
+        self.cells.grow(len, value).map_err(|error| match error {
+            ResizeError::Shorter { .. } => ResizeError::Shorter { len: now },
+            other => other,
+        })?;
+        Ok(())
+    }
+
+    /// How many rows and columns there are; both are 0 in a matrix without elements.
+    #[inline]
+    #[must_use]
+    pub fn dims(&self) -> (usize, usize) {
+        // Acquire, so that the columns are those that were stored before the elements.
+        match self.cells.len() {
+            0 => (0, 0),
+            len => {
+                let columns = self.columns.load(Ordering::Relaxed).max(1) as usize;
+                (len / columns, columns)
+            }
+        }
+    }
+
+    #[inline]
+    fn index(&self, row: usize, column: usize) -> Result<usize, ElementError> {
+        let columns = self.columns.load(Ordering::Relaxed) as usize;
+        let len = self.cells.len();
+        if column >= columns || len == 0 {
+            return Err(ElementError::OutOfBounds {
+                index: column,
+                len: columns,
+            });
+        }
+        row.checked_mul(columns)
+            .and_then(|start| start.checked_add(column))
+            .filter(|&index| index < len)
+            .ok_or(ElementError::OutOfBounds {
+                index: row,
+                len: len / columns,
+            })
+    }
+
+    /// A copy of an element.
+    ///
+    /// # Errors
+    ///
+    /// See [`ElementError`]; out of bounds may be the row or the column.
+    #[inline]
+    pub fn get(&self, row: usize, column: usize) -> Result<T, ElementError>
+    where
+        T: Copy,
+    {
+        self.cells.get(self.index(row, column)?)
+    }
+
+    /// Overwrites an element.
+    ///
+    /// # Errors
+    ///
+    /// As for [`get`](Self::get).
+    ///
+    /// # Crash behaviour
+    ///
+    /// All of the element is overwritten, or nothing.
+    #[inline]
+    pub fn set(&self, row: usize, column: usize, value: T) -> Result<(), ElementError> {
+        self.cells.set(self.index(row, column)?, value)
+    }
+
+    /// Replaces an element by what `f` makes of it; see [`Array::update`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`get`](Self::get).
+    pub fn update(
+        &self,
+        row: usize,
+        column: usize,
+        f: impl FnMut(T) -> T,
+    ) -> Result<T, ElementError>
+    where
+        T: Copy,
+    {
+        self.cells.update(self.index(row, column)?, f)
+    }
+
+    /// Claims a row for reading; see [`Array::claim`].
+    ///
+    /// # Errors
+    ///
+    /// See [`ClaimError`], with rows for elements.
+    pub fn row(&self, row: usize) -> Result<Claim<'_, T>, ClaimError> {
+        Ok(self.rows(row..=row)?.claim)
+    }
+
+    /// Claims a row for writing; see [`Array::claim_mut`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`row`](Self::row).
+    pub fn row_mut(&self, row: usize) -> Result<ClaimMut<'_, T>, ClaimError> {
+        Ok(self.rows_mut(row..=row)?.claim)
+    }
+
+    /// Claims a band of rows for reading; see [`Array::claim`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`row`](Self::row).
+    pub fn rows(&self, rows: impl RangeBounds<usize>) -> Result<RowBand<'_, T>, ClaimError> {
+        let (height, columns) = self.dims();
+        let rows = array::resolve(rows, height)?;
+        let claim = self.cells.claim(rows.start * columns..rows.end * columns)?;
+        Ok(RowBand { claim, columns })
+    }
+
+    /// Claims a band of rows for writing; see [`Array::claim_mut`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`row`](Self::row).
+    pub fn rows_mut(&self, rows: impl RangeBounds<usize>) -> Result<RowBandMut<'_, T>, ClaimError> {
+        let (height, columns) = self.dims();
+        let rows = array::resolve(rows, height)?;
+        let claim = self
+            .cells
+            .claim_mut(rows.start * columns..rows.end * columns)?;
+        Ok(RowBandMut { claim, columns })
+    }
+}
+
+/// A fresh matrix has nobody else's claims: what is left is want of memory.
+fn flat(error: ShapeError) -> ShapeError {
+    match error {
+        ShapeError::Resize(ResizeError::Alloc(error)) => ObjectError::from(error).into(),
+        ShapeError::Resize(ResizeError::NoSlot(error)) => ObjectError::from(error).into(),
+        other => other,
+    }
+}
+
+impl<T: KillSafe + Unpin> Default for Matrix<T> {
+    fn default() -> Self {
+        Matrix::new()
+    }
+}
+
+impl<T: KillSafe + Unpin> fmt::Debug for Matrix<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Matrix")
+            .field("dims", &self.dims())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Rows one after the other.
+pub struct Rows<'a, T>(ChunksExact<'a, T>);
+
+/// Rows one after the other, for writing.
+pub struct RowsMut<'a, T>(ChunksExactMut<'a, T>);
+
+macro_rules! rows {
+    ($rows:ident, $row:ty) => {
+        impl<'a, T> Iterator for $rows<'a, T> {
+            type Item = $row;
+
+            #[inline]
+            fn next(&mut self) -> Option<$row> {
+                self.0.next()
+            }
+
+            fn size_hint(&self) -> (usize, Option<usize>) {
+                self.0.size_hint()
+            }
+
+            fn nth(&mut self, n: usize) -> Option<$row> {
+                self.0.nth(n)
+            }
+        }
+
+        impl<T> DoubleEndedIterator for $rows<'_, T> {
+            fn next_back(&mut self) -> Option<Self::Item> {
+                self.0.next_back()
+            }
+        }
+
+        impl<T> ExactSizeIterator for $rows<'_, T> {}
+        impl<T> FusedIterator for $rows<'_, T> {}
+    };
+}
+
+rows!(Rows, &'a [T]);
+rows!(RowsMut, &'a mut [T]);
+
+/// A band of rows, claimed for reading; as a slice, its elements in row-major order.
+pub struct RowBand<'a, T> {
+    claim: Claim<'a, T>,
+    columns: usize,
+}
+
+/// A band of rows, claimed for writing; as a slice, its elements in row-major order.
+pub struct RowBandMut<'a, T> {
+    claim: ClaimMut<'a, T>,
+    columns: usize,
+}
+
+macro_rules! band {
+    ($band:ident) => {
+        impl<T> $band<'_, T> {
+            /// How many rows and columns the band has.
+            #[inline]
+            #[must_use]
+            pub fn dims(&self) -> (usize, usize) {
+                (self.claim.len() / self.columns.max(1), self.columns)
+            }
+
+            /// A row of the band, counted from its first.
+            ///
+            /// # Panics
+            ///
+            /// If the band has no such row.
+            #[inline]
+            #[must_use]
+            pub fn row(&self, row: usize) -> &[T] {
+                &self.claim[row * self.columns..][..self.columns]
+            }
+
+            /// The rows, one after the other.
+            #[inline]
+            pub fn iter_rows(&self) -> Rows<'_, T> {
+                Rows(self.claim.chunks_exact(self.columns.max(1)))
+            }
+        }
+
+        impl<T> Deref for $band<'_, T> {
+            type Target = [T];
+
+            #[inline]
+            fn deref(&self) -> &[T] {
+                &self.claim
+            }
+        }
+
+        impl<T: fmt::Debug> fmt::Debug for $band<'_, T> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.debug_list().entries(self.iter_rows()).finish()
+            }
+        }
+    };
+}
+
+band!(RowBand);
+band!(RowBandMut);
+
+impl<T> RowBandMut<'_, T> {
+    /// True if a process died writing here; see [`ClaimMut::was_orphaned`].
+    #[must_use]
+    pub fn was_orphaned(&self) -> bool {
+        self.claim.was_orphaned()
+    }
+
+    /// A row of the band, counted from its first, for writing.
+    ///
+    /// # Panics
+    ///
+    /// If the band has no such row.
+    #[inline]
+    #[must_use]
+    pub fn row_mut(&mut self, row: usize) -> &mut [T] {
+        &mut self.claim[row * self.columns..][..self.columns]
+    }
+
+    /// The rows, one after the other, for writing.
+    #[inline]
+    pub fn iter_rows_mut(&mut self) -> RowsMut<'_, T> {
+        RowsMut(self.claim.chunks_exact_mut(self.columns.max(1)))
+    }
+}
+
+impl<T> DerefMut for RowBandMut<'_, T> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut [T] {
+        &mut self.claim
+    }
+}

@@ -1,0 +1,110 @@
+//! Claimed ranges as slices: [`Claim`] and [`ClaimMut`].
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+
+use super::claims::Taken;
+use crate::participants::thread;
+
+/// A claimed range, or an empty one, which needs no claim.
+pub(super) struct Claimed<'a, T> {
+    /// The first element, in a block that stays there while the claim does.
+    first: NonNull<T>,
+    len: usize,
+    taken: Option<Taken<'a>>,
+    /// A claim is its thread's: the fork of its process, or its end, would copy or end it.
+    _one_thread: PhantomData<*const ()>,
+}
+
+impl<'a, T> Claimed<'a, T> {
+    /// The claim of `len` elements at `first`; of none without `taken`.
+    pub(super) fn new(first: NonNull<T>, len: usize, taken: Option<Taken<'a>>) -> Self {
+        debug_assert_eq!(len == 0, taken.is_none());
+        thread::guard_made();
+        Claimed {
+            first,
+            len,
+            taken,
+            _one_thread: PhantomData,
+        }
+    }
+}
+
+impl<T> Drop for Claimed<'_, T> {
+    fn drop(&mut self) {
+        self.taken = None;
+        thread::guard_dropped();
+    }
+}
+
+/// A range of an array, claimed for reading; see [`Array::claim`](crate::Array::claim).
+pub struct Claim<'a, T>(pub(super) Claimed<'a, T>);
+
+impl<T> Deref for Claim<'_, T> {
+    type Target = [T];
+
+    #[inline]
+    fn deref(&self) -> &[T] {
+        // SAFETY: elements of the block, which stays while the claim does; nobody writes to them,
+        // as operations and exclusive claims are refused. Without elements, a dangling pointer.
+        unsafe { std::slice::from_raw_parts(self.0.first.as_ptr(), self.0.len) }
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for Claim<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}
+
+/// A range of an array, claimed for writing; see [`Array::claim_mut`](crate::Array::claim_mut).
+pub struct ClaimMut<'a, T> {
+    claimed: Claimed<'a, T>,
+    _invariant: PhantomData<&'a mut T>,
+}
+
+impl<'a, T> ClaimMut<'a, T> {
+    pub(super) fn new(claimed: Claimed<'a, T>) -> Self {
+        ClaimMut {
+            claimed,
+            _invariant: PhantomData,
+        }
+    }
+
+    /// True if a process died with an exclusive claim of some of these elements, and nobody has
+    /// claimed them exclusively since. They may be half written: each byte is an old or a new one.
+    ///
+    /// It errs on one side only: it is also true of elements between those of several dead claims
+    /// once the table of claims is full of those, and of a dead claim's elements on both sides of
+    /// those that were claimed since.
+    #[must_use]
+    pub fn was_orphaned(&self) -> bool {
+        self.claimed.taken.as_ref().is_some_and(|t| t.orphaned)
+    }
+}
+
+impl<T> Deref for ClaimMut<'_, T> {
+    type Target = [T];
+
+    #[inline]
+    fn deref(&self) -> &[T] {
+        // SAFETY: as for `Claim`; nobody else accesses the elements at all.
+        unsafe { std::slice::from_raw_parts(self.claimed.first.as_ptr(), self.claimed.len) }
+    }
+}
+
+impl<T> DerefMut for ClaimMut<'_, T> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut [T] {
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts_mut(self.claimed.first.as_ptr(), self.claimed.len) }
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for ClaimMut<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}

@@ -1,0 +1,133 @@
+//! Containers from outside, also from several processes and with workers that are killed.
+//!
+//! Its own harness: `spawn` demands a process with a single thread. The cases run in order in one
+//! process; arguments pick those whose name contains one of them.
+
+use std::env;
+use std::panic::catch_unwind;
+use std::process::ExitCode;
+
+use shmkit::{KillSafe, Pool, ShmSafe};
+
+#[path = "containers/arrays.rs"]
+mod arrays;
+#[path = "containers/claims.rs"]
+mod claims;
+#[path = "containers/matrices.rs"]
+mod matrices;
+#[path = "containers/workers.rs"]
+mod workers;
+
+type Named = (&'static str, fn());
+
+/// A table of functions by their names.
+macro_rules! table {
+    ($($module:ident: $($function:ident)+;)*) => {
+        &[$($((stringify!($function), $module::$function)),+),*]
+    };
+}
+
+const CASES: &[Named] = table! {
+    arrays:
+        constructors
+        behaves_like_a_vec
+        bounds
+        elements_of_every_size
+        updates
+        grows
+        outside_of_a_pool
+        a_panic_makes_nothing
+        a_full_pool_loses_nothing
+        destruction_returns_every_byte
+        fields_of_a_struct;
+    claims:
+        overlaps
+        empty_ranges
+        elements_against_claims
+        as_many_as_there_are
+        claims_refuse_growth
+        claims_refuse_spawn;
+    matrices:
+        shapes
+        bands
+        a_matrix_grows
+        a_matrix_in_a_struct
+        bands_across_processes;
+    workers:
+        disjoint_bands_in_parallel
+        the_claims_of_the_killed_are_over
+        marks_of_the_killed_are_struck
+        more_are_killed_than_there_are_claims
+        sets_are_never_torn
+        updates_are_counted
+        killed_setters_tear_nothing
+        growth_under_use
+        killed_growers;
+};
+
+/// 24 bytes of which the third eight tell whether they belong together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ShmSafe, KillSafe)]
+struct Sealed {
+    a: u64,
+    b: u64,
+    seal: u64,
+}
+
+impl Sealed {
+    fn new(a: u64) -> Self {
+        let b = a.rotate_left(31) ^ 0x5bd1_e995;
+        let seal = Self::seal(a, b);
+        Sealed { a, b, seal }
+    }
+
+    fn seal(a: u64, b: u64) -> u64 {
+        a.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ b.rotate_left(7)
+    }
+
+    fn is_whole(self) -> bool {
+        self == Sealed::new(self.a)
+    }
+}
+
+/// A pool of 16 MiB at most.
+fn pool() -> Pool {
+    Pool::builder().max_size(16 << 20).create().unwrap()
+}
+
+/// Bytes in use once everybody dead is recovered and everything unheld is gone.
+fn allocated(pool: Pool) -> usize {
+    pool.recover();
+    pool.stats().allocated
+}
+
+#[track_caller]
+fn assert_sound(pool: Pool) {
+    pool.recover();
+    let report = pool.check_quiescent();
+    assert!(report.is_ok(), "{report:?}");
+}
+
+fn main() -> ExitCode {
+    let filters: Vec<String> = env::args()
+        .skip(1)
+        .filter(|a| !a.starts_with("--"))
+        .collect();
+    let (mut passed, mut failed) = (0, 0);
+    for (name, case) in CASES {
+        if !filters.is_empty() && !filters.iter().any(|filter| name.contains(filter)) {
+            continue;
+        }
+        let outcome = catch_unwind(case);
+        match outcome {
+            Ok(()) => passed += 1,
+            Err(_) => failed += 1,
+        }
+        println!("{name}: {}", if outcome.is_ok() { "ok" } else { "FAILED" });
+    }
+    println!("{passed} passed, {failed} failed");
+    if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}

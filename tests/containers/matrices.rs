@@ -1,0 +1,124 @@
+//! Matrices.
+
+use shmkit::process::scope;
+use shmkit::{ElementError, Matrix, ResizeError, ShapeError, ShmSafe};
+
+use crate::{allocated, assert_sound, pool};
+
+pub fn shapes() {
+    let pool = pool();
+    drop(Matrix::filled_in(pool, 1, 1, 0_u8).unwrap());
+    let before = allocated(pool);
+    let matrix = Matrix::filled_in(pool, 3, 4, 1_u8).unwrap();
+    assert_eq!(matrix.dims(), (3, 4));
+    let rows = Matrix::from_rows_in(pool, &[[1, 2, 3], [4, 5, 6]]).unwrap();
+    assert_eq!((rows.dims(), rows.get(1, 0)), ((2, 3), Ok(4)));
+    assert_eq!(rows.set(1, 0, 9), Ok(()));
+    assert_eq!(rows.update(1, 0, |v| v + 1), Ok(9));
+    assert_eq!(*rows.row(1).unwrap(), [10, 5, 6]);
+    for (row, column) in [(2, 0), (0, 3), (usize::MAX, 2)] {
+        let refused = rows.get(row, column).unwrap_err();
+        assert!(matches!(refused, ElementError::OutOfBounds { .. }));
+    }
+    drop((matrix, rows));
+    let refused = Matrix::filled_in(pool, 0, 4, 1_u8).unwrap_err();
+    assert_eq!(
+        refused,
+        ShapeError::Empty {
+            rows: 0,
+            columns: 4
+        }
+    );
+    assert!(Matrix::from_fn_in(pool, 4, 0, |_, _| 1_u8).is_err());
+    assert!(Matrix::<u8>::from_rows_in(pool, &[[0_u8; 0]]).is_err());
+    let refused = Matrix::filled_in(pool, usize::MAX, 2, 1_u8).unwrap_err();
+    assert!(matches!(refused, ShapeError::Overflow { .. }));
+    let refused = Matrix::from_rows_in(pool, &[vec![1_u8, 2], vec![3]]).unwrap_err();
+    assert_eq!(
+        refused,
+        ShapeError::Ragged {
+            row: 1,
+            len: 1,
+            columns: 2
+        }
+    );
+    let refused = Matrix::filled_in(pool, 16 << 20, 2, 1_u8).unwrap_err();
+    assert!(matches!(refused, ShapeError::OutOfMemory(_)));
+    assert_eq!(allocated(pool), before);
+    assert_sound(pool);
+}
+
+pub fn bands() {
+    let matrix = Matrix::from_fn_in(pool(), 4, 3, |r, c| r * 10 + c).unwrap();
+    let mut top = matrix.rows_mut(..2).unwrap();
+    assert!(matrix.rows(1..3).is_err());
+    assert!(matrix.get(1, 2).is_err());
+    let bottom = matrix.rows(2..).unwrap();
+    assert_eq!((top.dims(), bottom.dims()), ((2, 3), (2, 3)));
+    assert_eq!(
+        (bottom.row(1), &bottom[3..]),
+        (&[30, 31, 32][..], &[30, 31, 32][..])
+    );
+    for (to, from) in top.iter_rows_mut().zip(bottom.iter_rows()) {
+        to.copy_from_slice(from);
+    }
+    top.row_mut(0)[2] = 7;
+    assert_eq!(top[..], [20, 21, 7, 30, 31, 32]);
+    assert_eq!(bottom.iter_rows().rev().next().unwrap(), [30, 31, 32]);
+    drop((top, bottom));
+    assert_eq!(matrix.rows(4..).unwrap().iter_rows().len(), 0);
+    assert!(matrix.rows(..=4).is_err() && matrix.row(4).is_err());
+    matrix.row_mut(3).unwrap()[0] = 1;
+    assert_eq!(matrix.get(3, 0), Ok(1));
+}
+
+pub fn a_matrix_grows() {
+    let matrix = Matrix::filled_in(pool(), 2, 3, 1_u32).unwrap();
+    matrix.grow(4, 2).unwrap();
+    assert_eq!(
+        (matrix.dims(), matrix.get(3, 2), matrix.get(1, 2)),
+        ((4, 3), Ok(2), Ok(1))
+    );
+    let refused = matrix.grow(3, 0).unwrap_err();
+    assert_eq!(refused, ResizeError::Shorter { len: 4 }.into());
+    assert_eq!(matrix.fill(1, 1, 0), Err(ShapeError::NotEmpty));
+}
+
+#[derive(ShmSafe)]
+struct Model {
+    steps: u32,
+    weights: Matrix<f32>,
+}
+
+pub fn a_matrix_in_a_struct() {
+    let model = Model {
+        steps: 3,
+        weights: Matrix::new(),
+    };
+    let model = pool().create(model).unwrap();
+    assert_eq!((model.steps, model.weights.dims()), (3, (0, 0)));
+    assert!(model.weights.get(0, 0).is_err() && model.weights.grow(3, 0.0).is_err());
+    assert_eq!(model.weights.rows(..).unwrap().iter_rows().len(), 0);
+    model.weights.fill(8, 2, 0.5).unwrap();
+    assert_eq!(model.weights.get(7, 1), Ok(0.5));
+}
+
+pub fn bands_across_processes() {
+    let matrix = Matrix::filled_in(pool(), 16, 100, 0_u64).unwrap();
+    scope(|s| {
+        for worker in 0..4 {
+            let matrix = &matrix;
+            s.spawn(move || {
+                let mut band = matrix.rows_mut(worker * 4..worker * 4 + 4).unwrap();
+                for (r, row) in band.iter_rows_mut().enumerate() {
+                    row.fill((worker * 4 + r) as u64);
+                }
+            })
+            .unwrap();
+        }
+    });
+    let all = matrix.rows(..).unwrap();
+    for (r, row) in all.iter_rows().enumerate() {
+        assert!(row.iter().all(|&v| v == r as u64));
+    }
+}
