@@ -111,7 +111,10 @@ fn more_workers_than_blocks_or_rows() {
 #[test]
 fn poisson_equation_is_solved() {
     let answer = answer(&solve(&["--poisson", "60", "--workers", "2"]));
-    assert!(answer.residual <= 1e-10 && answer.error < 1e-7, "{answer:?}");
+    assert!(
+        answer.residual <= 1e-10 && answer.error < 1e-7,
+        "{answer:?}"
+    );
 }
 
 #[test]
@@ -186,15 +189,27 @@ fn files_that_are_no_matrix_to_solve() {
         (format!("{real} symmetric\n2 2\n"), "line 2"),
         (format!("{real} general\n0 0 0\n"), "empty"),
         (format!("{real} general\n2 3 1\n1 1 1\n"), "not square"),
-        (format!("{real} general\n1 1 2\n1 1 1\n"), "2 entries required"),
-        (format!("{real} general\n1 1 1\n1 1 1\n1 1 1\n"), "1 entries required"),
+        (
+            format!("{real} general\n1 1 2\n1 1 1\n"),
+            "2 entries required",
+        ),
+        (
+            format!("{real} general\n1 1 1\n1 1 1\n1 1 1\n"),
+            "1 entries required",
+        ),
         (format!("{real} general\n1 1 1\n0 1 1\n"), "line 3"),
         (format!("{real} general\n1 1 1\n1 2 1\n"), "out of bounds"),
         (format!("{real} general\n1 1 1\n1 1 x\n"), "line 3"),
-        (format!("{real} general\n1 1 1\n1 {} 1\n", "9".repeat(30)), "line 3"),
+        (
+            format!("{real} general\n1 1 1\n1 {} 1\n", "9".repeat(30)),
+            "line 3",
+        ),
         (format!("{real} general\n1 1 1\n1 1 NaN\n"), "not finite"),
         (format!("{real} general\n1 1 1\n1 1 1e999\n"), "not finite"),
-        (format!("{real} symmetric\n2 2 1\n1 2 1\n"), "lower triangle"),
+        (
+            format!("{real} symmetric\n2 2 1\n1 2 1\n"),
+            "lower triangle",
+        ),
         (format!("{real} skew-symmetric\n2 2 1\n2 1 1\n"), "diagonal"),
         (
             "%%MatrixMarket matrix coordinate complex hermitian\n1 1 1\n1 1 1 0\n".into(),
@@ -287,5 +302,8 @@ fn killed_worker_is_reported() {
     let victim = rustix::process::Pid::from_raw(workers[1]).expect("a process has a number");
     rustix::process::kill_process(victim, rustix::process::Signal::KILL).expect("it is there");
     let output = solver.wait_with_output().expect("solve ends");
-    refused(&output, "worker 1 failed: the process was ended by signal 9");
+    refused(
+        &output,
+        "worker 1 failed: the process was ended by signal 9",
+    );
 }

@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use shmkit::{BarrierError, ClaimError};
+use shmkit::ClaimError;
+use shmkit::sync::BarrierError;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]

@@ -89,12 +89,18 @@ impl Header {
             return Err("not a Matrix Market file".into());
         };
         if format != "coordinate" {
-            return Err(format!("a sparse matrix is needed, and this is an {format}"));
+            return Err(format!(
+                "a sparse matrix is needed, and this is an {format}"
+            ));
         }
         let field = match field {
             "real" => Field::Real,
             "integer" => Field::Integer,
-            _ => return Err(format!("a real matrix is needed, and this is a {field} one")),
+            _ => {
+                return Err(format!(
+                    "a real matrix is needed, and this is a {field} one"
+                ));
+            }
         };
         let (number, sizes) = entry_lines(text)
             .next()

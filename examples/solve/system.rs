@@ -124,10 +124,7 @@ fn norm(vector: &[f64]) -> f64 {
     largest * sum.sqrt()
 }
 
-fn filled<T: KillSafe + Unpin + Copy>(
-    pool: Pool,
-    from: &[T],
-) -> Result<Shared<Array<T>>, Failure> {
+fn filled<T: KillSafe + Unpin + Copy>(pool: Pool, from: &[T]) -> Result<Shared<Array<T>>, Failure> {
     Array::from_fn_in(pool, from.len(), |i| from[i])
         .map_err(|refused| Failure::Pool(refused.cause.to_string()))
 }

@@ -375,9 +375,9 @@ impl<T: KillSafe + Unpin> Array<T> {
         }
         let stripe = &self.stripes[index % STRIPES];
         match lock::lock(arena, slot, stripe, None) {
-            Ok(0) => {}
+            Ok(taken) if taken.flags == 0 => {}
             // What its dead holder was writing has been written by now: `lock`'s invariant 3.
-            Ok(flags) => lock::clear(stripe, flags),
+            Ok(taken) => lock::clear(stripe, taken.flags),
             Err(refused) => unreachable!("one element at a time: {refused:?}"),
         }
         let result = f(slot, place);

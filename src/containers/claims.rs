@@ -273,9 +273,9 @@ impl Claims {
     /// Runs `f`, no user's code, under the lock.
     fn locked<R>(&self, arena: Arena, slot: &Slot, f: impl FnOnce() -> R) -> R {
         match lock::lock(arena, slot, &self.lock, None) {
-            Ok(0) => {}
+            Ok(taken) if taken.flags == 0 => {}
             // The table is right at every instant; there is nothing to repair.
-            Ok(flags) => lock::clear(&self.lock, flags),
+            Ok(taken) => lock::clear(&self.lock, taken.flags),
             Err(refused) => unreachable!("the lock covers no user's code: {refused:?}"),
         }
         let result = f();
