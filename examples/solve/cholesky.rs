@@ -16,7 +16,8 @@ use std::ops::Range;
 
 use crate::matrix::View;
 
-/// How much of a dropped term goes to the diagonal.
+/// How much of a dropped term goes to the diagonal. It must be less than 1 here for another reason,
+/// too: equal row sums would make the solution of all ones that we look for the first guess.
 const RELAXATION: f64 = 0.95;
 
 /// A pivot must keep this part of its diagonal entry. Below that the block is no M-matrix or

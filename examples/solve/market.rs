@@ -29,7 +29,7 @@ pub fn read(path: &Path, limit: u64) -> Result<Csr, Failure> {
     check_indices(&text).map_err(in_file)?;
     let matrix = match header.field {
         Field::Real => load_coo_from_matrix_market_str::<f64>(&text),
-        // No rounding: an integer of more than 53 bits is no matrix entry that we can solve for.
+        // Read as what every f64 can hold; larger integers are refused.
         Field::Integer => load_coo_from_matrix_market_str::<i32>(&text).map(|matrix| {
             let (rows, columns) = (matrix.nrows(), matrix.ncols());
             let (i, j, values) = matrix.disassemble();
@@ -39,8 +39,7 @@ pub fn read(path: &Path, limit: u64) -> Result<Csr, Failure> {
         }),
     };
     let matrix = matrix.map_err(|error| in_file(one_line(&error)))?;
-    let (_, _, values) = (matrix.nrows(), matrix.ncols(), matrix.values());
-    if let Some(at) = values.iter().position(|value| !value.is_finite()) {
+    if let Some(at) = matrix.values().iter().position(|value| !value.is_finite()) {
         let (row, column) = (matrix.row_indices()[at] + 1, matrix.col_indices()[at] + 1);
         return Err(in_file(format!("entry ({row}, {column}) is not finite")));
     }
