@@ -11,7 +11,12 @@ fn example(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a test knows where it is");
     let profile = test.ancestors().nth(2).expect("tests are in PROFILE/deps");
     let program = profile.join("examples").join(name);
-    assert!(program.exists(), "{} is not built", program.display());
+    assert!(
+        program.exists(),
+        "{} is missing; `cargo test --test examples` alone does not build it: \
+         run `cargo build --example {name}` before, for the same profile",
+        program.display()
+    );
     program
 }
 
