@@ -47,7 +47,8 @@ pub(crate) struct Header {
     pub(crate) dirty: AtomicU64,
     /// When memory was last given back, in milliseconds of the monotonic clock.
     pub(crate) purged_at: AtomicU64,
-    pub(crate) growing: AtomicU64,
+    /// No entry of an object below is free. A hint.
+    pub(crate) free_object: AtomicU64,
 
     /// Held (see `participants::lock`) while the table of types is added to.
     pub(crate) types_lock: AtomicU64,

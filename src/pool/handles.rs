@@ -28,16 +28,24 @@ pub(super) fn lock() -> MutexGuard<'static, Option<Holds>> {
     HOLDS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Holds an object that was made just now, whose hold bit is set already.
-pub(super) fn enter(arena: Arena, index: usize, generation: u32) -> Arc<Hold> {
+/// Holds an object that `publish` brings to life, with its hold bit set. Under the lock: otherwise
+/// a descriptor of a former object of that index, opened meanwhile, would take the bit away again.
+pub(super) fn enter(
+    arena: Arena,
+    index: usize,
+    generation: u32,
+    publish: impl FnOnce(),
+) -> Arc<Hold> {
     let hold = Arc::new(Hold {
         arena,
         index,
         generation,
     });
-    lock()
+    let mut holds = lock();
+    holds
         .get_or_insert_default()
         .insert((arena.base(), index), Arc::downgrade(&hold));
+    publish();
     hold
 }
 
@@ -49,10 +57,9 @@ pub(crate) fn open(
 ) -> Result<Option<Arc<Hold>>, CommitError> {
     let mut holds = lock();
     let holds = holds.get_or_insert_default();
-    if let Some(known) = holds.get(&(arena.base(), index)).and_then(Weak::upgrade)
-        && known.generation == generation
-    {
-        return Ok(Some(known));
+    if let Some(known) = holds.get(&(arena.base(), index)).and_then(Weak::upgrade) {
+        // Another generation than the one that we hold, and so keep alive, is gone or never was.
+        return Ok((known.generation == generation).then_some(known));
     }
     if !objects::hold(arena, index, generation)? {
         return Ok(None);

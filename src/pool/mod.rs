@@ -306,8 +306,8 @@ impl Pool {
         let slot = thread::slot(self.0)?;
         let kind = types::index_of::<T>(self.0, slot)?;
         let new = objects::NewObject { kind, layout };
-        let (index, generation) = objects::create(self.0, slot, new, init)?;
-        Ok(crate::Shared::of(handles::enter(self.0, index, generation)))
+        let hold = objects::create(self.0, slot, new, init)?;
+        Ok(crate::Shared::of(hold))
     }
 
     /// The object of that name.
@@ -386,10 +386,17 @@ impl Pool {
             other => return other,
         }
         let made = self.create(init()).map_err(|refused| refused.cause)?;
-        match self.set_name(name, &made) {
-            Ok(()) => Ok(made),
-            Err(NamedError::NameTaken) => self.named(name),
-            Err(error) => Err(error),
+        loop {
+            match self.set_name(name, &made) {
+                Ok(()) => return Ok(made),
+                Err(NamedError::NameTaken) => {}
+                Err(error) => return Err(error),
+            }
+            match self.named(name) {
+                // Removed in between: ours may be the one now.
+                Err(NamedError::NotFound) => {}
+                other => return other,
+            }
         }
     }
 

@@ -27,10 +27,11 @@
 
 use std::alloc::Layout;
 use std::ptr::NonNull;
+use std::sync::Arc;
 
-use super::{intents, types};
+use super::{handles, intents, types};
 use crate::allocator::check::{CheckReport, Depth};
-use crate::allocator::{AllocError, block};
+use crate::allocator::{AllocError, block, grow};
 use crate::layout::arena::{Arena, OBJECTS};
 use crate::layout::local;
 use crate::participants::table::Slot;
@@ -113,6 +114,14 @@ impl Entry {
             .is_ok()
     }
 
+    /// Turns the entry to FREE, which nobody else can change.
+    fn free(&self, arena: Arena, index: usize, from: ObjectState) {
+        self.state
+            .store(from.with(Phase::Free).pack(), Ordering::SeqCst);
+        let hint = &arena.header().free_object;
+        hint.fetch_min(index as u64, Ordering::Relaxed);
+    }
+
     /// The index of the type.
     pub(crate) fn kind(&self) -> usize {
         self.kind.load(Ordering::Relaxed) as usize
@@ -144,7 +153,7 @@ pub(crate) fn create(
     slot: &Slot,
     new: NewObject,
     init: impl FnOnce(NonNull<u8>),
-) -> Result<(usize, u32), AllocError> {
+) -> Result<Arc<handles::Hold>, AllocError> {
     let (index, taken) = take_entry(arena, slot)?;
     let made = block::allocate(arena, slot, new.layout, |address| {
         slot.intent.set_arg(intents::CREATE_BLOCK, address as u64);
@@ -152,7 +161,7 @@ pub(crate) fn create(
     let entry = arena.object(index).expect("taken just now");
     let held = made.and_then(|address| {
         let row = process::current_index(arena);
-        process::commit_holds(arena, row, index + 1).map_err(AllocError::NoMemory)?;
+        grow::or_purge(arena, slot, || process::commit_holds(arena, row, index + 1))?;
         Ok((address, row))
     });
     match held {
@@ -161,13 +170,15 @@ pub(crate) fn create(
             init(pointer.expect("blocks are not at zero"));
             entry.address.store(address as u64, Ordering::Relaxed);
             entry.kind.store(new.kind as u64, Ordering::Relaxed);
-            set_hold(arena, row, index);
-            // The object exists from this store on.
-            entry
-                .state
-                .store(taken.with(Phase::Live).pack(), Ordering::SeqCst);
+            let hold = handles::enter(arena, index, taken.generation, || {
+                set_hold(arena, row, index);
+                // The object exists from this store on.
+                entry
+                    .state
+                    .store(taken.with(Phase::Live).pack(), Ordering::SeqCst);
+            });
             slot.intent.close();
-            Ok((index, taken.generation))
+            Ok(hold)
         }
         Err(error) => {
             intents::resolve(arena, slot.tag().slot());
@@ -180,7 +191,9 @@ pub(crate) fn create(
 fn take_entry(arena: Arena, slot: &Slot) -> Result<(usize, ObjectState), CommitError> {
     /// Entries that the table grows by.
     const STEP: usize = 64;
-    let mut from = 0;
+    let hint = &arena.header().free_object;
+    let lowest = hint.load(Ordering::Relaxed);
+    let mut from = lowest as usize;
     loop {
         let count = arena.object_count();
         let usable = |i: &usize| {
@@ -190,10 +203,20 @@ fn take_entry(arena: Arena, slot: &Slot) -> Result<(usize, ObjectState), CommitE
             })
         };
         let Some(index) = (from..count).find(usable) else {
+            // What lies below the hint was lost with somebody: looked for as often as is cheap.
+            let worth_it = count.is_power_of_two() || count + STEP > OBJECTS.max;
+            if worth_it && from > 0 && lowest > 0 {
+                hint.store(0, Ordering::Relaxed);
+                if let Some(lost) = (0..count).find(usable) {
+                    from = lost;
+                    continue;
+                }
+            }
             if count + STEP > OBJECTS.max {
                 return Err(CommitError::Full);
             }
-            arena.raise(OBJECTS, &arena.header().watermarks.objects, count + STEP)?;
+            let watermark = &arena.header().watermarks.objects;
+            grow::raise(arena, slot, OBJECTS, watermark, count + STEP)?;
             from = count;
             continue;
         };
@@ -210,6 +233,12 @@ fn take_entry(arena: Arena, slot: &Slot) -> Result<(usize, ObjectState), CommitE
             ..taken
         };
         if free.phase == Phase::Free && entry.turn(free, taken) {
+            let _ = hint.compare_exchange(
+                lowest,
+                index as u64 + 1,
+                Ordering::Relaxed,
+                Ordering::Relaxed,
+            );
             return Ok((index, taken));
         }
         slot.intent.close();
@@ -234,9 +263,7 @@ pub(super) fn undo_create(arena: Arena, owner: Tag, index: usize, address: usize
         block::release_for(arena, owner, address);
     }
     entry.address.store(0, Ordering::Relaxed);
-    entry
-        .state
-        .store(state.with(Phase::Free).pack(), Ordering::SeqCst);
+    entry.free(arena, index, state);
 }
 
 fn hold_place(arena: Arena, row: usize, index: usize) -> Option<(&'static AtomicU64, u64)> {
@@ -402,9 +429,7 @@ fn destroy(arena: Arena, slot: &Slot, index: usize, work: &mut Vec<usize>) {
             let own = std::ptr::from_ref(&entry.address).addr() as u64;
             intents::drop_block(arena, slot, own);
         }
-        entry
-            .state
-            .store(destroying.with(Phase::Free).pack(), Ordering::SeqCst);
+        entry.free(arena, index, destroying);
     }
     slot.intent.close();
 }
@@ -429,6 +454,8 @@ fn extent(arena: Arena, entry: &Entry) -> std::ops::Range<usize> {
 
 /// Destroys every object that nothing holds: after deaths, when nobody else may have noticed.
 pub(crate) fn reap(arena: Arena) {
+    // It may have died with somebody.
+    arena.header().free_object.store(0, Ordering::Relaxed);
     for index in 0..arena.object_count() {
         dispose(arena, index);
     }

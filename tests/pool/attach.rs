@@ -33,8 +33,12 @@ pub fn detached() -> File {
 pub fn by_name_from_another_program() {
     let (name, _) = name("other");
     let pool = TestPool::of(Pool::builder().create_named(&name).unwrap());
-    let counter = pool.named_or_create("counter", || AtomicU64::new(5)).unwrap();
-    let output = program("role_by_name").env("SHMKIT_TEST_NAME", &name).output();
+    let counter = pool
+        .named_or_create("counter", || AtomicU64::new(5))
+        .unwrap();
+    let output = program("role_by_name")
+        .env("SHMKIT_TEST_NAME", &name)
+        .output();
     succeeded(&output.unwrap());
     assert_eq!(counter.load(Ordering::Relaxed), 6);
     let made = pool.named::<[u32; 3]>("made there").unwrap();
@@ -65,7 +69,9 @@ fn work_there(pool: Pool) {
 
 pub fn by_descriptor_through_exec() {
     let pool = TestPool::new();
-    let counter = pool.named_or_create("counter", || AtomicU64::new(5)).unwrap();
+    let counter = pool
+        .named_or_create("counter", || AtomicU64::new(5))
+        .unwrap();
     let raw = pool.fd().as_raw_fd();
     let mut command = program("role_by_descriptor");
     command.env("SHMKIT_TEST_FD", raw.to_string());
@@ -160,7 +166,20 @@ pub fn truncated() {
     let whole = file.metadata().unwrap().len();
     let data = 40 << 30;
     assert_eq!(whole, data + (1 << 20));
-    let lengths = [0, 1, 7, 8, 64, 175, 4095, 4096, 1 << 20, 1 << 30, data, whole - 1];
+    let lengths = [
+        0,
+        1,
+        7,
+        8,
+        64,
+        175,
+        4095,
+        4096,
+        1 << 20,
+        1 << 30,
+        data,
+        whole - 1,
+    ];
     for len in lengths {
         match attach(copy(&file, len)) {
             Err(AttachError::Truncated { len: found, needed }) => {
@@ -202,12 +221,18 @@ pub fn other_version_or_layout() {
             other => panic!("{other:?}"),
         }
     }
-    assert!(matches!(with_word(file, LAYOUT, 1), AttachError::OtherLayout));
+    assert!(matches!(
+        with_word(file, LAYOUT, 1),
+        AttachError::OtherLayout
+    ));
     assert!(matches!(with_word(file, 0, 1), AttachError::NotAPool));
     let other = with_word(file, PID_NAMESPACE, 1);
     assert!(matches!(other, AttachError::OtherPidNamespace), "{other:?}");
     let other = with_word(file, TIME_NAMESPACE, 1);
-    assert!(matches!(other, AttachError::OtherTimeNamespace), "{other:?}");
+    assert!(
+        matches!(other, AttachError::OtherTimeNamespace),
+        "{other:?}"
+    );
 }
 
 pub fn damaged_values() {

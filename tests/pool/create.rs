@@ -186,7 +186,17 @@ pub fn created_open_and_unlinked() {
 
 pub fn invalid_names() {
     let long = "x".repeat(201);
-    let names = ["", ".", "..", "a/b", "/", "/dev/shm/", "/dev/shm/..", "a\0b", &long];
+    let names = [
+        "",
+        ".",
+        "..",
+        "a/b",
+        "/",
+        "/dev/shm/",
+        "/dev/shm/..",
+        "a\0b",
+        &long,
+    ];
     for invalid in names {
         match Pool::builder().create_named(invalid) {
             Err(CreateError::InvalidName { name }) => assert_eq!(name, invalid),
@@ -203,7 +213,10 @@ pub fn invalid_names() {
         }
     }
     let nowhere = Pool::builder().create_named("/no/such/directory/pool");
-    assert!(matches!(nowhere, Err(CreateError::System(_))), "{nowhere:?}");
+    assert!(
+        matches!(nowhere, Err(CreateError::System(_))),
+        "{nowhere:?}"
+    );
 }
 
 pub fn a_taken_name() {
@@ -283,6 +296,8 @@ pub fn a_creator_killed_at_any_time() {
     }
     let prefix = format!("shmkit.test-{}", std::process::id());
     let left = shm_files();
-    let left = left.iter().find(|f| f.to_string_lossy().starts_with(&prefix));
+    let left = left
+        .iter()
+        .find(|f| f.to_string_lossy().starts_with(&prefix));
     assert_eq!(left, None);
 }

@@ -68,7 +68,9 @@ fn probe(pool: Pool, number: Handle<u64>, node: Handle<Node>) {
             let _ = first.next.set(Some(&made));
         }
     }
-    let _ = pool.named_or_create("number", || 8_u64).map(|n| std::hint::black_box(*n));
+    let _ = pool
+        .named_or_create("number", || 8_u64)
+        .map(|n| std::hint::black_box(*n));
     let _ = number.open().map(|n| std::hint::black_box(*n));
     let _ = node.open().map(|n| std::hint::black_box(n.value));
     for name in ["first", "number", "made"] {
@@ -113,7 +115,9 @@ fn attach_changed(batches: u64, per_batch: u64, place: impl Fn(&mut Random) -> u
     let progress = TestPool::with(|b| b.max_size(1 << 20));
     // The change on its way; how many were attached.
     let words = progress.create([const { AtomicU64::new(0) }; 2]).unwrap();
-    let only = std::env::var("SHMKIT_CHANGE").ok().and_then(|n| n.parse::<u64>().ok());
+    let only = std::env::var("SHMKIT_CHANGE")
+        .ok()
+        .and_then(|n| n.parse::<u64>().ok());
     let batches = only.map_or(0..batches, |n| n / per_batch..n / per_batch + 1);
     let mut failures = Vec::new();
     for batch in batches {

@@ -39,7 +39,7 @@ pub fn four_gib_by_four_processes() {
         // What others made, in memory that was added by others.
         let end = counts[1].load(Ordering::Relaxed) as usize;
         let mut others = 0;
-        for word in &table[..end] {
+        for word in table[..end].iter().skip(me).step_by(WORKERS) {
             let block = block_at(word.load(Ordering::Acquire)).unwrap();
             others += usize::from(check_mark(block) != me);
         }
@@ -49,7 +49,7 @@ pub fn four_gib_by_four_processes() {
         let (pool, worker) = (*pool, &worker);
         let workers = [0, 1, 2, 3].map(|me| s.spawn(move || worker(pool, me)).unwrap());
         for worker in workers {
-            assert!(worker.join().unwrap() > 100);
+            assert!(worker.join().unwrap() > 50);
         }
     });
     let full = pool.stats();
@@ -109,7 +109,10 @@ pub fn grow_to() {
         pool.grow_to((64 << 20) + 1),
         Err(GrowError::AboveMaximum { max: 64 << 20 })
     );
-    assert!(matches!(pool.grow_to(usize::MAX), Err(GrowError::AboveMaximum { .. })));
+    assert!(matches!(
+        pool.grow_to(usize::MAX),
+        Err(GrowError::AboveMaximum { .. })
+    ));
     // Seen by others at once.
     scope(|s| {
         let pool = *pool;
@@ -166,7 +169,10 @@ fn small_file_system() -> Option<tempdir::Temp> {
             println!("  this user may not mount anything ({why}): not tested");
             return None;
         }
-        assert_eq!(libc::mount(null, c"/".as_ptr(), null, private, null.cast()), 0);
+        assert_eq!(
+            libc::mount(null, c"/".as_ptr(), null, private, null.cast()),
+            0
+        );
         let options = c"size=8m,mode=0700".as_ptr().cast();
         let kind = c"tmpfs".as_ptr();
         let mounted = libc::mount(kind, path.as_ptr(), kind, 0, options);
@@ -220,7 +226,10 @@ pub fn role_full_file_system() {
     assert_eq!(error, AllocError::NoMemory(CommitError::Full));
     let full = pool.stats();
     assert!(full.total > 6 << 20, "{full:?}");
-    assert!(matches!(pool.grow_to(1 << 30), Err(GrowError::NoMemory(CommitError::Full))));
+    assert!(matches!(
+        pool.grow_to(1 << 30),
+        Err(GrowError::NoMemory(CommitError::Full))
+    ));
     match pool.create([1_u8; 60_000]) {
         Err(refused) => {
             assert_eq!(refused.value, [1; 60_000]);
@@ -243,7 +252,11 @@ pub fn role_full_file_system() {
     assert_eq!(*kept, 5);
     // As much again, without growing.
     let made: Vec<_> = (0..1000_u64).map(|i| pool.create([i; 100])).collect();
-    assert!(made.iter().enumerate().all(|(i, o)| o.as_ref().unwrap()[99] == i as u64));
+    assert!(
+        made.iter()
+            .enumerate()
+            .all(|(i, o)| o.as_ref().unwrap()[99] == i as u64)
+    );
     drop(made);
     // Memory that is given back is the file system's again.
     pool.purge().unwrap();

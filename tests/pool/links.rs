@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use shmkit::process::scope;
-use shmkit::{Foreign, Link, LinkError, Pool, PoolAlloc, ShmSafe, Shared};
+use shmkit::{Foreign, Link, LinkError, Pool, PoolAlloc, Shared, ShmSafe};
 
 use super::common::{TestPool, assert_sound};
 
@@ -121,7 +121,11 @@ pub fn a_view_keeps_its_object() {
     assert_eq!(pool.stats().allocated, 2 * fixed, "not freed under a view");
     // Nor is its place used again.
     let others: Vec<_> = (0..100).map(|i| node(*pool, 100 + i)).collect();
-    assert!(others.iter().all(|o| std::ptr::from_ref(&**o).addr() != address));
+    assert!(
+        others
+            .iter()
+            .all(|o| std::ptr::from_ref(&**o).addr() != address)
+    );
     assert_eq!(view.value, 2);
     drop((view, others));
     pool.recover();

@@ -16,7 +16,12 @@ pub fn by_name() {
     assert_eq!(pool.set_name("a", &a), Err(NamedError::NameTaken));
     pool.set_name("also a", &a).unwrap();
     let b = pool.named_or_create("b", || 2_u64).unwrap();
-    assert_eq!(*pool.named_or_create("b", || -> u64 { unreachable!() }).unwrap(), 2);
+    assert_eq!(
+        *pool
+            .named_or_create("b", || -> u64 { unreachable!() })
+            .unwrap(),
+        2
+    );
     let mut names = pool.names();
     names.sort();
     assert_eq!(names, ["a", "also a", "b"]);
@@ -100,7 +105,10 @@ pub fn the_table_of_names_fills_up() {
     for i in 0..4096 {
         pool.set_name(&format!("name {i}"), &object).unwrap();
     }
-    assert_eq!(pool.set_name("one more", &object), Err(NamedError::TableFull));
+    assert_eq!(
+        pool.set_name("one more", &object),
+        Err(NamedError::TableFull)
+    );
     let made = pool.named_or_create("one more", || 1_u8);
     assert_eq!(made.unwrap_err(), NamedError::TableFull);
     assert_eq!(pool.names().len(), 4096);
