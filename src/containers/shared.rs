@@ -185,6 +185,9 @@ pub enum HandleError {
     /// The object is of another type: the descriptor was made from other bytes.
     #[error("the object is of another type")]
     OtherType,
+    /// The object's entry in the pool leads to no block of its size: the pool is damaged.
+    #[error("the object is damaged")]
+    Damaged,
     /// No memory to note that the process holds the object.
     #[error(transparent)]
     NoMemory(#[from] CommitError),
@@ -209,6 +212,9 @@ impl<T: ShmSafe> Handle<T> {
             handles::open(arena, self.index as usize, self.generation)?.ok_or(HandleError::Gone)?;
         if !Pool(arena).is_type::<T>(hold.index) {
             return Err(HandleError::OtherType);
+        }
+        if !Pool(arena).has_value::<T>(hold.index) {
+            return Err(HandleError::Damaged);
         }
         Ok(Shared::of(hold))
     }

@@ -105,6 +105,9 @@ pub enum NamedError {
     /// There is an object of that name already.
     #[error("the pool has an object of that name already")]
     NameTaken,
+    /// The object's entry in the pool leads to no block of its size: the pool is damaged.
+    #[error("the object of that name is damaged")]
+    Damaged,
     /// The name is empty or longer than 232 bytes.
     #[error("a name has 1 to 232 bytes")]
     InvalidName,
@@ -333,7 +336,20 @@ impl Pool {
         if !types::is(self.0, entry.kind(), T::TYPE.fingerprint()) {
             return Err(NamedError::OtherType);
         }
-        Ok(handles::open(self.0, index, entry.state().generation)?)
+        let hold = handles::open(self.0, index, entry.state().generation)?;
+        if hold.is_some() && !self.has_value::<T>(index) {
+            return Err(NamedError::Damaged);
+        }
+        Ok(hold)
+    }
+
+    /// True if the object, which is held, has a block that a `T` fits into.
+    pub(crate) fn has_value<T>(self, index: usize) -> bool {
+        objects::address_of(self.0, index).is_some_and(|value| {
+            value.cast::<T>().is_aligned()
+                && block::usable_size(self.0, value.addr().get())
+                    .is_ok_and(|size| size >= size_of::<T>())
+        })
     }
 
     pub(crate) fn is_type<T: ShmSafe>(self, index: usize) -> bool {

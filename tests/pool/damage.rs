@@ -142,7 +142,7 @@ fn attach_changed(batches: u64, per_batch: u64, place: impl Fn(&mut Random) -> u
                 }
             });
             let child = child.unwrap();
-            let limit = Instant::now() + Duration::from_secs(8);
+            let limit = Instant::now() + Duration::from_secs(6);
             while !child.is_finished() && Instant::now() < limit {
                 std::thread::yield_now();
             }
