@@ -10,6 +10,7 @@ mod participants;
 mod pool;
 mod primitive;
 pub mod process;
+pub mod sync;
 mod sys;
 
 pub use allocator::check::CheckReport;
@@ -23,6 +24,9 @@ pub use pool::{
     ReallocError, RecoverySummary, TypeError, UnlinkError,
 };
 pub use shmkit_derive::{KillSafe, ShmSafe};
+pub use sync::{
+    Barrier, Condvar, LockError, Mutex, MutexGuard, Orphan, Permit, ReentrantMutex, Semaphore,
+};
 pub use sys::memory::CommitError;
 pub use sys::robust::RobustError;
 

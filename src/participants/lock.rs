@@ -57,6 +57,23 @@ pub(crate) enum Refused {
     TimedOut,
 }
 
+/// A lock as it was found by who took it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Taken {
+    /// PANICKED and DIED.
+    pub(crate) flags: u64,
+    /// The dead owner that it was taken from; nobody if it was free.
+    pub(crate) from: Tag,
+}
+
+impl Taken {
+    /// Free, and with no flags.
+    pub(crate) const CLEAN: Taken = Taken {
+        flags: 0,
+        from: Tag::NOBODY,
+    };
+}
+
 /// Takes a lock that is free and has no flags. The short way for the common case.
 #[inline]
 pub(crate) fn try_fast(word: &AtomicU64, me: Tag) -> bool {
@@ -72,16 +89,17 @@ pub(crate) fn unlock_fast(word: &AtomicU64, me: Tag) -> bool {
         .is_ok()
 }
 
-/// Takes the lock, waiting until `deadline` (for ever if `None`); the flags it was found with.
+/// Takes the lock, waiting until `deadline` (for ever if `None`).
+#[inline]
 pub(crate) fn lock(
     arena: Arena,
     slot: &Slot,
     word: &AtomicU64,
     deadline: Option<Instant>,
-) -> Result<u64, Refused> {
+) -> Result<Taken, Refused> {
     let me = slot.tag();
     if try_fast(word, me) {
-        Ok(0)
+        Ok(Taken::CLEAN)
     } else {
         lock_slow(arena, slot, word, deadline)
     }
@@ -93,14 +111,14 @@ fn lock_slow(
     slot: &Slot,
     word: &AtomicU64,
     deadline: Option<Instant>,
-) -> Result<u64, Refused> {
+) -> Result<Taken, Refused> {
     let me = slot.tag();
     let mut slept = 0;
     let mut spins = 0;
     loop {
         let found = word.load(Ordering::Relaxed);
         match attempt(arena, word, me, found, slept) {
-            Ok(flags) => return Ok(flags),
+            Ok(taken) => return Ok(taken),
             Err(Refused::Held) => return Err(Refused::Held),
             Err(_) => {}
         }
@@ -111,6 +129,10 @@ fn lock_slow(
         }
         if deadline.is_some_and(|d| Instant::now() >= d) {
             return Err(Refused::TimedOut);
+        }
+        if Tag::of_word(found).is_nobody() {
+            // Lost a free lock to another taker. WAITERS on a free lock would wake nobody.
+            continue;
         }
         let waiting = found | WAITERS;
         if found == waiting
@@ -132,8 +154,18 @@ fn lock_slow(
     }
 }
 
-/// Takes the lock if it can be had now; the flags it was found with.
-pub(crate) fn try_lock(arena: Arena, slot: &Slot, word: &AtomicU64) -> Result<u64, Refused> {
+/// Takes the lock if it can be had now.
+#[inline]
+pub(crate) fn try_lock(arena: Arena, slot: &Slot, word: &AtomicU64) -> Result<Taken, Refused> {
+    if try_fast(word, slot.tag()) {
+        Ok(Taken::CLEAN)
+    } else {
+        try_lock_slow(arena, slot, word)
+    }
+}
+
+#[cold]
+fn try_lock_slow(arena: Arena, slot: &Slot, word: &AtomicU64) -> Result<Taken, Refused> {
     loop {
         let found = word.load(Ordering::Relaxed);
         match attempt(arena, word, slot.tag(), found, 0) {
@@ -151,7 +183,7 @@ fn attempt(
     me: Tag,
     found: u64,
     extra: u64,
-) -> Result<u64, Refused> {
+) -> Result<Taken, Refused> {
     let owner = Tag::of_word(found);
     if owner == me {
         return Err(Refused::Held);
@@ -169,7 +201,10 @@ fn attempt(
         Ordering::Acquire,
         Ordering::Relaxed,
     ) {
-        Ok(_) => Ok(flags & !WAITERS),
+        Ok(_) => Ok(Taken {
+            flags: flags & !WAITERS,
+            from: owner,
+        }),
         Err(_) => Err(Refused::Busy),
     }
 }
@@ -177,6 +212,7 @@ fn attempt(
 /// Gives the lock back, setting and clearing flags, and wakes a sleeper.
 ///
 /// The caller holds it.
+#[inline]
 pub(crate) fn unlock(word: &AtomicU64, me: Tag, set: u64) {
     if set == 0 && unlock_fast(word, me) {
         return;
@@ -253,7 +289,8 @@ pub(crate) fn sleep(
     }
     slot.watched.waiting_on.store(0, Ordering::Release);
     // The mark that woke us wakes one sleeper only, and a wake may have died with its sender.
-    if life::is_gone(arena, owner) || started.elapsed() >= TICK {
+    let died = !owner.is_nobody() && life::is_gone(arena, owner);
+    if died || started.elapsed() >= TICK {
         recovery::poll(arena);
     }
 }

@@ -74,7 +74,8 @@ pub(crate) fn try_take(arena: Arena, slot: &Slot, word: &AtomicU64) -> Result<us
     Err(TakeFailure::NoneLeft)
 }
 
-/// Gives a permit back and wakes a sleeper. `owner` is its holder's slot, alive or dead.
+/// Gives a permit back, and wakes a sleeper if there was none to have: a sleeper that takes one and
+/// leaves more wakes the next. `owner` is its holder's slot, alive or dead.
 pub(crate) fn give(arena: Arena, owner: usize, index: usize) {
     let slot = arena.slot(owner);
     let entry = &slot.permits[index];
@@ -89,9 +90,11 @@ fn finish_giving(arena: Arena, owner: usize, entry: &Permit, sequence: u64) {
     let Some(word) = word_of(arena, entry) else {
         return;
     };
-    detect::add(arena, word, 1, Tag::new(owner, 0), sequence);
+    let left = detect::add(arena, word, 1, Tag::new(owner, 0), sequence);
     entry.word.store(0, Ordering::Release);
-    futex::wake(Arena::low_half(word), 1);
+    if left == 1 {
+        futex::wake(Arena::low_half(word), 1);
+    }
 }
 
 /// Consumes a permit for good: it is listed no more and will not come back.

@@ -56,7 +56,7 @@ pub(crate) struct Slot {
     pub(crate) inbox: Inbox,
 
     /// Permits of semaphores that the owner holds.
-    pub(crate) permits: [Permit; 28],
+    pub(crate) permits: [Permit; PERMITS],
 
     /// The allocator's caches of this owner; its own business.
     pub(crate) caches: [AtomicU64; 192],
@@ -64,6 +64,9 @@ pub(crate) struct Slot {
     /// The bytes of a write that is in flight, so that it can be done again.
     pub(crate) redo: [AtomicU64; REDO_WORDS],
 }
+
+/// How many permits a slot can list.
+pub(crate) const PERMITS: usize = 28;
 
 /// Words of [`Slot::redo`].
 pub(crate) const REDO_WORDS: usize = 512;

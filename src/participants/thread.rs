@@ -13,7 +13,7 @@
 
 use std::cell::Cell;
 
-use crate::layout::arena::{Arena, GRANULES, SLOTS};
+use crate::layout::arena::{Arena, FIRST_GRANULE, GRANULE, GRANULES, SLOTS};
 use crate::layout::local;
 use crate::participants::table::{Slot, SlotPhase, SlotState};
 use crate::participants::tag::Tag;
@@ -78,11 +78,14 @@ pub(crate) fn slot(arena: Arena) -> Result<&'static Slot, NoSlot> {
     Ok(unsafe { &*known })
 }
 
-/// This thread's slot, if it has one.
+/// This thread's slot in the pool whose granule holds `address`, if it has one. By invariant 1 a
+/// pool is mapped there then.
 #[inline]
-pub(crate) fn known_slot(arena: Arena) -> Option<&'static Slot> {
+pub(crate) fn known_slot_at(address: usize) -> Option<&'static Slot> {
+    let granule = (address / GRANULE).wrapping_sub(FIRST_GRANULE);
+    let entry = table().slots.get(granule)?;
     // SAFETY: by invariant 1.
-    unsafe { table().slots[arena.granule()].get().as_ref() }
+    unsafe { entry.get().as_ref() }
 }
 
 /// A guard was made by this thread, which has a slot.

@@ -45,6 +45,10 @@ pub use scope::{Scope, SpawnError, scope};
 pub struct ProcessId(u32);
 
 impl ProcessId {
+    pub(crate) const fn of_pid(pid: u32) -> Self {
+        ProcessId(pid)
+    }
+
     /// The number by which the kernel knows the process, in the pid namespace of its parent.
     #[must_use]
     pub const fn pid(self) -> u32 {

@@ -1,0 +1,230 @@
+//! [`Condvar`]: a counter of notifications, on which waiters sleep.
+//!
+//! # Rationale
+//!
+//! A waiter reads the counter, unlocks, and sleeps while the counter is what it read. A notification
+//! counts and wakes. As the counter is read with the mutex held, a notification for a change made
+//! under the mutex afterwards changes the counter: none is missed. The number of notifications
+//! and the number of waiters are kept nowhere, so there is nothing that a death can put wrong.
+//!
+//! | killed | leaves | and then |
+//! |--------|--------|----------|
+//! | the notifier, after counting | a counter that has changed, sleepers not woken | they see it within `lock::TICK` |
+//! | a waiter that was woken, before it acts | a counter that has changed | the others see it within `lock::TICK`, or when recovery wakes them (`watched.condition`) |
+//! | a waiter that has the mutex again | a dead tag | the next waiter gets `OwnerDied` |
+//!
+//! Invariants
+//! 1. The counter only rises (modulo 2^32, which is more than one sleep can miss).
+//! 2. `watched.condition` names the condition variable from before the unlock until the mutex is
+//!    held again.
+//! 3. A wait ends once the counter is not what it was: with more wake-ups than notifications.
+
+use std::fmt;
+use std::marker::PhantomPinned;
+use std::time::{Duration, Instant};
+
+use super::deadline;
+use super::mutex::{LockError, MutexGuard};
+use crate::layout::arena::Arena;
+use crate::layout::{Field, ShmSafe, TypeInfo};
+use crate::participants::lock;
+use crate::participants::tag::Tag;
+use crate::primitive::{AtomicU32, Ordering};
+use crate::sys::futex;
+
+/// A place to wait for what others do under a [`Mutex`](crate::Mutex).
+///
+/// A wait may end without a notification, so what is waited for is to be checked in a loop, or by
+/// [`wait_while`](Self::wait_while). That is more common than with the standard library's: after
+/// [`notify_one`](Self::notify_one) one waiter is woken at once, and the others look too within a
+/// few milliseconds, because the one that was woken may be dead.
+///
+/// # Crash behaviour
+///
+/// A waiter or a notifier that is killed takes no notification away from the others.
+///
+/// ```
+/// use shmkit::{Condvar, Mutex, Pool, ShmSafe};
+///
+/// #[derive(ShmSafe)]
+/// struct Gate {
+///     open: Mutex<u8>,
+///     changed: Condvar,
+/// }
+///
+/// let pool = Pool::builder().create()?;
+/// let gate = pool.create(Gate { open: Mutex::new(0), changed: Condvar::new() })?;
+/// std::thread::scope(|s| {
+///     s.spawn(|| {
+///         *gate.open.lock().unwrap() = 1;
+///         gate.changed.notify_all();
+///     });
+///     let open = gate.open.lock().unwrap();
+///     let open = gate.changed.wait_while(open, |open| *open == 0).unwrap();
+///     assert_eq!(*open, 1);
+/// });
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[repr(C)]
+pub struct Condvar {
+    counter: AtomicU32,
+    _in_place: PhantomPinned,
+}
+
+// SAFETY: an atomic word, which means the same to everybody; no `Drop`.
+unsafe impl ShmSafe for Condvar {
+    const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>(
+        "Condvar",
+        const { &[Field::at::<std::sync::atomic::AtomicU32>("counter", 0)] },
+    );
+}
+
+/// Whether a wait ended because its time was up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WaitTimeoutResult(bool);
+
+impl WaitTimeoutResult {
+    /// True if the time was up.
+    #[must_use]
+    pub fn timed_out(self) -> bool {
+        self.0
+    }
+}
+
+type WaitResult<'a, T> = Result<MutexGuard<'a, T>, LockError<'a, T>>;
+
+impl Condvar {
+    /// A condition variable that nobody waits for, to be put into a pool.
+    #[must_use]
+    pub const fn new() -> Self {
+        Condvar {
+            counter: AtomicU32::new(0),
+            _in_place: PhantomPinned,
+        }
+    }
+
+    /// Wakes one waiter, if there is one. Others may look, too.
+    pub fn notify_one(&self) {
+        self.notify(1);
+    }
+
+    /// Wakes all waiters.
+    pub fn notify_all(&self) {
+        self.notify(u32::MAX);
+    }
+
+    fn notify(&self, count: u32) {
+        // Release pairs with the Acquire of the waiter that sees it; without the mutex held it is
+        // all that orders the notifier's stores before what the waiter does.
+        self.counter.fetch_add(1, Ordering::Release);
+        futex::wake(&self.counter, count);
+    }
+
+    /// Unlocks, waits for a notification, and locks again.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Mutex::lock`](crate::Mutex::lock); in particular `OwnerDied` if somebody was killed
+    /// with the mutex meanwhile. [`LockError::NotInPool`], with the mutex unlocked, if the condition
+    /// variable is not part of an object in a pool.
+    ///
+    /// # Crash behaviour
+    ///
+    /// A waiter that is killed is as one that never waited, or it has the mutex.
+    pub fn wait<'a, T: ShmSafe>(&self, guard: MutexGuard<'a, T>) -> WaitResult<'a, T> {
+        self.wait_until(guard, None).0
+    }
+
+    /// Waits as long as the condition is true.
+    ///
+    /// # Errors
+    ///
+    /// As for [`wait`](Self::wait).
+    ///
+    /// # Panics
+    ///
+    /// If `condition` does; the mutex is poisoned then.
+    pub fn wait_while<'a, T: ShmSafe + Unpin>(
+        &self,
+        mut guard: MutexGuard<'a, T>,
+        mut condition: impl FnMut(&mut T) -> bool,
+    ) -> WaitResult<'a, T> {
+        while condition(&mut guard) {
+            guard = self.wait(guard)?;
+        }
+        Ok(guard)
+    }
+
+    /// As [`wait`](Self::wait), for that time at most; locking again is not limited by it.
+    ///
+    /// # Errors
+    ///
+    /// As for [`wait`](Self::wait).
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use shmkit::{Condvar, Mutex, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let lonely = pool.create((Mutex::new(0_u8), Condvar::new()))?;
+    /// let (mutex, condvar) = &*lonely;
+    /// let guard = mutex.lock().unwrap();
+    /// let (_guard, result) = condvar.wait_timeout(guard, Duration::from_millis(1)).unwrap();
+    /// assert!(result.timed_out());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn wait_timeout<'a, T: ShmSafe>(
+        &self,
+        guard: MutexGuard<'a, T>,
+        timeout: Duration,
+    ) -> Result<(MutexGuard<'a, T>, WaitTimeoutResult), LockError<'a, T>> {
+        let (guard, result) = self.wait_until(guard, deadline(timeout));
+        guard.map(|guard| (guard, result))
+    }
+
+    fn wait_until<'a, T: ShmSafe>(
+        &self,
+        guard: MutexGuard<'a, T>,
+        deadline: Option<Instant>,
+    ) -> (WaitResult<'a, T>, WaitTimeoutResult) {
+        let address = std::ptr::from_ref(self).addr();
+        if Arena::containing(address).is_none() {
+            return (Err(LockError::NotInPool), WaitTimeoutResult(false));
+        }
+        let mutex = MutexGuard::mutex(&guard);
+        let here = MutexGuard::here(&guard);
+        let condition = &here.slot.watched.condition;
+        condition.store(address as u64, Ordering::Release);
+        let seen = self.counter.load(Ordering::Acquire);
+        drop(guard);
+        let mut timed_out = false;
+        while self.counter.load(Ordering::Acquire) == seen {
+            if deadline.is_some_and(|d| Instant::now() >= d) {
+                timed_out = true;
+                break;
+            }
+            lock::sleep(
+                here.arena,
+                here.slot,
+                &self.counter,
+                seen,
+                Tag::NOBODY,
+                deadline,
+            );
+        }
+        let locked = mutex.lock_until(here, None);
+        condition.store(0, Ordering::Release);
+        (locked, WaitTimeoutResult(timed_out))
+    }
+}
+
+impl Default for Condvar {
+    fn default() -> Self {
+        Condvar::new()
+    }
+}
+
+impl fmt::Debug for Condvar {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Condvar { .. }")
+    }
+}

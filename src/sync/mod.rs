@@ -1,0 +1,94 @@
+//! Locks and meeting points for processes that may be killed while they use them.
+//!
+//! | Type | What | A party is killed |
+//! |---|---|---|
+//! | [`Mutex`] | one at a time | the next one gets an [`Orphan`] |
+//! | [`ReentrantMutex`] | one thread at a time, shared access | the next one's guard says so |
+//! | [`Condvar`] | wait for news under a mutex | waiters look again |
+//! | [`Semaphore`] | permits | its permits come back |
+//! | [`Barrier`] | all arrive before any goes on | the others are told that it is broken |
+//!
+//! All of them are parts of values in a pool, used in place through `&self`. They are words: nothing
+//! is registered anywhere, and nothing is to be freed. A `static` or local one is inert: its
+//! operations answer `NotInPool`.
+//!
+//! # Rationale
+//!
+//! Owners are named by their slot's tag (`participants`), so whoever waits can ask whether the one
+//! it waits for lives. A sleep lasts a few milliseconds at most before the sleeper looks again,
+//! which makes every wake-up an optimisation: one that died with its sender costs time only.
+//!
+//! # Threads and forks
+//!
+//! Guards and permits stay on their thread. A thread that ends with leaked ones does not release
+//! them: what they protect may still be in use. They are released when the process is dead.
+//! [`Scope::spawn`](crate::process::Scope::spawn) refuses to fork while there are any. In a
+//! process forked by other means the copies of guards are void: dropping them does nothing.
+
+mod barrier;
+mod condvar;
+mod mutex;
+mod reentrant;
+mod semaphore;
+
+use crate::layout::arena::{Arena, GRANULE};
+use crate::participants::table::Slot;
+use crate::participants::thread;
+
+pub use barrier::{Barrier, BarrierError, BarrierWaitResult};
+pub use condvar::{Condvar, WaitTimeoutResult};
+pub use mutex::{LockError, Mutex, MutexGuard, Orphan};
+pub use reentrant::{LockFailure, Poison, ReentrantGuard, ReentrantMutex};
+pub use semaphore::{AcquireError, AddPermitsError, Permit, Semaphore};
+
+/// Where a value is, and this thread's slot there.
+#[derive(Clone, Copy)]
+struct Here {
+    arena: Arena,
+    slot: &'static Slot,
+}
+
+/// Why there is no [`Here`].
+enum Nowhere {
+    NotInPool,
+    NoSlot,
+}
+
+/// The arena that `value` is in and this thread's slot in it, claimed now if need be.
+#[inline]
+fn here<T: ?Sized>(value: &T) -> Result<Here, Nowhere> {
+    let address = std::ptr::from_ref(value).addr();
+    match thread::known_slot_at(address) {
+        Some(slot) => Ok(Here {
+            arena: arena_at(address),
+            slot,
+        }),
+        None => arrive(address),
+    }
+}
+
+/// The arena of an address in a granule that holds a pool.
+#[inline]
+fn arena_at(address: usize) -> Arena {
+    Arena::at(address & !(GRANULE - 1))
+}
+
+#[cold]
+fn arrive(address: usize) -> Result<Here, Nowhere> {
+    let arena = Arena::containing(address).ok_or(Nowhere::NotInPool)?;
+    let slot = thread::slot(arena).map_err(|_| Nowhere::NoSlot)?;
+    Ok(Here { arena, slot })
+}
+
+/// Whether this thread, in this process, still has the slot with which it took `value`. Not so in
+/// a forked copy, and not after the thread has left the pool.
+#[inline]
+fn still_here<T: ?Sized>(value: &T, slot: &'static Slot) -> bool {
+    thread::known_slot_at(std::ptr::from_ref(value).addr())
+        .is_some_and(|known| std::ptr::eq(known, slot))
+}
+
+/// The moment after which a wait gives up; `None` if it is beyond what the clock can say.
+fn deadline(timeout: std::time::Duration) -> Option<std::time::Instant> {
+    std::time::Instant::now().checked_add(timeout)
+}

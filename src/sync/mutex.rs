@@ -1,0 +1,509 @@
+//! [`Mutex`]: one word (`participants::lock`) and the value.
+//!
+//! # Rationale
+//!
+//! The word names the holder, so relocking is an error and not a deadlock, and a dead holder is
+//! found out by whoever wants the lock. What a dead holder leaves is not a valid `T`: SIGKILL stops
+//! inside a `memcpy`. So its lock is handed on as an [`Orphan`], which has no access to the value
+//! until the value is made valid again.
+//!
+//! | word | meaning | next |
+//! |------|---------|------|
+//! | free              | the value is valid | held |
+//! | free, PANICKED    | valid, a holder unwound | held: [`LockError::Panicked`] |
+//! | free, DIED        | perhaps not valid | held: [`LockError::OwnerDied`] |
+//! | held              | the holder may be changing the value | free |
+//! | held by the dead  | as DIED | held, with DIED: [`LockError::OwnerDied`] |
+//!
+//! | killed | leaves | the next one gets |
+//! |--------|--------|-------------------|
+//! | with a guard | a dead tag | an orphan |
+//! | with an orphan, also inside `reset` or after it | a dead tag, DIED | an orphan |
+//! | after the exchange that unlocks | a free lock, sleepers not woken | the lock, at their next look |
+//!
+//! Invariants
+//! 1. A guard or an orphan exists only on the thread whose tag is in the word.
+//! 2. References to the value come from guards alone.
+//! 3. DIED is cleared only by a holder, once the value is valid.
+
+use std::cell::UnsafeCell;
+use std::fmt;
+use std::marker::{PhantomData, PhantomPinned};
+use std::mem::{ManuallyDrop, offset_of};
+use std::ops::{Deref, DerefMut};
+use std::time::{Duration, Instant};
+
+use super::{Here, Nowhere, arena_at, deadline, here, still_here};
+use crate::layout::arena::Arena;
+use crate::layout::{Field, KillSafe, ShmSafe, TypeInfo};
+use crate::participants::lock::{self, DIED, PANICKED, Refused, Taken};
+use crate::participants::table::Slot;
+use crate::participants::tag::Tag;
+use crate::participants::thread;
+use crate::primitive::{AtomicU64, Ordering};
+use crate::process::ProcessId;
+
+/// A lock around a value, for any number of threads and processes.
+///
+/// It always checks for errors: a thread that locks what it has locked already is told so.
+///
+/// # Crash behaviour
+///
+/// If a holder is killed, the next one to lock gets [`LockError::OwnerDied`] with the lock held,
+/// within milliseconds and without a supervisor. However many die one after another, somebody gets
+/// it in the end.
+///
+/// ```
+/// use shmkit::{Mutex, Pool};
+///
+/// let pool = Pool::builder().create()?;
+/// let total = pool.create(Mutex::new(0_u64))?;
+/// *total.lock().unwrap() += 5;
+/// assert_eq!(*total.lock().unwrap(), 5);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[repr(C)]
+pub struct Mutex<T: ShmSafe> {
+    word: AtomicU64,
+    value: UnsafeCell<T>,
+    _in_place: PhantomPinned,
+}
+
+// SAFETY: the value is reached by one thread at a time (invariants 1 and 2), and `T: ShmSafe` may
+// be sent from thread to thread; the word is atomic.
+unsafe impl<T: ShmSafe> Sync for Mutex<T> {}
+
+// SAFETY: an atomic word, a tag of the pool's own tables in it, and a value that is listed at its
+// place; no `Drop`. Between processes as between threads: the tag excludes both.
+unsafe impl<T: ShmSafe> ShmSafe for Mutex<T> {
+    const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>(
+        "Mutex",
+        const {
+            &[
+                Field::at::<std::sync::atomic::AtomicU64>("word", 0),
+                Field::at::<T>("value", offset_of!(Self, value)),
+            ]
+        },
+    );
+    const IMAGE_BOUND: bool = T::IMAGE_BOUND;
+    const OWNS: bool = T::OWNS;
+}
+
+/// Why a [`Mutex`] was not simply locked.
+#[derive(thiserror::Error)]
+#[non_exhaustive]
+pub enum LockError<'a, T: ShmSafe> {
+    /// It is locked, and a holder has panicked with it. The value is valid, but may be half changed.
+    #[error("a holder of the lock panicked")]
+    Panicked(MutexGuard<'a, T>),
+    /// It is locked, and a holder was killed with it.
+    #[error("a holder of the lock was killed")]
+    OwnerDied(Orphan<'a, T>),
+    /// This thread holds it already.
+    #[error("this thread holds the lock already")]
+    WouldDeadlock,
+    /// Somebody else holds it, and the call does not wait.
+    #[error("the lock is held")]
+    WouldBlock,
+    /// Somebody else has held it all the time.
+    #[error("the lock was held for the whole time limit")]
+    TimedOut,
+    /// The mutex is not part of an object in a pool.
+    #[error("the mutex is not in a pool")]
+    NotInPool,
+    /// The thread has no slot in the pool.
+    #[error("the pool has no slot for this thread")]
+    NoSlot,
+}
+
+impl<T: ShmSafe> fmt::Debug for LockError<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            LockError::Panicked(_) => "Panicked(..)",
+            LockError::OwnerDied(_) => "OwnerDied(..)",
+            LockError::WouldDeadlock => "WouldDeadlock",
+            LockError::WouldBlock => "WouldBlock",
+            LockError::TimedOut => "TimedOut",
+            LockError::NotInPool => "NotInPool",
+            LockError::NoSlot => "NoSlot",
+        })
+    }
+}
+
+impl<T: ShmSafe> From<Nowhere> for LockError<'_, T> {
+    fn from(nowhere: Nowhere) -> Self {
+        match nowhere {
+            Nowhere::NotInPool => LockError::NotInPool,
+            Nowhere::NoSlot => LockError::NoSlot,
+        }
+    }
+}
+
+impl<T: ShmSafe> From<Refused> for LockError<'_, T> {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Held => LockError::WouldDeadlock,
+            Refused::Busy => LockError::WouldBlock,
+            Refused::TimedOut => LockError::TimedOut,
+        }
+    }
+}
+
+type LockResult<'a, T> = Result<MutexGuard<'a, T>, LockError<'a, T>>;
+
+impl<T: ShmSafe> Mutex<T> {
+    /// An unlocked mutex, to be put into a pool.
+    #[must_use]
+    pub const fn new(value: T) -> Self {
+        Mutex {
+            word: AtomicU64::new(0),
+            value: UnsafeCell::new(value),
+            _in_place: PhantomPinned,
+        }
+    }
+
+    /// Locks it, waiting as long as somebody who lives holds it.
+    ///
+    /// # Errors
+    ///
+    /// See [`LockError`]; [`Panicked`](LockError::Panicked) and [`OwnerDied`](LockError::OwnerDied)
+    /// have the lock, and release it when they are dropped.
+    ///
+    /// # Crash behaviour
+    ///
+    /// A caller that is killed has the lock or not. If it has, the next one gets an [`Orphan`].
+    ///
+    /// ```
+    /// # use shmkit::{LockError, Mutex, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let name = pool.create(Mutex::new([0_u8; 16]))?;
+    /// let guard = match name.lock() {
+    ///     Ok(guard) => guard,
+    ///     Err(LockError::OwnerDied(orphan)) => orphan.reset([0; 16]),
+    ///     Err(error) => panic!("{error}"),
+    /// };
+    /// assert!(matches!(name.lock(), Err(LockError::WouldDeadlock)));
+    /// # drop(guard);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[inline]
+    pub fn lock(&self) -> LockResult<'_, T> {
+        let here = here(self)?;
+        if lock::try_fast(&self.word, here.slot.tag()) {
+            Ok(MutexGuard::new(self, here.slot))
+        } else {
+            self.lock_until(here, None)
+        }
+    }
+
+    /// Locks it if nobody who lives holds it.
+    ///
+    /// # Errors
+    ///
+    /// See [`LockError`].
+    ///
+    /// ```
+    /// # use shmkit::{LockError, Mutex, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let number = pool.create(Mutex::new(1_u32))?;
+    /// let guard = number.try_lock().unwrap();
+    /// std::thread::scope(|s| {
+    ///     s.spawn(|| assert!(matches!(number.try_lock(), Err(LockError::WouldBlock))));
+    /// });
+    /// # drop(guard);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[inline]
+    pub fn try_lock(&self) -> LockResult<'_, T> {
+        let here = here(self)?;
+        let taken = lock::try_lock(here.arena, here.slot, &self.word)?;
+        self.taken(here, taken)
+    }
+
+    /// As [`lock`](Self::lock), for that time at most.
+    ///
+    /// # Errors
+    ///
+    /// See [`LockError`].
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use shmkit::{LockError, Mutex, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let number = pool.create(Mutex::new(1_u32))?;
+    /// let guard = number.lock_timeout(Duration::from_millis(1)).unwrap();
+    /// std::thread::scope(|s| {
+    ///     s.spawn(|| {
+    ///         let late = number.lock_timeout(Duration::from_millis(1));
+    ///         assert!(matches!(late, Err(LockError::TimedOut)));
+    ///     });
+    /// });
+    /// # drop(guard);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn lock_timeout(&self, timeout: Duration) -> LockResult<'_, T> {
+        let here = here(self)?;
+        self.lock_until(here, deadline(timeout))
+    }
+
+    /// Whether a holder has panicked, and nobody has called [`clear_poison`](Self::clear_poison)
+    /// since.
+    #[must_use]
+    pub fn is_poisoned(&self) -> bool {
+        // Relaxed: a hint to who does not hold the lock, and exact to who does.
+        self.word.load(Ordering::Relaxed) & PANICKED != 0
+    }
+
+    /// Says that the value is in order although a holder panicked: it is locked without
+    /// [`LockError::Panicked`] from now on. The death of a holder is another matter, and stays.
+    pub fn clear_poison(&self) {
+        lock::clear(&self.word, PANICKED);
+    }
+
+    #[cold]
+    pub(super) fn lock_until(&self, here: Here, deadline: Option<Instant>) -> LockResult<'_, T> {
+        let taken = lock::lock(here.arena, here.slot, &self.word, deadline)?;
+        self.taken(here, taken)
+    }
+
+    /// What the caller, who has just taken the lock, is given.
+    #[inline]
+    fn taken(&self, here: Here, taken: Taken) -> LockResult<'_, T> {
+        let guard = MutexGuard::new(self, here.slot);
+        if taken.flags & DIED != 0 {
+            let owner = process_of(here.arena, taken.from);
+            Err(LockError::OwnerDied(Orphan {
+                guard: ManuallyDrop::new(guard),
+                owner,
+            }))
+        } else if taken.flags & PANICKED != 0 {
+            Err(LockError::Panicked(guard))
+        } else {
+            Ok(guard)
+        }
+    }
+}
+
+/// The process of an owner that has died, as long as neither its slot nor its record is another's.
+fn process_of(arena: Arena, owner: Tag) -> Option<ProcessId> {
+    let slot = arena.owner_slot(owner)?;
+    let process = Tag::of_word(slot.watched.process.load(Ordering::Acquire));
+    if process.is_nobody() || process.slot() >= arena.process_count() {
+        return None;
+    }
+    let record = arena.process(process.slot());
+    let pid = record.pid.load(Ordering::Acquire);
+    // Both generations are read after what they vouch for.
+    let same = record.state().generation == process.generation()
+        && slot.state().generation == owner.generation();
+    u32::try_from(pid)
+        .ok()
+        .filter(|&pid| same && pid != 0)
+        .map(ProcessId::of_pid)
+}
+
+impl<T: ShmSafe + Default> Default for Mutex<T> {
+    fn default() -> Self {
+        Mutex::new(T::default())
+    }
+}
+
+impl<T: ShmSafe> fmt::Debug for Mutex<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let word = self.word.load(Ordering::Relaxed);
+        f.debug_struct("Mutex")
+            .field("locked", &!Tag::of_word(word).is_nobody())
+            .field("panicked", &(word & PANICKED != 0))
+            .field("owner_died", &(word & DIED != 0))
+            .finish_non_exhaustive()
+    }
+}
+
+/// The lock on a [`Mutex`], held; released when it is dropped.
+///
+/// The value can be changed through it if it is `Unpin`. Values that own pool memory are not: they
+/// are used in place through `&self`.
+///
+/// # Crash behaviour
+///
+/// A process killed with a guard leaves an [`Orphan`] to the next.
+#[must_use = "the lock is released when the guard is dropped"]
+pub struct MutexGuard<'a, T: ShmSafe> {
+    mutex: &'a Mutex<T>,
+    slot: &'static Slot,
+    /// The thread was unwinding when the guard was made, so its unwinding is not the guard's.
+    unwinding: bool,
+    _one_thread: PhantomData<*const ()>,
+}
+
+// SAFETY: through a shared guard there is `&T` and nothing else.
+unsafe impl<T: ShmSafe> Sync for MutexGuard<'_, T> {}
+
+impl<'a, T: ShmSafe> MutexGuard<'a, T> {
+    /// The calling thread has taken the lock with `slot`.
+    #[inline]
+    fn new(mutex: &'a Mutex<T>, slot: &'static Slot) -> Self {
+        thread::guard_made();
+        MutexGuard {
+            mutex,
+            slot,
+            unwinding: std::thread::panicking(),
+            _one_thread: PhantomData,
+        }
+    }
+
+    /// The mutex that is locked.
+    pub(super) fn mutex(this: &Self) -> &'a Mutex<T> {
+        this.mutex
+    }
+
+    /// The place and the slot with which the lock was taken.
+    pub(super) fn here(this: &Self) -> Here {
+        Here {
+            arena: arena_at(std::ptr::from_ref(this.mutex).addr()),
+            slot: this.slot,
+        }
+    }
+
+    /// Gives the lock back with flags set.
+    #[inline]
+    fn release(&self, set: u64) {
+        if still_here(self.mutex, self.slot) {
+            lock::unlock(&self.mutex.word, self.slot.tag(), set);
+            thread::guard_dropped();
+        }
+    }
+}
+
+impl<T: ShmSafe> Deref for MutexGuard<'_, T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        // SAFETY: by invariants 1 and 2 no other thread has a reference, and by the borrow of the
+        // guard nobody has a mutable one.
+        unsafe { &*self.mutex.value.get() }
+    }
+}
+
+impl<T: ShmSafe + Unpin> DerefMut for MutexGuard<'_, T> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut T {
+        // SAFETY: by invariants 1 and 2 no other thread has a reference, and by the borrow of the
+        // guard nobody else has one.
+        unsafe { &mut *self.mutex.value.get() }
+    }
+}
+
+impl<T: ShmSafe> Drop for MutexGuard<'_, T> {
+    #[inline]
+    fn drop(&mut self) {
+        let unwound = !self.unwinding && std::thread::panicking();
+        self.release(if unwound { PANICKED } else { 0 });
+    }
+}
+
+impl<T: ShmSafe + fmt::Debug> fmt::Debug for MutexGuard<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}
+
+impl<T: ShmSafe + fmt::Display> fmt::Display for MutexGuard<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}
+
+/// The lock of a holder that was killed. It is held now, but there is no access to the value, of
+/// which the dead one may have written a part.
+///
+/// Dropped, it unlocks, and the next one to lock gets an orphan again.
+///
+/// ```
+/// use shmkit::{LockError, Mutex, Pool, process};
+///
+/// let pool = Pool::builder().create()?;
+/// let number = pool.create(Mutex::new(1_u32))?;
+/// process::scope(|s| {
+///     let child = s.spawn(|| {
+///         let _guard = number.lock().unwrap();
+///         std::process::abort();
+///     });
+///     let _ = child.unwrap().join();
+/// });
+/// let Err(LockError::OwnerDied(orphan)) = number.lock() else { panic!() };
+/// assert_eq!(*orphan.into_guard(), 1);
+/// assert!(number.lock().is_ok());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[must_use = "the lock is released when the orphan is dropped"]
+pub struct Orphan<'a, T: ShmSafe> {
+    guard: ManuallyDrop<MutexGuard<'a, T>>,
+    owner: Option<ProcessId>,
+}
+
+impl<'a, T: ShmSafe> Orphan<'a, T> {
+    /// The process that died with the lock. `None` if it is not known any more: the lock has gone
+    /// through the hands of somebody who dropped an orphan, or another uses what named the dead.
+    #[must_use]
+    pub fn owner(&self) -> Option<ProcessId> {
+        self.owner
+    }
+
+    /// Replaces the value, and has the lock as if nothing had happened.
+    ///
+    /// # Crash behaviour
+    ///
+    /// Killed anywhere: the next one gets an orphan.
+    pub fn reset(self, value: T) -> MutexGuard<'a, T>
+    where
+        T: Unpin,
+    {
+        // SAFETY: by invariants 1 and 2 nobody has a reference to the value. The old one is not
+        // dropped: a `ShmSafe` type has no drop glue.
+        unsafe { self.guard.mutex.value.get().write(value) };
+        self.cleared(DIED | PANICKED)
+    }
+
+    /// Takes the value as it is: some bytes that the dead one wrote, and others that it did not.
+    pub fn into_guard(self) -> MutexGuard<'a, T>
+    where
+        T: KillSafe,
+    {
+        self.cleared(DIED)
+    }
+
+    /// Takes the value as it is.
+    ///
+    /// # Safety
+    ///
+    /// The value is a valid `T`: whatever holders do with it leaves a valid value when it is cut off
+    /// between any two instructions.
+    pub unsafe fn assume_valid(self) -> MutexGuard<'a, T> {
+        self.cleared(DIED)
+    }
+
+    /// By invariant 3, called when the value is valid.
+    fn cleared(self, flags: u64) -> MutexGuard<'a, T> {
+        let mut this = ManuallyDrop::new(self);
+        lock::clear(&this.guard.mutex.word, flags);
+        // SAFETY: taken once: `this` is neither dropped nor used again.
+        unsafe { ManuallyDrop::take(&mut this.guard) }
+    }
+}
+
+impl<T: ShmSafe> Drop for Orphan<'_, T> {
+    fn drop(&mut self) {
+        // DIED stays, by invariant 3. A panic meanwhile is not about the value, which nobody saw.
+        self.guard.release(DIED);
+    }
+}
+
+impl<T: ShmSafe> fmt::Debug for Orphan<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Orphan")
+            .field("owner", &self.owner)
+            .finish_non_exhaustive()
+    }
+}

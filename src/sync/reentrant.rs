@@ -1,0 +1,265 @@
+//! [`ReentrantMutex`]: a lock that its holder may take again. Shared access only.
+//!
+//! # Rationale
+//!
+//! Two guards of one thread may exist at once, so they give `&T`. With shared access only, what a
+//! killed holder leaves is a valid `T`: it changed it through atomics, or through types that see to
+//! themselves. So a death is told and no obstacle: [`ReentrantGuard::poison`].
+//!
+//! The word is that of a mutex (`participants::lock`), with `depth` beside it:
+//!
+//! | word | depth |
+//! |------|-------|
+//! | free | any; it means nothing |
+//! | held | how many guards the holder has, once it has stored 1 |
+//!
+//! | killed | leaves | and then |
+//! |--------|--------|----------|
+//! | between taking the word and storing 1 | a dead tag, an old depth | who takes over stores 1 |
+//! | between changing the depth and anything else | a dead tag, that depth | as above |
+//!
+//! Invariants
+//! 1. Only the holder of the word touches `depth`.
+//! 2. Who takes the word stores 1 before it has a guard.
+
+use std::fmt;
+use std::marker::{PhantomData, PhantomPinned};
+use std::mem::offset_of;
+use std::ops::Deref;
+use std::time::{Duration, Instant};
+
+use super::{Here, Nowhere, deadline, here, still_here};
+use crate::layout::{Field, ShmSafe, TypeInfo};
+use crate::participants::lock::{self, DIED, PANICKED, Refused, Taken};
+use crate::participants::table::Slot;
+use crate::participants::tag::Tag;
+use crate::participants::thread;
+use crate::primitive::{AtomicU64, Ordering};
+
+/// A lock that a thread may take again while it holds it.
+///
+/// # Crash behaviour
+///
+/// If a holder is killed, the next one gets the lock at once, and its guard says what happened.
+///
+/// ```
+/// use std::sync::atomic::{AtomicU32, Ordering};
+/// use shmkit::{Pool, ReentrantMutex};
+///
+/// let pool = Pool::builder().create()?;
+/// let number = pool.create(ReentrantMutex::new(AtomicU32::new(1)))?;
+/// let outer = number.lock()?;
+/// let inner = number.lock()?;
+/// inner.store(2, Ordering::Relaxed);
+/// assert_eq!(outer.load(Ordering::Relaxed), 2);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[repr(C)]
+pub struct ReentrantMutex<T: ShmSafe> {
+    word: AtomicU64,
+    depth: AtomicU64,
+    value: T,
+    _in_place: PhantomPinned,
+}
+
+// SAFETY: atomic words, a tag of the pool's own tables in one, and a value that is listed at its
+// place; no `Drop`.
+unsafe impl<T: ShmSafe> ShmSafe for ReentrantMutex<T> {
+    const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>(
+        "ReentrantMutex",
+        const {
+            &[
+                Field::at::<std::sync::atomic::AtomicU64>("word", 0),
+                Field::at::<std::sync::atomic::AtomicU64>("depth", 8),
+                Field::at::<T>("value", offset_of!(Self, value)),
+            ]
+        },
+    );
+    const IMAGE_BOUND: bool = T::IMAGE_BOUND;
+    const OWNS: bool = T::OWNS;
+}
+
+/// Why a lock was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum LockFailure {
+    /// Somebody else holds it, and the call does not wait.
+    #[error("the lock is held")]
+    WouldBlock,
+    /// Somebody else has held it all the time.
+    #[error("the lock was held for the whole time limit")]
+    TimedOut,
+    /// The mutex is not part of an object in a pool.
+    #[error("the mutex is not in a pool")]
+    NotInPool,
+    /// The thread has no slot in the pool.
+    #[error("the pool has no slot for this thread")]
+    NoSlot,
+}
+
+impl From<Nowhere> for LockFailure {
+    fn from(nowhere: Nowhere) -> Self {
+        match nowhere {
+            Nowhere::NotInPool => LockFailure::NotInPool,
+            Nowhere::NoSlot => LockFailure::NoSlot,
+        }
+    }
+}
+
+/// What happened to a holder of a [`ReentrantMutex`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Poison {
+    /// It panicked with the lock held.
+    Panicked,
+    /// It was killed with the lock held.
+    OwnerDied,
+}
+
+impl<T: ShmSafe> ReentrantMutex<T> {
+    /// An unlocked mutex, to be put into a pool.
+    #[must_use]
+    pub const fn new(value: T) -> Self {
+        ReentrantMutex {
+            word: AtomicU64::new(0),
+            depth: AtomicU64::new(0),
+            value,
+            _in_place: PhantomPinned,
+        }
+    }
+
+    /// Locks it, once more if this thread has it, waiting as long as somebody else who lives has it.
+    ///
+    /// # Errors
+    ///
+    /// See [`LockFailure`].
+    ///
+    /// # Crash behaviour
+    ///
+    /// A caller that is killed has the lock or not; if it has, it passes to the next.
+    pub fn lock(&self) -> Result<ReentrantGuard<'_, T>, LockFailure> {
+        self.lock_until(None)
+    }
+
+    /// Locks it if nobody else who lives has it.
+    ///
+    /// # Errors
+    ///
+    /// See [`LockFailure`].
+    pub fn try_lock(&self) -> Result<ReentrantGuard<'_, T>, LockFailure> {
+        let here = here(self)?;
+        self.outcome(here, lock::try_lock(here.arena, here.slot, &self.word))
+    }
+
+    /// As [`lock`](Self::lock), for that time at most.
+    ///
+    /// # Errors
+    ///
+    /// See [`LockFailure`].
+    pub fn lock_timeout(&self, timeout: Duration) -> Result<ReentrantGuard<'_, T>, LockFailure> {
+        self.lock_until(deadline(timeout))
+    }
+
+    /// Forgets that a holder panicked or was killed.
+    pub fn clear_poison(&self) {
+        lock::clear(&self.word, PANICKED | DIED);
+    }
+
+    fn lock_until(&self, deadline: Option<Instant>) -> Result<ReentrantGuard<'_, T>, LockFailure> {
+        let here = here(self)?;
+        let taken = lock::lock(here.arena, here.slot, &self.word, deadline);
+        self.outcome(here, taken)
+    }
+
+    fn outcome(
+        &self,
+        here: Here,
+        taken: Result<Taken, Refused>,
+    ) -> Result<ReentrantGuard<'_, T>, LockFailure> {
+        // Relaxed throughout: by invariant 1 the word orders what different threads do to `depth`.
+        match taken {
+            Ok(_) => self.depth.store(1, Ordering::Relaxed),
+            Err(Refused::Held) => {
+                let depth = self.depth.load(Ordering::Relaxed);
+                self.depth.store(depth + 1, Ordering::Relaxed);
+            }
+            Err(Refused::Busy) => return Err(LockFailure::WouldBlock),
+            Err(Refused::TimedOut) => return Err(LockFailure::TimedOut),
+        }
+        thread::guard_made();
+        Ok(ReentrantGuard {
+            mutex: self,
+            slot: here.slot,
+            unwinding: std::thread::panicking(),
+            _one_thread: PhantomData,
+        })
+    }
+}
+
+impl<T: ShmSafe> fmt::Debug for ReentrantMutex<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let word = self.word.load(Ordering::Relaxed);
+        f.debug_struct("ReentrantMutex")
+            .field("locked", &!Tag::of_word(word).is_nobody())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A lock on a [`ReentrantMutex`], held; the last one of the thread to be dropped releases it.
+#[must_use = "the lock is released when the guard is dropped"]
+pub struct ReentrantGuard<'a, T: ShmSafe> {
+    mutex: &'a ReentrantMutex<T>,
+    slot: &'static Slot,
+    unwinding: bool,
+    _one_thread: PhantomData<*const ()>,
+}
+
+// SAFETY: through a shared guard there is `&T` and a look at the word, and nothing else.
+unsafe impl<T: ShmSafe> Sync for ReentrantGuard<'_, T> {}
+
+impl<T: ShmSafe> ReentrantGuard<'_, T> {
+    /// What happened to a holder since the last [`ReentrantMutex::clear_poison`], the worse if both.
+    #[must_use]
+    pub fn poison(this: &Self) -> Option<Poison> {
+        let word = this.mutex.word.load(Ordering::Relaxed);
+        if word & DIED != 0 {
+            Some(Poison::OwnerDied)
+        } else if word & PANICKED != 0 {
+            Some(Poison::Panicked)
+        } else {
+            None
+        }
+    }
+}
+
+impl<T: ShmSafe> Deref for ReentrantGuard<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.mutex.value
+    }
+}
+
+impl<T: ShmSafe> Drop for ReentrantGuard<'_, T> {
+    fn drop(&mut self) {
+        if !still_here(self.mutex, self.slot) {
+            return;
+        }
+        let unwound = !self.unwinding && std::thread::panicking();
+        let depth = self.mutex.depth.load(Ordering::Relaxed).saturating_sub(1);
+        self.mutex.depth.store(depth, Ordering::Relaxed);
+        if unwound {
+            self.mutex.word.fetch_or(PANICKED, Ordering::Relaxed);
+        }
+        if depth == 0 {
+            lock::unlock(&self.mutex.word, self.slot.tag(), 0);
+        }
+        thread::guard_dropped();
+    }
+}
+
+impl<T: ShmSafe + fmt::Debug> fmt::Debug for ReentrantGuard<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}

@@ -1,0 +1,324 @@
+//! [`Semaphore`]: a counter of permits (`participants::detect`), and in each thread's slot a list of
+//! those it holds (`participants::permits`).
+//!
+//! # Rationale
+//!
+//! A permit that is held must come back when its holder is killed, so its holder is listed. The
+//! counter's changes are detectable: recovery knows whether the dead one's last change happened.
+//! Permits that are added are nobody's, so adding is one exchange and needs no list.
+//!
+//! | counter | sleepers |
+//! |---------|----------|
+//! | 0 | may sleep on its low half |
+//! | from 0 to more | one is woken for each permit that came |
+//! | more | who took one after a sleep and left some wakes another |
+//!
+//! | killed | leaves | and then |
+//! |--------|--------|----------|
+//! | taking or giving a permit | an entry TAKING or GIVING | recovery gives the permit back, once |
+//! | with a permit | an entry HELD | recovery gives it back |
+//! | adding permits, before the exchange | nothing | |
+//! | adding permits, after it | sleepers not woken | they look within `lock::TICK` |
+//! | woken, before it takes a permit | the others asleep | as above |
+//!
+//! Invariants
+//! 1. The counter and the listed permits together are what was made and added, less what was
+//!    forgotten.
+//! 2. The counter is at most [`Semaphore::MAX_PERMITS`] after adding, and all slots together list
+//!    no more than what is left to `u32::MAX`: giving back does not overflow.
+
+use std::fmt;
+use std::marker::{PhantomData, PhantomPinned};
+use std::time::{Duration, Instant};
+
+use super::{Here, Nowhere, arena_at, deadline, here, still_here};
+use crate::layout::arena::{Arena, SLOTS};
+use crate::layout::{Field, ShmSafe, TypeInfo};
+use crate::participants::permits::{self, TakeFailure};
+use crate::participants::table::{PERMITS, Slot};
+use crate::participants::tag::Tag;
+use crate::participants::{detect, lock, thread};
+use crate::primitive::{AtomicU64, Ordering};
+use crate::sys::futex;
+
+/// A number of permits to be had by any number of threads and processes.
+///
+/// # Crash behaviour
+///
+/// The permits of a process that is killed come back, also one that it was just taking or giving
+/// back. Those that it consumed ([`Permit::forget`]) or added do not.
+///
+/// ```
+/// use shmkit::{Pool, Semaphore};
+///
+/// let pool = Pool::builder().create()?;
+/// let licences = pool.create(Semaphore::new(2))?;
+/// let permit = licences.acquire()?;
+/// assert_eq!(licences.available_permits(), 1);
+/// drop(permit);
+/// assert_eq!(licences.available_permits(), 2);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[repr(C)]
+pub struct Semaphore {
+    word: AtomicU64,
+    _in_place: PhantomPinned,
+}
+
+// SAFETY: an atomic word that names a slot of the pool's own table; no `Drop`.
+unsafe impl ShmSafe for Semaphore {
+    const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>(
+        "Semaphore",
+        const { &[Field::at::<std::sync::atomic::AtomicU64>("word", 0)] },
+    );
+}
+
+/// Why no permit was acquired.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AcquireError {
+    /// There is none left, and the call does not wait.
+    #[error("no permit is left")]
+    WouldBlock,
+    /// There was none left all the time.
+    #[error("no permit was left for the whole time limit")]
+    TimedOut,
+    /// The thread holds as many permits, of all semaphores of the pool, as it can.
+    #[error("the thread holds as many permits as a thread can")]
+    TooManyHeld,
+    /// The semaphore is not part of an object in a pool.
+    #[error("the semaphore is not in a pool")]
+    NotInPool,
+    /// The thread has no slot in the pool.
+    #[error("the pool has no slot for this thread")]
+    NoSlot,
+}
+
+impl From<Nowhere> for AcquireError {
+    fn from(nowhere: Nowhere) -> Self {
+        match nowhere {
+            Nowhere::NotInPool => AcquireError::NotInPool,
+            Nowhere::NoSlot => AcquireError::NoSlot,
+        }
+    }
+}
+
+/// Why no permits were added. The semaphore is as it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AddPermitsError {
+    /// There would be more than [`Semaphore::MAX_PERMITS`].
+    #[error("a semaphore has {} permits at most", Semaphore::MAX_PERMITS)]
+    Overflow,
+    /// The semaphore is not part of an object in a pool.
+    #[error("the semaphore is not in a pool")]
+    NotInPool,
+}
+
+impl Semaphore {
+    /// The most permits that can be available after adding some.
+    pub const MAX_PERMITS: u32 = u32::MAX - (PERMITS * SLOTS.max) as u32;
+
+    /// A semaphore, to be put into a pool.
+    ///
+    /// # Panics
+    ///
+    /// If `permits` is more than [`MAX_PERMITS`](Self::MAX_PERMITS).
+    #[must_use]
+    pub const fn new(permits: u32) -> Self {
+        assert!(permits <= Self::MAX_PERMITS, "too many permits");
+        Semaphore {
+            word: AtomicU64::new(permits as u64),
+            _in_place: PhantomPinned,
+        }
+    }
+
+    /// How many permits are available at this moment.
+    #[must_use]
+    pub fn available_permits(&self) -> u32 {
+        detect::value(self.word.load(Ordering::Relaxed))
+    }
+
+    /// Takes a permit, waiting for one.
+    ///
+    /// # Errors
+    ///
+    /// See [`AcquireError`].
+    ///
+    /// # Crash behaviour
+    ///
+    /// A caller that is killed has taken none, or its permit comes back.
+    pub fn acquire(&self) -> Result<Permit<'_>, AcquireError> {
+        self.acquire_until(None)
+    }
+
+    /// Takes a permit if one is available.
+    ///
+    /// # Errors
+    ///
+    /// See [`AcquireError`].
+    ///
+    /// ```
+    /// # use shmkit::sync::{AcquireError, Semaphore};
+    /// # let pool = shmkit::Pool::builder().create()?;
+    /// let none = pool.create(Semaphore::new(0))?;
+    /// assert_eq!(none.try_acquire().unwrap_err(), AcquireError::WouldBlock);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn try_acquire(&self) -> Result<Permit<'_>, AcquireError> {
+        let here = here(self)?;
+        self.take(here).map_err(refused)
+    }
+
+    /// As [`acquire`](Self::acquire), for that time at most.
+    ///
+    /// # Errors
+    ///
+    /// See [`AcquireError`].
+    pub fn acquire_timeout(&self, timeout: Duration) -> Result<Permit<'_>, AcquireError> {
+        self.acquire_until(deadline(timeout))
+    }
+
+    /// Adds permits.
+    ///
+    /// # Errors
+    ///
+    /// See [`AddPermitsError`].
+    ///
+    /// # Crash behaviour
+    ///
+    /// A caller that is killed has added all of them or none.
+    ///
+    /// ```
+    /// # use shmkit::sync::{AddPermitsError, Semaphore};
+    /// # let pool = shmkit::Pool::builder().create()?;
+    /// let items = pool.create(Semaphore::new(0))?;
+    /// items.add_permits(3)?;
+    /// items.acquire()?.forget();
+    /// assert_eq!(items.available_permits(), 2);
+    /// assert_eq!(items.add_permits(u32::MAX), Err(AddPermitsError::Overflow));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn add_permits(&self, permits: u32) -> Result<(), AddPermitsError> {
+        let address = std::ptr::from_ref(self).addr();
+        let arena = Arena::containing(address).ok_or(AddPermitsError::NotInPool)?;
+        if permits == 0 {
+            return Ok(());
+        }
+        let mut old = self.word.load(Ordering::Acquire);
+        loop {
+            let new = detect::value(old)
+                .checked_add(permits)
+                .filter(|&new| new <= Self::MAX_PERMITS)
+                .ok_or(AddPermitsError::Overflow)?;
+            // Nobody's change: nobody asks whether it happened.
+            match detect::change(arena, &self.word, old, new, 0, 0) {
+                Ok(()) => break,
+                Err(found) => old = found,
+            }
+        }
+        futex::wake(Arena::low_half(&self.word), permits);
+        Ok(())
+    }
+
+    fn acquire_until(&self, deadline: Option<Instant>) -> Result<Permit<'_>, AcquireError> {
+        let here = here(self)?;
+        match self.take(here) {
+            Err(TakeFailure::NoneLeft) => self.acquire_slow(here, deadline),
+            taken => taken.map_err(refused),
+        }
+    }
+
+    #[cold]
+    fn acquire_slow(
+        &self,
+        here: Here,
+        deadline: Option<Instant>,
+    ) -> Result<Permit<'_>, AcquireError> {
+        let low = Arena::low_half(&self.word);
+        loop {
+            if deadline.is_some_and(|d| Instant::now() >= d) {
+                return Err(AcquireError::TimedOut);
+            }
+            lock::sleep(here.arena, here.slot, low, 0, Tag::NOBODY, deadline);
+            match self.take(here) {
+                Err(TakeFailure::NoneLeft) => {}
+                taken => {
+                    if self.available_permits() > 0 {
+                        futex::wake(low, 1);
+                    }
+                    return taken.map_err(refused);
+                }
+            }
+        }
+    }
+
+    fn take(&self, here: Here) -> Result<Permit<'_>, TakeFailure> {
+        let index = permits::try_take(here.arena, here.slot, &self.word)?;
+        thread::guard_made();
+        Ok(Permit {
+            semaphore: self,
+            slot: here.slot,
+            index,
+            _one_thread: PhantomData,
+        })
+    }
+}
+
+fn refused(failure: TakeFailure) -> AcquireError {
+    match failure {
+        TakeFailure::NoneLeft => AcquireError::WouldBlock,
+        TakeFailure::ListFull => AcquireError::TooManyHeld,
+    }
+}
+
+impl fmt::Debug for Semaphore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Semaphore")
+            .field("available", &self.available_permits())
+            .finish()
+    }
+}
+
+/// A permit of a [`Semaphore`]; given back when it is dropped.
+#[must_use = "the permit is given back when it is dropped"]
+pub struct Permit<'a> {
+    semaphore: &'a Semaphore,
+    slot: &'static Slot,
+    index: usize,
+    _one_thread: PhantomData<*const ()>,
+}
+
+// SAFETY: a shared permit offers nothing.
+unsafe impl Sync for Permit<'_> {}
+
+impl Permit<'_> {
+    /// Consumes the permit: it does not come back, unless by [`Semaphore::add_permits`].
+    ///
+    /// # Crash behaviour
+    ///
+    /// A caller that is killed has consumed it, or it comes back.
+    pub fn forget(self) {
+        if still_here(self.semaphore, self.slot) {
+            permits::forget(self.slot, self.index);
+            thread::guard_dropped();
+        }
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Permit<'_> {
+    fn drop(&mut self) {
+        if still_here(self.semaphore, self.slot) {
+            let arena = arena_at(std::ptr::from_ref(self.semaphore).addr());
+            permits::give(arena, self.slot.tag().slot(), self.index);
+            thread::guard_dropped();
+        }
+    }
+}
+
+impl fmt::Debug for Permit<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Permit { .. }")
+    }
+}

@@ -1,0 +1,188 @@
+//! Locks, condition variables, semaphores and barriers between processes, some of which are killed.
+//!
+//! Its own harness, as `spawn` demands a process with a single thread. The cases run in order in one
+//! process; an argument picks those whose name contains it.
+
+use std::env;
+use std::io::{PipeReader, PipeWriter, Read, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use shmkit::process::{JoinError, ScopedJoinHandle};
+use shmkit::{Pool, Shared, ShmSafe};
+
+#[path = "sync/barriers.rs"]
+mod barriers;
+#[path = "sync/condvars.rs"]
+mod condvars;
+#[path = "sync/mutexes.rs"]
+mod mutexes;
+#[path = "sync/semaphores.rs"]
+mod semaphores;
+
+type Named = (&'static str, fn());
+
+/// A table of functions by their names.
+macro_rules! table {
+    ($($module:ident: $($function:ident)+;)*) => {
+        &[$($((stringify!($function), $module::$function)),+),*]
+    };
+}
+
+const CASES: &[Named] = table! {
+    mutexes:
+        totals_under_load
+        totals_under_kills
+        killed_owner
+        killed_owner_while_another_waits
+        orphan_dropped
+        orphan_reset
+        orphan_into_guard
+        second_crash
+        poison_by_panic
+        unwinding_is_not_always_poison
+        errors_are_typed
+        not_in_a_pool
+        guards_refuse_a_spawn
+        a_leaked_guard_outlives_its_thread
+        a_forked_guard_is_void
+        many_at_once
+        reentrancy
+        reentrant_owner_killed;
+    condvars:
+        producers_and_consumers
+        a_woken_waiter_is_killed
+        waiters_killed_at_random
+        owner_killed_during_a_wait
+        waits_time_out
+        broadcast;
+    semaphores:
+        no_more_than_there_are
+        killed_holders_give_back
+        killed_while_blocked
+        killed_at_random
+        forgotten_permits
+        semaphore_errors
+        a_permit_refuses_a_spawn;
+    barriers:
+        phases_by_processes
+        one_leader
+        killed_before_waiting
+        killed_while_waiting
+        ended_before_waiting
+        a_new_group
+        reset_wakes
+        more_threads_than_parties
+        barrier_errors;
+};
+
+fn main() -> ExitCode {
+    let filter = env::args()
+        .skip(1)
+        .find(|argument| !argument.starts_with("--"))
+        .unwrap_or_default();
+    let (mut passed, mut failed) = (0, 0);
+    for (name, case) in CASES.iter().filter(|(name, _)| name.contains(&filter)) {
+        let began = Instant::now();
+        let ok = catch_unwind(case).is_ok();
+        if ok {
+            passed += 1;
+        } else {
+            failed += 1;
+        }
+        println!(
+            "{name}: {} ({:.2} s)",
+            if ok { "ok" } else { "FAILED" },
+            began.elapsed().as_secs_f64()
+        );
+    }
+    println!("{passed} passed, {failed} failed");
+    if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+/// A value in a pool of its own.
+fn shared<T: ShmSafe>(value: T) -> Shared<T> {
+    let pool = Pool::builder().max_size(4 << 20).create().unwrap();
+    pool.create(value).map_err(|e| e.cause).unwrap()
+}
+
+/// Longer than anything takes, on whatever machine.
+const LONG: Duration = Duration::from_secs(20);
+
+/// Runs `f` with nothing printed on standard error, for panics that are meant.
+fn quietly<T>(f: impl FnOnce() -> T) -> T {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| ()));
+    let outcome = catch_unwind(AssertUnwindSafe(f));
+    std::panic::set_hook(hook);
+    outcome.unwrap_or_else(|payload| std::panic::resume_unwind(payload))
+}
+
+/// Kills the child and reaps it. It must not have ended before.
+#[track_caller]
+fn kill<R: serde::Serialize + serde::de::DeserializeOwned + std::fmt::Debug>(
+    child: ScopedJoinHandle<'_, R>,
+) {
+    child.kill().unwrap();
+    match child.join() {
+        Err(JoinError::Signaled(libc::SIGKILL)) => {}
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Tells by the pipe, then waits for ever: for children that are to be killed.
+fn tell_and_hang(writer: &PipeWriter) -> ! {
+    tell(writer);
+    loop {
+        std::thread::park();
+    }
+}
+
+fn tell(mut writer: &PipeWriter) {
+    writer.write_all(b"!").unwrap();
+}
+
+fn listen(mut reader: &PipeReader) {
+    reader.read_exact(&mut [0]).unwrap();
+}
+
+/// Waits until the condition is true, which other processes see to.
+#[track_caller]
+fn until(what: &str, condition: impl Fn() -> bool) {
+    let began = Instant::now();
+    while !condition() {
+        assert!(began.elapsed() < LONG, "never: {what}");
+        std::thread::yield_now();
+    }
+}
+
+/// Waits until the process sleeps in a system call.
+#[track_caller]
+fn until_asleep(pid: u32) {
+    until("asleep", || {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        stat.rsplit(')')
+            .next()
+            .unwrap()
+            .trim_start()
+            .starts_with('S')
+    });
+}
+
+/// A random number, of a state that is never zero.
+fn random(state: &mut u64) -> u64 {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    *state
+}
+
+fn count(counter: &AtomicU64) -> u64 {
+    counter.fetch_add(1, Ordering::SeqCst)
+}
