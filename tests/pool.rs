@@ -46,8 +46,7 @@ const CASES: &[common::Named] = table! {
         an_address_that_is_taken
         another_pid_namespace;
     damage:
-        flipped_header_bytes
-        flipped_table_words;
+        flipped_header_bytes;
     growth:
         four_gib_by_four_processes
         grow_to
@@ -78,7 +77,8 @@ const CASES: &[common::Named] = table! {
         links_stay_in_their_pool
         a_view_keeps_its_object
         set_and_read_by_four_processes
-        collections_of_other_crates;
+        collections_of_other_crates
+        a_hash_map_under_a_lock;
 };
 
 const ROLES: &[common::Named] = table! {

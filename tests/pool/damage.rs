@@ -167,23 +167,3 @@ pub fn flipped_header_bytes() {
         random.below(end) as u64
     });
 }
-
-pub fn flipped_table_words() {
-    const MIB: u64 = 1 << 20;
-    // Where the tables are, and how much of each there is: see `layout::arena`.
-    let tables = [
-        (0, 448),
-        (MIB, 3 * 512),
-        (2 * MIB, 3 * 256),
-        (3 * MIB, 2 * 256),
-        (16 * MIB + 8192, 8192),
-        (1024 * MIB, 8 * 64),
-        (10 << 30, 16 * 8),
-        (12 << 30, 16 * 384),
-        (40 << 30, 256 << 10),
-    ];
-    attach_changed(40, 250, |random| {
-        let (start, len) = tables[random.below(tables.len())];
-        start + random.below(len) as u64
-    });
-}

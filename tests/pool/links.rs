@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use shmkit::process::scope;
-use shmkit::{Foreign, Link, LinkError, Pool, PoolAlloc, Shared, ShmSafe};
+use shmkit::{Foreign, Link, LinkError, Mutex, Pool, PoolAlloc, Shared, ShmSafe};
 
 use super::common::{TestPool, assert_sound};
 
@@ -230,6 +230,60 @@ pub fn set_and_read_by_four_processes() {
     pool.recover();
     assert_eq!(pool.stats().allocated, fixed);
     drop(hub);
+    assert_eq!(pool.stats().allocated, 0);
+    assert_sound(*pool);
+}
+
+type Counts = hashbrown::HashMap<u64, u64, FixedHasher, PoolAlloc>;
+
+/// A hasher without a state outside of the map.
+#[derive(Clone, Copy, Default)]
+struct FixedHasher;
+
+impl std::hash::BuildHasher for FixedHasher {
+    type Hasher = std::hash::DefaultHasher;
+
+    fn build_hasher(&self) -> Self::Hasher {
+        std::hash::DefaultHasher::new()
+    }
+}
+
+pub fn a_hash_map_under_a_lock() {
+    const KEYS: u64 = 500;
+    const ROUNDS: u64 = 20_000;
+    let pool = TestPool::new();
+    // SAFETY: used in this program only, and shared within `Foreign` alone.
+    let allocator = unsafe { pool.allocator() };
+    let map = Counts::with_hasher_in(FixedHasher, allocator);
+    // SAFETY: its memory is the pool's, its hasher has no state.
+    let map = pool
+        .create(Mutex::new(unsafe { Foreign::new(map) }))
+        .unwrap();
+    scope(|s| {
+        let map = &map;
+        for me in 0..4 {
+            let child = s.spawn(move || {
+                for i in 0..ROUNDS {
+                    let mut map = map.lock().unwrap();
+                    *map.entry((i * 31 + me) % KEYS).or_default() += 1;
+                    if i % 100 == 99 {
+                        // Grown and shrunk by whoever has it.
+                        map.insert(KEYS + i, 0);
+                        map.remove(&(KEYS + i));
+                        map.shrink_to_fit();
+                    }
+                }
+            });
+            child.unwrap();
+        }
+    });
+    let mut guard = map.lock().unwrap();
+    assert_eq!(guard.len() as u64, KEYS);
+    assert_eq!(guard.values().sum::<u64>(), 4 * ROUNDS);
+    guard.clear();
+    guard.shrink_to_fit();
+    drop(guard);
+    drop(map);
     assert_eq!(pool.stats().allocated, 0);
     assert_sound(*pool);
 }
