@@ -251,12 +251,10 @@ pub fn role_full_file_system() {
     }
     assert_eq!(*kept, 5);
     // As much again, without growing.
-    let made: Vec<_> = (0..1000_u64).map(|i| pool.create([i; 100])).collect();
-    assert!(
-        made.iter()
-            .enumerate()
-            .all(|(i, o)| o.as_ref().unwrap()[99] == i as u64)
-    );
+    let made: Vec<_> = (0..1000_u64)
+        .map(|i| pool.create([i; 100]).expect("room"))
+        .collect();
+    assert!(made.iter().zip(0..).all(|(object, i)| object[99] == i));
     drop(made);
     // Memory that is given back is the file system's again.
     pool.purge().unwrap();
