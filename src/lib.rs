@@ -40,7 +40,11 @@
 //! sys            the only code that talks to the kernel
 //! ```
 
-#[cfg(not(all(target_os = "linux", target_pointer_width = "64", target_endian = "little")))]
+#[cfg(not(all(
+    target_os = "linux",
+    target_pointer_width = "64",
+    target_endian = "little"
+)))]
 compile_error!("shmkit is for 64-bit little-endian Linux");
 
 // The derive macros' output says `::shmkit`, also in this crate.

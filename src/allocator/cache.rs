@@ -268,7 +268,11 @@ fn stocked(arena: Arena, span: &Span) -> bool {
 }
 
 /// Takes a span that nobody owns. Its record is as recovery or a leaving owner left it: settled.
+/// A damaged one stays nobody's.
 pub(crate) fn adopt(arena: Arena, slot: &Slot, start: usize) -> Option<&'static Span> {
+    if !arena.span(start).is_sane(arena, start) {
+        return None;
+    }
     arena
         .tag(start)
         .compare_exchange(

@@ -12,10 +12,10 @@
 
 use super::AllocError;
 use super::slice;
-use crate::layout::arena::{Arena, DATA, FREE_HINTS, SLICE, SPANS, TAGS};
+use crate::layout::arena::{Arena, DATA, FREE_HINTS, SLICE, SPANS, TAGS, Table};
 use crate::participants::recovery;
 use crate::participants::table::Slot;
-use crate::primitive::Ordering;
+use crate::primitive::{AtomicU64, Ordering};
 use crate::sys::memory::{self, CommitError};
 
 /// The least by which a pool grows where it may, in slices: 4 MiB.
@@ -133,6 +133,29 @@ pub(crate) fn purge_now_and_then(arena: Arena, slot: &Slot) {
             .is_ok()
     {
         purge(arena, slot);
+    }
+}
+
+/// Raises a table's watermark. If there is no other memory for it, free slices give theirs.
+pub(crate) fn raise(
+    arena: Arena,
+    slot: &Slot,
+    table: Table,
+    watermark: &AtomicU64,
+    count: usize,
+) -> Result<(), CommitError> {
+    or_purge(arena, slot, || arena.raise(table, watermark, count))
+}
+
+/// Does what commits memory; if there is none, gives back that of free slices and does it again.
+pub(crate) fn or_purge(
+    arena: Arena,
+    slot: &Slot,
+    commit: impl Fn() -> Result<(), CommitError>,
+) -> Result<(), CommitError> {
+    match commit() {
+        Err(CommitError::Full) if purge(arena, slot) > 0 => commit(),
+        other => other,
     }
 }
 

@@ -116,6 +116,29 @@ impl Span {
         (self.class.load(Ordering::Relaxed) as usize).min(TABLE.len() - 1)
     }
 
+    /// True if the record is such as [`Span::describe`] and the owners since can have left it: the
+    /// span of nobody in a damaged file need not be.
+    pub(crate) fn is_sane(&self, arena: Arena, start: usize) -> bool {
+        let slices = self.slices.load(Ordering::Relaxed) as usize;
+        let word = self.word.load(Ordering::Relaxed) as usize;
+        let Some(class) = TABLE.get(self.class.load(Ordering::Relaxed) as usize) else {
+            return false;
+        };
+        slices >= 1
+            && slices <= class.slices as usize
+            && start + slices <= arena.slices()
+            && self.base.load(Ordering::Relaxed) as usize == arena.slice_address(start)
+            && self.size.load(Ordering::Relaxed) == class.size
+            && self.blocks.load(Ordering::Relaxed) == (slices * SLICE) as u32 / class.size
+            && word < WORDS
+            && self.bits.load(Ordering::Relaxed) & !self.all(word) == 0
+            && (0..WORDS).all(|w| {
+                let free =
+                    self.freed(w).load(Ordering::Relaxed) | self.remote(w).load(Ordering::Relaxed);
+                free & !self.all(w) == 0
+            })
+    }
+
     /// How many words of the bitmaps are in use.
     #[inline]
     pub(crate) fn words(&self) -> usize {

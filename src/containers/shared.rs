@@ -185,6 +185,9 @@ pub enum HandleError {
     /// The object is of another type: the descriptor was made from other bytes.
     #[error("the object is of another type")]
     OtherType,
+    /// The object's entry in the pool leads to no block of its size: the pool is damaged.
+    #[error("the object is damaged")]
+    Damaged,
     /// No memory to note that the process holds the object.
     #[error(transparent)]
     NoMemory(#[from] CommitError),
@@ -210,6 +213,6 @@ impl<T: ShmSafe> Handle<T> {
         if !Pool(arena).is_type::<T>(hold.index) {
             return Err(HandleError::OtherType);
         }
-        Shared::of(hold).ok_or(HandleError::Gone)
+        Shared::of(hold).ok_or(HandleError::Damaged)
     }
 }

@@ -51,8 +51,8 @@ pub(crate) struct Header {
     pub(crate) unreaped: AtomicU64,
     /// When the system was last asked about everybody, in milliseconds of the monotonic clock.
     pub(crate) confirmed_at: AtomicU64,
-    /// Where the search for a free object entry starts. A hint.
-    pub(crate) object_search: AtomicU64,
+    /// Where the search for a free object entry goes on. A hint.
+    pub(crate) object_cursor: AtomicU64,
 
     /// Held (see `participants::lock`) while the table of types is added to.
     pub(crate) types_lock: AtomicU64,

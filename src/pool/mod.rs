@@ -105,6 +105,9 @@ pub enum NamedError {
     /// There is an object of that name already.
     #[error("the pool has an object of that name already")]
     NameTaken,
+    /// The object's entry in the pool leads to no block of its size: the pool is damaged.
+    #[error("the object of that name is damaged")]
+    Damaged,
     /// The name is empty or longer than 232 bytes.
     #[error("a name has 1 to 232 bytes")]
     InvalidName,
@@ -325,7 +328,8 @@ impl Pool {
         let slot = thread::slot(self.0)?;
         process::current(self.0).ok_or(NoSlot)?;
         let hold = names::locked(self.0, slot, || self.find_named::<T>(name))?;
-        hold.and_then(crate::Shared::of).ok_or(NamedError::NotFound)
+        let hold = hold.ok_or(NamedError::NotFound)?;
+        crate::Shared::of(hold).ok_or(NamedError::Damaged)
     }
 
     /// Holds the object of that name, if there is one. The caller holds the names' lock.
@@ -392,10 +396,17 @@ impl Pool {
             other => return other,
         }
         let made = self.create(init()).map_err(|refused| refused.cause)?;
-        match self.set_name(name, &made) {
-            Ok(()) => Ok(made),
-            Err(NamedError::NameTaken) => self.named(name),
-            Err(error) => Err(error),
+        loop {
+            match self.set_name(name, &made) {
+                Ok(()) => return Ok(made),
+                Err(NamedError::NameTaken) => {}
+                Err(error) => return Err(error),
+            }
+            match self.named(name) {
+                // Removed in between: ours may be the one now.
+                Err(NamedError::NotFound) => {}
+                other => return other,
+            }
         }
     }
 

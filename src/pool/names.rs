@@ -7,6 +7,7 @@
 
 use super::intents;
 use super::objects;
+use crate::allocator::grow;
 use crate::layout::arena::{Arena, NAMES};
 use crate::participants::table::Slot;
 use crate::participants::{detect, lock};
@@ -111,8 +112,8 @@ pub(super) fn enter(
                 return Err(EnterFailure::TableFull);
             }
             let step = (4096 / NAMES.entry).min(NAMES.max - from);
-            arena
-                .raise(NAMES, &arena.header().watermarks.names, from + step)
+            let watermark = &arena.header().watermarks.names;
+            grow::raise(arena, slot, NAMES, watermark, from + step)
                 .map_err(EnterFailure::NoMemory)?;
             entries(arena).find(free).ok_or(EnterFailure::TableFull)?
         }

@@ -32,7 +32,7 @@ use std::sync::Arc;
 use super::handles::{self, Hold};
 use super::{intents, types};
 use crate::allocator::check::{CheckReport, Depth};
-use crate::allocator::{AllocError, block};
+use crate::allocator::{AllocError, block, grow};
 use crate::layout::arena::{Arena, OBJECTS};
 use crate::layout::local;
 use crate::participants::table::Slot;
@@ -69,6 +69,12 @@ impl Entry {
 
     fn turn(&self, from: ObjectState, to: ObjectState) -> bool {
         lifecycle::turn(&self.state, from, to)
+    }
+
+    /// Turns the entry to FREE, which nobody else can change.
+    fn free(&self, from: ObjectState) {
+        let free = from.with(Phase::Free).pack();
+        self.state.store(free, Ordering::SeqCst);
     }
 
     /// The index of the type.
@@ -110,7 +116,7 @@ pub(crate) fn create(
     let entry = arena.object(index).expect("taken just now");
     let held = made.and_then(|address| {
         let row = process::current_index(arena);
-        process::commit_holds(arena, row, index + 1).map_err(AllocError::NoMemory)?;
+        grow::or_purge(arena, slot, || process::commit_holds(arena, row, index + 1))?;
         Ok((address, row))
     });
     match held {
@@ -137,53 +143,59 @@ pub(crate) fn create(
 }
 
 /// Turns a free entry to CREATING, with the intent open that says so.
+///
+/// The search goes round the table, a few entries a time; where these are all taken, the table
+/// grows. So a table is about twice as large as what it ever held, and no search is long.
 fn take_entry(arena: Arena, slot: &Slot) -> Result<(usize, ObjectState), CommitError> {
-    /// Entries that the table grows by.
+    /// Entries that are looked at, and that the table grows by.
     const STEP: usize = 64;
-    let search = &arena.header().object_search;
-    let hint = search.load(Ordering::Relaxed);
-    let mut from = (hint as usize).min(arena.object_count());
+    let cursor = &arena.header().object_cursor;
+    let mut from = cursor.load(Ordering::Relaxed) as usize;
+    let mut all = false;
     loop {
         let count = arena.object_count();
-        let usable = |i: &usize| {
-            arena.object(*i).is_some_and(|e| {
-                let state = e.state();
-                state.phase == Phase::Free && state.generation != u32::MAX
-            })
-        };
-        let Some(index) = (from..count).find(usable) else {
-            if count + STEP > OBJECTS.max {
-                if from > 0 {
-                    from = 0;
-                    continue;
-                }
-                return Err(CommitError::Full);
+        from = if from < count { from } else { 0 };
+        let until = if all { count } else { count.min(from + STEP) };
+        for index in from..until {
+            if let Some(taken) = take(arena, slot, index) {
+                cursor.store(index as u64 + 1, Ordering::Relaxed);
+                return Ok((index, taken));
             }
-            arena.raise(OBJECTS, &arena.header().watermarks.objects, count + STEP)?;
-            from = count;
-            continue;
-        };
-        slot.intent.open(intents::CREATE, &[index as u64, 0]);
-        let entry = arena.object(index).expect("below the count");
-        let free = entry.state();
-        let taken = ObjectState {
-            phase: Phase::Creating,
-            version: slot.tag().slot() as u32,
-            ..free
-        };
-        let taken = ObjectState {
-            generation: free.generation.wrapping_add(1),
-            ..taken
-        };
-        if free.phase == Phase::Free && entry.turn(free, taken) {
-            // Lower ones are taken, as far as the hint went; who frees one lowers it.
-            let next = index as u64 + 1;
-            let _ = search.compare_exchange(hint, next, Ordering::Relaxed, Ordering::Relaxed);
-            return Ok((index, taken));
         }
-        slot.intent.close();
-        from = index + 1;
+        cursor.store(until as u64, Ordering::Relaxed);
+        let watermark = &arena.header().watermarks.objects;
+        let grown = if count + STEP > OBJECTS.max {
+            Err(CommitError::Full)
+        } else {
+            grow::raise(arena, slot, OBJECTS, watermark, count + STEP)
+        };
+        match grown {
+            Ok(()) => from = count,
+            Err(error) if all => return Err(error),
+            // There may be free ones further off.
+            Err(_) => (from, all) = (0, true),
+        }
     }
+}
+
+/// Takes the entry if it is free.
+fn take(arena: Arena, slot: &Slot, index: usize) -> Option<ObjectState> {
+    let entry = arena.object(index)?;
+    let free = entry.state();
+    if free.phase != Phase::Free || free.generation == u32::MAX {
+        return None;
+    }
+    let taken = ObjectState {
+        phase: Phase::Creating,
+        version: slot.tag().slot() as u32,
+        generation: free.generation + 1,
+    };
+    slot.intent.open(intents::CREATE, &[index as u64, 0]);
+    if entry.turn(free, taken) {
+        return Some(taken);
+    }
+    slot.intent.close();
+    None
 }
 
 /// Undoes our own creation.
@@ -216,9 +228,7 @@ pub(super) fn undo_create(arena: Arena, owner: Tag, index: usize, address: usize
         block::release_for(arena, owner, address);
     }
     entry.address.store(0, Ordering::Relaxed);
-    entry
-        .state
-        .store(state.with(Phase::Free).pack(), Ordering::SeqCst);
+    entry.free(state);
 }
 
 fn hold_place(arena: Arena, row: usize, index: usize) -> Option<(&'static AtomicU64, u64)> {
@@ -423,11 +433,7 @@ fn destroy(
             let own = std::ptr::from_ref(&entry.address).addr() as u64;
             intents::drop_block(arena, slot, own);
         }
-        entry
-            .state
-            .store(destroying.with(Phase::Free).pack(), Ordering::SeqCst);
-        let search = &arena.header().object_search;
-        search.fetch_min(index as u64, Ordering::Relaxed);
+        entry.free(destroying);
     }
     slot.intent.close();
     true
@@ -453,19 +459,16 @@ pub(crate) fn reap(arena: Arena) {
         return;
     }
     arena.header().unreaped.store(0, Ordering::SeqCst);
-    // The hint of a free entry may have died with somebody.
-    arena.header().object_search.store(0, Ordering::Relaxed);
     for index in 0..arena.object_count() {
         dispose(arena, index);
     }
 }
 
-/// The value's address, if the index is that of an object whose block holds such a layout.
+/// The value's address, if the index is that of an object with a block that the layout fits into.
 pub(crate) fn address_of(arena: Arena, index: usize, layout: Layout) -> Option<NonNull<u8>> {
     let address = arena.object(index)?.address.load(Ordering::Acquire) as usize;
-    let last = address.checked_add(layout.size().max(1) - 1)?;
-    let inside = arena.slice_of(address).is_some() && arena.slice_of(last).is_some();
-    let fits = inside && address.is_multiple_of(layout.align());
+    let fits = address.is_multiple_of(layout.align())
+        && block::usable_size(arena, address).is_ok_and(|size| size >= layout.size());
     fits.then(|| NonNull::new(std::ptr::with_exposed_provenance_mut(address)))?
 }
 

@@ -4,6 +4,7 @@
 //! the types' lock and published by its `ready` word, last; a writer that dies leaves an entry
 //! that is not ready, which the next writer writes over.
 
+use crate::allocator::grow;
 use crate::layout::arena::{Arena, TYPES};
 use crate::layout::{OwnedKind, ShmSafe, TypeInfo};
 use crate::participants::lock;
@@ -106,14 +107,19 @@ pub(super) fn index_of<T: ShmSafe>(arena: Arena, slot: &Slot) -> Result<usize, T
     lock::clear(word, lock::DIED);
     let entered = match find(arena, fingerprint) {
         Some(index) => Ok(index),
-        None => enter(arena, T::TYPE, fingerprint),
+        None => enter(arena, slot, T::TYPE, fingerprint),
     };
     lock::unlock(word, slot.tag(), 0);
     entered
 }
 
 /// Enters a type. The caller holds the lock.
-fn enter(arena: Arena, ty: &'static TypeInfo, fingerprint: u128) -> Result<usize, TypeError> {
+fn enter(
+    arena: Arena,
+    slot: &Slot,
+    ty: &'static TypeInfo,
+    fingerprint: u128,
+) -> Result<usize, TypeError> {
     let owned = ty.owned_fields();
     if owned.len() > FIELDS {
         return Err(TypeError::TooManyOwners);
@@ -128,7 +134,8 @@ fn enter(arena: Arena, ty: &'static TypeInfo, fingerprint: u128) -> Result<usize
                 return Err(TypeError::TableFull);
             }
             let step = (4096 / TYPES.entry).min(TYPES.max - index);
-            arena.raise(TYPES, &arena.header().watermarks.types, index + step)?;
+            let watermark = &arena.header().watermarks.types;
+            grow::raise(arena, slot, TYPES, watermark, index + step)?;
             index
         }
     };

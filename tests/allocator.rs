@@ -1,0 +1,59 @@
+//! The allocator, from outside: against a model, at its borders, misused, full, shared by many
+//! processes, and with its users killed.
+//!
+//! Its own harness, see `common`.
+
+use std::process::ExitCode;
+
+mod common;
+
+#[path = "allocator/full.rs"]
+mod full;
+#[path = "allocator/misuse.rs"]
+mod misuse;
+#[path = "allocator/model.rs"]
+mod model;
+#[path = "allocator/processes.rs"]
+mod processes;
+#[path = "allocator/sizes.rs"]
+mod sizes;
+#[path = "allocator/storm.rs"]
+mod storm;
+
+const CASES: &[common::Named] = table! {
+    sizes:
+        sizes_around_class_borders
+        alignments
+        large_blocks
+        no_pool_can_hold_it
+        reallocation
+        statistics_add_up
+        purging_gives_memory_back;
+    model:
+        random_operations
+        long_random_operations;
+    misuse:
+        freed_twice
+        freed_twice_by_another_process
+        freed_twice_by_another_thread
+        not_the_start_of_a_block
+        not_of_this_pool
+        never_allocated;
+    full:
+        every_class_fills_the_pool
+        large_blocks_fill_the_pool
+        mixed_sizes_fill_the_pool
+        memory_comes_back_to_other_classes;
+    processes:
+        producer_and_consumer
+        freed_by_many_at_once
+        threads_come_and_go
+        processes_come_and_go
+        spans_of_the_dead_are_used;
+    storm:
+        killed_at_random;
+};
+
+fn main() -> ExitCode {
+    common::run(CASES, &[])
+}

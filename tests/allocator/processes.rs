@@ -1,0 +1,210 @@
+//! One pool, many processes: blocks freed by others than who allocated them; participants that
+//! come and go.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use shmkit::process::scope;
+
+use super::common::{
+    Random, TestPool, address, allocate, assert_sound, block_at, blocks, fill, free, layout, verify,
+};
+
+/// Hands a block over through a word that must be empty, waiting until it is.
+fn put(word: &AtomicU64, block: u64) {
+    while word
+        .compare_exchange(0, block, Ordering::AcqRel, Ordering::Relaxed)
+        .is_err()
+    {
+        std::thread::yield_now();
+    }
+}
+
+fn take(word: &AtomicU64) -> u64 {
+    loop {
+        let block = word.swap(0, Ordering::AcqRel);
+        if block != 0 {
+            return block;
+        }
+        std::thread::yield_now();
+    }
+}
+
+pub fn producer_and_consumer() {
+    const COUNT: usize = 200_000;
+    const WORDS: usize = 64;
+    let pool = TestPool::new();
+    let words = pool.create([const { AtomicU64::new(0) }; WORDS]).unwrap();
+    let fixed = pool.stats().allocated;
+    let words_ref = &words;
+    scope(|s| {
+        let pool = *pool;
+        let producer = s.spawn(move || {
+            let mut random = Random::new(1);
+            for i in 0..COUNT {
+                let size = 8 + random.below(if i % 100 == 0 { 100_000 } else { 600 });
+                let block = allocate(pool, size);
+                fill(block, size);
+                put(&words_ref[i % WORDS], address(block));
+            }
+        });
+        let consumer = s.spawn(move || {
+            for i in 0..COUNT {
+                let block = block_at(take(&words_ref[i % WORDS])).unwrap();
+                verify(block);
+                free(pool, block);
+            }
+        });
+        producer.unwrap().join().unwrap();
+        consumer.unwrap().join().unwrap();
+    });
+    let stats = pool.stats();
+    assert_eq!(stats.allocated, fixed);
+    // What is in flight is a few blocks: the pool has not grown with the count.
+    assert!(stats.total <= 64 << 20, "{stats:?}");
+    assert_sound(*pool);
+    drop(words);
+    assert_eq!(pool.stats().allocated, 0);
+    assert_sound(*pool);
+}
+
+pub fn freed_by_many_at_once() {
+    const BLOCKS: usize = 20_000;
+    let pool = TestPool::new();
+    let size = |i: usize| 8 + i * 37 % 2000;
+    for round in 0..3 {
+        let taken: Vec<_> = (0..BLOCKS)
+            .map(|i| address(allocate(*pool, size(i))))
+            .collect();
+        for (i, &block) in taken.iter().enumerate() {
+            fill(block_at(block).unwrap(), size(i));
+        }
+        scope(|s| {
+            let (pool, taken) = (*pool, &taken);
+            for part in 0..4 {
+                let child = s.spawn(move || {
+                    // Neighbours' bits, in the same words, at the same time.
+                    for &block in taken.iter().skip(part).step_by(4) {
+                        let block = block_at(block).unwrap();
+                        verify(block);
+                        free(pool, block);
+                    }
+                });
+                child.unwrap();
+            }
+        });
+        assert_eq!(pool.stats().allocated, 0, "round {round}");
+        assert_sound(*pool);
+    }
+    assert!(pool.stats().total <= 160 << 20, "{:?}", pool.stats());
+}
+
+pub fn threads_come_and_go() {
+    let pool = TestPool::new();
+    let shared = *pool;
+    let mut total = 0;
+    for generation in 0..200 {
+        let kept: Vec<u64> = std::thread::scope(|s| {
+            let workers: Vec<_> = (0..4)
+                .map(|seed| s.spawn(move || work(shared, generation * 4 + seed)))
+                .collect();
+            let kept = workers.into_iter().map(|w| w.join().unwrap());
+            kept.collect()
+        });
+        // The last of each is freed here, when its owner is gone.
+        for block in kept {
+            verify(block_at(block).unwrap());
+            free(shared, block_at(block).unwrap());
+        }
+        if generation == 20 {
+            total = pool.stats().total;
+        }
+    }
+    let stats = pool.stats();
+    assert_eq!((stats.allocated, stats.threads), (0, 1));
+    assert!(stats.total <= total * 2, "{total} to {stats:?}");
+    assert_sound(*pool);
+}
+
+/// Allocates and frees blocks of all sizes; leaves one behind.
+fn work(pool: shmkit::Pool, seed: u64) -> u64 {
+    let mut random = Random::new(seed + 1);
+    let taken: Vec<_> = (0..300)
+        .map(|_| {
+            let magnitude = random.below(12);
+            let size = 8 + random.below(16 << magnitude);
+            let block = allocate(pool, size);
+            fill(block, size);
+            block
+        })
+        .collect();
+    let (last, rest) = taken.split_last().unwrap();
+    for &block in rest {
+        verify(block);
+        free(pool, block);
+    }
+    address(*last)
+}
+
+pub fn processes_come_and_go() {
+    const GENERATIONS: u64 = 200;
+    let pool = TestPool::new();
+    let mut total = 0;
+    for generation in 0..GENERATIONS {
+        scope(|s| {
+            let pool = *pool;
+            let children = [0, 1].map(|seed| s.spawn(move || work(pool, generation * 2 + seed)));
+            for child in children {
+                let block = child.unwrap().join().unwrap();
+                verify(block_at(block).unwrap());
+                free(pool, block_at(block).unwrap());
+            }
+        });
+        if generation == 20 {
+            total = pool.stats().total;
+        }
+    }
+    let stats = pool.stats();
+    assert_eq!(stats.allocated, 0);
+    assert!(stats.total <= total * 2, "{total} to {stats:?}");
+    assert_sound(*pool);
+}
+
+pub fn spans_of_the_dead_are_used() {
+    const MAX: usize = 4 << 20;
+    // Generations of workers that fill half of the pool and are killed: only if what they had is
+    // found again does the next one get its half.
+    let pool = TestPool::with(|b| b.max_size(MAX));
+    let table = pool.create([const { AtomicU64::new(0) }; 1024]).unwrap();
+    let fixed = blocks(*pool);
+    for generation in 0..20_u64 {
+        let table_ref = &table;
+        scope(|s| {
+            let pool = *pool;
+            let child = s.spawn(move || {
+                for word in &table_ref[..512] {
+                    let block = allocate(pool, 4000);
+                    fill(block, 4000);
+                    word.store(address(block), Ordering::Release);
+                }
+                for word in &table_ref[512..600] {
+                    let block = pool.allocate(layout(100, 8)).unwrap().cast();
+                    fill(block, 100);
+                    word.store(address(block), Ordering::Release);
+                }
+                std::process::abort()
+            });
+            let joined: Result<(), _> = child.unwrap().join();
+            joined.unwrap_err();
+        });
+        assert_eq!(blocks(*pool), fixed + 600, "generation {generation}");
+        assert_sound(*pool);
+        for word in &table[..600] {
+            let block = block_at(word.swap(0, Ordering::Acquire)).unwrap();
+            verify(block);
+            free(*pool, block);
+        }
+    }
+    drop(table);
+    assert_eq!(pool.stats().allocated, 0);
+    assert_sound(*pool);
+}

@@ -1,0 +1,244 @@
+//! Sizes, alignments, statistics, and memory given back.
+
+use std::collections::BTreeMap;
+use std::ptr::NonNull;
+
+use shmkit::AllocError;
+
+use super::common::{TestPool, allocate, assert_sound, blocks, fill, free, layout, verify};
+
+const SLICE: usize = 16 << 10;
+
+/// Sizes at which the class of a block changes, from the documented rule: steps of 16 to 128,
+/// four steps a doubling to 32 KiB.
+pub fn class_sizes() -> Vec<usize> {
+    let small = (1..=8).map(|i| i * 16);
+    let large = (0..8).flat_map(|d| (1..=4).map(move |step| (128 << d) + step * (32 << d)));
+    small.chain(large).collect()
+}
+
+pub fn sizes_around_class_borders() {
+    let pool = TestPool::new();
+    let mut taken = BTreeMap::new();
+    let classes = class_sizes();
+    assert_eq!(classes.len(), 40);
+    for (i, &border) in classes.iter().enumerate() {
+        let next = classes.get(i + 1).copied().unwrap_or(3 * SLICE);
+        for (size, usable) in [(border - 1, border), (border, border), (border + 1, next)] {
+            let block = allocate(*pool, size);
+            assert_eq!(pool.usable_size(block), Ok(usable), "for {size}");
+            fill(block, usable);
+            taken.insert(block, usable);
+        }
+    }
+    let ends = taken.iter().map(|(block, size)| block.addr().get() + size);
+    for (end, next) in ends.zip(taken.keys().skip(1)) {
+        assert!(end <= next.addr().get(), "blocks overlap");
+    }
+    assert_sound(*pool);
+    for block in taken.into_keys() {
+        verify(block);
+        free(*pool, block);
+    }
+    assert_eq!(pool.stats().allocated, 0);
+    assert_sound(*pool);
+}
+
+pub fn alignments() {
+    let pool = TestPool::new();
+    let mut taken = Vec::new();
+    for shift in 0..=20 {
+        let align = 1usize << shift;
+        for size in [
+            0,
+            1,
+            align / 2,
+            align - 1,
+            align,
+            align + 1,
+            3 * align,
+            5000,
+        ] {
+            let block = pool.allocate(layout(size, align)).unwrap();
+            assert_eq!(block.len(), size);
+            let block = block.cast::<u8>();
+            let usable = pool.usable_size(block).unwrap();
+            assert!(
+                block.addr().get().is_multiple_of(align),
+                "{size} at {align}"
+            );
+            assert!(usable >= size);
+            fill(block, usable);
+            taken.push(block);
+        }
+    }
+    assert_sound(*pool);
+    for block in taken {
+        verify(block);
+        free(*pool, block);
+    }
+    assert_eq!(pool.stats().allocated, 0);
+}
+
+pub fn large_blocks() {
+    let pool = TestPool::new();
+    const MIB: usize = 1 << 20;
+    for size in [
+        32 * 1024 + 1,
+        SLICE * 3,
+        MIB - 1,
+        2 * MIB,
+        7 * MIB + 5,
+        96 * MIB,
+    ] {
+        let block = allocate(*pool, size);
+        assert_eq!(pool.usable_size(block), Ok(size.next_multiple_of(SLICE)));
+        if size >= 2 * MIB {
+            assert!(block.addr().get().is_multiple_of(2 * MIB), "{size}");
+        }
+        // SAFETY: the first and last byte of our block.
+        unsafe {
+            block.write(1);
+            block.add(size - 1).write(2);
+        }
+        let other = allocate(*pool, size);
+        let (low, high) = (block.min(other), block.max(other));
+        assert!(high.addr().get() - low.addr().get() >= size);
+        free(*pool, block);
+        free(*pool, other);
+        assert_sound(*pool);
+    }
+    assert_eq!(pool.stats().allocated, 0);
+    let huge = pool.allocate(layout(100, 1 << 30)).unwrap().cast::<u8>();
+    assert!(huge.addr().get().is_multiple_of(1 << 30));
+    free(*pool, huge);
+}
+
+pub fn no_pool_can_hold_it() {
+    let pool = TestPool::with(|b| b.max_size(8 << 20));
+    let before = pool.stats();
+    let refused = |size, align| pool.allocate(layout(size, align)).unwrap_err();
+    assert_eq!(refused(985 << 30, 8), AllocError::TooLarge);
+    assert_eq!(refused(isize::MAX as usize - 4096, 1), AllocError::TooLarge);
+    assert_eq!(refused(1, 2 << 30), AllocError::TooLarge);
+    assert_eq!(refused(984 << 30, 8), AllocError::PoolFull);
+    assert_eq!(refused((8 << 20) + 1, 8), AllocError::PoolFull);
+    assert_eq!(refused(9 << 20, 8), AllocError::PoolFull);
+    let after = pool.stats();
+    assert_eq!((after.allocated, after.free), (0, after.total));
+    assert!(after.total >= before.total && after.total <= 8 << 20);
+    let whole = allocate(*pool, 8 << 20);
+    free(*pool, whole);
+    assert_sound(*pool);
+}
+
+pub fn reallocation() {
+    let pool = TestPool::new();
+    let mut block = allocate(*pool, 8);
+    fill(block, 8);
+    let mut size = 8;
+    let sizes = [
+        100,
+        90,
+        33,
+        5000,
+        40_000,
+        48 << 10,
+        1 << 20,
+        3 << 20,
+        200_000,
+        64,
+        16,
+    ];
+    for new in sizes {
+        // SAFETY: our block of `size` bytes, written before.
+        let before = unsafe { std::slice::from_raw_parts(block.as_ptr(), size.min(new)) }.to_vec();
+        // SAFETY: nobody else uses the block.
+        let moved = unsafe { pool.reallocate(block, layout(new, 16)) }.unwrap();
+        assert_eq!(moved.len(), new);
+        // SAFETY: the new block has at least these bytes.
+        let after = unsafe { std::slice::from_raw_parts(moved.cast().as_ptr(), before.len()) };
+        assert_eq!(before, after, "{size} to {new}");
+        block = moved.cast();
+        size = new;
+        fill(block, size);
+        assert_eq!(blocks(*pool), 1);
+    }
+    // SAFETY: as above.
+    let aligned = unsafe { pool.reallocate(block, layout(16, 1 << 16)) }.unwrap();
+    assert!(aligned.cast::<u8>().addr().get().is_multiple_of(1 << 16));
+    free(*pool, aligned.cast());
+    assert_eq!(pool.stats().allocated, 0);
+    assert_sound(*pool);
+}
+
+pub fn statistics_add_up() {
+    let pool = TestPool::with(|b| b.initial_size(4 << 20).max_size(64 << 20));
+    let fresh = pool.stats();
+    assert_eq!((fresh.total, fresh.maximum), (4 << 20, 64 << 20));
+    assert_eq!((fresh.allocated, fresh.free), (0, 4 << 20));
+    assert_eq!(fresh.largest_contiguous, 4 << 20);
+    assert_eq!(fresh.committed, 4 << 20);
+    let small: Vec<_> = (0..100).map(|_| allocate(*pool, 64)).collect();
+    let run = allocate(*pool, 100_000);
+    let stats = pool.stats();
+    assert_eq!(stats.allocated, 6400 + 7 * SLICE);
+    assert_eq!(stats.free + stats.allocated, stats.total);
+    assert_eq!(
+        (stats.runs.allocated, stats.runs.allocated_bytes),
+        (1, 7 * SLICE)
+    );
+    let [class] = stats.classes[..] else {
+        panic!("{:?}", stats.classes);
+    };
+    assert_eq!((class.block_size, class.allocated), (64, 100));
+    assert_eq!(class.allocated_bytes, 6400);
+    assert!(class.free >= 100 && class.spans == 1);
+    assert_eq!((stats.threads, stats.processes), (1, 1));
+    assert!(stats.largest_contiguous < 4 << 20);
+    let fits = allocate(*pool, stats.largest_contiguous);
+    assert_eq!(pool.stats().total, stats.total, "it fits without growing");
+    for block in small.into_iter().chain([run, fits]) {
+        free(*pool, block);
+    }
+    let end = pool.stats();
+    assert_eq!((end.allocated, end.free), (0, end.total));
+}
+
+fn memory(pool: &TestPool) -> i64 {
+    rustix::fs::fstat(pool.fd()).unwrap().st_blocks * 512
+}
+
+pub fn purging_gives_memory_back() {
+    let pool = TestPool::new();
+    let empty = memory(&pool);
+    let taken: Vec<NonNull<u8>> = (0..64).map(|_| allocate(*pool, 1 << 20)).collect();
+    let small: Vec<_> = (0..2000).map(|_| allocate(*pool, 8000)).collect();
+    for &block in &taken {
+        fill(block, 1 << 20);
+    }
+    let full = memory(&pool);
+    assert!(full >= empty + (80 << 20), "{empty} to {full}");
+    for block in taken.into_iter().chain(small) {
+        free(*pool, block);
+    }
+    let held = pool.stats();
+    pool.purge().unwrap();
+    let purged = memory(&pool);
+    assert!(purged <= empty + (8 << 20), "{empty}, {full}, {purged}");
+    let stats = pool.stats();
+    assert_eq!(stats.total, held.total, "the pool stays as large");
+    assert!(stats.committed < 8 << 20, "{stats:?}");
+    assert_sound(*pool);
+    // Used again: committed again, and zero or not, it can be written.
+    let again: Vec<_> = (0..64).map(|_| allocate(*pool, 1 << 20)).collect();
+    for &block in &again {
+        fill(block, 1 << 20);
+    }
+    assert_eq!(pool.stats().total, held.total);
+    for block in again {
+        verify(block);
+        free(*pool, block);
+    }
+    assert_sound(*pool);
+}

@@ -1,0 +1,224 @@
+//! What the test programs that fork share: the harness, and pools that go with their case.
+//!
+//! The cases of a program run in order in one process; an argument picks those whose name contains
+//! it. What needs a process of its own runs in a copy of the program, started with the argument
+//! `role:<its name>`.
+#![allow(dead_code, reason = "each program uses a part of it")]
+
+use std::alloc::Layout;
+use std::env;
+use std::ops::Deref;
+use std::panic::catch_unwind;
+use std::process::{Command, ExitCode, Output};
+use std::ptr::NonNull;
+use std::time::{Duration, Instant};
+
+use shmkit::{Pool, PoolBuilder};
+
+pub type Named = (&'static str, fn());
+
+/// A table of functions by their names.
+#[macro_export]
+macro_rules! table {
+    ($($module:ident: $($function:ident)+;)*) => {
+        &[$($((stringify!($function), $module::$function)),+),*]
+    };
+}
+
+/// Runs a role, or the cases that the argument picks.
+pub fn run(cases: &[Named], roles: &[Named]) -> ExitCode {
+    let argument = env::args()
+        .skip(1)
+        .find(|argument| !argument.starts_with("--"));
+    if let Some(role) = argument
+        .as_deref()
+        .and_then(|argument| argument.strip_prefix("role:"))
+    {
+        let role = roles.iter().find(|(name, _)| *name == role);
+        role.expect("a known role").1();
+        return ExitCode::SUCCESS;
+    }
+    let filter = argument.unwrap_or_default();
+    let (mut passed, mut failed) = (0, 0);
+    for (name, case) in cases.iter().filter(|(name, _)| name.contains(&filter)) {
+        let before = open_descriptors();
+        let started = Instant::now();
+        let outcome = catch_unwind(|| {
+            case();
+            assert_eq!(open_descriptors(), before, "descriptors left open");
+            assert!(no_child_left(), "a child is left");
+        });
+        match outcome {
+            Ok(()) => passed += 1,
+            Err(_) => failed += 1,
+        }
+        let word = if outcome.is_ok() { "ok" } else { "FAILED" };
+        println!("{name}: {word} ({:.2} s)", started.elapsed().as_secs_f64());
+    }
+    println!("{passed} passed, {failed} failed");
+    if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+/// This program, to be run in a role.
+pub fn program(role: &str) -> Command {
+    let mut command = Command::new(env::current_exe().unwrap());
+    command.arg(format!("role:{role}"));
+    command
+}
+
+/// Asserts that a role ran to its end.
+#[track_caller]
+pub fn succeeded(output: &Output) {
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{:?}: {text}", output.status);
+}
+
+fn open_descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+/// Neither a zombie nor a living child.
+fn no_child_left() -> bool {
+    use rustix::process::{WaitId, WaitIdOptions, waitid};
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    waitid(WaitId::All, options).err() == Some(rustix::io::Errno::CHILD)
+}
+
+/// A pool that is unmapped at the end of its scope, by the process that made it.
+pub struct TestPool(Pool);
+
+impl TestPool {
+    pub fn new() -> Self {
+        TestPool::with(|builder| builder)
+    }
+
+    pub fn with(options: impl FnOnce(&mut PoolBuilder) -> &mut PoolBuilder) -> Self {
+        TestPool(options(&mut Pool::builder()).create().unwrap())
+    }
+
+    pub fn of(pool: Pool) -> Self {
+        TestPool(pool)
+    }
+}
+
+impl Deref for TestPool {
+    type Target = Pool;
+
+    fn deref(&self) -> &Pool {
+        &self.0
+    }
+}
+
+impl Drop for TestPool {
+    fn drop(&mut self) {
+        // SAFETY: cases declare their pool before everything that refers to it, and join their
+        // threads; after a failed case nobody asks what was left.
+        unsafe { self.0.unmap() };
+    }
+}
+
+#[track_caller]
+pub fn assert_sound(pool: Pool) {
+    let report = pool.check_quiescent();
+    assert!(report.is_ok(), "{report}");
+}
+
+/// Blocks that are allocated, of all sizes.
+pub fn blocks(pool: Pool) -> usize {
+    let stats = pool.stats();
+    stats.runs.allocated + stats.classes.iter().map(|c| c.allocated).sum::<usize>()
+}
+
+pub fn layout(size: usize, align: usize) -> Layout {
+    Layout::from_size_align(size, align).unwrap()
+}
+
+#[track_caller]
+pub fn allocate(pool: Pool, size: usize) -> NonNull<u8> {
+    pool.allocate(layout(size, 8)).unwrap().cast()
+}
+
+/// Frees a block that nobody uses: the tests keep to that.
+#[track_caller]
+pub fn free(pool: Pool, block: NonNull<u8>) {
+    // SAFETY: by the above.
+    unsafe { pool.deallocate(block) }.unwrap();
+}
+
+/// Tries to free what may be no block: refused or not, nobody uses it.
+pub fn try_free(pool: Pool, block: NonNull<u8>) -> Result<(), shmkit::FreeError> {
+    // SAFETY: misuse that happened before the call is refused by contract.
+    unsafe { pool.deallocate(block) }
+}
+
+/// The byte that a block of this address is filled with.
+fn byte_of(address: usize) -> u8 {
+    (address >> 4).wrapping_mul(0x9e37_79b9) as u8 | 1
+}
+
+/// Fills a block with a pattern of its own: its length, then a byte over and over.
+pub fn fill(block: NonNull<u8>, size: usize) {
+    assert!(size >= 8);
+    // SAFETY: the caller's block, of `size` bytes, seen by nobody else yet.
+    unsafe {
+        block.cast::<u64>().write(size as u64);
+        let rest = block.add(8);
+        rest.write_bytes(byte_of(block.addr().get()), size - 8);
+    }
+}
+
+/// Compares a block with what [`fill`] made it.
+#[track_caller]
+pub fn verify(block: NonNull<u8>) {
+    let address = block.addr().get();
+    // SAFETY: a block that was filled, and that its filler has handed to us.
+    let content = unsafe {
+        let size = block.cast::<u64>().read() as usize;
+        std::slice::from_raw_parts(block.add(8).as_ptr(), size - 8)
+    };
+    assert!(
+        content.iter().all(|&byte| byte == byte_of(address)),
+        "the block at {address:#x} was written by somebody else"
+    );
+}
+
+/// A block by its address, as mailbox words hold it.
+pub fn block_at(address: u64) -> Option<NonNull<u8>> {
+    NonNull::new(std::ptr::with_exposed_provenance_mut(address as usize))
+}
+
+pub fn address(block: NonNull<u8>) -> u64 {
+    block.as_ptr().expose_provenance() as u64
+}
+
+/// A small random number generator (xorshift64*, Vigna 2016): repeatable.
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Self {
+        Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    pub fn below(&mut self, end: usize) -> usize {
+        ((u128::from(self.next()) * end as u128) >> 64) as usize
+    }
+}
+
+/// Seconds that a storm lasts: from the environment, or the default.
+pub fn storm_time(default: Duration) -> Duration {
+    env::var("SHMKIT_STORM_SECONDS")
+        .ok()
+        .and_then(|seconds| seconds.parse().ok())
+        .map_or(default, Duration::from_secs)
+}

@@ -1,0 +1,92 @@
+//! Pools and objects, from outside: made, named, passed on, grown, full, damaged; objects by name,
+//! by handle and by link, in many processes.
+//!
+//! Its own harness, see `common`.
+
+use std::process::ExitCode;
+
+mod common;
+
+#[path = "pool/attach.rs"]
+mod attach;
+#[path = "pool/create.rs"]
+mod create;
+#[path = "pool/damage.rs"]
+mod damage;
+#[path = "pool/growth.rs"]
+mod growth;
+#[path = "pool/links.rs"]
+mod links;
+#[path = "pool/named.rs"]
+mod named;
+#[path = "pool/objects.rs"]
+mod objects;
+
+const CASES: &[common::Named] = table! {
+    create:
+        options
+        prefaulted
+        invalid_sizes
+        invalid_participants
+        bases
+        participants_are_limited
+        forty_eight_pools
+        created_open_and_unlinked
+        invalid_names
+        a_taken_name
+        a_creator_killed_at_any_time;
+    attach:
+        by_name_from_another_program
+        by_descriptor_through_exec
+        twice_in_one_process
+        not_a_pool
+        truncated
+        other_version_or_layout
+        damaged_values
+        an_address_that_is_taken
+        another_pid_namespace;
+    damage:
+        flipped_header_bytes;
+    growth:
+        four_gib_by_four_processes
+        grow_to
+        more_than_there_is_memory
+        a_full_file_system;
+    named:
+        by_name
+        names_have_limits
+        a_name_keeps_its_object
+        of_another_type
+        the_table_of_names_fills_up
+        a_race_has_one_winner
+        made_and_removed_at_once;
+    objects:
+        counts
+        the_value_comes_back
+        handles_of_what_is_gone
+        a_stale_handle_takes_nothing
+        handles_of_pools_not_attached
+        forged_handles
+        handles_travel
+        inherited_handles
+        the_dead_let_go;
+    links:
+        a_long_list
+        a_long_list_of_a_dead_process
+        a_cycle_stays
+        links_stay_in_their_pool
+        a_view_keeps_its_object
+        set_and_read_by_four_processes
+        collections_of_other_crates
+        a_hash_map_under_a_lock;
+};
+
+const ROLES: &[common::Named] = table! {
+    create: role_create;
+    attach: role_by_name role_by_descriptor;
+    growth: role_full_file_system;
+};
+
+fn main() -> ExitCode {
+    common::run(CASES, ROLES)
+}

@@ -1,0 +1,332 @@
+//! Attaching: by name and descriptor, and everything that is refused.
+
+use std::fs::{self, File};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::os::unix::process::CommandExt;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use shmkit::{AttachError, Pool};
+
+use super::common::{TestPool, allocate, assert_sound, fill, free, program, succeeded, verify};
+use super::create::name;
+
+/// Attaches to what a file holds.
+fn attach(fd: impl AsFd) -> Result<Pool, AttachError> {
+    let fd = fd.as_fd().try_clone_to_owned().unwrap();
+    // SAFETY: a pool of this program, or static garbage.
+    unsafe { Pool::from_fd(fd) }
+}
+
+/// A pool's file with a few things in it, not mapped by anybody.
+pub fn detached() -> File {
+    let pool = TestPool::with(|b| b.max_size(8 << 20));
+    let fd = pool.fd().try_clone_to_owned().unwrap();
+    let kept = pool.create(41_u64).unwrap();
+    pool.set_name("kept", &kept).unwrap();
+    allocate(*pool, 100);
+    allocate(*pool, 100_000);
+    drop(kept);
+    File::from(fd)
+}
+
+pub fn by_name_from_another_program() {
+    let (name, _) = name("other");
+    let pool = TestPool::of(Pool::builder().create_named(&name).unwrap());
+    let counter = pool
+        .named_or_create("counter", || AtomicU64::new(5))
+        .unwrap();
+    let output = program("role_by_name")
+        .env("SHMKIT_TEST_NAME", &name)
+        .output();
+    succeeded(&output.unwrap());
+    assert_eq!(counter.load(Ordering::Relaxed), 6);
+    let made = pool.named::<[u32; 3]>("made there").unwrap();
+    assert_eq!(*made, [1, 2, 3]);
+    drop((made, counter));
+    pool.recover();
+    assert_sound(*pool);
+    Pool::unlink(&name).unwrap();
+}
+
+pub fn role_by_name() {
+    let name = std::env::var("SHMKIT_TEST_NAME").unwrap();
+    // SAFETY: a pool of this program.
+    let pool = unsafe { Pool::open(&name) }.unwrap();
+    work_there(pool);
+}
+
+fn work_there(pool: Pool) {
+    let counter = pool.named::<AtomicU64>("counter").unwrap();
+    counter.fetch_add(1, Ordering::Relaxed);
+    let made = pool.create([1_u32, 2, 3]).unwrap();
+    pool.set_name("made there", &made).unwrap();
+    let block = allocate(pool, 3 << 20);
+    fill(block, 3 << 20);
+    verify(block);
+    free(pool, block);
+}
+
+pub fn by_descriptor_through_exec() {
+    let pool = TestPool::new();
+    let counter = pool
+        .named_or_create("counter", || AtomicU64::new(5))
+        .unwrap();
+    let raw = pool.fd().as_raw_fd();
+    let mut command = program("role_by_descriptor");
+    command.env("SHMKIT_TEST_FD", raw.to_string());
+    // SAFETY: clears a flag between fork and exec.
+    unsafe {
+        command.pre_exec(move || {
+            libc::fcntl(raw, libc::F_SETFD, 0);
+            Ok(())
+        })
+    };
+    succeeded(&command.output().unwrap());
+    assert_eq!(counter.load(Ordering::Relaxed), 6);
+    assert_eq!(*pool.named::<[u32; 3]>("made there").unwrap(), [1, 2, 3]);
+    drop(counter);
+    pool.recover();
+    assert_sound(*pool);
+}
+
+pub fn role_by_descriptor() {
+    let raw = std::env::var("SHMKIT_TEST_FD").unwrap().parse().unwrap();
+    // SAFETY: inherited for this purpose; a pool of this program.
+    let pool = unsafe { Pool::from_fd(OwnedFd::from_raw_fd(raw)) }.unwrap();
+    work_there(pool);
+}
+
+pub fn twice_in_one_process() {
+    let pool = TestPool::new();
+    assert!(attach(pool.fd()).unwrap() == *pool);
+    let file = detached();
+    let again = TestPool::of(attach(&file).unwrap());
+    assert_eq!(*again.named::<u64>("kept").unwrap(), 41);
+    assert!(attach(&file).unwrap() == *again);
+    again.recover();
+    assert_sound(*again);
+}
+
+fn memfd(content: &[u8]) -> File {
+    let fd = rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    let file = File::from(fd);
+    file.write_all_at(content, 0).unwrap();
+    file
+}
+
+pub fn not_a_pool() {
+    for content in [&[0; 10_000][..], b"#!/bin/sh\n", b"shmkit\xf0\x02", &[0; 8]] {
+        let refused = attach(memfd(content));
+        assert!(matches!(refused, Err(AttachError::NotAPool)), "{refused:?}");
+    }
+    let elf = File::open(std::env::current_exe().unwrap()).unwrap();
+    assert!(matches!(attach(elf), Err(AttachError::NotAPool)));
+    let (reader, _writer) = std::io::pipe().unwrap();
+    assert!(matches!(attach(reader), Err(AttachError::System(_))));
+    let directory = File::open("/dev/shm").unwrap();
+    assert!(matches!(attach(directory), Err(AttachError::System(_))));
+    // A pool that this process may not write.
+    let file = detached();
+    let read_only = File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap();
+    assert!(matches!(attach(read_only), Err(AttachError::System(_))));
+    let (name, path) = name("garbage");
+    fs::write(&path, "no pool at all").unwrap();
+    // SAFETY: static garbage.
+    let refused = unsafe { Pool::open(&name) };
+    fs::remove_file(&path).unwrap();
+    assert!(matches!(refused, Err(AttachError::NotAPool)), "{refused:?}");
+}
+
+/// A copy of a pool's file, up to `len`, as far as there is data.
+pub fn copy(original: &File, len: u64) -> File {
+    use rustix::fs::{SeekFrom, seek};
+    let made = memfd(&[]);
+    made.set_len(len).unwrap();
+    let mut at = 0;
+    let mut buffer = vec![0; 1 << 20];
+    while let Ok(start) = seek(original, SeekFrom::Data(at)) {
+        let end = seek(original, SeekFrom::Hole(start)).unwrap().min(len);
+        at = start;
+        while at < end {
+            let step = buffer.len().min((end - at) as usize);
+            let read = original.read_at(&mut buffer[..step], at).unwrap();
+            made.write_all_at(&buffer[..read], at).unwrap();
+            at += read as u64;
+        }
+        if at >= len {
+            break;
+        }
+    }
+    made
+}
+
+pub fn truncated() {
+    let file = detached();
+    let whole = file.metadata().unwrap().len();
+    let data = 40 << 30;
+    assert_eq!(whole, data + (1 << 20));
+    let lengths = [
+        0,
+        1,
+        7,
+        8,
+        64,
+        175,
+        4095,
+        4096,
+        1 << 20,
+        1 << 30,
+        data,
+        whole - 1,
+    ];
+    for len in lengths {
+        match attach(copy(&file, len)) {
+            Err(AttachError::Truncated { len: found, needed }) => {
+                assert_eq!(found, len);
+                assert!(needed > len && needed <= whole, "{len} of {needed}");
+            }
+            other => panic!("{len}: {other:?}"),
+        }
+    }
+    let pool = TestPool::of(attach(copy(&file, whole)).unwrap());
+    assert_eq!(*pool.named::<u64>("kept").unwrap(), 41);
+}
+
+/// Words of the header, by their places in `layout::header`.
+const VERSION: u64 = 8;
+const LAYOUT: u64 = 16;
+const BASE: u64 = 24;
+const MAX_SLICES: u64 = 32;
+const MAX_SLOTS: u64 = 40;
+const PID_NAMESPACE: u64 = 64;
+const TIME_NAMESPACE: u64 = 72;
+const WATERMARKS: u64 = 128;
+
+/// What attaching says to a pool with one word of its header changed.
+fn with_word(file: &File, at: u64, value: u64) -> AttachError {
+    let mut old = [0; 8];
+    file.read_exact_at(&mut old, at).unwrap();
+    file.write_all_at(&value.to_ne_bytes(), at).unwrap();
+    let outcome = attach(file);
+    file.write_all_at(&old, at).unwrap();
+    outcome.expect_err("the change is noticed")
+}
+
+pub fn other_version_or_layout() {
+    let file = &detached();
+    for version in [0, 2, u64::MAX] {
+        match with_word(file, VERSION, version) {
+            AttachError::OtherVersion { found } => assert_eq!(found, version),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(matches!(
+        with_word(file, LAYOUT, 1),
+        AttachError::OtherLayout
+    ));
+    assert!(matches!(with_word(file, 0, 1), AttachError::NotAPool));
+    let other = with_word(file, PID_NAMESPACE, 1);
+    assert!(matches!(other, AttachError::OtherPidNamespace), "{other:?}");
+    let other = with_word(file, TIME_NAMESPACE, 1);
+    assert!(
+        matches!(other, AttachError::OtherTimeNamespace),
+        "{other:?}"
+    );
+}
+
+pub fn damaged_values() {
+    let file = &detached();
+    #[track_caller]
+    fn damaged(file: &File, at: u64, value: u64, expected: &str) {
+        match with_word(file, at, value) {
+            AttachError::DamagedHeader { what } => assert_eq!(what, expected),
+            other => panic!("{at} = {value:#x}: {other:?}"),
+        }
+    }
+    for base in [0, 1 << 40, 0x2000_0000_1000, 0x5000_0000_0000, u64::MAX] {
+        damaged(file, BASE, base, "its base address");
+    }
+    for slices in [0, 1 << 26, u64::MAX] {
+        damaged(file, MAX_SLICES, slices, "its sizes");
+    }
+    damaged(file, MAX_SLICES, 63, "its watermarks");
+    for slots in [0, 1, 4097, u64::MAX] {
+        damaged(file, MAX_SLOTS, slots, "its sizes");
+    }
+    let limits = [2048, 4096, 1024, 1024, 16 << 20, 512];
+    for (i, limit) in limits.into_iter().enumerate() {
+        for value in [limit + 1, 1 << 32, u64::MAX] {
+            damaged(file, WATERMARKS + 8 * i as u64, value, "its watermarks");
+        }
+    }
+    damaged(file, WATERMARKS + 40, 0, "its watermarks");
+    // As many slices as there may be, but the file has not grown to them.
+    let short = with_word(file, WATERMARKS + 40, 512);
+    assert!(matches!(short, AttachError::Truncated { .. }), "{short:?}");
+    let pool = TestPool::of(attach(file).unwrap());
+    assert_eq!(*pool.named::<u64>("kept").unwrap(), 41);
+}
+
+pub fn an_address_that_is_taken() {
+    let file = detached();
+    let mut base = [0; 8];
+    file.read_exact_at(&mut base, BASE).unwrap();
+    let base = usize::from_ne_bytes(base);
+    // At the start, and the last page that the pool needs.
+    for at in [base, base + (40 << 30) + (8 << 20) - 4096] {
+        let wanted = std::ptr::with_exposed_provenance_mut(at);
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+        // SAFETY: a new mapping that replaces none.
+        let taken = unsafe { libc::mmap(wanted, 4096, libc::PROT_READ, flags, -1, 0) };
+        assert_eq!(taken, wanted);
+        match attach(&file) {
+            Err(AttachError::AddressTaken { base: from, end }) => {
+                assert_eq!((from, end), (base, base + (40 << 30) + (8 << 20)));
+            }
+            other => panic!("{other:?}"),
+        }
+        // SAFETY: mapped above.
+        assert_eq!(unsafe { libc::munmap(wanted, 4096) }, 0);
+    }
+    let pool = TestPool::of(attach(&file).unwrap());
+    assert_eq!(*pool.named::<u64>("kept").unwrap(), 41);
+}
+
+pub fn another_pid_namespace() {
+    let file = detached();
+    // SAFETY: the child makes system calls and attaches, in a process with one thread.
+    let child = unsafe { libc::fork() };
+    assert!(child >= 0);
+    if child == 0 {
+        // SAFETY: changes what this child's own children see; the grandchild exits at once.
+        let code = unsafe {
+            let mut refused = libc::unshare(libc::CLONE_NEWPID) != 0;
+            if refused {
+                refused = libc::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWPID) != 0;
+            }
+            if refused {
+                77
+            } else {
+                let grandchild = libc::fork();
+                if grandchild == 0 {
+                    let outcome = attach(&file);
+                    let other = matches!(outcome, Err(AttachError::OtherPidNamespace));
+                    libc::_exit(if other { 0 } else { 1 });
+                }
+                let mut status = 0;
+                libc::waitpid(grandchild, &mut status, 0);
+                libc::WEXITSTATUS(status)
+            }
+        };
+        // SAFETY: ends the child without the harness's destructors.
+        unsafe { libc::_exit(code) };
+    }
+    let mut status = 0;
+    // SAFETY: waits for our own child.
+    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+    match libc::WEXITSTATUS(status) {
+        77 => println!("  this user may not make a PID namespace: not tested"),
+        code => assert_eq!((libc::WIFEXITED(status), code), (true, 0)),
+    }
+}

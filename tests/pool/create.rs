@@ -1,0 +1,303 @@
+//! Making pools: options, names, and creators that die.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::time::{Duration, Instant};
+
+use shmkit::{AttachError, CreateError, NoSlot, Pool, PoolBuilder, UnlinkError};
+
+use super::common::{TestPool, allocate, assert_sound, free, layout, program};
+
+pub fn options() {
+    let pool = TestPool::new();
+    let stats = pool.stats();
+    assert_eq!((stats.total, stats.maximum), (1 << 20, 984 << 30));
+    assert!(!pool.huge_pages());
+    let pool = TestPool::with(|b| {
+        b.initial_size(3 << 20)
+            .max_size(9 << 20)
+            .huge_pages(true)
+            .core_dumps(true)
+    });
+    let stats = pool.stats();
+    assert_eq!((stats.total, stats.maximum), (3 << 20, 9 << 20));
+    // Rounded: up, and down.
+    let pool = TestPool::with(|b| b.initial_size(1).max_size((48 << 10) - 1));
+    let stats = pool.stats();
+    assert_eq!((stats.total, stats.maximum), (16 << 10, 32 << 10));
+    let other = TestPool::new();
+    assert_ne!(pool.uuid(), other.uuid());
+    assert_ne!(pool.base(), other.base());
+    assert_sound(*pool);
+}
+
+/// Pages of the pool's data that this process has mapped.
+fn resident(pool: Pool) -> u64 {
+    let maps = fs::read_to_string("/proc/self/smaps").unwrap();
+    let start = format!("{:x}-", pool.base());
+    let of_pool = maps.lines().skip_while(|line| !line.starts_with(&start));
+    let rss = of_pool.skip(1).find_map(|line| line.strip_prefix("Rss:"));
+    let kib = rss.unwrap().trim().strip_suffix("kB").unwrap().trim();
+    kib.parse::<u64>().unwrap() << 10
+}
+
+pub fn prefaulted() {
+    let lazy = TestPool::with(|b| b.initial_size(16 << 20));
+    assert!(resident(*lazy) < 8 << 20);
+    let eager = TestPool::with(|b| b.initial_size(16 << 20).prefault(true));
+    assert!(resident(*eager) >= 16 << 20);
+}
+
+fn refused(options: impl FnOnce(&mut PoolBuilder) -> &mut PoolBuilder) -> CreateError {
+    let descriptors = || fs::read_dir("/proc/self/fd").unwrap().count();
+    let before = descriptors();
+    let error = options(&mut Pool::builder()).create().unwrap_err();
+    assert_eq!(descriptors(), before);
+    error
+}
+
+pub fn invalid_sizes() {
+    for (initial, max) in [
+        (0, 1 << 20),
+        (2 << 20, 1 << 20),
+        (1, (16 << 10) - 1),
+        (0, 0),
+        (1 << 20, (984 << 30) + (16 << 10)),
+        (usize::MAX, usize::MAX),
+        (1, usize::MAX),
+    ] {
+        match refused(|b| b.initial_size(initial).max_size(max)) {
+            CreateError::InvalidSize { initial: i, max: m } => assert_eq!((i, m), (initial, max)),
+            other => panic!("{initial}, {max}: {other:?}"),
+        }
+    }
+    let largest = TestPool::with(|b| b.max_size(984 << 30));
+    assert_eq!(largest.stats().maximum, 984 << 30);
+    let huge = refused(|b| b.initial_size(900 << 30));
+    assert!(matches!(huge, CreateError::NoMemory(_)), "{huge:?}");
+}
+
+pub fn invalid_participants() {
+    for count in [0, 4096, usize::MAX] {
+        match refused(|b| b.max_participants(count)) {
+            CreateError::InvalidParticipants { count: found } => assert_eq!(found, count),
+            other => panic!("{other:?}"),
+        }
+    }
+    for count in [1, 4095] {
+        TestPool::with(|b| b.max_participants(count));
+    }
+}
+
+pub fn bases() {
+    for base in [
+        0,
+        4096,
+        1 << 40,
+        0x1fff << 32,
+        0x2000_0000_1000,
+        0x2080_0000_0000,
+        0x5000_0000_0000,
+        usize::MAX,
+    ] {
+        match refused(|b| b.base(base)) {
+            CreateError::InvalidBase { base: found } => assert_eq!(found, base),
+            other => panic!("{base:#x}: {other:?}"),
+        }
+    }
+    for base in [0x2000_0000_0000, 0x4f00_0000_0000] {
+        let pool = TestPool::with(|b| b.base(base));
+        assert_eq!(pool.base(), base);
+        let block = allocate(*pool, 100);
+        assert!((base..base + (1 << 40)).contains(&block.addr().get()));
+        free(*pool, block);
+        match refused(|b| b.base(base)) {
+            CreateError::AddressTaken { base: found } => assert_eq!(found, Some(base)),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+pub fn participants_are_limited() {
+    let pool = TestPool::with(|b| b.max_participants(2));
+    let shared = *pool;
+    free(shared, allocate(shared, 8));
+    let (go, gone) = (std::sync::Barrier::new(2), std::sync::Barrier::new(2));
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            free(shared, allocate(shared, 8));
+            go.wait();
+            gone.wait();
+        });
+        go.wait();
+        let third = s.spawn(|| shared.allocate(layout(8, 8)).err());
+        let refused = third.join().unwrap();
+        assert_eq!(refused, Some(shmkit::AllocError::NoSlot(NoSlot)));
+        gone.wait();
+    });
+    // Whoever ends makes room, however often.
+    for _ in 0..20 {
+        let next = std::thread::spawn(move || free(shared, allocate(shared, 8)));
+        next.join().unwrap();
+    }
+    assert_sound(shared);
+}
+
+pub fn forty_eight_pools() {
+    let pools: Vec<_> = (0..48).map(|_| TestPool::new()).collect();
+    let refused = Pool::builder().create().unwrap_err();
+    assert!(matches!(refused, CreateError::AddressTaken { base: None }));
+    drop(pools);
+    TestPool::new();
+}
+
+/// A name for a test's own pool, and where its file is.
+pub fn name(of: &str) -> (String, String) {
+    let name = format!("test-{}-{of}", std::process::id());
+    let path = format!("/dev/shm/shmkit.{name}");
+    (name, path)
+}
+
+pub fn created_open_and_unlinked() {
+    let (name, path) = name("created");
+    let pool = TestPool::of(Pool::builder().create_named(&name).unwrap());
+    let mode = fs::metadata(&path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o7777, 0o600);
+    // SAFETY: our own pool.
+    let again = unsafe { Pool::open(&name) }.unwrap();
+    assert!(again == *pool, "the same handle");
+    Pool::unlink(&name).unwrap();
+    assert!(!fs::exists(&path).unwrap());
+    // The pool lives on without its name.
+    free(*pool, allocate(*pool, 5 << 20));
+    // SAFETY: as above.
+    match unsafe { Pool::open(&name) } {
+        Err(AttachError::NotFound { path: found }) => assert_eq!(found, path),
+        other => panic!("{other:?}"),
+    }
+    match Pool::unlink(&name) {
+        Err(UnlinkError::NotFound { path: found }) => assert_eq!(found, path),
+        other => panic!("{other:?}"),
+    }
+    let again = TestPool::of(Pool::builder().create_named(&name).unwrap());
+    assert_ne!(again.uuid(), pool.uuid());
+    Pool::unlink(&name).unwrap();
+}
+
+pub fn invalid_names() {
+    let long = "x".repeat(201);
+    let names = [
+        "",
+        ".",
+        "..",
+        "a/b",
+        "/",
+        "/dev/shm/",
+        "/dev/shm/..",
+        "a\0b",
+        &long,
+    ];
+    for invalid in names {
+        match Pool::builder().create_named(invalid) {
+            Err(CreateError::InvalidName { name }) => assert_eq!(name, invalid),
+            other => panic!("{invalid:?}: {other:?}"),
+        }
+        // SAFETY: there is no such pool.
+        match unsafe { Pool::open(invalid) } {
+            Err(AttachError::InvalidName { name }) => assert_eq!(name, invalid),
+            other => panic!("{invalid:?}: {other:?}"),
+        }
+        match Pool::unlink(invalid) {
+            Err(UnlinkError::InvalidName { name }) => assert_eq!(name, invalid),
+            other => panic!("{invalid:?}: {other:?}"),
+        }
+    }
+    let nowhere = Pool::builder().create_named("/no/such/directory/pool");
+    assert!(
+        matches!(nowhere, Err(CreateError::System(_))),
+        "{nowhere:?}"
+    );
+}
+
+pub fn a_taken_name() {
+    let (name, path) = name("taken");
+    fs::write(&path, "something else").unwrap();
+    let taken = Pool::builder().create_named(&name);
+    match taken {
+        Err(CreateError::NameTaken { path: found }) => assert_eq!(found, path),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(fs::read(&path).unwrap(), b"something else");
+    fs::remove_file(&path).unwrap();
+    let pool = TestPool::of(Pool::builder().create_named(&name).unwrap());
+    let taken = Pool::builder().create_named(&name);
+    assert!(matches!(taken, Err(CreateError::NameTaken { .. })));
+    Pool::unlink(&name).unwrap();
+    assert_sound(*pool);
+}
+
+fn shm_files() -> Vec<std::ffi::OsString> {
+    let entries = fs::read_dir("/dev/shm").unwrap();
+    entries.map(|entry| entry.unwrap().file_name()).collect()
+}
+
+/// Makes a named pool as soon as a line comes.
+pub fn role_create() {
+    let name = std::env::var("SHMKIT_TEST_NAME").unwrap();
+    println!("ready");
+    std::io::stdin().read_line(&mut String::new()).unwrap();
+    Pool::builder()
+        .initial_size(32 << 20)
+        .create_named(&name)
+        .unwrap();
+    println!("made");
+}
+
+pub fn a_creator_killed_at_any_time() {
+    use std::io::{BufRead, BufReader, Write};
+    use std::process::Stdio;
+    let (name, path) = name("killed");
+    let (mut unfinished, mut finished) = (0, 0);
+    // Killed later and later: at first before the pool has its name, at last after that.
+    for step in 0.. {
+        let mut creator = program("role_create")
+            .env("SHMKIT_TEST_NAME", &name)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut output = BufReader::new(creator.stdout.take().unwrap());
+        output.read_line(&mut String::new()).unwrap();
+        creator.stdin.take().unwrap().write_all(b"go\n").unwrap();
+        let until = Instant::now() + Duration::from_micros(50 * step);
+        while Instant::now() < until {
+            std::hint::spin_loop();
+        }
+        creator.kill().unwrap();
+        creator.wait().unwrap();
+        // SAFETY: a pool of this program, if there is one.
+        match unsafe { Pool::open(&name) } {
+            Err(AttachError::NotFound { .. }) => {
+                unfinished += 1;
+                assert!(!fs::exists(&path).unwrap());
+            }
+            Ok(pool) => {
+                let pool = TestPool::of(pool);
+                finished += 1;
+                assert_eq!(pool.stats().total, 32 << 20);
+                assert_sound(*pool);
+                Pool::unlink(&name).unwrap();
+            }
+            Err(other) => panic!("a half-made pool is found: {other:?}"),
+        }
+        if unfinished >= 10 && finished >= 3 {
+            break;
+        }
+    }
+    let prefix = format!("shmkit.test-{}", std::process::id());
+    let left = shm_files();
+    let left = left
+        .iter()
+        .find(|f| f.to_string_lossy().starts_with(&prefix));
+    assert_eq!(left, None);
+}

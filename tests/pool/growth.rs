@@ -1,0 +1,270 @@
+//! Pools that grow, and what stops them.
+
+use std::ffi::CString;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use shmkit::process::scope;
+use shmkit::{AllocError, CommitError, CreateError, GrowError, ObjectError, Pool};
+
+use super::common::{
+    Random, TestPool, address, allocate, assert_sound, block_at, fill, free, layout, program,
+    succeeded, verify,
+};
+
+pub fn four_gib_by_four_processes() {
+    const GIB: usize = 1 << 30;
+    const WORKERS: usize = 4;
+    const WORDS: usize = 8192;
+    let started = Instant::now();
+    let pool = TestPool::with(|b| b.initial_size(1 << 20).max_size(8 * GIB));
+    let table = pool.create([const { AtomicU64::new(0) }; WORDS]).unwrap();
+    // Bytes so far, words so far, workers that are done.
+    let counts = pool.create([const { AtomicU64::new(0) }; 3]).unwrap();
+    let fixed = pool.stats().allocated;
+    let worker = |pool: Pool, me: usize| {
+        let mut random = Random::new(me as u64 + 1);
+        while counts[0].load(Ordering::Relaxed) < 4 * GIB as u64 {
+            let size = 300_000 + random.below(3 << 20);
+            let block = allocate(pool, size);
+            mark(block, size, me);
+            counts[0].fetch_add(size as u64, Ordering::Relaxed);
+            let i = counts[1].fetch_add(1, Ordering::Relaxed) as usize;
+            table[i].store(address(block), Ordering::Release);
+        }
+        counts[2].fetch_add(1, Ordering::AcqRel);
+        while counts[2].load(Ordering::Acquire) < WORKERS as u64 {
+            std::thread::yield_now();
+        }
+        // What others made, in memory that was added by others.
+        let end = counts[1].load(Ordering::Relaxed) as usize;
+        let mut others = 0;
+        for word in table[..end].iter().skip(me).step_by(WORKERS) {
+            let block = block_at(word.load(Ordering::Acquire)).unwrap();
+            others += usize::from(check_mark(block) != me);
+        }
+        others
+    };
+    scope(|s| {
+        let (pool, worker) = (*pool, &worker);
+        let workers = [0, 1, 2, 3].map(|me| s.spawn(move || worker(pool, me)).unwrap());
+        for worker in workers {
+            assert!(worker.join().unwrap() > 50);
+        }
+    });
+    let full = pool.stats();
+    assert!(full.allocated >= 4 * GIB, "{full:?}");
+    scope(|s| {
+        let (pool, table) = (*pool, &table);
+        for me in 0..WORKERS {
+            let child = s.spawn(move || {
+                for word in table.iter().skip(me).step_by(WORKERS) {
+                    if let Some(block) = block_at(word.load(Ordering::Acquire)) {
+                        free(pool, block);
+                    }
+                }
+            });
+            child.unwrap();
+        }
+    });
+    assert_eq!(pool.stats().allocated, fixed);
+    pool.purge().unwrap();
+    assert_sound(*pool);
+    println!("  {} MiB in {:.1?}", full.total >> 20, started.elapsed());
+}
+
+/// Writes who made the block, its length, and a word a page.
+fn mark(block: std::ptr::NonNull<u8>, size: usize, me: usize) {
+    let words = block.cast::<[u64; 2]>();
+    // SAFETY: a new block of `size` bytes, larger than a page.
+    unsafe {
+        words.write([size as u64, me as u64]);
+        for page in (4096..size - 8).step_by(4096) {
+            block.add(page).cast::<u64>().write((page ^ me) as u64);
+        }
+    }
+}
+
+fn check_mark(block: std::ptr::NonNull<u8>) -> usize {
+    // SAFETY: a block that `mark` wrote and nobody changes.
+    unsafe {
+        let [size, me] = block.cast::<[u64; 2]>().read();
+        for page in (4096..size as usize - 8).step_by(4096) {
+            let word = block.add(page).cast::<u64>().read();
+            assert_eq!(word, page as u64 ^ me, "at {page} of {block:?}");
+        }
+        me as usize
+    }
+}
+
+pub fn grow_to() {
+    let pool = TestPool::with(|b| b.max_size(64 << 20));
+    pool.grow_to(10 << 20).unwrap();
+    assert_eq!(pool.stats().total, 10 << 20);
+    pool.grow_to(5 << 20).unwrap();
+    assert_eq!(pool.stats().total, 10 << 20, "never smaller");
+    pool.grow_to((10 << 20) + 1).unwrap();
+    assert_eq!(pool.stats().total, (10 << 20) + (16 << 10));
+    assert_eq!(
+        pool.grow_to((64 << 20) + 1),
+        Err(GrowError::AboveMaximum { max: 64 << 20 })
+    );
+    assert!(matches!(
+        pool.grow_to(usize::MAX),
+        Err(GrowError::AboveMaximum { .. })
+    ));
+    // Seen by others at once.
+    scope(|s| {
+        let pool = *pool;
+        let child = s.spawn(move || pool.grow_to(64 << 20).unwrap());
+        child.unwrap().join().unwrap();
+    });
+    assert_eq!(pool.stats().total, 64 << 20);
+    let block = allocate(*pool, 60 << 20);
+    fill(block, 60 << 20);
+    free(*pool, block);
+    assert_sound(*pool);
+}
+
+pub fn more_than_there_is_memory() {
+    let pool = TestPool::new();
+    let block = allocate(*pool, 1000);
+    fill(block, 1000);
+    let before = pool.stats();
+    match pool.grow_to(900 << 30) {
+        Err(GrowError::NoMemory(CommitError::MemoryLimit { available })) => {
+            assert!(available < 900 << 30);
+        }
+        other => panic!("{other:?}"),
+    }
+    match pool.allocate(layout(900 << 30, 8)) {
+        Err(AllocError::NoMemory(CommitError::MemoryLimit { .. })) => {}
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(pool.stats(), before);
+    verify(block);
+    free(*pool, block);
+    assert_sound(*pool);
+}
+
+pub fn a_full_file_system() {
+    let output = program("role_full_file_system").output().unwrap();
+    print!("{}", String::from_utf8_lossy(&output.stdout));
+    succeeded(&output);
+}
+
+/// Mounts a tmpfs of 8 MiB that is seen by this process alone, and goes with it.
+fn small_file_system() -> Option<tempdir::Temp> {
+    let directory = tempdir::Temp::new();
+    let path = CString::new(directory.0.as_str()).unwrap();
+    let null = std::ptr::null();
+    let private = libc::MS_REC | libc::MS_PRIVATE;
+    // SAFETY: system calls with constants and a path; this process has one thread.
+    unsafe {
+        if libc::unshare(libc::CLONE_NEWNS) != 0
+            && libc::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNS) != 0
+        {
+            let why = std::io::Error::last_os_error();
+            assert_ne!(libc::geteuid(), 0, "root may mount: {why}");
+            println!("  this user may not mount anything ({why}): not tested");
+            return None;
+        }
+        assert_eq!(
+            libc::mount(null, c"/".as_ptr(), null, private, null.cast()),
+            0
+        );
+        let options = c"size=8m,mode=0700".as_ptr().cast();
+        let kind = c"tmpfs".as_ptr();
+        let mounted = libc::mount(kind, path.as_ptr(), kind, 0, options);
+        assert_eq!(mounted, 0, "{}", std::io::Error::last_os_error());
+    }
+    Some(directory)
+}
+
+mod tempdir {
+    /// A directory that is removed at the end.
+    pub struct Temp(pub String);
+
+    impl Temp {
+        pub fn new() -> Self {
+            let pid = std::process::id();
+            let path = std::env::temp_dir().join(format!("shmkit-test-{pid}"));
+            std::fs::create_dir(&path).unwrap();
+            Temp(path.to_str().unwrap().into())
+        }
+    }
+
+    impl Drop for Temp {
+        fn drop(&mut self) {
+            let path = std::ffi::CString::new(self.0.as_str()).unwrap();
+            // SAFETY: a system call with a path.
+            unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) };
+            std::fs::remove_dir(&self.0).unwrap();
+        }
+    }
+}
+
+pub fn role_full_file_system() {
+    let Some(directory) = small_file_system() else {
+        return;
+    };
+    let path = format!("{}/pool", directory.0);
+    let pool = TestPool::of(Pool::builder().create_named(&path).unwrap());
+    let kept = pool.create(5_u64).unwrap();
+    let mut random = Random::new(3);
+    let mut taken = Vec::new();
+    let error = loop {
+        let size = 8 + random.below(if taken.len() % 8 == 0 { 50_000 } else { 1000 });
+        match pool.allocate(layout(size, 8)) {
+            Ok(block) => {
+                fill(block.cast(), size);
+                taken.push(block.cast());
+            }
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error, AllocError::NoMemory(CommitError::Full));
+    let full = pool.stats();
+    assert!(full.total > 6 << 20, "{full:?}");
+    assert!(matches!(
+        pool.grow_to(1 << 30),
+        Err(GrowError::NoMemory(CommitError::Full))
+    ));
+    match pool.create([1_u8; 60_000]) {
+        Err(refused) => {
+            assert_eq!(refused.value, [1; 60_000]);
+            let cause = ObjectError::Alloc(AllocError::NoMemory(CommitError::Full));
+            assert_eq!(refused.cause, cause);
+        }
+        Ok(_) => panic!("room for more"),
+    }
+    assert_sound(*pool);
+    let other = format!("{}/other", directory.0);
+    match Pool::builder().create_named(&other) {
+        Err(CreateError::NoMemory(CommitError::Full)) => {}
+        refused => panic!("{refused:?}"),
+    }
+    assert!(!std::fs::exists(&other).unwrap());
+    for block in taken.drain(..) {
+        verify(block);
+        free(*pool, block);
+    }
+    assert_eq!(*kept, 5);
+    // As much again, without growing.
+    let made: Vec<_> = (0..1000_u64)
+        .map(|i| pool.create([i; 100]).expect("room"))
+        .collect();
+    assert!(made.iter().zip(0..).all(|(object, i)| object[99] == i));
+    drop(made);
+    // Memory that is given back is the file system's again.
+    pool.purge().unwrap();
+    let second = TestPool::of(Pool::builder().create_named(&other).unwrap());
+    free(*second, allocate(*second, 100_000));
+    std::thread::scope(|s| {
+        let pool = *pool;
+        s.spawn(move || free(pool, allocate(pool, 100_000)));
+    });
+    assert_sound(*pool);
+    drop(kept);
+    assert_eq!(pool.stats().allocated, 0);
+}
