@@ -47,7 +47,7 @@ pub(crate) fn claim(
         if let Some(start) = slice::claim(arena, me, count, align)? {
             return Ok(start);
         }
-        match grow(arena, count + preferred - 1) {
+        match grow(arena, count, count + preferred - 1) {
             Ok(()) if attempt < 64 => {}
             Ok(()) => break,
             Err(error) => {
@@ -61,9 +61,9 @@ pub(crate) fn claim(
     Err(AllocError::PoolFull)
 }
 
-/// Grows the pool by `count` slices at least.
+/// Grows the pool by `wanted` slices at least, or by as much as it can if that will do for `count`.
 #[cold]
-fn grow(arena: Arena, count: usize) -> Result<(), AllocError> {
+fn grow(arena: Arena, count: usize, wanted: usize) -> Result<(), AllocError> {
     let from = arena.slices();
     let room = arena.header().max_slices.load(Ordering::Relaxed) as usize - from;
     // What is free at the end counts too: the new slices come right behind it.
@@ -78,9 +78,9 @@ fn grow(arena: Arena, count: usize) -> Result<(), AllocError> {
     if room == 0 || count > room + free_at_end {
         return Err(AllocError::PoolFull);
     }
-    let count = count.min(room);
+    let (count, wanted) = (count.min(room), wanted.min(room));
     // An eighth more, so that the number of steps stays small as the pool gets large.
-    let generous = count.max((from / 8).clamp(LEAST, MOST)).min(room);
+    let generous = wanted.max((from / 8).clamp(LEAST, MOST)).min(room);
     match grow_by(arena, from, generous) {
         Err(CommitError::Full | CommitError::MemoryLimit { .. }) if count < generous => {
             Ok(grow_by(arena, from, count)?)

@@ -114,6 +114,9 @@ fn word_of(arena: Arena, entry: &Permit) -> Option<&'static AtomicU64> {
 }
 
 /// Gives back every permit of a dead owner. Called by the holder of its life word.
+///
+/// The change that was in flight, if any, comes first: it is the latest of the slot only until
+/// the next one (`protocol::detect`, invariant 3).
 pub(crate) fn recover(arena: Arena, owner: usize) {
     let slot = arena.slot(owner);
     for (index, entry) in slot.permits.iter().enumerate() {
@@ -122,13 +125,20 @@ pub(crate) fn recover(arena: Arena, owner: usize) {
         };
         let state = entry.state.load(Ordering::Acquire);
         let sequence = state >> SEQUENCE_SHIFT;
+        let happened = || detect::happened(arena, word, owner, sequence);
         match state & (1 << SEQUENCE_SHIFT) - 1 {
-            TAKING if !detect::happened(arena, word, owner, sequence) => forget(slot, index),
-            GIVING if detect::happened(arena, word, owner, sequence) => forget(slot, index),
+            TAKING if happened() => entry.state.store(HELD, Ordering::Release),
+            TAKING => forget(slot, index),
+            GIVING if happened() => forget(slot, index),
             GIVING => finish_giving(arena, owner, entry, sequence),
-            _ => give(arena, owner, index),
+            _ => {}
         }
-        futex::wake(Arena::low_half(word), u32::MAX);
+    }
+    for (index, entry) in slot.permits.iter().enumerate() {
+        if let Some(word) = word_of(arena, entry) {
+            give(arena, owner, index);
+            futex::wake(Arena::low_half(word), u32::MAX);
+        }
     }
 }
 

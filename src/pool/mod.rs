@@ -21,6 +21,7 @@ pub(crate) mod objects;
 mod types;
 
 use std::alloc::Layout;
+use std::mem::ManuallyDrop;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -291,19 +292,16 @@ impl Pool {
     ///
     /// The object exists, held by this process, or it does not.
     pub fn create<T: ShmSafe>(self, value: T) -> Result<crate::Shared<T>, OutOfMemory<T>> {
-        let mut value = Some(value);
-        match self.create_with(Layout::new::<T>(), |place| {
-            if let Some(value) = value.take() {
-                // SAFETY: a new block of T's layout, which nobody else has.
-                unsafe { place.cast::<T>().write(value) };
-            }
-        }) {
-            Ok(shared) => Ok(shared),
-            Err(cause) => match value {
-                Some(value) => Err(OutOfMemory { value, cause }),
-                None => unreachable!("a value that was written is in an object"),
-            },
-        }
+        let value = ManuallyDrop::new(value);
+        let made = self.create_with(Layout::new::<T>(), |place| {
+            // SAFETY: a new block of T's layout, which nobody else has; the value is moved there,
+            // as it is not used again once the object is made.
+            unsafe { place.cast::<T>().copy_from_nonoverlapping(NonNull::from(&*value), 1) };
+        });
+        made.map_err(|cause| OutOfMemory {
+            value: ManuallyDrop::into_inner(value),
+            cause,
+        })
     }
 
     /// Makes an object whose value `init` writes.

@@ -30,9 +30,9 @@ pub fn counts() {
 }
 
 pub fn the_value_comes_back() {
-    let pool = TestPool::with(|b| b.max_size(1 << 20));
-    let refused = pool.create([3_u16; 1 << 20]).unwrap_err();
-    assert_eq!(refused.value, [3; 1 << 20]);
+    let pool = TestPool::with(|b| b.max_size(1 << 18).initial_size(1 << 16));
+    let refused = pool.create([3_u16; 1 << 18]).unwrap_err();
+    assert_eq!(refused.value, [3; 1 << 18]);
     let full = ObjectError::Alloc(shmkit::AllocError::PoolFull);
     assert_eq!(refused.cause, full);
     assert_eq!(pool.stats().allocated, 0);

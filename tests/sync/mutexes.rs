@@ -338,7 +338,9 @@ pub fn a_leaked_guard_outlives_its_thread() {
         let child = s
             .spawn(|| {
                 std::thread::scope(|threads| {
-                    threads.spawn(|| std::mem::forget(mutex.lock().unwrap()));
+                    // Joined by its handle, which waits until the thread has ended altogether.
+                    let leaks = threads.spawn(|| std::mem::forget(mutex.lock().unwrap()));
+                    leaks.join().unwrap();
                 });
                 assert!(matches!(mutex.try_lock(), Err(LockError::WouldBlock)));
                 scope(|s| assert!(matches!(s.spawn(|| ()), Err(SpawnError::GuardsHeld { .. }))));
