@@ -82,6 +82,11 @@ pub mod protocol;
 #[cfg(not(shmkit_loom))]
 pub use exports::*;
 
+/// The README's example compiles and runs.
+#[cfg(all(doctest, not(shmkit_loom)))]
+#[doc = include_str!("../README.md")]
+mod readme {}
+
 /// What the crate's root offers.
 #[cfg(not(shmkit_loom))]
 mod exports {

@@ -146,10 +146,7 @@ impl Cache {
             self.current.store(0, Ordering::Relaxed);
             self.full.push(arena, span, FULL);
         }
-        loop {
-            let Some(span) = self.partial.first(arena) else {
-                break;
-            };
+        while let Some(span) = self.partial.first(arena) {
             self.partial.remove(arena, span);
             if stocked(arena, span) {
                 self.set_current(span);
@@ -157,7 +154,7 @@ impl Cache {
             }
             self.full.push(arena, span, FULL);
         }
-        if let Some(span) = self.from_full(arena, slot, class) {
+        if let Some(span) = self.take_full(arena, slot, class) {
             self.set_current(span);
             return Ok(());
         }
@@ -174,7 +171,7 @@ impl Cache {
     }
 
     /// A span of the FULL list that others have freed blocks of.
-    fn from_full(&self, arena: Arena, slot: &Slot, class: usize) -> Option<&'static Span> {
+    fn take_full(&self, arena: Arena, slot: &Slot, class: usize) -> Option<&'static Span> {
         let hints = &slot.inbox.freed_hints;
         let rescan = arena.header().rescan.load(Ordering::Acquire);
         if slot.watched.rescan_seen.load(Ordering::Relaxed) != rescan {

@@ -134,7 +134,7 @@ mod tests {
         for class in &TABLE {
             for offset in 0..class.slices as u64 * SLICE as u64 {
                 assert_eq!(
-                    offset * class.reciprocal >> RECIPROCAL_SHIFT,
+                    (offset * class.reciprocal) >> RECIPROCAL_SHIFT,
                     offset / class.size as u64
                 );
             }

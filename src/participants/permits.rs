@@ -126,7 +126,7 @@ pub(crate) fn recover(arena: Arena, owner: usize) {
         let state = entry.state.load(Ordering::Acquire);
         let sequence = state >> SEQUENCE_SHIFT;
         let happened = || detect::happened(arena, word, owner, sequence);
-        match state & (1 << SEQUENCE_SHIFT) - 1 {
+        match state & ((1 << SEQUENCE_SHIFT) - 1) {
             TAKING if happened() => entry.state.store(HELD, Ordering::Release),
             TAKING => forget(slot, index),
             GIVING if happened() => forget(slot, index),

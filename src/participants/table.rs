@@ -161,7 +161,7 @@ impl SlotState {
         };
         SlotState {
             phase,
-            generation: word >> 8 & (1 << 48) - 1,
+            generation: (word >> 8) & ((1 << 48) - 1),
         }
     }
 

@@ -53,7 +53,7 @@ const fn compose(value: u32, slot: usize, sequence: u64) -> u64 {
 
 /// What is noted of a change.
 fn noted(word: &AtomicU64, sequence: u64) -> u64 {
-    sequence << 44 | (std::ptr::from_ref(word).addr() as u64 >> 3 & (1 << 44) - 1)
+    sequence << 44 | ((std::ptr::from_ref(word).addr() as u64 >> 3) & ((1 << 44) - 1))
 }
 
 /// A sequence number for a change of the slot to `word`, if that is known already, about which

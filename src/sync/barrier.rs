@@ -127,7 +127,7 @@ impl State {
 
     fn reset(self) -> State {
         let resets = (self.resets() + 1) % PHASE;
-        State((self.phase() * PHASE | resets) << STAMP_SHIFT)
+        State(((self.phase() * PHASE) | resets) << STAMP_SHIFT)
     }
 }
 
@@ -139,10 +139,12 @@ struct Entry {
 }
 
 impl Entry {
-    const UNUSED: Entry = Entry {
-        owner: AtomicU64::new(0),
-        arrived: AtomicU64::new(0),
-    };
+    const fn unused() -> Self {
+        Entry {
+            owner: AtomicU64::new(0),
+            arrived: AtomicU64::new(0),
+        }
+    }
 
     fn owner(&self) -> Tag {
         Tag::of_word(self.owner.load(Ordering::Acquire))
@@ -253,7 +255,7 @@ impl Barrier {
             // From phase 2, so that a stamp of 0 is older than the round before.
             state: AtomicU64::new((2 * PHASE) << STAMP_SHIFT),
             parties: AtomicU64::new(parties as u64),
-            entries: [Entry::UNUSED; ENTRIES],
+            entries: [const { Entry::unused() }; ENTRIES],
             _in_place: PhantomPinned,
         }
     }

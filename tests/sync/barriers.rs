@@ -108,7 +108,7 @@ pub fn killed_while_waiting() {
     barrier.reset();
     scope(|s| {
         for _ in 0..3 {
-            s.spawn(|| drop(barrier.wait().unwrap())).unwrap();
+            s.spawn(|| barrier.wait().map(|_| ()).unwrap()).unwrap();
         }
     });
     assert!(!barrier.is_broken());
@@ -117,7 +117,7 @@ pub fn killed_while_waiting() {
 pub fn ended_before_waiting() {
     let barrier = of(2);
     scope(|s| {
-        let child = s.spawn(|| drop(barrier.wait().unwrap())).unwrap();
+        let child = s.spawn(|| barrier.wait().map(|_| ()).unwrap()).unwrap();
         barrier.wait().unwrap();
         child.join().unwrap();
         // It has left in order, but it will not come.
@@ -156,7 +156,7 @@ pub fn a_new_group() {
         for child in children {
             kill(child);
         }
-        let child = s.spawn(|| drop(barrier.wait().unwrap())).unwrap();
+        let child = s.spawn(|| barrier.wait().map(|_| ()).unwrap()).unwrap();
         barrier.wait().unwrap();
         child.join().unwrap();
     });
@@ -171,7 +171,7 @@ pub fn reset_wakes() {
         until_asleep(child.id().pid());
         barrier.reset();
         assert!(child.join().unwrap());
-        let child = s.spawn(|| drop(barrier.wait().unwrap())).unwrap();
+        let child = s.spawn(|| barrier.wait().map(|_| ()).unwrap()).unwrap();
         barrier.wait().unwrap();
         child.join().unwrap();
     });

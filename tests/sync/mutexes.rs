@@ -210,7 +210,7 @@ pub fn second_crash() {
     for _ in 0..20 {
         // From the second on the victim dies with an orphan.
         let pid = kill_holder(&mutex);
-        if pid % 3 == 0 {
+        if pid.is_multiple_of(3) {
             assert_eq!(orphan(&mutex).owner().map(|owner| owner.pid()), Some(pid));
         }
     }
