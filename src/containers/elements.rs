@@ -81,7 +81,10 @@ macro_rules! with_atomic {
 ///
 /// `place` holds a `T`, for which [`is_atomic`] holds, and all accesses to it are atomic now.
 #[inline]
-#[allow(clippy::useless_conversion, reason = "one of the integers is a u64 already")]
+#[allow(
+    clippy::useless_conversion,
+    reason = "one of the integers is a u64 already"
+)]
 pub(super) unsafe fn load<T>(place: *mut T) -> u64 {
     // Acquire and Release: what is published through an element is seen.
     with_atomic!(T, place, |word, Int| {
@@ -107,7 +110,10 @@ pub(super) unsafe fn store<T>(place: *mut T, bits: u64) {
 ///
 /// As for [`store`].
 #[inline]
-#[allow(clippy::useless_conversion, reason = "one of the integers is a u64 already")]
+#[allow(
+    clippy::useless_conversion,
+    reason = "one of the integers is a u64 already"
+)]
 pub(super) unsafe fn exchange<T>(place: *mut T, old: u64, new: u64) -> Result<(), u64> {
     with_atomic!(T, place, |word, Int| {
         match word.compare_exchange(old as Int, new as Int, Ordering::AcqRel, Ordering::Acquire) {

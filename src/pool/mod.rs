@@ -296,7 +296,11 @@ impl Pool {
         let made = self.create_with(Layout::new::<T>(), |place| {
             // SAFETY: a new block of T's layout, which nobody else has; the value is moved there,
             // as it is not used again once the object is made.
-            unsafe { place.cast::<T>().copy_from_nonoverlapping(NonNull::from(&*value), 1) };
+            unsafe {
+                place
+                    .cast::<T>()
+                    .copy_from_nonoverlapping(NonNull::from(&*value), 1)
+            };
         });
         made.map_err(|cause| OutOfMemory {
             value: ManuallyDrop::into_inner(value),

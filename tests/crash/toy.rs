@@ -248,10 +248,8 @@ impl Bank {
         let count = self.word(BLOCKS).load(Ordering::Relaxed) as usize;
         let start = FILE + count * BLOCK;
         // SAFETY: reads no memory.
-        assert_eq!(
-            unsafe { libc::fallocate(self.fd(), 0, start as i64, BLOCK as i64) },
-            0
-        );
+        let done = unsafe { libc::fallocate(self.fd(), 0, start as i64, BLOCK as i64) };
+        assert_eq!(done, 0);
         if publish_first {
             self.word(BLOCKS).store(count as u64 + 1, Ordering::Release);
         }
