@@ -426,7 +426,7 @@ impl<T: ShmSafe + fmt::Display> fmt::Display for MutexGuard<'_, T> {
 /// let pool = Pool::builder().create()?;
 /// let number = pool.create(Mutex::new(1_u32))?;
 /// process::scope(|s| {
-///     let child = s.spawn(|| {
+///     let child = s.spawn::<_, ()>(|| {
 ///         let _guard = number.lock().unwrap();
 ///         std::process::abort();
 ///     });

@@ -64,7 +64,7 @@ pub fn bands() {
     }
     top.row_mut(0)[2] = 7;
     assert_eq!(top[..], [20, 21, 7, 30, 31, 32]);
-    assert_eq!(bottom.iter_rows().rev().next().unwrap(), [30, 31, 32]);
+    assert_eq!(bottom.iter_rows().next_back().unwrap(), [30, 31, 32]);
     drop((top, bottom));
     assert_eq!(matrix.rows(4..).unwrap().iter_rows().len(), 0);
     assert!(matrix.rows(..=4).is_err() && matrix.row(4).is_err());
