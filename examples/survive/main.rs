@@ -90,6 +90,7 @@ fn storm<'s>(
     };
     let count = usize::from(arguments.workers);
     let mut workers = (0..count).map(start).collect::<Result<Vec<_>, _>>()?;
+    let mut dying = Vec::new();
     let mut kills = 0;
     // A linear congruential generator (Knuth, MMIX) picks the victims.
     let mut random = u64::from(std::process::id());
@@ -101,15 +102,16 @@ fn storm<'s>(
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(1_442_695_040_888_963_407);
         let victim = (random >> 33) as usize % count;
-        let next = {
-            workers[victim].kill()?;
-            ended(std::mem::replace(&mut workers[victim], start(victim)?))?
-        };
-        kills += u64::from(next);
+        workers[victim].kill()?;
+        dying.push(std::mem::replace(&mut workers[victim], start(victim)?));
+        // A worker takes a moment to die; the others find out by themselves.
+        while let Some(at) = dying.iter().position(ScopedJoinHandle::is_finished) {
+            kills += u64::from(ended(dying.swap_remove(at))?);
+        }
     }
     world.stop();
-    for worker in workers {
-        ended(worker)?;
+    for worker in dying.into_iter().chain(workers) {
+        kills += u64::from(ended(worker)?);
     }
     Ok(kills)
 }

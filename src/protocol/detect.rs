@@ -19,6 +19,8 @@
 //!    stood in some word since the sequences last went round is not taken for a new one.
 //! 3. A slot has one change at a time in flight, and gives each a sequence that the word does not
 //!    carry already.
+//! 4. A change's sequence becomes the slot's latest only once nobody can ask about the one before:
+//!    the record of the change is written first, then the first attempt sets the sequence.
 
 use crate::primitive::{AtomicU64, Ordering};
 
@@ -57,7 +59,8 @@ fn noted(word: &AtomicU64, sequence: u64) -> u64 {
 }
 
 /// A sequence number for a change of the slot to `word`, if that is known already, about which
-/// nobody could be mistaken.
+/// nobody could be mistaken. It is the slot's latest from the first attempt at the change on; until
+/// then, its last change is noted.
 #[inline]
 pub fn next_sequence(marks: Marks, slot: usize, word: Option<&AtomicU64>) -> u64 {
     let mut next = (marks.sequence.load(Ordering::Relaxed) + 1) % SEQUENCES;
@@ -68,7 +71,6 @@ pub fn next_sequence(marks: Marks, slot: usize, word: Option<&AtomicU64>) -> u64
     while carried == Some(next) || next == sequence_of(marks.help.load(Ordering::Relaxed)) {
         next = (next + 1) % SEQUENCES;
     }
-    marks.sequence.store(next, Ordering::Relaxed);
     next
 }
 
@@ -82,6 +84,9 @@ pub fn change<'a>(
     author_slot: usize,
     sequence: u64,
 ) -> Result<(), u64> {
+    if let Some(mine) = marks_of(author_slot) {
+        mine.sequence.store(sequence, Ordering::SeqCst);
+    }
     note(marks_of, word, old);
     word.compare_exchange(
         old,
