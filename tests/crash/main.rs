@@ -9,6 +9,8 @@ mod engine;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod pool;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod sync;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod toy;
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
@@ -17,6 +19,7 @@ fn main() -> std::process::ExitCode {
     toy::cases(&mut suite);
     pool::cases(&mut suite);
     containers::cases(&mut suite);
+    sync::cases(&mut suite);
     suite.finish()
 }
 
