@@ -12,7 +12,7 @@ use criterion::{
     BenchmarkGroup, Criterion, criterion_group, criterion_main, measurement::WallTime,
 };
 use shmkit::process::scope;
-use shmkit::{Mutex, Pool};
+use shmkit::{Matrix, Mutex, Pool};
 
 fn group<'a>(c: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, WallTime> {
     let mut group = c.benchmark_group(name);
@@ -76,5 +76,40 @@ fn alloc_free_64(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, mutex_uncontended, spawn_join, alloc_free_64);
+/// The sum of each row; one copy of the code, wherever the rows are.
+#[inline(never)]
+fn row_sums<T: Copy + std::iter::Sum>(cells: &[T], columns: usize, sums: &mut [T]) {
+    for (sum, row) in sums.iter_mut().zip(cells.chunks_exact(columns)) {
+        *sum = row.iter().copied().sum();
+    }
+}
+
+fn matrix_row_sum(c: &mut Criterion) {
+    const SIDE: usize = 1000;
+    let cell = |row: usize, column: usize| (row * SIDE + column) as f64;
+    let pool = Pool::builder().create().unwrap();
+    let ours = Matrix::from_fn_in(pool, SIDE, SIDE, cell).unwrap();
+    let slice: Vec<f64> = (0..SIDE * SIDE).map(|i| cell(i / SIDE, i % SIDE)).collect();
+    let mut sums = vec![0.0; SIDE];
+    let mut group = group(c, "matrix_row_sum");
+    group.bench_function("shmkit", |b| {
+        b.iter(|| {
+            let band = ours.rows(..).unwrap();
+            row_sums(black_box(&band[..]), SIDE, &mut sums);
+        });
+    });
+    group.bench_function("slice", |b| {
+        b.iter(|| row_sums(black_box(&slice[..]), SIDE, &mut sums));
+    });
+    group.finish();
+    black_box(sums);
+}
+
+criterion_group!(
+    benches,
+    mutex_uncontended,
+    spawn_join,
+    alloc_free_64,
+    matrix_row_sum
+);
 criterion_main!(benches);
