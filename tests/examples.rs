@@ -303,7 +303,6 @@ fn killed_worker_is_reported() {
         assert!(Instant::now() < deadline, "there were no two workers");
         std::thread::sleep(Duration::from_millis(1));
     };
-    std::thread::sleep(Duration::from_millis(50));
     let victim = rustix::process::Pid::from_raw(workers[1]).expect("a process has a number");
     rustix::process::kill_process(victim, rustix::process::Signal::KILL).expect("it is there");
     let output = solver.wait_with_output().expect("solve ends");

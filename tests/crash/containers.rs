@@ -1,11 +1,10 @@
-//! Arrays: made, written to, claimed, grown, destroyed.
+//! Arrays and matrices: made, written to, claimed, grown, destroyed.
 
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::atomic::{AtomicU32, Ordering};
 
-use shmkit::{Array, KillSafe, Pool, Shared, ShmSafe};
+use shmkit::{Array, KillSafe, Matrix, Pool, Shared, ShmSafe, testing};
 
-use crate::engine::{Arena, Case, Crash, Suite, Victim, progress};
+use crate::engine::{Arena, Case, Crash, Suite, progress};
 
 const MAX: usize = 16 << 20;
 
@@ -22,6 +21,9 @@ struct Bench {
     numbers: Option<Shared<Array<u64>>>,
     triples: Shared<Array<Triple>>,
     made: Option<Shared<Array<u64>>>,
+    /// 4 rows of 3, all 1.
+    matrix: Shared<Matrix<f64>>,
+    made_matrix: Option<Shared<Matrix<f64>>>,
     /// Bytes in use before the operation.
     before: usize,
 }
@@ -31,7 +33,7 @@ impl Arena for Bench {
         self.pool.base()
     }
     fn mapped_len(&self) -> usize {
-        (40 << 30) + MAX
+        testing::mapped_len(self.pool)
     }
     fn fd(&self) -> RawFd {
         self.pool.fd().as_raw_fd()
@@ -43,36 +45,21 @@ impl Bench {
         let pool = Pool::builder().max_size(MAX).create().expect("a pool");
         let numbers = Array::from_fn_in(pool, 6, |i| i as u64).expect("room");
         let triples = Array::filled_in(pool, 4, OLD).expect("room");
+        let matrix = Matrix::filled_in(pool, 4, 3, 1.0).expect("room");
         let before = pool.stats().allocated;
         Bench {
             pool,
             numbers: Some(numbers),
             triples,
             made: None,
+            matrix,
+            made_matrix: None,
             before,
         }
     }
 
     fn numbers(&self) -> &Array<u64> {
         self.numbers.as_ref().expect("not dropped")
-    }
-
-    /// Does what the kernel does to the robust words of the dead.
-    fn bury(&self, victim: &Victim) {
-        const TID: u32 = 0x3fff_ffff;
-        let tables = [(16 << 20, 8192), (3 << 20, 256)];
-        for (table, entry) in tables {
-            for index in 0..16 {
-                let word = self.pool.base() + table + index * entry;
-                // SAFETY: within the tables, which are mapped and whose file is long enough; life
-                // words are accessed atomically.
-                let word = unsafe { &*std::ptr::with_exposed_provenance::<AtomicU32>(word) };
-                let found = word.load(Ordering::Relaxed);
-                if found & TID == victim.pid as u32 {
-                    word.store(found & 0x8000_0000 | 0x4000_0000, Ordering::Relaxed);
-                }
-            }
-        }
     }
 
     fn check(&self, crash: &Crash) -> Result<bool, String> {
@@ -94,7 +81,7 @@ impl Bench {
 }
 
 fn case(name: &str, operation: impl Fn(&mut Bench) + 'static) -> Case<Bench> {
-    Case::new(format!("array/{name}"), Bench::new)
+    Case::new(name, Bench::new)
         // The victim has its slot, and its caches of blocks.
         .attach(|bench| {
             bench.numbers().set(5, 5).expect("set");
@@ -104,7 +91,7 @@ fn case(name: &str, operation: impl Fn(&mut Bench) + 'static) -> Case<Bench> {
             operation(bench);
             progress(1);
         })
-        .bury(|bench, victim| bench.bury(victim))
+        .bury(|bench, victim| testing::mark_dead(bench.pool, victim.pid as u32))
         .recover(|bench| {
             bench.pool.recover();
             Ok(())
@@ -118,7 +105,7 @@ fn ensure(holds: bool, what: impl Fn() -> String) -> Result<(), String> {
 /// What a death at every instruction must leave of arrays.
 pub fn cases(suite: &mut Suite) {
     suite.run(
-        case("create", |bench| {
+        case("array/create", |bench| {
             bench.made = Some(Array::filled_in(bench.pool, 10, 3_u64).expect("room"));
         })
         .verify(|bench, crash| {
@@ -131,7 +118,10 @@ pub fn cases(suite: &mut Suite) {
         }),
     );
     suite.run(
-        case("set 8", |bench| bench.numbers().set(2, 77).expect("set")).verify(|bench, crash| {
+        case("array/set 8", |bench| {
+            bench.numbers().set(2, 77).expect("set")
+        })
+        .verify(|bench, crash| {
             let done = bench.check(crash)?;
             let value = bench.numbers().get(2);
             ensure(value == Ok(77) || value == Ok(2) && !done, || {
@@ -141,7 +131,10 @@ pub fn cases(suite: &mut Suite) {
         }),
     );
     suite.run(
-        case("set 24", |bench| bench.triples.set(2, NEW).expect("set")).verify(|bench, crash| {
+        case("array/set 24", |bench| {
+            bench.triples.set(2, NEW).expect("set")
+        })
+        .verify(|bench, crash| {
             let done = bench.check(crash)?;
             let value = bench.triples.get(2);
             ensure(value == Ok(NEW) || value == Ok(OLD) && !done, || {
@@ -152,7 +145,7 @@ pub fn cases(suite: &mut Suite) {
         }),
     );
     suite.run(
-        case("claim", |bench| {
+        case("array/claim", |bench| {
             assert_eq!(bench.numbers().claim(1..4).expect("claimed").len(), 3);
         })
         .verify(|bench, crash| {
@@ -161,7 +154,7 @@ pub fn cases(suite: &mut Suite) {
         }),
     );
     suite.run(
-        case("claim_mut", |bench| {
+        case("array/claim_mut", |bench| {
             let mut claim = bench.numbers().claim_mut(1..4).expect("claimed");
             claim.fill(9);
         })
@@ -179,7 +172,7 @@ pub fn cases(suite: &mut Suite) {
         }),
     );
     suite.run(
-        case("grow", |bench| {
+        case("array/grow", |bench| {
             bench.numbers().grow(1000, 8).expect("grown")
         })
         .verify(|bench, crash| {
@@ -195,7 +188,7 @@ pub fn cases(suite: &mut Suite) {
         }),
     );
     suite.run(
-        case("destroy", |bench| bench.made = None)
+        case("array/destroy", |bench| bench.made = None)
             .attach(|bench| {
                 bench.made = Some(Array::filled_in(bench.pool, 10, 3_u64).expect("room"));
             })
@@ -206,5 +199,83 @@ pub fn cases(suite: &mut Suite) {
                     format!("{now} bytes, not {}", bench.before)
                 })
             }),
+    );
+    matrices(suite);
+}
+
+fn matrices(suite: &mut Suite) {
+    let unchanged = |bench: &mut Bench, crash: &Crash| {
+        bench.check(crash)?;
+        let now = bench.pool.stats().allocated;
+        ensure(now == bench.before, || {
+            format!("{now} bytes, not {}", bench.before)
+        })
+    };
+    suite.run(
+        case("matrix/create", |bench| {
+            let made = Matrix::from_fn_in(bench.pool, 5, 2, |r, c| (r * c) as f64);
+            bench.made_matrix = Some(made.expect("room"));
+        })
+        .verify(unchanged),
+    );
+    suite.run(
+        case("matrix/destroy", |bench| bench.made_matrix = None)
+            .attach(|bench| {
+                let made = Matrix::filled_in(bench.pool, 5, 2, 3.0);
+                bench.made_matrix = Some(made.expect("room"));
+            })
+            .verify(unchanged),
+    );
+    suite.run(
+        case("matrix/set", |bench| {
+            bench.matrix.set(2, 1, 7.0).expect("set")
+        })
+        .verify(|bench, crash| {
+            let done = bench.check(crash)?;
+            let value = bench.matrix.get(2, 1);
+            ensure(value == Ok(7.0) || value == Ok(1.0) && !done, || {
+                format!("{value:?}")
+            })
+        }),
+    );
+    suite.run(
+        case("matrix/rows", |bench| {
+            let band = bench.matrix.rows(1..3).expect("claimed");
+            assert_eq!(band.iter().sum::<f64>(), 6.0);
+        })
+        .verify(|bench, crash| {
+            bench.check(crash)?;
+            let band = bench.matrix.rows_mut(..).map_err(|e| format!("{e}"))?;
+            ensure(!band.was_orphaned(), || "told of nothing".into())
+        }),
+    );
+    suite.run(
+        case("matrix/rows_mut", |bench| {
+            bench.matrix.rows_mut(1..3).expect("claimed").fill(9.0);
+        })
+        .verify(|bench, crash| {
+            let done = bench.check(crash)?;
+            let band = bench.matrix.rows_mut(..).map_err(|e| format!("{e}"))?;
+            let sum: f64 = band.iter().sum();
+            let whole = [12.0, 60.0].contains(&sum);
+            ensure(sum == 60.0 || !done, || format!("lost: {sum}"))?;
+            ensure(whole || band.was_orphaned(), || {
+                format!("not told of {sum}")
+            })
+        }),
+    );
+    suite.run(
+        case("matrix/grow", |bench| {
+            bench.matrix.grow(100, 8.0).expect("grown")
+        })
+        .verify(|bench, crash| {
+            let done = bench.check(crash)?;
+            let dims = bench.matrix.dims();
+            ensure(dims == (100, 3) || dims == (4, 3) && !done, || {
+                format!("{dims:?}")
+            })?;
+            let kept = bench.matrix.get(3, 2) == Ok(1.0);
+            ensure(kept, || "elements lost".into())
+        }),
     );
 }
