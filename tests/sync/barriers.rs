@@ -179,15 +179,20 @@ pub fn reset_wakes() {
 
 pub fn more_threads_than_parties() {
     // Nine threads meet in pairs: as many leaders as pairs, and one is left over.
-    let world = shared((Barrier::new(2), AtomicU64::new(0), AtomicU64::new(0)));
-    let (barrier, leaders, returned) = &*world;
+    let world = shared((
+        Barrier::new(2),
+        AtomicU64::new(0),
+        AtomicU64::new(0),
+        AtomicU64::new(0),
+    ));
+    let (barrier, leaders, returned, refused) = &*world;
     let (reader, writer) = pipe().unwrap();
     scope(|s| {
         let children = [0; 9].map(|_| {
             s.spawn(|| {
                 let leader = match barrier.wait() {
                     Ok(result) => result.is_leader(),
-                    Err(_) => return,
+                    Err(_) => return count(refused),
                 };
                 if leader {
                     count(leaders);
@@ -201,7 +206,11 @@ pub fn more_threads_than_parties() {
         until("four pairs", || returned.load(Ordering::SeqCst) == 8);
         assert_eq!(leaders.load(Ordering::SeqCst), 4);
         assert!(!barrier.is_broken());
-        barrier.reset();
+        // It may not have arrived yet, and would wait for ever if it came after the last reset.
+        until("the one left over", || {
+            barrier.reset();
+            refused.load(Ordering::SeqCst) == 1
+        });
         for _ in 0..8 {
             tell(&writer);
         }
