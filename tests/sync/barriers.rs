@@ -192,7 +192,10 @@ pub fn more_threads_than_parties() {
             s.spawn(|| {
                 let leader = match barrier.wait() {
                     Ok(result) => result.is_leader(),
-                    Err(_) => return count(refused),
+                    Err(_) => {
+                        count(refused);
+                        return;
+                    }
                 };
                 if leader {
                     count(leaders);
