@@ -41,6 +41,10 @@ pub fn run(cases: &[Named], roles: &[Named]) -> ExitCode {
     let filter = argument.unwrap_or_default();
     let (mut passed, mut failed) = (0, 0);
     for (name, case) in cases.iter().filter(|(name, _)| name.contains(&filter)) {
+        // Scoped threads may linger for a moment behind the end of their scope.
+        while tasks() != 1 {
+            std::thread::yield_now();
+        }
         let before = open_descriptors();
         let started = Instant::now();
         let outcome = catch_unwind(|| {
@@ -75,6 +79,12 @@ pub fn program(role: &str) -> Command {
 pub fn succeeded(output: &Output) {
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{:?}: {text}", output.status);
+}
+
+/// How many threads the process has.
+fn tasks() -> usize {
+    let tasks = std::fs::read_dir("/proc/self/task").expect("/proc is there");
+    tasks.count()
 }
 
 fn open_descriptors() -> usize {

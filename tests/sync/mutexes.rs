@@ -417,7 +417,8 @@ pub fn reentrancy() {
     let inner = mutex.try_lock().unwrap();
     drop(outer);
     std::thread::scope(|threads| {
-        threads.spawn(|| {
+        // Joined by its handle, which waits until the thread has ended altogether.
+        let other = threads.spawn(|| {
             assert_eq!(mutex.try_lock().unwrap_err(), LockFailure::WouldBlock);
             let limit = Duration::from_millis(5);
             assert_eq!(
@@ -425,6 +426,7 @@ pub fn reentrancy() {
                 LockFailure::TimedOut
             );
         });
+        other.join().unwrap();
     });
     drop(inner);
     scope(|s| {
