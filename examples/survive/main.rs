@@ -28,7 +28,7 @@ struct Arguments {
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=world::MAX_WORKERS as i64))]
     workers: u16,
     /// Milliseconds from one kill to the next.
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 2)]
     kill_every_ms: u64,
 }
 
@@ -81,13 +81,7 @@ fn storm<'s>(
     world: &'s World,
     arguments: &Arguments,
 ) -> Result<u64, Box<dyn std::error::Error>> {
-    let start = |index: usize| {
-        s.spawn(move || {
-            // So that the killer keeps its pace on a machine with fewer processors than workers.
-            let _ = rustix::process::nice(10);
-            world.work(index);
-        })
-    };
+    let start = |index: usize| s.spawn(move || world.work(index));
     let count = usize::from(arguments.workers);
     let mut workers = (0..count).map(start).collect::<Result<Vec<_>, _>>()?;
     let mut dying = Vec::new();
