@@ -7,7 +7,7 @@
 use std::fmt::Debug;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use shmkit::sync::{AcquireError, BarrierError, Orphan, Poison, ReentrantGuard};
 use shmkit::{
@@ -109,7 +109,8 @@ fn killed_in<T>(object: &T, act: impl FnOnce(&T), waits: impl Fn(&T) -> bool) {
         // SAFETY: ends this process.
         unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
     }
-    for _ in 0..5000 {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while Instant::now() < deadline {
         // SAFETY: a child of this process; the status is not asked for.
         let reaped = unsafe { libc::waitpid(child, std::ptr::null_mut(), libc::WNOHANG) };
         if reaped == child {
@@ -119,7 +120,7 @@ fn killed_in<T>(object: &T, act: impl FnOnce(&T), waits: impl Fn(&T) -> bool) {
             // SAFETY: as above, and not reaped so far.
             unsafe { libc::kill(child, libc::SIGKILL) };
         }
-        std::thread::sleep(Duration::from_millis(1));
+        std::thread::yield_now();
     }
 }
 
