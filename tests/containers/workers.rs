@@ -6,20 +6,20 @@ use nix::sys::signal::{Signal, raise};
 use shmkit::process::{JoinError, ScopedJoinHandle, scope};
 use shmkit::{Array, ClaimError, ElementError, ResizeError};
 
-use crate::{Sealed, allocated, assert_sound, pool};
+use crate::{Page, Sealed, allocated, assert_sound, pool};
 
 fn die() {
     raise(Signal::SIGKILL).unwrap();
 }
 
 #[track_caller]
-fn was_killed(child: ScopedJoinHandle<'_, ()>) {
+pub fn was_killed(child: ScopedJoinHandle<'_, ()>) {
     let end = child.join();
     assert!(matches!(end, Err(JoinError::Signaled(9))), "{end:?}");
 }
 
 /// Waits for others, who do not sleep.
-fn until(done: impl Fn() -> bool) {
+pub fn until(done: impl Fn() -> bool) {
     while !done() {
         std::thread::yield_now();
     }
@@ -161,7 +161,7 @@ pub fn updates_are_counted() {
 
 pub fn killed_setters_tear_nothing() {
     let pool = pool();
-    let array = Array::filled_in(pool, 8, Sealed::new(0)).unwrap();
+    let array = Array::filled_in(pool, 8, Page::new(0)).unwrap();
     let written = pool.create(AtomicU32::new(0)).unwrap();
     for round in 0..150_u64 {
         scope(|s| {
@@ -170,7 +170,7 @@ pub fn killed_setters_tear_nothing() {
                     let (array, written) = (&array, &written);
                     s.spawn(move || {
                         for n in 0_u64.. {
-                            let value = Sealed::new(round << 40 | worker << 32 | n);
+                            let value = Page::new(round << 40 | worker << 32 | n);
                             array.set((n % 8) as usize, value).unwrap();
                             written.fetch_add(1, Ordering::Relaxed);
                         }
@@ -185,7 +185,7 @@ pub fn killed_setters_tear_nothing() {
                 was_killed(child);
                 for index in 0..8 {
                     let value = array.get(index).unwrap();
-                    assert!(value.is_whole(), "round {round}: {value:x?}");
+                    assert!(value.is_whole(), "round {round}: element {index}");
                 }
             }
         });
