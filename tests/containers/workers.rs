@@ -163,6 +163,7 @@ pub fn killed_setters_tear_nothing() {
     let pool = pool();
     let array = Array::filled_in(pool, 8, Page::new(0)).unwrap();
     let written = pool.create(AtomicU32::new(0)).unwrap();
+    let mut torn = 0;
     for round in 0..150_u64 {
         scope(|s| {
             let children: Vec<_> = (0..2_u64)
@@ -183,12 +184,13 @@ pub fn killed_setters_tear_nothing() {
             for child in children {
                 child.kill().unwrap();
                 was_killed(child);
-                for index in 0..8 {
-                    let value = array.get(index).unwrap();
-                    assert!(value.is_whole(), "round {round}: element {index}");
-                }
+                // The other one goes on, so nothing fails here.
+                torn += (0..8)
+                    .filter(|&i| !array.get(i).unwrap().is_whole())
+                    .count();
             }
         });
+        assert_eq!(torn, 0, "round {round}");
         let all = array.claim_mut(..).unwrap();
         assert!(!all.was_orphaned() && all.iter().all(|e| e.is_whole()));
     }
