@@ -60,6 +60,7 @@ const CASES: &[Named] = table! {
         the_claims_of_the_killed_are_over
         marks_of_the_killed_are_struck
         more_are_killed_than_there_are_claims
+        a_forked_copy_of_a_claim_is_void
         sets_are_never_torn
         updates_are_counted
         killed_setters_tear_nothing
