@@ -167,3 +167,20 @@ pub fn flipped_header_bytes() {
         random.below(end) as u64
     });
 }
+
+pub fn changed_table_words() {
+    /// Where tables begin, and how many of their bytes are in use in a small pool.
+    const TABLES: [(u64, usize); 5] = [
+        (1 << 20, 4 * 512),
+        (2 << 20, 4 * 256),
+        (3 << 20, 3 * 256),
+        (16 << 20, 3 * 8192),
+        (1 << 30, 8 * 64),
+    ];
+    attach_changed(40, 100, |random| {
+        let (start, len) = TABLES[random.below(TABLES.len())];
+        // Slots are mostly long lists.
+        let len = if random.below(2) == 0 { len.min(2 * 8192) } else { len };
+        start + random.below(len) as u64
+    });
+}
