@@ -23,8 +23,8 @@ use std::fmt;
 use std::marker::PhantomPinned;
 use std::time::{Duration, Instant};
 
-use super::{deadline, here};
 use super::mutex::{LockError, MutexGuard};
+use super::{deadline, here};
 use crate::layout::arena::Arena;
 use crate::layout::{Field, ShmSafe, TypeInfo};
 use crate::participants::lock;

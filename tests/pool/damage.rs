@@ -180,7 +180,11 @@ pub fn changed_table_words() {
     attach_changed(40, 100, |random| {
         let (start, len) = TABLES[random.below(TABLES.len())];
         // Slots are mostly long lists.
-        let len = if random.below(2) == 0 { len.min(2 * 8192) } else { len };
+        let len = if random.below(2) == 0 {
+            len.min(2 * 8192)
+        } else {
+            len
+        };
         start + random.below(len) as u64
     });
 }
