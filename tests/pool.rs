@@ -47,7 +47,8 @@ const CASES: &[common::Named] = table! {
         another_pid_namespace;
     damage:
         flipped_header_bytes
-        changed_table_words;
+        changed_table_words
+        changed_array_words;
     growth:
         four_gib_by_four_processes
         grow_to
