@@ -47,6 +47,7 @@ const CASES: &[Named] = table! {
         not_in_a_pool
         guards_refuse_a_spawn
         a_leaked_guard_outlives_its_thread
+        an_owner_goes_on_to_another_program
         a_forked_guard_is_void
         many_at_once
         reentrancy

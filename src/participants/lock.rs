@@ -214,8 +214,9 @@ pub(crate) fn sleep(
             }
             if seen & OWNER_DIED != 0 || life::is_gone(arena, owner) {
                 recovery::recover_slot(arena, owner.slot());
-                // Held by somebody who recovers it: not for long.
-                if !recovery::is_resolved(arena, owner) {
+                // Somebody recovers it, or another thread of its process may still run: mostly not
+                // for long.
+                if !is_over(arena, owner) {
                     futex::wait(word, value, left.min(Duration::from_micros(200)));
                 }
             } else {

@@ -183,7 +183,7 @@ fn finish_process(arena: Arena, index: usize, record: &Process) -> bool {
         }
     }
     arena.header().unreaped.store(1, Ordering::SeqCst);
-    drop_holds(arena, index, record);
+    drop_holds(arena, index);
     let free = ProcessState {
         phase: ProcessPhase::Free,
         parent: 0,
@@ -207,7 +207,7 @@ pub(crate) fn abort_children(arena: Arena, parent: usize) {
         };
         // The child's own step is a compare-exchange from the same word: one of the two wins.
         if state == aborted || state.phase == ProcessPhase::Forking && record.turn(state, aborted) {
-            drop_holds(arena, index, record);
+            drop_holds(arena, index);
             record.turn(
                 aborted,
                 ProcessState {
@@ -221,8 +221,8 @@ pub(crate) fn abort_children(arena: Arena, parent: usize) {
 }
 
 /// Lets go of every object that a process held.
-pub(crate) fn drop_holds(arena: Arena, index: usize, record: &Process) {
-    for word in 0..record.held.load(Ordering::Acquire) as usize / 64 {
+pub(crate) fn drop_holds(arena: Arena, index: usize) {
+    for word in 0..arena.held(index) / 64 {
         // SAFETY: below `held`.
         let word = unsafe { arena.hold_word(index, word) };
         if word.load(Ordering::Relaxed) != 0 {
