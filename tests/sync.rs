@@ -37,6 +37,7 @@ const CASES: &[Named] = table! {
         totals_under_kills
         killed_owner
         killed_owner_while_another_waits
+        a_taker_leaves_the_rest_of_recovery
         orphan_dropped
         orphan_reset
         orphan_into_guard

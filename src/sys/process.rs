@@ -95,7 +95,8 @@ pub(crate) fn process_is_gone(pid: u32, start: u64) -> bool {
         return false;
     }
     match read_stat(CWD, format_args!("/proc/{pid}/stat")) {
-        Stat::Read(line) if line.start != start => true,
+        // A start of 0 is unknown, and so no evidence.
+        Stat::Read(line) if start != 0 && line.start != start => true,
         Stat::Read(line) if !line.ended() => false,
         // The kernel counts the threads that are not yet released, the leader among them.
         Stat::Read(line) => line.threads <= 1 || all_threads_ended(pid),

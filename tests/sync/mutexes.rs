@@ -171,6 +171,28 @@ pub fn killed_owner_while_another_waits() {
     });
 }
 
+/// Nobody waits for what recovery does with the dead one's memory.
+pub fn a_taker_leaves_the_rest_of_recovery() {
+    let mutex = one();
+    let (reader, writer) = pipe().unwrap();
+    scope(|s| {
+        let owner = s
+            .spawn(|| {
+                let _guard = mutex.lock().unwrap();
+                tell_and_hang(&writer);
+            })
+            .unwrap();
+        listen(&reader);
+        owner.kill().unwrap();
+        until("dead", || owner.is_finished());
+        drop(orphan(&mutex).into_guard());
+        // Not reaped yet, so nobody else has recovered it.
+        assert_eq!(mutex.pool().recover().threads, 1);
+        assert_eq!(mutex.pool().recover().threads, 0);
+        owner.join().unwrap_err();
+    });
+}
+
 pub fn orphan_dropped() {
     let mutex = one();
     kill_holder(&mutex);
