@@ -9,7 +9,7 @@
 //! 1. the phase becomes DEAD (by whoever notices first; no life word needed);
 //! 2. the intent: the operation in flight happens or does not. From here on others may take the
 //!    dead one's locks, so nobody waits for the rest;
-//! 3. permits go back, sleepers are woken, the pin goes;
+//! 3. permits go back, reads are over, sleepers are woken, the pin goes;
 //! 4. the allocator gives its spans to nobody, so that anybody can take them;
 //! 5. the slot is FREE, the life word 0.
 //!
@@ -22,7 +22,7 @@ use std::sync::OnceLock;
 use crate::layout::arena::Arena;
 use crate::participants::table::{Process, ProcessPhase, ProcessState, Slot, SlotPhase, SlotState};
 use crate::participants::tag::Tag;
-use crate::participants::{life, permits};
+use crate::participants::{life, permits, readers};
 use crate::primitive::Ordering;
 use crate::sys::futex;
 use crate::sys::robust::OWNER_DIED;
@@ -108,6 +108,7 @@ pub(crate) fn finish_slot(arena: Arena, index: usize, slot: &Slot) {
     debug_assert!(!slot.intent.is_open());
     futex::wake(&slot.life.word, u32::MAX);
     permits::recover(arena, index);
+    readers::forget(slot);
     futex::wake_address(slot.watched.waiting_on.swap(0, Ordering::AcqRel) as usize);
     futex::wake_address(slot.watched.condition.swap(0, Ordering::AcqRel) as usize);
     slot.watched.element.store(0, Ordering::Release);

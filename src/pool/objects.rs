@@ -37,7 +37,7 @@ use crate::layout::arena::{Arena, OBJECTS};
 use crate::layout::local;
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
-use crate::participants::{detect, epoch, permits, process};
+use crate::participants::{detect, epoch, permits, process, readers};
 use crate::primitive::{AtomicU64, Ordering};
 use crate::protocol::lifecycle;
 pub(crate) use crate::protocol::lifecycle::{ObjectState, Phase};
@@ -393,6 +393,11 @@ fn is_unused(arena: Arena, entry: &Entry, index: usize) -> bool {
     detect::value(entry.links.load(Ordering::SeqCst)) == 0 && !is_held(arena, index)
 }
 
+/// True if a thread's lists name something within an object: a leaked permit, or a leaked read.
+fn is_listed(arena: Arena, extent: std::ops::Range<usize>) -> bool {
+    permits::any_within(arena, extent.clone()) || readers::any_within(arena, &extent)
+}
+
 /// Destroys an object that is RETIRED or CONDEMNED, if nothing holds it and nobody looks at it.
 /// Adds to `work` what it led to and nothing holds now. False if somebody looks at it.
 ///
@@ -407,8 +412,7 @@ fn destroy(
     let Some(entry) = arena.object(index) else {
         return true;
     };
-    let is_past =
-        |stamp| epoch::is_past(arena, stamp) && !permits::any_within(arena, extent(arena, entry));
+    let is_past = |stamp| epoch::is_past(arena, stamp) && !is_listed(arena, extent(arena, entry));
     let is_unused = || is_unused(arena, entry, index);
     if !lifecycle::destroyable(state, &entry.stamp, is_unused, is_past) {
         return false;
