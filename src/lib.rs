@@ -33,6 +33,7 @@
 //! containers     Shared, Handle, Link, Array, Matrix, Foreign
 //! sync           Mutex, ReentrantMutex, Condvar, Semaphore, Barrier
 //! pool           create, attach, objects, names
+//! engines        what every process knows of containers: recovery, destruction, check
 //! allocator      slices, spans, runs, growth
 //! participants   who is attached, who lives, recovery of the dead
 //! protocol       the steps on shared words that the models check
@@ -54,6 +55,8 @@ extern crate self as shmkit;
 mod allocator;
 #[cfg(not(shmkit_loom))]
 mod containers;
+#[cfg(not(shmkit_loom))]
+mod engines;
 #[cfg(not(shmkit_loom))]
 pub mod layout;
 #[cfg(not(shmkit_loom))]

@@ -33,6 +33,7 @@ use super::handles::{self, Hold};
 use super::{intents, types};
 use crate::allocator::check::{CheckReport, Depth};
 use crate::allocator::{AllocError, block, grow};
+use crate::engines;
 use crate::layout::arena::{Arena, OBJECTS};
 use crate::layout::local;
 use crate::participants::table::Slot;
@@ -417,7 +418,8 @@ fn destroy(
     if !lifecycle::destroyable(state, &entry.stamp, is_unused, is_past) {
         return false;
     }
-    slot.intent.open(intents::DESTROY, &[index as u64, 0, 0, 0]);
+    slot.intent
+        .open(intents::DESTROY, &[index as u64, 0, 0, 0, 0, 0]);
     if let Some(destroying) = lifecycle::seize(&entry.state, state, slot.tag().slot()) {
         let address = entry.address.load(Ordering::Relaxed) as usize;
         if address != 0 {
@@ -432,6 +434,14 @@ fn destroy(
                         }
                     }
                     types::Owned::Block => intents::drop_block(arena, slot, field),
+                    types::Owned::Engine(engine) => {
+                        let mut cursor = 0;
+                        while let Some(named) =
+                            engines::next_block(arena, engine, field as usize, &mut cursor)
+                        {
+                            intents::drop_named(arena, slot, named);
+                        }
+                    }
                 }
             }
             let own = std::ptr::from_ref(&entry.address).addr() as u64;
@@ -507,6 +517,13 @@ pub(super) fn check(arena: Arena, depth: Depth, report: &mut CheckReport) {
         }
         if phase == Phase::Live && links == 0 && !is_held(arena, index) {
             report.problem(format_args!("object {index} is held by nobody"));
+        }
+        if phase == Phase::Live {
+            for owned in types::owned_words(arena, entry.kind()) {
+                if let types::Owned::Engine(engine) = owned.kind {
+                    engines::check(arena, engine, address + owned.offset, report);
+                }
+            }
         }
     }
 }

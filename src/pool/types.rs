@@ -6,7 +6,7 @@
 
 use crate::allocator::grow;
 use crate::layout::arena::{Arena, TYPES};
-use crate::layout::{OwnedKind, ShmSafe, TypeInfo};
+use crate::layout::{Engine, OwnedKind, ShmSafe, TypeInfo};
 use crate::participants::lock;
 use crate::participants::table::Slot;
 use crate::primitive::{AtomicU64, Ordering};
@@ -43,6 +43,22 @@ const _: () = assert!(size_of::<TypeEntry>() <= TYPES.entry);
 pub(super) enum Owned {
     Link,
     Block,
+    Engine(Engine),
+}
+
+/// What stands for each kind in an entry; an engine's number is above [`ENGINE`].
+const LINK: u64 = 1;
+const BLOCK: u64 = 2;
+const ENGINE: u64 = 16;
+
+impl Owned {
+    fn of_code(code: u64) -> Option<Self> {
+        match code {
+            LINK => Some(Owned::Link),
+            BLOCK => Some(Owned::Block),
+            _ => Engine::numbered(code.checked_sub(ENGINE)? as u32).map(Owned::Engine),
+        }
+    }
 }
 
 /// An owning word of a value.
@@ -148,8 +164,9 @@ fn enter(
     entry.fields.store(owned.len() as u64, Ordering::Relaxed);
     for (place, field) in entry.owned.iter().zip(&owned) {
         let kind = match field.kind {
-            OwnedKind::Link(_) => 1u64,
-            OwnedKind::Block => 2,
+            OwnedKind::Link(_) => LINK,
+            OwnedKind::Block => BLOCK,
+            OwnedKind::Engine(engine) => ENGINE + engine as u64,
         };
         place.place.store(
             u64::from(field.offset) | u64::from(field.stride) << 32,
@@ -178,16 +195,17 @@ pub(super) fn owned_words(arena: Arena, index: usize) -> impl Iterator<Item = Ow
         let place = run.place.load(Ordering::Relaxed);
         let count = run.count.load(Ordering::Relaxed);
         let (offset, stride) = (place & 0xffff_ffff, place >> 32);
-        let kind = if count >> 32 == 1 {
-            Owned::Link
-        } else {
-            Owned::Block
-        };
-        (0..count & 0xffff_ffff)
-            .map(move |i| OwnedWord {
-                offset: (offset + i * stride) as usize,
-                kind,
+        let kind = Owned::of_code(count >> 32);
+        // Garbage may say a distance of 0, and any count.
+        let fits = stride
+            .checked_sub(8)
+            .map_or(1, |_| (size as u64).saturating_sub(offset) / stride + 1);
+        (0..(count & 0xffff_ffff).min(fits)).filter_map(move |i| {
+            let offset = (offset + i * stride) as usize;
+            (offset.is_multiple_of(8) && offset + 8 <= size).then_some(OwnedWord {
+                offset,
+                kind: kind?,
             })
-            .take_while(move |word| word.offset + 8 <= size)
+        })
     })
 }
