@@ -108,8 +108,8 @@ mod exports {
         PoolBuilder, ReallocError, RecoverySummary, TypeError, UnlinkError,
     };
     pub use crate::sync::{
-        Barrier, Condvar, LockError, Mutex, MutexGuard, Orphan, Permit, Recover, RecoverableMutex,
-        ReentrantMutex, RwLock, Semaphore,
+        Barrier, Condvar, Event, LockError, Mutex, MutexGuard, Orphan, Permit, Recover,
+        RecoverableMutex, ReentrantMutex, RwLock, Semaphore,
     };
     pub use crate::sys::memory::CommitError;
     pub use shmkit_derive::{KillSafe, ShmSafe};

@@ -17,6 +17,8 @@ use shmkit::{Pool, Shared, ShmSafe};
 mod barriers;
 #[path = "sync/condvars.rs"]
 mod condvars;
+#[path = "sync/events.rs"]
+mod events;
 #[path = "sync/mutexes.rs"]
 mod mutexes;
 #[path = "sync/recoverable.rs"]
@@ -91,6 +93,12 @@ const CASES: &[Named] = table! {
         panic_while_repairing
         repaired_under_kills
         recoverable_errors;
+    events:
+        set_and_clear
+        all_waiters_go_on
+        a_dead_waiter_hurts_nobody
+        setters_killed_at_random
+        a_descriptor_per_process;
     barriers:
         phases_by_processes
         one_leader

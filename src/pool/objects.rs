@@ -394,6 +394,16 @@ fn is_unused(arena: Arena, entry: &Entry, index: usize) -> bool {
     detect::value(entry.links.load(Ordering::SeqCst)) == 0 && !is_held(arena, index)
 }
 
+/// The object that an address of the pool lies in, and its generation.
+pub(crate) fn containing(arena: Arena, address: usize) -> Option<(usize, u32)> {
+    (0..arena.object_count()).find_map(|index| {
+        let entry = arena.object(index)?;
+        let state = entry.state();
+        let inside = state.phase == Phase::Live && extent(arena, entry).contains(&address);
+        inside.then_some((index, state.generation))
+    })
+}
+
 /// True if a thread's lists name something within an object: a leaked permit, or a leaked read.
 fn is_listed(arena: Arena, extent: std::ops::Range<usize>) -> bool {
     permits::any_within(arena, extent.clone()) || readers::any_within(arena, &extent)

@@ -8,6 +8,7 @@
 //! | [`RwLock`] | many readers or one writer | a reader vanishes; a writer leaves a [`WriteOrphan`] |
 //! | [`Condvar`] | wait for news under a mutex | waiters look again |
 //! | [`Semaphore`] | permits | its permits come back |
+//! | [`Event`] | wait until it is set, also in a poll loop | nothing |
 //! | [`Barrier`] | all arrive before any goes on | the others are told that it is broken |
 //!
 //! All of them are parts of values in a pool, used in place through `&self`. They are words: nothing
@@ -29,6 +30,7 @@
 
 mod barrier;
 mod condvar;
+mod event;
 mod mutex;
 mod recoverable;
 mod reentrant;
@@ -43,6 +45,7 @@ use crate::participants::thread;
 
 pub use barrier::{Barrier, BarrierError, BarrierWaitResult};
 pub use condvar::{Condvar, WaitTimeoutResult};
+pub use event::{Event, WaitError};
 pub use mutex::{LockError, Mutex, MutexGuard, Orphan};
 pub use recoverable::{Recover, RecoverableGuard, RecoverableMutex};
 pub use reentrant::{LockFailure, Poison, ReentrantGuard, ReentrantMutex};

@@ -1,7 +1,7 @@
-//! Readers and writers, and the mutex that repairs: every operation, killed after every change.
+//! Readers and writers, the mutex that repairs, events: every operation, killed after every change.
 
-use shmkit::sync::{RwLockError, WriteOrphan};
-use shmkit::{KillSafe, Recover, RecoverableMutex, RwLock, ShmSafe};
+use shmkit::sync::{RwLockError, WaitError, WriteOrphan};
+use shmkit::{Event, KillSafe, Recover, RecoverableMutex, RwLock, ShmSafe};
 
 use crate::engine::{Crash, Suite};
 use crate::sync::{HALF, NEW, OLD, Pair, case, ensure, killed_in, nothing, says};
@@ -9,6 +9,7 @@ use crate::sync::{HALF, NEW, OLD, Pair, case, ensure, killed_in, nothing, says};
 pub fn cases(suite: &mut Suite) {
     rwlocks(suite);
     recoverable(suite);
+    events(suite);
 }
 
 /// What the survivor finds, and whether it was told of a death. The lock is as new then.
@@ -221,4 +222,49 @@ fn recoverable(suite: &mut Suite) {
         add,
         |lock, crash| in_order(lock, crash, &[5, 6], 6),
     ));
+}
+
+/// It can be set, waited for and cleared; how it was found.
+fn event_works(event: &Event) -> Result<bool, String> {
+    let was = event.is_set();
+    ensure(event.clear() == was, || "two minds".into())?;
+    let waited = event.wait_timeout(std::time::Duration::from_millis(1));
+    ensure(waited == Err(WaitError::TimedOut), || format!("{waited:?}"))?;
+    event.set();
+    let waited = event.wait();
+    ensure(waited.is_ok(), || format!("{waited:?}"))?;
+    Ok(was)
+}
+
+fn events(suite: &mut Suite) {
+    suite.run(case(
+        "event, set and clear",
+        Event::new,
+        nothing,
+        |event| {
+            event.set();
+            event.set();
+            assert!(event.clear());
+            event.set();
+        },
+        |event, crash| {
+            let was = event_works(event)?;
+            ensure(was || !crash.finished, || "not set".into())
+        },
+    ));
+    // How often it looks depends on the clock, so no two runs are alike.
+    suite.run(
+        case(
+            "event, wait_timeout",
+            Event::new,
+            nothing,
+            |event| {
+                let waited = event.wait_timeout(std::time::Duration::from_millis(60));
+                assert_eq!(waited, Err(WaitError::TimedOut));
+            },
+            |event, _| ensure(!event_works(event)?, || "set by nobody".into()),
+        )
+        .without_second_order()
+        .without_real_kills(),
+    );
 }
