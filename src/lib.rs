@@ -97,9 +97,10 @@ mod exports {
     pub use crate::allocator::stats::{ClassStats, Stats};
     pub use crate::allocator::{AllocError, FreeError};
     pub use crate::containers::{
-        Array, Claim, ClaimError, ClaimMut, ElementError, Foreign, Handle, HandleError, Link,
-        LinkError, Matrix, PoolAlloc, ResizeError, RowBand, RowBandMut, Rows, RowsMut, ShapeError,
-        Shared, View,
+        AppendError, Array, Buffer, ByteChunks, BytesView, Claim, ClaimError, ClaimMut,
+        ElementError, Foreign, Handle, HandleError, Link, LinkError, Matrix, PoolAlloc, Position,
+        RangeError, Reader, ResizeError, RowBand, RowBandMut, Rows, RowsMut, ShapeError, Shared,
+        View,
     };
     pub use crate::layout::{KillSafe, ShmSafe, TypeInfo};
     pub use crate::participants::thread::NoSlot;
@@ -143,6 +144,11 @@ pub mod testing {
             .filter(|entry| entry.state().phase == crate::pool::objects::Phase::Live)
             .map(|entry| crate::participants::detect::value(entry.links.load(Ordering::SeqCst)))
             .collect()
+    }
+
+    /// Bytes that the chunks of a buffer take, which nobody uses.
+    pub fn buffer_memory(buffer: &crate::Buffer) -> usize {
+        buffer.memory()
     }
 
     /// Does to the pool what the kernel does when the thread with that tid dies.

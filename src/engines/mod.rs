@@ -17,6 +17,8 @@
 //! Intents of an engine have its number in the bits from [`OP_SHIFT`] up; what is below, and the
 //! arguments, are the engine's own.
 
+pub(crate) mod buffer;
+
 use crate::allocator::check::CheckReport;
 use crate::layout::Engine;
 use crate::layout::arena::Arena;
@@ -42,10 +44,9 @@ pub(crate) struct Named {
 /// Completes or undoes what a dead thread had open, if the operation is an engine's. The caller
 /// holds the slot's life word, frees what `freeing` names afterwards, and closes the intent.
 pub(crate) fn resolve(arena: Arena, slot: &Slot, owner: Tag, op: u64) {
-    let _ = (arena, slot, owner);
     match Engine::numbered((op >> OP_SHIFT) as u32) {
-        Some(Engine::Map | Engine::Cell | Engine::Queue | Engine::Buffer | Engine::Heap) | None => {
-        }
+        Some(Engine::Buffer) => buffer::resolve(arena, slot, owner, op),
+        Some(Engine::Map | Engine::Cell | Engine::Queue | Engine::Heap) | None => {}
     }
 }
 
@@ -60,16 +61,17 @@ pub(crate) fn next_block(
     first: usize,
     cursor: &mut usize,
 ) -> Option<Named> {
-    let _ = (arena, first, cursor);
+    let _ = cursor;
     match engine {
-        Engine::Map | Engine::Cell | Engine::Queue | Engine::Buffer | Engine::Heap => None,
+        Engine::Buffer => buffer::next_block(arena, first),
+        Engine::Map | Engine::Cell | Engine::Queue | Engine::Heap => None,
     }
 }
 
 /// Checks a container at rest; `first` is the address of its first word.
 pub(crate) fn check(arena: Arena, engine: Engine, first: usize, report: &mut CheckReport) {
-    let _ = (arena, first, report);
     match engine {
-        Engine::Map | Engine::Cell | Engine::Queue | Engine::Buffer | Engine::Heap => {}
+        Engine::Buffer => buffer::check(arena, first, report),
+        Engine::Map | Engine::Cell | Engine::Queue | Engine::Heap => {}
     }
 }
