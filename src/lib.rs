@@ -33,6 +33,7 @@
 //! containers     Shared, Handle, Link, Array, Matrix, Foreign
 //! sync           Mutex, ReentrantMutex, Condvar, Semaphore, Barrier
 //! pool           create, attach, objects, names
+//! engines        what every process knows of containers: recovery, destruction, check
 //! allocator      slices, spans, runs, growth
 //! participants   who is attached, who lives, recovery of the dead
 //! protocol       the steps on shared words that the models check
@@ -54,6 +55,8 @@ extern crate self as shmkit;
 mod allocator;
 #[cfg(not(shmkit_loom))]
 mod containers;
+#[cfg(not(shmkit_loom))]
+mod engines;
 #[cfg(not(shmkit_loom))]
 pub mod layout;
 #[cfg(not(shmkit_loom))]
@@ -94,9 +97,10 @@ mod exports {
     pub use crate::allocator::stats::{ClassStats, Stats};
     pub use crate::allocator::{AllocError, FreeError};
     pub use crate::containers::{
-        Array, Claim, ClaimError, ClaimMut, ElementError, Foreign, Handle, HandleError, Link,
-        LinkError, Matrix, PoolAlloc, ResizeError, RowBand, RowBandMut, Rows, RowsMut, ShapeError,
-        Shared, View,
+        AppendError, Array, Buffer, ByteChunks, BytesView, Claim, ClaimError, ClaimMut,
+        ElementError, Foreign, Handle, HandleError, Link, LinkError, Matrix, PoolAlloc, Position,
+        RangeError, Reader, ResizeError, RowBand, RowBandMut, Rows, RowsMut, ShapeError, Shared,
+        View,
     };
     pub use crate::layout::{KillSafe, ShmSafe, TypeInfo};
     pub use crate::participants::thread::NoSlot;
@@ -105,7 +109,8 @@ mod exports {
         PoolBuilder, ReallocError, RecoverySummary, TypeError, UnlinkError,
     };
     pub use crate::sync::{
-        Barrier, Condvar, LockError, Mutex, MutexGuard, Orphan, Permit, ReentrantMutex, Semaphore,
+        Barrier, Condvar, Event, LockError, Mutex, MutexGuard, Orphan, Permit, Recover,
+        RecoverableMutex, ReentrantMutex, RwLock, Semaphore,
     };
     pub use crate::sys::memory::CommitError;
     pub use shmkit_derive::{KillSafe, ShmSafe};
@@ -139,6 +144,11 @@ pub mod testing {
             .filter(|entry| entry.state().phase == crate::pool::objects::Phase::Live)
             .map(|entry| crate::participants::detect::value(entry.links.load(Ordering::SeqCst)))
             .collect()
+    }
+
+    /// Bytes that the chunks of a buffer take, which nobody uses.
+    pub fn buffer_memory(buffer: &crate::Buffer) -> usize {
+        buffer.memory()
     }
 
     /// Does to the pool what the kernel does when the thread with that tid dies.

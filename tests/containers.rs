@@ -11,6 +11,8 @@ use shmkit::{KillSafe, Pool, ShmSafe};
 
 #[path = "containers/arrays.rs"]
 mod arrays;
+#[path = "containers/buffers.rs"]
+mod buffers;
 #[path = "containers/claims.rs"]
 mod claims;
 #[path = "containers/matrices.rs"]
@@ -55,6 +57,18 @@ const CASES: &[Named] = table! {
         a_matrix_grows
         a_matrix_in_a_struct
         bands_across_processes;
+    buffers:
+        buffer_behaves_like_its_model
+        buffer_refusals
+        a_full_pool_loses_no_bytes
+        deleting_returns_memory
+        views_keep_their_bytes
+        appended_by_many
+        killed_writers_tear_nothing
+        killed_deleters_lose_nothing
+        a_stopped_writer_blocks_nobody
+        readers_and_writers_wait
+        closing_wakes_all;
     workers:
         disjoint_bands_in_parallel
         the_claims_of_the_killed_are_over

@@ -10,7 +10,7 @@
 //! 2. the intent: the operation in flight happens or does not. From here on others may take the
 //!    dead one's locks, so nobody waits for the rest. Who needs a lock does this step alone, and
 //!    leaves the slot DEAD and marked;
-//! 3. permits go back, sleepers are woken, the pin goes;
+//! 3. permits go back, reads are over, sleepers are woken, the pin goes;
 //! 4. the allocator gives its spans to nobody, so that anybody can take them;
 //! 5. the slot is FREE, the life word 0.
 //!
@@ -23,7 +23,7 @@ use std::sync::OnceLock;
 use crate::layout::arena::Arena;
 use crate::participants::table::{Process, ProcessPhase, ProcessState, Slot, SlotPhase, SlotState};
 use crate::participants::tag::Tag;
-use crate::participants::{life, permits};
+use crate::participants::{life, permits, readers};
 use crate::primitive::{AtomicU64, Ordering};
 use crate::sys::futex;
 use crate::sys::robust::OWNER_DIED;
@@ -136,6 +136,7 @@ fn finish_slot(arena: Arena, index: usize, slot: &Slot) {
     let owner = Tag::new(index, state.generation);
     futex::wake(&slot.life.word, u32::MAX);
     permits::recover(arena, index);
+    readers::forget(slot);
     futex::wake_address(slot.watched.waiting_on.swap(0, Ordering::AcqRel) as usize);
     futex::wake_address(slot.watched.condition.swap(0, Ordering::AcqRel) as usize);
     slot.watched.element.store(0, Ordering::Release);

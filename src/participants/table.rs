@@ -63,6 +63,9 @@ pub(crate) struct Slot {
 
     /// The bytes of a write that is in flight, so that it can be done again.
     pub(crate) redo: [AtomicU64; REDO_WORDS],
+
+    /// The locks that the owner reads under; see `readers`.
+    pub(crate) reading: Reading,
 }
 
 /// How many permits a slot can list.
@@ -108,6 +111,17 @@ pub(crate) struct Inbox {
     pub(crate) help: AtomicU64,
     /// A bit a size class: somebody freed a block of a span of the owner. A hint.
     pub(crate) freed_hints: AtomicU64,
+}
+
+/// How many locks a thread can read under at once.
+pub(crate) const READS: usize = 31;
+
+/// Locks that a thread reads under, by address; 0 for an unused entry. Written by the owner alone.
+#[repr(C, align(64))]
+pub(crate) struct Reading {
+    /// Entries from here on are unused. Never lowered while the slot has an owner.
+    pub(crate) limit: AtomicU64,
+    pub(crate) locks: [AtomicU64; READS],
 }
 
 /// A permit of a semaphore; see `permits`.

@@ -3,11 +3,15 @@
 //! `toy` tests the engine: on a toy pool, with operations that are right and operations that are broken on purpose.
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod buffer;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod containers;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod engine;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod pool;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod rwlock;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod sync;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
@@ -20,6 +24,8 @@ fn main() -> std::process::ExitCode {
     pool::cases(&mut suite);
     containers::cases(&mut suite);
     sync::cases(&mut suite);
+    rwlock::cases(&mut suite);
+    buffer::cases(&mut suite);
     suite.finish()
 }
 
