@@ -94,12 +94,12 @@ mod readme {}
 #[cfg(not(shmkit_loom))]
 mod exports {
     pub use crate::allocator::check::CheckReport;
-    pub use crate::allocator::stats::{ClassStats, Stats};
+    pub use crate::allocator::stats::{ClassStats, RetiredStats, Stats};
     pub use crate::allocator::{AllocError, FreeError};
     pub use crate::containers::{
-        Array, Claim, ClaimError, ClaimMut, ElementError, Foreign, Handle, HandleError, Link,
-        LinkError, Matrix, PoolAlloc, ResizeError, RowBand, RowBandMut, Rows, RowsMut, ShapeError,
-        Shared, View,
+        Array, ChangeError, Claim, ClaimError, ClaimMut, ElementError, Foreign, Handle,
+        HandleError, Link, LinkError, Matrix, PoolAlloc, ResizeError, RowBand, RowBandMut, Rows,
+        RowsMut, ShapeError, Shared, SharedCell, StoreError, View,
     };
     pub use crate::layout::{KillSafe, ShmSafe, TypeInfo};
     pub use crate::participants::thread::NoSlot;

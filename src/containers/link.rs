@@ -153,15 +153,9 @@ impl<T: ShmSafe> Link<T> {
             epoch::unpin(slot);
             return None;
         };
-        thread::guard_made();
         // SAFETY: linked at a moment within the pin, so not destroyed before the pin ends; of type
         // `T`, as only handles of `T` are linked here.
-        let value = unsafe { value.cast::<T>().as_ref() };
-        Some(View {
-            value,
-            slot,
-            _one_thread: PhantomData,
-        })
+        Some(View::pinned(unsafe { value.cast::<T>().as_ref() }, slot))
     }
 }
 
@@ -186,6 +180,19 @@ pub struct View<'a, T: ShmSafe> {
     value: &'a T,
     slot: &'static Slot,
     _one_thread: PhantomData<*const ()>,
+}
+
+impl<'a, T: ShmSafe> View<'a, T> {
+    /// A view of a value that is pinned by `slot`, this thread's; the pin ends with it.
+    #[inline]
+    pub(super) fn pinned(value: &'a T, slot: &'static Slot) -> Self {
+        thread::guard_made();
+        View {
+            value,
+            slot,
+            _one_thread: PhantomData,
+        }
+    }
 }
 
 impl<T: ShmSafe> Deref for View<'_, T> {

@@ -5,14 +5,17 @@
 //! | `shared` | [`Shared`], [`Handle`]: objects from the outside |
 //! | `link`   | [`Link`], [`View`]: objects from within the pool |
 //! | `array`  | [`Array`]: elements, or claimed ranges as slices |
+//! | `cell`   | [`SharedCell`]: a value that is replaced as a whole |
 //! | `matrix` | [`Matrix`]: the same by rows |
 //! | `claims` | who uses which elements of an array |
 //! | `ranges` | [`Claim`], [`ClaimMut`]: claimed ranges |
 //! | `refusals` | the errors of arrays |
+//! | `store`  | the errors of containers that allocate |
 //! | `elements` | how elements are copied |
 //! | `foreign`| [`PoolAlloc`], [`Foreign`]: other crates' collections |
 
 mod array;
+mod cell;
 mod claims;
 mod elements;
 mod foreign;
@@ -21,11 +24,14 @@ mod matrix;
 mod ranges;
 mod refusals;
 mod shared;
+mod store;
 
 pub use array::Array;
+pub use cell::SharedCell;
 pub use foreign::{Foreign, PoolAlloc};
 pub use link::{Link, LinkError, View};
 pub use matrix::{Matrix, RowBand, RowBandMut, Rows, RowsMut, ShapeError};
 pub use ranges::{Claim, ClaimMut};
 pub use refusals::{ClaimError, ElementError, ResizeError};
 pub use shared::{Handle, HandleError, Shared};
+pub use store::{ChangeError, StoreError};

@@ -14,8 +14,18 @@
 //! | [`next_block`] | the container is being destroyed: what is to be freed next |
 //! | [`check`] | a full check of the pool at rest |
 //!
+//! | module   | what |
+//! |----------|------|
+//! | `limbo`  | what was unlinked and may still be looked at |
+//! | `change` | one word is made to name another block |
+//! | `cell`   | a word that names a block |
+//!
 //! Intents of an engine have its number in the bits from [`OP_SHIFT`] up; what is below, and the
 //! arguments, are the engine's own.
+
+pub(crate) mod cell;
+pub(crate) mod change;
+pub(crate) mod limbo;
 
 use crate::allocator::check::CheckReport;
 use crate::layout::Engine;
@@ -42,10 +52,9 @@ pub(crate) struct Named {
 /// Completes or undoes what a dead thread had open, if the operation is an engine's. The caller
 /// holds the slot's life word, frees what `freeing` names afterwards, and closes the intent.
 pub(crate) fn resolve(arena: Arena, slot: &Slot, owner: Tag, op: u64) {
-    let _ = (arena, slot, owner);
     match Engine::numbered((op >> OP_SHIFT) as u32) {
-        Some(Engine::Map | Engine::Cell | Engine::Queue | Engine::Buffer | Engine::Heap) | None => {
-        }
+        Some(Engine::Cell) => change::resolve(arena, slot, owner),
+        Some(Engine::Map | Engine::Queue | Engine::Buffer | Engine::Heap) | None => {}
     }
 }
 
@@ -60,16 +69,17 @@ pub(crate) fn next_block(
     first: usize,
     cursor: &mut usize,
 ) -> Option<Named> {
-    let _ = (arena, first, cursor);
+    let _ = cursor;
     match engine {
-        Engine::Map | Engine::Cell | Engine::Queue | Engine::Buffer | Engine::Heap => None,
+        Engine::Cell => cell::next_block(arena, first),
+        Engine::Map | Engine::Queue | Engine::Buffer | Engine::Heap => None,
     }
 }
 
 /// Checks a container at rest; `first` is the address of its first word.
 pub(crate) fn check(arena: Arena, engine: Engine, first: usize, report: &mut CheckReport) {
-    let _ = (arena, first, report);
     match engine {
-        Engine::Map | Engine::Cell | Engine::Queue | Engine::Buffer | Engine::Heap => {}
+        Engine::Cell => cell::check(arena, first, report),
+        Engine::Map | Engine::Queue | Engine::Buffer | Engine::Heap => {}
     }
 }

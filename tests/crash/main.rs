@@ -3,6 +3,8 @@
 //! `toy` tests the engine: on a toy pool, with operations that are right and operations that are broken on purpose.
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod cell;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod containers;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod engine;
@@ -20,6 +22,7 @@ fn main() -> std::process::ExitCode {
     pool::cases(&mut suite);
     containers::cases(&mut suite);
     sync::cases(&mut suite);
+    cell::cases(&mut suite);
     suite.finish()
 }
 
