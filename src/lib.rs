@@ -97,9 +97,9 @@ mod exports {
     pub use crate::allocator::stats::{ClassStats, RetiredStats, Stats};
     pub use crate::allocator::{AllocError, FreeError};
     pub use crate::containers::{
-        Array, ChangeError, Claim, ClaimError, ClaimMut, ElementError, Foreign, Handle,
-        HandleError, Link, LinkError, Matrix, PoolAlloc, ResizeError, RowBand, RowBandMut, Rows,
-        RowsMut, ShapeError, Shared, SharedCell, StoreError, View,
+        Array, ChangeError, Claim, ClaimError, ClaimMut, CompareError, ElementError, Foreign,
+        Handle, HandleError, HashMap, Iter, Key, Link, LinkError, Matrix, PoolAlloc, ResizeError,
+        RowBand, RowBandMut, Rows, RowsMut, ShapeError, Shared, SharedCell, StoreError, View,
     };
     pub use crate::layout::{KillSafe, ShmSafe, TypeInfo};
     pub use crate::participants::thread::NoSlot;

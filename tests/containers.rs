@@ -11,8 +11,14 @@ use shmkit::{KillSafe, Pool, ShmSafe};
 
 #[path = "containers/arrays.rs"]
 mod arrays;
+#[path = "containers/cells.rs"]
+mod cells;
 #[path = "containers/claims.rs"]
 mod claims;
+#[path = "common/mod.rs"]
+mod common;
+#[path = "containers/maps.rs"]
+mod maps;
 #[path = "containers/matrices.rs"]
 mod matrices;
 #[path = "containers/workers.rs"]
@@ -63,6 +69,27 @@ const CASES: &[Named] = table! {
         killed_setters_tear_nothing
         growth_under_use
         killed_growers;
+    cells:
+        a_cell_is_a_variable
+        cells_outside_of_a_pool
+        an_update_that_panics_changes_nothing
+        a_view_holds_back_what_it_sees
+        a_full_pool_keeps_the_cell
+        updates_of_a_cell_are_counted
+        killed_setters_of_cells_lose_nothing
+        a_stopped_viewer_holds_up_memory_only;
+    maps:
+        behaves_like_stds
+        grows_and_shrinks
+        keys_of_all_kinds
+        maps_outside_of_a_pool
+        handles_and_names_of_maps
+        closures_may_panic_and_re_enter
+        a_full_pool_loses_no_entry
+        a_mixed_load_of_processes
+        the_killed_leave_a_map_whole
+        increments_of_the_killed_are_counted
+        killed_fillers_of_a_growing_map;
 };
 
 /// 24 bytes of which the third eight tell whether they belong together.

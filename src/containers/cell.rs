@@ -16,6 +16,7 @@ use std::mem::{ManuallyDrop, offset_of};
 use std::ptr::NonNull;
 
 use super::View;
+use super::link::Pinned;
 use super::store::{ChangeError, StoreError};
 use crate::ShmSafe;
 use crate::engines::cell::CHANGE;
@@ -193,6 +194,7 @@ impl<T: ShmSafe + Unpin> SharedCell<T> {
             old = now;
         }
         change::finish(arena, slot, old, size_of::<Block<T>>());
+        limbo::collect_now_and_then(arena, slot);
         Ok(self.view_pinned(slot, old))
     }
 
@@ -225,29 +227,20 @@ impl<T: ShmSafe + Unpin> SharedCell<T> {
         let arena = self.arena().ok_or(ChangeError::NotInPool)?;
         let slot = thread::slot(arena)?;
         loop {
-            let seen = self.view_or_pin(arena, slot);
-            let new = f(seen.value());
+            let _pinned = Pinned::new(arena, slot);
+            let old = self.word.0.load(Ordering::SeqCst);
+            // SAFETY: pinned before the word was read, and until after `f`; nobody writes to it.
+            let new = f(Self::value_in(old).map(|value| unsafe { value.as_ref() }));
             let (_, _, block) = self.prepare()?;
             Self::fill(block, new);
-            let old = seen.block;
             match change::publish(arena, slot, &self.word.0, (old, old), block) {
                 Ok(()) => {
                     change::finish(arena, slot, old, size_of::<Block<T>>());
+                    limbo::collect_now_and_then(arena, slot);
                     return Ok(());
                 }
                 Err(_) => change::abandon(arena, slot, block),
             }
-        }
-    }
-
-    fn view_or_pin(&self, arena: Arena, slot: &'static Slot) -> Seen<T> {
-        epoch::pin(arena, slot);
-        thread::guard_made();
-        let block = self.word.0.load(Ordering::SeqCst);
-        Seen {
-            block,
-            value: Self::value_in(block),
-            slot,
         }
     }
 
@@ -267,27 +260,6 @@ impl<T: ShmSafe + Unpin> SharedCell<T> {
             // SAFETY: a new block of that layout, which nobody else has.
             unsafe { place.write(value) };
         }
-    }
-}
-
-/// What an update has read, pinned until it is dropped: also by a panic.
-struct Seen<T> {
-    block: u64,
-    value: Option<NonNull<T>>,
-    slot: &'static Slot,
-}
-
-impl<T> Seen<T> {
-    fn value(&self) -> Option<&T> {
-        // SAFETY: read under the pin that lasts as long as `self`; nobody writes to it.
-        self.value.map(|value| unsafe { value.as_ref() })
-    }
-}
-
-impl<T> Drop for Seen<T> {
-    fn drop(&mut self) {
-        epoch::unpin(self.slot);
-        thread::guard_dropped();
     }
 }
 

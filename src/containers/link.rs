@@ -195,6 +195,47 @@ impl<'a, T: ShmSafe> View<'a, T> {
     }
 }
 
+/// A pin of this thread, counted as a guard: ends when it is dropped, also by a panic.
+pub(super) struct Pinned {
+    slot: &'static Slot,
+    _one_thread: PhantomData<*const ()>,
+}
+
+impl Pinned {
+    #[inline]
+    pub(super) fn new(arena: Arena, slot: &'static Slot) -> Self {
+        epoch::pin(arena, slot);
+        thread::guard_made();
+        Pinned {
+            slot,
+            _one_thread: PhantomData,
+        }
+    }
+
+    /// A view of a value that was found under the pin, which goes on with the view.
+    #[inline]
+    pub(super) fn view<'a, T: ShmSafe>(self, value: &'a T) -> View<'a, T> {
+        let slot = std::mem::ManuallyDrop::new(self).slot;
+        View {
+            value,
+            slot,
+            _one_thread: PhantomData,
+        }
+    }
+}
+
+impl Drop for Pinned {
+    #[inline]
+    fn drop(&mut self) {
+        // A forked child has a copy of its parent's, and not its pin.
+        let address = std::ptr::from_ref(self.slot).addr();
+        if thread::known_slot_at(address).is_some_and(|mine| std::ptr::eq(mine, self.slot)) {
+            epoch::unpin(self.slot);
+            thread::guard_dropped();
+        }
+    }
+}
+
 impl<T: ShmSafe> Deref for View<'_, T> {
     type Target = T;
 

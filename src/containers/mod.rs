@@ -7,6 +7,7 @@
 //! | `array`  | [`Array`]: elements, or claimed ranges as slices |
 //! | `cell`   | [`SharedCell`]: a value that is replaced as a whole |
 //! | `matrix` | [`Matrix`]: the same by rows |
+//! | `hash_map` | [`HashMap`]: values by keys |
 //! | `claims` | who uses which elements of an array |
 //! | `ranges` | [`Claim`], [`ClaimMut`]: claimed ranges |
 //! | `refusals` | the errors of arrays |
@@ -19,6 +20,7 @@ mod cell;
 mod claims;
 mod elements;
 mod foreign;
+mod hash_map;
 mod link;
 mod matrix;
 mod ranges;
@@ -29,6 +31,7 @@ mod store;
 pub use array::Array;
 pub use cell::SharedCell;
 pub use foreign::{Foreign, PoolAlloc};
+pub use hash_map::{CompareError, HashMap, Iter, Key};
 pub use link::{Link, LinkError, View};
 pub use matrix::{Matrix, RowBand, RowBandMut, Rows, RowsMut, ShapeError};
 pub use ranges::{Claim, ClaimMut};

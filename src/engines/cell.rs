@@ -22,14 +22,14 @@ pub(crate) fn next_block(arena: Arena, first: usize) -> Option<Named> {
     })
 }
 
-/// A cell names a block that nobody has retired.
+/// A cell names a block that is in no list. It may be noted: by who died before the exchange.
 pub(crate) fn check(arena: Arena, first: usize, report: &mut CheckReport) {
     let Some(named) = next_block(arena, first) else {
         return;
     };
-    let retired =
-        limbo::header(arena, named.old).is_none_or(|own| own.next.load(Ordering::Acquire) != 0);
-    if block::usable_size(arena, named.block).is_err() || retired {
+    let listed = limbo::header(arena, named.old)
+        .is_none_or(|own| !matches!(own.next.load(Ordering::Acquire), 0 | limbo::END));
+    if block::usable_size(arena, named.block).is_err() || listed {
         report.problem(format_args!("the cell at {first:#x} names no block"));
     }
 }

@@ -150,7 +150,8 @@ fn announce(slot: &Slot, old_block: u64, new: u64) {
     slot.intent.set_arg(STEP, PUBLISHING);
 }
 
-/// The change happened: what the word named goes to limbo, and the intent is closed.
+/// The change happened: what the word named goes to limbo, and the intent is closed. The caller
+/// [collects](limbo::collect_now_and_then) once it has given back its locks.
 #[inline]
 pub(crate) fn finish(arena: Arena, slot: &Slot, old_block: u64, bytes: usize) {
     compiler_fence(Ordering::SeqCst);
@@ -158,7 +159,6 @@ pub(crate) fn finish(arena: Arena, slot: &Slot, old_block: u64, bytes: usize) {
         limbo::retire(arena, slot, old_block, bytes);
     }
     slot.intent.close();
-    limbo::collect_now_and_then(arena, slot);
 }
 
 /// The change will not happen: the new block, which nobody has seen, is freed.

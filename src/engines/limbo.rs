@@ -58,9 +58,6 @@ pub(crate) struct Retirable {
     pub(crate) stamp: AtomicU64,
 }
 
-/// Bytes of [`Retirable`].
-pub(crate) const HEADER: usize = size_of::<Retirable>();
-
 /// The first words of a block; `None` for what can be none.
 #[inline]
 pub(crate) fn header(arena: Arena, block: u64) -> Option<&'static Retirable> {
@@ -241,8 +238,9 @@ pub(crate) fn recount(arena: Arena, slot: &Slot) {
     list.fresh_from.store(head, Ordering::Relaxed);
     if head != 0 {
         stamp_fresh(arena, list);
-        leave(arena, slot);
     }
+    // Its thread may have been reaping, and have cleared this.
+    arena.header().limbo_left.store(1, Ordering::SeqCst);
 }
 
 /// The slot is about to be nobody's: whoever reaps finds what is left.

@@ -19,6 +19,7 @@
 //! | `limbo`  | what was unlinked and may still be looked at |
 //! | `change` | one word is made to name another block |
 //! | `cell`   | a word that names a block |
+//! | `map`    | words that name nodes, by the hash of their keys |
 //!
 //! Intents of an engine have its number in the bits from [`OP_SHIFT`] up; what is below, and the
 //! arguments, are the engine's own.
@@ -26,6 +27,7 @@
 pub(crate) mod cell;
 pub(crate) mod change;
 pub(crate) mod limbo;
+pub(crate) mod map;
 
 use crate::allocator::check::CheckReport;
 use crate::layout::Engine;
@@ -54,7 +56,8 @@ pub(crate) struct Named {
 pub(crate) fn resolve(arena: Arena, slot: &Slot, owner: Tag, op: u64) {
     match Engine::numbered((op >> OP_SHIFT) as u32) {
         Some(Engine::Cell) => change::resolve(arena, slot, owner),
-        Some(Engine::Map | Engine::Queue | Engine::Buffer | Engine::Heap) | None => {}
+        Some(Engine::Map) => map::resolve(arena, slot, owner, op),
+        Some(Engine::Queue | Engine::Buffer | Engine::Heap) | None => {}
     }
 }
 
@@ -69,10 +72,10 @@ pub(crate) fn next_block(
     first: usize,
     cursor: &mut usize,
 ) -> Option<Named> {
-    let _ = cursor;
     match engine {
         Engine::Cell => cell::next_block(arena, first),
-        Engine::Map | Engine::Queue | Engine::Buffer | Engine::Heap => None,
+        Engine::Map => map::next_block(arena, first, cursor),
+        Engine::Queue | Engine::Buffer | Engine::Heap => None,
     }
 }
 
@@ -80,6 +83,7 @@ pub(crate) fn next_block(
 pub(crate) fn check(arena: Arena, engine: Engine, first: usize, report: &mut CheckReport) {
     match engine {
         Engine::Cell => cell::check(arena, first, report),
-        Engine::Map | Engine::Queue | Engine::Buffer | Engine::Heap => {}
+        Engine::Map => map::check(arena, first, report),
+        Engine::Queue | Engine::Buffer | Engine::Heap => {}
     }
 }

@@ -9,6 +9,8 @@ mod containers;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod engine;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod map;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod pool;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod sync;
@@ -23,6 +25,7 @@ fn main() -> std::process::ExitCode {
     containers::cases(&mut suite);
     sync::cases(&mut suite);
     cell::cases(&mut suite);
+    map::cases(&mut suite);
     suite.finish()
 }
 
