@@ -148,7 +148,7 @@ pub fn killed_setters_of_cells_lose_nothing() {
             let children: Vec<_> = (0..2)
                 .map(|_| {
                     let work = || {
-                        loop {
+                        for _ in 0_u64.. {
                             cell.update(|n| Sealed::new(n.unwrap().a + 1)).unwrap();
                             done.fetch_add(1, Ordering::Relaxed);
                         }
