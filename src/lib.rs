@@ -30,7 +30,7 @@
 //!
 //! ```text
 //! process        scope, spawn, join
-//! containers     Shared, Handle, Link, Array, Matrix, Foreign
+//! containers     Shared, Handle, Link, Array, Matrix, SharedCell, HashMap, MultiMap, Foreign
 //! sync           Mutex, ReentrantMutex, Condvar, Semaphore, Barrier
 //! pool           create, attach, objects, names
 //! engines        what every process knows of containers: recovery, destruction, check
@@ -97,9 +97,10 @@ mod exports {
     pub use crate::allocator::stats::{ClassStats, RetiredStats, Stats};
     pub use crate::allocator::{AllocError, FreeError};
     pub use crate::containers::{
-        Array, ChangeError, Claim, ClaimError, ClaimMut, CompareError, ElementError, Foreign,
-        Handle, HandleError, HashMap, Iter, Key, Link, LinkError, Matrix, PoolAlloc, ResizeError,
-        RowBand, RowBandMut, Rows, RowsMut, ShapeError, Shared, SharedCell, StoreError, View,
+        Array, Bindings, ChangeError, Claim, ClaimError, ClaimMut, CompareError, ElementError,
+        Foreign, Handle, HandleError, HashMap, Iter, Key, Link, LinkError, Matrix, MultiMap,
+        PoolAlloc, ResizeError, RowBand, RowBandMut, Rows, RowsMut, ShapeError, Shared, SharedCell,
+        StoreError, View,
     };
     pub use crate::layout::{KillSafe, ShmSafe, TypeInfo};
     pub use crate::participants::thread::NoSlot;

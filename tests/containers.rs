@@ -21,6 +21,8 @@ mod common;
 mod maps;
 #[path = "containers/matrices.rs"]
 mod matrices;
+#[path = "containers/multi_maps.rs"]
+mod multi_maps;
 #[path = "containers/workers.rs"]
 mod workers;
 
@@ -90,6 +92,10 @@ const CASES: &[Named] = table! {
         the_killed_leave_a_map_whole
         increments_of_the_killed_are_counted
         killed_fillers_of_a_growing_map;
+    multi_maps:
+        stacks_behave_like_vecs
+        stacks_outside_of_a_pool
+        killed_users_of_stacks_lose_nothing;
 };
 
 /// 24 bytes of which the third eight tell whether they belong together.

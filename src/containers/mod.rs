@@ -8,6 +8,7 @@
 //! | `cell`   | [`SharedCell`]: a value that is replaced as a whole |
 //! | `matrix` | [`Matrix`]: the same by rows |
 //! | `hash_map` | [`HashMap`]: values by keys |
+//! | `multi_map` | [`MultiMap`]: stacks of values by keys |
 //! | `claims` | who uses which elements of an array |
 //! | `ranges` | [`Claim`], [`ClaimMut`]: claimed ranges |
 //! | `refusals` | the errors of arrays |
@@ -23,6 +24,7 @@ mod foreign;
 mod hash_map;
 mod link;
 mod matrix;
+mod multi_map;
 mod ranges;
 mod refusals;
 mod shared;
@@ -34,6 +36,7 @@ pub use foreign::{Foreign, PoolAlloc};
 pub use hash_map::{CompareError, HashMap, Iter, Key};
 pub use link::{Link, LinkError, View};
 pub use matrix::{Matrix, RowBand, RowBandMut, Rows, RowsMut, ShapeError};
+pub use multi_map::{Bindings, MultiMap};
 pub use ranges::{Claim, ClaimMut};
 pub use refusals::{ClaimError, ElementError, ResizeError};
 pub use shared::{Handle, HandleError, Shared};

@@ -11,6 +11,8 @@ mod engine;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod map;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod multi_map;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod pool;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod sync;
@@ -26,6 +28,7 @@ fn main() -> std::process::ExitCode {
     sync::cases(&mut suite);
     cell::cases(&mut suite);
     map::cases(&mut suite);
+    multi_map::cases(&mut suite);
     suite.finish()
 }
 

@@ -1,6 +1,7 @@
 //! Going through a map under a pin.
 
 use super::key::{Key, Node};
+use super::raw::Raw;
 use super::{HashMap, Pinned};
 use crate::ShmSafe;
 use crate::engines::map::Nodes;
@@ -32,11 +33,11 @@ pub struct Iter<'a, K: ?Sized + Key, V: ShmSafe + Unpin> {
 
 impl<'a, K: ?Sized + Key, V: ShmSafe + Unpin> Iter<'a, K, V> {
     pub(super) fn new(map: &'a HashMap<K, V>) -> Self {
-        let pinned = map.place().ok();
+        let pinned = map.raw.place().ok();
         let pinned = pinned.map(|(arena, slot)| (arena, Pinned::new(arena, slot)));
         Iter {
             map,
-            nodes: pinned.as_ref().map(|(arena, _)| map.nodes(*arena)),
+            nodes: pinned.as_ref().map(|(arena, _)| map.raw.nodes(*arena)),
             _pinned: pinned.map(|(_, pinned)| pinned),
         }
     }
@@ -49,8 +50,8 @@ impl<'a, K: ?Sized + Key, V: ShmSafe + Unpin> Iter<'a, K, V> {
     pub fn next(&mut self) -> Option<(&K, &V)> {
         let node = self.nodes.as_mut()?.next()?;
         // SAFETY: a node of this map, found under the pin, which lasts as long as `self`.
-        let key = unsafe { Node::<K, V>::key(node) };
-        Some((key, HashMap::<K, V>::value(node)))
+        let key = unsafe { Node::<K, V, false>::key(node) };
+        Some((key, Raw::<K, V, false>::value(node)))
     }
 
     /// The map.

@@ -154,11 +154,11 @@ unsafe impl Key for [u8] {
 }
 
 /// A node with a key and a value, by its address: what `limbo` needs, the key's length unless
-/// all are the same, the value, the key.
-pub(super) struct Node<K: ?Sized, V>(PhantomData<(*const K, V)>);
+/// all are the same, the value, the key. In a stacked map, before these, which node it hides.
+pub(super) struct Node<K: ?Sized, V, const STACKED: bool>(PhantomData<(*const K, V)>);
 
-impl<K: ?Sized + Key, V> Node<K, V> {
-    const LEN_AT: usize = size_of::<Retirable>();
+impl<K: ?Sized + Key, V, const STACKED: bool> Node<K, V, STACKED> {
+    const LEN_AT: usize = size_of::<Retirable>() + 8 * STACKED as usize;
     const VALUE_AT: usize = {
         let before = if K::LEN.is_some() {
             Self::LEN_AT

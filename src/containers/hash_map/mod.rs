@@ -2,6 +2,7 @@
 //!
 //! | module | what |
 //! |--------|------|
+//! | `raw`  | what it has in common with [`MultiMap`](crate::MultiMap) |
 //! | `key`  | [`Key`], and how a key and a value lie in a node |
 //! | `iter` | what there is in a map |
 //!
@@ -17,9 +18,9 @@
 
 mod iter;
 mod key;
+mod raw;
 
 use std::fmt;
-use std::marker::{PhantomData, PhantomPinned};
 use std::mem::offset_of;
 
 use self::key::Node;
@@ -27,26 +28,13 @@ use super::View;
 use super::link::Pinned;
 use super::store::{ChangeError, StoreError};
 use crate::ShmSafe;
-use crate::engines::map::{self, Edit};
-use crate::layout::arena::Arena;
-use crate::layout::{Engine, Field, TypeInfo};
+use crate::engines::map::Put;
+use crate::layout::{Field, TypeInfo};
 use crate::participants::epoch;
-use crate::participants::table::Slot;
-use crate::participants::thread;
-use crate::primitive::{AtomicU64, Ordering};
 
 pub use self::iter::Iter;
 pub use self::key::Key;
-
-/// The address of a map's table.
-#[repr(transparent)]
-struct Root(AtomicU64);
-
-// SAFETY: an address within the pool; `TYPE` says whose engine knows what it owns.
-unsafe impl ShmSafe for Root {
-    const TYPE: &'static TypeInfo = &TypeInfo::engine::<Self>("Root", Engine::Map);
-    const OWNS: bool = true;
-}
+pub(super) use self::raw::{Raw, Root, Stored};
 
 /// A hash map in a pool: reads never wait for anybody.
 ///
@@ -70,9 +58,7 @@ unsafe impl ShmSafe for Root {
 /// ```
 #[repr(C)]
 pub struct HashMap<K: ?Sized + Key, V: ShmSafe + Unpin> {
-    root: Root,
-    entries: PhantomData<(fn(&K), V)>,
-    _in_place: PhantomPinned,
+    raw: Raw<K, V, false>,
 }
 
 // SAFETY: one atomic word, listed at its place; no drop glue.
@@ -81,7 +67,7 @@ unsafe impl<K: ?Sized + Key, V: ShmSafe + Unpin> ShmSafe for HashMap<K, V> {
         "HashMap",
         const {
             &[
-                Field::at::<Root>("root", offset_of!(Self, root)),
+                Field::at::<Root>("root", offset_of!(Self, raw.root)),
                 Field::mention::<K::Stored>("K"),
                 Field::mention::<V>("V"),
             ]
@@ -95,45 +81,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin> HashMap<K, V> {
     /// An empty map. It can be filled once it is in a pool.
     #[must_use]
     pub const fn new() -> Self {
-        HashMap {
-            root: Root(AtomicU64::new(0)),
-            entries: PhantomData,
-            _in_place: PhantomPinned,
-        }
-    }
-
-    #[inline]
-    fn arena(&self) -> Option<Arena> {
-        Arena::containing(std::ptr::from_ref(self).addr())
-    }
-
-    /// The pool and this thread's slot in it.
-    #[inline]
-    fn place(&self) -> Result<(Arena, &'static Slot), ChangeError> {
-        let arena = self.arena().ok_or(ChangeError::NotInPool)?;
-        Ok((arena, thread::slot(arena)?))
-    }
-
-    /// The node of a key. The caller is pinned.
-    #[inline]
-    fn find(&self, arena: Arena, key: &K) -> Option<u64> {
-        let root = self.root.0.load(Ordering::SeqCst);
-        let hash = map::hash(map::seed_of(arena, root)?, key.bytes());
-        map::find(arena, root, hash, |node| Self::is(node, key))
-    }
-
-    /// True if the node has the key.
-    #[inline]
-    fn is(node: u64, key: &K) -> bool {
-        // SAFETY: a node that a word of this map named while we were pinned, as we still are.
-        unsafe { Node::<K, V>::bytes(node) == key.bytes() }
-    }
-
-    /// The value of a node, as long as the caller is pinned.
-    #[inline]
-    fn value<'a>(node: u64) -> &'a V {
-        // SAFETY: as in `is`; nobody writes to it.
-        unsafe { Node::<K, V>::value(node).as_ref() }
+        HashMap { raw: Raw::new() }
     }
 
     /// A view of the value of a key; `None` if there is none (or the thread has no slot in the
@@ -141,10 +89,10 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin> HashMap<K, V> {
     #[inline]
     #[must_use]
     pub fn get(&self, key: &K) -> Option<View<'_, V>> {
-        let (arena, slot) = self.place().ok()?;
+        let (arena, slot) = self.raw.place().ok()?;
         epoch::pin(arena, slot);
-        match self.find(arena, key) {
-            Some(node) => Some(View::pinned(Self::value(node), slot)),
+        match self.raw.find(arena, key) {
+            Some(node) => Some(View::pinned(Raw::<K, V, false>::value(node), slot)),
             None => {
                 epoch::unpin(slot);
                 None
@@ -159,9 +107,12 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin> HashMap<K, V> {
     where
         V: Copy,
     {
-        let (arena, slot) = self.place().ok()?;
+        let (arena, slot) = self.raw.place().ok()?;
         epoch::pin(arena, slot);
-        let value = self.find(arena, key).map(|node| *Self::value(node));
+        let value = self
+            .raw
+            .find(arena, key)
+            .map(|node| *Raw::<K, V, false>::value(node));
         epoch::unpin(slot);
         value
     }
@@ -170,75 +121,13 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin> HashMap<K, V> {
     #[inline]
     #[must_use]
     pub fn contains_key(&self, key: &K) -> bool {
-        let Ok((arena, slot)) = self.place() else {
+        let Ok((arena, slot)) = self.raw.place() else {
             return false;
         };
         epoch::pin(arena, slot);
-        let found = self.find(arena, key).is_some();
+        let found = self.raw.find(arena, key).is_some();
         epoch::unpin(slot);
         found
-    }
-
-    /// Locks what the key belongs to. The caller is pinned.
-    #[inline]
-    fn edit(
-        &self,
-        (arena, slot): (Arena, &'static Slot),
-        key: &K,
-        make: bool,
-    ) -> Result<Option<Edit<'static>>, ChangeError> {
-        let is_it = |node| Self::is(node, key);
-        let edit = map::edit(arena, slot, &self.root.0, make, key.bytes(), is_it)?;
-        Ok(edit)
-    }
-
-    /// Makes `value` the key's if `may` agrees to the node that it has; that node. The caller is
-    /// pinned.
-    #[inline]
-    fn put(
-        &self,
-        place: (Arena, &'static Slot),
-        key: &K,
-        value: V,
-        may: impl Fn(Option<u64>) -> bool,
-    ) -> Result<Put<V>, StoreError<V>> {
-        let bytes = key.bytes();
-        let refused = |value, cause: ChangeError| Err(StoreError { value, cause });
-        let layout = match Node::<K, V>::layout(bytes.len()) {
-            Ok(layout) => layout,
-            Err(cause) => return refused(value, cause.into()),
-        };
-        let mut value = Some(value);
-        loop {
-            let edit = match self.edit(place, key, true) {
-                Ok(edit) => edit,
-                Err(cause) => return refused(value.expect("not stored"), cause),
-            };
-            let mut edit = edit.expect("a table is made");
-            let found = edit.found();
-            if !may(found) {
-                return Ok(Put::Refused(value.expect("not stored"), found));
-            }
-            let fill = |node| {
-                let value = value.take().expect("stored once");
-                // SAFETY: a new block, of the layout for the key.
-                unsafe { Node::<K, V>::write(node, bytes, value) };
-            };
-            match edit.put(layout, Node::<K, V>::size(bytes.len()), fill) {
-                Ok(Some(node)) => {
-                    return Ok(Put::Stored {
-                        new: node,
-                        old: found,
-                    });
-                }
-                // The chunk is full; it has a successor now.
-                Ok(None) => {}
-                Err(cause) => {
-                    drop(edit);
-                    return refused(value.expect("not stored"), cause.into());
-                }
-            }
-        }
     }
 
     /// Gives the key a value; a view of the one that it had.
@@ -251,13 +140,15 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin> HashMap<K, V> {
     ///
     /// The key has the new value, or what it had.
     pub fn insert(&self, key: &K, value: V) -> Result<Option<View<'_, V>>, StoreError<V>> {
-        let place = match self.place() {
+        let place = match self.raw.place() {
             Ok(place) => place,
             Err(cause) => return Err(StoreError { value, cause }),
         };
         let pinned = Pinned::new(place.0, place.1);
-        match self.put(place, key, value, |_| true)? {
-            Put::Stored { old: Some(old), .. } => Ok(Some(pinned.view(Self::value(old)))),
+        match self.raw.put(place, key, value, Put::Replace, |_| true)? {
+            Stored::Put { old: Some(old), .. } => {
+                Ok(Some(pinned.view(Raw::<K, V, false>::value(old))))
+            }
             _ => Ok(None),
         }
     }
@@ -281,27 +172,10 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin> HashMap<K, V> {
     ///
     /// [`ChangeError`]; the map is as it was.
     pub fn try_remove(&self, key: &K) -> Result<Option<View<'_, V>>, ChangeError> {
-        let place = self.place()?;
+        let place = self.raw.place()?;
         let pinned = Pinned::new(place.0, place.1);
-        let removed = self.remove_if(place, key, |_| true)?;
-        Ok(removed.map(|node| pinned.view(Self::value(node))))
-    }
-
-    /// Removes the key's node if `may` agrees to it. The caller is pinned.
-    fn remove_if(
-        &self,
-        place: (Arena, &'static Slot),
-        key: &K,
-        may: impl Fn(u64) -> bool,
-    ) -> Result<Option<u64>, ChangeError> {
-        let Some(mut edit) = self.edit(place, key, false)? else {
-            return Ok(None);
-        };
-        let found = edit.found().filter(|&node| may(node));
-        if found.is_some() {
-            edit.remove(Node::<K, V>::size(key.bytes().len()));
-        }
-        Ok(found)
+        let removed = self.raw.remove_if(place, key, |_| true)?;
+        Ok(removed.map(|node| pinned.view(Raw::<K, V, false>::value(node))))
     }
 
     /// Gives the key what `f` makes of its value: `None` for no value, both ways. A view of the value
@@ -324,23 +198,25 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin> HashMap<K, V> {
         key: &K,
         mut f: impl FnMut(Option<&V>) -> Option<V>,
     ) -> Result<Option<View<'_, V>>, ChangeError> {
-        let place = self.place()?;
+        let place = self.raw.place()?;
         loop {
             let pinned = Pinned::new(place.0, place.1);
-            let seen = self.find(place.0, key);
-            let unchanged = match f(seen.map(Self::value)) {
+            let seen = self.raw.find(place.0, key);
+            let unchanged = match f(seen.map(Raw::<K, V, false>::value)) {
                 Some(value) => {
-                    let put = self.put(place, key, value, |now| now == seen);
+                    let put = self
+                        .raw
+                        .put(place, key, value, Put::Replace, |now| now == seen);
                     let put = put.map_err(|refused| refused.cause)?;
-                    matches!(put, Put::Stored { .. })
+                    matches!(put, Stored::Put { .. })
                 }
                 None => match seen {
-                    Some(node) => self.remove_if(place, key, |now| now == node)?.is_some(),
+                    Some(node) => self.raw.remove_if(place, key, |now| now == node)?.is_some(),
                     None => true,
                 },
             };
             if unchanged {
-                return Ok(seen.map(|node| pinned.view(Self::value(node))));
+                return Ok(seen.map(|node| pinned.view(Raw::<K, V, false>::value(node))));
             }
         }
     }
@@ -364,29 +240,31 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin> HashMap<K, V> {
     where
         V: PartialEq + Clone,
     {
-        let place = self.place().map_err(CompareError::Change)?;
+        let place = self.raw.place().map_err(CompareError::Change)?;
         loop {
             let pinned = Pinned::new(place.0, place.1);
-            let seen = self.find(place.0, key);
-            if seen.map(Self::value) != current {
+            let seen = self.raw.find(place.0, key);
+            if seen.map(Raw::<K, V, false>::value) != current {
                 return Err(CompareError::Other(
-                    seen.map(|node| pinned.view(Self::value(node))),
+                    seen.map(|node| pinned.view(Raw::<K, V, false>::value(node))),
                 ));
             }
             let unchanged = match (&new, seen) {
                 (Some(value), _) => {
-                    let put = self.put(place, key, value.clone(), |now| now == seen);
+                    let put = self
+                        .raw
+                        .put(place, key, value.clone(), Put::Replace, |now| now == seen);
                     let put = put.map_err(|refused| CompareError::Change(refused.cause))?;
-                    matches!(put, Put::Stored { .. })
+                    matches!(put, Stored::Put { .. })
                 }
                 (None, Some(node)) => {
-                    let removed = self.remove_if(place, key, |now| now == node);
+                    let removed = self.raw.remove_if(place, key, |now| now == node);
                     removed.map_err(CompareError::Change)?.is_some()
                 }
                 (None, None) => true,
             };
             if unchanged {
-                return Ok(seen.map(|node| pinned.view(Self::value(node))));
+                return Ok(seen.map(|node| pinned.view(Raw::<K, V, false>::value(node))));
             }
         }
     }
@@ -414,16 +292,19 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin> HashMap<K, V> {
             return Ok(found);
         }
         let value = f();
-        let place = match self.place() {
+        let place = match self.raw.place() {
             Ok(place) => place,
             Err(cause) => return Err(StoreError { value, cause }),
         };
         let pinned = Pinned::new(place.0, place.1);
-        let node = match self.put(place, key, value, |now| now.is_none())? {
-            Put::Stored { new, .. } => new,
-            Put::Refused(_, found) => found.expect("refused because there is one"),
+        let node = match self
+            .raw
+            .put(place, key, value, Put::Replace, |now| now.is_none())?
+        {
+            Stored::Put { new, .. } => new,
+            Stored::Refused(_, found) => found.expect("refused because there is one"),
         };
-        Ok(pinned.view(Self::value(node)))
+        Ok(pinned.view(Raw::<K, V, false>::value(node)))
     }
 
     /// Removes all entries of which `f` does not hold. Each is removed on its own; what is inserted or
@@ -437,13 +318,13 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin> HashMap<K, V> {
     ///
     /// If `f` does.
     pub fn retain(&self, mut f: impl FnMut(&K, &V) -> bool) -> Result<(), ChangeError> {
-        let place = self.place()?;
+        let place = self.raw.place()?;
         let _pinned = Pinned::new(place.0, place.1);
-        for node in self.nodes(place.0) {
+        for node in self.raw.nodes(place.0) {
             // SAFETY: a node of this map, found under the pin.
-            let key = unsafe { Node::<K, V>::key(node) };
-            if !f(key, Self::value(node)) {
-                self.remove_if(place, key, |now| now == node)?;
+            let key = unsafe { Node::<K, V, false>::key(node) };
+            if !f(key, Raw::<K, V, false>::value(node)) {
+                self.raw.remove_if(place, key, |now| now == node)?;
             }
         }
         Ok(())
@@ -456,10 +337,6 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin> HashMap<K, V> {
     /// [`ChangeError`]; some may have been removed.
     pub fn clear(&self) -> Result<(), ChangeError> {
         self.retain(|_, _| false)
-    }
-
-    fn nodes(&self, arena: Arena) -> map::Nodes {
-        map::Nodes::new(arena, self.root.0.load(Ordering::SeqCst))
     }
 
     /// All entries, in no order. An entry that is there all the time is seen once; one that is
@@ -476,33 +353,22 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin> HashMap<K, V> {
     /// Entries that are there all the time count once, others once or not at all.
     #[must_use]
     pub fn len(&self) -> usize {
-        let Ok((arena, slot)) = self.place() else {
+        let Ok((arena, slot)) = self.raw.place() else {
             return 0;
         };
         let _pinned = Pinned::new(arena, slot);
-        self.nodes(arena).count()
+        self.raw.nodes(arena).count()
     }
 
     /// True if there is no entry.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        let Ok((arena, slot)) = self.place() else {
+        let Ok((arena, slot)) = self.raw.place() else {
             return true;
         };
         let _pinned = Pinned::new(arena, slot);
-        self.nodes(arena).next().is_none()
+        self.raw.nodes(arena).next().is_none()
     }
-}
-
-/// What came of storing a value.
-enum Put<V> {
-    /// It is stored in a node, in place of another.
-    Stored { new: u64, old: Option<u64> },
-    /// What the key has was not agreed to; the value is back.
-    Refused(
-        #[allow(dead_code, reason = "dropped without a lock held")] V,
-        Option<u64>,
-    ),
 }
 
 /// Why a [`HashMap::compare_exchange`] changed nothing.

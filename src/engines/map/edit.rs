@@ -3,7 +3,10 @@
 use std::alloc::Layout;
 
 use super::growth;
-use super::table::{Chunk, EMPTY, TOMB, Table, WORDS, low_bits, may_be, node_of, word_of};
+use super::table::{
+    Chunk, EMPTY, TOMB, Table, WORDS, below as below_word, hidden_by, low_bits, may_be, node_of,
+    word_of,
+};
 use super::{CHANGE, hash};
 use crate::allocator::AllocError;
 use crate::engines::{change, limbo};
@@ -53,6 +56,25 @@ pub(crate) struct Edit<'a> {
     after: After,
 }
 
+/// What to do for a map without a table.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Make {
+    Nothing,
+    Plain,
+    Stacked,
+}
+
+/// What a new node does to the one that the key has.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Put {
+    /// It takes its place, and goes to limbo.
+    Replace,
+    /// The same in a stacked map: what the former one hid, this one hides.
+    ReplaceTop,
+    /// It hides it, in a stacked map.
+    Push,
+}
+
 enum After {
     Nothing,
     Look,
@@ -61,20 +83,20 @@ enum After {
 
 /// Locks the chunk of a key, of which `hash_of` gives the hash, in the table where the key is to be
 /// changed now, and looks for the key's node. The caller is pinned, and stays so until the edit
-/// is over. `None` if the map has no table and `make` is false.
+/// is over. `None` if the map has no table and none is made.
 pub(crate) fn edit<'a>(
     arena: Arena,
     slot: &'a Slot,
     root: &AtomicU64,
-    make: bool,
+    make: Make,
     bytes: &[u8],
     is_it: impl Fn(u64) -> bool,
 ) -> Result<Option<Edit<'a>>, AllocError> {
     let mut table = loop {
         match Table::at(arena, root.load(Ordering::SeqCst)) {
             Some(table) => break table,
-            None if make => growth::first(arena, slot, root)?,
-            None => return Ok(None),
+            None if make == Make::Nothing => return Ok(None),
+            None => growth::first(arena, slot, root, make == Make::Stacked)?,
         }
     };
     let hash = hash(table.seed(), bytes);
@@ -137,6 +159,7 @@ impl Edit<'_> {
         &mut self,
         layout: Layout,
         bytes: usize,
+        put: Put,
         fill: impl FnOnce(u64),
     ) -> Result<Option<u64>, AllocError> {
         let Some(place) = self.place else {
@@ -147,10 +170,20 @@ impl Edit<'_> {
         if let Some(own) = limbo::header(self.arena, node) {
             own.stamp.store(self.hash, Ordering::Relaxed);
         }
+        let below = match put {
+            Put::Replace => None,
+            Put::ReplaceTop if self.found == 0 => Some(0),
+            Put::ReplaceTop => Some(hidden_by(self.arena, self.found)),
+            Put::Push => Some(self.found),
+        };
+        if let (Some(hidden), Some(word)) = (below, below_word(self.arena, node)) {
+            word.store(hidden, Ordering::Relaxed);
+        }
         fill(node);
         let new = word_of(self.arena, node, self.hash);
-        change::publish_alone(self.slot, place, self.found, new);
-        change::finish(self.arena, self.slot, self.found, bytes);
+        let old = if put == Put::Push { 0 } else { self.found };
+        change::publish_alone(self.slot, place, old, new);
+        change::finish(self.arena, self.slot, old, bytes);
         if self.found == 0 && self.far >= FAR {
             self.after = After::Look;
         }
@@ -160,6 +193,22 @@ impl Edit<'_> {
     #[cold]
     fn grow(&self) -> Result<(), AllocError> {
         growth::grow(self.arena, self.slot, self.table)
+    }
+
+    /// Removes the key's node, of that many bytes, in a stacked map: what it hides is there again.
+    pub(crate) fn pop(&mut self, bytes: usize) {
+        let hidden = match self.found {
+            0 => 0,
+            found => hidden_by(self.arena, found),
+        };
+        if let (true, Some(place)) = (hidden != 0, self.place) {
+            change::open(self.slot, CHANGE, place);
+            let new = word_of(self.arena, hidden, self.hash);
+            change::publish_alone(self.slot, place, self.found, new);
+            change::finish(self.arena, self.slot, self.found, bytes);
+        } else {
+            self.remove(bytes);
+        }
     }
 
     /// Removes the key's node, of that many bytes.

@@ -13,7 +13,7 @@
 //! the chain in which its chunk is not done.
 
 use super::edit;
-use super::table::{Chunk, EMPTY, MOVED, TOMB, Table, WORDS, hash_of, is_node, node_of};
+use super::table::{Chunk, EMPTY, Kind, MOVED, TOMB, Table, WORDS, hash_of, is_node, node_of};
 use super::{CHANGE, COPY, RETIRE, hash};
 use crate::allocator::AllocError;
 use crate::engines::{change, limbo};
@@ -32,8 +32,14 @@ const SAMPLE: usize = 8;
 
 /// A map's first table.
 #[cold]
-pub(super) fn first(arena: Arena, slot: &Slot, root: &AtomicU64) -> Result<(), AllocError> {
-    add(arena, slot, root, 1, hash::seed())
+pub(super) fn first(
+    arena: Arena,
+    slot: &Slot,
+    root: &AtomicU64,
+    stacked: bool,
+) -> Result<(), AllocError> {
+    let seed = hash::seed();
+    add(arena, slot, root, 1, Kind { seed, stacked })
 }
 
 /// Makes a table of `chunks` that `word` names, unless it names one already.
@@ -42,13 +48,13 @@ fn add(
     slot: &Slot,
     word: &AtomicU64,
     chunks: usize,
-    seed: [u64; 2],
+    kind: Kind,
 ) -> Result<(), AllocError> {
     if word.load(Ordering::SeqCst) != 0 {
         return Ok(());
     }
     let made = change::prepare(arena, slot, CHANGE, word, Table::layout(chunks))?;
-    Table::make(made, chunks, seed);
+    Table::make(made, chunks, kind);
     match change::publish(arena, slot, word, (0, 0), made) {
         Ok(()) => change::finish(arena, slot, 0, 0),
         Err(_) => change::abandon(arena, slot, made),
@@ -60,7 +66,7 @@ fn add(
 #[cold]
 pub(super) fn grow(arena: Arena, slot: &Slot, table: Table) -> Result<(), AllocError> {
     let chunks = table.chunks() * 2;
-    add(arena, slot, &table.header.successor, chunks, table.seed())
+    add(arena, slot, &table.header.successor, chunks, table.kind())
 }
 
 /// A node was added to the chunk, far from where its search begins. The caller has no locks.
@@ -81,7 +87,7 @@ pub(super) fn shrink_if_lonely(arena: Arena, slot: &Slot, table: Table) {
     if nodes < LONELY * sample.count() {
         let chunks = table.chunks() / 2;
         let successor = &table.header.successor;
-        let _ = add(arena, slot, successor, chunks, table.seed());
+        let _ = add(arena, slot, successor, chunks, table.kind());
     }
 }
 

@@ -44,7 +44,7 @@ mod table;
 
 use std::collections::HashSet;
 
-use self::table::{MOVED, TOMB, Table, WORDS, is_node, node_of};
+use self::table::{MOVED, TOMB, Table, WORDS, hash_of, is_node, node_of, word_of};
 use super::change;
 use super::{Named, OP_SHIFT, limbo};
 use crate::allocator::block;
@@ -55,9 +55,10 @@ use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
 use crate::primitive::Ordering;
 
-pub(crate) use self::edit::{Edit, edit};
+pub(crate) use self::edit::{Edit, Make, Put, edit};
 pub(crate) use self::find::{Nodes, find};
 pub(crate) use self::hash::hash;
+pub(crate) use self::table::hidden_by;
 
 const ENGINE: u64 = (Engine::Map as u64) << OP_SHIFT;
 /// Intents: the operation's low bits say which.
@@ -87,6 +88,7 @@ pub(super) fn next_block(arena: Arena, first: usize, cursor: &mut usize) -> Opti
     let top = Table::at(arena, root)?;
     // The cursor counts the words of all tables.
     let mut before = 0;
+    let stacked = top.kind().stacked;
     let mut next = Some(top);
     while let Some(table) = next {
         let words = table.chunks() * WORDS;
@@ -95,11 +97,17 @@ pub(super) fn next_block(arena: Arena, first: usize, cursor: &mut usize) -> Opti
             let word = &table.chunk(at / WORDS).words[at % WORDS];
             let named = word.load(Ordering::Acquire);
             if is_node(named) {
+                let node = node_of(arena, named);
+                let hidden = if stacked { hidden_by(arena, node) } else { 0 };
+                let next = match hidden {
+                    0 => TOMB,
+                    hidden => word_of(arena, hidden, hash_of(arena, node)),
+                };
                 return Some(Named {
                     word: std::ptr::from_ref(word).addr() as u64,
                     old: named,
-                    next: TOMB,
-                    block: node_of(arena, named) as usize,
+                    next,
+                    block: node as usize,
                 });
             }
             *cursor += 1;
@@ -125,6 +133,7 @@ pub(super) fn check(arena: Arena, first: usize, report: &mut CheckReport) {
     }
     let mut seen = HashSet::new();
     while let Some(table) = next {
+        let stacked = table.kind().stacked;
         for index in 0..table.chunks() {
             let chunk = table.chunk(index);
             for word in &chunk.words {
@@ -147,6 +156,16 @@ pub(super) fn check(arena: Arena, first: usize, report: &mut CheckReport) {
                     report.problem(format_args!(
                         "the map at {first:#x} has a bad node in chunk {index}"
                     ));
+                }
+                let mut hidden = if stacked { hidden_by(arena, node) } else { 0 };
+                while hidden != 0 {
+                    if block::usable_size(arena, hidden as usize).is_err() || !seen.insert(hidden) {
+                        report.problem(format_args!(
+                            "the map at {first:#x} has a bad node below another in chunk {index}"
+                        ));
+                        break;
+                    }
+                    hidden = hidden_by(arena, hidden);
                 }
             }
         }

@@ -7,7 +7,8 @@
 //! word      bits 0..2  what it says
 //!           bits 2..28 bits of the key's hash
 //!           bits 28..  the node's offset in the pool, in units of 16 bytes
-//! node      the two words of `limbo` (the second one is the key's hash), key and value
+//! node      the two words of `limbo` (the second one is the key's hash); in a stacked map the
+//!           address of the node that it hides, or 0; key and value
 //! ```
 //!
 //! | word  | meaning |
@@ -51,6 +52,8 @@ pub(super) struct Header {
     /// How many chunks there are.
     chunks: AtomicU64,
     seed: [AtomicU64; 2],
+    /// 1 if nodes hide others: see `edit`.
+    stacked: AtomicU64,
     /// The next chunk that nobody has set about to move. A hint.
     pub(super) cursor: AtomicU64,
     /// All chunks before this one are done. A hint.
@@ -67,6 +70,14 @@ pub(super) struct Chunk {
 }
 
 const _: () = assert!(size_of::<Chunk>() == 512 && size_of::<Header>() == 128);
+
+/// What all tables of a map have in common.
+#[derive(Clone, Copy)]
+pub(crate) struct Kind {
+    pub(crate) seed: [u64; 2],
+    /// Nodes hide others.
+    pub(crate) stacked: bool,
+}
 
 /// A table, found to lie in the pool.
 #[derive(Clone, Copy)]
@@ -93,7 +104,7 @@ impl Table {
     }
 
     /// Makes a table of the block at `address`, which has the layout for it.
-    pub(super) fn make(address: u64, chunks: usize, seed: [u64; 2]) {
+    pub(super) fn make(address: u64, chunks: usize, kind: Kind) {
         let start = std::ptr::with_exposed_provenance_mut::<u8>(address as usize);
         // SAFETY: a new block of that layout that nobody else sees yet; all zeros are a table.
         let header = unsafe {
@@ -101,8 +112,10 @@ impl Table {
             &*start.cast::<Header>()
         };
         header.chunks.store(chunks as u64, Ordering::Relaxed);
-        header.seed[0].store(seed[0], Ordering::Relaxed);
-        header.seed[1].store(seed[1], Ordering::Relaxed);
+        header.seed[0].store(kind.seed[0], Ordering::Relaxed);
+        header.seed[1].store(kind.seed[1], Ordering::Relaxed);
+        let stacked = u64::from(kind.stacked);
+        header.stacked.store(stacked, Ordering::Relaxed);
     }
 
     pub(super) fn layout(chunks: usize) -> Layout {
@@ -118,6 +131,13 @@ impl Table {
     pub(crate) fn seed(self) -> [u64; 2] {
         let word = |i: usize| self.header.seed[i].load(Ordering::Relaxed);
         [word(0), word(1)]
+    }
+
+    pub(super) fn kind(self) -> Kind {
+        Kind {
+            seed: self.seed(),
+            stacked: self.header.stacked.load(Ordering::Relaxed) != 0,
+        }
     }
 
     #[inline]
@@ -207,4 +227,16 @@ pub(super) fn node_of(arena: Arena, word: u64) -> u64 {
 /// The hash of a node that is named.
 pub(super) fn hash_of(arena: Arena, node: u64) -> u64 {
     limbo::header(arena, node).map_or(0, |own| own.stamp.load(Ordering::Relaxed))
+}
+
+/// The word of a node of a stacked map that says which node it hides.
+pub(super) fn below(arena: Arena, node: u64) -> Option<&'static AtomicU64> {
+    let inside = limbo::header(arena, node + 16).is_some();
+    // SAFETY: in committed data of the pool, aligned; nodes consist of words there.
+    inside.then(|| unsafe { &*std::ptr::with_exposed_provenance::<AtomicU64>(node as usize + 16) })
+}
+
+/// The node that a node of a stacked map hides; 0 for none.
+pub(crate) fn hidden_by(arena: Arena, node: u64) -> u64 {
+    below(arena, node).map_or(0, |word| word.load(Ordering::Relaxed))
 }
