@@ -30,7 +30,7 @@
 //!
 //! ```text
 //! process        scope, spawn, join
-//! containers     Shared, Handle, Link, Array, Matrix, Foreign
+//! containers     Shared, Handle, Link, Array, Matrix, SharedCell, HashMap, MultiMap, Foreign
 //! sync           Mutex, ReentrantMutex, Condvar, Semaphore, Barrier
 //! pool           create, attach, objects, names
 //! engines        what every process knows of containers: recovery, destruction, check
@@ -94,13 +94,14 @@ mod readme {}
 #[cfg(not(shmkit_loom))]
 mod exports {
     pub use crate::allocator::check::CheckReport;
-    pub use crate::allocator::stats::{ClassStats, Stats};
+    pub use crate::allocator::stats::{ClassStats, RetiredStats, Stats};
     pub use crate::allocator::{AllocError, FreeError};
     pub use crate::containers::{
-        AppendError, Array, Buffer, ByteChunks, BytesView, Claim, ClaimError, ClaimMut,
-        ElementError, Foreign, Handle, HandleError, Link, LinkError, Matrix, PoolAlloc, Position,
-        RangeError, Reader, ResizeError, RowBand, RowBandMut, Rows, RowsMut, ShapeError, Shared,
-        View,
+        AppendError, Array, Bindings, Buffer, ByteChunks, BytesView, ChangeError, Claim,
+        ClaimError, ClaimMut, CompareError, ElementError, Foreign, Handle, HandleError, HashMap,
+        Iter, Key, Link, LinkError, Matrix, MultiMap, PoolAlloc, Position, RangeError, Reader,
+        ResizeError, RowBand, RowBandMut, Rows, RowsMut, ShapeError, Shared, SharedCell,
+        StoreError, View,
     };
     pub use crate::layout::{KillSafe, ShmSafe, TypeInfo};
     pub use crate::participants::thread::NoSlot;

@@ -20,7 +20,7 @@
 //! leaves, either the field names the block or the `freeing` word does.
 
 use crate::allocator::block;
-use crate::engines::{self, Named};
+use crate::engines::{self, Named, limbo};
 use crate::layout::arena::Arena;
 use crate::participants::detect;
 use crate::participants::table::{REDO_WORDS, Slot};
@@ -60,6 +60,7 @@ pub(crate) fn resolve(arena: Arena, index: usize) {
     let slot = arena.slot(index);
     let owner = Tag::new(index, slot.state().generation);
     let arg = |i: usize| slot.intent.arg(i);
+    limbo::take_off(arena, slot);
     match slot.intent.op.load(Ordering::Acquire) {
         CREATE => objects::undo_create(arena, owner, arg(0) as usize, arg(CREATE_BLOCK) as usize),
         LINK => {
@@ -80,6 +81,7 @@ pub(crate) fn resolve(arena: Arena, index: usize) {
         op => engines::resolve(arena, slot, owner, op),
     }
     block::finish_freeing(arena, slot, owner);
+    limbo::recount(arena, slot);
     slot.intent.close();
 }
 

@@ -4,10 +4,15 @@
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod buffer;
+mod cell;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod containers;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod engine;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod map;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod multi_map;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod pool;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
@@ -26,6 +31,9 @@ fn main() -> std::process::ExitCode {
     sync::cases(&mut suite);
     rwlock::cases(&mut suite);
     buffer::cases(&mut suite);
+    cell::cases(&mut suite);
+    map::cases(&mut suite);
+    multi_map::cases(&mut suite);
     suite.finish()
 }
 
