@@ -101,6 +101,8 @@ mod exports {
         LinkError, Matrix, PoolAlloc, ResizeError, RowBand, RowBandMut, Rows, RowsMut, ShapeError,
         Shared, View,
     };
+    pub use crate::containers::{Lease, PopError, PushError, PushRefusal, Queue, Snapshot};
+    pub use crate::containers::{Mailbox, Receiver, ReceiverError, RecvError};
     pub use crate::layout::{KillSafe, ShmSafe, TypeInfo};
     pub use crate::participants::thread::NoSlot;
     pub use crate::pool::{

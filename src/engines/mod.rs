@@ -17,11 +17,15 @@
 //! Intents of an engine have its number in the bits from [`OP_SHIFT`] up; what is below, and the
 //! arguments, are the engine's own.
 
+pub(crate) mod leases;
+pub(crate) mod queue;
+
 use crate::allocator::check::CheckReport;
 use crate::layout::Engine;
-use crate::layout::arena::Arena;
+use crate::layout::arena::{Arena, GRANULE};
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
+use crate::primitive::AtomicU64;
 
 /// Where the engine's number is in an intent's operation.
 pub(crate) const OP_SHIFT: u32 = 8;
@@ -39,13 +43,22 @@ pub(crate) struct Named {
     pub(crate) block: usize,
 }
 
+/// A word of the pool by its address.
+pub(crate) fn word(arena: Arena, address: u64) -> Option<&'static AtomicU64> {
+    let address = address as usize;
+    let inside = (arena.base()..arena.base() + GRANULE - 8).contains(&address);
+    // SAFETY: intents name words of committed tables, or of objects that their author's process
+    // held when it opened the intent, and holds until the intent is resolved; all are atomic.
+    (inside && address.is_multiple_of(8))
+        .then(|| unsafe { &*std::ptr::with_exposed_provenance::<AtomicU64>(address) })
+}
+
 /// Completes or undoes what a dead thread had open, if the operation is an engine's. The caller
 /// holds the slot's life word, frees what `freeing` names afterwards, and closes the intent.
 pub(crate) fn resolve(arena: Arena, slot: &Slot, owner: Tag, op: u64) {
-    let _ = (arena, slot, owner);
     match Engine::numbered((op >> OP_SHIFT) as u32) {
-        Some(Engine::Map | Engine::Cell | Engine::Queue | Engine::Buffer | Engine::Heap) | None => {
-        }
+        Some(Engine::Queue) => queue::resolve(arena, slot, owner, op),
+        Some(Engine::Map | Engine::Cell | Engine::Buffer | Engine::Heap) | None => {}
     }
 }
 
@@ -60,16 +73,16 @@ pub(crate) fn next_block(
     first: usize,
     cursor: &mut usize,
 ) -> Option<Named> {
-    let _ = (arena, first, cursor);
     match engine {
-        Engine::Map | Engine::Cell | Engine::Queue | Engine::Buffer | Engine::Heap => None,
+        Engine::Queue => queue::next_block(arena, first, cursor),
+        Engine::Map | Engine::Cell | Engine::Buffer | Engine::Heap => None,
     }
 }
 
 /// Checks a container at rest; `first` is the address of its first word.
 pub(crate) fn check(arena: Arena, engine: Engine, first: usize, report: &mut CheckReport) {
-    let _ = (arena, first, report);
     match engine {
-        Engine::Map | Engine::Cell | Engine::Queue | Engine::Buffer | Engine::Heap => {}
+        Engine::Queue => queue::check(arena, first, report),
+        Engine::Map | Engine::Cell | Engine::Buffer | Engine::Heap => {}
     }
 }

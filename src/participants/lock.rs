@@ -155,7 +155,7 @@ fn try_lock_slow(arena: Arena, slot: &Slot, word: &AtomicU64) -> Result<Taken, R
 }
 
 /// True if the owner is gone and has nothing half done: by invariant 3 its locks may be taken.
-fn is_over(arena: Arena, owner: Tag) -> bool {
+pub(crate) fn is_over(arena: Arena, owner: Tag) -> bool {
     life::is_gone(arena, owner) && recovery::is_resolved(arena, owner)
 }
 

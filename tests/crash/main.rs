@@ -7,7 +7,11 @@ mod containers;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod engine;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod mailbox;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod pool;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod queue;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod sync;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
@@ -20,6 +24,8 @@ fn main() -> std::process::ExitCode {
     pool::cases(&mut suite);
     containers::cases(&mut suite);
     sync::cases(&mut suite);
+    queue::cases(&mut suite);
+    mailbox::cases(&mut suite);
     suite.finish()
 }
 
