@@ -129,7 +129,7 @@ fn compare<T: ShmSafe + Unpin + Copy + PartialEq + std::fmt::Debug>(
             }
             Step::Close => {
                 // Every other run of steps goes on without it.
-                if steps.len() % 2 == 0 {
+                if steps.len().is_multiple_of(2) {
                     queue.close();
                     closed = true;
                 }

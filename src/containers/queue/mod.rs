@@ -325,7 +325,7 @@ impl<T> DoubleEndedIterator for Snapshot<T> {
 
 impl<T> ExactSizeIterator for Snapshot<T> {}
 
-impl<'a, T: ShmSafe + Unpin + Copy> IntoIterator for &'a Queue<T> {
+impl<T: ShmSafe + Unpin + Copy> IntoIterator for &Queue<T> {
     type Item = T;
     type IntoIter = Snapshot<T>;
 
