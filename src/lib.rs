@@ -1,7 +1,7 @@
 //! Shared-memory data structures whose users may be killed at any instruction.
 //!
 //! A [`Pool`] is memory that several processes have mapped at the same address. It hosts an
-//! allocator, locks ([`sync`]), arrays, matrices and objects of your own types
+//! allocator, locks ([`sync`]), arrays, matrices, queues, mailboxes and objects of your own types
 //! (`#[derive(ShmSafe)]`), used from every process through ordinary references. [`process::scope`]
 //! starts worker processes. A worker that is killed, at whatever instruction, leaves nothing
 //! locked, torn or leaked; whoever meets what it held takes it over.
@@ -30,7 +30,8 @@
 //!
 //! ```text
 //! process        scope, spawn, join
-//! containers     Shared, Handle, Link, Array, Matrix, SharedCell, HashMap, MultiMap, Foreign
+//! containers     Shared, Handle, Link, Array, Matrix, SharedCell, HashMap, MultiMap, Queue,
+//!                Mailbox, Buffer, Foreign
 //! sync           Mutex, ReentrantMutex, Condvar, Semaphore, Barrier
 //! pool           create, attach, objects, names
 //! engines        what every process knows of containers: recovery, destruction, check
@@ -103,6 +104,8 @@ mod exports {
         ResizeError, RowBand, RowBandMut, Rows, RowsMut, ShapeError, Shared, SharedCell,
         StoreError, View,
     };
+    pub use crate::containers::{Lease, PopError, PushError, PushRefusal, Queue, Snapshot};
+    pub use crate::containers::{Mailbox, Receiver, ReceiverError, RecvError};
     pub use crate::layout::{KillSafe, ShmSafe, TypeInfo};
     pub use crate::participants::thread::NoSlot;
     pub use crate::pool::{

@@ -19,12 +19,16 @@ mod cells;
 mod claims;
 #[path = "common/mod.rs"]
 mod common;
+#[path = "containers/mailboxes.rs"]
+mod mailboxes;
 #[path = "containers/maps.rs"]
 mod maps;
 #[path = "containers/matrices.rs"]
 mod matrices;
 #[path = "containers/multi_maps.rs"]
 mod multi_maps;
+#[path = "containers/queues.rs"]
+mod queues;
 #[path = "containers/stopped.rs"]
 mod stopped;
 #[path = "containers/workers.rs"]
@@ -117,6 +121,30 @@ const CASES: &[Named] = table! {
         stacks_behave_like_vecs
         stacks_outside_of_a_pool
         killed_users_of_stacks_lose_nothing;
+    queues:
+        first_in_first_out
+        behaves_like_a_vec_deque
+        queued_elements_of_every_size
+        queues_refuse
+        a_full_pool_loses_no_element
+        destroyed_queues_return_every_byte
+        closed_queues
+        leases_come_back
+        the_leases_of_the_killed_come_back
+        producers_and_a_consumer
+        producers_and_consumers
+        no_producer_starves
+        killed_producers
+        killed_consumers
+        killed_leasers;
+    mailboxes:
+        many_senders_one_receiver
+        a_mailbox_has_one_receiver
+        the_receiver_of_the_killed
+        wakes
+        waiting_for_any
+        mailboxes_refuse
+        killed_senders_and_receivers;
 };
 
 /// 24 bytes of which the third eight tell whether they belong together.

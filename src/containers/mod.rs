@@ -16,6 +16,8 @@
 //! | `refusals` | the errors of arrays |
 //! | `store`  | the errors of containers that allocate |
 //! | `elements` | how elements are copied |
+//! | `queue`  | [`Queue`]: first in, first out |
+//! | `mailbox`| [`Mailbox`]: many senders, one receiver |
 //! | `foreign`| [`PoolAlloc`], [`Foreign`]: other crates' collections |
 
 mod array;
@@ -27,8 +29,10 @@ mod elements;
 mod foreign;
 mod hash_map;
 mod link;
+mod mailbox;
 mod matrix;
 mod multi_map;
+mod queue;
 mod ranges;
 mod refusals;
 mod shared;
@@ -41,8 +45,10 @@ pub use cell::SharedCell;
 pub use foreign::{Foreign, PoolAlloc};
 pub use hash_map::{CompareError, HashMap, Iter, Key};
 pub use link::{Link, LinkError, View};
+pub use mailbox::{Mailbox, Receiver, ReceiverError, RecvError};
 pub use matrix::{Matrix, RowBand, RowBandMut, Rows, RowsMut, ShapeError};
 pub use multi_map::{Bindings, MultiMap};
+pub use queue::{Lease, PopError, PushError, PushRefusal, Queue, Snapshot};
 pub use ranges::{Claim, ClaimMut};
 pub use refusals::{ClaimError, ElementError, ResizeError};
 pub use shared::{Handle, HandleError, Shared};

@@ -1,7 +1,6 @@
 //! A cell: one word, which names a block or is 0. All there is to it is `change`.
 
-use super::change;
-use super::{Named, OP_SHIFT, limbo};
+use super::{Named, OP_SHIFT, limbo, word};
 use crate::allocator::block;
 use crate::allocator::check::CheckReport;
 use crate::layout::Engine;
@@ -13,7 +12,7 @@ pub(crate) const CHANGE: u64 = (Engine::Cell as u64) << OP_SHIFT;
 
 /// The block of a cell under destruction.
 pub(crate) fn next_block(arena: Arena, first: usize) -> Option<Named> {
-    let named = change::word(arena, first as u64)?.load(Ordering::Acquire);
+    let named = word(arena, first as u64)?.load(Ordering::Acquire);
     (named != 0).then_some(Named {
         word: first as u64,
         old: named,

@@ -24,8 +24,9 @@
 use std::alloc::Layout;
 
 use super::limbo::{self, END};
+use super::word;
 use crate::allocator::{AllocError, block};
-use crate::layout::arena::{Arena, GRANULE};
+use crate::layout::arena::Arena;
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
 use crate::primitive::{AtomicU64, Ordering, compiler_fence};
@@ -39,17 +40,6 @@ const STEP: usize = 4;
 
 const PREPARING: u64 = 0;
 const PUBLISHING: u64 = 1;
-
-/// A word of the pool by its address.
-#[inline]
-pub(crate) fn word(arena: Arena, address: u64) -> Option<&'static AtomicU64> {
-    let address = address as usize;
-    let inside = (arena.base()..arena.base() + GRANULE - 8).contains(&address);
-    // SAFETY: engines name words of objects and blocks that are there until the intent is
-    // resolved: held, or pinned; all are atomic.
-    (inside && address.is_multiple_of(8))
-        .then(|| unsafe { &*std::ptr::with_exposed_provenance::<AtomicU64>(address) })
-}
 
 /// Opens an intent for a change of `word` and allocates the new block, which is not noted. If there
 /// is no room, nothing is open.

@@ -27,14 +27,17 @@
 pub(crate) mod buffer;
 pub(crate) mod cell;
 pub(crate) mod change;
+pub(crate) mod leases;
 pub(crate) mod limbo;
 pub(crate) mod map;
+pub(crate) mod queue;
 
 use crate::allocator::check::CheckReport;
 use crate::layout::Engine;
 use crate::layout::arena::Arena;
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
+use crate::primitive::AtomicU64;
 
 /// Where the engine's number is in an intent's operation.
 pub(crate) const OP_SHIFT: u32 = 8;
@@ -52,6 +55,12 @@ pub(crate) struct Named {
     pub(crate) block: usize,
 }
 
+/// A word of the pool by its address. Intents name words of committed tables, or of objects that
+/// their author's process held when it opened the intent, and holds until the intent is resolved.
+pub(crate) fn word(arena: Arena, address: u64) -> Option<&'static AtomicU64> {
+    arena.word_at(address as usize)
+}
+
 /// Completes or undoes what a dead thread had open, if the operation is an engine's. The caller
 /// holds the slot's life word, frees what `freeing` names afterwards, and closes the intent.
 pub(crate) fn resolve(arena: Arena, slot: &Slot, owner: Tag, op: u64) {
@@ -59,7 +68,8 @@ pub(crate) fn resolve(arena: Arena, slot: &Slot, owner: Tag, op: u64) {
         Some(Engine::Buffer) => buffer::resolve(arena, slot, owner, op),
         Some(Engine::Cell) => change::resolve(arena, slot, owner),
         Some(Engine::Map) => map::resolve(arena, slot, owner, op),
-        Some(Engine::Queue | Engine::Heap) | None => {}
+        Some(Engine::Queue) => queue::resolve(arena, slot, owner, op),
+        Some(Engine::Heap) | None => {}
     }
 }
 
@@ -78,7 +88,8 @@ pub(crate) fn next_block(
         Engine::Buffer => buffer::next_block(arena, first),
         Engine::Cell => cell::next_block(arena, first),
         Engine::Map => map::next_block(arena, first, cursor),
-        Engine::Queue | Engine::Heap => None,
+        Engine::Queue => queue::next_block(arena, first, cursor),
+        Engine::Heap => None,
     }
 }
 
@@ -88,6 +99,7 @@ pub(crate) fn check(arena: Arena, engine: Engine, first: usize, report: &mut Che
         Engine::Buffer => buffer::check(arena, first, report),
         Engine::Cell => cell::check(arena, first, report),
         Engine::Map => map::check(arena, first, report),
-        Engine::Queue | Engine::Heap => {}
+        Engine::Queue => queue::check(arena, first, report),
+        Engine::Heap => {}
     }
 }

@@ -20,7 +20,7 @@
 //! leaves, either the field names the block or the `freeing` word does.
 
 use crate::allocator::block;
-use crate::engines::{self, Named, limbo};
+use crate::engines::{self, Named, limbo, word};
 use crate::layout::arena::Arena;
 use crate::participants::detect;
 use crate::participants::table::{REDO_WORDS, Slot};
@@ -83,12 +83,6 @@ pub(crate) fn resolve(arena: Arena, index: usize) {
     block::finish_freeing(arena, slot, owner);
     limbo::recount(arena, slot);
     slot.intent.close();
-}
-
-/// A word of the pool by its address. Intents name words of committed tables, or of objects that
-/// their author's process held when it opened the intent, and holds until the intent is resolved.
-fn word(arena: Arena, address: u64) -> Option<&'static AtomicU64> {
-    arena.word_at(address as usize)
 }
 
 /// The count of links of an object, given as index + 1; `None` for 0.

@@ -4,17 +4,22 @@
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod buffer;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod cell;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod containers;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod engine;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod mailbox;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod map;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod multi_map;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod pool;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod queue;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod rwlock;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
@@ -34,6 +39,8 @@ fn main() -> std::process::ExitCode {
     cell::cases(&mut suite);
     map::cases(&mut suite);
     multi_map::cases(&mut suite);
+    queue::cases(&mut suite);
+    mailbox::cases(&mut suite);
     suite.finish()
 }
 

@@ -169,7 +169,7 @@ fn copy(
 /// Completes a copy of a dead thread, if the node was named by the successor.
 pub(super) fn resolve_copy(arena: Arena, slot: &Slot) {
     let named = slot.intent.arg(1);
-    let word = |i: usize| change::word(arena, slot.intent.arg(i));
+    let word = |i: usize| crate::engines::word(arena, slot.intent.arg(i));
     if let (Some(from), Some(place)) = (word(0), word(2))
         && place.load(Ordering::SeqCst) == named
     {
@@ -236,7 +236,7 @@ pub(super) fn resolve_retire(arena: Arena, slot: &Slot, owner: Tag) {
     let (table, next) = (slot.intent.arg(1), slot.intent.arg(2));
     let mine = Table::at(arena, table)
         .is_some_and(|table| table.header.retirer.load(Ordering::SeqCst) == owner.word());
-    if let (true, Some(root)) = (mine, change::word(arena, slot.intent.arg(0))) {
+    if let (true, Some(root)) = (mine, crate::engines::word(arena, slot.intent.arg(0))) {
         go_on(arena, root, table, next);
         limbo::retire_once(arena, slot, table);
     }

@@ -84,7 +84,7 @@ pub(super) fn resolve(arena: Arena, slot: &Slot, owner: Tag, op: u64) {
 
 /// What a map under destruction owns next: nodes, then tables.
 pub(super) fn next_block(arena: Arena, first: usize, cursor: &mut usize) -> Option<Named> {
-    let root = change::word(arena, first as u64)?.load(Ordering::Acquire);
+    let root = crate::engines::word(arena, first as u64)?.load(Ordering::Acquire);
     let top = Table::at(arena, root)?;
     // The cursor counts the words of all tables.
     let mut before = 0;
@@ -126,7 +126,8 @@ pub(super) fn next_block(arena: Arena, first: usize, cursor: &mut usize) -> Opti
 
 /// Checks a map at rest.
 pub(super) fn check(arena: Arena, first: usize, report: &mut CheckReport) {
-    let root = change::word(arena, first as u64).map_or(0, |word| word.load(Ordering::Acquire));
+    let root =
+        crate::engines::word(arena, first as u64).map_or(0, |word| word.load(Ordering::Acquire));
     let mut next = Table::at(arena, root);
     if root != 0 && next.is_none() {
         report.problem(format_args!("the map at {first:#x} has no table"));
