@@ -30,8 +30,8 @@
 //!
 //! ```text
 //! process        scope, spawn, join
-//! containers     Shared, Handle, Link, Array, Matrix, Foreign
-//! sync           Mutex, ReentrantMutex, Condvar, Semaphore, Barrier
+//! containers     Shared, Handle, Link, Array, Matrix, Buffer, Foreign
+//! sync           Mutex, ReentrantMutex, RecoverableMutex, RwLock, Condvar, Semaphore, Barrier, Event
 //! pool           create, attach, objects, names
 //! engines        what every process knows of containers: recovery, destruction, check
 //! allocator      slices, spans, runs, growth
