@@ -46,7 +46,9 @@ const CASES: &[common::Named] = table! {
         an_address_that_is_taken
         another_pid_namespace;
     damage:
-        flipped_header_bytes;
+        flipped_header_bytes
+        changed_table_words
+        changed_array_words;
     growth:
         four_gib_by_four_processes
         grow_to

@@ -185,9 +185,14 @@ pub(super) fn size(arena: Arena, index: usize) -> usize {
     entry(arena, index).map_or(0, |e| e.size.load(Ordering::Relaxed) as usize)
 }
 
-/// The owning words of a value of the type; what lies outside of the value is left out.
-pub(super) fn owned_words(arena: Arena, index: usize) -> impl Iterator<Item = OwnedWord> {
-    let size = size(arena, index);
+/// The owning words of a value of the type in a block of `room` bytes; what lies outside of the
+/// value or the block is left out.
+pub(super) fn owned_words(
+    arena: Arena,
+    index: usize,
+    room: usize,
+) -> impl Iterator<Item = OwnedWord> {
+    let size = size(arena, index).min(room);
     let runs = entry(arena, index).map_or(&[][..], |e| {
         &e.owned[..(e.fields.load(Ordering::Relaxed) as usize).min(FIELDS)]
     });
@@ -196,16 +201,17 @@ pub(super) fn owned_words(arena: Arena, index: usize) -> impl Iterator<Item = Ow
         let count = run.count.load(Ordering::Relaxed);
         let (offset, stride) = (place & 0xffff_ffff, place >> 32);
         let kind = Owned::of_code(count >> 32);
-        // Garbage may say a distance of 0, and any count.
-        let fits = stride
-            .checked_sub(8)
-            .map_or(1, |_| (size as u64).saturating_sub(offset) / stride + 1);
-        (0..(count & 0xffff_ffff).min(fits)).filter_map(move |i| {
-            let offset = (offset + i * stride) as usize;
-            (offset.is_multiple_of(8) && offset + 8 <= size).then_some(OwnedWord {
-                offset,
-                kind: kind?,
+        // Words overlap in garbage alone; a step each keeps the walk within `size`.
+        let (stride, count) = (stride.max(8), count & 0xffff_ffff);
+        (0..count)
+            .map(move |i| offset.saturating_add(i * stride) as usize)
+            .take_while(move |&offset| offset < size && size - offset >= 8)
+            .filter(|offset| offset.is_multiple_of(8))
+            .filter_map(move |offset| {
+                Some(OwnedWord {
+                    offset,
+                    kind: kind?,
+                })
             })
-        })
     })
 }
