@@ -55,15 +55,15 @@ fn rwlocks() {
         &mut [
             (
                 "std",
-                Box::new(|| nanos(|| drop(black_box(*std.read().unwrap())))),
+                Box::new(|| nanos(|| _ = black_box(*std.read().unwrap()))),
             ),
             (
                 "parking_lot",
-                Box::new(|| nanos(|| drop(black_box(*parking_lot.read())))),
+                Box::new(|| nanos(|| _ = black_box(*parking_lot.read()))),
             ),
             (
                 "shmkit",
-                Box::new(|| nanos(|| drop(black_box(*ours.read().unwrap())))),
+                Box::new(|| nanos(|| _ = black_box(*ours.read().unwrap()))),
             ),
         ],
     );
@@ -92,15 +92,15 @@ fn rwlocks() {
         &mut [
             (
                 "std",
-                Box::new(|| two(&|| drop(black_box(*std.read().unwrap())))),
+                Box::new(|| two(&|| _ = black_box(*std.read().unwrap()))),
             ),
             (
                 "parking_lot",
-                Box::new(|| two(&|| drop(black_box(*parking_lot.read())))),
+                Box::new(|| two(&|| _ = black_box(*parking_lot.read()))),
             ),
             (
                 "shmkit",
-                Box::new(|| two(&|| drop(black_box(*ours.read().unwrap())))),
+                Box::new(|| two(&|| _ = black_box(*ours.read().unwrap()))),
             ),
         ],
     );

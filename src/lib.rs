@@ -32,7 +32,7 @@
 //! process        scope, spawn, join
 //! containers     Shared, Handle, Link, Array, Matrix, SharedCell, HashMap, MultiMap, Queue,
 //!                Mailbox, Buffer, Foreign
-//! sync           Mutex, ReentrantMutex, Condvar, Semaphore, Barrier
+//! sync           Mutex, ReentrantMutex, RecoverableMutex, RwLock, Condvar, Semaphore, Barrier, Event
 //! pool           create, attach, objects, names
 //! engines        what every process knows of containers: recovery, destruction, check
 //! allocator      slices, spans, runs, growth

@@ -254,13 +254,6 @@ fn appends(suite: &mut Suite) {
         || (0, [bytes(1, 40), bytes(2, 300)].concat()),
     ));
     suite.run(either(
-        case("append, large", one, |world| {
-            append(world.buffer(), 2, 8200);
-        }),
-        || (0, bytes(1, 40)),
-        || (0, [bytes(1, 40), bytes(2, 8200)].concat()),
-    ));
-    suite.run(either(
         case(
             "append, refused",
             |buffer| {

@@ -1,0 +1,231 @@
+//! Chunks: their layout, and what one alone can answer or do.
+
+use crate::layout::arena::Arena;
+use crate::primitive::{AtomicU64, Ordering};
+
+/// Levels of skips, each eight times as far as the one below.
+pub(super) const LEVELS: usize = 8;
+pub(super) const RADIX_SHIFT: u32 = 3;
+
+/// What a chunk begins with; the bytes follow at [`HEADER`].
+#[repr(C)]
+pub(super) struct Chunk {
+    pub(super) next: AtomicU64,
+    pub(super) state: AtomicU64,
+    pub(super) start: AtomicU64,
+    /// How many bytes fit.
+    pub(super) room: AtomicU64,
+    /// One more than that of the chunk before.
+    pub(super) index: AtomicU64,
+    pub(super) skips: [Skip; LEVELS],
+}
+
+/// An earlier chunk, and its start: so it is known without a look at it, as it may be freed.
+#[repr(C)]
+pub(super) struct Skip {
+    pub(super) chunk: AtomicU64,
+    pub(super) start: AtomicU64,
+}
+
+pub(super) const HEADER: usize = 192;
+const _: () = assert!(size_of::<Chunk>() <= HEADER);
+
+pub(super) const SEALED: u64 = 1 << 63;
+pub(super) const BUSY: u64 = 1 << 62;
+pub(super) const LEN: u64 = BUSY - 1;
+
+/// In the place of a next chunk: there will be none.
+pub(super) const CLOSED: u64 = 1;
+
+/// What follows a chunk.
+pub(super) enum Next {
+    None,
+    Closed,
+    Chunk(Found),
+}
+
+/// A chunk of this pool and its address.
+#[derive(Clone, Copy)]
+pub(crate) struct Found {
+    pub(super) arena: Arena,
+    pub(super) address: usize,
+    pub(super) chunk: &'static Chunk,
+}
+
+impl Found {
+    /// The chunk at an address, as far as the pool has data there. What it says is checked where it
+    /// is used.
+    #[inline]
+    pub(super) fn at(arena: Arena, address: u64) -> Option<Found> {
+        let address = address as usize;
+        let inside = address.is_multiple_of(16)
+            && arena.slice_of(address).is_some()
+            && arena.slice_of(address + HEADER - 1).is_some();
+        inside.then(|| Found {
+            arena,
+            address,
+            // SAFETY: committed data of the pool, aligned; a chunk consists of atomics. It is not
+            // freed while the caller uses it, by invariant 3 or because it is the caller's own.
+            chunk: unsafe { &*std::ptr::with_exposed_provenance::<Chunk>(address) },
+        })
+    }
+
+    #[inline]
+    pub(super) fn next(self) -> Next {
+        match self.chunk.next.load(Ordering::SeqCst) {
+            0 => Next::None,
+            CLOSED => Next::Closed,
+            // An address that is none ends the chain.
+            address => Found::at(self.arena, address)
+                .filter(|next| next.index() > self.index())
+                .map_or(Next::Closed, Next::Chunk),
+        }
+    }
+
+    #[inline]
+    pub(super) fn index(self) -> u64 {
+        self.chunk.index.load(Ordering::Relaxed)
+    }
+
+    #[inline]
+    pub(crate) fn start(self) -> u64 {
+        self.chunk.start.load(Ordering::Relaxed)
+    }
+
+    #[inline]
+    pub(super) fn room(self) -> u64 {
+        self.chunk.room.load(Ordering::Relaxed)
+    }
+
+    /// How many bytes count. Acquire pairs with the exchange that made them count.
+    #[inline]
+    pub(super) fn len(self) -> u64 {
+        (self.chunk.state.load(Ordering::SeqCst) & LEN).min(self.room())
+    }
+
+    #[inline]
+    pub(crate) fn end(self) -> u64 {
+        self.start().saturating_add(self.len())
+    }
+
+    #[inline]
+    pub(super) fn data(self) -> usize {
+        self.address + HEADER
+    }
+
+    /// The bytes from position `from` to `to`, as far as this chunk has them; and the chunk after it.
+    ///
+    /// # Safety
+    ///
+    /// The caller has been pinned since before it found the chunk and stays so for `'a`.
+    pub(crate) unsafe fn bytes<'a>(self, from: u64, to: u64) -> (&'a [u8], Option<Found>) {
+        let next = match self.next() {
+            Next::Chunk(next) => Some(next),
+            _ => None,
+        };
+        let (start, end) = (self.start(), self.end().min(to));
+        if from < start || from >= end {
+            return (&[], next);
+        }
+        let address = self.data().saturating_add((from - start) as usize);
+        let len = (end - from) as usize;
+        // Static garbage may say anything.
+        let last = address.saturating_add(len - 1);
+        if self.arena.slice_of(last).is_none() {
+            return (&[], next);
+        }
+        let pointer = std::ptr::with_exposed_provenance::<u8>(address);
+        // SAFETY: committed data of the pool; bytes that count, which are not written again
+        // (invariant 1) and, by the caller's promise and invariant 3, not freed.
+        (unsafe { std::slice::from_raw_parts(pointer, len) }, next)
+    }
+
+    /// Seals the chunk, giving a writer the time that a copy takes; its final length.
+    pub(super) fn seal(self) -> u64 {
+        let mut patience = Patience::new();
+        loop {
+            let state = self.chunk.state.load(Ordering::SeqCst);
+            if state & SEALED != 0 {
+                return state & LEN;
+            }
+            if state & BUSY != 0 && patience.goes_on() {
+                continue;
+            }
+            let sealed = state & LEN | SEALED;
+            let _ = self.chunk.state.compare_exchange(
+                state,
+                sealed,
+                Ordering::SeqCst,
+                Ordering::Relaxed,
+            );
+        }
+    }
+}
+
+impl Found {
+    /// Makes the chunk, which is not linked yet, the one after `last`, from position `start` on.
+    pub(super) fn follow(self, last: Option<Found>, start: u64) {
+        let index = last.map_or(0, |last| last.index() + 1);
+        self.chunk.start.store(start, Ordering::Relaxed);
+        self.chunk.index.store(index, Ordering::Relaxed);
+        for (level, skip) in self.chunk.skips.iter().enumerate() {
+            let (chunk, start) = match last {
+                None => (0, 0),
+                Some(last) => {
+                    let every = (1_u64 << (RADIX_SHIFT * level as u32)) - 1;
+                    if last.index() & every == 0 {
+                        (last.address as u64, last.start())
+                    } else {
+                        let skip = &last.chunk.skips[level];
+                        let load = |word: &AtomicU64| word.load(Ordering::Relaxed);
+                        (load(&skip.chunk), load(&skip.start))
+                    }
+                }
+            };
+            skip.chunk.store(chunk, Ordering::Relaxed);
+            skip.start.store(start, Ordering::Relaxed);
+        }
+    }
+}
+
+/// How long somebody else's copy is waited for: longer than a copy takes, unless its writer does not
+/// run.
+pub(super) struct Patience(u32);
+
+impl Patience {
+    pub(super) const SPINS: u32 = 500;
+    pub(super) const YIELDS: u32 = 20;
+
+    pub(super) fn new() -> Self {
+        Patience(0)
+    }
+
+    /// True if it is worth looking again.
+    pub(super) fn goes_on(&mut self) -> bool {
+        self.0 += 1;
+        if self.0 < Self::SPINS {
+            std::hint::spin_loop();
+        } else {
+            std::thread::yield_now();
+        }
+        self.0 < Self::SPINS + Self::YIELDS
+    }
+}
+
+/// Copies bytes to where nobody reads: beyond those that count. False if that is not in the pool.
+#[inline]
+pub(super) fn copy(arena: Arena, bytes: &[u8], to: usize) -> bool {
+    let Some(last) = bytes.len().checked_sub(1) else {
+        return true;
+    };
+    if arena.slice_of(to).is_none() || arena.slice_of(to.saturating_add(last)).is_none() {
+        return false;
+    }
+    let to = std::ptr::with_exposed_provenance_mut::<u8>(to);
+    // SAFETY: committed data of the pool, in a chunk's room behind the bytes that count, which the
+    // caller alone writes to (it made the chunk, or made it BUSY) and nobody reads; the chunk is
+    // not freed, as the caller is pinned. `bytes` may be bytes of this buffer that count, so not
+    // these.
+    unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+    true
+}

@@ -1,0 +1,151 @@
+//! The front of a buffer: deleting, and freeing what nobody looks at any more.
+
+use super::chunk::{Found, Next};
+use super::{FREE, SHARED_MAX, Words, address_of};
+use crate::allocator::block;
+use crate::layout::arena::Arena;
+use crate::participants::table::Slot;
+use crate::participants::{epoch, lock};
+use crate::primitive::{Ordering, compiler_fence};
+
+impl Words {
+    /// Gives up the bytes before a position, which is not beyond the end.
+    pub(crate) fn truncate(&self, arena: Arena, slot: &Slot, to: u64) {
+        self.start.fetch_max(to, Ordering::SeqCst);
+        self.departures.tell();
+        self.give_up_large(arena, slot, to);
+        self.reclaim(arena, slot);
+    }
+
+    /// If nothing is left, but in a large chunk, links an empty one, so that the large one can go. It
+    /// stays if there is no memory.
+    fn give_up_large(&self, arena: Arena, slot: &Slot, to: u64) {
+        epoch::pin(arena, slot);
+        let last = self.last(arena);
+        if last.is_some_and(|last| last.room() as usize > SHARED_MAX && last.end() == to) {
+            let _ = self.append_chunk(arena, slot, &[]);
+        }
+        epoch::unpin(slot);
+    }
+
+    /// True if there are chunks to free.
+    #[inline]
+    pub(crate) fn has_old(&self, arena: Arena, slot: &Slot) -> bool {
+        epoch::pin(arena, slot);
+        let start = self.start();
+        let hint = self.first.load(Ordering::SeqCst);
+        let oldest = self.oldest.load(Ordering::SeqCst);
+        let first = Found::at(arena, if hint == 0 { oldest } else { hint });
+        let old = first.is_some_and(|first| {
+            oldest != first.address as u64
+                || first.end() <= start && matches!(first.next(), Next::Chunk(_))
+        });
+        epoch::unpin(slot);
+        old
+    }
+
+    /// Bytes of all chunks that are not freed. Nobody frees any meanwhile.
+    pub(crate) fn memory(&self, arena: Arena) -> usize {
+        let mut at = Found::at(arena, self.oldest.load(Ordering::SeqCst));
+        let mut bytes = 0;
+        while let Some(chunk) = at {
+            bytes += block::usable_size(arena, chunk.address).unwrap_or(0);
+            at = match chunk.next() {
+                Next::Chunk(next) => Some(next),
+                _ => None,
+            };
+        }
+        bytes
+    }
+
+    /// Frees chunks that are before `start`, as far as nobody looks at them. True if it freed any.
+    pub(crate) fn reclaim(&self, arena: Arena, slot: &Slot) -> bool {
+        if !self.has_old(arena, slot) {
+            return false;
+        }
+        match lock::try_lock(arena, slot, &self.lock) {
+            Ok(taken) if taken.flags == 0 => {}
+            // What a dead holder did is done or not: by the intent, or by what is done anew here.
+            Ok(taken) => lock::clear(&self.lock, taken.flags),
+            // Somebody else is at it.
+            Err(_) => return false,
+        }
+        let freed = self.reclaim_locked(arena, slot);
+        lock::unlock(&self.lock, slot.tag(), 0);
+        freed
+    }
+
+    /// The caller has the lock, so nobody else frees chunks.
+    fn reclaim_locked(&self, arena: Arena, slot: &Slot) -> bool {
+        let mut freed = self.free_stamped(arena, slot);
+        let Some(oldest) = Found::at(arena, self.oldest.load(Ordering::SeqCst)) else {
+            return freed;
+        };
+        if oldest.index() < self.stamped.load(Ordering::Relaxed) {
+            // Still looked at: a new stamp would only be later.
+            return freed;
+        }
+        let start = self.start();
+        let mut first = Found::at(arena, self.first.load(Ordering::SeqCst)).unwrap_or(oldest);
+        while let Next::Chunk(next) = first.next()
+            && first.end() <= start
+        {
+            first = next;
+        }
+        // By invariant 3: the hints, then the stamp.
+        self.first.store(first.address as u64, Ordering::SeqCst);
+        loop {
+            let hint = self.last.load(Ordering::SeqCst);
+            let behind = Found::at(arena, hint).is_none_or(|last| last.index() < first.index());
+            if !behind
+                || self
+                    .last
+                    .compare_exchange(
+                        hint,
+                        first.address as u64,
+                        Ordering::SeqCst,
+                        Ordering::SeqCst,
+                    )
+                    .is_ok()
+            {
+                break;
+            }
+        }
+        if first.index() > oldest.index() {
+            // By invariant 4.
+            self.stamp.store(epoch::stamp(arena), Ordering::SeqCst);
+            self.stamped.store(first.index(), Ordering::SeqCst);
+            freed |= self.free_stamped(arena, slot);
+        }
+        freed
+    }
+
+    /// Frees the chunks that are stamped, if all pins are past the stamp.
+    fn free_stamped(&self, arena: Arena, slot: &Slot) -> bool {
+        let stamped = self.stamped.load(Ordering::Relaxed);
+        let mut freed = false;
+        let mut past = false;
+        while let Some(old) = Found::at(arena, self.oldest.load(Ordering::SeqCst))
+            && old.index() < stamped
+            && let Next::Chunk(next) = old.next()
+        {
+            past = past || epoch::is_past(arena, self.stamp.load(Ordering::SeqCst));
+            if !past {
+                break;
+            }
+            let (field, next) = (&self.oldest, next.address as u64);
+            let args = [address_of(field), old.address as u64, next];
+            slot.intent.open(FREE, &args);
+            let freeing = &slot.watched.freeing;
+            freeing.store(old.address as u64, Ordering::SeqCst);
+            compiler_fence(Ordering::SeqCst);
+            field.store(next, Ordering::SeqCst);
+            compiler_fence(Ordering::SeqCst);
+            // A block that cannot be freed was none: there is nobody to tell.
+            let _ = block::free_recorded(arena, slot, old.address);
+            slot.intent.close();
+            freed = true;
+        }
+        freed
+    }
+}
