@@ -32,6 +32,7 @@
 //! process        scope, spawn, join
 //! containers     Shared, Handle, Link, Array, Matrix, Foreign
 //! sync           Mutex, ReentrantMutex, Condvar, Semaphore, Barrier
+//! private        the allocator over private memory, for a whole program
 //! pool           create, attach, objects, names
 //! allocator      slices, spans, runs, growth
 //! participants   who is attached, who lives, recovery of the dead
@@ -60,6 +61,8 @@ pub mod layout;
 mod participants;
 #[cfg(not(shmkit_loom))]
 mod pool;
+#[cfg(not(shmkit_loom))]
+mod private;
 #[cfg(not(shmkit_loom))]
 pub mod process;
 #[cfg(not(shmkit_loom))]
@@ -92,7 +95,7 @@ mod readme {}
 mod exports {
     pub use crate::allocator::check::CheckReport;
     pub use crate::allocator::stats::{ClassStats, Stats};
-    pub use crate::allocator::{AllocError, FreeError};
+    pub use crate::allocator::{AllocError, FreeError, ReallocError};
     pub use crate::containers::{
         Array, Claim, ClaimError, ClaimMut, ElementError, Foreign, Handle, HandleError, Link,
         LinkError, Matrix, PoolAlloc, ResizeError, RowBand, RowBandMut, Rows, RowsMut, ShapeError,
@@ -102,8 +105,9 @@ mod exports {
     pub use crate::participants::thread::NoSlot;
     pub use crate::pool::{
         AttachError, CreateError, GrowError, NamedError, ObjectError, OutOfMemory, Pool,
-        PoolBuilder, ReallocError, RecoverySummary, TypeError, UnlinkError,
+        PoolBuilder, RecoverySummary, TypeError, UnlinkError,
     };
+    pub use crate::private::PrivateAlloc;
     pub use crate::sync::{
         Barrier, Condvar, LockError, Mutex, MutexGuard, Orphan, Permit, ReentrantMutex, Semaphore,
     };

@@ -65,3 +65,15 @@ pub enum FreeError {
     #[error(transparent)]
     NoSlot(#[from] NoSlot),
 }
+
+/// Why a block was not reallocated. It is as it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReallocError {
+    /// It is no block.
+    #[error(transparent)]
+    NotABlock(#[from] FreeError),
+    /// No block of the new size.
+    #[error(transparent)]
+    Alloc(#[from] AllocError),
+}
