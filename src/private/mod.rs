@@ -179,12 +179,22 @@ impl PrivateAlloc {
     /// Checks what must hold of the heap at every instant, while threads may be using it.
     #[must_use]
     pub fn check(self) -> CheckReport {
-        let mut report = CheckReport::default();
-        if let Some(arena) = heap::known() {
-            check(arena, Depth::Live, &mut report);
-        }
-        report
+        check_to(Depth::Live)
     }
+
+    /// Checks everything that must hold while no other thread is using the heap.
+    #[must_use]
+    pub fn check_quiescent(self) -> CheckReport {
+        check_to(Depth::Quiescent)
+    }
+}
+
+fn check_to(depth: Depth) -> CheckReport {
+    let mut report = CheckReport::default();
+    if let Some(arena) = heap::known() {
+        check(arena, depth, &mut report);
+    }
+    report
 }
 
 #[inline]
