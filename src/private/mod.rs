@@ -63,7 +63,7 @@ impl PrivateAlloc {
     /// # Errors
     ///
     /// See [`AllocError`].
-    #[inline]
+    #[inline(always)]
     pub fn allocate(self, layout: Layout) -> Result<NonNull<u8>, AllocError> {
         let address =
             threads::with_slot(|arena, slot| block::allocate(arena, slot, layout, |_| {}))??;
@@ -75,7 +75,7 @@ impl PrivateAlloc {
     /// # Errors
     ///
     /// See [`AllocError`].
-    #[inline]
+    #[inline(always)]
     pub fn allocate_zeroed(self, layout: Layout) -> Result<NonNull<u8>, AllocError> {
         let (address, zeroed) =
             threads::with_slot(|arena, slot| block::allocate_noting(arena, slot, layout))??;
@@ -98,7 +98,7 @@ impl PrivateAlloc {
     /// # Errors
     ///
     /// See [`FreeError`].
-    #[inline]
+    #[inline(always)]
     pub unsafe fn deallocate(self, block: NonNull<u8>) -> Result<(), FreeError> {
         let address = block.addr().get();
         threads::with_slot(|arena, slot| block::free(arena, slot, address))?
@@ -109,7 +109,7 @@ impl PrivateAlloc {
     /// # Safety
     ///
     /// As for [`PrivateAlloc::deallocate`].
-    #[inline]
+    #[inline(always)]
     pub unsafe fn deallocate_or_abort(self, block: NonNull<u8>) {
         // SAFETY: by the caller's promise.
         if let Err(error) = unsafe { self.deallocate(block) } {

@@ -24,6 +24,7 @@
 //! had. One made by `vfork` runs on its parent's memory, as its parent's thread.
 
 use std::ffi::c_void;
+use std::num::NonZeroUsize;
 
 use crate::allocator::recover;
 use crate::layout::arena::{Arena, GRANULE, SLOTS};
@@ -41,6 +42,8 @@ use super::heap;
 const LEFT: usize = 1;
 /// The slot of all who have none.
 const COMMON: usize = 1;
+/// Beside a slot's address: it is the common one, to be given back. The slots' addresses are even.
+const IS_COMMON: usize = 1;
 /// How many slots are committed at once.
 const STEP: usize = 8;
 
@@ -52,26 +55,32 @@ static LEFT_LAST: AtomicU64 = AtomicU64::new(0);
 static KEY: AtomicU64 = AtomicU64::new(0);
 
 /// Does something with a slot of the heap. It must not itself ask for one.
-#[inline]
+#[inline(always)]
 pub(super) fn with_slot<R>(does: impl FnOnce(Arena, &'static Slot) -> R) -> Result<R, NoSlot> {
-    let word = thread_word::get();
+    let mut word = thread_word::get();
     if word <= LEFT {
-        return with_new_or_common(does);
+        word = new_or_common().ok_or(NoSlot)?.get();
     }
-    // SAFETY: the word is the address of the thread's slot, which is committed; it consists of
-    // atomics and stays mapped as long as the process lives.
-    let slot = unsafe { &*std::ptr::with_exposed_provenance::<Slot>(word) };
-    Ok(does(Arena::at(word & !(GRANULE - 1)), slot))
+    // SAFETY: the word is the address of a slot that is this thread's until `return_common`, or for
+    // good. It is committed, consists of atomics and stays mapped as long as the process lives.
+    let slot = unsafe { &*std::ptr::with_exposed_provenance::<Slot>(word & !IS_COMMON) };
+    let result = does(Arena::at(word & !(GRANULE - 1)), slot);
+    if word & IS_COMMON != 0 {
+        return_common();
+    }
+    Ok(result)
 }
 
+/// The address of a slot for a thread that has none, with [`IS_COMMON`] if it is the common one.
 #[cold]
 #[inline(never)]
-fn with_new_or_common<R>(does: impl FnOnce(Arena, &'static Slot) -> R) -> Result<R, NoSlot> {
-    let arena = heap::known_or_new().ok_or(NoSlot)?;
-    match attach(arena) {
-        Some(slot) => Ok(does(arena, slot)),
-        None => with_common(arena, does),
-    }
+fn new_or_common() -> Option<NonZeroUsize> {
+    let arena = heap::known_or_new()?;
+    let address = |slot: &Slot| std::ptr::from_ref(slot).expose_provenance();
+    let word = attach(arena)
+        .map(address)
+        .or_else(|| lend_common(arena).map(|slot| address(slot) | IS_COMMON));
+    NonZeroUsize::new(word?)
 }
 
 /// Claims a slot for this thread, to be left when it ends.
@@ -179,25 +188,27 @@ pub(super) fn make_common(arena: Arena) -> Option<()> {
     take(arena, COMMON).map(|_| ())
 }
 
-fn with_common<R>(arena: Arena, does: impl FnOnce(Arena, &'static Slot) -> R) -> Result<R, NoSlot> {
+/// The common slot, until [`return_common`].
+fn lend_common(arena: Arena) -> Option<&'static Slot> {
     let taken = COMMON_LOCK.lock();
-    let mut slot = arena.slot(COMMON);
+    let slot = arena.slot(COMMON);
     if taken == Taken::FromTheGone {
         declare_dead(slot);
     }
-    if slot.state().phase != SlotPhase::Live {
-        recovery::recover_slot(arena, COMMON);
-        slot = match take(arena, COMMON) {
-            Some(slot) => slot,
-            None => {
-                COMMON_LOCK.unlock();
-                return Err(NoSlot);
-            }
-        };
+    if slot.state().phase == SlotPhase::Live {
+        return Some(slot);
     }
-    let result = does(arena, slot);
+    recovery::recover_slot(arena, COMMON);
+    let slot = take(arena, COMMON);
+    if slot.is_none() {
+        return_common();
+    }
+    slot
+}
+
+#[cold]
+fn return_common() {
     COMMON_LOCK.unlock();
-    Ok(result)
 }
 
 /// The slot's thread is not in this process.

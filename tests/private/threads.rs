@@ -91,10 +91,8 @@ pub fn freed_after_the_thread_has_left() {
     let before = HEAP.stats();
     let mut key = 0;
     // SAFETY: writes the key to the local.
-    assert_eq!(
-        unsafe { libc::pthread_key_create(&raw mut key, Some(later)) },
-        0
-    );
+    let made = unsafe { libc::pthread_key_create(&raw mut key, Some(later)) };
+    assert_eq!(made, 0);
     for _ in 0..200 {
         thread::spawn(move || {
             LATE.with(|late| late.0.borrow_mut().clear());
