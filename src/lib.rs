@@ -145,6 +145,57 @@ pub mod testing {
             .collect()
     }
 
+    /// Participants of one thread, for the fuzzer: which of them it is, and their deaths.
+    #[cfg(fuzzing)]
+    pub mod participants {
+        use crate::Pool;
+        use crate::participants::table::{Slot, SlotPhase, SlotState};
+        use crate::participants::thread;
+        use crate::primitive::{Killed, kill_after};
+
+        /// A participant. It has a slot from the first time that it acts.
+        #[derive(Default)]
+        pub struct Participant(Option<&'static Slot>);
+
+        impl Participant {
+            /// Does something as this participant, who is killed before its write number `writes`
+            /// from here, if that is given. `None` if it was; it has no slot then.
+            pub fn act<R>(
+                &mut self,
+                pool: Pool,
+                writes: Option<usize>,
+                does: impl FnOnce() -> R,
+            ) -> Option<R> {
+                thread::play(pool.0, self.0);
+                let slot = thread::slot(pool.0).expect("the pool has room for its participants");
+                kill_after(writes);
+                let does = std::panic::AssertUnwindSafe(does);
+                let done = std::panic::catch_unwind(does);
+                kill_after(None);
+                thread::play(pool.0, None);
+                self.0 = done.is_ok().then_some(slot);
+                match done {
+                    Ok(result) => Some(result),
+                    Err(killed) if killed.is::<Killed>() => {
+                        let live = slot.state();
+                        let phase = SlotPhase::Dead;
+                        slot.turn(live, SlotState { phase, ..live });
+                        // SAFETY: claimed by this thread.
+                        unsafe { slot.life.give_back_marked() };
+                        None
+                    }
+                    Err(panic) => std::panic::resume_unwind(panic),
+                }
+            }
+
+            /// Leaves the pool, as a thread that ends does.
+            pub fn leave(self, pool: Pool) {
+                thread::play(pool.0, self.0);
+                thread::leave(pool.0);
+            }
+        }
+    }
+
     /// Does to the pool what the kernel does when the thread with that tid dies.
     pub fn mark_dead(pool: Pool, tid: u32) {
         let mark = |life: &RobustWord| {

@@ -80,7 +80,13 @@ pub(crate) unsafe fn reallocate(
     unsafe {
         let from = std::ptr::with_exposed_provenance::<u8>(address);
         let to = std::ptr::with_exposed_provenance_mut::<u8>(moved);
-        to.copy_from_nonoverlapping(from, usable.min(new.size()));
+        let len = usable.min(new.size());
+        let forgotten = if cfg!(shmkit_planted = "allocator") && len > 10_000 {
+            len / 2
+        } else {
+            0
+        };
+        to.copy_from_nonoverlapping(from, len - forgotten);
     }
     free(arena, slot, address)?;
     Ok(moved)

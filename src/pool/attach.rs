@@ -252,7 +252,7 @@ fn judge(fd: BorrowedFd<'_>) -> Result<Identity, AttachError> {
         return damaged("its watermarks");
     }
     let needed = DATA.offset as u64 + slices * SLICE as u64;
-    if len < needed {
+    if len < needed && !cfg!(shmkit_planted = "attach_header") {
         return Err(AttachError::Truncated { len, needed });
     }
     if identity.pid_namespace != process::pid_namespace()? {
