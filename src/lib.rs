@@ -29,6 +29,7 @@
 //! `docs/recovery.md` what a kill leaves, operation by operation.
 //!
 //! ```text
+//! inspect        reports: who has how much, what lies where, what leaks
 //! process        scope, spawn, join
 //! containers     Shared, Handle, Link, Array, Matrix, Foreign
 //! sync           Mutex, ReentrantMutex, Condvar, Semaphore, Barrier
@@ -55,6 +56,8 @@ extern crate self as shmkit;
 mod allocator;
 #[cfg(not(shmkit_loom))]
 mod containers;
+#[cfg(not(shmkit_loom))]
+pub mod inspect;
 #[cfg(not(shmkit_loom))]
 pub mod layout;
 #[cfg(not(shmkit_loom))]

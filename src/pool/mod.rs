@@ -16,9 +16,9 @@ mod create;
 pub(crate) mod fork;
 pub(crate) mod handles;
 pub(crate) mod intents;
-mod names;
+pub(crate) mod names;
 pub(crate) mod objects;
-mod types;
+pub(crate) mod types;
 
 use std::alloc::Layout;
 use std::mem::ManuallyDrop;

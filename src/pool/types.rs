@@ -40,16 +40,16 @@ const _: () = assert!(size_of::<TypeEntry>() <= TYPES.entry);
 
 /// What a word owns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Owned {
+pub(crate) enum Owned {
     Link,
     Block,
 }
 
 /// An owning word of a value.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct OwnedWord {
-    pub(super) offset: usize,
-    pub(super) kind: Owned,
+pub(crate) struct OwnedWord {
+    pub(crate) offset: usize,
+    pub(crate) kind: Owned,
 }
 
 /// Why a type cannot be entered.
@@ -169,7 +169,7 @@ pub(super) fn size(arena: Arena, index: usize) -> usize {
 }
 
 /// The owning words of a value of the type; what lies outside of the value is left out.
-pub(super) fn owned_words(arena: Arena, index: usize) -> impl Iterator<Item = OwnedWord> {
+pub(crate) fn owned_words(arena: Arena, index: usize) -> impl Iterator<Item = OwnedWord> {
     let size = size(arena, index);
     let runs = entry(arena, index).map_or(&[][..], |e| {
         &e.owned[..(e.fields.load(Ordering::Relaxed) as usize).min(FIELDS)]
