@@ -311,9 +311,8 @@ pub fn leaks(pool: Pool) -> Leaks {
             continue;
         };
         reach(&blocks, address, &mut reached);
-        for word in types::owned_words(arena, entry.kind()) {
-            let inside = word.offset + 8 <= *size && word.offset.is_multiple_of(8);
-            if inside
+        for word in types::owned_words(arena, entry.kind(), *size) {
+            if word.offset.is_multiple_of(8)
                 && word.kind == types::Owned::Link
                 && let value = detect::value(read(address + word.offset))
                 && let Some(target) = (value as usize).checked_sub(1)

@@ -15,6 +15,8 @@ mod arrays;
 mod claims;
 #[path = "containers/matrices.rs"]
 mod matrices;
+#[path = "containers/stopped.rs"]
+mod stopped;
 #[path = "containers/workers.rs"]
 mod workers;
 
@@ -58,11 +60,16 @@ const CASES: &[Named] = table! {
         the_claims_of_the_killed_are_over
         marks_of_the_killed_are_struck
         more_are_killed_than_there_are_claims
+        a_forked_copy_of_a_claim_is_void
         sets_are_never_torn
         updates_are_counted
         killed_setters_tear_nothing
         growth_under_use
         killed_growers;
+    stopped:
+        a_write_that_was_cut_off_is_completed
+        claims_wait_for_elements_in_flight
+        growth_waits_for_elements_in_flight;
 };
 
 /// 24 bytes of which the third eight tell whether they belong together.
@@ -86,6 +93,20 @@ impl Sealed {
 
     fn is_whole(self) -> bool {
         self == Sealed::new(self.a)
+    }
+}
+
+/// As large as an element can be that is written at once: most of a write is the copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ShmSafe, KillSafe)]
+struct Page([u64; 512]);
+
+impl Page {
+    const fn new(value: u64) -> Self {
+        Page([value; 512])
+    }
+
+    fn is_whole(&self) -> bool {
+        *self == Page::new(self.0[0])
     }
 }
 

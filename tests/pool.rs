@@ -48,7 +48,9 @@ const CASES: &[common::Named] = table! {
         an_address_that_is_taken
         another_pid_namespace;
     damage:
-        flipped_header_bytes;
+        flipped_header_bytes
+        changed_table_words
+        changed_array_words;
     inspect:
         participants_and_what_they_have
         a_map_of_the_data

@@ -37,6 +37,7 @@ const CASES: &[Named] = table! {
         totals_under_kills
         killed_owner
         killed_owner_while_another_waits
+        a_taker_leaves_the_rest_of_recovery
         orphan_dropped
         orphan_reset
         orphan_into_guard
@@ -47,6 +48,7 @@ const CASES: &[Named] = table! {
         not_in_a_pool
         guards_refuse_a_spawn
         a_leaked_guard_outlives_its_thread
+        an_owner_goes_on_to_another_program
         a_forked_guard_is_void
         many_at_once
         reentrancy

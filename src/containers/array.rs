@@ -34,7 +34,7 @@ use std::alloc::Layout;
 use std::fmt;
 use std::marker::{PhantomData, PhantomPinned};
 use std::mem::{MaybeUninit, offset_of};
-use std::ops::RangeBounds;
+use std::ops::{Range, RangeBounds};
 use std::ptr::NonNull;
 
 use super::Shared;
@@ -79,13 +79,13 @@ impl BlockWord {
 
     /// The length that the block begins with. The caller keeps the block from being replaced.
     #[inline]
-    pub(super) fn len(&self) -> usize {
+    pub(super) fn len(&self, arena: Arena) -> usize {
         let address = self.address();
-        if address == 0 {
+        if !address.is_multiple_of(8) || arena.room_at(address) < 8 {
             return 0;
         }
         // SAFETY: a block of this array, which the caller keeps there; its first word is its
-        // length, which is not written any more.
+        // length, which is not written any more. In a damaged pool it is a word of some slice.
         let len = unsafe { &*std::ptr::with_exposed_provenance::<AtomicU64>(address) };
         len.load(Ordering::Relaxed) as usize
     }
@@ -249,18 +249,33 @@ impl<T: KillSafe + Unpin> Array<T> {
 
     /// The place of an element. `_pass` keeps the block there.
     #[inline]
-    fn element(&self, index: usize, _pass: &Pass<'_>) -> Result<*mut T, ElementError> {
-        let len = self.storage.block.len();
+    fn element(
+        &self,
+        arena: Arena,
+        index: usize,
+        _pass: &Pass<'_>,
+    ) -> Result<*mut T, ElementError> {
+        let (elements, len) = self.elements(arena);
         if index >= len {
             return Err(ElementError::OutOfBounds { index, len });
         }
-        Ok(self.elements().wrapping_add(index))
+        Ok(elements.wrapping_add(index))
     }
 
-    /// The first element's place, if there is one.
+    /// The first element's place, and how many there are: in a damaged pool no more than lie in
+    /// its memory. The caller keeps the block from being replaced.
     #[inline]
-    fn elements(&self) -> *mut T {
-        std::ptr::with_exposed_provenance_mut(self.storage.block.address() + Self::OFFSET)
+    fn elements(&self, arena: Arena) -> (*mut T, usize) {
+        let address = self.storage.block.address();
+        let len = self.storage.block.len(arena);
+        let room = arena.room_at(address).saturating_sub(Self::OFFSET);
+        let fit = room.checked_div(size_of::<T>()).unwrap_or(usize::MAX);
+        let aligned = address.is_multiple_of(align_of::<T>());
+        let elements = address.wrapping_add(Self::OFFSET);
+        (
+            std::ptr::with_exposed_provenance_mut(elements),
+            if aligned { len.min(fit) } else { 0 },
+        )
     }
 
     /// Runs `f` with the element's place, which no claim covers meanwhile. Elements that are not
@@ -282,7 +297,7 @@ impl<T: KillSafe + Unpin> Array<T> {
             Refusal::Claimed(by) => ElementError::Claimed { by },
             Refusal::TooMany => unreachable!("an element's pass is no entry"),
         })?;
-        let place = self.element(index, &pass)?;
+        let place = self.element(arena, index, &pass)?;
         if Self::ATOMIC {
             return Ok(f(slot, place));
         }
@@ -291,7 +306,8 @@ impl<T: KillSafe + Unpin> Array<T> {
             Ok(taken) if taken.flags == 0 => {}
             // What its dead holder was writing has been written by now: `lock`'s invariant 3.
             Ok(taken) => lock::clear(stripe, taken.flags),
-            Err(refused) => unreachable!("one element at a time: {refused:?}"),
+            // One element at a time: only a damaged pool says that we hold it already.
+            Err(_) => {}
         }
         let result = f(slot, place);
         lock::unlock(stripe, slot.tag(), 0);
@@ -463,8 +479,14 @@ impl<T: KillSafe + Unpin> Array<T> {
                     Refusal::Claimed(by) => ClaimError::Claimed { by },
                     Refusal::TooMany => ClaimError::TooManyClaims,
                 })?;
+            let (elements, len) = self.elements(arena);
+            // The array never shrinks, but what `len` says may be damaged.
+            if range.end > len {
+                let Range { start, end } = range;
+                return Err(ClaimError::OutOfBounds { start, end, len });
+            }
             taken = Some(claim);
-            let place = self.elements().wrapping_add(range.start);
+            let place = elements.wrapping_add(range.start);
             first = NonNull::new(place).expect("blocks are not at zero");
         }
         Ok(Claimed::new(first, range.len(), taken))
@@ -534,11 +556,10 @@ impl<T: KillSafe + Unpin> Array<T> {
                 // Merging frees an entry, or some entry has a living owner.
                 Refusal::TooMany => unreachable!("a full table has claims, which overlap all"),
             })?;
-        let old = self.storage.block.len();
+        let (source, old) = self.elements(arena);
         let new = plan(old)?;
         if new > old {
             let layout = Self::layout(new)?;
-            let source = self.elements();
             intents::replace_block(arena, slot, &self.storage.block.0, |record| {
                 let address = block::allocate(arena, slot, layout, record)?;
                 let start = std::ptr::with_exposed_provenance_mut::<u8>(address);
@@ -556,7 +577,7 @@ impl<T: KillSafe + Unpin> Array<T> {
                 Ok::<usize, AllocError>(address)
             })?;
             // By invariant 4; should we die, `Storage::repair` does it.
-            self.storage.repair();
+            self.storage.repair(arena);
         }
         drop(claim);
         Ok(old)

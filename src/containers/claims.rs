@@ -50,7 +50,7 @@ use std::ops::Range;
 use crate::layout::arena::Arena;
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
-use crate::participants::{life, lock, recovery};
+use crate::participants::{life, lock, recovery, thread};
 use crate::primitive::{AtomicU64, Ordering, fence};
 use crate::process::ProcessId;
 use crate::sys::futex;
@@ -111,8 +111,8 @@ impl Storage {
     }
 
     /// Stores the block's length anew. The caller keeps others from replacing the block.
-    pub(super) fn repair(&self) {
-        let len = self.block.len() as u64;
+    pub(super) fn repair(&self, arena: Arena) {
+        let len = self.block.len(arena) as u64;
         self.len.store(len, Ordering::Release);
     }
 }
@@ -162,11 +162,22 @@ pub(super) struct Taken<'a> {
     pub(super) orphaned: bool,
 }
 
+impl Taken<'_> {
+    /// Whether it is this thread's. A copy in a forked child is not.
+    pub(super) fn is_ours(&self) -> bool {
+        let owner = Tag::of_word(self.entry.word.load(Ordering::Relaxed));
+        thread::known_slot_at(std::ptr::from_ref(self.entry).addr())
+            .is_some_and(|slot| slot.tag() == owner)
+    }
+}
+
 impl Drop for Taken<'_> {
     fn drop(&mut self) {
-        // Release: who finds the entry free sees what was written under the claim.
-        let was = self.entry.word.swap(0, Ordering::SeqCst);
-        wake(self.entry, was);
+        if self.is_ours() {
+            // Release: who finds the entry free sees what was written under the claim.
+            let was = self.entry.word.swap(0, Ordering::SeqCst);
+            wake(self.entry, was);
+        }
     }
 }
 
@@ -240,7 +251,7 @@ impl Entry {
         let (next, seen) = match word & MODE {
             EXCLUSIVE => (ORPHAN, Seen::Orphan),
             GROWING => {
-                storage.repair();
+                storage.repair(arena);
                 (0, Seen::Free)
             }
             _ => (0, Seen::Free),
@@ -276,7 +287,8 @@ impl Claims {
             Ok(taken) if taken.flags == 0 => {}
             // The table is right at every instant; there is nothing to repair.
             Ok(taken) => lock::clear(&self.lock, taken.flags),
-            Err(refused) => unreachable!("the lock covers no user's code: {refused:?}"),
+            // It covers no user's code: only a damaged pool says that we hold it already.
+            Err(_) => {}
         }
         let result = f();
         lock::unlock(&self.lock, slot.tag(), 0);

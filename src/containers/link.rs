@@ -124,10 +124,15 @@ impl<T: ShmSafe> Link<T> {
         let arena = self.arena()?;
         thread::slot(arena).ok()?;
         loop {
-            let target = self.target()?;
+            let word = self.word.load(Ordering::SeqCst);
+            let target = (detect::value(word) as usize).checked_sub(1)?;
             let generation = arena.object(target)?.state().generation;
             let Some(hold) = handles::open(arena, target, generation).ok()? else {
-                // Destroyed since the link was read, so the link leads elsewhere by now.
+                // Destroyed since the link was read, so the link has been set since. Where it has
+                // not, the pool is damaged.
+                if self.word.load(Ordering::SeqCst) == word {
+                    return None;
+                }
                 continue;
             };
             // Held and still linked: it is the object that the link leads to.

@@ -34,8 +34,10 @@ impl<'a, T> Claimed<'a, T> {
 
 impl<T> Drop for Claimed<'_, T> {
     fn drop(&mut self) {
+        if self.taken.as_ref().is_none_or(Taken::is_ours) {
+            thread::guard_dropped();
+        }
         self.taken = None;
-        thread::guard_dropped();
     }
 }
 

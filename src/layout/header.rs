@@ -51,6 +51,8 @@ pub(crate) struct Header {
     pub(crate) unreaped: AtomicU64,
     /// When the system was last asked about everybody, in milliseconds of the monotonic clock.
     pub(crate) confirmed_at: AtomicU64,
+    /// When somebody who waits last looked for the dead, in the same.
+    pub(crate) polled_at: AtomicU64,
     /// Where the search for a free object entry goes on. A hint.
     pub(crate) object_cursor: AtomicU64,
 

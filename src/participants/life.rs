@@ -83,12 +83,13 @@ pub(crate) fn confirm(slot: &Slot) {
     let before = slot.state();
     let word = slot.life.word.load(Ordering::Acquire);
     let start = slot.start.load(Ordering::Acquire);
-    if before.phase != SlotPhase::Live || word & OWNER_DIED != 0 || word & TID == 0 || start == 0 {
+    if before.phase != SlotPhase::Live || word & OWNER_DIED != 0 || word & TID == 0 {
         return;
     }
     let gone = match process::start_time(word & TID) {
         TaskState::Dead => true,
-        TaskState::Alive { start: other } => other != start,
+        // A start of 0 is unknown, and no evidence.
+        TaskState::Alive { start: other } => start != 0 && other != start,
         TaskState::Unknown => false,
     };
     // The same generation before and after: the tid and the start belong together.
@@ -109,7 +110,7 @@ pub(crate) fn confirm_process(record: &Process) {
     let word = record.life.word.load(Ordering::Acquire);
     let start = record.start.load(Ordering::Acquire);
     let pid = record.pid.load(Ordering::Acquire) as u32;
-    if before.phase != ProcessPhase::Live || word & OWNER_DIED != 0 || start == 0 {
+    if before.phase != ProcessPhase::Live || word & OWNER_DIED != 0 {
         return;
     }
     if process::process_is_gone(pid, start) && record.state() == before {

@@ -178,8 +178,9 @@ fn unlock_and_wake(word: &AtomicU64, set: u64) {
     }
 }
 
-/// Sleeps while `word` holds `value` and the owner lives, a [`TICK`] at most, and then does what
-/// is to be done for the dead. Returns for any reason.
+/// Sleeps while `word` holds `value` and the owner lives, a [`TICK`] at most. Who slept that long
+/// for nothing does what is to be done for the dead: no lock that could be had waits for it.
+/// Returns for any reason.
 #[cold]
 pub(crate) fn sleep(
     arena: Arena,
@@ -213,9 +214,9 @@ pub(crate) fn sleep(
                 }
             }
             if seen & OWNER_DIED != 0 || life::is_gone(arena, owner) {
-                recovery::recover_slot(arena, owner.slot());
-                // Held by somebody who recovers it: not for long.
-                if !recovery::is_resolved(arena, owner) {
+                // Somebody resolves what it was doing, or another thread of its process may still run: mostly not
+                // for long.
+                if !is_over(arena, owner) {
                     futex::wait(word, value, left.min(Duration::from_micros(200)));
                 }
             } else {
@@ -225,9 +226,13 @@ pub(crate) fn sleep(
         None => futex::wait(word, value, left),
     }
     slot.watched.waiting_on.store(0, Ordering::Release);
-    // The mark that woke us wakes one sleeper only, and a wake may have died with its sender.
-    let died = !owner.is_nobody() && life::is_gone(arena, owner);
-    if died || started.elapsed() >= TICK {
-        recovery::poll(arena);
+    if let Some(other) = arena.owner_slot(owner)
+        && life::is_gone(arena, owner)
+    {
+        // The mark that woke us wakes one sleeper only.
+        futex::wake(&other.life.word, u32::MAX);
+    } else if started.elapsed() >= TICK && word.load(Ordering::Relaxed) == value {
+        // A wake may have died with its sender.
+        recovery::poll_in_turn(arena);
     }
 }

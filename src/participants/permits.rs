@@ -104,13 +104,8 @@ pub(crate) fn forget(slot: &Slot, index: usize) {
 
 /// The counter that an entry names, if it names one.
 fn word_of(arena: Arena, entry: &Permit) -> Option<&'static AtomicU64> {
-    use crate::layout::arena::GRANULE;
-    let address = entry.word.load(Ordering::Acquire) as usize;
-    let inside = (arena.base()..arena.base() + GRANULE - 8).contains(&address);
-    // SAFETY: an entry names a counter of an object of this pool, which is not destroyed while an
-    // entry names it (`any_within`); counters are atomic and aligned.
-    (address.is_multiple_of(8) && inside)
-        .then(|| unsafe { &*std::ptr::with_exposed_provenance::<AtomicU64>(address) })
+    // A counter of an object of this pool is not destroyed while an entry names it (`any_within`).
+    arena.word_at(entry.word.load(Ordering::Acquire) as usize)
 }
 
 /// Gives back every permit of a dead owner. Called by the holder of its life word.

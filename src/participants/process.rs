@@ -122,7 +122,7 @@ pub(crate) fn commit_holds(arena: Arena, index: usize, objects: usize) -> Result
     const BITS: usize = 4096 * 8;
     let record = arena.process(index);
     let wanted = objects.next_multiple_of(BITS).min(HOLDS.entry * 8);
-    let held = record.held.load(Ordering::Acquire) as usize;
+    let held = arena.held(index);
     if wanted > held {
         arena.commit(
             HOLDS.offset + index * HOLDS.entry + held / 8,
@@ -165,7 +165,7 @@ pub(crate) fn reserve_child(arena: Arena) -> Option<Tag> {
 }
 
 fn copy_holds(arena: Arena, me: usize, child: usize) -> Result<(), CommitError> {
-    let held = arena.process(me).held.load(Ordering::Acquire) as usize;
+    let held = arena.held(me);
     commit_holds(arena, child, held)?;
     for word in 0..held / 64 {
         // SAFETY: both rows are committed that far.
@@ -190,7 +190,7 @@ pub(crate) fn abort_child(arena: Arena, child: Tag) {
         && state.phase == ProcessPhase::Forking
         && record.turn(state, aborted)
     {
-        recovery::drop_holds(arena, child.slot(), record);
+        recovery::drop_holds(arena, child.slot());
         record.turn(
             aborted,
             ProcessState {
@@ -266,7 +266,7 @@ pub(crate) fn leave(arena: Arena) {
     local::of(arena).set_process(0);
     let record = arena.process(known.slot());
     recovery::abort_children(arena, known.slot());
-    recovery::drop_holds(arena, known.slot(), record);
+    recovery::drop_holds(arena, known.slot());
     let state = record.state();
     let free = ProcessState {
         phase: ProcessPhase::Free,

@@ -8,7 +8,8 @@
 //!
 //! 1. the phase becomes DEAD (by whoever notices first; no life word needed);
 //! 2. the intent: the operation in flight happens or does not. From here on others may take the
-//!    dead one's locks, so nobody waits for the rest;
+//!    dead one's locks, so nobody waits for the rest. Who needs a lock does this step alone, and
+//!    leaves the slot DEAD and marked;
 //! 3. permits go back, sleepers are woken, the pin goes;
 //! 4. the allocator gives its spans to nobody, so that anybody can take them;
 //! 5. the slot is FREE, the life word 0.
@@ -23,7 +24,7 @@ use crate::layout::arena::Arena;
 use crate::participants::table::{Process, ProcessPhase, ProcessState, Slot, SlotPhase, SlotState};
 use crate::participants::tag::Tag;
 use crate::participants::{life, permits};
-use crate::primitive::Ordering;
+use crate::primitive::{AtomicU64, Ordering};
 use crate::sys::futex;
 use crate::sys::robust::OWNER_DIED;
 
@@ -61,13 +62,26 @@ pub(crate) fn is_resolved(arena: Arena, owner: Tag) -> bool {
     state.generation != owner.generation()
         || state.phase != SlotPhase::Dead
         || !slot.intent.is_open()
-        // A slot that has an intent is recovered whole; it is short, and the caller would wait.
-        || recover_slot(arena, owner.slot())
+        || take_over(arena, owner.slot(), Extent::Intent)
+}
+
+/// How far a slot is recovered.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Extent {
+    /// What others may be waiting for.
+    Intent,
+    /// All, which takes as long as the pool is large.
+    Whole,
 }
 
 /// Recovers the slot if it is dead and nobody else is at it. True if it is FREE or resolved now.
 #[cold]
 pub(crate) fn recover_slot(arena: Arena, index: usize) -> bool {
+    take_over(arena, index, Extent::Whole)
+}
+
+#[cold]
+fn take_over(arena: Arena, index: usize, extent: Extent) -> bool {
     let slot = arena.slot(index);
     // The state first: a mark seen then is that generation's, or a later one's.
     let state = slot.state();
@@ -90,22 +104,36 @@ pub(crate) fn recover_slot(arena: Arena, index: usize) -> bool {
         unsafe { slot.life.give_back_marked() };
         return false;
     }
+    resolve(arena, index, slot);
+    if extent == Extent::Intent && slot.state().phase == SlotPhase::Dead {
+        // SAFETY: acquired above.
+        unsafe { slot.life.give_back_marked() };
+        return true;
+    }
     finish_slot(arena, index, slot);
     // SAFETY: acquired above.
     unsafe { slot.life.release() };
     true
 }
 
-/// The steps from the intent on. The caller holds the slot's life word.
-pub(crate) fn finish_slot(arena: Arena, index: usize, slot: &Slot) {
+/// The step that others wait for. The caller holds the slot's life word.
+fn resolve(arena: Arena, index: usize, slot: &Slot) {
+    if slot.state().phase == SlotPhase::Dead
+        && let Some(hooks) = HOOKS.get()
+    {
+        (hooks.resolve)(arena, index);
+        debug_assert!(!slot.intent.is_open());
+    }
+}
+
+/// The steps after the intent. The caller holds the slot's life word.
+fn finish_slot(arena: Arena, index: usize, slot: &Slot) {
     let state = slot.state();
     if state.phase != SlotPhase::Dead {
         return;
     }
     let Some(hooks) = HOOKS.get() else { return };
     let owner = Tag::new(index, state.generation);
-    (hooks.resolve)(arena, index);
-    debug_assert!(!slot.intent.is_open());
     futex::wake(&slot.life.word, u32::MAX);
     permits::recover(arena, index);
     futex::wake_address(slot.watched.waiting_on.swap(0, Ordering::AcqRel) as usize);
@@ -183,7 +211,7 @@ fn finish_process(arena: Arena, index: usize, record: &Process) -> bool {
         }
     }
     arena.header().unreaped.store(1, Ordering::SeqCst);
-    drop_holds(arena, index, record);
+    drop_holds(arena, index);
     let free = ProcessState {
         phase: ProcessPhase::Free,
         parent: 0,
@@ -207,7 +235,7 @@ pub(crate) fn abort_children(arena: Arena, parent: usize) {
         };
         // The child's own step is a compare-exchange from the same word: one of the two wins.
         if state == aborted || state.phase == ProcessPhase::Forking && record.turn(state, aborted) {
-            drop_holds(arena, index, record);
+            drop_holds(arena, index);
             record.turn(
                 aborted,
                 ProcessState {
@@ -221,8 +249,8 @@ pub(crate) fn abort_children(arena: Arena, parent: usize) {
 }
 
 /// Lets go of every object that a process held.
-pub(crate) fn drop_holds(arena: Arena, index: usize, record: &Process) {
-    for word in 0..record.held.load(Ordering::Acquire) as usize / 64 {
+pub(crate) fn drop_holds(arena: Arena, index: usize) {
+    for word in 0..arena.held(index) / 64 {
         // SAFETY: below `held`.
         let word = unsafe { arena.hold_word(index, word) };
         if word.load(Ordering::Relaxed) != 0 {
@@ -251,21 +279,49 @@ pub(crate) fn poll(arena: Arena) -> Recovered {
     done
 }
 
-/// Asks the system about everybody who is not marked: 100 ms apart at least.
-fn confirm_now_and_then(arena: Arena) {
-    const APART: u64 = 100;
+/// As [`poll`], by one of those who wait only: once in a millisecond is enough for all of them.
+#[cold]
+pub(crate) fn poll_in_turn(arena: Arena) {
+    if its_time(&arena.header().polled_at, 1).is_some() {
+        poll(arena);
+    }
+}
+
+/// The milliseconds of the monotonic clock, if so many have passed since somebody was told so last.
+fn its_time(at: &AtomicU64, apart: u64) -> Option<u64> {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     let now = now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000;
-    let at = &arena.header().confirmed_at;
     let last = at.load(Ordering::Relaxed);
-    if now < last.saturating_add(APART)
-        || at
+    // A clock that is behind is another boot's, or garbage's.
+    let passed = now.wrapping_sub(last) >= apart;
+    (passed
+        && at
             .compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed)
-            .is_err()
-    {
+            .is_ok())
+    .then_some(now)
+}
+
+/// Asks the system about some of those who are not marked, and about all within a few seconds:
+/// whoever happens to be the one to ask is not held up for long.
+fn confirm_now_and_then(arena: Arena) {
+    const APART: u64 = 100;
+    const SOME: usize = 32;
+    let Some(now) = its_time(&arena.header().confirmed_at, APART) else {
         return;
+    };
+    let (slots, records) = (arena.slot_count(), arena.process_count());
+    let groups = (slots + records).div_ceil(SOME).max(1);
+    let first = (now / APART) as usize % groups * SOME;
+    for index in first..first + SOME {
+        if index < slots {
+            // 0 is nobody's.
+            if index > 0 {
+                life::confirm(arena.slot(index));
+            }
+        } else if (1..records).contains(&(index - slots)) {
+            life::confirm_process(arena.process(index - slots));
+        }
     }
-    confirm_all(arena);
 }
 
 /// Looks for deaths that the kernel's marks do not tell of.

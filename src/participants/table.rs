@@ -26,7 +26,7 @@
 //! 3. A slot becomes FREE only when nothing in the pool needs its owner any more: its intent is
 //!    resolved, its permits are back, its spans are somebody else's or nobody's.
 
-use crate::layout::arena::{Arena, HOLDS, PROCESSES, SLOTS};
+use crate::layout::arena::{Arena, HOLDS, OBJECTS, PROCESSES, SLOTS};
 use crate::participants::tag::Tag;
 use crate::primitive::{AtomicU32, AtomicU64, Ordering};
 use crate::sys::robust::RobustWord;
@@ -331,15 +331,39 @@ impl Arena {
         (1..self.process_count()).map(move |i| (i, self.process(i)))
     }
 
+    /// How many bits of a record's row of holds are committed.
+    pub(crate) fn held(self, process: usize) -> usize {
+        let held = self.process(process).held.load(Ordering::Acquire);
+        held.min(OBJECTS.max as u64) as usize
+    }
+
     /// A word of a record's bitmap of held objects.
     ///
     /// # Safety
     ///
-    /// `word * 64` is below the record's `held`.
+    /// `word * 64` is below [`Arena::held`] of the record.
     pub(crate) unsafe fn hold_word(self, process: usize, word: usize) -> &'static AtomicU64 {
-        debug_assert!(word * 64 < self.process(process).held.load(Ordering::Relaxed) as usize);
+        debug_assert!(word * 64 < self.held(process));
         // SAFETY: the row is committed up to `held`; it consists of atomics.
         unsafe { &*self.pointer::<AtomicU64>(HOLDS.offset + process * HOLDS.entry + word * 8) }
+    }
+
+    /// A word of the pool by its address, if there is one within the pool's memory: behind the last
+    /// slice there is none. Addresses in intents and permits may be garbage.
+    pub(crate) fn word_at(self, address: usize) -> Option<&'static AtomicU64> {
+        let inside = (self.base()..self.slice_address(self.slices())).contains(&address);
+        // SAFETY: an aligned word of the mapped file, which reaches to the end of the last slice.
+        // Who recorded the address accesses it through atomics, and keeps it from being freed.
+        (inside && address.is_multiple_of(8))
+            .then(|| unsafe { &*std::ptr::with_exposed_provenance::<AtomicU64>(address) })
+    }
+
+    /// How many bytes of the pool's slices lie behind an address, itself included.
+    #[inline]
+    pub(crate) fn room_at(self, address: usize) -> usize {
+        let end = self.slice_address(self.slices());
+        let inside = (self.slice_address(0)..end).contains(&address);
+        if inside { end - address } else { 0 }
     }
 
     /// The low half of a 64-bit word, which is what the kernel can sleep on.

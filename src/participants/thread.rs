@@ -182,6 +182,16 @@ fn take(arena: Arena, index: usize, process: Tag) -> bool {
     for cache in &slot.caches {
         cache.store(0, Ordering::Relaxed);
     }
+    // The rest is as its last owner left it: nothing is open, unless the pool is damaged.
+    slot.intent.close();
+    slot.pin_depth.store(0, Ordering::Relaxed);
+    let watched = &slot.watched;
+    for word in [&watched.freeing, &watched.pin, &watched.element] {
+        word.store(0, Ordering::Relaxed);
+    }
+    for permit in &slot.permits {
+        permit.word.store(0, Ordering::Relaxed);
+    }
     let start = match sys::process::start_time(sys::process::tid()) {
         sys::process::TaskState::Alive { start } => start,
         _ => 0,

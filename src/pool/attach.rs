@@ -203,7 +203,8 @@ fn attached_already(identity: &Identity) -> Option<Pool> {
 
 /// Reads the header of a file and tells what is wrong with it, if anything is.
 fn judge(fd: BorrowedFd<'_>) -> Result<Identity, AttachError> {
-    let len = rustix::fs::fstat(fd)?.st_size.max(0) as u64;
+    let stat = rustix::fs::fstat(fd)?;
+    let len = stat.st_size.max(0) as u64;
     let mut bytes = [0; Identity::BYTES];
     let mut read = 0;
     while read < bytes.len() {
@@ -254,6 +255,18 @@ fn judge(fd: BorrowedFd<'_>) -> Result<Identity, AttachError> {
     let needed = DATA.offset as u64 + slices * SLICE as u64;
     if len < needed && !cfg!(shmkit_planted = "attach_header") {
         return Err(AttachError::Truncated { len, needed });
+    }
+    // What the tables are said to hold was committed.
+    let tables = [
+        (types, TYPES),
+        (names, NAMES),
+        (processes, PROCESSES),
+        (slots, SLOTS),
+        (objects, OBJECTS),
+    ];
+    let committed: u64 = tables.iter().map(|(n, table)| n * table.entry as u64).sum();
+    if stat.st_blocks.max(0) as u64 * 512 < committed {
+        return damaged("its watermarks");
     }
     if identity.pid_namespace != process::pid_namespace()? {
         return Err(AttachError::OtherPidNamespace);

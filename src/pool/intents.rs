@@ -18,7 +18,7 @@
 //! leaves, either the field names the block or the `freeing` word does.
 
 use crate::allocator::block;
-use crate::layout::arena::{Arena, GRANULE};
+use crate::layout::arena::Arena;
 use crate::participants::detect;
 use crate::participants::table::{REDO_WORDS, Slot};
 use crate::participants::tag::Tag;
@@ -78,14 +78,10 @@ pub(crate) fn resolve(arena: Arena, index: usize) {
     slot.intent.close();
 }
 
-/// A word of the pool by its address.
+/// A word of the pool by its address. Intents name words of committed tables, or of objects that
+/// their author's process held when it opened the intent, and holds until the intent is resolved.
 fn word(arena: Arena, address: u64) -> Option<&'static AtomicU64> {
-    let address = address as usize;
-    let inside = (arena.base()..arena.base() + GRANULE - 8).contains(&address);
-    // SAFETY: intents name words of committed tables, or of objects that their author's process
-    // held when it opened the intent, and holds until the intent is resolved; all are atomic.
-    (inside && address.is_multiple_of(8))
-        .then(|| unsafe { &*std::ptr::with_exposed_provenance::<AtomicU64>(address) })
+    arena.word_at(address as usize)
 }
 
 /// The count of links of an object, given as index + 1; `None` for 0.

@@ -327,13 +327,13 @@ impl Pool {
         let Some(index) = names::find(self.0, name) else {
             return Ok(None);
         };
-        let Some(entry) = self.0.object(index) else {
-            return Ok(None);
-        };
+        let entry = self.0.object(index).ok_or(NamedError::Damaged)?;
         if !types::is(self.0, entry.kind(), T::TYPE.fingerprint()) {
             return Err(NamedError::OtherType);
         }
-        Ok(handles::open(self.0, index, entry.state().generation)?)
+        // A name keeps its object alive, and the lock keeps the name.
+        let hold = handles::open(self.0, index, entry.state().generation)?;
+        hold.map(Some).ok_or(NamedError::Damaged)
     }
 
     pub(crate) fn is_type<T: ShmSafe>(self, index: usize) -> bool {

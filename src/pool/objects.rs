@@ -232,9 +232,8 @@ pub(super) fn undo_create(arena: Arena, owner: Tag, index: usize, address: usize
 }
 
 fn hold_place(arena: Arena, row: usize, index: usize) -> Option<(&'static AtomicU64, u64)> {
-    let held = arena.process(row).held.load(Ordering::Acquire) as usize;
     // SAFETY: the row is committed up to `held`.
-    (index < held.min(OBJECTS.max))
+    (index < arena.held(row))
         .then(|| unsafe { (arena.hold_word(row, index / 64), 1 << (index % 64)) })
 }
 
@@ -417,7 +416,9 @@ fn destroy(
     if let Some(destroying) = lifecycle::seize(&entry.state, state, slot.tag().slot()) {
         let address = entry.address.load(Ordering::Relaxed) as usize;
         if address != 0 {
-            for owned in types::owned_words(arena, entry.kind()) {
+            // A word outside of the block is none of the value's, whatever the type's entry says.
+            let room = block::usable_size(arena, address).unwrap_or(0);
+            for owned in types::owned_words(arena, entry.kind(), room) {
                 let field = (address + owned.offset) as u64;
                 match owned.kind {
                     types::Owned::Link => {
@@ -448,7 +449,7 @@ pub(super) fn condemn(arena: Arena, owner: Tag, index: usize) {
 
 fn extent(arena: Arena, entry: &Entry) -> std::ops::Range<usize> {
     let address = entry.address.load(Ordering::Relaxed) as usize;
-    address..address + types::size(arena, entry.kind())
+    address..address.saturating_add(types::size(arena, entry.kind()))
 }
 
 /// Destroys every object that nothing holds: after deaths, when nobody else may have noticed.

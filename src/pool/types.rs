@@ -168,9 +168,14 @@ pub(super) fn size(arena: Arena, index: usize) -> usize {
     entry(arena, index).map_or(0, |e| e.size.load(Ordering::Relaxed) as usize)
 }
 
-/// The owning words of a value of the type; what lies outside of the value is left out.
-pub(crate) fn owned_words(arena: Arena, index: usize) -> impl Iterator<Item = OwnedWord> {
-    let size = size(arena, index);
+/// The owning words of a value of the type in a block of `room` bytes; what lies outside of the
+/// value or the block is left out.
+pub(crate) fn owned_words(
+    arena: Arena,
+    index: usize,
+    room: usize,
+) -> impl Iterator<Item = OwnedWord> {
+    let size = size(arena, index).min(room);
     let runs = entry(arena, index).map_or(&[][..], |e| {
         &e.owned[..(e.fields.load(Ordering::Relaxed) as usize).min(FIELDS)]
     });
@@ -183,11 +188,13 @@ pub(crate) fn owned_words(arena: Arena, index: usize) -> impl Iterator<Item = Ow
         } else {
             Owned::Block
         };
-        (0..count & 0xffff_ffff)
+        // Words overlap in garbage alone; a step each keeps the walk within `size`.
+        let (stride, count) = (stride.max(8), count & 0xffff_ffff);
+        (0..count)
             .map(move |i| OwnedWord {
-                offset: (offset + i * stride) as usize,
+                offset: offset.saturating_add(i * stride) as usize,
                 kind,
             })
-            .take_while(move |word| word.offset + 8 <= size)
+            .take_while(move |word| word.offset < size && size - word.offset >= 8)
     })
 }

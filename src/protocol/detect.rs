@@ -63,7 +63,7 @@ fn noted(word: &AtomicU64, sequence: u64) -> u64 {
 /// then, its last change is noted.
 #[inline]
 pub fn next_sequence(marks: Marks, slot: usize, word: Option<&AtomicU64>) -> u64 {
-    let mut next = (marks.sequence.load(Ordering::Relaxed) + 1) % SEQUENCES;
+    let mut next = (marks.sequence.load(Ordering::Relaxed).wrapping_add(1)) % SEQUENCES;
     let carried = word
         .map(|word| word.load(Ordering::Relaxed))
         .filter(|&found| author(found) == slot)

@@ -23,8 +23,8 @@ use std::fmt;
 use std::marker::PhantomPinned;
 use std::time::{Duration, Instant};
 
-use super::deadline;
 use super::mutex::{LockError, MutexGuard};
+use super::{deadline, here};
 use crate::layout::arena::Arena;
 use crate::layout::{Field, ShmSafe, TypeInfo};
 use crate::participants::lock;
@@ -191,7 +191,11 @@ impl Condvar {
             return (Err(LockError::NotInPool), WaitTimeoutResult(false));
         }
         let mutex = MutexGuard::mutex(&guard);
-        let here = MutexGuard::here(&guard);
+        // Not the guard's own slot: in a forked child the guard is a copy, and the slot its parent's.
+        let here = match here(mutex) {
+            Ok(here) => here,
+            Err(nowhere) => return (Err(nowhere.into()), WaitTimeoutResult(false)),
+        };
         let condition = &here.slot.watched.condition;
         condition.store(address as u64, Ordering::Release);
         let seen = self.counter.load(Ordering::Acquire);

@@ -33,7 +33,7 @@ use std::mem::{ManuallyDrop, offset_of};
 use std::ops::{Deref, DerefMut};
 use std::time::{Duration, Instant};
 
-use super::{Here, Nowhere, arena_at, deadline, here, still_here};
+use super::{Here, Nowhere, deadline, here, still_here};
 use crate::layout::arena::Arena;
 use crate::layout::{Field, KillSafe, ShmSafe, TypeInfo};
 use crate::participants::lock::{self, DIED, PANICKED, Refused, Taken};
@@ -357,14 +357,6 @@ impl<'a, T: ShmSafe> MutexGuard<'a, T> {
         this.mutex
     }
 
-    /// The place and the slot with which the lock was taken.
-    pub(super) fn here(this: &Self) -> Here {
-        Here {
-            arena: arena_at(std::ptr::from_ref(this.mutex).addr()),
-            slot: this.slot,
-        }
-    }
-
     /// Gives the lock back with flags set.
     #[inline]
     fn release(&self, set: u64) {
@@ -495,8 +487,9 @@ impl<'a, T: ShmSafe> Orphan<'a, T> {
 
 impl<T: ShmSafe> Drop for Orphan<'_, T> {
     fn drop(&mut self) {
-        // DIED stays, by invariant 3. A panic meanwhile is not about the value, which nobody saw.
-        self.guard.release(DIED);
+        // DIED is in the word since the lock was taken, and stays, by invariant 3. A panic meanwhile
+        // is not about the value, which nobody saw.
+        self.guard.release(0);
     }
 }
 

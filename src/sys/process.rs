@@ -95,7 +95,8 @@ pub(crate) fn process_is_gone(pid: u32, start: u64) -> bool {
         return false;
     }
     match read_stat(CWD, format_args!("/proc/{pid}/stat")) {
-        Stat::Read(line) if line.start != start => true,
+        // A start of 0 is unknown, and so no evidence.
+        Stat::Read(line) if start != 0 && line.start != start => true,
         Stat::Read(line) if !line.ended() => false,
         // The kernel counts the threads that are not yet released, the leader among them.
         Stat::Read(line) => line.threads <= 1 || all_threads_ended(pid),
@@ -125,8 +126,12 @@ pub(crate) fn may_still_run(pid: u32, start: u64) -> bool {
     let Some(leader) = to_pid(pid) else {
         return false;
     };
+    if !proc_counts_as_we_do() {
+        return !no_such_task(leader);
+    }
     match read_stat(CWD, format_args!("/proc/{pid}/stat")) {
-        Stat::Read(line) if line.start != start => false,
+        // A start of 0 is unknown, and so no evidence.
+        Stat::Read(line) if start != 0 && line.start != start => false,
         Stat::Read(line) if line.threads <= 1 => !line.ending(),
         Stat::Read(_) => {
             let mut running = false;

@@ -188,10 +188,12 @@ fn elsewhere(world: &mut World, f: impl FnOnce(&mut World) + Send) {
     unsafe impl Send for Carried<'_> {}
     let carried = Carried(world);
     std::thread::scope(|s| {
-        s.spawn(move || {
+        let thread = s.spawn(move || {
             let carried = carried;
             f(carried.0);
         });
+        // By its handle: the scope alone would not wait for it to leave the pool.
+        thread.join().expect("no panic");
     });
 }
 

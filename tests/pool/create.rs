@@ -124,7 +124,7 @@ pub fn participants_are_limited() {
     free(shared, allocate(shared, 8));
     let (go, gone) = (std::sync::Barrier::new(2), std::sync::Barrier::new(2));
     std::thread::scope(|s| {
-        s.spawn(|| {
+        let second = s.spawn(|| {
             free(shared, allocate(shared, 8));
             go.wait();
             gone.wait();
@@ -134,6 +134,8 @@ pub fn participants_are_limited() {
         let refused = third.join().unwrap();
         assert_eq!(refused, Some(shmkit::AllocError::NoSlot(NoSlot)));
         gone.wait();
+        // The scope alone would not wait for the thread to leave the pool.
+        second.join().unwrap();
     });
     // Whoever ends makes room, however often.
     for _ in 0..20 {

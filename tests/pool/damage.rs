@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use shmkit::process::scope;
-use shmkit::{Handle, Link, Pool, ShmSafe};
+use shmkit::{Array, Handle, Link, Pool, ShmSafe};
 
 use super::attach::copy;
 use super::common::{Random, TestPool, allocate, layout, try_free};
@@ -19,8 +19,12 @@ struct Node {
     next: Link<Node>,
 }
 
-/// The file of a small pool with something of everything in it; and handles of its objects.
-fn original() -> (File, Handle<u64>, Handle<Node>) {
+/// Where an array's two words and its block are, in the file.
+type ArrayPlaces = [u64; 3];
+
+/// The file of a small pool with something of everything in it; handles of its objects, and where
+/// its array is.
+fn original() -> (File, Handle<u64>, Handle<Node>, ArrayPlaces) {
     let pool = TestPool::with(|b| b.initial_size(256 << 10).max_size(4 << 20));
     let number = pool.named_or_create("number", || 7_u64).unwrap();
     let first = pool.named_or_create("first", || Node::of(1)).unwrap();
@@ -31,8 +35,13 @@ fn original() -> (File, Handle<u64>, Handle<Node>) {
         let blocks = [allocate(*pool, size), allocate(*pool, size)];
         try_free(*pool, blocks[1]).unwrap();
     }
+    let array = Array::filled_in(*pool, 1000, 1_u64).unwrap();
+    pool.set_name("array", &array).unwrap();
+    let block = array.claim(..).unwrap().as_ptr().addr() - 8;
+    let word = std::ptr::from_ref(&*array).addr();
+    let places = [word, word + 8, block].map(|address| (address - pool.base()) as u64);
     let fd = pool.fd().try_clone_to_owned().unwrap();
-    (File::from(fd), number.handle(), first.handle())
+    (File::from(fd), number.handle(), first.handle(), places)
 }
 
 impl Node {
@@ -73,7 +82,21 @@ fn probe(pool: Pool, number: Handle<u64>, node: Handle<Node>) {
         .map(|n| std::hint::black_box(*n));
     let _ = number.open().map(|n| std::hint::black_box(*n));
     let _ = node.open().map(|n| std::hint::black_box(n.value));
-    for name in ["first", "number", "made"] {
+    if let Ok(array) = pool.named::<Array<u64>>("array") {
+        for index in [0, 999, 1000, 1 << 20, array.len().wrapping_sub(1)] {
+            let _ = (
+                array.get(index),
+                array.set(index, 2),
+                array.update(index, |n| !n),
+            );
+            let _ = array
+                .claim(..index)
+                .map(|part| part.iter().fold(0, |a, b| a ^ b));
+        }
+        let _ = array.claim_mut(..).map(|mut all| all.fill(3));
+        let _ = array.grow(2000, 4);
+    }
+    for name in ["first", "number", "made", "array"] {
         let _ = pool.remove_name(name);
     }
     let _ = pool.purge();
@@ -96,7 +119,7 @@ fn value(random: &mut Random, old: u64) -> u64 {
 }
 
 /// Changes a word or a few of those that `place` gives.
-fn change(file: &File, random: &mut Random, place: &impl Fn(&mut Random) -> u64) {
+fn change(file: &File, random: &mut Random, place: impl Fn(&mut Random) -> u64) {
     for _ in 0..=random.below(3) {
         let at = place(random) & !7;
         let mut word = [0; 8];
@@ -109,8 +132,12 @@ fn change(file: &File, random: &mut Random, place: &impl Fn(&mut Random) -> u64)
 
 /// Attaches to changed copies in forked children, a batch each, so that a crash or a hang of one
 /// is seen, with the number that repeats it.
-fn attach_changed(batches: u64, per_batch: u64, place: impl Fn(&mut Random) -> u64 + Sync) {
-    let (file, number, node) = original();
+fn attach_changed(
+    batches: u64,
+    per_batch: u64,
+    place: impl Fn(&mut Random, ArrayPlaces) -> u64 + Sync,
+) {
+    let (file, number, node, array) = original();
     let len = file.metadata().unwrap().len();
     let progress = TestPool::with(|b| b.max_size(1 << 20));
     // The change on its way; how many were attached.
@@ -130,7 +157,9 @@ fn attach_changed(batches: u64, per_batch: u64, place: impl Fn(&mut Random) -> u
                     }
                     words[0].store(seed, Ordering::Relaxed);
                     let copy = copy(file, len);
-                    change(&copy, &mut Random::new(seed + 1), place);
+                    change(&copy, &mut Random::new(seed + 1), |random| {
+                        place(random, array)
+                    });
                     let fd = copy.as_fd().try_clone_to_owned().unwrap();
                     // SAFETY: static garbage.
                     if let Ok(pool) = unsafe { Pool::from_fd(fd) } {
@@ -161,9 +190,34 @@ fn attach_changed(batches: u64, per_batch: u64, place: impl Fn(&mut Random) -> u
 }
 
 pub fn flipped_header_bytes() {
-    attach_changed(40, 250, |random| {
+    attach_changed(40, 250, |random, _| {
         // Mostly where the header has its words: the rest of the page is unused.
         let end = if random.below(8) == 0 { 4096 } else { 448 };
         random.below(end) as u64
     });
+}
+
+pub fn changed_table_words() {
+    /// Where tables begin, and how many of their bytes are in use in a small pool.
+    const TABLES: [(u64, usize); 5] = [
+        (1 << 20, 4 * 512),
+        (2 << 20, 4 * 256),
+        (3 << 20, 3 * 256),
+        (16 << 20, 3 * 8192),
+        (1 << 30, 8 * 64),
+    ];
+    attach_changed(40, 100, |random, _| {
+        let (start, len) = TABLES[random.below(TABLES.len())];
+        // Slots are mostly long lists.
+        let len = if random.below(2) == 0 {
+            len.min(2 * 8192)
+        } else {
+            len
+        };
+        start + random.below(len) as u64
+    });
+}
+
+pub fn changed_array_words() {
+    attach_changed(10, 100, |random, array| array[random.below(3)]);
 }

@@ -260,10 +260,9 @@ pub fn role_full_file_system() {
     pool.purge().unwrap();
     let second = TestPool::of(Pool::builder().create_named(&other).unwrap());
     free(*second, allocate(*second, 100_000));
-    std::thread::scope(|s| {
-        let pool = *pool;
-        s.spawn(move || free(pool, allocate(pool, 100_000)));
-    });
+    let shared = *pool;
+    let thread = std::thread::spawn(move || free(shared, allocate(shared, 100_000)));
+    thread.join().unwrap();
     assert_sound(*pool);
     drop(kept);
     assert_eq!(pool.stats().allocated, 0);

@@ -67,18 +67,22 @@ pub fn a_stale_handle_takes_nothing() {
     // The same while other threads make and drop objects of the same places.
     let shared = *pool;
     std::thread::scope(|s| {
-        for seed in 0..4_u64 {
+        let threads = [0_u64, 1, 2, 3].map(|seed| {
             s.spawn(move || {
                 for i in 0..5000 {
                     let object = shared.create(seed << 32 | i).unwrap();
                     let _ = stale.open();
                     assert_eq!(*object.handle().open().unwrap(), seed << 32 | i);
                 }
-            });
-        }
+            })
+        });
         for _ in 0..500 {
             let _ = stale.open();
             shared.recover();
+        }
+        // By their handles: the scope alone would not wait for them to leave the pool.
+        for thread in threads {
+            thread.join().unwrap();
         }
     });
     assert_eq!(*object, 2);

@@ -171,6 +171,28 @@ pub fn killed_owner_while_another_waits() {
     });
 }
 
+/// Nobody waits for what recovery does with the dead one's memory.
+pub fn a_taker_leaves_the_rest_of_recovery() {
+    let mutex = one();
+    let (reader, writer) = pipe().unwrap();
+    scope(|s| {
+        let owner = s
+            .spawn(|| {
+                let _guard = mutex.lock().unwrap();
+                tell_and_hang(&writer);
+            })
+            .unwrap();
+        listen(&reader);
+        owner.kill().unwrap();
+        until("dead", || owner.is_finished());
+        drop(orphan(&mutex).into_guard());
+        // Not reaped yet, so nobody else has recovered it.
+        assert_eq!(mutex.pool().recover().threads, 1);
+        assert_eq!(mutex.pool().recover().threads, 0);
+        owner.join().unwrap_err();
+    });
+}
+
 pub fn orphan_dropped() {
     let mutex = one();
     kill_holder(&mutex);
@@ -358,6 +380,40 @@ pub fn a_leaked_guard_outlives_its_thread() {
     });
     drop(orphan(&mutex).into_guard());
     assert!(mutex.lock().is_ok());
+}
+
+/// Times that this process gave the processor away.
+fn sleeps() -> i64 {
+    // SAFETY: the counts go to a local, which any bytes are valid for.
+    unsafe {
+        let mut usage = std::mem::zeroed::<libc::rusage>();
+        assert_eq!(libc::getrusage(libc::RUSAGE_SELF, &raw mut usage), 0);
+        usage.ru_nvcsw
+    }
+}
+
+/// The kernel marks its words at `exec`, but it is not dead: who waits for it sleeps.
+pub fn an_owner_goes_on_to_another_program() {
+    use std::os::unix::process::CommandExt;
+    let mutex = one();
+    scope(|s| {
+        let child = s.spawn::<_, ()>(|| {
+            let _guard = mutex.lock().unwrap();
+            panic!("{}", std::process::Command::new("sleep").arg("1000").exec());
+        });
+        let child = child.unwrap();
+        let program = format!("/proc/{}/comm", child.id().pid());
+        while std::fs::read_to_string(&program).unwrap() != "sleep\n" {
+            std::thread::yield_now();
+        }
+        let before = sleeps();
+        let refused = mutex.lock_timeout(Duration::from_millis(100));
+        assert!(matches!(refused, Err(LockError::TimedOut)));
+        let slept = sleeps() - before;
+        kill(child);
+        assert!(slept >= 3, "slept {slept} times");
+    });
+    drop(orphan(&mutex).into_guard());
 }
 
 pub fn a_forked_guard_is_void() {
