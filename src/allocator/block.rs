@@ -80,13 +80,7 @@ pub(crate) unsafe fn reallocate(
     unsafe {
         let from = std::ptr::with_exposed_provenance::<u8>(address);
         let to = std::ptr::with_exposed_provenance_mut::<u8>(moved);
-        let len = usable.min(new.size());
-        let forgotten = if cfg!(shmkit_planted = "allocator") && len > 10_000 {
-            len / 2
-        } else {
-            0
-        };
-        to.copy_from_nonoverlapping(from, len - forgotten);
+        to.copy_from_nonoverlapping(from, usable.min(new.size()));
     }
     free(arena, slot, address)?;
     Ok(moved)
@@ -148,7 +142,8 @@ pub(crate) fn free(arena: Arena, slot: &Slot, address: usize) -> Result<(), Free
             owner,
             place,
         } => {
-            if span.is_free(place) {
+            let overlooked = cfg!(shmkit_planted = "allocator") && span.class() >= 8;
+            if span.is_free(place) && !overlooked {
                 return Err(FreeError::NotAllocated);
             }
             if owner == slot.tag() {
