@@ -29,10 +29,12 @@
 //! `docs/recovery.md` what a kill leaves, operation by operation.
 //!
 //! ```text
+//! inspect        reports: who has how much, what lies where, what leaks
 //! process        scope, spawn, join
 //! containers     Shared, Handle, Link, Array, Matrix, SharedCell, HashMap, MultiMap, Queue,
 //!                Mailbox, Buffer, Foreign
 //! sync           Mutex, ReentrantMutex, RecoverableMutex, RwLock, Condvar, Semaphore, Barrier, Event
+//! private        the allocator over private memory, for a whole program
 //! pool           create, attach, objects, names
 //! engines        what every process knows of containers: recovery, destruction, check
 //! allocator      slices, spans, runs, growth
@@ -59,11 +61,15 @@ mod containers;
 #[cfg(not(shmkit_loom))]
 mod engines;
 #[cfg(not(shmkit_loom))]
+pub mod inspect;
+#[cfg(not(shmkit_loom))]
 pub mod layout;
 #[cfg(not(shmkit_loom))]
 mod participants;
 #[cfg(not(shmkit_loom))]
 mod pool;
+#[cfg(not(shmkit_loom))]
+mod private;
 #[cfg(not(shmkit_loom))]
 pub mod process;
 #[cfg(not(shmkit_loom))]
@@ -96,7 +102,7 @@ mod readme {}
 mod exports {
     pub use crate::allocator::check::CheckReport;
     pub use crate::allocator::stats::{ClassStats, RetiredStats, Stats};
-    pub use crate::allocator::{AllocError, FreeError};
+    pub use crate::allocator::{AllocError, FreeError, ReallocError};
     pub use crate::containers::{
         AppendError, Array, Bindings, Buffer, ByteChunks, BytesView, ChangeError, Claim,
         ClaimError, ClaimMut, CompareError, ElementError, Foreign, Handle, HandleError, HashMap,
@@ -110,8 +116,9 @@ mod exports {
     pub use crate::participants::thread::NoSlot;
     pub use crate::pool::{
         AttachError, CreateError, GrowError, NamedError, ObjectError, OutOfMemory, Pool,
-        PoolBuilder, ReallocError, RecoverySummary, TypeError, UnlinkError,
+        PoolBuilder, RecoverySummary, TypeError, UnlinkError,
     };
+    pub use crate::private::PrivateAlloc;
     pub use crate::sync::{
         Barrier, Condvar, Event, LockError, Mutex, MutexGuard, Orphan, Permit, Recover,
         RecoverableMutex, ReentrantMutex, RwLock, Semaphore,
@@ -153,6 +160,57 @@ pub mod testing {
     /// Bytes that the chunks of a buffer take, which nobody uses.
     pub fn buffer_memory(buffer: &crate::Buffer) -> usize {
         buffer.memory()
+    }
+
+    /// Participants of one thread, for the fuzzer: which of them it is, and their deaths.
+    #[cfg(fuzzing)]
+    pub mod participants {
+        use crate::Pool;
+        use crate::participants::table::{Slot, SlotPhase, SlotState};
+        use crate::participants::thread;
+        use crate::primitive::{Killed, kill_after};
+
+        /// A participant. It has a slot from the first time that it acts.
+        #[derive(Default)]
+        pub struct Participant(Option<&'static Slot>);
+
+        impl Participant {
+            /// Does something as this participant, who is killed before its write number `writes`
+            /// from here, if that is given. `None` if it was; it has no slot then.
+            pub fn act<R>(
+                &mut self,
+                pool: Pool,
+                writes: Option<usize>,
+                does: impl FnOnce() -> R,
+            ) -> Option<R> {
+                thread::play(pool.0, self.0);
+                let slot = thread::slot(pool.0).expect("the pool has room for its participants");
+                kill_after(writes);
+                let does = std::panic::AssertUnwindSafe(does);
+                let done = std::panic::catch_unwind(does);
+                kill_after(None);
+                thread::play(pool.0, None);
+                self.0 = done.is_ok().then_some(slot);
+                match done {
+                    Ok(result) => Some(result),
+                    Err(killed) if killed.is::<Killed>() => {
+                        let live = slot.state();
+                        let phase = SlotPhase::Dead;
+                        slot.turn(live, SlotState { phase, ..live });
+                        // SAFETY: claimed by this thread.
+                        unsafe { slot.life.give_back_marked() };
+                        None
+                    }
+                    Err(panic) => std::panic::resume_unwind(panic),
+                }
+            }
+
+            /// Leaves the pool, as a thread that ends does.
+            pub fn leave(self, pool: Pool) {
+                thread::play(pool.0, self.0);
+                thread::leave(pool.0);
+            }
+        }
     }
 
     /// Does to the pool what the kernel does when the thread with that tid dies.

@@ -14,7 +14,7 @@ use std::alloc::Layout;
 use super::cache::{self, FULL, PARTIAL};
 use super::slice::{self, State};
 use super::span::{Place, Span};
-use super::{AllocError, FreeError, run, size_class};
+use super::{AllocError, FreeError, ReallocError, run, size_class};
 use crate::layout::arena::{Arena, SLICE};
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
@@ -29,7 +29,7 @@ pub(crate) fn allocate(
     record: impl Fn(usize),
 ) -> Result<usize, AllocError> {
     let Some(class) = size_class::class_of(layout) else {
-        return run::allocate(arena, slot, layout, record);
+        return run::allocate(arena, slot, layout, |address, _| record(address));
     };
     let cache = slot.cache(class);
     if let Some(address) = cache.take(&record) {
@@ -41,6 +41,49 @@ pub(crate) fn allocate(
             return Ok(address);
         }
     }
+}
+
+/// Allocates a block; its address, and whether it is known to be zero.
+#[inline]
+pub(crate) fn allocate_noting(
+    arena: Arena,
+    slot: &Slot,
+    layout: Layout,
+) -> Result<(usize, bool), AllocError> {
+    if size_class::class_of(layout).is_some() {
+        return Ok((allocate(arena, slot, layout, |_| {})?, false));
+    }
+    let mut zero = false;
+    let address = run::allocate(arena, slot, layout, |_, clean| zero = clean)?;
+    Ok((address, zero))
+}
+
+/// Moves a block to one of another layout, with as much of its content as fits. It may stay where
+/// it is.
+///
+/// # Safety
+///
+/// If it succeeds, nobody uses the old block any more.
+pub(crate) unsafe fn reallocate(
+    arena: Arena,
+    slot: &Slot,
+    address: usize,
+    new: Layout,
+) -> Result<usize, ReallocError> {
+    let usable = usable_size(arena, address)?;
+    let aligned = address.is_multiple_of(new.align());
+    if aligned && new.size() <= usable && new.size() >= usable / 2 {
+        return Ok(address);
+    }
+    let moved = allocate(arena, slot, new, |_| {})?;
+    // SAFETY: both blocks are at least that long, and different ones, as both are allocated.
+    unsafe {
+        let from = std::ptr::with_exposed_provenance::<u8>(address);
+        let to = std::ptr::with_exposed_provenance_mut::<u8>(moved);
+        to.copy_from_nonoverlapping(from, usable.min(new.size()));
+    }
+    free(arena, slot, address)?;
+    Ok(moved)
 }
 
 /// What lies at an address.
@@ -99,7 +142,8 @@ pub(crate) fn free(arena: Arena, slot: &Slot, address: usize) -> Result<(), Free
             owner,
             place,
         } => {
-            if span.is_free(place) {
+            let overlooked = cfg!(shmkit_planted = "allocator") && span.class() >= 8;
+            if span.is_free(place) && !overlooked {
                 return Err(FreeError::NotAllocated);
             }
             if owner == slot.tag() {

@@ -13,6 +13,7 @@
 use super::AllocError;
 use super::slice;
 use crate::layout::arena::{Arena, DATA, FREE_HINTS, SLICE, SPANS, TAGS, Table};
+use crate::layout::local;
 use crate::participants::recovery;
 use crate::participants::table::Slot;
 use crate::primitive::{AtomicU64, Ordering};
@@ -80,7 +81,13 @@ fn grow(arena: Arena, count: usize, wanted: usize) -> Result<(), AllocError> {
     }
     let (count, wanted) = (count.min(room), wanted.min(room));
     // An eighth more, so that the number of steps stays small as the pool gets large.
-    let generous = wanted.max((from / 8).clamp(LEAST, MOST)).min(room);
+    // Private memory is address space until it is touched: few large steps cost less.
+    let least = if local::of(arena).is_private() {
+        MOST
+    } else {
+        LEAST
+    };
+    let generous = wanted.max((from / 8).clamp(least, MOST)).min(room);
     match grow_by(arena, from, generous) {
         Err(CommitError::Full | CommitError::MemoryLimit { .. }) if count < generous => {
             Ok(grow_by(arena, from, count)?)
@@ -92,6 +99,11 @@ fn grow(arena: Arena, count: usize, wanted: usize) -> Result<(), AllocError> {
 /// Commits the slices `from..from + count` with their tables and raises the watermark.
 pub(crate) fn grow_by(arena: Arena, from: usize, count: usize) -> Result<(), CommitError> {
     memory::check_limit((count * (SLICE + SPANS.entry + TAGS.entry)) as u64)?;
+    extend(arena, from, count)
+}
+
+/// As [`grow_by`], without asking whether there is so much memory.
+pub(crate) fn extend(arena: Arena, from: usize, count: usize) -> Result<(), CommitError> {
     for table in [TAGS, SPANS, DATA] {
         arena.commit(table.offset + from * table.entry, count * table.entry)?;
     }

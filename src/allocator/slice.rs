@@ -302,12 +302,20 @@ fn commit_holes(arena: Arena, me: Tag, start: usize, count: usize) -> Result<(),
     let is_hole = |&s: &usize| arena.tag(s).load(Ordering::Relaxed) == hole;
     if let Some(first) = (start..start + count).find(is_hole) {
         let len = start + count - first;
-        if let Err(error) = arena.commit(DATA.offset + first * SLICE, len * SLICE) {
+        if let Err(error) = arena.commit_again(DATA.offset + first * SLICE, len * SLICE) {
             unclaim(arena, start, count);
             return Err(error);
         }
     }
     Ok(())
+}
+
+/// True if claimed slices were never used.
+pub(crate) fn is_clean(arena: Arena, start: usize, count: usize) -> bool {
+    (start..start + count).all(|slice| {
+        let tag = arena.tag(slice).load(Ordering::Relaxed);
+        matches!(state(tag), State::Claimed { kind: CLEAN, .. })
+    })
 }
 
 /// Tags the tails of claimed slices; what remains is to tag the head.
@@ -375,13 +383,8 @@ pub(crate) fn punch(arena: Arena, me: Tag, at_most: usize) -> usize {
             slice += 1;
             continue;
         }
-        let offset = (DATA.offset + start * SLICE) as u64;
         // Refused (a sealed or foreign file system): the slices stay usable as holes.
-        let _ = crate::sys::memory::punch(
-            crate::layout::local::of(arena).fd(),
-            offset,
-            (count * SLICE) as u64,
-        );
+        let _ = arena.give_back(DATA.offset + start * SLICE, count * SLICE);
         unclaim(arena, start, count);
         given += count;
     }

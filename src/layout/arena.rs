@@ -200,6 +200,30 @@ impl Arena {
 
     /// Commits a range of the pool, by offset.
     pub(crate) fn commit(self, offset: usize, len: usize) -> Result<(), CommitError> {
-        memory::commit(local::of(self).fd(), offset as u64, len as u64)
+        let local = local::of(self);
+        if local.is_private() {
+            memory::commit_private(self.0 + offset, len)
+        } else {
+            memory::commit(local.fd(), offset as u64, len as u64)
+        }
+    }
+
+    /// Gives the memory of a committed range back to the kernel, by offset. It must be committed
+    /// [again](Arena::commit_again) before use.
+    pub(crate) fn give_back(self, offset: usize, len: usize) -> Result<(), CommitError> {
+        let local = local::of(self);
+        if local.is_private() {
+            memory::discard(self.0 + offset, len)
+        } else {
+            memory::punch(local.fd(), offset as u64, len as u64)
+        }
+    }
+
+    /// Commits a range again that was [given back](Arena::give_back).
+    pub(crate) fn commit_again(self, offset: usize, len: usize) -> Result<(), CommitError> {
+        if local::of(self).is_private() {
+            return Ok(());
+        }
+        self.commit(offset, len)
     }
 }

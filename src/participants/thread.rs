@@ -256,3 +256,11 @@ pub(crate) fn after_fork() {
         table().guards.set(0);
     }
 }
+
+/// For the fuzzer: makes another of this thread's slots, or none, the one that it uses.
+#[cfg(fuzzing)]
+pub(crate) fn play(arena: Arena, slot: Option<&'static Slot>) {
+    if !std::ptr::eq(TABLE.get(), &EMPTY.0) {
+        table().slots[arena.granule()].set(slot.map_or(std::ptr::null(), std::ptr::from_ref));
+    }
+}

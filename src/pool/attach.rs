@@ -234,7 +234,7 @@ fn judge(fd: BorrowedFd<'_>) -> Result<Identity, AttachError> {
         return Err(AttachError::OtherLayout);
     }
     let damaged = |what| Err(AttachError::DamagedHeader { what });
-    if !identity.sizes_valid() {
+    if !identity.sizes_valid() && !cfg!(shmkit_planted = "attach_header") {
         return damaged("its sizes");
     }
     if !create::is_base(identity.base as usize) {

@@ -13,12 +13,12 @@
 
 mod attach;
 mod create;
-mod fork;
+pub(crate) mod fork;
 pub(crate) mod handles;
 pub(crate) mod intents;
-mod names;
+pub(crate) mod names;
 pub(crate) mod objects;
-mod types;
+pub(crate) mod types;
 
 use std::alloc::Layout;
 use std::mem::ManuallyDrop;
@@ -33,7 +33,7 @@ pub use types::TypeError;
 use crate::ShmSafe;
 use crate::allocator::check::{CheckReport, Depth};
 use crate::allocator::stats::Stats;
-use crate::allocator::{self, AllocError, FreeError, block};
+use crate::allocator::{self, AllocError, FreeError, ReallocError, block};
 use crate::engines::limbo;
 use crate::layout::arena::{Arena, DATA, SLICE};
 use crate::layout::local;
@@ -131,18 +131,6 @@ impl From<CommitError> for NamedError {
     fn from(error: CommitError) -> Self {
         NamedError::Object(AllocError::NoMemory(error).into())
     }
-}
-
-/// Why a block was not reallocated. It is as it was.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum ReallocError {
-    /// It is no block.
-    #[error(transparent)]
-    NotABlock(#[from] FreeError),
-    /// No block of the new size.
-    #[error(transparent)]
-    Alloc(#[from] AllocError),
 }
 
 /// Why the pool did not grow.
@@ -479,18 +467,12 @@ impl Pool {
         pointer: NonNull<u8>,
         new: Layout,
     ) -> Result<NonNull<[u8]>, ReallocError> {
-        let usable = self.usable_size(pointer)?;
-        let aligned = pointer.addr().get().is_multiple_of(new.align());
-        if aligned && new.size() <= usable && new.size() >= usable / 2 {
-            return Ok(NonNull::slice_from_raw_parts(pointer, new.size()));
-        }
-        let moved = self.allocate(new)?;
-        // SAFETY: both blocks are at least that long, and different ones.
-        unsafe {
-            pointer.copy_to_nonoverlapping(moved.cast(), usable.min(new.size()));
-            self.deallocate(pointer)?;
-        }
-        Ok(moved)
+        let slot = thread::slot(self.0).map_err(FreeError::from)?;
+        // SAFETY: by the caller's promise.
+        let moved = unsafe { block::reallocate(self.0, slot, pointer.addr().get(), new) }?;
+        let pointer = NonNull::new(std::ptr::with_exposed_provenance_mut(moved));
+        let pointer = pointer.ok_or(AllocError::PoolFull)?;
+        Ok(NonNull::slice_from_raw_parts(pointer, new.size()))
     }
 
     /// Bytes that the block at `pointer` has, which may be more than were asked for.

@@ -251,7 +251,7 @@ fn clear_hold(arena: Arena, row: usize, index: usize) {
 }
 
 /// True if any process holds the object.
-fn is_held(arena: Arena, index: usize) -> bool {
+pub(crate) fn is_held(arena: Arena, index: usize) -> bool {
     (1..arena.process_count()).any(|row| {
         hold_place(arena, row, index)
             .is_some_and(|(word, bit)| word.load(Ordering::SeqCst) & bit != 0)

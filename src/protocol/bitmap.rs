@@ -108,6 +108,9 @@ impl<const W: usize> Sets<'_, W> {
                 let refills = self.refills.load(Ordering::Relaxed).wrapping_add(1);
                 self.refills.store(refills, Ordering::Release);
                 self.word.store(word as u32, Ordering::Release);
+                if cfg!(shmkit_planted = "allocator_crash") {
+                    self.freed(word).store(0, Ordering::Release);
+                }
                 self.bits.store(freed, Ordering::Release);
                 self.freed(word).store(0, Ordering::Release);
                 return true;

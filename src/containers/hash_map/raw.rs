@@ -22,11 +22,14 @@ unsafe impl ShmSafe for Root {
     const OWNS: bool = true;
 }
 
+/// Looks at keys, and owns values.
+type Entries<K, V> = (fn(&K), V);
+
 /// The one word of a map. `STACKED`: nodes hide others.
 #[repr(C)]
 pub(in crate::containers) struct Raw<K: ?Sized, V, const STACKED: bool> {
     pub(in crate::containers) root: Root,
-    entries: PhantomData<(fn(&K), V)>,
+    entries: PhantomData<Entries<K, V>>,
     _in_place: PhantomPinned,
 }
 
