@@ -1,10 +1,10 @@
 //! What an owner leaves behind becomes anybody's: run for the dead by recovery, and by a thread
 //! that leaves for itself.
 //!
-//! One walk over the tags. Claimed slices of the owner are freed; its spans are settled and become
-//! nobody's, or go back if they are empty. Every step is done in the owner's own name, so that a
-//! death in the middle leaves what the next walk finds again. Who needs a span of the class, or
-//! frees a block of it, takes it over.
+//! One walk over the tags. Claimed slices of the owner are freed; what others freed of its spans
+//! is collected, and they become nobody's, or go back if they are empty. Every step is done in the
+//! owner's own name, so that a death in the middle leaves what the next walk finds again. Who
+//! needs a span of the class, or frees a block of it, takes it over.
 
 use super::slice::{self, State};
 use super::span::Span;
@@ -46,9 +46,9 @@ pub(crate) fn release_all(arena: Arena, owner: Tag) {
     arena.header().orphans.fetch_or(orphans, Ordering::SeqCst);
 }
 
-/// Settles a span; gives it back if it is empty. True if it stays.
+/// Collects what others freed of a span; gives it back if it is empty. True if it stays.
 fn release_span(arena: Arena, owner: Tag, span: &Span) -> bool {
-    span.settle(arena);
+    span.collect(arena);
     if span.is_empty(arena) {
         span.give_back(arena, owner);
         return false;

@@ -31,6 +31,7 @@
 //! 3. A slice below the watermark is in exactly one of the states; beyond it nothing is read.
 
 use crate::layout::arena::{Arena, DATA, FREE_HINTS, SLICE, SLICE_SHIFT, TAGS};
+use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
 use crate::primitive::{AtomicU64, Ordering, fence};
 use crate::sys::memory::CommitError;
@@ -77,6 +78,24 @@ pub(crate) fn state(tag: u64) -> State {
     }
 }
 
+impl Slot {
+    /// True if that is the tag of a span of the slot's owner.
+    #[inline(always)]
+    pub(crate) fn has_span(&self, tag: u64) -> bool {
+        tag == self.tag.load(Ordering::Relaxed) | SPAN
+    }
+}
+
+/// How far a tail is from its head; 0 for any other slice.
+#[inline]
+pub(crate) const fn distance(tag: u64) -> usize {
+    if tag & KIND == TAIL {
+        (tag >> 4) as usize
+    } else {
+        0
+    }
+}
+
 #[inline]
 pub(crate) const fn span_tag(owner: Tag) -> u64 {
     SPAN | owner.word()
@@ -111,6 +130,18 @@ impl Arena {
         unsafe { self.entry(TAGS, slice) }
     }
 
+    /// The tag of a slice, unchecked.
+    ///
+    /// # Safety
+    ///
+    /// The slice is below [`Arena::slices`], or was once.
+    #[inline(always)]
+    pub(crate) unsafe fn known_tag(self, slice: usize) -> &'static AtomicU64 {
+        debug_assert!(slice < self.slices());
+        // SAFETY: by the caller's promise; the number of slices never falls.
+        unsafe { self.entry(TAGS, slice) }
+    }
+
     /// The address of a slice's data.
     #[inline]
     pub(crate) fn slice_address(self, slice: usize) -> usize {
@@ -118,10 +149,13 @@ impl Arena {
     }
 
     /// The slice that an address lies in, if it is one of the pool's.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn slice_of(self, address: usize) -> Option<usize> {
         let slice = address.wrapping_sub(self.base() + DATA.offset) >> SLICE_SHIFT;
-        (slice < self.slices()).then_some(slice)
+        // The watermark alone: it was compared with the maximum when the pool was attached, and
+        // who grows the pool compares it.
+        let slices = &self.header().watermarks.slices;
+        (slice < slices.load(Ordering::Acquire) as usize).then_some(slice)
     }
 
     fn hint(self, slice: usize) -> (&'static AtomicU64, u64) {

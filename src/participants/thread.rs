@@ -27,9 +27,13 @@ use crate::sys::robust::OWNER_DIED;
 #[error("the pool has no free slot for this thread, and the system or its limit allows no more")]
 pub struct NoSlot;
 
+/// Entries of a table: a power of two, so that a granule's number cut short is an index.
+const ENTRIES: usize = GRANULES.next_power_of_two();
+
 #[repr(C)]
 struct ThreadTable {
-    slots: [Cell<*const Slot>; GRANULES],
+    /// The entry of a granule is that of the low bits of its number.
+    slots: [Cell<*const Slot>; ENTRIES],
     /// Guards, claims, permits and views that the thread has.
     guards: Cell<usize>,
 }
@@ -41,7 +45,7 @@ struct EmptyTable(ThreadTable);
 unsafe impl Sync for EmptyTable {}
 
 static EMPTY: EmptyTable = EmptyTable(ThreadTable {
-    slots: [const { Cell::new(std::ptr::null()) }; GRANULES],
+    slots: [const { Cell::new(std::ptr::null()) }; ENTRIES],
     guards: Cell::new(0),
 });
 
@@ -71,15 +75,29 @@ fn table() -> &'static ThreadTable {
     unsafe { &*TABLE.get() }
 }
 
-/// This thread's slot, claimed now if need be.
-#[inline]
-pub(crate) fn slot(arena: Arena) -> Result<&'static Slot, NoSlot> {
-    let known = table().slots[arena.granule()].get();
-    if known.is_null() {
-        return attach(arena);
+impl ThreadTable {
+    /// The entry of the granule that holds `address`, which is one of those that hold pools.
+    #[inline(always)]
+    fn entry(&self, address: usize) -> &Cell<*const Slot> {
+        const { assert!(GRANULES <= ENTRIES && ENTRIES.is_power_of_two()) };
+        &self.slots[address / GRANULE % ENTRIES]
     }
-    // SAFETY: by invariant 1 it is a slot of a mapped pool.
-    Ok(unsafe { &*known })
+}
+
+/// This thread's slot, claimed now if need be.
+#[inline(always)]
+pub(crate) fn slot(arena: Arena) -> Result<&'static Slot, NoSlot> {
+    match known_slot(arena) {
+        Some(slot) => Ok(slot),
+        None => attach(arena),
+    }
+}
+
+/// This thread's slot, if it has one by now.
+#[inline(always)]
+pub(crate) fn known_slot(arena: Arena) -> Option<&'static Slot> {
+    // SAFETY: by invariant 1 it is null or a slot of a mapped pool.
+    unsafe { table().entry(arena.base()).get().as_ref() }
 }
 
 /// This thread's slot in the pool whose granule holds `address`, if it has one. By invariant 1 a
@@ -87,9 +105,11 @@ pub(crate) fn slot(arena: Arena) -> Result<&'static Slot, NoSlot> {
 #[inline]
 pub(crate) fn known_slot_at(address: usize) -> Option<&'static Slot> {
     let granule = (address / GRANULE).wrapping_sub(FIRST_GRANULE);
-    let entry = table().slots.get(granule)?;
+    if granule >= GRANULES {
+        return None;
+    }
     // SAFETY: by invariant 1.
-    unsafe { entry.get().as_ref() }
+    unsafe { table().entry(address).get().as_ref() }
 }
 
 /// A guard was made by this thread, which has a slot.
@@ -123,7 +143,7 @@ fn attach(arena: Arena) -> Result<&'static Slot, NoSlot> {
     let process = process::current(arena).ok_or(NoSlot)?;
     let index = claim(arena, process).ok_or(NoSlot)?;
     let slot = arena.slot(index);
-    table().slots[arena.granule()].set(slot);
+    table().entry(arena.base()).set(slot);
     Ok(slot)
 }
 
@@ -197,7 +217,7 @@ fn take(arena: Arena, index: usize, process: Tag) -> bool {
 
 /// Leaves the pool: the slot is free for others, or parked by invariant 2.
 pub(crate) fn leave(arena: Arena) {
-    let entry = &table().slots[arena.granule()];
+    let entry = table().entry(arena.base());
     // SAFETY: by invariant 1.
     if let Some(slot) = unsafe { entry.get().as_ref() } {
         let guards = table().guards.get();

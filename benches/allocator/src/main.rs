@@ -55,6 +55,7 @@ fn main() {
     let work = work.expect("a pattern").1;
     let workers: usize = args[2].parse().expect("a number of workers");
     // What takes place before the work: the first block, the main thread's slot.
+    memory::begin();
     // SAFETY: allocated just now.
     unsafe { memory::free(memory::allocate(64)) };
     let stage = Stage::new(workers);
@@ -74,10 +75,7 @@ fn threads(work: Work, stage: &Stage) -> f64 {
     std::thread::scope(|s| {
         for worker in 0..stage.workers() {
             s.spawn(move || {
-                stage.wait();
-                work(stage, worker);
-                stage.wait();
-                // Its blocks outlive it.
+                stage.work(|| work(stage, worker));
             });
         }
         time(stage)
@@ -89,9 +87,7 @@ fn processes(work: Work, stage: &Stage) -> f64 {
     shmkit::process::scope(|s| {
         for worker in 0..stage.workers() {
             s.spawn(move || {
-                stage.wait();
-                work(stage, worker);
-                stage.wait();
+                stage.work(|| work(stage, worker));
             })
             .expect("a process");
         }
@@ -106,9 +102,8 @@ fn processes(_: Work, _: &Stage) -> f64 {
 
 fn time(stage: &Stage) -> f64 {
     stage.wait();
-    let begun = Instant::now();
     stage.wait();
-    begun.elapsed().as_secs_f64()
+    stage.seconds()
 }
 
 /// Bytes of the kernel's memory that the process has.

@@ -1,6 +1,7 @@
 //! The allocator under test: `allocate`, `free` and `reallocate` of the one that this program was
 //! built for, each called as a function of its own, as a C program calls `malloc`.
 
+#[cfg(not(feature = "shmkit"))]
 use std::ffi::c_void;
 
 /// Adds a function per operation that calls the C function of that name.
@@ -59,6 +60,10 @@ c_allocator!(
 #[cfg(feature = "system")]
 c_allocator!(libc::malloc, libc::free, libc::realloc);
 
+/// Comes before all else.
+#[cfg(not(feature = "shmkit"))]
+pub fn begin() {}
+
 /// Bytes that the allocator has of the kernel, beyond what the process has mapped of it.
 #[cfg(not(feature = "shmkit"))]
 pub fn unmapped() -> u64 {
@@ -73,23 +78,30 @@ mod pool {
     use std::alloc::Layout;
     use std::os::fd::AsFd;
     use std::ptr::NonNull;
-    use std::sync::LazyLock;
+    use std::sync::OnceLock;
 
     use shmkit::Pool;
 
-    static POOL: LazyLock<Pool> = LazyLock::new(|| Pool::builder().create().expect("a pool"));
+    static POOL: OnceLock<Pool> = OnceLock::new();
 
-    /// The pool that all blocks come from.
+    /// Makes the pool that all blocks come from.
+    pub fn begin() {
+        POOL.set(Pool::builder().create().expect("a pool"))
+            .expect("one beginning");
+    }
+
+    /// That pool.
     #[inline(always)]
-    pub fn pool() -> Pool {
-        *POOL
+    fn pool() -> Pool {
+        // SAFETY: `main` begins with `begin`.
+        unsafe { *POOL.get().unwrap_unchecked() }
     }
 
     fn layout(size: usize) -> Layout {
         Layout::from_size_align(size, 16).expect("a size")
     }
 
-    #[expect(missing_docs, reason = "as of the C allocators")]
+    /// As that of the C allocators.
     #[inline(never)]
     pub fn allocate(size: usize) -> *mut u8 {
         match pool().allocate(layout(size)) {
@@ -98,7 +110,7 @@ mod pool {
         }
     }
 
-    #[expect(missing_docs, reason = "as of the C allocators")]
+    /// As that of the C allocators.
     #[inline(never)]
     pub unsafe fn free(block: *mut u8) {
         // SAFETY: by the caller's promise; blocks are not null.
@@ -106,7 +118,7 @@ mod pool {
         assert!(freed.is_ok());
     }
 
-    #[expect(missing_docs, reason = "as of the C allocators")]
+    /// As that of the C allocators.
     #[inline(never)]
     pub unsafe fn reallocate(block: *mut u8, size: usize) -> *mut u8 {
         // SAFETY: by the caller's promise; blocks are not null.

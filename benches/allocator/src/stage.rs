@@ -15,6 +15,9 @@ struct Shared {
     workers: AtomicU64,
     /// Who has arrived at the gate, of all times together.
     arrived: AtomicU64,
+    /// When the first worker began and the last one ended, in nanoseconds.
+    begun: AtomicU64,
+    ended: AtomicU64,
     places: [AtomicU64; PLACES],
 }
 
@@ -35,7 +38,23 @@ impl Stage {
             &*memory.cast::<Shared>()
         };
         shared.workers.store(workers as u64, Ordering::Relaxed);
+        shared.begun.store(u64::MAX, Ordering::Relaxed);
         Stage(shared)
+    }
+
+    /// Does a worker's work, between two gates, and notes when.
+    pub fn work(&self, work: impl FnOnce()) {
+        self.wait();
+        self.0.begun.fetch_min(now(), Ordering::Relaxed);
+        work();
+        self.0.ended.fetch_max(now(), Ordering::Relaxed);
+        self.wait();
+    }
+
+    /// Seconds from the first beginning to the last end.
+    pub fn seconds(&self) -> f64 {
+        let ended = self.0.ended.load(Ordering::Relaxed);
+        (ended - self.0.begun.load(Ordering::Relaxed)) as f64 / 1e9
     }
 
     pub fn workers(&self) -> usize {
@@ -49,12 +68,12 @@ impl Stage {
         let round = number / parties;
         let mut spins = 0;
         while self.0.arrived.load(Ordering::Acquire) / parties == round {
-            // The one who waits leaves the cores to the workers.
+            // Who waits long leaves the cores to the others.
             spins += 1;
-            if spins < 100 {
+            if spins < 10_000 {
                 spin_loop();
             } else {
-                std::thread::sleep(std::time::Duration::from_micros(50));
+                std::thread::sleep(std::time::Duration::from_millis(1));
             }
         }
     }
@@ -81,6 +100,15 @@ impl Stage {
         for place in 0..PLACES {
             give(self.swap(place, std::ptr::null_mut()));
         }
+    }
+}
+
+fn now() -> u64 {
+    // SAFETY: the structure is the kernel's to fill.
+    unsafe {
+        let mut time = std::mem::zeroed::<libc::timespec>();
+        libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time);
+        time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
     }
 }
 
