@@ -41,7 +41,9 @@ pub(crate) fn at_hand(slot: &Slot, layout: Layout, record: impl Fn(usize)) -> Op
     if !size_class::is_plain(layout) {
         return None;
     }
-    slot.cache(size_class::class_of(layout)?).take(record)
+    let class = size_class::class_of(layout)?;
+    // SAFETY: what `class_of` gives is a class.
+    unsafe { slot.known_cache(class) }.take(record)
 }
 
 /// The same, whatever the layout and the cache.
@@ -134,7 +136,8 @@ fn free_with(
     let start = slice.wrapping_sub(slice::distance(tag.load(Ordering::Acquire)));
     // SAFETY: not above the slice, which is one of the pool's.
     if start <= slice && slot.has_span(unsafe { arena.known_tag(start) }.load(Ordering::Acquire)) {
-        let span = arena.span(start);
+        // SAFETY: as above.
+        let span = unsafe { arena.known_span(start) };
         let Some(place) = span.place_of(address - arena.slice_address(start)) else {
             return Err(FreeError::Interior);
         };
@@ -148,12 +151,14 @@ fn free_with(
     free_elsewhere(arena, slot, address)
 }
 
-/// Counts a block that the span's owner has freed.
+/// Counts a block that the span's owner, the caller, has freed.
 #[inline(always)]
 fn took_back(arena: Arena, slot: &Slot, span: &Span) {
-    let until = span.until.load(Ordering::Relaxed).wrapping_sub(1);
-    span.until.store(until, Ordering::Relaxed);
-    if until == 0 {
+    // SAFETY: the owner's alone, as nobody else looks at it: no atomic access, so that it is one
+    // instruction.
+    let until = unsafe { &mut *span.until.as_ptr() };
+    *until = until.wrapping_sub(1);
+    if *until == 0 {
         slot.cache(span.class()).note_free(arena, slot, span);
     }
 }

@@ -65,6 +65,18 @@ impl Slot {
     #[inline]
     pub(crate) fn cache(&self, class: usize) -> &Cache {
         assert!(class < CLASSES);
+        // SAFETY: compared just now.
+        unsafe { self.known_cache(class) }
+    }
+
+    /// The same, unchecked.
+    ///
+    /// # Safety
+    ///
+    /// The class is below [`CLASSES`].
+    #[inline(always)]
+    pub(crate) unsafe fn known_cache(&self, class: usize) -> &Cache {
+        debug_assert!(class < CLASSES);
         // SAFETY: the area holds CLASSES caches (asserted above), is aligned as they are (it starts
         // at a cache line of the slot), and a cache consists of atomics.
         unsafe { &*self.caches.as_ptr().cast::<Cache>().add(class) }
@@ -84,6 +96,21 @@ impl List {
             }
         } else {
             span.previous.store(index, Ordering::Relaxed);
+            self.0.store(index, Ordering::Relaxed);
+        }
+    }
+
+    fn push_front(&self, arena: Arena, span: &Span, place: u32) {
+        self.push(arena, span, place);
+        // The list closes from the first to the last: to begin one earlier is enough.
+        let index = span.slice(arena) as u32 + 1;
+        let first = self.0.load(Ordering::Relaxed);
+        if first != index {
+            let previous = span.previous.load(Ordering::Relaxed);
+            if let Some(previous) = at(arena, previous) {
+                previous.next.store(0, Ordering::Relaxed);
+            }
+            span.next.store(first, Ordering::Relaxed);
             self.0.store(index, Ordering::Relaxed);
         }
     }
@@ -184,7 +211,7 @@ impl Cache {
             grow::purge_now_and_then(arena, slot);
         } else {
             span.until.store(live, Ordering::Relaxed);
-            self.partial.push(arena, span, PARTIAL);
+            self.partial.push_front(arena, span, PARTIAL);
         }
     }
 

@@ -78,6 +78,18 @@ impl Arena {
         // SAFETY: callers have compared the index with the number of slices.
         unsafe { self.entry(SPANS, slice) }
     }
+
+    /// The same, unchecked.
+    ///
+    /// # Safety
+    ///
+    /// The slice is below [`Arena::slices`].
+    #[inline(always)]
+    pub(crate) unsafe fn known_span(self, slice: usize) -> &'static Span {
+        debug_assert!(slice < self.slices());
+        // SAFETY: by the caller's promise.
+        unsafe { self.entry(SPANS, slice) }
+    }
 }
 
 impl Span {
@@ -157,7 +169,8 @@ impl Span {
     pub(crate) fn place_of(&self, offset: usize) -> Option<Place> {
         let reciprocal = self.reciprocal.load(Ordering::Relaxed);
         let index = size_class::divide(offset as u64, reciprocal)?;
-        (index < u64::from(self.blocks.load(Ordering::Relaxed))).then_some(Place {
+        let index = index as u32;
+        (index < self.blocks.load(Ordering::Relaxed)).then_some(Place {
             word: index as usize / 64,
             bit: 1 << (index % 64),
         })

@@ -1,8 +1,9 @@
 //! This thread's slot in each pool.
 //!
 //! The way to it is two loads: a thread-local pointer to a table, and the table's entry for the
-//! pool's granule. A thread without a slot has null there (at first, in a table that all threads
-//! share and nobody writes), and the cold path claims one. The table lies in a page that reads as
+//! pool used last, if it is that one, or for the pool's granule. A thread without a slot has null
+//! there (at first, in a table that all threads share and nobody writes), and the cold path claims
+//! one. The table lies in a page that reads as
 //! zero in a forked child, so a child never uses its parent's slot, even after a fork that no
 //! handler saw.
 //!
@@ -34,6 +35,9 @@ const ENTRIES: usize = GRANULES.next_power_of_two();
 struct ThreadTable {
     /// The entry of a granule is that of the low bits of its number.
     slots: [Cell<*const Slot>; ENTRIES],
+    /// The base of the pool that was used last, and the thread's slot there: what most uses need.
+    /// A base of 0 is no pool's.
+    recent: Cell<(usize, *const Slot)>,
     /// Guards, claims, permits and views that the thread has.
     guards: Cell<usize>,
 }
@@ -46,6 +50,7 @@ unsafe impl Sync for EmptyTable {}
 
 static EMPTY: EmptyTable = EmptyTable(ThreadTable {
     slots: [const { Cell::new(std::ptr::null()) }; ENTRIES],
+    recent: Cell::new((0, std::ptr::null())),
     guards: Cell::new(0),
 });
 
@@ -89,15 +94,30 @@ impl ThreadTable {
 pub(crate) fn slot(arena: Arena) -> Result<&'static Slot, NoSlot> {
     match known_slot(arena) {
         Some(slot) => Ok(slot),
-        None => attach(arena),
+        None => look_up(arena),
     }
 }
 
-/// This thread's slot, if it has one by now.
+/// The same, for another pool than the last one.
+#[cold]
+#[inline(never)]
+fn look_up(arena: Arena) -> Result<&'static Slot, NoSlot> {
+    let known = table().entry(arena.base()).get();
+    // SAFETY: by invariant 1.
+    let slot = match unsafe { known.as_ref() } {
+        Some(slot) => slot,
+        None => attach(arena)?,
+    };
+    table().recent.set((arena.base(), slot));
+    Ok(slot)
+}
+
+/// This thread's slot, if this is the pool that it used last.
 #[inline(always)]
 pub(crate) fn known_slot(arena: Arena) -> Option<&'static Slot> {
+    let (base, slot) = table().recent.get();
     // SAFETY: by invariant 1 it is null or a slot of a mapped pool.
-    unsafe { table().entry(arena.base()).get().as_ref() }
+    (base == arena.base()).then(|| unsafe { &*slot })
 }
 
 /// This thread's slot in the pool whose granule holds `address`, if it has one. By invariant 1 a
@@ -230,6 +250,7 @@ pub(crate) fn leave(arena: Arena) {
             SlotPhase::Parked
         };
         entry.set(std::ptr::null());
+        table().recent.set((0, std::ptr::null()));
         slot.turn(live, SlotState { phase, ..live });
         // SAFETY: the slot was this thread's, so its life word is.
         unsafe { slot.life.release() };
@@ -244,6 +265,7 @@ pub(crate) fn after_fork() {
         for entry in &table().slots {
             entry.set(std::ptr::null());
         }
+        table().recent.set((0, std::ptr::null()));
         table().guards.set(0);
     }
 }

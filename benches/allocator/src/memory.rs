@@ -76,29 +76,34 @@ pub use pool::*;
 #[cfg(feature = "shmkit")]
 mod pool {
     use std::alloc::Layout;
+    use std::cell::Cell;
     use std::os::fd::AsFd;
     use std::ptr::NonNull;
-    use std::sync::OnceLock;
 
     use shmkit::Pool;
 
-    static POOL: OnceLock<Pool> = OnceLock::new();
+    struct Shared(Cell<Option<Pool>>);
+    // SAFETY: written once, before there are other threads.
+    unsafe impl Sync for Shared {}
 
-    /// Makes the pool that all blocks come from.
+    static POOL: Shared = Shared(Cell::new(None));
+
+    /// Makes the pool that all blocks come from. Before there are other threads.
     pub fn begin() {
-        POOL.set(Pool::builder().create().expect("a pool"))
-            .expect("one beginning");
+        POOL.0.set(Some(Pool::builder().create().expect("a pool")));
     }
 
     /// That pool.
     #[inline(always)]
     fn pool() -> Pool {
         // SAFETY: `main` begins with `begin`.
-        unsafe { *POOL.get().unwrap_unchecked() }
+        unsafe { POOL.0.get().unwrap_unchecked() }
     }
 
+    #[inline(always)]
     fn layout(size: usize) -> Layout {
-        Layout::from_size_align(size, 16).expect("a size")
+        // SAFETY: the patterns ask for no more than some megabytes.
+        unsafe { Layout::from_size_align_unchecked(size, 16) }
     }
 
     /// As that of the C allocators.
