@@ -20,6 +20,7 @@ use crate::layout::arena::{Arena, SLICE};
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
 use crate::primitive::Ordering;
+use crate::protocol::bitmap;
 
 /// Allocates a block; its address. `record` is told the address before the block is taken.
 #[inline(always)]
@@ -216,12 +217,7 @@ fn free_other(
     } else if (before == 0 || now != owner)
         && let Some(owner) = arena.owner_slot(now)
     {
-        let hints = &owner.inbox.freed_hints;
-        let hint = 1 << span.class();
-        // The owner clears the hint, then looks: if it is set still, the look is yet to come.
-        if hints.load(Ordering::SeqCst) & hint == 0 {
-            hints.fetch_or(hint, Ordering::SeqCst);
-        }
+        bitmap::tell(&owner.inbox.freed_hints, 1 << span.class());
     }
     Ok(())
 }

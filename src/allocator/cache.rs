@@ -282,11 +282,9 @@ impl Cache {
             hints.store(u64::MAX, Ordering::SeqCst);
         }
         let hint = 1 << class;
-        if hints.load(Ordering::Relaxed) & hint == 0 {
+        if !bitmap::was_told(hints, hint) {
             return None;
         }
-        // Cleared before the walk: what is freed from here on sets it again.
-        hints.fetch_and(!hint, Ordering::SeqCst);
         let last = self.full.last(arena);
         let found = self.take_full(arena, LOOKED_AT);
         // Unless all were looked at, there may be more.
@@ -375,6 +373,23 @@ impl Cache {
             self.push_partial(arena, slot, span);
         } else {
             self.push_full(arena, span);
+        }
+    }
+}
+
+/// Takes all spans out of a leaving owner's lists.
+pub(crate) fn take_all(arena: Arena, slot: &Slot, mut each: impl FnMut(&Span)) {
+    for class in 0..CLASSES {
+        let cache = slot.cache(class);
+        if let Some((span, _)) = cache.current(arena) {
+            cache.word.store(0, Ordering::Relaxed);
+            each(span);
+        }
+        for list in [&cache.partial, &cache.full] {
+            while let Some(span) = list.first(arena) {
+                list.remove(arena, span);
+                each(span);
+            }
         }
     }
 }

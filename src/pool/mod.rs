@@ -505,7 +505,14 @@ impl Pool {
         if aligned && new.size() <= usable && new.size() >= usable / 2 {
             return Ok(NonNull::slice_from_raw_parts(pointer, new.size()));
         }
-        let moved = self.allocate(new)?;
+        let moved = match self.allocate(new) {
+            Ok(moved) => moved,
+            // There is no smaller block for it: it stays.
+            Err(_) if aligned && new.size() <= usable => {
+                return Ok(NonNull::slice_from_raw_parts(pointer, new.size()));
+            }
+            Err(error) => return Err(error.into()),
+        };
         // SAFETY: both blocks are at least that long, and different ones.
         unsafe {
             pointer.copy_to_nonoverlapping(moved.cast(), usable.min(new.size()));
@@ -556,6 +563,9 @@ impl Pool {
     /// It is done anyway by whoever needs it; a supervisor calls this when a worker has died.
     pub fn recover(self) -> RecoverySummary {
         let done = recovery::recover_all(self.0);
+        if let Some(slot) = thread::known_slot(self.0) {
+            allocator::grow::purge_now_and_then(self.0, slot);
+        }
         RecoverySummary {
             threads: done.slots,
             processes: done.processes,

@@ -30,6 +30,26 @@ pub fn take(word: &AtomicU64, record: impl FnOnce(u32)) -> bool {
     true
 }
 
+/// Tells an owner that somebody has freed a block of a span of its own: after the free.
+#[inline]
+pub fn tell(hints: &AtomicU64, hint: u64) {
+    // Set still: the owner, who clears it and then looks, has not looked yet. The free and the
+    // load, the owner's exchange and its look are in one order.
+    if hints.load(Ordering::SeqCst) & hint == 0 {
+        hints.fetch_or(hint, Ordering::SeqCst);
+    }
+}
+
+/// True if the owner has been told; the caller looks at its spans after that.
+#[inline]
+pub fn was_told(hints: &AtomicU64, hint: u64) -> bool {
+    let told = hints.load(Ordering::Relaxed) & hint != 0;
+    if told {
+        hints.fetch_and(!hint, Ordering::SeqCst);
+    }
+    told
+}
+
 impl<'a, const W: usize> Sets<'a, W> {
     /// A word of `freed`.
     #[inline]
