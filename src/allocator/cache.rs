@@ -175,7 +175,7 @@ impl Cache {
         let offset = address - arena.base() - SPANS.offset;
         let span = arena.span(offset / SPANS.entry);
         let first = std::ptr::from_ref(span.sets().freed(0)).addr();
-        Some((span, (address - first) / size_of::<AtomicU64>()))
+        Some((span, (address - first) / size_of::<bitmap::Pair>()))
     }
 
     /// Makes a word of a span the one that blocks come from.

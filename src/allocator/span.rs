@@ -34,7 +34,7 @@ use crate::layout::arena::{Arena, SLICE, SPANS};
 use crate::participants::tag::Tag;
 use crate::primitive::{AtomicU32, AtomicU64, Ordering};
 pub(crate) use crate::protocol::bitmap::Place;
-use crate::protocol::bitmap::Sets;
+use crate::protocol::bitmap::{Pair, Sets};
 
 pub(crate) const WORDS: usize = MAX_BLOCKS / 64;
 
@@ -56,19 +56,14 @@ pub(crate) struct Span {
     pub(crate) next: AtomicU32,
     pub(crate) previous: AtomicU32,
 
-    pub(crate) freed: FreedWords,
-    pub(crate) remote: RemoteWords,
+    _spare: AtomicU64,
+
+    /// The words of both sets by turns. Who frees looks at both; side by side they are one line,
+    /// and the first pair is in the line of all the rest.
+    words: [Pair; WORDS],
 }
 
-/// On cache lines of its own: the owner's.
-#[repr(C, align(64))]
-pub(crate) struct FreedWords([AtomicU64; WORDS]);
-
-/// On cache lines of its own: everybody's.
-#[repr(C, align(64))]
-pub(crate) struct RemoteWords([AtomicU64; WORDS]);
-
-const _: () = assert!(size_of::<Span>() <= SPANS.entry);
+const _: () = assert!(size_of::<Span>() <= SPANS.entry && std::mem::offset_of!(Span, words) == 48);
 
 impl Arena {
     /// The record of the span that starts at a slice below [`Arena::slices`].
@@ -110,8 +105,10 @@ impl Span {
         self.slices.store(slices as u32, Ordering::Relaxed);
         self.place.store(0, Ordering::Relaxed);
         for word in 0..WORDS {
-            self.remote.0[word].store(0, Ordering::Relaxed);
-            self.freed.0[word].store(self.all(word), Ordering::Relaxed);
+            self.words[word].remote.store(0, Ordering::Relaxed);
+            self.words[word]
+                .freed
+                .store(self.all(word), Ordering::Relaxed);
         }
     }
 
@@ -158,10 +155,7 @@ impl Span {
     /// The bitmaps, as the protocol sees them.
     #[inline]
     pub(crate) fn sets(&self) -> Sets<'_, WORDS> {
-        Sets {
-            freed: &self.freed.0,
-            remote: &self.remote.0,
-        }
+        Sets(&self.words)
     }
 
     /// The block that starts at a distance from the span's start, or `None` if none does.

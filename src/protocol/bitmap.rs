@@ -9,12 +9,16 @@ pub struct Place {
     pub bit: u64,
 }
 
+/// A word of each set.
+#[repr(C)]
+pub struct Pair {
+    pub freed: AtomicU64,
+    pub remote: AtomicU64,
+}
+
 /// The sets of a span, of `W` words at most.
 #[derive(Clone, Copy)]
-pub struct Sets<'a, const W: usize> {
-    pub freed: &'a [AtomicU64; W],
-    pub remote: &'a [AtomicU64; W],
-}
+pub struct Sets<'a, const W: usize>(pub &'a [Pair; W]);
 
 /// Takes the lowest block of a word of `freed`; its number in the word. `record` is told it
 /// beforehand. The caller is the owner.
@@ -54,13 +58,13 @@ impl<'a, const W: usize> Sets<'a, W> {
     /// A word of `freed`.
     #[inline]
     pub fn freed(&self, word: usize) -> &'a AtomicU64 {
-        &self.freed[word % W]
+        &self.0[word % W].freed
     }
 
     /// A word of `remote`.
     #[inline]
     pub fn remote(&self, word: usize) -> &'a AtomicU64 {
-        &self.remote[word % W]
+        &self.0[word % W].remote
     }
 
     /// Frees a block, unless it is free. The caller is the owner. True if it did.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
 
-use shmkit::AllocError;
+use shmkit::{AllocError, testing};
 
 use super::common::{TestPool, allocate, assert_sound, blocks, fill, free, layout, verify};
 
@@ -240,5 +240,28 @@ pub fn purging_gives_memory_back() {
         verify(block);
         free(*pool, block);
     }
+    assert_sound(*pool);
+}
+
+pub fn free_memory_ages_and_goes_back() {
+    let pool = TestPool::new();
+    let empty = memory(&pool);
+    let block = allocate(*pool, 8 << 20);
+    free(*pool, block);
+    testing::age(*pool);
+    let aged = memory(&pool);
+    assert!(aged >= empty + (8 << 20), "not yet: {empty}, {aged}");
+    // What comes and goes stays: it is dirty again, not aged.
+    let again = allocate(*pool, 4 << 20);
+    assert_eq!(again, block);
+    free(*pool, again);
+    testing::age(*pool);
+    let half = memory(&pool);
+    assert!(half >= empty + (4 << 20), "{empty}, {aged}, {half}");
+    assert!(half <= aged - (4 << 20), "{empty}, {aged}, {half}");
+    testing::age(*pool);
+    let none = memory(&pool);
+    assert!(none <= half - (4 << 20), "{half}, {none}");
+    assert_eq!(pool.stats().allocated, 0);
     assert_sound(*pool);
 }

@@ -6,7 +6,7 @@ use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::thread;
 use shmkit::primitive::{AtomicU64, Ordering};
-use shmkit::protocol::bitmap::{Place, Sets, take, tell, was_told};
+use shmkit::protocol::bitmap::{Pair, Place, Sets, take, tell, was_told};
 
 use super::{Death, Deaths, Explorer};
 
@@ -17,8 +17,7 @@ const BLOCKS: [u32; 6] = [0, 1, 2, 64, 65, 66];
 const OWNER: usize = 0;
 
 struct Span {
-    freed: [AtomicU64; WORDS],
-    remote: [AtomicU64; WORDS],
+    words: [Pair; WORDS],
     /// A block + 1 that the thread frees for good.
     freeing: [AtomicU64; 3],
     /// A block + 1 that the owner is about to have.
@@ -39,10 +38,11 @@ fn place(block: u32) -> Place {
 impl Span {
     /// A span with these free blocks; somebody has the others.
     fn new(free: &[u32]) -> Arc<Self> {
-        let words = || [AtomicU64::new(0), AtomicU64::new(0)];
         let span = Span {
-            freed: words(),
-            remote: words(),
+            words: std::array::from_fn(|_| Pair {
+                freed: AtomicU64::new(0),
+                remote: AtomicU64::new(0),
+            }),
             freeing: [AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0)],
             intent: AtomicU64::new(0),
             had: std::array::from_fn(|_| AtomicBool::new(true)),
@@ -56,10 +56,7 @@ impl Span {
     }
 
     fn sets(&self) -> Sets<'_, WORDS> {
-        Sets {
-            freed: &self.freed,
-            remote: &self.remote,
-        }
+        Sets(&self.words)
     }
 
     /// Takes out of the sets what `freeing` words name.
@@ -156,8 +153,8 @@ impl Span {
         }
         // Nor in two sets, now that everybody is at rest.
         for word in 0..WORDS {
-            let remote = self.remote[word].load(Ordering::Relaxed);
-            let freed = self.freed[word].load(Ordering::Relaxed);
+            let remote = self.sets().remote(word).load(Ordering::Relaxed);
+            let freed = self.sets().freed(word).load(Ordering::Relaxed);
             assert_eq!(remote & freed, 0);
         }
     }
