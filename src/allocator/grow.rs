@@ -81,12 +81,15 @@ fn grow(arena: Arena, count: usize, wanted: usize) -> Result<(), AllocError> {
     let (count, wanted) = (count.min(room), wanted.min(room));
     // An eighth more, so that the number of steps stays small as the pool gets large.
     let generous = wanted.max((from / 8).clamp(LEAST, MOST)).min(room);
-    match grow_by(arena, from, generous) {
+    let grown = match grow_by(arena, from, generous) {
         Err(CommitError::Full | CommitError::MemoryLimit { .. }) if count < generous => {
-            Ok(grow_by(arena, from, count)?)
+            grow_by(arena, from, count).map(|()| count)
         }
-        other => Ok(other?),
-    }
+        other => other.map(|()| generous),
+    }?;
+    // Somebody needs it: it is about to be used.
+    slice::populate(arena, from, grown);
+    Ok(())
 }
 
 /// Commits the slices `from..from + count` with their tables and raises the watermark.
@@ -102,7 +105,6 @@ pub(crate) fn grow_by(arena: Arena, from: usize, count: usize) -> Result<(), Com
         .watermarks
         .slices
         .fetch_max((from + count) as u64, Ordering::AcqRel);
-    slice::populate(arena, from, count);
     slice::hint_free(arena, from, count);
     Ok(())
 }

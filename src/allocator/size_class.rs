@@ -105,7 +105,7 @@ static CLASS_OF: [u8; MAX_BLOCK / 16 + 1] = {
 /// The class of the smallest block that holds `size` bytes, which are at most [`MAX_BLOCK`].
 #[inline(always)]
 fn class_of_size(size: usize) -> usize {
-    CLASS_OF[(size + 15) / 16] as usize
+    CLASS_OF[(size + 15) >> 4] as usize
 }
 
 /// The class for a layout, or `None` if it takes a run.

@@ -247,21 +247,21 @@ pub fn free_memory_ages_and_goes_back() {
     let pool = TestPool::new();
     let empty = memory(&pool);
     let block = allocate(*pool, 8 << 20);
+    fill(block, 8 << 20);
+    assert!(memory(&pool) >= empty + (8 << 20));
     free(*pool, block);
+    // Dirty, aged, a hole; the clock may have come to the first of it.
+    testing::age(*pool);
     testing::age(*pool);
     let aged = memory(&pool);
-    assert!(aged >= empty + (8 << 20), "not yet: {empty}, {aged}");
-    // What comes and goes stays: it is dirty again, not aged.
-    let again = allocate(*pool, 4 << 20);
-    assert_eq!(again, block);
+    // What the pool grew by and nobody used stays.
+    assert!(aged <= empty + (4 << 20), "{empty}, {aged}");
+    // It is committed again when it is claimed.
+    let again = allocate(*pool, 8 << 20);
+    fill(again, 8 << 20);
+    assert!(memory(&pool) >= empty + (8 << 20));
+    verify(again);
     free(*pool, again);
-    testing::age(*pool);
-    let half = memory(&pool);
-    assert!(half >= empty + (4 << 20), "{empty}, {aged}, {half}");
-    assert!(half <= aged - (4 << 20), "{empty}, {aged}, {half}");
-    testing::age(*pool);
-    let none = memory(&pool);
-    assert!(none <= half - (4 << 20), "{half}, {none}");
     assert_eq!(pool.stats().allocated, 0);
     assert_sound(*pool);
 }

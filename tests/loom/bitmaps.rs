@@ -160,7 +160,7 @@ impl Span {
     }
 }
 
-/// The owner allocates, frees, refills and collects while two others free: two words of blocks, so
+/// The owner allocates, frees and collects while two others free: two words of blocks, so
 /// that the owner goes from one to the other under the eyes of who frees.
 #[test]
 fn owner_against_freers() {

@@ -29,12 +29,12 @@ pub fn larson(stage: &Stage, worker: usize) {
 
 /// Producers and consumers: each worker gives its blocks to the next one, and frees what it gets.
 pub fn xmalloc(stage: &Stage, worker: usize) {
-    const RING: usize = 1024;
+    const RING: usize = 8192;
     let mut random = Random::new(worker);
     let next = (worker + 1) % stage.workers() * RING;
     let mine = worker * RING;
     let (mut given, mut got) = (0, 0);
-    const COUNT: usize = 2_000_000;
+    const COUNT: usize = 4_000_000;
     while given < COUNT || got < COUNT {
         let goal = (given + 64).min(COUNT);
         while given < goal {
@@ -65,7 +65,7 @@ pub fn sh8(stage: &Stage, worker: usize) {
     const BATCH: usize = 2000;
     let mut random = Random::new(worker);
     let mut live = Vec::with_capacity(BATCH);
-    for round in 0..600 {
+    for round in 0..2400 {
         while live.len() < BATCH {
             let size = 16 + random.below([100, 400, 1000][round % 3]);
             live.extend((0..4).map(|_| take(size)));

@@ -34,7 +34,7 @@ pub fn sh6(stage: &Stage, worker: usize) {
     const BATCH: usize = 4000;
     let mut random = Random::new(worker);
     let mut live = Vec::with_capacity(BATCH);
-    for round in 0..600 {
+    for round in 0..2400 {
         while live.len() < BATCH {
             let size = 16 + random.below(1 + random_limit(round));
             // A few neighbours of one size, as the nodes of a structure are.
@@ -58,7 +58,7 @@ fn random_limit(round: usize) -> usize {
 
 /// One small block a worker, written over and over: slow if two workers' blocks share a line.
 pub fn cache_scratch(stage: &Stage, worker: usize) {
-    for _ in 0..30_000 {
+    for _ in 0..120_000 {
         let block = take(16);
         for i in 0..1000_u64 {
             // SAFETY: within the block.
