@@ -143,6 +143,12 @@ pub mod testing {
     use crate::primitive::Ordering;
     use crate::sys::robust::{OWNER_DIED, RobustWord, TID, WAITERS};
 
+    /// Lets free memory age, as time does: what was dirty is aged, what was aged goes back.
+    pub fn age(pool: Pool) {
+        let slot = crate::participants::thread::slot(pool.0).expect("a slot");
+        crate::allocator::slice::age(pool.0, slot.tag(), false);
+    }
+
     /// Bytes of address space that the pool has.
     pub fn mapped_len(pool: Pool) -> usize {
         local::of(pool.0).len()

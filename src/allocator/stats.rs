@@ -17,7 +17,8 @@ pub struct Stats {
     pub allocated: usize,
     /// Bytes of data that are not allocated: free slices, and free blocks in spans.
     pub free: usize,
-    /// Bytes of the largest block that fits without growing.
+    /// Bytes of the largest block that fits without growing: free slices in a row, or a free block
+    /// of a span (of its owner, if it has one).
     pub largest_contiguous: usize,
     /// Bytes of data that have memory; the rest was given back to the kernel.
     pub committed: usize,
@@ -111,7 +112,9 @@ pub(crate) fn count(arena: Arena) -> Stats {
     }
     stats.allocated += stats.runs.allocated_bytes;
     stats.free = stats.total.saturating_sub(stats.allocated);
-    stats.largest_contiguous = longest * SLICE;
+    let in_spans = stats.classes.iter().filter(|class| class.free > 0);
+    let in_spans = in_spans.map(|class| class.block_size).max().unwrap_or(0);
+    stats.largest_contiguous = (longest * SLICE).max(in_spans);
     stats.committed = stats.total - holes * SLICE;
     stats
 }

@@ -80,7 +80,7 @@ pub(crate) fn blocks_of_span(arena: Arena, start: usize) -> impl Iterator<Item =
     let size = span.size.load(Ordering::Relaxed) as usize;
     let base = arena.slice_address(start);
     (0..span.words()).flat_map(move |word| {
-        let used = span.all(word) & !span.free_bits(word);
+        let used = span.all(word) & !span.sets().free_bits(word);
         let bits = (0..64).filter(move |bit| used >> bit & 1 != 0);
         bits.map(move |bit| (base + (word * 64 + bit) * size, size))
     })

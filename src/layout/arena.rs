@@ -17,7 +17,7 @@
 //! 2 GiB       8 GiB    4096 x 2 MiB       holds (bitmap a process)      held, in each record
 //! 10 GiB      512 MiB  64 Mi x 8 B        slice tags                    slices
 //! 11 GiB      8 MiB    1 Mi x 8 B         free hints (a bit a slice)    slices
-//! 12 GiB      23 GiB   62 Mi x 384 B      span records (one a slice)    slices
+//! 12 GiB      19 GiB   62 Mi x 320 B      span records (one a slice)    slices
 //! 40 GiB      984 GiB  62 Mi x 16 KiB     data                          slices
 //! ```
 
@@ -82,7 +82,7 @@ pub(crate) const FREE_HINTS: Table = Table {
 };
 pub(crate) const SPANS: Table = Table {
     offset: 12 * GIB,
-    entry: 384,
+    entry: 320,
     max: MAX_SLICES,
 };
 pub(crate) const DATA: Table = Table {

@@ -43,7 +43,7 @@ pub(crate) struct Header {
     pub(crate) orphans: AtomicU64,
     /// Where the last search for free slices ended. A hint.
     pub(crate) search: AtomicU64,
-    /// Free slices that still have memory. A hint.
+    /// 1 if free slices may have memory. A hint.
     pub(crate) dirty: AtomicU64,
     /// When memory was last given back, in milliseconds of the monotonic clock.
     pub(crate) purged_at: AtomicU64,

@@ -428,12 +428,24 @@ impl Pool {
     /// # Errors
     ///
     /// See [`AllocError`]. The pool grows first, if it can.
+    #[inline]
     pub fn allocate(self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
-        let slot = thread::slot(self.0)?;
-        let address = block::allocate(self.0, slot, layout, |_| {})?;
-        let pointer = NonNull::new(std::ptr::with_exposed_provenance_mut(address));
-        let pointer = pointer.ok_or(AllocError::PoolFull)?;
+        let slot = thread::known_slot(self.0);
+        let address = match slot.and_then(|slot| block::at_hand(slot, layout, |_| {})) {
+            Some(address) => address,
+            None => self.allocate_more(layout)?,
+        };
+        // SAFETY: a block lies in the pool's data, above its base.
+        let pointer =
+            unsafe { NonNull::new_unchecked(std::ptr::with_exposed_provenance_mut(address)) };
         Ok(NonNull::slice_from_raw_parts(pointer, layout.size()))
+    }
+
+    /// The rare allocation; a function of its own, so that the common one is short.
+    #[cold]
+    #[inline(never)]
+    fn allocate_more(self, layout: Layout) -> Result<usize, AllocError> {
+        block::allocate(self.0, thread::slot(self.0)?, layout, |_| {})
     }
 
     /// Frees a block.
@@ -447,9 +459,19 @@ impl Pool {
     /// # Errors
     ///
     /// See [`FreeError`].
+    #[inline]
     pub unsafe fn deallocate(self, pointer: NonNull<u8>) -> Result<(), FreeError> {
-        let slot = thread::slot(self.0)?;
-        block::free(self.0, slot, pointer.addr().get())
+        match thread::known_slot(self.0) {
+            Some(slot) => block::free(self.0, slot, pointer.addr().get()),
+            None => self.first_free(pointer.addr().get()),
+        }
+    }
+
+    /// A free by a thread that has no slot yet.
+    #[cold]
+    #[inline(never)]
+    fn first_free(self, address: usize) -> Result<(), FreeError> {
+        block::free(self.0, thread::slot(self.0)?, address)
     }
 
     /// Moves a block to one of another layout, with as much of its content as fits. It may stay
@@ -517,6 +539,9 @@ impl Pool {
     /// It is done anyway by whoever needs it; a supervisor calls this when a worker has died.
     pub fn recover(self) -> RecoverySummary {
         let done = recovery::recover_all(self.0);
+        if let Some(slot) = thread::known_slot(self.0) {
+            allocator::grow::purge_now_and_then(self.0, slot);
+        }
         RecoverySummary {
             threads: done.slots,
             processes: done.processes,
