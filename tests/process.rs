@@ -13,6 +13,8 @@ use std::process::{Command, ExitCode, Output};
 
 #[path = "process/ends.rs"]
 mod ends;
+#[path = "process/masters.rs"]
+mod masters;
 #[path = "process/parents.rs"]
 mod parents;
 #[path = "process/results.rs"]
@@ -64,6 +66,23 @@ const CASES: &[Named] = table! {
         sigchld_ignored
         reaped_by_somebody_else
         children_die_with_their_parent;
+    masters:
+        arguments_and_results_of_every_length
+        workers_start_workers
+        a_result_is_joined_once_by_whomever
+        every_end_has_its_cause
+        the_first_worker_fails
+        try_join_kill_detach
+        who_must_not_wait_does_not
+        restarts_by_policy
+        what_the_joined_dead_held_is_free
+        thousands_one_after_another
+        five_hundred_at_once
+        the_rest_is_asked_then_killed
+        workers_are_limited
+        forged_handles_are_errors
+        a_killed_master_leaves_nothing
+        a_master_has_one_thread;
 };
 
 const ROLES: &[Named] = table! {
@@ -71,6 +90,7 @@ const ROLES: &[Named] = table! {
     ends: role_panic role_overflow;
     scopes: role_flush;
     parents: role_no_descriptor role_sigchld role_family;
+    masters: role_ends role_pid_file;
 };
 
 fn main() -> ExitCode {

@@ -6,8 +6,10 @@
 //! | `futex`   | sleep on one word or two, with a time limit; wake |
 //! | `robust`  | words that the kernel marks when the thread that holds them dies |
 //! | `process` | who am I, does that task still live, fork, reap |
+//! | `watch`   | what a master sleeps on: a counter, a timer, pidfds |
 
 pub(crate) mod futex;
 pub(crate) mod memory;
 pub(crate) mod process;
 pub(crate) mod robust;
+pub(crate) mod watch;
