@@ -13,6 +13,8 @@ use std::process::{Command, ExitCode, Output};
 
 #[path = "process/ends.rs"]
 mod ends;
+#[path = "process/managed.rs"]
+mod managed;
 #[path = "process/masters.rs"]
 mod masters;
 #[path = "process/parents.rs"]
@@ -83,6 +85,12 @@ const CASES: &[Named] = table! {
         forged_handles_are_errors
         a_killed_master_leaves_nothing
         a_master_has_one_thread;
+    managed:
+        the_last_user_of_a_resource_ends_it
+        resources_are_limited
+        the_next_run_removes_what_a_killed_one_left
+        a_pool_that_somebody_uses_is_left
+        damaged_journals_are_errors;
 };
 
 const ROLES: &[Named] = table! {
@@ -91,6 +99,7 @@ const ROLES: &[Named] = table! {
     scopes: role_flush;
     parents: role_no_descriptor role_sigchld role_family;
     masters: role_ends role_pid_file;
+    managed: role_makes;
 };
 
 fn main() -> ExitCode {

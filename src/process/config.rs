@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::jobs::JOBS;
-use super::{Restart, WorkerEnd};
+use super::{Inherit, Restart, WorkerEnd};
 
 /// How a [`run`](super::run), or a [`Master`](super::Master), is to be.
 ///
@@ -23,6 +23,7 @@ use super::{Restart, WorkerEnd};
 #[derive(Clone)]
 pub struct Config {
     pub(super) pid_file: Option<PathBuf>,
+    pub(super) run_directory: Option<PathBuf>,
     pub(super) patience: Duration,
     pub(super) max_workers: usize,
     pub(super) on_end: Option<Rc<dyn Fn(&WorkerEnd)>>,
@@ -32,6 +33,7 @@ impl Default for Config {
     fn default() -> Self {
         Config {
             pid_file: None,
+            run_directory: None,
             patience: Duration::from_millis(100),
             max_workers: JOBS,
             on_end: None,
@@ -50,6 +52,14 @@ impl Config {
     /// run with the same file is refused; one that a killed master has left is taken over.
     pub fn pid_file(&mut self, path: impl AsRef<Path>) -> &mut Self {
         self.pid_file = Some(path.as_ref().into());
+        self
+    }
+
+    /// A directory, made if need be, for the crash journal of [`Resources`](super::Resources). It
+    /// serves one run at a time, which removes what a crashed one has left there. Without one,
+    /// nothing is journalled: what a killed master leaves, stays.
+    pub fn run_directory(&mut self, path: impl AsRef<Path>) -> &mut Self {
+        self.run_directory = Some(path.as_ref().into());
         self
     }
 
@@ -83,6 +93,7 @@ impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Config")
             .field("pid_file", &self.pid_file)
+            .field("run_directory", &self.run_directory)
             .field("patience", &self.patience)
             .field("max_workers", &self.max_workers)
             .finish_non_exhaustive()
@@ -98,11 +109,12 @@ impl fmt::Debug for Config {
 /// assert_ne!(options, StartOptions::new());
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct StartOptions {
+pub struct StartOptions<'a> {
     pub(super) restart: Restart,
+    pub(super) inherit: Inherit<'a>,
 }
 
-impl StartOptions {
+impl<'a> StartOptions<'a> {
     /// It is started once.
     #[must_use]
     pub fn new() -> Self {
@@ -113,6 +125,13 @@ impl StartOptions {
     #[must_use]
     pub fn restart(mut self, restart: Restart) -> Self {
         self.restart = restart;
+        self
+    }
+
+    /// Which of the caller's managed resources it uses from its start.
+    #[must_use]
+    pub fn inherit(mut self, which: Inherit<'a>) -> Self {
+        self.inherit = which;
         self
     }
 }

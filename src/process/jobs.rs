@@ -369,21 +369,24 @@ impl Job {
         self.state.store(State::FREE.0, Ordering::Release);
     }
 
-    /// The master's step: puts the place right whose claimant or taker is gone (invariant 4).
-    pub(super) fn repair(&self, arena: Arena) {
+    /// The master's step: puts the place right whose claimant or taker is gone (invariant 4). True
+    /// if it is free now.
+    pub(super) fn repair(&self, arena: Arena) -> bool {
         let state = self.state();
         let holder = Tag::of_word(state.0);
         if !matches!(state.phase(), Phase::Claimed | Phase::Taken)
             || !life::is_gone(arena, holder)
             || !recovery::is_resolved(arena, holder)
         {
-            return;
+            return false;
         }
         if state.phase() == Phase::Taken && self.outcome.load(Ordering::Acquire) != 0 {
             let ended = State::of(Phase::Ended, self.id.load(Ordering::Relaxed), 0);
             self.turn(state, ended);
+            false
         } else {
             self.release();
+            true
         }
     }
 }
@@ -403,6 +406,7 @@ pub(super) struct Control {
     used: AtomicU32,
     /// The master has asked for the end: what `Worker::wait_stop` sleeps on.
     stopping: AtomicU32,
+    pub(super) resources: super::resources::Table,
     jobs: [Job; JOBS],
 }
 

@@ -18,13 +18,14 @@
 //!
 //! When the first worker has ended: requests are refused and jobs not started any more; workers
 //! that are left are asked to end ([`Worker::stop_requested`](super::Worker::stop_requested)); the
-//! rest is killed after [`Config::patience`]; all are reaped and recovered; the pid file goes.
+//! rest is killed after [`Config::patience`]; all are reaped and recovered; managed resources are
+//! removed; the journal and the pid file go.
 //!
 //! # Crash behaviour
 //!
 //! A master that is killed takes its workers with it: the kernel sends them SIGKILL. The control
-//! pool has no name and goes with the last of them. A pid file stays, unlocked, and the next run
-//! takes it over.
+//! pool has no name and goes with the last of them. What was managed, the journal and the
+//! pid file stay, and the next run puts that right.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -32,9 +33,10 @@ use std::time::{Duration, Instant};
 
 use super::child::{self, OtherThreads};
 use super::jobs::{self, Control, DETACHED, KILL, Kind, Phase};
+use super::journal::{self, Journal};
 use super::pid_file::PidFile;
-use super::{Config, Entry, JoinError, JoinHandle, StartError, StartOptions, Wire, WorkerEnd};
-use super::{WorkerId, hooks, supervise, worker};
+use super::{Config, Entry, JoinError, JoinHandle, JournalError, StartError, StartOptions, Wire};
+use super::{WorkerEnd, WorkerId, hooks, supervise, worker};
 use crate::containers::Shared;
 use crate::pool::{CreateError, ObjectError, Pool};
 use crate::primitive::Ordering;
@@ -57,8 +59,8 @@ pub enum RunError {
         /// The number of threads, the caller's included.
         tasks: usize,
     },
-    /// Another run uses the pid file.
-    #[error("another run has the file {path}")]
+    /// Another run uses the pid file, or the run directory.
+    #[error("another run uses {path}")]
     AlreadyRunning {
         /// The file.
         path: String,
@@ -71,6 +73,16 @@ pub enum RunError {
         /// Why.
         #[source]
         error: io::Error,
+    },
+    /// The journal in the run directory cannot be used; nothing was removed. See
+    /// [`Config::run_directory`].
+    #[error("the journal {path} cannot be used")]
+    Journal {
+        /// The file.
+        path: String,
+        /// Why.
+        #[source]
+        error: JournalError,
     },
     /// The first worker was not asked for.
     #[error("the first worker could not be started")]
@@ -177,6 +189,7 @@ pub struct Master {
     count: usize,
     stopping: bool,
     pid_file: Option<PidFile>,
+    journal: Option<Journal>,
 }
 
 struct Process {
@@ -209,6 +222,8 @@ impl Master {
             return Err(RunError::MultiThreaded { tasks });
         }
         let pid_file = config.pid_file.as_deref().map(PidFile::create).transpose()?;
+        let directory = config.run_directory.as_deref();
+        let journal = directory.map(Journal::open).transpose()?;
         let watch = Watch::new()?;
         let size = size_of::<Control>().next_multiple_of(1 << 20);
         let pool = Pool::builder()
@@ -223,6 +238,7 @@ impl Master {
             count: 0,
             stopping: false,
             pid_file,
+            journal,
         };
         match Control::create(pool) {
             Ok(control) => master.control = Some(control),
@@ -261,11 +277,11 @@ impl Master {
     /// See [`StartError`].
     pub fn start_with<A: Wire, R: Wire>(
         &self,
-        options: StartOptions,
+        options: StartOptions<'_>,
         entry: &'static Entry<A, R>,
         argument: &A,
     ) -> Result<JoinHandle<R>, StartError> {
-        worker::request(self.control(), options, entry, argument)
+        worker::request(self.control(), None, options, entry, argument)
     }
 
     /// Worker processes that there are.
@@ -313,7 +329,11 @@ impl Master {
             let state = job.state();
             match state.phase() {
                 Phase::Free => {}
-                Phase::Claimed | Phase::Taken => job.repair(control.pool().0),
+                Phase::Claimed | Phase::Taken => {
+                    if job.repair(control.pool().0) {
+                        control.resources.clear_user(place);
+                    }
+                }
                 Phase::Ended if state.has(DETACHED) => job.release(),
                 Phase::Ended => {}
                 Phase::Running if state.has(KILL) => self.kill(place),
@@ -337,7 +357,25 @@ impl Master {
         if due.is_some() {
             self.watch.set_timer(due.map(|due| due - now))?;
         }
+        self.tend(&control);
         Ok(started)
+    }
+
+    /// Answers requests about resources, and removes what nobody uses.
+    fn tend(&self, control: &Shared<Control>) {
+        let journal = self.journal.as_ref();
+        control.resources.tend(
+            control.pool(),
+            |place, resource| match journal.map(|journal| journal.record(place, resource)) {
+                Some(Err(error)) => Err(error.to_string()),
+                _ => Ok(()),
+            },
+            |place, resource| {
+                // What cannot be removed stays in the journal, for the next run to try.
+                journal::remove(resource).is_ok()
+                    && journal.is_none_or(|journal| journal.strike(place).is_ok())
+            },
+        );
     }
 
     fn kill(&self, place: usize) {
@@ -374,7 +412,7 @@ impl Master {
         let spare = spare.map_err(|error| error.to_string())?;
         let mut body = || {
             self.close_in_child(spare.as_fd());
-            worker::live(&control, job, id)
+            worker::live(&control, place, id)
         };
         // SAFETY: this is the only thread.
         let started = unsafe { child::begin(OtherThreads::Refused, &mut body) };
@@ -417,6 +455,7 @@ impl Master {
             process.pidfd.iter().map(AsFd::as_fd).for_each(close);
         }
         self.pid_file.iter().map(AsFd::as_fd).for_each(close);
+        self.journal.iter().map(AsFd::as_fd).for_each(close);
     }
 
     /// The process at a place has ended.
@@ -449,7 +488,8 @@ impl Master {
                 restart_in: wait,
             });
         }
-        if let (Some(wait), Some(process)) = (wait, self.running[place].as_mut()) {
+        let process = self.running.get_mut(place).and_then(Option::as_mut);
+        if let (Some(wait), Some(process)) = (wait, process) {
             process.due = Some(Instant::now() + wait);
             job.result.clear();
             job.restarts.fetch_add(1, Ordering::Relaxed);
@@ -459,6 +499,7 @@ impl Master {
         if let Some(process) = self.running.get_mut(place) {
             *process = None;
         }
+        control.resources.clear_user(place);
         if job.end(outcome).has(DETACHED) {
             job.release();
         }
@@ -469,9 +510,8 @@ impl Master {
         let control = self.control().clone();
         if let Some(job) = control.job(place) {
             job.result.clear();
-            let why = &why.as_bytes()[..why.len().min(jobs::INLINE)];
-            // What is so short needs no memory.
-            let _ = job.result.store(control.pool(), Kind::NotStarted, why);
+            // Stored in part, if there is no memory for all of it.
+            let _ = worker::store(job, control.pool(), Kind::NotStarted, why.as_bytes());
             self.end(place, supervise::NOT_STARTED);
         }
     }
@@ -522,11 +562,17 @@ impl Drop for Master {
         }
         if let Some(control) = self.control.take() {
             let pool = control.pool();
+            // Nobody is left who uses any.
+            self.tend(&control);
             drop(control);
             jobs::set_wake(pool, None);
             // SAFETY: nothing of this process refers to the pool: handles of workers are names,
             // and the control block's only handle was dropped just now.
             unsafe { pool.unmap() };
+        }
+        if let Some(journal) = self.journal.take() {
+            // Nothing is lost if it stays.
+            let _ = journal.finish();
         }
     }
 }

@@ -19,6 +19,8 @@
 //! | `config` | [`Config`], [`StartOptions`] |
 //! | `supervise` | how a worker ended, and whether it is started again |
 //! | `master` | [`run`], [`Master`]: start, reap, shut down |
+//! | `resources` | [`Resources`]: what is removed when nobody uses it any more |
+//! | `journal` | what the next run removes after a crash |
 //! | `pid_file` | who the master is, and that there is one |
 //!
 //! # Crash behaviour
@@ -35,8 +37,10 @@ mod handle;
 pub(crate) mod hooks;
 mod jobs;
 mod join;
+mod journal;
 mod master;
 mod pid_file;
+mod resources;
 mod scope;
 mod supervise;
 #[cfg(test)]
@@ -50,8 +54,10 @@ use serde::{Deserialize, Serialize};
 pub use config::{Config, StartOptions};
 pub use entry::{Entry, Wire};
 pub use handle::JoinHandle;
+pub use journal::JournalError;
 pub use join::{JoinError, KillError, ResultError, ScopedJoinHandle};
 pub use master::{Dispatched, Master, RunError, run};
+pub use resources::{Inherit, Managed, Resource, ResourceError, ResourceId, Resources};
 pub use scope::{Scope, SpawnError, scope};
 pub use supervise::{Backoff, Restart, WorkerEnd};
 pub use worker::{StartError, Worker};

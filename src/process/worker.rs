@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use super::child::{self, EXIT_PANIC, EXIT_UNWRITTEN};
 use super::jobs::{self, Control, Job, Kind};
-use super::{Entry, JoinHandle, StartOptions, Wire, WorkerId, entry};
+use super::{Entry, JoinHandle, Resources, StartOptions, Wire, WorkerId, entry};
 use crate::containers::Shared;
 use crate::participants::thread::NoSlot;
-use crate::pool::ObjectError;
+use crate::pool::{ObjectError, Pool};
 use crate::primitive::Ordering;
 
 /// Why no worker was asked for. Nothing has changed.
@@ -54,6 +54,8 @@ pub struct Worker {
     control: Shared<Control>,
     id: u64,
     restarts: u32,
+    place: usize,
+    resources: Resources,
 }
 
 impl Worker {
@@ -95,11 +97,17 @@ impl Worker {
     /// As for [`start`](Self::start).
     pub fn start_with<A: Wire, R: Wire>(
         &self,
-        options: StartOptions,
+        options: StartOptions<'_>,
         entry: &'static Entry<A, R>,
         argument: &A,
     ) -> Result<JoinHandle<R>, StartError> {
-        request(&self.control, options, entry, argument)
+        request(&self.control, Some(self.place), options, entry, argument)
+    }
+
+    /// What the run manages.
+    #[must_use]
+    pub fn resources(&self) -> &Resources {
+        &self.resources
     }
 
     /// Whether the run is coming to its end, and this worker should too.
@@ -136,7 +144,8 @@ impl fmt::Debug for Worker {
 /// Enters a job, and wakes the master.
 pub(super) fn request<A: Wire, R: Wire>(
     control: &Shared<Control>,
-    options: StartOptions,
+    starter: Option<usize>,
+    options: StartOptions<'_>,
     entry: &'static Entry<A, R>,
     argument: &A,
 ) -> Result<JoinHandle<R>, StartError> {
@@ -157,6 +166,9 @@ pub(super) fn request<A: Wire, R: Wire>(
     entry::describe(job, entry);
     job.policy.store(options.restart.pack(), Ordering::Relaxed);
     let index = place.index;
+    if let Some(starter) = starter {
+        control.resources.bequeath(starter, index, options.inherit);
+    }
     let id = place.request();
     jobs::wake_master(pool);
     Ok(JoinHandle::new(control, index, id))
@@ -164,13 +176,18 @@ pub(super) fn request<A: Wire, R: Wire>(
 
 /// The life of a worker, in the child: calls the function, and leaves what it gave in the job's
 /// place. The code to exit with.
-pub(super) fn live(control: &Shared<Control>, job: &Job, id: u64) -> i32 {
+pub(super) fn live(control: &Shared<Control>, place: usize, id: u64) -> i32 {
+    let Some(job) = control.job(place) else {
+        return EXIT_UNWRITTEN;
+    };
     let pool = control.pool();
     jobs::set_me(pool, id);
     let worker = Worker {
         control: control.clone(),
         id,
         restarts: job.restarts.load(Ordering::Relaxed),
+        place,
+        resources: Resources::new(control.clone(), place),
     };
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         let Some((call, entry)) = entry::described(job) else {
@@ -188,26 +205,23 @@ pub(super) fn live(control: &Shared<Control>, job: &Job, id: u64) -> i32 {
             ((Kind::Panic, message), EXIT_PANIC)
         }
     };
-    let stored = match job.result.store(pool, kind, &bytes) {
-        Ok(()) => Ok(()),
-        Err(why) => store_cut(job, pool, kind, &bytes, &why.to_string()),
-    };
-    if stored.is_ok() { code } else { EXIT_UNWRITTEN }
+    match store(job, pool, kind, &bytes) {
+        Ok(()) => code,
+        Err(_) => EXIT_UNWRITTEN,
+    }
 }
 
-/// For want of memory: a message is cut, and a value replaced by why it is missing. What is short
-/// needs no block.
-fn store_cut(
-    job: &Job,
-    pool: crate::Pool,
-    kind: Kind,
-    bytes: &[u8],
-    why: &str,
-) -> Result<(), ObjectError> {
+/// Leaves what a job gave in its place. For want of memory, a message is cut, and a value replaced
+/// by why it is missing: what is short needs no block.
+pub(super) fn store(job: &Job, pool: Pool, kind: Kind, bytes: &[u8]) -> Result<(), ObjectError> {
+    let Err(error) = job.result.store(pool, kind, bytes) else {
+        return Ok(());
+    };
+    let why = error.to_string();
     let (kind, bytes) = match kind {
         Kind::Value => (Kind::WriteFailed, why.as_bytes()),
         kind => (kind, bytes),
     };
-    job.result
-        .store(pool, kind, &bytes[..bytes.len().min(jobs::INLINE)])
+    let cut = &bytes[..bytes.len().min(jobs::INLINE)];
+    job.result.store(pool, kind, cut)
 }
