@@ -131,6 +131,8 @@ pub fn the_last_user_of_a_resource_ends_it() {
     let dir = Scratch::new("counted");
     run(&Config::new(), &COUNTED, dir.0.clone()).unwrap();
     assert!(!dir.0.join("file").exists());
+    drop(dir);
+    let dir = Scratch::new("journalled");
     run(&dir.config(), &COUNTED, dir.0.clone()).unwrap();
     assert!(!dir.0.join("file").exists());
     assert!(!dir.journal().exists(), "an orderly end leaves no journal");
