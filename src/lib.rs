@@ -127,6 +127,8 @@ pub mod testing {
     use crate::primitive::Ordering;
     use crate::sys::robust::{OWNER_DIED, RobustWord, TID, WAITERS};
 
+    pub use crate::process::testing::Jobs;
+
     /// Bytes of address space that the pool has.
     pub fn mapped_len(pool: Pool) -> usize {
         local::of(pool.0).len()

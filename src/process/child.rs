@@ -76,7 +76,11 @@ pub(super) unsafe fn start(
                 (written, EXIT_PANIC)
             }
         };
-        if written.is_ok() { code } else { EXIT_UNWRITTEN }
+        if written.is_ok() {
+            code
+        } else {
+            EXIT_UNWRITTEN
+        }
     };
     // SAFETY: writing the frame is all that is added to `body`, which the caller vouches for.
     let pid = unsafe { begin(threads, &mut whole) }?;

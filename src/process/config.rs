@@ -8,6 +8,8 @@ use std::time::Duration;
 use super::jobs::JOBS;
 use super::{Inherit, Restart, WorkerEnd};
 
+type Hook = dyn Fn(&WorkerEnd);
+
 /// How a [`run`](super::run), or a [`Master`](super::Master), is to be.
 ///
 /// ```
@@ -26,7 +28,7 @@ pub struct Config {
     pub(super) run_directory: Option<PathBuf>,
     pub(super) patience: Duration,
     pub(super) max_workers: usize,
-    pub(super) on_end: Option<Rc<dyn Fn(&WorkerEnd)>>,
+    pub(super) on_end: Option<Rc<Hook>>,
 }
 
 impl Default for Config {

@@ -102,7 +102,9 @@ pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
 /// FNV-1a (Fowler, Noll, Vo), a word at a time.
 fn seal(words: [u64; 2]) -> u64 {
     let hash = |hash: u64, word: u64| (hash ^ word).wrapping_mul(0x100_0000_01b3);
-    words.into_iter().fold(hash(0xcbf2_9ce4_8422_2325, image_nonce()), hash)
+    words
+        .into_iter()
+        .fold(hash(0xcbf2_9ce4_8422_2325, image_nonce()), hash)
 }
 
 /// Says in the job what is to be called.

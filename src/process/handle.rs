@@ -149,10 +149,8 @@ impl<R: Wire> JoinHandle<R> {
     /// Whether the worker has ended for good, in whatever way.
     #[must_use]
     pub fn is_finished(&self) -> bool {
-        self.open().is_ok_and(|control| {
-            self.job(&control)
-                .is_ok_and(|job| job.is_over(self.id))
-        })
+        self.open()
+            .is_ok_and(|control| self.job(&control).is_ok_and(|job| job.is_over(self.id)))
     }
 
     /// Lets the worker run, and nobody will join it.

@@ -371,7 +371,7 @@ impl Job {
 
     /// The master's step: puts the place right whose claimant or taker is gone (invariant 4). True
     /// if it is free now.
-    pub(super) fn repair(&self, arena: Arena) -> bool {
+    fn repair(&self, arena: Arena) -> bool {
         let state = self.state();
         let holder = Tag::of_word(state.0);
         if !matches!(state.phase(), Phase::Claimed | Phase::Taken)
@@ -435,12 +435,24 @@ impl Control {
         self.jobs[..used.min(JOBS)].iter().enumerate()
     }
 
+    /// The master's step: puts a place right that a dead worker, or nobody, has left.
+    pub(super) fn tidy(&self, arena: Arena, place: usize) {
+        let Some(job) = self.job(place) else { return };
+        let state = job.state();
+        match state.phase() {
+            Phase::Claimed | Phase::Taken if job.repair(arena) => self.resources.clear_user(place),
+            Phase::Ended if state.has(DETACHED) => job.release(),
+            _ => {}
+        }
+    }
+
     /// Claims a free place, the lowest, so that the master's walk is short.
     pub(super) fn claim(&self, by: Tag) -> Option<Claimed<'_>> {
         let claimed = State::held(Phase::Claimed, by);
-        let index = self.jobs.iter().position(|job| {
-            job.state() == State::FREE && job.turn(State::FREE, claimed)
-        })?;
+        let index = self
+            .jobs
+            .iter()
+            .position(|job| job.state() == State::FREE && job.turn(State::FREE, claimed))?;
         self.used.fetch_max(index as u32 + 1, Ordering::AcqRel);
         let job = &self.jobs[index];
         job.result.clear();

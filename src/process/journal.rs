@@ -193,7 +193,8 @@ fn header(version: u32) -> [u8; 16] {
 }
 
 fn parse(block: &[u8; BLOCK]) -> Result<Option<Resource>, ()> {
-    let word = |at: usize| u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]);
+    let word =
+        |at: usize| u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]);
     let length = word(0) as usize;
     if length == 0 {
         return match block.iter().all(|&byte| byte == 0) {

@@ -221,7 +221,11 @@ impl Master {
         if tasks != 1 {
             return Err(RunError::MultiThreaded { tasks });
         }
-        let pid_file = config.pid_file.as_deref().map(PidFile::create).transpose()?;
+        let pid_file = config
+            .pid_file
+            .as_deref()
+            .map(PidFile::create)
+            .transpose()?;
         let directory = config.run_directory.as_deref();
         let journal = directory.map(Journal::open).transpose()?;
         let watch = Watch::new()?;
@@ -253,7 +257,9 @@ impl Master {
     }
 
     fn control(&self) -> &Shared<Control> {
-        self.control.as_ref().expect("there until the master is dropped")
+        self.control
+            .as_ref()
+            .expect("there until the master is dropped")
     }
 
     /// Starts a worker; as [`Worker::start`](super::Worker::start). It is forked by the next
@@ -329,17 +335,16 @@ impl Master {
             let state = job.state();
             match state.phase() {
                 Phase::Free => {}
-                Phase::Claimed | Phase::Taken => {
-                    if job.repair(control.pool().0) {
-                        control.resources.clear_user(place);
-                    }
+                Phase::Claimed | Phase::Taken | Phase::Ended => {
+                    control.tidy(control.pool().0, place);
                 }
-                Phase::Ended if state.has(DETACHED) => job.release(),
-                Phase::Ended => {}
                 Phase::Running if state.has(KILL) => self.kill(place),
                 Phase::Running => {}
                 Phase::Requested | Phase::Waiting if state.has(KILL) => {
-                    self.end(place, supervise::pack(process::Ended::Signaled(libc::SIGKILL)));
+                    self.end(
+                        place,
+                        supervise::pack(process::Ended::Signaled(libc::SIGKILL)),
+                    );
                 }
                 Phase::Requested | Phase::Waiting if self.stopping => {
                     self.refuse(place, "the run is coming to its end");
@@ -477,7 +482,9 @@ impl Master {
     /// A job is over, or its process is and it will have another.
     fn end(&mut self, place: usize, outcome: u32) {
         let control = self.control().clone();
-        let Some(job) = control.job(place) else { return };
+        let Some(job) = control.job(place) else {
+            return;
+        };
         let state = job.state();
         let wait = supervise::wait_before_restart(job, outcome)
             .filter(|_| !self.stopping && !state.has(KILL) && outcome != supervise::NOT_STARTED);

@@ -51,11 +51,15 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+/// For the crash tests: the job table by itself.
+#[doc(hidden)]
+pub mod testing;
+
 pub use config::{Config, StartOptions};
 pub use entry::{Entry, Wire};
 pub use handle::JoinHandle;
-pub use journal::JournalError;
 pub use join::{JoinError, KillError, ResultError, ScopedJoinHandle};
+pub use journal::JournalError;
 pub use master::{Dispatched, Master, RunError, run};
 pub use resources::{Inherit, Managed, Resource, ResourceError, ResourceId, Resources};
 pub use scope::{Scope, SpawnError, scope};

@@ -162,7 +162,7 @@ fn word(phase: u64, id: u64) -> u64 {
 
 /// A resource's place.
 #[derive(ShmSafe)]
-struct Place {
+pub(super) struct Place {
     state: AtomicU64,
     /// What a requester sleeps on.
     answered: AtomicU32,
@@ -218,7 +218,9 @@ impl Place {
     fn release(&self) {
         self.name.clear();
         self.answer.clear();
-        self.users.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+        self.users
+            .iter()
+            .for_each(|word| word.store(0, Ordering::Relaxed));
         self.state.store(FREE, Ordering::Release);
     }
 
@@ -441,11 +443,7 @@ impl Resources {
     ///
     /// [`Config::run_directory`]: super::Config::run_directory
     pub fn manage(&self, resource: Resource) -> Result<Managed, ResourceError> {
-        let name = resource.name().ok_or(ResourceError::InvalidName)?;
-        let Inner { control, user, .. } = &*self.0;
-        let pool = control.pool();
-        let tag = jobs::tag(pool)?;
-        let table = &control.resources;
+        let table = &self.0.control.resources;
         let known = table.used().iter().find_map(|place| {
             let state = place.state.load(Ordering::SeqCst);
             let same = state & PHASE == MANAGED && place.resource().as_ref() == Some(&resource);
@@ -454,20 +452,7 @@ impl Resources {
         if let Some(Ok(managed)) = known.map(|id| self.get(id)) {
             return Ok(managed);
         }
-        let place = table.claim(tag).ok_or(ResourceError::TooMany)?;
-        place.kind.store(resource.kind(), Ordering::Relaxed);
-        if let Err(error) = place.name.store(pool, Kind::Value, &name) {
-            place.release();
-            return Err(error.into());
-        }
-        let id = table.last_id.fetch_add(1, Ordering::Relaxed) + 1;
-        // Ours from the start, so that it is not unused at any moment.
-        let mut uses = self.0.uses.lock().unwrap_or_else(PoisonError::into_inner);
-        place.set(*user);
-        uses.insert(id, 1);
-        drop(uses);
-        place.state.store(word(REQUESTED, id), Ordering::SeqCst);
-        jobs::wake_master(pool);
+        let (id, place) = self.request(&resource)?;
         loop {
             let answered = place.answered.load(Ordering::Acquire);
             let state = place.state.load(Ordering::SeqCst);
@@ -487,6 +472,30 @@ impl Resources {
             id,
             resource,
         })
+    }
+
+    /// Asks the master to manage a resource, of which this process has one use from now on.
+    pub(super) fn request(&self, resource: &Resource) -> Result<(u64, &Place), ResourceError> {
+        let name = resource.name().ok_or(ResourceError::InvalidName)?;
+        let Inner { control, user, .. } = &*self.0;
+        let pool = control.pool();
+        let tag = jobs::tag(pool)?;
+        let table = &control.resources;
+        let place = table.claim(tag).ok_or(ResourceError::TooMany)?;
+        place.kind.store(resource.kind(), Ordering::Relaxed);
+        if let Err(error) = place.name.store(pool, Kind::Value, &name) {
+            place.release();
+            return Err(error.into());
+        }
+        let id = table.last_id.fetch_add(1, Ordering::Relaxed) + 1;
+        // Ours from the start, so that it is not unused at any moment.
+        let mut uses = self.0.uses.lock().unwrap_or_else(PoisonError::into_inner);
+        place.set(*user);
+        uses.insert(id, 1);
+        drop(uses);
+        place.state.store(word(REQUESTED, id), Ordering::SeqCst);
+        jobs::wake_master(pool);
+        Ok((id, place))
     }
 
     /// A use of the resource with that id.

@@ -155,9 +155,7 @@ pub(super) fn request<A: Wire, R: Wire>(
     let pool = control.pool();
     // The user's code, before anything is claimed.
     let bytes = postcard::to_stdvec(argument).map_err(|e| StartError::Encode(e.to_string()))?;
-    let place = control
-        .claim(jobs::tag(pool)?)
-        .ok_or(StartError::TooMany)?;
+    let place = control.claim(jobs::tag(pool)?).ok_or(StartError::TooMany)?;
     let job = place.job();
     if let Err(error) = job.argument.store(pool, Kind::Value, &bytes) {
         place.give_up();

@@ -9,6 +9,8 @@ mod engine;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod pool;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod process;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod sync;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod toy;
@@ -20,6 +22,7 @@ fn main() -> std::process::ExitCode {
     pool::cases(&mut suite);
     containers::cases(&mut suite);
     sync::cases(&mut suite);
+    process::cases(&mut suite);
     suite.finish()
 }
 

@@ -105,7 +105,11 @@ static COUNTED: Entry<PathBuf, ()> = Entry::new("counted", |worker, dir| {
         let file = make();
         let go = dir.join(format!("go {which}"));
         let ids = [file.id()];
-        let inherit = if which { Inherit::These(&ids) } else { Inherit::All };
+        let inherit = if which {
+            Inherit::These(&ids)
+        } else {
+            Inherit::All
+        };
         let start = |options: StartOptions<'_>, expected| {
             let argument = (ids[0], go.clone(), expected);
             worker.start_with(options, &INHERITS, &argument).unwrap()
@@ -117,7 +121,10 @@ static COUNTED: Entry<PathBuf, ()> = Entry::new("counted", |worker, dir| {
         fs::write(&go, "").unwrap();
         assert!(heir.join().unwrap());
         wait_until_gone(&path);
-        assert!(!start(StartOptions::new(), false).join().unwrap(), "it is gone");
+        assert!(
+            !start(StartOptions::new(), false).join().unwrap(),
+            "it is gone"
+        );
     }
     assert!(matches!(
         resources.manage(Resource::Pool("a/b".into())),
@@ -140,9 +147,14 @@ pub fn the_last_user_of_a_resource_ends_it() {
 
 static PLACES: Entry<PathBuf, ()> = Entry::new("places", |worker, dir| {
     let file = |n: usize| Resource::File(dir.join(n.to_string()));
-    let all: Vec<_> = (0..256).map(|n| worker.resources().manage(file(n)).unwrap()).collect();
+    let all: Vec<_> = (0..256)
+        .map(|n| worker.resources().manage(file(n)).unwrap())
+        .collect();
     let refused = worker.resources().manage(file(256));
-    assert!(matches!(refused, Err(ResourceError::TooMany)), "{refused:?}");
+    assert!(
+        matches!(refused, Err(ResourceError::TooMany)),
+        "{refused:?}"
+    );
     drop(all);
     // Longer than a record has room for.
     let long = Resource::File(dir.join("x/".repeat(2500)));
@@ -169,8 +181,12 @@ static MAKES: Entry<PathBuf, ()> = Entry::new("makes", |worker, dir| {
     let resources = worker.resources();
     let file = resources.manage(Resource::File(dir.join("file"))).unwrap();
     let pool = resources.manage(Resource::Pool(named("pool"))).unwrap();
-    let semaphore = resources.manage(Resource::Semaphore(named("semaphore"))).unwrap();
-    let never = resources.manage(Resource::File(dir.join("never made"))).unwrap();
+    let semaphore = resources
+        .manage(Resource::Semaphore(named("semaphore")))
+        .unwrap();
+    let never = resources
+        .manage(Resource::File(dir.join("never made")))
+        .unwrap();
     fs::write(file.path(), "left").unwrap();
     fs::write(semaphore.path(), "left").unwrap();
     PoolBuilder::default().create_named(&named("pool")).unwrap();
@@ -211,7 +227,11 @@ fn kill((mut master, mut output): (Child, BufReader<ChildStdout>)) {
 
 fn left(dir: &Scratch) -> [PathBuf; 3] {
     let shm = |what| PathBuf::from(format!("/dev/shm/{what}-{}", std::process::id()));
-    [dir.0.join("file"), shm("shmkit.test-pool"), shm("sem.test-semaphore")]
+    [
+        dir.0.join("file"),
+        shm("shmkit.test-pool"),
+        shm("sem.test-semaphore"),
+    ]
 }
 
 pub fn the_next_run_removes_what_a_killed_one_left() {
@@ -224,7 +244,10 @@ pub fn the_next_run_removes_what_a_killed_one_left() {
     }
     assert!(left(&dir).iter().all(|path| path.exists()));
     kill(live);
-    assert!(left(&dir).iter().all(|path| path.exists()), "nobody was there to remove it");
+    assert!(
+        left(&dir).iter().all(|path| path.exists()),
+        "nobody was there to remove it"
+    );
     run(&dir.config(), &UNIT, ()).unwrap();
     assert!(!left(&dir).iter().any(|path| path.exists()));
     assert_eq!(fs::read_dir(&dir.0).unwrap().count(), 0, "nor the journal");
@@ -255,7 +278,10 @@ pub fn damaged_journals_are_errors() {
             other => panic!("{other:?}"),
         };
         assert_eq!(fs::read(dir.journal()).unwrap(), bytes, "it is as it was");
-        assert!(left(&dir).iter().all(|path| path.exists()), "nothing was removed");
+        assert!(
+            left(&dir).iter().all(|path| path.exists()),
+            "nothing was removed"
+        );
         error
     };
     let changed = |at: usize| {
@@ -271,7 +297,14 @@ pub fn damaged_journals_are_errors() {
         let length = cut as u64;
         assert_eq!(refused(&whole[..cut]), JournalError::Truncated { length });
     }
-    for (at, record) in [(4096, 0), (4100, 0), (4104, 0), (8200, 1), (9000, 1), (90_000, 20)] {
+    for (at, record) in [
+        (4096, 0),
+        (4100, 0),
+        (4104, 0),
+        (8200, 1),
+        (9000, 1),
+        (90_000, 20),
+    ] {
         let damaged = refused(&changed(at));
         assert_eq!(damaged, JournalError::Corrupt { record }, "byte {at}");
     }

@@ -41,15 +41,18 @@ static RELAY: Entry<u32, WorkerId> = Entry::new("relay", |worker, depth| match d
     0 => worker.id(),
     _ => worker.start(&RELAY, &(depth - 1)).unwrap().join().unwrap(),
 });
-static RELAYS: Entry<(), WorkerId> =
-    Entry::new("relays", |worker, ()| worker.start(&RELAY, &20).unwrap().join().unwrap());
+static RELAYS: Entry<(), WorkerId> = Entry::new("relays", |worker, ()| {
+    worker.start(&RELAY, &20).unwrap().join().unwrap()
+});
 
 pub fn workers_start_workers() {
     assert_eq!(runs(&RELAYS).number(), 22);
 }
 
 static JOINS: Entry<JoinHandle<u64>, Result<u64, bool>> = Entry::new("joins", |_, handle| {
-    handle.join().map_err(|e| matches!(e, JoinError::AlreadyJoined))
+    handle
+        .join()
+        .map_err(|e| matches!(e, JoinError::AlreadyJoined))
 });
 static ONCE: Entry<(), ()> = Entry::new("once", |worker, ()| {
     let square = worker.start(&SQUARE, &5).unwrap();
@@ -112,14 +115,29 @@ static ENDS: Entry<(), ()> = Entry::new("ends", |worker, ()| {
         matches!(ends(Way::PanicsAtLength), Err(JoinError::Panicked(m)) if m == "long".repeat(5000))
     );
     assert!(matches!(ends(Way::Exits), Err(JoinError::Exited(7))));
-    assert!(matches!(ends(Way::Aborts), Err(JoinError::Signaled(libc::SIGABRT))));
-    assert!(matches!(ends(Way::Killed), Err(JoinError::Signaled(libc::SIGKILL))));
+    assert!(matches!(
+        ends(Way::Aborts),
+        Err(JoinError::Signaled(libc::SIGABRT))
+    ));
+    assert!(matches!(
+        ends(Way::Killed),
+        Err(JoinError::Signaled(libc::SIGKILL))
+    ));
     let overflow = ends(Way::Overflows);
-    assert!(matches!(overflow, Err(JoinError::Signaled(libc::SIGABRT | libc::SIGSEGV))));
-    assert!(matches!(ends(Way::NoMemory), Err(JoinError::Signaled(libc::SIGABRT))));
+    assert!(matches!(
+        overflow,
+        Err(JoinError::Signaled(libc::SIGABRT | libc::SIGSEGV))
+    ));
+    assert!(matches!(
+        ends(Way::NoMemory),
+        Err(JoinError::Signaled(libc::SIGABRT))
+    ));
     assert!(!bystander.is_finished(), "nobody else notices");
     bystander.kill().unwrap();
-    assert!(matches!(bystander.join(), Err(JoinError::Signaled(libc::SIGKILL))));
+    assert!(matches!(
+        bystander.join(),
+        Err(JoinError::Signaled(libc::SIGKILL))
+    ));
 });
 
 /// In a process of its own: overflowing stacks and missing memory are reported on standard error.
@@ -176,7 +194,10 @@ static SELF_JOIN: Entry<JoinHandle<()>, bool> = Entry::new("self join", |_, myse
 pub fn who_must_not_wait_does_not() {
     let mut master = Master::new(&Config::new()).unwrap();
     let handle = master.start(&FOR_EVER, &()).unwrap();
-    assert!(matches!(postcard_copy(&handle).join(), Err(JoinError::WouldDeadlock)));
+    assert!(matches!(
+        postcard_copy(&handle).join(),
+        Err(JoinError::WouldDeadlock)
+    ));
     // The next worker's handle, forged: its own. Ids count.
     let mut bytes = postcard::to_stdvec(&handle).unwrap();
     let last = bytes.len() - 1;
@@ -211,12 +232,19 @@ static SUPERVISOR: Entry<Handle<Mutex<u32>>, ()> = Entry::new("supervisor", |wor
     let backoff = Backoff::new(Duration::from_millis(1));
     let on_crash = |backoff| StartOptions::new().restart(Restart::OnCrash(backoff));
 
-    let flaky = worker.start_with(on_crash(backoff), &FLAKY, &starts).unwrap();
+    let flaky = worker
+        .start_with(on_crash(backoff), &FLAKY, &starts)
+        .unwrap();
     assert_eq!(flaky.join().unwrap(), 3);
     assert_eq!(std::mem::take(&mut *counted.lock().unwrap()), 4);
 
-    let hopeless = worker.start_with(on_crash(backoff.times(2)), &GIVES_UP, &starts).unwrap();
-    assert!(matches!(hopeless.join(), Err(JoinError::Signaled(libc::SIGABRT))));
+    let hopeless = worker
+        .start_with(on_crash(backoff.times(2)), &GIVES_UP, &starts)
+        .unwrap();
+    assert!(matches!(
+        hopeless.join(),
+        Err(JoinError::Signaled(libc::SIGABRT))
+    ));
     assert_eq!(std::mem::take(&mut *counted.lock().unwrap()), 3);
 
     let always = StartOptions::new().restart(Restart::Always(backoff.times(4)));
@@ -232,7 +260,9 @@ static SUPERVISOR: Entry<Handle<Mutex<u32>>, ()> = Entry::new("supervisor", |wor
     }
     waiting.kill().unwrap();
     assert!(matches!(waiting.join(), Err(JoinError::Signaled(_))));
-    let hung = worker.start_with(on_crash(backoff), &FOR_EVER, &()).unwrap();
+    let hung = worker
+        .start_with(on_crash(backoff), &FOR_EVER, &())
+        .unwrap();
     hung.kill().unwrap();
     assert!(matches!(hung.join(), Err(JoinError::Signaled(9))));
 });
@@ -254,7 +284,10 @@ pub fn restarts_by_policy() {
     let ms = |n| Some(Duration::from_millis(n));
     let of = |id| -> Vec<_> {
         let ends = ends.borrow();
-        ends.iter().filter(|e| e.0 == id).map(|e| (e.1, e.2)).collect()
+        ends.iter()
+            .filter(|e| e.0 == id)
+            .map(|e| (e.1, e.2))
+            .collect()
     };
     let crashes = [(true, ms(1)), (true, ms(2)), (true, ms(4))];
     assert_eq!(of(2), [&crashes[..], &[(false, None)]].concat());
@@ -327,7 +360,10 @@ static ONE_BY_ONE: Entry<(), ()> = Entry::new("one by one", |worker, ()| {
     };
     let (resident, descriptors) = some(200);
     let (resident_after, descriptors_after) = some(processes());
-    assert!(resident_after <= resident + 16, "{resident} -> {resident_after} pages");
+    assert!(
+        resident_after <= resident + 16,
+        "{resident} -> {resident_after} pages"
+    );
     // The last one joined may be on its way out of the master's table.
     assert_eq!(descriptors_after, descriptors);
 });
@@ -382,15 +418,17 @@ pub fn the_rest_is_asked_then_killed() {
     let seen = Rc::clone(&counts);
     let mut config = Config::new();
     // Polite ones end at once; only the hung ones use the patience up.
-    config.patience(Duration::from_millis(500)).on_end(move |end| {
-        let (ended, killed) = seen.get();
-        seen.set(match &end.cause {
-            Ok(()) => (ended + 1, killed),
-            Err(JoinError::Signaled(9)) => (ended, killed + 1),
-            Err(JoinError::NotStarted(_)) => (ended, killed),
-            Err(other) => panic!("{other:?}"),
+    config
+        .patience(Duration::from_millis(500))
+        .on_end(move |end| {
+            let (ended, killed) = seen.get();
+            seen.set(match &end.cause {
+                Ok(()) => (ended + 1, killed),
+                Err(JoinError::Signaled(9)) => (ended, killed + 1),
+                Err(JoinError::NotStarted(_)) => (ended, killed),
+                Err(other) => panic!("{other:?}"),
+            });
         });
-    });
     run(&config, &LEAVES_SOME, ()).unwrap();
     let (ended, killed) = counts.get();
     // The first one, the polite ones and the hung ones, as far as they were started.
@@ -469,7 +507,10 @@ pub fn a_killed_master_leaves_nothing() {
     let mut config = Config::new();
     config.pid_file(&path);
     let refused = run(&config, &UNIT, ());
-    assert!(matches!(refused, Err(RunError::AlreadyRunning { .. })), "{refused:?}");
+    assert!(
+        matches!(refused, Err(RunError::AlreadyRunning { .. })),
+        "{refused:?}"
+    );
 
     master.kill().unwrap();
     master.wait().unwrap();
@@ -484,7 +525,10 @@ pub fn a_master_has_one_thread() {
     let (reader, writer) = std::io::pipe().unwrap();
     let thread = std::thread::spawn(move || super::listen(&reader));
     let refused = run(&Config::new(), &UNIT, ());
-    assert!(matches!(refused, Err(RunError::MultiThreaded { tasks: 2 })), "{refused:?}");
+    assert!(
+        matches!(refused, Err(RunError::MultiThreaded { tasks: 2 })),
+        "{refused:?}"
+    );
     super::tell(&writer);
     thread.join().unwrap();
 }
