@@ -29,7 +29,7 @@
 //! `docs/recovery.md` what a kill leaves, operation by operation.
 //!
 //! ```text
-//! process        scope, spawn, join
+//! process        scope, spawn, join; run, a master and its workers
 //! containers     Shared, Handle, Link, Array, Matrix, Foreign
 //! sync           Mutex, ReentrantMutex, Condvar, Semaphore, Barrier
 //! pool           create, attach, objects, names

@@ -84,7 +84,9 @@ const CASES: &[Named] = table! {
         workers_are_limited
         forged_handles_are_errors
         a_killed_master_leaves_nothing
-        a_master_has_one_thread;
+        a_master_has_one_thread
+        a_worker_is_a_master_or_has_children
+        the_dead_leave_no_place_in_use;
     managed:
         the_last_user_of_a_resource_ends_it
         resources_are_limited

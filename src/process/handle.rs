@@ -178,7 +178,12 @@ impl<R: Wire> JoinHandle<R> {
         Ok(())
     }
 
-    /// Waits for the worker to end, `limit` at most; whether it has.
+    /// Waits for the worker to end, `limit` at most; whether it has, for good. In the master it is
+    /// of no use: nothing is dispatched meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// [`JoinError::NoSuchRun`].
     pub fn wait(&self, limit: Duration) -> Result<bool, JoinError> {
         let control = self.open()?;
         let start = std::time::Instant::now();

@@ -532,3 +532,42 @@ pub fn a_master_has_one_thread() {
     super::tell(&writer);
     thread.join().unwrap();
 }
+
+static SUB_MASTER: Entry<u64, u64> = Entry::new("sub-master", |worker, n| {
+    let inner = run(&Config::new(), &SQUARE, n).unwrap();
+    let outer = worker.start(&SQUARE, &n).unwrap().join().unwrap();
+    let scoped = shmkit::process::scope(|s| {
+        s.spawn(|| worker.start(&SQUARE, &n).unwrap().join().unwrap())
+            .unwrap()
+            .join()
+            .unwrap()
+    });
+    assert!(inner == outer && outer == scoped);
+    inner
+});
+
+pub fn a_worker_is_a_master_or_has_children() {
+    assert_eq!(run(&Config::new(), &SUB_MASTER, 7).unwrap(), 49);
+}
+
+static REQUESTS_AND_DIES: Entry<(), ()> = Entry::new("requests and dies", |worker, ()| {
+    // Its job is done although nobody joins it.
+    worker.start(&SQUARE, &1).unwrap().detach();
+    std::process::abort();
+});
+static OUTLIVES: Entry<(), ()> = Entry::new("outlives", |worker, ()| {
+    // More than there are places in the table: whoever dies leaves none in use.
+    for _ in 0..5 {
+        let started = [(); 900].map(|()| worker.start(&REQUESTS_AND_DIES, &()).unwrap());
+        for handle in started {
+            assert!(matches!(
+                handle.join(),
+                Err(JoinError::Signaled(libc::SIGABRT) | JoinError::NotStarted(_))
+            ));
+        }
+    }
+});
+
+pub fn the_dead_leave_no_place_in_use() {
+    runs(&OUTLIVES);
+}
