@@ -23,6 +23,8 @@ mod parents;
 mod results;
 #[path = "process/scopes.rs"]
 mod scopes;
+#[path = "process/storms.rs"]
+mod storms;
 
 type Named = (&'static str, fn());
 
@@ -93,6 +95,9 @@ const CASES: &[Named] = table! {
         the_next_run_removes_what_a_killed_one_left
         a_pool_that_somebody_uses_is_left
         damaged_journals_are_errors;
+    storms:
+        killed_workers_are_started_again
+        killed_masters_leave_nothing_after_the_next_start;
 };
 
 const ROLES: &[Named] = table! {
@@ -102,6 +107,7 @@ const ROLES: &[Named] = table! {
     parents: role_no_descriptor role_sigchld role_family;
     masters: role_ends role_pid_file;
     managed: role_makes;
+    storms: role_churn;
 };
 
 fn main() -> ExitCode {
