@@ -30,7 +30,7 @@
 //!
 //! ```text
 //! inspect        reports: who has how much, what lies where, what leaks
-//! process        scope, spawn, join
+//! process        scope, spawn, join; run, a master and its workers
 //! containers     Shared, Handle, Link, Array, Matrix, SharedCell, HashMap, MultiMap, Queue,
 //!                Mailbox, Buffer, Foreign
 //! sync           Mutex, ReentrantMutex, RecoverableMutex, RwLock, Condvar, Semaphore, Barrier, Event
@@ -148,6 +148,7 @@ pub mod testing {
         let slot = crate::participants::thread::slot(pool.0).expect("a slot");
         crate::allocator::slice::age(pool.0, slot.tag(), false);
     }
+    pub use crate::process::testing::Jobs;
 
     /// Bytes of address space that the pool has.
     pub fn mapped_len(pool: Pool) -> usize {

@@ -26,6 +26,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+pub(crate) use attach::PoolName;
 pub use attach::{AttachError, UnlinkError};
 pub use create::{CreateError, PoolBuilder};
 pub use types::TypeError;

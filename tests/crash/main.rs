@@ -19,6 +19,8 @@ mod multi_map;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod pool;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod process;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod queue;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod rwlock;
@@ -41,6 +43,7 @@ fn main() -> std::process::ExitCode {
     multi_map::cases(&mut suite);
     queue::cases(&mut suite);
     mailbox::cases(&mut suite);
+    process::cases(&mut suite);
     suite.finish()
 }
 
