@@ -1,7 +1,7 @@
 //! Shared-memory data structures whose users may be killed at any instruction.
 //!
 //! A [`Pool`] is memory that several processes have mapped at the same address. It hosts an
-//! allocator, locks ([`sync`]), arrays, matrices and objects of your own types
+//! allocator, locks ([`sync`]), arrays, matrices, queues, mailboxes and objects of your own types
 //! (`#[derive(ShmSafe)]`), used from every process through ordinary references. [`process::scope`]
 //! starts worker processes. A worker that is killed, at whatever instruction, leaves nothing
 //! locked, torn or leaked; whoever meets what it held takes it over.
@@ -31,10 +31,12 @@
 //! ```text
 //! inspect        reports: who has how much, what lies where, what leaks
 //! process        scope, spawn, join
-//! containers     Shared, Handle, Link, Array, Matrix, Foreign
+//! containers     Shared, Handle, Link, Array, Matrix, SharedCell, HashMap, MultiMap, Queue,
+//!                Mailbox, Buffer, Foreign
 //! sync           Mutex, ReentrantMutex, Condvar, Semaphore, Barrier
 //! private        the allocator over private memory, for a whole program
 //! pool           create, attach, objects, names
+//! engines        what every process knows of containers: recovery, destruction, check
 //! allocator      slices, spans, runs, growth
 //! participants   who is attached, who lives, recovery of the dead
 //! protocol       the steps on shared words that the models check
@@ -56,6 +58,8 @@ extern crate self as shmkit;
 mod allocator;
 #[cfg(not(shmkit_loom))]
 mod containers;
+#[cfg(not(shmkit_loom))]
+mod engines;
 #[cfg(not(shmkit_loom))]
 pub mod inspect;
 #[cfg(not(shmkit_loom))]
@@ -97,13 +101,17 @@ mod readme {}
 #[cfg(not(shmkit_loom))]
 mod exports {
     pub use crate::allocator::check::CheckReport;
-    pub use crate::allocator::stats::{ClassStats, Stats};
+    pub use crate::allocator::stats::{ClassStats, RetiredStats, Stats};
     pub use crate::allocator::{AllocError, FreeError, ReallocError};
     pub use crate::containers::{
-        Array, Claim, ClaimError, ClaimMut, ElementError, Foreign, Handle, HandleError, Link,
-        LinkError, Matrix, PoolAlloc, ResizeError, RowBand, RowBandMut, Rows, RowsMut, ShapeError,
-        Shared, View,
+        AppendError, Array, Bindings, Buffer, ByteChunks, BytesView, ChangeError, Claim,
+        ClaimError, ClaimMut, CompareError, ElementError, Foreign, Handle, HandleError, HashMap,
+        Iter, Key, Link, LinkError, Matrix, MultiMap, PoolAlloc, Position, RangeError, Reader,
+        ResizeError, RowBand, RowBandMut, Rows, RowsMut, ShapeError, Shared, SharedCell,
+        StoreError, View,
     };
+    pub use crate::containers::{Lease, PopError, PushError, PushRefusal, Queue, Snapshot};
+    pub use crate::containers::{Mailbox, Receiver, ReceiverError, RecvError};
     pub use crate::layout::{KillSafe, ShmSafe, TypeInfo};
     pub use crate::participants::thread::NoSlot;
     pub use crate::pool::{
@@ -112,7 +120,8 @@ mod exports {
     };
     pub use crate::private::PrivateAlloc;
     pub use crate::sync::{
-        Barrier, Condvar, LockError, Mutex, MutexGuard, Orphan, Permit, ReentrantMutex, Semaphore,
+        Barrier, Condvar, Event, LockError, Mutex, MutexGuard, Orphan, Permit, Recover,
+        RecoverableMutex, ReentrantMutex, RwLock, Semaphore,
     };
     pub use crate::sys::memory::CommitError;
     pub use shmkit_derive::{KillSafe, ShmSafe};
@@ -197,6 +206,11 @@ pub mod testing {
                 thread::leave(pool.0);
             }
         }
+    }
+
+    /// Bytes that the chunks of a buffer take, which nobody uses.
+    pub fn buffer_memory(buffer: &crate::Buffer) -> usize {
+        buffer.memory()
     }
 
     /// Does to the pool what the kernel does when the thread with that tid dies.

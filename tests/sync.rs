@@ -17,8 +17,14 @@ use shmkit::{Pool, Shared, ShmSafe};
 mod barriers;
 #[path = "sync/condvars.rs"]
 mod condvars;
+#[path = "sync/events.rs"]
+mod events;
 #[path = "sync/mutexes.rs"]
 mod mutexes;
+#[path = "sync/recoverable.rs"]
+mod recoverable;
+#[path = "sync/rwlocks.rs"]
+mod rwlocks;
 #[path = "sync/semaphores.rs"]
 mod semaphores;
 
@@ -68,6 +74,33 @@ const CASES: &[Named] = table! {
         forgotten_permits
         semaphore_errors
         a_permit_refuses_a_spawn;
+    rwlocks:
+        read_and_written_under_load
+        read_and_written_under_kills
+        readers_at_once
+        a_reader_killed_while_a_writer_waits
+        a_waiting_writer_keeps_readers_out
+        a_writer_killed_while_it_waits
+        killed_writer
+        killed_writer_while_others_wait
+        rwlock_poison
+        rwlock_errors
+        rwlock_guards_refuse_a_spawn
+        a_forked_read_is_void
+        a_leaked_read_outlives_its_thread;
+    recoverable:
+        repaired_after_a_kill
+        repaired_after_a_panic
+        killed_while_repairing
+        panic_while_repairing
+        repaired_under_kills
+        recoverable_errors;
+    events:
+        set_and_clear
+        all_waiters_go_on
+        a_dead_waiter_hurts_nobody
+        setters_killed_at_random
+        a_descriptor_per_process;
     barriers:
         phases_by_processes
         one_leader

@@ -25,12 +25,27 @@ pub struct Stats {
     pub runs: ClassStats,
     /// The size classes in use, by block size.
     pub classes: Vec<ClassStats>,
+    /// What was unlinked from containers and is not freed yet: part of what is allocated.
+    pub retired: RetiredStats,
     /// Threads that have a slot.
     pub threads: usize,
     /// Processes that have a record.
     pub processes: usize,
     /// Dead threads that were recovered since the pool was made.
     pub recoveries: u64,
+}
+
+/// Blocks in limbo.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RetiredStats {
+    /// Blocks that were unlinked and are not freed yet. They count as allocated.
+    pub blocks: usize,
+    /// Their bytes.
+    pub bytes: usize,
+    /// Bytes that could not be freed when that was last tried, because somebody still looks: a
+    /// process that is stopped with a view open, or in an operation, holds them back.
+    pub held_back: usize,
 }
 
 /// How the blocks of one size are used.

@@ -120,6 +120,7 @@ enum Tag {
     Constant,
     CompilerLayout,
     ImageBound,
+    Engine,
 }
 
 impl Walk {
@@ -182,6 +183,10 @@ impl Walk {
                 self.visit(target());
             }
             Shape::Owned(OwnedKind::Block) => self.head(Tag::Block, info),
+            Shape::Owned(OwnedKind::Engine(engine)) => {
+                self.head(Tag::Engine, info);
+                self.hash.word(engine as u64);
+            }
         }
     }
 

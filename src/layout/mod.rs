@@ -14,7 +14,7 @@ mod type_info;
 #[doc(hidden)]
 pub use shm_safe::derive_support;
 pub use shm_safe::{KillSafe, ShmSafe};
-pub use type_info::{Field, OwnedField, OwnedKind, TypeFn, TypeInfo, Variant};
+pub use type_info::{Engine, Field, OwnedField, OwnedKind, TypeFn, TypeInfo, Variant};
 
 #[cfg(test)]
 mod tests;

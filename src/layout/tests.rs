@@ -48,6 +48,7 @@ fn owned<T: ShmSafe>() -> Vec<(u32, u32, u32, &'static str)> {
         let target = match f.kind {
             OwnedKind::Link(target) => target().name(),
             OwnedKind::Block => "block",
+            OwnedKind::Engine(_) => "engine",
         };
         (f.offset, f.stride, f.count, target)
     };

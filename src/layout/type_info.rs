@@ -88,6 +88,41 @@ pub enum OwnedKind {
     Link(TypeFn),
     /// The address of a raw block that belongs to this field alone, or zero.
     Block,
+    /// The first word of a container of the library, which owns what its engine says.
+    Engine(Engine),
+}
+
+/// The containers of this library that own more than a block, by the engine that knows what.
+///
+/// The numbers are part of a pool's format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+#[repr(u32)]
+pub enum Engine {
+    /// A hash map.
+    Map = 1,
+    /// A cell.
+    Cell = 2,
+    /// A queue.
+    Queue = 3,
+    /// A buffer of bytes.
+    Buffer = 4,
+    /// A heap of objects that lead to each other.
+    Heap = 5,
+}
+
+impl Engine {
+    /// The engine with that number.
+    pub(crate) const fn numbered(number: u32) -> Option<Engine> {
+        match number {
+            1 => Some(Engine::Map),
+            2 => Some(Engine::Cell),
+            3 => Some(Engine::Queue),
+            4 => Some(Engine::Buffer),
+            5 => Some(Engine::Heap),
+            _ => None,
+        }
+    }
 }
 
 /// Owning words at `offset`, `offset + stride`, ..., `count` of them, in a value of the type that
@@ -310,6 +345,11 @@ impl TypeInfo {
     /// Describes a word that holds the address of a block that it alone owns, or zero.
     pub const fn block<T: ShmSafe>(name: &'static str) -> Self {
         Self::owned::<T>(name, OwnedKind::Block)
+    }
+
+    /// Describes the first word of a container, from which its engine finds all that it owns.
+    pub(crate) const fn engine<T: ShmSafe>(name: &'static str, engine: Engine) -> Self {
+        Self::owned::<T>(name, OwnedKind::Engine(engine))
     }
 
     const fn owned<T: ShmSafe>(name: &'static str, kind: OwnedKind) -> Self {

@@ -155,7 +155,7 @@ fn try_lock_slow(arena: Arena, slot: &Slot, word: &AtomicU64) -> Result<Taken, R
 }
 
 /// True if the owner is gone and has nothing half done: by invariant 3 its locks may be taken.
-fn is_over(arena: Arena, owner: Tag) -> bool {
+pub(crate) fn is_over(arena: Arena, owner: Tag) -> bool {
     life::is_gone(arena, owner) && recovery::is_resolved(arena, owner)
 }
 
@@ -168,6 +168,48 @@ pub(crate) fn unlock(word: &AtomicU64, me: Tag, set: u64) {
         return;
     }
     unlock_and_wake(word, set);
+}
+
+/// As [`unlock`], and wakes all sleepers.
+#[inline]
+pub(crate) fn unlock_for_all(word: &AtomicU64, me: Tag, set: u64) {
+    if !(set == 0 && unlock_fast(word, me)) && unlock_slow(word, set) {
+        futex::wake(Arena::low_half(word), u32::MAX);
+    }
+}
+
+/// Waits until no living owner holds the lock, without taking it, until `deadline` at most (for
+/// ever if `None`).
+#[cold]
+pub(crate) fn wait_until_free(
+    arena: Arena,
+    slot: &Slot,
+    word: &AtomicU64,
+    deadline: Option<Instant>,
+) -> Result<(), Refused> {
+    let mut spins = 0;
+    loop {
+        let found = word.load(Ordering::Relaxed);
+        let owner = Tag::of_word(found);
+        if owner.is_nobody() || is_over(arena, owner) {
+            return Ok(());
+        }
+        if owner == slot.tag() {
+            return Err(Refused::Held);
+        }
+        if spins < SPINS {
+            spins += 1;
+            std::hint::spin_loop();
+            continue;
+        }
+        if deadline.is_some_and(|d| Instant::now() >= d) {
+            return Err(Refused::TimedOut);
+        }
+        if let Some(waiting) = announce(word, found) {
+            let half = Arena::low_half(word);
+            sleep(arena, slot, half, waiting as u32, owner, deadline);
+        }
+    }
 }
 
 #[cold]

@@ -10,6 +10,7 @@
 //! | `lock`     | a lock whose word names its owner, so that a dead owner's can be taken over |
 //! | `detect`   | a compare-exchange whose outcome can be told after its author's death |
 //! | `permits`  | permits of semaphores, given back for the dead |
+//! | `readers`  | who reads under which lock |
 //! | `epoch`    | pins: what may still be looked at is not freed |
 //! | `recovery` | what is done for a dead slot or process, in order |
 
@@ -19,6 +20,7 @@ pub(crate) mod life;
 pub(crate) mod lock;
 pub(crate) mod permits;
 pub(crate) mod process;
+pub(crate) mod readers;
 pub(crate) mod recovery;
 pub(crate) mod table;
 pub(crate) mod thread;

@@ -10,7 +10,7 @@
 //! 2. the intent: the operation in flight happens or does not. From here on others may take the
 //!    dead one's locks, so nobody waits for the rest. Who needs a lock does this step alone, and
 //!    leaves the slot DEAD and marked;
-//! 3. permits go back, sleepers are woken, the pin goes;
+//! 3. permits go back, reads are over, sleepers are woken, the pin goes;
 //! 4. the allocator gives its spans to nobody, so that anybody can take them;
 //! 5. the slot is FREE, the life word 0.
 //!
@@ -23,7 +23,7 @@ use std::sync::OnceLock;
 use crate::layout::arena::Arena;
 use crate::participants::table::{Process, ProcessPhase, ProcessState, Slot, SlotPhase, SlotState};
 use crate::participants::tag::Tag;
-use crate::participants::{life, permits};
+use crate::participants::{life, permits, readers};
 use crate::primitive::{AtomicU64, Ordering};
 use crate::sys::futex;
 use crate::sys::robust::OWNER_DIED;
@@ -32,6 +32,8 @@ use crate::sys::robust::OWNER_DIED;
 pub(crate) struct Hooks {
     /// Completes or undoes the open intent of a dead slot and closes it. Repeatable.
     pub(crate) resolve: fn(Arena, usize),
+    /// Frees what a thread that is about to leave can free of what it has retired.
+    pub(crate) leave: fn(Arena, &Slot),
     /// Hands the memory that the slot cached to nobody. Repeatable.
     pub(crate) release_memory: fn(Arena, Tag),
     /// Frees objects that nobody holds. An ordinary operation of this thread.
@@ -136,6 +138,7 @@ fn finish_slot(arena: Arena, index: usize, slot: &Slot) {
     let owner = Tag::new(index, state.generation);
     futex::wake(&slot.life.word, u32::MAX);
     permits::recover(arena, index);
+    readers::forget(slot);
     futex::wake_address(slot.watched.waiting_on.swap(0, Ordering::AcqRel) as usize);
     futex::wake_address(slot.watched.condition.swap(0, Ordering::AcqRel) as usize);
     slot.watched.element.store(0, Ordering::Release);
@@ -348,10 +351,19 @@ pub(crate) fn recover_all(arena: Arena) -> Recovered {
 /// Frees what the dead held and nobody else does, if there is any such.
 #[cold]
 pub(crate) fn reap(arena: Arena) {
-    if arena.header().unreaped.load(Ordering::Relaxed) != 0
+    let header = arena.header();
+    let left = |word: &AtomicU64| word.load(Ordering::Relaxed) != 0;
+    if (left(&header.unreaped) || left(&header.limbo_left))
         && let Some(hooks) = HOOKS.get()
     {
         (hooks.reap)(arena);
+    }
+}
+
+/// A living thread is about to leave.
+pub(crate) fn leave(arena: Arena, slot: &Slot) {
+    if let Some(hooks) = HOOKS.get() {
+        (hooks.leave)(arena, slot);
     }
 }
 

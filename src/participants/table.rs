@@ -55,6 +55,9 @@ pub(crate) struct Slot {
     /// Written by others.
     pub(crate) inbox: Inbox,
 
+    /// What the owner has unlinked and may still be looked at; its own business, see `engines::limbo`.
+    pub(crate) limbo: Limbo,
+
     /// Permits of semaphores that the owner holds.
     pub(crate) permits: [Permit; PERMITS],
 
@@ -63,6 +66,9 @@ pub(crate) struct Slot {
 
     /// The bytes of a write that is in flight, so that it can be done again.
     pub(crate) redo: [AtomicU64; REDO_WORDS],
+
+    /// The locks that the owner reads under; see `readers`.
+    pub(crate) reading: Reading,
 }
 
 /// How many permits a slot can list.
@@ -108,6 +114,36 @@ pub(crate) struct Inbox {
     pub(crate) help: AtomicU64,
     /// A bit a size class: somebody freed a block of a span of the owner. A hint.
     pub(crate) freed_hints: AtomicU64,
+}
+
+/// How many locks a thread can read under at once.
+pub(crate) const READS: usize = 31;
+
+/// Locks that a thread reads under, by address; 0 for an unused entry. Written by the owner alone.
+#[repr(C, align(64))]
+pub(crate) struct Reading {
+    /// Entries from here on are unused. Never lowered while the slot has an owner.
+    pub(crate) limit: AtomicU64,
+    pub(crate) locks: [AtomicU64; READS],
+}
+
+/// Retired blocks, oldest first; see `engines::limbo`. It outlives the slot's owner.
+#[repr(C, align(64))]
+pub(crate) struct Limbo {
+    /// The oldest block; 0 for none.
+    pub(crate) head: AtomicU64,
+    /// A block near the end of the list, or 0. A hint.
+    pub(crate) tail: AtomicU64,
+    /// The first block that has no stamp yet, if `fresh` counts any.
+    pub(crate) fresh_from: AtomicU64,
+    /// Blocks without a stamp, and their bytes.
+    pub(crate) fresh: AtomicU64,
+    pub(crate) fresh_bytes: AtomicU64,
+    /// Blocks with a stamp, and their bytes.
+    pub(crate) blocks: AtomicU64,
+    pub(crate) bytes: AtomicU64,
+    /// Bytes that could not be freed when that was last tried.
+    pub(crate) held: AtomicU64,
 }
 
 /// A permit of a semaphore; see `permits`.

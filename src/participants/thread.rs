@@ -205,6 +205,24 @@ fn take(arena: Arena, index: usize, process: Tag) -> bool {
     true
 }
 
+/// Makes this thread the next one of a free slot besides its own, until it [gives it
+/// back](give_back): to finish what the former one has left. Should it die, the slot is recovered
+/// like any other.
+pub(crate) fn borrow(arena: Arena, index: usize) -> Option<&'static Slot> {
+    let process = process::current(arena)?;
+    take(arena, index, process).then(|| arena.slot(index))
+}
+
+/// Ends what [`borrow`] began.
+pub(crate) fn give_back(arena: Arena, slot: &Slot) {
+    recovery::release_memory(arena, slot.tag());
+    let live = slot.state();
+    let phase = SlotPhase::Free;
+    slot.turn(live, SlotState { phase, ..live });
+    // SAFETY: acquired by `borrow`, by this thread.
+    unsafe { slot.life.release() };
+}
+
 /// Leaves the pool: the slot is free for others, or parked by invariant 2.
 pub(crate) fn leave(arena: Arena) {
     let entry = &table().slots[arena.granule()];
@@ -213,6 +231,7 @@ pub(crate) fn leave(arena: Arena) {
         let guards = table().guards.get();
         let live = slot.state();
         let phase = if guards == 0 {
+            recovery::leave(arena, slot);
             recovery::release_memory(arena, slot.tag());
             SlotPhase::Free
         } else {

@@ -12,6 +12,7 @@ use std::sync::Once;
 
 use super::{handles, intents, objects};
 use crate::allocator;
+use crate::engines::limbo;
 use crate::layout::arena::{Arena, GRANULES};
 use crate::layout::{fingerprint, local};
 use crate::participants::recovery::{self, Hooks};
@@ -60,6 +61,10 @@ pub(super) fn install() {
 pub(crate) fn teach_recovery() {
     recovery::install(Hooks {
         resolve: intents::resolve,
+        leave: |arena, slot| {
+            limbo::collect(arena, slot);
+            limbo::leave(arena, slot);
+        },
         release_memory: allocator::recover::release_all,
         reap: objects::reap,
     });

@@ -9,15 +9,18 @@
 //! |---------|----------------------------------|------------------------------------------------|
 //! | CREATE  | entry, block                     | not yet LIVE: entry and block are free again |
 //! | LINK    | field, new, step and sequence, old | not counted yet: nothing happened; else completed |
-//! | DESTROY | entry, field, target, sequence   | the field in flight is dropped; then CONDEMNED |
+//! | DESTROY | entry, field, target, sequence, old, next | the field in flight is dropped; then CONDEMNED |
 //! | REPLACE | field, old block, new block      | field has the new one: the old is freed; else the new |
 //! | WRITE   | destination, length              | the bytes in the slot's redo area are written again |
+//!
+//! Intents of containers are their engines' business (`engines`).
 //!
 //! Blocks are freed through the slot's `freeing` word (see `allocator::block`): it is set first,
 //! then the field that named the block is cleared, then the block is freed. So whatever a death
 //! leaves, either the field names the block or the `freeing` word does.
 
 use crate::allocator::block;
+use crate::engines::{self, Named, limbo, word};
 use crate::layout::arena::Arena;
 use crate::participants::detect;
 use crate::participants::table::{REDO_WORDS, Slot};
@@ -49,12 +52,15 @@ const SEQUENCE: u32 = 2;
 const DESTROY_FIELD: usize = 1;
 const DESTROY_TARGET: usize = 2;
 const DESTROY_SEQUENCE: usize = 3;
+const DESTROY_OLD: usize = 4;
+const DESTROY_NEXT: usize = 5;
 
 /// Completes or undoes what the slot has open, and closes it. Can be repeated.
 pub(crate) fn resolve(arena: Arena, index: usize) {
     let slot = arena.slot(index);
     let owner = Tag::new(index, slot.state().generation);
     let arg = |i: usize| slot.intent.arg(i);
+    limbo::take_off(arena, slot);
     match slot.intent.op.load(Ordering::Acquire) {
         CREATE => objects::undo_create(arena, owner, arg(0) as usize, arg(CREATE_BLOCK) as usize),
         LINK => {
@@ -72,16 +78,11 @@ pub(crate) fn resolve(arena: Arena, index: usize) {
         }
         REPLACE => resolve_replace(arena, slot, owner),
         WRITE => redo(arena, slot),
-        _ => {}
+        op => engines::resolve(arena, slot, owner, op),
     }
     block::finish_freeing(arena, slot, owner);
+    limbo::recount(arena, slot);
     slot.intent.close();
-}
-
-/// A word of the pool by its address. Intents name words of committed tables, or of objects that
-/// their author's process held when it opened the intent, and holds until the intent is resolved.
-fn word(arena: Arena, address: u64) -> Option<&'static AtomicU64> {
-    arena.word_at(address as usize)
 }
 
 /// The count of links of an object, given as index + 1; `None` for 0.
@@ -167,21 +168,43 @@ pub(super) fn drop_link(arena: Arena, slot: &Slot, field: u64) -> Option<usize> 
     Some(target as usize - 1)
 }
 
-/// Frees the block that a field of an object under destruction names.
+/// Frees the block whose address is in a field of an object under destruction.
 pub(super) fn drop_block(arena: Arena, slot: &Slot, field: u64) {
     let Some(owner) = word(arena, field) else {
         return;
     };
     let address = owner.load(Ordering::Relaxed);
     if address != 0 {
-        slot.intent.set_arg(DESTROY_FIELD, field);
-        slot.watched.freeing.store(address, Ordering::SeqCst);
-        compiler_fence(Ordering::SeqCst);
-        owner.store(0, Ordering::Release);
-        compiler_fence(Ordering::SeqCst);
-        // A block that cannot be freed was none: there is nobody to tell.
-        let _ = block::free_recorded(arena, slot, address as usize);
+        let block = address as usize;
+        let (word, old, next) = (field, address, 0);
+        drop_named(
+            arena,
+            slot,
+            Named {
+                word,
+                old,
+                next,
+                block,
+            },
+        );
     }
+}
+
+/// Frees a block of an object under destruction, and makes the word that names it name it no more.
+pub(super) fn drop_named(arena: Arena, slot: &Slot, named: Named) {
+    let Some(owner) = word(arena, named.word) else {
+        return;
+    };
+    slot.intent.set_arg(DESTROY_FIELD, named.word);
+    slot.intent.set_arg(DESTROY_OLD, named.old);
+    slot.intent.set_arg(DESTROY_NEXT, named.next);
+    let freeing = &slot.watched.freeing;
+    freeing.store(named.block as u64, Ordering::SeqCst);
+    compiler_fence(Ordering::SeqCst);
+    owner.store(named.next, Ordering::Release);
+    compiler_fence(Ordering::SeqCst);
+    // A block that cannot be freed was none: there is nobody to tell.
+    let _ = block::free_recorded(arena, slot, named.block);
 }
 
 /// Finishes the field that a dead destroyer was at.
@@ -200,8 +223,8 @@ fn resolve_drop(arena: Arena, slot: &Slot, author: usize) {
         slot.intent.set_arg(DESTROY_SEQUENCE, 0);
     }
     let freeing = slot.watched.freeing.load(Ordering::SeqCst);
-    if freeing != 0 && field.load(Ordering::Relaxed) == freeing {
-        field.store(0, Ordering::Release);
+    if freeing != 0 && field.load(Ordering::Relaxed) == slot.intent.arg(DESTROY_OLD) {
+        field.store(slot.intent.arg(DESTROY_NEXT), Ordering::Release);
     }
 }
 

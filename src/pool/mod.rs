@@ -34,6 +34,7 @@ use crate::ShmSafe;
 use crate::allocator::check::{CheckReport, Depth};
 use crate::allocator::stats::Stats;
 use crate::allocator::{self, AllocError, FreeError, ReallocError, block};
+use crate::engines::limbo;
 use crate::layout::arena::{Arena, DATA, SLICE};
 use crate::layout::local;
 use crate::participants::process;
@@ -526,6 +527,7 @@ impl Pool {
     #[must_use]
     pub fn stats(self) -> Stats {
         let mut stats = allocator::stats::count(self.0);
+        stats.retired = limbo::count(self.0);
         let used = |phase| matches!(phase, SlotPhase::Live | SlotPhase::Parked);
         stats.threads = self
             .0
@@ -555,6 +557,7 @@ impl Pool {
     fn check_to(self, depth: Depth) -> CheckReport {
         let mut report = CheckReport::default();
         allocator::check::check(self.0, depth, &mut report);
+        limbo::check(self.0, depth, &mut report);
         objects::check(self.0, depth, &mut report);
         report
     }

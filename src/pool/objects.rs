@@ -33,11 +33,12 @@ use super::handles::{self, Hold};
 use super::{intents, types};
 use crate::allocator::check::{CheckReport, Depth};
 use crate::allocator::{AllocError, block, grow};
+use crate::engines::{self, limbo};
 use crate::layout::arena::{Arena, OBJECTS};
 use crate::layout::local;
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
-use crate::participants::{detect, epoch, permits, process};
+use crate::participants::{detect, epoch, permits, process, readers};
 use crate::primitive::{AtomicU64, Ordering};
 use crate::protocol::lifecycle;
 pub(crate) use crate::protocol::lifecycle::{ObjectState, Phase};
@@ -392,6 +393,21 @@ fn is_unused(arena: Arena, entry: &Entry, index: usize) -> bool {
     detect::value(entry.links.load(Ordering::SeqCst)) == 0 && !is_held(arena, index)
 }
 
+/// The object that an address of the pool lies in, and its generation.
+pub(crate) fn containing(arena: Arena, address: usize) -> Option<(usize, u32)> {
+    (0..arena.object_count()).find_map(|index| {
+        let entry = arena.object(index)?;
+        let state = entry.state();
+        let inside = state.phase == Phase::Live && extent(arena, entry).contains(&address);
+        inside.then_some((index, state.generation))
+    })
+}
+
+/// True if a thread's lists name something within an object: a leaked permit, or a leaked read.
+fn is_listed(arena: Arena, extent: std::ops::Range<usize>) -> bool {
+    permits::any_within(arena, extent.clone()) || readers::any_within(arena, &extent)
+}
+
 /// Destroys an object that is RETIRED or CONDEMNED, if nothing holds it and nobody looks at it.
 /// Adds to `work` what it led to and nothing holds now. False if somebody looks at it.
 ///
@@ -406,13 +422,13 @@ fn destroy(
     let Some(entry) = arena.object(index) else {
         return true;
     };
-    let is_past =
-        |stamp| epoch::is_past(arena, stamp) && !permits::any_within(arena, extent(arena, entry));
+    let is_past = |stamp| epoch::is_past(arena, stamp) && !is_listed(arena, extent(arena, entry));
     let is_unused = || is_unused(arena, entry, index);
     if !lifecycle::destroyable(state, &entry.stamp, is_unused, is_past) {
         return false;
     }
-    slot.intent.open(intents::DESTROY, &[index as u64, 0, 0, 0]);
+    slot.intent
+        .open(intents::DESTROY, &[index as u64, 0, 0, 0, 0, 0]);
     if let Some(destroying) = lifecycle::seize(&entry.state, state, slot.tag().slot()) {
         let address = entry.address.load(Ordering::Relaxed) as usize;
         if address != 0 {
@@ -429,6 +445,14 @@ fn destroy(
                         }
                     }
                     types::Owned::Block => intents::drop_block(arena, slot, field),
+                    types::Owned::Engine(engine) => {
+                        let mut cursor = 0;
+                        while let Some(named) =
+                            engines::next_block(arena, engine, field as usize, &mut cursor)
+                        {
+                            intents::drop_named(arena, slot, named);
+                        }
+                    }
                 }
             }
             let own = std::ptr::from_ref(&entry.address).addr() as u64;
@@ -463,6 +487,7 @@ pub(crate) fn reap(arena: Arena) {
     for index in 0..arena.object_count() {
         dispose(arena, index);
     }
+    limbo::reap(arena);
 }
 
 /// The value's address, if the index is that of an object with a block that the layout fits into.
@@ -504,6 +529,14 @@ pub(super) fn check(arena: Arena, depth: Depth, report: &mut CheckReport) {
         }
         if phase == Phase::Live && links == 0 && !is_held(arena, index) {
             report.problem(format_args!("object {index} is held by nobody"));
+        }
+        if phase == Phase::Live {
+            let room = block::usable_size(arena, address).unwrap_or(0);
+            for owned in types::owned_words(arena, entry.kind(), room) {
+                if let types::Owned::Engine(engine) = owned.kind {
+                    engines::check(arena, engine, address + owned.offset, report);
+                }
+            }
         }
     }
 }

@@ -6,7 +6,7 @@
 
 use crate::allocator::grow;
 use crate::layout::arena::{Arena, TYPES};
-use crate::layout::{OwnedKind, ShmSafe, TypeInfo};
+use crate::layout::{Engine, OwnedKind, ShmSafe, TypeInfo};
 use crate::participants::lock;
 use crate::participants::table::Slot;
 use crate::primitive::{AtomicU64, Ordering};
@@ -43,6 +43,22 @@ const _: () = assert!(size_of::<TypeEntry>() <= TYPES.entry);
 pub(crate) enum Owned {
     Link,
     Block,
+    Engine(Engine),
+}
+
+/// What stands for each kind in an entry; an engine's number is above [`ENGINE`].
+const LINK: u64 = 1;
+const BLOCK: u64 = 2;
+const ENGINE: u64 = 16;
+
+impl Owned {
+    fn of_code(code: u64) -> Option<Self> {
+        match code {
+            LINK => Some(Owned::Link),
+            BLOCK => Some(Owned::Block),
+            _ => Engine::numbered(code.checked_sub(ENGINE)? as u32).map(Owned::Engine),
+        }
+    }
 }
 
 /// An owning word of a value.
@@ -148,8 +164,9 @@ fn enter(
     entry.fields.store(owned.len() as u64, Ordering::Relaxed);
     for (place, field) in entry.owned.iter().zip(&owned) {
         let kind = match field.kind {
-            OwnedKind::Link(_) => 1u64,
-            OwnedKind::Block => 2,
+            OwnedKind::Link(_) => LINK,
+            OwnedKind::Block => BLOCK,
+            OwnedKind::Engine(engine) => ENGINE + engine as u64,
         };
         place.place.store(
             u64::from(field.offset) | u64::from(field.stride) << 32,
@@ -183,18 +200,18 @@ pub(crate) fn owned_words(
         let place = run.place.load(Ordering::Relaxed);
         let count = run.count.load(Ordering::Relaxed);
         let (offset, stride) = (place & 0xffff_ffff, place >> 32);
-        let kind = if count >> 32 == 1 {
-            Owned::Link
-        } else {
-            Owned::Block
-        };
+        let kind = Owned::of_code(count >> 32);
         // Words overlap in garbage alone; a step each keeps the walk within `size`.
         let (stride, count) = (stride.max(8), count & 0xffff_ffff);
         (0..count)
-            .map(move |i| OwnedWord {
-                offset: offset.saturating_add(i * stride) as usize,
-                kind,
+            .map(move |i| offset.saturating_add(i * stride) as usize)
+            .take_while(move |&offset| offset < size && size - offset >= 8)
+            .filter(|offset| offset.is_multiple_of(8))
+            .filter_map(move |offset| {
+                Some(OwnedWord {
+                    offset,
+                    kind: kind?,
+                })
             })
-            .take_while(move |word| word.offset < size && size - word.offset >= 8)
     })
 }

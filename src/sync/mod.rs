@@ -4,8 +4,11 @@
 //! |---|---|---|
 //! | [`Mutex`] | one at a time | the next one gets an [`Orphan`] |
 //! | [`ReentrantMutex`] | one thread at a time, shared access | the next one's guard says so |
+//! | [`RecoverableMutex`] | one at a time | the next one repairs the value |
+//! | [`RwLock`] | many readers or one writer | a reader vanishes; a writer leaves a [`WriteOrphan`] |
 //! | [`Condvar`] | wait for news under a mutex | waiters look again |
 //! | [`Semaphore`] | permits | its permits come back |
+//! | [`Event`] | wait until it is set, also in a poll loop | nothing |
 //! | [`Barrier`] | all arrive before any goes on | the others are told that it is broken |
 //!
 //! All of them are parts of values in a pool, used in place through `&self`. They are words: nothing
@@ -27,9 +30,14 @@
 
 mod barrier;
 mod condvar;
+mod event;
 mod mutex;
+mod recoverable;
 mod reentrant;
+mod rwlock;
 mod semaphore;
+
+use std::marker::PhantomData;
 
 use crate::layout::arena::{Arena, GRANULE};
 use crate::participants::table::Slot;
@@ -37,26 +45,29 @@ use crate::participants::thread;
 
 pub use barrier::{Barrier, BarrierError, BarrierWaitResult};
 pub use condvar::{Condvar, WaitTimeoutResult};
+pub use event::{Event, WaitError};
 pub use mutex::{LockError, Mutex, MutexGuard, Orphan};
+pub use recoverable::{Recover, RecoverableGuard, RecoverableMutex};
 pub use reentrant::{LockFailure, Poison, ReentrantGuard, ReentrantMutex};
+pub use rwlock::{ReadGuard, RwLock, RwLockError, WriteGuard, WriteOrphan};
 pub use semaphore::{AcquireError, AddPermitsError, Permit, Semaphore};
 
 /// Where a value is, and this thread's slot there.
 #[derive(Clone, Copy)]
-struct Here {
-    arena: Arena,
-    slot: &'static Slot,
+pub(crate) struct Here {
+    pub(crate) arena: Arena,
+    pub(crate) slot: &'static Slot,
 }
 
 /// Why there is no [`Here`].
-enum Nowhere {
+pub(crate) enum Nowhere {
     NotInPool,
     NoSlot,
 }
 
 /// The arena that `value` is in and this thread's slot in it, claimed now if need be.
 #[inline]
-fn here<T: ?Sized>(value: &T) -> Result<Here, Nowhere> {
+pub(crate) fn here<T: ?Sized>(value: &T) -> Result<Here, Nowhere> {
     let address = std::ptr::from_ref(value).addr();
     match thread::known_slot_at(address) {
         Some(slot) => Ok(Here {
@@ -83,12 +94,49 @@ fn arrive(address: usize) -> Result<Here, Nowhere> {
 /// Whether this thread, in this process, still has the slot with which it took `value`. Not so in
 /// a forked copy, and not after the thread has left the pool.
 #[inline]
-fn still_here<T: ?Sized>(value: &T, slot: &'static Slot) -> bool {
+pub(crate) fn still_here<T: ?Sized>(value: &T, slot: &'static Slot) -> bool {
     thread::known_slot_at(std::ptr::from_ref(value).addr())
         .is_some_and(|known| std::ptr::eq(known, slot))
 }
 
+/// What every guard of a lock has: the slot with which its thread took the lock.
+struct Holder {
+    slot: &'static Slot,
+    /// The thread was unwinding when the guard was made, so its unwinding is not the guard's.
+    unwinding: bool,
+    _one_thread: PhantomData<*const ()>,
+}
+
+impl Holder {
+    /// The calling thread has taken a lock with `slot`.
+    #[inline]
+    fn new(slot: &'static Slot) -> Self {
+        thread::guard_made();
+        Holder {
+            slot,
+            unwinding: std::thread::panicking(),
+            _one_thread: PhantomData,
+        }
+    }
+
+    /// The guard on `value` ends. The slot with which to unlock, if this thread, in this process,
+    /// still has it.
+    #[inline]
+    fn end<T: ?Sized>(&self, value: &T) -> Option<&'static Slot> {
+        still_here(value, self.slot).then(|| {
+            thread::guard_dropped();
+            self.slot
+        })
+    }
+
+    /// Whether the thread has begun to unwind with the guard.
+    #[inline]
+    fn unwound(&self) -> bool {
+        !self.unwinding && std::thread::panicking()
+    }
+}
+
 /// The moment after which a wait gives up; `None` if it is beyond what the clock can say.
-fn deadline(timeout: std::time::Duration) -> Option<std::time::Instant> {
+pub(crate) fn deadline(timeout: std::time::Duration) -> Option<std::time::Instant> {
     std::time::Instant::now().checked_add(timeout)
 }

@@ -28,18 +28,17 @@
 
 use std::cell::UnsafeCell;
 use std::fmt;
-use std::marker::{PhantomData, PhantomPinned};
+use std::marker::PhantomPinned;
 use std::mem::{ManuallyDrop, offset_of};
 use std::ops::{Deref, DerefMut};
 use std::time::{Duration, Instant};
 
-use super::{Here, Nowhere, deadline, here, still_here};
+use super::{Here, Holder, Nowhere, deadline, here};
 use crate::layout::arena::Arena;
 use crate::layout::{Field, KillSafe, ShmSafe, TypeInfo};
 use crate::participants::lock::{self, DIED, PANICKED, Refused, Taken};
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
-use crate::participants::thread;
 use crate::primitive::{AtomicU64, Ordering};
 use crate::process::ProcessId;
 
@@ -285,7 +284,7 @@ impl<T: ShmSafe> Mutex<T> {
 }
 
 /// The process of an owner that has died, as long as neither its slot nor its record is another's.
-fn process_of(arena: Arena, owner: Tag) -> Option<ProcessId> {
+pub(super) fn process_of(arena: Arena, owner: Tag) -> Option<ProcessId> {
     let slot = arena.owner_slot(owner)?;
     let process = Tag::of_word(slot.watched.process.load(Ordering::Acquire));
     if process.is_nobody() || process.slot() >= arena.process_count() {
@@ -330,10 +329,7 @@ impl<T: ShmSafe> fmt::Debug for Mutex<T> {
 #[must_use = "the lock is released when the guard is dropped"]
 pub struct MutexGuard<'a, T: ShmSafe> {
     mutex: &'a Mutex<T>,
-    slot: &'static Slot,
-    /// The thread was unwinding when the guard was made, so its unwinding is not the guard's.
-    unwinding: bool,
-    _one_thread: PhantomData<*const ()>,
+    holder: Holder,
 }
 
 // SAFETY: through a shared guard there is `&T` and nothing else.
@@ -343,12 +339,9 @@ impl<'a, T: ShmSafe> MutexGuard<'a, T> {
     /// The calling thread has taken the lock with `slot`.
     #[inline]
     fn new(mutex: &'a Mutex<T>, slot: &'static Slot) -> Self {
-        thread::guard_made();
         MutexGuard {
             mutex,
-            slot,
-            unwinding: std::thread::panicking(),
-            _one_thread: PhantomData,
+            holder: Holder::new(slot),
         }
     }
 
@@ -360,9 +353,8 @@ impl<'a, T: ShmSafe> MutexGuard<'a, T> {
     /// Gives the lock back with flags set.
     #[inline]
     fn release(&self, set: u64) {
-        if still_here(self.mutex, self.slot) {
-            lock::unlock(&self.mutex.word, self.slot.tag(), set);
-            thread::guard_dropped();
+        if let Some(slot) = self.holder.end(self.mutex) {
+            lock::unlock(&self.mutex.word, slot.tag(), set);
         }
     }
 }
@@ -390,8 +382,7 @@ impl<T: ShmSafe + Unpin> DerefMut for MutexGuard<'_, T> {
 impl<T: ShmSafe> Drop for MutexGuard<'_, T> {
     #[inline]
     fn drop(&mut self) {
-        let unwound = !self.unwinding && std::thread::panicking();
-        self.release(if unwound { PANICKED } else { 0 });
+        self.release(if self.holder.unwound() { PANICKED } else { 0 });
     }
 }
 

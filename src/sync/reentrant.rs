@@ -23,17 +23,15 @@
 //! 2. Who takes the word stores 1 before it has a guard.
 
 use std::fmt;
-use std::marker::{PhantomData, PhantomPinned};
+use std::marker::PhantomPinned;
 use std::mem::offset_of;
 use std::ops::Deref;
 use std::time::{Duration, Instant};
 
-use super::{Here, Nowhere, deadline, here, still_here};
+use super::{Here, Holder, Nowhere, deadline, here};
 use crate::layout::{Field, ShmSafe, TypeInfo};
 use crate::participants::lock::{self, DIED, PANICKED, Refused, Taken};
-use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
-use crate::participants::thread;
 use crate::primitive::{AtomicU64, Ordering};
 
 /// A lock that a thread may take again while it holds it.
@@ -83,6 +81,9 @@ unsafe impl<T: ShmSafe> ShmSafe for ReentrantMutex<T> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum LockFailure {
+    /// This thread holds it already. (Not of a [`ReentrantMutex`].)
+    #[error("this thread holds the lock already")]
+    WouldDeadlock,
     /// Somebody else holds it, and the call does not wait.
     #[error("the lock is held")]
     WouldBlock,
@@ -102,6 +103,16 @@ impl From<Nowhere> for LockFailure {
         match nowhere {
             Nowhere::NotInPool => LockFailure::NotInPool,
             Nowhere::NoSlot => LockFailure::NoSlot,
+        }
+    }
+}
+
+impl From<Refused> for LockFailure {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Held => LockFailure::WouldDeadlock,
+            Refused::Busy => LockFailure::WouldBlock,
+            Refused::TimedOut => LockFailure::TimedOut,
         }
     }
 }
@@ -183,15 +194,11 @@ impl<T: ShmSafe> ReentrantMutex<T> {
                 let depth = self.depth.load(Ordering::Relaxed);
                 self.depth.store(depth + 1, Ordering::Relaxed);
             }
-            Err(Refused::Busy) => return Err(LockFailure::WouldBlock),
-            Err(Refused::TimedOut) => return Err(LockFailure::TimedOut),
+            Err(refused) => return Err(refused.into()),
         }
-        thread::guard_made();
         Ok(ReentrantGuard {
             mutex: self,
-            slot: here.slot,
-            unwinding: std::thread::panicking(),
-            _one_thread: PhantomData,
+            holder: Holder::new(here.slot),
         })
     }
 }
@@ -209,9 +216,7 @@ impl<T: ShmSafe> fmt::Debug for ReentrantMutex<T> {
 #[must_use = "the lock is released when the guard is dropped"]
 pub struct ReentrantGuard<'a, T: ShmSafe> {
     mutex: &'a ReentrantMutex<T>,
-    slot: &'static Slot,
-    unwinding: bool,
-    _one_thread: PhantomData<*const ()>,
+    holder: Holder,
 }
 
 // SAFETY: through a shared guard there is `&T` and a look at the word, and nothing else.
@@ -242,19 +247,17 @@ impl<T: ShmSafe> Deref for ReentrantGuard<'_, T> {
 
 impl<T: ShmSafe> Drop for ReentrantGuard<'_, T> {
     fn drop(&mut self) {
-        if !still_here(self.mutex, self.slot) {
+        let Some(slot) = self.holder.end(self.mutex) else {
             return;
-        }
-        let unwound = !self.unwinding && std::thread::panicking();
+        };
         let depth = self.mutex.depth.load(Ordering::Relaxed).saturating_sub(1);
         self.mutex.depth.store(depth, Ordering::Relaxed);
-        if unwound {
+        if self.holder.unwound() {
             self.mutex.word.fetch_or(PANICKED, Ordering::Relaxed);
         }
         if depth == 0 {
-            lock::unlock(&self.mutex.word, self.slot.tag(), 0);
+            lock::unlock(&self.mutex.word, slot.tag(), 0);
         }
-        thread::guard_dropped();
     }
 }
 

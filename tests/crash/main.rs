@@ -3,11 +3,25 @@
 //! `toy` tests the engine: on a toy pool, with operations that are right and operations that are broken on purpose.
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod buffer;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod cell;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod containers;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod engine;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod mailbox;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod map;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod multi_map;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod pool;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod queue;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod rwlock;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod sync;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
@@ -20,6 +34,13 @@ fn main() -> std::process::ExitCode {
     pool::cases(&mut suite);
     containers::cases(&mut suite);
     sync::cases(&mut suite);
+    rwlock::cases(&mut suite);
+    buffer::cases(&mut suite);
+    cell::cases(&mut suite);
+    map::cases(&mut suite);
+    multi_map::cases(&mut suite);
+    queue::cases(&mut suite);
+    mailbox::cases(&mut suite);
     suite.finish()
 }
 

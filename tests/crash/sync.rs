@@ -18,7 +18,7 @@ use shmkit::{
 use crate::engine::{Arena, Case, Crash, Suite, Victim};
 
 /// A pool with the object of the case.
-struct World<T: ShmSafe> {
+pub struct World<T: ShmSafe> {
     pool: Pool,
     object: Shared<T>,
     /// Bytes allocated when the operation started.
@@ -38,7 +38,7 @@ impl<T: ShmSafe> Arena for World<T> {
 }
 
 /// A case on an object that `make` makes and `setup` brings into the state where the operation finds it.
-fn case<T: ShmSafe + Debug>(
+pub fn case<T: ShmSafe + Debug>(
     name: &'static str,
     make: impl Fn() -> T + 'static,
     setup: impl Fn(&T) + 'static,
@@ -92,15 +92,15 @@ fn slot(pool: Pool) {
     unsafe { pool.deallocate(block.expect("a slot").cast()) }.expect("a free");
 }
 
-fn ensure(holds: bool, what: impl FnOnce() -> String) -> Result<(), String> {
+pub fn ensure(holds: bool, what: impl FnOnce() -> String) -> Result<(), String> {
     if holds { Ok(()) } else { Err(what()) }
 }
 
-fn nothing<T>(_: &T) {}
+pub fn nothing<T>(_: &T) {}
 
 /// Runs `act` in a child that is killed after it, and reaped. If `act` does not end, the child is killed once `waits`
 /// is true.
-fn killed_in<T>(object: &T, act: impl FnOnce(&T), waits: impl Fn(&T) -> bool) {
+pub fn killed_in<T>(object: &T, act: impl FnOnce(&T), waits: impl Fn(&T) -> bool) {
     // SAFETY: the process has one thread, so the child may do what it likes.
     let child = unsafe { libc::fork() };
     assert!(child >= 0, "a child");
@@ -124,7 +124,7 @@ fn killed_in<T>(object: &T, act: impl FnOnce(&T), waits: impl Fn(&T) -> bool) {
     }
 }
 
-fn says(object: &impl Debug, what: &str) -> bool {
+pub fn says(object: &impl Debug, what: &str) -> bool {
     format!("{object:?}").contains(what)
 }
 
@@ -138,14 +138,14 @@ pub fn cases(suite: &mut Suite) {
 
 /// Two numbers that are changed one after the other.
 #[derive(Clone, Copy, PartialEq, Debug, ShmSafe, KillSafe)]
-struct Pair(u64, u64);
+pub struct Pair(pub u64, pub u64);
 
-const OLD: Pair = Pair(0, 0);
-const HALF: Pair = Pair(1, 0);
-const NEW: Pair = Pair(7, 7);
+pub const OLD: Pair = Pair(0, 0);
+pub const HALF: Pair = Pair(1, 0);
+pub const NEW: Pair = Pair(7, 7);
 
 impl Pair {
-    fn is_mix(self, a: Pair, b: Pair) -> bool {
+    pub fn is_mix(self, a: Pair, b: Pair) -> bool {
         [a.0, b.0].contains(&self.0) && [a.1, b.1].contains(&self.1)
     }
 }

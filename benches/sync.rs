@@ -1,0 +1,209 @@
+//! Locks for readers and writers beside std's and parking_lot's, and a buffer of bytes beside memcpy.
+//!
+//! Each round measures every contender once, so that what else the machine does meets all; the
+//! figures are medians over the rounds.
+
+use std::hint::black_box;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use shmkit::process::scope;
+use shmkit::{Buffer, Pool, RwLock};
+
+const ROUNDS: usize = 31;
+
+type Contender<'a> = (&'a str, Box<dyn FnMut() -> f64 + 'a>);
+
+/// Prints the median of each contender and its ratio to the first one.
+fn compare(what: &str, unit: &str, contenders: &mut [Contender<'_>]) {
+    let mut figures = vec![Vec::new(); contenders.len()];
+    for _ in 0..ROUNDS {
+        for (figures, (_, run)) in figures.iter_mut().zip(contenders.iter_mut()) {
+            figures.push(run());
+        }
+    }
+    let mut first = None;
+    for (figures, (name, _)) in figures.iter_mut().zip(contenders) {
+        figures.sort_by(f64::total_cmp);
+        let median = figures[ROUNDS / 2];
+        let base = *first.get_or_insert(median);
+        println!(
+            "{what}/{name}: {median:.2} {unit}, ratio {:.2}",
+            median / base
+        );
+    }
+}
+
+/// Nanoseconds of one of many.
+fn nanos(mut one: impl FnMut()) -> f64 {
+    const TIMES: u32 = 200_000;
+    let began = Instant::now();
+    for _ in 0..TIMES {
+        one();
+    }
+    began.elapsed().as_nanos() as f64 / f64::from(TIMES)
+}
+
+fn rwlocks() {
+    let pool = Pool::builder().create().unwrap();
+    let ours = pool.create(RwLock::new(1_u64)).unwrap();
+    let std = std::sync::RwLock::new(1_u64);
+    let parking_lot = parking_lot::RwLock::new(1_u64);
+    compare(
+        "rwlock_read",
+        "ns",
+        &mut [
+            (
+                "std",
+                Box::new(|| nanos(|| drop(black_box(*std.read().unwrap())))),
+            ),
+            (
+                "parking_lot",
+                Box::new(|| nanos(|| drop(black_box(*parking_lot.read())))),
+            ),
+            (
+                "shmkit",
+                Box::new(|| nanos(|| drop(black_box(*ours.read().unwrap())))),
+            ),
+        ],
+    );
+    compare(
+        "rwlock_write",
+        "ns",
+        &mut [
+            ("std", Box::new(|| nanos(|| *std.write().unwrap() += 1))),
+            (
+                "parking_lot",
+                Box::new(|| nanos(|| *parking_lot.write() += 1)),
+            ),
+            ("shmkit", Box::new(|| nanos(|| *ours.write().unwrap() += 1))),
+        ],
+    );
+    let two = |read: &(dyn Fn() + Sync)| {
+        std::thread::scope(|s| {
+            let other = s.spawn(|| nanos(read));
+            let one = nanos(read);
+            f64::midpoint(one, other.join().unwrap())
+        })
+    };
+    compare(
+        "rwlock_read_by_two",
+        "ns",
+        &mut [
+            (
+                "std",
+                Box::new(|| two(&|| drop(black_box(*std.read().unwrap())))),
+            ),
+            (
+                "parking_lot",
+                Box::new(|| two(&|| drop(black_box(*parking_lot.read())))),
+            ),
+            (
+                "shmkit",
+                Box::new(|| two(&|| drop(black_box(*ours.read().unwrap())))),
+            ),
+        ],
+    );
+}
+
+/// Gigabytes a second, of pieces of `len` bytes.
+fn bandwidth(len: usize, mut one: impl FnMut()) -> f64 {
+    let times = ((8 << 20) / len) as u32;
+    let began = Instant::now();
+    for _ in 0..times {
+        one();
+    }
+    len as f64 * f64::from(times) / began.elapsed().as_nanos() as f64
+}
+
+/// Appending, reading and deleting pieces.
+fn pieces(len: usize) {
+    let pool = Pool::builder().create().unwrap();
+    let buffer = pool.create(Buffer::new()).unwrap();
+    let source = vec![7_u8; len];
+    // As much memory as a buffer goes through, and a copy as of a reader.
+    let (mut ring, mut at) = (vec![0_u8; (2 * len).max(64 << 10)], 0);
+    let mut copy = vec![0_u8; len];
+    compare(
+        &format!("buffer_append_{len}"),
+        "GB/s",
+        &mut [
+            (
+                "memcpy",
+                Box::new(|| {
+                    bandwidth(len, || {
+                        ring[at..at + len].copy_from_slice(black_box(&source));
+                        at = (at + len) % (ring.len() - len + 1);
+                    })
+                }),
+            ),
+            (
+                "shmkit",
+                Box::new(|| {
+                    bandwidth(len, || {
+                        let at = buffer.append(black_box(&source)).unwrap();
+                        buffer.truncate_front(at).unwrap();
+                    })
+                }),
+            ),
+            (
+                "shmkit, and read_at",
+                Box::new(|| {
+                    bandwidth(len, || {
+                        let at = buffer.append(black_box(&source)).unwrap();
+                        assert_eq!(buffer.read_at(at, &mut copy).unwrap(), len);
+                        buffer.truncate_front(at + len as u64).unwrap();
+                    })
+                }),
+            ),
+        ],
+    );
+}
+
+/// Two processes that append, read and delete pieces of one buffer.
+fn pieces_by_two(len: usize) {
+    const TIMES: u64 = 20_000;
+    let pool = Pool::builder().create().unwrap();
+    let buffer = pool.create(Buffer::new()).unwrap();
+    let begin = pool.create(AtomicU64::new(0)).unwrap();
+    let mut figures: Vec<f64> = (0..ROUNDS)
+        .map(|_| {
+            begin.store(0, Ordering::SeqCst);
+            let times: [Duration; 2] = scope(|s| {
+                let workers = [0, 1].map(|_| {
+                    s.spawn(|| {
+                        let source = vec![7_u8; len];
+                        let mut copy = vec![0_u8; len];
+                        begin.fetch_add(1, Ordering::SeqCst);
+                        while begin.load(Ordering::SeqCst) < 2 {}
+                        let began = Instant::now();
+                        for _ in 0..TIMES {
+                            let at = buffer.append(&source).unwrap();
+                            // Unless the other one has deleted it.
+                            let _ = buffer.read_at(at, &mut copy);
+                            buffer.truncate_front(at + len as u64).unwrap();
+                        }
+                        began.elapsed()
+                    })
+                    .unwrap()
+                });
+                workers.map(|worker| worker.join().unwrap())
+            });
+            let slower = times.iter().max().unwrap();
+            (2 * TIMES * len as u64) as f64 / slower.as_nanos() as f64
+        })
+        .collect();
+    figures.sort_by(f64::total_cmp);
+    println!(
+        "buffer_by_two_{len}/shmkit: {:.2} GB/s",
+        figures[ROUNDS / 2]
+    );
+}
+
+fn main() {
+    pieces_by_two(4 << 10);
+    rwlocks();
+    for len in [64, 4 << 10, 64 << 10, 1 << 20] {
+        pieces(len);
+    }
+}

@@ -1,0 +1,402 @@
+//! [`Buffer`]: a stream of bytes at positions that never change. How it works: `engines::buffer`.
+
+use std::fmt;
+use std::io;
+use std::marker::PhantomPinned;
+use std::ops::Range;
+
+use super::buffer_io::{BytesView, Reader};
+use crate::ShmSafe;
+use crate::allocator::AllocError;
+use crate::engines::buffer::{Refusal, Words};
+use crate::layout::arena::Arena;
+use crate::layout::{Engine, Field, TypeInfo};
+use crate::participants::epoch;
+use crate::participants::table::Slot;
+use crate::participants::thread::{self, NoSlot};
+use crate::primitive::AtomicU64;
+
+/// A place in a [`Buffer`]: how many bytes were appended before it. It never changes.
+pub type Position = u64;
+
+/// A stream of bytes that any number of processes append to, read in place, and delete from the
+/// front.
+///
+/// An append is atomic, whatever its size: readers see all of it or nothing, and its bytes are next
+/// to each other. Bytes keep their positions for ever, also when those before them are deleted.
+/// Reading neither waits nor copies. A buffer may have a [capacity](Self::with_capacity); then
+/// [writing](#impl-Write-for-%26Buffer) waits for room.
+///
+/// Appends of up to 8 KiB share chunks of up to 32 KiB; a longer one has a chunk of its own.
+///
+/// # Crash behaviour
+///
+/// A writer that is killed has appended all of it or nothing. A writer that is stopped in the middle
+/// of an append holds up nobody; memory that is deleted meanwhile is freed when it goes on. So does
+/// an open [`BytesView`].
+///
+/// ```
+/// use shmkit::{Buffer, Pool};
+///
+/// let pool = Pool::builder().create()?;
+/// let log = pool.create(Buffer::new())?;
+/// assert_eq!(log.append(b"first line\n")?, 0);
+/// let second = log.append(b"second line\n")?;
+/// log.truncate_front(second)?;
+/// assert_eq!(log.start(), 11);
+/// let view = log.view(second..log.end())?;
+/// assert_eq!(view.to_vec(), b"second line\n");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[repr(C)]
+pub struct Buffer {
+    words: Words,
+    _in_place: PhantomPinned,
+}
+
+/// The first word of a buffer: what owns its chunks.
+#[repr(transparent)]
+struct Chain(AtomicU64);
+
+// SAFETY: an address within the pool; `TYPE` says that it owns what the engine says.
+unsafe impl ShmSafe for Chain {
+    const TYPE: &'static TypeInfo = &TypeInfo::engine::<Self>("Chain", Engine::Buffer);
+    const OWNS: bool = true;
+}
+
+// SAFETY: atomics, and chunks that the engine finds from the first word. No drop glue.
+unsafe impl ShmSafe for Buffer {
+    const TYPE: &'static TypeInfo =
+        &TypeInfo::library::<Self>("Buffer", const { &[Field::at::<Chain>("chunks", 0)] });
+    const OWNS: bool = true;
+}
+
+/// Why nothing was appended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AppendError {
+    /// There is no room for it now.
+    #[error("the buffer is full")]
+    Full,
+    /// There will never be room for it: it is longer than the buffer's capacity.
+    #[error("{len} bytes are more than the buffer's capacity")]
+    TooLong {
+        /// How long it is.
+        len: usize,
+    },
+    /// The buffer is closed.
+    #[error("the buffer is closed")]
+    Closed,
+    /// No memory for it.
+    #[error(transparent)]
+    Alloc(#[from] AllocError),
+    /// The buffer is not part of an object in a pool.
+    #[error("the buffer is not in a pool")]
+    NotInPool,
+    /// The thread has no slot in the pool.
+    #[error(transparent)]
+    NoSlot(#[from] NoSlot),
+}
+
+impl From<AppendError> for io::Error {
+    fn from(error: AppendError) -> Self {
+        let kind = match error {
+            AppendError::Full => io::ErrorKind::WouldBlock,
+            AppendError::Closed => io::ErrorKind::BrokenPipe,
+            AppendError::Alloc(_) | AppendError::NoSlot(_) => io::ErrorKind::OutOfMemory,
+            AppendError::TooLong { .. } | AppendError::NotInPool => io::ErrorKind::InvalidInput,
+        };
+        io::Error::new(kind, error)
+    }
+}
+
+/// Why bytes could not be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RangeError {
+    /// Some of them have been deleted.
+    #[error("bytes before position {start} have been deleted")]
+    Deleted {
+        /// Where the buffer starts.
+        start: Position,
+    },
+    /// Some of them have not been appended.
+    #[error("the buffer ends at position {end}")]
+    BeyondEnd {
+        /// Where the buffer ended.
+        end: Position,
+    },
+    /// The range ends before it starts.
+    #[error("the range ends before it starts")]
+    Reversed,
+    /// The buffer is not part of an object in a pool.
+    #[error("the buffer is not in a pool")]
+    NotInPool,
+    /// The thread has no slot in the pool.
+    #[error(transparent)]
+    NoSlot(#[from] NoSlot),
+}
+
+impl From<RangeError> for io::Error {
+    fn from(error: RangeError) -> Self {
+        io::Error::new(io::ErrorKind::InvalidInput, error)
+    }
+}
+
+/// Where a buffer is, and this thread's slot there.
+#[derive(Clone, Copy)]
+pub(super) struct Here {
+    pub(super) arena: Arena,
+    pub(super) slot: &'static Slot,
+}
+
+impl Here {
+    /// Runs `f` while nothing that it can reach is freed. It is no user's code.
+    pub(super) fn pinned<R>(self, f: impl FnOnce() -> R) -> R {
+        epoch::pin(self.arena, self.slot);
+        let result = f();
+        epoch::unpin(self.slot);
+        result
+    }
+}
+
+impl Buffer {
+    /// An empty buffer without bounds, to be put into a pool.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self::of_capacity(0)
+    }
+
+    /// An empty buffer that holds no more than `capacity` bytes at a time.
+    ///
+    /// # Panics
+    ///
+    /// If `capacity` is 0.
+    #[must_use]
+    pub const fn with_capacity(capacity: u64) -> Self {
+        assert!(capacity > 0, "a buffer without room");
+        Self::of_capacity(capacity)
+    }
+
+    const fn of_capacity(capacity: u64) -> Self {
+        Buffer {
+            words: Words::new(capacity),
+            _in_place: PhantomPinned,
+        }
+    }
+
+    pub(super) fn words(&self) -> &Words {
+        &self.words
+    }
+
+    pub(super) fn here(&self) -> Result<Option<Here>, NoSlot> {
+        let Some(arena) = Arena::containing(std::ptr::from_ref(self).addr()) else {
+            return Ok(None);
+        };
+        let slot = thread::slot(arena)?;
+        Ok(Some(Here { arena, slot }))
+    }
+
+    /// Appends bytes; the position of the first one. It does not wait.
+    ///
+    /// # Errors
+    ///
+    /// See [`AppendError`]. Nothing was appended.
+    ///
+    /// # Crash behaviour
+    ///
+    /// A caller that is killed has appended all bytes or none.
+    ///
+    /// ```
+    /// # use shmkit::{AppendError, Buffer, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let small = pool.create(Buffer::with_capacity(8))?;
+    /// small.append(b"12345")?;
+    /// assert_eq!(small.append(b"6789"), Err(AppendError::Full));
+    /// small.truncate_front(3)?;
+    /// assert_eq!(small.append(b"6789")?, 5);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn append(&self, bytes: &[u8]) -> Result<Position, AppendError> {
+        let here = self.here()?.ok_or(AppendError::NotInPool)?;
+        if self
+            .words
+            .capacity()
+            .is_some_and(|c| bytes.len() as u64 > c)
+        {
+            return Err(AppendError::TooLong { len: bytes.len() });
+        }
+        if bytes.is_empty() {
+            let (end, closed) = here.pinned(|| self.words.end(here.arena));
+            return if closed {
+                Err(AppendError::Closed)
+            } else {
+                Ok(end)
+            };
+        }
+        let appended = self.words.append(here.arena, here.slot, bytes);
+        appended.map_err(|refusal| match refusal {
+            Refusal::Full => AppendError::Full,
+            Refusal::Closed => AppendError::Closed,
+            Refusal::Alloc(error) => AppendError::Alloc(error),
+        })
+    }
+
+    /// The bytes of a range, in place. They stay as long as the view, whoever deletes them.
+    ///
+    /// # Errors
+    ///
+    /// See [`RangeError`].
+    ///
+    /// ```
+    /// # use shmkit::{Buffer, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let log = pool.create(Buffer::new())?;
+    /// let at = log.append(b"one piece")?;
+    /// let view = log.view(at..at + 9)?;
+    /// // What was appended at once is next to each other.
+    /// assert_eq!(view.as_slice(), Some(&b"one piece"[..]));
+    /// log.clear()?;
+    /// assert_eq!(view.chunks().map(<[u8]>::len).sum::<usize>(), 9);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn view(&self, range: Range<Position>) -> Result<BytesView<'_>, RangeError> {
+        BytesView::open(self, range)
+    }
+
+    /// Copies bytes from a position on, as many as there are and fit; how many.
+    ///
+    /// # Errors
+    ///
+    /// See [`RangeError`]. At the end itself there are none.
+    pub fn read_at(&self, from: Position, into: &mut [u8]) -> Result<usize, RangeError> {
+        let end = self.end();
+        let to = from.saturating_add(into.len() as u64).min(end.max(from));
+        let view = self.view(from..to)?;
+        let mut done = 0;
+        for chunk in view.chunks() {
+            into[done..done + chunk.len()].copy_from_slice(chunk);
+            done += chunk.len();
+        }
+        Ok(done)
+    }
+
+    /// A reader that begins at a position. It waits for what is not there yet.
+    #[must_use]
+    pub fn reader(&self, from: Position) -> Reader<'_> {
+        Reader::new(self, from)
+    }
+
+    /// Deletes all bytes before a position. Their memory is free when nobody looks at them any more.
+    /// Nothing happens if they have been deleted already.
+    ///
+    /// # Errors
+    ///
+    /// See [`RangeError`].
+    ///
+    /// # Crash behaviour
+    ///
+    /// A caller that is killed has deleted them or not. Memory that it had not freed by then is freed
+    /// by the next one to delete.
+    pub fn truncate_front(&self, to: Position) -> Result<(), RangeError> {
+        let here = self.here()?.ok_or(RangeError::NotInPool)?;
+        let (end, _) = here.pinned(|| self.words.end(here.arena));
+        if to > end {
+            return Err(RangeError::BeyondEnd { end });
+        }
+        self.words.truncate(here.arena, here.slot, to);
+        Ok(())
+    }
+
+    /// Deletes all bytes that there are at some moment of the call. Positions go on from there.
+    ///
+    /// # Errors
+    ///
+    /// See [`RangeError`].
+    pub fn clear(&self) -> Result<(), RangeError> {
+        self.truncate_front(self.end())
+    }
+
+    /// The position of the first byte that is not deleted.
+    #[must_use]
+    pub fn start(&self) -> Position {
+        self.words.start()
+    }
+
+    /// The position after the last byte. (0 if the thread has no slot in the pool.)
+    #[must_use]
+    pub fn end(&self) -> Position {
+        match self.here() {
+            Ok(Some(here)) => here.pinned(|| self.words.end(here.arena).0),
+            _ => 0,
+        }
+    }
+
+    /// How many bytes there are.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        // The start first: it does not pass an end that is read later.
+        let start = self.start();
+        self.end().saturating_sub(start)
+    }
+
+    /// True if there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The most bytes that it holds at a time; `None` for any number.
+    #[must_use]
+    pub fn capacity(&self) -> Option<u64> {
+        self.words.capacity()
+    }
+
+    /// Says that nothing will be appended any more: readers come to the end, writers fail.
+    ///
+    /// # Errors
+    ///
+    /// See [`RangeError`].
+    ///
+    /// # Crash behaviour
+    ///
+    /// A caller that is killed has closed it or not.
+    pub fn close(&self) -> Result<(), RangeError> {
+        let here = self.here()?.ok_or(RangeError::NotInPool)?;
+        self.words.close(here.arena, here.slot);
+        Ok(())
+    }
+
+    /// Bytes that its chunks take. Nobody uses it meanwhile.
+    pub(crate) fn memory(&self) -> usize {
+        match self.here() {
+            Ok(Some(here)) => here.pinned(|| self.words.memory(here.arena)),
+            _ => 0,
+        }
+    }
+
+    /// Whether it is closed.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        match self.here() {
+            Ok(Some(here)) => here.pinned(|| self.words.end(here.arena).1),
+            _ => false,
+        }
+    }
+}
+
+impl Default for Buffer {
+    fn default() -> Self {
+        Buffer::new()
+    }
+}
+
+impl fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Buffer")
+            .field("start", &self.start())
+            .field("end", &self.end())
+            .field("capacity", &self.capacity())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,254 @@
+//! The bytes of a [`Buffer`]: in place, and as a stream that waits.
+
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use super::buffer::{AppendError, Buffer, Here, Position, RangeError};
+use crate::engines::buffer::Found;
+use crate::layout::arena::Arena;
+use crate::participants::table::Slot;
+use crate::participants::{epoch, thread};
+
+/// Bytes of a [`Buffer`], in place. While a view is open nothing that is deleted meanwhile is freed.
+pub struct BytesView<'a> {
+    buffer: &'a Buffer,
+    slot: &'static Slot,
+    range: Range<Position>,
+    /// The chunk with the first byte, if there is any.
+    first: Option<Found>,
+    _one_thread: PhantomData<*const ()>,
+}
+
+// SAFETY: through a shared view there are bytes that nobody writes, and nothing else.
+unsafe impl Sync for BytesView<'_> {}
+
+impl<'a> BytesView<'a> {
+    pub(super) fn open(buffer: &'a Buffer, range: Range<Position>) -> Result<Self, RangeError> {
+        if range.start > range.end {
+            return Err(RangeError::Reversed);
+        }
+        let Here { arena, slot } = buffer.here()?.ok_or(RangeError::NotInPool)?;
+        epoch::pin(arena, slot);
+        // From here on its end unpins.
+        thread::guard_made();
+        let mut view = BytesView {
+            buffer,
+            slot,
+            range,
+            first: None,
+            _one_thread: PhantomData,
+        };
+        let words = buffer.words();
+        let start = words.start();
+        if view.range.start < start {
+            return Err(RangeError::Deleted { start });
+        }
+        let (end, _) = words.end(arena);
+        if view.range.end > end {
+            return Err(RangeError::BeyondEnd { end });
+        }
+        if !view.is_empty() {
+            view.first = words.find(arena, view.range.start);
+        }
+        Ok(view)
+    }
+
+    /// The positions of the bytes.
+    #[must_use]
+    pub fn range(&self) -> Range<Position> {
+        self.range.clone()
+    }
+
+    /// How many bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        (self.range.end - self.range.start) as usize
+    }
+
+    /// True if there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.range.is_empty()
+    }
+
+    /// The bytes as the slices in which they are. What was appended at once is in one of them.
+    #[must_use]
+    pub fn chunks(&self) -> ByteChunks<'_> {
+        ByteChunks {
+            next: self.first,
+            range: self.range.clone(),
+            view: PhantomData,
+        }
+    }
+
+    /// The bytes, if they are next to each other.
+    #[must_use]
+    pub fn as_slice(&self) -> Option<&[u8]> {
+        let slice = self.chunks().next().unwrap_or_default();
+        (slice.len() == self.len()).then_some(slice)
+    }
+
+    /// A copy.
+    #[must_use]
+    pub fn to_vec(&self) -> Vec<u8> {
+        self.chunks().collect::<Vec<_>>().concat()
+    }
+}
+
+impl Drop for BytesView<'_> {
+    fn drop(&mut self) {
+        // A forked child has a copy of its parent's view, and not its pin.
+        if let Some(arena) = Arena::containing(std::ptr::from_ref(self.slot).addr())
+            && thread::known_slot_at(arena.base()).is_some_and(|mine| std::ptr::eq(mine, self.slot))
+        {
+            epoch::unpin(self.slot);
+            thread::guard_dropped();
+            self.buffer.words().reclaim(arena, self.slot);
+        }
+    }
+}
+
+impl fmt::Debug for BytesView<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BytesView")
+            .field("range", &self.range)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The slices of a [`BytesView`].
+#[derive(Clone)]
+pub struct ByteChunks<'a> {
+    next: Option<Found>,
+    /// What is to come.
+    range: Range<Position>,
+    view: PhantomData<&'a BytesView<'a>>,
+}
+
+impl<'a> Iterator for ByteChunks<'a> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        while !self.range.is_empty() {
+            let chunk = self.next?;
+            // SAFETY: the view, which lives for `'a`, pinned before it found the first chunk.
+            let (bytes, next) = unsafe { chunk.bytes::<'a>(self.range.start, self.range.end) };
+            self.next = next;
+            self.range.start += bytes.len() as u64;
+            if !bytes.is_empty() {
+                return Some(bytes);
+            }
+        }
+        None
+    }
+}
+
+impl fmt::Debug for ByteChunks<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ByteChunks")
+            .field("range", &self.range)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Reads a [`Buffer`] from a position on, and waits for what is not there yet. It deletes nothing.
+///
+/// Bytes that others deleted before they were read are an error of kind `InvalidInput`, with a
+/// [`RangeError`] inside. After [`Buffer::close`] it comes to an end.
+///
+/// ```
+/// use std::io::{Read, Write};
+/// use shmkit::{Buffer, Pool};
+///
+/// let pool = Pool::builder().create()?;
+/// let pipe = pool.create(Buffer::new())?;
+/// (&mut &*pipe).write_all(b"news")?;
+/// pipe.close()?;
+/// let mut text = String::new();
+/// pipe.reader(0).read_to_string(&mut text)?;
+/// assert_eq!(text, "news");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Reader<'a> {
+    buffer: &'a Buffer,
+    position: Position,
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(buffer: &'a Buffer, position: Position) -> Self {
+        Reader { buffer, position }
+    }
+
+    /// The position of the next byte to be read.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        self.position
+    }
+}
+
+impl Read for Reader<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        if into.is_empty() {
+            return Ok(0);
+        }
+        let here = here(self.buffer)?;
+        let words = self.buffer.words();
+        let state = || here.pinned(|| words.end(here.arena));
+        let ready = || {
+            let (end, closed) = state();
+            end > self.position || closed || words.start() > self.position
+        };
+        if !ready() {
+            words.arrivals.wait(here.arena, here.slot, ready);
+        }
+        let read = match self.buffer.read_at(self.position, into) {
+            // A position beyond the end of a closed buffer.
+            Err(RangeError::BeyondEnd { .. }) => 0,
+            read => read?,
+        };
+        self.position += read as u64;
+        Ok(read)
+    }
+}
+
+fn here(buffer: &Buffer) -> Result<Here, RangeError> {
+    buffer.here()?.ok_or(RangeError::NotInPool)
+}
+
+/// Writing waits for room, and then appends as much as there is room for: each call of `write` is
+/// an append of its own.
+impl Write for &Buffer {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if bytes.is_empty() {
+            return Ok(0);
+        }
+        let here = here(self)?;
+        let words = self.words();
+        let room = || {
+            let start = words.start();
+            let (end, closed) = here.pinned(|| words.end(here.arena));
+            match words.capacity() {
+                Some(capacity) if !closed => capacity.saturating_sub(end.saturating_sub(start)),
+                _ => u64::MAX,
+            }
+        };
+        loop {
+            let len = (bytes.len() as u64).min(room()) as usize;
+            if len > 0 {
+                match self.append(&bytes[..len]) {
+                    // Others were faster.
+                    Err(AppendError::Full) => {}
+                    appended => return Ok(appended.map(|_| len)?),
+                }
+            }
+            words.departures.wait(here.arena, here.slot, || room() > 0);
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

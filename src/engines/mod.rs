@@ -1,0 +1,105 @@
+//! What every process must know of the containers, whether its program uses them or not: how an
+//! operation that died is resolved, what a container owns, and what must hold of it.
+//!
+//! A container has two parts. Its *engine*, here, works on words and blocks, knows no types of
+//! users, and is found by a number; the typed face is in `containers`. So a survivor from another
+//! program, which has never heard of a value's type, can resolve what a dead thread was doing to
+//! it, and can destroy the container.
+//!
+//! An engine offers, each found here by its number:
+//!
+//! | what | when |
+//! |---|---|
+//! | [`resolve`] | a thread died with an intent of the engine open; repeatable, as all of recovery |
+//! | [`next_block`] | the container is being destroyed: what is to be freed next |
+//! | [`check`] | a full check of the pool at rest |
+//!
+//! | module   | what |
+//! |----------|------|
+//! | `limbo`  | what was unlinked and may still be looked at |
+//! | `change` | one word is made to name another block |
+//! | `cell`   | a word that names a block |
+//! | `map`    | words that name nodes, by the hash of their keys |
+//!
+//! Intents of an engine have its number in the bits from [`OP_SHIFT`] up; what is below, and the
+//! arguments, are the engine's own.
+
+pub(crate) mod buffer;
+pub(crate) mod cell;
+pub(crate) mod change;
+pub(crate) mod leases;
+pub(crate) mod limbo;
+pub(crate) mod map;
+pub(crate) mod queue;
+
+use crate::allocator::check::CheckReport;
+use crate::layout::Engine;
+use crate::layout::arena::Arena;
+use crate::participants::table::Slot;
+use crate::participants::tag::Tag;
+use crate::primitive::AtomicU64;
+
+/// Where the engine's number is in an intent's operation.
+pub(crate) const OP_SHIFT: u32 = 8;
+
+/// A block that is to be freed, and the word that names it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Named {
+    /// The address of the word.
+    pub(crate) word: u64,
+    /// What the word holds while it names the block.
+    pub(crate) old: u64,
+    /// What it holds afterwards: something else.
+    pub(crate) next: u64,
+    /// The block's address.
+    pub(crate) block: usize,
+}
+
+/// A word of the pool by its address. Intents name words of committed tables, or of objects that
+/// their author's process held when it opened the intent, and holds until the intent is resolved.
+pub(crate) fn word(arena: Arena, address: u64) -> Option<&'static AtomicU64> {
+    arena.word_at(address as usize)
+}
+
+/// Completes or undoes what a dead thread had open, if the operation is an engine's. The caller
+/// holds the slot's life word, frees what `freeing` names afterwards, and closes the intent.
+pub(crate) fn resolve(arena: Arena, slot: &Slot, owner: Tag, op: u64) {
+    match Engine::numbered((op >> OP_SHIFT) as u32) {
+        Some(Engine::Buffer) => buffer::resolve(arena, slot, owner, op),
+        Some(Engine::Cell) => change::resolve(arena, slot, owner),
+        Some(Engine::Map) => map::resolve(arena, slot, owner, op),
+        Some(Engine::Queue) => queue::resolve(arena, slot, owner, op),
+        Some(Engine::Heap) | None => {}
+    }
+}
+
+/// The next block to free of a container that is being destroyed, and nobody uses; `first` is the
+/// address of its first word. `None` when it owns no more.
+///
+/// The caller frees the block and stores [`Named::next`] before it asks again, perhaps after
+/// a death with everything but `cursor` forgotten. `cursor` starts at 0 and is the engine's own.
+pub(crate) fn next_block(
+    arena: Arena,
+    engine: Engine,
+    first: usize,
+    cursor: &mut usize,
+) -> Option<Named> {
+    match engine {
+        Engine::Buffer => buffer::next_block(arena, first),
+        Engine::Cell => cell::next_block(arena, first),
+        Engine::Map => map::next_block(arena, first, cursor),
+        Engine::Queue => queue::next_block(arena, first, cursor),
+        Engine::Heap => None,
+    }
+}
+
+/// Checks a container at rest; `first` is the address of its first word.
+pub(crate) fn check(arena: Arena, engine: Engine, first: usize, report: &mut CheckReport) {
+    match engine {
+        Engine::Buffer => buffer::check(arena, first, report),
+        Engine::Cell => cell::check(arena, first, report),
+        Engine::Map => map::check(arena, first, report),
+        Engine::Queue => queue::check(arena, first, report),
+        Engine::Heap => {}
+    }
+}

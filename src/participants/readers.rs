@@ -1,0 +1,153 @@
+//! Who reads under which lock: each thread lists in its slot the locks that it reads under.
+//!
+//! A reader writes to its own slot alone, so readers do not slow each other down, and a dead one
+//! needs nobody to give anything back: its list is a dead slot's, which does not count. Who wants
+//! to write pays for it, and looks at the lists of all threads.
+//!
+//! It is Dekker's scheme, as with hazard pointers (Michael 2004): the reader lists the lock and
+//! then looks at the lock's word; the writer takes the word and then looks at the lists. All of it
+//! is sequentially consistent, so one of the two sees the other. The reader withdraws; the writer
+//! waits.
+//!
+//! | killed | leaves |
+//! |--------|--------|
+//! | anywhere between listing a lock and striking it | an entry in a dead slot, which does not count once its intent is resolved, and is cleared by recovery |
+//!
+//! Invariants
+//! 1. An entry of a living thread that names a lock is struck by that thread alone.
+//! 2. Every entry in use is below the slot's limit.
+
+use std::ops::Range;
+use std::time::Instant;
+
+use crate::layout::arena::Arena;
+use crate::participants::lock;
+use crate::participants::table::{READS, Slot};
+use crate::participants::tag::Tag;
+use crate::primitive::{AtomicU64, Ordering};
+use crate::sys::futex;
+
+/// Why a lock was not listed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum NotListed {
+    /// The thread lists it already.
+    Already,
+    /// The thread lists as many as it can.
+    Full,
+}
+
+fn address(word: &AtomicU64) -> u64 {
+    std::ptr::from_ref(word).addr() as u64
+}
+
+/// Lists a lock, by its word; the entry. What the caller loads from the word from here on is newer
+/// than what any writer has seen that does not see the entry.
+#[inline]
+pub(crate) fn enter(slot: &Slot, word: &AtomicU64) -> Result<usize, NotListed> {
+    let lock = address(word);
+    // Relaxed: our own.
+    let limit = slot.reading.limit.load(Ordering::Relaxed) as usize;
+    let mut free = limit;
+    for (index, entry) in slot.reading.locks.iter().take(limit).enumerate() {
+        match entry.load(Ordering::Relaxed) {
+            0 if free == limit => free = index,
+            listed if listed == lock => return Err(NotListed::Already),
+            _ => {}
+        }
+    }
+    let entry = slot.reading.locks.get(free).ok_or(NotListed::Full)?;
+    if free == limit {
+        // Before the entry, by invariant 2.
+        let raised = free as u64 + 1;
+        slot.reading.limit.store(raised, Ordering::SeqCst);
+    }
+    entry.store(lock, Ordering::SeqCst);
+    Ok(free)
+}
+
+/// Strikes an entry, and wakes who waits for that, if anybody may.
+#[inline]
+pub(crate) fn leave(slot: &Slot, index: usize, word: &AtomicU64) {
+    let entry = &slot.reading.locks[index];
+    // Release pairs with the Acquire of the writer that waits for it.
+    entry.store(0, Ordering::Release);
+    // Relaxed: a writer that came this very moment looks again within `lock::TICK`.
+    if !Tag::of_word(word.load(Ordering::Relaxed)).is_nobody() {
+        futex::wake(Arena::low_half(entry), u32::MAX);
+    }
+}
+
+/// True if the thread of this slot, the caller's, lists the lock.
+pub(crate) fn lists(slot: &Slot, word: &AtomicU64) -> bool {
+    let lock = address(word);
+    used(slot).any(|entry| entry.load(Ordering::Relaxed) == lock)
+}
+
+fn used(slot: &Slot) -> impl Iterator<Item = &AtomicU64> {
+    let limit = slot.reading.limit.load(Ordering::SeqCst) as usize;
+    slot.reading.locks.iter().take(limit.min(READS))
+}
+
+/// Waits until nobody who lives lists the lock, whose word the caller has taken; until `deadline`
+/// at most (for ever if `None`). False if the time is up.
+pub(crate) fn wait_for_all(
+    arena: Arena,
+    slot: &Slot,
+    word: &AtomicU64,
+    deadline: Option<Instant>,
+) -> bool {
+    let lock = address(word);
+    arena.slots().all(|(index, other)| {
+        used(other).all(|entry| {
+            // Acquire pairs with the Release of `leave`.
+            entry.load(Ordering::SeqCst) != lock
+                || wait_for(arena, slot, (index, entry), lock, deadline)
+        })
+    })
+}
+
+/// Waits until an entry of another thread is struck. False if the time is up.
+#[cold]
+fn wait_for(
+    arena: Arena,
+    slot: &Slot,
+    (index, entry): (usize, &AtomicU64),
+    lock: u64,
+    deadline: Option<Instant>,
+) -> bool {
+    /// Looks before sleeping.
+    const SPINS: u32 = 100;
+    let mut spins = 0;
+    loop {
+        // The owner before the entry: a later owner's entry is a reader that withdraws.
+        let owner = Tag::new(index, arena.slot(index).state().generation);
+        if entry.load(Ordering::SeqCst) != lock || lock::is_over(arena, owner) {
+            return true;
+        }
+        if spins < SPINS {
+            spins += 1;
+            std::hint::spin_loop();
+            continue;
+        }
+        if deadline.is_some_and(|d| Instant::now() >= d) {
+            return false;
+        }
+        let half = Arena::low_half(entry);
+        lock::sleep(arena, slot, half, lock as u32, owner, deadline);
+    }
+}
+
+/// Clears a dead slot's list. Called by the holder of its life word.
+pub(crate) fn forget(slot: &Slot) {
+    for entry in &slot.reading.locks {
+        entry.store(0, Ordering::Release);
+    }
+    slot.reading.limit.store(0, Ordering::Release);
+}
+
+/// True if anybody lists a lock within the addresses.
+pub(crate) fn any_within(arena: Arena, range: &Range<usize>) -> bool {
+    arena
+        .slots()
+        .any(|(_, slot)| used(slot).any(|e| range.contains(&(e.load(Ordering::SeqCst) as usize))))
+}

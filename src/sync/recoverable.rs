@@ -1,0 +1,277 @@
+//! [`RecoverableMutex`]: a lock whose value repairs itself.
+//!
+//! # Rationale
+//!
+//! A value that can tell from any of its bytes how to be put right needs no orphans: who locks next
+//! after a death repairs it first, under the lock. A panic of a holder leaves a half changed value
+//! just as well, so it is repaired the same way, and there is no poison.
+//!
+//! The word is that of a mutex (`participants::lock`):
+//!
+//! | word | meaning | next |
+//! |------|---------|------|
+//! | free                     | the value is in order | held |
+//! | free, PANICKED or DIED   | to be repaired | held, and [`Recover::recover`] runs |
+//! | held, with either        | the holder repairs it | both cleared, once it is repaired |
+//! | held                     | the holder may be changing the value | free |
+//! | held by the dead         | as DIED | held, with DIED |
+//!
+//! | killed, or unwinding | leaves | and then |
+//! |--------|--------|----------|
+//! | with a guard | a dead tag; or PANICKED | the next one repairs |
+//! | while it repairs, also in `recover` | a dead tag; or the flags as they were | the next one repairs anew |
+//! | after the flags are cleared | as with a guard | the next one repairs what is in order: no harm |
+//!
+//! Invariants
+//! 1. A guard exists only on the thread whose tag is in the word; references come from guards alone.
+//! 2. PANICKED and DIED are cleared only after `recover` has returned.
+
+use std::cell::UnsafeCell;
+use std::fmt;
+use std::marker::PhantomPinned;
+use std::mem::offset_of;
+use std::ops::{Deref, DerefMut};
+use std::time::{Duration, Instant};
+
+use super::reentrant::LockFailure;
+use super::{Here, Holder, deadline, here};
+use crate::layout::{Field, KillSafe, ShmSafe, TypeInfo};
+use crate::participants::lock::{self, DIED, PANICKED, Refused, Taken};
+use crate::participants::tag::Tag;
+use crate::primitive::{AtomicU64, Ordering};
+
+/// A value that can be put right whatever a killed process has left of a change to it.
+pub trait Recover: KillSafe + Unpin {
+    /// Puts the value right.
+    ///
+    /// It runs under the lock, in whoever locks next after a holder was killed or panicked. It may
+    /// be killed or panic itself, anywhere; then it runs again, on what it left. So it must come to
+    /// the same end however often it is begun, and do nothing to a value that is in order.
+    fn recover(&mut self);
+}
+
+/// A lock around a value that is repaired, by [`Recover::recover`], when a holder was killed or
+/// panicked.
+///
+/// # Crash behaviour
+///
+/// If a holder is killed, the next one to lock repairs the value and has it. If that one is killed
+/// meanwhile, the next one does.
+///
+/// ```
+/// use shmkit::{KillSafe, Pool, Recover, RecoverableMutex, ShmSafe};
+///
+/// /// A sum and its parts; the parts count.
+/// #[derive(ShmSafe, KillSafe)]
+/// struct Votes {
+///     parts: [u64; 3],
+///     sum: u64,
+/// }
+///
+/// impl Recover for Votes {
+///     fn recover(&mut self) {
+///         self.sum = self.parts.iter().sum();
+///     }
+/// }
+///
+/// let pool = Pool::builder().create()?;
+/// let votes = pool.create(RecoverableMutex::new(Votes { parts: [0; 3], sum: 0 }))?;
+/// shmkit::process::scope(|s| {
+///     let child = s.spawn::<_, ()>(|| {
+///         votes.lock().unwrap().parts[1] += 1;
+///         let mut guard = votes.lock().unwrap();
+///         guard.parts[2] += 1;
+///         std::process::abort();
+///     });
+///     let _ = child.unwrap().join();
+/// });
+/// assert_eq!(votes.lock()?.sum, 2);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[repr(C)]
+pub struct RecoverableMutex<T: Recover> {
+    word: AtomicU64,
+    value: UnsafeCell<T>,
+    _in_place: PhantomPinned,
+}
+
+// SAFETY: the value is reached by one thread at a time (invariant 1), and `T: ShmSafe` may be sent
+// from thread to thread; the word is atomic.
+unsafe impl<T: Recover> Sync for RecoverableMutex<T> {}
+
+// SAFETY: an atomic word, a tag of the pool's own tables in it, and a value that is listed at its
+// place; no `Drop`. Between processes as between threads: the tag excludes both.
+unsafe impl<T: Recover> ShmSafe for RecoverableMutex<T> {
+    const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>(
+        "RecoverableMutex",
+        const {
+            &[
+                Field::at::<std::sync::atomic::AtomicU64>("word", 0),
+                Field::at::<T>("value", offset_of!(Self, value)),
+            ]
+        },
+    );
+    const IMAGE_BOUND: bool = T::IMAGE_BOUND;
+    const OWNS: bool = T::OWNS;
+}
+
+impl<T: Recover> RecoverableMutex<T> {
+    /// An unlocked mutex, to be put into a pool.
+    #[must_use]
+    pub const fn new(value: T) -> Self {
+        RecoverableMutex {
+            word: AtomicU64::new(0),
+            value: UnsafeCell::new(value),
+            _in_place: PhantomPinned,
+        }
+    }
+
+    /// Locks it, waiting as long as somebody who lives holds it, and repairs the value if a holder
+    /// was killed or panicked.
+    ///
+    /// # Errors
+    ///
+    /// See [`LockFailure`].
+    ///
+    /// # Panics
+    ///
+    /// If [`Recover::recover`] does. The lock is free then, and the next one to lock repairs.
+    ///
+    /// # Crash behaviour
+    ///
+    /// A caller that is killed has the lock or not. If it has, the next one repairs.
+    pub fn lock(&self) -> Result<RecoverableGuard<'_, T>, LockFailure> {
+        self.lock_until(None)
+    }
+
+    /// Locks it if nobody who lives holds it.
+    ///
+    /// # Errors
+    ///
+    /// See [`LockFailure`].
+    ///
+    /// # Panics
+    ///
+    /// As for [`lock`](Self::lock).
+    pub fn try_lock(&self) -> Result<RecoverableGuard<'_, T>, LockFailure> {
+        let here = here(self)?;
+        self.outcome(here, lock::try_lock(here.arena, here.slot, &self.word))
+    }
+
+    /// As [`lock`](Self::lock), for that time at most. (Repairing takes its time.)
+    ///
+    /// # Errors
+    ///
+    /// See [`LockFailure`].
+    ///
+    /// # Panics
+    ///
+    /// As for [`lock`](Self::lock).
+    pub fn lock_timeout(&self, timeout: Duration) -> Result<RecoverableGuard<'_, T>, LockFailure> {
+        self.lock_until(deadline(timeout))
+    }
+
+    fn lock_until(
+        &self,
+        deadline: Option<Instant>,
+    ) -> Result<RecoverableGuard<'_, T>, LockFailure> {
+        let here = here(self)?;
+        let taken = lock::lock(here.arena, here.slot, &self.word, deadline);
+        self.outcome(here, taken)
+    }
+
+    #[inline]
+    fn outcome(
+        &self,
+        here: Here,
+        taken: Result<Taken, Refused>,
+    ) -> Result<RecoverableGuard<'_, T>, LockFailure> {
+        let taken = taken?;
+        let mut guard = RecoverableGuard {
+            mutex: self,
+            holder: Holder::new(here.slot),
+        };
+        if taken.flags != 0 {
+            guard.repair();
+        }
+        Ok(guard)
+    }
+}
+
+impl<T: Recover + Default> Default for RecoverableMutex<T> {
+    fn default() -> Self {
+        RecoverableMutex::new(T::default())
+    }
+}
+
+impl<T: Recover> fmt::Debug for RecoverableMutex<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let word = self.word.load(Ordering::Relaxed);
+        f.debug_struct("RecoverableMutex")
+            .field("locked", &!Tag::of_word(word).is_nobody())
+            .field("to_be_repaired", &(word & (PANICKED | DIED) != 0))
+            .finish_non_exhaustive()
+    }
+}
+
+/// The lock on a [`RecoverableMutex`], held; released when it is dropped.
+#[must_use = "the lock is released when the guard is dropped"]
+pub struct RecoverableGuard<'a, T: Recover> {
+    mutex: &'a RecoverableMutex<T>,
+    holder: Holder,
+}
+
+// SAFETY: through a shared guard there is `&T` and nothing else.
+unsafe impl<T: Recover> Sync for RecoverableGuard<'_, T> {}
+
+impl<T: Recover> RecoverableGuard<'_, T> {
+    #[cold]
+    fn repair(&mut self) {
+        self.recover();
+        // By invariant 2.
+        lock::clear(&self.mutex.word, PANICKED | DIED);
+    }
+}
+
+impl<T: Recover> Deref for RecoverableGuard<'_, T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        // SAFETY: by invariant 1 no other thread has a reference, and by the borrow of the guard
+        // nobody has a mutable one.
+        unsafe { &*self.mutex.value.get() }
+    }
+}
+
+impl<T: Recover> DerefMut for RecoverableGuard<'_, T> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut T {
+        // SAFETY: by invariant 1 no other thread has a reference, and by the borrow of the guard
+        // nobody else has one.
+        unsafe { &mut *self.mutex.value.get() }
+    }
+}
+
+impl<T: Recover> Drop for RecoverableGuard<'_, T> {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(slot) = self.holder.end(self.mutex) {
+            let unwound = self.holder.unwound();
+            let set = if unwound { PANICKED } else { 0 };
+            lock::unlock(&self.mutex.word, slot.tag(), set);
+        }
+    }
+}
+
+impl<T: Recover + fmt::Debug> fmt::Debug for RecoverableGuard<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}
+
+impl<T: Recover + fmt::Display> fmt::Display for RecoverableGuard<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}

@@ -1,0 +1,638 @@
+//! [`RwLock`]: many readers or one writer.
+//!
+//! # Rationale
+//!
+//! A reader must be found out when it is killed, so it is listed, in its own slot
+//! (`participants::readers`); the lock's word (`participants::lock`) names the writer only. So a
+//! read is one exchange on a line of the reader's own, and readers on all processors at once do not
+//! disturb each other. A writer takes the word, which keeps new readers out, and waits for those
+//! that are listed: writers do not starve, and pay for a look at the slots of all threads.
+//!
+//! A writer that is killed while it waits for readers has changed nothing, and the readers go on.
+//! `dirty` tells that from a writer killed while it wrote.
+//!
+//! | word | dirty | meaning | next |
+//! |------|---|---------|------|
+//! | free             | 0 | the value is valid; listed threads read | held |
+//! | free, PANICKED   | 0 | valid, a writer unwound | as above: [`RwLockError::Panicked`] |
+//! | held             | 0 | valid; the holder waits for listed threads | dirty; or free: it gives up |
+//! | held             | 1 | the holder may be changing the value; nobody reads | held, 0, by its holder |
+//! | free, DIED       | 1 | perhaps not valid; nobody reads | held: [`RwLockError::OwnerDied`] |
+//! | held by the dead | 0 | valid | held, or free, by anybody |
+//! | held by the dead | 1 | as DIED | held, with DIED: [`RwLockError::OwnerDied`] |
+//!
+//! | killed | leaves | the next one gets |
+//! |--------|--------|-------------------|
+//! | reading, or about to | an entry in a dead slot | the lock: the entry does not count |
+//! | waiting for readers | a dead tag, not dirty | the lock, and readers go on |
+//! | with a [`WriteGuard`] or an orphan | a dead tag, dirty | an orphan |
+//! | unlocking, once it is not dirty | a dead tag, or sleepers not woken | the lock, at their next look |
+//!
+//! Invariants
+//! 1. `dirty` is changed by the holder of the word alone. It is 1 from before a [`WriteGuard`] exists
+//!    until after the value is valid again.
+//! 2. A [`ReadGuard`] exists only on a thread that lists the lock, and that has seen the word free and
+//!    without DIED after listing it.
+//! 3. `dirty` becomes 1 only when nobody who lives lists the lock and has seen the word free.
+
+use std::cell::UnsafeCell;
+use std::fmt;
+use std::marker::PhantomPinned;
+use std::mem::{ManuallyDrop, offset_of};
+use std::ops::{Deref, DerefMut};
+use std::time::{Duration, Instant};
+
+use super::mutex::process_of;
+use super::{Here, Holder, Nowhere, deadline, here};
+use crate::layout::{Field, KillSafe, ShmSafe, TypeInfo};
+use crate::participants::lock::{self, DIED, PANICKED, Refused};
+use crate::participants::readers::{self, NotListed};
+use crate::participants::tag::Tag;
+use crate::primitive::{AtomicU64, Ordering, compiler_fence};
+use crate::process::ProcessId;
+
+/// A lock around a value, for many readers at once or one writer, in any number of threads and
+/// processes.
+///
+/// Writers that wait keep new readers out. A thread that locks what it has locked already, in
+/// whatever way, is told so. A thread can read under 31 locks at once.
+///
+/// # Crash behaviour
+///
+/// If a reader is killed, its lock is gone. If a writer is killed with a guard, the next one to
+/// lock, for reading or for writing, gets [`RwLockError::OwnerDied`] with the lock held.
+///
+/// ```
+/// use shmkit::{Pool, RwLock};
+///
+/// let pool = Pool::builder().create()?;
+/// let limits = pool.create(RwLock::new([1_u32, 5]))?;
+/// assert_eq!(limits.read().unwrap()[1], 5);
+/// limits.write().unwrap()[1] = 7;
+/// assert_eq!(limits.read().unwrap()[1], 7);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[repr(C)]
+pub struct RwLock<T: ShmSafe> {
+    word: AtomicU64,
+    dirty: AtomicU64,
+    value: UnsafeCell<T>,
+    _in_place: PhantomPinned,
+}
+
+// SAFETY: the value is changed by one thread while nobody else reaches it, and shared otherwise
+// (invariants 2 and 3); `T: ShmSafe` may be sent and shared. The words are atomic.
+unsafe impl<T: ShmSafe> Sync for RwLock<T> {}
+
+// SAFETY: atomic words, a tag of the pool's own tables in one, and a value that is listed at its
+// place; no `Drop`. Between processes as between threads: lists and tag exclude both.
+unsafe impl<T: ShmSafe> ShmSafe for RwLock<T> {
+    const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>(
+        "RwLock",
+        const {
+            &[
+                Field::at::<std::sync::atomic::AtomicU64>("word", 0),
+                Field::at::<std::sync::atomic::AtomicU64>("dirty", 8),
+                Field::at::<T>("value", offset_of!(Self, value)),
+            ]
+        },
+    );
+    const IMAGE_BOUND: bool = T::IMAGE_BOUND;
+    const OWNS: bool = T::OWNS;
+}
+
+/// Why an [`RwLock`] was not simply locked; `G` is the guard that was asked for.
+#[derive(thiserror::Error)]
+#[non_exhaustive]
+pub enum RwLockError<'a, T: ShmSafe, G> {
+    /// It is locked, and a writer has panicked with it. The value is valid, but may be half changed.
+    #[error("a writer panicked with the lock")]
+    Panicked(G),
+    /// It is locked for writing, and a writer was killed with it.
+    #[error("a writer was killed with the lock")]
+    OwnerDied(WriteOrphan<'a, T>),
+    /// This thread has locked it already, for reading or writing.
+    #[error("this thread has the lock already")]
+    WouldDeadlock,
+    /// Somebody else has locked it, and the call does not wait.
+    #[error("the lock is held")]
+    WouldBlock,
+    /// Others have had it all the time.
+    #[error("the lock was held for the whole time limit")]
+    TimedOut,
+    /// The thread reads under as many locks of the pool as it can.
+    #[error("the thread reads under as many locks as a thread can")]
+    TooManyReads,
+    /// The lock is not part of an object in a pool.
+    #[error("the lock is not in a pool")]
+    NotInPool,
+    /// The thread has no slot in the pool.
+    #[error("the pool has no slot for this thread")]
+    NoSlot,
+}
+
+impl<T: ShmSafe, G> fmt::Debug for RwLockError<'_, T, G> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            RwLockError::Panicked(_) => "Panicked(..)",
+            RwLockError::OwnerDied(_) => "OwnerDied(..)",
+            RwLockError::WouldDeadlock => "WouldDeadlock",
+            RwLockError::WouldBlock => "WouldBlock",
+            RwLockError::TimedOut => "TimedOut",
+            RwLockError::TooManyReads => "TooManyReads",
+            RwLockError::NotInPool => "NotInPool",
+            RwLockError::NoSlot => "NoSlot",
+        })
+    }
+}
+
+impl<T: ShmSafe, G> From<Nowhere> for RwLockError<'_, T, G> {
+    fn from(nowhere: Nowhere) -> Self {
+        match nowhere {
+            Nowhere::NotInPool => RwLockError::NotInPool,
+            Nowhere::NoSlot => RwLockError::NoSlot,
+        }
+    }
+}
+
+impl<T: ShmSafe, G> From<Refused> for RwLockError<'_, T, G> {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Held => RwLockError::WouldDeadlock,
+            Refused::Busy => RwLockError::WouldBlock,
+            Refused::TimedOut => RwLockError::TimedOut,
+        }
+    }
+}
+
+impl<T: ShmSafe, G> From<NotListed> for RwLockError<'_, T, G> {
+    fn from(why: NotListed) -> Self {
+        match why {
+            NotListed::Already => RwLockError::WouldDeadlock,
+            NotListed::Full => RwLockError::TooManyReads,
+        }
+    }
+}
+
+type ReadResult<'a, T> = Result<ReadGuard<'a, T>, RwLockError<'a, T, ReadGuard<'a, T>>>;
+type WriteResult<'a, T> = Result<WriteGuard<'a, T>, RwLockError<'a, T, WriteGuard<'a, T>>>;
+
+/// How long a call waits.
+#[derive(Clone, Copy)]
+enum Patience {
+    None,
+    Until(Option<Instant>),
+}
+
+impl<T: ShmSafe> RwLock<T> {
+    /// An unlocked lock, to be put into a pool.
+    #[must_use]
+    pub const fn new(value: T) -> Self {
+        RwLock {
+            word: AtomicU64::new(0),
+            dirty: AtomicU64::new(0),
+            value: UnsafeCell::new(value),
+            _in_place: PhantomPinned,
+        }
+    }
+
+    /// Locks it for reading, waiting as long as somebody who lives writes or waits to write.
+    ///
+    /// # Errors
+    ///
+    /// See [`RwLockError`].
+    ///
+    /// # Crash behaviour
+    ///
+    /// A caller that is killed, with or without the lock, hinders nobody.
+    #[inline]
+    pub fn read(&self) -> ReadResult<'_, T> {
+        self.read_with(Patience::Until(None))
+    }
+
+    /// Locks it for reading if nobody who lives writes or waits to write.
+    ///
+    /// # Errors
+    ///
+    /// See [`RwLockError`].
+    #[inline]
+    pub fn try_read(&self) -> ReadResult<'_, T> {
+        self.read_with(Patience::None)
+    }
+
+    /// As [`read`](Self::read), for that time at most.
+    ///
+    /// # Errors
+    ///
+    /// See [`RwLockError`].
+    pub fn read_timeout(&self, timeout: Duration) -> ReadResult<'_, T> {
+        self.read_with(Patience::Until(deadline(timeout)))
+    }
+
+    /// Locks it for writing, waiting as long as somebody who lives reads or writes.
+    ///
+    /// # Errors
+    ///
+    /// See [`RwLockError`].
+    ///
+    /// # Crash behaviour
+    ///
+    /// A caller that is killed while it waits leaves the lock and the value as they are. One that
+    /// is killed with the lock leaves a [`WriteOrphan`] to the next.
+    ///
+    /// ```
+    /// # use shmkit::{Pool, RwLock, sync::RwLockError};
+    /// # let pool = Pool::builder().create()?;
+    /// let name = pool.create(RwLock::new([0_u8; 16]))?;
+    /// let guard = match name.write() {
+    ///     Ok(guard) => guard,
+    ///     Err(RwLockError::OwnerDied(orphan)) => orphan.reset([0; 16]),
+    ///     Err(error) => panic!("{error}"),
+    /// };
+    /// assert!(matches!(name.read(), Err(RwLockError::WouldDeadlock)));
+    /// # drop(guard);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn write(&self) -> WriteResult<'_, T> {
+        self.write_with(Patience::Until(None))
+    }
+
+    /// Locks it for writing if nobody who lives reads or writes. Readers that come while it finds
+    /// this out may find the lock taken.
+    ///
+    /// # Errors
+    ///
+    /// See [`RwLockError`].
+    pub fn try_write(&self) -> WriteResult<'_, T> {
+        self.write_with(Patience::None)
+    }
+
+    /// As [`write`](Self::write), for that time at most.
+    ///
+    /// # Errors
+    ///
+    /// See [`RwLockError`].
+    pub fn write_timeout(&self, timeout: Duration) -> WriteResult<'_, T> {
+        self.write_with(Patience::Until(deadline(timeout)))
+    }
+
+    /// Whether a writer has panicked, and nobody has called [`clear_poison`](Self::clear_poison)
+    /// since.
+    #[must_use]
+    pub fn is_poisoned(&self) -> bool {
+        // Relaxed: a hint to who does not hold the lock, and exact to who does.
+        self.word.load(Ordering::Relaxed) & PANICKED != 0
+    }
+
+    /// Says that the value is in order although a writer panicked. The death of a writer is another
+    /// matter, and stays.
+    pub fn clear_poison(&self) {
+        lock::clear(&self.word, PANICKED);
+    }
+
+    #[inline]
+    fn read_with(&self, patience: Patience) -> ReadResult<'_, T> {
+        let here = here(self)?;
+        let entry = readers::enter(here.slot, &self.word)?;
+        if self.word.load(Ordering::SeqCst) == 0 {
+            Ok(ReadGuard::new(self, here, entry))
+        } else {
+            self.read_slow(here, entry, patience)
+        }
+    }
+
+    /// Reads although the word was not 0 after the lock was listed.
+    #[cold]
+    fn read_slow(&self, here: Here, mut entry: usize, patience: Patience) -> ReadResult<'_, T> {
+        loop {
+            let word = self.word.load(Ordering::SeqCst);
+            let owner = Tag::of_word(word);
+            if owner.is_nobody() && word & DIED == 0 {
+                let guard = ReadGuard::new(self, here, entry);
+                return if word & PANICKED == 0 {
+                    Ok(guard)
+                } else {
+                    Err(RwLockError::Panicked(guard))
+                };
+            }
+            readers::leave(here.slot, entry, &self.word);
+            if owner.is_nobody() || lock::is_over(here.arena, owner) {
+                self.see_to_the_dead(here)?;
+            } else if let Patience::Until(deadline) = patience {
+                lock::wait_until_free(here.arena, here.slot, &self.word, deadline)?;
+            } else if owner == here.slot.tag() {
+                return Err(RwLockError::WouldDeadlock);
+            } else {
+                return Err(RwLockError::WouldBlock);
+            }
+            entry = readers::enter(here.slot, &self.word)?;
+        }
+    }
+
+    /// Takes the word from the dead: frees it if the value is valid, answers with an orphan if not.
+    fn see_to_the_dead<G>(&self, here: Here) -> Result<(), RwLockError<'_, T, G>> {
+        match lock::try_lock(here.arena, here.slot, &self.word) {
+            Ok(taken) => {
+                self.check(here, taken.from)?;
+                lock::unlock_for_all(&self.word, here.slot.tag(), 0);
+                Ok(())
+            }
+            // Somebody else was faster.
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn write_with(&self, patience: Patience) -> WriteResult<'_, T> {
+        let here = here(self)?;
+        if readers::lists(here.slot, &self.word) {
+            return Err(RwLockError::WouldDeadlock);
+        }
+        let (taken, deadline) = match patience {
+            Patience::None => (
+                lock::try_lock(here.arena, here.slot, &self.word)?,
+                Some(Instant::now()),
+            ),
+            Patience::Until(deadline) => (
+                lock::lock(here.arena, here.slot, &self.word, deadline)?,
+                deadline,
+            ),
+        };
+        self.check(here, taken.from)?;
+        // By invariant 3.
+        if !readers::wait_for_all(here.arena, here.slot, &self.word, deadline) {
+            lock::unlock_for_all(&self.word, here.slot.tag(), 0);
+            return Err(match patience {
+                Patience::None => RwLockError::WouldBlock,
+                Patience::Until(_) => RwLockError::TimedOut,
+            });
+        }
+        self.dirty.store(1, Ordering::Release);
+        // By invariant 1: before any store to the value.
+        compiler_fence(Ordering::SeqCst);
+        let guard = WriteGuard::new(self, here);
+        if taken.flags & PANICKED == 0 {
+            Ok(guard)
+        } else {
+            Err(RwLockError::Panicked(guard))
+        }
+    }
+
+    /// The caller has taken the word, from `from` if that died with it: is the value valid?
+    #[inline]
+    fn check<G>(&self, here: Here, from: Tag) -> Result<(), RwLockError<'_, T, G>> {
+        // Relaxed: taking the word has acquired what its holders wrote.
+        if self.dirty.load(Ordering::Relaxed) != 0 {
+            return Err(RwLockError::OwnerDied(WriteOrphan {
+                guard: ManuallyDrop::new(WriteGuard::new(self, here)),
+                owner: process_of(here.arena, from),
+            }));
+        }
+        if !from.is_nobody() {
+            lock::clear(&self.word, DIED);
+        }
+        Ok(())
+    }
+}
+
+impl<T: ShmSafe + Default> Default for RwLock<T> {
+    fn default() -> Self {
+        RwLock::new(T::default())
+    }
+}
+
+impl<T: ShmSafe> fmt::Debug for RwLock<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let word = self.word.load(Ordering::Relaxed);
+        f.debug_struct("RwLock")
+            .field("written", &!Tag::of_word(word).is_nobody())
+            .field("panicked", &(word & PANICKED != 0))
+            .field("owner_died", &(word & DIED != 0))
+            .finish_non_exhaustive()
+    }
+}
+
+/// The lock on a [`RwLock`], held for reading; released when it is dropped.
+///
+/// # Crash behaviour
+///
+/// A process killed with it leaves nothing behind.
+#[must_use = "the lock is released when the guard is dropped"]
+pub struct ReadGuard<'a, T: ShmSafe> {
+    lock: &'a RwLock<T>,
+    entry: usize,
+    holder: Holder,
+}
+
+// SAFETY: through a shared guard there is `&T` and nothing else.
+unsafe impl<T: ShmSafe> Sync for ReadGuard<'_, T> {}
+
+impl<'a, T: ShmSafe> ReadGuard<'a, T> {
+    /// By invariant 2, the caller lists the lock and has seen it free.
+    #[inline]
+    fn new(lock: &'a RwLock<T>, here: Here, entry: usize) -> Self {
+        ReadGuard {
+            lock,
+            entry,
+            holder: Holder::new(here.slot),
+        }
+    }
+}
+
+impl<T: ShmSafe> Deref for ReadGuard<'_, T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        // SAFETY: by invariants 2 and 3 nobody has a mutable reference while the guard exists.
+        unsafe { &*self.lock.value.get() }
+    }
+}
+
+impl<T: ShmSafe> Drop for ReadGuard<'_, T> {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(slot) = self.holder.end(self.lock) {
+            readers::leave(slot, self.entry, &self.lock.word);
+        }
+    }
+}
+
+impl<T: ShmSafe + fmt::Debug> fmt::Debug for ReadGuard<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}
+
+impl<T: ShmSafe + fmt::Display> fmt::Display for ReadGuard<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}
+
+/// The lock on a [`RwLock`], held for writing; released when it is dropped.
+///
+/// The value can be changed through it if it is `Unpin`. Values that own pool memory are not: they
+/// are used in place through `&self`.
+///
+/// # Crash behaviour
+///
+/// A process killed with it leaves a [`WriteOrphan`] to the next.
+#[must_use = "the lock is released when the guard is dropped"]
+pub struct WriteGuard<'a, T: ShmSafe> {
+    lock: &'a RwLock<T>,
+    holder: Holder,
+}
+
+// SAFETY: through a shared guard there is `&T` and nothing else.
+unsafe impl<T: ShmSafe> Sync for WriteGuard<'_, T> {}
+
+impl<'a, T: ShmSafe> WriteGuard<'a, T> {
+    fn new(lock: &'a RwLock<T>, here: Here) -> Self {
+        WriteGuard {
+            lock,
+            holder: Holder::new(here.slot),
+        }
+    }
+}
+
+impl<T: ShmSafe> Deref for WriteGuard<'_, T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        // SAFETY: by invariant 3 no other thread has a reference, and by the borrow of the guard
+        // nobody has a mutable one.
+        unsafe { &*self.lock.value.get() }
+    }
+}
+
+impl<T: ShmSafe + Unpin> DerefMut for WriteGuard<'_, T> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut T {
+        // SAFETY: by invariant 3 no other thread has a reference, and by the borrow of the guard
+        // nobody else has one.
+        unsafe { &mut *self.lock.value.get() }
+    }
+}
+
+impl<T: ShmSafe> Drop for WriteGuard<'_, T> {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(slot) = self.holder.end(self.lock) {
+            if self.holder.unwound() {
+                // Before the value is said to be valid, so that a death between does not hide it.
+                self.lock.word.fetch_or(PANICKED, Ordering::Relaxed);
+            }
+            // Release: after all stores to the value.
+            self.lock.dirty.store(0, Ordering::Release);
+            lock::unlock_for_all(&self.lock.word, slot.tag(), 0);
+        }
+    }
+}
+
+impl<T: ShmSafe + fmt::Debug> fmt::Debug for WriteGuard<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}
+
+impl<T: ShmSafe + fmt::Display> fmt::Display for WriteGuard<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}
+
+/// The lock of a writer that was killed. It is held for writing now, but there is no access to the
+/// value, of which the dead one may have written a part.
+///
+/// Dropped, it unlocks, and the next one to lock gets an orphan again.
+///
+/// ```
+/// use shmkit::{Pool, RwLock, process, sync::RwLockError};
+///
+/// let pool = Pool::builder().create()?;
+/// let number = pool.create(RwLock::new(1_u32))?;
+/// process::scope(|s| {
+///     let child = s.spawn::<_, ()>(|| {
+///         let _guard = number.write().unwrap();
+///         std::process::abort();
+///     });
+///     let _ = child.unwrap().join();
+/// });
+/// let Err(RwLockError::OwnerDied(orphan)) = number.read() else { panic!() };
+/// assert_eq!(*orphan.into_guard(), 1);
+/// assert!(number.read().is_ok());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[must_use = "the lock is released when the orphan is dropped"]
+pub struct WriteOrphan<'a, T: ShmSafe> {
+    guard: ManuallyDrop<WriteGuard<'a, T>>,
+    owner: Option<ProcessId>,
+}
+
+impl<'a, T: ShmSafe> WriteOrphan<'a, T> {
+    /// The process that died with the lock. `None` if it is not known any more: the lock has gone
+    /// through the hands of somebody who dropped an orphan, or another uses what named the dead.
+    #[must_use]
+    pub fn owner(&self) -> Option<ProcessId> {
+        self.owner
+    }
+
+    /// Replaces the value, and has the lock as if nothing had happened.
+    ///
+    /// # Crash behaviour
+    ///
+    /// Killed anywhere: the next one gets an orphan.
+    pub fn reset(self, value: T) -> WriteGuard<'a, T>
+    where
+        T: Unpin,
+    {
+        // SAFETY: by invariant 3 nobody has a reference to the value. The old one is not dropped:
+        // a `ShmSafe` type has no drop glue.
+        unsafe { self.guard.lock.value.get().write(value) };
+        self.cleared(DIED | PANICKED)
+    }
+
+    /// Takes the value as it is: some bytes that the dead one wrote, and others that it did not.
+    pub fn into_guard(self) -> WriteGuard<'a, T>
+    where
+        T: KillSafe,
+    {
+        self.cleared(DIED)
+    }
+
+    /// Takes the value as it is.
+    ///
+    /// # Safety
+    ///
+    /// The value is a valid `T`: whatever writers do with it leaves a valid value when it is cut off
+    /// between any two instructions.
+    pub unsafe fn assume_valid(self) -> WriteGuard<'a, T> {
+        self.cleared(DIED)
+    }
+
+    fn cleared(self, flags: u64) -> WriteGuard<'a, T> {
+        let mut this = ManuallyDrop::new(self);
+        lock::clear(&this.guard.lock.word, flags);
+        // SAFETY: taken once: `this` is neither dropped nor used again.
+        unsafe { ManuallyDrop::take(&mut this.guard) }
+    }
+}
+
+impl<T: ShmSafe> Drop for WriteOrphan<'_, T> {
+    fn drop(&mut self) {
+        let lock = self.guard.lock;
+        if let Some(slot) = self.guard.holder.end(lock) {
+            // Dirty stays, by invariant 1.
+            lock::unlock_for_all(&lock.word, slot.tag(), DIED);
+        }
+    }
+}
+
+impl<T: ShmSafe> fmt::Debug for WriteOrphan<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WriteOrphan")
+            .field("owner", &self.owner)
+            .finish_non_exhaustive()
+    }
+}
