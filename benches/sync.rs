@@ -55,15 +55,27 @@ fn rwlocks() {
         &mut [
             (
                 "std",
-                Box::new(|| nanos(|| _ = black_box(*std.read().unwrap()))),
+                Box::new(|| {
+                    nanos(|| {
+                        black_box(*std.read().unwrap());
+                    })
+                }),
             ),
             (
                 "parking_lot",
-                Box::new(|| nanos(|| _ = black_box(*parking_lot.read()))),
+                Box::new(|| {
+                    nanos(|| {
+                        black_box(*parking_lot.read());
+                    })
+                }),
             ),
             (
                 "shmkit",
-                Box::new(|| nanos(|| _ = black_box(*ours.read().unwrap()))),
+                Box::new(|| {
+                    nanos(|| {
+                        black_box(*ours.read().unwrap());
+                    })
+                }),
             ),
         ],
     );
@@ -92,15 +104,27 @@ fn rwlocks() {
         &mut [
             (
                 "std",
-                Box::new(|| two(&|| _ = black_box(*std.read().unwrap()))),
+                Box::new(|| {
+                    two(&|| {
+                        black_box(*std.read().unwrap());
+                    })
+                }),
             ),
             (
                 "parking_lot",
-                Box::new(|| two(&|| _ = black_box(*parking_lot.read()))),
+                Box::new(|| {
+                    two(&|| {
+                        black_box(*parking_lot.read());
+                    })
+                }),
             ),
             (
                 "shmkit",
-                Box::new(|| two(&|| _ = black_box(*ours.read().unwrap()))),
+                Box::new(|| {
+                    two(&|| {
+                        black_box(*ours.read().unwrap());
+                    })
+                }),
             ),
         ],
     );
@@ -162,7 +186,9 @@ fn pieces(len: usize) {
 
 /// Two processes that append, read and delete pieces of one buffer.
 fn pieces_by_two(len: usize) {
-    const TIMES: u64 = 20_000;
+    /// Few, so that a round is seldom interrupted.
+    const TIMES: u64 = 1000;
+    const ROUNDS: usize = 101;
     let pool = Pool::builder().create().unwrap();
     let buffer = pool.create(Buffer::new()).unwrap();
     let begin = pool.create(AtomicU64::new(0)).unwrap();
