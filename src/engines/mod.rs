@@ -73,8 +73,9 @@ pub(crate) fn next_block(
     first: usize,
     cursor: &mut usize,
 ) -> Option<Named> {
+    let _ = cursor;
     match engine {
-        Engine::Queue => queue::next_block(arena, first, cursor),
+        Engine::Queue => queue::next_block(arena, first),
         Engine::Map | Engine::Cell | Engine::Buffer | Engine::Heap => None,
     }
 }
