@@ -166,7 +166,9 @@ fn use_up(queue: &Queue<Triple>) {
         }
         None => {
             (0..FEW).for_each(|n| queue.push(Triple::new(n)).expect("room"));
-            (0..FEW).for_each(|_| drop(queue.lease().expect("an element").ack()));
+            for _ in 0..FEW {
+                queue.lease().expect("an element").ack();
+            }
         }
     }
 }
@@ -299,7 +301,9 @@ pub fn cases(suite: &mut Suite) {
         || {
             let world = World::fresh(UNBOUNDED);
             world.push(&RING);
-            (0..32).for_each(|_| drop(world.queue.pop().expect("an element")));
+            for _ in 0..32 {
+                world.queue.pop().expect("an element");
+            }
             world
         },
         |queue| assert_eq!(queue.pop().map(|e| e.0), Ok(32)),
