@@ -149,7 +149,7 @@ impl<T: ShmSafe + Unpin> Mailbox<T> {
     #[must_use]
     pub const fn new(slots: usize) -> Self {
         Mailbox {
-            messages: Raw::new(slots),
+            messages: Raw::bounded(slots),
             receiver: AtomicU64::new(0),
             woken: AtomicU64::new(0),
             _in_place: PhantomPinned,
@@ -233,7 +233,7 @@ impl<T: ShmSafe + Unpin> Mailbox<T> {
     /// How many messages can wait.
     #[must_use]
     pub fn slots(&self) -> usize {
-        self.messages.capacity()
+        self.messages.capacity().unwrap_or(0)
     }
 
     /// Refuses all messages from now on. The receiver can still take those that wait.

@@ -219,8 +219,10 @@ impl Entry {
     }
 
     /// Says what element it is going to be, before it is taken. By invariant 1.
-    pub(crate) fn prepare(&self, slot: &Slot, cell: &AtomicU64, position: u64) {
+    pub(crate) fn prepare(&self, slot: &Slot, cell: &AtomicU64, lap: u64, position: u64) {
         self.position.store(position, Ordering::Relaxed);
+        // The cell that is named so far is not ours: its lap does not matter.
+        slot.intent.set_arg(LAP, lap);
         let address = std::ptr::from_ref(cell).addr() as u64;
         slot.intent.set_arg(CELL, address);
     }

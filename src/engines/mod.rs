@@ -88,7 +88,7 @@ pub(crate) fn next_block(
         Engine::Buffer => buffer::next_block(arena, first),
         Engine::Cell => cell::next_block(arena, first),
         Engine::Map => map::next_block(arena, first, cursor),
-        Engine::Queue => queue::next_block(arena, first, cursor),
+        Engine::Queue => queue::next_block(arena, first),
         Engine::Heap => None,
     }
 }

@@ -1,14 +1,29 @@
 //! Queues, as every process knows them: where their cells are, how an operation that died is
 //! resolved, what there is to free and to check.
 //!
-//! A queue is a [`Header`], part of a value, and two blocks that are made at first use, as a queue
-//! begins as a constant: the cells (`protocol::ring`), and the entries of leases (`engines::leases`).
+//! A queue is a [`Header`], part of a value, and blocks that are made at first use, as a queue begins
+//! as a constant: a *ring* of cells (`protocol::ring`), and the entries of leases (`engines::leases`).
 //!
 //! ```text
-//! block    0    number of cells
+//! ring     0    number of cells
 //!          8    words of an element
-//!          64   cells, each a word and the element
+//!          16   address of the next ring, or 0
+//!          128  tail, 256 head
+//!          384  cells, each a word and the element
 //! ```
+//!
+//! An unbounded queue whose ring is full gets another one, twice as large, and goes on in that. As
+//! with a `VecDeque`, the memory stays: all rings together are twice the largest. Nothing is freed
+//! while the queue is there, so nobody needs to say that it looks.
+//!
+//! Invariants
+//! 1. A ring's next one, once there, stays. Who pushes goes to the last ring that it sees, so a push
+//!    to a ring that has a next one began before any push to the next one ended.
+//! 2. Consumers go on to the next ring when the one before is empty and sealed. If somebody is in
+//!    the middle of a push there, they take from the next only what they see before that push ends:
+//!    see `protocol::ring`, invariants 4 and 5, which are so kept from ring to ring.
+//! 3. `front` and `back` are rings of the chain, or 0; all before `front` are empty and sealed, and
+//!    nobody is in the middle of anything there.
 //!
 //! | intent  | arguments | resolved by |
 //! |---------|-----------------------|-----------------------------------------------------|
@@ -24,7 +39,7 @@ use std::alloc::Layout;
 use super::{Named, leases, word};
 use crate::allocator::check::CheckReport;
 use crate::allocator::{AllocError, block};
-use crate::layout::arena::Arena;
+use crate::layout::arena::{Arena, SLOTS};
 use crate::layout::{Engine, ShmSafe, TypeInfo};
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
@@ -45,30 +60,39 @@ const MADE: usize = 1;
 /// What stands in the place of the cells' address where none are to be made any more.
 pub(crate) const NEVER: u64 = 1;
 
-/// Where the cells begin in their block.
-const FIRST_CELL: usize = 64;
+/// What is where in a ring's block.
+const NEXT: usize = 16;
+const TAIL: usize = 128;
+const HEAD: usize = 256;
+const FIRST_CELL: usize = 384;
+
+/// How many cells the first ring of an unbounded queue has.
+const FIRST_CELLS: u64 = 32;
 
 /// What a queue is before it has cells, and what all its users look at.
 #[repr(C, align(128))]
 pub(crate) struct Header {
-    /// The address of the cells' block; 0 while there is none, [`NEVER`] if there will be none.
+    /// The address of the first ring; 0 while there is none, [`NEVER`] if there will be none.
     pub(crate) block: Root,
     /// The address of the lease entries' block, or 0.
     pub(crate) lease_block: AtomicU64,
-    /// How many cells there are, once they are made. Written once, before the queue is in a pool.
+    /// How many cells the first ring has, and 1 if there may be more. Written once, before the queue
+    /// is in a pool.
     cells: u64,
+    growing: u64,
     /// Not 0 if pushing is over.
     pub(crate) closed: AtomicU64,
+    /// The rings that are popped from, and pushed to: hints, or 0.
+    front: AtomicU64,
+    back: AtomicU64,
     /// Who waits for an element, and who waits for room: see `containers::queue::bell`.
-    pub(crate) pushed: AtomicU64,
-    pub(crate) popped: AtomicU64,
-    pub(crate) tail: Line,
-    pub(crate) head: Line,
+    pub(crate) pushed: Bell,
+    pub(crate) popped: Bell,
 }
 
-/// A word that has its cache lines to itself.
+/// A word with its cache lines to itself, that is written when somebody sleeps.
 #[repr(C, align(128))]
-pub(crate) struct Line(pub(crate) AtomicU64);
+pub(crate) struct Bell(pub(crate) AtomicU64);
 
 /// The first word of a queue.
 #[repr(transparent)]
@@ -82,63 +106,102 @@ unsafe impl ShmSafe for Root {
 
 impl Header {
     /// A queue of so many cells, up to [`Shape::MAX`].
-    pub(crate) const fn new(cells: usize) -> Self {
+    pub(crate) const fn bounded(cells: usize) -> Self {
         assert!(
             cells as u64 <= Shape::MAX,
             "a queue has at most 2^32 places"
         );
+        Header::new(cells as u64, 0)
+    }
+
+    pub(crate) const fn unbounded() -> Self {
+        Header::new(FIRST_CELLS, 1)
+    }
+
+    const fn new(cells: u64, growing: u64) -> Self {
         Header {
             block: Root(AtomicU64::new(0)),
             lease_block: AtomicU64::new(0),
-            cells: cells as u64,
+            cells,
+            growing,
             closed: AtomicU64::new(0),
-            pushed: AtomicU64::new(0),
-            popped: AtomicU64::new(0),
-            tail: Line(AtomicU64::new(0)),
-            head: Line(AtomicU64::new(0)),
+            front: AtomicU64::new(0),
+            back: AtomicU64::new(0),
+            pushed: Bell(AtomicU64::new(0)),
+            popped: Bell(AtomicU64::new(0)),
         }
     }
 
+    /// How many elements there can be; `None` for any number.
     #[inline]
-    pub(crate) fn cells(&self) -> usize {
-        self.cells as usize
+    pub(crate) fn capacity(&self) -> Option<usize> {
+        (self.growing == 0).then_some(self.cells as usize)
     }
 
-    /// The cells, if they have been made. `words` is what an element takes.
+    /// The ring that is pushed to, as far as that is known. `words` is what an element takes.
     #[inline]
-    pub(crate) fn ring(&self, words: usize) -> Option<Ring> {
-        // Acquire: the cells are filled in.
-        let address = self.block.0.load(Ordering::Acquire);
-        (address > NEVER).then(|| Ring {
-            first: address as usize + FIRST_CELL,
-            shape: Shape::new(self.cells),
-            stride: 8 * (1 + words),
-        })
+    pub(crate) fn back(&self, words: usize) -> Option<Ring> {
+        // Acquire: the ring is filled in.
+        Ring::at(self.back.load(Ordering::Acquire), words)
     }
 
-    /// The cells, made now if need be; `None` if there will be none.
+    /// The ring that is popped from, as far as that is known.
+    #[inline]
+    pub(crate) fn front(&self, words: usize) -> Option<Ring> {
+        Ring::at(self.front.load(Ordering::Acquire), words)
+    }
+
+    pub(crate) fn set_back(&self, ring: Ring) {
+        self.back.store(ring.address as u64, Ordering::Release);
+    }
+
+    pub(crate) fn set_front(&self, ring: Ring) {
+        self.front.store(ring.address as u64, Ordering::Release);
+    }
+
+    /// The first ring that was ever made.
+    pub(crate) fn first(&self, words: usize) -> Option<Ring> {
+        Ring::at(self.block.0.load(Ordering::Acquire), words)
+    }
+
+    /// The first ring, made now if need be; `None` if there will be none.
     #[cold]
-    pub(crate) fn make_ring(
+    pub(crate) fn make_first(
         &self,
         arena: Arena,
         slot: &Slot,
         words: usize,
     ) -> Result<Option<Ring>, AllocError> {
-        let cells = self.cells();
-        let size = (1 + words)
-            .checked_mul(8 * cells)
-            .and_then(|size| size.checked_add(FIRST_CELL))
-            .ok_or(AllocError::TooLarge)?;
-        make(arena, slot, &self.block.0, size, |start| {
-            store(start, cells as u64);
-            store(start + 8, words as u64);
-            for index in 0..cells {
-                let free = Cell::new(Phase::Free, 0, index as u64);
-                store(start + FIRST_CELL + index * 8 * (1 + words), free.pack());
-            }
-        })?;
-        Ok(self.ring(words))
+        make_ring(arena, slot, &self.block.0, self.cells, words, 0)?;
+        Ok(self.first(words))
     }
+}
+
+/// Makes a ring for a word that names none. Its positions begin with `base`.
+fn make_ring(
+    arena: Arena,
+    slot: &Slot,
+    named_by: &AtomicU64,
+    cells: u64,
+    words: usize,
+    base: u64,
+) -> Result<(), AllocError> {
+    let count = cells as usize;
+    let size = (1 + words)
+        .checked_mul(8)
+        .and_then(|size| size.checked_mul(count)?.checked_add(FIRST_CELL))
+        .ok_or(AllocError::TooLarge)?;
+    make(arena, slot, named_by, size, |start| {
+        store(start, cells);
+        store(start + 8, words as u64);
+        store(start + NEXT, 0);
+        store(start + TAIL, base);
+        store(start + HEAD, base);
+        for index in 0..count {
+            let free = Cell::new(Phase::Free, 0, base + index as u64);
+            store(start + FIRST_CELL + index * 8 * (1 + words), free.pack());
+        }
+    })
 }
 
 /// Stores a word in a new block.
@@ -179,22 +242,53 @@ pub(super) fn make(
     made.map(drop)
 }
 
-/// The cells of a queue.
+/// A ring of cells.
 #[derive(Clone, Copy)]
 pub(crate) struct Ring {
-    first: usize,
+    address: usize,
     pub(crate) shape: Shape,
     stride: usize,
 }
 
 impl Ring {
+    /// The ring at an address that a queue names; `None` for 0 and [`NEVER`].
+    #[inline]
+    fn at(address: u64, words: usize) -> Option<Ring> {
+        if address <= NEVER {
+            return None;
+        }
+        // SAFETY: queues name rings, which stay as long as they do, and begin with their number of
+        // cells.
+        let cells = unsafe { *std::ptr::with_exposed_provenance::<u64>(address as usize) };
+        Some(Ring {
+            address: address as usize,
+            shape: Shape::new(cells.clamp(1, Shape::MAX)),
+            stride: 8 * (1 + words),
+        })
+    }
+
+    #[inline]
+    fn word(&self, offset: usize) -> &'static AtomicU64 {
+        // SAFETY: a word of the ring, which stays as long as the queue does; callers' offsets are
+        // those of atomic words of its block.
+        unsafe { &*std::ptr::with_exposed_provenance(self.address + offset) }
+    }
+
+    #[inline]
+    pub(crate) fn tail(&self) -> &'static AtomicU64 {
+        self.word(TAIL)
+    }
+
+    #[inline]
+    pub(crate) fn head(&self) -> &'static AtomicU64 {
+        self.word(HEAD)
+    }
+
     /// The word of a cell.
     #[inline]
     pub(crate) fn cell(&self, index: usize) -> &'static AtomicU64 {
         debug_assert!(index < self.shape.cells());
-        // SAFETY: the block has that many cells, which the shape's indexes are below; it stays as
-        // long as the queue does, and a cell begins with an atomic word.
-        unsafe { &*std::ptr::with_exposed_provenance(self.first + index * self.stride) }
+        self.word(FIRST_CELL + index * self.stride)
     }
 
     /// The first word of a cell's element.
@@ -206,6 +300,46 @@ impl Ring {
     #[inline]
     pub(crate) fn lap(&self) -> u64 {
         self.shape.lap()
+    }
+
+    /// True if pushing goes on in another ring.
+    #[inline]
+    pub(crate) fn is_over(&self) -> bool {
+        // SeqCst: before what is pushed to the next one.
+        self.word(NEXT).load(Ordering::SeqCst) != 0
+    }
+
+    /// The ring that follows.
+    #[inline]
+    pub(crate) fn next(&self) -> Option<Ring> {
+        let words = self.stride / 8 - 1;
+        Ring::at(self.word(NEXT).load(Ordering::SeqCst), words)
+    }
+
+    /// The ring that follows, made now if need be.
+    #[cold]
+    pub(crate) fn make_next(&self, arena: Arena, slot: &Slot) -> Result<Option<Ring>, AllocError> {
+        let cells = self.shape.cells() as u64 * 2;
+        if cells > Shape::MAX {
+            return Err(AllocError::TooLarge);
+        }
+        if !self.is_over() {
+            // Positions rise from ring to ring, so that those of leased elements are all different:
+            // by invariant 1 each thread has one more push to this ring at most.
+            let lap = Shape::new(cells).lap();
+            let seen = Cell::unpack(self.cell(0).load(Ordering::Relaxed)).position;
+            let last = seen + 2 * self.lap() + SLOTS.max as u64;
+            let base = ring::position(last.next_multiple_of(lap));
+            make_ring(
+                arena,
+                slot,
+                self.word(NEXT),
+                cells,
+                self.stride / 8 - 1,
+                base,
+            )?;
+        }
+        Ok(self.next())
     }
 }
 
@@ -231,23 +365,24 @@ pub(super) fn resolve(arena: Arena, slot: &Slot, owner: Tag, op: u64) {
     }
 }
 
-/// The next block of a queue that is being destroyed.
-pub(super) fn next_block(arena: Arena, first: usize, cursor: &mut usize) -> Option<Named> {
+/// The next block of a queue that is being destroyed: the rings, first to last, then the leases.
+pub(super) fn next_block(arena: Arena, first: usize) -> Option<Named> {
+    let named = |at: u64, next| {
+        let block = word(arena, at)?.load(Ordering::Acquire);
+        let next = if next && block > NEVER {
+            word(arena, block + NEXT as u64)?.load(Ordering::Acquire)
+        } else {
+            0
+        };
+        (block > NEVER).then_some(Named {
+            word: at,
+            old: block,
+            next,
+            block: block as usize,
+        })
+    };
     // The two words are the header's first.
-    while *cursor < 2 {
-        let address = (first + 8 * *cursor) as u64;
-        *cursor += 1;
-        let block = word(arena, address)?.load(Ordering::Acquire);
-        if block > NEVER {
-            return Some(Named {
-                word: address,
-                old: block,
-                next: 0,
-                block: block as usize,
-            });
-        }
-    }
-    None
+    named(first as u64, true).or_else(|| named(first as u64 + 8, false))
 }
 
 /// Checks a queue at rest.
@@ -255,40 +390,43 @@ pub(super) fn check(arena: Arena, first: usize, report: &mut CheckReport) {
     // SAFETY: the type's description places a header here, in an object that is there; it is made
     // of atomics, but for a number that is not written any more.
     let header = unsafe { &*std::ptr::with_exposed_provenance::<Header>(first) };
-    let block = header.block.0.load(Ordering::Acquire);
-    if block > NEVER {
-        check_cells(arena, header, block as usize, report);
+    let mut block = header.block.0.load(Ordering::Acquire);
+    let mut expected = header.cells;
+    while block > NEVER {
+        let Some(next) = check_cells(arena, expected, block as usize, report) else {
+            break;
+        };
+        (block, expected) = (next, expected * 2);
     }
     leases::check(arena, header, report);
 }
 
-fn check_cells(arena: Arena, header: &Header, block: usize, report: &mut CheckReport) {
+/// Checks a ring; the address of the next one.
+fn check_cells(arena: Arena, expected: u64, block: usize, report: &mut CheckReport) -> Option<u64> {
     let Ok(size) = block::usable_size(arena, block) else {
         report.problem(format_args!("a queue has no block at {block:#x}"));
-        return;
+        return None;
     };
     let load =
         |at: usize| word(arena, (block + at) as u64).map_or(0, |w| w.load(Ordering::Relaxed));
-    let (cells, words) = (load(0) as usize, load(8) as usize);
+    let (cells, words) = (load(0), load(8) as usize);
     let fits = words
         .checked_add(1)
         .and_then(|n| {
             n.checked_mul(8)?
-                .checked_mul(cells)?
+                .checked_mul(cells as usize)?
                 .checked_add(FIRST_CELL)
         })
         .is_some_and(|needed| needed <= size);
-    if !fits || cells != header.cells() || cells == 0 {
+    if !fits || cells != expected || cells == 0 {
         report.problem(format_args!(
             "the queue at {block:#x} has {cells} cells of {words} words in {size} bytes"
         ));
-        return;
+        return None;
     }
-    let Some(ring) = header.ring(words) else {
-        return;
-    };
+    let ring = Ring::at(block as u64, words)?;
     let mut full = 0;
-    for index in 0..cells {
+    for index in 0..cells as usize {
         let seen = Cell::unpack(ring.cell(index).load(Ordering::Relaxed));
         full += usize::from(seen.phase == Phase::Full);
         let busy = matches!(seen.phase, Phase::Writing | Phase::Leasing);
@@ -300,10 +438,11 @@ fn check_cells(arena: Arena, header: &Header, block: usize, report: &mut CheckRe
     }
     let mut visited = 0;
     let cell = |index| ring.cell(index);
-    ring::visit(ring.shape, &header.head.0, cell, |_, _| visited += 1);
+    ring::visit(ring.shape, ring.head(), cell, |_, _| visited += 1);
     if visited != full {
         report.problem(format_args!(
             "the queue at {block:#x} has {full} elements, of which {visited} are found"
         ));
     }
+    Some(load(NEXT))
 }

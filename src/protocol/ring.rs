@@ -171,6 +171,11 @@ impl Shape {
     }
 }
 
+/// A number as a position.
+pub const fn position(number: u64) -> u64 {
+    number & MASK
+}
+
 /// Whether a position is later than another, round the corner.
 #[inline]
 pub const fn is_ahead(position: u64, of: u64) -> bool {
@@ -183,15 +188,6 @@ pub enum Refused {
     /// All cells are taken. The slot of who holds up the next one with an operation on its way.
     Full(Option<usize>),
     /// Nothing is pushed any more.
-    Sealed,
-}
-
-/// Why nothing was taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Nothing {
-    /// There is none. The first unclaimed position, and the slot of who is about to push.
-    Empty(u64, Option<usize>),
-    /// There is none, and there will be none.
     Sealed,
 }
 
@@ -263,8 +259,8 @@ pub enum Take {
     Look,
 }
 
-/// Takes the first element; its position. `copy` is told a cell, and the position, whose element is
-/// to be copied: what it has copied counts if this was the last call.
+/// Takes the first element; its position, or else a walk that found none. `copy` is told a cell, and
+/// the position, whose element is to be copied: what it has copied counts if this was the last call.
 #[inline]
 pub fn take<'a>(
     shape: Shape,
@@ -272,7 +268,7 @@ pub fn take<'a>(
     cell: impl Fn(usize) -> &'a AtomicU64,
     how: Take,
     mut copy: impl FnMut(usize, u64),
-) -> Result<u64, Nothing> {
+) -> Result<u64, Walk> {
     let at = shape.hint(head);
     let index = shape.index(at);
     let word = cell(index);
@@ -287,7 +283,7 @@ pub fn take<'a>(
             return Ok(at);
         }
     }
-    take_slow(shape, head, &cell, how, &mut copy)
+    take_if(shape, head, &cell, how, &mut copy, &|| true)
 }
 
 /// Whether the element of that position is there. By invariant 2, what was copied of it between two
@@ -317,29 +313,32 @@ fn exchange(shape: Shape, word: &AtomicU64, at: u64, how: Take) -> bool {
     .is_ok()
 }
 
+/// The same if `valid` is true after the element, or that there is none, was seen: that nothing has
+/// come where the caller has looked before. If it is not, the walk of the last look is the answer.
 #[cold]
-fn take_slow<'a>(
+pub fn take_if<'a>(
     shape: Shape,
     head: &AtomicU64,
     cell: &impl Fn(usize) -> &'a AtomicU64,
     how: Take,
     copy: &mut impl FnMut(usize, u64),
-) -> Result<u64, Nothing> {
+    valid: &impl Fn() -> bool,
+) -> Result<u64, Walk> {
     loop {
         let walk = Walk::to_full(shape, head, cell);
         let Some(at) = walk.full else {
             // Invariant 5.
             if walk.still(shape, cell) {
-                return Err(match walk.pending {
-                    None if walk.sealed => Nothing::Sealed,
-                    pending => Nothing::Empty(walk.end, pending),
-                });
+                return Err(walk);
             }
             continue;
         };
         // Invariant 4.
         if !walk.still(shape, cell) {
             continue;
+        }
+        if !valid() {
+            return Err(walk);
         }
         let index = shape.index(at);
         copy(index, at);
@@ -355,17 +354,18 @@ fn take_slow<'a>(
 
 /// A walk from the head to the first element, or to the end.
 #[derive(Clone, Copy, Debug)]
-struct Walk {
+pub struct Walk {
     /// The first position that is not taken.
     first: u64,
-    /// Where the walk ended.
-    end: u64,
+    /// Where the walk ended: if there is no element, the first unclaimed position.
+    pub end: u64,
     /// The first element's position.
     full: Option<u64>,
     /// How many WRITING were gone past, and the slot of the first.
     writing: usize,
-    pending: Option<usize>,
-    sealed: bool,
+    pub pending: Option<usize>,
+    /// It ended where nothing is pushed any more.
+    pub sealed: bool,
 }
 
 impl Walk {
@@ -421,8 +421,13 @@ impl Walk {
         walk
     }
 
+    /// Whether it found an element.
+    pub fn has_element(&self) -> bool {
+        self.full.is_some()
+    }
+
     /// Whether each that was WRITING still is: they change but once, so counting is enough.
-    fn still<'a>(&self, shape: Shape, cell: &impl Fn(usize) -> &'a AtomicU64) -> bool {
+    pub fn still<'a>(&self, shape: Shape, cell: &impl Fn(usize) -> &'a AtomicU64) -> bool {
         if self.writing == 0 {
             return true;
         }
@@ -462,7 +467,7 @@ pub fn vacate(word: &AtomicU64, slot: usize, lap: u64) -> Option<Cell> {
 }
 
 /// Tells `each` the cells and positions of the elements, first to last. True if there was a moment
-/// with all of them in the queue, and no others.
+/// with all of them in the queue, and no others; while the first stays, that moment lasts.
 pub fn visit<'a>(
     shape: Shape,
     head: &AtomicU64,

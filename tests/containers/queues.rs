@@ -16,6 +16,10 @@ fn queue<T: ShmSafe + Unpin>(capacity: usize) -> Shared<Queue<T>> {
     pool().create(Queue::bounded(capacity)).ok().unwrap()
 }
 
+fn unbounded<T: ShmSafe + Unpin>() -> Shared<Queue<T>> {
+    pool().create(Queue::unbounded()).ok().unwrap()
+}
+
 fn cause<T>(outcome: Result<(), PushError<T>>) -> Option<PushRefusal> {
     outcome.err().map(|error| error.cause)
 }
@@ -26,7 +30,7 @@ pub fn first_in_first_out() {
     let queue = queue(3);
     assert_eq!(
         (queue.len(), queue.capacity(), queue.is_empty()),
-        (0, 3, true)
+        (0, Some(3), true)
     );
     assert_eq!(queue.try_pop(), Err(PopError::Empty));
     assert_eq!(queue.pop_timeout(SHORT), Err(PopError::TimedOut));
@@ -80,14 +84,26 @@ fn compare<T: ShmSafe + Unpin + Copy + PartialEq + std::fmt::Debug>(
     steps: &[Step],
     of: fn(u64) -> T,
 ) {
-    let queue = pool.create(Queue::bounded(capacity)).ok().unwrap();
+    let queue = match capacity {
+        0 => Queue::unbounded(),
+        _ => Queue::bounded(capacity),
+    };
+    let queue = pool.create(queue).ok().unwrap();
     let (mut model, mut back, mut leases) = (VecDeque::new(), VecDeque::new(), Vec::new());
     let (mut next, mut closed) = (0_u64, false);
+    if capacity == 0 {
+        // So that the steps come to the end of the first ring, and of the second.
+        for n in 0..steps.len() as u64 % 3 * 31 {
+            queue.push(of(n)).ok().unwrap();
+            model.push_back((next, of(n)));
+            next += 1;
+        }
+    }
     for step in steps {
         match *step {
             Step::Push(n) => {
                 let outcome = queue.try_push(of(n));
-                let full = model.len() == capacity;
+                let full = capacity > 0 && model.len() == capacity;
                 let expected = match (closed, full) {
                     (true, _) => Some(PushRefusal::Closed),
                     (_, true) => Some(PushRefusal::Full),
@@ -156,7 +172,7 @@ pub fn behaves_like_a_vec_deque() {
     };
     let steps = proptest::collection::vec(step(), 1..80);
     TestRunner::new(config)
-        .run(&(1..6_usize, steps), |(capacity, steps)| {
+        .run(&(0..6_usize, steps), |(capacity, steps)| {
             compare(pool, capacity, &steps, |n| n as u8);
             compare(pool, capacity, &steps, |n| Odd(n as u8, n, [n as u8; 11]));
             compare(pool, capacity, &steps, Sealed::new);
@@ -200,6 +216,18 @@ pub fn queues_refuse() {
     assert_eq!(cause(none.push(1_u32)), Some(PushRefusal::NoCapacity));
     assert_eq!(none.pop(), Err(PopError::NoCapacity));
     assert_eq!(none.lease().err(), Some(PopError::NoCapacity));
+
+    // Until the pool is full.
+    let endless = unbounded();
+    let refused = (0_u64..).find_map(|n| endless.push(n).err()).unwrap();
+    assert!(matches!(refused.cause, PushRefusal::Alloc(_)), "{refused}");
+    assert_eq!(endless.len() as u64, refused.value);
+    assert!((0..refused.value).all(|n| endless.pop() == Ok(n)));
+    endless.push(1).unwrap();
+    assert_eq!(
+        (endless.pop(), endless.try_pop()),
+        (Ok(1), Err(PopError::Empty))
+    );
 
     // There is not so much memory.
     let huge = queue(1 << 24);
@@ -248,6 +276,7 @@ struct Office {
     requests: Queue<u64>,
     name: u32,
     replies: [Queue<Odd>; 3],
+    notes: Queue<u32>,
 }
 
 pub fn destroyed_queues_return_every_byte() {
@@ -259,12 +288,14 @@ pub fn destroyed_queues_return_every_byte() {
             requests: Queue::bounded(1000),
             name: 7,
             replies: [const { Queue::bounded(3) }; 3],
+            notes: Queue::unbounded(),
         });
         let office = office.ok().unwrap();
         for reply in &office.replies[..used] {
             reply.push(Odd(1, 2, [3; 11])).unwrap();
         }
         office.requests.push(5).unwrap();
+        (0..used as u32 * 70).for_each(|n| office.notes.push(n).unwrap());
         drop(office.requests.lease());
         assert_eq!(office.name, 7);
         drop(office);
@@ -384,8 +415,12 @@ impl Ledger {
 }
 
 pub fn producers_and_a_consumer() {
+    produce_and_consume(queue(7));
+    produce_and_consume(unbounded());
+}
+
+fn produce_and_consume(queue: Shared<Queue<Sealed>>) {
     const EACH: u64 = 20_000;
-    let queue = queue::<Sealed>(7);
     let mut ledger = Ledger(vec![0; 4]);
     scope(|s| {
         for producer in 0..4 {
@@ -459,7 +494,11 @@ pub fn no_producer_starves() {
 }
 
 pub fn killed_producers() {
-    let queue = queue::<Sealed>(16);
+    kill_producers(queue(16));
+    kill_producers(unbounded());
+}
+
+fn kill_producers(queue: Shared<Queue<Sealed>>) {
     let pool = queue.pool();
     let acknowledged = pool.create(AtomicU64::new(0)).unwrap();
     let rounds = 60;
@@ -471,6 +510,8 @@ pub fn killed_producers() {
             let stop = 2 * round as u64 + 1;
             let victim = s.spawn(move || {
                 for n in 0.. {
+                    // One without bounds would fill the pool.
+                    until(|| n % 64 != 0 || queue.len() < 500);
                     queue.push(element(stop - 1, n)).unwrap();
                     acknowledged.store(n + 1, Ordering::SeqCst);
                 }
@@ -498,102 +539,85 @@ pub fn killed_producers() {
             assert!(had == told || had == told + 1, "{had} of {told}");
             // All places are there.
             (0..16).for_each(|n| queue.try_push(element(2 * rounds as u64, n)).unwrap());
-            assert_eq!(
-                cause(queue.try_push(Sealed::new(0))),
-                Some(PushRefusal::Full)
-            );
+            if queue.capacity().is_some() {
+                let refused = cause(queue.try_push(Sealed::new(0)));
+                assert_eq!(refused, Some(PushRefusal::Full));
+            }
             queue.clear();
         });
     }
     assert_sound(pool);
 }
 
-pub fn killed_consumers() {
-    const ALL: u64 = 60_000;
+/// Takes one element of a queue, and tells it.
+type Consume = fn(&Queue<Sealed>, &dyn Fn(Sealed)) -> Result<(), PopError>;
+
+/// Numbers go through a queue, while consumers are killed: how often each number was told, and how
+/// many consumers were killed.
+fn kill_consumers(take: Consume) -> (Vec<u32>, usize) {
+    const KILLS: usize = 15;
+    const MOST: u64 = 1 << 20;
     let queue = queue::<Sealed>(16);
     let pool = queue.pool();
-    let counts = Array::filled_in(pool, ALL as usize, 0_u32).unwrap();
-    let seen = pool.create(AtomicU64::new(0)).unwrap();
+    let counts = Array::filled_in(pool, MOST as usize, 0_u32).unwrap();
+    let [seen, pushed, enough] = [0, 1, 2].map(|_| pool.create(AtomicU64::new(0)).unwrap());
     let mut killed = 0;
     scope(|s| {
-        let (queue, counts, seen) = (&queue, &counts, &seen);
+        let (queue, counts, seen, pushed, enough) = (&queue, &counts, &seen, &pushed, &enough);
         let consume = move || {
-            while let Ok(element) = queue.pop() {
+            let tell = |element: Sealed| {
                 assert!(element.is_whole());
                 counts.update(element.a as usize, |n| n + 1).unwrap();
                 seen.fetch_add(1, Ordering::SeqCst);
-            }
+            };
+            while take(queue, &tell).is_ok() {}
         };
         s.spawn(move || {
-            (0..ALL).for_each(|n| queue.push(Sealed::new(n)).unwrap());
+            for n in 0..MOST {
+                if enough.load(Ordering::SeqCst) == 1 {
+                    break;
+                }
+                queue.push(Sealed::new(n)).unwrap();
+                pushed.store(n + 1, Ordering::SeqCst);
+            }
             queue.close();
         })
         .unwrap();
         s.spawn(consume).unwrap();
-        while seen.load(Ordering::SeqCst) < ALL * 3 / 4 {
+        while killed < KILLS && !queue.is_closed() {
             let victim = s.spawn(consume).unwrap();
             let start = seen.load(Ordering::SeqCst);
-            until(|| seen.load(Ordering::SeqCst) > start + 100 + start % 97);
+            let some = start + 50 + start % 29;
+            until(|| seen.load(Ordering::SeqCst) > some || queue.is_closed());
             victim.kill().unwrap();
-            if matches!(victim.join(), Err(JoinError::Signaled(9))) {
-                killed += 1;
-            }
+            killed += usize::from(matches!(victim.join(), Err(JoinError::Signaled(9))));
         }
+        enough.store(1, Ordering::SeqCst);
     });
     assert_eq!(queue.pop(), Err(PopError::Closed));
-    let counts = counts.claim(..).unwrap();
-    assert!(counts.iter().all(|&n| n <= 1), "doubled");
-    let lost = counts.iter().filter(|&&n| n == 0).count();
-    assert!(lost <= killed, "{lost} lost with {killed} killed");
-    assert!(killed > 10);
+    assert!(killed > 0);
     assert_sound(pool);
+    let counts = counts.claim(..).unwrap();
+    let (had, rest) = counts.split_at(pushed.load(Ordering::SeqCst) as usize);
+    assert!(rest.iter().all(|&n| n == 0));
+    (had.to_vec(), killed)
+}
+
+pub fn killed_consumers() {
+    let (told, killed) = kill_consumers(|queue, tell| queue.pop().map(tell));
+    assert!(told.iter().all(|&n| n <= 1), "doubled");
+    let lost = told.iter().filter(|&&n| n == 0).count();
+    assert!(lost <= killed, "{lost} lost with {killed} killed");
 }
 
 pub fn killed_leasers() {
-    const ALL: u64 = 20_000;
-    let queue = queue::<Sealed>(16);
-    let pool = queue.pool();
-    let counts = Array::filled_in(pool, ALL as usize, 0_u32).unwrap();
-    let seen = pool.create(AtomicU64::new(0)).unwrap();
-    let mut killed = 0;
-    scope(|s| {
-        let (queue, counts, seen) = (&queue, &counts, &seen);
-        let consume = move || {
-            while let Ok(lease) = queue.lease() {
-                assert!(lease.is_whole());
-                counts.update(lease.a as usize, |n| n + 1).unwrap();
-                seen.fetch_add(1, Ordering::SeqCst);
-                lease.ack();
-            }
-        };
-        s.spawn(move || {
-            (0..ALL).for_each(|n| queue.push(Sealed::new(n)).unwrap());
-            queue.close();
-        })
-        .unwrap();
-        s.spawn(consume).unwrap();
-        while seen.load(Ordering::SeqCst) < ALL * 3 / 4 {
-            let victim = s.spawn(consume).unwrap();
-            let start = seen.load(Ordering::SeqCst);
-            until(|| seen.load(Ordering::SeqCst) > start + 50 + start % 29);
-            victim.kill().unwrap();
-            if matches!(victim.join(), Err(JoinError::Signaled(9))) {
-                killed += 1;
-            }
-        }
+    let (told, killed) = kill_consumers(|queue, tell| {
+        let lease = queue.lease()?;
+        tell(*lease);
+        lease.ack();
+        Ok(())
     });
-    assert_eq!(queue.pop(), Err(PopError::Closed));
-    let counts = counts.claim(..).unwrap();
-    let (least, all) = (
-        counts.iter().min(),
-        counts.iter().map(|&n| u64::from(n)).sum::<u64>(),
-    );
-    assert_eq!(least, Some(&1), "lost");
-    assert!(
-        all - ALL <= killed,
-        "{} had again, {killed} killed",
-        all - ALL
-    );
-    assert!(killed > 10);
-    assert_sound(pool);
+    assert!(told.iter().all(|&n| n >= 1), "lost");
+    let again: u32 = told.iter().map(|&n| n - 1).sum();
+    assert!(again as usize <= killed, "{again} again, {killed} killed");
 }

@@ -21,6 +21,23 @@ impl Triple {
     }
 }
 
+/// The capacity of a queue that has none.
+const UNBOUNDED: usize = 0;
+
+/// So many that an unbounded queue needs a second ring.
+const FEW: u64 = 40;
+
+/// A first ring's worth of elements, and one more.
+const RING: [u64; 33] = {
+    let mut all = [0; 33];
+    let mut n = 0;
+    while n < 33 {
+        all[n] = n as u64;
+        n += 1;
+    }
+    all
+};
+
 /// A pool with a queue.
 struct World {
     pool: Pool,
@@ -55,8 +72,12 @@ impl World {
     /// A queue that was never used.
     fn fresh(capacity: usize) -> World {
         let pool = Pool::builder().max_size(16 << 20).create().expect("a pool");
-        let twin = pool.create(Queue::bounded(capacity)).expect("room");
-        let queue = pool.create(Queue::bounded(capacity)).expect("room");
+        let make = || match capacity {
+            UNBOUNDED => Queue::unbounded(),
+            _ => Queue::bounded(capacity),
+        };
+        let twin = pool.create(make()).expect("room");
+        let queue = pool.create(make()).expect("room");
         let unused = pool.stats().allocated;
         use_up(&twin);
         let blocks = pool.stats().allocated - unused;
@@ -106,13 +127,16 @@ impl World {
     /// All places are of use, and destruction gives everything back.
     fn usable(&self) -> Result<(), String> {
         let queue = &self.queue;
-        let all: Vec<u64> = (100..100 + queue.capacity() as u64).collect();
+        let room = queue.capacity().unwrap_or(FEW as usize) as u64;
+        let all: Vec<u64> = (100..100 + room).collect();
         for _ in 0..2 {
             for &n in &all {
                 queue.try_push(Triple::new(n)).map_err(|e| format!("{e}"))?;
             }
-            let refused = queue.try_push(Triple::new(0)).map_err(|e| e.cause);
-            ensure(refused == Err(PushRefusal::Full), || format!("{refused:?}"))?;
+            if queue.capacity().is_some() {
+                let refused = queue.try_push(Triple::new(0)).map_err(|e| e.cause);
+                ensure(refused == Err(PushRefusal::Full), || format!("{refused:?}"))?;
+            }
             let leased = queue.try_lease().map_err(|e| format!("{e}"))?;
             ensure(leased.0 == 100, || format!("{} leased", leased.0))?;
             drop(leased);
@@ -133,9 +157,19 @@ impl World {
 
 /// Goes round the queue once and a bit, and leases.
 fn use_up(queue: &Queue<Triple>) {
-    for n in 0..queue.capacity() as u64 + 1 {
-        queue.push(Triple::new(n)).expect("room");
-        queue.lease().expect("an element").ack();
+    match queue.capacity() {
+        Some(capacity) => {
+            for n in 0..capacity as u64 + 1 {
+                queue.push(Triple::new(n)).expect("room");
+                queue.lease().expect("an element").ack();
+            }
+        }
+        None => {
+            (0..FEW).for_each(|n| queue.push(Triple::new(n)).expect("room"));
+            for _ in 0..FEW {
+                queue.lease().expect("an element").ack();
+            }
+        }
     }
 }
 
@@ -252,6 +286,29 @@ pub fn cases(suite: &mut Suite) {
             world.usable()
         }),
     );
+    suite.run(case(
+        "push that grows",
+        || {
+            let world = World::fresh(UNBOUNDED);
+            world.push(&RING[..32]);
+            world
+        },
+        |queue| queue.push(Triple::new(32)).expect("room"),
+        [&RING[..32], &RING],
+    ));
+    suite.run(case(
+        "pop from the next ring",
+        || {
+            let world = World::fresh(UNBOUNDED);
+            world.push(&RING);
+            for _ in 0..32 {
+                world.queue.pop().expect("an element");
+            }
+            world
+        },
+        |queue| assert_eq!(queue.pop().map(|e| e.0), Ok(32)),
+        [&RING[32..], &[]],
+    ));
     leases(suite);
     ends(suite);
 }
@@ -354,8 +411,8 @@ fn ends(suite: &mut Suite) {
     suite.run(
         Case::new("queue/destroy", || World::new(2, &[]))
             .attach(|world| {
-                let queue = world.pool.create(Queue::bounded(3)).expect("room");
-                for n in 0..3 {
+                let queue = world.pool.create(Queue::unbounded()).expect("room");
+                for n in 0..FEW {
                     queue.push(Triple::new(n)).expect("room");
                 }
                 drop(queue.lease());

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use loom::sync::Arc;
 use loom::thread;
 use shmkit::primitive::{AtomicU64, Ordering};
-use shmkit::protocol::ring::{self, Nothing, Refused, Shape, Take};
+use shmkit::protocol::ring::{self, Refused, Shape, Take, Walk};
 
 use super::{Death, Deaths, Explorer};
 
@@ -54,7 +54,7 @@ impl Queue {
         Ok(())
     }
 
-    fn take(&self, how: Take) -> Result<(u64, u64), Nothing> {
+    fn take(&self, how: Take) -> Result<(u64, u64), Walk> {
         let mut copied = (0, 0);
         let at = ring::take(
             self.shape,
@@ -73,7 +73,7 @@ impl Queue {
         Ok((at, copied.0))
     }
 
-    fn pop(&self) -> Result<u64, Nothing> {
+    fn pop(&self) -> Result<u64, Walk> {
         self.take(Take::Pop).map(|(_, element)| element)
     }
 
@@ -114,8 +114,8 @@ fn producers_and_a_consumer() {
             let ended = queue.pushed.load(Relaxed);
             match queue.pop() {
                 Ok(element) => popped.push(element),
-                Err(nothing) => {
-                    assert!(matches!(nothing, Nothing::Empty(..)));
+                Err(walk) => {
+                    assert!(!walk.sealed);
                     assert!(popped.len() >= ended, "{popped:?} of {ended}");
                 }
             }
@@ -217,13 +217,13 @@ fn sealing() {
         loop {
             match queue.pop() {
                 Ok(element) => had.push(element),
-                Err(Nothing::Sealed) => break,
-                Err(Nothing::Empty(at, None)) => {
-                    ring::seal(queue.cell(queue.shape.index(at)), at);
-                }
-                Err(Nothing::Empty(_, Some(slot))) => {
-                    assert_eq!(slot, 1);
+                Err(walk) if walk.pending.is_some() => {
+                    assert_eq!(walk.pending, Some(1));
                     thread::yield_now();
+                }
+                Err(walk) if walk.sealed => break,
+                Err(walk) => {
+                    ring::seal(queue.cell(queue.shape.index(walk.end)), walk.end);
                 }
             }
         }

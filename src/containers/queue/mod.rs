@@ -103,7 +103,26 @@ impl<T: ShmSafe + Unpin> Queue<T> {
     #[must_use]
     pub const fn bounded(capacity: usize) -> Self {
         Queue {
-            raw: Raw::new(capacity),
+            raw: Raw::bounded(capacity),
+            _in_place: PhantomPinned,
+        }
+    }
+
+    /// A queue with any number of places, to be put into a pool: it gets more when it needs them, as
+    /// long as the pool has memory. As with a `VecDeque`, it keeps them.
+    ///
+    /// ```
+    /// # use shmkit::{Pool, Queue};
+    /// # let pool = Pool::builder().create()?;
+    /// let queue = pool.create(Queue::unbounded())?;
+    /// (0..1000).try_for_each(|n| queue.push(n))?;
+    /// assert_eq!((queue.len(), queue.capacity()), (1000, None));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub const fn unbounded() -> Self {
+        Queue {
+            raw: Raw::unbounded(),
             _in_place: PhantomPinned,
         }
     }
@@ -263,9 +282,9 @@ impl<T: ShmSafe + Unpin> Queue<T> {
         self.raw.is_empty()
     }
 
-    /// How many elements there can be.
+    /// How many elements there can be; `None` for any number.
     #[must_use]
-    pub fn capacity(&self) -> usize {
+    pub fn capacity(&self) -> Option<usize> {
         self.raw.capacity()
     }
 

@@ -33,7 +33,7 @@ use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
 use crate::participants::thread;
 use crate::primitive::{AtomicU64, Ordering};
-use crate::protocol::ring::{self, Nothing, Refused, Take};
+use crate::protocol::ring::{self, Refused, Take, Walk};
 use crate::sync::{Here, here};
 
 /// How often a snapshot is tried before it is taken as it comes.
@@ -48,9 +48,16 @@ pub(crate) struct Raw<T> {
 impl<T: ShmSafe + Unpin> Raw<T> {
     const WORDS: usize = element::words::<T>();
 
-    pub(crate) const fn new(cells: usize) -> Self {
+    pub(crate) const fn bounded(cells: usize) -> Self {
         Raw {
-            header: Header::new(cells),
+            header: Header::bounded(cells),
+            elements: PhantomData,
+        }
+    }
+
+    pub(crate) const fn unbounded() -> Self {
+        Raw {
+            header: Header::unbounded(),
             elements: PhantomData,
         }
     }
@@ -59,8 +66,8 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         Arena::containing(std::ptr::from_ref(self).addr())
     }
 
-    pub(crate) fn capacity(&self) -> usize {
-        self.header.cells()
+    pub(crate) fn capacity(&self) -> Option<usize> {
+        self.header.capacity()
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -71,25 +78,25 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         // By something in a pool or by nobody: a constant stays as it is.
         if self.arena().is_some() {
             self.header.closed.store(1, Ordering::SeqCst);
-            bell::ring_all(&self.header.pushed);
-            bell::ring_all(&self.header.popped);
+            bell::ring_all(&self.header.pushed.0);
+            bell::ring_all(&self.header.popped.0);
         }
     }
 
     /// The bell of who waits for an element.
     pub(crate) fn pushes(&self) -> &AtomicU64 {
-        &self.header.pushed
+        &self.header.pushed.0
     }
 
     /// Has who waits for an element look again.
     pub(crate) fn announce_push(&self) {
-        bell::ring(&self.header.pushed);
+        bell::ring(&self.header.pushed.0);
     }
 
     #[inline]
     pub(crate) fn try_push(&self, value: T) -> Result<(), PushError<T>> {
         let slot = thread::known_slot_at(std::ptr::from_ref(self).addr());
-        match (slot, self.header.ring(Self::WORDS)) {
+        match (slot, self.header.back(Self::WORDS)) {
             (Some(slot), Some(ring)) => self.push_to(slot, ring, value),
             _ => self.push_first(value),
         }
@@ -98,33 +105,35 @@ impl<T: ShmSafe + Unpin> Raw<T> {
     /// The first push of a thread, or of all.
     #[cold]
     fn push_first(&self, value: T) -> Result<(), PushError<T>> {
-        match self.ring_for_push() {
-            Ok((here, ring)) => self.push_to(here.slot, ring, value),
+        match self.first_for_push() {
+            Ok((here, ring)) => {
+                self.header.set_back(ring);
+                self.push_to(here.slot, ring, value)
+            }
             Err(cause) => Err(PushError { value, cause }),
         }
     }
 
-    fn ring_for_push(&self) -> Result<(Here, Ring), PushRefusal> {
+    fn first_for_push(&self) -> Result<(Here, Ring), PushRefusal> {
         let here = here(self)?;
-        if self.capacity() == 0 {
+        if self.capacity() == Some(0) {
             return Err(PushRefusal::NoCapacity);
         }
         if self.is_closed() {
             return Err(PushRefusal::Closed);
         }
-        let ring = match self.header.ring(Self::WORDS) {
+        let ring = match self.header.first(Self::WORDS) {
             Some(ring) => Some(ring),
-            None => self.header.make_ring(here.arena, here.slot, Self::WORDS)?,
+            None => self.header.make_first(here.arena, here.slot, Self::WORDS)?,
         };
         Ok((here, ring.ok_or(PushRefusal::Closed)?))
     }
 
     #[inline]
     fn push_to(&self, slot: &Slot, ring: Ring, mut value: T) -> Result<(), PushError<T>> {
-        let header = &self.header;
-        if header.closed.load(Ordering::Relaxed) != 0 {
-            let cause = PushRefusal::Closed;
-            return Err(PushError { value, cause });
+        // After the ring was found: where it is a new one, that is before it can be told to be the end.
+        if self.header.closed.load(Ordering::SeqCst) != 0 || ring.is_over() {
+            return self.not_pushed(slot, ring, value, Refused::Sealed);
         }
         slot.intent.open(PUSH, &[0, ring.lap()]);
         let me = slot.tag().slot();
@@ -133,14 +142,14 @@ impl<T: ShmSafe + Unpin> Raw<T> {
             slot.intent.set_arg(CELL, cell as u64);
         };
         let cell = |index| ring.cell(index);
-        match ring::claim(ring.shape, &header.tail.0, cell, me, record) {
+        match ring::claim(ring.shape, ring.tail(), cell, me, record) {
             Ok(position) => {
                 let index = ring.shape.index(position);
                 // SAFETY: the cell of a position that is ours until it is published.
                 unsafe { element::store(&mut value, ring.element(index)) };
                 ring::publish(ring.cell(index), position);
                 slot.intent.close();
-                bell::ring(&header.pushed);
+                bell::ring(&self.header.pushed.0);
                 Ok(())
             }
             Err(refused) => {
@@ -158,14 +167,30 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         value: T,
         refused: Refused,
     ) -> Result<(), PushError<T>> {
-        let cause = match refused {
-            Refused::Full(Some(busy)) if self.recovers(busy) => {
-                return self.push_to(slot, ring, value);
+        match self.ring_after(slot, ring, refused) {
+            Ok(ring) => self.push_to(slot, ring, value),
+            Err(cause) => Err(PushError { value, cause }),
+        }
+    }
+
+    /// Where to push instead.
+    fn ring_after(&self, slot: &Slot, ring: Ring, refused: Refused) -> Result<Ring, PushRefusal> {
+        if self.is_closed() {
+            return Err(PushRefusal::Closed);
+        }
+        let next = match refused {
+            _ if ring.is_over() => ring.next(),
+            Refused::Full(Some(busy)) if self.recovers(busy) => return Ok(ring),
+            Refused::Full(_) if self.capacity().is_some() => return Err(PushRefusal::Full),
+            Refused::Full(_) => {
+                let arena = self.arena().ok_or(PushRefusal::NotInPool)?;
+                ring.make_next(arena, slot)?
             }
-            Refused::Full(_) => PushRefusal::Full,
-            Refused::Sealed => PushRefusal::Closed,
+            Refused::Sealed => None,
         };
-        Err(PushError { value, cause })
+        let next = next.ok_or(PushRefusal::Closed)?;
+        self.header.set_back(next);
+        Ok(next)
     }
 
     /// Recovers the slot that holds something up, if it is dead. True if there is something new.
@@ -182,12 +207,17 @@ impl<T: ShmSafe + Unpin> Raw<T> {
     #[inline]
     pub(crate) fn try_pop(&self) -> Result<T, PopError> {
         let header = &self.header;
-        if let Some(ring) = header.ring(Self::WORDS)
+        if let Some(ring) = header.front(Self::WORDS)
             && header.lease_block.load(Ordering::Relaxed) == 0
         {
             let mut value = MaybeUninit::uninit();
-            if self.take(ring, Take::Pop, &mut value).is_ok() {
-                bell::ring(&header.popped);
+            let cell = |index| ring.cell(index);
+            let taken = ring::take(ring.shape, ring.head(), cell, Take::Pop, |index, _| {
+                // SAFETY: a cell's words, which all access as atomics.
+                unsafe { element::load(ring.element(index), &mut value) };
+            });
+            if taken.is_ok() {
+                bell::ring(&header.popped.0);
                 // SAFETY: copied from an element that is ours now, as the position was taken.
                 return Ok(unsafe { value.assume_init() });
             }
@@ -195,18 +225,8 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         self.pop_slow()
     }
 
-    #[inline]
-    fn take(&self, ring: Ring, how: Take, to: &mut MaybeUninit<T>) -> Result<u64, Nothing> {
-        let cell = |index| ring.cell(index);
-        ring::take(ring.shape, &self.header.head.0, cell, how, |index, _| {
-            // SAFETY: a cell's words, which all access as atomics.
-            unsafe { element::load(ring.element(index), to) };
-        })
-    }
-
     #[cold]
     fn pop_slow(&self) -> Result<T, PopError> {
-        let ring = self.ring_for_pop()?;
         let mut value = MaybeUninit::uninit();
         loop {
             if let Some((entry, position)) = self.first_back(&mut value) {
@@ -216,26 +236,73 @@ impl<T: ShmSafe + Unpin> Raw<T> {
                 }
                 continue;
             }
-            match self.take(ring, Take::Pop, &mut value) {
-                Ok(_) => {
-                    bell::ring(&self.header.popped);
-                    // SAFETY: as in `try_pop`.
-                    return Ok(unsafe { value.assume_init() });
-                }
-                Err(nothing) => self.nothing(ring, nothing)?,
+            // SAFETY: a cell's words, which all access as atomics.
+            let taken = self.take(Take::Pop, |ring, index, _| unsafe {
+                element::load(ring.element(index), &mut value);
+            })?;
+            if taken.is_some() {
+                bell::ring(&self.header.popped.0);
+                // SAFETY: as in `try_pop`.
+                return Ok(unsafe { value.assume_init() });
             }
         }
     }
 
-    /// The cells, or why there are none.
-    fn ring_for_pop(&self) -> Result<Ring, PopError> {
+    /// Takes the first element of all rings: where it was. `None` if another attempt may find what
+    /// this one has not, also among what has come back.
+    fn take(
+        &self,
+        how: Take,
+        mut copy: impl FnMut(Ring, usize, u64),
+    ) -> Result<Option<(Ring, u64)>, PopError> {
+        let mut ring = self.first_for_pop()?;
+        // Rings where somebody is in the middle of a push, that were gone past.
+        let mut passed: Vec<(Ring, Walk)> = Vec::new();
         loop {
-            if let Some(ring) = self.header.ring(Self::WORDS) {
+            let still = |(ring, walk): &(Ring, Walk)| walk.still(ring.shape, &|i| ring.cell(i));
+            let valid = || passed.iter().all(still);
+            let cell = |index| ring.cell(index);
+            let mut copy_here = |index, at| copy(ring, index, at);
+            let taken = ring::take_if(ring.shape, ring.head(), &cell, how, &mut copy_here, &valid);
+            let walk = match taken {
+                Ok(at) => return Ok(Some((ring, at))),
+                Err(walk) if walk.has_element() => return Ok(None),
+                Err(walk) => walk,
+            };
+            // The walk came first: if there is no next ring, there was none then.
+            let next = ring.next();
+            let valid = valid();
+            if !valid || walk.pending.is_some_and(|pending| self.recovers(pending)) {
+                return Ok(None);
+            }
+            let Some(next) = next else {
+                return self.nothing(ring, &walk, !passed.is_empty()).map(|()| None);
+            };
+            if !walk.sealed && !ring::seal(cell(ring.shape.index(walk.end)), walk.end) {
+                return Ok(None);
+            }
+            if walk.pending.is_some() {
+                passed.push((ring, walk));
+            } else if passed.is_empty() {
+                self.header.set_front(next);
+            }
+            ring = next;
+        }
+    }
+
+    /// The ring to look at first, or why there is none.
+    fn first_for_pop(&self) -> Result<Ring, PopError> {
+        loop {
+            if let Some(ring) = self.header.front(Self::WORDS) {
+                return Ok(ring);
+            }
+            if let Some(ring) = self.header.first(Self::WORDS) {
+                self.header.set_front(ring);
                 return Ok(ring);
             }
             self.arena().ok_or(PopError::NotInPool)?;
             let block = &self.header.block.0;
-            if self.capacity() == 0 {
+            if self.capacity() == Some(0) {
                 return Err(PopError::NoCapacity);
             } else if block.load(Ordering::Acquire) == NEVER {
                 return Err(PopError::Closed);
@@ -247,19 +314,20 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         }
     }
 
-    /// What is to be said when nothing was taken; `Ok` if another look may find something else.
-    fn nothing(&self, ring: Ring, nothing: Nothing) -> Result<(), PopError> {
-        match nothing {
-            Nothing::Empty(_, Some(pending)) if self.recovers(pending) => Ok(()),
-            Nothing::Empty(at, None) if self.is_closed() => {
-                ring::seal(ring.cell(ring.shape.index(at)), at);
-                Ok(())
-            }
-            Nothing::Empty(..) => Err(PopError::Empty),
-            // What is leased may come back.
-            Nothing::Sealed if self.survey().0.held > 0 => Err(PopError::Empty),
-            Nothing::Sealed if self.survey().0.back > 0 => Ok(()),
-            Nothing::Sealed => Err(PopError::Closed),
+    /// What is to be said when nothing is in any ring; `Ok` if another look may find something else.
+    fn nothing(&self, last: Ring, walk: &Walk, others_pending: bool) -> Result<(), PopError> {
+        if !self.is_closed() || walk.pending.is_some() || others_pending {
+            return Err(PopError::Empty);
+        }
+        if !walk.sealed {
+            ring::seal(last.cell(last.shape.index(walk.end)), walk.end);
+            return Ok(());
+        }
+        // What is leased may come back.
+        match self.survey().0 {
+            Survey { back: 1.., .. } => Ok(()),
+            Survey { held: 1.., .. } => Err(PopError::Empty),
+            _ => Err(PopError::Closed),
         }
     }
 
@@ -285,7 +353,8 @@ impl<T: ShmSafe + Unpin> Raw<T> {
 
     pub(crate) fn try_lease(&self) -> Result<Lease<'_, T>, PopError> {
         let Here { arena, slot } = here(self)?;
-        let ring = self.ring_for_pop()?;
+        // Where there are no cells there is nothing to lease.
+        let first = self.first_for_pop()?;
         let table = self.header.make_leases(arena, slot, Self::WORDS)?;
         let mut value = MaybeUninit::uninit();
         loop {
@@ -297,30 +366,30 @@ impl<T: ShmSafe + Unpin> Raw<T> {
                 }
                 continue;
             }
-            let entry = table.take(slot, ring.lap());
+            let entry = table.take(slot, first.lap());
             let entry = entry.ok_or(PopError::TooManyLeases)?;
             let how = Take::Lease(slot.tag().slot());
-            let cell = |index| ring.cell(index);
-            let taken = ring::take(ring.shape, &self.header.head.0, cell, how, |index, at| {
+            let taken = self.take(how, |ring, index, at| {
                 // SAFETY: a cell's words, and those of an entry that nobody else stores to.
                 unsafe {
                     element::load(ring.element(index), &mut value);
                     element::copy::<T>(ring.element(index), entry.element());
                 }
-                entry.prepare(slot, ring.cell(index), at);
+                entry.prepare(slot, ring.cell(index), ring.lap(), at);
             });
             match taken {
-                Ok(position) => {
+                Ok(Some((ring, position))) => {
                     let cell = ring.cell(ring.shape.index(position));
                     entry.hold(slot, cell, ring.lap());
-                    bell::ring(&self.header.popped);
+                    bell::ring(&self.header.popped.0);
                     // SAFETY: as in `try_pop`.
                     let value = unsafe { value.assume_init() };
                     return Ok(Lease::new(self, slot, entry, value));
                 }
-                Err(nothing) => {
+                Ok(None) => entry.abandon(slot),
+                Err(refused) => {
                     entry.abandon(slot);
-                    self.nothing(ring, nothing)?;
+                    return Err(refused);
                 }
             }
         }
@@ -329,27 +398,29 @@ impl<T: ShmSafe + Unpin> Raw<T> {
     /// A lease has ended: somebody may be waiting for what it was about.
     pub(super) fn settled(&self, consumed: bool) {
         if !consumed {
-            bell::ring(&self.header.pushed);
+            bell::ring(&self.header.pushed.0);
         } else if self.is_closed() {
-            bell::ring_all(&self.header.pushed);
+            bell::ring_all(&self.header.pushed.0);
         }
     }
 
     pub(crate) fn len(&self) -> usize {
         let mut pushed = 0;
-        if let Some(ring) = self.header.ring(Self::WORDS) {
-            let cell = |index| ring.cell(index);
-            ring::visit(ring.shape, &self.header.head.0, cell, |_, _| pushed += 1);
-        }
+        self.visit(|_, _, _| pushed += 1);
         pushed + self.survey().0.back
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        let look = |ring: Ring| {
-            let cell = |index| ring.cell(index);
-            ring::take(ring.shape, &self.header.head.0, cell, Take::Look, |_, _| {}).is_ok()
-        };
-        !self.header.ring(Self::WORDS).is_some_and(look) && self.survey().0.back == 0
+        loop {
+            if self.survey().0.back > 0 {
+                return false;
+            }
+            match self.take(Take::Look, |_, _, _| {}) {
+                Ok(None) => {}
+                Ok(Some(_)) => return false,
+                Err(_) => return true,
+            }
+        }
     }
 
     pub(crate) fn peek(&self) -> Option<T>
@@ -365,11 +436,31 @@ impl<T: ShmSafe + Unpin> Raw<T> {
                 }
                 continue;
             }
-            let ring = self.header.ring(Self::WORDS)?;
-            self.take(ring, Take::Look, &mut value).ok()?;
-            // SAFETY: copied from a cell that has not changed since.
-            return Some(unsafe { value.assume_init() });
+            // SAFETY: as in `pop_slow`.
+            let taken = self.take(Take::Look, |ring, index, _| unsafe {
+                element::load(ring.element(index), &mut value);
+            });
+            if taken.ok()?.is_some() {
+                // SAFETY: copied from a cell that has not changed since.
+                return Some(unsafe { value.assume_init() });
+            }
         }
+    }
+
+    /// Tells `each` the elements of all rings, first to last. True if there was a moment with all of
+    /// them in the queue, and no others.
+    fn visit(&self, mut each: impl FnMut(Ring, usize, u64)) -> bool {
+        let (mut whole, mut first) = (true, None);
+        let mut next = self.first_for_pop().ok();
+        while let Some(ring) = next {
+            let cell = |index| ring.cell(index);
+            whole &= ring::visit(ring.shape, ring.head(), cell, |index, at| {
+                first.get_or_insert((ring, index, at));
+                each(ring, index, at);
+            });
+            next = ring.next();
+        }
+        whole && first.is_none_or(|(ring, index, at)| ring::is_full(ring.cell(index), at))
     }
 
     pub(crate) fn snapshot(&self) -> Vec<T>
@@ -377,14 +468,10 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         T: Copy,
     {
         let mut elements = Vec::new();
-        let Some(ring) = self.header.ring(Self::WORDS) else {
-            return elements;
-        };
-        let cell = |index| ring.cell(index);
         for _ in 0..SNAPSHOTS {
             elements.clear();
             self.each_back(|value| elements.push(value));
-            let whole = ring::visit(ring.shape, &self.header.head.0, cell, |index, at| {
+            let whole = self.visit(|ring, index, at| {
                 let mut value = MaybeUninit::uninit();
                 // SAFETY: a cell's words, which all access as atomics; copied from a cell that has
                 // not changed meanwhile.
@@ -441,7 +528,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
             ControlFlow::Continue(value) => value,
         };
         let waited = match here(self) {
-            Ok(here) => wait(here, &self.header.popped, deadline, value, attempt),
+            Ok(here) => wait(here, &self.header.popped.0, deadline, value, attempt),
             Err(nowhere) => {
                 let cause = nowhere.into();
                 return Err(PushError { value, cause });
@@ -465,7 +552,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         if let ControlFlow::Break(done) = attempt(()) {
             return done;
         }
-        wait(here(self)?, &self.header.pushed, deadline, (), attempt)
+        wait(here(self)?, &self.header.pushed.0, deadline, (), attempt)
             .unwrap_or(Err(PopError::TimedOut))
     }
 }
