@@ -80,7 +80,11 @@ pub(super) fn grow_if_crowded(arena: Arena, slot: &Slot, table: Table, chunk: &C
 
 /// The chunk has no node any more: gives the table a smaller successor if others have few.
 #[cold]
-pub(super) fn shrink_if_lonely(arena: Arena, slot: &Slot, table: Table) {
+pub(super) fn shrink_if_lonely(arena: Arena, slot: &Slot, root: &AtomicU64, table: Table) {
+    if root.load(Ordering::Relaxed) != table.address() {
+        // Nodes are still on their way here.
+        return;
+    }
     let step = (table.chunks() / SAMPLE).max(1);
     let sample = (0..table.chunks()).step_by(step).take(SAMPLE);
     let nodes: usize = sample.clone().map(|index| table.chunk(index).count()).sum();
@@ -230,11 +234,12 @@ pub(super) fn help(arena: Arena, slot: &Slot, root: &AtomicU64, table: Table) {
         // All are somebody's; who died or failed has left some.
         let from = header.done.load(Ordering::Relaxed) as usize;
         let left = (from..table.chunks()).find(|&index| !table.chunk(index).is_done());
+        let before = left.unwrap_or(table.chunks());
+        header.done.fetch_max(before as u64, Ordering::Relaxed);
         let Some(left) = left else {
             complete(arena, slot, root, table);
             return;
         };
-        header.done.fetch_max(left as u64, Ordering::Relaxed);
         left
     };
     let chunk = table.chunk(index);
