@@ -19,6 +19,8 @@ mod cells;
 mod claims;
 #[path = "common/mod.rs"]
 mod common;
+#[path = "containers/histories.rs"]
+mod histories;
 #[path = "containers/mailboxes.rs"]
 mod mailboxes;
 #[path = "containers/maps.rs"]
@@ -117,6 +119,11 @@ const CASES: &[Named] = table! {
         the_killed_leave_a_map_whole
         increments_of_the_killed_are_counted
         killed_fillers_of_a_growing_map;
+    histories:
+        the_check_of_histories_can_fail
+        histories_of_cells
+        histories_of_maps
+        histories_of_multi_maps;
     multi_maps:
         stacks_behave_like_vecs
         stacks_outside_of_a_pool

@@ -130,7 +130,8 @@ pub(crate) fn publish(
 #[inline]
 pub(crate) fn publish_alone(slot: &Slot, word: &AtomicU64, old_block: u64, new: u64) {
     announce(slot, old_block, new);
-    word.store(new, Ordering::SeqCst);
+    // Release: who finds the word finds the block filled. What it named is stamped behind a fence.
+    word.store(new, Ordering::Release);
 }
 
 #[inline]

@@ -94,7 +94,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, const STACKED: bool> Raw<K, V, STACKED
         (arena, slot): (Arena, &'static Slot),
         key: &K,
         make: Make,
-    ) -> Result<Option<Edit<'static>>, ChangeError> {
+    ) -> Result<Option<Edit<'_>>, ChangeError> {
         let is_it = |node| Self::is(node, key);
         let edit = map::edit(arena, slot, &self.root.0, make, key.bytes(), is_it)?;
         Ok(edit)

@@ -43,6 +43,7 @@ pub(super) fn try_lock(arena: Arena, slot: &Slot, chunk: &Chunk) -> bool {
 pub(crate) struct Edit<'a> {
     arena: Arena,
     slot: &'a Slot,
+    root: &'a AtomicU64,
     table: Table,
     chunk: &'static Chunk,
     hash: u64,
@@ -87,7 +88,7 @@ enum After {
 pub(crate) fn edit<'a>(
     arena: Arena,
     slot: &'a Slot,
-    root: &AtomicU64,
+    root: &'a AtomicU64,
     make: Make,
     bytes: &[u8],
     is_it: impl Fn(u64) -> bool,
@@ -134,6 +135,7 @@ pub(crate) fn edit<'a>(
         return Ok(Some(Edit {
             arena,
             slot,
+            root,
             table,
             chunk,
             hash,
@@ -247,7 +249,7 @@ impl Drop for Edit<'_> {
                 growth::grow_if_crowded(self.arena, self.slot, self.table, self.chunk);
             }
             After::Removed if self.table.chunks() > 1 && self.chunk.is_empty() => {
-                growth::shrink_if_lonely(self.arena, self.slot, self.table);
+                growth::shrink_if_lonely(self.arena, self.slot, self.root, self.table);
             }
             After::Removed => {}
         }

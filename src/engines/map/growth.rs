@@ -80,7 +80,11 @@ pub(super) fn grow_if_crowded(arena: Arena, slot: &Slot, table: Table, chunk: &C
 
 /// The chunk has no node any more: gives the table a smaller successor if others have few.
 #[cold]
-pub(super) fn shrink_if_lonely(arena: Arena, slot: &Slot, table: Table) {
+pub(super) fn shrink_if_lonely(arena: Arena, slot: &Slot, root: &AtomicU64, table: Table) {
+    if root.load(Ordering::Relaxed) != table.address() {
+        // Nodes are still on their way here.
+        return;
+    }
     let step = (table.chunks() / SAMPLE).max(1);
     let sample = (0..table.chunks()).step_by(step).take(SAMPLE);
     let nodes: usize = sample.clone().map(|index| table.chunk(index).count()).sum();
@@ -103,18 +107,39 @@ pub(super) fn move_chunk(
         return Ok(());
     }
     edit::lock(arena, slot, chunk);
-    let moved = move_locked(arena, slot, table, chunk);
+    let moved = move_locked(arena, slot, table, index);
     lock::unlock(&chunk.lock, slot.tag(), 0);
     moved
 }
 
-fn move_locked(arena: Arena, slot: &Slot, table: Table, chunk: &Chunk) -> Result<(), AllocError> {
+fn move_locked(arena: Arena, slot: &Slot, table: Table, index: usize) -> Result<(), AllocError> {
+    let chunk = table.chunk(index);
     if chunk.is_done() {
         return Ok(());
     }
     let Some(successor) = table.successor(arena) else {
         return Ok(());
     };
+    // A lock for many nodes: there are two chunks that they can go to, or one.
+    for (index, to) in targets(table, index, successor) {
+        edit::lock(arena, slot, to);
+        if !to.is_done() {
+            for word in &chunk.words {
+                let named = word.load(Ordering::Relaxed);
+                if !is_node(named) {
+                    continue;
+                }
+                let hash = hash_of(arena, node_of(arena, named));
+                if successor.index(hash) == index
+                    && let Some(place) = free_place(to, hash)
+                {
+                    copy_locked(slot, word, named, place);
+                }
+            }
+        }
+        lock::unlock(&to.lock, slot.tag(), 0);
+    }
+    // What found no room there goes further on, or to a table that is made for it.
     for word in &chunk.words {
         let named = word.load(Ordering::Relaxed);
         if is_node(named) {
@@ -124,6 +149,36 @@ fn move_locked(arena: Arena, slot: &Slot, table: Table, chunk: &Chunk) -> Result
     }
     chunk.done.store(1, Ordering::SeqCst);
     Ok(())
+}
+
+/// The chunks of the successor that the nodes of a chunk go to, with their indexes.
+fn targets(
+    table: Table,
+    index: usize,
+    successor: Table,
+) -> impl Iterator<Item = (usize, &'static Chunk)> {
+    let (from, to) = (table.chunks(), successor.chunks());
+    let indexes = index * to / from..((index + 1) * to).div_ceil(from);
+    indexes.map(move |index| (index, successor.chunk(index)))
+}
+
+/// The first place for a key that is not in the chunk, whose lock the caller has.
+fn free_place(chunk: &Chunk, hash: u64) -> Option<&AtomicU64> {
+    let is_free = |word: &&AtomicU64| matches!(word.load(Ordering::Relaxed), EMPTY | TOMB);
+    chunk.search(hash).find(is_free)
+}
+
+/// Moves one node. The caller has the locks of both chunks.
+fn copy_locked(slot: &Slot, from: &AtomicU64, named: u64, place: &AtomicU64) {
+    let address = |word: &AtomicU64| std::ptr::from_ref(word).addr() as u64;
+    slot.intent
+        .open(COPY, &[address(from), named, address(place)]);
+    // Release: who finds the word finds what the node's author has written.
+    place.store(named, Ordering::Release);
+    compiler_fence(Ordering::SeqCst);
+    // Release: who finds MOVED finds the node in its new place.
+    from.store(MOVED, Ordering::Release);
+    slot.intent.close();
 }
 
 /// Moves one node to a table, or to one of its successors. The caller holds the lock of `from`.
@@ -143,18 +198,10 @@ fn copy(
             continue;
         }
         edit::lock(arena, slot, chunk);
-        let free = chunk
-            .search(hash)
-            .find(|word| matches!(word.load(Ordering::Relaxed), EMPTY | TOMB));
+        let free = free_place(chunk, hash);
         let done = chunk.is_done() && to.successor(arena).is_some();
         if let (false, Some(place)) = (done, free) {
-            let address = |word: &AtomicU64| std::ptr::from_ref(word).addr() as u64;
-            slot.intent
-                .open(COPY, &[address(from), named, address(place)]);
-            place.store(named, Ordering::SeqCst);
-            compiler_fence(Ordering::SeqCst);
-            from.store(MOVED, Ordering::SeqCst);
-            slot.intent.close();
+            copy_locked(slot, from, named, place);
         }
         lock::unlock(&chunk.lock, slot.tag(), 0);
         if !done {
@@ -187,17 +234,18 @@ pub(super) fn help(arena: Arena, slot: &Slot, root: &AtomicU64, table: Table) {
         // All are somebody's; who died or failed has left some.
         let from = header.done.load(Ordering::Relaxed) as usize;
         let left = (from..table.chunks()).find(|&index| !table.chunk(index).is_done());
+        let before = left.unwrap_or(table.chunks());
+        header.done.fetch_max(before as u64, Ordering::Relaxed);
         let Some(left) = left else {
             complete(arena, slot, root, table);
             return;
         };
-        header.done.fetch_max(left as u64, Ordering::Relaxed);
         left
     };
     let chunk = table.chunk(index);
     // Who holds it may be moving it. A stopped one is not waited for.
     if !chunk.is_done() && edit::try_lock(arena, slot, chunk) {
-        let _ = move_locked(arena, slot, table, chunk);
+        let _ = move_locked(arena, slot, table, index);
         lock::unlock(&chunk.lock, slot.tag(), 0);
     }
 }
