@@ -1,10 +1,7 @@
 //! Containers from outside, also from several processes and with workers that are killed.
 //!
-//! Its own harness: `spawn` demands a process with a single thread. The cases run in order in one
-//! process; arguments pick those whose name contains one of them.
+//! Its own harness, see `common`: each case has a process of its own.
 
-use std::env;
-use std::panic::catch_unwind;
 use std::process::ExitCode;
 
 use shmkit::{KillSafe, Pool, ShmSafe};
@@ -36,16 +33,7 @@ mod stopped;
 #[path = "containers/workers.rs"]
 mod workers;
 
-type Named = (&'static str, fn());
-
-/// A table of functions by their names.
-macro_rules! table {
-    ($($module:ident: $($function:ident)+;)*) => {
-        &[$($((stringify!($function), $module::$function)),+),*]
-    };
-}
-
-const CASES: &[Named] = table! {
+const CASES: &[common::Named] = table! {
     arrays:
         constructors
         behaves_like_a_vec
@@ -211,26 +199,5 @@ fn assert_sound(pool: Pool) {
 }
 
 fn main() -> ExitCode {
-    let filters: Vec<String> = env::args()
-        .skip(1)
-        .filter(|a| !a.starts_with("--"))
-        .collect();
-    let (mut passed, mut failed) = (0, 0);
-    for (name, case) in CASES {
-        if !filters.is_empty() && !filters.iter().any(|filter| name.contains(filter)) {
-            continue;
-        }
-        let outcome = catch_unwind(case);
-        match outcome {
-            Ok(()) => passed += 1,
-            Err(_) => failed += 1,
-        }
-        println!("{name}: {}", if outcome.is_ok() { "ok" } else { "FAILED" });
-    }
-    println!("{passed} passed, {failed} failed");
-    if failed == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+    common::run_apart(CASES)
 }

@@ -1,9 +1,7 @@
 //! Locks, condition variables, semaphores and barriers between processes, some of which are killed.
 //!
-//! Its own harness, as `spawn` demands a process with a single thread. The cases run in order in one
-//! process; an argument picks those whose name contains it.
+//! Its own harness, see `common`: each case has a process of its own.
 
-use std::env;
 use std::io::{PipeReader, PipeWriter, Read, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -15,6 +13,8 @@ use shmkit::{Pool, Shared, ShmSafe};
 
 #[path = "sync/barriers.rs"]
 mod barriers;
+#[path = "common/mod.rs"]
+mod common;
 #[path = "sync/condvars.rs"]
 mod condvars;
 #[path = "sync/events.rs"]
@@ -28,16 +28,7 @@ mod rwlocks;
 #[path = "sync/semaphores.rs"]
 mod semaphores;
 
-type Named = (&'static str, fn());
-
-/// A table of functions by their names.
-macro_rules! table {
-    ($($module:ident: $($function:ident)+;)*) => {
-        &[$($((stringify!($function), $module::$function)),+),*]
-    };
-}
-
-const CASES: &[Named] = table! {
+const CASES: &[common::Named] = table! {
     mutexes:
         totals_under_load
         totals_under_kills
@@ -114,35 +105,7 @@ const CASES: &[Named] = table! {
 };
 
 fn main() -> ExitCode {
-    let filter = env::args()
-        .skip(1)
-        .find(|argument| !argument.starts_with("--"))
-        .unwrap_or_default();
-    let (mut passed, mut failed) = (0, 0);
-    for (name, case) in CASES.iter().filter(|(name, _)| name.contains(&filter)) {
-        // Threads that were joined may not have left the system yet.
-        until("one task", || {
-            std::fs::read_dir("/proc/self/task").unwrap().count() == 1
-        });
-        let began = Instant::now();
-        let ok = catch_unwind(case).is_ok();
-        if ok {
-            passed += 1;
-        } else {
-            failed += 1;
-        }
-        println!(
-            "{name}: {} ({:.2} s)",
-            if ok { "ok" } else { "FAILED" },
-            began.elapsed().as_secs_f64()
-        );
-    }
-    println!("{passed} passed, {failed} failed");
-    if failed == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+    common::run_apart(CASES)
 }
 
 /// A value in a pool of its own.

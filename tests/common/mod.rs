@@ -1,8 +1,8 @@
 //! What the test programs that fork share: the harness, and pools that go with their case.
 //!
-//! The cases of a program run in order in one process; an argument picks those whose name contains
-//! it. What needs a process of its own runs in a copy of the program, started with the argument
-//! `role:<its name>`.
+//! The cases of a program run in order, in one process or each in its own; arguments pick those
+//! whose name contains one of them. What needs a program of its own runs in a copy of this one,
+//! started with the argument `role:<its name>`.
 #![allow(dead_code, reason = "each program uses a part of it")]
 
 pub mod linear;
@@ -27,12 +27,9 @@ macro_rules! table {
     };
 }
 
-/// Runs a role, or the cases that the argument picks.
+/// Runs a role, or the cases that the argument picks, one after the other in this process.
 pub fn run(cases: &[Named], roles: &[Named]) -> ExitCode {
-    let argument = env::args()
-        .skip(1)
-        .find(|argument| !argument.starts_with("--"));
-    if let Some(role) = argument
+    if let Some(role) = argument()
         .as_deref()
         .and_then(|argument| argument.strip_prefix("role:"))
     {
@@ -40,25 +37,63 @@ pub fn run(cases: &[Named], roles: &[Named]) -> ExitCode {
         role.expect("a known role").1();
         return ExitCode::SUCCESS;
     }
-    let filter = argument.unwrap_or_default();
-    let (mut passed, mut failed) = (0, 0);
-    for (name, case) in cases.iter().filter(|(name, _)| name.contains(&filter)) {
+    run_each(cases, |case| {
         // Scoped threads may linger for a moment behind the end of their scope.
         while tasks() != 1 {
             std::thread::yield_now();
         }
         let before = open_descriptors();
-        let started = Instant::now();
         let outcome = catch_unwind(|| {
             case();
             assert_eq!(open_descriptors(), before, "descriptors left open");
             assert!(no_child_left(), "a child is left");
         });
-        match outcome {
-            Ok(()) => passed += 1,
-            Err(_) => failed += 1,
-        }
-        let word = if outcome.is_ok() { "ok" } else { "FAILED" };
+        outcome.is_ok()
+    })
+}
+
+/// Runs the cases that the arguments pick, each in a process of its own, with which its pools go.
+pub fn run_apart(cases: &[Named]) -> ExitCode {
+    run_each(cases, |case| {
+        // SAFETY: this process has one thread.
+        let child = match unsafe { libc::fork() } {
+            0 => {
+                let outcome = catch_unwind(|| {
+                    case();
+                    assert!(no_child_left(), "a child is left");
+                });
+                // SAFETY: ends this process, whose standard output writes whole lines.
+                unsafe { libc::_exit(i32::from(outcome.is_err())) }
+            }
+            child => child,
+        };
+        assert!(child > 0, "{}", std::io::Error::last_os_error());
+        let mut status = 0;
+        // SAFETY: a child of ours; the status is this frame's.
+        let reaped = unsafe { libc::waitpid(child, &raw mut status, 0) };
+        assert_eq!(reaped, child);
+        status == 0
+    })
+}
+
+fn argument() -> Option<String> {
+    env::args()
+        .skip(1)
+        .find(|argument| !argument.starts_with("--"))
+}
+
+fn run_each(cases: &[Named], run: impl Fn(fn()) -> bool) -> ExitCode {
+    let filters: Vec<_> = env::args()
+        .skip(1)
+        .filter(|argument| !argument.starts_with("--"))
+        .collect();
+    let picked = |name: &str| filters.is_empty() || filters.iter().any(|f| name.contains(f));
+    let (mut passed, mut failed) = (0, 0);
+    for &(name, case) in cases.iter().filter(|(name, _)| picked(name)) {
+        let started = Instant::now();
+        let ok = run(case);
+        *if ok { &mut passed } else { &mut failed } += 1;
+        let word = if ok { "ok" } else { "FAILED" };
         println!("{name}: {word} ({:.2} s)", started.elapsed().as_secs_f64());
     }
     println!("{passed} passed, {failed} failed");
