@@ -70,7 +70,7 @@ pub enum RunError {
 ///
 /// # Crash behaviour
 ///
-/// A worker may be killed at any instruction; see [`JoinHandle::join`]. If the calling *thread*
+/// A worker may be killed at any instruction; see [`JoinHandle::join`](super::JoinHandle::join). If the calling *thread*
 /// dies, the workers are killed.
 ///
 /// ```
