@@ -94,7 +94,8 @@ const CASES: &[Named] = table! {
         resources_are_limited
         the_next_run_removes_what_a_killed_one_left
         a_pool_that_somebody_uses_is_left
-        damaged_journals_are_errors;
+        damaged_journals_are_errors
+        a_resource_announced_twice_is_one;
     storms:
         killed_workers_are_started_again
         killed_masters_leave_nothing_after_the_next_start;

@@ -38,9 +38,10 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
 
+use super::Resource;
 use super::RunError;
 use super::pid_file::lock;
-use super::resources::{PLACES, Resource};
+use super::resources::PLACES;
 
 const BLOCK: usize = 4096;
 const MAGIC: [u8; 8] = *b"shmkjrnl";

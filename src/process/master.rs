@@ -1,4 +1,4 @@
-//! [`run`] and [`Master`]: the process that starts the workers, reaps them, and does nothing else.
+//! [`Master`]: the process that starts the workers, reaps them, and does nothing else.
 //!
 //! It has one thread and little memory, so that forking it is cheap and safe. It sleeps on one
 //! descriptor: the counter that requests come by, a timer for restarts, a pidfd a worker. Every
@@ -27,7 +27,6 @@
 //! pool has no name and goes with the last of them. What was managed, the journal and the
 //! pid file stay, and the next run puts that right.
 
-use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -35,124 +34,13 @@ use super::child::{self, OtherThreads};
 use super::jobs::{self, Control, DETACHED, KILL, Kind, Phase};
 use super::journal::{self, Journal};
 use super::pid_file::PidFile;
-use super::{Config, Entry, JoinError, JoinHandle, JournalError, StartError, StartOptions, Wire};
+use super::{Config, Entry, JoinHandle, RunError, StartError, StartOptions, Wire};
 use super::{WorkerEnd, WorkerId, hooks, supervise, worker};
 use crate::containers::Shared;
-use crate::pool::{CreateError, ObjectError, Pool};
+use crate::pool::Pool;
 use crate::primitive::Ordering;
 use crate::sys::process;
 use crate::sys::watch::{self, Watch};
-
-/// Why there is no result of a run.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum RunError {
-    /// The control pool could not be made.
-    #[error("the control pool could not be made")]
-    Pool(#[from] CreateError),
-    /// Nor what is in it.
-    #[error("the control pool has no memory")]
-    NoMemory(#[from] ObjectError),
-    /// The process has other threads: what it forks would find their locks locked for ever.
-    #[error("this process has {tasks} threads; a master has one")]
-    MultiThreaded {
-        /// The number of threads, the caller's included.
-        tasks: usize,
-    },
-    /// Another run uses the pid file, or the run directory.
-    #[error("another run uses {path}")]
-    AlreadyRunning {
-        /// The file.
-        path: String,
-    },
-    /// A file could not be made or written.
-    #[error("{path}")]
-    File {
-        /// The file.
-        path: String,
-        /// Why.
-        #[source]
-        error: io::Error,
-    },
-    /// The journal in the run directory cannot be used; nothing was removed. See
-    /// [`Config::run_directory`].
-    #[error("the journal {path} cannot be used")]
-    Journal {
-        /// The file.
-        path: String,
-        /// Why.
-        #[source]
-        error: JournalError,
-    },
-    /// The first worker was not asked for.
-    #[error("the first worker could not be started")]
-    Start(#[from] StartError),
-    /// The first worker gave no result.
-    #[error("the first worker gave no result")]
-    First(#[from] JoinError),
-    /// The kernel refused something.
-    #[error("the master cannot go on")]
-    System(#[from] io::Error),
-}
-
-/// Makes the calling process a master, runs `first` as its first worker, and gives what that
-/// returned. Workers that are left then are ended; see [`Config::patience`].
-///
-/// Workers are always forked by the master, from its main thread's state, so a worker inherits
-/// what the master has: make pools before the run, and hand descriptors of what is in them
-/// ([`Handle`](crate::Handle)) to the entry points.
-///
-/// # Errors
-///
-/// See [`RunError`].
-///
-/// # Crash behaviour
-///
-/// A worker may be killed at any instruction; see [`JoinHandle::join`]. If the calling *thread*
-/// dies, the workers are killed.
-///
-/// ```
-/// use shmkit::process::{Config, Entry, JoinError, Worker, run};
-/// use shmkit::sync::Mutex;
-/// use shmkit::{Handle, Pool};
-///
-/// type Total = Handle<Mutex<u64>>;
-/// static ADD: Entry<(Total, u64), ()> = Entry::new("add", |_, (total, n)| {
-///     *total.open().unwrap().lock().unwrap() += n;
-/// });
-/// static FAIL: Entry<(), ()> = Entry::new("fail", |_, ()| std::process::abort());
-/// static FIRST: Entry<Total, bool> = Entry::new("first", first);
-///
-/// fn first(worker: &Worker, total: Total) -> bool {
-///     let adders = [1, 2, 3].map(|n| worker.start(&ADD, &(total, n)).unwrap());
-///     adders.map(|adder| adder.join().unwrap());
-///     matches!(worker.start(&FAIL, &()).unwrap().join(), Err(JoinError::Signaled(6)))
-/// }
-///
-/// let pool = Pool::builder().create()?;
-/// let total = pool.create(Mutex::new(0))?;
-/// assert!(run(&Config::new(), &FIRST, total.handle())?);
-/// assert_eq!(*total.lock().unwrap(), 6);
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
-pub fn run<A: Wire, R: Wire>(
-    config: &Config,
-    first: &'static Entry<A, R>,
-    argument: A,
-) -> Result<R, RunError> {
-    let mut master = Master::new(config)?;
-    let mut handle = master.start(first, &argument)?;
-    drop(argument);
-    let result = loop {
-        master.turn(None)?;
-        match handle.try_join() {
-            Ok(result) => break result,
-            Err(again) => handle = again,
-        }
-    };
-    master.finish()?;
-    Ok(result?)
-}
 
 /// A master for a program that has an event loop of its own: it is polled for being readable, and
 /// then [dispatched](Self::dispatch).
@@ -201,6 +89,17 @@ struct Process {
 }
 
 /// What one [`Master::dispatch`] has done.
+///
+/// ```
+/// use shmkit::process::{Config, Dispatched, Entry, Master};
+///
+/// static UNIT: Entry<(), ()> = Entry::new("unit", |_, ()| ());
+/// let mut master = Master::new(&Config::new())?;
+/// assert_eq!(master.dispatch()?, Dispatched::default());
+/// master.start(&UNIT, &())?.detach();
+/// assert_eq!(master.dispatch()?.started, 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Dispatched {
@@ -307,7 +206,7 @@ impl Master {
     }
 
     /// Waits for events, `limit` at most, and deals with them.
-    fn turn(&mut self, limit: Option<Duration>) -> Result<Dispatched, RunError> {
+    pub(super) fn turn(&mut self, limit: Option<Duration>) -> Result<Dispatched, RunError> {
         let mut done = Dispatched::default();
         let mut ended = [0; 64];
         let mut count = 0;

@@ -18,7 +18,9 @@
 //! | `handle` | [`JoinHandle`]: join, detach, kill, from any worker |
 //! | `config` | [`Config`], [`StartOptions`] |
 //! | `supervise` | how a worker ended, and whether it is started again |
-//! | `master` | [`run`], [`Master`]: start, reap, shut down |
+//! | `run` | [`run`]: a master for as long as its first worker lives |
+//! | `master` | [`Master`]: start, reap, shut down |
+//! | `resource` | [`Resource`]: a file, a pool, a semaphore |
 //! | `resources` | [`Resources`]: what is removed when nobody uses it any more |
 //! | `journal` | what the next run removes after a crash |
 //! | `pid_file` | who the master is, and that there is one |
@@ -40,7 +42,9 @@ mod join;
 mod journal;
 mod master;
 mod pid_file;
+mod resource;
 mod resources;
+mod run;
 mod scope;
 mod supervise;
 #[cfg(test)]
@@ -60,8 +64,10 @@ pub use entry::{Entry, Wire};
 pub use handle::JoinHandle;
 pub use join::{JoinError, KillError, ResultError, ScopedJoinHandle};
 pub use journal::JournalError;
-pub use master::{Dispatched, Master, RunError, run};
-pub use resources::{Inherit, Managed, Resource, ResourceError, ResourceId, Resources};
+pub use master::{Dispatched, Master};
+pub use resource::Resource;
+pub use resources::{Inherit, Managed, ResourceError, ResourceId, Resources};
+pub use run::{RunError, run};
 pub use scope::{Scope, SpawnError, scope};
 pub use supervise::{Backoff, Restart, WorkerEnd};
 pub use worker::{StartError, Worker};

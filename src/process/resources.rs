@@ -9,6 +9,8 @@
 //! FREE ──> CLAIMED(tag) ──> REQUESTED(id) ──> MANAGED(id) <──> CHECKING(id) ──> FREE
 //!          worker                        │                    master
 //!                                        └──> REFUSED(id) ──> FREE (master, once seen)
+//!
+//! What two announce at once is one resource: the master gives the second the use of the first.
 //! ```
 //!
 //! # Invariants
@@ -29,14 +31,13 @@
 //! | the master | the journal's records | the next run |
 
 use std::collections::HashMap;
-use std::ffi::OsStr;
 use std::fmt;
-use std::os::unix::ffi::OsStrExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use super::Resource;
 use super::jobs::{self, Control, JOBS, Kind, Payload};
 use crate::ShmSafe;
 use crate::containers::Shared;
@@ -45,79 +46,15 @@ use crate::participants::lock::TICK;
 use crate::participants::tag::Tag;
 use crate::participants::thread::NoSlot;
 use crate::participants::{life, recovery};
-use crate::pool::{ObjectError, Pool, PoolName};
+use crate::pool::{ObjectError, Pool};
 use crate::primitive::{AtomicU32, AtomicU64, Ordering};
 use crate::sys::{futex, process};
 
 /// Resources that a run can manage at once.
 pub(super) const PLACES: usize = 256;
 
-/// What can be managed.
-///
-/// ```
-/// use shmkit::process::Resource;
-///
-/// let pool = Resource::Pool("numbers".into());
-/// assert_eq!(pool.path().unwrap(), std::path::Path::new("/dev/shm/shmkit.numbers"));
-/// ```
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[non_exhaustive]
-pub enum Resource {
-    /// A file, or a named pipe or socket; a relative path is taken from the working directory of
-    /// who announces it.
-    File(PathBuf),
-    /// A named pool; see [`PoolBuilder::create_named`](crate::PoolBuilder::create_named).
-    Pool(String),
-    /// A named POSIX semaphore (`sem_open`).
-    Semaphore(String),
-}
-
-impl Resource {
-    /// The file that it is; `None` if it has a name that none can have.
-    #[must_use]
-    pub fn path(&self) -> Option<PathBuf> {
-        match self {
-            Resource::File(path) => std::path::absolute(path).ok(),
-            Resource::Pool(name) => Some(PoolName::parse(name)?.path().into()),
-            Resource::Semaphore(name) => {
-                let name = name.strip_prefix('/').unwrap_or(name);
-                let valid = !name.is_empty() && name.len() <= 250 && !name.contains(['/', '\0']);
-                valid.then(|| format!("/dev/shm/sem.{name}").into())
-            }
-        }
-    }
-
-    fn kind(&self) -> u32 {
-        match self {
-            Resource::File(_) => 1,
-            Resource::Pool(_) => 2,
-            Resource::Semaphore(_) => 3,
-        }
-    }
-
-    fn name(&self) -> Option<Vec<u8>> {
-        Some(match self {
-            Resource::File(_) => self.path()?.as_os_str().as_bytes().to_vec(),
-            Resource::Pool(name) | Resource::Semaphore(name) => {
-                self.path()?;
-                name.as_bytes().to_vec()
-            }
-        })
-    }
-
-    fn of(kind: u32, name: &[u8]) -> Option<Resource> {
-        let text = || Some(std::str::from_utf8(name).ok()?.to_owned());
-        Some(match kind {
-            1 => Resource::File(Path::new(OsStr::from_bytes(name)).into()),
-            2 => Resource::Pool(text()?),
-            3 => Resource::Semaphore(text()?),
-            _ => return None,
-        })
-    }
-}
-
 /// Names a managed resource of a run; it may travel in arguments and results. It is never given
-/// to another one.
+/// to another one. See [`Resources`] for an example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ResourceId(u64);
 
@@ -283,6 +220,24 @@ impl Table {
         }
     }
 
+    /// The managed resource that is the same as one announced, and its id.
+    fn managed_as(&self, resource: &Resource) -> Option<(ResourceId, &Place)> {
+        self.used().iter().find_map(|place| {
+            let state = place.state.load(Ordering::SeqCst);
+            let same = state & PHASE == MANAGED && place.resource().as_ref() == Some(resource);
+            same.then_some((ResourceId(state >> ID_SHIFT), place))
+        })
+    }
+
+    /// The master's answer to who announces what is managed already: its id, and the use of it.
+    fn lead_to(&self, announced: &Place, same: &Place) -> (Kind, Vec<u8>) {
+        for (from, to) in announced.users.iter().zip(&same.users) {
+            to.fetch_or(from.load(Ordering::SeqCst), Ordering::SeqCst);
+        }
+        let id = same.state.load(Ordering::SeqCst) >> ID_SHIFT;
+        (Kind::Value, id.to_ne_bytes().to_vec())
+    }
+
     /// The ids of what a user uses.
     pub(super) fn used_by(&self, user: usize) -> impl Iterator<Item = ResourceId> {
         let used = move |place: &&Place| place.is_used_by(user);
@@ -324,13 +279,17 @@ impl Table {
                 CLAIMED => repair(pool.0, place, state),
                 REQUESTED => {
                     let recorded = match place.resource() {
-                        Some(resource) => journal(index, &resource),
-                        None => Err("its name is damaged".into()),
+                        Some(resource) => match self.managed_as(&resource) {
+                            Some((_, same)) => Err(self.lead_to(place, same)),
+                            None => journal(index, &resource)
+                                .map_err(|why| (Kind::NotStarted, why.into_bytes())),
+                        },
+                        None => Err((Kind::NotStarted, b"its name is damaged".to_vec())),
                     };
-                    if let Err(why) = &recorded {
-                        let cut = &why.as_bytes()[..why.len().min(jobs::INLINE)];
+                    if let Err((kind, why)) = &recorded {
+                        let cut = &why[..why.len().min(jobs::INLINE)];
                         // What is so short needs no memory.
-                        let _ = place.answer.store(pool, Kind::NotStarted, cut);
+                        let _ = place.answer.store(pool, *kind, cut);
                     }
                     let phase = if recorded.is_ok() { MANAGED } else { REFUSED };
                     place.answer(word(phase, id));
@@ -364,7 +323,7 @@ fn repair(arena: Arena, place: &Place, state: u64) {
 }
 
 /// Which managed resources a started worker uses from its start, among those that its starter
-/// uses: so they are there when it asks for them.
+/// uses: so they are there when it asks for them. It uses them until it has ended for good.
 ///
 /// ```
 /// use shmkit::process::{Inherit, StartOptions};
@@ -444,12 +403,8 @@ impl Resources {
     /// [`Config::run_directory`]: super::Config::run_directory
     pub fn manage(&self, resource: Resource) -> Result<Managed, ResourceError> {
         let table = &self.0.control.resources;
-        let known = table.used().iter().find_map(|place| {
-            let state = place.state.load(Ordering::SeqCst);
-            let same = state & PHASE == MANAGED && place.resource().as_ref() == Some(&resource);
-            same.then_some(ResourceId(state >> ID_SHIFT))
-        });
-        if let Some(Ok(managed)) = known.map(|id| self.get(id)) {
+        let known = table.managed_as(&resource);
+        if let Some(Ok(managed)) = known.map(|(id, _)| self.get(id)) {
             return Ok(managed);
         }
         let (id, place) = self.request(&resource)?;
@@ -458,6 +413,19 @@ impl Resources {
             let state = place.state.load(Ordering::SeqCst);
             match state & PHASE {
                 REQUESTED => futex::wait(&place.answered, answered, TICK),
+                REFUSED if place.answer.kind() == Kind::Value => {
+                    // Others have announced it before us, and we have its bit: see `lead_to`.
+                    let same = place
+                        .answer
+                        .read(|id| Some(u64::from_ne_bytes(*id.as_array()?)));
+                    let managed = self.get(ResourceId(same.unwrap_or(0)));
+                    self.end_use(id, place);
+                    return match managed {
+                        // Another thread of ours has ended the use meanwhile.
+                        Err(ResourceError::Gone) => self.manage(resource),
+                        managed => managed,
+                    };
+                }
                 REFUSED => {
                     let text = |why: &[u8]| String::from_utf8_lossy(why).into_owned();
                     let why = place.answer.read(text);
@@ -541,6 +509,24 @@ impl fmt::Debug for Resources {
 }
 
 /// A use of a managed resource: it is there at least until the last use of any worker is dropped.
+/// A child that a worker forks uses it in the worker's name.
+///
+/// ```
+/// use shmkit::process::{Config, Entry, Resource, run};
+///
+/// static FIRST: Entry<String, ()> = Entry::new("first", |worker, name| {
+///     let pool = worker.resources().manage(Resource::Pool(name.clone())).unwrap();
+///     shmkit::Pool::builder().create_named(&name).unwrap();
+///     let again = worker.resources().get(pool.id()).unwrap();
+///     assert_eq!(again.resource(), &Resource::Pool(name));
+///     drop(pool);
+///     assert!(again.path().exists());
+/// });
+/// let name = format!("doc-{}", std::process::id());
+/// run(&Config::new(), &FIRST, name.clone())?;
+/// assert!(!Resource::Pool(name).path().unwrap().exists());
+/// # Ok::<(), shmkit::process::RunError>(())
+/// ```
 #[derive(Debug)]
 pub struct Managed {
     resources: Resources,

@@ -151,6 +151,23 @@ pub(super) fn wait_before_restart(job: &Job, outcome: u32) -> Option<Duration> {
 }
 
 /// A worker has ended; given to the hook of [`Config::on_end`](super::Config::on_end).
+///
+/// ```
+/// use shmkit::process::{Config, Entry, run};
+/// use std::{cell::Cell, rc::Rc};
+///
+/// static FIRST: Entry<(), ()> = Entry::new("first", |_, ()| ());
+/// let ends = Rc::new(Cell::new(0));
+/// let seen = Rc::clone(&ends);
+/// let mut config = Config::new();
+/// config.on_end(move |end| {
+///     assert!(end.cause.is_ok() && end.restart_in.is_none());
+///     seen.set(end.worker.number());
+/// });
+/// run(&config, &FIRST, ())?;
+/// assert_eq!(ends.get(), 1);
+/// # Ok::<(), shmkit::process::RunError>(())
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct WorkerEnd {

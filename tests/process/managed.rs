@@ -319,3 +319,31 @@ pub fn damaged_journals_are_errors() {
     run(&dir.config(), &UNIT, ()).unwrap();
     assert!(!dir.journal().exists());
 }
+
+/// Manages a file that others manage at the same time: it is there while somebody uses it.
+static SHARES: Entry<PathBuf, ()> = Entry::new("shares", |worker, path| {
+    for _ in 0..100 {
+        let file = worker
+            .resources()
+            .manage(Resource::File(path.clone()))
+            .unwrap();
+        fs::write(&path, "").unwrap();
+        for _ in 0..20 {
+            std::thread::yield_now();
+            assert!(path.exists(), "removed while it is used");
+        }
+        drop(file);
+    }
+});
+static SHARE: Entry<PathBuf, ()> = Entry::new("share", |worker, path| {
+    let sharers = [(); 4].map(|()| worker.start(&SHARES, &path).unwrap());
+    for sharer in sharers {
+        sharer.join().unwrap();
+    }
+    wait_until_gone(&path);
+});
+
+pub fn a_resource_announced_twice_is_one() {
+    let dir = Scratch::new("shared");
+    run(&Config::new(), &SHARE, dir.0.join("file")).unwrap();
+}

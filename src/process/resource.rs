@@ -1,0 +1,73 @@
+//! [`Resource`]: what can be managed, and where it is.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::pool::PoolName;
+
+/// What can be managed.
+///
+/// ```
+/// use shmkit::process::Resource;
+///
+/// let pool = Resource::Pool("numbers".into());
+/// assert_eq!(pool.path().unwrap(), std::path::Path::new("/dev/shm/shmkit.numbers"));
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Resource {
+    /// A file, or a named pipe or socket; a relative path is taken from the working directory of
+    /// who announces it.
+    File(PathBuf),
+    /// A named pool; see [`PoolBuilder::create_named`](crate::PoolBuilder::create_named).
+    Pool(String),
+    /// A named POSIX semaphore (`sem_open`).
+    Semaphore(String),
+}
+
+impl Resource {
+    /// The file that it is; `None` if it has a name that none can have.
+    #[must_use]
+    pub fn path(&self) -> Option<PathBuf> {
+        match self {
+            Resource::File(path) => std::path::absolute(path).ok(),
+            Resource::Pool(name) => Some(PoolName::parse(name)?.path().into()),
+            Resource::Semaphore(name) => {
+                let name = name.strip_prefix('/').unwrap_or(name);
+                let valid = !name.is_empty() && name.len() <= 250 && !name.contains(['/', '\0']);
+                valid.then(|| format!("/dev/shm/sem.{name}").into())
+            }
+        }
+    }
+
+    pub(super) fn kind(&self) -> u32 {
+        match self {
+            Resource::File(_) => 1,
+            Resource::Pool(_) => 2,
+            Resource::Semaphore(_) => 3,
+        }
+    }
+
+    pub(super) fn name(&self) -> Option<Vec<u8>> {
+        Some(match self {
+            Resource::File(_) => self.path()?.as_os_str().as_bytes().to_vec(),
+            Resource::Pool(name) | Resource::Semaphore(name) => {
+                self.path()?;
+                name.as_bytes().to_vec()
+            }
+        })
+    }
+
+    pub(super) fn of(kind: u32, name: &[u8]) -> Option<Resource> {
+        let text = || Some(std::str::from_utf8(name).ok()?.to_owned());
+        Some(match kind {
+            1 => Resource::File(Path::new(OsStr::from_bytes(name)).into()),
+            2 => Resource::Pool(text()?),
+            3 => Resource::Semaphore(text()?),
+            _ => return None,
+        })
+    }
+}

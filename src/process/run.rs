@@ -1,0 +1,117 @@
+//! [`run`]: a master for as long as its first worker lives.
+
+use std::io;
+
+use super::{Config, Entry, JoinError, JournalError, Master, StartError, Wire};
+use crate::pool::{CreateError, ObjectError};
+
+/// Why there is no result of a run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// The control pool could not be made.
+    #[error("the control pool could not be made")]
+    Pool(#[from] CreateError),
+    /// Nor what is in it.
+    #[error("the control pool has no memory")]
+    NoMemory(#[from] ObjectError),
+    /// The process has other threads: what it forks would find their locks locked for ever.
+    #[error("this process has {tasks} threads; a master has one")]
+    MultiThreaded {
+        /// The number of threads, the caller's included.
+        tasks: usize,
+    },
+    /// Another run uses the pid file, or the run directory.
+    #[error("another run uses {path}")]
+    AlreadyRunning {
+        /// The file.
+        path: String,
+    },
+    /// A file could not be made or written.
+    #[error("{path}")]
+    File {
+        /// The file.
+        path: String,
+        /// Why.
+        #[source]
+        error: io::Error,
+    },
+    /// The journal in the run directory cannot be used; nothing was removed. See
+    /// [`Config::run_directory`].
+    #[error("the journal {path} cannot be used")]
+    Journal {
+        /// The file.
+        path: String,
+        /// Why.
+        #[source]
+        error: JournalError,
+    },
+    /// The first worker was not asked for.
+    #[error("the first worker could not be started")]
+    Start(#[from] StartError),
+    /// The first worker gave no result.
+    #[error("the first worker gave no result")]
+    First(#[from] JoinError),
+    /// The kernel refused something.
+    #[error("the master cannot go on")]
+    System(#[from] io::Error),
+}
+
+/// Makes the calling process a master, runs `first` as its first worker, and gives what that
+/// returned. Workers that are left then are ended; see [`Config::patience`].
+///
+/// Workers are always forked by the master, from its main thread's state, so a worker inherits
+/// what the master has: make pools before the run, and hand descriptors of what is in them
+/// ([`Handle`](crate::Handle)) to the entry points.
+///
+/// # Errors
+///
+/// See [`RunError`].
+///
+/// # Crash behaviour
+///
+/// A worker may be killed at any instruction; see [`JoinHandle::join`](super::JoinHandle::join). If the calling *thread*
+/// dies, the workers are killed.
+///
+/// ```
+/// use shmkit::process::{Config, Entry, JoinError, Worker, run};
+/// use shmkit::sync::Mutex;
+/// use shmkit::{Handle, Pool};
+///
+/// type Total = Handle<Mutex<u64>>;
+/// static ADD: Entry<(Total, u64), ()> = Entry::new("add", |_, (total, n)| {
+///     *total.open().unwrap().lock().unwrap() += n;
+/// });
+/// static FAIL: Entry<(), ()> = Entry::new("fail", |_, ()| std::process::abort());
+/// static FIRST: Entry<Total, bool> = Entry::new("first", first);
+///
+/// fn first(worker: &Worker, total: Total) -> bool {
+///     let adders = [1, 2, 3].map(|n| worker.start(&ADD, &(total, n)).unwrap());
+///     adders.map(|adder| adder.join().unwrap());
+///     matches!(worker.start(&FAIL, &()).unwrap().join(), Err(JoinError::Signaled(6)))
+/// }
+///
+/// let pool = Pool::builder().create()?;
+/// let total = pool.create(Mutex::new(0))?;
+/// assert!(run(&Config::new(), &FIRST, total.handle())?);
+/// assert_eq!(*total.lock().unwrap(), 6);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn run<A: Wire, R: Wire>(
+    config: &Config,
+    first: &'static Entry<A, R>,
+    argument: A,
+) -> Result<R, RunError> {
+    let mut master = Master::new(config)?;
+    let mut handle = master.start(first, &argument)?;
+    drop(argument);
+    let result = loop {
+        master.turn(None)?;
+        match handle.try_join() {
+            Ok(result) => break result,
+            Err(again) => handle = again,
+        }
+    };
+    master.finish()?;
+    Ok(result?)
+}
