@@ -151,8 +151,9 @@ impl Shape {
     /// The position that a hint says.
     #[inline]
     fn hint(self, word: &AtomicU64) -> u64 {
-        // Relaxed: a hint, and what it leads to is checked.
-        word.load(Ordering::Relaxed) & MASK
+        // Acquire: what is before the position is seen claimed, or taken. So a claim here comes after
+        // those before it also to who learns of it from the claimant alone.
+        word.load(Ordering::Acquire) & MASK
     }
 
     /// Raises a hint. Two that do so at once may leave the lower one.
@@ -160,7 +161,8 @@ impl Shape {
     fn raise(self, word: &AtomicU64, position: u64) {
         let now = word.load(Ordering::Relaxed);
         if is_ahead(position, now) {
-            word.store(position, Ordering::Relaxed);
+            // Release: see `hint`.
+            word.store(position, Ordering::Release);
         }
     }
 
