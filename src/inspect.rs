@@ -22,6 +22,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::Pool;
 use crate::allocator::walk::{self, Piece};
+use crate::engines::map::node_of;
 use crate::layout::arena::{Arena, SLICE};
 use crate::participants::detect;
 use crate::participants::table::SlotPhase;
@@ -284,7 +285,8 @@ impl Leaks {
 /// The blocks that are reached from no named object and no handle, while nobody is using the pool.
 ///
 /// A block is reached if an object that is reached has it, links to it, or if any word of a reached
-/// block is an address in it. A raw block ([`Pool::allocate`]) that only private memory knows of is
+/// block is an address in it, or names it as maps name their nodes. So a leak can be missed, where
+/// a number happens to look like a name, but not invented, but for one thing: a raw block ([`Pool::allocate`]) that only private memory knows of is
 /// reported: the pool does not know that it is in use.
 #[must_use]
 pub fn leaks(pool: Pool) -> Leaks {
@@ -304,13 +306,18 @@ pub fn leaks(pool: Pool) -> Leaks {
         .collect();
     let mut seen: BTreeSet<usize> = objects.iter().copied().collect();
     let mut reached: BTreeSet<usize> = BTreeSet::new();
+    // What was unlinked and is not freed yet.
+    for (_, slot) in arena.slots() {
+        let retired = slot.limbo.head.load(Ordering::Relaxed) as usize;
+        reach(arena, &blocks, retired, &mut reached);
+    }
     while let Some(index) = objects.pop() {
         let Some(entry) = live(index) else { continue };
         let address = entry.address.load(Ordering::Acquire) as usize;
         let Some(size) = blocks.get(&address) else {
             continue;
         };
-        reach(&blocks, address, &mut reached);
+        reach(arena, &blocks, address, &mut reached);
         for word in types::owned_words(arena, entry.kind(), *size) {
             if word.offset.is_multiple_of(8)
                 && word.kind == types::Owned::Link
@@ -336,7 +343,12 @@ pub fn leaks(pool: Pool) -> Leaks {
 }
 
 /// Notes the block that an address lies in, and the blocks that words of its content lead to.
-fn reach(blocks: &BTreeMap<usize, usize>, address: usize, reached: &mut BTreeSet<usize>) {
+fn reach(
+    arena: Arena,
+    blocks: &BTreeMap<usize, usize>,
+    address: usize,
+    reached: &mut BTreeSet<usize>,
+) {
     let within = |address: usize| {
         let (start, size) = blocks.range(..=address).next_back()?;
         (address - start < *size).then_some((*start, *size))
@@ -346,7 +358,11 @@ fn reach(blocks: &BTreeMap<usize, usize>, address: usize, reached: &mut BTreeSet
         if let Some((start, size)) = within(address)
             && reached.insert(start)
         {
-            todo.extend((start..start + size).step_by(8).map(|at| read(at) as usize));
+            for at in (start..start + size).step_by(8) {
+                let word = read(at);
+                todo.push(word as usize);
+                todo.push(node_of(arena, word) as usize);
+            }
         }
     }
 }

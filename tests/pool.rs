@@ -54,7 +54,8 @@ const CASES: &[common::Named] = table! {
     inspect:
         participants_and_what_they_have
         a_map_of_the_data
-        leaks_are_what_nobody_reaches;
+        leaks_are_what_nobody_reaches
+        containers_reach_what_they_own;
     growth:
         four_gib_by_four_processes
         grow_to

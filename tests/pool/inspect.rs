@@ -3,7 +3,7 @@
 use allocator_api2::vec::Vec as PoolVec;
 use shmkit::inspect::{self, Leaks, Use};
 use shmkit::process::scope;
-use shmkit::{Array, Foreign, Link, PoolAlloc, ShmSafe};
+use shmkit::{Array, Foreign, HashMap, Link, PoolAlloc, SharedCell, ShmSafe};
 
 use super::common::{TestPool, allocate, free};
 
@@ -121,4 +121,22 @@ pub fn leaks_are_what_nobody_reaches() {
     drop((one, other));
     let leaks = inspect::leaks(*pool);
     assert_eq!((leaks.objects, leaks.blocks.len()), (2, before + 3));
+}
+
+pub fn containers_reach_what_they_own() {
+    let pool = TestPool::new();
+    let map = pool.create(HashMap::<u64, u64>::new()).unwrap();
+    let texts = pool.create(HashMap::<str, u64>::new()).unwrap();
+    let cell = pool.create(SharedCell::<[u64; 100]>::new()).unwrap();
+    for i in 0..2000_u64 {
+        map.insert(&i, i).unwrap();
+        texts.insert(&format!("the text of {i}"), i).unwrap();
+        cell.set([i; 100]).unwrap();
+    }
+    for i in 0..1000 {
+        map.remove(&(i * 2)).unwrap();
+    }
+    let leaks = inspect::leaks(*pool);
+    assert!(leaks.is_empty(), "{} blocks", leaks.blocks.len());
+    drop((map, texts, cell));
 }

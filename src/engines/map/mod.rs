@@ -44,7 +44,8 @@ mod table;
 
 use std::collections::HashSet;
 
-use self::table::{MOVED, TOMB, Table, WORDS, hash_of, is_node, node_of, word_of};
+pub(crate) use self::table::node_of;
+use self::table::{MOVED, TOMB, Table, WORDS, hash_of, is_node, word_of};
 use super::change;
 use super::{Named, OP_SHIFT, limbo};
 use crate::allocator::block;

@@ -219,7 +219,7 @@ pub(super) fn word_of(arena: Arena, node: u64, hash: u64) -> u64 {
 
 /// The node that a word names.
 #[inline]
-pub(super) fn node_of(arena: Arena, word: u64) -> u64 {
+pub(crate) fn node_of(arena: Arena, word: u64) -> u64 {
     const { assert!(GRANULE >> 4 == 1 << (64 - OFFSET_SHIFT)) };
     arena.base() as u64 + ((word >> OFFSET_SHIFT) << 4)
 }
