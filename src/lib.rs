@@ -1,7 +1,7 @@
 //! Shared-memory data structures whose users may be killed at any instruction.
 //!
 //! A [`Pool`] is memory that several processes have mapped at the same address. It hosts an
-//! allocator, locks ([`sync`]), arrays, matrices and objects of your own types
+//! allocator, locks ([`sync`]), arrays, matrices, queues, mailboxes and objects of your own types
 //! (`#[derive(ShmSafe)]`), used from every process through ordinary references. [`process::scope`]
 //! starts worker processes. A worker that is killed, at whatever instruction, leaves nothing
 //! locked, torn or leaked; whoever meets what it held takes it over.
@@ -29,9 +29,12 @@
 //! `docs/recovery.md` what a kill leaves, operation by operation.
 //!
 //! ```text
-//! process        scope, spawn, join
-//! containers     Shared, Handle, Link, Array, Matrix, Buffer, Foreign
+//! inspect        reports: who has how much, what lies where, what leaks
+//! process        scope, spawn, join; run, a master and its workers
+//! containers     Shared, Handle, Link, Array, Matrix, SharedCell, HashMap, MultiMap, Queue,
+//!                Mailbox, Buffer, Foreign
 //! sync           Mutex, ReentrantMutex, RecoverableMutex, RwLock, Condvar, Semaphore, Barrier, Event
+//! private        the allocator over private memory, for a whole program
 //! pool           create, attach, objects, names
 //! engines        what every process knows of containers: recovery, destruction, check
 //! allocator      slices, spans, runs, growth
@@ -58,11 +61,15 @@ mod containers;
 #[cfg(not(shmkit_loom))]
 mod engines;
 #[cfg(not(shmkit_loom))]
+pub mod inspect;
+#[cfg(not(shmkit_loom))]
 pub mod layout;
 #[cfg(not(shmkit_loom))]
 mod participants;
 #[cfg(not(shmkit_loom))]
 mod pool;
+#[cfg(not(shmkit_loom))]
+mod private;
 #[cfg(not(shmkit_loom))]
 pub mod process;
 #[cfg(not(shmkit_loom))]
@@ -94,20 +101,24 @@ mod readme {}
 #[cfg(not(shmkit_loom))]
 mod exports {
     pub use crate::allocator::check::CheckReport;
-    pub use crate::allocator::stats::{ClassStats, Stats};
-    pub use crate::allocator::{AllocError, FreeError};
+    pub use crate::allocator::stats::{ClassStats, RetiredStats, Stats};
+    pub use crate::allocator::{AllocError, FreeError, ReallocError};
     pub use crate::containers::{
-        AppendError, Array, Buffer, ByteChunks, BytesView, Claim, ClaimError, ClaimMut,
-        ElementError, Foreign, Handle, HandleError, Link, LinkError, Matrix, PoolAlloc, Position,
-        RangeError, Reader, ResizeError, RowBand, RowBandMut, Rows, RowsMut, ShapeError, Shared,
-        View,
+        AppendError, Array, Bindings, Buffer, ByteChunks, BytesView, ChangeError, Claim,
+        ClaimError, ClaimMut, CompareError, ElementError, Foreign, Handle, HandleError, HashMap,
+        Iter, Key, Link, LinkError, Matrix, MultiMap, PoolAlloc, Position, RangeError, Reader,
+        ResizeError, RowBand, RowBandMut, Rows, RowsMut, ShapeError, Shared, SharedCell,
+        StoreError, View,
     };
+    pub use crate::containers::{Lease, PopError, PushError, PushRefusal, Queue, Snapshot};
+    pub use crate::containers::{Mailbox, Receiver, ReceiverError, RecvError};
     pub use crate::layout::{KillSafe, ShmSafe, TypeInfo};
     pub use crate::participants::thread::NoSlot;
     pub use crate::pool::{
         AttachError, CreateError, GrowError, NamedError, ObjectError, OutOfMemory, Pool,
-        PoolBuilder, ReallocError, RecoverySummary, TypeError, UnlinkError,
+        PoolBuilder, RecoverySummary, TypeError, UnlinkError,
     };
+    pub use crate::private::PrivateAlloc;
     pub use crate::sync::{
         Barrier, Condvar, Event, LockError, Mutex, MutexGuard, Orphan, Permit, Recover,
         RecoverableMutex, ReentrantMutex, RwLock, Semaphore,
@@ -132,6 +143,13 @@ pub mod testing {
     use crate::primitive::Ordering;
     use crate::sys::robust::{OWNER_DIED, RobustWord, TID, WAITERS};
 
+    /// Lets free memory age, as time does: what was dirty is aged, what was aged goes back.
+    pub fn age(pool: Pool) {
+        let slot = crate::participants::thread::slot(pool.0).expect("a slot");
+        crate::allocator::slice::age(pool.0, slot.tag(), false);
+    }
+    pub use crate::process::testing::Jobs;
+
     /// Bytes of address space that the pool has.
     pub fn mapped_len(pool: Pool) -> usize {
         local::of(pool.0).len()
@@ -149,6 +167,57 @@ pub mod testing {
     /// Bytes that the chunks of a buffer take, which nobody uses.
     pub fn buffer_memory(buffer: &crate::Buffer) -> usize {
         buffer.memory()
+    }
+
+    /// Participants of one thread, for the fuzzer: which of them it is, and their deaths.
+    #[cfg(fuzzing)]
+    pub mod participants {
+        use crate::Pool;
+        use crate::participants::table::{Slot, SlotPhase, SlotState};
+        use crate::participants::thread;
+        use crate::primitive::{Killed, kill_after};
+
+        /// A participant. It has a slot from the first time that it acts.
+        #[derive(Default)]
+        pub struct Participant(Option<&'static Slot>);
+
+        impl Participant {
+            /// Does something as this participant, who is killed before its write number `writes`
+            /// from here, if that is given. `None` if it was; it has no slot then.
+            pub fn act<R>(
+                &mut self,
+                pool: Pool,
+                writes: Option<usize>,
+                does: impl FnOnce() -> R,
+            ) -> Option<R> {
+                thread::play(pool.0, self.0);
+                let slot = thread::slot(pool.0).expect("the pool has room for its participants");
+                kill_after(writes);
+                let does = std::panic::AssertUnwindSafe(does);
+                let done = std::panic::catch_unwind(does);
+                kill_after(None);
+                thread::play(pool.0, None);
+                self.0 = done.is_ok().then_some(slot);
+                match done {
+                    Ok(result) => Some(result),
+                    Err(killed) if killed.is::<Killed>() => {
+                        let live = slot.state();
+                        let phase = SlotPhase::Dead;
+                        slot.turn(live, SlotState { phase, ..live });
+                        // SAFETY: claimed by this thread.
+                        unsafe { slot.life.give_back_marked() };
+                        None
+                    }
+                    Err(panic) => std::panic::resume_unwind(panic),
+                }
+            }
+
+            /// Leaves the pool, as a thread that ends does.
+            pub fn leave(self, pool: Pool) {
+                thread::play(pool.0, self.0);
+                thread::leave(pool.0);
+            }
+        }
     }
 
     /// Does to the pool what the kernel does when the thread with that tid dies.

@@ -1,10 +1,19 @@
-//! The one import of atomics and cells: std's, or loom's under `cfg(shmkit_loom)`.
+//! The one import of atomics and cells: std's, loom's under `cfg(shmkit_loom)`, or std's with
+//! death added under `cfg(fuzzing)`.
 //!
 //! Everything that runs a protocol on shared words takes its types from here, so that the
 //! protocol cores can be model-checked without a second copy of their code.
 
+#[cfg(not(any(shmkit_loom, fuzzing)))]
+pub(crate) use std::sync::atomic::{AtomicU32, AtomicU64};
 #[cfg(not(shmkit_loom))]
-pub(crate) use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, compiler_fence, fence};
+pub(crate) use std::sync::atomic::{Ordering, compiler_fence, fence};
+
+#[cfg(all(fuzzing, not(shmkit_loom)))]
+mod mortal;
+
+#[cfg(all(fuzzing, not(shmkit_loom)))]
+pub(crate) use mortal::{AtomicU32, AtomicU64, Killed, kill_after};
 
 #[cfg(shmkit_loom)]
 mod model;

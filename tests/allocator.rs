@@ -28,7 +28,8 @@ const CASES: &[common::Named] = table! {
         no_pool_can_hold_it
         reallocation
         statistics_add_up
-        purging_gives_memory_back;
+        purging_gives_memory_back
+        free_memory_ages_and_goes_back;
     model:
         random_operations
         long_random_operations;
@@ -43,7 +44,9 @@ const CASES: &[common::Named] = table! {
         every_class_fills_the_pool
         large_blocks_fill_the_pool
         mixed_sizes_fill_the_pool
-        memory_comes_back_to_other_classes;
+        memory_comes_back_to_other_classes
+        a_block_shrinks_in_a_full_pool
+        the_largest_free_block_is_told;
     processes:
         producer_and_consumer
         freed_by_many_at_once

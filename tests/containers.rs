@@ -13,10 +13,24 @@ use shmkit::{KillSafe, Pool, ShmSafe};
 mod arrays;
 #[path = "containers/buffers.rs"]
 mod buffers;
+#[path = "containers/cells.rs"]
+mod cells;
 #[path = "containers/claims.rs"]
 mod claims;
+#[path = "common/mod.rs"]
+mod common;
+#[path = "containers/histories.rs"]
+mod histories;
+#[path = "containers/mailboxes.rs"]
+mod mailboxes;
+#[path = "containers/maps.rs"]
+mod maps;
 #[path = "containers/matrices.rs"]
 mod matrices;
+#[path = "containers/multi_maps.rs"]
+mod multi_maps;
+#[path = "containers/queues.rs"]
+mod queues;
 #[path = "containers/stopped.rs"]
 mod stopped;
 #[path = "containers/workers.rs"]
@@ -84,6 +98,60 @@ const CASES: &[Named] = table! {
         a_write_that_was_cut_off_is_completed
         claims_wait_for_elements_in_flight
         growth_waits_for_elements_in_flight;
+    cells:
+        a_cell_is_a_variable
+        cells_outside_of_a_pool
+        an_update_that_panics_changes_nothing
+        a_view_holds_back_what_it_sees
+        a_full_pool_keeps_the_cell
+        updates_of_a_cell_are_counted
+        killed_setters_of_cells_lose_nothing
+        a_stopped_viewer_holds_up_memory_only;
+    maps:
+        behaves_like_stds
+        grows_and_shrinks
+        keys_of_all_kinds
+        maps_outside_of_a_pool
+        handles_and_names_of_maps
+        closures_may_panic_and_re_enter
+        a_full_pool_loses_no_entry
+        a_mixed_load_of_processes
+        the_killed_leave_a_map_whole
+        increments_of_the_killed_are_counted
+        killed_fillers_of_a_growing_map;
+    histories:
+        the_check_of_histories_can_fail
+        histories_of_cells
+        histories_of_maps
+        histories_of_multi_maps;
+    multi_maps:
+        stacks_behave_like_vecs
+        stacks_outside_of_a_pool
+        killed_users_of_stacks_lose_nothing;
+    queues:
+        first_in_first_out
+        behaves_like_a_vec_deque
+        queued_elements_of_every_size
+        queues_refuse
+        a_full_pool_loses_no_element
+        destroyed_queues_return_every_byte
+        closed_queues
+        leases_come_back
+        the_leases_of_the_killed_come_back
+        producers_and_a_consumer
+        producers_and_consumers
+        no_producer_starves
+        killed_producers
+        killed_consumers
+        killed_leasers;
+    mailboxes:
+        many_senders_one_receiver
+        a_mailbox_has_one_receiver
+        the_receiver_of_the_killed
+        wakes
+        waiting_for_any
+        mailboxes_refuse
+        killed_senders_and_receivers;
 };
 
 /// 24 bytes of which the third eight tell whether they belong together.

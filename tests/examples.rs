@@ -311,3 +311,98 @@ fn killed_worker_is_reported() {
         "worker 1 failed: the process was ended by signal 9",
     );
 }
+
+fn printed(name: &str, arguments: &[&str]) -> String {
+    let output = Command::new(example(name)).args(arguments).output();
+    let output = output.expect("the example starts");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{name}: {errors}");
+    String::from_utf8(output.stdout).expect("the output is text")
+}
+
+#[test]
+fn processes_are_created_and_joined() {
+    let text = printed("create_join", &["--count", "300"]);
+    assert!(
+        text.contains("joined: 300\n") && text.contains("rate: "),
+        "{text}"
+    );
+    let text = printed(
+        "create_join",
+        &["--count", "205", "--at-once", "100", "--against-fork"],
+    );
+    assert!(
+        text.contains("joined: 205\n") && text.contains("ratio: "),
+        "{text}"
+    );
+}
+
+#[test]
+fn matrices_are_multiplied() {
+    for workers in ["1", "3"] {
+        let sizes = [
+            "--count",
+            "40",
+            "--small",
+            "9",
+            "--large",
+            "70",
+            "--workers",
+            workers,
+        ];
+        let text = printed("matmul", &sizes);
+        assert!(text.ends_with("products: right\n"), "{text}");
+    }
+}
+
+/// The example's master serves from mio's loop; a worker that fails does so alone.
+#[test]
+fn master_in_an_event_loop() {
+    use std::io::{BufRead, BufReader, Write};
+    use std::net::TcpStream;
+    let mut command = Command::new(example("event_loop"));
+    command
+        .args(["--connections", "2"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
+    let mut server = command.spawn().expect("the server starts");
+    let mut output = BufReader::new(server.stdout.take().expect("it is piped"));
+    let mut line = String::new();
+    output.read_line(&mut line).expect("a line is printed");
+    let port: u16 = line
+        .trim()
+        .trim_start_matches("port: ")
+        .parse()
+        .expect("a port");
+    let mut connections = [(); 2].map(|()| {
+        let stream = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
+        stream.set_nodelay(true).expect("it is a socket");
+        (
+            stream.try_clone().expect("it can be shared"),
+            BufReader::new(stream),
+        )
+    });
+    let mut ask = |which: usize, question: &str| {
+        let (stream, answers) = &mut connections[which];
+        // In two parts: a line is not a packet.
+        let (first, second) = question.split_at(1);
+        stream.write_all(first.as_bytes()).expect("it is connected");
+        stream
+            .write_all(format!("{second}\n").as_bytes())
+            .expect("it is connected");
+        let mut answer = String::new();
+        answers.read_line(&mut answer).expect("it answers");
+        answer
+    };
+    for n in 0..20_u64 {
+        assert_eq!(ask(n as usize % 2, &n.to_string()), format!("{}\n", n * n));
+    }
+    let failed = ask(0, "seven");
+    assert!(
+        failed.starts_with("the process panicked: the line is a number"),
+        "{failed}"
+    );
+    assert_eq!(ask(0, "12"), "144\n");
+    drop(connections);
+    assert!(server.wait().expect("it ends").success());
+}

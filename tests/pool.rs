@@ -15,6 +15,8 @@ mod create;
 mod damage;
 #[path = "pool/growth.rs"]
 mod growth;
+#[path = "pool/inspect.rs"]
+mod inspect;
 #[path = "pool/links.rs"]
 mod links;
 #[path = "pool/named.rs"]
@@ -49,6 +51,10 @@ const CASES: &[common::Named] = table! {
         flipped_header_bytes
         changed_table_words
         changed_array_words;
+    inspect:
+        participants_and_what_they_have
+        a_map_of_the_data
+        leaks_are_what_nobody_reaches;
     growth:
         four_gib_by_four_processes
         grow_to

@@ -13,12 +13,18 @@ use std::process::{Command, ExitCode, Output};
 
 #[path = "process/ends.rs"]
 mod ends;
+#[path = "process/managed.rs"]
+mod managed;
+#[path = "process/masters.rs"]
+mod masters;
 #[path = "process/parents.rs"]
 mod parents;
 #[path = "process/results.rs"]
 mod results;
 #[path = "process/scopes.rs"]
 mod scopes;
+#[path = "process/storms.rs"]
+mod storms;
 
 type Named = (&'static str, fn());
 
@@ -64,6 +70,34 @@ const CASES: &[Named] = table! {
         sigchld_ignored
         reaped_by_somebody_else
         children_die_with_their_parent;
+    masters:
+        arguments_and_results_of_every_length
+        workers_start_workers
+        a_result_is_joined_once_by_whomever
+        every_end_has_its_cause
+        the_first_worker_fails
+        try_join_kill_detach
+        who_must_not_wait_does_not
+        restarts_by_policy
+        what_the_joined_dead_held_is_free
+        thousands_one_after_another
+        five_hundred_at_once
+        the_rest_is_asked_then_killed
+        workers_are_limited
+        forged_handles_are_errors
+        a_killed_master_leaves_nothing
+        a_master_has_one_thread
+        a_worker_is_a_master_or_has_children
+        the_dead_leave_no_place_in_use;
+    managed:
+        the_last_user_of_a_resource_ends_it
+        resources_are_limited
+        the_next_run_removes_what_a_killed_one_left
+        a_pool_that_somebody_uses_is_left
+        damaged_journals_are_errors;
+    storms:
+        killed_workers_are_started_again
+        killed_masters_leave_nothing_after_the_next_start;
 };
 
 const ROLES: &[Named] = table! {
@@ -71,6 +105,9 @@ const ROLES: &[Named] = table! {
     ends: role_panic role_overflow;
     scopes: role_flush;
     parents: role_no_descriptor role_sigchld role_family;
+    masters: role_ends role_pid_file;
+    managed: role_makes;
+    storms: role_churn;
 };
 
 fn main() -> ExitCode {

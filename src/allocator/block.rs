@@ -3,6 +3,7 @@
 //! The common allocation is a look at the thread's cache of the class, a bit scan and one store;
 //! the common free is a shift, a comparison of the slice's tag with the thread's own, a division
 //! by multiplication, a test of the bitmaps and one store. A free by anybody else is one atomic or.
+//! All else is in functions of their own, so that these are short.
 //!
 //! Containers allocate *into* their intent: `record` is told the address before the block is
 //! taken, so a death in between is told from one before by the block's own bit or tag. They free
@@ -11,36 +12,108 @@
 
 use std::alloc::Layout;
 
-use super::cache::{self, FULL, PARTIAL};
+use super::cache;
 use super::slice::{self, State};
 use super::span::{Place, Span};
-use super::{AllocError, FreeError, run, size_class};
+use super::{AllocError, FreeError, ReallocError, run, size_class};
 use crate::layout::arena::{Arena, SLICE};
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
 use crate::primitive::Ordering;
+use crate::protocol::bitmap;
 
 /// Allocates a block; its address. `record` is told the address before the block is taken.
-#[inline]
+#[inline(always)]
 pub(crate) fn allocate(
     arena: Arena,
     slot: &Slot,
     layout: Layout,
     record: impl Fn(usize),
 ) -> Result<usize, AllocError> {
+    match at_hand(slot, layout, &record) {
+        Some(address) => Ok(address),
+        None => allocate_more(arena, slot, layout, record),
+    }
+}
+
+/// A block, if the word in hand has one: all that most allocations take.
+#[inline(always)]
+pub(crate) fn at_hand(slot: &Slot, layout: Layout, record: impl Fn(usize)) -> Option<usize> {
+    if !size_class::is_plain(layout) {
+        return None;
+    }
+    let class = size_class::class_of(layout)?;
+    // SAFETY: what `class_of` gives is a class.
+    unsafe { slot.known_cache(class) }.take(record)
+}
+
+/// The same, whatever the layout and the cache.
+#[cold]
+#[inline(never)]
+fn allocate_more(
+    arena: Arena,
+    slot: &Slot,
+    layout: Layout,
+    record: impl Fn(usize),
+) -> Result<usize, AllocError> {
     let Some(class) = size_class::class_of(layout) else {
-        return run::allocate(arena, slot, layout, record);
+        return run::allocate(arena, slot, layout, |address, _| record(address));
     };
     let cache = slot.cache(class);
-    if let Some(address) = cache.take(&record) {
-        return Ok(address);
-    }
     loop {
-        cache.replenish(arena, slot, class)?;
         if let Some(address) = cache.take(&record) {
             return Ok(address);
         }
+        cache.replenish(arena, slot, class)?;
     }
+}
+
+/// Allocates a block; its address, and whether it is known to be zero.
+#[inline]
+pub(crate) fn allocate_noting(
+    arena: Arena,
+    slot: &Slot,
+    layout: Layout,
+) -> Result<(usize, bool), AllocError> {
+    if size_class::class_of(layout).is_some() {
+        return Ok((allocate(arena, slot, layout, |_| {})?, false));
+    }
+    let mut zero = false;
+    let address = run::allocate(arena, slot, layout, |_, clean| zero = clean)?;
+    Ok((address, zero))
+}
+
+/// Moves a block to one of another layout, with as much of its content as fits. It may stay where
+/// it is.
+///
+/// # Safety
+///
+/// If it succeeds, nobody uses the old block any more.
+pub(crate) unsafe fn reallocate(
+    arena: Arena,
+    slot: &Slot,
+    address: usize,
+    new: Layout,
+) -> Result<usize, ReallocError> {
+    let usable = usable_size(arena, address)?;
+    let aligned = address.is_multiple_of(new.align());
+    if aligned && new.size() <= usable && new.size() >= usable / 2 {
+        return Ok(address);
+    }
+    let moved = match allocate(arena, slot, new, |_| {}) {
+        Ok(moved) => moved,
+        // There is no smaller block for it: it stays.
+        Err(_) if aligned && new.size() <= usable => return Ok(address),
+        Err(error) => return Err(error.into()),
+    };
+    // SAFETY: both blocks are at least that long, and different ones, as both are allocated.
+    unsafe {
+        let from = std::ptr::with_exposed_provenance::<u8>(address);
+        let to = std::ptr::with_exposed_provenance_mut::<u8>(moved);
+        to.copy_from_nonoverlapping(from, usable.min(new.size()));
+    }
+    free(arena, slot, address)?;
+    Ok(moved)
 }
 
 /// What lies at an address.
@@ -58,7 +131,6 @@ enum Located {
 }
 
 /// Finds the block that starts at an address, allocated or not.
-#[inline]
 fn locate(arena: Arena, address: usize) -> Result<Located, FreeError> {
     let slice = arena.slice_of(address).ok_or(FreeError::Foreign)?;
     let mut start = slice;
@@ -73,7 +145,8 @@ fn locate(arena: Arena, address: usize) -> Result<Located, FreeError> {
     match state {
         State::Span { owner } => {
             let span = arena.span(start);
-            let place = span.place_of(address).ok_or(FreeError::Interior)?;
+            let offset = address - arena.slice_address(start);
+            let place = span.place_of(offset).ok_or(FreeError::Interior)?;
             Ok(Located::Block {
                 span,
                 start,
@@ -90,8 +163,58 @@ fn locate(arena: Arena, address: usize) -> Result<Located, FreeError> {
 }
 
 /// Frees a block.
-#[inline]
+#[inline(always)]
 pub(crate) fn free(arena: Arena, slot: &Slot, address: usize) -> Result<(), FreeError> {
+    free_with(arena, slot, address, || {})
+}
+
+/// Frees a block; `freed` is told at once when a block of the thread's own is free. (All others
+/// clear the `freeing` word themselves.)
+#[inline(always)]
+fn free_with(
+    arena: Arena,
+    slot: &Slot,
+    address: usize,
+    freed: impl FnOnce(),
+) -> Result<(), FreeError> {
+    let Some(slice) = arena.slice_of(address) else {
+        return Err(FreeError::Foreign);
+    };
+    // SAFETY: the slice is one of the pool's.
+    let tag = unsafe { arena.known_tag(slice) };
+    let start = slice.wrapping_sub(slice::distance(tag.load(Ordering::Acquire)));
+    // SAFETY: not above the slice, which is one of the pool's.
+    if start <= slice && slot.has_span(unsafe { arena.known_tag(start) }.load(Ordering::Acquire)) {
+        // SAFETY: as above.
+        let span = unsafe { arena.known_span(start) };
+        let Some(place) = span.place_of(address - arena.slice_address(start)) else {
+            return Err(FreeError::Interior);
+        };
+        if !span.sets().free_own(place) {
+            return Err(FreeError::NotAllocated);
+        }
+        freed();
+        took_back(arena, slot, span);
+        return Ok(());
+    }
+    free_elsewhere(arena, slot, address)
+}
+
+/// Counts a block that the span's owner, the caller, has freed.
+#[inline(always)]
+fn took_back(arena: Arena, slot: &Slot, span: &Span) {
+    // SAFETY: the owner's alone, as nobody else looks at it: no atomic access, so that it is one
+    // instruction.
+    let until = unsafe { &mut *span.until.as_ptr() };
+    *until = until.wrapping_sub(1);
+    if *until == 0 {
+        slot.cache(span.class()).note_free(arena, slot, span);
+    }
+}
+
+/// Frees what is no block of a span of this thread's.
+#[inline(never)]
+fn free_elsewhere(arena: Arena, slot: &Slot, address: usize) -> Result<(), FreeError> {
     match locate(arena, address)? {
         Located::Block {
             span,
@@ -99,30 +222,15 @@ pub(crate) fn free(arena: Arena, slot: &Slot, address: usize) -> Result<(), Free
             owner,
             place,
         } => {
-            if span.is_free(place) {
+            let overlooked = cfg!(shmkit_planted = "allocator") && span.class() >= 8;
+            if span.is_free(place) && !overlooked {
                 return Err(FreeError::NotAllocated);
-            }
-            if owner == slot.tag() {
-                free_own(arena, slot, span, place);
-                return Ok(());
             }
             free_other(arena, slot, span, start, owner, place)
         }
         Located::Run { start, slices } => run::free(arena, slot, start, slices)
             .then_some(())
             .ok_or(FreeError::NotAllocated),
-    }
-}
-
-#[inline]
-fn free_own(arena: Arena, slot: &Slot, span: &Span, place: Place) {
-    let live = span.live.load(Ordering::Relaxed).wrapping_sub(1);
-    span.live.store(live, Ordering::Relaxed);
-    span.sets().free_own(place);
-    slot.watched.freeing.store(0, Ordering::Release);
-    let at = span.place.load(Ordering::Relaxed);
-    if at == FULL || (live == 0 && at == PARTIAL) {
-        slot.cache(span.class()).note_free(arena, slot, span);
     }
 }
 
@@ -138,9 +246,10 @@ fn free_other(
     if owner.is_nobody()
         && let Some(span) = cache::adopt(arena, slot, start)
     {
-        cache::keep(arena, slot, span);
-        free_own(arena, slot, span, place);
-        return Ok(());
+        let freed = span.sets().free_own(place);
+        slot.watched.freeing.store(0, Ordering::Release);
+        slot.cache(span.class()).keep(arena, slot, span);
+        return freed.then_some(()).ok_or(FreeError::NotAllocated);
     }
     let before = span.sets().free_remote(place);
     slot.watched.freeing.store(0, Ordering::Release);
@@ -157,10 +266,7 @@ fn free_other(
     } else if (before == 0 || now != owner)
         && let Some(owner) = arena.owner_slot(now)
     {
-        owner
-            .inbox
-            .freed_hints
-            .fetch_or(1 << span.class(), Ordering::SeqCst);
+        bitmap::tell(&owner.inbox.freed_hints, 1 << span.class());
     }
     Ok(())
 }
@@ -169,8 +275,9 @@ fn free_other(
 /// until the slot's `freeing` word is cleared, recovery frees what it names.
 pub(crate) fn free_recorded(arena: Arena, slot: &Slot, address: usize) -> Result<(), FreeError> {
     slot.watched.freeing.store(address as u64, Ordering::SeqCst);
-    let freed = free(arena, slot, address);
-    slot.watched.freeing.store(0, Ordering::Release);
+    let clear = || slot.watched.freeing.store(0, Ordering::Release);
+    let freed = free_with(arena, slot, address, clear);
+    clear();
     freed
 }
 

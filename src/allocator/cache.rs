@@ -1,60 +1,84 @@
 //! An owner's spans of a class: the one that blocks come from, those with free blocks, the rest.
 //!
-//! | place   | meaning |
-//! |---------|---------|
-//! | CURRENT | blocks come from it |
-//! | PARTIAL | in the list of spans with free blocks |
-//! | FULL    | in the list of spans without, as far as the owner knows; oldest first |
+//! | place   | meaning | `until`, the owner's frees that are left, leads to |
+//! |---------|---------|------------------------------------------------|
+//! | CURRENT | blocks come from it                         | a look at the clock, for memory to be given back |
+//! | PARTIAL | in the list of spans with free blocks       | empty: the span goes back |
+//! | FULL    | in the list of spans without, or with few, as far as the owner knows | an eighth is free: PARTIAL |
+//!
+//! A free counts `until` down and is done, unless that leads to 0. So a span that was full is not
+//! asked for its first free block but for an eighth of its blocks at once.
 //!
 //! Lists link span records by slice index and are written by their owner alone; recovery does not
 //! read them. Others who free blocks set a hint, a bit a class, in the owner's slot; the owner
-//! walks its FULL list when it needs a block and the hint is set. A hint that died with its
-//! setter is made good by the pool's `rescan` count, which each recovery raises and each owner
-//! compares when it runs out.
+//! looks through its FULL list when it needs a block and the hint is set: a few spans at a time,
+//! which go to the list's end, so that a span is claimed only where fewer than one in
+//! [`LOOKED_AT`] has anything. A hint that died with its setter is made good by the pool's
+//! `rescan` count, which each recovery raises and each owner compares when it runs out.
 //!
-//! Where the next block comes from, in this order: `bits` of the current span; its `freed` words;
-//! its `remote` words; a PARTIAL span; a FULL span with a hint; a span that nobody owns; new
-//! slices; a larger pool.
+//! Where the next block comes from, in this order: the word in hand; the current span's other
+//! words; its `remote` words; a PARTIAL span; a FULL span with a hint; a span that nobody owns;
+//! new slices; a larger pool; a FULL span with a free block.
 
 use super::AllocError;
-use super::size_class::{CLASSES, TABLE};
+use super::grow;
+use super::size_class::{self, CLASSES, TABLE};
 use super::slice::{self, State};
 use super::span::Span;
-use super::{grow, size_class};
-use crate::layout::arena::Arena;
+use crate::layout::arena::{Arena, SPANS};
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
 use crate::primitive::{AtomicU32, AtomicU64, Ordering};
+use crate::protocol::bitmap;
 
 pub(crate) const CURRENT: u32 = 1;
 pub(crate) const PARTIAL: u32 = 2;
 pub(crate) const FULL: u32 = 3;
 
+/// How many FULL spans are looked at before another way is tried.
+const LOOKED_AT: usize = 8;
+/// Frees in the current span from one look at the clock to the next.
+const PERIOD: u32 = 4096;
+
 /// An owner's spans of one class, in its slot.
-#[repr(C)]
+#[repr(C, align(32))]
 pub(crate) struct Cache {
-    /// The address of the current span's record; 0 for none.
-    current: AtomicU64,
+    /// The address of the word of `freed`, of the current span, that blocks come from; 0 for none.
+    word: AtomicU64,
+    /// The address of that word's first block.
+    base: AtomicU64,
+    /// Bytes a block.
+    size: AtomicU64,
     partial: List,
     full: List,
 }
 
-/// First and last span, as slice index + 1.
+/// The first span, as slice index + 1. The one before it is the last one.
 #[repr(C)]
-struct List {
-    first: AtomicU32,
-    last: AtomicU32,
-}
+struct List(AtomicU32);
 
 const _: () = assert!(size_of::<Cache>() * CLASSES <= 8 * 192);
+const _: () = assert!(std::mem::offset_of!(Slot, caches).is_multiple_of(align_of::<Cache>()));
 
 impl Slot {
     /// This thread's cache of a class.
     #[inline]
     pub(crate) fn cache(&self, class: usize) -> &Cache {
         assert!(class < CLASSES);
-        // SAFETY: the area holds CLASSES caches (asserted above), is aligned as u64, and a cache
-        // consists of atomics.
+        // SAFETY: compared just now.
+        unsafe { self.known_cache(class) }
+    }
+
+    /// The same, unchecked.
+    ///
+    /// # Safety
+    ///
+    /// The class is below [`CLASSES`].
+    #[inline(always)]
+    pub(crate) unsafe fn known_cache(&self, class: usize) -> &Cache {
+        debug_assert!(class < CLASSES);
+        // SAFETY: the area holds CLASSES caches (asserted above), is aligned as they are (it starts
+        // at a cache line of the slot), and a cache consists of atomics.
         unsafe { &*self.caches.as_ptr().cast::<Cache>().add(class) }
     }
 }
@@ -62,33 +86,59 @@ impl Slot {
 impl List {
     fn push(&self, arena: Arena, span: &Span, place: u32) {
         let index = span.slice(arena) as u32 + 1;
-        let last = self.last.load(Ordering::Relaxed);
-        span.previous.store(last, Ordering::Relaxed);
         span.next.store(0, Ordering::Relaxed);
-        match at(arena, last) {
-            Some(last) => last.next.store(index, Ordering::Relaxed),
-            None => self.first.store(index, Ordering::Relaxed),
-        }
-        self.last.store(index, Ordering::Relaxed);
         span.place.store(place, Ordering::Relaxed);
+        if let Some(first) = self.first(arena) {
+            let last = first.previous.swap(index, Ordering::Relaxed);
+            span.previous.store(last, Ordering::Relaxed);
+            if let Some(last) = at(arena, last) {
+                last.next.store(index, Ordering::Relaxed);
+            }
+        } else {
+            span.previous.store(index, Ordering::Relaxed);
+            self.0.store(index, Ordering::Relaxed);
+        }
+    }
+
+    fn push_front(&self, arena: Arena, span: &Span, place: u32) {
+        self.push(arena, span, place);
+        // The list closes from the first to the last: to begin one earlier is enough.
+        let index = span.slice(arena) as u32 + 1;
+        let first = self.0.load(Ordering::Relaxed);
+        if first != index {
+            let previous = span.previous.load(Ordering::Relaxed);
+            if let Some(previous) = at(arena, previous) {
+                previous.next.store(0, Ordering::Relaxed);
+            }
+            span.next.store(first, Ordering::Relaxed);
+            self.0.store(index, Ordering::Relaxed);
+        }
     }
 
     fn remove(&self, arena: Arena, span: &Span) {
         let next = span.next.load(Ordering::Relaxed);
         let previous = span.previous.load(Ordering::Relaxed);
-        match at(arena, previous) {
-            Some(other) => other.next.store(next, Ordering::Relaxed),
-            None => self.first.store(next, Ordering::Relaxed),
+        let first = self.0.load(Ordering::Relaxed);
+        if at(arena, first).is_some_and(|first| std::ptr::eq(first, span)) {
+            self.0.store(next, Ordering::Relaxed);
+        } else if let Some(other) = at(arena, previous) {
+            other.next.store(next, Ordering::Relaxed);
         }
-        match at(arena, next) {
-            Some(other) => other.previous.store(previous, Ordering::Relaxed),
-            None => self.last.store(previous, Ordering::Relaxed),
+        // The next one's neighbour, or the first one's, if this was the last.
+        if let Some(other) = at(arena, next).or_else(|| self.first(arena)) {
+            other.previous.store(previous, Ordering::Relaxed);
         }
         span.place.store(0, Ordering::Relaxed);
     }
 
     fn first(&self, arena: Arena) -> Option<&'static Span> {
-        at(arena, self.first.load(Ordering::Relaxed))
+        at(arena, self.0.load(Ordering::Relaxed))
+    }
+
+    /// The last span, as slice index + 1; 0 if there is none.
+    fn last(&self, arena: Arena) -> u32 {
+        let first = self.first(arena);
+        first.map_or(0, |first| first.previous.load(Ordering::Relaxed))
     }
 }
 
@@ -97,41 +147,75 @@ fn at(arena: Arena, link: u32) -> Option<&'static Span> {
 }
 
 impl Cache {
-    /// A block, if the current span has one at hand. `record` is told its address before it is
-    /// taken.
-    #[inline]
+    /// A block, if the word in hand has one. `record` is told its address before it is taken.
+    #[inline(always)]
     pub(crate) fn take(&self, record: impl FnOnce(usize)) -> Option<usize> {
-        let current = self.current.load(Ordering::Relaxed) as usize;
-        if current == 0 {
+        let word = self.word.load(Ordering::Relaxed) as usize;
+        if word == 0 {
             return None;
         }
-        // SAFETY: `current` is 0 or the address of a span record of this pool, stored by this
-        // thread; records stay mapped and consist of atomics.
-        let span = unsafe { &*std::ptr::with_exposed_provenance::<Span>(current) };
+        // SAFETY: `word` is 0 or the address of a word of a span record of this pool, stored by
+        // this thread; records stay mapped and consist of atomics.
+        let word = unsafe { &*std::ptr::with_exposed_provenance::<AtomicU64>(word) };
         let mut address = 0;
-        span.sets().take(|block| {
-            let offset = u64::from(block) * u64::from(span.size.load(Ordering::Relaxed));
-            address = (span.base.load(Ordering::Relaxed) + offset) as usize;
+        bitmap::take(word, |block| {
+            let offset = self.size.load(Ordering::Relaxed) * u64::from(block);
+            address = (self.base.load(Ordering::Relaxed) + offset) as usize;
             record(address);
-            span.live
-                .store(span.live.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-        })?;
-        Some(address)
+        })
+        .then_some(address)
     }
 
-    fn current(&self) -> Option<&'static Span> {
-        let current = self.current.load(Ordering::Relaxed) as usize;
-        // SAFETY: as in `take`.
-        (current != 0).then(|| unsafe { &*std::ptr::with_exposed_provenance::<Span>(current) })
+    /// The current span and which of its words is in hand.
+    fn current(&self, arena: Arena) -> Option<(&'static Span, usize)> {
+        let address = self.word.load(Ordering::Relaxed) as usize;
+        if address == 0 {
+            return None;
+        }
+        let offset = address - arena.base() - SPANS.offset;
+        let span = arena.span(offset / SPANS.entry);
+        let first = std::ptr::from_ref(span.sets().freed(0)).addr();
+        Some((span, (address - first) / size_of::<bitmap::Pair>()))
     }
 
-    fn set_current(&self, span: &Span) {
-        span.place.store(CURRENT, Ordering::Relaxed);
-        self.current
-            .store(std::ptr::from_ref(span).addr() as u64, Ordering::Relaxed);
+    /// Makes a word of a span the one that blocks come from.
+    fn set_current(&self, arena: Arena, span: &Span, word: usize) {
+        if span.place.load(Ordering::Relaxed) != CURRENT {
+            span.place.store(CURRENT, Ordering::Relaxed);
+            span.until.store(PERIOD, Ordering::Relaxed);
+        }
+        let start = arena.slice_address(span.slice(arena));
+        let size = span.size.load(Ordering::Relaxed);
+        self.size.store(size.into(), Ordering::Relaxed);
+        let base = start + word * 64 * size as usize;
+        self.base.store(base as u64, Ordering::Relaxed);
+        let word = std::ptr::from_ref(span.sets().freed(word)).expose_provenance();
+        self.word.store(word as u64, Ordering::Relaxed);
     }
 
-    /// Finds a span with blocks at hand and makes it the current one.
+    /// Puts a span whose blocks are handed out, but for fewer than an eighth, into the FULL list.
+    fn push_full(&self, arena: Arena, span: &Span) {
+        let eighth = span.blocks.load(Ordering::Relaxed) / 8;
+        let free = span.count_free();
+        span.until
+            .store(eighth.saturating_sub(free).max(1), Ordering::Relaxed);
+        self.full.push(arena, span, FULL);
+    }
+
+    /// Puts a span that is in no list into the PARTIAL list, or gives it back if it is empty.
+    fn push_partial(&self, arena: Arena, slot: &Slot, span: &Span) {
+        let blocks = span.blocks.load(Ordering::Relaxed);
+        let live = blocks.saturating_sub(span.count_free());
+        if live == 0 && span.is_empty(arena) {
+            span.give_back(arena, slot.tag());
+            grow::purge_now_and_then(arena, slot);
+        } else {
+            span.until.store(live, Ordering::Relaxed);
+            self.partial.push_front(arena, span, PARTIAL);
+        }
+    }
+
+    /// Finds a word with blocks and makes it the one in hand.
     #[cold]
     pub(crate) fn replenish(
         &self,
@@ -139,39 +223,58 @@ impl Cache {
         slot: &Slot,
         class: usize,
     ) -> Result<(), AllocError> {
-        if let Some(span) = self.current() {
-            if stocked(arena, span) {
+        if let Some((span, word)) = self.current(arena) {
+            if let Some(word) = stocked(arena, span, word) {
+                self.set_current(arena, span, word);
                 return Ok(());
             }
-            self.current.store(0, Ordering::Relaxed);
-            self.full.push(arena, span, FULL);
+            self.word.store(0, Ordering::Relaxed);
+            self.push_full(arena, span);
         }
-        while let Some(span) = self.partial.first(arena) {
-            self.partial.remove(arena, span);
-            if stocked(arena, span) {
-                self.set_current(span);
+        loop {
+            let (span, word) = self.find_span(arena, slot, class)?;
+            if let Some(word) = word {
+                self.set_current(arena, span, word);
                 return Ok(());
             }
-            self.full.push(arena, span, FULL);
-        }
-        if let Some(span) = self.take_full(arena, slot, class) {
-            self.set_current(span);
-            return Ok(());
-        }
-        let span = match adopt_orphan(arena, slot, class) {
-            Some(span) => span,
-            None => self.new_span(arena, slot, class)?,
-        };
-        self.set_current(span);
-        if stocked(arena, span) {
-            Ok(())
-        } else {
-            self.replenish(arena, slot, class)
+            self.push_full(arena, span);
         }
     }
 
-    /// A span of the FULL list that others have freed blocks of.
-    fn take_full(&self, arena: Arena, slot: &Slot, class: usize) -> Option<&'static Span> {
+    /// A span to take blocks from, which is in no list any more, and a word of it that has some.
+    fn find_span(
+        &self,
+        arena: Arena,
+        slot: &Slot,
+        class: usize,
+    ) -> Result<(&'static Span, Option<usize>), AllocError> {
+        if let Some(span) = self.partial.first(arena) {
+            self.partial.remove(arena, span);
+            return Ok((span, stocked(arena, span, 0)));
+        }
+        if let Some((span, word)) = self.take_hinted(arena, slot, class) {
+            return Ok((span, Some(word)));
+        }
+        if let Some((span, word)) = adopt_orphan(arena, slot, class) {
+            return Ok((span, Some(word)));
+        }
+        match self.new_span(arena, slot, class) {
+            Ok(span) => Ok((span, span.stocked(0))),
+            // The last resort: a block or two that were not worth asking for.
+            Err(error) => match self.take_full(arena, usize::MAX) {
+                Some((span, word)) => Ok((span, Some(word))),
+                None => Err(error),
+            },
+        }
+    }
+
+    /// A span of the FULL list, if others have freed blocks of the class.
+    fn take_hinted(
+        &self,
+        arena: Arena,
+        slot: &Slot,
+        class: usize,
+    ) -> Option<(&'static Span, usize)> {
         let hints = &slot.inbox.freed_hints;
         let rescan = arena.header().rescan.load(Ordering::Acquire);
         if slot.watched.rescan_seen.load(Ordering::Relaxed) != rescan {
@@ -179,18 +282,31 @@ impl Cache {
             hints.store(u64::MAX, Ordering::SeqCst);
         }
         let hint = 1 << class;
-        if hints.load(Ordering::Relaxed) & hint == 0 {
+        if !bitmap::was_told(hints, hint) {
             return None;
         }
-        // Cleared before the walk: what is freed from here on sets it again.
-        hints.fetch_and(!hint, Ordering::SeqCst);
-        let mut next = self.full.first.load(Ordering::Relaxed);
-        while let Some(span) = at(arena, next) {
-            next = span.next.load(Ordering::Relaxed);
-            if stocked(arena, span) {
-                hints.fetch_or(hint, Ordering::SeqCst);
-                self.full.remove(arena, span);
-                return Some(span);
+        let last = self.full.last(arena);
+        let found = self.take_full(arena, LOOKED_AT);
+        // Unless all were looked at, there may be more.
+        if found.is_some() || self.full.last(arena) != last {
+            hints.fetch_or(hint, Ordering::SeqCst);
+        }
+        found
+    }
+
+    /// A span of the FULL list with free blocks, among so many. Those without go to the list's end.
+    fn take_full(&self, arena: Arena, at_most: usize) -> Option<(&'static Span, usize)> {
+        let last = self.full.last(arena);
+        for _ in 0..at_most {
+            let index = self.full.0.load(Ordering::Relaxed);
+            let span = at(arena, index)?;
+            self.full.remove(arena, span);
+            if let Some(word) = stocked(arena, span, 0) {
+                return Some((span, word));
+            }
+            self.full.push(arena, span, FULL);
+            if index == last {
+                return None;
             }
         }
         None
@@ -223,8 +339,7 @@ impl Cache {
             Err(error) => return Err(error),
         };
         let span = arena.span(start);
-        span.describe(arena, start, class, slices);
-        span.place.store(0, Ordering::Relaxed);
+        span.describe(class, slices);
         slice::tag_tails(arena, start, slices);
         arena
             .tag(start)
@@ -232,36 +347,61 @@ impl Cache {
         Ok(span)
     }
 
-    /// A block was taken back that makes its span worth a look: it was full, or it may be empty.
+    /// As many blocks of the span were taken back as `until` said.
     #[cold]
+    #[inline(never)]
     pub(crate) fn note_free(&self, arena: Arena, slot: &Slot, span: &Span) {
-        if span.place.load(Ordering::Relaxed) == FULL {
-            self.full.remove(arena, span);
-            self.partial.push(arena, span, PARTIAL);
+        match span.place.load(Ordering::Relaxed) {
+            FULL => {
+                self.full.remove(arena, span);
+                self.push_partial(arena, slot, span);
+            }
+            PARTIAL => {
+                self.partial.remove(arena, span);
+                self.push_partial(arena, slot, span);
+            }
+            _ => {
+                span.until.store(PERIOD, Ordering::Relaxed);
+                grow::purge_now_and_then(arena, slot);
+            }
         }
-        if span.place.load(Ordering::Relaxed) == PARTIAL
-            && span.live.load(Ordering::Relaxed) == 0
-            && span.is_empty(arena)
-        {
-            self.partial.remove(arena, span);
-            span.give_back(arena, slot.tag());
-            grow::purge_now_and_then(arena, slot);
+    }
+
+    /// Puts a span that was adopted where its owner finds it.
+    pub(crate) fn keep(&self, arena: Arena, slot: &Slot, span: &Span) {
+        if span.stocked(0).is_some() {
+            self.push_partial(arena, slot, span);
+        } else {
+            self.push_full(arena, span);
         }
     }
 }
 
-/// Makes blocks of the span available in `bits`, from what was freed by its owner or by others.
-/// False if all are handed out.
-fn stocked(arena: Arena, span: &Span) -> bool {
-    if span.bits.load(Ordering::Relaxed) != 0 || span.refill() {
-        return true;
+/// Takes all spans out of a leaving owner's lists.
+pub(crate) fn take_all(arena: Arena, slot: &Slot, mut each: impl FnMut(&Span)) {
+    for class in 0..CLASSES {
+        let cache = slot.cache(class);
+        if let Some((span, _)) = cache.current(arena) {
+            cache.word.store(0, Ordering::Relaxed);
+            each(span);
+        }
+        for list in [&cache.partial, &cache.full] {
+            while let Some(span) = list.first(arena) {
+                list.remove(arena, span);
+                each(span);
+            }
+        }
     }
-    let collected = span.collect(arena) && span.refill();
-    if collected {
-        let live = span.blocks.load(Ordering::Relaxed) - span.count_free();
-        span.live.store(live, Ordering::Relaxed);
+}
+
+/// A word of the span that has blocks to hand out, from word `from` on, or once what others freed
+/// is collected. `None` if all are handed out.
+fn stocked(arena: Arena, span: &Span, from: usize) -> Option<usize> {
+    let stocked = span.stocked(from);
+    if stocked.is_none() && span.collect(arena) {
+        return span.stocked(0);
     }
-    collected
+    stocked
 }
 
 /// Takes a span that nobody owns. Its record is as recovery or a leaving owner left it: settled.
@@ -281,22 +421,12 @@ pub(crate) fn adopt(arena: Arena, slot: &Slot, start: usize) -> Option<&'static 
         .ok()?;
     let span = arena.span(start);
     span.place.store(0, Ordering::Relaxed);
-    let live = span
-        .blocks
-        .load(Ordering::Relaxed)
-        .saturating_sub(span.count_free());
-    span.live.store(live, Ordering::Relaxed);
     Some(span)
-}
-
-/// Puts an adopted span where its owner finds it.
-pub(crate) fn keep(arena: Arena, slot: &Slot, span: &Span) {
-    slot.cache(span.class()).full.push(arena, span, FULL);
 }
 
 /// A span of the class that nobody owns and that has free blocks.
 #[cold]
-fn adopt_orphan(arena: Arena, slot: &Slot, class: usize) -> Option<&'static Span> {
+fn adopt_orphan(arena: Arena, slot: &Slot, class: usize) -> Option<(&'static Span, usize)> {
     let orphans = &arena.header().orphans;
     let hint = 1 << class;
     if orphans.load(Ordering::Relaxed) & hint == 0 {
@@ -314,12 +444,14 @@ fn adopt_orphan(arena: Arena, slot: &Slot, class: usize) -> Option<&'static Span
             continue;
         };
         // It may have become a span of another class since it was looked at.
-        if span.class() == class && stocked(arena, span) {
+        if span.class() == class
+            && let Some(word) = stocked(arena, span, 0)
+        {
             orphans.fetch_or(hint, Ordering::SeqCst);
-            return Some(span);
+            return Some((span, word));
         }
         // Full: it is ours now, and who frees a block of it tells us.
-        keep(arena, slot, span);
+        slot.cache(span.class()).keep(arena, slot, span);
     }
     None
 }

@@ -165,22 +165,16 @@ fn check_bitmaps(arena: Arena, quiet: bool, index: usize, report: &mut CheckRepo
         ));
         return;
     }
-    if span.base.load(Ordering::Relaxed) as usize != arena.slice_address(index) && quiet {
-        report.problem(format_args!("span {index} has another base address"));
+    if span.reciprocal.load(Ordering::Relaxed) != TABLE[class].reciprocal && quiet {
+        report.problem(format_args!("span {index} divides by another size"));
     }
     for word in 0..super::span::WORDS {
         let beyond = !span.all(word);
-        let freed = span.freed(word).load(Ordering::Acquire);
-        let remote = span.remote(word).load(Ordering::Acquire);
+        let freed = span.sets().freed(word).load(Ordering::Acquire);
+        let remote = span.sets().remote(word).load(Ordering::Acquire);
         if quiet && (freed | remote) & beyond != 0 {
             report.problem(format_args!(
                 "span {index} has blocks beyond its last in word {word}"
-            ));
-        }
-        let current = span.word.load(Ordering::Relaxed) as usize == word;
-        if quiet && current && span.bits.load(Ordering::Acquire) & freed != 0 {
-            report.problem(format_args!(
-                "span {index} has blocks at hand that are in word {word} too"
             ));
         }
         if quiet && freed & remote != 0 {

@@ -13,6 +13,7 @@
 use super::AllocError;
 use super::slice;
 use crate::layout::arena::{Arena, DATA, FREE_HINTS, SLICE, SPANS, TAGS, Table};
+use crate::layout::local;
 use crate::participants::recovery;
 use crate::participants::table::Slot;
 use crate::primitive::{AtomicU64, Ordering};
@@ -22,10 +23,9 @@ use crate::sys::memory::{self, CommitError};
 const LEAST: usize = (4 << 20) / SLICE;
 /// The most that it grows beyond what is asked for: 64 MiB.
 const MOST: usize = (64 << 20) / SLICE;
-/// Free slices with memory that are kept: 16 MiB.
-const KEPT: u64 = (16 << 20) / SLICE as u64;
-/// Milliseconds from one giving back to the next.
-const APART: u64 = 100;
+/// Milliseconds from one giving back to the next: what is free goes back after one to two times
+/// that, if somebody allocates or frees meanwhile.
+const APART: u64 = 500;
 
 /// Claims slices, growing the pool if it must. The first is at a multiple of `preferred` slices if
 /// such are free, at one of `align` otherwise.
@@ -37,6 +37,7 @@ pub(crate) fn claim(
     align: usize,
 ) -> Result<usize, AllocError> {
     let me = slot.tag();
+    purge_now_and_then(arena, slot);
     if let Some(start) = slice::claim(arena, me, count, preferred)? {
         return Ok(start);
     }
@@ -80,18 +81,31 @@ fn grow(arena: Arena, count: usize, wanted: usize) -> Result<(), AllocError> {
     }
     let (count, wanted) = (count.min(room), wanted.min(room));
     // An eighth more, so that the number of steps stays small as the pool gets large.
-    let generous = wanted.max((from / 8).clamp(LEAST, MOST)).min(room);
-    match grow_by(arena, from, generous) {
+    // Private memory is address space until it is touched: few large steps cost less.
+    let private = local::of(arena).is_private();
+    let least = if private { MOST } else { LEAST };
+    let generous = wanted.max((from / 8).clamp(least, MOST)).min(room);
+    let grown = match grow_by(arena, from, generous) {
         Err(CommitError::Full | CommitError::MemoryLimit { .. }) if count < generous => {
-            Ok(grow_by(arena, from, count)?)
+            grow_by(arena, from, count).map(|()| count)
         }
-        other => Ok(other?),
+        other => other.map(|()| generous),
+    }?;
+    if !private {
+        // Somebody needs it: it is about to be used.
+        slice::populate(arena, from, grown);
     }
+    Ok(())
 }
 
 /// Commits the slices `from..from + count` with their tables and raises the watermark.
 pub(crate) fn grow_by(arena: Arena, from: usize, count: usize) -> Result<(), CommitError> {
     memory::check_limit((count * (SLICE + SPANS.entry + TAGS.entry)) as u64)?;
+    extend(arena, from, count)
+}
+
+/// As [`grow_by`], without asking whether there is so much memory.
+pub(crate) fn extend(arena: Arena, from: usize, count: usize) -> Result<(), CommitError> {
     for table in [TAGS, SPANS, DATA] {
         arena.commit(table.offset + from * table.entry, count * table.entry)?;
     }
@@ -117,10 +131,10 @@ pub(crate) fn rebuild_hints(arena: Arena) {
     }
 }
 
-/// Gives memory of free slices back if there is much of it and some time has passed.
+/// Gives back memory that has been free for a while, if some time has passed since the last look.
 pub(crate) fn purge_now_and_then(arena: Arena, slot: &Slot) {
     let header = arena.header();
-    if header.dirty.load(Ordering::Relaxed) < KEPT {
+    if header.dirty.load(Ordering::Relaxed) == 0 {
         return;
     }
     let now = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
@@ -132,7 +146,11 @@ pub(crate) fn purge_now_and_then(arena: Arena, slot: &Slot) {
             .compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed)
             .is_ok()
     {
-        purge(arena, slot);
+        // Cleared before the look: what is freed from here on sets it again.
+        header.dirty.store(0, Ordering::Relaxed);
+        if slice::age(arena, slot.tag(), false).1 {
+            header.dirty.store(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -162,5 +180,5 @@ pub(crate) fn or_purge(
 /// Gives the memory of all free slices back; how many bytes.
 pub(crate) fn purge(arena: Arena, slot: &Slot) -> usize {
     arena.header().dirty.store(0, Ordering::Relaxed);
-    slice::punch(arena, slot.tag(), usize::MAX)
+    slice::age(arena, slot.tag(), true).0
 }

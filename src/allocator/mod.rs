@@ -12,6 +12,7 @@
 //! | `recover`    | what an owner leaves behind becomes anybody's |
 //! | `check`      | everything that must hold, checked |
 //! | `stats`      | how much of what |
+//! | `walk`       | every block |
 //!
 //! What recovery relies on is authoritative and complete in the tags and bitmaps; lists, hints
 //! and counters are conveniences of the living that recovery ignores and rebuilds.
@@ -26,6 +27,7 @@ pub(crate) mod size_class;
 pub(crate) mod slice;
 pub(crate) mod span;
 pub(crate) mod stats;
+pub(crate) mod walk;
 
 use crate::participants::thread::NoSlot;
 use crate::sys::memory::CommitError;
@@ -64,4 +66,16 @@ pub enum FreeError {
     /// The thread has no slot in the pool.
     #[error(transparent)]
     NoSlot(#[from] NoSlot),
+}
+
+/// Why a block was not reallocated. It is as it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReallocError {
+    /// It is no block.
+    #[error(transparent)]
+    NotABlock(#[from] FreeError),
+    /// No block of the new size.
+    #[error(transparent)]
+    Alloc(#[from] AllocError),
 }

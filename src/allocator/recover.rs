@@ -1,11 +1,13 @@
 //! What an owner leaves behind becomes anybody's: run for the dead by recovery, and by a thread
 //! that leaves for itself.
 //!
-//! One walk over the tags. Claimed slices of the owner are freed; its spans are settled and become
-//! nobody's, or go back if they are empty. Every step is done in the owner's own name, so that a
-//! death in the middle leaves what the next walk finds again. Who needs a span of the class, or
-//! frees a block of it, takes it over.
+//! Who leaves goes through its own lists: between two operations it has nothing else. For the dead
+//! it is one walk over the tags, as their lists are not to be relied on. Claimed slices of the owner are freed; what others freed of its spans
+//! is collected, and they become nobody's, or go back if they are empty. Every step is done in the
+//! owner's own name, so that a death in the middle leaves what the next walk finds again. Who
+//! needs a span of the class, or frees a block of it, takes it over.
 
+use super::cache;
 use super::slice::{self, State};
 use super::span::Span;
 use crate::layout::arena::Arena;
@@ -17,8 +19,19 @@ use crate::primitive::Ordering;
 /// owner, or holds its life word.
 pub(crate) fn release_all(arena: Arena, owner: Tag) {
     let mut orphans = 0;
-    // Who leaves has left no hint unset.
-    let dead = arena.slot(owner.slot()).state().phase == SlotPhase::Dead;
+    let slot = arena.slot(owner.slot());
+    if slot.state().phase == SlotPhase::Live {
+        // Who leaves knows what it has.
+        cache::take_all(arena, slot, |span| {
+            if release_span(arena, owner, span) {
+                let tag = arena.tag(span.slice(arena));
+                tag.store(slice::span_tag(Tag::NOBODY), Ordering::Release);
+                orphans |= 1 << span.class();
+            }
+        });
+        arena.header().orphans.fetch_or(orphans, Ordering::SeqCst);
+        return;
+    }
     for index in 0..arena.slices() {
         let tag = arena.tag(index);
         match slice::state(tag.load(Ordering::Acquire)) {
@@ -39,16 +52,16 @@ pub(crate) fn release_all(arena: Arena, owner: Tag) {
             State::Span { owner: holder } if holder.is_nobody() => {
                 orphans |= 1 << arena.span(index).class();
             }
-            State::Free { .. } if dead => slice::hint_if_missing(arena, index),
+            State::Free { .. } => slice::hint_if_missing(arena, index),
             _ => {}
         }
     }
     arena.header().orphans.fetch_or(orphans, Ordering::SeqCst);
 }
 
-/// Settles a span; gives it back if it is empty. True if it stays.
+/// Collects what others freed of a span; gives it back if it is empty. True if it stays.
 fn release_span(arena: Arena, owner: Tag, span: &Span) -> bool {
-    span.settle(arena);
+    span.collect(arena);
     if span.is_empty(arena) {
         span.give_back(arena, owner);
         return false;

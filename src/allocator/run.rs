@@ -18,13 +18,14 @@ use crate::primitive::Ordering;
 /// Runs of this size start at a multiple of it, so that huge pages can back them.
 const HUGE: usize = 2 << 20;
 
-/// Allocates a run. `record` is told the address before the run exists.
+/// Allocates a run. `record` is told, before the run exists, its address and whether its memory
+/// was never used, so that it is zero.
 #[cold]
 pub(crate) fn allocate(
     arena: Arena,
     slot: &Slot,
     layout: Layout,
-    record: impl FnOnce(usize),
+    record: impl FnOnce(usize, bool),
 ) -> Result<usize, AllocError> {
     if layout.size() > DATA.max * SLICE || layout.align() > 1 << 30 {
         return Err(AllocError::TooLarge);
@@ -37,9 +38,10 @@ pub(crate) fn allocate(
         align
     };
     let start = grow::claim(arena, slot, count, preferred, align)?;
+    let clean = slice::is_clean(arena, start, count);
     slice::tag_tails(arena, start, count);
     let address = arena.slice_address(start);
-    record(address);
+    record(address, clean);
     arena
         .tag(start)
         .store(slice::run_tag(count), Ordering::Release);

@@ -24,12 +24,24 @@ pub(crate) struct Class {
     pub(crate) first_slices: u32,
     /// Slices of its further spans.
     pub(crate) slices: u32,
-    /// Division by the size: `offset * reciprocal >> RECIPROCAL_SHIFT`.
+    /// 2^64 divided by the size, rounded up: see [`divide`].
     pub(crate) reciprocal: u64,
 }
 
-/// Exact for offsets below 2^18, as (size - 1) * 2^18 < 2^44.
-pub(crate) const RECIPROCAL_SHIFT: u32 = 44;
+/// An offset divided by the size that has the reciprocal, if nothing remains: one multiplication.
+///
+/// The product's upper half is the quotient, and its lower half is below the reciprocal exactly
+/// if nothing remains (Lemire, Kaser, Kurz, *Faster remainder by direct computation*, 2019). The
+/// error of the reciprocal, times the quotient, is below size * 2^14, so far below 2^64 / size.
+#[inline(always)]
+pub(crate) const fn divide(offset: u64, reciprocal: u64) -> Option<u64> {
+    let product = offset as u128 * reciprocal as u128;
+    if (product as u64) < reciprocal {
+        Some((product >> 64) as u64)
+    } else {
+        None
+    }
+}
 
 pub(crate) static TABLE: [Class; CLASSES] = {
     let mut table = [Class {
@@ -62,7 +74,7 @@ const fn class(index: usize) -> Class {
         size: size as u32,
         first_slices: first_slices as u32,
         slices: slices as u32,
-        reciprocal: (1u64 << RECIPROCAL_SHIFT).div_ceil(size as u64),
+        reciprocal: u64::MAX / size as u64 + 1,
     }
 }
 
@@ -76,26 +88,39 @@ const fn size_of_class(index: usize) -> usize {
     }
 }
 
-/// The class of the smallest block that holds `size` bytes, which are 1 to [`MAX_BLOCK`].
-#[inline]
-const fn class_of_size(size: usize) -> usize {
-    debug_assert!(size > 0 && size <= MAX_BLOCK);
-    let last = size - 1;
-    if size <= 128 {
-        last / 16
-    } else {
-        let top = last.ilog2();
-        8 + (top as usize - 7) * 4 + (last >> (top - 2) & 3)
+/// The class of each size up to [`MAX_BLOCK`], by the size in steps of 16 bytes.
+static CLASS_OF: [u8; MAX_BLOCK / 16 + 1] = {
+    let mut classes = [0; MAX_BLOCK / 16 + 1];
+    let (mut step, mut class) = (1, 0);
+    while step < classes.len() {
+        if step * 16 > TABLE[class].size as usize {
+            class += 1;
+        }
+        classes[step] = class as u8;
+        step += 1;
     }
+    classes
+};
+
+/// The class of the smallest block that holds `size` bytes, which are at most [`MAX_BLOCK`].
+#[inline(always)]
+fn class_of_size(size: usize) -> usize {
+    CLASS_OF[(size + 15) >> 4] as usize
 }
 
 /// The class for a layout, or `None` if it takes a run.
-#[inline]
+#[inline(always)]
 pub(crate) fn class_of(layout: Layout) -> Option<usize> {
-    if layout.align() <= 16 && layout.size() <= MAX_BLOCK {
-        return Some(class_of_size(layout.size().max(1)));
+    if is_plain(layout) {
+        return Some(class_of_size(layout.size()));
     }
     class_of_aligned(layout)
+}
+
+/// True if the size alone says the class.
+#[inline(always)]
+pub(crate) fn is_plain(layout: Layout) -> bool {
+    layout.align() <= 16 && layout.size() <= MAX_BLOCK
 }
 
 /// A block is aligned to what divides its size, up to a slice: spans start at slices.
@@ -132,11 +157,10 @@ mod tests {
     #[test]
     fn the_reciprocal_divides() {
         for class in &TABLE {
+            let size = u64::from(class.size);
             for offset in 0..class.slices as u64 * SLICE as u64 {
-                assert_eq!(
-                    (offset * class.reciprocal) >> RECIPROCAL_SHIFT,
-                    offset / class.size as u64
-                );
+                let exact = offset.is_multiple_of(size).then_some(offset / size);
+                assert_eq!(divide(offset, class.reciprocal), exact);
             }
         }
     }

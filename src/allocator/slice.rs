@@ -7,6 +7,7 @@
 //! |---------------|-------------|------------------------------------|---------------------|
 //! | CLEAN  | 0                  | free, never used                   | committed, zero     |
 //! | DIRTY  | 0                  | free                               | committed           |
+//! | AGED   | 0                  | free, for some time                | committed           |
 //! | HOLE   | 0                  | free, given back                   | to be committed     |
 //! | CLAIMED_CLEAN, _DIRTY, _HOLE | owner's tag | the owner is moving it  | as it was before |
 //! | SPAN   | owner's tag, or 0  | first slice of a span; 0: nobody's | committed           |
@@ -21,6 +22,10 @@
 //! So what a dead owner leaves is, anywhere: claimed slices, each followed by zero or more tails
 //! that lead to it. [`abandon`] frees those tails from the highest down, then the slice.
 //!
+//! What is free ages: DIRTY slices become AGED, AGED ones holes ([`age`]), so that memory goes back
+//! which nobody has wanted for a while, and memory that comes and goes stays. A claimed AGED slice
+//! is a claimed DIRTY one.
+//!
 //! A bit a slice says "free" in `FREE_HINTS`. It is a hint: set after a tag becomes free, cleared
 //! after it is claimed, checked against the tag by who uses it, rebuilt by each recovery and
 //! before an allocation fails.
@@ -31,6 +36,7 @@
 //! 3. A slice below the watermark is in exactly one of the states; beyond it nothing is read.
 
 use crate::layout::arena::{Arena, DATA, FREE_HINTS, SLICE, SLICE_SHIFT, TAGS};
+use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
 use crate::primitive::{AtomicU64, Ordering, fence};
 use crate::sys::memory::CommitError;
@@ -42,6 +48,7 @@ pub(crate) const HOLE: u64 = 2;
 pub(crate) const SPAN: u64 = 3;
 const RUN: u64 = 4;
 const TAIL: u64 = 5;
+pub(crate) const AGED: u64 = 6;
 /// Added to a free kind: claimed, and what it was.
 const CLAIMED: u64 = 8;
 
@@ -59,7 +66,7 @@ pub(crate) enum State {
 #[inline]
 pub(crate) fn state(tag: u64) -> State {
     match tag & KIND {
-        kind @ CLEAN..=HOLE => State::Free { kind },
+        kind @ (CLEAN..=HOLE | AGED) => State::Free { kind },
         SPAN => State::Span {
             owner: Tag::of_word(tag),
         },
@@ -74,6 +81,24 @@ pub(crate) fn state(tag: u64) -> State {
             owner: Tag::of_word(tag),
         },
         _ => State::Garbage,
+    }
+}
+
+impl Slot {
+    /// True if that is the tag of a span of the slot's owner.
+    #[inline(always)]
+    pub(crate) fn has_span(&self, tag: u64) -> bool {
+        tag == self.tag.load(Ordering::Relaxed) | SPAN
+    }
+}
+
+/// How far a tail is from its head; 0 for any other slice.
+#[inline]
+pub(crate) const fn distance(tag: u64) -> usize {
+    if tag & KIND == TAIL {
+        (tag >> 4) as usize
+    } else {
+        0
     }
 }
 
@@ -111,6 +136,18 @@ impl Arena {
         unsafe { self.entry(TAGS, slice) }
     }
 
+    /// The tag of a slice, unchecked.
+    ///
+    /// # Safety
+    ///
+    /// The slice is below [`Arena::slices`], or was once.
+    #[inline(always)]
+    pub(crate) unsafe fn known_tag(self, slice: usize) -> &'static AtomicU64 {
+        debug_assert!(slice < self.slices());
+        // SAFETY: by the caller's promise; the number of slices never falls.
+        unsafe { self.entry(TAGS, slice) }
+    }
+
     /// The address of a slice's data.
     #[inline]
     pub(crate) fn slice_address(self, slice: usize) -> usize {
@@ -118,10 +155,13 @@ impl Arena {
     }
 
     /// The slice that an address lies in, if it is one of the pool's.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn slice_of(self, address: usize) -> Option<usize> {
         let slice = address.wrapping_sub(self.base() + DATA.offset) >> SLICE_SHIFT;
-        (slice < self.slices()).then_some(slice)
+        // The watermark alone: it was compared with the maximum when the pool was attached, and
+        // who grows the pool compares it.
+        let slices = &self.header().watermarks.slices;
+        (slice < slices.load(Ordering::Acquire) as usize).then_some(slice)
     }
 
     fn hint(self, slice: usize) -> (&'static AtomicU64, u64) {
@@ -271,7 +311,7 @@ fn claim_at(arena: Arena, me: Tag, start: usize, count: usize) -> Result<(), usi
             State::Free { kind } => tag
                 .compare_exchange(
                     found,
-                    claimed_tag(kind, me),
+                    claimed_tag(if kind == AGED { DIRTY } else { kind }, me),
                     Ordering::AcqRel,
                     Ordering::Relaxed,
                 )
@@ -302,12 +342,31 @@ fn commit_holes(arena: Arena, me: Tag, start: usize, count: usize) -> Result<(),
     let is_hole = |&s: &usize| arena.tag(s).load(Ordering::Relaxed) == hole;
     if let Some(first) = (start..start + count).find(is_hole) {
         let len = start + count - first;
-        if let Err(error) = arena.commit(DATA.offset + first * SLICE, len * SLICE) {
+        if let Err(error) = arena.commit_again(DATA.offset + first * SLICE, len * SLICE) {
             unclaim(arena, start, count);
             return Err(error);
         }
+        populate(arena, first, len / SLICE);
     }
     Ok(())
+}
+
+/// True if claimed slices were never used.
+pub(crate) fn is_clean(arena: Arena, start: usize, count: usize) -> bool {
+    (start..start + count).all(|slice| {
+        let tag = arena.tag(slice).load(Ordering::Relaxed);
+        matches!(state(tag), State::Claimed { kind: CLEAN, .. })
+    })
+}
+
+/// Maps committed slices into this process at once: a call is cheaper than a fault a page. Not
+/// much at a time, as it may not be used soon; a kernel that cannot do it leaves it to the faults.
+pub(crate) fn populate(arena: Arena, start: usize, count: usize) {
+    const MOST: usize = (64 << 20) / SLICE;
+    if count <= MOST {
+        let advice = rustix::mm::Advice::LinuxPopulateWrite;
+        let _ = crate::sys::memory::advise(arena.slice_address(start), count * SLICE, advice);
+    }
 }
 
 /// Tags the tails of claimed slices; what remains is to tag the head.
@@ -325,10 +384,10 @@ pub(crate) fn release(arena: Arena, start: usize, count: usize) {
         arena.tag(slice).store(DIRTY, Ordering::Release);
     }
     hint_free(arena, start, count);
-    arena
-        .header()
-        .dirty
-        .fetch_add(count as u64, Ordering::Relaxed);
+    let dirty = &arena.header().dirty;
+    if dirty.load(Ordering::Relaxed) == 0 {
+        dirty.store(1, Ordering::Relaxed);
+    }
 }
 
 /// Frees a claimed slice of a dead owner and the tails that lead to it. The caller holds the dead
@@ -346,25 +405,30 @@ pub(crate) fn abandon(arena: Arena, claimed: usize, kind: u64) {
     hint_free(arena, claimed, tails + 1);
 }
 
-/// Finds a claimed owner's dirty slices to give back, and gives their memory back; bytes given.
+/// Gives the memory of free slices back; bytes given, and whether there is more to give later.
+/// With `all`, of all of them; else of those that were AGED, and the others become so.
 ///
 /// Killed anywhere: the slices are claimed as holes and become holes again.
-pub(crate) fn punch(arena: Arena, me: Tag, at_most: usize) -> usize {
+pub(crate) fn age(arena: Arena, me: Tag, all: bool) -> (usize, bool) {
     const BATCH: usize = (4 << 20) / SLICE;
-    let mut given = 0;
+    let (mut given, mut more) = (0, false);
     let mut slice = 0;
-    while slice < arena.slices() && given < at_most {
+    while slice < arena.slices() {
         let start = slice;
-        while slice < arena.slices() && slice - start < BATCH.min(at_most - given) {
-            if arena.tag(slice).load(Ordering::Relaxed) != DIRTY {
+        while slice < arena.slices() && slice - start < BATCH {
+            let tag = arena.tag(slice);
+            let found = tag.load(Ordering::Relaxed);
+            if found == DIRTY && !all {
+                // Relaxed: nothing but the tag changes.
+                let aged = tag.compare_exchange(found, AGED, Ordering::Relaxed, Ordering::Relaxed);
+                more |= aged.is_ok();
                 break;
             }
-            let taken = arena.tag(slice).compare_exchange(
-                DIRTY,
-                claimed_tag(HOLE, me),
-                Ordering::AcqRel,
-                Ordering::Relaxed,
-            );
+            if found != DIRTY && found != AGED {
+                break;
+            }
+            let hole = claimed_tag(HOLE, me);
+            let taken = tag.compare_exchange(found, hole, Ordering::AcqRel, Ordering::Relaxed);
             if taken.is_err() {
                 break;
             }
@@ -375,15 +439,10 @@ pub(crate) fn punch(arena: Arena, me: Tag, at_most: usize) -> usize {
             slice += 1;
             continue;
         }
-        let offset = (DATA.offset + start * SLICE) as u64;
         // Refused (a sealed or foreign file system): the slices stay usable as holes.
-        let _ = crate::sys::memory::punch(
-            crate::layout::local::of(arena).fd(),
-            offset,
-            (count * SLICE) as u64,
-        );
+        let _ = arena.give_back(DATA.offset + start * SLICE, count * SLICE);
         unclaim(arena, start, count);
         given += count;
     }
-    given * SLICE
+    (given * SLICE, more)
 }

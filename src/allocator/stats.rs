@@ -17,7 +17,8 @@ pub struct Stats {
     pub allocated: usize,
     /// Bytes of data that are not allocated: free slices, and free blocks in spans.
     pub free: usize,
-    /// Bytes of the largest block that fits without growing.
+    /// Bytes of the largest block that fits without growing: free slices in a row, or a free block
+    /// of a span (of its owner, if it has one).
     pub largest_contiguous: usize,
     /// Bytes of data that have memory; the rest was given back to the kernel.
     pub committed: usize,
@@ -25,12 +26,27 @@ pub struct Stats {
     pub runs: ClassStats,
     /// The size classes in use, by block size.
     pub classes: Vec<ClassStats>,
+    /// What was unlinked from containers and is not freed yet: part of what is allocated.
+    pub retired: RetiredStats,
     /// Threads that have a slot.
     pub threads: usize,
     /// Processes that have a record.
     pub processes: usize,
     /// Dead threads that were recovered since the pool was made.
     pub recoveries: u64,
+}
+
+/// Blocks in limbo.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RetiredStats {
+    /// Blocks that were unlinked and are not freed yet. They count as allocated.
+    pub blocks: usize,
+    /// Their bytes.
+    pub bytes: usize,
+    /// Bytes that could not be freed when that was last tried, because somebody still looks: a
+    /// process that is stopped with a view open, or in an operation, holds them back.
+    pub held_back: usize,
 }
 
 /// How the blocks of one size are used.
@@ -96,7 +112,9 @@ pub(crate) fn count(arena: Arena) -> Stats {
     }
     stats.allocated += stats.runs.allocated_bytes;
     stats.free = stats.total.saturating_sub(stats.allocated);
-    stats.largest_contiguous = longest * SLICE;
+    let in_spans = stats.classes.iter().filter(|class| class.free > 0);
+    let in_spans = in_spans.map(|class| class.block_size).max().unwrap_or(0);
+    stats.largest_contiguous = (longest * SLICE).max(in_spans);
     stats.committed = stats.total - holes * SLICE;
     stats
 }

@@ -19,7 +19,7 @@ pub(super) const fn is_atomic<T>() -> bool {
 /// Makes memory initialised: with what it holds, as far as the machine goes. To the compiler, the
 /// assembler code, of which there is none, may have written there.
 #[inline(always)]
-fn freeze(bytes: *mut u8) {
+pub(super) fn freeze(bytes: *mut u8) {
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     // SAFETY: there are no instructions. A pointer to memory of ours is given away.
     unsafe {

@@ -158,15 +158,9 @@ impl<T: ShmSafe> Link<T> {
             epoch::unpin(slot);
             return None;
         };
-        thread::guard_made();
         // SAFETY: linked at a moment within the pin, so not destroyed before the pin ends; of type
         // `T`, as only handles of `T` are linked here.
-        let value = unsafe { value.cast::<T>().as_ref() };
-        Some(View {
-            value,
-            slot,
-            _one_thread: PhantomData,
-        })
+        Some(View::pinned(unsafe { value.cast::<T>().as_ref() }, slot))
     }
 }
 
@@ -191,6 +185,60 @@ pub struct View<'a, T: ShmSafe> {
     value: &'a T,
     slot: &'static Slot,
     _one_thread: PhantomData<*const ()>,
+}
+
+impl<'a, T: ShmSafe> View<'a, T> {
+    /// A view of a value that is pinned by `slot`, this thread's; the pin ends with it.
+    #[inline]
+    pub(super) fn pinned(value: &'a T, slot: &'static Slot) -> Self {
+        thread::guard_made();
+        View {
+            value,
+            slot,
+            _one_thread: PhantomData,
+        }
+    }
+}
+
+/// A pin of this thread, counted as a guard: ends when it is dropped, also by a panic.
+pub(super) struct Pinned {
+    slot: &'static Slot,
+    _one_thread: PhantomData<*const ()>,
+}
+
+impl Pinned {
+    #[inline]
+    pub(super) fn new(arena: Arena, slot: &'static Slot) -> Self {
+        epoch::pin(arena, slot);
+        thread::guard_made();
+        Pinned {
+            slot,
+            _one_thread: PhantomData,
+        }
+    }
+
+    /// A view of a value that was found under the pin, which goes on with the view.
+    #[inline]
+    pub(super) fn view<'a, T: ShmSafe>(self, value: &'a T) -> View<'a, T> {
+        let slot = std::mem::ManuallyDrop::new(self).slot;
+        View {
+            value,
+            slot,
+            _one_thread: PhantomData,
+        }
+    }
+}
+
+impl Drop for Pinned {
+    #[inline]
+    fn drop(&mut self) {
+        // A forked child has a copy of its parent's, and not its pin.
+        let address = std::ptr::from_ref(self.slot).addr();
+        if thread::known_slot_at(address).is_some_and(|mine| std::ptr::eq(mine, self.slot)) {
+            epoch::unpin(self.slot);
+            thread::guard_dropped();
+        }
+    }
 }
 
 impl<T: ShmSafe> Deref for View<'_, T> {

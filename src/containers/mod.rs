@@ -5,33 +5,51 @@
 //! | `shared` | [`Shared`], [`Handle`]: objects from the outside |
 //! | `link`   | [`Link`], [`View`]: objects from within the pool |
 //! | `array`  | [`Array`]: elements, or claimed ranges as slices |
+//! | `cell`   | [`SharedCell`]: a value that is replaced as a whole |
 //! | `matrix` | [`Matrix`]: the same by rows |
 //! | `buffer` | [`Buffer`]: a stream of bytes at positions that never change |
 //! | `buffer_io` | [`BytesView`], [`Reader`]: its bytes, in place and as a stream |
+//! | `hash_map` | [`HashMap`]: values by keys |
+//! | `multi_map` | [`MultiMap`]: stacks of values by keys |
 //! | `claims` | who uses which elements of an array |
 //! | `ranges` | [`Claim`], [`ClaimMut`]: claimed ranges |
 //! | `refusals` | the errors of arrays |
+//! | `store`  | the errors of containers that allocate |
 //! | `elements` | how elements are copied |
+//! | `queue`  | [`Queue`]: first in, first out |
+//! | `mailbox`| [`Mailbox`]: many senders, one receiver |
 //! | `foreign`| [`PoolAlloc`], [`Foreign`]: other crates' collections |
 
 mod array;
 mod buffer;
 mod buffer_io;
+mod cell;
 mod claims;
 mod elements;
 mod foreign;
+mod hash_map;
 mod link;
+mod mailbox;
 mod matrix;
+mod multi_map;
+mod queue;
 mod ranges;
 mod refusals;
 mod shared;
+mod store;
 
 pub use array::Array;
 pub use buffer::{AppendError, Buffer, Position, RangeError};
 pub use buffer_io::{ByteChunks, BytesView, Reader};
+pub use cell::SharedCell;
 pub use foreign::{Foreign, PoolAlloc};
+pub use hash_map::{CompareError, HashMap, Iter, Key};
 pub use link::{Link, LinkError, View};
+pub use mailbox::{Mailbox, Receiver, ReceiverError, RecvError};
 pub use matrix::{Matrix, RowBand, RowBandMut, Rows, RowsMut, ShapeError};
+pub use multi_map::{Bindings, MultiMap};
+pub use queue::{Lease, PopError, PushError, PushRefusal, Queue, Snapshot};
 pub use ranges::{Claim, ClaimMut};
 pub use refusals::{ClaimError, ElementError, ResizeError};
 pub use shared::{Handle, HandleError, Shared};
+pub use store::{ChangeError, StoreError};

@@ -14,16 +14,30 @@
 //! | [`next_block`] | the container is being destroyed: what is to be freed next |
 //! | [`check`] | a full check of the pool at rest |
 //!
+//! | module   | what |
+//! |----------|------|
+//! | `limbo`  | what was unlinked and may still be looked at |
+//! | `change` | one word is made to name another block |
+//! | `cell`   | a word that names a block |
+//! | `map`    | words that name nodes, by the hash of their keys |
+//!
 //! Intents of an engine have its number in the bits from [`OP_SHIFT`] up; what is below, and the
 //! arguments, are the engine's own.
 
 pub(crate) mod buffer;
+pub(crate) mod cell;
+pub(crate) mod change;
+pub(crate) mod leases;
+pub(crate) mod limbo;
+pub(crate) mod map;
+pub(crate) mod queue;
 
 use crate::allocator::check::CheckReport;
 use crate::layout::Engine;
 use crate::layout::arena::Arena;
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
+use crate::primitive::AtomicU64;
 
 /// Where the engine's number is in an intent's operation.
 pub(crate) const OP_SHIFT: u32 = 8;
@@ -41,12 +55,21 @@ pub(crate) struct Named {
     pub(crate) block: usize,
 }
 
+/// A word of the pool by its address. Intents name words of committed tables, or of objects that
+/// their author's process held when it opened the intent, and holds until the intent is resolved.
+pub(crate) fn word(arena: Arena, address: u64) -> Option<&'static AtomicU64> {
+    arena.word_at(address as usize)
+}
+
 /// Completes or undoes what a dead thread had open, if the operation is an engine's. The caller
 /// holds the slot's life word, frees what `freeing` names afterwards, and closes the intent.
 pub(crate) fn resolve(arena: Arena, slot: &Slot, owner: Tag, op: u64) {
     match Engine::numbered((op >> OP_SHIFT) as u32) {
         Some(Engine::Buffer) => buffer::resolve(arena, slot, owner, op),
-        Some(Engine::Map | Engine::Cell | Engine::Queue | Engine::Heap) | None => {}
+        Some(Engine::Cell) => change::resolve(arena, slot, owner),
+        Some(Engine::Map) => map::resolve(arena, slot, owner, op),
+        Some(Engine::Queue) => queue::resolve(arena, slot, owner, op),
+        Some(Engine::Heap) | None => {}
     }
 }
 
@@ -61,10 +84,12 @@ pub(crate) fn next_block(
     first: usize,
     cursor: &mut usize,
 ) -> Option<Named> {
-    let _ = cursor;
     match engine {
         Engine::Buffer => buffer::next_block(arena, first),
-        Engine::Map | Engine::Cell | Engine::Queue | Engine::Heap => None,
+        Engine::Cell => cell::next_block(arena, first),
+        Engine::Map => map::next_block(arena, first, cursor),
+        Engine::Queue => queue::next_block(arena, first),
+        Engine::Heap => None,
     }
 }
 
@@ -72,6 +97,9 @@ pub(crate) fn next_block(
 pub(crate) fn check(arena: Arena, engine: Engine, first: usize, report: &mut CheckReport) {
     match engine {
         Engine::Buffer => buffer::check(arena, first, report),
-        Engine::Map | Engine::Cell | Engine::Queue | Engine::Heap => {}
+        Engine::Cell => cell::check(arena, first, report),
+        Engine::Map => map::check(arena, first, report),
+        Engine::Queue => queue::check(arena, first, report),
+        Engine::Heap => {}
     }
 }

@@ -17,7 +17,7 @@
 //! 2 GiB       8 GiB    4096 x 2 MiB       holds (bitmap a process)      held, in each record
 //! 10 GiB      512 MiB  64 Mi x 8 B        slice tags                    slices
 //! 11 GiB      8 MiB    1 Mi x 8 B         free hints (a bit a slice)    slices
-//! 12 GiB      23 GiB   62 Mi x 384 B      span records (one a slice)    slices
+//! 12 GiB      19 GiB   62 Mi x 320 B      span records (one a slice)    slices
 //! 40 GiB      984 GiB  62 Mi x 16 KiB     data                          slices
 //! ```
 
@@ -82,7 +82,7 @@ pub(crate) const FREE_HINTS: Table = Table {
 };
 pub(crate) const SPANS: Table = Table {
     offset: 12 * GIB,
-    entry: 384,
+    entry: 320,
     max: MAX_SLICES,
 };
 pub(crate) const DATA: Table = Table {
@@ -200,6 +200,30 @@ impl Arena {
 
     /// Commits a range of the pool, by offset.
     pub(crate) fn commit(self, offset: usize, len: usize) -> Result<(), CommitError> {
-        memory::commit(local::of(self).fd(), offset as u64, len as u64)
+        let local = local::of(self);
+        if local.is_private() {
+            memory::commit_private(self.0 + offset, len)
+        } else {
+            memory::commit(local.fd(), offset as u64, len as u64)
+        }
+    }
+
+    /// Gives the memory of a committed range back to the kernel, by offset. It must be committed
+    /// [again](Arena::commit_again) before use.
+    pub(crate) fn give_back(self, offset: usize, len: usize) -> Result<(), CommitError> {
+        let local = local::of(self);
+        if local.is_private() {
+            memory::discard(self.0 + offset, len)
+        } else {
+            memory::punch(local.fd(), offset as u64, len as u64)
+        }
+    }
+
+    /// Commits a range again that was [given back](Arena::give_back).
+    pub(crate) fn commit_again(self, offset: usize, len: usize) -> Result<(), CommitError> {
+        if local::of(self).is_private() {
+            return Ok(());
+        }
+        self.commit(offset, len)
     }
 }

@@ -43,12 +43,14 @@ pub(crate) struct Header {
     pub(crate) orphans: AtomicU64,
     /// Where the last search for free slices ended. A hint.
     pub(crate) search: AtomicU64,
-    /// Free slices that still have memory. A hint.
+    /// 1 if free slices may have memory. A hint.
     pub(crate) dirty: AtomicU64,
     /// When memory was last given back, in milliseconds of the monotonic clock.
     pub(crate) purged_at: AtomicU64,
     /// Objects may be there that nobody holds and nobody disposes of: see `pool::objects`.
     pub(crate) unreaped: AtomicU64,
+    /// Slots without a thread may have something in limbo: see `engines::limbo`.
+    pub(crate) limbo_left: AtomicU64,
     /// When the system was last asked about everybody, in milliseconds of the monotonic clock.
     pub(crate) confirmed_at: AtomicU64,
     /// When somebody who waits last looked for the dead, in the same.

@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
 
 /// One process's own view of one pool.
 pub(crate) struct Local {
-    /// Bytes mapped; 0 while nothing is.
+    /// Bytes mapped; 0 while no pool is. The private heap (`private`) is no pool: nobody who asks
+    /// for this process's pools is to find it.
     len: AtomicUsize,
     fd: AtomicI32,
     /// The process's record in the pool, as a tag; 0 while there is none.
@@ -18,6 +19,9 @@ pub(crate) struct Local {
     /// Guards that threads left behind when they ended.
     leaked_guards: AtomicUsize,
 }
+
+/// In place of a descriptor: the granule holds private memory.
+const PRIVATE: RawFd = -2;
 
 static LOCALS: [Local; GRANULES] = [const {
     Local {
@@ -60,6 +64,15 @@ impl Local {
     pub(crate) fn clear(&self) -> (usize, RawFd) {
         let len = self.len.swap(0, Ordering::AcqRel);
         (len, self.fd.swap(-1, Ordering::AcqRel))
+    }
+
+    /// Notes that the granule holds private memory.
+    pub(crate) fn set_private(&self) {
+        self.fd.store(PRIVATE, Ordering::Release);
+    }
+
+    pub(crate) fn is_private(&self) -> bool {
+        self.fd.load(Ordering::Acquire) == PRIVATE
     }
 
     pub(crate) fn fd(&self) -> RawFd {

@@ -16,6 +16,7 @@ use crate::primitive::Ordering;
 use crate::protocol::pins;
 
 /// Starts looking. Looks nest.
+#[inline]
 pub(crate) fn pin(arena: Arena, slot: &Slot) {
     let depth = slot.pin_depth.load(Ordering::Relaxed);
     slot.pin_depth.store(depth + 1, Ordering::Relaxed);
@@ -25,6 +26,7 @@ pub(crate) fn pin(arena: Arena, slot: &Slot) {
 }
 
 /// Ends a look.
+#[inline]
 pub(crate) fn unpin(slot: &Slot) {
     let depth = slot.pin_depth.load(Ordering::Relaxed);
     slot.pin_depth.store(depth - 1, Ordering::Relaxed);
@@ -36,6 +38,12 @@ pub(crate) fn unpin(slot: &Slot) {
 /// The stamp for something that was unlinked just now.
 pub(crate) fn stamp(arena: Arena) -> u64 {
     pins::stamp(&arena.header().epoch)
+}
+
+/// The oldest epoch that somebody has been looking since; the largest number if nobody is. What
+/// was stamped before it is past.
+pub(crate) fn oldest(arena: Arena) -> u64 {
+    pins::oldest(arena.slots().map(|(_, slot)| &slot.watched.pin))
 }
 
 /// True if nobody can still be looking at what was stamped so.

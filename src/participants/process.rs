@@ -16,10 +16,11 @@ use crate::layout::local;
 use crate::participants::recovery;
 use crate::participants::table::{Process, ProcessPhase, ProcessState};
 use crate::participants::tag::Tag;
-use crate::primitive::{AtomicU64, Ordering};
+use crate::primitive::Ordering;
 use crate::sys;
 use crate::sys::memory::CommitError;
 use crate::sys::robust::{OWNER_DIED, TID};
+use crate::sys::thread_lock::ThreadLock;
 
 /// This process's record, made now if need be.
 pub(crate) fn current(arena: Arena) -> Option<Tag> {
@@ -29,21 +30,14 @@ pub(crate) fn current(arena: Arena) -> Option<Tag> {
 /// One thread of the process at a time: two records for one process would be one too many.
 #[cold]
 fn make(arena: Arena) -> Option<Tag> {
-    static ONE: AtomicU64 = AtomicU64::new(0);
-    let me = u64::from(sys::process::tid());
-    // A fork may have copied the word while another thread held it: that thread is not here.
-    while let Err(other) = ONE.compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed) {
-        if !sys::process::is_thread_of_ours(other as u32) {
-            let _ = ONE.compare_exchange(other, 0, Ordering::Relaxed, Ordering::Relaxed);
-        }
-        std::thread::yield_now();
-    }
+    static ONE: ThreadLock = ThreadLock::new();
+    ONE.lock();
     let tag = known(arena).or_else(|| {
         let tag = claim(arena)?;
         local::of(arena).set_process(tag.word());
         Some(tag)
     });
-    ONE.store(0, Ordering::Release);
+    ONE.unlock();
     tag
 }
 

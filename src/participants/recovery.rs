@@ -32,6 +32,8 @@ use crate::sys::robust::OWNER_DIED;
 pub(crate) struct Hooks {
     /// Completes or undoes the open intent of a dead slot and closes it. Repeatable.
     pub(crate) resolve: fn(Arena, usize),
+    /// Frees what a thread that is about to leave can free of what it has retired.
+    pub(crate) leave: fn(Arena, &Slot),
     /// Hands the memory that the slot cached to nobody. Repeatable.
     pub(crate) release_memory: fn(Arena, Tag),
     /// Frees objects that nobody holds. An ordinary operation of this thread.
@@ -349,10 +351,19 @@ pub(crate) fn recover_all(arena: Arena) -> Recovered {
 /// Frees what the dead held and nobody else does, if there is any such.
 #[cold]
 pub(crate) fn reap(arena: Arena) {
-    if arena.header().unreaped.load(Ordering::Relaxed) != 0
+    let header = arena.header();
+    let left = |word: &AtomicU64| word.load(Ordering::Relaxed) != 0;
+    if (left(&header.unreaped) || left(&header.limbo_left))
         && let Some(hooks) = HOOKS.get()
     {
         (hooks.reap)(arena);
+    }
+}
+
+/// A living thread is about to leave.
+pub(crate) fn leave(arena: Arena, slot: &Slot) {
+    if let Some(hooks) = HOOKS.get() {
+        (hooks.leave)(arena, slot);
     }
 }
 

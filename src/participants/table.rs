@@ -55,6 +55,9 @@ pub(crate) struct Slot {
     /// Written by others.
     pub(crate) inbox: Inbox,
 
+    /// What the owner has unlinked and may still be looked at; its own business, see `engines::limbo`.
+    pub(crate) limbo: Limbo,
+
     /// Permits of semaphores that the owner holds.
     pub(crate) permits: [Permit; PERMITS],
 
@@ -122,6 +125,25 @@ pub(crate) struct Reading {
     /// Entries from here on are unused. Never lowered while the slot has an owner.
     pub(crate) limit: AtomicU64,
     pub(crate) locks: [AtomicU64; READS],
+}
+
+/// Retired blocks, oldest first; see `engines::limbo`. It outlives the slot's owner.
+#[repr(C, align(64))]
+pub(crate) struct Limbo {
+    /// The oldest block; 0 for none.
+    pub(crate) head: AtomicU64,
+    /// A block near the end of the list, or 0. A hint.
+    pub(crate) tail: AtomicU64,
+    /// The first block that has no stamp yet, if `fresh` counts any.
+    pub(crate) fresh_from: AtomicU64,
+    /// Blocks without a stamp, and their bytes.
+    pub(crate) fresh: AtomicU64,
+    pub(crate) fresh_bytes: AtomicU64,
+    /// Blocks with a stamp, and their bytes.
+    pub(crate) blocks: AtomicU64,
+    pub(crate) bytes: AtomicU64,
+    /// Bytes that could not be freed when that was last tried.
+    pub(crate) held: AtomicU64,
 }
 
 /// A permit of a semaphore; see `permits`.

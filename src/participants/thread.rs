@@ -1,8 +1,9 @@
 //! This thread's slot in each pool.
 //!
 //! The way to it is two loads: a thread-local pointer to a table, and the table's entry for the
-//! pool's granule. A thread without a slot has null there (at first, in a table that all threads
-//! share and nobody writes), and the cold path claims one. The table lies in a page that reads as
+//! pool used last, if it is that one, or for the pool's granule. A thread without a slot has null
+//! there (at first, in a table that all threads share and nobody writes), and the cold path claims
+//! one. The table lies in a page that reads as
 //! zero in a forked child, so a child never uses its parent's slot, even after a fork that no
 //! handler saw.
 //!
@@ -27,9 +28,16 @@ use crate::sys::robust::OWNER_DIED;
 #[error("the pool has no free slot for this thread, and the system or its limit allows no more")]
 pub struct NoSlot;
 
+/// Entries of a table: a power of two, so that a granule's number cut short is an index.
+const ENTRIES: usize = GRANULES.next_power_of_two();
+
 #[repr(C)]
 struct ThreadTable {
-    slots: [Cell<*const Slot>; GRANULES],
+    /// The entry of a granule is that of the low bits of its number.
+    slots: [Cell<*const Slot>; ENTRIES],
+    /// The base of the pool that was used last, and the thread's slot there: what most uses need.
+    /// A base of 0 is no pool's.
+    recent: Cell<(usize, *const Slot)>,
     /// Guards, claims, permits and views that the thread has.
     guards: Cell<usize>,
 }
@@ -41,7 +49,8 @@ struct EmptyTable(ThreadTable);
 unsafe impl Sync for EmptyTable {}
 
 static EMPTY: EmptyTable = EmptyTable(ThreadTable {
-    slots: [const { Cell::new(std::ptr::null()) }; GRANULES],
+    slots: [const { Cell::new(std::ptr::null()) }; ENTRIES],
+    recent: Cell::new((0, std::ptr::null())),
     guards: Cell::new(0),
 });
 
@@ -71,15 +80,44 @@ fn table() -> &'static ThreadTable {
     unsafe { &*TABLE.get() }
 }
 
-/// This thread's slot, claimed now if need be.
-#[inline]
-pub(crate) fn slot(arena: Arena) -> Result<&'static Slot, NoSlot> {
-    let known = table().slots[arena.granule()].get();
-    if known.is_null() {
-        return attach(arena);
+impl ThreadTable {
+    /// The entry of the granule that holds `address`, which is one of those that hold pools.
+    #[inline(always)]
+    fn entry(&self, address: usize) -> &Cell<*const Slot> {
+        const { assert!(GRANULES <= ENTRIES && ENTRIES.is_power_of_two()) };
+        &self.slots[address / GRANULE % ENTRIES]
     }
-    // SAFETY: by invariant 1 it is a slot of a mapped pool.
-    Ok(unsafe { &*known })
+}
+
+/// This thread's slot, claimed now if need be.
+#[inline(always)]
+pub(crate) fn slot(arena: Arena) -> Result<&'static Slot, NoSlot> {
+    match known_slot(arena) {
+        Some(slot) => Ok(slot),
+        None => look_up(arena),
+    }
+}
+
+/// The same, for another pool than the last one.
+#[cold]
+#[inline(never)]
+fn look_up(arena: Arena) -> Result<&'static Slot, NoSlot> {
+    let known = table().entry(arena.base()).get();
+    // SAFETY: by invariant 1.
+    let slot = match unsafe { known.as_ref() } {
+        Some(slot) => slot,
+        None => attach(arena)?,
+    };
+    table().recent.set((arena.base(), slot));
+    Ok(slot)
+}
+
+/// This thread's slot, if this is the pool that it used last.
+#[inline(always)]
+pub(crate) fn known_slot(arena: Arena) -> Option<&'static Slot> {
+    let (base, slot) = table().recent.get();
+    // SAFETY: by invariant 1 it is null or a slot of a mapped pool.
+    (base == arena.base()).then(|| unsafe { &*slot })
 }
 
 /// This thread's slot in the pool whose granule holds `address`, if it has one. By invariant 1 a
@@ -87,9 +125,11 @@ pub(crate) fn slot(arena: Arena) -> Result<&'static Slot, NoSlot> {
 #[inline]
 pub(crate) fn known_slot_at(address: usize) -> Option<&'static Slot> {
     let granule = (address / GRANULE).wrapping_sub(FIRST_GRANULE);
-    let entry = table().slots.get(granule)?;
+    if granule >= GRANULES {
+        return None;
+    }
     // SAFETY: by invariant 1.
-    unsafe { entry.get().as_ref() }
+    unsafe { table().entry(address).get().as_ref() }
 }
 
 /// A guard was made by this thread, which has a slot.
@@ -123,7 +163,7 @@ fn attach(arena: Arena) -> Result<&'static Slot, NoSlot> {
     let process = process::current(arena).ok_or(NoSlot)?;
     let index = claim(arena, process).ok_or(NoSlot)?;
     let slot = arena.slot(index);
-    table().slots[arena.granule()].set(slot);
+    table().entry(arena.base()).set(slot);
     Ok(slot)
 }
 
@@ -205,14 +245,33 @@ fn take(arena: Arena, index: usize, process: Tag) -> bool {
     true
 }
 
+/// Makes this thread the next one of a free slot besides its own, until it [gives it
+/// back](give_back): to finish what the former one has left. Should it die, the slot is recovered
+/// like any other.
+pub(crate) fn borrow(arena: Arena, index: usize) -> Option<&'static Slot> {
+    let process = process::current(arena)?;
+    take(arena, index, process).then(|| arena.slot(index))
+}
+
+/// Ends what [`borrow`] began.
+pub(crate) fn give_back(arena: Arena, slot: &Slot) {
+    recovery::release_memory(arena, slot.tag());
+    let live = slot.state();
+    let phase = SlotPhase::Free;
+    slot.turn(live, SlotState { phase, ..live });
+    // SAFETY: acquired by `borrow`, by this thread.
+    unsafe { slot.life.release() };
+}
+
 /// Leaves the pool: the slot is free for others, or parked by invariant 2.
 pub(crate) fn leave(arena: Arena) {
-    let entry = &table().slots[arena.granule()];
+    let entry = table().entry(arena.base());
     // SAFETY: by invariant 1.
     if let Some(slot) = unsafe { entry.get().as_ref() } {
         let guards = table().guards.get();
         let live = slot.state();
         let phase = if guards == 0 {
+            recovery::leave(arena, slot);
             recovery::release_memory(arena, slot.tag());
             SlotPhase::Free
         } else {
@@ -220,6 +279,7 @@ pub(crate) fn leave(arena: Arena) {
             SlotPhase::Parked
         };
         entry.set(std::ptr::null());
+        table().recent.set((0, std::ptr::null()));
         slot.turn(live, SlotState { phase, ..live });
         // SAFETY: the slot was this thread's, so its life word is.
         unsafe { slot.life.release() };
@@ -234,6 +294,15 @@ pub(crate) fn after_fork() {
         for entry in &table().slots {
             entry.set(std::ptr::null());
         }
+        table().recent.set((0, std::ptr::null()));
         table().guards.set(0);
+    }
+}
+
+/// For the fuzzer: makes another of this thread's slots, or none, the one that it uses.
+#[cfg(fuzzing)]
+pub(crate) fn play(arena: Arena, slot: Option<&'static Slot>) {
+    if !std::ptr::eq(TABLE.get(), &EMPTY.0) {
+        table().slots[arena.granule()].set(slot.map_or(std::ptr::null(), std::ptr::from_ref));
     }
 }

@@ -109,12 +109,12 @@ pub enum UnlinkError {
 }
 
 /// Where a named pool's file is.
-pub(super) struct PoolName {
+pub(crate) struct PoolName {
     path: String,
 }
 
 impl PoolName {
-    pub(super) fn parse(name: &str) -> Option<Self> {
+    pub(crate) fn parse(name: &str) -> Option<Self> {
         let last = name.rsplit('/').next()?;
         let valid = !last.is_empty()
             && last.len() <= 200
@@ -130,7 +130,7 @@ impl PoolName {
         valid.then_some(PoolName { path })
     }
 
-    pub(super) fn path(&self) -> &str {
+    pub(crate) fn path(&self) -> &str {
         &self.path
     }
 
@@ -234,7 +234,7 @@ fn judge(fd: BorrowedFd<'_>) -> Result<Identity, AttachError> {
         return Err(AttachError::OtherLayout);
     }
     let damaged = |what| Err(AttachError::DamagedHeader { what });
-    if !identity.sizes_valid() {
+    if !identity.sizes_valid() && !cfg!(shmkit_planted = "attach_header") {
         return damaged("its sizes");
     }
     if !create::is_base(identity.base as usize) {

@@ -12,6 +12,7 @@ use std::sync::Once;
 
 use super::{handles, intents, objects};
 use crate::allocator;
+use crate::engines::limbo;
 use crate::layout::arena::{Arena, GRANULES};
 use crate::layout::{fingerprint, local};
 use crate::participants::recovery::{self, Hooks};
@@ -40,11 +41,7 @@ pub(super) fn install() {
     INSTALLED.call_once(|| {
         // Children must not draw different nonces.
         fingerprint::image_nonce();
-        recovery::install(Hooks {
-            resolve: intents::resolve,
-            release_memory: allocator::recover::release_all,
-            reap: objects::reap,
-        });
+        teach_recovery();
         process_hooks::install(process_hooks::Hooks {
             guards_held: thread::guards_held,
             before_fork,
@@ -57,6 +54,19 @@ pub(super) fn install() {
         // process ends, and do nothing that is not allowed around a fork in a process whose other
         // threads hold no lock that they take (`prepare` takes the one there is).
         unsafe { libc::pthread_atfork(Some(prepare), Some(in_parent), Some(in_child)) };
+    });
+}
+
+/// Teaches recovery what the layers above it do for the dead.
+pub(crate) fn teach_recovery() {
+    recovery::install(Hooks {
+        resolve: intents::resolve,
+        leave: |arena, slot| {
+            limbo::collect(arena, slot);
+            limbo::leave(arena, slot);
+        },
+        release_memory: allocator::recover::release_all,
+        reap: objects::reap,
     });
 }
 

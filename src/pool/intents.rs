@@ -20,7 +20,7 @@
 //! leaves, either the field names the block or the `freeing` word does.
 
 use crate::allocator::block;
-use crate::engines::{self, Named};
+use crate::engines::{self, Named, limbo, word};
 use crate::layout::arena::Arena;
 use crate::participants::detect;
 use crate::participants::table::{REDO_WORDS, Slot};
@@ -60,6 +60,7 @@ pub(crate) fn resolve(arena: Arena, index: usize) {
     let slot = arena.slot(index);
     let owner = Tag::new(index, slot.state().generation);
     let arg = |i: usize| slot.intent.arg(i);
+    limbo::take_off(arena, slot);
     match slot.intent.op.load(Ordering::Acquire) {
         CREATE => objects::undo_create(arena, owner, arg(0) as usize, arg(CREATE_BLOCK) as usize),
         LINK => {
@@ -80,13 +81,8 @@ pub(crate) fn resolve(arena: Arena, index: usize) {
         op => engines::resolve(arena, slot, owner, op),
     }
     block::finish_freeing(arena, slot, owner);
+    limbo::recount(arena, slot);
     slot.intent.close();
-}
-
-/// A word of the pool by its address. Intents name words of committed tables, or of objects that
-/// their author's process held when it opened the intent, and holds until the intent is resolved.
-fn word(arena: Arena, address: u64) -> Option<&'static AtomicU64> {
-    arena.word_at(address as usize)
 }
 
 /// The count of links of an object, given as index + 1; `None` for 0.

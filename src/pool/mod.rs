@@ -13,12 +13,12 @@
 
 mod attach;
 mod create;
-mod fork;
+pub(crate) mod fork;
 pub(crate) mod handles;
 pub(crate) mod intents;
-mod names;
+pub(crate) mod names;
 pub(crate) mod objects;
-mod types;
+pub(crate) mod types;
 
 use std::alloc::Layout;
 use std::mem::ManuallyDrop;
@@ -26,6 +26,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+pub(crate) use attach::PoolName;
 pub use attach::{AttachError, UnlinkError};
 pub use create::{CreateError, PoolBuilder};
 pub use types::TypeError;
@@ -33,7 +34,8 @@ pub use types::TypeError;
 use crate::ShmSafe;
 use crate::allocator::check::{CheckReport, Depth};
 use crate::allocator::stats::Stats;
-use crate::allocator::{self, AllocError, FreeError, block};
+use crate::allocator::{self, AllocError, FreeError, ReallocError, block};
+use crate::engines::limbo;
 use crate::layout::arena::{Arena, DATA, SLICE};
 use crate::layout::local;
 use crate::participants::process;
@@ -130,18 +132,6 @@ impl From<CommitError> for NamedError {
     fn from(error: CommitError) -> Self {
         NamedError::Object(AllocError::NoMemory(error).into())
     }
-}
-
-/// Why a block was not reallocated. It is as it was.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum ReallocError {
-    /// It is no block.
-    #[error(transparent)]
-    NotABlock(#[from] FreeError),
-    /// No block of the new size.
-    #[error(transparent)]
-    Alloc(#[from] AllocError),
 }
 
 /// Why the pool did not grow.
@@ -439,12 +429,24 @@ impl Pool {
     /// # Errors
     ///
     /// See [`AllocError`]. The pool grows first, if it can.
+    #[inline]
     pub fn allocate(self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
-        let slot = thread::slot(self.0)?;
-        let address = block::allocate(self.0, slot, layout, |_| {})?;
-        let pointer = NonNull::new(std::ptr::with_exposed_provenance_mut(address));
-        let pointer = pointer.ok_or(AllocError::PoolFull)?;
+        let slot = thread::known_slot(self.0);
+        let address = match slot.and_then(|slot| block::at_hand(slot, layout, |_| {})) {
+            Some(address) => address,
+            None => self.allocate_more(layout)?,
+        };
+        // SAFETY: a block lies in the pool's data, above its base.
+        let pointer =
+            unsafe { NonNull::new_unchecked(std::ptr::with_exposed_provenance_mut(address)) };
         Ok(NonNull::slice_from_raw_parts(pointer, layout.size()))
+    }
+
+    /// The rare allocation; a function of its own, so that the common one is short.
+    #[cold]
+    #[inline(never)]
+    fn allocate_more(self, layout: Layout) -> Result<usize, AllocError> {
+        block::allocate(self.0, thread::slot(self.0)?, layout, |_| {})
     }
 
     /// Frees a block.
@@ -458,9 +460,19 @@ impl Pool {
     /// # Errors
     ///
     /// See [`FreeError`].
+    #[inline]
     pub unsafe fn deallocate(self, pointer: NonNull<u8>) -> Result<(), FreeError> {
-        let slot = thread::slot(self.0)?;
-        block::free(self.0, slot, pointer.addr().get())
+        match thread::known_slot(self.0) {
+            Some(slot) => block::free(self.0, slot, pointer.addr().get()),
+            None => self.first_free(pointer.addr().get()),
+        }
+    }
+
+    /// A free by a thread that has no slot yet.
+    #[cold]
+    #[inline(never)]
+    fn first_free(self, address: usize) -> Result<(), FreeError> {
+        block::free(self.0, thread::slot(self.0)?, address)
     }
 
     /// Moves a block to one of another layout, with as much of its content as fits. It may stay
@@ -478,18 +490,12 @@ impl Pool {
         pointer: NonNull<u8>,
         new: Layout,
     ) -> Result<NonNull<[u8]>, ReallocError> {
-        let usable = self.usable_size(pointer)?;
-        let aligned = pointer.addr().get().is_multiple_of(new.align());
-        if aligned && new.size() <= usable && new.size() >= usable / 2 {
-            return Ok(NonNull::slice_from_raw_parts(pointer, new.size()));
-        }
-        let moved = self.allocate(new)?;
-        // SAFETY: both blocks are at least that long, and different ones.
-        unsafe {
-            pointer.copy_to_nonoverlapping(moved.cast(), usable.min(new.size()));
-            self.deallocate(pointer)?;
-        }
-        Ok(moved)
+        let slot = thread::slot(self.0).map_err(FreeError::from)?;
+        // SAFETY: by the caller's promise.
+        let moved = unsafe { block::reallocate(self.0, slot, pointer.addr().get(), new) }?;
+        let pointer = NonNull::new(std::ptr::with_exposed_provenance_mut(moved));
+        let pointer = pointer.ok_or(AllocError::PoolFull)?;
+        Ok(NonNull::slice_from_raw_parts(pointer, new.size()))
     }
 
     /// Bytes that the block at `pointer` has, which may be more than were asked for.
@@ -534,6 +540,9 @@ impl Pool {
     /// It is done anyway by whoever needs it; a supervisor calls this when a worker has died.
     pub fn recover(self) -> RecoverySummary {
         let done = recovery::recover_all(self.0);
+        if let Some(slot) = thread::known_slot(self.0) {
+            allocator::grow::purge_now_and_then(self.0, slot);
+        }
         RecoverySummary {
             threads: done.slots,
             processes: done.processes,
@@ -544,6 +553,7 @@ impl Pool {
     #[must_use]
     pub fn stats(self) -> Stats {
         let mut stats = allocator::stats::count(self.0);
+        stats.retired = limbo::count(self.0);
         let used = |phase| matches!(phase, SlotPhase::Live | SlotPhase::Parked);
         stats.threads = self
             .0
@@ -573,6 +583,7 @@ impl Pool {
     fn check_to(self, depth: Depth) -> CheckReport {
         let mut report = CheckReport::default();
         allocator::check::check(self.0, depth, &mut report);
+        limbo::check(self.0, depth, &mut report);
         objects::check(self.0, depth, &mut report);
         report
     }

@@ -130,7 +130,7 @@ pub(super) fn remove(arena: Arena, slot: &Slot, name: &str) -> Option<usize> {
 }
 
 /// Every name with its object.
-pub(super) fn all(arena: Arena) -> Vec<(String, usize)> {
+pub(crate) fn all(arena: Arena) -> Vec<(String, usize)> {
     entries(arena)
         .filter_map(|e| {
             let target = e.target()?;

@@ -33,7 +33,7 @@ use super::handles::{self, Hold};
 use super::{intents, types};
 use crate::allocator::check::{CheckReport, Depth};
 use crate::allocator::{AllocError, block, grow};
-use crate::engines;
+use crate::engines::{self, limbo};
 use crate::layout::arena::{Arena, OBJECTS};
 use crate::layout::local;
 use crate::participants::table::Slot;
@@ -251,7 +251,7 @@ fn clear_hold(arena: Arena, row: usize, index: usize) {
 }
 
 /// True if any process holds the object.
-fn is_held(arena: Arena, index: usize) -> bool {
+pub(crate) fn is_held(arena: Arena, index: usize) -> bool {
     (1..arena.process_count()).any(|row| {
         hold_place(arena, row, index)
             .is_some_and(|(word, bit)| word.load(Ordering::SeqCst) & bit != 0)
@@ -487,6 +487,7 @@ pub(crate) fn reap(arena: Arena) {
     for index in 0..arena.object_count() {
         dispose(arena, index);
     }
+    limbo::reap(arena);
 }
 
 /// The value's address, if the index is that of an object with a block that the layout fits into.

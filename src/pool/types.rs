@@ -40,7 +40,7 @@ const _: () = assert!(size_of::<TypeEntry>() <= TYPES.entry);
 
 /// What a word owns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Owned {
+pub(crate) enum Owned {
     Link,
     Block,
     Engine(Engine),
@@ -63,9 +63,9 @@ impl Owned {
 
 /// An owning word of a value.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct OwnedWord {
-    pub(super) offset: usize,
-    pub(super) kind: Owned,
+pub(crate) struct OwnedWord {
+    pub(crate) offset: usize,
+    pub(crate) kind: Owned,
 }
 
 /// Why a type cannot be entered.
@@ -187,7 +187,7 @@ pub(super) fn size(arena: Arena, index: usize) -> usize {
 
 /// The owning words of a value of the type in a block of `room` bytes; what lies outside of the
 /// value or the block is left out.
-pub(super) fn owned_words(
+pub(crate) fn owned_words(
     arena: Arena,
     index: usize,
     room: usize,

@@ -36,9 +36,9 @@ use super::{JoinError, ResultError, SpawnError};
 use crate::sys::process::{self, Ended, ForkResult};
 
 /// Exit code after a panic, the one that Rust programs use.
-const EXIT_PANIC: i32 = 101;
+pub(super) const EXIT_PANIC: i32 = 101;
 /// Exit code of a child that could write no frame at all (`EX_IOERR`).
-const EXIT_UNWRITTEN: i32 = 74;
+pub(super) const EXIT_UNWRITTEN: i32 = 74;
 
 /// Whether a process may fork that has other threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +64,38 @@ pub(super) unsafe fn start(
     threads: OtherThreads,
     body: &mut dyn FnMut(BorrowedFd<'_>) -> Result<(), Errno>,
 ) -> Result<Child, SpawnError> {
+    let result = frame::create().map_err(SpawnError::ResultFile)?;
+    let file = result.as_fd();
+    let mut whole = || {
+        let (written, code) = match catch_unwind(AssertUnwindSafe(|| body(file))) {
+            Ok(written) => (written, 0),
+            Err(payload) => {
+                let written = frame::replace(file, Kind::Panic, message_of(&*payload));
+                // Its destructor might panic again, and nobody needs it.
+                std::mem::forget(payload);
+                (written, EXIT_PANIC)
+            }
+        };
+        if written.is_ok() {
+            code
+        } else {
+            EXIT_UNWRITTEN
+        }
+    };
+    // SAFETY: writing the frame is all that is added to `body`, which the caller vouches for.
+    let pid = unsafe { begin(threads, &mut whole) }?;
+    Ok(Child { pid, result })
+}
+
+/// Forks a child that runs `body`, and exits with the code that it gives; the child's pid.
+///
+/// # Safety
+///
+/// As for [`start`].
+pub(super) unsafe fn begin(
+    threads: OtherThreads,
+    body: &mut dyn FnMut() -> i32,
+) -> Result<u32, SpawnError> {
     if threads == OtherThreads::Refused {
         let tasks = process::task_count().map_err(SpawnError::Tasks)?;
         if tasks != 1 {
@@ -75,7 +107,6 @@ pub(super) unsafe fn start(
     if count != 0 {
         return Err(SpawnError::GuardsHeld { count });
     }
-    let result = frame::create().map_err(SpawnError::ResultFile)?;
     // Locked before it is flushed, so that nothing is written in between.
     let other_threads = threads == OtherThreads::Allowed;
     let locks = other_threads.then(|| (io::stdout().lock(), io::stderr().lock()));
@@ -93,12 +124,12 @@ pub(super) unsafe fn start(
             if let Some(hooks) = hooks {
                 (hooks.forked)(child);
             }
-            Ok(Child { pid: child, result })
+            Ok(child)
         }
         Ok(ForkResult::Child) => {
             let abort = AbortOnUnwind;
             drop(locks);
-            live(result.as_fd(), parent, body, &abort)
+            live(parent, body, &abort)
         }
         Err(error) => {
             if let Some(hooks) = hooks {
@@ -129,38 +160,22 @@ impl Drop for AbortOnUnwind {
 }
 
 /// The whole life of a child.
-fn live(
-    result: BorrowedFd<'_>,
-    parent: u32,
-    body: &mut dyn FnMut(BorrowedFd<'_>) -> Result<(), Errno>,
-    _abort: &AbortOnUnwind,
-) -> ! {
+fn live(parent: u32, body: &mut dyn FnMut() -> i32, _abort: &AbortOnUnwind) -> ! {
     if !process::die_with_parent(parent) {
         process::exit_now(EXIT_UNWRITTEN);
     }
-    let (written, code) = match catch_unwind(AssertUnwindSafe(|| body(result))) {
-        Ok(written) => (written, 0),
-        Err(payload) => {
-            let written = frame::replace(result, Kind::Panic, message_of(&*payload));
-            // Its destructor might panic again, and nobody needs it.
-            std::mem::forget(payload);
-            (written, EXIT_PANIC)
-        }
-    };
+    let code = body();
     // Nobody is left to hear of output that cannot be written.
     let _ = io::stdout().flush();
     let _ = process::flush_c_stdio();
     if let Some(hooks) = hooks::installed() {
         (hooks.child_ending)();
     }
-    process::exit_now(if written.is_ok() {
-        code
-    } else {
-        EXIT_UNWRITTEN
-    })
+    process::exit_now(code)
 }
 
-fn message_of(payload: &(dyn Any + Send)) -> &str {
+/// The message of a panic.
+pub(super) fn message_of(payload: &(dyn Any + Send)) -> &str {
     if let Some(message) = payload.downcast_ref::<&'static str>() {
         message
     } else if let Some(message) = payload.downcast_ref::<String>() {

@@ -35,6 +35,18 @@ pub enum JoinError {
     /// The closure returned, but its value did not arrive.
     #[error("the result of the process did not arrive")]
     NoResult(#[from] ResultError),
+    /// The worker could not deserialise its argument, for the reason given.
+    #[error("the argument of the process could not be deserialised: {0}")]
+    BadArgument(String),
+    /// The master could not start the process, for the reason given.
+    #[error("the process could not be started: {0}")]
+    NotStarted(String),
+    /// The caller is the master, which must not wait for a worker, or the worker itself.
+    #[error("a process that waits for this one would wait for ever")]
+    WouldDeadlock,
+    /// The calling process does not take part in the run that the handle is of, or no more.
+    #[error("this process does not take part in the run that the worker belongs to")]
+    NoSuchRun,
 }
 
 /// Why a value that a closure returned did not arrive.

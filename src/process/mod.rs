@@ -1,4 +1,9 @@
-//! Processes that work together: fork-join in the style of [`std::thread::scope`].
+//! Processes that work together: fork-join in the style of [`std::thread::scope`], and [`run`], a
+//! master with workers that start one another.
+//!
+//! [`scope`] is for work that begins and ends in one function. [`run`] is for a program made of
+//! workers: the calling process becomes the master, which does nothing but start workers, reap
+//! them, and put right what the dead have left.
 //!
 //! | Module | Content |
 //! |---|---|
@@ -7,6 +12,16 @@
 //! | `child` | one child: the fork, its life up to `_exit`, its end as the parent sees it |
 //! | `frame` | the file that carries a result from child to parent |
 //! | `hooks` | what the pool layer adds to the fork, the end and the reaping of a child |
+//! | `entry` | [`Entry`]: a function that can be started as a process |
+//! | `jobs` | the table that master and workers share; the states of a job |
+//! | `worker` | [`Worker`]: what a running entry point is given |
+//! | `handle` | [`JoinHandle`]: join, detach, kill, from any worker |
+//! | `config` | [`Config`], [`StartOptions`] |
+//! | `supervise` | how a worker ended, and whether it is started again |
+//! | `master` | [`run`], [`Master`]: start, reap, shut down |
+//! | `resources` | [`Resources`]: what is removed when nobody uses it any more |
+//! | `journal` | what the next run removes after a crash |
+//! | `pid_file` | who the master is, and that there is one |
 //!
 //! # Crash behaviour
 //!
@@ -15,19 +30,41 @@
 //! A parent that is killed takes its children with it, and they take theirs.
 
 mod child;
+mod config;
+mod entry;
 mod frame;
+mod handle;
 pub(crate) mod hooks;
+mod jobs;
 mod join;
+mod journal;
+mod master;
+mod pid_file;
+mod resources;
 mod scope;
+mod supervise;
 #[cfg(test)]
 mod tests;
+mod worker;
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+/// For the crash tests: the job table by itself.
+#[doc(hidden)]
+pub mod testing;
+
+pub use config::{Config, StartOptions};
+pub use entry::{Entry, Wire};
+pub use handle::JoinHandle;
 pub use join::{JoinError, KillError, ResultError, ScopedJoinHandle};
+pub use journal::JournalError;
+pub use master::{Dispatched, Master, RunError, run};
+pub use resources::{Inherit, Managed, Resource, ResourceError, ResourceId, Resources};
 pub use scope::{Scope, SpawnError, scope};
+pub use supervise::{Backoff, Restart, WorkerEnd};
+pub use worker::{StartError, Worker};
 
 /// Names a process of the toolkit.
 ///
@@ -57,6 +94,33 @@ impl ProcessId {
 }
 
 impl fmt::Display for ProcessId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The number of a worker of a [`run`]: 1 for the first one, then one more each time. A worker that
+/// is started again keeps it.
+///
+/// ```
+/// use shmkit::process::{Config, Entry, WorkerId, run};
+///
+/// static ID: Entry<(), WorkerId> = Entry::new("id", |worker, ()| worker.id());
+/// assert_eq!(run(&Config::new(), &ID, ())?.number(), 1);
+/// # Ok::<(), shmkit::process::RunError>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct WorkerId(pub(crate) u64);
+
+impl WorkerId {
+    /// The number.
+    #[must_use]
+    pub const fn number(self) -> u64 {
+        self.0
+    }
+}
+
+impl fmt::Display for WorkerId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }

@@ -1,6 +1,6 @@
-//! The three sets of bits of a span. Rationale, steps and invariants: `allocator::span`.
+//! The two sets of bits of a span. Rationale, steps and invariants: `allocator::span`.
 
-use crate::primitive::{AtomicU32, AtomicU64, Ordering};
+use crate::primitive::{AtomicU64, Ordering};
 
 /// A block's place in its span.
 #[derive(Clone, Copy)]
@@ -9,48 +9,76 @@ pub struct Place {
     pub bit: u64,
 }
 
-/// The sets of a span, of `W` words at most.
-#[derive(Clone, Copy)]
-pub struct Sets<'a, const W: usize> {
-    pub bits: &'a AtomicU64,
-    pub word: &'a AtomicU32,
-    /// Rises with each refill, before `word` changes.
-    pub refills: &'a AtomicU32,
-    pub freed: &'a [AtomicU64; W],
-    pub remote: &'a [AtomicU64; W],
+/// A word of each set.
+#[repr(C)]
+pub struct Pair {
+    pub freed: AtomicU64,
+    pub remote: AtomicU64,
 }
 
-impl<const W: usize> Sets<'_, W> {
+/// The sets of a span, of `W` words at most.
+#[derive(Clone, Copy)]
+pub struct Sets<'a, const W: usize>(pub &'a [Pair; W]);
+
+/// Takes the lowest block of a word of `freed`; its number in the word. `record` is told it
+/// beforehand. The caller is the owner.
+#[inline(always)]
+pub fn take(word: &AtomicU64, record: impl FnOnce(u32)) -> bool {
+    let free = word.load(Ordering::Relaxed);
+    if free == 0 {
+        return false;
+    }
+    record(free.trailing_zeros());
+    // The block is allocated by this store. Only the owner writes the word.
+    word.store(free & (free - 1), Ordering::Release);
+    true
+}
+
+/// Tells an owner that somebody has freed a block of a span of its own: after the free.
+#[inline]
+pub fn tell(hints: &AtomicU64, hint: u64) {
+    // Set still: the owner, who clears it and then looks, has not looked yet. The free and the
+    // load, the owner's exchange and its look are in one order.
+    if hints.load(Ordering::SeqCst) & hint == 0 {
+        hints.fetch_or(hint, Ordering::SeqCst);
+    }
+}
+
+/// True if the owner has been told; the caller looks at its spans after that.
+#[inline]
+pub fn was_told(hints: &AtomicU64, hint: u64) -> bool {
+    let told = hints.load(Ordering::Relaxed) & hint != 0;
+    if told {
+        hints.fetch_and(!hint, Ordering::SeqCst);
+    }
+    told
+}
+
+impl<'a, const W: usize> Sets<'a, W> {
+    /// A word of `freed`.
     #[inline]
-    fn freed(&self, word: usize) -> &AtomicU64 {
-        &self.freed[word % W]
+    pub fn freed(&self, word: usize) -> &'a AtomicU64 {
+        &self.0[word % W].freed
     }
 
+    /// A word of `remote`.
     #[inline]
-    fn remote(&self, word: usize) -> &AtomicU64 {
-        &self.remote[word % W]
+    pub fn remote(&self, word: usize) -> &'a AtomicU64 {
+        &self.0[word % W].remote
     }
 
-    /// Takes the lowest block of `bits`; its index. `record` is told it beforehand.
+    /// Frees a block, unless it is free. The caller is the owner. True if it did.
     #[inline]
-    pub fn take(&self, record: impl FnOnce(u32)) -> Option<u32> {
-        let bits = self.bits.load(Ordering::Relaxed);
-        if bits == 0 {
-            return None;
-        }
-        let block = self.word.load(Ordering::Relaxed) * 64 + bits.trailing_zeros();
-        record(block);
-        // The block is allocated by this store.
-        self.bits.store(bits & (bits - 1), Ordering::Release);
-        Some(block)
-    }
-
-    /// Frees a block. The caller is the owner.
-    #[inline]
-    pub fn free_own(&self, place: Place) {
+    pub fn free_own(&self, place: Place) -> bool {
+        let remote = self.remote(place.word).load(Ordering::Acquire);
         let freed = self.freed(place.word);
+        let free = freed.load(Ordering::Relaxed);
+        if (remote | free) & place.bit != 0 {
+            return false;
+        }
         // The block is free by this store. Only the owner writes the word.
-        freed.store(freed.load(Ordering::Relaxed) | place.bit, Ordering::Release);
+        freed.store(free | place.bit, Ordering::Release);
+        true
     }
 
     /// Frees a block of another's; what had been freed so before.
@@ -65,83 +93,46 @@ impl<const W: usize> Sets<'_, W> {
     /// the call, in the order that synchronisation gives, is always found.
     #[inline]
     pub fn is_free(&self, place: Place) -> bool {
-        let remote = self.remote(place.word).load(Ordering::Acquire);
-        let freed = self.freed(place.word).load(Ordering::Acquire);
-        let bits = self.bits.load(Ordering::Acquire);
-        let current = self.word.load(Ordering::Relaxed) as usize == place.word;
-        let set = remote | freed | if current { bits } else { 0 };
-        set & place.bit != 0 && ((remote | freed) & place.bit != 0 || self.is_at_hand(place))
+        self.free_bits(place.word) & place.bit != 0
     }
 
-    /// True if the block is in `bits`, and not one of the same number in another word that `bits`
-    /// held while `word` was read.
-    #[cold]
-    fn is_at_hand(&self, place: Place) -> bool {
-        loop {
-            // Acquire pairs with the Release of a refill: what is seen of one shows in the count.
-            let refills = self.refills.load(Ordering::Acquire);
-            let bits = self.bits.load(Ordering::Acquire);
-            let word = self.word.load(Ordering::Acquire);
-            if self.refills.load(Ordering::Relaxed) == refills {
-                return word as usize == place.word && bits & place.bit != 0;
-            }
-        }
-    }
-
-    /// The free blocks of a word, of all three sets.
+    /// The free blocks of a word, of both sets.
+    #[inline]
     pub fn free_bits(&self, word: usize) -> u64 {
-        let current = self.word.load(Ordering::Relaxed) as usize == word;
-        self.remote(word).load(Ordering::Acquire)
-            | self.freed(word).load(Ordering::Acquire)
-            | if current {
-                self.bits.load(Ordering::Acquire)
-            } else {
-                0
-            }
+        let remote = self.remote(word).load(Ordering::Acquire);
+        remote | self.freed(word).load(Ordering::Acquire)
     }
 
-    /// Moves a word of freed blocks to `bits`, which is 0. False if there is none.
-    pub fn refill(&self, words: usize) -> bool {
-        for word in 0..words {
-            let freed = self.freed(word).load(Ordering::Relaxed);
-            if freed != 0 {
-                let refills = self.refills.load(Ordering::Relaxed).wrapping_add(1);
-                self.refills.store(refills, Ordering::Release);
-                self.word.store(word as u32, Ordering::Release);
-                self.bits.store(freed, Ordering::Release);
-                self.freed(word).store(0, Ordering::Release);
-                return true;
-            }
-        }
-        false
+    /// A word with blocks in `freed`, the first from word `from` on, around.
+    #[inline]
+    pub fn stocked(&self, words: usize, from: usize) -> Option<usize> {
+        let from = from.min(words);
+        (from..words)
+            .chain(0..from)
+            .find(|&word| self.freed(word).load(Ordering::Relaxed) != 0)
     }
 
-    /// Moves what others freed to `freed`. True if there was anything. `being_freed` gives the
-    /// blocks of a word that `freeing` words name.
-    pub fn collect(&self, words: usize, being_freed: impl Fn(usize) -> u64) -> bool {
-        let mut any = false;
-        for word in 0..words {
+    /// Moves what others freed to `freed`. True if there was anything. `keep_named` takes those
+    /// blocks out of the sets that it is given which `freeing` words name.
+    pub fn collect(&self, words: usize, keep_named: impl FnOnce(&mut [u64; W])) -> bool {
+        let mut taken = [0; W];
+        for (word, taken) in taken.iter_mut().enumerate().take(words) {
             // Acquire pairs with the Release of the or: what the other did with the block is done.
-            let mut taken = self.remote(word).load(Ordering::SeqCst);
-            if taken != 0 {
-                taken &= !being_freed(word);
-                let freed = self.freed(word).load(Ordering::Relaxed);
-                self.freed(word).store(freed | taken, Ordering::Release);
+            *taken = self.remote(word).load(Ordering::SeqCst);
+        }
+        if taken.iter().all(|&word| word == 0) {
+            return false;
+        }
+        // After the loads: who names a block later than this sets its bit later than those.
+        keep_named(&mut taken);
+        for (word, &taken) in taken.iter().enumerate().filter(|&(_, &taken)| taken != 0) {
+            let freed = self.freed(word);
+            if cfg!(shmkit_planted = "allocator_crash") {
                 self.remote(word).fetch_and(!taken, Ordering::AcqRel);
-                any |= taken != 0;
             }
+            freed.store(freed.load(Ordering::Relaxed) | taken, Ordering::Release);
+            self.remote(word).fetch_and(!taken, Ordering::AcqRel);
         }
-        any
-    }
-
-    /// Puts `bits` back to `freed` and collects: what recovery does for a dead owner.
-    pub fn settle(&self, words: usize, being_freed: impl Fn(usize) -> u64) {
-        let word = self.word.load(Ordering::Relaxed) as usize;
-        let bits = self.bits.load(Ordering::Acquire);
-        if bits != 0 {
-            self.freed(word).fetch_or(bits, Ordering::AcqRel);
-            self.bits.store(0, Ordering::Release);
-        }
-        self.collect(words, being_freed);
+        taken.iter().any(|&word| word != 0)
     }
 }

@@ -12,6 +12,7 @@
 //! | `lock_word` | a lock whose word names its owner | `participants::lock` |
 //! | `pins`      | what may still be looked at is not freed | `participants::epoch` |
 //! | `lifecycle` | held, retired, destroyed | `pool::objects` |
+//! | `ring`      | the cells of a bounded queue | `engines::queue`, `containers::queue` |
 //!
 //! Items are `pub` for the models; outside of them the module is private.
 
@@ -20,4 +21,5 @@ pub mod detect;
 pub mod lifecycle;
 pub mod lock_word;
 pub mod pins;
+pub mod ring;
 pub mod tag;

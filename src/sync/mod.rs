@@ -54,20 +54,20 @@ pub use semaphore::{AcquireError, AddPermitsError, Permit, Semaphore};
 
 /// Where a value is, and this thread's slot there.
 #[derive(Clone, Copy)]
-struct Here {
-    arena: Arena,
-    slot: &'static Slot,
+pub(crate) struct Here {
+    pub(crate) arena: Arena,
+    pub(crate) slot: &'static Slot,
 }
 
 /// Why there is no [`Here`].
-enum Nowhere {
+pub(crate) enum Nowhere {
     NotInPool,
     NoSlot,
 }
 
 /// The arena that `value` is in and this thread's slot in it, claimed now if need be.
 #[inline]
-fn here<T: ?Sized>(value: &T) -> Result<Here, Nowhere> {
+pub(crate) fn here<T: ?Sized>(value: &T) -> Result<Here, Nowhere> {
     let address = std::ptr::from_ref(value).addr();
     match thread::known_slot_at(address) {
         Some(slot) => Ok(Here {
@@ -94,7 +94,7 @@ fn arrive(address: usize) -> Result<Here, Nowhere> {
 /// Whether this thread, in this process, still has the slot with which it took `value`. Not so in
 /// a forked copy, and not after the thread has left the pool.
 #[inline]
-fn still_here<T: ?Sized>(value: &T, slot: &'static Slot) -> bool {
+pub(crate) fn still_here<T: ?Sized>(value: &T, slot: &'static Slot) -> bool {
     thread::known_slot_at(std::ptr::from_ref(value).addr())
         .is_some_and(|known| std::ptr::eq(known, slot))
 }
@@ -137,6 +137,6 @@ impl Holder {
 }
 
 /// The moment after which a wait gives up; `None` if it is beyond what the clock can say.
-fn deadline(timeout: std::time::Duration) -> Option<std::time::Instant> {
+pub(crate) fn deadline(timeout: std::time::Duration) -> Option<std::time::Instant> {
     std::time::Instant::now().checked_add(timeout)
 }

@@ -30,13 +30,31 @@ pub(crate) fn wait(word: &AtomicU32, value: u32, limit: Duration) {
 /// `futex_waitv` (before 5.16).
 #[cold]
 pub(crate) fn wait_two(a: (&AtomicU32, u32), b: (&AtomicU32, u32), limit: Duration) {
-    let entry = |(word, value): (&AtomicU32, u32)| {
+    wait_any(&[a, b], limit);
+}
+
+/// How many words [`wait_any`] can sleep on.
+pub(crate) const WORDS: usize = 128;
+
+/// The same for any number of words, up to [`WORDS`]. Of none, the time limit is left.
+#[cold]
+pub(crate) fn wait_any(words: &[(&AtomicU32, u32)], limit: Duration) {
+    let Some(&first) = words.first() else {
+        std::thread::sleep(limit);
+        return;
+    };
+    let entry = |&(word, value): &(&AtomicU32, u32)| {
         let mut wait = Wait::new();
         wait.val = value.into();
         wait.uaddr = WaitPtr::new(std::ptr::from_ref(word).cast_mut().cast());
         wait.flags = WaitFlags::SIZE_U32;
         wait
     };
+    let mut entries = [const { Wait::new() }; WORDS];
+    let count = words.len().min(WORDS);
+    for (place, word) in entries.iter_mut().zip(words) {
+        *place = entry(word);
+    }
     // futex_waitv takes an absolute time.
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     let mut deadline = Timespec {
@@ -48,20 +66,20 @@ pub(crate) fn wait_two(a: (&AtomicU32, u32), b: (&AtomicU32, u32), limit: Durati
         deadline.tv_sec = deadline.tv_sec.saturating_add(1);
     }
     let outcome = futex::waitv(
-        &[entry(a), entry(b)],
+        &entries[..count],
         WaitvFlags::empty(),
         Some(&deadline),
         futex::ClockId::Monotonic,
     );
     if outcome == Err(rustix::io::Errno::NOSYS) {
-        wait(a.0, a.1, limit.min(Duration::from_millis(1)));
+        wait(first.0, first.1, limit.min(Duration::from_millis(1)));
     }
 }
 
-/// Wakes up to `count` sleepers on `word`.
-pub(crate) fn wake(word: &AtomicU32, count: u32) {
+/// Wakes up to `count` sleepers on `word`; how many there were.
+pub(crate) fn wake(word: &AtomicU32, count: u32) -> usize {
     // Fails only for an address that is not mapped, which a reference cannot be.
-    let _ = futex::wake(word, Flags::empty(), count.min(i32::MAX as u32));
+    futex::wake(word, Flags::empty(), count.min(i32::MAX as u32)).unwrap_or(0)
 }
 
 /// Wakes everybody who sleeps on the word at `address`, which need not be a word any more: the

@@ -4,14 +4,20 @@
 //! (`fallocate`), which fails with an error where touching it would end in SIGBUS. No single call
 //! covers more than 4 MiB: `fallocate` holds the inode's lock, and everybody else who commits
 //! would wait for a long one.
+//!
+//! Private memory is reserved without access (so that neither core dumps nor `mlockall` nor a strict
+//! overcommit policy count a terabyte of it), and committed by giving access to it.
+//!
+//! Nothing here touches the heap, which may be what is being grown.
 
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
-use std::path::Path;
 
-use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
-use rustix::mm::{Advice, MapFlags, ProtFlags};
+use rustix::fs::{CWD, FallocateFlags, MemfdFlags, SealFlags};
+use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags};
+
+use super::process;
 
 /// The most that one `fallocate` covers, in bytes.
 const STEP: u64 = 4 << 20;
@@ -53,8 +59,16 @@ pub(crate) fn map_at(fd: BorrowedFd<'_>, address: usize, len: usize) -> io::Resu
             fd,
             0,
         )
-    }
-    .map_err(|e| match e {
+    };
+    placed(got, address, len)
+}
+
+fn placed(
+    got: rustix::io::Result<*mut std::ffi::c_void>,
+    address: usize,
+    len: usize,
+) -> io::Result<()> {
+    let got = got.map_err(|e| match e {
         rustix::io::Errno::EXIST => io::ErrorKind::AddrInUse.into(),
         other => io::Error::from(other),
     })?;
@@ -65,6 +79,21 @@ pub(crate) fn map_at(fd: BorrowedFd<'_>, address: usize, len: usize) -> io::Resu
         return Err(io::ErrorKind::AddrInUse.into());
     }
     Ok(())
+}
+
+/// Reserves `len` bytes of private address space at exactly `address`, without access; `AddrInUse`
+/// if anything is mapped there.
+pub(crate) fn reserve_at(address: usize, len: usize) -> io::Result<()> {
+    // SAFETY: MAP_FIXED_NOREPLACE never replaces a mapping, so nothing that exists is changed.
+    let got = unsafe {
+        rustix::mm::mmap_anonymous(
+            std::ptr::with_exposed_provenance_mut(address),
+            len,
+            ProtFlags::empty(),
+            MapFlags::PRIVATE | MapFlags::FIXED_NOREPLACE | MapFlags::NORESERVE,
+        )
+    };
+    placed(got, address, len)
 }
 
 /// Removes a mapping.
@@ -151,6 +180,38 @@ pub(crate) fn punch(fd: RawFd, offset: u64, len: u64) -> Result<(), CommitError>
     )
 }
 
+/// Commits a range of reserved private memory. What was there stays.
+#[cold]
+pub(crate) fn commit_private(address: usize, len: usize) -> Result<(), CommitError> {
+    let page = rustix::param::page_size();
+    let start = address / page * page;
+    let len = (address + len).next_multiple_of(page) - start;
+    // SAFETY: the range is a pool's own; access is only added to it.
+    let done = unsafe {
+        rustix::mm::mprotect(
+            std::ptr::with_exposed_provenance_mut(start),
+            len,
+            MprotectFlags::READ | MprotectFlags::WRITE,
+        )
+    };
+    done.map_err(|errno| match errno {
+        rustix::io::Errno::NOMEM => CommitError::Full,
+        other => CommitError::System(other.raw_os_error()),
+    })
+}
+
+/// Gives a range of committed private memory back to the kernel. It reads as zero afterwards, and
+/// needs not be committed again.
+#[cold]
+pub(crate) fn discard(address: usize, len: usize) -> Result<(), CommitError> {
+    // SAFETY: the range is of slices that the caller has claimed: nobody needs their content.
+    let done = unsafe {
+        let start = std::ptr::with_exposed_provenance_mut(address);
+        rustix::mm::madvise(start, len, Advice::LinuxDontNeed)
+    };
+    done.map_err(|errno| CommitError::System(errno.raw_os_error()))
+}
+
 /// Checks, as well as can be known, that `bytes` more of memory can be had: by the machine's
 /// estimate and by the control group's limit. A `fallocate` past either would not fail but call
 /// for the out-of-memory killer.
@@ -166,24 +227,14 @@ pub(crate) fn check_limit(bytes: u64) -> Result<(), CommitError> {
     }
 }
 
-fn read_small<'a>(path: &Path, buffer: &'a mut [u8]) -> Option<&'a str> {
-    use std::io::Read;
-    let mut file = std::fs::File::open(path).ok()?;
-    let mut len = 0;
-    while len < buffer.len() {
-        match file.read(&mut buffer[len..]) {
-            Ok(0) => break,
-            Ok(n) => len += n,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(_) => return None,
-        }
-    }
+fn read_small<'a>(path: &CStr, buffer: &'a mut [u8]) -> Option<&'a str> {
+    let len = process::read_file(CWD, path, buffer).ok()?;
     std::str::from_utf8(&buffer[..len]).ok()
 }
 
 fn machine_available() -> Option<u64> {
     let mut buffer = [0; 4096];
-    let line = read_small(Path::new("/proc/meminfo"), &mut buffer)?
+    let line = read_small(c"/proc/meminfo", &mut buffer)?
         .lines()
         .find_map(|l| l.strip_prefix("MemAvailable:"))?;
     line.trim()
@@ -197,20 +248,27 @@ fn machine_available() -> Option<u64> {
 /// What the tightest memory limit on the path to the root of the control groups leaves.
 fn group_available() -> Option<u64> {
     let mut buffer = [0; 4096];
-    let group = read_small(Path::new("/proc/self/cgroup"), &mut buffer)?
+    let group = read_small(c"/proc/self/cgroup", &mut buffer)?
         .lines()
-        .find_map(|l| l.strip_prefix("0::/"))?;
-    let root = Path::new("/sys/fs/cgroup");
-    let number = |path: &Path| -> Option<u64> {
-        let mut buffer = [0; 64];
+        .find_map(|l| l.strip_prefix("0::"))?;
+    let mut group = group.trim_end_matches('/');
+    let mut least = None;
+    loop {
+        if let Some(limit) = group_number(group, "memory.max") {
+            let left = limit.saturating_sub(group_number(group, "memory.current")?);
+            least = Some(least.map_or(left, |least: u64| least.min(left)));
+        }
+        match group.rfind('/') {
+            Some(at) => group = &group[..at],
+            None => return least,
+        }
+    }
+}
+
+fn group_number(group: &str, file: &str) -> Option<u64> {
+    let mut buffer = [0; 64];
+    let path = format_args!("/sys/fs/cgroup{group}/{file}");
+    process::with_path(path, |path| {
         read_small(path, &mut buffer)?.trim().parse().ok()
-    };
-    root.join(group)
-        .ancestors()
-        .take_while(|dir| dir.starts_with(root))
-        .filter_map(|dir| {
-            let limit = number(&dir.join("memory.max"))?;
-            Some(limit.saturating_sub(number(&dir.join("memory.current"))?))
-        })
-        .min()
+    })?
 }

@@ -105,12 +105,17 @@ pub(crate) fn process_is_gone(pid: u32, start: u64) -> bool {
     }
 }
 
-/// Whether a task is a thread of this process.
+/// Whether a task is a thread of this process. Leaves `errno` as it is.
 pub(crate) fn is_thread_of_ours(tid: u32) -> bool {
-    with_path(format_args!("/proc/self/task/{tid}"), |path| {
-        rustix::fs::stat(path).is_ok()
-    })
-    .unwrap_or(true)
+    // SAFETY: signal 0 is never sent; `errno` is this thread's own.
+    unsafe {
+        let errno = libc::__errno_location();
+        let before = *errno;
+        let answer = libc::syscall(libc::SYS_tgkill, pid(), tid, 0);
+        let missing = answer != 0 && *errno == libc::ESRCH;
+        *errno = before;
+        !missing
+    }
 }
 
 /// Whether the process that had the id `pid` and the start time `start`, one thread of which has
@@ -253,7 +258,7 @@ fn read_stat(dir: BorrowedFd<'_>, path: fmt::Arguments<'_>) -> Stat {
     }
 }
 
-fn read_file(dir: BorrowedFd<'_>, path: &CStr, into: &mut [u8]) -> Result<usize, Errno> {
+pub(super) fn read_file(dir: BorrowedFd<'_>, path: &CStr, into: &mut [u8]) -> Result<usize, Errno> {
     let file = rustix::fs::openat(dir, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     let mut len = 0;
     while len < into.len() {
@@ -268,9 +273,9 @@ fn read_file(dir: BorrowedFd<'_>, path: &CStr, into: &mut [u8]) -> Result<usize,
 }
 
 /// Calls `f` with the formatted path, built on the stack; `None` if it is too long.
-fn with_path<R>(path: fmt::Arguments<'_>, f: impl FnOnce(&CStr) -> R) -> Option<R> {
-    let mut bytes = [0_u8; 64];
-    let (text, _terminator) = bytes.split_at_mut(63);
+pub(super) fn with_path<R>(path: fmt::Arguments<'_>, f: impl FnOnce(&CStr) -> R) -> Option<R> {
+    let mut bytes = [0_u8; 512];
+    let (text, _terminator) = bytes.split_at_mut(511);
     (&mut *text).write_fmt(path).ok()?;
     CStr::from_bytes_until_nul(&bytes).ok().map(f)
 }

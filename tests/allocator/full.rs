@@ -123,3 +123,31 @@ pub fn memory_comes_back_to_other_classes() {
     free(*pool, whole);
     assert_all_free(*pool);
 }
+
+pub fn a_block_shrinks_in_a_full_pool() {
+    let pool = TestPool::with(|b| b.max_size(MAX));
+    let block = pool.allocate(layout(100_000, 8)).unwrap().cast();
+    fill(block, 6000);
+    let mut taken = fill_up(*pool, || 30_000);
+    taken.extend(fill_up(*pool, || 8000));
+    taken.extend(fill_up(*pool, || 6000));
+    assert_eq!(pool.allocate(layout(6000, 8)), Err(AllocError::PoolFull));
+    // SAFETY: nobody else uses the block.
+    let moved = unsafe { pool.reallocate(block, layout(6000, 8)) }.unwrap();
+    assert_eq!((moved.cast(), moved.len()), (block, 6000), "it stays");
+    // SAFETY: as above.
+    let refused = unsafe { pool.reallocate(block, layout(120_000, 8)) };
+    refused.unwrap_err();
+    taken.push(block);
+    empty(*pool, taken);
+}
+
+pub fn the_largest_free_block_is_told() {
+    let pool = TestPool::with(|b| b.max_size(MAX));
+    let mut taken = fill_up(*pool, || 1 << 14);
+    assert_eq!(pool.stats().largest_contiguous, 0);
+    let last = taken.swap_remove(taken.len() / 2);
+    free(*pool, last);
+    assert_eq!(pool.stats().largest_contiguous, 1 << 14);
+    empty(*pool, taken);
+}

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
 
-use shmkit::AllocError;
+use shmkit::{AllocError, testing};
 
 use super::common::{TestPool, allocate, assert_sound, blocks, fill, free, layout, verify};
 
@@ -240,5 +240,28 @@ pub fn purging_gives_memory_back() {
         verify(block);
         free(*pool, block);
     }
+    assert_sound(*pool);
+}
+
+pub fn free_memory_ages_and_goes_back() {
+    let pool = TestPool::new();
+    let empty = memory(&pool);
+    let block = allocate(*pool, 8 << 20);
+    fill(block, 8 << 20);
+    assert!(memory(&pool) >= empty + (8 << 20));
+    free(*pool, block);
+    // Dirty, aged, a hole; the clock may have come to the first of it.
+    testing::age(*pool);
+    testing::age(*pool);
+    let aged = memory(&pool);
+    // What the pool grew by and nobody used stays.
+    assert!(aged <= empty + (4 << 20), "{empty}, {aged}");
+    // It is committed again when it is claimed.
+    let again = allocate(*pool, 8 << 20);
+    fill(again, 8 << 20);
+    assert!(memory(&pool) >= empty + (8 << 20));
+    verify(again);
+    free(*pool, again);
+    assert_eq!(pool.stats().allocated, 0);
     assert_sound(*pool);
 }

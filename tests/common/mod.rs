@@ -5,6 +5,8 @@
 //! `role:<its name>`.
 #![allow(dead_code, reason = "each program uses a part of it")]
 
+pub mod linear;
+
 use std::alloc::Layout;
 use std::env;
 use std::ops::Deref;

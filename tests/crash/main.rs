@@ -5,11 +5,23 @@
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod buffer;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod cell;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod containers;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod engine;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod mailbox;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod map;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod multi_map;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod pool;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod process;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod queue;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod rwlock;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
@@ -26,6 +38,12 @@ fn main() -> std::process::ExitCode {
     sync::cases(&mut suite);
     rwlock::cases(&mut suite);
     buffer::cases(&mut suite);
+    cell::cases(&mut suite);
+    map::cases(&mut suite);
+    multi_map::cases(&mut suite);
+    queue::cases(&mut suite);
+    mailbox::cases(&mut suite);
+    process::cases(&mut suite);
     suite.finish()
 }
 

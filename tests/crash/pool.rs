@@ -325,6 +325,53 @@ pub fn cases(suite: &mut Suite) {
         |more, _| more == 0,
     ));
     suite.run(case(
+        "memory ages and goes back",
+        |w| {
+            w.allocate(100_000, 2);
+            w.free();
+        },
+        nothing,
+        |w| {
+            // Dirty, aged, a hole.
+            testing::age(w.pool);
+            testing::age(w.pool);
+        },
+        |more, _| more == 0,
+    ));
+    suite.run(case(
+        "a full span becomes partial, then empty",
+        nothing,
+        |w| {
+            w.allocate(2048, 8);
+            // Now it is full, and another one is current.
+            w.allocate(2048, 1);
+            w.blocks.truncate(8);
+        },
+        |w| {
+            w.free();
+            w.allocate(2048, 1);
+        },
+        |more, _| more % 2048 == 0 && (2048..=9 * 2048).contains(&more),
+    ));
+    suite.run(
+        case(
+            "a thread leaves current, partial and full spans",
+            nothing,
+            nothing,
+            |w| {
+                elsewhere(w, |w| {
+                    w.allocate(2048, 17);
+                    let kept = w.blocks.split_off(9);
+                    w.blocks.truncate(4);
+                    w.free();
+                    w.blocks = kept;
+                })
+            },
+            |more, crash| more % 2048 == 0 && (!crash.finished || more == 13 * 2048),
+        )
+        .without_second_order(),
+    );
+    suite.run(case(
         "reallocate",
         |w| w.allocate(64, 1),
         nothing,

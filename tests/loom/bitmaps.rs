@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::thread;
-use shmkit::primitive::{AtomicU32, AtomicU64, Ordering};
-use shmkit::protocol::bitmap::{Place, Sets};
+use shmkit::primitive::{AtomicU64, Ordering};
+use shmkit::protocol::bitmap::{Pair, Place, Sets, take, tell, was_told};
 
 use super::{Death, Deaths, Explorer};
 
@@ -17,11 +17,7 @@ const BLOCKS: [u32; 6] = [0, 1, 2, 64, 65, 66];
 const OWNER: usize = 0;
 
 struct Span {
-    bits: AtomicU64,
-    word: AtomicU32,
-    refills: AtomicU32,
-    freed: [AtomicU64; WORDS],
-    remote: [AtomicU64; WORDS],
+    words: [Pair; WORDS],
     /// A block + 1 that the thread frees for good.
     freeing: [AtomicU64; 3],
     /// A block + 1 that the owner is about to have.
@@ -42,44 +38,36 @@ fn place(block: u32) -> Place {
 impl Span {
     /// A span with these free blocks; somebody has the others.
     fn new(free: &[u32]) -> Arc<Self> {
-        let words = || [AtomicU64::new(0), AtomicU64::new(0)];
         let span = Span {
-            bits: AtomicU64::new(0),
-            word: AtomicU32::new(0),
-            refills: AtomicU32::new(0),
-            freed: words(),
-            remote: words(),
+            words: std::array::from_fn(|_| Pair {
+                freed: AtomicU64::new(0),
+                remote: AtomicU64::new(0),
+            }),
             freeing: [AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0)],
             intent: AtomicU64::new(0),
             had: std::array::from_fn(|_| AtomicBool::new(true)),
             data: BLOCKS.iter().map(|_| UnsafeCell::new(0)).collect(),
         };
         for &block in free {
-            span.sets().free_own(place(block));
+            assert!(span.sets().free_own(place(block)));
             span.had[block as usize].store(false, Relaxed);
         }
         Arc::new(span)
     }
 
     fn sets(&self) -> Sets<'_, WORDS> {
-        Sets {
-            bits: &self.bits,
-            word: &self.word,
-            refills: &self.refills,
-            freed: &self.freed,
-            remote: &self.remote,
-        }
+        Sets(&self.words)
     }
 
-    fn being_freed(&self, word: usize) -> u64 {
-        self.freeing
-            .iter()
-            .filter_map(|freeing| {
-                let named = freeing.load(Ordering::SeqCst);
-                let place = (named != 0).then(|| place(named as u32 - 1))?;
-                (place.word == word).then_some(place.bit)
-            })
-            .fold(0, |all, bit| all | bit)
+    /// Takes out of the sets what `freeing` words name.
+    fn keep_named(&self, taken: &mut [u64; WORDS]) {
+        for freeing in &self.freeing {
+            let named = freeing.load(Ordering::SeqCst);
+            if named != 0 {
+                let Place { word, bit } = place(named as u32 - 1);
+                taken[word] &= !bit;
+            }
+        }
     }
 
     /// Uses a block that the caller has: loom finds fault if another one may use it too.
@@ -89,20 +77,28 @@ impl Span {
         self.data[index].with_mut(|data| unsafe { *data += 1 });
     }
 
-    fn has_blocks(&self) -> bool {
-        let being_freed = |word| self.being_freed(word);
-        self.bits.load(Ordering::Relaxed) != 0
-            || self.sets().refill(WORDS)
-            || (self.sets().collect(WORDS, being_freed) && self.sets().refill(WORDS))
+    fn collect(&self) -> bool {
+        self.sets().collect(WORDS, |taken| self.keep_named(taken))
+    }
+
+    /// The word that blocks come from, as the owner goes from one to the next.
+    fn stocked(&self) -> Option<usize> {
+        let stocked = self.sets().stocked(WORDS, 0);
+        if stocked.is_none() && self.collect() {
+            return self.sets().stocked(WORDS, 0);
+        }
+        stocked
     }
 
     /// As a container allocates: into the owner's intent.
     fn allocate(&self) -> Option<u32> {
-        if !self.has_blocks() {
-            return None;
-        }
-        let record = |block| self.intent.store(u64::from(block) + 1, Ordering::Release);
-        let block = self.sets().take(record).expect("has blocks");
+        let word = self.stocked()?;
+        let mut block = 0;
+        let record = |bit| {
+            block = word as u32 * 64 + bit;
+            self.intent.store(u64::from(block) + 1, Ordering::Release);
+        };
+        assert!(take(self.sets().freed(word), record), "it has blocks");
         // The container has it from this store on.
         self.intent.store(0, Ordering::Release);
         assert!(
@@ -118,10 +114,10 @@ impl Span {
         self.touch(block);
         self.freeing[thread].store(u64::from(block) + 1, Ordering::SeqCst);
         self.had[block as usize].store(false, Relaxed);
-        assert!(!self.sets().is_free(place(block)), "{block} is refused");
         if thread == OWNER {
-            self.sets().free_own(place(block));
+            assert!(self.sets().free_own(place(block)), "{block} is refused");
         } else {
+            assert!(!self.sets().is_free(place(block)), "{block} is refused");
             self.sets().free_remote(place(block));
         }
         self.freeing[thread].store(0, Ordering::Release);
@@ -144,7 +140,7 @@ impl Span {
         self.release_for(self.intent.load(Ordering::Acquire));
         self.finish_freeing(OWNER);
         self.intent.store(0, Ordering::Release);
-        self.sets().settle(WORDS, |word| self.being_freed(word));
+        self.collect();
     }
 
     /// Every block is free, or somebody has it, and not both.
@@ -157,16 +153,14 @@ impl Span {
         }
         // Nor in two sets, now that everybody is at rest.
         for word in 0..WORDS {
-            let remote = self.remote[word].load(Ordering::Relaxed);
-            let freed = self.freed[word].load(Ordering::Relaxed);
-            let at_hand = self.word.load(Ordering::Relaxed) as usize == word;
-            let bits = self.bits.load(Ordering::Relaxed) * u64::from(at_hand);
-            assert_eq!((remote & freed) | (remote & bits) | (freed & bits), 0);
+            let remote = self.sets().remote(word).load(Ordering::Relaxed);
+            let freed = self.sets().freed(word).load(Ordering::Relaxed);
+            assert_eq!(remote & freed, 0);
         }
     }
 }
 
-/// The owner allocates, frees, refills and collects while two others free: two words of blocks, so
+/// The owner allocates, frees and collects while two others free: two words of blocks, so
 /// that the owner goes from one to the other under the eyes of who frees.
 #[test]
 fn owner_against_freers() {
@@ -191,20 +185,53 @@ fn owner_against_freers() {
     });
 }
 
-/// A block whose neighbour of the same number, in another word, is at hand: nobody takes the one
-/// for the other while the owner moves on.
+/// A block whose neighbours move from one set to the other: who frees it is not refused.
 #[test]
 fn no_free_is_refused() {
     let explorer = Explorer::new("bitmaps: no free is refused");
     explorer.run(3, || {
         let span = Span::new(&[0, 65]);
-        span.has_blocks();
         let other = Arc::clone(&span);
         let other = thread::spawn(move || other.free(1, 64));
         span.allocate().unwrap();
-        span.allocate().unwrap();
+        let second = span.allocate().unwrap();
+        span.free(OWNER, second);
+        span.collect();
         other.join().unwrap();
         span.check();
+    });
+}
+
+/// What others free is collected, or the owner has a hint that there is something: nobody's hint
+/// is spared because of one that the owner has looked after already.
+#[test]
+fn frees_leave_a_hint() {
+    let explorer = Explorer::new("bitmaps: frees leave a hint");
+    explorer.run(3, || {
+        let span = Span::new(&[]);
+        let hints = Arc::new(AtomicU64::new(1));
+        let others: Vec<_> = [(1, 0), (2, 64)]
+            .map(|(thread, block)| {
+                let (span, hints) = (Arc::clone(&span), Arc::clone(&hints));
+                thread::spawn(move || {
+                    span.free(thread, block);
+                    tell(&hints, 1);
+                })
+            })
+            .into();
+        for _ in 0..2 {
+            if was_told(&hints, 1) {
+                span.collect();
+            }
+        }
+        for other in others {
+            other.join().unwrap();
+        }
+        let left = (0..WORDS).any(|word| span.sets().remote(word).load(Ordering::SeqCst) != 0);
+        assert!(
+            !left || hints.load(Ordering::SeqCst) == 1,
+            "nobody will look"
+        );
     });
 }
 

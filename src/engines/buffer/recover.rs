@@ -4,19 +4,11 @@ use super::chunk::{CLOSED, Found, HEADER, LEN, Next, SEALED};
 use super::{APPEND, FREE, Words};
 use crate::allocator::block;
 use crate::allocator::check::CheckReport;
-use crate::engines::Named;
+use crate::engines::{Named, word};
 use crate::layout::arena::Arena;
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
-use crate::primitive::{AtomicU64, Ordering};
-
-/// A word of the pool's data, if it is one.
-fn word(arena: Arena, address: u64) -> Option<&'static AtomicU64> {
-    let inside = address.is_multiple_of(8) && arena.slice_of(address as usize).is_some();
-    // SAFETY: committed data; intents name words of chunks, which the dead one's pin keeps, and of
-    // a buffer that its process holds; all are atomic.
-    inside.then(|| unsafe { &*std::ptr::with_exposed_provenance::<AtomicU64>(address as usize) })
-}
+use crate::primitive::Ordering;
 
 /// Resolves an intent of this engine.
 pub(in crate::engines) fn resolve(arena: Arena, slot: &Slot, owner: Tag, op: u64) {

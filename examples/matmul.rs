@@ -1,0 +1,192 @@
+//! Multiplies matrices on worker processes: many small ones, and one large one by bands of rows.
+//! The products are compared with those of one process alone.
+//!
+//! ```text
+//! matmul [--count N] [--small S] [--large L] [--workers W]
+//! ```
+
+use std::ops::Range;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use clap::Parser;
+use serde::{Deserialize, Serialize};
+use shmkit::process::{Config, Entry, Worker, run};
+use shmkit::{Handle, Matrix, Pool, ShmSafe};
+
+/// Multiplies matrices on worker processes.
+#[derive(Clone, Copy, Parser)]
+struct Arguments {
+    /// How many small matrices.
+    #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    count: u32,
+    /// The order of the small ones.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=512))]
+    small: u32,
+    /// The order of the large one.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=8000))]
+    large: u32,
+    /// How many workers.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
+    workers: u32,
+}
+
+/// The factors and products of a batch, one matrix below the other, and which is next.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+struct Batch {
+    order: usize,
+    left: Handle<Matrix<f64>>,
+    right: Handle<Matrix<f64>>,
+    product: Handle<Matrix<f64>>,
+    next: Handle<Next>,
+    /// Rows of the product that a worker does at a time.
+    step: usize,
+}
+
+#[derive(ShmSafe)]
+struct Next(AtomicUsize);
+
+static WORK: Entry<Batch, ()> = Entry::new("work", |_, batch| batch.work().unwrap());
+static MULTIPLY: Entry<(Batch, u32), ()> = Entry::new("multiply", multiply);
+
+/// The first worker: has others do the work.
+fn multiply(worker: &Worker, (batch, workers): (Batch, u32)) {
+    let started: Vec<_> = (0..workers)
+        .map(|_| worker.start(&WORK, &batch).unwrap())
+        .collect();
+    started
+        .into_iter()
+        .for_each(|handle| handle.join().unwrap());
+}
+
+impl Batch {
+    /// Takes rows until there are none left.
+    fn work(&self) -> Result<(), Box<dyn std::error::Error>> {
+        let (left, right) = (self.left.open()?, self.right.open()?);
+        let (product, next) = (self.product.open()?, self.next.open()?);
+        let rows = product.dims().0;
+        loop {
+            let first = next.0.fetch_add(self.step, Ordering::Relaxed);
+            if first >= rows {
+                return Ok(());
+            }
+            let band = first..rows.min(first + self.step);
+            let factor = left.rows(band.clone())?;
+            let mut target = product.rows_mut(band.clone())?;
+            // The matrix that these rows are of.
+            let matrix = first / self.order * self.order;
+            let other = right.rows(matrix..matrix + self.order)?;
+            gemm(self.order, band.len(), &factor, &other, &mut target);
+        }
+    }
+}
+
+/// `product = left * right`, for some rows of `left`.
+fn gemm(order: usize, rows: usize, left: &[f64], right: &[f64], product: &mut [f64]) {
+    assert!(left.len() == rows * order && product.len() == left.len());
+    assert!(right.len() == order * order);
+    let stride = order as isize;
+    // SAFETY: the slices have the lengths that the sizes and strides say, by the assertions.
+    unsafe {
+        matrixmultiply::dgemm(
+            rows,
+            order,
+            order,
+            1.0,
+            left.as_ptr(),
+            stride,
+            1,
+            right.as_ptr(),
+            stride,
+            1,
+            0.0,
+            product.as_mut_ptr(),
+            stride,
+            1,
+        );
+    }
+}
+
+/// Small whole numbers: their products are exact in every order of summation.
+fn element(seed: usize, row: usize, column: usize) -> f64 {
+    ((row * 31 + column * 17 + seed) % 13) as f64 - 6.0
+}
+
+/// Multiplies `count` matrices of an order, and reports.
+fn report(
+    name: &str,
+    order: usize,
+    count: usize,
+    step: usize,
+    workers: u32,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let pool = Pool::builder().create()?;
+    let rows = order * count;
+    let left = Matrix::from_fn_in(pool, rows, order, |row, column| element(1, row, column))?;
+    let right = Matrix::from_fn_in(pool, rows, order, |row, column| element(2, row, column))?;
+    let product = Matrix::filled_in(pool, rows, order, f64::NAN)?;
+    let next = pool.create(Next(AtomicUsize::new(0)))?;
+    let batch = Batch {
+        order,
+        left: left.handle(),
+        right: right.handle(),
+        product: product.handle(),
+        next: next.handle(),
+        step,
+    };
+    let start = Instant::now();
+    run(&Config::new(), &MULTIPLY, (batch, workers))?;
+    let seconds = start.elapsed().as_secs_f64();
+
+    let mut alone = vec![0.0; rows * order];
+    let (left, right) = (left.rows(..)?, right.rows(..)?);
+    let start = Instant::now();
+    for matrix in 0..count {
+        let part: Range<usize> = matrix * order * order..(matrix + 1) * order * order;
+        gemm(
+            order,
+            order,
+            &left[part.clone()],
+            &right[part.clone()],
+            &mut alone[part],
+        );
+    }
+    let seconds_alone = start.elapsed().as_secs_f64();
+    if *product.rows(..)? != alone[..] {
+        return Err(format!("the {name} product is wrong").into());
+    }
+    let operations = 2.0 * count as f64 * (order as f64).powi(3);
+    let sum: f64 = alone.iter().sum();
+    println!(
+        "{name}: {count} of order {order}, sum {sum}, {:.2} GFLOP/s, speedup {:.2}",
+        operations / seconds / 1e9,
+        seconds_alone / seconds
+    );
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let Arguments {
+        count,
+        small,
+        large,
+        workers,
+    } = arguments;
+    let (small, large) = (small as usize, large as usize);
+    // A few bands a worker, so that none waits long for the last.
+    let band = large.div_ceil(4 * workers as usize);
+    let done = report("small", small, count as usize, small, workers)
+        .and_then(|()| report("large", large, 1, band, workers));
+    match done {
+        Ok(()) => {
+            println!("products: right");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("matmul: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! What can be a key, and how a key and a value lie in a node.
+
+use std::alloc::Layout;
+use std::marker::PhantomData;
+use std::ptr::NonNull;
+
+use crate::ShmSafe;
+use crate::allocator::AllocError;
+use crate::engines::limbo::Retirable;
+use crate::layout::TypeInfo;
+
+/// A type that is told by its bytes, so that it can be the key of a [`HashMap`](crate::HashMap).
+///
+/// Keys are hashed and compared as bytes, so they mean the same in every program. Integers, `char`,
+/// `bool`, arrays of these, `str` and `[u8]` are keys. For a struct of your own:
+///
+/// ```
+/// use shmkit::{Key, ShmSafe};
+///
+/// #[derive(Clone, Copy, PartialEq, ShmSafe)]
+/// #[repr(C)]
+/// struct Cell {
+///     row: u32,
+///     column: u32,
+/// }
+///
+/// // SAFETY: two integers of four bytes each, and nothing between them.
+/// unsafe impl Key for Cell {
+///     type Stored = Self;
+///     const LEN: Option<usize> = Some(8);
+///     const ALIGN: usize = align_of::<Self>();
+///
+///     fn bytes(&self) -> &[u8] {
+///         // SAFETY: 8 bytes without padding.
+///         unsafe { std::slice::from_raw_parts(std::ptr::from_ref(self).cast(), 8) }
+///     }
+///
+///     unsafe fn from_bytes(bytes: &[u8]) -> &Self {
+///         // SAFETY: by the caller's promise these are the bytes of a `Cell`, aligned.
+///         unsafe { &*bytes.as_ptr().cast() }
+///     }
+/// }
+/// ```
+///
+/// # Safety
+///
+/// - [`bytes`](Self::bytes) has no padding in it, does not change, is of [`LEN`](Self::LEN)
+///   bytes if that says so, and panics never. It does not use a pool.
+/// - Two keys are the same key exactly if their bytes are the same.
+/// - [`from_bytes`](Self::from_bytes) of a copy of the bytes at an address that is a multiple of
+///   [`ALIGN`](Self::ALIGN) is that key.
+pub unsafe trait Key: Send + Sync + 'static {
+    /// What tells programs which type of key a map has: the type itself, if that is `ShmSafe`.
+    type Stored: ShmSafe;
+    /// How many bytes every key has; `None` if that differs.
+    const LEN: Option<usize>;
+    /// What the address of a key is a multiple of.
+    const ALIGN: usize;
+
+    /// The key as bytes.
+    fn bytes(&self) -> &[u8];
+
+    /// The key with those bytes.
+    ///
+    /// # Safety
+    ///
+    /// They are a copy of a key's bytes, at a multiple of [`ALIGN`](Self::ALIGN).
+    unsafe fn from_bytes(bytes: &[u8]) -> &Self;
+}
+
+macro_rules! plain_keys {
+    ($($ty:ty)+) => {$(
+        plain_keys!(@ [] $ty);
+        plain_keys!(@ [const N: usize] [$ty; N]);
+    )+};
+    (@ [$($parameter:tt)*] $ty:ty) => {
+        // SAFETY: without padding; equal bytes are equal values.
+        unsafe impl<$($parameter)*> Key for $ty {
+            type Stored = Self;
+            const LEN: Option<usize> = Some(size_of::<Self>());
+            const ALIGN: usize = align_of::<Self>();
+
+            #[inline]
+            fn bytes(&self) -> &[u8] {
+                let first = std::ptr::from_ref(self).cast();
+                // SAFETY: the value's own bytes, all of them initialised.
+                unsafe { std::slice::from_raw_parts(first, size_of::<Self>()) }
+            }
+
+            #[inline]
+            unsafe fn from_bytes(bytes: &[u8]) -> &Self {
+                // SAFETY: by the caller's promise a value's bytes, aligned.
+                unsafe { &*bytes.as_ptr().cast() }
+            }
+        }
+    };
+}
+
+plain_keys!(u8 u16 u32 u64 u128 usize i8 i16 i32 i64 i128 isize char bool);
+
+/// Stands for `str` in a map's description.
+#[doc(hidden)]
+#[derive(Clone, Copy)]
+pub struct Text(());
+
+/// Stands for `[u8]` in a map's description.
+#[doc(hidden)]
+#[derive(Clone, Copy)]
+pub struct Bytes(());
+
+// SAFETY: no data.
+unsafe impl ShmSafe for Text {
+    const TYPE: &'static TypeInfo = &TypeInfo::scalar::<Self>("str");
+}
+
+// SAFETY: no data.
+unsafe impl ShmSafe for Bytes {
+    const TYPE: &'static TypeInfo = &TypeInfo::scalar::<Self>("[u8]");
+}
+
+// SAFETY: a string is its bytes.
+unsafe impl Key for str {
+    type Stored = Text;
+    const LEN: Option<usize> = None;
+    const ALIGN: usize = 1;
+
+    #[inline]
+    fn bytes(&self) -> &[u8] {
+        self.as_bytes()
+    }
+
+    #[inline]
+    unsafe fn from_bytes(bytes: &[u8]) -> &Self {
+        // SAFETY: by the caller's promise a copy of a string's.
+        unsafe { std::str::from_utf8_unchecked(bytes) }
+    }
+}
+
+// SAFETY: it is bytes.
+unsafe impl Key for [u8] {
+    type Stored = Bytes;
+    const LEN: Option<usize> = None;
+    const ALIGN: usize = 1;
+
+    #[inline]
+    fn bytes(&self) -> &[u8] {
+        self
+    }
+
+    #[inline]
+    unsafe fn from_bytes(bytes: &[u8]) -> &Self {
+        bytes
+    }
+}
+
+/// A node with a key and a value, by its address: what `limbo` needs, the key's length unless
+/// all are the same, the value, the key. In a stacked map, before these, which node it hides.
+pub(super) struct Node<K: ?Sized, V, const STACKED: bool>(PhantomData<(*const K, V)>);
+
+impl<K: ?Sized + Key, V, const STACKED: bool> Node<K, V, STACKED> {
+    const LEN_AT: usize = size_of::<Retirable>() + 8 * STACKED as usize;
+    const VALUE_AT: usize = {
+        let before = if K::LEN.is_some() {
+            Self::LEN_AT
+        } else {
+            Self::LEN_AT + 8
+        };
+        before.next_multiple_of(align_of::<V>())
+    };
+    const KEY_AT: usize = (Self::VALUE_AT + size_of::<V>()).next_multiple_of(K::ALIGN);
+    const ALIGN: usize = {
+        let align = if align_of::<V>() > K::ALIGN {
+            align_of::<V>()
+        } else {
+            K::ALIGN
+        };
+        if align > 8 { align } else { 8 }
+    };
+
+    /// Bytes of a node with a key of `len` bytes.
+    #[inline]
+    pub(super) fn size(len: usize) -> usize {
+        Self::KEY_AT + len
+    }
+
+    #[inline]
+    pub(super) fn layout(len: usize) -> Result<Layout, AllocError> {
+        let size = Self::KEY_AT.checked_add(len).ok_or(AllocError::TooLarge)?;
+        Layout::from_size_align(size, Self::ALIGN).map_err(|_| AllocError::TooLarge)
+    }
+
+    #[inline]
+    fn at<T>(node: u64, offset: usize) -> *mut T {
+        std::ptr::with_exposed_provenance_mut(node as usize + offset)
+    }
+
+    /// Writes a new node.
+    ///
+    /// # Safety
+    ///
+    /// The block at `node` is new, and has the layout for the key.
+    #[inline]
+    pub(super) unsafe fn write(node: u64, key: &[u8], value: V) {
+        // SAFETY: within the block, by the caller's promise and the constants above.
+        unsafe {
+            if K::LEN.is_none() {
+                Self::at::<u64>(node, Self::LEN_AT).write(key.len() as u64);
+            }
+            Self::at::<V>(node, Self::VALUE_AT).write(value);
+            Self::at::<u8>(node, Self::KEY_AT).copy_from_nonoverlapping(key.as_ptr(), key.len());
+        }
+    }
+
+    /// The bytes of the key.
+    ///
+    /// # Safety
+    ///
+    /// A node of such keys and values was written there, and stays as long as `'a`.
+    #[inline]
+    pub(super) unsafe fn bytes<'a>(node: u64) -> &'a [u8] {
+        // SAFETY: by the caller's promise; nobody writes to a node that was published.
+        unsafe {
+            let len = match K::LEN {
+                Some(len) => len,
+                None => Self::at::<u64>(node, Self::LEN_AT).read() as usize,
+            };
+            std::slice::from_raw_parts(Self::at::<u8>(node, Self::KEY_AT), len)
+        }
+    }
+
+    /// The key.
+    ///
+    /// # Safety
+    ///
+    /// As for [`bytes`](Self::bytes).
+    #[inline]
+    pub(super) unsafe fn key<'a>(node: u64) -> &'a K {
+        // SAFETY: by the caller's promise; a copy of a key's bytes, at its alignment.
+        unsafe { K::from_bytes(Self::bytes(node)) }
+    }
+
+    /// Where the value is.
+    #[inline]
+    pub(super) fn value(node: u64) -> NonNull<V> {
+        let value = Self::at(node, Self::VALUE_AT);
+        NonNull::new(value).expect("nodes are not at zero")
+    }
+}

@@ -1,0 +1,411 @@
+//! A hash map whose readers never wait. How it works: `engines::map`.
+//!
+//! | module | what |
+//! |--------|------|
+//! | `raw`  | what it has in common with [`MultiMap`](crate::MultiMap) |
+//! | `key`  | [`Key`], and how a key and a value lie in a node |
+//! | `iter` | what there is in a map |
+//!
+//! | operation | happens at | killed before | killed after |
+//! |---|---|---|---|
+//! | `insert`, `update`, `get_or_insert_with` | the store of the word | the new node is freed | the old one goes to limbo |
+//! | `remove` | the store of the word | nothing | the node goes to limbo |
+//! | `retain`, `clear` | each node's own store | what was removed by then is removed | |
+//!
+//! No code of users runs under a lock or an intent: closures run on what was found under a pin, and
+//! what they gave is stored only if that still is what there is. (Keys are compared under the lock:
+//! as bytes, by this library.)
+
+mod iter;
+mod key;
+mod raw;
+
+use std::fmt;
+use std::mem::offset_of;
+
+use self::key::Node;
+use super::View;
+use super::link::Pinned;
+use super::store::{ChangeError, StoreError};
+use crate::ShmSafe;
+use crate::engines::map::Put;
+use crate::layout::{Field, TypeInfo};
+use crate::participants::epoch;
+
+pub use self::iter::Iter;
+pub use self::key::Key;
+pub(super) use self::raw::{Raw, Root, Stored};
+
+/// A hash map in a pool: reads never wait for anybody.
+///
+/// Values are never changed in place; they are replaced, and looked at through a [`View`], which
+/// keeps what it shows. Keys are hashed with a secret of the map's own. The map grows and shrinks a
+/// little with each change.
+///
+/// ```
+/// use shmkit::{HashMap, Pool};
+///
+/// let pool = Pool::builder().create()?;
+/// let ages = pool.create(HashMap::<str, u32>::new())?;
+/// ages.insert("Ada", 36)?;
+/// assert_eq!(ages.get_copied("Ada"), Some(36));
+/// assert_eq!(*ages.insert("Ada", 37)?.unwrap(), 36);
+/// ages.update("Grace", |age| Some(age.map_or(85, |age| age + 1)))?;
+/// assert_eq!(ages.len(), 2);
+/// assert_eq!(*ages.remove("Ada").unwrap(), 37);
+/// assert!(!ages.contains_key("Ada"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[repr(C)]
+pub struct HashMap<K: ?Sized + Key, V: ShmSafe + Unpin> {
+    raw: Raw<K, V, false>,
+}
+
+// SAFETY: one atomic word, listed at its place; no drop glue.
+unsafe impl<K: ?Sized + Key, V: ShmSafe + Unpin> ShmSafe for HashMap<K, V> {
+    const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>(
+        "HashMap",
+        const {
+            &[
+                Field::at::<Root>("root", offset_of!(Self, raw.root)),
+                Field::mention::<K::Stored>("K"),
+                Field::mention::<V>("V"),
+            ]
+        },
+    );
+    const IMAGE_BOUND: bool = V::IMAGE_BOUND || <K::Stored as ShmSafe>::IMAGE_BOUND;
+    const OWNS: bool = true;
+}
+
+impl<K: ?Sized + Key, V: ShmSafe + Unpin> HashMap<K, V> {
+    /// An empty map. It can be filled once it is in a pool.
+    #[must_use]
+    pub const fn new() -> Self {
+        HashMap { raw: Raw::new() }
+    }
+
+    /// A view of the value of a key; `None` if there is none (or the thread has no slot in the
+    /// pool). While a view is open, nothing that it could see is freed.
+    #[inline]
+    #[must_use]
+    pub fn get(&self, key: &K) -> Option<View<'_, V>> {
+        let (arena, slot) = self.raw.place().ok()?;
+        epoch::pin(arena, slot);
+        match self.raw.find(arena, key) {
+            Some(node) => Some(View::pinned(Raw::<K, V, false>::value(node), slot)),
+            None => {
+                epoch::unpin(slot);
+                None
+            }
+        }
+    }
+
+    /// A copy of the value of a key.
+    #[inline]
+    #[must_use]
+    pub fn get_copied(&self, key: &K) -> Option<V>
+    where
+        V: Copy,
+    {
+        let (arena, slot) = self.raw.place().ok()?;
+        epoch::pin(arena, slot);
+        let value = self
+            .raw
+            .find(arena, key)
+            .map(|node| *Raw::<K, V, false>::value(node));
+        epoch::unpin(slot);
+        value
+    }
+
+    /// True if the key has a value.
+    #[inline]
+    #[must_use]
+    pub fn contains_key(&self, key: &K) -> bool {
+        let Ok((arena, slot)) = self.raw.place() else {
+            return false;
+        };
+        epoch::pin(arena, slot);
+        let found = self.raw.find(arena, key).is_some();
+        epoch::unpin(slot);
+        found
+    }
+
+    /// Gives the key a value; a view of the one that it had.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`], with the value; the map is as it was.
+    ///
+    /// # Crash behaviour
+    ///
+    /// The key has the new value, or what it had.
+    pub fn insert(&self, key: &K, value: V) -> Result<Option<View<'_, V>>, StoreError<V>> {
+        let place = match self.raw.place() {
+            Ok(place) => place,
+            Err(cause) => return Err(StoreError { value, cause }),
+        };
+        let pinned = Pinned::new(place.0, place.1);
+        match self.raw.put(place, key, value, Put::Replace, |_| true)? {
+            Stored::Put { old: Some(old), .. } => {
+                Ok(Some(pinned.view(Raw::<K, V, false>::value(old))))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Takes the key's value away; a view of it.
+    ///
+    /// A full pool is no obstacle, except while the map is moving to another table: a key whose part
+    /// of the table cannot be moved stays, and `None` is the answer. [`try_remove`](Self::try_remove)
+    /// tells the two apart.
+    ///
+    /// # Crash behaviour
+    ///
+    /// The key has its value or none.
+    pub fn remove(&self, key: &K) -> Option<View<'_, V>> {
+        self.try_remove(key).ok().flatten()
+    }
+
+    /// As [`remove`](Self::remove), and says why nothing was removed.
+    ///
+    /// # Errors
+    ///
+    /// [`ChangeError`]; the map is as it was.
+    pub fn try_remove(&self, key: &K) -> Result<Option<View<'_, V>>, ChangeError> {
+        let place = self.raw.place()?;
+        let pinned = Pinned::new(place.0, place.1);
+        let removed = self.raw.remove_if(place, key, |_| true)?;
+        Ok(removed.map(|node| pinned.view(Raw::<K, V, false>::value(node))))
+    }
+
+    /// Gives the key what `f` makes of its value: `None` for no value, both ways. A view of the value
+    /// that the key had before. `f` runs again if somebody else changes the key's value meanwhile;
+    /// nothing is locked while it runs.
+    ///
+    /// # Errors
+    ///
+    /// [`ChangeError`]; the map is as it was.
+    ///
+    /// # Panics
+    ///
+    /// If `f` does. The map is as it was.
+    ///
+    /// # Crash behaviour
+    ///
+    /// As for [`insert`](Self::insert).
+    pub fn update(
+        &self,
+        key: &K,
+        mut f: impl FnMut(Option<&V>) -> Option<V>,
+    ) -> Result<Option<View<'_, V>>, ChangeError> {
+        let place = self.raw.place()?;
+        loop {
+            let pinned = Pinned::new(place.0, place.1);
+            let seen = self.raw.find(place.0, key);
+            let unchanged = match f(seen.map(Raw::<K, V, false>::value)) {
+                Some(value) => {
+                    let put = self
+                        .raw
+                        .put(place, key, value, Put::Replace, |now| now == seen);
+                    let put = put.map_err(|refused| refused.cause)?;
+                    matches!(put, Stored::Put { .. })
+                }
+                None => match seen {
+                    Some(node) => self.raw.remove_if(place, key, |now| now == node)?.is_some(),
+                    None => true,
+                },
+            };
+            if unchanged {
+                return Ok(seen.map(|node| pinned.view(Raw::<K, V, false>::value(node))));
+            }
+        }
+    }
+
+    /// Stores `new` (`None` for no value) if the key's value is `current`; a view of what it was.
+    ///
+    /// # Errors
+    ///
+    /// [`CompareError::Other`] with a view of the value that the key has instead; or why the new
+    /// value was not stored. The map is as it was.
+    ///
+    /// # Crash behaviour
+    ///
+    /// As for [`insert`](Self::insert).
+    pub fn compare_exchange(
+        &self,
+        key: &K,
+        current: Option<&V>,
+        new: Option<V>,
+    ) -> Result<Option<View<'_, V>>, CompareError<'_, V>>
+    where
+        V: PartialEq + Clone,
+    {
+        let place = self.raw.place().map_err(CompareError::Change)?;
+        loop {
+            let pinned = Pinned::new(place.0, place.1);
+            let seen = self.raw.find(place.0, key);
+            if seen.map(Raw::<K, V, false>::value) != current {
+                return Err(CompareError::Other(
+                    seen.map(|node| pinned.view(Raw::<K, V, false>::value(node))),
+                ));
+            }
+            let unchanged = match (&new, seen) {
+                (Some(value), _) => {
+                    let put = self
+                        .raw
+                        .put(place, key, value.clone(), Put::Replace, |now| now == seen);
+                    let put = put.map_err(|refused| CompareError::Change(refused.cause))?;
+                    matches!(put, Stored::Put { .. })
+                }
+                (None, Some(node)) => {
+                    let removed = self.raw.remove_if(place, key, |now| now == node);
+                    removed.map_err(CompareError::Change)?.is_some()
+                }
+                (None, None) => true,
+            };
+            if unchanged {
+                return Ok(seen.map(|node| pinned.view(Raw::<K, V, false>::value(node))));
+            }
+        }
+    }
+
+    /// A view of the key's value, which is what `f` gives if it has none. Of several who do this at
+    /// a time one stores its value, and the others get to see that.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`], with the value; the map is as it was.
+    ///
+    /// # Panics
+    ///
+    /// If `f` does. The map is as it was.
+    ///
+    /// # Crash behaviour
+    ///
+    /// As for [`insert`](Self::insert).
+    pub fn get_or_insert_with(
+        &self,
+        key: &K,
+        f: impl FnOnce() -> V,
+    ) -> Result<View<'_, V>, StoreError<V>> {
+        if let Some(found) = self.get(key) {
+            return Ok(found);
+        }
+        let value = f();
+        let place = match self.raw.place() {
+            Ok(place) => place,
+            Err(cause) => return Err(StoreError { value, cause }),
+        };
+        let pinned = Pinned::new(place.0, place.1);
+        let node = match self
+            .raw
+            .put(place, key, value, Put::Replace, |now| now.is_none())?
+        {
+            Stored::Put { new, .. } => new,
+            Stored::Refused(_, found) => found.expect("refused because there is one"),
+        };
+        Ok(pinned.view(Raw::<K, V, false>::value(node)))
+    }
+
+    /// Removes all entries of which `f` does not hold. Each is removed on its own; what is inserted or
+    /// replaced meanwhile may stay without having been asked about.
+    ///
+    /// # Errors
+    ///
+    /// [`ChangeError`]; some may have been removed.
+    ///
+    /// # Panics
+    ///
+    /// If `f` does.
+    pub fn retain(&self, mut f: impl FnMut(&K, &V) -> bool) -> Result<(), ChangeError> {
+        let place = self.raw.place()?;
+        let _pinned = Pinned::new(place.0, place.1);
+        for node in self.raw.nodes(place.0) {
+            // SAFETY: a node of this map, found under the pin.
+            let key = unsafe { Node::<K, V, false>::key(node) };
+            if !f(key, Raw::<K, V, false>::value(node)) {
+                self.raw.remove_if(place, key, |now| now == node)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes all entries, each on its own.
+    ///
+    /// # Errors
+    ///
+    /// [`ChangeError`]; some may have been removed.
+    pub fn clear(&self) -> Result<(), ChangeError> {
+        self.retain(|_, _| false)
+    }
+
+    /// All entries, in no order. An entry that is there all the time is seen once; one that is
+    /// inserted, removed or replaced meanwhile may be seen or not, also both as it was and as it is.
+    ///
+    /// The iterator keeps what it shows: while it is there, nothing that is removed is freed.
+    /// Outside of a pool, and for a thread without a slot, there is nothing.
+    #[must_use]
+    pub fn iter(&self) -> Iter<'_, K, V> {
+        Iter::new(self)
+    }
+
+    /// How many entries there are: counted, which takes time in proportion to the size of the table.
+    /// Entries that are there all the time count once, others once or not at all.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        let Ok((arena, slot)) = self.raw.place() else {
+            return 0;
+        };
+        let _pinned = Pinned::new(arena, slot);
+        self.raw.nodes(arena).count()
+    }
+
+    /// True if there is no entry.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        let Ok((arena, slot)) = self.raw.place() else {
+            return true;
+        };
+        let _pinned = Pinned::new(arena, slot);
+        self.raw.nodes(arena).next().is_none()
+    }
+}
+
+/// Why a [`HashMap::compare_exchange`] changed nothing.
+#[derive(thiserror::Error)]
+#[non_exhaustive]
+pub enum CompareError<'a, V: ShmSafe> {
+    /// The key has another value, or none.
+    #[error("the key has another value")]
+    Other(Option<View<'a, V>>),
+    /// The new value was not stored.
+    #[error(transparent)]
+    Change(ChangeError),
+}
+
+impl<V: ShmSafe> fmt::Debug for CompareError<'_, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CompareError::Other(None) => f.write_str("Other(None)"),
+            CompareError::Other(Some(_)) => f.write_str("Other(Some(..))"),
+            CompareError::Change(cause) => f.debug_tuple("Change").field(cause).finish(),
+        }
+    }
+}
+
+impl<K: ?Sized + Key, V: ShmSafe + Unpin> Default for HashMap<K, V> {
+    fn default() -> Self {
+        HashMap::new()
+    }
+}
+
+impl<K: ?Sized + Key + fmt::Debug, V: ShmSafe + Unpin + fmt::Debug> fmt::Debug for HashMap<K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut map = f.debug_map();
+        let mut iter = self.iter();
+        while let Some((key, value)) = iter.next() {
+            map.entry(&key, &value);
+        }
+        map.finish()
+    }
+}

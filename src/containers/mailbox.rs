@@ -1,0 +1,405 @@
+//! [`Mailbox`]: many senders, one receiver.
+//!
+//! # Rationale
+//!
+//! The messages are in a queue (`containers::queue`), with all that it promises. Who receives holds
+//! an owner-tagged lock (`participants::lock`) for as long as it has a [`Receiver`]: so there is one
+//! at a time, and the lock of a dead one is taken over by the next. A wake is one more word, which
+//! the receiver looks at before it looks for messages.
+//!
+//! | killed | leaves | and then |
+//! |--------|--------|----------|
+//! | sending | as a push | |
+//! | receiving | as a pop | |
+//! | with the receiver | the dead tag | whoever asks for the receiver next gets it |
+//! | waking, before the word is set | nothing | |
+//! | waking, after it | a receiver that sleeps on | it looks within `lock::TICK` |
+//! | woken, before it returns | no wake | the wake has died with the receiver |
+
+use std::fmt;
+use std::marker::{PhantomData, PhantomPinned};
+use std::mem::offset_of;
+use std::time::{Duration, Instant};
+
+use super::queue::bell;
+use super::queue::raw::Raw;
+use super::queue::{PopError, PushError};
+use crate::ShmSafe;
+use crate::engines::queue::Root;
+use crate::layout::{Field, TypeInfo};
+use crate::participants::lock::{self, Taken};
+use crate::participants::table::Slot;
+use crate::participants::thread::{self, NoSlot};
+use crate::primitive::{AtomicU64, Ordering};
+use crate::sync::{Here, Nowhere, deadline, here, still_here};
+
+/// Messages from any number of senders to one receiver, in whatever processes.
+///
+/// The receiver is whoever has called [`receiver`](Self::receiver) and not dropped what it got.
+/// Messages wait for it, also while there is none. A mailbox has a fixed number of slots; senders
+/// wait while all are taken.
+///
+/// # Crash behaviour
+///
+/// Sending and receiving are a push and a pop of a [`Queue`](crate::Queue): they happened or did not,
+/// and nobody waits for the dead. If the receiver dies, the next one to ask becomes the receiver, and
+/// finds the messages that the dead one had not taken.
+///
+/// ```
+/// use shmkit::process::scope;
+/// use shmkit::{Mailbox, Pool, RecvError};
+///
+/// let pool = Pool::builder().create()?;
+/// let mailbox = pool.create(Mailbox::new(4))?;
+/// let receiver = mailbox.receiver()?;
+/// assert!(mailbox.receiver().is_err(), "there is one");
+/// drop(receiver);
+/// scope(|s| {
+///     for sender in 0..3_u64 {
+///         let mailbox = &mailbox;
+///         s.spawn(move || mailbox.send(sender).unwrap()).unwrap();
+///     }
+///     let receiver = mailbox.receiver().unwrap();
+///     let sum: u64 = (0..3).map(|_| receiver.recv().unwrap()).sum();
+///     assert_eq!(sum, 3);
+///     mailbox.wake();
+///     assert_eq!(receiver.recv(), Err(RecvError::Woken));
+/// });
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[repr(C)]
+pub struct Mailbox<T: ShmSafe + Unpin> {
+    messages: Raw<T>,
+    /// The receiver's lock: a word of `participants::lock`.
+    receiver: AtomicU64,
+    /// Not 0 if the receiver is to be woken.
+    woken: AtomicU64,
+    _in_place: PhantomPinned,
+}
+
+// SAFETY: as for a queue, and two atomic words, one with a tag of the pool's own table.
+unsafe impl<T: ShmSafe + Unpin> ShmSafe for Mailbox<T> {
+    const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>(
+        "Mailbox",
+        const {
+            &[
+                Field::at::<Root>("root", offset_of!(Self, messages)),
+                Field::mention::<T>("T"),
+            ]
+        },
+    );
+    const IMAGE_BOUND: bool = T::IMAGE_BOUND;
+    const OWNS: bool = true;
+}
+
+/// Why there is no [`Receiver`] to be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReceiverError {
+    /// Somebody alive has it, perhaps this thread.
+    #[error("the mailbox has a receiver")]
+    Taken,
+    /// The mailbox is not part of an object in a pool.
+    #[error("the mailbox is not in a pool")]
+    NotInPool,
+    /// The thread has no slot in the pool.
+    #[error(transparent)]
+    NoSlot(#[from] NoSlot),
+}
+
+impl From<Nowhere> for ReceiverError {
+    fn from(nowhere: Nowhere) -> Self {
+        match nowhere {
+            Nowhere::NotInPool => ReceiverError::NotInPool,
+            Nowhere::NoSlot => ReceiverError::NoSlot(NoSlot),
+        }
+    }
+}
+
+/// Why no message was received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RecvError {
+    /// Somebody has called [`Mailbox::wake`].
+    #[error("the receiver was woken")]
+    Woken,
+    /// There is no message, and the call does not wait.
+    #[error("there is no message")]
+    Empty,
+    /// There was no message all the time.
+    #[error("there was no message for the whole time limit")]
+    TimedOut,
+    /// The mailbox is closed, and there is no message left.
+    #[error("the mailbox is closed and empty")]
+    Closed,
+    /// The mailbox has no slots: there will never be a message.
+    #[error("the mailbox has no slots")]
+    NoSlots,
+    /// The receiver belongs to another process: this is a copy that a fork has made.
+    #[error("the receiver is that of a process that has forked")]
+    Forked,
+}
+
+impl<T: ShmSafe + Unpin> Mailbox<T> {
+    /// A mailbox with so many slots, to be put into a pool.
+    ///
+    /// # Panics
+    ///
+    /// If there are more than 2^32.
+    #[must_use]
+    pub const fn new(slots: usize) -> Self {
+        Mailbox {
+            messages: Raw::bounded(slots),
+            receiver: AtomicU64::new(0),
+            woken: AtomicU64::new(0),
+            _in_place: PhantomPinned,
+        }
+    }
+
+    /// Sends a message, waiting for a slot.
+    ///
+    /// # Errors
+    ///
+    /// See [`PushRefusal`](crate::PushRefusal). The message comes back with the error.
+    #[inline]
+    pub fn send(&self, message: T) -> Result<(), PushError<T>> {
+        self.messages.push_until(message, None)
+    }
+
+    /// Sends a message if a slot is free.
+    ///
+    /// # Errors
+    ///
+    /// As for [`send`](Self::send), and [`PushRefusal::Full`](crate::PushRefusal::Full).
+    #[inline]
+    pub fn try_send(&self, message: T) -> Result<(), PushError<T>> {
+        self.messages.try_push(message)
+    }
+
+    /// As [`send`](Self::send), for that time at most.
+    ///
+    /// # Errors
+    ///
+    /// As for [`send`](Self::send), and [`PushRefusal::TimedOut`](crate::PushRefusal::TimedOut).
+    pub fn send_timeout(&self, message: T, timeout: Duration) -> Result<(), PushError<T>> {
+        self.messages.push_until(message, deadline(timeout))
+    }
+
+    /// Makes the caller the receiver, until it drops what it gets.
+    ///
+    /// # Errors
+    ///
+    /// See [`ReceiverError`].
+    ///
+    /// # Crash behaviour
+    ///
+    /// The receiver of a dead process is to be had again.
+    pub fn receiver(&self) -> Result<Receiver<'_, T>, ReceiverError> {
+        let Here { arena, slot } = here(self)?;
+        let Taken { flags, .. } =
+            lock::try_lock(arena, slot, &self.receiver).map_err(|_| ReceiverError::Taken)?;
+        // What a dead receiver was doing has happened or not: there is nothing to be put right.
+        lock::clear(&self.receiver, flags);
+        thread::guard_made();
+        Ok(Receiver {
+            mailbox: self,
+            slot,
+            _one_thread: PhantomData,
+        })
+    }
+
+    /// Wakes the receiver without a message: its wait, or else its next look, answers
+    /// [`RecvError::Woken`]. Wakes that the receiver has not seen yet are one.
+    pub fn wake(&self) {
+        // A constant stays as it is: only what is in a pool is shared.
+        if here(self).is_ok() {
+            self.woken.store(1, Ordering::SeqCst);
+            self.messages.announce_push();
+        }
+    }
+
+    /// How many messages wait.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.messages.len()
+    }
+
+    /// True if no message waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.messages.is_empty()
+    }
+
+    /// How many messages can wait.
+    #[must_use]
+    pub fn slots(&self) -> usize {
+        self.messages.capacity().unwrap_or(0)
+    }
+
+    /// Refuses all messages from now on. The receiver can still take those that wait.
+    pub fn close(&self) {
+        self.messages.close();
+    }
+
+    /// True once the mailbox is closed.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.messages.is_closed()
+    }
+}
+
+impl<T: ShmSafe + Unpin> fmt::Debug for Mailbox<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mailbox")
+            .field("len", &self.len())
+            .field("slots", &self.slots())
+            .field("closed", &self.is_closed())
+            .finish()
+    }
+}
+
+/// The right to receive the messages of a [`Mailbox`].
+///
+/// It stays on its thread, and is given back when it is dropped. While a process has one it does not
+/// fork by `spawn`.
+#[must_use = "the mailbox has no receiver any more when this is dropped"]
+pub struct Receiver<'a, T: ShmSafe + Unpin> {
+    mailbox: &'a Mailbox<T>,
+    slot: &'static Slot,
+    _one_thread: PhantomData<*const ()>,
+}
+
+impl<T: ShmSafe + Unpin> Receiver<'_, T> {
+    /// Receives a message, waiting for one.
+    ///
+    /// # Errors
+    ///
+    /// See [`RecvError`].
+    ///
+    /// # Crash behaviour
+    ///
+    /// The message is in the mailbox, or gone with the caller.
+    pub fn recv(&self) -> Result<T, RecvError> {
+        self.recv_until(None)
+    }
+
+    /// Receives a message if there is one.
+    ///
+    /// # Errors
+    ///
+    /// As for [`recv`](Self::recv), and [`RecvError::Empty`].
+    #[inline]
+    pub fn try_recv(&self) -> Result<T, RecvError> {
+        self.look(|| self.mailbox.messages.try_pop())
+    }
+
+    /// As [`recv`](Self::recv), for that time at most.
+    ///
+    /// # Errors
+    ///
+    /// As for [`recv`](Self::recv), and [`RecvError::TimedOut`].
+    pub fn recv_timeout(&self, timeout: Duration) -> Result<T, RecvError> {
+        self.recv_until(deadline(timeout))
+    }
+
+    fn recv_until(&self, deadline: Option<Instant>) -> Result<T, RecvError> {
+        self.look(|| {
+            let messages = &self.mailbox.messages;
+            messages.pop_until(deadline, || {
+                if self.is_woken() {
+                    return Err(PopError::Closed);
+                }
+                messages.try_pop()
+            })
+        })
+    }
+
+    /// Looks for a wake, and for a message.
+    #[inline]
+    fn look(&self, pop: impl FnOnce() -> Result<T, PopError>) -> Result<T, RecvError> {
+        if !still_here(self.mailbox, self.slot) {
+            return Err(RecvError::Forked);
+        }
+        if self.is_woken() && self.mailbox.woken.swap(0, Ordering::SeqCst) != 0 {
+            return Err(RecvError::Woken);
+        }
+        pop().or_else(|error| self.refused(error))
+    }
+
+    #[cold]
+    fn refused(&self, error: PopError) -> Result<T, RecvError> {
+        // A wake ends a wait.
+        if self.mailbox.woken.swap(0, Ordering::SeqCst) != 0 {
+            return Err(RecvError::Woken);
+        }
+        Err(match error {
+            PopError::Empty => RecvError::Empty,
+            PopError::TimedOut => RecvError::TimedOut,
+            PopError::NoCapacity => RecvError::NoSlots,
+            _ => RecvError::Closed,
+        })
+    }
+
+    #[inline]
+    fn is_woken(&self) -> bool {
+        self.mailbox.woken.load(Ordering::SeqCst) != 0
+    }
+
+    /// True if a look would not find the mailbox empty: there is a message or a wake, or it is closed.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.is_woken() || !self.mailbox.is_empty() || self.mailbox.is_closed()
+    }
+
+    /// Waits until one of several receivers is [ready](Self::is_ready), for that time at most; the
+    /// first one that is. All mailboxes are in the same pool, or the wait is a little longer.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use shmkit::{Mailbox, Pool, Receiver};
+    ///
+    /// let pool = Pool::builder().create()?;
+    /// let (a, b) = (pool.create(Mailbox::new(4))?, pool.create(Mailbox::new(4))?);
+    /// let (ours, theirs) = (a.receiver()?, b.receiver()?);
+    /// b.send(7)?;
+    /// let limit = Duration::from_secs(1);
+    /// assert_eq!(Receiver::wait_any(&[&ours, &theirs], limit), Some(1));
+    /// assert_eq!(theirs.try_recv(), Ok(7));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn wait_any(receivers: &[&Self], timeout: Duration) -> Option<usize> {
+        let deadline = deadline(timeout);
+        let bells: Vec<_> = receivers
+            .iter()
+            .map(|receiver| receiver.mailbox.messages.pushes())
+            .collect();
+        loop {
+            let announced: Vec<_> = bells.iter().map(|word| bell::announce(word)).collect();
+            if let Some(ready) = receivers.iter().position(|receiver| receiver.is_ready()) {
+                return Some(ready);
+            }
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return None;
+            }
+            bell::sleep_on_any(&bells, &announced, deadline);
+        }
+    }
+}
+
+impl<T: ShmSafe + Unpin> Drop for Receiver<'_, T> {
+    fn drop(&mut self) {
+        if still_here(self.mailbox, self.slot) {
+            lock::unlock(&self.mailbox.receiver, self.slot.tag(), 0);
+            thread::guard_dropped();
+        }
+    }
+}
+
+impl<T: ShmSafe + Unpin> fmt::Debug for Receiver<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Receiver")
+            .field("mailbox", self.mailbox)
+            .finish()
+    }
+}

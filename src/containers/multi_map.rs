@@ -1,0 +1,222 @@
+//! A map whose keys have stacks of values: [`push`](MultiMap::push) hides what was there,
+//! [`pop`](MultiMap::pop) brings it back.
+//!
+//! A hash map (`engines::map`) of which each node names the one that it hides. Pushing and popping
+//! change the same word that inserting and replacing change, so the crash contract is the same.
+
+use std::fmt;
+use std::mem::offset_of;
+
+use super::View;
+use super::hash_map::{Key, Raw, Root, Stored};
+use super::link::Pinned;
+use super::store::{ChangeError, StoreError};
+use crate::ShmSafe;
+use crate::engines::map::{Put, hidden_by};
+use crate::layout::arena::Arena;
+use crate::layout::{Field, TypeInfo};
+use crate::participants::epoch;
+
+/// A hash map in a pool whose keys have stacks of values. Reads never wait.
+///
+/// ```
+/// use shmkit::{MultiMap, Pool};
+///
+/// let pool = Pool::builder().create()?;
+/// let scopes = pool.create(MultiMap::<str, i64>::new())?;
+/// scopes.push("x", 1)?;
+/// scopes.push("x", 2)?;
+/// assert_eq!(*scopes.get("x").unwrap(), 2);
+/// let mut all = scopes.get_all("x");
+/// assert_eq!((all.next(), all.next(), all.next()), (Some(&2), Some(&1), None));
+/// assert_eq!(*scopes.pop("x").unwrap(), 2);
+/// assert_eq!(*scopes.get("x").unwrap(), 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[repr(C)]
+pub struct MultiMap<K: ?Sized + Key, V: ShmSafe + Unpin> {
+    raw: Raw<K, V, true>,
+}
+
+// SAFETY: one atomic word, listed at its place; no drop glue.
+unsafe impl<K: ?Sized + Key, V: ShmSafe + Unpin> ShmSafe for MultiMap<K, V> {
+    const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>(
+        "MultiMap",
+        const {
+            &[
+                Field::at::<Root>("root", offset_of!(Self, raw.root)),
+                Field::mention::<K::Stored>("K"),
+                Field::mention::<V>("V"),
+            ]
+        },
+    );
+    const IMAGE_BOUND: bool = V::IMAGE_BOUND || <K::Stored as ShmSafe>::IMAGE_BOUND;
+    const OWNS: bool = true;
+}
+
+impl<K: ?Sized + Key, V: ShmSafe + Unpin> MultiMap<K, V> {
+    /// An empty map. It can be filled once it is in a pool.
+    #[must_use]
+    pub const fn new() -> Self {
+        MultiMap { raw: Raw::new() }
+    }
+
+    /// Gives the key a value, which hides the ones that it has.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`], with the value; the map is as it was.
+    ///
+    /// # Crash behaviour
+    ///
+    /// The value is there, on top, or it is not.
+    pub fn push(&self, key: &K, value: V) -> Result<(), StoreError<V>> {
+        self.store(key, value, Put::Push).map(drop)
+    }
+
+    /// Puts a value in the place of the one on top; a view of that. What is hidden stays so.
+    ///
+    /// # Errors
+    ///
+    /// As for [`push`](Self::push).
+    ///
+    /// # Crash behaviour
+    ///
+    /// The value on top is the new one or the old one.
+    pub fn replace(&self, key: &K, value: V) -> Result<Option<View<'_, V>>, StoreError<V>> {
+        self.store(key, value, Put::ReplaceTop)
+    }
+
+    fn store(&self, key: &K, value: V, put: Put) -> Result<Option<View<'_, V>>, StoreError<V>> {
+        let place = match self.raw.place() {
+            Ok(place) => place,
+            Err(cause) => return Err(StoreError { value, cause }),
+        };
+        let pinned = Pinned::new(place.0, place.1);
+        match self.raw.put(place, key, value, put, |_| true)? {
+            Stored::Put { old: Some(old), .. } => {
+                Ok(Some(pinned.view(Raw::<K, V, true>::value(old))))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Takes the value on top away; a view of it. The one that it hid is there again.
+    ///
+    /// As [`HashMap::remove`](crate::HashMap::remove) it may fail in a full pool;
+    /// [`try_pop`](Self::try_pop) tells.
+    ///
+    /// # Crash behaviour
+    ///
+    /// The value is on top, or it is not there.
+    pub fn pop(&self, key: &K) -> Option<View<'_, V>> {
+        self.try_pop(key).ok().flatten()
+    }
+
+    /// As [`pop`](Self::pop), and says why nothing was taken.
+    ///
+    /// # Errors
+    ///
+    /// [`ChangeError`]; the map is as it was.
+    pub fn try_pop(&self, key: &K) -> Result<Option<View<'_, V>>, ChangeError> {
+        let place = self.raw.place()?;
+        let pinned = Pinned::new(place.0, place.1);
+        let popped = self.raw.remove_if(place, key, |_| true)?;
+        Ok(popped.map(|node| pinned.view(Raw::<K, V, true>::value(node))))
+    }
+
+    /// A view of the key's value on top.
+    #[must_use]
+    pub fn get(&self, key: &K) -> Option<View<'_, V>> {
+        let (arena, slot) = self.raw.place().ok()?;
+        epoch::pin(arena, slot);
+        match self.raw.find(arena, key) {
+            Some(node) => Some(View::pinned(Raw::<K, V, true>::value(node), slot)),
+            None => {
+                epoch::unpin(slot);
+                None
+            }
+        }
+    }
+
+    /// True if the key has a value.
+    #[must_use]
+    pub fn contains_key(&self, key: &K) -> bool {
+        self.get(key).is_some()
+    }
+
+    /// The key's values at one moment, the one on top first.
+    #[must_use]
+    pub fn get_all(&self, key: &K) -> Bindings<'_, K, V> {
+        let found = self.raw.place().ok().map(|(arena, slot)| {
+            let pinned = Pinned::new(arena, slot);
+            let node = self.raw.find(arena, key).unwrap_or(0);
+            (arena, node, pinned)
+        });
+        Bindings { _map: self, found }
+    }
+
+    /// How many values there are, hidden ones too: counted, as
+    /// [`HashMap::len`](crate::HashMap::len) does.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        let Ok((arena, slot)) = self.raw.place() else {
+            return 0;
+        };
+        let _pinned = Pinned::new(arena, slot);
+        let hidden = |&node: &u64| Some(hidden_by(arena, node)).filter(|&node| node != 0);
+        let nodes = self.raw.nodes(arena);
+        nodes
+            .map(|node| std::iter::successors(Some(node), hidden).count())
+            .sum()
+    }
+
+    /// True if there is no value.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        let Ok((arena, slot)) = self.raw.place() else {
+            return true;
+        };
+        let _pinned = Pinned::new(arena, slot);
+        self.raw.nodes(arena).next().is_none()
+    }
+}
+
+/// The values of a key; see [`MultiMap::get_all`].
+///
+/// Not an `Iterator`: what it gives is there as long as it is itself, and not longer.
+pub struct Bindings<'a, K: ?Sized + Key, V: ShmSafe + Unpin> {
+    _map: &'a MultiMap<K, V>,
+    found: Option<(Arena, u64, Pinned)>,
+}
+
+impl<K: ?Sized + Key, V: ShmSafe + Unpin> Bindings<'_, K, V> {
+    /// The next value.
+    #[allow(
+        clippy::should_implement_trait,
+        reason = "what it gives borrows from it"
+    )]
+    pub fn next(&mut self) -> Option<&V> {
+        let (arena, node, _) = self.found.as_mut()?;
+        let this = *node;
+        if this == 0 {
+            return None;
+        }
+        *node = hidden_by(*arena, this);
+        Some(Raw::<K, V, true>::value(this))
+    }
+}
+
+impl<K: ?Sized + Key, V: ShmSafe + Unpin> Default for MultiMap<K, V> {
+    fn default() -> Self {
+        MultiMap::new()
+    }
+}
+
+impl<K: ?Sized + Key, V: ShmSafe + Unpin> fmt::Debug for MultiMap<K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MultiMap")
+            .field("len", &self.len())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,82 @@
+//! Elements as words: how a value gets into a cell, and out of one that may change meanwhile.
+//!
+//! A consumer copies an element before it knows that the element is its own, so both sides go by
+//! atomic words. What was copied becomes a value only once it is known to be whole.
+
+use std::mem::MaybeUninit;
+
+use crate::containers::elements::freeze;
+use crate::primitive::{AtomicU64, Ordering};
+
+/// How many words an element takes.
+pub(super) const fn words<T>() -> usize {
+    size_of::<T>().div_ceil(8)
+}
+
+/// Bytes of the last word, if the element does not fill it.
+const fn rest<T>() -> usize {
+    size_of::<T>() % 8
+}
+
+/// Stores a value's bytes.
+///
+/// # Safety
+///
+/// `to` begins `words::<T>()` words of the pool that nobody else stores to now.
+#[inline]
+pub(super) unsafe fn store<T>(value: &mut T, to: *const AtomicU64) {
+    let from = std::ptr::from_mut(value).cast::<u8>();
+    // Padding counts as initialised from here on.
+    freeze(from);
+    // SAFETY: within the value, and within the words by the caller's promise.
+    unsafe {
+        for i in 0..size_of::<T>() / 8 {
+            let word = from.add(8 * i).cast::<u64>().read_unaligned();
+            // Relaxed: the cell's word publishes it.
+            (*to.add(i)).store(word, Ordering::Relaxed);
+        }
+        if rest::<T>() > 0 {
+            let whole = size_of::<T>() / 8;
+            let mut last = [0; 8];
+            last.as_mut_ptr()
+                .copy_from_nonoverlapping(from.add(8 * whole), rest::<T>());
+            (*to.add(whole)).store(u64::from_ne_bytes(last), Ordering::Relaxed);
+        }
+    }
+}
+
+/// Copies an element, or what a cell holds while it changes.
+///
+/// # Safety
+///
+/// `from` begins `words::<T>()` words of the pool, which others only access as atomics.
+#[inline]
+pub(super) unsafe fn load<T>(from: *const AtomicU64, to: &mut MaybeUninit<T>) {
+    let to = to.as_mut_ptr().cast::<u8>();
+    // SAFETY: within the words by the caller's promise, and within the value.
+    unsafe {
+        for i in 0..size_of::<T>() / 8 {
+            // Relaxed: the exchange that comes next says whether it counts.
+            let word = (*from.add(i)).load(Ordering::Relaxed);
+            to.add(8 * i).cast::<u64>().write_unaligned(word);
+        }
+        if rest::<T>() > 0 {
+            let whole = size_of::<T>() / 8;
+            let last = (*from.add(whole)).load(Ordering::Relaxed).to_ne_bytes();
+            to.add(8 * whole)
+                .copy_from_nonoverlapping(last.as_ptr(), rest::<T>());
+        }
+    }
+}
+
+/// Copies an element from cell to cell, as [`load`] does.
+///
+/// # Safety
+///
+/// As for [`load`] and [`store`].
+pub(super) unsafe fn copy<T>(from: *const AtomicU64, to: *const AtomicU64) {
+    for i in 0..words::<T>() {
+        // SAFETY: within the words by the caller's promise. Relaxed: as above.
+        unsafe { (*to.add(i)).store((*from.add(i)).load(Ordering::Relaxed), Ordering::Relaxed) };
+    }
+}

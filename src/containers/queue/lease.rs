@@ -1,0 +1,86 @@
+//! A leased element: see `engines::leases`.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::ops::Deref;
+
+use super::raw::Raw;
+use crate::ShmSafe;
+use crate::engines::leases::Entry;
+use crate::participants::table::Slot;
+use crate::participants::thread;
+use crate::sync::still_here;
+
+/// An element that was popped, but not for good.
+///
+/// [`ack`](Self::ack) consumes it. A lease that is dropped gives the element back, to be popped
+/// before all others; and so does the death of its process. What is seen is a copy: changes to
+/// atomics in it are not in the element that goes back.
+///
+/// Leases stay on their thread. While a process has leases it does not fork by `spawn`.
+#[must_use = "the element goes back to the queue when the lease is dropped"]
+pub struct Lease<'a, T: ShmSafe + Unpin> {
+    queue: &'a Raw<T>,
+    slot: &'static Slot,
+    entry: Entry,
+    value: T,
+    _one_thread: PhantomData<*const ()>,
+}
+
+// SAFETY: a shared lease offers a shared look at the value.
+unsafe impl<T: ShmSafe + Unpin> Sync for Lease<'_, T> {}
+
+impl<'a, T: ShmSafe + Unpin> Lease<'a, T> {
+    /// A lease of the entry, which the slot, this thread's, holds.
+    pub(super) fn new(queue: &'a Raw<T>, slot: &'static Slot, entry: Entry, value: T) -> Self {
+        thread::guard_made();
+        Lease {
+            queue,
+            slot,
+            entry,
+            value,
+            _one_thread: PhantomData,
+        }
+    }
+
+    fn settle(&self, consumed: bool) {
+        // A forked copy settles nothing.
+        if still_here(self.queue, self.slot) {
+            self.entry.settle(consumed);
+            self.queue.settled(consumed);
+            thread::guard_dropped();
+        }
+    }
+
+    /// Consumes the element; its value.
+    ///
+    /// # Crash behaviour
+    ///
+    /// A caller that is killed has consumed it, or it is had again.
+    pub fn ack(self) -> T {
+        self.settle(true);
+        let lease = std::mem::ManuallyDrop::new(self);
+        // SAFETY: the lease is neither used nor dropped any more.
+        unsafe { std::ptr::read(&lease.value) }
+    }
+}
+
+impl<T: ShmSafe + Unpin> Deref for Lease<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
+
+impl<T: ShmSafe + Unpin> Drop for Lease<'_, T> {
+    fn drop(&mut self) {
+        self.settle(false);
+    }
+}
+
+impl<T: ShmSafe + Unpin + fmt::Debug> fmt::Debug for Lease<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Lease").field(&self.value).finish()
+    }
+}

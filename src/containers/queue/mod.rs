@@ -1,0 +1,354 @@
+//! [`Queue`]: many producers, many consumers, first in, first out.
+//!
+//! | module     | what |
+//! |------------|------|
+//! | `raw`      | a queue of elements of one type: pushing, popping, leasing, waiting |
+//! | `element`  | elements as words |
+//! | `bell`     | waking who sleeps |
+//! | `lease`    | [`Lease`]: popped, but not for good |
+//! | `refusals` | the errors |
+//!
+//! The steps on the cells are `protocol::ring`'s, with the reasons; what is done for the dead is
+//! `engines::queue`'s and `engines::leases`'.
+
+pub(crate) mod bell;
+mod element;
+mod lease;
+pub(crate) mod raw;
+mod refusals;
+
+use std::fmt;
+use std::marker::PhantomPinned;
+use std::mem::offset_of;
+use std::time::Duration;
+
+use crate::ShmSafe;
+use crate::engines::queue::Root;
+use crate::layout::{Field, TypeInfo};
+use crate::sync::deadline;
+use raw::Raw;
+
+pub use lease::Lease;
+pub use refusals::{PopError, PushError, PushRefusal};
+
+/// A queue for any number of producers and consumers in any number of processes.
+///
+/// First in, first out: an element that was pushed before another push began is popped first. What
+/// a consumer must not lose should it die, it takes by [`lease`](Self::lease).
+///
+/// A queue is a constant until it is in a pool and used for the first time, when the memory for all
+/// its places is allocated. A capacity of 0 is refused at each use.
+///
+/// # Crash behaviour
+///
+/// - A push whose caller is killed happened or did not. A place that was claimed and not filled is
+///   free again; consumers go past it at once, and nobody waits for the dead.
+/// - A pop whose caller is killed happened or did not. If it did, the element is gone with the caller.
+/// - A *stopped* caller holds up nobody but itself, with one exception: stopped in the middle of a
+///   push, it keeps its place, and producers that have come round to that place wait for it.
+///
+/// ```
+/// use shmkit::process::scope;
+/// use shmkit::{Pool, PopError, Queue};
+///
+/// let pool = Pool::builder().create()?;
+/// let jobs = pool.create(Queue::bounded(16))?;
+/// let results = pool.create(Queue::bounded(16))?;
+/// scope(|s| {
+///     for _ in 0..2 {
+///         let (jobs, results) = (&jobs, &results);
+///         s.spawn(move || {
+///             while let Ok(n) = jobs.pop() {
+///                 results.push(n * n).unwrap();
+///             }
+///         })
+///         .unwrap();
+///     }
+///     (1..=10_u64).for_each(|n| jobs.push(n).unwrap());
+///     jobs.close();
+/// });
+/// let sum: u64 = std::iter::from_fn(|| results.try_pop().ok()).sum();
+/// assert_eq!(sum, 385);
+/// assert_eq!(jobs.try_pop(), Err(PopError::Closed));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[repr(C)]
+pub struct Queue<T: ShmSafe + Unpin> {
+    raw: Raw<T>,
+    _in_place: PhantomPinned,
+}
+
+// SAFETY: atomics, and blocks of `T`s that the engine finds from the root, which is listed at its
+// place. Elements are sent from process to process, which `T: ShmSafe` allows. No drop glue.
+unsafe impl<T: ShmSafe + Unpin> ShmSafe for Queue<T> {
+    const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>(
+        "Queue",
+        const {
+            &[
+                Field::at::<Root>("root", offset_of!(Self, raw)),
+                Field::mention::<T>("T"),
+            ]
+        },
+    );
+    const IMAGE_BOUND: bool = T::IMAGE_BOUND;
+    const OWNS: bool = true;
+}
+
+impl<T: ShmSafe + Unpin> Queue<T> {
+    /// A queue with so many places, to be put into a pool.
+    ///
+    /// # Panics
+    ///
+    /// If `capacity` is more than 2^32.
+    #[must_use]
+    pub const fn bounded(capacity: usize) -> Self {
+        Queue {
+            raw: Raw::bounded(capacity),
+            _in_place: PhantomPinned,
+        }
+    }
+
+    /// A queue with any number of places, to be put into a pool: it gets more when it needs them, as
+    /// long as the pool has memory. As with a `VecDeque`, it keeps them.
+    ///
+    /// ```
+    /// # use shmkit::{Pool, Queue};
+    /// # let pool = Pool::builder().create()?;
+    /// let queue = pool.create(Queue::unbounded())?;
+    /// (0..1000).try_for_each(|n| queue.push(n))?;
+    /// assert_eq!((queue.len(), queue.capacity()), (1000, None));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub const fn unbounded() -> Self {
+        Queue {
+            raw: Raw::unbounded(),
+            _in_place: PhantomPinned,
+        }
+    }
+
+    /// Pushes an element, waiting for room.
+    ///
+    /// # Errors
+    ///
+    /// See [`PushRefusal`]. The value comes back with the error.
+    ///
+    /// # Crash behaviour
+    ///
+    /// The element is in the queue, or not; see [`Queue`].
+    #[inline]
+    pub fn push(&self, value: T) -> Result<(), PushError<T>> {
+        self.raw.push_until(value, None)
+    }
+
+    /// Pushes an element if there is room.
+    ///
+    /// # Errors
+    ///
+    /// As for [`push`](Self::push), and [`PushRefusal::Full`].
+    ///
+    /// ```
+    /// # use shmkit::{Pool, PushRefusal, Queue};
+    /// # let pool = Pool::builder().create()?;
+    /// let queue = pool.create(Queue::bounded(1))?;
+    /// queue.try_push(7)?;
+    /// let refused = queue.try_push(8).unwrap_err();
+    /// assert_eq!((refused.value, refused.cause), (8, PushRefusal::Full));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[inline]
+    pub fn try_push(&self, value: T) -> Result<(), PushError<T>> {
+        self.raw.try_push(value)
+    }
+
+    /// As [`push`](Self::push), for that time at most.
+    ///
+    /// # Errors
+    ///
+    /// As for [`push`](Self::push), and [`PushRefusal::TimedOut`].
+    pub fn push_timeout(&self, value: T, timeout: Duration) -> Result<(), PushError<T>> {
+        self.raw.push_until(value, deadline(timeout))
+    }
+
+    /// Pops the first element, waiting for one.
+    ///
+    /// # Errors
+    ///
+    /// See [`PopError`].
+    ///
+    /// # Crash behaviour
+    ///
+    /// The element is in the queue, or gone with the caller; see [`lease`](Self::lease) for elements
+    /// that must not be lost.
+    #[inline]
+    pub fn pop(&self) -> Result<T, PopError> {
+        self.raw.pop_until(None, || self.raw.try_pop())
+    }
+
+    /// Pops the first element if there is one.
+    ///
+    /// # Errors
+    ///
+    /// As for [`pop`](Self::pop), and [`PopError::Empty`].
+    #[inline]
+    pub fn try_pop(&self) -> Result<T, PopError> {
+        self.raw.try_pop()
+    }
+
+    /// As [`pop`](Self::pop), for that time at most.
+    ///
+    /// # Errors
+    ///
+    /// As for [`pop`](Self::pop), and [`PopError::TimedOut`].
+    pub fn pop_timeout(&self, timeout: Duration) -> Result<T, PopError> {
+        self.raw.pop_until(deadline(timeout), || self.raw.try_pop())
+    }
+
+    /// Leases the first element, waiting for one. Up to 64 elements of a queue can be leased at a time.
+    ///
+    /// # Errors
+    ///
+    /// As for [`pop`](Self::pop), and [`PopError::TooManyLeases`].
+    ///
+    /// # Crash behaviour
+    ///
+    /// The element of a dead holder is had again, before all others. If the holder is stopped, or
+    /// ends its thread and leaks the lease, it stays leased until the holder's process is dead.
+    ///
+    /// ```
+    /// # use shmkit::{Pool, Queue};
+    /// # let pool = Pool::builder().create()?;
+    /// let queue = pool.create(Queue::bounded(8))?;
+    /// queue.push("one".len())?;
+    /// drop(queue.lease()?);
+    /// let lease = queue.lease()?;
+    /// assert_eq!(*lease, 3);
+    /// assert_eq!(lease.ack(), 3);
+    /// assert!(queue.is_empty());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn lease(&self) -> Result<Lease<'_, T>, PopError> {
+        self.raw.pop_until(None, || self.raw.try_lease())
+    }
+
+    /// Leases the first element if there is one.
+    ///
+    /// # Errors
+    ///
+    /// As for [`lease`](Self::lease), and [`PopError::Empty`].
+    pub fn try_lease(&self) -> Result<Lease<'_, T>, PopError> {
+        self.raw.try_lease()
+    }
+
+    /// As [`lease`](Self::lease), for that time at most.
+    ///
+    /// # Errors
+    ///
+    /// As for [`lease`](Self::lease), and [`PopError::TimedOut`].
+    pub fn lease_timeout(&self, timeout: Duration) -> Result<Lease<'_, T>, PopError> {
+        self.raw
+            .pop_until(deadline(timeout), || self.raw.try_lease())
+    }
+
+    /// A copy of the first element, if there is one.
+    #[must_use]
+    pub fn peek(&self) -> Option<T>
+    where
+        T: Copy,
+    {
+        self.raw.peek()
+    }
+
+    /// Copies of all elements, as they were at one moment, first to last. If the queue changes too
+    /// fast for that: of those that are in it all the while, and perhaps of some that come or go.
+    #[must_use]
+    pub fn iter(&self) -> Snapshot<T>
+    where
+        T: Copy,
+    {
+        Snapshot(self.raw.snapshot().into_iter())
+    }
+
+    /// How many elements there are. Leased ones are not counted. They are counted one by one, so it
+    /// takes as long as there are many, and what comes and goes meanwhile may be counted or not.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.raw.len()
+    }
+
+    /// True if there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.raw.is_empty()
+    }
+
+    /// How many elements there can be; `None` for any number.
+    #[must_use]
+    pub fn capacity(&self) -> Option<usize> {
+        self.raw.capacity()
+    }
+
+    /// Pops as many elements as there are now. Each pop is atomic, the whole is not.
+    pub fn clear(&self) {
+        for _ in 0..self.len() {
+            if self.raw.try_pop().is_err() {
+                break;
+            }
+        }
+    }
+
+    /// Refuses all pushes from now on. What is in the queue can be popped; after that, pops answer
+    /// [`PopError::Closed`], or wait for elements that are leased, as these may come back.
+    pub fn close(&self) {
+        self.raw.close();
+    }
+
+    /// True once the queue is closed.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.raw.is_closed()
+    }
+}
+
+impl<T: ShmSafe + Unpin> fmt::Debug for Queue<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Queue")
+            .field("len", &self.len())
+            .field("capacity", &self.capacity())
+            .field("closed", &self.is_closed())
+            .finish()
+    }
+}
+
+/// The elements that were in a [`Queue`] at one moment; see [`Queue::iter`].
+#[derive(Clone, Debug)]
+pub struct Snapshot<T>(std::vec::IntoIter<T>);
+
+impl<T> Iterator for Snapshot<T> {
+    type Item = T;
+
+    fn next(&mut self) -> Option<T> {
+        self.0.next()
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.0.size_hint()
+    }
+}
+
+impl<T> DoubleEndedIterator for Snapshot<T> {
+    fn next_back(&mut self) -> Option<T> {
+        self.0.next_back()
+    }
+}
+
+impl<T> ExactSizeIterator for Snapshot<T> {}
+
+impl<T: ShmSafe + Unpin + Copy> IntoIterator for &Queue<T> {
+    type Item = T;
+    type IntoIter = Snapshot<T>;
+
+    fn into_iter(self) -> Snapshot<T> {
+        self.iter()
+    }
+}

@@ -1,0 +1,588 @@
+//! A queue of elements of one type, without its public face: what [`Queue`](super::Queue) and
+//! [`Mailbox`](crate::Mailbox) are made of.
+//!
+//! | operation | happens at | killed before leaves | killed after leaves |
+//! |-----------|-----------------------|---------------------------------|----------------------|
+//! | push      | the cell becomes FULL | intent PUSH: the cell is free   | the element; a sleeper not woken looks within `lock::TICK` |
+//! | pop       | the cell becomes free | nothing                         | the element is gone with the caller |
+//! | lease     | the cell becomes LEASING | intent LEASE: the entry is free | the element is BACK: had again before all others |
+//! | lease acknowledged | the entry is free | BACK                         | consumed |
+//! | close     | the word is set       | nothing                         | sleepers look within `lock::TICK` |
+//! | seal      | the cell becomes SEALED | nothing                       | "closed" is told from here on |
+//!
+//! A closed queue is *sealed* by who finds it empty, before it says so: a push that had looked at the
+//! word before it was set cannot come later than that.
+
+use std::marker::PhantomData;
+use std::mem::MaybeUninit;
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use crossbeam_utils::Backoff;
+
+use super::bell;
+use super::element;
+use super::lease::Lease;
+use super::refusals::{PopError, PushError, PushRefusal};
+use crate::ShmSafe;
+use crate::engines::leases::{Entry, Survey};
+use crate::engines::queue::{CELL, Header, NEVER, PUSH, Ring};
+use crate::layout::arena::Arena;
+use crate::participants::recovery;
+use crate::participants::table::Slot;
+use crate::participants::tag::Tag;
+use crate::participants::thread;
+use crate::primitive::{AtomicU64, Ordering};
+use crate::protocol::ring::{self, Refused, Take, Walk};
+use crate::sync::{Here, here};
+
+/// How often a snapshot is tried before it is taken as it comes.
+const SNAPSHOTS: usize = 16;
+
+#[repr(C)]
+pub(crate) struct Raw<T> {
+    pub(super) header: Header,
+    elements: PhantomData<T>,
+}
+
+impl<T: ShmSafe + Unpin> Raw<T> {
+    const WORDS: usize = element::words::<T>();
+
+    pub(crate) const fn bounded(cells: usize) -> Self {
+        Raw {
+            header: Header::bounded(cells),
+            elements: PhantomData,
+        }
+    }
+
+    pub(crate) const fn unbounded() -> Self {
+        Raw {
+            header: Header::unbounded(),
+            elements: PhantomData,
+        }
+    }
+
+    fn arena(&self) -> Option<Arena> {
+        Arena::containing(std::ptr::from_ref(self).addr())
+    }
+
+    pub(crate) fn capacity(&self) -> Option<usize> {
+        self.header.capacity()
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.header.closed.load(Ordering::SeqCst) != 0
+    }
+
+    pub(crate) fn close(&self) {
+        // By something in a pool or by nobody: a constant stays as it is.
+        if self.arena().is_some() {
+            self.header.closed.store(1, Ordering::SeqCst);
+            bell::ring_all(&self.header.pushed.0);
+            bell::ring_all(&self.header.popped.0);
+        }
+    }
+
+    /// The bell of who waits for an element.
+    pub(crate) fn pushes(&self) -> &AtomicU64 {
+        &self.header.pushed.0
+    }
+
+    /// Has who waits for an element look again.
+    pub(crate) fn announce_push(&self) {
+        bell::ring(&self.header.pushed.0);
+    }
+
+    #[inline]
+    pub(crate) fn try_push(&self, value: T) -> Result<(), PushError<T>> {
+        let slot = thread::known_slot_at(std::ptr::from_ref(self).addr());
+        match (slot, self.header.back(Self::WORDS)) {
+            (Some(slot), Some(ring)) => self.push_to(slot, ring, value),
+            _ => self.push_first(value),
+        }
+    }
+
+    /// The first push of a thread, or of all.
+    #[cold]
+    fn push_first(&self, value: T) -> Result<(), PushError<T>> {
+        match self.first_for_push() {
+            Ok((here, ring)) => {
+                self.header.set_back(ring);
+                self.push_to(here.slot, ring, value)
+            }
+            Err(cause) => Err(PushError { value, cause }),
+        }
+    }
+
+    fn first_for_push(&self) -> Result<(Here, Ring), PushRefusal> {
+        let here = here(self)?;
+        if self.capacity() == Some(0) {
+            return Err(PushRefusal::NoCapacity);
+        }
+        if self.is_closed() {
+            return Err(PushRefusal::Closed);
+        }
+        let ring = match self.header.first(Self::WORDS) {
+            Some(ring) => Some(ring),
+            None => self.header.make_first(here.arena, here.slot, Self::WORDS)?,
+        };
+        Ok((here, ring.ok_or(PushRefusal::Closed)?))
+    }
+
+    #[inline]
+    fn push_to(&self, slot: &Slot, ring: Ring, mut value: T) -> Result<(), PushError<T>> {
+        // After the ring was found: where it is a new one, that is before it can be told to be the end.
+        if self.header.closed.load(Ordering::SeqCst) != 0 || ring.is_over() {
+            return self.not_pushed(slot, ring, value, Refused::Sealed);
+        }
+        slot.intent.open(PUSH, &[0, ring.lap()]);
+        let me = slot.tag().slot();
+        let record = |index| {
+            let cell = std::ptr::from_ref(ring.cell(index)).addr();
+            slot.intent.set_arg(CELL, cell as u64);
+        };
+        let cell = |index| ring.cell(index);
+        match ring::claim(ring.shape, ring.tail(), cell, me, record) {
+            Ok(position) => {
+                let index = ring.shape.index(position);
+                // SAFETY: the cell of a position that is ours until it is published.
+                unsafe { element::store(&mut value, ring.element(index)) };
+                ring::publish(ring.cell(index), position);
+                slot.intent.close();
+                bell::ring(&self.header.pushed.0);
+                Ok(())
+            }
+            Err(refused) => {
+                slot.intent.close();
+                self.not_pushed(slot, ring, value, refused)
+            }
+        }
+    }
+
+    #[cold]
+    fn not_pushed(
+        &self,
+        slot: &Slot,
+        ring: Ring,
+        value: T,
+        refused: Refused,
+    ) -> Result<(), PushError<T>> {
+        match self.ring_after(slot, ring, refused) {
+            Ok(ring) => self.push_to(slot, ring, value),
+            Err(cause) => Err(PushError { value, cause }),
+        }
+    }
+
+    /// Where to push instead.
+    fn ring_after(&self, slot: &Slot, ring: Ring, refused: Refused) -> Result<Ring, PushRefusal> {
+        if self.is_closed() {
+            return Err(PushRefusal::Closed);
+        }
+        let next = match refused {
+            _ if ring.is_over() => ring.next(),
+            Refused::Full(Some(busy)) if self.recovers(busy) => return Ok(ring),
+            Refused::Full(_) if self.capacity().is_some() => return Err(PushRefusal::Full),
+            Refused::Full(_) => {
+                let arena = self.arena().ok_or(PushRefusal::NotInPool)?;
+                ring.make_next(arena, slot)?
+            }
+            Refused::Sealed => None,
+        };
+        let next = next.ok_or(PushRefusal::Closed)?;
+        self.header.set_back(next);
+        Ok(next)
+    }
+
+    /// Recovers the slot that holds something up, if it is dead. True if there is something new.
+    #[cold]
+    fn recovers(&self, slot: usize) -> bool {
+        self.arena().is_some_and(|arena| {
+            slot != 0
+                && slot < arena.slot_count()
+                && arena.slot(slot).life.owner_died()
+                && recovery::recover_slot(arena, slot)
+        })
+    }
+
+    #[inline]
+    pub(crate) fn try_pop(&self) -> Result<T, PopError> {
+        let header = &self.header;
+        if let Some(ring) = header.front(Self::WORDS)
+            && header.lease_block.load(Ordering::Relaxed) == 0
+        {
+            let mut value = MaybeUninit::uninit();
+            let cell = |index| ring.cell(index);
+            let taken = ring::take(ring.shape, ring.head(), cell, Take::Pop, |index, _| {
+                // SAFETY: a cell's words, which all access as atomics.
+                unsafe { element::load(ring.element(index), &mut value) };
+            });
+            if taken.is_ok() {
+                bell::ring(&header.popped.0);
+                // SAFETY: copied from an element that is ours now, as the position was taken.
+                return Ok(unsafe { value.assume_init() });
+            }
+        }
+        self.pop_slow()
+    }
+
+    #[cold]
+    fn pop_slow(&self) -> Result<T, PopError> {
+        let mut value = MaybeUninit::uninit();
+        loop {
+            if let Some((entry, position)) = self.first_back(&mut value) {
+                if entry.retake(position, None) {
+                    // SAFETY: copied from an entry whose element it is.
+                    return Ok(unsafe { value.assume_init() });
+                }
+                continue;
+            }
+            // SAFETY: a cell's words, which all access as atomics.
+            let taken = self.take(Take::Pop, |ring, index, _| unsafe {
+                element::load(ring.element(index), &mut value);
+            })?;
+            if taken.is_some() {
+                bell::ring(&self.header.popped.0);
+                // SAFETY: as in `try_pop`.
+                return Ok(unsafe { value.assume_init() });
+            }
+        }
+    }
+
+    /// Takes the first element of all rings: where it was. `None` if another attempt may find what
+    /// this one has not, also among what has come back.
+    fn take(
+        &self,
+        how: Take,
+        mut copy: impl FnMut(Ring, usize, u64),
+    ) -> Result<Option<(Ring, u64)>, PopError> {
+        let mut ring = self.first_for_pop()?;
+        // Rings where somebody is in the middle of a push, that were gone past.
+        let mut passed: Vec<(Ring, Walk)> = Vec::new();
+        loop {
+            let still = |(ring, walk): &(Ring, Walk)| walk.still(ring.shape, &|i| ring.cell(i));
+            let valid = || passed.iter().all(still);
+            let cell = |index| ring.cell(index);
+            let mut copy_here = |index, at| copy(ring, index, at);
+            let taken = ring::take_if(ring.shape, ring.head(), &cell, how, &mut copy_here, &valid);
+            let walk = match taken {
+                Ok(at) => return Ok(Some((ring, at))),
+                Err(walk) if walk.has_element() => return Ok(None),
+                Err(walk) => walk,
+            };
+            // The walk came first: if there is no next ring, there was none then.
+            let next = ring.next();
+            let valid = valid();
+            if !valid || walk.pending.is_some_and(|pending| self.recovers(pending)) {
+                return Ok(None);
+            }
+            let Some(next) = next else {
+                return self.nothing(ring, &walk, !passed.is_empty()).map(|()| None);
+            };
+            if !walk.sealed && !ring::seal(cell(ring.shape.index(walk.end)), walk.end) {
+                return Ok(None);
+            }
+            if walk.pending.is_some() {
+                passed.push((ring, walk));
+            } else if passed.is_empty() {
+                self.header.set_front(next);
+            }
+            ring = next;
+        }
+    }
+
+    /// The ring to look at first, or why there is none.
+    fn first_for_pop(&self) -> Result<Ring, PopError> {
+        loop {
+            if let Some(ring) = self.header.front(Self::WORDS) {
+                return Ok(ring);
+            }
+            if let Some(ring) = self.header.first(Self::WORDS) {
+                self.header.set_front(ring);
+                return Ok(ring);
+            }
+            self.arena().ok_or(PopError::NotInPool)?;
+            let block = &self.header.block.0;
+            if self.capacity() == Some(0) {
+                return Err(PopError::NoCapacity);
+            } else if block.load(Ordering::Acquire) == NEVER {
+                return Err(PopError::Closed);
+            } else if !self.is_closed() {
+                return Err(PopError::Empty);
+            }
+            // Sealed, without cells.
+            let _ = block.compare_exchange(0, NEVER, Ordering::SeqCst, Ordering::Relaxed);
+        }
+    }
+
+    /// What is to be said when nothing is in any ring; `Ok` if another look may find something else.
+    fn nothing(&self, last: Ring, walk: &Walk, others_pending: bool) -> Result<(), PopError> {
+        if !self.is_closed() || walk.pending.is_some() || others_pending {
+            return Err(PopError::Empty);
+        }
+        if !walk.sealed {
+            ring::seal(last.cell(last.shape.index(walk.end)), walk.end);
+            return Ok(());
+        }
+        // What is leased may come back.
+        match self.survey().0 {
+            Survey { back: 1.., .. } => Ok(()),
+            Survey { held: 1.., .. } => Err(PopError::Empty),
+            _ => Err(PopError::Closed),
+        }
+    }
+
+    /// What the entries of leases hold.
+    fn survey(&self) -> (Survey, Option<Entry>) {
+        match (self.header.leases(Self::WORDS), self.arena()) {
+            (Some(table), Some(arena)) => {
+                let slot = thread::known_slot_at(std::ptr::from_ref(self).addr());
+                table.survey(arena, slot.map_or(Tag::NOBODY, Slot::tag))
+            }
+            _ => Default::default(),
+        }
+    }
+
+    /// Copies the element that has come back and is to be had next, if there is one.
+    fn first_back(&self, to: &mut MaybeUninit<T>) -> Option<(Entry, u64)> {
+        let entry = self.survey().1?;
+        let position = entry.is_back()?;
+        // SAFETY: an entry's words, which all access as atomics.
+        unsafe { element::load(entry.element(), to) };
+        Some((entry, position))
+    }
+
+    pub(crate) fn try_lease(&self) -> Result<Lease<'_, T>, PopError> {
+        let Here { arena, slot } = here(self)?;
+        // Where there are no cells there is nothing to lease.
+        let first = self.first_for_pop()?;
+        let table = self.header.make_leases(arena, slot, Self::WORDS)?;
+        let mut value = MaybeUninit::uninit();
+        loop {
+            if let Some((entry, position)) = self.first_back(&mut value) {
+                if entry.retake(position, Some(slot.tag())) {
+                    // SAFETY: as in `pop_slow`.
+                    let value = unsafe { value.assume_init() };
+                    return Ok(Lease::new(self, slot, entry, value));
+                }
+                continue;
+            }
+            let entry = table.take(slot, first.lap());
+            let entry = entry.ok_or(PopError::TooManyLeases)?;
+            let how = Take::Lease(slot.tag().slot());
+            let taken = self.take(how, |ring, index, at| {
+                // SAFETY: a cell's words, and those of an entry that nobody else stores to.
+                unsafe {
+                    element::load(ring.element(index), &mut value);
+                    element::copy::<T>(ring.element(index), entry.element());
+                }
+                entry.prepare(slot, ring.cell(index), ring.lap(), at);
+            });
+            match taken {
+                Ok(Some((ring, position))) => {
+                    let cell = ring.cell(ring.shape.index(position));
+                    entry.hold(slot, cell, ring.lap());
+                    bell::ring(&self.header.popped.0);
+                    // SAFETY: as in `try_pop`.
+                    let value = unsafe { value.assume_init() };
+                    return Ok(Lease::new(self, slot, entry, value));
+                }
+                Ok(None) => entry.abandon(slot),
+                Err(refused) => {
+                    entry.abandon(slot);
+                    return Err(refused);
+                }
+            }
+        }
+    }
+
+    /// A lease has ended: somebody may be waiting for what it was about.
+    pub(super) fn settled(&self, consumed: bool) {
+        if !consumed {
+            bell::ring(&self.header.pushed.0);
+        } else if self.is_closed() {
+            bell::ring_all(&self.header.pushed.0);
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        let mut pushed = 0;
+        self.visit(|_, _, _| pushed += 1);
+        pushed + self.survey().0.back
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        loop {
+            if self.survey().0.back > 0 {
+                return false;
+            }
+            match self.take(Take::Look, |_, _, _| {}) {
+                Ok(None) => {}
+                Ok(Some(_)) => return false,
+                Err(_) => return true,
+            }
+        }
+    }
+
+    pub(crate) fn peek(&self) -> Option<T>
+    where
+        T: Copy,
+    {
+        let mut value = MaybeUninit::uninit();
+        loop {
+            if let Some((entry, position)) = self.first_back(&mut value) {
+                if entry.is_back() == Some(position) {
+                    // SAFETY: copied from an entry that has not changed since.
+                    return Some(unsafe { value.assume_init() });
+                }
+                continue;
+            }
+            // SAFETY: as in `pop_slow`.
+            let taken = self.take(Take::Look, |ring, index, _| unsafe {
+                element::load(ring.element(index), &mut value);
+            });
+            if taken.ok()?.is_some() {
+                // SAFETY: copied from a cell that has not changed since.
+                return Some(unsafe { value.assume_init() });
+            }
+        }
+    }
+
+    /// Tells `each` the elements of all rings, first to last. True if there was a moment with all of
+    /// them in the queue, and no others.
+    fn visit(&self, mut each: impl FnMut(Ring, usize, u64)) -> bool {
+        let (mut whole, mut first) = (true, None);
+        let mut next = self.first_for_pop().ok();
+        while let Some(ring) = next {
+            let cell = |index| ring.cell(index);
+            whole &= ring::visit(ring.shape, ring.head(), cell, |index, at| {
+                first.get_or_insert((ring, index, at));
+                each(ring, index, at);
+            });
+            next = ring.next();
+        }
+        whole && first.is_none_or(|(ring, index, at)| ring::is_full(ring.cell(index), at))
+    }
+
+    pub(crate) fn snapshot(&self) -> Vec<T>
+    where
+        T: Copy,
+    {
+        let mut elements = Vec::new();
+        for _ in 0..SNAPSHOTS {
+            elements.clear();
+            self.each_back(|value| elements.push(value));
+            let whole = self.visit(|ring, index, at| {
+                let mut value = MaybeUninit::uninit();
+                // SAFETY: a cell's words, which all access as atomics; copied from a cell that has
+                // not changed meanwhile.
+                unsafe {
+                    element::load(ring.element(index), &mut value);
+                    if ring::is_full(ring.cell(index), at) {
+                        elements.push(value.assume_init());
+                    }
+                }
+            });
+            if whole {
+                break;
+            }
+        }
+        elements
+    }
+
+    /// Tells `each` the elements that have come back, in order.
+    fn each_back(&self, mut each: impl FnMut(T)) {
+        let (Some(table), Some(arena)) = (self.header.leases(Self::WORDS), self.arena()) else {
+            return;
+        };
+        let mut back = Vec::new();
+        table.each_back(arena, |entry, position| {
+            let mut value = MaybeUninit::uninit();
+            // SAFETY: as in `peek`.
+            unsafe {
+                element::load(entry.element(), &mut value);
+                if entry.is_back() == Some(position) {
+                    back.push((position, value.assume_init()));
+                }
+            }
+        });
+        back.sort_by(|(one, _), (other, _)| {
+            ring::is_ahead(*one, *other).cmp(&ring::is_ahead(*other, *one))
+        });
+        back.into_iter().for_each(|(_, value)| each(value));
+    }
+
+    pub(crate) fn push_until(
+        &self,
+        value: T,
+        deadline: Option<Instant>,
+    ) -> Result<(), PushError<T>> {
+        let attempt = |value| match self.try_push(value) {
+            Err(PushError {
+                value,
+                cause: PushRefusal::Full,
+            }) => ControlFlow::Continue(value),
+            other => ControlFlow::Break(other),
+        };
+        let value = match attempt(value) {
+            ControlFlow::Break(done) => return done,
+            ControlFlow::Continue(value) => value,
+        };
+        let waited = match here(self) {
+            Ok(here) => wait(here, &self.header.popped.0, deadline, value, attempt),
+            Err(nowhere) => {
+                let cause = nowhere.into();
+                return Err(PushError { value, cause });
+            }
+        };
+        waited.unwrap_or_else(|value| {
+            let cause = PushRefusal::TimedOut;
+            Err(PushError { value, cause })
+        })
+    }
+
+    pub(crate) fn pop_until<R>(
+        &self,
+        deadline: Option<Instant>,
+        mut pop: impl FnMut() -> Result<R, PopError>,
+    ) -> Result<R, PopError> {
+        let mut attempt = |()| match pop() {
+            Err(PopError::Empty) => ControlFlow::Continue(()),
+            other => ControlFlow::Break(other),
+        };
+        if let ControlFlow::Break(done) = attempt(()) {
+            return done;
+        }
+        wait(here(self)?, &self.header.pushed.0, deadline, (), attempt)
+            .unwrap_or(Err(PopError::TimedOut))
+    }
+}
+
+/// Attempts it until it is done, or the time is up: then, what the last attempt left.
+#[cold]
+fn wait<S, R>(
+    Here { arena, slot }: Here,
+    bell: &AtomicU64,
+    deadline: Option<Instant>,
+    mut state: S,
+    mut attempt: impl FnMut(S) -> ControlFlow<R, S>,
+) -> Result<R, S> {
+    let backoff = Backoff::new();
+    while !backoff.is_completed() {
+        backoff.snooze();
+        match attempt(state) {
+            ControlFlow::Break(done) => return Ok(done),
+            ControlFlow::Continue(same) => state = same,
+        }
+    }
+    loop {
+        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            return Err(state);
+        }
+        let announced = bell::announce(bell);
+        match attempt(state) {
+            ControlFlow::Break(done) => return Ok(done),
+            ControlFlow::Continue(same) => state = same,
+        }
+        bell::sleep(arena, slot, bell, announced, deadline);
+    }
+}

@@ -1,0 +1,90 @@
+//! Why queues and mailboxes refuse.
+
+use crate::allocator::AllocError;
+use crate::participants::thread::NoSlot;
+use crate::sync::Nowhere;
+
+/// A value that was not pushed, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not pushed: {cause}")]
+pub struct PushError<T> {
+    /// The value.
+    pub value: T,
+    /// Why it was not pushed.
+    pub cause: PushRefusal,
+}
+
+/// Why a value was not pushed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PushRefusal {
+    /// There is no room, and the call does not wait.
+    #[error("there is no room")]
+    Full,
+    /// There was no room all the time.
+    #[error("there was no room for the whole time limit")]
+    TimedOut,
+    /// It is closed.
+    #[error("it is closed")]
+    Closed,
+    /// It has a capacity of 0: nothing can ever be pushed.
+    #[error("it has a capacity of 0")]
+    NoCapacity,
+    /// No block for the elements.
+    #[error(transparent)]
+    Alloc(#[from] AllocError),
+    /// It is not part of an object in a pool.
+    #[error("it is not in a pool")]
+    NotInPool,
+    /// The thread has no slot in the pool.
+    #[error(transparent)]
+    NoSlot(#[from] NoSlot),
+}
+
+/// Why nothing was popped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PopError {
+    /// There is no element, and the call does not wait.
+    #[error("there is no element")]
+    Empty,
+    /// There was no element all the time.
+    #[error("there was no element for the whole time limit")]
+    TimedOut,
+    /// It is closed, and there is no element left.
+    #[error("it is closed and empty")]
+    Closed,
+    /// It has a capacity of 0: there will never be an element.
+    #[error("it has a capacity of 0")]
+    NoCapacity,
+    /// As many elements are leased as a queue can lease out, which is 64.
+    #[error("64 elements are leased already")]
+    TooManyLeases,
+    /// No block for the leases.
+    #[error(transparent)]
+    Alloc(#[from] AllocError),
+    /// It is not part of an object in a pool.
+    #[error("it is not in a pool")]
+    NotInPool,
+    /// The thread has no slot in the pool.
+    #[error(transparent)]
+    NoSlot(#[from] NoSlot),
+}
+
+impl From<Nowhere> for PushRefusal {
+    fn from(nowhere: Nowhere) -> Self {
+        match nowhere {
+            Nowhere::NotInPool => PushRefusal::NotInPool,
+            Nowhere::NoSlot => PushRefusal::NoSlot(NoSlot),
+        }
+    }
+}
+
+impl From<Nowhere> for PopError {
+    fn from(nowhere: Nowhere) -> Self {
+        match nowhere {
+            Nowhere::NotInPool => PopError::NotInPool,
+            Nowhere::NoSlot => PopError::NoSlot(NoSlot),
+        }
+    }
+}

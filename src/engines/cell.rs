@@ -1,0 +1,34 @@
+//! A cell: one word, which names a block or is 0. All there is to it is `change`.
+
+use super::{Named, OP_SHIFT, limbo, word};
+use crate::allocator::block;
+use crate::allocator::check::CheckReport;
+use crate::layout::Engine;
+use crate::layout::arena::Arena;
+use crate::primitive::Ordering;
+
+/// The intent of a change of a cell.
+pub(crate) const CHANGE: u64 = (Engine::Cell as u64) << OP_SHIFT;
+
+/// The block of a cell under destruction.
+pub(crate) fn next_block(arena: Arena, first: usize) -> Option<Named> {
+    let named = word(arena, first as u64)?.load(Ordering::Acquire);
+    (named != 0).then_some(Named {
+        word: first as u64,
+        old: named,
+        next: 0,
+        block: named as usize,
+    })
+}
+
+/// A cell names a block that is in no list. It may be noted: by who died before the exchange.
+pub(crate) fn check(arena: Arena, first: usize, report: &mut CheckReport) {
+    let Some(named) = next_block(arena, first) else {
+        return;
+    };
+    let listed = limbo::header(arena, named.old)
+        .is_none_or(|own| !matches!(own.next.load(Ordering::Acquire), 0 | limbo::END));
+    if block::usable_size(arena, named.block).is_err() || listed {
+        report.problem(format_args!("the cell at {first:#x} names no block"));
+    }
+}

@@ -1,0 +1,327 @@
+//! Leased elements of queues: taken, but not for good.
+//!
+//! A leased element lies in an entry that names its holder. When the holder is done the entry is
+//! free; when it gives the element back, or dies, the element is had again before all others of
+//! the queue.
+//!
+//! ```text
+//! block    0    words of an element
+//!          8    how many entries were ever used
+//!          64   entries, each a state, the element's position, and the element
+//! ```
+//!
+//! | state       | meaning | next, by whom |
+//! |-------------|-------------------------------------|----------------------------------------|
+//! | FREE        |                                     | TAKING, by a thread |
+//! | TAKING, tag | its owner is about to take an element | HELD by the owner or its recovery; FREE by the owner, or its recovery, or who meets it when the owner is over |
+//! | HELD, tag   | the owner has the element           | FREE by the owner: done; BACK by the owner, or by who meets it when the owner is over |
+//! | BACK, position | the element waits to be had again | FREE by who pops it; HELD by who leases it |
+//!
+//! "Over" is dead, with the intent resolved. The intent LEASE has the cell, the lap and the entry.
+//! If the cell says LEASING by the dead one, the element is taken: the entry becomes HELD, then the
+//! cell free. If not, and the entry is TAKING, it becomes free.
+//!
+//! Invariants
+//! 1. The position and the element are stored while the entry is TAKING, by its owner.
+//! 2. An element has the same position each time it is BACK, and no other has it: an exchange from
+//!    BACK cannot mistake one for another.
+
+use super::queue::{CELL, Header, LAP, LEASE, make, store};
+use super::word;
+use crate::allocator::check::CheckReport;
+use crate::allocator::{AllocError, block};
+use crate::layout::arena::Arena;
+use crate::participants::lock;
+use crate::participants::table::Slot;
+use crate::participants::tag::Tag;
+use crate::primitive::{AtomicU64, Ordering};
+use crate::protocol::ring;
+
+/// How many elements of a queue can be leased at a time.
+pub(crate) const LEASES: usize = 64;
+
+const FREE: u64 = 0;
+const TAKING: u64 = 1;
+const HELD: u64 = 2;
+const BACK: u64 = 3;
+/// A state is in the bits below a tag.
+const STATE: u64 = Tag::FLAGS;
+const POSITION: u32 = STATE.count_ones();
+
+/// The argument of LEASE that names the entry.
+const ENTRY: usize = 2;
+
+/// Where the block has the number of entries that were ever used.
+const USED: usize = 8;
+const FIRST_ENTRY: usize = 64;
+
+/// An entry that an element can be leased into, or has been.
+#[derive(Clone, Copy)]
+pub(crate) struct Entry {
+    state: &'static AtomicU64,
+    position: &'static AtomicU64,
+}
+
+/// What the entries of a queue hold.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Survey {
+    /// Elements that wait to be had again.
+    pub(crate) back: usize,
+    /// Elements that others have, who may give them back.
+    pub(crate) held: usize,
+}
+
+/// The entries of a queue.
+#[derive(Clone, Copy)]
+pub(crate) struct Table {
+    first: usize,
+    stride: usize,
+}
+
+impl Header {
+    /// The entries, if they have been made.
+    #[inline]
+    pub(crate) fn leases(&self, words: usize) -> Option<Table> {
+        // Acquire: they are filled in.
+        let address = self.lease_block.load(Ordering::Acquire);
+        (address != 0).then(|| Table {
+            first: address as usize + FIRST_ENTRY,
+            stride: 8 * (2 + words),
+        })
+    }
+
+    #[cold]
+    pub(crate) fn make_leases(
+        &self,
+        arena: Arena,
+        slot: &Slot,
+        words: usize,
+    ) -> Result<Table, AllocError> {
+        loop {
+            if let Some(table) = self.leases(words) {
+                return Ok(table);
+            }
+            let size = (2 + words)
+                .checked_mul(8 * LEASES)
+                .and_then(|size| size.checked_add(FIRST_ENTRY))
+                .ok_or(AllocError::TooLarge)?;
+            make(arena, slot, &self.lease_block, size, |start| {
+                store(start, words as u64);
+                store(start + USED, 0);
+                for index in 0..LEASES {
+                    store(start + FIRST_ENTRY + index * 8 * (2 + words), FREE);
+                }
+            })?;
+        }
+    }
+}
+
+impl Table {
+    fn entry(&self, index: usize) -> Entry {
+        let state =
+            std::ptr::with_exposed_provenance::<AtomicU64>(self.first + index * self.stride);
+        // SAFETY: the block has `LEASES` entries, which callers' indexes are below, and stays as
+        // long as the queue does; an entry begins with two atomic words.
+        unsafe {
+            Entry {
+                state: &*state,
+                position: &*state.wrapping_add(1),
+            }
+        }
+    }
+
+    fn used(&self) -> &'static AtomicU64 {
+        // SAFETY: a word of the block, see `entry`.
+        unsafe { &*std::ptr::with_exposed_provenance(self.first - FIRST_ENTRY + USED) }
+    }
+
+    /// The entries that were ever used.
+    fn entries(&self) -> impl Iterator<Item = Entry> {
+        let table = *self;
+        let used = self.used().load(Ordering::Acquire) as usize;
+        (0..used.min(LEASES)).map(move |index| table.entry(index))
+    }
+
+    /// An entry for an element that the thread is about to take, with the intent open that says so.
+    pub(crate) fn take(&self, slot: &Slot, lap: u64) -> Option<Entry> {
+        (0..LEASES)
+            .map(|index| self.entry(index))
+            .enumerate()
+            .find(|(index, entry)| {
+                if entry.state.load(Ordering::Relaxed) != FREE {
+                    return false;
+                }
+                let address = std::ptr::from_ref(entry.state).addr() as u64;
+                slot.intent.open(LEASE, &[0, lap, address]);
+                self.used().fetch_max(*index as u64 + 1, Ordering::SeqCst);
+                let taken = entry.exchange(FREE, slot.tag().word() | TAKING);
+                if !taken {
+                    slot.intent.close();
+                }
+                taken
+            })
+            .map(|(_, entry)| entry)
+    }
+
+    /// The entry whose element is to be had before all others, if there is one that waits. `me` is
+    /// the caller, whose own leases do not count as held.
+    pub(crate) fn survey(&self, arena: Arena, me: Tag) -> (Survey, Option<Entry>) {
+        let (mut survey, mut first) = (Survey::default(), None);
+        for entry in self.entries() {
+            entry.bury(arena);
+            // Acquire: the element and its position.
+            let state = entry.state.load(Ordering::Acquire);
+            match state & STATE {
+                BACK => {
+                    survey.back += 1;
+                    let is_earlier =
+                        |other: &Entry| ring::is_ahead(other.position(), state >> POSITION);
+                    if first.as_ref().is_none_or(is_earlier) {
+                        first = Some(entry);
+                    }
+                }
+                HELD | TAKING if Tag::of_word(state) != me => survey.held += 1,
+                _ => {}
+            }
+        }
+        (survey, first)
+    }
+
+    /// Tells `each` the entries whose elements wait to be had again, with the elements' positions.
+    pub(crate) fn each_back(&self, arena: Arena, mut each: impl FnMut(Entry, u64)) {
+        for entry in self.entries() {
+            entry.bury(arena);
+            if let Some(position) = entry.is_back() {
+                each(entry, position);
+            }
+        }
+    }
+}
+
+impl Entry {
+    fn exchange(&self, old: u64, new: u64) -> bool {
+        self.state
+            .compare_exchange(old, new, Ordering::SeqCst, Ordering::Relaxed)
+            .is_ok()
+    }
+
+    fn position(&self) -> u64 {
+        self.position.load(Ordering::Relaxed)
+    }
+
+    fn back(&self) -> u64 {
+        self.position() << POSITION | BACK
+    }
+
+    /// The first word of the element.
+    pub(crate) fn element(&self) -> *const AtomicU64 {
+        std::ptr::from_ref(self.state).wrapping_add(2)
+    }
+
+    /// Says what element it is going to be, before it is taken. By invariant 1.
+    pub(crate) fn prepare(&self, slot: &Slot, cell: &AtomicU64, lap: u64, position: u64) {
+        self.position.store(position, Ordering::Relaxed);
+        // The cell that is named so far is not ours: its lap does not matter.
+        slot.intent.set_arg(LAP, lap);
+        let address = std::ptr::from_ref(cell).addr() as u64;
+        slot.intent.set_arg(CELL, address);
+    }
+
+    /// The element has been taken from its cell, which is LEASING: it is held.
+    pub(crate) fn hold(&self, slot: &Slot, cell: &AtomicU64, lap: u64) {
+        self.state
+            .store(slot.tag().word() | HELD, Ordering::Release);
+        ring::vacate(cell, slot.tag().slot(), lap);
+        slot.intent.close();
+    }
+
+    /// No element was taken.
+    pub(crate) fn abandon(&self, slot: &Slot) {
+        self.state.store(FREE, Ordering::Release);
+        slot.intent.close();
+    }
+
+    /// Takes the element that is BACK, for good or, by a tag, for a lease. False if it has gone.
+    /// What the caller has copied before counts if this is true.
+    pub(crate) fn retake(&self, position: u64, lease: Option<Tag>) -> bool {
+        let next = lease.map_or(FREE, |me| me.word() | HELD);
+        self.exchange(position << POSITION | BACK, next)
+    }
+
+    /// The position, if the element is BACK.
+    pub(crate) fn is_back(&self) -> Option<u64> {
+        // Acquire: the element.
+        let state = self.state.load(Ordering::Acquire);
+        (state & STATE == BACK).then_some(state >> POSITION)
+    }
+
+    /// The lease is over: the element is consumed, or is to be had again. The caller holds it.
+    pub(crate) fn settle(&self, consumed: bool) {
+        let next = if consumed { FREE } else { self.back() };
+        self.state.store(next, Ordering::SeqCst);
+    }
+
+    /// Takes the entry from an owner that is over.
+    fn bury(&self, arena: Arena) {
+        let found = self.state.load(Ordering::Acquire);
+        let next = match found & STATE {
+            TAKING => FREE,
+            HELD => self.back(),
+            _ => return,
+        };
+        if lock::is_over(arena, Tag::of_word(found)) {
+            self.exchange(found, next);
+        }
+    }
+}
+
+/// Resolves LEASE. `cell` is what the intent names, if it names one yet.
+pub(super) fn resolve(arena: Arena, slot: &Slot, owner: Tag, cell: Option<&AtomicU64>) {
+    let Some(state) = word(arena, slot.intent.arg(ENTRY)) else {
+        return;
+    };
+    let leased = cell.is_some_and(|cell| {
+        let seen = ring::Cell::unpack(cell.load(Ordering::Acquire));
+        seen.phase == ring::Phase::Leasing && seen.slot == owner.slot()
+    });
+    let (taking, held) = (owner.word() | TAKING, owner.word() | HELD);
+    let next = if leased { held } else { FREE };
+    let _ = state.compare_exchange(taking, next, Ordering::SeqCst, Ordering::Relaxed);
+    if let Some(cell) = cell {
+        ring::vacate(cell, owner.slot(), slot.intent.arg(LAP));
+    }
+}
+
+/// Checks the entries at rest.
+pub(super) fn check(arena: Arena, header: &Header, report: &mut CheckReport) {
+    let address = header.lease_block.load(Ordering::Acquire);
+    if address == 0 {
+        return;
+    }
+    let words = word(arena, address).map_or(0, |w| w.load(Ordering::Relaxed) as usize);
+    let size = block::usable_size(arena, address as usize).unwrap_or(0);
+    let needed = words.checked_add(2).and_then(|n| n.checked_mul(8 * LEASES));
+    if needed.is_none_or(|needed| needed > size.saturating_sub(FIRST_ENTRY)) {
+        report.problem(format_args!(
+            "leases at {address:#x} of {words} words have {size} bytes"
+        ));
+        return;
+    }
+    let Some(table) = header.leases(words) else {
+        return;
+    };
+    for entry in table.entries() {
+        let state = entry.state.load(Ordering::Relaxed);
+        let sound = match state & STATE {
+            FREE => state == FREE,
+            HELD => true,
+            BACK => state == entry.back(),
+            _ => false,
+        };
+        if !sound {
+            report.problem(format_args!(
+                "a lease at {address:#x} is {state:#x} at rest"
+            ));
+        }
+    }
+}

@@ -1,0 +1,325 @@
+//! Limbo: what was unlinked from a container and may still be looked at.
+//!
+//! A block that readers follow a word to cannot be freed when it is unlinked: somebody may have
+//! read the word just before. It is *retired* instead. Each slot has a list of the blocks that its
+//! thread retired, oldest first, chained through the two words that every such block begins with.
+//! Now and then its thread *collects*: it stamps what is new (one stamp for all of it), and frees
+//! from the front what every pin shown is later than (`participants::epoch`).
+//!
+//! | first word of a block | meaning |
+//! |-----------------------|---------|
+//! | 0 | linked, or not yet; nobody has overwritten the word that names it |
+//! | [`END`] | noted: it was linked once (see `change`); or the last one of a list |
+//! | an address | in a list, and this is the next one |
+//!
+//! The second word is the owner's until the block is retired, and then 0 until it is stamped.
+//!
+//! | step | killed after it leaves | and then |
+//! |------|------------------------|----------|
+//! | the block's own words are set | what was unlinked, named by the intent | recovery retires it |
+//! | one store links it at the end | it is in the list | the tail, a hint, and the counts are found again |
+//! | collect: a stamp is stored | older ones stamped, others not | recovery stamps them |
+//! | collect: `freeing` names the head | the same | recovery takes it off, then frees it |
+//! | collect: the head is the next one | only `freeing` names it | recovery frees it |
+//!
+//! Invariants
+//! 1. A list is touched by its slot's thread, or by who holds the life word.
+//! 2. The first word of a block is never 0 again once it was noted or retired.
+//! 3. The tail is 0, or in the list. It becomes 0 before the last block leaves.
+//! 4. An intent retires one block at most, and nothing is collected under it: so whether it did is
+//!    told by the list's last block.
+//!
+//! A list outlives its thread: it stays in the slot for the slot's next one, and anybody may
+//! [`reap`] it by being that next one for a moment. So recovery frees nothing and there is one
+//! way to free. Source of the scheme: Fraser, *Practical lock-freedom*, 2004.
+
+use crate::allocator::block;
+use crate::allocator::check::{CheckReport, Depth};
+use crate::allocator::stats::RetiredStats;
+use crate::layout::arena::Arena;
+use crate::participants::table::{Limbo, Slot, SlotPhase};
+use crate::participants::{epoch, recovery, thread};
+use crate::primitive::{AtomicU64, Ordering, compiler_fence};
+
+/// What a first word says that leads to no other block; see the table above.
+pub(crate) const END: u64 = 1;
+
+/// A list is collected after so many blocks.
+const BATCH: u64 = 64;
+/// Or after so many bytes.
+const BATCH_BYTES: u64 = 256 << 10;
+
+/// What every block begins with that may be retired.
+#[repr(C)]
+pub(crate) struct Retirable {
+    /// See the module's table.
+    pub(crate) next: AtomicU64,
+    /// The owner's until the block is retired; then the stamp, or 0.
+    pub(crate) stamp: AtomicU64,
+}
+
+/// The first words of a block; `None` for what can be none.
+#[inline]
+pub(crate) fn header(arena: Arena, block: u64) -> Option<&'static Retirable> {
+    let inside = block.is_multiple_of(16) && arena.slice_of(block as usize).is_some();
+    // SAFETY: in committed data of the pool, which stays mapped; two atomic words.
+    inside.then(|| unsafe { &*std::ptr::with_exposed_provenance::<Retirable>(block as usize) })
+}
+
+/// What comes after a block in a list; 0 for nothing.
+fn after(arena: Arena, block: u64) -> u64 {
+    match header(arena, block).map_or(END, |header| header.next.load(Ordering::Acquire)) {
+        END => 0,
+        next => next,
+    }
+}
+
+/// The last block of a list; 0 if it is empty.
+fn last(arena: Arena, list: &Limbo) -> u64 {
+    let tail = list.tail.load(Ordering::Relaxed);
+    let mut at = if tail == 0 {
+        list.head.load(Ordering::Relaxed)
+    } else {
+        tail
+    };
+    loop {
+        match after(arena, at) {
+            0 => return at,
+            next => at = next,
+        }
+    }
+}
+
+/// Puts a block of `bytes` that was unlinked into the slot's list.
+///
+/// By invariant 4 the caller has an intent open that names the block, and closes it before
+/// it [collects](collect_now_and_then).
+#[inline]
+pub(crate) fn retire(arena: Arena, slot: &Slot, block: u64, bytes: usize) {
+    let Some(own) = header(arena, block) else {
+        return;
+    };
+    let list = &slot.limbo;
+    own.stamp.store(0, Ordering::Relaxed);
+    own.next.store(END, Ordering::Release);
+    compiler_fence(Ordering::SeqCst);
+    match last(arena, list) {
+        0 => list.head.store(block, Ordering::Release),
+        last => {
+            if let Some(last) = header(arena, last) {
+                last.next.store(block, Ordering::Release);
+            }
+        }
+    }
+    compiler_fence(Ordering::SeqCst);
+    list.tail.store(block, Ordering::Relaxed);
+    let fresh = list.fresh.load(Ordering::Relaxed);
+    if fresh == 0 {
+        list.fresh_from.store(block, Ordering::Relaxed);
+    }
+    list.fresh.store(fresh + 1, Ordering::Relaxed);
+    let bytes = list.fresh_bytes.load(Ordering::Relaxed) + bytes as u64;
+    list.fresh_bytes.store(bytes, Ordering::Relaxed);
+}
+
+/// The same for a dead thread, which may have done it itself.
+pub(crate) fn retire_once(arena: Arena, slot: &Slot, block: u64) {
+    if last(arena, &slot.limbo) != block {
+        retire(arena, slot, block, 0);
+    }
+}
+
+/// Collects if enough was retired since the last time.
+#[inline]
+pub(crate) fn collect_now_and_then(arena: Arena, slot: &Slot) {
+    let list = &slot.limbo;
+    if list.fresh.load(Ordering::Relaxed) >= BATCH
+        || list.fresh_bytes.load(Ordering::Relaxed) >= BATCH_BYTES
+    {
+        collect(arena, slot);
+        if arena.header().limbo_left.load(Ordering::Relaxed) != 0 {
+            reap_others(arena);
+        }
+    }
+}
+
+/// Frees what nobody can look at any more of what the slot retired. The slot is this thread's.
+#[cold]
+pub(crate) fn collect(arena: Arena, slot: &Slot) {
+    let list = &slot.limbo;
+    if list.head.load(Ordering::Relaxed) == 0 {
+        return;
+    }
+    stamp_fresh(arena, list);
+    free_past(arena, slot);
+    if list.head.load(Ordering::Relaxed) != 0 {
+        // Perhaps it is the dead who look.
+        recovery::poll(arena);
+        free_past(arena, slot);
+    }
+    let left = list.bytes.load(Ordering::Relaxed);
+    list.held.store(left, Ordering::Relaxed);
+}
+
+/// Stamps everything that is not yet.
+fn stamp_fresh(arena: Arena, list: &Limbo) {
+    let stamp = epoch::stamp(arena);
+    let mut block = list.fresh_from.load(Ordering::Relaxed);
+    let mut bytes = list.bytes.load(Ordering::Relaxed);
+    let mut blocks = list.blocks.load(Ordering::Relaxed);
+    while let Some(own) = (block != 0).then(|| header(arena, block)).flatten() {
+        own.stamp.store(stamp, Ordering::Release);
+        blocks += 1;
+        bytes += size(arena, block);
+        block = after(arena, block);
+    }
+    list.blocks.store(blocks, Ordering::Relaxed);
+    list.bytes.store(bytes, Ordering::Relaxed);
+    list.fresh.store(0, Ordering::Relaxed);
+    list.fresh_bytes.store(0, Ordering::Relaxed);
+    list.fresh_from.store(0, Ordering::Relaxed);
+}
+
+fn size(arena: Arena, block: u64) -> u64 {
+    block::usable_size(arena, block as usize).map_or(0, |size| size as u64)
+}
+
+/// Frees from the front what is past.
+fn free_past(arena: Arena, slot: &Slot) {
+    let list = &slot.limbo;
+    let oldest = epoch::oldest(arena);
+    loop {
+        let head = list.head.load(Ordering::Relaxed);
+        let Some(own) = header(arena, head) else {
+            return;
+        };
+        let stamp = own.stamp.load(Ordering::Relaxed);
+        if stamp == 0 || stamp >= oldest {
+            return;
+        }
+        let next = after(arena, head);
+        if next == 0 {
+            // By invariant 3.
+            list.tail.store(0, Ordering::Release);
+        }
+        let bytes = list.bytes.load(Ordering::Relaxed);
+        let blocks = list.blocks.load(Ordering::Relaxed);
+        list.bytes
+            .store(bytes.saturating_sub(size(arena, head)), Ordering::Relaxed);
+        list.blocks
+            .store(blocks.saturating_sub(1), Ordering::Relaxed);
+        slot.watched.freeing.store(head, Ordering::SeqCst);
+        compiler_fence(Ordering::SeqCst);
+        list.head.store(next, Ordering::Release);
+        compiler_fence(Ordering::SeqCst);
+        // A block that cannot be freed was none: there is nobody to tell.
+        let _ = block::free_recorded(arena, slot, head as usize);
+    }
+}
+
+/// Takes a block off the list of a dead slot that its thread was freeing. Before that block is
+/// freed; repeatable.
+pub(crate) fn take_off(arena: Arena, slot: &Slot) {
+    let freeing = slot.watched.freeing.load(Ordering::SeqCst);
+    let list = &slot.limbo;
+    if freeing != 0 && list.head.load(Ordering::Acquire) == freeing {
+        list.head.store(after(arena, freeing), Ordering::Release);
+    }
+}
+
+/// Puts the hints and counts of a dead slot's list right. Repeatable.
+pub(crate) fn recount(arena: Arena, slot: &Slot) {
+    let list = &slot.limbo;
+    list.tail.store(0, Ordering::Relaxed);
+    let head = list.head.load(Ordering::Acquire);
+    for count in [&list.fresh, &list.fresh_bytes, &list.blocks, &list.bytes] {
+        count.store(0, Ordering::Relaxed);
+    }
+    list.fresh_from.store(head, Ordering::Relaxed);
+    if head != 0 {
+        stamp_fresh(arena, list);
+    }
+    // Its thread may have been reaping, and have cleared this.
+    arena.header().limbo_left.store(1, Ordering::SeqCst);
+}
+
+/// The slot is about to be nobody's: whoever reaps finds what is left.
+pub(crate) fn leave(arena: Arena, slot: &Slot) {
+    if slot.limbo.head.load(Ordering::Relaxed) != 0 {
+        arena.header().limbo_left.store(1, Ordering::SeqCst);
+    }
+}
+
+/// Collects what this thread retired, and what those have left who are gone.
+#[cold]
+pub(crate) fn reap(arena: Arena) {
+    if let Ok(slot) = thread::slot(arena) {
+        collect(arena, slot);
+    }
+    if arena.header().limbo_left.load(Ordering::Relaxed) != 0 {
+        reap_others(arena);
+    }
+}
+
+/// Becomes each slot's next thread for a moment that has a list and no thread.
+#[cold]
+fn reap_others(arena: Arena) {
+    arena.header().limbo_left.store(0, Ordering::SeqCst);
+    for (index, slot) in arena.slots() {
+        if slot.limbo.head.load(Ordering::Relaxed) == 0 || slot.state().phase != SlotPhase::Free {
+            continue;
+        }
+        match thread::borrow(arena, index) {
+            // Its end does not forget what is left.
+            Some(slot) => {
+                collect(arena, slot);
+                leave(arena, slot);
+                thread::give_back(arena, slot);
+            }
+            None => leave(arena, slot),
+        }
+    }
+}
+
+/// Counts what is in limbo, at about one moment.
+pub(crate) fn count(arena: Arena) -> RetiredStats {
+    let mut sum = RetiredStats::default();
+    for (_, slot) in arena.slots() {
+        let list = &slot.limbo;
+        if list.head.load(Ordering::Relaxed) == 0 {
+            continue;
+        }
+        let read = |word: &AtomicU64| word.load(Ordering::Relaxed) as usize;
+        sum.blocks += read(&list.blocks) + read(&list.fresh);
+        sum.bytes += read(&list.bytes) + read(&list.fresh_bytes);
+        sum.held_back += read(&list.held).min(read(&list.bytes));
+    }
+    sum
+}
+
+/// Checks that every list is one, of blocks that are allocated.
+pub(crate) fn check(arena: Arena, depth: Depth, report: &mut CheckReport) {
+    if depth != Depth::Quiescent {
+        return;
+    }
+    // No list is longer than there are blocks.
+    let most = arena.slices() * crate::allocator::size_class::MAX_BLOCKS;
+    for (index, slot) in arena.slots() {
+        let mut block = slot.limbo.head.load(Ordering::Acquire);
+        let mut length = 0;
+        while block != 0 {
+            length += 1;
+            if length > most {
+                report.problem(format_args!("slot {index} has a limbo without end"));
+                break;
+            }
+            if block::usable_size(arena, block as usize).is_err() {
+                report.problem(format_args!(
+                    "slot {index} has {block:#x} in limbo, which is no block"
+                ));
+                break;
+            }
+            block = after(arena, block);
+        }
+    }
+}

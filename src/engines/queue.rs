@@ -1,0 +1,448 @@
+//! Queues, as every process knows them: where their cells are, how an operation that died is
+//! resolved, what there is to free and to check.
+//!
+//! A queue is a [`Header`], part of a value, and blocks that are made at first use, as a queue begins
+//! as a constant: a *ring* of cells (`protocol::ring`), and the entries of leases (`engines::leases`).
+//!
+//! ```text
+//! ring     0    number of cells
+//!          8    words of an element
+//!          16   address of the next ring, or 0
+//!          128  tail, 256 head
+//!          384  cells, each a word and the element
+//! ```
+//!
+//! An unbounded queue whose ring is full gets another one, twice as large, and goes on in that. As
+//! with a `VecDeque`, the memory stays: all rings together are twice the largest. Nothing is freed
+//! while the queue is there, so nobody needs to say that it looks.
+//!
+//! Invariants
+//! 1. A ring's next one, once there, stays. Who pushes goes to the last ring that it sees, so a push
+//!    to a ring that has a next one began before any push to the next one ended.
+//! 2. Consumers go on to the next ring when the one before is empty and sealed. If somebody is in
+//!    the middle of a push there, they take from the next only what they see before that push ends:
+//!    see `protocol::ring`, invariants 4 and 5, which are so kept from ring to ring.
+//! 3. `front` and `back` are rings of the chain, or 0; all before `front` are empty and sealed, and
+//!    nobody is in the middle of anything there.
+//!
+//! | intent  | arguments | resolved by |
+//! |---------|-----------------------|-----------------------------------------------------|
+//! | PUSH    | cell, lap             | the cell names the dead one as WRITING: it is free again |
+//! | LEASE   | cell, lap, entry      | see `engines::leases` |
+//! | MAKE    | word, block           | the word does not name the block: it is freed |
+//!
+//! A cell names who is at it by the slot's index alone. That is enough, because an intent is open
+//! meanwhile, and a slot has no new owner before the old one's intent is resolved.
+
+use std::alloc::Layout;
+
+use super::{Named, leases, word};
+use crate::allocator::check::CheckReport;
+use crate::allocator::{AllocError, block};
+use crate::layout::arena::{Arena, SLOTS};
+use crate::layout::{Engine, ShmSafe, TypeInfo};
+use crate::participants::table::Slot;
+use crate::participants::tag::Tag;
+use crate::primitive::{AtomicU64, Ordering};
+use crate::protocol::ring::{self, Cell, Phase, Shape};
+
+const NUMBER: u64 = (Engine::Queue as u64) << super::OP_SHIFT;
+pub(crate) const PUSH: u64 = NUMBER | 1;
+pub(crate) const LEASE: u64 = NUMBER | 2;
+const MAKE: u64 = NUMBER | 3;
+
+/// Arguments of PUSH and LEASE.
+pub(crate) const CELL: usize = 0;
+pub(super) const LAP: usize = 1;
+/// The argument of MAKE that names the block.
+const MADE: usize = 1;
+
+/// What stands in the place of the cells' address where none are to be made any more.
+pub(crate) const NEVER: u64 = 1;
+
+/// What is where in a ring's block.
+const NEXT: usize = 16;
+const TAIL: usize = 128;
+const HEAD: usize = 256;
+const FIRST_CELL: usize = 384;
+
+/// How many cells the first ring of an unbounded queue has.
+const FIRST_CELLS: u64 = 32;
+
+/// What a queue is before it has cells, and what all its users look at.
+#[repr(C, align(128))]
+pub(crate) struct Header {
+    /// The address of the first ring; 0 while there is none, [`NEVER`] if there will be none.
+    pub(crate) block: Root,
+    /// The address of the lease entries' block, or 0.
+    pub(crate) lease_block: AtomicU64,
+    /// How many cells the first ring has, and 1 if there may be more. Written once, before the queue
+    /// is in a pool.
+    cells: u64,
+    growing: u64,
+    /// Not 0 if pushing is over.
+    pub(crate) closed: AtomicU64,
+    /// The rings that are popped from, and pushed to: hints, or 0.
+    front: AtomicU64,
+    back: AtomicU64,
+    /// Who waits for an element, and who waits for room: see `containers::queue::bell`.
+    pub(crate) pushed: Bell,
+    pub(crate) popped: Bell,
+}
+
+/// A word with its cache lines to itself, that is written when somebody sleeps.
+#[repr(C, align(128))]
+pub(crate) struct Bell(pub(crate) AtomicU64);
+
+/// The first word of a queue.
+#[repr(transparent)]
+pub(crate) struct Root(pub(crate) AtomicU64);
+
+// SAFETY: the address of a block in the pool, which the engine finds; no drop glue.
+unsafe impl ShmSafe for Root {
+    const TYPE: &'static TypeInfo = &TypeInfo::engine::<Self>("QueueRoot", Engine::Queue);
+    const OWNS: bool = true;
+}
+
+impl Header {
+    /// A queue of so many cells, up to [`Shape::MAX`].
+    pub(crate) const fn bounded(cells: usize) -> Self {
+        assert!(
+            cells as u64 <= Shape::MAX,
+            "a queue has at most 2^32 places"
+        );
+        Header::new(cells as u64, 0)
+    }
+
+    pub(crate) const fn unbounded() -> Self {
+        Header::new(FIRST_CELLS, 1)
+    }
+
+    const fn new(cells: u64, growing: u64) -> Self {
+        Header {
+            block: Root(AtomicU64::new(0)),
+            lease_block: AtomicU64::new(0),
+            cells,
+            growing,
+            closed: AtomicU64::new(0),
+            front: AtomicU64::new(0),
+            back: AtomicU64::new(0),
+            pushed: Bell(AtomicU64::new(0)),
+            popped: Bell(AtomicU64::new(0)),
+        }
+    }
+
+    /// How many elements there can be; `None` for any number.
+    #[inline]
+    pub(crate) fn capacity(&self) -> Option<usize> {
+        (self.growing == 0).then_some(self.cells as usize)
+    }
+
+    /// The ring that is pushed to, as far as that is known. `words` is what an element takes.
+    #[inline]
+    pub(crate) fn back(&self, words: usize) -> Option<Ring> {
+        // Acquire: the ring is filled in.
+        Ring::at(self.back.load(Ordering::Acquire), words)
+    }
+
+    /// The ring that is popped from, as far as that is known.
+    #[inline]
+    pub(crate) fn front(&self, words: usize) -> Option<Ring> {
+        Ring::at(self.front.load(Ordering::Acquire), words)
+    }
+
+    pub(crate) fn set_back(&self, ring: Ring) {
+        self.back.store(ring.address as u64, Ordering::Release);
+    }
+
+    pub(crate) fn set_front(&self, ring: Ring) {
+        self.front.store(ring.address as u64, Ordering::Release);
+    }
+
+    /// The first ring that was ever made.
+    pub(crate) fn first(&self, words: usize) -> Option<Ring> {
+        Ring::at(self.block.0.load(Ordering::Acquire), words)
+    }
+
+    /// The first ring, made now if need be; `None` if there will be none.
+    #[cold]
+    pub(crate) fn make_first(
+        &self,
+        arena: Arena,
+        slot: &Slot,
+        words: usize,
+    ) -> Result<Option<Ring>, AllocError> {
+        make_ring(arena, slot, &self.block.0, self.cells, words, 0)?;
+        Ok(self.first(words))
+    }
+}
+
+/// Makes a ring for a word that names none. Its positions begin with `base`.
+fn make_ring(
+    arena: Arena,
+    slot: &Slot,
+    named_by: &AtomicU64,
+    cells: u64,
+    words: usize,
+    base: u64,
+) -> Result<(), AllocError> {
+    let count = cells as usize;
+    let size = (1 + words)
+        .checked_mul(8)
+        .and_then(|size| size.checked_mul(count)?.checked_add(FIRST_CELL))
+        .ok_or(AllocError::TooLarge)?;
+    make(arena, slot, named_by, size, |start| {
+        store(start, cells);
+        store(start + 8, words as u64);
+        store(start + NEXT, 0);
+        store(start + TAIL, base);
+        store(start + HEAD, base);
+        for index in 0..count {
+            let free = Cell::new(Phase::Free, 0, base + index as u64);
+            store(start + FIRST_CELL + index * 8 * (1 + words), free.pack());
+        }
+    })
+}
+
+/// Stores a word in a new block.
+pub(super) fn store(address: usize, value: u64) {
+    // SAFETY: callers are filling a block that they have just allocated, and nobody else knows.
+    unsafe { std::ptr::with_exposed_provenance_mut::<u64>(address).write(value) };
+}
+
+/// Makes a block for a word that names none, unless somebody else is first. `fill` is told where
+/// the block is.
+pub(super) fn make(
+    arena: Arena,
+    slot: &Slot,
+    named_by: &AtomicU64,
+    size: usize,
+    fill: impl FnOnce(usize),
+) -> Result<(), AllocError> {
+    let layout = Layout::from_size_align(size, 64).map_err(|_| AllocError::TooLarge)?;
+    let address = std::ptr::from_ref(named_by).addr() as u64;
+    slot.intent.open(MAKE, &[address, 0]);
+    let made = block::allocate(arena, slot, layout, |block| {
+        slot.intent.set_arg(MADE, block as u64);
+    });
+    if let Ok(block) = made {
+        fill(block);
+        let published =
+            named_by.compare_exchange(0, block as u64, Ordering::AcqRel, Ordering::Relaxed);
+        if published.is_err() {
+            slot.watched.freeing.store(block as u64, Ordering::SeqCst);
+            slot.intent.set_arg(MADE, 0);
+            let _ = block::free_recorded(arena, slot, block);
+        }
+    } else {
+        // What was recorded was taken, or not.
+        resolve(arena, slot, slot.tag(), MAKE);
+    }
+    slot.intent.close();
+    made.map(drop)
+}
+
+/// A ring of cells.
+#[derive(Clone, Copy)]
+pub(crate) struct Ring {
+    address: usize,
+    pub(crate) shape: Shape,
+    stride: usize,
+}
+
+impl Ring {
+    /// The ring at an address that a queue names; `None` for 0 and [`NEVER`].
+    #[inline]
+    fn at(address: u64, words: usize) -> Option<Ring> {
+        if address <= NEVER {
+            return None;
+        }
+        // SAFETY: queues name rings, which stay as long as they do, and begin with their number of
+        // cells.
+        let cells = unsafe { *std::ptr::with_exposed_provenance::<u64>(address as usize) };
+        Some(Ring {
+            address: address as usize,
+            shape: Shape::new(cells.clamp(1, Shape::MAX)),
+            stride: 8 * (1 + words),
+        })
+    }
+
+    #[inline]
+    fn word(&self, offset: usize) -> &'static AtomicU64 {
+        // SAFETY: a word of the ring, which stays as long as the queue does; callers' offsets are
+        // those of atomic words of its block.
+        unsafe { &*std::ptr::with_exposed_provenance(self.address + offset) }
+    }
+
+    #[inline]
+    pub(crate) fn tail(&self) -> &'static AtomicU64 {
+        self.word(TAIL)
+    }
+
+    #[inline]
+    pub(crate) fn head(&self) -> &'static AtomicU64 {
+        self.word(HEAD)
+    }
+
+    /// The word of a cell.
+    #[inline]
+    pub(crate) fn cell(&self, index: usize) -> &'static AtomicU64 {
+        debug_assert!(index < self.shape.cells());
+        self.word(FIRST_CELL + index * self.stride)
+    }
+
+    /// The first word of a cell's element.
+    #[inline]
+    pub(crate) fn element(&self, index: usize) -> *const AtomicU64 {
+        std::ptr::from_ref(self.cell(index)).wrapping_add(1)
+    }
+
+    #[inline]
+    pub(crate) fn lap(&self) -> u64 {
+        self.shape.lap()
+    }
+
+    /// True if pushing goes on in another ring.
+    #[inline]
+    pub(crate) fn is_over(&self) -> bool {
+        // SeqCst: before what is pushed to the next one.
+        self.word(NEXT).load(Ordering::SeqCst) != 0
+    }
+
+    /// The ring that follows.
+    #[inline]
+    pub(crate) fn next(&self) -> Option<Ring> {
+        let words = self.stride / 8 - 1;
+        Ring::at(self.word(NEXT).load(Ordering::SeqCst), words)
+    }
+
+    /// The ring that follows, made now if need be.
+    #[cold]
+    pub(crate) fn make_next(&self, arena: Arena, slot: &Slot) -> Result<Option<Ring>, AllocError> {
+        let cells = self.shape.cells() as u64 * 2;
+        if cells > Shape::MAX {
+            return Err(AllocError::TooLarge);
+        }
+        if !self.is_over() {
+            // Positions rise from ring to ring, so that those of leased elements are all different:
+            // by invariant 1 each thread has one more push to this ring at most.
+            let lap = Shape::new(cells).lap();
+            let seen = Cell::unpack(self.cell(0).load(Ordering::Relaxed)).position;
+            let last = seen + 2 * self.lap() + SLOTS.max as u64;
+            let base = ring::position(last.next_multiple_of(lap));
+            make_ring(
+                arena,
+                slot,
+                self.word(NEXT),
+                cells,
+                self.stride / 8 - 1,
+                base,
+            )?;
+        }
+        Ok(self.next())
+    }
+}
+
+/// Resolves what a dead thread was doing to a queue.
+pub(super) fn resolve(arena: Arena, slot: &Slot, owner: Tag, op: u64) {
+    let Some(first) = word(arena, slot.intent.arg(0)) else {
+        // Before a cell was recorded: nothing but, perhaps, a lease's entry.
+        if op == LEASE {
+            leases::resolve(arena, slot, owner, None);
+        }
+        return;
+    };
+    match op {
+        PUSH => drop(ring::vacate(first, owner.slot(), slot.intent.arg(LAP))),
+        LEASE => leases::resolve(arena, slot, owner, Some(first)),
+        MAKE => {
+            let made = slot.intent.arg(MADE);
+            if made != 0 && first.load(Ordering::Acquire) != made {
+                block::release_for(arena, owner, made as usize);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// The next block of a queue that is being destroyed: the rings, first to last, then the leases.
+pub(super) fn next_block(arena: Arena, first: usize) -> Option<Named> {
+    let named = |at: u64, next| {
+        let block = word(arena, at)?.load(Ordering::Acquire);
+        let next = if next && block > NEVER {
+            word(arena, block + NEXT as u64)?.load(Ordering::Acquire)
+        } else {
+            0
+        };
+        (block > NEVER).then_some(Named {
+            word: at,
+            old: block,
+            next,
+            block: block as usize,
+        })
+    };
+    // The two words are the header's first.
+    named(first as u64, true).or_else(|| named(first as u64 + 8, false))
+}
+
+/// Checks a queue at rest.
+pub(super) fn check(arena: Arena, first: usize, report: &mut CheckReport) {
+    // SAFETY: the type's description places a header here, in an object that is there; it is made
+    // of atomics, but for a number that is not written any more.
+    let header = unsafe { &*std::ptr::with_exposed_provenance::<Header>(first) };
+    let mut block = header.block.0.load(Ordering::Acquire);
+    let mut expected = header.cells;
+    while block > NEVER {
+        let Some(next) = check_cells(arena, expected, block as usize, report) else {
+            break;
+        };
+        (block, expected) = (next, expected * 2);
+    }
+    leases::check(arena, header, report);
+}
+
+/// Checks a ring; the address of the next one.
+fn check_cells(arena: Arena, expected: u64, block: usize, report: &mut CheckReport) -> Option<u64> {
+    let Ok(size) = block::usable_size(arena, block) else {
+        report.problem(format_args!("a queue has no block at {block:#x}"));
+        return None;
+    };
+    let load =
+        |at: usize| word(arena, (block + at) as u64).map_or(0, |w| w.load(Ordering::Relaxed));
+    let (cells, words) = (load(0), load(8) as usize);
+    let fits = words
+        .checked_add(1)
+        .and_then(|n| {
+            n.checked_mul(8)?
+                .checked_mul(cells as usize)?
+                .checked_add(FIRST_CELL)
+        })
+        .is_some_and(|needed| needed <= size);
+    if !fits || cells != expected || cells == 0 {
+        report.problem(format_args!(
+            "the queue at {block:#x} has {cells} cells of {words} words in {size} bytes"
+        ));
+        return None;
+    }
+    let ring = Ring::at(block as u64, words)?;
+    let mut full = 0;
+    for index in 0..cells as usize {
+        let seen = Cell::unpack(ring.cell(index).load(Ordering::Relaxed));
+        full += usize::from(seen.phase == Phase::Full);
+        let busy = matches!(seen.phase, Phase::Writing | Phase::Leasing);
+        if busy || ring.shape.index(seen.position) != index {
+            report.problem(format_args!(
+                "cell {index} at {block:#x} is {seen:?} at rest"
+            ));
+        }
+    }
+    let mut visited = 0;
+    let cell = |index| ring.cell(index);
+    ring::visit(ring.shape, ring.head(), cell, |_, _| visited += 1);
+    if visited != full {
+        report.problem(format_args!(
+            "the queue at {block:#x} has {full} elements, of which {visited} are found"
+        ));
+    }
+    Some(load(NEXT))
+}

@@ -1,0 +1,242 @@
+//! Which slot of the private heap a thread uses.
+//!
+//! A thread's own, claimed when it first allocates and left when it ends: found by the thread's
+//! word (`sys::thread_word`), left by the destructor of a `pthread` key. A thread that can have none
+//! uses slot 1, the common one, under a lock: it is ending and has left already (destructors that
+//! run later, and the C library itself, go on freeing), or there are more threads than slots.
+//!
+//! No other process sees the heap, so nobody has to find out about deaths: life words are not
+//! used, and a slot is claimed by its state alone. There is one way in which a thread vanishes: a
+//! fork, whose child has a copy of the heap and one thread. That thread keeps its slot; the other
+//! threads' slots become DEAD, at whatever instruction each was, and are recovered as any dead
+//! owner's when the child needs memory. So no lock is taken around a fork, and a child that only
+//! calls `exec` does no work.
+//!
+//! | a thread of the parent, at the fork | leaves in the child | and then |
+//! |---|---|---|
+//! | anywhere in the allocator | what a killed one leaves | as for a pool |
+//! | claiming a slot | FREE, or LIVE with nothing in it | usable, or recovered |
+//! | leaving a slot | LIVE | recovered |
+//! | recovering a slot | DEAD, its life word taken | the word is cleared, recovered |
+//! | using the common slot | the lock, held by nobody | the slot is recovered, the lock free |
+//!
+//! A child made without the handler running (by `clone`) leaves unused what the other threads
+//! had. One made by `vfork` runs on its parent's memory, as its parent's thread.
+
+use std::ffi::c_void;
+use std::num::NonZeroUsize;
+
+use crate::allocator::recover;
+use crate::layout::arena::{Arena, GRANULE, SLOTS};
+use crate::participants::recovery;
+use crate::participants::table::{Slot, SlotPhase, SlotState};
+use crate::participants::tag::Tag;
+use crate::participants::thread::NoSlot;
+use crate::primitive::{AtomicU64, Ordering};
+use crate::sys::thread_lock::{Taken, ThreadLock};
+use crate::sys::thread_word;
+
+use super::heap;
+
+/// The thread's word if the thread has left. Otherwise it is 0 or the slot's address.
+const LEFT: usize = 1;
+/// The slot of all who have none.
+const COMMON: usize = 1;
+/// Beside a slot's address: it is the common one, to be given back. The slots' addresses are even.
+const IS_COMMON: usize = 1;
+/// How many slots are committed at once.
+const STEP: usize = 8;
+
+/// Held while the common slot is used.
+static COMMON_LOCK: ThreadLock = ThreadLock::new();
+/// The slot that was left last: the search for a free one begins there. A hint.
+static LEFT_LAST: AtomicU64 = AtomicU64::new(0);
+/// The key whose destructor leaves a thread's slot, plus one; 0 while there is none.
+static KEY: AtomicU64 = AtomicU64::new(0);
+
+/// Does something with a slot of the heap. It must not itself ask for one.
+#[inline(always)]
+pub(super) fn with_slot<R>(does: impl FnOnce(Arena, &'static Slot) -> R) -> Result<R, NoSlot> {
+    let mut word = thread_word::get();
+    if word <= LEFT {
+        word = new_or_common().ok_or(NoSlot)?.get();
+    }
+    // SAFETY: the word is the address of a slot that is this thread's until `return_common`, or for
+    // good. It is committed, consists of atomics and stays mapped as long as the process lives.
+    let slot = unsafe { &*std::ptr::with_exposed_provenance::<Slot>(word & !IS_COMMON) };
+    let result = does(Arena::at(word & !(GRANULE - 1)), slot);
+    if word & IS_COMMON != 0 {
+        return_common();
+    }
+    Ok(result)
+}
+
+/// The address of a slot for a thread that has none, with [`IS_COMMON`] if it is the common one.
+#[cold]
+#[inline(never)]
+fn new_or_common() -> Option<NonZeroUsize> {
+    let arena = heap::known_or_new()?;
+    let address = |slot: &Slot| std::ptr::from_ref(slot).expose_provenance();
+    let word = attach(arena)
+        .map(address)
+        .or_else(|| lend_common(arena).map(|slot| address(slot) | IS_COMMON));
+    NonZeroUsize::new(word?)
+}
+
+/// Claims a slot for this thread, to be left when it ends.
+fn attach(arena: Arena) -> Option<&'static Slot> {
+    if thread_word::get() == LEFT {
+        return None;
+    }
+    let key = key()?;
+    let slot = claim(arena)?;
+    let address = std::ptr::from_ref(slot).expose_provenance();
+    thread_word::set(address);
+    // This may allocate, with the slot.
+    // SAFETY: the key is never deleted; the value is not null, so the destructor is called.
+    if unsafe { libc::pthread_setspecific(key, std::ptr::with_exposed_provenance(address)) } != 0 {
+        leave(slot);
+        return None;
+    }
+    Some(slot)
+}
+
+/// Two threads may each make a key: the first to publish its own wins.
+fn key() -> Option<libc::pthread_key_t> {
+    let known = KEY.load(Ordering::Acquire);
+    if known != 0 {
+        return Some((known - 1) as libc::pthread_key_t);
+    }
+    let mut key = 0;
+    // SAFETY: writes the key to the local; the destructor is a function of this program.
+    if unsafe { libc::pthread_key_create(&raw mut key, Some(thread_ends)) } != 0 {
+        return None;
+    }
+    let published =
+        KEY.compare_exchange(0, u64::from(key) + 1, Ordering::AcqRel, Ordering::Acquire);
+    if let Err(other) = published {
+        // SAFETY: made just now; no thread has a value of it.
+        unsafe { libc::pthread_key_delete(key) };
+        return Some((other - 1) as libc::pthread_key_t);
+    }
+    Some(key)
+}
+
+unsafe extern "C" fn thread_ends(slot: *mut c_void) {
+    // SAFETY: the value that `attach` gave the key: a slot, which stays mapped.
+    leave(unsafe { &*slot.cast::<Slot>() });
+}
+
+fn leave(slot: &Slot) {
+    let address = std::ptr::from_ref(slot).addr();
+    let arena = Arena::at(address & !(GRANULE - 1));
+    let live = slot.state();
+    recover::release_all(arena, slot.tag());
+    thread_word::set(LEFT);
+    LEFT_LAST.store(slot.tag().slot() as u64, Ordering::Relaxed);
+    let phase = SlotPhase::Free;
+    slot.turn(live, SlotState { phase, ..live });
+}
+
+fn claim(arena: Arena) -> Option<&'static Slot> {
+    let max = arena.header().max_slots.load(Ordering::Relaxed) as usize;
+    let mut recovered = false;
+    loop {
+        let count = arena.slot_count();
+        let first = LEFT_LAST.load(Ordering::Relaxed) as usize;
+        let first = first.clamp(COMMON + 1, count.max(COMMON + 1));
+        let free = (first..count).chain(COMMON + 1..first);
+        if let Some(slot) = { free }.find_map(|index| take(arena, index)) {
+            return Some(slot);
+        }
+        if count < max {
+            let more = (count.max(1) + STEP).min(max);
+            let watermark = &arena.header().watermarks.slots;
+            arena.raise(SLOTS, watermark, more).ok()?;
+        } else if recovered {
+            return None;
+        } else {
+            recovery::poll(arena);
+            recovered = true;
+        }
+    }
+}
+
+/// Takes the slot if it is free.
+fn take(arena: Arena, index: usize) -> Option<&'static Slot> {
+    let slot = arena.slot(index);
+    let free = slot.state();
+    let live = SlotState {
+        phase: SlotPhase::Live,
+        generation: free.generation + 1,
+    };
+    if free.phase != SlotPhase::Free || !slot.turn(free, live) {
+        return None;
+    }
+    let tag = Tag::new(index, live.generation);
+    slot.tag.store(tag.word(), Ordering::Relaxed);
+    for cache in &slot.caches {
+        cache.store(0, Ordering::Relaxed);
+    }
+    Some(slot)
+}
+
+/// Makes the common slot, in a heap that is being made.
+pub(super) fn make_common(arena: Arena) -> Option<()> {
+    let watermark = &arena.header().watermarks.slots;
+    arena.raise(SLOTS, watermark, COMMON + STEP).ok()?;
+    take(arena, COMMON).map(|_| ())
+}
+
+/// The common slot, until [`return_common`].
+fn lend_common(arena: Arena) -> Option<&'static Slot> {
+    let taken = COMMON_LOCK.lock();
+    let slot = arena.slot(COMMON);
+    if taken == Taken::FromTheGone {
+        declare_dead(slot);
+    }
+    if slot.state().phase == SlotPhase::Live {
+        return Some(slot);
+    }
+    recovery::recover_slot(arena, COMMON);
+    let slot = take(arena, COMMON);
+    if slot.is_none() {
+        return_common();
+    }
+    slot
+}
+
+#[cold]
+fn return_common() {
+    COMMON_LOCK.unlock();
+}
+
+/// The slot's thread is not in this process.
+fn declare_dead(slot: &Slot) {
+    let live = slot.state();
+    slot.life.word.store(0, Ordering::Relaxed);
+    if live.phase == SlotPhase::Live {
+        let phase = SlotPhase::Dead;
+        slot.turn(live, SlotState { phase, ..live });
+    }
+}
+
+/// In a forked child, which has this one thread.
+pub(super) extern "C" fn in_child() {
+    let Some(arena) = heap::known() else { return };
+    for (index, slot) in arena.slots() {
+        let mine = std::ptr::from_ref(slot).addr() == thread_word::get();
+        let idle = index == COMMON && !COMMON_LOCK.is_locked();
+        if !mine && !idle {
+            declare_dead(slot);
+        }
+    }
+    COMMON_LOCK.unlock();
+}
+
+/// How many threads have a slot of their own.
+pub(super) fn count(arena: Arena) -> usize {
+    let live = |slot: &Slot| slot.state().phase == SlotPhase::Live;
+    let own = arena.slots().filter(|(index, _)| *index != COMMON);
+    own.filter(|(_, slot)| live(slot)).count()
+}

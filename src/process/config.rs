@@ -1,0 +1,139 @@
+//! [`Config`]: what a run is to be like; [`StartOptions`]: what a worker is.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::jobs::JOBS;
+use super::{Inherit, Restart, WorkerEnd};
+
+type Hook = dyn Fn(&WorkerEnd);
+
+/// How a [`run`](super::run), or a [`Master`](super::Master), is to be.
+///
+/// ```
+/// use shmkit::process::Config;
+/// use std::time::Duration;
+///
+/// let mut config = Config::new();
+/// config
+///     .max_workers(100)
+///     .patience(Duration::from_secs(2))
+///     .on_end(|end| eprintln!("worker {} has ended: {:?}", end.worker, end.cause));
+/// ```
+#[derive(Clone)]
+pub struct Config {
+    pub(super) pid_file: Option<PathBuf>,
+    pub(super) run_directory: Option<PathBuf>,
+    pub(super) patience: Duration,
+    pub(super) max_workers: usize,
+    pub(super) on_end: Option<Rc<Hook>>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            pid_file: None,
+            run_directory: None,
+            patience: Duration::from_millis(100),
+            max_workers: JOBS,
+            on_end: None,
+        }
+    }
+}
+
+impl Config {
+    /// No files, 100 ms of patience, as many workers as there can be.
+    #[must_use]
+    pub fn new() -> Self {
+        Config::default()
+    }
+
+    /// A file that holds the master's pid while it runs. It is locked as long, so that a second
+    /// run with the same file is refused; one that a killed master has left is taken over.
+    pub fn pid_file(&mut self, path: impl AsRef<Path>) -> &mut Self {
+        self.pid_file = Some(path.as_ref().into());
+        self
+    }
+
+    /// A directory, made if need be, for the crash journal of [`Resources`](super::Resources). It
+    /// serves one run at a time, which removes what a crashed one has left there. Without one,
+    /// nothing is journalled: what a killed master leaves, stays.
+    pub fn run_directory(&mut self, path: impl AsRef<Path>) -> &mut Self {
+        self.run_directory = Some(path.as_ref().into());
+        self
+    }
+
+    /// How long workers that are left when the first one has returned are given to end by
+    /// themselves, once they are asked to (see [`Worker::stop_requested`]): 100 ms unless said
+    /// otherwise. Then they are killed.
+    ///
+    /// [`Worker::stop_requested`]: super::Worker::stop_requested
+    pub fn patience(&mut self, patience: Duration) -> &mut Self {
+        self.patience = patience;
+        self
+    }
+
+    /// How many worker processes there may be at once; 4096, the most there can be, unless said
+    /// otherwise. The pools that the master has attached limit it too: to 1023 each unless made
+    /// for more. The join of a worker that is one too many answers
+    /// [`JoinError::NotStarted`](super::JoinError::NotStarted).
+    pub fn max_workers(&mut self, count: usize) -> &mut Self {
+        self.max_workers = count;
+        self
+    }
+
+    /// A function that the master calls whenever a worker has ended.
+    pub fn on_end(&mut self, hook: impl Fn(&WorkerEnd) + 'static) -> &mut Self {
+        self.on_end = Some(Rc::new(hook));
+        self
+    }
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("pid_file", &self.pid_file)
+            .field("run_directory", &self.run_directory)
+            .field("patience", &self.patience)
+            .field("max_workers", &self.max_workers)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How a worker is to be started; for [`Worker::start_with`](super::Worker::start_with).
+///
+/// ```
+/// use shmkit::process::{Backoff, Restart, StartOptions};
+///
+/// let options = StartOptions::new().restart(Restart::OnCrash(Backoff::default().times(3)));
+/// assert_ne!(options, StartOptions::new());
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StartOptions<'a> {
+    pub(super) restart: Restart,
+    pub(super) inherit: Inherit<'a>,
+}
+
+impl<'a> StartOptions<'a> {
+    /// It is started once.
+    #[must_use]
+    pub fn new() -> Self {
+        StartOptions::default()
+    }
+
+    /// Whether it is started again when it has ended.
+    #[must_use]
+    pub fn restart(mut self, restart: Restart) -> Self {
+        self.restart = restart;
+        self
+    }
+
+    /// Which of the caller's managed resources it uses from its start.
+    #[must_use]
+    pub fn inherit(mut self, which: Inherit<'a>) -> Self {
+        self.inherit = which;
+        self
+    }
+}

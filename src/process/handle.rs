@@ -1,0 +1,217 @@
+//! [`JoinHandle`]: a started worker, as whoever holds the handle sees it.
+//!
+//! A handle is a name (the control block's descriptor, a place, an id) and owns nothing. So it can
+//! be copied by serde into another worker, and a handle that is lost costs a place in the table
+//! until the run ends. Ids are never used again, so an old handle finds a place whose id is
+//! another, and says [`JoinError::AlreadyJoined`].
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::jobs::{self, Control, DETACHED, Job, KILL, Untaken};
+use super::{JoinError, KillError, ResultError, Wire, WorkerId};
+use super::{entry, supervise};
+use crate::containers::{Handle, Shared};
+use crate::participants::lock::TICK;
+use crate::primitive::Ordering;
+
+/// A worker that was started by [`Worker::start`](super::Worker::start).
+///
+/// It is a name that serde can copy: an argument or a result may contain it. Any worker of the
+/// run may join it, and one does. Dropping it changes nothing: what nobody joins or
+/// [detaches](Self::detach) is kept until the run ends.
+///
+/// ```
+/// use shmkit::process::{Config, Entry, JoinError, JoinHandle, run};
+///
+/// static ONE: Entry<(), u8> = Entry::new("one", |_, ()| 1);
+/// // Joins a worker that it did not start.
+/// static JOINER: Entry<JoinHandle<u8>, u8> = Entry::new("joiner", |_, one| one.join().unwrap());
+/// static FIRST: Entry<(), u8> = Entry::new("first", |worker, ()| {
+///     let one = worker.start(&ONE, &()).unwrap();
+///     let joined = worker.start(&JOINER, &one).unwrap().join().unwrap();
+///     assert!(matches!(one.join(), Err(JoinError::AlreadyJoined)));
+///     joined
+/// });
+/// assert_eq!(run(&Config::new(), &FIRST, ())?, 1);
+/// # Ok::<(), shmkit::process::RunError>(())
+/// ```
+#[derive(Serialize, Deserialize)]
+#[serde(bound = "")]
+#[must_use = "a worker that is neither joined nor detached is kept until the run ends"]
+pub struct JoinHandle<R> {
+    control: Handle<Control>,
+    place: u32,
+    id: u64,
+    #[serde(skip)]
+    result: PhantomData<fn() -> R>,
+}
+
+impl<R: Wire> JoinHandle<R> {
+    pub(super) fn new(control: &Shared<Control>, place: usize, id: u64) -> Self {
+        JoinHandle {
+            control: control.handle(),
+            place: place as u32,
+            id,
+            result: PhantomData,
+        }
+    }
+
+    /// The worker's number.
+    #[must_use]
+    pub fn id(&self) -> WorkerId {
+        WorkerId(self.id)
+    }
+
+    fn job<'a>(&self, control: &'a Shared<Control>) -> Result<&'a Job, JoinError> {
+        control
+            .job(self.place as usize)
+            .ok_or(JoinError::AlreadyJoined)
+    }
+
+    fn open(&self) -> Result<Shared<Control>, JoinError> {
+        self.control.open().map_err(|_| JoinError::NoSuchRun)
+    }
+
+    /// Waits for the worker to end, and gives what its function returned.
+    ///
+    /// # Errors
+    ///
+    /// How the worker ended instead; [`JoinError::AlreadyJoined`] if somebody else has joined or
+    /// detached it; [`JoinError::WouldDeadlock`] in the master, which must not wait for a worker,
+    /// and in the worker itself.
+    ///
+    /// # Crash behaviour
+    ///
+    /// A joiner that dies before it has the value leaves it to the next one.
+    pub fn join(self) -> Result<R, JoinError> {
+        let control = self.open()?;
+        let me = jobs::me(control.pool());
+        loop {
+            if let Some(joined) = self.poll(&control) {
+                return joined;
+            }
+            if me == 0 || me == self.id {
+                return Err(JoinError::WouldDeadlock);
+            }
+            self.job(&control)?.wait(self.id, TICK);
+        }
+    }
+
+    /// As [`join`](Self::join), if the worker has ended; else gives the handle back.
+    ///
+    /// # Errors
+    ///
+    /// The handle: the worker has not ended.
+    pub fn try_join(self) -> Result<Result<R, JoinError>, Self> {
+        match self.open() {
+            Ok(control) => self.poll(&control).ok_or(self),
+            Err(error) => Ok(Err(error)),
+        }
+    }
+
+    fn poll(&self, control: &Shared<Control>) -> Option<Result<R, JoinError>> {
+        let taken = self.taken(control, |job| {
+            let outcome = job.outcome.load(Ordering::Relaxed);
+            supervise::returned(job, outcome)?;
+            job.result
+                .read(|bytes| Ok(entry::decode(bytes).map_err(ResultError::Decode)?))
+        });
+        match taken {
+            Ok(joined) => Some(joined),
+            Err(Some(error)) => Some(Err(error)),
+            Err(None) => None,
+        }
+    }
+
+    /// Runs `f` with the ended job, which is the caller's, and empties its place. No error if it
+    /// has not ended.
+    fn taken<T>(
+        &self,
+        control: &Shared<Control>,
+        f: impl FnOnce(&Job) -> T,
+    ) -> Result<T, Option<JoinError>> {
+        let tag = jobs::tag(control.pool()).map_err(|_| JoinError::NoSuchRun)?;
+        let job = self.job(control)?;
+        job.take(self.id, tag).map_err(|untaken| match untaken {
+            Untaken::NotEnded => None,
+            Untaken::Gone => Some(JoinError::AlreadyJoined),
+        })?;
+        let release = ReleaseOnDrop(job);
+        let result = f(job);
+        drop(release);
+        Ok(result)
+    }
+
+    /// Whether the worker has ended for good, in whatever way.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.open()
+            .is_ok_and(|control| self.job(&control).is_ok_and(|job| job.is_over(self.id)))
+    }
+
+    /// Lets the worker run, and nobody will join it.
+    pub fn detach(self) {
+        let Ok(control) = self.open() else { return };
+        let Ok(job) = self.job(&control) else { return };
+        if !job.flag(self.id, DETACHED) {
+            // It has ended, so that its place is to be emptied here; or it is another's by now.
+            let _ = self.taken(&control, |_| ());
+        }
+    }
+
+    /// Has the master end the worker by SIGKILL. It is not started again, whatever its policy.
+    ///
+    /// # Errors
+    ///
+    /// [`KillError::Ended`] if it has ended, or is detached.
+    pub fn kill(&self) -> Result<(), KillError> {
+        let control = self.open().map_err(|_| KillError::Ended)?;
+        let job = self.job(&control).map_err(|_| KillError::Ended)?;
+        if !job.flag(self.id, KILL) {
+            return Err(KillError::Ended);
+        }
+        jobs::wake_master(control.pool());
+        Ok(())
+    }
+
+    /// Waits for the worker to end, `limit` at most; whether it has, for good. In the master it is
+    /// of no use: nothing is dispatched meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// [`JoinError::NoSuchRun`].
+    pub fn wait(&self, limit: Duration) -> Result<bool, JoinError> {
+        let control = self.open()?;
+        let start = std::time::Instant::now();
+        loop {
+            if self.job(&control)?.is_over(self.id) {
+                return Ok(true);
+            }
+            let Some(left) = limit.checked_sub(start.elapsed()) else {
+                return Ok(false);
+            };
+            self.job(&control)?.wait(self.id, left);
+        }
+    }
+}
+
+/// Deserialising is the user's code, and may panic.
+struct ReleaseOnDrop<'a>(&'a Job);
+
+impl Drop for ReleaseOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.release();
+    }
+}
+
+impl<R> fmt::Debug for JoinHandle<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JoinHandle")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
+}

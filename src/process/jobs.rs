@@ -1,0 +1,547 @@
+//! The table of jobs in the control pool: the one thing that a master and its workers share.
+//!
+//! A job is one call of an entry point, from the request to the join. It has a place in a table of
+//! fixed length, and all that happens to it is a change of its state word:
+//!
+//! ```text
+//! FREE ──> CLAIMED(tag) ──> REQUESTED(id) ──> RUNNING(id) ──> ENDED(id) ──> TAKEN(tag) ──> FREE
+//!          requester        master            │      ^        any joiner    joiner or master
+//!                                             v      │ master
+//!                                            WAITING(id): it will be started again
+//! ```
+//!
+//! | state | who may change it | to |
+//! |---|---|---|
+//! | FREE | any worker | CLAIMED by its tag |
+//! | CLAIMED | the claimant | REQUESTED, or FREE if it gives up |
+//! | REQUESTED, WAITING | the master | RUNNING, ENDED |
+//! | RUNNING | the master | ENDED, WAITING |
+//! | ENDED | who joins or detaches; the master, if detached | TAKEN |
+//! | TAKEN | the taker | FREE |
+//! | any with an id | any worker | the same with the flag DETACHED or KILL |
+//!
+//! # Invariants
+//!
+//! 1. An id names one job for ever: it comes from a counter, and who has a handle compares it. So
+//!    a place that is used again is not mistaken for the job that had it.
+//! 2. The fields of a place belong to whom its word names: to the claimant while CLAIMED, to the
+//!    master, or the job's own process, from REQUESTED to ENDED, to the taker while TAKEN.
+//! 3. The master waits for no worker: it only exchanges words. A worker that is stopped or hangs
+//!    holds up nobody.
+//! 4. CLAIMED and TAKEN name a thread. If it is gone, the master puts the place right.
+//!
+//! # Crash behaviour
+//!
+//! The death of the master ends the run and this pool with it, so only workers matter.
+//!
+//! | killed | leaves | repaired by |
+//! |---|---|---|
+//! | before CLAIMED | nothing | |
+//! | while CLAIMED | a place with no job | the master, when it reaps: FREE |
+//! | REQUESTED, before the master is woken | a job | the master, when it reaps, finds it |
+//! | the job's process, before its kind is stored | no result | the master: ENDED with the cause |
+//! | a taker, before it strikes the outcome | TAKEN, with the outcome | the master: ENDED again |
+//! | a taker, later | TAKEN, half empty | the master: FREE |
+
+use std::alloc::Layout;
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
+
+use crate::ShmSafe;
+use crate::allocator::block;
+use crate::containers::{Link, Shared};
+use crate::layout::arena::{Arena, GRANULES};
+use crate::participants::lock::TICK;
+use crate::participants::tag::Tag;
+use crate::participants::thread::{self, NoSlot};
+use crate::participants::{life, recovery};
+use crate::pool::{ObjectError, Pool};
+use crate::primitive::{AtomicU32, AtomicU64, Ordering};
+use crate::sys::futex;
+
+/// Jobs that there can be at once, from their request to their join.
+pub(super) const JOBS: usize = 4096;
+/// Bytes of an argument or a result that need no block of their own.
+pub(super) const INLINE: usize = 48;
+
+/// Somebody has asked that nobody will join the job.
+pub(super) const DETACHED: u64 = 0x10;
+/// Somebody has asked for the job's end.
+pub(super) const KILL: u64 = 0x20;
+
+const ID_SHIFT: u32 = 8;
+const PHASE: u64 = 0xf;
+
+/// Where a job is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    Free = 0,
+    Claimed = 1,
+    Requested = 2,
+    Running = 3,
+    Waiting = 4,
+    Ended = 5,
+    Taken = 6,
+}
+
+/// A state word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct State(u64);
+
+impl State {
+    const FREE: State = State(0);
+
+    pub(super) fn of(phase: Phase, id: u64, flags: u64) -> State {
+        State(id << ID_SHIFT | flags | phase as u64)
+    }
+
+    fn held(phase: Phase, by: Tag) -> State {
+        State(by.word() | phase as u64)
+    }
+
+    pub(super) fn phase(self) -> Phase {
+        match self.0 & PHASE {
+            1 => Phase::Claimed,
+            2 => Phase::Requested,
+            3 => Phase::Running,
+            4 => Phase::Waiting,
+            5 => Phase::Ended,
+            6 => Phase::Taken,
+            _ => Phase::Free,
+        }
+    }
+
+    /// The job's id; 0 in a phase that has none.
+    pub(super) fn id(self) -> u64 {
+        match self.phase() {
+            Phase::Free | Phase::Claimed | Phase::Taken => 0,
+            _ => self.0 >> ID_SHIFT,
+        }
+    }
+
+    pub(super) fn has(self, flag: u64) -> bool {
+        self.id() != 0 && self.0 & flag != 0
+    }
+
+    fn flags(self) -> u64 {
+        self.0 & (DETACHED | KILL)
+    }
+}
+
+/// What a payload is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(super) enum Kind {
+    /// There is none.
+    None = 0,
+    /// A value in postcard's encoding.
+    Value = 1,
+    /// The message of a panic.
+    Panic = 2,
+    /// Why the value could not be serialised.
+    EncodeFailed = 3,
+    /// Why the value could not be put into the pool.
+    WriteFailed = 4,
+    /// Why the argument could not be deserialised.
+    BadArgument = 5,
+    /// Why there was no process; the master's word.
+    NotStarted = 6,
+}
+
+impl Kind {
+    fn from_raw(raw: u32) -> Kind {
+        let kinds = [
+            Kind::Value,
+            Kind::Panic,
+            Kind::EncodeFailed,
+            Kind::WriteFailed,
+            Kind::BadArgument,
+            Kind::NotStarted,
+        ];
+        kinds
+            .into_iter()
+            .find(|&kind| kind as u32 == raw)
+            .unwrap_or(Kind::None)
+    }
+}
+
+/// The head of a block of bytes, which follow it. They are written before anybody sees them.
+#[derive(ShmSafe)]
+pub(super) struct Bytes {
+    length: u64,
+}
+
+impl Bytes {
+    const HEAD: usize = size_of::<Bytes>();
+
+    fn create(pool: Pool, bytes: &[u8]) -> Result<Shared<Bytes>, ObjectError> {
+        let layout = Layout::from_size_align(Self::HEAD + bytes.len(), align_of::<Bytes>())
+            .map_err(|_| crate::AllocError::PoolFull)?;
+        pool.create_with(layout, |place| {
+            // SAFETY: a new block of the head and as many bytes, which nobody else has.
+            unsafe {
+                place.cast::<Bytes>().write(Bytes {
+                    length: bytes.len() as u64,
+                });
+                place
+                    .add(Self::HEAD)
+                    .as_ptr()
+                    .copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
+            }
+        })
+    }
+
+    fn read(this: &Shared<Bytes>) -> &[u8] {
+        let start = std::ptr::from_ref::<Bytes>(this).expose_provenance();
+        let usable = block::usable_size(this.pool().0, start).unwrap_or(Self::HEAD);
+        let length = usize::try_from(this.length).unwrap_or(usize::MAX);
+        let length = length.min(usable - Self::HEAD);
+        // SAFETY: within the block, which `this` keeps, and nobody writes to after it was made.
+        unsafe {
+            std::slice::from_raw_parts(
+                std::ptr::with_exposed_provenance(start + Self::HEAD),
+                length,
+            )
+        }
+    }
+}
+
+/// Bytes that travel with a job. Its fields belong to one process at a time (invariant 2).
+#[derive(ShmSafe)]
+pub(super) struct Payload {
+    kind: AtomicU32,
+    /// Of what is inline; the block knows its own length.
+    length: AtomicU32,
+    inline: [AtomicU64; INLINE / 8],
+    block: Link<Bytes>,
+}
+
+impl Payload {
+    /// Puts the bytes there. The kind is stored last: until then there is nothing.
+    pub(super) fn store(&self, pool: Pool, kind: Kind, bytes: &[u8]) -> Result<(), ObjectError> {
+        if bytes.len() <= INLINE {
+            for (word, bytes) in self.inline.iter().zip(bytes.chunks(8)) {
+                let mut whole = [0; 8];
+                whole[..bytes.len()].copy_from_slice(bytes);
+                word.store(u64::from_ne_bytes(whole), Ordering::Relaxed);
+            }
+        } else {
+            let block = Bytes::create(pool, bytes)?;
+            self.block.set(Some(&block)).map_err(|_| NoSlot)?;
+        }
+        self.length
+            .store(bytes.len().min(INLINE) as u32, Ordering::Relaxed);
+        self.kind.store(kind as u32, Ordering::Release);
+        Ok(())
+    }
+
+    /// Calls `f` with the bytes.
+    pub(super) fn read<R>(&self, f: impl FnOnce(&[u8]) -> R) -> R {
+        if !self.block.is_null() {
+            let block = self.block.get();
+            return f(block.as_ref().map_or(&[], Bytes::read));
+        }
+        let mut bytes = [0; INLINE];
+        for (bytes, word) in bytes.chunks_mut(8).zip(&self.inline) {
+            bytes.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes());
+        }
+        let length = self.length.load(Ordering::Relaxed) as usize;
+        f(&bytes[..length.min(INLINE)])
+    }
+
+    pub(super) fn kind(&self) -> Kind {
+        Kind::from_raw(self.kind.load(Ordering::Acquire))
+    }
+
+    pub(super) fn clear(&self) {
+        if self.kind.load(Ordering::Relaxed) != 0 {
+            self.kind.store(0, Ordering::Release);
+        }
+        if !self.block.is_null() {
+            // Refused only to a thread without a slot: then the next to use the place does it.
+            let _ = self.block.set(None);
+        }
+    }
+}
+
+/// A place in the table.
+#[derive(ShmSafe)]
+pub(super) struct Job {
+    state: AtomicU64,
+    /// The job's id again, for a taker that dies.
+    id: AtomicU64,
+    /// What joiners sleep on: it changes when the job ends.
+    ended: AtomicU32,
+    /// How its last process ended; see `Outcome` in `supervise.rs`.
+    pub(super) outcome: AtomicU32,
+    /// How often it was started again.
+    pub(super) restarts: AtomicU32,
+    /// The policy; see `supervise.rs`.
+    pub(super) policy: AtomicU64,
+    /// The function and the static, and what says that they are this image's; see `entry.rs`.
+    pub(super) call: [AtomicU64; 3],
+    pub(super) argument: Payload,
+    pub(super) result: Payload,
+}
+
+impl Job {
+    pub(super) fn state(&self) -> State {
+        State(self.state.load(Ordering::Acquire))
+    }
+
+    /// Turns the word, if it is `from`.
+    fn turn(&self, from: State, to: State) -> bool {
+        self.state
+            .compare_exchange(from.0, to.0, Ordering::AcqRel, Ordering::Acquire)
+            .is_ok()
+    }
+
+    /// The master's step: the phase changes, the flags stay. The word as it is then.
+    pub(super) fn advance(&self, to: Phase) -> State {
+        loop {
+            let from = self.state();
+            let to = State::of(to, from.id(), from.flags());
+            if self.turn(from, to) {
+                return to;
+            }
+        }
+    }
+
+    /// The master's step: the job has ended, and joiners are woken.
+    pub(super) fn end(&self, outcome: u32) -> State {
+        self.outcome.store(outcome, Ordering::Relaxed);
+        let state = self.advance(Phase::Ended);
+        self.ended.fetch_add(1, Ordering::Release);
+        futex::wake(&self.ended, u32::MAX);
+        state
+    }
+
+    /// Sets a flag of the job `id`, if it is not over. False if it is.
+    pub(super) fn flag(&self, id: u64, flag: u64) -> bool {
+        loop {
+            let state = self.state();
+            if state.id() != id || state.phase() == Phase::Ended || state.has(DETACHED) {
+                return false;
+            }
+            if self.turn(state, State(state.0 | flag)) {
+                return true;
+            }
+        }
+    }
+
+    /// Takes the ended job `id`, for the calling thread, or says where it is.
+    pub(super) fn take(&self, id: u64, by: Tag) -> Result<(), Untaken> {
+        loop {
+            let state = self.state();
+            if state.id() != id || state.has(DETACHED) {
+                return Err(Untaken::Gone);
+            }
+            if state.phase() != Phase::Ended {
+                return Err(Untaken::NotEnded);
+            }
+            if self.turn(state, State::held(Phase::Taken, by)) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Whether the job `id` has ended, or is not there any more.
+    pub(super) fn is_over(&self, id: u64) -> bool {
+        let state = self.state();
+        state.id() != id || state.phase() == Phase::Ended
+    }
+
+    /// Sleeps until the job has perhaps ended.
+    pub(super) fn wait(&self, id: u64, limit: Duration) {
+        let ended = self.ended.load(Ordering::Acquire);
+        if !self.is_over(id) {
+            futex::wait(&self.ended, ended, limit.min(TICK));
+        }
+    }
+
+    /// Empties the place. The caller has TAKEN or CLAIMED it, or is the master and nobody has.
+    pub(super) fn release(&self) {
+        // First, for it tells `repair` how far we came.
+        self.outcome.store(0, Ordering::Release);
+        self.result.clear();
+        self.argument.clear();
+        self.restarts.store(0, Ordering::Relaxed);
+        self.state.store(State::FREE.0, Ordering::Release);
+    }
+
+    /// The master's step: puts the place right whose claimant or taker is gone (invariant 4). True
+    /// if it is free now.
+    fn repair(&self, arena: Arena) -> bool {
+        let state = self.state();
+        let holder = Tag::of_word(state.0);
+        if !matches!(state.phase(), Phase::Claimed | Phase::Taken)
+            || !life::is_gone(arena, holder)
+            || !recovery::is_resolved(arena, holder)
+        {
+            return false;
+        }
+        if state.phase() == Phase::Taken && self.outcome.load(Ordering::Acquire) != 0 {
+            let ended = State::of(Phase::Ended, self.id.load(Ordering::Relaxed), 0);
+            self.turn(state, ended);
+            false
+        } else {
+            self.release();
+            true
+        }
+    }
+}
+
+/// Why a job was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Untaken {
+    NotEnded,
+    Gone,
+}
+
+/// What a master and its workers share. All zeros is the empty one.
+#[derive(ShmSafe)]
+pub(super) struct Control {
+    last_id: AtomicU64,
+    /// Places from here on were never used.
+    used: AtomicU32,
+    /// The master has asked for the end: what `Worker::wait_stop` sleeps on.
+    stopping: AtomicU32,
+    pub(super) resources: super::resources::Table,
+    jobs: [Job; JOBS],
+}
+
+/// A place that the calling thread has claimed.
+pub(super) struct Claimed<'a> {
+    control: &'a Control,
+    pub(super) index: usize,
+}
+
+impl Control {
+    /// Makes the control block of a new master.
+    pub(super) fn create(pool: Pool) -> Result<Shared<Control>, ObjectError> {
+        pool.create_with(Layout::new::<Control>(), |place| {
+            // SAFETY: a new block of that size. Zeros are valid: it consists of atomics and links.
+            unsafe { place.as_ptr().write_bytes(0, size_of::<Control>()) };
+        })
+    }
+
+    pub(super) fn job(&self, index: usize) -> Option<&Job> {
+        self.jobs.get(index)
+    }
+
+    /// The places that were ever used.
+    pub(super) fn jobs(&self) -> impl Iterator<Item = (usize, &Job)> {
+        let used = self.used.load(Ordering::Acquire) as usize;
+        self.jobs[..used.min(JOBS)].iter().enumerate()
+    }
+
+    /// The master's step: puts a place right that a dead worker, or nobody, has left.
+    pub(super) fn tidy(&self, arena: Arena, place: usize) {
+        let Some(job) = self.job(place) else { return };
+        let state = job.state();
+        match state.phase() {
+            Phase::Claimed | Phase::Taken if job.repair(arena) => self.resources.clear_user(place),
+            Phase::Ended if state.has(DETACHED) => job.release(),
+            _ => {}
+        }
+    }
+
+    /// Claims a free place, the lowest, so that the master's walk is short.
+    pub(super) fn claim(&self, by: Tag) -> Option<Claimed<'_>> {
+        let claimed = State::held(Phase::Claimed, by);
+        let index = self
+            .jobs
+            .iter()
+            .position(|job| job.state() == State::FREE && job.turn(State::FREE, claimed))?;
+        self.used.fetch_max(index as u32 + 1, Ordering::AcqRel);
+        let job = &self.jobs[index];
+        job.result.clear();
+        job.argument.clear();
+        Some(Claimed {
+            control: self,
+            index,
+        })
+    }
+
+    pub(super) fn stop(&self) {
+        self.stopping.store(1, Ordering::Release);
+        futex::wake(&self.stopping, u32::MAX);
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire) != 0
+    }
+
+    pub(super) fn wait_stop(&self, limit: Duration) {
+        futex::wait(&self.stopping, 0, limit);
+    }
+}
+
+impl<'a> Claimed<'a> {
+    pub(super) fn job(&self) -> &'a Job {
+        &self.control.jobs[self.index]
+    }
+
+    /// Publishes the job; its id. The master is to be woken.
+    pub(super) fn request(self) -> u64 {
+        let id = self.control.last_id.fetch_add(1, Ordering::Relaxed) + 1;
+        let job = self.job();
+        job.id.store(id, Ordering::Relaxed);
+        let requested = State::of(Phase::Requested, id, 0);
+        job.state.store(requested.0, Ordering::Release);
+        id
+    }
+
+    /// Gives the place back.
+    pub(super) fn give_up(self) {
+        self.job().release();
+    }
+}
+
+/// What this process knows of the control pool at a granule; private memory, copied by a fork.
+struct Local {
+    /// The descriptor that wakes the master, + 1.
+    wake: AtomicU32,
+    /// The job that this process runs, 0 in the master.
+    me: AtomicU64,
+}
+
+static LOCAL: [Local; GRANULES] = [const {
+    Local {
+        wake: AtomicU32::new(0),
+        me: AtomicU64::new(0),
+    }
+}; GRANULES];
+
+/// The master's descriptor is open for as long as its control pool is mapped.
+pub(super) fn set_wake(pool: Pool, fd: Option<BorrowedFd<'_>>) {
+    use std::os::fd::AsRawFd;
+    let raw = fd.map_or(0, |fd| fd.as_raw_fd().unsigned_abs() + 1);
+    LOCAL[pool.0.granule()].wake.store(raw, Ordering::Relaxed);
+    LOCAL[pool.0.granule()].me.store(0, Ordering::Relaxed);
+}
+
+pub(super) fn set_me(pool: Pool, id: u64) {
+    LOCAL[pool.0.granule()].me.store(id, Ordering::Relaxed);
+}
+
+/// The job that this process, or the worker that it descends from, runs; 0 for the master.
+pub(super) fn me(pool: Pool) -> u64 {
+    LOCAL[pool.0.granule()].me.load(Ordering::Relaxed)
+}
+
+/// Wakes the master.
+pub(super) fn wake_master(pool: Pool) {
+    let raw = LOCAL[pool.0.granule()].wake.load(Ordering::Relaxed);
+    if let Some(raw) = raw.checked_sub(1) {
+        // SAFETY: open for as long as the pool is mapped, which the caller's handle says it is.
+        let fd = unsafe { BorrowedFd::borrow_raw(raw.cast_signed()) };
+        // A full counter wakes the master as well.
+        let _ = rustix::io::write(fd, &1_u64.to_ne_bytes());
+    }
+}
+
+/// The tag of the calling thread in the control pool.
+pub(super) fn tag(pool: Pool) -> Result<Tag, NoSlot> {
+    thread::slot(pool.0).map(|slot| slot.tag())
+}

@@ -1,0 +1,239 @@
+//! The crash journal: what a run has made outside of its pools, so that the next one can remove
+//! what a crash has left.
+//!
+//! A file `journal` in the run directory, written by the master alone:
+//!
+//! ```text
+//! block 0       magic (8 bytes), version (u32), crc of both (u32), zeros
+//! block 1 + i   what the resource at place i is: length (u32), crc (u32), record in postcard's
+//!               encoding, zeros; or all zeros, if there is none
+//! ```
+//!
+//! A block has 4 KiB, and is written by one call within one page: the kernel looks for a fatal
+//! signal between pages only, so a block is there or not. So nothing is appended, nothing has to
+//! be replayed in order, and the file does not grow: what it says is what there is.
+//!
+//! # Invariants
+//!
+//! 1. A record is written before the resource may be made, and struck after it is removed. So what
+//!    is there is in the journal.
+//! 2. The file is locked while a run uses it, and never replaced: who has the lock is alone.
+//! 3. All blocks are checked before anything is removed.
+//!
+//! # Crash behaviour
+//!
+//! | killed | leaves | the next run |
+//! |---|---|---|
+//! | before the header is written | an empty file | takes it |
+//! | before the file has its length | a header alone | takes it |
+//! | after a record was written | a record, perhaps without the thing | removes what there is |
+//! | after a removal, before the record is struck | a record without the thing | strikes it |
+//! | while it removes what was left | a part of it | removes the rest |
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation;
+
+use super::RunError;
+use super::pid_file::lock;
+use super::resources::{PLACES, Resource};
+
+const BLOCK: usize = 4096;
+const MAGIC: [u8; 8] = *b"shmkjrnl";
+const VERSION: u32 = 1;
+const LENGTH: u64 = (BLOCK * (1 + PLACES)) as u64;
+
+/// Why a journal was not taken. Nothing was removed, and the file is as it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum JournalError {
+    /// The file is no journal.
+    #[error("it is no journal")]
+    Foreign,
+    /// It was written by a version that this one does not know.
+    #[error("it is of version {version}")]
+    Version {
+        /// Which.
+        version: u32,
+    },
+    /// It is shorter or longer than a journal is.
+    #[error("it has {length} bytes, and not {LENGTH}")]
+    Truncated {
+        /// Bytes that it has.
+        length: u64,
+    },
+    /// A record is damaged.
+    #[error("record {record} is damaged")]
+    Corrupt {
+        /// Which, from 0.
+        record: usize,
+    },
+}
+
+/// A journal that this run has.
+#[derive(Debug)]
+pub(super) struct Journal {
+    file: File,
+    path: PathBuf,
+}
+
+impl Journal {
+    /// Takes the journal of a run directory, both made if need be, and removes what a crashed run
+    /// has left.
+    pub(super) fn open(directory: &Path) -> Result<Journal, RunError> {
+        let failed = |path: &Path, error: io::Error| RunError::File {
+            path: path.display().to_string(),
+            error,
+        };
+        std::fs::create_dir_all(directory).map_err(|error| failed(directory, error))?;
+        let path = directory.join("journal");
+        let file = lock(&path)?;
+        let journal = Journal { file, path };
+        let records = match journal.read() {
+            Ok(Ok(records)) => records,
+            Ok(Err(error)) => {
+                let path = journal.path.display().to_string();
+                return Err(RunError::Journal { path, error });
+            }
+            Err(error) => return Err(failed(&journal.path, error)),
+        };
+        let tidied = records.into_iter().try_for_each(|(place, resource)| {
+            // What is still used is by no process of the crashed run, and not ours to remove.
+            if !is_in_use(&resource)? {
+                remove(&resource)?;
+            }
+            journal.strike(place)
+        });
+        tidied.map_err(|error| failed(&journal.path, error))?;
+        Ok(journal)
+    }
+
+    /// Every record; a new file is given its header and its length.
+    fn read(&self) -> io::Result<Result<Vec<(usize, Resource)>, JournalError>> {
+        let length = self.file.metadata()?.len();
+        if length == 0 {
+            let mut block = [0; BLOCK];
+            block[..16].copy_from_slice(&header(VERSION));
+            self.file.write_all_at(&block, 0)?;
+            self.file.set_len(LENGTH)?;
+            return Ok(Ok(Vec::new()));
+        }
+        let mut block = [0; BLOCK];
+        let head = self.file.read_at(&mut block, 0)?;
+        let version = u32::from_le_bytes([block[8], block[9], block[10], block[11]]);
+        if head < 16 || block[..8] != MAGIC || block[..16] != header(version) {
+            return Ok(Err(JournalError::Foreign));
+        }
+        if version != VERSION {
+            return Ok(Err(JournalError::Version { version }));
+        }
+        if length == BLOCK as u64 {
+            self.file.set_len(LENGTH)?;
+        } else if length != LENGTH {
+            return Ok(Err(JournalError::Truncated { length }));
+        }
+        let mut records = Vec::new();
+        for place in 0..PLACES {
+            self.file.read_exact_at(&mut block, offset(place))?;
+            match parse(&block) {
+                Ok(Some(resource)) => records.push((place, resource)),
+                Ok(None) => {}
+                Err(()) => return Ok(Err(JournalError::Corrupt { record: place })),
+            }
+        }
+        Ok(Ok(records))
+    }
+
+    /// Says that there may be a resource from now on.
+    pub(super) fn record(&self, place: usize, resource: &Resource) -> io::Result<()> {
+        let mut block = [0; BLOCK];
+        let text = postcard::to_slice(resource, &mut block[8..])
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+        let (length, crc) = (text.len() as u32, crc32fast::hash(text));
+        block[..4].copy_from_slice(&length.to_le_bytes());
+        block[4..8].copy_from_slice(&crc.to_le_bytes());
+        self.file.write_all_at(&block, offset(place))
+    }
+
+    /// Says that the resource is there no more.
+    pub(super) fn strike(&self, place: usize) -> io::Result<()> {
+        self.file.write_all_at(&[0; BLOCK], offset(place))
+    }
+
+    /// The run is over: the file goes if it names nothing. The lock is held until then.
+    pub(super) fn finish(self) -> io::Result<()> {
+        match self.read()? {
+            Ok(records) if records.is_empty() => std::fs::remove_file(&self.path),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl AsFd for Journal {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+fn offset(place: usize) -> u64 {
+    (BLOCK * (1 + place)) as u64
+}
+
+fn header(version: u32) -> [u8; 16] {
+    let mut header = [0; 16];
+    header[..8].copy_from_slice(&MAGIC);
+    header[8..12].copy_from_slice(&version.to_le_bytes());
+    let crc = crc32fast::hash(&header[..12]);
+    header[12..].copy_from_slice(&crc.to_le_bytes());
+    header
+}
+
+fn parse(block: &[u8; BLOCK]) -> Result<Option<Resource>, ()> {
+    let word =
+        |at: usize| u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]);
+    let length = word(0) as usize;
+    if length == 0 {
+        return match block.iter().all(|&byte| byte == 0) {
+            true => Ok(None),
+            false => Err(()),
+        };
+    }
+    let (text, rest) = block[8..].split_at_checked(length).ok_or(())?;
+    if crc32fast::hash(text) != word(4) || rest.iter().any(|&byte| byte != 0) {
+        return Err(());
+    }
+    match postcard::take_from_bytes(text) {
+        Ok((resource, [])) => Ok(Some(resource)),
+        _ => Err(()),
+    }
+}
+
+/// Whether a resource is a pool that somebody has attached: whoever has holds the shared lock.
+fn is_in_use(resource: &Resource) -> io::Result<bool> {
+    let (Resource::Pool(_), Some(path)) = (resource, resource.path()) else {
+        return Ok(false);
+    };
+    match File::open(&path) {
+        Ok(file) => {
+            let locked = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
+            Ok(locked == Err(rustix::io::Errno::WOULDBLOCK))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes what a resource is, if it is there.
+pub(super) fn remove(resource: &Resource) -> io::Result<()> {
+    let Some(path) = resource.path() else {
+        return Ok(());
+    };
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}

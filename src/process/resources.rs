@@ -1,0 +1,581 @@
+//! Managed resources: what lives outside of pools and has to go when nobody uses it any more.
+//!
+//! A worker announces a resource, *before* it makes it; the master writes the announcement to its
+//! journal, and from then on the resource has an id, by which other workers find it. Who uses it
+//! is a bit a worker in the resource's place. When the last bit goes, by a drop or by a death, the
+//! master removes the resource, and then strikes it from the journal.
+//!
+//! ```text
+//! FREE ──> CLAIMED(tag) ──> REQUESTED(id) ──> MANAGED(id) <──> CHECKING(id) ──> FREE
+//!          worker                        │                    master
+//!                                        └──> REFUSED(id) ──> FREE (master, once seen)
+//! ```
+//!
+//! # Invariants
+//!
+//! 1. A user sets its bit, then looks at the state; the master stores CHECKING, then looks at the
+//!    bits. So of a `get` and a removal at once, one sees the other.
+//! 2. A worker's bits belong to its job's place, which nobody else has before the job is over; the
+//!    master clears them then.
+//! 3. Within a process, uses are counted in private memory, and bits change under its lock.
+//!
+//! # Crash behaviour
+//!
+//! | killed | leaves | repaired by |
+//! |---|---|---|
+//! | while CLAIMED | a place without a resource | the master: FREE |
+//! | REQUESTED or REFUSED | a request of nobody | the master: managed, then unused; or FREE |
+//! | a user | its bit | the master, when its job is over |
+//! | the master | the journal's records | the next run |
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fmt;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use super::jobs::{self, Control, JOBS, Kind, Payload};
+use crate::ShmSafe;
+use crate::containers::Shared;
+use crate::layout::arena::Arena;
+use crate::participants::lock::TICK;
+use crate::participants::tag::Tag;
+use crate::participants::thread::NoSlot;
+use crate::participants::{life, recovery};
+use crate::pool::{ObjectError, Pool, PoolName};
+use crate::primitive::{AtomicU32, AtomicU64, Ordering};
+use crate::sys::{futex, process};
+
+/// Resources that a run can manage at once.
+pub(super) const PLACES: usize = 256;
+
+/// What can be managed.
+///
+/// ```
+/// use shmkit::process::Resource;
+///
+/// let pool = Resource::Pool("numbers".into());
+/// assert_eq!(pool.path().unwrap(), std::path::Path::new("/dev/shm/shmkit.numbers"));
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Resource {
+    /// A file, or a named pipe or socket; a relative path is taken from the working directory of
+    /// who announces it.
+    File(PathBuf),
+    /// A named pool; see [`PoolBuilder::create_named`](crate::PoolBuilder::create_named).
+    Pool(String),
+    /// A named POSIX semaphore (`sem_open`).
+    Semaphore(String),
+}
+
+impl Resource {
+    /// The file that it is; `None` if it has a name that none can have.
+    #[must_use]
+    pub fn path(&self) -> Option<PathBuf> {
+        match self {
+            Resource::File(path) => std::path::absolute(path).ok(),
+            Resource::Pool(name) => Some(PoolName::parse(name)?.path().into()),
+            Resource::Semaphore(name) => {
+                let name = name.strip_prefix('/').unwrap_or(name);
+                let valid = !name.is_empty() && name.len() <= 250 && !name.contains(['/', '\0']);
+                valid.then(|| format!("/dev/shm/sem.{name}").into())
+            }
+        }
+    }
+
+    fn kind(&self) -> u32 {
+        match self {
+            Resource::File(_) => 1,
+            Resource::Pool(_) => 2,
+            Resource::Semaphore(_) => 3,
+        }
+    }
+
+    fn name(&self) -> Option<Vec<u8>> {
+        Some(match self {
+            Resource::File(_) => self.path()?.as_os_str().as_bytes().to_vec(),
+            Resource::Pool(name) | Resource::Semaphore(name) => {
+                self.path()?;
+                name.as_bytes().to_vec()
+            }
+        })
+    }
+
+    fn of(kind: u32, name: &[u8]) -> Option<Resource> {
+        let text = || Some(std::str::from_utf8(name).ok()?.to_owned());
+        Some(match kind {
+            1 => Resource::File(Path::new(OsStr::from_bytes(name)).into()),
+            2 => Resource::Pool(text()?),
+            3 => Resource::Semaphore(text()?),
+            _ => return None,
+        })
+    }
+}
+
+/// Names a managed resource of a run; it may travel in arguments and results. It is never given
+/// to another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ResourceId(u64);
+
+/// Why a resource is not managed, or not to be had.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ResourceError {
+    /// It has a name that no such thing can have.
+    #[error("no resource can have that name")]
+    InvalidName,
+    /// It is gone: nobody used it any more.
+    #[error("the resource is gone")]
+    Gone,
+    /// There are 256 managed resources.
+    #[error("there are as many managed resources as there can be")]
+    TooMany,
+    /// The journal could not be written; the text says why.
+    #[error("the journal could not be written: {0}")]
+    Journal(String),
+    /// No memory for its name.
+    #[error("the name of the resource could not be written")]
+    NoMemory(#[from] ObjectError),
+    /// The run has as many threads as it can have.
+    #[error(transparent)]
+    NoSlot(#[from] NoSlot),
+}
+
+const FREE: u64 = 0;
+const CLAIMED: u64 = 1;
+const REQUESTED: u64 = 2;
+const MANAGED: u64 = 3;
+const REFUSED: u64 = 4;
+const CHECKING: u64 = 5;
+/// It could not be removed: its place is not used again, so that its record stays.
+const STUCK: u64 = 6;
+const PHASE: u64 = 0xf;
+const ID_SHIFT: u32 = 8;
+
+fn word(phase: u64, id: u64) -> u64 {
+    id << ID_SHIFT | phase
+}
+
+/// A resource's place.
+#[derive(ShmSafe)]
+pub(super) struct Place {
+    state: AtomicU64,
+    /// What a requester sleeps on.
+    answered: AtomicU32,
+    kind: AtomicU32,
+    /// A bit a job's place.
+    users: [AtomicU64; JOBS / 64],
+    name: Payload,
+    /// Why it was refused.
+    answer: Payload,
+}
+
+/// The places, in the control block.
+#[derive(ShmSafe)]
+pub(super) struct Table {
+    last_id: AtomicU64,
+    /// Places from here on were never used.
+    used: AtomicU32,
+    places: [Place; PLACES],
+}
+
+impl Place {
+    fn resource(&self) -> Option<Resource> {
+        let kind = self.kind.load(Ordering::Relaxed);
+        self.name.read(|name| Resource::of(kind, name))
+    }
+
+    fn bit(&self, user: usize) -> (&AtomicU64, u64) {
+        (&self.users[user / 64 % (JOBS / 64)], 1 << (user % 64))
+    }
+
+    fn set(&self, user: usize) {
+        let (word, bit) = self.bit(user);
+        word.fetch_or(bit, Ordering::SeqCst);
+    }
+
+    fn clear(&self, user: usize) {
+        let (word, bit) = self.bit(user);
+        if word.load(Ordering::Relaxed) & bit != 0 {
+            word.fetch_and(!bit, Ordering::SeqCst);
+        }
+    }
+
+    fn is_used_by(&self, user: usize) -> bool {
+        let (word, bit) = self.bit(user);
+        word.load(Ordering::SeqCst) & bit != 0
+    }
+
+    fn is_used(&self) -> bool {
+        let used = |word: &AtomicU64| word.load(Ordering::SeqCst) != 0;
+        self.users.iter().any(used)
+    }
+
+    fn release(&self) {
+        self.name.clear();
+        self.answer.clear();
+        self.users
+            .iter()
+            .for_each(|word| word.store(0, Ordering::Relaxed));
+        self.state.store(FREE, Ordering::Release);
+    }
+
+    fn answer(&self, state: u64) {
+        self.state.store(state, Ordering::SeqCst);
+        self.answered.fetch_add(1, Ordering::Release);
+        futex::wake(&self.answered, u32::MAX);
+    }
+}
+
+impl Table {
+    /// The places that were ever used.
+    fn used(&self) -> &[Place] {
+        let used = self.used.load(Ordering::Acquire) as usize;
+        &self.places[..used.min(PLACES)]
+    }
+
+    /// Claims a free place, the lowest.
+    fn claim(&self, by: Tag) -> Option<&Place> {
+        let claimed = by.word() | CLAIMED;
+        let index = self.places.iter().position(|place| {
+            let word = &place.state;
+            word.load(Ordering::Relaxed) == FREE
+                && word
+                    .compare_exchange(FREE, claimed, Ordering::AcqRel, Ordering::Relaxed)
+                    .is_ok()
+        })?;
+        self.used.fetch_max(index as u32 + 1, Ordering::AcqRel);
+        Some(&self.places[index])
+    }
+
+    fn find(&self, id: u64) -> Option<&Place> {
+        let has = |place: &&Place| {
+            let state = place.state.load(Ordering::SeqCst);
+            matches!(state & PHASE, MANAGED | CHECKING) && state >> ID_SHIFT == id
+        };
+        self.used().iter().find(has)
+    }
+
+    /// Sets the user's bit, if the resource is there.
+    fn hold(&self, id: u64, user: usize) -> bool {
+        let Some(place) = self.find(id) else {
+            return false;
+        };
+        let had = place.is_used_by(user);
+        place.set(user);
+        loop {
+            // By invariant 1.
+            let state = place.state.load(Ordering::SeqCst);
+            if state == word(MANAGED, id) {
+                return true;
+            }
+            if state != word(CHECKING, id) {
+                if !had {
+                    place.clear(user);
+                }
+                return false;
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    /// The ids of what a user uses.
+    pub(super) fn used_by(&self, user: usize) -> impl Iterator<Item = ResourceId> {
+        let used = move |place: &&Place| place.is_used_by(user);
+        self.used().iter().filter(used).filter_map(|place| {
+            let state = place.state.load(Ordering::SeqCst);
+            matches!(state & PHASE, MANAGED | CHECKING).then_some(ResourceId(state >> ID_SHIFT))
+        })
+    }
+
+    /// Has a worker that is about to be started use what its starter uses.
+    pub(super) fn bequeath(&self, from: usize, to: usize, which: Inherit<'_>) {
+        let list: Vec<ResourceId> = match which {
+            Inherit::None => return,
+            Inherit::All => self.used_by(from).collect(),
+            Inherit::These(list) => list.to_vec(),
+        };
+        for id in list {
+            self.hold(id.0, to);
+        }
+    }
+
+    /// A job is over, or was never one.
+    pub(super) fn clear_user(&self, user: usize) {
+        self.used().iter().for_each(|place| place.clear(user));
+    }
+
+    /// The master's work: answers requests, removes what nobody uses. `journal` records a resource
+    /// at a place, or refuses it with a reason; `remove` removes one, and strikes it, if it can.
+    pub(super) fn tend(
+        &self,
+        pool: Pool,
+        mut journal: impl FnMut(usize, &Resource) -> Result<(), String>,
+        mut remove: impl FnMut(usize, &Resource) -> bool,
+    ) {
+        for (index, place) in self.used().iter().enumerate() {
+            let state = place.state.load(Ordering::SeqCst);
+            let id = state >> ID_SHIFT;
+            match state & PHASE {
+                CLAIMED => repair(pool.0, place, state),
+                REQUESTED => {
+                    let recorded = match place.resource() {
+                        Some(resource) => journal(index, &resource),
+                        None => Err("its name is damaged".into()),
+                    };
+                    if let Err(why) = &recorded {
+                        let cut = &why.as_bytes()[..why.len().min(jobs::INLINE)];
+                        // What is so short needs no memory.
+                        let _ = place.answer.store(pool, Kind::NotStarted, cut);
+                    }
+                    let phase = if recorded.is_ok() { MANAGED } else { REFUSED };
+                    place.answer(word(phase, id));
+                }
+                REFUSED if !place.is_used() => place.release(),
+                MANAGED if !place.is_used() => {
+                    // By invariant 1.
+                    place.state.store(word(CHECKING, id), Ordering::SeqCst);
+                    if place.is_used() {
+                        place.state.store(word(MANAGED, id), Ordering::SeqCst);
+                    } else {
+                        match place.resource() {
+                            Some(resource) if !remove(index, &resource) => {
+                                place.state.store(word(STUCK, id), Ordering::SeqCst);
+                            }
+                            _ => place.release(),
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+fn repair(arena: Arena, place: &Place, state: u64) {
+    let holder = Tag::of_word(state);
+    if life::is_gone(arena, holder) && recovery::is_resolved(arena, holder) {
+        place.release();
+    }
+}
+
+/// Which managed resources a started worker uses from its start, among those that its starter
+/// uses: so they are there when it asks for them.
+///
+/// ```
+/// use shmkit::process::{Inherit, StartOptions};
+///
+/// let options = StartOptions::new().inherit(Inherit::All);
+/// assert_ne!(options, StartOptions::new());
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Inherit<'a> {
+    /// None.
+    #[default]
+    None,
+    /// All.
+    All,
+    /// These.
+    These(&'a [ResourceId]),
+}
+
+/// The managed resources of a run, as a worker sees them; from
+/// [`Worker::resources`](super::Worker::resources).
+///
+/// ```
+/// use shmkit::process::{Config, Entry, Resource, ResourceId, run};
+///
+/// static READ: Entry<ResourceId, String> = Entry::new("read", |worker, id| {
+///     let file = worker.resources().get(id).unwrap();
+///     std::fs::read_to_string(file.path()).unwrap()
+/// });
+/// static FIRST: Entry<std::path::PathBuf, String> = Entry::new("first", |worker, path| {
+///     // First announced, then made: no crash leaves it behind.
+///     let file = worker.resources().manage(Resource::File(path)).unwrap();
+///     std::fs::write(file.path(), "text").unwrap();
+///     worker.start(&READ, &file.id()).unwrap().join().unwrap()
+/// });
+///
+/// let path = std::env::temp_dir().join(format!("shmkit-doc-{}", std::process::id()));
+/// assert_eq!(run(&Config::new(), &FIRST, path.clone())?, "text");
+/// assert!(!path.exists());
+/// # Ok::<(), shmkit::process::RunError>(())
+/// ```
+#[derive(Clone)]
+pub struct Resources(Arc<Inner>);
+
+struct Inner {
+    control: Shared<Control>,
+    user: usize,
+    pid: u32,
+    /// How often this process uses what (invariant 3). What it inherited has one use more, which
+    /// never ends.
+    uses: Mutex<HashMap<u64, usize>>,
+}
+
+impl Resources {
+    pub(super) fn new(control: Shared<Control>, user: usize) -> Self {
+        let inherited = control.resources.used_by(user);
+        let uses = inherited.map(|id| (id.0, 1)).collect();
+        Resources(Arc::new(Inner {
+            control,
+            user,
+            pid: process::pid(),
+            uses: Mutex::new(uses),
+        }))
+    }
+
+    /// Has a resource removed when nobody uses it any more, at the latest when the run ends.
+    /// Announce it *before* it is made: with a journal ([`Config::run_directory`]), then, no crash
+    /// leaves it behind. What is managed already is got.
+    ///
+    /// # Errors
+    ///
+    /// See [`ResourceError`].
+    ///
+    /// # Crash behaviour
+    ///
+    /// A caller that dies may have had it managed; then it is removed.
+    ///
+    /// [`Config::run_directory`]: super::Config::run_directory
+    pub fn manage(&self, resource: Resource) -> Result<Managed, ResourceError> {
+        let table = &self.0.control.resources;
+        let known = table.used().iter().find_map(|place| {
+            let state = place.state.load(Ordering::SeqCst);
+            let same = state & PHASE == MANAGED && place.resource().as_ref() == Some(&resource);
+            same.then_some(ResourceId(state >> ID_SHIFT))
+        });
+        if let Some(Ok(managed)) = known.map(|id| self.get(id)) {
+            return Ok(managed);
+        }
+        let (id, place) = self.request(&resource)?;
+        loop {
+            let answered = place.answered.load(Ordering::Acquire);
+            let state = place.state.load(Ordering::SeqCst);
+            match state & PHASE {
+                REQUESTED => futex::wait(&place.answered, answered, TICK),
+                REFUSED => {
+                    let text = |why: &[u8]| String::from_utf8_lossy(why).into_owned();
+                    let why = place.answer.read(text);
+                    self.end_use(id, place);
+                    return Err(ResourceError::Journal(why));
+                }
+                _ => break,
+            }
+        }
+        Ok(Managed {
+            resources: self.clone(),
+            id,
+            resource,
+        })
+    }
+
+    /// Asks the master to manage a resource, of which this process has one use from now on.
+    pub(super) fn request(&self, resource: &Resource) -> Result<(u64, &Place), ResourceError> {
+        let name = resource.name().ok_or(ResourceError::InvalidName)?;
+        let Inner { control, user, .. } = &*self.0;
+        let pool = control.pool();
+        let tag = jobs::tag(pool)?;
+        let table = &control.resources;
+        let place = table.claim(tag).ok_or(ResourceError::TooMany)?;
+        place.kind.store(resource.kind(), Ordering::Relaxed);
+        if let Err(error) = place.name.store(pool, Kind::Value, &name) {
+            place.release();
+            return Err(error.into());
+        }
+        let id = table.last_id.fetch_add(1, Ordering::Relaxed) + 1;
+        // Ours from the start, so that it is not unused at any moment.
+        let mut uses = self.0.uses.lock().unwrap_or_else(PoisonError::into_inner);
+        place.set(*user);
+        uses.insert(id, 1);
+        drop(uses);
+        place.state.store(word(REQUESTED, id), Ordering::SeqCst);
+        jobs::wake_master(pool);
+        Ok((id, place))
+    }
+
+    /// A use of the resource with that id.
+    ///
+    /// # Errors
+    ///
+    /// [`ResourceError::Gone`].
+    pub fn get(&self, id: ResourceId) -> Result<Managed, ResourceError> {
+        let ResourceId(id) = id;
+        let table = &self.0.control.resources;
+        let mut uses = self.0.uses.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = uses.get(&id).copied().unwrap_or(0);
+        if count == 0 && !table.hold(id, self.0.user) {
+            return Err(ResourceError::Gone);
+        }
+        let resource = table.find(id).and_then(Place::resource);
+        let resource = resource.ok_or(ResourceError::Gone)?;
+        uses.insert(id, count + 1);
+        drop(uses);
+        Ok(Managed {
+            resources: self.clone(),
+            id,
+            resource,
+        })
+    }
+
+    fn end_use(&self, id: u64, place: &Place) {
+        let mut uses = self.0.uses.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = uses.remove(&id).unwrap_or(0);
+        if count > 1 {
+            uses.insert(id, count - 1);
+        } else {
+            place.clear(self.0.user);
+            jobs::wake_master(self.0.control.pool());
+        }
+    }
+}
+
+impl fmt::Debug for Resources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Resources").finish_non_exhaustive()
+    }
+}
+
+/// A use of a managed resource: it is there at least until the last use of any worker is dropped.
+#[derive(Debug)]
+pub struct Managed {
+    resources: Resources,
+    id: u64,
+    resource: Resource,
+}
+
+impl Managed {
+    /// By which other workers get it.
+    #[must_use]
+    pub fn id(&self) -> ResourceId {
+        ResourceId(self.id)
+    }
+
+    /// What it is.
+    #[must_use]
+    pub fn resource(&self) -> &Resource {
+        &self.resource
+    }
+
+    /// Its file.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        // Only what has a path is managed.
+        self.resource.path().unwrap_or_default()
+    }
+}
+
+impl Drop for Managed {
+    fn drop(&mut self) {
+        // A forked child has copies of its parent's uses, and the parent has the bit.
+        if self.resources.0.pid == process::pid()
+            && let Some(place) = self.resources.0.control.resources.find(self.id)
+        {
+            self.resources.end_use(self.id, place);
+        }
+    }
+}

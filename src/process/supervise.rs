@@ -1,0 +1,199 @@
+//! Supervision: how a worker ended, and whether it is started again.
+//!
+//! The policy and the number of restarts lie in the job's place, so they cost the master no
+//! memory of its own. The wait before a restart is a time at which the master's timer fires: the
+//! master sleeps for nobody.
+
+use std::time::Duration;
+
+use super::jobs::{Job, Kind};
+use super::{JoinError, ResultError, WorkerId};
+use crate::primitive::Ordering;
+use crate::sys::process::Ended;
+
+/// Whether a worker is started again when it has ended; see [`StartOptions`](super::StartOptions).
+///
+/// ```
+/// use shmkit::process::{Backoff, Config, Entry, StartOptions, Restart, Worker, run};
+/// use std::time::Duration;
+///
+/// static FLAKY: Entry<(), u32> = Entry::new("flaky", |worker, ()| match worker.restarts() {
+///     0 => std::process::abort(),
+///     restarts => restarts,
+/// });
+/// static FIRST: Entry<(), u32> = Entry::new("first", |worker, ()| {
+///     let again = Restart::OnCrash(Backoff::new(Duration::from_millis(1)));
+///     let options = StartOptions::new().restart(again);
+///     worker.start_with(options, &FLAKY, &()).unwrap().join().unwrap()
+/// });
+///
+/// assert_eq!(run(&Config::new(), &FIRST, ())?, 1);
+/// # Ok::<(), shmkit::process::RunError>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Restart {
+    /// It is not.
+    #[default]
+    Never,
+    /// After a panic, an exit or a signal. Its join waits until it returns, or was started as often
+    /// as it may be. One that was ended by [`JoinHandle::kill`](super::JoinHandle::kill) stays so.
+    OnCrash(Backoff),
+    /// Also when it has returned; the value is dropped.
+    Always(Backoff),
+}
+
+/// How long to wait before a restart: twice as long each time.
+///
+/// ```
+/// use shmkit::process::Backoff;
+/// use std::time::Duration;
+///
+/// let backoff = Backoff::new(Duration::from_millis(10)).at_most(Duration::from_secs(1)).times(5);
+/// assert_ne!(backoff, Backoff::default());
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backoff {
+    first: u32,
+    most: u32,
+    times: u32,
+}
+
+/// Milliseconds, and times, that there is room for.
+const ROOM: u32 = (1 << 20) - 1;
+
+fn milliseconds(time: Duration) -> u32 {
+    u32::try_from(time.as_millis()).unwrap_or(ROOM).min(ROOM)
+}
+
+impl Backoff {
+    /// Waits that start with `first`, 17 minutes at most, and end at 60 times that; any number.
+    #[must_use]
+    pub fn new(first: Duration) -> Self {
+        let first = milliseconds(first);
+        Backoff {
+            first,
+            most: first.saturating_mul(60).min(ROOM),
+            times: ROOM,
+        }
+    }
+
+    /// The longest wait, 17 minutes at most.
+    #[must_use]
+    pub fn at_most(mut self, most: Duration) -> Self {
+        self.most = milliseconds(most);
+        self
+    }
+
+    /// How often a worker is started again; then its end is final. About a million at most, which
+    /// stands for "for ever".
+    #[must_use]
+    pub fn times(mut self, times: u32) -> Self {
+        self.times = times.min(ROOM);
+        self
+    }
+
+    fn wait(self, restarts: u32) -> Option<Duration> {
+        if self.times != ROOM && restarts >= self.times {
+            return None;
+        }
+        let doubled = u64::from(self.first) << restarts.min(32);
+        Some(Duration::from_millis(doubled.min(self.most.into())))
+    }
+
+    fn pack(self) -> u64 {
+        u64::from(self.first) << 2 | u64::from(self.most) << 22 | u64::from(self.times) << 42
+    }
+
+    fn unpack(word: u64) -> Self {
+        let part = |shift: u32| (word >> shift) as u32 & ROOM;
+        Backoff {
+            first: part(2),
+            most: part(22),
+            times: part(42),
+        }
+    }
+}
+
+impl Default for Backoff {
+    /// 100 ms, doubled up to 6 s.
+    fn default() -> Self {
+        Backoff::new(Duration::from_millis(100))
+    }
+}
+
+impl Restart {
+    pub(super) fn pack(self) -> u64 {
+        match self {
+            Restart::Never => 0,
+            Restart::OnCrash(backoff) => 1 | backoff.pack(),
+            Restart::Always(backoff) => 2 | backoff.pack(),
+        }
+    }
+
+    fn unpack(word: u64) -> Self {
+        match word & 3 {
+            1 => Restart::OnCrash(Backoff::unpack(word)),
+            2 => Restart::Always(Backoff::unpack(word)),
+            _ => Restart::Never,
+        }
+    }
+}
+
+/// The time until the job, whose process has ended, is started again; `None` if it is not.
+pub(super) fn wait_before_restart(job: &Job, outcome: u32) -> Option<Duration> {
+    let backoff = match Restart::unpack(job.policy.load(Ordering::Relaxed)) {
+        Restart::OnCrash(backoff) if returned(job, outcome).is_err() => backoff,
+        Restart::Always(backoff) => backoff,
+        _ => return None,
+    };
+    backoff.wait(job.restarts.load(Ordering::Relaxed))
+}
+
+/// A worker has ended; given to the hook of [`Config::on_end`](super::Config::on_end).
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct WorkerEnd {
+    /// Which.
+    pub worker: WorkerId,
+    /// Why, or that it returned.
+    pub cause: Result<(), JoinError>,
+    /// When it is started again, if it is.
+    pub restart_in: Option<Duration>,
+}
+
+/// There was no process.
+pub(super) const NOT_STARTED: u32 = 0x400;
+
+/// How a process ended, in a word that is not 0.
+pub(super) fn pack(ended: Ended) -> u32 {
+    match ended {
+        Ended::Exited(code) => 0x100 | code.unsigned_abs() & 0xff,
+        Ended::Signaled(signal) => 0x200 | signal.unsigned_abs() & 0xff,
+        Ended::Unknown => 0x300,
+    }
+}
+
+/// Whether an ended job has a value, and why it has none.
+pub(super) fn returned(job: &Job, outcome: u32) -> Result<(), JoinError> {
+    let low = (outcome & 0xff).cast_signed();
+    // Whatever it wrote, a process that was killed did not come to its end in order.
+    if outcome >> 8 == 2 {
+        return Err(JoinError::Signaled(low));
+    }
+    let kind = job.result.kind();
+    let message = || {
+        job.result
+            .read(|bytes| String::from_utf8_lossy(bytes).into_owned())
+    };
+    Err(match kind {
+        Kind::Value => return Ok(()),
+        Kind::None if outcome >> 8 == 1 => JoinError::Exited(low),
+        Kind::None => ResultError::Lost.into(),
+        Kind::Panic => JoinError::Panicked(message()),
+        Kind::EncodeFailed => ResultError::Encode(message()).into(),
+        Kind::WriteFailed => ResultError::Write(std::io::Error::other(message())).into(),
+        Kind::BadArgument => JoinError::BadArgument(message()),
+        Kind::NotStarted => JoinError::NotStarted(message()),
+    })
+}

@@ -1,0 +1,126 @@
+//! The job table without a master, for the crash tests: its operations one by one.
+
+use super::jobs::{Control, Kind, Phase};
+use super::{Entry, JoinHandle, Resource, ResourceId, Resources, StartOptions, Worker};
+use super::{supervise, worker};
+use crate::Pool;
+use crate::containers::Shared;
+use crate::sys::process::Ended;
+
+static ECHO: Entry<Vec<u8>, Vec<u8>> = Entry::new("echo", |_: &Worker, bytes| bytes);
+
+/// A job table.
+#[derive(Clone)]
+pub struct Jobs(Shared<Control>);
+
+impl Jobs {
+    pub fn create(pool: Pool) -> Jobs {
+        Jobs(Control::create(pool).expect("room"))
+    }
+
+    /// As `Worker::start`.
+    pub fn start(&self, argument: &Vec<u8>) -> JoinHandle<Vec<u8>> {
+        worker::request(&self.0, None, StartOptions::new(), &ECHO, argument).expect("room")
+    }
+
+    /// The process of a job does its work: the argument is the result. How many had one to do.
+    pub fn work(&self) -> usize {
+        let requested = self
+            .0
+            .jobs()
+            .filter(|(_, job)| job.state().phase() == Phase::Requested);
+        requested
+            .map(|(place, job)| {
+                job.advance(Phase::Running);
+                assert_eq!(worker::live(&self.0, place, job.state().id()), 0);
+            })
+            .count()
+    }
+
+    /// Jobs get processes, which do nothing.
+    pub fn run(&self) {
+        let requested = self
+            .0
+            .jobs()
+            .filter(|(_, job)| job.state().phase() == Phase::Requested);
+        requested.for_each(|(_, job)| {
+            job.advance(Phase::Running);
+        });
+    }
+
+    /// A handle of the job `id` at the first place, which was made by a process that is dead.
+    pub fn forge(&self, id: u64) -> JoinHandle<Vec<u8>> {
+        JoinHandle::new(&self.0, 0, id)
+    }
+
+    /// The only job's process leaves its result.
+    pub fn leave(&self, result: &[u8]) {
+        let job = self.0.job(0).expect("a place");
+        worker::store(job, self.0.pool(), Kind::Value, result).expect("room");
+    }
+
+    /// The master hears that the processes of all running jobs have ended.
+    pub fn end(&self) {
+        let running = self
+            .0
+            .jobs()
+            .filter(|(_, job)| job.state().phase() == Phase::Running);
+        running.for_each(|(place, job)| {
+            job.end(supervise::pack(Ended::Exited(0)));
+            self.0.tidy(self.0.pool().0, place);
+        });
+    }
+
+    /// What the master does whenever it wakes.
+    pub fn tidy(&self) {
+        for (place, _) in self.0.jobs() {
+            self.0.tidy(self.0.pool().0, place);
+        }
+    }
+
+    /// The resources as the process of the job at a place sees them.
+    pub fn resources(&self, place: usize) -> Resources {
+        Resources::new(self.0.clone(), place)
+    }
+
+    /// A resource that the job at a place uses, and goes on to use.
+    pub fn manage(&self, place: usize, resource: Resource) -> ResourceId {
+        self.request(place, &resource);
+        self.tend();
+        let managed = self
+            .resources(place)
+            .manage(resource)
+            .expect("managed by now");
+        let id = managed.id();
+        std::mem::forget(managed);
+        id
+    }
+
+    /// What `Resources::manage` does before it waits for the master.
+    pub fn request(&self, place: usize, resource: &Resource) {
+        self.resources(place).request(resource).expect("room");
+    }
+
+    /// The job at a place is over; then what nobody uses is removed. How many resources that were.
+    pub fn end_uses(&self, place: usize) -> usize {
+        self.0.resources.clear_user(place);
+        self.tend()
+    }
+
+    /// Answers requests for resources; how many were removed instead.
+    pub fn tend(&self) -> usize {
+        let mut removed = 0;
+        let remove = |_, _: &_| {
+            removed += 1;
+            true
+        };
+        self.0.resources.tend(self.0.pool(), |_, _| Ok(()), remove);
+        removed
+    }
+
+    /// True if every place is free.
+    pub fn is_empty(&self) -> bool {
+        let free = |(_, job): (_, &super::jobs::Job)| job.state().phase() == Phase::Free;
+        self.0.jobs().all(free)
+    }
+}

@@ -1,0 +1,225 @@
+//! [`Worker`]: a process of a run, as its own function sees it; and how it starts others.
+//!
+//! A start is a request in the job table, and one write that wakes the master. It does not wait
+//! for the fork: should that fail, the join says so.
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+use super::child::{self, EXIT_PANIC, EXIT_UNWRITTEN};
+use super::jobs::{self, Control, Job, Kind};
+use super::{Entry, JoinHandle, Resources, StartOptions, Wire, WorkerId, entry};
+use crate::containers::Shared;
+use crate::participants::thread::NoSlot;
+use crate::pool::{ObjectError, Pool};
+use crate::primitive::Ordering;
+
+/// Why no worker was asked for. Nothing has changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The argument's `Serialize` failed; the text says why.
+    #[error("the argument could not be serialised: {0}")]
+    Encode(String),
+    /// No memory for the argument.
+    #[error("the argument could not be written")]
+    NoMemory(#[from] ObjectError),
+    /// There are 4096 workers that run, or have ended and are neither joined nor detached.
+    #[error("there are too many workers that run or are still to be joined")]
+    TooMany,
+    /// The run is coming to its end.
+    #[error("the run is coming to its end")]
+    Stopping,
+    /// The run has as many threads as it can have.
+    #[error(transparent)]
+    NoSlot(#[from] NoSlot),
+}
+
+/// What an entry point is given of the run it is part of.
+///
+/// ```
+/// use shmkit::process::{Config, Entry, run};
+///
+/// static TWICE: Entry<u32, u32> = Entry::new("twice", |_, n| 2 * n);
+/// static FIRST: Entry<(), u32> = Entry::new("first", |worker, ()| {
+///     let handle = worker.start(&TWICE, &21).unwrap();
+///     assert_eq!((worker.id().number(), handle.id().number()), (1, 2));
+///     handle.join().unwrap()
+/// });
+/// assert_eq!(run(&Config::new(), &FIRST, ())?, 42);
+/// # Ok::<(), shmkit::process::RunError>(())
+/// ```
+pub struct Worker {
+    control: Shared<Control>,
+    id: u64,
+    restarts: u32,
+    place: usize,
+    resources: Resources,
+}
+
+impl Worker {
+    /// This worker's number.
+    #[must_use]
+    pub fn id(&self) -> WorkerId {
+        WorkerId(self.id)
+    }
+
+    /// How often this worker was started again; see [`Restart`](super::Restart).
+    #[must_use]
+    pub fn restarts(&self) -> u32 {
+        self.restarts
+    }
+
+    /// Starts a worker: the master forks a process that calls the entry's function. It inherits
+    /// what the *master* had when the run began, its pools among it, and nothing of the caller.
+    ///
+    /// # Errors
+    ///
+    /// See [`StartError`]. That the fork failed is said by the join.
+    ///
+    /// # Crash behaviour
+    ///
+    /// The worker is started or it is not. It is a child of the master, and lives on when the
+    /// caller dies.
+    pub fn start<A: Wire, R: Wire>(
+        &self,
+        entry: &'static Entry<A, R>,
+        argument: &A,
+    ) -> Result<JoinHandle<R>, StartError> {
+        self.start_with(StartOptions::new(), entry, argument)
+    }
+
+    /// As [`start`](Self::start), with options.
+    ///
+    /// # Errors
+    ///
+    /// As for [`start`](Self::start).
+    pub fn start_with<A: Wire, R: Wire>(
+        &self,
+        options: StartOptions<'_>,
+        entry: &'static Entry<A, R>,
+        argument: &A,
+    ) -> Result<JoinHandle<R>, StartError> {
+        request(&self.control, Some(self.place), options, entry, argument)
+    }
+
+    /// What the run manages.
+    #[must_use]
+    pub fn resources(&self) -> &Resources {
+        &self.resources
+    }
+
+    /// Whether the run is coming to its end, and this worker should too.
+    #[must_use]
+    pub fn stop_requested(&self) -> bool {
+        self.control.is_stopping()
+    }
+
+    /// Waits until the run is coming to its end, `limit` at most; whether it is. For a worker that
+    /// serves until then.
+    #[must_use]
+    pub fn wait_stop(&self, limit: Duration) -> bool {
+        let start = Instant::now();
+        loop {
+            if self.control.is_stopping() {
+                return true;
+            }
+            let Some(left) = limit.checked_sub(start.elapsed()) else {
+                return false;
+            };
+            self.control.wait_stop(left);
+        }
+    }
+}
+
+impl fmt::Debug for Worker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Worker")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Enters a job, and wakes the master.
+pub(super) fn request<A: Wire, R: Wire>(
+    control: &Shared<Control>,
+    starter: Option<usize>,
+    options: StartOptions<'_>,
+    entry: &'static Entry<A, R>,
+    argument: &A,
+) -> Result<JoinHandle<R>, StartError> {
+    if control.is_stopping() {
+        return Err(StartError::Stopping);
+    }
+    let pool = control.pool();
+    // The user's code, before anything is claimed.
+    let bytes = postcard::to_stdvec(argument).map_err(|e| StartError::Encode(e.to_string()))?;
+    let place = control.claim(jobs::tag(pool)?).ok_or(StartError::TooMany)?;
+    let job = place.job();
+    if let Err(error) = job.argument.store(pool, Kind::Value, &bytes) {
+        place.give_up();
+        return Err(error.into());
+    }
+    entry::describe(job, entry);
+    job.policy.store(options.restart.pack(), Ordering::Relaxed);
+    let index = place.index;
+    if let Some(starter) = starter {
+        control.resources.bequeath(starter, index, options.inherit);
+    }
+    let id = place.request();
+    jobs::wake_master(pool);
+    Ok(JoinHandle::new(control, index, id))
+}
+
+/// The life of a worker, in the child: calls the function, and leaves what it gave in the job's
+/// place. The code to exit with.
+pub(super) fn live(control: &Shared<Control>, place: usize, id: u64) -> i32 {
+    let Some(job) = control.job(place) else {
+        return EXIT_UNWRITTEN;
+    };
+    let pool = control.pool();
+    jobs::set_me(pool, id);
+    let worker = Worker {
+        control: control.clone(),
+        id,
+        restarts: job.restarts.load(Ordering::Relaxed),
+        place,
+        resources: Resources::new(control.clone(), place),
+    };
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        let Some((call, entry)) = entry::described(job) else {
+            let why = "the request is not from a process of this program";
+            return (Kind::BadArgument, why.as_bytes().to_vec());
+        };
+        job.argument.read(|bytes| call(entry, &worker, bytes))
+    }));
+    let ((kind, bytes), code) = match outcome {
+        Ok(answer) => (answer, 0),
+        Err(payload) => {
+            let message = child::message_of(&*payload).as_bytes().to_vec();
+            // Its destructor might panic again, and nobody needs it.
+            std::mem::forget(payload);
+            ((Kind::Panic, message), EXIT_PANIC)
+        }
+    };
+    match store(job, pool, kind, &bytes) {
+        Ok(()) => code,
+        Err(_) => EXIT_UNWRITTEN,
+    }
+}
+
+/// Leaves what a job gave in its place. For want of memory, a message is cut, and a value replaced
+/// by why it is missing: what is short needs no block.
+pub(super) fn store(job: &Job, pool: Pool, kind: Kind, bytes: &[u8]) -> Result<(), ObjectError> {
+    let Err(error) = job.result.store(pool, kind, bytes) else {
+        return Ok(());
+    };
+    let why = error.to_string();
+    let (kind, bytes) = match kind {
+        Kind::Value => (Kind::WriteFailed, why.as_bytes()),
+        kind => (kind, bytes),
+    };
+    let cut = &bytes[..bytes.len().min(jobs::INLINE)];
+    job.result.store(pool, kind, cut)
+}

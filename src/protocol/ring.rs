@@ -1,0 +1,498 @@
+//! The cells of a bounded queue: who has which, and in what order.
+//!
+//! # Rationale
+//!
+//! Every push gets a *position*, the next one, and every position has a cell, a lap later the same
+//! one again. One exchange of the cell's word claims the position and names the claimant, so a
+//! position cannot be lost with its claimant. The words *are* the queue: `head` and `tail` are
+//! hints, stored plainly and walked forward from, so a stale one costs a few steps.
+//!
+//! Who takes an element copies it first and then takes it by the exchange that frees the cell. A
+//! consumer holds nothing, ever, and its death or stop delays nobody. A producer that is stopped
+//! with its element half written is gone past: it delays its own element (and, after a lap, the
+//! producers that come to its cell).
+//!
+//! ```text
+//! bit  0..3   phase
+//! bit  3..15  slot of who is at it (WRITING, LEASING)
+//! bit 15..64  position: the lap, and below it the cell's index
+//! ```
+//!
+//! | phase | position | meaning | next, by whom |
+//! |---------|-----|---------------------------------|------------------------------------------|
+//! | FREE    | p   | p is nobody's yet               | WRITING p, by a producer; SEALED p, by a consumer of a closed queue |
+//! | WRITING | p   | the slot writes the element     | FULL p, by itself; FREE p + lap, by its recovery |
+//! | FULL    | p   | an element                      | FREE p + lap, by who takes it; LEASING p |
+//! | LEASING | p   | the slot has taken the element and is about to free the cell | FREE p + lap, by itself or its recovery |
+//! | SEALED  | p   | nothing is pushed any more      | |
+//!
+//! Invariants
+//! 1. A position is claimed only when all before it have been: the claimant saw that. So where a
+//!    word is FREE p, nothing at p or beyond has been claimed.
+//! 2. Words are distinct over time, as positions rise: who exchanges one has not missed a change.
+//!    (Positions are 49 bits, and are compared round the corner.)
+//! 3. The words of the element are stored between WRITING and FULL only, by the slot named.
+//! 4. A consumer takes p only if each earlier position was seen taken, or was seen WRITING *after* p
+//!    was seen FULL. So no push that ended before p's began is overtaken: first in, first out.
+//! 5. "Empty" is answered when there was a moment with nothing FULL: the first unclaimed position
+//!    was seen, and after that each one gone past was still WRITING.
+//! 6. `head` is only ever set past positions that are all taken, `tail` past claimed ones.
+//!
+//! Sources: cells with a turn each are Vyukov's bounded queue (2011); why invariants 4 and 5 are
+//! enough: Henzinger, Sezgin, Vafeiadis, *Aspect-Oriented Linearizability Proofs*, CONCUR 2013.
+
+use crate::primitive::{AtomicU64, Ordering, fence};
+
+const POSITIONS: u32 = 49;
+const POSITION: u32 = 64 - POSITIONS;
+const MASK: u64 = (1 << POSITIONS) - 1;
+
+/// What a cell's word says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    Free = 0,
+    Writing = 1,
+    Full = 2,
+    Leasing = 3,
+    Sealed = 4,
+}
+
+/// A cell's word, taken apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cell {
+    pub phase: Phase,
+    pub slot: usize,
+    pub position: u64,
+}
+
+impl Cell {
+    #[inline]
+    pub const fn new(phase: Phase, slot: usize, position: u64) -> Self {
+        Cell {
+            phase,
+            slot,
+            position,
+        }
+    }
+
+    /// What the word says; garbage is SEALED.
+    #[inline]
+    pub const fn unpack(word: u64) -> Self {
+        let slot = (word >> 3 & 0xfff) as usize;
+        let phase = match (word & 7, slot) {
+            (0, 0) => Phase::Free,
+            (1, _) => Phase::Writing,
+            (2, 0) => Phase::Full,
+            (3, _) => Phase::Leasing,
+            _ => Phase::Sealed,
+        };
+        Cell::new(phase, slot, word >> POSITION)
+    }
+
+    #[inline]
+    pub const fn pack(self) -> u64 {
+        self.phase as u64 | (self.slot as u64) << 3 | self.position << POSITION
+    }
+}
+
+/// How many cells there are, and how positions come from that.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    cells: u64,
+    shift: u32,
+}
+
+impl Shape {
+    /// The most cells that there can be.
+    pub const MAX: u64 = 1 << 32;
+
+    /// The shape of so many cells, 1 to [`MAX`](Self::MAX).
+    #[inline]
+    pub const fn new(cells: u64) -> Self {
+        debug_assert!(cells >= 1 && cells <= Self::MAX);
+        Shape {
+            cells,
+            shift: 64 - (cells - 1).leading_zeros(),
+        }
+    }
+
+    #[inline]
+    pub const fn cells(self) -> usize {
+        self.cells as usize
+    }
+
+    /// From a position to the next one of the same cell.
+    #[inline]
+    pub const fn lap(self) -> u64 {
+        1 << self.shift
+    }
+
+    /// The cell of a position; the first one if the position is none.
+    #[inline]
+    pub const fn index(self, position: u64) -> usize {
+        let index = position & (self.lap() - 1);
+        if index < self.cells {
+            index as usize
+        } else {
+            0
+        }
+    }
+
+    #[inline]
+    pub const fn next(self, position: u64) -> u64 {
+        let index = position & (self.lap() - 1);
+        if index + 1 < self.cells {
+            position + 1
+        } else {
+            ((position & !(self.lap() - 1)) + self.lap()) & MASK
+        }
+    }
+
+    /// The position that a hint says.
+    #[inline]
+    fn hint(self, word: &AtomicU64) -> u64 {
+        // Relaxed: a hint, and what it leads to is checked.
+        word.load(Ordering::Relaxed) & MASK
+    }
+
+    /// Raises a hint. Two that do so at once may leave the lower one.
+    #[inline]
+    fn raise(self, word: &AtomicU64, position: u64) {
+        let now = word.load(Ordering::Relaxed);
+        if is_ahead(position, now) {
+            word.store(position, Ordering::Relaxed);
+        }
+    }
+
+    /// More steps than a walk takes on words that make sense.
+    #[inline]
+    const fn patience(self) -> u64 {
+        self.cells * 4 + 64
+    }
+}
+
+/// A number as a position.
+pub const fn position(number: u64) -> u64 {
+    number & MASK
+}
+
+/// Whether a position is later than another, round the corner.
+#[inline]
+pub const fn is_ahead(position: u64, of: u64) -> bool {
+    (position.wrapping_sub(of) << POSITION) as i64 > 0
+}
+
+/// Why no position was claimed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// All cells are taken. The slot of who holds up the next one with an operation on its way.
+    Full(Option<usize>),
+    /// Nothing is pushed any more.
+    Sealed,
+}
+
+/// Claims the next position for the slot. `record` is told the cell before each attempt.
+#[inline]
+pub fn claim<'a>(
+    shape: Shape,
+    tail: &AtomicU64,
+    cell: impl Fn(usize) -> &'a AtomicU64,
+    slot: usize,
+    record: impl Fn(usize),
+) -> Result<u64, Refused> {
+    let mut at = shape.hint(tail);
+    let mut patience = shape.patience();
+    while patience > 0 {
+        let index = shape.index(at);
+        let word = cell(index);
+        // Acquire: who freed the cell has read it.
+        let found = word.load(Ordering::Acquire);
+        let seen = Cell::unpack(found);
+        if seen.position == at {
+            match seen.phase {
+                Phase::Free => {
+                    record(index);
+                    let claimed = Cell::new(Phase::Writing, slot, at).pack();
+                    // SeqCst: before the look at who sleeps; see `containers::queue::bell`.
+                    if word
+                        .compare_exchange(found, claimed, Ordering::SeqCst, Ordering::Relaxed)
+                        .is_ok()
+                    {
+                        shape.raise(tail, shape.next(at));
+                        return Ok(at);
+                    }
+                    continue;
+                }
+                Phase::Sealed => return Err(Refused::Sealed),
+                _ => at = shape.next(at),
+            }
+        } else if is_ahead(seen.position, at) {
+            // Claimed the lap before that, and by invariant 1 all before have been, too.
+            at = shape.next(seen.position.wrapping_sub(shape.lap()) & MASK);
+        } else {
+            let busy = matches!(seen.phase, Phase::Writing | Phase::Leasing);
+            return Err(Refused::Full(busy.then_some(seen.slot)));
+        }
+        patience -= 1;
+    }
+    Err(Refused::Full(None))
+}
+
+/// Ends what [`claim`] began: the element is there.
+#[inline]
+pub fn publish(word: &AtomicU64, position: u64) {
+    // By the table nobody else changes a WRITING word while its slot lives. Release: the element.
+    word.store(
+        Cell::new(Phase::Full, 0, position).pack(),
+        Ordering::Release,
+    );
+}
+
+/// What becomes of a first element.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Take {
+    /// It is gone, and the cell is free.
+    Pop,
+    /// It is gone, and the cell is LEASING by the slot, who is to [`vacate`] it.
+    Lease(usize),
+    /// It stays.
+    Look,
+}
+
+/// Takes the first element; its position, or else a walk that found none. `copy` is told a cell, and
+/// the position, whose element is to be copied: what it has copied counts if this was the last call.
+#[inline]
+pub fn take<'a>(
+    shape: Shape,
+    head: &AtomicU64,
+    cell: impl Fn(usize) -> &'a AtomicU64,
+    how: Take,
+    mut copy: impl FnMut(usize, u64),
+) -> Result<u64, Walk> {
+    let at = shape.hint(head);
+    let index = shape.index(at);
+    let word = cell(index);
+    // Acquire: the element.
+    let found = word.load(Ordering::Acquire);
+    if found == Cell::new(Phase::Full, 0, at).pack() {
+        copy(index, at);
+        if exchange(shape, word, at, how) {
+            if how != Take::Look {
+                shape.raise(head, shape.next(at));
+            }
+            return Ok(at);
+        }
+    }
+    take_if(shape, head, &cell, how, &mut copy, &|| true)
+}
+
+/// Whether the element of that position is there. By invariant 2, what was copied of it between two
+/// such answers is whole.
+#[inline]
+pub fn is_full(word: &AtomicU64, at: u64) -> bool {
+    // What was copied is read before the word.
+    fence(Ordering::Acquire);
+    word.load(Ordering::Acquire) == Cell::new(Phase::Full, 0, at).pack()
+}
+
+/// Takes the element at a position, if it still is there.
+#[inline]
+fn exchange(shape: Shape, word: &AtomicU64, at: u64, how: Take) -> bool {
+    let next = match how {
+        Take::Pop => Cell::new(Phase::Free, 0, at.wrapping_add(shape.lap()) & MASK),
+        Take::Lease(slot) => Cell::new(Phase::Leasing, slot, at),
+        Take::Look => return is_full(word, at),
+    };
+    // Release: the copy was made before. SeqCst: before the look at who sleeps.
+    word.compare_exchange(
+        Cell::new(Phase::Full, 0, at).pack(),
+        next.pack(),
+        Ordering::SeqCst,
+        Ordering::Relaxed,
+    )
+    .is_ok()
+}
+
+/// The same if `valid` is true after the element, or that there is none, was seen: that nothing has
+/// come where the caller has looked before. If it is not, the walk of the last look is the answer.
+#[cold]
+pub fn take_if<'a>(
+    shape: Shape,
+    head: &AtomicU64,
+    cell: &impl Fn(usize) -> &'a AtomicU64,
+    how: Take,
+    copy: &mut impl FnMut(usize, u64),
+    valid: &impl Fn() -> bool,
+) -> Result<u64, Walk> {
+    loop {
+        let walk = Walk::to_full(shape, head, cell);
+        let Some(at) = walk.full else {
+            // Invariant 5.
+            if walk.still(shape, cell) {
+                return Err(walk);
+            }
+            continue;
+        };
+        // Invariant 4.
+        if !walk.still(shape, cell) {
+            continue;
+        }
+        if !valid() {
+            return Err(walk);
+        }
+        let index = shape.index(at);
+        copy(index, at);
+        if exchange(shape, cell(index), at, how) {
+            // Invariant 6.
+            if walk.pending.is_none() && how != Take::Look {
+                shape.raise(head, shape.next(at));
+            }
+            return Ok(at);
+        }
+    }
+}
+
+/// A walk from the head to the first element, or to the end.
+#[derive(Clone, Copy, Debug)]
+pub struct Walk {
+    /// The first position that is not taken.
+    first: u64,
+    /// Where the walk ended: if there is no element, the first unclaimed position.
+    pub end: u64,
+    /// The first element's position.
+    full: Option<u64>,
+    /// How many WRITING were gone past, and the slot of the first.
+    writing: usize,
+    pub pending: Option<usize>,
+    /// It ended where nothing is pushed any more.
+    pub sealed: bool,
+}
+
+impl Walk {
+    fn to_full<'a>(shape: Shape, head: &AtomicU64, cell: &impl Fn(usize) -> &'a AtomicU64) -> Walk {
+        let start = shape.hint(head);
+        let mut walk = Walk {
+            first: start,
+            end: start,
+            full: None,
+            writing: 0,
+            pending: None,
+            sealed: false,
+        };
+        for _ in 0..shape.patience() {
+            let at = walk.end;
+            // Acquire: the element.
+            let found = cell(shape.index(at)).load(Ordering::Acquire);
+            let seen = Cell::unpack(found);
+            if seen.position == at {
+                match seen.phase {
+                    Phase::Full => {
+                        walk.full = Some(at);
+                        break;
+                    }
+                    Phase::Free => break,
+                    Phase::Sealed => {
+                        walk.sealed = true;
+                        break;
+                    }
+                    Phase::Leasing => {}
+                    Phase::Writing => {
+                        walk.writing += 1;
+                        walk.pending.get_or_insert(seen.slot);
+                    }
+                }
+                walk.end = shape.next(at);
+            } else if is_ahead(seen.position, at) {
+                walk.end = shape.next(at);
+                // What was claimed a lap ago has others before it that may still be WRITING; what
+                // was claimed two laps ago has not.
+                let old = seen.position.wrapping_sub(2 * shape.lap()) & MASK;
+                if walk.pending.is_none() && is_ahead(old, at) {
+                    walk.end = shape.next(old);
+                }
+            } else {
+                // All the way round.
+                break;
+            }
+            if walk.pending.is_none() {
+                walk.first = walk.end;
+            }
+        }
+        walk
+    }
+
+    /// Whether it found an element.
+    pub fn has_element(&self) -> bool {
+        self.full.is_some()
+    }
+
+    /// Whether each that was WRITING still is: they change but once, so counting is enough.
+    pub fn still<'a>(&self, shape: Shape, cell: &impl Fn(usize) -> &'a AtomicU64) -> bool {
+        if self.writing == 0 {
+            return true;
+        }
+        let (mut at, mut writing) = (self.first, 0);
+        while at != self.end && writing < self.writing {
+            let seen = Cell::unpack(cell(shape.index(at)).load(Ordering::Acquire));
+            writing += usize::from(seen.position == at && seen.phase == Phase::Writing);
+            at = shape.next(at);
+        }
+        writing == self.writing
+    }
+}
+
+/// Lets nothing be pushed at the first unclaimed position, or beyond. False if it has been claimed.
+pub fn seal(word: &AtomicU64, position: u64) -> bool {
+    word.compare_exchange(
+        Cell::new(Phase::Free, 0, position).pack(),
+        Cell::new(Phase::Sealed, 0, position).pack(),
+        Ordering::SeqCst,
+        Ordering::Relaxed,
+    )
+    .is_ok()
+}
+
+/// Frees a cell that the slot is at, which is dead or our own; what it was doing there.
+///
+/// Can be repeated. Nobody else changes a word that names a slot.
+pub fn vacate(word: &AtomicU64, slot: usize, lap: u64) -> Option<Cell> {
+    let seen = Cell::unpack(word.load(Ordering::Acquire));
+    let busy = matches!(seen.phase, Phase::Writing | Phase::Leasing);
+    if !busy || seen.slot != slot {
+        return None;
+    }
+    let next = seen.position.wrapping_add(lap) & MASK;
+    word.store(Cell::new(Phase::Free, 0, next).pack(), Ordering::SeqCst);
+    Some(seen)
+}
+
+/// Tells `each` the cells and positions of the elements, first to last. True if there was a moment
+/// with all of them in the queue, and no others; while the first stays, that moment lasts.
+pub fn visit<'a>(
+    shape: Shape,
+    head: &AtomicU64,
+    cell: impl Fn(usize) -> &'a AtomicU64,
+    mut each: impl FnMut(usize, u64),
+) -> bool {
+    let mut walk = Walk::to_full(shape, head, &cell);
+    let Some(first) = walk.full else {
+        return walk.still(shape, &cell);
+    };
+    let mut at = first;
+    for _ in 0..shape.cells {
+        let seen = Cell::unpack(cell(shape.index(at)).load(Ordering::Acquire));
+        match seen.phase {
+            _ if is_ahead(seen.position, at) => {}
+            _ if seen.position != at => break,
+            Phase::Full => each(shape.index(at), at),
+            Phase::Writing => walk.writing += 1,
+            Phase::Leasing => {}
+            Phase::Free | Phase::Sealed => break,
+        }
+        at = shape.next(at);
+    }
+    // The first is there still, so those after it are: nothing is taken before it, but past one that
+    // is WRITING and was so all the time.
+    walk.end = at;
+    is_full(cell(shape.index(first)), first) && walk.still(shape, &cell)
+}

@@ -1,0 +1,132 @@
+//! What a master sleeps on: an epoll descriptor over a counter that others write to, a timer, and
+//! one pidfd a child.
+//!
+//! Contract: level-triggered, so an event that is not dealt with comes again. Descriptors are
+//! closed on `exec`. A fork copies them, and an entry in an epoll set lives as long as any copy of
+//! its descriptor, so [`Watch::remove`] comes before a close.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use rustix::event::{EventfdFlags, Timespec, eventfd};
+use rustix::process::{Pid, PidfdFlags, Signal};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
+};
+
+/// The counter was written to.
+pub(crate) const WOKEN: u64 = u64::MAX;
+/// The timer has fired.
+pub(crate) const FIRED: u64 = u64::MAX - 1;
+
+#[derive(Debug)]
+pub(crate) struct Watch {
+    epoll: OwnedFd,
+    counter: OwnedFd,
+    timer: OwnedFd,
+}
+
+fn timespec(time: Duration) -> Timespec {
+    Timespec {
+        tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: time.subsec_nanos().into(),
+    }
+}
+
+impl Watch {
+    pub(crate) fn new() -> io::Result<Watch> {
+        let watch = Watch {
+            epoll: epoll::create(CreateFlags::CLOEXEC)?,
+            counter: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            timer: timerfd_create(
+                TimerfdClockId::Monotonic,
+                TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
+            )?,
+        };
+        watch.add(watch.counter.as_fd(), WOKEN)?;
+        watch.add(watch.timer.as_fd(), FIRED)?;
+        Ok(watch)
+    }
+
+    /// The descriptor to write to.
+    pub(crate) fn counter(&self) -> BorrowedFd<'_> {
+        self.counter.as_fd()
+    }
+
+    /// Those that nobody but the master needs.
+    pub(crate) fn private(&self) -> [BorrowedFd<'_>; 2] {
+        [self.epoll.as_fd(), self.timer.as_fd()]
+    }
+
+    /// Watches a descriptor for being readable.
+    pub(crate) fn add(&self, fd: BorrowedFd<'_>, token: u64) -> io::Result<()> {
+        let data = EventData::new_u64(token);
+        Ok(epoll::add(&self.epoll, fd, data, EventFlags::IN)?)
+    }
+
+    pub(crate) fn remove(&self, fd: BorrowedFd<'_>) {
+        // Fails only for what is not watched.
+        let _ = epoll::delete(&self.epoll, fd);
+    }
+
+    /// Sets the timer, or stops it.
+    pub(crate) fn set_timer(&self, after: Option<Duration>) -> io::Result<()> {
+        // Zero would stop it.
+        let after = after.map_or(Duration::ZERO, |after| after.max(Duration::from_nanos(1)));
+        let at = Itimerspec {
+            it_interval: timespec(Duration::ZERO),
+            it_value: timespec(after),
+        };
+        timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &at)?;
+        Ok(())
+    }
+
+    /// Sleeps until there are events, `limit` at most (`None`: without limit), and calls `f` with
+    /// the token of each.
+    pub(crate) fn wait(&self, limit: Option<Duration>, mut f: impl FnMut(u64)) -> io::Result<()> {
+        let mut events = [MaybeUninit::<Event>::uninit(); 64];
+        let limit = limit.map(timespec);
+        let (ready, _) = match epoll::wait(&self.epoll, &mut events, limit.as_ref()) {
+            Ok(ready) => ready,
+            Err(rustix::io::Errno::INTR) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        for event in ready {
+            let token = event.data.u64();
+            let source = match token {
+                WOKEN => Some(&self.counter),
+                FIRED => Some(&self.timer),
+                _ => None,
+            };
+            if let Some(source) = source {
+                // Emptied before it is dealt with: what comes later comes again.
+                let _ = rustix::io::read(source, &mut [0; 8]);
+            }
+            f(token);
+        }
+        Ok(())
+    }
+}
+
+impl AsFd for Watch {
+    /// Readable while there are events.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+}
+
+/// A descriptor of the child `pid`, which has not been reaped; readable once it has ended.
+pub(crate) fn pidfd(pid: u32) -> io::Result<OwnedFd> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let pid = pid.ok_or(rustix::io::Errno::SRCH)?;
+    Ok(rustix::process::pidfd_open(pid, PidfdFlags::empty())?)
+}
+
+/// Sends SIGKILL.
+pub(crate) fn kill(pidfd: BorrowedFd<'_>) {
+    // Fails if it has ended, or has changed its credentials.
+    let _ = rustix::process::pidfd_send_signal(pidfd, Signal::KILL);
+}

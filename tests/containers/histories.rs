@@ -1,0 +1,248 @@
+//! Recorded histories of cells and maps, from six processes of which some are killed: linearizable.
+//!
+//! `SHMKIT_HISTORIES` says how many of each kind are recorded and checked.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use shmkit::process::{JoinError, scope};
+use shmkit::{HashMap, MultiMap, SharedCell};
+
+use crate::assert_sound;
+use crate::common::linear::{Event, Record, is_linearizable};
+use crate::common::{Random, TestPool};
+
+const WORKERS: usize = 6;
+/// Histories that one set of processes makes, and operations of a process in each.
+const ROUNDS: usize = 40;
+const STEPS: usize = 4;
+
+const SET: u64 = 0;
+const GET: u64 = 1;
+const REMOVE: u64 = 2;
+const ADD: u64 = 3;
+
+type Log = Record<WORKERS, { ROUNDS * STEPS }>;
+
+fn histories() -> usize {
+    let wanted = std::env::var("SHMKIT_HISTORIES").ok();
+    wanted.and_then(|n| n.parse().ok()).unwrap_or(2000)
+}
+
+/// A value or none, in a word.
+fn word(value: Option<u64>) -> u64 {
+    value.map_or(0, |value| value + 1)
+}
+
+/// What a register does; the state and the answer are as `word` gives them.
+fn register(state: &u64, op: &[u64; 3]) -> (u64, u64) {
+    match op[1] {
+        SET => (op[2] + 1, *state),
+        GET => (*state, *state),
+        REMOVE => (0, *state),
+        _ => (state.max(&1) + op[2], *state),
+    }
+}
+
+/// What a stack does: its values with the top last, none of which is 0.
+fn stack(state: &Vec<u64>, op: &[u64; 3]) -> (Vec<u64>, u64) {
+    let mut next = state.clone();
+    let top = state.last().map_or(0, |top| top + 1);
+    match op[1] {
+        SET => next.push(op[2]),
+        REMOVE => drop(next.pop()),
+        _ => {}
+    }
+    // A push does not tell what it hides.
+    (next, if op[1] == SET { 0 } else { top })
+}
+
+/// Six processes do `step(round, kind, value)`, of which the answer is a word; two are killed.
+fn record(
+    pool: &TestPool,
+    seed: u64,
+    kinds: &[u64],
+    step: impl Fn(usize, u64, u64) -> u64 + Copy + Send,
+) -> Vec<Event<[u64; 3], u64>> {
+    let log = pool.create(const { Log::new() }).unwrap();
+    let arrived = pool.create([const { AtomicU64::new(0) }; ROUNDS]).unwrap();
+    scope(|s| {
+        let children: Vec<_> = (0..WORKERS)
+            .map(|worker| {
+                let (log, arrived) = (&log, &arrived);
+                s.spawn(move || {
+                    let mut random = Random::new(seed * 10 + worker as u64);
+                    for round in 0..ROUNDS {
+                        // Together, if the others are about to come.
+                        arrived[round].fetch_add(1, Ordering::Relaxed);
+                        for _ in 0..50 {
+                            if arrived[round].load(Ordering::Relaxed) >= WORKERS as u64 - 2 {
+                                break;
+                            }
+                            std::thread::yield_now();
+                        }
+                        for n in 0..STEPS {
+                            let kind = kinds[random.below(kinds.len())];
+                            let value = (worker * STEPS + n + 1) as u64 * 1000;
+                            let what = [round as u64, kind, value];
+                            log.run(worker, round * STEPS + n, what, || step(round, kind, value));
+                        }
+                    }
+                })
+                .unwrap()
+            })
+            .collect();
+        let mut random = Random::new(seed);
+        let until = random.below(WORKERS * ROUNDS * STEPS) as u64;
+        for (worker, child) in children.into_iter().enumerate() {
+            if worker < 2 {
+                while log.called() < until && !child.is_finished() {
+                    std::thread::yield_now();
+                }
+                // It may have ended.
+                let _ = child.kill();
+                assert!(matches!(child.join(), Ok(()) | Err(JoinError::Signaled(9))));
+            } else {
+                child.join().unwrap();
+            }
+        }
+    });
+    log.events()
+}
+
+fn check<S: Clone + Eq + std::hash::Hash + Default>(
+    events: &[Event<[u64; 3], u64>],
+    apply: impl Fn(&S, &[u64; 3]) -> (S, u64) + Copy,
+) -> usize {
+    let mut checked = 0;
+    for round in 0..ROUNDS as u64 {
+        let own = events.iter().filter(|event| event.op[0] == round);
+        let own: Vec<_> = own.cloned().collect();
+        assert!(is_linearizable(&S::default(), &own, apply), "{own:#?}");
+        checked += usize::from(own.len() > 1);
+    }
+    checked
+}
+
+pub fn histories_of_cells() {
+    let pool = TestPool::new();
+    let (mut checked, mut seed) = (0, 0);
+    while checked < histories() {
+        seed += 1;
+        let cells = pool
+            .create([const { SharedCell::<u64>::new() }; ROUNDS])
+            .unwrap();
+        let events = record(&pool, seed, &[SET, GET, ADD], |round, kind, value| {
+            let cell = &cells[round];
+            match kind {
+                SET => word(cell.replace(value).unwrap().map(|old| *old)),
+                GET => word(cell.get()),
+                _ => {
+                    let mut seen = None;
+                    let add = |old: Option<&u64>| {
+                        seen = old.copied();
+                        seen.unwrap_or(0) + value
+                    };
+                    cell.update(add).unwrap();
+                    word(seen)
+                }
+            }
+        });
+        checked += check::<u64>(&events, register);
+    }
+    assert_sound(*pool);
+}
+
+pub fn histories_of_maps() {
+    let pool = TestPool::new();
+    let (mut checked, mut seed) = (0, 0);
+    while checked < histories() {
+        seed += 1;
+        let map = pool.create(HashMap::<u64, u64>::new()).unwrap();
+        let events = record(
+            &pool,
+            seed,
+            &[SET, GET, REMOVE, ADD],
+            |round, kind, value| {
+                let key = round as u64;
+                // Others in the same chunk, so that the table is on the move all the time.
+                map.insert(&(key << 32 | value), 0).unwrap();
+                map.remove(&((key.wrapping_sub(1)) << 32 | value));
+                word(match kind {
+                    SET => map.insert(&key, value).unwrap().map(|old| *old),
+                    GET => map.get_copied(&key),
+                    REMOVE => map.remove(&key).map(|old| *old),
+                    _ => {
+                        let add = |old: Option<&u64>| Some(old.unwrap_or(&0) + value);
+                        map.update(&key, add).unwrap().map(|old| *old)
+                    }
+                })
+            },
+        );
+        checked += check::<u64>(&events, register);
+    }
+    assert_sound(*pool);
+}
+
+pub fn histories_of_multi_maps() {
+    let pool = TestPool::new();
+    let (mut checked, mut seed) = (0, 0);
+    while checked < histories() / 4 {
+        seed += 1;
+        let map = pool.create(MultiMap::<u64, u64>::new()).unwrap();
+        let events = record(&pool, seed, &[SET, GET, REMOVE], |round, kind, value| {
+            let key = round as u64;
+            match kind {
+                SET => {
+                    map.push(&key, value).unwrap();
+                    0
+                }
+                GET => word(map.get(&key).map(|top| *top)),
+                _ => word(map.pop(&key).map(|top| *top)),
+            }
+        });
+        checked += check::<Vec<u64>>(&events, |state, op| stack(state, op));
+    }
+    assert_sound(*pool);
+}
+
+/// The check tells right from wrong.
+pub fn the_check_of_histories_can_fail() {
+    let event = |kind, value, call, ret: Option<(u64, u64)>| Event {
+        op: [0, kind, value],
+        call,
+        ret,
+    };
+    let holds = |events: &[Event<[u64; 3], u64>]| is_linearizable(&0, events, register);
+    // A read after a write that has returned sees it; one beside it may.
+    assert!(holds(&[
+        event(SET, 5, 1, Some((2, 0))),
+        event(GET, 0, 3, Some((4, 6)))
+    ]));
+    assert!(!holds(&[
+        event(SET, 5, 1, Some((2, 0))),
+        event(GET, 0, 3, Some((4, 0)))
+    ]));
+    assert!(holds(&[
+        event(SET, 5, 1, Some((4, 0))),
+        event(GET, 0, 2, Some((3, 0)))
+    ]));
+    // What was killed has happened or not, but not both.
+    let killed = event(SET, 5, 1, None);
+    let reads = |a, b| {
+        [
+            event(GET, 0, 2, Some((3, a))),
+            event(GET, 0, 4, Some((5, b))),
+        ]
+    };
+    for (first, second, right) in [(0, 0, true), (0, 6, true), (6, 6, true), (6, 0, false)] {
+        let [a, b] = reads(first, second);
+        assert_eq!(holds(&[killed.clone(), a, b]), right);
+    }
+    // Two cannot remove the same value.
+    let removals = [
+        event(SET, 5, 1, Some((2, 0))),
+        event(REMOVE, 0, 3, Some((6, 6))),
+        event(REMOVE, 0, 4, Some((5, 6))),
+    ];
+    assert!(!holds(&removals));
+}

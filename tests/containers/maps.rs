@@ -1,0 +1,446 @@
+//! Hash maps: against std's, shared by processes, some of which are killed.
+
+use std::collections::HashMap as Model;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use shmkit::process::{JoinError, scope};
+use shmkit::{AllocError, ChangeError, CompareError, HandleError, HashMap, Key, NamedError, Pool};
+
+use crate::common::{Random, TestPool};
+use crate::{Sealed, allocated, assert_sound};
+
+#[derive(Clone, Debug)]
+enum Step {
+    Insert(u16, u64),
+    Remove(u16),
+    Update(u16, Option<u64>),
+    GetOrInsert(u16, u64),
+    CompareExchange(u16, Option<u64>, Option<u64>),
+    Get(u16),
+    Retain(u16),
+    Clear,
+    Fill(u16, u16),
+    Drain(u16, u16),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let key = || 0..300_u16;
+    prop_oneof![
+        8 => (key(), 0..9_u64).prop_map(|(k, v)| Step::Insert(k, v)),
+        6 => key().prop_map(Step::Remove),
+        3 => (key(), any::<Option<u64>>()).prop_map(|(k, v)| Step::Update(k, v)),
+        3 => (key(), any::<u64>()).prop_map(|(k, v)| Step::GetOrInsert(k, v)),
+        3 => (key(), prop::option::of(0..9_u64), prop::option::of(0..9_u64))
+            .prop_map(|(k, a, b)| Step::CompareExchange(k, a, b)),
+        4 => key().prop_map(Step::Get),
+        1 => (2..9_u16).prop_map(Step::Retain),
+        1 => Just(Step::Clear),
+        2 => (key(), 1..200_u16).prop_map(|(k, n)| Step::Fill(k, n)),
+        2 => (key(), 1..300_u16).prop_map(|(k, n)| Step::Drain(k, n)),
+    ]
+}
+
+/// Does a step on both; what they answer is the same.
+fn run(map: &HashMap<u16, u64>, model: &mut Model<u16, u64>, step: &Step) {
+    match *step {
+        Step::Insert(k, v) => {
+            let old = map.insert(&k, v).unwrap().map(|old| *old);
+            assert_eq!(old, model.insert(k, v));
+        }
+        Step::Remove(k) => assert_eq!(map.remove(&k).map(|old| *old), model.remove(&k)),
+        Step::Update(k, v) => {
+            let old = map.update(&k, |_| v).unwrap().map(|old| *old);
+            let expected = match v {
+                Some(v) => model.insert(k, v),
+                None => model.remove(&k),
+            };
+            assert_eq!(old, expected);
+        }
+        Step::GetOrInsert(k, v) => {
+            let now = *map.get_or_insert_with(&k, || v).unwrap();
+            assert_eq!(now, *model.entry(k).or_insert(v));
+        }
+        Step::CompareExchange(k, a, b) => {
+            let outcome = map.compare_exchange(&k, a.as_ref(), b);
+            let now = model.get(&k).copied();
+            match outcome {
+                Ok(old) => assert!(now == a && old.map(|old| *old) == now),
+                Err(CompareError::Other(other)) => {
+                    assert!(now != a && other.map(|other| *other) == now);
+                    return;
+                }
+                Err(error) => panic!("{error}"),
+            }
+            match b {
+                Some(b) => drop(model.insert(k, b)),
+                None => drop(model.remove(&k)),
+            }
+        }
+        Step::Get(k) => {
+            let expected = model.get(&k).copied();
+            assert_eq!(map.get_copied(&k), expected);
+            assert_eq!(map.get(&k).map(|v| *v), expected);
+            assert_eq!(map.contains_key(&k), expected.is_some());
+        }
+        Step::Retain(n) => {
+            map.retain(|k, _| k % n == 0).unwrap();
+            model.retain(|k, _| k % n == 0);
+        }
+        Step::Clear => {
+            map.clear().unwrap();
+            model.clear();
+        }
+        Step::Fill(k, n) => (k..k + n).for_each(|k| {
+            let old = map.insert(&k, u64::from(k)).unwrap().map(|old| *old);
+            assert_eq!(old, model.insert(k, u64::from(k)));
+        }),
+        Step::Drain(k, n) => (k..k + n).for_each(|k| {
+            assert_eq!(map.remove(&k).map(|old| *old), model.remove(&k));
+        }),
+    }
+}
+
+fn content<K: Key + Clone + Eq + std::hash::Hash, V: shmkit::ShmSafe + Unpin + Copy>(
+    map: &HashMap<K, V>,
+) -> Model<K, V> {
+    let mut content = Model::new();
+    let mut entries = map.iter();
+    while let Some((key, value)) = entries.next() {
+        assert!(content.insert(key.clone(), *value).is_none(), "seen twice");
+    }
+    content
+}
+
+pub fn behaves_like_stds() {
+    let pool = TestPool::new();
+    let before = allocated(*pool);
+    let cases = std::env::var("PROPTEST_CASES").ok();
+    let cases = cases.and_then(|n| n.parse().ok()).unwrap_or(60);
+    let mut runner = TestRunner::new(Config {
+        cases,
+        failure_persistence: None,
+        ..Config::default()
+    });
+    let steps = prop::collection::vec(step(), 1..120);
+    let outcome = runner.run(&steps, |steps| {
+        let map = pool.create(HashMap::new()).unwrap();
+        let mut model = Model::new();
+        for step in &steps {
+            run(&map, &mut model, step);
+            assert_eq!(map.is_empty(), model.is_empty());
+        }
+        assert_eq!(map.len(), model.len());
+        assert_eq!(content(&map), model);
+        assert_sound(*pool);
+        drop(map);
+        assert_eq!(allocated(*pool), before);
+        Ok(())
+    });
+    outcome.unwrap();
+}
+
+pub fn grows_and_shrinks() {
+    let pool = TestPool::new();
+    let before = allocated(*pool);
+    let map = pool.create(HashMap::<u64, u64>::new()).unwrap();
+    for key in 0..50_000 {
+        assert!(map.insert(&key, key * 3).unwrap().is_none());
+    }
+    assert_eq!(map.len(), 50_000);
+    for key in 0..50_000 {
+        assert_eq!(map.get_copied(&key), Some(key * 3));
+    }
+    assert!(!map.contains_key(&50_000));
+    assert_sound(*pool);
+    let full = allocated(*pool);
+    for key in 10..50_000 {
+        assert_eq!(*map.remove(&key).unwrap(), key * 3);
+    }
+    // Who changes something moves the rest.
+    for _ in 0..2000 {
+        map.insert(&1, 3).unwrap();
+    }
+    assert_eq!(content(&map), (0..10).map(|key| (key, key * 3)).collect());
+    let left = allocated(*pool) - before;
+    assert!(left * 10 < full - before, "{left} bytes are left of {full}");
+    drop(map);
+    assert_eq!(allocated(*pool), before);
+    assert_sound(*pool);
+}
+
+pub fn keys_of_all_kinds() {
+    let pool = TestPool::new();
+    let before = allocated(*pool);
+    let texts = pool.create(HashMap::<str, u8>::new()).unwrap();
+    let bytes = pool.create(HashMap::<[u8], u128>::new()).unwrap();
+    let arrays = pool.create(HashMap::<[u32; 3], [u8; 100]>::new()).unwrap();
+    let long = "x".repeat(100_000);
+    for (i, text) in ["", "a", "b", "ab", "a\0", &long].iter().enumerate() {
+        assert!(texts.insert(text, i as u8).unwrap().is_none());
+        assert!(bytes.insert(text.as_bytes(), i as u128).unwrap().is_none());
+    }
+    assert_eq!(
+        (texts.get_copied("a\0"), texts.get_copied("b\0")),
+        (Some(4), None)
+    );
+    assert_eq!(bytes.get_copied(long.as_bytes()), Some(5));
+    assert_eq!(*texts.remove(&long).unwrap(), 5);
+    let mut names: Vec<String> = Vec::new();
+    let mut entries = texts.iter();
+    while let Some((name, _)) = entries.next() {
+        names.push(name.into());
+    }
+    drop(entries);
+    names.sort();
+    assert_eq!(names, ["", "a", "a\0", "ab", "b"]);
+    for i in 0..100 {
+        arrays.insert(&[i, 0, i], [i as u8; 100]).unwrap();
+    }
+    assert_eq!(arrays.get_copied(&[7, 0, 7]), Some([7; 100]));
+    assert_eq!(arrays.get_copied(&[7, 7, 0]), None);
+    drop((texts, bytes, arrays));
+    assert_eq!(allocated(*pool), before);
+}
+
+pub fn maps_outside_of_a_pool() {
+    let map = HashMap::<u8, u64>::new();
+    let refused = map.insert(&1, 5).unwrap_err();
+    assert_eq!((refused.value, refused.cause), (5, ChangeError::NotInPool));
+    assert_eq!(map.get_or_insert_with(&1, || 6).unwrap_err().value, 6);
+    assert!(matches!(map.try_remove(&1), Err(ChangeError::NotInPool)));
+    assert_eq!(map.clear(), Err(ChangeError::NotInPool));
+    assert!(map.get(&1).is_none() && map.is_empty());
+    assert_eq!(map.len(), 0);
+    assert!(map.iter().next().is_none());
+}
+
+pub fn handles_and_names_of_maps() {
+    let pool = TestPool::new();
+    let map = pool.create(HashMap::<u32, u64>::new()).unwrap();
+    pool.set_name("map", &map).unwrap();
+    let wrong = pool.named::<HashMap<u64, u64>>("map");
+    assert!(matches!(wrong, Err(NamedError::OtherType)));
+    let wrong = pool.named::<HashMap<u32, u32>>("map");
+    assert!(matches!(wrong, Err(NamedError::OtherType)));
+    let handle = map.handle();
+    pool.remove_name("map").unwrap();
+    drop(map);
+    assert!(matches!(handle.open(), Err(HandleError::Gone)));
+}
+
+pub fn closures_may_panic_and_re_enter() {
+    let pool = TestPool::new();
+    let map = pool.create(HashMap::<u32, u64>::new()).unwrap();
+    map.insert(&1, 1).unwrap();
+    let panics = || map.update(&1, |_| panic!("no")).map(drop);
+    assert!(catch_unwind(AssertUnwindSafe(panics)).is_err());
+    let panics = || map.get_or_insert_with(&2, || panic!("no")).map(drop);
+    assert!(catch_unwind(AssertUnwindSafe(panics)).is_err());
+    let panics = || map.retain(|_, _| panic!("no"));
+    assert!(catch_unwind(AssertUnwindSafe(panics)).is_err());
+    assert_eq!((map.get_copied(&1), map.len()), (Some(1), 1));
+    let mut runs = 0;
+    let old = map.update(&1, |now| {
+        runs += 1;
+        if runs == 1 {
+            map.insert(&1, 10).unwrap();
+            map.remove(&7);
+        }
+        now.map(|n| n + 1)
+    });
+    assert_eq!(*old.unwrap().unwrap(), 10);
+    assert_eq!((runs, map.get_copied(&1)), (2, Some(11)));
+    let seen = *map
+        .get_or_insert_with(&3, || {
+            map.insert(&3, 30).unwrap();
+            31
+        })
+        .unwrap();
+    assert_eq!(seen, 30);
+    scope(|s| s.spawn(|| ()).unwrap().join().unwrap());
+}
+
+pub fn a_full_pool_loses_no_entry() {
+    let pool = TestPool::with(|builder| builder.initial_size(1 << 20).max_size(1 << 20));
+    let before = allocated(*pool);
+    let map = pool.create(HashMap::<u64, [u64; 8]>::new()).unwrap();
+    let mut full = 0;
+    let refused = loop {
+        match map.insert(&full, [full; 8]) {
+            Ok(_) => full += 1,
+            Err(refused) => break refused,
+        }
+    };
+    assert_eq!(refused.value, [full; 8]);
+    assert_eq!(refused.cause, ChangeError::Alloc(AllocError::PoolFull));
+    assert!(full > 5000, "{full}");
+    for key in 0..full {
+        assert_eq!(map.get_copied(&key), Some([key; 8]));
+    }
+    assert_sound(*pool);
+    for key in 0..full {
+        assert_eq!(map.try_remove(&key).unwrap().map(|v| *v), Some([key; 8]));
+    }
+    assert!(map.is_empty());
+    map.insert(&1, [1; 8]).unwrap();
+    drop(map);
+    assert_eq!(allocated(*pool), before);
+    assert_sound(*pool);
+}
+
+fn mixed(map: &HashMap<u64, Sealed>, seed: u64, keys: usize, rounds: usize) {
+    let mut random = Random::new(seed);
+    for _ in 0..rounds {
+        let key = random.below(keys) as u64;
+        let value = Sealed::new(random.next() << 16 | key);
+        let fits = |value: &Sealed| assert!(value.is_whole() && value.a & 0xffff == key);
+        match random.below(8) {
+            0 | 1 => map
+                .insert(&key, value)
+                .unwrap()
+                .iter()
+                .for_each(|v| fits(v)),
+            2 | 3 => map.remove(&key).iter().for_each(|v| fits(v)),
+            4 => {
+                let update = |old: Option<&Sealed>| {
+                    old.inspect(|old| fits(old));
+                    Some(value)
+                };
+                map.update(&key, update).unwrap();
+            }
+            5 => fits(&map.get_or_insert_with(&key, || value).unwrap()),
+            _ => map.get(&key).iter().for_each(|v| fits(v)),
+        }
+    }
+}
+
+pub fn a_mixed_load_of_processes() {
+    let pool = TestPool::new();
+    let before = allocated(*pool);
+    let map = pool.create(HashMap::new()).unwrap();
+    scope(|s| {
+        for worker in 0..4 {
+            let map = &map;
+            s.spawn(move || {
+                for keys in [10, 3000, 100, 10_000, 50] {
+                    mixed(map, worker, keys, 4000);
+                }
+            })
+            .unwrap();
+        }
+    });
+    assert_sound(*pool);
+    let content = content(&map);
+    assert_eq!(map.len(), content.len());
+    for (key, value) in content {
+        assert_eq!(map.get_copied(&key), Some(value));
+    }
+    drop(map);
+    assert_eq!(allocated(*pool), before);
+    assert_sound(*pool);
+}
+
+fn killed_at_work(pool: Pool, rounds: u64, work: impl Fn(u64, &AtomicU64) + Copy + Send) {
+    let steps = pool.create(AtomicU64::new(0)).unwrap();
+    for round in 0..rounds {
+        scope(|s| {
+            let children: Vec<_> = (0..2)
+                .map(|worker| {
+                    let steps = &steps;
+                    let seed = round * 2 + worker;
+                    s.spawn(move || work(seed, steps)).unwrap()
+                })
+                .collect();
+            let start = steps.load(Ordering::Relaxed);
+            while steps.load(Ordering::Relaxed) - start < 20 + round * 7 % 400 {
+                std::thread::yield_now();
+            }
+            for child in children {
+                child.kill().unwrap();
+                assert!(matches!(child.join(), Err(JoinError::Signaled(9))));
+            }
+        });
+    }
+}
+
+pub fn the_killed_leave_a_map_whole() {
+    let pool = TestPool::new();
+    let before = allocated(*pool);
+    let map = pool.create(HashMap::new()).unwrap();
+    killed_at_work(*pool, 120, |seed, steps| {
+        // Sizes differ, so that the table grows and shrinks under the kills.
+        let keys = [20, 400, 3000][seed as usize % 3];
+        for n in 0.. {
+            mixed(&map, seed << 20 | n, keys, 5);
+            steps.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    assert_sound(*pool);
+    let content = content(&map);
+    for (key, value) in &content {
+        assert!(value.is_whole() && value.a & 0xffff == *key);
+    }
+    mixed(&map, 1, 3000, 10_000);
+    map.clear().unwrap();
+    assert!(map.is_empty());
+    drop(map);
+    assert_eq!(allocated(*pool), before);
+    assert_sound(*pool);
+}
+
+pub fn increments_of_the_killed_are_counted() {
+    const KEYS: u64 = 64;
+    const ROUNDS: u64 = 100;
+    let pool = TestPool::new();
+    let map = pool.create(HashMap::<u64, u64>::new()).unwrap();
+    let done = pool.create(AtomicU64::new(0)).unwrap();
+    killed_at_work(*pool, ROUNDS, |seed, steps| {
+        let mut random = Random::new(seed);
+        loop {
+            let key = random.below(KEYS as usize) as u64;
+            map.update(&key, |n| Some(n.map_or(1, |n| n + 1))).unwrap();
+            done.fetch_add(1, Ordering::Relaxed);
+            steps.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    let sum: u64 = content(&map).values().sum();
+    let counted = done.load(Ordering::Relaxed);
+    // Each of the dead may have been between its update and its count.
+    assert!(
+        (counted..=counted + 2 * ROUNDS).contains(&sum),
+        "{sum} of {counted}"
+    );
+    assert_sound(*pool);
+}
+
+pub fn killed_fillers_of_a_growing_map() {
+    let pool = TestPool::new();
+    let before = allocated(*pool);
+    let map = pool.create(HashMap::<u64, u64>::new()).unwrap();
+    let acknowledged = pool
+        .create(std::array::from_fn::<_, 200, _>(|_| AtomicU64::new(0)))
+        .unwrap();
+    killed_at_work(*pool, 100, |seed, steps| {
+        for n in 1.. {
+            map.insert(&(seed << 32 | n), n).unwrap();
+            acknowledged[seed as usize].store(n, Ordering::Release);
+            steps.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    assert_sound(*pool);
+    let mut expected = 0;
+    for seed in 0..200 {
+        let last = acknowledged[seed as usize].load(Ordering::Acquire);
+        for n in 1..=last {
+            assert_eq!(map.get_copied(&(seed << 32 | n)), Some(n));
+        }
+        expected += last + u64::from(map.contains_key(&(seed << 32 | (last + 1))));
+    }
+    assert_eq!(map.len() as u64, expected);
+    drop((map, acknowledged));
+    assert_eq!(allocated(*pool), before);
+    assert_sound(*pool);
+}

@@ -1,0 +1,178 @@
+//! Cells: set, replaced, updated, destroyed; and what they leave in limbo.
+
+use std::os::fd::{AsRawFd, RawFd};
+
+use shmkit::{Pool, Shared, SharedCell, testing};
+
+use crate::engine::{Arena, Case, Crash, Suite, progress};
+
+type Value = [u64; 5];
+const OLD: Value = [1; 5];
+const NEW: Value = [2; 5];
+
+/// A pool with a cell that has a value and one that is empty.
+struct Bench {
+    pool: Pool,
+    cell: Option<Shared<SharedCell<Value>>>,
+    empty: Shared<SharedCell<Value>>,
+    /// Bytes in use before the operation, with both cells filled.
+    full: usize,
+    /// Bytes of a value's block.
+    block: usize,
+}
+
+impl Arena for Bench {
+    fn base(&self) -> usize {
+        self.pool.base()
+    }
+    fn mapped_len(&self) -> usize {
+        testing::mapped_len(self.pool)
+    }
+    fn fd(&self) -> RawFd {
+        self.pool.fd().as_raw_fd()
+    }
+}
+
+impl Bench {
+    fn new() -> Bench {
+        let pool = Pool::builder().max_size(16 << 20).create().expect("a pool");
+        let cell = pool.create(SharedCell::new()).expect("room");
+        let empty = pool.create(SharedCell::new()).expect("room");
+        let before = pool.stats().allocated;
+        cell.set(OLD).expect("set");
+        let block = pool.stats().allocated - before;
+        Bench {
+            pool,
+            cell: Some(cell),
+            empty,
+            full: before + 2 * block,
+            block,
+        }
+    }
+
+    fn cell(&self) -> &SharedCell<Value> {
+        self.cell.as_ref().expect("not dropped")
+    }
+
+    /// A list in limbo that no thread has.
+    fn leave_some(&self) {
+        let view = self.cell().view();
+        std::thread::scope(|s| {
+            s.spawn(|| (0..5).for_each(|_| self.cell().set(OLD).expect("set")));
+        });
+        drop(view);
+        assert_eq!(self.pool.stats().retired.blocks, 5);
+    }
+
+    /// The value of a cell, once all is sound and nothing is lost or in limbo.
+    fn settled(&self, cell: &SharedCell<Value>) -> Result<Option<Value>, String> {
+        self.pool.recover();
+        let report = self.pool.check_quiescent();
+        ensure(report.is_ok(), || format!("{report:?}"))?;
+        let stats = self.pool.stats();
+        ensure(stats.retired.blocks == 0, || format!("{:?}", stats.retired))?;
+        let empty = self.empty.is_empty() as usize + self.cell.is_none() as usize;
+        let expected = self.full - empty * self.block;
+        let cells = self.cell.is_none() as usize;
+        ensure(
+            stats.allocated <= expected && stats.allocated + cells * 16 >= expected,
+            || format!("{} bytes, not {expected}", stats.allocated),
+        )?;
+        Ok(cell.get())
+    }
+}
+
+fn ensure(holds: bool, what: impl Fn() -> String) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(what()) }
+}
+
+fn case(name: &str, operation: impl Fn(&mut Bench) + 'static) -> Case<Bench> {
+    Case::new(name, Bench::new)
+        // The victim has its slot, and its caches of blocks.
+        .attach(|bench| {
+            bench.cell().set(OLD).expect("set");
+            bench.pool.recover();
+        })
+        .operation(move |bench| {
+            operation(bench);
+            progress(1);
+        })
+        .bury(|bench, victim| testing::mark_dead(bench.pool, victim.pid as u32))
+        .recover(|bench| {
+            bench.pool.recover();
+            Ok(())
+        })
+}
+
+fn happened(value: Option<Value>, old: Option<Value>, crash: &Crash) -> Result<(), String> {
+    let done = crash.finished || crash.progress > 0;
+    ensure(value == Some(NEW) || value == old && !done, || {
+        format!("{value:?}")
+    })
+}
+
+/// What a death at every instruction must leave of cells.
+pub fn cases(suite: &mut Suite) {
+    suite.run(
+        case("cell/set first", |bench| bench.empty.set(NEW).expect("set"))
+            .verify(|bench, crash| happened(bench.settled(&bench.empty)?, None, crash)),
+    );
+    suite.run(
+        case("cell/set", |bench| bench.cell().set(NEW).expect("set"))
+            .verify(|bench, crash| happened(bench.settled(bench.cell())?, Some(OLD), crash)),
+    );
+    suite.run(
+        case("cell/replace", |bench| {
+            let old = bench.cell().replace(NEW).expect("set");
+            assert_eq!(*old.expect("full"), OLD);
+        })
+        .verify(|bench, crash| happened(bench.settled(bench.cell())?, Some(OLD), crash)),
+    );
+    suite.run(
+        case("cell/update", |bench| {
+            let cell = bench.cell();
+            let mut once = true;
+            // The first attempt fails, and is undone.
+            let update = |old: Option<&Value>| {
+                if std::mem::take(&mut once) {
+                    cell.set(OLD).expect("set");
+                }
+                old.expect("full").map(|word| word + 1)
+            };
+            cell.update(update).expect("updated");
+        })
+        .verify(|bench, crash| happened(bench.settled(bench.cell())?, Some(OLD), crash)),
+    );
+    suite.run(
+        case("cell/destroy", |bench| bench.cell = None).verify(|bench, crash| {
+            let done = crash.finished || crash.progress > 0;
+            let value = bench.settled(&bench.empty)?;
+            ensure(value.is_none(), || format!("{done}: {value:?}"))
+        }),
+    );
+    let unchanged = |bench: &mut Bench, _: &Crash| {
+        let value = bench.settled(bench.cell())?;
+        ensure(value == Some(OLD), || format!("{value:?}"))
+    };
+    suite.run(
+        case("limbo/collect", |bench| {
+            bench.pool.recover();
+        })
+        .attach(|bench| (0..4).for_each(|_| bench.cell().set(OLD).expect("set")))
+        .verify(unchanged),
+    );
+    suite.run(
+        case("limbo/reap", |bench| {
+            bench.pool.recover();
+        })
+        .attach(Bench::leave_some_of)
+        .verify(unchanged),
+    );
+}
+
+impl Bench {
+    fn leave_some_of(bench: &mut Bench) {
+        bench.pool.recover();
+        bench.leave_some();
+    }
+}

@@ -1,0 +1,141 @@
+//! Mailboxes: what they add to queues. Sending and receiving are pushing and popping, which `queue` has.
+
+use std::os::fd::{AsRawFd, RawFd};
+
+use shmkit::{Mailbox, Pool, RecvError, Shared, testing};
+
+use crate::engine::{Arena, Case, Suite, progress};
+
+struct World {
+    pool: Pool,
+    mailbox: Shared<Mailbox<u64>>,
+    before: usize,
+}
+
+impl Arena for World {
+    fn base(&self) -> usize {
+        self.pool.base()
+    }
+    fn mapped_len(&self) -> usize {
+        testing::mapped_len(self.pool)
+    }
+    fn fd(&self) -> RawFd {
+        self.pool.fd().as_raw_fd()
+    }
+}
+
+/// A mailbox with the messages 1 and 2.
+fn world() -> World {
+    let pool = Pool::builder().max_size(16 << 20).create().expect("a pool");
+    let mailbox = pool.create(Mailbox::new(3)).expect("room");
+    mailbox.send(1).expect("a slot");
+    mailbox.send(2).expect("a slot");
+    World {
+        pool,
+        mailbox,
+        before: pool.stats().allocated,
+    }
+}
+
+fn ensure(holds: bool, what: impl FnOnce() -> String) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(what()) }
+}
+
+/// A case after which the survivor receives one of these series.
+fn case(
+    name: &str,
+    setup: impl Fn() -> World + 'static,
+    operation: impl Fn(&Mailbox<u64>) + 'static,
+    [old, new]: [&'static [Result<u64, RecvError>]; 2],
+) -> Case<World> {
+    Case::new(format!("mailbox/{name}"), setup)
+        .attach(|world| {
+            let other = world.pool.create(Mailbox::new(1)).expect("room");
+            other.send(1).expect("a slot");
+        })
+        .operation(move |world| {
+            operation(&world.mailbox);
+            progress(1);
+        })
+        .bury(|world, victim| testing::mark_dead(world.pool, victim.pid as u32))
+        .recover(|world| {
+            world.pool.recover();
+            Ok(())
+        })
+        .verify(move |world, crash| {
+            world.pool.recover();
+            let receiver = world.mailbox.receiver().map_err(|e| format!("{e}"))?;
+            let done = crash.finished || crash.progress > 0;
+            let found: Vec<_> = std::iter::from_fn(|| Some(receiver.try_recv()))
+                .take_while(|received| *received != Err(RecvError::Empty))
+                .collect();
+            ensure(found == new || found == old && !done, || {
+                format!("{found:?}; was {old:?}, to be {new:?}; done: {done}")
+            })?;
+            for message in 0..3 {
+                let sent = world.mailbox.try_send(message);
+                sent.map_err(|e| format!("{e}"))?;
+            }
+            drop(receiver);
+            let report = world.pool.check_quiescent();
+            ensure(report.is_ok(), || format!("{report}"))?;
+            let now = world.pool.stats().allocated;
+            ensure(now == world.before, || {
+                format!("{now} bytes allocated, not {}", world.before)
+            })
+        })
+}
+
+/// What a death at every instruction must leave of mailboxes.
+pub fn cases(suite: &mut Suite) {
+    suite.run(case(
+        "send",
+        world,
+        |mailbox| mailbox.send(3).expect("a slot"),
+        [&[Ok(1), Ok(2)], &[Ok(1), Ok(2), Ok(3)]],
+    ));
+    suite.run(case(
+        "receive",
+        world,
+        |mailbox| {
+            let receiver = mailbox.receiver().expect("nobody else");
+            assert_eq!(receiver.recv(), Ok(1));
+            std::mem::forget(receiver);
+        },
+        [&[Ok(1), Ok(2)], &[Ok(2)]],
+    ));
+    suite.run(case(
+        "receiver",
+        world,
+        |mailbox| drop(mailbox.receiver().expect("nobody else")),
+        [&[Ok(1), Ok(2)], &[Ok(1), Ok(2)]],
+    ));
+    suite.run(case(
+        "wake",
+        || {
+            let world = world();
+            // Somebody has slept.
+            let receiver = world.mailbox.receiver().expect("nobody else");
+            (receiver.recv(), receiver.recv()).1.expect("two messages");
+            let limit = std::time::Duration::from_micros(1);
+            assert_eq!(receiver.recv_timeout(limit), Err(RecvError::TimedOut));
+            drop(receiver);
+            world
+        },
+        |mailbox| mailbox.wake(),
+        [&[], &[Err(RecvError::Woken)]],
+    ));
+    suite.run(case(
+        "woken",
+        || {
+            let world = world();
+            world.mailbox.wake();
+            world
+        },
+        |mailbox| {
+            let receiver = mailbox.receiver().expect("nobody else");
+            assert_eq!(receiver.recv(), Err(RecvError::Woken));
+        },
+        [&[Err(RecvError::Woken), Ok(1), Ok(2)], &[Ok(1), Ok(2)]],
+    ));
+}

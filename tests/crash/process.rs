@@ -1,0 +1,236 @@
+//! The job table of a master: every step of a worker, killed after every change.
+//!
+//! What a master does when it reaps is done by the survivor. After it, a job is there or it is not, whole, and when all
+//! is joined nothing is left allocated.
+
+use std::os::fd::{AsRawFd, RawFd};
+
+use shmkit::Pool;
+use shmkit::process::{JoinHandle, Resource, ResourceId};
+use shmkit::testing::{self, Jobs};
+
+use crate::engine::{Arena, Case, Crash, Suite, Victim};
+
+struct World {
+    pool: Pool,
+    jobs: Jobs,
+    handle: Option<JoinHandle<Vec<u8>>>,
+    resource: Option<ResourceId>,
+    /// Bytes allocated when there is no job.
+    before: usize,
+}
+
+impl Arena for World {
+    fn base(&self) -> usize {
+        self.pool.base()
+    }
+    fn mapped_len(&self) -> usize {
+        testing::mapped_len(self.pool)
+    }
+    fn fd(&self) -> RawFd {
+        self.pool.fd().as_raw_fd()
+    }
+}
+
+/// An argument with a block of its own.
+fn argument() -> Vec<u8> {
+    (0..200).collect()
+}
+
+fn case(
+    name: &'static str,
+    setup: impl Fn(&mut World) + 'static,
+    operation: impl Fn(&mut World) + 'static,
+    check: impl Fn(&mut World, &Crash) -> Result<(), String> + 'static,
+) -> Case<World> {
+    Case::new(format!("process/{name}"), move || {
+        let pool = Pool::builder().max_size(64 << 20).create().expect("a pool");
+        let jobs = Jobs::create(pool);
+        // Types are described once.
+        let first = jobs.start(&argument());
+        jobs.work();
+        jobs.end();
+        first.join().expect("a result");
+        let before = pool.stats().allocated;
+        let mut world = World {
+            pool,
+            jobs,
+            handle: None,
+            resource: None,
+            before,
+        };
+        setup(&mut world);
+        world
+    })
+    .attach(|world| {
+        let block = world.pool.allocate(std::alloc::Layout::new::<u8>());
+        // SAFETY: allocated just now.
+        unsafe { world.pool.deallocate(block.expect("a slot").cast()) }.expect("a free");
+    })
+    .operation(operation)
+    .bury(|world: &mut World, victim: &Victim| {
+        testing::mark_dead(world.pool, victim.pid as u32);
+    })
+    .recover(|world| {
+        world.pool.recover();
+        world.jobs.tidy();
+        Ok(())
+    })
+    .verify(move |world, crash| {
+        world.pool.recover();
+        world.jobs.tidy();
+        intact(world)?;
+        check(world, crash)?;
+        intact(world)?;
+        let now = world.pool.stats().allocated;
+        if now != world.before {
+            return Err(format!("{now} bytes allocated, not {}", world.before));
+        }
+        match world.jobs.is_empty() {
+            true => Ok(()),
+            false => Err("a job is left".into()),
+        }
+    })
+}
+
+fn intact(world: &World) -> Result<(), String> {
+    let report = world.pool.check_quiescent();
+    report
+        .is_ok()
+        .then_some(())
+        .ok_or_else(|| report.to_string())
+}
+
+fn copy(handle: &JoinHandle<Vec<u8>>) -> JoinHandle<Vec<u8>> {
+    postcard::from_bytes(&postcard::to_stdvec(handle).expect("bytes")).expect("a handle")
+}
+
+/// Joins the handle of the set-up; whether there was a result, which must be right.
+fn joined(world: &mut World) -> Result<bool, String> {
+    match copy(world.handle.as_ref().expect("a handle")).join() {
+        Ok(result) if result == argument() => Ok(true),
+        Ok(_) => Err("the result is not what it was".into()),
+        Err(shmkit::process::JoinError::AlreadyJoined) => Ok(false),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+pub fn cases(suite: &mut Suite) {
+    let start = case(
+        "start",
+        |_| (),
+        |world| world.handle = Some(world.jobs.start(&argument())),
+        |world, crash| {
+            let requested = world.jobs.work();
+            world.jobs.end();
+            if requested > 1 || crash.finished && requested == 0 {
+                return Err(format!("{requested} jobs"));
+            }
+            // The victim has the handle: the job is joined by its twin, the next one of the table.
+            if requested == 1 {
+                let handle = world.handle.take().unwrap_or_else(|| world.jobs.forge(2));
+                world.handle = Some(handle);
+                if !joined(world)? {
+                    return Err("no result".into());
+                }
+            }
+            Ok(())
+        },
+    );
+    suite.run(start);
+    let started = |world: &mut World| world.handle = Some(world.jobs.start(&argument()));
+    let ended = move |world: &mut World| {
+        started(world);
+        world.jobs.work();
+        world.jobs.end();
+    };
+    suite.run(case(
+        "join",
+        ended,
+        |world| drop(joined(world)),
+        |world, crash| {
+            let again = joined(world)?;
+            let wrong = crash.finished && again;
+            (!wrong).then_some(()).ok_or_else(|| "joined twice".into())
+        },
+    ));
+    let detach = |world: &mut World| copy(world.handle.as_ref().expect("a handle")).detach();
+    suite.run(case(
+        "detach an ended one",
+        ended,
+        detach,
+        |world, crash| {
+            let again = joined(world)?;
+            let wrong = crash.finished && again;
+            (!wrong)
+                .then_some(())
+                .ok_or_else(|| "detached and joined".into())
+        },
+    ));
+    suite.run(case(
+        "detach a requested one",
+        started,
+        detach,
+        |world, crash| {
+            world.jobs.work();
+            world.jobs.end();
+            let again = joined(world)?;
+            let wrong = crash.finished && again;
+            (!wrong)
+                .then_some(())
+                .ok_or_else(|| "detached and joined".into())
+        },
+    ));
+    let running = move |world: &mut World| {
+        started(world);
+        world.jobs.run();
+    };
+    let leave = |world: &mut World| world.jobs.leave(&argument_encoded());
+    suite.run(case("leave a result", running, leave, |world, crash| {
+        world.jobs.end();
+        let handle = copy(world.handle.as_ref().expect("a handle"));
+        match handle.join() {
+            Ok(result) if result == argument() => Ok(()),
+            Err(shmkit::process::JoinError::Exited(0)) if !crash.finished => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    }));
+    resources(suite);
+}
+
+fn argument_encoded() -> Vec<u8> {
+    postcard::to_stdvec(&argument()).expect("bytes")
+}
+
+fn file() -> Resource {
+    // Longer than what needs no block.
+    Resource::File("/nowhere/".to_string().repeat(10).into())
+}
+
+fn resources(suite: &mut Suite) {
+    let managed = |world: &mut World| world.resource = Some(world.jobs.manage(1, file()));
+    let get = |world: &mut World| {
+        let id = world.resource.expect("an id");
+        drop(world.jobs.resources(2).get(id).expect("it is there"));
+    };
+    suite.run(case("use a resource", managed, get, |world, _| {
+        match (world.jobs.end_uses(2), world.jobs.end_uses(1)) {
+            (0, 1) => Ok(()),
+            removed => Err(format!("removed {removed:?}")),
+        }
+    }));
+    let request = |world: &mut World| world.jobs.request(2, &file());
+    suite.run(case(
+        "request a resource",
+        |_| (),
+        request,
+        |world, _| {
+            // Answered, if it was asked for; then the master hears of the death.
+            let early = world.jobs.tend();
+            let removed = world.jobs.end_uses(2);
+            (early + removed <= 1)
+                .then_some(())
+                .ok_or_else(|| format!("removed {early} and {removed}"))
+        },
+    ));
+}

@@ -1,0 +1,432 @@
+//! Queues: every operation, killed after every change.
+//!
+//! After recovery the full check must pass, the elements must be what they were or what the operation makes them, in
+//! order, and every place must be of use: the survivor fills the queue and empties it. No byte is lost: as much is
+//! allocated then as for a queue that nobody died with.
+
+use std::os::fd::{AsRawFd, RawFd};
+use std::time::Duration;
+
+use shmkit::{Pool, PopError, PushRefusal, Queue, Shared, ShmSafe, testing};
+
+use crate::engine::{Arena, Case, Crash, Suite, progress};
+
+/// 24 bytes that belong together.
+#[derive(Clone, Copy, Debug, PartialEq, ShmSafe)]
+struct Triple(u64, u64, u64);
+
+impl Triple {
+    fn new(n: u64) -> Triple {
+        Triple(n, n.rotate_left(17), !n)
+    }
+}
+
+/// The capacity of a queue that has none.
+const UNBOUNDED: usize = 0;
+
+/// So many that an unbounded queue needs a second ring.
+const FEW: u64 = 40;
+
+/// A first ring's worth of elements, and one more.
+const RING: [u64; 33] = {
+    let mut all = [0; 33];
+    let mut n = 0;
+    while n < 33 {
+        all[n] = n as u64;
+        n += 1;
+    }
+    all
+};
+
+/// A pool with a queue.
+struct World {
+    pool: Pool,
+    queue: Shared<Queue<Triple>>,
+    /// Another queue, of the victim's.
+    made: Option<Shared<Queue<Triple>>>,
+    /// Bytes allocated once the queue has been used for everything.
+    used: usize,
+}
+
+impl Arena for World {
+    fn base(&self) -> usize {
+        self.pool.base()
+    }
+    fn mapped_len(&self) -> usize {
+        testing::mapped_len(self.pool)
+    }
+    fn fd(&self) -> RawFd {
+        self.pool.fd().as_raw_fd()
+    }
+}
+
+impl World {
+    /// A queue of so many places, which has gone round once and a bit, with these elements.
+    fn new(capacity: usize, elements: &[u64]) -> World {
+        let world = World::fresh(capacity);
+        use_up(&world.queue);
+        world.push(elements);
+        world
+    }
+
+    /// A queue that was never used.
+    fn fresh(capacity: usize) -> World {
+        let pool = Pool::builder().max_size(16 << 20).create().expect("a pool");
+        let make = || match capacity {
+            UNBOUNDED => Queue::unbounded(),
+            _ => Queue::bounded(capacity),
+        };
+        let twin = pool.create(make()).expect("room");
+        let queue = pool.create(make()).expect("room");
+        let unused = pool.stats().allocated;
+        use_up(&twin);
+        let blocks = pool.stats().allocated - unused;
+        drop(twin);
+        let used = pool.stats().allocated + blocks;
+        World {
+            pool,
+            queue,
+            made: None,
+            used,
+        }
+    }
+
+    fn push(&self, elements: &[u64]) {
+        for &n in elements {
+            self.queue.push(Triple::new(n)).expect("room");
+        }
+    }
+
+    fn intact(&self) -> Result<(), String> {
+        let report = self.pool.check_quiescent();
+        ensure(report.is_ok(), || format!("{report}"))
+    }
+
+    /// What is in the queue: by looking, by counting, and by popping.
+    fn emptied(&self) -> Result<Vec<u64>, String> {
+        let queue = &self.queue;
+        let seen: Vec<Triple> = queue.iter().collect();
+        ensure(queue.len() == seen.len(), || {
+            format!("{} counted, {seen:?} seen", queue.len())
+        })?;
+        ensure(queue.peek() == seen.first().copied(), || {
+            "another first".into()
+        })?;
+        let mut popped = Vec::new();
+        while let Ok(element) = queue.try_pop() {
+            popped.push(element);
+        }
+        ensure(popped == seen, || {
+            format!("{popped:?} popped, {seen:?} seen")
+        })?;
+        let whole = popped.iter().all(|e| *e == Triple::new(e.0));
+        ensure(whole, || format!("torn: {popped:?}"))?;
+        Ok(popped.iter().map(|e| e.0).collect())
+    }
+
+    /// All places are of use, and destruction gives everything back.
+    fn usable(&self) -> Result<(), String> {
+        let queue = &self.queue;
+        let room = queue.capacity().unwrap_or(FEW as usize) as u64;
+        let all: Vec<u64> = (100..100 + room).collect();
+        for _ in 0..2 {
+            for &n in &all {
+                queue.try_push(Triple::new(n)).map_err(|e| format!("{e}"))?;
+            }
+            if queue.capacity().is_some() {
+                let refused = queue.try_push(Triple::new(0)).map_err(|e| e.cause);
+                ensure(refused == Err(PushRefusal::Full), || format!("{refused:?}"))?;
+            }
+            let leased = queue.try_lease().map_err(|e| format!("{e}"))?;
+            ensure(leased.0 == 100, || format!("{} leased", leased.0))?;
+            drop(leased);
+            let popped = self.emptied()?;
+            ensure(popped == all, || format!("{popped:?} for {all:?}"))?;
+        }
+        self.intact()?;
+        self.nothing_lost()
+    }
+
+    fn nothing_lost(&self) -> Result<(), String> {
+        let now = self.pool.stats().allocated;
+        ensure(now == self.used, || {
+            format!("{now} bytes allocated, not {}", self.used)
+        })
+    }
+}
+
+/// Goes round the queue once and a bit, and leases.
+fn use_up(queue: &Queue<Triple>) {
+    match queue.capacity() {
+        Some(capacity) => {
+            for n in 0..capacity as u64 + 1 {
+                queue.push(Triple::new(n)).expect("room");
+                queue.lease().expect("an element").ack();
+            }
+        }
+        None => {
+            (0..FEW).for_each(|n| queue.push(Triple::new(n)).expect("room"));
+            for _ in 0..FEW {
+                queue.lease().expect("an element").ack();
+            }
+        }
+    }
+}
+
+fn ensure(holds: bool, what: impl FnOnce() -> String) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(what()) }
+}
+
+/// A case on a queue that holds the first elements, and the last ones if the operation happened.
+fn case(
+    name: &str,
+    setup: impl Fn() -> World + 'static,
+    operation: impl Fn(&Queue<Triple>) + 'static,
+    [old, new]: [&'static [u64]; 2],
+) -> Case<World> {
+    case_then(name, setup, operation, move |world, crash| {
+        let found = world.emptied()?;
+        let done = crash.finished || crash.progress > 0;
+        ensure(found == new || found == old && !done, || {
+            format!("{found:?}; was {old:?}, to be {new:?}; done: {done}")
+        })?;
+        world.usable()
+    })
+}
+
+fn case_then(
+    name: &str,
+    setup: impl Fn() -> World + 'static,
+    operation: impl Fn(&Queue<Triple>) + 'static,
+    check: impl Fn(&mut World, &Crash) -> Result<(), String> + 'static,
+) -> Case<World> {
+    Case::new(format!("queue/{name}"), setup)
+        // The victim has its slot, and its caches of blocks.
+        .attach(|world| {
+            let other = world.pool.create(Queue::bounded(3)).expect("room");
+            other.push(Triple::new(1)).expect("room");
+            drop(other.lease());
+        })
+        .operation(move |world| {
+            operation(&world.queue);
+            progress(1);
+        })
+        .bury(|world, victim| testing::mark_dead(world.pool, victim.pid as u32))
+        .recover(|world| {
+            world.pool.recover();
+            Ok(())
+        })
+        .verify(move |world, crash| {
+            world.pool.recover();
+            world.intact()?;
+            check(world, crash)
+        })
+}
+
+/// What a death at every instruction must leave of queues.
+pub fn cases(suite: &mut Suite) {
+    suite.run(case(
+        "first push",
+        || World::fresh(3),
+        |queue| queue.push(Triple::new(7)).expect("room"),
+        [&[], &[7]],
+    ));
+    suite.run(case(
+        "push",
+        || World::new(4, &[1, 2]),
+        |queue| queue.push(Triple::new(7)).expect("room"),
+        [&[1, 2], &[1, 2, 7]],
+    ));
+    suite.run(case(
+        "push, the last place",
+        || World::new(3, &[1, 2]),
+        |queue| queue.push(Triple::new(7)).expect("room"),
+        [&[1, 2], &[1, 2, 7]],
+    ));
+    suite.run(case(
+        "push to who sleeps",
+        || {
+            let world = World::new(3, &[]);
+            let outcome = world.queue.pop_timeout(Duration::from_micros(1));
+            assert_eq!(outcome, Err(PopError::TimedOut));
+            world
+        },
+        |queue| queue.push(Triple::new(7)).expect("room"),
+        [&[], &[7]],
+    ));
+    suite.run(case(
+        "push, refused",
+        || World::new(2, &[1, 2]),
+        |queue| {
+            let refused = queue.try_push(Triple::new(7)).unwrap_err();
+            assert_eq!((refused.value.0, refused.cause), (7, PushRefusal::Full));
+        },
+        [&[1, 2], &[1, 2]],
+    ));
+    suite.run(case(
+        "pop",
+        || World::new(4, &[1, 2, 3]),
+        |queue| assert_eq!(queue.pop().map(|e| e.0), Ok(1)),
+        [&[1, 2, 3], &[2, 3]],
+    ));
+    suite.run(
+        case(
+            "clear",
+            || World::new(4, &[1, 2]),
+            |queue| {
+                queue.try_pop().expect("an element");
+                queue.clear();
+            },
+            [&[2], &[]],
+        )
+        .verify(|world, _| {
+            let left = world.emptied()?;
+            let cleared = [&[][..], &[2], &[1, 2]].contains(&&left[..]);
+            ensure(cleared, || format!("{left:?}"))?;
+            world.usable()
+        }),
+    );
+    suite.run(case(
+        "push that grows",
+        || {
+            let world = World::fresh(UNBOUNDED);
+            world.push(&RING[..32]);
+            world
+        },
+        |queue| queue.push(Triple::new(32)).expect("room"),
+        [&RING[..32], &RING],
+    ));
+    suite.run(case(
+        "pop from the next ring",
+        || {
+            let world = World::fresh(UNBOUNDED);
+            world.push(&RING);
+            for _ in 0..32 {
+                world.queue.pop().expect("an element");
+            }
+            world
+        },
+        |queue| assert_eq!(queue.pop().map(|e| e.0), Ok(32)),
+        [&RING[32..], &[]],
+    ));
+    leases(suite);
+    ends(suite);
+}
+
+fn leases(suite: &mut Suite) {
+    suite.run(case(
+        "lease",
+        || World::new(4, &[1, 2, 3]),
+        |queue| assert_eq!(queue.lease().expect("an element").0, 1),
+        [&[1, 2, 3], &[1, 2, 3]],
+    ));
+    suite.run(case(
+        "lease, kept",
+        || World::new(4, &[1, 2, 3]),
+        |queue| {
+            std::mem::forget(queue.lease());
+            std::mem::forget(queue.lease());
+        },
+        [&[1, 2, 3], &[1, 2, 3]],
+    ));
+    suite.run(case(
+        "lease, acknowledged",
+        || World::new(4, &[1, 2, 3]),
+        |queue| assert_eq!(queue.lease().expect("an element").ack().0, 1),
+        [&[1, 2, 3], &[2, 3]],
+    ));
+    let given_back = || {
+        let world = World::new(4, &[1, 2, 3]);
+        let queue = &world.queue;
+        let (one, two) = (queue.lease(), queue.lease());
+        drop((two, one));
+        world
+    };
+    suite.run(case(
+        "lease again",
+        given_back,
+        |queue| assert_eq!(queue.lease().expect("an element").ack().0, 1),
+        [&[1, 2, 3], &[2, 3]],
+    ));
+    suite.run(case(
+        "pop what came back",
+        given_back,
+        |queue| assert_eq!(queue.pop().expect("an element").0, 1),
+        [&[1, 2, 3], &[2, 3]],
+    ));
+    suite.run(case(
+        "lease, none there",
+        || World::new(4, &[]),
+        |queue| assert_eq!(queue.try_lease().err(), Some(PopError::Empty)),
+        [&[], &[]],
+    ));
+}
+
+fn ends(suite: &mut Suite) {
+    let closed = |world: &mut World, crash: &Crash| {
+        let done = crash.finished || crash.progress > 0;
+        let queue = &world.queue;
+        ensure(queue.is_closed() || !done, || "not closed".into())?;
+        if !queue.is_closed() {
+            world.emptied()?;
+            return world.usable();
+        }
+        let refused = queue.push(Triple::new(1)).map_err(|e| e.cause);
+        ensure(refused == Err(PushRefusal::Closed), || {
+            format!("{refused:?}")
+        })?;
+        let left = world.emptied()?;
+        ensure(left == [1, 2] || left.is_empty(), || {
+            format!("{left:?} left")
+        })?;
+        let end = world.queue.pop();
+        ensure(end == Err(PopError::Closed), || format!("{end:?}"))
+    };
+    suite.run(case_then(
+        "close",
+        || World::new(4, &[1, 2]),
+        |queue| queue.close(),
+        closed,
+    ));
+    suite.run(case_then(
+        "seal",
+        || {
+            let world = World::new(4, &[]);
+            world.queue.close();
+            world
+        },
+        |queue| assert_eq!(queue.pop(), Err(PopError::Closed)),
+        closed,
+    ));
+    suite.run(case_then(
+        "seal, never used",
+        || {
+            let world = World::fresh(4);
+            world.queue.close();
+            world
+        },
+        |queue| assert_eq!(queue.pop(), Err(PopError::Closed)),
+        closed,
+    ));
+    suite.run(
+        Case::new("queue/destroy", || World::new(2, &[]))
+            .attach(|world| {
+                let queue = world.pool.create(Queue::unbounded()).expect("room");
+                for n in 0..FEW {
+                    queue.push(Triple::new(n)).expect("room");
+                }
+                drop(queue.lease());
+                world.made = Some(queue);
+            })
+            .operation(|world| world.made = None)
+            .bury(|world, victim| testing::mark_dead(world.pool, victim.pid as u32))
+            .recover(|world| {
+                world.pool.recover();
+                Ok(())
+            })
+            .verify(|world, _| {
+                world.pool.recover();
+                world.usable()
+            }),
+    );
+}

@@ -1,0 +1,235 @@
+//! The cells of a queue: nothing lost, doubled or torn, in order, and nobody in the way of anybody.
+
+use std::sync::Mutex as Ledger;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use loom::sync::Arc;
+use loom::thread;
+use shmkit::primitive::{AtomicU64, Ordering};
+use shmkit::protocol::ring::{self, Refused, Shape, Take, Walk};
+
+use super::{Death, Deaths, Explorer};
+
+/// A queue of elements of two words each, the second of which is the first's complement.
+struct Queue {
+    shape: Shape,
+    head: AtomicU64,
+    tail: AtomicU64,
+    cells: Vec<[AtomicU64; 3]>,
+    /// The cell that the intent of each slot names, plus 1.
+    intents: [AtomicU64; 3],
+    /// The ledger: elements whose push has ended.
+    pushed: AtomicUsize,
+}
+
+impl Queue {
+    fn new(cells: usize) -> Arc<Self> {
+        let cell = |i| {
+            let free = ring::Cell::new(ring::Phase::Free, 0, i).pack();
+            [free, 0, 0].map(AtomicU64::new)
+        };
+        Arc::new(Queue {
+            shape: Shape::new(cells as u64),
+            head: AtomicU64::new(0),
+            tail: AtomicU64::new(0),
+            cells: (0..cells as u64).map(cell).collect(),
+            intents: [0, 0, 0].map(AtomicU64::new),
+            pushed: AtomicUsize::new(0),
+        })
+    }
+
+    fn cell(&self, index: usize) -> &AtomicU64 {
+        &self.cells[index][0]
+    }
+
+    fn push(&self, slot: usize, element: u64) -> Result<(), Refused> {
+        let record = |index| self.intents[slot].store(index as u64 + 1, Ordering::Release);
+        let at = ring::claim(self.shape, &self.tail, |i| self.cell(i), slot, record)?;
+        let cell = &self.cells[self.shape.index(at)];
+        cell[1].store(element, Ordering::Relaxed);
+        cell[2].store(!element, Ordering::Relaxed);
+        ring::publish(&cell[0], at);
+        self.pushed.fetch_add(1, Relaxed);
+        self.intents[slot].store(0, Ordering::Release);
+        Ok(())
+    }
+
+    fn take(&self, how: Take) -> Result<(u64, u64), Walk> {
+        let mut copied = (0, 0);
+        let at = ring::take(
+            self.shape,
+            &self.head,
+            |i| self.cell(i),
+            how,
+            |index, _| {
+                let cell = &self.cells[index];
+                copied = (
+                    cell[1].load(Ordering::Relaxed),
+                    cell[2].load(Ordering::Relaxed),
+                );
+            },
+        )?;
+        assert_eq!(copied.0, !copied.1, "torn");
+        Ok((at, copied.0))
+    }
+
+    fn pop(&self) -> Result<u64, Walk> {
+        self.take(Take::Pop).map(|(_, element)| element)
+    }
+
+    /// What recovery does for a dead slot.
+    fn recover(&self, slot: usize) {
+        let index = self.intents[slot].load(Ordering::Acquire) as usize;
+        if index != 0 {
+            ring::vacate(self.cell(index - 1), slot, self.shape.lap());
+        }
+        self.intents[slot].store(0, Ordering::Release);
+    }
+
+    fn rest(&self) -> Vec<u64> {
+        std::iter::from_fn(|| self.pop().ok()).collect()
+    }
+}
+
+/// Two producers and a consumer on a queue that goes round: all elements come, whole, each
+/// producer's in order, and "empty" is not answered while a push has ended and nothing was taken.
+#[test]
+fn producers_and_a_consumer() {
+    let explorer = Explorer::new("ring: producers and a consumer");
+    explorer.run(3, || {
+        let queue = Queue::new(2);
+        let producers: Vec<_> = [1_usize, 2]
+            .map(|slot| {
+                let queue = Arc::clone(&queue);
+                thread::spawn(move || {
+                    let first = slot as u64 * 10;
+                    (first..first + 2)
+                        .take_while(|&n| queue.push(slot, n).is_ok())
+                        .count()
+                })
+            })
+            .into();
+        let mut popped = Vec::new();
+        for _ in 0..2 {
+            let ended = queue.pushed.load(Relaxed);
+            match queue.pop() {
+                Ok(element) => popped.push(element),
+                Err(walk) => {
+                    assert!(!walk.sealed);
+                    assert!(popped.len() >= ended, "{popped:?} of {ended}");
+                }
+            }
+        }
+        let pushed: Vec<_> = producers.into_iter().map(|p| p.join().unwrap()).collect();
+        popped.extend(queue.rest());
+        for (slot, count) in pushed.into_iter().enumerate() {
+            let first = (slot as u64 + 1) * 10;
+            let of: Vec<_> = popped.iter().filter(|&&n| n / 10 == first / 10).collect();
+            assert_eq!(
+                of,
+                (first..first + count as u64)
+                    .collect::<Vec<_>>()
+                    .iter()
+                    .collect::<Vec<_>>()
+            );
+        }
+    });
+}
+
+/// Two consumers on three elements, while one is pushed: each is had once, and each consumer's in
+/// order.
+#[test]
+fn consumers() {
+    let explorer = Explorer::new("ring: consumers");
+    explorer.run(3, || {
+        let queue = Queue::new(3);
+        (0..3).for_each(|n| queue.push(1, n).unwrap());
+        let had = Arc::new(Ledger::new(Vec::new()));
+        let consumers: Vec<_> = (0..2)
+            .map(|_| {
+                let (queue, had) = (Arc::clone(&queue), Arc::clone(&had));
+                thread::spawn(move || {
+                    let mine = [queue.pop(), queue.pop()];
+                    let mine: Vec<_> = mine.into_iter().flatten().collect();
+                    assert!(mine.is_sorted(), "{mine:?}");
+                    had.lock().unwrap().extend(mine);
+                })
+            })
+            .collect();
+        let pushed = queue.push(1, 3).is_ok();
+        consumers.into_iter().for_each(|c| c.join().unwrap());
+        let mut had = std::mem::take(&mut *had.lock().unwrap());
+        had.extend(queue.rest());
+        had.sort_unstable();
+        let all: Vec<_> = (0..3 + u64::from(pushed)).collect();
+        assert_eq!(had, all);
+    });
+}
+
+/// A producer dies at every write, with another one and a consumer at work: the element is there or
+/// not, nobody is held up by the dead one, and once it is recovered all cells are of use.
+#[test]
+fn death_of_a_producer() {
+    let explorer = Explorer::new("ring: death of a producer");
+    explorer.each_death(2, |deaths: Deaths, at: Death| {
+        move || {
+            let queue = Queue::new(2);
+            let other = {
+                let queue = Arc::clone(&queue);
+                thread::spawn(move || queue.push(2, 20).is_ok())
+            };
+            let consumer = {
+                let queue = Arc::clone(&queue);
+                thread::spawn(move || queue.pop().ok())
+            };
+            let died = deaths.kill(at, || drop(queue.push(1, 10)));
+            // Without recovery: what has been pushed can be had.
+            let mut had: Vec<_> = consumer.join().unwrap().into_iter().collect();
+            let pushed = other.join().unwrap();
+            had.extend(queue.rest());
+            assert!(had.contains(&20) == pushed && (died || had.contains(&10)));
+            queue.recover(1);
+            had.extend(queue.rest());
+            had.sort_unstable();
+            had.dedup();
+            assert_eq!(
+                had.len(),
+                usize::from(had.contains(&10)) + usize::from(pushed)
+            );
+            assert!(queue.push(2, 30).is_ok() && queue.push(2, 31).is_ok());
+            assert_eq!(queue.push(2, 32), Err(Refused::Full(None)));
+            assert_eq!(queue.rest(), [30, 31]);
+        }
+    });
+}
+
+/// Sealing against a push that is on its way: it is refused, or its element is had.
+#[test]
+fn sealing() {
+    let explorer = Explorer::new("ring: sealing");
+    explorer.run(3, || {
+        let queue = Queue::new(1);
+        let producer = {
+            let queue = Arc::clone(&queue);
+            thread::spawn(move || queue.push(1, 10))
+        };
+        let mut had = Vec::new();
+        loop {
+            match queue.pop() {
+                Ok(element) => had.push(element),
+                Err(walk) if walk.pending.is_some() => {
+                    assert_eq!(walk.pending, Some(1));
+                    thread::yield_now();
+                }
+                Err(walk) if walk.sealed => break,
+                Err(walk) => {
+                    ring::seal(queue.cell(queue.shape.index(walk.end)), walk.end);
+                }
+            }
+        }
+        match producer.join().unwrap() {
+            Ok(()) => assert_eq!(had, [10]),
+            Err(refused) => assert_eq!((refused, had), (Refused::Sealed, vec![])),
+        }
+    });
+}

@@ -1,0 +1,124 @@
+//! Reports: who has how much, what lies where, what leaks.
+
+use allocator_api2::vec::Vec as PoolVec;
+use shmkit::inspect::{self, Leaks, Use};
+use shmkit::process::scope;
+use shmkit::{Array, Foreign, Link, PoolAlloc, ShmSafe};
+
+use super::common::{TestPool, allocate, free};
+
+#[derive(ShmSafe)]
+struct Node {
+    next: Link<Node>,
+    numbers: Array<u64>,
+}
+
+fn node() -> Node {
+    Node {
+        next: Link::null(),
+        numbers: Array::new(),
+    }
+}
+
+pub fn participants_and_what_they_have() {
+    let pool = TestPool::new();
+    let small: Vec<_> = (0..100).map(|_| allocate(*pool, 1000)).collect();
+    let all = inspect::participants(*pool);
+    assert_eq!(all.len(), 1);
+    assert_eq!(all[0].process, std::process::id());
+    assert_eq!(all[0].allocated, 100 * 1024);
+    assert!(all[0].spans >= 2 && all[0].bytes >= all[0].allocated);
+    scope(|s| {
+        let child = s.spawn(|| {
+            let mine = allocate(*pool, 500);
+            let all = inspect::participants(*pool);
+            let me = all.iter().find(|one| one.process == std::process::id());
+            assert!(all.len() == 2 && me.unwrap().allocated == 512);
+            let _ = mine;
+        });
+        child.unwrap().join().unwrap();
+    });
+    // The child's block lives on in a span that is nobody's.
+    let all = inspect::participants(*pool);
+    assert_eq!((all[0].slot, all[0].allocated), (0, 512));
+    assert_eq!(all[1].allocated, 100 * 1024);
+    small.into_iter().for_each(|block| free(*pool, block));
+}
+
+pub fn a_map_of_the_data() {
+    let pool = TestPool::with(|builder| builder.initial_size(4 << 20).max_size(4 << 20));
+    let run = allocate(*pool, 100_000);
+    let small = allocate(*pool, 100);
+    let map = inspect::map(*pool);
+    let mut next = 0;
+    for part in &map.parts {
+        assert_eq!(part.start, next);
+        next += part.slices;
+    }
+    assert_eq!(next, (4 << 20) >> 14);
+    let runs = map.parts.iter().filter(|part| part.usage == Use::Run);
+    assert_eq!(runs.map(|part| part.slices).collect::<Vec<_>>(), [7]);
+    let spans: usize = map.parts.iter().map(used).sum();
+    assert_eq!(spans, 1);
+    let text = map.to_string();
+    assert!(
+        text.contains("#------") && text.lines().count() == 5,
+        "{text}"
+    );
+    let svg = map.to_svg();
+    assert!(svg.starts_with("<svg") && svg.ends_with("</svg>\n"));
+    assert_eq!(svg.matches("<title>").count(), map.parts.len());
+    free(*pool, run);
+    free(*pool, small);
+    pool.purge().unwrap();
+    assert!(inspect::map(*pool).to_string().contains("_______"));
+}
+
+fn used(part: &inspect::Part) -> usize {
+    match part.usage {
+        Use::Span { used, .. } => used,
+        _ => 0,
+    }
+}
+
+pub fn leaks_are_what_nobody_reaches() {
+    let pool = TestPool::new();
+    let nothing = Leaks::default();
+    assert_eq!(inspect::leaks(*pool), nothing);
+    // Reached by a handle, a name, a link, an owner, and words of another crate's collection.
+    let head = pool.create(node()).unwrap();
+    head.numbers.grow(1000, 7).unwrap();
+    let second = pool.create(node()).unwrap();
+    second.numbers.grow(50_000, 8).unwrap();
+    head.next.set(Some(&second)).unwrap();
+    drop(second);
+    let named = pool.named_or_create("named", node).unwrap();
+    named.numbers.grow(10, 9).unwrap();
+    drop(named);
+    // SAFETY: stays in this process.
+    let mut words: PoolVec<u64, PoolAlloc> = PoolVec::new_in(unsafe { pool.allocator() });
+    words.extend(0..5000);
+    // SAFETY: refers to the pool alone.
+    let words = pool.create(unsafe { Foreign::new(words) }).unwrap();
+    assert_eq!(inspect::leaks(*pool), nothing);
+    // A raw block that nobody in the pool knows of.
+    let raw = allocate(*pool, 3000);
+    let leaks = inspect::leaks(*pool);
+    assert_eq!(leaks.blocks, [(raw.addr().get(), 3072)]);
+    assert_eq!((leaks.objects, leaks.bytes()), (0, 3072));
+    free(*pool, raw);
+    // The foreign collection's memory, once its object is gone.
+    drop(words);
+    assert!(inspect::leaks(*pool).bytes() >= 40_000);
+    let before = inspect::leaks(*pool).blocks.len();
+    // A cycle.
+    let one = pool.create(node()).unwrap();
+    let other = pool.create(node()).unwrap();
+    one.next.set(Some(&other)).unwrap();
+    other.next.set(Some(&one)).unwrap();
+    other.numbers.grow(10, 1).unwrap();
+    assert_eq!(inspect::leaks(*pool).blocks.len(), before);
+    drop((one, other));
+    let leaks = inspect::leaks(*pool);
+    assert_eq!((leaks.objects, leaks.blocks.len()), (2, before + 3));
+}

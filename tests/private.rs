@@ -1,0 +1,49 @@
+//! A whole program on the private heap: this one.
+//!
+//! Its own harness, see `common`.
+
+use std::process::ExitCode;
+
+use shmkit::PrivateAlloc;
+
+mod common;
+
+#[path = "private/forks.rs"]
+mod forks;
+#[path = "private/memory.rs"]
+mod memory;
+#[path = "private/threads.rs"]
+mod threads;
+
+#[global_allocator]
+static HEAP: PrivateAlloc = PrivateAlloc::new();
+
+const CASES: &[common::Named] = table! {
+    memory:
+        collections
+        zeroed_memory_is_zero
+        memory_goes_back
+        refused_by_name
+        refused_through_the_global_allocator
+        a_limited_address_space
+        what_is_not_to_be_had;
+    threads:
+        threads_come_and_go
+        freed_by_other_threads
+        freed_after_the_thread_has_left
+        more_threads_than_slots;
+    forks:
+        workers_of_a_scope
+        forked_while_threads_allocate
+        forked_by_threads_at_once;
+};
+
+const ROLES: &[common::Named] = table! {
+    memory:
+        frees_twice
+        is_limited;
+};
+
+fn main() -> ExitCode {
+    common::run(CASES, ROLES)
+}

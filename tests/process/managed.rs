@@ -1,0 +1,321 @@
+//! Managed resources and the crash journal.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Stdio};
+
+use shmkit::process::{
+    Config, Entry, Inherit, JournalError, Resource, ResourceError, ResourceId, RunError,
+    StartOptions, run,
+};
+use shmkit::{Pool, PoolBuilder};
+
+use super::{loop_for_ever, program};
+
+/// A directory that goes with the case.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(case: &str) -> Scratch {
+        let name = format!("shmkit-{case}-{}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir_all(&path).unwrap();
+        Scratch(path)
+    }
+
+    fn config(&self) -> Config {
+        let mut config = Config::new();
+        config.run_directory(&self.0);
+        config
+    }
+
+    fn journal(&self) -> PathBuf {
+        self.0.join("journal")
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+static UNIT: Entry<(), ()> = Entry::new("unit", |_, ()| ());
+/// Uses a resource, and says so in a file of its own.
+static USES: Entry<(ResourceId, PathBuf), ()> = Entry::new("uses", |worker, (id, note)| {
+    let _managed = worker.resources().get(id).unwrap();
+    fs::write(note, "").unwrap();
+    loop_for_ever();
+});
+static INHERITS: Entry<(ResourceId, PathBuf, bool), bool> =
+    Entry::new("inherits", |worker, (id, go, expected)| {
+        while !go.exists() {
+            std::thread::yield_now();
+        }
+        // Twice: a use that ends is not the one that was inherited.
+        let got = (0..2).all(|_| worker.resources().get(id).is_ok());
+        assert_eq!(got, expected);
+        got
+    });
+
+fn wait_until_gone(path: &Path) {
+    while path.exists() {
+        std::thread::yield_now();
+    }
+}
+
+static COUNTED: Entry<PathBuf, ()> = Entry::new("counted", |worker, dir| {
+    let resources = worker.resources();
+    let path = dir.join("file");
+    let make = || {
+        let managed = resources.manage(Resource::File(path.clone())).unwrap();
+        fs::write(&path, "content").unwrap();
+        managed
+    };
+    // The last use ends it.
+    let file = make();
+    let id = file.id();
+    let again = resources.get(id).unwrap();
+    let same = resources.manage(Resource::File(path.clone())).unwrap();
+    assert_eq!(same.id(), id);
+    drop((file, same));
+    assert!(path.exists());
+    drop(again);
+    wait_until_gone(&path);
+    assert!(matches!(resources.get(id), Err(ResourceError::Gone)));
+
+    // A user that is killed uses it no more.
+    let file = make();
+    assert_ne!(file.id(), id);
+    let note = dir.join("note");
+    let user = worker.start(&USES, &(file.id(), note.clone())).unwrap();
+    while !note.exists() {
+        std::thread::yield_now();
+    }
+    drop(file);
+    worker.start(&UNIT, &()).unwrap().join().unwrap();
+    assert!(path.exists(), "the other one uses it");
+    user.kill().unwrap();
+    user.join().unwrap_err();
+    wait_until_gone(&path);
+
+    // What is inherited is there until the worker ends.
+    for which in [true, false] {
+        let file = make();
+        let go = dir.join(format!("go {which}"));
+        let ids = [file.id()];
+        let inherit = if which {
+            Inherit::These(&ids)
+        } else {
+            Inherit::All
+        };
+        let start = |options: StartOptions<'_>, expected| {
+            let argument = (ids[0], go.clone(), expected);
+            worker.start_with(options, &INHERITS, &argument).unwrap()
+        };
+        let heir = start(StartOptions::new().inherit(inherit), true);
+        drop(file);
+        worker.start(&UNIT, &()).unwrap().join().unwrap();
+        assert!(path.exists(), "the heir has it");
+        fs::write(&go, "").unwrap();
+        assert!(heir.join().unwrap());
+        wait_until_gone(&path);
+        assert!(
+            !start(StartOptions::new(), false).join().unwrap(),
+            "it is gone"
+        );
+    }
+    assert!(matches!(
+        resources.manage(Resource::Pool("a/b".into())),
+        Err(ResourceError::InvalidName)
+    ));
+    // Left to the end of the run.
+    std::mem::forget(make());
+});
+
+pub fn the_last_user_of_a_resource_ends_it() {
+    let dir = Scratch::new("counted");
+    run(&Config::new(), &COUNTED, dir.0.clone()).unwrap();
+    assert!(!dir.0.join("file").exists());
+    drop(dir);
+    let dir = Scratch::new("journalled");
+    run(&dir.config(), &COUNTED, dir.0.clone()).unwrap();
+    assert!(!dir.0.join("file").exists());
+    assert!(!dir.journal().exists(), "an orderly end leaves no journal");
+}
+
+static PLACES: Entry<PathBuf, ()> = Entry::new("places", |worker, dir| {
+    let file = |n: usize| Resource::File(dir.join(n.to_string()));
+    let all: Vec<_> = (0..256)
+        .map(|n| worker.resources().manage(file(n)).unwrap())
+        .collect();
+    let refused = worker.resources().manage(file(256));
+    assert!(
+        matches!(refused, Err(ResourceError::TooMany)),
+        "{refused:?}"
+    );
+    drop(all);
+    // Longer than a record has room for.
+    let long = Resource::File(dir.join("x/".repeat(2500)));
+    loop {
+        match worker.resources().manage(long.clone()) {
+            // The master is still removing the others.
+            Err(ResourceError::TooMany) => std::thread::yield_now(),
+            Err(ResourceError::Journal(_)) => break,
+            other => panic!("{other:?}"),
+        }
+    }
+});
+
+pub fn resources_are_limited() {
+    let dir = Scratch::new("places");
+    run(&dir.config(), &PLACES, dir.0.clone()).unwrap();
+}
+
+fn named(what: &str) -> String {
+    format!("test-{what}-{}", std::env::var("SHMKIT_TEST_NAME").unwrap())
+}
+
+static MAKES: Entry<PathBuf, ()> = Entry::new("makes", |worker, dir| {
+    let resources = worker.resources();
+    let file = resources.manage(Resource::File(dir.join("file"))).unwrap();
+    let pool = resources.manage(Resource::Pool(named("pool"))).unwrap();
+    let semaphore = resources
+        .manage(Resource::Semaphore(named("semaphore")))
+        .unwrap();
+    let never = resources
+        .manage(Resource::File(dir.join("never made")))
+        .unwrap();
+    fs::write(file.path(), "left").unwrap();
+    fs::write(semaphore.path(), "left").unwrap();
+    PoolBuilder::default().create_named(&named("pool")).unwrap();
+    assert!(pool.path().exists() && !never.path().exists());
+    println!("made");
+    std::io::stdout().flush().unwrap();
+    loop_for_ever();
+});
+
+/// A run that has made things, to be killed.
+pub fn role_makes() {
+    let dir = PathBuf::from(std::env::var_os("SHMKIT_TEST_DIRECTORY").unwrap());
+    let mut config = Config::new();
+    config.run_directory(&dir);
+    run(&config, &MAKES, dir).unwrap();
+}
+
+fn made(dir: &Scratch) -> (Child, BufReader<ChildStdout>) {
+    let mut master = program("role_makes")
+        .env("SHMKIT_TEST_DIRECTORY", &dir.0)
+        .env("SHMKIT_TEST_NAME", std::process::id().to_string())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut output = BufReader::new(master.stdout.take().unwrap());
+    let mut line = String::new();
+    output.read_line(&mut line).unwrap();
+    assert_eq!(line, "made\n");
+    (master, output)
+}
+
+fn kill((mut master, mut output): (Child, BufReader<ChildStdout>)) {
+    master.kill().unwrap();
+    master.wait().unwrap();
+    // The stream ends when the last worker has closed it, by dying.
+    assert_eq!(output.read_to_end(&mut Vec::new()).unwrap(), 0);
+}
+
+fn left(dir: &Scratch) -> [PathBuf; 3] {
+    let shm = |what| PathBuf::from(format!("/dev/shm/{what}-{}", std::process::id()));
+    [
+        dir.0.join("file"),
+        shm("shmkit.test-pool"),
+        shm("sem.test-semaphore"),
+    ]
+}
+
+pub fn the_next_run_removes_what_a_killed_one_left() {
+    let dir = Scratch::new("left");
+    let live = made(&dir);
+    // A live run is left alone.
+    match run(&dir.config(), &UNIT, ()) {
+        Err(RunError::AlreadyRunning { path }) => assert!(path.ends_with("journal")),
+        other => panic!("{other:?}"),
+    }
+    assert!(left(&dir).iter().all(|path| path.exists()));
+    kill(live);
+    assert!(
+        left(&dir).iter().all(|path| path.exists()),
+        "nobody was there to remove it"
+    );
+    run(&dir.config(), &UNIT, ()).unwrap();
+    assert!(!left(&dir).iter().any(|path| path.exists()));
+    assert_eq!(fs::read_dir(&dir.0).unwrap().count(), 0, "nor the journal");
+}
+
+pub fn a_pool_that_somebody_uses_is_left() {
+    let dir = Scratch::new("used");
+    kill(made(&dir));
+    let name = format!("test-pool-{}", std::process::id());
+    // SAFETY: made by this program.
+    let pool = unsafe { Pool::open(&name) }.unwrap();
+    run(&dir.config(), &UNIT, ()).unwrap();
+    let there = left(&dir).map(|path| path.exists());
+    assert_eq!(there, [false, true, false]);
+    Pool::unlink(&name).unwrap();
+    // SAFETY: nothing refers to it.
+    unsafe { pool.unmap() };
+}
+
+pub fn damaged_journals_are_errors() {
+    let dir = Scratch::new("damaged");
+    kill(made(&dir));
+    let whole = fs::read(dir.journal()).unwrap();
+    let refused = |bytes: &[u8]| -> JournalError {
+        fs::write(dir.journal(), bytes).unwrap();
+        let error = match run(&dir.config(), &UNIT, ()) {
+            Err(RunError::Journal { error, .. }) => error,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(fs::read(dir.journal()).unwrap(), bytes, "it is as it was");
+        assert!(
+            left(&dir).iter().all(|path| path.exists()),
+            "nothing was removed"
+        );
+        error
+    };
+    let changed = |at: usize| {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 1;
+        bytes
+    };
+    for at in [0, 7, 8, 12, 15] {
+        assert_eq!(refused(&changed(at)), JournalError::Foreign, "byte {at}");
+    }
+    assert_eq!(refused(b"another file"), JournalError::Foreign);
+    for cut in [4097, 8192, whole.len() - 1] {
+        let length = cut as u64;
+        assert_eq!(refused(&whole[..cut]), JournalError::Truncated { length });
+    }
+    for (at, record) in [
+        (4096, 0),
+        (4100, 0),
+        (4104, 0),
+        (8200, 1),
+        (9000, 1),
+        (90_000, 20),
+    ] {
+        let damaged = refused(&changed(at));
+        assert_eq!(damaged, JournalError::Corrupt { record }, "byte {at}");
+    }
+    fs::write(dir.journal(), &whole).unwrap();
+    run(&dir.config(), &UNIT, ()).unwrap();
+    assert!(!left(&dir).iter().any(|path| path.exists()));
+
+    // What a master leaves that is killed while it makes the journal.
+    fs::write(dir.journal(), b"").unwrap();
+    run(&dir.config(), &UNIT, ()).unwrap();
+    fs::write(dir.journal(), &whole[..4096]).unwrap();
+    run(&dir.config(), &UNIT, ()).unwrap();
+    assert!(!dir.journal().exists());
+}

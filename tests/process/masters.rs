@@ -1,0 +1,573 @@
+//! A master and its workers: starts, joins, ends of all kinds.
+
+use std::time::Duration;
+
+use shmkit::process::{
+    Backoff, Config, Entry, JoinError, JoinHandle, KillError, Master, Restart, ResultError,
+    RunError, StartOptions, Worker, WorkerId, run,
+};
+use shmkit::sync::Mutex;
+use shmkit::{Handle, Pool};
+
+use super::{loop_for_ever, program, quietly, role_succeeds};
+
+static SQUARE: Entry<u64, u64> = Entry::new("square", |_, n| n * n);
+static ECHO: Entry<Vec<u8>, Vec<u8>> = Entry::new("echo", |_, bytes| bytes);
+static UNIT: Entry<(), ()> = Entry::new("unit", |_, ()| ());
+static FOR_EVER: Entry<(), ()> = Entry::new("for ever", |_, ()| loop_for_ever());
+
+#[track_caller]
+fn runs<R: shmkit::process::Wire>(first: &'static Entry<(), R>) -> R {
+    run(&Config::new(), first, ()).unwrap()
+}
+
+static TYPED: Entry<(), ()> = Entry::new("typed", |worker, ()| {
+    assert_eq!(worker.id().number(), 1);
+    let square = worker.start(&SQUARE, &12).unwrap();
+    assert_eq!(square.id().number(), 2);
+    assert_eq!(square.join().unwrap(), 144);
+    for length in [0, 1, 40, 46, 47, 48, 49, 50, 1000, 100_000, 5_000_000] {
+        let bytes: Vec<u8> = (0..length).map(|i| (i * 7) as u8).collect();
+        let echoed = worker.start(&ECHO, &bytes).unwrap().join().unwrap();
+        assert_eq!(echoed, bytes, "{length} bytes");
+    }
+});
+
+pub fn arguments_and_results_of_every_length() {
+    runs(&TYPED);
+}
+
+static RELAY: Entry<u32, WorkerId> = Entry::new("relay", |worker, depth| match depth {
+    0 => worker.id(),
+    _ => worker.start(&RELAY, &(depth - 1)).unwrap().join().unwrap(),
+});
+static RELAYS: Entry<(), WorkerId> = Entry::new("relays", |worker, ()| {
+    worker.start(&RELAY, &20).unwrap().join().unwrap()
+});
+
+pub fn workers_start_workers() {
+    assert_eq!(runs(&RELAYS).number(), 22);
+}
+
+static JOINS: Entry<JoinHandle<u64>, Result<u64, bool>> = Entry::new("joins", |_, handle| {
+    handle
+        .join()
+        .map_err(|e| matches!(e, JoinError::AlreadyJoined))
+});
+static ONCE: Entry<(), ()> = Entry::new("once", |worker, ()| {
+    let square = worker.start(&SQUARE, &5).unwrap();
+    let joiners = [(); 8].map(|()| worker.start(&JOINS, &square).unwrap());
+    let answers = joiners.map(|joiner| joiner.join().unwrap());
+    let got = answers.iter().filter(|answer| **answer == Ok(25)).count();
+    assert_eq!(got, 1, "{answers:?}");
+    assert!(answers.iter().all(|a| matches!(a, Ok(25) | Err(true))));
+    assert!(matches!(square.join(), Err(JoinError::AlreadyJoined)));
+});
+
+pub fn a_result_is_joined_once_by_whomever() {
+    runs(&ONCE);
+}
+
+#[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
+enum Way {
+    Panics,
+    PanicsAtLength,
+    Exits,
+    Aborts,
+    Killed,
+    Overflows,
+    NoMemory,
+}
+
+#[allow(unconditional_recursion, reason = "the case is about just that")]
+fn deeper(depth: u64) -> u64 {
+    let frame = std::hint::black_box([depth; 512]);
+    deeper(depth + 1) + frame[7]
+}
+
+static END: Entry<Way, u64> = Entry::new("end", |_, way| {
+    std::panic::set_hook(Box::new(|_| ()));
+    match way {
+        Way::Panics => panic!("as {} wanted", "it"),
+        Way::PanicsAtLength => panic!("{}", "long".repeat(5000)),
+        Way::Exits => std::process::exit(7),
+        Way::Aborts => std::process::abort(),
+        // SAFETY: plain system calls; the process ends or cannot have memory.
+        Way::Killed => unsafe { libc::raise(libc::SIGKILL) as u64 },
+        Way::Overflows => deeper(0),
+        Way::NoMemory => {
+            let limit = libc::rlimit {
+                rlim_cur: 0,
+                rlim_max: 0,
+            };
+            // SAFETY: as above.
+            unsafe { libc::setrlimit(libc::RLIMIT_DATA, &raw const limit) };
+            std::hint::black_box(vec![1_u8; 1 << 30]).len() as u64
+        }
+    }
+});
+
+static ENDS: Entry<(), ()> = Entry::new("ends", |worker, ()| {
+    let bystander = worker.start(&FOR_EVER, &()).unwrap();
+    let ends = |way| worker.start(&END, &way).unwrap().join();
+    assert!(matches!(ends(Way::Panics), Err(JoinError::Panicked(m)) if m == "as it wanted"));
+    assert!(
+        matches!(ends(Way::PanicsAtLength), Err(JoinError::Panicked(m)) if m == "long".repeat(5000))
+    );
+    assert!(matches!(ends(Way::Exits), Err(JoinError::Exited(7))));
+    assert!(matches!(
+        ends(Way::Aborts),
+        Err(JoinError::Signaled(libc::SIGABRT))
+    ));
+    assert!(matches!(
+        ends(Way::Killed),
+        Err(JoinError::Signaled(libc::SIGKILL))
+    ));
+    let overflow = ends(Way::Overflows);
+    assert!(matches!(
+        overflow,
+        Err(JoinError::Signaled(libc::SIGABRT | libc::SIGSEGV))
+    ));
+    assert!(matches!(
+        ends(Way::NoMemory),
+        Err(JoinError::Signaled(libc::SIGABRT))
+    ));
+    assert!(!bystander.is_finished(), "nobody else notices");
+    bystander.kill().unwrap();
+    assert!(matches!(
+        bystander.join(),
+        Err(JoinError::Signaled(libc::SIGKILL))
+    ));
+});
+
+/// In a process of its own: overflowing stacks and missing memory are reported on standard error.
+pub fn role_ends() {
+    runs(&ENDS);
+}
+
+pub fn every_end_has_its_cause() {
+    role_succeeds("role_ends");
+}
+
+static PANICS: Entry<(), ()> = Entry::new("panics", |_, ()| panic!("the first"));
+
+pub fn the_first_worker_fails() {
+    quietly(|| match run(&Config::new(), &PANICS, ()) {
+        Err(RunError::First(JoinError::Panicked(message))) => assert_eq!(message, "the first"),
+        other => panic!("{other:?}"),
+    });
+}
+
+static TRIES: Entry<(), ()> = Entry::new("tries", |worker, ()| {
+    let hung = worker.start(&FOR_EVER, &()).unwrap();
+    let hung = hung.try_join().expect_err("it has not ended");
+    assert!(!hung.wait(Duration::from_millis(1)).unwrap());
+    hung.kill().unwrap();
+    let (copy, id) = (postcard_copy(&hung), hung.id());
+    assert_eq!(copy.id(), id);
+    assert!(matches!(hung.join(), Err(JoinError::Signaled(9))));
+    assert!(matches!(copy.kill(), Err(KillError::Ended)));
+    assert!(copy.is_finished());
+
+    let square = worker.start(&SQUARE, &3).unwrap();
+    assert!(square.wait(Duration::from_secs(60)).unwrap());
+    assert_eq!(square.try_join().unwrap().unwrap(), 9);
+
+    let forgotten = worker.start(&SQUARE, &4).unwrap();
+    let copy = postcard_copy(&forgotten);
+    forgotten.detach();
+    assert!(matches!(copy.join(), Err(JoinError::AlreadyJoined)));
+});
+
+fn postcard_copy<R: shmkit::process::Wire>(handle: &JoinHandle<R>) -> JoinHandle<R> {
+    postcard::from_bytes(&postcard::to_stdvec(handle).unwrap()).unwrap()
+}
+
+pub fn try_join_kill_detach() {
+    runs(&TRIES);
+}
+
+static SELF_JOIN: Entry<JoinHandle<()>, bool> = Entry::new("self join", |_, myself| {
+    matches!(myself.join(), Err(JoinError::WouldDeadlock))
+});
+
+pub fn who_must_not_wait_does_not() {
+    let mut master = Master::new(&Config::new()).unwrap();
+    let handle = master.start(&FOR_EVER, &()).unwrap();
+    assert!(matches!(
+        postcard_copy(&handle).join(),
+        Err(JoinError::WouldDeadlock)
+    ));
+    // The next worker's handle, forged: its own. Ids count.
+    let mut bytes = postcard::to_stdvec(&handle).unwrap();
+    let last = bytes.len() - 1;
+    (bytes[last - 1], bytes[last]) = (1, 2);
+    let own = postcard::from_bytes(&bytes).unwrap();
+    let mut handle = master.start(&SELF_JOIN, &own).unwrap();
+    let answer = loop {
+        master.dispatch().unwrap();
+        match handle.try_join() {
+            Ok(answer) => break answer.unwrap(),
+            Err(again) => handle = again,
+        }
+    };
+    assert!(answer);
+    master.finish().unwrap();
+}
+
+static FLAKY: Entry<Handle<Mutex<u32>>, u32> = Entry::new("flaky", |worker, starts| {
+    let starts = starts.open().unwrap();
+    *starts.lock().unwrap() += 1;
+    if worker.restarts() < 3 {
+        std::process::abort();
+    }
+    worker.restarts()
+});
+static GIVES_UP: Entry<Handle<Mutex<u32>>, u32> = Entry::new("gives up", |_, starts| {
+    *starts.open().unwrap().lock().unwrap() += 1;
+    std::process::abort()
+});
+static SUPERVISOR: Entry<Handle<Mutex<u32>>, ()> = Entry::new("supervisor", |worker, starts| {
+    let counted = starts.open().unwrap();
+    let backoff = Backoff::new(Duration::from_millis(1));
+    let on_crash = |backoff| StartOptions::new().restart(Restart::OnCrash(backoff));
+
+    let flaky = worker
+        .start_with(on_crash(backoff), &FLAKY, &starts)
+        .unwrap();
+    assert_eq!(flaky.join().unwrap(), 3);
+    assert_eq!(std::mem::take(&mut *counted.lock().unwrap()), 4);
+
+    let hopeless = worker
+        .start_with(on_crash(backoff.times(2)), &GIVES_UP, &starts)
+        .unwrap();
+    assert!(matches!(
+        hopeless.join(),
+        Err(JoinError::Signaled(libc::SIGABRT))
+    ));
+    assert_eq!(std::mem::take(&mut *counted.lock().unwrap()), 3);
+
+    let always = StartOptions::new().restart(Restart::Always(backoff.times(4)));
+    let flaky = worker.start_with(always, &FLAKY, &starts).unwrap();
+    assert_eq!(flaky.join().unwrap(), 4);
+    assert_eq!(std::mem::take(&mut *counted.lock().unwrap()), 5);
+
+    // One that waits for its restart, and one that would be restarted, are killed for good.
+    let later = on_crash(Backoff::new(Duration::from_secs(600)));
+    let waiting = worker.start_with(later, &GIVES_UP, &starts).unwrap();
+    while *counted.lock().unwrap() == 0 {
+        std::thread::yield_now();
+    }
+    waiting.kill().unwrap();
+    assert!(matches!(waiting.join(), Err(JoinError::Signaled(_))));
+    let hung = worker
+        .start_with(on_crash(backoff), &FOR_EVER, &())
+        .unwrap();
+    hung.kill().unwrap();
+    assert!(matches!(hung.join(), Err(JoinError::Signaled(9))));
+});
+
+pub fn restarts_by_policy() {
+    use std::cell::RefCell;
+    use std::rc::Rc;
+    let pool = Pool::builder().create().unwrap();
+    let starts = pool.create(Mutex::new(0)).unwrap();
+    let ends = Rc::new(RefCell::new(Vec::new()));
+    let seen = Rc::clone(&ends);
+    let mut config = Config::new();
+    config.on_end(move |end| {
+        let crashed = matches!(end.cause, Err(JoinError::Signaled(libc::SIGABRT)));
+        seen.borrow_mut()
+            .push((end.worker.number(), crashed, end.restart_in));
+    });
+    run(&config, &SUPERVISOR, starts.handle()).unwrap();
+    let ms = |n| Some(Duration::from_millis(n));
+    let of = |id| -> Vec<_> {
+        let ends = ends.borrow();
+        ends.iter()
+            .filter(|e| e.0 == id)
+            .map(|e| (e.1, e.2))
+            .collect()
+    };
+    let crashes = [(true, ms(1)), (true, ms(2)), (true, ms(4))];
+    assert_eq!(of(2), [&crashes[..], &[(false, None)]].concat());
+    assert_eq!(of(3), [&crashes[..2], &[(true, None)]].concat());
+    assert_eq!(of(1), [(false, None)]);
+    drop(starts);
+    // SAFETY: the last handle was dropped above.
+    unsafe { pool.unmap() };
+}
+
+static HOLDER: Entry<Handle<Mutex<u32>>, ()> = Entry::new("holder", |_, lock| {
+    let lock = lock.open().unwrap();
+    let _guard = lock.lock().unwrap();
+    loop_for_ever();
+});
+static SURVIVOR: Entry<Handle<Mutex<u32>>, ()> = Entry::new("survivor", |worker, handle| {
+    let lock = handle.open().unwrap();
+    for _ in 0..20 {
+        let holder = worker.start(&HOLDER, &handle).unwrap();
+        while lock.try_lock().is_ok() {
+            std::thread::yield_now();
+        }
+        holder.kill().unwrap();
+        assert!(matches!(holder.join(), Err(JoinError::Signaled(9))));
+        // Recovered before it was joined.
+        match lock.try_lock() {
+            Err(shmkit::LockError::OwnerDied(orphan)) => drop(orphan.into_guard()),
+            other => panic!("{other:?}"),
+        }
+        lock.clear_poison();
+    }
+});
+
+pub fn what_the_joined_dead_held_is_free() {
+    let pool = Pool::builder().create().unwrap();
+    let lock = pool.create(Mutex::new(0)).unwrap();
+    run(&Config::new(), &SURVIVOR, lock.handle()).unwrap();
+    drop(lock);
+    let report = pool.check_quiescent();
+    assert!(report.is_ok(), "{report}");
+    // SAFETY: the last handle was dropped above.
+    unsafe { pool.unmap() };
+}
+
+/// Resident memory of the master, in pages, and its descriptors.
+fn weight(pid: i32) -> (usize, usize) {
+    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap();
+    let resident = statm.split(' ').nth(1).unwrap().parse().unwrap();
+    let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    (resident, descriptors.count())
+}
+
+fn master_pid() -> i32 {
+    rustix::process::getppid().unwrap().as_raw_pid()
+}
+
+/// How many processes are started one after another: `SHMKIT_PROCESSES`, or fewer.
+fn processes() -> u64 {
+    let wanted = std::env::var("SHMKIT_PROCESSES").ok();
+    wanted.and_then(|n| n.parse().ok()).unwrap_or(2000)
+}
+
+static ONE_BY_ONE: Entry<(), ()> = Entry::new("one by one", |worker, ()| {
+    let some = |count| {
+        for n in 0..count {
+            let square = worker.start(&SQUARE, &n).unwrap();
+            assert_eq!(square.join().unwrap(), n * n);
+        }
+        weight(master_pid())
+    };
+    let (resident, descriptors) = some(200);
+    let (resident_after, descriptors_after) = some(processes());
+    assert!(
+        resident_after <= resident + 16,
+        "{resident} -> {resident_after} pages"
+    );
+    // The last one joined may be on its way out of the master's table.
+    assert_eq!(descriptors_after, descriptors);
+});
+
+pub fn thousands_one_after_another() {
+    runs(&ONE_BY_ONE);
+}
+
+static MANY: Entry<(), ()> = Entry::new("many", |worker: &Worker, ()| {
+    let mut weights = Vec::new();
+    for _ in 0..2 {
+        let handles: Vec<_> = (0..500)
+            .map(|_| worker.start(&FOR_EVER, &()).unwrap())
+            .collect();
+        // Requests are dealt with in order of their places: when this has run, all have.
+        worker.start(&UNIT, &()).unwrap().join().unwrap();
+        let children = format!("/proc/{0}/task/{0}/children", master_pid());
+        let children = std::fs::read_to_string(children).unwrap_or_default();
+        if !children.is_empty() {
+            assert_eq!(children.split_whitespace().count(), 501);
+        }
+        handles.iter().for_each(|handle| handle.kill().unwrap());
+        for handle in handles {
+            assert!(matches!(handle.join(), Err(JoinError::Signaled(9))));
+        }
+        weights.push(weight(master_pid()));
+    }
+    assert_eq!(weights[0].1, weights[1].1, "descriptors");
+    assert!(weights[1].0 <= weights[0].0 + 16, "{weights:?}");
+});
+
+pub fn five_hundred_at_once() {
+    runs(&MANY);
+}
+
+static LEAVES_SOME: Entry<(), ()> = Entry::new("leaves some", |worker, ()| {
+    for _ in 0..3 {
+        worker.start(&FOR_EVER, &()).unwrap().detach();
+        worker.start(&POLITE, &()).unwrap().detach();
+    }
+});
+static POLITE: Entry<(), ()> = Entry::new("polite", |worker, ()| {
+    assert!(worker.wait_stop(Duration::from_secs(600)));
+    assert!(worker.stop_requested());
+    assert!(worker.start(&UNIT, &()).is_err());
+});
+
+pub fn the_rest_is_asked_then_killed() {
+    use std::cell::Cell;
+    use std::rc::Rc;
+    let counts = Rc::new(Cell::new((0, 0)));
+    let seen = Rc::clone(&counts);
+    let mut config = Config::new();
+    // Polite ones end at once; only the hung ones use the patience up.
+    config
+        .patience(Duration::from_millis(500))
+        .on_end(move |end| {
+            let (ended, killed) = seen.get();
+            seen.set(match &end.cause {
+                Ok(()) => (ended + 1, killed),
+                Err(JoinError::Signaled(9)) => (ended, killed + 1),
+                Err(JoinError::NotStarted(_)) => (ended, killed),
+                Err(other) => panic!("{other:?}"),
+            });
+        });
+    run(&config, &LEAVES_SOME, ()).unwrap();
+    let (ended, killed) = counts.get();
+    // The first one, the polite ones and the hung ones, as far as they were started.
+    assert!((1..=4).contains(&ended) && killed <= 3, "{ended} {killed}");
+}
+
+static ONE_TOO_MANY: Entry<(), ()> = Entry::new("one too many", |worker, ()| {
+    let one = worker.start(&FOR_EVER, &()).unwrap();
+    match worker.start(&UNIT, &()).unwrap().join() {
+        Err(JoinError::NotStarted(why)) => assert!(why.contains("2 workers"), "{why}"),
+        other => panic!("{other:?}"),
+    }
+    one.kill().unwrap();
+    one.join().unwrap_err();
+    worker.start(&UNIT, &()).unwrap().join().unwrap();
+});
+
+pub fn workers_are_limited() {
+    let mut config = Config::new();
+    run(config.max_workers(2), &ONE_TOO_MANY, ()).unwrap();
+}
+
+static MISTYPED: Entry<(), ()> = Entry::new("mistyped", |worker, ()| {
+    // As another type: its bytes are no such value.
+    let unit = worker.start(&UNIT, &()).unwrap();
+    let bytes = postcard::to_stdvec(&unit).unwrap();
+    let other: JoinHandle<u64> = postcard::from_bytes(&bytes).unwrap();
+    match other.join() {
+        Err(JoinError::NoResult(ResultError::Decode(_))) => {}
+        other => panic!("{other:?}"),
+    }
+    // Of places and runs that there are not.
+    for at in 0..bytes.len() {
+        let mut forged = bytes.clone();
+        forged[at] ^= 0x15;
+        if let Ok(forged) = postcard::from_bytes::<JoinHandle<u64>>(&forged) {
+            forged.join().unwrap_err();
+        }
+    }
+});
+
+pub fn forged_handles_are_errors() {
+    runs(&MISTYPED);
+}
+
+static TELLS: Entry<(), ()> = Entry::new("tells", |worker, ()| {
+    let hung = [(); 3].map(|()| worker.start(&FOR_EVER, &()).unwrap());
+    worker.start(&UNIT, &()).unwrap().join().unwrap();
+    println!("{}", std::process::id());
+    use std::io::Write;
+    std::io::stdout().flush().unwrap();
+    drop(hung);
+    loop_for_ever();
+});
+
+/// A run with a pid file, in a directory that the parent has chosen.
+pub fn role_pid_file() {
+    let mut config = Config::new();
+    config.pid_file(std::env::var_os("SHMKIT_TEST_PID_FILE").unwrap());
+    run(&config, &TELLS, ()).unwrap();
+}
+
+pub fn a_killed_master_leaves_nothing() {
+    use std::io::{BufRead, BufReader, Read};
+    let path = std::env::temp_dir().join(format!("shmkit-pid-{}", std::process::id()));
+    let mut role = program("role_pid_file");
+    let mut master = role
+        .env("SHMKIT_TEST_PID_FILE", &path)
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut output = BufReader::new(master.stdout.take().unwrap());
+    output.read_line(&mut String::new()).unwrap();
+    let written = std::fs::read_to_string(&path).unwrap();
+    assert_eq!(written.trim().parse(), Ok(master.id()));
+    let mut config = Config::new();
+    config.pid_file(&path);
+    let refused = run(&config, &UNIT, ());
+    assert!(
+        matches!(refused, Err(RunError::AlreadyRunning { .. })),
+        "{refused:?}"
+    );
+
+    master.kill().unwrap();
+    master.wait().unwrap();
+    // The stream ends when the last of the workers has closed it, by dying.
+    assert_eq!(output.read_to_end(&mut Vec::new()).unwrap(), 0);
+    assert!(path.exists(), "the file is left");
+    run(&config, &UNIT, ()).unwrap();
+    assert!(!path.exists(), "the next run has removed it");
+}
+
+pub fn a_master_has_one_thread() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let thread = std::thread::spawn(move || super::listen(&reader));
+    let refused = run(&Config::new(), &UNIT, ());
+    assert!(
+        matches!(refused, Err(RunError::MultiThreaded { tasks: 2 })),
+        "{refused:?}"
+    );
+    super::tell(&writer);
+    thread.join().unwrap();
+}
+
+static SUB_MASTER: Entry<u64, u64> = Entry::new("sub-master", |worker, n| {
+    let inner = run(&Config::new(), &SQUARE, n).unwrap();
+    let outer = worker.start(&SQUARE, &n).unwrap().join().unwrap();
+    let scoped = shmkit::process::scope(|s| {
+        s.spawn(|| worker.start(&SQUARE, &n).unwrap().join().unwrap())
+            .unwrap()
+            .join()
+            .unwrap()
+    });
+    assert!(inner == outer && outer == scoped);
+    inner
+});
+
+pub fn a_worker_is_a_master_or_has_children() {
+    assert_eq!(run(&Config::new(), &SUB_MASTER, 7).unwrap(), 49);
+}
+
+static REQUESTS_AND_DIES: Entry<(), ()> = Entry::new("requests and dies", |worker, ()| {
+    // Its job is done although nobody joins it.
+    worker.start(&SQUARE, &1).unwrap().detach();
+    std::process::abort();
+});
+static OUTLIVES: Entry<(), ()> = Entry::new("outlives", |worker, ()| {
+    // More than there are places in the table: whoever dies leaves none in use.
+    for _ in 0..5 {
+        let started = [(); 900].map(|()| worker.start(&REQUESTS_AND_DIES, &()).unwrap());
+        for handle in started {
+            assert!(matches!(
+                handle.join(),
+                Err(JoinError::Signaled(libc::SIGABRT) | JoinError::NotStarted(_))
+            ));
+        }
+    }
+});
+
+pub fn the_dead_leave_no_place_in_use() {
+    runs(&OUTLIVES);
+}
