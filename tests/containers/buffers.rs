@@ -362,7 +362,7 @@ pub fn killed_writers_tear_nothing() {
                     for number in from.. {
                         world.buffer.append(&record(writer, number)).unwrap();
                         world.told[writer as usize].store(number + 1, Ordering::SeqCst);
-                        // Deletes what it need not: an old half.
+                        // Killed with a view open now and then.
                         if number % 64 == 0 && round % 2 == 1 {
                             let _ = world.buffer.view(world.buffer.start()..world.buffer.end());
                         }
@@ -526,9 +526,15 @@ pub fn closing_wakes_all() {
         let reads = s.spawn(|| pipe.reader(10).read(&mut [0; 4]).unwrap());
         let writes = s.spawn(|| (&mut &*pipe).write(&[1; 4]).is_err());
         let (reads, writes) = (reads.unwrap(), writes.unwrap());
-        // Most likely they sleep by now; if not, they find it closed.
-        for _ in 0..1000 {
-            std::thread::yield_now();
+        // Asleep, or not yet begun; if so, they find it closed.
+        for child in [reads.id().pid(), writes.id().pid()] {
+            let asleep = || {
+                let stat = std::fs::read_to_string(format!("/proc/{child}/stat")).unwrap();
+                stat.rsplit(')').next().unwrap().starts_with(" S")
+            };
+            while !asleep() {
+                std::thread::yield_now();
+            }
         }
         pipe.close().unwrap();
         assert_eq!(reads.join().unwrap(), 0);

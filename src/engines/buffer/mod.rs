@@ -1,5 +1,13 @@
 //! The engine of `Buffer`: a chain of chunks of bytes, at positions that never change.
 //!
+//! | file | what |
+//! |---|---|
+//! | `mod.rs` | the words, appending, finding a position, closing |
+//! | `chunk.rs` | chunks: their layout, and what one alone can answer or do |
+//! | `front.rs` | deleting, and freeing what nobody looks at any more |
+//! | `news.rs` | sleeping until there is something new |
+//! | `recover.rs` | what recovery, destruction and the check know |
+//!
 //! # Rationale
 //!
 //! A chunk is a block with a header. It covers the positions from its `start` on; its `state` says
