@@ -44,8 +44,8 @@ fn register(state: &u64, op: &[u64; 3]) -> (u64, u64) {
 }
 
 /// What a stack does: its values with the top last, none of which is 0.
-fn stack(state: &Vec<u64>, op: &[u64; 3]) -> (Vec<u64>, u64) {
-    let mut next = state.clone();
+fn stack(state: &[u64], op: &[u64; 3]) -> (Vec<u64>, u64) {
+    let mut next = state.to_vec();
     let top = state.last().map_or(0, |top| top + 1);
     match op[1] {
         SET => next.push(op[2]),

@@ -212,7 +212,8 @@ pub fn maps_outside_of_a_pool() {
     assert_eq!(map.get_or_insert_with(&1, || 6).unwrap_err().value, 6);
     assert!(matches!(map.try_remove(&1), Err(ChangeError::NotInPool)));
     assert_eq!(map.clear(), Err(ChangeError::NotInPool));
-    assert!(map.get(&1).is_none() && map.is_empty() && map.len() == 0);
+    assert!(map.get(&1).is_none() && map.is_empty());
+    assert_eq!(map.len(), 0);
     assert!(map.iter().next().is_none());
 }
 

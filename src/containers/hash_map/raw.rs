@@ -26,7 +26,8 @@ unsafe impl ShmSafe for Root {
 #[repr(C)]
 pub(in crate::containers) struct Raw<K: ?Sized, V, const STACKED: bool> {
     pub(in crate::containers) root: Root,
-    entries: PhantomData<(fn(&K), V)>,
+    keys: PhantomData<fn(&K)>,
+    values: PhantomData<V>,
     _in_place: PhantomPinned,
 }
 
@@ -45,7 +46,8 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, const STACKED: bool> Raw<K, V, STACKED
     pub(in crate::containers) const fn new() -> Self {
         Raw {
             root: Root(AtomicU64::new(0)),
-            entries: PhantomData,
+            keys: PhantomData,
+            values: PhantomData,
             _in_place: PhantomPinned,
         }
     }
