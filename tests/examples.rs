@@ -406,3 +406,36 @@ fn master_in_an_event_loop() {
     drop(connections);
     assert!(server.wait().expect("it ends").success());
 }
+fn wordcount<A: AsRef<OsStr>>(arguments: &[A]) -> Output {
+    let mut command = Command::new(example("wordcount"));
+    command.args(arguments).output().expect("wordcount starts")
+}
+
+/// The words of given files, and of this repository, are counted as one process counts them.
+#[test]
+fn words_are_counted() {
+    let scratch = Scratch::new("words");
+    for i in 0..20 {
+        scratch.file(
+            &format!("{i}.txt"),
+            format!("one two two w{i} \u{e4}\u{df}\n"),
+        );
+    }
+    let output = wordcount(&[scratch.0.as_os_str(), "--top".as_ref(), "1".as_ref()]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}");
+    assert!(
+        text.contains("      40 two\n20 files, 100 words, 23 different; as counted alone"),
+        "{text}"
+    );
+    let output = wordcount(&["--workers=3"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}");
+    assert!(text.contains("; as counted alone"), "{text}");
+    let output = wordcount(&["/nonexistent"]);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        !output.status.success() && text.contains("/nonexistent"),
+        "{text}"
+    );
+}

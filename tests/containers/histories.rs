@@ -44,9 +44,8 @@ fn register(state: &u64, op: &[u64; 3]) -> (u64, u64) {
 }
 
 /// What a stack does: its values with the top last, none of which is 0.
-#[expect(clippy::ptr_arg, reason = "the state is a Vec, for whoever checks")]
-fn stack(state: &Vec<u64>, op: &[u64; 3]) -> (Vec<u64>, u64) {
-    let mut next = state.clone();
+fn stack(state: &[u64], op: &[u64; 3]) -> (Vec<u64>, u64) {
+    let mut next = state.to_vec();
     let top = state.last().map_or(0, |top| top + 1);
     match op[1] {
         SET => next.push(op[2]),
@@ -201,7 +200,7 @@ pub fn histories_of_multi_maps() {
                 _ => word(map.pop(&key).map(|top| *top)),
             }
         });
-        checked += check::<Vec<u64>>(&events, stack);
+        checked += check::<Vec<u64>>(&events, |state, op| stack(state, op));
     }
     assert_sound(*pool);
 }

@@ -22,14 +22,12 @@ unsafe impl ShmSafe for Root {
     const OWNS: bool = true;
 }
 
-/// Looks at keys, and owns values.
-type Entries<K, V> = (fn(&K), V);
-
 /// The one word of a map. `STACKED`: nodes hide others.
 #[repr(C)]
 pub(in crate::containers) struct Raw<K: ?Sized, V, const STACKED: bool> {
     pub(in crate::containers) root: Root,
-    entries: PhantomData<Entries<K, V>>,
+    keys: PhantomData<fn(&K)>,
+    values: PhantomData<V>,
     _in_place: PhantomPinned,
 }
 
@@ -48,7 +46,8 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, const STACKED: bool> Raw<K, V, STACKED
     pub(in crate::containers) const fn new() -> Self {
         Raw {
             root: Root(AtomicU64::new(0)),
-            entries: PhantomData,
+            keys: PhantomData,
+            values: PhantomData,
             _in_place: PhantomPinned,
         }
     }
