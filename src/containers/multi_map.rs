@@ -28,7 +28,10 @@ use crate::participants::epoch;
 /// scopes.push("x", 2)?;
 /// assert_eq!(*scopes.get("x").unwrap(), 2);
 /// let mut all = scopes.get_all("x");
-/// assert_eq!((all.next(), all.next(), all.next()), (Some(&2), Some(&1), None));
+/// assert_eq!(all.next(), Some(&2));
+/// assert_eq!(all.next(), Some(&1));
+/// assert_eq!(all.next(), None);
+/// drop(all);
 /// assert_eq!(*scopes.pop("x").unwrap(), 2);
 /// assert_eq!(*scopes.get("x").unwrap(), 1);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
