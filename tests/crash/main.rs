@@ -31,6 +31,9 @@ mod toy;
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 fn main() -> std::process::ExitCode {
+    if let Some(code) = engine::in_parts() {
+        return code;
+    }
     let mut suite = engine::Suite::from_env();
     toy::cases(&mut suite);
     pool::cases(&mut suite);

@@ -47,4 +47,4 @@ mod suite;
 
 pub use case::{Arena, Case, Crash, Victim};
 pub use child::{Fork, progress};
-pub use suite::Suite;
+pub use suite::{Suite, in_parts};

@@ -3,14 +3,16 @@
 //! | variable | |
 //! |---|---|
 //! | `SHMKIT_CRASH=full` | second order from every image, many real kills, no budget |
-//! | `SHMKIT_CRASH_BUDGET_MS` | how long a case may go on to new images of second order in a short run (3000) |
+//! | `SHMKIT_CRASH_BUDGET_MS` | how long a case may go on to new images of second order in a short run (2000) |
 //! | `SHMKIT_CRASH_CHECK=1` | compare the whole arena at every step |
 //! | `SHMKIT_CRASH_SEED` | where real kills fall |
 //! | `SHMKIT_CRASH_VERBOSE=1` | print the unexpected failures of deliberately broken cases too |
+//! | `SHMKIT_CRASH_PART=I/N` | every N-th case only, from the I-th on; without it a process a processor shares them out |
 //!
 //! Arguments that are no flags select cases whose name contains one of them; `--list` names them all.
 
 use std::io;
+use std::process::{Command, ExitCode};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -41,7 +43,7 @@ impl Settings {
             full,
             cross_check: text("_CHECK") == "1",
             verbose: text("_VERBOSE") == "1",
-            budget: Duration::from_millis(number("_BUDGET_MS", 3000)),
+            budget: Duration::from_millis(number("_BUDGET_MS", 2000)),
             seed: number("_SEED", 1),
             real_kills: if full { 128 } else { 12 },
             limit: Duration::from_secs(if full { 24 * 3600 } else { 900 }),
@@ -141,9 +143,68 @@ pub struct Suite {
     settings: Settings,
     filters: Vec<String>,
     list: bool,
+    /// Which of the cases are this process's.
+    part: Part,
     passed: usize,
     failed: usize,
     _ticker: Ticker,
+}
+
+/// Every `of`-th case, counted from `first`.
+struct Part {
+    first: usize,
+    of: usize,
+    seen: usize,
+}
+
+/// The variable that names a [`Part`].
+const PART: &str = "SHMKIT_CRASH_PART";
+
+impl Part {
+    fn from_env() -> Part {
+        let text = std::env::var(PART).unwrap_or_default();
+        let numbers = text
+            .split_once('/')
+            .and_then(|(first, of)| Some((first.parse().ok()?, of.parse().ok()?)));
+        let (first, of) = numbers.filter(|&(_, of)| of > 0).unwrap_or((0, 1));
+        Part { first, of, seen: 0 }
+    }
+
+    /// Whether the next case is in it. What tests the engine compares its cases: they stay together.
+    fn takes(&mut self, name: &str) -> bool {
+        if name.starts_with("engine/") {
+            return self.first == 0;
+        }
+        self.seen += 1;
+        self.seen % self.of == self.first
+    }
+}
+
+/// Runs this program once for each processor, each with a part of the cases; how they ended. `None` if
+/// this process is to run them itself.
+pub fn in_parts() -> Option<ExitCode> {
+    let parts = std::thread::available_parallelism().map_or(1, |n| n.get().min(8));
+    let lists = std::env::args().any(|argument| argument == "--list");
+    if parts == 1 || lists || std::env::var_os(PART).is_some() {
+        return None;
+    }
+    let start = |part| {
+        Command::new(std::env::current_exe()?)
+            .args(std::env::args_os().skip(1))
+            .env(PART, format!("{part}/{parts}"))
+            .spawn()
+    };
+    let running: Vec<_> = (0..parts).map(start).collect();
+    let mut all = true;
+    for child in running {
+        let ended = child.and_then(|mut child| child.wait());
+        all &= ended.is_ok_and(|status| status.success());
+    }
+    Some(if all {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 impl Suite {
@@ -157,6 +218,7 @@ impl Suite {
             settings: Settings::from_env(),
             filters,
             list: flags.iter().any(|flag| flag == "--list"),
+            part: Part::from_env(),
             passed: 0,
             failed: 0,
             _ticker: Ticker::start(),
@@ -171,6 +233,9 @@ impl Suite {
         }
         if !self.filters.is_empty() && !self.filters.iter().any(|filter| case.name.contains(filter))
         {
+            return None;
+        }
+        if !self.part.takes(&case.name) {
             return None;
         }
         let began = Instant::now();
@@ -257,14 +322,14 @@ impl Suite {
     }
 
     /// Prints the sum. The exit status is a failure if anything failed.
-    pub fn finish(self) -> std::process::ExitCode {
+    pub fn finish(self) -> ExitCode {
         if !self.list {
             println!("{} passed, {} failed", self.passed, self.failed);
         }
         if self.failed == 0 {
-            std::process::ExitCode::SUCCESS
+            ExitCode::SUCCESS
         } else {
-            std::process::ExitCode::FAILURE
+            ExitCode::FAILURE
         }
     }
 }
