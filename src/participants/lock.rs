@@ -220,8 +220,8 @@ fn unlock_and_wake(word: &AtomicU64, set: u64) {
     }
 }
 
-/// Sleeps while `word` holds `value` and the owner lives, a [`TICK`] at most. Who slept that long
-/// for nothing does what is to be done for the dead: no lock that could be had waits for it.
+/// Sleeps while `word` holds `value` and the owner lives, a [`TICK`] at most. Who slept for nothing
+/// does what is to be done for the dead: no lock that could be had waits for it.
 /// Returns for any reason.
 #[cold]
 pub(crate) fn sleep(
@@ -238,7 +238,6 @@ pub(crate) fn sleep(
     slot.watched
         .waiting_on
         .store(std::ptr::from_ref(word).addr() as u64, Ordering::Release);
-    let started = Instant::now();
     match arena.owner_slot(owner) {
         Some(other) => {
             let life = &other.life.word;
@@ -273,8 +272,8 @@ pub(crate) fn sleep(
     {
         // The mark that woke us wakes one sleeper only.
         futex::wake(&other.life.word, u32::MAX);
-    } else if started.elapsed() >= TICK && word.load(Ordering::Relaxed) == value {
-        // A wake may have died with its sender.
+    } else if word.load(Ordering::Relaxed) == value {
+        // What is waited for may be the dead's, or a wake may have died with its sender.
         recovery::poll_in_turn(arena);
     }
 }

@@ -24,7 +24,7 @@ use crate::layout::arena::Arena;
 use crate::participants::lock;
 use crate::participants::table::{READS, Slot};
 use crate::participants::tag::Tag;
-use crate::primitive::{AtomicU64, Ordering};
+use crate::primitive::{AtomicU64, Ordering, fence};
 use crate::sys::futex;
 
 /// Why a lock was not listed.
@@ -97,6 +97,8 @@ pub(crate) fn wait_for_all(
     deadline: Option<Instant>,
 ) -> bool {
     let lock = address(word);
+    // The word was taken with Acquire alone; pairs with the SeqCst of `enter`.
+    fence(Ordering::SeqCst);
     arena.slots().all(|(index, other)| {
         used(other).all(|entry| {
             // Acquire pairs with the Release of `leave`.

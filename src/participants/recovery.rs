@@ -76,12 +76,23 @@ enum Extent {
     Whole,
 }
 
-/// Recovers the slot if it is dead and nobody else is at it. True if it is FREE or resolved now.
+/// Recovers the slot if it is dead and nobody else is at it. True if it is FREE now.
 #[cold]
 pub(crate) fn recover_slot(arena: Arena, index: usize) -> bool {
-    take_over(arena, index, Extent::Whole)
+    /// Looks, should somebody else have the life word: mostly to resolve the intent, which is short.
+    const LOOKS: usize = 100;
+    for _ in 0..LOOKS {
+        let done = take_over(arena, index, Extent::Whole);
+        if arena.slot(index).state().phase != SlotPhase::Dead {
+            return done;
+        }
+        std::thread::yield_now();
+    }
+    false
 }
 
+/// Recovers the slot so far, if it is dead and nobody else is at it. True if it is FREE or resolved
+/// now.
 #[cold]
 fn take_over(arena: Arena, index: usize, extent: Extent) -> bool {
     let slot = arena.slot(index);
@@ -113,9 +124,18 @@ fn take_over(arena: Arena, index: usize, extent: Extent) -> bool {
         return true;
     }
     finish_slot(arena, index, slot);
+    note_retired(arena, slot);
     // SAFETY: acquired above.
     unsafe { slot.life.release() };
     true
+}
+
+/// Tells whoever reaps that a slot which is FREE has retired blocks left. After the turn to FREE:
+/// who reaps in between passes it over.
+pub(crate) fn note_retired(arena: Arena, slot: &Slot) {
+    if slot.limbo.head.load(Ordering::Relaxed) != 0 {
+        arena.header().limbo_left.store(1, Ordering::SeqCst);
+    }
 }
 
 /// The step that others wait for. The caller holds the slot's life word.
@@ -282,10 +302,12 @@ pub(crate) fn poll(arena: Arena) -> Recovered {
     done
 }
 
-/// As [`poll`], by one of those who wait only: once in a millisecond is enough for all of them.
+/// As [`poll`], by one of those who wait only: once in a while is enough for all of them.
 #[cold]
 pub(crate) fn poll_in_turn(arena: Arena) {
-    if its_time(&arena.header().polled_at, 1).is_some() {
+    /// Milliseconds: a little less than a `lock::TICK`, so that nobody is in his own way.
+    const APART: u64 = 3;
+    if its_time(&arena.header().polled_at, APART).is_some() {
         poll(arena);
     }
 }

@@ -259,6 +259,7 @@ pub(crate) fn give_back(arena: Arena, slot: &Slot) {
     let live = slot.state();
     let phase = SlotPhase::Free;
     slot.turn(live, SlotState { phase, ..live });
+    recovery::note_retired(arena, slot);
     // SAFETY: acquired by `borrow`, by this thread.
     unsafe { slot.life.release() };
 }
@@ -281,6 +282,7 @@ pub(crate) fn leave(arena: Arena) {
         entry.set(std::ptr::null());
         table().recent.set((0, std::ptr::null()));
         slot.turn(live, SlotState { phase, ..live });
+        recovery::note_retired(arena, slot);
         // SAFETY: the slot was this thread's, so its life word is.
         unsafe { slot.life.release() };
     }

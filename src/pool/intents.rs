@@ -81,8 +81,9 @@ pub(crate) fn resolve(arena: Arena, index: usize) {
         op => engines::resolve(arena, slot, owner, op),
     }
     block::finish_freeing(arena, slot, owner);
-    limbo::recount(arena, slot);
+    // Others wait for this, and not for the rest.
     slot.intent.close();
+    limbo::recount(arena, slot);
 }
 
 /// The count of links of an object, given as index + 1; `None` for 0.

@@ -311,32 +311,36 @@ pub(super) fn let_go_of_all(arena: Arena) {
 /// Destroys the object if nothing holds it, and then what it led to, and so on. What somebody
 /// still looks at is left for [`retry`].
 pub(crate) fn dispose(arena: Arena, index: usize) {
-    let Some(state) = retire(arena, index) else {
-        return;
-    };
+    if let Some(state) = retire(arena, index) {
+        destroy_all(arena, vec![(index, state)]);
+    }
+}
+
+/// Destroys what was retired, and then what it led to, and so on.
+fn destroy_all(arena: Arena, mut work: Vec<(usize, ObjectState)>) {
     let slot = crate::participants::thread::slot(arena);
     let Some(slot) = slot.ok().filter(|slot| !slot.intent.is_open()) else {
         arena.header().unreaped.store(1, Ordering::SeqCst);
         return;
     };
-    let mut work = vec![(index, state)];
     while let Some((index, state)) = work.pop() {
         if !destroy(arena, slot, index, state, &mut work) {
-            postpone(arena, index);
+            postpone(arena, index, state);
         }
     }
 }
 
-/// Objects that could not be destroyed because somebody looked at them, by pool and index.
-static POSTPONED: Mutex<Vec<(usize, usize)>> = Mutex::new(Vec::new());
+/// Objects that could not be destroyed because somebody looked at them: pool, index, and the state
+/// in which they were retired. They keep their stamps: looks that begin later are not waited for.
+static POSTPONED: Mutex<Vec<(usize, usize, ObjectState)>> = Mutex::new(Vec::new());
 /// How many they are, at least roughly.
 static POSTPONED_COUNT: AtomicUsize = AtomicUsize::new(0);
 
-fn postpone(arena: Arena, index: usize) {
+fn postpone(arena: Arena, index: usize, state: ObjectState) {
     // Held by another thread, which a fork may have left behind: somebody reaps instead.
     match POSTPONED.try_lock() {
         Ok(mut list) => {
-            list.push((arena.base(), index));
+            list.push((arena.base(), index, state));
             POSTPONED_COUNT.store(list.len(), Ordering::Relaxed);
         }
         Err(_) => arena.header().unreaped.store(1, Ordering::SeqCst),
@@ -370,9 +374,9 @@ fn retry_some(arena: Arena) {
         }
         Err(_) => return,
     };
-    for (base, index) in some {
+    for (base, index, state) in some {
         if let Some(arena) = Arena::containing(base) {
-            dispose(arena, index);
+            destroy_all(arena, vec![(index, state)]);
         }
     }
 }
@@ -422,6 +426,10 @@ fn destroy(
     let Some(entry) = arena.object(index) else {
         return true;
     };
+    if entry.state() != state {
+        // Held again since, or in somebody else's hands: whoever lets go of it disposes of it.
+        return true;
+    }
     let is_past = |stamp| epoch::is_past(arena, stamp) && !is_listed(arena, extent(arena, entry));
     let is_unused = || is_unused(arena, entry, index);
     if !lifecycle::destroyable(state, &entry.stamp, is_unused, is_past) {

@@ -368,6 +368,8 @@ pub struct Walk {
     pub pending: Option<usize>,
     /// It ended where nothing is pushed any more.
     pub sealed: bool,
+    /// It ended at a cell that somebody has kept for a lap: nothing is pushed beyond while that is so.
+    pub around: bool,
 }
 
 impl Walk {
@@ -380,6 +382,7 @@ impl Walk {
             writing: 0,
             pending: None,
             sealed: false,
+            around: false,
         };
         for _ in 0..shape.patience() {
             let at = walk.end;
@@ -414,6 +417,7 @@ impl Walk {
                 }
             } else {
                 // All the way round.
+                walk.around = true;
                 break;
             }
             if walk.pending.is_none() {
@@ -428,8 +432,15 @@ impl Walk {
         self.full.is_some()
     }
 
-    /// Whether each that was WRITING still is: they change but once, so counting is enough.
+    /// Whether each that was WRITING still is: they change but once, so counting is enough. And
+    /// whether the cell that is kept for a lap still is.
     pub fn still<'a>(&self, shape: Shape, cell: &impl Fn(usize) -> &'a AtomicU64) -> bool {
+        if self.around {
+            let seen = Cell::unpack(cell(shape.index(self.end)).load(Ordering::Acquire));
+            if seen.position == self.end || is_ahead(seen.position, self.end) {
+                return false;
+            }
+        }
         if self.writing == 0 {
             return true;
         }

@@ -37,7 +37,7 @@ use crate::layout::{Field, ShmSafe, TypeInfo};
 use crate::participants::permits::{self, TakeFailure};
 use crate::participants::table::{PERMITS, Slot};
 use crate::participants::tag::Tag;
-use crate::participants::{detect, lock, thread};
+use crate::participants::{detect, lock, recovery, thread};
 use crate::primitive::{AtomicU64, Ordering};
 use crate::sys::futex;
 
@@ -238,7 +238,12 @@ impl Semaphore {
         let low = Arena::low_half(&self.word);
         loop {
             if deadline.is_some_and(|d| Instant::now() >= d) {
-                return Err(AcquireError::TimedOut);
+                // The dead's, if somebody asks for a short time again and again.
+                recovery::poll_in_turn(here.arena);
+                return self.take(here).map_err(|failure| match failure {
+                    TakeFailure::NoneLeft => AcquireError::TimedOut,
+                    other => refused(other),
+                });
             }
             lock::sleep(here.arena, here.slot, low, 0, Tag::NOBODY, deadline);
             match self.take(here) {

@@ -61,7 +61,9 @@ impl Bench {
     fn leave_some(&self) {
         let view = self.cell().view();
         std::thread::scope(|s| {
-            s.spawn(|| (0..5).for_each(|_| self.cell().set(OLD).expect("set")));
+            let thread = s.spawn(|| (0..5).for_each(|_| self.cell().set(OLD).expect("set")));
+            // By its handle: the scope alone would not wait for it to leave the pool.
+            thread.join().expect("no panic");
         });
         drop(view);
         assert_eq!(self.pool.stats().retired.blocks, 5);

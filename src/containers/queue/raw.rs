@@ -278,10 +278,11 @@ impl<T: ShmSafe + Unpin> Raw<T> {
             let Some(next) = next else {
                 return self.nothing(ring, &walk, !passed.is_empty()).map(|()| None);
             };
-            if !walk.sealed && !ring::seal(cell(ring.shape.index(walk.end)), walk.end) {
+            let closed = walk.sealed || walk.around;
+            if !closed && !ring::seal(cell(ring.shape.index(walk.end)), walk.end) {
                 return Ok(None);
             }
-            if walk.pending.is_some() {
+            if walk.pending.is_some() || walk.around {
                 passed.push((ring, walk));
             } else if passed.is_empty() {
                 self.header.set_front(next);
@@ -316,7 +317,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
 
     /// What is to be said when nothing is in any ring; `Ok` if another look may find something else.
     fn nothing(&self, last: Ring, walk: &Walk, others_pending: bool) -> Result<(), PopError> {
-        if !self.is_closed() || walk.pending.is_some() || others_pending {
+        if !self.is_closed() || walk.pending.is_some() || walk.around || others_pending {
             return Err(PopError::Empty);
         }
         if !walk.sealed {
@@ -344,11 +345,15 @@ impl<T: ShmSafe + Unpin> Raw<T> {
 
     /// Copies the element that has come back and is to be had next, if there is one.
     fn first_back(&self, to: &mut MaybeUninit<T>) -> Option<(Entry, u64)> {
-        let entry = self.survey().1?;
-        let position = entry.is_back()?;
-        // SAFETY: an entry's words, which all access as atomics.
-        unsafe { element::load(entry.element(), to) };
-        Some((entry, position))
+        loop {
+            let entry = self.survey().1?;
+            // Else somebody has just had it, and there may be others.
+            if let Some(position) = entry.is_back() {
+                // SAFETY: an entry's words, which all access as atomics.
+                unsafe { element::load(entry.element(), to) };
+                return Some((entry, position));
+            }
+        }
     }
 
     pub(crate) fn try_lease(&self) -> Result<Lease<'_, T>, PopError> {

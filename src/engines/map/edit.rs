@@ -111,8 +111,9 @@ pub(crate) fn edit<'a>(
         }
         let chunk = table.chunk(index);
         lock(arena, slot, chunk);
-        // A done chunk has a successor, unless the pool is damaged.
-        if chunk.is_done() && table.successor(arena).is_some() {
+        // With a successor the chunk may have been moved, or half moved by somebody who was killed or
+        // found no room. Without one nobody begins to move it while we have the lock.
+        if table.successor(arena).is_some() {
             lock::unlock(&chunk.lock, slot.tag(), 0);
             continue;
         }
