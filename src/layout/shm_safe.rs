@@ -187,6 +187,15 @@ any_bits! {
     AtomicI8 AtomicI16 AtomicI32 AtomicI64 AtomicIsize
 }
 
+/// The library's own words, where the fuzzer has made them others than the standard library's.
+#[cfg(fuzzing)]
+mod mortal {
+    use super::{ShmSafe, TypeInfo};
+    use crate::primitive::{AtomicU32, AtomicU64};
+
+    scalars! { AtomicU32 AtomicU64 }
+}
+
 // SAFETY: two numbers; their order is the compiler's choice, which the fingerprint says.
 unsafe impl ShmSafe for Duration {
     const TYPE: &'static TypeInfo = &TypeInfo::scalar::<Self>("Duration").with_compiler_layout();
