@@ -306,5 +306,6 @@ pub(crate) fn after_fork() {
 pub(crate) fn play(arena: Arena, slot: Option<&'static Slot>) {
     if !std::ptr::eq(TABLE.get(), &EMPTY.0) {
         table().slots[arena.granule()].set(slot.map_or(std::ptr::null(), std::ptr::from_ref));
+        table().recent.set((0, std::ptr::null()));
     }
 }
