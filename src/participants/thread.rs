@@ -305,7 +305,8 @@ pub(crate) fn after_fork() {
 #[cfg(fuzzing)]
 pub(crate) fn play(arena: Arena, slot: Option<&'static Slot>) {
     if !std::ptr::eq(TABLE.get(), &EMPTY.0) {
-        table().slots[arena.granule()].set(slot.map_or(std::ptr::null(), std::ptr::from_ref));
+        let slot = slot.map_or(std::ptr::null(), std::ptr::from_ref);
+        table().entry(arena.base()).set(slot);
         table().recent.set((0, std::ptr::null()));
     }
 }
