@@ -3,7 +3,7 @@
 //! | variable | |
 //! |---|---|
 //! | `SHMKIT_CRASH=full` | second order from every image, many real kills, no budget |
-//! | `SHMKIT_CRASH_BUDGET_MS` | how long a case may go on to new images of second order in a short run (2000) |
+//! | `SHMKIT_CRASH_BUDGET_MS` | how long a case may go on to new images of second order in a short run (3000) |
 //! | `SHMKIT_CRASH_CHECK=1` | compare the whole arena at every step |
 //! | `SHMKIT_CRASH_SEED` | where real kills fall |
 //! | `SHMKIT_CRASH_VERBOSE=1` | print the unexpected failures of deliberately broken cases too |
@@ -43,7 +43,7 @@ impl Settings {
             full,
             cross_check: text("_CHECK") == "1",
             verbose: text("_VERBOSE") == "1",
-            budget: Duration::from_millis(number("_BUDGET_MS", 2000)),
+            budget: Duration::from_millis(number("_BUDGET_MS", 3000)),
             seed: number("_SEED", 1),
             real_kills: if full { 128 } else { 12 },
             limit: Duration::from_secs(if full { 24 * 3600 } else { 900 }),
