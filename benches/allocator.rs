@@ -85,7 +85,8 @@ fn run(program: &Path, work: &Work, memory: bool) -> Measured {
     if memory {
         command.arg("memory");
     }
-    let [seconds, peak, settled] = ratios::numbers(&mut command);
+    let numbers = ratios::numbers(&mut command);
+    let [seconds, peak, settled] = numbers.unwrap_or_else(|said| panic!("{said}"));
     Measured {
         seconds,
         peak,

@@ -14,6 +14,8 @@ pub struct Gate {
     ended: AtomicU64,
     /// The processor's nanoseconds of the worker that used most.
     used: AtomicU64,
+    /// If not 0, the nanoseconds of the work are these.
+    batches: AtomicU64,
 }
 
 impl Gate {
@@ -47,7 +49,26 @@ impl Gate {
         self.wait();
         self.wait();
         let ended = self.ended.load(Ordering::Relaxed);
-        seconds(ended - self.begun.load(Ordering::Relaxed))
+        match self.batches.load(Ordering::Relaxed) {
+            0 => seconds(ended - self.begun.load(Ordering::Relaxed)),
+            nanos => seconds(nanos),
+        }
+    }
+
+    /// Does something so many times, a batch at a time: the time of the work is that of the median
+    /// batch, as often as there are batches.
+    #[allow(dead_code, reason = "not every bench asks")]
+    pub fn batches(&self, times: u64, batch: u64, something: impl Fn()) {
+        let count = times / batch;
+        let mut took: Vec<u64> = Vec::with_capacity(count as usize);
+        for _ in 0..count {
+            let begun = clock(libc::CLOCK_MONOTONIC);
+            (0..batch).for_each(|_| something());
+            took.push(clock(libc::CLOCK_MONOTONIC) - begun);
+        }
+        took.sort_unstable();
+        let median = took[took.len() / 2];
+        self.batches.fetch_max(median * count, Ordering::Relaxed);
     }
 
     /// The processor's seconds of the worker that used most.

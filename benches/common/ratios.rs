@@ -120,17 +120,17 @@ pub fn build(package: &str, directory: &Path, arguments: &[&str]) -> Option<Path
     built.success().then(|| directory.join("release"))
 }
 
-/// The numbers that a program prints; a panic with what it says if they are not so many.
-pub fn numbers<const N: usize>(command: &mut Command) -> [f64; N] {
+/// The numbers that a program prints; what it says instead, if they are not so many.
+pub fn numbers<const N: usize>(command: &mut Command) -> Result<[f64; N], String> {
     let output = command.output().expect("a program of a bench runs");
     let text = String::from_utf8_lossy(&output.stdout);
     let numbers: Vec<f64> = text
         .split_whitespace()
         .filter_map(|n| n.parse().ok())
         .collect();
-    numbers.try_into().unwrap_or_else(|_| {
+    numbers.try_into().map_err(|_| {
         let errors = String::from_utf8_lossy(&output.stderr);
-        panic!("{command:?}: {text}{errors}")
+        format!("{command:?}: {}, {text}{errors}", output.status)
     })
 }
 

@@ -60,39 +60,46 @@ static void work(int workers, uint64_t operations, const std::function<void(int)
   std::printf("%.6f %lu %.6f\n", ended - begun, (unsigned long)operations * workers, used);
 }
 
+// Numbers and keys as in ../src/maps.rs.
+static const uint64_t KEYS = 1000000;
+
+static uint64_t key(uint64_t number) { return number * 0x9e3779b97f4a7c15u; }
+
+static uint64_t below(uint64_t& state, uint64_t bound) {
+  state ^= state >> 12;
+  state ^= state << 25;
+  state ^= state >> 27;
+  return (state * 0x2545f4914f6cdd1du >> 32) * bound >> 32;
+}
+
 int main(int, char** arguments) {
-  const uint64_t keys = 100000;
   const std::string bench = arguments[1];
   const int workers = std::atoi(arguments[2]);
   const std::string name = "shmkit-bench-boost-" + std::to_string(getpid());
-  Segment segment(bip::create_only, name.c_str(), 512u << 20);
+  Segment segment(bip::create_only, name.c_str(), 1u << 30);
   // Only the mapping is needed from here on.
   bip::shared_memory_object::remove(name.c_str());
   auto* mutex = segment.construct<bip::interprocess_mutex>("mutex")();
-  auto make = [&] {
-    return segment.construct<Map>(bip::anonymous_instance)(
-        16, boost::hash<uint64_t>(), std::equal_to<uint64_t>(), Room(segment.get_segment_manager()));
+  auto* map = segment.construct<Map>("map")(16, boost::hash<uint64_t>(), std::equal_to<uint64_t>(),
+                                            Room(segment.get_segment_manager()));
+  auto put = [&](uint64_t number) {
+    Lock lock(*mutex);
+    (*map)[key(number)] = 1;
   };
-  auto put = [&](Map* map, uint64_t key) { Lock lock(*mutex); (*map)[key] = key; };
-  auto each = [&](uint64_t times, const auto& operation) {
-    work(workers, times, [&](int me) {
-      uint64_t at = me * (keys / 2);
-      for (uint64_t i = 0; i < times; i++, at = (at + 7919) % keys) operation(at);
-    });
-  };
-  if (bench == "table_insert") {
-    Map* maps[8];
-    for (auto& map : maps) map = make();
-    work(workers, keys * 8 / workers, [&](int me) {
-      for (auto* map : maps) for (uint64_t key = me; key < keys; key += workers) put(map, key);
+  if (bench == "map_insert") {
+    work(workers, KEYS / workers, [&](int me) {
+      for (uint64_t number = me; number < KEYS; number += workers) put(number);
     });
     return 0;
   }
-  auto* map = make();
-  for (uint64_t key = 0; key < keys; key++) put(map, key);
-  if (bench == "table_get") {
-    each(2000000, [&](uint64_t key) { Lock lock(*mutex); if (map->find(key) == map->end()) _exit(1); });
-  } else if (bench == "table_replace") {
-    each(2000000, [&](uint64_t key) { put(map, key); });
+  for (uint64_t number = 0; number < KEYS; number++) put(number);
+  if (bench == "map_get") {
+    work(workers, KEYS, [&](int me) {
+      uint64_t state = 99 + me;
+      for (uint64_t i = 0; i < KEYS; i++) {
+        Lock lock(*mutex);
+        if (map->find(key(below(state, KEYS))) == map->end()) _exit(1);
+      }
+    });
   }
 }
