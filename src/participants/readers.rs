@@ -112,6 +112,7 @@ pub(crate) fn forget(slot: &Slot) {
 
 /// True if anybody lists a lock within the addresses.
 pub(crate) fn any_within(arena: Arena, range: &Range<usize>) -> bool {
+    readers::before_looking();
     arena
         .slots()
         .any(|(_, slot)| used(slot).any(|e| range.contains(&(e.load(Ordering::SeqCst) as usize))))

@@ -43,30 +43,30 @@ pub fn enter(entries: &[AtomicU64], limit: &AtomicU64, lock: u64) -> Result<usiz
     Ok(free)
 }
 
-/// Strikes an entry. Release pairs with the SeqCst of who waits for it.
+/// Strikes an entry. Release pairs with the Acquire of who waits for it.
 #[inline]
 pub fn strike(entry: &AtomicU64) {
     entry.store(0, Ordering::Release);
 }
 
-/// The entries that may be in use.
+/// The entries that may be in use. Acquire, behind [`before_looking`].
 pub fn used<'a>(
     entries: &'a [AtomicU64],
     limit: &AtomicU64,
 ) -> impl Iterator<Item = &'a AtomicU64> {
-    let limit = limit.load(Ordering::SeqCst) as usize;
+    let limit = limit.load(Ordering::Acquire) as usize;
     entries.iter().take(limit)
 }
 
 /// To be called by a writer between taking the word, which is done with Acquire alone, and looking
-/// at the lists: pairs with the SeqCst of [`enter`].
+/// at the lists: pairs with the SeqCst of [`enter`] and of the reader's look at the word.
 #[inline]
 pub fn before_looking() {
     fence(Ordering::SeqCst);
 }
 
-/// True if an entry names the lock.
+/// True if an entry names the lock. Acquire, behind [`before_looking`].
 #[inline]
 pub fn names(entry: &AtomicU64, lock: u64) -> bool {
-    entry.load(Ordering::SeqCst) == lock
+    entry.load(Ordering::Acquire) == lock
 }
