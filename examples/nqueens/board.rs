@@ -110,7 +110,11 @@ pub fn representative(size: u32, board: u64) -> u64 {
     }
     let least = |board| {
         let mirrored = mirror(size, board);
-        let others = [mirrored, upside_down(size, board), upside_down(size, mirrored)];
+        let others = [
+            mirrored,
+            upside_down(size, board),
+            upside_down(size, mirrored),
+        ];
         others.into_iter().fold(board, u64::min)
     };
     least(board).min(least(transposed))

@@ -90,7 +90,9 @@ fn count(worker: &Worker, (shared, workers): (Shared, u32)) -> Result<u64, Failu
     }
     queue.close();
     queue.clear();
-    searchers?.into_iter().try_for_each(|searcher| searcher.join()?)?;
+    searchers?
+        .into_iter()
+        .try_for_each(|searcher| searcher.join()?)?;
     Ok(solutions)
 }
 
