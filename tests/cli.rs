@@ -1,0 +1,9 @@
+#[test]
+fn x() {
+    assert!(
+        std::process::Command::new(env!("CARGO_BIN_EXE_shmkit"))
+            .status()
+            .unwrap()
+            .success()
+    );
+}
