@@ -53,18 +53,19 @@ pub(super) fn state(fd: BorrowedFd<'_>, processes: &[ProcessReport]) -> PoolStat
     }
 }
 
-/// The named pools in `/dev/shm`, by name: every file there whose name a pool can have.
+/// The named pools in `/dev/shm` whose names begin with `prefix`, by name: every file there that is
+/// named as pools are.
 ///
 /// # Errors
 ///
 /// Those of reading the directory.
-pub fn list() -> std::io::Result<Vec<Listed>> {
+pub fn list(prefix: &str) -> std::io::Result<Vec<Listed>> {
     let mut names: Vec<String> = std::fs::read_dir(attach::DIRECTORY)?
         .filter_map(|entry| {
             let file = entry.ok()?.file_name();
             Some(file.to_str()?.strip_prefix(attach::PREFIX)?.to_owned())
         })
-        .filter(|name| !name.is_empty())
+        .filter(|name| !name.is_empty() && name.starts_with(prefix))
         .collect();
     names.sort();
     let listed = names.into_iter().filter_map(|name| {

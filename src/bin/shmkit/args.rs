@@ -29,7 +29,11 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// List the named pools: size, owner, who is attached, whether anybody has it.
-    Ls,
+    Ls {
+        /// Only those whose names begin so.
+        #[arg(long, default_value = "")]
+        prefix: String,
+    },
     /// Tell what a pool is, who uses it and how much, and where its numbers are.
     Info { pool: String },
     /// Watch a pool: participants, what they hold and wait for, how their memory grows.
@@ -80,6 +84,9 @@ enum Command {
         /// Do it.
         #[arg(long)]
         yes: bool,
+        /// Only those whose names begin so.
+        #[arg(long, default_value = "")]
+        prefix: String,
     },
     /// Remove pools that nobody has; without --yes, say whether it could be done.
     Rm {
@@ -120,9 +127,13 @@ pub fn parse() -> Outcome<Cli> {
             Code::Problems
         };
         if code == Code::Usage {
-            // The first line says it; the rest is how to use the command.
+            // The first lines say it; the rest is how to use the command.
             let text = error.render().to_string();
-            let said = text.lines().next().unwrap_or_default();
+            let mut said = text.split("\n\n").next().unwrap_or_default().to_owned();
+            if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+                said = "a command is missing; see shmkit --help".into();
+            }
+            let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
             return Failure::new(code, said.trim_start_matches("error: "));
         }
         let _ = error.print();
@@ -150,8 +161,8 @@ impl Cli {
             print(&if json { format!("{data:#}\n") } else { text() })
         };
         match self.command {
-            Command::Ls => {
-                let all = inspect::list().map_err(Failure::from)?;
+            Command::Ls { prefix } => {
+                let all = inspect::list(&prefix)?;
                 answer(&|| report::list(&all), report::list_json(&all))
             }
             Command::Info { pool } => {
@@ -217,7 +228,7 @@ impl Cli {
                     json!({ "object": object, "stored": how, "dtype": dtype, "shape": read.shape }),
                 )
             }
-            Command::Gc { yes } => gc(yes, json),
+            Command::Gc { yes, prefix } => gc(&prefix, yes, json),
             Command::Rm {
                 pools,
                 yes,
@@ -300,9 +311,9 @@ fn told(yes: bool, removed: &[String], kept: &[(String, String)], json: bool) ->
     print(&if json { format!("{data:#}\n") } else { text })
 }
 
-fn gc(yes: bool, json: bool) -> Outcome {
+fn gc(prefix: &str, yes: bool, json: bool) -> Outcome {
     let (mut removed, mut kept) = (Vec::new(), Vec::new());
-    for pool in inspect::list().map_err(Failure::from)? {
+    for pool in inspect::list(prefix)? {
         match inspect::remove(&pool.name, false, yes) {
             Ok(()) => removed.push(pool.name),
             Err(RemoveError::Attach(AttachError::NotFound { .. })) => {}
