@@ -85,14 +85,27 @@ pub(crate) struct Header {
     /// The rings that are popped from, and pushed to: hints, or 0.
     front: AtomicU64,
     back: AtomicU64,
+    /// The tag of the producer that has waited and is not to be passed for ever, or 0: a hint, see
+    /// `containers::queue::wait`.
+    pub(crate) turn: AtomicU64,
     /// Who waits for an element, and who waits for room: see `containers::queue::bell`.
     pub(crate) pushed: Bell,
-    pub(crate) popped: Bell,
+    pub(crate) popped: Room,
 }
 
 /// A word with its cache lines to itself, that is written when somebody sleeps.
 #[repr(C, align(128))]
 pub(crate) struct Bell(pub(crate) AtomicU64);
+
+/// The same for those who wait for room, one of whom may have the turn.
+#[repr(C, align(128))]
+pub(crate) struct Room {
+    pub(crate) bell: AtomicU64,
+    /// The bell of who has the turn.
+    pub(crate) called: AtomicU64,
+    /// How often it was passed.
+    pub(crate) passes: AtomicU64,
+}
 
 /// The first word of a queue.
 #[repr(transparent)]
@@ -127,8 +140,13 @@ impl Header {
             closed: AtomicU64::new(0),
             front: AtomicU64::new(0),
             back: AtomicU64::new(0),
+            turn: AtomicU64::new(0),
             pushed: Bell(AtomicU64::new(0)),
-            popped: Bell(AtomicU64::new(0)),
+            popped: Room {
+                bell: AtomicU64::new(0),
+                called: AtomicU64::new(0),
+                passes: AtomicU64::new(0),
+            },
         }
     }
 

@@ -15,10 +15,6 @@
 
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
-use std::ops::ControlFlow;
-use std::time::Instant;
-
-use crossbeam_utils::Backoff;
 
 use super::bell;
 use super::element;
@@ -62,7 +58,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         }
     }
 
-    fn arena(&self) -> Option<Arena> {
+    pub(super) fn arena(&self) -> Option<Arena> {
         Arena::containing(std::ptr::from_ref(self).addr())
     }
 
@@ -79,7 +75,8 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         if self.arena().is_some() {
             self.header.closed.store(1, Ordering::SeqCst);
             bell::ring_all(&self.header.pushed.0);
-            bell::ring_all(&self.header.popped.0);
+            bell::ring_all(&self.header.popped.bell);
+            bell::ring_all(&self.header.popped.called);
         }
     }
 
@@ -217,7 +214,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
                 unsafe { element::load(ring.element(index), &mut value) };
             });
             if taken.is_ok() {
-                bell::ring(&header.popped.0);
+                self.ring_room();
                 // SAFETY: copied from an element that is ours now, as the position was taken.
                 return Ok(unsafe { value.assume_init() });
             }
@@ -241,7 +238,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
                 element::load(ring.element(index), &mut value);
             })?;
             if taken.is_some() {
-                bell::ring(&self.header.popped.0);
+                self.ring_room();
                 // SAFETY: as in `try_pop`.
                 return Ok(unsafe { value.assume_init() });
             }
@@ -386,7 +383,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
                 Ok(Some((ring, position))) => {
                     let cell = ring.cell(ring.shape.index(position));
                     entry.hold(slot, cell, ring.lap());
-                    bell::ring(&self.header.popped.0);
+                    self.ring_room();
                     // SAFETY: as in `try_pop`.
                     let value = unsafe { value.assume_init() };
                     return Ok(Lease::new(self, slot, entry, value));
@@ -514,80 +511,5 @@ impl<T: ShmSafe + Unpin> Raw<T> {
             ring::is_ahead(*one, *other).cmp(&ring::is_ahead(*other, *one))
         });
         back.into_iter().for_each(|(_, value)| each(value));
-    }
-
-    pub(crate) fn push_until(
-        &self,
-        value: T,
-        deadline: Option<Instant>,
-    ) -> Result<(), PushError<T>> {
-        let attempt = |value| match self.try_push(value) {
-            Err(PushError {
-                value,
-                cause: PushRefusal::Full,
-            }) => ControlFlow::Continue(value),
-            other => ControlFlow::Break(other),
-        };
-        let value = match attempt(value) {
-            ControlFlow::Break(done) => return done,
-            ControlFlow::Continue(value) => value,
-        };
-        let waited = match here(self) {
-            Ok(here) => wait(here, &self.header.popped.0, deadline, value, attempt),
-            Err(nowhere) => {
-                let cause = nowhere.into();
-                return Err(PushError { value, cause });
-            }
-        };
-        waited.unwrap_or_else(|value| {
-            let cause = PushRefusal::TimedOut;
-            Err(PushError { value, cause })
-        })
-    }
-
-    pub(crate) fn pop_until<R>(
-        &self,
-        deadline: Option<Instant>,
-        mut pop: impl FnMut() -> Result<R, PopError>,
-    ) -> Result<R, PopError> {
-        let mut attempt = |()| match pop() {
-            Err(PopError::Empty) => ControlFlow::Continue(()),
-            other => ControlFlow::Break(other),
-        };
-        if let ControlFlow::Break(done) = attempt(()) {
-            return done;
-        }
-        wait(here(self)?, &self.header.pushed.0, deadline, (), attempt)
-            .unwrap_or(Err(PopError::TimedOut))
-    }
-}
-
-/// Attempts it until it is done, or the time is up: then, what the last attempt left.
-#[cold]
-fn wait<S, R>(
-    Here { arena, slot }: Here,
-    bell: &AtomicU64,
-    deadline: Option<Instant>,
-    mut state: S,
-    mut attempt: impl FnMut(S) -> ControlFlow<R, S>,
-) -> Result<R, S> {
-    let backoff = Backoff::new();
-    while !backoff.is_completed() {
-        backoff.snooze();
-        match attempt(state) {
-            ControlFlow::Break(done) => return Ok(done),
-            ControlFlow::Continue(same) => state = same,
-        }
-    }
-    loop {
-        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            return Err(state);
-        }
-        let announced = bell::announce(bell);
-        match attempt(state) {
-            ControlFlow::Break(done) => return Ok(done),
-            ControlFlow::Continue(same) => state = same,
-        }
-        bell::sleep(arena, slot, bell, announced, deadline);
     }
 }
