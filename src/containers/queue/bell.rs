@@ -16,9 +16,9 @@ use std::time::Instant;
 
 use crate::layout::arena::Arena;
 use crate::participants::lock;
-use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
 use crate::primitive::{AtomicU64, Ordering};
+use crate::sync::Here;
 use crate::sys::futex;
 
 const ASLEEP: u64 = 1;
@@ -80,16 +80,16 @@ pub(super) fn announce_anew(bell: &AtomicU64) -> u64 {
     announce(bell)
 }
 
-/// Sleeps until a ring since [`announce`], for a short time at most.
+/// Sleeps until a ring since [`announce`], or the death of `owner`, for a short time at most.
 pub(super) fn sleep(
-    arena: Arena,
-    slot: &Slot,
+    here: Here,
     bell: &AtomicU64,
     announced: u64,
+    owner: Tag,
     deadline: Option<Instant>,
 ) {
     let low = Arena::low_half(bell);
-    lock::sleep(arena, slot, low, announced as u32, Tag::NOBODY, deadline);
+    lock::sleep(here.arena, here.slot, low, announced as u32, owner, deadline);
 }
 
 /// Sleeps until a ring of one of several bells since each was [announced](announce), for a short time

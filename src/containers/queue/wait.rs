@@ -11,11 +11,10 @@
 //!
 //! | turn | killed before the next step leaves | and then |
 //! |------|-------------------------------------|----------|
-//! | taken, by a compare-exchange from 0 | the dead one's tag | who has held back for a `lock::TICK`, or rings in vain, clears it |
+//! | taken, by a compare-exchange from 0 | the dead one's tag | who holds back, or rings in vain, clears it |
 //! | cleared by its owner, nobody rung | sleepers not woken | they look within a `lock::TICK` |
 //!
-//! A producer that is *stopped* with the turn is treated as a dead one: the others hold back for a
-//! `lock::TICK`, once. `try_push` holds back for nobody, as it does not wait: it may pass.
+//! A producer that is *stopped* with the turn has the others hold back for [`PATIENCE`], once. `try_push` holds back for nobody, as it does not wait: it may pass.
 //!
 //! Who has the turn sleeps on a bell of its own, `called`, so that a pop wakes it and not another one.
 //! Who has slept and pushed rings once more: a ring is for one place, and there may be others.
@@ -26,7 +25,7 @@
 //!    goes to who has the turn, or comes before its look.
 
 use std::ops::ControlFlow;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_utils::Backoff;
 
@@ -35,15 +34,17 @@ use super::raw::Raw;
 use super::refusals::{PopError, PushError, PushRefusal};
 use crate::ShmSafe;
 use crate::engines::queue::Header;
-use crate::layout::arena::Arena;
 use crate::participants::lock;
-use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
-use crate::primitive::{AtomicU64, Ordering};
+use crate::primitive::Ordering;
 use crate::sync::{Here, here};
 
 /// How many pushes may pass the one that has the turn.
-const PASSES: u64 = 32;
+const PASSES: u64 = 8;
+
+/// How long others hold back for who has the turn and lives: longer than a busy machine takes to run
+/// it, so that only a stopped one is passed for good.
+const PATIENCE: Duration = Duration::from_millis(40);
 
 /// How many looks are made before the processor is given to others between them.
 const SPINS: u32 = 6;
@@ -85,7 +86,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
                 .compare_exchange(turn, 0, Ordering::SeqCst, Ordering::Relaxed)
                 .is_ok()
         {
-            bell::ring(&header.popped.bell);
+            self.ring_room();
         }
     }
 
@@ -111,23 +112,22 @@ impl<T: ShmSafe + Unpin> Raw<T> {
 
     #[cold]
     fn push_waiting(&self, value: T, deadline: Option<Instant>) -> Result<(), PushError<T>> {
-        let Here { arena, slot } = match here(self) {
+        let here = match here(self) {
             Ok(here) => here,
             Err(nowhere) => {
                 let cause = nowhere.into();
                 return Err(PushError { value, cause });
             }
         };
-        let waiter = Waiter { arena, slot };
-        let pushed = self.push_or_sleep(waiter, value, deadline);
+        let pushed = self.push_or_sleep(here, value, deadline);
         // Pushed, refused or out of time: the turn is over.
-        self.end_turn(slot.tag().word());
+        self.end_turn(here.slot.tag().word());
         pushed
     }
 
     fn push_or_sleep(
         &self,
-        waiter: Waiter<'_>,
+        waiter: Here,
         value: T,
         deadline: Option<Instant>,
     ) -> Result<(), PushError<T>> {
@@ -137,10 +137,10 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         let mut looks = 0;
         let look = |value| {
             // From here on the processor is given to others, who may be fast.
-            if looks == SPINS {
+            looks += 1;
+            if looks > SPINS {
                 header.take_turn(me);
             }
-            looks += 1;
             self.attempt(me, value)
         };
         let mut value = match spin(value, look) {
@@ -165,7 +165,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
             match self.attempt(me, value) {
                 ControlFlow::Break(done) => {
                     // A ring is for one place.
-                    bell::ring(&room.bell);
+                    self.ring_room();
                     return done;
                 }
                 ControlFlow::Continue(same) => value = same,
@@ -175,12 +175,13 @@ impl<T: ShmSafe + Unpin> Raw<T> {
             } else {
                 (&room.bell, announced)
             };
-            bell::sleep(waiter.arena, waiter.slot, bell, announced, deadline);
+            let owner = held_back.map_or(Tag::NOBODY, |(turn, _)| Tag::of_word(turn));
+            bell::sleep(waiter, bell, announced, owner, deadline);
             let turn = header.turn.load(Ordering::Relaxed);
             match held_back {
                 _ if turn == 0 || turn == me => held_back = None,
                 Some((other, since)) if other == turn => {
-                    if since.elapsed() >= lock::TICK {
+                    if since.elapsed() >= PATIENCE || lock::is_over(waiter.arena, owner) {
                         self.end_turn(turn);
                     }
                 }
@@ -218,10 +219,21 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         if let ControlFlow::Break(done) = attempt(()) {
             return done;
         }
-        let Here { arena, slot } = here(self)?;
-        Waiter { arena, slot }
-            .wait(&self.header.pushed.0, deadline, attempt)
-            .unwrap_or(Err(PopError::TimedOut))
+        let here = here(self)?;
+        if let ControlFlow::Break(done) = spin((), &mut attempt) {
+            return done;
+        }
+        let bell = &self.header.pushed.0;
+        loop {
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Err(PopError::TimedOut);
+            }
+            let announced = bell::announce(bell);
+            if let ControlFlow::Break(done) = attempt(()) {
+                return done;
+            }
+            bell::sleep(here, bell, announced, Tag::NOBODY, deadline);
+        }
     }
 }
 
@@ -251,38 +263,6 @@ impl Header {
         let turn = self.turn.load(Ordering::Relaxed);
         if turn != 0 && turn != me {
             self.popped.passes.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-}
-
-/// A thread that waits.
-#[derive(Clone, Copy)]
-struct Waiter<'a> {
-    arena: Arena,
-    slot: &'a Slot,
-}
-
-impl Waiter<'_> {
-    /// Attempts it until it is done; `None` if the time is up.
-    #[cold]
-    fn wait<R>(
-        self,
-        bell: &AtomicU64,
-        deadline: Option<Instant>,
-        mut attempt: impl FnMut(()) -> ControlFlow<R>,
-    ) -> Option<R> {
-        if let ControlFlow::Break(done) = spin((), &mut attempt) {
-            return Some(done);
-        }
-        loop {
-            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                return None;
-            }
-            let announced = bell::announce(bell);
-            if let ControlFlow::Break(done) = attempt(()) {
-                return Some(done);
-            }
-            bell::sleep(self.arena, self.slot, bell, announced, deadline);
         }
     }
 }
