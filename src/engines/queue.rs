@@ -36,10 +36,10 @@
 
 use std::alloc::Layout;
 
-use super::{Named, leases, word};
+use super::{Named, leases, limbo, word};
 use crate::allocator::check::CheckReport;
 use crate::allocator::{AllocError, block};
-use crate::layout::arena::{Arena, SLOTS};
+use crate::layout::arena::Arena;
 use crate::layout::{Engine, ShmSafe, TypeInfo};
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
@@ -65,6 +65,10 @@ const NEXT: usize = 16;
 const TAIL: usize = 128;
 const HEAD: usize = 256;
 const FIRST_CELL: usize = 384;
+
+/// From the positions of a ring to those of the next one, at least. There are 28 rings at most, so all
+/// positions together are less than half of those that there are.
+const GAP: u64 = 1 << 40;
 
 /// How many cells the first ring of an unbounded queue has.
 const FIRST_CELLS: u64 = 32;
@@ -235,7 +239,17 @@ pub(super) fn make(
     slot: &Slot,
     named_by: &AtomicU64,
     size: usize,
-    fill: impl FnOnce(usize),
+    fill: impl Fn(usize),
+) -> Result<(), AllocError> {
+    limbo::or_reap(arena, || make_once(arena, slot, named_by, size, &fill))
+}
+
+fn make_once(
+    arena: Arena,
+    slot: &Slot,
+    named_by: &AtomicU64,
+    size: usize,
+    fill: impl Fn(usize),
 ) -> Result<(), AllocError> {
     let layout = Layout::from_size_align(size, 64).map_err(|_| AllocError::TooLarge)?;
     let address = std::ptr::from_ref(named_by).addr() as u64;
@@ -343,10 +357,10 @@ impl Ring {
         }
         if !self.is_over() {
             // Positions rise from ring to ring, so that those of leased elements are all different:
-            // by invariant 1 each thread has one more push to this ring at most.
+            // nobody is so slow here that others push as much meanwhile.
             let lap = Shape::new(cells).lap();
             let seen = Cell::unpack(self.cell(0).load(Ordering::Relaxed)).position;
-            let last = seen + 2 * self.lap() + SLOTS.max as u64;
+            let last = seen + GAP;
             let base = ring::position(last.next_multiple_of(lap));
             make_ring(
                 arena,

@@ -8,8 +8,9 @@ use nix::sys::signal::{Signal, raise};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use shmkit::process::{JoinError, ScopedJoinHandle, scope};
-use shmkit::{AllocError, Array, Pool, PopError, PushError, PushRefusal, Queue, Shared, ShmSafe};
+use shmkit::{AllocError, Array, Buffer, Lease, Pool, PopError, PushError, PushRefusal, Queue, Shared, ShmSafe};
 
+use crate::stopped::sleeps;
 use crate::{Sealed, allocated, assert_sound, pool};
 
 fn queue<T: ShmSafe + Unpin>(capacity: usize) -> Shared<Queue<T>> {
@@ -501,6 +502,137 @@ pub fn no_producer_starves() {
         queue.close();
     });
     assert!(shares.iter().all(|&n| n >= POPS / 100), "{shares:?}");
+}
+
+/// A producer that sleeps, and runs only while nobody else wants the processor, is passed a few times.
+pub fn a_sleeping_producer_gets_its_turn() {
+    const OURS: u32 = 1;
+    const THEIRS: u32 = 2;
+    // SAFETY: a set of processors is plain data; the calls change where and when this process and its
+    // child run.
+    unsafe {
+        let mut one: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(libc::sched_getcpu() as usize, &mut one);
+        assert_eq!(libc::sched_setaffinity(0, size_of_val(&one), &raw const one), 0);
+    }
+    let queue = queue(1);
+    queue.push(OURS).unwrap();
+    scope(|s| {
+        let queue = &queue;
+        let child = s.spawn(move || {
+            let last = libc::sched_param { sched_priority: 0 };
+            // SAFETY: as above.
+            let set = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const last) };
+            assert_eq!(set, 0);
+            queue.push(THEIRS).unwrap();
+        });
+        let child = child.unwrap();
+        until(|| sleeps(child.id().pid()));
+        let mut passed = 0;
+        while queue.pop() == Ok(OURS) {
+            match queue.push_timeout(OURS, Duration::from_millis(100)) {
+                Ok(()) => passed += 1,
+                // It has pushed.
+                Err(refused) => assert_eq!(refused.cause, PushRefusal::TimedOut),
+            }
+            assert!(passed < 50, "passed all the time");
+        }
+        child.join().unwrap();
+    });
+}
+
+/// There is always an element: three have one each at most, and there are four. Some come back.
+pub fn elements_that_come_back_are_not_missed() {
+    const ROUNDS: u32 = 100_000;
+    let queue = queue(8);
+    (0..4_u64).for_each(|n| queue.push(n).unwrap());
+    scope(|s| {
+        let queue = &queue;
+        for _ in 0..2 {
+            s.spawn(move || (0..ROUNDS).for_each(|_| drop(queue.try_lease().unwrap())))
+                .unwrap();
+        }
+        for n in 0..ROUNDS {
+            assert!(queue.peek().is_some() && !queue.is_empty());
+            let element = match n % 3 {
+                0 => queue.try_lease().map(Lease::ack),
+                _ => queue.try_pop(),
+            };
+            queue.push(element.unwrap()).unwrap();
+        }
+    });
+    assert_eq!(queue.len(), 4);
+    assert_sound(queue.pool());
+}
+
+/// More wait to lease something than can have it.
+pub fn a_hundred_wait_for_leases() {
+    const WAITERS: usize = 100;
+    let pool = Pool::builder().max_size(64 << 20).create().unwrap();
+    let queue = pool.create(Queue::bounded(10)).unwrap();
+    let waits = pool.create(AtomicU64::new(0)).unwrap();
+    scope(|s| {
+        let (queue, waits) = (&queue, &waits);
+        let children: Vec<_> = (0..WAITERS)
+            .map(|_| {
+                s.spawn(move || {
+                    waits.fetch_add(1, Ordering::SeqCst);
+                    queue.lease().map(Lease::ack).ok()
+                })
+                .unwrap()
+            })
+            .collect();
+        until(|| waits.load(Ordering::SeqCst) == WAITERS as u64);
+        (0..WAITERS as u64).for_each(|n| queue.push(n).unwrap());
+        let mut had: Vec<_> = children
+            .into_iter()
+            .map(|child| child.join().unwrap().unwrap())
+            .collect();
+        had.sort_unstable();
+        assert!(had.into_iter().eq(0..WAITERS as u64));
+    });
+    assert_sound(pool);
+}
+
+/// Objects of a process that was killed, and that nobody has destroyed yet, make room.
+pub fn what_the_dead_held_makes_room_for_queues_and_buffers() {
+    let pool = pool();
+    let queue = pool.create(Queue::<[u64; 512]>::bounded(100)).unwrap();
+    let endless = pool.create(Queue::<[u64; 128]>::unbounded()).unwrap();
+    (0..32).for_each(|_| endless.push([1; 128]).unwrap());
+    let buffer = pool.create(Buffer::new()).unwrap();
+    let all = |use_it: &dyn Fn()| {
+        killed_with_a_full_pool(pool);
+        use_it();
+    };
+    all(&|| queue.push([1; 512]).unwrap());
+    all(&|| endless.push([2; 128]).unwrap());
+    all(&|| assert_eq!(buffer.append(&[3; 1 << 20]), Ok(0)));
+    all(&|| drop(endless.lease().unwrap()));
+    assert_sound(pool);
+}
+
+/// A child fills the pool with objects and is killed. It is no child of a scope, which would destroy
+/// them.
+fn killed_with_a_full_pool(pool: Pool) {
+    // SAFETY: the case has one thread.
+    let child = match unsafe { libc::fork() } {
+        0 => {
+            for len in [1 << 17, 1 << 13, 1 << 9, 1 << 5, 1] {
+                while let Ok(array) = Array::filled_in(pool, len, 1_u64) {
+                    std::mem::forget(array);
+                }
+            }
+            die();
+            unreachable!()
+        }
+        child => child,
+    };
+    assert!(child > 0);
+    let mut status = 0;
+    // SAFETY: a child of ours; the status is this frame's.
+    assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+    assert!(libc::WIFSIGNALED(status));
 }
 
 pub fn killed_producers() {
