@@ -131,7 +131,6 @@ const CASES: &[common::Named] = table! {
         no_producer_starves
         a_sleeping_producer_gets_its_turn
         elements_that_come_back_are_not_missed
-        a_hundred_wait_for_leases
         what_the_dead_held_makes_room_for_queues_and_buffers
         killed_producers
         killed_consumers

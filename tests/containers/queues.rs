@@ -524,28 +524,30 @@ pub fn a_sleeping_producer_gets_its_turn() {
             // SAFETY: as above.
             let set = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const last) };
             assert_eq!(set, 0);
-            queue.push(THEIRS).unwrap();
+            let _ = queue.push(THEIRS);
         });
         let child = child.unwrap();
         until(|| sleeps(child.id().pid()));
         let mut passed = 0;
-        while queue.pop() == Ok(OURS) {
+        while passed < 50 && queue.pop() == Ok(OURS) {
             match queue.push_timeout(OURS, Duration::from_millis(100)) {
                 Ok(()) => passed += 1,
                 // It has pushed.
                 Err(refused) => assert_eq!(refused.cause, PushRefusal::TimedOut),
             }
-            assert!(passed < 50, "passed all the time");
         }
+        queue.close();
         child.join().unwrap();
+        assert!(passed < 50, "passed all the time");
     });
 }
 
-/// There is always an element: three have one each at most, and there are four. Some come back.
+/// There is always an element: there are three, and of those who look the others have two at most. Some
+/// come back.
 pub fn elements_that_come_back_are_not_missed() {
     const ROUNDS: u32 = 100_000;
     let queue = queue(8);
-    (0..4_u64).for_each(|n| queue.push(n).unwrap());
+    (0..3_u64).for_each(|n| queue.push(n).unwrap());
     scope(|s| {
         let queue = &queue;
         for _ in 0..2 {
@@ -561,37 +563,8 @@ pub fn elements_that_come_back_are_not_missed() {
             queue.push(element.unwrap()).unwrap();
         }
     });
-    assert_eq!(queue.len(), 4);
+    assert_eq!(queue.len(), 3);
     assert_sound(queue.pool());
-}
-
-/// More wait to lease something than can have it.
-pub fn a_hundred_wait_for_leases() {
-    const WAITERS: usize = 100;
-    let pool = Pool::builder().max_size(64 << 20).create().unwrap();
-    let queue = pool.create(Queue::bounded(10)).unwrap();
-    let waits = pool.create(AtomicU64::new(0)).unwrap();
-    scope(|s| {
-        let (queue, waits) = (&queue, &waits);
-        let children: Vec<_> = (0..WAITERS)
-            .map(|_| {
-                s.spawn(move || {
-                    waits.fetch_add(1, Ordering::SeqCst);
-                    queue.lease().map(Lease::ack).ok()
-                })
-                .unwrap()
-            })
-            .collect();
-        until(|| waits.load(Ordering::SeqCst) == WAITERS as u64);
-        (0..WAITERS as u64).for_each(|n| queue.push(n).unwrap());
-        let mut had: Vec<_> = children
-            .into_iter()
-            .map(|child| child.join().unwrap().unwrap())
-            .collect();
-        had.sort_unstable();
-        assert!(had.into_iter().eq(0..WAITERS as u64));
-    });
-    assert_sound(pool);
 }
 
 /// Objects of a process that was killed, and that nobody has destroyed yet, make room.
