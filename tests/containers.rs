@@ -30,6 +30,8 @@ mod multi_maps;
 mod queues;
 #[path = "containers/stopped.rs"]
 mod stopped;
+#[path = "containers/streams.rs"]
+mod streams;
 #[path = "containers/workers.rs"]
 mod workers;
 
@@ -112,6 +114,10 @@ const CASES: &[common::Named] = table! {
         histories_of_cells
         histories_of_maps
         histories_of_multi_maps;
+    streams:
+        histories_of_queues
+        histories_of_mailboxes
+        histories_of_buffers;
     multi_maps:
         stacks_behave_like_vecs
         stacks_outside_of_a_pool

@@ -33,9 +33,9 @@
 //! [`reap`] it by being that next one for a moment. So recovery frees nothing and there is one
 //! way to free. Source of the scheme: Fraser, *Practical lock-freedom*, 2004.
 
-use crate::allocator::{AllocError, block};
 use crate::allocator::check::{CheckReport, Depth};
 use crate::allocator::stats::RetiredStats;
+use crate::allocator::{AllocError, block};
 use crate::layout::arena::Arena;
 use crate::participants::table::{Limbo, Slot, SlotPhase};
 use crate::participants::{epoch, recovery, thread};

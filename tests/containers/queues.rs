@@ -8,7 +8,10 @@ use nix::sys::signal::{Signal, raise};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use shmkit::process::{JoinError, ScopedJoinHandle, scope};
-use shmkit::{AllocError, Array, Buffer, Lease, Pool, PopError, PushError, PushRefusal, Queue, Shared, ShmSafe};
+use shmkit::{
+    AllocError, Array, Buffer, Lease, Pool, PopError, PushError, PushRefusal, Queue, Shared,
+    ShmSafe,
+};
 
 use crate::stopped::sleeps;
 use crate::{Sealed, allocated, assert_sound, pool};
@@ -513,7 +516,10 @@ pub fn a_sleeping_producer_gets_its_turn() {
     unsafe {
         let mut one: libc::cpu_set_t = std::mem::zeroed();
         libc::CPU_SET(libc::sched_getcpu() as usize, &mut one);
-        assert_eq!(libc::sched_setaffinity(0, size_of_val(&one), &raw const one), 0);
+        assert_eq!(
+            libc::sched_setaffinity(0, size_of_val(&one), &raw const one),
+            0
+        );
     }
     let queue = queue(1);
     queue.push(OURS).unwrap();

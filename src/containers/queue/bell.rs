@@ -89,7 +89,14 @@ pub(super) fn sleep(
     deadline: Option<Instant>,
 ) {
     let low = Arena::low_half(bell);
-    lock::sleep(here.arena, here.slot, low, announced as u32, owner, deadline);
+    lock::sleep(
+        here.arena,
+        here.slot,
+        low,
+        announced as u32,
+        owner,
+        deadline,
+    );
 }
 
 /// Sleeps until a ring of one of several bells since each was [announced](announce), for a short time

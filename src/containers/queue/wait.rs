@@ -268,10 +268,7 @@ impl Header {
 }
 
 /// Attempts it for some microseconds.
-fn spin<S, R>(
-    mut state: S,
-    mut attempt: impl FnMut(S) -> ControlFlow<R, S>,
-) -> ControlFlow<R, S> {
+fn spin<S, R>(mut state: S, mut attempt: impl FnMut(S) -> ControlFlow<R, S>) -> ControlFlow<R, S> {
     let backoff = Backoff::new();
     while !backoff.is_completed() {
         backoff.snooze();

@@ -72,8 +72,8 @@ mod recover;
 
 use std::alloc::Layout;
 
-use crate::allocator::{AllocError, block};
 use super::limbo;
+use crate::allocator::{AllocError, block};
 use crate::layout::Engine;
 use crate::layout::arena::Arena;
 use crate::participants::epoch;
