@@ -32,7 +32,7 @@
 //! inspect        reports: who has how much, what lies where, what leaks
 //! process        scope, spawn, join; run, a master and its workers
 //! containers     Shared, Handle, Link, Array, Matrix, SharedCell, HashMap, MultiMap, Queue,
-//!                Mailbox, Buffer, Foreign
+//!                Mailbox, Buffer, Heap, Foreign
 //! sync           Mutex, ReentrantMutex, RecoverableMutex, RwLock, Condvar, Semaphore, Barrier, Event
 //! private        the allocator over private memory, for a whole program
 //! pool           create, attach, objects, names
@@ -110,6 +110,9 @@ mod exports {
         ResizeError, RowBand, RowBandMut, Rows, RowsMut, ShapeError, Shared, SharedCell,
         StoreError, View,
     };
+    pub use crate::containers::{
+        Collected, Gc, Heap, HeapError, HeapStats, HeapView, Managed, Trace, Tracer, Tx,
+    };
     pub use crate::containers::{Lease, PopError, PushError, PushRefusal, Queue, Snapshot};
     pub use crate::containers::{Mailbox, Receiver, ReceiverError, RecvError};
     pub use crate::layout::{KillSafe, ShmSafe, TypeInfo};
@@ -124,7 +127,7 @@ mod exports {
         RecoverableMutex, ReentrantMutex, RwLock, Semaphore,
     };
     pub use crate::sys::memory::CommitError;
-    pub use shmkit_derive::{KillSafe, ShmSafe};
+    pub use shmkit_derive::{KillSafe, ShmSafe, Trace};
 }
 
 #[cfg(not(shmkit_loom))]
