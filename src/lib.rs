@@ -195,6 +195,7 @@ pub mod testing {
             ) -> Option<R> {
                 thread::play(pool.0, self.0);
                 let slot = thread::slot(pool.0).expect("the pool has room for its participants");
+                let guards = thread::guards();
                 kill_after(writes);
                 let does = std::panic::AssertUnwindSafe(does);
                 let done = std::panic::catch_unwind(does);
@@ -204,6 +205,7 @@ pub mod testing {
                 match done {
                     Ok(result) => Some(result),
                     Err(killed) if killed.is::<Killed>() => {
+                        thread::set_guards(guards);
                         let live = slot.state();
                         let phase = SlotPhase::Dead;
                         slot.turn(live, SlotState { phase, ..live });

@@ -121,7 +121,8 @@ const CASES: &[common::Named] = table! {
         heaps_behave_like_graphs
         transfers_by_many
         killed_modifiers_lose_nothing
-        a_killed_viewer_holds_up_nobody;
+        a_killed_viewer_holds_up_nobody
+        a_forked_copy_of_a_transaction_is_void;
     histories:
         the_check_of_histories_can_fail
         histories_of_cells

@@ -406,6 +406,30 @@ pub fn a_full_pool_loses_no_object() {
     assert_sound(*pool);
 }
 
+pub fn a_forked_copy_of_a_transaction_is_void() {
+    let pool = TestPool::new();
+    let heap = pool.create(Heap::new(1_u64)).unwrap();
+    let mut child = 0;
+    let outcome = heap.modify(|tx| {
+        *tx.root_mut().unwrap() = 2;
+        // SAFETY: this process has one thread.
+        child = unsafe { libc::fork() };
+        if child != 0 {
+            let mut status = 0;
+            // SAFETY: a child of ours; the status is this frame's.
+            assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+            assert_eq!(libc::WEXITSTATUS(status), 7);
+        }
+    });
+    if child == 0 {
+        let void = outcome == Err(HeapError::NotMine);
+        // SAFETY: ends the child, which has nothing to flush.
+        unsafe { libc::_exit(if void { 7 } else { 1 }) };
+    }
+    assert_eq!((outcome, *heap.view().unwrap().root()), (Ok(()), 2));
+    assert_sound(*pool);
+}
+
 /// A graph as one would have it in private memory.
 #[derive(Clone, Default)]
 struct Model {

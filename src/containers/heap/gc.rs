@@ -8,6 +8,8 @@ use std::marker::PhantomData;
 use std::num::NonZeroU64;
 use std::ptr::NonNull;
 
+use serde::{Deserialize, Serialize};
+
 use super::trace::Trace;
 use crate::engines::heap::{Entry, Words};
 use crate::layout::arena::Arena;
@@ -20,7 +22,10 @@ use crate::layout::{Field, ShmSafe, TypeInfo};
 /// that was collected, or bytes that never were an id lead to `None`. It keeps an object alive
 /// only where [`Trace`] finds it, in the root or in an object that is reached from there.
 ///
-/// 16 bytes; an `Option` of it takes no more.
+/// 16 bytes; an `Option` of it takes no more. Serialised, it can be an argument or a result of another
+/// process.
+#[derive(Serialize, Deserialize)]
+#[serde(bound = "")]
 #[repr(C)]
 pub struct Gc<T: ?Sized> {
     heap: NonZeroU64,

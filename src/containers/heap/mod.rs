@@ -176,6 +176,22 @@ pub struct HeapStats {
 
 impl<R: Trace + Unpin> Heap<R> {
     /// A heap with a root and nothing else. It can be used once it is in a pool.
+    ///
+    /// A root that owns pool memory does not compile:
+    ///
+    /// ```compile_fail,E0080
+    /// # use shmkit::{Heap, Link, ShmSafe, Trace, Tracer};
+    /// #[derive(ShmSafe)]
+    /// struct Owner(Link<u8>);
+    ///
+    /// impl Unpin for Owner {}
+    ///
+    /// impl Trace for Owner {
+    ///     fn trace(&self, _: &mut Tracer<'_>) {}
+    /// }
+    ///
+    /// let heap = Heap::new(Owner(Link::null()));
+    /// ```
     #[must_use]
     pub const fn new(root: R) -> Self {
         const { assert!(!R::OWNS, "the root of a heap owns no pool memory") };
