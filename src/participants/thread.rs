@@ -333,6 +333,19 @@ pub(crate) fn after_fork() {
     }
 }
 
+/// For the fuzzer: guards that the thread has, and its having no more than so many: those that died
+/// with a participant are nobody's.
+#[cfg(fuzzing)]
+pub(crate) fn guards() -> usize {
+    table().guards.get()
+}
+
+/// See [`guards`].
+#[cfg(fuzzing)]
+pub(crate) fn set_guards(guards: usize) {
+    table().guards.set(guards);
+}
+
 /// For the fuzzer: makes another of this thread's slots, or none, the one that it uses.
 #[cfg(fuzzing)]
 pub(crate) fn play(arena: Arena, slot: Option<&'static Slot>) {

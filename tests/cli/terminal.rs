@@ -42,7 +42,11 @@ fn read(master: &mut File) -> Vec<u8> {
     let mut ready = [PollFd::new(master, PollFlags::IN)];
     let count = poll(&mut ready, Some(&tenth)).unwrap();
     let mut bytes = vec![0; 4096];
-    let read = if count > 0 { master.read(&mut bytes) } else { Ok(0) };
+    let read = if count > 0 {
+        master.read(&mut bytes)
+    } else {
+        Ok(0)
+    };
     // The other end is closed: the child has ended.
     bytes.truncate(read.unwrap_or(0));
     bytes
@@ -77,7 +81,10 @@ pub fn top_on_a_terminal() {
         master.write_all(key).unwrap();
         // Read on, so that it is not held up by a full terminal.
         while child.try_wait().unwrap().is_none() {
-            assert!(began.elapsed() < Duration::from_secs(60), "{key:?} ends nothing");
+            assert!(
+                began.elapsed() < Duration::from_secs(60),
+                "{key:?} ends nothing"
+            );
             read(&mut master);
         }
         assert!(child.wait().unwrap().success());
