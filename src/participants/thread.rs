@@ -154,6 +154,11 @@ impl Holding {
     /// the thread has left the pool.
     #[inline]
     pub(crate) fn is_still(self) -> bool {
+        // The fuzzer's dead unwind, which the dead do not.
+        #[cfg(fuzzing)]
+        if crate::primitive::is_killed() {
+            return false;
+        }
         known_slot_at(std::ptr::from_ref(self.slot).addr())
             .is_some_and(|known| std::ptr::eq(known, self.slot) && known.tag() == self.tag)
     }

@@ -91,22 +91,6 @@ fn arrive(address: usize) -> Result<Here, Nowhere> {
     Ok(Here { arena, slot })
 }
 
-<<<<<<< HEAD
-=======
-/// Whether this thread, in this process, still has the slot with which it took `value`. Not so in
-/// a forked copy, and not after the thread has left the pool.
-#[inline]
-pub(crate) fn still_here<T: ?Sized>(value: &T, slot: &'static Slot) -> bool {
-    // The fuzzer's dead unwind, which the dead do not.
-    #[cfg(fuzzing)]
-    if crate::primitive::is_killed() {
-        return false;
-    }
-    thread::known_slot_at(std::ptr::from_ref(value).addr())
-        .is_some_and(|known| std::ptr::eq(known, slot))
-}
-
->>>>>>> h-heap
 /// What every guard of a lock has: the slot with which its thread took the lock.
 struct Holder {
     slot: Holding,
