@@ -258,6 +258,15 @@ pub(crate) fn is_held(arena: Arena, index: usize) -> bool {
     })
 }
 
+/// How many objects the process with that record holds.
+pub(crate) fn held_by(arena: Arena, row: usize) -> usize {
+    (0..arena.object_count())
+        .step_by(64)
+        .filter_map(|index| hold_place(arena, row, index))
+        .map(|(word, _)| word.load(Ordering::Relaxed).count_ones() as usize)
+        .sum()
+}
+
 /// Makes this process hold an object, if it is still there. The caller keeps the process's other
 /// threads from holding and dropping meanwhile.
 pub(super) fn hold(arena: Arena, index: usize, generation: u32) -> Result<bool, CommitError> {
