@@ -49,7 +49,11 @@ fn old() -> Picture {
 
 /// After [`change`].
 fn new() -> Picture {
-    vec![(3, vec![8, 9]), (10, vec![7, 7, 5, 5, 7, 7]), (2, vec![7; 6])]
+    vec![
+        (3, vec![8, 9]),
+        (10, vec![7, 7, 5, 5, 7, 7]),
+        (2, vec![7; 6]),
+    ]
 }
 
 fn fill(tx: &mut Tx<'_, Root>) -> Result<(), HeapError> {
@@ -57,7 +61,10 @@ fn fill(tx: &mut Tx<'_, Root>) -> Result<(), HeapError> {
     let node = |value, next| Node { value, next, list };
     let first = tx.alloc(node(1, None))?;
     let list = tx.alloc_slice(&[7; 6])?;
-    let second = tx.alloc(Node { list, ..node(2, Some(first)) })?;
+    let second = tx.alloc(Node {
+        list,
+        ..node(2, Some(first))
+    })?;
     tx.get_mut(first)?.next = Some(second);
     *tx.root_mut()? = Some(first);
     Ok(())
@@ -70,7 +77,11 @@ fn change(tx: &mut Tx<'_, Root>) -> Result<(), HeapError> {
     tx.get_mut(first)?.value = 10;
     let list = tx.alloc_slice_with(2, |i| 8 + i as u32)?;
     let next = Some(first);
-    let node = tx.alloc(Node { value: 3, next, list })?;
+    let node = tx.alloc(Node {
+        value: 3,
+        next,
+        list,
+    })?;
     *tx.root_mut()? = Some(node);
     Ok(())
 }
@@ -175,13 +186,18 @@ impl Bench {
         self.pool.recover();
         let found = picture(heap)?;
         self.sound("before the collection")?;
-        let collected = heap.collect().map_err(|error| format!("collect: {error}"))?;
-        ensure(collected.live == 2 * found.len(), || format!("{collected:?}"))?;
+        let collected = heap
+            .collect()
+            .map_err(|error| format!("collect: {error}"))?;
+        ensure(collected.live == 2 * found.len(), || {
+            format!("{collected:?}")
+        })?;
         self.sound("after the collection")?;
         let again = picture(heap)?;
         ensure(again == found, || format!("{found:?} became {again:?}"))?;
         // It works as if nothing had happened.
-        heap.try_modify(fill).map_err(|error| format!("fill: {error}"))?;
+        heap.try_modify(fill)
+            .map_err(|error| format!("fill: {error}"))?;
         let filled = picture(heap)?;
         ensure(filled == old(), || format!("{filled:?}"))?;
         Ok(found)
@@ -192,11 +208,7 @@ fn ensure(holds: bool, what: impl Fn() -> String) -> Result<(), String> {
     if holds { Ok(()) } else { Err(what()) }
 }
 
-fn case(
-    name: &str,
-    setup: fn() -> Bench,
-    operation: impl Fn(&mut Bench) + 'static,
-) -> Case<Bench> {
+fn case(name: &str, setup: fn() -> Bench, operation: impl Fn(&mut Bench) + 'static) -> Case<Bench> {
     Case::new(name, setup)
         // The victim has its slot, and its caches of blocks.
         .attach(|bench| {
@@ -222,7 +234,9 @@ fn case(
 
 fn happened(found: Picture, old: Picture, new: Picture, crash: &Crash) -> Result<(), String> {
     let done = crash.finished || crash.progress > 0;
-    ensure(found == new || found == old && !done, || format!("{found:?}"))
+    ensure(found == new || found == old && !done, || {
+        format!("{found:?}")
+    })
 }
 
 /// What a death at every instruction must leave of heaps.
@@ -231,9 +245,7 @@ pub fn cases(suite: &mut Suite) {
         case("heap/modify first", Bench::new, |bench| {
             bench.empty.try_modify(fill).expect("filled");
         })
-        .verify(|bench, crash| {
-            happened(bench.settled(&bench.empty)?, Vec::new(), old(), crash)
-        }),
+        .verify(|bench, crash| happened(bench.settled(&bench.empty)?, Vec::new(), old(), crash)),
     );
     suite.run(
         case("heap/modify", Bench::new, |bench| {
@@ -297,12 +309,16 @@ pub fn cases(suite: &mut Suite) {
     );
     // Collects in the middle: the transaction begins with a pool that has no room.
     suite.run(
-        case("heap/modify in a full pool", || Bench::of(1 << 20), |bench| {
-            let before = bench.heap.len().expect("locked");
-            bench.heap.try_modify(change).expect("changed");
-            let objects = bench.heap.len().expect("locked");
-            assert!(objects < before, "not collected: {objects} of {before}");
-        })
+        case(
+            "heap/modify in a full pool",
+            || Bench::of(1 << 20),
+            |bench| {
+                let before = bench.heap.len().expect("locked");
+                bench.heap.try_modify(change).expect("changed");
+                let objects = bench.heap.len().expect("locked");
+                assert!(objects < before, "not collected: {objects} of {before}");
+            },
+        )
         .attach(|bench| {
             // In its own spans: nobody else collects what is freed into another's.
             bench.litter();

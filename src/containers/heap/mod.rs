@@ -140,10 +140,8 @@ unsafe impl<R: Trace> ShmSafe for Body<R> {
 
 // SAFETY: the lock, described at its place.
 unsafe impl<R: Trace + Unpin> ShmSafe for Heap<R> {
-    const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>(
-        "Heap",
-        const { &[Field::at::<RwLock<Body<R>>>("lock", 0)] },
-    );
+    const TYPE: &'static TypeInfo =
+        &TypeInfo::library::<Self>("Heap", const { &[Field::at::<RwLock<Body<R>>>("lock", 0)] });
     const IMAGE_BOUND: bool = R::IMAGE_BOUND;
     const OWNS: bool = true;
 }
@@ -420,4 +418,3 @@ impl<R: Trace + Unpin + fmt::Debug> fmt::Debug for HeapView<'_, R> {
             .finish_non_exhaustive()
     }
 }
-

@@ -286,8 +286,7 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
     /// Notes that the range of a slice is saved.
     fn cover(&mut self, index: usize, mut range: std::ops::Range<usize>) {
         // Those that overlap or touch become one with it.
-        while let Some((&(of, start), &end)) =
-            self.ranges.range(..=(index, range.end)).next_back()
+        while let Some((&(of, start), &end)) = self.ranges.range(..=(index, range.end)).next_back()
             && of == index
             && end >= range.start
         {
@@ -314,11 +313,15 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
                 let (word, entries) = tx.words().next_segment().ok_or(AllocError::TooLarge)?;
                 let size = entries * ENTRY;
                 let segment = Layout::from_size_align(size, 16);
-                tx.fill(word, segment.map_err(|_| AllocError::TooLarge)?, |address| {
-                    let start = std::ptr::with_exposed_provenance_mut::<u8>(address);
-                    // SAFETY: a new block of that size, which nobody else has.
-                    unsafe { start.write_bytes(0, size) };
-                })?;
+                tx.fill(
+                    word,
+                    segment.map_err(|_| AllocError::TooLarge)?,
+                    |address| {
+                        let start = std::ptr::with_exposed_provenance_mut::<u8>(address);
+                        // SAFETY: a new block of that size, which nobody else has.
+                        unsafe { start.write_bytes(0, size) };
+                    },
+                )?;
             };
             let birth = Record {
                 what: What::Birth(index),
@@ -356,6 +359,8 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
         loop {
             match self.guard.words.append(arena, record, &mut last) {
                 Append::Done => break,
+                // No block is of use.
+                Append::Damaged => return Err(AllocError::TooLarge),
                 Append::More(word, bytes, prev) => {
                     let layout = Layout::from_size_align(bytes, 16);
                     let layout = layout.map_err(|_| AllocError::TooLarge)?;
@@ -474,4 +479,3 @@ impl<R: Trace + Unpin + fmt::Debug> fmt::Debug for Tx<'_, R> {
             .finish_non_exhaustive()
     }
 }
-

@@ -53,8 +53,8 @@ use crate::participants::table::Slot;
 use crate::primitive::{AtomicU64, Ordering, compiler_fence};
 
 pub(crate) use log::{Append, CHUNK, Chunk, Record, What};
-pub(crate) use table::{ENTRY, Entry};
 use table::SEGMENTS;
+pub(crate) use table::{ENTRY, Entry};
 
 /// Frees the block that a word names: arguments are the word, what it is to name next, the block.
 const DROP: u64 = (Engine::Heap as u64) << OP_SHIFT | 1;
