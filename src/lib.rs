@@ -30,6 +30,7 @@
 //!
 //! ```text
 //! inspect        reports: who has how much, what lies where, what leaks
+//! numbers        matrices and arrays as other programs know them: offset, shape, strides, dtype
 //! process        scope, spawn, join; run, a master and its workers
 //! containers     Shared, Handle, Link, Array, Matrix, SharedCell, HashMap, MultiMap, Queue,
 //!                Mailbox, Buffer, Heap, Foreign
@@ -64,6 +65,8 @@ mod engines;
 pub mod inspect;
 #[cfg(not(shmkit_loom))]
 pub mod layout;
+#[cfg(not(shmkit_loom))]
+pub mod numbers;
 #[cfg(not(shmkit_loom))]
 mod participants;
 #[cfg(not(shmkit_loom))]

@@ -32,6 +32,8 @@ mod multi_maps;
 mod queues;
 #[path = "containers/stopped.rs"]
 mod stopped;
+#[path = "containers/streams.rs"]
+mod streams;
 #[path = "containers/workers.rs"]
 mod workers;
 
@@ -128,6 +130,10 @@ const CASES: &[common::Named] = table! {
         histories_of_cells
         histories_of_maps
         histories_of_multi_maps;
+    streams:
+        histories_of_queues
+        histories_of_mailboxes
+        histories_of_buffers;
     multi_maps:
         stacks_behave_like_vecs
         stacks_outside_of_a_pool
@@ -145,6 +151,9 @@ const CASES: &[common::Named] = table! {
         producers_and_a_consumer
         producers_and_consumers
         no_producer_starves
+        a_sleeping_producer_gets_its_turn
+        elements_that_come_back_are_not_missed
+        what_the_dead_held_makes_room_for_queues_and_buffers
         killed_producers
         killed_consumers
         killed_leasers;

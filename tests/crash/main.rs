@@ -13,6 +13,8 @@ mod engine;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod heap;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod in_pool;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod mailbox;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod map;

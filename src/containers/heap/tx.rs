@@ -20,9 +20,10 @@ use crate::containers::store::StoreError;
 use crate::engines::heap::{Append, CHUNK, Chunk, ENTRY, Record, What, Words};
 use crate::engines::limbo;
 use crate::participants::recovery;
+use crate::participants::thread::Holding;
 use crate::pool::intents;
 use crate::primitive::{AtomicU64, Ordering};
-use crate::sync::{Here, WriteGuard, here, still_here};
+use crate::sync::{Here, WriteGuard, here};
 
 /// A transaction on a [`Heap`]: see [`Heap::modify`].
 ///
@@ -30,6 +31,8 @@ use crate::sync::{Here, WriteGuard, here, still_here};
 pub struct Tx<'t, R: Trace + Unpin> {
     guard: WriteGuard<'t, Body<R>>,
     here: Here,
+    /// What `here` was when the transaction began.
+    holding: Holding,
     name: NonZeroU64,
     /// The last chunk of the log.
     last: Option<&'static Chunk>,
@@ -63,6 +66,7 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
         let name = guard.words.draw_name();
         Ok(Tx {
             name: NonZeroU64::new(name).unwrap_or(NonZeroU64::MIN),
+            holding: Holding::by(here.slot),
             here,
             guard,
             last: None,
@@ -82,7 +86,7 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
     /// Makes all of it count.
     pub(super) fn commit(mut self) -> Result<(), HeapError> {
         self.over = true;
-        if !still_here(&*self.guard, self.here.slot) {
+        if !self.holding.is_still() {
             return Err(HeapError::NotMine);
         }
         self.words().end(self.here.arena, self.here.slot);
@@ -464,7 +468,7 @@ fn is_full(error: &AllocError) -> bool {
 
 impl<R: Trace + Unpin> Drop for Tx<'_, R> {
     fn drop(&mut self) {
-        if !self.over && still_here(&*self.guard, self.here.slot) {
+        if !self.over && self.holding.is_still() {
             let Here { arena, slot } = self.here;
             let root = self.guard.root.get().cast();
             self.words().undo(arena, slot, (root, size_of::<R>()));
