@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use shmkit::process::scope;
-use shmkit::{Array, Handle, Link, Pool, ShmSafe};
+use shmkit::{Array, Gc, Handle, Heap, HeapError, Link, Pool, ShmSafe, Trace};
 
 use super::attach::copy;
 use super::common::{Random, TestPool, allocate, layout, try_free};
@@ -19,12 +19,62 @@ struct Node {
     next: Link<Node>,
 }
 
-/// Where an array's two words and its block are, in the file.
-type ArrayPlaces = [u64; 3];
+#[derive(Clone, Copy, ShmSafe, Trace)]
+struct Item {
+    value: u64,
+    next: Option<Gc<Item>>,
+    list: Option<Gc<[u64]>>,
+}
+
+/// Where words are in the file.
+#[derive(Clone, Copy)]
+struct Places {
+    /// An array's two words and its block.
+    array: [u64; 3],
+    /// Where a heap's own words, its table and its log begin, and how many bytes of each are used.
+    heap: [(u64, usize); 3],
+}
+
+/// Puts a heap into the pool whose last transaction was cut off by a death.
+fn heap(pool: Pool) -> [(u64, usize); 3] {
+    let heap = pool.named_or_create("heap", || Heap::new(None)).unwrap();
+    let change = |tx: &mut shmkit::Tx<'_, Option<Gc<Item>>>| {
+        let list = tx.alloc_slice(&[1_u64; 100])?;
+        let (next, list) = (*tx.root(), Some(list));
+        let item = tx.alloc(Item {
+            value: 1,
+            next,
+            list,
+        })?;
+        *tx.root_mut()? = Some(item);
+        if let Some(next) = next {
+            tx.get_mut(next)?.next = Some(item);
+            let list = tx.get(next).unwrap().list.unwrap();
+            tx.slice_mut(list, 3..90)?.fill(2);
+        }
+        Ok::<_, HeapError>(())
+    };
+    heap.try_modify(change).unwrap();
+    scope(|s| {
+        let dies = || {
+            let _ = heap.modify(|tx| {
+                change(tx).unwrap();
+                std::process::abort();
+            });
+        };
+        s.spawn(dies).unwrap().join().unwrap_err();
+    });
+    let words = std::ptr::from_ref(&*heap).cast::<u64>();
+    // SAFETY: the heap is larger than that, and nobody writes to it now.
+    let word = |i: usize| unsafe { words.add(i).read() } - pool.base() as u64;
+    let own = (words.addr() - pool.base()) as u64;
+    // The lock's two words, the log and five more, then the table.
+    [(own, 9 * 8), (word(8), 5 * 40), (word(2), 1300)]
+}
 
 /// The file of a small pool with something of everything in it; handles of its objects, and where
-/// its array is.
-fn original() -> (File, Handle<u64>, Handle<Node>, ArrayPlaces) {
+/// some of it is.
+fn original() -> (File, Handle<u64>, Handle<Node>, Places) {
     let pool = TestPool::with(|b| b.initial_size(256 << 10).max_size(4 << 20));
     let number = pool.named_or_create("number", || 7_u64).unwrap();
     let first = pool.named_or_create("first", || Node::of(1)).unwrap();
@@ -39,7 +89,10 @@ fn original() -> (File, Handle<u64>, Handle<Node>, ArrayPlaces) {
     pool.set_name("array", &array).unwrap();
     let block = array.claim(..).unwrap().as_ptr().addr() - 8;
     let word = std::ptr::from_ref(&*array).addr();
-    let places = [word, word + 8, block].map(|address| (address - pool.base()) as u64);
+    let places = Places {
+        array: [word, word + 8, block].map(|address| (address - pool.base()) as u64),
+        heap: heap(*pool),
+    };
     let fd = pool.fd().try_clone_to_owned().unwrap();
     (File::from(fd), number.handle(), first.handle(), places)
 }
@@ -96,7 +149,30 @@ fn probe(pool: Pool, number: Handle<u64>, node: Handle<Node>) {
         let _ = array.claim_mut(..).map(|mut all| all.fill(3));
         let _ = array.grow(2000, 4);
     }
-    for name in ["first", "number", "made", "array"] {
+    if let Ok(heap) = pool.named::<Heap<Option<Gc<Item>>>>("heap") {
+        if let Ok(view) = heap.view() {
+            let mut next = *view.root();
+            for _ in 0..10 {
+                let Some(item) = next.and_then(|next| view.get(next)) else {
+                    break;
+                };
+                let list = item.list.and_then(|list| view.get(list));
+                std::hint::black_box(list.map(|list| list.iter().fold(0, |a, b| a ^ b)));
+                next = item.next;
+            }
+        }
+        let _ = heap.stats().map(|stats| stats.objects);
+        let _ = heap.try_modify(|tx| {
+            let first = tx.root().ok_or(HeapError::NoObject)?;
+            tx.get_mut(first)?.value = 7;
+            let item = *tx.get(first).unwrap();
+            let item = tx.alloc(item)?;
+            *tx.root_mut()? = Some(item);
+            Ok::<_, HeapError>(())
+        });
+        let _ = heap.collect().map(|collected| collected.live);
+    }
+    for name in ["first", "number", "made", "array", "heap"] {
         let _ = pool.remove_name(name);
     }
     let _ = pool.purge();
@@ -132,12 +208,8 @@ fn change(file: &File, random: &mut Random, place: impl Fn(&mut Random) -> u64) 
 
 /// Attaches to changed copies in forked children, a batch each, so that a crash or a hang of one
 /// is seen, with the number that repeats it.
-fn attach_changed(
-    batches: u64,
-    per_batch: u64,
-    place: impl Fn(&mut Random, ArrayPlaces) -> u64 + Sync,
-) {
-    let (file, number, node, array) = original();
+fn attach_changed(batches: u64, per_batch: u64, place: impl Fn(&mut Random, Places) -> u64 + Sync) {
+    let (file, number, node, places) = original();
     let len = file.metadata().unwrap().len();
     let progress = TestPool::with(|b| b.max_size(1 << 20));
     // The change on its way; how many were attached.
@@ -158,7 +230,7 @@ fn attach_changed(
                     words[0].store(seed, Ordering::Relaxed);
                     let copy = copy(file, len);
                     change(&copy, &mut Random::new(seed + 1), |random| {
-                        place(random, array)
+                        place(random, places)
                     });
                     let fd = copy.as_fd().try_clone_to_owned().unwrap();
                     // SAFETY: static garbage.
@@ -219,5 +291,12 @@ pub fn changed_table_words() {
 }
 
 pub fn changed_array_words() {
-    attach_changed(10, 100, |random, array| array[random.below(3)]);
+    attach_changed(10, 100, |random, places| places.array[random.below(3)]);
+}
+
+pub fn changed_heap_words() {
+    attach_changed(10, 100, |random, places| {
+        let (start, len) = places.heap[random.below(3)];
+        start + random.below(len) as u64
+    });
 }
