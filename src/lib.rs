@@ -94,6 +94,10 @@ pub use exports::*;
 
 /// The README's example compiles and runs.
 #[cfg(all(doctest, not(shmkit_loom)))]
+#[doc = include_str!("../docs/tutorial.md")]
+struct Tutorial;
+
+#[cfg(all(doctest, not(shmkit_loom)))]
 #[doc = include_str!("../README.md")]
 mod readme {}
 
