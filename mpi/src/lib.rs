@@ -169,7 +169,7 @@ impl Leader {
         let below = next.map(|rank| (rank, rows - 2, rows - 1));
         let mut claims = Vec::new();
         // In pairs, of which each rank is in one at a time: no rank waits for one that waits.
-        let (first, second) = if self.rank() % 2 == 0 {
+        let (first, second) = if self.rank().is_multiple_of(2) {
             (below, above)
         } else {
             (above, below)
