@@ -94,12 +94,13 @@ pub use exports::*;
 
 /// The README's example compiles and runs.
 #[cfg(all(doctest, not(shmkit_loom)))]
-#[doc = include_str!("../docs/tutorial.md")]
-struct Tutorial;
-
-#[cfg(all(doctest, not(shmkit_loom)))]
 #[doc = include_str!("../README.md")]
 mod readme {}
+
+/// So do those of the tutorial.
+#[cfg(all(doctest, not(shmkit_loom)))]
+#[doc = include_str!("../docs/tutorial.md")]
+mod tutorial {}
 
 /// What the crate's root offers.
 #[cfg(not(shmkit_loom))]
