@@ -100,6 +100,11 @@ pub use exports::*;
 #[doc = include_str!("../README.md")]
 mod readme {}
 
+/// So do those of the tutorial.
+#[cfg(all(doctest, not(shmkit_loom)))]
+#[doc = include_str!("../docs/tutorial.md")]
+mod tutorial {}
+
 /// What the crate's root offers.
 #[cfg(not(shmkit_loom))]
 mod exports {

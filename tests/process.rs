@@ -13,6 +13,8 @@ use std::process::{Command, ExitCode, Output};
 
 #[path = "process/ends.rs"]
 mod ends;
+#[path = "process/events.rs"]
+mod events;
 #[path = "process/faults.rs"]
 mod faults;
 #[path = "process/managed.rs"]
@@ -98,6 +100,8 @@ const CASES: &[Named] = table! {
         a_pool_that_somebody_uses_is_left
         damaged_journals_are_errors
         a_resource_announced_twice_is_one;
+    events:
+        what_happens_is_logged;
     faults:
         killed_holders_block_nobody
         kills_inside_changes_and_allocations_block_nobody
@@ -112,6 +116,7 @@ const CASES: &[Named] = table! {
 
 const ROLES: &[Named] = table! {
     results: role_no_room;
+    events: role_logs;
     ends: role_panic role_overflow;
     scopes: role_flush;
     parents: role_no_descriptor role_sigchld role_family;

@@ -167,7 +167,9 @@ impl PoolBuilder {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn create(&self) -> Result<Pool, CreateError> {
-        self.make(memory::memfd(c"shmkit")?)
+        let pool = self.make(memory::memfd(c"shmkit")?)?;
+        self.told(pool, "without a name");
+        Ok(pool)
     }
 
     /// Makes a pool that unrelated processes can [open](Pool::open) by name until it is
@@ -203,7 +205,14 @@ impl PoolBuilder {
                 other => other.into(),
             });
         }
+        self.told(pool, name.path());
         Ok(pool)
+    }
+
+    /// An event of the log: nobody has the pool yet, and nothing is locked.
+    fn told(&self, pool: Pool, name: &str) {
+        let (base, initial, max) = (pool.0.base(), self.initial, self.max);
+        log::debug!(target: super::LOG, "made a pool {name} at {base:#x}: {initial} bytes, at most {max}");
     }
 
     fn make(&self, fd: OwnedFd) -> Result<Pool, CreateError> {

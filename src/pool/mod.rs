@@ -45,6 +45,10 @@ use crate::participants::thread::{self, NoSlot};
 use crate::primitive::Ordering;
 use crate::sys::memory::CommitError;
 
+/// The target of this layer's log events. They are told by the caller of an operation, when it is
+/// done: never under a lock or an intent, nor by recovery itself, nor around a fork.
+const LOG: &str = "shmkit::pool";
+
 /// A pool of memory that every process of a group has mapped at the same address.
 ///
 /// A `Pool` is a handle, copied freely: the mapping lives as long as the process. Threads and
@@ -209,7 +213,9 @@ impl Pool {
     ///
     /// See [`AttachError`]. A damaged, truncated or foreign file is told from a pool.
     pub unsafe fn open(name: &str) -> Result<Pool, AttachError> {
-        attach::open(name)
+        let pool = attach::open(name)?;
+        log::debug!(target: LOG, "opened the pool {name} at {:#x}", pool.0.base());
+        Ok(pool)
     }
 
     /// Attaches to a pool by a descriptor of its memory, as [`Pool::fd`] gives it.
@@ -222,7 +228,9 @@ impl Pool {
     ///
     /// See [`AttachError`].
     pub unsafe fn from_fd(fd: OwnedFd) -> Result<Pool, AttachError> {
-        attach::from_fd(fd)
+        let pool = attach::from_fd(fd)?;
+        log::debug!(target: LOG, "attached to the pool at {:#x}", pool.0.base());
+        Ok(pool)
     }
 
     /// Removes a pool's name. Processes that have the pool keep it; its memory goes with the last.
@@ -231,7 +239,9 @@ impl Pool {
     ///
     /// See [`UnlinkError`].
     pub fn unlink(name: &str) -> Result<(), UnlinkError> {
-        attach::unlink(name)
+        attach::unlink(name)?;
+        log::debug!(target: LOG, "removed the name of the pool {name}");
+        Ok(())
     }
 
     /// The descriptor of the pool's memory, to be passed to another process.
@@ -523,6 +533,8 @@ impl Pool {
         let have = self.0.slices();
         if wanted > have {
             allocator::grow::grow_by(self.0, have, wanted - have)?;
+            let (base, size) = (self.0.base(), wanted * SLICE);
+            log::debug!(target: LOG, "the pool at {base:#x} has grown to {size} bytes");
         }
         Ok(())
     }
@@ -544,10 +556,12 @@ impl Pool {
         if let Some(slot) = thread::known_slot(self.0) {
             allocator::grow::purge_now_and_then(self.0, slot);
         }
-        RecoverySummary {
-            threads: done.slots,
-            processes: done.processes,
+        let (threads, processes) = (done.slots, done.processes);
+        if threads + processes > 0 {
+            let base = self.0.base();
+            log::info!(target: LOG, "recovered {threads} threads and {processes} processes of the pool at {base:#x}");
         }
+        RecoverySummary { threads, processes }
     }
 
     /// How the pool's memory is used, at about this moment.

@@ -34,13 +34,16 @@ use super::child::{self, OtherThreads};
 use super::jobs::{self, Control, DETACHED, KILL, Kind, Phase};
 use super::journal::{self, Journal};
 use super::pid_file::PidFile;
-use super::{Config, Entry, JoinHandle, RunError, StartError, StartOptions, Wire};
+use super::{Config, Entry, JoinError, JoinHandle, RunError, StartError, StartOptions, Wire};
 use super::{WorkerEnd, WorkerId, hooks, supervise, worker};
 use crate::containers::Shared;
 use crate::pool::Pool;
 use crate::primitive::Ordering;
 use crate::sys::process;
 use crate::sys::watch::{self, Watch};
+
+/// The target of the log events of processes. The master and the parents of a scope tell them.
+pub(super) const LOG: &str = "shmkit::process";
 
 /// A master for a program that has an event loop of its own: it is polled for being readable, and
 /// then [dispatched](Self::dispatch).
@@ -335,6 +338,7 @@ impl Master {
                 });
                 self.count += 1;
                 job.advance(Phase::Running);
+                log::debug!(target: LOG, "started worker {id} as process {pid}");
                 Ok(())
             }
             Err(error) => {
@@ -387,6 +391,9 @@ impl Master {
         let state = job.state();
         let wait = supervise::wait_before_restart(job, outcome)
             .filter(|_| !self.stopping && !state.has(KILL) && outcome != supervise::NOT_STARTED);
+        if log::log_enabled!(target: LOG, log::Level::Warn) {
+            tell(state.id(), supervise::returned(job, outcome), wait);
+        }
         if let Some(hook) = &self.config.on_end {
             hook(&WorkerEnd {
                 worker: WorkerId(state.id()),
@@ -430,6 +437,7 @@ impl Master {
     pub fn finish(mut self) -> Result<(), RunError> {
         self.stopping = true;
         self.control().stop();
+        log::debug!(target: LOG, "the run comes to its end, with {} workers left", self.count);
         let asked = Instant::now();
         self.walk()?;
         while self.count > 0 {
@@ -440,6 +448,17 @@ impl Master {
         }
         Ok(())
     }
+}
+
+/// Logs the end of a worker's process.
+#[cold]
+fn tell(id: u64, cause: Result<(), JoinError>, restart_in: Option<Duration>) {
+    let Err(cause) = cause else {
+        log::debug!(target: LOG, "worker {id} has returned");
+        return;
+    };
+    let again = restart_in.map_or(String::new(), |wait| format!("; started again in {wait:?}"));
+    log::warn!(target: LOG, "worker {id} has ended: {cause}{again}");
 }
 
 /// A process was reaped: every pool is told.
