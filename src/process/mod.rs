@@ -20,6 +20,9 @@
 //! | `supervise` | how a worker ended, and whether it is started again |
 //! | `run` | [`run`]: a master for as long as its first worker lives |
 //! | `master` | [`Master`]: start, reap, shut down |
+//! | `peers` | the programs that take part in a run without being forked by its master |
+//! | `peer` | [`Peer`]: such a program, as it sees itself |
+//! | `signature` | what an entry's types look like to other programs |
 //! | `resource` | [`Resource`]: a file, a pool, a semaphore |
 //! | `resources` | [`Resources`]: what is removed when nobody uses it any more |
 //! | `journal` | what the next run removes after a crash |
@@ -41,11 +44,14 @@ mod jobs;
 mod join;
 mod journal;
 mod master;
+mod peer;
+mod peers;
 mod pid_file;
 mod resource;
 mod resources;
 mod run;
 mod scope;
+mod signature;
 mod supervise;
 #[cfg(test)]
 mod tests;
@@ -65,6 +71,7 @@ pub use handle::JoinHandle;
 pub use join::{JoinError, KillError, ResultError, ScopedJoinHandle};
 pub use journal::JournalError;
 pub use master::{Dispatched, Master};
+pub use peer::{Peer, PeerError};
 pub use resource::Resource;
 pub use resources::{Inherit, Managed, ResourceError, ResourceId, Resources};
 pub use run::{RunError, run};

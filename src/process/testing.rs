@@ -20,7 +20,7 @@ impl Jobs {
 
     /// As `Worker::start`.
     pub fn start(&self, argument: &Vec<u8>) -> JoinHandle<Vec<u8>> {
-        worker::request(&self.0, None, StartOptions::new(), &ECHO, argument).expect("room")
+        worker::request(&self.0, None, StartOptions::new(), &ECHO, argument, false).expect("room")
     }
 
     /// The process of a job does its work: the argument is the result. How many had one to do.
@@ -32,7 +32,7 @@ impl Jobs {
         requested
             .map(|(place, job)| {
                 job.advance(Phase::Running);
-                assert_eq!(worker::live(&self.0, place, job.state().id()), 0);
+                assert_eq!(worker::live(&self.0, place, job.state().id(), &[]), 0);
             })
             .count()
     }
