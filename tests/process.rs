@@ -19,6 +19,8 @@ mod managed;
 mod masters;
 #[path = "process/parents.rs"]
 mod parents;
+#[path = "process/peers.rs"]
+mod peers;
 #[path = "process/results.rs"]
 mod results;
 #[path = "process/scopes.rs"]
@@ -96,6 +98,13 @@ const CASES: &[Named] = table! {
         a_pool_that_somebody_uses_is_left
         damaged_journals_are_errors
         a_resource_announced_twice_is_one;
+    peers:
+        peers_run_jobs_by_name
+        peers_start_and_join
+        every_end_of_a_peer_has_its_cause
+        who_disagrees_is_refused
+        peers_outlive_their_master_by_little
+        peers_killed_at_random;
     storms:
         killed_workers_are_started_again
         killed_masters_leave_nothing_after_the_next_start;
@@ -108,6 +117,7 @@ const ROLES: &[Named] = table! {
     parents: role_no_descriptor role_sigchld role_family;
     masters: role_ends role_pid_file;
     managed: role_makes;
+    peers: role_peer role_odd_peer role_asking_peer role_named_master role_storm;
     storms: role_churn;
 };
 

@@ -269,7 +269,9 @@ impl Peer {
                 _ if table.is_orphaned(pool.0) => {
                     // Our having the pool is not to be in the next run's way.
                     remove::unlink_ours(pool, &self.name);
-                    return Err(PeerError::MasterDied);
+                    // It may have come to its end in order while we did not look.
+                    let ended = control.is_stopping().then_some(done);
+                    return ended.ok_or(PeerError::MasterDied);
                 }
                 Phase::Idle if control.is_stopping() => {
                     if place.turn(state, Phase::Left) {
