@@ -3,7 +3,8 @@
 //!
 //! [`scope`] is for work that begins and ends in one function. [`run`] is for a program made of
 //! workers: the calling process becomes the master, which does nothing but start workers, reap
-//! them, and put right what the dead have left.
+//! them, and put right what the dead have left. A run with a [name](Config::name) can be joined by
+//! programs that were started separately: [`Peer`].
 //!
 //! | Module | Content |
 //! |---|---|

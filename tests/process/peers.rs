@@ -397,7 +397,8 @@ static STORM: Entry<String, u64> = Entry::new("storm of peers", |worker, name| {
     let restart = Restart::OnCrash(Backoff::new(Duration::from_millis(1)));
     let options = StartOptions::new().restart(restart);
     let mut done = 0;
-    while !worker.stop_requested() && done < 20 * JOBS {
+    let (began, limit) = (Instant::now(), storm_time());
+    while began.elapsed() < limit {
         let start = |n| {
             worker
                 .start_with(options, &COUNTS, &(name.clone(), n))
@@ -415,6 +416,12 @@ static STORM: Entry<String, u64> = Entry::new("storm of peers", |worker, name| {
     }
     done
 });
+
+fn storm_time() -> Duration {
+    let seconds = std::env::var("SHMKIT_STORM_SECONDS").ok();
+    let seconds = seconds.and_then(|seconds| seconds.parse().ok());
+    Duration::from_millis(seconds.map_or(1500, |seconds: u64| 1000 * seconds))
+}
 
 /// Kills peers at random, which are replaced, until the run is over.
 pub fn role_storm() {
