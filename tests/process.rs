@@ -13,6 +13,8 @@ use std::process::{Command, ExitCode, Output};
 
 #[path = "process/ends.rs"]
 mod ends;
+#[path = "process/faults.rs"]
+mod faults;
 #[path = "process/managed.rs"]
 mod managed;
 #[path = "process/masters.rs"]
@@ -105,6 +107,13 @@ const CASES: &[Named] = table! {
         who_disagrees_is_refused
         peers_outlive_their_master_by_little
         peers_killed_at_random;
+    faults:
+        killed_holders_block_nobody
+        kills_inside_changes_and_allocations_block_nobody
+        a_killed_waiter_swallows_no_signal
+        a_shutdown_does_not_wait_for_the_blocked
+        emptied_containers_fill_again
+        small_pools_can_be_used_up;
     storms:
         killed_workers_are_started_again
         killed_masters_leave_nothing_after_the_next_start;

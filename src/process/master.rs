@@ -153,10 +153,9 @@ impl Master {
         let control = match &config.name {
             None => {
                 let pool = builder.create()?;
-                Control::create(pool).map_err(|error| {
+                Control::create(pool).inspect_err(|_| {
                     // SAFETY: nothing was made in the pool, which nobody else has.
                     unsafe { pool.unmap() };
-                    error
                 })?
             }
             Some(name) => Self::named(&builder, name, &mut watch)?,
@@ -182,12 +181,9 @@ impl Master {
         name: &str,
         watch: &mut Watch,
     ) -> Result<Shared<Control>, RunError> {
-        // What a killed master has left.
-        let name = &peer::pool_name(name);
-        match remove::remove(name, false, true) {
-            Err(RemoveError::InUse { path }) => return Err(RunError::AlreadyRunning { path }),
-            // Whatever else is there is in the way, and that is said below.
-            Ok(()) | Err(_) => {}
+        // What a killed master has left. Whatever else is there is in the way, and that is said below.
+        if let Err(RemoveError::InUse { path }) = remove::remove(name, false, true) {
+            return Err(RunError::AlreadyRunning { path });
         }
         let doorbell = watch.doorbell()?.as_raw_fd().unsigned_abs();
         let fill = |pool: Pool| {
