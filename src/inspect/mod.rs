@@ -40,7 +40,7 @@ mod participants;
 pub use crate::pool::remove::{RemoveError, remove};
 pub use files::{Listed, PoolState, list};
 pub use leaks::{Leaks, leaks};
-pub use locks::{LockReport, Waiter, Why};
+pub use locks::{LockReport, LockThread, Why};
 pub use map::{Map, Part, Use, map};
 pub use objects::ObjectReport;
 pub use observer::{Info, Observer};
