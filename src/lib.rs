@@ -31,7 +31,7 @@
 //! ```text
 //! inspect        reports: who has how much, what lies where, what leaks
 //! numbers        matrices and arrays as other programs know them: offset, shape, strides, dtype
-//! process        scope, spawn, join; run, a master and its workers
+//! process        scope, spawn, join; run, a master, its workers, peers
 //! containers     Shared, Handle, Link, Array, Matrix, SharedCell, HashMap, MultiMap, Queue,
 //!                Mailbox, Buffer, Heap, Foreign
 //! sync           Mutex, ReentrantMutex, RecoverableMutex, RwLock, Condvar, Semaphore, Barrier, Event

@@ -180,33 +180,49 @@ impl PoolBuilder {
     ///
     /// See [`CreateError`].
     pub fn create_named(&self, name: &str) -> Result<Pool, CreateError> {
+        self.create_named_with(name, |_| Ok::<(), CreateError>(()))
+            .map(|(pool, ())| pool)
+    }
+
+    /// The same, with something in it before anybody can find it. What `fill` has of the pool
+    /// besides what it returns is gone when it returns.
+    pub(crate) fn create_named_with<T, E: From<CreateError>>(
+        &self,
+        name: &str,
+        fill: impl FnOnce(Pool) -> Result<T, E>,
+    ) -> Result<(Pool, T), E> {
         let name =
             PoolName::parse(name).ok_or_else(|| CreateError::InvalidName { name: name.into() })?;
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-        let fd = rustix::fs::open(name.directory(), flags, Mode::RUSR | Mode::WUSR)?;
+        let fd = rustix::fs::open(name.directory(), flags, Mode::RUSR | Mode::WUSR)
+            .map_err(CreateError::from)?;
         // Held for life by every process: who removes leftovers must get the exclusive lock.
-        rustix::fs::flock(&fd, FlockOperation::NonBlockingLockShared)?;
+        rustix::fs::flock(&fd, FlockOperation::NonBlockingLockShared).map_err(CreateError::from)?;
         let raw = fd.as_raw_fd();
         let pool = self.make(fd)?;
-        let linked = rustix::fs::linkat(
-            CWD,
-            format!("/proc/self/fd/{raw}"),
-            CWD,
-            name.path(),
-            AtFlags::SYMLINK_FOLLOW,
-        );
-        if let Err(errno) = linked {
-            // SAFETY: nobody has seen the pool.
-            unsafe { pool.unmap() };
-            return Err(match errno {
-                rustix::io::Errno::EXIST => CreateError::NameTaken {
-                    path: name.path().into(),
-                },
-                other => other.into(),
-            });
+        let filled = fill(pool).and_then(|filled| {
+            let from = format!("/proc/self/fd/{raw}");
+            let flags = AtFlags::SYMLINK_FOLLOW;
+            match rustix::fs::linkat(CWD, from, CWD, name.path(), flags) {
+                Ok(()) => Ok(filled),
+                Err(rustix::io::Errno::EXIST) => {
+                    let path = name.path().into();
+                    Err(CreateError::NameTaken { path }.into())
+                }
+                Err(other) => Err(CreateError::from(other).into()),
+            }
+        });
+        match filled {
+            Ok(filled) => {
+                self.told(pool, name.path());
+                Ok((pool, filled))
+            }
+            Err(error) => {
+                // SAFETY: nobody has seen the pool, and what `fill` returned is dropped.
+                unsafe { pool.unmap() };
+                Err(error)
+            }
         }
-        self.told(pool, name.path());
-        Ok(pool)
     }
 
     /// An event of the log: nobody has the pool yet, and nothing is locked.

@@ -8,6 +8,7 @@
 //! | `objects` | counted values, found by index; destroyed by anybody |
 //! | `intents` | changes of several words, and how a death in the middle is resolved |
 //! | `names`   | names of objects |
+//! | `remove`  | removing named pools that nobody has |
 //! | `handles` | which objects this process holds |
 //! | `fork`    | what a fork does to all of it |
 
@@ -18,6 +19,7 @@ pub(crate) mod handles;
 pub(crate) mod intents;
 pub(crate) mod names;
 pub(crate) mod objects;
+pub(crate) mod remove;
 pub(crate) mod types;
 
 use std::alloc::Layout;
