@@ -50,7 +50,8 @@ const CASES: &[common::Named] = table! {
     damage:
         flipped_header_bytes
         changed_table_words
-        changed_array_words;
+        changed_array_words
+        changed_container_words;
     inspect:
         participants_and_what_they_have
         a_map_of_the_data

@@ -131,7 +131,8 @@ impl<T: ShmSafe + Unpin> SharedCell<T> {
         let slot = thread::slot(arena).ok()?;
         epoch::pin(arena, slot);
         // SAFETY: pinned before the word is read, so the block is not freed; nobody writes to it.
-        let value = Self::value_in(arena, self.word.0.load(Ordering::SeqCst)).map(|v| unsafe { v.read() });
+        let value =
+            Self::value_in(arena, self.word.0.load(Ordering::SeqCst)).map(|v| unsafe { v.read() });
         epoch::unpin(slot);
         value
     }
@@ -149,12 +150,7 @@ impl<T: ShmSafe + Unpin> SharedCell<T> {
 
     /// A view of a block that was read under the pin, which ends with the view.
     #[inline]
-    fn view_pinned(
-        &self,
-        arena: Arena,
-        slot: &'static Slot,
-        block: u64,
-    ) -> Option<View<'_, T>> {
+    fn view_pinned(&self, arena: Arena, slot: &'static Slot, block: u64) -> Option<View<'_, T>> {
         let Some(value) = Self::value_in(arena, block) else {
             epoch::unpin(slot);
             return None;

@@ -308,9 +308,12 @@ impl Ring {
         }
         // SAFETY: aligned, in committed data of the pool; the number of cells is not written again
         // while the queue names the ring.
-        let cells = unsafe { (*std::ptr::with_exposed_provenance::<AtomicU64>(address)).load(Ordering::Relaxed) };
+        let cells = unsafe {
+            (*std::ptr::with_exposed_provenance::<AtomicU64>(address)).load(Ordering::Relaxed)
+        };
         let stride = 8 * (1 + words);
-        let fits = cells <= Shape::MAX && (cells as usize).saturating_mul(stride) <= room - FIRST_CELL;
+        let fits =
+            cells <= Shape::MAX && (cells as usize).saturating_mul(stride) <= room - FIRST_CELL;
         (cells > 0 && fits).then(|| Ring {
             address,
             shape: Shape::new(cells),
@@ -423,11 +426,15 @@ pub(super) fn resolve(arena: Arena, slot: &Slot, owner: Tag, op: u64) {
 pub(super) fn next_block(arena: Arena, first: usize) -> Option<Named> {
     let named = |at: u64, next| {
         let block = word(arena, at)?.load(Ordering::Acquire);
-        let next = if next && block > NEVER {
-            word(arena, block + NEXT as u64)?.load(Ordering::Acquire)
-        } else {
-            0
-        };
+        let cells = |ring| word(arena, ring).map_or(0, |cells| cells.load(Ordering::Acquire));
+        // The next one is twice as large: so there is an end, also where garbage names it.
+        let is_next = |next: &u64| cells(*next) == cells(block).saturating_mul(2);
+        let next = (next && block > NEVER)
+            .then(|| word(arena, block.saturating_add(NEXT as u64)))
+            .flatten()
+            .map(|next| next.load(Ordering::Acquire))
+            .filter(is_next)
+            .unwrap_or(0);
         (block > NEVER).then_some(Named {
             word: at,
             old: block,

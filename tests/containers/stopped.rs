@@ -4,13 +4,13 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use shmkit::process::{Scope, ScopedJoinHandle, scope};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use shmkit::process::{Scope, ScopedJoinHandle, scope};
 use shmkit::{Array, Lease, Mailbox, Pool, PopError, PushRefusal, Queue, Shared};
 
 use crate::workers::{until, was_killed};
-use crate::{Page, assert_sound, pool};
+use crate::{Page, Sealed, assert_sound, pool};
 
 /// The element that is written.
 const INDEX: usize = 1;
@@ -206,27 +206,27 @@ fn state(pid: u32) -> char {
     stat.rsplit(") ").next().unwrap().chars().next().unwrap()
 }
 
-fn queue_of(pool: Pool, queue: Queue<Page>, elements: u64) -> Shared<Queue<Page>> {
+fn queue_of(pool: Pool, queue: Queue<Sealed>, elements: u64) -> Shared<Queue<Sealed>> {
     let queue = pool.create(queue).ok().unwrap();
     for n in 0..elements {
-        queue.push(Page::new(n)).ok().unwrap();
+        queue.push(Sealed::new(n)).ok().unwrap();
     }
     queue
 }
 
 /// The numbers of the elements, all taken.
-fn emptied(queue: &Queue<Page>) -> Vec<u64> {
+fn emptied(queue: &Queue<Sealed>) -> Vec<u64> {
     std::iter::from_fn(|| queue.try_pop().ok())
-        .inspect(|page| assert!(page.is_whole()))
-        .map(|page| page.0[0])
+        .inspect(|element| assert!(element.is_whole()))
+        .map(|element| element.a)
         .collect()
 }
 
 const LATE: u64 = 100;
 
 pub fn a_stopped_producer_holds_up_nobody() {
-    let push = |queue: &Shared<Queue<Page>>| {
-        queue.push(Page::new(LATE)).unwrap();
+    let push = |queue: &Shared<Queue<Sealed>>| {
+        queue.push(Sealed::new(LATE)).unwrap();
         0
     };
     let pool = pool();
@@ -236,7 +236,7 @@ pub fn a_stopped_producer_holds_up_nobody() {
         || queue_of(pool, Queue::bounded(3), 0),
         push,
         |queue| {
-            let pushed = |n| queue.try_push(Page::new(n)).map_err(|e| e.cause);
+            let pushed = |n| queue.try_push(Sealed::new(n)).map_err(|e| e.cause);
             assert_eq!((pushed(1), pushed(2)), (Ok(()), Ok(())));
             let seen = emptied(queue);
             assert!([vec![1, 2], vec![LATE, 1, 2]].contains(&seen), "{seen:?}");
@@ -244,13 +244,16 @@ pub fn a_stopped_producer_holds_up_nobody() {
             if third == Ok(()) {
                 assert_eq!(emptied(queue), [3]);
             } else {
-                assert_eq!((third, queue.try_pop()), (Err(PushRefusal::Full), Err(PopError::Empty)));
+                assert_eq!(
+                    (third, queue.try_pop()),
+                    (Err(PushRefusal::Full), Err(PopError::Empty))
+                );
             }
         },
         |queue, _| {
             let left = emptied(queue);
             assert!([vec![], vec![LATE]].contains(&left), "{left:?}");
-            (0..3).for_each(|n| queue.try_push(Page::new(n)).unwrap());
+            (0..3).for_each(|n| queue.try_push(Sealed::new(n)).unwrap());
             assert_eq!(emptied(queue), [0, 1, 2]);
             assert_sound(queue.pool());
         },
@@ -262,7 +265,7 @@ pub fn a_stopped_producer_holds_up_nobody() {
         push,
         |queue| {
             for n in 0..100 {
-                queue.push(Page::new(n)).unwrap();
+                queue.push(Sealed::new(n)).unwrap();
                 if n % 3 == 0 {
                     let seen = emptied(queue);
                     assert!(seen.ends_with(&[n]), "{seen:?}");
@@ -271,7 +274,7 @@ pub fn a_stopped_producer_holds_up_nobody() {
         },
         |queue, _| {
             let left = emptied(queue);
-            assert!(left.iter().filter(|&&n| n != LATE).eq(&[99]), "{left:?}");
+            assert!(left.iter().all(|&n| n == LATE), "{left:?}");
             assert_sound(queue.pool());
         },
     );
@@ -279,7 +282,7 @@ pub fn a_stopped_producer_holds_up_nobody() {
 
 pub fn a_stopped_consumer_holds_up_nobody() {
     let pool = pool();
-    type Take = fn(&Queue<Page>) -> Result<Page, PopError>;
+    type Take = fn(&Queue<Sealed>) -> Result<Sealed, PopError>;
     let pop: Take = Queue::pop;
     let lease: Take = |queue| queue.lease().map(Lease::ack);
     for (take, keeps_its_place) in [(pop, false), (lease, true)] {
@@ -287,13 +290,13 @@ pub fn a_stopped_consumer_holds_up_nobody() {
             pool,
             || queue_of(pool, Queue::bounded(4), 2),
             |queue| {
-                let page = take(queue).unwrap();
-                assert!(page.is_whole());
-                page.0[0]
+                let element = take(queue).unwrap();
+                assert!(element.is_whole());
+                element.a
             },
             |queue| {
                 for n in 10..50 {
-                    match queue.try_push(Page::new(n)).map_err(|e| e.cause) {
+                    match queue.try_push(Sealed::new(n)).map_err(|e| e.cause) {
                         Ok(()) => assert!(queue.try_pop().unwrap().is_whole()),
                         // In the middle of a lease, until its place is come round to.
                         Err(PushRefusal::Full) if keeps_its_place && n > 11 => break,
@@ -306,7 +309,7 @@ pub fn a_stopped_consumer_holds_up_nobody() {
                 let left = emptied(queue);
                 assert!(left.len() == 1 || left.is_empty() && keeps_its_place);
                 assert!(!left.contains(&had), "{had} again: {left:?}");
-                (0..4).for_each(|n| queue.try_push(Page::new(n)).unwrap());
+                (0..4).for_each(|n| queue.try_push(Sealed::new(n)).unwrap());
                 assert_eq!(emptied(queue), [0, 1, 2, 3]);
                 assert_sound(queue.pool());
             },
@@ -320,7 +323,9 @@ pub fn a_stopped_waiter_is_passed() {
     mailbox.send(0).unwrap();
     scope(|s| {
         let mailbox = &mailbox;
-        let child = s.spawn(move || mailbox.send(1_000_000_u64).unwrap()).unwrap();
+        let child = s
+            .spawn(move || mailbox.send(1_000_000_u64).unwrap())
+            .unwrap();
         until(|| sleeps(child.id().pid()));
         let pid = Pid::from_raw(child.id().pid() as i32);
         kill(pid, Signal::SIGSTOP).unwrap();
@@ -328,10 +333,15 @@ pub fn a_stopped_waiter_is_passed() {
         let receiver = mailbox.receiver().unwrap();
         for n in 0..1000 {
             assert_eq!(receiver.recv(), Ok(n));
-            mailbox.send_timeout(n + 1, Duration::from_secs(60)).unwrap();
+            mailbox
+                .send_timeout(n + 1, Duration::from_secs(60))
+                .unwrap();
         }
         kill(pid, Signal::SIGCONT).unwrap();
-        assert_eq!((receiver.recv(), receiver.recv()), (Ok(1000), Ok(1_000_000)));
+        assert_eq!(
+            (receiver.recv(), receiver.recv()),
+            (Ok(1000), Ok(1_000_000))
+        );
         child.join().unwrap();
     });
 }
