@@ -16,6 +16,8 @@ mod cells;
 mod claims;
 #[path = "common/mod.rs"]
 mod common;
+#[path = "containers/heaps.rs"]
+mod heaps;
 #[path = "containers/histories.rs"]
 mod histories;
 #[path = "containers/mailboxes.rs"]
@@ -112,6 +114,20 @@ const CASES: &[common::Named] = table! {
         the_killed_leave_a_map_whole
         increments_of_the_killed_are_counted
         killed_fillers_of_a_growing_map;
+    heaps:
+        objects_of_all_kinds
+        heaps_outside_of_a_pool
+        one_use_a_thread
+        ids_are_checked
+        what_fails_is_undone
+        the_dead_may_leave_a_heap_for_good
+        collections_come_by_themselves
+        a_full_pool_loses_no_object
+        heaps_behave_like_graphs
+        transfers_by_many
+        killed_modifiers_lose_nothing
+        a_killed_viewer_holds_up_nobody
+        a_forked_copy_of_a_transaction_is_void;
     histories:
         the_check_of_histories_can_fail
         histories_of_cells

@@ -40,6 +40,19 @@ pub(crate) fn is_gone(arena: Arena, owner: Tag) -> bool {
     }
 }
 
+/// As [`is_gone`] at rest, for who only reads: nothing is noted.
+pub(crate) fn is_gone_at_rest(arena: Arena, owner: Tag) -> bool {
+    arena.owner_slot(owner).is_none_or(|slot| {
+        let state = slot.state();
+        state.generation != owner.generation()
+            || match state.phase {
+                SlotPhase::Live => slot.life.owner_died(),
+                SlotPhase::Parked => false,
+                SlotPhase::Dead | SlotPhase::Free => true,
+            }
+    })
+}
+
 /// Turns a LIVE slot whose word is marked to DEAD, so that everybody sees it from now on, also
 /// while the life word is held by who recovers it. False if it is too early: see ground 1.
 #[cold]

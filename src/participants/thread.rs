@@ -154,6 +154,11 @@ impl Holding {
     /// the thread has left the pool.
     #[inline]
     pub(crate) fn is_still(self) -> bool {
+        // The fuzzer's dead unwind, which the dead do not.
+        #[cfg(fuzzing)]
+        if crate::primitive::is_killed() {
+            return false;
+        }
         known_slot_at(std::ptr::from_ref(self.slot).addr())
             .is_some_and(|known| std::ptr::eq(known, self.slot) && known.tag() == self.tag)
     }
@@ -331,6 +336,19 @@ pub(crate) fn after_fork() {
         table().recent.set((0, std::ptr::null()));
         table().guards.set(0);
     }
+}
+
+/// For the fuzzer: guards that the thread has, and its having no more than so many: those that died
+/// with a participant are nobody's.
+#[cfg(fuzzing)]
+pub(crate) fn guards() -> usize {
+    table().guards.get()
+}
+
+/// See [`guards`].
+#[cfg(fuzzing)]
+pub(crate) fn set_guards(guards: usize) {
+    table().guards.set(guards);
 }
 
 /// For the fuzzer: makes another of this thread's slots, or none, the one that it uses.
