@@ -125,10 +125,10 @@ macro_rules! known {
                 fingerprint: fingerprint::<Matrix<$t>>,
                 layout: Layout::new::<Matrix<$t>>(),
                 extent: |arena, address| {
+                    let place = std::ptr::with_exposed_provenance::<Matrix<$t>>(address);
                     // SAFETY: the caller has found a block of a matrix's layout there, of an object
                     // of this very type; it consists of atomics.
-                    let matrix =
-                        unsafe { &*std::ptr::with_exposed_provenance::<Matrix<$t>>(address) };
+                    let matrix = unsafe { &*place };
                     let (elements, shape) = matrix.extent(arena);
                     (elements, shape.into())
                 },
@@ -140,9 +140,9 @@ macro_rules! known {
                 fingerprint: fingerprint::<Array<$t>>,
                 layout: Layout::new::<Array<$t>>(),
                 extent: |arena, address| {
+                    let place = std::ptr::with_exposed_provenance::<Array<$t>>(address);
                     // SAFETY: as for matrices.
-                    let array =
-                        unsafe { &*std::ptr::with_exposed_provenance::<Array<$t>>(address) };
+                    let array = unsafe { &*place };
                     let (elements, len) = array.extent(arena);
                     (elements, vec![len])
                 },
