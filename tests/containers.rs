@@ -89,7 +89,10 @@ const CASES: &[common::Named] = table! {
     stopped:
         a_write_that_was_cut_off_is_completed
         claims_wait_for_elements_in_flight
-        growth_waits_for_elements_in_flight;
+        growth_waits_for_elements_in_flight
+        a_stopped_producer_holds_up_nobody
+        a_stopped_consumer_holds_up_nobody
+        a_stopped_waiter_is_passed;
     cells:
         a_cell_is_a_variable
         cells_outside_of_a_pool
