@@ -165,6 +165,15 @@ macro_rules! scalars {
     )*};
 }
 
+macro_rules! plain_scalars {
+    ($($ty:ident)*) => {$(
+        // SAFETY: plain bytes without an address, described by name and size.
+        unsafe impl ShmSafe for $ty {
+            const TYPE: &'static TypeInfo = &TypeInfo::scalar::<Self>(stringify!($ty)).plain();
+        }
+    )*};
+}
+
 macro_rules! any_bits {
     ($($ty:ident)*) => {$(
         // SAFETY: every bit pattern is a value.
@@ -173,10 +182,13 @@ macro_rules! any_bits {
 }
 
 scalars! {
-    u8 u16 u32 u64 u128 usize i8 i16 i32 i64 i128 isize f32 f64
     AtomicU8 AtomicU16 AtomicU32 AtomicU64 AtomicUsize
-    AtomicI8 AtomicI16 AtomicI32 AtomicI64 AtomicIsize
-    bool char AtomicBool
+    AtomicI8 AtomicI16 AtomicI32 AtomicI64 AtomicIsize AtomicBool
+}
+
+plain_scalars! {
+    u8 u16 u32 u64 u128 usize i8 i16 i32 i64 i128 isize f32 f64
+    bool char
     NonZeroU8 NonZeroU16 NonZeroU32 NonZeroU64 NonZeroU128 NonZeroUsize
     NonZeroI8 NonZeroI16 NonZeroI32 NonZeroI64 NonZeroI128 NonZeroIsize
 }

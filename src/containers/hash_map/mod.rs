@@ -72,7 +72,8 @@ unsafe impl<K: ?Sized + Key, V: ShmSafe + Unpin> ShmSafe for HashMap<K, V> {
                 Field::mention::<V>("V"),
             ]
         },
-    );
+    )
+    .holding::<V>();
     const IMAGE_BOUND: bool = V::IMAGE_BOUND || <K::Stored as ShmSafe>::IMAGE_BOUND;
     const OWNS: bool = true;
 }
