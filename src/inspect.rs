@@ -22,7 +22,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::Pool;
 use crate::allocator::walk::{self, Piece};
-use crate::engines::map::node_of;
 use crate::layout::arena::{Arena, SLICE};
 use crate::participants::detect;
 use crate::participants::table::SlotPhase;
@@ -309,7 +308,7 @@ pub fn leaks(pool: Pool) -> Leaks {
     // What was unlinked and is not freed yet.
     for (_, slot) in arena.slots() {
         let retired = slot.limbo.head.load(Ordering::Relaxed) as usize;
-        reach(arena, &blocks, retired, &mut reached);
+        reach(&blocks, retired, &mut reached);
     }
     while let Some(index) = objects.pop() {
         let Some(entry) = live(index) else { continue };
@@ -317,7 +316,7 @@ pub fn leaks(pool: Pool) -> Leaks {
         let Some(size) = blocks.get(&address) else {
             continue;
         };
-        reach(arena, &blocks, address, &mut reached);
+        reach(&blocks, address, &mut reached);
         for word in types::owned_words(arena, entry.kind(), *size) {
             if word.offset.is_multiple_of(8)
                 && word.kind == types::Owned::Link
@@ -344,7 +343,6 @@ pub fn leaks(pool: Pool) -> Leaks {
 
 /// Notes the block that an address lies in, and the blocks that words of its content lead to.
 fn reach(
-    arena: Arena,
     blocks: &BTreeMap<usize, usize>,
     address: usize,
     reached: &mut BTreeSet<usize>,
@@ -359,9 +357,7 @@ fn reach(
             && reached.insert(start)
         {
             for at in (start..start + size).step_by(8) {
-                let word = read(at);
-                todo.push(word as usize);
-                todo.push(node_of(arena, word) as usize);
+                todo.push(read(at) as usize);
             }
         }
     }

@@ -110,6 +110,7 @@ mod exports {
         ResizeError, RowBand, RowBandMut, Rows, RowsMut, ShapeError, Shared, SharedCell,
         StoreError, View,
     };
+    pub use crate::containers::{FoldHash, KeyHasher, MapEntry, ModifyEntry, SipHash13};
     pub use crate::containers::{Lease, PopError, PushError, PushRefusal, Queue, Snapshot};
     pub use crate::containers::{Mailbox, Receiver, ReceiverError, RecvError};
     pub use crate::layout::{KillSafe, ShmSafe, TypeInfo};

@@ -153,6 +153,26 @@ unsafe impl Key for [u8] {
     }
 }
 
+/// A word that begins with those bytes, eight at most.
+#[inline]
+pub(super) fn word_of(bytes: &[u8]) -> u64 {
+    let mut word = [0; 8];
+    word[..bytes.len()].copy_from_slice(bytes);
+    u64::from_ne_bytes(word)
+}
+
+/// The key of that many bytes that a word begins with.
+///
+/// # Safety
+///
+/// It does; and a word is aligned for it.
+#[inline]
+pub(super) unsafe fn key_of<K: ?Sized + Key>(word: &u64, len: usize) -> &K {
+    let first = std::ptr::from_ref(word).cast::<u8>();
+    // SAFETY: bytes of the word; by the caller's promise a key's, aligned.
+    unsafe { K::from_bytes(std::slice::from_raw_parts(first, len.min(8))) }
+}
+
 /// A node with a key and a value, by its address: what `limbo` needs, the key's length unless
 /// all are the same, the value, the key. In a stacked map, before these, which node it hides.
 pub(super) struct Node<K: ?Sized, V, const STACKED: bool>(PhantomData<(*const K, V)>);
