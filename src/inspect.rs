@@ -342,11 +342,7 @@ pub fn leaks(pool: Pool) -> Leaks {
 }
 
 /// Notes the block that an address lies in, and the blocks that words of its content lead to.
-fn reach(
-    blocks: &BTreeMap<usize, usize>,
-    address: usize,
-    reached: &mut BTreeSet<usize>,
-) {
+fn reach(blocks: &BTreeMap<usize, usize>, address: usize, reached: &mut BTreeSet<usize>) {
     let within = |address: usize| {
         let (start, size) = blocks.range(..=address).next_back()?;
         (address - start < *size).then_some((*start, *size))

@@ -105,7 +105,10 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> MultiMap<K, V, S> {
             Err(cause) => return Err(StoreError { value, cause }),
         };
         let pinned = Pinned::new(place.0, place.1);
-        match self.raw.put(place, key, value, put, |_| true)? {
+        match self
+            .raw
+            .put(place, (key, self.raw.guess(key)), value, put, |_| true)?
+        {
             Stored::Put { old: Some(old), .. } => Ok(Some(Self::view(pinned, old))),
             _ => Ok(None),
         }

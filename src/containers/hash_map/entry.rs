@@ -142,10 +142,13 @@ impl<'a, K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, F: FnMut(&V) -> V>
                     None => make.take().expect("what it made is kept")(),
                 },
             };
-            match map
-                .raw
-                .put(place, key, value, Put::Replace, |now| now == seen)?
-            {
+            match map.raw.put(
+                place,
+                (key, map.raw.guess(key)),
+                value,
+                Put::Replace,
+                |now| now == seen,
+            )? {
                 Stored::Put { new, .. } => return Ok(HashMap::<K, V, S>::view(pinned, new)),
                 Stored::Refused(value, _) if seen.is_none() => made = Some(value),
                 Stored::Refused(..) => {}
@@ -174,7 +177,13 @@ impl<'a, K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, F: FnMut(&V) -> V>
             };
             let value = f(HashMap::<K, V, S>::value(&seen));
             let unchanged = |now| now == Some(seen);
-            match map.raw.put(place, key, value, Put::Replace, unchanged)? {
+            match map.raw.put(
+                place,
+                (key, map.raw.guess(key)),
+                value,
+                Put::Replace,
+                unchanged,
+            )? {
                 Stored::Put { new, .. } => {
                     return Ok(Some(HashMap::<K, V, S>::view(pinned, new)));
                 }

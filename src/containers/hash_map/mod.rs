@@ -105,8 +105,9 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
     #[must_use]
     pub fn get(&self, key: &K) -> Option<View<'_, V>> {
         let (arena, slot) = self.raw.place().ok()?;
+        let guess = self.raw.guess(key);
         let pinned = Pinned::new(arena, slot);
-        let found = self.raw.find(arena, key)?;
+        let found = self.raw.find_guessed(arena, key, guess)?;
         Some(Self::view(pinned, found))
     }
 
@@ -128,8 +129,9 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
         V: Copy,
     {
         let (arena, slot) = self.raw.place().ok()?;
+        let guess = self.raw.guess(key);
         epoch::pin(arena, slot);
-        let found = self.raw.find(arena, key);
+        let found = self.raw.find_guessed(arena, key, guess);
         let value = found.map(|found| *Self::value(&found));
         epoch::unpin(slot);
         value
@@ -162,8 +164,12 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
             Ok(place) => place,
             Err(cause) => return Err(StoreError { value, cause }),
         };
+        let guess = self.raw.guess(key);
         let pinned = Pinned::new(place.0, place.1);
-        match self.raw.put(place, key, value, Put::Replace, |_| true)? {
+        let stored = self
+            .raw
+            .put(place, (key, guess), value, Put::Replace, |_| true)?;
+        match stored {
             Stored::Put { old: Some(old), .. } => Ok(Some(Self::view(pinned, old))),
             _ => Ok(None),
         }
@@ -237,9 +243,13 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
             let seen = self.raw.find(place.0, key);
             let unchanged = match f(seen.as_ref().map(Self::value)) {
                 Some(value) => {
-                    let put = self
-                        .raw
-                        .put(place, key, value, Put::Replace, |now| now == seen);
+                    let put = self.raw.put(
+                        place,
+                        (key, self.raw.guess(key)),
+                        value,
+                        Put::Replace,
+                        |now| now == seen,
+                    );
                     let put = put.map_err(|refused| refused.cause)?;
                     matches!(put, Stored::Put { .. })
                 }
@@ -284,9 +294,13 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
             }
             let unchanged = match (&new, seen) {
                 (Some(value), _) => {
-                    let put = self
-                        .raw
-                        .put(place, key, value.clone(), Put::Replace, |now| now == seen);
+                    let put = self.raw.put(
+                        place,
+                        (key, self.raw.guess(key)),
+                        value.clone(),
+                        Put::Replace,
+                        |now| now == seen,
+                    );
                     let put = put.map_err(|refused| CompareError::Change(refused.cause))?;
                     matches!(put, Stored::Put { .. })
                 }
@@ -330,10 +344,13 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
             Err(cause) => return Err(StoreError { value, cause }),
         };
         let pinned = Pinned::new(place.0, place.1);
-        let found = match self
-            .raw
-            .put(place, key, value, Put::Replace, |now| now.is_none())?
-        {
+        let found = match self.raw.put(
+            place,
+            (key, self.raw.guess(key)),
+            value,
+            Put::Replace,
+            |now| now.is_none(),
+        )? {
             Stored::Put { new, .. } => new,
             Stored::Refused(_, found) => found.expect("refused because there is one"),
         };

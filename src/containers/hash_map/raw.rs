@@ -10,7 +10,7 @@ use crate::ShmSafe;
 use crate::containers::View;
 use crate::containers::link::Pinned;
 use crate::containers::store::{ChangeError, StoreError};
-use crate::engines::map::{self, Edit, Entries, Mode, Put};
+use crate::engines::map::{self, Edit, Entries, Guess, Hints, Mode, Put};
 use crate::layout::arena::Arena;
 use crate::layout::{Engine, TypeInfo};
 use crate::participants::table::Slot;
@@ -27,10 +27,11 @@ unsafe impl ShmSafe for Root {
     const OWNS: bool = true;
 }
 
-/// The one word of a map. `STACKED`: nodes hide others.
+/// A map: one word, and hints. `STACKED`: nodes hide others.
 #[repr(C)]
 pub(in crate::containers) struct Raw<K: ?Sized, V, S, const STACKED: bool> {
     pub(in crate::containers) root: Root,
+    hints: Hints,
     keys: PhantomData<fn(&K)>,
     values: PhantomData<V>,
     hasher: PhantomData<fn() -> S>,
@@ -78,6 +79,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, const STACKED: bool> Raw
     pub(in crate::containers) const fn new() -> Self {
         Raw {
             root: Root(AtomicU64::new(0)),
+            hints: Hints::new(),
             keys: PhantomData,
             values: PhantomData,
             hasher: PhantomData,
@@ -97,20 +99,40 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, const STACKED: bool> Raw
         Ok((arena, thread::slot(arena)?))
     }
 
-    /// A key's hash, and the first word of its slot.
+    /// What the engine asks of a key.
     #[inline]
-    fn words_of(seed: [u64; 2], key: &[u8]) -> (u64, u64) {
+    fn words_of(seed: [u64; 2], key: &[u8]) -> Guess {
         let hash = S::hash(seed, key);
-        (hash, if Self::FLAT { word_of(key) } else { hash })
+        let key = if Self::FLAT { word_of(key) } else { hash };
+        Guess { seed, hash, key }
+    }
+
+    /// Begins with a key: best before the caller pins.
+    #[inline]
+    pub(in crate::containers) fn guess(&self, key: &K) -> Guess {
+        let guess = Self::words_of(self.hints.seed(), key.bytes());
+        self.hints.fetch(guess.hash);
+        guess
     }
 
     /// What a key has. The caller is pinned.
     #[inline]
     pub(in crate::containers) fn find(&self, arena: Arena, key: &K) -> Option<Found> {
+        self.find_guessed(arena, key, self.guess(key))
+    }
+
+    /// The same.
+    #[inline]
+    pub(in crate::containers) fn find_guessed(
+        &self,
+        arena: Arena,
+        key: &K,
+        guess: Guess,
+    ) -> Option<Found> {
         let root = self.root.0.load(Ordering::SeqCst);
         let bytes = key.bytes();
-        let words = Self::words_of(map::seed_of(arena, root)?, bytes);
-        map::find(arena, root, words, |value| Self::is(value, bytes)).map(Found)
+        let words = |seed| Self::words_of(seed, bytes);
+        map::find(arena, root, guess, words, |value| Self::is(value, bytes)).map(Found)
     }
 
     /// True if a slot that begins with a key's first word is the key's.
@@ -185,10 +207,12 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, const STACKED: bool> Raw
         (arena, slot): (Arena, &'static Slot),
         key: &[u8],
         make: bool,
+        guess: Guess,
     ) -> Result<Option<Edit<'_, Self>>, ChangeError> {
         let words = |seed| Self::words_of(seed, key);
         let is_it = |value| Self::is(value, key);
-        Ok(map::edit(arena, slot, &self.root.0, make, words, is_it)?)
+        let map = (&self.root.0, &self.hints);
+        Ok(map::edit(arena, slot, map, make, guess, words, is_it)?)
     }
 
     /// Gives the key a value if `may` agrees to the one that it has. The caller is pinned.
@@ -196,7 +220,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, const STACKED: bool> Raw
     pub(in crate::containers) fn put(
         &self,
         place: (Arena, &'static Slot),
-        key: &K,
+        (key, guess): (&K, Guess),
         value: V,
         put: Put,
         may: impl Fn(Option<Found>) -> bool,
@@ -209,7 +233,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, const STACKED: bool> Raw
         };
         let mut value = Some(value);
         loop {
-            let edit = match self.edit(place, bytes, true) {
+            let edit = match self.edit(place, bytes, true, guess) {
                 Ok(edit) => edit,
                 Err(cause) => return refused(value.expect("not stored"), cause),
             };
@@ -262,7 +286,8 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, const STACKED: bool> Raw
         may: impl Fn(Found) -> bool,
     ) -> Result<Option<Found>, ChangeError> {
         let bytes = key.bytes();
-        let Some(mut edit) = self.edit(place, bytes, false)? else {
+        let guess = self.guess(key);
+        let Some(mut edit) = self.edit(place, bytes, false, guess)? else {
             return Ok(None);
         };
         let found = edit.found().map(Found).filter(|&found| may(found));

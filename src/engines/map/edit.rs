@@ -19,7 +19,8 @@ use std::marker::PhantomData;
 
 use super::growth;
 use super::table::{
-    self, Chunk, State, Table, below as below_word, hidden_by, is_idle, is_passed, live, vacant,
+    self, Chunk, Guess, Hints, State, Table, below as below_word, hidden_by, is_idle, is_passed,
+    live, vacant,
 };
 use super::{CHANGE, Mode};
 use crate::allocator::AllocError;
@@ -97,16 +98,17 @@ enum After {
     Removed,
 }
 
-/// Locks the chunk of a key, of which `of` gives the hash and the first word by the map's seed, in
-/// the table where the key is to be changed now, and looks for the key. The caller is pinned, and
-/// stays so until the edit is over. A map without a table gets one if `make`; `None` if not.
+/// Locks the chunk of a key, of which `of` gives the words by the map's seed, in the table where the
+/// key is to be changed now, and looks for the key. The caller is pinned, and stays so until the edit
+/// is over. A map without a table gets one if `make`; `None` if not.
 #[inline]
 pub(crate) fn edit<'a, M: Mode>(
     arena: Arena,
     slot: &'a Slot,
-    root: &'a AtomicU64,
+    (root, hints): (&'a AtomicU64, &Hints),
     make: bool,
-    of: impl FnOnce([u64; 2]) -> (u64, u64),
+    guess: Guess,
+    of: impl FnOnce([u64; 2]) -> Guess,
     is_it: impl Fn(u64) -> bool,
 ) -> Result<Option<Edit<'a, M>>, AllocError> {
     let mut table = loop {
@@ -116,7 +118,7 @@ pub(crate) fn edit<'a, M: Mode>(
             None => growth::first::<M>(arena, slot, root)?,
         }
     };
-    let (hash, key) = of(table.seed());
+    let Guess { hash, key, .. } = guess.or(table, of);
     loop {
         let index = table.index(hash);
         if let Some(successor) = table.successor(arena) {
@@ -125,6 +127,7 @@ pub(crate) fn edit<'a, M: Mode>(
             table = successor;
             continue;
         }
+        hints.set(table);
         let state = table.state(index);
         lock(arena, slot, state);
         // With a successor the chunk may have been moved, or half moved by somebody who was killed or

@@ -10,20 +10,22 @@
 //! if there is one and the chunk is done by then, what was found may be out of date.
 
 use super::Mode;
-use super::table::{Chunk, Table, is_passed, live};
+use super::table::{Chunk, Guess, Table, is_passed, live};
 use crate::layout::arena::Arena;
 use crate::primitive::Ordering;
 
-/// The value's word of the entry with that first word of which `is_it` holds. The caller is pinned
-/// since before it read `root`.
+/// The value's word of the entry of a key of which `is_it` holds. The caller is pinned since before it
+/// read `root`.
 #[inline]
 pub(crate) fn find(
     arena: Arena,
     root: u64,
-    (hash, key): (u64, u64),
+    guess: Guess,
+    of: impl FnOnce([u64; 2]) -> Guess,
     is_it: impl Fn(u64) -> bool,
 ) -> Option<u64> {
     let mut table = Table::at(arena, root)?;
+    let Guess { hash, key, .. } = guess.or(table, of);
     loop {
         let index = table.index(hash);
         let found = search(table.chunk(index), hash, key, &is_it);

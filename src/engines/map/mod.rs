@@ -64,7 +64,7 @@ use crate::primitive::Ordering;
 pub(crate) use self::edit::{Edit, Put, edit};
 pub(crate) use self::find::{Entries, Entry, find};
 pub(crate) use self::hash::{folded, sip};
-pub(crate) use self::table::hidden_by;
+pub(crate) use self::table::{Guess, Hints, hidden_by};
 
 const ENGINE: u64 = (Engine::Map as u64) << OP_SHIFT;
 /// Intents: the operation's low bits say which.
@@ -80,12 +80,6 @@ pub(crate) trait Mode {
 
     /// The hash of the key whose slot begins with that word.
     fn hash_of(seed: [u64; 2], key: u64) -> u64;
-}
-
-/// The seed of a map's tables; `None` while it has none.
-#[inline]
-pub(crate) fn seed_of(arena: Arena, root: u64) -> Option<[u64; 2]> {
-    Table::at(arena, root).map(Table::seed)
 }
 
 /// Completes or undoes what a dead thread had open. Repeatable.

@@ -175,6 +175,101 @@ impl Shape {
     }
 }
 
+/// What a map itself knows of its table, beside the root: hints. An operation begins with them, so
+/// that it has asked for the memory that it will need before it pins or locks anything: those are
+/// full fences, behind which no load starts before they are over. Nothing is believed: the seed
+/// is compared with the table's, and an address is only fetched from.
+#[repr(C)]
+pub(crate) struct Hints {
+    /// The table's address, plus the binary logarithm of the number of its chunks.
+    place: AtomicU64,
+    seed: [AtomicU64; 2],
+}
+
+impl Hints {
+    pub(crate) const fn new() -> Self {
+        Hints {
+            place: AtomicU64::new(0),
+            seed: [const { AtomicU64::new(0) }; 2],
+        }
+    }
+
+    /// The table's seed, most likely.
+    #[inline]
+    pub(crate) fn seed(&self) -> [u64; 2] {
+        let word = |i: usize| self.seed[i].load(Ordering::Relaxed);
+        [word(0), word(1)]
+    }
+
+    /// Asks for the line where the search for a key begins.
+    #[inline]
+    pub(crate) fn fetch(&self, hash: u64) {
+        let place = self.place.load(Ordering::Relaxed);
+        let (address, log) = (place & !63, (place & 63) as u32);
+        if log != 0 {
+            let shape = Shape {
+                chunks: 1 << log,
+                lines: MOST_LINES,
+            };
+            let chunk = (((hash >> 32) << log) >> 32) as usize;
+            let line = hash as usize & (MOST_LINES - 1);
+            let offset = shape.front() + (chunk * MOST_LINES + line) * size_of::<Line>();
+            fetch(address.wrapping_add(offset as u64) as usize);
+        }
+    }
+
+    /// Who changes something in a table that has no successor leaves the hints right.
+    #[inline]
+    pub(super) fn set(&self, table: Table) {
+        let place = table.address() | u64::from(table.chunks().trailing_zeros());
+        if self.place.load(Ordering::Relaxed) != place {
+            self.set_slow(table, place);
+        }
+    }
+
+    #[cold]
+    fn set_slow(&self, table: Table, place: u64) {
+        for (hint, word) in self.seed.iter().zip(table.seed()) {
+            hint.store(word, Ordering::Relaxed);
+        }
+        self.place.store(place, Ordering::Relaxed);
+    }
+}
+
+/// Asks for the cache line of an address, whatever it is.
+#[inline]
+fn fetch(address: usize) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        let line = std::ptr::without_provenance::<i8>(address);
+        // SAFETY: a hint to the processor: it reads nothing and never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
+/// A key's hash and the first word of its slot, by a seed that is likely the table's.
+#[derive(Clone, Copy)]
+pub(crate) struct Guess {
+    pub(crate) seed: [u64; 2],
+    pub(crate) hash: u64,
+    pub(crate) key: u64,
+}
+
+impl Guess {
+    /// The same by the table's own seed.
+    #[inline]
+    pub(super) fn or(self, table: Table, of: impl FnOnce([u64; 2]) -> Guess) -> Guess {
+        if self.seed == table.seed() {
+            self
+        } else {
+            of(table.seed())
+        }
+    }
+}
+
 /// A table, found to lie in the pool.
 #[derive(Clone, Copy)]
 pub(super) struct Table {
