@@ -30,9 +30,6 @@ use crate::participants::lock;
 use crate::participants::table::Slot;
 use crate::primitive::{AtomicU64, Ordering};
 
-/// An entry that is inserted so many lines from where its search begins asks how full the chunk is.
-const FAR: usize = 2;
-
 /// Takes the lock of a chunk. What a dead holder was doing has happened or not by then.
 #[inline]
 pub(super) fn lock(arena: Arena, slot: &Slot, state: &State) {
@@ -76,8 +73,8 @@ pub(crate) struct Edit<'a, M: Mode> {
     place: Option<Place>,
     /// The key's value.
     found: Option<u64>,
-    /// To be done without the lock.
-    after: After,
+    /// A line was left without entries: is the table too large? To be asked without the lock.
+    emptied: bool,
     mode: PhantomData<fn() -> M>,
 }
 
@@ -90,12 +87,6 @@ pub(crate) enum Put {
     ReplaceTop,
     /// It hides it, in a stacked map.
     Push,
-}
-
-enum After {
-    Nothing,
-    Look,
-    Removed,
 }
 
 /// Locks the chunk of a key, of which `of` gives the words by the map's seed, in the table where the
@@ -149,7 +140,7 @@ pub(crate) fn edit<'a, M: Mode>(
             key,
             place,
             found,
-            after: After::Nothing,
+            emptied: false,
             mode: PhantomData,
         }));
     }
@@ -217,13 +208,6 @@ impl<M: Mode> Edit<'_, M> {
         self.found
     }
 
-    #[inline]
-    fn look_afterwards(&mut self, place: Place) {
-        if self.found.is_none() && place.distance >= FAR {
-            self.after = After::Look;
-        }
-    }
-
     /// Gives the key a value, in a flat map. False in a full chunk: the table grows, and the caller
     /// begins anew.
     #[inline]
@@ -239,7 +223,6 @@ impl<M: Mode> Edit<'_, M> {
             let (word, new) = fill(self.chunk, self.hash, place, self.key, value);
             word.store(new, Ordering::Release);
         }
-        self.look_afterwards(place);
         Ok(true)
     }
 
@@ -284,7 +267,6 @@ impl<M: Mode> Edit<'_, M> {
         let old = if put == Put::Push { 0 } else { found };
         change::publish_alone(self.slot, changed, old, new);
         change::finish(self.arena, self.slot, old, bytes);
-        self.look_afterwards(place);
         Ok(Some(node))
     }
 
@@ -326,9 +308,7 @@ impl<M: Mode> Edit<'_, M> {
             change::finish(self.arena, self.slot, found, bytes);
         }
         table::unpass(self.chunk, self.hash, place.distance);
-        if is_idle(new) {
-            self.after = After::Removed;
-        }
+        self.emptied = is_idle(new);
     }
 }
 
@@ -337,12 +317,8 @@ impl<M: Mode> Drop for Edit<'_, M> {
     fn drop(&mut self) {
         let state = self.table.state(self.index);
         lock::unlock(&state.lock, self.slot.tag(), 0);
-        match self.after {
-            After::Nothing => {}
-            After::Look => growth::grow_if_crowded(self.arena, self.slot, self.table, self.chunk),
-            After::Removed => {
-                growth::shrink_if_lonely(self.arena, self.slot, self.root, self.table, self.chunk);
-            }
+        if self.emptied {
+            growth::shrink_if_lonely(self.arena, self.slot, self.root, self.table, self.chunk);
         }
         if !M::FLAT {
             limbo::collect_now_and_then(self.arena, self.slot);

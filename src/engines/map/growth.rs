@@ -31,11 +31,6 @@ use crate::primitive::{AtomicU64, Ordering};
 /// Chunks that are looked at for whether a table is too large.
 const SAMPLE: usize = 8;
 
-/// A chunk with so many entries wants a larger table.
-fn crowded(shape: Shape) -> usize {
-    shape.capacity() / 8 * 7
-}
-
 /// A table with fewer entries a chunk wants to be smaller.
 fn lonely(shape: Shape) -> usize {
     shape.capacity() / 8
@@ -83,15 +78,6 @@ pub(super) fn grow(arena: Arena, slot: &Slot, table: Table) -> Result<(), AllocE
     let larger = table.shape().larger();
     let successor = &table.header.successor;
     add(arena, slot, successor, larger, table.kind(), false)
-}
-
-/// An entry was added to the chunk, far from where its search begins. The caller has no locks.
-#[cold]
-pub(super) fn grow_if_crowded(arena: Arena, slot: &Slot, table: Table, chunk: Chunk) {
-    if chunk.count() >= crowded(table.shape()) {
-        // No room for it now: the chunk still has some.
-        let _ = grow(arena, slot, table);
-    }
 }
 
 /// A line of the chunk has no entry any more: gives the table a smaller successor if the chunk has

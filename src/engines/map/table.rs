@@ -383,7 +383,10 @@ impl Table {
         let state = &self.state(index).word;
         if state.load(Ordering::Relaxed) == RAW {
             for line in self.chunk(index).0 {
-                line.word.store(0, Ordering::Relaxed);
+                // New memory is zeros, and who reads it first gets more of it at a page fault.
+                if line.word.load(Ordering::Relaxed) != 0 {
+                    line.word.store(0, Ordering::Relaxed);
+                }
             }
             // Release: behind the lines, should the caller die.
             state.store(READY, Ordering::Release);
