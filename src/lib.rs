@@ -125,13 +125,14 @@ mod exports {
         RecoverableMutex, ReentrantMutex, RwLock, Semaphore,
     };
     pub use crate::sys::memory::CommitError;
-    pub use shmkit_derive::{KillSafe, ShmSafe};
+    pub use shmkit_derive::{Key, KillSafe, ShmSafe};
 }
 
 #[cfg(not(shmkit_loom))]
 /// What the derive macros' output calls; no part of the API.
 #[doc(hidden)]
 pub mod __private {
+    pub use crate::containers::is_key;
     pub use crate::layout::derive_support::*;
 }
 

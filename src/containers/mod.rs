@@ -44,7 +44,7 @@ pub use buffer_io::{ByteChunks, BytesView, Reader};
 pub use cell::SharedCell;
 pub use foreign::{Foreign, PoolAlloc};
 pub use hash_map::{
-    CompareError, FoldHash, HashMap, Iter, Key, KeyHasher, MapEntry, ModifyEntry, SipHash13,
+    CompareError, FoldHash, HashMap, Iter, Key, KeyHasher, MapEntry, ModifyEntry, SipHash13, is_key,
 };
 pub use link::{Link, LinkError, View};
 pub use mailbox::{Mailbox, Receiver, ReceiverError, RecvError};

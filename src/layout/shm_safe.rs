@@ -127,8 +127,8 @@ pub unsafe trait KillSafe: ShmSafe {
 /// What the derive macros' output calls.
 #[doc(hidden)]
 pub mod derive_support {
-    use crate::layout::KillSafe;
     pub use crate::layout::type_info::{Field, TypeInfo, Variant};
+    use crate::layout::{KillSafe, ShmSafe};
 
     /// Implemented by derived types and, in a blanket, by types with `Drop`: a type that is both
     /// has conflicting implementations. The trick is known from the pin-project crate.
@@ -142,6 +142,14 @@ pub mod derive_support {
 
     /// Compiles for kill-safe types only.
     pub const fn kill_safe<T: KillSafe>() {}
+
+    /// Compiles for types only whose values are their bytes: see `TypeInfo::is_plain`.
+    pub const fn assert_plain<T: ShmSafe>() {
+        assert!(
+            T::TYPE.is_plain(),
+            "a key is told by its bytes: no padding between or behind its fields, no atomics"
+        );
+    }
 
     /// False, unless the field owns pool memory: then this does not compile.
     pub const fn owns_nothing(field: Field) -> bool {

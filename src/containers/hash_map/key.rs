@@ -12,7 +12,26 @@ use crate::layout::TypeInfo;
 /// A type that is told by its bytes, so that it can be the key of a [`HashMap`](crate::HashMap).
 ///
 /// Keys are hashed and compared as bytes, so they mean the same in every program. Integers, `char`,
-/// `bool`, arrays of these, `str` and `[u8]` are keys. For a struct of your own:
+/// `bool`, arrays of these, `str` and `[u8]` are keys. Derive it for a struct of keys without padding
+/// between them, or for an enum without fields:
+///
+/// ```
+/// use shmkit::{HashMap, Key, Pool, ShmSafe};
+///
+/// #[derive(Clone, Copy, PartialEq, ShmSafe, Key)]
+/// struct Cell {
+///     row: u32,
+///     column: u32,
+/// }
+///
+/// let pool = Pool::builder().create()?;
+/// let cells = pool.create(HashMap::<Cell, f64>::new())?;
+/// cells.insert(&Cell { row: 1, column: 2 }, 0.5)?;
+/// assert_eq!(cells.get_copied(&Cell { row: 1, column: 2 }), Some(0.5));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// By hand:
 ///
 /// ```
 /// use shmkit::{Key, ShmSafe};
@@ -67,6 +86,10 @@ pub unsafe trait Key: Send + Sync + 'static {
     /// They are a copy of a key's bytes, at a multiple of [`ALIGN`](Self::ALIGN).
     unsafe fn from_bytes(bytes: &[u8]) -> &Self;
 }
+
+/// Compiles for keys only: what the derive macro asks of fields.
+#[doc(hidden)]
+pub const fn is_key<T: Key>() {}
 
 macro_rules! plain_keys {
     ($($ty:ty)+) => {$(

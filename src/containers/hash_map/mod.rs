@@ -38,7 +38,7 @@ use crate::participants::epoch;
 pub use self::entry::{MapEntry, ModifyEntry};
 pub use self::hasher::{FoldHash, KeyHasher, SipHash13};
 pub use self::iter::Iter;
-pub use self::key::Key;
+pub use self::key::{Key, is_key};
 pub(super) use self::raw::{Found, Raw, Root, Stored};
 
 /// A hash map in a pool: reads never wait for anybody.
