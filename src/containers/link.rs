@@ -15,7 +15,7 @@ use crate::ShmSafe;
 use crate::layout::arena::Arena;
 use crate::layout::{Field, TypeInfo};
 use crate::participants::table::Slot;
-use crate::participants::thread::{self, NoSlot};
+use crate::participants::thread::{self, Holding, NoSlot};
 use crate::participants::{detect, epoch};
 use crate::pool::{Pool, handles, intents, objects};
 use crate::primitive::{AtomicU64, Ordering};
@@ -184,7 +184,7 @@ impl<T: ShmSafe> fmt::Debug for Link<T> {
 pub struct View<'a, T: ShmSafe> {
     seen: Seen<'a, T>,
     /// The slot that is pinned for it; `None` if it is a copy.
-    slot: Option<&'static Slot>,
+    slot: Option<Holding>,
     _one_thread: PhantomData<*const ()>,
 }
 
@@ -202,7 +202,7 @@ impl<'a, T: ShmSafe> View<'a, T> {
         thread::guard_made();
         View {
             seen: Seen { at: value },
-            slot: Some(slot),
+            slot: Some(Holding::by(slot)),
             _one_thread: PhantomData,
         }
     }
@@ -226,7 +226,7 @@ impl<'a, T: ShmSafe> View<'a, T> {
 
 /// A pin of this thread, counted as a guard: ends when it is dropped, also by a panic.
 pub(super) struct Pinned {
-    slot: &'static Slot,
+    slot: Holding,
     _one_thread: PhantomData<*const ()>,
 }
 
@@ -236,7 +236,7 @@ impl Pinned {
         epoch::pin(arena, slot);
         thread::guard_made();
         Pinned {
-            slot,
+            slot: Holding::by(slot),
             _one_thread: PhantomData,
         }
     }
@@ -257,9 +257,8 @@ impl Drop for Pinned {
     #[inline]
     fn drop(&mut self) {
         // A forked child has a copy of its parent's, and not its pin.
-        let address = std::ptr::from_ref(self.slot).addr();
-        if thread::known_slot_at(address).is_some_and(|mine| std::ptr::eq(mine, self.slot)) {
-            epoch::unpin(self.slot);
+        if self.slot.is_still() {
+            epoch::unpin(self.slot.slot());
             thread::guard_dropped();
         }
     }
@@ -284,9 +283,10 @@ impl<T: ShmSafe> Drop for View<'_, T> {
     #[inline]
     fn drop(&mut self) {
         // A forked child has a copy of its parent's view, and not its pin.
-        if let Some(slot) = self.slot
+        if let Some(holding) = self.slot
+            && holding.is_still()
+            && let slot = holding.slot()
             && let Some(arena) = Arena::containing(std::ptr::from_ref(slot).addr())
-            && thread::known_slot_at(arena.base()).is_some_and(|mine| std::ptr::eq(mine, slot))
         {
             epoch::unpin(slot);
             thread::guard_dropped();

@@ -1,11 +1,11 @@
 //! Maps: entries put, replaced, removed; tables made, moved, retired.
 
 use std::fmt::Debug;
-use std::os::fd::{AsRawFd, RawFd};
 
-use shmkit::{HashMap, Pool, Shared, ShmSafe, testing};
+use shmkit::{HashMap, Pool, Shared, ShmSafe};
 
-use crate::engine::{Arena, Case, Crash, Suite, progress};
+use crate::engine::{Case, Crash, Suite, progress};
+use crate::in_pool::{self, InPool, ensure, sound};
 
 type Map<V> = HashMap<u64, V>;
 
@@ -40,15 +40,9 @@ struct Bench<V: Held> {
     before: usize,
 }
 
-impl<V: Held> Arena for Bench<V> {
-    fn base(&self) -> usize {
-        self.pool.base()
-    }
-    fn mapped_len(&self) -> usize {
-        testing::mapped_len(self.pool)
-    }
-    fn fd(&self) -> RawFd {
-        self.pool.fd().as_raw_fd()
+impl<V: Held> InPool for Bench<V> {
+    fn pool(&self) -> Pool {
+        self.pool
     }
 }
 
@@ -78,9 +72,7 @@ impl<V: Held> Bench<V> {
 
     /// Whether the operation is known to be over, once all is sound.
     fn check(&self, crash: &Crash) -> Result<bool, String> {
-        self.pool.recover();
-        let report = self.pool.check_quiescent();
-        ensure(report.is_ok(), || format!("{report:?}"))?;
+        sound(self.pool)?;
         let retired = self.pool.stats().retired;
         ensure(retired.blocks == 0, || format!("{retired:?}"))?;
         Ok(crash.finished || crash.progress > 0)
@@ -126,16 +118,12 @@ impl<V: Held> Bench<V> {
     }
 }
 
-fn ensure(holds: bool, what: impl Fn() -> String) -> Result<(), String> {
-    if holds { Ok(()) } else { Err(what()) }
-}
-
 fn case<V: Held>(
     name: &str,
     keys: u64,
     operation: impl Fn(&mut Bench<V>) + 'static,
 ) -> Case<Bench<V>> {
-    Case::new(&format!("{}/{name}", V::NAME), move || Bench::new(keys))
+    in_pool::case(&format!("{}/{name}", V::NAME), move || Bench::new(keys))
         // The victim has its slot, and its caches of blocks.
         .attach(|bench| {
             bench.open();
@@ -147,11 +135,6 @@ fn case<V: Held>(
             progress(1);
         })
         .survivor(Bench::open)
-        .bury(|bench, victim| testing::mark_dead(bench.pool, victim.pid as u32))
-        .recover(|bench| {
-            bench.pool.recover();
-            Ok(())
-        })
 }
 
 /// A case about one key, which has `old` before and `new` afterwards.

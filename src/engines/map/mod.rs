@@ -63,7 +63,7 @@ use crate::primitive::Ordering;
 
 pub(crate) use self::edit::{Edit, Put, edit};
 pub(crate) use self::find::{Entries, Entry, find};
-pub(crate) use self::hash::{folded, sip};
+pub(crate) use self::hash::{folded, seed, sip};
 pub(crate) use self::table::{Guess, Hints, hidden_by};
 
 const ENGINE: u64 = (Engine::Map as u64) << OP_SHIFT;
