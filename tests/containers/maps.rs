@@ -284,7 +284,7 @@ pub fn hashers_of_all_kinds() {
     hashed_by::<FoldHash>(*pool);
 }
 
-fn counted<V: ShmSafe + Unpin>(of: fn(u64) -> V, is: fn(&V) -> u64) {
+fn counted<V: ShmSafe + Unpin + std::fmt::Debug>(of: fn(u64) -> V, is: fn(&V) -> u64) {
     let pool = TestPool::new();
     let map = pool.create(HashMap::<str, V>::new()).unwrap();
     let made = AtomicU64::new(0);

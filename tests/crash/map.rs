@@ -123,7 +123,7 @@ fn case<V: Held>(
     keys: u64,
     operation: impl Fn(&mut Bench<V>) + 'static,
 ) -> Case<Bench<V>> {
-    in_pool::case(&format!("{}/{name}", V::NAME), move || Bench::new(keys))
+    in_pool::case(format!("{}/{name}", V::NAME), move || Bench::new(keys))
         // The victim has its slot, and its caches of blocks.
         .attach(|bench| {
             bench.open();
