@@ -121,6 +121,7 @@ mod exports {
     pub use crate::containers::{
         Collected, Gc, Heap, HeapError, HeapStats, HeapView, Managed, Trace, Tracer, Tx,
     };
+    pub use crate::containers::{FoldHash, KeyHasher, MapEntry, ModifyEntry, SipHash13};
     pub use crate::containers::{Lease, PopError, PushError, PushRefusal, Queue, Snapshot};
     pub use crate::containers::{Mailbox, Receiver, ReceiverError, RecvError};
     pub use crate::layout::{KillSafe, ShmSafe, TypeInfo};
@@ -135,13 +136,14 @@ mod exports {
         RecoverableMutex, ReentrantMutex, RwLock, Semaphore,
     };
     pub use crate::sys::memory::CommitError;
-    pub use shmkit_derive::{KillSafe, ShmSafe, Trace};
+    pub use shmkit_derive::{Key, KillSafe, ShmSafe, Trace};
 }
 
 #[cfg(not(shmkit_loom))]
 /// What the derive macros' output calls; no part of the API.
 #[doc(hidden)]
 pub mod __private {
+    pub use crate::containers::is_key;
     pub use crate::layout::derive_support::*;
 }
 

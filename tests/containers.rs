@@ -106,6 +106,10 @@ const CASES: &[common::Named] = table! {
         behaves_like_stds
         grows_and_shrinks
         keys_of_all_kinds
+        derived_keys
+        hashers_of_all_kinds
+        entries_are_one_operation
+        maps_that_grow_under_an_iteration
         maps_outside_of_a_pool
         handles_and_names_of_maps
         closures_may_panic_and_re_enter
@@ -132,6 +136,7 @@ const CASES: &[common::Named] = table! {
         the_check_of_histories_can_fail
         histories_of_cells
         histories_of_maps
+        histories_of_flat_maps
         histories_of_multi_maps;
     streams:
         histories_of_queues

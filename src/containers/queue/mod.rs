@@ -92,7 +92,8 @@ unsafe impl<T: ShmSafe + Unpin> ShmSafe for Queue<T> {
                 Field::mention::<T>("T"),
             ]
         },
-    );
+    )
+    .holding::<T>();
     const IMAGE_BOUND: bool = T::IMAGE_BOUND;
     const OWNS: bool = true;
 }
