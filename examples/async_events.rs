@@ -101,7 +101,9 @@ async fn await_results(
     office: &Office,
     ended: impl Fn() -> bool,
 ) -> Result<(Vec<u64>, u32), Failure> {
-    let descriptor = AsyncFd::register(UnixStream::from(office.news.open_fd()?))?;
+    let stream = UnixStream::from(office.news.open_fd()?);
+    // SAFETY: the stream owns its descriptor, keeps it open and never changes it.
+    let descriptor = unsafe { AsyncFd::register(stream) }?;
     let mut clock = tokio::time::interval(Duration::from_millis(1));
     let (mut found, mut ticks) = (Vec::new(), 0);
     loop {
