@@ -11,6 +11,8 @@ mod common;
 mod full;
 #[path = "allocator/guarded.rs"]
 mod guarded;
+#[path = "allocator/kills.rs"]
+mod kills;
 #[path = "allocator/misuse.rs"]
 mod misuse;
 #[path = "allocator/model.rs"]
@@ -64,6 +66,8 @@ const CASES: &[common::Named] = table! {
         spans_of_the_dead_are_used;
     storm:
         killed_at_random;
+    kills:
+        killed_by_the_thousand;
 };
 
 fn main() -> ExitCode {

@@ -46,6 +46,7 @@ use crate::layout::arena::{Arena, SLICE};
 use crate::layout::header::GUARDED;
 use crate::participants::table::Slot;
 use crate::primitive::{AtomicU64, Ordering, compiler_fence};
+use crate::sys::refusal;
 
 /// Bytes of size and mark.
 const TRAILER: usize = 16;
@@ -193,6 +194,9 @@ pub(crate) fn allocate(
     layout: Layout,
     record: impl Fn(usize),
 ) -> Result<usize, AllocError> {
+    if refusal::BLOCKS.refuses() {
+        return Err(AllocError::PoolFull);
+    }
     let size = layout.size();
     let with_margin = size
         .checked_add(MARGIN)
