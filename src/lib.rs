@@ -30,9 +30,10 @@
 //!
 //! ```text
 //! inspect        reports: who has how much, what lies where, what leaks
+//! numbers        matrices and arrays as other programs know them: offset, shape, strides, dtype
 //! process        scope, spawn, join; run, a master and its workers
 //! containers     Shared, Handle, Link, Array, Matrix, SharedCell, HashMap, MultiMap, Queue,
-//!                Mailbox, Buffer, Foreign
+//!                Mailbox, Buffer, Heap, Foreign
 //! sync           Mutex, ReentrantMutex, RecoverableMutex, RwLock, Condvar, Semaphore, Barrier, Event
 //! private        the allocator over private memory, for a whole program
 //! pool           create, attach, objects, names
@@ -64,6 +65,8 @@ mod engines;
 pub mod inspect;
 #[cfg(not(shmkit_loom))]
 pub mod layout;
+#[cfg(not(shmkit_loom))]
+pub mod numbers;
 #[cfg(not(shmkit_loom))]
 mod participants;
 #[cfg(not(shmkit_loom))]
@@ -110,6 +113,9 @@ mod exports {
         ResizeError, RowBand, RowBandMut, Rows, RowsMut, ShapeError, Shared, SharedCell,
         StoreError, View,
     };
+    pub use crate::containers::{
+        Collected, Gc, Heap, HeapError, HeapStats, HeapView, Managed, Trace, Tracer, Tx,
+    };
     pub use crate::containers::{Lease, PopError, PushError, PushRefusal, Queue, Snapshot};
     pub use crate::containers::{Mailbox, Receiver, ReceiverError, RecvError};
     pub use crate::layout::{KillSafe, ShmSafe, TypeInfo};
@@ -124,7 +130,7 @@ mod exports {
         RecoverableMutex, ReentrantMutex, RwLock, Semaphore,
     };
     pub use crate::sys::memory::CommitError;
-    pub use shmkit_derive::{KillSafe, ShmSafe};
+    pub use shmkit_derive::{KillSafe, ShmSafe, Trace};
 }
 
 #[cfg(not(shmkit_loom))]
@@ -202,6 +208,7 @@ pub mod testing {
             ) -> Option<R> {
                 thread::play(pool.0, self.0);
                 let slot = thread::slot(pool.0).expect("the pool has room for its participants");
+                let guards = thread::guards();
                 kill_after(writes);
                 let does = std::panic::AssertUnwindSafe(does);
                 let done = std::panic::catch_unwind(does);
@@ -211,6 +218,7 @@ pub mod testing {
                 match done {
                     Ok(result) => Some(result),
                     Err(killed) if killed.is::<Killed>() => {
+                        thread::set_guards(guards);
                         let live = slot.state();
                         let phase = SlotPhase::Dead;
                         slot.turn(live, SlotState { phase, ..live });

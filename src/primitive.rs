@@ -13,7 +13,7 @@ pub(crate) use std::sync::atomic::{Ordering, compiler_fence, fence};
 mod mortal;
 
 #[cfg(all(fuzzing, not(shmkit_loom)))]
-pub(crate) use mortal::{AtomicU32, AtomicU64, Killed, kill_after};
+pub(crate) use mortal::{AtomicU32, AtomicU64, Killed, is_killed, kill_after};
 
 #[cfg(shmkit_loom)]
 mod model;

@@ -16,6 +16,8 @@ mod cells;
 mod claims;
 #[path = "common/mod.rs"]
 mod common;
+#[path = "containers/heaps.rs"]
+mod heaps;
 #[path = "containers/histories.rs"]
 mod histories;
 #[path = "containers/mailboxes.rs"]
@@ -32,6 +34,8 @@ mod queues;
 mod refused;
 #[path = "containers/stopped.rs"]
 mod stopped;
+#[path = "containers/streams.rs"]
+mod streams;
 #[path = "containers/workers.rs"]
 mod workers;
 
@@ -116,11 +120,29 @@ const CASES: &[common::Named] = table! {
         the_killed_leave_a_map_whole
         increments_of_the_killed_are_counted
         killed_fillers_of_a_growing_map;
+    heaps:
+        objects_of_all_kinds
+        heaps_outside_of_a_pool
+        one_use_a_thread
+        ids_are_checked
+        what_fails_is_undone
+        the_dead_may_leave_a_heap_for_good
+        collections_come_by_themselves
+        a_full_pool_loses_no_object
+        heaps_behave_like_graphs
+        transfers_by_many
+        killed_modifiers_lose_nothing
+        a_killed_viewer_holds_up_nobody
+        a_forked_copy_of_a_transaction_is_void;
     histories:
         the_check_of_histories_can_fail
         histories_of_cells
         histories_of_maps
         histories_of_multi_maps;
+    streams:
+        histories_of_queues
+        histories_of_mailboxes
+        histories_of_buffers;
     multi_maps:
         stacks_behave_like_vecs
         stacks_outside_of_a_pool
@@ -138,6 +160,9 @@ const CASES: &[common::Named] = table! {
         producers_and_a_consumer
         producers_and_consumers
         no_producer_starves
+        a_sleeping_producer_gets_its_turn
+        elements_that_come_back_are_not_missed
+        what_the_dead_held_makes_room_for_queues_and_buffers
         killed_producers
         killed_consumers
         killed_leasers;

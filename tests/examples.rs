@@ -406,6 +406,7 @@ fn master_in_an_event_loop() {
     drop(connections);
     assert!(server.wait().expect("it ends").success());
 }
+
 fn wordcount<A: AsRef<OsStr>>(arguments: &[A]) -> Output {
     let mut command = Command::new(example("wordcount"));
     command.args(arguments).output().expect("wordcount starts")
@@ -438,4 +439,153 @@ fn words_are_counted() {
         !output.status.success() && text.contains("/nonexistent"),
         "{text}"
     );
+}
+
+/// Solutions up to symmetry, in every mode. No queens fit on boards of 2 and 3.
+#[test]
+fn queens_are_counted() {
+    for mode in ["seq", "sht", "sht2", "mp", "mp2"] {
+        let known = [
+            (1, 1),
+            (2, 0),
+            (3, 0),
+            (4, 1),
+            (5, 2),
+            (6, 1),
+            (7, 6),
+            (8, 12),
+            (9, 46),
+            (10, 92),
+            (11, 341),
+            (12, 1787),
+        ];
+        for (size, solutions) in known {
+            let size = size.to_string();
+            let text = printed("nqueens", &["-n", &size, "--mode", mode, "--workers", "3"]);
+            let last = text.lines().last();
+            assert_eq!(
+                last,
+                Some(&*format!("solutions: {solutions}")),
+                "{mode} {size}"
+            );
+        }
+    }
+}
+
+/// Kills workers of a running example at random until it has had enough, and waits for it. The
+/// first child is who starts the others.
+fn stormed(name: &str, arguments: &[&str]) -> (Output, usize) {
+    let mut command = Command::new(example(name));
+    command.args(arguments);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut program = command.spawn().expect("the example starts");
+    let (mut kills, mut random) = (0, 0x9e37_79b9_u64);
+    while kills < 60 && program.try_wait().expect("it is ours").is_none() {
+        random = random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        let workers = children(program.id());
+        if workers.len() < 2 {
+            std::thread::yield_now();
+            continue;
+        }
+        let victim = workers[1 + (random >> 33) as usize % (workers.len() - 1)];
+        let victim = rustix::process::Pid::from_raw(victim).expect("a process has a number");
+        // Nobody else gets the number: it is the master's to reap.
+        if rustix::process::kill_process(victim, rustix::process::Signal::KILL).is_ok() {
+            kills += 1;
+        }
+        // Between kills the workers get somewhere.
+        std::thread::sleep(Duration::from_micros(500 + (random >> 40) % 4000));
+    }
+    (program.wait_with_output().expect("it ends"), kills)
+}
+
+#[test]
+fn queens_are_counted_while_workers_are_killed() {
+    for mode in ["sht", "sht2", "mp", "mp2"] {
+        let (output, kills) = stormed("nqueens", &["-n", "12", "--mode", mode]);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{mode}: {errors}");
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(text.lines().last(), Some("solutions: 1787"), "{mode}");
+        assert!(kills > 2, "{mode}: {kills} kills");
+    }
+}
+
+#[test]
+fn words_are_counted_while_workers_are_killed() {
+    let (output, kills) = stormed("wordcount", &["--workers=3"]);
+    let (text, errors) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    assert!(output.status.success(), "{text}{errors}");
+    assert!(text.contains("; as counted alone"), "{text}");
+    assert!(kills > 2, "{kills} kills");
+}
+
+#[test]
+fn creatures_meet() {
+    for (meetings, creatures) in [("0", "2"), ("1", "3"), ("3000", "4"), ("500", "10")] {
+        let text = printed("chameneos", &[meetings, "--creatures", creatures]);
+        let twice = 2 * meetings.parse::<u64>().expect("a number");
+        assert!(text.ends_with(&format!("\nsum: {twice}\n")), "{text}");
+        assert_eq!(text.matches(" meetings, ").count().to_string(), creatures);
+    }
+}
+
+#[test]
+fn mail_is_received() {
+    for (count, slots) in [("0", "10"), ("1", "1"), ("20000", "10"), ("3000", "1")] {
+        let text = printed("mailbox_speed", &[count, "--slots", slots]);
+        assert!(
+            text.contains(&format!("\nreceived: {count}\nrate: ")),
+            "{text}"
+        );
+    }
+}
+
+/// The checksum does not depend on how much is in the buffer.
+#[test]
+fn bytes_come_through_the_pipeline() {
+    let checksum = |pieces: &str| {
+        let text = printed(
+            "pipeline",
+            &["--mib", "24", "--piece-kib", "7", "--pieces", pieces],
+        );
+        assert!(
+            text.lines()
+                .last()
+                .expect("there are lines")
+                .starts_with("rate: ")
+        );
+        text.lines().next().map(str::to_owned)
+    };
+    assert!(checksum("1").expect("a line").starts_with("checksum: "));
+    assert_eq!(checksum("1"), checksum("9"));
+    assert!(printed("pipeline", &["--mib", "1"]).contains("checksum: "));
+}
+
+#[test]
+fn wrong_arguments_of_the_others() {
+    let cases: [&[&str]; 9] = [
+        &["nqueens", "-n", "0"],
+        &["nqueens", "-n", "17"],
+        &["nqueens", "--mode", "other"],
+        &["nqueens", "--workers", "0"],
+        &["chameneos", "-1"],
+        &["chameneos", "10", "--creatures", "1"],
+        &["mailbox_speed", "many"],
+        &["pipeline", "--mib", "0"],
+        &["wordcount", "--workers", "17"],
+    ];
+    for case in cases {
+        let output = Command::new(example(case[0])).args(&case[1..]).output();
+        let output = output.expect("the example starts");
+        assert_eq!(output.status.code(), Some(2), "{case:?}");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(errors.starts_with("error: "), "{case:?}: {errors}");
+        assert!(output.stdout.is_empty(), "{case:?}");
+    }
 }

@@ -13,6 +13,8 @@ use std::process::{Command, ExitCode, Output};
 
 #[path = "process/ends.rs"]
 mod ends;
+#[path = "process/faults.rs"]
+mod faults;
 #[path = "process/managed.rs"]
 mod managed;
 #[path = "process/masters.rs"]
@@ -96,6 +98,13 @@ const CASES: &[Named] = table! {
         a_pool_that_somebody_uses_is_left
         damaged_journals_are_errors
         a_resource_announced_twice_is_one;
+    faults:
+        killed_holders_block_nobody
+        kills_inside_changes_and_allocations_block_nobody
+        a_killed_waiter_swallows_no_signal
+        a_shutdown_does_not_wait_for_the_blocked
+        emptied_containers_fill_again
+        small_pools_can_be_used_up;
     storms:
         killed_workers_are_started_again
         killed_masters_leave_nothing_after_the_next_start;

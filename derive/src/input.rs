@@ -1,4 +1,4 @@
-//! What both macros read from a type: the path of the library, bounds, the names of fields.
+//! What the macros read from a type: the path of the library, bounds, the names of fields.
 
 use quote::{ToTokens, format_ident};
 use syn::ext::IdentExt;

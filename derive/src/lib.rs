@@ -2,11 +2,13 @@
 //!
 //! - `shm_safe`: the description of a struct or an enum, and the checks that make it safe.
 //! - `kill_safe`: the check of a struct's fields.
-//! - `input`: what both read from the type: attributes, generics.
+//! - `trace`: shows each field to a heap's tracer.
+//! - `input`: what they read from the type: attributes, generics.
 
 mod input;
 mod kill_safe;
 mod shm_safe;
+mod trace;
 
 use proc_macro::TokenStream;
 use syn::{DeriveInput, parse_macro_input};
@@ -33,6 +35,16 @@ pub fn derive_shm_safe(input: TokenStream) -> TokenStream {
 pub fn derive_kill_safe(input: TokenStream) -> TokenStream {
     let input = parse_macro_input!(input as DeriveInput);
     kill_safe::expand(input)
+        .unwrap_or_else(|error| error.to_compile_error())
+        .into()
+}
+
+/// Implements `shmkit::Trace` for a struct or an enum whose fields are all `Trace`. Type parameters
+/// are bounded by `Trace`.
+#[proc_macro_derive(Trace, attributes(shmkit))]
+pub fn derive_trace(input: TokenStream) -> TokenStream {
+    let input = parse_macro_input!(input as DeriveInput);
+    trace::expand(input)
         .unwrap_or_else(|error| error.to_compile_error())
         .into()
 }

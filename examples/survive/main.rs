@@ -88,10 +88,14 @@ fn storm<'s>(
     let mut kills = 0;
     // A linear congruential generator (Knuth, MMIX) picks the victims.
     let mut random = u64::from(std::process::id());
-    let end = Instant::now() + Duration::from_secs(arguments.seconds);
+    let begun = Instant::now();
+    let end = begun + Duration::from_secs(arguments.seconds);
+    let pace = Duration::from_millis(arguments.kill_every_ms);
+    let mut due = begun;
     while Instant::now() < end {
-        // The killer's pace.
-        std::thread::sleep(Duration::from_millis(arguments.kill_every_ms));
+        // The killer's pace: by the clock, so that what a kill and a wake-up take is made up for.
+        due += pace;
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
         random = random
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(1_442_695_040_888_963_407);

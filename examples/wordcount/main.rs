@@ -7,16 +7,25 @@
 //! A directory stands for the files in it and below; without a path it is this repository. The
 //! workers take files from a shared list, one at a time, and count into a shared map. At the end
 //! the map is compared with what one process counts alone; the program exits with 1 if they differ.
+//!
+//! Workers may be killed at any moment. A worker that is started again goes on with the file that
+//! it had claimed. What it had counted of it by then is not counted twice: the count of a word says
+//! for each worker in which file that worker last added to it, and both are stored at once.
 
 use std::collections::HashMap as Model;
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use clap::Parser;
-use shmkit::process::scope;
-use shmkit::{ChangeError, HashMap, Pool};
+use serde::{Deserialize, Serialize};
+use shmkit::process::{Backoff, Config, Entry, Restart, StartOptions, Worker, run};
+use shmkit::{Array, Handle, HashMap, Pool, ShmSafe};
+
+const MOST_WORKERS: usize = 16;
 
 /// Counts the words of files, by worker processes with one hash map.
 #[derive(Parser)]
@@ -24,15 +33,46 @@ struct Arguments {
     /// Files, and directories of files.
     paths: Vec<PathBuf>,
     /// How many workers.
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=MOST_WORKERS as i64))]
     workers: u16,
     /// How many of the most frequent words to print.
     #[arg(long, default_value_t = 10)]
     top: usize,
 }
 
+/// How often there is a word.
+#[derive(Clone, Copy, ShmSafe)]
+struct Count {
+    count: u64,
+    /// By worker: the file, from 1, whose words it has added last.
+    last: [u32; MOST_WORKERS],
+}
+
+/// What all workers know.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+struct Shared {
+    counts: Handle<HashMap<str, Count>>,
+    /// By file: [`FREE`], [`DONE`], or the worker that has claimed it, from 1.
+    claims: Handle<Array<u32>>,
+    next: Handle<AtomicUsize>,
+}
+
+const FREE: u32 = 0;
+const DONE: u32 = u32::MAX;
+
+/// The files; the workers are forked and have them.
+static FILES: OnceLock<Vec<PathBuf>> = OnceLock::new();
+
+static COUNT: Entry<(Shared, u32), Result<(), String>> = Entry::new("count", |_, (shared, me)| {
+    count_files(&shared, me).map_err(|error| error.to_string())
+});
+static ALL: Entry<(Shared, u32), Result<(), String>> =
+    Entry::new("all", |worker, (shared, workers)| {
+        count_all(worker, shared, workers).map_err(|error| error.to_string())
+    });
+
 fn main() -> ExitCode {
-    match run(Arguments::parse()) {
+    match compared(Arguments::parse()) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -42,7 +82,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(mut arguments: Arguments) -> Result<bool, Box<dyn Error>> {
+fn compared(mut arguments: Arguments) -> Result<bool, Box<dyn Error>> {
     if arguments.paths.is_empty() {
         arguments.paths.push(env!("CARGO_MANIFEST_DIR").into());
     }
@@ -50,28 +90,28 @@ fn run(mut arguments: Arguments) -> Result<bool, Box<dyn Error>> {
     for path in &arguments.paths {
         collect(path, &mut files).map_err(|error| format!("{}: {error}", path.display()))?;
     }
+    let files = FILES.get_or_init(|| files);
     let pool = Pool::builder().create()?;
-    let counts = pool.create(HashMap::<str, u64>::new())?;
+    let counts = pool.create(HashMap::<str, Count>::new())?;
+    let claims = Array::filled_in(pool, files.len(), FREE)?;
     let next = pool.create(AtomicUsize::new(0))?;
-    scope(|s| -> Result<(), Box<dyn Error>> {
-        let workers: Result<Vec<_>, _> = (0..arguments.workers)
-            .map(|_| s.spawn(|| work(&files, &next, &counts)))
-            .collect();
-        for worker in workers? {
-            worker.join()??;
-        }
-        Ok(())
-    })?;
+    let shared = Shared {
+        counts: counts.handle(),
+        claims: claims.handle(),
+        next: next.handle(),
+    };
+    run(&Config::new(), &ALL, (shared, arguments.workers.into()))??;
     let mut alone = Model::new();
-    for file in &files {
+    for file in files {
         for word in words(&read(file)) {
             *alone.entry(word.to_owned()).or_insert(0_u64) += 1;
         }
     }
+    let counted = |word: &str| counts.get_copied(word).map(|count| count.count);
     let same = counts.len() == alone.len()
         && alone
             .iter()
-            .all(|(word, &count)| counts.get_copied(word) == Some(count));
+            .all(|(word, &count)| counted(word) == Some(count));
     let mut sorted: Vec<_> = alone.iter().map(|(word, &count)| (count, word)).collect();
     sorted.sort_by(|a, b| b.0.cmp(&a.0).then(a.1.cmp(b.1)));
     for (count, word) in sorted.iter().take(arguments.top) {
@@ -87,23 +127,71 @@ fn run(mut arguments: Arguments) -> Result<bool, Box<dyn Error>> {
     Ok(same)
 }
 
-/// Counts the words of files until there are none left.
-fn work(files: &[PathBuf], next: &AtomicUsize, counts: &HashMap<str, u64>) -> Result<(), String> {
-    let add = |word: &str, more: u64| -> Result<(), ChangeError> {
-        counts.update(word, |count| Some(count.unwrap_or(&0) + more))?;
-        Ok(())
-    };
-    while let Some(file) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
-        let text = read(file);
+/// The first worker: starts the others, who are started again when they are killed.
+fn count_all(worker: &Worker, shared: Shared, workers: u32) -> Result<(), Box<dyn Error>> {
+    let waits = Backoff::new(Duration::from_millis(1)).at_most(Duration::from_millis(20));
+    let options = StartOptions::new().restart(Restart::OnCrash(waits.times(1000)));
+    let started: Result<Vec<_>, _> = (1..=workers)
+        .map(|number| worker.start_with(options, &COUNT, &(shared, number)))
+        .collect();
+    for worker in started? {
+        worker.join()??;
+    }
+    Ok(())
+}
+
+/// Counts the words of files until there are none left: first of the one that this worker had
+/// claimed before it was killed, if it was; at the end of those whose claimant came no further than
+/// to their number.
+fn count_files(shared: &Shared, me: u32) -> Result<(), Box<dyn Error>> {
+    let files = FILES.get().expect("made before the workers");
+    let (counts, claims) = (shared.counts.open()?, shared.claims.open()?);
+    let next = shared.next.open()?;
+    let claimed = (0..files.len()).find(|&file| claims.get(file) == Ok(me));
+    let listed = std::iter::from_fn(|| {
+        let file = next.fetch_add(1, Ordering::Relaxed);
+        (file < files.len()).then_some(file)
+    });
+    for file in claimed.into_iter().chain(listed).chain(0..files.len()) {
+        let was = claims.update(file, |state| if state == FREE { me } else { state })?;
+        if was != FREE && was != me {
+            continue;
+        }
+        let text = read(&files[file]);
         // The words of one file first: so the frequent ones are not fought for.
         let mut own = Model::new();
         for word in words(&text) {
             *own.entry(word).or_insert(0) += 1;
         }
-        for (word, count) in own {
-            add(word, count).map_err(|error| format!("{}: {error}", file.display()))?;
+        for (word, more) in own {
+            add(&counts, word, more, me, file)
+                .map_err(|error| format!("{}: {error}", files[file].display()))?;
         }
+        claims.set(file, DONE)?;
     }
+    Ok(())
+}
+
+/// Adds to a word's count, if this worker has not done so for this file before.
+fn add(
+    counts: &HashMap<str, Count>,
+    word: &str,
+    more: u64,
+    me: u32,
+    file: usize,
+) -> Result<(), shmkit::ChangeError> {
+    let (worker, mark) = (me as usize - 1, file as u32 + 1);
+    counts.update(word, |count| {
+        let mut count = count.copied().unwrap_or(Count {
+            count: 0,
+            last: [0; MOST_WORKERS],
+        });
+        if count.last[worker] != mark {
+            count.count += more;
+            count.last[worker] = mark;
+        }
+        Some(count)
+    })?;
     Ok(())
 }
 

@@ -114,7 +114,7 @@ fn check_at(
         State::Span { owner } => {
             report.spans += 1;
             let slices = arena.span(index).slices.load(Ordering::Relaxed) as usize;
-            if quiet && !owner.is_nobody() && life::is_gone(arena, owner) {
+            if quiet && !owner.is_nobody() && life::is_gone_at_rest(arena, owner) {
                 report.problem(format_args!(
                     "span {index} belongs to {owner:?}, who is gone"
                 ));

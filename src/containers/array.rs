@@ -278,6 +278,13 @@ impl<T: KillSafe + Unpin> Array<T> {
         )
     }
 
+    /// Where the elements are at this moment, and how many, for who has no claim: the block may be
+    /// replaced meanwhile, and then this says something else.
+    pub(crate) fn extent(&self, arena: Arena) -> (usize, usize) {
+        let (elements, len) = self.elements(arena);
+        (elements.addr(), len)
+    }
+
     /// Runs `f` with the element's place, which no claim covers meanwhile. Elements that are not
     /// accessed by one instruction are under their stripe's lock.
     #[inline]

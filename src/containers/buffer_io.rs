@@ -8,13 +8,13 @@ use std::ops::Range;
 use super::buffer::{AppendError, Buffer, Here, Position, RangeError};
 use crate::engines::buffer::Found;
 use crate::layout::arena::Arena;
-use crate::participants::table::Slot;
-use crate::participants::{epoch, thread};
+use crate::participants::epoch;
+use crate::participants::thread::{self, Holding};
 
 /// Bytes of a [`Buffer`], in place. While a view is open nothing that is deleted meanwhile is freed.
 pub struct BytesView<'a> {
     buffer: &'a Buffer,
-    slot: &'static Slot,
+    slot: Holding,
     range: Range<Position>,
     /// The chunk with the first byte, if there is any.
     first: Option<Found>,
@@ -35,7 +35,7 @@ impl<'a> BytesView<'a> {
         thread::guard_made();
         let mut view = BytesView {
             buffer,
-            slot,
+            slot: Holding::by(slot),
             range,
             first: None,
             _one_thread: PhantomData,
@@ -100,12 +100,13 @@ impl<'a> BytesView<'a> {
 impl Drop for BytesView<'_> {
     fn drop(&mut self) {
         // A forked child has a copy of its parent's view, and not its pin.
-        if let Some(arena) = Arena::containing(std::ptr::from_ref(self.slot).addr())
-            && thread::known_slot_at(arena.base()).is_some_and(|mine| std::ptr::eq(mine, self.slot))
+        let slot = self.slot.slot();
+        if self.slot.is_still()
+            && let Some(arena) = Arena::containing(std::ptr::from_ref(slot).addr())
         {
-            epoch::unpin(self.slot);
+            epoch::unpin(slot);
             thread::guard_dropped();
-            self.buffer.words().reclaim(arena, self.slot);
+            self.buffer.words().reclaim(arena, slot);
         }
     }
 }

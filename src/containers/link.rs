@@ -15,7 +15,7 @@ use crate::ShmSafe;
 use crate::layout::arena::Arena;
 use crate::layout::{Field, TypeInfo};
 use crate::participants::table::Slot;
-use crate::participants::thread::{self, NoSlot};
+use crate::participants::thread::{self, Holding, NoSlot};
 use crate::participants::{detect, epoch};
 use crate::pool::{Pool, handles, intents, objects};
 use crate::primitive::{AtomicU64, Ordering};
@@ -183,7 +183,7 @@ impl<T: ShmSafe> fmt::Debug for Link<T> {
 /// A look at a value that others may unlink meanwhile, but not free.
 pub struct View<'a, T: ShmSafe> {
     value: &'a T,
-    slot: &'static Slot,
+    slot: Holding,
     _one_thread: PhantomData<*const ()>,
 }
 
@@ -194,7 +194,7 @@ impl<'a, T: ShmSafe> View<'a, T> {
         thread::guard_made();
         View {
             value,
-            slot,
+            slot: Holding::by(slot),
             _one_thread: PhantomData,
         }
     }
@@ -202,7 +202,7 @@ impl<'a, T: ShmSafe> View<'a, T> {
 
 /// A pin of this thread, counted as a guard: ends when it is dropped, also by a panic.
 pub(super) struct Pinned {
-    slot: &'static Slot,
+    slot: Holding,
     _one_thread: PhantomData<*const ()>,
 }
 
@@ -212,7 +212,7 @@ impl Pinned {
         epoch::pin(arena, slot);
         thread::guard_made();
         Pinned {
-            slot,
+            slot: Holding::by(slot),
             _one_thread: PhantomData,
         }
     }
@@ -233,9 +233,8 @@ impl Drop for Pinned {
     #[inline]
     fn drop(&mut self) {
         // A forked child has a copy of its parent's, and not its pin.
-        let address = std::ptr::from_ref(self.slot).addr();
-        if thread::known_slot_at(address).is_some_and(|mine| std::ptr::eq(mine, self.slot)) {
-            epoch::unpin(self.slot);
+        if self.slot.is_still() {
+            epoch::unpin(self.slot.slot());
             thread::guard_dropped();
         }
     }
@@ -252,10 +251,11 @@ impl<T: ShmSafe> Deref for View<'_, T> {
 impl<T: ShmSafe> Drop for View<'_, T> {
     fn drop(&mut self) {
         // A forked child has a copy of its parent's view, and not its pin.
-        if let Some(arena) = Arena::containing(std::ptr::from_ref(self.slot).addr())
-            && thread::known_slot_at(arena.base()).is_some_and(|mine| std::ptr::eq(mine, self.slot))
+        let slot = self.slot.slot();
+        if self.slot.is_still()
+            && let Some(arena) = Arena::containing(std::ptr::from_ref(slot).addr())
         {
-            epoch::unpin(self.slot);
+            epoch::unpin(slot);
             thread::guard_dropped();
             objects::retry(arena);
         }

@@ -28,10 +28,9 @@ use crate::ShmSafe;
 use crate::engines::queue::Root;
 use crate::layout::{Field, TypeInfo};
 use crate::participants::lock::{self, Taken};
-use crate::participants::table::Slot;
-use crate::participants::thread::{self, NoSlot};
+use crate::participants::thread::{self, Holding, NoSlot};
 use crate::primitive::{AtomicU64, Ordering};
-use crate::sync::{Here, Nowhere, deadline, here, still_here};
+use crate::sync::{Here, Nowhere, deadline, here};
 
 /// Messages from any number of senders to one receiver, in whatever processes.
 ///
@@ -203,7 +202,7 @@ impl<T: ShmSafe + Unpin> Mailbox<T> {
         thread::guard_made();
         Ok(Receiver {
             mailbox: self,
-            slot,
+            slot: Holding::by(slot),
             _one_thread: PhantomData,
         })
     }
@@ -265,7 +264,7 @@ impl<T: ShmSafe + Unpin> fmt::Debug for Mailbox<T> {
 #[must_use = "the mailbox has no receiver any more when this is dropped"]
 pub struct Receiver<'a, T: ShmSafe + Unpin> {
     mailbox: &'a Mailbox<T>,
-    slot: &'static Slot,
+    slot: Holding,
     _one_thread: PhantomData<*const ()>,
 }
 
@@ -317,7 +316,7 @@ impl<T: ShmSafe + Unpin> Receiver<'_, T> {
     /// Looks for a wake, and for a message.
     #[inline]
     fn look(&self, pop: impl FnOnce() -> Result<T, PopError>) -> Result<T, RecvError> {
-        if !still_here(self.mailbox, self.slot) {
+        if !self.slot.is_still() {
             return Err(RecvError::Forked);
         }
         if self.is_woken() && self.mailbox.woken.swap(0, Ordering::SeqCst) != 0 {
@@ -389,8 +388,8 @@ impl<T: ShmSafe + Unpin> Receiver<'_, T> {
 
 impl<T: ShmSafe + Unpin> Drop for Receiver<'_, T> {
     fn drop(&mut self) {
-        if still_here(self.mailbox, self.slot) {
-            lock::unlock(&self.mailbox.receiver, self.slot.tag(), 0);
+        if self.slot.is_still() {
+            lock::unlock(&self.mailbox.receiver, self.slot.slot().tag(), 0);
             thread::guard_dropped();
         }
     }

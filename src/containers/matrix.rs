@@ -26,6 +26,7 @@ use super::ranges::{Claim, ClaimMut};
 use super::refusals::resolve;
 use super::{ClaimError, ElementError, ResizeError, Shared};
 use crate::allocator::AllocError;
+use crate::layout::arena::Arena;
 use crate::layout::{Field, TypeInfo};
 use crate::pool::{ObjectError, OutOfMemory, Pool};
 use crate::primitive::{AtomicU64, Ordering};
@@ -251,6 +252,14 @@ impl<T: KillSafe + Unpin> Matrix<T> {
         }
         done?;
         Ok(())
+    }
+
+    /// As [`Array::extent`]: where the elements are, the rows and the columns.
+    pub(crate) fn extent(&self, arena: Arena) -> (usize, [usize; 2]) {
+        let (elements, len) = self.cells.extent(arena);
+        let columns = self.columns.load(Ordering::Relaxed) as usize;
+        let rows = len.checked_div(columns).unwrap_or(0);
+        (elements, [rows, columns])
     }
 
     /// Makes the matrix `rows` rows high; the new ones are full of `value`.

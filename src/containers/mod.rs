@@ -10,6 +10,7 @@
 //! | `buffer` | [`Buffer`]: a stream of bytes at positions that never change |
 //! | `buffer_io` | [`BytesView`], [`Reader`]: its bytes, in place and as a stream |
 //! | `hash_map` | [`HashMap`]: values by keys |
+//! | `heap` | [`Heap`]: objects that lead to each other, changed by transactions |
 //! | `multi_map` | [`MultiMap`]: stacks of values by keys |
 //! | `claims` | who uses which elements of an array |
 //! | `ranges` | [`Claim`], [`ClaimMut`]: claimed ranges |
@@ -28,6 +29,7 @@ mod claims;
 mod elements;
 mod foreign;
 mod hash_map;
+mod heap;
 mod link;
 mod mailbox;
 mod matrix;
@@ -44,6 +46,7 @@ pub use buffer_io::{ByteChunks, BytesView, Reader};
 pub use cell::SharedCell;
 pub use foreign::{Foreign, PoolAlloc};
 pub use hash_map::{CompareError, HashMap, Iter, Key};
+pub use heap::{Collected, Gc, Heap, HeapError, HeapStats, HeapView, Managed, Trace, Tracer, Tx};
 pub use link::{Link, LinkError, View};
 pub use mailbox::{Mailbox, Receiver, ReceiverError, RecvError};
 pub use matrix::{Matrix, RowBand, RowBandMut, Rows, RowsMut, ShapeError};

@@ -27,7 +27,6 @@ use super::limbo::{self, END};
 use super::word;
 use crate::allocator::{AllocError, block};
 use crate::layout::arena::Arena;
-use crate::participants::recovery;
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
 use crate::primitive::{AtomicU64, Ordering, compiler_fence};
@@ -52,15 +51,7 @@ pub(crate) fn prepare(
     word: &AtomicU64,
     layout: Layout,
 ) -> Result<u64, AllocError> {
-    match prepare_once(arena, slot, op, word, layout) {
-        Err(AllocError::PoolFull | AllocError::NoMemory(_)) => {
-            // With the intent open nothing was destroyed that the dead held.
-            recovery::reap(arena);
-            limbo::reap(arena);
-            prepare_once(arena, slot, op, word, layout)
-        }
-        other => other,
-    }
+    limbo::or_reap(arena, || prepare_once(arena, slot, op, word, layout))
 }
 
 #[inline]

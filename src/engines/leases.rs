@@ -7,6 +7,7 @@
 //! ```text
 //! block    0    words of an element
 //!          8    how many entries were ever used
+//!          16   how often somebody was about to take an element that was BACK
 //!          64   entries, each a state, the element's position, and the element
 //! ```
 //!
@@ -25,6 +26,9 @@
 //! 1. The position and the element are stored while the entry is TAKING, by its owner.
 //! 2. An element has the same position each time it is BACK, and no other has it: an exchange from
 //!    BACK cannot mistake one for another.
+//! 3. The count is raised between the look that finds an entry BACK and the exchange that takes the
+//!    element. So if no entry was BACK at either of two looks, and the count has not changed, none
+//!    was BACK in between.
 
 use super::queue::{CELL, Header, LAP, LEASE, make, store};
 use super::word;
@@ -53,6 +57,7 @@ const ENTRY: usize = 2;
 
 /// Where the block has the number of entries that were ever used.
 const USED: usize = 8;
+const RETAKEN: usize = 16;
 const FIRST_ENTRY: usize = 64;
 
 /// An entry that an element can be leased into, or has been.
@@ -108,6 +113,7 @@ impl Header {
             make(arena, slot, &self.lease_block, size, |start| {
                 store(start, words as u64);
                 store(start + USED, 0);
+                store(start + RETAKEN, 0);
                 for index in 0..LEASES {
                     store(start + FIRST_ENTRY + index * 8 * (2 + words), FREE);
                 }
@@ -133,6 +139,24 @@ impl Table {
     fn used(&self) -> &'static AtomicU64 {
         // SAFETY: a word of the block, see `entry`.
         unsafe { &*std::ptr::with_exposed_provenance(self.first - FIRST_ENTRY + USED) }
+    }
+
+    fn retakes(&self) -> &'static AtomicU64 {
+        // SAFETY: a word of the block, see `entry`.
+        unsafe { &*std::ptr::with_exposed_provenance(self.first - FIRST_ENTRY + RETAKEN) }
+    }
+
+    /// See invariant 3.
+    pub(crate) fn retaken(&self) -> u64 {
+        self.retakes().load(Ordering::SeqCst)
+    }
+
+    /// True if all entries are in use, some by those who have not got an element yet.
+    pub(crate) fn is_full_for_now(&self) -> bool {
+        (0..LEASES).any(|index| {
+            let state = self.entry(index).state.load(Ordering::Relaxed);
+            matches!(state & STATE, FREE | TAKING)
+        })
     }
 
     /// The entries that were ever used.
@@ -243,7 +267,9 @@ impl Entry {
 
     /// Takes the element that is BACK, for good or, by a tag, for a lease. False if it has gone.
     /// What the caller has copied before counts if this is true.
-    pub(crate) fn retake(&self, position: u64, lease: Option<Tag>) -> bool {
+    pub(crate) fn retake(&self, table: &Table, position: u64, lease: Option<Tag>) -> bool {
+        // By invariant 3.
+        table.retakes().fetch_add(1, Ordering::SeqCst);
         let next = lease.map_or(FREE, |me| me.word() | HELD);
         self.exchange(position << POSITION | BACK, next)
     }

@@ -33,9 +33,9 @@
 //! [`reap`] it by being that next one for a moment. So recovery frees nothing and there is one
 //! way to free. Source of the scheme: Fraser, *Practical lock-freedom*, 2004.
 
-use crate::allocator::block;
 use crate::allocator::check::{CheckReport, Depth};
 use crate::allocator::stats::RetiredStats;
+use crate::allocator::{AllocError, block};
 use crate::layout::arena::Arena;
 use crate::participants::table::{Limbo, Slot, SlotPhase};
 use crate::participants::{epoch, recovery, thread};
@@ -248,6 +248,29 @@ pub(crate) fn leave(arena: Arena, slot: &Slot) {
     if slot.limbo.head.load(Ordering::Relaxed) != 0 {
         arena.header().limbo_left.store(1, Ordering::SeqCst);
     }
+}
+
+/// Does what needs memory, with an intent of its own: once more if there is none, and what the dead held
+/// and what is in limbo was freed. (With the intent open nothing of that could be.)
+#[inline]
+pub(crate) fn or_reap<R>(
+    arena: Arena,
+    attempt: impl Fn() -> Result<R, AllocError>,
+) -> Result<R, AllocError> {
+    match attempt() {
+        Err(AllocError::PoolFull | AllocError::NoMemory(_)) => {
+            make_room(arena);
+            attempt()
+        }
+        other => other,
+    }
+}
+
+/// Frees what nobody holds, and what nobody looks at any more.
+#[cold]
+pub(crate) fn make_room(arena: Arena) {
+    recovery::reap(arena);
+    reap(arena);
 }
 
 /// Collects what this thread retired, and what those have left who are gone.

@@ -20,6 +20,7 @@
 //! | `change` | one word is made to name another block |
 //! | `cell`   | a word that names a block |
 //! | `map`    | words that name nodes, by the hash of their keys |
+//! | `heap`   | objects in a table, and a log to undo changes of them |
 //!
 //! Intents of an engine have its number in the bits from [`OP_SHIFT`] up; what is below, and the
 //! arguments, are the engine's own.
@@ -27,6 +28,7 @@
 pub(crate) mod buffer;
 pub(crate) mod cell;
 pub(crate) mod change;
+pub(crate) mod heap;
 pub(crate) mod leases;
 pub(crate) mod limbo;
 pub(crate) mod map;
@@ -69,7 +71,8 @@ pub(crate) fn resolve(arena: Arena, slot: &Slot, owner: Tag, op: u64) {
         Some(Engine::Cell) => change::resolve(arena, slot, owner),
         Some(Engine::Map) => map::resolve(arena, slot, owner, op),
         Some(Engine::Queue) => queue::resolve(arena, slot, owner, op),
-        Some(Engine::Heap) | None => {}
+        Some(Engine::Heap) => heap::resolve(arena, slot, op),
+        None => {}
     }
 }
 
@@ -89,7 +92,7 @@ pub(crate) fn next_block(
         Engine::Cell => cell::next_block(arena, first),
         Engine::Map => map::next_block(arena, first, cursor),
         Engine::Queue => queue::next_block(arena, first),
-        Engine::Heap => None,
+        Engine::Heap => heap::next_block(arena, first, cursor),
     }
 }
 
@@ -100,6 +103,6 @@ pub(crate) fn check(arena: Arena, engine: Engine, first: usize, report: &mut Che
         Engine::Cell => cell::check(arena, first, report),
         Engine::Map => map::check(arena, first, report),
         Engine::Queue => queue::check(arena, first, report),
-        Engine::Heap => {}
+        Engine::Heap => heap::check(arena, first, report),
     }
 }

@@ -36,10 +36,10 @@
 
 use std::alloc::Layout;
 
-use super::{Named, leases, word};
+use super::{Named, leases, limbo, word};
 use crate::allocator::check::CheckReport;
 use crate::allocator::{AllocError, block};
-use crate::layout::arena::{Arena, SLOTS};
+use crate::layout::arena::Arena;
 use crate::layout::{Engine, ShmSafe, TypeInfo};
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
@@ -66,6 +66,10 @@ const TAIL: usize = 128;
 const HEAD: usize = 256;
 const FIRST_CELL: usize = 384;
 
+/// From the positions of a ring to those of the next one, at least. There are 28 rings at most, so all
+/// positions together are less than half of those that there are.
+const GAP: u64 = 1 << 40;
+
 /// How many cells the first ring of an unbounded queue has.
 const FIRST_CELLS: u64 = 32;
 
@@ -85,14 +89,27 @@ pub(crate) struct Header {
     /// The rings that are popped from, and pushed to: hints, or 0.
     front: AtomicU64,
     back: AtomicU64,
+    /// The tag of the producer that has waited and is not to be passed for ever, or 0: a hint, see
+    /// `containers::queue::wait`.
+    pub(crate) turn: AtomicU64,
     /// Who waits for an element, and who waits for room: see `containers::queue::bell`.
     pub(crate) pushed: Bell,
-    pub(crate) popped: Bell,
+    pub(crate) popped: Room,
 }
 
 /// A word with its cache lines to itself, that is written when somebody sleeps.
 #[repr(C, align(128))]
 pub(crate) struct Bell(pub(crate) AtomicU64);
+
+/// The same for those who wait for room, one of whom may have the turn.
+#[repr(C, align(128))]
+pub(crate) struct Room {
+    pub(crate) bell: AtomicU64,
+    /// The bell of who has the turn.
+    pub(crate) called: AtomicU64,
+    /// How often it was passed.
+    pub(crate) passes: AtomicU64,
+}
 
 /// The first word of a queue.
 #[repr(transparent)]
@@ -127,8 +144,13 @@ impl Header {
             closed: AtomicU64::new(0),
             front: AtomicU64::new(0),
             back: AtomicU64::new(0),
+            turn: AtomicU64::new(0),
             pushed: Bell(AtomicU64::new(0)),
-            popped: Bell(AtomicU64::new(0)),
+            popped: Room {
+                bell: AtomicU64::new(0),
+                called: AtomicU64::new(0),
+                passes: AtomicU64::new(0),
+            },
         }
     }
 
@@ -217,7 +239,17 @@ pub(super) fn make(
     slot: &Slot,
     named_by: &AtomicU64,
     size: usize,
-    fill: impl FnOnce(usize),
+    fill: impl Fn(usize),
+) -> Result<(), AllocError> {
+    limbo::or_reap(arena, || make_once(arena, slot, named_by, size, &fill))
+}
+
+fn make_once(
+    arena: Arena,
+    slot: &Slot,
+    named_by: &AtomicU64,
+    size: usize,
+    fill: impl Fn(usize),
 ) -> Result<(), AllocError> {
     let layout = Layout::from_size_align(size, 64).map_err(|_| AllocError::TooLarge)?;
     let address = std::ptr::from_ref(named_by).addr() as u64;
@@ -325,10 +357,10 @@ impl Ring {
         }
         if !self.is_over() {
             // Positions rise from ring to ring, so that those of leased elements are all different:
-            // by invariant 1 each thread has one more push to this ring at most.
+            // nobody is so slow here that others push as much meanwhile.
             let lap = Shape::new(cells).lap();
             let seen = Cell::unpack(self.cell(0).load(Ordering::Relaxed)).position;
-            let last = seen + 2 * self.lap() + SLOTS.max as u64;
+            let last = seen + GAP;
             let base = ring::position(last.next_multiple_of(lap));
             make_ring(
                 arena,

@@ -53,6 +53,8 @@ pub(crate) struct Header {
     pub(crate) limbo_left: AtomicU64,
     /// When the system was last asked about everybody, in milliseconds of the monotonic clock.
     pub(crate) confirmed_at: AtomicU64,
+    /// How many groups of slots and records it was asked about.
+    pub(crate) confirmed: AtomicU64,
     /// When somebody who waits last looked for the dead, in the same.
     pub(crate) polled_at: AtomicU64,
     /// Where the search for a free object entry goes on. A hint.

@@ -12,6 +12,9 @@
 //!
 //! A task that is stopped lives.
 
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+
 use crate::layout::arena::Arena;
 use crate::participants::table::{Process, ProcessPhase, ProcessState, Slot, SlotPhase, SlotState};
 use crate::participants::tag::Tag;
@@ -37,6 +40,19 @@ pub(crate) fn is_gone(arena: Arena, owner: Tag) -> bool {
     }
 }
 
+/// As [`is_gone`] at rest, for who only reads: nothing is noted.
+pub(crate) fn is_gone_at_rest(arena: Arena, owner: Tag) -> bool {
+    arena.owner_slot(owner).is_none_or(|slot| {
+        let state = slot.state();
+        state.generation != owner.generation()
+            || match state.phase {
+                SlotPhase::Live => slot.life.owner_died(),
+                SlotPhase::Parked => false,
+                SlotPhase::Dead | SlotPhase::Free => true,
+            }
+    })
+}
+
 /// Turns a LIVE slot whose word is marked to DEAD, so that everybody sees it from now on, also
 /// while the life word is held by who recovers it. False if it is too early: see ground 1.
 #[cold]
@@ -60,9 +76,26 @@ pub(crate) fn bury(arena: Arena, slot: &Slot, live: SlotState) -> bool {
     slot.turn(live, dead) || slot.state() != live
 }
 
+/// Whether other threads of the process may still run. As each answer takes a look at many files, and a
+/// process that lives on would be asked about at every look at what its ended thread held, the same
+/// question gets the same answer for a while: the longer, the more often it was asked.
 fn sisters_run(record: &Process) -> bool {
+    const FIRST: Duration = Duration::from_micros(50);
+    const MOST: Duration = Duration::from_millis(4);
+    thread_local! {
+        /// A process that was alive, when, and for how long that is not asked again.
+        static ALIVE: Cell<Option<((u32, u64), Instant, Duration)>> = const { Cell::new(None) };
+    }
     let pid = record.pid.load(Ordering::Acquire) as u32;
-    process::may_still_run(pid, record.start.load(Ordering::Acquire))
+    let who = (pid, record.start.load(Ordering::Acquire));
+    let known = ALIVE.get().filter(|(of, ..)| *of == who);
+    if known.is_some_and(|(_, at, apart)| at.elapsed() < apart) {
+        return true;
+    }
+    let alive = process::may_still_run(who.0, who.1);
+    let apart = known.map_or(FIRST, |(_, _, apart)| MOST.min(apart * 2));
+    ALIVE.set(alive.then(|| (who, Instant::now(), apart)));
+    alive
 }
 
 /// The same for a record.

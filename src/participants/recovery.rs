@@ -307,23 +307,22 @@ pub(crate) fn poll(arena: Arena) -> Recovered {
 pub(crate) fn poll_in_turn(arena: Arena) {
     /// Milliseconds: a little less than a `lock::TICK`, so that nobody is in his own way.
     const APART: u64 = 3;
-    if its_time(&arena.header().polled_at, APART).is_some() {
+    if its_time(&arena.header().polled_at, APART) {
         poll(arena);
     }
 }
 
-/// The milliseconds of the monotonic clock, if so many have passed since somebody was told so last.
-fn its_time(at: &AtomicU64, apart: u64) -> Option<u64> {
+/// True if so many milliseconds have passed since somebody was told so last.
+fn its_time(at: &AtomicU64, apart: u64) -> bool {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     let now = now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000;
     let last = at.load(Ordering::Relaxed);
     // A clock that is behind is another boot's, or garbage's.
     let passed = now.wrapping_sub(last) >= apart;
-    (passed
+    passed
         && at
             .compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed)
-            .is_ok())
-    .then_some(now)
+            .is_ok()
 }
 
 /// Asks the system about some of those who are not marked, and about all within a few seconds:
@@ -331,12 +330,13 @@ fn its_time(at: &AtomicU64, apart: u64) -> Option<u64> {
 fn confirm_now_and_then(arena: Arena) {
     const APART: u64 = 100;
     const SOME: usize = 32;
-    let Some(now) = its_time(&arena.header().confirmed_at, APART) else {
+    if !its_time(&arena.header().confirmed_at, APART) {
         return;
-    };
+    }
     let (slots, records) = (arena.slot_count(), arena.process_count());
     let groups = (slots + records).div_ceil(SOME).max(1);
-    let first = (now / APART) as usize % groups * SOME;
+    let turn = arena.header().confirmed.fetch_add(1, Ordering::Relaxed);
+    let first = turn as usize % groups * SOME;
     for index in first..first + SOME {
         if index < slots {
             // 0 is nobody's.

@@ -132,6 +132,43 @@ pub(crate) fn known_slot_at(address: usize) -> Option<&'static Slot> {
     unsafe { table().entry(address).get().as_ref() }
 }
 
+/// The slot of a thread that has a guard.
+///
+/// A copy of the guard that a fork has made is told from it: the child never uses its parent's slot, and
+/// if it gets that slot once the parent is dead, then with another generation.
+#[derive(Clone, Copy)]
+pub(crate) struct Holding {
+    slot: &'static Slot,
+    tag: Tag,
+}
+
+impl Holding {
+    /// The calling thread's slot.
+    #[inline]
+    pub(crate) fn by(slot: &'static Slot) -> Self {
+        let tag = slot.tag();
+        Holding { slot, tag }
+    }
+
+    /// Whether this thread, in this process, still has the slot. Not so in a forked copy, and not after
+    /// the thread has left the pool.
+    #[inline]
+    pub(crate) fn is_still(self) -> bool {
+        // The fuzzer's dead unwind, which the dead do not.
+        #[cfg(fuzzing)]
+        if crate::primitive::is_killed() {
+            return false;
+        }
+        known_slot_at(std::ptr::from_ref(self.slot).addr())
+            .is_some_and(|known| std::ptr::eq(known, self.slot) && known.tag() == self.tag)
+    }
+
+    #[inline]
+    pub(crate) fn slot(self) -> &'static Slot {
+        self.slot
+    }
+}
+
 /// A guard was made by this thread, which has a slot.
 #[inline]
 pub(crate) fn guard_made() {
@@ -297,6 +334,19 @@ pub(crate) fn after_fork() {
         table().recent.set((0, std::ptr::null()));
         table().guards.set(0);
     }
+}
+
+/// For the fuzzer: guards that the thread has, and its having no more than so many: those that died
+/// with a participant are nobody's.
+#[cfg(fuzzing)]
+pub(crate) fn guards() -> usize {
+    table().guards.get()
+}
+
+/// See [`guards`].
+#[cfg(fuzzing)]
+pub(crate) fn set_guards(guards: usize) {
+    table().guards.set(guards);
 }
 
 /// For the fuzzer: makes another of this thread's slots, or none, the one that it uses.

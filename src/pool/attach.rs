@@ -9,10 +9,11 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
 use super::{Pool, create, fork, layout_fingerprint};
-use crate::layout::arena::{Arena, DATA, NAMES, OBJECTS, PROCESSES, SLICE, SLOTS, TYPES};
-use crate::layout::header::{Identity, MAGIC, VERSION};
+use crate::layout::arena::{Arena, DATA, NAMES, OBJECTS, PROCESSES, SLICE, SLOTS, TYPES, Table};
+use crate::layout::header::{Identity, MAGIC, VERSION, Watermarks};
 use crate::layout::local;
 use crate::participants::recovery;
+use crate::primitive::{AtomicU64, Ordering};
 use crate::sys::process;
 
 /// Why a pool was not attached. Nothing has changed.
@@ -108,6 +109,11 @@ pub enum UnlinkError {
     System(#[from] std::io::Error),
 }
 
+/// Where plain names lead to.
+pub(crate) const DIRECTORY: &str = "/dev/shm";
+/// What their files' names begin with.
+pub(crate) const PREFIX: &str = "shmkit.";
+
 /// Where a named pool's file is.
 pub(crate) struct PoolName {
     path: String,
@@ -125,7 +131,7 @@ impl PoolName {
         let path = if name.starts_with('/') {
             name.into()
         } else {
-            format!("/dev/shm/shmkit.{name}")
+            format!("{DIRECTORY}/{PREFIX}{name}")
         };
         valid.then_some(PoolName { path })
     }
@@ -145,18 +151,41 @@ impl PoolName {
 pub(super) fn open(name: &str) -> Result<Pool, AttachError> {
     let name =
         PoolName::parse(name).ok_or_else(|| AttachError::InvalidName { name: name.into() })?;
-    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let fd = rustix::fs::open(name.path(), flags, Mode::empty()).map_err(|errno| match errno {
+    let fd = open_file(&name, OFlags::RDWR)?;
+    lock_shared(fd.as_fd())?;
+    // Whoever removes the name has the exclusive lock meanwhile: now that we have ours, it is gone
+    // already or it stays.
+    let (ours, named) = (rustix::fs::fstat(&fd)?, rustix::fs::stat(name.path()));
+    if !named.is_ok_and(|named| (named.st_dev, named.st_ino) == (ours.st_dev, ours.st_ino)) {
+        return Err(AttachError::BeingRemoved);
+    }
+    from_fd(fd)
+}
+
+/// Gets the lock that every process has which has the pool. Who only asks whether anybody has it
+/// holds the exclusive one for some microseconds, so one refusal is none.
+fn lock_shared(fd: BorrowedFd<'_>) -> Result<(), AttachError> {
+    for wait in [100, 1_000, 10_000, 0] {
+        match rustix::fs::flock(fd, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => return Ok(()),
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                std::thread::sleep(std::time::Duration::from_micros(wait));
+            }
+            Err(other) => return Err(other.into()),
+        }
+    }
+    Err(AttachError::BeingRemoved)
+}
+
+/// Opens a named pool's file. A device or a pipe of that name is not waited for.
+pub(crate) fn open_file(name: &PoolName, access: OFlags) -> Result<OwnedFd, AttachError> {
+    let flags = access | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    rustix::fs::open(name.path(), flags, Mode::empty()).map_err(|errno| match errno {
         rustix::io::Errno::NOENT => AttachError::NotFound {
             path: name.path().into(),
         },
         other => other.into(),
-    })?;
-    rustix::fs::flock(&fd, FlockOperation::NonBlockingLockShared).map_err(|errno| match errno {
-        rustix::io::Errno::WOULDBLOCK => AttachError::BeingRemoved,
-        other => other.into(),
-    })?;
-    from_fd(fd)
+    })
 }
 
 pub(super) fn unlink(name: &str) -> Result<(), UnlinkError> {
@@ -170,8 +199,14 @@ pub(super) fn unlink(name: &str) -> Result<(), UnlinkError> {
     })
 }
 
-pub(super) fn from_fd(fd: OwnedFd) -> Result<Pool, AttachError> {
+pub(crate) fn from_fd(fd: OwnedFd) -> Result<Pool, AttachError> {
     let identity = judge(fd.as_fd())?;
+    if identity.pid_namespace != process::pid_namespace()? {
+        return Err(AttachError::OtherPidNamespace);
+    }
+    if identity.time_namespace != process::time_namespace().unwrap_or(0) {
+        return Err(AttachError::OtherTimeNamespace);
+    }
     let (base, len) = (identity.base as usize, identity.mapped_len());
     if let Some(known) = attached_already(&identity) {
         return Ok(known);
@@ -195,14 +230,55 @@ pub(super) fn from_fd(fd: OwnedFd) -> Result<Pool, AttachError> {
     Ok(Pool(arena))
 }
 
+/// Maps a pool to look at it, as [`from_fd`] does to use it. Nothing in it changes, it is none of
+/// this process's pools, and the namespaces do not matter. False if the process had it mapped.
+pub(crate) fn map_to_read(fd: BorrowedFd<'_>) -> Result<(Arena, Identity, bool), AttachError> {
+    let identity = judge(fd)?;
+    if let Some(known) = attached_already(&identity) {
+        return Ok((known.0, identity, false));
+    }
+    let (base, len) = (identity.base as usize, identity.mapped_len());
+    crate::sys::memory::map_to_read_at(fd, base, len).map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => AttachError::AddressTaken {
+            base,
+            end: base + len,
+        },
+        _ => error.into(),
+    })?;
+    Ok((Arena::at(base), identity, true))
+}
+
 /// This process's handle of the same pool, if it has it mapped.
 fn attached_already(identity: &Identity) -> Option<Pool> {
     let arena = Arena::containing(identity.base as usize)?;
     (Identity::read(arena.header()) == *identity).then_some(Pool(arena))
 }
 
+/// The tables that are committed up to their watermarks.
+fn tables([types, names, processes, slots, objects]: [u64; 5]) -> [(Table, u64); 5] {
+    [
+        (TYPES, types),
+        (NAMES, names),
+        (PROCESSES, processes),
+        (SLOTS, slots),
+        (OBJECTS, objects),
+    ]
+}
+
+/// The same of a pool that was judged.
+pub(crate) fn committed(watermarks: &Watermarks) -> [(Table, u64); 5] {
+    let of = |word: &AtomicU64, table: Table| word.load(Ordering::Acquire).min(table.max as u64);
+    tables([
+        of(&watermarks.types, TYPES),
+        of(&watermarks.names, NAMES),
+        of(&watermarks.processes, PROCESSES),
+        of(&watermarks.slots, SLOTS),
+        of(&watermarks.objects, OBJECTS),
+    ])
+}
+
 /// Reads the header of a file and tells what is wrong with it, if anything is.
-fn judge(fd: BorrowedFd<'_>) -> Result<Identity, AttachError> {
+pub(crate) fn judge(fd: BorrowedFd<'_>) -> Result<Identity, AttachError> {
     let stat = rustix::fs::fstat(fd)?;
     let len = stat.st_size.max(0) as u64;
     let mut bytes = [0; Identity::BYTES];
@@ -212,6 +288,10 @@ fn judge(fd: BorrowedFd<'_>) -> Result<Identity, AttachError> {
             Ok(0) => break,
             Ok(n) => read += n,
             Err(rustix::io::Errno::INTR) => {}
+            // A directory, a pipe, a device.
+            Err(rustix::io::Errno::ISDIR | rustix::io::Errno::SPIPE | rustix::io::Errno::INVAL) => {
+                return Err(AttachError::NotAPool);
+            }
             Err(other) => return Err(other.into()),
         }
     }
@@ -257,22 +337,10 @@ fn judge(fd: BorrowedFd<'_>) -> Result<Identity, AttachError> {
         return Err(AttachError::Truncated { len, needed });
     }
     // What the tables are said to hold was committed.
-    let tables = [
-        (types, TYPES),
-        (names, NAMES),
-        (processes, PROCESSES),
-        (slots, SLOTS),
-        (objects, OBJECTS),
-    ];
-    let committed: u64 = tables.iter().map(|(n, table)| n * table.entry as u64).sum();
+    let tables = tables([types, names, processes, slots, objects]);
+    let committed: u64 = tables.iter().map(|(table, n)| n * table.entry as u64).sum();
     if stat.st_blocks.max(0) as u64 * 512 < committed {
         return damaged("its watermarks");
-    }
-    if identity.pid_namespace != process::pid_namespace()? {
-        return Err(AttachError::OtherPidNamespace);
-    }
-    if identity.time_namespace != process::time_namespace().unwrap_or(0) {
-        return Err(AttachError::OtherTimeNamespace);
     }
     debug_assert!(fd.as_raw_fd() >= 0);
     Ok(identity)

@@ -144,8 +144,15 @@ fn release_handles() {
 }
 
 extern "C" fn in_parent() {
+    // Only where there is a record: each page that is written here is copied.
     for (pending, forked) in PENDING.iter().zip(&FORKED) {
-        forked.store(pending.swap(0, Ordering::Relaxed), Ordering::Relaxed);
+        let record = pending.load(Ordering::Relaxed);
+        if record != 0 {
+            pending.store(0, Ordering::Relaxed);
+        }
+        if record != forked.load(Ordering::Relaxed) {
+            forked.store(record, Ordering::Relaxed);
+        }
     }
     release_handles();
 }

@@ -11,7 +11,7 @@
 //! | `handles` | which objects this process holds |
 //! | `fork`    | what a fork does to all of it |
 
-mod attach;
+pub(crate) mod attach;
 mod create;
 pub(crate) mod fork;
 pub(crate) mod handles;
@@ -171,6 +171,7 @@ pub(crate) const fn layout_fingerprint() -> u64 {
         size_of::<Span>(),
         size_of::<Caches>(),
         size_of::<objects::Entry>(),
+        types::FIELDS,
         size_class::CLASSES,
         size_class::MAX_BLOCKS,
         SLICE,
@@ -585,7 +586,7 @@ impl Pool {
         self.check_to(Depth::Quiescent)
     }
 
-    fn check_to(self, depth: Depth) -> CheckReport {
+    pub(crate) fn check_to(self, depth: Depth) -> CheckReport {
         let mut report = CheckReport::default();
         allocator::check::check(self.0, depth, &mut report);
         limbo::check(self.0, depth, &mut report);

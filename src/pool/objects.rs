@@ -21,11 +21,13 @@
 //!    two sees the other.
 //! 2. Each turn to RETIRED has a new version, so a destroyer's last step fails if the object was
 //!    held in between.
-//! 3. The stamp is taken after RETIRED and after seeing that nothing leads here, and only rises: views
-//!    that were opened while a link led here are past before the object is destroyed.
+//! 3. Who destroys has taken a stamp after RETIRED, after seeing no bit, and then no link (a holder may
+//!    link it and let go then): views that were opened while a link led here are past before the
+//!    object is destroyed. The stamp is its taker's own; others' later ones do not delay it.
 //! 4. The generation rises when an entry is taken, so a descriptor of a former object finds none.
 
 use std::alloc::Layout;
+use std::collections::{BTreeMap, VecDeque};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -57,8 +59,6 @@ pub(crate) struct Entry {
     pub(crate) address: AtomicU64,
     /// The type's index.
     kind: AtomicU64,
-    /// The epoch in which it was last retired.
-    stamp: AtomicU64,
 }
 
 const _: () = assert!(size_of::<Entry>() <= OBJECTS.entry);
@@ -258,6 +258,15 @@ pub(crate) fn is_held(arena: Arena, index: usize) -> bool {
     })
 }
 
+/// How many objects the process with that record holds.
+pub(crate) fn held_by(arena: Arena, row: usize) -> usize {
+    (0..arena.object_count())
+        .step_by(64)
+        .filter_map(|index| hold_place(arena, row, index))
+        .map(|(word, _)| word.load(Ordering::Relaxed).count_ones() as usize)
+        .sum()
+}
+
 /// Makes this process hold an object, if it is still there. The caller keeps the process's other
 /// threads from holding and dropping meanwhile.
 pub(super) fn hold(arena: Arena, index: usize, generation: u32) -> Result<bool, CommitError> {
@@ -303,7 +312,13 @@ pub(super) fn let_go_of_all(arena: Arena) {
             dispose(arena, index);
         }
     }
-    if POSTPONED_COUNT.load(Ordering::Relaxed) != 0 {
+    let postponed = POSTPONED
+        .try_lock()
+        .map(|mut all| all.remove(&arena.base()));
+    if let Ok(Some(list)) = &postponed {
+        POSTPONED_COUNT.fetch_sub(list.len(), Ordering::Relaxed);
+    }
+    if !matches!(postponed, Ok(None)) {
         arena.header().unreaped.store(1, Ordering::SeqCst);
     }
 }
@@ -311,40 +326,60 @@ pub(super) fn let_go_of_all(arena: Arena) {
 /// Destroys the object if nothing holds it, and then what it led to, and so on. What somebody
 /// still looks at is left for [`retry`].
 pub(crate) fn dispose(arena: Arena, index: usize) {
-    if let Some(state) = retire(arena, index) {
-        destroy_all(arena, vec![(index, state)]);
+    if let Some(retired) = retire(arena, index) {
+        destroy_all(arena, retired);
     }
 }
 
+/// An object that nothing held, the state in which that was seen, and the epoch of then.
+#[derive(Clone, Copy)]
+struct Retired {
+    index: usize,
+    state: ObjectState,
+    stamp: u64,
+}
+
 /// Destroys what was retired, and then what it led to, and so on.
-fn destroy_all(arena: Arena, mut work: Vec<(usize, ObjectState)>) {
+fn destroy_all(arena: Arena, first: Retired) {
     let slot = crate::participants::thread::slot(arena);
     let Some(slot) = slot.ok().filter(|slot| !slot.intent.is_open()) else {
         arena.header().unreaped.store(1, Ordering::SeqCst);
         return;
     };
-    while let Some((index, state)) = work.pop() {
-        if !destroy(arena, slot, index, state, &mut work) {
-            postpone(arena, index, state);
+    let mut work = Vec::new();
+    let mut next = Some(first);
+    while let Some(retired) = next {
+        if !destroy(arena, slot, retired, &mut work) {
+            postpone(arena, retired);
         }
+        next = work.pop();
     }
 }
 
-/// Objects that could not be destroyed because somebody looked at them: pool, index, and the state
-/// in which they were retired. They keep their stamps: looks that begin later are not waited for.
-static POSTPONED: Mutex<Vec<(usize, usize, ObjectState)>> = Mutex::new(Vec::new());
+/// Objects that could not be destroyed because somebody looked at them, by the pool's base, in the
+/// order of their stamps but for those that something else than a look held up.
+static POSTPONED: Mutex<BTreeMap<usize, VecDeque<Retired>>> = Mutex::new(BTreeMap::new());
 /// How many they are, at least roughly.
 static POSTPONED_COUNT: AtomicUsize = AtomicUsize::new(0);
 
-fn postpone(arena: Arena, index: usize, state: ObjectState) {
+fn postpone(arena: Arena, retired: Retired) {
     // Held by another thread, which a fork may have left behind: somebody reaps instead.
     match POSTPONED.try_lock() {
-        Ok(mut list) => {
-            list.push((arena.base(), index, state));
-            POSTPONED_COUNT.store(list.len(), Ordering::Relaxed);
+        Ok(mut all) => {
+            all.entry(arena.base()).or_default().push_back(retired);
+            POSTPONED_COUNT.fetch_add(1, Ordering::Relaxed);
         }
         Err(_) => arena.header().unreaped.store(1, Ordering::SeqCst),
     }
+}
+
+/// The first of the postponed that nobody looks at any more, which it is no longer.
+fn take_postponed(arena: Arena, oldest: u64) -> Option<Retired> {
+    let mut all = POSTPONED.try_lock().ok()?;
+    let list = all.get_mut(&arena.base())?;
+    let taken = list.pop_front_if(|first| first.stamp < oldest)?;
+    POSTPONED_COUNT.fetch_sub(1, Ordering::Relaxed);
+    Some(taken)
 }
 
 /// Tries again to destroy some of what was left because somebody looked at it, and what the dead
@@ -365,36 +400,32 @@ fn retry_some(arena: Arena) {
     if arena.header().unreaped.load(Ordering::Relaxed) != 0 {
         reap(arena);
     }
-    let some: Vec<_> = match POSTPONED.try_lock() {
-        Ok(mut list) => {
-            let from = list.len().saturating_sub(SOME);
-            let some = list.drain(from..).collect();
-            POSTPONED_COUNT.store(list.len(), Ordering::Relaxed);
-            some
-        }
-        Err(_) => return,
-    };
-    for (base, index, state) in some {
-        if let Some(arena) = Arena::containing(base) {
-            destroy_all(arena, vec![(index, state)]);
-        }
+    let oldest = epoch::oldest(arena);
+    for _ in 0..SOME {
+        let Some(retired) = take_postponed(arena, oldest) else {
+            return;
+        };
+        destroy_all(arena, retired);
     }
 }
 
-/// Turns the object to RETIRED if nothing holds it; its state then.
-fn retire(arena: Arena, index: usize) -> Option<ObjectState> {
+/// Turns the object to RETIRED if nothing holds it.
+fn retire(arena: Arena, index: usize) -> Option<Retired> {
     let entry = arena.object(index)?;
-    lifecycle::retire(
-        &entry.state,
-        &entry.stamp,
-        || is_unused(arena, entry, index),
-        || epoch::stamp(arena),
-    )
+    let is_unused = || is_unused(arena, entry, index);
+    let (state, stamp) = lifecycle::retire(&entry.state, is_unused, || epoch::stamp(arena))?;
+    Some(Retired {
+        index,
+        state,
+        stamp,
+    })
 }
 
-/// True if no link and no process holds the object.
+/// True if no process and then no link holds the object: by invariant 3.
 fn is_unused(arena: Arena, entry: &Entry, index: usize) -> bool {
-    detect::value(entry.links.load(Ordering::SeqCst)) == 0 && !is_held(arena, index)
+    let is_linked = || detect::value(entry.links.load(Ordering::SeqCst)) != 0;
+    // A link is quicker to see than that no process holds it.
+    !is_linked() && !is_held(arena, index) && !is_linked()
 }
 
 /// The object that an address of the pool lies in, and its generation.
@@ -416,13 +447,12 @@ fn is_listed(arena: Arena, extent: std::ops::Range<usize>) -> bool {
 /// Adds to `work` what it led to and nothing holds now. False if somebody looks at it.
 ///
 /// Killed anywhere: recovery finishes the step that the intent names and leaves it CONDEMNED.
-fn destroy(
-    arena: Arena,
-    slot: &Slot,
-    index: usize,
-    state: ObjectState,
-    work: &mut Vec<(usize, ObjectState)>,
-) -> bool {
+fn destroy(arena: Arena, slot: &Slot, retired: Retired, work: &mut Vec<Retired>) -> bool {
+    let Retired {
+        index,
+        state,
+        stamp,
+    } = retired;
     let Some(entry) = arena.object(index) else {
         return true;
     };
@@ -430,9 +460,9 @@ fn destroy(
         // Held again since, or in somebody else's hands: whoever lets go of it disposes of it.
         return true;
     }
-    let is_past = |stamp| epoch::is_past(arena, stamp) && !is_listed(arena, extent(arena, entry));
-    let is_unused = || is_unused(arena, entry, index);
-    if !lifecycle::destroyable(state, &entry.stamp, is_unused, is_past) {
+    // Nobody has looked at a half destroyed one since it was whole.
+    let is_seen = || !epoch::is_past(arena, stamp) || is_listed(arena, extent(arena, entry));
+    if state.phase != Phase::Condemned && is_seen() {
         return false;
     }
     slot.intent
@@ -447,9 +477,9 @@ fn destroy(
                 match owned.kind {
                     types::Owned::Link => {
                         if let Some(target) = intents::drop_link(arena, slot, field)
-                            && let Some(state) = retire(arena, target)
+                            && let Some(retired) = retire(arena, target)
                         {
-                            work.push((target, state));
+                            work.push(retired);
                         }
                     }
                     types::Owned::Block => intents::drop_block(arena, slot, field),

@@ -13,7 +13,9 @@ use crate::primitive::{AtomicU64, Ordering};
 use crate::sys::memory::CommitError;
 
 /// Runs of owned words that an entry can list.
-const FIELDS: usize = 28;
+pub(super) const FIELDS: usize = 25;
+/// Bytes of its name that an entry keeps, for reports.
+const NAME: usize = 64;
 
 /// A type's entry.
 #[repr(C, align(64))]
@@ -23,7 +25,8 @@ struct TypeEntry {
     size: AtomicU64,
     align: AtomicU64,
     fields: AtomicU64,
-    _unused: [AtomicU64; 2],
+    /// The name without path and parameters, cut, and filled up with zeros.
+    name: [AtomicU64; NAME / 8],
     owned: [OwnedEntry; FIELDS],
 }
 
@@ -162,6 +165,12 @@ fn enter(
     entry.size.store(ty.size() as u64, Ordering::Relaxed);
     entry.align.store(ty.align() as u64, Ordering::Relaxed);
     entry.fields.store(owned.len() as u64, Ordering::Relaxed);
+    let mut name = [0; NAME];
+    let cut = ty.name().len().min(NAME);
+    name[..cut].copy_from_slice(&ty.name().as_bytes()[..cut]);
+    for (word, bytes) in entry.name.iter().zip(name.as_chunks::<8>().0) {
+        word.store(u64::from_ne_bytes(*bytes), Ordering::Relaxed);
+    }
     for (place, field) in entry.owned.iter().zip(&owned) {
         let kind = match field.kind {
             OwnedKind::Link(_) => LINK,
@@ -178,6 +187,34 @@ fn enter(
     }
     entry.ready.store(1, Ordering::Release);
     Ok(index)
+}
+
+/// What the pool knows of a type, for reports.
+#[derive(Clone, Debug)]
+pub(crate) struct Described {
+    pub(crate) name: String,
+    pub(crate) fingerprint: u128,
+    pub(crate) size: usize,
+    pub(crate) align: usize,
+}
+
+/// The type with that index, if there is one.
+pub(crate) fn described(arena: Arena, index: usize) -> Option<Described> {
+    let entry = entry(arena, index).filter(|e| e.ready.load(Ordering::Acquire) == 1)?;
+    let load = |word: &AtomicU64| word.load(Ordering::Relaxed);
+    let name: Vec<u8> = entry
+        .name
+        .iter()
+        .flat_map(|word| load(word).to_ne_bytes())
+        .take_while(|&byte| byte != 0)
+        .collect();
+    let [low, high] = &entry.fingerprint;
+    Some(Described {
+        name: String::from_utf8_lossy(&name).into_owned(),
+        fingerprint: u128::from(load(low)) | u128::from(load(high)) << 64,
+        size: load(&entry.size) as usize,
+        align: load(&entry.align) as usize,
+    })
 }
 
 /// Bytes of a value of the type.

@@ -13,8 +13,16 @@ use std::sync::atomic::{self, Ordering};
 pub struct Killed;
 
 thread_local! {
-    /// Writes that the thread has left, plus 1; 0 if it lives for ever.
+    /// Writes that the thread has left, plus 1; 0 if it lives for ever; [`DEAD`].
     static LEFT: Cell<usize> = const { Cell::new(0) };
+}
+
+/// What [`LEFT`] is from a thread's death until it is said that it lives.
+const DEAD: usize = usize::MAX;
+
+/// Whether this thread has been killed, and is unwinding: it is to change nothing on its way.
+pub fn is_killed() -> bool {
+    LEFT.get() == DEAD
 }
 
 /// Lets this thread write `writes` times more, for `Some`, or for ever.
@@ -26,8 +34,11 @@ pub fn kill_after(writes: Option<usize>) {
 fn before_write() {
     match LEFT.get() {
         0 => {}
-        // Not a panic: no message.
-        1 => std::panic::resume_unwind(Box::new(Killed)),
+        1 | DEAD => {
+            LEFT.set(DEAD);
+            // Not a panic: no message.
+            std::panic::resume_unwind(Box::new(Killed))
+        }
         n => LEFT.set(n - 1),
     }
 }

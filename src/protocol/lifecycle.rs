@@ -78,22 +78,24 @@ pub fn hold(word: &AtomicU64, generation: u32) -> bool {
     }
 }
 
-/// Turns the object to RETIRED if nothing holds it, and stamps it with the time at which that was
-/// seen. Its state, if it is RETIRED or CONDEMNED. `now` gives a stamp.
+/// Turns the object to RETIRED if nothing holds it. Its state, if it is RETIRED or CONDEMNED, and
+/// the time at which nothing led to it, by `now`: for the caller alone. Once that is past, nobody
+/// looks at the object while it has that state.
 ///
-/// The stamp comes after the look: whatever led here was gone by then, so who still sees the
-/// object began to look before the stamp.
+/// The time comes after the look, so who still sees the object began to look before it. Nobody
+/// finds it again without turning it to LIVE, since `is_unused` sees no hold before it sees no
+/// link (a holder may link the object, and let go of it then); the next turn to RETIRED has another
+/// version. So the time belongs to the state, and others that retire the same object do not matter.
 #[inline]
 pub fn retire(
     word: &AtomicU64,
-    stamp: &AtomicU64,
     is_unused: impl Fn() -> bool,
     now: impl Fn() -> u64,
-) -> Option<ObjectState> {
+) -> Option<(ObjectState, u64)> {
     loop {
         let state = read(word);
         match state.phase {
-            Phase::Condemned => return Some(state),
+            Phase::Condemned => return Some((state, 0)),
             Phase::Live if is_unused() => {
                 let version = state.version.wrapping_add(1);
                 let retired = ObjectState {
@@ -103,10 +105,7 @@ pub fn retire(
                 };
                 turn(word, state, retired);
             }
-            Phase::Retired if is_unused() => {
-                stamp.fetch_max(now(), Ordering::SeqCst);
-                return Some(state);
-            }
+            Phase::Retired if is_unused() => return Some((state, now())),
             Phase::Retired => {
                 // It only seemed so.
                 turn(word, state, state.with(Phase::Live));
@@ -117,19 +116,8 @@ pub fn retire(
     }
 }
 
-/// True if an object that was [retired](retire) with that state can be destroyed: nothing holds it
-/// and `is_past` says of its stamp that nobody looks at it.
-#[inline]
-pub fn destroyable(
-    state: ObjectState,
-    stamp: &AtomicU64,
-    is_unused: impl FnOnce() -> bool,
-    is_past: impl FnOnce(u64) -> bool,
-) -> bool {
-    state.phase == Phase::Condemned || (is_unused() && is_past(stamp.load(Ordering::SeqCst)))
-}
-
-/// Turns a [`destroyable`] object to DESTROYING, by the slot, if nobody held it since it was retired.
+/// Turns an object that was [retired](retire) to DESTROYING, by the slot, if nobody held it since.
+/// The time at which it was retired is past.
 #[inline]
 pub fn seize(word: &AtomicU64, state: ObjectState, slot: usize) -> Option<ObjectState> {
     let destroying = ObjectState {

@@ -41,7 +41,7 @@ use std::marker::PhantomData;
 
 use crate::layout::arena::{Arena, GRANULE};
 use crate::participants::table::Slot;
-use crate::participants::thread;
+use crate::participants::thread::{self, Holding};
 
 pub use barrier::{Barrier, BarrierError, BarrierWaitResult};
 pub use condvar::{Condvar, WaitTimeoutResult};
@@ -91,17 +91,9 @@ fn arrive(address: usize) -> Result<Here, Nowhere> {
     Ok(Here { arena, slot })
 }
 
-/// Whether this thread, in this process, still has the slot with which it took `value`. Not so in
-/// a forked copy, and not after the thread has left the pool.
-#[inline]
-pub(crate) fn still_here<T: ?Sized>(value: &T, slot: &'static Slot) -> bool {
-    thread::known_slot_at(std::ptr::from_ref(value).addr())
-        .is_some_and(|known| std::ptr::eq(known, slot))
-}
-
 /// What every guard of a lock has: the slot with which its thread took the lock.
 struct Holder {
-    slot: &'static Slot,
+    slot: Holding,
     /// The thread was unwinding when the guard was made, so its unwinding is not the guard's.
     unwinding: bool,
     _one_thread: PhantomData<*const ()>,
@@ -113,19 +105,18 @@ impl Holder {
     fn new(slot: &'static Slot) -> Self {
         thread::guard_made();
         Holder {
-            slot,
+            slot: Holding::by(slot),
             unwinding: std::thread::panicking(),
             _one_thread: PhantomData,
         }
     }
 
-    /// The guard on `value` ends. The slot with which to unlock, if this thread, in this process,
-    /// still has it.
+    /// The guard ends. The slot with which to unlock, if this thread, in this process, still has it.
     #[inline]
-    fn end<T: ?Sized>(&self, value: &T) -> Option<&'static Slot> {
-        still_here(value, self.slot).then(|| {
+    fn end(&self) -> Option<&'static Slot> {
+        self.slot.is_still().then(|| {
             thread::guard_dropped();
-            self.slot
+            self.slot.slot()
         })
     }
 

@@ -353,7 +353,7 @@ impl<'a, T: ShmSafe> MutexGuard<'a, T> {
     /// Gives the lock back with flags set.
     #[inline]
     fn release(&self, set: u64) {
-        if let Some(slot) = self.holder.end(self.mutex) {
+        if let Some(slot) = self.holder.end() {
             lock::unlock(&self.mutex.word, slot.tag(), set);
         }
     }

@@ -31,13 +31,14 @@ use std::fmt;
 use std::marker::{PhantomData, PhantomPinned};
 use std::time::{Duration, Instant};
 
-use super::{Here, Nowhere, arena_at, deadline, here, still_here};
+use super::{Here, Nowhere, arena_at, deadline, here};
 use crate::layout::arena::{Arena, SLOTS};
 use crate::layout::{Field, ShmSafe, TypeInfo};
 use crate::participants::permits::{self, TakeFailure};
-use crate::participants::table::{PERMITS, Slot};
+use crate::participants::table::PERMITS;
 use crate::participants::tag::Tag;
-use crate::participants::{detect, lock, recovery, thread};
+use crate::participants::thread::{self, Holding};
+use crate::participants::{detect, lock, recovery};
 use crate::primitive::{AtomicU64, Ordering};
 use crate::sys::futex;
 
@@ -263,7 +264,7 @@ impl Semaphore {
         thread::guard_made();
         Ok(Permit {
             semaphore: self,
-            slot: here.slot,
+            slot: Holding::by(here.slot),
             index,
             _one_thread: PhantomData,
         })
@@ -289,7 +290,7 @@ impl fmt::Debug for Semaphore {
 #[must_use = "the permit is given back when it is dropped"]
 pub struct Permit<'a> {
     semaphore: &'a Semaphore,
-    slot: &'static Slot,
+    slot: Holding,
     index: usize,
     _one_thread: PhantomData<*const ()>,
 }
@@ -304,8 +305,8 @@ impl Permit<'_> {
     ///
     /// A caller that is killed has consumed it, or it comes back.
     pub fn forget(self) {
-        if still_here(self.semaphore, self.slot) {
-            permits::forget(self.slot, self.index);
+        if self.slot.is_still() {
+            permits::forget(self.slot.slot(), self.index);
             thread::guard_dropped();
         }
         std::mem::forget(self);
@@ -314,9 +315,9 @@ impl Permit<'_> {
 
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
-        if still_here(self.semaphore, self.slot) {
+        if self.slot.is_still() {
             let arena = arena_at(std::ptr::from_ref(self.semaphore).addr());
-            permits::give(arena, self.slot.tag().slot(), self.index);
+            permits::give(arena, self.slot.slot().tag().slot(), self.index);
             thread::guard_dropped();
         }
     }

@@ -47,14 +47,55 @@ pub(crate) fn memfd(name: &CStr) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
+/// Copies what a file holds into an empty one; holes stay holes.
+pub(crate) fn copy_file(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
+    use rustix::fs::SeekFrom;
+    let len = rustix::fs::fstat(from)?.st_size.max(0) as u64;
+    rustix::fs::ftruncate(to, len)?;
+    let mut buffer = vec![0; 1 << 20];
+    let mut at = 0;
+    while at < len {
+        at = match rustix::fs::seek(from, SeekFrom::Data(at)) {
+            Ok(data) => data,
+            // Nothing but a hole is left.
+            Err(rustix::io::Errno::NXIO) => break,
+            Err(other) => return Err(other.into()),
+        };
+        let end = rustix::fs::seek(from, SeekFrom::Hole(at))?;
+        while at < end {
+            let room = buffer.len().min((end - at) as usize);
+            let read = rustix::io::pread(from, &mut buffer[..room], at)?;
+            if read == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            let mut rest = &buffer[..read];
+            while !rest.is_empty() {
+                let written = rustix::io::pwrite(to, rest, at)?;
+                rest = &rest[written..];
+                at += written as u64;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Maps `len` bytes of the file at exactly `address`; `AddrInUse` if anything is mapped there.
 pub(crate) fn map_at(fd: BorrowedFd<'_>, address: usize, len: usize) -> io::Result<()> {
+    map_as(fd, address, len, ProtFlags::READ | ProtFlags::WRITE)
+}
+
+/// As [`map_at`], to be read only; the file may be open for reading only.
+pub(crate) fn map_to_read_at(fd: BorrowedFd<'_>, address: usize, len: usize) -> io::Result<()> {
+    map_as(fd, address, len, ProtFlags::READ)
+}
+
+fn map_as(fd: BorrowedFd<'_>, address: usize, len: usize, access: ProtFlags) -> io::Result<()> {
     // SAFETY: MAP_FIXED_NOREPLACE never replaces a mapping, so nothing that exists is changed.
     let got = unsafe {
         rustix::mm::mmap(
             std::ptr::with_exposed_provenance_mut(address),
             len,
-            ProtFlags::READ | ProtFlags::WRITE,
+            access,
             MapFlags::SHARED | MapFlags::FIXED_NOREPLACE | MapFlags::NORESERVE,
             fd,
             0,

@@ -53,6 +53,17 @@ pub fn run(cases: &[Named], roles: &[Named]) -> ExitCode {
     })
 }
 
+/// As [`run_apart`], or a role.
+pub fn run_apart_with(cases: &[Named], roles: &[Named]) -> ExitCode {
+    let role = argument().and_then(|role| role.strip_prefix("role:").map(str::to_owned));
+    if let Some(role) = role {
+        let role = roles.iter().find(|(name, _)| *name == role);
+        role.expect("a known role").1();
+        return ExitCode::SUCCESS;
+    }
+    run_apart(cases)
+}
+
 /// Runs the cases that the arguments pick, each in a process of its own, with which its pools go.
 pub fn run_apart(cases: &[Named]) -> ExitCode {
     run_each(cases, |case| {

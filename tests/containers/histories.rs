@@ -11,10 +11,10 @@ use crate::assert_sound;
 use crate::common::linear::{Event, Record, is_linearizable};
 use crate::common::{Random, TestPool};
 
-const WORKERS: usize = 6;
+pub const WORKERS: usize = 6;
 /// Histories that one set of processes makes, and operations of a process in each.
-const ROUNDS: usize = 40;
-const STEPS: usize = 4;
+pub const ROUNDS: usize = 40;
+pub const STEPS: usize = 4;
 
 const SET: u64 = 0;
 const GET: u64 = 1;
@@ -23,13 +23,13 @@ const ADD: u64 = 3;
 
 type Log = Record<WORKERS, { ROUNDS * STEPS }>;
 
-fn histories() -> usize {
+pub fn histories() -> usize {
     let wanted = std::env::var("SHMKIT_HISTORIES").ok();
     wanted.and_then(|n| n.parse().ok()).unwrap_or(2000)
 }
 
 /// A value or none, in a word.
-fn word(value: Option<u64>) -> u64 {
+pub fn word(value: Option<u64>) -> u64 {
     value.map_or(0, |value| value + 1)
 }
 
@@ -57,11 +57,24 @@ fn stack(state: &[u64], op: &[u64; 3]) -> (Vec<u64>, u64) {
 }
 
 /// Six processes do `step(round, kind, value)`, of which the answer is a word; two are killed.
-fn record(
+pub fn record(
     pool: &TestPool,
     seed: u64,
     kinds: &[u64],
     step: impl Fn(usize, u64, u64) -> u64 + Copy + Send,
+) -> Vec<Event<[u64; 3], u64>> {
+    let step = move |_: &mut (), round, kind, value| step(round, kind, value);
+    record_with(pool, seed, kinds, |(), _, kind| kind, step)
+}
+
+/// The same of processes with a state. `which` makes something else of a kind, that is the last one of its
+/// round or not.
+pub fn record_with<S: Default>(
+    pool: &TestPool,
+    seed: u64,
+    kinds: &[u64],
+    which: impl Fn(&S, bool, u64) -> u64 + Copy + Send,
+    step: impl Fn(&mut S, usize, u64, u64) -> u64 + Copy + Send,
 ) -> Vec<Event<[u64; 3], u64>> {
     let log = pool.create(const { Log::new() }).unwrap();
     let arrived = pool.create([const { AtomicU64::new(0) }; ROUNDS]).unwrap();
@@ -71,6 +84,7 @@ fn record(
                 let (log, arrived) = (&log, &arrived);
                 s.spawn(move || {
                     let mut random = Random::new(seed * 10 + worker as u64);
+                    let mut own = S::default();
                     for round in 0..ROUNDS {
                         // Together, if the others are about to come.
                         arrived[round].fetch_add(1, Ordering::Relaxed);
@@ -82,9 +96,11 @@ fn record(
                         }
                         for n in 0..STEPS {
                             let kind = kinds[random.below(kinds.len())];
+                            let kind = which(&own, n + 1 == STEPS, kind);
                             let value = (worker * STEPS + n + 1) as u64 * 1000;
                             let what = [round as u64, kind, value];
-                            log.run(worker, round * STEPS + n, what, || step(round, kind, value));
+                            let step = || step(&mut own, round, kind, value);
+                            log.run(worker, round * STEPS + n, what, step);
                         }
                     }
                 })
@@ -109,7 +125,7 @@ fn record(
     log.events()
 }
 
-fn check<S: Clone + Eq + std::hash::Hash + Default>(
+pub fn check<S: Clone + Eq + std::hash::Hash + Default>(
     events: &[Event<[u64; 3], u64>],
     apply: impl Fn(&S, &[u64; 3]) -> (S, u64) + Copy,
 ) -> usize {

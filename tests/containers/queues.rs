@@ -2,18 +2,19 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, raise};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use shmkit::process::{JoinError, ScopedJoinHandle, scope};
-use shmkit::{AllocError, Array, Pool, PopError, PushError, PushRefusal, Queue, Shared, ShmSafe};
+use shmkit::{
+    AllocError, Array, Buffer, Lease, Pool, PopError, PushError, PushRefusal, Queue, Shared,
+    ShmSafe,
+};
 
+use crate::stopped::sleeps;
 use crate::{Sealed, allocated, assert_sound, pool};
-
-/// Longer than anything takes, on whatever machine.
-const LONG: Duration = Duration::from_secs(60);
 
 fn queue<T: ShmSafe + Unpin>(capacity: usize) -> Shared<Queue<T>> {
     pool().create(Queue::bounded(capacity)).ok().unwrap()
@@ -480,24 +481,137 @@ pub fn producers_and_consumers() {
     assert_sound(pool);
 }
 
-/// Each gets on, although there is never room for all: how fast is the scheduler's affair, too.
+/// Each gets a share, although there is never room for all: one that waits is not passed for ever. The
+/// consumer lets the queue fill, as one that is as fast as a producer alone would see that one only.
 pub fn no_producer_starves() {
-    const ENOUGH: u64 = 500;
+    const POPS: u64 = 60_000;
     let queue = queue(2);
     let mut shares = [0_u64; 3];
-    let began = Instant::now();
     scope(|s| {
         for producer in 0..3_u64 {
             let queue = &queue;
             s.spawn(move || while queue.push(producer).is_ok() {})
                 .unwrap();
         }
-        while shares.iter().any(|&share| share < ENOUGH) && began.elapsed() < LONG {
+        // From when all are there.
+        while shares.contains(&0) {
+            shares[queue.pop().unwrap() as usize] += 1;
+        }
+        shares = [0; 3];
+        for _ in 0..POPS {
+            std::thread::yield_now();
             shares[queue.pop().unwrap() as usize] += 1;
         }
         queue.close();
     });
-    assert!(shares.iter().all(|&share| share >= ENOUGH), "{shares:?}");
+    assert!(shares.iter().all(|&n| n >= POPS / 100), "{shares:?}");
+}
+
+/// A producer that sleeps, and runs only while nobody else wants the processor, is passed a few times.
+pub fn a_sleeping_producer_gets_its_turn() {
+    const OURS: u32 = 1;
+    const THEIRS: u32 = 2;
+    // SAFETY: a set of processors is plain data; the calls change where and when this process and its
+    // child run.
+    unsafe {
+        let mut one: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(libc::sched_getcpu() as usize, &mut one);
+        assert_eq!(
+            libc::sched_setaffinity(0, size_of_val(&one), &raw const one),
+            0
+        );
+    }
+    let queue = queue(1);
+    queue.push(OURS).unwrap();
+    scope(|s| {
+        let queue = &queue;
+        let child = s.spawn(move || {
+            let last = libc::sched_param { sched_priority: 0 };
+            // SAFETY: as above.
+            let set = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const last) };
+            assert_eq!(set, 0);
+            let _ = queue.push(THEIRS);
+        });
+        let child = child.unwrap();
+        until(|| sleeps(child.id().pid()));
+        let mut passed = 0;
+        while passed < 50 && queue.pop() == Ok(OURS) {
+            match queue.push_timeout(OURS, Duration::from_millis(100)) {
+                Ok(()) => passed += 1,
+                // It has pushed.
+                Err(refused) => assert_eq!(refused.cause, PushRefusal::TimedOut),
+            }
+        }
+        queue.close();
+        child.join().unwrap();
+        assert!(passed < 50, "passed all the time");
+    });
+}
+
+/// There is always an element: there are three, and of those who look the others have two at most. Some
+/// come back.
+pub fn elements_that_come_back_are_not_missed() {
+    const ROUNDS: u32 = 100_000;
+    let queue = queue(8);
+    (0..3_u64).for_each(|n| queue.push(n).unwrap());
+    scope(|s| {
+        let queue = &queue;
+        for _ in 0..2 {
+            s.spawn(move || (0..ROUNDS).for_each(|_| drop(queue.try_lease().unwrap())))
+                .unwrap();
+        }
+        for n in 0..ROUNDS {
+            assert!(queue.peek().is_some() && !queue.is_empty());
+            let element = match n % 3 {
+                0 => queue.try_lease().map(Lease::ack),
+                _ => queue.try_pop(),
+            };
+            queue.push(element.unwrap()).unwrap();
+        }
+    });
+    assert_eq!(queue.len(), 3);
+    assert_sound(queue.pool());
+}
+
+/// Objects of a process that was killed, and that nobody has destroyed yet, make room.
+pub fn what_the_dead_held_makes_room_for_queues_and_buffers() {
+    let pool = pool();
+    let queue = pool.create(Queue::<[u64; 512]>::bounded(100)).unwrap();
+    let endless = pool.create(Queue::<[u64; 128]>::unbounded()).unwrap();
+    (0..32).for_each(|_| endless.push([1; 128]).unwrap());
+    let buffer = pool.create(Buffer::new()).unwrap();
+    let all = |use_it: &dyn Fn()| {
+        killed_with_a_full_pool(pool);
+        use_it();
+    };
+    all(&|| queue.push([1; 512]).unwrap());
+    all(&|| endless.push([2; 128]).unwrap());
+    all(&|| assert_eq!(buffer.append(&[3; 1 << 20]), Ok(0)));
+    all(&|| drop(endless.lease().unwrap()));
+    assert_sound(pool);
+}
+
+/// A child fills the pool with objects and is killed. It is no child of a scope, which would destroy
+/// them.
+fn killed_with_a_full_pool(pool: Pool) {
+    // SAFETY: the case has one thread.
+    let child = match unsafe { libc::fork() } {
+        0 => {
+            for len in [1 << 17, 1 << 13, 1 << 9, 1 << 5, 1] {
+                while let Ok(array) = Array::filled_in(pool, len, 1_u64) {
+                    std::mem::forget(array);
+                }
+            }
+            die();
+            unreachable!()
+        }
+        child => child,
+    };
+    assert!(child > 0);
+    let mut status = 0;
+    // SAFETY: a child of ours; the status is this frame's.
+    assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+    assert!(libc::WIFSIGNALED(status));
 }
 
 pub fn killed_producers() {

@@ -74,7 +74,7 @@ impl<'s> Writer<'s> {
 }
 
 /// Whether a process sleeps.
-fn sleeps(pid: u32) -> bool {
+pub fn sleeps(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     stat.rsplit(") ").next().unwrap().starts_with('S')
 }

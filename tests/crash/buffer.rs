@@ -3,11 +3,10 @@
 //! Whatever died, the bytes are those before or those after the operation, they can be appended to
 //! and deleted, and the memory is that of the chunks and nothing else.
 
-use std::os::fd::{AsRawFd, RawFd};
-
 use shmkit::{AppendError, Buffer, Pool, Shared, testing};
 
-use crate::engine::{Arena, Case, Crash, Suite, progress};
+use crate::engine::{Case, Crash, Suite, progress};
+use crate::in_pool::{self, InPool, ensure};
 use crate::sync::killed_in;
 
 struct World {
@@ -17,15 +16,9 @@ struct World {
     others: usize,
 }
 
-impl Arena for World {
-    fn base(&self) -> usize {
-        self.pool.base()
-    }
-    fn mapped_len(&self) -> usize {
-        testing::mapped_len(self.pool)
-    }
-    fn fd(&self) -> RawFd {
-        self.pool.fd().as_raw_fd()
+impl InPool for World {
+    fn pool(&self) -> Pool {
+        self.pool
     }
 }
 
@@ -51,10 +44,6 @@ fn bytes(number: u8, len: usize) -> Vec<u8> {
 
 fn append(buffer: &Buffer, number: u8, len: usize) -> u64 {
     buffer.append(&bytes(number, len)).expect("room")
-}
-
-fn ensure(holds: bool, what: impl FnOnce() -> String) -> Result<(), String> {
-    if holds { Ok(()) } else { Err(what()) }
 }
 
 impl World {
@@ -117,7 +106,7 @@ fn case(
     setup: impl Fn(&Buffer) + 'static,
     operation: impl Fn(&mut World) + 'static,
 ) -> Case<World> {
-    Case::new(format!("buffer/{name}"), move || {
+    in_pool::case(format!("buffer/{name}"), move || {
         let pool = Pool::builder().max_size(16 << 20).create().expect("a pool");
         let buffer = pool.create(Buffer::new()).expect("room");
         let others = pool.stats().allocated;
@@ -138,11 +127,6 @@ fn case(
     .operation(move |world| {
         operation(world);
         progress(1);
-    })
-    .bury(|world, victim| testing::mark_dead(world.pool, victim.pid as u32))
-    .recover(|world| {
-        world.pool.recover();
-        Ok(())
     })
 }
 

@@ -1,10 +1,9 @@
 //! Cells: set, replaced, updated, destroyed; and what they leave in limbo.
 
-use std::os::fd::{AsRawFd, RawFd};
+use shmkit::{Pool, Shared, SharedCell};
 
-use shmkit::{Pool, Shared, SharedCell, testing};
-
-use crate::engine::{Arena, Case, Crash, Suite, progress};
+use crate::engine::{Case, Crash, Suite, progress};
+use crate::in_pool::{self, InPool, ensure, sound};
 
 type Value = [u64; 5];
 const OLD: Value = [1; 5];
@@ -23,15 +22,9 @@ struct Bench {
     block: usize,
 }
 
-impl Arena for Bench {
-    fn base(&self) -> usize {
-        self.pool.base()
-    }
-    fn mapped_len(&self) -> usize {
-        testing::mapped_len(self.pool)
-    }
-    fn fd(&self) -> RawFd {
-        self.pool.fd().as_raw_fd()
+impl InPool for Bench {
+    fn pool(&self) -> Pool {
+        self.pool
     }
 }
 
@@ -71,9 +64,7 @@ impl Bench {
 
     /// The value of a cell, once all is sound and nothing is lost or in limbo.
     fn settled(&self, cell: &SharedCell<Value>) -> Result<Option<Value>, String> {
-        self.pool.recover();
-        let report = self.pool.check_quiescent();
-        ensure(report.is_ok(), || format!("{report:?}"))?;
+        sound(self.pool)?;
         let stats = self.pool.stats();
         ensure(stats.retired.blocks == 0, || format!("{:?}", stats.retired))?;
         let empty = self.empty.is_empty() as usize;
@@ -85,12 +76,8 @@ impl Bench {
     }
 }
 
-fn ensure(holds: bool, what: impl Fn() -> String) -> Result<(), String> {
-    if holds { Ok(()) } else { Err(what()) }
-}
-
 fn case(name: &str, operation: impl Fn(&mut Bench) + 'static) -> Case<Bench> {
-    Case::new(name, Bench::new)
+    in_pool::case(name, Bench::new)
         // The victim has its slot, and its caches of blocks.
         .attach(|bench| {
             bench.cell().set(OLD).expect("set");
@@ -99,11 +86,6 @@ fn case(name: &str, operation: impl Fn(&mut Bench) + 'static) -> Case<Bench> {
         .operation(move |bench| {
             operation(bench);
             progress(1);
-        })
-        .bury(|bench, victim| testing::mark_dead(bench.pool, victim.pid as u32))
-        .recover(|bench| {
-            bench.pool.recover();
-            Ok(())
         })
 }
 

@@ -1,10 +1,9 @@
 //! Arrays and matrices: made, written to, claimed, grown, destroyed.
 
-use std::os::fd::{AsRawFd, RawFd};
+use shmkit::{Array, KillSafe, Matrix, Pool, Shared, ShmSafe};
 
-use shmkit::{Array, KillSafe, Matrix, Pool, Shared, ShmSafe, testing};
-
-use crate::engine::{Arena, Case, Crash, Suite, progress};
+use crate::engine::{Case, Crash, Suite, progress};
+use crate::in_pool::{self, InPool, ensure, sound};
 
 const MAX: usize = 16 << 20;
 
@@ -28,15 +27,9 @@ struct Bench {
     before: usize,
 }
 
-impl Arena for Bench {
-    fn base(&self) -> usize {
-        self.pool.base()
-    }
-    fn mapped_len(&self) -> usize {
-        testing::mapped_len(self.pool)
-    }
-    fn fd(&self) -> RawFd {
-        self.pool.fd().as_raw_fd()
+impl InPool for Bench {
+    fn pool(&self) -> Pool {
+        self.pool
     }
 }
 
@@ -63,11 +56,7 @@ impl Bench {
     }
 
     fn check(&self, crash: &Crash) -> Result<bool, String> {
-        self.pool.recover();
-        let report = self.pool.check_quiescent();
-        if !report.is_ok() {
-            return Err(format!("{report:?}"));
-        }
+        sound(self.pool)?;
         Ok(crash.finished || crash.progress > 0)
     }
 
@@ -81,7 +70,7 @@ impl Bench {
 }
 
 fn case(name: &str, operation: impl Fn(&mut Bench) + 'static) -> Case<Bench> {
-    Case::new(name, Bench::new)
+    in_pool::case(name, Bench::new)
         // The victim has its slot, and its caches of blocks.
         .attach(|bench| {
             bench.numbers().set(5, 5).expect("set");
@@ -91,15 +80,6 @@ fn case(name: &str, operation: impl Fn(&mut Bench) + 'static) -> Case<Bench> {
             operation(bench);
             progress(1);
         })
-        .bury(|bench, victim| testing::mark_dead(bench.pool, victim.pid as u32))
-        .recover(|bench| {
-            bench.pool.recover();
-            Ok(())
-        })
-}
-
-fn ensure(holds: bool, what: impl Fn() -> String) -> Result<(), String> {
-    if holds { Ok(()) } else { Err(what()) }
 }
 
 /// What a death at every instruction must leave of arrays.

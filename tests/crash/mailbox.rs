@@ -1,10 +1,9 @@
 //! Mailboxes: what they add to queues. Sending and receiving are pushing and popping, which `queue` has.
 
-use std::os::fd::{AsRawFd, RawFd};
+use shmkit::{Mailbox, Pool, RecvError, Shared};
 
-use shmkit::{Mailbox, Pool, RecvError, Shared, testing};
-
-use crate::engine::{Arena, Case, Suite, progress};
+use crate::engine::{Case, Suite, progress};
+use crate::in_pool::{self, InPool, ensure};
 
 struct World {
     pool: Pool,
@@ -12,15 +11,9 @@ struct World {
     before: usize,
 }
 
-impl Arena for World {
-    fn base(&self) -> usize {
-        self.pool.base()
-    }
-    fn mapped_len(&self) -> usize {
-        testing::mapped_len(self.pool)
-    }
-    fn fd(&self) -> RawFd {
-        self.pool.fd().as_raw_fd()
+impl InPool for World {
+    fn pool(&self) -> Pool {
+        self.pool
     }
 }
 
@@ -37,10 +30,6 @@ fn world() -> World {
     }
 }
 
-fn ensure(holds: bool, what: impl FnOnce() -> String) -> Result<(), String> {
-    if holds { Ok(()) } else { Err(what()) }
-}
-
 /// A case after which the survivor receives one of these series.
 fn case(
     name: &str,
@@ -48,7 +37,7 @@ fn case(
     operation: impl Fn(&Mailbox<u64>) + 'static,
     [old, new]: [&'static [Result<u64, RecvError>]; 2],
 ) -> Case<World> {
-    Case::new(format!("mailbox/{name}"), setup)
+    in_pool::case(format!("mailbox/{name}"), setup)
         .attach(|world| {
             let other = world.pool.create(Mailbox::new(1)).expect("room");
             other.send(1).expect("a slot");
@@ -56,11 +45,6 @@ fn case(
         .operation(move |world| {
             operation(&world.mailbox);
             progress(1);
-        })
-        .bury(|world, victim| testing::mark_dead(world.pool, victim.pid as u32))
-        .recover(|world| {
-            world.pool.recover();
-            Ok(())
         })
         .verify(move |world, crash| {
             world.pool.recover();

@@ -11,6 +11,10 @@ mod containers;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod engine;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod heap;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod in_pool;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod mailbox;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod map;
@@ -42,6 +46,7 @@ fn main() -> std::process::ExitCode {
     rwlock::cases(&mut suite);
     buffer::cases(&mut suite);
     cell::cases(&mut suite);
+    heap::cases(&mut suite);
     map::cases(&mut suite);
     multi_map::cases(&mut suite);
     queue::cases(&mut suite);

@@ -1,10 +1,9 @@
 //! Maps: entries put, replaced, removed; tables made, moved, retired.
 
-use std::os::fd::{AsRawFd, RawFd};
+use shmkit::{HashMap, Pool, Shared};
 
-use shmkit::{HashMap, Pool, Shared, testing};
-
-use crate::engine::{Arena, Case, Crash, Suite, progress};
+use crate::engine::{Case, Crash, Suite, progress};
+use crate::in_pool::{self, InPool, ensure, sound};
 
 type Map = HashMap<u64, [u64; 3]>;
 
@@ -23,15 +22,9 @@ struct Bench {
     before: usize,
 }
 
-impl Arena for Bench {
-    fn base(&self) -> usize {
-        self.pool.base()
-    }
-    fn mapped_len(&self) -> usize {
-        testing::mapped_len(self.pool)
-    }
-    fn fd(&self) -> RawFd {
-        self.pool.fd().as_raw_fd()
+impl InPool for Bench {
+    fn pool(&self) -> Pool {
+        self.pool
     }
 }
 
@@ -61,9 +54,7 @@ impl Bench {
 
     /// Whether the operation is known to be over, once all is sound.
     fn check(&self, crash: &Crash) -> Result<bool, String> {
-        self.pool.recover();
-        let report = self.pool.check_quiescent();
-        ensure(report.is_ok(), || format!("{report:?}"))?;
+        sound(self.pool)?;
         let retired = self.pool.stats().retired;
         ensure(retired.blocks == 0, || format!("{retired:?}"))?;
         Ok(crash.finished || crash.progress > 0)
@@ -109,12 +100,8 @@ impl Bench {
     }
 }
 
-fn ensure(holds: bool, what: impl Fn() -> String) -> Result<(), String> {
-    if holds { Ok(()) } else { Err(what()) }
-}
-
 fn case(name: &str, keys: u64, operation: impl Fn(&mut Bench) + 'static) -> Case<Bench> {
-    Case::new(name, move || Bench::new(keys))
+    in_pool::case(name, move || Bench::new(keys))
         // The victim has its slot, and its caches of blocks.
         .attach(|bench| {
             bench.open();
@@ -126,11 +113,6 @@ fn case(name: &str, keys: u64, operation: impl Fn(&mut Bench) + 'static) -> Case
             progress(1);
         })
         .survivor(Bench::open)
-        .bury(|bench, victim| testing::mark_dead(bench.pool, victim.pid as u32))
-        .recover(|bench| {
-            bench.pool.recover();
-            Ok(())
-        })
 }
 
 /// A case about one key, which has `old` before and `new` afterwards.

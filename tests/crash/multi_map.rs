@@ -1,10 +1,9 @@
 //! Maps of stacks: pushed to, popped, replaced, destroyed.
 
-use std::os::fd::{AsRawFd, RawFd};
+use shmkit::{MultiMap, Pool, Shared};
 
-use shmkit::{MultiMap, Pool, Shared, testing};
-
-use crate::engine::{Arena, Case, Crash, Suite, progress};
+use crate::engine::{Case, Crash, Suite, progress};
+use crate::in_pool::{self, InPool, ensure, sound};
 
 type Map = MultiMap<u64, u64>;
 
@@ -15,15 +14,9 @@ struct Bench {
     before: usize,
 }
 
-impl Arena for Bench {
-    fn base(&self) -> usize {
-        self.pool.base()
-    }
-    fn mapped_len(&self) -> usize {
-        testing::mapped_len(self.pool)
-    }
-    fn fd(&self) -> RawFd {
-        self.pool.fd().as_raw_fd()
+impl InPool for Bench {
+    fn pool(&self) -> Pool {
+        self.pool
     }
 }
 
@@ -50,9 +43,7 @@ impl Bench {
     }
 
     fn check(&mut self, crash: &Crash, old: &[u64], new: &[u64]) -> Result<(), String> {
-        self.pool.recover();
-        let report = self.pool.check_quiescent();
-        ensure(report.is_ok(), || format!("{report:?}"))?;
+        sound(self.pool)?;
         if self.map.is_some() {
             let mut all = Vec::new();
             let mut bindings = self.map().get_all(&7);
@@ -76,12 +67,8 @@ impl Bench {
     }
 }
 
-fn ensure(holds: bool, what: impl Fn() -> String) -> Result<(), String> {
-    if holds { Ok(()) } else { Err(what()) }
-}
-
 fn case(name: &str, new: &'static [u64], operation: impl Fn(&mut Bench) + 'static) -> Case<Bench> {
-    Case::new(name, Bench::new)
+    in_pool::case(name, Bench::new)
         // The victim has its slot, and its caches of blocks.
         .attach(|bench| {
             bench.open();
@@ -94,11 +81,6 @@ fn case(name: &str, new: &'static [u64], operation: impl Fn(&mut Bench) + 'stati
             progress(1);
         })
         .survivor(Bench::open)
-        .bury(|bench, victim| testing::mark_dead(bench.pool, victim.pid as u32))
-        .recover(|bench| {
-            bench.pool.recover();
-            Ok(())
-        })
         .verify(move |bench, crash| bench.check(crash, &[2, 1], new))
 }
 

@@ -5,12 +5,12 @@
 //! with nothing left over. Then the survivor uses the pool.
 
 use std::alloc::Layout;
-use std::os::fd::{AsRawFd, RawFd};
 use std::ptr::NonNull;
 
 use shmkit::{Link, Pool, Shared, ShmSafe, process, testing};
 
-use crate::engine::{Arena, Case, Crash, Suite, Victim};
+use crate::engine::{Case, Crash, Suite};
+use crate::in_pool::{self, InPool};
 
 /// A pool, and what a case keeps of it.
 pub struct World {
@@ -36,15 +36,9 @@ fn node(value: u64) -> Node {
     }
 }
 
-impl Arena for World {
-    fn base(&self) -> usize {
-        self.pool.base()
-    }
-    fn mapped_len(&self) -> usize {
-        testing::mapped_len(self.pool)
-    }
-    fn fd(&self) -> RawFd {
-        self.pool.fd().as_raw_fd()
+impl InPool for World {
+    fn pool(&self) -> Pool {
+        self.pool
     }
 }
 
@@ -110,7 +104,7 @@ fn case_in(
     operation: impl Fn(&mut World) + 'static,
     allocated: impl Fn(isize, &Crash) -> bool + 'static,
 ) -> Case<World> {
-    Case::new(format!("pool/{name}"), move || {
+    in_pool::case(format!("pool/{name}"), move || {
         let mut world = make();
         setup(&mut world);
         world.settled()
@@ -129,11 +123,6 @@ fn case_in(
         attach(world);
     })
     .operation(operation)
-    .bury(|world: &mut World, victim: &Victim| testing::mark_dead(world.pool, victim.pid as u32))
-    .recover(|world| {
-        world.pool.recover();
-        Ok(())
-    })
     .verify(move |world, crash| verify(world, crash, &allocated))
 }
 

@@ -3,13 +3,12 @@
 //! What a master does when it reaps is done by the survivor. After it, a job is there or it is not, whole, and when all
 //! is joined nothing is left allocated.
 
-use std::os::fd::{AsRawFd, RawFd};
-
 use shmkit::Pool;
 use shmkit::process::{JoinHandle, Resource, ResourceId};
 use shmkit::testing::{self, Jobs};
 
-use crate::engine::{Arena, Case, Crash, Suite, Victim};
+use crate::engine::{Case, Crash, Suite, Victim};
+use crate::in_pool::InPool;
 
 struct World {
     pool: Pool,
@@ -20,15 +19,9 @@ struct World {
     before: usize,
 }
 
-impl Arena for World {
-    fn base(&self) -> usize {
-        self.pool.base()
-    }
-    fn mapped_len(&self) -> usize {
-        testing::mapped_len(self.pool)
-    }
-    fn fd(&self) -> RawFd {
-        self.pool.fd().as_raw_fd()
+impl InPool for World {
+    fn pool(&self) -> Pool {
+        self.pool
     }
 }
 

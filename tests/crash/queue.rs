@@ -4,12 +4,12 @@
 //! order, and every place must be of use: the survivor fills the queue and empties it. No byte is lost: as much is
 //! allocated then as for a queue that nobody died with.
 
-use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
 
-use shmkit::{Pool, PopError, PushRefusal, Queue, Shared, ShmSafe, testing};
+use shmkit::{Pool, PopError, PushRefusal, Queue, Shared, ShmSafe};
 
-use crate::engine::{Arena, Case, Crash, Suite, progress};
+use crate::engine::{Case, Crash, Suite, progress};
+use crate::in_pool::{self, InPool, ensure};
 
 /// 24 bytes that belong together.
 #[derive(Clone, Copy, Debug, PartialEq, ShmSafe)]
@@ -48,15 +48,9 @@ struct World {
     used: usize,
 }
 
-impl Arena for World {
-    fn base(&self) -> usize {
-        self.pool.base()
-    }
-    fn mapped_len(&self) -> usize {
-        testing::mapped_len(self.pool)
-    }
-    fn fd(&self) -> RawFd {
-        self.pool.fd().as_raw_fd()
+impl InPool for World {
+    fn pool(&self) -> Pool {
+        self.pool
     }
 }
 
@@ -173,10 +167,6 @@ fn use_up(queue: &Queue<Triple>) {
     }
 }
 
-fn ensure(holds: bool, what: impl FnOnce() -> String) -> Result<(), String> {
-    if holds { Ok(()) } else { Err(what()) }
-}
-
 /// A case on a queue that holds the first elements, and the last ones if the operation happened.
 fn case(
     name: &str,
@@ -200,7 +190,7 @@ fn case_then(
     operation: impl Fn(&Queue<Triple>) + 'static,
     check: impl Fn(&mut World, &Crash) -> Result<(), String> + 'static,
 ) -> Case<World> {
-    Case::new(format!("queue/{name}"), setup)
+    in_pool::case(format!("queue/{name}"), setup)
         // The victim has its slot, and its caches of blocks.
         .attach(|world| {
             let other = world.pool.create(Queue::bounded(3)).expect("room");
@@ -210,11 +200,6 @@ fn case_then(
         .operation(move |world| {
             operation(&world.queue);
             progress(1);
-        })
-        .bury(|world, victim| testing::mark_dead(world.pool, victim.pid as u32))
-        .recover(|world| {
-            world.pool.recover();
-            Ok(())
         })
         .verify(move |world, crash| {
             world.pool.recover();
@@ -409,7 +394,7 @@ fn ends(suite: &mut Suite) {
         closed,
     ));
     suite.run(
-        Case::new("queue/destroy", || World::new(2, &[]))
+        in_pool::case("queue/destroy", || World::new(2, &[]))
             .attach(|world| {
                 let queue = world.pool.create(Queue::unbounded()).expect("room");
                 for n in 0..FEW {
@@ -419,11 +404,6 @@ fn ends(suite: &mut Suite) {
                 world.made = Some(queue);
             })
             .operation(|world| world.made = None)
-            .bury(|world, victim| testing::mark_dead(world.pool, victim.pid as u32))
-            .recover(|world| {
-                world.pool.recover();
-                Ok(())
-            })
             .verify(|world, _| {
                 world.pool.recover();
                 world.usable()

@@ -5,17 +5,17 @@
 //! it must be told of what died.
 
 use std::fmt::Debug;
-use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use shmkit::sync::{AcquireError, BarrierError, Orphan, Poison, ReentrantGuard};
 use shmkit::{
     Barrier, Condvar, KillSafe, LockError, Mutex, MutexGuard, Pool, ReentrantMutex, Semaphore,
-    Shared, ShmSafe, testing,
+    Shared, ShmSafe,
 };
 
-use crate::engine::{Arena, Case, Crash, Suite, Victim};
+use crate::engine::{Case, Crash, Suite};
+use crate::in_pool::{self, InPool, ensure};
 
 /// A pool with the object of the case.
 pub struct World<T: ShmSafe> {
@@ -25,15 +25,9 @@ pub struct World<T: ShmSafe> {
     before: usize,
 }
 
-impl<T: ShmSafe> Arena for World<T> {
-    fn base(&self) -> usize {
-        self.pool.base()
-    }
-    fn mapped_len(&self) -> usize {
-        testing::mapped_len(self.pool)
-    }
-    fn fd(&self) -> RawFd {
-        self.pool.fd().as_raw_fd()
+impl<T: ShmSafe> InPool for World<T> {
+    fn pool(&self) -> Pool {
+        self.pool
     }
 }
 
@@ -45,7 +39,7 @@ pub fn case<T: ShmSafe + Debug>(
     operation: impl Fn(&T) + 'static,
     check: impl Fn(&T, &Crash) -> Result<(), String> + 'static,
 ) -> Case<World<T>> {
-    Case::new(format!("sync/{name}"), move || {
+    in_pool::case(format!("sync/{name}"), move || {
         let pool = Pool::builder().max_size(16 << 20).create().expect("a pool");
         let object = pool.create(make()).expect("room");
         setup(&object);
@@ -58,13 +52,6 @@ pub fn case<T: ShmSafe + Debug>(
     })
     .attach(|world| slot(world.pool))
     .operation(move |world| operation(&world.object))
-    .bury(|world: &mut World<T>, victim: &Victim| {
-        testing::mark_dead(world.pool, victim.pid as u32);
-    })
-    .recover(|world| {
-        world.pool.recover();
-        Ok(())
-    })
     .verify(move |world, crash| {
         // What died in recovery is dead now too.
         world.pool.recover();
@@ -90,10 +77,6 @@ fn slot(pool: Pool) {
     let block = pool.allocate(std::alloc::Layout::new::<u8>());
     // SAFETY: allocated just now.
     unsafe { pool.deallocate(block.expect("a slot").cast()) }.expect("a free");
-}
-
-pub fn ensure(holds: bool, what: impl FnOnce() -> String) -> Result<(), String> {
-    if holds { Ok(()) } else { Err(what()) }
 }
 
 pub fn nothing<T>(_: &T) {}

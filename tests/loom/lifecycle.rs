@@ -15,7 +15,6 @@ const GENERATION: u32 = 7;
 
 struct Object {
     state: AtomicU64,
-    stamp: AtomicU64,
     /// A bit a process.
     holds: AtomicU64,
     /// How many links lead here; the link there is.
@@ -40,7 +39,6 @@ impl Object {
         };
         Arc::new(Object {
             state: AtomicU64::new(live.pack()),
-            stamp: AtomicU64::new(0),
             holds: AtomicU64::new(holds),
             links: AtomicU64::new(links),
             link: AtomicU64::new(links),
@@ -54,7 +52,7 @@ impl Object {
     }
 
     fn is_unused(&self) -> bool {
-        self.links.load(Ordering::SeqCst) == 0 && self.holds.load(Ordering::SeqCst) == 0
+        self.holds.load(Ordering::SeqCst) == 0 && self.links.load(Ordering::SeqCst) == 0
     }
 
     fn look(&self) {
@@ -91,15 +89,20 @@ impl Object {
         }
     }
 
+    /// As `Link::set`, to here, by a holder.
+    fn link(&self) {
+        self.links.store(1, Ordering::SeqCst);
+        self.link.store(1, Ordering::Release);
+    }
+
     /// As `pool::objects::dispose`.
     fn dispose(&self, process: usize) {
-        let (state, stamp) = (&self.state, &self.stamp);
+        let state = &self.state;
         let now = || pins::stamp(&self.epoch);
-        let Some(found) = lifecycle::retire(state, stamp, || self.is_unused(), now) else {
+        let Some((found, stamp)) = lifecycle::retire(state, || self.is_unused(), now) else {
             return;
         };
-        let is_past = |stamp| pins::is_past([&self.pin].into_iter(), stamp);
-        if !lifecycle::destroyable(found, stamp, || self.is_unused(), is_past) {
+        if !pins::is_past([&self.pin].into_iter(), stamp) {
             return;
         }
         self.intents[process].store(1, Ordering::Release);
@@ -177,6 +180,35 @@ fn links_against_unlinking() {
         opener.join().unwrap();
         viewer.join().unwrap();
         // A view may have held it up: the next one who looks for such things finds it.
+        object.dispose(3);
+        object.check();
+    });
+}
+
+/// A holder links the object and lets go of it, while another lets go and a third views what the
+/// link leads to and clears it.
+#[test]
+fn linking_against_dropping() {
+    let explorer = Explorer::new("lifecycle: linking and unlinking against dropping");
+    explorer.run(4, || {
+        let object = Object::new(0b11, 0);
+        let linker = spawn(&object, |object| {
+            object.link();
+            object.let_go(1);
+        });
+        let unlinker = spawn(&object, |object| {
+            pins::show(&object.pin, &object.epoch);
+            if object.link.load(Ordering::SeqCst) != 0 {
+                object.look();
+                object.unlink(2);
+                object.look();
+            }
+            pins::hide(&object.pin);
+        });
+        object.let_go(0);
+        linker.join().unwrap();
+        unlinker.join().unwrap();
+        object.unlink(3);
         object.dispose(3);
         object.check();
     });

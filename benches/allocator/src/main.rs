@@ -16,6 +16,8 @@
 //! A block is written when it is allocated, at both ends, and looked at when it is freed.
 
 mod big;
+#[path = "../../common/gate.rs"]
+mod gate;
 mod handed_on;
 mod memory;
 mod small;
@@ -75,10 +77,10 @@ fn threads(work: Work, stage: &Stage) -> f64 {
     std::thread::scope(|s| {
         for worker in 0..stage.workers() {
             s.spawn(move || {
-                stage.work(|| work(stage, worker));
+                stage.gate().work(|| work(stage, worker));
             });
         }
-        time(stage)
+        stage.gate().time()
     })
 }
 
@@ -87,23 +89,17 @@ fn processes(work: Work, stage: &Stage) -> f64 {
     shmkit::process::scope(|s| {
         for worker in 0..stage.workers() {
             s.spawn(move || {
-                stage.work(|| work(stage, worker));
+                stage.gate().work(|| work(stage, worker));
             })
             .expect("a process");
         }
-        time(stage)
+        stage.gate().time()
     })
 }
 
 #[cfg(not(feature = "shmkit"))]
 fn processes(_: Work, _: &Stage) -> f64 {
     panic!("the processes of this allocator share nothing");
-}
-
-fn time(stage: &Stage) -> f64 {
-    stage.wait();
-    stage.wait();
-    stage.seconds()
 }
 
 /// Bytes of the kernel's memory that the process has.

@@ -16,9 +16,9 @@ use std::time::Instant;
 
 use crate::layout::arena::Arena;
 use crate::participants::lock;
-use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
 use crate::primitive::{AtomicU64, Ordering};
+use crate::sync::Here;
 use crate::sys::futex;
 
 const ASLEEP: u64 = 1;
@@ -27,9 +27,15 @@ const RING: u64 = 2;
 /// Wakes a sleeper, if there is one.
 #[inline]
 pub(super) fn ring(bell: &AtomicU64) {
-    if bell.load(Ordering::SeqCst) & ASLEEP != 0 {
+    if has_sleepers(bell) {
         ring_out(bell, 1);
     }
+}
+
+/// True if somebody sleeps, or may.
+#[inline]
+pub(super) fn has_sleepers(bell: &AtomicU64) -> bool {
+    bell.load(Ordering::SeqCst) & ASLEEP != 0
 }
 
 /// Wakes all.
@@ -37,12 +43,29 @@ pub(super) fn ring_all(bell: &AtomicU64) {
     ring_out(bell, u32::MAX);
 }
 
+/// Wakes so many; how many it were.
 #[cold]
-fn ring_out(bell: &AtomicU64, count: u32) {
-    let rung = bell.fetch_add(RING, Ordering::SeqCst).wrapping_add(RING);
-    if futex::wake(Arena::low_half(bell), count) == 0 {
+pub(super) fn ring_out(bell: &AtomicU64, most: u32) -> usize {
+    let rung = count(bell);
+    wake_some(bell, rung, most)
+}
+
+/// Counts a ring: what the word is now. To be followed by [`wake`], or by a ring of another bell.
+pub(super) fn count(bell: &AtomicU64) -> u64 {
+    bell.fetch_add(RING, Ordering::SeqCst).wrapping_add(RING)
+}
+
+/// Wakes a sleeper, for a ring that was [counted](count).
+pub(super) fn wake(bell: &AtomicU64, rung: u64) {
+    wake_some(bell, rung, 1);
+}
+
+fn wake_some(bell: &AtomicU64, rung: u64, most: u32) -> usize {
+    let woken = futex::wake(Arena::low_half(bell), most);
+    if woken == 0 {
         let _ = bell.compare_exchange(rung, rung & !ASLEEP, Ordering::SeqCst, Ordering::Relaxed);
     }
+    woken
 }
 
 /// What the word is while the caller sleeps. To be followed by another look, and then by [`sleep`].
@@ -50,16 +73,30 @@ pub(crate) fn announce(bell: &AtomicU64) -> u64 {
     bell.fetch_or(ASLEEP, Ordering::SeqCst) | ASLEEP
 }
 
-/// Sleeps until a ring since [`announce`], for a short time at most.
+/// As [`announce`], and changes the word if the bit was set: so a ring that found nobody asleep
+/// before does not clear the bit any more.
+pub(super) fn announce_anew(bell: &AtomicU64) -> u64 {
+    count(bell);
+    announce(bell)
+}
+
+/// Sleeps until a ring since [`announce`], or the death of `owner`, for a short time at most.
 pub(super) fn sleep(
-    arena: Arena,
-    slot: &Slot,
+    here: Here,
     bell: &AtomicU64,
     announced: u64,
+    owner: Tag,
     deadline: Option<Instant>,
 ) {
     let low = Arena::low_half(bell);
-    lock::sleep(arena, slot, low, announced as u32, Tag::NOBODY, deadline);
+    lock::sleep(
+        here.arena,
+        here.slot,
+        low,
+        announced as u32,
+        owner,
+        deadline,
+    );
 }
 
 /// Sleeps until a ring of one of several bells since each was [announced](announce), for a short time

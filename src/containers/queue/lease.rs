@@ -8,8 +8,7 @@ use super::raw::Raw;
 use crate::ShmSafe;
 use crate::engines::leases::Entry;
 use crate::participants::table::Slot;
-use crate::participants::thread;
-use crate::sync::still_here;
+use crate::participants::thread::{self, Holding};
 
 /// An element that was popped, but not for good.
 ///
@@ -21,7 +20,7 @@ use crate::sync::still_here;
 #[must_use = "the element goes back to the queue when the lease is dropped"]
 pub struct Lease<'a, T: ShmSafe + Unpin> {
     queue: &'a Raw<T>,
-    slot: &'static Slot,
+    slot: Holding,
     entry: Entry,
     value: T,
     _one_thread: PhantomData<*const ()>,
@@ -36,7 +35,7 @@ impl<'a, T: ShmSafe + Unpin> Lease<'a, T> {
         thread::guard_made();
         Lease {
             queue,
-            slot,
+            slot: Holding::by(slot),
             entry,
             value,
             _one_thread: PhantomData,
@@ -45,7 +44,7 @@ impl<'a, T: ShmSafe + Unpin> Lease<'a, T> {
 
     fn settle(&self, consumed: bool) {
         // A forked copy settles nothing.
-        if still_here(self.queue, self.slot) {
+        if self.slot.is_still() {
             self.entry.settle(consumed);
             self.queue.settled(consumed);
             thread::guard_dropped();

@@ -4,6 +4,7 @@
 //! |------------|------|
 //! | `raw`      | a queue of elements of one type: pushing, popping, leasing, waiting |
 //! | `element`  | elements as words |
+//! | `wait`     | waiting, and whose turn it is |
 //! | `bell`     | waking who sleeps |
 //! | `lease`    | [`Lease`]: popped, but not for good |
 //! | `refusals` | the errors |
@@ -16,6 +17,7 @@ mod element;
 mod lease;
 pub(crate) mod raw;
 mod refusals;
+mod wait;
 
 use std::fmt;
 use std::marker::PhantomPinned;

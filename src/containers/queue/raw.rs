@@ -15,17 +15,13 @@
 
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
-use std::ops::ControlFlow;
-use std::time::Instant;
-
-use crossbeam_utils::Backoff;
 
 use super::bell;
 use super::element;
 use super::lease::Lease;
 use super::refusals::{PopError, PushError, PushRefusal};
 use crate::ShmSafe;
-use crate::engines::leases::{Entry, Survey};
+use crate::engines::leases::{Entry, Survey, Table};
 use crate::engines::queue::{CELL, Header, NEVER, PUSH, Ring};
 use crate::layout::arena::Arena;
 use crate::participants::recovery;
@@ -38,6 +34,37 @@ use crate::sync::{Here, here};
 
 /// How often a snapshot is tried before it is taken as it comes.
 const SNAPSHOTS: usize = 16;
+
+/// How often who leases looks for an entry that others are about to give back.
+const LOOKS: u32 = 1000;
+
+/// A ring that was gone past, although somebody is in the middle of a push there.
+struct Passed<'a> {
+    ring: Ring,
+    walk: Walk,
+    before: Option<&'a Passed<'a>>,
+}
+
+impl Passed<'_> {
+    /// Whether each of those pushes still goes on, here and before.
+    fn still(&self) -> bool {
+        self.walk.still(self.ring.shape, &|i| self.ring.cell(i))
+            && self.before.is_none_or(Passed::still)
+    }
+}
+
+/// An element that has come back, which the caller has copied.
+struct Back {
+    table: Table,
+    entry: Entry,
+    position: u64,
+}
+
+impl Back {
+    fn retake(&self, lease: Option<Tag>) -> bool {
+        self.entry.retake(&self.table, self.position, lease)
+    }
+}
 
 #[repr(C)]
 pub(crate) struct Raw<T> {
@@ -62,7 +89,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         }
     }
 
-    fn arena(&self) -> Option<Arena> {
+    pub(super) fn arena(&self) -> Option<Arena> {
         Arena::containing(std::ptr::from_ref(self).addr())
     }
 
@@ -79,7 +106,8 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         if self.arena().is_some() {
             self.header.closed.store(1, Ordering::SeqCst);
             bell::ring_all(&self.header.pushed.0);
-            bell::ring_all(&self.header.popped.0);
+            bell::ring_all(&self.header.popped.bell);
+            bell::ring_all(&self.header.popped.called);
         }
     }
 
@@ -217,7 +245,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
                 unsafe { element::load(ring.element(index), &mut value) };
             });
             if taken.is_ok() {
-                bell::ring(&header.popped.0);
+                self.ring_room();
                 // SAFETY: copied from an element that is ours now, as the position was taken.
                 return Ok(unsafe { value.assume_init() });
             }
@@ -229,8 +257,9 @@ impl<T: ShmSafe + Unpin> Raw<T> {
     fn pop_slow(&self) -> Result<T, PopError> {
         let mut value = MaybeUninit::uninit();
         loop {
-            if let Some((entry, position)) = self.first_back(&mut value) {
-                if entry.retake(position, None) {
+            let retaken = self.retaken();
+            if let Some(back) = self.first_back(&mut value) {
+                if back.retake(None) {
                     // SAFETY: copied from an entry whose element it is.
                     return Ok(unsafe { value.assume_init() });
                 }
@@ -239,11 +268,15 @@ impl<T: ShmSafe + Unpin> Raw<T> {
             // SAFETY: a cell's words, which all access as atomics.
             let taken = self.take(Take::Pop, |ring, index, _| unsafe {
                 element::load(ring.element(index), &mut value);
-            })?;
-            if taken.is_some() {
-                bell::ring(&self.header.popped.0);
-                // SAFETY: as in `try_pop`.
-                return Ok(unsafe { value.assume_init() });
+            });
+            match taken {
+                Ok(Some(_)) => {
+                    self.ring_room();
+                    // SAFETY: as in `try_pop`.
+                    return Ok(unsafe { value.assume_init() });
+                }
+                Err(refused) if self.none_was_back(retaken) => return Err(refused),
+                Ok(None) | Err(_) => {}
             }
         }
     }
@@ -255,12 +288,20 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         how: Take,
         mut copy: impl FnMut(Ring, usize, u64),
     ) -> Result<Option<(Ring, u64)>, PopError> {
-        let mut ring = self.first_for_pop()?;
-        // Rings where somebody is in the middle of a push, that were gone past.
-        let mut passed: Vec<(Ring, Walk)> = Vec::new();
+        self.take_behind(self.first_for_pop()?, None, how, &mut copy)
+    }
+
+    /// The same from a ring on. `passed` are those before it in which somebody is in the middle of a
+    /// push. Each is twice as large as the one before, so there are few.
+    fn take_behind(
+        &self,
+        mut ring: Ring,
+        passed: Option<&Passed<'_>>,
+        how: Take,
+        copy: &mut dyn FnMut(Ring, usize, u64),
+    ) -> Result<Option<(Ring, u64)>, PopError> {
         loop {
-            let still = |(ring, walk): &(Ring, Walk)| walk.still(ring.shape, &|i| ring.cell(i));
-            let valid = || passed.iter().all(still);
+            let valid = || passed.is_none_or(Passed::still);
             let cell = |index| ring.cell(index);
             let mut copy_here = |index, at| copy(ring, index, at);
             let taken = ring::take_if(ring.shape, ring.head(), &cell, how, &mut copy_here, &valid);
@@ -276,15 +317,21 @@ impl<T: ShmSafe + Unpin> Raw<T> {
                 return Ok(None);
             }
             let Some(next) = next else {
-                return self.nothing(ring, &walk, !passed.is_empty()).map(|()| None);
+                return self.nothing(ring, &walk, passed.is_some()).map(|()| None);
             };
             let closed = walk.sealed || walk.around;
             if !closed && !ring::seal(cell(ring.shape.index(walk.end)), walk.end) {
                 return Ok(None);
             }
             if walk.pending.is_some() || walk.around {
-                passed.push((ring, walk));
-            } else if passed.is_empty() {
+                let passed = Passed {
+                    ring,
+                    walk,
+                    before: passed,
+                };
+                return self.take_behind(next, Some(&passed), how, copy);
+            }
+            if passed.is_none() {
                 self.header.set_front(next);
             }
             ring = next;
@@ -343,15 +390,32 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         }
     }
 
+    /// To be told to [`none_was_back`](Self::none_was_back).
+    fn retaken(&self) -> u64 {
+        let table = self.header.leases(Self::WORDS);
+        table.map_or(0, |table| table.retaken())
+    }
+
+    /// True if no element was back since a look that found none, before which the caller had asked
+    /// how many were [`retaken`](Self::retaken).
+    fn none_was_back(&self, retaken: u64) -> bool {
+        self.survey().0.back == 0 && self.retaken() == retaken
+    }
+
     /// Copies the element that has come back and is to be had next, if there is one.
-    fn first_back(&self, to: &mut MaybeUninit<T>) -> Option<(Entry, u64)> {
+    fn first_back(&self, to: &mut MaybeUninit<T>) -> Option<Back> {
         loop {
+            let table = self.header.leases(Self::WORDS)?;
             let entry = self.survey().1?;
             // Else somebody has just had it, and there may be others.
             if let Some(position) = entry.is_back() {
                 // SAFETY: an entry's words, which all access as atomics.
                 unsafe { element::load(entry.element(), to) };
-                return Some((entry, position));
+                return Some(Back {
+                    table,
+                    entry,
+                    position,
+                });
             }
         }
     }
@@ -362,17 +426,31 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         let first = self.first_for_pop()?;
         let table = self.header.make_leases(arena, slot, Self::WORDS)?;
         let mut value = MaybeUninit::uninit();
+        let mut patience = LOOKS;
         loop {
-            if let Some((entry, position)) = self.first_back(&mut value) {
-                if entry.retake(position, Some(slot.tag())) {
+            let retaken = self.retaken();
+            if let Some(back) = self.first_back(&mut value) {
+                if back.retake(Some(slot.tag())) {
                     // SAFETY: as in `pop_slow`.
                     let value = unsafe { value.assume_init() };
-                    return Ok(Lease::new(self, slot, entry, value));
+                    return Ok(Lease::new(self, slot, back.entry, value));
                 }
                 continue;
             }
-            let entry = table.take(slot, first.lap());
-            let entry = entry.ok_or(PopError::TooManyLeases)?;
+            // Who would find nothing takes no entry from those who would.
+            match self.take(Take::Look, |_, _, _| {}) {
+                Ok(Some(_)) => {}
+                Err(refused) if self.none_was_back(retaken) => return Err(refused),
+                Ok(None) | Err(_) => continue,
+            }
+            let Some(entry) = table.take(slot, first.lap()) else {
+                if patience == 0 || !table.is_full_for_now() {
+                    return Err(PopError::TooManyLeases);
+                }
+                patience -= 1;
+                std::thread::yield_now();
+                continue;
+            };
             let how = Take::Lease(slot.tag().slot());
             let taken = self.take(how, |ring, index, at| {
                 // SAFETY: a cell's words, and those of an entry that nobody else stores to.
@@ -386,16 +464,13 @@ impl<T: ShmSafe + Unpin> Raw<T> {
                 Ok(Some((ring, position))) => {
                     let cell = ring.cell(ring.shape.index(position));
                     entry.hold(slot, cell, ring.lap());
-                    bell::ring(&self.header.popped.0);
+                    self.ring_room();
                     // SAFETY: as in `try_pop`.
                     let value = unsafe { value.assume_init() };
                     return Ok(Lease::new(self, slot, entry, value));
                 }
-                Ok(None) => entry.abandon(slot),
-                Err(refused) => {
-                    entry.abandon(slot);
-                    return Err(refused);
-                }
+                // Or somebody else has had it: another look says why there is none.
+                Ok(None) | Err(_) => entry.abandon(slot),
             }
         }
     }
@@ -417,13 +492,14 @@ impl<T: ShmSafe + Unpin> Raw<T> {
 
     pub(crate) fn is_empty(&self) -> bool {
         loop {
+            let retaken = self.retaken();
             if self.survey().0.back > 0 {
                 return false;
             }
             match self.take(Take::Look, |_, _, _| {}) {
-                Ok(None) => {}
                 Ok(Some(_)) => return false,
-                Err(_) => return true,
+                Err(_) if self.none_was_back(retaken) => return true,
+                Ok(None) | Err(_) => {}
             }
         }
     }
@@ -434,8 +510,9 @@ impl<T: ShmSafe + Unpin> Raw<T> {
     {
         let mut value = MaybeUninit::uninit();
         loop {
-            if let Some((entry, position)) = self.first_back(&mut value) {
-                if entry.is_back() == Some(position) {
+            let retaken = self.retaken();
+            if let Some(back) = self.first_back(&mut value) {
+                if back.entry.is_back() == Some(back.position) {
                     // SAFETY: copied from an entry that has not changed since.
                     return Some(unsafe { value.assume_init() });
                 }
@@ -445,9 +522,11 @@ impl<T: ShmSafe + Unpin> Raw<T> {
             let taken = self.take(Take::Look, |ring, index, _| unsafe {
                 element::load(ring.element(index), &mut value);
             });
-            if taken.ok()?.is_some() {
+            match taken {
                 // SAFETY: copied from a cell that has not changed since.
-                return Some(unsafe { value.assume_init() });
+                Ok(Some(_)) => return Some(unsafe { value.assume_init() }),
+                Err(_) if self.none_was_back(retaken) => return None,
+                Ok(None) | Err(_) => {}
             }
         }
     }
@@ -514,80 +593,5 @@ impl<T: ShmSafe + Unpin> Raw<T> {
             ring::is_ahead(*one, *other).cmp(&ring::is_ahead(*other, *one))
         });
         back.into_iter().for_each(|(_, value)| each(value));
-    }
-
-    pub(crate) fn push_until(
-        &self,
-        value: T,
-        deadline: Option<Instant>,
-    ) -> Result<(), PushError<T>> {
-        let attempt = |value| match self.try_push(value) {
-            Err(PushError {
-                value,
-                cause: PushRefusal::Full,
-            }) => ControlFlow::Continue(value),
-            other => ControlFlow::Break(other),
-        };
-        let value = match attempt(value) {
-            ControlFlow::Break(done) => return done,
-            ControlFlow::Continue(value) => value,
-        };
-        let waited = match here(self) {
-            Ok(here) => wait(here, &self.header.popped.0, deadline, value, attempt),
-            Err(nowhere) => {
-                let cause = nowhere.into();
-                return Err(PushError { value, cause });
-            }
-        };
-        waited.unwrap_or_else(|value| {
-            let cause = PushRefusal::TimedOut;
-            Err(PushError { value, cause })
-        })
-    }
-
-    pub(crate) fn pop_until<R>(
-        &self,
-        deadline: Option<Instant>,
-        mut pop: impl FnMut() -> Result<R, PopError>,
-    ) -> Result<R, PopError> {
-        let mut attempt = |()| match pop() {
-            Err(PopError::Empty) => ControlFlow::Continue(()),
-            other => ControlFlow::Break(other),
-        };
-        if let ControlFlow::Break(done) = attempt(()) {
-            return done;
-        }
-        wait(here(self)?, &self.header.pushed.0, deadline, (), attempt)
-            .unwrap_or(Err(PopError::TimedOut))
-    }
-}
-
-/// Attempts it until it is done, or the time is up: then, what the last attempt left.
-#[cold]
-fn wait<S, R>(
-    Here { arena, slot }: Here,
-    bell: &AtomicU64,
-    deadline: Option<Instant>,
-    mut state: S,
-    mut attempt: impl FnMut(S) -> ControlFlow<R, S>,
-) -> Result<R, S> {
-    let backoff = Backoff::new();
-    while !backoff.is_completed() {
-        backoff.snooze();
-        match attempt(state) {
-            ControlFlow::Break(done) => return Ok(done),
-            ControlFlow::Continue(same) => state = same,
-        }
-    }
-    loop {
-        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            return Err(state);
-        }
-        let announced = bell::announce(bell);
-        match attempt(state) {
-            ControlFlow::Break(done) => return Ok(done),
-            ControlFlow::Continue(same) => state = same,
-        }
-        bell::sleep(arena, slot, bell, announced, deadline);
     }
 }

@@ -72,6 +72,7 @@ mod recover;
 
 use std::alloc::Layout;
 
+use super::limbo;
 use crate::allocator::{AllocError, block};
 use crate::layout::Engine;
 use crate::layout::arena::Arena;
@@ -233,10 +234,17 @@ impl Words {
             epoch::unpin(slot);
             outcome
         };
-        let position = match pinned() {
-            Err(Refusal::Alloc(_)) if self.reclaim(arena, slot) => pinned(),
-            outcome => outcome,
-        }?;
+        let mut outcome = pinned();
+        if let Err(Refusal::Alloc(_)) = outcome
+            && self.reclaim(arena, slot)
+        {
+            outcome = pinned();
+        }
+        if let Err(Refusal::Alloc(AllocError::PoolFull | AllocError::NoMemory(_))) = outcome {
+            limbo::make_room(arena);
+            outcome = pinned();
+        }
+        let position = outcome?;
         self.arrivals.tell();
         Ok(position)
     }

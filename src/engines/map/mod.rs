@@ -58,7 +58,7 @@ use crate::primitive::Ordering;
 
 pub(crate) use self::edit::{Edit, Make, Put, edit};
 pub(crate) use self::find::{Nodes, find};
-pub(crate) use self::hash::hash;
+pub(crate) use self::hash::{hash, seed};
 pub(crate) use self::table::hidden_by;
 
 const ENGINE: u64 = (Engine::Map as u64) << OP_SHIFT;

@@ -1,0 +1,85 @@
+//! Sends small messages to another process, and says how many a second.
+//!
+//! ```text
+//! mailbox_speed [COUNT] [--slots N]
+//! ```
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::Parser;
+use shmkit::process::scope;
+use shmkit::{Mailbox, Pool, RecvError};
+
+/// Sends small messages to another process.
+#[derive(Clone, Copy, Parser)]
+struct Arguments {
+    /// How many messages.
+    #[arg(default_value_t = 1_000_000)]
+    count: u64,
+    /// How many fit into the mailbox.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    slots: u32,
+}
+
+type Message = [u64; 3];
+
+/// What the messages sum to, whose numbers are counted on.
+fn expected(count: u64) -> u64 {
+    (0..count).fold(0, |sum, n| {
+        message(n).iter().fold(sum, |s, x| s.wrapping_add(*x))
+    })
+}
+
+fn message(n: u64) -> Message {
+    [n, n ^ 1, n.rotate_left(7)]
+}
+
+/// Receives until the mailbox is closed; how many, and their sum.
+fn receive(mailbox: &Mailbox<Message>) -> Result<(u64, u64), RecvError> {
+    let receiver = mailbox.receiver().map_err(|_| RecvError::Closed)?;
+    let (mut count, mut sum) = (0, 0_u64);
+    loop {
+        match receiver.recv() {
+            Ok(message) => sum = message.iter().fold(sum, |s, x| s.wrapping_add(*x)),
+            Err(RecvError::Closed) => return Ok((count, sum)),
+            Err(error) => return Err(error),
+        }
+        count += 1;
+    }
+}
+
+fn send(arguments: Arguments) -> Result<f64, Box<dyn std::error::Error>> {
+    let pool = Pool::builder().create()?;
+    let mailbox = pool.create(Mailbox::new(arguments.slots as usize))?;
+    let start = Instant::now();
+    let (count, sum) = scope(|s| -> Result<_, Box<dyn std::error::Error>> {
+        let receiver = s.spawn(|| receive(&mailbox).map_err(|error| error.to_string()))?;
+        for n in 0..arguments.count {
+            mailbox.send(message(n))?;
+        }
+        mailbox.close();
+        Ok(receiver.join()??)
+    })?;
+    let seconds = start.elapsed().as_secs_f64();
+    if (count, sum) != (arguments.count, expected(arguments.count)) {
+        return Err(format!("{count} messages of sum {sum} have come").into());
+    }
+    println!("sum: {sum}");
+    Ok(seconds)
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match send(arguments) {
+        Ok(seconds) => {
+            println!("received: {}", arguments.count);
+            println!("rate: {:.0} a second", arguments.count as f64 / seconds);
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("mailbox_speed: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

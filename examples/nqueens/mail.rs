@@ -1,0 +1,167 @@
+//! Workers that send what they find to one or two collectors, each with a set of its own.
+//!
+//! A batch says whether it is the last of its part of the search, so a collector knows what it has
+//! all of. A searcher that is killed in the middle of a part leaves the part to others, who send
+//! all of it again: a set does not mind. A collector that is killed loses its set. The next one
+//! therefore begins a new *round*, in which it asks for all parts again; batches that were begun
+//! for an earlier round are boards like any others, but finish nothing.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use shmkit::process::{Entry, JoinHandle, Worker};
+use shmkit::{Handle, Mailbox, PopError, PushRefusal, Queue, ShmSafe};
+
+use crate::board::{Boards, parts, representative, search};
+use crate::failure::Failure;
+use crate::maps::options;
+
+const BATCH: usize = 62;
+
+/// What is sent to a collector.
+#[derive(Clone, Copy, ShmSafe)]
+pub struct Batch {
+    round: u32,
+    part: u32,
+    /// 1 if the part is finished with it.
+    last: u32,
+    len: u32,
+    boards: [u64; BATCH],
+}
+
+/// Where a collector gets its mail.
+#[derive(ShmSafe)]
+pub struct Collector {
+    mail: Mailbox<Batch>,
+    /// How many collectors were killed here.
+    round: AtomicU32,
+}
+
+impl Collector {
+    pub const fn new() -> Collector {
+        Collector {
+            mail: Mailbox::new(64),
+            round: AtomicU32::new(0),
+        }
+    }
+}
+
+/// What all workers know.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Shared {
+    pub size: u32,
+    pub collectors: Vec<Handle<Collector>>,
+    /// Numbers of parts.
+    pub parts: Handle<Queue<u32>>,
+}
+
+/// The first worker.
+pub static COUNT: Entry<(Shared, u32), Result<u64, Failure>> = Entry::new("count", count);
+static SEARCH: Entry<Shared, Result<(), Failure>> = Entry::new("search", search_and_send);
+static COLLECT: Entry<(Shared, usize), Result<u64, Failure>> = Entry::new("collect", collect);
+
+fn count(worker: &Worker, (shared, workers): (Shared, u32)) -> Result<u64, Failure> {
+    let queue = shared.parts.open()?;
+    let all = 0..parts(shared.size).len() as u32;
+    all.clone().try_for_each(|part| queue.push(part))?;
+    let mut collectors = Vec::new();
+    for number in 0..shared.collectors.len() {
+        let started = worker.start_with(options(), &COLLECT, &(shared.clone(), number))?;
+        collectors.push((number, started));
+    }
+    let searchers: Result<Vec<JoinHandle<Result<(), Failure>>>, _> = (0..workers)
+        .map(|_| worker.start_with(options(), &SEARCH, &shared))
+        .collect();
+    let mut solutions = 0;
+    // Whichever is ready first: the mail of one that has returned must be refused, for a searcher
+    // would wait for room in it.
+    while !collectors.is_empty() {
+        let mut left = Vec::new();
+        for (number, collector) in collectors {
+            if !collector.wait(Duration::from_millis(2))? {
+                left.push((number, collector));
+                continue;
+            }
+            solutions += collector.join()??;
+            shared.collectors[number].open()?.mail.close();
+        }
+        collectors = left;
+    }
+    queue.close();
+    queue.clear();
+    searchers?
+        .into_iter()
+        .try_for_each(|searcher| searcher.join()?)?;
+    Ok(solutions)
+}
+
+fn collect(worker: &Worker, (shared, number): (Shared, usize)) -> Result<u64, Failure> {
+    let here = shared.collectors[number].open()?;
+    let mut left = parts(shared.size).len();
+    if worker.restarts() > 0 {
+        here.round.fetch_add(1, Ordering::AcqRel);
+        let queue = shared.parts.open()?;
+        (0..left as u32).try_for_each(|part| queue.push(part))?;
+    }
+    let round = here.round.load(Ordering::Acquire);
+    let (mut boards, mut finished) = (Boards::default(), vec![false; left]);
+    let receiver = here.mail.receiver()?;
+    while left > 0 {
+        let batch = receiver.recv()?;
+        boards.extend(&batch.boards[..batch.len as usize]);
+        let finished = &mut finished[batch.part as usize];
+        if batch.last == 1 && batch.round == round && !*finished {
+            *finished = true;
+            left -= 1;
+        }
+    }
+    Ok(boards.len() as u64)
+}
+
+fn search_and_send(_: &Worker, shared: Shared) -> Result<(), Failure> {
+    let collectors = shared.collectors.iter().map(|collector| collector.open());
+    let collectors = collectors.collect::<Result<Vec<_>, _>>()?;
+    let (queue, parts) = (shared.parts.open()?, parts(shared.size));
+    loop {
+        let part = match queue.lease() {
+            Ok(part) => part,
+            Err(PopError::Closed) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        let mut batches: Vec<Batch> = collectors
+            .iter()
+            .map(|collector| Batch {
+                round: collector.round.load(Ordering::Acquire),
+                part: *part,
+                last: 0,
+                len: 0,
+                boards: [0; BATCH],
+            })
+            .collect();
+        search(shared.size, parts[*part as usize], |board| {
+            let board = representative(shared.size, board);
+            let number = board as usize % collectors.len();
+            let batch = &mut batches[number];
+            if batch.len as usize == BATCH {
+                send(&collectors[number], *batch)?;
+                batch.len = 0;
+            }
+            batch.boards[batch.len as usize] = board;
+            batch.len += 1;
+            Ok::<_, Failure>(())
+        })?;
+        for (collector, batch) in collectors.iter().zip(batches) {
+            send(collector, Batch { last: 1, ..batch })?;
+        }
+        part.ack();
+    }
+}
+
+/// Sends a batch. A collector that has all it needs refuses it, which is well.
+fn send(to: &Collector, batch: Batch) -> Result<(), Failure> {
+    match to.mail.send(batch) {
+        Err(refused) if refused.cause != PushRefusal::Closed => Err(refused.cause.into()),
+        _ => Ok(()),
+    }
+}

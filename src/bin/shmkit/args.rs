@@ -1,0 +1,344 @@
+//! The command line: what is asked, and who answers.
+
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use serde_json::json;
+use shmkit::inspect::{self, Observer, PoolState, RemoveError};
+use shmkit::{AttachError, Pool};
+
+use crate::failure::{self, Code, Failure, Outcome};
+use crate::{bench, npy, report, top};
+
+/// Lists, inspects and removes pools of shared memory.
+///
+/// A POOL is a name (for /dev/shm/shmkit.NAME) or the path of a pool's file. Reports are made without
+/// taking part in the pool: they need no free place in it, and nobody notices them.
+#[derive(Debug, Parser)]
+#[command(name = "shmkit", version, after_help = failure::HELP)]
+pub struct Cli {
+    /// Print JSON instead of text.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// List the named pools: size, owner, who is attached, whether anybody has it.
+    Ls {
+        /// Only those whose names begin so.
+        #[arg(long, default_value = "")]
+        prefix: String,
+    },
+    /// Tell what a pool is, who uses it and how much, and where its numbers are.
+    Info { pool: String },
+    /// Watch a pool: participants, what they hold and wait for, how their memory grows.
+    Top {
+        pool: String,
+        /// Print one report and end, as where standard output is no terminal.
+        #[arg(long)]
+        once: bool,
+        /// Seconds between two looks.
+        #[arg(long, default_value_t = 1.0, value_parser = seconds)]
+        interval: f64,
+    },
+    /// Check everything that must hold of a pool.
+    ///
+    /// While it is used, only what holds at every instant is checked. A pool that nobody has is
+    /// checked whole; if dead processes left it in the middle of something, a copy is recovered and
+    /// checked.
+    Check { pool: String },
+    /// Draw what lies where.
+    Map {
+        pool: String,
+        /// Draw SVG.
+        #[arg(long)]
+        svg: bool,
+    },
+    /// List the objects: names, types, sizes, where they are.
+    Objects { pool: String },
+    /// List what threads hold and wait for.
+    Locks { pool: String },
+    /// Write a named matrix or array to a .npy file.
+    Export {
+        pool: String,
+        /// The object's name.
+        object: String,
+        /// The file to make; `-` for standard output.
+        file: PathBuf,
+    },
+    /// Read a .npy file into a named matrix or array: over one of the same shape, or a new one.
+    Import {
+        pool: String,
+        /// The object's name.
+        object: String,
+        /// The file to read.
+        file: PathBuf,
+    },
+    /// Remove the named pools that nobody has; without --yes, say which these are.
+    Gc {
+        /// Do it.
+        #[arg(long)]
+        yes: bool,
+        /// Only those whose names begin so.
+        #[arg(long, default_value = "")]
+        prefix: String,
+    },
+    /// Remove pools that nobody has; without --yes, say whether it could be done.
+    Rm {
+        #[arg(required = true)]
+        pools: Vec<String>,
+        /// Do it.
+        #[arg(long)]
+        yes: bool,
+        /// Also files that are damaged, or no pools.
+        #[arg(long)]
+        damaged: bool,
+    },
+    /// Measure some rates of allocator, locks and containers on this machine.
+    RunBench {
+        /// Seconds for each figure.
+        #[arg(long, default_value_t = 0.2, value_parser = seconds)]
+        seconds: f64,
+    },
+    /// Print a script that completes this command's arguments in a shell.
+    Completions { shell: clap_complete::Shell },
+    /// Print this command's manual page.
+    Man,
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if (0.001..=3600.0).contains(&seconds) => Ok(seconds),
+        _ => Err("a number of seconds from 0.001 to 3600".into()),
+    }
+}
+
+/// The arguments, or why they are none: help and version, which are no failure, are printed here.
+pub fn parse() -> Outcome<Cli> {
+    Cli::try_parse().map_err(|error| {
+        let code = if error.use_stderr() {
+            Code::Usage
+        } else {
+            Code::Problems
+        };
+        if code == Code::Usage {
+            // The first lines say it; the rest is how to use the command.
+            let text = error.render().to_string();
+            let mut said = text.split("\n\n").next().unwrap_or_default().to_owned();
+            if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+                said = "a command is missing; see shmkit --help".into();
+            }
+            let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+            return Failure::new(code, said.trim_start_matches("error: "));
+        }
+        let _ = error.print();
+        std::process::exit(0)
+    })
+}
+
+/// Prints a whole answer. A reader that has gone away has seen enough.
+fn print(text: &str) -> Outcome {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+fn observe(name: &str) -> Outcome<Observer> {
+    Observer::open(name).map_err(|error| Failure::from(error).about(name))
+}
+
+impl Cli {
+    pub fn run(self) -> Outcome {
+        let json = self.json;
+        let answer = |text: &dyn Fn() -> String, data: serde_json::Value| {
+            print(&if json { format!("{data:#}\n") } else { text() })
+        };
+        match self.command {
+            Command::Ls { prefix } => {
+                let all = inspect::list(&prefix)?;
+                answer(&|| report::list(&all), report::list_json(&all))
+            }
+            Command::Info { pool } => {
+                let observer = observe(&pool)?;
+                let info = report::Whole::of(&observer);
+                answer(&|| info.text(), info.json())
+            }
+            Command::Top {
+                pool,
+                once,
+                interval,
+            } => {
+                let observer = observe(&pool)?;
+                let interval = Duration::from_secs_f64(interval);
+                if once || json || !std::io::stdout().is_terminal() {
+                    let view = top::look_twice(&observer, interval.min(Duration::from_millis(200)));
+                    return answer(&|| view.text(), view.json());
+                }
+                top::watch(&observer, &pool, interval)
+            }
+            Command::Check { pool } => check(&pool, json),
+            Command::Map { pool, svg } => {
+                let map = observe(&pool)?.map();
+                let drawn = || if svg { map.to_svg() } else { map.to_string() };
+                answer(&drawn, json!(map))
+            }
+            Command::Objects { pool } => {
+                let objects = observe(&pool)?.objects();
+                answer(&|| report::objects(&objects), json!(objects))
+            }
+            Command::Locks { pool } => {
+                let locks = observe(&pool)?.locks();
+                answer(&|| report::locks(&locks), json!(locks))
+            }
+            Command::Export { pool, object, file } => {
+                let observer = observe(&pool)?;
+                let (numbers, bytes) = observer
+                    .read_numbers(&object)
+                    .map_err(|error| Failure::from(error).about(&object))?;
+                let to_stdout = file.as_os_str() == "-";
+                npy::write(&file, to_stdout, &numbers, &bytes)?;
+                if to_stdout {
+                    return Ok(());
+                }
+                let said = || {
+                    let shape = report::shape(&numbers.shape);
+                    format!("{}: {shape} of {}\n", file.display(), numbers.dtype)
+                };
+                answer(&said, json!(numbers))
+            }
+            Command::Import { pool, object, file } => {
+                let read = npy::read(&file)?;
+                // SAFETY: by the user's word that the pool's programs cooperate with this one.
+                let pool = unsafe { Pool::open(&pool) }
+                    .map_err(|error| Failure::from(error).about(&pool))?;
+                let (dtype, shape) = (&read.dtype, &read.shape);
+                let stored = shmkit::numbers::store(pool, &object, dtype, shape, &read.bytes)
+                    .map_err(|error| Failure::from(error).about(&object))?;
+                let how = format!("{stored:?}").to_lowercase();
+                let shape = report::shape(&read.shape);
+                answer(
+                    &|| format!("{object}: {how}, {shape} of {dtype}\n"),
+                    json!({ "object": object, "stored": how, "dtype": dtype, "shape": read.shape }),
+                )
+            }
+            Command::Gc { yes, prefix } => gc(&prefix, yes, json),
+            Command::Rm {
+                pools,
+                yes,
+                damaged,
+            } => rm(&pools, yes, damaged, json),
+            Command::RunBench { seconds } => {
+                let rates = bench::run(Duration::from_secs_f64(seconds))?;
+                answer(&|| bench::text(&rates), json!(rates))
+            }
+            Command::Completions { shell } => {
+                let mut script = Vec::new();
+                clap_complete::generate(shell, &mut Cli::command(), "shmkit", &mut script);
+                let script = String::from_utf8_lossy(&script);
+                answer(&|| script.to_string(), json!({ "script": script }))
+            }
+            Command::Man => {
+                let mut page = Vec::new();
+                clap_mangen::Man::new(Cli::command()).render(&mut page)?;
+                let page = String::from_utf8_lossy(&page);
+                answer(&|| page.to_string(), json!({ "page": page }))
+            }
+        }
+    }
+}
+
+fn check(name: &str, json: bool) -> Outcome {
+    let observer = observe(name)?;
+    let info = observer.info();
+    let (how, found) = match info.state {
+        PoolState::Live | PoolState::Idle => ("in use", observer.check()),
+        _ if info.processes.is_empty() => ("at rest", observer.check_quiescent()),
+        _ => {
+            let copy = observer.into_copy().map_err(Failure::from)?;
+            copy.recover();
+            ("a copy, recovered", copy.check_quiescent())
+        }
+    };
+    let data = json!({
+        "checked": how,
+        "ok": found.is_ok(),
+        "slices": found.slices,
+        "spans": found.spans,
+        "runs": found.runs,
+        "objects": found.objects,
+        "problems": found.problems,
+    });
+    print(&if json {
+        format!("{data:#}\n")
+    } else {
+        format!("{name} ({how}): {found}\n")
+    })?;
+    if found.is_ok() {
+        return Ok(());
+    }
+    let count = found.problems.len();
+    Err(Failure::new(
+        Code::Problems,
+        format!("{name}: {count} problems"),
+    ))
+}
+
+/// What became, or would become, of a pool.
+fn told(yes: bool, removed: &[String], kept: &[(String, String)], json: bool) -> Outcome {
+    let data = json!({
+        "dry_run": !yes,
+        "removed": removed,
+        "kept": kept.iter().map(|(name, why)| json!({ "name": name, "why": why })).collect::<Vec<_>>(),
+    });
+    let verb = if yes { "removed" } else { "would remove" };
+    let mut text = String::new();
+    for name in removed {
+        text.push_str(&format!("{verb} {name}\n"));
+    }
+    for (name, why) in kept {
+        text.push_str(&format!("kept {name}: {why}\n"));
+    }
+    if !yes && !removed.is_empty() {
+        text.push_str("nothing was removed; say --yes to do it\n");
+    }
+    print(&if json { format!("{data:#}\n") } else { text })
+}
+
+fn gc(prefix: &str, yes: bool, json: bool) -> Outcome {
+    let (mut removed, mut kept) = (Vec::new(), Vec::new());
+    for pool in inspect::list(prefix)? {
+        match inspect::remove(&pool.name, false, yes) {
+            Ok(()) => removed.push(pool.name),
+            Err(RemoveError::Attach(AttachError::NotFound { .. })) => {}
+            Err(error) => kept.push((pool.name, failure::line(&error))),
+        }
+    }
+    told(yes, &removed, &kept, json)
+}
+
+fn rm(pools: &[String], yes: bool, damaged: bool, json: bool) -> Outcome {
+    let (mut removed, mut first) = (Vec::new(), None);
+    let mut kept = Vec::new();
+    for pool in pools {
+        match inspect::remove(pool, damaged, yes) {
+            Ok(()) => removed.push(pool.clone()),
+            Err(error) => {
+                kept.push((pool.clone(), failure::line(&error)));
+                first = first.or(Some(Failure::from(error).about(pool)));
+            }
+        }
+    }
+    match first {
+        // One line says it all.
+        Some(failure) if pools.len() == 1 => Err(failure),
+        Some(failure) => told(yes, &removed, &kept, json).and(Err(failure)),
+        None => told(yes, &removed, &kept, json),
+    }
+}

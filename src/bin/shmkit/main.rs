@@ -1,0 +1,52 @@
+//! The command `shmkit`: what pools there are, what is in them, and the removal of leftovers.
+//!
+//! Arguments and printing only. What is printed comes from `shmkit::inspect` and `shmkit::numbers`.
+//!
+//! | module | what |
+//! |---|---|
+//! | `args` | the command line |
+//! | `failure` | what can go wrong, and the exit codes |
+//! | `report` | reports as text and JSON |
+//! | `npy` | matrices and arrays to and from `.npy` files |
+//! | `top` | the live view |
+//! | `bench` | rates of this machine |
+//! | `fault` | a damaged pool that leads astray ends in a message |
+
+// Nothing of the library is there for the models of `tests/loom`.
+#![cfg_attr(shmkit_loom, allow(unused))]
+
+#[cfg(not(shmkit_loom))]
+mod args;
+#[cfg(not(shmkit_loom))]
+mod bench;
+#[cfg(not(shmkit_loom))]
+mod failure;
+#[cfg(not(shmkit_loom))]
+mod fault;
+#[cfg(not(shmkit_loom))]
+mod npy;
+#[cfg(not(shmkit_loom))]
+mod report;
+#[cfg(not(shmkit_loom))]
+mod top;
+
+#[cfg(shmkit_loom)]
+fn main() {}
+
+#[cfg(not(shmkit_loom))]
+fn main() -> std::process::ExitCode {
+    fault::install();
+    let outcome = std::panic::catch_unwind(|| args::parse().and_then(args::Cli::run));
+    let failure = match outcome {
+        Ok(Ok(())) => return std::process::ExitCode::SUCCESS,
+        Ok(Err(failure)) => failure,
+        // Told by the hook.
+        Err(_) => return failure::Code::Damaged.into(),
+    };
+    if let Some(message) = &failure.message {
+        // Nobody is left to tell if this fails.
+        let _ =
+            std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("shmkit: {message}\n"));
+    }
+    failure.code.into()
+}

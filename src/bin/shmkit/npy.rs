@@ -1,0 +1,125 @@
+//! Matrices and arrays to and from `.npy` files.
+
+use std::fs::File;
+use std::io::{BufReader, BufWriter, Write};
+use std::path::Path;
+
+use npyz::{NpyFile, Order, WriterBuilder};
+use shmkit::numbers::Numbers;
+
+use crate::failure::{Code, Failure, Outcome};
+
+/// What a file holds: elements in row-major order and this machine's byte order.
+pub struct Read {
+    pub dtype: String,
+    pub shape: Vec<usize>,
+    pub bytes: Vec<u8>,
+}
+
+/// Runs `$code` for the type that `$dtype` names, as `T`.
+macro_rules! with_type {
+    ($dtype:expr, |$t:ident| $code:expr, $other:expr) => {
+        with_type!(@ $dtype, $t, $code, $other,
+            "<f8" f64, "<f4" f32, "|u1" u8, "<u2" u16, "<u4" u32, "<u8" u64,
+            "|i1" i8, "<i2" i16, "<i4" i32, "<i8" i64)
+    };
+    (@ $dtype:expr, $t:ident, $code:expr, $other:expr, $($name:literal $ty:ty),*) => {
+        match $dtype {
+            $($name => { type $t = $ty; $code })*
+            _ => $other,
+        }
+    };
+}
+
+/// Writes a file. One that cannot be written whole is not left behind.
+pub fn write(path: &Path, to_stdout: bool, numbers: &Numbers, bytes: &[u8]) -> Outcome {
+    let failed = |error: std::io::Error| Failure::from(error).about(&path.display().to_string());
+    if to_stdout {
+        return write_to(std::io::stdout().lock(), numbers, bytes).map_err(failed);
+    }
+    let file = File::create(path).map_err(failed)?;
+    write_to(&file, numbers, bytes).map_err(|error| {
+        let _ = std::fs::remove_file(path);
+        failed(error)
+    })
+}
+
+fn write_to(out: impl Write, numbers: &Numbers, bytes: &[u8]) -> std::io::Result<()> {
+    let shape: Vec<u64> = numbers.shape.iter().map(|&len| len as u64).collect();
+    let mut out = BufWriter::new(out);
+    with_type!(
+        numbers.dtype,
+        |T| {
+            let elements = bytes.as_chunks::<{ size_of::<T>() }>().0;
+            let mut writer = npyz::WriteOptions::new()
+                .default_dtype()
+                .shape(&shape)
+                .writer(&mut out)
+                .begin_nd()?;
+            writer.extend(elements.iter().map(|element| T::from_le_bytes(*element)))?;
+            writer.finish()?;
+        },
+        unreachable!("numbers of a pool have one of these types")
+    );
+    out.flush()
+}
+
+/// Reads a file.
+pub fn read(path: &Path) -> Outcome<Read> {
+    let name = path.display().to_string();
+    let unsuitable = |why: String| Failure::new(Code::Unsuitable, why).about(&name);
+    let file = File::open(path).map_err(|error| {
+        let code = match error.kind() {
+            std::io::ErrorKind::NotFound => Code::NotFound,
+            _ => Code::System,
+        };
+        Failure::new(code, error.to_string()).about(&name)
+    })?;
+    let length = file.metadata().map_or(0, |file| file.len());
+    let npy = NpyFile::new(BufReader::new(file))
+        .map_err(|error| unsuitable(format!("this is no .npy file: {error}")))?;
+    let shape = npy.shape().to_vec();
+    if !matches!(shape.len(), 1 | 2) {
+        return Err(unsuitable(format!(
+            "it has {} dimensions; arrays have one and matrices two",
+            shape.len()
+        )));
+    }
+    let described = npy.dtype().descr();
+    let described = described.trim_matches('\'');
+    // The reader turns big-endian elements round.
+    let dtype = described.replacen('>', "<", 1);
+    let order = npy.order();
+    let whole = |len: u64| usize::try_from(len).map_err(|_| unsuitable("it is too large".into()));
+    let shape = shape.into_iter().map(whole).collect::<Outcome<Vec<_>>>()?;
+    let count = shape.iter().try_fold(1_usize, |n, &len| n.checked_mul(len));
+    if count.is_none_or(|count| count as u64 > length) {
+        return Err(unsuitable("it is shorter than its shape says".into()));
+    }
+    let bytes = with_type!(
+        dtype.as_str(),
+        |T| {
+            let elements: Vec<T> = npy
+                .into_vec()
+                .map_err(|error| unsuitable(format!("it cannot be read: {error}")))?;
+            let elements = match (order, shape.as_slice()) {
+                (Order::Fortran, &[rows, columns]) => (0..rows * columns)
+                    .map(|i| elements[i % columns * rows + i / columns])
+                    .collect(),
+                _ => elements,
+            };
+            elements
+                .iter()
+                .flat_map(|element| element.to_ne_bytes())
+                .collect()
+        },
+        return Err(unsuitable(format!(
+            "elements of the type {described} cannot be stored"
+        )))
+    );
+    Ok(Read {
+        dtype,
+        shape,
+        bytes,
+    })
+}

@@ -1,0 +1,348 @@
+//! Reports as text and as JSON.
+
+use serde_json::{Value, json};
+use shmkit::Stats;
+use shmkit::inspect::{Info, Listed, LockReport, ObjectReport, Observer, Participant, PoolState};
+
+/// Columns of equal width; the first row is their heads. Numbers to the right.
+pub fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (cell, &width) in row.iter().zip(&widths) {
+            let is_number = cell.starts_with(|c: char| c.is_ascii_digit() || c == '-' || c == '+');
+            let padding = " ".repeat(width - cell.chars().count());
+            if is_number {
+                line.push_str(&padding);
+            }
+            line.push_str(cell);
+            if !is_number {
+                line.push_str(&padding);
+            }
+            line.push_str("  ");
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+pub fn row<const N: usize>(cells: [&dyn std::fmt::Display; N]) -> Vec<String> {
+    cells.iter().map(ToString::to_string).collect()
+}
+
+/// Bytes for people.
+pub fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = count as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 {
+        format!("{count} B")
+    } else {
+        format!("{value:.1} {}", UNITS[unit])
+    }
+}
+
+pub fn shape(shape: &[usize]) -> String {
+    match shape {
+        [] => "1".into(),
+        lengths => lengths
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(" x "),
+    }
+}
+
+fn state(state: PoolState) -> &'static str {
+    match state {
+        PoolState::Live => "live",
+        PoolState::Idle => "idle",
+        _ => "stale",
+    }
+}
+
+fn alive(info: &Info) -> usize {
+    info.processes
+        .iter()
+        .filter(|process| process.alive)
+        .count()
+}
+
+fn dead(info: &Info) -> usize {
+    info.processes.len() - alive(info)
+}
+
+pub fn list(all: &[Listed]) -> String {
+    let mut rows = vec![row([
+        &"NAME",
+        &"STATE",
+        &"ATTACHED",
+        &"DEAD",
+        &"SIZE",
+        &"MEMORY",
+        &"MAXIMUM",
+        &"UID",
+        &"CREATOR",
+    ])];
+    for pool in all {
+        rows.push(match &pool.info {
+            Ok(info) => row([
+                &pool.name,
+                &state(info.state),
+                &alive(info),
+                &dead(info),
+                &bytes(info.size as u64),
+                &bytes(info.memory),
+                &bytes(info.maximum as u64),
+                &info.owner,
+                &info.creator,
+            ]),
+            Err(error) => row([&pool.name, &crate::failure::line(error)]),
+        });
+    }
+    // The text of an error is no cell.
+    let (good, bad): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.len() > 2);
+    let mut text = table(&good);
+    for row in bad {
+        text.push_str(&format!("{}: {}\n", row[0], row[1]));
+    }
+    text
+}
+
+pub fn list_json(all: &[Listed]) -> Value {
+    let of = |pool: &Listed| match &pool.info {
+        Ok(info) => json!({
+            "name": pool.name,
+            "path": pool.path,
+            "state": info.state,
+            "attached": alive(info),
+            "dead": dead(info),
+            "info": info,
+        }),
+        Err(error) => json!({
+            "name": pool.name,
+            "path": pool.path,
+            "error": crate::failure::line(error),
+        }),
+    };
+    all.iter().map(of).collect()
+}
+
+/// All that `info` tells.
+pub struct Whole {
+    info: Info,
+    stats: Stats,
+    participants: Vec<Participant>,
+    objects: Vec<ObjectReport>,
+}
+
+impl Whole {
+    pub fn of(observer: &Observer) -> Self {
+        Whole {
+            info: observer.info(),
+            stats: observer.stats(),
+            participants: observer.participants(),
+            objects: observer.objects(),
+        }
+    }
+
+    pub fn json(&self) -> Value {
+        let numbers: Vec<Value> = self
+            .objects
+            .iter()
+            .flat_map(|object| object.names.iter().map(move |name| (name, &object.numbers)))
+            .filter_map(|(name, numbers)| {
+                let mut data = json!(numbers.as_ref()?);
+                data["name"] = json!(name);
+                Some(data)
+            })
+            .collect();
+        json!({
+            "pool": self.info,
+            "memory": stats_json(&self.stats),
+            "participants": self.participants,
+            "objects": self.objects.len(),
+            "numbers": numbers,
+        })
+    }
+
+    pub fn text(&self) -> String {
+        let (info, stats) = (&self.info, &self.stats);
+        let mut text = table(&[
+            row([&"file", &info.path]),
+            row([&"uuid", &info.uuid]),
+            row([&"state", &state(info.state)]),
+            row([&"base", &format!("{:#x}", info.base)]),
+            row([&"layout version", &info.version]),
+            row([
+                &"created",
+                &format!("by process {}, {} s after 1970", info.creator, info.created),
+            ]),
+            row([&"owner", &format!("uid {}", info.owner)]),
+            row([
+                &"data",
+                &format!(
+                    "{}, up to {}",
+                    bytes(info.size as u64),
+                    bytes(info.maximum as u64)
+                ),
+            ]),
+            row([&"memory", &bytes(info.memory)]),
+            row([
+                &"allocated",
+                &format!(
+                    "{}, free {}, largest {}",
+                    bytes(stats.allocated as u64),
+                    bytes(stats.free as u64),
+                    bytes(stats.largest_contiguous as u64)
+                ),
+            ]),
+            row([
+                &"retired",
+                &format!(
+                    "{} blocks, {}",
+                    stats.retired.blocks,
+                    bytes(stats.retired.bytes as u64)
+                ),
+            ]),
+            row([&"recoveries", &format!("{} so far", stats.recoveries)]),
+            row([
+                &"participants",
+                &format!(
+                    "{} threads of {} at most",
+                    stats.threads, info.max_participants
+                ),
+            ]),
+            row([&"objects", &format!("{}", self.objects.len())]),
+        ]);
+        text.push('\n');
+        text.push_str(&processes(info));
+        text.push_str(&numbers(&self.objects));
+        text
+    }
+}
+
+pub fn stats_json(stats: &Stats) -> Value {
+    let classes: Vec<Value> = stats
+        .classes
+        .iter()
+        .map(|class| {
+            json!({
+                "block_size": class.block_size,
+                "spans": class.spans,
+                "allocated": class.allocated,
+                "free": class.free,
+            })
+        })
+        .collect();
+    json!({
+        "total": stats.total,
+        "maximum": stats.maximum,
+        "allocated": stats.allocated,
+        "free": stats.free,
+        "largest_contiguous": stats.largest_contiguous,
+        "committed": stats.committed,
+        "retired": { "blocks": stats.retired.blocks, "bytes": stats.retired.bytes, "held_back": stats.retired.held_back },
+        "runs": { "allocated": stats.runs.allocated, "bytes": stats.runs.allocated_bytes },
+        "classes": classes,
+        "threads": stats.threads,
+        "processes": stats.processes,
+        "recoveries": stats.recoveries,
+    })
+}
+
+fn processes(info: &Info) -> String {
+    let mut rows = vec![row([
+        &"PROCESS",
+        &"STATE",
+        &"THREADS",
+        &"CHANGING",
+        &"HOLDS",
+        &"COMMAND",
+    ])];
+    for process in &info.processes {
+        rows.push(row([
+            &process.process,
+            &if process.alive { "alive" } else { "dead" },
+            &process.threads,
+            &process.changing,
+            &process.objects,
+            &process.command.as_deref().unwrap_or(""),
+        ]));
+    }
+    table(&rows)
+}
+
+fn numbers(objects: &[ObjectReport]) -> String {
+    let mut rows = vec![row([&"NUMBERS", &"DTYPE", &"SHAPE", &"OFFSET"])];
+    for object in objects {
+        if let Some(numbers) = &object.numbers {
+            for name in &object.names {
+                rows.push(row([
+                    name,
+                    &numbers.dtype,
+                    &shape(&numbers.shape),
+                    &numbers.offset,
+                ]));
+            }
+        }
+    }
+    if rows.len() == 1 {
+        return String::new();
+    }
+    format!("\n{}", table(&rows))
+}
+
+pub fn objects(objects: &[ObjectReport]) -> String {
+    let mut rows = vec![row([
+        &"INDEX", &"TYPE", &"SIZE", &"OFFSET", &"LINKS", &"HELD", &"NUMBERS", &"NAME",
+    ])];
+    for object in objects {
+        let numbers = object.numbers.as_ref();
+        let numbers = numbers.map(|n| format!("{} [{}]", n.dtype, shape(&n.shape)));
+        rows.push(row([
+            &object.index,
+            &object.type_name,
+            &object.size,
+            &object.offset,
+            &object.links,
+            &if object.damaged {
+                "damaged"
+            } else if object.held {
+                "yes"
+            } else {
+                "no"
+            },
+            &numbers.unwrap_or_default(),
+            &object.names.join(", "),
+        ]));
+    }
+    table(&rows)
+}
+
+pub fn locks(locks: &[LockReport]) -> String {
+    let mut rows = vec![row([&"OFFSET", &"WITHIN", &"PROCESS", &"SLOT", &"HOW"])];
+    for lock in locks {
+        for thread in &lock.threads {
+            rows.push(row([
+                &lock.offset,
+                &lock.within,
+                &thread.process,
+                &thread.slot,
+                &format!("{:?}", thread.why).to_lowercase(),
+            ]));
+        }
+    }
+    table(&rows)
+}

@@ -1,0 +1,198 @@
+//! The live view: who takes part, what is held and waited for, how the memory grows.
+//!
+//! An allocation is counted nowhere, so that it stays cheap: what is shown is by how much each
+//! participant's allocated bytes have changed since the last look.
+
+use std::time::{Duration, Instant};
+
+use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
+use ratatui::layout::{Constraint, Layout};
+use ratatui::style::{Modifier, Style};
+use ratatui::text::Line;
+use ratatui::widgets::{Block, Paragraph};
+use serde_json::{Value, json};
+use shmkit::Stats;
+use shmkit::inspect::{LockReport, Observer, Participant, ProcessReport};
+
+use crate::failure::{Failure, Outcome};
+use crate::report::{bytes, locks, row, stats_json, table};
+
+/// What one look has seen.
+struct Look {
+    at: Instant,
+    stats: Stats,
+    participants: Vec<Participant>,
+    processes: Vec<ProcessReport>,
+    locks: Vec<LockReport>,
+}
+
+impl Look {
+    fn take(observer: &Observer) -> Self {
+        Look {
+            at: Instant::now(),
+            stats: observer.stats(),
+            participants: observer.participants(),
+            processes: observer.processes(),
+            locks: observer.locks(),
+        }
+    }
+}
+
+/// Two looks, and what has changed between them.
+pub struct View {
+    before: Look,
+    now: Look,
+}
+
+pub fn look_twice(observer: &Observer, apart: Duration) -> View {
+    let before = Look::take(observer);
+    std::thread::sleep(apart);
+    let now = Look::take(observer);
+    View { before, now }
+}
+
+impl View {
+    fn rate(&self, now: usize, before: usize) -> f64 {
+        let seconds = (self.now.at - self.before.at).as_secs_f64().max(1e-9);
+        (now as f64 - before as f64) / seconds
+    }
+
+    /// Bytes a second by which a participant's memory grows.
+    fn growth(&self, participant: &Participant) -> f64 {
+        let same =
+            |p: &&Participant| (p.slot, p.process) == (participant.slot, participant.process);
+        let before = self.before.participants.iter().find(same);
+        self.rate(participant.allocated, before.map_or(0, |p| p.allocated))
+    }
+
+    fn summary(&self) -> String {
+        let (stats, before) = (&self.now.stats, &self.before.stats);
+        let waiting: usize = self.now.locks.iter().map(LockReport::waiting).sum();
+        format!(
+            "{} threads of {} processes, {waiting} waiting; {} allocated ({}/s) of {}; {} recoveries",
+            stats.threads,
+            stats.processes,
+            bytes(stats.allocated as u64),
+            signed(self.rate(stats.allocated, before.allocated)),
+            bytes(stats.total as u64),
+            stats.recoveries,
+        )
+    }
+
+    fn participants(&self) -> String {
+        let mut rows = vec![row([
+            &"PROCESS",
+            &"SLOT",
+            &"STATE",
+            &"COMMAND",
+            &"SPANS",
+            &"ALLOCATED",
+            &"GROWTH/S",
+        ])];
+        for participant in &self.now.participants {
+            let of_it = |p: &&ProcessReport| p.process == participant.process;
+            let process = self.now.processes.iter().find(of_it);
+            let state = match process {
+                _ if participant.slot == 0 => "nobody",
+                Some(process) if process.alive => "alive",
+                _ => "dead",
+            };
+            rows.push(row([
+                &participant.process,
+                &participant.slot,
+                &state,
+                &process.and_then(|p| p.command.as_deref()).unwrap_or(""),
+                &participant.spans,
+                &bytes(participant.allocated as u64),
+                &signed(self.growth(participant)),
+            ]));
+        }
+        table(&rows)
+    }
+
+    pub fn text(&self) -> String {
+        let held = locks(&self.now.locks);
+        format!("{}\n\n{}\n{held}", self.summary(), self.participants())
+    }
+
+    pub fn json(&self) -> Value {
+        let grows = |participant: &Participant| {
+            let mut data = json!(participant);
+            data["growth_per_second"] = json!(self.growth(participant));
+            data
+        };
+        let participants: Vec<Value> = self.now.participants.iter().map(grows).collect();
+        let (now, before) = (self.now.stats.allocated, self.before.stats.allocated);
+        json!({
+            "seconds": (self.now.at - self.before.at).as_secs_f64(),
+            "memory": stats_json(&self.now.stats),
+            "growth_per_second": self.rate(now, before),
+            "participants": participants,
+            "processes": self.now.processes,
+            "locks": self.now.locks,
+        })
+    }
+}
+
+fn signed(rate: f64) -> String {
+    let sign = if rate < 0.0 { "-" } else { "+" };
+    format!("{sign}{}", bytes(rate.abs() as u64))
+}
+
+/// Shows the pool on the terminal until somebody presses q, Escape or Ctrl-C.
+pub fn watch(observer: &Observer, name: &str, interval: Duration) -> Outcome {
+    let mut terminal = ratatui::try_init().map_err(Failure::from)?;
+    let outcome = show(&mut terminal, observer, name, interval);
+    ratatui::restore();
+    outcome.map_err(Failure::from)
+}
+
+fn show(
+    terminal: &mut ratatui::DefaultTerminal,
+    observer: &Observer,
+    name: &str,
+    interval: Duration,
+) -> std::io::Result<()> {
+    let mut view = look_twice(observer, Duration::from_millis(50));
+    loop {
+        terminal.draw(|frame| {
+            let [head, participants, locked] = Layout::vertical([
+                Constraint::Length(2),
+                Constraint::Fill(1),
+                Constraint::Fill(1),
+            ])
+            .areas(frame.area());
+            let bold = Style::new().add_modifier(Modifier::BOLD);
+            let title = Line::styled(format!("{name}  (q ends)"), bold);
+            frame.render_widget(Paragraph::new(vec![title, view.summary().into()]), head);
+            let part = |title: &'static str, text: String| {
+                Paragraph::new(text).block(Block::bordered().title(title))
+            };
+            frame.render_widget(part("participants", view.participants()), participants);
+            frame.render_widget(part("held and waited for", locks(&view.now.locks)), locked);
+        })?;
+        let next = view.now.at + interval;
+        while let Some(left) = next.checked_duration_since(Instant::now()) {
+            if !event::poll(left)? {
+                break;
+            }
+            match event::read()? {
+                Event::Key(key) if key.kind == KeyEventKind::Press => {
+                    let control = key.modifiers.contains(KeyModifiers::CONTROL);
+                    match key.code {
+                        KeyCode::Char('q') | KeyCode::Esc => return Ok(()),
+                        KeyCode::Char('c') if control => return Ok(()),
+                        _ => {}
+                    }
+                }
+                Event::Resize(..) => break,
+                _ => {}
+            }
+        }
+        let now = Look::take(observer);
+        view = View {
+            before: std::mem::replace(&mut view.now, now),
+            now: Look::take(observer),
+        };
+    }
+}

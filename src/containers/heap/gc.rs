@@ -1,0 +1,230 @@
+//! [`Gc`]: the id of an object in a heap, and what an id can lead to.
+
+use std::any::TypeId;
+use std::cell::Cell;
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::marker::PhantomData;
+use std::num::NonZeroU64;
+use std::ptr::NonNull;
+
+use serde::{Deserialize, Serialize};
+
+use super::trace::Trace;
+use crate::engines::heap::{Entry, Words};
+use crate::layout::arena::Arena;
+use crate::layout::{Field, ShmSafe, TypeInfo};
+
+/// The id of an object in a [`Heap`](super::Heap), a copyable value that may be kept anywhere: in
+/// other objects of the heap, in other containers, across transactions.
+///
+/// It is no reference. Each access compares it with the heap: an id of another heap, of an object
+/// that was collected, or bytes that never were an id lead to `None`. It keeps an object alive
+/// only where [`Trace`] finds it, in the root or in an object that is reached from there.
+///
+/// 16 bytes; an `Option` of it takes no more. Serialised, it can be an argument or a result of another
+/// process.
+#[derive(Serialize, Deserialize)]
+#[serde(bound = "")]
+#[repr(C)]
+pub struct Gc<T: ?Sized> {
+    heap: NonZeroU64,
+    index: u32,
+    generation: u32,
+    target: PhantomData<fn() -> Box<T>>,
+}
+
+const _: () = assert!(size_of::<Option<Gc<u64>>>() == 16);
+
+impl<T: ?Sized> Gc<T> {
+    pub(super) fn new(heap: NonZeroU64, index: usize, generation: u32) -> Self {
+        Gc {
+            heap,
+            index: index as u32,
+            generation,
+            target: PhantomData,
+        }
+    }
+
+    /// Its place in the table of its heap.
+    #[inline]
+    pub(super) fn index(self) -> usize {
+        self.index as usize
+    }
+
+    fn key(self) -> (NonZeroU64, u32, u32) {
+        (self.heap, self.index, self.generation)
+    }
+}
+
+impl<T: ?Sized> Clone for Gc<T> {
+    #[inline]
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T: ?Sized> Copy for Gc<T> {}
+
+impl<T: ?Sized> PartialEq for Gc<T> {
+    #[inline]
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+
+impl<T: ?Sized> Eq for Gc<T> {}
+
+impl<T: ?Sized> Hash for Gc<T> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.key().hash(state);
+    }
+}
+
+impl<T: ?Sized> fmt::Debug for Gc<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Gc({}.{})", self.index, self.generation)
+    }
+}
+
+// SAFETY: numbers that mean the same in every process, compared with the heap at each use. They own
+// nothing. The target is mentioned, not stored.
+unsafe impl<T: ?Sized + Managed> ShmSafe for Gc<T> {
+    const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>(
+        "Gc",
+        const {
+            &[
+                Field::mention::<T::Element>("T"),
+                Field::constant("shape", T::SHAPE as i128),
+            ]
+        },
+    );
+}
+
+mod sealed {
+    pub trait Sealed {}
+    impl<T: super::Trace> Sealed for T {}
+    impl<T: super::Trace> Sealed for [T] {}
+    impl Sealed for str {}
+}
+
+/// What an id can lead to: a value of a type that is [`Trace`], a slice of such, or a `str`.
+pub trait Managed: sealed::Sealed + 'static {
+    /// What it consists of.
+    #[doc(hidden)]
+    type Element: Trace;
+
+    /// Tells a value from a slice and from a `str`.
+    #[doc(hidden)]
+    const SHAPE: u64;
+
+    /// The object of so many elements at an address.
+    #[doc(hidden)]
+    fn at(elements: NonNull<Self::Element>, len: usize) -> NonNull<Self>;
+}
+
+const VALUE: u64 = 0;
+const SLICE: u64 = 1;
+const STR: u64 = 2;
+
+impl<T: Trace> Managed for T {
+    type Element = T;
+    const SHAPE: u64 = VALUE;
+
+    #[inline]
+    fn at(elements: NonNull<T>, _: usize) -> NonNull<T> {
+        elements
+    }
+}
+
+impl<T: Trace> Managed for [T] {
+    type Element = T;
+    const SHAPE: u64 = SLICE;
+
+    #[inline]
+    fn at(elements: NonNull<T>, len: usize) -> NonNull<[T]> {
+        NonNull::slice_from_raw_parts(elements, len)
+    }
+}
+
+impl Managed for str {
+    type Element = u8;
+    const SHAPE: u64 = STR;
+
+    #[inline]
+    fn at(elements: NonNull<u8>, len: usize) -> NonNull<str> {
+        let bytes = std::ptr::slice_from_raw_parts_mut(elements.as_ptr(), len);
+        // SAFETY: the address that was none of null.
+        unsafe { NonNull::new_unchecked(bytes as *mut str) }
+    }
+}
+
+/// Fingerprints that a thread remembers.
+const KNOWN: usize = 64;
+
+thread_local! {
+    static KINDS: [Cell<Option<(TypeId, u64)>>; KNOWN] = const { [const { Cell::new(None) }; KNOWN] };
+}
+
+/// What an entry says of objects like `T`.
+#[inline]
+pub(super) fn kind<T: ?Sized + Managed>() -> u64 {
+    let info = T::Element::TYPE;
+    let place = (std::ptr::from_ref(info).addr() >> 4) % KNOWN;
+    let id = TypeId::of::<T::Element>();
+    let fingerprint = KINDS
+        .try_with(|kinds| match kinds[place].get() {
+            Some((known, fingerprint)) if known == id => fingerprint,
+            _ => {
+                let fingerprint = info.fingerprint() as u64;
+                kinds[place].set(Some((id, fingerprint)));
+                fingerprint
+            }
+        })
+        // The thread is about to end.
+        .unwrap_or_else(|_| info.fingerprint() as u64);
+    fingerprint.rotate_left(T::SHAPE as u32) ^ T::SHAPE
+}
+
+/// An object that an id leads to.
+pub(super) struct Target<T: ?Sized + Managed> {
+    pub(super) entry: &'static Entry,
+    pub(super) elements: NonNull<T::Element>,
+    pub(super) len: usize,
+}
+
+impl<T: ?Sized + Managed> Target<T> {
+    #[inline]
+    pub(super) fn value(&self) -> NonNull<T> {
+        T::at(self.elements, self.len)
+    }
+}
+
+/// The object that an id leads to, if it is one of this heap's, is there, and of its type. The
+/// caller has the heap's lock.
+#[inline]
+pub(super) fn find<T: ?Sized + Managed>(
+    arena: Arena,
+    words: &Words,
+    gc: Gc<T>,
+) -> Option<Target<T>> {
+    if words.name() != gc.heap.get() {
+        return None;
+    }
+    let entry = words.entry(arena, gc.index())?;
+    if entry.generation() != u64::from(gc.generation) || entry.kind() != kind::<T>() {
+        return None;
+    }
+    let len = usize::try_from(entry.len()).ok()?;
+    let size = len.checked_mul(size_of::<T::Element>())?;
+    let address = entry.address() as usize;
+    let elements = std::ptr::with_exposed_provenance_mut::<T::Element>(address);
+    let inside = arena.room_at(address) >= size.max(1)
+        && elements.is_aligned()
+        && (T::SHAPE != VALUE || len == 1);
+    Some(Target {
+        entry,
+        elements: NonNull::new(elements).filter(|_| inside)?,
+        len,
+    })
+}

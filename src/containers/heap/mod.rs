@@ -1,0 +1,420 @@
+//! [`Heap`]: objects that lead to each other, changed by transactions.
+//!
+//! | module    | what |
+//! |-----------|------|
+//! | `gc`      | [`Gc`]: ids, and how they are checked |
+//! | `trace`   | [`Trace`]: the ids that a value has; marking |
+//! | `tx`      | [`Tx`]: a transaction |
+//! | `refusals`| the errors |
+//!
+//! How changes are undone, and what a kill leaves: `engines::heap`.
+//!
+//! The lock is an [`RwLock`] around the words of the engine and the root. A heap that is locked has no
+//! transaction under way: who takes the lock of a dead writer undoes first. A writer that panics undoes
+//! as it unwinds, so the lock's poison means nothing here.
+//!
+//! | lock taken | what is found | what is done |
+//! |---|---|---|
+//! | `view`, free | | |
+//! | `view`, of a dead writer | an orphan | undo, unlock, lock again |
+//! | `modify`, `collect` | perhaps an orphan | undo |
+//!
+//! Invariants
+//! 1. References to the root and to objects exist only while the heap is locked; `&mut` ones only under
+//!    a [`Tx`], one at a time, of what is logged or new.
+//! 2. What a collection within a transaction frees is reached neither from the heap as it is now nor
+//!    as it was before, and is no part of the transaction. So undoing finds all that it needs.
+
+mod gc;
+mod refusals;
+mod trace;
+mod tx;
+
+use std::cell::UnsafeCell;
+use std::fmt;
+use std::marker::PhantomPinned;
+use std::mem::offset_of;
+
+pub use gc::{Gc, Managed};
+pub use refusals::HeapError;
+pub use trace::{Trace, Tracer};
+pub use tx::Tx;
+
+use crate::ShmSafe;
+use crate::allocator::block;
+use crate::engines::heap::Words;
+use crate::layout::arena::Arena;
+use crate::layout::{Engine, Field, TypeInfo};
+use crate::primitive::AtomicU64;
+use crate::sync::{Here, ReadGuard, RwLock, RwLockError, WriteGuard, WriteOrphan, here};
+
+/// A collection comes when so many bytes were allocated since the last one, or as many as that left.
+const LEAST_DEBT: u64 = 1 << 20;
+
+/// A root and the objects that are reached from it, in a pool: a graph of ordinary structs, with cycles
+/// if need be.
+///
+/// Objects are made, read and changed in a transaction, [`modify`](Self::modify), one at a time, or read in a
+/// [`view`](Self::view), by many at once. They lead to each other by ids ([`Gc`]), and are freed by a
+/// [collection](Self::collect) when nothing leads from the root to them any more. Collections come by
+/// themselves: before a transaction, when as much was allocated since the last one as that had left (1 MiB
+/// at least), and in a transaction, when the pool is full.
+///
+/// The root and the objects own no pool memory: they are no links, locks or containers.
+///
+/// # Crash behaviour
+///
+/// If a process is killed in a transaction, the transaction has not happened: the next one to use the heap
+/// undoes it. If a transaction panics, it has not happened either. One that is killed with a view leaves
+/// nothing behind; in a collection, it leaves some garbage to the next.
+///
+/// ```
+/// use shmkit::{Gc, Heap, Pool, ShmSafe, Trace};
+///
+/// #[derive(ShmSafe, Trace)]
+/// struct Node {
+///     value: u32,
+///     next: Option<Gc<Node>>,
+/// }
+///
+/// let pool = Pool::builder().create()?;
+/// let ring = pool.create(Heap::new(None::<Gc<Node>>))?;
+/// ring.try_modify(|tx| {
+///     let first = tx.alloc(Node { value: 1, next: None })?;
+///     let second = tx.alloc(Node { value: 2, next: Some(first) })?;
+///     tx.get_mut(first)?.next = Some(second);
+///     *tx.root_mut()? = Some(first);
+///     Ok::<_, shmkit::HeapError>(())
+/// })?;
+/// let view = ring.view()?;
+/// let first = view.get(view.root().unwrap()).unwrap();
+/// let second = view.get(first.next.unwrap()).unwrap();
+/// assert_eq!((first.value, second.value, second.next), (1, 2, *view.root()));
+/// drop(view);
+///
+/// ring.modify(|tx| *tx.root_mut().unwrap() = None)?;
+/// assert_eq!(ring.collect()?.freed, 2);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[repr(transparent)]
+pub struct Heap<R: Trace + Unpin> {
+    lock: RwLock<Body<R>>,
+}
+
+/// What the lock protects.
+#[repr(C)]
+struct Body<R> {
+    words: Words,
+    root: UnsafeCell<R>,
+    _in_place: PhantomPinned,
+}
+
+// SAFETY: the root is shared as the module's invariant 1 says, and may be; the words are atomic.
+unsafe impl<R: Trace> Sync for Body<R> {}
+
+/// The first word of a heap.
+#[repr(transparent)]
+struct Log(AtomicU64);
+
+// SAFETY: an address within the pool; `TYPE` says whose engine knows what it owns.
+unsafe impl ShmSafe for Log {
+    const TYPE: &'static TypeInfo = &TypeInfo::engine::<Self>("Log", Engine::Heap);
+    const OWNS: bool = true;
+}
+
+// SAFETY: atomics, of which the first is listed as what it is, and the root, listed at its place. No
+// drop glue.
+unsafe impl<R: Trace> ShmSafe for Body<R> {
+    const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>(
+        "HeapBody",
+        const {
+            &[
+                Field::at::<Log>("log", offset_of!(Self, words)),
+                Field::at::<R>("root", offset_of!(Self, root)),
+            ]
+        },
+    );
+    const IMAGE_BOUND: bool = R::IMAGE_BOUND;
+    const OWNS: bool = true;
+}
+
+// SAFETY: the lock, described at its place.
+unsafe impl<R: Trace + Unpin> ShmSafe for Heap<R> {
+    const TYPE: &'static TypeInfo =
+        &TypeInfo::library::<Self>("Heap", const { &[Field::at::<RwLock<Body<R>>>("lock", 0)] });
+    const IMAGE_BOUND: bool = R::IMAGE_BOUND;
+    const OWNS: bool = true;
+}
+
+/// What a collection did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Collected {
+    /// Objects that were freed.
+    pub freed: usize,
+    /// Bytes of their blocks.
+    pub freed_bytes: usize,
+    /// Objects that are left.
+    pub live: usize,
+    /// Bytes of their blocks.
+    pub live_bytes: usize,
+}
+
+/// What a heap has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct HeapStats {
+    /// Objects, those that a collection would free among them.
+    pub objects: usize,
+    /// Bytes of their blocks.
+    pub bytes: usize,
+    /// Bytes of the heap's table and log.
+    pub overhead: usize,
+}
+
+impl<R: Trace + Unpin> Heap<R> {
+    /// A heap with a root and nothing else. It can be used once it is in a pool.
+    ///
+    /// A root that owns pool memory does not compile:
+    ///
+    /// ```compile_fail,E0080
+    /// # use shmkit::{Heap, Link, ShmSafe, Trace, Tracer};
+    /// #[derive(ShmSafe)]
+    /// struct Owner(Link<u8>);
+    ///
+    /// impl Unpin for Owner {}
+    ///
+    /// impl Trace for Owner {
+    ///     fn trace(&self, _: &mut Tracer<'_>) {}
+    /// }
+    ///
+    /// let heap = Heap::new(Owner(Link::null()));
+    /// ```
+    #[must_use]
+    pub const fn new(root: R) -> Self {
+        const { assert!(!R::OWNS, "the root of a heap owns no pool memory") };
+        Heap {
+            lock: RwLock::new(Body {
+                words: Words::new(LEAST_DEBT),
+                root: UnsafeCell::new(root),
+                _in_place: PhantomPinned,
+            }),
+        }
+    }
+
+    /// A look at the heap as it is: it cannot change while there is a view. Waits while there is a transaction.
+    ///
+    /// # Errors
+    ///
+    /// [`HeapError::WouldDeadlock`] if this thread has a view or a transaction of the heap already;
+    /// [`HeapError::TooManyReads`], [`HeapError::NotInPool`], [`HeapError::NoSlot`].
+    ///
+    /// # Crash behaviour
+    ///
+    /// One that is killed with a view hinders nobody.
+    pub fn view(&self) -> Result<HeapView<'_, R>, HeapError> {
+        loop {
+            match self.lock.read() {
+                Ok(guard) | Err(RwLockError::Panicked(guard)) => {
+                    let arena = here(&self.lock)?.arena;
+                    return Ok(HeapView { guard, arena });
+                }
+                // Undoes.
+                Err(RwLockError::OwnerDied(orphan)) => drop(self.take_over(orphan)?),
+                Err(other) => return Err(other.into()),
+            }
+        }
+    }
+
+    /// Runs `f` as a transaction: nobody else sees anything of what it changes until it is over, and
+    /// then all of it. Waits until there is no view and no other transaction.
+    ///
+    /// What `f` has done stays whatever it returns; [`try_modify`](Self::try_modify) undoes if `f` fails.
+    ///
+    /// # Errors
+    ///
+    /// [`HeapError::WouldDeadlock`] if this thread has a view or a transaction of the heap already;
+    /// [`HeapError::NotInPool`], [`HeapError::NoSlot`]. Nothing was run then.
+    ///
+    /// # Panics
+    ///
+    /// If `f` does. Then all that it did is undone.
+    ///
+    /// # Crash behaviour
+    ///
+    /// All of it has happened, or nothing: it happens when `f` has returned.
+    ///
+    /// ```
+    /// # use shmkit::{Heap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let heap = pool.create(Heap::new((0_u64, None)))?;
+    /// let name = heap.modify(|tx| tx.alloc_str("no longer than needed"))??;
+    /// heap.modify(|tx| tx.root_mut().map(|root| *root = (1, Some(name))))??;
+    /// assert_eq!(heap.view()?.get(name), Some("no longer than needed"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn modify<O>(&self, f: impl for<'t> FnOnce(&mut Tx<'t, R>) -> O) -> Result<O, HeapError> {
+        let mut tx = Tx::begin(self)?;
+        let outcome = f(&mut tx);
+        tx.commit()?;
+        Ok(outcome)
+    }
+
+    /// As [`modify`](Self::modify), but if `f` fails, all that it did is undone.
+    ///
+    /// # Errors
+    ///
+    /// What `f` returns; or as for [`modify`](Self::modify).
+    ///
+    /// # Panics
+    ///
+    /// If `f` does. Then all that it did is undone.
+    ///
+    /// # Crash behaviour
+    ///
+    /// As for [`modify`](Self::modify).
+    pub fn try_modify<O, E: From<HeapError>>(
+        &self,
+        f: impl for<'t> FnOnce(&mut Tx<'t, R>) -> Result<O, E>,
+    ) -> Result<O, E> {
+        let mut tx = Tx::begin(self)?;
+        let outcome = f(&mut tx)?;
+        tx.commit()?;
+        Ok(outcome)
+    }
+
+    /// Frees every object that is not reached from the root. Waits until there is no view and no transaction.
+    ///
+    /// It takes time in proportion to all objects, and a bit of private memory for each.
+    ///
+    /// # Errors
+    ///
+    /// As for [`modify`](Self::modify).
+    ///
+    /// # Panics
+    ///
+    /// If an implementation of [`Trace`] does. Nothing is freed then.
+    ///
+    /// # Crash behaviour
+    ///
+    /// Each object has been freed or not; none that is reached has.
+    pub fn collect(&self) -> Result<Collected, HeapError> {
+        Tx::begin_plain(self)?.collect_all()
+    }
+
+    /// Counts objects and bytes, in time proportional to the largest number of objects that there ever were.
+    ///
+    /// # Errors
+    ///
+    /// As for [`view`](Self::view).
+    pub fn stats(&self) -> Result<HeapStats, HeapError> {
+        let view = self.view()?;
+        let (arena, words) = (view.arena, &view.guard.words);
+        let size = |address| block::usable_size(arena, address as usize).unwrap_or(0);
+        let mut stats = HeapStats {
+            overhead: words.blocks(arena).map(size).sum(),
+            ..HeapStats::default()
+        };
+        for (_, entry) in words.objects(arena) {
+            stats.objects += 1;
+            stats.bytes += size(entry.address());
+        }
+        Ok(stats)
+    }
+
+    /// How many objects there are, those that a collection would free among them. As [`stats`](Self::stats).
+    ///
+    /// # Errors
+    ///
+    /// As for [`view`](Self::view).
+    pub fn len(&self) -> Result<usize, HeapError> {
+        Ok(self.stats()?.objects)
+    }
+
+    /// Whether there is no object.
+    ///
+    /// # Errors
+    ///
+    /// As for [`view`](Self::view).
+    pub fn is_empty(&self) -> Result<bool, HeapError> {
+        let view = self.view()?;
+        Ok(view.guard.words.objects(view.arena).next().is_none())
+    }
+
+    /// Locks for writing; what a dead writer did is undone.
+    fn write(&self) -> Result<WriteGuard<'_, Body<R>>, HeapError> {
+        match self.lock.write() {
+            Ok(guard) => Ok(guard),
+            Err(RwLockError::Panicked(guard)) => {
+                self.lock.clear_poison();
+                Ok(guard)
+            }
+            Err(RwLockError::OwnerDied(orphan)) => self.take_over(orphan),
+            Err(other) => Err(other.into()),
+        }
+    }
+
+    /// Undoes what a dead writer did.
+    #[cold]
+    fn take_over<'a>(
+        &self,
+        orphan: WriteOrphan<'a, Body<R>>,
+    ) -> Result<WriteGuard<'a, Body<R>>, HeapError> {
+        // SAFETY: of atomics, and a root that nobody refers to before it is undone. Should we die
+        // meanwhile, the next one gets an orphan again.
+        let guard = unsafe { orphan.assume_valid() };
+        let Here { arena, slot } = here(&self.lock)?;
+        let root = guard.root.get().cast::<u8>();
+        guard.words.undo(arena, slot, (root, size_of::<R>()));
+        Ok(guard)
+    }
+}
+
+impl<R: Trace + Unpin + Default> Default for Heap<R> {
+    fn default() -> Self {
+        Heap::new(R::default())
+    }
+}
+
+impl<R: Trace + Unpin> fmt::Debug for Heap<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Heap").finish_non_exhaustive()
+    }
+}
+
+/// A look at a heap, which does not change meanwhile.
+///
+/// It is a lock: transactions and collections wait for it.
+#[must_use = "the heap is locked while there is a view"]
+pub struct HeapView<'a, R: Trace + Unpin> {
+    guard: ReadGuard<'a, Body<R>>,
+    arena: Arena,
+}
+
+impl<R: Trace + Unpin> HeapView<'_, R> {
+    /// The root.
+    #[inline]
+    #[must_use]
+    pub fn root(&self) -> &R {
+        // SAFETY: locked for reading, so by invariant 1 nobody has a mutable reference.
+        unsafe { &*self.guard.root.get() }
+    }
+
+    /// The object; `None` if the id is none of an object that is in this heap.
+    #[inline]
+    #[must_use]
+    pub fn get<T: ?Sized + Managed>(&self, gc: Gc<T>) -> Option<&T> {
+        let target = gc::find(self.arena, &self.guard.words, gc)?;
+        // SAFETY: an object of that type; locked for reading, so by invariant 1 nobody has a mutable
+        // reference, and nothing is freed.
+        Some(unsafe { target.value().as_ref() })
+    }
+}
+
+impl<R: Trace + Unpin + fmt::Debug> fmt::Debug for HeapView<'_, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HeapView")
+            .field("root", self.root())
+            .finish_non_exhaustive()
+    }
+}

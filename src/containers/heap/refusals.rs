@@ -1,0 +1,75 @@
+//! Why heaps refuse.
+
+use crate::ShmSafe;
+use crate::allocator::AllocError;
+use crate::containers::store::{ChangeError, StoreError};
+use crate::participants::thread::NoSlot;
+use crate::sync::{Nowhere, RwLockError};
+
+/// Why a heap was not looked at or changed. It is as it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum HeapError {
+    /// This thread has a view or a transaction of the heap already.
+    #[error("this thread uses the heap already")]
+    WouldDeadlock,
+    /// The id leads to no object: it is another heap's, or the object was collected.
+    #[error("the id leads to no object of this heap")]
+    NoObject,
+    /// The range goes beyond the end of the slice, or ends before it starts.
+    #[error("the range {start}..{end} of {len}")]
+    OutOfBounds {
+        /// Its start.
+        start: usize,
+        /// Its end.
+        end: usize,
+        /// How many there are.
+        len: usize,
+    },
+    /// No block, even after a collection: for an object, the table, or the bytes that are saved.
+    #[error(transparent)]
+    Alloc(#[from] AllocError),
+    /// The thread reads under as many locks of the pool as it can.
+    #[error("the thread reads under as many locks as a thread can")]
+    TooManyReads,
+    /// The process was forked within the transaction, which is the parent's.
+    #[error("the transaction is the parent process's")]
+    NotMine,
+    /// The heap is not part of an object in a pool.
+    #[error("the heap is not in a pool")]
+    NotInPool,
+    /// The thread has no slot in the pool.
+    #[error(transparent)]
+    NoSlot(#[from] NoSlot),
+}
+
+impl<T> From<StoreError<T>> for HeapError {
+    fn from(error: StoreError<T>) -> Self {
+        match error.cause {
+            ChangeError::Alloc(error) => HeapError::Alloc(error),
+            ChangeError::NotInPool => HeapError::NotInPool,
+            ChangeError::NoSlot(error) => HeapError::NoSlot(error),
+        }
+    }
+}
+
+impl From<Nowhere> for HeapError {
+    fn from(nowhere: Nowhere) -> Self {
+        match nowhere {
+            Nowhere::NotInPool => HeapError::NotInPool,
+            Nowhere::NoSlot => HeapError::NoSlot(NoSlot),
+        }
+    }
+}
+
+impl<T: ShmSafe, G> From<RwLockError<'_, T, G>> for HeapError {
+    fn from(error: RwLockError<'_, T, G>) -> Self {
+        match error {
+            RwLockError::TooManyReads => HeapError::TooManyReads,
+            RwLockError::NotInPool => HeapError::NotInPool,
+            RwLockError::NoSlot => HeapError::NoSlot(NoSlot),
+            // The others are answered where the lock is taken, or come with a time limit.
+            _ => HeapError::WouldDeadlock,
+        }
+    }
+}

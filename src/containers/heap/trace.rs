@@ -1,0 +1,240 @@
+//! [`Trace`]: how a collection finds the ids that a value has.
+//!
+//! # Rationale
+//!
+//! Which object an id leads to is data, but where ids are in a value (in some variant of an enum, say)
+//! is known best by the type's code, and the type of what an id leads to is known by the type of the id.
+//! So marking runs code, beginning with the root's, in programs that have the root's type: nobody
+//! else can ask for a collection. Recovery, undoing and destroying need none of it.
+//!
+//! A wrong implementation can do no harm but one: an object that it does not find is collected, and
+//! its ids lead to `None`. So the trait is safe.
+
+use std::marker::PhantomData;
+use std::num::{
+    NonZeroI8, NonZeroI16, NonZeroI32, NonZeroI64, NonZeroI128, NonZeroIsize, NonZeroU8,
+    NonZeroU16, NonZeroU32, NonZeroU64, NonZeroU128, NonZeroUsize, Wrapping,
+};
+use std::time::Duration;
+
+use super::gc::{self, Gc, Managed};
+use crate::ShmSafe;
+use crate::engines::heap::Words;
+use crate::layout::arena::Arena;
+
+/// A type whose values may be objects of a [`Heap`](super::Heap), or its root.
+///
+/// Use the derive macro of the same name: a struct or an enum of fields that are all `Trace`.
+/// Implemented for numbers, `bool`, `char`, [`Gc`], and `Option`s, arrays and tuples of what is
+/// `Trace`. Not for atomics: what changes through `&self` is not undone.
+///
+/// An implementation by hand calls `trace` for each part that may have ids. What it passes over is
+/// collected when nothing else leads there; its ids lead to `None` then. It runs while the heap is locked, so it must
+/// not use the heap; should it panic, nothing is collected.
+///
+/// ```
+/// use shmkit::{Gc, ShmSafe, Trace};
+///
+/// #[derive(ShmSafe, Trace)]
+/// struct Person {
+///     age: u8,
+///     name: Gc<str>,
+///     spouse: Option<Gc<Person>>,
+///     children: Option<Gc<[Gc<Person>]>>,
+/// }
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be in a heap",
+    label = "not `Trace`",
+    note = "`#[derive(Trace)]` admits structs and enums of numbers, `Gc`s, `Option`s and arrays; \
+            atomics, locks, links and containers do not qualify, for what they change is not undone"
+)]
+pub trait Trace: ShmSafe {
+    /// Shows all ids that the value has to the tracer.
+    fn trace(&self, tracer: &mut Tracer<'_>);
+}
+
+/// How elements of a type are traced.
+#[derive(Clone, Copy)]
+pub(super) struct Elements {
+    size: usize,
+    /// Traces so many, which need not be aligned.
+    trace: unsafe fn(*const u8, usize, &mut Tracer<'_>),
+}
+
+impl Elements {
+    pub(super) const fn of<E: Trace>() -> Self {
+        Elements {
+            size: size_of::<E>(),
+            trace: trace_elements::<E>,
+        }
+    }
+
+    /// What has no ids.
+    pub(super) const NONE: Elements = Elements::of::<()>();
+
+    /// Traces what so many bytes have of `len` elements at most.
+    ///
+    /// # Safety
+    ///
+    /// The bytes are of such elements, and nobody changes them meanwhile.
+    pub(super) unsafe fn trace(
+        self,
+        bytes: *const u8,
+        room: usize,
+        len: usize,
+        tracer: &mut Tracer<'_>,
+    ) {
+        if let Some(most) = room.checked_div(self.size) {
+            // SAFETY: by the caller's promise; as many as there are bytes for.
+            unsafe { (self.trace)(bytes, len.min(most), tracer) };
+        }
+    }
+}
+
+/// # Safety
+///
+/// So many `E`s are there, perhaps not aligned, and nobody changes them meanwhile.
+unsafe fn trace_elements<E: Trace>(bytes: *const u8, count: usize, tracer: &mut Tracer<'_>) {
+    let elements = bytes.cast::<E>();
+    for i in 0..count {
+        // SAFETY: one of those that are there.
+        let element = unsafe { elements.add(i) };
+        if element.is_aligned() {
+            // SAFETY: as above, and aligned.
+            unsafe { &*element }.trace(tracer);
+        } else {
+            // SAFETY: as above. A copy is as good, for `ShmSafe` types have no drop glue.
+            unsafe { element.read_unaligned() }.trace(tracer);
+        }
+    }
+}
+
+/// What a collection has found.
+pub struct Tracer<'a> {
+    arena: Arena,
+    words: &'a Words,
+    /// A bit an entry.
+    marks: Vec<u64>,
+    /// Objects that were found, and are to be traced.
+    todo: Vec<(usize, Elements)>,
+}
+
+impl<'a> Tracer<'a> {
+    pub(super) fn new(arena: Arena, words: &'a Words) -> Self {
+        Tracer {
+            arena,
+            words,
+            marks: vec![0; words.entries().div_ceil(64)],
+            todo: Vec::new(),
+        }
+    }
+
+    /// Shows an id. One that leads to no object is passed over.
+    pub fn visit<T: ?Sized + Managed>(&mut self, gc: Gc<T>) {
+        if gc::find(self.arena, self.words, gc).is_some() {
+            self.mark(gc.index(), Elements::of::<T::Element>());
+        }
+    }
+
+    /// Notes that an object is found, and what it consists of.
+    pub(super) fn mark(&mut self, index: usize, elements: Elements) {
+        if let Some(word) = self.marks.get_mut(index / 64)
+            && *word >> (index % 64) & 1 == 0
+        {
+            *word |= 1 << (index % 64);
+            self.todo.push((index, elements));
+        }
+    }
+
+    /// Traces what was found until nothing is left.
+    pub(super) fn run(&mut self) {
+        while let Some((index, elements)) = self.todo.pop() {
+            if let Some(entry) = self.words.entry(self.arena, index) {
+                let address = entry.address() as usize;
+                let bytes = std::ptr::with_exposed_provenance(address);
+                let (room, len) = (self.arena.room_at(address), entry.len() as usize);
+                // SAFETY: the object's own elements, in the pool; the heap is locked.
+                unsafe { elements.trace(bytes, room, len, self) };
+            }
+        }
+    }
+
+    pub(super) fn is_marked(&self, index: usize) -> bool {
+        let word = self.marks.get(index / 64);
+        word.is_some_and(|word| word >> (index % 64) & 1 != 0)
+    }
+}
+
+macro_rules! without_ids {
+    ($($ty:ident)*) => {$(
+        impl Trace for $ty {
+            #[inline]
+            fn trace(&self, _: &mut Tracer<'_>) {}
+        }
+    )*};
+}
+
+without_ids! {
+    u8 u16 u32 u64 u128 usize i8 i16 i32 i64 i128 isize f32 f64 bool char Duration
+    NonZeroU8 NonZeroU16 NonZeroU32 NonZeroU64 NonZeroU128 NonZeroUsize
+    NonZeroI8 NonZeroI16 NonZeroI32 NonZeroI64 NonZeroI128 NonZeroIsize
+}
+
+impl<T: ?Sized + Managed> Trace for Gc<T> {
+    #[inline]
+    fn trace(&self, tracer: &mut Tracer<'_>) {
+        tracer.visit(*self);
+    }
+}
+
+impl<T: ShmSafe> Trace for PhantomData<T> {
+    #[inline]
+    fn trace(&self, _: &mut Tracer<'_>) {}
+}
+
+impl<T: Trace> Trace for Wrapping<T> {
+    #[inline]
+    fn trace(&self, tracer: &mut Tracer<'_>) {
+        self.0.trace(tracer);
+    }
+}
+
+impl<T: Trace> Trace for Option<T> {
+    #[inline]
+    fn trace(&self, tracer: &mut Tracer<'_>) {
+        if let Some(value) = self {
+            value.trace(tracer);
+        }
+    }
+}
+
+impl<T: Trace, const N: usize> Trace for [T; N] {
+    #[inline]
+    fn trace(&self, tracer: &mut Tracer<'_>) {
+        self.iter().for_each(|element| element.trace(tracer));
+    }
+}
+
+macro_rules! tuples {
+    ($(($($name:ident $index:tt),*))*) => {$(
+        impl<$($name: Trace),*> Trace for ($($name,)*) {
+            #[inline]
+            fn trace(&self, _tracer: &mut Tracer<'_>) {
+                $(self.$index.trace(_tracer);)*
+            }
+        }
+    )*};
+}
+
+tuples! {
+    ()
+    (A 0)
+    (A 0, B 1)
+    (A 0, B 1, C 2)
+    (A 0, B 1, C 2, D 3)
+    (A 0, B 1, C 2, D 3, E 4)
+    (A 0, B 1, C 2, D 3, E 4, F 5)
+    (A 0, B 1, C 2, D 3, E 4, F 5, G 6)
+    (A 0, B 1, C 2, D 3, E 4, F 5, G 6, H 7)
+}

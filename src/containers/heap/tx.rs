@@ -1,0 +1,483 @@
+//! [`Tx`]: a transaction.
+//!
+//! The heap is locked for writing. Before a `&mut` to something is given out, its bytes are in the log;
+//! before an entry gets a block, its index is. Once the closure is over, one store voids the log.
+
+use std::alloc::Layout;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::marker::PhantomData;
+use std::num::NonZeroU64;
+use std::ops::RangeBounds;
+use std::ptr::NonNull;
+
+use super::gc::{self, Gc, Managed, Target};
+use super::trace::{Elements, Trace, Tracer};
+use super::{Body, Collected, Heap, HeapError, LEAST_DEBT};
+use crate::allocator::{AllocError, block};
+use crate::containers::refusals::{ClaimError, resolve};
+use crate::containers::store::StoreError;
+use crate::engines::heap::{Append, CHUNK, Chunk, ENTRY, Record, What, Words};
+use crate::engines::limbo;
+use crate::participants::recovery;
+use crate::participants::thread::Holding;
+use crate::pool::intents;
+use crate::primitive::{AtomicU64, Ordering};
+use crate::sync::{Here, WriteGuard, here};
+
+/// A transaction on a [`Heap`]: see [`Heap::modify`].
+///
+/// What it gives out borrows from it, so there is one `&mut` at a time.
+pub struct Tx<'t, R: Trace + Unpin> {
+    guard: WriteGuard<'t, Body<R>>,
+    here: Here,
+    /// What `here` was when the transaction began.
+    holding: Holding,
+    name: NonZeroU64,
+    /// The last chunk of the log.
+    last: Option<&'static Chunk>,
+    /// What each record of the log is about, in order.
+    recorded: Vec<Elements>,
+    root_saved: bool,
+    /// Ranges of slices that are saved: object and start, and the end. None touch.
+    ranges: BTreeMap<(usize, usize), usize>,
+    /// A collection has been made: another one would free nothing.
+    swept: bool,
+    over: bool,
+    /// No other heap's transaction can take its place.
+    _brand: PhantomData<fn(&'t ()) -> &'t ()>,
+}
+
+impl<'t, R: Trace + Unpin> Tx<'t, R> {
+    /// Locks the heap, and collects if it is time to.
+    pub(super) fn begin(heap: &'t Heap<R>) -> Result<Self, HeapError> {
+        let mut tx = Tx::begin_plain(heap)?;
+        let words = tx.words();
+        let debt = words.debt.load(Ordering::Relaxed);
+        if debt > words.limit.load(Ordering::Relaxed).max(LEAST_DEBT) {
+            tx.collect();
+        }
+        Ok(tx)
+    }
+
+    pub(super) fn begin_plain(heap: &'t Heap<R>) -> Result<Self, HeapError> {
+        let guard = heap.write()?;
+        let here = here(&heap.lock)?;
+        let name = guard.words.draw_name();
+        Ok(Tx {
+            name: NonZeroU64::new(name).unwrap_or(NonZeroU64::MIN),
+            holding: Holding::by(here.slot),
+            here,
+            guard,
+            last: None,
+            recorded: Vec::new(),
+            root_saved: false,
+            ranges: BTreeMap::new(),
+            swept: false,
+            over: false,
+            _brand: PhantomData,
+        })
+    }
+
+    fn words(&self) -> &Words {
+        &self.guard.words
+    }
+
+    /// Makes all of it count.
+    pub(super) fn commit(mut self) -> Result<(), HeapError> {
+        self.over = true;
+        if !self.holding.is_still() {
+            return Err(HeapError::NotMine);
+        }
+        self.words().end(self.here.arena, self.here.slot);
+        Ok(())
+    }
+
+    /// Collects, and ends the transaction, which has done nothing.
+    pub(super) fn collect_all(mut self) -> Result<Collected, HeapError> {
+        let collected = self.collect();
+        self.commit()?;
+        Ok(collected)
+    }
+
+    /// The root.
+    #[inline]
+    #[must_use]
+    pub fn root(&self) -> &R {
+        // SAFETY: by the heap's invariant 1, with the borrow of `self`.
+        unsafe { &*self.guard.root.get() }
+    }
+
+    /// The root, to be changed.
+    ///
+    /// # Errors
+    ///
+    /// [`HeapError::Alloc`] if there is no room to save what it is.
+    pub fn root_mut(&mut self) -> Result<&mut R, HeapError> {
+        if !self.root_saved {
+            let record = Record {
+                what: What::Root,
+                offset: 0,
+                bytes: self.guard.root.get().cast(),
+                len: size_of::<R>(),
+            };
+            self.with_room(|tx| tx.record(&record, Elements::of::<R>()))?;
+            self.root_saved = true;
+        }
+        // SAFETY: as in `root`; and saved.
+        Ok(unsafe { &mut *self.guard.root.get() })
+    }
+
+    /// The object; `None` if the id is none of an object that is in this heap.
+    #[inline]
+    #[must_use]
+    pub fn get<T: ?Sized + Managed>(&self, gc: Gc<T>) -> Option<&T> {
+        let target = gc::find(self.here.arena, self.words(), gc)?;
+        // SAFETY: an object of that type; by the heap's invariant 1, with the borrow of `self`.
+        Some(unsafe { target.value().as_ref() })
+    }
+
+    /// The object, to be changed.
+    ///
+    /// The first time in a transaction, all of it is saved. [`slice_mut`](Self::slice_mut) saves a part.
+    ///
+    /// # Errors
+    ///
+    /// [`HeapError::NoObject`], or [`HeapError::Alloc`] if there is no room to save what it is.
+    #[inline]
+    pub fn get_mut<T: ?Sized + Managed>(&mut self, gc: Gc<T>) -> Result<&mut T, HeapError> {
+        let target = self.find(gc)?;
+        if !target.entry.is_saved(self.words().tx()) {
+            self.save(gc, 0..target.len)?;
+            target.entry.set_saved(self.words().tx());
+        }
+        // SAFETY: an object of that type; by the heap's invariant 1, with the borrow of `self`. It is
+        // saved, or new.
+        Ok(unsafe { target.value().as_mut() })
+    }
+
+    /// A part of a slice, to be changed; only the part is saved.
+    ///
+    /// # Errors
+    ///
+    /// As for [`get_mut`](Self::get_mut), and [`HeapError::OutOfBounds`].
+    pub fn slice_mut<T: Trace>(
+        &mut self,
+        gc: Gc<[T]>,
+        range: impl RangeBounds<usize>,
+    ) -> Result<&mut [T], HeapError> {
+        let target = self.find(gc)?;
+        let range = resolve(range, target.len).map_err(|error| match error {
+            ClaimError::OutOfBounds { start, end, len } => {
+                HeapError::OutOfBounds { start, end, len }
+            }
+            _ => HeapError::NoObject,
+        })?;
+        if !target.entry.is_saved(self.words().tx()) && !self.covers(gc.index(), &range) {
+            self.save(gc, range.clone())?;
+            self.cover(gc.index(), range.clone());
+        }
+        // SAFETY: as in `get_mut`, of a part that is saved.
+        Ok(unsafe { &mut target.value().as_mut()[range] })
+    }
+
+    /// Makes an object.
+    ///
+    /// # Errors
+    ///
+    /// The value comes back if the pool is full, even after a collection. The transaction goes on as it
+    /// was.
+    pub fn alloc<T: Trace + Unpin>(&mut self, value: T) -> Result<Gc<T>, StoreError<T>> {
+        const { assert!(!T::OWNS && !T::IMAGE_BOUND, "an object owns no pool memory") };
+        match self.make::<T>(1) {
+            Ok((gc, place)) => {
+                // SAFETY: a new block for a `T`, which nobody else has.
+                unsafe { place.write(value) };
+                self.made::<T>();
+                Ok(gc)
+            }
+            Err(cause) => Err(StoreError {
+                value,
+                cause: cause.into(),
+            }),
+        }
+    }
+
+    /// Makes an object that is a copy of a slice.
+    ///
+    /// # Errors
+    ///
+    /// [`HeapError::Alloc`], as for [`alloc`](Self::alloc).
+    pub fn alloc_slice<T: Trace + Unpin + Copy>(
+        &mut self,
+        elements: &[T],
+    ) -> Result<Gc<[T]>, HeapError> {
+        self.alloc_slice_with(elements.len(), |i| elements[i])
+    }
+
+    /// Makes an object that is a slice of so many elements, each of which `f` makes of its index.
+    ///
+    /// # Errors
+    ///
+    /// [`HeapError::Alloc`], as for [`alloc`](Self::alloc). `f` has not run then.
+    ///
+    /// # Panics
+    ///
+    /// If `f` does. There is no object then.
+    pub fn alloc_slice_with<T: Trace + Unpin>(
+        &mut self,
+        len: usize,
+        mut f: impl FnMut(usize) -> T,
+    ) -> Result<Gc<[T]>, HeapError> {
+        const { assert!(!T::OWNS && !T::IMAGE_BOUND, "an object owns no pool memory") };
+        let (gc, place) = self.make::<[T]>(len)?;
+        for i in 0..len {
+            // SAFETY: a new block for `len` of them, which nobody else has.
+            unsafe { place.add(i).write(f(i)) };
+        }
+        self.made::<T>();
+        Ok(gc)
+    }
+
+    /// Makes an object that is a copy of a string.
+    ///
+    /// # Errors
+    ///
+    /// [`HeapError::Alloc`], as for [`alloc`](Self::alloc).
+    pub fn alloc_str(&mut self, text: &str) -> Result<Gc<str>, HeapError> {
+        let (gc, place) = self.make::<str>(text.len())?;
+        // SAFETY: a new block for as many bytes, which nobody else has.
+        unsafe { place.copy_from_nonoverlapping(NonNull::from(text).cast(), text.len()) };
+        Ok(gc)
+    }
+
+    fn find<T: ?Sized + Managed>(&self, gc: Gc<T>) -> Result<Target<T>, HeapError> {
+        gc::find(self.here.arena, self.words(), gc).ok_or(HeapError::NoObject)
+    }
+
+    /// Records some elements of an object as they are.
+    #[cold]
+    fn save<T: ?Sized + Managed>(
+        &mut self,
+        gc: Gc<T>,
+        range: std::ops::Range<usize>,
+    ) -> Result<(), HeapError> {
+        let size = size_of::<T::Element>();
+        let saved = self.with_room(|tx| {
+            // Each time: a collection may have freed it, if nothing leads there.
+            let Ok(target) = tx.find(gc) else {
+                return Ok(false);
+            };
+            let record = Record {
+                what: What::Object(gc.index()),
+                offset: range.start * size,
+                // SAFETY: within the object.
+                bytes: unsafe { target.elements.as_ptr().add(range.start) }.cast(),
+                len: range.len() * size,
+            };
+            tx.record(&record, Elements::of::<T::Element>())?;
+            Ok(true)
+        });
+        saved?.then_some(()).ok_or(HeapError::NoObject)
+    }
+
+    /// True if the range of a slice is saved.
+    fn covers(&self, index: usize, range: &std::ops::Range<usize>) -> bool {
+        let before = self.ranges.range(..=(index, range.start)).next_back();
+        before.is_some_and(|(&(of, _), &end)| of == index && end >= range.end)
+    }
+
+    /// Notes that the range of a slice is saved.
+    fn cover(&mut self, index: usize, mut range: std::ops::Range<usize>) {
+        // Those that overlap or touch become one with it.
+        while let Some((&(of, start), &end)) = self.ranges.range(..=(index, range.end)).next_back()
+            && of == index
+            && end >= range.start
+        {
+            self.ranges.remove(&(index, start));
+            range = start.min(range.start)..end.max(range.end);
+        }
+        self.ranges.insert((index, range.start), range.end);
+    }
+
+    /// Makes an object of so many elements, which the caller fills before anything else.
+    fn make<T: ?Sized + Managed>(
+        &mut self,
+        len: usize,
+    ) -> Result<(Gc<T>, NonNull<T::Element>), AllocError> {
+        let layout = Layout::array::<T::Element>(len).map_err(|_| AllocError::TooLarge)?;
+        let layout = Layout::from_size_align(layout.size().max(1), layout.align());
+        let layout = layout.map_err(|_| AllocError::TooLarge)?;
+        self.with_room(|tx| {
+            let (arena, name) = (tx.here.arena, tx.name);
+            let (index, entry) = loop {
+                if let Some(free) = tx.words().find_free(arena) {
+                    break free;
+                }
+                let (word, entries) = tx.words().next_segment().ok_or(AllocError::TooLarge)?;
+                let size = entries * ENTRY;
+                let segment = Layout::from_size_align(size, 16);
+                tx.fill(
+                    word,
+                    segment.map_err(|_| AllocError::TooLarge)?,
+                    |address| {
+                        let start = std::ptr::with_exposed_provenance_mut::<u8>(address);
+                        // SAFETY: a new block of that size, which nobody else has.
+                        unsafe { start.write_bytes(0, size) };
+                    },
+                )?;
+            };
+            let birth = Record {
+                what: What::Birth(index),
+                offset: 0,
+                bytes: std::ptr::null(),
+                len: 0,
+            };
+            // It has no ids before it is filled.
+            tx.record(&birth, Elements::NONE)?;
+            let generation = entry.describe(gc::kind::<T>(), len as u64, tx.words().tx());
+            tx.fill(&entry.address, layout, |_| {})?;
+            let place = entry.address() as usize;
+            let debt = block::usable_size(arena, place).unwrap_or(0) as u64;
+            let debt = tx.words().debt.load(Ordering::Relaxed).saturating_add(debt);
+            tx.words().debt.store(debt, Ordering::Relaxed);
+            let place = NonNull::new(std::ptr::with_exposed_provenance_mut(place));
+            Ok((
+                Gc::new(name, index, generation),
+                place.expect("blocks are not at zero"),
+            ))
+        })
+    }
+
+    /// The object that was made last is filled.
+    fn made<E: Trace>(&mut self) {
+        if let Some(last) = self.recorded.last_mut() {
+            *last = Elements::of::<E>();
+        }
+    }
+
+    /// Appends a record to the log.
+    fn record(&mut self, record: &Record, about: Elements) -> Result<(), AllocError> {
+        let Here { arena, .. } = self.here;
+        let mut last = self.last;
+        loop {
+            match self.guard.words.append(arena, record, &mut last) {
+                Append::Done => break,
+                Append::More(word, bytes, prev) => {
+                    let layout = Layout::from_size_align(bytes, 16);
+                    let layout = layout.map_err(|_| AllocError::TooLarge)?;
+                    debug_assert!(bytes > CHUNK);
+                    let tx = self.words().tx();
+                    self.fill(word, layout, |address| {
+                        if let Some(chunk) = Chunk::at(arena, address as u64) {
+                            chunk.begin(bytes, prev, tx);
+                        }
+                    })?;
+                }
+            }
+        }
+        self.last = last;
+        self.recorded.push(about);
+        Ok(())
+    }
+
+    /// Makes an empty word name a new block. `init` may run twice.
+    fn fill(
+        &self,
+        word: &AtomicU64,
+        layout: Layout,
+        init: impl Fn(usize),
+    ) -> Result<(), AllocError> {
+        let Here { arena, slot } = self.here;
+        let once = || {
+            intents::replace_block(arena, slot, word, |record| {
+                let address = block::allocate(arena, slot, layout, record)?;
+                init(address);
+                Ok::<usize, AllocError>(address)
+            })
+        };
+        match once() {
+            Err(error) if is_full(&error) => {
+                recovery::reap(arena);
+                limbo::reap(arena);
+                once()
+            }
+            other => other,
+        }
+    }
+
+    /// Runs something that allocates; once more after a collection, should the pool be full.
+    fn with_room<O>(
+        &mut self,
+        mut f: impl FnMut(&mut Self) -> Result<O, AllocError>,
+    ) -> Result<O, AllocError> {
+        match f(self) {
+            Err(error) if is_full(&error) && !self.swept => {
+                self.collect();
+                f(self)
+            }
+            other => other,
+        }
+    }
+
+    /// Frees what is reached neither from the heap as it is nor as it was before the transaction.
+    #[cold]
+    fn collect(&mut self) -> Collected {
+        let Here { arena, slot } = self.here;
+        let words = self.words();
+        let mut tracer = Tracer::new(arena, words);
+        self.root().trace(&mut tracer);
+        // What the transaction has saved or made, and what the saved bytes led to.
+        let mut recorded = self.recorded.iter().rev();
+        words.records(arena, |record| {
+            let Some(&elements) = recorded.next() else {
+                return;
+            };
+            if let What::Object(index) | What::Birth(index) = record.what {
+                tracer.mark(index, elements);
+            }
+            // SAFETY: whole elements, as they were saved; the log is not written to meanwhile.
+            unsafe { elements.trace(record.bytes, record.len, usize::MAX, &mut tracer) };
+        });
+        tracer.run();
+        let mut collected = Collected::default();
+        for (index, entry) in words.objects(arena) {
+            let bytes = block::usable_size(arena, entry.address() as usize).unwrap_or(0);
+            if tracer.is_marked(index) {
+                collected.live += 1;
+                collected.live_bytes += bytes;
+            } else {
+                words.free(arena, slot, index, entry);
+                collected.freed += 1;
+                collected.freed_bytes += bytes;
+            }
+        }
+        let limit = (collected.live_bytes as u64).max(LEAST_DEBT);
+        words.limit.store(limit, Ordering::Relaxed);
+        words.debt.store(0, Ordering::Relaxed);
+        self.swept = true;
+        collected
+    }
+}
+
+fn is_full(error: &AllocError) -> bool {
+    matches!(error, AllocError::PoolFull | AllocError::NoMemory(_))
+}
+
+impl<R: Trace + Unpin> Drop for Tx<'_, R> {
+    fn drop(&mut self) {
+        if !self.over && self.holding.is_still() {
+            let Here { arena, slot } = self.here;
+            let root = self.guard.root.get().cast();
+            self.words().undo(arena, slot, (root, size_of::<R>()));
+        }
+    }
+}
+
+impl<R: Trace + Unpin + fmt::Debug> fmt::Debug for Tx<'_, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tx")
+            .field("root", self.root())
+            .finish_non_exhaustive()
+    }
+}

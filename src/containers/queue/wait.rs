@@ -1,0 +1,278 @@
+//! Waiting for an element, and for room; and that who waits for room gets it.
+//!
+//! # Rationale
+//!
+//! Who sleeps until there is room loses it, mostly, to those who need not be woken. So a producer that
+//! is about to give its processor to others asks for the *turn*, one word with its tag. While somebody has it, the others may pass
+//! that producer [`PASSES`] times, and then hold back until it has pushed. Then the next one that
+//! has waited asks. So of the pushes that wait, each gets a share, whatever the scheduler does.
+//!
+//! The turn is a hint. No push needs it to be right, so it is no part of what recovery does:
+//!
+//! | turn | killed before the next step leaves | and then |
+//! |------|-------------------------------------|----------|
+//! | taken, by a compare-exchange from 0 | the dead one's tag | who holds back, or rings in vain, clears it |
+//! | cleared by its owner, nobody rung | sleepers not woken | they look within a `lock::TICK` |
+//!
+//! A producer that is *stopped* with the turn has the others hold back for [`PATIENCE`], once. `try_push` holds back for nobody, as it does not wait: it may pass.
+//!
+//! Who has the turn sleeps on a bell of its own, `called`, so that a pop wakes it and not another one.
+//! Who has slept and pushed rings once more: a ring is for one place, and there may be others.
+//!
+//! Invariants
+//! 1. A producer sets the turn before it says that it sleeps (by a change of the bell) and looks at
+//!    the queue. A consumer rings by a change of the bell and then looks at the turn. So the ring
+//!    goes to who has the turn, or comes before its look.
+
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use crossbeam_utils::Backoff;
+
+use super::bell;
+use super::raw::Raw;
+use super::refusals::{PopError, PushError, PushRefusal};
+use crate::ShmSafe;
+use crate::engines::queue::Header;
+use crate::participants::lock;
+use crate::participants::tag::Tag;
+use crate::primitive::Ordering;
+use crate::sync::{Here, here};
+
+/// How many pushes may pass the one that has the turn.
+const PASSES: u64 = 8;
+
+/// How long others hold back for who has the turn and lives: longer than a busy machine takes to run
+/// it, so that only a stopped one is passed for good.
+const PATIENCE: Duration = Duration::from_millis(40);
+
+/// How many looks are made before the processor is given to others between them.
+const SPINS: u32 = 6;
+
+/// What an attempt came to that is to be made again: the value, and whether it held back.
+type Attempt<T> = ControlFlow<Result<(), PushError<T>>, T>;
+
+impl<T: ShmSafe + Unpin> Raw<T> {
+    /// Wakes who waits for room.
+    #[inline]
+    pub(super) fn ring_room(&self) {
+        if bell::has_sleepers(&self.header.popped.bell) {
+            self.ring_room_out();
+        }
+    }
+
+    #[cold]
+    fn ring_room_out(&self) {
+        let room = &self.header.popped;
+        let rung = bell::count(&room.bell);
+        let turn = self.header.turn.load(Ordering::SeqCst);
+        if turn == 0 {
+            bell::wake(&room.bell, rung);
+        } else if bell::ring_out(&room.called, 1) == 0
+            && self
+                .arena()
+                .is_some_and(|arena| lock::is_over(arena, Tag::of_word(turn)))
+        {
+            self.end_turn(turn);
+        }
+    }
+
+    /// Ends a turn, and has the next one look.
+    fn end_turn(&self, turn: u64) {
+        let header = &self.header;
+        let word = &header.turn;
+        if word.load(Ordering::Relaxed) == turn
+            && word
+                .compare_exchange(turn, 0, Ordering::SeqCst, Ordering::Relaxed)
+                .is_ok()
+        {
+            self.ring_room();
+        }
+    }
+
+    #[inline]
+    pub(crate) fn push_until(
+        &self,
+        value: T,
+        deadline: Option<Instant>,
+    ) -> Result<(), PushError<T>> {
+        // Relaxed: a hint.
+        if self.header.turn.load(Ordering::Relaxed) == 0 {
+            match self.try_push(value) {
+                Err(PushError {
+                    value,
+                    cause: PushRefusal::Full,
+                }) => self.push_waiting(value, deadline),
+                other => other,
+            }
+        } else {
+            self.push_waiting(value, deadline)
+        }
+    }
+
+    #[cold]
+    fn push_waiting(&self, value: T, deadline: Option<Instant>) -> Result<(), PushError<T>> {
+        let here = match here(self) {
+            Ok(here) => here,
+            Err(nowhere) => {
+                let cause = nowhere.into();
+                return Err(PushError { value, cause });
+            }
+        };
+        let pushed = self.push_or_sleep(here, value, deadline);
+        // Pushed, refused or out of time: the turn is over.
+        self.end_turn(here.slot.tag().word());
+        pushed
+    }
+
+    fn push_or_sleep(
+        &self,
+        waiter: Here,
+        value: T,
+        deadline: Option<Instant>,
+    ) -> Result<(), PushError<T>> {
+        let header = &self.header;
+        let me = waiter.slot.tag().word();
+        let room = &header.popped;
+        let mut looks = 0;
+        let look = |value| {
+            // From here on the processor is given to others, who may be fast.
+            looks += 1;
+            if looks > SPINS {
+                header.take_turn(me);
+            }
+            self.attempt(me, value)
+        };
+        let mut value = match spin(value, look) {
+            ControlFlow::Break(done) => return done,
+            ControlFlow::Continue(value) => value,
+        };
+        // Whose turn it is, and since when that is known.
+        let mut held_back: Option<(u64, Instant)> = None;
+        loop {
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                let cause = PushRefusal::TimedOut;
+                return Err(PushError { value, cause });
+            }
+            let mine = header.take_turn(me);
+            // By invariant 1.
+            let called = bell::announce(&room.called);
+            let announced = if mine {
+                bell::announce_anew(&room.bell)
+            } else {
+                bell::announce(&room.bell)
+            };
+            match self.attempt(me, value) {
+                ControlFlow::Break(done) => {
+                    // A ring is for one place.
+                    self.ring_room();
+                    return done;
+                }
+                ControlFlow::Continue(same) => value = same,
+            }
+            let (bell, announced) = if mine {
+                (&room.called, called)
+            } else {
+                (&room.bell, announced)
+            };
+            let owner = held_back.map_or(Tag::NOBODY, |(turn, _)| Tag::of_word(turn));
+            bell::sleep(waiter, bell, announced, owner, deadline);
+            let turn = header.turn.load(Ordering::Relaxed);
+            match held_back {
+                _ if turn == 0 || turn == me => held_back = None,
+                Some((other, since)) if other == turn => {
+                    if since.elapsed() >= PATIENCE || lock::is_over(waiter.arena, owner) {
+                        self.end_turn(turn);
+                    }
+                }
+                _ => held_back = Some((turn, Instant::now())),
+            }
+        }
+    }
+
+    /// Pushes, or holds back for who has the turn.
+    fn attempt(&self, me: u64, value: T) -> Attempt<T> {
+        if self.header.is_to_hold_back(me) {
+            return ControlFlow::Continue(value);
+        }
+        match self.try_push(value) {
+            Err(PushError {
+                value,
+                cause: PushRefusal::Full,
+            }) => ControlFlow::Continue(value),
+            other => {
+                self.header.pushed_past(me);
+                ControlFlow::Break(other)
+            }
+        }
+    }
+
+    pub(crate) fn pop_until<R>(
+        &self,
+        deadline: Option<Instant>,
+        mut pop: impl FnMut() -> Result<R, PopError>,
+    ) -> Result<R, PopError> {
+        let mut attempt = |()| match pop() {
+            Err(PopError::Empty) => ControlFlow::Continue(()),
+            other => ControlFlow::Break(other),
+        };
+        if let ControlFlow::Break(done) = attempt(()) {
+            return done;
+        }
+        let here = here(self)?;
+        if let ControlFlow::Break(done) = spin((), &mut attempt) {
+            return done;
+        }
+        let bell = &self.header.pushed.0;
+        loop {
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Err(PopError::TimedOut);
+            }
+            let announced = bell::announce(bell);
+            if let ControlFlow::Break(done) = attempt(()) {
+                return done;
+            }
+            bell::sleep(here, bell, announced, Tag::NOBODY, deadline);
+        }
+    }
+}
+
+impl Header {
+    /// Takes the turn if it is nobody's; whether the caller has it.
+    fn take_turn(&self, me: u64) -> bool {
+        let taken = self
+            .turn
+            .compare_exchange(0, me, Ordering::SeqCst, Ordering::SeqCst);
+        if taken.is_ok() {
+            self.popped.passes.store(0, Ordering::Relaxed);
+        }
+        matches!(taken, Ok(_)) || taken == Err(me)
+    }
+
+    /// True if another has the turn, and was passed often enough. A closed queue refuses at once.
+    fn is_to_hold_back(&self, me: u64) -> bool {
+        let turn = self.turn.load(Ordering::Relaxed);
+        turn != 0
+            && turn != me
+            && self.popped.passes.load(Ordering::Relaxed) >= PASSES
+            && self.closed.load(Ordering::SeqCst) == 0
+    }
+
+    /// The caller has pushed: if another has the turn, that one was passed.
+    fn pushed_past(&self, me: u64) {
+        let turn = self.turn.load(Ordering::Relaxed);
+        if turn != 0 && turn != me {
+            self.popped.passes.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Attempts it for some microseconds.
+fn spin<S, R>(mut state: S, mut attempt: impl FnMut(S) -> ControlFlow<R, S>) -> ControlFlow<R, S> {
+    let backoff = Backoff::new();
+    while !backoff.is_completed() {
+        backoff.snooze();
+        state = attempt(state)?;
+    }
+    ControlFlow::Continue(state)
+}

@@ -1,0 +1,209 @@
+//! The engine of `Heap`: a table of objects, and the log of the transaction under way.
+//!
+//! | module  | what |
+//! |---------|------|
+//! | `table` | objects, by index |
+//! | `log`   | what a transaction has overwritten and made, and how that is undone |
+//!
+//! # Rationale
+//!
+//! A graph is changed in many places at once, so changes are made in place, by one at a time, with
+//! the old bytes written ahead into a log. The heap's lock is an `RwLock`, whose `dirty` says that
+//! its holder died: whoever takes it then undoes what the log has before anybody looks. So there is
+//! nothing for recovery to do but the one block that was on its way in or out.
+//!
+//! The log is bytes and indexes. Undoing, freeing and destroying know no types; what leads from object
+//! to object is known to programs that have the root's type, and only they mark (`containers::heap`).
+//!
+//! | word | meaning | next |
+//! |------|---------|------|
+//! | lock not dirty | no chunk of the log has the number `tx`; the heap is whole | dirty |
+//! | dirty, no chunk with `tx` | nothing has been changed, or all is committed or undone | chunks |
+//! | dirty, chunks with `tx` | what they have is to be undone, should the holder die | `tx` + 1: that is the commit |
+//!
+//! | killed | leaves | and then |
+//! |--------|--------|----------|
+//! | before a record counts | bytes behind the end of the log | |
+//! | once it counts, before what it records | a record of nothing: an image of what is there, or a birth without a block | undoing it changes nothing |
+//! | filling an empty word with a block (`pool::intents`, REPLACE) | the block is named, or freed by recovery | undone with its birth; a table or log that is larger |
+//! | changing an object | old and new bytes | the next one to lock writes the old ones back |
+//! | at the commit: before `tx` rises | all records | undone |
+//! | after | a log that does not count | the next one to lock has nothing to undo |
+//! | undoing | some of it undone | done again from the end: images and births can be repeated |
+//! | freeing a block: intent DROP | the word names the block, or `freeing` does | recovery takes it from the word, then frees it |
+//!
+//! Invariants
+//! 1. Everything here is changed by who holds the heap's lock for writing, and read by who holds it.
+//! 2. A record counts, by the store of its chunk's `used`, before what it records is done.
+//! 3. A chunk counts if it has the number `tx`. Those that do come first in the chain, all others, one
+//!    at most between transactions, are empty room.
+//! 4. A word that names a block names it alone.
+//! 5. Words of the table and of the log are what the engine wrote, or garbage: every address is
+//!    compared with the pool before it is followed.
+
+mod log;
+mod table;
+
+use crate::allocator::block;
+use crate::allocator::check::CheckReport;
+use crate::engines::{Named, OP_SHIFT, word};
+use crate::layout::Engine;
+use crate::layout::arena::Arena;
+use crate::participants::table::Slot;
+use crate::primitive::{AtomicU64, Ordering, compiler_fence};
+
+pub(crate) use log::{Append, CHUNK, Chunk, Record, What};
+use table::SEGMENTS;
+pub(crate) use table::{ENTRY, Entry};
+
+/// Frees the block that a word names: arguments are the word, what it is to name next, the block.
+const DROP: u64 = (Engine::Heap as u64) << OP_SHIFT | 1;
+
+/// A heap's words. New ones are those of an empty heap.
+#[repr(C)]
+pub(crate) struct Words {
+    /// The first chunk of the log.
+    pub(crate) log: AtomicU64,
+    /// The number of the transaction that is under way, or comes next.
+    tx: AtomicU64,
+    /// What ids of this heap have, so that no other heap's are taken for its own. 0 until it is drawn.
+    name: AtomicU64,
+    /// A hint: entries below are taken.
+    cursor: AtomicU64,
+    /// A hint: bytes that were allocated since the last collection.
+    pub(crate) debt: AtomicU64,
+    /// A hint: how many are to be, until there is the next one.
+    pub(crate) limit: AtomicU64,
+    /// The parts of the table.
+    segments: [AtomicU64; SEGMENTS],
+}
+
+impl Words {
+    pub(crate) const fn new(limit: u64) -> Self {
+        Words {
+            log: AtomicU64::new(0),
+            tx: AtomicU64::new(1),
+            name: AtomicU64::new(0),
+            cursor: AtomicU64::new(0),
+            debt: AtomicU64::new(0),
+            limit: AtomicU64::new(limit),
+            segments: [const { AtomicU64::new(0) }; SEGMENTS],
+        }
+    }
+
+    /// The name of the heap; 0 if it never had an object.
+    #[inline]
+    pub(crate) fn name(&self) -> u64 {
+        self.name.load(Ordering::Relaxed)
+    }
+
+    /// Draws the heap's name, if it has none. By who has the lock for writing.
+    pub(crate) fn draw_name(&self) -> u64 {
+        if self.name() == 0 {
+            self.name
+                .store(super::map::seed()[0].max(1), Ordering::Release);
+        }
+        self.name()
+    }
+
+    /// The number of the transaction under way.
+    #[inline]
+    pub(crate) fn tx(&self) -> u64 {
+        self.tx.load(Ordering::Relaxed)
+    }
+
+    /// The blocks of the table and of the log.
+    pub(crate) fn blocks(&self, arena: Arena) -> impl Iterator<Item = u64> + use<'_> {
+        let segments = self
+            .segments
+            .iter()
+            .map(|word| word.load(Ordering::Acquire));
+        segments
+            .filter(|&segment| segment != 0)
+            .chain(self.chunks(arena).map(|chunk| chunk.address() as u64))
+    }
+
+    /// Ends the transaction: nothing of the log counts from here on. Then frees what the log has more
+    /// than the next one needs.
+    pub(crate) fn end(&self, arena: Arena, slot: &Slot) {
+        // After all changes to objects, which are plain stores.
+        compiler_fence(Ordering::SeqCst);
+        self.tx.store(self.tx().wrapping_add(1), Ordering::Release);
+        compiler_fence(Ordering::SeqCst);
+        self.trim(arena, slot);
+    }
+}
+
+/// Frees the block that a word names, and makes the word name `next` instead.
+pub(crate) fn drop_block(arena: Arena, slot: &Slot, word: &AtomicU64, next: u64) {
+    let old = word.load(Ordering::Relaxed);
+    let address = std::ptr::from_ref(word).addr() as u64;
+    slot.intent.open(DROP, &[address, next, old]);
+    slot.watched.freeing.store(old, Ordering::SeqCst);
+    compiler_fence(Ordering::SeqCst);
+    word.store(next, Ordering::Release);
+    compiler_fence(Ordering::SeqCst);
+    // A block that cannot be freed was none: there is nobody to tell.
+    let _ = block::free_recorded(arena, slot, old as usize);
+    slot.intent.close();
+}
+
+/// Resolves an intent of this engine. Repeatable; the caller frees what `freeing` names.
+pub(super) fn resolve(arena: Arena, slot: &Slot, op: u64) {
+    let (next, old) = (slot.intent.arg(1), slot.intent.arg(2));
+    if op == DROP
+        && slot.watched.freeing.load(Ordering::SeqCst) == old
+        && let Some(word) = word(arena, slot.intent.arg(0))
+        && word.load(Ordering::Relaxed) == old
+    {
+        word.store(next, Ordering::Release);
+    }
+}
+
+/// A heap's words, if they are in the pool.
+fn words(arena: Arena, first: usize) -> Option<&'static Words> {
+    word(arena, first as u64)?;
+    // SAFETY: an aligned address with as much of the pool's data behind it; all atomic.
+    (arena.room_at(first) >= size_of::<Words>())
+        .then(|| unsafe { &*std::ptr::with_exposed_provenance::<Words>(first) })
+}
+
+/// The next block of a heap that is being destroyed: objects, then the log, then the table.
+/// The cursor is an index into the table.
+pub(super) fn next_block(arena: Arena, first: usize, cursor: &mut usize) -> Option<Named> {
+    let words = words(arena, first)?;
+    let named = |word: &AtomicU64, next: u64| {
+        let old = word.load(Ordering::Acquire);
+        Named {
+            word: std::ptr::from_ref(word).addr() as u64,
+            old,
+            next,
+            block: old as usize,
+        }
+    };
+    while let Some(entry) = words.entry(arena, *cursor) {
+        if entry.address() != 0 {
+            return Some(named(&entry.address, 0));
+        }
+        *cursor += 1;
+    }
+    let log = words.log.load(Ordering::Acquire);
+    if log != 0 {
+        let next = Chunk::at(arena, log).map_or(0, |chunk| chunk.next());
+        return Some(named(&words.log, next));
+    }
+    // From the last on, so that those before it are found again after a death.
+    let last = words.segments.iter().rev();
+    let last = last.map(|word| (word, word.load(Ordering::Acquire)));
+    let mut taken = last.filter(|(_, segment)| *segment != 0);
+    taken.next().map(|(word, _)| named(word, 0))
+}
+
+/// Checks a heap at rest.
+pub(super) fn check(arena: Arena, first: usize, report: &mut CheckReport) {
+    let Some(words) = words(arena, first) else {
+        return report.problem(format_args!("a heap at {first:#x} is not in the pool"));
+    };
+    words.check_table(arena, first, report);
+    words.check_log(arena, first, report);
+}

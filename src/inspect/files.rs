@@ -1,0 +1,155 @@
+//! The named pools that there are, and the removal of those that nobody has.
+//!
+//! Every process that has a named pool holds its file's `flock` in shared mode for life, so whoever
+//! gets it exclusively knows that nobody has the pool, and nobody gets it meanwhile. Process ids
+//! are shown and never judged by: they repeat, and mean other processes elsewhere.
+
+use std::os::fd::BorrowedFd;
+
+use rustix::fs::{FlockOperation, OFlags};
+use serde::Serialize;
+
+use super::{Info, Observer, ProcessReport};
+use crate::pool::AttachError;
+use crate::pool::attach::{self, PoolName};
+
+/// Whether anybody has a pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum PoolState {
+    /// Living processes take part in it.
+    Live,
+    /// Somebody has it and takes no part now.
+    Idle,
+    /// Nobody has it: it can be removed.
+    Stale,
+}
+
+/// A file that is a named pool, or has the name of one.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Listed {
+    /// The name, as [`Pool::open`](crate::Pool::open) takes it.
+    pub name: String,
+    /// The file.
+    pub path: String,
+    /// What it is, or why it is none.
+    pub info: Result<Info, AttachError>,
+}
+
+/// Whether anybody has the file. The lock is asked for where no living process says that it has the
+/// pool, and is given back at once: who opens the pool in this moment looks twice.
+pub(super) fn state(fd: BorrowedFd<'_>, processes: &[ProcessReport]) -> PoolState {
+    if processes.iter().any(|process| process.alive) {
+        return PoolState::Live;
+    }
+    match rustix::fs::flock(fd, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {
+            let _ = rustix::fs::flock(fd, FlockOperation::Unlock);
+            PoolState::Stale
+        }
+        Err(_) => PoolState::Idle,
+    }
+}
+
+/// The named pools in `/dev/shm` whose names begin with `prefix`, by name: every file there that is
+/// named as pools are.
+///
+/// # Errors
+///
+/// Those of reading the directory.
+pub fn list(prefix: &str) -> std::io::Result<Vec<Listed>> {
+    let mut names: Vec<String> = std::fs::read_dir(attach::DIRECTORY)?
+        .filter_map(|entry| {
+            let file = entry.ok()?.file_name();
+            Some(file.to_str()?.strip_prefix(attach::PREFIX)?.to_owned())
+        })
+        .filter(|name| !name.is_empty() && name.starts_with(prefix))
+        .collect();
+    names.sort();
+    let listed = names.into_iter().filter_map(|name| {
+        let file = PoolName::parse(&name)?;
+        let info = Observer::of_file(&file).map(|observer| observer.info());
+        // Removed since it was listed.
+        let there = !matches!(info, Err(AttachError::NotFound { .. }));
+        there.then(|| Listed {
+            path: file.path().into(),
+            info,
+            name,
+        })
+    });
+    Ok(listed.collect())
+}
+
+/// Why a pool was not removed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RemoveError {
+    /// It is none, or cannot be opened.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    /// Some process has it.
+    #[error("the pool {path} is in use")]
+    InUse {
+        /// The pool's file.
+        path: String,
+    },
+    /// The system refused.
+    #[error("the pool could not be removed")]
+    System(#[from] std::io::Error),
+}
+
+impl From<rustix::io::Errno> for RemoveError {
+    fn from(errno: rustix::io::Errno) -> Self {
+        RemoveError::System(errno.into())
+    }
+}
+
+/// Removes a named pool that nobody has; or, if `really` is false, says whether it would. A pool of
+/// another version is one, too; a file that is none, or is damaged, is removed if `damaged` says so.
+///
+/// # Errors
+///
+/// See [`RemoveError`]; nothing was removed.
+///
+/// # Crash behaviour
+///
+/// The name is removed or it is not.
+pub fn remove(name: &str, damaged: bool, really: bool) -> Result<(), RemoveError> {
+    use std::os::fd::AsFd;
+    let name =
+        PoolName::parse(name).ok_or_else(|| AttachError::InvalidName { name: name.into() })?;
+    let fd = attach::open_file(&name, OFlags::RDONLY)?;
+    let stat = rustix::fs::fstat(&fd)?;
+    if !rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() {
+        return Err(AttachError::NotAPool.into());
+    }
+    match attach::judge(fd.as_fd()) {
+        Ok(_) | Err(AttachError::OtherVersion { .. } | AttachError::OtherLayout) => {}
+        Err(
+            AttachError::NotAPool
+            | AttachError::Truncated { .. }
+            | AttachError::DamagedHeader { .. },
+        ) if damaged => {}
+        Err(error) => return Err(error.into()),
+    }
+    match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let path = name.path().into();
+            return Err(RemoveError::InUse { path });
+        }
+        Err(other) => return Err(other.into()),
+    }
+    // Under the lock: the name still leads to what was judged.
+    let now = rustix::fs::stat(name.path())?;
+    if (now.st_dev, now.st_ino) != (stat.st_dev, stat.st_ino) {
+        let path = name.path().into();
+        return Err(AttachError::NotFound { path }.into());
+    }
+    if really {
+        rustix::fs::unlink(name.path())?;
+    }
+    Ok(())
+}

@@ -1,0 +1,133 @@
+//! What nobody can reach.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::Serialize;
+
+use crate::Pool;
+use crate::allocator::walk;
+use crate::engines::map::node_of;
+use crate::layout::arena::Arena;
+use crate::participants::detect;
+use crate::pool::objects::{self, Phase};
+use crate::pool::{names, types};
+
+/// What nobody can reach; see [`leaks`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Leaks {
+    /// Objects that are reached from no name and no handle: cycles of links.
+    pub objects: usize,
+    /// Blocks, as address and bytes; those of such objects too.
+    pub blocks: Vec<(usize, usize)>,
+}
+
+impl Leaks {
+    /// True if everything can be reached.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.blocks.is_empty()
+    }
+
+    /// Bytes of all blocks.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.blocks.iter().map(|(_, size)| size).sum()
+    }
+}
+
+/// The blocks that are reached from no named object and no handle, while nobody is using the pool.
+///
+/// A block is reached if an object that is reached has it, links to it, or if any word of a reached
+/// block is an address in it, or names it as maps name their nodes. So a leak can be missed, where
+/// a number happens to look like a name, but not invented, but for one thing: a raw block ([`Pool::allocate`]) that only private memory knows of is
+/// reported: the pool does not know that it is in use.
+#[must_use]
+pub fn leaks(pool: Pool) -> Leaks {
+    leaks_of(pool.0)
+}
+
+pub(super) fn leaks_of(arena: Arena) -> Leaks {
+    let blocks: BTreeMap<usize, usize> = walk::blocks(arena).into_iter().collect();
+    let named: BTreeSet<usize> = names::all(arena)
+        .into_iter()
+        .map(|(_, index)| index)
+        .collect();
+    let live = |index: usize| {
+        let entry = arena.object(index);
+        entry.filter(|entry| entry.state().phase == Phase::Live)
+    };
+    let mut objects: Vec<usize> = (0..arena.object_count())
+        .filter(|&index| live(index).is_some())
+        .filter(|index| named.contains(index) || objects::is_held(arena, *index))
+        .collect();
+    let mut seen: BTreeSet<usize> = objects.iter().copied().collect();
+    let mut reached: BTreeSet<usize> = BTreeSet::new();
+    // What was unlinked and is not freed yet.
+    for (_, slot) in arena.slots() {
+        let retired = slot.limbo.head.load(Ordering::Relaxed) as usize;
+        reach(arena, &blocks, retired, &mut reached);
+    }
+    while let Some(index) = objects.pop() {
+        let Some(entry) = live(index) else { continue };
+        let address = entry.address.load(Ordering::Acquire) as usize;
+        let Some(size) = blocks.get(&address) else {
+            continue;
+        };
+        reach(arena, &blocks, address, &mut reached);
+        for word in types::owned_words(arena, entry.kind(), *size) {
+            if word.offset.is_multiple_of(8)
+                && word.kind == types::Owned::Link
+                && let value = detect::value(read(address + word.offset))
+                && let Some(target) = (value as usize).checked_sub(1)
+                && seen.insert(target)
+            {
+                objects.push(target);
+            }
+        }
+    }
+    let unreached = |address: &usize| !reached.contains(address);
+    Leaks {
+        objects: (0..arena.object_count())
+            .filter(|&index| live(index).is_some() && !seen.contains(&index))
+            .count(),
+        blocks: blocks
+            .iter()
+            .filter(|(address, _)| unreached(address))
+            .map(|(address, size)| (*address, *size))
+            .collect(),
+    }
+}
+
+/// Notes the block that an address lies in, and the blocks that words of its content lead to.
+fn reach(
+    arena: Arena,
+    blocks: &BTreeMap<usize, usize>,
+    address: usize,
+    reached: &mut BTreeSet<usize>,
+) {
+    let within = |address: usize| {
+        let (start, size) = blocks.range(..=address).next_back()?;
+        (address - start < *size).then_some((*start, *size))
+    };
+    let mut todo = vec![address];
+    while let Some(address) = todo.pop() {
+        if let Some((start, size)) = within(address)
+            && reached.insert(start)
+        {
+            for at in (start..start + size).step_by(8) {
+                let word = read(at);
+                todo.push(word as usize);
+                todo.push(node_of(arena, word) as usize);
+            }
+        }
+    }
+}
+
+/// A word of an allocated block.
+fn read(address: usize) -> u64 {
+    // SAFETY: a whole word, at a multiple of eight, of a block that the pool's tags say is
+    // allocated, so it is mapped and committed. Others may write to it: the load is atomic.
+    unsafe { &*std::ptr::with_exposed_provenance::<AtomicU64>(address) }.load(Ordering::Relaxed)
+}

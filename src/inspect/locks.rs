@@ -1,0 +1,170 @@
+//! Who holds what, and who waits for whom.
+//!
+//! No list of what a thread holds is kept anywhere (`docs/design.md`), so it is looked for: what a
+//! thread sleeps on and reads under stands in its slot, and what it holds has its tag in it. The
+//! tag is looked for in the values of the objects (not in the storage that arrays and containers
+//! have elsewhere): locks, claims of ranges and leases are found, whether somebody waits for them
+//! or not. A number of a user's that happens to be a living thread's tag is found, too.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::participants::pid_of;
+use crate::allocator::block;
+use crate::engines;
+use crate::layout::arena::Arena;
+use crate::participants::table::SlotPhase;
+use crate::participants::tag::Tag;
+use crate::pool::objects::Phase;
+use crate::pool::{names, types};
+use crate::primitive::{AtomicU64, Ordering};
+
+/// How a thread has to do with a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub enum Why {
+    /// Its tag is in the word: a lock, a claim, a lease.
+    Holds,
+    /// It reads under the lock.
+    Reads,
+    /// It has a permit of the semaphore.
+    Permit,
+    /// It sleeps on the word.
+    Waits,
+}
+
+/// A thread that has to do with a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Waiter {
+    /// Its slot.
+    pub slot: usize,
+    /// Its process's id; 0 where that is not known.
+    pub process: u32,
+    /// How.
+    pub why: Why,
+}
+
+/// A word that threads hold, read under, or sleep on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct LockReport {
+    /// Where it is, in bytes from the start of the pool's file.
+    pub offset: usize,
+    /// What it is part of: an object's name, or its type and number, or one of the pool's own locks.
+    pub within: String,
+    /// Who has to do with it.
+    pub threads: Vec<Waiter>,
+}
+
+impl LockReport {
+    /// How many sleep on it.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        let waits = |thread: &&Waiter| thread.why == Why::Waits;
+        self.threads.iter().filter(waits).count()
+    }
+}
+
+pub(super) fn locks_of(arena: Arena) -> Vec<LockReport> {
+    let mut found: BTreeMap<usize, Vec<Waiter>> = BTreeMap::new();
+    let mut note = |word: usize, slot: usize, why: Why| {
+        let process = pid_of(arena, arena.slot(slot));
+        let waiter = Waiter { slot, process, why };
+        let threads = found.entry(word).or_default();
+        if !threads.contains(&waiter) {
+            threads.push(waiter);
+        }
+    };
+    let mut tags: BTreeMap<u64, usize> = BTreeMap::new();
+    for (index, slot) in arena.slots() {
+        let state = slot.state();
+        if !matches!(state.phase, SlotPhase::Live | SlotPhase::Parked) {
+            continue;
+        }
+        tags.insert(Tag::new(index, state.generation).word(), index);
+        let waits = slot.watched.waiting_on.load(Ordering::Acquire) as usize;
+        if waits != 0 {
+            note(waits & !7, index, Why::Waits);
+        }
+        for lock in &slot.reading.locks {
+            match lock.load(Ordering::Acquire) as usize {
+                0 => {}
+                lock => note(lock, index, Why::Reads),
+            }
+        }
+        for permit in &slot.permits {
+            match permit.word.load(Ordering::Acquire) as usize {
+                0 => {}
+                semaphore => note(semaphore, index, Why::Permit),
+            }
+        }
+    }
+    let mut look_at = |word: &AtomicU64| {
+        let owner = Tag::of_word(word.load(Ordering::Acquire)).word();
+        if let Some(&slot) = tags.get(&owner) {
+            note(std::ptr::from_ref(word).addr(), slot, Why::Holds);
+        }
+    };
+    let header = arena.header();
+    look_at(&header.types_lock);
+    look_at(&header.names_lock);
+    let extents = extents(arena);
+    for &(start, end, _) in &extents {
+        let words = (start.next_multiple_of(8)..end.saturating_sub(7)).step_by(8);
+        words
+            .filter_map(|address| engines::word(arena, address as u64))
+            .for_each(&mut look_at);
+    }
+    let named = names::all(arena);
+    found
+        .into_iter()
+        .map(|(word, threads)| LockReport {
+            offset: word.wrapping_sub(arena.base()),
+            within: within(arena, word, &extents, &named),
+            threads,
+        })
+        .collect()
+}
+
+/// Where the values of the objects are: start, end, index.
+fn extents(arena: Arena) -> Vec<(usize, usize, usize)> {
+    (0..arena.object_count())
+        .filter_map(|index| {
+            let entry = arena.object(index)?;
+            let live = entry.state().phase == Phase::Live;
+            let address = entry.address.load(Ordering::Acquire) as usize;
+            let room = block::usable_size(arena, address).ok()?;
+            let size = types::described(arena, entry.kind())?.size.min(room);
+            live.then_some((address, address + size, index))
+        })
+        .collect()
+}
+
+fn within(
+    arena: Arena,
+    word: usize,
+    extents: &[(usize, usize, usize)],
+    named: &[(String, usize)],
+) -> String {
+    let header = arena.header();
+    if word == std::ptr::from_ref(&header.types_lock).addr() {
+        return "the table of types".into();
+    }
+    if word == std::ptr::from_ref(&header.names_lock).addr() {
+        return "the table of names".into();
+    }
+    let Some(&(_, _, index)) = extents
+        .iter()
+        .find(|(start, end, _)| (*start..*end).contains(&word))
+    else {
+        return "a block".into();
+    };
+    if let Some((name, _)) = named.iter().find(|(_, target)| *target == index) {
+        return name.clone();
+    }
+    let kind = arena.object(index).map_or(0, |entry| entry.kind());
+    let name = types::described(arena, kind).map_or("object".into(), |ty| ty.name);
+    format!("{name} #{index}")
+}

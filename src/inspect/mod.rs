@@ -1,0 +1,46 @@
+//! Reports about a pool, as data: who has how much, what lies where, what nobody can reach.
+//!
+//! All of it is counted from the pool's authoritative words when it is asked for; nothing is kept.
+//! Nothing is printed: the reports can be looked through, or shown (`Display`).
+//!
+//! ```
+//! use shmkit::{Pool, inspect};
+//!
+//! let pool = Pool::builder().max_size(4 << 20).create()?;
+//! let object = pool.create([1_u64; 1000])?;
+//! let mine = &inspect::participants(pool)[0];
+//! assert!(mine.process == std::process::id() && mine.allocated >= 8000);
+//! println!("{}", inspect::map(pool));
+//! assert!(inspect::leaks(pool).is_empty());
+//! drop(object);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! An [`Observer`] looks at a pool without taking part in it: it needs no slot, no cooperation, and
+//! the right to read the file, no more. The command `shmkit` shows what this module reports.
+//!
+//! | module | what |
+//! |---|---|
+//! | `participants` | who takes part, who has how much |
+//! | `map` | what lies where |
+//! | `leaks` | what nobody can reach |
+//! | `objects` | the objects and their types |
+//! | `locks` | who holds what, who waits for whom |
+//! | `observer` | [`Observer`]: all of this from outside |
+//! | `files` | the named pools that there are; removing those that nobody has |
+
+mod files;
+mod leaks;
+mod locks;
+mod map;
+mod objects;
+mod observer;
+mod participants;
+
+pub use files::{Listed, PoolState, RemoveError, list, remove};
+pub use leaks::{Leaks, leaks};
+pub use locks::{LockReport, Waiter, Why};
+pub use map::{Map, Part, Use, map};
+pub use objects::ObjectReport;
+pub use observer::{Info, Observer};
+pub use participants::{Participant, ProcessReport, participants};

@@ -1,0 +1,74 @@
+//! The objects of a pool, with their names and types.
+
+use serde::Serialize;
+
+use crate::allocator::block;
+use crate::layout::arena::Arena;
+use crate::numbers::{self, Numbers};
+use crate::participants::detect;
+use crate::pool::objects::{self, Phase};
+use crate::pool::{names, types};
+use crate::primitive::Ordering;
+
+/// An object of a pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct ObjectReport {
+    /// Its place in the table of objects.
+    pub index: usize,
+    /// Its names, if it has any.
+    pub names: Vec<String>,
+    /// Its type's name, without path and parameters, the first 64 bytes.
+    pub type_name: String,
+    /// Its type's fingerprint, in hexadecimal: equal in programs that agree on the type.
+    pub fingerprint: String,
+    /// Where its value is, in bytes from the start of the pool's file.
+    pub offset: usize,
+    /// Bytes of the value, without what it owns elsewhere.
+    pub size: usize,
+    /// The value's alignment.
+    pub align: usize,
+    /// Links that lead to it, names included.
+    pub links: u32,
+    /// Whether some process has a handle of it.
+    pub held: bool,
+    /// Whether its block is one of the pool's, of its size.
+    pub damaged: bool,
+    /// What it looks like to who knows numbers only, if it is made of them.
+    pub numbers: Option<Numbers>,
+}
+
+/// Every object that there is, in the order of the table.
+pub(super) fn objects_of(arena: Arena) -> Vec<ObjectReport> {
+    let named = names::all(arena);
+    (0..arena.object_count())
+        .filter_map(|index| report(arena, index, &named))
+        .collect()
+}
+
+fn report(arena: Arena, index: usize, named: &[(String, usize)]) -> Option<ObjectReport> {
+    let entry = arena.object(index)?;
+    if entry.state().phase != Phase::Live {
+        return None;
+    }
+    let of_it = named.iter().filter(|(_, target)| *target == index);
+    let described = types::described(arena, entry.kind());
+    let address = entry.address.load(Ordering::Acquire) as usize;
+    let size = described.as_ref().map_or(0, |ty| ty.size);
+    let room = block::usable_size(arena, address);
+    Some(ObjectReport {
+        index,
+        names: of_it.map(|(name, _)| name.clone()).collect(),
+        type_name: described.as_ref().map_or("?".into(), |ty| ty.name.clone()),
+        fingerprint: described
+            .as_ref()
+            .map_or(String::new(), |ty| format!("{:032x}", ty.fingerprint)),
+        offset: address.wrapping_sub(arena.base()),
+        size,
+        align: described.as_ref().map_or(0, |ty| ty.align),
+        links: detect::value(entry.links.load(Ordering::SeqCst)),
+        held: objects::is_held(arena, index),
+        damaged: described.is_none() || room.map_or(true, |room| room < size),
+        numbers: numbers::of_object(arena, index),
+    })
+}

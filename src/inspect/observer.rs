@@ -1,0 +1,251 @@
+//! [`Observer`]: a pool as seen from outside.
+//!
+//! # Rationale
+//!
+//! Taking part in a pool means to claim a slot, to recover the dead, to write. Who administers pools
+//! wants none of it: the pool may be full, crashed, or another version's business. So the file is
+//! mapped for reading only, at the pool's address (the pool is full of addresses), and every
+//! report is made from loads. That nothing is changed is the kernel's promise, not ours.
+//!
+//! An observer is none of the process's pools: [`Pool::containing`] does not find it, and it goes
+//! with its last owner. It takes no `flock`, so it is in nobody's way; should the pool's name be
+//! removed meanwhile, the mapping stays good.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use rustix::fs::OFlags;
+use serde::Serialize;
+
+use super::files::{self, PoolState};
+use super::{Leaks, LockReport, Map, ObjectReport, Participant, ProcessReport};
+use super::{leaks, locks, map, objects, participants};
+use crate::allocator::check::{CheckReport, Depth};
+use crate::allocator::stats::Stats;
+use crate::layout::arena::Arena;
+use crate::layout::header::{DUMPABLE, HUGE_PAGES, Identity};
+use crate::numbers::{self, Numbers, NumbersError};
+use crate::pool::attach::{self, PoolName};
+use crate::pool::{AttachError, Pool};
+use crate::sys::memory;
+
+/// A named pool that is looked at and not used.
+///
+/// ```
+/// use shmkit::inspect::Observer;
+/// use shmkit::{Matrix, Pool};
+///
+/// let name = format!("observed-{}", std::process::id());
+/// let pool = Pool::builder().max_size(4 << 20).create_named(&name)?;
+/// let matrix = Matrix::filled_in(pool, 2, 3, 1.5_f64)?;
+/// pool.set_name("table", &matrix)?;
+///
+/// let observer = Observer::open(&name)?;
+/// assert_eq!(observer.info().processes.len(), 1);
+/// let table = observer.numbers("table")?;
+/// assert_eq!((table.dtype, &table.shape[..]), ("<f8", &[2, 3][..]));
+/// Pool::unlink(&name)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct Observer {
+    arena: Arena,
+    identity: Identity,
+    path: String,
+    fd: OwnedFd,
+    /// Mapped by us, and not one of the process's pools.
+    ours: bool,
+}
+
+/// What a pool is, and who uses it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Info {
+    /// The pool's file.
+    pub path: String,
+    /// What no other pool has, in hexadecimal.
+    pub uuid: String,
+    /// Whether anybody has it.
+    pub state: PoolState,
+    /// Counts changes of the layout.
+    pub version: u64,
+    /// The address at which every process has it.
+    pub base: usize,
+    /// Bytes of data that there are now.
+    pub size: usize,
+    /// Bytes of data that there can be.
+    pub maximum: usize,
+    /// Bytes of memory that the file takes, tables included.
+    pub memory: u64,
+    /// Who made it.
+    pub creator: u32,
+    /// When, in seconds since 1970.
+    pub created: u64,
+    /// The file's owner.
+    pub owner: u32,
+    /// How many threads of all processes can take part.
+    pub max_participants: u64,
+    /// Whether core dumps contain it.
+    pub core_dumps: bool,
+    /// Whether huge pages were asked for.
+    pub huge_pages: bool,
+    /// Who takes part, and who has died and is not recovered yet.
+    pub processes: Vec<ProcessReport>,
+}
+
+impl Observer {
+    /// Looks at the pool of that name; a name that starts with a slash is the path of a file, which
+    /// may be `/proc/PID/fd/N` of a pool without a name. The right to read is all that is needed.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Pool::open`]. A pool of another PID namespace can be looked at.
+    pub fn open(name: &str) -> Result<Observer, AttachError> {
+        let name =
+            PoolName::parse(name).ok_or_else(|| AttachError::InvalidName { name: name.into() })?;
+        Observer::of_file(&name)
+    }
+
+    pub(super) fn of_file(name: &PoolName) -> Result<Observer, AttachError> {
+        let fd = attach::open_file(name, OFlags::RDONLY)?;
+        let (arena, identity, ours) = attach::map_to_read(fd.as_fd())?;
+        Ok(Observer {
+            arena,
+            identity,
+            path: name.path().into(),
+            fd,
+            ours,
+        })
+    }
+
+    /// What the pool is.
+    #[must_use]
+    pub fn info(&self) -> Info {
+        let stat = rustix::fs::fstat(&self.fd).ok();
+        let identity = &self.identity;
+        let [low, high] = identity.uuid;
+        let stats = self.stats();
+        let processes = self.processes();
+        Info {
+            path: self.path.clone(),
+            uuid: format!("{:032x}", u128::from(low) | u128::from(high) << 64),
+            state: files::state(self.fd.as_fd(), &processes),
+            version: identity.version,
+            base: self.arena.base(),
+            size: stats.total,
+            maximum: stats.maximum,
+            memory: stat.map_or(0, |stat| stat.st_blocks.max(0) as u64 * 512),
+            creator: identity.creator as u32,
+            created: identity.created,
+            owner: stat.map_or(0, |stat| stat.st_uid),
+            max_participants: identity.max_slots.saturating_sub(1),
+            core_dumps: identity.options & DUMPABLE != 0,
+            huge_pages: identity.options & HUGE_PAGES != 0,
+            processes,
+        }
+    }
+
+    /// How its memory is used, at about this moment.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        Pool(self.arena).stats()
+    }
+
+    /// Who takes part, and who has died and is not recovered yet.
+    #[must_use]
+    pub fn processes(&self) -> Vec<ProcessReport> {
+        participants::processes_of(self.arena)
+    }
+
+    /// As [`participants`](super::participants()).
+    #[must_use]
+    pub fn participants(&self) -> Vec<Participant> {
+        participants::participants_of(self.arena)
+    }
+
+    /// As [`map`](super::map()).
+    #[must_use]
+    pub fn map(&self) -> Map {
+        map::map_of(self.arena)
+    }
+
+    /// As [`leaks`](super::leaks()): right while nobody uses the pool.
+    #[must_use]
+    pub fn leaks(&self) -> Leaks {
+        leaks::leaks_of(self.arena)
+    }
+
+    /// Every object.
+    #[must_use]
+    pub fn objects(&self) -> Vec<ObjectReport> {
+        objects::objects_of(self.arena)
+    }
+
+    /// The words that threads hold or wait for. What a thread holds is found by its tag: a number
+    /// that happens to look like one is found, too.
+    #[must_use]
+    pub fn locks(&self) -> Vec<LockReport> {
+        locks::locks_of(self.arena)
+    }
+
+    /// What must hold at every instant, as [`Pool::check`].
+    #[must_use]
+    pub fn check(&self) -> CheckReport {
+        Pool(self.arena).check_to(Depth::Live)
+    }
+
+    /// What must hold while nobody uses the pool, as [`Pool::check_quiescent`]. What a dead process
+    /// left and nobody has put right yet is reported as a problem.
+    #[must_use]
+    pub fn check_quiescent(&self) -> CheckReport {
+        Pool(self.arena).check_to(Depth::Quiescent)
+    }
+
+    /// What a named matrix, array or number looks like to who knows numbers only.
+    ///
+    /// # Errors
+    ///
+    /// See [`NumbersError`].
+    pub fn numbers(&self, name: &str) -> Result<Numbers, NumbersError> {
+        numbers::named(self.arena, name)
+    }
+
+    /// The same, with a copy of its elements as bytes. Each element is one that was there at some
+    /// moment, and not all at the same moment if somebody writes to them.
+    ///
+    /// # Errors
+    ///
+    /// See [`NumbersError`].
+    pub fn read_numbers(&self, name: &str) -> Result<(Numbers, Vec<u8>), NumbersError> {
+        numbers::read(self.arena, name)
+    }
+
+    /// A copy of the pool in memory of this process, to recover and check as one likes: nobody else
+    /// has it, and the pool itself stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Pool::from_fd`]; [`AttachError::AddressTaken`] if this process has the pool itself.
+    /// The copy of a pool that is used meanwhile is of no use.
+    pub fn into_copy(self) -> Result<Pool, AttachError> {
+        let copy = memory::memfd(c"shmkit-copy")?;
+        memory::copy_file(self.fd.as_fd(), copy.as_fd())?;
+        // What was committed and never written to counts as a hole, and was not copied.
+        for (table, count) in attach::committed(&self.arena.header().watermarks) {
+            let bytes = count * table.entry as u64;
+            memory::commit(copy.as_raw_fd(), table.offset as u64, bytes)
+                .map_err(std::io::Error::other)?;
+        }
+        // Its place is where the observer was.
+        drop(self);
+        attach::from_fd(copy)
+    }
+}
+
+impl Drop for Observer {
+    fn drop(&mut self) {
+        if self.ours {
+            // SAFETY: mapped by `of_file`; what refers to it is borrowed from this observer.
+            let _ = unsafe { memory::unmap(self.arena.base(), self.identity.mapped_len()) };
+        }
+    }
+}

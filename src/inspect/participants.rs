@@ -1,0 +1,147 @@
+//! Who takes part in a pool, and who has how much of it.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::Pool;
+use crate::allocator::walk::{self, Piece};
+use crate::layout::arena::{Arena, SLICE};
+use crate::participants::table::{Process, ProcessPhase, Slot, SlotPhase};
+use crate::participants::tag::Tag;
+use crate::pool::objects;
+use crate::primitive::Ordering;
+use crate::sys::process;
+
+/// What one thread has in a pool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Participant {
+    /// Its slot; 0 stands for nobody: what ended and dead threads left, for anybody to take.
+    pub slot: usize,
+    /// Its process's id; 0 where that is not known.
+    pub process: u32,
+    /// Spans that it has.
+    pub spans: usize,
+    /// Bytes of these.
+    pub bytes: usize,
+    /// Bytes of the blocks in them that are allocated, by whomever they are used.
+    pub allocated: usize,
+}
+
+/// Who has how much: nobody first, if nobody has anything, then the threads by their slots.
+///
+/// Blocks of whole slices (above 32 KiB) have no owner and are not counted here.
+#[must_use]
+pub fn participants(pool: Pool) -> Vec<Participant> {
+    participants_of(pool.0)
+}
+
+pub(super) fn participants_of(arena: Arena) -> Vec<Participant> {
+    let mut all: BTreeMap<usize, Participant> = BTreeMap::new();
+    for (slot, entry) in arena.slots() {
+        if matches!(entry.state().phase, SlotPhase::Live | SlotPhase::Parked) {
+            let process = pid_of(arena, entry);
+            let participant = Participant {
+                slot,
+                process,
+                ..Participant::default()
+            };
+            all.insert(slot, participant);
+        }
+    }
+    for (_, piece) in walk::pieces(arena) {
+        let Piece::Span {
+            start,
+            slices,
+            owner,
+        } = piece
+        else {
+            continue;
+        };
+        let slot = owner.slot();
+        let entry = all.entry(slot).or_insert(Participant {
+            slot,
+            ..Participant::default()
+        });
+        entry.spans += 1;
+        entry.bytes += slices * SLICE;
+        let blocks = walk::blocks_of_span(arena, start);
+        entry.allocated += blocks.map(|(_, size)| size).sum::<usize>();
+    }
+    all.into_values().collect()
+}
+
+/// The process of a slot's thread; 0 where that is not known.
+pub(super) fn pid_of(arena: Arena, slot: &Slot) -> u32 {
+    let record = Tag::of_word(slot.watched.process.load(Ordering::Acquire));
+    let known = record.slot() != 0 && record.slot() < arena.process_count();
+    let pid = known.then(|| arena.process(record.slot()).pid.load(Ordering::Relaxed));
+    pid.unwrap_or(0) as u32
+}
+
+/// A process that takes part in a pool, or did and is not recovered yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct ProcessReport {
+    /// Its id, in the namespace of the pool's processes; 0 for a child on its way.
+    pub process: u32,
+    /// Whether it lives, as far as can be told from here.
+    pub alive: bool,
+    /// Its program's name, if the system tells.
+    pub command: Option<String>,
+    /// Threads of it that have a slot.
+    pub threads: usize,
+    /// How many of these are in the middle of a change: after a death, somebody is to complete or
+    /// undo it.
+    pub changing: usize,
+    /// Objects that it has handles of.
+    pub objects: usize,
+}
+
+pub(super) fn processes_of(arena: Arena) -> Vec<ProcessReport> {
+    let here = in_our_namespace(arena);
+    arena
+        .processes()
+        .filter(|(_, record)| record.state().phase != ProcessPhase::Free)
+        .map(|(index, record)| {
+            let process = record.pid.load(Ordering::Relaxed) as u32;
+            let tag = Tag::new(index, record.state().generation);
+            let of_it = |slot: &&Slot| {
+                slot.state().phase != SlotPhase::Free
+                    && Tag::of_word(slot.watched.process.load(Ordering::Acquire)) == tag
+            };
+            let slots = || arena.slots().map(|(_, slot)| slot).filter(of_it);
+            let alive = is_alive(record, here);
+            ProcessReport {
+                process,
+                alive,
+                command: (alive && here).then(|| command(process)).flatten(),
+                threads: slots().count(),
+                changing: slots().filter(|slot| slot.intent.is_open()).count(),
+                objects: objects::held_by(arena, index),
+            }
+        })
+        .collect()
+}
+
+fn in_our_namespace(arena: Arena) -> bool {
+    let theirs = arena.header().pid_namespace.load(Ordering::Relaxed);
+    process::pid_namespace().is_ok_and(|ours| ours == theirs)
+}
+
+/// Nothing is noted: who only looks buries nobody.
+fn is_alive(record: &Process, here: bool) -> bool {
+    let pid = record.pid.load(Ordering::Acquire) as u32;
+    let gone = || here && process::process_is_gone(pid, record.start.load(Ordering::Acquire));
+    match record.state().phase {
+        ProcessPhase::Forking => true,
+        ProcessPhase::Live => !record.life.owner_died() && !gone(),
+        ProcessPhase::Free | ProcessPhase::Dead | ProcessPhase::Aborted => false,
+    }
+}
+
+fn command(pid: u32) -> Option<String> {
+    let name = std::fs::read(format!("/proc/{pid}/comm")).ok()?;
+    Some(String::from_utf8_lossy(&name).trim_end().into())
+}

@@ -1,0 +1,436 @@
+//! Matrices and arrays of numbers, as programs see them that know nothing of this library.
+//!
+//! A pool is a file, and the elements of a [`Matrix`] or an [`Array`] lie in it in one piece, in
+//! row-major order. So whoever knows where (offset, shape, strides, element type) can map the file
+//! and read and write them in place, NumPy's `memmap` for instance; see `docs/numpy.md`.
+//!
+//! # Rationale
+//!
+//! A pool knows the types of its objects by their fingerprints only. There are few types that are
+//! made of numbers, and this program can compute the fingerprint of each, so nothing has to be
+//! stored: a fingerprint that is none of these is not a matrix of numbers.
+//!
+//! ```
+//! use shmkit::{Matrix, Pool, numbers};
+//!
+//! let pool = Pool::builder().create()?;
+//! let table = Matrix::from_fn_in(pool, 3, 4, |row, column| (row * column) as f32)?;
+//! pool.set_name("table", &table)?;
+//! let found = numbers::describe(pool, "table")?;
+//! assert_eq!(found.dtype, "<f4");
+//! assert_eq!((found.shape, found.strides), (vec![3, 4], vec![16, 4]));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+use std::alloc::Layout;
+
+use serde::Serialize;
+
+use crate::layout::arena::Arena;
+use crate::pool::objects::{self, Phase};
+use crate::pool::{names, types};
+use crate::primitive::Ordering;
+use crate::{Array, ClaimError, Matrix, NamedError, OutOfMemory, Pool, ShapeError, ShmSafe};
+
+/// What an object of numbers is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Kind {
+    /// A [`Matrix`]: two dimensions.
+    Matrix,
+    /// An [`Array`]: one dimension.
+    Array,
+    /// A number, or an atomic one: no dimension.
+    Scalar,
+}
+
+/// Where numbers are in a pool's file, and what they are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Numbers {
+    /// What holds them.
+    pub kind: Kind,
+    /// The element type as NumPy writes it: byte order, kind, bytes (`<f8`, `|u1`).
+    pub dtype: &'static str,
+    /// Where the first element is, in bytes from the start of the pool's file.
+    pub offset: usize,
+    /// The length of each dimension.
+    pub shape: Vec<usize>,
+    /// Bytes from an element to the next one in each dimension.
+    pub strides: Vec<usize>,
+    /// Bytes an element.
+    pub itemsize: usize,
+}
+
+impl Numbers {
+    /// How many elements there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// True if there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Why there are no numbers of that name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NumbersError {
+    /// There is no object of that name.
+    #[error("the pool has no object of that name")]
+    NotFound,
+    /// The object is no matrix, array or number of a type that other programs know.
+    #[error("the object is a {type_name}, not a matrix, an array or a number")]
+    NotNumbers {
+        /// The name of its type.
+        type_name: String,
+    },
+    /// The object's entry in the pool leads to no block of its size.
+    #[error("the object of that name is damaged")]
+    Damaged,
+    /// The object was given other storage again and again while it was read.
+    #[error("the object keeps changing its size")]
+    Changing,
+}
+
+/// Where a value of some type has its elements: address and shape.
+type Extent = fn(Arena, usize) -> (usize, Vec<usize>);
+
+/// A type that is made of numbers.
+struct Known {
+    kind: Kind,
+    dtype: &'static str,
+    itemsize: usize,
+    fingerprint: fn() -> u128,
+    layout: Layout,
+    extent: Extent,
+}
+
+fn fingerprint<T: ShmSafe>() -> u128 {
+    T::TYPE.fingerprint()
+}
+
+macro_rules! known {
+    ($($dtype:literal: $($t:ty),+;)*) => {
+        &[$($(
+            Known {
+                kind: Kind::Matrix,
+                dtype: $dtype,
+                itemsize: size_of::<$t>(),
+                fingerprint: fingerprint::<Matrix<$t>>,
+                layout: Layout::new::<Matrix<$t>>(),
+                extent: |arena, address| {
+                    // SAFETY: the caller has found a block of a matrix's layout there, of an object
+                    // of this very type; it consists of atomics.
+                    let matrix =
+                        unsafe { &*std::ptr::with_exposed_provenance::<Matrix<$t>>(address) };
+                    let (elements, shape) = matrix.extent(arena);
+                    (elements, shape.into())
+                },
+            },
+            Known {
+                kind: Kind::Array,
+                dtype: $dtype,
+                itemsize: size_of::<$t>(),
+                fingerprint: fingerprint::<Array<$t>>,
+                layout: Layout::new::<Array<$t>>(),
+                extent: |arena, address| {
+                    // SAFETY: as for matrices.
+                    let array =
+                        unsafe { &*std::ptr::with_exposed_provenance::<Array<$t>>(address) };
+                    let (elements, len) = array.extent(arena);
+                    (elements, vec![len])
+                },
+            },
+            Known {
+                kind: Kind::Scalar,
+                dtype: $dtype,
+                itemsize: size_of::<$t>(),
+                fingerprint: fingerprint::<$t>,
+                layout: Layout::new::<$t>(),
+                extent: |_, address| (address, Vec::new()),
+            },
+        )+)*]
+    };
+}
+
+use std::sync::atomic::{
+    AtomicI8, AtomicI16, AtomicI32, AtomicI64, AtomicIsize, AtomicU8, AtomicU16, AtomicU32,
+    AtomicU64, AtomicUsize,
+};
+
+const _: () = assert!(cfg!(target_endian = "little"), "the types below say so");
+
+static KNOWN: &[Known] = known! {
+    "<f8": f64;
+    "<f4": f32;
+    "|u1": u8, AtomicU8;
+    "<u2": u16, AtomicU16;
+    "<u4": u32, AtomicU32;
+    "<u8": u64, usize, AtomicU64, AtomicUsize;
+    "|i1": i8, AtomicI8;
+    "<i2": i16, AtomicI16;
+    "<i4": i32, AtomicI32;
+    "<i8": i64, isize, AtomicI64, AtomicIsize;
+};
+
+/// What a named matrix, array or number of a pool looks like at this moment. A matrix that grows
+/// moves.
+///
+/// # Errors
+///
+/// See [`NumbersError`].
+pub fn describe(pool: Pool, name: &str) -> Result<Numbers, NumbersError> {
+    named(pool.0, name)
+}
+
+pub(crate) fn named(arena: Arena, name: &str) -> Result<Numbers, NumbersError> {
+    let all = names::all(arena);
+    let (_, index) = all
+        .iter()
+        .find(|(known, _)| known == name)
+        .ok_or(NumbersError::NotFound)?;
+    look_up(arena, *index)
+}
+
+/// The same of an object, by its index; `None` if it is not made of numbers.
+pub(crate) fn of_object(arena: Arena, index: usize) -> Option<Numbers> {
+    look_up(arena, index).ok()
+}
+
+fn look_up(arena: Arena, index: usize) -> Result<Numbers, NumbersError> {
+    let entry = arena.object(index).ok_or(NumbersError::Damaged)?;
+    if entry.state().phase != Phase::Live {
+        return Err(NumbersError::Damaged);
+    }
+    let ty = types::described(arena, entry.kind()).ok_or(NumbersError::Damaged)?;
+    let known = KNOWN
+        .iter()
+        .find(|known| (known.fingerprint)() == ty.fingerprint)
+        .ok_or(NumbersError::NotNumbers { type_name: ty.name })?;
+    let place = objects::address_of(arena, index, known.layout).ok_or(NumbersError::Damaged)?;
+    let (address, shape) = (known.extent)(arena, place.addr().get());
+    let mut strides = vec![known.itemsize; shape.len()];
+    for dimension in (1..shape.len()).rev() {
+        strides[dimension - 1] = strides[dimension].saturating_mul(shape[dimension]);
+    }
+    // Of no elements the place says nothing.
+    let is_empty = shape.contains(&0);
+    Ok(Numbers {
+        kind: known.kind,
+        dtype: known.dtype,
+        offset: if is_empty {
+            0
+        } else {
+            address.wrapping_sub(arena.base())
+        },
+        shape,
+        strides,
+        itemsize: known.itemsize,
+    })
+}
+
+/// The numbers and a copy of their bytes.
+pub(crate) fn read(arena: Arena, name: &str) -> Result<(Numbers, Vec<u8>), NumbersError> {
+    // Whoever makes it grow replaces the storage, and may do so while we copy.
+    for _ in 0..16 {
+        let before = named(arena, name)?;
+        let bytes = copy(arena, &before).ok_or(NumbersError::Damaged)?;
+        if named(arena, name)? == before {
+            return Ok((before, bytes));
+        }
+    }
+    Err(NumbersError::Changing)
+}
+
+fn copy(arena: Arena, numbers: &Numbers) -> Option<Vec<u8>> {
+    if numbers.is_empty() {
+        return Some(Vec::new());
+    }
+    let bytes = numbers.len().checked_mul(numbers.itemsize)?;
+    let start = arena.base() + numbers.offset;
+    if bytes > arena.room_at(start) || !start.is_multiple_of(numbers.itemsize) {
+        return None;
+    }
+    let mut copy = Vec::new();
+    copy.try_reserve_exact(bytes).ok()?;
+    macro_rules! elements {
+        ($atomic:ident) => {
+            for address in (start..start + bytes).step_by(numbers.itemsize) {
+                // SAFETY: an aligned element within the pool's data. Others access it as one, too,
+                // or have claimed it: then this is a race of the caller's making, on plain bytes.
+                let element = unsafe { &*std::ptr::with_exposed_provenance::<$atomic>(address) };
+                copy.extend_from_slice(&element.load(Ordering::Relaxed).to_ne_bytes());
+            }
+        };
+    }
+    match numbers.itemsize {
+        1 => elements!(AtomicU8),
+        2 => elements!(AtomicU16),
+        4 => elements!(AtomicU32),
+        _ => elements!(AtomicU64),
+    }
+    Some(copy)
+}
+
+/// Why numbers were not stored.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreNumbersError {
+    /// Elements of that type cannot be stored.
+    #[error("elements of the type {dtype} cannot be stored")]
+    UnknownType {
+        /// The type that was asked for.
+        dtype: String,
+    },
+    /// Matrices have two dimensions, arrays have one, and none is 0 in a matrix.
+    #[error("numbers of the shape {shape:?} cannot be stored")]
+    UnknownShape {
+        /// The shape that was asked for.
+        shape: Vec<usize>,
+    },
+    /// There are fewer or more bytes than the shape says.
+    #[error("there are {bytes} bytes, and the shape asks for {needed}")]
+    WrongLength {
+        /// Bytes that there are.
+        bytes: usize,
+        /// Bytes that there must be.
+        needed: usize,
+    },
+    /// The object of that name has another shape.
+    #[error("the object of that name has the shape {found:?}, and the numbers have {shape:?}")]
+    OtherShape {
+        /// The object's.
+        found: Vec<usize>,
+        /// The numbers'.
+        shape: Vec<usize>,
+    },
+    /// The object of that name is of another type, or has no room for its name.
+    #[error(transparent)]
+    Named(#[from] NamedError),
+    /// Somebody has claimed elements of the object.
+    #[error("the object of that name is in use: {0}")]
+    Claimed(#[from] ClaimError),
+    /// There is no room for the matrix.
+    #[error(transparent)]
+    Shape(#[from] ShapeError),
+    /// There is no room for the array.
+    #[error(transparent)]
+    OutOfMemory(#[from] OutOfMemory),
+}
+
+/// How numbers were stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Stored {
+    /// A new object has them.
+    Created,
+    /// The object of that name has them now.
+    Overwritten,
+}
+
+/// Puts numbers into the matrix (two dimensions) or array (one) of that name: over the elements of
+/// the one that there is, if it has the same type and shape, else into a new one. `bytes` are the
+/// elements in row-major order and this machine's byte order.
+///
+/// # Errors
+///
+/// See [`StoreNumbersError`]; nothing was stored.
+///
+/// # Crash behaviour
+///
+/// A new object has its name and all its numbers, or there is none. Overwriting is the work of an
+/// exclusive claim: a death in the middle leaves some old numbers and some new ones, and who claims
+/// them next is told.
+pub fn store(
+    pool: Pool,
+    name: &str,
+    dtype: &str,
+    shape: &[usize],
+    bytes: &[u8],
+) -> Result<Stored, StoreNumbersError> {
+    macro_rules! stored {
+        ($($dtype:literal: $t:ty;)*) => {
+            match dtype {
+                $($dtype => store_as::<$t>(pool, name, shape, bytes),)*
+                _ => Err(StoreNumbersError::UnknownType {
+                    dtype: dtype.into(),
+                }),
+            }
+        };
+    }
+    stored! {
+        "<f8": f64; "<f4": f32;
+        "|u1": u8; "<u2": u16; "<u4": u32; "<u8": u64;
+        "|i1": i8; "<i2": i16; "<i4": i32; "<i8": i64;
+    }
+}
+
+fn store_as<T>(
+    pool: Pool,
+    name: &str,
+    shape: &[usize],
+    bytes: &[u8],
+) -> Result<Stored, StoreNumbersError>
+where
+    T: bytemuck::Pod + crate::KillSafe + Unpin,
+{
+    let count = shape.iter().try_fold(1_usize, |n, &len| n.checked_mul(len));
+    let needed = count.and_then(|count| count.checked_mul(size_of::<T>()));
+    let needed = needed.unwrap_or(usize::MAX);
+    if needed != bytes.len() {
+        let bytes = bytes.len();
+        return Err(StoreNumbersError::WrongLength { bytes, needed });
+    }
+    let elements: Vec<T> = bytes
+        .chunks_exact(size_of::<T>())
+        .map(bytemuck::pod_read_unaligned)
+        .collect();
+    let other = |found: Vec<usize>| StoreNumbersError::OtherShape {
+        found,
+        shape: shape.into(),
+    };
+    match *shape {
+        [len] => {
+            match pool.named::<Array<T>>(name) {
+                Ok(array) if array.len() != len => return Err(other(vec![array.len()])),
+                Ok(array) => {
+                    array.claim_mut(..)?.copy_from_slice(&elements);
+                    return Ok(Stored::Overwritten);
+                }
+                Err(NamedError::NotFound) => {}
+                Err(error) => return Err(error.into()),
+            }
+            let array = Array::from_slice_in(pool, &elements)?;
+            pool.set_name(name, &array)?;
+        }
+        [rows, columns] if rows > 0 && columns > 0 => {
+            match pool.named::<Matrix<T>>(name) {
+                Ok(matrix) if matrix.dims() != (rows, columns) => {
+                    let (rows, columns) = matrix.dims();
+                    return Err(other(vec![rows, columns]));
+                }
+                Ok(matrix) => {
+                    matrix.rows_mut(..)?.copy_from_slice(&elements);
+                    return Ok(Stored::Overwritten);
+                }
+                Err(NamedError::NotFound) => {}
+                Err(error) => return Err(error.into()),
+            }
+            let cell = |row, column| elements[row * columns + column];
+            let matrix = Matrix::from_fn_in(pool, rows, columns, cell)?;
+            pool.set_name(name, &matrix)?;
+        }
+        _ => {
+            return Err(StoreNumbersError::UnknownShape {
+                shape: shape.into(),
+            });
+        }
+    }
+    Ok(Stored::Created)
+}

@@ -1,0 +1,235 @@
+//! What is no pool, is damaged, or is asked wrongly: one line, a code, and never a panic.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::process::{Command, Stdio};
+
+use crate::common::Random;
+use crate::{Actor, Name, refused, said, shmkit};
+
+/// Commands that take a pool, each with arguments that would be right.
+fn commands(pool: &str) -> Vec<Vec<&str>> {
+    vec![
+        vec!["info", pool],
+        vec!["top", pool],
+        vec!["check", pool],
+        vec!["map", pool],
+        vec!["map", pool, "--svg"],
+        vec!["objects", pool],
+        vec!["locks", pool],
+        vec!["export", pool, "matrix", "/dev/null"],
+    ]
+}
+
+#[track_caller]
+fn all_refuse(pool: &str, code: i32, text: &str) {
+    for mut command in commands(pool) {
+        refused(&command, code, text);
+        command.push("--json");
+        refused(&command, code, text);
+    }
+    refused(&["rm", pool], code, text);
+    let file = crate::name("file.npy");
+    let path = std::env::temp_dir().join(file);
+    let path = path.to_str().unwrap();
+    fs::write(path, b"\x93NUMPY\x01\x00\x46\x00{'descr': '|u1', 'fortran_order': False, 'shape': (1,), }            \n\x07").unwrap();
+    refused(&["import", pool, "matrix", path], code, text);
+    fs::remove_file(path).unwrap();
+}
+
+pub fn what_is_no_pool() {
+    all_refuse("no-such-pool", 3, "/dev/shm/shmkit.no-such-pool");
+    all_refuse("/nonexistent/pool", 3, "/nonexistent/pool");
+    all_refuse("a/b", 2, "cannot have the name");
+    all_refuse("", 2, "cannot have the name");
+    all_refuse("/dev/zero", 4, "no pool");
+    let text = Name::new("text");
+    fs::write(
+        text.path(),
+        "this is a text, and longer than any magic number",
+    )
+    .unwrap();
+    all_refuse(&text.0, 4, "no pool");
+    // It is listed as what it is.
+    assert!(said(&["ls", "--prefix", &text.0]).contains("no pool"));
+    let zeros = Name::new("zeros");
+    fs::write(zeros.path(), [0; 1 << 16]).unwrap();
+    all_refuse(&zeros.0, 4, "no pool");
+    let empty = Name::new("empty");
+    fs::write(empty.path(), "").unwrap();
+    all_refuse(&empty.0, 5, "truncated");
+    for path in ["/dev", "/proc/self/status"] {
+        for command in commands(path) {
+            refused(&command, 4, "no pool");
+        }
+    }
+    let pipe = Name::new("pipe");
+    assert!(
+        Command::new("mkfifo")
+            .arg(pipe.path())
+            .status()
+            .unwrap()
+            .success()
+    );
+    for command in commands(&pipe.0) {
+        refused(&command, 4, "no pool");
+    }
+}
+
+/// A pool that a process has left in the middle of its work.
+fn crashed(name: &Name) -> fs::File {
+    Actor::start("role_crashes", &name.0).kill();
+    fs::File::options()
+        .read(true)
+        .write(true)
+        .open(name.path())
+        .unwrap()
+}
+
+pub fn truncated_pools() {
+    let name = Name::new("truncated");
+    let file = crashed(&name);
+    let len = file.metadata().unwrap().len();
+    for shorter in [len - 1, len - (1 << 20), 40 << 30, 1 << 20, 4096, 200, 9] {
+        file.set_len(shorter).unwrap();
+        all_refuse(&name.0, 5, "truncated");
+    }
+    file.set_len(7).unwrap();
+    all_refuse(&name.0, 5, "truncated");
+}
+
+pub fn damaged_headers() {
+    let name = Name::new("header");
+    let file = crashed(&name);
+    let mut header = [0; 192];
+    file.read_exact_at(&mut header, 0).unwrap();
+    for (word, value, code, text) in [
+        (0, 1, 4, "no pool"),
+        (1, 99, 6, "layout version 99"),
+        (2, 99, 6, "laid out otherwise"),
+        (3, 0x7000_0000_0000, 5, "base address"),
+        (4, 0, 5, "sizes"),
+        (4, u64::MAX, 5, "sizes"),
+        (5, 0, 5, "sizes"),
+        (16, u64::MAX, 5, "watermarks"),
+        (20, 1 << 40, 5, "watermarks"),
+        (21, 0, 5, "watermarks"),
+        (21, 900, 5, "truncated"),
+    ] {
+        file.write_all_at(&u64::to_ne_bytes(value), word * 8)
+            .unwrap();
+        for command in commands(&name.0) {
+            refused(&command, code, text);
+        }
+        file.write_all_at(&header, 0).unwrap();
+    }
+    // Another namespace's pool can be looked at, and not taken part in.
+    file.write_all_at(&1_u64.to_ne_bytes(), 8 * 8).unwrap();
+    said(&["info", &name.0]);
+    refused(&["check", &name.0], 6, "PID namespace");
+}
+
+/// Whatever lies in the tables and the data: an answer, or one line and a code.
+pub fn damaged_tables() {
+    let name = Name::new("tables");
+    let file = crashed(&name);
+    let mut random = Random::new(0x5eed);
+    // Types, names, records, slots, objects, tags, span records, data: start and bytes in use.
+    let places: [(u64, usize); 8] = [
+        (1 << 20, 8192),
+        (2 << 20, 4096),
+        (3 << 20, 1024),
+        (16 << 20, 16384),
+        (1 << 30, 1024),
+        (10 << 30, 512),
+        (12 << 30, 16384),
+        (40 << 30, 1 << 18),
+    ];
+    let rounds = std::env::var("SHMKIT_DAMAGES")
+        .ok()
+        .and_then(|n| n.parse().ok());
+    for round in 0..rounds.unwrap_or(24) {
+        let mut saved = Vec::new();
+        for _ in 0..=random.below(12) {
+            let (start, len) = places[random.below(places.len())];
+            let at = start + random.below(len / 8) as u64 * 8;
+            let mut before = [0; 8];
+            file.read_exact_at(&mut before, at).unwrap();
+            let value = match random.below(4) {
+                0 => random.next(),
+                1 => u64::MAX,
+                2 => u64::from_ne_bytes(before) ^ 1 << random.below(64),
+                _ => random.next() >> random.below(64),
+            };
+            file.write_all_at(&value.to_ne_bytes(), at).unwrap();
+            saved.push((at, before));
+        }
+        for command in commands(&name.0) {
+            let output = Command::new("timeout")
+                .args(["20", env!("CARGO_BIN_EXE_shmkit")])
+                .args(&command)
+                .output()
+                .unwrap();
+            let errors = String::from_utf8_lossy(&output.stderr);
+            let code = output.status.code();
+            let right = match code {
+                Some(0) => errors.is_empty(),
+                Some(1 | 3 | 5 | 7 | 8) => errors.lines().count() == 1,
+                _ => false,
+            };
+            assert!(right, "round {round}: {command:?}: {code:?} {errors}");
+        }
+        for (at, before) in saved.into_iter().rev() {
+            file.write_all_at(&before, at).unwrap();
+        }
+    }
+    said(&["check", &name.0]);
+}
+
+pub fn bad_arguments() {
+    for arguments in [
+        &[][..],
+        &["frobnicate"],
+        &["info"],
+        &["info", "a", "b"],
+        &["--frobnicate"],
+        &["rm"],
+        &["top", "x", "--interval", "0"],
+        &["top", "x", "--interval", "soon"],
+        &["run-bench", "--seconds", "-1"],
+        &["export", "x", "y"],
+        &["import", "x", "y"],
+        &["completions", "no-such-shell"],
+    ] {
+        refused(arguments, 2, "");
+    }
+}
+
+pub fn a_reader_that_goes_away() {
+    let name = Name::new("reader");
+    let _file = crashed(&name);
+    for command in commands(&name.0)
+        .into_iter()
+        .chain([vec!["man"], vec!["completions", "bash"]])
+    {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_shmkit"))
+            .args(&command)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{command:?}: {:?}", output.status);
+        assert!(output.stderr.is_empty(), "{command:?}");
+    }
+    // A full device is another matter.
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_shmkit"))
+        .args(["objects", &name.0])
+        .stdout(full)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(9));
+    let _ = shmkit(["ls"]);
+}

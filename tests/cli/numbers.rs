@@ -1,0 +1,301 @@
+//! Matrices and arrays to files and back, and in place by NumPy.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use shmkit::{Array, Matrix, NamedError, Pool};
+
+use crate::{Actor, Name, given, ready, refused, said, shmkit, told};
+
+/// A file that goes with the case.
+struct File(PathBuf);
+
+impl File {
+    fn new(what: &str) -> File {
+        File(std::env::temp_dir().join(crate::name(what)))
+    }
+
+    fn path(&self) -> &str {
+        self.0.to_str().unwrap()
+    }
+
+    fn of(what: &str, bytes: &[u8]) -> File {
+        let file = File::new(what);
+        std::fs::write(&file.0, bytes).unwrap();
+        file
+    }
+
+    /// A file as NumPy writes it, with any header.
+    fn npy(descr: &str, fortran: bool, shape: &str, elements: &[u8]) -> File {
+        let fortran = if fortran { "True" } else { "False" };
+        let mut header =
+            format!("{{'descr': '{descr}', 'fortran_order': {fortran}, 'shape': {shape}, }}");
+        while (10 + header.len() + 1) % 64 != 0 {
+            header.push(' ');
+        }
+        header.push('\n');
+        let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+        bytes.extend((header.len() as u16).to_le_bytes());
+        bytes.extend(header.as_bytes());
+        bytes.extend(elements);
+        File::of("made.npy", &bytes)
+    }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+fn pool(name: &str) -> Pool {
+    Pool::builder()
+        .max_size(16 << 20)
+        .create_named(name)
+        .unwrap()
+}
+
+pub fn matrices_and_arrays_travel() {
+    let name = Name::new("travel");
+    let pool = pool(&name.0);
+    let name = &*name.0;
+    macro_rules! travels {
+        ($($t:ty)*) => {$({
+            let of = stringify!($t);
+            let matrix = Matrix::from_fn_in(pool, 7, 5, |r, c| (r * 5 + c) as $t).unwrap();
+            pool.set_name(of, &matrix).unwrap();
+            let file = File::new(of);
+            said(&["export", name, of, file.path()]);
+            let copy = format!("copy of {of}");
+            let stored = told(&["import", name, &copy, file.path()]);
+            assert_eq!((&stored["stored"], &stored["shape"]), (&"created".into(), &serde_json::json!([7, 5])));
+            let copied = pool.named::<Matrix<$t>>(&copy).unwrap();
+            assert_eq!(*copied.rows(..).unwrap(), *matrix.rows(..).unwrap());
+            // Over what is there.
+            matrix.rows_mut(..).unwrap().fill(1 as $t);
+            let stored = told(&["import", name, of, file.path()]);
+            assert_eq!(stored["stored"], "overwritten");
+            assert_eq!(matrix.get(6, 4).unwrap(), 34 as $t);
+        })*};
+    }
+    travels!(f64 f32 u8 u16 u32 u64 i8 i16 i32 i64);
+    let array = Array::from_fn_in(pool, 1000, |i| i as u16).unwrap();
+    pool.set_name("array", &array).unwrap();
+    pool.set_name("empty", &pool.create(Array::<u8>::new()).unwrap())
+        .unwrap();
+    pool.set_name("number", &pool.create(3.5_f64).unwrap())
+        .unwrap();
+    let file = File::new("array.npy");
+    said(&["export", name, "array", file.path()]);
+    said(&["import", name, "again", file.path()]);
+    let again = pool.named::<Array<u16>>("again").unwrap();
+    assert_eq!(*again.claim(..).unwrap(), *array.claim(..).unwrap());
+    said(&["export", name, "empty", file.path()]);
+    // To standard output, the same bytes.
+    said(&["export", name, "array", file.path()]);
+    let output = shmkit(["export", name, "array", "-"]);
+    assert_eq!(output.stdout, std::fs::read(&file.0).unwrap());
+    said(&["export", name, "number", file.path()]);
+    refused(&["import", name, "other", file.path()], 8, "0 dimensions");
+}
+
+pub fn orders_and_bytes_are_turned() {
+    let name = Name::new("orders");
+    let pool = pool(&name.0);
+    let elements = [1_i32, 2, 3, 4, 5, 6];
+    let big: Vec<u8> = elements.iter().flat_map(|n| n.to_be_bytes()).collect();
+    let little: Vec<u8> = elements.iter().flat_map(|n| n.to_le_bytes()).collect();
+    let file = File::npy(">i4", false, "(2, 3)", &big);
+    said(&["import", &name.0, "big", file.path()]);
+    let matrix = pool.named::<Matrix<i32>>("big").unwrap();
+    assert_eq!(*matrix.rows(..).unwrap(), elements);
+    let file = File::npy("<i4", true, "(2, 3)", &little);
+    said(&["import", &name.0, "columns", file.path()]);
+    let matrix = pool.named::<Matrix<i32>>("columns").unwrap();
+    assert_eq!(*matrix.rows(..).unwrap(), [1, 3, 5, 2, 4, 6]);
+}
+
+pub fn what_does_not_fit_is_refused() {
+    let name = Name::new("refused");
+    let pool = pool(&name.0);
+    let name = &*name.0;
+    let matrix = Matrix::filled_in(pool, 2, 2, 1_u8).unwrap();
+    pool.set_name("matrix", &matrix).unwrap();
+    pool.set_name("pair", &pool.create((1_u8, 2_u8)).unwrap())
+        .unwrap();
+    let file = File::new("out.npy");
+    refused(
+        &["export", name, "nothing", file.path()],
+        3,
+        "no object of that name",
+    );
+    refused(&["export", name, "pair", file.path()], 8, "a tuple");
+    assert!(!file.0.exists());
+    refused(
+        &["export", name, "matrix", "/nonexistent/file"],
+        9,
+        "/nonexistent/file",
+    );
+    let import = |object: &str, file: &File, code: i32, text: &str| {
+        refused(&["import", name, object, file.path()], code, text);
+    };
+    import(
+        "matrix",
+        &File::npy("|u1", false, "(2, 3)", &[0; 6]),
+        8,
+        "[2, 2]",
+    );
+    import(
+        "matrix",
+        &File::npy("<u2", false, "(2, 2)", &[0; 8]),
+        8,
+        "another type",
+    );
+    import(
+        "pair",
+        &File::npy("|u1", false, "(2, 2)", &[0; 4]),
+        8,
+        "another type",
+    );
+    import(
+        "new",
+        &File::npy("|u1", false, "(2, 2, 2)", &[0; 8]),
+        8,
+        "3 dimensions",
+    );
+    import("new", &File::npy("|u1", false, "(0, 2)", &[]), 8, "[0, 2]");
+    import(
+        "new",
+        &File::npy("<c16", false, "(1,)", &[0; 16]),
+        8,
+        "<c16",
+    );
+    import("new", &File::npy("|b1", false, "(1,)", &[0]), 8, "|b1");
+    import("new", &File::npy("|u1", false, "(2, 2)", &[0; 3]), 8, "");
+    import(
+        "new",
+        &File::npy("<u8", false, "(99999999999, 99999999999)", &[0; 8]),
+        8,
+        "",
+    );
+    import(
+        "new",
+        &File::npy("<u8", false, "(99999999999,)", &[0; 8]),
+        8,
+        "",
+    );
+    import("new", &File::of("text", b"text\n"), 8, "no .npy file");
+    import("new", &File::of("none", b""), 8, "no .npy file");
+    import("new", &File::npy("|V7", false, "(2,)", &[0; 14]), 8, "");
+    import(
+        "",
+        &File::npy("|u1", false, "(2,)", &[0; 2]),
+        2,
+        "1 to 232 bytes",
+    );
+    refused(&["import", name, "new", "/nonexistent"], 3, "/nonexistent");
+    refused(&["import", name, "new", "/dev"], 8, "/dev");
+    // More than the pool can hold.
+    let large = File::npy("|u1", false, "(33554432,)", &vec![0; 32 << 20]);
+    import("new", &large, 9, "");
+    // None of it has changed anything.
+    assert!(matches!(
+        pool.named::<Array<u8>>("new"),
+        Err(NamedError::NotFound)
+    ));
+    assert_eq!(*matrix.rows(..).unwrap(), [1; 4]);
+}
+
+pub fn role_claims() {
+    let pool = pool(&given());
+    let matrix = Matrix::filled_in(pool, 2, 2, 1_u8).unwrap();
+    pool.set_name("matrix", &matrix).unwrap();
+    let _claim = matrix.rows_mut(1..).unwrap();
+    ready();
+}
+
+pub fn claimed_numbers_are_not_overwritten() {
+    let name = Name::new("claimed");
+    let actor = Actor::start("role_claims", &name.0);
+    let file = File::npy("|u1", false, "(2, 2)", &[7; 4]);
+    refused(&["import", &name.0, "matrix", file.path()], 7, "in use");
+    // The claim of the dead is over.
+    actor.kill();
+    said(&["import", &name.0, "matrix", file.path()]);
+    let out = File::new("claimed.npy");
+    said(&["export", &name.0, "matrix", out.path()]);
+    assert!(std::fs::read(&out.0).unwrap().ends_with(&[7; 4]));
+}
+
+/// A Python that has NumPy: the system's, or one with a directory of its own into which it is
+/// installed now.
+fn python_with_numpy() -> Option<PathBuf> {
+    let has = |python: &PathBuf| {
+        let output = Command::new(python).args(["-c", "import numpy"]).output();
+        output.is_ok_and(|output| output.status.success())
+    };
+    let system = PathBuf::from("python3");
+    if has(&system) {
+        return Some(system);
+    }
+    let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("numpy");
+    let python = directory.join("bin/python3");
+    if !has(&python) {
+        let run =
+            |command: &mut Command| command.output().is_ok_and(|output| output.status.success());
+        let _ = run(Command::new("python3").args(["-m", "venv"]).arg(&directory))
+            && run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "numpy"]));
+    }
+    has(&python).then_some(python)
+}
+
+/// The program of `docs/numpy.md`.
+fn documented() -> String {
+    let text = include_str!("../../docs/numpy.md");
+    let (_, program) = text.split_once("```python\n").unwrap();
+    program.split_once("```").unwrap().0.to_owned()
+}
+
+pub fn numpy_reads_and_writes_in_place() {
+    let Some(python) = python_with_numpy() else {
+        println!("numpy_reads_and_writes_in_place: skipped, for there is no python3 with numpy");
+        return;
+    };
+    let name = Name::new("numpy");
+    let pool = pool(&name.0);
+    let matrix = Matrix::from_fn_in(pool, 6, 4, |r, c| (10 * r + c) as f64).unwrap();
+    pool.set_name("matrix", &matrix).unwrap();
+    let array = Array::from_fn_in(pool, 1000, |i| i as i16 - 500).unwrap();
+    pool.set_name("array", &array).unwrap();
+    let counter = pool.create(std::sync::atomic::AtomicU64::new(41)).unwrap();
+    pool.set_name("counter", &counter).unwrap();
+    let program = documented()
+        + r#"
+import sys
+pool = sys.argv[1]
+matrix = numbers(pool, "matrix")
+assert matrix.shape == (6, 4) and matrix.dtype == numpy.float64, matrix
+assert (matrix == numpy.add.outer(10.0 * numpy.arange(6), numpy.arange(4))).all(), matrix
+matrix[2] *= -1
+matrix[5, 3] = 0.25
+array = numbers(pool, "array")
+assert array.sum() == -500 and array.dtype == numpy.int16
+array[::2] = 7
+counter = numbers(pool, "counter")
+assert counter == 41
+counter[...] += 1
+"#;
+    let file = File::of("program.py", program.as_bytes());
+    let output = Command::new(python)
+        .arg(&file.0)
+        .arg(&name.0)
+        .env("SHMKIT", env!("CARGO_BIN_EXE_shmkit"))
+        .output()
+        .unwrap();
+    crate::common::succeeded(&output);
+    assert_eq!(matrix.get(2, 3).unwrap(), -23.0);
+    assert_eq!(matrix.get(5, 3).unwrap(), 0.25);
+    assert_eq!(matrix.get(5, 2).unwrap(), 52.0);
+    assert_eq!((array.get(998).unwrap(), array.get(999).unwrap()), (7, 499));
+    assert_eq!(counter.load(std::sync::atomic::Ordering::SeqCst), 42);
+}
