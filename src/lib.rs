@@ -163,6 +163,16 @@ pub mod testing {
     }
     pub use crate::process::testing::Jobs;
 
+    /// Refuses, after so many, every block of a guarded pool, or none.
+    pub fn refuse_blocks(granted: Option<usize>) {
+        crate::sys::refusal::BLOCKS.after(granted);
+    }
+
+    /// Refuses, after so many, all memory that pools of this process commit, or none.
+    pub fn refuse_commits(granted: Option<usize>) {
+        crate::sys::refusal::COMMITS.after(granted);
+    }
+
     /// Bytes of address space that the pool has.
     pub fn mapped_len(pool: Pool) -> usize {
         local::of(pool.0).len()

@@ -30,6 +30,8 @@ mod matrices;
 mod multi_maps;
 #[path = "containers/queues.rs"]
 mod queues;
+#[path = "containers/refused.rs"]
+mod refused;
 #[path = "containers/stopped.rs"]
 mod stopped;
 #[path = "containers/streams.rs"]
@@ -86,6 +88,13 @@ const CASES: &[common::Named] = table! {
         killed_setters_tear_nothing
         growth_under_use
         killed_growers;
+    refused:
+        objects_refused
+        arrays_refused
+        cells_refused
+        maps_refused
+        queues_refused
+        buffers_refused;
     stopped:
         a_write_that_was_cut_off_is_completed
         claims_wait_for_elements_in_flight

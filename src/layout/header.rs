@@ -82,6 +82,7 @@ const _: () = assert!(size_of::<Header>() <= HEADER_SIZE);
 /// Option bits kept in the header.
 pub(crate) const DUMPABLE: u64 = 1;
 pub(crate) const HUGE_PAGES: u64 = 2;
+pub(crate) const GUARDED: u64 = 4;
 
 /// The unchanging part of a header, as plain values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -36,7 +36,7 @@ pub use types::TypeError;
 use crate::ShmSafe;
 use crate::allocator::check::{CheckReport, Depth};
 use crate::allocator::stats::Stats;
-use crate::allocator::{self, AllocError, FreeError, ReallocError, block};
+use crate::allocator::{self, AllocError, FreeError, Packed, ReallocError, block};
 use crate::engines::limbo;
 use crate::layout::arena::{Arena, DATA, SLICE};
 use crate::layout::local;
@@ -167,7 +167,7 @@ pub struct RecoverySummary {
 
 /// A hash of everything that programs must agree on to share a pool.
 pub(crate) const fn layout_fingerprint() -> u64 {
-    use crate::allocator::{cache::Cache, size_class, span::Span};
+    use crate::allocator::{cache::Caches, size_class, span::Span};
     use crate::layout::header::Header;
     use crate::participants::table::{Process, Slot};
     let parts = [
@@ -175,7 +175,7 @@ pub(crate) const fn layout_fingerprint() -> u64 {
         size_of::<Slot>(),
         size_of::<Process>(),
         size_of::<Span>(),
-        size_of::<Cache>(),
+        size_of::<Caches>(),
         size_of::<objects::Entry>(),
         types::FIELDS,
         size_class::CLASSES,
@@ -447,7 +447,7 @@ impl Pool {
         let slot = thread::known_slot(self.0);
         let address = match slot.and_then(|slot| block::at_hand(slot, layout, |_| {})) {
             Some(address) => address,
-            None => self.allocate_more(layout)?,
+            None => self.allocate_more(layout).map_err(Packed::unpack)?,
         };
         // SAFETY: a block lies in the pool's data, above its base.
         let pointer =
@@ -458,8 +458,13 @@ impl Pool {
     /// The rare allocation; a function of its own, so that the common one is short.
     #[cold]
     #[inline(never)]
-    fn allocate_more(self, layout: Layout) -> Result<usize, AllocError> {
-        block::allocate(self.0, thread::slot(self.0)?, layout, |_| {})
+    fn allocate_more(self, layout: Layout) -> Result<usize, Packed> {
+        Ok(block::allocate(
+            self.0,
+            thread::slot(self.0)?,
+            layout,
+            |_| {},
+        )?)
     }
 
     /// Frees a block.

@@ -358,14 +358,14 @@ pub fn changed_table_words() {
         (1 << 20, 4 * 512),
         (2 << 20, 4 * 256),
         (3 << 20, 3 * 256),
-        (16 << 20, 3 * 8192),
+        (16 << 20, 3 * 16_384),
         (1 << 30, 8 * 64),
     ];
     attach_changed(40, 100, |random, _| {
         let (start, len) = TABLES[random.below(TABLES.len())];
         // Slots are mostly long lists.
         let len = if random.below(2) == 0 {
-            len.min(2 * 8192)
+            len.min(2 * 16_384)
         } else {
             len
         };
