@@ -90,7 +90,8 @@ fn creature(
 fn meet(arguments: Arguments) -> Result<bool, Failure> {
     let pool = Pool::builder().create()?;
     let visits = pool.create(Mailbox::new(arguments.creatures as usize))?;
-    let answers = (0..arguments.creatures).map(|_| pool.create(Mailbox::new(1)));
+    let answers =
+        (0..arguments.creatures).map(|_| pool.create(Mailbox::new(1)).map_err(Failure::from));
     let answers = answers.collect::<Result<Vec<_>, _>>()?;
     let start = Instant::now();
     let ends = scope(|s| -> Result<Vec<(u64, u32)>, Failure> {

@@ -116,7 +116,7 @@ fn with_maps(size: u32, count: usize, workers: u32) -> Result<u64, Failure> {
 
 fn with_mail(size: u32, count: usize, workers: u32) -> Result<u64, Failure> {
     let pool = Pool::builder().create()?;
-    let collectors = (0..count).map(|_| pool.create(mail::Collector::new()));
+    let collectors = (0..count).map(|_| pool.create(mail::Collector::new()).map_err(Failure::from));
     let collectors = collectors.collect::<Result<Vec<_>, _>>()?;
     let parts = pool.create(Queue::unbounded())?;
     let shared = mail::Shared {
