@@ -385,7 +385,16 @@ impl<R: Trace + Unpin> fmt::Debug for Heap<R> {
 
 /// A look at a heap, which does not change meanwhile.
 ///
-/// It is a lock: transactions and collections wait for it.
+/// It is a lock: transactions and collections wait for it. It stays on its thread:
+///
+/// ```compile_fail,E0277
+/// # let pool = shmkit::Pool::builder().create().unwrap();
+/// # let heap = pool.create(shmkit::Heap::new(0_u64)).unwrap();
+/// let view = heap.view().unwrap();
+/// std::thread::scope(|s| {
+///     s.spawn(move || println!("{}", view.root()));
+/// });
+/// ```
 #[must_use = "the heap is locked while there is a view"]
 pub struct HeapView<'a, R: Trace + Unpin> {
     guard: ReadGuard<'a, Body<R>>,
