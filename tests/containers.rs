@@ -30,6 +30,8 @@ mod matrices;
 mod multi_maps;
 #[path = "containers/queues.rs"]
 mod queues;
+#[path = "containers/refused.rs"]
+mod refused;
 #[path = "containers/stopped.rs"]
 mod stopped;
 #[path = "containers/streams.rs"]
@@ -86,10 +88,20 @@ const CASES: &[common::Named] = table! {
         killed_setters_tear_nothing
         growth_under_use
         killed_growers;
+    refused:
+        objects_refused
+        arrays_refused
+        cells_refused
+        maps_refused
+        queues_refused
+        buffers_refused;
     stopped:
         a_write_that_was_cut_off_is_completed
         claims_wait_for_elements_in_flight
-        growth_waits_for_elements_in_flight;
+        growth_waits_for_elements_in_flight
+        a_stopped_producer_holds_up_nobody
+        a_stopped_consumer_holds_up_nobody
+        a_stopped_waiter_is_passed;
     cells:
         a_cell_is_a_variable
         cells_outside_of_a_pool

@@ -2,39 +2,25 @@
 //!
 //! A reader writes to its own slot alone, so readers do not slow each other down, and a dead one
 //! needs nobody to give anything back: its list is a dead slot's, which does not count. Who wants
-//! to write pays for it, and looks at the lists of all threads.
-//!
-//! It is Dekker's scheme, as with hazard pointers (Michael 2004): the reader lists the lock and
-//! then looks at the lock's word; the writer takes the word and then looks at the lists. All of it
-//! is sequentially consistent, so one of the two sees the other. The reader withdraws; the writer
-//! waits.
+//! to write pays for it, and looks at the lists of all threads. Why reader and writer cannot miss
+//! each other: `protocol::readers`.
 //!
 //! | killed | leaves |
 //! |--------|--------|
 //! | anywhere between listing a lock and striking it | an entry in a dead slot, which does not count once its intent is resolved, and is cleared by recovery |
-//!
-//! Invariants
-//! 1. An entry of a living thread that names a lock is struck by that thread alone.
-//! 2. Every entry in use is below the slot's limit.
 
 use std::ops::Range;
 use std::time::Instant;
 
 use crate::layout::arena::Arena;
 use crate::participants::lock;
-use crate::participants::table::{READS, Slot};
+use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
-use crate::primitive::{AtomicU64, Ordering, fence};
+use crate::primitive::{AtomicU64, Ordering};
+use crate::protocol::readers;
 use crate::sys::futex;
 
-/// Why a lock was not listed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum NotListed {
-    /// The thread lists it already.
-    Already,
-    /// The thread lists as many as it can.
-    Full,
-}
+pub(crate) use crate::protocol::readers::NotListed;
 
 fn address(word: &AtomicU64) -> u64 {
     std::ptr::from_ref(word).addr() as u64
@@ -44,33 +30,14 @@ fn address(word: &AtomicU64) -> u64 {
 /// than what any writer has seen that does not see the entry.
 #[inline]
 pub(crate) fn enter(slot: &Slot, word: &AtomicU64) -> Result<usize, NotListed> {
-    let lock = address(word);
-    // Relaxed: our own.
-    let limit = slot.reading.limit.load(Ordering::Relaxed) as usize;
-    let mut free = limit;
-    for (index, entry) in slot.reading.locks.iter().take(limit).enumerate() {
-        match entry.load(Ordering::Relaxed) {
-            0 if free == limit => free = index,
-            listed if listed == lock => return Err(NotListed::Already),
-            _ => {}
-        }
-    }
-    let entry = slot.reading.locks.get(free).ok_or(NotListed::Full)?;
-    if free == limit {
-        // Before the entry, by invariant 2.
-        let raised = free as u64 + 1;
-        slot.reading.limit.store(raised, Ordering::SeqCst);
-    }
-    entry.store(lock, Ordering::SeqCst);
-    Ok(free)
+    readers::enter(&slot.reading.locks, &slot.reading.limit, address(word))
 }
 
 /// Strikes an entry, and wakes who waits for that, if anybody may.
 #[inline]
 pub(crate) fn leave(slot: &Slot, index: usize, word: &AtomicU64) {
     let entry = &slot.reading.locks[index];
-    // Release pairs with the Acquire of the writer that waits for it.
-    entry.store(0, Ordering::Release);
+    readers::strike(entry);
     // Relaxed: a writer that came this very moment looks again within `lock::TICK`.
     if !Tag::of_word(word.load(Ordering::Relaxed)).is_nobody() {
         futex::wake(Arena::low_half(entry), u32::MAX);
@@ -84,8 +51,7 @@ pub(crate) fn lists(slot: &Slot, word: &AtomicU64) -> bool {
 }
 
 fn used(slot: &Slot) -> impl Iterator<Item = &AtomicU64> {
-    let limit = slot.reading.limit.load(Ordering::SeqCst) as usize;
-    slot.reading.locks.iter().take(limit.min(READS))
+    readers::used(&slot.reading.locks, &slot.reading.limit)
 }
 
 /// Waits until nobody who lives lists the lock, whose word the caller has taken; until `deadline`
@@ -97,13 +63,10 @@ pub(crate) fn wait_for_all(
     deadline: Option<Instant>,
 ) -> bool {
     let lock = address(word);
-    // The word was taken with Acquire alone; pairs with the SeqCst of `enter`.
-    fence(Ordering::SeqCst);
+    readers::before_looking();
     arena.slots().all(|(index, other)| {
         used(other).all(|entry| {
-            // Acquire pairs with the Release of `leave`.
-            entry.load(Ordering::SeqCst) != lock
-                || wait_for(arena, slot, (index, entry), lock, deadline)
+            !readers::names(entry, lock) || wait_for(arena, slot, (index, entry), lock, deadline)
         })
     })
 }
@@ -123,7 +86,7 @@ fn wait_for(
     loop {
         // The owner before the entry: a later owner's entry is a reader that withdraws.
         let owner = Tag::new(index, arena.slot(index).state().generation);
-        if entry.load(Ordering::SeqCst) != lock || lock::is_over(arena, owner) {
+        if !readers::names(entry, lock) || lock::is_over(arena, owner) {
             return true;
         }
         if spins < SPINS {
@@ -149,6 +112,7 @@ pub(crate) fn forget(slot: &Slot) {
 
 /// True if anybody lists a lock within the addresses.
 pub(crate) fn any_within(arena: Arena, range: &Range<usize>) -> bool {
+    readers::before_looking();
     arena
         .slots()
         .any(|(_, slot)| used(slot).any(|e| range.contains(&(e.load(Ordering::SeqCst) as usize))))

@@ -11,6 +11,7 @@
 //! | `detect`    | a compare-exchange whose outcome can be told after its author's death | `participants::detect` |
 //! | `lock_word` | a lock whose word names its owner | `participants::lock` |
 //! | `pins`      | what may still be looked at is not freed | `participants::epoch` |
+//! | `readers`   | who reads under which lock | `participants::readers` |
 //! | `lifecycle` | held, retired, destroyed | `pool::objects` |
 //! | `ring`      | the cells of a bounded queue | `engines::queue`, `containers::queue` |
 //!
@@ -21,5 +22,6 @@ pub mod detect;
 pub mod lifecycle;
 pub mod lock_word;
 pub mod pins;
+pub mod readers;
 pub mod ring;
 pub mod tag;

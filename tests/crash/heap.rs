@@ -1,10 +1,9 @@
 //! Heaps: transactions that end well and otherwise, undoing for the dead, collections, destruction.
 
-use std::os::fd::{AsRawFd, RawFd};
+use shmkit::{Gc, Heap, HeapError, Pool, Shared, ShmSafe, Trace, Tx};
 
-use shmkit::{Gc, Heap, HeapError, Pool, Shared, ShmSafe, Trace, Tx, testing};
-
-use crate::engine::{Arena, Case, Crash, Suite, progress};
+use crate::engine::{Case, Crash, Suite, progress};
+use crate::in_pool::{self, InPool, ensure};
 
 #[derive(Clone, Copy, Debug, ShmSafe, Trace)]
 struct Node {
@@ -28,15 +27,9 @@ struct Bench {
     before: usize,
 }
 
-impl Arena for Bench {
-    fn base(&self) -> usize {
-        self.pool.base()
-    }
-    fn mapped_len(&self) -> usize {
-        testing::mapped_len(self.pool)
-    }
-    fn fd(&self) -> RawFd {
-        self.pool.fd().as_raw_fd()
+impl InPool for Bench {
+    fn pool(&self) -> Pool {
+        self.pool
     }
 }
 
@@ -204,12 +197,8 @@ impl Bench {
     }
 }
 
-fn ensure(holds: bool, what: impl Fn() -> String) -> Result<(), String> {
-    if holds { Ok(()) } else { Err(what()) }
-}
-
 fn case(name: &str, setup: fn() -> Bench, operation: impl Fn(&mut Bench) + 'static) -> Case<Bench> {
-    Case::new(name, setup)
+    in_pool::case(name, setup)
         // The victim has its slot, and its caches of blocks.
         .attach(|bench| {
             let other = bench.pool.create(Heap::new(None)).expect("room");
@@ -221,7 +210,6 @@ fn case(name: &str, setup: fn() -> Bench, operation: impl Fn(&mut Bench) + 'stat
             operation(bench);
             progress(1);
         })
-        .bury(|bench, victim| testing::mark_dead(bench.pool, victim.pid as u32))
         // Undoing is part of it.
         .recover(|bench| {
             bench.pool.recover();

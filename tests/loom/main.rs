@@ -17,6 +17,7 @@ mod detect;
 mod lifecycle;
 mod lock_word;
 mod pins;
+mod readers;
 mod ring;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};

@@ -185,7 +185,7 @@ fn futex_round_trips(crew: &Crew) {
 fn mailbox_trips(crew: &Crew, awake: bool) {
     let pool = pool();
     let boxes = [0, 1].map(|_| pool.create(Mailbox::new(SLOTS)).expect("a mailbox"));
-    let trips = if awake { ELEMENTS / 8 } else { TRIPS };
+    let trips = if awake { 10 * TRIPS } else { TRIPS };
     crew.run(|worker, gate| {
         let receiver = boxes[worker].receiver().expect("the receiver");
         let done = trip(

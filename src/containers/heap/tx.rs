@@ -365,6 +365,8 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
         loop {
             match self.guard.words.append(arena, record, &mut last) {
                 Append::Done => break,
+                // No block is of use.
+                Append::Damaged => return Err(AllocError::TooLarge),
                 Append::More(word, bytes, prev) => {
                     let layout = Layout::from_size_align(bytes, 16);
                     let layout = layout.map_err(|_| AllocError::TooLarge)?;

@@ -1,0 +1,72 @@
+//! A list of what a thread reads under, which it alone writes to, and writers look at.
+//!
+//! It is Dekker's scheme, as with hazard pointers (Michael 2004): the reader lists the lock and
+//! then looks at the lock's word; the writer takes the word and then looks at the lists. All of it
+//! is sequentially consistent, so one of the two sees the other. The reader withdraws; the writer
+//! waits.
+//!
+//! Invariants
+//! 1. An entry of a living thread that names a lock is struck by that thread alone.
+//! 2. Every entry in use is below the list's limit.
+
+use crate::primitive::{AtomicU64, Ordering, fence};
+
+/// Why a lock was not listed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NotListed {
+    /// The thread lists it already.
+    Already,
+    /// The thread lists as many as it can.
+    Full,
+}
+
+/// Lists a lock, by its address; the entry. What the caller loads from the lock's word from here
+/// on is newer than what any writer has seen that does not see the entry.
+#[inline]
+pub fn enter(entries: &[AtomicU64], limit: &AtomicU64, lock: u64) -> Result<usize, NotListed> {
+    // Relaxed: our own.
+    let below = limit.load(Ordering::Relaxed) as usize;
+    let mut free = below;
+    for (index, entry) in entries.iter().take(below).enumerate() {
+        match entry.load(Ordering::Relaxed) {
+            0 if free == below => free = index,
+            listed if listed == lock => return Err(NotListed::Already),
+            _ => {}
+        }
+    }
+    let entry = entries.get(free).ok_or(NotListed::Full)?;
+    if free == below {
+        // Before the entry, by invariant 2.
+        limit.store(free as u64 + 1, Ordering::SeqCst);
+    }
+    entry.store(lock, Ordering::SeqCst);
+    Ok(free)
+}
+
+/// Strikes an entry. Release pairs with the Acquire of who waits for it.
+#[inline]
+pub fn strike(entry: &AtomicU64) {
+    entry.store(0, Ordering::Release);
+}
+
+/// The entries that may be in use. Acquire, behind [`before_looking`].
+pub fn used<'a>(
+    entries: &'a [AtomicU64],
+    limit: &AtomicU64,
+) -> impl Iterator<Item = &'a AtomicU64> {
+    let limit = limit.load(Ordering::Acquire) as usize;
+    entries.iter().take(limit)
+}
+
+/// To be called by a writer between taking the word, which is done with Acquire alone, and looking
+/// at the lists: pairs with the SeqCst of [`enter`] and of the reader's look at the word.
+#[inline]
+pub fn before_looking() {
+    fence(Ordering::SeqCst);
+}
+
+/// True if an entry names the lock. Acquire, behind [`before_looking`].
+#[inline]
+pub fn names(entry: &AtomicU64, lock: u64) -> bool {
+    entry.load(Ordering::Acquire) == lock
+}
