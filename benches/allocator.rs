@@ -51,6 +51,7 @@ fn main() {
         .chain(&peers)
         .filter_map(|&name| Some((name, build(name, &target)?)))
         .collect();
+    let boost = build_boost(&target);
     let list = Command::new(&programs[OURS])
         .output()
         .expect("the list of patterns");
@@ -58,6 +59,20 @@ fn main() {
     let mut report = Report::default();
     for pattern in list.lines().filter(|pattern| filter.wants(pattern)) {
         compare(pattern, &programs, rounds, &mut report);
+        if let Some(boost) = boost
+            .as_ref()
+            .filter(|_| ["churn_64", "mix"].contains(&pattern))
+        {
+            compare_to_boost(pattern, &programs[OURS], boost, rounds.min(3), &mut report);
+        }
+    }
+    if filter.wants("recovery") {
+        for gib in ["1", "4"] {
+            let time = ratios::numbers(Command::new(&programs[OURS]).args(["recovery", gib]));
+            let time = time.unwrap_or_else(|said| panic!("{said}"));
+            let [milliseconds] = time;
+            println!("recovery of a dead process in {gib} GiB: {milliseconds:.2} ms a GiB");
+        }
     }
     report.finish(&target);
 }
@@ -72,6 +87,39 @@ fn build(name: &str, target: &Path) -> Option<PathBuf> {
         return None;
     };
     Some(programs.join("allocator-patterns"))
+}
+
+/// The program for Boost.Interprocess; `None`, with a word, if it cannot be built here.
+fn build_boost(target: &Path) -> Option<PathBuf> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/allocator/boost.cpp");
+    let program = target.join("bench-allocator/boost");
+    let built = Command::new("c++")
+        .args(["-std=c++17", "-O2", "-o"])
+        .args([&program, &source])
+        .arg("-lrt")
+        .output();
+    if built.is_ok_and(|output| output.status.success()) {
+        return Some(program);
+    }
+    println!("Boost.Interprocess cannot be built here (c++, libboost-dev): left out");
+    None
+}
+
+/// Processes on one pool beside processes on one segment of Boost.Interprocess, by turns.
+fn compare_to_boost(pattern: &str, ours: &Path, boost: &Path, rounds: usize, report: &mut Report) {
+    for workers in [1, 2] {
+        let work = Work {
+            pattern: pattern.to_owned(),
+            workers,
+            processes: true,
+        };
+        let (mut times, mut theirs) = (Vec::new(), Vec::new());
+        for _ in 0..rounds {
+            times.push(run(ours, &work, false).seconds);
+            theirs.push(run(boost, &work, false).seconds);
+        }
+        report.pairs(&work, "boost", &times, &theirs);
+    }
 }
 
 fn run(program: &Path, work: &Work, memory: bool) -> Measured {

@@ -31,7 +31,7 @@
 //! ```text
 //! inspect        reports: who has how much, what lies where, what leaks
 //! numbers        matrices and arrays as other programs know them: offset, shape, strides, dtype
-//! process        scope, spawn, join; run, a master and its workers
+//! process        scope, spawn, join; run, a master, its workers, peers
 //! containers     Shared, Handle, Link, Array, Matrix, SharedCell, HashMap, MultiMap, Queue,
 //!                Mailbox, Buffer, Heap, Foreign
 //! sync           Mutex, ReentrantMutex, RecoverableMutex, RwLock, Condvar, Semaphore, Barrier, Event
@@ -100,6 +100,11 @@ pub use exports::*;
 #[doc = include_str!("../README.md")]
 mod readme {}
 
+/// So do those of the tutorial.
+#[cfg(all(doctest, not(shmkit_loom)))]
+#[doc = include_str!("../docs/tutorial.md")]
+mod tutorial {}
+
 /// What the crate's root offers.
 #[cfg(not(shmkit_loom))]
 mod exports {
@@ -116,6 +121,7 @@ mod exports {
     pub use crate::containers::{
         Collected, Gc, Heap, HeapError, HeapStats, HeapView, Managed, Trace, Tracer, Tx,
     };
+    pub use crate::containers::{FoldHash, KeyHasher, MapEntry, ModifyEntry, SipHash13};
     pub use crate::containers::{Lease, PopError, PushError, PushRefusal, Queue, Snapshot};
     pub use crate::containers::{Mailbox, Receiver, ReceiverError, RecvError};
     pub use crate::layout::{KillSafe, ShmSafe, TypeInfo};
@@ -130,13 +136,14 @@ mod exports {
         RecoverableMutex, ReentrantMutex, RwLock, Semaphore,
     };
     pub use crate::sys::memory::CommitError;
-    pub use shmkit_derive::{KillSafe, ShmSafe, Trace};
+    pub use shmkit_derive::{Key, KillSafe, ShmSafe, Trace};
 }
 
 #[cfg(not(shmkit_loom))]
 /// What the derive macros' output calls; no part of the API.
 #[doc(hidden)]
 pub mod __private {
+    pub use crate::containers::is_key;
     pub use crate::layout::derive_support::*;
 }
 
@@ -155,6 +162,16 @@ pub mod testing {
         crate::allocator::slice::age(pool.0, slot.tag(), false);
     }
     pub use crate::process::testing::Jobs;
+
+    /// Refuses, after so many, every block of a guarded pool, or none.
+    pub fn refuse_blocks(granted: Option<usize>) {
+        crate::sys::refusal::BLOCKS.after(granted);
+    }
+
+    /// Refuses, after so many, all memory that pools of this process commit, or none.
+    pub fn refuse_commits(granted: Option<usize>) {
+        crate::sys::refusal::COMMITS.after(granted);
+    }
 
     /// Bytes of address space that the pool has.
     pub fn mapped_len(pool: Pool) -> usize {

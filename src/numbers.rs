@@ -23,6 +23,10 @@
 //! ```
 
 use std::alloc::Layout;
+use std::sync::atomic::{
+    AtomicI8, AtomicI16, AtomicI32, AtomicI64, AtomicIsize, AtomicU8, AtomicU16, AtomicU32,
+    AtomicU64, AtomicUsize,
+};
 
 use serde::Serialize;
 
@@ -30,7 +34,9 @@ use crate::layout::arena::Arena;
 use crate::pool::objects::{self, Phase};
 use crate::pool::{names, types};
 use crate::primitive::Ordering;
-use crate::{Array, ClaimError, Matrix, NamedError, OutOfMemory, Pool, ShapeError, ShmSafe};
+use crate::{
+    Array, ClaimError, KillSafe, Matrix, NamedError, OutOfMemory, Pool, ShapeError, ShmSafe,
+};
 
 /// What an object of numbers is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -115,6 +121,23 @@ fn fingerprint<T: ShmSafe>() -> u128 {
     T::TYPE.fingerprint()
 }
 
+/// As an [`Extent`]: `address` is that of a block of a matrix's layout, which an object of this very
+/// type has.
+fn matrix_extent<T: KillSafe + Unpin>(arena: Arena, address: usize) -> (usize, Vec<usize>) {
+    // SAFETY: such a block is mapped and aligned, and a matrix consists of atomics.
+    let matrix = unsafe { &*std::ptr::with_exposed_provenance::<Matrix<T>>(address) };
+    let (elements, shape) = matrix.extent(arena);
+    (elements, shape.into())
+}
+
+/// The same for arrays.
+fn array_extent<T: KillSafe + Unpin>(arena: Arena, address: usize) -> (usize, Vec<usize>) {
+    // SAFETY: as for matrices.
+    let array = unsafe { &*std::ptr::with_exposed_provenance::<Array<T>>(address) };
+    let (elements, len) = array.extent(arena);
+    (elements, vec![len])
+}
+
 macro_rules! known {
     ($($dtype:literal: $($t:ty),+;)*) => {
         &[$($(
@@ -124,14 +147,7 @@ macro_rules! known {
                 itemsize: size_of::<$t>(),
                 fingerprint: fingerprint::<Matrix<$t>>,
                 layout: Layout::new::<Matrix<$t>>(),
-                extent: |arena, address| {
-                    // SAFETY: the caller has found a block of a matrix's layout there, of an object
-                    // of this very type; it consists of atomics.
-                    let matrix =
-                        unsafe { &*std::ptr::with_exposed_provenance::<Matrix<$t>>(address) };
-                    let (elements, shape) = matrix.extent(arena);
-                    (elements, shape.into())
-                },
+                extent: matrix_extent::<$t>,
             },
             Known {
                 kind: Kind::Array,
@@ -139,13 +155,7 @@ macro_rules! known {
                 itemsize: size_of::<$t>(),
                 fingerprint: fingerprint::<Array<$t>>,
                 layout: Layout::new::<Array<$t>>(),
-                extent: |arena, address| {
-                    // SAFETY: as for matrices.
-                    let array =
-                        unsafe { &*std::ptr::with_exposed_provenance::<Array<$t>>(address) };
-                    let (elements, len) = array.extent(arena);
-                    (elements, vec![len])
-                },
+                extent: array_extent::<$t>,
             },
             Known {
                 kind: Kind::Scalar,
@@ -158,11 +168,6 @@ macro_rules! known {
         )+)*]
     };
 }
-
-use std::sync::atomic::{
-    AtomicI8, AtomicI16, AtomicI32, AtomicI64, AtomicIsize, AtomicU8, AtomicU16, AtomicU32,
-    AtomicU64, AtomicUsize,
-};
 
 const _: () = assert!(cfg!(target_endian = "little"), "the types below say so");
 
@@ -378,7 +383,7 @@ fn store_as<T>(
     bytes: &[u8],
 ) -> Result<Stored, StoreNumbersError>
 where
-    T: bytemuck::Pod + crate::KillSafe + Unpin,
+    T: bytemuck::Pod + KillSafe + Unpin,
 {
     let count = shape.iter().try_fold(1_usize, |n, &len| n.checked_mul(len));
     let needed = count.and_then(|count| count.checked_mul(size_of::<T>()));

@@ -9,6 +9,10 @@ mod common;
 
 #[path = "allocator/full.rs"]
 mod full;
+#[path = "allocator/guarded.rs"]
+mod guarded;
+#[path = "allocator/kills.rs"]
+mod kills;
 #[path = "allocator/misuse.rs"]
 mod misuse;
 #[path = "allocator/model.rs"]
@@ -27,6 +31,7 @@ const CASES: &[common::Named] = table! {
         large_blocks
         no_pool_can_hold_it
         reallocation
+        runs_grow_where_they_lie
         statistics_add_up
         purging_gives_memory_back
         free_memory_ages_and_goes_back;
@@ -37,6 +42,7 @@ const CASES: &[common::Named] = table! {
         freed_twice
         freed_twice_by_another_process
         freed_twice_by_another_thread
+        freed_in_a_span_that_went_back
         not_the_start_of_a_block
         not_of_this_pool
         never_allocated;
@@ -47,6 +53,11 @@ const CASES: &[common::Named] = table! {
         memory_comes_back_to_other_classes
         a_block_shrinks_in_a_full_pool
         the_largest_free_block_is_told;
+    guarded:
+        written_past_the_end
+        written_past_the_end_by_others
+        written_after_the_free
+        nothing_is_found_where_nothing_is_wrong;
     processes:
         producer_and_consumer
         freed_by_many_at_once
@@ -55,6 +66,8 @@ const CASES: &[common::Named] = table! {
         spans_of_the_dead_are_used;
     storm:
         killed_at_random;
+    kills:
+        killed_by_the_thousand;
 };
 
 fn main() -> ExitCode {

@@ -64,21 +64,21 @@ fn main() -> ExitCode {
 }
 
 /// A name that no other pool has.
-pub fn name(what: &str) -> String {
+fn name(what: &str) -> String {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     format!("test-cli-{}-{count}-{what}", std::process::id())
 }
 
 /// A pool's name, which goes with the case.
-pub struct Name(pub String);
+struct Name(String);
 
 impl Name {
-    pub fn new(what: &str) -> Self {
+    fn new(what: &str) -> Self {
         Name(name(what))
     }
 
-    pub fn path(&self) -> String {
+    fn path(&self) -> String {
         format!("/dev/shm/shmkit.{}", self.0)
     }
 }
@@ -90,14 +90,14 @@ impl Drop for Name {
 }
 
 /// Runs the command.
-pub fn shmkit<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>) -> Output {
+fn shmkit<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_shmkit"));
     command.args(arguments).output().unwrap()
 }
 
 /// What a command that succeeds prints; nothing on standard error.
 #[track_caller]
-pub fn said(arguments: &[&str]) -> String {
+fn said(arguments: &[&str]) -> String {
     let output = shmkit(arguments);
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(
@@ -111,7 +111,7 @@ pub fn said(arguments: &[&str]) -> String {
 
 /// The same with `--json`.
 #[track_caller]
-pub fn told(arguments: &[&str]) -> Value {
+fn told(arguments: &[&str]) -> Value {
     let mut all = arguments.to_vec();
     all.push("--json");
     serde_json::from_str(&said(&all)).unwrap()
@@ -119,7 +119,7 @@ pub fn told(arguments: &[&str]) -> Value {
 
 /// Asserts that a command fails with that code and says so in one line, which contains `text`.
 #[track_caller]
-pub fn refused(arguments: &[&str], code: i32, text: &str) {
+fn refused(arguments: &[&str], code: i32, text: &str) {
     let output = shmkit(arguments);
     let errors = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(code), "{arguments:?}: {errors}");
@@ -129,14 +129,14 @@ pub fn refused(arguments: &[&str], code: i32, text: &str) {
 }
 
 /// A copy of this program in a role, which has said that it is ready.
-pub struct Actor {
+struct Actor {
     child: Child,
     /// Closed: the role ends.
     stdin: Option<ChildStdin>,
 }
 
 impl Actor {
-    pub fn start(role: &str, name: &str) -> Actor {
+    fn start(role: &str, name: &str) -> Actor {
         let mut child = common::program(role)
             .env("SHMKIT_TEST_POOL", name)
             .stdin(Stdio::piped())
@@ -152,21 +152,21 @@ impl Actor {
         Actor { child, stdin }
     }
 
-    pub fn pid(&self) -> u32 {
+    fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    pub fn signal(&self, signal: libc::c_int) {
+    fn signal(&self, signal: libc::c_int) {
         // SAFETY: a child of ours that was not waited for.
         assert_eq!(unsafe { libc::kill(self.pid() as libc::pid_t, signal) }, 0);
     }
 
-    pub fn kill(mut self) {
+    fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    pub fn end(mut self) {
+    fn end(mut self) {
         drop(self.stdin.take());
         assert!(self.child.wait().unwrap().success());
     }
@@ -180,12 +180,12 @@ impl Drop for Actor {
 }
 
 /// In a role: the pool's name.
-pub fn given() -> String {
+fn given() -> String {
     std::env::var("SHMKIT_TEST_POOL").unwrap()
 }
 
 /// In a role: says that all is there, and waits until the case has seen it.
-pub fn ready() {
+fn ready() {
     println!("ready");
     let _ = std::io::stdin().read_line(&mut String::new());
 }

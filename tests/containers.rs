@@ -30,6 +30,8 @@ mod matrices;
 mod multi_maps;
 #[path = "containers/queues.rs"]
 mod queues;
+#[path = "containers/refused.rs"]
+mod refused;
 #[path = "containers/stopped.rs"]
 mod stopped;
 #[path = "containers/streams.rs"]
@@ -86,10 +88,20 @@ const CASES: &[common::Named] = table! {
         killed_setters_tear_nothing
         growth_under_use
         killed_growers;
+    refused:
+        objects_refused
+        arrays_refused
+        cells_refused
+        maps_refused
+        queues_refused
+        buffers_refused;
     stopped:
         a_write_that_was_cut_off_is_completed
         claims_wait_for_elements_in_flight
-        growth_waits_for_elements_in_flight;
+        growth_waits_for_elements_in_flight
+        a_stopped_producer_holds_up_nobody
+        a_stopped_consumer_holds_up_nobody
+        a_stopped_waiter_is_passed;
     cells:
         a_cell_is_a_variable
         cells_outside_of_a_pool
@@ -103,6 +115,10 @@ const CASES: &[common::Named] = table! {
         behaves_like_stds
         grows_and_shrinks
         keys_of_all_kinds
+        derived_keys
+        hashers_of_all_kinds
+        entries_are_one_operation
+        maps_that_grow_under_an_iteration
         maps_outside_of_a_pool
         handles_and_names_of_maps
         closures_may_panic_and_re_enter
@@ -129,6 +145,7 @@ const CASES: &[common::Named] = table! {
         the_check_of_histories_can_fail
         histories_of_cells
         histories_of_maps
+        histories_of_flat_maps
         histories_of_multi_maps;
     streams:
         histories_of_queues

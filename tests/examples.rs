@@ -320,6 +320,14 @@ fn printed(name: &str, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).expect("the output is text")
 }
 
+/// A task awaits what processes push.
+#[test]
+fn results_are_awaited() {
+    let text = printed("async_events", &["--workers", "2", "--results", "50"]);
+    // The hundredth prime number.
+    assert_eq!(text, "100 found, the largest 541\n");
+}
+
 #[test]
 fn processes_are_created_and_joined() {
     let text = printed("create_join", &["--count", "300"]);

@@ -13,6 +13,8 @@ mod attach;
 mod create;
 #[path = "pool/damage.rs"]
 mod damage;
+#[path = "pool/damaged_heap.rs"]
+mod damaged_heap;
 #[path = "pool/growth.rs"]
 mod growth;
 #[path = "pool/inspect.rs"]
@@ -50,7 +52,9 @@ const CASES: &[common::Named] = table! {
     damage:
         flipped_header_bytes
         changed_table_words
-        changed_array_words;
+        changed_array_words
+        changed_heap_words
+        changed_container_words;
     inspect:
         participants_and_what_they_have
         a_map_of_the_data

@@ -13,6 +13,8 @@ use std::process::{Command, ExitCode, Output};
 
 #[path = "process/ends.rs"]
 mod ends;
+#[path = "process/events.rs"]
+mod events;
 #[path = "process/faults.rs"]
 mod faults;
 #[path = "process/managed.rs"]
@@ -21,6 +23,8 @@ mod managed;
 mod masters;
 #[path = "process/parents.rs"]
 mod parents;
+#[path = "process/peers.rs"]
+mod peers;
 #[path = "process/results.rs"]
 mod results;
 #[path = "process/scopes.rs"]
@@ -98,6 +102,15 @@ const CASES: &[Named] = table! {
         a_pool_that_somebody_uses_is_left
         damaged_journals_are_errors
         a_resource_announced_twice_is_one;
+    events:
+        what_happens_is_logged;
+    peers:
+        peers_run_jobs_by_name
+        peers_start_and_join
+        every_end_of_a_peer_has_its_cause
+        who_disagrees_is_refused
+        peers_outlive_their_master_by_little
+        peers_killed_at_random;
     faults:
         killed_holders_block_nobody
         kills_inside_changes_and_allocations_block_nobody
@@ -112,11 +125,13 @@ const CASES: &[Named] = table! {
 
 const ROLES: &[Named] = table! {
     results: role_no_room;
+    events: role_logs;
     ends: role_panic role_overflow;
     scopes: role_flush;
     parents: role_no_descriptor role_sigchld role_family;
     masters: role_ends role_pid_file;
     managed: role_makes;
+    peers: role_peer role_odd_peer role_asking_peer role_named_master role_storm;
     storms: role_churn;
 };
 

@@ -2,10 +2,12 @@
 //!
 //! - `shm_safe`: the description of a struct or an enum, and the checks that make it safe.
 //! - `kill_safe`: the check of a struct's fields.
+//! - `key`: the check of a struct's fields, and of its padding.
 //! - `trace`: shows each field to a heap's tracer.
 //! - `input`: what they read from the type: attributes, generics.
 
 mod input;
+mod key;
 mod kill_safe;
 mod shm_safe;
 mod trace;
@@ -35,6 +37,17 @@ pub fn derive_shm_safe(input: TokenStream) -> TokenStream {
 pub fn derive_kill_safe(input: TokenStream) -> TokenStream {
     let input = parse_macro_input!(input as DeriveInput);
     kill_safe::expand(input)
+        .unwrap_or_else(|error| error.to_compile_error())
+        .into()
+}
+
+/// Implements `shmkit::Key` for a struct whose fields are all keys of one length (no floats, no
+/// `str`) with no padding between or behind them, or for an enum without fields. It must be `ShmSafe`.
+/// Type parameters are bounded by `Key` and `ShmSafe`.
+#[proc_macro_derive(Key, attributes(shmkit))]
+pub fn derive_key(input: TokenStream) -> TokenStream {
+    let input = parse_macro_input!(input as DeriveInput);
+    key::expand(input)
         .unwrap_or_else(|error| error.to_compile_error())
         .into()
 }

@@ -136,8 +136,17 @@ impl World {
             }
             Some(Err(error)) => assert_eq!(error, ReallocError::Alloc(AllocError::PoolFull)),
             None => {
-                if self.pool.usable_size(block).is_err() {
-                    self.model.remove(&block);
+                match self.pool.usable_size(block) {
+                    // It may have grown where it lies.
+                    Ok(usable) => {
+                        self.verify(block);
+                        // SAFETY: a block of that many bytes.
+                        unsafe { block.write_bytes(byte, usable) };
+                        self.model.insert(block, (usable, byte));
+                    }
+                    Err(_) => {
+                        self.model.remove(&block);
+                    }
                 }
                 self.lose(new);
                 if self.model.contains_key(&block) {

@@ -1,8 +1,9 @@
 //! The way in: allocate, free, usable size.
 //!
 //! The common allocation is a look at the thread's cache of the class, a bit scan and one store;
-//! the common free is a shift, a comparison of the slice's tag with the thread's own, a division
-//! by multiplication, a test of the bitmaps and one store. A free by anybody else is one atomic or.
+//! the common free is a look at the spans that the thread has freed into lately (`known`), a
+//! division by multiplication, a test of the bitmaps and one store; where nothing is known, the
+//! slice's tag says whose it is. A free by anybody else is one atomic or.
 //! All else is in functions of their own, so that these are short.
 //!
 //! Containers allocate *into* their intent: `record` is told the address before the block is
@@ -13,10 +14,11 @@
 use std::alloc::Layout;
 
 use super::cache;
+use super::guard::{self, Guarded};
 use super::slice::{self, State};
 use super::span::{Place, Span};
-use super::{AllocError, FreeError, ReallocError, run, size_class};
-use crate::layout::arena::{Arena, SLICE};
+use super::{AllocError, FreeError, Packed, ReallocError, run, size_class};
+use crate::layout::arena::{Arena, DATA, SLICE};
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
 use crate::primitive::Ordering;
@@ -32,7 +34,7 @@ pub(crate) fn allocate(
 ) -> Result<usize, AllocError> {
     match at_hand(slot, layout, &record) {
         Some(address) => Ok(address),
-        None => allocate_more(arena, slot, layout, record),
+        None => allocate_more(arena, slot, layout, record).map_err(Packed::unpack),
     }
 }
 
@@ -55,9 +57,14 @@ fn allocate_more(
     slot: &Slot,
     layout: Layout,
     record: impl Fn(usize),
-) -> Result<usize, AllocError> {
+) -> Result<usize, Packed> {
+    if guard::is_on(arena) {
+        return Ok(guard::allocate(arena, slot, layout, record)?);
+    }
     let Some(class) = size_class::class_of(layout) else {
-        return run::allocate(arena, slot, layout, |address, _| record(address));
+        return Ok(run::allocate(arena, slot, layout, |address, _| {
+            record(address);
+        })?);
     };
     let cache = slot.cache(class);
     loop {
@@ -96,8 +103,13 @@ pub(crate) unsafe fn reallocate(
     new: Layout,
 ) -> Result<usize, ReallocError> {
     let usable = usable_size(arena, address)?;
-    let aligned = address.is_multiple_of(new.align());
+    // Of a guarded pool it stays only if it is of that size.
+    let aligned =
+        address.is_multiple_of(new.align()) && (!guard::is_on(arena) || new.size() == usable);
     if aligned && new.size() <= usable && new.size() >= usable / 2 {
+        return Ok(address);
+    }
+    if aligned && new.size() > usable && extend(arena, slot, address, new.size()) {
         return Ok(address);
     }
     let moved = match allocate(arena, slot, new, |_| {}) {
@@ -114,6 +126,17 @@ pub(crate) unsafe fn reallocate(
     }
     free(arena, slot, address)?;
     Ok(moved)
+}
+
+/// Makes a run larger where it lies. False if that cannot be, or it is no run.
+#[cold]
+fn extend(arena: Arena, slot: &Slot, address: usize, size: usize) -> bool {
+    match locate(arena, address) {
+        Ok(Located::Run { start, slices }) if size <= DATA.max * SLICE => {
+            run::extend(arena, slot, start, slices, size.div_ceil(SLICE))
+        }
+        _ => false,
+    }
 }
 
 /// What lies at an address.
@@ -154,6 +177,9 @@ fn locate(arena: Arena, address: usize) -> Result<Located, FreeError> {
                 place,
             })
         }
+        State::Run { slices } if slices == 0 || slices > arena.slices() - start => {
+            Err(FreeError::NotAllocated)
+        }
         State::Run { slices } if address == arena.slice_address(start) => {
             Ok(Located::Run { start, slices })
         }
@@ -177,6 +203,36 @@ fn free_with(
     address: usize,
     freed: impl FnOnce(),
 ) -> Result<(), FreeError> {
+    if let Some((place, words)) = slot.known_block(address)
+        && words.sets().free_own(place)
+    {
+        freed();
+        took_back(arena, slot, words.span());
+        return Ok(());
+    }
+    free_looked_up(slot, address)
+}
+
+/// Counts a block that the span's owner, the caller, has freed.
+#[inline(always)]
+fn took_back(arena: Arena, slot: &Slot, span: &Span) {
+    // SAFETY: the owner's alone, as nobody else looks at it: no atomic access, so that it is one
+    // instruction.
+    let until = unsafe { &mut *span.until.as_ptr() };
+    *until = until.wrapping_sub(1);
+    if *until == 0 {
+        cache::note_free(arena, slot, span);
+    }
+}
+
+/// Frees a block of which the thread knows nothing yet, or says why it cannot be freed.
+#[inline(never)]
+fn free_looked_up(slot: &Slot, address: usize) -> Result<(), FreeError> {
+    // Not a parameter: few registers are left where it is called.
+    let arena = slot.arena();
+    if guard::is_on(arena) {
+        return free_guarded(arena, slot, address);
+    }
     let Some(slice) = arena.slice_of(address) else {
         return Err(FreeError::Foreign);
     };
@@ -193,27 +249,41 @@ fn free_with(
         if !span.sets().free_own(place) {
             return Err(FreeError::NotAllocated);
         }
-        freed();
+        slot.watched.freeing.store(0, Ordering::Release);
+        slot.note_known(arena, span, address);
         took_back(arena, slot, span);
         return Ok(());
     }
     free_elsewhere(arena, slot, address)
 }
 
-/// Counts a block that the span's owner, the caller, has freed.
-#[inline(always)]
-fn took_back(arena: Arena, slot: &Slot, span: &Span) {
-    // SAFETY: the owner's alone, as nobody else looks at it: no atomic access, so that it is one
-    // instruction.
-    let until = unsafe { &mut *span.until.as_ptr() };
-    *until = until.wrapping_sub(1);
-    if *until == 0 {
-        slot.cache(span.class()).note_free(arena, slot, span);
+/// Frees a block of a guarded pool.
+#[cold]
+fn free_guarded(arena: Arena, slot: &Slot, address: usize) -> Result<(), FreeError> {
+    let located = locate(arena, address)?;
+    let bytes = match located {
+        Located::Block { span, place, .. } if span.is_free(place) => {
+            return Err(FreeError::NotAllocated);
+        }
+        Located::Block { span, .. } => span.block_size(),
+        Located::Run { slices, .. } => slices * SLICE,
+    };
+    let block = Guarded::at(arena, address, bytes).ok_or(FreeError::NotAllocated)?;
+    guard::before_free(slot, block)?;
+    if let Located::Block {
+        span, owner, place, ..
+    } = located
+        && owner == slot.tag()
+    {
+        let freed = span.sets().free_own(place);
+        slot.watched.freeing.store(0, Ordering::Release);
+        took_back(arena, slot, span);
+        return freed.then_some(()).ok_or(FreeError::NotAllocated);
     }
+    free_elsewhere(arena, slot, address)
 }
 
 /// Frees what is no block of a span of this thread's.
-#[inline(never)]
 fn free_elsewhere(arena: Arena, slot: &Slot, address: usize) -> Result<(), FreeError> {
     match locate(arena, address)? {
         Located::Block {
@@ -253,7 +323,7 @@ fn free_other(
     }
     let before = span.sets().free_remote(place);
     slot.watched.freeing.store(0, Ordering::Release);
-    if before & place.bit != 0 {
+    if before & place.bit() != 0 {
         return Err(FreeError::NotAllocated);
     }
     // Whoever owns the span by now is told: the owner of before may have left.
@@ -317,7 +387,15 @@ pub(crate) fn release_for(arena: Arena, owner: Tag, address: usize) {
 pub(crate) fn usable_size(arena: Arena, address: usize) -> Result<usize, FreeError> {
     match locate(arena, address)? {
         Located::Block { span, place, .. } if span.is_free(place) => Err(FreeError::NotAllocated),
-        Located::Block { span, .. } => Ok(span.size.load(Ordering::Relaxed) as usize),
-        Located::Run { slices, .. } => Ok(slices * SLICE),
+        Located::Block { span, .. } => usable_of(arena, address, span.block_size()),
+        Located::Run { slices, .. } => usable_of(arena, address, slices * SLICE),
     }
+}
+
+fn usable_of(arena: Arena, address: usize, bytes: usize) -> Result<usize, FreeError> {
+    if guard::is_on(arena) {
+        let block = Guarded::at(arena, address, bytes).ok_or(FreeError::NotAllocated)?;
+        return guard::usable_size(block);
+    }
+    Ok(bytes)
 }

@@ -22,11 +22,12 @@
 
 use super::AllocError;
 use super::grow;
+use super::guard;
 use super::size_class::{self, CLASSES, TABLE};
 use super::slice::{self, State};
 use super::span::Span;
 use crate::layout::arena::{Arena, SPANS};
-use crate::participants::table::Slot;
+use crate::participants::table::{CACHE_WORDS, Own, Slot};
 use crate::participants::tag::Tag;
 use crate::primitive::{AtomicU32, AtomicU64, Ordering};
 use crate::protocol::bitmap;
@@ -40,46 +41,95 @@ const LOOKED_AT: usize = 8;
 /// Frees in the current span from one look at the clock to the next.
 const PERIOD: u32 = 4096;
 
-/// An owner's spans of one class, in its slot.
-#[repr(C, align(32))]
-pub(crate) struct Cache {
-    /// The address of the word of `freed`, of the current span, that blocks come from; 0 for none.
-    word: AtomicU64,
+/// An owner's spans, in its slot: each array has an element a class, so that the way to one is the
+/// class alone.
+#[repr(C)]
+pub(crate) struct Caches {
+    /// The address of the word of `freed`, of the current span, that blocks come from; that of
+    /// [`Slot::nothing`] for none. Never null in the cache of an owner.
+    word: [Own; CLASSES],
+    /// The same in a [guarded](super::guard) pool, where there is never a word at hand.
+    guarded: [Own; CLASSES],
     /// The address of that word's first block.
-    base: AtomicU64,
+    base: [Own; CLASSES],
     /// Bytes a block.
-    size: AtomicU64,
-    partial: List,
-    full: List,
+    size: [Own; CLASSES],
+    partial: [List; CLASSES],
+    full: [List; CLASSES],
+}
+
+/// An owner's spans of one class.
+#[derive(Clone, Copy)]
+pub(crate) struct Cache<'a> {
+    word: &'a Own,
+    base: &'a Own,
+    size: &'a Own,
+    partial: &'a List,
+    full: &'a List,
 }
 
 /// The first span, as slice index + 1. The one before it is the last one.
 #[repr(C)]
 struct List(AtomicU32);
 
-const _: () = assert!(size_of::<Cache>() * CLASSES <= 8 * 192);
-const _: () = assert!(std::mem::offset_of!(Slot, caches).is_multiple_of(align_of::<Cache>()));
+const _: () = assert!(size_of::<Caches>() <= size_of::<[Own; CACHE_WORDS]>());
+const _: () = assert!(std::mem::offset_of!(Slot, caches).is_multiple_of(64));
 
 impl Slot {
     /// This thread's cache of a class.
     #[inline]
-    pub(crate) fn cache(&self, class: usize) -> &Cache {
+    pub(crate) fn cache(&self, class: usize) -> Cache<'_> {
         assert!(class < CLASSES);
         // SAFETY: compared just now.
-        unsafe { self.known_cache(class) }
+        let mut cache = unsafe { self.known_cache(class) };
+        if guard::is_on(self.arena()) {
+            cache.word = &self.caches().guarded[class];
+        }
+        cache
     }
 
-    /// The same, unchecked.
+    #[inline(always)]
+    fn caches(&self) -> &Caches {
+        // SAFETY: the area is as large and as aligned (asserted above), and consists of words of
+        // which all bytes are valid.
+        unsafe { &*self.caches.as_ptr().cast::<Caches>() }
+    }
+
+    /// The cache from which most allocations are served: without a word at hand in a guarded pool.
     ///
     /// # Safety
     ///
     /// The class is below [`CLASSES`].
     #[inline(always)]
-    pub(crate) unsafe fn known_cache(&self, class: usize) -> &Cache {
+    pub(crate) unsafe fn known_cache(&self, class: usize) -> Cache<'_> {
+        let caches = self.caches();
         debug_assert!(class < CLASSES);
-        // SAFETY: the area holds CLASSES caches (asserted above), is aligned as they are (it starts
-        // at a cache line of the slot), and a cache consists of atomics.
-        unsafe { &*self.caches.as_ptr().cast::<Cache>().add(class) }
+        // SAFETY: by the caller's promise.
+        unsafe {
+            Cache {
+                word: caches.word.get_unchecked(class),
+                base: caches.base.get_unchecked(class),
+                size: caches.size.get_unchecked(class),
+                partial: caches.partial.get_unchecked(class),
+                full: caches.full.get_unchecked(class),
+            }
+        }
+    }
+}
+
+impl Slot {
+    /// A claimant of the slot has no spans.
+    pub(crate) fn clear_caches(&self) {
+        for word in &self.caches {
+            word.set(0);
+        }
+        self.nothing.store(0, Ordering::Relaxed);
+        let nothing = std::ptr::from_ref(&self.nothing).expose_provenance() as u64;
+        let caches = self.caches();
+        for word in caches.word.iter().chain(&caches.guarded) {
+            word.set(nothing);
+        }
+        self.forget_all();
     }
 }
 
@@ -146,33 +196,32 @@ fn at(arena: Arena, link: u32) -> Option<&'static Span> {
     (link != 0).then(|| arena.span(link as usize - 1))
 }
 
-impl Cache {
+impl Cache<'_> {
     /// A block, if the word in hand has one. `record` is told its address before it is taken.
     #[inline(always)]
     pub(crate) fn take(&self, record: impl FnOnce(usize)) -> Option<usize> {
-        let word = self.word.load(Ordering::Relaxed) as usize;
-        if word == 0 {
-            return None;
-        }
-        // SAFETY: `word` is 0 or the address of a word of a span record of this pool, stored by
-        // this thread; records stay mapped and consist of atomics.
+        let word = self.word.get() as usize;
+        // SAFETY: the address of a word of a span record of this pool or of the slot's `nothing`,
+        // stored by the slot's owner; both stay mapped and consist of atomics.
         let word = unsafe { &*std::ptr::with_exposed_provenance::<AtomicU64>(word) };
         let mut address = 0;
         bitmap::take(word, |block| {
-            let offset = self.size.load(Ordering::Relaxed) * u64::from(block);
-            address = (self.base.load(Ordering::Relaxed) + offset) as usize;
+            address = (self.base.get() + self.size.get() * u64::from(block)) as usize;
             record(address);
         })
         .then_some(address)
     }
 
+    /// There is no current span.
+    fn set_none(&self, slot: &Slot) {
+        let nothing = std::ptr::from_ref(&slot.nothing).expose_provenance();
+        self.word.set(nothing as u64);
+    }
+
     /// The current span and which of its words is in hand.
     fn current(&self, arena: Arena) -> Option<(&'static Span, usize)> {
-        let address = self.word.load(Ordering::Relaxed) as usize;
-        if address == 0 {
-            return None;
-        }
-        let offset = address - arena.base() - SPANS.offset;
+        let address = self.word.get() as usize;
+        let offset = address.checked_sub(arena.base() + SPANS.offset)?;
         let span = arena.span(offset / SPANS.entry);
         let first = std::ptr::from_ref(span.sets().freed(0)).addr();
         Some((span, (address - first) / size_of::<bitmap::Pair>()))
@@ -186,11 +235,11 @@ impl Cache {
         }
         let start = arena.slice_address(span.slice(arena));
         let size = span.size.load(Ordering::Relaxed);
-        self.size.store(size.into(), Ordering::Relaxed);
+        self.size.set(size.into());
         let base = start + word * 64 * size as usize;
-        self.base.store(base as u64, Ordering::Relaxed);
+        self.base.set(base as u64);
         let word = std::ptr::from_ref(span.sets().freed(word)).expose_provenance();
-        self.word.store(word as u64, Ordering::Relaxed);
+        self.word.set(word as u64);
     }
 
     /// Puts a span whose blocks are handed out, but for fewer than an eighth, into the FULL list.
@@ -207,6 +256,7 @@ impl Cache {
         let blocks = span.blocks.load(Ordering::Relaxed);
         let live = blocks.saturating_sub(span.count_free());
         if live == 0 && span.is_empty(arena) {
+            slot.forget(arena, span);
             span.give_back(arena, slot.tag());
             grow::purge_now_and_then(arena, slot);
         } else {
@@ -228,7 +278,7 @@ impl Cache {
                 self.set_current(arena, span, word);
                 return Ok(());
             }
-            self.word.store(0, Ordering::Relaxed);
+            self.set_none(slot);
             self.push_full(arena, span);
         }
         loop {
@@ -340,31 +390,14 @@ impl Cache {
         };
         let span = arena.span(start);
         span.describe(class, slices);
+        if guard::is_on(arena) {
+            guard::wipe(arena, span);
+        }
         slice::tag_tails(arena, start, slices);
         arena
             .tag(start)
             .store(slice::span_tag(slot.tag()), Ordering::Release);
         Ok(span)
-    }
-
-    /// As many blocks of the span were taken back as `until` said.
-    #[cold]
-    #[inline(never)]
-    pub(crate) fn note_free(&self, arena: Arena, slot: &Slot, span: &Span) {
-        match span.place.load(Ordering::Relaxed) {
-            FULL => {
-                self.full.remove(arena, span);
-                self.push_partial(arena, slot, span);
-            }
-            PARTIAL => {
-                self.partial.remove(arena, span);
-                self.push_partial(arena, slot, span);
-            }
-            _ => {
-                span.until.store(PERIOD, Ordering::Relaxed);
-                grow::purge_now_and_then(arena, slot);
-            }
-        }
     }
 
     /// Puts a span that was adopted where its owner finds it.
@@ -377,15 +410,36 @@ impl Cache {
     }
 }
 
+/// As many blocks of the span were taken back as `until` said.
+#[cold]
+#[inline(never)]
+pub(crate) fn note_free(arena: Arena, slot: &Slot, span: &Span) {
+    let cache = slot.cache(span.class());
+    match span.place.load(Ordering::Relaxed) {
+        FULL => {
+            cache.full.remove(arena, span);
+            cache.push_partial(arena, slot, span);
+        }
+        PARTIAL => {
+            cache.partial.remove(arena, span);
+            cache.push_partial(arena, slot, span);
+        }
+        _ => {
+            span.until.store(PERIOD, Ordering::Relaxed);
+            grow::purge_now_and_then(arena, slot);
+        }
+    }
+}
+
 /// Takes all spans out of a leaving owner's lists.
 pub(crate) fn take_all(arena: Arena, slot: &Slot, mut each: impl FnMut(&Span)) {
     for class in 0..CLASSES {
         let cache = slot.cache(class);
         if let Some((span, _)) = cache.current(arena) {
-            cache.word.store(0, Ordering::Relaxed);
+            cache.set_none(slot);
             each(span);
         }
-        for list in [&cache.partial, &cache.full] {
+        for list in [cache.partial, cache.full] {
             while let Some(span) = list.first(arena) {
                 list.remove(arena, span);
                 each(span);

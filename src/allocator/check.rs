@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+use super::guard;
 use super::size_class::TABLE;
 use super::slice::{self, State};
 use crate::layout::arena::Arena;
@@ -70,6 +71,9 @@ pub(crate) fn check(arena: Arena, depth: Depth, report: &mut CheckReport) {
     let mut index = 0;
     while index < end {
         index += check_at(arena, depth, index, end, report);
+    }
+    if depth == Depth::Quiescent && guard::is_on(arena) {
+        guard::check(arena, report);
     }
 }
 

@@ -62,6 +62,24 @@ pub(crate) fn claim(
     Err(AllocError::PoolFull)
 }
 
+/// Claims exactly these slices; grows the pool first if they reach beyond its end. False if they
+/// are not free, or there is no memory.
+pub(crate) fn claim_at(arena: Arena, slot: &Slot, start: usize, count: usize) -> bool {
+    purge_now_and_then(arena, slot);
+    let end = arena.slices();
+    let is_free = |&slice: &usize| {
+        let tag = arena.tag(slice).load(Ordering::Relaxed);
+        matches!(slice::state(tag), slice::State::Free { .. })
+    };
+    // Not tried if it is in vain: claiming and unclaiming disturbs others.
+    let free = (start..end.min(start + count)).all(|slice| is_free(&slice));
+    let missing = (start + count).saturating_sub(end);
+    if !free || (missing > 0 && grow(arena, missing, missing).is_err()) {
+        return false;
+    }
+    slice::claim_these(arena, slot.tag(), start, count)
+}
+
 /// Grows the pool by `wanted` slices at least, or by as much as it can if that will do for `count`.
 #[cold]
 fn grow(arena: Arena, count: usize, wanted: usize) -> Result<(), AllocError> {

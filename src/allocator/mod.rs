@@ -8,8 +8,10 @@
 //! | `run`        | blocks of whole slices |
 //! | `span`       | blocks of one size class: the bitmaps |
 //! | `cache`      | an owner's spans: where its next block comes from |
+//! | `known`      | from an address to an owner's span, the short way |
 //! | `block`      | allocate, free, usable size: the way in |
 //! | `recover`    | what an owner leaves behind becomes anybody's |
+//! | `guard`      | writes past a block's end or after it was freed, found |
 //! | `check`      | everything that must hold, checked |
 //! | `stats`      | how much of what |
 //! | `walk`       | every block |
@@ -21,6 +23,8 @@ pub(crate) mod block;
 pub(crate) mod cache;
 pub(crate) mod check;
 pub(crate) mod grow;
+pub(crate) mod guard;
+pub(crate) mod known;
 pub(crate) mod recover;
 pub(crate) mod run;
 pub(crate) mod size_class;
@@ -50,6 +54,49 @@ pub enum AllocError {
     NoSlot(#[from] NoSlot),
 }
 
+/// An [`AllocError`] in a word: so that what fails seldom returns in registers, and the functions
+/// that call it need no room on the stack.
+#[derive(Clone, Copy)]
+pub(crate) struct Packed(u64);
+
+impl Packed {
+    const SHIFT: u32 = 3;
+
+    /// An amount of memory is rounded down, to 8 bytes.
+    #[inline]
+    pub(crate) fn unpack(self) -> AllocError {
+        let rest = self.0 >> Self::SHIFT;
+        match self.0 % (1 << Self::SHIFT) {
+            0 => AllocError::PoolFull,
+            1 => AllocError::TooLarge,
+            2 => AllocError::NoSlot(NoSlot),
+            3 => CommitError::Full.into(),
+            4 => CommitError::System(rest as i32).into(),
+            _ => CommitError::MemoryLimit {
+                available: rest << Self::SHIFT,
+            }
+            .into(),
+        }
+    }
+}
+
+impl<E: Into<AllocError>> From<E> for Packed {
+    fn from(error: E) -> Self {
+        Packed(match error.into() {
+            AllocError::PoolFull => 0,
+            AllocError::TooLarge => 1,
+            AllocError::NoSlot(NoSlot) => 2,
+            AllocError::NoMemory(CommitError::Full) => 3,
+            AllocError::NoMemory(CommitError::System(errno)) => {
+                4 | u64::from(errno as u32) << Self::SHIFT
+            }
+            AllocError::NoMemory(CommitError::MemoryLimit { available }) => {
+                5 | available >> Self::SHIFT << Self::SHIFT
+            }
+        })
+    }
+}
+
 /// Why a block was not freed. Nothing has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -63,6 +110,10 @@ pub enum FreeError {
     /// There is no block now: it has been freed already.
     #[error("the block has been freed already")]
     NotAllocated,
+    /// Something was written beyond the end of the block. Only a [guarded](crate::PoolBuilder::guard)
+    /// pool finds that. The block stays allocated, as it is.
+    #[error("the block was written beyond its end")]
+    Overrun,
     /// The thread has no slot in the pool.
     #[error(transparent)]
     NoSlot(#[from] NoSlot),
@@ -78,4 +129,24 @@ pub enum ReallocError {
     /// No block of the new size.
     #[error(transparent)]
     Alloc(#[from] AllocError),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_survive_packing() {
+        for error in [
+            AllocError::PoolFull,
+            AllocError::TooLarge,
+            NoSlot.into(),
+            CommitError::Full.into(),
+            CommitError::System(95).into(),
+            CommitError::MemoryLimit { available: 4096 }.into(),
+            CommitError::MemoryLimit { available: 0 }.into(),
+        ] {
+            assert_eq!(Packed::from(error).unpack(), error);
+        }
+    }
 }

@@ -6,6 +6,8 @@
 //! | after | an allocated run | it is what the dead one alone knew of, unless an intent names it |
 //! | in `free`, before the head is claimed | an allocated run | not freed; a `freeing` word says so |
 //! | after | a claimed head and some tails | recovery frees them |
+//! | in `extend`, before the head's length changes | claimed slices behind the run | recovery frees them |
+//! | after | claimed slices within the run | recovery, or who frees or extends the run, makes them tails |
 
 use std::alloc::Layout;
 
@@ -48,9 +50,30 @@ pub(crate) fn allocate(
     Ok(address)
 }
 
+/// Makes a run of `count` slices one of `wanted`, which is more, where it lies. False if it cannot
+/// be, or is no such run any more; nothing has changed then.
+#[cold]
+pub(crate) fn extend(arena: Arena, slot: &Slot, start: usize, count: usize, wanted: usize) -> bool {
+    slice::finish_extension(arena, start, count);
+    let (end, more) = (start + count, wanted - count);
+    if !grow::claim_at(arena, slot, end, more) {
+        return false;
+    }
+    let head = arena.tag(start);
+    let (short, long) = (slice::run_tag(count), slice::run_tag(wanted));
+    let extended = head.compare_exchange(short, long, Ordering::AcqRel, Ordering::Relaxed);
+    if extended.is_err() {
+        slice::unclaim(arena, end, more);
+        return false;
+    }
+    slice::finish_extension(arena, start, wanted);
+    true
+}
+
 /// Frees a run whose head has the tag `found`. False if it has another tag by now.
 #[cold]
 pub(crate) fn free(arena: Arena, slot: &Slot, start: usize, count: usize) -> bool {
+    slice::finish_extension(arena, start, count);
     let claimed = slice::claimed_tag(slice::DIRTY, slot.tag());
     let head = arena.tag(start);
     if head

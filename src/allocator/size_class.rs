@@ -12,6 +12,8 @@ use crate::layout::arena::SLICE;
 pub(crate) const CLASSES: usize = 40;
 /// The largest block that lies in a span.
 pub(crate) const MAX_BLOCK: usize = 32 << 10;
+/// The most bytes of a span.
+pub(crate) const MAX_SPAN: usize = 256 << 10;
 /// The most blocks of a span.
 pub(crate) const MAX_BLOCKS: usize = 1024;
 
@@ -24,23 +26,24 @@ pub(crate) struct Class {
     pub(crate) first_slices: u32,
     /// Slices of its further spans.
     pub(crate) slices: u32,
-    /// 2^64 divided by the size, rounded up: see [`divide`].
+    /// 2^32 divided by the size, rounded up: see [`divide`].
     pub(crate) reciprocal: u64,
 }
 
 /// An offset divided by the size that has the reciprocal, if nothing remains: one multiplication.
 ///
 /// The product's upper half is the quotient, and its lower half is below the reciprocal exactly
-/// if nothing remains (Lemire, Kaser, Kurz, *Faster remainder by direct computation*, 2019). The
-/// error of the reciprocal, times the quotient, is below size * 2^14, so far below 2^64 / size.
+/// if nothing remains (Lemire, Kaser, Kurz, *Faster remainder by direct computation*, 2019): as long
+/// as the error of the reciprocal, which is below the size, times the quotient is below 2^32 / size.
+/// That is so for every offset below [`MAX_SPAN`], as a test shows of each.
 #[inline(always)]
-pub(crate) const fn divide(offset: u64, reciprocal: u64) -> Option<u64> {
-    let product = offset as u128 * reciprocal as u128;
-    if (product as u64) < reciprocal {
-        Some((product >> 64) as u64)
-    } else {
-        None
+pub(crate) const fn divide(offset: u64, reciprocal: u64) -> Option<u32> {
+    debug_assert!(offset < MAX_SPAN as u64);
+    let product = offset.wrapping_mul(reciprocal);
+    if product as u32 as u64 >= reciprocal {
+        return None;
     }
+    Some((product >> 32) as u32)
 }
 
 pub(crate) static TABLE: [Class; CLASSES] = {
@@ -68,13 +71,13 @@ const fn class(index: usize) -> Class {
         size.div_ceil(2048).next_power_of_two()
     };
     let first_slices = (2 * size).div_ceil(SLICE);
-    assert!(slices * SLICE / size >= 8 && slices * SLICE <= 1 << 18);
+    assert!(slices * SLICE / size >= 8 && slices * SLICE <= MAX_SPAN);
     assert!(first_slices <= slices && slices * SLICE / size <= MAX_BLOCKS);
     Class {
         size: size as u32,
         first_slices: first_slices as u32,
         slices: slices as u32,
-        reciprocal: u64::MAX / size as u64 + 1,
+        reciprocal: (1_u64 << 32).div_ceil(size as u64),
     }
 }
 
@@ -158,9 +161,10 @@ mod tests {
     fn the_reciprocal_divides() {
         for class in &TABLE {
             let size = u64::from(class.size);
-            for offset in 0..class.slices as u64 * SLICE as u64 {
+            for offset in 0..MAX_SPAN as u64 {
                 let exact = offset.is_multiple_of(size).then_some(offset / size);
-                assert_eq!(divide(offset, class.reciprocal), exact);
+                let quotient = divide(offset, class.reciprocal).map(u64::from);
+                assert_eq!(quotient, exact, "{offset} by {size}");
             }
         }
     }

@@ -19,8 +19,16 @@
 //! are allocated. Giving them back: the head is claimed, and that is the moment at which they are
 //! free; tails are tagged from the highest down, the head last.
 //!
+//! A run is extended where it lies: the slices behind it are claimed and committed; the head's length
+//! becomes the larger one, which is the moment; what is claimed within the run is tagged as tails, from
+//! the lowest up ([`finish_extension`]), by its owner, by recovery, or by who frees or extends the run
+//! before that. All three change claimed tags by compare-exchange alone, and who frees does so before it
+//! claims the head. So a claimed slice that is looked at before its head, and found uncovered, has been
+//! changed meanwhile or will not be by anybody else.
+//!
 //! So what a dead owner leaves is, anywhere: claimed slices, each followed by zero or more tails
-//! that lead to it. [`abandon`] frees those tails from the highest down, then the slice.
+//! that lead to it. [`abandon`] frees those tails from the highest down, then the slice; one that a run's
+//! length covers becomes its tail.
 //!
 //! What is free ages: DIRTY slices become AGED, AGED ones holes ([`age`]), so that memory goes back
 //! which nobody has wanted for a while, and memory that comes and goes stays. A claimed AGED slice
@@ -31,7 +39,8 @@
 //! before an allocation fails.
 //!
 //! Invariants
-//! 1. A claimed tag is changed only by its owner, or by the holder of the dead owner's life word.
+//! 1. A claimed tag is changed only by its owner, or by the holder of the dead owner's life word, or,
+//!    within a run, to a tail.
 //! 2. A tail's distance leads to a head that covers it, or to a claimed slice.
 //! 3. A slice below the watermark is in exactly one of the states; beyond it nothing is read.
 
@@ -326,8 +335,40 @@ fn claim_at(arena: Arena, me: Tag, start: usize, count: usize) -> Result<(), usi
     Ok(())
 }
 
+/// Claims exactly these slices, committed. False if they are not all free, or cannot be committed.
+pub(crate) fn claim_these(arena: Arena, me: Tag, start: usize, count: usize) -> bool {
+    if start + count > arena.slices() {
+        return false;
+    }
+    let claimed = claim_at(arena, me, start, count).is_ok();
+    if claimed {
+        hint_taken(arena, start, count);
+    }
+    claimed && commit_holes(arena, me, start, count).is_ok()
+}
+
+/// Tags what is claimed within a run of so many slices as its tails.
+pub(crate) fn finish_extension(arena: Arena, start: usize, count: usize) {
+    let claimed = |back: usize| {
+        let tag = arena.tag(start + back).load(Ordering::Acquire);
+        matches!(state(tag), State::Claimed { .. }).then_some(tag)
+    };
+    // They are tagged from the lowest up, so all are if the last one is.
+    let first = (1..count).rev().take_while(|&back| claimed(back).is_some());
+    for back in first.last().unwrap_or(count)..count {
+        if let Some(found) = claimed(back) {
+            let _ = arena.tag(start + back).compare_exchange(
+                found,
+                tail_tag(back),
+                Ordering::AcqRel,
+                Ordering::Relaxed,
+            );
+        }
+    }
+}
+
 /// Makes claimed slices free again, as they were before.
-fn unclaim(arena: Arena, start: usize, count: usize) {
+pub(crate) fn unclaim(arena: Arena, start: usize, count: usize) {
     for slice in (start..start + count).rev() {
         let tag = arena.tag(slice);
         if let State::Claimed { kind, .. } = state(tag.load(Ordering::Relaxed)) {
@@ -390,9 +431,22 @@ pub(crate) fn release(arena: Arena, start: usize, count: usize) {
     }
 }
 
-/// Frees a claimed slice of a dead owner and the tails that lead to it. The caller holds the dead
-/// owner's life word.
+/// Frees a claimed slice of a dead owner and the tails that lead to it, or makes it a tail of the run
+/// that covers it. The caller holds the dead owner's life word.
 pub(crate) fn abandon(arena: Arena, claimed: usize, kind: u64) {
+    let found = arena.tag(claimed).load(Ordering::Acquire);
+    let State::Claimed { owner, .. } = state(found) else {
+        return;
+    };
+    let change = |to| {
+        let tag = arena.tag(claimed);
+        tag.compare_exchange(found, to, Ordering::AcqRel, Ordering::Relaxed)
+    };
+    // After the load above: see the module.
+    if let Some(back) = covered(arena, claimed, owner) {
+        let _ = change(tail_tag(back));
+        return;
+    }
     let end = arena.slices();
     let tails = (claimed + 1..end)
         .take_while(|&s| arena.tag(s).load(Ordering::Acquire) == tail_tag(s - claimed))
@@ -401,8 +455,24 @@ pub(crate) fn abandon(arena: Arena, claimed: usize, kind: u64) {
     for slice in (claimed + 1..=claimed + tails).rev() {
         arena.tag(slice).store(DIRTY, Ordering::Release);
     }
-    arena.tag(claimed).store(kind, Ordering::Release);
+    let _ = change(kind);
     hint_free(arena, claimed, tails + 1);
+}
+
+/// How far a claimed slice is from the head of the run that covers it, if one does.
+fn covered(arena: Arena, claimed: usize, owner: Tag) -> Option<usize> {
+    let state_of = |slice: usize| state(arena.tag(slice).load(Ordering::Acquire));
+    let is_claimed =
+        |slice: &usize| matches!(state_of(*slice), State::Claimed { owner: o, .. } if o == owner);
+    let below = (0..claimed).rev().find(|slice| !is_claimed(slice))?;
+    let head = match state_of(below) {
+        State::Tail { back } => below.checked_sub(back)?,
+        _ => below,
+    };
+    match state_of(head) {
+        State::Run { slices } if claimed - head < slices => Some(claimed - head),
+        _ => None,
+    }
 }
 
 /// Gives the memory of free slices back; bytes given, and whether there is more to give later.

@@ -28,7 +28,7 @@
 //!    tag until the head is claimed.
 //! 4. A span goes back only when every block is free and no `freeing` word names one.
 
-use super::size_class::{self, MAX_BLOCKS, TABLE};
+use super::size_class::{self, MAX_BLOCKS, MAX_SPAN, TABLE};
 use super::slice;
 use crate::layout::arena::{Arena, SLICE, SPANS};
 use crate::participants::tag::Tag;
@@ -63,7 +63,7 @@ pub(crate) struct Span {
     words: [Pair; WORDS],
 }
 
-const _: () = assert!(size_of::<Span>() <= SPANS.entry && std::mem::offset_of!(Span, words) == 48);
+const _: () = assert!(size_of::<Span>() <= SPANS.entry && Span::WORDS_AT == 48);
 
 impl Arena {
     /// The record of the span that starts at a slice below [`Arena::slices`].
@@ -88,6 +88,9 @@ impl Arena {
 }
 
 impl Span {
+    /// Where the bitmaps are in the record.
+    pub(crate) const WORDS_AT: usize = std::mem::offset_of!(Span, words);
+
     /// The index of the span's first slice.
     #[inline]
     pub(crate) fn slice(&self, arena: Arena) -> usize {
@@ -116,6 +119,12 @@ impl Span {
     #[inline]
     pub(crate) fn class(&self) -> usize {
         (self.class.load(Ordering::Relaxed) as usize).min(TABLE.len() - 1)
+    }
+
+    /// Bytes a block.
+    #[inline]
+    pub(crate) fn block_size(&self) -> usize {
+        self.size.load(Ordering::Relaxed) as usize
     }
 
     /// True if the record is such as [`Span::describe`] and the owners since can have left it: the
@@ -161,13 +170,12 @@ impl Span {
     /// The block that starts at a distance from the span's start, or `None` if none does.
     #[inline(always)]
     pub(crate) fn place_of(&self, offset: usize) -> Option<Place> {
+        if offset >= MAX_SPAN {
+            return None;
+        }
         let reciprocal = self.reciprocal.load(Ordering::Relaxed);
         let index = size_class::divide(offset as u64, reciprocal)?;
-        let index = index as u32;
-        (index < self.blocks.load(Ordering::Relaxed)).then_some(Place {
-            word: index as usize / 64,
-            bit: 1 << (index % 64),
-        })
+        (index < self.blocks.load(Ordering::Relaxed)).then_some(Place(index))
     }
 
     /// True if the block is in one of the sets.
@@ -194,7 +202,7 @@ impl Span {
     pub(crate) fn collect(&self, arena: Arena) -> bool {
         self.sets().collect(self.words(), |taken| {
             for place in self.being_freed(arena) {
-                taken[place.word % WORDS] &= !place.bit;
+                taken[place.word() % WORDS] &= !place.bit();
             }
         })
     }

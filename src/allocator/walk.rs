@@ -1,6 +1,7 @@
 //! Every allocated block, by the tags and bitmaps.
 
 use super::slice::{self, State};
+use super::span::Place;
 use crate::layout::arena::{Arena, SLICE};
 use crate::participants::tag::Tag;
 use crate::primitive::Ordering;
@@ -84,6 +85,14 @@ pub(crate) fn blocks_of_span(arena: Arena, start: usize) -> impl Iterator<Item =
         let bits = (0..64).filter(move |bit| used >> bit & 1 != 0);
         bits.map(move |bit| (base + (word * 64 + bit) * size, size))
     })
+}
+
+/// Every block of a span, allocated or not, and its address.
+pub(crate) fn places_of_span(arena: Arena, start: usize) -> impl Iterator<Item = (Place, usize)> {
+    let span = arena.span(start);
+    let (base, size) = (arena.slice_address(start), span.block_size());
+    let blocks = span.blocks.load(Ordering::Relaxed);
+    (0..blocks).map(move |block| (Place(block), base + block as usize * size))
 }
 
 /// Every allocated block, as address and size, in order of the addresses.

@@ -78,7 +78,8 @@ unsafe impl<T: ShmSafe + Unpin> ShmSafe for SharedCell<T> {
                 Field::mention::<T>("T"),
             ]
         },
-    );
+    )
+    .holding::<T>();
     const IMAGE_BOUND: bool = T::IMAGE_BOUND;
     const OWNS: bool = true;
 }
@@ -106,11 +107,17 @@ impl<T: ShmSafe + Unpin> SharedCell<T> {
         Arena::containing(std::ptr::from_ref(self).addr())
     }
 
-    /// Where the value is in the block that the word names.
+    /// Where the value is in the block that the word names; `None` also for what can be no block, which
+    /// static garbage may name.
     #[inline]
-    fn value_in(block: u64) -> Option<NonNull<T>> {
-        let block = std::ptr::with_exposed_provenance_mut::<u8>(block as usize);
-        NonNull::new(block)?;
+    fn value_in(arena: Arena, block: u64) -> Option<NonNull<T>> {
+        let address = block as usize;
+        if !address.is_multiple_of(align_of::<Block<T>>())
+            || arena.room_at(address) < size_of::<Block<T>>()
+        {
+            return None;
+        }
+        let block = std::ptr::with_exposed_provenance_mut::<u8>(address);
         NonNull::new(block.wrapping_add(offset_of!(Block<T>, value)).cast())
     }
 
@@ -121,10 +128,12 @@ impl<T: ShmSafe + Unpin> SharedCell<T> {
     where
         T: Copy,
     {
-        let slot = thread::slot(self.arena()?).ok()?;
-        epoch::pin(self.arena()?, slot);
+        let arena = self.arena()?;
+        let slot = thread::slot(arena).ok()?;
+        epoch::pin(arena, slot);
         // SAFETY: pinned before the word is read, so the block is not freed; nobody writes to it.
-        let value = Self::value_in(self.word.0.load(Ordering::SeqCst)).map(|v| unsafe { v.read() });
+        let value =
+            Self::value_in(arena, self.word.0.load(Ordering::SeqCst)).map(|v| unsafe { v.read() });
         epoch::unpin(slot);
         value
     }
@@ -137,13 +146,13 @@ impl<T: ShmSafe + Unpin> SharedCell<T> {
         let arena = self.arena()?;
         let slot = thread::slot(arena).ok()?;
         epoch::pin(arena, slot);
-        self.view_pinned(slot, self.word.0.load(Ordering::SeqCst))
+        self.view_pinned(arena, slot, self.word.0.load(Ordering::SeqCst))
     }
 
     /// A view of a block that was read under the pin, which ends with the view.
     #[inline]
-    fn view_pinned(&self, slot: &'static Slot, block: u64) -> Option<View<'_, T>> {
-        let Some(value) = Self::value_in(block) else {
+    fn view_pinned(&self, arena: Arena, slot: &'static Slot, block: u64) -> Option<View<'_, T>> {
+        let Some(value) = Self::value_in(arena, block) else {
             epoch::unpin(slot);
             return None;
         };
@@ -186,7 +195,7 @@ impl<T: ShmSafe + Unpin> SharedCell<T> {
             Ok(prepared) => prepared,
             Err(cause) => return Err(StoreError { value, cause }),
         };
-        Self::fill(block, value);
+        Self::fill(arena, block, value);
         epoch::pin(arena, slot);
         let word = &self.word.0;
         let mut old = word.load(Ordering::SeqCst);
@@ -195,7 +204,7 @@ impl<T: ShmSafe + Unpin> SharedCell<T> {
         }
         change::finish(arena, slot, old, size_of::<Block<T>>());
         limbo::collect_now_and_then(arena, slot);
-        Ok(self.view_pinned(slot, old))
+        Ok(self.view_pinned(arena, slot, old))
     }
 
     /// Sets the value to what `f` makes of it (of `None` while the cell is empty). `f` runs again
@@ -230,9 +239,9 @@ impl<T: ShmSafe + Unpin> SharedCell<T> {
             let _pinned = Pinned::new(arena, slot);
             let old = self.word.0.load(Ordering::SeqCst);
             // SAFETY: pinned before the word was read, and until after `f`; nobody writes to it.
-            let new = f(Self::value_in(old).map(|value| unsafe { value.as_ref() }));
+            let new = f(Self::value_in(arena, old).map(|value| unsafe { value.as_ref() }));
             let (_, _, block) = self.prepare()?;
-            Self::fill(block, new);
+            Self::fill(arena, block, new);
             match change::publish(arena, slot, &self.word.0, (old, old), block) {
                 Ok(()) => {
                     change::finish(arena, slot, old, size_of::<Block<T>>());
@@ -255,8 +264,8 @@ impl<T: ShmSafe + Unpin> SharedCell<T> {
     }
 
     #[inline]
-    fn fill(block: u64, value: T) {
-        if let Some(place) = Self::value_in(block) {
+    fn fill(arena: Arena, block: u64, value: T) {
+        if let Some(place) = Self::value_in(arena, block) {
             // SAFETY: a new block of that layout, which nobody else has.
             unsafe { place.write(value) };
         }

@@ -180,11 +180,19 @@ impl<T: ShmSafe> fmt::Debug for Link<T> {
     }
 }
 
-/// A look at a value that others may unlink meanwhile, but not free.
+/// A look at a value that others may unlink meanwhile, but not free; or at a copy of a small one.
 pub struct View<'a, T: ShmSafe> {
-    value: &'a T,
-    slot: Holding,
+    seen: Seen<'a, T>,
+    /// The slot that is pinned for it; `None` if it is a copy.
+    slot: Option<Holding>,
     _one_thread: PhantomData<*const ()>,
+}
+
+/// What a view looks at.
+union Seen<'a, T> {
+    at: &'a T,
+    /// The value's bytes come first.
+    copy: u64,
 }
 
 impl<'a, T: ShmSafe> View<'a, T> {
@@ -193,8 +201,24 @@ impl<'a, T: ShmSafe> View<'a, T> {
     pub(super) fn pinned(value: &'a T, slot: &'static Slot) -> Self {
         thread::guard_made();
         View {
-            value,
-            slot: Holding::by(slot),
+            seen: Seen { at: value },
+            slot: Some(Holding::by(slot)),
+            _one_thread: PhantomData,
+        }
+    }
+
+    /// A view of a copy. Nothing is pinned for it.
+    ///
+    /// # Safety
+    ///
+    /// The word begins with the bytes of a `T`, which is no larger and no more aligned than a word,
+    /// and plain.
+    #[inline]
+    pub(super) unsafe fn of_word(word: u64) -> Self {
+        debug_assert!(size_of::<T>() <= 8 && align_of::<T>() <= 8 && T::TYPE.is_plain());
+        View {
+            seen: Seen { copy: word },
+            slot: None,
             _one_thread: PhantomData,
         }
     }
@@ -222,8 +246,8 @@ impl Pinned {
     pub(super) fn view<'a, T: ShmSafe>(self, value: &'a T) -> View<'a, T> {
         let slot = std::mem::ManuallyDrop::new(self).slot;
         View {
-            value,
-            slot,
+            seen: Seen { at: value },
+            slot: Some(slot),
             _one_thread: PhantomData,
         }
     }
@@ -243,16 +267,25 @@ impl Drop for Pinned {
 impl<T: ShmSafe> Deref for View<'_, T> {
     type Target = T;
 
+    #[inline]
     fn deref(&self) -> &T {
-        self.value
+        match self.slot {
+            // SAFETY: a pinned view was made of a reference.
+            Some(_) => unsafe { self.seen.at },
+            // SAFETY: any other was made of a word that begins with a plain value's bytes, which
+            // nobody changes.
+            None => unsafe { &*(&raw const self.seen.copy).cast::<T>() },
+        }
     }
 }
 
 impl<T: ShmSafe> Drop for View<'_, T> {
+    #[inline]
     fn drop(&mut self) {
         // A forked child has a copy of its parent's view, and not its pin.
-        let slot = self.slot.slot();
-        if self.slot.is_still()
+        if let Some(holding) = self.slot
+            && holding.is_still()
+            && let slot = holding.slot()
             && let Some(arena) = Arena::containing(std::ptr::from_ref(slot).addr())
         {
             epoch::unpin(slot);
@@ -264,7 +297,7 @@ impl<T: ShmSafe> Drop for View<'_, T> {
 
 impl<T: ShmSafe + fmt::Debug> fmt::Debug for View<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.value.fmt(f)
+        (**self).fmt(f)
     }
 }
 

@@ -86,7 +86,8 @@ unsafe impl<T: ShmSafe + Unpin> ShmSafe for Mailbox<T> {
                 Field::mention::<T>("T"),
             ]
         },
-    );
+    )
+    .holding::<T>();
     const IMAGE_BOUND: bool = T::IMAGE_BOUND;
     const OWNS: bool = true;
 }
@@ -208,7 +209,8 @@ impl<T: ShmSafe + Unpin> Mailbox<T> {
     }
 
     /// Wakes the receiver without a message: its wait, or else its next look, answers
-    /// [`RecvError::Woken`]. Wakes that the receiver has not seen yet are one.
+    /// [`RecvError::Woken`]. Wakes that the receiver has not seen yet are one. One that comes during a
+    /// receive may be seen by the next.
     pub fn wake(&self) {
         // A constant stays as it is: only what is in a pool is shared.
         if here(self).is_ok() {

@@ -45,7 +45,9 @@ pub use buffer::{AppendError, Buffer, Position, RangeError};
 pub use buffer_io::{ByteChunks, BytesView, Reader};
 pub use cell::SharedCell;
 pub use foreign::{Foreign, PoolAlloc};
-pub use hash_map::{CompareError, HashMap, Iter, Key};
+pub use hash_map::{
+    CompareError, FoldHash, HashMap, Iter, Key, KeyHasher, MapEntry, ModifyEntry, SipHash13, is_key,
+};
 pub use heap::{Collected, Gc, Heap, HeapError, HeapStats, HeapView, Managed, Trace, Tracer, Tx};
 pub use link::{Link, LinkError, View};
 pub use mailbox::{Mailbox, Receiver, ReceiverError, RecvError};

@@ -8,14 +8,13 @@ use std::fmt;
 use std::mem::offset_of;
 
 use super::View;
-use super::hash_map::{Key, Raw, Root, Stored};
+use super::hash_map::{Found, Key, KeyHasher, Raw, Root, SipHash13, Stored};
 use super::link::Pinned;
 use super::store::{ChangeError, StoreError};
 use crate::ShmSafe;
 use crate::engines::map::{Put, hidden_by};
 use crate::layout::arena::Arena;
 use crate::layout::{Field, TypeInfo};
-use crate::participants::epoch;
 
 /// A hash map in a pool whose keys have stacks of values. Reads never wait.
 ///
@@ -37,12 +36,12 @@ use crate::participants::epoch;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[repr(C)]
-pub struct MultiMap<K: ?Sized + Key, V: ShmSafe + Unpin> {
-    raw: Raw<K, V, true>,
+pub struct MultiMap<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher = SipHash13> {
+    raw: Raw<K, V, S, true>,
 }
 
 // SAFETY: one atomic word, listed at its place; no drop glue.
-unsafe impl<K: ?Sized + Key, V: ShmSafe + Unpin> ShmSafe for MultiMap<K, V> {
+unsafe impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> ShmSafe for MultiMap<K, V, S> {
     const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>(
         "MultiMap",
         const {
@@ -50,9 +49,11 @@ unsafe impl<K: ?Sized + Key, V: ShmSafe + Unpin> ShmSafe for MultiMap<K, V> {
                 Field::at::<Root>("root", offset_of!(Self, raw.root)),
                 Field::mention::<K::Stored>("K"),
                 Field::mention::<V>("V"),
+                Field::mention::<S>("S"),
             ]
         },
-    );
+    )
+    .holding::<V>();
     const IMAGE_BOUND: bool = V::IMAGE_BOUND || <K::Stored as ShmSafe>::IMAGE_BOUND;
     const OWNS: bool = true;
 }
@@ -61,6 +62,14 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin> MultiMap<K, V> {
     /// An empty map. It can be filled once it is in a pool.
     #[must_use]
     pub const fn new() -> Self {
+        MultiMap::with_hasher()
+    }
+}
+
+impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> MultiMap<K, V, S> {
+    /// An empty map of which `S` hashes the keys. It can be filled once it is in a pool.
+    #[must_use]
+    pub const fn with_hasher() -> Self {
         MultiMap { raw: Raw::new() }
     }
 
@@ -96,10 +105,11 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin> MultiMap<K, V> {
             Err(cause) => return Err(StoreError { value, cause }),
         };
         let pinned = Pinned::new(place.0, place.1);
-        match self.raw.put(place, key, value, put, |_| true)? {
-            Stored::Put { old: Some(old), .. } => {
-                Ok(Some(pinned.view(Raw::<K, V, true>::value(old))))
-            }
+        match self
+            .raw
+            .put(place, (key, self.raw.guess(key)), value, put, |_| true)?
+        {
+            Stored::Put { old: Some(old), .. } => Ok(Some(Self::view(pinned, old))),
             _ => Ok(None),
         }
     }
@@ -125,21 +135,20 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin> MultiMap<K, V> {
         let place = self.raw.place()?;
         let pinned = Pinned::new(place.0, place.1);
         let popped = self.raw.remove_if(place, key, |_| true)?;
-        Ok(popped.map(|node| pinned.view(Raw::<K, V, true>::value(node))))
+        Ok(popped.map(|found| Self::view(pinned, found)))
     }
 
     /// A view of the key's value on top.
     #[must_use]
     pub fn get(&self, key: &K) -> Option<View<'_, V>> {
         let (arena, slot) = self.raw.place().ok()?;
-        epoch::pin(arena, slot);
-        match self.raw.find(arena, key) {
-            Some(node) => Some(View::pinned(Raw::<K, V, true>::value(node), slot)),
-            None => {
-                epoch::unpin(slot);
-                None
-            }
-        }
+        let pinned = Pinned::new(arena, slot);
+        let found = self.raw.find(arena, key)?;
+        Some(Self::view(pinned, found))
+    }
+
+    fn view<'a>(pinned: Pinned, found: Found) -> View<'a, V> {
+        Raw::<K, V, S, true>::view(pinned, found)
     }
 
     /// True if the key has a value.
@@ -150,11 +159,11 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin> MultiMap<K, V> {
 
     /// The key's values at one moment, the one on top first.
     #[must_use]
-    pub fn get_all(&self, key: &K) -> Bindings<'_, K, V> {
+    pub fn get_all(&self, key: &K) -> Bindings<'_, K, V, S> {
         let found = self.raw.place().ok().map(|(arena, slot)| {
             let pinned = Pinned::new(arena, slot);
-            let node = self.raw.find(arena, key).unwrap_or(0);
-            (arena, node, pinned)
+            let found = self.raw.find(arena, key);
+            (arena, found.map_or(0, Raw::<K, V, S, true>::node), pinned)
         });
         Bindings { _map: self, found }
     }
@@ -168,9 +177,9 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin> MultiMap<K, V> {
         };
         let _pinned = Pinned::new(arena, slot);
         let hidden = |&node: &u64| Some(hidden_by(arena, node)).filter(|&node| node != 0);
-        let nodes = self.raw.nodes(arena);
-        nodes
-            .map(|node| std::iter::successors(Some(node), hidden).count())
+        let entries = self.raw.entries(arena);
+        entries
+            .map(|entry| std::iter::successors(Some(entry.value), hidden).count())
             .sum()
     }
 
@@ -181,19 +190,19 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin> MultiMap<K, V> {
             return true;
         };
         let _pinned = Pinned::new(arena, slot);
-        self.raw.nodes(arena).next().is_none()
+        self.raw.entries(arena).next().is_none()
     }
 }
 
 /// The values of a key; see [`MultiMap::get_all`].
 ///
 /// Not an `Iterator`: what it gives is there as long as it is itself, and not longer.
-pub struct Bindings<'a, K: ?Sized + Key, V: ShmSafe + Unpin> {
-    _map: &'a MultiMap<K, V>,
+pub struct Bindings<'a, K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher = SipHash13> {
+    _map: &'a MultiMap<K, V, S>,
     found: Option<(Arena, u64, Pinned)>,
 }
 
-impl<K: ?Sized + Key, V: ShmSafe + Unpin> Bindings<'_, K, V> {
+impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> Bindings<'_, K, V, S> {
     /// The next value.
     #[allow(
         clippy::should_implement_trait,
@@ -206,17 +215,17 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin> Bindings<'_, K, V> {
             return None;
         }
         *node = hidden_by(*arena, this);
-        Some(Raw::<K, V, true>::value(this))
+        Some(Raw::<K, V, S, true>::node_value(this))
     }
 }
 
-impl<K: ?Sized + Key, V: ShmSafe + Unpin> Default for MultiMap<K, V> {
+impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> Default for MultiMap<K, V, S> {
     fn default() -> Self {
-        MultiMap::new()
+        MultiMap::with_hasher()
     }
 }
 
-impl<K: ?Sized + Key, V: ShmSafe + Unpin> fmt::Debug for MultiMap<K, V> {
+impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> fmt::Debug for MultiMap<K, V, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MultiMap")
             .field("len", &self.len())

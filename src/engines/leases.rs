@@ -88,37 +88,45 @@ impl Header {
     #[inline]
     pub(crate) fn leases(&self, words: usize) -> Option<Table> {
         // Acquire: they are filled in.
-        let address = self.lease_block.load(Ordering::Acquire);
-        (address != 0).then(|| Table {
-            first: address as usize + FIRST_ENTRY,
-            stride: 8 * (2 + words),
+        let address = self.lease_block.load(Ordering::Acquire) as usize;
+        let stride = 8 * (2 + words);
+        // Static garbage may name anything.
+        let fits = address != 0
+            && address.is_multiple_of(64)
+            && self.arena().room_at(address) >= FIRST_ENTRY + LEASES * stride;
+        fits.then(|| Table {
+            first: address + FIRST_ENTRY,
+            stride,
         })
     }
 
-    #[cold]
-    pub(crate) fn make_leases(
+    /// The entries, made now if need be; `None` if what is named is none.
+    pub(crate) fn leases_or_make(
         &self,
         arena: Arena,
         slot: &Slot,
         words: usize,
-    ) -> Result<Table, AllocError> {
-        loop {
-            if let Some(table) = self.leases(words) {
-                return Ok(table);
-            }
-            let size = (2 + words)
-                .checked_mul(8 * LEASES)
-                .and_then(|size| size.checked_add(FIRST_ENTRY))
-                .ok_or(AllocError::TooLarge)?;
-            make(arena, slot, &self.lease_block, size, |start| {
-                store(start, words as u64);
-                store(start + USED, 0);
-                store(start + RETAKEN, 0);
-                for index in 0..LEASES {
-                    store(start + FIRST_ENTRY + index * 8 * (2 + words), FREE);
-                }
-            })?;
+    ) -> Result<Option<Table>, AllocError> {
+        if self.lease_block.load(Ordering::Acquire) == 0 {
+            self.make_leases(arena, slot, words)?;
         }
+        Ok(self.leases(words))
+    }
+
+    #[cold]
+    fn make_leases(&self, arena: Arena, slot: &Slot, words: usize) -> Result<(), AllocError> {
+        let size = (2 + words)
+            .checked_mul(8 * LEASES)
+            .and_then(|size| size.checked_add(FIRST_ENTRY))
+            .ok_or(AllocError::TooLarge)?;
+        make(arena, slot, &self.lease_block, size, |start| {
+            store(start, words as u64);
+            store(start + USED, 0);
+            store(start + RETAKEN, 0);
+            for index in 0..LEASES {
+                store(start + FIRST_ENTRY + index * 8 * (2 + words), FREE);
+            }
+        })
     }
 }
 
@@ -126,8 +134,8 @@ impl Table {
     fn entry(&self, index: usize) -> Entry {
         let state =
             std::ptr::with_exposed_provenance::<AtomicU64>(self.first + index * self.stride);
-        // SAFETY: the block has `LEASES` entries, which callers' indexes are below, and stays as
-        // long as the queue does; an entry begins with two atomic words.
+        // SAFETY: the block has `LEASES` entries, which callers' indexes are below, in the pool's
+        // data, and stays as long as the queue does; an entry begins with two atomic words.
         unsafe {
             Entry {
                 state: &*state,

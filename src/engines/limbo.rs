@@ -82,20 +82,27 @@ fn last(arena: Arena, list: &Limbo) -> u64 {
     } else {
         tail
     };
-    loop {
+    for _ in 0..most(arena) {
         match after(arena, at) {
             0 => return at,
             next => at = next,
         }
     }
+    // A cycle, of garbage: what was in it is not found any more.
+    0
 }
 
-/// Puts a block of `bytes` that was unlinked into the slot's list.
+/// More blocks than a list has that makes sense.
+fn most(arena: Arena) -> usize {
+    arena.slices() * crate::allocator::size_class::MAX_BLOCKS
+}
+
+/// Puts a block of `added` bytes that was unlinked into the slot's list.
 ///
 /// By invariant 4 the caller has an intent open that names the block, and closes it before
 /// it [collects](collect_now_and_then).
 #[inline]
-pub(crate) fn retire(arena: Arena, slot: &Slot, block: u64, bytes: usize) {
+pub(crate) fn retire(arena: Arena, slot: &Slot, block: u64, added: usize) {
     let Some(own) = header(arena, block) else {
         return;
     };
@@ -117,8 +124,9 @@ pub(crate) fn retire(arena: Arena, slot: &Slot, block: u64, bytes: usize) {
     if fresh == 0 {
         list.fresh_from.store(block, Ordering::Relaxed);
     }
-    list.fresh.store(fresh + 1, Ordering::Relaxed);
-    let bytes = list.fresh_bytes.load(Ordering::Relaxed) + bytes as u64;
+    list.fresh.store(fresh.wrapping_add(1), Ordering::Relaxed);
+    let bytes = list.fresh_bytes.load(Ordering::Relaxed);
+    let bytes = bytes.wrapping_add(added as u64);
     list.fresh_bytes.store(bytes, Ordering::Relaxed);
 }
 
@@ -167,10 +175,13 @@ fn stamp_fresh(arena: Arena, list: &Limbo) {
     let mut block = list.fresh_from.load(Ordering::Relaxed);
     let mut bytes = list.bytes.load(Ordering::Relaxed);
     let mut blocks = list.blocks.load(Ordering::Relaxed);
-    while let Some(own) = (block != 0).then(|| header(arena, block)).flatten() {
+    for _ in 0..most(arena) {
+        let Some(own) = (block != 0).then(|| header(arena, block)).flatten() else {
+            break;
+        };
         own.stamp.store(stamp, Ordering::Release);
-        blocks += 1;
-        bytes += size(arena, block);
+        blocks = blocks.wrapping_add(1);
+        bytes = bytes.wrapping_add(size(arena, block));
         block = after(arena, block);
     }
     list.blocks.store(blocks, Ordering::Relaxed);
@@ -188,7 +199,7 @@ fn size(arena: Arena, block: u64) -> u64 {
 fn free_past(arena: Arena, slot: &Slot) {
     let list = &slot.limbo;
     let oldest = epoch::oldest(arena);
-    loop {
+    for _ in 0..most(arena) {
         let head = list.head.load(Ordering::Relaxed);
         let Some(own) = header(arena, head) else {
             return;
@@ -313,9 +324,14 @@ pub(crate) fn count(arena: Arena) -> RetiredStats {
             continue;
         }
         let read = |word: &AtomicU64| word.load(Ordering::Relaxed) as usize;
-        sum.blocks += read(&list.blocks) + read(&list.fresh);
-        sum.bytes += read(&list.bytes) + read(&list.fresh_bytes);
-        sum.held_back += read(&list.held).min(read(&list.bytes));
+        // Garbage may be any numbers.
+        let add = |sum: &mut usize, word| *sum = sum.saturating_add(read(word));
+        add(&mut sum.blocks, &list.blocks);
+        add(&mut sum.blocks, &list.fresh);
+        add(&mut sum.bytes, &list.bytes);
+        add(&mut sum.bytes, &list.fresh_bytes);
+        let held = read(&list.held).min(read(&list.bytes));
+        sum.held_back = sum.held_back.saturating_add(held);
     }
     sum
 }
@@ -326,7 +342,7 @@ pub(crate) fn check(arena: Arena, depth: Depth, report: &mut CheckReport) {
         return;
     }
     // No list is longer than there are blocks.
-    let most = arena.slices() * crate::allocator::size_class::MAX_BLOCKS;
+    let most = most(arena);
     for (index, slot) in arena.slots() {
         let mut block = slot.limbo.head.load(Ordering::Acquire);
         let mut length = 0;

@@ -39,7 +39,7 @@ use std::alloc::Layout;
 use super::{Named, leases, limbo, word};
 use crate::allocator::check::CheckReport;
 use crate::allocator::{AllocError, block};
-use crate::layout::arena::Arena;
+use crate::layout::arena::{Arena, GRANULE};
 use crate::layout::{Engine, ShmSafe, TypeInfo};
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
@@ -164,13 +164,13 @@ impl Header {
     #[inline]
     pub(crate) fn back(&self, words: usize) -> Option<Ring> {
         // Acquire: the ring is filled in.
-        Ring::at(self.back.load(Ordering::Acquire), words)
+        self.ring(self.back.load(Ordering::Acquire), words)
     }
 
     /// The ring that is popped from, as far as that is known.
     #[inline]
     pub(crate) fn front(&self, words: usize) -> Option<Ring> {
-        Ring::at(self.front.load(Ordering::Acquire), words)
+        self.ring(self.front.load(Ordering::Acquire), words)
     }
 
     pub(crate) fn set_back(&self, ring: Ring) {
@@ -183,7 +183,21 @@ impl Header {
 
     /// The first ring that was ever made.
     pub(crate) fn first(&self, words: usize) -> Option<Ring> {
-        Ring::at(self.block.0.load(Ordering::Acquire), words)
+        self.ring(self.block.0.load(Ordering::Acquire), words)
+    }
+
+    /// The ring at an address that is one of this queue's words. `None` for 0, [`NEVER`], and what can be
+    /// none.
+    #[inline]
+    fn ring(&self, address: u64, words: usize) -> Option<Ring> {
+        // Only a queue in a pool names a ring.
+        (address > NEVER).then(|| Ring::at(self.arena(), address, words))?
+    }
+
+    /// The arena of a queue that names something.
+    #[inline]
+    pub(super) fn arena(&self) -> Arena {
+        Arena::at(std::ptr::from_ref(self).addr() & !(GRANULE - 1))
     }
 
     /// The first ring, made now if need be; `None` if there will be none.
@@ -283,26 +297,34 @@ pub(crate) struct Ring {
 }
 
 impl Ring {
-    /// The ring at an address that a queue names; `None` for 0 and [`NEVER`].
+    /// The ring at an address that a queue names; `None` if none can be there, which static garbage may
+    /// say. What its cells say is looked at where they are used.
     #[inline]
-    fn at(address: u64, words: usize) -> Option<Ring> {
-        if address <= NEVER {
+    fn at(arena: Arena, address: u64, words: usize) -> Option<Ring> {
+        let address = address as usize;
+        let room = arena.room_at(address);
+        if room < FIRST_CELL || !address.is_multiple_of(64) {
             return None;
         }
-        // SAFETY: queues name rings, which stay as long as they do, and begin with their number of
-        // cells.
-        let cells = unsafe { *std::ptr::with_exposed_provenance::<u64>(address as usize) };
-        Some(Ring {
-            address: address as usize,
-            shape: Shape::new(cells.clamp(1, Shape::MAX)),
-            stride: 8 * (1 + words),
+        // SAFETY: aligned, in committed data of the pool; the number of cells is not written again
+        // while the queue names the ring.
+        let cells = unsafe {
+            (*std::ptr::with_exposed_provenance::<AtomicU64>(address)).load(Ordering::Relaxed)
+        };
+        let stride = 8 * (1 + words);
+        let fits =
+            cells <= Shape::MAX && (cells as usize).saturating_mul(stride) <= room - FIRST_CELL;
+        (cells > 0 && fits).then(|| Ring {
+            address,
+            shape: Shape::new(cells),
+            stride,
         })
     }
 
     #[inline]
     fn word(&self, offset: usize) -> &'static AtomicU64 {
         // SAFETY: a word of the ring, which stays as long as the queue does; callers' offsets are
-        // those of atomic words of its block.
+        // those of atomic words of its block, which is in the pool's data by `at`.
         unsafe { &*std::ptr::with_exposed_provenance(self.address + offset) }
     }
 
@@ -345,7 +367,10 @@ impl Ring {
     #[inline]
     pub(crate) fn next(&self) -> Option<Ring> {
         let words = self.stride / 8 - 1;
-        Ring::at(self.word(NEXT).load(Ordering::SeqCst), words)
+        let arena = Arena::at(self.address & !(GRANULE - 1));
+        // Each is twice as large as the one before. So there are few, also where garbage names them.
+        Ring::at(arena, self.word(NEXT).load(Ordering::SeqCst), words)
+            .filter(|next| next.shape.cells() == 2 * self.shape.cells())
     }
 
     /// The ring that follows, made now if need be.
@@ -401,11 +426,15 @@ pub(super) fn resolve(arena: Arena, slot: &Slot, owner: Tag, op: u64) {
 pub(super) fn next_block(arena: Arena, first: usize) -> Option<Named> {
     let named = |at: u64, next| {
         let block = word(arena, at)?.load(Ordering::Acquire);
-        let next = if next && block > NEVER {
-            word(arena, block + NEXT as u64)?.load(Ordering::Acquire)
-        } else {
-            0
-        };
+        let cells = |ring| word(arena, ring).map_or(0, |cells| cells.load(Ordering::Acquire));
+        // The next one is twice as large: so there is an end, also where garbage names it.
+        let is_next = |next: &u64| cells(*next) == cells(block).saturating_mul(2);
+        let next = (next && block > NEVER)
+            .then(|| word(arena, block.saturating_add(NEXT as u64)))
+            .flatten()
+            .map(|next| next.load(Ordering::Acquire))
+            .filter(is_next)
+            .unwrap_or(0);
         (block > NEVER).then_some(Named {
             word: at,
             old: block,
@@ -419,8 +448,11 @@ pub(super) fn next_block(arena: Arena, first: usize) -> Option<Named> {
 
 /// Checks a queue at rest.
 pub(super) fn check(arena: Arena, first: usize, report: &mut CheckReport) {
-    // SAFETY: the type's description places a header here, in an object that is there; it is made
-    // of atomics, but for a number that is not written any more.
+    if arena.room_at(first) < size_of::<Header>() || !first.is_multiple_of(128) {
+        return report.problem(format_args!("a queue at {first:#x} is not in the pool"));
+    }
+    // SAFETY: aligned committed data, where the type's description places a header; it is made of
+    // atomics, but for numbers that are not written any more.
     let header = unsafe { &*std::ptr::with_exposed_provenance::<Header>(first) };
     let mut block = header.block.0.load(Ordering::Acquire);
     let mut expected = header.cells;
@@ -428,7 +460,7 @@ pub(super) fn check(arena: Arena, first: usize, report: &mut CheckReport) {
         let Some(next) = check_cells(arena, expected, block as usize, report) else {
             break;
         };
-        (block, expected) = (next, expected * 2);
+        (block, expected) = (next, expected.saturating_mul(2));
     }
     leases::check(arena, header, report);
 }
@@ -456,7 +488,7 @@ fn check_cells(arena: Arena, expected: u64, block: usize, report: &mut CheckRepo
         ));
         return None;
     }
-    let ring = Ring::at(block as u64, words)?;
+    let ring = Ring::at(arena, block as u64, words)?;
     let mut full = 0;
     for index in 0..cells as usize {
         let seen = Cell::unpack(ring.cell(index).load(Ordering::Relaxed));

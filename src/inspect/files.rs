@@ -1,4 +1,4 @@
-//! The named pools that there are, and the removal of those that nobody has.
+//! The named pools that there are, and whether anybody has them.
 //!
 //! Every process that has a named pool holds its file's `flock` in shared mode for life, so whoever
 //! gets it exclusively knows that nobody has the pool, and nobody gets it meanwhile. Process ids
@@ -6,7 +6,7 @@
 
 use std::os::fd::BorrowedFd;
 
-use rustix::fs::{FlockOperation, OFlags};
+use rustix::fs::FlockOperation;
 use serde::Serialize;
 
 use super::{Info, Observer, ProcessReport};
@@ -80,76 +80,4 @@ pub fn list(prefix: &str) -> std::io::Result<Vec<Listed>> {
         })
     });
     Ok(listed.collect())
-}
-
-/// Why a pool was not removed.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum RemoveError {
-    /// It is none, or cannot be opened.
-    #[error(transparent)]
-    Attach(#[from] AttachError),
-    /// Some process has it.
-    #[error("the pool {path} is in use")]
-    InUse {
-        /// The pool's file.
-        path: String,
-    },
-    /// The system refused.
-    #[error("the pool could not be removed")]
-    System(#[from] std::io::Error),
-}
-
-impl From<rustix::io::Errno> for RemoveError {
-    fn from(errno: rustix::io::Errno) -> Self {
-        RemoveError::System(errno.into())
-    }
-}
-
-/// Removes a named pool that nobody has; or, if `really` is false, says whether it would. A pool of
-/// another version is one, too; a file that is none, or is damaged, is removed if `damaged` says so.
-///
-/// # Errors
-///
-/// See [`RemoveError`]; nothing was removed.
-///
-/// # Crash behaviour
-///
-/// The name is removed or it is not.
-pub fn remove(name: &str, damaged: bool, really: bool) -> Result<(), RemoveError> {
-    use std::os::fd::AsFd;
-    let name =
-        PoolName::parse(name).ok_or_else(|| AttachError::InvalidName { name: name.into() })?;
-    let fd = attach::open_file(&name, OFlags::RDONLY)?;
-    let stat = rustix::fs::fstat(&fd)?;
-    if !rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() {
-        return Err(AttachError::NotAPool.into());
-    }
-    match attach::judge(fd.as_fd()) {
-        Ok(_) | Err(AttachError::OtherVersion { .. } | AttachError::OtherLayout) => {}
-        Err(
-            AttachError::NotAPool
-            | AttachError::Truncated { .. }
-            | AttachError::DamagedHeader { .. },
-        ) if damaged => {}
-        Err(error) => return Err(error.into()),
-    }
-    match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            let path = name.path().into();
-            return Err(RemoveError::InUse { path });
-        }
-        Err(other) => return Err(other.into()),
-    }
-    // Under the lock: the name still leads to what was judged.
-    let now = rustix::fs::stat(name.path())?;
-    if (now.st_dev, now.st_ino) != (stat.st_dev, stat.st_ino) {
-        let path = name.path().into();
-        return Err(AttachError::NotFound { path }.into());
-    }
-    if really {
-        rustix::fs::unlink(name.path())?;
-    }
-    Ok(())
 }

@@ -7,7 +7,6 @@ use serde::Serialize;
 
 use crate::Pool;
 use crate::allocator::walk;
-use crate::engines::map::node_of;
 use crate::layout::arena::Arena;
 use crate::participants::detect;
 use crate::pool::objects::{self, Phase};
@@ -67,7 +66,7 @@ pub(super) fn leaks_of(arena: Arena) -> Leaks {
     // What was unlinked and is not freed yet.
     for (_, slot) in arena.slots() {
         let retired = slot.limbo.head.load(Ordering::Relaxed) as usize;
-        reach(arena, &blocks, retired, &mut reached);
+        reach(&blocks, retired, &mut reached);
     }
     while let Some(index) = objects.pop() {
         let Some(entry) = live(index) else { continue };
@@ -75,7 +74,7 @@ pub(super) fn leaks_of(arena: Arena) -> Leaks {
         let Some(size) = blocks.get(&address) else {
             continue;
         };
-        reach(arena, &blocks, address, &mut reached);
+        reach(&blocks, address, &mut reached);
         for word in types::owned_words(arena, entry.kind(), *size) {
             if word.offset.is_multiple_of(8)
                 && word.kind == types::Owned::Link
@@ -101,12 +100,7 @@ pub(super) fn leaks_of(arena: Arena) -> Leaks {
 }
 
 /// Notes the block that an address lies in, and the blocks that words of its content lead to.
-fn reach(
-    arena: Arena,
-    blocks: &BTreeMap<usize, usize>,
-    address: usize,
-    reached: &mut BTreeSet<usize>,
-) {
+fn reach(blocks: &BTreeMap<usize, usize>, address: usize, reached: &mut BTreeSet<usize>) {
     let within = |address: usize| {
         let (start, size) = blocks.range(..=address).next_back()?;
         (address - start < *size).then_some((*start, *size))
@@ -117,9 +111,7 @@ fn reach(
             && reached.insert(start)
         {
             for at in (start..start + size).step_by(8) {
-                let word = read(at);
-                todo.push(word as usize);
-                todo.push(node_of(arena, word) as usize);
+                todo.push(read(at) as usize);
             }
         }
     }

@@ -37,7 +37,7 @@ pub enum Why {
 /// A thread that has to do with a word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
-pub struct Waiter {
+pub struct LockThread {
     /// Its slot.
     pub slot: usize,
     /// Its process's id; 0 where that is not known.
@@ -55,26 +55,26 @@ pub struct LockReport {
     /// What it is part of: an object's name, or its type and number, or one of the pool's own locks.
     pub within: String,
     /// Who has to do with it.
-    pub threads: Vec<Waiter>,
+    pub threads: Vec<LockThread>,
 }
 
 impl LockReport {
     /// How many sleep on it.
     #[must_use]
     pub fn waiting(&self) -> usize {
-        let waits = |thread: &&Waiter| thread.why == Why::Waits;
+        let waits = |thread: &&LockThread| thread.why == Why::Waits;
         self.threads.iter().filter(waits).count()
     }
 }
 
 pub(super) fn locks_of(arena: Arena) -> Vec<LockReport> {
-    let mut found: BTreeMap<usize, Vec<Waiter>> = BTreeMap::new();
+    let mut found: BTreeMap<usize, Vec<LockThread>> = BTreeMap::new();
     let mut note = |word: usize, slot: usize, why: Why| {
         let process = pid_of(arena, arena.slot(slot));
-        let waiter = Waiter { slot, process, why };
+        let thread = LockThread { slot, process, why };
         let threads = found.entry(word).or_default();
-        if !threads.contains(&waiter) {
-            threads.push(waiter);
+        if !threads.contains(&thread) {
+            threads.push(thread);
         }
     };
     let mut tags: BTreeMap<u64, usize> = BTreeMap::new();

@@ -27,7 +27,7 @@
 //! | `objects` | the objects and their types |
 //! | `locks` | who holds what, who waits for whom |
 //! | `observer` | [`Observer`]: all of this from outside |
-//! | `files` | the named pools that there are; removing those that nobody has |
+//! | `files` | the named pools that there are |
 
 mod files;
 mod leaks;
@@ -37,9 +37,10 @@ mod objects;
 mod observer;
 mod participants;
 
-pub use files::{Listed, PoolState, RemoveError, list, remove};
+pub use crate::pool::remove::{RemoveError, remove};
+pub use files::{Listed, PoolState, list};
 pub use leaks::{Leaks, leaks};
-pub use locks::{LockReport, Waiter, Why};
+pub use locks::{LockReport, LockThread, Why};
 pub use map::{Map, Part, Use, map};
 pub use objects::ObjectReport;
 pub use observer::{Info, Observer};

@@ -12,7 +12,7 @@
 //! 1 MiB       1 MiB    2048 x 512 B       types                         types
 //! 2 MiB       1 MiB    4096 x 256 B       names                         names
 //! 3 MiB       1 MiB    4096 x 256 B       process records               processes
-//! 16 MiB      32 MiB   4096 x 8 KiB       thread slots                  slots
+//! 16 MiB      64 MiB   4096 x 16 KiB      thread slots                  slots
 //! 1 GiB       1 GiB    16 Mi x 64 B       objects                       objects
 //! 2 GiB       8 GiB    4096 x 2 MiB       holds (bitmap a process)      held, in each record
 //! 10 GiB      512 MiB  64 Mi x 8 B        slice tags                    slices
@@ -56,7 +56,7 @@ pub(crate) const PROCESSES: Table = Table {
 };
 pub(crate) const SLOTS: Table = Table {
     offset: 16 * MIB,
-    entry: 8192,
+    entry: 16 << 10,
     max: 4096,
 };
 pub(crate) const OBJECTS: Table = Table {

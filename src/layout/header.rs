@@ -82,6 +82,7 @@ const _: () = assert!(size_of::<Header>() <= HEADER_SIZE);
 /// Option bits kept in the header.
 pub(crate) const DUMPABLE: u64 = 1;
 pub(crate) const HUGE_PAGES: u64 = 2;
+pub(crate) const GUARDED: u64 = 4;
 
 /// The unchanging part of a header, as plain values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,8 +103,8 @@ pub(crate) struct Identity {
 
 impl Identity {
     const WORDS: usize = 13;
-    /// Bytes of a file that hold an identity and the watermarks.
-    pub(crate) const BYTES: usize = std::mem::offset_of!(Header, epoch);
+    /// Bytes of a file that hold an identity, the watermarks and the epoch.
+    pub(crate) const BYTES: usize = std::mem::offset_of!(Header, epoch) + 8;
 
     fn words(&self) -> [u64; Self::WORDS] {
         [
@@ -154,6 +155,14 @@ impl Identity {
             word.copy_from_slice(&bytes[at + i * 8..at + i * 8 + 8]);
             u64::from_ne_bytes(word)
         })
+    }
+
+    /// The epoch of reclamation.
+    pub(crate) fn parse_epoch(bytes: &[u8; Self::BYTES]) -> u64 {
+        let at = std::mem::offset_of!(Header, epoch);
+        let mut word = [0; 8];
+        word.copy_from_slice(&bytes[at..at + 8]);
+        u64::from_ne_bytes(word)
     }
 
     /// Writes everything but the magic number, then that.

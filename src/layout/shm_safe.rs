@@ -127,8 +127,8 @@ pub unsafe trait KillSafe: ShmSafe {
 /// What the derive macros' output calls.
 #[doc(hidden)]
 pub mod derive_support {
-    use crate::layout::KillSafe;
     pub use crate::layout::type_info::{Field, TypeInfo, Variant};
+    use crate::layout::{KillSafe, ShmSafe};
 
     /// Implemented by derived types and, in a blanket, by types with `Drop`: a type that is both
     /// has conflicting implementations. The trick is known from the pin-project crate.
@@ -142,6 +142,14 @@ pub mod derive_support {
 
     /// Compiles for kill-safe types only.
     pub const fn kill_safe<T: KillSafe>() {}
+
+    /// Compiles for types only whose values are their bytes: see `TypeInfo::is_plain`.
+    pub const fn assert_plain<T: ShmSafe>() {
+        assert!(
+            T::TYPE.is_plain(),
+            "a key is told by its bytes: no padding between or behind its fields, no atomics"
+        );
+    }
 
     /// False, unless the field owns pool memory: then this does not compile.
     pub const fn owns_nothing(field: Field) -> bool {
@@ -165,6 +173,15 @@ macro_rules! scalars {
     )*};
 }
 
+macro_rules! plain_scalars {
+    ($($ty:ident)*) => {$(
+        // SAFETY: plain bytes without an address, described by name and size.
+        unsafe impl ShmSafe for $ty {
+            const TYPE: &'static TypeInfo = &TypeInfo::scalar::<Self>(stringify!($ty)).plain();
+        }
+    )*};
+}
+
 macro_rules! any_bits {
     ($($ty:ident)*) => {$(
         // SAFETY: every bit pattern is a value.
@@ -173,10 +190,13 @@ macro_rules! any_bits {
 }
 
 scalars! {
-    u8 u16 u32 u64 u128 usize i8 i16 i32 i64 i128 isize f32 f64
     AtomicU8 AtomicU16 AtomicU32 AtomicU64 AtomicUsize
-    AtomicI8 AtomicI16 AtomicI32 AtomicI64 AtomicIsize
-    bool char AtomicBool
+    AtomicI8 AtomicI16 AtomicI32 AtomicI64 AtomicIsize AtomicBool
+}
+
+plain_scalars! {
+    u8 u16 u32 u64 u128 usize i8 i16 i32 i64 i128 isize f32 f64
+    bool char
     NonZeroU8 NonZeroU16 NonZeroU32 NonZeroU64 NonZeroU128 NonZeroUsize
     NonZeroI8 NonZeroI16 NonZeroI32 NonZeroI64 NonZeroI128 NonZeroIsize
 }

@@ -22,6 +22,7 @@
 //! 4. Every placed field lies inside the type; owning fields are aligned.
 //! 5. What sits at an offset that depends on a discriminant owns nothing.
 //! 6. A type that owns has at most 4 GiB, so `u32` holds the offsets of its owned fields.
+//! 7. What a container takes by value, or a guard lends as `&mut`, may be moved.
 
 use core::any::TypeId;
 use core::fmt;
@@ -57,6 +58,10 @@ pub struct TypeInfo {
     pub(super) shape: Shape,
     pub(super) compiler_layout: bool,
     pub(super) image_bound: bool,
+    /// A value stays where it is: it owns pool memory, or others know its address.
+    in_place: bool,
+    /// A value is its bytes and no more: no padding, nothing that is changed through `&`.
+    plain: bool,
 }
 
 /// What a type is made of.
@@ -148,6 +153,8 @@ pub(super) struct Part {
     align: usize,
     owns: bool,
     image_bound: bool,
+    in_place: bool,
+    plain: bool,
 }
 
 impl Part {
@@ -158,6 +165,8 @@ impl Part {
             align: align_of::<F>(),
             owns: F::OWNS,
             image_bound: F::IMAGE_BOUND,
+            in_place: F::TYPE.in_place,
+            plain: F::TYPE.plain,
         }
     }
 }
@@ -369,6 +378,47 @@ impl TypeInfo {
         self
     }
 
+    /// Marks a type of which each value stays where it is, although it owns no pool memory:
+    /// others know its address, as those who wait for a lock do. Types that own, and types with a
+    /// field that stays, do so anyway.
+    ///
+    /// Such values are not moved: containers do not take them, guards do not lend them as `&mut`.
+    /// (`Unpin` alone would not do: it is a safe trait.)
+    #[must_use]
+    pub const fn in_place(mut self) -> Self {
+        self.in_place = true;
+        self
+    }
+
+    /// Marks a type whose values are their bytes, as numbers are.
+    #[must_use]
+    pub(super) const fn plain(mut self) -> Self {
+        self.plain = true;
+        self
+    }
+
+    /// For the description of a container of `T`s, which come and go by value.
+    #[must_use]
+    pub(crate) const fn holding<T: ShmSafe>(self) -> Self {
+        T::TYPE.assert_moves();
+        self
+    }
+
+    /// Does not compile for a type of which values stay where they are.
+    pub(crate) const fn assert_moves(&self) {
+        assert!(
+            !self.in_place,
+            "a value that owns pool memory, or that others know the address of (a lock, a link, a \
+             container), is used in place: it is not moved, whatever `Unpin` says"
+        );
+    }
+
+    /// Whether a value of the type is its bytes and no more: no padding, and nothing that is
+    /// changed through `&`.
+    pub(crate) const fn is_plain(&self) -> bool {
+        self.plain
+    }
+
     const fn new<T: ShmSafe>(name: &'static str, shape: Shape) -> Self {
         assert!(
             !core::mem::needs_drop::<T>(),
@@ -386,6 +436,8 @@ impl TypeInfo {
             shape,
             compiler_layout: false,
             image_bound: T::IMAGE_BOUND,
+            in_place: T::OWNS || has_in_place(shape),
+            plain: is_plain(shape, size_of::<T>()),
         }
     }
 
@@ -441,6 +493,67 @@ impl TypeInfo {
                     .collect()
             }
             Shape::Sequence { .. } => Vec::new(),
+        }
+    }
+}
+
+/// Whether something that is stored in a type stays where it is.
+const fn has_in_place(shape: Shape) -> bool {
+    match shape {
+        Shape::Scalar | Shape::Owned(_) => false,
+        Shape::Sequence { element, .. } => element.in_place,
+        Shape::Record(fields) | Shape::Library(fields) => any_in_place(fields),
+        Shape::Variants { variants, .. } => {
+            let mut i = 0;
+            while i < variants.len() {
+                if any_in_place(variants[i].fields) {
+                    return true;
+                }
+                i += 1;
+            }
+            false
+        }
+    }
+}
+
+const fn any_in_place(fields: &[Field]) -> bool {
+    let mut i = 0;
+    while i < fields.len() {
+        if matches!(fields[i].place, Place::At { part, .. } | Place::Within(part) if part.in_place)
+        {
+            return true;
+        }
+        i += 1;
+    }
+    false
+}
+
+/// Whether a type of that shape and size consists of plain ones, without gaps.
+const fn is_plain(shape: Shape, size: usize) -> bool {
+    match shape {
+        Shape::Scalar | Shape::Owned(_) | Shape::Library(_) => false,
+        Shape::Sequence { element, .. } => element.plain,
+        Shape::Record(fields) => {
+            let (mut i, mut sum) = (0, 0);
+            while i < fields.len() {
+                match fields[i].place {
+                    Place::At { part, .. } if part.plain => sum += part.size,
+                    Place::At { .. } | Place::Within(_) => return false,
+                    Place::Mentioned(_) | Place::Constant(_) => {}
+                }
+                i += 1;
+            }
+            sum == size
+        }
+        Shape::Variants { variants, .. } => {
+            let mut i = 0;
+            while i < variants.len() {
+                if !variants[i].fields.is_empty() {
+                    return false;
+                }
+                i += 1;
+            }
+            true
         }
     }
 }

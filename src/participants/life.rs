@@ -76,6 +76,14 @@ pub(crate) fn bury(arena: Arena, slot: &Slot, live: SlotState) -> bool {
     slot.turn(live, dead) || slot.state() != live
 }
 
+/// A process that was alive: its number and start, when, and for how long that is not asked again.
+#[derive(Clone, Copy)]
+struct Alive {
+    who: (u32, u64),
+    at: Instant,
+    apart: Duration,
+}
+
 /// Whether other threads of the process may still run. As each answer takes a look at many files, and a
 /// process that lives on would be asked about at every look at what its ended thread held, the same
 /// question gets the same answer for a while: the longer, the more often it was asked.
@@ -83,18 +91,18 @@ fn sisters_run(record: &Process) -> bool {
     const FIRST: Duration = Duration::from_micros(50);
     const MOST: Duration = Duration::from_millis(4);
     thread_local! {
-        /// A process that was alive, when, and for how long that is not asked again.
-        static ALIVE: Cell<Option<((u32, u64), Instant, Duration)>> = const { Cell::new(None) };
+        static ALIVE: Cell<Option<Alive>> = const { Cell::new(None) };
     }
     let pid = record.pid.load(Ordering::Acquire) as u32;
     let who = (pid, record.start.load(Ordering::Acquire));
-    let known = ALIVE.get().filter(|(of, ..)| *of == who);
-    if known.is_some_and(|(_, at, apart)| at.elapsed() < apart) {
+    let known = ALIVE.get().filter(|known| known.who == who);
+    if known.is_some_and(|known| known.at.elapsed() < known.apart) {
         return true;
     }
     let alive = process::may_still_run(who.0, who.1);
-    let apart = known.map_or(FIRST, |(_, _, apart)| MOST.min(apart * 2));
-    ALIVE.set(alive.then(|| (who, Instant::now(), apart)));
+    let apart = known.map_or(FIRST, |known| MOST.min(known.apart * 2));
+    let at = Instant::now();
+    ALIVE.set(alive.then_some(Alive { who, at, apart }));
     alive
 }
 

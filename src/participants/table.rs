@@ -26,14 +26,43 @@
 //! 3. A slot becomes FREE only when nothing in the pool needs its owner any more: its intent is
 //!    resolved, its permits are back, its spans are somebody else's or nobody's.
 
-use crate::layout::arena::{Arena, HOLDS, OBJECTS, PROCESSES, SLOTS};
+use std::cell::UnsafeCell;
+
+use crate::layout::arena::{Arena, GRANULE, HOLDS, OBJECTS, PROCESSES, SLOTS};
 use crate::participants::tag::Tag;
 use crate::primitive::{AtomicU32, AtomicU64, Ordering};
 use crate::sys::robust::RobustWord;
 
+/// A word of a slot that its owner alone looks at: not recovery, not a report. So it needs no
+/// atomic access, which the compiler would not merge with what is done with it.
+#[repr(transparent)]
+pub(crate) struct Own(UnsafeCell<u64>);
+
+// SAFETY: only the thread that has claimed the slot calls `get` and `set`. Claims of a slot are in
+// order: each acquires the life word (or, in a private heap, the state) that the last owner released.
+unsafe impl Sync for Own {}
+
+impl Own {
+    #[inline(always)]
+    pub(crate) fn get(&self) -> u64 {
+        // SAFETY: by the type's invariant nobody writes at this moment.
+        unsafe { *self.0.get() }
+    }
+
+    #[inline(always)]
+    pub(crate) fn set(&self, value: u64) {
+        // SAFETY: by the type's invariant nobody else looks at it.
+        unsafe { *self.0.get() = value }
+    }
+}
+
 /// What a thread has in the pool.
 #[repr(C, align(64))]
 pub(crate) struct Slot {
+    /// Spans of this owner that blocks were freed of lately; see `allocator::known`. First, so that
+    /// an entry's place in it is one in the slot.
+    pub(crate) known: [Own; KNOWN_WORDS],
+
     pub(crate) life: RobustWord,
     /// Phase and generation: [`SlotState`].
     pub(crate) state: AtomicU64,
@@ -62,7 +91,10 @@ pub(crate) struct Slot {
     pub(crate) permits: [Permit; PERMITS],
 
     /// The allocator's caches of this owner; its own business.
-    pub(crate) caches: [AtomicU64; 192],
+    pub(crate) caches: [Own; CACHE_WORDS],
+
+    /// A word that is always 0.
+    pub(crate) nothing: AtomicU64,
 
     /// The bytes of a write that is in flight, so that it can be done again.
     pub(crate) redo: [AtomicU64; REDO_WORDS],
@@ -73,6 +105,12 @@ pub(crate) struct Slot {
 
 /// How many permits a slot can list.
 pub(crate) const PERMITS: usize = 28;
+
+/// Words of [`Slot::caches`].
+pub(crate) const CACHE_WORDS: usize = 208;
+
+/// Words of [`Slot::known`].
+pub(crate) const KNOWN_WORDS: usize = 1024;
 
 /// Words of [`Slot::redo`].
 pub(crate) const REDO_WORDS: usize = 512;
@@ -247,6 +285,12 @@ impl ProcessState {
 }
 
 impl Slot {
+    /// The arena that the slot lies in.
+    #[inline]
+    pub(crate) fn arena(&self) -> Arena {
+        Arena::at(std::ptr::from_ref(self).addr() & !(GRANULE - 1))
+    }
+
     #[inline]
     pub(crate) fn state(&self) -> SlotState {
         SlotState::unpack(self.state.load(Ordering::Acquire))

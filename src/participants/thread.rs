@@ -256,9 +256,7 @@ fn take(arena: Arena, index: usize, process: Tag) -> bool {
     slot.watched
         .process
         .store(process.word(), Ordering::Relaxed);
-    for cache in &slot.caches {
-        cache.store(0, Ordering::Relaxed);
-    }
+    slot.clear_caches();
     // The rest is as its last owner left it: nothing is open, unless the pool is damaged.
     slot.intent.close();
     slot.pin_depth.store(0, Ordering::Relaxed);

@@ -332,6 +332,10 @@ pub(crate) fn judge(fd: BorrowedFd<'_>) -> Result<Identity, AttachError> {
     if slices == 0 || limits.iter().any(|(value, max)| value > max) {
         return damaged("its watermarks");
     }
+    // 0 would show no pin, and the largest ones come round to it.
+    if !(1..1 << 62).contains(&Identity::parse_epoch(&bytes)) {
+        return damaged("its epoch");
+    }
     let needed = DATA.offset as u64 + slices * SLICE as u64;
     if len < needed {
         return Err(AttachError::Truncated { len, needed });

@@ -15,7 +15,7 @@ use crate::allocator::grow;
 use crate::layout::arena::{
     Arena, DATA, FIRST_GRANULE, GRANULE, GRANULES, HEADER_SIZE, SLICE, SLOTS,
 };
-use crate::layout::header::{DUMPABLE, HUGE_PAGES, Identity, MAGIC, VERSION};
+use crate::layout::header::{DUMPABLE, GUARDED, HUGE_PAGES, Identity, MAGIC, VERSION};
 use crate::layout::local;
 use crate::primitive::Ordering;
 use crate::sys::memory::{self, CommitError};
@@ -88,6 +88,7 @@ pub struct PoolBuilder {
     prefault: bool,
     huge_pages: bool,
     dumpable: bool,
+    guard: bool,
     participants: usize,
 }
 
@@ -100,6 +101,7 @@ impl Default for PoolBuilder {
             prefault: false,
             huge_pages: false,
             dumpable: false,
+            guard: false,
             participants: 1023,
         }
     }
@@ -146,8 +148,40 @@ impl PoolBuilder {
         self
     }
 
+    /// Guards the blocks: what is written past a block's end, or into one that was freed, is found,
+    /// for whoever looks for such an error in a program that uses blocks directly.
+    ///
+    /// - A free of a block that was written past its end is refused with [`FreeError::Overrun`]; the
+    ///   block stays allocated. So is a question for its size, if the damage reaches that.
+    /// - A freed block that was written to is set aside when its turn to be allocated comes.
+    /// - [`Pool::check_quiescent`] names each such block, and where it was written to.
+    ///
+    /// A block takes 24 bytes more, is filled when it is freed, and is looked at byte by byte when it
+    /// is allocated: everything is several times slower. Pools that are not guarded pay nothing.
+    /// [`Pool::usable_size`] is what was asked for, and [`Pool::reallocate`] moves the block always.
+    /// Not found: reads, writes to blocks larger than 32 KiB after they were freed, and writes that
+    /// put the very bytes there that the guard has put there.
+    ///
+    /// [`FreeError::Overrun`]: crate::FreeError::Overrun
+    ///
+    /// ```
+    /// use std::alloc::Layout;
+    /// use shmkit::{FreeError, Pool};
+    ///
+    /// let pool = Pool::builder().guard(true).create()?;
+    /// let block = pool.allocate(Layout::new::<[u8; 100]>())?.cast::<u8>();
+    /// // SAFETY: it is not: the block has 100 bytes.
+    /// unsafe { block.add(100).write(1) };
+    /// assert_eq!(unsafe { pool.deallocate(block) }, Err(FreeError::Overrun));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn guard(&mut self, yes: bool) -> &mut Self {
+        self.guard = yes;
+        self
+    }
+
     /// How many threads of all processes can use the pool at once, and how many processes:
-    /// 1023 unless said otherwise, 4095 at most. Each takes 8 KiB once it does.
+    /// 1023 unless said otherwise, 4095 at most. Each takes 16 KiB once it does.
     pub fn max_participants(&mut self, count: usize) -> &mut Self {
         self.participants = count;
         self
@@ -167,7 +201,9 @@ impl PoolBuilder {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn create(&self) -> Result<Pool, CreateError> {
-        self.make(memory::memfd(c"shmkit")?)
+        let pool = self.make(memory::memfd(c"shmkit")?)?;
+        self.told(pool, "without a name");
+        Ok(pool)
     }
 
     /// Makes a pool that unrelated processes can [open](Pool::open) by name until it is
@@ -178,32 +214,55 @@ impl PoolBuilder {
     ///
     /// See [`CreateError`].
     pub fn create_named(&self, name: &str) -> Result<Pool, CreateError> {
+        self.create_named_with(name, |_| Ok::<(), CreateError>(()))
+            .map(|(pool, ())| pool)
+    }
+
+    /// The same, with something in it before anybody can find it. What `fill` has of the pool
+    /// besides what it returns is gone when it returns.
+    pub(crate) fn create_named_with<T, E: From<CreateError>>(
+        &self,
+        name: &str,
+        fill: impl FnOnce(Pool) -> Result<T, E>,
+    ) -> Result<(Pool, T), E> {
         let name =
             PoolName::parse(name).ok_or_else(|| CreateError::InvalidName { name: name.into() })?;
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-        let fd = rustix::fs::open(name.directory(), flags, Mode::RUSR | Mode::WUSR)?;
+        let fd = rustix::fs::open(name.directory(), flags, Mode::RUSR | Mode::WUSR)
+            .map_err(CreateError::from)?;
         // Held for life by every process: who removes leftovers must get the exclusive lock.
-        rustix::fs::flock(&fd, FlockOperation::NonBlockingLockShared)?;
+        rustix::fs::flock(&fd, FlockOperation::NonBlockingLockShared).map_err(CreateError::from)?;
         let raw = fd.as_raw_fd();
         let pool = self.make(fd)?;
-        let linked = rustix::fs::linkat(
-            CWD,
-            format!("/proc/self/fd/{raw}"),
-            CWD,
-            name.path(),
-            AtFlags::SYMLINK_FOLLOW,
-        );
-        if let Err(errno) = linked {
-            // SAFETY: nobody has seen the pool.
-            unsafe { pool.unmap() };
-            return Err(match errno {
-                rustix::io::Errno::EXIST => CreateError::NameTaken {
-                    path: name.path().into(),
-                },
-                other => other.into(),
-            });
+        let filled = fill(pool).and_then(|filled| {
+            let from = format!("/proc/self/fd/{raw}");
+            let flags = AtFlags::SYMLINK_FOLLOW;
+            match rustix::fs::linkat(CWD, from, CWD, name.path(), flags) {
+                Ok(()) => Ok(filled),
+                Err(rustix::io::Errno::EXIST) => {
+                    let path = name.path().into();
+                    Err(CreateError::NameTaken { path }.into())
+                }
+                Err(other) => Err(CreateError::from(other).into()),
+            }
+        });
+        match filled {
+            Ok(filled) => {
+                self.told(pool, name.path());
+                Ok((pool, filled))
+            }
+            Err(error) => {
+                // SAFETY: nobody has seen the pool, and what `fill` returned is dropped.
+                unsafe { pool.unmap() };
+                Err(error)
+            }
         }
-        Ok(pool)
+    }
+
+    /// An event of the log: nobody has the pool yet, and nothing is locked.
+    fn told(&self, pool: Pool, name: &str) {
+        let (base, initial, max) = (pool.0.base(), self.initial, self.max);
+        log::debug!(target: super::LOG, "made a pool {name} at {base:#x}: {initial} bytes, at most {max}");
     }
 
     fn make(&self, fd: OwnedFd) -> Result<Pool, CreateError> {
@@ -240,7 +299,8 @@ impl PoolBuilder {
             creator: process::pid().into(),
             created: unix_seconds(),
             options: if self.dumpable { DUMPABLE } else { 0 }
-                | if self.huge_pages { HUGE_PAGES } else { 0 },
+                | if self.huge_pages { HUGE_PAGES } else { 0 }
+                | if self.guard { GUARDED } else { 0 },
         };
         if let Err(error) = self.fill(arena, identity, initial) {
             // SAFETY: nobody has seen the pool.
@@ -256,6 +316,7 @@ impl PoolBuilder {
         header
             .max_slices
             .store(identity.max_slices, Ordering::Relaxed);
+        header.options.store(identity.options, Ordering::Relaxed);
         header.epoch.store(1, Ordering::Relaxed);
         apply_options(arena, identity.options);
         grow::grow_by(arena, 0, initial)?;

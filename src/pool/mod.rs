@@ -8,6 +8,7 @@
 //! | `objects` | counted values, found by index; destroyed by anybody |
 //! | `intents` | changes of several words, and how a death in the middle is resolved |
 //! | `names`   | names of objects |
+//! | `remove`  | removing named pools that nobody has |
 //! | `handles` | which objects this process holds |
 //! | `fork`    | what a fork does to all of it |
 
@@ -18,6 +19,7 @@ pub(crate) mod handles;
 pub(crate) mod intents;
 pub(crate) mod names;
 pub(crate) mod objects;
+pub(crate) mod remove;
 pub(crate) mod types;
 
 use std::alloc::Layout;
@@ -34,7 +36,7 @@ pub use types::TypeError;
 use crate::ShmSafe;
 use crate::allocator::check::{CheckReport, Depth};
 use crate::allocator::stats::Stats;
-use crate::allocator::{self, AllocError, FreeError, ReallocError, block};
+use crate::allocator::{self, AllocError, FreeError, Packed, ReallocError, block};
 use crate::engines::limbo;
 use crate::layout::arena::{Arena, DATA, SLICE};
 use crate::layout::local;
@@ -44,6 +46,10 @@ use crate::participants::table::{ProcessPhase, SlotPhase};
 use crate::participants::thread::{self, NoSlot};
 use crate::primitive::Ordering;
 use crate::sys::memory::CommitError;
+
+/// The target of this layer's log events. They are told by the caller of an operation, when it is
+/// done: never under a lock or an intent, nor by recovery itself, nor around a fork.
+const LOG: &str = "shmkit::pool";
 
 /// A pool of memory that every process of a group has mapped at the same address.
 ///
@@ -161,7 +167,7 @@ pub struct RecoverySummary {
 
 /// A hash of everything that programs must agree on to share a pool.
 pub(crate) const fn layout_fingerprint() -> u64 {
-    use crate::allocator::{cache::Cache, size_class, span::Span};
+    use crate::allocator::{cache::Caches, size_class, span::Span};
     use crate::layout::header::Header;
     use crate::participants::table::{Process, Slot};
     let parts = [
@@ -169,7 +175,7 @@ pub(crate) const fn layout_fingerprint() -> u64 {
         size_of::<Slot>(),
         size_of::<Process>(),
         size_of::<Span>(),
-        size_of::<Cache>(),
+        size_of::<Caches>(),
         size_of::<objects::Entry>(),
         types::FIELDS,
         size_class::CLASSES,
@@ -209,7 +215,9 @@ impl Pool {
     ///
     /// See [`AttachError`]. A damaged, truncated or foreign file is told from a pool.
     pub unsafe fn open(name: &str) -> Result<Pool, AttachError> {
-        attach::open(name)
+        let pool = attach::open(name)?;
+        log::debug!(target: LOG, "opened the pool {name} at {:#x}", pool.0.base());
+        Ok(pool)
     }
 
     /// Attaches to a pool by a descriptor of its memory, as [`Pool::fd`] gives it.
@@ -222,7 +230,9 @@ impl Pool {
     ///
     /// See [`AttachError`].
     pub unsafe fn from_fd(fd: OwnedFd) -> Result<Pool, AttachError> {
-        attach::from_fd(fd)
+        let pool = attach::from_fd(fd)?;
+        log::debug!(target: LOG, "attached to the pool at {:#x}", pool.0.base());
+        Ok(pool)
     }
 
     /// Removes a pool's name. Processes that have the pool keep it; its memory goes with the last.
@@ -231,7 +241,9 @@ impl Pool {
     ///
     /// See [`UnlinkError`].
     pub fn unlink(name: &str) -> Result<(), UnlinkError> {
-        attach::unlink(name)
+        attach::unlink(name)?;
+        log::debug!(target: LOG, "removed the name of the pool {name}");
+        Ok(())
     }
 
     /// The descriptor of the pool's memory, to be passed to another process.
@@ -435,7 +447,7 @@ impl Pool {
         let slot = thread::known_slot(self.0);
         let address = match slot.and_then(|slot| block::at_hand(slot, layout, |_| {})) {
             Some(address) => address,
-            None => self.allocate_more(layout)?,
+            None => self.allocate_more(layout).map_err(Packed::unpack)?,
         };
         // SAFETY: a block lies in the pool's data, above its base.
         let pointer =
@@ -446,8 +458,13 @@ impl Pool {
     /// The rare allocation; a function of its own, so that the common one is short.
     #[cold]
     #[inline(never)]
-    fn allocate_more(self, layout: Layout) -> Result<usize, AllocError> {
-        block::allocate(self.0, thread::slot(self.0)?, layout, |_| {})
+    fn allocate_more(self, layout: Layout) -> Result<usize, Packed> {
+        Ok(block::allocate(
+            self.0,
+            thread::slot(self.0)?,
+            layout,
+            |_| {},
+        )?)
     }
 
     /// Frees a block.
@@ -523,6 +540,8 @@ impl Pool {
         let have = self.0.slices();
         if wanted > have {
             allocator::grow::grow_by(self.0, have, wanted - have)?;
+            let (base, size) = (self.0.base(), wanted * SLICE);
+            log::debug!(target: LOG, "the pool at {base:#x} has grown to {size} bytes");
         }
         Ok(())
     }
@@ -544,10 +563,12 @@ impl Pool {
         if let Some(slot) = thread::known_slot(self.0) {
             allocator::grow::purge_now_and_then(self.0, slot);
         }
-        RecoverySummary {
-            threads: done.slots,
-            processes: done.processes,
+        let (threads, processes) = (done.slots, done.processes);
+        if threads + processes > 0 {
+            let base = self.0.base();
+            log::info!(target: LOG, "recovered {threads} threads and {processes} processes of the pool at {base:#x}");
         }
+        RecoverySummary { threads, processes }
     }
 
     /// How the pool's memory is used, at about this moment.

@@ -128,8 +128,7 @@ unsafe extern "C" fn thread_ends(slot: *mut c_void) {
 }
 
 fn leave(slot: &Slot) {
-    let address = std::ptr::from_ref(slot).addr();
-    let arena = Arena::at(address & !(GRANULE - 1));
+    let arena = slot.arena();
     let live = slot.state();
     recover::release_all(arena, slot.tag());
     thread_word::set(LEFT);
@@ -175,9 +174,7 @@ fn take(arena: Arena, index: usize) -> Option<&'static Slot> {
     }
     let tag = Tag::new(index, live.generation);
     slot.tag.store(tag.word(), Ordering::Relaxed);
-    for cache in &slot.caches {
-        cache.store(0, Ordering::Relaxed);
-    }
+    slot.clear_caches();
     Some(slot)
 }
 

@@ -220,6 +220,7 @@ impl Child {
         if let Some(hooks) = hooks::installed() {
             (hooks.child_reaped)(self.pid);
         }
+        log::debug!(target: super::master::LOG, "process {} has ended: {ended:?}", self.pid);
         // Whatever it wrote, a child that was killed did not come to its end in order.
         if let Ended::Signaled(signal) = ended {
             return Err(JoinError::Signaled(signal));

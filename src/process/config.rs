@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
+use super::entry::{self, Defined};
 use super::jobs::JOBS;
-use super::{Inherit, Restart, WorkerEnd};
+use super::{Entry, Inherit, Restart, Wire, WorkerEnd};
 
 type Hook = dyn Fn(&WorkerEnd);
 
@@ -29,6 +30,8 @@ pub struct Config {
     pub(super) patience: Duration,
     pub(super) max_workers: usize,
     pub(super) on_end: Option<Rc<Hook>>,
+    pub(super) name: Option<String>,
+    pub(super) defined: Vec<Defined>,
 }
 
 impl Default for Config {
@@ -39,6 +42,8 @@ impl Default for Config {
             patience: Duration::from_millis(100),
             max_workers: JOBS,
             on_end: None,
+            name: None,
+            defined: Vec::new(),
         }
     }
 }
@@ -84,6 +89,23 @@ impl Config {
         self
     }
 
+    /// A name by which other programs find the run and take part in it as [peers](super::Peer):
+    /// one that a [named pool](crate::PoolBuilder::create_named) can have, for the run's control
+    /// pool is that of `NAME.run`. What a killed master has left under it is removed, once
+    /// nobody has it any more; a run that is on is
+    /// [`AlreadyRunning`](super::RunError::AlreadyRunning).
+    pub fn name(&mut self, name: &str) -> &mut Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// Lets other programs start this entry by its name. An entry that is itself
+    /// [external](super::Entry::external) is none that this program has, and changes nothing.
+    pub fn define<A: Wire, R: Wire>(&mut self, entry: &'static Entry<A, R>) -> &mut Self {
+        self.defined.extend(entry::define(entry));
+        self
+    }
+
     /// A function that the master calls whenever a worker has ended.
     pub fn on_end(&mut self, hook: impl Fn(&WorkerEnd) + 'static) -> &mut Self {
         self.on_end = Some(Rc::new(hook));
@@ -98,6 +120,7 @@ impl fmt::Debug for Config {
             .field("run_directory", &self.run_directory)
             .field("patience", &self.patience)
             .field("max_workers", &self.max_workers)
+            .field("name", &self.name)
             .finish_non_exhaustive()
     }
 }

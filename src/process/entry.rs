@@ -4,12 +4,18 @@
 //! addresses, and a request carries two addresses: of the entry, and of the function that knows
 //! its types. A third word, a hash of both with the image's nonce, says that they come from this
 //! image; the master's children call nothing that has none.
+//!
+//! Programs that were built separately share no addresses. Between them a request carries two
+//! numbers, the hash of the entry's name and the signature of its types (`signature.rs`), and is
+//! answered by who has [defined](super::Config::define) an entry with both.
+
+use std::sync::OnceLock;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::Worker;
 use super::jobs::{Job, Kind};
+use super::{Worker, signature};
 use crate::layout::fingerprint::image_nonce;
 use crate::primitive::Ordering;
 
@@ -43,14 +49,44 @@ impl<T: Serialize + DeserializeOwned> Wire for T {}
 /// ```
 pub struct Entry<A, R> {
     name: &'static str,
-    function: fn(&Worker, A) -> R,
+    /// `None`: another program has it.
+    function: Option<fn(&Worker, A) -> R>,
+    signature: OnceLock<u64>,
 }
 
 impl<A: Wire, R: Wire> Entry<A, R> {
-    /// An entry point. The name is for messages.
+    /// An entry point of this program. The name is for messages, and for other programs: see
+    /// [`Peer`](super::Peer).
     #[must_use]
     pub const fn new(name: &'static str, function: fn(&Worker, A) -> R) -> Self {
-        Entry { name, function }
+        Entry {
+            name,
+            function: Some(function),
+            signature: OnceLock::new(),
+        }
+    }
+
+    /// An entry point of another program, which has [defined](super::Peer::define) one of that name
+    /// and with types that look the same to serde. What is started with it waits for such a
+    /// program.
+    ///
+    /// ```
+    /// use shmkit::process::Entry;
+    ///
+    /// static SQUARE: Entry<u64, u64> = Entry::external("square");
+    /// assert_eq!(SQUARE.name(), "square");
+    /// ```
+    #[must_use]
+    pub const fn external(name: &'static str) -> Self {
+        Entry {
+            name,
+            function: None,
+            signature: OnceLock::new(),
+        }
+    }
+
+    pub(super) fn signature(&self) -> u64 {
+        *self.signature.get_or_init(signature::signature::<A, R>)
     }
 
     /// The name.
@@ -80,7 +116,13 @@ fn call<A: Wire, R: Wire>(entry: usize, worker: &Worker, argument: &[u8]) -> Ans
         Ok(argument) => argument,
         Err(why) => return (Kind::BadArgument, why.into_bytes()),
     };
-    let value = (entry.function)(worker, argument);
+    let Some(function) = entry.function else {
+        return (
+            Kind::BadArgument,
+            "the entry point is another program's".into(),
+        );
+    };
+    let value = function(worker, argument);
     let encoded = postcard::to_stdvec(&value);
     // The value's owner is whoever joins; a worker ends without destructors.
     std::mem::forget(value);
@@ -107,20 +149,75 @@ fn seal(words: [u64; 2]) -> u64 {
         .fold(hash(0xcbf2_9ce4_8422_2325, image_nonce()), hash)
 }
 
-/// Says in the job what is to be called.
-pub(super) fn describe<A: Wire, R: Wire>(job: &Job, entry: &'static Entry<A, R>) {
-    let function: Call = call::<A, R>;
-    let words = [
-        (function as *const ()).expose_provenance() as u64,
-        std::ptr::from_ref(entry).expose_provenance() as u64,
-    ];
-    for (word, value) in job.call.iter().zip([words[0], words[1], seal(words)]) {
+/// An entry that programs find by its name.
+#[derive(Clone, Copy)]
+pub(super) struct Defined {
+    pub(super) name: &'static str,
+    pub(super) known: Known,
+    call: Call,
+    entry: usize,
+}
+
+/// What stands for an entry between programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Known {
+    pub(super) name: u64,
+    pub(super) signature: u64,
+}
+
+impl Known {
+    pub(super) fn new(name: &str, signature: u64) -> Known {
+        Known {
+            name: signature::hash(name.as_bytes()),
+            signature,
+        }
+    }
+
+    fn of<A: Wire, R: Wire>(entry: &Entry<A, R>) -> Known {
+        Known::new(entry.name, entry.signature())
+    }
+}
+
+/// `None` if the entry is another program's.
+pub(super) fn define<A: Wire, R: Wire>(entry: &'static Entry<A, R>) -> Option<Defined> {
+    entry.function?;
+    Some(Defined {
+        name: entry.name,
+        known: Known::of(entry),
+        call: call::<A, R>,
+        entry: std::ptr::from_ref(entry).expose_provenance(),
+    })
+}
+
+/// Says in the job what is to be called. Between programs (`by_name`) that is a name.
+pub(super) fn describe<A: Wire, R: Wire>(job: &Job, entry: &'static Entry<A, R>, by_name: bool) {
+    let words = if by_name || entry.function.is_none() {
+        let Known { name, signature } = Known::of(entry);
+        [0, name, signature]
+    } else {
+        let function: Call = call::<A, R>;
+        let function = (function as *const ()).expose_provenance() as u64;
+        let entry = std::ptr::from_ref(entry).expose_provenance() as u64;
+        [function, entry, seal([function, entry])]
+    };
+    for (word, value) in job.call.iter().zip(words) {
         word.store(value, Ordering::Relaxed);
     }
 }
 
-/// What is to be called, and with which entry; `None` if no process of this image said so.
-pub(super) fn described(job: &Job) -> Option<(Call, usize)> {
+/// The name of what is to be called, if it is called by its name.
+pub(super) fn wanted(job: &Job) -> Option<Known> {
+    let [function, name, signature] = [0, 1, 2].map(|i| job.call[i].load(Ordering::Relaxed));
+    (function == 0).then_some(Known { name, signature })
+}
+
+/// What is to be called, and with which entry; `None` if no process of this image said so, and it
+/// is none of those that this program has defined.
+pub(super) fn described(job: &Job, defined: &[Defined]) -> Option<(Call, usize)> {
+    if let Some(wanted) = wanted(job) {
+        let found = defined.iter().find(|defined| defined.known == wanted)?;
+        return Some((found.call, found.entry));
+    }
     let [function, entry, sealed] = [0, 1, 2].map(|i| job.call[i].load(Ordering::Relaxed));
     if seal([function, entry]) != sealed {
         return None;

@@ -15,7 +15,7 @@
 //! | FREE | any worker | CLAIMED by its tag |
 //! | CLAIMED | the claimant | REQUESTED, or FREE if it gives up |
 //! | REQUESTED, WAITING | the master | RUNNING, ENDED |
-//! | RUNNING | the master | ENDED, WAITING |
+//! | RUNNING | the master | ENDED, WAITING; REQUESTED, if no peer takes it after all |
 //! | ENDED | who joins or detaches; the master, if detached | TAKEN |
 //! | TAKEN | the taker | FREE |
 //! | any with an id | any worker | the same with the flag DETACHED or KILL |
@@ -146,6 +146,8 @@ pub(super) enum Kind {
     BadArgument = 5,
     /// Why there was no process; the master's word.
     NotStarted = 6,
+    /// The name of an entry that has other types where it is defined; the master's word.
+    OtherTypes = 7,
 }
 
 impl Kind {
@@ -157,6 +159,7 @@ impl Kind {
             Kind::WriteFailed,
             Kind::BadArgument,
             Kind::NotStarted,
+            Kind::OtherTypes,
         ];
         kinds
             .into_iter()
@@ -407,6 +410,7 @@ pub(super) struct Control {
     /// The master has asked for the end: what `Worker::wait_stop` sleeps on.
     stopping: AtomicU32,
     pub(super) resources: super::resources::Table,
+    pub(super) peers: super::peers::Table,
     jobs: [Job; JOBS],
 }
 
@@ -466,6 +470,7 @@ impl Control {
     pub(super) fn stop(&self) {
         self.stopping.store(1, Ordering::Release);
         futex::wake(&self.stopping, u32::MAX);
+        self.peers.wake_all();
     }
 
     pub(super) fn is_stopping(&self) -> bool {
@@ -519,6 +524,11 @@ pub(super) fn set_wake(pool: Pool, fd: Option<BorrowedFd<'_>>) {
     let raw = fd.map_or(0, |fd| fd.as_raw_fd().unsigned_abs() + 1);
     LOCAL[pool.0.granule()].wake.store(raw, Ordering::Relaxed);
     LOCAL[pool.0.granule()].me.store(0, Ordering::Relaxed);
+}
+
+/// Whether this process can wake a master of the pool: it takes part in the run.
+pub(super) fn wake_known(pool: Pool) -> bool {
+    LOCAL[pool.0.granule()].wake.load(Ordering::Relaxed) != 0
 }
 
 pub(super) fn set_me(pool: Pool, id: u64) {

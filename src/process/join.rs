@@ -41,6 +41,9 @@ pub enum JoinError {
     /// The master could not start the process, for the reason given.
     #[error("the process could not be started: {0}")]
     NotStarted(String),
+    /// The entry point of that name has other types in the program that has defined it.
+    #[error("the entry point {0:?} has other types in the program that serves it")]
+    OtherTypes(String),
     /// The caller is the master, which must not wait for a worker, or the worker itself.
     #[error("a process that waits for this one would wait for ever")]
     WouldDeadlock,

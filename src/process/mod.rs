@@ -3,7 +3,8 @@
 //!
 //! [`scope`] is for work that begins and ends in one function. [`run`] is for a program made of
 //! workers: the calling process becomes the master, which does nothing but start workers, reap
-//! them, and put right what the dead have left.
+//! them, and put right what the dead have left. A run with a [name](Config::name) can be joined by
+//! programs that were started separately: [`Peer`].
 //!
 //! | Module | Content |
 //! |---|---|
@@ -20,6 +21,9 @@
 //! | `supervise` | how a worker ended, and whether it is started again |
 //! | `run` | [`run`]: a master for as long as its first worker lives |
 //! | `master` | [`Master`]: start, reap, shut down |
+//! | `peers` | the programs that take part in a run without being forked by its master |
+//! | `peer` | [`Peer`]: such a program, as it sees itself |
+//! | `signature` | what an entry's types look like to other programs |
 //! | `resource` | [`Resource`]: a file, a pool, a semaphore |
 //! | `resources` | [`Resources`]: what is removed when nobody uses it any more |
 //! | `journal` | what the next run removes after a crash |
@@ -41,11 +45,14 @@ mod jobs;
 mod join;
 mod journal;
 mod master;
+mod peer;
+mod peers;
 mod pid_file;
 mod resource;
 mod resources;
 mod run;
 mod scope;
+mod signature;
 mod supervise;
 #[cfg(test)]
 mod tests;
@@ -65,6 +72,7 @@ pub use handle::JoinHandle;
 pub use join::{JoinError, KillError, ResultError, ScopedJoinHandle};
 pub use journal::JournalError;
 pub use master::{Dispatched, Master};
+pub use peer::{Peer, PeerError};
 pub use resource::Resource;
 pub use resources::{Inherit, Managed, ResourceError, ResourceId, Resources};
 pub use run::{RunError, run};

@@ -262,6 +262,7 @@ impl<'s> Scope<'s, '_> {
         // SAFETY: passed on to our caller; serialising and writing are all that is added to `f`.
         let child = unsafe { child::start(threads, &mut body) }?;
         let pid = child.pid;
+        log::debug!(target: super::master::LOG, "spawned process {pid}");
         Ok(ScopedJoinHandle::new(
             &self.children,
             self.children.add(child),

@@ -212,5 +212,6 @@ pub(super) fn returned(job: &Job, outcome: u32) -> Result<(), JoinError> {
         Kind::WriteFailed => ResultError::Write(std::io::Error::other(message())).into(),
         Kind::BadArgument => JoinError::BadArgument(message()),
         Kind::NotStarted => JoinError::NotStarted(message()),
+        Kind::OtherTypes => JoinError::OtherTypes(message()),
     })
 }

@@ -2,7 +2,7 @@
 
 use super::jobs::{Control, Kind, Phase};
 use super::{Entry, JoinHandle, Resource, ResourceId, Resources, StartOptions, Worker};
-use super::{supervise, worker};
+use super::{peers, supervise, worker};
 use crate::Pool;
 use crate::containers::Shared;
 use crate::sys::process::Ended;
@@ -20,7 +20,7 @@ impl Jobs {
 
     /// As `Worker::start`.
     pub fn start(&self, argument: &Vec<u8>) -> JoinHandle<Vec<u8>> {
-        worker::request(&self.0, None, StartOptions::new(), &ECHO, argument).expect("room")
+        worker::request(&self.0, None, StartOptions::new(), &ECHO, argument, false).expect("room")
     }
 
     /// The process of a job does its work: the argument is the result. How many had one to do.
@@ -32,7 +32,7 @@ impl Jobs {
         requested
             .map(|(place, job)| {
                 job.advance(Phase::Running);
-                assert_eq!(worker::live(&self.0, place, job.state().id()), 0);
+                assert_eq!(worker::live(&self.0, place, job.state().id(), &[]), 0);
             })
             .count()
     }
@@ -73,9 +73,30 @@ impl Jobs {
 
     /// What the master does whenever it wakes.
     pub fn tidy(&self) {
+        let arena = self.0.pool().0;
         for (place, _) in self.0.jobs() {
-            self.0.tidy(self.0.pool().0, place);
+            self.0.tidy(arena, place);
         }
+        for (_, place) in self.0.peers.places() {
+            if place.state().phase() != peers::Phase::Free && place.is_gone(arena) {
+                place.release();
+            }
+        }
+    }
+
+    /// What a peer does before it is given jobs.
+    pub fn enter_peer(&self, defined: &[u8]) {
+        let pool = self.0.pool();
+        let tag = super::jobs::tag(pool).expect("a slot");
+        let place = self.0.peers.claim(tag).expect("room");
+        let place = self.0.peers.place(place).expect("claimed just now");
+        place.enter(pool, 1, defined).expect("room");
+    }
+
+    /// How many peers there are, on their way or come.
+    pub fn peers(&self) -> usize {
+        let there = |(_, place): &(_, &peers::Place)| place.state().phase() != peers::Phase::Free;
+        self.0.peers.places().filter(there).count()
     }
 
     /// The resources as the process of the job at a place sees them.

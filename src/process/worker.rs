@@ -8,6 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use super::child::{self, EXIT_PANIC, EXIT_UNWRITTEN};
+use super::entry::Defined;
 use super::jobs::{self, Control, Job, Kind};
 use super::{Entry, JoinHandle, Resources, StartOptions, Wire, WorkerId, entry};
 use crate::containers::Shared;
@@ -56,6 +57,8 @@ pub struct Worker {
     restarts: u32,
     place: usize,
     resources: Resources,
+    /// The master is another program: entries are known by their names.
+    by_name: bool,
 }
 
 impl Worker {
@@ -101,7 +104,15 @@ impl Worker {
         entry: &'static Entry<A, R>,
         argument: &A,
     ) -> Result<JoinHandle<R>, StartError> {
-        request(&self.control, Some(self.place), options, entry, argument)
+        let by_name = self.by_name;
+        request(
+            &self.control,
+            Some(self.place),
+            options,
+            entry,
+            argument,
+            by_name,
+        )
     }
 
     /// What the run manages.
@@ -148,6 +159,7 @@ pub(super) fn request<A: Wire, R: Wire>(
     options: StartOptions<'_>,
     entry: &'static Entry<A, R>,
     argument: &A,
+    by_name: bool,
 ) -> Result<JoinHandle<R>, StartError> {
     if control.is_stopping() {
         return Err(StartError::Stopping);
@@ -161,7 +173,7 @@ pub(super) fn request<A: Wire, R: Wire>(
         place.give_up();
         return Err(error.into());
     }
-    entry::describe(job, entry);
+    entry::describe(job, entry, by_name);
     job.policy.store(options.restart.pack(), Ordering::Relaxed);
     let index = place.index;
     if let Some(starter) = starter {
@@ -174,7 +186,19 @@ pub(super) fn request<A: Wire, R: Wire>(
 
 /// The life of a worker, in the child: calls the function, and leaves what it gave in the job's
 /// place. The code to exit with.
-pub(super) fn live(control: &Shared<Control>, place: usize, id: u64) -> i32 {
+pub(super) fn live(control: &Shared<Control>, place: usize, id: u64, defined: &[Defined]) -> i32 {
+    perform(control, place, id, defined, false)
+}
+
+/// Calls the function of a job, and leaves what it gave in the job's place. The code that a
+/// process of its own would exit with.
+pub(super) fn perform(
+    control: &Shared<Control>,
+    place: usize,
+    id: u64,
+    defined: &[Defined],
+    by_name: bool,
+) -> i32 {
     let Some(job) = control.job(place) else {
         return EXIT_UNWRITTEN;
     };
@@ -186,9 +210,10 @@ pub(super) fn live(control: &Shared<Control>, place: usize, id: u64) -> i32 {
         restarts: job.restarts.load(Ordering::Relaxed),
         place,
         resources: Resources::new(control.clone(), place),
+        by_name,
     };
     let outcome = catch_unwind(AssertUnwindSafe(|| {
-        let Some((call, entry)) = entry::described(job) else {
+        let Some((call, entry)) = entry::described(job, defined) else {
             let why = "the request is not from a process of this program";
             return (Kind::BadArgument, why.as_bytes().to_vec());
         };

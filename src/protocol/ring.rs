@@ -263,12 +263,14 @@ pub enum Take {
 
 /// Takes the first element; its position, or else a walk that found none. `copy` is told a cell, and
 /// the position, whose element is to be copied: what it has copied counts if this was the last call.
+/// `valid` is as for [`take_if`].
 #[inline]
 pub fn take<'a>(
     shape: Shape,
     head: &AtomicU64,
     cell: impl Fn(usize) -> &'a AtomicU64,
     how: Take,
+    valid: impl Fn() -> bool,
     mut copy: impl FnMut(usize, u64),
 ) -> Result<u64, Walk> {
     let at = shape.hint(head);
@@ -278,14 +280,14 @@ pub fn take<'a>(
     let found = word.load(Ordering::Acquire);
     if found == Cell::new(Phase::Full, 0, at).pack() {
         copy(index, at);
-        if exchange(shape, word, at, how) {
+        if valid() && exchange(shape, word, at, how) {
             if how != Take::Look {
                 shape.raise(head, shape.next(at));
             }
             return Ok(at);
         }
     }
-    take_if(shape, head, &cell, how, &mut copy, &|| true)
+    take_if(shape, head, &cell, how, &mut copy, &valid)
 }
 
 /// Whether the element of that position is there. By invariant 2, what was copied of it between two

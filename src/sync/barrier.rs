@@ -196,7 +196,8 @@ unsafe impl ShmSafe for Barrier {
     const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>(
         "Barrier",
         const { &[Field::at::<[std::sync::atomic::AtomicU64; 2 + 2 * ENTRIES]>("words", 0)] },
-    );
+    )
+    .in_place();
 }
 
 const _: () = assert!(size_of::<Barrier>() == (2 + 2 * ENTRIES) * 8);

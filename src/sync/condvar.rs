@@ -76,7 +76,8 @@ unsafe impl ShmSafe for Condvar {
     const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>(
         "Condvar",
         const { &[Field::at::<std::sync::atomic::AtomicU32>("counter", 0)] },
-    );
+    )
+    .in_place();
 }
 
 /// Whether a wait ended because its time was up.

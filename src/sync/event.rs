@@ -83,7 +83,8 @@ unsafe impl ShmSafe for Event {
     const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>(
         "Event",
         const { &[Field::at::<std::sync::atomic::AtomicU64>("word", 0)] },
-    );
+    )
+    .in_place();
 }
 
 /// Why a wait ended without the event.

@@ -83,7 +83,8 @@ unsafe impl<T: ShmSafe> ShmSafe for Mutex<T> {
                 Field::at::<T>("value", offset_of!(Self, value)),
             ]
         },
-    );
+    )
+    .in_place();
     const IMAGE_BOUND: bool = T::IMAGE_BOUND;
     const OWNS: bool = T::OWNS;
 }
@@ -323,6 +324,20 @@ impl<T: ShmSafe> fmt::Debug for Mutex<T> {
 /// The value can be changed through it if it is `Unpin`. Values that own pool memory are not: they
 /// are used in place through `&self`.
 ///
+/// ```compile_fail,E0080
+/// use shmkit::{Pool, Mutex, Semaphore, ShmSafe};
+///
+/// #[derive(ShmSafe)]
+/// struct Held(Semaphore);
+///
+/// // It is not in the power of safe code to make such a value move.
+/// impl Unpin for Held {}
+///
+/// let pool = Pool::builder().create().unwrap();
+/// let lock = pool.create(Mutex::new(Held(Semaphore::new(1)))).unwrap();
+/// let held = std::mem::replace(&mut *lock.lock().unwrap(), Held(Semaphore::new(1)));
+/// ```
+///
 /// # Crash behaviour
 ///
 /// A process killed with a guard leaves an [`Orphan`] to the next.
@@ -373,6 +388,7 @@ impl<T: ShmSafe> Deref for MutexGuard<'_, T> {
 impl<T: ShmSafe + Unpin> DerefMut for MutexGuard<'_, T> {
     #[inline]
     fn deref_mut(&mut self) -> &mut T {
+        const { T::TYPE.assert_moves() };
         // SAFETY: by invariants 1 and 2 no other thread has a reference, and by the borrow of the
         // guard nobody else has one.
         unsafe { &mut *self.mutex.value.get() }
@@ -443,6 +459,7 @@ impl<'a, T: ShmSafe> Orphan<'a, T> {
     where
         T: Unpin,
     {
+        const { T::TYPE.assert_moves() };
         // SAFETY: by invariants 1 and 2 nobody has a reference to the value. The old one is not
         // dropped: a `ShmSafe` type has no drop glue.
         unsafe { self.guard.mutex.value.get().write(value) };

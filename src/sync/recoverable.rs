@@ -110,7 +110,8 @@ unsafe impl<T: Recover> ShmSafe for RecoverableMutex<T> {
                 Field::at::<T>("value", offset_of!(Self, value)),
             ]
         },
-    );
+    )
+    .in_place();
     const IMAGE_BOUND: bool = T::IMAGE_BOUND;
     const OWNS: bool = T::OWNS;
 }

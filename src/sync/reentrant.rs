@@ -72,7 +72,8 @@ unsafe impl<T: ShmSafe> ShmSafe for ReentrantMutex<T> {
                 Field::at::<T>("value", offset_of!(Self, value)),
             ]
         },
-    );
+    )
+    .in_place();
     const IMAGE_BOUND: bool = T::IMAGE_BOUND;
     const OWNS: bool = T::OWNS;
 }

@@ -96,7 +96,8 @@ unsafe impl<T: ShmSafe> ShmSafe for RwLock<T> {
                 Field::at::<T>("value", offset_of!(Self, value)),
             ]
         },
-    );
+    )
+    .in_place();
     const IMAGE_BOUND: bool = T::IMAGE_BOUND;
     const OWNS: bool = T::OWNS;
 }
@@ -474,6 +475,20 @@ impl<T: ShmSafe + fmt::Display> fmt::Display for ReadGuard<'_, T> {
 /// The value can be changed through it if it is `Unpin`. Values that own pool memory are not: they
 /// are used in place through `&self`.
 ///
+/// ```compile_fail,E0080
+/// use shmkit::{Pool, RwLock, Semaphore, ShmSafe};
+///
+/// #[derive(ShmSafe)]
+/// struct Held(Semaphore);
+///
+/// // It is not in the power of safe code to make such a value move.
+/// impl Unpin for Held {}
+///
+/// let pool = Pool::builder().create().unwrap();
+/// let lock = pool.create(RwLock::new(Held(Semaphore::new(1)))).unwrap();
+/// let held = std::mem::replace(&mut *lock.write().unwrap(), Held(Semaphore::new(1)));
+/// ```
+///
 /// # Crash behaviour
 ///
 /// A process killed with it leaves a [`WriteOrphan`] to the next.
@@ -509,6 +524,7 @@ impl<T: ShmSafe> Deref for WriteGuard<'_, T> {
 impl<T: ShmSafe + Unpin> DerefMut for WriteGuard<'_, T> {
     #[inline]
     fn deref_mut(&mut self) -> &mut T {
+        const { T::TYPE.assert_moves() };
         // SAFETY: by invariant 3 no other thread has a reference, and by the borrow of the guard
         // nobody else has one.
         unsafe { &mut *self.lock.value.get() }
@@ -587,6 +603,7 @@ impl<'a, T: ShmSafe> WriteOrphan<'a, T> {
     where
         T: Unpin,
     {
+        const { T::TYPE.assert_moves() };
         // SAFETY: by invariant 3 nobody has a reference to the value. The old one is not dropped:
         // a `ShmSafe` type has no drop glue.
         unsafe { self.guard.lock.value.get().write(value) };

@@ -71,7 +71,8 @@ unsafe impl ShmSafe for Semaphore {
     const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>(
         "Semaphore",
         const { &[Field::at::<std::sync::atomic::AtomicU64>("word", 0)] },
-    );
+    )
+    .in_place();
 }
 
 /// Why no permit was acquired.

@@ -17,7 +17,7 @@ use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use rustix::fs::{CWD, FallocateFlags, MemfdFlags, SealFlags};
 use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags};
 
-use super::process;
+use super::{process, refusal};
 
 /// The most that one `fallocate` covers, in bytes.
 const STEP: u64 = 4 << 20;
@@ -207,6 +207,9 @@ fn fallocate(fd: RawFd, flags: FallocateFlags, offset: u64, len: u64) -> Result<
 /// Commits a range of the file: it may be touched afterwards without SIGBUS. What was there stays.
 #[cold]
 pub(crate) fn commit(fd: RawFd, offset: u64, len: u64) -> Result<(), CommitError> {
+    if refusal::COMMITS.refuses() {
+        return Err(CommitError::Full);
+    }
     fallocate(fd, FallocateFlags::empty(), offset, len)
 }
 

@@ -6,6 +6,7 @@
 //! | `futex`   | sleep on one word or two, with a time limit; wake |
 //! | `robust`  | words that the kernel marks when the thread that holds them dies |
 //! | `process` | who am I, does that task still live, fork, reap |
+//! | `refusal` | refusals on demand, for tests |
 //! | `thread_lock` | a lock between this process's threads that no fork leaves locked |
 //! | `thread_word` | one word a thread, without a call |
 //! | `watch`   | what a master sleeps on: a counter, a timer, pidfds |
@@ -13,6 +14,7 @@
 pub(crate) mod futex;
 pub(crate) mod memory;
 pub(crate) mod process;
+pub(crate) mod refusal;
 pub(crate) mod robust;
 pub(crate) mod thread_lock;
 pub(crate) mod thread_word;

@@ -417,6 +417,54 @@ pub(crate) enum Ended {
     Unknown,
 }
 
+/// How a process has ended that is no child of ours: known to the kernel while it is a zombie, and, for
+/// who has its pidfd, after it was reaped (Linux 6.15).
+pub(crate) fn ended_elsewhere(pid: u32, pidfd: BorrowedFd<'_>) -> Ended {
+    let status = zombie_status(pid).or_else(|| reaped_status(pidfd));
+    // Reaped between the two questions: the second has the answer by now.
+    let status = status.or_else(|| reaped_status(pidfd));
+    status.map_or(Ended::Unknown, |status| match status & 0x7f {
+        0 => Ended::Exited(status >> 8 & 0xff),
+        signal => Ended::Signaled(signal),
+    })
+}
+
+/// The exit status in the 52nd field of `/proc/PID/stat`, of which only a zombie's counts.
+fn zombie_status(pid: u32) -> Option<i32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, fields) = stat.rsplit_once(')')?;
+    let mut fields = fields.split_ascii_whitespace();
+    matches!(fields.next()?, "Z" | "X").then_some(())?;
+    // The state was the third field.
+    fields.nth(52 - 4)?.parse().ok()
+}
+
+fn reaped_status(pidfd: BorrowedFd<'_>) -> Option<i32> {
+    use std::os::fd::AsRawFd;
+    /// `struct pidfd_info` in its first version.
+    #[repr(C)]
+    struct Info {
+        mask: u64,
+        cgroup: u64,
+        ids: [u32; 11],
+        status: i32,
+    }
+    const _: () = assert!(size_of::<Info>() == 64);
+    /// `PIDFD_GET_INFO`: `_IOWR(0xff, 11, struct pidfd_info)`.
+    const GET_INFO: libc::Ioctl = (3 << 30 | 64 << 16 | 0xff << 8 | 11) as libc::Ioctl;
+    /// `PIDFD_INFO_EXIT`.
+    const EXIT: u64 = 1 << 3;
+    let mut info = Info {
+        mask: EXIT,
+        cgroup: 0,
+        ids: [0; 11],
+        status: 0,
+    };
+    // SAFETY: the call fills in a structure of the size that its number says.
+    let got = unsafe { libc::ioctl(pidfd.as_raw_fd(), GET_INFO, &raw mut info) };
+    (got == 0 && info.mask & EXIT != 0).then_some(info.status)
+}
+
 /// Waits until the child `pid` has ended, and reaps it.
 pub(crate) fn wait(pid: u32) -> Ended {
     wait_with(pid, WaitOptions::empty()).unwrap_or(Ended::Unknown)

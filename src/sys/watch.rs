@@ -19,6 +19,8 @@ use rustix::time::{
 
 /// The counter was written to.
 pub(crate) const WOKEN: u64 = u64::MAX;
+/// The doorbell was written to.
+pub(crate) const RUNG: u64 = u64::MAX - 2;
 /// The timer has fired.
 pub(crate) const FIRED: u64 = u64::MAX - 1;
 
@@ -27,6 +29,8 @@ pub(crate) struct Watch {
     epoll: OwnedFd,
     counter: OwnedFd,
     timer: OwnedFd,
+    /// A pipe, both ends; see [`Watch::doorbell`].
+    doorbell: Option<(OwnedFd, OwnedFd)>,
 }
 
 fn timespec(time: Duration) -> Timespec {
@@ -45,6 +49,7 @@ impl Watch {
                 TimerfdClockId::Monotonic,
                 TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
             )?,
+            doorbell: None,
         };
         watch.add(watch.counter.as_fd(), WOKEN)?;
         watch.add(watch.timer.as_fd(), FIRED)?;
@@ -56,9 +61,26 @@ impl Watch {
         self.counter.as_fd()
     }
 
+    /// A descriptor that processes which are no descendants can open through `/proc` and write to,
+    /// which they cannot with the counter.
+    pub(crate) fn doorbell(&mut self) -> io::Result<BorrowedFd<'_>> {
+        if self.doorbell.is_none() {
+            let flags = rustix::pipe::PipeFlags::CLOEXEC | rustix::pipe::PipeFlags::NONBLOCK;
+            let (read, write) = rustix::pipe::pipe_with(flags)?;
+            self.add(read.as_fd(), RUNG)?;
+            self.doorbell = Some((read, write));
+        }
+        let (_, write) = self.doorbell.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        Ok(write.as_fd())
+    }
+
     /// Those that nobody but the master needs.
-    pub(crate) fn private(&self) -> [BorrowedFd<'_>; 2] {
+    pub(crate) fn private(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let doorbell = self.doorbell.iter();
+        let ends = doorbell.flat_map(|(read, write)| [read.as_fd(), write.as_fd()]);
         [self.epoll.as_fd(), self.timer.as_fd()]
+            .into_iter()
+            .chain(ends)
     }
 
     /// Watches a descriptor for being readable.
@@ -99,11 +121,12 @@ impl Watch {
             let source = match token {
                 WOKEN => Some(&self.counter),
                 FIRED => Some(&self.timer),
+                RUNG => self.doorbell.as_ref().map(|(read, _)| read),
                 _ => None,
             };
             if let Some(source) = source {
                 // Emptied before it is dealt with: what comes later comes again.
-                let _ = rustix::io::read(source, &mut [0; 8]);
+                let _ = rustix::io::read(source, &mut [0; 4096]);
             }
             f(token);
         }
@@ -118,7 +141,8 @@ impl AsFd for Watch {
     }
 }
 
-/// A descriptor of the child `pid`, which has not been reaped; readable once it has ended.
+/// A descriptor of the process `pid`, a child that has not been reaped or one that lives; readable
+/// once it has ended.
 pub(crate) fn pidfd(pid: u32) -> io::Result<OwnedFd> {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
     let pid = pid.ok_or(rustix::io::Errno::SRCH)?;

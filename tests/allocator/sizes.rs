@@ -172,6 +172,39 @@ pub fn reallocation() {
     assert_sound(*pool);
 }
 
+pub fn runs_grow_where_they_lie() {
+    let pool = TestPool::with(|b| b.max_size(64 << 20));
+    let mut size = 100_000;
+    let block = allocate(*pool, size);
+    fill(block, size);
+    // Also beyond what the pool has.
+    while size < 20 << 20 {
+        verify(block);
+        size = size * 3 / 2;
+        // SAFETY: nobody else uses the block.
+        let grown = unsafe { pool.reallocate(block, layout(size, 8)) }.unwrap();
+        assert_eq!((grown.cast(), grown.len()), (block, size));
+        assert!(pool.usable_size(block).unwrap() >= size);
+        assert_sound(*pool);
+        fill(block, size);
+    }
+    // Not into what is somebody's.
+    let behind = allocate(*pool, 100_000);
+    fill(behind, 100_000);
+    assert!(behind > block);
+    // SAFETY: nobody else uses the block.
+    let moved = unsafe { pool.reallocate(block, layout(size + (1 << 20), 8)) }
+        .unwrap()
+        .cast();
+    assert_ne!(moved, block);
+    verify(moved);
+    verify(behind);
+    free(*pool, moved);
+    free(*pool, behind);
+    assert_eq!(pool.stats().allocated, 0);
+    assert_sound(*pool);
+}
+
 pub fn statistics_add_up() {
     let pool = TestPool::with(|b| b.initial_size(4 << 20).max_size(64 << 20));
     let fresh = pool.stats();

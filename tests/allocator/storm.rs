@@ -3,12 +3,12 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use shmkit::process::{JoinError, Scope, ScopedJoinHandle, scope};
+use shmkit::process::{Scope, ScopedJoinHandle, scope};
 use shmkit::{Pool, Shared};
 
 use super::common::{
-    Random, TestPool, address, allocate, assert_sound, block_at, blocks, fill, free, storm_time,
-    verify,
+    Random, TestPool, address, allocate, assert_sound, block_at, blocks, fill, free, killed,
+    storm_time, verify,
 };
 
 const WORKERS: usize = 4;
@@ -104,13 +104,4 @@ pub fn killed_at_random() {
     println!("  {kills} kills, {exchanges} exchanges, {published} in the mailbox, {leaked} leaked");
     assert!(leaked <= kills, "{leaked} blocks leaked by {kills} deaths");
     assert_sound(*pool);
-}
-
-#[track_caller]
-fn killed(worker: ScopedJoinHandle<'_, ()>) {
-    worker.kill().unwrap();
-    match worker.join() {
-        Err(JoinError::Signaled(libc::SIGKILL)) => {}
-        other => panic!("a worker ended by itself: {other:?}"),
-    }
 }

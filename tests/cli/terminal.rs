@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{FromRawFd, OwnedFd};
-use std::process::Command;
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use crate::{Actor, Name, said, told};
@@ -52,17 +52,27 @@ fn read(master: &mut File) -> Vec<u8> {
     bytes
 }
 
+/// Killed with its case, should that fail.
+struct Watched(Child);
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 pub fn top_on_a_terminal() {
     let name = Name::new("top");
     let actor = Actor::start("role_holds", &name.0);
     for key in [&b"q"[..], b"\x1b", b"\x03"] {
         let (mut master, slave) = terminal();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_shmkit"))
+        let child = Command::new(env!("CARGO_BIN_EXE_shmkit"))
             .args(["top", &name.0, "--interval", "0.05"])
             .stdin(slave.try_clone().unwrap())
             .stdout(slave)
-            .spawn()
-            .unwrap();
+            .spawn();
+        let mut child = Watched(child.unwrap());
         let mut screen = Vec::new();
         let began = Instant::now();
         // Blanks are left out of what is drawn.
@@ -80,14 +90,14 @@ pub fn top_on_a_terminal() {
         }
         master.write_all(key).unwrap();
         // Read on, so that it is not held up by a full terminal.
-        while child.try_wait().unwrap().is_none() {
+        while child.0.try_wait().unwrap().is_none() {
             assert!(
                 began.elapsed() < Duration::from_secs(60),
                 "{key:?} ends nothing"
             );
             read(&mut master);
         }
-        assert!(child.wait().unwrap().success());
+        assert!(child.0.wait().unwrap().success());
     }
     actor.end();
 }

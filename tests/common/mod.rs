@@ -15,6 +15,7 @@ use std::process::{Command, ExitCode, Output};
 use std::ptr::NonNull;
 use std::time::{Duration, Instant};
 
+use shmkit::process::{JoinError, ScopedJoinHandle};
 use shmkit::{Pool, PoolBuilder};
 
 pub type Named = (&'static str, fn());
@@ -279,4 +280,20 @@ pub fn storm_time(default: Duration) -> Duration {
         .ok()
         .and_then(|seconds| seconds.parse().ok())
         .map_or(default, Duration::from_secs)
+}
+
+/// Kills a worker that does not end by itself.
+#[track_caller]
+pub fn killed(worker: ScopedJoinHandle<'_, ()>) {
+    worker.kill().unwrap();
+    died(worker);
+}
+
+/// Waits for a worker that gets SIGKILL.
+#[track_caller]
+pub fn died(worker: ScopedJoinHandle<'_, ()>) {
+    match worker.join() {
+        Err(JoinError::Signaled(libc::SIGKILL)) => {}
+        other => panic!("a worker ended by itself: {other:?}"),
+    }
 }

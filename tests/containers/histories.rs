@@ -5,7 +5,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use shmkit::process::{JoinError, scope};
-use shmkit::{HashMap, MultiMap, SharedCell};
+use shmkit::{HashMap, MultiMap, SharedCell, ShmSafe};
 
 use crate::assert_sound;
 use crate::common::linear::{Event, Record, is_linearizable};
@@ -168,12 +168,28 @@ pub fn histories_of_cells() {
     assert_sound(*pool);
 }
 
+/// A map whose values lie in its table.
+pub fn histories_of_flat_maps() {
+    histories_of::<u64>(|value| value, |held| *held);
+}
+
+/// A map whose values lie in nodes.
 pub fn histories_of_maps() {
+    histories_of::<[u64; 2]>(
+        |value| [value, !value],
+        |held| {
+            assert_eq!(held[1], !held[0]);
+            held[0]
+        },
+    );
+}
+
+fn histories_of<V: ShmSafe + Unpin + Copy>(hold: fn(u64) -> V, of: fn(&V) -> u64) {
     let pool = TestPool::new();
     let (mut checked, mut seed) = (0, 0);
     while checked < histories() {
         seed += 1;
-        let map = pool.create(HashMap::<u64, u64>::new()).unwrap();
+        let map = pool.create(HashMap::<u64, V>::new()).unwrap();
         let events = record(
             &pool,
             seed,
@@ -181,15 +197,15 @@ pub fn histories_of_maps() {
             |round, kind, value| {
                 let key = round as u64;
                 // Others in the same chunk, so that the table is on the move all the time.
-                map.insert(&(key << 32 | value), 0).unwrap();
+                map.insert(&(key << 32 | value), hold(0)).unwrap();
                 map.remove(&((key.wrapping_sub(1)) << 32 | value));
                 word(match kind {
-                    SET => map.insert(&key, value).unwrap().map(|old| *old),
-                    GET => map.get_copied(&key),
-                    REMOVE => map.remove(&key).map(|old| *old),
+                    SET => map.insert(&key, hold(value)).unwrap().map(|old| of(&old)),
+                    GET => map.get_copied(&key).map(|held| of(&held)),
+                    REMOVE => map.remove(&key).map(|old| of(&old)),
                     _ => {
-                        let add = |old: Option<&u64>| Some(old.unwrap_or(&0) + value);
-                        map.update(&key, add).unwrap().map(|old| *old)
+                        let add = |old: Option<&V>| Some(hold(old.map_or(0, of) + value));
+                        map.update(&key, add).unwrap().map(|old| of(&old))
                     }
                 })
             },

@@ -1,13 +1,16 @@
 //! Elements whose writer is stopped in the middle of the copy. It is brought there by single steps,
 //! so what happens next does not depend on who is how fast.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use shmkit::process::{Scope, ScopedJoinHandle, scope};
-use shmkit::{Array, Shared};
+use shmkit::{Array, Lease, Mailbox, Pool, PopError, PushRefusal, Queue, Shared};
 
 use crate::workers::{until, was_killed};
-use crate::{Page, assert_sound, pool};
+use crate::{Page, Sealed, assert_sound, pool};
 
 /// The element that is written.
 const INDEX: usize = 1;
@@ -37,6 +40,21 @@ fn stops(pid: i32) {
     assert!(waited == pid && libc::WIFSTOPPED(status), "{status:#x}");
 }
 
+/// A child has its parent trace it, from here on step by step.
+fn be_traced() {
+    // SAFETY: takes no memory; a signal to ourselves.
+    unsafe {
+        assert_eq!(libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0), 0);
+        assert_eq!(libc::raise(libc::SIGSTOP), 0);
+    }
+}
+
+#[track_caller]
+fn step(pid: i32) {
+    trace(libc::PTRACE_SINGLESTEP, pid);
+    stops(pid);
+}
+
 impl<'s> Writer<'s> {
     /// Starts a writer and stops it in the middle of the element.
     fn new(s: &'s Scope<'s, '_>, array: &'s Shared<Array<Page>>) -> Self {
@@ -44,11 +62,7 @@ impl<'s> Writer<'s> {
         let child = s.spawn(|| {
             // It has its slot.
             assert_eq!(array.get(INDEX), Ok(OLD));
-            // SAFETY: takes no memory; a signal to ourselves.
-            unsafe {
-                assert_eq!(libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0), 0);
-                assert_eq!(libc::raise(libc::SIGSTOP), 0);
-            }
+            be_traced();
             array.set(INDEX, NEW).unwrap();
         });
         let child = child.unwrap();
@@ -61,8 +75,7 @@ impl<'s> Writer<'s> {
             (0..NEW.0.len()).filter(|&i| word(i) == NEW.0[i]).count()
         };
         while !(1..NEW.0.len()).contains(&written()) {
-            trace(libc::PTRACE_SINGLESTEP, pid);
-            stops(pid);
+            step(pid);
         }
         Writer { child, pid }
     }
@@ -75,8 +88,7 @@ impl<'s> Writer<'s> {
 
 /// Whether a process sleeps.
 pub fn sleeps(pid: u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    stat.rsplit(") ").next().unwrap().starts_with('S')
+    state(pid) == 'S'
 }
 
 pub fn a_write_that_was_cut_off_is_completed() {
@@ -133,5 +145,203 @@ pub fn growth_waits_for_elements_in_flight() {
     waits_for_the_writer(|array| {
         array.grow(8, OLD).unwrap();
         array.get(INDEX) == Ok(NEW)
+    });
+}
+
+/// At how many places an operation is stopped.
+const PLACES: usize = 8;
+
+/// Has a child do `operation` and stops it, by SIGSTOP, after each of some parts of its instructions. `others`
+/// then runs, and the child goes on. `end` is told what it came to.
+fn stopped_in<W: Sync>(
+    pool: Pool,
+    world: impl Fn() -> W,
+    operation: impl Fn(&W) -> u64 + Copy + Send + Sync,
+    others: impl Fn(&W),
+    end: impl Fn(&W, u64),
+) {
+    // What it came to, and one more; 0 if it has not ended.
+    let result = pool.create(AtomicU64::new(0)).unwrap();
+    let run = |world: &W, stop: Option<usize>| {
+        result.store(0, Ordering::SeqCst);
+        let mut steps = 0;
+        scope(|s| {
+            let child = s.spawn(|| {
+                // It has its slot.
+                let other = pool.create(Queue::bounded(1)).unwrap();
+                other.push(1_u8).unwrap();
+                be_traced();
+                result.store(operation(world) + 1, Ordering::SeqCst);
+            });
+            let child = child.unwrap();
+            let pid = child.id().pid() as i32;
+            stops(pid);
+            while result.load(Ordering::SeqCst) == 0 && stop.is_none_or(|stop| steps < stop) {
+                step(pid);
+                steps += 1;
+            }
+            // SAFETY: takes no memory.
+            let left = unsafe { libc::ptrace(libc::PTRACE_DETACH, pid, 0, libc::SIGSTOP) };
+            assert_eq!(left, 0);
+            until(|| state(child.id().pid()) == 'T');
+            if stop.is_some() {
+                others(world);
+            }
+            kill(Pid::from_raw(pid), Signal::SIGCONT).unwrap();
+            child.join().unwrap();
+        });
+        steps
+    };
+    let all = run(&world(), None);
+    for place in 0..PLACES {
+        let world = world();
+        run(&world, Some(all * place / PLACES));
+        end(&world, result.load(Ordering::SeqCst) - 1);
+    }
+}
+
+/// What a process does: 'S' for sleeping, 'T' for stopped.
+fn state(pid: u32) -> char {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat.rsplit(") ").next().unwrap().chars().next().unwrap()
+}
+
+fn queue_of(pool: Pool, queue: Queue<Sealed>, elements: u64) -> Shared<Queue<Sealed>> {
+    let queue = pool.create(queue).ok().unwrap();
+    for n in 0..elements {
+        queue.push(Sealed::new(n)).ok().unwrap();
+    }
+    queue
+}
+
+/// The numbers of the elements, all taken.
+fn emptied(queue: &Queue<Sealed>) -> Vec<u64> {
+    std::iter::from_fn(|| queue.try_pop().ok())
+        .inspect(|element| assert!(element.is_whole()))
+        .map(|element| element.a)
+        .collect()
+}
+
+const LATE: u64 = 100;
+
+pub fn a_stopped_producer_holds_up_nobody() {
+    let push = |queue: &Shared<Queue<Sealed>>| {
+        queue.push(Sealed::new(LATE)).unwrap();
+        0
+    };
+    let pool = pool();
+    // In a queue with bounds, until its place is come round to.
+    stopped_in(
+        pool,
+        || queue_of(pool, Queue::bounded(3), 0),
+        push,
+        |queue| {
+            let pushed = |n| queue.try_push(Sealed::new(n)).map_err(|e| e.cause);
+            assert_eq!((pushed(1), pushed(2)), (Ok(()), Ok(())));
+            let seen = emptied(queue);
+            assert!([vec![1, 2], vec![LATE, 1, 2]].contains(&seen), "{seen:?}");
+            let third = pushed(3);
+            if third == Ok(()) {
+                assert_eq!(emptied(queue), [3]);
+            } else {
+                assert_eq!(
+                    (third, queue.try_pop()),
+                    (Err(PushRefusal::Full), Err(PopError::Empty))
+                );
+            }
+        },
+        |queue, _| {
+            let left = emptied(queue);
+            assert!([vec![], vec![LATE]].contains(&left), "{left:?}");
+            (0..3).for_each(|n| queue.try_push(Sealed::new(n)).unwrap());
+            assert_eq!(emptied(queue), [0, 1, 2]);
+            assert_sound(queue.pool());
+        },
+    );
+    // In one without, never.
+    stopped_in(
+        pool,
+        || queue_of(pool, Queue::unbounded(), 0),
+        push,
+        |queue| {
+            for n in 0..100 {
+                queue.push(Sealed::new(n)).unwrap();
+                if n % 3 == 0 {
+                    let seen = emptied(queue);
+                    assert!(seen.ends_with(&[n]), "{seen:?}");
+                }
+            }
+        },
+        |queue, _| {
+            let left = emptied(queue);
+            assert!(left.iter().all(|&n| n == LATE), "{left:?}");
+            assert_sound(queue.pool());
+        },
+    );
+}
+
+pub fn a_stopped_consumer_holds_up_nobody() {
+    let pool = pool();
+    type Take = fn(&Queue<Sealed>) -> Result<Sealed, PopError>;
+    let pop: Take = Queue::pop;
+    let lease: Take = |queue| queue.lease().map(Lease::ack);
+    for (take, keeps_its_place) in [(pop, false), (lease, true)] {
+        stopped_in(
+            pool,
+            || queue_of(pool, Queue::bounded(4), 2),
+            |queue| {
+                let element = take(queue).unwrap();
+                assert!(element.is_whole());
+                element.a
+            },
+            |queue| {
+                for n in 10..50 {
+                    match queue.try_push(Sealed::new(n)).map_err(|e| e.cause) {
+                        Ok(()) => assert!(queue.try_pop().unwrap().is_whole()),
+                        // In the middle of a lease, until its place is come round to.
+                        Err(PushRefusal::Full) if keeps_its_place && n > 11 => break,
+                        Err(cause) => panic!("{cause}"),
+                    }
+                }
+            },
+            |queue, had| {
+                // It had the first, or what was the first when it went on.
+                let left = emptied(queue);
+                assert!(left.len() == 1 || left.is_empty() && keeps_its_place);
+                assert!(!left.contains(&had), "{had} again: {left:?}");
+                (0..4).for_each(|n| queue.try_push(Sealed::new(n)).unwrap());
+                assert_eq!(emptied(queue), [0, 1, 2, 3]);
+                assert_sound(queue.pool());
+            },
+        );
+    }
+}
+
+/// A producer that sleeps until there is room, and has the turn, is stopped.
+pub fn a_stopped_waiter_is_passed() {
+    let mailbox = pool().create(Mailbox::new(1)).unwrap();
+    mailbox.send(0).unwrap();
+    scope(|s| {
+        let mailbox = &mailbox;
+        let child = s
+            .spawn(move || mailbox.send(1_000_000_u64).unwrap())
+            .unwrap();
+        until(|| sleeps(child.id().pid()));
+        let pid = Pid::from_raw(child.id().pid() as i32);
+        kill(pid, Signal::SIGSTOP).unwrap();
+        until(|| state(child.id().pid()) == 'T');
+        let receiver = mailbox.receiver().unwrap();
+        for n in 0..1000 {
+            assert_eq!(receiver.recv(), Ok(n));
+            mailbox
+                .send_timeout(n + 1, Duration::from_secs(60))
+                .unwrap();
+        }
+        kill(pid, Signal::SIGCONT).unwrap();
+        assert_eq!(
+            (receiver.recv(), receiver.recv()),
+            (Ok(1000), Ok(1_000_000))
+        );
+        child.join().unwrap();
     });
 }

@@ -1,40 +1,58 @@
 //! Maps: entries put, replaced, removed; tables made, moved, retired.
 
-use shmkit::{HashMap, Pool, Shared};
+use std::fmt::Debug;
+
+use shmkit::{HashMap, Pool, Shared, ShmSafe};
 
 use crate::engine::{Case, Crash, Suite, progress};
 use crate::in_pool::{self, InPool, ensure, sound};
 
-type Map = HashMap<u64, [u64; 3]>;
+type Map<V> = HashMap<u64, V>;
 
-fn value(n: u64) -> [u64; 3] {
-    [n, n ^ 0x5555, !n]
+/// What the maps hold: something that has a node, or that lies in the table.
+trait Held: ShmSafe + Unpin + Copy + PartialEq + Debug {
+    const NAME: &str;
+    fn of(n: u64) -> Self;
+}
+
+impl Held for [u64; 3] {
+    const NAME: &str = "map";
+    fn of(n: u64) -> Self {
+        [n, n ^ 0x5555, !n]
+    }
+}
+
+impl Held for u64 {
+    const NAME: &str = "flat map";
+    fn of(n: u64) -> Self {
+        n ^ 0x5555
+    }
 }
 
 /// Keys that are in the map in every case, unless it says otherwise.
 const KEYS: u64 = 5;
 
 /// A pool with a map.
-struct Bench {
+struct Bench<V: Held> {
     pool: Pool,
-    map: Option<Shared<Map>>,
+    map: Option<Shared<Map<V>>>,
     /// Bytes in use before there was a map.
     before: usize,
 }
 
-impl InPool for Bench {
+impl<V: Held> InPool for Bench<V> {
     fn pool(&self) -> Pool {
         self.pool
     }
 }
 
-impl Bench {
-    fn new(keys: u64) -> Bench {
+impl<V: Held> Bench<V> {
+    fn new(keys: u64) -> Self {
         let pool = Pool::builder().max_size(16 << 20).create().expect("a pool");
         let before = pool.stats().allocated;
-        let map = pool.create(Map::new()).expect("room");
+        let map = pool.create(Map::<V>::new()).expect("room");
         for key in 0..keys {
-            map.insert(&key, value(key)).expect("room");
+            map.insert(&key, V::of(key)).expect("room");
         }
         // Found by its name: so it goes with the name and the handle of who looks at it.
         pool.set_name("map", &map).expect("named");
@@ -48,7 +66,7 @@ impl Bench {
         self.map = self.pool.named("map").ok();
     }
 
-    fn map(&self) -> &Map {
+    fn map(&self) -> &Map<V> {
         self.map.as_ref().expect("not dropped")
     }
 
@@ -61,11 +79,11 @@ impl Bench {
     }
 
     /// Exactly those keys are there, but for `key`; nothing else is allocated.
-    fn holds(&self, keys: u64, key: u64) -> Result<Option<[u64; 3]>, String> {
+    fn holds(&self, keys: u64, key: u64) -> Result<Option<V>, String> {
         let map = self.map();
         for other in (0..keys).filter(|&other| other != key) {
             let found = map.get_copied(&other);
-            ensure(found == Some(value(other)), || {
+            ensure(found == Some(V::of(other)), || {
                 format!("{other}: {found:?}")
             })?;
         }
@@ -86,7 +104,7 @@ impl Bench {
     /// The map can be changed, and gives back all that it has when it goes.
     fn ends(&mut self) -> Result<(), String> {
         for key in 0..KEYS {
-            let inserted = self.map().insert(&key, value(key));
+            let inserted = self.map().insert(&key, V::of(key));
             inserted.map(drop).map_err(|e| format!("{e:?}"))?;
         }
         self.map = None;
@@ -100,12 +118,16 @@ impl Bench {
     }
 }
 
-fn case(name: &str, keys: u64, operation: impl Fn(&mut Bench) + 'static) -> Case<Bench> {
-    in_pool::case(name, move || Bench::new(keys))
+fn case<V: Held>(
+    name: &str,
+    keys: u64,
+    operation: impl Fn(&mut Bench<V>) + 'static,
+) -> Case<Bench<V>> {
+    in_pool::case(format!("{}/{name}", V::NAME), move || Bench::new(keys))
         // The victim has its slot, and its caches of blocks.
         .attach(|bench| {
             bench.open();
-            bench.map().insert(&0, value(0)).expect("room");
+            bench.map().insert(&0, V::of(0)).expect("room");
             bench.pool.recover();
         })
         .operation(move |bench| {
@@ -116,13 +138,13 @@ fn case(name: &str, keys: u64, operation: impl Fn(&mut Bench) + 'static) -> Case
 }
 
 /// A case about one key, which has `old` before and `new` afterwards.
-fn about(
+fn about<V: Held>(
     name: &str,
     keys: u64,
     key: u64,
-    (old, new): (Option<[u64; 3]>, Option<[u64; 3]>),
-    operation: impl Fn(&Map) + 'static,
-) -> Case<Bench> {
+    (old, new): (Option<V>, Option<V>),
+    operation: impl Fn(&Map<V>) + 'static,
+) -> Case<Bench<V>> {
     case(name, keys, move |bench| operation(bench.map())).verify(move |bench, crash| {
         let done = bench.check(crash)?;
         let found = bench.holds(keys, key)?;
@@ -133,53 +155,63 @@ fn about(
     })
 }
 
+/// The table gets too small.
+fn growth<V: Held>(name: &str, keys: u64) -> Case<Bench<V>> {
+    let end = keys + 4;
+    case(name, keys, move |bench: &mut Bench<V>| {
+        for key in keys..end {
+            bench.map().insert(&key, V::of(key)).expect("room");
+        }
+    })
+    .verify(move |bench, crash| {
+        let done = bench.check(crash)?;
+        let len = bench.map().len() as u64;
+        ensure((keys..=end).contains(&len) && (len == end || !done), || {
+            format!("{len} entries")
+        })?;
+        // The last one is there, and the one after it is not.
+        let last = bench.holds(len, len - 1)?;
+        ensure(last == Some(V::of(len - 1)), || format!("{last:?}"))?;
+        bench.ends()
+    })
+}
+
 /// What a death at every instruction must leave of maps.
 pub fn cases(suite: &mut Suite) {
-    let new = Some(value(77));
-    suite.run(about("map/insert", KEYS, 9, (None, new), |map| {
-        assert!(map.insert(&9, value(77)).expect("room").is_none());
+    cases_of::<[u64; 3]>(suite);
+    cases_of::<u64>(suite);
+}
+
+fn cases_of<V: Held>(suite: &mut Suite) {
+    let new = Some(<V as Held>::of(77));
+    suite.run(about("insert", KEYS, 9, (None, new), |map| {
+        assert!(map.insert(&9, V::of(77)).expect("room").is_none());
     }));
-    suite.run(about(
-        "map/replace",
-        KEYS,
-        3,
-        (Some(value(3)), new),
-        |map| {
-            let old = map.insert(&3, value(77)).expect("room");
-            assert_eq!(*old.expect("there"), value(3));
-        },
-    ));
-    suite.run(about(
-        "map/remove",
-        KEYS,
-        3,
-        (Some(value(3)), None),
-        |map| assert_eq!(*map.remove(&3).expect("there"), value(3)),
-    ));
-    suite.run(about("map/update", KEYS, 3, (Some(value(3)), new), |map| {
+    suite.run(about("replace", KEYS, 3, (Some(V::of(3)), new), |map| {
+        let old = map.insert(&3, V::of(77)).expect("room");
+        assert_eq!(*old.expect("there"), V::of(3));
+    }));
+    suite.run(about("remove", KEYS, 3, (Some(V::of(3)), None), |map| {
+        assert_eq!(*map.remove(&3).expect("there"), V::of(3))
+    }));
+    suite.run(about("update", KEYS, 3, (Some(V::of(3)), new), |map| {
         let mut once = true;
         // The first attempt fails.
-        let update = |old: Option<&[u64; 3]>| {
+        let update = |old: Option<&V>| {
             if std::mem::take(&mut once) {
-                map.insert(&3, value(3)).expect("room");
+                map.insert(&3, V::of(3)).expect("room");
             }
-            old.map(|_| value(77))
+            old.map(|_| V::of(77))
         };
         map.update(&3, update).expect("room");
     }));
-    suite.run(about(
-        "map/get_or_insert_with",
-        KEYS,
-        9,
-        (None, new),
-        |map| {
-            let view = map.get_or_insert_with(&9, || value(77)).expect("room");
-            assert_eq!(*view, value(77));
-        },
-    ));
+    suite.run(about("get_or_insert_with", KEYS, 9, (None, new), |map| {
+        let view = map.get_or_insert_with(&9, || V::of(77)).expect("room");
+        assert_eq!(*view, V::of(77));
+    }));
     suite.run(
-        case("map/first", 0, |bench| {
-            bench.map().insert(&1, value(1)).expect("room");
+        case("first", 0, |bench: &mut Bench<V>| {
+            bench.map().insert(&1, V::of(1)).expect("room");
         })
         .attach(|bench| {
             bench.open();
@@ -188,33 +220,21 @@ pub fn cases(suite: &mut Suite) {
         .verify(|bench, crash| {
             let done = bench.check(crash)?;
             let found = bench.holds(0, 1)?;
-            ensure(found == Some(value(1)) || found.is_none() && !done, || {
+            ensure(found == Some(V::of(1)) || found.is_none() && !done, || {
                 format!("{found:?}")
             })?;
             bench.ends()
         }),
     );
-    // With 48 entries the chunk gets a successor, to which the next insertion moves it.
+    suite.run(about("entry", KEYS, 3, (Some(V::of(3)), new), |map| {
+        let entry = map.entry(&3).and_modify(|_| V::of(77));
+        assert_eq!(*entry.or_insert(V::of(5)).expect("room"), V::of(77));
+    }));
+    // A chunk of 48 that is full is moved to one that is twice as long, one of 96 to two.
+    suite.run(growth::<V>("grow", 47));
+    suite.run(growth::<V>("split", 95));
     suite.run(
-        case("map/grow", 47, |bench| {
-            for key in 47..53 {
-                bench.map().insert(&key, value(key)).expect("room");
-            }
-        })
-        .verify(|bench, crash| {
-            let done = bench.check(crash)?;
-            let len = bench.map().len() as u64;
-            ensure((47..=53).contains(&len) && (len == 53 || !done), || {
-                format!("{len} entries")
-            })?;
-            // The last one is there, and the one after it is not.
-            let last = bench.holds(len, len - 1)?;
-            ensure(last == Some(value(len - 1)), || format!("{last:?}"))?;
-            bench.ends()
-        }),
-    );
-    suite.run(
-        case("map/clear", KEYS, |bench| {
+        case("clear", KEYS, |bench: &mut Bench<V>| {
             bench.map().clear().expect("cleared");
         })
         .verify(|bench, crash| {
@@ -224,20 +244,20 @@ pub fn cases(suite: &mut Suite) {
             bench.ends()
         }),
     );
-    // Two chunks of which one gets empty.
+    // The one chunk gets empty.
     suite.run(
-        case("map/shrink", 0, |bench| {
+        case("shrink", 0, |bench: &mut Bench<V>| {
             for key in 0..60 {
                 bench.map().remove(&key);
             }
             for _ in 0..3 {
-                bench.map().insert(&9, value(77)).expect("room");
+                bench.map().insert(&9, V::of(77)).expect("room");
             }
         })
         .attach(|bench| {
             bench.open();
             for key in 0..60 {
-                bench.map().insert(&key, value(key)).expect("room");
+                bench.map().insert(&key, V::of(key)).expect("room");
             }
             for key in 3..60 {
                 bench.map().remove(&key);
@@ -247,14 +267,14 @@ pub fn cases(suite: &mut Suite) {
         .verify(|bench, crash| {
             let done = bench.check(crash)?;
             let found = bench.map().get_copied(&9);
-            ensure(found == Some(value(77)) || !done, || format!("{found:?}"))?;
+            ensure(found == Some(V::of(77)) || !done, || format!("{found:?}"))?;
             let len = bench.map().len();
             ensure(len <= 4 && (len == 1 || !done), || format!("{len} entries"))?;
             bench.ends()
         }),
     );
     suite.run(
-        case("map/destroy", 60, |bench| bench.map = None)
+        case("destroy", 60, |bench: &mut Bench<V>| bench.map = None)
             .attach(|bench| {
                 bench.open();
                 bench.pool.remove_name("map").expect("named");

@@ -44,7 +44,14 @@ impl InPool for World {
 
 impl World {
     pub fn new() -> World {
-        let pool = Pool::builder().max_size(16 << 20).create().expect("a pool");
+        World::of(false)
+    }
+
+    /// A world whose pool is guarded, or not.
+    fn of(guard: bool) -> World {
+        let mut builder = Pool::builder();
+        let pool = builder.max_size(16 << 20).guard(guard).create();
+        let pool = pool.expect("a pool");
         World {
             pool,
             before: 0,
@@ -85,8 +92,20 @@ fn case(
     operation: impl Fn(&mut World) + 'static,
     allocated: impl Fn(isize, &Crash) -> bool + 'static,
 ) -> Case<World> {
+    case_in(World::new, name, setup, attach, operation, allocated)
+}
+
+/// The same in a world made so.
+fn case_in(
+    make: impl Fn() -> World + 'static,
+    name: &'static str,
+    setup: impl Fn(&mut World) + 'static,
+    attach: impl Fn(&mut World) + 'static,
+    operation: impl Fn(&mut World) + 'static,
+    allocated: impl Fn(isize, &Crash) -> bool + 'static,
+) -> Case<World> {
     in_pool::case(format!("pool/{name}"), move || {
-        let mut world = World::new();
+        let mut world = make();
         setup(&mut world);
         world.settled()
     })
@@ -372,6 +391,54 @@ pub fn cases(suite: &mut Suite) {
         },
         |more, _| [0, 320, 320 - 64].contains(&more),
     ));
+    suite.run(case(
+        "reallocate, a run grows where it lies",
+        |w| w.allocate(100_000, 1),
+        nothing,
+        |w| {
+            let block = w.blocks.pop().expect("a block");
+            let layout = Layout::from_size_align(150_000, 16).expect("a layout");
+            // SAFETY: the block is this pool's and used by nobody else.
+            let grown = unsafe { w.pool.reallocate(block, layout) }.expect("a block");
+            assert_eq!(grown.cast(), block);
+        },
+        |more, crash| more == 3 << 14 || (more == 0 && !crash.finished),
+    ));
+    suite.run(case(
+        "reallocate, a run grows with the pool",
+        |w| w.allocate(900_000, 1),
+        nothing,
+        |w| {
+            let block = w.blocks.pop().expect("a block");
+            let layout = Layout::from_size_align(1_500_000, 16).expect("a layout");
+            // SAFETY: the block is this pool's and used by nobody else.
+            unsafe { w.pool.reallocate(block, layout) }.expect("a block");
+        },
+        |more, crash| {
+            let freed = -(7 << 14);
+            more == freed || (!crash.finished && [0, 3 << 14, 6 << 14].contains(&more))
+        },
+    ));
+    suite.run(case(
+        "reallocate, a run grows twice and goes",
+        |w| w.allocate(100_000, 1),
+        nothing,
+        |w| {
+            let block = w.blocks.pop().expect("a block");
+            for size in [150_000, 200_000] {
+                let layout = Layout::from_size_align(size, 16).expect("a layout");
+                // SAFETY: the block is this pool's and used by nobody else.
+                unsafe { w.pool.reallocate(block, layout) }.expect("a block");
+            }
+            // SAFETY: as above.
+            unsafe { w.pool.deallocate(block) }.expect("a block to free");
+        },
+        |more, crash| {
+            [0, 3 << 14, 6 << 14].contains(&more)
+                || more == -(7 << 14) && !crash.finished
+                || more == -(7 << 14)
+        },
+    ));
     suite.run(
         case(
             "a thread comes and goes",
@@ -387,7 +454,54 @@ pub fn cases(suite: &mut Suite) {
         )
         .without_second_order(),
     );
+    guarded(suite);
     objects(suite);
+}
+
+/// In a guarded pool, whose check looks at every block.
+fn guarded(suite: &mut Suite) {
+    suite.run(case_in(
+        || World::of(true),
+        "guarded, allocate, free and allocate again",
+        nothing,
+        |w| w.allocate(40, 1),
+        |w| {
+            w.allocate(40, 1);
+            w.free();
+            w.allocate(40, 2);
+        },
+        |more, _| [0, 1, 2].contains(&(more / 64)) && more % 64 == 0,
+    ));
+    suite.run(case_in(
+        || World::of(true),
+        "guarded, free another's",
+        |w| w.allocate(40, 2),
+        nothing,
+        World::free,
+        |more, _| [0, -64, -128].contains(&more),
+    ));
+    suite.run(case_in(
+        || World::of(true),
+        "guarded, a run",
+        nothing,
+        nothing,
+        |w| {
+            w.allocate(49_150, 1);
+            w.free();
+        },
+        |more, _| more == 0 || more == 4 << 14,
+    ));
+    suite.run(case_in(
+        || World::of(true),
+        "guarded, an object",
+        nothing,
+        nothing,
+        |w| {
+            w.nodes.push(w.pool.create(node(7)).expect("an object"));
+            w.nodes.pop();
+        },
+        |more, _| more == 0,
+    ));
 }
 
 fn objects(suite: &mut Suite) {

@@ -131,6 +131,16 @@ pub fn cases(suite: &mut Suite) {
         },
     );
     suite.run(start);
+    // A peer that is dead has no place, and what it has defined is free again.
+    suite.run(case(
+        "peer enters",
+        |_| (),
+        |world| world.jobs.enter_peer(&argument()),
+        |world, _| match world.jobs.peers() {
+            0 => Ok(()),
+            peers => Err(format!("{peers} peers are left")),
+        },
+    ));
     let started = |world: &mut World| world.handle = Some(world.jobs.start(&argument()));
     let ended = move |world: &mut World| {
         started(world);

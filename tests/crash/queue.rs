@@ -125,7 +125,9 @@ impl World {
         let all: Vec<u64> = (100..100 + room).collect();
         for _ in 0..2 {
             for &n in &all {
-                queue.try_push(Triple::new(n)).map_err(|e| format!("{e}"))?;
+                // It may have to hold back for a dead one.
+                let pushed = queue.push_timeout(Triple::new(n), Duration::from_secs(10));
+                pushed.map_err(|e| format!("{e}"))?;
             }
             if queue.capacity().is_some() {
                 let refused = queue.try_push(Triple::new(0)).map_err(|e| e.cause);
@@ -245,6 +247,17 @@ pub fn cases(suite: &mut Suite) {
         |queue| {
             let refused = queue.try_push(Triple::new(7)).unwrap_err();
             assert_eq!((refused.value.0, refused.cause), (7, PushRefusal::Full));
+        },
+        [&[1, 2], &[1, 2]],
+    ));
+    // It has waited, and had the turn.
+    suite.run(case(
+        "push, timed out",
+        || World::new(2, &[1, 2]),
+        |queue| {
+            let refused = queue.push_timeout(Triple::new(7), Duration::from_nanos(1));
+            let refused = refused.unwrap_err();
+            assert_eq!((refused.value.0, refused.cause), (7, PushRefusal::TimedOut));
         },
         [&[1, 2], &[1, 2]],
     ));

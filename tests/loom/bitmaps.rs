@@ -29,10 +29,7 @@ struct Span {
 }
 
 fn place(block: u32) -> Place {
-    Place {
-        word: block as usize / 64,
-        bit: 1 << (block % 64),
-    }
+    Place(block)
 }
 
 impl Span {
@@ -64,8 +61,8 @@ impl Span {
         for freeing in &self.freeing {
             let named = freeing.load(Ordering::SeqCst);
             if named != 0 {
-                let Place { word, bit } = place(named as u32 - 1);
-                taken[word] &= !bit;
+                let place = place(named as u32 - 1);
+                taken[place.word()] &= !place.bit();
             }
         }
     }

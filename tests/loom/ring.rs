@@ -60,6 +60,7 @@ impl Queue {
             &self.head,
             |i| self.cell(i),
             how,
+            || true,
             |index, _| {
                 let cell = &self.cells[index];
                 copied = (

@@ -4,14 +4,18 @@
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use shmkit::process::scope;
-use shmkit::{Array, Handle, Link, Pool, ShmSafe};
+use shmkit::{
+    Array, Buffer, Handle, Lease, Link, Mailbox, Pool, Queue, Receiver, SharedCell, ShmSafe,
+};
 
 use super::attach::copy;
 use super::common::{Random, TestPool, allocate, layout, try_free};
+use super::damaged_heap;
 
 #[derive(ShmSafe)]
 struct Node {
@@ -19,12 +23,19 @@ struct Node {
     next: Link<Node>,
 }
 
-/// Where an array's two words and its block are, in the file.
-type ArrayPlaces = [u64; 3];
+/// Where things are in the file.
+struct Places {
+    /// An array's two words and its block.
+    array: [u64; 3],
+    /// A heap's own words, its table and its log.
+    heap: [(u64, usize); 3],
+    /// Containers and their blocks: where they begin, and how long they are.
+    containers: Vec<(u64, u64)>,
+}
 
 /// The file of a small pool with something of everything in it; handles of its objects, and where
-/// its array is.
-fn original() -> (File, Handle<u64>, Handle<Node>, ArrayPlaces) {
+/// its containers are.
+fn original() -> (File, Handle<u64>, Handle<Node>, Places) {
     let pool = TestPool::with(|b| b.initial_size(256 << 10).max_size(4 << 20));
     let number = pool.named_or_create("number", || 7_u64).unwrap();
     let first = pool.named_or_create("first", || Node::of(1)).unwrap();
@@ -39,9 +50,82 @@ fn original() -> (File, Handle<u64>, Handle<Node>, ArrayPlaces) {
     pool.set_name("array", &array).unwrap();
     let block = array.claim(..).unwrap().as_ptr().addr() - 8;
     let word = std::ptr::from_ref(&*array).addr();
-    let places = [word, word + 8, block].map(|address| (address - pool.base()) as u64);
-    let fd = pool.fd().try_clone_to_owned().unwrap();
-    (File::from(fd), number.handle(), first.handle(), places)
+    let array = [word, word + 8, block].map(|address| (address - pool.base()) as u64);
+    let file = File::from(pool.fd().try_clone_to_owned().unwrap());
+    let mut containers = fill_containers(*pool);
+    // What they name, what that names, and what is in limbo.
+    let mut level = containers.clone();
+    level.push((16 << 20, 3 * 8192));
+    for _ in 0..2 {
+        level = level
+            .iter()
+            .flat_map(|&(start, len)| named(*pool, &file, start, len.min(3 * 8192)))
+            .collect();
+        containers.extend(&level);
+    }
+    let places = Places {
+        array,
+        heap: damaged_heap::fill(*pool),
+        containers,
+    };
+    (file, number.handle(), first.handle(), places)
+}
+
+/// One of each, with something in it; where they are.
+fn fill_containers(pool: Pool) -> Vec<(u64, u64)> {
+    let mut places = Vec::new();
+    let mut place = |address: usize, size: usize| {
+        places.push(((address - pool.base()) as u64, size as u64));
+    };
+    macro_rules! named {
+        ($name:literal, $container:expr) => {{
+            let container = pool.create($container).ok().unwrap();
+            pool.set_name($name, &container).unwrap();
+            place(
+                std::ptr::from_ref(&*container).addr(),
+                size_of_val(&*container),
+            );
+            container
+        }};
+    }
+    let cell = named!("cell", SharedCell::<u64>::new());
+    (0..5).for_each(|n| cell.set(n).unwrap());
+    let queue = named!("queue", Queue::<u64>::bounded(4));
+    (0..6).for_each(|n| {
+        queue.push(n).unwrap();
+        queue.push(n).unwrap();
+        queue.lease().unwrap().ack();
+        drop(queue.lease());
+        queue.pop().unwrap();
+    });
+    (0..3).for_each(|n| queue.push(n).unwrap());
+    drop(queue.lease());
+    let endless = named!("endless", Queue::<u64>::unbounded());
+    (0..40).for_each(|n| endless.push(n).unwrap());
+    (0..3).for_each(|_| assert!(endless.pop().is_ok()));
+    let mailbox = named!("mailbox", Mailbox::<u64>::new(2));
+    mailbox.send(1).unwrap();
+    let buffer = named!("buffer", Buffer::new());
+    for len in [10, 400, 900, 10_000, 5] {
+        buffer.append(&vec![7; len]).unwrap();
+    }
+    buffer.truncate_front(20).unwrap();
+    places
+}
+
+/// Blocks that words of the file name: where they begin, and how long they are.
+fn named(pool: Pool, file: &File, start: u64, len: u64) -> Vec<(u64, u64)> {
+    let mut bytes = vec![0; len as usize];
+    file.read_exact_at(&mut bytes, start).unwrap();
+    let words = bytes.chunks_exact(8);
+    words
+        .filter_map(|word| {
+            let address = u64::from_ne_bytes(word.try_into().unwrap());
+            let block = NonNull::new(std::ptr::with_exposed_provenance_mut(address as usize))?;
+            let size = pool.usable_size(block).ok()?;
+            Some((address - pool.base() as u64, size.min(1024) as u64))
+        })
+        .collect()
 }
 
 impl Node {
@@ -96,12 +180,83 @@ fn probe(pool: Pool, number: Handle<u64>, node: Handle<Node>) {
         let _ = array.claim_mut(..).map(|mut all| all.fill(3));
         let _ = array.grow(2000, 4);
     }
-    for name in ["first", "number", "made", "array"] {
+    probe_containers(pool);
+    damaged_heap::probe(pool);
+    for name in [
+        "first", "number", "made", "array", "cell", "queue", "endless", "mailbox", "buffer", "heap",
+    ] {
         let _ = pool.remove_name(name);
     }
     let _ = pool.purge();
     pool.recover();
     let _ = (pool.stats(), pool.check());
+}
+
+/// Uses every operation of every container that does not wait for ever.
+fn probe_containers(pool: Pool) {
+    if let Ok(cell) = pool.named::<SharedCell<u64>>("cell") {
+        let _ = (cell.get(), cell.view().map(|view| *view), cell.set(5));
+        let _ = cell.update(|old| old.map_or(0, |old| old ^ 1));
+        let _ = cell.replace(6).map(|old| old.map(|old| *old));
+        (0..70).for_each(|n| _ = cell.set(n));
+    }
+    for name in ["queue", "endless"] {
+        if let Ok(queue) = pool.named::<Queue<u64>>(name) {
+            probe_queue(&queue);
+        }
+    }
+    if let Ok(mailbox) = pool.named::<Mailbox<u64>>("mailbox") {
+        let _ = (mailbox.len(), mailbox.slots(), mailbox.is_closed());
+        if let Ok(receiver) = mailbox.receiver() {
+            let _ = (mailbox.try_send(1), receiver.try_recv());
+            mailbox.wake();
+            let _ = receiver.try_recv();
+            let _ = Receiver::wait_any(&[&receiver], Duration::ZERO);
+        }
+        mailbox.close();
+    }
+    if let Ok(buffer) = pool.named::<Buffer>("buffer") {
+        for len in [3, 600, 9000] {
+            let _ = buffer.append(&vec![1; len]);
+        }
+        let (start, end) = (buffer.start(), buffer.end());
+        for (from, to) in [
+            (0, 5),
+            (start, end),
+            (end.saturating_sub(700), end),
+            (end, end),
+        ] {
+            let sum = |bytes: &[u8]| bytes.iter().fold(0_u8, |a, b| a.wrapping_add(*b));
+            let view = buffer.view(from..to);
+            let _ = view.map(|view| view.chunks().map(sum).max());
+            let _ = buffer.read_at(from, &mut [0; 300]);
+        }
+        let _ = (buffer.len(), buffer.is_closed(), buffer.capacity());
+        let _ = buffer.truncate_front(start.saturating_add(500));
+        let _ = (buffer.clear(), buffer.append(b"more"), buffer.close());
+    }
+}
+
+fn probe_queue(queue: &Queue<u64>) {
+    let _ = (queue.len(), queue.capacity(), queue.is_empty());
+    let _ = (queue.peek(), queue.iter().count());
+    for n in 0..6 {
+        let _ = queue.try_push(n);
+        let _ = queue.try_lease().map(Lease::ack);
+        drop(queue.try_lease());
+        let _ = queue.try_pop();
+    }
+    let _ = (
+        queue.push_timeout(1, Duration::ZERO),
+        queue.pop_timeout(Duration::ZERO),
+    );
+    for n in 0..100 {
+        let _ = queue.try_push(n);
+    }
+    queue.clear();
+    let _ = queue.try_push(1);
+    queue.close();
+    let _ = (queue.try_pop(), queue.try_pop(), queue.is_closed());
 }
 
 /// Values that are often the wrong ones, or any.
@@ -135,9 +290,9 @@ fn change(file: &File, random: &mut Random, place: impl Fn(&mut Random) -> u64) 
 fn attach_changed(
     batches: u64,
     per_batch: u64,
-    place: impl Fn(&mut Random, ArrayPlaces) -> u64 + Sync,
+    place: impl Fn(&mut Random, &Places) -> u64 + Sync,
 ) {
-    let (file, number, node, array) = original();
+    let (file, number, node, places) = original();
     let len = file.metadata().unwrap().len();
     let progress = TestPool::with(|b| b.max_size(1 << 20));
     // The change on its way; how many were attached.
@@ -148,7 +303,7 @@ fn attach_changed(
     let batches = only.map_or(0..batches, |n| n / per_batch..n / per_batch + 1);
     let mut failures = Vec::new();
     for batch in batches {
-        let (file, words, place) = (&file, &words, &place);
+        let (file, words, place, places) = (&file, &words, &place, &places);
         scope(|s| {
             let child = s.spawn(move || {
                 for seed in batch * per_batch..(batch + 1) * per_batch {
@@ -158,7 +313,7 @@ fn attach_changed(
                     words[0].store(seed, Ordering::Relaxed);
                     let copy = copy(file, len);
                     change(&copy, &mut Random::new(seed + 1), |random| {
-                        place(random, array)
+                        place(random, places)
                     });
                     let fd = copy.as_fd().try_clone_to_owned().unwrap();
                     // SAFETY: static garbage.
@@ -203,14 +358,14 @@ pub fn changed_table_words() {
         (1 << 20, 4 * 512),
         (2 << 20, 4 * 256),
         (3 << 20, 3 * 256),
-        (16 << 20, 3 * 8192),
+        (16 << 20, 3 * 16_384),
         (1 << 30, 8 * 64),
     ];
     attach_changed(40, 100, |random, _| {
         let (start, len) = TABLES[random.below(TABLES.len())];
         // Slots are mostly long lists.
         let len = if random.below(2) == 0 {
-            len.min(2 * 8192)
+            len.min(2 * 16_384)
         } else {
             len
         };
@@ -219,5 +374,24 @@ pub fn changed_table_words() {
 }
 
 pub fn changed_array_words() {
-    attach_changed(10, 100, |random, array| array[random.below(3)]);
+    attach_changed(10, 100, |random, places| places.array[random.below(3)]);
+}
+
+pub fn changed_container_words() {
+    attach_changed(60, 25, |random, places| {
+        let (start, len) = places.containers[random.below(places.containers.len())];
+        // Mostly what a thing begins with.
+        let len = match random.below(3) {
+            0 => len,
+            _ => len.min(128),
+        };
+        start + random.below(len as usize) as u64
+    });
+}
+
+pub fn changed_heap_words() {
+    attach_changed(10, 100, |random, places| {
+        let (start, len) = places.heap[random.below(3)];
+        start + random.below(len) as u64
+    });
 }

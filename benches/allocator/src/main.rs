@@ -13,6 +13,12 @@
 //! | `handed_on`| larson, xmalloc, sh8, mstress: workers free each other's blocks |
 //! | `big`      | realloc, large |
 //!
+//! ```text
+//! allocator-patterns recovery GIB
+//! ```
+//!
+//! prints the milliseconds a GiB that the recovery of a dead process takes (built for shmkit).
+//!
 //! A block is written when it is allocated, at both ends, and looked at when it is freed.
 
 mod big;
@@ -20,6 +26,8 @@ mod big;
 mod gate;
 mod handed_on;
 mod memory;
+#[cfg(feature = "shmkit")]
+mod recovery;
 mod small;
 mod stage;
 
@@ -51,6 +59,12 @@ fn main() {
         for (name, _) in PATTERNS {
             println!("{name}");
         }
+        return;
+    }
+    #[cfg(feature = "shmkit")]
+    if args[0] == "recovery" {
+        let gib = args[1].parse().expect("a number of GiB");
+        println!("{}", recovery::milliseconds_a_gib(gib, 15));
         return;
     }
     let work = PATTERNS.iter().find(|(name, _)| *name == args[0]);

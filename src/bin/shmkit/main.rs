@@ -12,28 +12,14 @@
 //! | `bench` | rates of this machine |
 //! | `fault` | a damaged pool that leads astray ends in a message |
 
-// Nothing of the library is there for the models of `tests/loom`.
-#![cfg_attr(shmkit_loom, allow(unused))]
-
-#[cfg(not(shmkit_loom))]
 mod args;
-#[cfg(not(shmkit_loom))]
 mod bench;
-#[cfg(not(shmkit_loom))]
 mod failure;
-#[cfg(not(shmkit_loom))]
 mod fault;
-#[cfg(not(shmkit_loom))]
 mod npy;
-#[cfg(not(shmkit_loom))]
 mod report;
-#[cfg(not(shmkit_loom))]
 mod top;
 
-#[cfg(shmkit_loom)]
-fn main() {}
-
-#[cfg(not(shmkit_loom))]
 fn main() -> std::process::ExitCode {
     fault::install();
     let outcome = std::panic::catch_unwind(|| args::parse().and_then(args::Cli::run));

@@ -76,7 +76,13 @@ pub fn read(path: &Path) -> Outcome<Read> {
         Failure::new(code, error.to_string()).about(&name)
     })?;
     let length = file.metadata().map_or(0, |file| file.len());
-    let npy = NpyFile::new(BufReader::new(file))
+    // The reader multiplies the lengths without looking, which panics where overflows do.
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let opened = std::panic::catch_unwind(move || NpyFile::new(BufReader::new(file)));
+    std::panic::set_hook(hook);
+    let npy = opened
+        .map_err(|_| unsuitable("its shape overflows".into()))?
         .map_err(|error| unsuitable(format!("this is no .npy file: {error}")))?;
     let shape = npy.shape().to_vec();
     if !matches!(shape.len(), 1 | 2) {

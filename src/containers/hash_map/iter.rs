@@ -1,10 +1,11 @@
 //! Going through a map under a pin.
 
-use super::key::{Key, Node};
-use super::raw::Raw;
-use super::{HashMap, Pinned};
+use super::hasher::KeyHasher;
+use super::key::Key;
+use super::raw::{Found, Raw};
+use super::{HashMap, Pinned, SipHash13};
 use crate::ShmSafe;
-use crate::engines::map::Nodes;
+use crate::engines::map::{Entries, Entry};
 
 /// The entries of a map; see [`HashMap::iter`].
 ///
@@ -25,19 +26,22 @@ use crate::engines::map::Nodes;
 /// assert_eq!(sum, 285);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub struct Iter<'a, K: ?Sized + Key, V: ShmSafe + Unpin> {
-    map: &'a HashMap<K, V>,
-    nodes: Option<Nodes>,
+pub struct Iter<'a, K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher = SipHash13> {
+    map: &'a HashMap<K, V, S>,
+    entries: Option<Entries<Raw<K, V, S, false>>>,
+    /// The one that is being looked at: in a flat map a copy.
+    current: Option<(Entry, Found)>,
     _pinned: Option<Pinned>,
 }
 
-impl<'a, K: ?Sized + Key, V: ShmSafe + Unpin> Iter<'a, K, V> {
-    pub(super) fn new(map: &'a HashMap<K, V>) -> Self {
+impl<'a, K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> Iter<'a, K, V, S> {
+    pub(super) fn new(map: &'a HashMap<K, V, S>) -> Self {
         let pinned = map.raw.place().ok();
         let pinned = pinned.map(|(arena, slot)| (arena, Pinned::new(arena, slot)));
         Iter {
             map,
-            nodes: pinned.as_ref().map(|(arena, _)| map.raw.nodes(*arena)),
+            entries: pinned.as_ref().map(|(arena, _)| map.raw.entries(*arena)),
+            current: None,
             _pinned: pinned.map(|(_, pinned)| pinned),
         }
     }
@@ -48,15 +52,17 @@ impl<'a, K: ?Sized + Key, V: ShmSafe + Unpin> Iter<'a, K, V> {
         reason = "what it gives borrows from it"
     )]
     pub fn next(&mut self) -> Option<(&K, &V)> {
-        let node = self.nodes.as_mut()?.next()?;
-        // SAFETY: a node of this map, found under the pin, which lasts as long as `self`.
-        let key = unsafe { Node::<K, V, false>::key(node) };
-        Some((key, Raw::<K, V, false>::value(node)))
+        let entry = self.entries.as_mut()?.next()?;
+        let found = Raw::<K, V, S, false>::found(&entry);
+        let (entry, found) = self.current.insert((entry, found));
+        // Found under the pin, which lasts as long as `self`.
+        let key = Raw::<K, V, S, false>::key(entry);
+        Some((key, Raw::<K, V, S, false>::value(found)))
     }
 
     /// The map.
     #[must_use]
-    pub fn map(&self) -> &'a HashMap<K, V> {
+    pub fn map(&self) -> &'a HashMap<K, V, S> {
         self.map
     }
 }

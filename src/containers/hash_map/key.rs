@@ -12,7 +12,26 @@ use crate::layout::TypeInfo;
 /// A type that is told by its bytes, so that it can be the key of a [`HashMap`](crate::HashMap).
 ///
 /// Keys are hashed and compared as bytes, so they mean the same in every program. Integers, `char`,
-/// `bool`, arrays of these, `str` and `[u8]` are keys. For a struct of your own:
+/// `bool`, arrays of these, `str` and `[u8]` are keys. Derive it for a struct of keys without padding
+/// between them, or for an enum without fields:
+///
+/// ```
+/// use shmkit::{HashMap, Key, Pool, ShmSafe};
+///
+/// #[derive(Clone, Copy, PartialEq, ShmSafe, Key)]
+/// struct Cell {
+///     row: u32,
+///     column: u32,
+/// }
+///
+/// let pool = Pool::builder().create()?;
+/// let cells = pool.create(HashMap::<Cell, f64>::new())?;
+/// cells.insert(&Cell { row: 1, column: 2 }, 0.5)?;
+/// assert_eq!(cells.get_copied(&Cell { row: 1, column: 2 }), Some(0.5));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// By hand:
 ///
 /// ```
 /// use shmkit::{Key, ShmSafe};
@@ -67,6 +86,10 @@ pub unsafe trait Key: Send + Sync + 'static {
     /// They are a copy of a key's bytes, at a multiple of [`ALIGN`](Self::ALIGN).
     unsafe fn from_bytes(bytes: &[u8]) -> &Self;
 }
+
+/// Compiles for keys only: what the derive macro asks of fields.
+#[doc(hidden)]
+pub const fn is_key<T: Key>() {}
 
 macro_rules! plain_keys {
     ($($ty:ty)+) => {$(
@@ -151,6 +174,26 @@ unsafe impl Key for [u8] {
     unsafe fn from_bytes(bytes: &[u8]) -> &Self {
         bytes
     }
+}
+
+/// A word that begins with those bytes, eight at most.
+#[inline]
+pub(super) fn word_of(bytes: &[u8]) -> u64 {
+    let mut word = [0; 8];
+    word[..bytes.len()].copy_from_slice(bytes);
+    u64::from_ne_bytes(word)
+}
+
+/// The key of that many bytes that a word begins with.
+///
+/// # Safety
+///
+/// It does; and a word is aligned for it.
+#[inline]
+pub(super) unsafe fn key_of<K: ?Sized + Key>(word: &u64, len: usize) -> &K {
+    let first = std::ptr::from_ref(word).cast::<u8>();
+    // SAFETY: bytes of the word; by the caller's promise a key's, aligned.
+    unsafe { K::from_bytes(std::slice::from_raw_parts(first, len.min(8))) }
 }
 
 /// A node with a key and a value, by its address: what `limbo` needs, the key's length unless

@@ -4,18 +4,22 @@
 //! |--------|------|
 //! | `raw`  | what it has in common with [`MultiMap`](crate::MultiMap) |
 //! | `key`  | [`Key`], and how a key and a value lie in a node |
+//! | `hasher` | [`KeyHasher`], and the hashes that there are |
+//! | `entry` | what can be done with a key at once |
 //! | `iter` | what there is in a map |
 //!
 //! | operation | happens at | killed before | killed after |
 //! |---|---|---|---|
-//! | `insert`, `update`, `get_or_insert_with` | the store of the word | the new node is freed | the old one goes to limbo |
-//! | `remove` | the store of the word | nothing | the node goes to limbo |
+//! | `insert`, `update`, `get_or_insert_with` | the store of a word | the new node, if any, is freed | the old one goes to limbo |
+//! | `remove` | the store of a word | nothing | the node, if any, goes to limbo |
 //! | `retain`, `clear` | each node's own store | what was removed by then is removed | |
 //!
 //! No code of users runs under a lock or an intent: closures run on what was found under a pin, and
 //! what they gave is stored only if that still is what there is. (Keys are compared under the lock:
 //! as bytes, by this library.)
 
+mod entry;
+mod hasher;
 mod iter;
 mod key;
 mod raw;
@@ -23,7 +27,6 @@ mod raw;
 use std::fmt;
 use std::mem::offset_of;
 
-use self::key::Node;
 use super::View;
 use super::link::Pinned;
 use super::store::{ChangeError, StoreError};
@@ -32,9 +35,11 @@ use crate::engines::map::Put;
 use crate::layout::{Field, TypeInfo};
 use crate::participants::epoch;
 
+pub use self::entry::{MapEntry, ModifyEntry};
+pub use self::hasher::{FoldHash, KeyHasher, SipHash13};
 pub use self::iter::Iter;
-pub use self::key::Key;
-pub(super) use self::raw::{Raw, Root, Stored};
+pub use self::key::{Key, is_key};
+pub(super) use self::raw::{Found, Raw, Root, Stored};
 
 /// A hash map in a pool: reads never wait for anybody.
 ///
@@ -57,12 +62,12 @@ pub(super) use self::raw::{Raw, Root, Stored};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[repr(C)]
-pub struct HashMap<K: ?Sized + Key, V: ShmSafe + Unpin> {
-    raw: Raw<K, V, false>,
+pub struct HashMap<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher = SipHash13> {
+    raw: Raw<K, V, S, false>,
 }
 
 // SAFETY: one atomic word, listed at its place; no drop glue.
-unsafe impl<K: ?Sized + Key, V: ShmSafe + Unpin> ShmSafe for HashMap<K, V> {
+unsafe impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> ShmSafe for HashMap<K, V, S> {
     const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>(
         "HashMap",
         const {
@@ -70,9 +75,11 @@ unsafe impl<K: ?Sized + Key, V: ShmSafe + Unpin> ShmSafe for HashMap<K, V> {
                 Field::at::<Root>("root", offset_of!(Self, raw.root)),
                 Field::mention::<K::Stored>("K"),
                 Field::mention::<V>("V"),
+                Field::mention::<S>("S"),
             ]
         },
-    );
+    )
+    .holding::<V>();
     const IMAGE_BOUND: bool = V::IMAGE_BOUND || <K::Stored as ShmSafe>::IMAGE_BOUND;
     const OWNS: bool = true;
 }
@@ -81,6 +88,14 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin> HashMap<K, V> {
     /// An empty map. It can be filled once it is in a pool.
     #[must_use]
     pub const fn new() -> Self {
+        HashMap::with_hasher()
+    }
+}
+
+impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
+    /// An empty map of which `S` hashes the keys. It can be filled once it is in a pool.
+    #[must_use]
+    pub const fn with_hasher() -> Self {
         HashMap { raw: Raw::new() }
     }
 
@@ -90,14 +105,20 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin> HashMap<K, V> {
     #[must_use]
     pub fn get(&self, key: &K) -> Option<View<'_, V>> {
         let (arena, slot) = self.raw.place().ok()?;
-        epoch::pin(arena, slot);
-        match self.raw.find(arena, key) {
-            Some(node) => Some(View::pinned(Raw::<K, V, false>::value(node), slot)),
-            None => {
-                epoch::unpin(slot);
-                None
-            }
-        }
+        let guess = self.raw.guess(key);
+        let pinned = Pinned::new(arena, slot);
+        let found = self.raw.find_guessed(arena, key, guess)?;
+        Some(Self::view(pinned, found))
+    }
+
+    #[inline]
+    fn view<'a>(pinned: Pinned, found: Found) -> View<'a, V> {
+        Raw::<K, V, S, false>::view(pinned, found)
+    }
+
+    #[inline]
+    fn value(found: &Found) -> &V {
+        Raw::<K, V, S, false>::value(found)
     }
 
     /// A copy of the value of a key.
@@ -108,11 +129,10 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin> HashMap<K, V> {
         V: Copy,
     {
         let (arena, slot) = self.raw.place().ok()?;
+        let guess = self.raw.guess(key);
         epoch::pin(arena, slot);
-        let value = self
-            .raw
-            .find(arena, key)
-            .map(|node| *Raw::<K, V, false>::value(node));
+        let found = self.raw.find_guessed(arena, key, guess);
+        let value = found.map(|found| *Self::value(&found));
         epoch::unpin(slot);
         value
     }
@@ -144,13 +164,32 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin> HashMap<K, V> {
             Ok(place) => place,
             Err(cause) => return Err(StoreError { value, cause }),
         };
+        let guess = self.raw.guess(key);
         let pinned = Pinned::new(place.0, place.1);
-        match self.raw.put(place, key, value, Put::Replace, |_| true)? {
-            Stored::Put { old: Some(old), .. } => {
-                Ok(Some(pinned.view(Raw::<K, V, false>::value(old))))
-            }
+        let stored = self
+            .raw
+            .put(place, (key, guess), value, Put::Replace, |_| true)?;
+        match stored {
+            Stored::Put { old: Some(old), .. } => Ok(Some(Self::view(pinned, old))),
             _ => Ok(None),
         }
+    }
+
+    /// A key, and what is to be done with it: each of the calls that end an entry is one operation.
+    ///
+    /// ```
+    /// # use shmkit::{HashMap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let counts = pool.create(HashMap::<str, u64>::new())?;
+    /// for word in "the cat and the dog and the bird".split(' ') {
+    ///     counts.entry(word).and_modify(|n| n + 1).or_insert(1)?;
+    /// }
+    /// assert_eq!(counts.get_copied("the"), Some(3));
+    /// assert_eq!(*counts.entry("fish").or_insert(0)?, 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn entry<'a>(&'a self, key: &'a K) -> MapEntry<'a, K, V, S> {
+        MapEntry::new(self, key)
     }
 
     /// Takes the key's value away; a view of it.
@@ -175,7 +214,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin> HashMap<K, V> {
         let place = self.raw.place()?;
         let pinned = Pinned::new(place.0, place.1);
         let removed = self.raw.remove_if(place, key, |_| true)?;
-        Ok(removed.map(|node| pinned.view(Raw::<K, V, false>::value(node))))
+        Ok(removed.map(|found| Self::view(pinned, found)))
     }
 
     /// Gives the key what `f` makes of its value: `None` for no value, both ways. A view of the value
@@ -202,21 +241,25 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin> HashMap<K, V> {
         loop {
             let pinned = Pinned::new(place.0, place.1);
             let seen = self.raw.find(place.0, key);
-            let unchanged = match f(seen.map(Raw::<K, V, false>::value)) {
+            let unchanged = match f(seen.as_ref().map(Self::value)) {
                 Some(value) => {
-                    let put = self
-                        .raw
-                        .put(place, key, value, Put::Replace, |now| now == seen);
+                    let put = self.raw.put(
+                        place,
+                        (key, self.raw.guess(key)),
+                        value,
+                        Put::Replace,
+                        |now| now == seen,
+                    );
                     let put = put.map_err(|refused| refused.cause)?;
                     matches!(put, Stored::Put { .. })
                 }
                 None => match seen {
-                    Some(node) => self.raw.remove_if(place, key, |now| now == node)?.is_some(),
+                    Some(seen) => self.raw.remove_if(place, key, |now| now == seen)?.is_some(),
                     None => true,
                 },
             };
             if unchanged {
-                return Ok(seen.map(|node| pinned.view(Raw::<K, V, false>::value(node))));
+                return Ok(seen.map(|seen| Self::view(pinned, seen)));
             }
         }
     }
@@ -244,27 +287,31 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin> HashMap<K, V> {
         loop {
             let pinned = Pinned::new(place.0, place.1);
             let seen = self.raw.find(place.0, key);
-            if seen.map(Raw::<K, V, false>::value) != current {
+            if seen.as_ref().map(Self::value) != current {
                 return Err(CompareError::Other(
-                    seen.map(|node| pinned.view(Raw::<K, V, false>::value(node))),
+                    seen.map(|seen| Self::view(pinned, seen)),
                 ));
             }
             let unchanged = match (&new, seen) {
                 (Some(value), _) => {
-                    let put = self
-                        .raw
-                        .put(place, key, value.clone(), Put::Replace, |now| now == seen);
+                    let put = self.raw.put(
+                        place,
+                        (key, self.raw.guess(key)),
+                        value.clone(),
+                        Put::Replace,
+                        |now| now == seen,
+                    );
                     let put = put.map_err(|refused| CompareError::Change(refused.cause))?;
                     matches!(put, Stored::Put { .. })
                 }
-                (None, Some(node)) => {
-                    let removed = self.raw.remove_if(place, key, |now| now == node);
+                (None, Some(seen)) => {
+                    let removed = self.raw.remove_if(place, key, |now| now == seen);
                     removed.map_err(CompareError::Change)?.is_some()
                 }
                 (None, None) => true,
             };
             if unchanged {
-                return Ok(seen.map(|node| pinned.view(Raw::<K, V, false>::value(node))));
+                return Ok(seen.map(|seen| Self::view(pinned, seen)));
             }
         }
     }
@@ -297,14 +344,17 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin> HashMap<K, V> {
             Err(cause) => return Err(StoreError { value, cause }),
         };
         let pinned = Pinned::new(place.0, place.1);
-        let node = match self
-            .raw
-            .put(place, key, value, Put::Replace, |now| now.is_none())?
-        {
+        let found = match self.raw.put(
+            place,
+            (key, self.raw.guess(key)),
+            value,
+            Put::Replace,
+            |now| now.is_none(),
+        )? {
             Stored::Put { new, .. } => new,
             Stored::Refused(_, found) => found.expect("refused because there is one"),
         };
-        Ok(pinned.view(Raw::<K, V, false>::value(node)))
+        Ok(Self::view(pinned, found))
     }
 
     /// Removes all entries of which `f` does not hold. Each is removed on its own; what is inserted or
@@ -320,11 +370,14 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin> HashMap<K, V> {
     pub fn retain(&self, mut f: impl FnMut(&K, &V) -> bool) -> Result<(), ChangeError> {
         let place = self.raw.place()?;
         let _pinned = Pinned::new(place.0, place.1);
-        for node in self.raw.nodes(place.0) {
-            // SAFETY: a node of this map, found under the pin.
-            let key = unsafe { Node::<K, V, false>::key(node) };
-            if !f(key, Raw::<K, V, false>::value(node)) {
-                self.raw.remove_if(place, key, |now| now == node)?;
+        for entry in self.raw.entries(place.0) {
+            // Found under the pin.
+            let (key, found) = (
+                Raw::<K, V, S, false>::key(&entry),
+                Raw::<K, V, S, false>::found(&entry),
+            );
+            if !f(key, Self::value(&found)) {
+                self.raw.remove_if(place, key, |now| now == found)?;
             }
         }
         Ok(())
@@ -345,7 +398,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin> HashMap<K, V> {
     /// The iterator keeps what it shows: while it is there, nothing that is removed is freed.
     /// Outside of a pool, and for a thread without a slot, there is nothing.
     #[must_use]
-    pub fn iter(&self) -> Iter<'_, K, V> {
+    pub fn iter(&self) -> Iter<'_, K, V, S> {
         Iter::new(self)
     }
 
@@ -357,7 +410,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin> HashMap<K, V> {
             return 0;
         };
         let _pinned = Pinned::new(arena, slot);
-        self.raw.nodes(arena).count()
+        self.raw.entries(arena).count()
     }
 
     /// True if there is no entry.
@@ -367,7 +420,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin> HashMap<K, V> {
             return true;
         };
         let _pinned = Pinned::new(arena, slot);
-        self.raw.nodes(arena).next().is_none()
+        self.raw.entries(arena).next().is_none()
     }
 }
 
@@ -393,13 +446,15 @@ impl<V: ShmSafe> fmt::Debug for CompareError<'_, V> {
     }
 }
 
-impl<K: ?Sized + Key, V: ShmSafe + Unpin> Default for HashMap<K, V> {
+impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> Default for HashMap<K, V, S> {
     fn default() -> Self {
-        HashMap::new()
+        HashMap::with_hasher()
     }
 }
 
-impl<K: ?Sized + Key + fmt::Debug, V: ShmSafe + Unpin + fmt::Debug> fmt::Debug for HashMap<K, V> {
+impl<K: ?Sized + Key + fmt::Debug, V: ShmSafe + Unpin + fmt::Debug, S: KeyHasher> fmt::Debug
+    for HashMap<K, V, S>
+{
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut map = f.debug_map();
         let mut iter = self.iter();

@@ -1,11 +1,16 @@
-//! A map from keys to nodes: what `HashMap` and `MultiMap` have in common.
+//! A map from keys to values: what `HashMap` and `MultiMap` have in common.
+//!
+//! Keys and values of a word each lie in the table (a *flat* map), all others in nodes.
 
 use std::marker::{PhantomData, PhantomPinned};
 
-use super::key::{Key, Node};
+use super::hasher::KeyHasher;
+use super::key::{Key, Node, key_of, word_of};
 use crate::ShmSafe;
+use crate::containers::View;
+use crate::containers::link::Pinned;
 use crate::containers::store::{ChangeError, StoreError};
-use crate::engines::map::{self, Edit, Make, Put};
+use crate::engines::map::{self, Edit, Entries, Guess, Hints, Mode, Put};
 use crate::layout::arena::Arena;
 use crate::layout::{Engine, TypeInfo};
 use crate::participants::table::Slot;
@@ -22,32 +27,62 @@ unsafe impl ShmSafe for Root {
     const OWNS: bool = true;
 }
 
-/// The one word of a map. `STACKED`: nodes hide others.
+/// A map: one word, and hints. `STACKED`: nodes hide others.
 #[repr(C)]
-pub(in crate::containers) struct Raw<K: ?Sized, V, const STACKED: bool> {
+pub(in crate::containers) struct Raw<K: ?Sized, V, S, const STACKED: bool> {
     pub(in crate::containers) root: Root,
+    hints: Hints,
     keys: PhantomData<fn(&K)>,
     values: PhantomData<V>,
+    hasher: PhantomData<fn() -> S>,
     _in_place: PhantomPinned,
 }
 
+/// A value that was found: in a flat map itself, otherwise its node's address. The same value of a
+/// key, as long as its finder is pinned, if it is the same word: an entry of a flat map has nothing
+/// by which two equal values could be told apart.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(in crate::containers) struct Found(u64);
+
 /// What came of storing a value.
 pub(in crate::containers) enum Stored<V> {
-    /// It is stored in a node, in place of another.
-    Put { new: u64, old: Option<u64> },
+    /// It is stored, in place of another.
+    Put { new: Found, old: Option<Found> },
     /// What the key has was not agreed to; the value is back.
     Refused(
         #[allow(dead_code, reason = "dropped without a lock held")] V,
-        Option<u64>,
+        Option<Found>,
     ),
 }
 
-impl<K: ?Sized + Key, V: ShmSafe + Unpin, const STACKED: bool> Raw<K, V, STACKED> {
+impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, const STACKED: bool> Mode
+    for Raw<K, V, S, STACKED>
+{
+    const FLAT: bool = !STACKED
+        && matches!(K::LEN, Some(len) if len <= 8)
+        && K::ALIGN <= 8
+        && size_of::<V>() <= 8
+        && align_of::<V>() <= 8
+        && V::TYPE.is_plain();
+    const STACKED: bool = STACKED;
+
+    #[inline]
+    fn hash_of(seed: [u64; 2], key: u64) -> u64 {
+        match K::LEN {
+            Some(len) if Self::FLAT => S::hash(seed, &key.to_ne_bytes()[..len]),
+            _ => key,
+        }
+    }
+}
+
+impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, const STACKED: bool> Raw<K, V, S, STACKED> {
     pub(in crate::containers) const fn new() -> Self {
         Raw {
             root: Root(AtomicU64::new(0)),
+            hints: Hints::new(),
             keys: PhantomData,
             values: PhantomData,
+            hasher: PhantomData,
             _in_place: PhantomPinned,
         }
     }
@@ -64,26 +99,105 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, const STACKED: bool> Raw<K, V, STACKED
         Ok((arena, thread::slot(arena)?))
     }
 
-    /// The node of a key. The caller is pinned.
+    /// What the engine asks of a key.
     #[inline]
-    pub(in crate::containers) fn find(&self, arena: Arena, key: &K) -> Option<u64> {
+    fn words_of(seed: [u64; 2], key: &[u8]) -> Guess {
+        let hash = S::hash(seed, key);
+        let key = if Self::FLAT { word_of(key) } else { hash };
+        Guess { seed, hash, key }
+    }
+
+    /// Begins with a key: best before the caller pins.
+    #[inline]
+    pub(in crate::containers) fn guess(&self, key: &K) -> Guess {
+        let guess = Self::words_of(self.hints.seed(), key.bytes());
+        self.hints.fetch(guess.hash);
+        guess
+    }
+
+    /// What a key has. The caller is pinned.
+    #[inline]
+    pub(in crate::containers) fn find(&self, arena: Arena, key: &K) -> Option<Found> {
+        self.find_guessed(arena, key, self.guess(key))
+    }
+
+    /// The same.
+    #[inline]
+    pub(in crate::containers) fn find_guessed(
+        &self,
+        arena: Arena,
+        key: &K,
+        guess: Guess,
+    ) -> Option<Found> {
         let root = self.root.0.load(Ordering::SeqCst);
-        let hash = map::hash(map::seed_of(arena, root)?, key.bytes());
-        map::find(arena, root, hash, |node| Self::is(node, key))
+        let bytes = key.bytes();
+        let words = |seed| Self::words_of(seed, bytes);
+        map::find(arena, root, guess, words, |value| Self::is(value, bytes)).map(Found)
     }
 
-    /// True if the node has the key.
+    /// True if a slot that begins with a key's first word is the key's.
     #[inline]
-    fn is(node: u64, key: &K) -> bool {
+    fn is(value: u64, key: &[u8]) -> bool {
         // SAFETY: a node that a word of this map named while we were pinned, as we still are.
-        unsafe { Node::<K, V, STACKED>::bytes(node) == key.bytes() }
+        Self::FLAT || unsafe { Node::<K, V, STACKED>::bytes(value) == key }
     }
 
-    /// The value of a node, as long as the caller is pinned.
+    /// The value that was found, as long as the caller is pinned.
     #[inline]
-    pub(in crate::containers) fn value<'a>(node: u64) -> &'a V {
+    pub(in crate::containers) fn value(found: &Found) -> &V {
+        if Self::FLAT {
+            // SAFETY: the word begins with the value's bytes, and is aligned for it, by `FLAT`.
+            unsafe { &*(&raw const found.0).cast::<V>() }
+        } else {
+            Self::in_node(*found)
+        }
+    }
+
+    #[inline]
+    fn in_node<'a>(found: Found) -> &'a V {
         // SAFETY: as in `is`; nobody writes to it.
-        unsafe { Node::<K, V, STACKED>::value(node).as_ref() }
+        unsafe { Node::<K, V, STACKED>::value(found.0).as_ref() }
+    }
+
+    /// The value in a node of a map that has nodes, as long as the caller is pinned.
+    #[inline]
+    pub(in crate::containers) fn node_value<'a>(node: u64) -> &'a V {
+        const { assert!(STACKED) };
+        Self::in_node(Found(node))
+    }
+
+    /// A view of a value that was found under the pin.
+    #[inline]
+    pub(in crate::containers) fn view<'a>(pinned: Pinned, found: Found) -> View<'a, V> {
+        if Self::FLAT {
+            // SAFETY: the word of a plain value, by `FLAT`.
+            unsafe { View::of_word(found.0) }
+        } else {
+            pinned.view(Self::in_node(found))
+        }
+    }
+
+    /// The key of an entry, as long as the caller is pinned.
+    #[inline]
+    pub(in crate::containers) fn key(entry: &map::Entry) -> &K {
+        // SAFETY: a flat map's slots begin with the key's bytes, and are aligned for it by `FLAT`; a
+        // node of this map was found while we were pinned, as we still are.
+        unsafe {
+            match K::LEN {
+                Some(len) if Self::FLAT => key_of(&entry.key, len),
+                _ => Node::<K, V, STACKED>::key(entry.value),
+            }
+        }
+    }
+
+    pub(in crate::containers) fn found(entry: &map::Entry) -> Found {
+        Found(entry.value)
+    }
+
+    /// The node of what was found in a map that has nodes.
+    pub(in crate::containers) fn node(found: Found) -> u64 {
+        const { assert!(STACKED) };
+        found.0
     }
 
     /// Locks what the key belongs to. The caller is pinned.
@@ -91,24 +205,25 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, const STACKED: bool> Raw<K, V, STACKED
     fn edit(
         &self,
         (arena, slot): (Arena, &'static Slot),
-        key: &K,
-        make: Make,
-    ) -> Result<Option<Edit<'_>>, ChangeError> {
-        let is_it = |node| Self::is(node, key);
-        let edit = map::edit(arena, slot, &self.root.0, make, key.bytes(), is_it)?;
-        Ok(edit)
+        key: &[u8],
+        make: bool,
+        guess: Guess,
+    ) -> Result<Option<Edit<'_, Self>>, ChangeError> {
+        let words = |seed| Self::words_of(seed, key);
+        let is_it = |value| Self::is(value, key);
+        let map = (&self.root.0, &self.hints);
+        Ok(map::edit(arena, slot, map, make, guess, words, is_it)?)
     }
 
-    /// Gives the key a node with `value` if `may` agrees to the node that it has. The caller
-    /// is pinned.
+    /// Gives the key a value if `may` agrees to the one that it has. The caller is pinned.
     #[inline]
     pub(in crate::containers) fn put(
         &self,
         place: (Arena, &'static Slot),
-        key: &K,
+        (key, guess): (&K, Guess),
         value: V,
         put: Put,
-        may: impl Fn(Option<u64>) -> bool,
+        may: impl Fn(Option<Found>) -> bool,
     ) -> Result<Stored<V>, StoreError<V>> {
         let bytes = key.bytes();
         let refused = |value, cause: ChangeError| Err(StoreError { value, cause });
@@ -118,32 +233,33 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, const STACKED: bool> Raw<K, V, STACKED
         };
         let mut value = Some(value);
         loop {
-            let edit = match self.edit(
-                place,
-                key,
-                if STACKED { Make::Stacked } else { Make::Plain },
-            ) {
+            let edit = match self.edit(place, bytes, true, guess) {
                 Ok(edit) => edit,
                 Err(cause) => return refused(value.expect("not stored"), cause),
             };
             let mut edit = edit.expect("a table is made");
-            let found = edit.found();
-            if !may(found) {
-                return Ok(Stored::Refused(value.expect("not stored"), found));
+            let old = edit.found().map(Found);
+            if !may(old) {
+                drop(edit);
+                return Ok(Stored::Refused(value.expect("not stored"), old));
             }
-            let fill = |node| {
-                let value = value.take().expect("stored once");
-                // SAFETY: a new block, of the layout for the key.
-                unsafe { Node::<K, V, STACKED>::write(node, bytes, value) };
+            let put = if Self::FLAT {
+                let word = value.as_ref().map(Self::word_of_value).expect("not stored");
+                edit.put_flat(word).map(|done| done.then_some(word))
+            } else {
+                let fill = |node| {
+                    let value = value.take().expect("stored once");
+                    // SAFETY: a new block, of the layout for the key.
+                    unsafe { Node::<K, V, STACKED>::write(node, bytes, value) };
+                };
+                edit.put(layout, Node::<K, V, STACKED>::size(bytes.len()), put, fill)
             };
-            match edit.put(layout, Node::<K, V, STACKED>::size(bytes.len()), put, fill) {
-                Ok(Some(node)) => {
-                    return Ok(Stored::Put {
-                        new: node,
-                        old: found,
-                    });
+            match put {
+                Ok(Some(new)) => {
+                    let new = Found(new);
+                    return Ok(Stored::Put { new, old });
                 }
-                // The chunk is full; it has a successor now.
+                // The chunk is full; the table has a successor now.
                 Ok(None) => {}
                 Err(cause) => {
                     drop(edit);
@@ -153,19 +269,30 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, const STACKED: bool> Raw<K, V, STACKED
         }
     }
 
-    /// Removes the key's node if `may` agrees to it. The caller is pinned.
+    /// The word of a value of a flat map.
+    #[inline]
+    fn word_of_value(value: &V) -> u64 {
+        const { assert!(!Self::FLAT || size_of::<V>() <= 8) };
+        let first = std::ptr::from_ref(value).cast::<u8>();
+        // SAFETY: the value's own bytes, all of them initialised, as it is plain by `FLAT`.
+        word_of(unsafe { std::slice::from_raw_parts(first, size_of::<V>()) })
+    }
+
+    /// Removes the key if `may` agrees to what it has. The caller is pinned.
     pub(in crate::containers) fn remove_if(
         &self,
         place: (Arena, &'static Slot),
         key: &K,
-        may: impl Fn(u64) -> bool,
-    ) -> Result<Option<u64>, ChangeError> {
-        let Some(mut edit) = self.edit(place, key, Make::Nothing)? else {
+        may: impl Fn(Found) -> bool,
+    ) -> Result<Option<Found>, ChangeError> {
+        let bytes = key.bytes();
+        let guess = self.guess(key);
+        let Some(mut edit) = self.edit(place, bytes, false, guess)? else {
             return Ok(None);
         };
-        let found = edit.found().filter(|&node| may(node));
+        let found = edit.found().map(Found).filter(|&found| may(found));
         if found.is_some() {
-            let size = Node::<K, V, STACKED>::size(key.bytes().len());
+            let size = Node::<K, V, STACKED>::size(bytes.len());
             if STACKED {
                 edit.pop(size);
             } else {
@@ -175,7 +302,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, const STACKED: bool> Raw<K, V, STACKED
         Ok(found)
     }
 
-    pub(in crate::containers) fn nodes(&self, arena: Arena) -> map::Nodes {
-        map::Nodes::new(arena, self.root.0.load(Ordering::SeqCst))
+    pub(in crate::containers) fn entries(&self, arena: Arena) -> Entries<Self> {
+        Entries::new(arena, self.root.0.load(Ordering::SeqCst))
     }
 }

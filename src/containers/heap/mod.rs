@@ -193,6 +193,7 @@ impl<R: Trace + Unpin> Heap<R> {
     #[must_use]
     pub const fn new(root: R) -> Self {
         const { assert!(!R::OWNS, "the root of a heap owns no pool memory") };
+        const { R::TYPE.assert_moves() };
         Heap {
             lock: RwLock::new(Body {
                 words: Words::new(LEAST_DEBT),

@@ -189,6 +189,7 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
     /// was.
     pub fn alloc<T: Trace + Unpin>(&mut self, value: T) -> Result<Gc<T>, StoreError<T>> {
         const { assert!(!T::OWNS && !T::IMAGE_BOUND, "an object owns no pool memory") };
+        const { T::TYPE.assert_moves() };
         match self.make::<T>(1) {
             Ok((gc, place)) => {
                 // SAFETY: a new block for a `T`, which nobody else has.
@@ -230,6 +231,7 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
         mut f: impl FnMut(usize) -> T,
     ) -> Result<Gc<[T]>, HeapError> {
         const { assert!(!T::OWNS && !T::IMAGE_BOUND, "an object owns no pool memory") };
+        const { T::TYPE.assert_moves() };
         let (gc, place) = self.make::<[T]>(len)?;
         for i in 0..len {
             // SAFETY: a new block for `len` of them, which nobody else has.
@@ -363,6 +365,8 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
         loop {
             match self.guard.words.append(arena, record, &mut last) {
                 Append::Done => break,
+                // No block is of use.
+                Append::Damaged => return Err(AllocError::TooLarge),
                 Append::More(word, bytes, prev) => {
                     let layout = Layout::from_size_align(bytes, 16);
                     let layout = layout.map_err(|_| AllocError::TooLarge)?;

@@ -47,7 +47,8 @@ pub use refusals::{PopError, PushError, PushRefusal};
 ///   free again; consumers go past it at once, and nobody waits for the dead.
 /// - A pop whose caller is killed happened or did not. If it did, the element is gone with the caller.
 /// - A *stopped* caller holds up nobody but itself, with one exception: stopped in the middle of a
-///   push, it keeps its place, and producers that have come round to that place wait for it.
+///   push, or of taking an element into a lease, it keeps its place, and producers that have come
+///   round to that place wait for it.
 ///
 /// ```
 /// use shmkit::process::scope;
@@ -91,7 +92,8 @@ unsafe impl<T: ShmSafe + Unpin> ShmSafe for Queue<T> {
                 Field::mention::<T>("T"),
             ]
         },
-    );
+    )
+    .holding::<T>();
     const IMAGE_BOUND: bool = T::IMAGE_BOUND;
     const OWNS: bool = true;
 }

@@ -35,6 +35,10 @@ use crate::sync::{Here, here};
 /// How often a snapshot is tried before it is taken as it comes.
 const SNAPSHOTS: usize = 16;
 
+/// How often an operation begins anew because others were faster. Where the cells are garbage it would
+/// do so for ever; then there is nothing.
+const ATTEMPTS: u32 = 1 << 20;
+
 /// How often who leases looks for an entry that others are about to give back.
 const LOOKS: u32 = 1000;
 
@@ -240,10 +244,13 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         {
             let mut value = MaybeUninit::uninit();
             let cell = |index| ring.cell(index);
-            let taken = ring::take(ring.shape, ring.head(), cell, Take::Pop, |index, _| {
+            let copy = |index, _| {
                 // SAFETY: a cell's words, which all access as atomics.
                 unsafe { element::load(ring.element(index), &mut value) };
-            });
+            };
+            // Nothing can have come back by then.
+            let valid = || header.lease_block.load(Ordering::Acquire) == 0;
+            let taken = ring::take(ring.shape, ring.head(), cell, Take::Pop, valid, copy);
             if taken.is_ok() {
                 self.ring_room();
                 // SAFETY: copied from an element that is ours now, as the position was taken.
@@ -256,7 +263,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
     #[cold]
     fn pop_slow(&self) -> Result<T, PopError> {
         let mut value = MaybeUninit::uninit();
-        loop {
+        for _ in 0..ATTEMPTS {
             let retaken = self.retaken();
             if let Some(back) = self.first_back(&mut value) {
                 if back.retake(None) {
@@ -266,7 +273,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
                 continue;
             }
             // SAFETY: a cell's words, which all access as atomics.
-            let taken = self.take(Take::Pop, |ring, index, _| unsafe {
+            let taken = self.take(Take::Pop, retaken, |ring, index, _| unsafe {
                 element::load(ring.element(index), &mut value);
             });
             match taken {
@@ -279,16 +286,19 @@ impl<T: ShmSafe + Unpin> Raw<T> {
                 Ok(None) | Err(_) => {}
             }
         }
+        Err(PopError::Empty)
     }
 
     /// Takes the first element of all rings: where it was. `None` if another attempt may find what
-    /// this one has not, also among what has come back.
+    /// this one has not, also among what has come back: the caller has looked for that, and before for
+    /// how many were `retaken`.
     fn take(
         &self,
         how: Take,
+        retaken: u64,
         mut copy: impl FnMut(Ring, usize, u64),
     ) -> Result<Option<(Ring, u64)>, PopError> {
-        self.take_behind(self.first_for_pop()?, None, how, &mut copy)
+        self.take_behind(self.first_for_pop()?, None, (how, retaken), &mut copy)
     }
 
     /// The same from a ring on. `passed` are those before it in which somebody is in the middle of a
@@ -297,11 +307,12 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         &self,
         mut ring: Ring,
         passed: Option<&Passed<'_>>,
-        how: Take,
+        (how, retaken): (Take, u64),
         copy: &mut dyn FnMut(Ring, usize, u64),
     ) -> Result<Option<(Ring, u64)>, PopError> {
         loop {
-            let valid = || passed.is_none_or(Passed::still);
+            let still = || passed.is_none_or(Passed::still);
+            let valid = || still() && self.none_was_back(retaken);
             let cell = |index| ring.cell(index);
             let mut copy_here = |index, at| copy(ring, index, at);
             let taken = ring::take_if(ring.shape, ring.head(), &cell, how, &mut copy_here, &valid);
@@ -312,8 +323,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
             };
             // The walk came first: if there is no next ring, there was none then.
             let next = ring.next();
-            let valid = valid();
-            if !valid || walk.pending.is_some_and(|pending| self.recovers(pending)) {
+            if !still() || walk.pending.is_some_and(|pending| self.recovers(pending)) {
                 return Ok(None);
             }
             let Some(next) = next else {
@@ -329,7 +339,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
                     walk,
                     before: passed,
                 };
-                return self.take_behind(next, Some(&passed), how, copy);
+                return self.take_behind(next, Some(&passed), (how, retaken), copy);
             }
             if passed.is_none() {
                 self.header.set_front(next);
@@ -357,8 +367,11 @@ impl<T: ShmSafe + Unpin> Raw<T> {
             } else if !self.is_closed() {
                 return Err(PopError::Empty);
             }
-            // Sealed, without cells.
-            let _ = block.compare_exchange(0, NEVER, Ordering::SeqCst, Ordering::Relaxed);
+            // Sealed, without cells; or what it names is no ring.
+            let sealed = block.compare_exchange(0, NEVER, Ordering::SeqCst, Ordering::Relaxed);
+            if sealed.is_err() && self.header.first(Self::WORDS).is_none() {
+                return Err(PopError::Closed);
+            }
         }
     }
 
@@ -404,7 +417,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
 
     /// Copies the element that has come back and is to be had next, if there is one.
     fn first_back(&self, to: &mut MaybeUninit<T>) -> Option<Back> {
-        loop {
+        for _ in 0..ATTEMPTS {
             let table = self.header.leases(Self::WORDS)?;
             let entry = self.survey().1?;
             // Else somebody has just had it, and there may be others.
@@ -418,16 +431,18 @@ impl<T: ShmSafe + Unpin> Raw<T> {
                 });
             }
         }
+        None
     }
 
     pub(crate) fn try_lease(&self) -> Result<Lease<'_, T>, PopError> {
         let Here { arena, slot } = here(self)?;
         // Where there are no cells there is nothing to lease.
         let first = self.first_for_pop()?;
-        let table = self.header.make_leases(arena, slot, Self::WORDS)?;
+        let table = self.header.leases_or_make(arena, slot, Self::WORDS)?;
+        let table = table.ok_or(PopError::TooManyLeases)?;
         let mut value = MaybeUninit::uninit();
         let mut patience = LOOKS;
-        loop {
+        for _ in 0..ATTEMPTS {
             let retaken = self.retaken();
             if let Some(back) = self.first_back(&mut value) {
                 if back.retake(Some(slot.tag())) {
@@ -438,7 +453,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
                 continue;
             }
             // Who would find nothing takes no entry from those who would.
-            match self.take(Take::Look, |_, _, _| {}) {
+            match self.take(Take::Look, retaken, |_, _, _| {}) {
                 Ok(Some(_)) => {}
                 Err(refused) if self.none_was_back(retaken) => return Err(refused),
                 Ok(None) | Err(_) => continue,
@@ -452,7 +467,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
                 continue;
             };
             let how = Take::Lease(slot.tag().slot());
-            let taken = self.take(how, |ring, index, at| {
+            let taken = self.take(how, retaken, |ring, index, at| {
                 // SAFETY: a cell's words, and those of an entry that nobody else stores to.
                 unsafe {
                     element::load(ring.element(index), &mut value);
@@ -473,6 +488,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
                 Ok(None) | Err(_) => entry.abandon(slot),
             }
         }
+        Err(PopError::Empty)
     }
 
     /// A lease has ended: somebody may be waiting for what it was about.
@@ -491,17 +507,18 @@ impl<T: ShmSafe + Unpin> Raw<T> {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        loop {
+        for _ in 0..ATTEMPTS {
             let retaken = self.retaken();
             if self.survey().0.back > 0 {
                 return false;
             }
-            match self.take(Take::Look, |_, _, _| {}) {
+            match self.take(Take::Look, retaken, |_, _, _| {}) {
                 Ok(Some(_)) => return false,
                 Err(_) if self.none_was_back(retaken) => return true,
                 Ok(None) | Err(_) => {}
             }
         }
+        true
     }
 
     pub(crate) fn peek(&self) -> Option<T>
@@ -509,7 +526,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         T: Copy,
     {
         let mut value = MaybeUninit::uninit();
-        loop {
+        for _ in 0..ATTEMPTS {
             let retaken = self.retaken();
             if let Some(back) = self.first_back(&mut value) {
                 if back.entry.is_back() == Some(back.position) {
@@ -519,7 +536,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
                 continue;
             }
             // SAFETY: as in `pop_slow`.
-            let taken = self.take(Take::Look, |ring, index, _| unsafe {
+            let taken = self.take(Take::Look, retaken, |ring, index, _| unsafe {
                 element::load(ring.element(index), &mut value);
             });
             match taken {
@@ -529,6 +546,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
                 Ok(None) | Err(_) => {}
             }
         }
+        None
     }
 
     /// Tells `each` the elements of all rings, first to last. True if there was a moment with all of

@@ -246,7 +246,7 @@ impl Header {
         if taken.is_ok() {
             self.popped.passes.store(0, Ordering::Relaxed);
         }
-        matches!(taken, Ok(_)) || taken == Err(me)
+        taken.is_ok() || taken == Err(me)
     }
 
     /// True if another has the turn, and was passed often enough. A closed queue refuses at once.

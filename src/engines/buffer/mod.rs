@@ -179,16 +179,24 @@ impl Words {
         Some(last)
     }
 
+    /// True if nothing can follow the last chunk, or nothing can be the first one: it is closed, or what
+    /// is named there is no chunk, which static garbage may say.
+    fn is_over(&self, arena: Arena, last: Option<Found>) -> bool {
+        match last {
+            Some(last) => matches!(last.next(), Next::Closed),
+            None => {
+                let oldest = self.oldest.load(Ordering::SeqCst);
+                oldest != 0 && Found::at(arena, oldest).is_none()
+            }
+        }
+    }
+
     /// The position after the last byte, and whether that is final. The caller is pinned.
     pub(crate) fn end(&self, arena: Arena) -> (u64, bool) {
-        match self.last(arena) {
-            // Closed before the end is read, so that the end is final then.
-            Some(last) => {
-                let closed = matches!(last.next(), Next::Closed);
-                (last.end(), closed)
-            }
-            None => (0, self.oldest.load(Ordering::SeqCst) == CLOSED),
-        }
+        let last = self.last(arena);
+        // Closed before the end is read, so that the end is final then.
+        let closed = self.is_over(arena, last);
+        (last.map_or(0, Found::end), closed)
     }
 
     /// The chunk with the byte at a position, which is not before `start` and before the end. The
@@ -393,7 +401,7 @@ impl Words {
             match field.compare_exchange(0, own.address as u64, Ordering::SeqCst, Ordering::SeqCst)
             {
                 Ok(_) => return Ok(Some(start)),
-                Err(CLOSED) => return Err(Refusal::Closed),
+                Err(_) if self.is_over(arena, last) => return Err(Refusal::Closed),
                 Err(_) if len <= IN_PLACE_MAX as u64 => return Ok(None),
                 Err(_) => {}
             }
@@ -413,7 +421,7 @@ impl Words {
                 }
             };
             let closed = field.compare_exchange(0, CLOSED, Ordering::SeqCst, Ordering::SeqCst);
-            if matches!(closed, Ok(_) | Err(CLOSED)) {
+            if closed.is_ok() || self.is_over(arena, last) {
                 break;
             }
         }

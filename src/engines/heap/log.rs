@@ -66,13 +66,17 @@ pub(crate) enum Append<'a> {
     /// There is no room: this word, which is empty, wants to name a chunk of so many bytes, that
     /// is [made](Chunk::begin) to follow another.
     More(&'a AtomicU64, usize, u64),
+    /// The log is garbage.
+    Damaged,
 }
 
 impl Chunk {
     /// The chunk at an address, if there can be one.
     pub(crate) fn at(arena: Arena, address: u64) -> Option<&'static Chunk> {
         let at = address as usize;
-        let inside = at.is_multiple_of(16) && arena.room_at(at) > CHUNK;
+        // A block, so that a chain that is garbage ends where it has been freed.
+        let size = block::usable_size(arena, at).unwrap_or(0);
+        let inside = at.is_multiple_of(8) && size > CHUNK && arena.room_at(at) >= size;
         // SAFETY: aligned, in the pool's data, which stays mapped; five atomic words.
         inside.then(|| unsafe { &*std::ptr::with_exposed_provenance::<Chunk>(at) })
     }
@@ -202,13 +206,18 @@ impl Words {
         record: &Record,
         last: &mut Option<&'static Chunk>,
     ) -> Append<'a> {
-        loop {
+        // The chunk that is kept, and a new one.
+        const HOPS: usize = 4;
+        for _ in 0..HOPS {
             let (next, prev) = match *last {
                 Some(chunk) if chunk.append(arena, record) => return Append::Done,
                 Some(chunk) => (&chunk.next, chunk.address() as u64),
                 None => (&self.log, 0),
             };
-            match Chunk::at(arena, next.load(Ordering::Acquire)) {
+            let address = next.load(Ordering::Acquire);
+            match Chunk::at(arena, address) {
+                // It would be freed in favour of the new one.
+                None if address != 0 => break,
                 Some(chunk) => {
                     if chunk.tx.load(Ordering::Relaxed) != self.tx() {
                         chunk.start(prev, self.tx());
@@ -223,6 +232,7 @@ impl Words {
                 }
             }
         }
+        Append::Damaged
     }
 
     /// Every record that counts, the latest first.

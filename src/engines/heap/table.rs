@@ -95,17 +95,17 @@ impl Entry {
 
 /// The segment of an index, and the place in it.
 #[inline]
-fn place(index: usize) -> (usize, usize) {
-    let at = index + FIRST;
+fn place(index: usize) -> Option<(usize, usize)> {
+    let at = index.checked_add(FIRST)?;
     let segment = (at / FIRST).ilog2();
-    (segment as usize, at - (FIRST << segment))
+    Some((segment as usize, at - (FIRST << segment)))
 }
 
 impl Words {
     /// The entry with that index, if there is one.
     #[inline]
     pub(crate) fn entry(&self, arena: Arena, index: usize) -> Option<&'static Entry> {
-        let (segment, at) = place(index);
+        let (segment, at) = place(index)?;
         let base = self.segments.get(segment)?.load(Ordering::Acquire) as usize;
         let inside = base.is_multiple_of(8) && arena.room_at(base) >= (at + 1) * ENTRY;
         let entry = std::ptr::with_exposed_provenance::<Entry>(base.wrapping_add(at * ENTRY));
@@ -134,6 +134,9 @@ impl Words {
     /// A free entry.
     pub(crate) fn find_free(&self, arena: Arena) -> Option<(usize, &'static Entry)> {
         let mut index = self.cursor.load(Ordering::Relaxed) as usize;
+        if index > self.entries() {
+            index = 0;
+        }
         while let Some(entry) = self.entry(arena, index) {
             if entry.is_free() {
                 self.cursor.store(index as u64, Ordering::Relaxed);

@@ -1,13 +1,28 @@
 //! Changes of a map, under the lock of a chunk.
+//!
+//! A slot without an entry may be written to as one likes: no look takes it for anything before the
+//! line's word says so, and the word's version tells a look that began before. So a change is one
+//! store, of the line's word (an entry comes or goes) or of a slot's second word (another value).
+//!
+//! | step of an insertion | killed after it leaves | and then |
+//! |----------------------|------------------------|----------|
+//! | the node is made (not in a flat map) | a block that the intent names | freed |
+//! | the lines before count one more | counts that are too high | looks go further than they need |
+//! | the slot is filled | bytes of nobody | the next one fills it |
+//! | the line's word | the entry | nothing is left to do |
+//!
+//! A removal is the line's word first, then the counts, which a kill may leave too high again. They
+//! are right again when the chunk is moved.
 
 use std::alloc::Layout;
+use std::marker::PhantomData;
 
 use super::growth;
 use super::table::{
-    Chunk, EMPTY, TOMB, Table, WORDS, below as below_word, hidden_by, low_bits, may_be, node_of,
-    word_of,
+    self, Chunk, Guess, Hints, State, Table, below as below_word, hidden_by, is_idle, is_passed,
+    live, vacant,
 };
-use super::{CHANGE, hash};
+use super::{CHANGE, Mode};
 use crate::allocator::AllocError;
 use crate::engines::{change, limbo};
 use crate::layout::arena::Arena;
@@ -15,23 +30,21 @@ use crate::participants::lock;
 use crate::participants::table::Slot;
 use crate::primitive::{AtomicU64, Ordering};
 
-/// A node that is found so far from where its search began asks how full the chunk is.
-const FAR: usize = 4;
-
 /// Takes the lock of a chunk. What a dead holder was doing has happened or not by then.
-pub(super) fn lock(arena: Arena, slot: &Slot, chunk: &Chunk) {
+#[inline]
+pub(super) fn lock(arena: Arena, slot: &Slot, state: &State) {
     // Refused only to who holds it already: nobody locks a chunk twice, by invariant 5 of the map.
-    if lock::lock(arena, slot, &chunk.lock, None).is_ok_and(|taken| taken.flags != 0) {
-        lock::clear(&chunk.lock, lock::DIED);
+    if lock::lock(arena, slot, &state.lock, None).is_ok_and(|taken| taken.flags != 0) {
+        lock::clear(&state.lock, lock::DIED);
     }
 }
 
 /// Takes the lock if it can be had now.
-pub(super) fn try_lock(arena: Arena, slot: &Slot, chunk: &Chunk) -> bool {
-    match lock::try_lock(arena, slot, &chunk.lock) {
+pub(super) fn try_lock(arena: Arena, slot: &Slot, state: &State) -> bool {
+    match lock::try_lock(arena, slot, &state.lock) {
         Ok(taken) => {
             if taken.flags != 0 {
-                lock::clear(&chunk.lock, lock::DIED);
+                lock::clear(&state.lock, lock::DIED);
             }
             true
         }
@@ -39,30 +52,30 @@ pub(super) fn try_lock(arena: Arena, slot: &Slot, chunk: &Chunk) -> bool {
     }
 }
 
+/// Where in a chunk something is: how many lines from where the search began, and which slot.
+#[derive(Clone, Copy)]
+struct Place {
+    distance: usize,
+    slot: usize,
+}
+
 /// The lock of the chunk that a key belongs to, and what is there for the key.
-pub(crate) struct Edit<'a> {
+pub(crate) struct Edit<'a, M: Mode> {
     arena: Arena,
     slot: &'a Slot,
     root: &'a AtomicU64,
     table: Table,
-    chunk: &'static Chunk,
+    index: usize,
+    chunk: Chunk,
     hash: u64,
-    /// The word that names the key's node, or a free one; `None` in a full chunk without the key.
-    place: Option<&'static AtomicU64>,
-    /// How far that is from where the search began.
-    far: usize,
-    /// The key's node; 0 for none.
-    found: u64,
-    /// To be done without the lock.
-    after: After,
-}
-
-/// What to do for a map without a table.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Make {
-    Nothing,
-    Plain,
-    Stacked,
+    key: u64,
+    /// The key's slot, or one without an entry; `None` in a full chunk without the key.
+    place: Option<Place>,
+    /// The key's value.
+    found: Option<u64>,
+    /// A line was left without entries: is the table too large? To be asked without the lock.
+    emptied: bool,
+    mode: PhantomData<fn() -> M>,
 }
 
 /// What a new node does to the one that the key has.
@@ -76,120 +89,184 @@ pub(crate) enum Put {
     Push,
 }
 
-enum After {
-    Nothing,
-    Look,
-    Removed,
-}
-
-/// Locks the chunk of a key, of which `hash_of` gives the hash, in the table where the key is to be
-/// changed now, and looks for the key's node. The caller is pinned, and stays so until the edit
-/// is over. `None` if the map has no table and none is made.
-pub(crate) fn edit<'a>(
+/// Locks the chunk of a key, of which `of` gives the words by the map's seed, in the table where the
+/// key is to be changed now, and looks for the key. The caller is pinned, and stays so until the edit
+/// is over. A map without a table gets one if `make`; `None` if not.
+#[inline]
+pub(crate) fn edit<'a, M: Mode>(
     arena: Arena,
     slot: &'a Slot,
-    root: &'a AtomicU64,
-    make: Make,
-    bytes: &[u8],
+    (root, hints): (&'a AtomicU64, &Hints),
+    make: bool,
+    guess: Guess,
+    of: impl FnOnce([u64; 2]) -> Guess,
     is_it: impl Fn(u64) -> bool,
-) -> Result<Option<Edit<'a>>, AllocError> {
+) -> Result<Option<Edit<'a, M>>, AllocError> {
     let mut table = loop {
         match Table::at(arena, root.load(Ordering::SeqCst)) {
             Some(table) => break table,
-            None if make == Make::Nothing => return Ok(None),
-            None => growth::first(arena, slot, root, make == Make::Stacked)?,
+            None if !make => return Ok(None),
+            None => growth::first::<M>(arena, slot, root)?,
         }
     };
-    let hash = hash(table.seed(), bytes);
+    let Guess { hash, key, .. } = guess.or(table, of);
     loop {
         let index = table.index(hash);
         if let Some(successor) = table.successor(arena) {
-            growth::move_chunk(arena, slot, table, index)?;
-            growth::help(arena, slot, root, table);
+            growth::move_chunk::<M>(arena, slot, table, index)?;
+            growth::help::<M>(arena, slot, root, table);
             table = successor;
             continue;
         }
-        let chunk = table.chunk(index);
-        lock(arena, slot, chunk);
+        hints.set(table);
+        let state = table.state(index);
+        lock(arena, slot, state);
         // With a successor the chunk may have been moved, or half moved by somebody who was killed or
         // found no room. Without one nobody begins to move it while we have the lock.
         if table.successor(arena).is_some() {
-            lock::unlock(&chunk.lock, slot.tag(), 0);
+            lock::unlock(&state.lock, slot.tag(), 0);
             continue;
         }
-        let (mut place, mut far, mut found) = (None, 0, 0);
-        let low = low_bits(hash);
-        for (distance, word) in chunk.search(hash).enumerate() {
-            let at = word.load(Ordering::Relaxed);
-            if may_be(at, low) && is_it(node_of(arena, at)) {
-                (place, far, found) = (Some(word), distance, node_of(arena, at));
-                break;
-            }
-            if place.is_none() && matches!(at, EMPTY | TOMB) {
-                (place, far) = (Some(word), distance);
-            }
-            if at == EMPTY {
-                break;
-            }
-        }
-        let after = After::Nothing;
+        let chunk = table.chunk(index);
+        let (place, found) = look(chunk, hash, key, is_it);
         return Ok(Some(Edit {
             arena,
             slot,
             root,
             table,
+            index,
             chunk,
             hash,
+            key,
             place,
-            far,
             found,
-            after,
+            emptied: false,
+            mode: PhantomData,
         }));
     }
 }
 
-impl Edit<'_> {
-    /// The key's node, if it has one.
+/// The key's slot and value; or the first slot that it could have. Who holds the chunk's lock.
+#[inline]
+fn look(
+    chunk: Chunk,
+    hash: u64,
+    key: u64,
+    is_it: impl Fn(u64) -> bool,
+) -> (Option<Place>, Option<u64>) {
+    let mut place = None;
+    for (distance, line) in chunk.path(hash).enumerate() {
+        let word = line.word.load(Ordering::Relaxed);
+        for slot in live(word) {
+            let value = line.slots[slot].value.load(Ordering::Relaxed);
+            if line.slots[slot].key.load(Ordering::Relaxed) == key && is_it(value) {
+                return (Some(Place { distance, slot }), Some(value));
+            }
+        }
+        if let (None, Some(slot)) = (place, vacant(word)) {
+            place = Some(Place { distance, slot });
+        }
+        if !is_passed(word) && place.is_some() {
+            break;
+        }
+    }
+    (place, None)
+}
+
+/// Gives a chunk an entry, unless it has it; false if there is no room. Who holds the chunk's lock.
+pub(super) fn add<M: Mode>(chunk: Chunk, hash: u64, key: u64, value: u64) -> bool {
+    match look(chunk, hash, key, |found| M::FLAT || found == value) {
+        (_, Some(_)) => true,
+        (None, None) => false,
+        (Some(place), None) => {
+            let (word, new) = fill(chunk, hash, place, key, value);
+            // Release: who finds the entry finds its words, and what the node's author has written.
+            word.store(new, Ordering::Release);
+            true
+        }
+    }
+}
+
+/// Writes an entry into a slot that has none. It is there once the word that is given has the value
+/// that is given.
+#[inline]
+fn fill(chunk: Chunk, hash: u64, place: Place, key: u64, value: u64) -> (&'static AtomicU64, u64) {
+    table::pass(chunk, hash, place.distance);
+    let line = chunk.on_path(hash, place.distance);
+    let slot = &line.slots[place.slot];
+    // Release, both: see `find`.
+    slot.key.store(key, Ordering::Release);
+    slot.value.store(value, Ordering::Release);
+    let word = line.word.load(Ordering::Relaxed);
+    (&line.word, table::turned(word, place.slot))
+}
+
+impl<M: Mode> Edit<'_, M> {
+    /// The key's value, if it has one: itself in a flat map, otherwise its node's address.
     #[inline]
     pub(crate) fn found(&self) -> Option<u64> {
-        (self.found != 0).then_some(self.found)
+        self.found
     }
 
-    /// Makes a node that `fill` writes (no user's code) the key's, in place of the one it has;
-    /// its address. False in a full chunk: the table grows, and the caller begins anew.
+    /// Gives the key a value, in a flat map. False in a full chunk: the table grows, and the caller
+    /// begins anew.
+    #[inline]
+    pub(crate) fn put_flat(&mut self, value: u64) -> Result<bool, AllocError> {
+        let Some(place) = self.place else {
+            self.grow()?;
+            return Ok(false);
+        };
+        if self.found.is_some() {
+            let line = self.chunk.on_path(self.hash, place.distance);
+            line.slots[place.slot].value.store(value, Ordering::SeqCst);
+        } else {
+            let (word, new) = fill(self.chunk, self.hash, place, self.key, value);
+            word.store(new, Ordering::Release);
+        }
+        Ok(true)
+    }
+
+    /// Makes a node that `fill_node` writes (no user's code) the key's, in place of the one it has;
+    /// its address. `None` in a full chunk: the table grows, and the caller begins anew.
     #[inline]
     pub(crate) fn put(
         &mut self,
         layout: Layout,
         bytes: usize,
         put: Put,
-        fill: impl FnOnce(u64),
+        fill_node: impl FnOnce(u64),
     ) -> Result<Option<u64>, AllocError> {
         let Some(place) = self.place else {
             self.grow()?;
             return Ok(None);
         };
-        let node = change::prepare(self.arena, self.slot, CHANGE, place, layout)?;
-        if let Some(own) = limbo::header(self.arena, node) {
-            own.stamp.store(self.hash, Ordering::Relaxed);
-        }
+        let line = self.chunk.on_path(self.hash, place.distance);
+        let value = &line.slots[place.slot].value;
+        let changed = if self.found.is_some() {
+            value
+        } else {
+            &line.word
+        };
+        let node = change::prepare(self.arena, self.slot, CHANGE, changed, layout)?;
+        let found = self.found.unwrap_or(0);
         let below = match put {
             Put::Replace => None,
-            Put::ReplaceTop if self.found == 0 => Some(0),
-            Put::ReplaceTop => Some(hidden_by(self.arena, self.found)),
-            Put::Push => Some(self.found),
+            Put::ReplaceTop if found == 0 => Some(0),
+            Put::ReplaceTop => Some(hidden_by(self.arena, found)),
+            Put::Push => Some(found),
         };
         if let (Some(hidden), Some(word)) = (below, below_word(self.arena, node)) {
             word.store(hidden, Ordering::Relaxed);
         }
-        fill(node);
-        let new = word_of(self.arena, node, self.hash);
-        let old = if put == Put::Push { 0 } else { self.found };
-        change::publish_alone(self.slot, place, old, new);
+        fill_node(node);
+        let new = if self.found.is_some() {
+            node
+        } else {
+            fill(self.chunk, self.hash, place, self.key, node).1
+        };
+        let old = if put == Put::Push { 0 } else { found };
+        change::publish_alone(self.slot, changed, old, new);
         change::finish(self.arena, self.slot, old, bytes);
-        if self.found == 0 && self.far >= FAR {
-            self.after = After::Look;
-        }
         Ok(Some(node))
     }
 
@@ -200,60 +277,51 @@ impl Edit<'_> {
 
     /// Removes the key's node, of that many bytes, in a stacked map: what it hides is there again.
     pub(crate) fn pop(&mut self, bytes: usize) {
-        let hidden = match self.found {
-            0 => 0,
-            found => hidden_by(self.arena, found),
-        };
-        if let (true, Some(place)) = (hidden != 0, self.place) {
-            change::open(self.slot, CHANGE, place);
-            let new = word_of(self.arena, hidden, self.hash);
-            change::publish_alone(self.slot, place, self.found, new);
-            change::finish(self.arena, self.slot, self.found, bytes);
-        } else {
-            self.remove(bytes);
-        }
-    }
-
-    /// Removes the key's node, of that many bytes.
-    pub(crate) fn remove(&mut self, bytes: usize) {
-        let Some(place) = self.place.filter(|_| self.found != 0) else {
+        let (Some(place), Some(found)) = (self.place, self.found) else {
             return;
         };
-        change::open(self.slot, CHANGE, place);
-        // By invariant 3 of the map.
-        let first = std::ptr::from_ref(&self.chunk.words[0]).addr();
-        let at = (std::ptr::from_ref(place).addr() - first) / size_of::<AtomicU64>();
-        let word = |at: usize| &self.chunk.words[at % WORDS];
-        let last = word(at + 1).load(Ordering::Relaxed) == EMPTY;
-        let new = if last { EMPTY } else { TOMB };
-        change::publish_alone(self.slot, place, self.found, new);
-        change::finish(self.arena, self.slot, self.found, bytes);
-        if last {
-            let mut before = at + WORDS - 1;
-            while word(before).load(Ordering::Relaxed) == TOMB {
-                word(before).store(EMPTY, Ordering::SeqCst);
-                before -= 1;
-            }
+        let hidden = hidden_by(self.arena, found);
+        if hidden == 0 {
+            self.remove(bytes);
+            return;
         }
-        self.found = 0;
-        self.after = After::Removed;
+        let line = self.chunk.on_path(self.hash, place.distance);
+        let value = &line.slots[place.slot].value;
+        change::open(self.slot, CHANGE, value);
+        change::publish_alone(self.slot, value, found, hidden);
+        change::finish(self.arena, self.slot, found, bytes);
+    }
+
+    /// Removes the key, and its node, of that many bytes, if there are nodes.
+    pub(crate) fn remove(&mut self, bytes: usize) {
+        let (Some(place), Some(found)) = (self.place, self.found.take()) else {
+            return;
+        };
+        let line = self.chunk.on_path(self.hash, place.distance);
+        let word = &line.word;
+        let new = table::turned(word.load(Ordering::Relaxed), place.slot);
+        if M::FLAT {
+            word.store(new, Ordering::SeqCst);
+        } else {
+            change::open(self.slot, CHANGE, word);
+            change::publish_alone(self.slot, word, found, new);
+            change::finish(self.arena, self.slot, found, bytes);
+        }
+        table::unpass(self.chunk, self.hash, place.distance);
+        self.emptied = is_idle(new);
     }
 }
 
-impl Drop for Edit<'_> {
+impl<M: Mode> Drop for Edit<'_, M> {
     #[inline]
     fn drop(&mut self) {
-        lock::unlock(&self.chunk.lock, self.slot.tag(), 0);
-        match self.after {
-            After::Nothing => {}
-            After::Look => {
-                growth::grow_if_crowded(self.arena, self.slot, self.table, self.chunk);
-            }
-            After::Removed if self.table.chunks() > 1 && self.chunk.is_empty() => {
-                growth::shrink_if_lonely(self.arena, self.slot, self.root, self.table);
-            }
-            After::Removed => {}
+        let state = self.table.state(self.index);
+        lock::unlock(&state.lock, self.slot.tag(), 0);
+        if self.emptied {
+            growth::shrink_if_lonely(self.arena, self.slot, self.root, self.table, self.chunk);
         }
-        limbo::collect_now_and_then(self.arena, self.slot);
+        if !M::FLAT {
+            limbo::collect_now_and_then(self.arena, self.slot);
+        }
     }
 }

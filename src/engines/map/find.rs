@@ -1,113 +1,185 @@
 //! Look-ups: loads only, and no waiting.
 //!
-//! A key's place in a table changes only by being removed and inserted again, so one walk over its
-//! chunk finds it or a moment at which it was not there. Behind the walk, and not before, a look
-//! at the successor: if the chunk is done by then, the key may be there, or may have been inserted
-//! there before the walk ended.
+//! A line is read between two loads of its word. Its version tells that no slot of it was vacated
+//! and filled again meanwhile; then the value's word is the key's. It is raised by stores that end
+//! a change, never by one that begins: so a writer that is stopped or dies halfway is not seen at
+//! all, and a look begins anew only because another change has ended.
+//!
+//! A key's place in a chunk changes only by being removed and inserted again, so one walk finds it
+//! or a moment at which it was not there. Behind the walk, and not before, a look at the successor:
+//! if there is one and the chunk is done by then, what was found may be out of date.
 
-use super::table::hash_of;
-use super::table::{EMPTY, MOVED, Table, is_node, low_bits, may_be, node_of};
+use super::Mode;
+use super::table::{Chunk, Guess, Table, is_passed, live};
 use crate::layout::arena::Arena;
 use crate::primitive::Ordering;
 
-/// The node with that hash of which `is_it` holds. The caller is pinned since before it read `root`.
+/// The value's word of the entry of a key of which `is_it` holds. The caller is pinned since before it
+/// read `root`.
 #[inline]
-pub(crate) fn find(arena: Arena, root: u64, hash: u64, is_it: impl Fn(u64) -> bool) -> Option<u64> {
-    let low = low_bits(hash);
+pub(crate) fn find(
+    arena: Arena,
+    root: u64,
+    guess: Guess,
+    of: impl FnOnce([u64; 2]) -> Guess,
+    is_it: impl Fn(u64) -> bool,
+) -> Option<u64> {
     let mut table = Table::at(arena, root)?;
+    let Guess { hash, key, .. } = guess.or(table, of);
     loop {
-        let chunk = table.chunk(table.index(hash));
-        let mut moved = false;
-        for word in chunk.search(hash) {
-            let word = word.load(Ordering::SeqCst);
-            if may_be(word, low) {
-                let node = node_of(arena, word);
-                if is_it(node) {
-                    return Some(node);
-                }
-            } else if word == EMPTY {
-                break;
-            } else if word == MOVED {
-                moved = true;
-                if chunk.is_done() {
-                    break;
-                }
-            }
+        let index = table.index(hash);
+        let found = search(table.chunk(index), hash, key, &is_it);
+        match table.successor(arena) {
+            Some(successor) if table.is_done(index) => table = successor,
+            _ => return found,
         }
-        let successor = table.successor(arena)?;
-        if !moved && !chunk.is_done() {
-            return None;
-        }
-        table = successor;
     }
 }
 
-/// The nodes of a map, a chunk at a time.
-pub(crate) struct Nodes {
+#[inline]
+fn search(chunk: Chunk, hash: u64, key: u64, is_it: &impl Fn(u64) -> bool) -> Option<u64> {
+    for line in chunk.path(hash) {
+        let mut word = line.word.load(Ordering::SeqCst);
+        'line: loop {
+            for slot in live(word).map(|i| &line.slots[i]) {
+                // Acquire, both: who has seen what a slot was filled with anew sees the word that
+                // it was vacated with.
+                if slot.key.load(Ordering::Acquire) != key {
+                    continue;
+                }
+                let value = slot.value.load(Ordering::Acquire);
+                let now = line.word.load(Ordering::SeqCst);
+                if now != word {
+                    word = now;
+                    continue 'line;
+                }
+                if is_it(value) {
+                    return Some(value);
+                }
+            }
+            break;
+        }
+        if !is_passed(word) {
+            return None;
+        }
+    }
+    None
+}
+
+/// The two words of an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) key: u64,
+    pub(crate) value: u64,
+}
+
+/// Hashes with these upper halves, the end not included.
+#[derive(Clone, Copy)]
+struct Range {
+    from: u64,
+    end: u64,
+}
+
+impl Range {
+    fn of(table: Table, index: usize) -> Self {
+        let chunks = table.chunks() as u64;
+        let at = |index: u64| (index << 32) / chunks;
+        Range {
+            from: at(index as u64),
+            end: at(index as u64 + 1),
+        }
+    }
+
+    fn common(self, other: Range) -> Self {
+        Range {
+            from: self.from.max(other.from),
+            end: self.end.min(other.end),
+        }
+    }
+
+    fn contains(self, hash: u64) -> bool {
+        (self.from..self.end).contains(&(hash >> 32))
+    }
+}
+
+/// The entries of a map, a chunk at a time.
+///
+/// A chunk is read whole, and only then it is asked whether it is done. If so, what was read is
+/// forgotten, and the chunks are read that its keys were moved to, of which it may be the same. So
+/// an entry that stays is seen once, and growth meanwhile costs a walk down and no more.
+pub(crate) struct Entries<M> {
     arena: Arena,
     table: Option<Table>,
     index: usize,
+    /// Chunks of successors that are to be read, and for which hashes.
+    work: Vec<(Table, usize, Range)>,
     /// What is left of the chunk at hand.
-    nodes: Vec<u64>,
+    found: Vec<Entry>,
+    mode: std::marker::PhantomData<fn() -> M>,
 }
 
-impl Nodes {
+impl<M: Mode> Entries<M> {
     /// The caller is pinned from before it read `root` until it is done.
     pub(crate) fn new(arena: Arena, root: u64) -> Self {
-        Nodes {
+        Entries {
             arena,
             table: Table::at(arena, root),
             index: 0,
-            nodes: Vec::new(),
+            work: Vec::new(),
+            found: Vec::new(),
+            mode: std::marker::PhantomData,
         }
     }
 
-    /// Adds the nodes of a chunk, and of what it has been moved to.
-    fn add(&mut self, table: Table, index: usize, belongs: &dyn Fn(u64) -> bool) {
-        let chunk = table.chunk(index);
-        let mut moved = false;
-        for word in &chunk.words {
-            let mut named = word.load(Ordering::SeqCst);
-            while is_node(named) {
-                let node = node_of(self.arena, named);
-                let hash = hash_of(self.arena, node);
-                // A node that is named no more may have lost its hash to limbo.
-                match word.load(Ordering::SeqCst) {
-                    now if now == named => {
-                        if belongs(hash) && !self.nodes.contains(&node) {
-                            self.nodes.push(node);
-                        }
-                        break;
-                    }
-                    now => named = now,
+    /// Reads a chunk, or finds out which ones to read instead.
+    fn read(&mut self, table: Table, index: usize, wanted: Range) {
+        for line in table.chunk(index).0 {
+            let before = self.found.len();
+            let mut word = line.word.load(Ordering::SeqCst);
+            loop {
+                self.found.extend(live(word).map(|i| Entry {
+                    key: line.slots[i].key.load(Ordering::Acquire),
+                    value: line.slots[i].value.load(Ordering::Acquire),
+                }));
+                match line.word.load(Ordering::SeqCst) {
+                    now if now == word => break,
+                    now => word = now,
                 }
+                self.found.truncate(before);
             }
-            moved |= named == MOVED;
         }
-        let Some(successor) = table.successor(self.arena) else {
-            return;
-        };
-        if moved || chunk.is_done() {
-            let (from, to) = (table.chunks(), successor.chunks());
-            // What the chunk's keys are spread over; or shared with another chunk's.
-            let first = index * to / from;
-            let end = ((index + 1) * to).div_ceil(from);
-            for next in first..end {
-                self.add(successor, next, &|hash| {
-                    belongs(hash) && table.index(hash) == index
-                });
+        let own = Range::of(table, index);
+        match table.successor(self.arena) {
+            Some(successor) if table.is_done(index) => {
+                self.found.clear();
+                let wanted = own.common(wanted);
+                let to = successor.chunks() as u64;
+                let first = (wanted.from * to) >> 32;
+                let end = (wanted.end * to).div_ceil(1 << 32);
+                let targets = (first..end).map(|index| (successor, index as usize, wanted));
+                self.work.extend(targets);
             }
+            _ if own.from < wanted.from || own.end > wanted.end => {
+                let seed = table.seed();
+                self.found
+                    .retain(|entry| wanted.contains(M::hash_of(seed, entry.key)));
+            }
+            _ => {}
         }
     }
 }
 
-impl Iterator for Nodes {
-    type Item = u64;
+impl<M: Mode> Iterator for Entries<M> {
+    type Item = Entry;
 
-    fn next(&mut self) -> Option<u64> {
+    fn next(&mut self) -> Option<Entry> {
         loop {
-            if let Some(node) = self.nodes.pop() {
-                return Some(node);
+            if let Some(entry) = self.found.pop() {
+                return Some(entry);
+            }
+            if let Some((table, index, wanted)) = self.work.pop() {
+                self.read(table, index, wanted);
+                continue;
             }
             let table = self.table?;
             if self.index == table.chunks() {
@@ -115,7 +187,11 @@ impl Iterator for Nodes {
                 return None;
             }
             self.index += 1;
-            self.add(table, self.index - 1, &|_| true);
+            let all = Range {
+                from: 0,
+                end: 1 << 32,
+            };
+            self.read(table, self.index - 1, all);
         }
     }
 }

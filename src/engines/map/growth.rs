@@ -1,60 +1,70 @@
 //! Tables and their successors: made, moved to, retired.
 //!
+//! A chunk is moved by copying its entries; it counts until its state is DONE, and then the copies
+//! do. Nobody looks for a key in the successor before that, and no key of the chunk changes, for
+//! whoever wants to change it moves the chunk first. So who is killed halfway leaves copies that
+//! nobody sees, and who goes on leaves out what is there already: nothing has to be recorded.
+//!
 //! | step | killed after it leaves | and then |
 //! |------|------------------------|----------|
 //! | a table is made | a block that the intent names | freed, unless it was published |
 //! | the chunk's lock is taken | the dead tag | taken over |
-//! | COPY: the successor's word names the node | two words that name it | the old one becomes MOVED |
-//! | COPY: the old word is MOVED | one | the next one goes on with the chunk |
-//! | the chunk is done | the lock | taken over |
+//! | the chunk to move to has lines | RAW, or READY | made anew, or used |
+//! | an entry is copied | two entries, of which the old one counts | the next one finds it copied |
+//! | the chunk is DONE | the lock | taken over |
 //! | the table has its retirer | the table | the root goes on, the table goes to limbo |
 //!
-//! A successor may get one itself before all is moved to it. A node then moves to the last table of
-//! the chain in which its chunk is not done.
+//! A successor may get one itself before all is moved to it. An entry then moves to the last table
+//! of the chain in which its chunk is not done.
 
 use super::edit;
-use super::table::{Chunk, EMPTY, Kind, MOVED, TOMB, Table, WORDS, hash_of, is_node, node_of};
-use super::{CHANGE, COPY, RETIRE, hash};
+use super::table::{Chunk, DONE, Kind, Shape, Table, live};
+use super::{CHANGE, Mode, RETIRE, hash};
 use crate::allocator::AllocError;
 use crate::engines::{change, limbo};
 use crate::layout::arena::Arena;
 use crate::participants::lock;
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
-use crate::primitive::{AtomicU64, Ordering, compiler_fence};
+use crate::primitive::{AtomicU64, Ordering};
 
-/// A chunk with so many nodes wants a larger table.
-const CROWDED: usize = 48;
-/// A table with fewer nodes a chunk wants to be smaller.
-const LONELY: usize = 6;
-/// Chunks that are looked at for that.
+/// Chunks that are looked at for whether a table is too large.
 const SAMPLE: usize = 8;
+
+/// A table with fewer entries a chunk wants to be smaller.
+fn lonely(shape: Shape) -> usize {
+    shape.capacity() / 8
+}
 
 /// A map's first table.
 #[cold]
-pub(super) fn first(
+pub(super) fn first<M: Mode>(
     arena: Arena,
     slot: &Slot,
     root: &AtomicU64,
-    stacked: bool,
 ) -> Result<(), AllocError> {
-    let seed = hash::seed();
-    add(arena, slot, root, 1, Kind { seed, stacked })
+    let kind = Kind {
+        seed: hash::seed(),
+        stacked: M::STACKED,
+        flat: M::FLAT,
+    };
+    add(arena, slot, root, Shape::FIRST, kind, true)
 }
 
-/// Makes a table of `chunks` that `word` names, unless it names one already.
+/// Makes a table that `word` names, unless it names one already.
 fn add(
     arena: Arena,
     slot: &Slot,
     word: &AtomicU64,
-    chunks: usize,
+    shape: Shape,
     kind: Kind,
+    ready: bool,
 ) -> Result<(), AllocError> {
     if word.load(Ordering::SeqCst) != 0 {
         return Ok(());
     }
-    let made = change::prepare(arena, slot, CHANGE, word, Table::layout(chunks))?;
-    Table::make(made, chunks, kind);
+    let made = change::prepare(arena, slot, CHANGE, word, shape.layout())?;
+    Table::make(made, shape, kind, ready);
     match change::publish(arena, slot, word, (0, 0), made) {
         Ok(()) => change::finish(arena, slot, 0, 0),
         Err(_) => change::abandon(arena, slot, made),
@@ -62,170 +72,154 @@ fn add(
     Ok(())
 }
 
-/// Gives the table a successor of twice as many chunks.
+/// Gives the table a successor that is twice as large.
 #[cold]
 pub(super) fn grow(arena: Arena, slot: &Slot, table: Table) -> Result<(), AllocError> {
-    let chunks = table.chunks() * 2;
-    add(arena, slot, &table.header.successor, chunks, table.kind())
+    let larger = table.shape().larger();
+    let successor = &table.header.successor;
+    add(arena, slot, successor, larger, table.kind(), false)
 }
 
-/// A node was added to the chunk, far from where its search begins. The caller has no locks.
+/// A line of the chunk has no entry any more: gives the table a smaller successor if the chunk has
+/// none and others have few.
 #[cold]
-pub(super) fn grow_if_crowded(arena: Arena, slot: &Slot, table: Table, chunk: &Chunk) {
-    if chunk.count() >= CROWDED {
-        // No room for it now: the chunk still has some.
-        let _ = grow(arena, slot, table);
-    }
-}
-
-/// The chunk has no node any more: gives the table a smaller successor if others have few.
-#[cold]
-pub(super) fn shrink_if_lonely(arena: Arena, slot: &Slot, root: &AtomicU64, table: Table) {
-    if root.load(Ordering::Relaxed) != table.address() {
-        // Nodes are still on their way here.
+pub(super) fn shrink_if_lonely(
+    arena: Arena,
+    slot: &Slot,
+    root: &AtomicU64,
+    table: Table,
+    chunk: Chunk,
+) {
+    let Some(smaller) = table.shape().smaller() else {
+        return;
+    };
+    // If it is not the root, entries are still on their way here.
+    if !chunk.is_empty() || root.load(Ordering::Relaxed) != table.address() {
         return;
     }
     let step = (table.chunks() / SAMPLE).max(1);
     let sample = (0..table.chunks()).step_by(step).take(SAMPLE);
-    let nodes: usize = sample.clone().map(|index| table.chunk(index).count()).sum();
-    if nodes < LONELY * sample.count() {
-        let chunks = table.chunks() / 2;
+    let entries: usize = sample.clone().map(|index| table.chunk(index).count()).sum();
+    if entries < lonely(table.shape()) * sample.count() {
         let successor = &table.header.successor;
-        let _ = add(arena, slot, successor, chunks, table.kind());
+        let _ = add(arena, slot, successor, smaller, table.kind(), false);
     }
 }
 
-/// Moves the chunk's nodes to the table's successor. On an error some are moved, and none is lost.
-pub(super) fn move_chunk(
+/// Moves the chunk's entries to the table's successor. On an error it counts as before.
+pub(super) fn move_chunk<M: Mode>(
     arena: Arena,
     slot: &Slot,
     table: Table,
     index: usize,
 ) -> Result<(), AllocError> {
-    let chunk = table.chunk(index);
-    if chunk.is_done() {
+    if table.is_done(index) {
         return Ok(());
     }
-    edit::lock(arena, slot, chunk);
-    let moved = move_locked(arena, slot, table, index);
-    lock::unlock(&chunk.lock, slot.tag(), 0);
+    let state = table.state(index);
+    edit::lock(arena, slot, state);
+    let moved = move_locked::<M>(arena, slot, table, index);
+    lock::unlock(&state.lock, slot.tag(), 0);
     moved
 }
 
-fn move_locked(arena: Arena, slot: &Slot, table: Table, index: usize) -> Result<(), AllocError> {
-    let chunk = table.chunk(index);
-    if chunk.is_done() {
-        return Ok(());
-    }
+fn move_locked<M: Mode>(
+    arena: Arena,
+    slot: &Slot,
+    table: Table,
+    index: usize,
+) -> Result<(), AllocError> {
     let Some(successor) = table.successor(arena) else {
         return Ok(());
     };
-    // A lock for many nodes: there are two chunks that they can go to, or one.
-    for (index, to) in targets(table, index, successor) {
-        edit::lock(arena, slot, to);
-        if !to.is_done() {
-            for word in &chunk.words {
-                let named = word.load(Ordering::Relaxed);
-                if !is_node(named) {
-                    continue;
-                }
-                let hash = hash_of(arena, node_of(arena, named));
-                if successor.index(hash) == index
-                    && let Some(place) = free_place(to, hash)
-                {
-                    copy_locked(slot, word, named, place);
-                }
-            }
-        }
-        lock::unlock(&to.lock, slot.tag(), 0);
+    if table.is_done(index) {
+        return Ok(());
     }
-    // What found no room there goes further on, or to a table that is made for it.
-    for word in &chunk.words {
-        let named = word.load(Ordering::Relaxed);
-        if is_node(named) {
-            let hash = hash_of(arena, node_of(arena, named));
-            copy(arena, slot, word, named, successor, hash)?;
-        }
+    // Nothing was moved here yet, and nothing will be: it goes past.
+    table.ready(index);
+    let chunk = table.chunk(index);
+    let seed = table.seed();
+    // A lock for many entries: there are two chunks that they can go to, or one.
+    for target in targets(table, index, successor) {
+        edit::lock(arena, slot, successor.state(target));
+        successor.ready(target);
     }
-    chunk.done.store(1, Ordering::SeqCst);
+    let mut left = false;
+    entries(chunk, |key, value| {
+        let hash = M::hash_of(seed, key);
+        let target = successor.index(hash);
+        left |=
+            successor.is_done(target) || !edit::add::<M>(successor.chunk(target), hash, key, value);
+        Ok(())
+    })?;
+    for target in targets(table, index, successor) {
+        lock::unlock(&successor.state(target).lock, slot.tag(), 0);
+    }
+    if left {
+        // What found no room there goes further on, or to a table that is made for it.
+        entries(chunk, |key, value| {
+            copy::<M>(arena, slot, successor, M::hash_of(seed, key), key, value)
+        })?;
+    }
+    table.state(index).word.store(DONE, Ordering::SeqCst);
     Ok(())
 }
 
-/// The chunks of the successor that the nodes of a chunk go to, with their indexes.
-fn targets(
-    table: Table,
-    index: usize,
-    successor: Table,
-) -> impl Iterator<Item = (usize, &'static Chunk)> {
+/// Calls `f` with the words of each entry of a chunk whose lock the caller has.
+fn entries(
+    chunk: Chunk,
+    mut f: impl FnMut(u64, u64) -> Result<(), AllocError>,
+) -> Result<(), AllocError> {
+    for line in chunk.0 {
+        for slot in live(line.word.load(Ordering::Relaxed)).map(|i| &line.slots[i]) {
+            let key = slot.key.load(Ordering::Relaxed);
+            f(key, slot.value.load(Ordering::Relaxed))?;
+        }
+    }
+    Ok(())
+}
+
+/// The chunks of the successor that the entries of a chunk go to.
+fn targets(table: Table, index: usize, successor: Table) -> impl Iterator<Item = usize> {
     let (from, to) = (table.chunks(), successor.chunks());
-    let indexes = index * to / from..((index + 1) * to).div_ceil(from);
-    indexes.map(move |index| (index, successor.chunk(index)))
+    index * to / from..((index + 1) * to).div_ceil(from)
 }
 
-/// The first place for a key that is not in the chunk, whose lock the caller has.
-fn free_place(chunk: &Chunk, hash: u64) -> Option<&AtomicU64> {
-    let is_free = |word: &&AtomicU64| matches!(word.load(Ordering::Relaxed), EMPTY | TOMB);
-    chunk.search(hash).find(is_free)
-}
-
-/// Moves one node. The caller has the locks of both chunks.
-fn copy_locked(slot: &Slot, from: &AtomicU64, named: u64, place: &AtomicU64) {
-    let address = |word: &AtomicU64| std::ptr::from_ref(word).addr() as u64;
-    slot.intent
-        .open(COPY, &[address(from), named, address(place)]);
-    // Release: who finds the word finds what the node's author has written.
-    place.store(named, Ordering::Release);
-    compiler_fence(Ordering::SeqCst);
-    // Release: who finds MOVED finds the node in its new place.
-    from.store(MOVED, Ordering::Release);
-    slot.intent.close();
-}
-
-/// Moves one node to a table, or to one of its successors. The caller holds the lock of `from`.
-fn copy(
+/// Copies one entry to a table, or to one of its successors, unless it is there. The caller holds
+/// the lock of the chunk that it is in.
+fn copy<M: Mode>(
     arena: Arena,
     slot: &Slot,
-    from: &AtomicU64,
-    named: u64,
     mut to: Table,
     hash: u64,
+    key: u64,
+    value: u64,
 ) -> Result<(), AllocError> {
     loop {
-        let chunk = to.chunk(to.index(hash));
+        let index = to.index(hash);
         if let Some(successor) = to.successor(arena) {
-            move_chunk(arena, slot, to, to.index(hash))?;
+            move_chunk::<M>(arena, slot, to, index)?;
             to = successor;
             continue;
         }
-        edit::lock(arena, slot, chunk);
-        let free = free_place(chunk, hash);
-        let done = chunk.is_done() && to.successor(arena).is_some();
-        if let (false, Some(place)) = (done, free) {
-            copy_locked(slot, from, named, place);
+        let state = to.state(index);
+        edit::lock(arena, slot, state);
+        to.ready(index);
+        // It may have got a successor meanwhile, and have been moved there.
+        let done = to.is_done(index);
+        let added = !done && edit::add::<M>(to.chunk(index), hash, key, value);
+        lock::unlock(&state.lock, slot.tag(), 0);
+        if added {
+            return Ok(());
         }
-        lock::unlock(&chunk.lock, slot.tag(), 0);
         if !done {
-            if free.is_some() {
-                return Ok(());
-            }
             grow(arena, slot, to)?;
         }
     }
 }
 
-/// Completes a copy of a dead thread, if the node was named by the successor.
-pub(super) fn resolve_copy(arena: Arena, slot: &Slot) {
-    let named = slot.intent.arg(1);
-    let word = |i: usize| crate::engines::word(arena, slot.intent.arg(i));
-    if let (Some(from), Some(place)) = (word(0), word(2))
-        && place.load(Ordering::SeqCst) == named
-    {
-        from.store(MOVED, Ordering::SeqCst);
-    }
-}
-
 /// Moves one more chunk of a table that has a successor. When there is none left, the table goes.
-pub(super) fn help(arena: Arena, slot: &Slot, root: &AtomicU64, table: Table) {
+pub(super) fn help<M: Mode>(arena: Arena, slot: &Slot, root: &AtomicU64, table: Table) {
     let header = table.header;
     let next = header.cursor.fetch_add(1, Ordering::Relaxed) as usize;
     let index = if next < table.chunks() {
@@ -233,7 +227,7 @@ pub(super) fn help(arena: Arena, slot: &Slot, root: &AtomicU64, table: Table) {
     } else {
         // All are somebody's; who died or failed has left some.
         let from = header.done.load(Ordering::Relaxed) as usize;
-        let left = (from..table.chunks()).find(|&index| !table.chunk(index).is_done());
+        let left = (from..table.chunks()).find(|&index| !table.is_done(index));
         let before = left.unwrap_or(table.chunks());
         header.done.fetch_max(before as u64, Ordering::Relaxed);
         let Some(left) = left else {
@@ -242,11 +236,11 @@ pub(super) fn help(arena: Arena, slot: &Slot, root: &AtomicU64, table: Table) {
         };
         left
     };
-    let chunk = table.chunk(index);
+    let state = table.state(index);
     // Who holds it may be moving it. A stopped one is not waited for.
-    if !chunk.is_done() && edit::try_lock(arena, slot, chunk) {
-        let _ = move_locked(arena, slot, table, index);
-        lock::unlock(&chunk.lock, slot.tag(), 0);
+    if !table.is_done(index) && edit::try_lock(arena, slot, state) {
+        let _ = move_locked::<M>(arena, slot, table, index);
+        lock::unlock(&state.lock, slot.tag(), 0);
     }
 }
 
@@ -267,7 +261,7 @@ fn complete(arena: Arena, slot: &Slot, root: &AtomicU64, table: Table) {
         .is_ok();
     go_on(arena, root, table.address(), next);
     if mine {
-        let bytes = Table::layout(table.chunks()).size();
+        let bytes = table.shape().layout().size();
         limbo::retire(arena, slot, table.address(), bytes);
     }
     slot.intent.close();
@@ -289,5 +283,3 @@ pub(super) fn resolve_retire(arena: Arena, slot: &Slot, owner: Tag) {
         limbo::retire_once(arena, slot, table);
     }
 }
-
-const _: () = assert!(CROWDED < WORDS && 2 * LONELY < CROWDED);

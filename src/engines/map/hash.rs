@@ -1,8 +1,11 @@
-//! SipHash-1-3: a keyed hash, so that who chooses the keys cannot choose where they collide. The
-//! seed is in the table, so it is the same hash in every process.
+//! The hashes: keyed ones, so that who chooses the keys cannot choose where they collide. The seed is
+//! in the table, so it is the same hash in every process.
 //!
-//! Source: Aumasson, Bernstein, *SipHash: a fast short-input PRF*, INDOCRYPT 2012; one round a
+//! SipHash-1-3: Aumasson, Bernstein, *SipHash: a fast short-input PRF*, INDOCRYPT 2012; one round a
 //! word and three at the end, as most hash tables take it.
+//!
+//! The folded one multiplies two words to 128 bits and adds the halves without carry, as wyhash (Wang
+//! Yi) does. It is several times as fast, and nobody has claimed that it withstands who can measure.
 
 /// Seeds a table that nobody has used.
 pub(crate) fn seed() -> [u64; 2] {
@@ -18,9 +21,31 @@ pub(crate) fn seed() -> [u64; 2] {
     [word(0), word(8)]
 }
 
-/// The hash of a key's bytes.
+/// A fast hash of a key's bytes.
 #[inline]
-pub(crate) fn hash(seed: [u64; 2], bytes: &[u8]) -> u64 {
+pub(crate) fn folded(seed: [u64; 2], bytes: &[u8]) -> u64 {
+    // Odd, and half of the bits set: digits of the golden ratio and of the root of two.
+    const A: u64 = 0x9e37_79b9_7f4a_7c15;
+    const B: u64 = 0xb504_f333_f9de_6485;
+    let fold = |a: u64, b: u64| {
+        let product = u128::from(a) * u128::from(b);
+        product as u64 ^ (product >> 64) as u64
+    };
+    let (words, rest) = bytes.as_chunks::<8>();
+    let mut state = seed[0] ^ A;
+    for &word in words {
+        state = fold(state ^ u64::from_le_bytes(word), seed[1] ^ B).rotate_left(29) ^ seed[0];
+    }
+    let mut end = (bytes.len() as u64) << 56;
+    for (i, &byte) in rest.iter().enumerate() {
+        end ^= u64::from(byte) << (8 * i);
+    }
+    fold(fold(state ^ end, seed[1] ^ B) ^ A, seed[0] ^ B)
+}
+
+/// SipHash-1-3 of a key's bytes.
+#[inline]
+pub(crate) fn sip(seed: [u64; 2], bytes: &[u8]) -> u64 {
     let mut v = [
         seed[0] ^ 0x736f_6d65_7073_6575,
         seed[1] ^ 0x646f_7261_6e64_6f6d,
@@ -80,7 +105,7 @@ mod tests {
         for len in 0..bytes.len() {
             let mut theirs = std::hash::DefaultHasher::new();
             theirs.write(&bytes[..len]);
-            assert_eq!(hash([0, 0], &bytes[..len]), theirs.finish(), "{len} bytes");
+            assert_eq!(sip([0, 0], &bytes[..len]), theirs.finish(), "{len} bytes");
         }
     }
 }

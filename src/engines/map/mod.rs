@@ -1,18 +1,24 @@
-//! The hash map's engine: nodes, named by words of a table.
+//! The hash map's engine: entries in slots of a table.
 //!
 //! # Rationale
 //!
-//! Reads are to wait for nobody, and each change is to be one store. So keys and values are in
-//! nodes that are never written again, and a table has a word a node. Who changes a word holds the
-//! lock of its chunk, 62 words; a stopped writer holds up writers of these and nobody else, a dead
-//! one's lock is taken over once its intent is resolved. Under the lock a change is `change`: a
-//! node is allocated into the intent, one store publishes it, what the word named goes to limbo.
+//! Reads are to wait for nobody, each change is to be one store, and what costs time is memory that
+//! is not cached. So an entry is two words in a table, a line of which holds three of them and the
+//! word that says which there are, with a version. Where keys and values fit into a word each, that
+//! is all (a *flat* map): a read is one line. Otherwise the words are the key's hash and the address
+//! of a node with key and value, which is never written again.
 //!
-//! A chunk that gets full, or a table that gets empty, is given a *successor*, of twice or half
-//! as many chunks. From then on whoever wants to change something in a chunk moves that chunk's
-//! nodes over first, and then one more chunk; so a table is moved by who uses it, in small steps.
-//! A node moves under the locks of both chunks: it is named by the new word, then the old one is
-//! MOVED; the intent names both. When all chunks are done the root becomes the successor.
+//! Who changes something holds the lock of its chunk, 32 lines; a stopped writer holds up writers of
+//! these and nobody else, a dead one's lock is taken over once its intent is resolved. In a flat map
+//! there is no intent: one store makes the change. With nodes a change is `change`: a node is
+//! allocated into the intent, one store publishes it, what was there before goes to limbo.
+//!
+//! A chunk that gets full, or a table that gets empty, is given a *successor*, twice or half as
+//! large. From then on whoever wants to change something in a chunk moves that chunk's entries over
+//! first, and then one more chunk; so a table is moved by who uses it, in small steps, and its
+//! successor's chunks are cleared when they are first moved to. Entries are copied under the locks
+//! of both chunks; the old one counts until its chunk is DONE. When all chunks are done the root
+//! becomes the successor.
 //!
 //! | module   | what |
 //! |----------|------|
@@ -20,21 +26,21 @@
 //! | `find`   | look-ups, and what there is in all |
 //! | `edit`   | insert, replace, remove |
 //! | `growth` | tables and their successors |
-//! | `hash`   | SipHash-1-3 |
+//! | `hash`   | the hashes |
 //!
 //! | intent | killed before | killed after |
 //! |--------|---------------|--------------|
-//! | CHANGE (`change`) | the node is freed | the old node goes to limbo |
-//! | COPY   | the new word: nothing | the old word becomes MOVED |
+//! | CHANGE (`change`) | the node, or table, is freed | the old node goes to limbo |
 //! | RETIRE | the table has its retirer: nothing | the root goes on, the table goes to limbo |
 //!
 //! Invariants
-//! 1. Words of a chunk, and its `done`, are changed by who holds its lock.
-//! 2. A key is changed in a table only if its chunk is done in every table before. A chunk is done
-//!    when no word of it names a node.
-//! 3. A word becomes EMPTY only if the next place of the chunk is EMPTY: a search stops there anyway.
-//! 4. A node is named by one word, except under a COPY.
-//! 5. Locks are taken along the chain of successors.
+//! 1. Lines of a chunk, and its state, are changed by who holds its lock.
+//! 2. A key is changed, and looked for, in a table only if its chunk is done in every table before.
+//! 3. A chunk is done only if every entry of it is in a table after, in the first one in which its
+//!    chunk is not done.
+//! 4. A slot that is live was filled before its line's word said so, with a version that no word
+//!    before had.
+//! 5. Locks are taken along the chain of successors, and in a table by index.
 
 mod edit;
 mod find;
@@ -44,8 +50,7 @@ mod table;
 
 use std::collections::HashSet;
 
-pub(crate) use self::table::node_of;
-use self::table::{MOVED, TOMB, Table, WORDS, hash_of, is_node, word_of};
+use self::table::{RAW, SLOTS, Table};
 use super::change;
 use super::{Named, OP_SHIFT, limbo};
 use crate::allocator::block;
@@ -56,72 +61,107 @@ use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
 use crate::primitive::Ordering;
 
-pub(crate) use self::edit::{Edit, Make, Put, edit};
-pub(crate) use self::find::{Nodes, find};
-pub(crate) use self::hash::{hash, seed};
-pub(crate) use self::table::hidden_by;
+pub(crate) use self::edit::{Edit, Put, edit};
+pub(crate) use self::find::{Entries, Entry, find};
+pub(crate) use self::hash::{folded, seed, sip};
+pub(crate) use self::table::{Guess, Hints, hidden_by};
 
 const ENGINE: u64 = (Engine::Map as u64) << OP_SHIFT;
 /// Intents: the operation's low bits say which.
 const CHANGE: u64 = ENGINE;
-const COPY: u64 = ENGINE | 1;
 const RETIRE: u64 = ENGINE | 2;
 
-/// The seed of a map's tables; `None` while it has none.
-#[inline]
-pub(crate) fn seed_of(arena: Arena, root: u64) -> Option<[u64; 2]> {
-    Table::at(arena, root).map(Table::seed)
+/// What kind of entries a map has.
+pub(crate) trait Mode {
+    /// Keys and values are in the slots; there are no nodes.
+    const FLAT: bool;
+    /// Nodes hide others.
+    const STACKED: bool;
+
+    /// The hash of the key whose slot begins with that word.
+    fn hash_of(seed: [u64; 2], key: u64) -> u64;
 }
 
 /// Completes or undoes what a dead thread had open. Repeatable.
 pub(super) fn resolve(arena: Arena, slot: &Slot, owner: Tag, op: u64) {
     match op {
         CHANGE => change::resolve(arena, slot, owner),
-        COPY => growth::resolve_copy(arena, slot),
         RETIRE => growth::resolve_retire(arena, slot, owner),
         _ => {}
     }
 }
 
-/// What a map under destruction owns next: nodes, then tables.
+/// A map's tables, the root first. Garbage may lead in a circle: no further than there can be.
+fn tables(arena: Arena, root: u64) -> impl Iterator<Item = Table> {
+    // Each is at least half as large as the one before, and gets a successor when it is too small
+    // or almost empty.
+    const MOST: usize = 64;
+    let next = move |table: &Table| table.successor(arena);
+    std::iter::successors(Table::at(arena, root), next).take(MOST)
+}
+
+/// Whether an entry of the table at `depth` of the chain counts: with that hash, in that chunk.
+fn counts(tables: &[Table], depth: usize, index: usize, hash: u64) -> bool {
+    let before = &tables[..depth];
+    !tables[depth].is_done(index) && before.iter().all(|table| table.is_done(table.index(hash)))
+}
+
+/// What a map under destruction owns next: nodes, then tables, the last one first. (The tables before
+/// tell which entries of a table count.)
 pub(super) fn next_block(arena: Arena, first: usize, cursor: &mut usize) -> Option<Named> {
     let root = crate::engines::word(arena, first as u64)?.load(Ordering::Acquire);
-    let top = Table::at(arena, root)?;
-    // The cursor counts the words of all tables.
+    let tables: Vec<Table> = tables(arena, root).collect();
+    let last = tables.last()?;
+    // The cursor counts the slots of all tables.
     let mut before = 0;
-    let stacked = top.kind().stacked;
-    let mut next = Some(top);
-    while let Some(table) = next {
-        let words = table.chunks() * WORDS;
-        while *cursor < before + words {
-            let at = *cursor - before;
-            let word = &table.chunk(at / WORDS).words[at % WORDS];
-            let named = word.load(Ordering::Acquire);
-            if is_node(named) {
-                let node = node_of(arena, named);
-                let hidden = if stacked { hidden_by(arena, node) } else { 0 };
-                let next = match hidden {
-                    0 => TOMB,
-                    hidden => word_of(arena, hidden, hash_of(arena, node)),
-                };
-                return Some(Named {
-                    word: std::ptr::from_ref(word).addr() as u64,
-                    old: named,
-                    next,
-                    block: node as usize,
-                });
-            }
+    for (depth, table) in tables.iter().enumerate() {
+        let (kind, a_chunk) = (table.kind(), table.shape().capacity());
+        let end = before + table.chunks() * a_chunk;
+        while !kind.flat && *cursor < end {
+            let (index, at) = ((*cursor - before) / a_chunk, (*cursor - before) % a_chunk);
             *cursor += 1;
+            let line = &table.chunk(index).0[at / SLOTS];
+            if table.state(index).word.load(Ordering::Acquire) == RAW
+                || line.word.load(Ordering::Acquire) >> (at % SLOTS) & 1 == 0
+            {
+                continue;
+            }
+            let slot = &line.slots[at % SLOTS];
+            let (hash, node) = (
+                slot.key.load(Ordering::Acquire),
+                slot.value.load(Ordering::Acquire),
+            );
+            // 0: it is gone already.
+            if node == 0 || !counts(&tables, depth, index, hash) {
+                continue;
+            }
+            let hidden = if kind.stacked {
+                hidden_by(arena, node)
+            } else {
+                0
+            };
+            // The same slot again, for what was hidden.
+            *cursor -= 1;
+            return Some(Named {
+                word: std::ptr::from_ref(&slot.value).addr() as u64,
+                old: node,
+                next: hidden,
+                block: node as usize,
+            });
         }
-        before += words;
-        next = table.successor(arena);
+        *cursor = (*cursor).max(end);
+        before = end;
     }
     *cursor = 0;
+    let named_by = match tables.len() {
+        1 => first as u64,
+        n => std::ptr::from_ref(&tables[n - 2].header.successor).addr() as u64,
+    };
     Some(Named {
-        word: first as u64,
-        old: root,
-        next: top.header.successor.load(Ordering::Acquire),
-        block: root as usize,
+        word: named_by,
+        old: last.address(),
+        next: 0,
+        block: last.address() as usize,
     })
 }
 
@@ -129,48 +169,60 @@ pub(super) fn next_block(arena: Arena, first: usize, cursor: &mut usize) -> Opti
 pub(super) fn check(arena: Arena, first: usize, report: &mut CheckReport) {
     let root =
         crate::engines::word(arena, first as u64).map_or(0, |word| word.load(Ordering::Acquire));
-    let mut next = Table::at(arena, root);
-    if root != 0 && next.is_none() {
+    let tables: Vec<Table> = tables(arena, root).collect();
+    if root != 0 && tables.is_empty() {
         report.problem(format_args!("the map at {first:#x} has no table"));
     }
     let mut seen = HashSet::new();
-    while let Some(table) = next {
-        let stacked = table.kind().stacked;
+    for (depth, table) in tables.iter().enumerate() {
+        let last = depth + 1 == tables.len();
         for index in 0..table.chunks() {
+            if last && table.is_done(index) {
+                report.problem(format_args!("the map at {first:#x} has moved to nowhere"));
+            }
+            if table.kind().flat || table.state(index).word.load(Ordering::Acquire) == RAW {
+                continue;
+            }
             let chunk = table.chunk(index);
-            for word in &chunk.words {
-                let word = word.load(Ordering::Acquire);
-                if word == MOVED && table.successor(arena).is_none() {
-                    report.problem(format_args!("the map at {first:#x} has moved to nowhere"));
-                }
-                if !is_node(word) {
-                    continue;
-                }
-                let node = node_of(arena, word);
-                let (hash, retired) = limbo::header(arena, node).map_or((0, true), |own| {
-                    let retired = own.next.load(Ordering::Relaxed) != 0;
-                    (own.stamp.load(Ordering::Relaxed), retired)
-                });
-                let right =
-                    table.index(hash) == index && table::may_be(word, table::low_bits(hash));
-                let block = block::usable_size(arena, node as usize).is_ok();
-                if !right || retired || !block || chunk.is_done() || !seen.insert(node) {
-                    report.problem(format_args!(
-                        "the map at {first:#x} has a bad node in chunk {index}"
-                    ));
-                }
-                let mut hidden = if stacked { hidden_by(arena, node) } else { 0 };
-                while hidden != 0 {
-                    if block::usable_size(arena, hidden as usize).is_err() || !seen.insert(hidden) {
-                        report.problem(format_args!(
-                            "the map at {first:#x} has a bad node below another in chunk {index}"
-                        ));
-                        break;
+            for (home, line) in chunk.0.iter().enumerate() {
+                for slot in table::live(line.word.load(Ordering::Acquire)) {
+                    let slot = &line.slots[slot];
+                    let hash = slot.key.load(Ordering::Acquire);
+                    if !counts(&tables, depth, index, hash) {
+                        continue;
                     }
-                    hidden = hidden_by(arena, hidden);
+                    let node = slot.value.load(Ordering::Acquire);
+                    let passed = chunk
+                        .path(hash)
+                        .take_while(|before| !std::ptr::eq(*before, &chunk.0[home]))
+                        .all(|before| table::is_passed(before.word.load(Ordering::Acquire)));
+                    let retired = limbo::header(arena, node)
+                        .is_none_or(|own| own.next.load(Ordering::Relaxed) != 0);
+                    let block = block::usable_size(arena, node as usize).is_ok();
+                    let right = table.index(hash) == index && passed;
+                    if !right || retired || !block || !seen.insert(node) {
+                        report.problem(format_args!(
+                            "the map at {first:#x} has a bad node in chunk {index}"
+                        ));
+                    }
+                    let mut hidden = if table.kind().stacked {
+                        hidden_by(arena, node)
+                    } else {
+                        0
+                    };
+                    while hidden != 0 {
+                        if block::usable_size(arena, hidden as usize).is_err()
+                            || !seen.insert(hidden)
+                        {
+                            report.problem(format_args!(
+                                "the map at {first:#x} has a bad node below another in chunk {index}"
+                            ));
+                            break;
+                        }
+                        hidden = hidden_by(arena, hidden);
+                    }
                 }
             }
         }
-        next = table.successor(arena);
     }
 }

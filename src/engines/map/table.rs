@@ -1,89 +1,280 @@
-//! Where things lie in a map: a table of chunks of words that name nodes.
+//! Where things lie in a map: a table of chunks of lines of slots.
 //!
 //! ```text
 //! map       root: the address of a table; 0 at first
-//! table     a header, then chunks; a power of two of them
-//! chunk     512 bytes: a lock, `done`, and 62 words
-//! word      bits 0..2  what it says
-//!           bits 2..28 bits of the key's hash
-//!           bits 28..  the node's offset in the pool, in units of 16 bytes
-//! node      the two words of `limbo` (the second one is the key's hash); in a stacked map the
-//!           address of the node that it hides, or 0; key and value
+//! table     a header; two words a chunk (its lock, its state); the chunks, a power of two of them
+//! chunk     lines: a power of two of them, 32 at most
+//! line      64 bytes: a word about the slots, three slots of two words, a word of nothing
+//! slot      the key's first word, the value's word
+//! node      the two words of `limbo`; in a stacked map the address of the node that it hides, or
+//!           0; key and value
 //! ```
 //!
-//! | word  | meaning |
-//! |-------|---------|
-//! | EMPTY | no node here, and no key is further on because of this place |
-//! | NODE  | names a node |
-//! | TOMB  | no node here; search on |
-//! | MOVED | the node is in the successor |
+//! A *flat* map has the key in a slot's first word and the value in the second. In any other the
+//! first word is the key's hash, and the second the address of a node.
 //!
-//! The upper half of a hash gives the chunk, its lowest six bits the place where the search in the
-//! chunk begins. It goes on from place to place, round the chunk, and never leaves it.
+//! | line's word | bits   | meaning |
+//! |-------------|--------|---------|
+//! | LIVE        | 0..3   | one a slot: it holds an entry |
+//! | PASSED      | 3..12  | for how many entries a search goes on past this line; too many after a death |
+//! | VERSION     | 12..64 | raised with each change of this word |
+//!
+//! | state | meaning |
+//! |-------|---------|
+//! | RAW   | nobody has written to the chunk's lines, and nobody reads them |
+//! | READY | they are lines |
+//! | DONE  | its keys are in the successor; what is in the lines is nobody's concern |
+//!
+//! The upper half of a hash gives the chunk, its lowest bits the line where the search in the chunk
+//! begins. It goes on from line to line, round the chunk, until nothing has passed, and never
+//! leaves it. Counting what passed instead of leaving tombstones is F14's way (Bronson, Shi:
+//! *Open-sourcing F14 for faster, more memory-efficient hash tables*, 2019).
 
 use std::alloc::Layout;
 
 use crate::engines::limbo::{self, Retirable};
-use crate::layout::arena::{Arena, DATA, GRANULE, SLICE};
+use crate::layout::arena::{Arena, DATA, SLICE};
 use crate::primitive::{AtomicU64, Ordering};
 
-/// Words that name nodes in a chunk.
-pub(super) const WORDS: usize = 62;
+/// Slots of a line.
+pub(super) const SLOTS: usize = 3;
+/// Lines of a chunk of a map that is not small.
+pub(super) const MOST_LINES: usize = 32;
+/// Lines of a map's first chunk.
+pub(super) const FIRST_LINES: usize = 4;
 
-pub(super) const EMPTY: u64 = 0;
-pub(super) const NODE: u64 = 1;
-pub(super) const TOMB: u64 = 2;
-pub(super) const MOVED: u64 = 3;
-const KIND: u64 = 3;
+const LIVE: u64 = (1 << SLOTS) - 1;
+const PASSED_SHIFT: u32 = 3;
+const PASSED: u64 = 0x1ff << PASSED_SHIFT;
+const ONE_PASSED: u64 = 1 << PASSED_SHIFT;
+const ONE_VERSION: u64 = 1 << 12;
 
-/// Bits of a word that are the node's offset.
-const OFFSET_SHIFT: u32 = 28;
-/// Bits of a word that say what it is and what the hash is.
-const LOW: u64 = (1 << OFFSET_SHIFT) - 1;
+pub(super) const RAW: u64 = 0;
+pub(super) const READY: u64 = 1;
+pub(super) const DONE: u64 = 2;
 
 /// What a table begins with.
 #[repr(C, align(64))]
 pub(super) struct Header {
     own: Retirable,
-    /// The table that this one's nodes move to; 0 for none.
+    /// The table that this one's entries move to; 0 for none.
     pub(super) successor: AtomicU64,
     /// The tag of who retires the table; 0 while nobody does.
     pub(super) retirer: AtomicU64,
     /// How many chunks there are.
     chunks: AtomicU64,
+    /// How many lines a chunk has.
+    lines: AtomicU64,
     seed: [AtomicU64; 2],
-    /// 1 if nodes hide others: see `edit`.
-    stacked: AtomicU64,
+    /// STACKED and FLAT.
+    kind: AtomicU64,
     /// The next chunk that nobody has set about to move. A hint.
     pub(super) cursor: AtomicU64,
     /// All chunks before this one are done. A hint.
     pub(super) done: AtomicU64,
 }
 
-#[repr(C, align(64))]
-pub(super) struct Chunk {
-    /// Held (`participants::lock`) by who changes a word of the chunk.
+/// Nodes hide others.
+const STACKED: u64 = 1;
+/// There are no nodes.
+const FLAT: u64 = 2;
+
+/// What there is about a chunk besides its lines: close together, so that they stay cached.
+#[repr(C)]
+pub(super) struct State {
+    /// Held (`participants::lock`) by who changes something in the chunk.
     pub(super) lock: AtomicU64,
-    /// 1 once all nodes are in the successor, where keys of the chunk are changed from then on.
-    pub(super) done: AtomicU64,
-    pub(super) words: [AtomicU64; WORDS],
+    /// RAW, READY or DONE.
+    pub(super) word: AtomicU64,
 }
 
-const _: () = assert!(size_of::<Chunk>() == 512 && size_of::<Header>() == 128);
+#[repr(C)]
+pub(super) struct Slot {
+    pub(super) key: AtomicU64,
+    pub(super) value: AtomicU64,
+}
+
+#[repr(C, align(64))]
+pub(super) struct Line {
+    pub(super) word: AtomicU64,
+    pub(super) slots: [Slot; SLOTS],
+}
+
+const _: () = assert!(size_of::<Line>() == 64 && size_of::<Header>() == 128);
+const _: () = assert!(SLOTS * MOST_LINES < (PASSED >> PASSED_SHIFT) as usize);
 
 /// What all tables of a map have in common.
 #[derive(Clone, Copy)]
-pub(crate) struct Kind {
+pub(super) struct Kind {
+    pub(super) seed: [u64; 2],
+    pub(super) stacked: bool,
+    pub(super) flat: bool,
+}
+
+/// How large a table is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Shape {
+    pub(super) chunks: usize,
+    pub(super) lines: usize,
+}
+
+impl Shape {
+    /// A map's first table.
+    pub(super) const FIRST: Shape = Shape {
+        chunks: 1,
+        lines: FIRST_LINES,
+    };
+
+    /// Twice as large: a single chunk gets longer until it has all lines that a chunk can have.
+    pub(super) fn larger(self) -> Shape {
+        if self.lines < MOST_LINES {
+            let lines = self.lines * 2;
+            Shape { lines, ..self }
+        } else {
+            let chunks = self.chunks * 2;
+            Shape { chunks, ..self }
+        }
+    }
+
+    /// Half as large, unless it is the smallest.
+    pub(super) fn smaller(self) -> Option<Shape> {
+        if self.chunks > 1 {
+            let chunks = self.chunks / 2;
+            Some(Shape { chunks, ..self })
+        } else {
+            let lines = self.lines / 2;
+            (lines >= FIRST_LINES).then_some(Shape { lines, ..self })
+        }
+    }
+
+    /// Slots a chunk.
+    pub(super) fn capacity(self) -> usize {
+        self.lines * SLOTS
+    }
+
+    /// Bytes of a chunk, of which its address is a multiple.
+    #[inline]
+    fn chunk_bytes(self) -> usize {
+        self.lines * size_of::<Line>()
+    }
+
+    /// Bytes before the first chunk.
+    #[inline]
+    fn front(self) -> usize {
+        let states = size_of::<Header>() + self.chunks * size_of::<State>();
+        (states + self.chunk_bytes() - 1) & !(self.chunk_bytes() - 1)
+    }
+
+    #[inline]
+    fn size(self) -> usize {
+        self.front() + self.chunks * self.chunk_bytes()
+    }
+
+    pub(super) fn layout(self) -> Layout {
+        Layout::from_size_align(self.size(), self.chunk_bytes()).expect("less than a pool")
+    }
+}
+
+/// What a map itself knows of its table, beside the root: hints. An operation begins with them, so
+/// that it has asked for the memory that it will need before it pins or locks anything: those are
+/// full fences, behind which no load starts before they are over. Nothing is believed: the seed
+/// is compared with the table's, and an address is only fetched from.
+#[repr(C)]
+pub(crate) struct Hints {
+    /// The table's address, plus the binary logarithm of the number of its chunks.
+    place: AtomicU64,
+    seed: [AtomicU64; 2],
+}
+
+impl Hints {
+    pub(crate) const fn new() -> Self {
+        Hints {
+            place: AtomicU64::new(0),
+            seed: [const { AtomicU64::new(0) }; 2],
+        }
+    }
+
+    /// The table's seed, most likely.
+    #[inline]
+    pub(crate) fn seed(&self) -> [u64; 2] {
+        let word = |i: usize| self.seed[i].load(Ordering::Relaxed);
+        [word(0), word(1)]
+    }
+
+    /// Asks for the line where the search for a key begins.
+    #[inline]
+    pub(crate) fn fetch(&self, hash: u64) {
+        let place = self.place.load(Ordering::Relaxed);
+        let (address, log) = (place & !63, (place & 63) as u32);
+        if log != 0 {
+            let shape = Shape {
+                chunks: 1 << log,
+                lines: MOST_LINES,
+            };
+            let chunk = (((hash >> 32) << log) >> 32) as usize;
+            let line = hash as usize & (MOST_LINES - 1);
+            let offset = shape.front() + (chunk * MOST_LINES + line) * size_of::<Line>();
+            fetch(address.wrapping_add(offset as u64) as usize);
+        }
+    }
+
+    /// Who changes something in a table that has no successor leaves the hints right.
+    #[inline]
+    pub(super) fn set(&self, table: Table) {
+        let place = table.address() | u64::from(table.chunks().trailing_zeros());
+        if self.place.load(Ordering::Relaxed) != place {
+            self.set_slow(table, place);
+        }
+    }
+
+    #[cold]
+    fn set_slow(&self, table: Table, place: u64) {
+        for (hint, word) in self.seed.iter().zip(table.seed()) {
+            hint.store(word, Ordering::Relaxed);
+        }
+        self.place.store(place, Ordering::Relaxed);
+    }
+}
+
+/// Asks for the cache line of an address, whatever it is.
+#[inline]
+fn fetch(address: usize) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        let line = std::ptr::without_provenance::<i8>(address);
+        // SAFETY: a hint to the processor: it reads nothing and never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
+/// A key's hash and the first word of its slot, by a seed that is likely the table's.
+#[derive(Clone, Copy)]
+pub(crate) struct Guess {
     pub(crate) seed: [u64; 2],
-    /// Nodes hide others.
-    pub(crate) stacked: bool,
+    pub(crate) hash: u64,
+    pub(crate) key: u64,
+}
+
+impl Guess {
+    /// The same by the table's own seed.
+    #[inline]
+    pub(super) fn or(self, table: Table, of: impl FnOnce([u64; 2]) -> Guess) -> Guess {
+        if self.seed == table.seed() {
+            self
+        } else {
+            of(table.seed())
+        }
+    }
 }
 
 /// A table, found to lie in the pool.
 #[derive(Clone, Copy)]
-pub(crate) struct Table {
+pub(super) struct Table {
     pub(super) header: &'static Header,
-    chunks: usize,
+    shape: Shape,
 }
 
 impl Table {
@@ -98,29 +289,39 @@ impl Table {
         }
         // SAFETY: in committed data of the pool, aligned; it consists of atomics.
         let header = unsafe { &*std::ptr::with_exposed_provenance::<Header>(address) };
-        let chunks = header.chunks.load(Ordering::Relaxed) as usize;
-        let fits = chunks.is_power_of_two() && chunks <= (room - size_of::<Header>()) / 512;
-        fits.then_some(Table { header, chunks })
+        let shape = Shape {
+            chunks: header.chunks.load(Ordering::Relaxed) as usize,
+            lines: header.lines.load(Ordering::Relaxed) as usize,
+        };
+        let fits = shape.chunks.is_power_of_two()
+            && shape.chunks <= room / size_of::<State>()
+            && shape.lines.is_power_of_two()
+            && shape.lines <= MOST_LINES
+            && shape.size() <= room;
+        fits.then_some(Table { header, shape })
     }
 
-    /// Makes a table of the block at `address`, which has the layout for it.
-    pub(super) fn make(address: u64, chunks: usize, kind: Kind) {
+    /// Makes a table of the block at `address`, which has the layout for it. If `ready`, so are
+    /// its chunks.
+    pub(super) fn make(address: u64, shape: Shape, kind: Kind, ready: bool) {
         let start = std::ptr::with_exposed_provenance_mut::<u8>(address as usize);
-        // SAFETY: a new block of that layout that nobody else sees yet; all zeros are a table.
+        // SAFETY: a new block of that layout that nobody else sees yet; all zeros are a header and
+        // states.
         let header = unsafe {
-            start.write_bytes(0, Self::layout(chunks).size());
+            start.write_bytes(0, shape.front());
             &*start.cast::<Header>()
         };
-        header.chunks.store(chunks as u64, Ordering::Relaxed);
+        header.chunks.store(shape.chunks as u64, Ordering::Relaxed);
+        header.lines.store(shape.lines as u64, Ordering::Relaxed);
         header.seed[0].store(kind.seed[0], Ordering::Relaxed);
         header.seed[1].store(kind.seed[1], Ordering::Relaxed);
-        let stacked = u64::from(kind.stacked);
-        header.stacked.store(stacked, Ordering::Relaxed);
-    }
-
-    pub(super) fn layout(chunks: usize) -> Layout {
-        let size = size_of::<Header>() + chunks * size_of::<Chunk>();
-        Layout::from_size_align(size, 64).expect("less than a pool")
+        let stacked = if kind.stacked { STACKED } else { 0 };
+        let flat = if kind.flat { FLAT } else { 0 };
+        header.kind.store(stacked | flat, Ordering::Relaxed);
+        if ready {
+            let table = Table { header, shape };
+            (0..shape.chunks).for_each(|index| table.ready(index));
+        }
     }
 
     pub(super) fn address(self) -> u64 {
@@ -128,39 +329,77 @@ impl Table {
     }
 
     #[inline]
-    pub(crate) fn seed(self) -> [u64; 2] {
+    pub(super) fn seed(self) -> [u64; 2] {
         let word = |i: usize| self.header.seed[i].load(Ordering::Relaxed);
         [word(0), word(1)]
     }
 
     pub(super) fn kind(self) -> Kind {
+        let kind = self.header.kind.load(Ordering::Relaxed);
         Kind {
             seed: self.seed(),
-            stacked: self.header.stacked.load(Ordering::Relaxed) != 0,
+            stacked: kind & STACKED != 0,
+            flat: kind & FLAT != 0,
         }
     }
 
     #[inline]
+    pub(super) fn shape(self) -> Shape {
+        self.shape
+    }
+
+    #[inline]
     pub(super) fn chunks(self) -> usize {
-        self.chunks
+        self.shape.chunks
     }
 
     /// The chunk that a hash belongs to.
     #[inline]
     pub(super) fn index(self, hash: u64) -> usize {
-        (((hash >> 32) * self.chunks as u64) >> 32) as usize
+        (((hash >> 32) * self.shape.chunks as u64) >> 32) as usize
+    }
+
+    /// The lines of a chunk.
+    #[inline]
+    pub(super) fn chunk(self, index: usize) -> Chunk {
+        debug_assert!(index < self.shape.chunks);
+        let start = std::ptr::from_ref(self.header).cast::<u8>();
+        let first = start.wrapping_add(self.shape.front() + index * self.shape.chunk_bytes());
+        // SAFETY: the chunks are behind the states, `chunks` of them (compared with the committed
+        // data by `at`), of which `index` is one; atomics only.
+        Chunk(unsafe { std::slice::from_raw_parts(first.cast::<Line>(), self.shape.lines) })
     }
 
     #[inline]
-    pub(super) fn chunk(self, index: usize) -> &'static Chunk {
-        debug_assert!(index < self.chunks);
+    pub(super) fn state(self, index: usize) -> &'static State {
+        debug_assert!(index < self.shape.chunks);
         let first = std::ptr::from_ref(self.header).wrapping_add(1);
-        // SAFETY: the chunks are behind the header, `chunks` of them (compared with the committed
-        // data by `at`), of which `index` is one; atomics only.
-        unsafe { &*first.cast::<Chunk>().wrapping_add(index) }
+        // SAFETY: the states are behind the header, one a chunk; atomics only.
+        unsafe { &*first.cast::<State>().wrapping_add(index) }
     }
 
-    /// The table that this one's nodes move to.
+    /// Makes lines of a raw chunk's. The caller keeps all others from it.
+    pub(super) fn ready(self, index: usize) {
+        let state = &self.state(index).word;
+        if state.load(Ordering::Relaxed) == RAW {
+            for line in self.chunk(index).0 {
+                // New memory is zeros, and who reads it first gets more of it at a page fault.
+                if line.word.load(Ordering::Relaxed) != 0 {
+                    line.word.store(0, Ordering::Relaxed);
+                }
+            }
+            // Release: behind the lines, should the caller die.
+            state.store(READY, Ordering::Release);
+        }
+    }
+
+    /// True if the chunk's keys are in the successor.
+    #[inline]
+    pub(super) fn is_done(self, index: usize) -> bool {
+        self.state(index).word.load(Ordering::SeqCst) == DONE
+    }
+
+    /// The table that this one's entries move to.
     #[inline]
     pub(super) fn successor(self, arena: Arena) -> Option<Self> {
         match self.header.successor.load(Ordering::SeqCst) {
@@ -170,68 +409,95 @@ impl Table {
     }
 }
 
+/// The lines of a chunk.
+#[derive(Clone, Copy)]
+pub(super) struct Chunk(pub(super) &'static [Line]);
+
 impl Chunk {
-    /// The places of the chunk in the order in which a key is searched.
+    /// The lines in the order in which a key is searched.
     #[inline]
-    pub(super) fn search(&self, hash: u64) -> impl Iterator<Item = &AtomicU64> {
-        let home = ((hash & 63) as usize * WORDS) >> 6;
-        self.words[home..].iter().chain(&self.words[..home])
+    pub(super) fn path(self, hash: u64) -> impl Iterator<Item = &'static Line> {
+        (0..self.0.len()).map(move |distance| self.on_path(hash, distance))
     }
 
-    pub(super) fn is_done(&self) -> bool {
-        self.done.load(Ordering::SeqCst) != 0
+    /// The line that is so far from where a key's search begins.
+    #[inline]
+    pub(super) fn on_path(self, hash: u64, distance: usize) -> &'static Line {
+        // The lines are a power of two.
+        &self.0[(hash as usize).wrapping_add(distance) & (self.0.len() - 1)]
     }
 
-    /// True if the chunk names no node.
-    pub(super) fn is_empty(&self) -> bool {
-        let names = |word: &AtomicU64| is_node(word.load(Ordering::Relaxed));
-        !self.words.iter().any(names)
+    /// True if there is no entry.
+    pub(super) fn is_empty(self) -> bool {
+        let mut words = self.0.iter().map(|line| line.word.load(Ordering::Relaxed));
+        words.all(|word| word & LIVE == 0)
     }
 
-    /// How many nodes the chunk names.
-    pub(super) fn count(&self) -> usize {
-        let names = |word: &&AtomicU64| is_node(word.load(Ordering::Relaxed));
-        self.words.iter().filter(names).count()
+    /// How many entries there are.
+    pub(super) fn count(self) -> usize {
+        let words = self.0.iter().map(|line| line.word.load(Ordering::Relaxed));
+        words.map(|word| (word & LIVE).count_ones() as usize).sum()
     }
 }
 
+/// The slots of a line that hold entries, by the line's word.
 #[inline]
-pub(super) fn is_node(word: u64) -> bool {
-    word & KIND == NODE
+pub(super) fn live(word: u64) -> impl Iterator<Item = usize> {
+    (0..SLOTS).filter(move |i| word >> i & 1 != 0)
 }
 
-/// What a word says that names a node with that hash, but for the node.
+/// A slot that holds no entry.
 #[inline]
-pub(super) fn low_bits(hash: u64) -> u64 {
-    // The lowest six are the place, the upper half the chunk.
-    ((hash >> 6) << 2) & LOW & !KIND | NODE
+pub(super) fn vacant(word: u64) -> Option<usize> {
+    let first = (word & LIVE).trailing_ones() as usize;
+    (first < SLOTS).then_some(first)
 }
 
+/// True if a search goes on past the line.
 #[inline]
-pub(super) fn may_be(word: u64, low: u64) -> bool {
-    word & LOW == low
+pub(super) fn is_passed(word: u64) -> bool {
+    word & PASSED != 0
 }
 
+/// True if the line has no entry, and none further on.
 #[inline]
-pub(super) fn word_of(arena: Arena, node: u64, hash: u64) -> u64 {
-    ((node - arena.base() as u64) >> 4) << OFFSET_SHIFT | low_bits(hash)
+pub(super) fn is_idle(word: u64) -> bool {
+    word & (LIVE | PASSED) == 0
 }
 
-/// The node that a word names.
+/// The line's word once the slot holds an entry that it did not, or the other way round.
 #[inline]
-pub(crate) fn node_of(arena: Arena, word: u64) -> u64 {
-    const { assert!(GRANULE >> 4 == 1 << (64 - OFFSET_SHIFT)) };
-    arena.base() as u64 + ((word >> OFFSET_SHIFT) << 4)
+pub(super) fn turned(word: u64, slot: usize) -> u64 {
+    (word ^ 1 << slot).wrapping_add(ONE_VERSION)
 }
 
-/// The hash of a node that is named.
-pub(super) fn hash_of(arena: Arena, node: u64) -> u64 {
-    limbo::header(arena, node).map_or(0, |own| own.stamp.load(Ordering::Relaxed))
+/// One entry more that passes the lines before `distance` on the path. Who holds the chunk's lock.
+#[inline]
+pub(super) fn pass(chunk: Chunk, hash: u64, distance: usize) {
+    for line in chunk.path(hash).take(distance) {
+        let word = line.word.load(Ordering::Relaxed);
+        if word & PASSED != PASSED {
+            let new = word.wrapping_add(ONE_PASSED + ONE_VERSION);
+            line.word.store(new, Ordering::Release);
+        }
+    }
+}
+
+/// One less. A count that was at its highest is not known any more, and stays.
+#[inline]
+pub(super) fn unpass(chunk: Chunk, hash: u64, distance: usize) {
+    for line in chunk.path(hash).take(distance) {
+        let word = line.word.load(Ordering::Relaxed);
+        if word & PASSED != PASSED && word & PASSED != 0 {
+            let new = (word - ONE_PASSED).wrapping_add(ONE_VERSION);
+            line.word.store(new, Ordering::Release);
+        }
+    }
 }
 
 /// The word of a node of a stacked map that says which node it hides.
 pub(super) fn below(arena: Arena, node: u64) -> Option<&'static AtomicU64> {
-    let inside = limbo::header(arena, node + 16).is_some();
+    let inside = limbo::header(arena, node.wrapping_add(16)).is_some();
     // SAFETY: in committed data of the pool, aligned; nodes consist of words there.
     inside.then(|| unsafe { &*std::ptr::with_exposed_provenance::<AtomicU64>(node as usize + 16) })
 }

@@ -1,0 +1,83 @@
+//! `#[derive(Key)]`: a struct or a field-less enum is told by its bytes, if those say all and nothing
+//! more: each field is a key itself, and there are no gaps between them.
+
+use proc_macro2::TokenStream;
+use quote::{quote, quote_spanned};
+use syn::spanned::Spanned;
+use syn::{Data, DeriveInput, Error, Result};
+
+use crate::input::{bounded, crate_path, is_concrete, item, refuse_attributes};
+
+pub(crate) fn expand(input: DeriveInput) -> Result<TokenStream> {
+    let krate = crate_path(&input.attrs)?;
+    let key = item(&krate, "Key");
+    let shm_safe = item(&krate, "ShmSafe");
+    let checks: Vec<_> = match &input.data {
+        Data::Struct(data) => {
+            refuse_attributes(&data.fields)?;
+            let types = data.fields.iter().map(|field| &field.ty);
+            types
+                .map(|ty| quote_spanned!(ty.span()=> #krate::__private::is_key::<#ty>();))
+                .collect()
+        }
+        Data::Enum(data) => {
+            if let Some(variant) = data.variants.iter().find(|v| !v.fields.is_empty()) {
+                return Err(Error::new(
+                    variant.span(),
+                    "an enum with fields cannot be a Key: its values differ in what their bytes mean",
+                ));
+            }
+            Vec::new()
+        }
+        Data::Union(data) => {
+            return Err(Error::new(
+                data.union_token.span,
+                "a union cannot be a Key: nothing says which field is valid",
+            ));
+        }
+    };
+
+    let name = &input.ident;
+    let generics = bounded(&input.generics, &key);
+    let generics = bounded(&generics, &shm_safe);
+    let (impl_generics, type_generics, where_clause) = generics.split_for_impl();
+    let evaluate = is_concrete(&input.generics).then(|| {
+        quote! {
+            const _: ::core::option::Option<usize> = <#name as #key>::LEN;
+        }
+    });
+    Ok(quote! {
+        // SAFETY: by `LEN`, which would not compile otherwise, every field is a key and the type is
+        // plain: without padding, and without anything that is changed through `&`.
+        #[automatically_derived]
+        unsafe impl #impl_generics #key for #name #type_generics #where_clause {
+            type Stored = Self;
+            const LEN: ::core::option::Option<usize> = {
+                #(#checks)*
+                #krate::__private::assert_plain::<Self>();
+                ::core::option::Option::Some(::core::mem::size_of::<Self>())
+            };
+            const ALIGN: usize = ::core::mem::align_of::<Self>();
+
+            #[inline]
+            fn bytes(&self) -> &[u8] {
+                const { #krate::__private::assert_plain::<Self>() };
+                // SAFETY: the value's own bytes, all of them initialised, as it is plain.
+                unsafe {
+                    ::core::slice::from_raw_parts(
+                        ::core::ptr::from_ref(self).cast::<u8>(),
+                        ::core::mem::size_of::<Self>(),
+                    )
+                }
+            }
+
+            #[inline]
+            unsafe fn from_bytes(bytes: &[u8]) -> &Self {
+                // SAFETY: by the caller's promise a copy of a value's bytes, aligned.
+                unsafe { &*bytes.as_ptr().cast::<Self>() }
+            }
+        }
+
+        #evaluate
+    })
+}

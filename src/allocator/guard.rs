@@ -1,0 +1,301 @@
+//! Guard mode: writes past a block's end, and writes to a block after it was freed, are found.
+//!
+//! A guarded pool ([`GUARDED`](crate::layout::header::GUARDED), a bit of the header that never
+//! changes) has more in a block than was asked for:
+//!
+//! ```text
+//! 0 .. size           the user's
+//! size .. end - 16    the gap, eight bytes at least, filled with 0xA5
+//! end - 16            size
+//! end - 8             mark: the block's address, one of the states below, and the size again
+//! ```
+//!
+//! | mark  | the block is | the gap | the rest |
+//! |-------|----------------------------------------|---------|----------|
+//! | other | free, and never was a guarded block    | any     | any      |
+//! | TAKEN | allocated, or about to be; or freed by recovery or a container | filled | the user's |
+//! | BUSY  | allocated or free, somebody is changing the rest | any | any |
+//! | FREED | free, or about to be                   | 0xDF    | 0xDF     |
+//! | STRUCK | allocated for ever: it was written after it was freed | any | any |
+//!
+//! | step | stores, in this order |
+//! |------|-----------------------|
+//! | allocate | BUSY, the gap, the size, TAKEN; then the block is taken |
+//! | free | BUSY, 0xDF over all but size and mark, FREED; then the block is freed |
+//! | strike | STRUCK; then the block is taken |
+//!
+//! A kill between any two leaves a free block that claims nothing (BUSY, TAKEN), or an allocated one
+//! whose freer has died (BUSY, FREED): both are used and freed as others are. Nothing is to be repaired.
+//! What a container frees under a record is not overwritten: recovery may have to read it again.
+//!
+//! A struck block is set aside, so that what was damaged can be looked at, and the allocation goes on with another. The check
+//! reports it, each block whose gap is damaged, and each freed one that was written to.
+//!
+//! None of this is on the common path. In a guarded pool there is never a word at hand
+//! ([`Slot::cache`] keeps the current one elsewhere) nor a known span, so that every allocation and
+//! every free takes the way for all that is seldom, and the flag is looked at there.
+
+use std::alloc::Layout;
+
+use super::check::CheckReport;
+use super::size_class::{self, TABLE};
+use super::span::Span;
+use super::walk::{self, Piece};
+use super::{AllocError, FreeError, run};
+use crate::layout::arena::{Arena, SLICE};
+use crate::layout::header::GUARDED;
+use crate::participants::table::Slot;
+use crate::primitive::{AtomicU64, Ordering, compiler_fence};
+use crate::sys::refusal;
+
+/// Bytes of size and mark.
+const TRAILER: usize = 16;
+/// Bytes a block beyond what is asked for, at least.
+const MARGIN: usize = TRAILER + 8;
+
+const GAP: u8 = 0xa5;
+const POISON: u8 = 0xdf;
+
+const TAKEN: u64 = 0x7461_6b65_6e00_0000 << 8;
+const BUSY: u64 = 0x6275_7379_2e00_0000 << 8;
+const FREED: u64 = 0x6672_6565_6400_0000 << 8;
+const STRUCK: u64 = 0x7374_7275_6b00_0000 << 8;
+
+/// True if the pool is guarded.
+#[inline]
+pub(crate) fn is_on(arena: Arena) -> bool {
+    arena.header().options.load(Ordering::Relaxed) & GUARDED != 0
+}
+
+/// A block of a guarded pool, by its address and bytes.
+#[derive(Clone, Copy)]
+pub(crate) struct Guarded {
+    address: usize,
+    bytes: usize,
+}
+
+impl Guarded {
+    /// The block of so many bytes at an address, unless no such can be there.
+    pub(crate) fn at(arena: Arena, address: usize, bytes: usize) -> Option<Self> {
+        let possible = bytes > MARGIN && bytes <= arena.room_at(address);
+        possible.then_some(Guarded { address, bytes })
+    }
+
+    fn word(self, from_end: usize) -> &'static AtomicU64 {
+        let address = self.address + self.bytes - from_end;
+        // SAFETY: the last words of a block, whose size is a multiple of 16, in a pool that stays
+        // mapped; they are accessed as atomics alone.
+        unsafe { &*std::ptr::with_exposed_provenance(address) }
+    }
+
+    /// The mark of a state, which that of an allocated block shares with its size.
+    fn mark_of(self, state: u64) -> u64 {
+        let size = self.word(TRAILER).load(Ordering::Acquire);
+        let with = if state == TAKEN {
+            size.rotate_left(20)
+        } else {
+            0
+        };
+        state ^ self.address as u64 ^ with
+    }
+
+    fn mark(self, state: u64) {
+        // What comes before is written before, and what comes after it after: see the table.
+        compiler_fence(Ordering::SeqCst);
+        self.word(8).store(self.mark_of(state), Ordering::Release);
+        compiler_fence(Ordering::SeqCst);
+    }
+
+    fn is(self, state: u64) -> bool {
+        self.word(8).load(Ordering::Acquire) == self.mark_of(state)
+    }
+
+    /// Bytes that were asked for, if that is a number that can have been.
+    fn size(self) -> Option<usize> {
+        let size = self.word(TRAILER).load(Ordering::Acquire) as usize;
+        (size <= self.bytes - MARGIN).then_some(size)
+    }
+
+    fn fill(self, from: usize, with: u8) {
+        let start = std::ptr::with_exposed_provenance_mut::<u8>(self.address + from);
+        // SAFETY: within the block, before its trailer; the caller has it, or is about to.
+        unsafe { start.write_bytes(with, self.bytes - TRAILER - from) };
+    }
+
+    /// Where the bytes from `from` to the trailer are first something else.
+    fn differs(self, from: usize, expected: u8) -> Option<usize> {
+        (from..self.bytes - TRAILER).find(|offset| {
+            let byte = std::ptr::with_exposed_provenance::<u8>(self.address + offset);
+            // SAFETY: within the block. Volatile: whoever writes there should not.
+            unsafe { byte.read_volatile() != expected }
+        })
+    }
+
+    /// Makes a free block ready to be allocated. False if it was written after it was freed: it is
+    /// to be taken all the same, and forgotten.
+    fn prepare(self, size: usize) -> bool {
+        if self.is(STRUCK) || (self.is(FREED) && self.differs(0, POISON).is_some()) {
+            self.mark(STRUCK);
+            return false;
+        }
+        self.mark(BUSY);
+        self.fill(size, GAP);
+        self.word(TRAILER).store(size as u64, Ordering::Relaxed);
+        self.mark(TAKEN);
+        true
+    }
+
+    /// True if nothing was written beyond the end of the allocated block.
+    fn is_intact(self) -> bool {
+        if self.is(BUSY) || self.is(FREED) {
+            return true;
+        }
+        let intact = |size| self.differs(size, GAP).is_none();
+        self.is(TAKEN) && self.size().is_some_and(intact)
+    }
+
+    /// What is wrong with the block.
+    fn problem(self, is_free: bool) -> Option<String> {
+        let Guarded { address, bytes } = self;
+        if is_free {
+            let offset = if self.is(FREED) {
+                self.differs(0, POISON)?
+            } else {
+                return None;
+            };
+            return Some(format!(
+                "the free block of {bytes} bytes at {address:#x} was written to at offset {offset}"
+            ));
+        }
+        if self.is(STRUCK) {
+            return Some(format!(
+                "the block of {bytes} bytes at {address:#x} was written to after it was freed"
+            ));
+        }
+        if self.is_intact() {
+            return None;
+        }
+        let end = match self.size().filter(|_| self.is(TAKEN)) {
+            Some(size) => {
+                let first = self.differs(size, GAP).unwrap_or(size) - size;
+                format!("{size} bytes, {first} bytes beyond its end")
+            }
+            None => format!("up to {} bytes beyond its end", bytes - MARGIN),
+        };
+        Some(format!("the block at {address:#x} was written to: {end}"))
+    }
+}
+
+/// Allocates a block of a guarded pool.
+#[cold]
+pub(crate) fn allocate(
+    arena: Arena,
+    slot: &Slot,
+    layout: Layout,
+    record: impl Fn(usize),
+) -> Result<usize, AllocError> {
+    if refusal::BLOCKS.refuses() {
+        return Err(AllocError::PoolFull);
+    }
+    let size = layout.size();
+    let with_margin = size
+        .checked_add(MARGIN)
+        .and_then(|size| Layout::from_size_align(size, layout.align()).ok())
+        .ok_or(AllocError::TooLarge)?;
+    let Some(class) = size_class::class_of(with_margin) else {
+        let bytes = with_margin.size().next_multiple_of(SLICE);
+        return run::allocate(arena, slot, with_margin, |address, _| {
+            // Whatever the slices were before.
+            if let Some(block) = Guarded::at(arena, address, bytes) {
+                block.mark(0);
+                block.prepare(size);
+            }
+            record(address);
+        });
+    };
+    let bytes = TABLE[class].size as usize;
+    let cache = slot.cache(class);
+    loop {
+        let struck = std::cell::Cell::new(false);
+        let taken = cache.take(|address| {
+            let block = Guarded::at(arena, address, bytes);
+            struck.set(block.is_some_and(|block| !block.prepare(size)));
+            if !struck.get() {
+                record(address);
+            }
+        });
+        match taken {
+            Some(address) if !struck.get() => return Ok(address),
+            Some(_) => {}
+            None => cache.replenish(arena, slot, class)?,
+        }
+    }
+}
+
+/// The blocks of a new span claim nothing. Before its head is tagged.
+pub(crate) fn wipe(arena: Arena, span: &Span) {
+    let (start, size) = (arena.slice_address(span.slice(arena)), span.block_size());
+    for block in 0..span.blocks.load(Ordering::Relaxed) as usize {
+        if let Some(block) = Guarded::at(arena, start + block * size, size) {
+            block.mark(0);
+        }
+    }
+}
+
+/// Judges an allocated block that is about to be freed, and overwrites it, unless a container frees it.
+pub(crate) fn before_free(slot: &Slot, block: Guarded) -> Result<(), FreeError> {
+    if block.is(STRUCK) {
+        return Err(FreeError::NotAllocated);
+    }
+    if !block.is_intact() {
+        return Err(FreeError::Overrun);
+    }
+    if slot.watched.freeing.load(Ordering::Relaxed) != block.address as u64 {
+        block.mark(BUSY);
+        block.fill(0, POISON);
+        block.mark(FREED);
+    }
+    Ok(())
+}
+
+/// Bytes of an allocated block that were asked for.
+pub(crate) fn usable_size(block: Guarded) -> Result<usize, FreeError> {
+    if block.is(STRUCK) {
+        return Err(FreeError::NotAllocated);
+    }
+    let known = [TAKEN, BUSY, FREED]
+        .into_iter()
+        .any(|state| block.is(state));
+    block.size().filter(|_| known).ok_or(FreeError::Overrun)
+}
+
+/// Checks every block of a guarded pool at rest.
+pub(crate) fn check(arena: Arena, report: &mut CheckReport) {
+    for (_, piece) in walk::pieces(arena) {
+        match piece {
+            Piece::Span { start, .. } => check_span(arena, start, report),
+            Piece::Run { start, slices } => {
+                let block = Guarded::at(arena, arena.slice_address(start), slices * SLICE);
+                report_on(block, false, report);
+            }
+            Piece::Free { .. } | Piece::Other => {}
+        }
+    }
+}
+
+fn check_span(arena: Arena, start: usize, report: &mut CheckReport) {
+    let span = arena.span(start);
+    if !span.is_sane(arena, start) {
+        return;
+    }
+    for (place, address) in walk::places_of_span(arena, start) {
+        let block = Guarded::at(arena, address, span.block_size());
+        report_on(block, span.is_free(place), report);
+    }
+}
+
+fn report_on(block: Option<Guarded>, is_free: bool, report: &mut CheckReport) {
+    if let Some(problem) = block.and_then(|block| block.problem(is_free)) {
+        report.problem(format_args!("{problem}"));
+    }
+}

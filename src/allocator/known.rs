@@ -1,0 +1,121 @@
+//! The spans that an owner has freed blocks of lately: found by a block's address alone.
+//!
+//! The long way from an address to a span leads by the pool's extent, the slice's tag and the
+//! span's record. An owner notes where that led to, in a table in its slot with an entry for each
+//! slice of its own (a direct-mapped cache by the slice's number), so that the next free of a block
+//! in the slice is a subtraction, a comparison and a multiplication away from its bit.
+//!
+//! Nothing here has to be right after a death: a claimant of the slot clears the table, so it is
+//! only ever read by who has written it. The order of the stores means nothing.
+//!
+//! Invariants
+//! 1. An entry is all zero, or it describes a span that belongs to the slot's owner: a span goes
+//!    back ([`Slot::forget`]) or becomes nobody's (as the owner leaves) only.
+//! 2. Offsets below `len` are those of the span's blocks, so a quotient needs no other bound.
+
+use super::size_class::{self, MAX_SPAN};
+use super::span::{Place, Span, WORDS};
+use crate::layout::arena::{Arena, SLICE, SLICE_SHIFT};
+use crate::participants::table::{KNOWN_WORDS, Own, Slot};
+use crate::primitive::Ordering;
+use crate::protocol::bitmap::Sets;
+
+/// How many entries there are: those of 4 MiB.
+const ENTRIES: usize = 256;
+
+/// What lies at slices of the owner's: each array has an element an entry, so that the way to one is
+/// the entry's number alone.
+#[repr(C)]
+struct Known {
+    /// The address of the span's first block.
+    start: [Own; ENTRIES],
+    /// Bytes of all its blocks; 0 in an entry that is not in use.
+    len: [Own; ENTRIES],
+    /// Division by the block size: see `size_class`.
+    reciprocal: [Own; ENTRIES],
+    /// The address of the span's bitmaps.
+    words: [Own; ENTRIES],
+}
+
+const _: () = assert!(size_of::<Known>() == size_of::<[Own; KNOWN_WORDS]>());
+
+/// The entry of the slice that an address lies in.
+#[inline(always)]
+const fn entry_of(address: usize) -> usize {
+    (address >> SLICE_SHIFT) % ENTRIES
+}
+
+/// The address of the bitmaps of a span whose blocks are found by [`Slot::known_block`].
+#[derive(Clone, Copy)]
+pub(crate) struct Words(usize);
+
+impl Words {
+    /// The bitmaps.
+    #[inline(always)]
+    pub(crate) fn sets(self) -> Sets<'static, WORDS> {
+        // SAFETY: made by `known_block` alone, of an entry in use, which by invariant 1 has the
+        // address of a record's bitmaps; records stay mapped and consist of atomics.
+        Sets(unsafe { &*std::ptr::with_exposed_provenance(self.0) })
+    }
+
+    /// The span.
+    #[inline(always)]
+    pub(crate) fn span(self) -> &'static Span {
+        // SAFETY: as above: the bitmaps lie in the record.
+        unsafe { &*std::ptr::with_exposed_provenance(self.0 - Span::WORDS_AT) }
+    }
+}
+
+impl Slot {
+    #[inline(always)]
+    fn known(&self) -> &Known {
+        // SAFETY: the area is as large (asserted above) and consists of the same words.
+        unsafe { &*self.known.as_ptr().cast() }
+    }
+
+    /// The block that starts at an address, if that is known to be one of the owner's spans, and the
+    /// span's bitmaps.
+    #[inline(always)]
+    pub(crate) fn known_block(&self, address: usize) -> Option<(Place, Words)> {
+        let (known, entry) = (self.known(), entry_of(address));
+        let offset = (address as u64).wrapping_sub(known.start[entry].get());
+        if offset >= known.len[entry].get() {
+            return None;
+        }
+        let index = size_class::divide(offset, known.reciprocal[entry].get())?;
+        Some((Place(index), Words(known.words[entry].get() as usize)))
+    }
+
+    /// Notes a span of the owner's, for blocks in the slice that an address lies in.
+    pub(crate) fn note_known(&self, arena: Arena, span: &Span, address: usize) {
+        let start = arena.slice_address(span.slice(arena));
+        let blocks = u64::from(span.blocks.load(Ordering::Relaxed));
+        let len = blocks * u64::from(span.size.load(Ordering::Relaxed));
+        // The address of the record is what is exposed: the record is found by that of its words.
+        let words = std::ptr::from_ref(span).expose_provenance() + Span::WORDS_AT;
+        let (known, entry) = (self.known(), entry_of(address));
+        known.start[entry].set(start as u64);
+        known.reciprocal[entry].set(span.reciprocal.load(Ordering::Relaxed));
+        known.words[entry].set(words as u64);
+        known.len[entry].set(len.min(MAX_SPAN as u64));
+    }
+
+    /// Forgets all spans: those of the slot's former owner.
+    pub(crate) fn forget_all(&self) {
+        // SAFETY: atomics, of which all bytes are valid. Nobody but the slot's owner, the caller,
+        // looks at them, so they need not be stored one by one.
+        unsafe { self.known.as_ptr().cast_mut().write_bytes(0, KNOWN_WORDS) };
+    }
+
+    /// Forgets a span that is about to go back.
+    pub(crate) fn forget(&self, arena: Arena, span: &Span) {
+        let start = arena.slice_address(span.slice(arena));
+        let slices = (span.slices.load(Ordering::Relaxed) as usize).min(ENTRIES);
+        for slice in 0..slices {
+            let entry = entry_of(start + slice * SLICE);
+            if self.known().start[entry].get() == start as u64 {
+                self.known().len[entry].set(0);
+            }
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! A key of a map, and what is to be done with it at once.
+//!
+//! Nothing is locked between [`HashMap::entry`] and the call that does something: that call is one
+//! operation of the map, and happens at one store.
+
+use super::raw::Stored;
+use super::{HashMap, Key, KeyHasher, Pinned, SipHash13, StoreError, View};
+use crate::ShmSafe;
+use crate::containers::ChangeError;
+use crate::engines::map::Put;
+
+/// A key of a map; see [`HashMap::entry`].
+#[must_use = "nothing was done with the entry yet"]
+pub struct MapEntry<'a, K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher = SipHash13> {
+    map: &'a HashMap<K, V, S>,
+    key: &'a K,
+}
+
+impl<'a, K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> MapEntry<'a, K, V, S> {
+    pub(super) fn new(map: &'a HashMap<K, V, S>, key: &'a K) -> Self {
+        MapEntry { map, key }
+    }
+
+    /// The key.
+    #[must_use]
+    pub fn key(&self) -> &'a K {
+        self.key
+    }
+
+    /// A view of the key's value, as [`HashMap::get`].
+    #[must_use]
+    pub fn get(&self) -> Option<View<'a, V>> {
+        self.map.get(self.key)
+    }
+
+    /// Gives the key a value, as [`HashMap::insert`].
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`], with the value; the map is as it was.
+    pub fn insert(self, value: V) -> Result<Option<View<'a, V>>, StoreError<V>> {
+        self.map.insert(self.key, value)
+    }
+
+    /// Takes the key's value away, as [`HashMap::try_remove`].
+    ///
+    /// # Errors
+    ///
+    /// [`ChangeError`]; the map is as it was.
+    pub fn remove(self) -> Result<Option<View<'a, V>>, ChangeError> {
+        self.map.try_remove(self.key)
+    }
+
+    /// A view of the key's value, which is the one given here if it has none.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`], with the value; the map is as it was.
+    pub fn or_insert(self, value: V) -> Result<View<'a, V>, StoreError<V>> {
+        self.map.get_or_insert_with(self.key, || value)
+    }
+
+    /// The same with a value that `f` makes, if it is needed: once, also if somebody else turns out to
+    /// be first.
+    ///
+    /// # Errors
+    ///
+    /// As for [`or_insert`](Self::or_insert).
+    ///
+    /// # Panics
+    ///
+    /// If `f` does. The map is as it was.
+    pub fn or_insert_with(self, f: impl FnOnce() -> V) -> Result<View<'a, V>, StoreError<V>> {
+        self.map.get_or_insert_with(self.key, f)
+    }
+
+    /// If the key has a value, it is to become what `f` makes of it; what if it has none, the next call
+    /// says. The two are one operation.
+    pub fn and_modify<F: FnMut(&V) -> V>(self, f: F) -> ModifyEntry<'a, K, V, S, F> {
+        ModifyEntry { entry: self, f }
+    }
+}
+
+/// A key of a map whose value is to be changed; see [`MapEntry::and_modify`].
+#[must_use = "nothing is done before it is said what if there is no value"]
+pub struct ModifyEntry<'a, K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, F> {
+    entry: MapEntry<'a, K, V, S>,
+    f: F,
+}
+
+impl<'a, K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, F: FnMut(&V) -> V>
+    ModifyEntry<'a, K, V, S, F>
+{
+    /// Changes the key's value, or gives it this one if it has none. A view of what it has then.
+    ///
+    /// The closure of [`and_modify`](MapEntry::and_modify) runs again if somebody else changes the
+    /// key's value meanwhile. It runs without a lock.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`], with the value that was not stored; the map is as it was.
+    ///
+    /// # Panics
+    ///
+    /// If the closure does. The map is as it was.
+    ///
+    /// # Crash behaviour
+    ///
+    /// As for [`HashMap::insert`].
+    pub fn or_insert(self, value: V) -> Result<View<'a, V>, StoreError<V>> {
+        self.or_insert_with(|| value)
+    }
+
+    /// The same with a value that `make` makes if it is needed: once at most.
+    ///
+    /// # Errors
+    ///
+    /// As for [`or_insert`](Self::or_insert).
+    ///
+    /// # Panics
+    ///
+    /// If one of the closures does. The map is as it was.
+    pub fn or_insert_with(self, make: impl FnOnce() -> V) -> Result<View<'a, V>, StoreError<V>> {
+        let (MapEntry { map, key }, mut f) = (self.entry, self.f);
+        let place = match map.raw.place() {
+            Ok(place) => place,
+            Err(cause) => {
+                return Err(StoreError {
+                    value: make(),
+                    cause,
+                });
+            }
+        };
+        let (mut make, mut made) = (Some(make), None);
+        loop {
+            let pinned = Pinned::new(place.0, place.1);
+            let seen = map.raw.find(place.0, key);
+            let value = match &seen {
+                Some(seen) => f(HashMap::<K, V, S>::value(seen)),
+                None => match made.take() {
+                    Some(value) => value,
+                    None => make.take().expect("what it made is kept")(),
+                },
+            };
+            match map.raw.put(
+                place,
+                (key, map.raw.guess(key)),
+                value,
+                Put::Replace,
+                |now| now == seen,
+            )? {
+                Stored::Put { new, .. } => return Ok(HashMap::<K, V, S>::view(pinned, new)),
+                Stored::Refused(value, _) if seen.is_none() => made = Some(value),
+                Stored::Refused(..) => {}
+            }
+        }
+    }
+
+    /// Changes the key's value if it has one; a view of what it has then.
+    ///
+    /// # Errors
+    ///
+    /// As for [`or_insert`](Self::or_insert).
+    ///
+    /// # Panics
+    ///
+    /// If the closure does. The map is as it was.
+    pub fn or_nothing(self) -> Result<Option<View<'a, V>>, StoreError<V>> {
+        let (MapEntry { map, key }, mut f) = (self.entry, self.f);
+        let Ok(place) = map.raw.place() else {
+            return Ok(None);
+        };
+        loop {
+            let pinned = Pinned::new(place.0, place.1);
+            let Some(seen) = map.raw.find(place.0, key) else {
+                return Ok(None);
+            };
+            let value = f(HashMap::<K, V, S>::value(&seen));
+            let unchanged = |now| now == Some(seen);
+            match map.raw.put(
+                place,
+                (key, map.raw.guess(key)),
+                value,
+                Put::Replace,
+                unchanged,
+            )? {
+                Stored::Put { new, .. } => {
+                    return Ok(Some(HashMap::<K, V, S>::view(pinned, new)));
+                }
+                Stored::Refused(..) => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! How keys are hashed.
+
+use crate::ShmSafe;
+use crate::engines::map;
+
+/// A way to hash keys: the third parameter of [`HashMap`](crate::HashMap) and
+/// [`MultiMap`](crate::MultiMap).
+///
+/// The seed is drawn when a map gets its first entry, and lies in the map: so the hash is the same in
+/// every process, and another one in every map.
+///
+/// ```
+/// use shmkit::{KeyHasher, HashMap, Pool, ShmSafe};
+///
+/// #[derive(ShmSafe)]
+/// struct Rotating;
+///
+/// // SAFETY: a function of its arguments, that neither panics nor uses a pool.
+/// unsafe impl KeyHasher for Rotating {
+///     fn hash(seed: [u64; 2], bytes: &[u8]) -> u64 {
+///         let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(seed[1] | 1).rotate_left(23);
+///         bytes.iter().fold(seed[0], step)
+///     }
+/// }
+///
+/// let pool = Pool::builder().create()?;
+/// let map = pool.create(HashMap::<u32, u32, Rotating>::with_hasher())?;
+/// map.insert(&1, 2)?;
+/// assert_eq!(map.get_copied(&1), Some(2));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Safety
+///
+/// [`hash`](Self::hash) gives the same for the same arguments, in every program. It does not panic,
+/// and does not use a pool: it is called while a lock is held.
+pub unsafe trait KeyHasher: ShmSafe {
+    /// The hash of a key's bytes. All bits count: the upper half tells which part of a table a key
+    /// belongs to, the lowest bits where in there.
+    fn hash(seed: [u64; 2], bytes: &[u8]) -> u64;
+}
+
+/// SipHash-1-3, as std's maps have it: whoever chooses the keys, and does not know the seed, cannot
+/// make them collide. What a map takes if nothing else is said.
+#[derive(ShmSafe)]
+#[shmkit(crate = "crate")]
+pub struct SipHash13(());
+
+// SAFETY: arithmetic.
+unsafe impl KeyHasher for SipHash13 {
+    #[inline]
+    fn hash(seed: [u64; 2], bytes: &[u8]) -> u64 {
+        map::sip(seed, bytes)
+    }
+}
+
+/// A hash of two multiplications a word, several times as fast as [`SipHash13`] for short keys. It is
+/// seeded, so keys that were chosen beforehand do not collide; it is not made to withstand somebody
+/// who can try out many keys and measure how long that takes.
+#[derive(ShmSafe)]
+#[shmkit(crate = "crate")]
+pub struct FoldHash(());
+
+// SAFETY: arithmetic.
+unsafe impl KeyHasher for FoldHash {
+    #[inline]
+    fn hash(seed: [u64; 2], bytes: &[u8]) -> u64 {
+        map::folded(seed, bytes)
+    }
+}

@@ -1,0 +1,97 @@
+//! Removing named pools that nobody has.
+//!
+//! Every process that has a named pool holds its file's `flock` in shared mode for life. So whoever
+//! gets it exclusively knows that nobody has the pool, and that nobody gets it meanwhile.
+
+use std::os::fd::AsFd;
+
+use rustix::fs::{FlockOperation, OFlags};
+
+use super::attach::{self, PoolName};
+use super::{AttachError, Pool};
+
+/// Why a pool was not removed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RemoveError {
+    /// It is none, or cannot be opened.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    /// Some process has it.
+    #[error("the pool {path} is in use")]
+    InUse {
+        /// The pool's file.
+        path: String,
+    },
+    /// The system refused.
+    #[error("the pool could not be removed")]
+    System(#[from] std::io::Error),
+}
+
+impl From<rustix::io::Errno> for RemoveError {
+    fn from(errno: rustix::io::Errno) -> Self {
+        RemoveError::System(errno.into())
+    }
+}
+
+/// Removes a named pool that nobody has; or, if `really` is false, says whether it would. A pool of
+/// another version is one, too; a file that is none, or is damaged, is removed if `damaged` says so.
+///
+/// # Errors
+///
+/// See [`RemoveError`]; nothing was removed.
+///
+/// # Crash behaviour
+///
+/// The name is removed or it is not.
+pub fn remove(name: &str, damaged: bool, really: bool) -> Result<(), RemoveError> {
+    let name =
+        PoolName::parse(name).ok_or_else(|| AttachError::InvalidName { name: name.into() })?;
+    let fd = attach::open_file(&name, OFlags::RDONLY)?;
+    let stat = rustix::fs::fstat(&fd)?;
+    if !rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() {
+        return Err(AttachError::NotAPool.into());
+    }
+    match attach::judge(fd.as_fd()) {
+        Ok(_) | Err(AttachError::OtherVersion { .. } | AttachError::OtherLayout) => {}
+        Err(
+            AttachError::NotAPool
+            | AttachError::Truncated { .. }
+            | AttachError::DamagedHeader { .. },
+        ) if damaged => {}
+        Err(error) => return Err(error.into()),
+    }
+    match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let path = name.path().into();
+            return Err(RemoveError::InUse { path });
+        }
+        Err(other) => return Err(other.into()),
+    }
+    // Under the lock: the name still leads to what was judged.
+    let now = rustix::fs::stat(name.path())?;
+    if (now.st_dev, now.st_ino) != (stat.st_dev, stat.st_ino) {
+        let path = name.path().into();
+        return Err(AttachError::NotFound { path }.into());
+    }
+    if really {
+        rustix::fs::unlink(name.path())?;
+    }
+    Ok(())
+}
+
+/// Removes a name if it is that of a pool that this process has, and which the caller knows to be
+/// of no use to anybody. A name that leads elsewhere stays.
+pub(crate) fn unlink_ours(pool: Pool, name: &str) {
+    let Some(name) = PoolName::parse(name) else {
+        return;
+    };
+    let (ours, named) = (rustix::fs::fstat(pool.fd()), rustix::fs::stat(name.path()));
+    if let (Ok(ours), Ok(named)) = (ours, named)
+        && (ours.st_dev, ours.st_ino) == (named.st_dev, named.st_ino)
+    {
+        // A name is not given to another pool before it is gone.
+        let _ = rustix::fs::unlink(name.path());
+    }
+}

@@ -1,0 +1,293 @@
+//! [`Peer`]: a program that was started separately, in a run that it has found by its name.
+//!
+//! The control pool of a named run can be opened like any named pool, and lies at the same address
+//! in the peer. What the peer cannot have is the master's memory: so it calls nothing by its
+//! address, and entries are known by their names and types on both sides.
+//!
+//! The master is woken by a pipe of its own, which a peer opens through `/proc`: a program of the
+//! same user can. Between jobs a peer sleeps on its place in the table; see `peers.rs`.
+
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags};
+
+use super::entry::{self, Defined};
+use super::jobs::{self, Control};
+use super::peers::Phase;
+use super::{Entry, JoinHandle, StartError, StartOptions, Wire, worker};
+use crate::containers::Shared;
+use crate::participants::thread::NoSlot;
+use crate::pool::{AttachError, NamedError, ObjectError, Pool, remove};
+use crate::primitive::Ordering;
+use crate::sys::process;
+
+/// The control block's name in the control pool of a named run.
+pub(super) const CONTROL: &str = "shmkit run";
+
+/// The name of a run's control pool: not that of any pool of the user's.
+pub(super) fn pool_name(run: &str) -> String {
+    format!("{run}.run")
+}
+
+/// What stands for a peer outside of its jobs, where a worker has its number.
+const OUTSIDE: u64 = u64::MAX;
+
+/// Why a program does not take part in a run, or does no more.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PeerError {
+    /// There is no pool of the run's name, or it is none of this version's.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    /// The pool of that name is no run's.
+    #[error("the pool of that name is not that of a run")]
+    NotARun,
+    /// The run was made by another version of the library.
+    #[error("the run is of another version of the library")]
+    OtherVersion,
+    /// The run has as many peers, or threads, as it can have.
+    #[error("the run has as many participants as it can have")]
+    TooMany,
+    /// The control pool has no room.
+    #[error("the run's control pool has no memory")]
+    NoMemory(#[from] ObjectError),
+    /// The master is dead: the run is over.
+    #[error("the run's master is dead")]
+    MasterDied,
+    /// The process is the master, or one of its workers.
+    #[error("this process takes part in the run already")]
+    Already,
+    /// The master cannot be woken: its process is another user's.
+    #[error("the run's master cannot be reached")]
+    Unreachable(#[source] std::io::Error),
+}
+
+impl From<NoSlot> for PeerError {
+    fn from(_: NoSlot) -> Self {
+        PeerError::TooMany
+    }
+}
+
+/// A program in a run that it was not forked by: it runs jobs of the entries that it
+/// [defines](Self::define), and starts and joins others like any worker.
+///
+/// Entries are found by their names, and agree if their types look the same to serde: the same
+/// names and order of fields and variants, the same kinds of numbers. A job whose entry has other types in
+/// the program that defines it ends with [`JoinError::OtherTypes`](super::JoinError::OtherTypes).
+/// One that nobody defines waits until somebody does.
+///
+/// A peer runs one job at a time. Start several processes to run several at once.
+///
+/// # Crash behaviour
+///
+/// A peer that is killed is recovered in the control pool, and in every other pool that the master
+/// has, before the join of the job that it ran answers. The answer is the signal, if the system still tells it
+/// ([`JoinError::Signaled`](super::JoinError::Signaled)), else
+/// [`ResultError::Lost`](super::ResultError::Lost): the peer is a child of somebody else, who may have
+/// taken its status first. Its job is started again by another peer if
+/// its [`Restart`](super::Restart) says so.
+///
+/// If the master dies, [`serve`](Self::serve) ends.
+///
+/// ```no_run
+/// use shmkit::process::{Entry, Peer};
+///
+/// static SQUARE: Entry<u64, u64> = Entry::new("square", |_, n| n * n);
+///
+/// // SAFETY: only programs that cooperate open pools of this name.
+/// let mut peer = unsafe { Peer::attach("squares") }?;
+/// peer.define(&SQUARE);
+/// let done = peer.serve()?;
+/// println!("{done} jobs");
+/// # Ok::<(), shmkit::process::PeerError>(())
+/// ```
+///
+/// The other program:
+///
+/// ```no_run
+/// use shmkit::process::{Config, Entry, Worker, run};
+///
+/// static SQUARE: Entry<u64, u64> = Entry::external("square");
+/// static FIRST: Entry<(), u64> = Entry::new("first", |worker: &Worker, ()| {
+///     worker.start(&SQUARE, &12).unwrap().join().unwrap()
+/// });
+///
+/// let mut config = Config::new();
+/// config.name("squares");
+/// assert_eq!(run(&config, &FIRST, ())?, 144);
+/// # Ok::<(), shmkit::process::RunError>(())
+/// ```
+pub struct Peer {
+    name: String,
+    control: Shared<Control>,
+    /// What wakes the master, for `jobs::wake_master`.
+    _doorbell: OwnedFd,
+    defined: Vec<Defined>,
+    /// The run knows a peer by its thread.
+    _thread: PhantomData<*const ()>,
+}
+
+impl std::fmt::Debug for Peer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Peer")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Peer {
+    /// Takes part in the run of that name; see [`Config::name`](super::Config::name).
+    ///
+    /// # Safety
+    ///
+    /// As for [`Pool::open`].
+    ///
+    /// # Errors
+    ///
+    /// See [`PeerError`]. Nothing has changed.
+    pub unsafe fn attach(name: &str) -> Result<Peer, PeerError> {
+        let name = pool_name(name);
+        // SAFETY: by the caller's promise.
+        let pool = unsafe { Pool::open(&name) }?;
+        let control = pool
+            .named::<Control>(CONTROL)
+            .map_err(|error| match error {
+                NamedError::OtherType => PeerError::OtherVersion,
+                NamedError::Object(ObjectError::NoSlot(_)) => PeerError::TooMany,
+                NamedError::Object(error) => PeerError::NoMemory(error),
+                _ => PeerError::NotARun,
+            })?;
+        if jobs::wake_known(pool) {
+            return Err(PeerError::Already);
+        }
+        if control.peers.is_orphaned(pool.0) {
+            remove::unlink_ours(pool, &name);
+            return Err(PeerError::MasterDied);
+        }
+        let pid = control.peers.master_pid.load(Ordering::Relaxed);
+        let number = control.peers.doorbell.load(Ordering::Relaxed);
+        // Read as well: a pipe that somebody reads sends nobody a signal, should the master die.
+        let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let path = format!("/proc/{pid}/fd/{number}");
+        let doorbell = rustix::fs::open(path, flags, Mode::empty())
+            .map_err(|error| PeerError::Unreachable(error.into()))?;
+        jobs::set_wake(pool, Some(doorbell.as_fd()));
+        jobs::set_me(pool, OUTSIDE);
+        Ok(Peer {
+            name,
+            control,
+            _doorbell: doorbell,
+            defined: Vec::new(),
+            _thread: PhantomData,
+        })
+    }
+
+    /// Lets this process run jobs of an entry, from [`serve`](Self::serve) on. One that is
+    /// [external](Entry::external) is no entry that this program has, and changes nothing.
+    pub fn define<A: Wire, R: Wire>(&mut self, entry: &'static Entry<A, R>) -> &mut Self {
+        self.defined.extend(entry::define(entry));
+        self
+    }
+
+    /// Starts a worker: of an entry that the master's program has
+    /// [defined](super::Config::define), in a process that the master forks; of one that some peer
+    /// has defined, there.
+    ///
+    /// # Errors
+    ///
+    /// See [`StartError`].
+    pub fn start<A: Wire, R: Wire>(
+        &self,
+        entry: &'static Entry<A, R>,
+        argument: &A,
+    ) -> Result<JoinHandle<R>, StartError> {
+        self.start_with(StartOptions::new(), entry, argument)
+    }
+
+    /// As [`start`](Self::start), with options.
+    ///
+    /// # Errors
+    ///
+    /// See [`StartError`].
+    pub fn start_with<A: Wire, R: Wire>(
+        &self,
+        options: StartOptions<'_>,
+        entry: &'static Entry<A, R>,
+        argument: &A,
+    ) -> Result<JoinHandle<R>, StartError> {
+        worker::request(&self.control, None, options, entry, argument, true)
+    }
+
+    /// Whether the run is coming to its end.
+    #[must_use]
+    pub fn stop_requested(&self) -> bool {
+        self.control.is_stopping()
+    }
+
+    /// Runs jobs of the entries that were defined, until the run comes to its end; how many.
+    ///
+    /// # Errors
+    ///
+    /// [`PeerError::MasterDied`], [`PeerError::TooMany`], [`PeerError::NoMemory`].
+    ///
+    /// # Crash behaviour
+    ///
+    /// See [`Peer`].
+    pub fn serve(self) -> Result<u64, PeerError> {
+        /// A master that dies wakes nobody. It is looked for that often.
+        const LOOK: Duration = Duration::from_millis(20);
+        let (control, pool) = (&self.control, self.control.pool());
+        let table = &control.peers;
+        let index = table.claim(jobs::tag(pool)?).ok_or(PeerError::TooMany)?;
+        let place = table.place(index).ok_or(PeerError::TooMany)?;
+        let known: Vec<_> = self
+            .defined
+            .iter()
+            .map(|defined| (defined.name, defined.known.signature))
+            .collect();
+        let bytes = postcard::to_stdvec(&known).unwrap_or_default();
+        if let Err(error) = place.enter(pool, process::pid(), &bytes) {
+            place.release();
+            return Err(error.into());
+        }
+        jobs::wake_master(pool);
+        let mut done = 0;
+        loop {
+            let state = place.state();
+            match state.phase() {
+                Phase::Runs => {
+                    let job = place.assigned();
+                    worker::perform(control, job.place, job.id, &self.defined, true);
+                    jobs::set_me(pool, OUTSIDE);
+                    done += 1;
+                    place.turn(state, Phase::Done);
+                    jobs::wake_master(pool);
+                }
+                // The master is about to see it.
+                _ if table.is_orphaned(pool.0) => {
+                    // Our having the pool is not to be in the next run's way.
+                    remove::unlink_ours(pool, &self.name);
+                    // It may have come to its end in order while we did not look.
+                    let ended = control.is_stopping().then_some(done);
+                    return ended.ok_or(PeerError::MasterDied);
+                }
+                Phase::Idle if control.is_stopping() => {
+                    if place.turn(state, Phase::Left) {
+                        jobs::wake_master(pool);
+                        return Ok(done);
+                    }
+                }
+                phase => place.wait(phase, LOOK),
+            }
+        }
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        // Before the descriptor is closed.
+        jobs::set_wake(self.control.pool(), None);
+    }
+}

@@ -1,0 +1,241 @@
+//! The table of peers in the control pool: programs that take part in a run without being forked by
+//! its master.
+//!
+//! A peer runs jobs of the entries that it has defined, one at a time, in its own process. Who runs
+//! what is decided by the master alone: a peer says that it is idle, the master gives it a job, the
+//! peer says that it is done. So nothing has to be repaired that two of them may have begun.
+//!
+//! ```text
+//! FREE ──> CLAIMED(tag) ──> IDLE(tag) ──> RUNS(tag) ──> DONE(tag) ──> IDLE(tag)
+//!          peer             peer  │       master        peer          master
+//!                                 └─────> LEFT(tag) ──> FREE
+//!                                         peer          master
+//! ```
+//!
+//! | state | who may change it | to |
+//! |---|---|---|
+//! | FREE | any process | CLAIMED by its tag |
+//! | CLAIMED | the peer | IDLE, FREE |
+//! | IDLE | the peer | LEFT |
+//! | IDLE | the master | RUNS |
+//! | RUNS | the peer | DONE |
+//! | DONE | the master | IDLE |
+//! | LEFT, or the peer is dead | the master | FREE |
+//!
+//! # Invariants
+//!
+//! 1. The fields of a place belong to the peer while it is CLAIMED, and are not written from then on
+//!    until it is FREE, but for `job`, which is the master's while it is IDLE.
+//! 2. A job that a peer runs is RUNNING in the table of jobs from before RUNS until the master has
+//!    seen DONE or the peer's death.
+//! 3. The place names the peer's thread in the control pool. A peer is dead if that is gone.
+//!
+//! # Crash behaviour
+//!
+//! | killed | leaves | repaired by |
+//! |---|---|---|
+//! | a peer, while CLAIMED | a place without a peer | the master, when it walks: FREE |
+//! | a peer, IDLE | | the master, which its pidfd wakes: FREE |
+//! | a peer, RUNS or DONE | a job, perhaps with a result | the master: the job ends with the cause, or is started again |
+//! | a peer, LEFT | | the master: FREE |
+//! | the master | a run without one | peers see that its thread is gone, and leave; the name goes with the next run of that name |
+
+use std::time::Duration;
+
+use super::jobs::{Kind, Payload};
+use crate::ShmSafe;
+use crate::layout::arena::Arena;
+use crate::participants::tag::Tag;
+use crate::participants::{life, recovery};
+use crate::pool::{ObjectError, Pool};
+use crate::primitive::{AtomicU32, AtomicU64, Ordering};
+use crate::sys::futex;
+
+/// Peers that there can be at once.
+pub(super) const PEERS: usize = 256;
+
+const PHASE: u64 = 0xf;
+
+/// Where a peer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    Free = 0,
+    Claimed = 1,
+    Idle = 2,
+    Runs = 3,
+    Done = 4,
+    Left = 5,
+}
+
+/// A state word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct State(u64);
+
+impl State {
+    pub(super) fn of(phase: Phase, tag: Tag) -> State {
+        State(tag.word() | phase as u64)
+    }
+
+    pub(super) fn phase(self) -> Phase {
+        match self.0 & PHASE {
+            1 => Phase::Claimed,
+            2 => Phase::Idle,
+            3 => Phase::Runs,
+            4 => Phase::Done,
+            5 => Phase::Left,
+            _ => Phase::Free,
+        }
+    }
+
+    pub(super) fn tag(self) -> Tag {
+        Tag::of_word(self.0)
+    }
+}
+
+/// A job by its place and id, in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Assigned {
+    pub(super) place: usize,
+    pub(super) id: u64,
+}
+
+/// Bits for the place.
+const PLACE_BITS: u32 = 12;
+const _: () = assert!(super::jobs::JOBS <= 1 << PLACE_BITS);
+
+impl Assigned {
+    fn pack(self) -> u64 {
+        self.id << PLACE_BITS | self.place as u64
+    }
+
+    fn unpack(word: u64) -> Assigned {
+        Assigned {
+            place: (word & ((1 << PLACE_BITS) - 1)) as usize,
+            id: word >> PLACE_BITS,
+        }
+    }
+}
+
+/// A place in the table.
+#[derive(ShmSafe)]
+pub(super) struct Place {
+    state: AtomicU64,
+    pub(super) pid: AtomicU64,
+    job: AtomicU64,
+    /// What the peer sleeps on: it changes with the state, when the master changes that.
+    changed: AtomicU32,
+    /// What the peer has defined: pairs of a name and a signature, in postcard's encoding.
+    pub(super) defined: Payload,
+}
+
+impl Place {
+    pub(super) fn state(&self) -> State {
+        State(self.state.load(Ordering::Acquire))
+    }
+
+    /// Turns the word, if it is `from`.
+    pub(super) fn turn(&self, from: State, to: Phase) -> bool {
+        let to = State::of(to, from.tag()).0;
+        self.state
+            .compare_exchange(from.0, to, Ordering::AcqRel, Ordering::Acquire)
+            .is_ok()
+    }
+
+    pub(super) fn assigned(&self) -> Assigned {
+        Assigned::unpack(self.job.load(Ordering::Relaxed))
+    }
+
+    /// The master's step: an idle peer gets a job. False if it has left.
+    pub(super) fn assign(&self, tag: Tag, job: Assigned) -> bool {
+        self.job.store(job.pack(), Ordering::Relaxed);
+        let given = self.turn(State::of(Phase::Idle, tag), Phase::Runs);
+        self.wake();
+        given
+    }
+
+    /// The peer sleeps until the master has perhaps done something.
+    pub(super) fn wait(&self, asleep: Phase, limit: Duration) {
+        let changed = self.changed.load(Ordering::Acquire);
+        if self.state().phase() == asleep {
+            futex::wait(&self.changed, changed, limit);
+        }
+    }
+
+    pub(super) fn wake(&self) {
+        self.changed.fetch_add(1, Ordering::Release);
+        futex::wake(&self.changed, u32::MAX);
+    }
+
+    /// Makes known what the peer is. It has claimed the place.
+    pub(super) fn enter(&self, pool: Pool, pid: u32, defined: &[u8]) -> Result<(), ObjectError> {
+        self.pid.store(pid.into(), Ordering::Relaxed);
+        self.defined.store(pool, Kind::Value, defined)?;
+        let claimed = self.state();
+        self.turn(claimed, Phase::Idle);
+        Ok(())
+    }
+
+    /// Empties the place: the peer's step while it is CLAIMED, the master's otherwise.
+    pub(super) fn release(&self) {
+        self.defined.clear();
+        self.state.store(0, Ordering::Release);
+    }
+
+    /// Whether the peer is dead, and what its thread was doing has happened or not.
+    pub(super) fn is_gone(&self, arena: Arena) -> bool {
+        let tag = self.state().tag();
+        life::is_gone(arena, tag) && recovery::is_resolved(arena, tag)
+    }
+}
+
+/// All places.
+#[derive(ShmSafe)]
+pub(super) struct Table {
+    /// The master's thread, by its tag.
+    pub(super) master: AtomicU64,
+    /// Its process.
+    pub(super) master_pid: AtomicU64,
+    /// The descriptor of the master's by which it is woken, as that process numbers it.
+    pub(super) doorbell: AtomicU32,
+    /// Places from here on were never used.
+    used: AtomicU32,
+    places: [Place; PEERS],
+}
+
+impl Table {
+    /// The places that were ever used.
+    pub(super) fn places(&self) -> impl Iterator<Item = (usize, &Place)> {
+        let used = self.used.load(Ordering::Acquire) as usize;
+        self.places[..used.min(PEERS)].iter().enumerate()
+    }
+
+    pub(super) fn place(&self, index: usize) -> Option<&Place> {
+        self.places.get(index)
+    }
+
+    /// Claims a free place.
+    pub(super) fn claim(&self, by: Tag) -> Option<usize> {
+        let claimed = State::of(Phase::Claimed, by);
+        let free = |place: &Place| {
+            place.state.load(Ordering::Relaxed) == 0
+                && place
+                    .state
+                    .compare_exchange(0, claimed.0, Ordering::AcqRel, Ordering::Relaxed)
+                    .is_ok()
+        };
+        let index = self.places.iter().position(free)?;
+        self.used.fetch_max(index as u32 + 1, Ordering::AcqRel);
+        self.places[index].defined.clear();
+        Some(index)
+    }
+
+    /// Something has happened that concerns all.
+    pub(super) fn wake_all(&self) {
+        self.places().for_each(|(_, place)| place.wake());
+    }
+
+    /// Whether there is no master any more.
+    pub(super) fn is_orphaned(&self, arena: Arena) -> bool {
+        life::is_gone(arena, Tag::of_word(self.master.load(Ordering::Acquire)))
+    }
+}

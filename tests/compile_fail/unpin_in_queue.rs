@@ -1,0 +1,14 @@
+use shmkit::{HashMap, Queue, ShmSafe};
+
+#[derive(ShmSafe)]
+struct Held(HashMap<u64, u64>);
+
+// Safe code may say so of any type.
+impl Unpin for Held {}
+
+#[derive(ShmSafe)]
+struct World {
+    field: Queue<Held>,
+}
+
+fn main() {}

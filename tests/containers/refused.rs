@@ -1,0 +1,171 @@
+//! No memory, at each place in turn where an operation asks for some: an error, nothing lost, and
+//! the same operation succeeds when there is memory again.
+
+use shmkit::{
+    Array, Buffer, HashMap, Link, Mailbox, MultiMap, Pool, Queue, Shared, SharedCell, ShmSafe,
+    testing,
+};
+
+use super::common::{TestPool, assert_sound};
+
+/// Who refuses.
+#[derive(Clone, Copy, Debug)]
+enum Refuser {
+    /// The allocator, any block.
+    Blocks,
+    /// The kernel, any memory that a pool commits.
+    Commits,
+}
+
+impl Refuser {
+    fn after(self, granted: Option<usize>) {
+        match self {
+            Refuser::Blocks => testing::refuse_blocks(granted),
+            Refuser::Commits => testing::refuse_commits(granted),
+        }
+    }
+
+    /// In a guarded pool each block is asked for at one place. In a small one much takes growth.
+    fn pool(self) -> TestPool {
+        TestPool::with(|builder| match self {
+            Refuser::Blocks => builder.max_size(64 << 20).guard(true),
+            Refuser::Commits => builder.initial_size(16 << 10).max_size(64 << 20),
+        })
+    }
+}
+
+/// Bytes allocated, once what was retired is freed.
+fn allocated(pool: Pool) -> usize {
+    for _ in 0..16 {
+        pool.recover();
+        if pool.stats().retired.blocks == 0 {
+            break;
+        }
+    }
+    pool.stats().allocated
+}
+
+/// Refuses all but `n` requests of the operation, for each `n` until it succeeds; how many `n`.
+fn in_turn<C: ShmSafe>(
+    refuser: Refuser,
+    make: impl Fn() -> C,
+    operation: impl Fn(Pool, &Shared<C>) -> bool,
+) -> usize {
+    for n in 0..1000 {
+        let pool = refuser.pool();
+        let create = || pool.create(make()).ok().expect("memory");
+        if matches!(refuser, Refuser::Blocks) {
+            // What there is once a type: not counted.
+            assert!(operation(*pool, &create()));
+        }
+        let other = pool.create(0_u64).unwrap();
+        let before = allocated(*pool);
+        let container = create();
+        refuser.after(Some(n));
+        let done = operation(*pool, &container);
+        refuser.after(None);
+        assert_sound(*pool);
+        assert!(done || operation(*pool, &container), "{refuser:?} {n}");
+        assert_sound(*pool);
+        drop(container);
+        assert_eq!(allocated(*pool), before, "{refuser:?} {n}");
+        drop(other);
+        if done {
+            return n;
+        }
+    }
+    panic!("it never succeeds");
+}
+
+/// The same by both; the fewest places that there must be.
+#[track_caller]
+fn by_both<C: ShmSafe>(
+    places: usize,
+    make: impl Fn() -> C,
+    operation: impl Fn(Pool, &Shared<C>) -> bool,
+) {
+    let blocks = in_turn(Refuser::Blocks, &make, &operation);
+    assert!(blocks >= places, "{blocks} blocks asked for");
+    let commits = in_turn(Refuser::Commits, &make, &operation);
+    println!("  {blocks} blocks, {commits} commits");
+}
+
+#[derive(ShmSafe)]
+struct Node {
+    next: Link<Node>,
+}
+
+fn node() -> Node {
+    Node { next: Link::null() }
+}
+
+pub fn objects_refused() {
+    by_both(1, || 0_u64, |pool, _| pool.create([7_u64; 4000]).is_ok());
+    by_both(1, node, |pool, this| {
+        pool.create(node())
+            .is_ok_and(|next| this.next.set(Some(&next)).is_ok())
+    });
+    by_both(
+        1,
+        || 0_u64,
+        |pool, _| {
+            let named = pool.named_or_create("it", || 7_u64);
+            named.is_ok_and(|_| pool.remove_name("it").is_ok())
+        },
+    );
+}
+
+pub fn arrays_refused() {
+    by_both(1, Array::<u64>::new, |_, array| {
+        array.grow(array.len() + 1000, 1).is_ok()
+    });
+    by_both(
+        1,
+        || 0_u64,
+        |pool, _| Array::filled_in(pool, 100_000, 1_u64).is_ok(),
+    );
+}
+
+pub fn cells_refused() {
+    by_both(1, SharedCell::<[u64; 50]>::new, |_, cell| {
+        (0..3).all(|n| cell.set([n; 50]).is_ok())
+    });
+}
+
+pub fn maps_refused() {
+    by_both(64, HashMap::<u64, [u64; 20]>::new, |_, map| {
+        (0..64).all(|key| map.insert(&key, [key; 20]).is_ok())
+    });
+    by_both(20, MultiMap::<str, u64>::new, |_, map| {
+        (0..20).all(|n| map.push(&format!("{}", n % 5), n).is_ok())
+    });
+}
+
+pub fn queues_refused() {
+    by_both(
+        1,
+        || Queue::<[u64; 8]>::bounded(100),
+        |_, queue| queue.push([1; 8]).is_ok(),
+    );
+    by_both(2, Queue::<[u64; 8]>::unbounded, |_, queue| {
+        (0..300).all(|n| queue.push([n; 8]).is_ok())
+    });
+    by_both(
+        1,
+        || Mailbox::<u64>::new(4),
+        |_, mailbox| {
+            let receiver = mailbox.receiver();
+            let sent = mailbox.try_send(1).is_ok();
+            drop(receiver);
+            sent
+        },
+    );
+}
+
+pub fn buffers_refused() {
+    for len in [100, 20_000, 300_000] {
+        by_both(1, Buffer::new, move |_, buffer| {
+            (0..3).all(|_| buffer.append(&vec![7; len]).is_ok())
+        });
+    }
+}
