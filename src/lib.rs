@@ -198,11 +198,26 @@ pub mod testing {
         use crate::Pool;
         use crate::participants::table::{Slot, SlotPhase, SlotState};
         use crate::participants::thread;
-        use crate::primitive::{Killed, kill_after};
+        use crate::primitive::{Killed, Ordering, kill_after};
+        use crate::sys::robust::TID;
 
         /// A participant. It has a slot from the first time that it acts.
         #[derive(Default)]
         pub struct Participant(Option<&'static Slot>);
+
+        /// Does what the kernel does when a thread dies that has this slot: it holds its own life
+        /// word, and that of the dead one whom it was recovering.
+        fn mark_held(pool: Pool, slot: &Slot) {
+            let tid = crate::sys::process::tid();
+            for (_, other) in pool.0.slots() {
+                let held = other.life.word.load(Ordering::Relaxed) & TID == tid;
+                let lives = other.state().phase == SlotPhase::Live;
+                if held && (!lives || std::ptr::eq(slot, other)) {
+                    // SAFETY: held by this thread, as the word says.
+                    unsafe { other.life.give_back_marked() };
+                }
+            }
+        }
 
         impl Participant {
             /// Does something as this participant, who is killed before its write number `writes`
@@ -229,8 +244,7 @@ pub mod testing {
                         let live = slot.state();
                         let phase = SlotPhase::Dead;
                         slot.turn(live, SlotState { phase, ..live });
-                        // SAFETY: claimed by this thread.
-                        unsafe { slot.life.give_back_marked() };
+                        mark_held(pool, slot);
                         None
                     }
                     Err(panic) => std::panic::resume_unwind(panic),

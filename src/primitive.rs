@@ -13,7 +13,14 @@ pub(crate) use std::sync::atomic::{Ordering, compiler_fence, fence};
 mod mortal;
 
 #[cfg(all(fuzzing, not(shmkit_loom)))]
-pub(crate) use mortal::{AtomicU32, AtomicU64, Killed, is_killed, kill_after};
+pub(crate) use mortal::{AtomicU32, AtomicU64, Killed, is_killed, kill_after, spared};
+
+/// See `mortal`: elsewhere nobody dies by halves.
+#[cfg(not(any(shmkit_loom, fuzzing)))]
+#[inline(always)]
+pub(crate) fn spared<R>(does: impl FnOnce() -> R) -> R {
+    does()
+}
 
 #[cfg(shmkit_loom)]
 mod model;

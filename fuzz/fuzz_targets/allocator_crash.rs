@@ -1,5 +1,5 @@
 //! Operations of three participants on a small pool, any of whom is killed before any of its
-//! writes: recovery, the check, and a model of what must be there then.
+//! writes: recovery, of which any may be killed before any of its writes too, the check, and a model of what must be there then.
 //!
 //! A killed allocation may leave its block allocated, known to nobody: it is counted as lost. A
 //! killed free happened or did not. Everything else is as it was.
@@ -19,6 +19,8 @@ struct Step {
     who: u8,
     /// Writes before its death.
     dies_after: Option<u8>,
+    /// Writes of who recovers it, before that one's death.
+    recovery_dies_after: Option<u8>,
     operation: Operation,
 }
 
@@ -77,8 +79,13 @@ impl World {
         let writes = step.dies_after.map(usize::from);
         let done = self.participants[who].act(pool, writes, || does(pool));
         if done.is_none() {
-            let survivor = &mut self.participants[(who + 1) % 3];
-            // Its search for a slot may find the dead one's first, and recover that.
+            if let Some(writes) = step.recovery_dies_after {
+                let first = &mut self.participants[(who + 1) % 3];
+                // It may be done before.
+                first.act(pool, Some(usize::from(writes)), || pool.recover());
+            }
+            let survivor = &mut self.participants[(who + 2) % 3];
+            // Its search for a slot may find a dead one's first, and recover that.
             survivor.act(pool, None, || pool.recover()).unwrap();
             let report = pool.check_quiescent();
             assert!(report.is_ok(), "{report}");
@@ -212,7 +219,12 @@ fuzz_target!(|steps: Vec<Step>| {
     for step in &steps {
         world.apply(step);
     }
-    let last = Step { who: 0, dies_after: None, operation: Operation::Purge };
+    let last = Step {
+        who: 0,
+        dies_after: None,
+        recovery_dies_after: None,
+        operation: Operation::Purge,
+    };
     while let Some((&block, _)) = world.model.first_key_value() {
         world.free(&last, block);
     }

@@ -29,7 +29,7 @@
 
 use std::cell::Cell;
 
-use crate::primitive::{AtomicU32, AtomicU64, Ordering, compiler_fence};
+use crate::primitive::{AtomicU32, AtomicU64, Ordering, compiler_fence, spared};
 
 /// Set by the kernel when the holder died.
 pub(crate) const OWNER_DIED: u32 = libc::FUTEX_OWNER_DIED;
@@ -121,6 +121,10 @@ impl RobustWord {
     /// Takes the word for this thread if it holds `expected` (0, or a value with `OWNER_DIED`).
     /// It is held until [`RobustWord::release`] or the thread's end.
     pub(crate) fn acquire(&self, expected: u32) -> Result<bool, RobustError> {
+        spared(|| self.enter(expected))
+    }
+
+    fn enter(&self, expected: u32) -> Result<bool, RobustError> {
         let (head, tid) = list()?;
         let link = self.link();
         // SAFETY: `head` is this thread's list head, which the kernel and this thread alone
@@ -161,7 +165,7 @@ impl RobustWord {
     /// This thread holds the word.
     pub(crate) unsafe fn release(&self) {
         // SAFETY: by the caller's promise.
-        unsafe { self.leave(0) };
+        spared(|| unsafe { self.leave(0) });
     }
 
     /// Gives the word back as the kernel leaves the word of a dead thread: it was taken over from
@@ -172,7 +176,7 @@ impl RobustWord {
     /// This thread holds the word.
     pub(crate) unsafe fn give_back_marked(&self) {
         // SAFETY: by the caller's promise.
-        unsafe { self.leave(OWNER_DIED) };
+        spared(|| unsafe { self.leave(OWNER_DIED) });
     }
 
     /// # Safety
