@@ -85,7 +85,11 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
 
 /// A worker: of the prime numbers one, and then each time the one after as many as there are workers.
 fn find(office: &Office, worker: usize, arguments: Arguments) {
-    let is_prime = |n: &u64| (2..).take_while(|d| d * d <= *n).all(|d| n % d != 0);
+    let is_prime = |n: &u64| {
+        (2..)
+            .take_while(|d| d * d <= *n)
+            .all(|d| !n.is_multiple_of(d))
+    };
     let own = (2..)
         .filter(is_prime)
         .skip(worker)

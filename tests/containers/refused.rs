@@ -53,7 +53,7 @@ fn in_turn<C: ShmSafe>(
 ) -> usize {
     for n in 0..1000 {
         let pool = refuser.pool();
-        let create = || pool.create(make()).ok().expect("memory");
+        let create = || pool.create(make()).unwrap_or_else(|_| panic!("no memory"));
         if matches!(refuser, Refuser::Blocks) {
             // What there is once a type: not counted.
             assert!(operation(*pool, &create()));
