@@ -184,6 +184,7 @@ impl Master {
         name: &str,
         watch: &mut Watch,
     ) -> Result<Shared<Control>, RunError> {
+        let name = &peer::pool_name(name);
         // What a killed master has left. Whatever else is there is in the way, and that is said below.
         if let Err(RemoveError::InUse { path }) = remove::remove(name, false, true) {
             return Err(RunError::AlreadyRunning { path });
