@@ -85,7 +85,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
 
 /// A worker: of the prime numbers one, and then each time the one after as many as there are workers.
 fn find(office: &Office, worker: usize, arguments: Arguments) {
-    let is_prime = |n: &u64| (2..).take_while(|d| d * d <= *n).all(|d| n % d != 0);
+    let is_prime = |n: &u64| (2..).take_while(|d| d * d <= *n).all(|d| !n.is_multiple_of(d));
     let own = (2..)
         .filter(is_prime)
         .skip(worker)
@@ -101,7 +101,9 @@ async fn await_results(
     office: &Office,
     ended: impl Fn() -> bool,
 ) -> Result<(Vec<u64>, u32), Failure> {
-    let descriptor = AsyncFd::register(UnixStream::from(office.news.open_fd()?))?;
+    let stream = UnixStream::from(office.news.open_fd()?);
+    // SAFETY: a stream owns its descriptor, which is the same one until it is dropped.
+    let descriptor = unsafe { AsyncFd::register(stream) }?;
     let mut clock = tokio::time::interval(Duration::from_millis(1));
     let (mut found, mut ticks) = (Vec::new(), 0);
     loop {
