@@ -512,11 +512,11 @@ fn stormed(name: &str, arguments: &[&str]) -> (Output, usize) {
 #[test]
 fn queens_are_counted_while_workers_are_killed() {
     for mode in ["sht", "sht2", "mp", "mp2"] {
-        let (output, kills) = stormed("nqueens", &["-n", "12", "--mode", mode]);
+        let (output, kills) = stormed("nqueens", &["-n", "13", "--mode", mode]);
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{mode}: {errors}");
         let text = String::from_utf8_lossy(&output.stdout);
-        assert_eq!(text.lines().last(), Some("solutions: 1787"), "{mode}");
+        assert_eq!(text.lines().last(), Some("solutions: 9233"), "{mode}");
         assert!(kills > 2, "{mode}: {kills} kills");
     }
 }

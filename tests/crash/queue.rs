@@ -352,12 +352,6 @@ fn leases(suite: &mut Suite) {
         |queue| assert_eq!(queue.pop().expect("an element").0, 1),
         [&[1, 2, 3], &[2, 3]],
     ));
-    suite.run(case(
-        "lease, none there",
-        || World::new(4, &[]),
-        |queue| assert_eq!(queue.try_lease().err(), Some(PopError::Empty)),
-        [&[], &[]],
-    ));
 }
 
 fn ends(suite: &mut Suite) {

@@ -143,8 +143,8 @@ impl Span {
     /// Every block is free, or somebody has it, and not both.
     fn check(&self) {
         for block in BLOCKS {
-            let Place { word, bit } = place(block);
-            let free = self.sets().free_bits(word) & bit != 0;
+            let place = place(block);
+            let free = self.sets().free_bits(place.word()) & place.bit() != 0;
             let had = self.had[block as usize].load(Relaxed);
             assert!(free != had, "{block}: free {free}, had {had}");
         }

@@ -239,7 +239,7 @@ fn death_of_a_producer() {
                 let queue = Arc::clone(&queue);
                 thread::spawn(move || queue.pop().ok())
             };
-            let died = deaths.kill(at, || drop(queue.push(1, 10)));
+            let died = deaths.kill(at, || _ = queue.push(1, 10));
             // Without recovery: what has been pushed can be had.
             let mut had: Vec<_> = consumer.join().unwrap().into_iter().collect();
             let pushed = other.join().unwrap();
