@@ -184,10 +184,10 @@ impl Words {
     fn is_over(&self, arena: Arena, last: Option<Found>) -> bool {
         match last {
             Some(last) => matches!(last.next(), Next::Closed),
-            None => {
-                let oldest = self.oldest.load(Ordering::SeqCst);
-                oldest != 0 && Found::at(arena, oldest).is_none()
-            }
+            None => [&self.oldest, &self.last].into_iter().any(|word| {
+                let named = word.load(Ordering::SeqCst);
+                named != 0 && Found::at(arena, named).is_none()
+            }),
         }
     }
 
