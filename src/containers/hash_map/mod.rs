@@ -31,6 +31,8 @@ use super::View;
 use super::link::Pinned;
 use super::store::{ChangeError, StoreError};
 use crate::ShmSafe;
+use crate::allocator::AllocError;
+use crate::engines::limbo;
 use crate::engines::map::Put;
 use crate::layout::{Field, TypeInfo};
 use crate::participants::epoch;
@@ -165,10 +167,21 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
             Err(cause) => return Err(StoreError { value, cause }),
         };
         let guess = self.raw.guess(key);
-        let pinned = Pinned::new(place.0, place.1);
-        let stored = self
-            .raw
-            .put(place, (key, guess), value, Put::Replace, |_| true)?;
+        let put = |value| {
+            let pinned = Pinned::new(place.0, place.1);
+            let stored = self
+                .raw
+                .put(place, (key, guess), value, Put::Replace, |_| true);
+            stored.map(|stored| (pinned, stored))
+        };
+        let (pinned, stored) = put(value).or_else(|refused| match refused.cause {
+            // What our own pin has held back can go now: the tables that the map has outgrown.
+            ChangeError::Alloc(AllocError::PoolFull | AllocError::NoMemory(_)) => {
+                limbo::make_room(place.0);
+                put(refused.value)
+            }
+            _ => Err(refused),
+        })?;
         match stored {
             Stored::Put { old: Some(old), .. } => Ok(Some(Self::view(pinned, old))),
             _ => Ok(None),
