@@ -27,7 +27,7 @@
 //! 4. The generation rises when an entry is taken, so a descriptor of a former object finds none.
 
 use std::alloc::Layout;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -373,6 +373,21 @@ fn postpone(arena: Arena, retired: Retired) {
     }
 }
 
+/// The indices of what this process has postponed and is still as it was then.
+fn postponed(arena: Arena) -> BTreeSet<usize> {
+    let Ok(all) = POSTPONED.try_lock() else {
+        return BTreeSet::new();
+    };
+    let list = all.get(&arena.base()).into_iter().flatten();
+    let is_as_it_was = |retired: &&Retired| {
+        let entry = arena.object(retired.index);
+        entry.is_some_and(|entry| entry.state() == retired.state)
+    };
+    list.filter(is_as_it_was)
+        .map(|retired| retired.index)
+        .collect()
+}
+
 /// The first of the postponed that nobody looks at any more, which it is no longer.
 fn take_postponed(arena: Arena, oldest: u64) -> Option<Retired> {
     let mut all = POSTPONED.try_lock().ok()?;
@@ -522,8 +537,19 @@ pub(crate) fn reap(arena: Arena) {
         return;
     }
     arena.header().unreaped.store(0, Ordering::SeqCst);
+    let oldest = epoch::oldest(arena);
+    for _ in 0..POSTPONED_COUNT.load(Ordering::Relaxed) {
+        let Some(retired) = take_postponed(arena, oldest) else {
+            break;
+        };
+        destroy_all(arena, retired);
+    }
+    // What is still looked at keeps its stamp, and its one place in the list.
+    let waiting = postponed(arena);
     for index in 0..arena.object_count() {
-        dispose(arena, index);
+        if !waiting.contains(&index) {
+            dispose(arena, index);
+        }
     }
     limbo::reap(arena);
 }
