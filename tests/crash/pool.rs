@@ -487,7 +487,8 @@ fn guarded(suite: &mut Suite) {
         World::free,
         |more, _| [0, -64, -128].contains(&more),
     ));
-    suite.run(case_in(
+    // Each byte of a run that is filled is a point.
+    suite.run_long(case_in(
         || World::of(true),
         "guarded, a run",
         nothing,
