@@ -3,7 +3,7 @@
 //! # Rationale
 //!
 //! Who sleeps until there is room loses it, mostly, to those who need not be woken. So a producer that
-//! is about to give its processor to others asks for the *turn*, one word with its tag. While somebody has it, the others may pass
+//! is about to sleep asks for the *turn*, one word with its tag. While somebody has it, the others may pass
 //! that producer [`PASSES`] times, and then hold back until it has pushed. Then the next one that
 //! has waited asks. So of the pushes that wait, each gets a share, whatever the scheduler does.
 //!
@@ -27,8 +27,6 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use crossbeam_utils::Backoff;
-
 use super::bell;
 use super::raw::Raw;
 use super::refusals::{PopError, PushError, PushRefusal};
@@ -46,8 +44,10 @@ const PASSES: u64 = 8;
 /// it, so that only a stopped one is passed for good.
 const PATIENCE: Duration = Duration::from_millis(40);
 
-/// How many looks are made before the processor is given to others between them.
-const SPINS: u32 = 6;
+/// Looks before sleeping, each after twice as long a pause as the one before: about as long as the other
+/// side takes for an element or two, if it runs. Who waits longer gives the processor away by
+/// sleeping, never by a yield: on a busy machine that is lost for a whole slice of time.
+const LOOKS: u32 = 6;
 
 /// What an attempt came to that is to be made again: the value, and whether it held back.
 type Attempt<T> = ControlFlow<Result<(), PushError<T>>, T>;
@@ -134,16 +134,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         let header = &self.header;
         let me = waiter.slot.tag().word();
         let room = &header.popped;
-        let mut looks = 0;
-        let look = |value| {
-            // From here on the processor is given to others, who may be fast.
-            looks += 1;
-            if looks > SPINS {
-                header.take_turn(me);
-            }
-            self.attempt(me, value)
-        };
-        let mut value = match spin(value, look) {
+        let mut value = match spin(value, |value| self.attempt(me, value)) {
             ControlFlow::Break(done) => return done,
             ControlFlow::Continue(value) => value,
         };
@@ -267,11 +258,10 @@ impl Header {
     }
 }
 
-/// Attempts it for some microseconds.
+/// Attempts it for a moment.
 fn spin<S, R>(mut state: S, mut attempt: impl FnMut(S) -> ControlFlow<R, S>) -> ControlFlow<R, S> {
-    let backoff = Backoff::new();
-    while !backoff.is_completed() {
-        backoff.snooze();
+    for look in 0..LOOKS {
+        (0..1 << look).for_each(|_| std::hint::spin_loop());
         state = attempt(state)?;
     }
     ControlFlow::Continue(state)
