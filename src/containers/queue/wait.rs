@@ -3,7 +3,7 @@
 //! # Rationale
 //!
 //! Who sleeps until there is room loses it, mostly, to those who need not be woken. So a producer that
-//! is about to sleep asks for the *turn*, one word with its tag. While somebody has it, the others may pass
+//! is about to give its processor to others asks for the *turn*, one word with its tag. While somebody has it, the others may pass
 //! that producer [`PASSES`] times, and then hold back until it has pushed. Then the next one that
 //! has waited asks. So of the pushes that wait, each gets a share, whatever the scheduler does.
 //!
@@ -28,6 +28,7 @@ use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use super::bell;
+use super::habit::attempt_awake;
 use super::raw::Raw;
 use super::refusals::{PopError, PushError, PushRefusal};
 use crate::ShmSafe;
@@ -43,11 +44,6 @@ const PASSES: u64 = 8;
 /// How long others hold back for who has the turn and lives: longer than a busy machine takes to run
 /// it, so that only a stopped one is passed for good.
 const PATIENCE: Duration = Duration::from_millis(40);
-
-/// Looks before sleeping, each after twice as long a pause as the one before: about as long as the other
-/// side takes for an element or two, if it runs. Who waits longer gives the processor away by
-/// sleeping, never by a yield: on a busy machine that is lost for a whole slice of time.
-const LOOKS: u32 = 6;
 
 /// What an attempt came to that is to be made again: the value, and whether it held back.
 type Attempt<T> = ControlFlow<Result<(), PushError<T>>, T>;
@@ -134,7 +130,9 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         let header = &self.header;
         let me = waiter.slot.tag().word();
         let room = &header.popped;
-        let mut value = match spin(value, |value| self.attempt(me, value)) {
+        let about_to_yield = || _ = header.take_turn(me);
+        let attempt = |value| self.attempt(me, value);
+        let mut value = match attempt_awake(value, about_to_yield, attempt) {
             ControlFlow::Break(done) => return done,
             ControlFlow::Continue(value) => value,
         };
@@ -211,7 +209,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
             return done;
         }
         let here = here(self)?;
-        if let ControlFlow::Break(done) = spin((), &mut attempt) {
+        if let ControlFlow::Break(done) = attempt_awake((), || (), &mut attempt) {
             return done;
         }
         let bell = &self.header.pushed.0;
@@ -256,13 +254,4 @@ impl Header {
             self.popped.passes.fetch_add(1, Ordering::Relaxed);
         }
     }
-}
-
-/// Attempts it for a moment.
-fn spin<S, R>(mut state: S, mut attempt: impl FnMut(S) -> ControlFlow<R, S>) -> ControlFlow<R, S> {
-    for look in 0..LOOKS {
-        (0..1 << look).for_each(|_| std::hint::spin_loop());
-        state = attempt(state)?;
-    }
-    ControlFlow::Continue(state)
 }
