@@ -238,7 +238,7 @@ fn linking_against_dropping() {
 #[test]
 fn linking_twice_against_dropping() {
     let explorer = Explorer::new("lifecycle: linking twice against dropping");
-    explorer.run(2, || {
+    explorer.run(4, || {
         let object = Object::pausing(0b11, 0, true);
         let linker = spawn(&object, |object| {
             object.link();
