@@ -233,7 +233,7 @@ fn finish_process(arena: Arena, index: usize, record: &Process) -> bool {
             return false;
         }
     }
-    arena.header().unreaped.store(1, Ordering::SeqCst);
+    arena.header().unreaped.demand();
     drop_holds(arena, index);
     let free = ProcessState {
         phase: ProcessPhase::Free,
@@ -374,10 +374,8 @@ pub(crate) fn recover_all(arena: Arena) -> Recovered {
 #[cold]
 pub(crate) fn reap(arena: Arena) {
     let header = arena.header();
-    let left = |word: &AtomicU64| word.load(Ordering::Relaxed) != 0;
-    if (left(&header.unreaped) || left(&header.limbo_left))
-        && let Some(hooks) = HOOKS.get()
-    {
+    let is_due = header.unreaped.is_due() || header.limbo_left.load(Ordering::Relaxed) != 0;
+    if is_due && let Some(hooks) = HOOKS.get() {
         (hooks.reap)(arena);
     }
 }
