@@ -88,7 +88,8 @@ const CASES: &[common::Named] = table! {
     postponed:
         the_dead_postponed_it
         who_has_left_postponed_it
-        the_living_keep_what_they_postponed;
+        the_living_keep_what_they_postponed
+        a_full_pool_is_tried_again;
     links:
         a_long_list
         a_long_list_of_a_dead_process

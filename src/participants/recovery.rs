@@ -364,18 +364,23 @@ pub(crate) fn confirm_all(arena: Arena) {
 pub(crate) fn recover_all(arena: Arena) -> Recovered {
     confirm_all(arena);
     let done = poll(arena);
-    if let Some(hooks) = HOOKS.get() {
-        (hooks.reap)(arena);
-    }
+    reap(arena);
     done
 }
 
-/// Frees what the dead held and nobody else does, if there is any such.
+/// Frees what nobody holds, if some of it may have been left to whoever comes.
+#[cold]
+pub(crate) fn reap_what_was_left(arena: Arena) {
+    let header = arena.header();
+    if header.unreaped.is_due() || header.limbo_left.load(Ordering::Relaxed) != 0 {
+        reap(arena);
+    }
+}
+
+/// Frees what nobody holds and nobody looks at.
 #[cold]
 pub(crate) fn reap(arena: Arena) {
-    let header = arena.header();
-    let is_due = header.unreaped.is_due() || header.limbo_left.load(Ordering::Relaxed) != 0;
-    if is_due && let Some(hooks) = HOOKS.get() {
+    if let Some(hooks) = HOOKS.get() {
         (hooks.reap)(arena);
     }
 }

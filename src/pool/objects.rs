@@ -34,7 +34,7 @@ use super::handles::{self, Hold};
 use super::{intents, types};
 use crate::allocator::check::{CheckReport, Depth};
 use crate::allocator::{AllocError, block, grow};
-use crate::engines;
+use crate::engines::{self, limbo};
 use crate::layout::arena::{Arena, OBJECTS};
 use crate::layout::local;
 use crate::participants::table::Slot;
@@ -102,44 +102,64 @@ pub(crate) struct NewObject {
     pub(crate) layout: Layout,
 }
 
-/// Makes an object, held by this process. `init` writes the value; it is no user's code.
+/// Makes an object, held by this process. `init` writes the value; it is no user's code. A pool that
+/// is full is tried again once what nobody holds any more is freed.
 pub(crate) fn create(
     arena: Arena,
     slot: &Slot,
     new: NewObject,
     init: impl FnOnce(NonNull<u8>),
 ) -> Result<Arc<Hold>, AllocError> {
+    let Reserved {
+        index,
+        taken,
+        address,
+        row,
+    } = limbo::or_reap(arena, || reserve(arena, slot, new.layout))?;
+    let entry = arena.object(index).expect("taken just now");
+    let pointer = NonNull::new(std::ptr::with_exposed_provenance_mut(address));
+    init(pointer.expect("blocks are not at zero"));
+    entry.address.store(address as u64, Ordering::Relaxed);
+    entry.kind.store(new.kind as u64, Ordering::Relaxed);
+    let hold = handles::enter(arena, index, taken.generation, || {
+        set_hold(arena, row, index);
+        // The object exists from this store on.
+        entry
+            .state
+            .store(taken.with(Phase::Live).pack(), Ordering::SeqCst);
+    });
+    slot.intent.close();
+    Ok(hold)
+}
+
+/// What an object needs to exist, while the intent to create it is open.
+struct Reserved {
+    index: usize,
+    taken: ObjectState,
+    address: usize,
+    /// This process's record, whose row has room for the object's bit.
+    row: usize,
+}
+
+fn reserve(arena: Arena, slot: &Slot, layout: Layout) -> Result<Reserved, AllocError> {
     let (index, taken) = take_entry(arena, slot)?;
-    let made = block::allocate(arena, slot, new.layout, |address| {
+    let made = block::allocate(arena, slot, layout, |address| {
         slot.intent.set_arg(intents::CREATE_BLOCK, address as u64);
     });
-    let entry = arena.object(index).expect("taken just now");
-    let held = made.and_then(|address| {
+    let reserved = made.and_then(|address| {
         let row = process::current_index(arena);
         grow::or_purge(arena, slot, || process::commit_holds(arena, row, index + 1))?;
-        Ok((address, row))
+        Ok(Reserved {
+            index,
+            taken,
+            address,
+            row,
+        })
     });
-    match held {
-        Ok((address, row)) => {
-            let pointer = NonNull::new(std::ptr::with_exposed_provenance_mut(address));
-            init(pointer.expect("blocks are not at zero"));
-            entry.address.store(address as u64, Ordering::Relaxed);
-            entry.kind.store(new.kind as u64, Ordering::Relaxed);
-            let hold = handles::enter(arena, index, taken.generation, || {
-                set_hold(arena, row, index);
-                // The object exists from this store on.
-                entry
-                    .state
-                    .store(taken.with(Phase::Live).pack(), Ordering::SeqCst);
-            });
-            slot.intent.close();
-            Ok(hold)
-        }
-        Err(error) => {
-            abandon_create(arena, slot, index);
-            Err(error)
-        }
+    if reserved.is_err() {
+        abandon_create(arena, slot, index);
     }
+    reserved
 }
 
 /// Turns a free entry to CREATING, with the intent open that says so.

@@ -127,3 +127,19 @@ pub fn the_living_keep_what_they_postponed() {
     assert_eq!(pool.stats().allocated, before);
     assert_sound(*pool);
 }
+
+pub fn a_full_pool_is_tried_again() {
+    let pool = TestPool::with(|options| options.max_size(4 << 20));
+    let board = board(*pool);
+    let view = board.seen.view().unwrap();
+    // All of it stays as long as somebody looks.
+    while let Ok(new) = pool.create(0) {
+        board.replaced.set(Some(&new)).unwrap();
+    }
+    assert!(pool.create([0_u8; 1 << 20]).is_err());
+    // The end of the look frees some; whoever needs it, all.
+    drop(view);
+    drop(pool.create([0_u8; 1 << 20]).unwrap());
+    board.replaced.set(None).unwrap();
+    assert_sound(*pool);
+}
