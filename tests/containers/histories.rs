@@ -277,8 +277,12 @@ fn change(tx: &mut Tx<'_, Rings>, round: usize, kind: u64, value: u64) -> Result
     if kind == REMOVE {
         tx.root_mut()?[round] = None;
     } else if kind == ADD && was > 0 {
-        for id in ids {
+        for (n, id) in ids.into_iter().enumerate() {
             tx.get_mut(id)?.value += value;
+            if n == RING / 2 {
+                // Who kills runs now and then while a ring is half changed.
+                std::thread::yield_now();
+            }
         }
     } else {
         let last = tx.alloc(Link { value, next: None })?;
