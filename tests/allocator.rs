@@ -63,7 +63,8 @@ const CASES: &[common::Named] = table! {
         freed_by_many_at_once
         threads_come_and_go
         processes_come_and_go
-        spans_of_the_dead_are_used;
+        spans_of_the_dead_are_used
+        what_is_left_behind_goes_back;
     storm:
         killed_at_random;
     kills:
