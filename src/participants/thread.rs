@@ -116,8 +116,15 @@ fn look_up(arena: Arena) -> Result<&'static Slot, NoSlot> {
 #[inline(always)]
 pub(crate) fn known_slot(arena: Arena) -> Option<&'static Slot> {
     let (base, slot) = table().recent.get();
-    // SAFETY: by invariant 1 it is null or a slot of a mapped pool.
-    (base == arena.base()).then(|| unsafe { &*slot })
+    if base != arena.base() {
+        return None;
+    }
+    // SAFETY: the base of a pool is stored with a slot of it, by invariant 1 this thread's.
+    unsafe {
+        // The compiler would look for a null to make `None` of.
+        std::hint::assert_unchecked(!slot.is_null());
+        Some(&*slot)
+    }
 }
 
 /// This thread's slot in the pool whose granule holds `address`, if it has one. By invariant 1 a
