@@ -34,7 +34,8 @@ const CASES: &[common::Named] = table! {
         runs_grow_where_they_lie
         statistics_add_up
         purging_gives_memory_back
-        free_memory_ages_and_goes_back;
+        free_memory_ages_and_goes_back
+        freed_memory_goes_back_within_two_seconds;
     model:
         random_operations
         long_random_operations;
