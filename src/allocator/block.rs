@@ -49,10 +49,10 @@ pub(crate) fn at_hand(slot: &Slot, layout: Layout, record: impl Fn(usize)) -> Op
     unsafe { slot.known_cache(class) }.take(record)
 }
 
-/// The same, whatever the layout and the cache.
+/// A block, whatever the layout and the cache.
 #[cold]
 #[inline(never)]
-fn allocate_more(
+pub(crate) fn allocate_more(
     arena: Arena,
     slot: &Slot,
     layout: Layout,

@@ -242,6 +242,15 @@ impl Cache<'_> {
         self.word.set(word as u64);
     }
 
+    /// Makes word `next` of the current span the one that blocks come from, after `word`.
+    fn move_on(&self, span: &Span, word: usize, next: usize) {
+        let blocks = (next as u64).wrapping_sub(word as u64).wrapping_mul(64);
+        let bytes = blocks.wrapping_mul(self.size.get());
+        self.base.set(self.base.get().wrapping_add(bytes));
+        let word = std::ptr::from_ref(span.sets().freed(next)).expose_provenance();
+        self.word.set(word as u64);
+    }
+
     /// Puts a span whose blocks are handed out, but for fewer than an eighth, into the FULL list.
     fn push_full(&self, arena: Arena, span: &Span) {
         let eighth = span.blocks.load(Ordering::Relaxed) / 8;
@@ -274,8 +283,8 @@ impl Cache<'_> {
         class: usize,
     ) -> Result<(), AllocError> {
         if let Some((span, word)) = self.current(arena) {
-            if let Some(word) = stocked(arena, span, word) {
-                self.set_current(arena, span, word);
+            if let Some(next) = stocked(arena, span, word) {
+                self.move_on(span, word, next);
                 return Ok(());
             }
             self.set_none(slot);
