@@ -100,7 +100,11 @@ const CASES: &[common::Named] = table! {
         cells_refused
         maps_refused
         queues_refused
-        buffers_refused;
+        buffers_refused
+        matrices_refused
+        heaps_refused
+        slots_refused
+        pools_refused;
     stopped:
         a_write_that_was_cut_off_is_completed
         claims_wait_for_elements_in_flight

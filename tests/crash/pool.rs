@@ -487,17 +487,17 @@ fn guarded(suite: &mut Suite) {
         World::free,
         |more, _| [0, -64, -128].contains(&more),
     ));
-    // Each byte of a run that is filled is a point.
-    suite.run_long(case_in(
+    // Each word of a run that is filled is a point.
+    suite.run(case_in(
         || World::of(true),
         "guarded, a run",
         nothing,
         nothing,
         |w| {
-            w.allocate(49_150, 1);
+            w.allocate(49_120, 1);
             w.free();
         },
-        |more, _| more == 0 || more == 4 << 14,
+        |more, _| more == 0 || more == 3 << 14,
     ));
     suite.run(case_in(
         || World::of(true),
