@@ -69,6 +69,8 @@ impl<R: Wire> JoinHandle<R> {
     fn job<'a>(&self, control: &'a Shared<Control>) -> Result<&'a Job, JoinError> {
         control
             .job(self.place as usize)
+            // No job has the id 0, which a place without one shows.
+            .filter(|_| self.id != 0)
             .ok_or(JoinError::AlreadyJoined)
     }
 
@@ -82,17 +84,24 @@ impl<R: Wire> JoinHandle<R> {
     ///
     /// How the worker ended instead; [`JoinError::AlreadyJoined`] if somebody else has joined or
     /// detached it; [`JoinError::WouldDeadlock`] in the master, which must not wait for a worker,
-    /// and in the worker itself.
+    /// and in the worker itself; [`JoinError::NoSuchRun`] if the run is over, as a
+    /// [peer](super::Peer) may see.
     ///
     /// # Crash behaviour
     ///
-    /// A joiner that dies before it has the value leaves it to the next one.
+    /// A joiner that dies before it has the value leaves it to the next one. If the master dies,
+    /// workers die with it, and peers that join are told.
     pub fn join(self) -> Result<R, JoinError> {
         let control = self.open()?;
         let me = jobs::me(control.pool());
         loop {
+            // Asked first: what had ended before the run was over has its result.
+            let over = control.is_orphaned();
             if let Some(joined) = self.poll(&control) {
                 return joined;
+            }
+            if over {
+                return Err(JoinError::NoSuchRun);
             }
             if me == 0 || me == self.id {
                 return Err(JoinError::WouldDeadlock);
@@ -188,8 +197,12 @@ impl<R: Wire> JoinHandle<R> {
         let control = self.open()?;
         let start = std::time::Instant::now();
         loop {
+            let over = control.is_orphaned();
             if self.job(&control)?.is_over(self.id) {
                 return Ok(true);
+            }
+            if over {
+                return Err(JoinError::NoSuchRun);
             }
             let Some(left) = limit.checked_sub(start.elapsed()) else {
                 return Ok(false);

@@ -47,7 +47,8 @@ pub enum JoinError {
     /// The caller is the master, which must not wait for a worker, or the worker itself.
     #[error("a process that waits for this one would wait for ever")]
     WouldDeadlock,
-    /// The calling process does not take part in the run that the handle is of, or no more.
+    /// The calling process does not take part in the run that the handle is of, or no more; or that
+    /// run is over.
     #[error("this process does not take part in the run that the worker belongs to")]
     NoSuchRun,
 }

@@ -54,6 +54,7 @@ mod run;
 mod scope;
 mod signature;
 mod supervise;
+mod table;
 #[cfg(test)]
 mod tests;
 mod worker;

@@ -9,13 +9,13 @@
 
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 
 use super::entry::{self, Defined};
 use super::jobs::{self, Control};
 use super::peers::Phase;
+use super::worker::LOOK;
 use super::{Entry, JoinHandle, StartError, StartOptions, Wire, worker};
 use crate::containers::Shared;
 use crate::participants::thread::NoSlot;
@@ -146,7 +146,9 @@ impl Peer {
     ///
     /// # Errors
     ///
-    /// See [`PeerError`]. Nothing has changed.
+    /// See [`PeerError`]. The run has not changed. Once mapped, a control pool stays so, as every
+    /// pool does: a program that is to take part in dozens of runs, one after another, executes
+    /// itself anew.
     pub unsafe fn attach(name: &str) -> Result<Peer, PeerError> {
         let name = pool_name(name);
         // SAFETY: by the caller's promise.
@@ -169,10 +171,20 @@ impl Peer {
         let pid = control.peers.master_pid.load(Ordering::Relaxed);
         let number = control.peers.doorbell.load(Ordering::Relaxed);
         // Read as well: a pipe that somebody reads sends nobody a signal, should the master die.
-        let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
         let path = format!("/proc/{pid}/fd/{number}");
-        let doorbell = rustix::fs::open(path, flags, Mode::empty())
-            .map_err(|error| PeerError::Unreachable(error.into()))?;
+        let opened = rustix::fs::open(path, flags, Mode::empty()).and_then(|doorbell| {
+            let mode = rustix::fs::fstat(&doorbell)?.st_mode;
+            match FileType::from_raw_mode(mode) {
+                FileType::Fifo => Ok(doorbell),
+                _ => Err(rustix::io::Errno::BADF),
+            }
+        });
+        // The master lives after it was opened, so it is not that of a later process of its number.
+        if control.peers.is_orphaned(pool.0) {
+            return Err(PeerError::MasterDied);
+        }
+        let doorbell = opened.map_err(|error| PeerError::Unreachable(error.into()))?;
         jobs::set_wake(pool, Some(doorbell.as_fd()));
         jobs::set_me(pool, OUTSIDE);
         Ok(Peer {
@@ -220,10 +232,10 @@ impl Peer {
         worker::request(&self.control, None, options, entry, argument, true)
     }
 
-    /// Whether the run is coming to its end.
+    /// Whether the run is coming to its end, or its master is dead.
     #[must_use]
     pub fn stop_requested(&self) -> bool {
-        self.control.is_stopping()
+        worker::is_ending(&self.control)
     }
 
     /// Runs jobs of the entries that were defined, until the run comes to its end; how many.
@@ -236,8 +248,6 @@ impl Peer {
     ///
     /// See [`Peer`].
     pub fn serve(self) -> Result<u64, PeerError> {
-        /// A master that dies wakes nobody. It is looked for that often.
-        const LOOK: Duration = Duration::from_millis(20);
         let (control, pool) = (&self.control, self.control.pool());
         let table = &control.peers;
         let index = table.claim(jobs::tag(pool)?).ok_or(PeerError::TooMany)?;

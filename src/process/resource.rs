@@ -43,6 +43,14 @@ impl Resource {
         }
     }
 
+    /// The same, from whatever directory it is seen.
+    pub(super) fn absolute(self) -> Resource {
+        match (&self, self.path()) {
+            (Resource::File(_), Some(path)) => Resource::File(path),
+            _ => self,
+        }
+    }
+
     pub(super) fn kind(&self) -> u32 {
         match self {
             Resource::File(_) => 1,

@@ -16,6 +16,14 @@ use crate::participants::thread::NoSlot;
 use crate::pool::{ObjectError, Pool};
 use crate::primitive::Ordering;
 
+/// A master that dies wakes no peer. It is looked for that often.
+pub(super) const LOOK: Duration = Duration::from_millis(20);
+
+/// Whether a run is coming to its end, or has come to it.
+pub(super) fn is_ending(control: &Shared<Control>) -> bool {
+    control.is_stopping() || control.is_orphaned()
+}
+
 /// Why no worker was asked for. Nothing has changed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -121,10 +129,11 @@ impl Worker {
         &self.resources
     }
 
-    /// Whether the run is coming to its end, and this worker should too.
+    /// Whether the run is coming to its end, and this worker should too. A master that is dead is
+    /// one, for a [peer](super::Peer).
     #[must_use]
     pub fn stop_requested(&self) -> bool {
-        self.control.is_stopping()
+        is_ending(&self.control)
     }
 
     /// Waits until the run is coming to its end, `limit` at most; whether it is. For a worker that
@@ -133,13 +142,17 @@ impl Worker {
     pub fn wait_stop(&self, limit: Duration) -> bool {
         let start = Instant::now();
         loop {
-            if self.control.is_stopping() {
+            if self.stop_requested() {
                 return true;
             }
             let Some(left) = limit.checked_sub(start.elapsed()) else {
                 return false;
             };
-            self.control.wait_stop(left);
+            // Where we outlive the master, it is looked for.
+            self.control.wait_stop(match self.by_name {
+                true => left.min(LOOK),
+                false => left,
+            });
         }
     }
 }
@@ -161,7 +174,7 @@ pub(super) fn request<A: Wire, R: Wire>(
     argument: &A,
     by_name: bool,
 ) -> Result<JoinHandle<R>, StartError> {
-    if control.is_stopping() {
+    if is_ending(control) {
         return Err(StartError::Stopping);
     }
     let pool = control.pool();
@@ -177,7 +190,10 @@ pub(super) fn request<A: Wire, R: Wire>(
     job.policy.store(options.restart.pack(), Ordering::Relaxed);
     let index = place.index;
     if let Some(starter) = starter {
-        control.resources.bequeath(starter, index, options.inherit);
+        let over = || control.is_orphaned();
+        control
+            .resources
+            .bequeath(starter, index, options.inherit, &over);
     }
     let id = place.request();
     jobs::wake_master(pool);

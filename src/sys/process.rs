@@ -420,13 +420,23 @@ pub(crate) enum Ended {
 /// How a process has ended that is no child of ours: known to the kernel while it is a zombie, and, for
 /// who has its pidfd, after it was reaped (Linux 6.15).
 pub(crate) fn ended_elsewhere(pid: u32, pidfd: BorrowedFd<'_>) -> Ended {
-    let status = zombie_status(pid).or_else(|| reaped_status(pidfd));
-    // Reaped between the two questions: the second has the answer by now.
+    // The number is its own as long as it was not reaped, which the kernel says afterwards.
+    let status = zombie_status(pid).filter(|_| !was_reaped(pidfd));
+    // Whoever was not read as a zombie, or was reaped since, is asked for here.
     let status = status.or_else(|| reaped_status(pidfd));
     status.map_or(Ended::Unknown, |status| match status & 0x7f {
         0 => Ended::Exited(status >> 8 & 0xff),
         signal => Ended::Signaled(signal),
     })
+}
+
+/// Whether the process of a pidfd was reaped, so that its number may be another's.
+fn was_reaped(pidfd: BorrowedFd<'_>) -> bool {
+    use std::os::fd::AsRawFd;
+    let info = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: signal 0 is never sent, and no memory is passed.
+    let sent = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), 0, info, 0) };
+    sent != 0 && io::Error::last_os_error().raw_os_error() == Some(libc::ESRCH)
 }
 
 /// The exit status in the 52nd field of `/proc/PID/stat`, of which only a zombie's counts.
