@@ -17,7 +17,7 @@ use rustix::fs::OFlags;
 use serde::Serialize;
 
 use super::files::{self, PoolState};
-use super::{Leaks, LockReport, Map, ObjectReport, Participant, ProcessReport};
+use super::{Leaks, LockReport, Map, ObjectReport, Participant, ProcessReport, Span};
 use super::{leaks, locks, map, objects, participants};
 use crate::allocator::check::{CheckReport, Depth};
 use crate::allocator::stats::Stats;
@@ -160,6 +160,26 @@ impl Observer {
     #[must_use]
     pub fn participants(&self) -> Vec<Participant> {
         participants::participants_of(self.arena)
+    }
+
+    /// Every span, at about this moment. Two such lists tell what was allocated and freed between
+    /// them; see `docs/cli.md` on `top`.
+    ///
+    /// ```
+    /// use shmkit::Pool;
+    /// use shmkit::inspect::Observer;
+    ///
+    /// let name = format!("spans-{}", std::process::id());
+    /// let pool = Pool::builder().max_size(4 << 20).create_named(&name)?;
+    /// let object = pool.create([1_u64; 100])?;
+    /// let observer = Observer::open(&name)?;
+    /// assert!(observer.spans().iter().any(|span| span.allocated >= 800));
+    /// Pool::unlink(&name)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn spans(&self) -> Vec<Span> {
+        participants::spans_of(self.arena).collect()
     }
 
     /// As [`map`](super::map()).

@@ -29,6 +29,38 @@ pub struct Participant {
     pub allocated: usize,
 }
 
+/// A span, which a thread has blocks of one size from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Span {
+    /// Its first address.
+    pub start: usize,
+    /// Its bytes.
+    pub bytes: usize,
+    /// The slot of whoever has it; 0 stands for nobody.
+    pub slot: usize,
+    /// Bytes of its blocks that are allocated.
+    pub allocated: usize,
+}
+
+pub(super) fn spans_of(arena: Arena) -> impl Iterator<Item = Span> {
+    walk::pieces(arena).filter_map(move |(_, piece)| match piece {
+        Piece::Span {
+            start,
+            slices,
+            owner,
+        } => Some(Span {
+            start,
+            bytes: slices * SLICE,
+            slot: owner.slot(),
+            allocated: walk::blocks_of_span(arena, start)
+                .map(|(_, size)| size)
+                .sum(),
+        }),
+        _ => None,
+    })
+}
+
 /// Who has how much: nobody first, if nobody has anything, then the threads by their slots.
 ///
 /// Blocks of whole slices (above 32 KiB) have no owner and are not counted here.
@@ -50,24 +82,14 @@ pub(super) fn participants_of(arena: Arena) -> Vec<Participant> {
             all.insert(slot, participant);
         }
     }
-    for (_, piece) in walk::pieces(arena) {
-        let Piece::Span {
-            start,
-            slices,
-            owner,
-        } = piece
-        else {
-            continue;
-        };
-        let slot = owner.slot();
-        let entry = all.entry(slot).or_insert(Participant {
-            slot,
+    for span in spans_of(arena) {
+        let entry = all.entry(span.slot).or_insert(Participant {
+            slot: span.slot,
             ..Participant::default()
         });
         entry.spans += 1;
-        entry.bytes += slices * SLICE;
-        let blocks = walk::blocks_of_span(arena, start);
-        entry.allocated += blocks.map(|(_, size)| size).sum::<usize>();
+        entry.bytes += span.bytes;
+        entry.allocated += span.allocated;
     }
     all.into_values().collect()
 }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::jobs::{self, Control, DETACHED, Job, KILL, Untaken};
 use super::{JoinError, KillError, ResultError, Wire, WorkerId};
-use super::{entry, supervise};
+use super::{encode, supervise};
 use crate::containers::{Handle, Shared};
 use crate::participants::lock::TICK;
 use crate::primitive::Ordering;
@@ -127,7 +127,7 @@ impl<R: Wire> JoinHandle<R> {
             let outcome = job.outcome.load(Ordering::Relaxed);
             supervise::returned(job, outcome)?;
             job.result
-                .read(|bytes| Ok(entry::decode(bytes).map_err(ResultError::Decode)?))
+                .read(|bytes| Ok(encode::decode(bytes).map_err(ResultError::Decode)?))
         });
         match taken {
             Ok(joined) => Some(joined),

@@ -12,6 +12,7 @@ use std::marker::PhantomData;
 use serde::de::DeserializeOwned;
 
 use super::ProcessId;
+use super::encode::decode;
 use super::scope::Children;
 use crate::sys::process;
 
@@ -147,14 +148,7 @@ impl<'s, R> ScopedJoinHandle<'s, R> {
             .children
             .take(self.serial)
             .ok_or(JoinError::AlreadyJoined)?;
-        child.finish(|bytes| match postcard::take_from_bytes(bytes) {
-            Ok((value, [])) => Ok(value),
-            Ok((_, rest)) => Err(ResultError::Decode(format!(
-                "{} bytes are left over",
-                rest.len()
-            ))),
-            Err(error) => Err(ResultError::Decode(error.to_string())),
-        })
+        child.finish(|bytes| decode(bytes).map_err(ResultError::Decode))
     }
 
     /// Ends the child by SIGKILL. It is reaped by [`join`](Self::join) or by the scope.

@@ -385,11 +385,12 @@ impl Drop for Master {
             control.stop();
             // Nobody is left who uses any.
             self.tend(&control);
-            drop(control);
             jobs::set_wake(pool, None);
-            // SAFETY: nothing of this process refers to the pool: handles of workers are names,
-            // and the control block's only handle was dropped just now.
+            // SAFETY: nothing of this process uses the pool from here on: handles of workers are
+            // names, and the only handle of the control block is dropped below, which finds that
+            // it holds nothing any more. The block goes with the pool, and not link by link.
             unsafe { pool.unmap() };
+            drop(control);
         }
         if let Some(journal) = self.journal.take() {
             // Nothing is lost if it stays.

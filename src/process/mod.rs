@@ -37,6 +37,7 @@
 
 mod child;
 mod config;
+mod encode;
 mod entry;
 mod frame;
 mod handle;

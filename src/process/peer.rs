@@ -16,7 +16,7 @@ use super::entry::{self, Defined};
 use super::jobs::{self, Control};
 use super::peers::Phase;
 use super::worker::LOOK;
-use super::{Entry, JoinHandle, StartError, StartOptions, Wire, worker};
+use super::{Entry, JoinHandle, StartError, StartOptions, Wire, Worker, worker};
 use crate::containers::Shared;
 use crate::participants::thread::NoSlot;
 use crate::pool::{AttachError, NamedError, ObjectError, Pool, remove};
@@ -269,7 +269,8 @@ impl Peer {
             match state.phase() {
                 Phase::Runs => {
                     let job = place.assigned();
-                    worker::perform(control, job.place, job.id, &self.defined, true);
+                    let worker = Worker::new(control.clone(), job.place, job.id, true);
+                    worker::perform(&worker, &self.defined);
                     jobs::set_me(pool, OUTSIDE);
                     done += 1;
                     place.turn(state, Phase::Done);

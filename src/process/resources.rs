@@ -372,13 +372,14 @@ struct Inner {
 }
 
 impl Resources {
-    pub(super) fn new(control: Shared<Control>, user: usize) -> Self {
+    /// What the job at the place `user` uses; its process is `pid`.
+    pub(super) fn new(control: Shared<Control>, user: usize, pid: u32) -> Self {
         let inherited = control.resources.used_by(user);
         let uses = inherited.map(|id| (id.0, 1)).collect();
         Resources(Arc::new(Inner {
             control,
             user,
-            pid: process::pid(),
+            pid,
             uses: Mutex::new(uses),
         }))
     }

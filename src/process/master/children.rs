@@ -78,9 +78,13 @@ impl Master {
         let spare = self.watch.counter().try_clone_to_owned();
         let spare = spare.map_err(|error| error.to_string())?;
         let defined = self.config.defined.clone();
+        let mut inherited = Some(control.clone());
         let mut body = || {
             self.close_in_child(spare.as_fd());
-            worker::live(&control, place, id, &defined)
+            match inherited.take() {
+                Some(control) => worker::live(control, place, id, &defined),
+                None => child::EXIT_UNWRITTEN,
+            }
         };
         // SAFETY: this is the only thread.
         let started = unsafe { child::begin(OtherThreads::Refused, &mut body) };
