@@ -12,8 +12,8 @@
 
 use crate::ShmSafe;
 use crate::layout::arena::Arena;
+use crate::participants::lock;
 use crate::participants::tag::Tag;
-use crate::participants::{life, recovery};
 use crate::primitive::{AtomicU32, AtomicU64, Ordering};
 
 /// The bits of the phase.
@@ -71,6 +71,5 @@ impl Used {
 
 /// Whether the thread that a word names is dead, and what it was doing has happened or not.
 pub(super) fn is_abandoned(arena: Arena, word: u64) -> bool {
-    let holder = Tag::of_word(word);
-    life::is_gone(arena, holder) && recovery::is_resolved(arena, holder)
+    lock::is_over(arena, Tag::of_word(word))
 }

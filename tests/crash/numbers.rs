@@ -29,8 +29,13 @@ impl Bench {
         let old = Matrix::filled_in(pool, SHAPE[0], SHAPE[1], OLD).expect("room");
         pool.set_name("old", &old).expect("room");
         drop(old);
-        let before = pool.stats().allocated;
-        Bench { pool, before }
+        // Types are described once.
+        let mut bench = Bench { pool, before: 0 };
+        bench.import("new").expect("it is stored");
+        pool.remove_name("new").expect("it is there");
+        pool.recover();
+        bench.before = pool.stats().allocated;
+        bench
     }
 
     fn import(&self, name: &str) -> Result<Stored, String> {
