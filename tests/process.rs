@@ -116,6 +116,7 @@ const CASES: &[Named] = table! {
         who_waits_for_a_dead_master_is_told
         a_doorbell_is_a_pipe
         what_a_killed_peer_used_is_removed
+        what_a_killed_peer_held_is_free
         peers_killed_at_random;
     faults:
         killed_holders_block_nobody

@@ -47,6 +47,7 @@ static COUNTS: Entry<(String, u64), u64> = Entry::external("counts");
 static NOBODYS: Entry<(), ()> = Entry::external("nobody's");
 static OUTLIVES: Entry<(), ()> = Entry::external("outlives");
 static USES: Entry<PathBuf, ()> = Entry::external("uses");
+static KEEPS: Entry<String, ()> = Entry::external("keeps");
 
 /// The peers' own.
 mod theirs {
@@ -98,6 +99,14 @@ mod theirs {
         std::fs::write(file.path(), "").unwrap();
         loop_for_ever()
     });
+    pub static KEEPS: Entry<String, ()> = Entry::new("keeps", |_, name| {
+        // SAFETY: the pool of the case, by its name.
+        let pool = unsafe { Pool::open(&name) }.unwrap();
+        let _kept = pool.create([7_u64; 1000]).unwrap();
+        let here = pool.named::<AtomicU32>("here").unwrap();
+        here.store(1, Ordering::Release);
+        loop_for_ever()
+    });
     pub static COUNTS: Entry<(String, u64), u64> = Entry::new("counts", |_, (name, n)| {
         // SAFETY: the pool of the case, by its name.
         let pool = unsafe { Pool::open(&name) }.unwrap();
@@ -138,6 +147,7 @@ pub fn role_peer() {
         .define(&theirs::HANGS)
         .define(&theirs::OUTLIVES)
         .define(&theirs::USES)
+        .define(&theirs::KEEPS)
         .define(&theirs::COUNTS);
     match peer.serve() {
         Ok(_) => {}
@@ -485,6 +495,38 @@ pub fn what_a_killed_peer_used_is_removed() {
     run(&config(&name), &LEAVES, path.clone()).unwrap();
     assert!(!path.exists());
     assert_eq!(peers.codes(), [None], "killed");
+}
+
+static KILLS_KEEPER: Entry<String, ()> = Entry::new("kills a keeper", |worker, name| {
+    // SAFETY: the pool of the case, by its name.
+    let pool = unsafe { Pool::open(&name) }.unwrap();
+    let here = pool.named::<AtomicU32>("here").unwrap();
+    let before = pool.stats().allocated;
+    let keeper = worker.start(&KEEPS, &name).unwrap();
+    while here.load(Ordering::Acquire) == 0 {
+        std::thread::yield_now();
+    }
+    assert!(pool.stats().allocated > before);
+    keeper.kill().unwrap();
+    assert!(matches!(keeper.join(), Err(JoinError::Signaled(9))));
+    assert_eq!(pool.stats().allocated, before);
+});
+
+/// In the pools that the master has, and before the join answers.
+pub fn what_a_killed_peer_held_is_free() {
+    let name = unique("kept");
+    let mut builder = Pool::builder();
+    let pool = builder.max_size(16 << 20).create_named(&name).unwrap();
+    let here = pool.named_or_create("here", || AtomicU32::new(0)).unwrap();
+    // Types are described once.
+    drop(pool.create([7_u64; 1000]).unwrap());
+    let peers = Peers::start(&name, &["role_peer"]);
+    run(&config(&name), &KILLS_KEEPER, name.clone()).unwrap();
+    assert_eq!(peers.codes(), [None], "killed");
+    Pool::unlink(&name).unwrap();
+    drop(here);
+    // SAFETY: the handle was dropped, and no other thread has used it.
+    unsafe { pool.unmap() };
 }
 
 /// Jobs that are on their way at once.
