@@ -58,6 +58,11 @@ pub struct Entry<A, R> {
 impl<A: Wire, R: Wire> Entry<A, R> {
     /// An entry point of this program. The name is for messages, and for other programs: see
     /// [`Peer`](super::Peer).
+    ///
+    /// ```
+    /// use shmkit::process::Entry;
+    /// static SQUARE: Entry<u64, u64> = Entry::new("square", |_, n| n * n);
+    /// ```
     #[must_use]
     pub const fn new(name: &'static str, function: fn(&Worker, A) -> R) -> Self {
         Entry {
@@ -91,6 +96,12 @@ impl<A: Wire, R: Wire> Entry<A, R> {
     }
 
     /// The name.
+    ///
+    /// ```
+    /// use shmkit::process::Entry;
+    /// static SQUARE: Entry<u64, u64> = Entry::new("square", |_, n| n * n);
+    /// assert_eq!(SQUARE.name(), "square");
+    /// ```
     #[must_use]
     pub const fn name(&self) -> &'static str {
         self.name

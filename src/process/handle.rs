@@ -61,6 +61,19 @@ impl<R: Wire> JoinHandle<R> {
     }
 
     /// The worker's number.
+    ///
+    /// ```
+    /// use shmkit::process::{Config, Entry, run};
+    ///
+    /// static ONE: Entry<(), u8> = Entry::new("one", |_, ()| 1);
+    /// static FIRST: Entry<(), ()> = Entry::new("first", |worker, ()| {
+    ///     let one = worker.start(&ONE, &()).unwrap();
+    ///     assert_eq!(one.id().number(), 2);
+    ///     one.detach();
+    /// });
+    /// run(&Config::new(), &FIRST, ())?;
+    /// # Ok::<(), shmkit::process::RunError>(())
+    /// ```
     #[must_use]
     pub fn id(&self) -> WorkerId {
         WorkerId(self.id)
@@ -91,6 +104,17 @@ impl<R: Wire> JoinHandle<R> {
     ///
     /// A joiner that dies before it has the value leaves it to the next one. If the master dies,
     /// workers die with it, and peers that join are told.
+    ///
+    /// ```
+    /// use shmkit::process::{Config, Entry, run};
+    ///
+    /// static ONE: Entry<(), u8> = Entry::new("one", |_, ()| 1);
+    /// static FIRST: Entry<(), ()> = Entry::new("first", |worker, ()| {
+    ///     assert_eq!(worker.start(&ONE, &()).unwrap().join().unwrap(), 1);
+    /// });
+    /// run(&Config::new(), &FIRST, ())?;
+    /// # Ok::<(), shmkit::process::RunError>(())
+    /// ```
     pub fn join(self) -> Result<R, JoinError> {
         let control = self.open()?;
         let me = jobs::me(control.pool());
@@ -115,6 +139,24 @@ impl<R: Wire> JoinHandle<R> {
     /// # Errors
     ///
     /// The handle: the worker has not ended.
+    ///
+    /// ```
+    /// use shmkit::process::{Config, Entry, run};
+    ///
+    /// static ONE: Entry<(), u8> = Entry::new("one", |_, ()| 1);
+    /// static FIRST: Entry<(), ()> = Entry::new("first", |worker, ()| {
+    ///     let mut one = worker.start(&ONE, &()).unwrap();
+    ///     let result = loop {
+    ///         match one.try_join() {
+    ///             Ok(result) => break result,
+    ///             Err(not_yet) => one = not_yet,
+    ///         }
+    ///     };
+    ///     assert_eq!(result.unwrap(), 1);
+    /// });
+    /// run(&Config::new(), &FIRST, ())?;
+    /// # Ok::<(), shmkit::process::RunError>(())
+    /// ```
     pub fn try_join(self) -> Result<Result<R, JoinError>, Self> {
         match self.open() {
             Ok(control) => self.poll(&control).ok_or(self),
@@ -156,6 +198,19 @@ impl<R: Wire> JoinHandle<R> {
     }
 
     /// Whether the worker has ended for good, in whatever way.
+    ///
+    /// ```
+    /// use shmkit::process::{Config, Entry, run};
+    ///
+    /// static ONE: Entry<(), u8> = Entry::new("one", |_, ()| 1);
+    /// static FIRST: Entry<(), ()> = Entry::new("first", |worker, ()| {
+    ///     let one = worker.start(&ONE, &()).unwrap();
+    ///     while !one.is_finished() {}
+    ///     assert_eq!(one.join().unwrap(), 1);
+    /// });
+    /// run(&Config::new(), &FIRST, ())?;
+    /// # Ok::<(), shmkit::process::RunError>(())
+    /// ```
     #[must_use]
     pub fn is_finished(&self) -> bool {
         self.open()
@@ -163,6 +218,17 @@ impl<R: Wire> JoinHandle<R> {
     }
 
     /// Lets the worker run, and nobody will join it.
+    ///
+    /// ```
+    /// use shmkit::process::{Config, Entry, run};
+    ///
+    /// static ONE: Entry<(), u8> = Entry::new("one", |_, ()| 1);
+    /// static FIRST: Entry<(), ()> = Entry::new("first", |worker, ()| {
+    ///     worker.start(&ONE, &()).unwrap().detach();
+    /// });
+    /// run(&Config::new(), &FIRST, ())?;
+    /// # Ok::<(), shmkit::process::RunError>(())
+    /// ```
     pub fn detach(self) {
         let Ok(control) = self.open() else { return };
         let Ok(job) = self.job(&control) else { return };
@@ -177,6 +243,19 @@ impl<R: Wire> JoinHandle<R> {
     /// # Errors
     ///
     /// [`KillError::Ended`] if it has ended, or is detached.
+    ///
+    /// ```
+    /// use shmkit::process::{Config, Entry, JoinError, run};
+    ///
+    /// static HANGS: Entry<(), ()> = Entry::new("hangs", |_, ()| loop { std::thread::park() });
+    /// static FIRST: Entry<(), ()> = Entry::new("first", |worker, ()| {
+    ///     let hangs = worker.start(&HANGS, &()).unwrap();
+    ///     hangs.kill().unwrap();
+    ///     assert!(matches!(hangs.join(), Err(JoinError::Signaled(9))));
+    /// });
+    /// run(&Config::new(), &FIRST, ())?;
+    /// # Ok::<(), shmkit::process::RunError>(())
+    /// ```
     pub fn kill(&self) -> Result<(), KillError> {
         let control = self.open().map_err(|_| KillError::Ended)?;
         let job = self.job(&control).map_err(|_| KillError::Ended)?;
@@ -193,6 +272,19 @@ impl<R: Wire> JoinHandle<R> {
     /// # Errors
     ///
     /// [`JoinError::NoSuchRun`].
+    ///
+    /// ```
+    /// use shmkit::process::{Config, Entry, run};
+    ///
+    /// static HANGS: Entry<(), ()> = Entry::new("hangs", |_, ()| loop { std::thread::park() });
+    /// static FIRST: Entry<(), ()> = Entry::new("first", |worker, ()| {
+    ///     let hangs = worker.start(&HANGS, &()).unwrap();
+    ///     assert!(!hangs.wait(std::time::Duration::from_millis(1)).unwrap());
+    ///     hangs.kill().unwrap();
+    /// });
+    /// run(&Config::new(), &FIRST, ())?;
+    /// # Ok::<(), shmkit::process::RunError>(())
+    /// ```
     pub fn wait(&self, limit: Duration) -> Result<bool, JoinError> {
         let control = self.open()?;
         let start = std::time::Instant::now();

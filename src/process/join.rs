@@ -17,6 +17,14 @@ use super::scope::Children;
 use crate::sys::process;
 
 /// Why a child gave no result. It concerns this child alone: its siblings and its parent go on.
+///
+/// ```
+/// use shmkit::process::{JoinError, scope};
+/// scope(|s| {
+///     let exits = s.spawn(|| -> u8 { std::process::exit(3) }).unwrap();
+///     assert!(matches!(exits.join(), Err(JoinError::Exited(3))));
+/// });
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum JoinError {
@@ -55,6 +63,12 @@ pub enum JoinError {
 }
 
 /// Why a value that a closure returned did not arrive.
+///
+/// ```
+/// use shmkit::process::{JoinError, ResultError};
+/// let error = JoinError::from(ResultError::Lost);
+/// assert!(matches!(error, JoinError::NoResult(ResultError::Lost)));
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ResultError {
@@ -78,6 +92,15 @@ pub enum ResultError {
 }
 
 /// Why a child was not killed.
+///
+/// ```
+/// use shmkit::process::{KillError, scope};
+/// scope(|s| {
+///     let child = s.spawn(|| ()).unwrap();
+///     while !child.is_finished() {}
+///     assert!(matches!(child.kill(), Err(KillError::Ended)));
+/// });
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KillError {
@@ -92,6 +115,14 @@ pub enum KillError {
 /// A child of a [`Scope`](super::Scope); the counterpart of [`std::thread::ScopedJoinHandle`].
 ///
 /// Dropping it neither ends the child nor lets it go: the scope waits for it.
+///
+/// ```
+/// use shmkit::process::scope;
+/// scope(|s| {
+///     let child = s.spawn(|| std::process::id()).unwrap();
+///     assert_ne!(child.join().unwrap(), std::process::id());
+/// });
+/// ```
 pub struct ScopedJoinHandle<'s, R> {
     children: &'s Children,
     /// Names the child in the list, for pids repeat.
@@ -111,6 +142,15 @@ impl<'s, R> ScopedJoinHandle<'s, R> {
     }
 
     /// The child's name. It stays the same when the child has ended.
+    ///
+    /// ```
+    /// use shmkit::process::scope;
+    /// scope(|s| {
+    ///     let child = s.spawn(|| std::process::id()).unwrap();
+    ///     let id = child.id();
+    ///     assert_eq!(id.pid(), child.join().unwrap());
+    /// });
+    /// ```
     #[must_use]
     pub fn id(&self) -> ProcessId {
         ProcessId(self.pid)
@@ -174,6 +214,14 @@ impl<'s, R> ScopedJoinHandle<'s, R> {
     }
 
     /// Whether the child has ended, in whatever way; then [`join`](Self::join) does not wait.
+    ///
+    /// ```
+    /// use shmkit::process::scope;
+    /// scope(|s| {
+    ///     let child = s.spawn(|| std::process::id()).unwrap();
+    ///     while !child.is_finished() {}
+    /// });
+    /// ```
     #[must_use]
     pub fn is_finished(&self) -> bool {
         process::has_ended(self.pid)

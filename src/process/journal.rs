@@ -49,6 +49,22 @@ const VERSION: u32 = 1;
 const LENGTH: u64 = (BLOCK * (1 + PLACES)) as u64;
 
 /// Why a journal was not taken. Nothing was removed, and the file is as it was.
+///
+/// ```
+/// use shmkit::process::{Config, Entry, JournalError, RunError, run};
+///
+/// static UNIT: Entry<(), ()> = Entry::new("unit", |_, ()| ());
+/// let directory = std::env::temp_dir().join(format!("doc-{}.foreign", std::process::id()));
+/// std::fs::create_dir(&directory).unwrap();
+/// std::fs::write(directory.join("journal"), "a diary").unwrap();
+/// let mut config = Config::new();
+/// config.run_directory(&directory);
+/// match run(&config, &UNIT, ()) {
+///     Err(RunError::Journal { error, .. }) => assert_eq!(error, JournalError::Foreign),
+///     other => panic!("{other:?}"),
+/// }
+/// # std::fs::remove_dir_all(&directory).unwrap();
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum JournalError {

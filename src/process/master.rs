@@ -125,6 +125,16 @@ impl Master {
     /// # Errors
     ///
     /// See [`RunError`].
+    ///
+    /// ```
+    /// use shmkit::process::{Config, Entry, Master};
+    ///
+    /// static ONE: Entry<(), u8> = Entry::new("one", |_, ()| 1);
+    /// let mut master = Master::new(&Config::new())?;
+    /// assert_eq!(master.workers(), 0);
+    /// master.finish()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn new(config: &Config) -> Result<Master, RunError> {
         let tasks = process::task_count()?;
         if tasks != 1 {
@@ -217,6 +227,23 @@ impl Master {
     /// # Errors
     ///
     /// See [`StartError`].
+    ///
+    /// ```
+    /// use shmkit::process::{Config, Entry, Master};
+    ///
+    /// static ONE: Entry<(), u8> = Entry::new("one", |_, ()| 1);
+    /// let mut master = Master::new(&Config::new())?;
+    /// let mut one = master.start(&ONE, &())?;
+    /// let result = loop {
+    ///     master.dispatch()?;
+    ///     match one.try_join() {
+    ///         Ok(result) => break result?,
+    ///         Err(not_yet) => one = not_yet,
+    ///     }
+    /// };
+    /// assert_eq!(result, 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn start<A: Wire, R: Wire>(
         &self,
         entry: &'static Entry<A, R>,
@@ -230,6 +257,16 @@ impl Master {
     /// # Errors
     ///
     /// See [`StartError`].
+    ///
+    /// ```
+    /// use shmkit::process::{Config, Entry, Master, Restart, StartOptions};
+    ///
+    /// static ONE: Entry<(), u8> = Entry::new("one", |_, ()| 1);
+    /// let mut master = Master::new(&Config::new())?;
+    /// let options = StartOptions::new().restart(Restart::Never);
+    /// master.start_with(options, &ONE, &())?.detach();
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn start_with<A: Wire, R: Wire>(
         &self,
         options: StartOptions<'_>,
@@ -240,6 +277,17 @@ impl Master {
     }
 
     /// Worker processes that there are.
+    ///
+    /// ```
+    /// use shmkit::process::{Config, Entry, Master};
+    ///
+    /// static ONE: Entry<(), u8> = Entry::new("one", |_, ()| 1);
+    /// let mut master = Master::new(&Config::new())?;
+    /// master.start(&ONE, &())?.detach();
+    /// master.dispatch()?;
+    /// assert_eq!(master.workers(), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn workers(&self) -> usize {
         self.count
@@ -251,6 +299,16 @@ impl Master {
     /// # Errors
     ///
     /// [`RunError::System`], if the kernel refuses what it should not. The master can go on.
+    ///
+    /// ```
+    /// use shmkit::process::{Config, Entry, Master};
+    ///
+    /// static ONE: Entry<(), u8> = Entry::new("one", |_, ()| 1);
+    /// let mut master = Master::new(&Config::new())?;
+    /// master.start(&ONE, &())?.detach();
+    /// assert_eq!(master.dispatch()?.started, 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn dispatch(&mut self) -> Result<Dispatched, RunError> {
         self.turn(Some(Duration::ZERO))
     }
@@ -345,6 +403,17 @@ impl Master {
     /// # Errors
     ///
     /// [`RunError::System`]. Workers that are left are killed nevertheless, by the drop.
+    ///
+    /// ```
+    /// use shmkit::process::{Config, Entry, Master};
+    ///
+    /// static ONE: Entry<(), u8> = Entry::new("one", |_, ()| 1);
+    /// let mut master = Master::new(&Config::new())?;
+    /// master.start(&ONE, &())?.detach();
+    /// master.dispatch()?;
+    /// master.finish()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn finish(mut self) -> Result<(), RunError> {
         self.stopping = true;
         self.control().stop();

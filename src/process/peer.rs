@@ -35,6 +35,13 @@ pub(super) fn pool_name(run: &str) -> String {
 const OUTSIDE: u64 = u64::MAX;
 
 /// Why a program does not take part in a run, or does no more.
+///
+/// ```
+/// use shmkit::process::{Peer, PeerError};
+/// // SAFETY: there is no run, and so no pool, of that name.
+/// let peer = unsafe { Peer::attach("no such run") };
+/// assert!(matches!(peer, Err(PeerError::Attach(_))));
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PeerError {
@@ -149,6 +156,16 @@ impl Peer {
     /// See [`PeerError`]. The run has not changed. Once mapped, a control pool stays so, as every
     /// pool does: a program that is to take part in dozens of runs, one after another, executes
     /// itself anew.
+    ///
+    /// ```no_run
+    /// use shmkit::process::{Entry, Peer};
+    ///
+    /// static SQUARE: Entry<u64, u64> = Entry::external("square");
+    /// // SAFETY: only programs that cooperate open pools of this name.
+    /// let peer = unsafe { Peer::attach("squares") }?;
+    /// drop(peer);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub unsafe fn attach(name: &str) -> Result<Peer, PeerError> {
         let name = pool_name(name);
         // SAFETY: by the caller's promise.
@@ -198,6 +215,16 @@ impl Peer {
 
     /// Lets this process run jobs of an entry, from [`serve`](Self::serve) on. One that is
     /// [external](Entry::external) is no entry that this program has, and changes nothing.
+    ///
+    /// ```no_run
+    /// use shmkit::process::{Entry, Peer};
+    ///
+    /// static SQUARE: Entry<u64, u64> = Entry::new("square", |_, n| n * n);
+    /// // SAFETY: only programs that cooperate open pools of this name.
+    /// let mut peer = unsafe { Peer::attach("squares") }?;
+    /// peer.define(&SQUARE);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn define<A: Wire, R: Wire>(&mut self, entry: &'static Entry<A, R>) -> &mut Self {
         self.defined.extend(entry::define(entry));
         self
@@ -210,6 +237,16 @@ impl Peer {
     /// # Errors
     ///
     /// See [`StartError`].
+    ///
+    /// ```no_run
+    /// use shmkit::process::{Entry, Peer};
+    ///
+    /// static SQUARE: Entry<u64, u64> = Entry::external("square");
+    /// // SAFETY: only programs that cooperate open pools of this name.
+    /// let peer = unsafe { Peer::attach("squares") }?;
+    /// assert_eq!(peer.start(&SQUARE, &12)?.join()?, 144);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn start<A: Wire, R: Wire>(
         &self,
         entry: &'static Entry<A, R>,
@@ -223,6 +260,17 @@ impl Peer {
     /// # Errors
     ///
     /// See [`StartError`].
+    ///
+    /// ```no_run
+    /// use shmkit::process::{Entry, Peer};
+    ///
+    /// static SQUARE: Entry<u64, u64> = Entry::external("square");
+    /// // SAFETY: only programs that cooperate open pools of this name.
+    /// let peer = unsafe { Peer::attach("squares") }?;
+    /// let options = shmkit::process::StartOptions::new();
+    /// assert_eq!(peer.start_with(options, &SQUARE, &12)?.join()?, 144);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn start_with<A: Wire, R: Wire>(
         &self,
         options: StartOptions<'_>,
@@ -233,6 +281,18 @@ impl Peer {
     }
 
     /// Whether the run is coming to its end, or its master is dead.
+    ///
+    /// ```no_run
+    /// use shmkit::process::{Entry, Peer};
+    ///
+    /// static SQUARE: Entry<u64, u64> = Entry::external("square");
+    /// // SAFETY: only programs that cooperate open pools of this name.
+    /// let peer = unsafe { Peer::attach("squares") }?;
+    /// while !peer.stop_requested() {
+    ///     peer.start(&SQUARE, &12)?.join()?;
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn stop_requested(&self) -> bool {
         worker::is_ending(&self.control)
@@ -247,6 +307,17 @@ impl Peer {
     /// # Crash behaviour
     ///
     /// See [`Peer`].
+    ///
+    /// ```no_run
+    /// use shmkit::process::{Entry, Peer};
+    ///
+    /// static SQUARE: Entry<u64, u64> = Entry::new("square", |_, n| n * n);
+    /// // SAFETY: only programs that cooperate open pools of this name.
+    /// let mut peer = unsafe { Peer::attach("squares") }?;
+    /// peer.define(&SQUARE);
+    /// println!("{} jobs", peer.serve()?);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn serve(self) -> Result<u64, PeerError> {
         let (control, pool) = (&self.control, self.control.pool());
         let table = &control.peers;

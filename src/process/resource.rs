@@ -30,6 +30,11 @@ pub enum Resource {
 
 impl Resource {
     /// The file that it is; `None` if it has a name that none can have.
+    ///
+    /// ```
+    /// use shmkit::process::Resource;
+    /// assert_eq!(Resource::Pool("a/b".into()).path(), None);
+    /// ```
     #[must_use]
     pub fn path(&self) -> Option<PathBuf> {
         match self {

@@ -54,10 +54,37 @@ pub(super) const PLACES: usize = 256;
 
 /// Names a managed resource of a run; it may travel in arguments and results. It is never given
 /// to another one. See [`Resources`] for an example.
+///
+/// ```
+/// use shmkit::process::{Config, Entry, Resource, run};
+///
+/// static FIRST: Entry<(), ()> = Entry::new("first", |worker, ()| {
+///     let path = std::env::temp_dir().join(format!("doc-rid-{}", std::process::id()));
+///     let file = worker.resources().manage(Resource::File(path.clone())).unwrap();
+///     assert_eq!(worker.resources().get(file.id()).unwrap().id(), file.id());
+/// });
+/// run(&Config::new(), &FIRST, ())?;
+/// # Ok::<(), shmkit::process::RunError>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ResourceId(u64);
 
 /// Why a resource is not managed, or not to be had.
+///
+/// ```
+/// use shmkit::process::{Config, Entry, Resource, run};
+///
+/// static FIRST: Entry<(), ()> = Entry::new("first", |worker, ()| {
+///     let path = std::env::temp_dir().join(format!("doc-rerr-{}", std::process::id()));
+///     let file = worker.resources().manage(Resource::File(path.clone())).unwrap();
+///     let id = file.id();
+///     drop(file);
+///     // Until the master has removed it, it can be had again.
+///     while worker.resources().get(id).is_ok() {}
+/// });
+/// run(&Config::new(), &FIRST, ())?;
+/// # Ok::<(), shmkit::process::RunError>(())
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ResourceError {
@@ -397,6 +424,18 @@ impl Resources {
     /// A caller that dies may have had it managed; then it is removed.
     ///
     /// [`Config::run_directory`]: super::Config::run_directory
+    ///
+    /// ```
+    /// use shmkit::process::{Config, Entry, Resource, run};
+    ///
+    /// static FIRST: Entry<(), ()> = Entry::new("first", |worker, ()| {
+    ///     let path = std::env::temp_dir().join(format!("doc-manage-{}", std::process::id()));
+    ///     let file = worker.resources().manage(Resource::File(path.clone())).unwrap();
+    ///     std::fs::write(file.path(), "text").unwrap();
+    /// });
+    /// run(&Config::new(), &FIRST, ())?;
+    /// # Ok::<(), shmkit::process::RunError>(())
+    /// ```
     pub fn manage(&self, resource: Resource) -> Result<Managed, ResourceError> {
         let resource = resource.absolute();
         let table = &self.0.control.resources;
@@ -469,6 +508,20 @@ impl Resources {
     /// # Errors
     ///
     /// [`ResourceError::Gone`].
+    ///
+    /// ```
+    /// use shmkit::process::{Config, Entry, Resource, run};
+    ///
+    /// static FIRST: Entry<(), ()> = Entry::new("first", |worker, ()| {
+    ///     let path = std::env::temp_dir().join(format!("doc-get-{}", std::process::id()));
+    ///     let file = worker.resources().manage(Resource::File(path.clone())).unwrap();
+    ///     let again = worker.resources().get(file.id()).unwrap();
+    ///     drop(file);
+    ///     assert_eq!(again.path(), path);
+    /// });
+    /// run(&Config::new(), &FIRST, ())?;
+    /// # Ok::<(), shmkit::process::RunError>(())
+    /// ```
     pub fn get(&self, id: ResourceId) -> Result<Managed, ResourceError> {
         let ResourceId(id) = id;
         let table = &self.0.control.resources;
@@ -535,18 +588,54 @@ pub struct Managed {
 
 impl Managed {
     /// By which other workers get it.
+    ///
+    /// ```
+    /// use shmkit::process::{Config, Entry, Resource, run};
+    ///
+    /// static FIRST: Entry<(), ()> = Entry::new("first", |worker, ()| {
+    ///     let path = std::env::temp_dir().join(format!("doc-id-{}", std::process::id()));
+    ///     let file = worker.resources().manage(Resource::File(path.clone())).unwrap();
+    ///     assert!(worker.resources().get(file.id()).is_ok());
+    /// });
+    /// run(&Config::new(), &FIRST, ())?;
+    /// # Ok::<(), shmkit::process::RunError>(())
+    /// ```
     #[must_use]
     pub fn id(&self) -> ResourceId {
         ResourceId(self.id)
     }
 
     /// What it is.
+    ///
+    /// ```
+    /// use shmkit::process::{Config, Entry, Resource, run};
+    ///
+    /// static FIRST: Entry<(), ()> = Entry::new("first", |worker, ()| {
+    ///     let path = std::env::temp_dir().join(format!("doc-res-{}", std::process::id()));
+    ///     let file = worker.resources().manage(Resource::File(path.clone())).unwrap();
+    ///     assert_eq!(file.resource(), &Resource::File(path));
+    /// });
+    /// run(&Config::new(), &FIRST, ())?;
+    /// # Ok::<(), shmkit::process::RunError>(())
+    /// ```
     #[must_use]
     pub fn resource(&self) -> &Resource {
         &self.resource
     }
 
     /// Its file.
+    ///
+    /// ```
+    /// use shmkit::process::{Config, Entry, Resource, run};
+    ///
+    /// static FIRST: Entry<(), ()> = Entry::new("first", |worker, ()| {
+    ///     let path = std::env::temp_dir().join(format!("doc-path-{}", std::process::id()));
+    ///     let file = worker.resources().manage(Resource::File(path.clone())).unwrap();
+    ///     assert_eq!(file.path(), path);
+    /// });
+    /// run(&Config::new(), &FIRST, ())?;
+    /// # Ok::<(), shmkit::process::RunError>(())
+    /// ```
     #[must_use]
     pub fn path(&self) -> PathBuf {
         // Only what has a path is managed.

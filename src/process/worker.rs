@@ -28,6 +28,21 @@ pub(super) fn is_ending(control: &Shared<Control>) -> bool {
 }
 
 /// Why no worker was asked for. Nothing has changed.
+///
+/// ```
+/// use shmkit::process::{Config, Entry, StartError, run};
+///
+/// static ONE: Entry<(), u8> = Entry::new("one", |_, ()| 1);
+/// static FIRST: Entry<(), ()> = Entry::new("first", |worker, ()| {
+///     match worker.start(&ONE, &()) {
+///         Ok(one) => assert_eq!(one.join().unwrap(), 1),
+///         Err(StartError::Stopping) => {}
+///         Err(error) => panic!("{error}"),
+///     }
+/// });
+/// run(&Config::new(), &FIRST, ())?;
+/// # Ok::<(), shmkit::process::RunError>(())
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
@@ -92,12 +107,32 @@ impl Worker {
     }
 
     /// This worker's number.
+    ///
+    /// ```
+    /// use shmkit::process::{Config, Entry, run};
+    ///
+    /// static FIRST: Entry<(), ()> = Entry::new("first", |worker, ()| {
+    ///     assert_eq!(worker.id().number(), 1);
+    /// });
+    /// run(&Config::new(), &FIRST, ())?;
+    /// # Ok::<(), shmkit::process::RunError>(())
+    /// ```
     #[must_use]
     pub fn id(&self) -> WorkerId {
         WorkerId(self.id)
     }
 
     /// How often this worker was started again; see [`Restart`](super::Restart).
+    ///
+    /// ```
+    /// use shmkit::process::{Config, Entry, run};
+    ///
+    /// static FIRST: Entry<(), ()> = Entry::new("first", |worker, ()| {
+    ///     assert_eq!(worker.restarts(), 0);
+    /// });
+    /// run(&Config::new(), &FIRST, ())?;
+    /// # Ok::<(), shmkit::process::RunError>(())
+    /// ```
     #[must_use]
     pub fn restarts(&self) -> u32 {
         self.restarts
@@ -114,6 +149,17 @@ impl Worker {
     ///
     /// The worker is started or it is not. It is a child of the master, and lives on when the
     /// caller dies.
+    ///
+    /// ```
+    /// use shmkit::process::{Config, Entry, run};
+    ///
+    /// static ONE: Entry<(), u8> = Entry::new("one", |_, ()| 1);
+    /// static FIRST: Entry<(), ()> = Entry::new("first", |worker, ()| {
+    ///     assert_eq!(worker.start(&ONE, &()).unwrap().join().unwrap(), 1);
+    /// });
+    /// run(&Config::new(), &FIRST, ())?;
+    /// # Ok::<(), shmkit::process::RunError>(())
+    /// ```
     pub fn start<A: Wire, R: Wire>(
         &self,
         entry: &'static Entry<A, R>,
@@ -127,6 +173,19 @@ impl Worker {
     /// # Errors
     ///
     /// As for [`start`](Self::start).
+    ///
+    /// ```
+    /// use shmkit::process::{Backoff, Config, Entry, Restart, StartOptions, run};
+    ///
+    /// static ONE: Entry<(), u8> = Entry::new("one", |_, ()| 1);
+    /// static FIRST: Entry<(), ()> = Entry::new("first", |worker, ()| {
+    ///     let options = StartOptions::new().restart(Restart::OnCrash(Backoff::default()));
+    ///     let one = worker.start_with(options, &ONE, &()).unwrap();
+    ///     assert_eq!(one.join().unwrap(), 1);
+    /// });
+    /// run(&Config::new(), &FIRST, ())?;
+    /// # Ok::<(), shmkit::process::RunError>(())
+    /// ```
     pub fn start_with<A: Wire, R: Wire>(
         &self,
         options: StartOptions<'_>,
@@ -145,6 +204,17 @@ impl Worker {
     }
 
     /// What the run manages.
+    ///
+    /// ```
+    /// use shmkit::process::{Config, Entry, run};
+    ///
+    /// static FIRST: Entry<(), ()> = Entry::new("first", |worker, ()| {
+    ///     let resources = worker.resources();
+    ///     assert!(format!("{resources:?}").starts_with("Resources"));
+    /// });
+    /// run(&Config::new(), &FIRST, ())?;
+    /// # Ok::<(), shmkit::process::RunError>(())
+    /// ```
     #[must_use]
     pub fn resources(&self) -> &Resources {
         self.resources
@@ -153,6 +223,21 @@ impl Worker {
 
     /// Whether the run is coming to its end, and this worker should too. A master that is dead is
     /// one, for a [peer](super::Peer).
+    ///
+    /// ```
+    /// use shmkit::process::{Config, Entry, run};
+    ///
+    /// static SERVES: Entry<(), ()> = Entry::new("serves", |worker, ()| {
+    ///     while !worker.stop_requested() {
+    ///         std::thread::yield_now();
+    ///     }
+    /// });
+    /// static FIRST: Entry<(), ()> = Entry::new("first", |worker, ()| {
+    ///     worker.start(&SERVES, &()).unwrap().detach();
+    /// });
+    /// run(&Config::new(), &FIRST, ())?;
+    /// # Ok::<(), shmkit::process::RunError>(())
+    /// ```
     #[must_use]
     pub fn stop_requested(&self) -> bool {
         is_ending(&self.control)
@@ -160,6 +245,21 @@ impl Worker {
 
     /// Waits until the run is coming to its end, `limit` at most; whether it is. For a worker that
     /// serves until then.
+    ///
+    /// ```
+    /// use shmkit::process::{Config, Entry, run};
+    ///
+    /// static SERVES: Entry<(), ()> = Entry::new("serves", |worker, ()| {
+    ///     while !worker.wait_stop(std::time::Duration::from_millis(100)) {
+    ///         // What is done ten times a second.
+    ///     }
+    /// });
+    /// static FIRST: Entry<(), ()> = Entry::new("first", |worker, ()| {
+    ///     worker.start(&SERVES, &()).unwrap().detach();
+    /// });
+    /// run(&Config::new(), &FIRST, ())?;
+    /// # Ok::<(), shmkit::process::RunError>(())
+    /// ```
     #[must_use]
     pub fn wait_stop(&self, limit: Duration) -> bool {
         let start = Instant::now();
