@@ -10,7 +10,7 @@ use std::cell::RefCell;
 use std::sync::MutexGuard;
 use std::sync::Once;
 
-use super::{handles, intents, objects};
+use super::{dispose, handles, intents};
 use crate::allocator;
 use crate::engines::limbo;
 use crate::layout::arena::Arena;
@@ -61,7 +61,7 @@ pub(crate) fn teach_recovery() {
             limbo::leave(arena, slot);
         },
         release_memory: allocator::recover::release_all,
-        reap: objects::reap,
+        reap: dispose::reap,
     });
 }
 
@@ -176,7 +176,7 @@ fn child_ending() {
         return;
     }
     for arena in attached() {
-        objects::let_go_of_all(arena);
+        dispose::let_go_of_all(arena);
         thread::leave(arena);
         process::leave(arena);
     }
@@ -195,6 +195,6 @@ fn child_reaped(pid: u32) {
             }
         }
         recovery::poll(arena);
-        recovery::reap(arena);
+        dispose::reap_some(arena);
     }
 }

@@ -95,7 +95,7 @@ impl Object {
         self.link.store(1, Ordering::Release);
     }
 
-    /// As `pool::objects::dispose`.
+    /// As `pool::dispose::dispose`.
     fn dispose(&self, process: usize) {
         let state = &self.state;
         let now = || pins::stamp(&self.epoch);
