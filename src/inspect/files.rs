@@ -14,6 +14,17 @@ use crate::pool::attach::{self, PoolName};
 use crate::sys::file_lock;
 
 /// Whether anybody has a pool.
+///
+/// ```
+/// # use shmkit::{Pool, inspect::Observer};
+/// # let name = format!("doc-state-{}", std::process::id());
+/// # let pool = Pool::builder().max_size(4 << 20).create_named(&name)?;
+/// let object = pool.create(1_u64)?;
+/// let observer = Observer::open(&name)?;
+/// assert_eq!(observer.info().state, shmkit::inspect::PoolState::Live);
+/// # Pool::unlink(&name)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
@@ -27,6 +38,16 @@ pub enum PoolState {
 }
 
 /// A file that is a named pool, or has the name of one.
+///
+/// ```
+/// for listed in shmkit::inspect::list("numbers-")? {
+///     match listed.info {
+///         Ok(info) => println!("{}: {} bytes", listed.name, info.size),
+///         Err(error) => println!("{}: {error}", listed.path),
+///     }
+/// }
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Listed {
@@ -55,6 +76,16 @@ pub(super) fn state(fd: BorrowedFd<'_>, processes: &[ProcessReport]) -> PoolStat
 /// # Errors
 ///
 /// Those of reading the directory.
+///
+/// ```
+/// # use shmkit::Pool;
+/// let name = format!("listed-{}", std::process::id());
+/// Pool::builder().max_size(4 << 20).create_named(&name).unwrap();
+/// let listed = shmkit::inspect::list(&name)?;
+/// assert_eq!((listed.len(), &listed[0].name), (1, &name));
+/// # Pool::unlink(&name).unwrap();
+/// # Ok::<(), std::io::Error>(())
+/// ```
 pub fn list(prefix: &str) -> std::io::Result<Vec<Listed>> {
     let mut names: Vec<String> = std::fs::read_dir(attach::DIRECTORY)?
         .filter_map(|entry| {
