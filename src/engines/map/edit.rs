@@ -22,7 +22,7 @@ use super::table::{
     self, Chunk, Guess, Hints, State, Table, below as below_word, hidden_by, is_idle, is_passed,
     live, vacant,
 };
-use super::{CHANGE, Mode};
+use super::{CHANGE, DAMAGED, Mode};
 use crate::allocator::AllocError;
 use crate::engines::{change, limbo};
 use crate::layout::arena::Arena;
@@ -103,8 +103,10 @@ pub(crate) fn edit<'a, M: Mode>(
     is_it: impl Fn(u64) -> bool,
 ) -> Result<Option<Edit<'a, M>>, AllocError> {
     let mut table = loop {
-        match Table::at(arena, root.load(Ordering::SeqCst)) {
+        let address = root.load(Ordering::SeqCst);
+        match Table::at(arena, address) {
             Some(table) => break table,
+            None if address != 0 => return Err(DAMAGED),
             None if !make => return Ok(None),
             None => growth::first::<M>(arena, slot, root)?,
         }
@@ -315,6 +317,11 @@ impl<M: Mode> Edit<'_, M> {
 impl<M: Mode> Drop for Edit<'_, M> {
     #[inline]
     fn drop(&mut self) {
+        // The fuzzer's dead unwind, which the dead do not.
+        #[cfg(fuzzing)]
+        if crate::primitive::is_killed() {
+            return;
+        }
         let state = self.table.state(self.index);
         lock::unlock(&state.lock, self.slot.tag(), 0);
         if self.emptied {

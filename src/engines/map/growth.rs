@@ -19,7 +19,7 @@
 
 use super::edit;
 use super::table::{Chunk, DONE, Kind, Shape, Table, live};
-use super::{CHANGE, Mode, RETIRE, hash};
+use super::{CHANGE, DAMAGED, Mode, RETIRE, hash};
 use crate::allocator::AllocError;
 use crate::engines::{change, limbo};
 use crate::layout::arena::Arena;
@@ -44,6 +44,7 @@ pub(super) fn first<M: Mode>(
     root: &AtomicU64,
 ) -> Result<(), AllocError> {
     let kind = Kind {
+        number: 0,
         seed: hash::seed(),
         stacked: M::STACKED,
         flat: M::FLAT,
@@ -77,7 +78,8 @@ fn add(
 pub(super) fn grow(arena: Arena, slot: &Slot, table: Table) -> Result<(), AllocError> {
     let larger = table.shape().larger();
     let successor = &table.header.successor;
-    add(arena, slot, successor, larger, table.kind(), false)
+    add(arena, slot, successor, larger, table.kind().next(), false)?;
+    table.successor(arena).map(drop).ok_or(DAMAGED)
 }
 
 /// A line of the chunk has no entry any more: gives the table a smaller successor if the chunk has
@@ -102,7 +104,7 @@ pub(super) fn shrink_if_lonely(
     let entries: usize = sample.clone().map(|index| table.chunk(index).count()).sum();
     if entries < lonely(table.shape()) * sample.count() {
         let successor = &table.header.successor;
-        let _ = add(arena, slot, successor, smaller, table.kind(), false);
+        let _ = add(arena, slot, successor, smaller, table.kind().next(), false);
     }
 }
 
@@ -212,9 +214,8 @@ fn copy<M: Mode>(
         if added {
             return Ok(());
         }
-        if !done {
-            grow(arena, slot, to)?;
-        }
+        // A table of which a chunk is done has a successor.
+        grow(arena, slot, to)?;
     }
 }
 

