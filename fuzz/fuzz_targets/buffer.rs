@@ -183,7 +183,7 @@ fuzz_target!(|input: Input| {
     let buffer = mine.act(pool, None, || {
         let buffer = match capacity {
             None => Buffer::new(),
-            Some(capacity) => Buffer::with_capacity(capacity as usize),
+            Some(capacity) => Buffer::with_capacity(capacity),
         };
         pool.create(buffer).unwrap()
     });

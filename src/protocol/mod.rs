@@ -13,6 +13,7 @@
 //! | `pins`      | what may still be looked at is not freed | `participants::epoch` |
 //! | `readers`   | who reads under which lock | `participants::readers` |
 //! | `lifecycle` | held, retired, destroyed | `pool::objects` |
+//! | `lines`     | entries of a hash map that are looked at, changed and moved | `engines::map` |
 //! | `ring`      | the cells of a bounded queue | `engines::queue`, `containers::queue` |
 //!
 //! Items are `pub` for the models; outside of them the module is private.
@@ -20,6 +21,7 @@
 pub mod bitmap;
 pub mod detect;
 pub mod lifecycle;
+pub mod lines;
 pub mod lock_word;
 pub mod pins;
 pub mod readers;

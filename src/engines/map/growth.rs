@@ -18,7 +18,7 @@
 //! of the chain in which its chunk is not done.
 
 use super::edit;
-use super::table::{Chunk, DONE, Kind, Shape, Table, live};
+use super::table::{DONE, Kind, Shape, Table};
 use super::{CHANGE, DAMAGED, Mode, RETIRE, hash};
 use crate::allocator::AllocError;
 use crate::engines::{change, limbo};
@@ -27,6 +27,7 @@ use crate::participants::lock;
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
 use crate::primitive::{AtomicU64, Ordering};
+use crate::protocol::lines::{self, Chunk};
 
 /// Chunks that are looked at for whether a table is too large.
 const SAMPLE: usize = 8;
@@ -147,19 +148,19 @@ fn move_locked<M: Mode>(
         successor.ready(target);
     }
     let mut left = false;
-    entries(chunk, |key, value| {
+    lines::entries(chunk, |key, value| {
         let hash = M::hash_of(seed, key);
         let target = successor.index(hash);
-        left |=
-            successor.is_done(target) || !edit::add::<M>(successor.chunk(target), hash, key, value);
-        Ok(())
+        let added = || add_to::<M>(successor.chunk(target), hash, key, value);
+        left |= successor.is_done(target) || !added();
+        Ok::<(), AllocError>(())
     })?;
     for target in targets(table, index, successor) {
         lock::unlock(&successor.state(target).lock, slot.tag(), 0);
     }
     if left {
         // What found no room there goes further on, or to a table that is made for it.
-        entries(chunk, |key, value| {
+        lines::entries(chunk, |key, value| {
             copy::<M>(arena, slot, successor, M::hash_of(seed, key), key, value)
         })?;
     }
@@ -167,18 +168,9 @@ fn move_locked<M: Mode>(
     Ok(())
 }
 
-/// Calls `f` with the words of each entry of a chunk whose lock the caller has.
-fn entries(
-    chunk: Chunk,
-    mut f: impl FnMut(u64, u64) -> Result<(), AllocError>,
-) -> Result<(), AllocError> {
-    for line in chunk.0 {
-        for slot in live(line.word.load(Ordering::Relaxed)).map(|i| &line.slots[i]) {
-            let key = slot.key.load(Ordering::Relaxed);
-            f(key, slot.value.load(Ordering::Relaxed))?;
-        }
-    }
-    Ok(())
+/// Gives a chunk an entry, unless it has it; false if there is no room. Who holds the chunk's lock.
+fn add_to<M: Mode>(chunk: Chunk, hash: u64, key: u64, value: u64) -> bool {
+    lines::add(chunk, hash, key, value, |found| M::FLAT || found == value)
 }
 
 /// The chunks of the successor that the entries of a chunk go to.
@@ -209,7 +201,7 @@ fn copy<M: Mode>(
         to.ready(index);
         // It may have got a successor meanwhile, and have been moved there.
         let done = to.is_done(index);
-        let added = !done && edit::add::<M>(to.chunk(index), hash, key, value);
+        let added = !done && add_to::<M>(to.chunk(index), hash, key, value);
         lock::unlock(&state.lock, slot.tag(), 0);
         if added {
             return Ok(());

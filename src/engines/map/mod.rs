@@ -50,7 +50,7 @@ mod table;
 
 use std::collections::HashSet;
 
-use self::table::{RAW, SLOTS, Table, hidden_by};
+use self::table::{RAW, Table, hidden_by};
 use super::change;
 use super::{Named, OP_SHIFT, limbo};
 use crate::allocator::check::CheckReport;
@@ -60,6 +60,7 @@ use crate::layout::arena::Arena;
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
 use crate::primitive::Ordering;
+use crate::protocol::lines::{self, SLOTS};
 
 pub(crate) use self::edit::{Edit, Put, edit};
 pub(crate) use self::find::{Entries, Entry, find};
@@ -186,7 +187,7 @@ pub(super) fn check(arena: Arena, first: usize, report: &mut CheckReport) {
             }
             let chunk = table.chunk(index);
             for (home, line) in chunk.0.iter().enumerate() {
-                for slot in table::live(line.word.load(Ordering::Acquire)) {
+                for slot in lines::live(line.word.load(Ordering::Acquire)) {
                     let slot = &line.slots[slot];
                     let hash = slot.key.load(Ordering::Acquire);
                     if !counts(&tables, depth, index, hash) {
@@ -196,7 +197,7 @@ pub(super) fn check(arena: Arena, first: usize, report: &mut CheckReport) {
                     let passed = chunk
                         .path(hash)
                         .take_while(|before| !std::ptr::eq(*before, &chunk.0[home]))
-                        .all(|before| table::is_passed(before.word.load(Ordering::Acquire)));
+                        .all(|before| lines::is_passed(before.word.load(Ordering::Acquire)));
                     let retired = limbo::header(arena, node)
                         .is_none_or(|own| own.next.load(Ordering::Relaxed) != 0);
                     let block = block::usable_size(arena, node as usize).is_ok();

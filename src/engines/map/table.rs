@@ -4,7 +4,7 @@
 //! map       root: the address of a table; 0 at first
 //! table     a header; two words a chunk (its lock, its state); the chunks, a power of two of them
 //! chunk     lines: a power of two of them, 32 at most
-//! line      64 bytes: a word about the slots, three slots of two words, a word of nothing
+//! line      three slots: see `protocol::lines`
 //! slot      the key's first word, the value's word
 //! node      the two words of `limbo`; in a stacked map the address of the node that it hides, or
 //!           0; key and value
@@ -13,43 +13,27 @@
 //! A *flat* map has the key in a slot's first word and the value in the second. In any other the
 //! first word is the key's hash, and the second the address of a node.
 //!
-//! | line's word | bits   | meaning |
-//! |-------------|--------|---------|
-//! | LIVE        | 0..3   | one a slot: it holds an entry |
-//! | PASSED      | 3..12  | for how many entries a search goes on past this line; too many after a death |
-//! | VERSION     | 12..64 | raised with each change of this word |
-//!
 //! | state | meaning |
 //! |-------|---------|
 //! | RAW   | nobody has written to the chunk's lines, and nobody reads them |
 //! | READY | they are lines |
 //! | DONE  | its keys are in the successor; what is in the lines is nobody's concern |
 //!
-//! The upper half of a hash gives the chunk, its lowest bits the line where the search in the chunk
-//! begins. It goes on from line to line, round the chunk, until nothing has passed, and never
-//! leaves it. Counting what passed instead of leaving tombstones is F14's way (Bronson, Shi:
-//! *Open-sourcing F14 for faster, more memory-efficient hash tables*, 2019).
+//! The upper half of a hash gives the chunk, its lowest bits where in there: see `protocol::lines`.
 
 use std::alloc::Layout;
 
 use crate::engines::limbo::{self, Retirable};
 use crate::layout::arena::{Arena, DATA, SLICE};
 use crate::primitive::{AtomicU64, Ordering};
+use crate::protocol::lines::{self, Chunk, Line, SLOTS};
 
-/// Slots of a line.
-pub(super) const SLOTS: usize = 3;
 /// Lines of a chunk of a map that is not small.
 pub(super) const MOST_LINES: usize = 32;
 /// Lines of a map's first chunk.
 pub(super) const FIRST_LINES: usize = 4;
 /// More chunks than any pool has room for, and few enough to reckon with hashes of 32 bits.
 const MOST_CHUNKS: usize = 1 << 31;
-
-const LIVE: u64 = (1 << SLOTS) - 1;
-const PASSED_SHIFT: u32 = 3;
-const PASSED: u64 = 0x1ff << PASSED_SHIFT;
-const ONE_PASSED: u64 = 1 << PASSED_SHIFT;
-const ONE_VERSION: u64 = 1 << 12;
 
 pub(super) const RAW: u64 = 0;
 pub(super) const READY: u64 = 1;
@@ -92,20 +76,8 @@ pub(super) struct State {
     pub(super) word: AtomicU64,
 }
 
-#[repr(C)]
-pub(super) struct Slot {
-    pub(super) key: AtomicU64,
-    pub(super) value: AtomicU64,
-}
-
-#[repr(C, align(64))]
-pub(super) struct Line {
-    pub(super) word: AtomicU64,
-    pub(super) slots: [Slot; SLOTS],
-}
-
 const _: () = assert!(size_of::<Line>() == 64 && size_of::<Header>() == 128);
-const _: () = assert!(SLOTS * MOST_LINES < (PASSED >> PASSED_SHIFT) as usize);
+const _: () = assert!(MOST_LINES < lines::TOO_MANY);
 
 /// What a map's tables have in common, and which of them one is.
 #[derive(Clone, Copy)]
@@ -379,7 +351,7 @@ impl Table {
 
     /// The lines of a chunk.
     #[inline]
-    pub(super) fn chunk(self, index: usize) -> Chunk {
+    pub(super) fn chunk(self, index: usize) -> Chunk<'static> {
         debug_assert!(index < self.shape.chunks);
         let start = std::ptr::from_ref(self.header).cast::<u8>();
         let first = start.wrapping_add(self.shape.front() + index * self.shape.chunk_bytes());
@@ -431,93 +403,6 @@ impl Table {
         let number = |table: Self| table.header.number.load(Ordering::Relaxed);
         let next = number(self).checked_add(1)?;
         Table::at(arena, address).filter(|&table| number(table) == next)
-    }
-}
-
-/// The lines of a chunk.
-#[derive(Clone, Copy)]
-pub(super) struct Chunk(pub(super) &'static [Line]);
-
-impl Chunk {
-    /// The lines in the order in which a key is searched.
-    #[inline]
-    pub(super) fn path(self, hash: u64) -> impl Iterator<Item = &'static Line> {
-        (0..self.0.len()).map(move |distance| self.on_path(hash, distance))
-    }
-
-    /// The line that is so far from where a key's search begins.
-    #[inline]
-    pub(super) fn on_path(self, hash: u64, distance: usize) -> &'static Line {
-        // The lines are a power of two.
-        &self.0[(hash as usize).wrapping_add(distance) & (self.0.len() - 1)]
-    }
-
-    /// True if there is no entry.
-    pub(super) fn is_empty(self) -> bool {
-        let mut words = self.0.iter().map(|line| line.word.load(Ordering::Relaxed));
-        words.all(|word| word & LIVE == 0)
-    }
-
-    /// How many entries there are.
-    pub(super) fn count(self) -> usize {
-        let words = self.0.iter().map(|line| line.word.load(Ordering::Relaxed));
-        words.map(|word| (word & LIVE).count_ones() as usize).sum()
-    }
-}
-
-/// The slots of a line that hold entries, by the line's word.
-#[inline]
-pub(super) fn live(word: u64) -> impl Iterator<Item = usize> {
-    (0..SLOTS).filter(move |i| word >> i & 1 != 0)
-}
-
-/// A slot that holds no entry.
-#[inline]
-pub(super) fn vacant(word: u64) -> Option<usize> {
-    let first = (word & LIVE).trailing_ones() as usize;
-    (first < SLOTS).then_some(first)
-}
-
-/// True if a search goes on past the line.
-#[inline]
-pub(super) fn is_passed(word: u64) -> bool {
-    word & PASSED != 0
-}
-
-/// True if the line has no entry, and none further on.
-#[inline]
-pub(super) fn is_idle(word: u64) -> bool {
-    word & (LIVE | PASSED) == 0
-}
-
-/// The line's word once the slot holds an entry that it did not, or the other way round.
-#[inline]
-pub(super) fn turned(word: u64, slot: usize) -> u64 {
-    (word ^ 1 << slot).wrapping_add(ONE_VERSION)
-}
-
-/// One entry more that passes the lines before `distance` on the path. Who holds the chunk's lock.
-#[inline]
-pub(super) fn pass(chunk: Chunk, hash: u64, distance: usize) {
-    for line in chunk.path(hash).take(distance) {
-        let word = line.word.load(Ordering::Relaxed);
-        if word & PASSED != PASSED {
-            let new = word.wrapping_add(ONE_PASSED + ONE_VERSION);
-            line.word.store(new, Ordering::Release);
-        }
-    }
-}
-
-/// One less. A count that was at its highest is not known any more, and stays.
-#[inline]
-pub(super) fn unpass(chunk: Chunk, hash: u64, distance: usize) {
-    let overlooked = usize::from(cfg!(shmkit_planted = "hash_map"));
-    for line in chunk.path(hash).take(distance + overlooked) {
-        let word = line.word.load(Ordering::Relaxed);
-        if word & PASSED != PASSED && word & PASSED != 0 {
-            let new = (word - ONE_PASSED).wrapping_add(ONE_VERSION);
-            line.word.store(new, Ordering::Release);
-        }
     }
 }
 
