@@ -100,7 +100,11 @@ const CASES: &[common::Named] = table! {
         cells_refused
         maps_refused
         queues_refused
-        buffers_refused;
+        buffers_refused
+        matrices_refused
+        heaps_refused
+        slots_refused
+        pools_refused;
     stopped:
         a_write_that_was_cut_off_is_completed
         claims_wait_for_elements_in_flight
@@ -130,6 +134,7 @@ const CASES: &[common::Named] = table! {
         handles_and_names_of_maps
         closures_may_panic_and_re_enter
         a_full_pool_loses_no_entry
+        changes_live_on_what_they_outgrow
         a_mixed_load_of_processes
         the_killed_leave_a_map_whole
         increments_of_the_killed_are_counted
@@ -163,6 +168,7 @@ const CASES: &[common::Named] = table! {
         histories_of_buffers;
     multi_maps:
         stacks_behave_like_vecs
+        pushes_live_on_what_they_outgrow
         stacks_outside_of_a_pool
         killed_users_of_stacks_lose_nothing;
     queues:

@@ -21,7 +21,10 @@ mod map;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod multi_map;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod numbers;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod pool;
+mod pool_memory;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod process;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
@@ -40,6 +43,7 @@ fn main() -> std::process::ExitCode {
     }
     let mut suite = engine::Suite::from_env();
     toy::cases(&mut suite);
+    pool_memory::cases(&mut suite);
     pool::cases(&mut suite);
     containers::cases(&mut suite);
     sync::cases(&mut suite);
@@ -51,6 +55,7 @@ fn main() -> std::process::ExitCode {
     multi_map::cases(&mut suite);
     queue::cases(&mut suite);
     mailbox::cases(&mut suite);
+    numbers::cases(&mut suite);
     process::cases(&mut suite);
     suite.finish()
 }
