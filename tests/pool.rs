@@ -15,6 +15,8 @@ mod create;
 mod damage;
 #[path = "pool/damaged_heap.rs"]
 mod damaged_heap;
+#[path = "pool/damaged_maps.rs"]
+mod damaged_maps;
 #[path = "pool/growth.rs"]
 mod growth;
 #[path = "pool/inspect.rs"]
@@ -25,6 +27,8 @@ mod links;
 mod named;
 #[path = "pool/objects.rs"]
 mod objects;
+#[path = "pool/postponed.rs"]
+mod postponed;
 
 const CASES: &[common::Named] = table! {
     create:
@@ -54,6 +58,7 @@ const CASES: &[common::Named] = table! {
         changed_table_words
         changed_array_words
         changed_heap_words
+        changed_map_words
         changed_container_words;
     inspect:
         participants_and_what_they_have
@@ -83,6 +88,11 @@ const CASES: &[common::Named] = table! {
         handles_travel
         inherited_handles
         the_dead_let_go;
+    postponed:
+        the_dead_postponed_it
+        who_has_left_postponed_it
+        the_living_keep_what_they_postponed
+        a_full_pool_is_tried_again;
     links:
         a_long_list
         a_long_list_of_a_dead_process

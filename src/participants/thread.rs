@@ -273,11 +273,8 @@ fn take(arena: Arena, index: usize, process: Tag) -> bool {
     for permit in &slot.permits {
         permit.word.store(0, Ordering::Relaxed);
     }
-    let start = match sys::process::start_time(sys::process::tid()) {
-        sys::process::TaskState::Alive { start } => start,
-        _ => 0,
-    };
-    slot.start.store(start, Ordering::Relaxed);
+    slot.start
+        .store(sys::process::own_thread_start(), Ordering::Relaxed);
     let live = SlotState {
         phase: SlotPhase::Live,
         generation: free.generation + 1,
@@ -328,18 +325,6 @@ pub(crate) fn leave(arena: Arena) {
         unsafe { slot.life.release() };
     }
     process::thread_ends(arena);
-}
-
-/// In a forked child: forgets the parent's slots. (Its page has been wiped already, if the kernel
-/// does that.)
-pub(crate) fn after_fork() {
-    if !std::ptr::eq(TABLE.get(), &EMPTY.0) {
-        for entry in &table().slots {
-            entry.set(std::ptr::null());
-        }
-        table().recent.set(0);
-        table().guards.set(0);
-    }
 }
 
 /// For the fuzzer: guards that the thread has, and its having no more than so many: those that died

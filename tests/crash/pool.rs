@@ -591,6 +591,23 @@ fn objects(suite: &mut Suite) {
         |more, crash| more == -32 || (more == 0 && !crash.finished),
     ));
     suite.run(case(
+        "clear the last link while somebody looks, and end the look",
+        |w| {
+            let nodes = [1, 2, 3].map(|value| w.pool.create(node(value)).expect("an object"));
+            nodes[0].next.set(Some(&nodes[1])).expect("a link");
+            nodes[1].next.set(Some(&nodes[2])).expect("a link");
+            let [a, b, _] = nodes;
+            w.nodes.extend([a, b]);
+        },
+        nothing,
+        |w| {
+            let view = w.nodes[0].next.view().expect("a view");
+            view.next.set(None).expect("a link");
+            drop(view);
+        },
+        |more, crash| more == -32 || (more == 0 && !crash.finished),
+    ));
+    suite.run(case(
         "name an object",
         |w| {
             w.nodes.push(w.pool.create(node(1)).expect("an object"));

@@ -15,10 +15,12 @@
 mod bitmaps;
 mod detect;
 mod lifecycle;
+mod lines;
 mod lock_word;
 mod pins;
 mod readers;
 mod ring;
+mod sweep;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
