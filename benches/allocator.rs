@@ -213,8 +213,12 @@ impl Report {
         peers.sort_unstable();
         peers.dedup();
         println!("\ntime, ours / peer; the last line is the geometric mean");
-        let mut works: Vec<String> = self.ratios.iter().map(Ratio::name).collect();
-        works.dedup();
+        let mut works: Vec<String> = Vec::new();
+        for name in self.ratios.iter().map(Ratio::name) {
+            if !works.contains(&name) {
+                works.push(name);
+            }
+        }
         println!("{:24} {}", "", peers.join("  "));
         for work in works {
             let ratio = |peer: &&str| {
