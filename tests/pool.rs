@@ -15,6 +15,8 @@ mod create;
 mod damage;
 #[path = "pool/damaged_heap.rs"]
 mod damaged_heap;
+#[path = "pool/damaged_maps.rs"]
+mod damaged_maps;
 #[path = "pool/growth.rs"]
 mod growth;
 #[path = "pool/inspect.rs"]
@@ -56,6 +58,7 @@ const CASES: &[common::Named] = table! {
         changed_table_words
         changed_array_words
         changed_heap_words
+        changed_map_words
         changed_container_words;
     inspect:
         participants_and_what_they_have

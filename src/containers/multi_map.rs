@@ -10,9 +10,9 @@ use std::mem::offset_of;
 use super::View;
 use super::hash_map::{Found, Key, KeyHasher, Raw, Root, SipHash13, Stored};
 use super::link::Pinned;
-use super::store::{ChangeError, StoreError};
+use super::store::{ChangeError, StoreError, with_room, with_room_for};
 use crate::ShmSafe;
-use crate::engines::map::{Put, hidden_by};
+use crate::engines::map::{Put, Stack};
 use crate::layout::arena::Arena;
 use crate::layout::{Field, TypeInfo};
 
@@ -104,14 +104,14 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> MultiMap<K, V, S> {
             Ok(place) => place,
             Err(cause) => return Err(StoreError { value, cause }),
         };
-        let pinned = Pinned::new(place.0, place.1);
-        match self
-            .raw
-            .put(place, (key, self.raw.guess(key)), value, put, |_| true)?
-        {
-            Stored::Put { old: Some(old), .. } => Ok(Some(Self::view(pinned, old))),
-            _ => Ok(None),
-        }
+        let guess = self.raw.guess(key);
+        with_room(place.0, value, |value| {
+            let pinned = Pinned::new(place.0, place.1);
+            match self.raw.put(place, (key, guess), value, put, |_| true)? {
+                Stored::Put { old: Some(old), .. } => Ok(Some(Self::view(pinned, old))),
+                _ => Ok(None),
+            }
+        })
     }
 
     /// Takes the value on top away; a view of it. The one that it hid is there again.
@@ -133,9 +133,11 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> MultiMap<K, V, S> {
     /// [`ChangeError`]; the map is as it was.
     pub fn try_pop(&self, key: &K) -> Result<Option<View<'_, V>>, ChangeError> {
         let place = self.raw.place()?;
-        let pinned = Pinned::new(place.0, place.1);
-        let popped = self.raw.remove_if(place, key, |_| true)?;
-        Ok(popped.map(|found| Self::view(pinned, found)))
+        with_room_for(place.0, || {
+            let pinned = Pinned::new(place.0, place.1);
+            let popped = self.raw.remove_if(place, key, |_| true)?;
+            Ok(popped.map(|found| Self::view(pinned, found)))
+        })
     }
 
     /// A view of the key's value on top.
@@ -163,7 +165,8 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> MultiMap<K, V, S> {
         let found = self.raw.place().ok().map(|(arena, slot)| {
             let pinned = Pinned::new(arena, slot);
             let found = self.raw.find(arena, key);
-            (arena, found.map_or(0, Raw::<K, V, S, true>::node), pinned)
+            let top = found.map_or(0, Raw::<K, V, S, true>::node);
+            (arena, Raw::<K, V, S, true>::stack(arena, top), pinned)
         });
         Bindings { _map: self, found }
     }
@@ -176,11 +179,9 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> MultiMap<K, V, S> {
             return 0;
         };
         let _pinned = Pinned::new(arena, slot);
-        let hidden = |&node: &u64| Some(hidden_by(arena, node)).filter(|&node| node != 0);
         let entries = self.raw.entries(arena);
-        entries
-            .map(|entry| std::iter::successors(Some(entry.value), hidden).count())
-            .sum()
+        let stacks = entries.map(|entry| Raw::<K, V, S, true>::stack(arena, entry.value));
+        stacks.map(Iterator::count).sum()
     }
 
     /// True if there is no value.
@@ -199,7 +200,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> MultiMap<K, V, S> {
 /// Not an `Iterator`: what it gives is there as long as it is itself, and not longer.
 pub struct Bindings<'a, K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher = SipHash13> {
     _map: &'a MultiMap<K, V, S>,
-    found: Option<(Arena, u64, Pinned)>,
+    found: Option<(Arena, Stack, Pinned)>,
 }
 
 impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> Bindings<'_, K, V, S> {
@@ -209,13 +210,8 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> Bindings<'_, K, V, S> {
         reason = "what it gives borrows from it"
     )]
     pub fn next(&mut self) -> Option<&V> {
-        let (arena, node, _) = self.found.as_mut()?;
-        let this = *node;
-        if this == 0 {
-            return None;
-        }
-        *node = hidden_by(*arena, this);
-        Some(Raw::<K, V, S, true>::node_value(this))
+        let (arena, nodes, _) = self.found.as_mut()?;
+        Raw::<K, V, S, true>::node_value(*arena, nodes.next()?)
     }
 }
 

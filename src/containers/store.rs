@@ -3,6 +3,8 @@
 use std::fmt;
 
 use crate::allocator::AllocError;
+use crate::engines::limbo;
+use crate::layout::arena::Arena;
 use crate::participants::thread::NoSlot;
 
 /// Why a container was not changed. It is as it was.
@@ -29,6 +31,40 @@ pub struct StoreError<T> {
     /// Why.
     #[source]
     pub cause: ChangeError,
+}
+
+/// Tries to store `value`: once more, with what came back, if there was no room, and again as long as
+/// an attempt leaves something to be freed. `attempt` pins itself, and its pin has ended by then: so what
+/// it has held back can go, above all a table that a map has outgrown by this very attempt.
+#[inline]
+pub(super) fn with_room<T, R>(
+    arena: Arena,
+    value: T,
+    mut attempt: impl FnMut(T) -> Result<R, StoreError<T>>,
+) -> Result<R, StoreError<T>> {
+    attempt(value).or_else(|mut refused| {
+        let mut again = true;
+        while let ChangeError::Alloc(AllocError::PoolFull | AllocError::NoMemory(_)) = refused.cause
+            && (limbo::make_room(arena) || again)
+        {
+            again = false;
+            match attempt(refused.value) {
+                Err(once_more) => refused = once_more,
+                stored => return stored,
+            }
+        }
+        Err(refused)
+    })
+}
+
+/// The same for what has no value at hand.
+#[inline]
+pub(super) fn with_room_for<R>(
+    arena: Arena,
+    mut attempt: impl FnMut() -> Result<R, ChangeError>,
+) -> Result<R, ChangeError> {
+    let attempt = |value| attempt().map_err(|cause| StoreError { value, cause });
+    with_room(arena, (), attempt).map_err(|refused| refused.cause)
 }
 
 impl<T> fmt::Debug for StoreError<T> {

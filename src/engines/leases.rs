@@ -208,7 +208,8 @@ impl Table {
                     survey.back += 1;
                     let is_earlier =
                         |other: &Entry| ring::is_ahead(other.position(), state >> POSITION);
-                    if first.as_ref().is_none_or(is_earlier) {
+                    let overlooked = cfg!(shmkit_planted = "queue") && first.is_some();
+                    if !overlooked && first.as_ref().is_none_or(is_earlier) {
                         first = Some(entry);
                     }
                 }

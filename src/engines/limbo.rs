@@ -93,7 +93,7 @@ fn last(arena: Arena, list: &Limbo) -> u64 {
 }
 
 /// More blocks than a list has that makes sense.
-fn most(arena: Arena) -> usize {
+pub(crate) fn most(arena: Arena) -> usize {
     arena.slices() * crate::allocator::size_class::MAX_BLOCKS
 }
 
@@ -277,11 +277,15 @@ pub(crate) fn or_reap<R>(
     }
 }
 
-/// Frees what nobody holds, and what nobody looks at any more.
+/// Frees what nobody holds, and what nobody looks at any more. True if something of that is what this
+/// thread has retired.
 #[cold]
-pub(crate) fn make_room(arena: Arena) {
+pub(crate) fn make_room(arena: Arena) -> bool {
+    let oldest = || thread::slot(arena).map_or(0, |slot| slot.limbo.head.load(Ordering::Relaxed));
+    let before = oldest();
     recovery::reap(arena);
     reap(arena);
+    before != 0 && before != oldest()
 }
 
 /// Collects what this thread retired, and what those have left who are gone.

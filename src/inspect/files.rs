@@ -1,17 +1,17 @@
 //! The named pools that there are, and whether anybody has them.
 //!
-//! Every process that has a named pool holds its file's `flock` in shared mode for life, so whoever
-//! gets it exclusively knows that nobody has the pool, and nobody gets it meanwhile. Process ids
-//! are shown and never judged by: they repeat, and mean other processes elsewhere.
+//! Every process that has a named pool shares its file's lock for life (`sys::file_lock`), so the
+//! system says whether anybody has the pool. Process ids are shown and never judged by: they repeat,
+//! and mean other processes elsewhere.
 
 use std::os::fd::BorrowedFd;
 
-use rustix::fs::FlockOperation;
 use serde::Serialize;
 
 use super::{Info, Observer, ProcessReport};
 use crate::pool::AttachError;
 use crate::pool::attach::{self, PoolName};
+use crate::sys::file_lock;
 
 /// Whether anybody has a pool.
 ///
@@ -59,18 +59,14 @@ pub struct Listed {
     pub info: Result<Info, AttachError>,
 }
 
-/// Whether anybody has the file. The lock is asked for where no living process says that it has the
-/// pool, and is given back at once: who opens the pool in this moment looks twice.
+/// Whether anybody has the file. The system is asked where no living process says that it takes part.
 pub(super) fn state(fd: BorrowedFd<'_>, processes: &[ProcessReport]) -> PoolState {
     if processes.iter().any(|process| process.alive) {
         return PoolState::Live;
     }
-    match rustix::fs::flock(fd, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {
-            let _ = rustix::fs::flock(fd, FlockOperation::Unlock);
-            PoolState::Stale
-        }
-        Err(_) => PoolState::Idle,
+    match file_lock::is_held(fd) {
+        Ok(false) => PoolState::Stale,
+        Ok(true) | Err(_) => PoolState::Idle,
     }
 }
 

@@ -460,12 +460,7 @@ impl Pool {
     #[cold]
     #[inline(never)]
     fn allocate_more(self, layout: Layout) -> Result<usize, Packed> {
-        Ok(block::allocate(
-            self.0,
-            thread::slot(self.0)?,
-            layout,
-            |_| {},
-        )?)
+        block::allocate_more(self.0, thread::slot(self.0)?, layout, |_| {})
     }
 
     /// Frees a block.

@@ -7,6 +7,7 @@ use shmkit::process::{JoinError, scope};
 use shmkit::{ChangeError, MultiMap};
 
 use crate::common::{Random, TestPool};
+use crate::maps::lives_on_what_it_outgrows;
 use crate::{Sealed, allocated, assert_sound};
 
 fn all(map: &MultiMap<u64, Sealed>, key: u64) -> Vec<Sealed> {
@@ -53,6 +54,24 @@ pub fn stacks_behave_like_vecs() {
     drop(map);
     assert_eq!(allocated(*pool), before);
     assert_sound(*pool);
+}
+
+pub fn pushes_live_on_what_they_outgrow() {
+    type Map = MultiMap<u64, [u64; 8]>;
+    type Change = fn(&Map, u64) -> Result<(), ChangeError>;
+    let changes: [Change; 3] = [
+        |map, new| map.push(&new, [7; 8]).map_err(|refused| refused.cause),
+        |map, _| map.push(&3, [7; 8]).map_err(|refused| refused.cause),
+        |map, _| {
+            map.replace(&3, [7; 8])
+                .map(drop)
+                .map_err(|refused| refused.cause)
+        },
+    ];
+    for change in changes {
+        let push = |map: &Map, key| map.push(&key, [0; 8]).unwrap();
+        lives_on_what_it_outgrows(Map::new(), push, change);
+    }
 }
 
 pub fn stacks_outside_of_a_pool() {

@@ -24,6 +24,7 @@ mod multi_map;
 mod numbers;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod pool;
+mod pool_memory;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod process;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
@@ -42,6 +43,7 @@ fn main() -> std::process::ExitCode {
     }
     let mut suite = engine::Suite::from_env();
     toy::cases(&mut suite);
+    pool_memory::cases(&mut suite);
     pool::cases(&mut suite);
     containers::cases(&mut suite);
     sync::cases(&mut suite);

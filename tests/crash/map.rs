@@ -1,6 +1,8 @@
 //! Maps: entries put, replaced, removed; tables made, moved, retired.
 
+use std::alloc::Layout;
 use std::fmt::Debug;
+use std::ptr::NonNull;
 
 use shmkit::{HashMap, Pool, Shared, ShmSafe};
 
@@ -12,11 +14,13 @@ type Map<V> = HashMap<u64, V>;
 /// What the maps hold: something that has a node, or that lies in the table.
 trait Held: ShmSafe + Unpin + Copy + PartialEq + Debug {
     const NAME: &str;
+    const FLAT: bool;
     fn of(n: u64) -> Self;
 }
 
 impl Held for [u64; 3] {
     const NAME: &str = "map";
+    const FLAT: bool = false;
     fn of(n: u64) -> Self {
         [n, n ^ 0x5555, !n]
     }
@@ -24,6 +28,7 @@ impl Held for [u64; 3] {
 
 impl Held for u64 {
     const NAME: &str = "flat map";
+    const FLAT: bool = true;
     fn of(n: u64) -> Self {
         n ^ 0x5555
     }
@@ -38,6 +43,10 @@ struct Bench<V: Held> {
     map: Option<Shared<Map<V>>>,
     /// Bytes in use before there was a map.
     before: usize,
+    /// What takes all the room that there is, if anything does.
+    ballast: Vec<NonNull<u8>>,
+    /// A key that the map does not have.
+    new: u64,
 }
 
 impl<V: Held> InPool for Bench<V> {
@@ -48,7 +57,11 @@ impl<V: Held> InPool for Bench<V> {
 
 impl<V: Held> Bench<V> {
     fn new(keys: u64) -> Self {
-        let pool = Pool::builder().max_size(16 << 20).create().expect("a pool");
+        Self::in_pool(keys, 16 << 20)
+    }
+
+    fn in_pool(keys: u64, max_size: usize) -> Self {
+        let pool = Pool::builder().max_size(max_size).create().expect("a pool");
         let before = pool.stats().allocated;
         let map = pool.create(Map::<V>::new()).expect("room");
         for key in 0..keys {
@@ -58,8 +71,45 @@ impl<V: Held> Bench<V> {
         pool.set_name("map", &map).expect("named");
         drop(map);
         pool.recover();
-        let map = None;
-        Bench { pool, map, before }
+        Bench {
+            pool,
+            map: None,
+            before,
+            ballast: Vec::new(),
+            new: keys,
+        }
+    }
+
+    /// A full pool, with a map of whose table one chunk is left to be moved: whoever moves that and changes
+    /// something next gives that table back.
+    fn outgrown() -> Self {
+        const CHUNKS: u64 = 16;
+        let mut bench = Self::in_pool(0, 2 << 20);
+        bench.open();
+        let pool = bench.pool;
+        loop {
+            let before = pool.stats().allocated;
+            let inserted = bench.map().insert(&bench.new, V::of(bench.new));
+            inserted.expect("room");
+            bench.new += 1;
+            // No block but the table after the one of that many is as large.
+            if pool.stats().allocated > before + (60 << 10) {
+                break;
+            }
+        }
+        pool.recover();
+        for size in [256 << 10, 16 << 10, 4096, 1024, 256, 96, 48, 40, 16] {
+            let layout = Layout::from_size_align(size, 8).expect("a layout");
+            let blocks = std::iter::from_fn(|| pool.allocate(layout).ok());
+            bench.ballast.extend(blocks.map(NonNull::cast::<u8>));
+        }
+        // Each of them tries twice, and moves a chunk each time. One is moved already.
+        for _ in 1..CHUNKS / 2 {
+            let refused = bench.map().insert(&bench.new, V::of(bench.new));
+            refused.expect_err("the pool is full");
+        }
+        bench.map = None;
+        bench
     }
 
     fn open(&mut self) {
@@ -176,6 +226,34 @@ fn growth<V: Held>(name: &str, keys: u64) -> Case<Bench<V>> {
     })
 }
 
+/// An insertion that finds no room, moves the last chunk, gives the old table back, and has room once
+/// that is freed.
+fn outgrown<V: Held>() -> Case<Bench<V>> {
+    in_pool::case(format!("{}/outgrown", V::NAME), Bench::<V>::outgrown)
+        .attach(Bench::open)
+        .operation(|bench| {
+            let new = bench.new;
+            bench.map().insert(&new, V::of(new)).expect("room");
+            progress(1);
+        })
+        .survivor(Bench::open)
+        .verify(|bench, crash| {
+            for block in std::mem::take(&mut bench.ballast) {
+                // SAFETY: blocks that nobody uses.
+                let freed = unsafe { bench.pool.deallocate(block) };
+                freed.map_err(|e| format!("{e:?}"))?;
+            }
+            let done = bench.check(crash)?;
+            let new = bench.new;
+            let found = bench.holds(new, new)?;
+            ensure(
+                found == Some(V::of(new)) || found.is_none() && !done,
+                || format!("{found:?}"),
+            )?;
+            bench.ends()
+        })
+}
+
 /// What a death at every instruction must leave of maps.
 pub fn cases(suite: &mut Suite) {
     cases_of::<[u64; 3]>(suite);
@@ -244,6 +322,9 @@ fn cases_of<V: Held>(suite: &mut Suite) {
             bench.ends()
         }),
     );
+    if !V::FLAT {
+        suite.run(outgrown::<V>());
+    }
     // The one chunk gets empty.
     suite.run(
         case("shrink", 0, |bench: &mut Bench<V>| {

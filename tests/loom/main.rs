@@ -15,6 +15,7 @@
 mod bitmaps;
 mod detect;
 mod lifecycle;
+mod lines;
 mod lock_word;
 mod pins;
 mod readers;

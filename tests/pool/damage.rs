@@ -6,16 +6,17 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use shmkit::process::scope;
 use shmkit::{
-    Array, Buffer, Handle, Lease, Link, Mailbox, Pool, Queue, Receiver, SharedCell, ShmSafe,
+    Array, Buffer, Handle, Lease, Link, Mailbox, Pool, Queue, Receiver, Semaphore, SharedCell,
+    ShmSafe,
 };
 
 use super::attach::copy;
 use super::common::{Random, TestPool, allocate, layout, try_free};
-use super::damaged_heap;
+use super::{damaged_heap, damaged_maps};
 
 #[derive(ShmSafe)]
 struct Node {
@@ -29,6 +30,8 @@ struct Places {
     array: [u64; 3],
     /// A heap's own words, its table and its log.
     heap: [(u64, usize); 3],
+    /// Maps, their tables and their nodes.
+    maps: Vec<(u64, u64)>,
     /// Containers and their blocks: where they begin, and how long they are.
     containers: Vec<(u64, u64)>,
 }
@@ -59,12 +62,21 @@ fn original() -> (File, Handle<u64>, Handle<Node>, Places) {
     for _ in 0..2 {
         level = level
             .iter()
-            .flat_map(|&(start, len)| named(*pool, &file, start, len.min(3 * 8192)))
+            .flat_map(|&(start, len)| named(*pool, &file, start, len.min(3 * 8192), 1024))
             .collect();
         containers.extend(&level);
     }
+    let mut maps = damaged_maps::fill(*pool);
+    // Tables; one that succeeds one, and nodes.
+    let mut level = maps.clone();
+    for _ in 0..2 {
+        let named = |&(start, len): &(u64, u64)| named(*pool, &file, start, len, 8192);
+        level = level.iter().flat_map(named).collect();
+        maps.extend(&level);
+    }
     let places = Places {
         array,
+        maps,
         heap: damaged_heap::fill(*pool),
         containers,
     };
@@ -113,8 +125,8 @@ fn fill_containers(pool: Pool) -> Vec<(u64, u64)> {
     places
 }
 
-/// Blocks that words of the file name: where they begin, and how long they are.
-fn named(pool: Pool, file: &File, start: u64, len: u64) -> Vec<(u64, u64)> {
+/// Blocks that words of the file name: where they begin, and how long they are, up to `most`.
+fn named(pool: Pool, file: &File, start: u64, len: u64, most: usize) -> Vec<(u64, u64)> {
     let mut bytes = vec![0; len as usize];
     file.read_exact_at(&mut bytes, start).unwrap();
     let words = bytes.chunks_exact(8);
@@ -123,7 +135,7 @@ fn named(pool: Pool, file: &File, start: u64, len: u64) -> Vec<(u64, u64)> {
             let address = u64::from_ne_bytes(word.try_into().unwrap());
             let block = NonNull::new(std::ptr::with_exposed_provenance_mut(address as usize))?;
             let size = pool.usable_size(block).ok()?;
-            Some((address - pool.base() as u64, size.min(1024) as u64))
+            Some((address - pool.base() as u64, size.min(most) as u64))
         })
         .collect()
 }
@@ -182,8 +194,10 @@ fn probe(pool: Pool, number: Handle<u64>, node: Handle<Node>) {
     }
     probe_containers(pool);
     damaged_heap::probe(pool);
+    damaged_maps::probe(pool);
     for name in [
-        "first", "number", "made", "array", "cell", "queue", "endless", "mailbox", "buffer", "heap",
+        "first", "number", "made", "array", "cell", "queue", "endless", "mailbox", "buffer",
+        "heap", "map", "flat", "texts", "stacks",
     ] {
         let _ = pool.remove_name(name);
     }
@@ -297,13 +311,15 @@ fn attach_changed(
     let progress = TestPool::with(|b| b.max_size(1 << 20));
     // The change on its way; how many were attached.
     let words = progress.create([const { AtomicU64::new(0) }; 2]).unwrap();
+    let done = progress.create(Semaphore::new(0)).unwrap();
     let only = std::env::var("SHMKIT_CHANGE")
         .ok()
         .and_then(|n| n.parse::<u64>().ok());
     let batches = only.map_or(0..batches, |n| n / per_batch..n / per_batch + 1);
     let mut failures = Vec::new();
     for batch in batches {
-        let (file, words, place, places) = (&file, &words, &place, &places);
+        let (file, words, done) = (&file, &words, &done);
+        let (place, places) = (&place, &places);
         scope(|s| {
             let child = s.spawn(move || {
                 for seed in batch * per_batch..(batch + 1) * per_batch {
@@ -324,14 +340,13 @@ fn attach_changed(
                         unsafe { pool.unmap() };
                     }
                 }
+                done.add_permits(1).unwrap();
             });
             let child = child.unwrap();
-            let limit = Instant::now() + Duration::from_secs(6);
-            while !child.is_finished() && Instant::now() < limit {
-                std::thread::yield_now();
-            }
-            if !child.is_finished() {
-                child.kill().unwrap();
+            // A busy machine takes some seconds a batch; a hang takes all there are.
+            match done.acquire_timeout(Duration::from_secs(60)) {
+                Ok(permit) => permit.forget(),
+                Err(_) => child.kill().unwrap(),
             }
             if let Err(error) = child.join() {
                 failures.push((words[0].load(Ordering::Relaxed), error));
@@ -384,6 +399,30 @@ pub fn changed_container_words() {
         let len = match random.below(3) {
             0 => len,
             _ => len.min(128),
+        };
+        start + random.below(len as usize) as u64
+    });
+}
+
+pub fn changed_map_words() {
+    attach_changed(40, 25, |random, places| {
+        // The maps themselves, anything, or what is larger than nodes are.
+        let kind = random.below(3);
+        let all = if kind == 0 {
+            damaged_maps::COUNT
+        } else {
+            places.maps.len()
+        };
+        let (start, len) = loop {
+            let (start, len) = places.maps[random.below(all)];
+            if kind < 2 || len >= 256 {
+                break (start, len);
+            }
+        };
+        // Mostly what a thing begins with.
+        let len = match random.below(3) {
+            0 => len,
+            _ => len.min(256),
         };
         start + random.below(len as usize) as u64
     });

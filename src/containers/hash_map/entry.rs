@@ -7,7 +7,7 @@ use super::raw::Stored;
 use super::{HashMap, Key, KeyHasher, Pinned, SipHash13, StoreError, View};
 use crate::ShmSafe;
 use crate::containers::ChangeError;
-use crate::engines::map::Put;
+use crate::containers::store::with_room;
 
 /// A key of a map; see [`HashMap::entry`].
 #[must_use = "nothing was done with the entry yet"]
@@ -94,7 +94,8 @@ impl<'a, K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, F: FnMut(&V) -> V>
     /// Changes the key's value, or gives it this one if it has none. A view of what it has then.
     ///
     /// The closure of [`and_modify`](MapEntry::and_modify) runs again if somebody else changes the
-    /// key's value meanwhile. It runs without a lock.
+    /// key's value meanwhile, and if there was no room before memory was given back. It runs without a
+    /// lock.
     ///
     /// # Errors
     ///
@@ -131,8 +132,9 @@ impl<'a, K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, F: FnMut(&V) -> V>
                 });
             }
         };
-        let (mut make, mut made) = (Some(make), None);
-        loop {
+        let mut make = Some(make);
+        // What was made but not stored; or, behind an error, what `f` gave.
+        let attempt = |(mut made, _): (Option<V>, Option<V>)| loop {
             let pinned = Pinned::new(place.0, place.1);
             let seen = map.raw.find(place.0, key);
             let value = match &seen {
@@ -142,18 +144,27 @@ impl<'a, K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, F: FnMut(&V) -> V>
                     None => make.take().expect("what it made is kept")(),
                 },
             };
-            match map.raw.put(
-                place,
-                (key, map.raw.guess(key)),
-                value,
-                Put::Replace,
-                |now| now == seen,
-            )? {
-                Stored::Put { new, .. } => return Ok(HashMap::<K, V, S>::view(pinned, new)),
-                Stored::Refused(value, _) if seen.is_none() => made = Some(value),
-                Stored::Refused(..) => {}
+            let unchanged = |now| now == seen;
+            match map.put_seen(place, key, value, unchanged) {
+                Ok(Stored::Put { new, .. }) => return Ok(HashMap::<K, V, S>::view(pinned, new)),
+                Ok(Stored::Refused(value, _)) if seen.is_none() => made = Some(value),
+                Ok(Stored::Refused(..)) => {}
+                Err(StoreError { value, cause }) => {
+                    let value = match seen {
+                        None => (Some(value), None),
+                        Some(_) => (made, Some(value)),
+                    };
+                    return Err(StoreError { value, cause });
+                }
             }
-        }
+        };
+        with_room(place.0, (None, None), attempt).map_err(|refused| {
+            let (made, other) = refused.value;
+            StoreError {
+                value: other.or(made).expect("one of them was not stored"),
+                cause: refused.cause,
+            }
+        })
     }
 
     /// Changes the key's value if it has one; a view of what it has then.
@@ -170,25 +181,27 @@ impl<'a, K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, F: FnMut(&V) -> V>
         let Ok(place) = map.raw.place() else {
             return Ok(None);
         };
-        loop {
+        let attempt = |_| loop {
             let pinned = Pinned::new(place.0, place.1);
             let Some(seen) = map.raw.find(place.0, key) else {
                 return Ok(None);
             };
             let value = f(HashMap::<K, V, S>::value(&seen));
             let unchanged = |now| now == Some(seen);
-            match map.raw.put(
-                place,
-                (key, map.raw.guess(key)),
-                value,
-                Put::Replace,
-                unchanged,
-            )? {
-                Stored::Put { new, .. } => {
+            match map.put_seen(place, key, value, unchanged) {
+                Ok(Stored::Put { new, .. }) => {
                     return Ok(Some(HashMap::<K, V, S>::view(pinned, new)));
                 }
-                Stored::Refused(..) => {}
+                Ok(Stored::Refused(..)) => {}
+                Err(StoreError { value, cause }) => {
+                    let value = Some(value);
+                    return Err(StoreError { value, cause });
+                }
             }
-        }
+        };
+        with_room(place.0, None, attempt).map_err(|refused| StoreError {
+            value: refused.value.expect("it was not stored"),
+            cause: refused.cause,
+        })
     }
 }

@@ -8,6 +8,7 @@ use crate::ShmSafe;
 use crate::allocator::AllocError;
 use crate::engines::limbo::Retirable;
 use crate::layout::TypeInfo;
+use crate::layout::arena::Arena;
 
 /// A type that is told by its bytes, so that it can be the key of a [`HashMap`](crate::HashMap).
 ///
@@ -254,35 +255,39 @@ impl<K: ?Sized + Key, V, const STACKED: bool> Node<K, V, STACKED> {
         }
     }
 
-    /// The bytes of the key.
+    /// The bytes of the key; `None` also where no whole node can be, which static garbage may name.
     ///
     /// # Safety
     ///
-    /// A node of such keys and values was written there, and stays as long as `'a`.
+    /// A word of such a map named the node, and the node stays as long as `'a`.
     #[inline]
-    pub(super) unsafe fn bytes<'a>(node: u64) -> &'a [u8] {
-        // SAFETY: by the caller's promise; nobody writes to a node that was published.
-        unsafe {
-            let len = match K::LEN {
-                Some(len) => len,
-                None => Self::at::<u64>(node, Self::LEN_AT).read() as usize,
-            };
-            std::slice::from_raw_parts(Self::at::<u8>(node, Self::KEY_AT), len)
+    pub(super) unsafe fn bytes<'a>(arena: Arena, node: u64) -> Option<&'a [u8]> {
+        let room = arena.room_at(node as usize);
+        if room < Self::KEY_AT || !(node as usize).is_multiple_of(Self::ALIGN) {
+            return None;
         }
+        let len = match K::LEN {
+            Some(len) => len,
+            // SAFETY: in committed data of the pool, aligned, and before the key.
+            None => unsafe { Self::at::<u64>(node, Self::LEN_AT).read() as usize },
+        };
+        // SAFETY: in committed data; by the caller's promise nobody writes to it.
+        (len <= room - Self::KEY_AT)
+            .then(|| unsafe { std::slice::from_raw_parts(Self::at(node, Self::KEY_AT), len) })
     }
 
-    /// The key.
+    /// The key, if [`bytes`](Self::bytes) gives any.
     ///
     /// # Safety
     ///
     /// As for [`bytes`](Self::bytes).
     #[inline]
-    pub(super) unsafe fn key<'a>(node: u64) -> &'a K {
+    pub(super) unsafe fn key<'a>(arena: Arena, node: u64) -> Option<&'a K> {
         // SAFETY: by the caller's promise; a copy of a key's bytes, at its alignment.
-        unsafe { K::from_bytes(Self::bytes(node)) }
+        unsafe { Self::bytes(arena, node).map(|bytes| K::from_bytes(bytes)) }
     }
 
-    /// Where the value is.
+    /// Where the value is in a node that has a key.
     #[inline]
     pub(super) fn value(node: u64) -> NonNull<V> {
         let value = Self::at(node, Self::VALUE_AT);

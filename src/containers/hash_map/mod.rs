@@ -29,13 +29,13 @@ use std::mem::offset_of;
 
 use super::View;
 use super::link::Pinned;
-use super::store::{ChangeError, StoreError};
+use super::store::{ChangeError, StoreError, with_room, with_room_for};
 use crate::ShmSafe;
-use crate::allocator::AllocError;
-use crate::engines::limbo;
 use crate::engines::map::Put;
+use crate::layout::arena::Arena;
 use crate::layout::{Field, TypeInfo};
 use crate::participants::epoch;
+use crate::participants::table::Slot;
 
 pub use self::entry::{MapEntry, ModifyEntry};
 pub use self::hasher::{FoldHash, KeyHasher, SipHash13};
@@ -167,25 +167,16 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
             Err(cause) => return Err(StoreError { value, cause }),
         };
         let guess = self.raw.guess(key);
-        let put = |value| {
+        with_room(place.0, value, |value| {
             let pinned = Pinned::new(place.0, place.1);
             let stored = self
                 .raw
-                .put(place, (key, guess), value, Put::Replace, |_| true);
-            stored.map(|stored| (pinned, stored))
-        };
-        let (pinned, stored) = put(value).or_else(|refused| match refused.cause {
-            // What our own pin has held back can go now: the tables that the map has outgrown.
-            ChangeError::Alloc(AllocError::PoolFull | AllocError::NoMemory(_)) => {
-                limbo::make_room(place.0);
-                put(refused.value)
+                .put(place, (key, guess), value, Put::Replace, |_| true)?;
+            match stored {
+                Stored::Put { old: Some(old), .. } => Ok(Some(Self::view(pinned, old))),
+                _ => Ok(None),
             }
-            _ => Err(refused),
-        })?;
-        match stored {
-            Stored::Put { old: Some(old), .. } => Ok(Some(Self::view(pinned, old))),
-            _ => Ok(None),
-        }
+        })
     }
 
     /// A key, and what is to be done with it: each of the calls that end an entry is one operation.
@@ -225,14 +216,16 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
     /// [`ChangeError`]; the map is as it was.
     pub fn try_remove(&self, key: &K) -> Result<Option<View<'_, V>>, ChangeError> {
         let place = self.raw.place()?;
-        let pinned = Pinned::new(place.0, place.1);
-        let removed = self.raw.remove_if(place, key, |_| true)?;
-        Ok(removed.map(|found| Self::view(pinned, found)))
+        with_room_for(place.0, || {
+            let pinned = Pinned::new(place.0, place.1);
+            let removed = self.raw.remove_if(place, key, |_| true)?;
+            Ok(removed.map(|found| Self::view(pinned, found)))
+        })
     }
 
     /// Gives the key what `f` makes of its value: `None` for no value, both ways. A view of the value
-    /// that the key had before. `f` runs again if somebody else changes the key's value meanwhile;
-    /// nothing is locked while it runs.
+    /// that the key had before. `f` runs again if somebody else changes the key's value meanwhile, and
+    /// if there was no room before memory was given back; nothing is locked while it runs.
     ///
     /// # Errors
     ///
@@ -251,18 +244,21 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
         mut f: impl FnMut(Option<&V>) -> Option<V>,
     ) -> Result<Option<View<'_, V>>, ChangeError> {
         let place = self.raw.place()?;
+        with_room_for(place.0, || self.update_once(place, key, &mut f))
+    }
+
+    fn update_once(
+        &self,
+        place: (Arena, &'static Slot),
+        key: &K,
+        f: &mut impl FnMut(Option<&V>) -> Option<V>,
+    ) -> Result<Option<View<'_, V>>, ChangeError> {
         loop {
             let pinned = Pinned::new(place.0, place.1);
             let seen = self.raw.find(place.0, key);
             let unchanged = match f(seen.as_ref().map(Self::value)) {
                 Some(value) => {
-                    let put = self.raw.put(
-                        place,
-                        (key, self.raw.guess(key)),
-                        value,
-                        Put::Replace,
-                        |now| now == seen,
-                    );
+                    let put = self.put_seen(place, key, value, |now| now == seen);
                     let put = put.map_err(|refused| refused.cause)?;
                     matches!(put, Stored::Put { .. })
                 }
@@ -275,6 +271,19 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
                 return Ok(seen.map(|seen| Self::view(pinned, seen)));
             }
         }
+    }
+
+    /// Gives the key a value if what it has still is what was seen. The caller is pinned.
+    fn put_seen(
+        &self,
+        place: (Arena, &'static Slot),
+        key: &K,
+        value: V,
+        unchanged: impl Fn(Option<Found>) -> bool,
+    ) -> Result<Stored<V>, StoreError<V>> {
+        let guess = self.raw.guess(key);
+        self.raw
+            .put(place, (key, guess), value, Put::Replace, unchanged)
     }
 
     /// Stores `new` (`None` for no value) if the key's value is `current`; a view of what it was.
@@ -297,34 +306,43 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
         V: PartialEq + Clone,
     {
         let place = self.raw.place().map_err(CompareError::Change)?;
+        let attempt = || self.compare_exchange_once(place, key, current, &new);
+        match with_room_for(place.0, attempt) {
+            Ok(Ok(was)) => Ok(was),
+            Ok(Err(other)) => Err(CompareError::Other(other)),
+            Err(cause) => Err(CompareError::Change(cause)),
+        }
+    }
+
+    /// What it was; or what there is instead.
+    #[allow(clippy::type_complexity, reason = "two outcomes, each a value or none")]
+    fn compare_exchange_once(
+        &self,
+        place: (Arena, &'static Slot),
+        key: &K,
+        current: Option<&V>,
+        new: &Option<V>,
+    ) -> Result<Result<Option<View<'_, V>>, Option<View<'_, V>>>, ChangeError>
+    where
+        V: PartialEq + Clone,
+    {
         loop {
             let pinned = Pinned::new(place.0, place.1);
             let seen = self.raw.find(place.0, key);
             if seen.as_ref().map(Self::value) != current {
-                return Err(CompareError::Other(
-                    seen.map(|seen| Self::view(pinned, seen)),
-                ));
+                return Ok(Err(seen.map(|seen| Self::view(pinned, seen))));
             }
-            let unchanged = match (&new, seen) {
+            let unchanged = match (new, seen) {
                 (Some(value), _) => {
-                    let put = self.raw.put(
-                        place,
-                        (key, self.raw.guess(key)),
-                        value.clone(),
-                        Put::Replace,
-                        |now| now == seen,
-                    );
-                    let put = put.map_err(|refused| CompareError::Change(refused.cause))?;
+                    let put = self.put_seen(place, key, value.clone(), |now| now == seen);
+                    let put = put.map_err(|refused| refused.cause)?;
                     matches!(put, Stored::Put { .. })
                 }
-                (None, Some(seen)) => {
-                    let removed = self.raw.remove_if(place, key, |now| now == seen);
-                    removed.map_err(CompareError::Change)?.is_some()
-                }
+                (None, Some(seen)) => self.raw.remove_if(place, key, |now| now == seen)?.is_some(),
                 (None, None) => true,
             };
             if unchanged {
-                return Ok(seen.map(|seen| Self::view(pinned, seen)));
+                return Ok(Ok(seen.map(|seen| Self::view(pinned, seen))));
             }
         }
     }
@@ -356,18 +374,19 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
             Ok(place) => place,
             Err(cause) => return Err(StoreError { value, cause }),
         };
-        let pinned = Pinned::new(place.0, place.1);
-        let found = match self.raw.put(
-            place,
-            (key, self.raw.guess(key)),
-            value,
-            Put::Replace,
-            |now| now.is_none(),
-        )? {
-            Stored::Put { new, .. } => new,
-            Stored::Refused(_, found) => found.expect("refused because there is one"),
-        };
-        Ok(Self::view(pinned, found))
+        let guess = self.raw.guess(key);
+        with_room(place.0, value, |value| {
+            let pinned = Pinned::new(place.0, place.1);
+            let none = |now: Option<Found>| now.is_none();
+            let stored = self
+                .raw
+                .put(place, (key, guess), value, Put::Replace, none)?;
+            let found = match stored {
+                Stored::Put { new, .. } => new,
+                Stored::Refused(_, found) => found.expect("refused because there is one"),
+            };
+            Ok(Self::view(pinned, found))
+        })
     }
 
     /// Removes all entries of which `f` does not hold. Each is removed on its own; what is inserted or
@@ -385,10 +404,10 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
         let _pinned = Pinned::new(place.0, place.1);
         for entry in self.raw.entries(place.0) {
             // Found under the pin.
-            let (key, found) = (
-                Raw::<K, V, S, false>::key(&entry),
-                Raw::<K, V, S, false>::found(&entry),
-            );
+            let found = Raw::<K, V, S, false>::found(&entry);
+            let Some(key) = Raw::<K, V, S, false>::key(place.0, &entry) else {
+                continue;
+            };
             if !f(key, Self::value(&found)) {
                 self.raw.remove_if(place, key, |now| now == found)?;
             }
@@ -402,7 +421,8 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
     ///
     /// [`ChangeError`]; some may have been removed.
     pub fn clear(&self) -> Result<(), ChangeError> {
-        self.retain(|_, _| false)
+        let place = self.raw.place()?;
+        with_room_for(place.0, || self.retain(|_, _| false))
     }
 
     /// All entries, in no order. An entry that is there all the time is seen once; one that is

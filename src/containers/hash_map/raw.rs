@@ -10,7 +10,7 @@ use crate::ShmSafe;
 use crate::containers::View;
 use crate::containers::link::Pinned;
 use crate::containers::store::{ChangeError, StoreError};
-use crate::engines::map::{self, Edit, Entries, Guess, Hints, Mode, Put};
+use crate::engines::map::{self, Edit, Entries, Guess, Hints, Mode, Put, Stack};
 use crate::layout::arena::Arena;
 use crate::layout::{Engine, TypeInfo};
 use crate::participants::table::Slot;
@@ -132,14 +132,15 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, const STACKED: bool> Raw
         let root = self.root.0.load(Ordering::SeqCst);
         let bytes = key.bytes();
         let words = |seed| Self::words_of(seed, bytes);
-        map::find(arena, root, guess, words, |value| Self::is(value, bytes)).map(Found)
+        let is_it = |value| Self::is(arena, value, bytes);
+        map::find(arena, root, guess, words, is_it).map(Found)
     }
 
     /// True if a slot that begins with a key's first word is the key's.
     #[inline]
-    fn is(value: u64, key: &[u8]) -> bool {
+    fn is(arena: Arena, value: u64, key: &[u8]) -> bool {
         // SAFETY: a node that a word of this map named while we were pinned, as we still are.
-        Self::FLAT || unsafe { Node::<K, V, STACKED>::bytes(value) == key }
+        Self::FLAT || unsafe { Node::<K, V, STACKED>::bytes(arena, value) == Some(key) }
     }
 
     /// The value that was found, as long as the caller is pinned.
@@ -155,15 +156,25 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, const STACKED: bool> Raw
 
     #[inline]
     fn in_node<'a>(found: Found) -> &'a V {
-        // SAFETY: as in `is`; nobody writes to it.
+        // SAFETY: as in `is`, and it has a key; nobody writes to it.
         unsafe { Node::<K, V, STACKED>::value(found.0).as_ref() }
     }
 
-    /// The value in a node of a map that has nodes, as long as the caller is pinned.
-    #[inline]
-    pub(in crate::containers) fn node_value<'a>(node: u64) -> &'a V {
+    /// The values of a key whose node on top is `top` (0 for none), that one first. The caller is
+    /// pinned since before it found it until it is done.
+    pub(in crate::containers) fn stack(arena: Arena, top: u64) -> Stack {
         const { assert!(STACKED) };
-        Self::in_node(Found(node))
+        Stack::new(arena, top)
+    }
+
+    /// The value in a node of a [`stack`](Self::stack), as long as the caller is pinned; `None` for
+    /// what can be none.
+    #[inline]
+    pub(in crate::containers) fn node_value<'a>(arena: Arena, node: u64) -> Option<&'a V> {
+        const { assert!(STACKED) };
+        // SAFETY: as in `is`.
+        let is_whole = unsafe { Node::<K, V, STACKED>::bytes(arena, node).is_some() };
+        is_whole.then(|| Self::in_node(Found(node)))
     }
 
     /// A view of a value that was found under the pin.
@@ -177,15 +188,16 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, const STACKED: bool> Raw
         }
     }
 
-    /// The key of an entry, as long as the caller is pinned.
+    /// The key of an entry, as long as the caller is pinned; `None` for what can be none, which has
+    /// no value either.
     #[inline]
-    pub(in crate::containers) fn key(entry: &map::Entry) -> &K {
+    pub(in crate::containers) fn key(arena: Arena, entry: &map::Entry) -> Option<&K> {
         // SAFETY: a flat map's slots begin with the key's bytes, and are aligned for it by `FLAT`; a
         // node of this map was found while we were pinned, as we still are.
         unsafe {
             match K::LEN {
-                Some(len) if Self::FLAT => key_of(&entry.key, len),
-                _ => Node::<K, V, STACKED>::key(entry.value),
+                Some(len) if Self::FLAT => Some(key_of(&entry.key, len)),
+                _ => Node::<K, V, STACKED>::key(arena, entry.value),
             }
         }
     }
@@ -210,7 +222,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, const STACKED: bool> Raw
         guess: Guess,
     ) -> Result<Option<Edit<'_, Self>>, ChangeError> {
         let words = |seed| Self::words_of(seed, key);
-        let is_it = |value| Self::is(value, key);
+        let is_it = |value| Self::is(arena, value, key);
         let map = (&self.root.0, &self.hints);
         Ok(map::edit(arena, slot, map, make, guess, words, is_it)?)
     }

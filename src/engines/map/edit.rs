@@ -1,34 +1,25 @@
 //! Changes of a map, under the lock of a chunk.
 //!
-//! A slot without an entry may be written to as one likes: no look takes it for anything before the
-//! line's word says so, and the word's version tells a look that began before. So a change is one
-//! store, of the line's word (an entry comes or goes) or of a slot's second word (another value).
+//! A change is one store, of a line's word (an entry comes or goes) or of a slot's second word (another
+//! value): see `protocol::lines` for what a kill leaves in the lines. Before it, in a map that is not flat,
+//! the node is made: a block that the intent names, and that recovery frees.
 //!
-//! | step of an insertion | killed after it leaves | and then |
-//! |----------------------|------------------------|----------|
-//! | the node is made (not in a flat map) | a block that the intent names | freed |
-//! | the lines before count one more | counts that are too high | looks go further than they need |
-//! | the slot is filled | bytes of nobody | the next one fills it |
-//! | the line's word | the entry | nothing is left to do |
-//!
-//! A removal is the line's word first, then the counts, which a kill may leave too high again. They
-//! are right again when the chunk is moved.
+//! A removal is the line's word first, then the counts of what passed the lines before, which a kill may
+//! leave too high. They are right again when the chunk is moved.
 
 use std::alloc::Layout;
 use std::marker::PhantomData;
 
 use super::growth;
-use super::table::{
-    self, Chunk, Guess, Hints, State, Table, below as below_word, hidden_by, is_idle, is_passed,
-    live, vacant,
-};
-use super::{CHANGE, Mode};
+use super::table::{Guess, Hints, State, Table, below as below_word, hidden_by};
+use super::{CHANGE, DAMAGED, Mode};
 use crate::allocator::AllocError;
 use crate::engines::{change, limbo};
 use crate::layout::arena::Arena;
 use crate::participants::lock;
 use crate::participants::table::Slot;
 use crate::primitive::{AtomicU64, Ordering};
+use crate::protocol::lines::{self, Chunk, Place};
 
 /// Takes the lock of a chunk. What a dead holder was doing has happened or not by then.
 #[inline]
@@ -52,13 +43,6 @@ pub(super) fn try_lock(arena: Arena, slot: &Slot, state: &State) -> bool {
     }
 }
 
-/// Where in a chunk something is: how many lines from where the search began, and which slot.
-#[derive(Clone, Copy)]
-struct Place {
-    distance: usize,
-    slot: usize,
-}
-
 /// The lock of the chunk that a key belongs to, and what is there for the key.
 pub(crate) struct Edit<'a, M: Mode> {
     arena: Arena,
@@ -66,7 +50,7 @@ pub(crate) struct Edit<'a, M: Mode> {
     root: &'a AtomicU64,
     table: Table,
     index: usize,
-    chunk: Chunk,
+    chunk: Chunk<'static>,
     hash: u64,
     key: u64,
     /// The key's slot, or one without an entry; `None` in a full chunk without the key.
@@ -103,8 +87,10 @@ pub(crate) fn edit<'a, M: Mode>(
     is_it: impl Fn(u64) -> bool,
 ) -> Result<Option<Edit<'a, M>>, AllocError> {
     let mut table = loop {
-        match Table::at(arena, root.load(Ordering::SeqCst)) {
+        let address = root.load(Ordering::SeqCst);
+        match Table::at(arena, address) {
             Some(table) => break table,
+            None if address != 0 => return Err(DAMAGED),
             None if !make => return Ok(None),
             None => growth::first::<M>(arena, slot, root)?,
         }
@@ -128,7 +114,7 @@ pub(crate) fn edit<'a, M: Mode>(
             continue;
         }
         let chunk = table.chunk(index);
-        let (place, found) = look(chunk, hash, key, is_it);
+        let (place, found) = lines::look(chunk, hash, key, is_it);
         return Ok(Some(Edit {
             arena,
             slot,
@@ -144,61 +130,6 @@ pub(crate) fn edit<'a, M: Mode>(
             mode: PhantomData,
         }));
     }
-}
-
-/// The key's slot and value; or the first slot that it could have. Who holds the chunk's lock.
-#[inline]
-fn look(
-    chunk: Chunk,
-    hash: u64,
-    key: u64,
-    is_it: impl Fn(u64) -> bool,
-) -> (Option<Place>, Option<u64>) {
-    let mut place = None;
-    for (distance, line) in chunk.path(hash).enumerate() {
-        let word = line.word.load(Ordering::Relaxed);
-        for slot in live(word) {
-            let value = line.slots[slot].value.load(Ordering::Relaxed);
-            if line.slots[slot].key.load(Ordering::Relaxed) == key && is_it(value) {
-                return (Some(Place { distance, slot }), Some(value));
-            }
-        }
-        if let (None, Some(slot)) = (place, vacant(word)) {
-            place = Some(Place { distance, slot });
-        }
-        if !is_passed(word) && place.is_some() {
-            break;
-        }
-    }
-    (place, None)
-}
-
-/// Gives a chunk an entry, unless it has it; false if there is no room. Who holds the chunk's lock.
-pub(super) fn add<M: Mode>(chunk: Chunk, hash: u64, key: u64, value: u64) -> bool {
-    match look(chunk, hash, key, |found| M::FLAT || found == value) {
-        (_, Some(_)) => true,
-        (None, None) => false,
-        (Some(place), None) => {
-            let (word, new) = fill(chunk, hash, place, key, value);
-            // Release: who finds the entry finds its words, and what the node's author has written.
-            word.store(new, Ordering::Release);
-            true
-        }
-    }
-}
-
-/// Writes an entry into a slot that has none. It is there once the word that is given has the value
-/// that is given.
-#[inline]
-fn fill(chunk: Chunk, hash: u64, place: Place, key: u64, value: u64) -> (&'static AtomicU64, u64) {
-    table::pass(chunk, hash, place.distance);
-    let line = chunk.on_path(hash, place.distance);
-    let slot = &line.slots[place.slot];
-    // Release, both: see `find`.
-    slot.key.store(key, Ordering::Release);
-    slot.value.store(value, Ordering::Release);
-    let word = line.word.load(Ordering::Relaxed);
-    (&line.word, table::turned(word, place.slot))
 }
 
 impl<M: Mode> Edit<'_, M> {
@@ -220,7 +151,7 @@ impl<M: Mode> Edit<'_, M> {
             let line = self.chunk.on_path(self.hash, place.distance);
             line.slots[place.slot].value.store(value, Ordering::SeqCst);
         } else {
-            let (word, new) = fill(self.chunk, self.hash, place, self.key, value);
+            let (word, new) = lines::fill(self.chunk, self.hash, place, self.key, value);
             word.store(new, Ordering::Release);
         }
         Ok(true)
@@ -262,7 +193,7 @@ impl<M: Mode> Edit<'_, M> {
         let new = if self.found.is_some() {
             node
         } else {
-            fill(self.chunk, self.hash, place, self.key, node).1
+            lines::fill(self.chunk, self.hash, place, self.key, node).1
         };
         let old = if put == Put::Push { 0 } else { found };
         change::publish_alone(self.slot, changed, old, new);
@@ -299,7 +230,7 @@ impl<M: Mode> Edit<'_, M> {
         };
         let line = self.chunk.on_path(self.hash, place.distance);
         let word = &line.word;
-        let new = table::turned(word.load(Ordering::Relaxed), place.slot);
+        let new = lines::turned(word.load(Ordering::Relaxed), place.slot);
         if M::FLAT {
             word.store(new, Ordering::SeqCst);
         } else {
@@ -307,14 +238,19 @@ impl<M: Mode> Edit<'_, M> {
             change::publish_alone(self.slot, word, found, new);
             change::finish(self.arena, self.slot, found, bytes);
         }
-        table::unpass(self.chunk, self.hash, place.distance);
-        self.emptied = is_idle(new);
+        lines::unpass(self.chunk, self.hash, place.distance);
+        self.emptied = lines::is_idle(new);
     }
 }
 
 impl<M: Mode> Drop for Edit<'_, M> {
     #[inline]
     fn drop(&mut self) {
+        // The fuzzer's dead unwind, which the dead do not.
+        #[cfg(fuzzing)]
+        if crate::primitive::is_killed() {
+            return;
+        }
         let state = self.table.state(self.index);
         lock::unlock(&state.lock, self.slot.tag(), 0);
         if self.emptied {

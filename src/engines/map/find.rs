@@ -1,18 +1,12 @@
 //! Look-ups: loads only, and no waiting.
 //!
-//! A line is read between two loads of its word. Its version tells that no slot of it was vacated
-//! and filled again meanwhile; then the value's word is the key's. It is raised by stores that end
-//! a change, never by one that begins: so a writer that is stopped or dies halfway is not seen at
-//! all, and a look begins anew only because another change has ended.
-//!
-//! A key's place in a chunk changes only by being removed and inserted again, so one walk finds it
-//! or a moment at which it was not there. Behind the walk, and not before, a look at the successor:
-//! if there is one and the chunk is done by then, what was found may be out of date.
+//! How a chunk is searched, and when what was found counts: `protocol::lines`.
 
 use super::Mode;
-use super::table::{Chunk, Guess, Table, is_passed, live};
+use super::table::{Guess, Table};
 use crate::layout::arena::Arena;
 use crate::primitive::Ordering;
+use crate::protocol::lines::{self, live};
 
 /// The value's word of the entry of a key of which `is_it` holds. The caller is pinned since before it
 /// read `root`.
@@ -24,46 +18,14 @@ pub(crate) fn find(
     of: impl FnOnce([u64; 2]) -> Guess,
     is_it: impl Fn(u64) -> bool,
 ) -> Option<u64> {
-    let mut table = Table::at(arena, root)?;
+    let table = Table::at(arena, root)?;
     let Guess { hash, key, .. } = guess.or(table, of);
-    loop {
-        let index = table.index(hash);
-        let found = search(table.chunk(index), hash, key, &is_it);
-        match table.successor(arena) {
-            Some(successor) if table.is_done(index) => table = successor,
-            _ => return found,
-        }
-    }
-}
-
-#[inline]
-fn search(chunk: Chunk, hash: u64, key: u64, is_it: &impl Fn(u64) -> bool) -> Option<u64> {
-    for line in chunk.path(hash) {
-        let mut word = line.word.load(Ordering::SeqCst);
-        'line: loop {
-            for slot in live(word).map(|i| &line.slots[i]) {
-                // Acquire, both: who has seen what a slot was filled with anew sees the word that
-                // it was vacated with.
-                if slot.key.load(Ordering::Acquire) != key {
-                    continue;
-                }
-                let value = slot.value.load(Ordering::Acquire);
-                let now = line.word.load(Ordering::SeqCst);
-                if now != word {
-                    word = now;
-                    continue 'line;
-                }
-                if is_it(value) {
-                    return Some(value);
-                }
-            }
-            break;
-        }
-        if !is_passed(word) {
-            return None;
-        }
-    }
-    None
+    let search = |table: Table| lines::search(table.chunk(table.index(hash)), hash, key, &is_it);
+    let moved_to = |table: Table| {
+        let successor = table.successor(arena)?;
+        table.is_done(table.index(hash)).then_some(successor)
+    };
+    lines::follow(table, search, moved_to)
 }
 
 /// The two words of an entry.

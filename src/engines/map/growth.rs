@@ -18,8 +18,8 @@
 //! of the chain in which its chunk is not done.
 
 use super::edit;
-use super::table::{Chunk, DONE, Kind, Shape, Table, live};
-use super::{CHANGE, Mode, RETIRE, hash};
+use super::table::{DONE, Kind, Shape, Table};
+use super::{CHANGE, DAMAGED, Mode, RETIRE, hash};
 use crate::allocator::AllocError;
 use crate::engines::{change, limbo};
 use crate::layout::arena::Arena;
@@ -27,6 +27,7 @@ use crate::participants::lock;
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
 use crate::primitive::{AtomicU64, Ordering};
+use crate::protocol::lines::{self, Chunk};
 
 /// Chunks that are looked at for whether a table is too large.
 const SAMPLE: usize = 8;
@@ -44,6 +45,7 @@ pub(super) fn first<M: Mode>(
     root: &AtomicU64,
 ) -> Result<(), AllocError> {
     let kind = Kind {
+        number: 0,
         seed: hash::seed(),
         stacked: M::STACKED,
         flat: M::FLAT,
@@ -77,7 +79,8 @@ fn add(
 pub(super) fn grow(arena: Arena, slot: &Slot, table: Table) -> Result<(), AllocError> {
     let larger = table.shape().larger();
     let successor = &table.header.successor;
-    add(arena, slot, successor, larger, table.kind(), false)
+    add(arena, slot, successor, larger, table.kind().next(), false)?;
+    table.successor(arena).map(drop).ok_or(DAMAGED)
 }
 
 /// A line of the chunk has no entry any more: gives the table a smaller successor if the chunk has
@@ -102,7 +105,7 @@ pub(super) fn shrink_if_lonely(
     let entries: usize = sample.clone().map(|index| table.chunk(index).count()).sum();
     if entries < lonely(table.shape()) * sample.count() {
         let successor = &table.header.successor;
-        let _ = add(arena, slot, successor, smaller, table.kind(), false);
+        let _ = add(arena, slot, successor, smaller, table.kind().next(), false);
     }
 }
 
@@ -145,19 +148,19 @@ fn move_locked<M: Mode>(
         successor.ready(target);
     }
     let mut left = false;
-    entries(chunk, |key, value| {
+    lines::entries(chunk, |key, value| {
         let hash = M::hash_of(seed, key);
         let target = successor.index(hash);
-        left |=
-            successor.is_done(target) || !edit::add::<M>(successor.chunk(target), hash, key, value);
-        Ok(())
+        let added = || add_to::<M>(successor.chunk(target), hash, key, value);
+        left |= successor.is_done(target) || !added();
+        Ok::<(), AllocError>(())
     })?;
     for target in targets(table, index, successor) {
         lock::unlock(&successor.state(target).lock, slot.tag(), 0);
     }
     if left {
         // What found no room there goes further on, or to a table that is made for it.
-        entries(chunk, |key, value| {
+        lines::entries(chunk, |key, value| {
             copy::<M>(arena, slot, successor, M::hash_of(seed, key), key, value)
         })?;
     }
@@ -165,18 +168,9 @@ fn move_locked<M: Mode>(
     Ok(())
 }
 
-/// Calls `f` with the words of each entry of a chunk whose lock the caller has.
-fn entries(
-    chunk: Chunk,
-    mut f: impl FnMut(u64, u64) -> Result<(), AllocError>,
-) -> Result<(), AllocError> {
-    for line in chunk.0 {
-        for slot in live(line.word.load(Ordering::Relaxed)).map(|i| &line.slots[i]) {
-            let key = slot.key.load(Ordering::Relaxed);
-            f(key, slot.value.load(Ordering::Relaxed))?;
-        }
-    }
-    Ok(())
+/// Gives a chunk an entry, unless it has it; false if there is no room. Who holds the chunk's lock.
+fn add_to<M: Mode>(chunk: Chunk, hash: u64, key: u64, value: u64) -> bool {
+    lines::add(chunk, hash, key, value, |found| M::FLAT || found == value)
 }
 
 /// The chunks of the successor that the entries of a chunk go to.
@@ -207,14 +201,13 @@ fn copy<M: Mode>(
         to.ready(index);
         // It may have got a successor meanwhile, and have been moved there.
         let done = to.is_done(index);
-        let added = !done && edit::add::<M>(to.chunk(index), hash, key, value);
+        let added = !done && add_to::<M>(to.chunk(index), hash, key, value);
         lock::unlock(&state.lock, slot.tag(), 0);
         if added {
             return Ok(());
         }
-        if !done {
-            grow(arena, slot, to)?;
-        }
+        // A table of which a chunk is done has a successor.
+        grow(arena, slot, to)?;
     }
 }
 

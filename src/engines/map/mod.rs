@@ -50,21 +50,22 @@ mod table;
 
 use std::collections::HashSet;
 
-use self::table::{RAW, SLOTS, Table};
+use self::table::{RAW, Table, hidden_by};
 use super::change;
 use super::{Named, OP_SHIFT, limbo};
-use crate::allocator::block;
 use crate::allocator::check::CheckReport;
+use crate::allocator::{AllocError, block};
 use crate::layout::Engine;
 use crate::layout::arena::Arena;
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
 use crate::primitive::Ordering;
+use crate::protocol::lines::{self, SLOTS};
 
 pub(crate) use self::edit::{Edit, Put, edit};
 pub(crate) use self::find::{Entries, Entry, find};
 pub(crate) use self::hash::{folded, seed, sip};
-pub(crate) use self::table::{Guess, Hints, hidden_by};
+pub(crate) use self::table::{Guess, Hints, Stack};
 
 const ENGINE: u64 = (Engine::Map as u64) << OP_SHIFT;
 /// Intents: the operation's low bits say which.
@@ -91,13 +92,13 @@ pub(super) fn resolve(arena: Arena, slot: &Slot, owner: Tag, op: u64) {
     }
 }
 
-/// A map's tables, the root first. Garbage may lead in a circle: no further than there can be.
+/// What is answered where static garbage has taken the place of a table.
+const DAMAGED: AllocError = AllocError::TooLarge;
+
+/// A map's tables, the root first.
 fn tables(arena: Arena, root: u64) -> impl Iterator<Item = Table> {
-    // Each is at least half as large as the one before, and gets a successor when it is too small
-    // or almost empty.
-    const MOST: usize = 64;
     let next = move |table: &Table| table.successor(arena);
-    std::iter::successors(Table::at(arena, root), next).take(MOST)
+    std::iter::successors(Table::at(arena, root), next)
 }
 
 /// Whether an entry of the table at `depth` of the chain counts: with that hash, in that chunk.
@@ -135,7 +136,8 @@ pub(super) fn next_block(arena: Arena, first: usize, cursor: &mut usize) -> Opti
             if node == 0 || !counts(&tables, depth, index, hash) {
                 continue;
             }
-            let hidden = if kind.stacked {
+            // A node that is gone already is met again where garbage leads in a circle.
+            let hidden = if kind.stacked && block::usable_size(arena, node as usize).is_ok() {
                 hidden_by(arena, node)
             } else {
                 0
@@ -185,7 +187,7 @@ pub(super) fn check(arena: Arena, first: usize, report: &mut CheckReport) {
             }
             let chunk = table.chunk(index);
             for (home, line) in chunk.0.iter().enumerate() {
-                for slot in table::live(line.word.load(Ordering::Acquire)) {
+                for slot in lines::live(line.word.load(Ordering::Acquire)) {
                     let slot = &line.slots[slot];
                     let hash = slot.key.load(Ordering::Acquire);
                     if !counts(&tables, depth, index, hash) {
@@ -195,7 +197,7 @@ pub(super) fn check(arena: Arena, first: usize, report: &mut CheckReport) {
                     let passed = chunk
                         .path(hash)
                         .take_while(|before| !std::ptr::eq(*before, &chunk.0[home]))
-                        .all(|before| table::is_passed(before.word.load(Ordering::Acquire)));
+                        .all(|before| lines::is_passed(before.word.load(Ordering::Acquire)));
                     let retired = limbo::header(arena, node)
                         .is_none_or(|own| own.next.load(Ordering::Relaxed) != 0);
                     let block = block::usable_size(arena, node as usize).is_ok();

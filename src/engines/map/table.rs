@@ -4,7 +4,7 @@
 //! map       root: the address of a table; 0 at first
 //! table     a header; two words a chunk (its lock, its state); the chunks, a power of two of them
 //! chunk     lines: a power of two of them, 32 at most
-//! line      64 bytes: a word about the slots, three slots of two words, a word of nothing
+//! line      three slots: see `protocol::lines`
 //! slot      the key's first word, the value's word
 //! node      the two words of `limbo`; in a stacked map the address of the node that it hides, or
 //!           0; key and value
@@ -13,41 +13,27 @@
 //! A *flat* map has the key in a slot's first word and the value in the second. In any other the
 //! first word is the key's hash, and the second the address of a node.
 //!
-//! | line's word | bits   | meaning |
-//! |-------------|--------|---------|
-//! | LIVE        | 0..3   | one a slot: it holds an entry |
-//! | PASSED      | 3..12  | for how many entries a search goes on past this line; too many after a death |
-//! | VERSION     | 12..64 | raised with each change of this word |
-//!
 //! | state | meaning |
 //! |-------|---------|
 //! | RAW   | nobody has written to the chunk's lines, and nobody reads them |
 //! | READY | they are lines |
 //! | DONE  | its keys are in the successor; what is in the lines is nobody's concern |
 //!
-//! The upper half of a hash gives the chunk, its lowest bits the line where the search in the chunk
-//! begins. It goes on from line to line, round the chunk, until nothing has passed, and never
-//! leaves it. Counting what passed instead of leaving tombstones is F14's way (Bronson, Shi:
-//! *Open-sourcing F14 for faster, more memory-efficient hash tables*, 2019).
+//! The upper half of a hash gives the chunk, its lowest bits where in there: see `protocol::lines`.
 
 use std::alloc::Layout;
 
 use crate::engines::limbo::{self, Retirable};
 use crate::layout::arena::{Arena, DATA, SLICE};
 use crate::primitive::{AtomicU64, Ordering};
+use crate::protocol::lines::{self, Chunk, Line, SLOTS};
 
-/// Slots of a line.
-pub(super) const SLOTS: usize = 3;
 /// Lines of a chunk of a map that is not small.
 pub(super) const MOST_LINES: usize = 32;
 /// Lines of a map's first chunk.
 pub(super) const FIRST_LINES: usize = 4;
-
-const LIVE: u64 = (1 << SLOTS) - 1;
-const PASSED_SHIFT: u32 = 3;
-const PASSED: u64 = 0x1ff << PASSED_SHIFT;
-const ONE_PASSED: u64 = 1 << PASSED_SHIFT;
-const ONE_VERSION: u64 = 1 << 12;
+/// More chunks than any pool has room for, and few enough to reckon with hashes of 32 bits.
+const MOST_CHUNKS: usize = 1 << 31;
 
 pub(super) const RAW: u64 = 0;
 pub(super) const READY: u64 = 1;
@@ -59,8 +45,8 @@ pub(super) struct Header {
     own: Retirable,
     /// The table that this one's entries move to; 0 for none.
     pub(super) successor: AtomicU64,
-    /// The tag of who retires the table; 0 while nobody does.
-    pub(super) retirer: AtomicU64,
+    /// How many tables the map had before this one: so garbage leads in no circle.
+    number: AtomicU64,
     /// How many chunks there are.
     chunks: AtomicU64,
     /// How many lines a chunk has.
@@ -68,6 +54,8 @@ pub(super) struct Header {
     seed: [AtomicU64; 2],
     /// STACKED and FLAT.
     kind: AtomicU64,
+    /// The tag of who retires the table; 0 while nobody does.
+    pub(super) retirer: AtomicU64,
     /// The next chunk that nobody has set about to move. A hint.
     pub(super) cursor: AtomicU64,
     /// All chunks before this one are done. A hint.
@@ -88,27 +76,26 @@ pub(super) struct State {
     pub(super) word: AtomicU64,
 }
 
-#[repr(C)]
-pub(super) struct Slot {
-    pub(super) key: AtomicU64,
-    pub(super) value: AtomicU64,
-}
-
-#[repr(C, align(64))]
-pub(super) struct Line {
-    pub(super) word: AtomicU64,
-    pub(super) slots: [Slot; SLOTS],
-}
-
 const _: () = assert!(size_of::<Line>() == 64 && size_of::<Header>() == 128);
-const _: () = assert!(SLOTS * MOST_LINES < (PASSED >> PASSED_SHIFT) as usize);
+const _: () = assert!(MOST_LINES < lines::TOO_MANY);
 
-/// What all tables of a map have in common.
+/// What a map's tables have in common, and which of them one is.
 #[derive(Clone, Copy)]
 pub(super) struct Kind {
+    pub(super) number: u64,
     pub(super) seed: [u64; 2],
     pub(super) stacked: bool,
     pub(super) flat: bool,
+}
+
+impl Kind {
+    /// Of the table that follows.
+    pub(super) fn next(self) -> Self {
+        Kind {
+            number: self.number.wrapping_add(1),
+            ..self
+        }
+    }
 }
 
 /// How large a table is.
@@ -206,7 +193,8 @@ impl Hints {
     pub(crate) fn fetch(&self, hash: u64) {
         let place = self.place.load(Ordering::Relaxed);
         let (address, log) = (place & !63, (place & 63) as u32);
-        if log != 0 {
+        // Garbage may be more than there can be.
+        if (1..MOST_CHUNKS.trailing_zeros()).contains(&log) {
             let shape = Shape {
                 chunks: 1 << log,
                 lines: MOST_LINES,
@@ -294,7 +282,7 @@ impl Table {
             lines: header.lines.load(Ordering::Relaxed) as usize,
         };
         let fits = shape.chunks.is_power_of_two()
-            && shape.chunks <= room / size_of::<State>()
+            && shape.chunks <= MOST_CHUNKS
             && shape.lines.is_power_of_two()
             && shape.lines <= MOST_LINES
             && shape.size() <= room;
@@ -313,6 +301,7 @@ impl Table {
         };
         header.chunks.store(shape.chunks as u64, Ordering::Relaxed);
         header.lines.store(shape.lines as u64, Ordering::Relaxed);
+        header.number.store(kind.number, Ordering::Relaxed);
         header.seed[0].store(kind.seed[0], Ordering::Relaxed);
         header.seed[1].store(kind.seed[1], Ordering::Relaxed);
         let stacked = if kind.stacked { STACKED } else { 0 };
@@ -337,6 +326,7 @@ impl Table {
     pub(super) fn kind(self) -> Kind {
         let kind = self.header.kind.load(Ordering::Relaxed);
         Kind {
+            number: self.header.number.load(Ordering::Relaxed),
             seed: self.seed(),
             stacked: kind & STACKED != 0,
             flat: kind & FLAT != 0,
@@ -361,7 +351,7 @@ impl Table {
 
     /// The lines of a chunk.
     #[inline]
-    pub(super) fn chunk(self, index: usize) -> Chunk {
+    pub(super) fn chunk(self, index: usize) -> Chunk<'static> {
         debug_assert!(index < self.shape.chunks);
         let start = std::ptr::from_ref(self.header).cast::<u8>();
         let first = start.wrapping_add(self.shape.front() + index * self.shape.chunk_bytes());
@@ -399,99 +389,51 @@ impl Table {
         self.state(index).word.load(Ordering::SeqCst) == DONE
     }
 
-    /// The table that this one's entries move to.
+    /// The table that this one's entries move to: the one with the next number. (What else static
+    /// garbage may name is none.)
     #[inline]
     pub(super) fn successor(self, arena: Arena) -> Option<Self> {
         match self.header.successor.load(Ordering::SeqCst) {
             0 => None,
-            address => Table::at(arena, address),
+            address => self.successor_at(arena, address),
+        }
+    }
+
+    fn successor_at(self, arena: Arena, address: u64) -> Option<Self> {
+        let number = |table: Self| table.header.number.load(Ordering::Relaxed);
+        let next = number(self).checked_add(1)?;
+        Table::at(arena, address).filter(|&table| number(table) == next)
+    }
+}
+
+/// The nodes of a key of a stacked map, the one on top first: as many as there can be at most,
+/// should garbage lead in a circle.
+pub(crate) struct Stack {
+    arena: Arena,
+    next: u64,
+    left: usize,
+}
+
+impl Stack {
+    /// The caller is pinned since before it read which one is on top (0 for none).
+    pub(crate) fn new(arena: Arena, top: u64) -> Self {
+        let left = limbo::most(arena);
+        Stack {
+            arena,
+            next: top,
+            left,
         }
     }
 }
 
-/// The lines of a chunk.
-#[derive(Clone, Copy)]
-pub(super) struct Chunk(pub(super) &'static [Line]);
+impl Iterator for Stack {
+    type Item = u64;
 
-impl Chunk {
-    /// The lines in the order in which a key is searched.
-    #[inline]
-    pub(super) fn path(self, hash: u64) -> impl Iterator<Item = &'static Line> {
-        (0..self.0.len()).map(move |distance| self.on_path(hash, distance))
-    }
-
-    /// The line that is so far from where a key's search begins.
-    #[inline]
-    pub(super) fn on_path(self, hash: u64, distance: usize) -> &'static Line {
-        // The lines are a power of two.
-        &self.0[(hash as usize).wrapping_add(distance) & (self.0.len() - 1)]
-    }
-
-    /// True if there is no entry.
-    pub(super) fn is_empty(self) -> bool {
-        let mut words = self.0.iter().map(|line| line.word.load(Ordering::Relaxed));
-        words.all(|word| word & LIVE == 0)
-    }
-
-    /// How many entries there are.
-    pub(super) fn count(self) -> usize {
-        let words = self.0.iter().map(|line| line.word.load(Ordering::Relaxed));
-        words.map(|word| (word & LIVE).count_ones() as usize).sum()
-    }
-}
-
-/// The slots of a line that hold entries, by the line's word.
-#[inline]
-pub(super) fn live(word: u64) -> impl Iterator<Item = usize> {
-    (0..SLOTS).filter(move |i| word >> i & 1 != 0)
-}
-
-/// A slot that holds no entry.
-#[inline]
-pub(super) fn vacant(word: u64) -> Option<usize> {
-    let first = (word & LIVE).trailing_ones() as usize;
-    (first < SLOTS).then_some(first)
-}
-
-/// True if a search goes on past the line.
-#[inline]
-pub(super) fn is_passed(word: u64) -> bool {
-    word & PASSED != 0
-}
-
-/// True if the line has no entry, and none further on.
-#[inline]
-pub(super) fn is_idle(word: u64) -> bool {
-    word & (LIVE | PASSED) == 0
-}
-
-/// The line's word once the slot holds an entry that it did not, or the other way round.
-#[inline]
-pub(super) fn turned(word: u64, slot: usize) -> u64 {
-    (word ^ 1 << slot).wrapping_add(ONE_VERSION)
-}
-
-/// One entry more that passes the lines before `distance` on the path. Who holds the chunk's lock.
-#[inline]
-pub(super) fn pass(chunk: Chunk, hash: u64, distance: usize) {
-    for line in chunk.path(hash).take(distance) {
-        let word = line.word.load(Ordering::Relaxed);
-        if word & PASSED != PASSED {
-            let new = word.wrapping_add(ONE_PASSED + ONE_VERSION);
-            line.word.store(new, Ordering::Release);
-        }
-    }
-}
-
-/// One less. A count that was at its highest is not known any more, and stays.
-#[inline]
-pub(super) fn unpass(chunk: Chunk, hash: u64, distance: usize) {
-    for line in chunk.path(hash).take(distance) {
-        let word = line.word.load(Ordering::Relaxed);
-        if word & PASSED != PASSED && word & PASSED != 0 {
-            let new = (word - ONE_PASSED).wrapping_add(ONE_VERSION);
-            line.word.store(new, Ordering::Release);
-        }
+    fn next(&mut self) -> Option<u64> {
+        self.left = self.left.checked_sub(1)?;
+        let this = self.next;
+        self.next = hidden_by(self.arena, this);
+        (this != 0).then_some(this)
     }
 }
 
@@ -503,6 +445,6 @@ pub(super) fn below(arena: Arena, node: u64) -> Option<&'static AtomicU64> {
 }
 
 /// The node that a node of a stacked map hides; 0 for none.
-pub(crate) fn hidden_by(arena: Arena, node: u64) -> u64 {
+pub(super) fn hidden_by(arena: Arena, node: u64) -> u64 {
     below(arena, node).map_or(0, |word| word.load(Ordering::Relaxed))
 }

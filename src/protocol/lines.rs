@@ -1,0 +1,282 @@
+//! The lines of a hash map's chunk: looked at by many, changed by one.
+//!
+//! ```text
+//! line      64 bytes: a word about the slots, three slots of two words, a word of nothing
+//! slot      the key's first word, the value's word
+//! ```
+//!
+//! | line's word | bits   | meaning |
+//! |-------------|--------|---------|
+//! | LIVE        | 0..3   | one a slot: it holds an entry |
+//! | PASSED      | 3..12  | for how many entries a search goes on past this line; too many after a death |
+//! | VERSION     | 12..64 | raised with each change of this word |
+//!
+//! The lowest bits of a hash give the line where the search in a chunk begins. It goes on from line to
+//! line, round the chunk, until nothing has passed, and never leaves it. Counting what passed instead of
+//! leaving tombstones is F14's way (Bronson, Shi: *Open-sourcing F14 for faster, more memory-efficient
+//! hash tables*, 2019).
+//!
+//! Who changes something keeps all others from it. A slot without an entry may be written to as one
+//! likes: no look takes it for anything before the line's word says so. So a change is one store, of the
+//! line's word (an entry comes or goes) or of a slot's second word (another value).
+//!
+//! A line is read between two loads of its word. Its version tells that no slot of it was vacated
+//! and filled again meanwhile; then the value's word is the key's. It is raised by stores that end
+//! a change, never by one that begins: so a writer that is stopped or dies halfway is not seen at
+//! all, and a look begins anew only because another change has ended.
+//!
+//! | step of an insertion | killed after it leaves | and then |
+//! |----------------------|------------------------|----------|
+//! | the lines before count one more | counts that are too high | looks go further than they need |
+//! | the slot is filled | bytes of nobody | the next one fills it |
+//! | the line's word | the entry | nothing is left to do |
+//!
+//! Entries *move* by being copied to where they are to be. They count where they were until all are
+//! copied and one store says so. Nobody looks for them in the new place before that, and nobody changes
+//! them in the old one. So who is killed halfway leaves copies that nobody sees, and who goes on leaves
+//! out what is there already.
+
+use crate::primitive::{AtomicU64, Ordering};
+
+/// Slots of a line.
+pub const SLOTS: usize = 3;
+
+const LIVE: u64 = (1 << SLOTS) - 1;
+const PASSED_SHIFT: u32 = 3;
+const PASSED: u64 = 0x1ff << PASSED_SHIFT;
+const ONE_PASSED: u64 = 1 << PASSED_SHIFT;
+const ONE_VERSION: u64 = 1 << 12;
+
+/// More lines than a chunk can have so that what passes one of them can be counted.
+pub const TOO_MANY: usize = (PASSED >> PASSED_SHIFT) as usize / SLOTS;
+
+#[repr(C)]
+pub struct Slot {
+    pub key: AtomicU64,
+    pub value: AtomicU64,
+}
+
+#[repr(C, align(64))]
+pub struct Line {
+    pub word: AtomicU64,
+    pub slots: [Slot; SLOTS],
+}
+
+/// The lines of a chunk: a power of two of them.
+#[derive(Clone, Copy)]
+pub struct Chunk<'a>(pub &'a [Line]);
+
+impl<'a> Chunk<'a> {
+    /// The lines in the order in which a key is searched.
+    #[inline]
+    pub fn path(self, hash: u64) -> impl Iterator<Item = &'a Line> {
+        (0..self.0.len()).map(move |distance| self.on_path(hash, distance))
+    }
+
+    /// The line that is so far from where a key's search begins.
+    #[inline]
+    pub fn on_path(self, hash: u64, distance: usize) -> &'a Line {
+        // The lines are a power of two.
+        &self.0[(hash as usize).wrapping_add(distance) & (self.0.len() - 1)]
+    }
+
+    /// True if there is no entry.
+    pub fn is_empty(self) -> bool {
+        let mut words = self.0.iter().map(|line| line.word.load(Ordering::Relaxed));
+        words.all(|word| word & LIVE == 0)
+    }
+
+    /// How many entries there are.
+    pub fn count(self) -> usize {
+        let words = self.0.iter().map(|line| line.word.load(Ordering::Relaxed));
+        words.map(|word| (word & LIVE).count_ones() as usize).sum()
+    }
+}
+
+/// The slots of a line that hold entries, by the line's word.
+#[inline]
+pub fn live(word: u64) -> impl Iterator<Item = usize> {
+    (0..SLOTS).filter(move |i| word >> i & 1 != 0)
+}
+
+/// A slot that holds no entry.
+#[inline]
+fn vacant(word: u64) -> Option<usize> {
+    let first = (word & LIVE).trailing_ones() as usize;
+    (first < SLOTS).then_some(first)
+}
+
+/// True if a search goes on past the line.
+#[inline]
+pub fn is_passed(word: u64) -> bool {
+    word & PASSED != 0
+}
+
+/// True if the line has no entry, and none further on.
+#[inline]
+pub fn is_idle(word: u64) -> bool {
+    word & (LIVE | PASSED) == 0
+}
+
+/// The line's word once the slot holds an entry that it did not, or the other way round.
+#[inline]
+pub fn turned(word: u64, slot: usize) -> u64 {
+    (word ^ 1 << slot).wrapping_add(ONE_VERSION)
+}
+
+/// The value's word of the entry of a key of which `is_it` holds.
+///
+/// A key's place in a chunk changes only by being removed and inserted again, so one walk finds it
+/// or a moment at which it was not there.
+#[inline]
+pub fn search(chunk: Chunk, hash: u64, key: u64, is_it: &impl Fn(u64) -> bool) -> Option<u64> {
+    for line in chunk.path(hash) {
+        let mut word = line.word.load(Ordering::SeqCst);
+        'line: loop {
+            for slot in live(word).map(|i| &line.slots[i]) {
+                // Acquire, both: who has seen what a slot was filled with anew sees the word that
+                // it was vacated with.
+                if slot.key.load(Ordering::Acquire) != key {
+                    continue;
+                }
+                let value = slot.value.load(Ordering::Acquire);
+                let now = line.word.load(Ordering::SeqCst);
+                if now != word {
+                    word = now;
+                    continue 'line;
+                }
+                if is_it(value) {
+                    return Some(value);
+                }
+            }
+            break;
+        }
+        if !is_passed(word) {
+            return None;
+        }
+    }
+    None
+}
+
+/// What `search` finds in a table, or in one that its entries have moved to by then. Behind the search,
+/// and not before: what was found where they have moved away from may be out of date.
+#[inline]
+pub fn follow<T: Copy>(
+    mut table: T,
+    search: impl Fn(T) -> Option<u64>,
+    moved_to: impl Fn(T) -> Option<T>,
+) -> Option<u64> {
+    loop {
+        let found = search(table);
+        match moved_to(table) {
+            Some(successor) => table = successor,
+            None => return found,
+        }
+    }
+}
+
+/// Where in a chunk something is: how many lines from where the search began, and which slot.
+#[derive(Clone, Copy)]
+pub struct Place {
+    pub distance: usize,
+    pub slot: usize,
+}
+
+/// The key's slot and value; or the first slot that it could have. Who keeps all others from the chunk.
+#[inline]
+pub fn look(
+    chunk: Chunk,
+    hash: u64,
+    key: u64,
+    is_it: impl Fn(u64) -> bool,
+) -> (Option<Place>, Option<u64>) {
+    let mut place = None;
+    for (distance, line) in chunk.path(hash).enumerate() {
+        let word = line.word.load(Ordering::Relaxed);
+        for slot in live(word) {
+            let value = line.slots[slot].value.load(Ordering::Relaxed);
+            if line.slots[slot].key.load(Ordering::Relaxed) == key && is_it(value) {
+                return (Some(Place { distance, slot }), Some(value));
+            }
+        }
+        if let (None, Some(slot)) = (place, vacant(word)) {
+            place = Some(Place { distance, slot });
+        }
+        if !is_passed(word) && place.is_some() {
+            break;
+        }
+    }
+    (place, None)
+}
+
+/// Writes an entry into a slot that has none. It is there once the word that is given has the value
+/// that is given. Who keeps all others from the chunk.
+#[inline]
+pub fn fill<'a>(
+    chunk: Chunk<'a>,
+    hash: u64,
+    place: Place,
+    key: u64,
+    value: u64,
+) -> (&'a AtomicU64, u64) {
+    pass(chunk, hash, place.distance);
+    let line = chunk.on_path(hash, place.distance);
+    let slot = &line.slots[place.slot];
+    // Release, both: see `search`.
+    slot.key.store(key, Ordering::Release);
+    slot.value.store(value, Ordering::Release);
+    let word = line.word.load(Ordering::Relaxed);
+    (&line.word, turned(word, place.slot))
+}
+
+/// Gives a chunk an entry, unless it has one of which `is_it` holds; false if there is no room. Who keeps
+/// all others from the chunk.
+pub fn add(chunk: Chunk, hash: u64, key: u64, value: u64, is_it: impl Fn(u64) -> bool) -> bool {
+    match look(chunk, hash, key, is_it) {
+        (_, Some(_)) => true,
+        (None, None) => false,
+        (Some(place), None) => {
+            let (word, new) = fill(chunk, hash, place, key, value);
+            // Release: who finds the entry finds its words, and what the node's author has written.
+            word.store(new, Ordering::Release);
+            true
+        }
+    }
+}
+
+/// Calls `f` with the words of each entry. Who keeps all others from the chunk.
+pub fn entries<E>(chunk: Chunk, mut f: impl FnMut(u64, u64) -> Result<(), E>) -> Result<(), E> {
+    for line in chunk.0 {
+        for slot in live(line.word.load(Ordering::Relaxed)).map(|i| &line.slots[i]) {
+            let key = slot.key.load(Ordering::Relaxed);
+            f(key, slot.value.load(Ordering::Relaxed))?;
+        }
+    }
+    Ok(())
+}
+
+/// One entry more that passes the lines before `distance` on the path.
+#[inline]
+fn pass(chunk: Chunk, hash: u64, distance: usize) {
+    for line in chunk.path(hash).take(distance) {
+        let word = line.word.load(Ordering::Relaxed);
+        if word & PASSED != PASSED {
+            let new = word.wrapping_add(ONE_PASSED + ONE_VERSION);
+            line.word.store(new, Ordering::Release);
+        }
+    }
+}
+
+/// One less, after it has gone. A count that was at its highest is not known any more, and stays. Who
+/// keeps all others from the chunk.
+#[inline]
+pub fn unpass(chunk: Chunk, hash: u64, distance: usize) {
+    let overlooked = usize::from(cfg!(shmkit_planted = "hash_map"));
+    for line in chunk.path(hash).take(distance + overlooked) {
+        let word = line.word.load(Ordering::Relaxed);
+        if word & PASSED != PASSED && word & PASSED != 0 {
+            let new = (word - ONE_PASSED).wrapping_add(ONE_VERSION);
+            line.word.store(new, Ordering::Release);
+        }
+    }
+}

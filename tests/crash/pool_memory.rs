@@ -1,0 +1,305 @@
+//! The allocator: every operation, killed after every change, in the worlds of `pool`.
+
+use std::alloc::Layout;
+
+use shmkit::testing;
+
+use crate::engine::{Crash, Suite};
+use crate::pool::{World, case, case_in, elsewhere, node, nothing};
+
+/// A run with free slices behind it: the span that the victim makes first finds room before it.
+fn run_with_room(world: &mut World, size: usize) {
+    world.allocate(40_000, 1);
+    let run = world.blocks.len();
+    world.allocate(size, 1);
+    let run = world.blocks.remove(run);
+    world.free();
+    world.blocks.push(run);
+}
+
+/// Reallocates the last block, which must stay where it is.
+fn grow_in_place(world: &mut World, size: usize) {
+    let block = *world.blocks.last().expect("a block");
+    let layout = Layout::from_size_align(size, 16).expect("a layout");
+    // SAFETY: the block is this pool's and used by nobody else.
+    let grown = unsafe { world.pool.reallocate(block, layout) }.expect("a block");
+    assert_eq!(grown.cast(), block);
+}
+
+pub fn cases(suite: &mut Suite) {
+    let size_or_none = |size: isize| {
+        move |more: isize, crash: &Crash| (more == 0 && !crash.finished) || more == size
+    };
+    suite.run(case(
+        "allocate, new span",
+        nothing,
+        nothing,
+        |w| w.allocate(64, 1),
+        size_or_none(64),
+    ));
+    suite.run(case(
+        "allocate, from the span at hand",
+        nothing,
+        |w| w.allocate(64, 1),
+        |w| w.allocate(64, 1),
+        |more, _| more == 64 || more == 128,
+    ));
+    suite.run(case(
+        "allocate, next word",
+        nothing,
+        |w| w.allocate(64, 64),
+        |w| w.allocate(64, 1),
+        |more, _| more == 64 * 64 || more == 64 * 65,
+    ));
+    suite.run(case(
+        "allocate, second span",
+        nothing,
+        |w| w.allocate(2048, 8),
+        |w| w.allocate(2048, 1),
+        |more, _| more == 8 * 2048 || more == 9 * 2048,
+    ));
+    suite.run(case(
+        "allocate, collecting what others freed",
+        nothing,
+        |w| {
+            w.allocate(2048, 8);
+            elsewhere(w, World::free);
+        },
+        |w| w.allocate(2048, 1),
+        |more, _| more == 0 || more == 2048,
+    ));
+    suite.run(case(
+        "allocate, adopting a span",
+        |w| w.allocate(16, 1),
+        |w| {
+            elsewhere(w, |w| w.allocate(1000, 2));
+        },
+        |w| w.allocate(1000, 1),
+        |more, _| more == 2 * 1024 || more == 3 * 1024,
+    ));
+    suite.run(case(
+        "free, own",
+        nothing,
+        |w| w.allocate(64, 1),
+        World::free,
+        |more, _| more == 0 || more == 64,
+    ));
+    suite.run(case(
+        "free, own, the span with it",
+        nothing,
+        |w| {
+            w.allocate(2048, 9);
+            w.blocks.truncate(8);
+        },
+        World::free,
+        |more, _| more % 2048 == 0 && (2048..=9 * 2048).contains(&more),
+    ));
+    suite.run(case(
+        "free, another's",
+        |w| w.allocate(64, 2),
+        nothing,
+        World::free,
+        |more, _| more == 0 || more == -64 || more == -128,
+    ));
+    suite.run(case(
+        "free, nobody's",
+        nothing,
+        |w| elsewhere(w, |w| w.allocate(64, 2)),
+        World::free,
+        |more, _| more == 0 || more == 64 || more == 128,
+    ));
+    suite.run(case(
+        "allocate and free a run",
+        nothing,
+        nothing,
+        |w| {
+            w.allocate(100_000, 1);
+            w.free();
+        },
+        |more, _| more == 0 || more == 7 << 14,
+    ));
+    suite.run(case(
+        "free another's run",
+        |w| w.allocate(100_000, 1),
+        nothing,
+        World::free,
+        |more, _| more == 0 || more == -(7 << 14),
+    ));
+    suite.run(case(
+        "grow",
+        nothing,
+        nothing,
+        |w| {
+            w.pool.grow_to(3 << 20).expect("room");
+        },
+        |more, _| more == 0,
+    ));
+    suite.run(case(
+        "allocate, growing",
+        nothing,
+        nothing,
+        |w| w.allocate(2 << 20, 1),
+        size_or_none(2 << 20),
+    ));
+    suite.run(case(
+        "purge",
+        |w| {
+            w.allocate(100_000, 2);
+            w.free();
+        },
+        nothing,
+        |w| {
+            w.pool.purge().expect("a slot");
+        },
+        |more, _| more == 0,
+    ));
+    suite.run(case(
+        "memory ages and goes back",
+        |w| {
+            w.allocate(100_000, 2);
+            w.free();
+        },
+        nothing,
+        |w| {
+            // Dirty, aged, a hole.
+            testing::age(w.pool);
+            testing::age(w.pool);
+        },
+        |more, _| more == 0,
+    ));
+    suite.run(case(
+        "a full span becomes partial, then empty",
+        nothing,
+        |w| {
+            w.allocate(2048, 8);
+            // Now it is full, and another one is current.
+            w.allocate(2048, 1);
+            w.blocks.truncate(8);
+        },
+        |w| {
+            w.free();
+            w.allocate(2048, 1);
+        },
+        |more, _| more % 2048 == 0 && (2048..=9 * 2048).contains(&more),
+    ));
+    suite.run(
+        case(
+            "a thread leaves current, partial and full spans",
+            nothing,
+            nothing,
+            |w| {
+                elsewhere(w, |w| {
+                    w.allocate(2048, 17);
+                    let kept = w.blocks.split_off(9);
+                    w.blocks.truncate(4);
+                    w.free();
+                    w.blocks = kept;
+                })
+            },
+            |more, crash| more % 2048 == 0 && (!crash.finished || more == 13 * 2048),
+        )
+        .without_second_order(),
+    );
+    suite.run(case(
+        "reallocate",
+        |w| w.allocate(64, 1),
+        nothing,
+        |w| {
+            let block = w.blocks.pop().expect("a block");
+            let layout = Layout::from_size_align(300, 16).expect("a layout");
+            // SAFETY: the block is this pool's and used by nobody else.
+            unsafe { w.pool.reallocate(block, layout) }.expect("a block");
+        },
+        |more, _| [0, 320, 320 - 64].contains(&more),
+    ));
+    suite.run(case(
+        "reallocate, a run grows where it lies",
+        |w| run_with_room(w, 100_000),
+        nothing,
+        |w| grow_in_place(w, 150_000),
+        |more, crash| more == 3 << 14 || (more == 0 && !crash.finished),
+    ));
+    suite.run(case(
+        "reallocate, a run grows with the pool",
+        |w| run_with_room(w, 900_000),
+        nothing,
+        |w| grow_in_place(w, 1_500_000),
+        |more, crash| more == 37 << 14 || (more == 0 && !crash.finished),
+    ));
+    suite.run(case(
+        "reallocate, a run grows twice and goes",
+        |w| run_with_room(w, 100_000),
+        nothing,
+        |w| {
+            grow_in_place(w, 150_000);
+            grow_in_place(w, 200_000);
+            w.free();
+        },
+        |more, crash| {
+            more == -(7 << 14) || !crash.finished && [0, 3 << 14, 6 << 14].contains(&more)
+        },
+    ));
+    suite.run(
+        case(
+            "a thread comes and goes",
+            nothing,
+            nothing,
+            |w| {
+                elsewhere(w, |w| {
+                    w.allocate(64, 1);
+                    w.free();
+                })
+            },
+            |more, _| more == 0 || more == 64,
+        )
+        .without_second_order(),
+    );
+    guarded(suite);
+}
+
+/// In a guarded pool, whose check looks at every block.
+fn guarded(suite: &mut Suite) {
+    suite.run(case_in(
+        || World::of(true),
+        "guarded, allocate, free and allocate again",
+        nothing,
+        |w| w.allocate(40, 1),
+        |w| {
+            w.allocate(40, 1);
+            w.free();
+            w.allocate(40, 2);
+        },
+        |more, _| [0, 1, 2].contains(&(more / 64)) && more % 64 == 0,
+    ));
+    suite.run(case_in(
+        || World::of(true),
+        "guarded, free another's",
+        |w| w.allocate(40, 2),
+        nothing,
+        World::free,
+        |more, _| [0, -64, -128].contains(&more),
+    ));
+    // Each word of a run that is filled is a point.
+    suite.run(case_in(
+        || World::of(true),
+        "guarded, a run",
+        nothing,
+        nothing,
+        |w| {
+            w.allocate(49_120, 1);
+            w.free();
+        },
+        |more, _| more == 0 || more == 3 << 14,
+    ));
+    suite.run(case_in(
+        || World::of(true),
+        "guarded, an object",
+        nothing,
+        nothing,
+        |w| {
+            w.nodes.push(w.pool.create(node(7)).expect("an object"));
+            w.nodes.pop();
+        },
+        |more, _| more == 0,
+    ));
+}
