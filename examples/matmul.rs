@@ -119,11 +119,11 @@ impl Batch {
 
     /// The next rows of the product for a worker: a matrix of many; of a single one, a part of what is
     /// left. Parts are large at first, for a multiplication begins by packing the whole other matrix,
-    /// and small at the end, so that nobody waits long for the last.
+    /// and smaller at the end, so that nobody waits long for the last.
     fn take(&self, next: &Next, rows: usize) -> Option<Range<usize>> {
-        const LEAST: usize = 32;
+        let workers = self.workers as usize;
         let step = |first: usize| match rows == self.order {
-            true => ((rows - first) / (2 * self.workers as usize)).max(LEAST),
+            true => ((rows - first) / (2 * workers)).max(rows.div_ceil(4 * workers)),
             false => self.order,
         };
         let after = |first| (first < rows).then(|| rows.min(first + step(first)));

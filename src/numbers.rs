@@ -350,8 +350,8 @@ pub enum Stored {
 /// # Crash behaviour
 ///
 /// A new object has its name and all its numbers, or there is none. Overwriting is the work of an
-/// exclusive claim: a death in the middle leaves some old numbers and some new ones, and who claims
-/// them next is told.
+/// exclusive claim: a death in the middle leaves some old numbers and some new ones, each whole, and
+/// the claim is over.
 pub fn store(
     pool: Pool,
     name: &str,

@@ -317,26 +317,27 @@ fn killed_at(arguments: &[&str], stop: u32) -> bool {
     };
     let mut child = command.spawn().unwrap();
     let pid = child.id() as libc::pid_t;
-    let mut status = 0;
-    for step in 0..=stop {
+    let (mut status, mut step) = (0, 0);
+    let killed = loop {
         // SAFETY: a child of ours, which nobody else waits for.
         assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
         if libc::WIFEXITED(status) {
             assert_eq!(libc::WEXITSTATUS(status), 0, "{arguments:?} at {step}");
-            return false;
+            break false;
         }
         assert!(libc::WIFSTOPPED(status), "{arguments:?}: {status:#x}");
-        if step < stop {
-            // SAFETY: it is stopped, and traced by this thread.
-            assert_eq!(
-                unsafe { libc::ptrace(libc::PTRACE_SYSCALL, pid, 0_usize, 0_usize) },
-                0
-            );
+        if step == stop {
+            child.kill().unwrap();
+            break true;
         }
-    }
-    child.kill().unwrap();
-    child.wait().unwrap();
-    true
+        step += 1;
+        // SAFETY: it is stopped, and traced by this thread.
+        let went_on = unsafe { libc::ptrace(libc::PTRACE_SYSCALL, pid, 0_usize, 0_usize) };
+        assert_eq!(went_on, 0);
+    };
+    // Who has ended was waited for above.
+    assert_eq!(child.wait().is_ok(), killed);
+    killed
 }
 
 /// Between any two system calls. Every instruction of what it does to the pool: `tests/crash`.

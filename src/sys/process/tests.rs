@@ -204,3 +204,11 @@ fn threads_outlive_their_leader() {
     assert!(all_threads_ended(child), "the slow way agrees");
     assert_eq!(wait(child), Ended::Exited(0));
 }
+
+#[test]
+fn who_asks_for_itself_is_told_what_others_are() {
+    assert_eq!(super::own_start(), own_start());
+    let thread = thread::spawn(|| (own_thread_start(), start_time(tid())));
+    let (start, seen) = thread.join().unwrap();
+    assert_eq!(seen, TaskState::Alive { start });
+}
