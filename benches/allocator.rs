@@ -11,7 +11,8 @@
 //! ROUNDS=3 PEERS=mimalloc2 cargo bench --bench allocator   # quick
 //! ```
 //!
-//! Writes `target/bench-ratios/allocator.json`; the settled memory is in `allocator-memory.json`.
+//! Writes `target/bench-ratios/allocator.json`; the settled memory, and the ratio of ours to each
+//! allocator's, is in `allocator-memory.json`.
 
 #[path = "common/ratios.rs"]
 mod ratios;
@@ -27,7 +28,7 @@ const OURS: &str = "shmkit";
 const PEERS: [&str; 5] = ["mimalloc2", "mimalloc3", "snmalloc", "jemalloc", "system"];
 
 /// A pattern with a number of workers.
-#[derive(Clone)]
+#[derive(Clone, PartialEq)]
 struct Work {
     pattern: String,
     workers: usize,
@@ -72,6 +73,7 @@ fn main() {
             let time = time.unwrap_or_else(|said| panic!("{said}"));
             let [milliseconds] = time;
             println!("recovery of a dead process in {gib} GiB: {milliseconds:.2} ms a GiB");
+            report.recovery(gib, milliseconds);
         }
     }
     report.finish(&target);
@@ -197,6 +199,14 @@ impl Report {
         self.ratios.push(row);
     }
 
+    /// A row of the recovery of a dead process, beside the millisecond a GiB that it may take.
+    fn recovery(&mut self, gib: &str, milliseconds: f64) {
+        let bench = format!("recovery, a GiB of {gib}");
+        let goal = ("goal", &[1e-3][..]);
+        let row = Ratio::of_pairs(&bench, (1, 1), &[milliseconds / 1e3], goal);
+        self.ratios.push(row);
+    }
+
     /// Prints the tables and writes the files.
     fn finish(&self, target: &Path) {
         let mut peers: Vec<&str> = self.ratios.iter().map(|r| r.peer.as_str()).collect();
@@ -221,26 +231,36 @@ impl Report {
             format!("{:.2}", ratios::geometric_mean(rows.map(|r| r.ratio)))
         };
         println!("{:24} {}", "mean", cells(&peers, mean));
-        println!("\nmemory in MiB: most, and settled");
+        println!("\nmemory in MiB: most, and settled, and ours of what is settled");
         for (work, name, m) in &self.memory {
             println!(
-                "{:16} {} threads  {name:10} {:.1} {:.1}",
+                "{:16} {} threads  {name:10} {:.1} {:.1} {:.2}",
                 work.pattern,
                 work.workers,
                 m.peak / 1048576.0,
-                m.settled / 1048576.0
+                m.settled / 1048576.0,
+                self.settled_ratio(work, m)
             );
         }
         ratios::write(target, "allocator", self.ratios.iter().map(Ratio::json));
         ratios::write(target, "allocator-memory", self.memory_json());
     }
 
+    /// Our settled memory in a work, divided by another's.
+    fn settled_ratio(&self, work: &Work, other: &Measured) -> f64 {
+        let ours = { self.memory.iter() }.find(|(w, name, _)| w == work && name == OURS);
+        ours.map_or(f64::NAN, |(_, _, m)| m.settled / other.settled)
+    }
+
     fn memory_json(&self) -> impl Iterator<Item = String> {
         self.memory.iter().map(|(work, name, m)| {
             let (threads, processes) = counts(work);
             format!(
-                r#"{{"bench":"{}","threads":{threads},"processes":{processes},"allocator":"{name}","peak_bytes":{:.0},"settled_bytes":{:.0}}}"#,
-                work.pattern, m.peak, m.settled
+                r#"{{"bench":"{}","threads":{threads},"processes":{processes},"allocator":"{name}","peak_bytes":{:.0},"settled_bytes":{:.0},"ratio":{:.3}}}"#,
+                work.pattern,
+                m.peak,
+                m.settled,
+                self.settled_ratio(work, m)
             )
         })
     }

@@ -48,18 +48,33 @@ struct Batch {
     next: Handle<Next>,
     /// Passed by all at the beginning and at the end of what is timed.
     gate: Handle<Barrier>,
-    /// Rows of the product that a worker does at a time.
-    step: usize,
+    workers: u32,
 }
 
 #[derive(ShmSafe)]
 struct Next(AtomicUsize);
 
-static WORK: Entry<Batch, ()> = Entry::new("work", |_, batch| batch.work().unwrap());
-static MULTIPLY: Entry<(Batch, u32), f64> = Entry::new("multiply", multiply);
+static WORK: Entry<Batch, f64> = Entry::new("work", |_, batch| batch.work().unwrap());
+static MULTIPLY: Entry<(Batch, u32), Spent> = Entry::new("multiply", multiply);
 
-/// The first worker: has others do the work, and gives the seconds that it took them.
-fn multiply(worker: &Worker, (batch, workers): (Batch, u32)) -> f64 {
+/// Seconds.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+struct Spent {
+    /// That passed.
+    wall: f64,
+    /// In which a processor was at it: of all that were, the one that had most.
+    processor: f64,
+}
+
+/// What this process has had of a processor. It tells what the work was, on a machine whose other
+/// programs take their share of the time that passes.
+fn processor_seconds() -> f64 {
+    let spent = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    spent.tv_sec as f64 + spent.tv_nsec as f64 / 1e9
+}
+
+/// The first worker: has others do the work, and gives what it took them.
+fn multiply(worker: &Worker, (batch, workers): (Batch, u32)) -> Spent {
     let started: Vec<_> = (0..workers)
         .map(|_| worker.start(&WORK, &batch).unwrap())
         .collect();
@@ -67,16 +82,17 @@ fn multiply(worker: &Worker, (batch, workers): (Batch, u32)) -> f64 {
     gate.wait().unwrap();
     let start = Instant::now();
     gate.wait().unwrap();
-    let seconds = start.elapsed().as_secs_f64();
-    started
-        .into_iter()
-        .for_each(|handle| handle.join().unwrap());
-    seconds
+    let wall = start.elapsed().as_secs_f64();
+    let each = started.into_iter().map(|handle| handle.join().unwrap());
+    Spent {
+        wall,
+        processor: each.fold(0.0, f64::max),
+    }
 }
 
 impl Batch {
-    /// Takes rows until there are none left.
-    fn work(&self) -> Result<(), Box<dyn std::error::Error>> {
+    /// Takes rows until there are none left; the processor's time that it took.
+    fn work(&self) -> Result<f64, Box<dyn std::error::Error>> {
         let (left, right) = (self.left.open()?, self.right.open()?);
         let (product, next) = (self.product.open()?, self.next.open()?);
         let rows = product.dims().0;
@@ -85,20 +101,35 @@ impl Batch {
             .into_iter()
             .try_for_each(|matrix| map(matrix))?;
         gate.wait()?;
+        let start = processor_seconds();
         loop {
-            let first = next.0.fetch_add(self.step, Ordering::Relaxed);
-            if first >= rows {
+            let Some(band) = self.take(&next, rows) else {
+                let spent = processor_seconds() - start;
                 gate.wait()?;
-                return Ok(());
-            }
-            let band = first..rows.min(first + self.step);
+                return Ok(spent);
+            };
             let factor = left.rows(band.clone())?;
             let mut target = product.rows_mut(band.clone())?;
             // The matrix that these rows are of.
-            let matrix = first / self.order * self.order;
+            let matrix = band.start / self.order * self.order;
             let other = right.rows(matrix..matrix + self.order)?;
             gemm(self.order, band.len(), &factor, &other, &mut target);
         }
+    }
+
+    /// The next rows of the product for a worker: a matrix of many; of a single one, a part of what is
+    /// left. Parts are large at first, for a multiplication begins by packing the whole other matrix,
+    /// and small at the end, so that nobody waits long for the last.
+    fn take(&self, next: &Next, rows: usize) -> Option<Range<usize>> {
+        const LEAST: usize = 32;
+        let step = |first: usize| match rows == self.order {
+            true => ((rows - first) / (2 * self.workers as usize)).max(LEAST),
+            false => self.order,
+        };
+        let after = |first| (first < rows).then(|| rows.min(first + step(first)));
+        let order = Ordering::Relaxed;
+        let first = next.0.fetch_update(order, order, after).ok()?;
+        Some(first..after(first)?)
     }
 }
 
@@ -146,7 +177,6 @@ fn report(
     name: &str,
     order: usize,
     count: usize,
-    step: usize,
     workers: u32,
 ) -> Result<(), Box<dyn std::error::Error>> {
     let pool = Pool::builder().create()?;
@@ -163,16 +193,16 @@ fn report(
         product: product.handle(),
         next: next.handle(),
         gate: gate.handle(),
-        step,
+        workers,
     };
     let start = Instant::now();
-    let seconds = run(&Config::new(), &MULTIPLY, (batch, workers))?;
+    let spent = run(&Config::new(), &MULTIPLY, (batch, workers))?;
     let whole = start.elapsed().as_secs_f64();
 
     // Written, so that it is mapped.
     let mut alone = vec![f64::NAN; rows * order];
     let (left, right) = (left.rows(..)?, right.rows(..)?);
-    let start = Instant::now();
+    let (start, busy) = (Instant::now(), processor_seconds());
     for matrix in 0..count {
         let part: Range<usize> = matrix * order * order..(matrix + 1) * order * order;
         gemm(
@@ -183,17 +213,22 @@ fn report(
             &mut alone[part],
         );
     }
-    let seconds_alone = start.elapsed().as_secs_f64();
+    let alone_spent = Spent {
+        wall: start.elapsed().as_secs_f64(),
+        processor: processor_seconds() - busy,
+    };
     if *product.rows(..)? != alone[..] {
         return Err(format!("the {name} product is wrong").into());
     }
     let operations = 2.0 * count as f64 * (order as f64).powi(3);
     let sum: f64 = alone.iter().sum();
     println!(
-        "{name}: {count} of order {order}, sum {sum}, {:.2} GFLOP/s, speedup {:.2}; \
-         seconds {seconds:.4}, with start and end of the workers {whole:.4}",
-        operations / seconds / 1e9,
-        seconds_alone / seconds
+        "{name}: {count} of order {order}, sum {sum}, {:.2} GFLOP/s, speedup {:.2}, by the \
+         processors' time {:.2}; seconds {:.4}, with start and end of the workers {whole:.4}",
+        operations / spent.wall / 1e9,
+        alone_spent.wall / spent.wall,
+        alone_spent.processor / spent.processor,
+        spent.wall
     );
     Ok(())
 }
@@ -207,10 +242,8 @@ fn main() -> ExitCode {
         workers,
     } = arguments;
     let (small, large) = (small as usize, large as usize);
-    // A few bands a worker, so that none waits long for the last.
-    let band = large.div_ceil(4 * workers as usize);
-    let done = report("small", small, count as usize, small, workers)
-        .and_then(|()| report("large", large, 1, band, workers));
+    let done = report("small", small, count as usize, workers)
+        .and_then(|()| report("large", large, 1, workers));
     match done {
         Ok(()) => {
             println!("products: right");

@@ -376,6 +376,15 @@ pub fn store(
     }
 }
 
+/// Copies, with one store an element: of a process that is killed on the way, each is the old one or
+/// the new one.
+fn overwrite<T: bytemuck::Pod + KillSafe>(target: &mut [T], elements: &[T]) {
+    for (target, element) in target.iter_mut().zip(elements) {
+        // SAFETY: a place of the slice, which is ours to write to.
+        unsafe { std::ptr::write_volatile(target, *element) };
+    }
+}
+
 fn store_as<T>(
     pool: Pool,
     name: &str,
@@ -405,7 +414,7 @@ where
             match pool.named::<Array<T>>(name) {
                 Ok(array) if array.len() != len => return Err(other(vec![array.len()])),
                 Ok(array) => {
-                    array.claim_mut(..)?.copy_from_slice(&elements);
+                    overwrite(&mut array.claim_mut(..)?, &elements);
                     return Ok(Stored::Overwritten);
                 }
                 Err(NamedError::NotFound) => {}
@@ -421,7 +430,7 @@ where
                     return Err(other(vec![rows, columns]));
                 }
                 Ok(matrix) => {
-                    matrix.rows_mut(..)?.copy_from_slice(&elements);
+                    overwrite(&mut matrix.rows_mut(..)?, &elements);
                     return Ok(Stored::Overwritten);
                 }
                 Err(NamedError::NotFound) => {}

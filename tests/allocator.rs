@@ -34,7 +34,8 @@ const CASES: &[common::Named] = table! {
         runs_grow_where_they_lie
         statistics_add_up
         purging_gives_memory_back
-        free_memory_ages_and_goes_back;
+        free_memory_ages_and_goes_back
+        freed_memory_goes_back_within_two_seconds;
     model:
         random_operations
         long_random_operations;
@@ -63,7 +64,8 @@ const CASES: &[common::Named] = table! {
         freed_by_many_at_once
         threads_come_and_go
         processes_come_and_go
-        spans_of_the_dead_are_used;
+        spans_of_the_dead_are_used
+        what_is_left_behind_goes_back;
     storm:
         killed_at_random;
     kills:

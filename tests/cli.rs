@@ -29,6 +29,7 @@ const CASES: &[Named] = table! {
         a_stopped_holder_is_in_nobodys_way
         the_types_of_containers_are_told
         locks_are_told
+        top_tells_what_is_allocated_and_freed
         looking_changes_nothing
         a_crashed_pool_is_checked;
     numbers:
@@ -36,6 +37,7 @@ const CASES: &[Named] = table! {
         orders_and_bytes_are_turned
         what_does_not_fit_is_refused
         claimed_numbers_are_not_overwritten
+        a_killed_import_leaves_the_target_whole
         numpy_reads_and_writes_in_place;
     bad:
         what_is_no_pool

@@ -8,6 +8,8 @@ use shmkit::{KillSafe, Pool, ShmSafe};
 
 #[path = "containers/arrays.rs"]
 mod arrays;
+#[path = "containers/banks.rs"]
+mod banks;
 #[path = "containers/buffers.rs"]
 mod buffers;
 #[path = "containers/cells.rs"]
@@ -16,6 +18,8 @@ mod cells;
 mod claims;
 #[path = "common/mod.rs"]
 mod common;
+#[path = "containers/graphs.rs"]
+mod graphs;
 #[path = "containers/heaps.rs"]
 mod heaps;
 #[path = "containers/histories.rs"]
@@ -28,6 +32,8 @@ mod maps;
 mod matrices;
 #[path = "containers/multi_maps.rs"]
 mod multi_maps;
+#[path = "containers/queue_users.rs"]
+mod queue_users;
 #[path = "containers/queues.rs"]
 mod queues;
 #[path = "containers/refused.rs"]
@@ -94,13 +100,18 @@ const CASES: &[common::Named] = table! {
         cells_refused
         maps_refused
         queues_refused
-        buffers_refused;
+        buffers_refused
+        matrices_refused
+        heaps_refused
+        slots_refused
+        pools_refused;
     stopped:
         a_write_that_was_cut_off_is_completed
         claims_wait_for_elements_in_flight
         growth_waits_for_elements_in_flight
         a_stopped_producer_holds_up_nobody
         a_stopped_consumer_holds_up_nobody
+        elements_that_come_and_go_are_not_missed
         a_stopped_waiter_is_passed;
     cells:
         a_cell_is_a_variable
@@ -137,17 +148,20 @@ const CASES: &[common::Named] = table! {
         the_dead_may_leave_a_heap_for_good
         collections_come_by_themselves
         a_full_pool_loses_no_object
-        heaps_behave_like_graphs
+        a_forked_copy_of_a_transaction_is_void;
+    graphs:
+        heaps_behave_like_graphs;
+    banks:
         transfers_by_many
         killed_modifiers_lose_nothing
-        a_killed_viewer_holds_up_nobody
-        a_forked_copy_of_a_transaction_is_void;
+        a_killed_viewer_holds_up_nobody;
     histories:
         the_check_of_histories_can_fail
         histories_of_cells
         histories_of_maps
         histories_of_flat_maps
-        histories_of_multi_maps;
+        histories_of_multi_maps
+        histories_of_heaps;
     streams:
         histories_of_queues
         histories_of_mailboxes
@@ -166,7 +180,8 @@ const CASES: &[common::Named] = table! {
         destroyed_queues_return_every_byte
         closed_queues
         leases_come_back
-        the_leases_of_the_killed_come_back
+        the_leases_of_the_killed_come_back;
+    queue_users:
         producers_and_a_consumer
         producers_and_consumers
         no_producer_starves

@@ -27,6 +27,8 @@ mod links;
 mod named;
 #[path = "pool/objects.rs"]
 mod objects;
+#[path = "pool/postponed.rs"]
+mod postponed;
 
 const CASES: &[common::Named] = table! {
     create:
@@ -86,6 +88,11 @@ const CASES: &[common::Named] = table! {
         handles_travel
         inherited_handles
         the_dead_let_go;
+    postponed:
+        the_dead_postponed_it
+        who_has_left_postponed_it
+        the_living_keep_what_they_postponed
+        a_full_pool_is_tried_again;
     links:
         a_long_list
         a_long_list_of_a_dead_process

@@ -23,6 +23,7 @@ const CASES: &[common::Named] = table! {
         collections
         zeroed_memory_is_zero
         memory_goes_back
+        large_data_has_huge_pages
         refused_by_name
         refused_through_the_global_allocator
         a_limited_address_space

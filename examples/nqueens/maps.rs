@@ -1,8 +1,7 @@
 //! Workers that share one or two hash maps.
 //!
 //! The parts of the search are in a queue, and are leased: the part of a worker that is killed
-//! comes back, and is searched again. That does no harm, for what a map has it has once. A worker
-//! remembers which boards it has stored, and does not look for those again.
+//! comes back, and is searched again. That does no harm, for what a map has it has once.
 
 use std::time::Duration;
 
@@ -10,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use shmkit::process::{Backoff, Entry, Restart, StartOptions, Worker};
 use shmkit::{Handle, HashMap, PopError, Queue};
 
-use crate::board::{Boards, parts, representative, search};
+use crate::board::{parts, representative, search};
 use crate::failure::Failure;
 
 /// The solutions up to symmetry, those with the same last bits in one map.
@@ -58,7 +57,6 @@ fn search_with_maps(_: &Worker, shared: Shared) -> Result<(), Failure> {
     let maps = shared.maps.iter().map(|map| map.open());
     let maps = maps.collect::<Result<Vec<_>, _>>()?;
     let (queue, parts) = (shared.parts.open()?, parts(shared.size));
-    let mut stored = Boards::default();
     loop {
         let part = match queue.lease() {
             Ok(part) => part,
@@ -68,11 +66,8 @@ fn search_with_maps(_: &Worker, shared: Shared) -> Result<(), Failure> {
         search(shared.size, parts[*part as usize], |board| {
             let board = representative(shared.size, board);
             let map = &maps[board as usize % maps.len()];
-            if !stored.contains(&board) {
-                if !map.contains_key(&board) {
-                    map.insert(&board, 1)?;
-                }
-                stored.insert(board);
+            if !map.contains_key(&board) {
+                map.insert(&board, 1)?;
             }
             Ok::<_, Failure>(())
         })?;

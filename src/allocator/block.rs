@@ -49,10 +49,10 @@ pub(crate) fn at_hand(slot: &Slot, layout: Layout, record: impl Fn(usize)) -> Op
     unsafe { slot.known_cache(class) }.take(record)
 }
 
-/// The same, whatever the layout and the cache.
+/// A block, whatever the layout and the cache.
 #[cold]
 #[inline(never)]
-fn allocate_more(
+pub(crate) fn allocate_more(
     arena: Arena,
     slot: &Slot,
     layout: Layout,
@@ -312,15 +312,6 @@ fn free_other(
     owner: Tag,
     place: Place,
 ) -> Result<(), FreeError> {
-    // Nobody's spans become the property of who frees into them.
-    if owner.is_nobody()
-        && let Some(span) = cache::adopt(arena, slot, start)
-    {
-        let freed = span.sets().free_own(place);
-        slot.watched.freeing.store(0, Ordering::Release);
-        slot.cache(span.class()).keep(arena, slot, span);
-        return freed.then_some(()).ok_or(FreeError::NotAllocated);
-    }
     let before = span.sets().free_remote(place);
     slot.watched.freeing.store(0, Ordering::Release);
     if before & place.bit() != 0 {
@@ -331,8 +322,7 @@ fn free_other(
         return Ok(());
     };
     if now.is_nobody() {
-        let orphans = &arena.header().orphans;
-        orphans.fetch_or(1 << span.class(), Ordering::SeqCst);
+        cache::note_orphan(arena, slot, start);
     } else if (before == 0 || now != owner)
         && let Some(owner) = arena.owner_slot(now)
     {

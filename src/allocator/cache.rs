@@ -242,6 +242,15 @@ impl Cache<'_> {
         self.word.set(word as u64);
     }
 
+    /// Makes word `next` of the current span the one that blocks come from, after `word`.
+    fn move_on(&self, span: &Span, word: usize, next: usize) {
+        let blocks = (next as u64).wrapping_sub(word as u64).wrapping_mul(64);
+        let bytes = blocks.wrapping_mul(self.size.get());
+        self.base.set(self.base.get().wrapping_add(bytes));
+        let word = std::ptr::from_ref(span.sets().freed(next)).expose_provenance();
+        self.word.set(word as u64);
+    }
+
     /// Puts a span whose blocks are handed out, but for fewer than an eighth, into the FULL list.
     fn push_full(&self, arena: Arena, span: &Span) {
         let eighth = span.blocks.load(Ordering::Relaxed) / 8;
@@ -274,8 +283,8 @@ impl Cache<'_> {
         class: usize,
     ) -> Result<(), AllocError> {
         if let Some((span, word)) = self.current(arena) {
-            if let Some(word) = stocked(arena, span, word) {
-                self.set_current(arena, span, word);
+            if let Some(next) = stocked(arena, span, word) {
+                self.move_on(span, word, next);
                 return Ok(());
             }
             self.set_none(slot);
@@ -401,7 +410,7 @@ impl Cache<'_> {
     }
 
     /// Puts a span that was adopted where its owner finds it.
-    pub(crate) fn keep(&self, arena: Arena, slot: &Slot, span: &Span) {
+    fn keep(&self, arena: Arena, slot: &Slot, span: &Span) {
         if span.stocked(0).is_some() {
             self.push_partial(arena, slot, span);
         } else {
@@ -458,24 +467,37 @@ fn stocked(arena: Arena, span: &Span, from: usize) -> Option<usize> {
     stocked
 }
 
-/// Takes a span that nobody owns. Its record is as recovery or a leaving owner left it: settled.
-/// A damaged one stays nobody's.
-pub(crate) fn adopt(arena: Arena, slot: &Slot, start: usize) -> Option<&'static Span> {
-    if !arena.span(start).is_sane(arena, start) {
+/// Makes a span that nobody owns one of `owner`'s. Its record is as recovery or a leaving owner left
+/// it: settled. A damaged one stays nobody's.
+pub(crate) fn adopt(arena: Arena, owner: Tag, start: usize) -> Option<&'static Span> {
+    let span = arena.span(start);
+    if !span.is_sane(arena, start) {
         return None;
     }
     arena
         .tag(start)
         .compare_exchange(
             slice::span_tag(Tag::NOBODY),
-            slice::span_tag(slot.tag()),
+            slice::span_tag(owner),
             Ordering::AcqRel,
             Ordering::Relaxed,
         )
         .ok()?;
-    let span = arena.span(start);
     span.place.store(0, Ordering::Relaxed);
     Some(span)
+}
+
+/// A block of a span that nobody owns has been freed: whoever needs one of the class adopts the span.
+/// Who frees does not, or it would keep what it has no use for; but a span of which nothing is left
+/// goes back, as nobody else may ever need its class.
+pub(crate) fn note_orphan(arena: Arena, slot: &Slot, start: usize) {
+    let span = arena.span(start);
+    bitmap::tell(&arena.header().orphans, 1 << span.class());
+    if span.is_empty(arena)
+        && let Some(span) = adopt(arena, slot.tag(), start)
+    {
+        slot.cache(span.class()).push_partial(arena, slot, span);
+    }
 }
 
 /// A span of the class that nobody owns and that has free blocks.
@@ -483,18 +505,19 @@ pub(crate) fn adopt(arena: Arena, slot: &Slot, start: usize) -> Option<&'static 
 fn adopt_orphan(arena: Arena, slot: &Slot, class: usize) -> Option<(&'static Span, usize)> {
     let orphans = &arena.header().orphans;
     let hint = 1 << class;
-    if orphans.load(Ordering::Relaxed) & hint == 0 {
+    if !bitmap::was_told(orphans, hint) {
         return None;
     }
-    orphans.fetch_and(!hint, Ordering::SeqCst);
     for start in 0..arena.slices() {
         let State::Span { owner } = slice::state(arena.tag(start).load(Ordering::Acquire)) else {
             continue;
         };
-        if !owner.is_nobody() || arena.span(start).class() != class {
+        let span = arena.span(start);
+        // Who frees a block of a full one tells again.
+        if !owner.is_nobody() || span.class() != class || span.count_free() == 0 {
             continue;
         }
-        let Some(span) = adopt(arena, slot, start) else {
+        let Some(span) = adopt(arena, slot.tag(), start) else {
             continue;
         };
         // It may have become a span of another class since it was looked at.
@@ -504,7 +527,6 @@ fn adopt_orphan(arena: Arena, slot: &Slot, class: usize) -> Option<(&'static Spa
             orphans.fetch_or(hint, Ordering::SeqCst);
             return Some((span, word));
         }
-        // Full: it is ours now, and who frees a block of it tells us.
         slot.cache(span.class()).keep(arena, slot, span);
     }
     None

@@ -169,7 +169,7 @@ fn check_bitmaps(arena: Arena, quiet: bool, index: usize, report: &mut CheckRepo
         ));
         return;
     }
-    if span.reciprocal.load(Ordering::Relaxed) != TABLE[class].reciprocal && quiet {
+    if span.inverse.load(Ordering::Relaxed) != TABLE[class].inverse && quiet {
         report.problem(format_args!("span {index} divides by another size"));
     }
     for word in 0..super::span::WORDS {

@@ -43,7 +43,7 @@ pub(crate) fn claim(
     }
     // What the dead had comes before what the kernel has.
     recovery::poll(arena);
-    recovery::reap(arena);
+    recovery::reap_what_was_left(arena);
     for attempt in 0.. {
         if let Some(start) = slice::claim(arena, me, count, align)? {
             return Ok(start);

@@ -116,10 +116,20 @@ impl Guarded {
         (size <= self.bytes - MARGIN).then_some(size)
     }
 
+    /// Fills what lies between `from` and the trailer, a word at a time.
     fn fill(self, from: usize, with: u8) {
-        let start = std::ptr::with_exposed_provenance_mut::<u8>(self.address + from);
-        // SAFETY: within the block, before its trailer; the caller has it, or is about to.
-        unsafe { start.write_bytes(with, self.bytes - TRAILER - from) };
+        let start = from.next_multiple_of(8);
+        let odd = std::ptr::with_exposed_provenance_mut::<u8>(self.address + from);
+        let words = std::ptr::with_exposed_provenance::<AtomicU64>(self.address + start);
+        // SAFETY: within the block, before its trailer, which starts at a multiple of 8 as the block
+        // does; the caller has the block, or is about to, so that nobody else accesses it.
+        let words = unsafe {
+            odd.write_bytes(with, start - from);
+            std::slice::from_raw_parts(words, (self.bytes - TRAILER - start) / 8)
+        };
+        for word in words {
+            word.store(u64::from_ne_bytes([with; 8]), Ordering::Relaxed);
+        }
     }
 
     /// Where the bytes from `from` to the trailer are first something else.

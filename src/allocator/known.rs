@@ -3,7 +3,9 @@
 //! The long way from an address to a span leads by the pool's extent, the slice's tag and the
 //! span's record. An owner notes where that led to, in a table in its slot with an entry for each
 //! slice of its own (a direct-mapped cache by the slice's number), so that the next free of a block
-//! in the slice is a subtraction, a comparison and a multiplication away from its bit.
+//! in the slice is a subtraction, a multiplication and a comparison away from its bit. The comparison
+//! answers three questions at once (see [`size_class::divide`]): whether the entry is of the address's
+//! slice, whether it is in use, and whether a block starts at the address.
 //!
 //! Nothing here has to be right after a death: a claimant of the slot clears the table, so it is
 //! only ever read by who has written it. The order of the stores means nothing.
@@ -11,9 +13,9 @@
 //! Invariants
 //! 1. An entry is all zero, or it describes a span that belongs to the slot's owner: a span goes
 //!    back ([`Slot::forget`]) or becomes nobody's (as the owner leaves) only.
-//! 2. Offsets below `len` are those of the span's blocks, so a quotient needs no other bound.
+//! 2. `blocks` is at most [`MAX_BLOCKS`]: what is below it is in the bitmaps.
 
-use super::size_class::{self, MAX_SPAN};
+use super::size_class::{self, MAX_BLOCKS};
 use super::span::{Place, Span, WORDS};
 use crate::layout::arena::{Arena, SLICE, SLICE_SHIFT};
 use crate::participants::table::{KNOWN_WORDS, Own, Slot};
@@ -29,12 +31,14 @@ const ENTRIES: usize = 256;
 struct Known {
     /// The address of the span's first block.
     start: [Own; ENTRIES],
-    /// Bytes of all its blocks; 0 in an entry that is not in use.
-    len: [Own; ENTRIES],
     /// Division by the block size: see `size_class`.
-    reciprocal: [Own; ENTRIES],
+    inverse: [Own; ENTRIES],
     /// The address of the span's bitmaps.
     words: [Own; ENTRIES],
+    /// How many blocks the span has; 0 in an entry that is not in use.
+    blocks: [Own<u32>; ENTRIES],
+    /// Division again.
+    shift: [Own<u32>; ENTRIES],
 }
 
 const _: () = assert!(size_of::<Known>() == size_of::<[Own; KNOWN_WORDS]>());
@@ -79,25 +83,32 @@ impl Slot {
     pub(crate) fn known_block(&self, address: usize) -> Option<(Place, Words)> {
         let (known, entry) = (self.known(), entry_of(address));
         let offset = (address as u64).wrapping_sub(known.start[entry].get());
-        if offset >= known.len[entry].get() {
+        let (inverse, shift) = (known.inverse[entry].get(), known.shift[entry].get());
+        let index = size_class::divide(offset, inverse, shift);
+        if index >= known.blocks[entry].get().into() {
             return None;
         }
-        let index = size_class::divide(offset, known.reciprocal[entry].get())?;
-        Some((Place(index), Words(known.words[entry].get() as usize)))
+        // SAFETY: by invariant 2.
+        unsafe { std::hint::assert_unchecked(index < MAX_BLOCKS as u64) };
+        Some((
+            Place(index as u32),
+            Words(known.words[entry].get() as usize),
+        ))
     }
 
     /// Notes a span of the owner's, for blocks in the slice that an address lies in.
     pub(crate) fn note_known(&self, arena: Arena, span: &Span, address: usize) {
         let start = arena.slice_address(span.slice(arena));
-        let blocks = u64::from(span.blocks.load(Ordering::Relaxed));
-        let len = blocks * u64::from(span.size.load(Ordering::Relaxed));
         // The address of the record is what is exposed: the record is found by that of its words.
         let words = std::ptr::from_ref(span).expose_provenance() + Span::WORDS_AT;
         let (known, entry) = (self.known(), entry_of(address));
+        let blocks = span.blocks.load(Ordering::Relaxed);
+        let size = span.size.load(Ordering::Relaxed);
         known.start[entry].set(start as u64);
-        known.reciprocal[entry].set(span.reciprocal.load(Ordering::Relaxed));
+        known.inverse[entry].set(span.inverse.load(Ordering::Relaxed));
+        known.shift[entry].set(size.trailing_zeros());
         known.words[entry].set(words as u64);
-        known.len[entry].set(len.min(MAX_SPAN as u64));
+        known.blocks[entry].set(blocks.min(MAX_BLOCKS as u32));
     }
 
     /// Forgets all spans: those of the slot's former owner.
@@ -114,7 +125,7 @@ impl Slot {
         for slice in 0..slices {
             let entry = entry_of(start + slice * SLICE);
             if self.known().start[entry].get() == start as u64 {
-                self.known().len[entry].set(0);
+                self.known().blocks[entry].set(0);
             }
         }
     }

@@ -41,14 +41,16 @@ pub(crate) fn release_all(arena: Arena, owner: Tag) {
             } if claimant == owner => {
                 slice::abandon(arena, index, kind);
             }
-            State::Span { owner: holder } if holder == owner => {
+            // Nobody's too: who was to give it back, or the hint, may have died.
+            State::Span { owner: holder }
+                if holder == owner || (holder.is_nobody() && adopt_empty(arena, owner, index)) =>
+            {
                 let span = arena.span(index);
                 if release_span(arena, owner, span) {
                     tag.store(slice::span_tag(Tag::NOBODY), Ordering::Release);
                     orphans |= 1 << span.class();
                 }
             }
-            // The hint may have died with somebody.
             State::Span { owner: holder } if holder.is_nobody() => {
                 orphans |= 1 << arena.span(index).class();
             }
@@ -57,6 +59,11 @@ pub(crate) fn release_all(arena: Arena, owner: Tag) {
         }
     }
     arena.header().orphans.fetch_or(orphans, Ordering::SeqCst);
+}
+
+/// Makes a span of nobody's that is empty the owner's. True if it did.
+fn adopt_empty(arena: Arena, owner: Tag, start: usize) -> bool {
+    arena.span(start).is_empty(arena) && cache::adopt(arena, owner, start).is_some()
 }
 
 /// Collects what others freed of a span; gives it back if it is empty. True if it stays.

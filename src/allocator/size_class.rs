@@ -26,24 +26,33 @@ pub(crate) struct Class {
     pub(crate) first_slices: u32,
     /// Slices of its further spans.
     pub(crate) slices: u32,
-    /// 2^32 divided by the size, rounded up: see [`divide`].
-    pub(crate) reciprocal: u64,
+    /// That of the size: see [`divide`].
+    pub(crate) inverse: u64,
 }
 
-/// An offset divided by the size that has the reciprocal, if nothing remains: one multiplication.
+/// The number of the block that begins at an offset, or a number that no block of a span has: one
+/// multiplication and one rotation, and what is compared with the number of blocks says all.
 ///
-/// The product's upper half is the quotient, and its lower half is below the reciprocal exactly
-/// if nothing remains (Lemire, Kaser, Kurz, *Faster remainder by direct computation*, 2019): as long
-/// as the error of the reciprocal, which is below the size, times the quotient is below 2^32 / size.
-/// That is so for every offset below [`MAX_SPAN`], as a test shows of each.
+/// `inverse` is that of the size's odd factor modulo 2^64, `shift` the exponent of its factor of two.
+/// So this maps each 64-bit number to another one, and the multiples of the size to their quotients:
+/// no other offset, however far away, gets a number as small as theirs (Granlund, Montgomery,
+/// *Division by invariant integers using multiplication*, 1994, section 9).
 #[inline(always)]
-pub(crate) const fn divide(offset: u64, reciprocal: u64) -> Option<u32> {
-    debug_assert!(offset < MAX_SPAN as u64);
-    let product = offset.wrapping_mul(reciprocal);
-    if product as u32 as u64 >= reciprocal {
-        return None;
+pub(crate) const fn divide(offset: u64, inverse: u64, shift: u32) -> u64 {
+    offset.wrapping_mul(inverse).rotate_right(shift)
+}
+
+/// The inverse of the odd factor of a size.
+const fn inverse_of(size: u64) -> u64 {
+    let odd = size >> size.trailing_zeros();
+    // Right in the lowest five bits; each round doubles their number.
+    let mut inverse = odd.wrapping_mul(3) ^ 2;
+    let mut round = 0;
+    while round < 4 {
+        inverse = inverse.wrapping_mul(2_u64.wrapping_sub(odd.wrapping_mul(inverse)));
+        round += 1;
     }
-    Some((product >> 32) as u32)
+    inverse
 }
 
 pub(crate) static TABLE: [Class; CLASSES] = {
@@ -51,7 +60,7 @@ pub(crate) static TABLE: [Class; CLASSES] = {
         size: 0,
         first_slices: 0,
         slices: 0,
-        reciprocal: 0,
+        inverse: 0,
     }; CLASSES];
     let mut i = 0;
     while i < CLASSES {
@@ -77,7 +86,7 @@ const fn class(index: usize) -> Class {
         size: size as u32,
         first_slices: first_slices as u32,
         slices: slices as u32,
-        reciprocal: (1_u64 << 32).div_ceil(size as u64),
+        inverse: inverse_of(size as u64),
     }
 }
 
@@ -91,8 +100,9 @@ const fn size_of_class(index: usize) -> usize {
     }
 }
 
-/// The class of each size up to [`MAX_BLOCK`], by the size in steps of 16 bytes.
-static CLASS_OF: [u8; MAX_BLOCK / 16 + 1] = {
+/// The class of each size up to [`MAX_BLOCK`], by the size in steps of 16 bytes. No static, which
+/// another crate would look up the address of.
+const CLASS_OF: &[u8; MAX_BLOCK / 16 + 1] = &{
     let mut classes = [0; MAX_BLOCK / 16 + 1];
     let (mut step, mut class) = (1, 0);
     while step < classes.len() {
@@ -158,13 +168,21 @@ mod tests {
     }
 
     #[test]
-    fn the_reciprocal_divides() {
+    fn the_inverse_divides() {
         for class in &TABLE {
             let size = u64::from(class.size);
+            let blocks = MAX_SPAN as u64 / size;
+            let by = |offset| divide(offset, class.inverse, class.size.trailing_zeros());
             for offset in 0..MAX_SPAN as u64 {
-                let exact = offset.is_multiple_of(size).then_some(offset / size);
-                let quotient = divide(offset, class.reciprocal).map(u64::from);
+                let quotient = Some(by(offset)).filter(|&quotient| quotient < blocks);
+                let exact = (offset.is_multiple_of(size) && offset / size < blocks)
+                    .then_some(offset / size);
                 assert_eq!(quotient, exact, "{offset} by {size}");
+            }
+            // What lies below the span, or far away.
+            for far in (1..MAX_SPAN as u64).flat_map(|n| [n.wrapping_neg(), n << 32, n << 45]) {
+                let multiple = far.is_multiple_of(size) && far / size < blocks;
+                assert!(by(far) >= blocks || multiple, "{far:#x} by {size}");
             }
         }
     }

@@ -24,11 +24,11 @@
 //! 1. `freed` is written by the owner that the slice's tag names, or for it.
 //! 2. `collect` leaves in `remote` any block that a slot's `freeing` word names: until that word
 //!    is cleared, a recovery may set the block's bit again.
-//! 3. `class`, `reciprocal`, `size`, `blocks` and `slices` are constant from before the head's
+//! 3. `class`, `inverse`, `size`, `blocks` and `slices` are constant from before the head's
 //!    tag until the head is claimed.
 //! 4. A span goes back only when every block is free and no `freeing` word names one.
 
-use super::size_class::{self, MAX_BLOCKS, MAX_SPAN, TABLE};
+use super::size_class::{self, MAX_BLOCKS, TABLE};
 use super::slice;
 use crate::layout::arena::{Arena, SLICE, SPANS};
 use crate::participants::tag::Tag;
@@ -42,7 +42,7 @@ pub(crate) const WORDS: usize = MAX_BLOCKS / 64;
 #[repr(C, align(64))]
 pub(crate) struct Span {
     /// Division by the size: see `size_class`.
-    pub(crate) reciprocal: AtomicU64,
+    pub(crate) inverse: AtomicU64,
     pub(crate) size: AtomicU32,
     pub(crate) blocks: AtomicU32,
     pub(crate) class: AtomicU32,
@@ -101,7 +101,7 @@ impl Span {
     pub(crate) fn describe(&self, class: usize, slices: usize) {
         let shape = &TABLE[class];
         let blocks = (slices * SLICE) as u32 / shape.size;
-        self.reciprocal.store(shape.reciprocal, Ordering::Relaxed);
+        self.inverse.store(shape.inverse, Ordering::Relaxed);
         self.size.store(shape.size, Ordering::Relaxed);
         self.blocks.store(blocks, Ordering::Relaxed);
         self.class.store(class as u32, Ordering::Relaxed);
@@ -137,7 +137,7 @@ impl Span {
         slices >= 1
             && slices <= class.slices as usize
             && start + slices <= arena.slices()
-            && self.reciprocal.load(Ordering::Relaxed) == class.reciprocal
+            && self.inverse.load(Ordering::Relaxed) == class.inverse
             && self.size.load(Ordering::Relaxed) == class.size
             && self.blocks.load(Ordering::Relaxed) == (slices * SLICE) as u32 / class.size
             && (0..WORDS).all(|w| self.sets().free_bits(w) & !self.all(w) == 0)
@@ -170,12 +170,10 @@ impl Span {
     /// The block that starts at a distance from the span's start, or `None` if none does.
     #[inline(always)]
     pub(crate) fn place_of(&self, offset: usize) -> Option<Place> {
-        if offset >= MAX_SPAN {
-            return None;
-        }
-        let reciprocal = self.reciprocal.load(Ordering::Relaxed);
-        let index = size_class::divide(offset as u64, reciprocal)?;
-        (index < self.blocks.load(Ordering::Relaxed)).then_some(Place(index))
+        let shift = self.size.load(Ordering::Relaxed).trailing_zeros();
+        let inverse = self.inverse.load(Ordering::Relaxed);
+        let index = size_class::divide(offset as u64, inverse, shift);
+        (index < self.blocks.load(Ordering::Relaxed).into()).then_some(Place(index as u32))
     }
 
     /// True if the block is in one of the sets.

@@ -17,7 +17,7 @@ use crate::layout::{Field, TypeInfo};
 use crate::participants::table::Slot;
 use crate::participants::thread::{self, Holding, NoSlot};
 use crate::participants::{detect, epoch};
-use crate::pool::{Pool, handles, intents, objects};
+use crate::pool::{Pool, dispose, handles, intents, objects};
 use crate::primitive::{AtomicU64, Ordering};
 
 /// A counted reference to an object of the same pool, as a field of another object.
@@ -112,7 +112,7 @@ impl<T: ShmSafe> Link<T> {
         let slot = thread::slot(arena)?;
         let new = to.map_or(0, |to| to.index() as u32 + 1);
         if let Some(old) = intents::set_link(arena, slot, &self.word, new) {
-            objects::dispose(arena, old);
+            dispose::dispose(arena, old);
         }
         Ok(())
     }
@@ -290,7 +290,7 @@ impl<T: ShmSafe> Drop for View<'_, T> {
         {
             epoch::unpin(slot);
             thread::guard_dropped();
-            objects::retry(arena);
+            dispose::retry(arena);
         }
     }
 }

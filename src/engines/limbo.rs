@@ -294,6 +294,12 @@ pub(crate) fn reap(arena: Arena) {
     if let Ok(slot) = thread::slot(arena) {
         collect(arena, slot);
     }
+    reap_left(arena);
+}
+
+/// Collects what those have left who are gone.
+#[inline]
+pub(crate) fn reap_left(arena: Arena) {
     if arena.header().limbo_left.load(Ordering::Relaxed) != 0 {
         reap_others(arena);
     }

@@ -1,19 +1,30 @@
 //! The named pools that there are, and whether anybody has them.
 //!
-//! Every process that has a named pool holds its file's `flock` in shared mode for life, so whoever
-//! gets it exclusively knows that nobody has the pool, and nobody gets it meanwhile. Process ids
-//! are shown and never judged by: they repeat, and mean other processes elsewhere.
+//! Every process that has a named pool shares its file's lock for life (`sys::file_lock`), so the
+//! system says whether anybody has the pool. Process ids are shown and never judged by: they repeat,
+//! and mean other processes elsewhere.
 
 use std::os::fd::BorrowedFd;
 
-use rustix::fs::FlockOperation;
 use serde::Serialize;
 
 use super::{Info, Observer, ProcessReport};
 use crate::pool::AttachError;
 use crate::pool::attach::{self, PoolName};
+use crate::sys::file_lock;
 
 /// Whether anybody has a pool.
+///
+/// ```
+/// # use shmkit::{Pool, inspect::Observer};
+/// # let name = format!("doc-state-{}", std::process::id());
+/// # let pool = Pool::builder().max_size(4 << 20).create_named(&name)?;
+/// let object = pool.create(1_u64)?;
+/// let observer = Observer::open(&name)?;
+/// assert_eq!(observer.info().state, shmkit::inspect::PoolState::Live);
+/// # Pool::unlink(&name)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
@@ -27,6 +38,16 @@ pub enum PoolState {
 }
 
 /// A file that is a named pool, or has the name of one.
+///
+/// ```
+/// for listed in shmkit::inspect::list("numbers-")? {
+///     match listed.info {
+///         Ok(info) => println!("{}: {} bytes", listed.name, info.size),
+///         Err(error) => println!("{}: {error}", listed.path),
+///     }
+/// }
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Listed {
@@ -38,18 +59,14 @@ pub struct Listed {
     pub info: Result<Info, AttachError>,
 }
 
-/// Whether anybody has the file. The lock is asked for where no living process says that it has the
-/// pool, and is given back at once: who opens the pool in this moment looks twice.
+/// Whether anybody has the file. The system is asked where no living process says that it takes part.
 pub(super) fn state(fd: BorrowedFd<'_>, processes: &[ProcessReport]) -> PoolState {
     if processes.iter().any(|process| process.alive) {
         return PoolState::Live;
     }
-    match rustix::fs::flock(fd, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {
-            let _ = rustix::fs::flock(fd, FlockOperation::Unlock);
-            PoolState::Stale
-        }
-        Err(_) => PoolState::Idle,
+    match file_lock::is_held(fd) {
+        Ok(false) => PoolState::Stale,
+        Ok(true) | Err(_) => PoolState::Idle,
     }
 }
 
@@ -59,6 +76,16 @@ pub(super) fn state(fd: BorrowedFd<'_>, processes: &[ProcessReport]) -> PoolStat
 /// # Errors
 ///
 /// Those of reading the directory.
+///
+/// ```
+/// # use shmkit::Pool;
+/// let name = format!("listed-{}", std::process::id());
+/// Pool::builder().max_size(4 << 20).create_named(&name).unwrap();
+/// let listed = shmkit::inspect::list(&name)?;
+/// assert_eq!((listed.len(), &listed[0].name), (1, &name));
+/// # Pool::unlink(&name).unwrap();
+/// # Ok::<(), std::io::Error>(())
+/// ```
 pub fn list(prefix: &str) -> std::io::Result<Vec<Listed>> {
     let mut names: Vec<String> = std::fs::read_dir(attach::DIRECTORY)?
         .filter_map(|entry| {

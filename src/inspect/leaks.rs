@@ -13,6 +13,16 @@ use crate::pool::objects::{self, Phase};
 use crate::pool::{names, types};
 
 /// What nobody can reach; see [`leaks`].
+///
+/// ```
+/// # use shmkit::{Pool, inspect};
+/// let pool = Pool::builder().max_size(4 << 20).create()?;
+/// let block = pool.allocate(std::alloc::Layout::new::<[u64; 8]>())?;
+/// // Only private memory knows of it.
+/// let leaks = inspect::leaks(pool);
+/// assert_eq!(leaks.blocks[0].0, block.cast::<u8>().as_ptr() as usize);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Leaks {
@@ -24,12 +34,32 @@ pub struct Leaks {
 
 impl Leaks {
     /// True if everything can be reached.
+    ///
+    /// ```
+    /// # use shmkit::{Pool, inspect};
+    /// let pool = Pool::builder().max_size(4 << 20).create()?;
+    /// let block = pool.allocate(std::alloc::Layout::new::<[u64; 8]>())?;
+    /// // Only private memory knows of it.
+    /// let leaks = inspect::leaks(pool);
+    /// assert!(!leaks.is_empty());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.blocks.is_empty()
     }
 
     /// Bytes of all blocks.
+    ///
+    /// ```
+    /// # use shmkit::{Pool, inspect};
+    /// let pool = Pool::builder().max_size(4 << 20).create()?;
+    /// let block = pool.allocate(std::alloc::Layout::new::<[u64; 8]>())?;
+    /// // Only private memory knows of it.
+    /// let leaks = inspect::leaks(pool);
+    /// assert!(leaks.bytes() >= 64);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.blocks.iter().map(|(_, size)| size).sum()
@@ -42,6 +72,16 @@ impl Leaks {
 /// block is an address in it, or names it as maps name their nodes. So a leak can be missed, where
 /// a number happens to look like a name, but not invented, but for one thing: a raw block ([`Pool::allocate`]) that only private memory knows of is
 /// reported: the pool does not know that it is in use.
+///
+/// ```
+/// # use shmkit::{Pool, inspect};
+/// let pool = Pool::builder().max_size(4 << 20).create()?;
+/// let block = pool.allocate(std::alloc::Layout::new::<[u64; 8]>())?;
+/// // Only private memory knows of it.
+/// let leaks = inspect::leaks(pool);
+/// assert_eq!((leaks.objects, leaks.blocks.len()), (0, 1));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[must_use]
 pub fn leaks(pool: Pool) -> Leaks {
     leaks_of(pool.0)

@@ -21,6 +21,21 @@ use crate::pool::{names, types};
 use crate::primitive::{AtomicU64, Ordering};
 
 /// How a thread has to do with a word.
+///
+/// ```
+/// use shmkit::inspect::{Observer, Why};
+/// use shmkit::{Pool, sync::Mutex};
+///
+/// let name = format!("doc-why-{}", std::process::id());
+/// let pool = Pool::builder().max_size(4 << 20).create_named(&name)?;
+/// let mutex = pool.create(Mutex::new(0))?;
+/// let guard = mutex.lock().unwrap();
+/// let locks = Observer::open(&name)?.locks();
+/// assert!(locks.iter().any(|lock| lock.threads[0].why == Why::Holds));
+/// # drop(guard);
+/// # Pool::unlink(&name)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub enum Why {
@@ -35,6 +50,22 @@ pub enum Why {
 }
 
 /// A thread that has to do with a word.
+///
+/// ```
+/// use shmkit::inspect::Observer;
+/// use shmkit::{Pool, sync::Mutex};
+///
+/// let name = format!("doc-thread-{}", std::process::id());
+/// let pool = Pool::builder().max_size(4 << 20).create_named(&name)?;
+/// let mutex = pool.create(Mutex::new(0))?;
+/// let guard = mutex.lock().unwrap();
+/// let locks = Observer::open(&name)?.locks();
+/// let us = |lock: &shmkit::inspect::LockReport| lock.threads[0].process == std::process::id();
+/// assert!(locks.iter().any(us));
+/// # drop(guard);
+/// # Pool::unlink(&name)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct LockThread {
@@ -47,6 +78,24 @@ pub struct LockThread {
 }
 
 /// A word that threads hold, read under, or sleep on.
+///
+/// ```
+/// use shmkit::inspect::Observer;
+/// use shmkit::{Pool, sync::Mutex};
+///
+/// let name = format!("doc-lock-{}", std::process::id());
+/// let pool = Pool::builder().max_size(4 << 20).create_named(&name)?;
+/// let mutex = pool.create(Mutex::new(0))?;
+/// let guard = mutex.lock().unwrap();
+/// let locks = Observer::open(&name)?.locks();
+/// for lock in &locks {
+///     println!("{:#x} in {}: {} threads", lock.offset, lock.within, lock.threads.len());
+/// }
+/// assert!(!locks.is_empty());
+/// # drop(guard);
+/// # Pool::unlink(&name)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct LockReport {
@@ -60,6 +109,21 @@ pub struct LockReport {
 
 impl LockReport {
     /// How many sleep on it.
+    ///
+    /// ```
+    /// use shmkit::inspect::Observer;
+    /// use shmkit::{Pool, sync::Mutex};
+    ///
+    /// let name = format!("doc-waiting-{}", std::process::id());
+    /// let pool = Pool::builder().max_size(4 << 20).create_named(&name)?;
+    /// let mutex = pool.create(Mutex::new(0))?;
+    /// let guard = mutex.lock().unwrap();
+    /// let locks = Observer::open(&name)?.locks();
+    /// assert!(locks.iter().all(|lock| lock.waiting() == 0));
+    /// # drop(guard);
+    /// # Pool::unlink(&name)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn waiting(&self) -> usize {
         let waits = |thread: &&LockThread| thread.why == Why::Waits;

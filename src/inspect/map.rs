@@ -11,6 +11,15 @@ use crate::participants::tag::Tag;
 use crate::primitive::Ordering;
 
 /// What a part of a pool's data is used for.
+///
+/// ```
+/// # use shmkit::{Pool, inspect};
+/// let pool = Pool::builder().max_size(4 << 20).create()?;
+/// let object = pool.create(7_u64)?;
+/// let parts = inspect::map(pool).parts;
+/// assert!(parts.iter().any(|part| matches!(part.usage, inspect::Use::Span { used: 1.., .. })));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub enum Use {
@@ -37,6 +46,15 @@ pub enum Use {
 }
 
 /// A part of a pool's data.
+///
+/// ```
+/// # use shmkit::{Pool, inspect};
+/// let pool = Pool::builder().max_size(4 << 20).create()?;
+/// let parts = inspect::map(pool).parts;
+/// // They lie one behind the other.
+/// assert!(parts.windows(2).all(|two| two[0].start + two[0].slices == two[1].start));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Part {
@@ -49,6 +67,13 @@ pub struct Part {
 }
 
 /// A map of a pool's data; [`fmt::Display`] draws it as text.
+///
+/// ```
+/// # use shmkit::{Pool, inspect};
+/// let pool = Pool::builder().max_size(4 << 20).create()?;
+/// println!("{}", inspect::map(pool));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Map {
@@ -57,6 +82,13 @@ pub struct Map {
 }
 
 /// What lies where, at about this moment.
+///
+/// ```
+/// # use shmkit::{Pool, inspect};
+/// let pool = Pool::builder().max_size(4 << 20).create()?;
+/// assert!(!inspect::map(pool).parts.is_empty());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[must_use]
 pub fn map(pool: Pool) -> Map {
     map_of(pool.0)
@@ -147,6 +179,13 @@ impl fmt::Display for Map {
 
 impl Map {
     /// The map as a drawing in SVG: 64 slices a row, each part with a title that says what it is.
+    ///
+    /// ```
+    /// # use shmkit::{Pool, inspect};
+    /// let pool = Pool::builder().max_size(4 << 20).create()?;
+    /// assert!(inspect::map(pool).to_svg().starts_with("<svg"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn to_svg(&self) -> String {
         const SIDE: usize = 12;

@@ -44,4 +44,4 @@ pub use locks::{LockReport, LockThread, Why};
 pub use map::{Map, Part, Use, map};
 pub use objects::ObjectReport;
 pub use observer::{Info, Observer};
-pub use participants::{Participant, ProcessReport, participants};
+pub use participants::{Participant, ProcessReport, Span, participants};

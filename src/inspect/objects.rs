@@ -11,6 +11,19 @@ use crate::pool::{names, types};
 use crate::primitive::Ordering;
 
 /// An object of a pool.
+///
+/// ```
+/// # use shmkit::{Pool, inspect::Observer};
+/// # let name = format!("doc-object-{}", std::process::id());
+/// # let pool = Pool::builder().max_size(4 << 20).create_named(&name)?;
+/// pool.set_name("answer", &pool.create(42_u64)?)?;
+/// let observer = Observer::open(&name)?;
+/// let objects = observer.objects();
+/// let named = objects.iter().find(|object| object.names == ["answer"]).unwrap();
+/// assert_eq!((&*named.type_name, named.size), ("u64", 8));
+/// # Pool::unlink(&name)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct ObjectReport {

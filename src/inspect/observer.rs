@@ -17,7 +17,7 @@ use rustix::fs::OFlags;
 use serde::Serialize;
 
 use super::files::{self, PoolState};
-use super::{Leaks, LockReport, Map, ObjectReport, Participant, ProcessReport};
+use super::{Leaks, LockReport, Map, ObjectReport, Participant, ProcessReport, Span};
 use super::{leaks, locks, map, objects, participants};
 use crate::allocator::check::{CheckReport, Depth};
 use crate::allocator::stats::Stats;
@@ -57,6 +57,17 @@ pub struct Observer {
 }
 
 /// What a pool is, and who uses it.
+///
+/// ```
+/// # use shmkit::{Pool, inspect::Observer};
+/// # let name = format!("doc-info-{}", std::process::id());
+/// # let pool = Pool::builder().max_size(4 << 20).create_named(&name)?;
+/// let observer = Observer::open(&name)?;
+/// let info = observer.info();
+/// assert_eq!((info.creator, info.maximum), (std::process::id(), 4 << 20));
+/// # Pool::unlink(&name)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Info {
@@ -99,6 +110,16 @@ impl Observer {
     /// # Errors
     ///
     /// As for [`Pool::open`]. A pool of another PID namespace can be looked at.
+    ///
+    /// ```
+    /// # use shmkit::{Pool, inspect::Observer};
+    /// # let name = format!("doc-open-{}", std::process::id());
+    /// # let pool = Pool::builder().max_size(4 << 20).create_named(&name)?;
+    /// let observer = Observer::open(&name)?;
+    /// assert!(Observer::open("no such pool").is_err());
+    /// # Pool::unlink(&name)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn open(name: &str) -> Result<Observer, AttachError> {
         let name =
             PoolName::parse(name).ok_or_else(|| AttachError::InvalidName { name: name.into() })?;
@@ -118,6 +139,16 @@ impl Observer {
     }
 
     /// What the pool is.
+    ///
+    /// ```
+    /// # use shmkit::{Pool, inspect::Observer};
+    /// # let name = format!("doc-info-{}", std::process::id());
+    /// # let pool = Pool::builder().max_size(4 << 20).create_named(&name)?;
+    /// let observer = Observer::open(&name)?;
+    /// assert!(observer.info().size <= 4 << 20);
+    /// # Pool::unlink(&name)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn info(&self) -> Info {
         let stat = rustix::fs::fstat(&self.fd).ok();
@@ -145,36 +176,120 @@ impl Observer {
     }
 
     /// How its memory is used, at about this moment.
+    ///
+    /// ```
+    /// # use shmkit::{Pool, inspect::Observer};
+    /// # let name = format!("doc-stats-{}", std::process::id());
+    /// # let pool = Pool::builder().max_size(4 << 20).create_named(&name)?;
+    /// let object = pool.create(1_u64)?;
+    /// let observer = Observer::open(&name)?;
+    /// assert_eq!(observer.stats().processes, 1);
+    /// # Pool::unlink(&name)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn stats(&self) -> Stats {
         Pool(self.arena).stats()
     }
 
     /// Who takes part, and who has died and is not recovered yet.
+    ///
+    /// ```
+    /// # use shmkit::{Pool, inspect::Observer};
+    /// # let name = format!("doc-processes-{}", std::process::id());
+    /// # let pool = Pool::builder().max_size(4 << 20).create_named(&name)?;
+    /// let object = pool.create(1_u64)?;
+    /// let observer = Observer::open(&name)?;
+    /// assert!(observer.processes()[0].alive);
+    /// # Pool::unlink(&name)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn processes(&self) -> Vec<ProcessReport> {
         participants::processes_of(self.arena)
     }
 
     /// As [`participants`](super::participants()).
+    ///
+    /// ```
+    /// # use shmkit::{Pool, inspect::Observer};
+    /// # let name = format!("doc-participants-{}", std::process::id());
+    /// # let pool = Pool::builder().max_size(4 << 20).create_named(&name)?;
+    /// let object = pool.create(1_u64)?;
+    /// let observer = Observer::open(&name)?;
+    /// assert_eq!(observer.participants().last().unwrap().process, std::process::id());
+    /// # Pool::unlink(&name)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn participants(&self) -> Vec<Participant> {
         participants::participants_of(self.arena)
     }
 
+    /// Every span, at about this moment. Two such lists tell what was allocated and freed between
+    /// them; see `docs/cli.md` on `top`.
+    ///
+    /// ```
+    /// use shmkit::Pool;
+    /// use shmkit::inspect::Observer;
+    ///
+    /// let name = format!("spans-{}", std::process::id());
+    /// let pool = Pool::builder().max_size(4 << 20).create_named(&name)?;
+    /// let object = pool.create([1_u64; 100])?;
+    /// let observer = Observer::open(&name)?;
+    /// assert!(observer.spans().iter().any(|span| span.allocated >= 800));
+    /// Pool::unlink(&name)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn spans(&self) -> Vec<Span> {
+        participants::spans_of(self.arena).collect()
+    }
+
     /// As [`map`](super::map()).
+    ///
+    /// ```
+    /// # use shmkit::{Pool, inspect::Observer};
+    /// # let name = format!("doc-map-{}", std::process::id());
+    /// # let pool = Pool::builder().max_size(4 << 20).create_named(&name)?;
+    /// let observer = Observer::open(&name)?;
+    /// println!("{}", observer.map());
+    /// # Pool::unlink(&name)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn map(&self) -> Map {
         map::map_of(self.arena)
     }
 
     /// As [`leaks`](super::leaks()): right while nobody uses the pool.
+    ///
+    /// ```
+    /// # use shmkit::{Pool, inspect::Observer};
+    /// # let name = format!("doc-leaks-{}", std::process::id());
+    /// # let pool = Pool::builder().max_size(4 << 20).create_named(&name)?;
+    /// let observer = Observer::open(&name)?;
+    /// assert!(observer.leaks().is_empty());
+    /// # Pool::unlink(&name)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn leaks(&self) -> Leaks {
         leaks::leaks_of(self.arena)
     }
 
     /// Every object.
+    ///
+    /// ```
+    /// # use shmkit::{Pool, inspect::Observer};
+    /// # let name = format!("doc-objects-{}", std::process::id());
+    /// # let pool = Pool::builder().max_size(4 << 20).create_named(&name)?;
+    /// let object = pool.create(1_u64)?;
+    /// let observer = Observer::open(&name)?;
+    /// assert!(observer.objects().iter().any(|object| object.held));
+    /// # Pool::unlink(&name)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn objects(&self) -> Vec<ObjectReport> {
         objects::objects_of(self.arena)
@@ -182,12 +297,32 @@ impl Observer {
 
     /// The words that threads hold or wait for. What a thread holds is found by its tag: a number
     /// that happens to look like one is found, too.
+    ///
+    /// ```
+    /// # use shmkit::{Pool, inspect::Observer};
+    /// # let name = format!("doc-locks-{}", std::process::id());
+    /// # let pool = Pool::builder().max_size(4 << 20).create_named(&name)?;
+    /// let observer = Observer::open(&name)?;
+    /// assert!(observer.locks().is_empty());
+    /// # Pool::unlink(&name)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn locks(&self) -> Vec<LockReport> {
         locks::locks_of(self.arena)
     }
 
     /// What must hold at every instant, as [`Pool::check`].
+    ///
+    /// ```
+    /// # use shmkit::{Pool, inspect::Observer};
+    /// # let name = format!("doc-check-{}", std::process::id());
+    /// # let pool = Pool::builder().max_size(4 << 20).create_named(&name)?;
+    /// let observer = Observer::open(&name)?;
+    /// assert!(observer.check().is_ok());
+    /// # Pool::unlink(&name)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn check(&self) -> CheckReport {
         Pool(self.arena).check_to(Depth::Live)
@@ -195,6 +330,16 @@ impl Observer {
 
     /// What must hold while nobody uses the pool, as [`Pool::check_quiescent`]. What a dead process
     /// left and nobody has put right yet is reported as a problem.
+    ///
+    /// ```
+    /// # use shmkit::{Pool, inspect::Observer};
+    /// # let name = format!("doc-check-quiescent-{}", std::process::id());
+    /// # let pool = Pool::builder().max_size(4 << 20).create_named(&name)?;
+    /// let observer = Observer::open(&name)?;
+    /// assert!(observer.check_quiescent().is_ok());
+    /// # Pool::unlink(&name)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn check_quiescent(&self) -> CheckReport {
         Pool(self.arena).check_to(Depth::Quiescent)
@@ -205,6 +350,17 @@ impl Observer {
     /// # Errors
     ///
     /// See [`NumbersError`].
+    ///
+    /// ```
+    /// # use shmkit::{Pool, inspect::Observer};
+    /// # let name = format!("doc-numbers-{}", std::process::id());
+    /// # let pool = Pool::builder().max_size(4 << 20).create_named(&name)?;
+    /// pool.set_name("answer", &pool.create(42_u64)?)?;
+    /// let observer = Observer::open(&name)?;
+    /// assert_eq!(observer.numbers("answer")?.dtype, "<u8");
+    /// # Pool::unlink(&name)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn numbers(&self, name: &str) -> Result<Numbers, NumbersError> {
         numbers::named(self.arena, name)
     }
@@ -215,6 +371,18 @@ impl Observer {
     /// # Errors
     ///
     /// See [`NumbersError`].
+    ///
+    /// ```
+    /// # use shmkit::{Pool, inspect::Observer};
+    /// # let name = format!("doc-read-numbers-{}", std::process::id());
+    /// # let pool = Pool::builder().max_size(4 << 20).create_named(&name)?;
+    /// pool.set_name("answer", &pool.create(42_u64)?)?;
+    /// let observer = Observer::open(&name)?;
+    /// let (_, bytes) = observer.read_numbers("answer")?;
+    /// assert_eq!(bytes, 42_u64.to_ne_bytes());
+    /// # Pool::unlink(&name)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn read_numbers(&self, name: &str) -> Result<(Numbers, Vec<u8>), NumbersError> {
         numbers::read(self.arena, name)
     }
@@ -226,6 +394,17 @@ impl Observer {
     ///
     /// As for [`Pool::from_fd`]; [`AttachError::AddressTaken`] if this process has the pool itself.
     /// The copy of a pool that is used meanwhile is of no use.
+    ///
+    /// ```
+    /// # use shmkit::{Pool, inspect::Observer};
+    /// # fn look(name: &str) -> Result<(), shmkit::AttachError> {
+    /// let copy = Observer::open(name)?.into_copy()?;
+    /// copy.recover();
+    /// println!("{}", copy.check_quiescent());
+    /// # Ok(())
+    /// # }
+    /// # assert!(look("no such pool").is_err());
+    /// ```
     pub fn into_copy(self) -> Result<Pool, AttachError> {
         let copy = memory::memfd(c"shmkit-copy")?;
         memory::copy_file(self.fd.as_fd(), copy.as_fd())?;

@@ -14,6 +14,15 @@ use crate::primitive::Ordering;
 use crate::sys::process;
 
 /// What one thread has in a pool.
+///
+/// ```
+/// # use shmkit::{Pool, inspect};
+/// let pool = Pool::builder().max_size(4 << 20).create()?;
+/// let object = pool.create([1_u64; 100])?;
+/// let us = inspect::participants(pool).pop().unwrap();
+/// assert!(us.allocated >= 800 && us.bytes >= us.allocated);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Participant {
@@ -29,9 +38,60 @@ pub struct Participant {
     pub allocated: usize,
 }
 
+/// A span, which a thread has blocks of one size from.
+///
+/// ```
+/// # use shmkit::{Pool, inspect::Observer};
+/// # let name = format!("doc-span-{}", std::process::id());
+/// # let pool = Pool::builder().max_size(4 << 20).create_named(&name)?;
+/// let observer = Observer::open(&name)?;
+/// let spans = observer.spans();
+/// assert!(spans.iter().all(|span| span.allocated <= span.bytes));
+/// # Pool::unlink(&name)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Span {
+    /// Its first address.
+    pub start: usize,
+    /// Its bytes.
+    pub bytes: usize,
+    /// The slot of whoever has it; 0 stands for nobody.
+    pub slot: usize,
+    /// Bytes of its blocks that are allocated.
+    pub allocated: usize,
+}
+
+pub(super) fn spans_of(arena: Arena) -> impl Iterator<Item = Span> {
+    walk::pieces(arena).filter_map(move |(_, piece)| match piece {
+        Piece::Span {
+            start,
+            slices,
+            owner,
+        } => Some(Span {
+            start,
+            bytes: slices * SLICE,
+            slot: owner.slot(),
+            allocated: walk::blocks_of_span(arena, start)
+                .map(|(_, size)| size)
+                .sum(),
+        }),
+        _ => None,
+    })
+}
+
 /// Who has how much: nobody first, if nobody has anything, then the threads by their slots.
 ///
 /// Blocks of whole slices (above 32 KiB) have no owner and are not counted here.
+///
+/// ```
+/// # use shmkit::{Pool, inspect};
+/// let pool = Pool::builder().max_size(4 << 20).create()?;
+/// let object = pool.create(7_u64)?;
+/// assert_eq!(inspect::participants(pool).pop().unwrap().process, std::process::id());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[must_use]
 pub fn participants(pool: Pool) -> Vec<Participant> {
     participants_of(pool.0)
@@ -50,24 +110,14 @@ pub(super) fn participants_of(arena: Arena) -> Vec<Participant> {
             all.insert(slot, participant);
         }
     }
-    for (_, piece) in walk::pieces(arena) {
-        let Piece::Span {
-            start,
-            slices,
-            owner,
-        } = piece
-        else {
-            continue;
-        };
-        let slot = owner.slot();
-        let entry = all.entry(slot).or_insert(Participant {
-            slot,
+    for span in spans_of(arena) {
+        let entry = all.entry(span.slot).or_insert(Participant {
+            slot: span.slot,
             ..Participant::default()
         });
         entry.spans += 1;
-        entry.bytes += slices * SLICE;
-        let blocks = walk::blocks_of_span(arena, start);
-        entry.allocated += blocks.map(|(_, size)| size).sum::<usize>();
+        entry.bytes += span.bytes;
+        entry.allocated += span.allocated;
     }
     all.into_values().collect()
 }
@@ -81,6 +131,18 @@ pub(super) fn pid_of(arena: Arena, slot: &Slot) -> u32 {
 }
 
 /// A process that takes part in a pool, or did and is not recovered yet.
+///
+/// ```
+/// # use shmkit::{Pool, inspect::Observer};
+/// # let name = format!("doc-process-{}", std::process::id());
+/// # let pool = Pool::builder().max_size(4 << 20).create_named(&name)?;
+/// let object = pool.create(1_u64)?;
+/// let observer = Observer::open(&name)?;
+/// let us = observer.processes().remove(0);
+/// assert_eq!((us.process, us.threads, us.changing), (std::process::id(), 1, 0));
+/// # Pool::unlink(&name)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct ProcessReport {

@@ -6,6 +6,7 @@
 
 use super::arena::{DATA, HEADER_SIZE, PROCESSES, SLICE, SLOTS};
 use crate::primitive::{AtomicU64, Ordering};
+use crate::protocol::sweep::Sweep;
 
 /// "shmkit" and a byte that text cannot hold.
 pub(crate) const MAGIC: u64 = u64::from_le_bytes(*b"shmkit\xf0\x01");
@@ -47,8 +48,8 @@ pub(crate) struct Header {
     pub(crate) dirty: AtomicU64,
     /// When memory was last given back, in milliseconds of the monotonic clock.
     pub(crate) purged_at: AtomicU64,
-    /// Objects may be there that nobody holds and nobody disposes of: see `pool::objects`.
-    pub(crate) unreaped: AtomicU64,
+    /// Objects may be there that nobody holds and nobody disposes of: see `pool::dispose`.
+    pub(crate) unreaped: Sweep,
     /// Slots without a thread may have something in limbo: see `engines::limbo`.
     pub(crate) limbo_left: AtomicU64,
     /// When the system was last asked about everybody, in milliseconds of the monotonic clock.

@@ -86,9 +86,9 @@ fn describe(record: &Process) {
     let pid = sys::process::pid();
     record.start.store(0, Ordering::Relaxed);
     record.pid.store(pid.into(), Ordering::Release);
-    if let sys::process::TaskState::Alive { start } = sys::process::start_time(pid) {
-        record.start.store(start, Ordering::Release);
-    }
+    record
+        .start
+        .store(sys::process::own_start(), Ordering::Release);
 }
 
 /// Finds a record that `take` takes, among those there are, the dead once recovered, and new ones.

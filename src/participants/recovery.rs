@@ -233,7 +233,7 @@ fn finish_process(arena: Arena, index: usize, record: &Process) -> bool {
             return false;
         }
     }
-    arena.header().unreaped.store(1, Ordering::SeqCst);
+    arena.header().unreaped.demand();
     drop_holds(arena, index);
     let free = ProcessState {
         phase: ProcessPhase::Free,
@@ -364,20 +364,23 @@ pub(crate) fn confirm_all(arena: Arena) {
 pub(crate) fn recover_all(arena: Arena) -> Recovered {
     confirm_all(arena);
     let done = poll(arena);
-    if let Some(hooks) = HOOKS.get() {
-        (hooks.reap)(arena);
-    }
+    reap(arena);
     done
 }
 
-/// Frees what the dead held and nobody else does, if there is any such.
+/// Frees what nobody holds, if some of it may have been left to whoever comes.
+#[cold]
+pub(crate) fn reap_what_was_left(arena: Arena) {
+    let header = arena.header();
+    if header.unreaped.is_due() || header.limbo_left.load(Ordering::Relaxed) != 0 {
+        reap(arena);
+    }
+}
+
+/// Frees what nobody holds and nobody looks at.
 #[cold]
 pub(crate) fn reap(arena: Arena) {
-    let header = arena.header();
-    let left = |word: &AtomicU64| word.load(Ordering::Relaxed) != 0;
-    if (left(&header.unreaped) || left(&header.limbo_left))
-        && let Some(hooks) = HOOKS.get()
-    {
+    if let Some(hooks) = HOOKS.get() {
         (hooks.reap)(arena);
     }
 }

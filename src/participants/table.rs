@@ -33,24 +33,24 @@ use crate::participants::tag::Tag;
 use crate::primitive::{AtomicU32, AtomicU64, Ordering};
 use crate::sys::robust::RobustWord;
 
-/// A word of a slot that its owner alone looks at: not recovery, not a report. So it needs no
+/// A number in a slot that its owner alone looks at: not recovery, not a report. So it needs no
 /// atomic access, which the compiler would not merge with what is done with it.
 #[repr(transparent)]
-pub(crate) struct Own(UnsafeCell<u64>);
+pub(crate) struct Own<N = u64>(UnsafeCell<N>);
 
 // SAFETY: only the thread that has claimed the slot calls `get` and `set`. Claims of a slot are in
 // order: each acquires the life word (or, in a private heap, the state) that the last owner released.
-unsafe impl Sync for Own {}
+unsafe impl<N: Send> Sync for Own<N> {}
 
-impl Own {
+impl<N: Copy> Own<N> {
     #[inline(always)]
-    pub(crate) fn get(&self) -> u64 {
+    pub(crate) fn get(&self) -> N {
         // SAFETY: by the type's invariant nobody writes at this moment.
         unsafe { *self.0.get() }
     }
 
     #[inline(always)]
-    pub(crate) fn set(&self, value: u64) {
+    pub(crate) fn set(&self, value: N) {
         // SAFETY: by the type's invariant nobody else looks at it.
         unsafe { *self.0.get() = value }
     }

@@ -1,11 +1,11 @@
 //! This thread's slot in each pool.
 //!
-//! The way to it is two loads: a thread-local pointer to a table, and the table's entry for the
-//! pool used last, if it is that one, or for the pool's granule. A thread without a slot has null
-//! there (at first, in a table that all threads share and nobody writes), and the cold path claims
-//! one. The table lies in a page that reads as
-//! zero in a forked child, so a child never uses its parent's slot, even after a fork that no
-//! handler saw.
+//! The way to it is one load, of a thread-local pointer to the slot in the pool used last, and a look
+//! at a table whether that is the pool; else the table has an entry for the pool's granule. A thread
+//! without a slot has null there (at first, in a table that all threads share and nobody writes), and
+//! the cold path claims one. The table lies in a page that reads as zero in a forked child, so a child
+//! never uses its parent's slot, even after a fork that no handler saw. Nobody waits for the table: its
+//! answer is what the processor expects, and the slot is not found by way of it.
 //!
 //! Invariants
 //! 1. A table's entry is null or the slot that this very thread of this very process claimed.
@@ -13,6 +13,7 @@
 //!    somebody may still use what they protect, so the slot is parked until the process is dead.
 
 use std::cell::Cell;
+use std::ptr::NonNull;
 
 use crate::layout::arena::{Arena, FIRST_GRANULE, GRANULE, GRANULES, SLOTS};
 use crate::layout::local;
@@ -35,9 +36,8 @@ const ENTRIES: usize = GRANULES.next_power_of_two();
 struct ThreadTable {
     /// The entry of a granule is that of the low bits of its number.
     slots: [Cell<*const Slot>; ENTRIES],
-    /// The base of the pool that was used last, and the thread's slot there: what most uses need.
-    /// A base of 0 is no pool's.
-    recent: Cell<(usize, *const Slot)>,
+    /// The base of the pool that was used last; 0 is no pool's.
+    recent: Cell<usize>,
     /// Guards, claims, permits and views that the thread has.
     guards: Cell<usize>,
 }
@@ -50,12 +50,14 @@ unsafe impl Sync for EmptyTable {}
 
 static EMPTY: EmptyTable = EmptyTable(ThreadTable {
     slots: [const { Cell::new(std::ptr::null()) }; ENTRIES],
-    recent: Cell::new((0, std::ptr::null())),
+    recent: Cell::new(0),
     guards: Cell::new(0),
 });
 
 thread_local! {
     static TABLE: Cell<*const ThreadTable> = const { Cell::new(&raw const EMPTY.0) };
+    /// The thread's slot in the pool that was used last, if the table says that there is one.
+    static RECENT: Cell<NonNull<Slot>> = const { Cell::new(NonNull::dangling()) };
     /// Leaves the pools when the thread ends.
     static AT_END: AtEnd = const { AtEnd };
 }
@@ -108,16 +110,20 @@ fn look_up(arena: Arena) -> Result<&'static Slot, NoSlot> {
         Some(slot) => slot,
         None => attach(arena)?,
     };
-    table().recent.set((arena.base(), slot));
+    RECENT.set(slot.into());
+    table().recent.set(arena.base());
     Ok(slot)
 }
 
 /// This thread's slot, if this is the pool that it used last.
 #[inline(always)]
 pub(crate) fn known_slot(arena: Arena) -> Option<&'static Slot> {
-    let (base, slot) = table().recent.get();
-    // SAFETY: by invariant 1 it is null or a slot of a mapped pool.
-    (base == arena.base()).then(|| unsafe { &*slot })
+    let slot = RECENT.get();
+    if table().recent.get() != arena.base() {
+        return None;
+    }
+    // SAFETY: before the base of a pool the slot there is stored, by invariant 1 this thread's.
+    Some(unsafe { slot.as_ref() })
 }
 
 /// This thread's slot in the pool whose granule holds `address`, if it has one. By invariant 1 a
@@ -267,11 +273,8 @@ fn take(arena: Arena, index: usize, process: Tag) -> bool {
     for permit in &slot.permits {
         permit.word.store(0, Ordering::Relaxed);
     }
-    let start = match sys::process::start_time(sys::process::tid()) {
-        sys::process::TaskState::Alive { start } => start,
-        _ => 0,
-    };
-    slot.start.store(start, Ordering::Relaxed);
+    slot.start
+        .store(sys::process::own_thread_start(), Ordering::Relaxed);
     let live = SlotState {
         phase: SlotPhase::Live,
         generation: free.generation + 1,
@@ -315,25 +318,13 @@ pub(crate) fn leave(arena: Arena) {
             SlotPhase::Parked
         };
         entry.set(std::ptr::null());
-        table().recent.set((0, std::ptr::null()));
+        table().recent.set(0);
         slot.turn(live, SlotState { phase, ..live });
         recovery::note_retired(arena, slot);
         // SAFETY: the slot was this thread's, so its life word is.
         unsafe { slot.life.release() };
     }
     process::thread_ends(arena);
-}
-
-/// In a forked child: forgets the parent's slots. (Its page has been wiped already, if the kernel
-/// does that.)
-pub(crate) fn after_fork() {
-    if !std::ptr::eq(TABLE.get(), &EMPTY.0) {
-        for entry in &table().slots {
-            entry.set(std::ptr::null());
-        }
-        table().recent.set((0, std::ptr::null()));
-        table().guards.set(0);
-    }
 }
 
 /// For the fuzzer: guards that the thread has, and its having no more than so many: those that died
@@ -355,6 +346,6 @@ pub(crate) fn play(arena: Arena, slot: Option<&'static Slot>) {
     if !std::ptr::eq(TABLE.get(), &EMPTY.0) {
         let slot = slot.map_or(std::ptr::null(), std::ptr::from_ref);
         table().entry(arena.base()).set(slot);
-        table().recent.set((0, std::ptr::null()));
+        table().recent.set(0);
     }
 }

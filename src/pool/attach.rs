@@ -6,7 +6,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 
-use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::fs::{Mode, OFlags};
 
 use super::{Pool, create, fork, layout_fingerprint};
 use crate::layout::arena::{Arena, DATA, NAMES, OBJECTS, PROCESSES, SLICE, SLOTS, TYPES, Table};
@@ -14,7 +14,7 @@ use crate::layout::header::{Identity, MAGIC, VERSION, Watermarks};
 use crate::layout::local;
 use crate::participants::recovery;
 use crate::primitive::{AtomicU64, Ordering};
-use crate::sys::process;
+use crate::sys::{file_lock, process};
 
 /// Why a pool was not attached. Nothing has changed.
 #[derive(Debug, thiserror::Error)]
@@ -152,29 +152,16 @@ pub(super) fn open(name: &str) -> Result<Pool, AttachError> {
     let name =
         PoolName::parse(name).ok_or_else(|| AttachError::InvalidName { name: name.into() })?;
     let fd = open_file(&name, OFlags::RDWR)?;
-    lock_shared(fd.as_fd())?;
-    // Whoever removes the name has the exclusive lock meanwhile: now that we have ours, it is gone
+    // Whoever removes the name has the lock alone meanwhile: once we share it, the name is gone
     // already or it stays.
+    if !file_lock::share(&fd)? {
+        return Err(AttachError::BeingRemoved);
+    }
     let (ours, named) = (rustix::fs::fstat(&fd)?, rustix::fs::stat(name.path()));
     if !named.is_ok_and(|named| (named.st_dev, named.st_ino) == (ours.st_dev, ours.st_ino)) {
         return Err(AttachError::BeingRemoved);
     }
     from_fd(fd)
-}
-
-/// Gets the lock that every process has which has the pool. Who only asks whether anybody has it
-/// holds the exclusive one for some microseconds, so one refusal is none.
-fn lock_shared(fd: BorrowedFd<'_>) -> Result<(), AttachError> {
-    for wait in [100, 1_000, 10_000, 0] {
-        match rustix::fs::flock(fd, FlockOperation::NonBlockingLockShared) {
-            Ok(()) => return Ok(()),
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                std::thread::sleep(std::time::Duration::from_micros(wait));
-            }
-            Err(other) => return Err(other.into()),
-        }
-    }
-    Err(AttachError::BeingRemoved)
 }
 
 /// Opens a named pool's file. A device or a pipe of that name is not waited for.
@@ -184,6 +171,7 @@ pub(crate) fn open_file(name: &PoolName, access: OFlags) -> Result<OwnedFd, Atta
         rustix::io::Errno::NOENT => AttachError::NotFound {
             path: name.path().into(),
         },
+        rustix::io::Errno::ISDIR => AttachError::NotAPool,
         other => other.into(),
     })
 }

@@ -6,7 +6,7 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 
-use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::mm::Advice;
 
 use super::attach::PoolName;
@@ -19,7 +19,7 @@ use crate::layout::header::{DUMPABLE, GUARDED, HUGE_PAGES, Identity, MAGIC, VERS
 use crate::layout::local;
 use crate::primitive::Ordering;
 use crate::sys::memory::{self, CommitError};
-use crate::sys::process;
+use crate::sys::{file_lock, process};
 
 /// Why no pool was made. Nothing is left of the attempt.
 #[derive(Debug, thiserror::Error)]
@@ -230,8 +230,9 @@ impl PoolBuilder {
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         let fd = rustix::fs::open(name.directory(), flags, Mode::RUSR | Mode::WUSR)
             .map_err(CreateError::from)?;
-        // Held for life by every process: who removes leftovers must get the exclusive lock.
-        rustix::fs::flock(&fd, FlockOperation::NonBlockingLockShared).map_err(CreateError::from)?;
+        // Shared for life by every process: who removes leftovers must get the lock alone. Nobody has
+        // a file yet that has no name.
+        file_lock::share(&fd).map_err(CreateError::from)?;
         let raw = fd.as_raw_fd();
         let pool = self.make(fd)?;
         let filled = fill(pool).and_then(|filled| {

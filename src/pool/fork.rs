@@ -10,10 +10,10 @@ use std::cell::RefCell;
 use std::sync::MutexGuard;
 use std::sync::Once;
 
-use super::{handles, intents, objects};
+use super::{dispose, handles, intents};
 use crate::allocator;
 use crate::engines::limbo;
-use crate::layout::arena::{Arena, GRANULES};
+use crate::layout::arena::Arena;
 use crate::layout::{fingerprint, local};
 use crate::participants::recovery::{self, Hooks};
 use crate::participants::table::ProcessPhase;
@@ -23,11 +23,6 @@ use crate::primitive::{AtomicU64, Ordering};
 use crate::process::SpawnError;
 use crate::process::hooks as process_hooks;
 use crate::sys;
-
-/// The records made for the child of the fork on its way, by granule.
-static PENDING: [AtomicU64; GRANULES] = [const { AtomicU64::new(0) }; GRANULES];
-/// The records made for the child of the last fork, by granule.
-static FORKED: [AtomicU64; GRANULES] = [const { AtomicU64::new(0) }; GRANULES];
 
 thread_local! {
     /// Keeps other threads from opening and dropping handles while this one forks.
@@ -66,7 +61,7 @@ pub(crate) fn teach_recovery() {
             limbo::leave(arena, slot);
         },
         release_memory: allocator::recover::release_all,
-        reap: objects::reap,
+        reap: dispose::reap,
     });
 }
 
@@ -78,18 +73,26 @@ fn before_fork() -> Result<(), SpawnError> {
     keep_handles();
     for arena in attached() {
         let Some(child) = process::reserve_child(arena) else {
-            take_back(&PENDING);
+            take_back(pending);
             release_handles();
             return Err(SpawnError::NoProcessRecord);
         };
-        PENDING[arena.granule()].store(child.word(), Ordering::Relaxed);
+        pending(arena).store(child.word(), Ordering::Relaxed);
     }
     Ok(())
 }
 
-fn take_back(records: &[AtomicU64; GRANULES]) {
+fn pending(arena: Arena) -> &'static AtomicU64 {
+    &local::of(arena).pending_child
+}
+
+fn forked_last(arena: Arena) -> &'static AtomicU64 {
+    &local::of(arena).forked_child
+}
+
+fn take_back(record: fn(Arena) -> &'static AtomicU64) {
     for arena in attached() {
-        let child = Tag::of_word(records[arena.granule()].swap(0, Ordering::Relaxed));
+        let child = Tag::of_word(record(arena).swap(0, Ordering::Relaxed));
         if !child.is_nobody() {
             process::abort_child(arena, child);
         }
@@ -97,14 +100,14 @@ fn take_back(records: &[AtomicU64; GRANULES]) {
 }
 
 fn fork_failed() {
-    take_back(&PENDING);
-    take_back(&FORKED);
+    take_back(pending);
+    take_back(forked_last);
 }
 
 /// The last fork made this process: now its records can be told from others on their way.
 fn forked(pid: u32) {
     for arena in attached() {
-        let child = Tag::of_word(FORKED[arena.granule()].swap(0, Ordering::Relaxed));
+        let child = Tag::of_word(forked_last(arena).swap(0, Ordering::Relaxed));
         if !child.is_nobody() {
             let record = arena.process(child.slot());
             // The child stores the same once it lives.
@@ -118,7 +121,7 @@ fn forked(pid: u32) {
 extern "C" fn prepare() {
     keep_handles();
     for arena in attached() {
-        let pending = &PENDING[arena.granule()];
+        let pending = pending(arena);
         if pending.load(Ordering::Relaxed) == 0
             && let Some(child) = process::reserve_child(arena)
         {
@@ -144,24 +147,18 @@ fn release_handles() {
 }
 
 extern "C" fn in_parent() {
-    // Only where there is a record: each page that is written here is copied.
-    for (pending, forked) in PENDING.iter().zip(&FORKED) {
-        let record = pending.load(Ordering::Relaxed);
-        if record != 0 {
-            pending.store(0, Ordering::Relaxed);
-        }
-        if record != forked.load(Ordering::Relaxed) {
-            forked.store(record, Ordering::Relaxed);
-        }
+    for arena in attached() {
+        let record = pending(arena).swap(0, Ordering::Relaxed);
+        forked_last(arena).store(record, Ordering::Relaxed);
     }
     release_handles();
 }
 
 extern "C" fn in_child() {
-    thread::after_fork();
+    // The thread's table of slots is empty: the kernel has wiped it.
     for arena in attached() {
         local::of(arena).forget_leaked_guards();
-        let mine = Tag::of_word(PENDING[arena.granule()].swap(0, Ordering::Relaxed));
+        let mine = Tag::of_word(pending(arena).swap(0, Ordering::Relaxed));
         if mine.is_nobody() || !process::become_child(arena, mine) {
             const WHY: &[u8] = b"shmkit: a forked child has no record in a pool; it exits\n";
             // SAFETY: writes a constant to standard error; the outcome does not matter.
@@ -179,7 +176,7 @@ fn child_ending() {
         return;
     }
     for arena in attached() {
-        objects::let_go_of_all(arena);
+        dispose::let_go_of_all(arena);
         thread::leave(arena);
         process::leave(arena);
     }
@@ -198,6 +195,6 @@ fn child_reaped(pid: u32) {
             }
         }
         recovery::poll(arena);
-        recovery::reap(arena);
+        dispose::reap_some(arena);
     }
 }

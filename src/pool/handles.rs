@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use super::objects;
+use super::{dispose, objects};
 use crate::layout::arena::Arena;
 use crate::sys::memory::CommitError;
 
@@ -61,7 +61,7 @@ pub(crate) fn open(
     if !objects::hold(arena, index, generation)? {
         drop(guard);
         // Our bit may have been what kept somebody from disposing of what is there now.
-        objects::dispose(arena, index);
+        dispose::dispose(arena, index);
         return Ok(None);
     }
     let hold = Arc::new(Hold {
@@ -93,7 +93,7 @@ impl Drop for Hold {
             };
             objects::let_go(self.arena, self.index);
         }
-        objects::dispose(self.arena, self.index);
-        objects::retry(self.arena);
+        dispose::dispose(self.arena, self.index);
+        dispose::retry(self.arena);
     }
 }

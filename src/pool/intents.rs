@@ -25,7 +25,7 @@ use crate::layout::arena::Arena;
 use crate::participants::detect;
 use crate::participants::table::{REDO_WORDS, Slot};
 use crate::participants::tag::Tag;
-use crate::pool::objects;
+use crate::pool::{dispose, objects};
 use crate::primitive::{AtomicU64, Ordering, compiler_fence};
 
 pub(crate) const CREATE: u64 = 1;
@@ -74,7 +74,7 @@ pub(crate) fn resolve(arena: Arena, index: usize) {
         }
         DESTROY => {
             resolve_drop(arena, slot, index);
-            objects::condemn(arena, owner, arg(0) as usize);
+            dispose::condemn(arena, owner, arg(0) as usize);
         }
         REPLACE => resolve_replace(arena, slot, owner),
         WRITE => redo(arena, slot),

@@ -14,6 +14,7 @@
 
 pub(crate) mod attach;
 mod create;
+pub(crate) mod dispose;
 pub(crate) mod fork;
 pub(crate) mod handles;
 pub(crate) mod intents;
@@ -459,12 +460,7 @@ impl Pool {
     #[cold]
     #[inline(never)]
     fn allocate_more(self, layout: Layout) -> Result<usize, Packed> {
-        Ok(block::allocate(
-            self.0,
-            thread::slot(self.0)?,
-            layout,
-            |_| {},
-        )?)
+        block::allocate_more(self.0, thread::slot(self.0)?, layout, |_| {})
     }
 
     /// Frees a block.
@@ -619,6 +615,7 @@ impl Pool {
     /// Nothing of this process refers to the pool any more: no handle, guard, block or thread
     /// other than the calling one that has used it and has not ended.
     pub unsafe fn unmap(self) {
+        dispose::give_up_postponed(self.0);
         thread::leave(self.0);
         process::leave(self.0);
         handles::forget(self.0);

@@ -5,8 +5,8 @@
 //! names' lock. A holder that dies leaves an entry whose link is set or not; one whose link is not
 //! set is free, whatever its bytes.
 
+use super::dispose;
 use super::intents;
-use super::objects;
 use crate::allocator::grow;
 use crate::layout::arena::{Arena, NAMES};
 use crate::participants::table::Slot;
@@ -142,5 +142,5 @@ pub(crate) fn all(arena: Arena) -> Vec<(String, usize)> {
 
 /// Disposes of an object whose name was removed.
 pub(super) fn dispose(arena: Arena, object: usize) {
-    objects::dispose(arena, object);
+    dispose::dispose(arena, object);
 }

@@ -27,7 +27,6 @@
 //! 4. The generation rises when an entry is taken, so a descriptor of a former object finds none.
 
 use std::alloc::Layout;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -40,25 +39,25 @@ use crate::layout::arena::{Arena, OBJECTS};
 use crate::layout::local;
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
-use crate::participants::{detect, epoch, permits, process, readers};
+use crate::participants::{detect, process};
 use crate::primitive::{AtomicU64, Ordering};
 use crate::protocol::lifecycle;
 pub(crate) use crate::protocol::lifecycle::{ObjectState, Phase};
 use crate::sys::memory::CommitError;
-use std::sync::Mutex;
-use std::sync::atomic::AtomicUsize;
 
 /// An object's entry.
 #[repr(C, align(64))]
 pub(crate) struct Entry {
     /// Phase, version and generation.
-    state: AtomicU64,
+    pub(super) state: AtomicU64,
     /// How many links lead here: a word of `detect`.
     pub(crate) links: AtomicU64,
     /// Where the value is; 0 while there is none.
     pub(crate) address: AtomicU64,
     /// The type's index.
     kind: AtomicU64,
+    /// The process that has the object on its list of postponed, as a tag, or 0: see `dispose`.
+    pub(super) keeper: AtomicU64,
 }
 
 const _: () = assert!(size_of::<Entry>() <= OBJECTS.entry);
@@ -73,7 +72,7 @@ impl Entry {
     }
 
     /// Turns the entry to FREE, which nobody else can change.
-    fn free(&self, from: ObjectState) {
+    pub(super) fn free(&self, from: ObjectState) {
         let free = from.with(Phase::Free).pack();
         self.state.store(free, Ordering::SeqCst);
     }
@@ -103,67 +102,96 @@ pub(crate) struct NewObject {
     pub(crate) layout: Layout,
 }
 
-/// Makes an object, held by this process. `init` writes the value; it is no user's code.
+/// Makes an object, held by this process. `init` writes the value; it is no user's code. A pool that
+/// is full is tried again once what nobody holds any more is freed.
 pub(crate) fn create(
     arena: Arena,
     slot: &Slot,
     new: NewObject,
     init: impl FnOnce(NonNull<u8>),
 ) -> Result<Arc<Hold>, AllocError> {
+    let Reserved {
+        index,
+        taken,
+        address,
+        row,
+    } = limbo::or_reap(arena, || reserve(arena, slot, new.layout))?;
+    let entry = arena.object(index).expect("taken just now");
+    let pointer = NonNull::new(std::ptr::with_exposed_provenance_mut(address));
+    init(pointer.expect("blocks are not at zero"));
+    entry.address.store(address as u64, Ordering::Relaxed);
+    entry.kind.store(new.kind as u64, Ordering::Relaxed);
+    let hold = handles::enter(arena, index, taken.generation, || {
+        set_hold(arena, row, index);
+        // The object exists from this store on.
+        entry
+            .state
+            .store(taken.with(Phase::Live).pack(), Ordering::SeqCst);
+    });
+    slot.intent.close();
+    Ok(hold)
+}
+
+/// What an object needs to exist, while the intent to create it is open.
+struct Reserved {
+    index: usize,
+    taken: ObjectState,
+    address: usize,
+    /// This process's record, whose row has room for the object's bit.
+    row: usize,
+}
+
+fn reserve(arena: Arena, slot: &Slot, layout: Layout) -> Result<Reserved, AllocError> {
     let (index, taken) = take_entry(arena, slot)?;
-    let made = block::allocate(arena, slot, new.layout, |address| {
+    let made = block::allocate(arena, slot, layout, |address| {
         slot.intent.set_arg(intents::CREATE_BLOCK, address as u64);
     });
-    let entry = arena.object(index).expect("taken just now");
-    let held = made.and_then(|address| {
+    let reserved = made.and_then(|address| {
         let row = process::current_index(arena);
         grow::or_purge(arena, slot, || process::commit_holds(arena, row, index + 1))?;
-        Ok((address, row))
+        Ok(Reserved {
+            index,
+            taken,
+            address,
+            row,
+        })
     });
-    match held {
-        Ok((address, row)) => {
-            let pointer = NonNull::new(std::ptr::with_exposed_provenance_mut(address));
-            init(pointer.expect("blocks are not at zero"));
-            entry.address.store(address as u64, Ordering::Relaxed);
-            entry.kind.store(new.kind as u64, Ordering::Relaxed);
-            let hold = handles::enter(arena, index, taken.generation, || {
-                set_hold(arena, row, index);
-                // The object exists from this store on.
-                entry
-                    .state
-                    .store(taken.with(Phase::Live).pack(), Ordering::SeqCst);
-            });
-            slot.intent.close();
-            Ok(hold)
-        }
-        Err(error) => {
-            abandon_create(arena, slot, index);
-            Err(error)
-        }
+    if reserved.is_err() {
+        abandon_create(arena, slot, index);
     }
+    reserved
 }
 
 /// Turns a free entry to CREATING, with the intent open that says so.
 ///
-/// The search goes round the table, a few entries a time; where these are all taken, the table
-/// grows. So a table is about twice as large as what it ever held, and no search is long.
+/// The search goes round the table, and the table grows where it has passed very many in a row
+/// that are taken. What is retired while somebody looks makes runs of some length: to pass them
+/// once a round costs less than a larger table does at every walk over it.
 fn take_entry(arena: Arena, slot: &Slot) -> Result<(usize, ObjectState), CommitError> {
-    /// Entries that are looked at, and that the table grows by.
+    /// Entries that the table grows by, and that are looked at from one note of the place to the next.
     const STEP: usize = 64;
+    /// Entries that are looked at before the table grows.
+    const MOST: usize = 64 * STEP;
     let cursor = &arena.header().object_cursor;
     let mut from = cursor.load(Ordering::Relaxed) as usize;
     let mut all = false;
     loop {
         let count = arena.object_count();
-        from = if from < count { from } else { 0 };
-        let until = if all { count } else { count.min(from + STEP) };
-        for index in from..until {
-            if let Some(taken) = take(arena, slot, index) {
-                cursor.store(index as u64 + 1, Ordering::Relaxed);
-                return Ok((index, taken));
+        let most = if all { count } else { count.min(MOST) };
+        let mut seen = 0;
+        while seen < most {
+            from = if from < count { from } else { 0 };
+            let until = count.min(from + STEP.min(most - seen));
+            for index in from..until {
+                if let Some(taken) = take(arena, slot, index) {
+                    cursor.store(index as u64 + 1, Ordering::Relaxed);
+                    return Ok((index, taken));
+                }
             }
+            cursor.store(until as u64, Ordering::Relaxed);
+            seen += until - from;
+            from = until;
         }
-        cursor.store(until as u64, Ordering::Relaxed);
         let watermark = &arena.header().watermarks.objects;
         let grown = if count + STEP > OBJECTS.max {
             Err(CommitError::Full)
@@ -244,18 +272,20 @@ fn set_hold(arena: Arena, row: usize, index: usize) {
     }
 }
 
-fn clear_hold(arena: Arena, row: usize, index: usize) {
+pub(super) fn clear_hold(arena: Arena, row: usize, index: usize) {
     if let Some((word, bit)) = hold_place(arena, row, index) {
         word.fetch_and(!bit, Ordering::SeqCst);
     }
 }
 
+/// True if the process with that record holds the object.
+pub(super) fn holds(arena: Arena, row: usize, index: usize) -> bool {
+    hold_place(arena, row, index).is_some_and(|(word, bit)| word.load(Ordering::SeqCst) & bit != 0)
+}
+
 /// True if any process holds the object.
 pub(crate) fn is_held(arena: Arena, index: usize) -> bool {
-    (1..arena.process_count()).any(|row| {
-        hold_place(arena, row, index)
-            .is_some_and(|(word, bit)| word.load(Ordering::SeqCst) & bit != 0)
-    })
+    (1..arena.process_count()).any(|row| holds(arena, row, index))
 }
 
 /// How many objects the process with that record holds.
@@ -285,7 +315,7 @@ pub(super) fn hold(arena: Arena, index: usize, generation: u32) -> Result<bool, 
 }
 
 /// Ends this process's hold. The caller keeps its other threads from holding meanwhile, and
-/// [disposes](dispose) of the object afterwards.
+/// disposes of the object afterwards.
 pub(super) fn let_go(arena: Arena, index: usize) {
     let known = Tag::of_word(local::of(arena).process());
     if known.is_nobody() {
@@ -298,149 +328,10 @@ pub(super) fn let_go(arena: Arena, index: usize) {
     }
 }
 
-/// Ends all holds of this process, which is about to leave, and disposes of what it alone held.
-pub(super) fn let_go_of_all(arena: Arena) {
-    let row = process::current_index(arena);
-    if row == 0 {
-        return;
-    }
-    for index in 0..arena.object_count() {
-        let held = hold_place(arena, row, index)
-            .is_some_and(|(word, bit)| word.load(Ordering::Relaxed) & bit != 0);
-        if held {
-            clear_hold(arena, row, index);
-            dispose(arena, index);
-        }
-    }
-    let postponed = POSTPONED
-        .try_lock()
-        .map(|mut all| all.remove(&arena.base()));
-    if let Ok(Some(list)) = &postponed {
-        POSTPONED_COUNT.fetch_sub(list.len(), Ordering::Relaxed);
-    }
-    if !matches!(postponed, Ok(None)) {
-        arena.header().unreaped.store(1, Ordering::SeqCst);
-    }
-}
-
-/// Destroys the object if nothing holds it, and then what it led to, and so on. What somebody
-/// still looks at is left for [`retry`].
-pub(crate) fn dispose(arena: Arena, index: usize) {
-    if let Some(retired) = retire(arena, index) {
-        destroy_all(arena, retired);
-    }
-}
-
-/// An object that nothing held, the state in which that was seen, and the epoch of then.
-#[derive(Clone, Copy)]
-struct Retired {
-    index: usize,
-    state: ObjectState,
-    stamp: u64,
-}
-
-/// Destroys what was retired, and then what it led to, and so on.
-fn destroy_all(arena: Arena, first: Retired) {
-    let slot = crate::participants::thread::slot(arena);
-    let Some(slot) = slot.ok().filter(|slot| !slot.intent.is_open()) else {
-        arena.header().unreaped.store(1, Ordering::SeqCst);
-        return;
-    };
-    let mut work = Vec::new();
-    let mut next = Some(first);
-    while let Some(retired) = next {
-        if !destroy(arena, slot, retired, &mut work) {
-            postpone(arena, retired);
-        }
-        next = work.pop();
-    }
-}
-
-/// Objects that could not be destroyed because somebody looked at them, by the pool's base, in the
-/// order of their stamps but for those that something else than a look held up.
-static POSTPONED: Mutex<BTreeMap<usize, VecDeque<Retired>>> = Mutex::new(BTreeMap::new());
-/// How many they are, at least roughly.
-static POSTPONED_COUNT: AtomicUsize = AtomicUsize::new(0);
-
-fn postpone(arena: Arena, retired: Retired) {
-    // Held by another thread, which a fork may have left behind: somebody reaps instead.
-    match POSTPONED.try_lock() {
-        Ok(mut all) => {
-            all.entry(arena.base()).or_default().push_back(retired);
-            POSTPONED_COUNT.fetch_add(1, Ordering::Relaxed);
-        }
-        Err(_) => arena.header().unreaped.store(1, Ordering::SeqCst),
-    }
-}
-
-/// The indices of what this process has postponed and is still as it was then.
-fn postponed(arena: Arena) -> BTreeSet<usize> {
-    let Ok(all) = POSTPONED.try_lock() else {
-        return BTreeSet::new();
-    };
-    let list = all.get(&arena.base()).into_iter().flatten();
-    let is_as_it_was = |retired: &&Retired| {
-        let entry = arena.object(retired.index);
-        entry.is_some_and(|entry| entry.state() == retired.state)
-    };
-    list.filter(is_as_it_was)
-        .map(|retired| retired.index)
-        .collect()
-}
-
-/// The first of the postponed that nobody looks at any more, which it is no longer.
-fn take_postponed(arena: Arena, oldest: u64) -> Option<Retired> {
-    let mut all = POSTPONED.try_lock().ok()?;
-    let list = all.get_mut(&arena.base())?;
-    let taken = list.pop_front_if(|first| first.stamp < oldest)?;
-    POSTPONED_COUNT.fetch_sub(1, Ordering::Relaxed);
-    Some(taken)
-}
-
-/// Tries again to destroy some of what was left because somebody looked at it, and what the dead
-/// have left. Called where a look or a hold ends.
-#[inline]
-pub(crate) fn retry(arena: Arena) {
-    if POSTPONED_COUNT.load(Ordering::Relaxed) != 0
-        || arena.header().unreaped.load(Ordering::Relaxed) != 0
-    {
-        retry_some(arena);
-    }
-}
-
-#[cold]
-fn retry_some(arena: Arena) {
-    /// At most so many at once, so that no single end of a look takes long.
-    const SOME: usize = 16;
-    if arena.header().unreaped.load(Ordering::Relaxed) != 0 {
-        reap(arena);
-    }
-    let oldest = epoch::oldest(arena);
-    for _ in 0..SOME {
-        let Some(retired) = take_postponed(arena, oldest) else {
-            return;
-        };
-        destroy_all(arena, retired);
-    }
-}
-
-/// Turns the object to RETIRED if nothing holds it.
-fn retire(arena: Arena, index: usize) -> Option<Retired> {
-    let entry = arena.object(index)?;
-    let is_unused = || is_unused(arena, entry, index);
-    let (state, stamp) = lifecycle::retire(&entry.state, is_unused, || epoch::stamp(arena))?;
-    Some(Retired {
-        index,
-        state,
-        stamp,
-    })
-}
-
-/// True if no process and then no link holds the object: by invariant 3.
-fn is_unused(arena: Arena, entry: &Entry, index: usize) -> bool {
-    let is_linked = || detect::value(entry.links.load(Ordering::SeqCst)) != 0;
-    // A link is quicker to see than that no process holds it.
-    !is_linked() && !is_held(arena, index) && !is_linked()
+/// Where an object's value is.
+pub(super) fn extent(arena: Arena, entry: &Entry) -> std::ops::Range<usize> {
+    let address = entry.address.load(Ordering::Relaxed) as usize;
+    address..address.saturating_add(types::size(arena, entry.kind()))
 }
 
 /// The object that an address of the pool lies in, and its generation.
@@ -451,107 +342,6 @@ pub(crate) fn containing(arena: Arena, address: usize) -> Option<(usize, u32)> {
         let inside = state.phase == Phase::Live && extent(arena, entry).contains(&address);
         inside.then_some((index, state.generation))
     })
-}
-
-/// True if a thread's lists name something within an object: a leaked permit, or a leaked read.
-fn is_listed(arena: Arena, extent: std::ops::Range<usize>) -> bool {
-    permits::any_within(arena, extent.clone()) || readers::any_within(arena, &extent)
-}
-
-/// Destroys an object that is RETIRED or CONDEMNED, if nothing holds it and nobody looks at it.
-/// Adds to `work` what it led to and nothing holds now. False if somebody looks at it.
-///
-/// Killed anywhere: recovery finishes the step that the intent names and leaves it CONDEMNED.
-fn destroy(arena: Arena, slot: &Slot, retired: Retired, work: &mut Vec<Retired>) -> bool {
-    let Retired {
-        index,
-        state,
-        stamp,
-    } = retired;
-    let Some(entry) = arena.object(index) else {
-        return true;
-    };
-    if entry.state() != state {
-        // Held again since, or in somebody else's hands: whoever lets go of it disposes of it.
-        return true;
-    }
-    // Nobody has looked at a half destroyed one since it was whole.
-    let is_seen = || !epoch::is_past(arena, stamp) || is_listed(arena, extent(arena, entry));
-    if state.phase != Phase::Condemned && is_seen() {
-        return false;
-    }
-    slot.intent
-        .open(intents::DESTROY, &[index as u64, 0, 0, 0, 0, 0]);
-    if let Some(destroying) = lifecycle::seize(&entry.state, state, slot.tag().slot()) {
-        let address = entry.address.load(Ordering::Relaxed) as usize;
-        if address != 0 {
-            // A word outside of the block is none of the value's, whatever the type's entry says.
-            let room = block::usable_size(arena, address).unwrap_or(0);
-            for owned in types::owned_words(arena, entry.kind(), room) {
-                let field = (address + owned.offset) as u64;
-                match owned.kind {
-                    types::Owned::Link => {
-                        if let Some(target) = intents::drop_link(arena, slot, field)
-                            && let Some(retired) = retire(arena, target)
-                        {
-                            work.push(retired);
-                        }
-                    }
-                    types::Owned::Block => intents::drop_block(arena, slot, field),
-                    types::Owned::Engine(engine) => {
-                        let mut cursor = 0;
-                        while let Some(named) =
-                            engines::next_block(arena, engine, field as usize, &mut cursor)
-                        {
-                            intents::drop_named(arena, slot, named);
-                        }
-                    }
-                }
-            }
-            let own = std::ptr::from_ref(&entry.address).addr() as u64;
-            intents::drop_block(arena, slot, own);
-        }
-        entry.free(destroying);
-    }
-    slot.intent.close();
-    true
-}
-
-/// What recovery does for a dead destroyer, once the step on the way is finished.
-pub(super) fn condemn(arena: Arena, owner: Tag, index: usize) {
-    if let Some(entry) = arena.object(index) {
-        lifecycle::condemn(&entry.state, owner.slot());
-    }
-}
-
-fn extent(arena: Arena, entry: &Entry) -> std::ops::Range<usize> {
-    let address = entry.address.load(Ordering::Relaxed) as usize;
-    address..address.saturating_add(types::size(arena, entry.kind()))
-}
-
-/// Destroys every object that nothing holds: after deaths, when nobody else may have noticed.
-pub(crate) fn reap(arena: Arena) {
-    use crate::participants::thread;
-    if thread::slot(arena).is_ok_and(|slot| slot.intent.is_open()) {
-        // In the middle of something: whoever comes next reaps.
-        return;
-    }
-    arena.header().unreaped.store(0, Ordering::SeqCst);
-    let oldest = epoch::oldest(arena);
-    for _ in 0..POSTPONED_COUNT.load(Ordering::Relaxed) {
-        let Some(retired) = take_postponed(arena, oldest) else {
-            break;
-        };
-        destroy_all(arena, retired);
-    }
-    // What is still looked at keeps its stamp, and its one place in the list.
-    let waiting = postponed(arena);
-    for index in 0..arena.object_count() {
-        if !waiting.contains(&index) {
-            dispose(arena, index);
-        }
-    }
-    limbo::reap(arena);
 }
 
 /// The value's address, if the index is that of an object with a block that the layout fits into.

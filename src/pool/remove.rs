@@ -1,14 +1,15 @@
 //! Removing named pools that nobody has.
 //!
-//! Every process that has a named pool holds its file's `flock` in shared mode for life. So whoever
-//! gets it exclusively knows that nobody has the pool, and that nobody gets it meanwhile.
+//! Every process that has a named pool shares its file's lock for life (`sys::file_lock`). So whoever
+//! gets it alone knows that nobody has the pool, and that nobody gets it meanwhile.
 
 use std::os::fd::AsFd;
 
-use rustix::fs::{FlockOperation, OFlags};
+use rustix::fs::OFlags;
 
 use super::attach::{self, PoolName};
 use super::{AttachError, Pool};
+use crate::sys::file_lock;
 
 /// Why a pool was not removed.
 #[derive(Debug, thiserror::Error)]
@@ -47,7 +48,7 @@ impl From<rustix::io::Errno> for RemoveError {
 pub fn remove(name: &str, damaged: bool, really: bool) -> Result<(), RemoveError> {
     let name =
         PoolName::parse(name).ok_or_else(|| AttachError::InvalidName { name: name.into() })?;
-    let fd = attach::open_file(&name, OFlags::RDONLY)?;
+    let fd = attach::open_file(&name, OFlags::RDWR)?;
     let stat = rustix::fs::fstat(&fd)?;
     if !rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() {
         return Err(AttachError::NotAPool.into());
@@ -61,13 +62,14 @@ pub fn remove(name: &str, damaged: bool, really: bool) -> Result<(), RemoveError
         ) if damaged => {}
         Err(error) => return Err(error.into()),
     }
-    match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            let path = name.path().into();
-            return Err(RemoveError::InUse { path });
-        }
-        Err(other) => return Err(other.into()),
+    // Who only asks is in nobody's way.
+    let is_free = match really {
+        true => file_lock::take(&fd)?,
+        false => !file_lock::is_held(&fd)?,
+    };
+    if !is_free {
+        let path = name.path().into();
+        return Err(RemoveError::InUse { path });
     }
     // Under the lock: the name still leads to what was judged.
     let now = rustix::fs::stat(name.path())?;

@@ -23,6 +23,8 @@ use crate::sys::memory;
 
 /// Slices that the heap has from the start: 64 MiB, of address space until they are used.
 const INITIAL: usize = (64 << 20) / SLICE;
+/// Bytes of data from which on the heap asks for huge pages: a small program does not take one.
+const HUGE_FROM: usize = 2 << 20;
 /// The fewest slices that a heap is made for.
 const LEAST: usize = (1 << 20) / SLICE;
 
@@ -50,6 +52,13 @@ fn make() -> Option<Arena> {
         give_up(arena, slices);
         return known();
     }
+    let (start, len) = (arena.slice_address(0), slices * SLICE);
+    // Refused: it has ordinary pages.
+    let _ = memory::advise(
+        start + HUGE_FROM,
+        len.saturating_sub(HUGE_FROM),
+        rustix::mm::Advice::LinuxHugepage,
+    );
     pool::fork::teach_recovery();
     let base = arena.base() as u64;
     if let Err(other) = BASE.compare_exchange(0, base, Ordering::AcqRel, Ordering::Acquire) {

@@ -50,6 +50,11 @@ impl Default for Config {
 
 impl Config {
     /// No files, 100 ms of patience, as many workers as there can be.
+    ///
+    /// ```
+    /// use shmkit::process::Config;
+    /// assert!(format!("{:?}", Config::new()).contains("100ms"));
+    /// ```
     #[must_use]
     pub fn new() -> Self {
         Config::default()
@@ -57,6 +62,17 @@ impl Config {
 
     /// A file that holds the master's pid while it runs. It is locked as long, so that a second
     /// run with the same file is refused; one that a killed master has left is taken over.
+    ///
+    /// ```
+    /// use shmkit::process::{Config, Entry, run};
+    /// let path = std::env::temp_dir().join(format!("doc-{}.pid", std::process::id()));
+    /// static SEES: Entry<std::path::PathBuf, bool> = Entry::new("sees", |_, path| path.exists());
+    /// let mut config = Config::new();
+    /// config.pid_file(&path);
+    /// assert!(run(&config, &SEES, path.clone())?);
+    /// assert!(!path.exists());
+    /// # Ok::<(), shmkit::process::RunError>(())
+    /// ```
     pub fn pid_file(&mut self, path: impl AsRef<Path>) -> &mut Self {
         self.pid_file = Some(path.as_ref().into());
         self
@@ -65,6 +81,19 @@ impl Config {
     /// A directory, made if need be, for the crash journal of [`Resources`](super::Resources). It
     /// serves one run at a time, which removes what a crashed one has left there. Without one,
     /// nothing is journalled: what a killed master leaves, stays.
+    ///
+    /// ```
+    /// use shmkit::process::{Config, Entry, run};
+    /// let directory = std::env::temp_dir().join(format!("doc-{}.run", std::process::id()));
+    /// static UNIT: Entry<(), ()> = Entry::new("unit", |_, ()| ());
+    /// let mut config = Config::new();
+    /// config.run_directory(&directory);
+    /// run(&config, &UNIT, ())?;
+    /// // A run that ends in order leaves no journal.
+    /// assert!(!directory.join("journal").exists());
+    /// # std::fs::remove_dir(&directory).unwrap();
+    /// # Ok::<(), shmkit::process::RunError>(())
+    /// ```
     pub fn run_directory(&mut self, path: impl AsRef<Path>) -> &mut Self {
         self.run_directory = Some(path.as_ref().into());
         self
@@ -75,6 +104,12 @@ impl Config {
     /// otherwise. Then they are killed.
     ///
     /// [`Worker::stop_requested`]: super::Worker::stop_requested
+    ///
+    /// ```
+    /// use shmkit::process::Config;
+    /// let mut config = Config::new();
+    /// config.patience(std::time::Duration::from_secs(2));
+    /// ```
     pub fn patience(&mut self, patience: Duration) -> &mut Self {
         self.patience = patience;
         self
@@ -84,6 +119,12 @@ impl Config {
     /// otherwise. The pools that the master has attached limit it too: to 1023 each unless made
     /// for more. The join of a worker that is one too many answers
     /// [`JoinError::NotStarted`](super::JoinError::NotStarted).
+    ///
+    /// ```
+    /// use shmkit::process::Config;
+    /// let mut config = Config::new();
+    /// config.max_workers(100);
+    /// ```
     pub fn max_workers(&mut self, count: usize) -> &mut Self {
         self.max_workers = count;
         self
@@ -94,6 +135,12 @@ impl Config {
     /// pool is that of `NAME.run`. What a killed master has left under it is removed, once
     /// nobody has it any more; a run that is on is
     /// [`AlreadyRunning`](super::RunError::AlreadyRunning).
+    ///
+    /// ```
+    /// use shmkit::process::Config;
+    /// let mut config = Config::new();
+    /// config.name("squares");
+    /// ```
     pub fn name(&mut self, name: &str) -> &mut Self {
         self.name = Some(name.into());
         self
@@ -101,12 +148,25 @@ impl Config {
 
     /// Lets other programs start this entry by its name. An entry that is itself
     /// [external](super::Entry::external) is none that this program has, and changes nothing.
+    ///
+    /// ```
+    /// use shmkit::process::{Config, Entry};
+    /// static SQUARE: Entry<u64, u64> = Entry::new("square", |_, n| n * n);
+    /// let mut config = Config::new();
+    /// config.name("squares").define(&SQUARE);
+    /// ```
     pub fn define<A: Wire, R: Wire>(&mut self, entry: &'static Entry<A, R>) -> &mut Self {
         self.defined.extend(entry::define(entry));
         self
     }
 
     /// A function that the master calls whenever a worker has ended.
+    ///
+    /// ```
+    /// use shmkit::process::Config;
+    /// let mut config = Config::new();
+    /// config.on_end(|end| println!("{}: {:?}", end.worker, end.cause));
+    /// ```
     pub fn on_end(&mut self, hook: impl Fn(&WorkerEnd) + 'static) -> &mut Self {
         self.on_end = Some(Rc::new(hook));
         self
@@ -141,12 +201,22 @@ pub struct StartOptions<'a> {
 
 impl<'a> StartOptions<'a> {
     /// It is started once.
+    ///
+    /// ```
+    /// use shmkit::process::StartOptions;
+    /// assert_eq!(StartOptions::new(), StartOptions::default());
+    /// ```
     #[must_use]
     pub fn new() -> Self {
         StartOptions::default()
     }
 
     /// Whether it is started again when it has ended.
+    ///
+    /// ```
+    /// use shmkit::process::{Backoff, Restart, StartOptions};
+    /// let options = StartOptions::new().restart(Restart::Always(Backoff::default()));
+    /// ```
     #[must_use]
     pub fn restart(mut self, restart: Restart) -> Self {
         self.restart = restart;
@@ -154,6 +224,11 @@ impl<'a> StartOptions<'a> {
     }
 
     /// Which of the caller's managed resources it uses from its start.
+    ///
+    /// ```
+    /// use shmkit::process::{Inherit, StartOptions};
+    /// let options = StartOptions::new().inherit(Inherit::All);
+    /// ```
     #[must_use]
     pub fn inherit(mut self, which: Inherit<'a>) -> Self {
         self.inherit = which;

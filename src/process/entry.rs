@@ -14,6 +14,7 @@ use std::sync::OnceLock;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::encode::{Encoded, decode};
 use super::jobs::{Job, Kind};
 use super::{Worker, signature};
 use crate::layout::fingerprint::image_nonce;
@@ -57,6 +58,11 @@ pub struct Entry<A, R> {
 impl<A: Wire, R: Wire> Entry<A, R> {
     /// An entry point of this program. The name is for messages, and for other programs: see
     /// [`Peer`](super::Peer).
+    ///
+    /// ```
+    /// use shmkit::process::Entry;
+    /// static SQUARE: Entry<u64, u64> = Entry::new("square", |_, n| n * n);
+    /// ```
     #[must_use]
     pub const fn new(name: &'static str, function: fn(&Worker, A) -> R) -> Self {
         Entry {
@@ -90,6 +96,12 @@ impl<A: Wire, R: Wire> Entry<A, R> {
     }
 
     /// The name.
+    ///
+    /// ```
+    /// use shmkit::process::Entry;
+    /// static SQUARE: Entry<u64, u64> = Entry::new("square", |_, n| n * n);
+    /// assert_eq!(SQUARE.name(), "square");
+    /// ```
     #[must_use]
     pub const fn name(&self) -> &'static str {
         self.name
@@ -103,7 +115,7 @@ impl<A, R> std::fmt::Debug for Entry<A, R> {
 }
 
 /// What a call gave: bytes, and what they are.
-pub(super) type Answer = (Kind, Vec<u8>);
+pub(super) type Answer = (Kind, Encoded);
 
 /// A call of an [`Entry`] whose types are forgotten.
 type Call = fn(usize, &Worker, &[u8]) -> Answer;
@@ -114,7 +126,7 @@ fn call<A: Wire, R: Wire>(entry: usize, worker: &Worker, argument: &[u8]) -> Ans
     let entry = unsafe { &*std::ptr::with_exposed_provenance::<Entry<A, R>>(entry) };
     let argument = match decode(argument) {
         Ok(argument) => argument,
-        Err(why) => return (Kind::BadArgument, why.into_bytes()),
+        Err(why) => return (Kind::BadArgument, why.as_str().into()),
     };
     let Some(function) = entry.function else {
         return (
@@ -123,21 +135,12 @@ fn call<A: Wire, R: Wire>(entry: usize, worker: &Worker, argument: &[u8]) -> Ans
         );
     };
     let value = function(worker, argument);
-    let encoded = postcard::to_stdvec(&value);
+    let encoded = Encoded::of(&value);
     // The value's owner is whoever joins; a worker ends without destructors.
     std::mem::forget(value);
     match encoded {
         Ok(bytes) => (Kind::Value, bytes),
-        Err(error) => (Kind::EncodeFailed, error.to_string().into_bytes()),
-    }
-}
-
-/// A value of all the bytes.
-pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
-    match postcard::take_from_bytes(bytes) {
-        Ok((value, [])) => Ok(value),
-        Ok((_, rest)) => Err(format!("{} bytes are left over", rest.len())),
-        Err(error) => Err(error.to_string()),
+        Err(why) => (Kind::EncodeFailed, why.as_str().into()),
     }
 }
 

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::jobs::{self, Control, DETACHED, Job, KILL, Untaken};
 use super::{JoinError, KillError, ResultError, Wire, WorkerId};
-use super::{entry, supervise};
+use super::{encode, supervise};
 use crate::containers::{Handle, Shared};
 use crate::participants::lock::TICK;
 use crate::primitive::Ordering;
@@ -61,6 +61,19 @@ impl<R: Wire> JoinHandle<R> {
     }
 
     /// The worker's number.
+    ///
+    /// ```
+    /// use shmkit::process::{Config, Entry, run};
+    ///
+    /// static ONE: Entry<(), u8> = Entry::new("one", |_, ()| 1);
+    /// static FIRST: Entry<(), ()> = Entry::new("first", |worker, ()| {
+    ///     let one = worker.start(&ONE, &()).unwrap();
+    ///     assert_eq!(one.id().number(), 2);
+    ///     one.detach();
+    /// });
+    /// run(&Config::new(), &FIRST, ())?;
+    /// # Ok::<(), shmkit::process::RunError>(())
+    /// ```
     #[must_use]
     pub fn id(&self) -> WorkerId {
         WorkerId(self.id)
@@ -69,6 +82,8 @@ impl<R: Wire> JoinHandle<R> {
     fn job<'a>(&self, control: &'a Shared<Control>) -> Result<&'a Job, JoinError> {
         control
             .job(self.place as usize)
+            // No job has the id 0, which a place without one shows.
+            .filter(|_| self.id != 0)
             .ok_or(JoinError::AlreadyJoined)
     }
 
@@ -82,17 +97,35 @@ impl<R: Wire> JoinHandle<R> {
     ///
     /// How the worker ended instead; [`JoinError::AlreadyJoined`] if somebody else has joined or
     /// detached it; [`JoinError::WouldDeadlock`] in the master, which must not wait for a worker,
-    /// and in the worker itself.
+    /// and in the worker itself; [`JoinError::NoSuchRun`] if the run is over, as a
+    /// [peer](super::Peer) may see.
     ///
     /// # Crash behaviour
     ///
-    /// A joiner that dies before it has the value leaves it to the next one.
+    /// A joiner that dies before it has the value leaves it to the next one. If the master dies,
+    /// workers die with it, and peers that join are told.
+    ///
+    /// ```
+    /// use shmkit::process::{Config, Entry, run};
+    ///
+    /// static ONE: Entry<(), u8> = Entry::new("one", |_, ()| 1);
+    /// static FIRST: Entry<(), ()> = Entry::new("first", |worker, ()| {
+    ///     assert_eq!(worker.start(&ONE, &()).unwrap().join().unwrap(), 1);
+    /// });
+    /// run(&Config::new(), &FIRST, ())?;
+    /// # Ok::<(), shmkit::process::RunError>(())
+    /// ```
     pub fn join(self) -> Result<R, JoinError> {
         let control = self.open()?;
         let me = jobs::me(control.pool());
         loop {
+            // Asked first: what had ended before the run was over has its result.
+            let over = control.is_orphaned();
             if let Some(joined) = self.poll(&control) {
                 return joined;
+            }
+            if over {
+                return Err(JoinError::NoSuchRun);
             }
             if me == 0 || me == self.id {
                 return Err(JoinError::WouldDeadlock);
@@ -106,6 +139,24 @@ impl<R: Wire> JoinHandle<R> {
     /// # Errors
     ///
     /// The handle: the worker has not ended.
+    ///
+    /// ```
+    /// use shmkit::process::{Config, Entry, run};
+    ///
+    /// static ONE: Entry<(), u8> = Entry::new("one", |_, ()| 1);
+    /// static FIRST: Entry<(), ()> = Entry::new("first", |worker, ()| {
+    ///     let mut one = worker.start(&ONE, &()).unwrap();
+    ///     let result = loop {
+    ///         match one.try_join() {
+    ///             Ok(result) => break result,
+    ///             Err(not_yet) => one = not_yet,
+    ///         }
+    ///     };
+    ///     assert_eq!(result.unwrap(), 1);
+    /// });
+    /// run(&Config::new(), &FIRST, ())?;
+    /// # Ok::<(), shmkit::process::RunError>(())
+    /// ```
     pub fn try_join(self) -> Result<Result<R, JoinError>, Self> {
         match self.open() {
             Ok(control) => self.poll(&control).ok_or(self),
@@ -118,7 +169,7 @@ impl<R: Wire> JoinHandle<R> {
             let outcome = job.outcome.load(Ordering::Relaxed);
             supervise::returned(job, outcome)?;
             job.result
-                .read(|bytes| Ok(entry::decode(bytes).map_err(ResultError::Decode)?))
+                .read(|bytes| Ok(encode::decode(bytes).map_err(ResultError::Decode)?))
         });
         match taken {
             Ok(joined) => Some(joined),
@@ -147,6 +198,19 @@ impl<R: Wire> JoinHandle<R> {
     }
 
     /// Whether the worker has ended for good, in whatever way.
+    ///
+    /// ```
+    /// use shmkit::process::{Config, Entry, run};
+    ///
+    /// static ONE: Entry<(), u8> = Entry::new("one", |_, ()| 1);
+    /// static FIRST: Entry<(), ()> = Entry::new("first", |worker, ()| {
+    ///     let one = worker.start(&ONE, &()).unwrap();
+    ///     while !one.is_finished() {}
+    ///     assert_eq!(one.join().unwrap(), 1);
+    /// });
+    /// run(&Config::new(), &FIRST, ())?;
+    /// # Ok::<(), shmkit::process::RunError>(())
+    /// ```
     #[must_use]
     pub fn is_finished(&self) -> bool {
         self.open()
@@ -154,6 +218,17 @@ impl<R: Wire> JoinHandle<R> {
     }
 
     /// Lets the worker run, and nobody will join it.
+    ///
+    /// ```
+    /// use shmkit::process::{Config, Entry, run};
+    ///
+    /// static ONE: Entry<(), u8> = Entry::new("one", |_, ()| 1);
+    /// static FIRST: Entry<(), ()> = Entry::new("first", |worker, ()| {
+    ///     worker.start(&ONE, &()).unwrap().detach();
+    /// });
+    /// run(&Config::new(), &FIRST, ())?;
+    /// # Ok::<(), shmkit::process::RunError>(())
+    /// ```
     pub fn detach(self) {
         let Ok(control) = self.open() else { return };
         let Ok(job) = self.job(&control) else { return };
@@ -168,6 +243,19 @@ impl<R: Wire> JoinHandle<R> {
     /// # Errors
     ///
     /// [`KillError::Ended`] if it has ended, or is detached.
+    ///
+    /// ```
+    /// use shmkit::process::{Config, Entry, JoinError, run};
+    ///
+    /// static HANGS: Entry<(), ()> = Entry::new("hangs", |_, ()| loop { std::thread::park() });
+    /// static FIRST: Entry<(), ()> = Entry::new("first", |worker, ()| {
+    ///     let hangs = worker.start(&HANGS, &()).unwrap();
+    ///     hangs.kill().unwrap();
+    ///     assert!(matches!(hangs.join(), Err(JoinError::Signaled(9))));
+    /// });
+    /// run(&Config::new(), &FIRST, ())?;
+    /// # Ok::<(), shmkit::process::RunError>(())
+    /// ```
     pub fn kill(&self) -> Result<(), KillError> {
         let control = self.open().map_err(|_| KillError::Ended)?;
         let job = self.job(&control).map_err(|_| KillError::Ended)?;
@@ -184,12 +272,29 @@ impl<R: Wire> JoinHandle<R> {
     /// # Errors
     ///
     /// [`JoinError::NoSuchRun`].
+    ///
+    /// ```
+    /// use shmkit::process::{Config, Entry, run};
+    ///
+    /// static HANGS: Entry<(), ()> = Entry::new("hangs", |_, ()| loop { std::thread::park() });
+    /// static FIRST: Entry<(), ()> = Entry::new("first", |worker, ()| {
+    ///     let hangs = worker.start(&HANGS, &()).unwrap();
+    ///     assert!(!hangs.wait(std::time::Duration::from_millis(1)).unwrap());
+    ///     hangs.kill().unwrap();
+    /// });
+    /// run(&Config::new(), &FIRST, ())?;
+    /// # Ok::<(), shmkit::process::RunError>(())
+    /// ```
     pub fn wait(&self, limit: Duration) -> Result<bool, JoinError> {
         let control = self.open()?;
         let start = std::time::Instant::now();
         loop {
+            let over = control.is_orphaned();
             if self.job(&control)?.is_over(self.id) {
                 return Ok(true);
+            }
+            if over {
+                return Err(JoinError::NoSuchRun);
             }
             let Some(left) = limit.checked_sub(start.elapsed()) else {
                 return Ok(false);

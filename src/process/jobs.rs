@@ -47,6 +47,7 @@ use std::alloc::Layout;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
+use super::table::{self, PHASE, StateWord, Used};
 use crate::ShmSafe;
 use crate::allocator::block;
 use crate::containers::{Link, Shared};
@@ -54,7 +55,6 @@ use crate::layout::arena::{Arena, GRANULES};
 use crate::participants::lock::TICK;
 use crate::participants::tag::Tag;
 use crate::participants::thread::{self, NoSlot};
-use crate::participants::{life, recovery};
 use crate::pool::{ObjectError, Pool};
 use crate::primitive::{AtomicU32, AtomicU64, Ordering};
 use crate::sys::futex;
@@ -70,7 +70,6 @@ pub(super) const DETACHED: u64 = 0x10;
 pub(super) const KILL: u64 = 0x20;
 
 const ID_SHIFT: u32 = 8;
-const PHASE: u64 = 0xf;
 
 /// Where a job is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -270,7 +269,7 @@ impl Payload {
 /// A place in the table.
 #[derive(ShmSafe)]
 pub(super) struct Job {
-    state: AtomicU64,
+    state: StateWord,
     /// The job's id again, for a taker that dies.
     id: AtomicU64,
     /// What joiners sleep on: it changes when the job ends.
@@ -289,14 +288,12 @@ pub(super) struct Job {
 
 impl Job {
     pub(super) fn state(&self) -> State {
-        State(self.state.load(Ordering::Acquire))
+        State(self.state.load())
     }
 
     /// Turns the word, if it is `from`.
     fn turn(&self, from: State, to: State) -> bool {
-        self.state
-            .compare_exchange(from.0, to.0, Ordering::AcqRel, Ordering::Acquire)
-            .is_ok()
+        self.state.turn(from.0, to.0)
     }
 
     /// The master's step: the phase changes, the flags stay. The word as it is then.
@@ -369,28 +366,7 @@ impl Job {
         self.result.clear();
         self.argument.clear();
         self.restarts.store(0, Ordering::Relaxed);
-        self.state.store(State::FREE.0, Ordering::Release);
-    }
-
-    /// The master's step: puts the place right whose claimant or taker is gone (invariant 4). True
-    /// if it is free now.
-    fn repair(&self, arena: Arena) -> bool {
-        let state = self.state();
-        let holder = Tag::of_word(state.0);
-        if !matches!(state.phase(), Phase::Claimed | Phase::Taken)
-            || !life::is_gone(arena, holder)
-            || !recovery::is_resolved(arena, holder)
-        {
-            return false;
-        }
-        if state.phase() == Phase::Taken && self.outcome.load(Ordering::Acquire) != 0 {
-            let ended = State::of(Phase::Ended, self.id.load(Ordering::Relaxed), 0);
-            self.turn(state, ended);
-            false
-        } else {
-            self.release();
-            true
-        }
+        self.state.store(State::FREE.0);
     }
 }
 
@@ -405,8 +381,7 @@ pub(super) enum Untaken {
 #[derive(ShmSafe)]
 pub(super) struct Control {
     last_id: AtomicU64,
-    /// Places from here on were never used.
-    used: AtomicU32,
+    used: Used,
     /// The master has asked for the end: what `Worker::wait_stop` sleeps on.
     stopping: AtomicU32,
     pub(super) resources: super::resources::Table,
@@ -421,11 +396,15 @@ pub(super) struct Claimed<'a> {
 }
 
 impl Control {
-    /// Makes the control block of a new master.
+    /// Makes the control block of a new master, in a pool from which nothing was ever freed. What
+    /// such a pool gives is zero, and zeros are valid: the block consists of atomics and links. So
+    /// its 300 pages are not touched before they are used.
     pub(super) fn create(pool: Pool) -> Result<Shared<Control>, ObjectError> {
         pool.create_with(Layout::new::<Control>(), |place| {
-            // SAFETY: a new block of that size. Zeros are valid: it consists of atomics and links.
-            unsafe { place.as_ptr().write_bytes(0, size_of::<Control>()) };
+            let words = place.cast::<u64>();
+            // SAFETY: the block is new, aligned, and nobody else's.
+            let zero = |i| unsafe { words.add(i).read() } == 0;
+            debug_assert!((0..size_of::<Control>() / 8).all(zero), "freed memory");
         })
     }
 
@@ -435,29 +414,34 @@ impl Control {
 
     /// The places that were ever used.
     pub(super) fn jobs(&self) -> impl Iterator<Item = (usize, &Job)> {
-        let used = self.used.load(Ordering::Acquire) as usize;
-        self.jobs[..used.min(JOBS)].iter().enumerate()
+        self.used.of(&self.jobs).iter().enumerate()
     }
 
-    /// The master's step: puts a place right that a dead worker, or nobody, has left.
+    /// The master's step: puts a place right that a dead worker, or nobody, has left (invariant 4).
     pub(super) fn tidy(&self, arena: Arena, place: usize) {
         let Some(job) = self.job(place) else { return };
         let state = job.state();
         match state.phase() {
-            Phase::Claimed | Phase::Taken if job.repair(arena) => self.resources.clear_user(place),
+            Phase::Taken | Phase::Claimed if !table::is_abandoned(arena, state.0) => {}
+            Phase::Taken if job.outcome.load(Ordering::Acquire) != 0 => {
+                let ended = State::of(Phase::Ended, job.id.load(Ordering::Relaxed), 0);
+                job.turn(state, ended);
+            }
+            Phase::Taken | Phase::Claimed => {
+                // What a claimant was about to leave to its worker. Before the place is free, for
+                // the next one to have it leaves something there at once.
+                self.resources.clear_user(place);
+                job.release();
+            }
             Phase::Ended if state.has(DETACHED) => job.release(),
             _ => {}
         }
     }
 
-    /// Claims a free place, the lowest, so that the master's walk is short.
+    /// Claims a free place.
     pub(super) fn claim(&self, by: Tag) -> Option<Claimed<'_>> {
         let claimed = State::held(Phase::Claimed, by);
-        let index = self
-            .jobs
-            .iter()
-            .position(|job| job.state() == State::FREE && job.turn(State::FREE, claimed))?;
-        self.used.fetch_max(index as u32 + 1, Ordering::AcqRel);
+        let index = self.used.claim(&self.jobs, |job| &job.state, claimed.0)?;
         let job = &self.jobs[index];
         job.result.clear();
         job.argument.clear();
@@ -477,6 +461,7 @@ impl Control {
         self.stopping.load(Ordering::Acquire) != 0
     }
 
+    /// Sleeps until the run is perhaps coming to its end.
     pub(super) fn wait_stop(&self, limit: Duration) {
         futex::wait(&self.stopping, 0, limit);
     }
@@ -493,7 +478,7 @@ impl<'a> Claimed<'a> {
         let job = self.job();
         job.id.store(id, Ordering::Relaxed);
         let requested = State::of(Phase::Requested, id, 0);
-        job.state.store(requested.0, Ordering::Release);
+        job.state.store(requested.0);
         id
     }
 
@@ -554,4 +539,11 @@ pub(super) fn wake_master(pool: Pool) {
 /// The tag of the calling thread in the control pool.
 pub(super) fn tag(pool: Pool) -> Result<Tag, NoSlot> {
     thread::slot(pool.0).map(|slot| slot.tag())
+}
+
+impl Shared<Control> {
+    /// Whether the master is dead, or has ended, as only peers live to see.
+    pub(super) fn is_orphaned(&self) -> bool {
+        self.peers.is_orphaned(self.pool().0)
+    }
 }

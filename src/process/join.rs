@@ -12,10 +12,19 @@ use std::marker::PhantomData;
 use serde::de::DeserializeOwned;
 
 use super::ProcessId;
+use super::encode::decode;
 use super::scope::Children;
 use crate::sys::process;
 
 /// Why a child gave no result. It concerns this child alone: its siblings and its parent go on.
+///
+/// ```
+/// use shmkit::process::{JoinError, scope};
+/// scope(|s| {
+///     let exits = s.spawn(|| -> u8 { std::process::exit(3) }).unwrap();
+///     assert!(matches!(exits.join(), Err(JoinError::Exited(3))));
+/// });
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum JoinError {
@@ -47,12 +56,19 @@ pub enum JoinError {
     /// The caller is the master, which must not wait for a worker, or the worker itself.
     #[error("a process that waits for this one would wait for ever")]
     WouldDeadlock,
-    /// The calling process does not take part in the run that the handle is of, or no more.
+    /// The calling process does not take part in the run that the handle is of, or no more; or that
+    /// run is over.
     #[error("this process does not take part in the run that the worker belongs to")]
     NoSuchRun,
 }
 
 /// Why a value that a closure returned did not arrive.
+///
+/// ```
+/// use shmkit::process::{JoinError, ResultError};
+/// let error = JoinError::from(ResultError::Lost);
+/// assert!(matches!(error, JoinError::NoResult(ResultError::Lost)));
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ResultError {
@@ -76,6 +92,15 @@ pub enum ResultError {
 }
 
 /// Why a child was not killed.
+///
+/// ```
+/// use shmkit::process::{KillError, scope};
+/// scope(|s| {
+///     let child = s.spawn(|| ()).unwrap();
+///     while !child.is_finished() {}
+///     assert!(matches!(child.kill(), Err(KillError::Ended)));
+/// });
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KillError {
@@ -90,6 +115,14 @@ pub enum KillError {
 /// A child of a [`Scope`](super::Scope); the counterpart of [`std::thread::ScopedJoinHandle`].
 ///
 /// Dropping it neither ends the child nor lets it go: the scope waits for it.
+///
+/// ```
+/// use shmkit::process::scope;
+/// scope(|s| {
+///     let child = s.spawn(|| std::process::id()).unwrap();
+///     assert_ne!(child.join().unwrap(), std::process::id());
+/// });
+/// ```
 pub struct ScopedJoinHandle<'s, R> {
     children: &'s Children,
     /// Names the child in the list, for pids repeat.
@@ -109,6 +142,15 @@ impl<'s, R> ScopedJoinHandle<'s, R> {
     }
 
     /// The child's name. It stays the same when the child has ended.
+    ///
+    /// ```
+    /// use shmkit::process::scope;
+    /// scope(|s| {
+    ///     let child = s.spawn(|| std::process::id()).unwrap();
+    ///     let id = child.id();
+    ///     assert_eq!(id.pid(), child.join().unwrap());
+    /// });
+    /// ```
     #[must_use]
     pub fn id(&self) -> ProcessId {
         ProcessId(self.pid)
@@ -146,14 +188,7 @@ impl<'s, R> ScopedJoinHandle<'s, R> {
             .children
             .take(self.serial)
             .ok_or(JoinError::AlreadyJoined)?;
-        child.finish(|bytes| match postcard::take_from_bytes(bytes) {
-            Ok((value, [])) => Ok(value),
-            Ok((_, rest)) => Err(ResultError::Decode(format!(
-                "{} bytes are left over",
-                rest.len()
-            ))),
-            Err(error) => Err(ResultError::Decode(error.to_string())),
-        })
+        child.finish(|bytes| decode(bytes).map_err(ResultError::Decode))
     }
 
     /// Ends the child by SIGKILL. It is reaped by [`join`](Self::join) or by the scope.
@@ -179,6 +214,14 @@ impl<'s, R> ScopedJoinHandle<'s, R> {
     }
 
     /// Whether the child has ended, in whatever way; then [`join`](Self::join) does not wait.
+    ///
+    /// ```
+    /// use shmkit::process::scope;
+    /// scope(|s| {
+    ///     let child = s.spawn(|| std::process::id()).unwrap();
+    ///     while !child.is_finished() {}
+    /// });
+    /// ```
     #[must_use]
     pub fn is_finished(&self) -> bool {
         process::has_ended(self.pid)

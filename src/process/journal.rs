@@ -36,12 +36,12 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::FlockOperation;
-
 use super::Resource;
 use super::RunError;
 use super::pid_file::lock;
 use super::resources::PLACES;
+use crate::pool::remove::RemoveError;
+use crate::pool::{self, AttachError};
 
 const BLOCK: usize = 4096;
 const MAGIC: [u8; 8] = *b"shmkjrnl";
@@ -49,6 +49,22 @@ const VERSION: u32 = 1;
 const LENGTH: u64 = (BLOCK * (1 + PLACES)) as u64;
 
 /// Why a journal was not taken. Nothing was removed, and the file is as it was.
+///
+/// ```
+/// use shmkit::process::{Config, Entry, JournalError, RunError, run};
+///
+/// static UNIT: Entry<(), ()> = Entry::new("unit", |_, ()| ());
+/// let directory = std::env::temp_dir().join(format!("doc-{}.foreign", std::process::id()));
+/// std::fs::create_dir(&directory).unwrap();
+/// std::fs::write(directory.join("journal"), "a diary").unwrap();
+/// let mut config = Config::new();
+/// config.run_directory(&directory);
+/// match run(&config, &UNIT, ()) {
+///     Err(RunError::Journal { error, .. }) => assert_eq!(error, JournalError::Foreign),
+///     other => panic!("{other:?}"),
+/// }
+/// # std::fs::remove_dir_all(&directory).unwrap();
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum JournalError {
@@ -102,14 +118,12 @@ impl Journal {
             }
             Err(error) => return Err(failed(&journal.path, error)),
         };
-        let tidied = records.into_iter().try_for_each(|(place, resource)| {
-            // What is still used is by no process of the crashed run, and not ours to remove.
-            if !is_in_use(&resource)? {
-                remove(&resource)?;
-            }
-            journal.strike(place)
-        });
-        tidied.map_err(|error| failed(&journal.path, error))?;
+        for (place, resource) in records {
+            let path = resource.path().unwrap_or_default();
+            remove_left(&resource).map_err(|error| failed(&path, error))?;
+            let struck = journal.strike(place);
+            struck.map_err(|error| failed(&journal.path, error))?;
+        }
         Ok(journal)
     }
 
@@ -157,7 +171,12 @@ impl Journal {
         let (length, crc) = (text.len() as u32, crc32fast::hash(text));
         block[..4].copy_from_slice(&length.to_le_bytes());
         block[4..8].copy_from_slice(&crc.to_le_bytes());
-        self.file.write_all_at(&block, offset(place))
+        let recorded = self.file.write_all_at(&block, offset(place));
+        if recorded.is_err() {
+            // No part of it may stay, for the next run would take it for damage.
+            let _ = self.strike(place);
+        }
+        recorded
     }
 
     /// Says that the resource is there no more.
@@ -213,18 +232,17 @@ fn parse(block: &[u8; BLOCK]) -> Result<Option<Resource>, ()> {
     }
 }
 
-/// Whether a resource is a pool that somebody has attached: whoever has holds the shared lock.
-fn is_in_use(resource: &Resource) -> io::Result<bool> {
-    let (Resource::Pool(_), Some(path)) = (resource, resource.path()) else {
-        return Ok(false);
+/// Removes what a crashed run has left, but for a pool that somebody has, who is no process of that
+/// run, and for what is no pool's file and has a pool's name.
+fn remove_left(resource: &Resource) -> io::Result<()> {
+    let Resource::Pool(name) = resource else {
+        return remove(resource);
     };
-    match File::open(&path) {
-        Ok(file) => {
-            let locked = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
-            Ok(locked == Err(rustix::io::Errno::WOULDBLOCK))
+    match pool::remove::remove(name, true, true) {
+        Err(RemoveError::System(error) | RemoveError::Attach(AttachError::System(error))) => {
+            unless_gone(Err(error))
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error),
+        Ok(()) | Err(_) => Ok(()),
     }
 }
 
@@ -233,8 +251,12 @@ pub(super) fn remove(resource: &Resource) -> io::Result<()> {
     let Some(path) = resource.path() else {
         return Ok(());
     };
-    match std::fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
+    unless_gone(std::fs::remove_file(&path))
+}
+
+fn unless_gone(removed: io::Result<()>) -> io::Result<()> {
+    removed.or_else(|error| match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Ok(()),
+        _ => Err(error),
+    })
 }

@@ -37,6 +37,7 @@
 
 mod child;
 mod config;
+mod encode;
 mod entry;
 mod frame;
 mod handle;
@@ -54,6 +55,7 @@ mod run;
 mod scope;
 mod signature;
 mod supervise;
+mod table;
 #[cfg(test)]
 mod tests;
 mod worker;
@@ -101,6 +103,11 @@ impl ProcessId {
     }
 
     /// The number by which the kernel knows the process, in the pid namespace of its parent.
+    ///
+    /// ```
+    /// let child = shmkit::process::scope(|s| s.spawn(|| ()).unwrap().id());
+    /// assert_ne!(child.pid(), std::process::id());
+    /// ```
     #[must_use]
     pub const fn pid(self) -> u32 {
         self.0
@@ -128,6 +135,13 @@ pub struct WorkerId(pub(crate) u64);
 
 impl WorkerId {
     /// The number.
+    ///
+    /// ```
+    /// use shmkit::process::{Config, Entry, run};
+    /// static ID: Entry<(), u64> = Entry::new("id", |worker, ()| worker.id().number());
+    /// assert_eq!(run(&Config::new(), &ID, ())?, 1);
+    /// # Ok::<(), shmkit::process::RunError>(())
+    /// ```
     #[must_use]
     pub const fn number(self) -> u64 {
         self.0

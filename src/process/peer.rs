@@ -9,14 +9,14 @@
 
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 
 use super::entry::{self, Defined};
 use super::jobs::{self, Control};
 use super::peers::Phase;
-use super::{Entry, JoinHandle, StartError, StartOptions, Wire, worker};
+use super::worker::LOOK;
+use super::{Entry, JoinHandle, StartError, StartOptions, Wire, Worker, worker};
 use crate::containers::Shared;
 use crate::participants::thread::NoSlot;
 use crate::pool::{AttachError, NamedError, ObjectError, Pool, remove};
@@ -35,6 +35,13 @@ pub(super) fn pool_name(run: &str) -> String {
 const OUTSIDE: u64 = u64::MAX;
 
 /// Why a program does not take part in a run, or does no more.
+///
+/// ```
+/// use shmkit::process::{Peer, PeerError};
+/// // SAFETY: there is no run, and so no pool, of that name.
+/// let peer = unsafe { Peer::attach("no such run") };
+/// assert!(matches!(peer, Err(PeerError::Attach(_))));
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PeerError {
@@ -146,7 +153,19 @@ impl Peer {
     ///
     /// # Errors
     ///
-    /// See [`PeerError`]. Nothing has changed.
+    /// See [`PeerError`]. The run has not changed. Once mapped, a control pool stays so, as every
+    /// pool does: a program that is to take part in dozens of runs, one after another, executes
+    /// itself anew.
+    ///
+    /// ```no_run
+    /// use shmkit::process::{Entry, Peer};
+    ///
+    /// static SQUARE: Entry<u64, u64> = Entry::external("square");
+    /// // SAFETY: only programs that cooperate open pools of this name.
+    /// let peer = unsafe { Peer::attach("squares") }?;
+    /// drop(peer);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub unsafe fn attach(name: &str) -> Result<Peer, PeerError> {
         let name = pool_name(name);
         // SAFETY: by the caller's promise.
@@ -169,10 +188,20 @@ impl Peer {
         let pid = control.peers.master_pid.load(Ordering::Relaxed);
         let number = control.peers.doorbell.load(Ordering::Relaxed);
         // Read as well: a pipe that somebody reads sends nobody a signal, should the master die.
-        let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
         let path = format!("/proc/{pid}/fd/{number}");
-        let doorbell = rustix::fs::open(path, flags, Mode::empty())
-            .map_err(|error| PeerError::Unreachable(error.into()))?;
+        let opened = rustix::fs::open(path, flags, Mode::empty()).and_then(|doorbell| {
+            let mode = rustix::fs::fstat(&doorbell)?.st_mode;
+            match FileType::from_raw_mode(mode) {
+                FileType::Fifo => Ok(doorbell),
+                _ => Err(rustix::io::Errno::BADF),
+            }
+        });
+        // The master lives after it was opened, so it is not that of a later process of its number.
+        if control.peers.is_orphaned(pool.0) {
+            return Err(PeerError::MasterDied);
+        }
+        let doorbell = opened.map_err(|error| PeerError::Unreachable(error.into()))?;
         jobs::set_wake(pool, Some(doorbell.as_fd()));
         jobs::set_me(pool, OUTSIDE);
         Ok(Peer {
@@ -186,6 +215,16 @@ impl Peer {
 
     /// Lets this process run jobs of an entry, from [`serve`](Self::serve) on. One that is
     /// [external](Entry::external) is no entry that this program has, and changes nothing.
+    ///
+    /// ```no_run
+    /// use shmkit::process::{Entry, Peer};
+    ///
+    /// static SQUARE: Entry<u64, u64> = Entry::new("square", |_, n| n * n);
+    /// // SAFETY: only programs that cooperate open pools of this name.
+    /// let mut peer = unsafe { Peer::attach("squares") }?;
+    /// peer.define(&SQUARE);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn define<A: Wire, R: Wire>(&mut self, entry: &'static Entry<A, R>) -> &mut Self {
         self.defined.extend(entry::define(entry));
         self
@@ -198,6 +237,16 @@ impl Peer {
     /// # Errors
     ///
     /// See [`StartError`].
+    ///
+    /// ```no_run
+    /// use shmkit::process::{Entry, Peer};
+    ///
+    /// static SQUARE: Entry<u64, u64> = Entry::external("square");
+    /// // SAFETY: only programs that cooperate open pools of this name.
+    /// let peer = unsafe { Peer::attach("squares") }?;
+    /// assert_eq!(peer.start(&SQUARE, &12)?.join()?, 144);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn start<A: Wire, R: Wire>(
         &self,
         entry: &'static Entry<A, R>,
@@ -211,6 +260,17 @@ impl Peer {
     /// # Errors
     ///
     /// See [`StartError`].
+    ///
+    /// ```no_run
+    /// use shmkit::process::{Entry, Peer};
+    ///
+    /// static SQUARE: Entry<u64, u64> = Entry::external("square");
+    /// // SAFETY: only programs that cooperate open pools of this name.
+    /// let peer = unsafe { Peer::attach("squares") }?;
+    /// let options = shmkit::process::StartOptions::new();
+    /// assert_eq!(peer.start_with(options, &SQUARE, &12)?.join()?, 144);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn start_with<A: Wire, R: Wire>(
         &self,
         options: StartOptions<'_>,
@@ -220,10 +280,22 @@ impl Peer {
         worker::request(&self.control, None, options, entry, argument, true)
     }
 
-    /// Whether the run is coming to its end.
+    /// Whether the run is coming to its end, or its master is dead.
+    ///
+    /// ```no_run
+    /// use shmkit::process::{Entry, Peer};
+    ///
+    /// static SQUARE: Entry<u64, u64> = Entry::external("square");
+    /// // SAFETY: only programs that cooperate open pools of this name.
+    /// let peer = unsafe { Peer::attach("squares") }?;
+    /// while !peer.stop_requested() {
+    ///     peer.start(&SQUARE, &12)?.join()?;
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn stop_requested(&self) -> bool {
-        self.control.is_stopping()
+        worker::is_ending(&self.control)
     }
 
     /// Runs jobs of the entries that were defined, until the run comes to its end; how many.
@@ -235,9 +307,18 @@ impl Peer {
     /// # Crash behaviour
     ///
     /// See [`Peer`].
+    ///
+    /// ```no_run
+    /// use shmkit::process::{Entry, Peer};
+    ///
+    /// static SQUARE: Entry<u64, u64> = Entry::new("square", |_, n| n * n);
+    /// // SAFETY: only programs that cooperate open pools of this name.
+    /// let mut peer = unsafe { Peer::attach("squares") }?;
+    /// peer.define(&SQUARE);
+    /// println!("{} jobs", peer.serve()?);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn serve(self) -> Result<u64, PeerError> {
-        /// A master that dies wakes nobody. It is looked for that often.
-        const LOOK: Duration = Duration::from_millis(20);
         let (control, pool) = (&self.control, self.control.pool());
         let table = &control.peers;
         let index = table.claim(jobs::tag(pool)?).ok_or(PeerError::TooMany)?;
@@ -259,7 +340,8 @@ impl Peer {
             match state.phase() {
                 Phase::Runs => {
                     let job = place.assigned();
-                    worker::perform(control, job.place, job.id, &self.defined, true);
+                    let worker = Worker::new(control.clone(), job.place, job.id, true);
+                    worker::perform(&worker, &self.defined);
                     jobs::set_me(pool, OUTSIDE);
                     done += 1;
                     place.turn(state, Phase::Done);

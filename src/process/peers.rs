@@ -43,18 +43,17 @@
 use std::time::Duration;
 
 use super::jobs::{Kind, Payload};
+use super::table::{self, PHASE, StateWord, Used};
 use crate::ShmSafe;
 use crate::layout::arena::Arena;
+use crate::participants::life;
 use crate::participants::tag::Tag;
-use crate::participants::{life, recovery};
 use crate::pool::{ObjectError, Pool};
 use crate::primitive::{AtomicU32, AtomicU64, Ordering};
 use crate::sys::futex;
 
 /// Peers that there can be at once.
 pub(super) const PEERS: usize = 256;
-
-const PHASE: u64 = 0xf;
 
 /// Where a peer is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,7 +118,7 @@ impl Assigned {
 /// A place in the table.
 #[derive(ShmSafe)]
 pub(super) struct Place {
-    state: AtomicU64,
+    state: StateWord,
     pub(super) pid: AtomicU64,
     job: AtomicU64,
     /// What the peer sleeps on: it changes with the state, when the master changes that.
@@ -130,15 +129,12 @@ pub(super) struct Place {
 
 impl Place {
     pub(super) fn state(&self) -> State {
-        State(self.state.load(Ordering::Acquire))
+        State(self.state.load())
     }
 
     /// Turns the word, if it is `from`.
     pub(super) fn turn(&self, from: State, to: Phase) -> bool {
-        let to = State::of(to, from.tag()).0;
-        self.state
-            .compare_exchange(from.0, to, Ordering::AcqRel, Ordering::Acquire)
-            .is_ok()
+        self.state.turn(from.0, State::of(to, from.tag()).0)
     }
 
     pub(super) fn assigned(&self) -> Assigned {
@@ -178,35 +174,32 @@ impl Place {
     /// Empties the place: the peer's step while it is CLAIMED, the master's otherwise.
     pub(super) fn release(&self) {
         self.defined.clear();
-        self.state.store(0, Ordering::Release);
+        self.state.store(0);
     }
 
     /// Whether the peer is dead, and what its thread was doing has happened or not.
     pub(super) fn is_gone(&self, arena: Arena) -> bool {
-        let tag = self.state().tag();
-        life::is_gone(arena, tag) && recovery::is_resolved(arena, tag)
+        table::is_abandoned(arena, self.state.load())
     }
 }
 
 /// All places.
 #[derive(ShmSafe)]
 pub(super) struct Table {
-    /// The master's thread, by its tag.
+    /// The master's thread, by its tag; 0 in a run that has no name.
     pub(super) master: AtomicU64,
     /// Its process.
     pub(super) master_pid: AtomicU64,
     /// The descriptor of the master's by which it is woken, as that process numbers it.
     pub(super) doorbell: AtomicU32,
-    /// Places from here on were never used.
-    used: AtomicU32,
+    used: Used,
     places: [Place; PEERS],
 }
 
 impl Table {
     /// The places that were ever used.
     pub(super) fn places(&self) -> impl Iterator<Item = (usize, &Place)> {
-        let used = self.used.load(Ordering::Acquire) as usize;
-        self.places[..used.min(PEERS)].iter().enumerate()
+        self.used.of(&self.places).iter().enumerate()
     }
 
     pub(super) fn place(&self, index: usize) -> Option<&Place> {
@@ -216,15 +209,7 @@ impl Table {
     /// Claims a free place.
     pub(super) fn claim(&self, by: Tag) -> Option<usize> {
         let claimed = State::of(Phase::Claimed, by);
-        let free = |place: &Place| {
-            place.state.load(Ordering::Relaxed) == 0
-                && place
-                    .state
-                    .compare_exchange(0, claimed.0, Ordering::AcqRel, Ordering::Relaxed)
-                    .is_ok()
-        };
-        let index = self.places.iter().position(free)?;
-        self.used.fetch_max(index as u32 + 1, Ordering::AcqRel);
+        let index = self.used.claim(&self.places, |at| &at.state, claimed.0)?;
         self.places[index].defined.clear();
         Some(index)
     }
@@ -234,8 +219,10 @@ impl Table {
         self.places().for_each(|(_, place)| place.wake());
     }
 
-    /// Whether there is no master any more.
+    /// Whether there is no master any more. Only a run with a name asks: of any other, nobody is
+    /// left then.
     pub(super) fn is_orphaned(&self, arena: Arena) -> bool {
-        life::is_gone(arena, Tag::of_word(self.master.load(Ordering::Acquire)))
+        let master = self.master.load(Ordering::Acquire);
+        master != 0 && life::is_gone(arena, Tag::of_word(master))
     }
 }

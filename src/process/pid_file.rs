@@ -18,6 +18,8 @@ use crate::sys::process;
 pub(super) struct PidFile {
     file: File,
     path: PathBuf,
+    /// Whose it is: a process that it forks has a copy.
+    owner: u32,
 }
 
 impl PidFile {
@@ -32,6 +34,7 @@ impl PidFile {
         Ok(PidFile {
             file,
             path: path.into(),
+            owner: process::pid(),
         })
     }
 }
@@ -76,7 +79,9 @@ impl AsFd for PidFile {
 
 impl Drop for PidFile {
     fn drop(&mut self) {
-        // While it is locked, so that it is ours.
-        let _ = std::fs::remove_file(&self.path);
+        if self.owner == process::pid() {
+            // While it is locked, so that it is ours.
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }

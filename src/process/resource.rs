@@ -30,6 +30,11 @@ pub enum Resource {
 
 impl Resource {
     /// The file that it is; `None` if it has a name that none can have.
+    ///
+    /// ```
+    /// use shmkit::process::Resource;
+    /// assert_eq!(Resource::Pool("a/b".into()).path(), None);
+    /// ```
     #[must_use]
     pub fn path(&self) -> Option<PathBuf> {
         match self {
@@ -40,6 +45,14 @@ impl Resource {
                 let valid = !name.is_empty() && name.len() <= 250 && !name.contains(['/', '\0']);
                 valid.then(|| format!("/dev/shm/sem.{name}").into())
             }
+        }
+    }
+
+    /// The same, from whatever directory it is seen.
+    pub(super) fn absolute(self) -> Resource {
+        match (&self, self.path()) {
+            (Resource::File(_), Some(path)) => Resource::File(path),
+            _ => self,
         }
     }
 

@@ -26,7 +26,7 @@
 //! | killed | leaves | repaired by |
 //! |---|---|---|
 //! | while CLAIMED | a place without a resource | the master: FREE |
-//! | REQUESTED or REFUSED | a request of nobody | the master: managed, then unused; or FREE |
+//! | REQUESTED or REFUSED | a request of nobody, once its job is over | the master: FREE |
 //! | a user | its bit | the master, when its job is over |
 //! | the master | the journal's records | the next run |
 
@@ -39,13 +39,12 @@ use serde::{Deserialize, Serialize};
 
 use super::Resource;
 use super::jobs::{self, Control, JOBS, Kind, Payload};
+use super::table::{self, PHASE, StateWord, Used};
 use crate::ShmSafe;
 use crate::containers::Shared;
-use crate::layout::arena::Arena;
 use crate::participants::lock::TICK;
 use crate::participants::tag::Tag;
 use crate::participants::thread::NoSlot;
-use crate::participants::{life, recovery};
 use crate::pool::{ObjectError, Pool};
 use crate::primitive::{AtomicU32, AtomicU64, Ordering};
 use crate::sys::{futex, process};
@@ -55,10 +54,37 @@ pub(super) const PLACES: usize = 256;
 
 /// Names a managed resource of a run; it may travel in arguments and results. It is never given
 /// to another one. See [`Resources`] for an example.
+///
+/// ```
+/// use shmkit::process::{Config, Entry, Resource, run};
+///
+/// static FIRST: Entry<(), ()> = Entry::new("first", |worker, ()| {
+///     let path = std::env::temp_dir().join(format!("doc-rid-{}", std::process::id()));
+///     let file = worker.resources().manage(Resource::File(path.clone())).unwrap();
+///     assert_eq!(worker.resources().get(file.id()).unwrap().id(), file.id());
+/// });
+/// run(&Config::new(), &FIRST, ())?;
+/// # Ok::<(), shmkit::process::RunError>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ResourceId(u64);
 
 /// Why a resource is not managed, or not to be had.
+///
+/// ```
+/// use shmkit::process::{Config, Entry, Resource, run};
+///
+/// static FIRST: Entry<(), ()> = Entry::new("first", |worker, ()| {
+///     let path = std::env::temp_dir().join(format!("doc-rerr-{}", std::process::id()));
+///     let file = worker.resources().manage(Resource::File(path.clone())).unwrap();
+///     let id = file.id();
+///     drop(file);
+///     // Until the master has removed it, it can be had again.
+///     while worker.resources().get(id).is_ok() {}
+/// });
+/// run(&Config::new(), &FIRST, ())?;
+/// # Ok::<(), shmkit::process::RunError>(())
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ResourceError {
@@ -68,6 +94,9 @@ pub enum ResourceError {
     /// It is gone: nobody used it any more.
     #[error("the resource is gone")]
     Gone,
+    /// The run is over: its master is dead.
+    #[error("the run is over")]
+    RunOver,
     /// There are 256 managed resources.
     #[error("there are as many managed resources as there can be")]
     TooMany,
@@ -90,7 +119,6 @@ const REFUSED: u64 = 4;
 const CHECKING: u64 = 5;
 /// It could not be removed: its place is not used again, so that its record stays.
 const STUCK: u64 = 6;
-const PHASE: u64 = 0xf;
 const ID_SHIFT: u32 = 8;
 
 fn word(phase: u64, id: u64) -> u64 {
@@ -100,7 +128,7 @@ fn word(phase: u64, id: u64) -> u64 {
 /// A resource's place.
 #[derive(ShmSafe)]
 pub(super) struct Place {
-    state: AtomicU64,
+    state: StateWord,
     /// What a requester sleeps on.
     answered: AtomicU32,
     kind: AtomicU32,
@@ -115,8 +143,7 @@ pub(super) struct Place {
 #[derive(ShmSafe)]
 pub(super) struct Table {
     last_id: AtomicU64,
-    /// Places from here on were never used.
-    used: AtomicU32,
+    used: Used,
     places: [Place; PLACES],
 }
 
@@ -158,11 +185,11 @@ impl Place {
         self.users
             .iter()
             .for_each(|word| word.store(0, Ordering::Relaxed));
-        self.state.store(FREE, Ordering::Release);
+        self.state.store(FREE);
     }
 
     fn answer(&self, state: u64) {
-        self.state.store(state, Ordering::SeqCst);
+        self.state.store(state);
         self.answered.fetch_add(1, Ordering::Release);
         futex::wake(&self.answered, u32::MAX);
     }
@@ -171,34 +198,27 @@ impl Place {
 impl Table {
     /// The places that were ever used.
     fn used(&self) -> &[Place] {
-        let used = self.used.load(Ordering::Acquire) as usize;
-        &self.places[..used.min(PLACES)]
+        self.used.of(&self.places)
     }
 
-    /// Claims a free place, the lowest.
+    /// Claims a free place.
     fn claim(&self, by: Tag) -> Option<&Place> {
         let claimed = by.word() | CLAIMED;
-        let index = self.places.iter().position(|place| {
-            let word = &place.state;
-            word.load(Ordering::Relaxed) == FREE
-                && word
-                    .compare_exchange(FREE, claimed, Ordering::AcqRel, Ordering::Relaxed)
-                    .is_ok()
-        })?;
-        self.used.fetch_max(index as u32 + 1, Ordering::AcqRel);
+        let index = self.used.claim(&self.places, |at| &at.state, claimed)?;
         Some(&self.places[index])
     }
 
     fn find(&self, id: u64) -> Option<&Place> {
         let has = |place: &&Place| {
-            let state = place.state.load(Ordering::SeqCst);
+            let state = place.state.load();
             matches!(state & PHASE, MANAGED | CHECKING) && state >> ID_SHIFT == id
         };
         self.used().iter().find(has)
     }
 
-    /// Sets the user's bit, if the resource is there.
-    fn hold(&self, id: u64, user: usize) -> bool {
+    /// Sets the user's bit, if the resource is there. `over` says that the master is dead, which
+    /// else would be waited for.
+    fn hold(&self, id: u64, user: usize, over: &dyn Fn() -> bool) -> bool {
         let Some(place) = self.find(id) else {
             return false;
         };
@@ -206,11 +226,11 @@ impl Table {
         place.set(user);
         loop {
             // By invariant 1.
-            let state = place.state.load(Ordering::SeqCst);
+            let state = place.state.load();
             if state == word(MANAGED, id) {
                 return true;
             }
-            if state != word(CHECKING, id) {
+            if state != word(CHECKING, id) || over() {
                 if !had {
                     place.clear(user);
                 }
@@ -220,11 +240,12 @@ impl Table {
         }
     }
 
-    /// The managed resource that is the same as one announced, and its id.
+    /// The managed resource that is the same file as one announced, and its id.
     fn managed_as(&self, resource: &Resource) -> Option<(ResourceId, &Place)> {
         self.used().iter().find_map(|place| {
-            let state = place.state.load(Ordering::SeqCst);
-            let same = state & PHASE == MANAGED && place.resource().as_ref() == Some(resource);
+            let state = place.state.load();
+            let is = |managed: Resource| managed.path() == resource.path();
+            let same = state & PHASE == MANAGED && place.resource().is_some_and(is);
             same.then_some((ResourceId(state >> ID_SHIFT), place))
         })
     }
@@ -234,7 +255,7 @@ impl Table {
         for (from, to) in announced.users.iter().zip(&same.users) {
             to.fetch_or(from.load(Ordering::SeqCst), Ordering::SeqCst);
         }
-        let id = same.state.load(Ordering::SeqCst) >> ID_SHIFT;
+        let id = same.state.load() >> ID_SHIFT;
         (Kind::Value, id.to_ne_bytes().to_vec())
     }
 
@@ -242,20 +263,26 @@ impl Table {
     pub(super) fn used_by(&self, user: usize) -> impl Iterator<Item = ResourceId> {
         let used = move |place: &&Place| place.is_used_by(user);
         self.used().iter().filter(used).filter_map(|place| {
-            let state = place.state.load(Ordering::SeqCst);
+            let state = place.state.load();
             matches!(state & PHASE, MANAGED | CHECKING).then_some(ResourceId(state >> ID_SHIFT))
         })
     }
 
     /// Has a worker that is about to be started use what its starter uses.
-    pub(super) fn bequeath(&self, from: usize, to: usize, which: Inherit<'_>) {
+    pub(super) fn bequeath(
+        &self,
+        from: usize,
+        to: usize,
+        which: Inherit<'_>,
+        over: &dyn Fn() -> bool,
+    ) {
         let list: Vec<ResourceId> = match which {
             Inherit::None => return,
             Inherit::All => self.used_by(from).collect(),
             Inherit::These(list) => list.to_vec(),
         };
         for id in list {
-            self.hold(id.0, to);
+            self.hold(id.0, to, over);
         }
     }
 
@@ -273,10 +300,12 @@ impl Table {
         mut remove: impl FnMut(usize, &Resource) -> bool,
     ) {
         for (index, place) in self.used().iter().enumerate() {
-            let state = place.state.load(Ordering::SeqCst);
+            let state = place.state.load();
             let id = state >> ID_SHIFT;
             match state & PHASE {
-                CLAIMED => repair(pool.0, place, state),
+                CLAIMED if table::is_abandoned(pool.0, state) => place.release(),
+                // Whoever waited for the answer is dead.
+                REQUESTED if !place.is_used() => place.release(),
                 REQUESTED => {
                     let recorded = match place.resource() {
                         Some(resource) => match self.managed_as(&resource) {
@@ -297,13 +326,13 @@ impl Table {
                 REFUSED if !place.is_used() => place.release(),
                 MANAGED if !place.is_used() => {
                     // By invariant 1.
-                    place.state.store(word(CHECKING, id), Ordering::SeqCst);
+                    place.state.store(word(CHECKING, id));
                     if place.is_used() {
-                        place.state.store(word(MANAGED, id), Ordering::SeqCst);
+                        place.state.store(word(MANAGED, id));
                     } else {
                         match place.resource() {
                             Some(resource) if !remove(index, &resource) => {
-                                place.state.store(word(STUCK, id), Ordering::SeqCst);
+                                place.state.store(word(STUCK, id));
                             }
                             _ => place.release(),
                         }
@@ -312,13 +341,6 @@ impl Table {
                 _ => {}
             }
         }
-    }
-}
-
-fn repair(arena: Arena, place: &Place, state: u64) {
-    let holder = Tag::of_word(state);
-    if life::is_gone(arena, holder) && recovery::is_resolved(arena, holder) {
-        place.release();
     }
 }
 
@@ -377,13 +399,14 @@ struct Inner {
 }
 
 impl Resources {
-    pub(super) fn new(control: Shared<Control>, user: usize) -> Self {
+    /// What the job at the place `user` uses; its process is `pid`.
+    pub(super) fn new(control: Shared<Control>, user: usize, pid: u32) -> Self {
         let inherited = control.resources.used_by(user);
         let uses = inherited.map(|id| (id.0, 1)).collect();
         Resources(Arc::new(Inner {
             control,
             user,
-            pid: process::pid(),
+            pid,
             uses: Mutex::new(uses),
         }))
     }
@@ -401,7 +424,20 @@ impl Resources {
     /// A caller that dies may have had it managed; then it is removed.
     ///
     /// [`Config::run_directory`]: super::Config::run_directory
+    ///
+    /// ```
+    /// use shmkit::process::{Config, Entry, Resource, run};
+    ///
+    /// static FIRST: Entry<(), ()> = Entry::new("first", |worker, ()| {
+    ///     let path = std::env::temp_dir().join(format!("doc-manage-{}", std::process::id()));
+    ///     let file = worker.resources().manage(Resource::File(path.clone())).unwrap();
+    ///     std::fs::write(file.path(), "text").unwrap();
+    /// });
+    /// run(&Config::new(), &FIRST, ())?;
+    /// # Ok::<(), shmkit::process::RunError>(())
+    /// ```
     pub fn manage(&self, resource: Resource) -> Result<Managed, ResourceError> {
+        let resource = resource.absolute();
         let table = &self.0.control.resources;
         let known = table.managed_as(&resource);
         if let Some(Ok(managed)) = known.map(|(id, _)| self.get(id)) {
@@ -410,8 +446,9 @@ impl Resources {
         let (id, place) = self.request(&resource)?;
         loop {
             let answered = place.answered.load(Ordering::Acquire);
-            let state = place.state.load(Ordering::SeqCst);
+            let state = place.state.load();
             match state & PHASE {
+                REQUESTED if self.0.control.is_orphaned() => return Err(ResourceError::RunOver),
                 REQUESTED => futex::wait(&place.answered, answered, TICK),
                 REFUSED if place.answer.kind() == Kind::Value => {
                     // Others have announced it before us, and we have its bit: see `lead_to`.
@@ -461,7 +498,7 @@ impl Resources {
         place.set(*user);
         uses.insert(id, 1);
         drop(uses);
-        place.state.store(word(REQUESTED, id), Ordering::SeqCst);
+        place.state.store(word(REQUESTED, id));
         jobs::wake_master(pool);
         Ok((id, place))
     }
@@ -471,12 +508,27 @@ impl Resources {
     /// # Errors
     ///
     /// [`ResourceError::Gone`].
+    ///
+    /// ```
+    /// use shmkit::process::{Config, Entry, Resource, run};
+    ///
+    /// static FIRST: Entry<(), ()> = Entry::new("first", |worker, ()| {
+    ///     let path = std::env::temp_dir().join(format!("doc-get-{}", std::process::id()));
+    ///     let file = worker.resources().manage(Resource::File(path.clone())).unwrap();
+    ///     let again = worker.resources().get(file.id()).unwrap();
+    ///     drop(file);
+    ///     assert_eq!(again.path(), path);
+    /// });
+    /// run(&Config::new(), &FIRST, ())?;
+    /// # Ok::<(), shmkit::process::RunError>(())
+    /// ```
     pub fn get(&self, id: ResourceId) -> Result<Managed, ResourceError> {
         let ResourceId(id) = id;
         let table = &self.0.control.resources;
         let mut uses = self.0.uses.lock().unwrap_or_else(PoisonError::into_inner);
         let count = uses.get(&id).copied().unwrap_or(0);
-        if count == 0 && !table.hold(id, self.0.user) {
+        let over = || self.0.control.is_orphaned();
+        if count == 0 && !table.hold(id, self.0.user, &over) {
             return Err(ResourceError::Gone);
         }
         let resource = table.find(id).and_then(Place::resource);
@@ -536,18 +588,54 @@ pub struct Managed {
 
 impl Managed {
     /// By which other workers get it.
+    ///
+    /// ```
+    /// use shmkit::process::{Config, Entry, Resource, run};
+    ///
+    /// static FIRST: Entry<(), ()> = Entry::new("first", |worker, ()| {
+    ///     let path = std::env::temp_dir().join(format!("doc-id-{}", std::process::id()));
+    ///     let file = worker.resources().manage(Resource::File(path.clone())).unwrap();
+    ///     assert!(worker.resources().get(file.id()).is_ok());
+    /// });
+    /// run(&Config::new(), &FIRST, ())?;
+    /// # Ok::<(), shmkit::process::RunError>(())
+    /// ```
     #[must_use]
     pub fn id(&self) -> ResourceId {
         ResourceId(self.id)
     }
 
     /// What it is.
+    ///
+    /// ```
+    /// use shmkit::process::{Config, Entry, Resource, run};
+    ///
+    /// static FIRST: Entry<(), ()> = Entry::new("first", |worker, ()| {
+    ///     let path = std::env::temp_dir().join(format!("doc-res-{}", std::process::id()));
+    ///     let file = worker.resources().manage(Resource::File(path.clone())).unwrap();
+    ///     assert_eq!(file.resource(), &Resource::File(path));
+    /// });
+    /// run(&Config::new(), &FIRST, ())?;
+    /// # Ok::<(), shmkit::process::RunError>(())
+    /// ```
     #[must_use]
     pub fn resource(&self) -> &Resource {
         &self.resource
     }
 
     /// Its file.
+    ///
+    /// ```
+    /// use shmkit::process::{Config, Entry, Resource, run};
+    ///
+    /// static FIRST: Entry<(), ()> = Entry::new("first", |worker, ()| {
+    ///     let path = std::env::temp_dir().join(format!("doc-path-{}", std::process::id()));
+    ///     let file = worker.resources().manage(Resource::File(path.clone())).unwrap();
+    ///     assert_eq!(file.path(), path);
+    /// });
+    /// run(&Config::new(), &FIRST, ())?;
+    /// # Ok::<(), shmkit::process::RunError>(())
+    /// ```
     #[must_use]
     pub fn path(&self) -> PathBuf {
         // Only what has a path is managed.

@@ -6,6 +6,14 @@ use super::{Config, Entry, JoinError, JournalError, Master, StartError, Wire};
 use crate::pool::{CreateError, ObjectError};
 
 /// Why there is no result of a run.
+///
+/// ```
+/// use shmkit::process::{Config, Entry, JoinError, RunError, run};
+///
+/// static EXITS: Entry<(), ()> = Entry::new("exits", |_, ()| std::process::exit(3));
+/// let failed = run(&Config::new(), &EXITS, ());
+/// assert!(matches!(failed, Err(RunError::First(JoinError::Exited(3)))));
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RunError {

@@ -33,6 +33,20 @@ use super::frame;
 use super::{JoinError, ScopedJoinHandle};
 
 /// Why no child was started. Nothing has changed, and the spawn may be tried again.
+///
+/// ```
+/// use shmkit::process::{SpawnError, scope};
+/// use std::sync::mpsc::channel;
+///
+/// let (tell, told) = channel::<()>();
+/// let thread = std::thread::spawn(move || told.recv());
+/// scope(|s| {
+///     let refused = s.spawn(|| ());
+///     assert!(matches!(refused, Err(SpawnError::MultiThreaded { tasks: 2 })));
+/// });
+/// drop(tell);
+/// # let _ = thread.join();
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SpawnError {

@@ -68,6 +68,13 @@ fn milliseconds(time: Duration) -> u32 {
 
 impl Backoff {
     /// Waits that start with `first`, 17 minutes at most, and end at 60 times that; any number.
+    ///
+    /// ```
+    /// use shmkit::process::Backoff;
+    /// use std::time::Duration;
+    /// let backoff = Backoff::new(Duration::from_millis(100));
+    /// assert_eq!(backoff, Backoff::default());
+    /// ```
     #[must_use]
     pub fn new(first: Duration) -> Self {
         let first = milliseconds(first);
@@ -79,6 +86,12 @@ impl Backoff {
     }
 
     /// The longest wait, 17 minutes at most.
+    ///
+    /// ```
+    /// use shmkit::process::Backoff;
+    /// use std::time::Duration;
+    /// let backoff = Backoff::default().at_most(Duration::from_secs(1));
+    /// ```
     #[must_use]
     pub fn at_most(mut self, most: Duration) -> Self {
         self.most = milliseconds(most);
@@ -87,6 +100,11 @@ impl Backoff {
 
     /// How often a worker is started again; then its end is final. About a million at most, which
     /// stands for "for ever".
+    ///
+    /// ```
+    /// use shmkit::process::Backoff;
+    /// let thrice = Backoff::default().times(3);
+    /// ```
     #[must_use]
     pub fn times(mut self, times: u32) -> Self {
         self.times = times.min(ROOM);

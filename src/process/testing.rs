@@ -32,7 +32,10 @@ impl Jobs {
         requested
             .map(|(place, job)| {
                 job.advance(Phase::Running);
-                assert_eq!(worker::live(&self.0, place, job.state().id(), &[]), 0);
+                assert_eq!(
+                    worker::live(self.0.clone(), place, job.state().id(), &[]),
+                    0
+                );
             })
             .count()
     }
@@ -101,7 +104,7 @@ impl Jobs {
 
     /// The resources as the process of the job at a place sees them.
     pub fn resources(&self, place: usize) -> Resources {
-        Resources::new(self.0.clone(), place)
+        Resources::new(self.0.clone(), place, crate::sys::process::pid())
     }
 
     /// A resource that the job at a place uses, and goes on to use.

@@ -5,9 +5,11 @@
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use super::child::{self, EXIT_PANIC, EXIT_UNWRITTEN};
+use super::encode::Encoded;
 use super::entry::Defined;
 use super::jobs::{self, Control, Job, Kind};
 use super::{Entry, JoinHandle, Resources, StartOptions, Wire, WorkerId, entry};
@@ -15,8 +17,32 @@ use crate::containers::Shared;
 use crate::participants::thread::NoSlot;
 use crate::pool::{ObjectError, Pool};
 use crate::primitive::Ordering;
+use crate::sys::process;
+
+/// A master that dies wakes no peer. It is looked for that often.
+pub(super) const LOOK: Duration = Duration::from_millis(20);
+
+/// Whether a run is coming to its end, or has come to it.
+pub(super) fn is_ending(control: &Shared<Control>) -> bool {
+    control.is_stopping() || control.is_orphaned()
+}
 
 /// Why no worker was asked for. Nothing has changed.
+///
+/// ```
+/// use shmkit::process::{Config, Entry, StartError, run};
+///
+/// static ONE: Entry<(), u8> = Entry::new("one", |_, ()| 1);
+/// static FIRST: Entry<(), ()> = Entry::new("first", |worker, ()| {
+///     match worker.start(&ONE, &()) {
+///         Ok(one) => assert_eq!(one.join().unwrap(), 1),
+///         Err(StartError::Stopping) => {}
+///         Err(error) => panic!("{error}"),
+///     }
+/// });
+/// run(&Config::new(), &FIRST, ())?;
+/// # Ok::<(), shmkit::process::RunError>(())
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
@@ -56,19 +82,57 @@ pub struct Worker {
     id: u64,
     restarts: u32,
     place: usize,
-    resources: Resources,
+    /// Its process, which may have children that have a copy of this.
+    pid: u32,
+    /// Made when they are asked for: most workers use none.
+    resources: OnceLock<Resources>,
     /// The master is another program: entries are known by their names.
     by_name: bool,
 }
 
 impl Worker {
+    /// This process, which has the job at a place.
+    pub(super) fn new(control: Shared<Control>, place: usize, id: u64, by_name: bool) -> Worker {
+        let job = control.job(place);
+        let restarts = job.map_or(0, |job| job.restarts.load(Ordering::Relaxed));
+        Worker {
+            control,
+            id,
+            restarts,
+            place,
+            pid: process::pid(),
+            resources: OnceLock::new(),
+            by_name,
+        }
+    }
+
     /// This worker's number.
+    ///
+    /// ```
+    /// use shmkit::process::{Config, Entry, run};
+    ///
+    /// static FIRST: Entry<(), ()> = Entry::new("first", |worker, ()| {
+    ///     assert_eq!(worker.id().number(), 1);
+    /// });
+    /// run(&Config::new(), &FIRST, ())?;
+    /// # Ok::<(), shmkit::process::RunError>(())
+    /// ```
     #[must_use]
     pub fn id(&self) -> WorkerId {
         WorkerId(self.id)
     }
 
     /// How often this worker was started again; see [`Restart`](super::Restart).
+    ///
+    /// ```
+    /// use shmkit::process::{Config, Entry, run};
+    ///
+    /// static FIRST: Entry<(), ()> = Entry::new("first", |worker, ()| {
+    ///     assert_eq!(worker.restarts(), 0);
+    /// });
+    /// run(&Config::new(), &FIRST, ())?;
+    /// # Ok::<(), shmkit::process::RunError>(())
+    /// ```
     #[must_use]
     pub fn restarts(&self) -> u32 {
         self.restarts
@@ -85,6 +149,17 @@ impl Worker {
     ///
     /// The worker is started or it is not. It is a child of the master, and lives on when the
     /// caller dies.
+    ///
+    /// ```
+    /// use shmkit::process::{Config, Entry, run};
+    ///
+    /// static ONE: Entry<(), u8> = Entry::new("one", |_, ()| 1);
+    /// static FIRST: Entry<(), ()> = Entry::new("first", |worker, ()| {
+    ///     assert_eq!(worker.start(&ONE, &()).unwrap().join().unwrap(), 1);
+    /// });
+    /// run(&Config::new(), &FIRST, ())?;
+    /// # Ok::<(), shmkit::process::RunError>(())
+    /// ```
     pub fn start<A: Wire, R: Wire>(
         &self,
         entry: &'static Entry<A, R>,
@@ -98,6 +173,19 @@ impl Worker {
     /// # Errors
     ///
     /// As for [`start`](Self::start).
+    ///
+    /// ```
+    /// use shmkit::process::{Backoff, Config, Entry, Restart, StartOptions, run};
+    ///
+    /// static ONE: Entry<(), u8> = Entry::new("one", |_, ()| 1);
+    /// static FIRST: Entry<(), ()> = Entry::new("first", |worker, ()| {
+    ///     let options = StartOptions::new().restart(Restart::OnCrash(Backoff::default()));
+    ///     let one = worker.start_with(options, &ONE, &()).unwrap();
+    ///     assert_eq!(one.join().unwrap(), 1);
+    /// });
+    /// run(&Config::new(), &FIRST, ())?;
+    /// # Ok::<(), shmkit::process::RunError>(())
+    /// ```
     pub fn start_with<A: Wire, R: Wire>(
         &self,
         options: StartOptions<'_>,
@@ -116,30 +204,77 @@ impl Worker {
     }
 
     /// What the run manages.
+    ///
+    /// ```
+    /// use shmkit::process::{Config, Entry, run};
+    ///
+    /// static FIRST: Entry<(), ()> = Entry::new("first", |worker, ()| {
+    ///     let resources = worker.resources();
+    ///     assert!(format!("{resources:?}").starts_with("Resources"));
+    /// });
+    /// run(&Config::new(), &FIRST, ())?;
+    /// # Ok::<(), shmkit::process::RunError>(())
+    /// ```
     #[must_use]
     pub fn resources(&self) -> &Resources {
-        &self.resources
+        self.resources
+            .get_or_init(|| Resources::new(self.control.clone(), self.place, self.pid))
     }
 
-    /// Whether the run is coming to its end, and this worker should too.
+    /// Whether the run is coming to its end, and this worker should too. A master that is dead is
+    /// one, for a [peer](super::Peer).
+    ///
+    /// ```
+    /// use shmkit::process::{Config, Entry, run};
+    ///
+    /// static SERVES: Entry<(), ()> = Entry::new("serves", |worker, ()| {
+    ///     while !worker.stop_requested() {
+    ///         std::thread::yield_now();
+    ///     }
+    /// });
+    /// static FIRST: Entry<(), ()> = Entry::new("first", |worker, ()| {
+    ///     worker.start(&SERVES, &()).unwrap().detach();
+    /// });
+    /// run(&Config::new(), &FIRST, ())?;
+    /// # Ok::<(), shmkit::process::RunError>(())
+    /// ```
     #[must_use]
     pub fn stop_requested(&self) -> bool {
-        self.control.is_stopping()
+        is_ending(&self.control)
     }
 
     /// Waits until the run is coming to its end, `limit` at most; whether it is. For a worker that
     /// serves until then.
+    ///
+    /// ```
+    /// use shmkit::process::{Config, Entry, run};
+    ///
+    /// static SERVES: Entry<(), ()> = Entry::new("serves", |worker, ()| {
+    ///     while !worker.wait_stop(std::time::Duration::from_millis(100)) {
+    ///         // What is done ten times a second.
+    ///     }
+    /// });
+    /// static FIRST: Entry<(), ()> = Entry::new("first", |worker, ()| {
+    ///     worker.start(&SERVES, &()).unwrap().detach();
+    /// });
+    /// run(&Config::new(), &FIRST, ())?;
+    /// # Ok::<(), shmkit::process::RunError>(())
+    /// ```
     #[must_use]
     pub fn wait_stop(&self, limit: Duration) -> bool {
         let start = Instant::now();
         loop {
-            if self.control.is_stopping() {
+            if self.stop_requested() {
                 return true;
             }
             let Some(left) = limit.checked_sub(start.elapsed()) else {
                 return false;
             };
-            self.control.wait_stop(left);
+            // Where we outlive the master, it is looked for.
+            self.control.wait_stop(match self.by_name {
+                true => left.min(LOOK),
+                false => left,
+            });
         }
     }
 }
@@ -161,15 +296,15 @@ pub(super) fn request<A: Wire, R: Wire>(
     argument: &A,
     by_name: bool,
 ) -> Result<JoinHandle<R>, StartError> {
-    if control.is_stopping() {
+    if is_ending(control) {
         return Err(StartError::Stopping);
     }
     let pool = control.pool();
     // The user's code, before anything is claimed.
-    let bytes = postcard::to_stdvec(argument).map_err(|e| StartError::Encode(e.to_string()))?;
+    let encoded = Encoded::of(argument).map_err(StartError::Encode)?;
     let place = control.claim(jobs::tag(pool)?).ok_or(StartError::TooMany)?;
     let job = place.job();
-    if let Err(error) = job.argument.store(pool, Kind::Value, &bytes) {
+    if let Err(error) = job.argument.store(pool, Kind::Value, encoded.bytes()) {
         place.give_up();
         return Err(error.into());
     }
@@ -177,7 +312,10 @@ pub(super) fn request<A: Wire, R: Wire>(
     job.policy.store(options.restart.pack(), Ordering::Relaxed);
     let index = place.index;
     if let Some(starter) = starter {
-        control.resources.bequeath(starter, index, options.inherit);
+        let over = || control.is_orphaned();
+        control
+            .resources
+            .bequeath(starter, index, options.inherit, &over);
     }
     let id = place.request();
     jobs::wake_master(pool);
@@ -185,50 +323,40 @@ pub(super) fn request<A: Wire, R: Wire>(
 }
 
 /// The life of a worker, in the child: calls the function, and leaves what it gave in the job's
-/// place. The code to exit with.
-pub(super) fn live(control: &Shared<Control>, place: usize, id: u64, defined: &[Defined]) -> i32 {
-    perform(control, place, id, defined, false)
+/// place. The code to exit with. It takes the child's own copy of the handle, which is not counted
+/// anew, and like all that a worker leaves behind goes with the process.
+pub(super) fn live(control: Shared<Control>, place: usize, id: u64, defined: &[Defined]) -> i32 {
+    let worker = Worker::new(control, place, id, false);
+    let code = perform(&worker, defined);
+    std::mem::forget(worker);
+    code
 }
 
 /// Calls the function of a job, and leaves what it gave in the job's place. The code that a
 /// process of its own would exit with.
-pub(super) fn perform(
-    control: &Shared<Control>,
-    place: usize,
-    id: u64,
-    defined: &[Defined],
-    by_name: bool,
-) -> i32 {
-    let Some(job) = control.job(place) else {
+pub(super) fn perform(worker: &Worker, defined: &[Defined]) -> i32 {
+    let Some(job) = worker.control.job(worker.place) else {
         return EXIT_UNWRITTEN;
     };
-    let pool = control.pool();
-    jobs::set_me(pool, id);
-    let worker = Worker {
-        control: control.clone(),
-        id,
-        restarts: job.restarts.load(Ordering::Relaxed),
-        place,
-        resources: Resources::new(control.clone(), place),
-        by_name,
-    };
+    let pool = worker.control.pool();
+    jobs::set_me(pool, worker.id);
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         let Some((call, entry)) = entry::described(job, defined) else {
             let why = "the request is not from a process of this program";
-            return (Kind::BadArgument, why.as_bytes().to_vec());
+            return (Kind::BadArgument, why.into());
         };
-        job.argument.read(|bytes| call(entry, &worker, bytes))
+        job.argument.read(|bytes| call(entry, worker, bytes))
     }));
-    let ((kind, bytes), code) = match outcome {
+    let ((kind, encoded), code) = match outcome {
         Ok(answer) => (answer, 0),
         Err(payload) => {
-            let message = child::message_of(&*payload).as_bytes().to_vec();
+            let message = child::message_of(&*payload).into();
             // Its destructor might panic again, and nobody needs it.
             std::mem::forget(payload);
             ((Kind::Panic, message), EXIT_PANIC)
         }
     };
-    match store(job, pool, kind, &bytes) {
+    match store(job, pool, kind, encoded.bytes()) {
         Ok(()) => code,
         Err(_) => EXIT_UNWRITTEN,
     }

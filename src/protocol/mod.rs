@@ -12,9 +12,10 @@
 //! | `lock_word` | a lock whose word names its owner | `participants::lock` |
 //! | `pins`      | what may still be looked at is not freed | `participants::epoch` |
 //! | `readers`   | who reads under which lock | `participants::readers` |
-//! | `lifecycle` | held, retired, destroyed | `pool::objects` |
+//! | `lifecycle` | held, retired, destroyed | `pool::objects`, `pool::dispose` |
 //! | `lines`     | entries of a hash map that are looked at, changed and moved | `engines::map` |
 //! | `ring`      | the cells of a bounded queue | `engines::queue`, `containers::queue` |
+//! | `sweep`     | a walk over a table that many make, a piece each | `pool::dispose` |
 //!
 //! Items are `pub` for the models; outside of them the module is private.
 
@@ -26,4 +27,5 @@ pub mod lock_word;
 pub mod pins;
 pub mod readers;
 pub mod ring;
+pub mod sweep;
 pub mod tag;

@@ -3,6 +3,7 @@
 //! | module    | contract |
 //! |-----------|----------|
 //! | `memory`  | memfds and files as pool backing: map at a fixed address, commit, punch, limits |
+//! | `file_lock` | a file's lock: shared for life, taken by who removes, asked about |
 //! | `futex`   | sleep on one word or two, with a time limit; wake |
 //! | `robust`  | words that the kernel marks when the thread that holds them dies |
 //! | `process` | who am I, does that task still live, fork, reap |
@@ -11,6 +12,7 @@
 //! | `thread_word` | one word a thread, without a call |
 //! | `watch`   | what a master sleeps on: a counter, a timer, pidfds |
 
+pub(crate) mod file_lock;
 pub(crate) mod futex;
 pub(crate) mod memory;
 pub(crate) mod process;

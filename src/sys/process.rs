@@ -82,6 +82,30 @@ pub(crate) fn start_time(tid: u32) -> TaskState {
     }
 }
 
+/// The start time of this process, which is its first thread's; 0 if it cannot be read.
+pub(crate) fn own_start() -> u64 {
+    own_start_in(c"/proc/self/stat", pid())
+}
+
+/// The start time of the calling thread; 0 if it cannot be read.
+pub(crate) fn own_thread_start() -> u64 {
+    own_start_in(c"/proc/thread-self/stat", tid())
+}
+
+/// Every worker asks this, so it takes three calls. The number that the line begins with is ours if
+/// that `/proc` counts processes as we do.
+fn own_start_in(path: &CStr, id: u32) -> u64 {
+    // Not zeroed, for that would be the child's first call of a function in another page.
+    let mut text = [MaybeUninit::uninit(); 1024];
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let read = rustix::fs::openat(CWD, path, flags, Mode::empty())
+        .and_then(|file| Ok(rustix::io::read(&file, &mut text)?.0));
+    let Ok(text) = read else { return 0 };
+    let named = text.split(|&byte| byte == b' ').next().and_then(number);
+    let line = StatLine::parse(text).filter(|_| named == Some(id.into()));
+    line.map_or(0, |line| line.start)
+}
+
 /// Whether the process that had the id `pid` and the start time `start` has ended, all its
 /// threads included. `false` where there is no positive evidence.
 pub(crate) fn process_is_gone(pid: u32, start: u64) -> bool {
@@ -237,7 +261,14 @@ impl StatLine {
 }
 
 fn number(digits: &[u8]) -> Option<u64> {
-    std::str::from_utf8(digits).ok()?.parse().ok()
+    if digits.is_empty() {
+        return None;
+    }
+    digits.iter().try_fold(0_u64, |number, digit| {
+        let digit = digit.wrapping_sub(b'0');
+        let number = number.checked_mul(10)?.checked_add(digit.into())?;
+        (digit < 10).then_some(number)
+    })
 }
 
 enum Stat {
@@ -420,13 +451,23 @@ pub(crate) enum Ended {
 /// How a process has ended that is no child of ours: known to the kernel while it is a zombie, and, for
 /// who has its pidfd, after it was reaped (Linux 6.15).
 pub(crate) fn ended_elsewhere(pid: u32, pidfd: BorrowedFd<'_>) -> Ended {
-    let status = zombie_status(pid).or_else(|| reaped_status(pidfd));
-    // Reaped between the two questions: the second has the answer by now.
+    // The number is its own as long as it was not reaped, which the kernel says afterwards.
+    let status = zombie_status(pid).filter(|_| !was_reaped(pidfd));
+    // Whoever was not read as a zombie, or was reaped since, is asked for here.
     let status = status.or_else(|| reaped_status(pidfd));
     status.map_or(Ended::Unknown, |status| match status & 0x7f {
         0 => Ended::Exited(status >> 8 & 0xff),
         signal => Ended::Signaled(signal),
     })
+}
+
+/// Whether the process of a pidfd was reaped, so that its number may be another's.
+fn was_reaped(pidfd: BorrowedFd<'_>) -> bool {
+    use std::os::fd::AsRawFd;
+    let info = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: signal 0 is never sent, and no memory is passed.
+    let sent = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), 0, info, 0) };
+    sent != 0 && io::Error::last_os_error().raw_os_error() == Some(libc::ESRCH)
 }
 
 /// The exit status in the 52nd field of `/proc/PID/stat`, of which only a zombie's counts.

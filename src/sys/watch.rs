@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
-use rustix::event::{EventfdFlags, Timespec, eventfd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
@@ -147,6 +147,13 @@ pub(crate) fn pidfd(pid: u32) -> io::Result<OwnedFd> {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
     let pid = pid.ok_or(rustix::io::Errno::SRCH)?;
     Ok(rustix::process::pidfd_open(pid, PidfdFlags::empty())?)
+}
+
+/// Waits until a process has ended, `limit` at most.
+pub(crate) fn wait_ended(pidfd: BorrowedFd<'_>, limit: Duration) {
+    let mut polled = [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)];
+    // A signal ends the wait, and the next one takes the whole time: it is a limit, and no measure.
+    while poll(&mut polled, Some(&timespec(limit))) == Err(rustix::io::Errno::INTR) {}
 }
 
 /// Sends SIGKILL.

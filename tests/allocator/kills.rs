@@ -41,6 +41,8 @@ struct Stage {
     small: [Link<Small>; 32],
     large: [Link<Large>; 8],
     done: AtomicU64,
+    /// Workers that were refused something, or found a block that is not as they left it.
+    failed: AtomicU64,
 }
 
 fn stage() -> Stage {
@@ -49,11 +51,22 @@ fn stage() -> Stage {
         small: [const { Link::null() }; 32],
         large: [const { Link::null() }; 8],
         done: AtomicU64::new(0),
+        failed: AtomicU64::new(0),
+    }
+}
+
+/// Counts a worker that panics, which would be killed in time all the same.
+struct Watch<'a>(&'a Stage);
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        self.0.failed.fetch_add(1, Ordering::Relaxed);
     }
 }
 
 /// Works for ever.
 fn work(pool: Pool, stage: &Stage, seed: u64) {
+    let _watch = Watch(stage);
     let mut random = Random::new(seed);
     loop {
         match random.below(16) {
@@ -167,6 +180,17 @@ pub fn killed_by_the_thousand() {
         });
         pool.recover();
         in_hand += count_all(*pool, pool.stats().recoveries - before);
+        let failed = stage.failed.load(Ordering::Relaxed);
+        assert_eq!(failed, 0, "workers that panicked");
+        // Nobody is left who has spans of free blocks at hand but this thread.
+        let spans: usize = pool.stats().classes.iter().map(|c| c.spans).sum();
+        let used = pool
+            .stats()
+            .classes
+            .iter()
+            .map(|c| c.allocated)
+            .sum::<usize>();
+        assert!(spans <= used + 64, "{spans} spans for {used} blocks");
     }
     let deaths = pool.stats().recoveries;
     for word in &stage.blocks {

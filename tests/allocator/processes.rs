@@ -3,6 +3,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use shmkit::Pool;
 use shmkit::process::scope;
 
 use super::common::{
@@ -207,4 +208,39 @@ pub fn spans_of_the_dead_are_used() {
     drop(table);
     assert_eq!(pool.stats().allocated, 0);
     assert_sound(*pool);
+}
+
+/// Blocks that their owner left behind, freed by two others who allocate nothing: neither keeps the
+/// spans, which are nobody's until they are empty.
+pub fn what_is_left_behind_goes_back() {
+    const BLOCKS: usize = 2000;
+    let pool = TestPool::new();
+    let sizes = [16, 100, 1000, 5000];
+    let left = |pool: Pool| -> Vec<u64> {
+        let allocating = move || {
+            (0..BLOCKS)
+                .map(|i| address(allocate(pool, sizes[i % sizes.len()])))
+                .collect()
+        };
+        std::thread::spawn(allocating).join().unwrap()
+    };
+    for round in 0..3 {
+        let blocks = left(*pool);
+        let (mine, others): (Vec<_>, Vec<_>) = { blocks.iter().enumerate() }
+            .partition(|(i, _)| (i / sizes.len()).is_multiple_of(2) != (round == 1));
+        let free_all = |blocks: &[(usize, &u64)]| {
+            for &(_, &block) in blocks {
+                free(*pool, block_at(block).unwrap());
+            }
+        };
+        free_all(&mine);
+        std::thread::scope(|s| {
+            let other = s.spawn(|| free_all(&others));
+            other.join().unwrap();
+        });
+        let stats = pool.stats();
+        assert_eq!(stats.allocated, 0);
+        assert!(stats.classes.is_empty(), "round {round}: {stats:?}");
+        assert_sound(*pool);
+    }
 }

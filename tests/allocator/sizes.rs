@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
+use std::time::{Duration, Instant};
 
 use shmkit::{AllocError, testing};
 
@@ -295,6 +296,37 @@ pub fn free_memory_ages_and_goes_back() {
     assert!(memory(&pool) >= empty + (8 << 20));
     verify(again);
     free(*pool, again);
+    assert_eq!(pool.stats().allocated, 0);
+    assert_sound(*pool);
+}
+
+/// What was freed is the kernel's again within two seconds, if somebody allocates now and then.
+pub fn freed_memory_goes_back_within_two_seconds() {
+    const STEP: Duration = Duration::from_millis(20);
+    let pool = TestPool::new();
+    let empty = memory(&pool);
+    let mut taken: Vec<_> = (0..32).map(|_| allocate(*pool, 1 << 20)).collect();
+    for size in [100, 1000, 8000] {
+        taken.extend((0..1000).map(|_| allocate(*pool, size)));
+    }
+    let full = memory(&pool);
+    assert!(full >= empty + (40 << 20), "{empty}, {full}");
+    taken.into_iter().for_each(|block| free(*pool, block));
+    // The time in which this thread could work: a machine that stands still does not count.
+    let mut waited = Duration::ZERO;
+    while memory(&pool) > empty + (4 << 20) {
+        assert!(
+            waited < Duration::from_secs(2),
+            "{} of {full} bytes are left",
+            memory(&pool)
+        );
+        let begun = Instant::now();
+        std::thread::sleep(STEP);
+        for size in [16, 100_000] {
+            free(*pool, allocate(*pool, size));
+        }
+        waited += begun.elapsed().min(2 * STEP);
+    }
     assert_eq!(pool.stats().allocated, 0);
     assert_sound(*pool);
 }

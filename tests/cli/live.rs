@@ -1,5 +1,6 @@
 //! Reports about pools that are used, full, stopped, or left behind.
 
+use std::process::{Command, Stdio};
 use std::sync::atomic::AtomicU64;
 
 use shmkit::sync::{Mutex, RwLock, Semaphore};
@@ -101,6 +102,51 @@ pub fn a_live_pool_is_reported() {
     actor.end();
     // It has left, so that nobody has the pool.
     assert_eq!(told(&["info", name])["pool"]["state"], "stale");
+}
+
+/// Looks twice, a twentieth of a second apart, while `work` is done again and again.
+fn top_while(name: &str, mut work: impl FnMut()) -> serde_json::Value {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_shmkit"));
+    command.args(["top", name, "--json", "--interval", "0.05"]);
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    while child.try_wait().unwrap().is_none() {
+        work();
+    }
+    let output = child.wait_with_output().unwrap();
+    let top: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let of_us = |p: &&serde_json::Value| p["process"] == std::process::id();
+    let participants = top["participants"].as_array().unwrap();
+    participants.iter().find(of_us).unwrap().clone()
+}
+
+pub fn top_tells_what_is_allocated_and_freed() {
+    let name = Name::new("rates");
+    let mut builder = Pool::builder();
+    let pool = builder.max_size(256 << 20).create_named(&name.0).unwrap();
+    let layout = std::alloc::Layout::new::<[u64; 8]>();
+    let mut blocks = Vec::new();
+    let rates = |us: &serde_json::Value| {
+        let rate = |what: &str| us[what].as_f64().unwrap();
+        (rate("allocated_per_second"), rate("freed_per_second"))
+    };
+    let us = top_while(&name.0, || blocks.push(pool.allocate(layout).unwrap()));
+    let (allocated, freed) = rates(&us);
+    assert!(allocated > 0.0 && freed == 0.0, "{us}");
+    // More slowly, so that there are some left at the second look.
+    let mut turn = 0;
+    let us = top_while(&name.0, || {
+        turn += 1;
+        if turn % 20 == 0 {
+            let block = blocks.pop().unwrap();
+            // SAFETY: allocated above, and used by nobody.
+            unsafe { pool.deallocate(block.cast()) }.unwrap();
+        }
+    });
+    let (allocated, freed) = rates(&us);
+    assert!(allocated == 0.0 && freed > 0.0, "{us}");
+    // Of others, nothing was asked.
+    let idle = top_while(&name.0, || ());
+    assert_eq!(rates(&idle), (0.0, 0.0));
 }
 
 pub fn the_types_of_containers_are_told() {

@@ -1,7 +1,7 @@
 //! Matrices and arrays to files and back, and in place by NumPy.
 
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use shmkit::{Array, Matrix, NamedError, Pool};
 
@@ -75,7 +75,7 @@ pub fn matrices_and_arrays_travel() {
             matrix.rows_mut(..).unwrap().fill(1 as $t);
             let stored = told(&["import", name, of, file.path()]);
             assert_eq!(stored["stored"], "overwritten");
-            assert_eq!(matrix.get(6, 4).unwrap(), 34 as $t);
+            assert_eq!(*matrix.rows(..).unwrap(), *copied.rows(..).unwrap());
         })*};
     }
     travels!(f64 f32 u8 u16 u32 u64 i8 i16 i32 i64);
@@ -298,4 +298,98 @@ counter[...] += 1
     assert_eq!(matrix.get(5, 2).unwrap(), 52.0);
     assert_eq!((array.get(998).unwrap(), array.get(999).unwrap()), (7, 499));
     assert_eq!(counter.load(std::sync::atomic::Ordering::SeqCst), 42);
+}
+
+/// Runs the command as far as its `stop`-th step into or out of the kernel, and kills it there. False
+/// if it has come to its end before.
+fn killed_at(arguments: &[&str], stop: u32) -> bool {
+    use std::os::unix::process::CommandExt as _;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_shmkit"));
+    command.args(arguments).stdout(Stdio::null());
+    // SAFETY: one system call, in the child that is about to become the command.
+    unsafe {
+        command.pre_exec(
+            move || match libc::ptrace(libc::PTRACE_TRACEME, 0, 0_usize, 0_usize) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            },
+        )
+    };
+    let mut child = command.spawn().unwrap();
+    let pid = child.id() as libc::pid_t;
+    let mut status = 0;
+    for step in 0..=stop {
+        // SAFETY: a child of ours, which nobody else waits for.
+        assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
+        if libc::WIFEXITED(status) {
+            assert_eq!(libc::WEXITSTATUS(status), 0, "{arguments:?} at {step}");
+            return false;
+        }
+        assert!(libc::WIFSTOPPED(status), "{arguments:?}: {status:#x}");
+        if step < stop {
+            // SAFETY: it is stopped, and traced by this thread.
+            assert_eq!(
+                unsafe { libc::ptrace(libc::PTRACE_SYSCALL, pid, 0_usize, 0_usize) },
+                0
+            );
+        }
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    true
+}
+
+/// Between any two system calls. Every instruction of what it does to the pool: `tests/crash`.
+pub fn a_killed_import_leaves_the_target_whole() {
+    let name = Name::new("killed");
+    let pool = pool(&name.0);
+    let (before, after) = ([1.5_f64; 6], [-2.5_f64; 6]);
+    let bytes: Vec<u8> = after.iter().flat_map(|n| n.to_le_bytes()).collect();
+    let file = File::npy("<f8", false, "(2, 3)", &bytes);
+    let matrix = Matrix::from_fn_in(pool, 2, 3, |_, _| before[0]).unwrap();
+    pool.set_name("old", &matrix).unwrap();
+    // Types are described once.
+    said(&["import", &name.0, "new", file.path()]);
+    pool.remove_name("new").unwrap();
+    pool.recover();
+    let allocated = pool.stats().allocated;
+    let elements = |object: &str| {
+        let named = pool.named::<Matrix<f64>>(object).ok()?;
+        Some(named.rows(..).unwrap().to_vec())
+    };
+    let sound = || {
+        pool.recover();
+        let report = pool.check_quiescent();
+        assert!(report.is_ok(), "{report}");
+    };
+    let (mut stop, mut kills) = (1, 0);
+    loop {
+        let new = killed_at(&["import", &name.0, "new", file.path()], stop);
+        sound();
+        match elements("new") {
+            Some(all) => {
+                assert_eq!(all, after, "step {stop}");
+                pool.remove_name("new").unwrap();
+                sound();
+            }
+            None => assert!(new, "an import that has ended"),
+        }
+        assert_eq!(pool.stats().allocated, allocated, "step {stop}");
+
+        let over = killed_at(&["import", &name.0, "old", file.path()], stop);
+        sound();
+        let all = elements("old").unwrap();
+        assert!(all == before || all == after, "step {stop}: {all:?}");
+        assert_eq!(pool.stats().allocated, allocated, "step {stop}");
+        // What it was to do can be done.
+        said(&["import", &name.0, "old", file.path()]);
+        assert_eq!(elements("old").unwrap(), after);
+        matrix.rows_mut(..).unwrap().fill(before[0]);
+        if !new && !over {
+            break;
+        }
+        kills += u32::from(new) + u32::from(over);
+        stop += 9;
+    }
+    assert!(kills > 20, "{kills} kills");
 }

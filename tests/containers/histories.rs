@@ -1,11 +1,11 @@
-//! Recorded histories of cells and maps, from six processes of which some are killed: linearizable.
+//! Recorded histories of cells, maps and heaps, from six processes of which some are killed: linearizable.
 //!
 //! `SHMKIT_HISTORIES` says how many of each kind are recorded and checked.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use shmkit::process::{JoinError, scope};
-use shmkit::{HashMap, MultiMap, SharedCell, ShmSafe};
+use shmkit::{Gc, HashMap, Heap, HeapError, HeapView, MultiMap, SharedCell, ShmSafe, Trace, Tx};
 
 use crate::assert_sound;
 use crate::common::linear::{Event, Record, is_linearizable};
@@ -20,6 +20,7 @@ const SET: u64 = 0;
 const GET: u64 = 1;
 const REMOVE: u64 = 2;
 const ADD: u64 = 3;
+const FAIL: u64 = 4;
 
 type Log = Record<WORKERS, { ROUNDS * STEPS }>;
 
@@ -37,7 +38,7 @@ pub fn word(value: Option<u64>) -> u64 {
 fn register(state: &u64, op: &[u64; 3]) -> (u64, u64) {
     match op[1] {
         SET => (op[2] + 1, *state),
-        GET => (*state, *state),
+        GET | FAIL => (*state, *state),
         REMOVE => (0, *state),
         _ => (state.max(&1) + op[2], *state),
     }
@@ -233,6 +234,94 @@ pub fn histories_of_multi_maps() {
             }
         });
         checked += check::<Vec<u64>>(&events, |state, op| stack(state, op));
+    }
+    assert_sound(*pool);
+}
+
+/// One of a ring of objects that all have the same value.
+#[derive(Clone, Copy, ShmSafe, Trace)]
+struct Link {
+    value: u64,
+    next: Option<Gc<Link>>,
+}
+
+/// A ring a round, or none.
+type Rings = [Option<Gc<Link>>; ROUNDS];
+
+const RING: usize = 8;
+
+/// The ids of a ring, and its value in a word: no state if they do not have the same.
+fn ring(first: Option<Gc<Link>>, get: impl Fn(Gc<Link>) -> Option<Link>) -> (Vec<Gc<Link>>, u64) {
+    const TORN: u64 = u64::MAX;
+    let (mut ids, mut values) = (Vec::new(), Vec::new());
+    let mut next = first;
+    while let Some(id) = next.filter(|id| !ids.contains(id)) {
+        ids.push(id);
+        let link = get(id);
+        values.push(link.map_or(TORN, |link| link.value + 1));
+        next = link.and_then(|link| link.next);
+    }
+    let whole = ids.len() == if first.is_some() { RING } else { 0 } && next == first;
+    let one = values.first().copied().unwrap_or(0);
+    let same = whole && values.iter().all(|&value| value == one);
+    (ids, if same { one } else { TORN })
+}
+
+fn seen(view: &HeapView<'_, Rings>, round: usize) -> u64 {
+    ring(view.root()[round], |id| view.get(id).copied()).1
+}
+
+/// Does what it is told to a ring, in a transaction: what it was.
+fn change(tx: &mut Tx<'_, Rings>, round: usize, kind: u64, value: u64) -> Result<u64, HeapError> {
+    let (ids, was) = ring(tx.root()[round], |id| tx.get(id).copied());
+    if kind == REMOVE {
+        tx.root_mut()?[round] = None;
+    } else if kind == ADD && was > 0 {
+        for id in ids {
+            tx.get_mut(id)?.value += value;
+        }
+    } else {
+        let last = tx.alloc(Link { value, next: None })?;
+        let mut next = Some(last);
+        for _ in 1..RING {
+            next = Some(tx.alloc(Link { value, next })?);
+        }
+        tx.get_mut(last)?.next = next;
+        tx.root_mut()?[round] = next;
+    }
+    Ok(was)
+}
+
+/// Transactions change many objects, and some of them fail. Between them there are collections.
+pub fn histories_of_heaps() {
+    let pool = TestPool::new();
+    let (mut checked, mut seed) = (0, 0);
+    while checked < histories() {
+        seed += 1;
+        let heap = pool.create(Heap::new([None; ROUNDS])).unwrap();
+        let kinds = [SET, GET, REMOVE, ADD, FAIL];
+        let events = record(&pool, seed, &kinds, |round, kind, value| match kind {
+            GET => seen(&heap.view().unwrap(), round),
+            FAIL => {
+                heap.collect().unwrap();
+                let mut was = None;
+                let failed = heap.try_modify(|tx| {
+                    was = Some(change(tx, round, ADD, value)?);
+                    change(tx, round, SET, value)?;
+                    Err::<(), _>(HeapError::NoObject)
+                });
+                assert_eq!(failed, Err(HeapError::NoObject));
+                was.unwrap()
+            }
+            _ => heap
+                .try_modify(|tx| change(tx, round, kind, value))
+                .unwrap(),
+        });
+        checked += check::<u64>(&events, register);
+        let view = heap.view().unwrap();
+        let rings = view.root().iter().flatten().count();
+        drop(view);
+        assert_eq!(heap.collect().unwrap().live, rings * RING);
     }
     assert_sound(*pool);
 }

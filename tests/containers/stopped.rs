@@ -1,5 +1,5 @@
-//! Elements whose writer is stopped in the middle of the copy. It is brought there by single steps,
-//! so what happens next does not depend on who is how fast.
+//! Elements whose writer is stopped in the middle of the copy, and operations of queues that are. They are
+//! brought there by single steps, so what happens next does not depend on who is how fast.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -17,8 +17,8 @@ const INDEX: usize = 1;
 const OLD: Page = Page::new(1);
 const NEW: Page = Page::new(2);
 
-/// A child that is about to write [`NEW`], and has written a part of it.
-struct Writer<'s> {
+/// A child that makes steps when it is told to.
+struct Stepper<'s> {
     child: ScopedJoinHandle<'s, ()>,
     pid: i32,
 }
@@ -49,25 +49,24 @@ fn be_traced() {
     }
 }
 
-#[track_caller]
-fn step(pid: i32) {
-    trace(libc::PTRACE_SINGLESTEP, pid);
-    stops(pid);
-}
+impl<'s> Stepper<'s> {
+    /// Starts a child, which is to [`be_traced`], and waits until it is.
+    fn new(s: &'s Scope<'s, '_>, work: impl FnOnce() + Copy + Send + 's) -> Self {
+        let child = s.spawn(work).unwrap();
+        let pid = child.id().pid() as i32;
+        stops(pid);
+        Stepper { child, pid }
+    }
 
-impl<'s> Writer<'s> {
-    /// Starts a writer and stops it in the middle of the element.
-    fn new(s: &'s Scope<'s, '_>, array: &'s Shared<Array<Page>>) -> Self {
+    /// A child that is about to write [`NEW`], and has written a part of it.
+    fn writing(s: &'s Scope<'s, '_>, array: &'s Shared<Array<Page>>) -> Self {
         let place = array.claim(..).unwrap()[INDEX].0.as_ptr();
-        let child = s.spawn(|| {
+        let writer = Stepper::new(s, || {
             // It has its slot.
             assert_eq!(array.get(INDEX), Ok(OLD));
             be_traced();
             array.set(INDEX, NEW).unwrap();
         });
-        let child = child.unwrap();
-        let pid = child.id().pid() as i32;
-        stops(pid);
         let written = || {
             // SAFETY: the element stays where it is, as nobody grows the array; its only writer
             // is stopped.
@@ -75,9 +74,15 @@ impl<'s> Writer<'s> {
             (0..NEW.0.len()).filter(|&i| word(i) == NEW.0[i]).count()
         };
         while !(1..NEW.0.len()).contains(&written()) {
-            step(pid);
+            writer.step();
         }
-        Writer { child, pid }
+        writer
+    }
+
+    #[track_caller]
+    fn step(&self) {
+        trace(libc::PTRACE_SINGLESTEP, self.pid);
+        stops(self.pid);
     }
 
     fn go_on(self) {
@@ -95,7 +100,7 @@ pub fn a_write_that_was_cut_off_is_completed() {
     let pool = pool();
     let array = Array::filled_in(pool, 4, OLD).unwrap();
     scope(|s| {
-        let writer = Writer::new(s, &array);
+        let writer = Stepper::writing(s, &array);
         writer.child.kill().unwrap();
         was_killed(writer.child);
     });
@@ -114,7 +119,7 @@ fn waits_for_the_writer(f: impl Fn(&Array<Page>) -> bool + Sync) {
     let array = Array::filled_in(pool, 4, OLD).unwrap();
     let step = pool.create(AtomicU32::new(0)).unwrap();
     scope(|s| {
-        let writer = Writer::new(s, &array);
+        let writer = Stepper::writing(s, &array);
         let claimer = s.spawn(|| {
             step.store(STARTED, Ordering::Relaxed);
             let end = if f(&array) { WHOLE } else { TORN };
@@ -148,6 +153,12 @@ pub fn growth_waits_for_elements_in_flight() {
     });
 }
 
+/// The process has its slot, and has used a queue.
+fn enter(pool: Pool) {
+    let other = pool.create(Queue::bounded(1)).unwrap();
+    other.push(1_u8).unwrap();
+}
+
 /// At how many places an operation is stopped.
 const PLACES: usize = 8;
 
@@ -166,20 +177,16 @@ fn stopped_in<W: Sync>(
         result.store(0, Ordering::SeqCst);
         let mut steps = 0;
         scope(|s| {
-            let child = s.spawn(|| {
-                // It has its slot.
-                let other = pool.create(Queue::bounded(1)).unwrap();
-                other.push(1_u8).unwrap();
+            let stepper = Stepper::new(s, || {
+                enter(pool);
                 be_traced();
                 result.store(operation(world) + 1, Ordering::SeqCst);
             });
-            let child = child.unwrap();
-            let pid = child.id().pid() as i32;
-            stops(pid);
             while result.load(Ordering::SeqCst) == 0 && stop.is_none_or(|stop| steps < stop) {
-                step(pid);
+                stepper.step();
                 steps += 1;
             }
+            let Stepper { child, pid } = stepper;
             // SAFETY: takes no memory.
             let left = unsafe { libc::ptrace(libc::PTRACE_DETACH, pid, 0, libc::SIGSTOP) };
             assert_eq!(left, 0);
@@ -315,6 +322,80 @@ pub fn a_stopped_consumer_holds_up_nobody() {
             },
         );
     }
+}
+
+/// At how many places who looks for an element is stopped, twice each.
+const LOOKS: usize = 12;
+
+/// There is an element at all times, but at first in the queue, then come back, then in the queue again;
+/// so who looks in one place after the other might see none. That another may take the one in the queue
+/// while one is back, it has looked for such before.
+pub fn elements_that_come_and_go_are_not_missed() {
+    type Look = fn(&Queue<Sealed>) -> bool;
+    let looks: [Look; 4] = [
+        |queue| queue.try_pop() != Err(PopError::Empty),
+        |queue| queue.peek().is_some(),
+        |queue| !queue.is_empty(),
+        |queue| queue.try_lease().map(Lease::ack).is_ok(),
+    ];
+    let pool = pool();
+    let taken = pool.create(AtomicU64::new(0)).unwrap();
+    let found = pool.create(AtomicU64::new(0)).unwrap();
+    // Where the taker, and the looker, are to stop. How many steps each made.
+    let run = |look: Look, take_at: usize, look_at: (usize, usize)| {
+        let queue = queue_of(pool, Queue::bounded(4), 2);
+        taken.store(0, Ordering::SeqCst);
+        found.store(0, Ordering::SeqCst);
+        let (mut took, mut looked) = (0, 0);
+        scope(|s| {
+            let taker = Stepper::new(s, || {
+                enter(pool);
+                be_traced();
+                taken.store(queue.try_pop().unwrap().a + 1, Ordering::SeqCst);
+            });
+            let looker = Stepper::new(s, || {
+                enter(pool);
+                be_traced();
+                found.store(1 + u64::from(look(&queue)), Ordering::SeqCst);
+            });
+            // After the children, as it is a guard.
+            let held = queue.lease().unwrap();
+            while taken.load(Ordering::SeqCst) == 0 && took < take_at && !queue.is_empty() {
+                taker.step();
+                took += 1;
+            }
+            let mut look_until = |place| {
+                while found.load(Ordering::SeqCst) == 0 && looked < place {
+                    looker.step();
+                    looked += 1;
+                }
+            };
+            look_until(look_at.0);
+            drop(held);
+            taker.go_on();
+            look_until(look_at.1);
+            queue.push(Sealed::new(2)).unwrap();
+            // The one that came back, if it is there.
+            let _ = queue.try_pop();
+            look_until(usize::MAX);
+            looker.go_on();
+        });
+        assert_eq!(found.load(Ordering::SeqCst), 2, "missed at {look_at:?}");
+        (took, looked)
+    };
+    for look in looks {
+        // By the last step but one the element is still there, and the taker has looked for others.
+        let (to_take, _) = run(look, usize::MAX, (0, usize::MAX));
+        let (_, to_look) = run(look, 0, (usize::MAX, usize::MAX));
+        // It begins and ends with what is no look.
+        for first in LOOKS / 4..LOOKS * 3 / 4 {
+            for second in first + 1..first + 3 {
+                let place = |at| to_look * at / LOOKS;
+                run(look, to_take - 1, (place(first), place(second)));
+            }
+        }
+    }
+    assert_sound(pool);
 }
 
 /// A producer that sleeps until there is room, and has the turn, is stopped.

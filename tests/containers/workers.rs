@@ -8,7 +8,7 @@ use shmkit::{Array, ClaimError, ElementError, ResizeError};
 
 use crate::{Page, Sealed, allocated, assert_sound, pool};
 
-fn die() {
+pub fn die() {
     raise(Signal::SIGKILL).unwrap();
 }
 

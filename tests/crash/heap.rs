@@ -1,5 +1,7 @@
 //! Heaps: transactions that end well and otherwise, undoing for the dead, collections, destruction.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
 use shmkit::{Gc, Heap, HeapError, Pool, Shared, ShmSafe, Trace, Tx};
 
 use crate::engine::{Case, Crash, Suite, progress};
@@ -254,6 +256,32 @@ pub fn cases(suite: &mut Suite) {
             bench.heap.try_modify(fails).expect_err("as told");
         })
         .verify(unchanged),
+    );
+    // A slice whose making panics is no object, and the transaction goes on.
+    suite.run(
+        case("heap/slice that panics", Bench::new, |bench| {
+            let goes_on = |tx: &mut Tx<'_, Root>| {
+                let before = tx.root().expect("filled");
+                let panics = AssertUnwindSafe(|| {
+                    tx.alloc_slice_with(2, |i| {
+                        if i < 1 {
+                            before
+                        } else {
+                            resume_unwind(Box::new(i))
+                        }
+                    })
+                });
+                catch_unwind(panics).expect_err("as told");
+                change(tx)
+            };
+            bench.heap.try_modify(goes_on).expect("changed");
+        })
+        .verify(|bench, crash| {
+            bench.pool.recover();
+            let objects = bench.heap.len().map_err(|error| error.to_string())?;
+            ensure(matches!(objects, 4 | 6), || format!("{objects} objects"))?;
+            happened(bench.settled(&bench.heap)?, old(), new(), crash)
+        }),
     );
     // The log and the table get larger, and the log smaller again.
     suite.run(

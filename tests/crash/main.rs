@@ -21,6 +21,8 @@ mod map;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod multi_map;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod numbers;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod pool;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod process;
@@ -51,6 +53,7 @@ fn main() -> std::process::ExitCode {
     multi_map::cases(&mut suite);
     queue::cases(&mut suite);
     mailbox::cases(&mut suite);
+    numbers::cases(&mut suite);
     process::cases(&mut suite);
     suite.finish()
 }

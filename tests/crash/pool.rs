@@ -487,17 +487,17 @@ fn guarded(suite: &mut Suite) {
         World::free,
         |more, _| [0, -64, -128].contains(&more),
     ));
-    // Each byte of a run that is filled is a point.
-    suite.run_long(case_in(
+    // Each word of a run that is filled is a point.
+    suite.run(case_in(
         || World::of(true),
         "guarded, a run",
         nothing,
         nothing,
         |w| {
-            w.allocate(49_150, 1);
+            w.allocate(49_120, 1);
             w.free();
         },
-        |more, _| more == 0 || more == 4 << 14,
+        |more, _| more == 0 || more == 3 << 14,
     ));
     suite.run(case_in(
         || World::of(true),
@@ -588,6 +588,23 @@ fn objects(suite: &mut Suite) {
         },
         nothing,
         |w| w.nodes[0].next.set(None).expect("a link"),
+        |more, crash| more == -32 || (more == 0 && !crash.finished),
+    ));
+    suite.run(case(
+        "clear the last link while somebody looks, and end the look",
+        |w| {
+            let nodes = [1, 2, 3].map(|value| w.pool.create(node(value)).expect("an object"));
+            nodes[0].next.set(Some(&nodes[1])).expect("a link");
+            nodes[1].next.set(Some(&nodes[2])).expect("a link");
+            let [a, b, _] = nodes;
+            w.nodes.extend([a, b]);
+        },
+        nothing,
+        |w| {
+            let view = w.nodes[0].next.view().expect("a view");
+            view.next.set(None).expect("a link");
+            drop(view);
+        },
         |more, crash| more == -32 || (more == 0 && !crash.finished),
     ));
     suite.run(case(

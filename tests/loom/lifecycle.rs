@@ -28,10 +28,15 @@ struct Object {
     /// The ledger.
     holders: AtomicUsize,
     destroyed: AtomicBool,
+    pauses: bool,
 }
 
 impl Object {
     fn new(holds: u64, links: u64) -> Arc<Self> {
+        Object::pausing(holds, links, false)
+    }
+
+    fn pausing(holds: u64, links: u64, pauses: bool) -> Arc<Self> {
         let live = ObjectState {
             phase: Phase::Live,
             version: 0,
@@ -48,11 +53,21 @@ impl Object {
             value: UnsafeCell::new(true),
             holders: AtomicUsize::new(holds.count_ones() as usize),
             destroyed: AtomicBool::new(false),
+            pauses,
         })
     }
 
     fn is_unused(&self) -> bool {
-        self.holds.load(Ordering::SeqCst) == 0 && self.links.load(Ordering::SeqCst) == 0
+        let unheld = self.holds.load(Ordering::SeqCst) == 0;
+        self.pause();
+        unheld && self.links.load(Ordering::SeqCst) == 0
+    }
+
+    /// Lets others run, where the model asks for it: no preemption is spent on that.
+    fn pause(&self) {
+        if self.pauses {
+            thread::yield_now();
+        }
     }
 
     fn look(&self) {
@@ -95,10 +110,14 @@ impl Object {
         self.link.store(1, Ordering::Release);
     }
 
-    /// As `pool::objects::dispose`.
+    /// As `pool::dispose::dispose`.
     fn dispose(&self, process: usize) {
         let state = &self.state;
-        let now = || pins::stamp(&self.epoch);
+        let now = || {
+            let stamp = pins::stamp(&self.epoch);
+            self.pause();
+            stamp
+        };
         let Some((found, stamp)) = lifecycle::retire(state, || self.is_unused(), now) else {
             return;
         };
@@ -208,6 +227,41 @@ fn linking_against_dropping() {
         object.let_go(0);
         linker.join().unwrap();
         unlinker.join().unwrap();
+        object.unlink(3);
+        object.dispose(3);
+        object.check();
+    });
+}
+
+/// Who drops a hold looks twice whether the object is unused, and each time another links it, and lets
+/// go of it, between the looks at links and at holds. It is linked then, and a third views it.
+#[test]
+fn linking_twice_against_dropping() {
+    let explorer = Explorer::new("lifecycle: linking twice against dropping");
+    explorer.run(4, || {
+        let object = Object::pausing(0b11, 0, true);
+        let linker = spawn(&object, |object| {
+            object.link();
+            object.let_go(1);
+            object.pause();
+            if object.link.load(Ordering::SeqCst) != 0 && object.open(1, GENERATION) {
+                object.unlink(1);
+                object.pause();
+                object.link();
+                object.let_go(1);
+            }
+        });
+        let viewer = spawn(&object, |object| {
+            pins::show(&object.pin, &object.epoch);
+            if object.link.load(Ordering::SeqCst) != 0 {
+                object.pause();
+                object.look();
+            }
+            pins::hide(&object.pin);
+        });
+        object.let_go(0);
+        linker.join().unwrap();
+        viewer.join().unwrap();
         object.unlink(3);
         object.dispose(3);
         object.check();

@@ -20,6 +20,7 @@ mod lock_word;
 mod pins;
 mod readers;
 mod ring;
+mod sweep;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;

@@ -6,11 +6,12 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use shmkit::process::scope;
 use shmkit::{
-    Array, Buffer, Handle, Lease, Link, Mailbox, Pool, Queue, Receiver, SharedCell, ShmSafe,
+    Array, Buffer, Handle, Lease, Link, Mailbox, Pool, Queue, Receiver, Semaphore, SharedCell,
+    ShmSafe,
 };
 
 use super::attach::copy;
@@ -310,13 +311,15 @@ fn attach_changed(
     let progress = TestPool::with(|b| b.max_size(1 << 20));
     // The change on its way; how many were attached.
     let words = progress.create([const { AtomicU64::new(0) }; 2]).unwrap();
+    let done = progress.create(Semaphore::new(0)).unwrap();
     let only = std::env::var("SHMKIT_CHANGE")
         .ok()
         .and_then(|n| n.parse::<u64>().ok());
     let batches = only.map_or(0..batches, |n| n / per_batch..n / per_batch + 1);
     let mut failures = Vec::new();
     for batch in batches {
-        let (file, words, place, places) = (&file, &words, &place, &places);
+        let (file, words, done) = (&file, &words, &done);
+        let (place, places) = (&place, &places);
         scope(|s| {
             let child = s.spawn(move || {
                 for seed in batch * per_batch..(batch + 1) * per_batch {
@@ -337,14 +340,13 @@ fn attach_changed(
                         unsafe { pool.unmap() };
                     }
                 }
+                done.add_permits(1).unwrap();
             });
             let child = child.unwrap();
-            let limit = Instant::now() + Duration::from_secs(6);
-            while !child.is_finished() && Instant::now() < limit {
-                std::thread::yield_now();
-            }
-            if !child.is_finished() {
-                child.kill().unwrap();
+            // A busy machine takes some seconds a batch; a hang takes all there are.
+            match done.acquire_timeout(Duration::from_secs(60)) {
+                Ok(permit) => permit.forget(),
+                Err(_) => child.kill().unwrap(),
             }
             if let Err(error) = child.join() {
                 failures.push((words[0].load(Ordering::Relaxed), error));

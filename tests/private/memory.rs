@@ -99,6 +99,41 @@ pub fn memory_goes_back() {
     assert!(again.iter().all(|&byte| byte == 2));
 }
 
+/// The flags that the kernel has for the mapping that a block lies in; none without huge pages.
+fn mapping_flags(block: NonNull<u8>) -> Vec<String> {
+    let text = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let mut inside = false;
+    for line in text.lines() {
+        let range = line.split(' ').next().and_then(|word| word.split_once('-'));
+        let number = |digits| usize::from_str_radix(digits, 16).ok();
+        if let Some((Some(from), Some(to))) = range.map(|(from, to)| (number(from), number(to))) {
+            inside = (from..to).contains(&block.addr().get());
+        } else if let Some(flags) = line.strip_prefix("VmFlags:").filter(|_| inside) {
+            return flags.split_whitespace().map(str::to_owned).collect();
+        }
+    }
+    Vec::new()
+}
+
+pub fn large_data_has_huge_pages() {
+    if !std::path::Path::new("/sys/kernel/mm/transparent_hugepage").exists() {
+        return;
+    }
+    let is_huge = |block| mapping_flags(block).iter().any(|flag| flag == "hg");
+    let run = allocate(8 << 20);
+    assert!(is_huge(run));
+    free(run).unwrap();
+    // The first that the process has allocated: made before `main`.
+    let first = allocate(16);
+    let granule = 1 << 40;
+    let data = 40 << 30;
+    let start = first.addr().get() / granule * granule + data;
+    assert!(!is_huge(
+        NonNull::new(std::ptr::with_exposed_provenance_mut(start)).unwrap()
+    ));
+    free(first).unwrap();
+}
+
 pub fn refused_by_name() {
     let (small, large) = (allocate(100), allocate(1 << 20));
     let inside = |block: NonNull<u8>, offset| NonNull::new(block.as_ptr().wrapping_add(offset));

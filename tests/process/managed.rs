@@ -185,7 +185,7 @@ static MAKES: Entry<PathBuf, ()> = Entry::new("makes", |worker, dir| {
         .manage(Resource::Semaphore(named("semaphore")))
         .unwrap();
     let never = resources
-        .manage(Resource::File(dir.join("never made")))
+        .manage(Resource::File(dir.join("never/made")))
         .unwrap();
     fs::write(file.path(), "left").unwrap();
     fs::write(semaphore.path(), "left").unwrap();
@@ -318,6 +318,45 @@ pub fn damaged_journals_are_errors() {
     fs::write(dir.journal(), &whole[..4096]).unwrap();
     run(&dir.config(), &UNIT, ()).unwrap();
     assert!(!dir.journal().exists());
+}
+
+pub fn what_cannot_be_removed_is_named() {
+    let dir = Scratch::new("in the way");
+    kill(made(&dir));
+    let [file, pool, _] = left(&dir);
+    // Not a file any more: nothing that the run has made, and nothing that a run removes.
+    fs::remove_file(&file).unwrap();
+    fs::create_dir(&file).unwrap();
+    match run(&dir.config(), &UNIT, ()) {
+        Err(RunError::File { path, .. }) => assert_eq!(Path::new(&path), file),
+        other => panic!("{other:?}"),
+    }
+    fs::remove_dir(&file).unwrap();
+    // A pipe is opened by nobody, and is no pool; and where there is no directory, there is no file.
+    fs::remove_file(&pool).unwrap();
+    nix::unistd::mkfifo(&pool, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    fs::write(dir.0.join("never"), "").unwrap();
+    run(&dir.config(), &UNIT, ()).unwrap();
+    assert_eq!(left(&dir).map(|path| path.exists()), [false, true, false]);
+    fs::remove_file(&pool).unwrap();
+}
+
+static SPELLS: Entry<PathBuf, ()> = Entry::new("spells", |worker, dir| {
+    let manage = |resource| worker.resources().manage(resource).unwrap();
+    let name = format!("test-spelt-{}", std::process::id());
+    let one = manage(Resource::Semaphore(name.clone()));
+    let same = manage(Resource::Semaphore(format!("/{name}")));
+    assert_eq!(one.id(), same.id());
+    std::env::set_current_dir(&dir).unwrap();
+    let relative = manage(Resource::File("file".into()));
+    std::env::set_current_dir("/").unwrap();
+    assert_eq!(relative.path(), dir.join("file"));
+    assert_eq!(manage(Resource::File(dir.join("file"))).id(), relative.id());
+});
+
+pub fn names_of_one_file_are_one_resource() {
+    let dir = Scratch::new("spelt");
+    run(&Config::new(), &SPELLS, dir.0.clone()).unwrap();
 }
 
 /// Manages a file that others manage at the same time: it is there while somebody uses it.

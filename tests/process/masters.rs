@@ -468,6 +468,21 @@ static MISTYPED: Entry<(), ()> = Entry::new("mistyped", |worker, ()| {
             forged.join().unwrap_err();
         }
     }
+    // Of the job 0, which there never is, at a place that is free.
+    let (_, control_and_place) = bytes.split_last().unwrap();
+    let forged = [control_and_place, &[0]].concat();
+    let forged = || postcard::from_bytes::<JoinHandle<()>>(&forged).unwrap();
+    assert_eq!(forged().id().number(), 0);
+    assert!(matches!(forged().kill(), Err(KillError::Ended)));
+    forged().detach();
+    assert!(matches!(forged().join(), Err(JoinError::AlreadyJoined)));
+    let next = worker.start(&UNIT, &()).unwrap();
+    let next_bytes = postcard::to_stdvec(&next).unwrap();
+    assert!(
+        next_bytes.starts_with(control_and_place),
+        "the place is in use again"
+    );
+    next.join().unwrap();
 });
 
 pub fn forged_handles_are_errors() {
@@ -519,6 +534,41 @@ pub fn a_killed_master_leaves_nothing() {
     assert!(path.exists(), "the file is left");
     run(&config, &UNIT, ()).unwrap();
     assert!(!path.exists(), "the next run has removed it");
+}
+
+static ECHOES: Entry<(), ()> = Entry::new("echoes", |worker, ()| {
+    while !worker.wait_stop(Duration::from_secs(60)) {}
+});
+
+pub fn a_forked_copy_of_a_master_ends_nothing() {
+    let path = std::env::temp_dir().join(format!("shmkit-copy-{}", std::process::id()));
+    let name = format!("test-copy-{}", std::process::id());
+    let mut config = Config::new();
+    config.pid_file(&path).name(&name);
+    let mut master = Master::new(&config).unwrap();
+    let waits = master.start(&ECHOES, &()).unwrap();
+    assert_eq!(master.dispatch().unwrap().started, 1);
+    // SAFETY: this is the only thread; the child drops what it has a copy of, and leaves.
+    match unsafe { libc::fork() } {
+        0 => {
+            drop(master);
+            // SAFETY: no memory is passed.
+            unsafe { libc::_exit(0) };
+        }
+        child => {
+            // SAFETY: as above; the child is ours.
+            assert_eq!(
+                unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) },
+                child
+            );
+        }
+    }
+    master.dispatch().unwrap();
+    assert!(path.exists() && !waits.is_finished());
+    let control = format!("/dev/shm/shmkit.{name}.run");
+    assert!(std::path::Path::new(&control).exists());
+    master.finish().unwrap();
+    assert!(!path.exists() && !std::path::Path::new(&control).exists());
 }
 
 pub fn a_master_has_one_thread() {

@@ -3,15 +3,17 @@
 //! The other program is this one, executed anew: at other addresses, with another nonce, and with
 //! definitions of its own (`role_peer`, `role_odd_peer`).
 
-use std::path::Path;
+use std::io::{BufRead, BufReader};
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use shmkit::process::{
-    Backoff, Config, Entry, JoinError, JoinHandle, Peer, PeerError, Restart, ResultError, RunError,
-    StartOptions, run,
+    Backoff, Config, Entry, JoinError, JoinHandle, Master, Peer, PeerError, Resource,
+    ResourceError, Restart, ResultError, RunError, StartError, StartOptions, run,
 };
 use shmkit::{AttachError, HashMap, Pool};
 
@@ -43,6 +45,9 @@ static RELAY: Entry<u32, u32> = Entry::external("relay");
 static HANGS: Entry<(), ()> = Entry::external("hangs");
 static COUNTS: Entry<(String, u64), u64> = Entry::external("counts");
 static NOBODYS: Entry<(), ()> = Entry::external("nobody's");
+static OUTLIVES: Entry<(), ()> = Entry::external("outlives");
+static USES: Entry<PathBuf, ()> = Entry::external("uses");
+static KEEPS: Entry<String, ()> = Entry::external("keeps");
 
 /// The peers' own.
 mod theirs {
@@ -80,6 +85,28 @@ mod theirs {
     });
     pub static HALF_WAY: Entry<u32, u32> = Entry::external("half way");
     pub static HANGS: Entry<(), ()> = Entry::new("hangs", |_, ()| loop_for_ever());
+    /// Does not come back: what it has seen is its exit code.
+    pub static OUTLIVES: Entry<(), ()> = Entry::new("outlives", |worker, ()| {
+        println!("here");
+        let stopped = worker.wait_stop(Duration::from_secs(60)) && worker.stop_requested();
+        let file = Resource::File("/nonexistent/shmkit".into());
+        let managed = worker.resources().manage(file);
+        let over = matches!(managed, Err(ResourceError::RunOver));
+        std::process::exit(if stopped && over { 18 } else { 1 });
+    });
+    pub static USES: Entry<PathBuf, ()> = Entry::new("uses", |worker, path| {
+        let file = worker.resources().manage(Resource::File(path)).unwrap();
+        std::fs::write(file.path(), "").unwrap();
+        loop_for_ever()
+    });
+    pub static KEEPS: Entry<String, ()> = Entry::new("keeps", |_, name| {
+        // SAFETY: the pool of the case, by its name.
+        let pool = unsafe { Pool::open(&name) }.unwrap();
+        let _kept = pool.create([7_u64; 1000]).unwrap();
+        let here = pool.named::<AtomicU32>("here").unwrap();
+        here.store(1, Ordering::Release);
+        loop_for_ever()
+    });
     pub static COUNTS: Entry<(String, u64), u64> = Entry::new("counts", |_, (name, n)| {
         // SAFETY: the pool of the case, by its name.
         let pool = unsafe { Pool::open(&name) }.unwrap();
@@ -118,6 +145,9 @@ pub fn role_peer() {
         .define(&theirs::ENDS)
         .define(&theirs::RELAY)
         .define(&theirs::HANGS)
+        .define(&theirs::OUTLIVES)
+        .define(&theirs::USES)
+        .define(&theirs::KEEPS)
         .define(&theirs::COUNTS);
     match peer.serve() {
         Ok(_) => {}
@@ -145,6 +175,19 @@ pub fn role_asking_peer() {
         label: None,
     };
     assert_eq!(peer.start(&AREA, &shape).unwrap().join().unwrap(), 4.0);
+}
+
+/// Joins what does not end while there is a master.
+pub fn role_waiting_peer() {
+    let peer = attached();
+    match peer.start(&OUTLIVES, &()).unwrap().join() {
+        Err(JoinError::NoSuchRun) => {}
+        other => panic!("{other:?}"),
+    }
+    assert!(peer.stop_requested());
+    let refused = peer.start(&OUTLIVES, &());
+    assert!(matches!(refused, Err(StartError::Stopping)));
+    std::process::exit(19);
 }
 
 fn unique(what: &str) -> String {
@@ -388,6 +431,102 @@ pub fn peers_outlive_their_master_by_little() {
     let peers = Peers::start(&name, &["role_peer"; 5]);
     run(&config(&name), &CALLS, ()).unwrap();
     assert_eq!(peers.codes(), [Some(0); 5]);
+}
+
+pub fn who_waits_for_a_dead_master_is_told() {
+    let name = unique("told");
+    let mut master = command("role_named_master", &name).spawn().unwrap();
+    let mut serves = command("role_peer", &name);
+    let mut serves = Peers(vec![serves.stdout(Stdio::piped()).spawn().unwrap()]);
+    let waits = Peers::start(&name, &["role_waiting_peer"]);
+    let output = serves.0[0].stdout.take().unwrap();
+    let mut line = String::new();
+    BufReader::new(output).read_line(&mut line).unwrap();
+    assert_eq!(line, "here\n");
+    master.kill().unwrap();
+    master.wait().unwrap();
+    assert_eq!(serves.codes(), [Some(18)]);
+    assert_eq!(waits.codes(), [Some(19)]);
+    // Neither came to look after the name.
+    let _ = Pool::unlink(&format!("{name}.run"));
+}
+
+/// A peer writes to what it finds at the number that the run names, so it looks what that is.
+pub fn a_doorbell_is_a_pipe() {
+    let name = unique("doorbell");
+    let master = Master::new(&config(&name)).unwrap();
+    let writes = |fd: &i32| {
+        let link = std::fs::read_link(format!("/proc/self/fd/{fd}"));
+        // SAFETY: asks for flags.
+        let flags = unsafe { libc::fcntl(*fd, libc::F_GETFL) };
+        link.is_ok_and(|link| link.to_string_lossy().starts_with("pipe:"))
+            && flags & libc::O_ACCMODE == libc::O_WRONLY
+    };
+    // The last one that was made.
+    let doorbell = (3..64).rfind(writes).unwrap();
+    let path = std::env::temp_dir().join(&name);
+    std::fs::write(&path, "precious").unwrap();
+    let file = std::fs::File::open(&path).unwrap();
+    // SAFETY: the master goes on to own the number, at which there is another file from now on.
+    assert_eq!(unsafe { libc::dup2(file.as_raw_fd(), doorbell) }, doorbell);
+    let asked = command("role_asking_peer", &name).output().unwrap();
+    assert!(!asked.status.success());
+    assert!(
+        String::from_utf8_lossy(&asked.stderr).contains("Unreachable"),
+        "{asked:?}"
+    );
+    assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+    std::fs::remove_file(&path).unwrap();
+    drop(master);
+    no_name_is_left(&name);
+}
+
+static LEAVES: Entry<PathBuf, ()> = Entry::new("leaves a peer at work", |worker, path| {
+    worker.start(&USES, &path).unwrap().detach();
+    while !path.exists() {
+        std::thread::yield_now();
+    }
+});
+
+pub fn what_a_killed_peer_used_is_removed() {
+    let name = unique("used");
+    let path = std::env::temp_dir().join(&name);
+    let peers = Peers::start(&name, &["role_peer"]);
+    run(&config(&name), &LEAVES, path.clone()).unwrap();
+    assert!(!path.exists());
+    assert_eq!(peers.codes(), [None], "killed");
+}
+
+static KILLS_KEEPER: Entry<String, ()> = Entry::new("kills a keeper", |worker, name| {
+    // SAFETY: the pool of the case, by its name.
+    let pool = unsafe { Pool::open(&name) }.unwrap();
+    let here = pool.named::<AtomicU32>("here").unwrap();
+    let before = pool.stats().allocated;
+    let keeper = worker.start(&KEEPS, &name).unwrap();
+    while here.load(Ordering::Acquire) == 0 {
+        std::thread::yield_now();
+    }
+    assert!(pool.stats().allocated > before);
+    keeper.kill().unwrap();
+    assert!(matches!(keeper.join(), Err(JoinError::Signaled(9))));
+    assert_eq!(pool.stats().allocated, before);
+});
+
+/// In the pools that the master has, and before the join answers.
+pub fn what_a_killed_peer_held_is_free() {
+    let name = unique("kept");
+    let mut builder = Pool::builder();
+    let pool = builder.max_size(16 << 20).create_named(&name).unwrap();
+    let here = pool.named_or_create("here", || AtomicU32::new(0)).unwrap();
+    // Types are described once.
+    drop(pool.create([7_u64; 1000]).unwrap());
+    let peers = Peers::start(&name, &["role_peer"]);
+    run(&config(&name), &KILLS_KEEPER, name.clone()).unwrap();
+    assert_eq!(peers.codes(), [None], "killed");
+    Pool::unlink(&name).unwrap();
+    drop(here);
+    // SAFETY: the handle was dropped, and no other thread has used it.
+    unsafe { pool.unmap() };
 }
 
 /// Jobs that are on their way at once.

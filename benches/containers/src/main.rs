@@ -12,6 +12,7 @@
 //! | `maps`   | map_*: a million keys; table_*: a hundred thousand, as the original does it |
 //! | `queues` | queue_*, mailbox_* |
 //! | `bytes`  | buffer_* |
+//! | `heaps`  | heap_* |
 //! | `cells`  | cell_*, record_*, array_*, matrix_* |
 
 mod bytes;
@@ -19,6 +20,7 @@ mod cells;
 mod crew;
 #[path = "../../common/gate.rs"]
 mod gate;
+mod heaps;
 mod lmdb;
 mod maps;
 mod queues;
@@ -36,6 +38,7 @@ fn main() {
     match family {
         Some("map" | "table") => maps::run(&crew, bench, subject),
         Some("queue" | "mailbox") => queues::run(&crew, bench, subject),
+        Some("heap") => heaps::run(&crew, bench, subject),
         Some("buffer") => bytes::run(&crew, bench, subject),
         _ => cells::run(&crew, bench, subject),
     }

@@ -1,8 +1,10 @@
-//! The live view: who takes part, what is held and waited for, how the memory grows.
+//! The live view: who takes part, what is held and waited for, how the memory changes.
 //!
-//! An allocation is counted nowhere, so that it stays cheap: what is shown is by how much each
-//! participant's allocated bytes have changed since the last look.
+//! An allocation is counted nowhere, so that it stays cheap. What is shown is by how much the
+//! allocated bytes of each span have changed since the last look: where there are more, so much was
+//! allocated at least, and where there are less, freed.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
@@ -12,7 +14,7 @@ use ratatui::text::Line;
 use ratatui::widgets::{Block, Paragraph};
 use serde_json::{Value, json};
 use shmkit::Stats;
-use shmkit::inspect::{LockReport, Observer, Participant, ProcessReport};
+use shmkit::inspect::{LockReport, Observer, Participant, ProcessReport, Span};
 
 use crate::failure::{Failure, Outcome};
 use crate::report::{bytes, locks, row, stats_json, table};
@@ -22,6 +24,8 @@ struct Look {
     at: Instant,
     stats: Stats,
     participants: Vec<Participant>,
+    /// By their addresses.
+    spans: BTreeMap<usize, Span>,
     processes: Vec<ProcessReport>,
     locks: Vec<LockReport>,
 }
@@ -32,10 +36,17 @@ impl Look {
             at: Instant::now(),
             stats: observer.stats(),
             participants: observer.participants(),
+            spans: observer.spans().into_iter().map(|s| (s.start, s)).collect(),
             processes: observer.processes(),
             locks: observer.locks(),
         }
     }
+}
+
+/// Bytes a second.
+struct Rates {
+    allocated: f64,
+    freed: f64,
 }
 
 /// Two looks, and what has changed between them.
@@ -57,12 +68,25 @@ impl View {
         (now as f64 - before as f64) / seconds
     }
 
-    /// Bytes a second by which a participant's memory grows.
-    fn growth(&self, participant: &Participant) -> f64 {
-        let same =
-            |p: &&Participant| (p.slot, p.process) == (participant.slot, participant.process);
-        let before = self.before.participants.iter().find(same);
-        self.rate(participant.allocated, before.map_or(0, |p| p.allocated))
+    /// Bytes a second that were allocated, and that were freed, in the spans that a participant has
+    /// now: so many at least.
+    fn rates(&self, participant: &Participant) -> Rates {
+        let of_it = |span: &&Span| span.slot == participant.slot;
+        let (mut allocated, mut freed) = (0, 0);
+        for span in self.now.spans.values().filter(of_it) {
+            let before = self.before.spans.get(&span.start);
+            let before = before.map_or(0, |span| span.allocated);
+            allocated += span.allocated.saturating_sub(before);
+            freed += before.saturating_sub(span.allocated);
+        }
+        // What it has given back was empty by then.
+        let gone = |span: &&Span| !self.now.spans.contains_key(&span.start);
+        let given_back = self.before.spans.values().filter(of_it).filter(gone);
+        freed += given_back.map(|span| span.allocated).sum::<usize>();
+        Rates {
+            allocated: self.rate(allocated, 0),
+            freed: self.rate(freed, 0),
+        }
     }
 
     fn summary(&self) -> String {
@@ -87,7 +111,8 @@ impl View {
             &"COMMAND",
             &"SPANS",
             &"ALLOCATED",
-            &"GROWTH/S",
+            &"NEW/S",
+            &"FREED/S",
         ])];
         for participant in &self.now.participants {
             let of_it = |p: &&ProcessReport| p.process == participant.process;
@@ -97,6 +122,7 @@ impl View {
                 Some(process) if process.alive => "alive",
                 _ => "dead",
             };
+            let rates = self.rates(participant);
             rows.push(row([
                 &participant.process,
                 &participant.slot,
@@ -104,7 +130,8 @@ impl View {
                 &process.and_then(|p| p.command.as_deref()).unwrap_or(""),
                 &participant.spans,
                 &bytes(participant.allocated as u64),
-                &signed(self.growth(participant)),
+                &bytes(rates.allocated as u64),
+                &bytes(rates.freed as u64),
             ]));
         }
         table(&rows)
@@ -116,12 +143,15 @@ impl View {
     }
 
     pub fn json(&self) -> Value {
-        let grows = |participant: &Participant| {
+        let with_rates = |participant: &Participant| {
+            let rates = self.rates(participant);
             let mut data = json!(participant);
-            data["growth_per_second"] = json!(self.growth(participant));
+            data["allocated_per_second"] = json!(rates.allocated);
+            data["freed_per_second"] = json!(rates.freed);
+            data["growth_per_second"] = json!(rates.allocated - rates.freed);
             data
         };
-        let participants: Vec<Value> = self.now.participants.iter().map(grows).collect();
+        let participants: Vec<Value> = self.now.participants.iter().map(with_rates).collect();
         let (now, before) = (self.now.stats.allocated, self.before.stats.allocated);
         json!({
             "seconds": (self.now.at - self.before.at).as_secs_f64(),
@@ -189,9 +219,8 @@ fn show(
                 _ => {}
             }
         }
-        let now = Look::take(observer);
         view = View {
-            before: std::mem::replace(&mut view.now, now),
+            before: view.now,
             now: Look::take(observer),
         };
     }

@@ -361,10 +361,11 @@ impl<R: Trace + Unpin> Heap<R> {
         &self,
         orphan: WriteOrphan<'a, Body<R>>,
     ) -> Result<WriteGuard<'a, Body<R>>, HeapError> {
+        // Before there is a guard, which dropped would say that all is undone.
+        let Here { arena, slot } = here(&self.lock)?;
         // SAFETY: of atomics, and a root that nobody refers to before it is undone. Should we die
         // meanwhile, the next one gets an orphan again.
         let guard = unsafe { orphan.assume_valid() };
-        let Here { arena, slot } = here(&self.lock)?;
         let root = guard.root.get().cast::<u8>();
         guard.words.undo(arena, slot, (root, size_of::<R>()));
         Ok(guard)

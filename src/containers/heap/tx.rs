@@ -224,7 +224,7 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
     ///
     /// # Panics
     ///
-    /// If `f` does. There is no object then.
+    /// If `f` does. There is no object then, also if the panic is caught and the transaction goes on.
     pub fn alloc_slice_with<T: Trace + Unpin>(
         &mut self,
         len: usize,
@@ -233,10 +233,15 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
         const { assert!(!T::OWNS && !T::IMAGE_BOUND, "an object owns no pool memory") };
         const { T::TYPE.assert_moves() };
         let (gc, place) = self.make::<[T]>(len)?;
+        let unfilled = Unfilled {
+            tx: self,
+            index: gc.index(),
+        };
         for i in 0..len {
             // SAFETY: a new block for `len` of them, which nobody else has.
             unsafe { place.add(i).write(f(i)) };
         }
+        std::mem::forget(unfilled);
         self.made::<T>();
         Ok(gc)
     }
@@ -461,6 +466,25 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
         words.debt.store(0, Ordering::Relaxed);
         self.swept = true;
         collected
+    }
+}
+
+/// An object that is being filled. Dropped, it is no object any more: an id that is guessed, or read
+/// from bytes, would lead to what is not there. Killed meanwhile: its birth is undone.
+struct Unfilled<'a, 't, R: Trace + Unpin> {
+    tx: &'a Tx<'t, R>,
+    index: usize,
+}
+
+impl<R: Trace + Unpin> Drop for Unfilled<'_, '_, R> {
+    fn drop(&mut self) {
+        let Here { arena, slot } = self.tx.here;
+        let words = self.tx.words();
+        if self.tx.holding.is_still()
+            && let Some(entry) = words.entry(arena, self.index)
+        {
+            words.free(arena, slot, self.index, entry);
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 //! | `raw`      | a queue of elements of one type: pushing, popping, leasing, waiting |
 //! | `element`  | elements as words |
 //! | `wait`     | waiting, and whose turn it is |
+//! | `habit`    | what is done before sleeping |
 //! | `bell`     | waking who sleeps |
 //! | `lease`    | [`Lease`]: popped, but not for good |
 //! | `refusals` | the errors |
@@ -14,6 +15,7 @@
 
 pub(crate) mod bell;
 mod element;
+mod habit;
 mod lease;
 pub(crate) mod raw;
 mod refusals;

@@ -27,9 +27,8 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use crossbeam_utils::Backoff;
-
 use super::bell;
+use super::habit::attempt_awake;
 use super::raw::Raw;
 use super::refusals::{PopError, PushError, PushRefusal};
 use crate::ShmSafe;
@@ -45,9 +44,6 @@ const PASSES: u64 = 8;
 /// How long others hold back for who has the turn and lives: longer than a busy machine takes to run
 /// it, so that only a stopped one is passed for good.
 const PATIENCE: Duration = Duration::from_millis(40);
-
-/// How many looks are made before the processor is given to others between them.
-const SPINS: u32 = 6;
 
 /// What an attempt came to that is to be made again: the value, and whether it held back.
 type Attempt<T> = ControlFlow<Result<(), PushError<T>>, T>;
@@ -134,16 +130,9 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         let header = &self.header;
         let me = waiter.slot.tag().word();
         let room = &header.popped;
-        let mut looks = 0;
-        let look = |value| {
-            // From here on the processor is given to others, who may be fast.
-            looks += 1;
-            if looks > SPINS {
-                header.take_turn(me);
-            }
-            self.attempt(me, value)
-        };
-        let mut value = match spin(value, look) {
+        let about_to_yield = || _ = header.take_turn(me);
+        let attempt = |value| self.attempt(me, value);
+        let mut value = match attempt_awake(value, about_to_yield, attempt) {
             ControlFlow::Break(done) => return done,
             ControlFlow::Continue(value) => value,
         };
@@ -220,7 +209,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
             return done;
         }
         let here = here(self)?;
-        if let ControlFlow::Break(done) = spin((), &mut attempt) {
+        if let ControlFlow::Break(done) = attempt_awake((), || (), &mut attempt) {
             return done;
         }
         let bell = &self.header.pushed.0;
@@ -265,14 +254,4 @@ impl Header {
             self.popped.passes.fetch_add(1, Ordering::Relaxed);
         }
     }
-}
-
-/// Attempts it for some microseconds.
-fn spin<S, R>(mut state: S, mut attempt: impl FnMut(S) -> ControlFlow<R, S>) -> ControlFlow<R, S> {
-    let backoff = Backoff::new();
-    while !backoff.is_completed() {
-        backoff.snooze();
-        state = attempt(state)?;
-    }
-    ControlFlow::Continue(state)
 }

@@ -225,13 +225,6 @@ impl Suite {
         }
     }
 
-    /// Runs a case whose first order alone takes minutes, in the long run only.
-    pub fn run_long<S: Arena>(&mut self, case: Case<S>) {
-        if self.settings.full {
-            self.run(case);
-        }
-    }
-
     /// Runs a case, unless the command line leaves it out.
     pub fn run<S: Arena>(&mut self, case: Case<S>) -> Option<Outcome> {
         if self.list {

@@ -1,0 +1,125 @@
+//! What is done before sleeping: looking on, and letting others run once.
+//!
+//! # Rationale
+//!
+//! A sleep costs two system calls and, mostly, a change of processor that takes as long as hundreds of
+//! elements. Three cases of what is best cannot be told apart beforehand, and change:
+//!
+//! | the other side | what ends the wait soonest |
+//! |---|---|
+//! | runs on another processor | looking again and again |
+//! | waits for this processor, and nobody else does | a yield: it runs at once, and may do much before it is back here |
+//! | sleeps, or there are others who want to run | sleeping: who is woken runs before those |
+//!
+//! So each thread tries, and leaves out for a while what has not paid: once, then twice as often with each
+//! failure in a row, up to [`MOST`]. A thread that waits often pays next to nothing for tries in vain, and one
+//! for which looking has paid goes on with it. These are a thread's own notes; a wrong one costs some time.
+
+use std::cell::Cell;
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+/// How often a way is left out at most before it is tried again.
+const MOST: u32 = 1 << 10;
+
+/// How long looking on goes on: about what waking somebody on another processor takes, so that who has just
+/// woken the other side may see its answer.
+const LOOKING: Duration = Duration::from_micros(25);
+
+/// The looks before the clock is looked at, and pauses between looks from there on.
+const UNTIMED: u32 = 6;
+
+/// A yield that takes longer has let others run than the other side.
+const YIELD: Duration = Duration::from_micros(500);
+
+/// Whether a way of waiting has paid of late.
+struct Habit {
+    /// How often it is to be left out.
+    left_out: Cell<u32>,
+    /// How often it will be after the next failure.
+    next: Cell<u32>,
+}
+
+impl Habit {
+    const fn new() -> Self {
+        Habit {
+            left_out: Cell::new(0),
+            next: Cell::new(1),
+        }
+    }
+
+    fn is_due(&self) -> bool {
+        let left_out = self.left_out.get();
+        self.left_out.set(left_out.saturating_sub(1));
+        left_out == 0
+    }
+
+    fn note(&self, paid: bool) {
+        let next = self.next.get();
+        self.left_out.set(if paid { 0 } else { next });
+        self.next.set(if paid { 1 } else { (next * 2).min(MOST) });
+    }
+}
+
+thread_local! {
+    static LOOKS: Habit = const { Habit::new() };
+    static YIELDS: Habit = const { Habit::new() };
+}
+
+/// Attempts it for a moment, as far as that has paid. `about_to_yield` is called before the processor is
+/// given to others.
+pub(super) fn attempt_awake<S, R>(
+    mut state: S,
+    about_to_yield: impl FnOnce(),
+    mut attempt: impl FnMut(S) -> ControlFlow<R, S>,
+) -> ControlFlow<R, S> {
+    if LOOKS.with(Habit::is_due) {
+        let looked = look_on(state, &mut attempt);
+        LOOKS.with(|habit| habit.note(looked.is_break()));
+        state = looked?;
+    }
+    if YIELDS.with(Habit::is_due) {
+        about_to_yield();
+        let since = Instant::now();
+        std::thread::yield_now();
+        let attempted = attempt(state);
+        YIELDS.with(|habit| habit.note(attempted.is_break() && since.elapsed() < YIELD));
+        state = attempted?;
+    }
+    ControlFlow::Continue(state)
+}
+
+fn look_on<S, R>(
+    mut state: S,
+    mut attempt: impl FnMut(S) -> ControlFlow<R, S>,
+) -> ControlFlow<R, S> {
+    let pause = |pauses| (0..pauses).for_each(|_| std::hint::spin_loop());
+    for look in 0..UNTIMED {
+        pause(1 << look);
+        state = attempt(state)?;
+    }
+    let since = Instant::now();
+    while since.elapsed() < LOOKING {
+        pause(1 << UNTIMED);
+        state = attempt(state)?;
+    }
+    ControlFlow::Continue(state)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_pay_is_left_out_more_and_more() {
+        let habit = Habit::new();
+        let tried = (0..5000).filter(|_| habit.is_due().then(|| habit.note(false)).is_some());
+        // 1 + 2 + 4 + ... are left out, then MOST each time.
+        assert_eq!(tried.count(), 14);
+        while !habit.is_due() {}
+        habit.note(true);
+        assert!((0..100).all(|_| habit.is_due()));
+        habit.note(false);
+        assert_eq!([habit.is_due(), habit.is_due()], [false, true]);
+    }
+}

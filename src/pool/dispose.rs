@@ -1,0 +1,331 @@
+//! The end of objects: retired when nothing holds them, destroyed when nobody looks any more.
+//!
+//! What is still looked at is *postponed*: a list of this process names it, and the entry names
+//! the process, its *keeper*. Each end of a look tries some of the list again. What nobody has on a
+//! list (its keeper died, or left, or could not list it) is found by a walk over the table, which
+//! every death asks for; whoever ends a look makes a piece of it. The walk passes over what a living
+//! process keeps, so that it is cheap however much is postponed.
+//!
+//! Invariants, beside those of `pool::objects`
+//! 1. While a living process is an entry's keeper, that process has an item for the entry on its
+//!    list, or is about to try it.
+//! 2. Who takes an item off the list is no longer the keeper, and looks at the entry then,
+//!    whatever state it has come to meanwhile. So what a walk passed over is tried after that.
+//! 3. An object that is RETIRED and has no living keeper is in the hands of who retired it, or a
+//!    walk is due (`Header::unreaped`).
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Mutex;
+use std::sync::atomic::AtomicUsize;
+
+use super::objects::{Entry, clear_hold, extent, holds, is_held};
+use super::{intents, types};
+use crate::allocator::block;
+use crate::engines::{self, limbo};
+use crate::layout::arena::Arena;
+use crate::layout::local;
+use crate::participants::table::{ProcessPhase, Slot};
+use crate::participants::tag::Tag;
+use crate::participants::{detect, epoch, permits, process, readers, thread};
+use crate::primitive::Ordering;
+use crate::protocol::lifecycle::{self, ObjectState, Phase};
+
+/// Destroys the object if nothing holds it, and then what it led to, and so on. What somebody
+/// still looks at is left for [`retry`].
+pub(crate) fn dispose(arena: Arena, index: usize) {
+    if let Some(retired) = retire(arena, index) {
+        destroy_all(arena, retired);
+    }
+}
+
+/// An object that nothing held, the state in which that was seen, and the epoch of then.
+#[derive(Clone, Copy)]
+struct Retired {
+    index: usize,
+    state: ObjectState,
+    stamp: u64,
+}
+
+/// Destroys what was retired, and then what it led to, and so on.
+fn destroy_all(arena: Arena, first: Retired) {
+    let slot = thread::slot(arena);
+    let Some(slot) = slot.ok().filter(|slot| !slot.intent.is_open()) else {
+        arena.header().unreaped.demand();
+        return;
+    };
+    let mut work = Vec::new();
+    let mut next = Some(first);
+    while let Some(retired) = next {
+        if !destroy(arena, slot, retired, &mut work) {
+            postpone(arena, retired);
+        }
+        next = work.pop();
+    }
+}
+
+/// Objects that could not be destroyed because somebody looked at them, by the pool's base, in the
+/// order of their stamps but for those that something else than a look held up.
+static POSTPONED: Mutex<BTreeMap<usize, VecDeque<Retired>>> = Mutex::new(BTreeMap::new());
+/// How many they are, at least roughly.
+static POSTPONED_COUNT: AtomicUsize = AtomicUsize::new(0);
+
+fn postpone(arena: Arena, retired: Retired) {
+    // Held by another thread, which a fork may have left behind: somebody reaps instead.
+    let Ok(mut all) = POSTPONED.try_lock() else {
+        arena.header().unreaped.demand();
+        return;
+    };
+    all.entry(arena.base()).or_default().push_back(retired);
+    POSTPONED_COUNT.fetch_add(1, Ordering::Relaxed);
+    if let Some(entry) = arena.object(retired.index) {
+        entry
+            .keeper
+            .store(local::of(arena).process(), Ordering::SeqCst);
+    }
+}
+
+/// The first of the postponed that nobody looks at any more, which it is no longer.
+fn take_postponed(arena: Arena, oldest: u64) -> Option<Retired> {
+    let mut all = POSTPONED.try_lock().ok()?;
+    let list = all.get_mut(&arena.base())?;
+    let taken = list.pop_front_if(|first| first.stamp < oldest)?;
+    POSTPONED_COUNT.fetch_sub(1, Ordering::Relaxed);
+    Some(taken)
+}
+
+/// This process keeps the object no longer.
+fn disown(arena: Arena, entry: &Entry) {
+    let me = local::of(arena).process();
+    let _ = entry
+        .keeper
+        .compare_exchange(me, 0, Ordering::SeqCst, Ordering::Relaxed);
+}
+
+/// Tries again what was taken off the list: by invariant 2.
+fn try_again(arena: Arena, taken: Retired) {
+    let Some(entry) = arena.object(taken.index) else {
+        return;
+    };
+    disown(arena, entry);
+    if entry.state() == taken.state {
+        destroy_all(arena, taken);
+    } else {
+        dispose(arena, taken.index);
+    }
+}
+
+/// True if a living process has the object on its list.
+fn is_kept(arena: Arena, entry: &Entry) -> bool {
+    let keeper = Tag::of_word(entry.keeper.load(Ordering::SeqCst));
+    if keeper.is_nobody() || keeper.slot() >= arena.process_count() {
+        return false;
+    }
+    let state = arena.process(keeper.slot()).state();
+    state.phase == ProcessPhase::Live && state.generation == keeper.generation()
+}
+
+/// Ends all holds of this process, which is about to leave, and disposes of what it alone held.
+pub(super) fn let_go_of_all(arena: Arena) {
+    let row = process::current_index(arena);
+    if row == 0 {
+        return;
+    }
+    for index in 0..arena.object_count() {
+        if holds(arena, row, index) {
+            clear_hold(arena, row, index);
+            dispose(arena, index);
+        }
+    }
+    give_up_postponed(arena);
+}
+
+/// Gives up what this process has postponed: it is about to leave the pool.
+pub(super) fn give_up_postponed(arena: Arena) {
+    let list = match POSTPONED.try_lock() {
+        Ok(mut all) => all.remove(&arena.base()),
+        Err(_) => Some(VecDeque::new()),
+    };
+    if let Some(list) = list {
+        POSTPONED_COUNT.fetch_sub(list.len(), Ordering::Relaxed);
+        for retired in list {
+            if let Some(entry) = arena.object(retired.index) {
+                disown(arena, entry);
+            }
+        }
+        arena.header().unreaped.demand();
+    }
+}
+
+/// Tries again to destroy some of what was left because somebody looked at it, and what the dead
+/// have left. Called where a look or a hold ends.
+#[inline]
+pub(crate) fn retry(arena: Arena) {
+    if POSTPONED_COUNT.load(Ordering::Relaxed) != 0 || arena.header().unreaped.is_due() {
+        retry_some(arena);
+    }
+}
+
+#[cold]
+fn retry_some(arena: Arena) {
+    /// At most so many at once, so that no single end of a look takes long.
+    const SOME: usize = 16;
+    /// Entries of the table that one end of a look makes of a walk.
+    const PIECE: usize = 256;
+    walk_on(arena, PIECE);
+    let oldest = epoch::oldest(arena);
+    for _ in 0..SOME {
+        let Some(taken) = take_postponed(arena, oldest) else {
+            return;
+        };
+        try_again(arena, taken);
+    }
+}
+
+/// Makes a piece of the walk that is due, if one is.
+fn walk_on(arena: Arena, piece: usize) {
+    let due = &arena.header().unreaped;
+    if due.is_due() && !is_busy(arena) {
+        if let Some(entries) = due.take(arena.object_count(), piece) {
+            walk(arena, entries);
+        }
+        limbo::reap_left(arena);
+    }
+}
+
+/// What a parent does when a child has died: all there is to do where objects are few, or else its
+/// share.
+pub(super) fn reap_some(arena: Arena) {
+    /// Entries of the table.
+    const PIECE: usize = 4096;
+    retry_some(arena);
+    walk_on(arena, PIECE);
+}
+
+/// True if this thread is in the middle of something: whoever comes next reaps.
+fn is_busy(arena: Arena) -> bool {
+    thread::slot(arena).is_ok_and(|slot| slot.intent.is_open())
+}
+
+/// Destroys every object that nothing holds: after deaths, when nobody else may have noticed, and
+/// when memory is short.
+pub(crate) fn reap(arena: Arena) {
+    if is_busy(arena) {
+        return;
+    }
+    arena.header().unreaped.take_all();
+    let oldest = epoch::oldest(arena);
+    for _ in 0..POSTPONED_COUNT.load(Ordering::Relaxed) {
+        let Some(taken) = take_postponed(arena, oldest) else {
+            break;
+        };
+        try_again(arena, taken);
+    }
+    walk(arena, 0..arena.object_count());
+    limbo::reap(arena);
+}
+
+/// Disposes of what is unused among these entries. While somebody looks at anything, what is
+/// retired now cannot be destroyed now: what a living process keeps is left to it.
+fn walk(arena: Arena, entries: std::ops::Range<usize>) {
+    let is_looked_at = epoch::oldest(arena) != u64::MAX;
+    for index in entries {
+        let Some(entry) = arena.object(index) else {
+            return;
+        };
+        match entry.state().phase {
+            Phase::Retired if is_looked_at && is_kept(arena, entry) => {}
+            Phase::Live | Phase::Retired | Phase::Condemned => dispose(arena, index),
+            Phase::Free | Phase::Creating | Phase::Destroying => {}
+        }
+    }
+}
+
+/// Turns the object to RETIRED if nothing holds it.
+fn retire(arena: Arena, index: usize) -> Option<Retired> {
+    let entry = arena.object(index)?;
+    let is_unused = || is_unused(arena, entry, index);
+    let (state, stamp) = lifecycle::retire(&entry.state, is_unused, || epoch::stamp(arena))?;
+    Some(Retired {
+        index,
+        state,
+        stamp,
+    })
+}
+
+/// True if no process and then no link holds the object: by invariant 3.
+fn is_unused(arena: Arena, entry: &Entry, index: usize) -> bool {
+    let is_linked = || detect::value(entry.links.load(Ordering::SeqCst)) != 0;
+    // A link is quicker to see than that no process holds it.
+    !is_linked() && !is_held(arena, index) && !is_linked()
+}
+
+/// True if a thread's lists name something within an object: a leaked permit, or a leaked read.
+fn is_listed(arena: Arena, extent: std::ops::Range<usize>) -> bool {
+    permits::any_within(arena, extent.clone()) || readers::any_within(arena, &extent)
+}
+
+/// Destroys an object that is RETIRED or CONDEMNED, if nothing holds it and nobody looks at it.
+/// Adds to `work` what it led to and nothing holds now. False if somebody looks at it.
+///
+/// Killed anywhere: recovery finishes the step that the intent names and leaves it CONDEMNED.
+fn destroy(arena: Arena, slot: &Slot, retired: Retired, work: &mut Vec<Retired>) -> bool {
+    let Retired {
+        index,
+        state,
+        stamp,
+    } = retired;
+    let Some(entry) = arena.object(index) else {
+        return true;
+    };
+    if entry.state() != state {
+        // Held again since, or in somebody else's hands: whoever lets go of it disposes of it.
+        return true;
+    }
+    // Nobody has looked at a half destroyed one since it was whole.
+    let is_seen = || !epoch::is_past(arena, stamp) || is_listed(arena, extent(arena, entry));
+    if state.phase != Phase::Condemned && is_seen() {
+        return false;
+    }
+    slot.intent
+        .open(intents::DESTROY, &[index as u64, 0, 0, 0, 0, 0]);
+    if let Some(destroying) = lifecycle::seize(&entry.state, state, slot.tag().slot()) {
+        let address = entry.address.load(Ordering::Relaxed) as usize;
+        if address != 0 {
+            // A word outside of the block is none of the value's, whatever the type's entry says.
+            let room = block::usable_size(arena, address).unwrap_or(0);
+            for owned in types::owned_words(arena, entry.kind(), room) {
+                let field = (address + owned.offset) as u64;
+                match owned.kind {
+                    types::Owned::Link => {
+                        if let Some(target) = intents::drop_link(arena, slot, field)
+                            && let Some(retired) = retire(arena, target)
+                        {
+                            work.push(retired);
+                        }
+                    }
+                    types::Owned::Block => intents::drop_block(arena, slot, field),
+                    types::Owned::Engine(engine) => {
+                        let mut cursor = 0;
+                        while let Some(named) =
+                            engines::next_block(arena, engine, field as usize, &mut cursor)
+                        {
+                            intents::drop_named(arena, slot, named);
+                        }
+                    }
+                }
+            }
+            let own = std::ptr::from_ref(&entry.address).addr() as u64;
+            intents::drop_block(arena, slot, own);
+        }
+        entry.free(destroying);
+    }
+    slot.intent.close();
+    true
+}
+
+/// What recovery does for a dead destroyer, once the step on the way is finished.
+pub(super) fn condemn(arena: Arena, owner: Tag, index: usize) {
+    if let Some(entry) = arena.object(index) {
+        lifecycle::condemn(&entry.state, owner.slot());
+    }
+}

@@ -1,0 +1,95 @@
+//! Values as bytes, in postcard's encoding.
+//!
+//! What fits into a job's place is written on the stack: a worker with a short argument and a short
+//! result touches no heap on their behalf, and each page that it does not touch is one that the
+//! kernel need not copy.
+
+use postcard::ser_flavors::Flavor;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::jobs::INLINE;
+
+/// Bytes on their way.
+pub(super) struct Encoded {
+    inline: [u8; INLINE],
+    used: usize,
+    /// All of the bytes, once there are too many.
+    spilled: Vec<u8>,
+}
+
+impl Encoded {
+    const EMPTY: Encoded = Encoded {
+        inline: [0; INLINE],
+        used: 0,
+        spilled: Vec::new(),
+    };
+
+    /// A value, or why there is none.
+    pub(super) fn of<T: Serialize>(value: &T) -> Result<Encoded, String> {
+        postcard::serialize_with_flavor(value, Encoded::EMPTY).map_err(|error| error.to_string())
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        match self.spilled.is_empty() {
+            true => &self.inline[..self.used],
+            false => &self.spilled,
+        }
+    }
+
+    fn extend(&mut self, bytes: &[u8]) {
+        let end = self.used + bytes.len();
+        match self.inline.get_mut(self.used..end) {
+            Some(room) if self.spilled.is_empty() => {
+                room.copy_from_slice(bytes);
+                self.used = end;
+            }
+            _ => self.spill(bytes),
+        }
+    }
+
+    #[cold]
+    fn spill(&mut self, bytes: &[u8]) {
+        if self.spilled.is_empty() {
+            self.spilled.reserve(self.used + bytes.len());
+            self.spilled.extend_from_slice(&self.inline[..self.used]);
+        }
+        self.spilled.extend_from_slice(bytes);
+    }
+}
+
+impl From<&str> for Encoded {
+    /// A message.
+    fn from(text: &str) -> Encoded {
+        let mut encoded = Encoded::EMPTY;
+        encoded.extend(text.as_bytes());
+        encoded
+    }
+}
+
+impl Flavor for Encoded {
+    type Output = Encoded;
+
+    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
+        self.extend(&[byte]);
+        Ok(())
+    }
+
+    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
+        self.extend(bytes);
+        Ok(())
+    }
+
+    fn finalize(self) -> postcard::Result<Encoded> {
+        Ok(self)
+    }
+}
+
+/// A value of all the bytes.
+pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+    match postcard::take_from_bytes(bytes) {
+        Ok((value, [])) => Ok(value),
+        Ok((_, rest)) => Err(format!("{} bytes are left over", rest.len())),
+        Err(error) => Err(error.to_string()),
+    }
+}

@@ -1,0 +1,232 @@
+//! The master's own children: their forks, their ends, and what follows from an end.
+//!
+//! See the invariants in `master.rs`.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use super::{LOG, Master};
+use crate::primitive::Ordering;
+use crate::process::child::{self, OtherThreads};
+use crate::process::jobs::{DETACHED, KILL, Kind, Phase};
+use crate::process::{JoinError, WorkerEnd, WorkerId, entry, hooks, supervise, worker};
+use crate::sys::process;
+use crate::sys::watch;
+
+/// What a job runs in.
+pub(super) struct Process {
+    pid: u32,
+    /// `None` once it has ended, until the job is started again; and while a peer runs the job.
+    pidfd: Option<OwnedFd>,
+    /// When it is started again.
+    pub(super) due: Option<Instant>,
+}
+
+impl Process {
+    /// A peer's, which is watched as such.
+    pub(super) const ELSEWHERE: Process = Process {
+        pid: 0,
+        pidfd: None,
+        due: None,
+    };
+}
+
+impl Master {
+    /// Starts a requested job: here, or at a peer's. True if it runs now.
+    pub(super) fn begin(&mut self, place: usize) -> bool {
+        let control = self.control().clone();
+        let wanted = control.job(place).and_then(entry::wanted);
+        match wanted {
+            Some(wanted) if !self.config.defined.iter().any(|own| own.known == wanted) => {
+                self.assign(&control, place, wanted)
+            }
+            _ => self.fork(place),
+        }
+    }
+
+    /// Ends the process that runs a job, wherever that is.
+    pub(super) fn kill(&self, place: usize) {
+        let process = self.running.get(place).and_then(Option::as_ref);
+        let own = process.and_then(|process| process.pidfd.as_ref());
+        if let Some(pidfd) = own.map(AsFd::as_fd).or_else(|| self.guest_at(place)) {
+            watch::kill(pidfd);
+        }
+    }
+
+    /// Starts the process of a requested job; true if there is one.
+    fn fork(&mut self, place: usize) -> bool {
+        match self.try_fork(place) {
+            Ok(()) => true,
+            Err(why) => {
+                self.refuse(place, &why);
+                false
+            }
+        }
+    }
+
+    fn try_fork(&mut self, place: usize) -> Result<(), String> {
+        let most = self.config.max_workers;
+        if self.count >= most {
+            return Err(format!("there are {most} workers already"));
+        }
+        let control = self.control().clone();
+        let job = control.job(place).ok_or("no such job")?;
+        let id = job.state().id();
+        // Room, before there is something that needs it.
+        self.running_at(place);
+        // By invariant 4: closed again just before the pidfd is opened.
+        let spare = self.watch.counter().try_clone_to_owned();
+        let spare = spare.map_err(|error| error.to_string())?;
+        let defined = self.config.defined.clone();
+        let mut inherited = Some(control.clone());
+        let mut body = || {
+            self.close_in_child(spare.as_fd());
+            match inherited.take() {
+                Some(control) => worker::live(control, place, id, &defined),
+                None => child::EXIT_UNWRITTEN,
+            }
+        };
+        // SAFETY: this is the only thread.
+        let started = unsafe { child::begin(OtherThreads::Refused, &mut body) };
+        let pid = started.map_err(|error| source_chain(&error))?;
+        drop(spare);
+        let watched = watch::pidfd(pid).and_then(|pidfd| {
+            self.watch.add(pidfd.as_fd(), place as u64)?;
+            Ok(pidfd)
+        });
+        match watched {
+            Ok(pidfd) => {
+                *self.running_at(place) = Some(Process {
+                    pid,
+                    pidfd: Some(pidfd),
+                    due: None,
+                });
+                self.count += 1;
+                job.advance(Phase::Running);
+                log::debug!(target: LOG, "started worker {id} as process {pid}");
+                Ok(())
+            }
+            Err(error) => {
+                let _ = process::kill(pid);
+                process::wait(pid);
+                recovered(pid);
+                Err(error.to_string())
+            }
+        }
+    }
+
+    /// What the job at a place runs in.
+    pub(super) fn running_at(&mut self, place: usize) -> &mut Option<Process> {
+        if self.running.len() <= place {
+            self.running.resize_with(place + 1, || None);
+        }
+        &mut self.running[place]
+    }
+
+    /// In a child: closes what only the master uses.
+    fn close_in_child(&self, spare: BorrowedFd<'_>) {
+        let close = |fd: BorrowedFd<'_>| {
+            // SAFETY: the child never comes back to who owns the descriptor, and leaves without
+            // destructors, so it is neither used nor closed again.
+            unsafe { rustix::io::close(fd.as_raw_fd()) };
+        };
+        self.watch.private().for_each(close);
+        close(spare);
+        for process in self.running.iter().flatten() {
+            process.pidfd.iter().map(AsFd::as_fd).for_each(close);
+        }
+        for peer in self.peers.iter().flatten() {
+            close(peer.pidfd.as_fd());
+        }
+        self.pid_file.iter().map(AsFd::as_fd).for_each(close);
+        self.journal.iter().map(AsFd::as_fd).for_each(close);
+    }
+
+    /// The process at a place has ended.
+    pub(super) fn reap(&mut self, place: usize) {
+        let Some(process) = self.running.get_mut(place).and_then(Option::as_mut) else {
+            return;
+        };
+        let Some(pidfd) = process.pidfd.take() else {
+            return;
+        };
+        self.watch.remove(pidfd.as_fd());
+        drop(pidfd);
+        let ended = process::wait(process.pid);
+        recovered(process.pid);
+        self.count -= 1;
+        self.end(place, supervise::pack(ended));
+    }
+
+    /// A job is over, or its process is and it will have another.
+    pub(super) fn end(&mut self, place: usize, outcome: u32) {
+        let control = self.control().clone();
+        let Some(job) = control.job(place) else {
+            return;
+        };
+        let state = job.state();
+        let wait = supervise::wait_before_restart(job, outcome)
+            .filter(|_| !self.stopping && !state.has(KILL) && outcome != supervise::NOT_STARTED);
+        if log::log_enabled!(target: LOG, log::Level::Warn) {
+            tell(state.id(), supervise::returned(job, outcome), wait);
+        }
+        if let Some(hook) = &self.config.on_end {
+            hook(&WorkerEnd {
+                worker: WorkerId(state.id()),
+                cause: supervise::returned(job, outcome),
+                restart_in: wait,
+            });
+        }
+        let process = self.running.get_mut(place).and_then(Option::as_mut);
+        if let (Some(wait), Some(process)) = (wait, process) {
+            process.due = Some(Instant::now() + wait);
+            job.result.clear();
+            job.restarts.fetch_add(1, Ordering::Relaxed);
+            job.advance(Phase::Waiting);
+            return;
+        }
+        if let Some(process) = self.running.get_mut(place) {
+            *process = None;
+        }
+        control.resources.clear_user(place);
+        if job.end(outcome).has(DETACHED) {
+            job.release();
+        }
+    }
+
+    /// A job gets no process.
+    pub(super) fn refuse(&mut self, place: usize, why: &str) {
+        let control = self.control().clone();
+        if let Some(job) = control.job(place) {
+            job.result.clear();
+            // Stored in part, if there is no memory for all of it.
+            let _ = worker::store(job, control.pool(), Kind::NotStarted, why.as_bytes());
+            self.end(place, supervise::NOT_STARTED);
+        }
+    }
+}
+
+/// Logs the end of a worker's process.
+#[cold]
+fn tell(id: u64, cause: Result<(), JoinError>, restart_in: Option<Duration>) {
+    let Err(cause) = cause else {
+        log::debug!(target: LOG, "worker {id} has returned");
+        return;
+    };
+    let again = restart_in.map_or(String::new(), |wait| format!("; started again in {wait:?}"));
+    log::warn!(target: LOG, "worker {id} has ended: {cause}{again}");
+}
+
+/// A process was reaped: every pool is told.
+pub(super) fn recovered(pid: u32) {
+    if let Some(hooks) = hooks::installed() {
+        (hooks.child_reaped)(pid);
+    }
+}
+
+fn source_chain(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}

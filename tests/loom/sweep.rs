@@ -1,0 +1,92 @@
+//! Walks by pieces: what was there at a demand is looked at, by whomever, before nothing is due.
+
+use loom::sync::Arc;
+use loom::thread;
+use shmkit::primitive::{AtomicU64, Ordering};
+use shmkit::protocol::sweep::Sweep;
+
+use super::Explorer;
+
+const ENTRIES: usize = 2;
+
+struct Table {
+    due: Sweep,
+    /// 1: somebody must look at the entry.
+    left: [AtomicU64; ENTRIES],
+}
+
+impl Table {
+    fn new() -> Arc<Self> {
+        Arc::new(Table {
+            due: Sweep::new(),
+            left: std::array::from_fn(|_| AtomicU64::new(0)),
+        })
+    }
+
+    fn leave(&self, entry: usize) {
+        self.left[entry].store(1, Ordering::SeqCst);
+        self.due.demand();
+    }
+
+    fn look(&self) -> bool {
+        let Some(piece) = self.due.take(ENTRIES, 1) else {
+            return false;
+        };
+        for entry in piece {
+            self.left[entry].store(0, Ordering::SeqCst);
+        }
+        true
+    }
+
+    fn check(&self) {
+        while self.look() {}
+        for left in &self.left {
+            assert_eq!(left.load(Ordering::SeqCst), 0, "passed over");
+        }
+    }
+}
+
+/// Something is left twice while somebody makes a walk.
+#[test]
+fn demands_against_a_walk() {
+    let explorer = Explorer::new("sweep: demands against a walk");
+    explorer.run(3, || {
+        let table = Table::new();
+        table.leave(1);
+        let walker = {
+            let table = Arc::clone(&table);
+            thread::spawn(move || while table.look() {})
+        };
+        let other = {
+            let table = Arc::clone(&table);
+            thread::spawn(move || table.leave(0))
+        };
+        table.leave(1);
+        walker.join().unwrap();
+        other.join().unwrap();
+        table.check();
+    });
+}
+
+/// Who makes a walk dies; its death asks for another.
+#[test]
+fn a_walker_dies() {
+    let explorer = Explorer::new("sweep: a walker dies");
+    explorer.each_death(3, |deaths, at| {
+        move || {
+            let table = Table::new();
+            table.leave(1);
+            let walker = {
+                let (table, deaths) = (Arc::clone(&table), deaths.clone());
+                thread::spawn(move || {
+                    if deaths.kill(at, || while table.look() {}) {
+                        table.due.demand();
+                    }
+                })
+            };
+            table.leave(0);
+            walker.join().unwrap();
+            table.check();
+        }
+    });
+}

@@ -1,0 +1,145 @@
+//! What is let go of while somebody looks is freed by who let go of it, or after him by whoever
+//! ends a look: nobody has to ask for it.
+
+use shmkit::process::scope;
+use shmkit::{Link, Pool, Semaphore, Shared, ShmSafe};
+
+use super::common::{TestPool, assert_sound};
+
+#[derive(ShmSafe)]
+struct Board {
+    seen: Link<u64>,
+    replaced: Link<u64>,
+    ready: Semaphore,
+    go_on: Semaphore,
+    kill: Semaphore,
+}
+
+/// More than what one end of a look makes of a walk over the table, and a parent of its child's
+/// death.
+const MANY: u64 = 6000;
+
+fn board(pool: Pool) -> Shared<Board> {
+    let board = pool
+        .create(Board {
+            seen: Link::null(),
+            replaced: Link::null(),
+            ready: Semaphore::new(0),
+            go_on: Semaphore::new(0),
+            kill: Semaphore::new(0),
+        })
+        .unwrap();
+    let first = pool.create(0).unwrap();
+    board.seen.set(Some(&first)).unwrap();
+    board
+}
+
+/// Lets go of many objects, all of which somebody may look at.
+fn replace(pool: Pool, board: &Board) {
+    for value in 0..MANY {
+        let new = pool.create(value).unwrap();
+        board.replaced.set(Some(&new)).unwrap();
+    }
+    board.replaced.set(None).unwrap();
+}
+
+/// Looks until no more is allocated than that, or so many times.
+fn look_until(pool: Pool, board: &Board, allocated: usize) {
+    /// Pieces of a walk over the table, and of the list: a few thousand would do.
+    const LOOKS: usize = 100_000;
+    let found = (0..LOOKS).any(|_| {
+        drop(board.seen.view().unwrap());
+        pool.stats().allocated == allocated
+    });
+    assert!(
+        found,
+        "{} bytes are left",
+        pool.stats().allocated - allocated
+    );
+}
+
+fn killed_or_leaving(end: fn()) {
+    let pool = TestPool::new();
+    let board = board(*pool);
+    let before = pool.stats().allocated;
+    scope(|s| {
+        let (pool, board) = (*pool, &board);
+        let child = s.spawn(move || {
+            board.go_on.acquire().unwrap().forget();
+            replace(pool, board);
+            end();
+        });
+        let view = board.seen.view().unwrap();
+        board.go_on.add_permits(1).unwrap();
+        let _ = child.unwrap().join();
+        let held_up = pool.stats().allocated - before;
+        assert!(held_up >= MANY as usize * 8, "{held_up} bytes are held up");
+        assert_eq!(*view, 0);
+    });
+    look_until(*pool, &board, before);
+    assert_sound(*pool);
+}
+
+pub fn the_dead_postponed_it() {
+    // SAFETY: ends this process.
+    killed_or_leaving(|| unsafe {
+        libc::raise(libc::SIGKILL);
+    });
+}
+
+pub fn who_has_left_postponed_it() {
+    killed_or_leaving(|| {});
+}
+
+pub fn the_living_keep_what_they_postponed() {
+    let pool = TestPool::new();
+    let board = board(*pool);
+    let before = pool.stats().allocated;
+    scope(|s| {
+        let (pool, board) = (*pool, &board);
+        let keeper = s.spawn(move || {
+            board.go_on.acquire().unwrap().forget();
+            replace(pool, board);
+            board.ready.add_permits(1).unwrap();
+            board.go_on.acquire().unwrap().forget();
+            look_until(pool, board, before);
+        });
+        let other = s.spawn(|| {
+            board.kill.acquire().unwrap().forget();
+            // SAFETY: ends this process.
+            unsafe { libc::raise(libc::SIGKILL) };
+        });
+        let view = board.seen.view().unwrap();
+        board.go_on.add_permits(1).unwrap();
+        board.ready.acquire().unwrap().forget();
+        // The death asks for a walk, which leaves to the keeper what is its own.
+        board.kill.add_permits(1).unwrap();
+        other.unwrap().join().unwrap_err();
+        for _ in 0..MANY {
+            drop(board.seen.view().unwrap());
+        }
+        let held_up = pool.stats().allocated - before;
+        assert!(held_up >= MANY as usize * 8, "{held_up} bytes are held up");
+        drop(view);
+        board.go_on.add_permits(1).unwrap();
+        keeper.unwrap().join().unwrap();
+    });
+    assert_eq!(pool.stats().allocated, before);
+    assert_sound(*pool);
+}
+
+pub fn a_full_pool_is_tried_again() {
+    let pool = TestPool::with(|options| options.max_size(4 << 20));
+    let board = board(*pool);
+    let view = board.seen.view().unwrap();
+    // All of it stays as long as somebody looks.
+    while let Ok(new) = pool.create(0) {
+        board.replaced.set(Some(&new)).unwrap();
+    }
+    assert!(pool.create([0_u8; 1 << 20]).is_err());
+    // The end of the look frees some; whoever needs it, all.
+    drop(view);
+    drop(pool.create([0_u8; 1 << 20]).unwrap());
+    board.replaced.set(None).unwrap();
+    assert_sound(*pool);
+}
