@@ -47,7 +47,7 @@ enum Input {
 }
 
 /// The keys that there are, so that operations meet.
-const KEYS: u16 = 1024;
+const KEYS: u16 = 512;
 
 /// What a map holds, by a small number.
 trait Value: ShmSafe + Unpin + Copy + PartialEq + std::fmt::Debug {

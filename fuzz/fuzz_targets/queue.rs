@@ -59,6 +59,8 @@ struct Model {
     /// What has come back from leases is had before what has not been had.
     back: Vec<u64>,
     rest: VecDeque<u64>,
+    /// Places that the dead may have claimed: they hold nothing until producers have come round to them.
+    gaps: usize,
 }
 
 impl Model {
@@ -70,7 +72,7 @@ impl Model {
         if self.closed {
             return Err(PushRefusal::Closed);
         }
-        if self.capacity > 0 && self.rest.len() == self.capacity {
+        if self.capacity > 0 && self.rest.len() + self.gaps >= self.capacity {
             return Err(PushRefusal::Full);
         }
         self.rest.push_back(n);
@@ -226,17 +228,27 @@ fuzz_target!(|input: Input| {
         let done = who.act(pool, dies, || run(&queue, next, *operation));
         match &done {
             Some(answer) if !is_full(answer) => {
-                for mut model in models {
-                    if model.run(next, *operation, |_| {}) == *answer {
-                        after.push(model);
+                for model in &models {
+                    // As many places may be gone, or fewer.
+                    for gaps in 0..=model.gaps {
+                        let mut changed = Model { gaps, ..model.clone() };
+                        if changed.run(next, *operation, |_| {}) == *answer {
+                            let gaps = if changed.rest.is_empty() { 0 } else { model.gaps };
+                            after.push(Model { gaps, ..changed });
+                            break;
+                        }
                     }
                 }
-                assert!(!after.is_empty(), "{answer:?}");
+                assert!(!after.is_empty(), "{operation:?}: {answer:?} of {models:?}");
             }
             // It was killed, or found no room for all.
             _ => {
-                for mut model in models {
-                    model.run(next, *operation, |state| after.push(state.clone()));
+                for model in &mut models {
+                    model.gaps += usize::from(done.is_none() && pushes(*operation) > 0);
+                    let mut full = Model { gaps: 0, ..model.clone() };
+                    full.run(next, *operation, |state| {
+                        after.push(Model { gaps: model.gaps, ..state.clone() });
+                    });
                 }
             }
         }

@@ -9,6 +9,7 @@
 use std::cell::RefCell;
 use std::sync::MutexGuard;
 use std::sync::Once;
+use std::sync::atomic::AtomicU64;
 
 use super::{dispose, handles, intents};
 use crate::allocator;
@@ -19,7 +20,7 @@ use crate::participants::recovery::{self, Hooks};
 use crate::participants::table::ProcessPhase;
 use crate::participants::tag::Tag;
 use crate::participants::{process, thread};
-use crate::primitive::{AtomicU64, Ordering};
+use crate::primitive::Ordering;
 use crate::process::SpawnError;
 use crate::process::hooks as process_hooks;
 use crate::sys;

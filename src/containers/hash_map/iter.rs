@@ -6,7 +6,6 @@ use super::raw::{Found, Raw};
 use super::{HashMap, Pinned, SipHash13};
 use crate::ShmSafe;
 use crate::engines::map::{Entries, Entry};
-use crate::layout::arena::Arena;
 
 /// The entries of a map; see [`HashMap::iter`].
 ///
@@ -29,7 +28,7 @@ use crate::layout::arena::Arena;
 /// ```
 pub struct Iter<'a, K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher = SipHash13> {
     map: &'a HashMap<K, V, S>,
-    entries: Option<(Arena, Entries<Raw<K, V, S, false>>)>,
+    entries: Option<Entries<Raw<K, V, S, false>>>,
     /// The one that is being looked at: in a flat map a copy.
     current: Option<(Entry, Found)>,
     _pinned: Option<Pinned>,
@@ -41,9 +40,7 @@ impl<'a, K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> Iter<'a, K, V, S> {
         let pinned = pinned.map(|(arena, slot)| (arena, Pinned::new(arena, slot)));
         Iter {
             map,
-            entries: pinned
-                .as_ref()
-                .map(|(arena, _)| (*arena, map.raw.entries(*arena))),
+            entries: pinned.as_ref().map(|(arena, _)| map.raw.entries(*arena)),
             current: None,
             _pinned: pinned.map(|(_, pinned)| pinned),
         }
@@ -55,8 +52,8 @@ impl<'a, K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> Iter<'a, K, V, S> {
         reason = "what it gives borrows from it"
     )]
     pub fn next(&mut self) -> Option<(&K, &V)> {
-        let (arena, entries) = self.entries.as_mut()?;
-        let arena = *arena;
+        let entries = self.entries.as_mut()?;
+        let arena = entries.arena();
         let entry = entries.find(|entry| Raw::<K, V, S, false>::key(arena, entry).is_some())?;
         let found = Raw::<K, V, S, false>::found(&entry);
         let (entry, found) = self.current.insert((entry, found));

@@ -93,6 +93,10 @@ impl<M: Mode> Entries<M> {
         }
     }
 
+    pub(crate) fn arena(&self) -> Arena {
+        self.arena
+    }
+
     /// Reads a chunk, or finds out which ones to read instead.
     fn read(&mut self, table: Table, index: usize, wanted: Range) {
         for line in table.chunk(index).0 {
