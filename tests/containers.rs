@@ -18,6 +18,8 @@ mod cells;
 mod claims;
 #[path = "common/mod.rs"]
 mod common;
+#[path = "containers/full_maps.rs"]
+mod full_maps;
 #[path = "containers/graphs.rs"]
 mod graphs;
 #[path = "containers/heaps.rs"]
@@ -26,6 +28,8 @@ mod heaps;
 mod histories;
 #[path = "containers/mailboxes.rs"]
 mod mailboxes;
+#[path = "containers/map_users.rs"]
+mod map_users;
 #[path = "containers/maps.rs"]
 mod maps;
 #[path = "containers/matrices.rs"]
@@ -132,9 +136,11 @@ const CASES: &[common::Named] = table! {
         maps_that_grow_under_an_iteration
         maps_outside_of_a_pool
         handles_and_names_of_maps
-        closures_may_panic_and_re_enter
+        closures_may_panic_and_re_enter;
+    full_maps:
         a_full_pool_loses_no_entry
-        changes_live_on_what_they_outgrow
+        changes_live_on_what_they_outgrow;
+    map_users:
         a_mixed_load_of_processes
         the_killed_leave_a_map_whole
         increments_of_the_killed_are_counted

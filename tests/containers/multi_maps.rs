@@ -7,7 +7,7 @@ use shmkit::process::{JoinError, scope};
 use shmkit::{ChangeError, MultiMap};
 
 use crate::common::{Random, TestPool};
-use crate::maps::lives_on_what_it_outgrows;
+use crate::full_maps::lives_on_what_it_outgrows;
 use crate::{Sealed, allocated, assert_sound};
 
 fn all(map: &MultiMap<u64, Sealed>, key: u64) -> Vec<Sealed> {

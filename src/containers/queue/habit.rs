@@ -19,6 +19,8 @@ use std::cell::Cell;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
+use crossbeam_utils::Backoff;
+
 /// How often a way is left out at most before it is tried again.
 const MOST: u32 = 1 << 10;
 
@@ -26,7 +28,7 @@ const MOST: u32 = 1 << 10;
 /// woken the other side may see its answer.
 const LOOKING: Duration = Duration::from_micros(25);
 
-/// The looks before the clock is looked at, and pauses between looks from there on.
+/// The looks before the clock is looked at.
 const UNTIMED: u32 = 6;
 
 /// A yield that takes longer has let others run than the other side.
@@ -93,14 +95,15 @@ fn look_on<S, R>(
     mut state: S,
     mut attempt: impl FnMut(S) -> ControlFlow<R, S>,
 ) -> ControlFlow<R, S> {
-    let pause = |pauses| (0..pauses).for_each(|_| std::hint::spin_loop());
-    for look in 0..UNTIMED {
-        pause(1 << look);
+    // Each pause is twice as long as the one before, up to about a microsecond.
+    let pauses = Backoff::new();
+    for _ in 0..UNTIMED {
+        pauses.spin();
         state = attempt(state)?;
     }
     let since = Instant::now();
     while since.elapsed() < LOOKING {
-        pause(1 << UNTIMED);
+        pauses.spin();
         state = attempt(state)?;
     }
     ControlFlow::Continue(state)
