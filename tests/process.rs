@@ -92,6 +92,7 @@ const CASES: &[Named] = table! {
         workers_are_limited
         forged_handles_are_errors
         a_forked_copy_of_a_master_ends_nothing
+        a_panic_of_the_hook_comes_last
         a_killed_master_leaves_nothing
         a_master_has_one_thread
         a_worker_is_a_master_or_has_children
@@ -102,7 +103,7 @@ const CASES: &[Named] = table! {
         the_next_run_removes_what_a_killed_one_left
         a_pool_that_somebody_uses_is_left
         damaged_journals_are_errors
-        what_cannot_be_removed_is_named
+        what_cannot_be_removed_stays_in_the_journal
         names_of_one_file_are_one_resource
         a_resource_announced_twice_is_one;
     events:
@@ -115,6 +116,8 @@ const CASES: &[Named] = table! {
         peers_outlive_their_master_by_little
         who_waits_for_a_dead_master_is_told
         a_doorbell_is_a_pipe
+        what_a_dropped_peer_started_is_joined
+        a_thread_that_a_job_left_uses_nothing
         what_a_killed_peer_used_is_removed
         what_a_killed_peer_held_is_free
         peers_killed_at_random;
@@ -138,7 +141,7 @@ const ROLES: &[Named] = table! {
     parents: role_no_descriptor role_sigchld role_family;
     masters: role_ends role_pid_file;
     managed: role_makes;
-    peers: role_peer role_odd_peer role_asking_peer role_waiting_peer role_named_master role_storm;
+    peers: role_peer role_odd_peer role_asking_peer role_leaving_peer role_waiting_peer role_named_master role_storm;
     storms: role_churn;
 };
 

@@ -160,7 +160,17 @@ impl Config {
         self
     }
 
-    /// A function that the master calls whenever a worker has ended.
+    /// A function that the master calls whenever a worker has ended, after whoever joins that was
+    /// told.
+    ///
+    /// # Panics
+    ///
+    /// A panic of the function goes on in [`run`](super::run), [`Master::dispatch`] or
+    /// [`Master::finish`], once all that was to be done is done: the first one, if there are
+    /// several. When the master is dropped it is printed, and goes no further.
+    ///
+    /// [`Master::dispatch`]: super::Master::dispatch
+    /// [`Master::finish`]: super::Master::finish
     ///
     /// ```
     /// use shmkit::process::Config;

@@ -44,7 +44,8 @@
 //! | a taker, later | TAKEN, half empty | the master: FREE |
 
 use std::alloc::Layout;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::table::{self, PHASE, StateWord, Used};
@@ -494,26 +495,50 @@ struct Local {
     wake: AtomicU32,
     /// The job that this process runs, 0 in the master.
     me: AtomicU64,
+    /// A peer's, of which `wake` is the number.
+    doorbell: Mutex<Option<OwnedFd>>,
 }
 
 static LOCAL: [Local; GRANULES] = [const {
     Local {
         wake: AtomicU32::new(0),
         me: AtomicU64::new(0),
+        doorbell: Mutex::new(None),
     }
 }; GRANULES];
 
+/// What stands for a peer that has been dropped, where a job has its id.
+pub(super) const LEFT: u64 = u64::MAX - 1;
+
 /// The master's descriptor is open for as long as its control pool is mapped.
 pub(super) fn set_wake(pool: Pool, fd: Option<BorrowedFd<'_>>) {
-    use std::os::fd::AsRawFd;
     let raw = fd.map_or(0, |fd| fd.as_raw_fd().unsigned_abs() + 1);
     LOCAL[pool.0.granule()].wake.store(raw, Ordering::Relaxed);
     LOCAL[pool.0.granule()].me.store(0, Ordering::Relaxed);
 }
 
-/// Whether this process can wake a master of the pool: it takes part in the run.
-pub(super) fn wake_known(pool: Pool) -> bool {
-    LOCAL[pool.0.granule()].wake.load(Ordering::Relaxed) != 0
+/// A peer's descriptor. It stays open for good, as the pool stays mapped: what the peer has started
+/// or managed may be in other threads, which wake the master after the peer is dropped. The next
+/// peer of the pool has it in the place of the former one's.
+pub(super) fn set_doorbell(pool: Pool, doorbell: OwnedFd) -> rustix::io::Result<()> {
+    let kept = &LOCAL[pool.0.granule()].doorbell;
+    let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+    match &mut *kept {
+        Some(kept) => rustix::io::dup3(&doorbell, kept, rustix::io::DupFlags::CLOEXEC)?,
+        None => *kept = Some(doorbell),
+    }
+    if let Some(kept) = &*kept {
+        let raw = kept.as_raw_fd().unsigned_abs() + 1;
+        LOCAL[pool.0.granule()].wake.store(raw, Ordering::Relaxed);
+    }
+    Ok(())
+}
+
+/// Whether this process takes part in the run of the pool: it can wake the master, and is no peer
+/// that was dropped.
+pub(super) fn takes_part(pool: Pool) -> bool {
+    let wake = LOCAL[pool.0.granule()].wake.load(Ordering::Relaxed);
+    wake != 0 && me(pool) != LEFT
 }
 
 pub(super) fn set_me(pool: Pool, id: u64) {
@@ -529,7 +554,8 @@ pub(super) fn me(pool: Pool) -> u64 {
 pub(super) fn wake_master(pool: Pool) {
     let raw = LOCAL[pool.0.granule()].wake.load(Ordering::Relaxed);
     if let Some(raw) = raw.checked_sub(1) {
-        // SAFETY: open for as long as the pool is mapped, which the caller's handle says it is.
+        // SAFETY: open for as long as the pool is mapped, which the caller's handle says it is:
+        // the master's by `set_wake`, a peer's by `set_doorbell`.
         let fd = unsafe { BorrowedFd::borrow_raw(raw.cast_signed()) };
         // A full counter wakes the master as well.
         let _ = rustix::io::write(fd, &1_u64.to_ne_bytes());

@@ -29,6 +29,8 @@
 //! | after a record was written | a record, perhaps without the thing | removes what there is |
 //! | after a removal, before the record is struck | a record without the thing | strikes it |
 //! | while it removes what was left | a part of it | removes the rest |
+//!
+//! What cannot be removed keeps its record and its place, and is in no run's way.
 
 use std::fs::File;
 use std::io;
@@ -38,6 +40,7 @@ use std::path::{Path, PathBuf};
 
 use super::Resource;
 use super::RunError;
+use super::master::LOG;
 use super::pid_file::lock;
 use super::resources::PLACES;
 use crate::pool::remove::RemoveError;
@@ -100,8 +103,9 @@ pub(super) struct Journal {
 
 impl Journal {
     /// Takes the journal of a run directory, both made if need be, and removes what a crashed run
-    /// has left.
-    pub(super) fn open(directory: &Path) -> Result<Journal, RunError> {
+    /// has left. With it the places of what could not be removed, whose records stay for the next
+    /// run to try: a directory has the name now, or the file is not ours to remove.
+    pub(super) fn open(directory: &Path) -> Result<(Journal, Vec<usize>), RunError> {
         let failed = |path: &Path, error: io::Error| RunError::File {
             path: path.display().to_string(),
             error,
@@ -118,13 +122,19 @@ impl Journal {
             }
             Err(error) => return Err(failed(&journal.path, error)),
         };
+        let mut kept = Vec::new();
         for (place, resource) in records {
             let path = resource.path().unwrap_or_default();
-            remove_left(&resource).map_err(|error| failed(&path, error))?;
+            if let Err(error) = remove_left(&resource) {
+                let path = path.display();
+                log::warn!(target: LOG, "what a crashed run has left stays: {path}: {error}");
+                kept.push(place);
+                continue;
+            }
             let struck = journal.strike(place);
             struck.map_err(|error| failed(&journal.path, error))?;
         }
-        Ok(journal)
+        Ok((journal, kept))
     }
 
     /// Every record; a new file is given its header and its length.

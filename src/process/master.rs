@@ -34,7 +34,9 @@
 mod children;
 mod guests;
 
+use std::any::Any;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::panic::resume_unwind;
 use std::time::{Duration, Instant};
 
 use children::Process;
@@ -96,6 +98,8 @@ pub struct Master {
     owner: u32,
     pid_file: Option<PidFile>,
     journal: Option<Journal>,
+    /// A panic of the hook, which goes on when all is done that there was to do.
+    panicked: Option<Box<dyn Any + Send>>,
 }
 
 /// What one [`Master::dispatch`] has done.
@@ -146,7 +150,7 @@ impl Master {
             .map(PidFile::create)
             .transpose()?;
         let directory = config.run_directory.as_deref();
-        let journal = directory.map(Journal::open).transpose()?;
+        let (journal, kept) = directory.map(Journal::open).transpose()?.unzip();
         let mut watch = Watch::new()?;
         let size = size_of::<Control>().next_multiple_of(1 << 20);
         let mut builder = Pool::builder();
@@ -163,6 +167,7 @@ impl Master {
         };
         let pool = control.pool();
         jobs::set_wake(pool, Some(watch.counter()));
+        control.resources.keep(&kept.unwrap_or_default());
         Ok(Master {
             config: config.clone(),
             control: Some(control),
@@ -174,6 +179,7 @@ impl Master {
             owner: process::pid(),
             pid_file,
             journal,
+            panicked: None,
         })
     }
 
@@ -273,6 +279,7 @@ impl Master {
         entry: &'static Entry<A, R>,
         argument: &A,
     ) -> Result<JoinHandle<R>, StartError> {
+        self.check_owner().map_err(|_| StartError::NotTheMaster)?;
         worker::request(self.control(), None, options, entry, argument, false)
     }
 
@@ -299,6 +306,11 @@ impl Master {
     /// # Errors
     ///
     /// [`RunError::System`], if the kernel refuses what it should not. The master can go on.
+    /// [`RunError::NotTheMaster`] in a process that was forked otherwise than by the master.
+    ///
+    /// # Panics
+    ///
+    /// If the function of [`Config::on_end`] does; all else is done before.
     ///
     /// ```
     /// use shmkit::process::{Config, Entry, Master};
@@ -315,6 +327,7 @@ impl Master {
 
     /// Waits for events, `limit` at most, and deals with them.
     pub(super) fn turn(&mut self, limit: Option<Duration>) -> Result<Dispatched, RunError> {
+        self.check_owner()?;
         let mut done = Dispatched::default();
         let mut ended = [0; 64];
         let mut count = 0;
@@ -378,7 +391,18 @@ impl Master {
             self.watch.set_timer(due.map(|due| due - now))?;
         }
         self.tend(&control);
+        if let Some(payload) = self.panicked.take() {
+            resume_unwind(payload);
+        }
         Ok(started)
+    }
+
+    /// What a copy does would be done to the master's own workers and files.
+    fn check_owner(&self) -> Result<(), RunError> {
+        match self.owner == process::pid() {
+            true => Ok(()),
+            false => Err(RunError::NotTheMaster),
+        }
     }
 
     /// Answers requests about resources, and removes what nobody uses.
@@ -403,6 +427,11 @@ impl Master {
     /// # Errors
     ///
     /// [`RunError::System`]. Workers that are left are killed nevertheless, by the drop.
+    /// [`RunError::NotTheMaster`]; nothing has changed.
+    ///
+    /// # Panics
+    ///
+    /// As [`dispatch`](Self::dispatch).
     ///
     /// ```
     /// use shmkit::process::{Config, Entry, Master};
@@ -415,6 +444,7 @@ impl Master {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn finish(mut self) -> Result<(), RunError> {
+        self.check_owner()?;
         self.stopping = true;
         self.control().stop();
         log::debug!(target: LOG, "the run comes to its end, with {} workers left", self.count);
@@ -465,6 +495,8 @@ impl Drop for Master {
             // Nothing is lost if it stays.
             let _ = journal.finish();
         }
+        // Its destructor might panic, and nobody is left to be told.
+        std::mem::forget(self.panicked.take());
     }
 }
 

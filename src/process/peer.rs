@@ -8,7 +8,6 @@
 //! same user can. Between jobs a peer sleeps on its place in the table; see `peers.rs`.
 
 use std::marker::PhantomData;
-use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{FileType, Mode, OFlags};
 
@@ -129,8 +128,6 @@ impl From<NoSlot> for PeerError {
 pub struct Peer {
     name: String,
     control: Shared<Control>,
-    /// What wakes the master, for `jobs::wake_master`.
-    _doorbell: OwnedFd,
     defined: Vec<Defined>,
     /// The run knows a peer by its thread.
     _thread: PhantomData<*const ()>,
@@ -178,11 +175,11 @@ impl Peer {
                 NamedError::Object(error) => PeerError::NoMemory(error),
                 _ => PeerError::NotARun,
             })?;
-        if jobs::wake_known(pool) {
+        if jobs::takes_part(pool) {
             return Err(PeerError::Already);
         }
         if control.peers.is_orphaned(pool.0) {
-            remove::unlink_ours(pool, &name);
+            unlink(&control, &name);
             return Err(PeerError::MasterDied);
         }
         let pid = control.peers.master_pid.load(Ordering::Relaxed);
@@ -202,12 +199,11 @@ impl Peer {
             return Err(PeerError::MasterDied);
         }
         let doorbell = opened.map_err(|error| PeerError::Unreachable(error.into()))?;
-        jobs::set_wake(pool, Some(doorbell.as_fd()));
+        jobs::set_doorbell(pool, doorbell).map_err(|error| PeerError::Unreachable(error.into()))?;
         jobs::set_me(pool, OUTSIDE);
         Ok(Peer {
             name,
             control,
-            _doorbell: doorbell,
             defined: Vec::new(),
             _thread: PhantomData,
         })
@@ -336,12 +332,15 @@ impl Peer {
         jobs::wake_master(pool);
         let mut done = 0;
         loop {
+            // Before all that is looked at, so that no change is slept over.
+            let changed = place.changed();
             let state = place.state();
             match state.phase() {
                 Phase::Runs => {
                     let job = place.assigned();
                     let worker = Worker::new(control.clone(), job.place, job.id, true);
                     worker::perform(&worker, &self.defined);
+                    worker.end_uses();
                     jobs::set_me(pool, OUTSIDE);
                     done += 1;
                     place.turn(state, Phase::Done);
@@ -350,7 +349,7 @@ impl Peer {
                 // The master is about to see it.
                 _ if table.is_orphaned(pool.0) => {
                     // Our having the pool is not to be in the next run's way.
-                    remove::unlink_ours(pool, &self.name);
+                    unlink(control, &self.name);
                     // It may have come to its end in order while we did not look.
                     let ended = control.is_stopping().then_some(done);
                     return ended.ok_or(PeerError::MasterDied);
@@ -361,15 +360,24 @@ impl Peer {
                         return Ok(done);
                     }
                 }
-                phase => place.wait(phase, LOOK),
+                _ => place.wait(changed, LOOK),
             }
         }
     }
 }
 
+/// Removes the name of a run whose master is dead; one process does, once. A second one might look
+/// at the name before it is gone, and remove it when it is the next run's. While the first has the
+/// pool, no other run is given the name before it is removed.
+fn unlink(control: &Shared<Control>, name: &str) {
+    if control.peers.claim_name() {
+        remove::unlink_ours(control.pool(), name);
+    }
+}
+
 impl Drop for Peer {
     fn drop(&mut self) {
-        // Before the descriptor is closed.
-        jobs::set_wake(self.control.pool(), None);
+        // Handles of what it has started may be joined later on.
+        jobs::set_me(self.control.pool(), jobs::LEFT);
     }
 }

@@ -38,7 +38,8 @@
 //! | a peer, IDLE | | the master, which its pidfd wakes: FREE |
 //! | a peer, RUNS or DONE | a job, perhaps with a result | the master: the job ends with the cause, or is started again |
 //! | a peer, LEFT | | the master: FREE |
-//! | the master | a run without one | peers see that its thread is gone, and leave; the name goes with the next run of that name |
+//! | the master | a run without one | peers see that its thread is gone, and leave; the first to see it removes the name |
+//! | that peer, before the name is gone | the name | the next run of that name, once nobody has the pool |
 
 use std::time::Duration;
 
@@ -149,12 +150,14 @@ impl Place {
         given
     }
 
-    /// The peer sleeps until the master has perhaps done something.
-    pub(super) fn wait(&self, asleep: Phase, limit: Duration) {
-        let changed = self.changed.load(Ordering::Acquire);
-        if self.state().phase() == asleep {
-            futex::wait(&self.changed, changed, limit);
-        }
+    /// For [`wait`](Self::wait); read before what is waited for is looked at.
+    pub(super) fn changed(&self) -> u32 {
+        self.changed.load(Ordering::Acquire)
+    }
+
+    /// The peer sleeps until the master has perhaps done something since `changed` was read.
+    pub(super) fn wait(&self, changed: u32, limit: Duration) {
+        futex::wait(&self.changed, changed, limit);
     }
 
     pub(super) fn wake(&self) {
@@ -192,6 +195,8 @@ pub(super) struct Table {
     pub(super) master_pid: AtomicU64,
     /// The descriptor of the master's by which it is woken, as that process numbers it.
     pub(super) doorbell: AtomicU32,
+    /// Set by who removes the name of a run whose master is dead.
+    name_claimed: AtomicU32,
     used: Used,
     places: [Place; PEERS],
 }
@@ -212,6 +217,13 @@ impl Table {
         let index = self.used.claim(&self.places, |at| &at.state, claimed.0)?;
         self.places[index].defined.clear();
         Some(index)
+    }
+
+    /// Whether the caller, and nobody else, is to remove the run's name. The master is dead.
+    pub(super) fn claim_name(&self) -> bool {
+        self.name_claimed
+            .compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed)
+            .is_ok()
     }
 
     /// Something has happened that concerns all.

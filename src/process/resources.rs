@@ -19,7 +19,9 @@
 //!    bits. So of a `get` and a removal at once, one sees the other.
 //! 2. A worker's bits belong to its job's place, which nobody else has before the job is over; the
 //!    master clears them then.
-//! 3. Within a process, uses are counted in private memory, and bits change under its lock.
+//! 3. Within a process, uses are counted in private memory, and bits change under its lock. A peer
+//!    ends its job under the lock before the master hears of it: what other threads of the peer keep
+//!    of the job's changes no bit from then on.
 //!
 //! # Crash behaviour
 //!
@@ -33,7 +35,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
@@ -94,8 +96,9 @@ pub enum ResourceError {
     /// It is gone: nobody used it any more.
     #[error("the resource is gone")]
     Gone,
-    /// The run is over: its master is dead.
-    #[error("the run is over")]
+    /// The run is over: its master is dead. Or the job is, that a [peer](super::Peer) ran: a thread
+    /// that it has left behind uses nothing in its name.
+    #[error("the run is over, or the job")]
     RunOver,
     /// There are 256 managed resources.
     #[error("there are as many managed resources as there can be")]
@@ -291,6 +294,13 @@ impl Table {
         self.used().iter().for_each(|place| place.clear(user));
     }
 
+    /// The places of what a crashed run has left and that could not be removed: see `STUCK`.
+    pub(super) fn keep(&self, places: &[usize]) {
+        for place in places.iter().filter_map(|&place| self.places.get(place)) {
+            place.state.store(word(STUCK, 0));
+        }
+    }
+
     /// The master's work: answers requests, removes what nobody uses. `journal` records a resource
     /// at a place, or refuses it with a reason; `remove` removes one, and strikes it, if it can.
     pub(super) fn tend(
@@ -395,20 +405,38 @@ struct Inner {
     pid: u32,
     /// How often this process uses what (invariant 3). What it inherited has one use more, which
     /// never ends.
-    uses: Mutex<HashMap<u64, usize>>,
+    uses: Mutex<Uses>,
+}
+
+struct Uses {
+    counts: HashMap<u64, usize>,
+    /// The job is over, and its place perhaps another's.
+    over: bool,
 }
 
 impl Resources {
     /// What the job at the place `user` uses; its process is `pid`.
     pub(super) fn new(control: Shared<Control>, user: usize, pid: u32) -> Self {
         let inherited = control.resources.used_by(user);
-        let uses = inherited.map(|id| (id.0, 1)).collect();
+        let counts = inherited.map(|id| (id.0, 1)).collect();
         Resources(Arc::new(Inner {
             control,
             user,
             pid,
-            uses: Mutex::new(uses),
+            uses: Mutex::new(Uses {
+                counts,
+                over: false,
+            }),
         }))
+    }
+
+    fn uses(&self) -> MutexGuard<'_, Uses> {
+        self.0.uses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The job is about to be over, in a process that goes on. What it used is the master's to clear.
+    pub(super) fn end(&self) {
+        self.uses().over = true;
     }
 
     /// Has a resource removed when nobody uses it any more, at the latest when the run ends.
@@ -448,6 +476,8 @@ impl Resources {
             let answered = place.answered.load(Ordering::Acquire);
             let state = place.state.load();
             match state & PHASE {
+                // The place is free again, or another's: the job is over.
+                _ if state >> ID_SHIFT != id => return Err(ResourceError::RunOver),
                 REQUESTED if self.0.control.is_orphaned() => return Err(ResourceError::RunOver),
                 REQUESTED => futex::wait(&place.answered, answered, TICK),
                 REFUSED if place.answer.kind() == Kind::Value => {
@@ -494,9 +524,13 @@ impl Resources {
         }
         let id = table.last_id.fetch_add(1, Ordering::Relaxed) + 1;
         // Ours from the start, so that it is not unused at any moment.
-        let mut uses = self.0.uses.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut uses = self.uses();
+        if uses.over {
+            place.release();
+            return Err(ResourceError::RunOver);
+        }
         place.set(*user);
-        uses.insert(id, 1);
+        uses.counts.insert(id, 1);
         drop(uses);
         place.state.store(word(REQUESTED, id));
         jobs::wake_master(pool);
@@ -507,7 +541,7 @@ impl Resources {
     ///
     /// # Errors
     ///
-    /// [`ResourceError::Gone`].
+    /// [`ResourceError::Gone`], [`ResourceError::RunOver`].
     ///
     /// ```
     /// use shmkit::process::{Config, Entry, Resource, run};
@@ -525,15 +559,18 @@ impl Resources {
     pub fn get(&self, id: ResourceId) -> Result<Managed, ResourceError> {
         let ResourceId(id) = id;
         let table = &self.0.control.resources;
-        let mut uses = self.0.uses.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = uses.get(&id).copied().unwrap_or(0);
+        let mut uses = self.uses();
+        if uses.over {
+            return Err(ResourceError::RunOver);
+        }
+        let count = uses.counts.get(&id).copied().unwrap_or(0);
         let over = || self.0.control.is_orphaned();
         if count == 0 && !table.hold(id, self.0.user, &over) {
             return Err(ResourceError::Gone);
         }
         let resource = table.find(id).and_then(Place::resource);
         let resource = resource.ok_or(ResourceError::Gone)?;
-        uses.insert(id, count + 1);
+        uses.counts.insert(id, count + 1);
         drop(uses);
         Ok(Managed {
             resources: self.clone(),
@@ -543,11 +580,11 @@ impl Resources {
     }
 
     fn end_use(&self, id: u64, place: &Place) {
-        let mut uses = self.0.uses.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = uses.remove(&id).unwrap_or(0);
+        let mut uses = self.uses();
+        let count = uses.counts.remove(&id).unwrap_or(0);
         if count > 1 {
-            uses.insert(id, count - 1);
-        } else {
+            uses.counts.insert(id, count - 1);
+        } else if !uses.over {
             place.clear(self.0.user);
             jobs::wake_master(self.0.control.pool());
         }

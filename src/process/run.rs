@@ -54,6 +54,9 @@ pub enum RunError {
         #[source]
         error: JournalError,
     },
+    /// The process is no master: it was forked from one by other means, and has a copy.
+    #[error("this process has but a copy of the master")]
+    NotTheMaster,
     /// The first worker was not asked for.
     #[error("the first worker could not be started")]
     Start(#[from] StartError),

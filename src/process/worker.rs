@@ -61,6 +61,9 @@ pub enum StartError {
     /// The run has as many threads as it can have.
     #[error(transparent)]
     NoSlot(#[from] NoSlot),
+    /// The process is no master: it was forked from one by other means, and has a copy.
+    #[error("this process has but a copy of the master")]
+    NotTheMaster,
 }
 
 /// What an entry point is given of the run it is part of.
@@ -219,6 +222,13 @@ impl Worker {
     pub fn resources(&self) -> &Resources {
         self.resources
             .get_or_init(|| Resources::new(self.control.clone(), self.place, self.pid))
+    }
+
+    /// The job is done, and the process goes on: its place is another job's soon.
+    pub(super) fn end_uses(&self) {
+        if let Some(resources) = self.resources.get() {
+            resources.end();
+        }
     }
 
     /// Whether the run is coming to its end, and this worker should too. A master that is dead is

@@ -8,7 +8,7 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -151,9 +151,12 @@ pub(crate) fn pidfd(pid: u32) -> io::Result<OwnedFd> {
 
 /// Waits until a process has ended, `limit` at most.
 pub(crate) fn wait_ended(pidfd: BorrowedFd<'_>, limit: Duration) {
+    let start = Instant::now();
     let mut polled = [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)];
-    // A signal ends the wait, and the next one takes the whole time: it is a limit, and no measure.
-    while poll(&mut polled, Some(&timespec(limit))) == Err(rustix::io::Errno::INTR) {}
+    // A signal ends a wait; the next one takes what is left.
+    while let Some(left) = limit.checked_sub(start.elapsed())
+        && poll(&mut polled, Some(&timespec(left))) == Err(rustix::io::Errno::INTR)
+    {}
 }
 
 /// Sends SIGKILL.

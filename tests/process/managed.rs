@@ -320,18 +320,30 @@ pub fn damaged_journals_are_errors() {
     assert!(!dir.journal().exists());
 }
 
-pub fn what_cannot_be_removed_is_named() {
+static MANAGES: Entry<PathBuf, ()> = Entry::new("manages", |worker, path| {
+    worker.resources().manage(Resource::File(path)).unwrap();
+});
+
+pub fn what_cannot_be_removed_stays_in_the_journal() {
     let dir = Scratch::new("in the way");
     kill(made(&dir));
     let [file, pool, _] = left(&dir);
     // Not a file any more: nothing that the run has made, and nothing that a run removes.
     fs::remove_file(&file).unwrap();
     fs::create_dir(&file).unwrap();
-    match run(&dir.config(), &UNIT, ()) {
-        Err(RunError::File { path, .. }) => assert_eq!(Path::new(&path), file),
-        other => panic!("{other:?}"),
+    // The rest is removed; its record stays while it does, also in a run that manages something.
+    for _ in 0..2 {
+        run(&dir.config(), &MANAGES, dir.0.join("another")).unwrap();
+        assert_eq!(left(&dir).map(|path| path.exists()), [true, false, false]);
+        let journal = fs::read(dir.journal()).unwrap();
+        let named = file.as_os_str().as_encoded_bytes();
+        assert!(journal.windows(named.len()).any(|bytes| bytes == named));
     }
     fs::remove_dir(&file).unwrap();
+    fs::write(&file, "").unwrap();
+    run(&dir.config(), &UNIT, ()).unwrap();
+    assert!(!file.exists() && !dir.journal().exists());
+    kill(made(&dir));
     // A pipe is opened by nobody, and is no pool; and where there is no directory, there is no file.
     fs::remove_file(&pool).unwrap();
     nix::unistd::mkfifo(&pool, nix::sys::stat::Mode::S_IRWXU).unwrap();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use shmkit::process::{
     Backoff, Config, Entry, JoinError, JoinHandle, KillError, Master, Restart, ResultError,
-    RunError, StartOptions, Worker, WorkerId, run,
+    RunError, StartError, StartOptions, Worker, WorkerId, run,
 };
 use shmkit::sync::Mutex;
 use shmkit::{Handle, Pool};
@@ -551,14 +551,17 @@ pub fn a_forked_copy_of_a_master_ends_nothing() {
     // SAFETY: this is the only thread; the child drops what it has a copy of, and leaves.
     match unsafe { libc::fork() } {
         0 => {
-            drop(master);
+            let refused = matches!(master.dispatch(), Err(RunError::NotTheMaster))
+                && matches!(master.start(&UNIT, &()), Err(StartError::NotTheMaster))
+                && matches!(master.finish(), Err(RunError::NotTheMaster));
             // SAFETY: no memory is passed.
-            unsafe { libc::_exit(0) };
+            unsafe { libc::_exit(i32::from(!refused)) };
         }
         child => {
-            // SAFETY: no status is asked for.
-            let waited = unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
-            assert_eq!(waited, child);
+            let mut status = -1;
+            // SAFETY: the status is written to.
+            let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
+            assert_eq!((waited, status), (child, 0));
         }
     }
     master.dispatch().unwrap();
@@ -567,6 +570,40 @@ pub fn a_forked_copy_of_a_master_ends_nothing() {
     assert!(std::path::Path::new(&control).exists());
     master.finish().unwrap();
     assert!(!path.exists() && !std::path::Path::new(&control).exists());
+}
+
+pub fn a_panic_of_the_hook_comes_last() {
+    let ends = std::rc::Rc::new(std::cell::Cell::new(0));
+    let seen = std::rc::Rc::clone(&ends);
+    let mut config = Config::new();
+    config.on_end(move |end| {
+        seen.set(seen.get() + 1);
+        panic!("worker {} has ended", end.worker.number());
+    });
+    let path = std::env::temp_dir().join(format!("shmkit-hook-{}", std::process::id()));
+    config.pid_file(&path);
+    let mut master = Master::new(&config).unwrap();
+    let unit = master.start(&UNIT, &()).unwrap();
+    let message = super::panic_message(|| while master.dispatch().is_ok() {});
+    assert_eq!(message, "worker 1 has ended");
+    assert!(unit.is_finished());
+    unit.try_join().unwrap().unwrap();
+    // The master goes on; and what it cannot tell while it goes, is not told.
+    master.start(&FOR_EVER, &()).unwrap().detach();
+    assert_eq!(master.dispatch().unwrap().started, 1);
+    quietly(|| drop(master));
+    assert_eq!(ends.get(), 2);
+    // A panic while another one goes on.
+    ends.set(0);
+    let mut master = Master::new(&config).unwrap();
+    let units = [(); 2].map(|()| master.start(&UNIT, &()).unwrap());
+    master.start(&FOR_EVER, &()).unwrap().detach();
+    assert_eq!(master.dispatch().unwrap().started, 3);
+    let message = super::panic_message(move || while master.dispatch().is_ok() {});
+    assert!(message == "worker 1 has ended" || message == "worker 2 has ended");
+    assert_eq!(ends.get(), 3);
+    assert!(!path.exists());
+    drop(units);
 }
 
 pub fn a_master_has_one_thread() {

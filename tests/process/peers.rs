@@ -7,13 +7,15 @@ use std::io::{BufRead, BufReader};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use shmkit::process::{
-    Backoff, Config, Entry, JoinError, JoinHandle, Master, Peer, PeerError, Resource,
-    ResourceError, Restart, ResultError, RunError, StartError, StartOptions, run,
+    Backoff, Config, Entry, JoinError, JoinHandle, Managed, Master, Peer, PeerError, Resource,
+    ResourceError, ResourceId, Resources, Restart, ResultError, RunError, StartError, StartOptions,
+    run,
 };
 use shmkit::{AttachError, HashMap, Pool};
 
@@ -107,6 +109,30 @@ mod theirs {
         here.store(1, Ordering::Release);
         loop_for_ever()
     });
+    /// In the second round what is left of the first one's use ends, and the second one's does not.
+    pub static LEAVES_IT: Entry<(ResourceId, PathBuf, u32), ()> =
+        Entry::new("leaves it", |worker, (id, path, round)| {
+            static LEFT: Mutex<Option<(Resources, Managed)>> = Mutex::new(None);
+            let used = worker.resources().get(id).unwrap();
+            let left = LEFT.lock().unwrap().take();
+            match left {
+                None if round == 0 => {
+                    *LEFT.lock().unwrap() = Some((worker.resources().clone(), used));
+                }
+                Some((resources, managed)) if round == 1 => {
+                    drop(managed);
+                    assert!(matches!(resources.get(id), Err(ResourceError::RunOver)));
+                    let file = Resource::File(path.with_extension("other"));
+                    let refused = resources.manage(file);
+                    assert!(matches!(refused, Err(ResourceError::RunOver)));
+                    std::fs::write(path.with_extension("go"), "").unwrap();
+                    while !path.with_extension("done").exists() {
+                        std::thread::yield_now();
+                    }
+                }
+                _ => panic!("one peer has both rounds"),
+            }
+        });
     pub static COUNTS: Entry<(String, u64), u64> = Entry::new("counts", |_, (name, n)| {
         // SAFETY: the pool of the case, by its name.
         let pool = unsafe { Pool::open(&name) }.unwrap();
@@ -148,7 +174,8 @@ pub fn role_peer() {
         .define(&theirs::OUTLIVES)
         .define(&theirs::USES)
         .define(&theirs::KEEPS)
-        .define(&theirs::COUNTS);
+        .define(&theirs::COUNTS)
+        .define(&theirs::LEAVES_IT);
     match peer.serve() {
         Ok(_) => {}
         Err(PeerError::MasterDied) => std::process::exit(17),
@@ -175,6 +202,70 @@ pub fn role_asking_peer() {
         label: None,
     };
     assert_eq!(peer.start(&AREA, &shape).unwrap().join().unwrap(), 4.0);
+}
+
+/// Joins and kills, when it is no peer any more, what it has started as one.
+pub fn role_leaving_peer() {
+    static HALF_WAY: Entry<u32, u32> = Entry::external("half way");
+    let mut open = Vec::new();
+    for _ in 0..3 {
+        let peer = attached();
+        // SAFETY: the run of the case.
+        let again = unsafe { Peer::attach(&std::env::var(RUN).unwrap()) };
+        assert!(matches!(again, Err(PeerError::Already)));
+        let half_way = peer.start(&HALF_WAY, &0).unwrap();
+        let waits = peer.start(&NOBODYS, &()).unwrap();
+        drop(peer);
+        assert_eq!(half_way.join().unwrap(), 0);
+        waits.kill().unwrap();
+        assert!(matches!(waits.join(), Err(JoinError::Signaled(9))));
+        open.push(super::open_descriptors());
+    }
+    assert_eq!(open[0], open[2], "the next one has the doorbell's number");
+}
+
+pub fn what_a_dropped_peer_started_is_joined() {
+    let name = unique("dropped");
+    let peers = Peers::start(&name, &["role_peer"]);
+    let leaving = Peers::start(&name, &["role_leaving_peer"]);
+    run(&config(&name), &WAITS_FOR, leaving.0[0].id()).unwrap();
+    assert_eq!(leaving.codes(), [Some(0)]);
+    assert_eq!(peers.codes(), [Some(0)]);
+}
+
+/// Two jobs of one peer, at the same place: the first leaves a use to a thread.
+static LEAVES_A_USE: Entry<(), ()> = Entry::new("leaves a use", |worker, ()| {
+    let path = std::env::temp_dir().join(unique("left"));
+    let managed = worker.resources().manage(Resource::File(path.clone()));
+    let managed = managed.unwrap();
+    std::fs::write(&path, "").unwrap();
+    let leaves = |round| {
+        let argument = (managed.id(), path.clone(), round);
+        worker.start(&LEAVES_IT, &argument).unwrap()
+    };
+    leaves(0).join().unwrap();
+    let second = leaves(1);
+    let [go, done] = ["go", "done"].map(|what| path.with_extension(what));
+    while !go.exists() && !second.is_finished() {
+        std::thread::yield_now();
+    }
+    drop(managed);
+    // The master has looked at what is used.
+    worker.start(&NOTHING, &()).unwrap().join().unwrap();
+    let kept = path.exists();
+    std::fs::write(&done, "").unwrap();
+    second.join().unwrap();
+    assert!(kept, "the second one uses it");
+    [go, done].iter().for_each(|path| std::fs::remove_file(path).unwrap());
+});
+static NOTHING: Entry<(), ()> = Entry::new("nothing", |_, ()| ());
+static LEAVES_IT: Entry<(ResourceId, PathBuf, u32), ()> = Entry::external("leaves it");
+
+pub fn a_thread_that_a_job_left_uses_nothing() {
+    let name = unique("uses");
+    let peers = Peers::start(&name, &["role_peer"]);
+    run(&config(&name), &LEAVES_A_USE, ()).unwrap();
+    assert_eq!(peers.codes(), [Some(0)]);
 }
 
 /// Joins what does not end while there is a master.

@@ -86,6 +86,16 @@ pub unsafe trait Key: Send + Sync + 'static {
     ///
     /// They are a copy of a key's bytes, at a multiple of [`ALIGN`](Self::ALIGN).
     unsafe fn from_bytes(bytes: &[u8]) -> &Self;
+
+    /// Whether bytes of the right number are a key's: asked before a map gives out a key that lies
+    /// in its pool, where a stray write of whatever process may have damaged it. Such an entry is
+    /// passed over. All are unless this is written: a type that has bytes which are no value's says
+    /// which.
+    #[inline]
+    fn is_valid(bytes: &[u8]) -> bool {
+        let _ = bytes;
+        true
+    }
 }
 
 /// Compiles for keys only: what the derive macro asks of fields.
@@ -93,11 +103,11 @@ pub unsafe trait Key: Send + Sync + 'static {
 pub const fn is_key<T: Key>() {}
 
 macro_rules! plain_keys {
-    ($($ty:ty)+) => {$(
-        plain_keys!(@ [] $ty);
-        plain_keys!(@ [const N: usize] [$ty; N]);
+    ($($ty:ty: $valid:expr),+ $(,)?) => {$(
+        plain_keys!(@ [] $ty, $ty, $valid);
+        plain_keys!(@ [const N: usize] [$ty; N], $ty, $valid);
     )+};
-    (@ [$($parameter:tt)*] $ty:ty) => {
+    (@ [$($parameter:tt)*] $ty:ty, $part:ty, $valid:expr) => {
         // SAFETY: without padding; equal bytes are equal values.
         unsafe impl<$($parameter)*> Key for $ty {
             type Stored = Self;
@@ -116,11 +126,21 @@ macro_rules! plain_keys {
                 // SAFETY: by the caller's promise a value's bytes, aligned.
                 unsafe { &*bytes.as_ptr().cast() }
             }
+
+            #[inline]
+            fn is_valid(bytes: &[u8]) -> bool {
+                bytes.chunks_exact(size_of::<$part>()).all($valid)
+            }
         }
     };
 }
 
-plain_keys!(u8 u16 u32 u64 u128 usize i8 i16 i32 i64 i128 isize char bool);
+plain_keys! {
+    u8: |_| true, u16: |_| true, u32: |_| true, u64: |_| true, u128: |_| true, usize: |_| true,
+    i8: |_| true, i16: |_| true, i32: |_| true, i64: |_| true, i128: |_| true, isize: |_| true,
+    bool: |byte| byte[0] <= 1,
+    char: |word| matches!(word, &[a, b, c, d] if char::from_u32(u32::from_ne_bytes([a, b, c, d])).is_some()),
+}
 
 /// Stands for `str` in a map's description.
 #[doc(hidden)]
@@ -158,6 +178,11 @@ unsafe impl Key for str {
         // SAFETY: by the caller's promise a copy of a string's.
         unsafe { std::str::from_utf8_unchecked(bytes) }
     }
+
+    #[inline]
+    fn is_valid(bytes: &[u8]) -> bool {
+        std::str::from_utf8(bytes).is_ok()
+    }
 }
 
 // SAFETY: it is bytes.
@@ -185,16 +210,18 @@ pub(super) fn word_of(bytes: &[u8]) -> u64 {
     u64::from_ne_bytes(word)
 }
 
-/// The key of that many bytes that a word begins with.
+/// The key of that many bytes that a word begins with; `None` if they are damaged.
 ///
 /// # Safety
 ///
 /// It does; and a word is aligned for it.
 #[inline]
-pub(super) unsafe fn key_of<K: ?Sized + Key>(word: &u64, len: usize) -> &K {
+pub(super) unsafe fn key_of<K: ?Sized + Key>(word: &u64, len: usize) -> Option<&K> {
     let first = std::ptr::from_ref(word).cast::<u8>();
-    // SAFETY: bytes of the word; by the caller's promise a key's, aligned.
-    unsafe { K::from_bytes(std::slice::from_raw_parts(first, len.min(8))) }
+    // SAFETY: bytes of the word.
+    let bytes = unsafe { std::slice::from_raw_parts(first, len.min(8)) };
+    // SAFETY: a key's, aligned by the caller's promise.
+    K::is_valid(bytes).then(|| unsafe { K::from_bytes(bytes) })
 }
 
 /// A node with a key and a value, by its address: what `limbo` needs, the key's length unless
@@ -276,15 +303,17 @@ impl<K: ?Sized + Key, V, const STACKED: bool> Node<K, V, STACKED> {
             .then(|| unsafe { std::slice::from_raw_parts(Self::at(node, Self::KEY_AT), len) })
     }
 
-    /// The key, if [`bytes`](Self::bytes) gives any.
+    /// The key, if [`bytes`](Self::bytes) gives any that are not damaged.
     ///
     /// # Safety
     ///
     /// As for [`bytes`](Self::bytes).
     #[inline]
     pub(super) unsafe fn key<'a>(arena: Arena, node: u64) -> Option<&'a K> {
-        // SAFETY: by the caller's promise; a copy of a key's bytes, at its alignment.
-        unsafe { Self::bytes(arena, node).map(|bytes| K::from_bytes(bytes)) }
+        // SAFETY: by the caller's promise.
+        let bytes = unsafe { Self::bytes(arena, node) }.filter(|bytes| K::is_valid(bytes))?;
+        // SAFETY: a key's bytes, at its alignment.
+        Some(unsafe { K::from_bytes(bytes) })
     }
 
     /// Where the value is in a node that has a key.
@@ -292,5 +321,26 @@ impl<K: ?Sized + Key, V, const STACKED: bool> Node<K, V, STACKED> {
     pub(super) fn value(node: u64) -> NonNull<V> {
         let value = Self::at(node, Self::VALUE_AT);
         NonNull::new(value).expect("nodes are not at zero")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn damaged_bytes_are_no_keys() {
+        assert!(str::is_valid("blå".as_bytes()) && !str::is_valid(b"bl\xe5"));
+        let last = [0, 0x10_ffff_u32].map(u32::to_ne_bytes).concat();
+        assert!(<[char; 2]>::is_valid(&last));
+        for bad in [0xd800, 0x11_0000_u32] {
+            let word = u64::from(bad).to_le();
+            // SAFETY: a word, aligned.
+            assert_eq!(unsafe { key_of::<char>(&word, 4) }, None);
+        }
+        // SAFETY: as above.
+        let bools = unsafe { [1, 2].each_ref().map(|word| key_of::<bool>(word, 1)) };
+        assert_eq!(bools, [Some(&true), None]);
+        assert!(<[bool; 3]>::is_valid(&[0, 1, 0]) && !<[bool; 3]>::is_valid(&[0, 1, 3]));
     }
 }

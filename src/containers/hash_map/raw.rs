@@ -196,7 +196,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, const STACKED: bool> Raw
         // node of this map was found while we were pinned, as we still are.
         unsafe {
             match K::LEN {
-                Some(len) if Self::FLAT => Some(key_of(&entry.key, len)),
+                Some(len) if Self::FLAT => key_of(&entry.key, len),
                 _ => Node::<K, V, STACKED>::key(arena, entry.value),
             }
         }

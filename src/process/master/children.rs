@@ -3,6 +3,7 @@
 //! See the invariants in `master.rs`.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use super::{LOG, Master};
@@ -170,27 +171,42 @@ impl Master {
         if log::log_enabled!(target: LOG, log::Level::Warn) {
             tell(state.id(), supervise::returned(job, outcome), wait);
         }
-        if let Some(hook) = &self.config.on_end {
-            hook(&WorkerEnd {
-                worker: WorkerId(state.id()),
-                cause: supervise::returned(job, outcome),
-                restart_in: wait,
-            });
-        }
+        let end = self.config.on_end.is_some().then(|| WorkerEnd {
+            worker: WorkerId(state.id()),
+            cause: supervise::returned(job, outcome),
+            restart_in: wait,
+        });
         let process = self.running.get_mut(place).and_then(Option::as_mut);
         if let (Some(wait), Some(process)) = (wait, process) {
             process.due = Some(Instant::now() + wait);
             job.result.clear();
             job.restarts.fetch_add(1, Ordering::Relaxed);
             job.advance(Phase::Waiting);
+        } else {
+            if let Some(process) = self.running.get_mut(place) {
+                *process = None;
+            }
+            control.resources.clear_user(place);
+            if job.end(outcome).has(DETACHED) {
+                job.release();
+            }
+        }
+        if let Some(end) = end {
+            self.call_hook(&end);
+        }
+    }
+
+    /// The user's code: should it panic, what is being done is done first; see `walk`.
+    fn call_hook(&mut self, end: &WorkerEnd) {
+        let Some(hook) = &self.config.on_end else {
             return;
-        }
-        if let Some(process) = self.running.get_mut(place) {
-            *process = None;
-        }
-        control.resources.clear_user(place);
-        if job.end(outcome).has(DETACHED) {
-            job.release();
+        };
+        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| hook(end))) {
+            match self.panicked {
+                None => self.panicked = Some(payload),
+                // Its destructor might panic again.
+                Some(_) => std::mem::forget(payload),
+            }
         }
     }
 
