@@ -256,7 +256,9 @@ static LEAVES_A_USE: Entry<(), ()> = Entry::new("leaves a use", |worker, ()| {
     std::fs::write(&done, "").unwrap();
     second.join().unwrap();
     assert!(kept, "the second one uses it");
-    [go, done].iter().for_each(|path| std::fs::remove_file(path).unwrap());
+    [go, done]
+        .iter()
+        .for_each(|path| std::fs::remove_file(path).unwrap());
 });
 static NOTHING: Entry<(), ()> = Entry::new("nothing", |_, ()| ());
 static LEAVES_IT: Entry<(ResourceId, PathBuf, u32), ()> = Entry::external("leaves it");
