@@ -92,6 +92,7 @@ const CASES: &[common::Named] = table! {
         the_dead_postponed_it
         who_has_left_postponed_it
         the_living_keep_what_they_postponed
+        nobody_waits_for_an_idle_keeper
         a_full_pool_is_tried_again;
     links:
         a_long_list

@@ -29,7 +29,7 @@ use super::span::Span;
 use crate::layout::arena::{Arena, SPANS};
 use crate::participants::table::{CACHE_WORDS, Own, Slot};
 use crate::participants::tag::Tag;
-use crate::primitive::{AtomicU32, AtomicU64, Ordering};
+use crate::primitive::{AtomicU32, AtomicU64, Ordering, fence};
 use crate::protocol::bitmap;
 
 pub(crate) const CURRENT: u32 = 1;
@@ -493,6 +493,9 @@ pub(crate) fn adopt(arena: Arena, owner: Tag, start: usize) -> Option<&'static S
 pub(crate) fn note_orphan(arena: Arena, slot: &Slot, start: usize) {
     let span = arena.span(start);
     bitmap::tell(&arena.header().orphans, 1 << span.class());
+    // Of two who free the last two blocks at once, and have withdrawn their `freeing` words, one sees
+    // that the other has.
+    fence(Ordering::SeqCst);
     if span.is_empty(arena)
         && let Some(span) = adopt(arena, slot.tag(), start)
     {

@@ -13,7 +13,7 @@ use super::span::Span;
 use crate::layout::arena::Arena;
 use crate::participants::table::SlotPhase;
 use crate::participants::tag::Tag;
-use crate::primitive::Ordering;
+use crate::primitive::{Ordering, fence};
 
 /// Releases all slices that the owner has claimed and all spans that it owns. The caller is the
 /// owner, or holds its life word.
@@ -46,9 +46,14 @@ pub(crate) fn release_all(arena: Arena, owner: Tag) {
                 if holder == owner || (holder.is_nobody() && adopt_empty(arena, owner, index)) =>
             {
                 let span = arena.span(index);
-                if release_span(arena, owner, span) {
+                while release_span(arena, owner, span) {
                     tag.store(slice::span_tag(Tag::NOBODY), Ordering::Release);
                     orphans |= 1 << span.class();
+                    // Who freed the last block meanwhile took it for the owner's.
+                    fence(Ordering::SeqCst);
+                    if !adopt_empty(arena, owner, index) {
+                        break;
+                    }
                 }
             }
             State::Span { owner: holder } if holder.is_nobody() => {

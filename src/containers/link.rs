@@ -113,6 +113,7 @@ impl<T: ShmSafe> Link<T> {
         let new = to.map_or(0, |to| to.index() as u32 + 1);
         if let Some(old) = intents::set_link(arena, slot, &self.word, new) {
             dispose::dispose(arena, old);
+            dispose::retry(arena);
         }
         Ok(())
     }

@@ -191,6 +191,8 @@ pub(crate) fn abort_child(arena: Arena, child: Tag) {
         && record.turn(state, aborted)
     {
         recovery::drop_holds(arena, child.slot());
+        // What its parent has let go of since was held by this record alone.
+        arena.header().unreaped.demand();
         record.turn(
             aborted,
             ProcessState {
@@ -267,6 +269,7 @@ pub(crate) fn leave(arena: Arena) {
     let record = arena.process(known.slot());
     recovery::abort_children(arena, known.slot());
     recovery::drop_holds(arena, known.slot());
+    arena.header().unreaped.demand();
     let state = record.state();
     let free = ProcessState {
         phase: ProcessPhase::Free,

@@ -233,8 +233,9 @@ fn finish_process(arena: Arena, index: usize, record: &Process) -> bool {
             return false;
         }
     }
-    arena.header().unreaped.demand();
     drop_holds(arena, index);
+    // After that, or a walk in between would pass over what is held no longer.
+    arena.header().unreaped.demand();
     let free = ProcessState {
         phase: ProcessPhase::Free,
         parent: 0,

@@ -1,18 +1,18 @@
 //! The end of objects: retired when nothing holds them, destroyed when nobody looks any more.
 //!
-//! What is still looked at is *postponed*: a list of this process names it, and the entry names
-//! the process, its *keeper*. Each end of a look tries some of the list again. What nobody has on a
-//! list (its keeper died, or left, or could not list it) is found by a walk over the table, which
-//! every death asks for; whoever ends a look makes a piece of it. The walk passes over what a living
-//! process keeps, so that it is cheap however much is postponed.
+//! What is still looked at is *postponed*: a list of this process names it, and the entry names the
+//! process, its *keeper*, with the state that is on the list and its stamp. Each end of a look tries some
+//! of the list again. What nobody has on a list (its keeper died, or left, or could not list it) is found
+//! by a walk over the table, which every death asks for; whoever ends a look makes a piece of it. The walk
+//! passes over what a living process keeps and somebody still looks at, so that it is cheap however much
+//! is postponed; what nobody looks at any more it destroys for a keeper that may be stopped.
 //!
 //! Invariants, beside those of `pool::objects`
-//! 1. While a living process is an entry's keeper, that process has an item for the entry on its
-//!    list, or is about to try it.
-//! 2. Who takes an item off the list is no longer the keeper, and looks at the entry then,
-//!    whatever state it has come to meanwhile. So what a walk passed over is tried after that.
-//! 3. An object that is RETIRED and has no living keeper is in the hands of who retired it, or a
-//!    walk is due (`Header::unreaped`).
+//! 1. While a living process is an entry's keeper, the state that it keeps is on its list, or it is about
+//!    to try it: in that state nobody else lists the object.
+//! 2. An entry's stamp is no older than that of the state that is kept: it only rises, and comes first.
+//! 3. An object that is RETIRED and is not kept in that state is in the hands of who retired it, or a walk
+//!    is due (`Header::unreaped`). Who makes objects unused for others asks for the walk after that.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Mutex;
@@ -34,7 +34,7 @@ use crate::protocol::lifecycle::{self, ObjectState, Phase};
 /// still looks at is left for [`retry`].
 pub(crate) fn dispose(arena: Arena, index: usize) {
     if let Some(retired) = retire(arena, index) {
-        destroy_all(arena, retired);
+        destroy_all(arena, retired, false);
     }
 }
 
@@ -46,20 +46,21 @@ struct Retired {
     stamp: u64,
 }
 
-/// Destroys what was retired, and then what it led to, and so on.
-fn destroy_all(arena: Arena, first: Retired) {
+/// Destroys what was retired, and then what it led to, and so on. What is still looked at is postponed,
+/// the first unless it is `kept` already.
+fn destroy_all(arena: Arena, first: Retired, kept: bool) {
     let slot = thread::slot(arena);
     let Some(slot) = slot.ok().filter(|slot| !slot.intent.is_open()) else {
-        arena.header().unreaped.demand();
-        return;
+        return leave_to_others(arena, &[first]);
     };
     let mut work = Vec::new();
-    let mut next = Some(first);
-    while let Some(retired) = next {
+    if !destroy(arena, slot, first, &mut work) && !kept {
+        postpone(arena, first);
+    }
+    while let Some(retired) = work.pop() {
         if !destroy(arena, slot, retired, &mut work) {
             postpone(arena, retired);
         }
-        next = work.pop();
     }
 }
 
@@ -72,16 +73,30 @@ static POSTPONED_COUNT: AtomicUsize = AtomicUsize::new(0);
 fn postpone(arena: Arena, retired: Retired) {
     // Held by another thread, which a fork may have left behind: somebody reaps instead.
     let Ok(mut all) = POSTPONED.try_lock() else {
-        arena.header().unreaped.demand();
-        return;
+        return leave_to_others(arena, &[retired]);
     };
     all.entry(arena.base()).or_default().push_back(retired);
     POSTPONED_COUNT.fetch_add(1, Ordering::Relaxed);
     if let Some(entry) = arena.object(retired.index) {
+        entry.since.fetch_max(retired.stamp, Ordering::SeqCst);
+        entry.kept.store(retired.state.pack(), Ordering::SeqCst);
         entry
             .keeper
             .store(local::of(arena).process(), Ordering::SeqCst);
     }
+}
+
+/// For objects that are on no list of this process now, and to be destroyed: somebody's walk finds them.
+fn leave_to_others(arena: Arena, all: &[Retired]) {
+    let me = local::of(arena).process();
+    for retired in all {
+        if let Some(entry) = arena.object(retired.index) {
+            let _ = entry
+                .keeper
+                .compare_exchange(me, 0, Ordering::SeqCst, Ordering::Relaxed);
+        }
+    }
+    arena.header().unreaped.demand();
 }
 
 /// The first of the postponed that nobody looks at any more, which it is no longer.
@@ -93,35 +108,17 @@ fn take_postponed(arena: Arena, oldest: u64) -> Option<Retired> {
     Some(taken)
 }
 
-/// This process keeps the object no longer.
-fn disown(arena: Arena, entry: &Entry) {
-    let me = local::of(arena).process();
-    let _ = entry
-        .keeper
-        .compare_exchange(me, 0, Ordering::SeqCst, Ordering::Relaxed);
-}
-
-/// Tries again what was taken off the list: by invariant 2.
-fn try_again(arena: Arena, taken: Retired) {
-    let Some(entry) = arena.object(taken.index) else {
-        return;
-    };
-    disown(arena, entry);
-    if entry.state() == taken.state {
-        destroy_all(arena, taken);
-    } else {
-        dispose(arena, taken.index);
-    }
-}
-
-/// True if a living process has the object on its list.
-fn is_kept(arena: Arena, entry: &Entry) -> bool {
+/// True if a living process has the object on its list in that state.
+fn is_kept(arena: Arena, entry: &Entry, state: ObjectState) -> bool {
     let keeper = Tag::of_word(entry.keeper.load(Ordering::SeqCst));
-    if keeper.is_nobody() || keeper.slot() >= arena.process_count() {
+    if keeper.is_nobody()
+        || keeper.slot() >= arena.process_count()
+        || entry.kept.load(Ordering::SeqCst) != state.pack()
+    {
         return false;
     }
-    let state = arena.process(keeper.slot()).state();
-    state.phase == ProcessPhase::Live && state.generation == keeper.generation()
+    let process = arena.process(keeper.slot()).state();
+    process.phase == ProcessPhase::Live && process.generation == keeper.generation()
 }
 
 /// Ends all holds of this process, which is about to leave, and disposes of what it alone held.
@@ -141,18 +138,20 @@ pub(super) fn let_go_of_all(arena: Arena) {
 
 /// Gives up what this process has postponed: it is about to leave the pool.
 pub(super) fn give_up_postponed(arena: Arena) {
-    let list = match POSTPONED.try_lock() {
-        Ok(mut all) => all.remove(&arena.base()),
-        Err(_) => Some(VecDeque::new()),
-    };
-    if let Some(list) = list {
-        POSTPONED_COUNT.fetch_sub(list.len(), Ordering::Relaxed);
-        for retired in list {
-            if let Some(entry) = arena.object(retired.index) {
-                disown(arena, entry);
-            }
+    /// Others have the lock for a moment each. Where a fork has left it locked for good, this process
+    /// has never postponed anything.
+    const TRIES: usize = 1000;
+    let list = (0..TRIES).find_map(|_| match POSTPONED.try_lock() {
+        Ok(mut all) => Some(all.remove(&arena.base())),
+        Err(_) => {
+            std::thread::yield_now();
+            None
         }
-        arena.header().unreaped.demand();
+    });
+    if let Some(list) = list.flatten() {
+        POSTPONED_COUNT.fetch_sub(list.len(), Ordering::Relaxed);
+        leave_to_others(arena, list.as_slices().0);
+        leave_to_others(arena, list.as_slices().1);
     }
 }
 
@@ -177,7 +176,7 @@ fn retry_some(arena: Arena) {
         let Some(taken) = take_postponed(arena, oldest) else {
             return;
         };
-        try_again(arena, taken);
+        destroy_all(arena, taken, false);
     }
 }
 
@@ -218,22 +217,33 @@ pub(crate) fn reap(arena: Arena) {
         let Some(taken) = take_postponed(arena, oldest) else {
             break;
         };
-        try_again(arena, taken);
+        destroy_all(arena, taken, false);
     }
     walk(arena, 0..arena.object_count());
     limbo::reap(arena);
 }
 
-/// Disposes of what is unused among these entries. While somebody looks at anything, what is
-/// retired now cannot be destroyed now: what a living process keeps is left to it.
+/// Disposes of what is unused among these entries. What a living process keeps is destroyed if nobody
+/// looks at it any more, and left to its keeper otherwise.
 fn walk(arena: Arena, entries: std::ops::Range<usize>) {
-    let is_looked_at = epoch::oldest(arena) != u64::MAX;
+    let oldest = epoch::oldest(arena);
     for index in entries {
         let Some(entry) = arena.object(index) else {
             return;
         };
-        match entry.state().phase {
-            Phase::Retired if is_looked_at && is_kept(arena, entry) => {}
+        let state = entry.state();
+        match state.phase {
+            Phase::Retired if is_kept(arena, entry, state) => {
+                let stamp = entry.since.load(Ordering::SeqCst);
+                let kept = Retired {
+                    index,
+                    state,
+                    stamp,
+                };
+                if stamp < oldest {
+                    destroy_all(arena, kept, true);
+                }
+            }
             Phase::Live | Phase::Retired | Phase::Condemned => dispose(arena, index),
             Phase::Free | Phase::Creating | Phase::Destroying => {}
         }

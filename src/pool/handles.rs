@@ -62,6 +62,7 @@ pub(crate) fn open(
         drop(guard);
         // Our bit may have been what kept somebody from disposing of what is there now.
         dispose::dispose(arena, index);
+        dispose::retry(arena);
         return Ok(None);
     }
     let hold = Arc::new(Hold {

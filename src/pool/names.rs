@@ -143,4 +143,5 @@ pub(crate) fn all(arena: Arena) -> Vec<(String, usize)> {
 /// Disposes of an object whose name was removed.
 pub(super) fn dispose(arena: Arena, object: usize) {
     dispose::dispose(arena, object);
+    dispose::retry(arena);
 }

@@ -58,6 +58,10 @@ pub(crate) struct Entry {
     kind: AtomicU64,
     /// The process that has the object on its list of postponed, as a tag, or 0: see `dispose`.
     pub(super) keeper: AtomicU64,
+    /// The state in which it has it there.
+    pub(super) kept: AtomicU64,
+    /// The latest stamp of any state in which the object was on a list.
+    pub(super) since: AtomicU64,
 }
 
 const _: () = assert!(size_of::<Entry>() <= OBJECTS.entry);

@@ -48,7 +48,9 @@ impl From<rustix::io::Errno> for RemoveError {
 pub fn remove(name: &str, damaged: bool, really: bool) -> Result<(), RemoveError> {
     let name =
         PoolName::parse(name).ok_or_else(|| AttachError::InvalidName { name: name.into() })?;
-    let fd = attach::open_file(&name, OFlags::RDWR)?;
+    // To have the lock alone takes a file that may be written to.
+    let access = if really { OFlags::RDWR } else { OFlags::RDONLY };
+    let fd = attach::open_file(&name, access)?;
     let stat = rustix::fs::fstat(&fd)?;
     if !rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() {
         return Err(AttachError::NotAPool.into());

@@ -128,10 +128,11 @@ impl<'a, const W: usize> Sets<'a, W> {
         self.free_bits(place.word()) & place.bit() != 0
     }
 
-    /// The free blocks of a word, of both sets.
+    /// The free blocks of a word, of both sets. Who has cleared a hint before sees what a free that
+    /// raised it earlier has set.
     #[inline]
     pub fn free_bits(&self, word: usize) -> u64 {
-        let remote = self.remote(word).load(Ordering::Acquire);
+        let remote = self.remote(word).load(Ordering::SeqCst);
         remote | self.freed(word).load(Ordering::Acquire)
     }
 

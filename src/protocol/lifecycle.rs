@@ -107,9 +107,9 @@ pub fn retire(
             }
             Phase::Retired if is_unused() => return Some((state, now())),
             Phase::Retired => {
-                // It only seemed so.
+                // It only seemed so; or it did when we looked, and whoever held it then has let go of
+                // it since, seen it RETIRED, and will find it changed: so we look again.
                 turn(word, state, state.with(Phase::Live));
-                return None;
             }
             _ => return None,
         }

@@ -162,7 +162,7 @@ fn spawn(object: &Arc<Object>, work: impl FnOnce(&Object) + 'static) -> thread::
 #[test]
 fn opening_against_dropping() {
     let explorer = Explorer::new("lifecycle: opening against dropping");
-    explorer.run(3, || {
+    explorer.run(4, || {
         let object = Object::new(0b1, 0);
         let opener = spawn(&object, |object| {
             if object.open(1, GENERATION) {

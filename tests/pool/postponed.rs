@@ -128,6 +128,33 @@ pub fn the_living_keep_what_they_postponed() {
     assert_sound(*pool);
 }
 
+pub fn nobody_waits_for_an_idle_keeper() {
+    let pool = TestPool::new();
+    let board = board(*pool);
+    let before = pool.stats().allocated;
+    scope(|s| {
+        let (pool, board) = (*pool, &board);
+        let keeper = s.spawn(move || {
+            board.go_on.acquire().unwrap().forget();
+            replace(pool, board);
+            board.ready.add_permits(1).unwrap();
+            board.go_on.acquire().unwrap().forget();
+        });
+        let view = board.seen.view().unwrap();
+        board.go_on.add_permits(1).unwrap();
+        board.ready.acquire().unwrap().forget();
+        drop(view);
+        // Somebody looks again, so that nothing that is retired only now can go.
+        let later = board.seen.view().unwrap();
+        pool.recover();
+        assert_eq!(pool.stats().allocated, before, "the keeper sleeps");
+        drop(later);
+        board.go_on.add_permits(1).unwrap();
+        keeper.unwrap().join().unwrap();
+    });
+    assert_sound(*pool);
+}
+
 pub fn a_full_pool_is_tried_again() {
     let pool = TestPool::with(|options| options.max_size(4 << 20));
     let board = board(*pool);
