@@ -6,6 +6,7 @@ use shmkit::process::{JoinError, scope};
 use shmkit::{HashMap, Pool};
 
 use crate::common::{Random, TestPool};
+use crate::maps::content;
 use crate::{Sealed, allocated, assert_sound};
 
 fn mixed(map: &HashMap<u64, Sealed>, seed: u64, keys: usize, rounds: usize) {

@@ -106,7 +106,7 @@ fn run(map: &HashMap<u16, u64>, model: &mut Model<u16, u64>, step: &Step) {
     }
 }
 
-fn content<K: Key + Clone + Eq + std::hash::Hash, V: shmkit::ShmSafe + Unpin + Copy>(
+pub fn content<K: Key + Clone + Eq + std::hash::Hash, V: shmkit::ShmSafe + Unpin + Copy>(
     map: &HashMap<K, V>,
 ) -> Model<K, V> {
     let mut content = Model::new();
@@ -239,6 +239,35 @@ fn holds_keys<K: Key + Clone + Eq + std::hash::Hash + std::fmt::Debug>(
     }
     assert_eq!(content(&map), model);
     assert_sound(pool);
+}
+
+pub fn damaged_keys_are_passed_over() {
+    let pool = TestPool::new();
+    let map = pool.create(HashMap::<str, u8>::new()).unwrap();
+    map.insert("whole", 1).unwrap();
+    map.insert("harmed", 2).unwrap();
+    let mut entries = map.iter();
+    while let Some((key, _)) = entries.next() {
+        if key == "harmed" {
+            let key = key.as_ptr().expose_provenance();
+            // SAFETY: what a stray write of another process does; no reference to it is used
+            // any more.
+            unsafe { std::ptr::with_exposed_provenance_mut::<u8>(key).write(0xff) };
+        }
+    }
+    let mut entries = map.iter();
+    assert_eq!(entries.next(), Some(("whole", &1)));
+    assert_eq!(entries.next(), None);
+    drop(entries);
+    let mut seen = 0;
+    map.retain(|key, _| {
+        assert_eq!(key, "whole");
+        seen += 1;
+        true
+    })
+    .unwrap();
+    assert_eq!(seen, 1);
+    assert_eq!(map.get_copied("harmed"), None);
 }
 
 pub fn derived_keys() {
