@@ -2,7 +2,7 @@
 //! ends a look: nobody has to ask for it.
 
 use shmkit::process::scope;
-use shmkit::{Link, Pool, Semaphore, Shared, ShmSafe};
+use shmkit::{Link, Pool, Semaphore, Shared, ShmSafe, View};
 
 use super::common::{TestPool, assert_sound};
 
@@ -91,6 +91,22 @@ pub fn who_has_left_postponed_it() {
     killed_or_leaving(|| {});
 }
 
+/// Postpones, once somebody looks, and then does nothing until it is told to go on.
+fn keep(pool: Pool, board: &Board) {
+    board.go_on.acquire().unwrap().forget();
+    replace(pool, board);
+    board.ready.add_permits(1).unwrap();
+    board.go_on.acquire().unwrap().forget();
+}
+
+/// The look for which a keeper waits, once it has postponed.
+fn look_while_it_keeps(board: &Board) -> View<'_, u64> {
+    let view = board.seen.view().unwrap();
+    board.go_on.add_permits(1).unwrap();
+    board.ready.acquire().unwrap().forget();
+    view
+}
+
 pub fn the_living_keep_what_they_postponed() {
     let pool = TestPool::new();
     let board = board(*pool);
@@ -98,10 +114,7 @@ pub fn the_living_keep_what_they_postponed() {
     scope(|s| {
         let (pool, board) = (*pool, &board);
         let keeper = s.spawn(move || {
-            board.go_on.acquire().unwrap().forget();
-            replace(pool, board);
-            board.ready.add_permits(1).unwrap();
-            board.go_on.acquire().unwrap().forget();
+            keep(pool, board);
             look_until(pool, board, before);
         });
         let other = s.spawn(|| {
@@ -109,9 +122,7 @@ pub fn the_living_keep_what_they_postponed() {
             // SAFETY: ends this process.
             unsafe { libc::raise(libc::SIGKILL) };
         });
-        let view = board.seen.view().unwrap();
-        board.go_on.add_permits(1).unwrap();
-        board.ready.acquire().unwrap().forget();
+        let view = look_while_it_keeps(board);
         // The death asks for a walk, which leaves to the keeper what is its own.
         board.kill.add_permits(1).unwrap();
         other.unwrap().join().unwrap_err();
@@ -134,15 +145,8 @@ pub fn nobody_waits_for_an_idle_keeper() {
     let before = pool.stats().allocated;
     scope(|s| {
         let (pool, board) = (*pool, &board);
-        let keeper = s.spawn(move || {
-            board.go_on.acquire().unwrap().forget();
-            replace(pool, board);
-            board.ready.add_permits(1).unwrap();
-            board.go_on.acquire().unwrap().forget();
-        });
-        let view = board.seen.view().unwrap();
-        board.go_on.add_permits(1).unwrap();
-        board.ready.acquire().unwrap().forget();
+        let keeper = s.spawn(move || keep(pool, board));
+        let view = look_while_it_keeps(board);
         drop(view);
         // Somebody looks again, so that nothing that is retired only now can go.
         let later = board.seen.view().unwrap();
