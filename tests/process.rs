@@ -23,6 +23,8 @@ mod managed;
 mod masters;
 #[path = "process/parents.rs"]
 mod parents;
+#[path = "process/peer_deaths.rs"]
+mod peer_deaths;
 #[path = "process/peers.rs"]
 mod peers;
 #[path = "process/results.rs"]
@@ -113,11 +115,12 @@ const CASES: &[Named] = table! {
         peers_start_and_join
         every_end_of_a_peer_has_its_cause
         who_disagrees_is_refused
+        what_a_dropped_peer_started_is_joined
+        a_thread_that_a_job_left_uses_nothing;
+    peer_deaths:
         peers_outlive_their_master_by_little
         who_waits_for_a_dead_master_is_told
         a_doorbell_is_a_pipe
-        what_a_dropped_peer_started_is_joined
-        a_thread_that_a_job_left_uses_nothing
         what_a_killed_peer_used_is_removed
         what_a_killed_peer_held_is_free
         peers_killed_at_random;
@@ -141,7 +144,8 @@ const ROLES: &[Named] = table! {
     parents: role_no_descriptor role_sigchld role_family;
     masters: role_ends role_pid_file;
     managed: role_makes;
-    peers: role_peer role_odd_peer role_asking_peer role_leaving_peer role_waiting_peer role_named_master role_storm;
+    peers: role_peer role_odd_peer role_asking_peer role_leaving_peer role_waiting_peer;
+    peer_deaths: role_named_master role_storm;
     storms: role_churn;
 };
 

@@ -3,19 +3,16 @@
 //! The other program is this one, executed anew: at other addresses, with another nonce, and with
 //! definitions of its own (`role_peer`, `role_odd_peer`).
 
-use std::io::{BufRead, BufReader};
-use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use shmkit::process::{
-    Backoff, Config, Entry, JoinError, JoinHandle, Managed, Master, Peer, PeerError, Resource,
-    ResourceError, ResourceId, Resources, Restart, ResultError, RunError, StartError, StartOptions,
-    run,
+    Backoff, Config, Entry, JoinError, Managed, Peer, PeerError, Resource, ResourceError,
+    ResourceId, Resources, Restart, RunError, StartError, StartOptions, run,
 };
 use shmkit::{AttachError, HashMap, Pool};
 
@@ -45,11 +42,11 @@ static PID: Entry<(), u32> = Entry::external("pid");
 static ENDS: Entry<End, u32> = Entry::external("ends");
 static RELAY: Entry<u32, u32> = Entry::external("relay");
 static HANGS: Entry<(), ()> = Entry::external("hangs");
-static COUNTS: Entry<(String, u64), u64> = Entry::external("counts");
+pub static COUNTS: Entry<(String, u64), u64> = Entry::external("counts");
 static NOBODYS: Entry<(), ()> = Entry::external("nobody's");
 static OUTLIVES: Entry<(), ()> = Entry::external("outlives");
-static USES: Entry<PathBuf, ()> = Entry::external("uses");
-static KEEPS: Entry<String, ()> = Entry::external("keeps");
+pub static USES: Entry<PathBuf, ()> = Entry::external("uses");
+pub static KEEPS: Entry<String, ()> = Entry::external("keeps");
 
 /// The peers' own.
 mod theirs {
@@ -147,7 +144,7 @@ static HALF_WAY: Entry<u32, u32> = Entry::new("half way", |worker, depth| {
     worker.start(&RELAY, &depth).unwrap().join().unwrap()
 });
 
-const RUN: &str = "SHMKIT_TEST_RUN";
+pub const RUN: &str = "SHMKIT_TEST_RUN";
 
 /// In a peer: the run, once it is there.
 fn attached() -> Peer {
@@ -283,29 +280,29 @@ pub fn role_waiting_peer() {
     std::process::exit(19);
 }
 
-fn unique(what: &str) -> String {
+pub fn unique(what: &str) -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     format!("test-peers-{}-{count}-{what}", std::process::id())
 }
 
-fn command(role: &str, run: &str) -> Command {
+pub fn command(role: &str, run: &str) -> Command {
     let mut command = program(role);
     command.env(RUN, run).stdin(Stdio::null());
     command
 }
 
 /// Peers that were started, and are waited for at the end.
-struct Peers(Vec<Child>);
+pub struct Peers(pub Vec<Child>);
 
 impl Peers {
-    fn start(run: &str, roles: &[&str]) -> Peers {
+    pub fn start(run: &str, roles: &[&str]) -> Peers {
         let start = |role: &&str| command(role, run).spawn().unwrap();
         Peers(roles.iter().map(start).collect())
     }
 
     /// Waits for the end of all; their exit codes, where they were not killed.
-    fn codes(mut self) -> Vec<Option<i32>> {
+    pub fn codes(mut self) -> Vec<Option<i32>> {
         let codes = self.0.iter_mut().map(|peer| peer.wait().unwrap().code());
         codes.collect()
     }
@@ -320,18 +317,18 @@ impl Drop for Peers {
     }
 }
 
-fn config(name: &str) -> Config {
+pub fn config(name: &str) -> Config {
     let mut config = Config::new();
     config.name(name).define(&HALF_WAY);
     config
 }
 
 #[track_caller]
-fn no_name_is_left(name: &str) {
+pub fn no_name_is_left(name: &str) {
     assert!(!Path::new(&format!("/dev/shm/shmkit.{name}.run")).exists());
 }
 
-static CALLS: Entry<(), ()> = Entry::new("calls", |worker, ()| {
+pub static CALLS: Entry<(), ()> = Entry::new("calls", |worker, ()| {
     let squares = [0.5, 1.0, 3.0].map(|side| {
         let label = Some(format!("of {side}"));
         worker.start(&AREA, &Shape::Square { side, label }).unwrap()
@@ -482,239 +479,5 @@ pub fn who_disagrees_is_refused() {
     );
     Pool::unlink(&format!("{name}.run")).unwrap();
     // SAFETY: nothing of it is in use: the handles above were dropped.
-    unsafe { pool.unmap() };
-}
-
-static FOR_EVER: Entry<(), ()> = Entry::new("for ever", |_, ()| loop_for_ever());
-
-pub fn role_named_master() {
-    let name = std::env::var(RUN).unwrap();
-    run(&config(&name), &FOR_EVER, ()).unwrap();
-}
-
-pub fn peers_outlive_their_master_by_little() {
-    let name = unique("orphans");
-    let mut master = command("role_named_master", &name).spawn().unwrap();
-    let peers = Peers::start(&name, &["role_peer"; 2]);
-    // Both take part: they hold its pool, and the master has their descriptors.
-    let seen = || {
-        let descriptors = std::fs::read_dir(format!("/proc/{}/fd", master.id())).unwrap();
-        let links = descriptors.filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok());
-        links
-            .filter(|link| link.to_string_lossy().contains("pidfd"))
-            .count()
-    };
-    let began = Instant::now();
-    // The first worker's, and theirs.
-    while seen() < 3 {
-        assert!(began.elapsed() < Duration::from_secs(60));
-        std::thread::yield_now();
-    }
-    // A second run of the name is refused while it is on.
-    let second = run(&config(&name), &CALLS, ());
-    assert!(
-        matches!(second, Err(RunError::AlreadyRunning { .. })),
-        "{second:?}"
-    );
-    master.kill().unwrap();
-    master.wait().unwrap();
-    assert_eq!(peers.codes(), [Some(17); 2]);
-    no_name_is_left(&name);
-    // And the next one starts.
-    let peers = Peers::start(&name, &["role_peer"; 5]);
-    run(&config(&name), &CALLS, ()).unwrap();
-    assert_eq!(peers.codes(), [Some(0); 5]);
-}
-
-pub fn who_waits_for_a_dead_master_is_told() {
-    let name = unique("told");
-    let mut master = command("role_named_master", &name).spawn().unwrap();
-    let mut serves = command("role_peer", &name);
-    let mut serves = Peers(vec![serves.stdout(Stdio::piped()).spawn().unwrap()]);
-    let waits = Peers::start(&name, &["role_waiting_peer"]);
-    let output = serves.0[0].stdout.take().unwrap();
-    let mut line = String::new();
-    BufReader::new(output).read_line(&mut line).unwrap();
-    assert_eq!(line, "here\n");
-    master.kill().unwrap();
-    master.wait().unwrap();
-    assert_eq!(serves.codes(), [Some(18)]);
-    assert_eq!(waits.codes(), [Some(19)]);
-    // Neither came to look after the name.
-    let _ = Pool::unlink(&format!("{name}.run"));
-}
-
-/// A peer writes to what it finds at the number that the run names, so it looks what that is.
-pub fn a_doorbell_is_a_pipe() {
-    let name = unique("doorbell");
-    let master = Master::new(&config(&name)).unwrap();
-    let writes = |fd: &i32| {
-        let link = std::fs::read_link(format!("/proc/self/fd/{fd}"));
-        // SAFETY: asks for flags.
-        let flags = unsafe { libc::fcntl(*fd, libc::F_GETFL) };
-        link.is_ok_and(|link| link.to_string_lossy().starts_with("pipe:"))
-            && flags & libc::O_ACCMODE == libc::O_WRONLY
-    };
-    // The last one that was made.
-    let doorbell = (3..64).rfind(writes).unwrap();
-    let path = std::env::temp_dir().join(&name);
-    std::fs::write(&path, "precious").unwrap();
-    let file = std::fs::File::open(&path).unwrap();
-    // SAFETY: the master goes on to own the number, at which there is another file from now on.
-    assert_eq!(unsafe { libc::dup2(file.as_raw_fd(), doorbell) }, doorbell);
-    let asked = command("role_asking_peer", &name).output().unwrap();
-    assert!(!asked.status.success());
-    assert!(
-        String::from_utf8_lossy(&asked.stderr).contains("Unreachable"),
-        "{asked:?}"
-    );
-    assert_eq!(std::fs::read(&path).unwrap(), b"precious");
-    std::fs::remove_file(&path).unwrap();
-    drop(master);
-    no_name_is_left(&name);
-}
-
-static LEAVES: Entry<PathBuf, ()> = Entry::new("leaves a peer at work", |worker, path| {
-    worker.start(&USES, &path).unwrap().detach();
-    while !path.exists() {
-        std::thread::yield_now();
-    }
-});
-
-pub fn what_a_killed_peer_used_is_removed() {
-    let name = unique("used");
-    let path = std::env::temp_dir().join(&name);
-    let peers = Peers::start(&name, &["role_peer"]);
-    run(&config(&name), &LEAVES, path.clone()).unwrap();
-    assert!(!path.exists());
-    assert_eq!(peers.codes(), [None], "killed");
-}
-
-static KILLS_KEEPER: Entry<String, ()> = Entry::new("kills a keeper", |worker, name| {
-    // SAFETY: the pool of the case, by its name.
-    let pool = unsafe { Pool::open(&name) }.unwrap();
-    let here = pool.named::<AtomicU32>("here").unwrap();
-    let before = pool.stats().allocated;
-    let keeper = worker.start(&KEEPS, &name).unwrap();
-    while here.load(Ordering::Acquire) == 0 {
-        std::thread::yield_now();
-    }
-    assert!(pool.stats().allocated > before);
-    keeper.kill().unwrap();
-    assert!(matches!(keeper.join(), Err(JoinError::Signaled(9))));
-    assert_eq!(pool.stats().allocated, before);
-});
-
-/// In the pools that the master has, and before the join answers.
-pub fn what_a_killed_peer_held_is_free() {
-    let name = unique("kept");
-    let mut builder = Pool::builder();
-    let pool = builder.max_size(16 << 20).create_named(&name).unwrap();
-    let here = pool.named_or_create("here", || AtomicU32::new(0)).unwrap();
-    // Types are described once.
-    drop(pool.create([7_u64; 1000]).unwrap());
-    let peers = Peers::start(&name, &["role_peer"]);
-    run(&config(&name), &KILLS_KEEPER, name.clone()).unwrap();
-    assert_eq!(peers.codes(), [None], "killed");
-    Pool::unlink(&name).unwrap();
-    drop(here);
-    // SAFETY: the handle was dropped, and no other thread has used it.
-    unsafe { pool.unmap() };
-}
-
-/// Jobs that are on their way at once.
-const JOBS: u64 = 200;
-
-static STORM: Entry<String, u64> = Entry::new("storm of peers", |worker, name| {
-    let restart = Restart::OnCrash(Backoff::new(Duration::from_millis(1)));
-    let options = StartOptions::new().restart(restart);
-    let mut done = 0;
-    let (began, limit) = (Instant::now(), storm_time());
-    while began.elapsed() < limit {
-        let start = |n| {
-            worker
-                .start_with(options, &COUNTS, &(name.clone(), n))
-                .unwrap()
-        };
-        let handles: Vec<JoinHandle<u64>> = (done..done + JOBS).map(start).collect();
-        for (n, handle) in (done..).zip(handles) {
-            match handle.join() {
-                Ok(square) => assert_eq!(square, n * n),
-                Err(JoinError::NoResult(ResultError::Lost)) => panic!("restarts are on"),
-                Err(error) => panic!("{error}"),
-            }
-        }
-        done += JOBS;
-    }
-    done
-});
-
-fn storm_time() -> Duration {
-    let seconds = std::env::var("SHMKIT_STORM_SECONDS").ok();
-    let seconds = seconds.and_then(|seconds| seconds.parse().ok());
-    Duration::from_millis(seconds.map_or(1500, |seconds: u64| 1000 * seconds))
-}
-
-/// Kills peers at random, which are replaced, until the run is over.
-pub fn role_storm() {
-    let run = std::env::var(RUN).unwrap();
-    // SAFETY: the pool of the case.
-    let pool = unsafe { Pool::open(&run) }.unwrap();
-    let over = pool.named::<AtomicU32>("over").unwrap();
-    let mut peers = Peers::start(&run, &["role_peer"; 3]);
-    let (mut random, mut kills) = (0x9e37_79b9_7f4a_7c15_u64, 0_u32);
-    while over.load(Ordering::Acquire) == 0 {
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        let began = Instant::now();
-        let pause = Duration::from_micros(random % 20_000);
-        while began.elapsed() < pause && over.load(Ordering::Acquire) == 0 {
-            std::thread::yield_now();
-        }
-        let victim = &mut peers.0[random as usize % 3];
-        victim.kill().unwrap();
-        victim.wait().unwrap();
-        *victim = command("role_peer", &run).spawn().unwrap();
-        kills += 1;
-    }
-    println!("{kills}");
-}
-
-pub fn peers_killed_at_random() {
-    let name = unique("storm");
-    let pool = Pool::builder()
-        .max_size(64 << 20)
-        .create_named(&name)
-        .unwrap();
-    let counted = pool
-        .named_or_create("counted", HashMap::<u64, u64>::new)
-        .unwrap();
-    let over = pool.named_or_create("over", || AtomicU32::new(0)).unwrap();
-    let storm = command("role_storm", &name)
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let done = run(&config(&name), &STORM, name.clone()).unwrap();
-    over.store(1, Ordering::Release);
-    let output = storm.wait_with_output().unwrap();
-    assert!(output.status.success());
-    let kills: u32 = String::from_utf8(output.stdout)
-        .unwrap()
-        .trim()
-        .parse()
-        .unwrap();
-    assert!(kills > 0);
-    assert_eq!(counted.len() as u64, done);
-    for n in 0..done {
-        assert_eq!(counted.get_copied(&n), Some(n * n));
-    }
-    pool.recover();
-    let report = pool.check_quiescent();
-    assert!(report.is_ok(), "{report}");
-    println!("peers_killed_at_random: {kills} kills, {done} jobs");
-    Pool::unlink(&name).unwrap();
-    drop((counted, over));
-    // SAFETY: the handles were dropped, and no other thread has used it.
     unsafe { pool.unmap() };
 }
