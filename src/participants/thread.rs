@@ -160,19 +160,24 @@ impl Holding {
     /// the thread has left the pool.
     #[inline]
     pub(crate) fn is_still(self) -> bool {
-        // The fuzzer's dead unwind, which the dead do not.
-        #[cfg(fuzzing)]
-        if crate::primitive::is_killed() {
-            return false;
-        }
-        known_slot_at(std::ptr::from_ref(self.slot).addr())
-            .is_some_and(|known| std::ptr::eq(known, self.slot) && known.tag() == self.tag)
+        still_held(std::ptr::from_ref(self.slot).addr(), self.tag).is_some()
     }
 
     #[inline]
     pub(crate) fn slot(self) -> &'static Slot {
         self.slot
     }
+}
+
+/// The slot that `tag` names, in the pool that `address` is in, if this thread, in this process, has it.
+#[inline]
+pub(crate) fn still_held(address: usize, tag: Tag) -> Option<&'static Slot> {
+    // The fuzzer's dead unwind, which the dead do not.
+    #[cfg(fuzzing)]
+    if crate::primitive::is_killed() {
+        return None;
+    }
+    known_slot_at(address).filter(|slot| slot.tag() == tag)
 }
 
 /// A guard was made by this thread, which has a slot.

@@ -41,7 +41,8 @@ use std::marker::PhantomData;
 
 use crate::layout::arena::{Arena, GRANULE};
 use crate::participants::table::Slot;
-use crate::participants::thread::{self, Holding};
+use crate::participants::tag::Tag;
+use crate::participants::thread;
 
 pub use barrier::{Barrier, BarrierError, BarrierWaitResult};
 pub use condvar::{Condvar, WaitTimeoutResult};
@@ -91,39 +92,50 @@ fn arrive(address: usize) -> Result<Here, Nowhere> {
     Ok(Here { arena, slot })
 }
 
-/// What every guard of a lock has: the slot with which its thread took the lock.
+/// What every guard of a lock has beside the lock: by whom that was taken.
+///
+/// One word, as a guard of two is handed on in registers. A bigger one goes through memory, where the
+/// processor waits for its parts each time it is copied: that takes three times as long as the lock.
 struct Holder {
-    slot: Holding,
-    /// The thread was unwinding when the guard was made, so its unwinding is not the guard's.
-    unwinding: bool,
+    /// The tag with which the thread took the lock, and [`UNWINDING`](Self::UNWINDING).
+    word: u64,
     _one_thread: PhantomData<*const ()>,
 }
 
 impl Holder {
+    /// The thread was unwinding when the guard was made, so its unwinding is not the guard's.
+    const UNWINDING: u64 = 1;
+
     /// The calling thread has taken a lock with `slot`.
     #[inline]
     fn new(slot: &'static Slot) -> Self {
+        const { assert!(Self::UNWINDING & Tag::FLAGS != 0) };
         thread::guard_made();
+        let unwinding = if std::thread::panicking() {
+            Self::UNWINDING
+        } else {
+            0
+        };
         Holder {
-            slot: Holding::by(slot),
-            unwinding: std::thread::panicking(),
+            word: slot.tag().word() | unwinding,
             _one_thread: PhantomData,
         }
     }
 
-    /// The guard ends. The slot with which to unlock, if this thread, in this process, still has it.
+    /// The guard of `lock` ends. The slot with which to unlock, if this thread, in this process, still
+    /// has it.
     #[inline]
-    fn end(&self) -> Option<&'static Slot> {
-        self.slot.is_still().then(|| {
-            thread::guard_dropped();
-            self.slot.slot()
-        })
+    fn end<T: ?Sized>(&self, lock: &T) -> Option<&'static Slot> {
+        let address = std::ptr::from_ref(lock).addr();
+        let slot = thread::still_held(address, Tag::of_word(self.word))?;
+        thread::guard_dropped();
+        Some(slot)
     }
 
     /// Whether the thread has begun to unwind with the guard.
     #[inline]
     fn unwound(&self) -> bool {
-        !self.unwinding && std::thread::panicking()
+        self.word & Self::UNWINDING == 0 && std::thread::panicking()
     }
 }
 

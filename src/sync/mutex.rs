@@ -368,7 +368,7 @@ impl<'a, T: ShmSafe> MutexGuard<'a, T> {
     /// Gives the lock back with flags set.
     #[inline]
     fn release(&self, set: u64) {
-        if let Some(slot) = self.holder.end() {
+        if let Some(slot) = self.holder.end(self.mutex) {
             lock::unlock(&self.mutex.word, slot.tag(), set);
         }
     }

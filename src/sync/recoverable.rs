@@ -257,7 +257,7 @@ impl<T: Recover> DerefMut for RecoverableGuard<'_, T> {
 impl<T: Recover> Drop for RecoverableGuard<'_, T> {
     #[inline]
     fn drop(&mut self) {
-        if let Some(slot) = self.holder.end() {
+        if let Some(slot) = self.holder.end(self.mutex) {
             let unwound = self.holder.unwound();
             let set = if unwound { PANICKED } else { 0 };
             lock::unlock(&self.mutex.word, slot.tag(), set);

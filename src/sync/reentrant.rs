@@ -248,7 +248,7 @@ impl<T: ShmSafe> Deref for ReentrantGuard<'_, T> {
 
 impl<T: ShmSafe> Drop for ReentrantGuard<'_, T> {
     fn drop(&mut self) {
-        let Some(slot) = self.holder.end() else {
+        let Some(slot) = self.holder.end(self.mutex) else {
             return;
         };
         let depth = self.mutex.depth.load(Ordering::Relaxed).saturating_sub(1);

@@ -452,7 +452,7 @@ impl<T: ShmSafe> Deref for ReadGuard<'_, T> {
 impl<T: ShmSafe> Drop for ReadGuard<'_, T> {
     #[inline]
     fn drop(&mut self) {
-        if let Some(slot) = self.holder.end() {
+        if let Some(slot) = self.holder.end(self.lock) {
             readers::leave(slot, self.entry, &self.lock.word);
         }
     }
@@ -534,7 +534,7 @@ impl<T: ShmSafe + Unpin> DerefMut for WriteGuard<'_, T> {
 impl<T: ShmSafe> Drop for WriteGuard<'_, T> {
     #[inline]
     fn drop(&mut self) {
-        if let Some(slot) = self.holder.end() {
+        if let Some(slot) = self.holder.end(self.lock) {
             if self.holder.unwound() {
                 // Before the value is said to be valid, so that a death between does not hide it.
                 self.lock.word.fetch_or(PANICKED, Ordering::Relaxed);
@@ -639,7 +639,7 @@ impl<'a, T: ShmSafe> WriteOrphan<'a, T> {
 impl<T: ShmSafe> Drop for WriteOrphan<'_, T> {
     fn drop(&mut self) {
         let lock = self.guard.lock;
-        if let Some(slot) = self.guard.holder.end() {
+        if let Some(slot) = self.guard.holder.end(lock) {
             // Dirty stays, by invariant 1.
             lock::unlock_for_all(&lock.word, slot.tag(), DIED);
         }
