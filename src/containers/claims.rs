@@ -208,8 +208,8 @@ fn process_of(arena: Arena, owner: Tag) -> ProcessId {
         .owner_slot(owner)
         .map(|slot| Tag::of_word(slot.watched.process.load(Ordering::Acquire)).slot())
         .filter(|&index| index != 0 && index < arena.process_count());
-    let pid = record.map_or(0, |index| arena.process(index).pid.load(Ordering::Acquire));
-    ProcessId(pid as u32)
+    let pid = record.map_or(0, |index| arena.process(index).pid.get());
+    ProcessId(pid)
 }
 
 impl Entry {

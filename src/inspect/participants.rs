@@ -126,8 +126,8 @@ pub(super) fn participants_of(arena: Arena) -> Vec<Participant> {
 pub(super) fn pid_of(arena: Arena, slot: &Slot) -> u32 {
     let record = Tag::of_word(slot.watched.process.load(Ordering::Acquire));
     let known = record.slot() != 0 && record.slot() < arena.process_count();
-    let pid = known.then(|| arena.process(record.slot()).pid.load(Ordering::Relaxed));
-    pid.unwrap_or(0) as u32
+    let pid = known.then(|| arena.process(record.slot()).pid.get());
+    pid.unwrap_or(0)
 }
 
 /// A process that takes part in a pool, or did and is not recovered yet.
@@ -167,7 +167,7 @@ pub(super) fn processes_of(arena: Arena) -> Vec<ProcessReport> {
         .processes()
         .filter(|(_, record)| record.state().phase != ProcessPhase::Free)
         .map(|(index, record)| {
-            let process = record.pid.load(Ordering::Relaxed) as u32;
+            let process = record.pid.get();
             let tag = Tag::new(index, record.state().generation);
             let of_it = |slot: &&Slot| {
                 slot.state().phase != SlotPhase::Free
@@ -194,7 +194,7 @@ fn in_our_namespace(arena: Arena) -> bool {
 
 /// Nothing is noted: who only looks buries nobody.
 fn is_alive(record: &Process, here: bool) -> bool {
-    let pid = record.pid.load(Ordering::Acquire) as u32;
+    let pid = record.pid.get();
     let gone = || here && process::process_is_gone(pid, record.start.load(Ordering::Acquire));
     match record.state().phase {
         ProcessPhase::Forking => true,

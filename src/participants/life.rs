@@ -93,7 +93,7 @@ fn sisters_run(record: &Process) -> bool {
     thread_local! {
         static ALIVE: Cell<Option<Alive>> = const { Cell::new(None) };
     }
-    let pid = record.pid.load(Ordering::Acquire) as u32;
+    let pid = record.pid.get();
     let who = (pid, record.start.load(Ordering::Acquire));
     let known = ALIVE.get().filter(|known| known.who == who);
     if known.is_some_and(|known| known.at.elapsed() < known.apart) {
@@ -150,7 +150,7 @@ pub(crate) fn confirm_process(record: &Process) {
     let before = record.state();
     let word = record.life.word.load(Ordering::Acquire);
     let start = record.start.load(Ordering::Acquire);
-    let pid = record.pid.load(Ordering::Acquire) as u32;
+    let pid = record.pid.get();
     if before.phase != ProcessPhase::Live || word & OWNER_DIED != 0 {
         return;
     }

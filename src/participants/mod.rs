@@ -19,6 +19,7 @@ pub(crate) mod epoch;
 pub(crate) mod life;
 pub(crate) mod lock;
 pub(crate) mod permits;
+pub(crate) mod pid;
 pub(crate) mod process;
 pub(crate) mod readers;
 pub(crate) mod recovery;

@@ -46,8 +46,7 @@ fn known(arena: Arena) -> Option<Tag> {
     let known = Tag::of_word(local::of(arena).process());
     // Another pid: we are a child of a fork that no handler saw, and the record is our parent's.
     let ours = |tag: &Tag| {
-        let pid = arena.process(tag.slot()).pid.load(Ordering::Relaxed);
-        pid == u64::from(sys::process::pid())
+        arena.process(tag.slot()).pid.get() == sys::process::pid()
     };
     (!known.is_nobody()).then_some(known).filter(ours)
 }
@@ -71,7 +70,7 @@ fn claim(arena: Arena) -> Option<Tag> {
             generation,
         };
         if free.phase == ProcessPhase::Free {
-            describe(record);
+            describe(record, generation);
             if record.turn(free, live) {
                 return Some(Tag::new(index, generation));
             }
@@ -82,10 +81,9 @@ fn claim(arena: Arena) -> Option<Tag> {
     })
 }
 
-fn describe(record: &Process) {
-    let pid = sys::process::pid();
+fn describe(record: &Process, generation: u64) {
     record.start.store(0, Ordering::Relaxed);
-    record.pid.store(pid.into(), Ordering::Release);
+    record.pid.set(generation, sys::process::pid());
     record
         .start
         .store(sys::process::own_start(), Ordering::Release);
@@ -149,9 +147,11 @@ pub(crate) fn reserve_child(arena: Arena) -> Option<Tag> {
             parent: me as u16,
             generation,
         };
-        let taken = free.phase == ProcessPhase::Free && record.turn(free, forking);
+        let mut taken = free.phase == ProcessPhase::Free;
         if taken {
-            record.pid.store(0, Ordering::Relaxed);
+            // Before somebody looks for a child that has ended by its pid.
+            record.pid.set(generation, 0);
+            taken = record.turn(free, forking);
         }
         // SAFETY: acquired above.
         unsafe { record.life.release() };
@@ -225,7 +225,7 @@ pub(crate) fn become_child(arena: Arena, child: Tag) -> bool {
             Err(_) => return false,
         }
     }
-    describe(record);
+    describe(record, child.generation());
     let state = record.state();
     let live = ProcessState {
         phase: ProcessPhase::Live,

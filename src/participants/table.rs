@@ -29,6 +29,7 @@
 use std::cell::UnsafeCell;
 
 use crate::layout::arena::{Arena, GRANULE, HOLDS, OBJECTS, PROCESSES, SLOTS};
+use crate::participants::pid::Pid;
 use crate::participants::tag::Tag;
 use crate::primitive::{AtomicU32, AtomicU64, Ordering};
 use crate::sys::robust::RobustWord;
@@ -199,7 +200,7 @@ pub(crate) struct Process {
     pub(crate) life: RobustWord,
     /// Phase, parent and generation: [`ProcessState`].
     pub(crate) state: AtomicU64,
-    pub(crate) pid: AtomicU64,
+    pub(crate) pid: Pid,
     /// When the process started, in the kernel's ticks. 0 while unknown.
     pub(crate) start: AtomicU64,
     /// How many bits of the record's row of [`HOLDS`] are committed.

@@ -110,11 +110,8 @@ fn forked(pid: u32) {
     for arena in attached() {
         let child = Tag::of_word(forked_last(arena).swap(0, Ordering::Relaxed));
         if !child.is_nobody() {
-            let record = arena.process(child.slot());
             // The child stores the same once it lives.
-            if record.state().generation == child.generation() {
-                record.pid.store(pid.into(), Ordering::Relaxed);
-            }
+            arena.process(child.slot()).pid.note(child.generation(), pid);
         }
     }
 }
@@ -190,7 +187,7 @@ fn child_reaped(pid: u32) {
             let state = record.state();
             if state.phase == ProcessPhase::Forking
                 && state.parent as usize == process::current_index(arena)
-                && record.pid.load(Ordering::Relaxed) == u64::from(pid)
+                && record.pid.get() == pid
             {
                 process::abort_child(arena, Tag::new(index, state.generation));
             }

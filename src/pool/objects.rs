@@ -326,8 +326,7 @@ pub(super) fn let_go(arena: Arena, index: usize) {
         return;
     }
     // A child of a fork that no handler saw holds nothing: its parent does.
-    let pid = arena.process(known.slot()).pid.load(Ordering::Relaxed);
-    if pid == u64::from(crate::sys::process::pid()) {
+    if arena.process(known.slot()).pid.get() == crate::sys::process::pid() {
         clear_hold(arena, known.slot(), index);
     }
 }

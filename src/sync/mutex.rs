@@ -292,14 +292,11 @@ pub(super) fn process_of(arena: Arena, owner: Tag) -> Option<ProcessId> {
         return None;
     }
     let record = arena.process(process.slot());
-    let pid = record.pid.load(Ordering::Acquire);
+    let pid = record.pid.get();
     // Both generations are read after what they vouch for.
     let same = record.state().generation == process.generation()
         && slot.state().generation == owner.generation();
-    u32::try_from(pid)
-        .ok()
-        .filter(|&pid| same && pid != 0)
-        .map(ProcessId::of_pid)
+    (same && pid != 0).then(|| ProcessId::of_pid(pid))
 }
 
 impl<T: ShmSafe + Default> Default for Mutex<T> {
