@@ -1,0 +1,65 @@
+//! The process id in a process's record.
+//!
+//! A parent notes its child's id when `fork` has returned. By then the child may have lived and ended,
+//! and its record may be another process's, whose id must stay: who is taken for a process that is gone
+//! is declared dead. So the word holds the id, and above it the low 32 bits of the record's generation,
+//! and a parent notes only in place of an id that is missing in its child's generation.
+//!
+//! | Who | stores | a kill after it leaves |
+//! |---|---|---|
+//! | a parent that reserves the record | 0, with the life word held | an id of a record that is FREE: nobody asks |
+//! | the process, as it takes the record or comes to life in it | its own id | the same, or the id of a child on its way |
+//! | the parent, once it has forked | the child's id, in place of 0 | what the child stores |
+
+use crate::primitive::{AtomicU64, Ordering};
+
+/// The id, or 0 while it is not known.
+#[repr(transparent)]
+pub(crate) struct Pid(AtomicU64);
+
+const fn word(generation: u64, pid: u32) -> u64 {
+    generation << 32 | pid as u64
+}
+
+impl Pid {
+    #[inline]
+    pub(crate) fn get(&self) -> u32 {
+        self.0.load(Ordering::Acquire) as u32
+    }
+
+    /// By who has the record: in that generation it is now this process's.
+    pub(crate) fn set(&self, generation: u64, pid: u32) {
+        self.0.store(word(generation, pid), Ordering::Release);
+    }
+
+    /// By a parent, of its child: nothing, if the child has said so itself, or the record is another's.
+    pub(crate) fn note(&self, generation: u64, pid: u32) {
+        let _ = self.0.compare_exchange(
+            word(generation, 0),
+            word(generation, pid),
+            Ordering::AcqRel,
+            Ordering::Relaxed,
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_comes_late_changes_nothing() {
+        let pid = Pid(AtomicU64::new(0));
+        pid.set(5, 0);
+        pid.note(5, 70);
+        assert_eq!(pid.get(), 70);
+        pid.note(5, 71);
+        assert_eq!(pid.get(), 70);
+        // Its next owner, who lives, and one that is on its way.
+        for (generation, owner) in [(6, 80), (7, 0)] {
+            pid.set(generation, owner);
+            pid.note(5, 70);
+            assert_eq!(pid.get(), owner);
+        }
+    }
+}
