@@ -25,6 +25,8 @@ mod mutexes;
 mod recoverable;
 #[path = "sync/rwlocks.rs"]
 mod rwlocks;
+#[path = "sync/scarce.rs"]
+mod scarce;
 #[path = "sync/semaphores.rs"]
 mod semaphores;
 
@@ -92,6 +94,10 @@ const CASES: &[common::Named] = table! {
         a_dead_waiter_hurts_nobody
         setters_killed_at_random
         a_descriptor_per_process;
+    scarce:
+        a_death_is_seen_without_descriptors
+        waits_sleep_where_the_wait_is_refused
+        a_handle_dropped_late_leaves_no_memory;
     barriers:
         phases_by_processes
         one_leader

@@ -45,9 +45,7 @@ fn make(arena: Arena) -> Option<Tag> {
 fn known(arena: Arena) -> Option<Tag> {
     let known = Tag::of_word(local::of(arena).process());
     // Another pid: we are a child of a fork that no handler saw, and the record is our parent's.
-    let ours = |tag: &Tag| {
-        arena.process(tag.slot()).pid.get() == sys::process::pid()
-    };
+    let ours = |tag: &Tag| arena.process(tag.slot()).pid.get() == sys::process::pid();
     (!known.is_nobody()).then_some(known).filter(ours)
 }
 

@@ -202,12 +202,12 @@ pub(crate) fn guards_held() -> usize {
 
 #[cold]
 fn attach(arena: Arena) -> Result<&'static Slot, NoSlot> {
+    // The thread is ending, and has left: it would leave a slot behind, and the page.
+    AT_END.try_with(|_| ()).map_err(|_| NoSlot)?;
     if std::ptr::eq(TABLE.get(), &EMPTY.0) {
         let page = sys::memory::wipe_on_fork_page().map_err(|_| NoSlot)?;
         TABLE.set(page.cast());
     }
-    // The thread is ending, and has left: it would leave a slot behind.
-    AT_END.try_with(|_| ()).map_err(|_| NoSlot)?;
     let process = process::current(arena).ok_or(NoSlot)?;
     let index = claim(arena, process).ok_or(NoSlot)?;
     let slot = arena.slot(index);

@@ -111,7 +111,10 @@ fn forked(pid: u32) {
         let child = Tag::of_word(forked_last(arena).swap(0, Ordering::Relaxed));
         if !child.is_nobody() {
             // The child stores the same once it lives.
-            arena.process(child.slot()).pid.note(child.generation(), pid);
+            arena
+                .process(child.slot())
+                .pid
+                .note(child.generation(), pid);
         }
     }
 }

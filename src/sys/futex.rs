@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use rustix::io::Errno;
 use rustix::thread::futex::{self, Flags, Timespec, Wait, WaitFlags, WaitPtr, WaitvFlags};
 
 use crate::primitive::AtomicU32;
@@ -71,7 +72,12 @@ pub(crate) fn wait_any(words: &[(&AtomicU32, u32)], limit: Duration) {
         Some(&deadline),
         futex::ClockId::Monotonic,
     );
-    if outcome == Err(rustix::io::Errno::NOSYS) {
+    // An old kernel does not have it, and some filters of system calls refuse it in other words.
+    let has_slept = matches!(
+        outcome,
+        Ok(_) | Err(Errno::AGAIN | Errno::TIMEDOUT | Errno::INTR)
+    );
+    if !has_slept {
         wait(first.0, first.1, limit.min(Duration::from_millis(1)));
     }
 }

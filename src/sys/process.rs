@@ -116,16 +116,16 @@ pub(crate) fn process_is_gone(pid: u32, start: u64) -> bool {
         return true;
     }
     if !proc_counts_as_we_do() {
-        return false;
+        return child_has_ended(leader);
     }
     match read_stat(CWD, format_args!("/proc/{pid}/stat")) {
         // A start of 0 is unknown, and so no evidence.
         Stat::Read(line) if start != 0 && line.start != start => true,
         Stat::Read(line) if !line.ended() => false,
         // The kernel counts the threads that are not yet released, the leader among them.
-        Stat::Read(line) => line.threads <= 1 || all_threads_ended(pid),
+        Stat::Read(line) => line.threads <= 1 || all_threads(pid, StatLine::ended),
         Stat::Missing => no_such_task(leader),
-        Stat::Unreadable => false,
+        Stat::Unreadable => child_has_ended(leader),
     }
 }
 
@@ -150,26 +150,16 @@ pub(crate) fn may_still_run(pid: u32, start: u64) -> bool {
     let Some(leader) = to_pid(pid) else {
         return false;
     };
+    let is_there = || !no_such_task(leader) && !child_has_ended(leader);
     if !proc_counts_as_we_do() {
-        return !no_such_task(leader);
+        return is_there();
     }
     match read_stat(CWD, format_args!("/proc/{pid}/stat")) {
         // A start of 0 is unknown, and so no evidence.
         Stat::Read(line) if start != 0 && line.start != start => false,
         Stat::Read(line) if line.threads <= 1 => !line.ending(),
-        Stat::Read(_) => {
-            let mut running = false;
-            let listed = with_path(format_args!("/proc/{pid}/task"), |path| {
-                each_task(path, |dir, tid| {
-                    let stat = read_stat(dir, format_args!("{tid}/stat"));
-                    running = !matches!(stat, Stat::Missing)
-                        && !matches!(&stat, Stat::Read(line) if line.ending());
-                    !running
-                })
-            });
-            running || !matches!(listed, Some(Ok(())))
-        }
-        Stat::Missing | Stat::Unreadable => !no_such_task(leader),
+        Stat::Read(_) => !all_threads(pid, StatLine::ending),
+        Stat::Missing | Stat::Unreadable => is_there(),
     }
 }
 
@@ -319,6 +309,16 @@ fn no_such_task(task: Pid) -> bool {
     rustix::process::test_kill_process(task) == Err(Errno::SRCH)
 }
 
+/// Whether a process is a child of ours that has ended, with all its threads, and was not reaped. Takes
+/// no descriptor, so it is for when there are none. Leaves the child to who waits for it.
+fn child_has_ended(child: Pid) -> bool {
+    let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    matches!(
+        rustix::process::waitid(WaitId::Pid(child), look),
+        Ok(Some(_))
+    )
+}
+
 /// Whether `/proc` belongs to our pid namespace: its `self` then names our own pid.
 fn proc_counts_as_we_do() -> bool {
     let mut target = [MaybeUninit::<u8>::uninit(); 16];
@@ -361,32 +361,31 @@ impl Listing {
     }
 }
 
-/// Whether every thread of a process whose leader has ended has ended too. This is the slow way,
-/// for threads that ended and are kept by a debugger.
+/// Whether every thread of a process has ended, or is about to, as `is_over` says of one.
 ///
 /// A living thread could start another one after the directory was read, and then end before it
 /// is looked at. So the directory is read again: if it names the same tasks as before, and the
 /// kernel counts no more than these, then all tasks there were had ended before the second
 /// reading began, and those that ended start none.
-fn all_threads_ended(pid: u32) -> bool {
+fn all_threads(pid: u32, is_over: impl Fn(&StatLine) -> bool) -> bool {
     let (mut first, mut second) = (Listing::default(), Listing::default());
-    let mut ended = true;
+    let mut all = true;
     let listed = with_path(format_args!("/proc/{pid}/task"), |path| {
         each_task(path, |dir, tid| {
             first.add(tid);
-            ended = matches!(
+            all = matches!(
                 read_stat(dir, format_args!("{tid}/stat")),
-                Stat::Read(line) if line.ended()
+                Stat::Read(line) if is_over(&line)
             );
-            ended
+            all
         })?;
         each_task(path, |_, tid| {
             second.add(tid);
-            ended
+            all
         })
     });
     matches!(listed, Some(Ok(())))
-        && ended
+        && all
         && first == second
         && matches!(
             read_stat(CWD, format_args!("/proc/{pid}/stat")),

@@ -194,14 +194,14 @@ fn threads_outlive_their_leader() {
     let start = line.start;
     assert_eq!(start_time(child), TaskState::Dead, "the leader has ended");
     assert!(!process_is_gone(child, start), "its thread has not");
-    assert!(!all_threads_ended(child));
+    assert!(!all_threads(child, StatLine::ended));
     assert!(!has_ended(child));
     send_byte(&release);
     while !has_ended(child) {
         thread::yield_now();
     }
     assert!(process_is_gone(child, start));
-    assert!(all_threads_ended(child), "the slow way agrees");
+    assert!(all_threads(child, StatLine::ended), "the slow way agrees");
     assert_eq!(wait(child), Ended::Exited(0));
 }
 

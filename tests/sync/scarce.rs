@@ -1,0 +1,129 @@
+//! Deaths and waits where the system does not give what they usually take.
+
+use std::cell::RefCell;
+use std::fs::{self, File};
+use std::mem::MaybeUninit;
+use std::time::Duration;
+
+use shmkit::process::scope;
+use shmkit::{LockError, Mutex, Pool, Shared};
+
+use super::{LONG, shared, until};
+
+/// A child that is dead and was not reaped is found dead by who cannot open its `/proc`.
+pub fn a_death_is_seen_without_descriptors() {
+    let mutex = shared(Mutex::new(1_u32));
+    scope(|s| {
+        let child = s.spawn::<_, ()>(|| {
+            let _guard = mutex.lock();
+            std::process::abort();
+        });
+        let child = child.unwrap();
+        until("dead", || child.is_finished());
+        let few = libc::rlimit {
+            rlim_cur: 32,
+            rlim_max: 32,
+        };
+        // SAFETY: reads the value.
+        unsafe { assert_eq!(libc::setrlimit(libc::RLIMIT_NOFILE, &few), 0) };
+        let mut files = Vec::new();
+        while let Ok(file) = File::open("/dev/null") {
+            files.push(file);
+        }
+        let locked = mutex.lock_timeout(LONG);
+        assert!(matches!(locked, Err(LockError::OwnerDied(_))));
+        drop((locked, files));
+        assert!(child.join().is_err());
+    });
+}
+
+/// The calls of this thread, and of those that it starts from now on, are answered with `error` if they
+/// have that number.
+fn refuse(number: i64, error: i32) {
+    let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+    let mut program = [
+        step(0x20, 0, 0, 0), // the number
+        step(0x15, 0, 1, number as u32),
+        step(0x06, 0, 0, libc::SECCOMP_RET_ERRNO | error as u32),
+        step(0x06, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog {
+        len: program.len() as u16,
+        filter: program.as_mut_ptr(),
+    };
+    // SAFETY: both calls read what they are given.
+    unsafe {
+        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+        let mode = libc::SECCOMP_MODE_FILTER;
+        assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, mode, &program), 0);
+    }
+}
+
+/// How often this thread has given the processor away to wait for something.
+fn sleeps() -> i64 {
+    let mut usage = MaybeUninit::uninit();
+    // SAFETY: the call fills it in.
+    unsafe {
+        assert_eq!(libc::getrusage(libc::RUSAGE_THREAD, usage.as_mut_ptr()), 0);
+        usage.assume_init().ru_nvcsw
+    }
+}
+
+/// Filters of system calls have words of their own for calls that they do not know.
+pub fn waits_sleep_where_the_wait_is_refused() {
+    let mutex = shared(Mutex::new(1_u32));
+    for error in [libc::ENOSYS, libc::EPERM, libc::EINVAL] {
+        refuse(libc::SYS_futex_waitv, error);
+        let guard = mutex.lock().unwrap();
+        std::thread::scope(|s| {
+            s.spawn(|| {
+                let before = sleeps();
+                let late = mutex.lock_timeout(Duration::from_millis(50));
+                assert!(matches!(late, Err(LockError::TimedOut)));
+                let slept = sleeps() - before;
+                assert!(slept >= 10, "slept {slept} times");
+            });
+        });
+        drop(guard);
+    }
+}
+
+/// Drops what it holds as one of the last things of its thread.
+struct Late(RefCell<Option<Shared<u64>>>);
+
+impl Drop for Late {
+    fn drop(&mut self) {
+        drop(self.0.take());
+    }
+}
+
+thread_local! {
+    static LATE: Late = const { Late(RefCell::new(None)) };
+}
+
+/// Nothing of a thread is left that uses a pool last when it has left it already.
+pub fn a_handle_dropped_late_leaves_no_memory() {
+    let pool = Pool::builder().max_size(4 << 20).create().unwrap();
+    let used = || {
+        let status = fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmData:"));
+        let kib = line.and_then(|line| line.split_whitespace().nth(1));
+        kib.and_then(|kib| kib.parse::<u64>().ok()).unwrap()
+    };
+    let some_threads = || {
+        for n in 0..100 {
+            let thread = std::thread::spawn(move || {
+                // Registered before the first use of the pool, so it ends after that.
+                LATE.with(|late| late.0.replace(None));
+                let object = pool.create(n).unwrap();
+                LATE.with(|late| late.0.replace(Some(object)));
+            });
+            thread.join().unwrap();
+        }
+    };
+    some_threads();
+    let before = used();
+    some_threads();
+    let more = used() - before;
+    assert!(more < 100, "{more} KiB");
+}
