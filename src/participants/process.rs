@@ -190,9 +190,8 @@ pub(crate) fn abort_child(arena: Arena, child: Tag) {
         && state.phase == ProcessPhase::Forking
         && record.turn(state, aborted)
     {
-        recovery::drop_holds(arena, child.slot());
         // What its parent has let go of since was held by this record alone.
-        arena.header().unreaped.demand();
+        recovery::drop_holds(arena, child.slot());
         record.turn(
             aborted,
             ProcessState {
@@ -269,7 +268,6 @@ pub(crate) fn leave(arena: Arena) {
     let record = arena.process(known.slot());
     recovery::abort_children(arena, known.slot());
     recovery::drop_holds(arena, known.slot());
-    arena.header().unreaped.demand();
     let state = record.state();
     let free = ProcessState {
         phase: ProcessPhase::Free,
