@@ -167,9 +167,7 @@ pub(crate) fn reserve_child(arena: Arena) -> Option<Tag> {
 fn copy_holds(arena: Arena, me: usize, child: usize) -> Result<(), CommitError> {
     let held = arena.held(me);
     commit_holds(arena, child, held)?;
-    for word in 0..held / 64 {
-        // SAFETY: both rows are committed that far.
-        let (from, to) = unsafe { (arena.hold_word(me, word), arena.hold_word(child, word)) };
+    for (from, to) in arena.hold_row(me).iter().zip(arena.hold_row(child)) {
         let bits = from.load(Ordering::Relaxed);
         if bits != 0 {
             to.store(bits, Ordering::SeqCst);

@@ -274,9 +274,7 @@ pub(crate) fn abort_children(arena: Arena, parent: usize) {
 /// Lets go of every object that a process held, and asks for a walk that finds those it alone held, and
 /// those on its list.
 pub(crate) fn drop_holds(arena: Arena, index: usize) {
-    // SAFETY: below `held`.
-    let row = (0..arena.held(index) / 64).map(|word| unsafe { arena.hold_word(index, word) });
-    keeping::end_holds(row, &arena.header().unreaped);
+    keeping::end_holds(arena.hold_row(index), &arena.header().unreaped);
 }
 
 /// Looks at every life word and recovers whoever is marked dead. Cheap when nobody is.

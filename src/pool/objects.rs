@@ -262,9 +262,8 @@ pub(super) fn undo_create(arena: Arena, owner: Tag, index: usize, address: usize
 }
 
 fn hold_place(arena: Arena, row: usize, index: usize) -> Option<(&'static AtomicU64, u64)> {
-    // SAFETY: the row is committed up to `held`.
-    (index < arena.held(row))
-        .then(|| unsafe { (arena.hold_word(row, index / 64), 1 << (index % 64)) })
+    let word = arena.hold_row(row).get(index / 64)?;
+    Some((word, 1 << (index % 64)))
 }
 
 fn set_hold(arena: Arena, row: usize, index: usize) {

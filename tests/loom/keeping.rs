@@ -96,7 +96,7 @@ impl Table {
             lifecycle::condemn(&self.state, index);
             self.intents[index].store(0, Ordering::Release);
         }
-        keeping::end_holds([&self.holds[index]].into_iter(), &self.due);
+        keeping::end_holds(std::slice::from_ref(&self.holds[index]), &self.due);
     }
 }
 
