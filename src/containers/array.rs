@@ -4,7 +4,7 @@
 //!
 //! The elements are in a block of their own, so that an array can be a field and can grow; the
 //! block begins with its length, so that one store of its address changes both. Elements of 1, 2,
-//! 4 or 8 bytes are read and written by one atomic access. Larger ones, up to [`WRITE_MAX`], are
+//! 4 or 8 bytes are read and written by one atomic access. Larger ones, up to `intents::WRITE_MAX`, are
 //! copied under one of a few owner-tagged locks, and written through the slot's redo area, so that
 //! a killed writer leaves the old element or the new one. Ranges are `claims`' business.
 //!
@@ -23,32 +23,32 @@
 //! | | after | the new storage; the old block is freed, and the length put right by who meets the claim |
 //!
 //! Invariants
-//! 1. The block is replaced under a GROWING claim only: while an operation's [`Pass`] or a claim of
+//! 1. The block is replaced under a GROWING claim only: while an operation's pass or a claim of
 //!    one element or more exists, the block stays.
 //! 2. Elements are accessed by the owner of an exclusive claim alone; or by owners of shared claims
 //!    and by reading operations, none of which writes; or by operations only.
 //! 3. Of operations only: all accesses to an element are atomic, or all are under its stripe's lock.
 //! 4. The length never shrinks, and `len` is stored before a claim of growing is over.
 
+mod access;
+
 use std::alloc::Layout;
 use std::fmt;
 use std::marker::{PhantomData, PhantomPinned};
-use std::mem::{MaybeUninit, offset_of};
+use std::mem::offset_of;
 use std::ops::{Range, RangeBounds};
 use std::ptr::NonNull;
 
 use super::Shared;
-use super::claims::{Access, Claims, Mode, Pass, Refusal, Storage};
+use super::claims::{Claims, Mode, Refusal, Storage};
 use super::elements::{self, Room};
 use super::ranges::{Claim, ClaimMut, Claimed};
-use super::refusals::{ClaimError, ElementError, ResizeError, resolve};
+use super::refusals::{ClaimError, ResizeError, resolve};
 use crate::allocator::{AllocError, block};
 use crate::layout::arena::Arena;
 use crate::layout::{Field, TypeInfo};
-use crate::participants::lock;
-use crate::participants::table::Slot;
 use crate::participants::thread;
-use crate::pool::intents::{self, WRITE_MAX};
+use crate::pool::intents;
 use crate::pool::{ObjectError, OutOfMemory, Pool};
 use crate::primitive::{AtomicU64, Ordering};
 use crate::{KillSafe, ShmSafe};
@@ -247,21 +247,6 @@ impl<T: KillSafe + Unpin> Array<T> {
         Arena::containing(std::ptr::from_ref(self).addr())
     }
 
-    /// The place of an element. `_pass` keeps the block there.
-    #[inline]
-    fn element(
-        &self,
-        arena: Arena,
-        index: usize,
-        _pass: &Pass<'_>,
-    ) -> Result<*mut T, ElementError> {
-        let (elements, len) = self.elements(arena);
-        if index >= len {
-            return Err(ElementError::OutOfBounds { index, len });
-        }
-        Ok(elements.wrapping_add(index))
-    }
-
     /// The first element's place, and how many there are: in a damaged pool no more than lie in
     /// its memory. The caller keeps the block from being replaced.
     #[inline]
@@ -283,162 +268,6 @@ impl<T: KillSafe + Unpin> Array<T> {
     pub(crate) fn extent(&self, arena: Arena) -> (usize, usize) {
         let (elements, len) = self.elements(arena);
         (elements.addr(), len)
-    }
-
-    /// Runs `f` with the element's place, which no claim covers meanwhile. Elements that are not
-    /// accessed by one instruction are under their stripe's lock.
-    #[inline]
-    fn with_element<R>(
-        &self,
-        index: usize,
-        access: Access,
-        f: impl FnOnce(&Slot, *mut T) -> R,
-    ) -> Result<R, ElementError> {
-        if size_of::<T>() > WRITE_MAX {
-            return Err(ElementError::TooLarge);
-        }
-        let arena = self.arena().ok_or(ElementError::NotInPool)?;
-        let slot = thread::slot(arena)?;
-        let pass = self.claims.pass(arena, slot, &self.storage, index, access);
-        let pass = pass.map_err(|refusal| match refusal {
-            Refusal::Claimed(by) => ElementError::Claimed { by },
-            Refusal::TooMany => unreachable!("an element's pass is no entry"),
-        })?;
-        let place = self.element(arena, index, &pass)?;
-        if Self::ATOMIC {
-            return Ok(f(slot, place));
-        }
-        let stripe = &self.stripes[index % STRIPES];
-        match lock::lock(arena, slot, stripe, None) {
-            Ok(taken) if taken.flags == 0 => {}
-            // What its dead holder was writing has been written by now: `lock`'s invariant 3.
-            Ok(taken) => lock::clear(stripe, taken.flags),
-            // One element at a time: only a damaged pool says that we hold it already.
-            Err(_) => {}
-        }
-        let result = f(slot, place);
-        lock::unlock(stripe, slot.tag(), 0);
-        Ok(result)
-    }
-
-    /// A copy of an element.
-    ///
-    /// # Errors
-    ///
-    /// See [`ElementError`]. An element that is claimed for reading can be read.
-    #[inline]
-    pub fn get(&self, index: usize) -> Result<T, ElementError>
-    where
-        T: Copy,
-    {
-        self.with_element(index, Access::Reads, |_, place| {
-            // SAFETY: the pass keeps the block there, `index` is below its length, and by
-            // invariants 2 and 3 all access the element atomically, or nobody writes to it while
-            // we hold its stripe's lock.
-            unsafe {
-                if Self::ATOMIC {
-                    elements::of_bits(elements::load(place))
-                } else {
-                    place.read()
-                }
-            }
-        })
-    }
-
-    /// Overwrites an element.
-    ///
-    /// # Errors
-    ///
-    /// See [`ElementError`].
-    ///
-    /// # Crash behaviour
-    ///
-    /// All of the element is overwritten, or nothing.
-    #[inline]
-    pub fn set(&self, index: usize, value: T) -> Result<(), ElementError> {
-        self.with_element(index, Access::Writes, |slot, place| {
-            // SAFETY: as in `get`; and should we die writing bytes, nobody accesses the element until
-            // the intent is resolved, as the stripe's lock and the pass count until then.
-            unsafe {
-                if Self::ATOMIC {
-                    elements::store(place, elements::to_bits(value));
-                } else {
-                    elements::write(slot, place, &value);
-                }
-            }
-        })
-    }
-
-    /// Replaces an element by what `f` makes of it; what it was. `f` runs again if somebody else
-    /// changes the element meanwhile. Nothing is locked or claimed while `f` runs.
-    ///
-    /// # Errors
-    ///
-    /// See [`ElementError`].
-    ///
-    /// # Panics
-    ///
-    /// If `f` does. The element is as it was.
-    ///
-    /// # Crash behaviour
-    ///
-    /// As for [`set`](Self::set).
-    ///
-    /// ```
-    /// # use shmkit::{Array, Pool};
-    /// # let pool = Pool::builder().create()?;
-    /// let counters = Array::filled_in(pool, 8, 0_u64)?;
-    /// assert_eq!(counters.update(5, |n| n + 1)?, 0);
-    /// assert_eq!(counters.get(5)?, 1);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn update(&self, index: usize, mut f: impl FnMut(T) -> T) -> Result<T, ElementError>
-    where
-        T: Copy,
-    {
-        if Self::ATOMIC {
-            // SAFETY: as in `get`.
-            let load = |_: &Slot, place: *mut T| unsafe { elements::load(place) };
-            let mut seen = self.with_element(index, Access::Reads, load)?;
-            loop {
-                // SAFETY: the bits of an element.
-                let old = unsafe { elements::of_bits(seen) };
-                let new = elements::to_bits(f(old));
-                // SAFETY: as in `set`.
-                let exchange =
-                    |_: &Slot, place: *mut T| unsafe { elements::exchange(place, seen, new) };
-                match self.with_element(index, Access::Writes, exchange)? {
-                    Ok(()) => return Ok(old),
-                    Err(now) => seen = now,
-                }
-            }
-        }
-        let (mut seen, mut now) = (MaybeUninit::<T>::uninit(), MaybeUninit::<T>::uninit());
-        self.with_element(index, Access::Reads, |_, place| {
-            // SAFETY: as in `get`.
-            unsafe { elements::copy_bytes(place, &mut seen) };
-        })?;
-        loop {
-            // SAFETY: copied from an element.
-            let old = unsafe { seen.assume_init() };
-            let new = f(old);
-            let unchanged = self.with_element(index, Access::Writes, |slot, place| {
-                // SAFETY: as in `set`.
-                unsafe {
-                    elements::copy_bytes(place, &mut now);
-                    let unchanged =
-                        elements::frozen_bytes(&mut now) == elements::frozen_bytes(&mut seen);
-                    if unchanged {
-                        elements::write(slot, place, &new);
-                    }
-                    unchanged
-                }
-            })?;
-            if unchanged {
-                return Ok(old);
-            }
-            std::mem::swap(&mut seen, &mut now);
-        }
     }
 
     /// Claims a range for reading. While the claim is there nobody writes to the range, and others

@@ -34,7 +34,8 @@ use std::hash::{BuildHasher, RandomState};
 // Not `crate::primitive`: the one word here belongs to the process and to no protocol.
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::type_info::{Field, OwnedKind, Part, Place, Shape, TypeInfo};
+use super::field::{Field, Part, Place};
+use super::type_info::{OwnedKind, Shape, TypeInfo};
 
 /// Mixed in first, so that a change of the scheme changes every fingerprint.
 const SCHEME: u64 = 1;

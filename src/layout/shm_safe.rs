@@ -27,7 +27,8 @@ use core::sync::atomic::{
 };
 use core::time::Duration;
 
-use super::type_info::{Field, TypeInfo};
+use super::field::Field;
+use super::type_info::TypeInfo;
 
 /// A type whose values may live in shared memory.
 ///
@@ -127,7 +128,7 @@ pub unsafe trait KillSafe: ShmSafe {
 /// What the derive macros' output calls.
 #[doc(hidden)]
 pub mod derive_support {
-    pub use crate::layout::type_info::{Field, TypeInfo, Variant};
+    pub use crate::layout::{Field, TypeInfo, Variant};
     use crate::layout::{KillSafe, ShmSafe};
 
     /// Implemented by derived types and, in a blanket, by types with `Drop`: a type that is both

@@ -28,6 +28,7 @@ use core::any::TypeId;
 use core::fmt;
 
 use super::ShmSafe;
+use super::field::{Field, Part, Place, Variant, check_fields, has_in_place, is_plain};
 
 /// A function that returns the description of a type; see the module's rationale.
 pub type TypeFn = fn() -> &'static TypeInfo;
@@ -59,9 +60,9 @@ pub struct TypeInfo {
     pub(super) compiler_layout: bool,
     pub(super) image_bound: bool,
     /// A value stays where it is: it owns pool memory, or others know its address.
-    in_place: bool,
+    pub(super) in_place: bool,
     /// A value is its bytes and no more: no padding, nothing that is changed through `&`.
-    plain: bool,
+    pub(super) plain: bool,
 }
 
 /// What a type is made of.
@@ -142,115 +143,6 @@ pub struct OwnedField {
     pub count: u32,
     /// What each word owns.
     pub kind: OwnedKind,
-}
-
-/// A type that is stored inside another, with what a constructor must know of it at compile time
-/// (where functions such as [`TypeFn`] cannot be called).
-#[derive(Clone, Copy)]
-pub(super) struct Part {
-    pub(super) ty: TypeFn,
-    size: usize,
-    align: usize,
-    owns: bool,
-    image_bound: bool,
-    in_place: bool,
-    plain: bool,
-}
-
-impl Part {
-    const fn of<F: ShmSafe>() -> Self {
-        Self {
-            ty: TypeInfo::of::<F>,
-            size: size_of::<F>(),
-            align: align_of::<F>(),
-            owns: F::OWNS,
-            image_bound: F::IMAGE_BOUND,
-            in_place: F::TYPE.in_place,
-            plain: F::TYPE.plain,
-        }
-    }
-}
-
-/// A named piece of a type: a field, a type or a constant it has as parameter.
-#[derive(Clone, Copy)]
-pub struct Field {
-    pub(super) name: &'static str,
-    pub(super) place: Place,
-}
-
-/// Where the piece is.
-#[derive(Clone, Copy)]
-pub(super) enum Place {
-    At { offset: usize, part: Part },
-    Within(Part),
-    Mentioned(TypeFn),
-    Constant(i128),
-}
-
-impl Field {
-    /// A field of type `F` that is stored `offset` bytes from the start.
-    pub const fn at<F: ShmSafe>(name: &'static str, offset: usize) -> Self {
-        let part = Part::of::<F>();
-        Self {
-            name,
-            place: Place::At { offset, part },
-        }
-    }
-
-    /// A field of type `F` that is stored in some values of the type and not in others, such as
-    /// the payload of an enum's variant. It owns nothing.
-    pub const fn within<F: ShmSafe>(name: &'static str) -> Self {
-        Self {
-            name,
-            place: Place::Within(Part::of::<F>()),
-        }
-    }
-
-    /// A type that tells one type from another without being stored in it, such as `T` in
-    /// `PhantomData<T>`.
-    pub const fn mention<F: ShmSafe>(name: &'static str) -> Self {
-        Self {
-            name,
-            place: Place::Mentioned(TypeInfo::of::<F>),
-        }
-    }
-
-    /// A constant that tells one type from another, such as the value of a const parameter.
-    pub const fn constant(name: &'static str, value: i128) -> Self {
-        Self {
-            name,
-            place: Place::Constant(value),
-        }
-    }
-
-    /// Whether the field is stored and owns pool memory.
-    pub const fn owns(&self) -> bool {
-        matches!(self.place, Place::At { part, .. } | Place::Within(part) if part.owns)
-    }
-
-    /// Whether the field is stored and bound to one program image.
-    pub const fn image_bound(&self) -> bool {
-        matches!(self.place, Place::At { part, .. } | Place::Within(part) if part.image_bound)
-    }
-}
-
-/// One variant of an enum.
-#[derive(Clone, Copy)]
-pub struct Variant {
-    pub(super) name: &'static str,
-    pub(super) discriminant: i128,
-    pub(super) fields: &'static [Field],
-}
-
-impl Variant {
-    /// A variant with its discriminant and its fields, which are made by [`Field::within`].
-    pub const fn new(name: &'static str, discriminant: i128, fields: &'static [Field]) -> Self {
-        Self {
-            name,
-            discriminant,
-            fields,
-        }
-    }
 }
 
 impl TypeInfo {
@@ -497,67 +389,6 @@ impl TypeInfo {
     }
 }
 
-/// Whether something that is stored in a type stays where it is.
-const fn has_in_place(shape: Shape) -> bool {
-    match shape {
-        Shape::Scalar | Shape::Owned(_) => false,
-        Shape::Sequence { element, .. } => element.in_place,
-        Shape::Record(fields) | Shape::Library(fields) => any_in_place(fields),
-        Shape::Variants { variants, .. } => {
-            let mut i = 0;
-            while i < variants.len() {
-                if any_in_place(variants[i].fields) {
-                    return true;
-                }
-                i += 1;
-            }
-            false
-        }
-    }
-}
-
-const fn any_in_place(fields: &[Field]) -> bool {
-    let mut i = 0;
-    while i < fields.len() {
-        if matches!(fields[i].place, Place::At { part, .. } | Place::Within(part) if part.in_place)
-        {
-            return true;
-        }
-        i += 1;
-    }
-    false
-}
-
-/// Whether a type of that shape and size consists of plain ones, without gaps.
-const fn is_plain(shape: Shape, size: usize) -> bool {
-    match shape {
-        Shape::Scalar | Shape::Owned(_) | Shape::Library(_) => false,
-        Shape::Sequence { element, .. } => element.plain,
-        Shape::Record(fields) => {
-            let (mut i, mut sum) = (0, 0);
-            while i < fields.len() {
-                match fields[i].place {
-                    Place::At { part, .. } if part.plain => sum += part.size,
-                    Place::At { .. } | Place::Within(_) => return false,
-                    Place::Mentioned(_) | Place::Constant(_) => {}
-                }
-                i += 1;
-            }
-            sum == size
-        }
-        Shape::Variants { variants, .. } => {
-            let mut i = 0;
-            while i < variants.len() {
-                if !variants[i].fields.is_empty() {
-                    return false;
-                }
-                i += 1;
-            }
-            true
-        }
-    }
-}
-
 /// The words `f` of each of `len` neighbours that are `size` bytes apart.
 fn repeat(f: OwnedField, size: u32, len: u32) -> Vec<OwnedField> {
     let shifted = |stride, count, (times, distance): (u32, u32)| -> Vec<OwnedField> {
@@ -584,40 +415,6 @@ fn repeat(f: OwnedField, size: u32, len: u32) -> Vec<OwnedField> {
 /// Narrows an offset or a length inside a type that owns pool memory.
 fn offset_u32(n: usize) -> u32 {
     u32::try_from(n).expect("invariant 6: a type that owns has at most 4 GiB")
-}
-
-/// Checks fields against their type `T`, by invariants 2 to 5.
-const fn check_fields<T: ShmSafe>(fields: &[Field]) {
-    let (mut owns, mut image_bound) = (false, false);
-    let mut i = 0;
-    while i < fields.len() {
-        let field = &fields[i];
-        match field.place {
-            Place::At { offset, part } => {
-                assert!(
-                    part.size <= size_of::<T>() && offset <= size_of::<T>() - part.size,
-                    "a field lies inside its type"
-                );
-                assert!(
-                    !part.owns || offset.is_multiple_of(part.align),
-                    "a field that owns pool memory is aligned: no repr(packed) around it"
-                );
-            }
-            Place::Within(part) => assert!(
-                !part.owns,
-                "a field that is stored in some values only owns nothing"
-            ),
-            Place::Mentioned(_) | Place::Constant(_) => {}
-        }
-        owns |= field.owns();
-        image_bound |= field.image_bound();
-        i += 1;
-    }
-    assert!(T::OWNS == owns, "OWNS says what the fields say");
-    assert!(
-        T::IMAGE_BOUND || !image_bound,
-        "a type with an image-bound field is image-bound"
-    );
 }
 
 impl fmt::Debug for TypeInfo {

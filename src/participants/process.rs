@@ -165,9 +165,7 @@ pub(crate) fn reserve_child(arena: Arena) -> Option<Tag> {
 fn copy_holds(arena: Arena, me: usize, child: usize) -> Result<(), CommitError> {
     let held = arena.held(me);
     commit_holds(arena, child, held)?;
-    for word in 0..held / 64 {
-        // SAFETY: both rows are committed that far.
-        let (from, to) = unsafe { (arena.hold_word(me, word), arena.hold_word(child, word)) };
+    for (from, to) in arena.hold_row(me).iter().zip(arena.hold_row(child)) {
         let bits = from.load(Ordering::Relaxed);
         if bits != 0 {
             to.store(bits, Ordering::SeqCst);
@@ -188,9 +186,8 @@ pub(crate) fn abort_child(arena: Arena, child: Tag) {
         && state.phase == ProcessPhase::Forking
         && record.turn(state, aborted)
     {
-        recovery::drop_holds(arena, child.slot());
         // What its parent has let go of since was held by this record alone.
-        arena.header().unreaped.demand();
+        recovery::drop_holds(arena, child.slot());
         record.turn(
             aborted,
             ProcessState {
@@ -267,7 +264,6 @@ pub(crate) fn leave(arena: Arena) {
     let record = arena.process(known.slot());
     recovery::abort_children(arena, known.slot());
     recovery::drop_holds(arena, known.slot());
-    arena.header().unreaped.demand();
     let state = record.state();
     let free = ProcessState {
         phase: ProcessPhase::Free,

@@ -25,6 +25,7 @@ use crate::participants::table::{Process, ProcessPhase, ProcessState, Slot, Slot
 use crate::participants::tag::Tag;
 use crate::participants::{life, permits, readers};
 use crate::primitive::{AtomicU64, Ordering};
+use crate::protocol::keeping;
 use crate::sys::futex;
 use crate::sys::robust::OWNER_DIED;
 
@@ -234,8 +235,6 @@ fn finish_process(arena: Arena, index: usize, record: &Process) -> bool {
         }
     }
     drop_holds(arena, index);
-    // After that, or a walk in between would pass over what is held no longer.
-    arena.header().unreaped.demand();
     let free = ProcessState {
         phase: ProcessPhase::Free,
         parent: 0,
@@ -272,15 +271,10 @@ pub(crate) fn abort_children(arena: Arena, parent: usize) {
     }
 }
 
-/// Lets go of every object that a process held.
+/// Lets go of every object that a process held, and asks for a walk that finds those it alone held, and
+/// those on its list.
 pub(crate) fn drop_holds(arena: Arena, index: usize) {
-    for word in 0..arena.held(index) / 64 {
-        // SAFETY: below `held`.
-        let word = unsafe { arena.hold_word(index, word) };
-        if word.load(Ordering::Relaxed) != 0 {
-            word.store(0, Ordering::SeqCst);
-        }
-    }
+    keeping::end_holds(arena.hold_row(index), &arena.header().unreaped);
 }
 
 /// Looks at every life word and recovers whoever is marked dead. Cheap when nobody is.

@@ -418,15 +418,13 @@ impl Arena {
         held.min(OBJECTS.max as u64) as usize
     }
 
-    /// A word of a record's bitmap of held objects.
-    ///
-    /// # Safety
-    ///
-    /// `word * 64` is below [`Arena::held`] of the record.
-    pub(crate) unsafe fn hold_word(self, process: usize, word: usize) -> &'static AtomicU64 {
-        debug_assert!(word * 64 < self.held(process));
-        // SAFETY: the row is committed up to `held`; it consists of atomics.
-        unsafe { &*self.pointer::<AtomicU64>(HOLDS.offset + process * HOLDS.entry + word * 8) }
+    /// A record's bitmap of held objects, as far as it is committed.
+    pub(crate) fn hold_row(self, process: usize) -> &'static [AtomicU64] {
+        let words = self.held(process) / 64;
+        let row = self.pointer::<AtomicU64>(HOLDS.offset + process * HOLDS.entry);
+        // SAFETY: the row is committed up to `held`, which only rises and is no more than a row has room
+        // for; it consists of atomics.
+        unsafe { std::slice::from_raw_parts(row, words) }
     }
 
     /// A word of the pool by its address, if there is one within the pool's memory: behind the last

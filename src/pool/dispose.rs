@@ -8,11 +8,10 @@
 //! is postponed; what nobody looks at any more it destroys for a keeper that may be stopped.
 //!
 //! Invariants, beside those of `pool::objects`
-//! 1. While a living process is an entry's keeper, the state that it keeps is on its list, or it is about
-//!    to try it: in that state nobody else lists the object.
-//! 2. An entry's stamp is no older than that of the state that is kept: it only rises, and comes first.
-//! 3. An object that is RETIRED and is not kept in that state is in the hands of who retired it, or a walk
-//!    is due (`Header::unreaped`). Who makes objects unused for others asks for the walk after that.
+//! 1. While a living process is found to keep a state (`protocol::keeping`), that is on its list, or it is
+//!    about to try it: a walk does not list the object.
+//! 2. An object that is RETIRED and is not kept in that state is in the hands of who retired it, which may
+//!    have listed it, or a walk is due (`Header::unreaped`).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Mutex;
@@ -28,6 +27,7 @@ use crate::participants::table::{ProcessPhase, Slot};
 use crate::participants::tag::Tag;
 use crate::participants::{detect, epoch, permits, process, readers, thread};
 use crate::primitive::Ordering;
+use crate::protocol::keeping;
 use crate::protocol::lifecycle::{self, ObjectState, Phase};
 
 /// Destroys the object if nothing holds it, and then what it led to, and so on. What somebody
@@ -78,25 +78,20 @@ fn postpone(arena: Arena, retired: Retired) {
     all.entry(arena.base()).or_default().push_back(retired);
     POSTPONED_COUNT.fetch_add(1, Ordering::Relaxed);
     if let Some(entry) = arena.object(retired.index) {
-        entry.since.fetch_max(retired.stamp, Ordering::SeqCst);
-        entry.kept.store(retired.state.pack(), Ordering::SeqCst);
-        entry
-            .keeper
-            .store(local::of(arena).process(), Ordering::SeqCst);
+        entry.keeping.keep(retired.state, retired.stamp, me(arena));
     }
 }
 
 /// For objects that are on no list of this process now, and to be destroyed: somebody's walk finds them.
 fn leave_to_others(arena: Arena, all: &[Retired]) {
-    let me = local::of(arena).process();
-    for retired in all {
-        if let Some(entry) = arena.object(retired.index) {
-            let _ = entry
-                .keeper
-                .compare_exchange(me, 0, Ordering::SeqCst, Ordering::Relaxed);
-        }
-    }
-    arena.header().unreaped.demand();
+    let entries = all.iter().filter_map(|one| arena.object(one.index));
+    let all = entries.map(|entry| &entry.keeping);
+    keeping::give_up(all, me(arena), &arena.header().unreaped);
+}
+
+/// This process, as it is named in what it keeps.
+fn me(arena: Arena) -> Tag {
+    Tag::of_word(local::of(arena).process())
 }
 
 /// The first of the postponed that nobody looks at any more, which it is no longer.
@@ -110,13 +105,10 @@ fn take_postponed(arena: Arena, oldest: u64) -> Option<Retired> {
 
 /// True if a living process has the object on its list in that state.
 fn is_kept(arena: Arena, entry: &Entry, state: ObjectState) -> bool {
-    let keeper = Tag::of_word(entry.keeper.load(Ordering::SeqCst));
-    if keeper.is_nobody()
-        || keeper.slot() >= arena.process_count()
-        || entry.kept.load(Ordering::SeqCst) != state.pack()
-    {
+    let keeper = entry.keeping.keeper(state);
+    let Some(keeper) = keeper.filter(|keeper| keeper.slot() < arena.process_count()) else {
         return false;
-    }
+    };
     let process = arena.process(keeper.slot()).state();
     process.phase == ProcessPhase::Live && process.generation == keeper.generation()
 }
@@ -234,7 +226,7 @@ fn walk(arena: Arena, entries: std::ops::Range<usize>) {
         let state = entry.state();
         match state.phase {
             Phase::Retired if is_kept(arena, entry, state) => {
-                let stamp = entry.since.load(Ordering::SeqCst);
+                let stamp = entry.keeping.stamp();
                 let kept = Retired {
                     index,
                     state,
@@ -253,20 +245,14 @@ fn walk(arena: Arena, entries: std::ops::Range<usize>) {
 /// Turns the object to RETIRED if nothing holds it.
 fn retire(arena: Arena, index: usize) -> Option<Retired> {
     let entry = arena.object(index)?;
-    let is_unused = || is_unused(arena, entry, index);
+    let is_linked = || detect::value(entry.links.load(Ordering::SeqCst)) != 0;
+    let is_unused = || lifecycle::is_unused(is_linked, || is_held(arena, index));
     let (state, stamp) = lifecycle::retire(&entry.state, is_unused, || epoch::stamp(arena))?;
     Some(Retired {
         index,
         state,
         stamp,
     })
-}
-
-/// True if no process and then no link holds the object: by invariant 3.
-fn is_unused(arena: Arena, entry: &Entry, index: usize) -> bool {
-    let is_linked = || detect::value(entry.links.load(Ordering::SeqCst)) != 0;
-    // A link is quicker to see than that no process holds it.
-    !is_linked() && !is_held(arena, index) && !is_linked()
 }
 
 /// True if a thread's lists name something within an object: a leaked permit, or a leaked read.

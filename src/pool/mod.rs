@@ -4,6 +4,8 @@
 //! |-----------|------|
 //! | `create`  | the builder; initialise, then publish |
 //! | `attach`  | judge a header, map, be refused with a reason |
+//! | `blocks`  | memory of a pool: allocated, freed, grown |
+//! | `named`   | objects by name, for users |
 //! | `types`   | what types own, described in the pool |
 //! | `objects` | counted values, found by index; destroyed by anybody |
 //! | `intents` | changes of several words, and how a death in the middle is resolved |
@@ -13,11 +15,13 @@
 //! | `fork`    | what a fork does to all of it |
 
 pub(crate) mod attach;
+mod blocks;
 mod create;
 pub(crate) mod dispose;
 pub(crate) mod fork;
 pub(crate) mod handles;
 pub(crate) mod intents;
+mod named;
 pub(crate) mod names;
 pub(crate) mod objects;
 pub(crate) mod remove;
@@ -27,17 +31,18 @@ use std::alloc::Layout;
 use std::mem::ManuallyDrop;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::Arc;
 
 pub(crate) use attach::PoolName;
 pub use attach::{AttachError, UnlinkError};
+pub use blocks::GrowError;
 pub use create::{CreateError, PoolBuilder};
+pub use named::NamedError;
 pub use types::TypeError;
 
 use crate::ShmSafe;
 use crate::allocator::check::{CheckReport, Depth};
 use crate::allocator::stats::Stats;
-use crate::allocator::{self, AllocError, FreeError, Packed, ReallocError, block};
+use crate::allocator::{self, AllocError};
 use crate::engines::limbo;
 use crate::layout::arena::{Arena, DATA, SLICE};
 use crate::layout::local;
@@ -46,7 +51,6 @@ use crate::participants::recovery;
 use crate::participants::table::{ProcessPhase, SlotPhase};
 use crate::participants::thread::{self, NoSlot};
 use crate::primitive::Ordering;
-use crate::sys::memory::CommitError;
 
 /// The target of this layer's log events. They are told by the caller of an operation, when it is
 /// done: never under a lock or an intent, nor by recovery itself, nor around a fork.
@@ -100,60 +104,6 @@ pub enum ObjectError {
     /// The thread has no slot in the pool.
     #[error(transparent)]
     NoSlot(#[from] NoSlot),
-}
-
-/// Why a named object was not found or made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum NamedError {
-    /// There is no object of that name.
-    #[error("the pool has no object of that name")]
-    NotFound,
-    /// The object of that name is of another type.
-    #[error("the object of that name is of another type")]
-    OtherType,
-    /// There is an object of that name already.
-    #[error("the pool has an object of that name already")]
-    NameTaken,
-    /// The object's entry in the pool leads to no block of its size: the pool is damaged.
-    #[error("the object of that name is damaged")]
-    Damaged,
-    /// The name is empty or longer than 232 bytes.
-    #[error("a name has 1 to 232 bytes")]
-    InvalidName,
-    /// The pool has as many names as it can have.
-    #[error("the pool's table of names is full")]
-    TableFull,
-    /// The object could not be made or held.
-    #[error(transparent)]
-    Object(#[from] ObjectError),
-}
-
-impl From<NoSlot> for NamedError {
-    fn from(no_slot: NoSlot) -> Self {
-        NamedError::Object(no_slot.into())
-    }
-}
-
-impl From<CommitError> for NamedError {
-    fn from(error: CommitError) -> Self {
-        NamedError::Object(AllocError::NoMemory(error).into())
-    }
-}
-
-/// Why the pool did not grow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum GrowError {
-    /// More than the pool's maximum.
-    #[error("the pool can grow to {max} bytes at most")]
-    AboveMaximum {
-        /// The maximum.
-        max: usize,
-    },
-    /// No memory.
-    #[error(transparent)]
-    NoMemory(#[from] CommitError),
 }
 
 /// Who was recovered by a call.
@@ -325,231 +275,9 @@ impl Pool {
         Ok(crate::Shared::of(hold).expect("a block of the layout was made"))
     }
 
-    /// The object of that name.
-    ///
-    /// # Errors
-    ///
-    /// [`NamedError::NotFound`], or [`NamedError::OtherType`] if it is none of type `T`.
-    pub fn named<T: ShmSafe>(self, name: &str) -> Result<crate::Shared<T>, NamedError> {
-        let slot = thread::slot(self.0)?;
-        process::current(self.0).ok_or(NoSlot)?;
-        let hold = names::locked(self.0, slot, || self.find_named::<T>(name))?;
-        let hold = hold.ok_or(NamedError::NotFound)?;
-        crate::Shared::of(hold).ok_or(NamedError::Damaged)
-    }
-
-    /// Holds the object of that name, if there is one. The caller holds the names' lock.
-    fn find_named<T: ShmSafe>(self, name: &str) -> Result<Option<Arc<handles::Hold>>, NamedError> {
-        let Some(index) = names::find(self.0, name) else {
-            return Ok(None);
-        };
-        let entry = self.0.object(index).ok_or(NamedError::Damaged)?;
-        if !types::is(self.0, entry.kind(), T::TYPE.fingerprint()) {
-            return Err(NamedError::OtherType);
-        }
-        // A name keeps its object alive, and the lock keeps the name.
-        let hold = handles::open(self.0, index, entry.state().generation)?;
-        hold.map(Some).ok_or(NamedError::Damaged)
-    }
-
     pub(crate) fn is_type<T: ShmSafe>(self, index: usize) -> bool {
         let entry = self.0.object(index);
         entry.is_some_and(|entry| types::is(self.0, entry.kind(), T::TYPE.fingerprint()))
-    }
-
-    /// Gives an object a name, by which other processes find it. The name keeps it alive.
-    ///
-    /// # Errors
-    ///
-    /// [`NamedError::NameTaken`] and the like.
-    pub fn set_name<T: ShmSafe>(
-        self,
-        name: &str,
-        object: &crate::Shared<T>,
-    ) -> Result<(), NamedError> {
-        if name.is_empty() || name.len() > names::MAX_NAME {
-            return Err(NamedError::InvalidName);
-        }
-        if object.pool() != self {
-            return Err(NamedError::NotFound);
-        }
-        let slot = thread::slot(self.0)?;
-        names::locked(self.0, slot, || {
-            if names::find(self.0, name).is_some() {
-                return Err(NamedError::NameTaken);
-            }
-            names::enter(self.0, slot, name, object.index()).map_err(|failure| match failure {
-                names::EnterFailure::TableFull => NamedError::TableFull,
-                names::EnterFailure::NoMemory(error) => error.into(),
-            })
-        })
-    }
-
-    /// The object of that name, made by `init` if there is none. Of several that make it at once
-    /// one wins, and all get the same object; the values of the others are dropped, so `init` may
-    /// run in vain.
-    ///
-    /// # Errors
-    ///
-    /// See [`NamedError`].
-    pub fn named_or_create<T: ShmSafe>(
-        self,
-        name: &str,
-        init: impl FnOnce() -> T,
-    ) -> Result<crate::Shared<T>, NamedError> {
-        match self.named(name) {
-            Err(NamedError::NotFound) => {}
-            other => return other,
-        }
-        let made = self.create(init()).map_err(|refused| refused.cause)?;
-        loop {
-            match self.set_name(name, &made) {
-                Ok(()) => return Ok(made),
-                Err(NamedError::NameTaken) => {}
-                Err(error) => return Err(error),
-            }
-            match self.named(name) {
-                // Removed in between: ours may be the one now.
-                Err(NamedError::NotFound) => {}
-                other => return other,
-            }
-        }
-    }
-
-    /// Removes a name. The object goes when nothing else holds it.
-    ///
-    /// # Errors
-    ///
-    /// [`NamedError::NotFound`].
-    pub fn remove_name(self, name: &str) -> Result<(), NamedError> {
-        let slot = thread::slot(self.0)?;
-        let removed = names::locked(self.0, slot, || names::remove(self.0, slot, name));
-        let object = removed.ok_or(NamedError::NotFound)?;
-        names::dispose(self.0, object);
-        Ok(())
-    }
-
-    /// Every name of the pool.
-    #[must_use]
-    pub fn names(self) -> Vec<String> {
-        names::all(self.0)
-            .into_iter()
-            .map(|(name, _)| name)
-            .collect()
-    }
-
-    /// Allocates a block. It is the caller's until freed; a caller that dies leaks it.
-    ///
-    /// # Errors
-    ///
-    /// See [`AllocError`]. The pool grows first, if it can.
-    #[inline]
-    pub fn allocate(self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
-        let slot = thread::known_slot(self.0);
-        let address = match slot.and_then(|slot| block::at_hand(slot, layout, |_| {})) {
-            Some(address) => address,
-            None => self.allocate_more(layout).map_err(Packed::unpack)?,
-        };
-        // SAFETY: a block lies in the pool's data, above its base.
-        let pointer =
-            unsafe { NonNull::new_unchecked(std::ptr::with_exposed_provenance_mut(address)) };
-        Ok(NonNull::slice_from_raw_parts(pointer, layout.size()))
-    }
-
-    /// The rare allocation; a function of its own, so that the common one is short.
-    #[cold]
-    #[inline(never)]
-    fn allocate_more(self, layout: Layout) -> Result<usize, Packed> {
-        block::allocate_more(self.0, thread::slot(self.0)?, layout, |_| {})
-    }
-
-    /// Frees a block.
-    ///
-    /// # Safety
-    ///
-    /// Nobody uses the block any more, and `pointer` came from [`Pool::allocate`] or
-    /// [`Pool::reallocate`] of this pool. Other pointers, and a block freed before, are refused
-    /// with an error, except that two frees of one block at the same moment may both succeed.
-    ///
-    /// # Errors
-    ///
-    /// See [`FreeError`].
-    #[inline]
-    pub unsafe fn deallocate(self, pointer: NonNull<u8>) -> Result<(), FreeError> {
-        match thread::known_slot(self.0) {
-            Some(slot) => block::free(self.0, slot, pointer.addr().get()),
-            None => self.first_free(pointer.addr().get()),
-        }
-    }
-
-    /// A free by a thread that has no slot yet.
-    #[cold]
-    #[inline(never)]
-    fn first_free(self, address: usize) -> Result<(), FreeError> {
-        block::free(self.0, thread::slot(self.0)?, address)
-    }
-
-    /// Moves a block to one of another layout, with as much of its content as fits. It may stay
-    /// where it is.
-    ///
-    /// # Safety
-    ///
-    /// As for [`Pool::deallocate`], except when an error is returned.
-    ///
-    /// # Errors
-    ///
-    /// See [`ReallocError`]. The block is as it was.
-    pub unsafe fn reallocate(
-        self,
-        pointer: NonNull<u8>,
-        new: Layout,
-    ) -> Result<NonNull<[u8]>, ReallocError> {
-        let slot = thread::slot(self.0).map_err(FreeError::from)?;
-        // SAFETY: by the caller's promise.
-        let moved = unsafe { block::reallocate(self.0, slot, pointer.addr().get(), new) }?;
-        let pointer = NonNull::new(std::ptr::with_exposed_provenance_mut(moved));
-        let pointer = pointer.ok_or(AllocError::PoolFull)?;
-        Ok(NonNull::slice_from_raw_parts(pointer, new.size()))
-    }
-
-    /// Bytes that the block at `pointer` has, which may be more than were asked for.
-    ///
-    /// # Errors
-    ///
-    /// See [`FreeError`].
-    pub fn usable_size(self, pointer: NonNull<u8>) -> Result<usize, FreeError> {
-        block::usable_size(self.0, pointer.addr().get())
-    }
-
-    /// Makes the pool at least that large, in bytes of data.
-    ///
-    /// # Errors
-    ///
-    /// See [`GrowError`]. What has grown by then stays.
-    pub fn grow_to(self, bytes: usize) -> Result<(), GrowError> {
-        let max = self.0.header().max_slices.load(Ordering::Relaxed) as usize;
-        let wanted = bytes.div_ceil(SLICE);
-        if wanted > max {
-            return Err(GrowError::AboveMaximum { max: max * SLICE });
-        }
-        recovery::poll(self.0);
-        let have = self.0.slices();
-        if wanted > have {
-            allocator::grow::grow_by(self.0, have, wanted - have)?;
-            let (base, size) = (self.0.base(), wanted * SLICE);
-            log::debug!(target: LOG, "the pool at {base:#x} has grown to {size} bytes");
-        }
-        Ok(())
-    }
-
-    /// Gives the memory of free slices back to the kernel; how many bytes. They stay part of the
-    /// pool. This happens by itself too, some time after much was freed.
-    ///
-    /// # Errors
-    ///
-    /// [`NoSlot`].
-    pub fn purge(self) -> Result<usize, NoSlot> {
-        Ok(allocator::grow::purge(self.0, thread::slot(self.0)?))
     }
 
     /// Does now what is to be done for dead participants, and frees what nobody holds any more.

@@ -41,6 +41,7 @@ use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
 use crate::participants::{detect, process};
 use crate::primitive::{AtomicU64, Ordering};
+use crate::protocol::keeping::Keeping;
 use crate::protocol::lifecycle;
 pub(crate) use crate::protocol::lifecycle::{ObjectState, Phase};
 use crate::sys::memory::CommitError;
@@ -56,12 +57,8 @@ pub(crate) struct Entry {
     pub(crate) address: AtomicU64,
     /// The type's index.
     kind: AtomicU64,
-    /// The process that has the object on its list of postponed, as a tag, or 0: see `dispose`.
-    pub(super) keeper: AtomicU64,
-    /// The state in which it has it there.
-    pub(super) kept: AtomicU64,
-    /// The latest stamp of any state in which the object was on a list.
-    pub(super) since: AtomicU64,
+    /// The process that has the object on its list of postponed: see `dispose`.
+    pub(super) keeping: Keeping,
 }
 
 const _: () = assert!(size_of::<Entry>() <= OBJECTS.entry);
@@ -265,9 +262,8 @@ pub(super) fn undo_create(arena: Arena, owner: Tag, index: usize, address: usize
 }
 
 fn hold_place(arena: Arena, row: usize, index: usize) -> Option<(&'static AtomicU64, u64)> {
-    // SAFETY: the row is committed up to `held`.
-    (index < arena.held(row))
-        .then(|| unsafe { (arena.hold_word(row, index / 64), 1 << (index % 64)) })
+    let word = arena.hold_row(row).get(index / 64)?;
+    Some((word, 1 << (index % 64)))
 }
 
 fn set_hold(arena: Arena, row: usize, index: usize) {

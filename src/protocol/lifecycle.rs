@@ -78,14 +78,21 @@ pub fn hold(word: &AtomicU64, generation: u32) -> bool {
     }
 }
 
+/// True if no process and then no link holds the object: a holder may link it, and let go of it then.
+#[inline]
+pub fn is_unused(is_linked: impl Fn() -> bool, is_held: impl Fn() -> bool) -> bool {
+    // A link is quicker to see than that no process holds it.
+    !is_linked() && !is_held() && !is_linked()
+}
+
 /// Turns the object to RETIRED if nothing holds it. Its state, if it is RETIRED or CONDEMNED, and
 /// the time at which nothing led to it, by `now`: for the caller alone. Once that is past, nobody
 /// looks at the object while it has that state.
 ///
 /// The time comes after the look, so who still sees the object began to look before it. Nobody
-/// finds it again without turning it to LIVE, since `is_unused` sees no hold before it sees no
-/// link (a holder may link the object, and let go of it then); the next turn to RETIRED has another
-/// version. So the time belongs to the state, and others that retire the same object do not matter.
+/// finds it again without turning it to LIVE, since [`is_unused`] sees no hold before it sees no link;
+/// the next turn to RETIRED has another version. So the time belongs to the state, and others that
+/// retire the same object do not matter.
 #[inline]
 pub fn retire(
     word: &AtomicU64,

@@ -13,6 +13,7 @@
 //! | `pins`      | what may still be looked at is not freed | `participants::epoch` |
 //! | `readers`   | who reads under which lock | `participants::readers` |
 //! | `lifecycle` | held, retired, destroyed | `pool::objects`, `pool::dispose` |
+//! | `keeping`   | what is retired and not destroyed at once | `pool::dispose`, `participants` |
 //! | `lines`     | entries of a hash map that are looked at, changed and moved | `engines::map` |
 //! | `ring`      | the cells of a bounded queue | `engines::queue`, `containers::queue` |
 //! | `sweep`     | a walk over a table that many make, a piece each | `pool::dispose` |
@@ -21,6 +22,7 @@
 
 pub mod bitmap;
 pub mod detect;
+pub mod keeping;
 pub mod lifecycle;
 pub mod lines;
 pub mod lock_word;

@@ -224,7 +224,10 @@ impl StatLine {
     /// Field 2, the command, is enclosed in parentheses, and may contain spaces and parentheses
     /// itself; nothing behind it does. So the fields are counted from the last one that closes.
     fn parse(text: &[u8]) -> Option<StatLine> {
-        let close = text.iter().rposition(|&byte| byte == b')')?;
+        /// The command ends before: it has 63 bytes at the most, each of which may be escaped.
+        const COMMAND: usize = 160;
+        let beginning = &text[..text.len().min(COMMAND)];
+        let close = beginning.iter().rposition(|&byte| byte == b')')?;
         let rest = text.get(close + 1..)?.strip_prefix(b" ")?;
         let mut fields = rest.split(|&byte| byte == b' ');
         let state = *fields.next()?.first()?; // field 3

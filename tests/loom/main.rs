@@ -14,6 +14,7 @@
 
 mod bitmaps;
 mod detect;
+mod keeping;
 mod lifecycle;
 mod lines;
 mod lock_word;

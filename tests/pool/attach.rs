@@ -108,7 +108,7 @@ pub fn twice_in_one_process() {
     assert_sound(*again);
 }
 
-fn memfd(content: &[u8]) -> File {
+pub fn memfd(content: &[u8]) -> File {
     let fd = rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
     let file = File::from(fd);
     file.write_all_at(content, 0).unwrap();
@@ -139,7 +139,7 @@ pub fn not_a_pool() {
 }
 
 /// A copy of a pool's file, up to `len`, as far as there is data.
-pub fn copy(original: &File, len: u64) -> File {
+fn copy(original: &File, len: u64) -> File {
     use rustix::fs::{SeekFrom, seek};
     let made = memfd(&[]);
     made.set_len(len).unwrap();

@@ -8,13 +8,14 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use rustix::fs::{SeekFrom, seek};
 use shmkit::process::scope;
 use shmkit::{
     Array, Buffer, Handle, Lease, Link, Mailbox, Pool, Queue, Receiver, Semaphore, SharedCell,
     ShmSafe,
 };
 
-use super::attach::copy;
+use super::attach::memfd;
 use super::common::{Random, TestPool, allocate, layout, try_free};
 use super::{damaged_heap, damaged_maps};
 
@@ -299,6 +300,43 @@ fn change(file: &File, random: &mut Random, place: impl Fn(&mut Random) -> u64) 
     }
 }
 
+/// What a file has in it, but for pages of zeros, which are most: a copy is a few writes.
+struct Data {
+    len: u64,
+    runs: Vec<(u64, Vec<u8>)>,
+}
+
+impl Data {
+    fn of(file: &File) -> Data {
+        const PAGE: usize = 4096;
+        let len = file.metadata().unwrap().len();
+        let mut runs: Vec<(u64, Vec<u8>)> = Vec::new();
+        let mut end = 0;
+        while let Ok(start) = seek(file, SeekFrom::Data(end)) {
+            end = seek(file, SeekFrom::Hole(start)).unwrap();
+            for at in (start..end).step_by(PAGE) {
+                let mut page = vec![0; PAGE.min((end - at) as usize)];
+                file.read_exact_at(&mut page, at).unwrap();
+                match runs.last_mut() {
+                    _ if page.iter().all(|&byte| byte == 0) => {}
+                    Some((from, run)) if *from + run.len() as u64 == at => run.extend(page),
+                    _ => runs.push((at, page)),
+                }
+            }
+        }
+        Data { len, runs }
+    }
+
+    fn copy(&self) -> File {
+        let made = memfd(&[]);
+        made.set_len(self.len).unwrap();
+        for (at, run) in &self.runs {
+            made.write_all_at(run, *at).unwrap();
+        }
+        made
+    }
+}
+
 /// Attaches to changed copies in forked children, a batch each, so that a crash or a hang of one
 /// is seen, with the number that repeats it.
 fn attach_changed(
@@ -307,7 +345,7 @@ fn attach_changed(
     place: impl Fn(&mut Random, &Places) -> u64 + Sync,
 ) {
     let (file, number, node, places) = original();
-    let len = file.metadata().unwrap().len();
+    let data = Data::of(&file);
     let progress = TestPool::with(|b| b.max_size(1 << 20));
     // The change on its way; how many were attached.
     let words = progress.create([const { AtomicU64::new(0) }; 2]).unwrap();
@@ -318,7 +356,7 @@ fn attach_changed(
     let batches = only.map_or(0..batches, |n| n / per_batch..n / per_batch + 1);
     let mut failures = Vec::new();
     for batch in batches {
-        let (file, words, done) = (&file, &words, &done);
+        let (data, words, done) = (&data, &words, &done);
         let (place, places) = (&place, &places);
         scope(|s| {
             let child = s.spawn(move || {
@@ -327,7 +365,7 @@ fn attach_changed(
                         continue;
                     }
                     words[0].store(seed, Ordering::Relaxed);
-                    let copy = copy(file, len);
+                    let copy = data.copy();
                     change(&copy, &mut Random::new(seed + 1), |random| {
                         place(random, places)
                     });

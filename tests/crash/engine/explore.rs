@@ -14,8 +14,8 @@ use super::child::{
 };
 use super::decode::Decoder;
 use super::image::{Image, View, seals_of, take_over};
-use super::stepper::{Point, Scene, Stepper, name_of, perform};
-use super::suite::{Settings, Tally};
+use super::stepper::{Point, SLOWER, Scene, Stepper, Way, name_of, perform};
+use super::suite::{Place, Settings, Tally};
 
 /// Recoveries of recoveries of the operation are not crashed again.
 const LAST_ORDER: u8 = 2;
@@ -68,15 +68,21 @@ pub fn explore_all<S: Arena>(
     Ok(())
 }
 
-/// One real kill, at the given point, in the calling process, which must be a child for this purpose only.
+/// One real kill, at one of the places that were chosen, in the calling process, which must be a child for this
+/// purpose only. `again` after a run that did not come to the place.
 pub fn kill_at<S: Arena>(
     case: &Case<S>,
     settings: &Settings,
     tally: &Tally,
-    point: usize,
+    place: &Place,
+    again: bool,
 ) -> Result<(), String> {
     let mut explorer = Explorer::new(case, settings, tally);
-    let _ = explorer.kill_at(point);
+    if again {
+        let _ = explorer.step_and_kill(place.point.get() as usize);
+    } else if let Ok(true) = explorer.kill_at(place) {
+        tally.missed.add(1);
+    }
     sweep_all();
     Ok(())
 }
@@ -109,6 +115,9 @@ impl<'a, S: Arena> Explorer<'a, S> {
         order: u8,
     ) -> Result<(), Halt> {
         let trail = self.follow(ground, crash)?;
+        if order == 1 && self.case.real_kills {
+            self.settings.choose(&trail.points, &self.tally.places);
+        }
         if order == 1
             && trail
                 .points
@@ -142,7 +151,7 @@ impl<'a, S: Arena> Explorer<'a, S> {
         let start = image.clone();
         let mut points = Vec::new();
         let mut next = Some(Point {
-            rip: 0,
+            way: Way::default(),
             progress: crash.map_or(0, |crash| crash.progress),
             finished: false,
             delta: image.same(),
@@ -262,11 +271,38 @@ impl<'a, S: Arena> Explorer<'a, S> {
         })
     }
 
-    /// A real kill at a point; the survivor works on the arena itself.
-    fn kill_at(&mut self, index: usize) -> Result<(), Halt> {
+    /// A real kill at a point that [`explore_all`] has come to; the survivor works on the arena itself.
+    /// True if the victim did not come there, and has not been killed.
+    fn kill_at(&mut self, place: &Place) -> Result<bool, Halt> {
+        let index = place.point.get() as usize;
+        let (mut stepper, _, image) = self.start(None, None)?;
+        let way = place.way();
+        let reached = stepper.run_to(way, self.case.limit * SLOWER);
+        let reached = reached.or_else(|text| {
+            let here = Crash {
+                point: index,
+                ..NOWHERE
+            };
+            self.report(&describe(&here), &format!("on the way there: {text}"))
+        })?;
+        if !reached && place.finished.get() == 0 {
+            return Ok(true);
+        }
+        let last = Point {
+            way,
+            progress: stepper.progress(),
+            finished: stepper.finished(),
+            delta: image.same(),
+        };
+        self.kill_here(stepper, &last, index)?;
+        Ok(false)
+    }
+
+    /// The same at the point with that number of this run, for an operation that takes another way each time.
+    fn step_and_kill(&mut self, index: usize) -> Result<(), Halt> {
         let (mut stepper, view, mut image) = self.start(None, None)?;
         let mut last = Point {
-            rip: 0,
+            way: Way::default(),
             progress: 0,
             finished: false,
             delta: image.same(),
@@ -279,16 +315,20 @@ impl<'a, S: Arena> Explorer<'a, S> {
             }
             reached += 1;
         }
+        self.kill_here(stepper, &last, reached)
+    }
+
+    fn kill_here(&mut self, stepper: Stepper, last: &Point, index: usize) -> Result<(), Halt> {
         let here = Crash {
             real: true,
-            ..crash_at(&last, reached, stepper.pid(), None)
+            ..crash_at(last, index, stepper.pid(), None)
         };
         stepper.into_child().end();
         sweep();
         self.tally.killed.add(1);
         match self.survive(None, &here) {
             Ok(()) => Ok(()),
-            Err(text) => self.fail(&here, &last, &text),
+            Err(text) => self.fail(&here, last, &text),
         }
     }
 
@@ -337,10 +377,10 @@ impl<'a, S: Arena> Explorer<'a, S> {
             place += &format!(", after the write at +{offset:#x}");
         }
         let seen = self.failure(&place, text, || {
-            if point.rip == 0 {
+            if point.way.rip == 0 {
                 String::new()
             } else {
-                name_of(point.rip)
+                name_of(point.way.rip)
             }
         });
         if seen < ENOUGH_FAILURES {

@@ -8,9 +8,14 @@
 //! Other threads and children of the victim are not traced: what they do to the arena is seen with the victim's
 //! next write, at no particular granularity.
 //!
+//! Who is to be killed at a point that another victim was stepped to runs there ([`Way`]), stopped by the processor
+//! each time it comes to the point's instruction: that costs nothing beside stepping.
+//!
 //! A victim dies with its tracer (`PTRACE_O_EXITKILL`).
 
+use std::collections::HashMap;
 use std::io;
+use std::mem::offset_of;
 use std::ops::Range;
 use std::ptr;
 use std::time::{Duration, Instant};
@@ -21,22 +26,33 @@ use super::child::{Child, Ended};
 use super::decode::{Decoder, Effect};
 use super::image::{Delta, Image, View};
 
-/// How much longer a loop may take under stepping than the limit for one system call.
-const SLOWER: u32 = 5;
+/// How much longer a loop, or a whole run, may take than the limit for one system call.
+pub const SLOWER: u32 = 5;
 /// So often, in steps, the time is looked at.
 const LOOK_AT_CLOCK: u64 = 4096;
 
 /// A moment at which a kill leaves memory in a state of its own.
 #[derive(Clone)]
 pub struct Point {
-    /// The instruction that made the change. 0 for the start.
-    pub rip: u64,
+    /// The instruction that made the change, and how it is come to.
+    pub way: Way,
     /// The last mark given to `progress`.
     pub progress: u64,
     /// The body has returned.
     pub finished: bool,
     /// What changed since the point before.
     pub delta: Delta,
+}
+
+/// The way to a point, for a victim that runs and is not stepped.
+#[derive(Clone, Copy, Default)]
+pub struct Way {
+    /// The instruction. 0 for the start.
+    pub rip: u64,
+    /// How often it is come to from another one.
+    pub comings: u64,
+    /// The steps taken in it then: a string instruction takes one for each of its parts.
+    pub steps: u64,
 }
 
 /// What is to be stepped, and what is to be looked at meanwhile.
@@ -61,6 +77,9 @@ pub struct Stepper {
     progress: u64,
     finished: bool,
     pub steps: u64,
+    /// How often each instruction was come to, and the way to the one stepped last.
+    comings: HashMap<u64, u64>,
+    way: Way,
     ranges: Vec<(u64, u64)>,
 }
 
@@ -114,12 +133,24 @@ impl Stepper {
             progress,
             finished: false,
             steps: 0,
+            comings: HashMap::new(),
+            way: Way::default(),
             ranges: Vec::new(),
         })
     }
 
     pub fn pid(&self) -> i32 {
         self.child.pid()
+    }
+
+    /// The last mark that the victim gave to `progress`.
+    pub fn progress(&self) -> u64 {
+        self.child.progress()
+    }
+
+    /// Whether the body has returned.
+    pub fn finished(&self) -> bool {
+        self.finished
     }
 
     /// The child, still stopped where it is.
@@ -144,6 +175,7 @@ impl Stepper {
                     name_of(before.rip)
                 ));
             }
+            self.note_way();
             let effect = decoder.effect(self.child.pid(), &before, &mut self.ranges);
             let whole = self.step(scene.limit)? || matches!(effect, Effect::Anything);
             if let Effect::String { from, size } = effect {
@@ -175,7 +207,7 @@ impl Stepper {
                 self.progress = progress;
                 let delta = delta.unwrap_or_else(|| image.same());
                 return Ok(Some(Point {
-                    rip: before.rip,
+                    way: self.way,
                     progress,
                     finished: self.finished,
                     delta,
@@ -183,6 +215,70 @@ impl Stepper {
             }
         }
         Ok(None)
+    }
+
+    /// Notes that the instruction at which the victim stands is stepped next.
+    fn note_way(&mut self) {
+        let rip = self.regs.rip;
+        if rip == self.way.rip {
+            self.way.steps += 1;
+            return;
+        }
+        let comings = self.comings.entry(rip).or_default();
+        *comings += 1;
+        self.way = Way {
+            rip,
+            comings: *comings,
+            steps: 1,
+        };
+    }
+
+    /// Lets the victim run to a point that another one was stepped to. False if it did not come there, and
+    /// has finished.
+    pub fn run_to(&mut self, way: Way, limit: Duration) -> Result<bool, String> {
+        self.break_at(Some(way.rip))?;
+        for _ in 0..way.comings {
+            if !self.run_to_break(way.rip, limit)? {
+                return Ok(false);
+            }
+        }
+        self.break_at(None)?;
+        for _ in 0..way.steps {
+            if !self.finished {
+                self.step(limit)?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Has the processor stop the victim, and none that it forks, before that instruction.
+    fn break_at(&self, rip: Option<u64>) -> Result<(), String> {
+        /// Of the debug register 7: the first breakpoint is on, and is one of execution.
+        const ON: u64 = 1;
+        for (register, value) in [
+            (7, 0),
+            (0, rip.unwrap_or(0)),
+            (7, u64::from(rip.is_some()) * ON),
+        ] {
+            let offset = offset_of!(libc::user, u_debugreg) + size_of::<u64>() * register;
+            // SAFETY: the child is our stopped tracee; the offset is that of a register, the data its value.
+            let set =
+                unsafe { libc::ptrace(libc::PTRACE_POKEUSER, self.child.pid(), offset, value) };
+            if set == -1 {
+                return Err(failed("PTRACE_POKEUSER of a breakpoint"));
+            }
+        }
+        Ok(())
+    }
+
+    /// False if the victim has finished before.
+    fn run_to_break(&mut self, rip: u64, limit: Duration) -> Result<bool, String> {
+        loop {
+            self.resume(libc::PTRACE_CONT, limit)?;
+            if self.finished || self.signal == 0 && self.regs.rip == rip {
+                return Ok(!self.finished);
+            }
+        }
     }
 
     /// Compares those of the foretold ranges that are in the arena.
@@ -203,12 +299,19 @@ impl Stepper {
 
     /// One instruction. True if more than its own doing may have happened.
     fn step(&mut self, limit: Duration) -> Result<bool, String> {
+        let signal = self.signal;
+        self.resume(libc::PTRACE_SINGLESTEP, limit)?;
+        self.steps += 1;
+        Ok(signal != 0 || self.signal != 0 || self.finished)
+    }
+
+    /// Lets the victim go on, by that request, to its next stop.
+    fn resume(&mut self, request: libc::c_uint, limit: Duration) -> Result<(), String> {
         let signal = std::mem::take(&mut self.signal);
         // SAFETY: the child is our stopped tracee; the address is ignored and the data is a signal number.
-        if unsafe { libc::ptrace(libc::PTRACE_SINGLESTEP, self.child.pid(), 0, signal) } == -1 {
-            return Err(failed("PTRACE_SINGLESTEP"));
+        if unsafe { libc::ptrace(request, self.child.pid(), 0, signal) } == -1 {
+            return Err(failed("letting a victim go on"));
         }
-        self.steps += 1;
         match self.child.wait(limit) {
             Ended::Stop(libc::SIGTRAP) => {}
             Ended::Stop(libc::SIGSTOP) => self.finished = true,
@@ -216,7 +319,7 @@ impl Stepper {
             other => return Err(ended_early(&self.child, other)),
         }
         self.regs = registers(self.child.pid())?;
-        Ok(signal != 0 || self.signal != 0 || self.finished)
+        Ok(())
     }
 }
 

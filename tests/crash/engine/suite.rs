@@ -21,6 +21,10 @@ use super::Arena;
 use super::case::Case;
 use super::child::{Child, Ended, Fork, Ticker, adopt_orphans, route_panics, sweep_all};
 use super::explore::{explore_all, kill_at};
+use super::stepper::{Point, Way};
+
+/// Real kills of a case at the most.
+const MOST_KILLS: usize = 128;
 
 /// How thorough a run is.
 pub struct Settings {
@@ -29,7 +33,7 @@ pub struct Settings {
     pub verbose: bool,
     pub budget: Duration,
     seed: u64,
-    real_kills: u64,
+    real_kills: usize,
     /// For one process of a case. Only a setup that hangs gets there.
     limit: Duration,
 }
@@ -45,8 +49,20 @@ impl Settings {
             verbose: text("_VERBOSE") == "1",
             budget: Duration::from_millis(number("_BUDGET_MS", 3000)),
             seed: number("_SEED", 1),
-            real_kills: if full { 128 } else { 12 },
+            real_kills: if full { MOST_KILLS } else { 12 },
             limit: Duration::from_secs(if full { 24 * 3600 } else { 900 }),
+        }
+    }
+}
+
+impl Settings {
+    /// Chooses where real kills are to fall.
+    pub fn choose(&self, points: &[Point], places: &Places) {
+        let mut random = Random(self.seed | 1);
+        for place in &places.places[..self.real_kills.min(points.len())] {
+            let index = random.below(points.len() as u64) as usize;
+            place.set(index, &points[index]);
+            places.count.add(1);
         }
     }
 }
@@ -66,9 +82,43 @@ impl Count {
     }
 }
 
-/// What the processes of a case have counted. In memory that they share.
-#[derive(Default)]
+/// Where a real kill is to fall: a point of first order.
+pub struct Place {
+    pub point: Count,
+    rip: Count,
+    comings: Count,
+    steps: Count,
+    /// 1: the operation has returned there.
+    pub finished: Count,
+}
+
+impl Place {
+    fn set(&self, index: usize, point: &Point) {
+        self.point.add(index as u64);
+        self.rip.add(point.way.rip);
+        self.comings.add(point.way.comings);
+        self.steps.add(point.way.steps);
+        self.finished.add(u64::from(point.finished));
+    }
+
+    pub fn way(&self) -> Way {
+        Way {
+            rip: self.rip.get(),
+            comings: self.comings.get(),
+            steps: self.steps.get(),
+        }
+    }
+}
+
+/// The places of a case's real kills.
+pub struct Places {
+    count: Count,
+    places: [Place; MOST_KILLS],
+}
+
+/// What the processes of a case have counted and chosen. In memory that they share.
 pub struct Tally {
+    pub places: Places,
     pub steps: Count,
     /// Of first order.
     points: Count,
@@ -77,6 +127,8 @@ pub struct Tally {
     /// Images of first order from which recovery was followed.
     pub followed: Count,
     pub killed: Count,
+    /// Runs that did not come to the place of their kill.
+    pub missed: Count,
     pub failures: Count,
     /// Failures of the kind that a deliberately broken case expects.
     pub caught: Count,
@@ -115,7 +167,7 @@ impl SharedTally {
     }
 
     fn get(&self) -> &Tally {
-        // SAFETY: the mapping is zeroed, as a default `Tally` of atomics is, and lives as long as `self`.
+        // SAFETY: the mapping is zeroed, which is a `Tally` (of atomics), and lives as long as `self`.
         unsafe { self.0.as_ref() }
     }
 }
@@ -242,17 +294,16 @@ impl Suite {
         let tally = SharedTally::new().expect("a page for the counts");
         let tally = tally.get();
         self.in_process(&case, tally, || explore_all(&case, &self.settings, tally));
-        let mut random = Random(self.settings.seed | 1);
-        let kills = if case.real_kills {
-            self.settings.real_kills.min(tally.points.get())
-        } else {
-            0
-        };
-        for _ in 0..kills {
-            let point = random.below(tally.points.get()) as usize;
-            self.in_process(&case, tally, || {
-                kill_at(&case, &self.settings, tally, point)
-            });
+        for place in &tally.places.places[..tally.places.count.get() as usize] {
+            for again in [false, true] {
+                let missed = tally.missed.get();
+                self.in_process(&case, tally, || {
+                    kill_at(&case, &self.settings, tally, place, again)
+                });
+                if tally.missed.get() == missed {
+                    break;
+                }
+            }
         }
         let passed = match case.expects {
             None => tally.failures.get() == 0,
@@ -260,7 +311,7 @@ impl Suite {
         };
         self.count(passed);
         println!(
-            "{} {:<40} steps {:>8}  points {:>6}  second {:>7} (from {})  killed {:>3}  failures {}{}  {:.2} s",
+            "{} {:<40} steps {:>8}  points {:>6}  second {:>7} (from {})  killed {:>3} (missed {})  failures {}{}  {:.2} s",
             if passed { "ok  " } else { "FAIL" },
             case.name,
             tally.steps.get(),
@@ -268,6 +319,7 @@ impl Suite {
             tally.second.get(),
             tally.followed.get(),
             tally.killed.get(),
+            tally.missed.get(),
             tally.failures.get(),
             match (&case.expects, passed) {
                 (None, _) => "",

@@ -1,0 +1,143 @@
+//! A pool's memory, for users: blocks of it, and how much there is.
+
+use std::alloc::Layout;
+use std::ptr::NonNull;
+
+use super::{LOG, Pool};
+use crate::allocator::{self, AllocError, FreeError, Packed, ReallocError, block};
+use crate::layout::arena::SLICE;
+use crate::participants::recovery;
+use crate::participants::thread::{self, NoSlot};
+use crate::primitive::Ordering;
+use crate::sys::memory::CommitError;
+
+/// Why the pool did not grow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum GrowError {
+    /// More than the pool's maximum.
+    #[error("the pool can grow to {max} bytes at most")]
+    AboveMaximum {
+        /// The maximum.
+        max: usize,
+    },
+    /// No memory.
+    #[error(transparent)]
+    NoMemory(#[from] CommitError),
+}
+
+impl Pool {
+    /// Allocates a block. It is the caller's until freed; a caller that dies leaks it.
+    ///
+    /// # Errors
+    ///
+    /// See [`AllocError`]. The pool grows first, if it can.
+    #[inline]
+    pub fn allocate(self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
+        let slot = thread::known_slot(self.0);
+        let address = match slot.and_then(|slot| block::at_hand(slot, layout, |_| {})) {
+            Some(address) => address,
+            None => self.allocate_more(layout).map_err(Packed::unpack)?,
+        };
+        // SAFETY: a block lies in the pool's data, above its base.
+        let pointer =
+            unsafe { NonNull::new_unchecked(std::ptr::with_exposed_provenance_mut(address)) };
+        Ok(NonNull::slice_from_raw_parts(pointer, layout.size()))
+    }
+
+    /// The rare allocation; a function of its own, so that the common one is short.
+    #[cold]
+    #[inline(never)]
+    fn allocate_more(self, layout: Layout) -> Result<usize, Packed> {
+        block::allocate_more(self.0, thread::slot(self.0)?, layout, |_| {})
+    }
+
+    /// Frees a block.
+    ///
+    /// # Safety
+    ///
+    /// Nobody uses the block any more, and `pointer` came from [`Pool::allocate`] or
+    /// [`Pool::reallocate`] of this pool. Other pointers, and a block freed before, are refused
+    /// with an error, except that two frees of one block at the same moment may both succeed.
+    ///
+    /// # Errors
+    ///
+    /// See [`FreeError`].
+    #[inline]
+    pub unsafe fn deallocate(self, pointer: NonNull<u8>) -> Result<(), FreeError> {
+        match thread::known_slot(self.0) {
+            Some(slot) => block::free(self.0, slot, pointer.addr().get()),
+            None => self.first_free(pointer.addr().get()),
+        }
+    }
+
+    /// A free by a thread that has no slot yet.
+    #[cold]
+    #[inline(never)]
+    fn first_free(self, address: usize) -> Result<(), FreeError> {
+        block::free(self.0, thread::slot(self.0)?, address)
+    }
+
+    /// Moves a block to one of another layout, with as much of its content as fits. It may stay
+    /// where it is.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Pool::deallocate`], except when an error is returned.
+    ///
+    /// # Errors
+    ///
+    /// See [`ReallocError`]. The block is as it was.
+    pub unsafe fn reallocate(
+        self,
+        pointer: NonNull<u8>,
+        new: Layout,
+    ) -> Result<NonNull<[u8]>, ReallocError> {
+        let slot = thread::slot(self.0).map_err(FreeError::from)?;
+        // SAFETY: by the caller's promise.
+        let moved = unsafe { block::reallocate(self.0, slot, pointer.addr().get(), new) }?;
+        let pointer = NonNull::new(std::ptr::with_exposed_provenance_mut(moved));
+        let pointer = pointer.ok_or(AllocError::PoolFull)?;
+        Ok(NonNull::slice_from_raw_parts(pointer, new.size()))
+    }
+
+    /// Bytes that the block at `pointer` has, which may be more than were asked for.
+    ///
+    /// # Errors
+    ///
+    /// See [`FreeError`].
+    pub fn usable_size(self, pointer: NonNull<u8>) -> Result<usize, FreeError> {
+        block::usable_size(self.0, pointer.addr().get())
+    }
+
+    /// Makes the pool at least that large, in bytes of data.
+    ///
+    /// # Errors
+    ///
+    /// See [`GrowError`]. What has grown by then stays.
+    pub fn grow_to(self, bytes: usize) -> Result<(), GrowError> {
+        let max = self.0.header().max_slices.load(Ordering::Relaxed) as usize;
+        let wanted = bytes.div_ceil(SLICE);
+        if wanted > max {
+            return Err(GrowError::AboveMaximum { max: max * SLICE });
+        }
+        recovery::poll(self.0);
+        let have = self.0.slices();
+        if wanted > have {
+            allocator::grow::grow_by(self.0, have, wanted - have)?;
+            let (base, size) = (self.0.base(), wanted * SLICE);
+            log::debug!(target: LOG, "the pool at {base:#x} has grown to {size} bytes");
+        }
+        Ok(())
+    }
+
+    /// Gives the memory of free slices back to the kernel; how many bytes. They stay part of the
+    /// pool. This happens by itself too, some time after much was freed.
+    ///
+    /// # Errors
+    ///
+    /// [`NoSlot`].
+    pub fn purge(self) -> Result<usize, NoSlot> {
+        Ok(allocator::grow::purge(self.0, thread::slot(self.0)?))
+    }
+}

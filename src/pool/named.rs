@@ -1,0 +1,155 @@
+//! Objects by name, for users. The table of names: `pool::names`.
+
+use std::sync::Arc;
+
+use super::{ObjectError, Pool, handles, names, types};
+use crate::allocator::AllocError;
+use crate::participants::process;
+use crate::participants::thread::{self, NoSlot};
+use crate::sys::memory::CommitError;
+use crate::{Shared, ShmSafe};
+
+/// Why a named object was not found or made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NamedError {
+    /// There is no object of that name.
+    #[error("the pool has no object of that name")]
+    NotFound,
+    /// The object of that name is of another type.
+    #[error("the object of that name is of another type")]
+    OtherType,
+    /// There is an object of that name already.
+    #[error("the pool has an object of that name already")]
+    NameTaken,
+    /// The object's entry in the pool leads to no block of its size: the pool is damaged.
+    #[error("the object of that name is damaged")]
+    Damaged,
+    /// The name is empty or longer than 232 bytes.
+    #[error("a name has 1 to 232 bytes")]
+    InvalidName,
+    /// The pool has as many names as it can have.
+    #[error("the pool's table of names is full")]
+    TableFull,
+    /// The object could not be made or held.
+    #[error(transparent)]
+    Object(#[from] ObjectError),
+}
+
+impl From<NoSlot> for NamedError {
+    fn from(no_slot: NoSlot) -> Self {
+        NamedError::Object(no_slot.into())
+    }
+}
+
+impl From<CommitError> for NamedError {
+    fn from(error: CommitError) -> Self {
+        NamedError::Object(AllocError::NoMemory(error).into())
+    }
+}
+
+impl Pool {
+    /// The object of that name.
+    ///
+    /// # Errors
+    ///
+    /// [`NamedError::NotFound`], or [`NamedError::OtherType`] if it is none of type `T`.
+    pub fn named<T: ShmSafe>(self, name: &str) -> Result<Shared<T>, NamedError> {
+        let slot = thread::slot(self.0)?;
+        process::current(self.0).ok_or(NoSlot)?;
+        let hold = names::locked(self.0, slot, || self.find_named::<T>(name))?;
+        let hold = hold.ok_or(NamedError::NotFound)?;
+        Shared::of(hold).ok_or(NamedError::Damaged)
+    }
+
+    /// Holds the object of that name, if there is one. The caller holds the names' lock.
+    fn find_named<T: ShmSafe>(self, name: &str) -> Result<Option<Arc<handles::Hold>>, NamedError> {
+        let Some(index) = names::find(self.0, name) else {
+            return Ok(None);
+        };
+        let entry = self.0.object(index).ok_or(NamedError::Damaged)?;
+        if !types::is(self.0, entry.kind(), T::TYPE.fingerprint()) {
+            return Err(NamedError::OtherType);
+        }
+        // A name keeps its object alive, and the lock keeps the name.
+        let hold = handles::open(self.0, index, entry.state().generation)?;
+        hold.map(Some).ok_or(NamedError::Damaged)
+    }
+
+    /// Gives an object a name, by which other processes find it. The name keeps it alive.
+    ///
+    /// # Errors
+    ///
+    /// [`NamedError::NameTaken`] and the like.
+    pub fn set_name<T: ShmSafe>(self, name: &str, object: &Shared<T>) -> Result<(), NamedError> {
+        if name.is_empty() || name.len() > names::MAX_NAME {
+            return Err(NamedError::InvalidName);
+        }
+        if object.pool() != self {
+            return Err(NamedError::NotFound);
+        }
+        let slot = thread::slot(self.0)?;
+        names::locked(self.0, slot, || {
+            if names::find(self.0, name).is_some() {
+                return Err(NamedError::NameTaken);
+            }
+            names::enter(self.0, slot, name, object.index()).map_err(|failure| match failure {
+                names::EnterFailure::TableFull => NamedError::TableFull,
+                names::EnterFailure::NoMemory(error) => error.into(),
+            })
+        })
+    }
+
+    /// The object of that name, made by `init` if there is none. Of several that make it at once
+    /// one wins, and all get the same object; the values of the others are dropped, so `init` may
+    /// run in vain.
+    ///
+    /// # Errors
+    ///
+    /// See [`NamedError`].
+    pub fn named_or_create<T: ShmSafe>(
+        self,
+        name: &str,
+        init: impl FnOnce() -> T,
+    ) -> Result<Shared<T>, NamedError> {
+        match self.named(name) {
+            Err(NamedError::NotFound) => {}
+            other => return other,
+        }
+        let made = self.create(init()).map_err(|refused| refused.cause)?;
+        loop {
+            match self.set_name(name, &made) {
+                Ok(()) => return Ok(made),
+                Err(NamedError::NameTaken) => {}
+                Err(error) => return Err(error),
+            }
+            match self.named(name) {
+                // Removed in between: ours may be the one now.
+                Err(NamedError::NotFound) => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Removes a name. The object goes when nothing else holds it.
+    ///
+    /// # Errors
+    ///
+    /// [`NamedError::NotFound`].
+    pub fn remove_name(self, name: &str) -> Result<(), NamedError> {
+        let slot = thread::slot(self.0)?;
+        let removed = names::locked(self.0, slot, || names::remove(self.0, slot, name));
+        let object = removed.ok_or(NamedError::NotFound)?;
+        names::dispose(self.0, object);
+        Ok(())
+    }
+
+    /// Every name of the pool.
+    #[must_use]
+    pub fn names(self) -> Vec<String> {
+        names::all(self.0)
+            .into_iter()
+            .map(|(name, _)| name)
+            .collect()
+    }
+}
