@@ -125,7 +125,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         bell::ring(&self.header.pushed.0);
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn try_push(&self, value: T) -> Result<(), PushError<T>> {
         let slot = thread::known_slot_at(std::ptr::from_ref(self).addr());
         match (slot, self.header.back(Self::WORDS)) {
@@ -176,11 +176,11 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         }
         slot.intent.open(PUSH, &[0, ring.lap()]);
         let me = slot.tag().slot();
-        let record = |index| {
+        let record = move |index| {
             let cell = std::ptr::from_ref(ring.cell(index)).addr();
             slot.intent.set_arg(CELL, cell as u64);
         };
-        let cell = |index| ring.cell(index);
+        let cell = move |index| ring.cell(index);
         match ring::claim(ring.shape, ring.tail(), cell, me, record) {
             Ok(position) => {
                 let index = ring.shape.index(position);
@@ -250,7 +250,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         })
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn try_pop(&self) -> Result<T, PopError> {
         match self.pop_first() {
             Some(value) => Ok(value),
@@ -262,26 +262,39 @@ impl<T: ShmSafe + Unpin> Raw<T> {
     /// element goes on in registers.
     #[inline(always)]
     fn pop_first(&self) -> Option<T> {
-        let header = &self.header;
-        if let Some(ring) = header.front(Self::WORDS)
-            && header.lease_block.load(Ordering::Relaxed) == 0
-        {
-            let mut value = MaybeUninit::uninit();
-            let cell = |index| ring.cell(index);
-            let copy = |index, _| {
-                // SAFETY: a cell's words, which all access as atomics.
-                unsafe { element::load(ring.element(index), &mut value) };
-            };
-            // Nothing can have come back by then.
-            let valid = || header.lease_block.load(Ordering::Acquire) == 0;
-            let taken = ring::take(ring.shape, ring.head(), cell, Take::Pop, valid, copy);
-            if taken.is_ok() {
-                self.ring_room();
-                // SAFETY: copied from an element that is ours now, as the position was taken.
-                return Some(unsafe { value.assume_init() });
-            }
+        let ring = self.header.front(Self::WORDS)?;
+        if self.header.lease_block.load(Ordering::Relaxed) != 0 {
+            return None;
         }
-        None
+        let mut value = MaybeUninit::uninit();
+        // SAFETY: a cell's words, which all access as atomics.
+        let copy = |index, _| unsafe { element::load(ring.element(index), &mut value) };
+        let (cell, valid) = (|index| ring.cell(index), || self.none_leased());
+        if ring::take_at_head(ring.shape, ring.head(), cell, Take::Pop, valid, copy).is_none() {
+            return self.pop_from(ring);
+        }
+        self.ring_room();
+        // SAFETY: copied from an element that is ours now, as the position was taken.
+        Some(unsafe { value.assume_init() })
+    }
+
+    /// The same, wherever in the ring it is.
+    #[cold]
+    fn pop_from(&self, ring: Ring) -> Option<T> {
+        let mut value = MaybeUninit::uninit();
+        // SAFETY: as in `pop_first`.
+        let copy = |index, _| unsafe { element::load(ring.element(index), &mut value) };
+        let (cell, valid) = (|index| ring.cell(index), || self.none_leased());
+        ring::take(ring.shape, ring.head(), cell, Take::Pop, valid, copy).ok()?;
+        self.ring_room();
+        // SAFETY: as in `pop_first`.
+        Some(unsafe { value.assume_init() })
+    }
+
+    /// True if nothing can have come back yet.
+    #[inline]
+    fn none_leased(&self) -> bool {
+        self.header.lease_block.load(Ordering::Acquire) == 0
     }
 
     #[cold]

@@ -86,7 +86,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn push_until(
         &self,
         value: T,
@@ -196,7 +196,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn pop_until<R>(
         &self,
         deadline: Option<Instant>,
