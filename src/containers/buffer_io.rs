@@ -9,12 +9,13 @@ use super::buffer::{AppendError, Buffer, Here, Position, RangeError};
 use crate::engines::buffer::Found;
 use crate::layout::arena::Arena;
 use crate::participants::epoch;
-use crate::participants::thread::{self, Holding};
+use crate::participants::tag::Tag;
+use crate::participants::thread;
 
 /// Bytes of a [`Buffer`], in place. While a view is open nothing that is deleted meanwhile is freed.
 pub struct BytesView<'a> {
     buffer: &'a Buffer,
-    slot: Holding,
+    tag: Tag,
     range: Range<Position>,
     /// The chunk with the first byte, if there is any.
     first: Option<Found>,
@@ -35,7 +36,7 @@ impl<'a> BytesView<'a> {
         thread::guard_made();
         let mut view = BytesView {
             buffer,
-            slot: Holding::by(slot),
+            tag: slot.tag(),
             range,
             first: None,
             _one_thread: PhantomData,
@@ -100,8 +101,7 @@ impl<'a> BytesView<'a> {
 impl Drop for BytesView<'_> {
     fn drop(&mut self) {
         // A forked child has a copy of its parent's view, and not its pin.
-        let slot = self.slot.slot();
-        if self.slot.is_still()
+        if let Some(slot) = thread::still_held(self.buffer, self.tag)
             && let Some(arena) = Arena::containing(std::ptr::from_ref(slot).addr())
         {
             epoch::unpin(slot);

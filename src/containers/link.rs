@@ -8,6 +8,7 @@
 use std::alloc::Layout;
 use std::fmt;
 use std::marker::{PhantomData, PhantomPinned};
+use std::num::NonZeroU64;
 use std::ops::Deref;
 
 use super::Shared;
@@ -15,7 +16,8 @@ use crate::ShmSafe;
 use crate::layout::arena::Arena;
 use crate::layout::{Field, TypeInfo};
 use crate::participants::table::Slot;
-use crate::participants::thread::{self, Holding, NoSlot};
+use crate::participants::tag::Tag;
+use crate::participants::thread::{self, NoSlot};
 use crate::participants::{detect, epoch};
 use crate::pool::{Pool, dispose, handles, intents, objects};
 use crate::primitive::{AtomicU64, Ordering};
@@ -182,29 +184,41 @@ impl<T: ShmSafe> fmt::Debug for Link<T> {
 }
 
 /// A look at a value that others may unlink meanwhile, but not free; or at a copy of a small one.
+///
+/// Two words, of which `None` is one of the values, as such a pair is handed on in registers.
 pub struct View<'a, T: ShmSafe> {
-    seen: Seen<'a, T>,
-    /// The slot that is pinned for it; `None` if it is a copy.
-    slot: Option<Holding>,
-    _one_thread: PhantomData<*const ()>,
+    /// Where the value is; of a copy, a word that begins with it.
+    seen: *const (),
+    /// The tag of the slot that is pinned for it, or [`COPY`].
+    pinned_by: NonZeroU64,
+    value: PhantomData<&'a T>,
 }
 
-/// What a view looks at.
-union Seen<'a, T> {
-    at: &'a T,
-    /// The value's bytes come first.
-    copy: u64,
-}
+/// What pinned a copy: nobody, whose tag is no number of a slot.
+const COPY: NonZeroU64 = NonZeroU64::MIN;
+const _: () = assert!(COPY.get() & Tag::MASK == 0);
 
 impl<'a, T: ShmSafe> View<'a, T> {
+    #[inline]
+    fn is_copy(&self) -> bool {
+        size_of::<T>() <= 8 && self.pinned_by == COPY
+    }
+
     /// A view of a value that is pinned by `slot`, this thread's; the pin ends with it.
     #[inline]
     pub(super) fn pinned(value: &'a T, slot: &'static Slot) -> Self {
         thread::guard_made();
+        View::held(value, slot.tag())
+    }
+
+    /// The same, counted as a guard already.
+    #[inline]
+    fn held(value: &'a T, tag: Tag) -> Self {
         View {
-            seen: Seen { at: value },
-            slot: Some(Holding::by(slot)),
-            _one_thread: PhantomData,
+            seen: std::ptr::from_ref(value).cast(),
+            // Nobody pins anything: a slot has a tag.
+            pinned_by: NonZeroU64::new(tag.word()).unwrap_or(COPY),
+            value: PhantomData,
         }
     }
 
@@ -218,16 +232,17 @@ impl<'a, T: ShmSafe> View<'a, T> {
     pub(super) unsafe fn of_word(word: u64) -> Self {
         debug_assert!(size_of::<T>() <= 8 && align_of::<T>() <= 8 && T::TYPE.is_plain());
         View {
-            seen: Seen { copy: word },
-            slot: None,
-            _one_thread: PhantomData,
+            seen: std::ptr::without_provenance(word as usize),
+            pinned_by: COPY,
+            value: PhantomData,
         }
     }
 }
 
 /// A pin of this thread, counted as a guard: ends when it is dropped, also by a panic.
 pub(super) struct Pinned {
-    slot: Holding,
+    slot: &'static Slot,
+    tag: Tag,
     _one_thread: PhantomData<*const ()>,
 }
 
@@ -237,7 +252,8 @@ impl Pinned {
         epoch::pin(arena, slot);
         thread::guard_made();
         Pinned {
-            slot: Holding::by(slot),
+            slot,
+            tag: slot.tag(),
             _one_thread: PhantomData,
         }
     }
@@ -245,12 +261,7 @@ impl Pinned {
     /// A view of a value that was found under the pin, which goes on with the view.
     #[inline]
     pub(super) fn view<'a, T: ShmSafe>(self, value: &'a T) -> View<'a, T> {
-        let slot = std::mem::ManuallyDrop::new(self).slot;
-        View {
-            seen: Seen { at: value },
-            slot: Some(slot),
-            _one_thread: PhantomData,
-        }
+        View::held(value, std::mem::ManuallyDrop::new(self).tag)
     }
 }
 
@@ -258,8 +269,8 @@ impl Drop for Pinned {
     #[inline]
     fn drop(&mut self) {
         // A forked child has a copy of its parent's, and not its pin.
-        if self.slot.is_still() {
-            epoch::unpin(self.slot.slot());
+        if thread::still_held(self.slot, self.tag).is_some() {
+            epoch::unpin(self.slot);
             thread::guard_dropped();
         }
     }
@@ -270,12 +281,12 @@ impl<T: ShmSafe> Deref for View<'_, T> {
 
     #[inline]
     fn deref(&self) -> &T {
-        match self.slot {
+        if self.is_copy() {
+            // SAFETY: it was made of a word that begins with a plain value's bytes, which nobody changes.
+            unsafe { &*(&raw const self.seen).cast::<T>() }
+        } else {
             // SAFETY: a pinned view was made of a reference.
-            Some(_) => unsafe { self.seen.at },
-            // SAFETY: any other was made of a word that begins with a plain value's bytes, which
-            // nobody changes.
-            None => unsafe { &*(&raw const self.seen.copy).cast::<T>() },
+            unsafe { &*self.seen.cast::<T>() }
         }
     }
 }
@@ -284,9 +295,8 @@ impl<T: ShmSafe> Drop for View<'_, T> {
     #[inline]
     fn drop(&mut self) {
         // A forked child has a copy of its parent's view, and not its pin.
-        if let Some(holding) = self.slot
-            && holding.is_still()
-            && let slot = holding.slot()
+        if !self.is_copy()
+            && let Some(slot) = thread::still_held(&**self, Tag::of_word(self.pinned_by.get()))
             && let Some(arena) = Arena::containing(std::ptr::from_ref(slot).addr())
         {
             epoch::unpin(slot);
@@ -302,4 +312,5 @@ impl<T: ShmSafe + fmt::Debug> fmt::Debug for View<'_, T> {
     }
 }
 
+const _: () = assert!(size_of::<Option<View<'_, u8>>>() == 16);
 const _: () = assert!(size_of::<Link<u8>>() == 8 && Field::at::<Link<u8>>("link", 0).owns());

@@ -28,7 +28,8 @@ use crate::ShmSafe;
 use crate::engines::queue::Root;
 use crate::layout::{Field, TypeInfo};
 use crate::participants::lock::{self, Taken};
-use crate::participants::thread::{self, Holding, NoSlot};
+use crate::participants::tag::Tag;
+use crate::participants::thread::{self, NoSlot};
 use crate::primitive::{AtomicU64, Ordering};
 use crate::sync::{Here, Nowhere, deadline, here};
 
@@ -203,7 +204,7 @@ impl<T: ShmSafe + Unpin> Mailbox<T> {
         thread::guard_made();
         Ok(Receiver {
             mailbox: self,
-            slot: Holding::by(slot),
+            tag: slot.tag(),
             _one_thread: PhantomData,
         })
     }
@@ -266,7 +267,7 @@ impl<T: ShmSafe + Unpin> fmt::Debug for Mailbox<T> {
 #[must_use = "the mailbox has no receiver any more when this is dropped"]
 pub struct Receiver<'a, T: ShmSafe + Unpin> {
     mailbox: &'a Mailbox<T>,
-    slot: Holding,
+    tag: Tag,
     _one_thread: PhantomData<*const ()>,
 }
 
@@ -280,6 +281,7 @@ impl<T: ShmSafe + Unpin> Receiver<'_, T> {
     /// # Crash behaviour
     ///
     /// The message is in the mailbox, or gone with the caller.
+    #[inline]
     pub fn recv(&self) -> Result<T, RecvError> {
         self.recv_until(None)
     }
@@ -303,6 +305,7 @@ impl<T: ShmSafe + Unpin> Receiver<'_, T> {
         self.recv_until(deadline(timeout))
     }
 
+    #[inline]
     fn recv_until(&self, deadline: Option<Instant>) -> Result<T, RecvError> {
         self.look(|| {
             let messages = &self.mailbox.messages;
@@ -318,7 +321,7 @@ impl<T: ShmSafe + Unpin> Receiver<'_, T> {
     /// Looks for a wake, and for a message.
     #[inline]
     fn look(&self, pop: impl FnOnce() -> Result<T, PopError>) -> Result<T, RecvError> {
-        if !self.slot.is_still() {
+        if thread::still_held(self.mailbox, self.tag).is_none() {
             return Err(RecvError::Forked);
         }
         if self.is_woken() && self.mailbox.woken.swap(0, Ordering::SeqCst) != 0 {
@@ -390,8 +393,8 @@ impl<T: ShmSafe + Unpin> Receiver<'_, T> {
 
 impl<T: ShmSafe + Unpin> Drop for Receiver<'_, T> {
     fn drop(&mut self) {
-        if self.slot.is_still() {
-            lock::unlock(&self.mailbox.receiver, self.slot.slot().tag(), 0);
+        if thread::still_held(self.mailbox, self.tag).is_some() {
+            lock::unlock(&self.mailbox.receiver, self.tag, 0);
             thread::guard_dropped();
         }
     }

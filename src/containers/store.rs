@@ -39,22 +39,32 @@ pub struct StoreError<T> {
 #[inline]
 pub(super) fn with_room<T, R>(
     arena: Arena,
-    value: T,
+    mut value: T,
     mut attempt: impl FnMut(T) -> Result<R, StoreError<T>>,
 ) -> Result<R, StoreError<T>> {
-    attempt(value).or_else(|mut refused| {
-        let mut again = true;
-        while let ChangeError::Alloc(AllocError::PoolFull | AllocError::NoMemory(_)) = refused.cause
-            && (limbo::make_room(arena) || again)
-        {
-            again = false;
-            match attempt(refused.value) {
-                Err(once_more) => refused = once_more,
-                stored => return stored,
+    let mut again = true;
+    // In one place, so that it becomes part of the caller.
+    loop {
+        match attempt(value) {
+            Err(refused) if is_worth_another(arena, refused.cause, &mut again) => {
+                value = refused.value;
             }
+            stored => return stored,
         }
-        Err(refused)
-    })
+    }
+}
+
+/// Makes room if there was none. True if there may be some now, or if this is the first time.
+#[cold]
+fn is_worth_another(arena: Arena, cause: ChangeError, again: &mut bool) -> bool {
+    let no_room = matches!(
+        cause,
+        ChangeError::Alloc(AllocError::PoolFull | AllocError::NoMemory(_))
+    );
+    no_room && {
+        let first = std::mem::take(again);
+        limbo::make_room(arena) || first
+    }
 }
 
 /// The same for what has no value at hand.

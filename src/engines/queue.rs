@@ -60,6 +60,9 @@ const MADE: usize = 1;
 /// What stands in the place of the cells' address where none are to be made any more.
 pub(crate) const NEVER: u64 = 1;
 
+/// The bits of a ring's hint that are not the address, a multiple of 64.
+const LOG: u64 = 63;
+
 /// What is where in a ring's block.
 const NEXT: usize = 16;
 const TAIL: usize = 128;
@@ -86,7 +89,8 @@ pub(crate) struct Header {
     growing: u64,
     /// Not 0 if pushing is over.
     pub(crate) closed: AtomicU64,
-    /// The rings that are popped from, and pushed to: hints, or 0.
+    /// The rings that are popped from, and pushed to: hints, or 0. The binary logarithm of the ring's lap
+    /// is in the lowest bits, so that nothing waits for it.
     front: AtomicU64,
     back: AtomicU64,
     /// The tag of the producer that has waited and is not to be passed for ever, or 0: a hint, see
@@ -164,26 +168,32 @@ impl Header {
     #[inline]
     pub(crate) fn back(&self, words: usize) -> Option<Ring> {
         // Acquire: the ring is filled in.
-        self.ring(self.back.load(Ordering::Acquire), words)
+        self.hinted(self.back.load(Ordering::Acquire), words)
     }
 
     /// The ring that is popped from, as far as that is known.
     #[inline]
     pub(crate) fn front(&self, words: usize) -> Option<Ring> {
-        self.ring(self.front.load(Ordering::Acquire), words)
+        self.hinted(self.front.load(Ordering::Acquire), words)
     }
 
     pub(crate) fn set_back(&self, ring: Ring) {
-        self.back.store(ring.address as u64, Ordering::Release);
+        self.back.store(ring.hint(), Ordering::Release);
     }
 
     pub(crate) fn set_front(&self, ring: Ring) {
-        self.front.store(ring.address as u64, Ordering::Release);
+        self.front.store(ring.hint(), Ordering::Release);
     }
 
     /// The first ring that was ever made.
     pub(crate) fn first(&self, words: usize) -> Option<Ring> {
         self.ring(self.block.0.load(Ordering::Acquire), words)
+    }
+
+    #[inline(always)]
+    fn hinted(&self, hint: u64, words: usize) -> Option<Ring> {
+        // As in `ring`.
+        (hint > LOG).then(|| Ring::of_hint(self.arena(), hint, words))?
     }
 
     /// The ring at an address that is one of this queue's words. `None` for 0, [`NEVER`], and what can be
@@ -299,11 +309,21 @@ pub(crate) struct Ring {
 impl Ring {
     /// The ring at an address that a queue names; `None` if none can be there, which static garbage may
     /// say. What its cells say is looked at where they are used.
-    #[inline]
     fn at(arena: Arena, address: u64, words: usize) -> Option<Ring> {
-        let address = address as usize;
+        let cells = word(arena, address)?.load(Ordering::Relaxed);
+        let log = (1..=Shape::MAX)
+            .contains(&cells)
+            .then(|| Shape::new(cells).log())?;
+        let hint = address | u64::from(log);
+        Ring::of_hint(arena, hint, words).filter(|ring| ring.hint() == hint)
+    }
+
+    /// The same by a [`hint`](Self::hint).
+    #[inline(always)]
+    fn of_hint(arena: Arena, hint: u64, words: usize) -> Option<Ring> {
+        let (address, log) = ((hint & !LOG) as usize, (hint & LOG) as u32);
         let room = arena.room_at(address);
-        if room < FIRST_CELL || !address.is_multiple_of(64) {
+        if room < FIRST_CELL || log > Shape::MAX.trailing_zeros() {
             return None;
         }
         // SAFETY: aligned, in committed data of the pool; the number of cells is not written again
@@ -312,13 +332,21 @@ impl Ring {
             (*std::ptr::with_exposed_provenance::<AtomicU64>(address)).load(Ordering::Relaxed)
         };
         let stride = 8 * (1 + words);
-        let fits =
-            cells <= Shape::MAX && (cells as usize).saturating_mul(stride) <= room - FIRST_CELL;
+        // No more than 2^32 cells, by the logarithm.
+        let fits = cells <= 1 << log
+            && (cells as usize)
+                .checked_mul(stride)
+                .is_some_and(|size| size <= room - FIRST_CELL);
         (cells > 0 && fits).then(|| Ring {
             address,
-            shape: Shape::new(cells),
+            shape: Shape::with_log(cells, log),
             stride,
         })
+    }
+
+    /// Its address, and the binary logarithm of its lap.
+    fn hint(&self) -> u64 {
+        self.address as u64 | u64::from(self.shape.log())
     }
 
     #[inline]

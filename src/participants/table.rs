@@ -331,10 +331,12 @@ impl Intent {
         self.op.store(0, Ordering::Release);
     }
 
+    #[inline]
     pub(crate) fn arg(&self, i: usize) -> u64 {
         self.args[i].load(Ordering::Acquire)
     }
 
+    #[inline]
     pub(crate) fn set_arg(&self, i: usize, value: u64) {
         self.args[i].store(value, Ordering::Release);
         crate::primitive::compiler_fence(Ordering::SeqCst);

@@ -138,40 +138,15 @@ pub(crate) fn known_slot_at(address: usize) -> Option<&'static Slot> {
     unsafe { table().entry(address).get().as_ref() }
 }
 
-/// The slot of a thread that has a guard.
+/// The slot with which a guard was made: `tag` is what a guard keeps, and `near` is in the same pool.
+/// `None` if this thread, in this process, has not got that slot.
 ///
-/// A copy of the guard that a fork has made is told from it: the child never uses its parent's slot, and
-/// if it gets that slot once the parent is dead, then with another generation.
-#[derive(Clone, Copy)]
-pub(crate) struct Holding {
-    slot: &'static Slot,
-    tag: Tag,
-}
-
-impl Holding {
-    /// The calling thread's slot.
-    #[inline]
-    pub(crate) fn by(slot: &'static Slot) -> Self {
-        let tag = slot.tag();
-        Holding { slot, tag }
-    }
-
-    /// Whether this thread, in this process, still has the slot. Not so in a forked copy, and not after
-    /// the thread has left the pool.
-    #[inline]
-    pub(crate) fn is_still(self) -> bool {
-        still_held(std::ptr::from_ref(self.slot).addr(), self.tag).is_some()
-    }
-
-    #[inline]
-    pub(crate) fn slot(self) -> &'static Slot {
-        self.slot
-    }
-}
-
-/// The slot that `tag` names, in the pool that `address` is in, if this thread, in this process, has it.
+/// So it is for a copy of a guard that a fork has made: the child never uses its parent's slot, and if it
+/// gets that slot once the parent is dead, then with another generation. And so it is after the thread has
+/// left the pool.
 #[inline]
-pub(crate) fn still_held(address: usize, tag: Tag) -> Option<&'static Slot> {
+pub(crate) fn still_held<T: ?Sized>(near: &T, tag: Tag) -> Option<&'static Slot> {
+    let address = std::ptr::from_ref(near).addr();
     // The fuzzer's dead unwind, which the dead do not.
     #[cfg(fuzzing)]
     if crate::primitive::is_killed() {

@@ -183,7 +183,7 @@ pub struct Place {
 }
 
 /// The key's slot and value; or the first slot that it could have. Who keeps all others from the chunk.
-#[inline]
+#[inline(always)]
 pub fn look(
     chunk: Chunk,
     hash: u64,

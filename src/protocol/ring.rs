@@ -116,6 +116,18 @@ impl Shape {
         }
     }
 
+    /// The same, with the binary logarithm of the [lap](Self::lap) at hand.
+    #[inline]
+    pub const fn with_log(cells: u64, log: u32) -> Self {
+        Shape { cells, shift: log }
+    }
+
+    /// The binary logarithm of the [lap](Self::lap), 32 at most.
+    #[inline]
+    pub const fn log(self) -> u32 {
+        self.shift
+    }
+
     #[inline]
     pub const fn cells(self) -> usize {
         self.cells as usize
@@ -134,7 +146,7 @@ impl Shape {
         if index < self.cells {
             index as usize
         } else {
-            0
+            no_position()
         }
     }
 
@@ -173,6 +185,14 @@ impl Shape {
     }
 }
 
+/// The cell of what is no position. Cold, so that the processor guesses that it is one, and does not wait
+/// for the number of cells.
+#[cold]
+#[inline(never)]
+const fn no_position() -> usize {
+    0
+}
+
 /// A number as a position.
 pub const fn position(number: u64) -> u64 {
     number & MASK
@@ -194,8 +214,35 @@ pub enum Refused {
 }
 
 /// Claims the next position for the slot. `record` is told the cell before each attempt.
-#[inline]
+#[inline(always)]
 pub fn claim<'a>(
+    shape: Shape,
+    tail: &AtomicU64,
+    cell: impl Fn(usize) -> &'a AtomicU64 + Copy,
+    slot: usize,
+    record: impl Fn(usize) + Copy,
+) -> Result<u64, Refused> {
+    // As in the walk that follows, of which it is the first step.
+    let at = shape.hint(tail);
+    let index = shape.index(at);
+    let word = cell(index);
+    let free = Cell::new(Phase::Free, 0, at).pack();
+    if word.load(Ordering::Acquire) == free {
+        record(index);
+        let claimed = Cell::new(Phase::Writing, slot, at).pack();
+        if word
+            .compare_exchange(free, claimed, Ordering::SeqCst, Ordering::Relaxed)
+            .is_ok()
+        {
+            shape.raise(tail, shape.next(at));
+            return Ok(at);
+        }
+    }
+    claim_further(shape, tail, cell, slot, record)
+}
+
+#[cold]
+fn claim_further<'a>(
     shape: Shape,
     tail: &AtomicU64,
     cell: impl Fn(usize) -> &'a AtomicU64,
@@ -264,7 +311,6 @@ pub enum Take {
 /// Takes the first element; its position, or else a walk that found none. `copy` is told a cell, and
 /// the position, whose element is to be copied: what it has copied counts if this was the last call.
 /// `valid` is as for [`take_if`].
-#[inline]
 pub fn take<'a>(
     shape: Shape,
     head: &AtomicU64,
@@ -273,6 +319,22 @@ pub fn take<'a>(
     valid: impl Fn() -> bool,
     mut copy: impl FnMut(usize, u64),
 ) -> Result<u64, Walk> {
+    match take_at_head(shape, head, &cell, how, &valid, &mut copy) {
+        Some(at) => Ok(at),
+        None => take_if(shape, head, &cell, how, &mut copy, &valid),
+    }
+}
+
+/// The first step of [`take`], which mostly is all. `None` if it is not, or if others were faster.
+#[inline(always)]
+pub fn take_at_head<'a>(
+    shape: Shape,
+    head: &AtomicU64,
+    cell: impl Fn(usize) -> &'a AtomicU64,
+    how: Take,
+    valid: impl Fn() -> bool,
+    mut copy: impl FnMut(usize, u64),
+) -> Option<u64> {
     let at = shape.hint(head);
     let index = shape.index(at);
     let word = cell(index);
@@ -284,10 +346,10 @@ pub fn take<'a>(
             if how != Take::Look {
                 shape.raise(head, shape.next(at));
             }
-            return Ok(at);
+            return Some(at);
         }
     }
-    take_if(shape, head, &cell, how, &mut copy, &valid)
+    None
 }
 
 /// Whether the element of that position is there. By invariant 2, what was copied of it between two

@@ -126,8 +126,7 @@ impl Holder {
     /// has it.
     #[inline]
     fn end<T: ?Sized>(&self, lock: &T) -> Option<&'static Slot> {
-        let address = std::ptr::from_ref(lock).addr();
-        let slot = thread::still_held(address, Tag::of_word(self.word))?;
+        let slot = thread::still_held(lock, Tag::of_word(self.word))?;
         thread::guard_dropped();
         Some(slot)
     }

@@ -37,7 +37,7 @@ use crate::layout::{Field, ShmSafe, TypeInfo};
 use crate::participants::permits::{self, TakeFailure};
 use crate::participants::table::PERMITS;
 use crate::participants::tag::Tag;
-use crate::participants::thread::{self, Holding};
+use crate::participants::thread;
 use crate::participants::{detect, lock, recovery};
 use crate::primitive::{AtomicU64, Ordering};
 use crate::sys::futex;
@@ -150,6 +150,7 @@ impl Semaphore {
     /// # Crash behaviour
     ///
     /// A caller that is killed has taken none, or its permit comes back.
+    #[inline]
     pub fn acquire(&self) -> Result<Permit<'_>, AcquireError> {
         self.acquire_until(None)
     }
@@ -167,6 +168,7 @@ impl Semaphore {
     /// assert_eq!(none.try_acquire().unwrap_err(), AcquireError::WouldBlock);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
+    #[inline]
     pub fn try_acquire(&self) -> Result<Permit<'_>, AcquireError> {
         let here = here(self)?;
         self.take(here).map_err(refused)
@@ -223,6 +225,7 @@ impl Semaphore {
         Ok(())
     }
 
+    #[inline]
     fn acquire_until(&self, deadline: Option<Instant>) -> Result<Permit<'_>, AcquireError> {
         let here = here(self)?;
         match self.take(here) {
@@ -260,12 +263,13 @@ impl Semaphore {
         }
     }
 
+    #[inline]
     fn take(&self, here: Here) -> Result<Permit<'_>, TakeFailure> {
         let index = permits::try_take(here.arena, here.slot, &self.word)?;
         thread::guard_made();
         Ok(Permit {
             semaphore: self,
-            slot: Holding::by(here.slot),
+            tag: here.slot.tag(),
             index,
             _one_thread: PhantomData,
         })
@@ -291,7 +295,7 @@ impl fmt::Debug for Semaphore {
 #[must_use = "the permit is given back when it is dropped"]
 pub struct Permit<'a> {
     semaphore: &'a Semaphore,
-    slot: Holding,
+    tag: Tag,
     index: usize,
     _one_thread: PhantomData<*const ()>,
 }
@@ -306,8 +310,8 @@ impl Permit<'_> {
     ///
     /// A caller that is killed has consumed it, or it comes back.
     pub fn forget(self) {
-        if self.slot.is_still() {
-            permits::forget(self.slot.slot(), self.index);
+        if let Some(slot) = thread::still_held(self.semaphore, self.tag) {
+            permits::forget(slot, self.index);
             thread::guard_dropped();
         }
         std::mem::forget(self);
@@ -316,9 +320,9 @@ impl Permit<'_> {
 
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
-        if self.slot.is_still() {
+        if thread::still_held(self.semaphore, self.tag).is_some() {
             let arena = arena_at(std::ptr::from_ref(self.semaphore).addr());
-            permits::give(arena, self.slot.slot().tag().slot(), self.index);
+            permits::give(arena, self.tag.slot(), self.index);
             thread::guard_dropped();
         }
     }

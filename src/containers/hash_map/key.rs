@@ -269,15 +269,16 @@ impl<K: ?Sized + Key, V, const STACKED: bool> Node<K, V, STACKED> {
     ///
     /// # Safety
     ///
-    /// The block at `node` is new, and has the layout for the key.
+    /// The block at `node` is new, and has the layout for the key. If it stays, the value is not used
+    /// any more where it was (nor dropped: no `ShmSafe` type is).
     #[inline]
-    pub(super) unsafe fn write(node: u64, key: &[u8], value: V) {
+    pub(super) unsafe fn write(node: u64, key: &[u8], value: &V) {
         // SAFETY: within the block, by the caller's promise and the constants above.
         unsafe {
             if K::LEN.is_none() {
                 Self::at::<u64>(node, Self::LEN_AT).write(key.len() as u64);
             }
-            Self::at::<V>(node, Self::VALUE_AT).write(value);
+            Self::at::<V>(node, Self::VALUE_AT).copy_from_nonoverlapping(value, 1);
             Self::at::<u8>(node, Self::KEY_AT).copy_from_nonoverlapping(key.as_ptr(), key.len());
         }
     }

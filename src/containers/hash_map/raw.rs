@@ -212,19 +212,19 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, const STACKED: bool> Raw
         found.0
     }
 
-    /// Locks what the key belongs to. The caller is pinned.
+    /// Has `with` change something under the lock of what the key belongs to. The caller is pinned.
     #[inline]
-    fn edit(
+    fn edit<R>(
         &self,
         (arena, slot): (Arena, &'static Slot),
-        key: &[u8],
+        (key, guess): (&[u8], Guess),
         make: bool,
-        guess: Guess,
-    ) -> Result<Option<Edit<'_, Self>>, ChangeError> {
+        with: impl FnOnce(&mut Edit<'_, Self>) -> R,
+    ) -> Result<Option<R>, ChangeError> {
         let words = |seed| Self::words_of(seed, key);
         let is_it = |value| Self::is(arena, value, key);
         let map = (&self.root.0, &self.hints);
-        Ok(map::edit(arena, slot, map, make, guess, words, is_it)?)
+        Ok(map::edit(arena, slot, map, make, guess, (words, is_it), with)?)
     }
 
     /// Gives the key a value if `may` agrees to the one that it has. The caller is pinned.
@@ -238,46 +238,42 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, const STACKED: bool> Raw
         may: impl Fn(Option<Found>) -> bool,
     ) -> Result<Stored<V>, StoreError<V>> {
         let bytes = key.bytes();
-        let refused = |value, cause: ChangeError| Err(StoreError { value, cause });
         let layout = match Node::<K, V, STACKED>::layout(bytes.len()) {
             Ok(layout) => layout,
-            Err(cause) => return refused(value, cause.into()),
-        };
-        let mut value = Some(value);
-        loop {
-            let edit = match self.edit(place, bytes, true, guess) {
-                Ok(edit) => edit,
-                Err(cause) => return refused(value.expect("not stored"), cause),
-            };
-            let mut edit = edit.expect("a table is made");
-            let old = edit.found().map(Found);
-            if !may(old) {
-                drop(edit);
-                return Ok(Stored::Refused(value.expect("not stored"), old));
+            Err(cause) => {
+                let cause = cause.into();
+                return Err(StoreError { value, cause });
             }
-            let put = if Self::FLAT {
-                let word = value.as_ref().map(Self::word_of_value).expect("not stored");
-                edit.put_flat(word).map(|done| done.then_some(word))
-            } else {
-                let fill = |node| {
-                    let value = value.take().expect("stored once");
-                    // SAFETY: a new block, of the layout for the key.
-                    unsafe { Node::<K, V, STACKED>::write(node, bytes, value) };
+        };
+        loop {
+            let done = self.edit(place, (bytes, guess), true, |edit| {
+                let old = edit.found().map(Found);
+                if !may(old) {
+                    return Ok(Some((None, old)));
+                }
+                let new = if Self::FLAT {
+                    let word = Self::word_of_value(&value);
+                    edit.put_flat(word).map(|done| done.then_some(word))
+                } else {
+                    let fill = |node| {
+                        // SAFETY: a new block, of the layout for the key.
+                        unsafe { Node::<K, V, STACKED>::write(node, bytes, &value) };
+                    };
+                    edit.put(layout, Node::<K, V, STACKED>::size(bytes.len()), put, fill)
                 };
-                edit.put(layout, Node::<K, V, STACKED>::size(bytes.len()), put, fill)
-            };
-            match put {
-                Ok(Some(new)) => {
-                    let new = Found(new);
-                    return Ok(Stored::Put { new, old });
+                new.map(|new| new.map(|new| (Some(Found(new)), old)))
+            });
+            let cause = match done {
+                Ok(Some(Ok(Some((Some(new), old))))) => return Ok(Stored::Put { new, old }),
+                Ok(Some(Ok(Some((None, old))))) => {
+                    return Ok(Stored::Refused(value, old));
                 }
                 // The chunk is full; the table has a successor now.
-                Ok(None) => {}
-                Err(cause) => {
-                    drop(edit);
-                    return refused(value.expect("not stored"), cause.into());
-                }
-            }
+                Ok(Some(Ok(None)) | None) => continue,
+                Ok(Some(Err(cause))) => cause.into(),
+                Err(cause) => cause,
+            };
+            return Err(StoreError { value, cause });
         }
     }
 
@@ -299,19 +295,19 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, const STACKED: bool> Raw
     ) -> Result<Option<Found>, ChangeError> {
         let bytes = key.bytes();
         let guess = self.guess(key);
-        let Some(mut edit) = self.edit(place, bytes, false, guess)? else {
-            return Ok(None);
-        };
-        let found = edit.found().map(Found).filter(|&found| may(found));
-        if found.is_some() {
-            let size = Node::<K, V, STACKED>::size(bytes.len());
-            if STACKED {
-                edit.pop(size);
-            } else {
-                edit.remove(size);
+        let removed = self.edit(place, (bytes, guess), false, |edit| {
+            let found = edit.found().map(Found).filter(|&found| may(found));
+            if found.is_some() {
+                let size = Node::<K, V, STACKED>::size(bytes.len());
+                if STACKED {
+                    edit.pop(size);
+                } else {
+                    edit.remove(size);
+                }
             }
-        }
-        Ok(found)
+            found
+        })?;
+        Ok(removed.flatten())
     }
 
     pub(in crate::containers) fn entries(&self, arena: Arena) -> Entries<Self> {

@@ -20,7 +20,8 @@ use crate::containers::store::StoreError;
 use crate::engines::heap::{Append, CHUNK, Chunk, ENTRY, Record, What, Words};
 use crate::engines::limbo;
 use crate::participants::recovery;
-use crate::participants::thread::Holding;
+use crate::participants::tag::Tag;
+use crate::participants::thread;
 use crate::pool::intents;
 use crate::primitive::{AtomicU64, Ordering};
 use crate::sync::{Here, WriteGuard, here};
@@ -31,8 +32,8 @@ use crate::sync::{Here, WriteGuard, here};
 pub struct Tx<'t, R: Trace + Unpin> {
     guard: WriteGuard<'t, Body<R>>,
     here: Here,
-    /// What `here` was when the transaction began.
-    holding: Holding,
+    /// That of `here` when the transaction began.
+    tag: Tag,
     name: NonZeroU64,
     /// The last chunk of the log.
     last: Option<&'static Chunk>,
@@ -66,7 +67,7 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
         let name = guard.words.draw_name();
         Ok(Tx {
             name: NonZeroU64::new(name).unwrap_or(NonZeroU64::MIN),
-            holding: Holding::by(here.slot),
+            tag: here.slot.tag(),
             here,
             guard,
             last: None,
@@ -83,10 +84,15 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
         &self.guard.words
     }
 
+    /// False for a copy in a forked child.
+    fn is_mine(&self) -> bool {
+        thread::still_held(self.here.slot, self.tag).is_some()
+    }
+
     /// Makes all of it count.
     pub(super) fn commit(mut self) -> Result<(), HeapError> {
         self.over = true;
-        if !self.holding.is_still() {
+        if !self.is_mine() {
             return Err(HeapError::NotMine);
         }
         self.words().end(self.here.arena, self.here.slot);
@@ -480,7 +486,7 @@ impl<R: Trace + Unpin> Drop for Unfilled<'_, '_, R> {
     fn drop(&mut self) {
         let Here { arena, slot } = self.tx.here;
         let words = self.tx.words();
-        if self.tx.holding.is_still()
+        if self.tx.is_mine()
             && let Some(entry) = words.entry(arena, self.index)
         {
             words.free(arena, slot, self.index, entry);
@@ -494,7 +500,7 @@ fn is_full(error: &AllocError) -> bool {
 
 impl<R: Trace + Unpin> Drop for Tx<'_, R> {
     fn drop(&mut self) {
-        if !self.over && self.holding.is_still() {
+        if !self.over && self.is_mine() {
             let Here { arena, slot } = self.here;
             let root = self.guard.root.get().cast();
             self.words().undo(arena, slot, (root, size_of::<R>()));

@@ -5,6 +5,7 @@
 
 use std::mem::MaybeUninit;
 
+use crate::ShmSafe;
 use crate::containers::elements::freeze;
 use crate::primitive::{AtomicU64, Ordering};
 
@@ -24,10 +25,12 @@ const fn rest<T>() -> usize {
 ///
 /// `to` begins `words::<T>()` words of the pool that nobody else stores to now.
 #[inline]
-pub(super) unsafe fn store<T>(value: &mut T, to: *const AtomicU64) {
+pub(super) unsafe fn store<T: ShmSafe>(value: &mut T, to: *const AtomicU64) {
     let from = std::ptr::from_mut(value).cast::<u8>();
-    // Padding counts as initialised from here on.
-    freeze(from);
+    if const { !T::TYPE.is_plain() } {
+        // Padding counts as initialised from here on.
+        freeze(from);
+    }
     // SAFETY: within the value, and within the words by the caller's promise.
     unsafe {
         for i in 0..size_of::<T>() / 8 {

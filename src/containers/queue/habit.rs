@@ -68,19 +68,22 @@ thread_local! {
     static YIELDS: Habit = const { Habit::new() };
 }
 
-/// Attempts it for a moment, as far as that has paid. `about_to_yield` is called before the processor is
-/// given to others.
+/// Attempts it for a moment, as far as that has paid and `deadline` allows: who has little time left does
+/// not give the processor to others, who may keep it for long. `about_to_yield` is called before it is given
+/// to them.
 pub(super) fn attempt_awake<S, R>(
     mut state: S,
+    deadline: Option<Instant>,
     about_to_yield: impl FnOnce(),
     mut attempt: impl FnMut(S) -> ControlFlow<R, S>,
 ) -> ControlFlow<R, S> {
     if LOOKS.with(Habit::is_due) {
-        let looked = look_on(state, &mut attempt);
+        let looked = look_on(state, deadline, &mut attempt);
         LOOKS.with(|habit| habit.note(looked.is_break()));
         state = looked?;
     }
-    if YIELDS.with(Habit::is_due) {
+    let has_time = |deadline| deadline > Instant::now() + YIELD;
+    if deadline.is_none_or(has_time) && YIELDS.with(Habit::is_due) {
         about_to_yield();
         let since = Instant::now();
         std::thread::yield_now();
@@ -93,6 +96,7 @@ pub(super) fn attempt_awake<S, R>(
 
 fn look_on<S, R>(
     mut state: S,
+    deadline: Option<Instant>,
     mut attempt: impl FnMut(S) -> ControlFlow<R, S>,
 ) -> ControlFlow<R, S> {
     // Each pause is twice as long as the one before, up to about a microsecond.
@@ -101,8 +105,9 @@ fn look_on<S, R>(
         pauses.spin();
         state = attempt(state)?;
     }
-    let since = Instant::now();
-    while since.elapsed() < LOOKING {
+    let end = Instant::now() + LOOKING;
+    let end = deadline.map_or(end, |deadline| deadline.min(end));
+    while Instant::now() < end {
         pauses.spin();
         state = attempt(state)?;
     }
@@ -112,6 +117,18 @@ fn look_on<S, R>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Looking on to its end would be some more attempts, and a yield.
+    #[test]
+    fn nothing_is_tried_beyond_the_deadline() {
+        let (mut attempts, mut yields) = (0, 0);
+        let again = |()| {
+            attempts += 1;
+            ControlFlow::<(), ()>::Continue(())
+        };
+        let _ = attempt_awake((), Some(Instant::now()), || yields += 1, again);
+        assert_eq!((attempts, yields), (UNTIMED, 0));
+    }
 
     #[test]
     fn what_does_not_pay_is_left_out_more_and_more() {

@@ -8,7 +8,8 @@ use super::raw::Raw;
 use crate::ShmSafe;
 use crate::engines::leases::Entry;
 use crate::participants::table::Slot;
-use crate::participants::thread::{self, Holding};
+use crate::participants::tag::Tag;
+use crate::participants::thread;
 
 /// An element that was popped, but not for good.
 ///
@@ -20,7 +21,8 @@ use crate::participants::thread::{self, Holding};
 #[must_use = "the element goes back to the queue when the lease is dropped"]
 pub struct Lease<'a, T: ShmSafe + Unpin> {
     queue: &'a Raw<T>,
-    slot: Holding,
+    /// Of who has it.
+    tag: Tag,
     entry: Entry,
     value: T,
     _one_thread: PhantomData<*const ()>,
@@ -31,20 +33,22 @@ unsafe impl<T: ShmSafe + Unpin> Sync for Lease<'_, T> {}
 
 impl<'a, T: ShmSafe + Unpin> Lease<'a, T> {
     /// A lease of the entry, which the slot, this thread's, holds.
+    #[inline]
     pub(super) fn new(queue: &'a Raw<T>, slot: &'static Slot, entry: Entry, value: T) -> Self {
         thread::guard_made();
         Lease {
             queue,
-            slot: Holding::by(slot),
+            tag: slot.tag(),
             entry,
             value,
             _one_thread: PhantomData,
         }
     }
 
+    #[inline]
     fn settle(&self, consumed: bool) {
         // A forked copy settles nothing.
-        if self.slot.is_still() {
+        if thread::still_held(self.queue, self.tag).is_some() {
             self.entry.settle(consumed);
             self.queue.settled(consumed);
             thread::guard_dropped();
@@ -56,6 +60,7 @@ impl<'a, T: ShmSafe + Unpin> Lease<'a, T> {
     /// # Crash behaviour
     ///
     /// A caller that is killed has consumed it, or it is had again.
+    #[inline]
     pub fn ack(self) -> T {
         self.settle(true);
         let lease = std::mem::ManuallyDrop::new(self);

@@ -125,11 +125,14 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         bell::ring(&self.header.pushed.0);
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn try_push(&self, value: T) -> Result<(), PushError<T>> {
         let slot = thread::known_slot_at(std::ptr::from_ref(self).addr());
         match (slot, self.header.back(Self::WORDS)) {
-            (Some(slot), Some(ring)) => self.push_to(slot, ring, value),
+            (Some(slot), Some(ring)) => match self.push_to(slot, ring, value) {
+                Ok(()) => Ok(()),
+                Err((value, refused)) => self.push_elsewhere(slot, ring, value, refused),
+            },
             _ => self.push_first(value),
         }
     }
@@ -140,7 +143,10 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         match self.first_for_push() {
             Ok((here, ring)) => {
                 self.header.set_back(ring);
-                self.push_to(here.slot, ring, value)
+                match self.push_to(here.slot, ring, value) {
+                    Ok(()) => Ok(()),
+                    Err((value, refused)) => self.push_elsewhere(here.slot, ring, value, refused),
+                }
             }
             Err(cause) => Err(PushError { value, cause }),
         }
@@ -161,19 +167,20 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         Ok((here, ring.ok_or(PushRefusal::Closed)?))
     }
 
-    #[inline]
-    fn push_to(&self, slot: &Slot, ring: Ring, mut value: T) -> Result<(), PushError<T>> {
+    /// Pushes to a ring. If it is refused, there may be another one.
+    #[inline(always)]
+    fn push_to(&self, slot: &Slot, ring: Ring, mut value: T) -> Result<(), (T, Refused)> {
         // After the ring was found: where it is a new one, that is before it can be told to be the end.
         if self.header.closed.load(Ordering::SeqCst) != 0 || ring.is_over() {
-            return self.not_pushed(slot, ring, value, Refused::Sealed);
+            return Err((value, Refused::Sealed));
         }
         slot.intent.open(PUSH, &[0, ring.lap()]);
         let me = slot.tag().slot();
-        let record = |index| {
+        let record = move |index| {
             let cell = std::ptr::from_ref(ring.cell(index)).addr();
             slot.intent.set_arg(CELL, cell as u64);
         };
-        let cell = |index| ring.cell(index);
+        let cell = move |index| ring.cell(index);
         match ring::claim(ring.shape, ring.tail(), cell, me, record) {
             Ok(position) => {
                 let index = ring.shape.index(position);
@@ -186,22 +193,29 @@ impl<T: ShmSafe + Unpin> Raw<T> {
             }
             Err(refused) => {
                 slot.intent.close();
-                self.not_pushed(slot, ring, value, refused)
+                Err((value, refused))
             }
         }
     }
 
+    /// A ring has refused it.
     #[cold]
-    fn not_pushed(
+    fn push_elsewhere(
         &self,
         slot: &Slot,
-        ring: Ring,
-        value: T,
-        refused: Refused,
+        mut ring: Ring,
+        mut value: T,
+        mut refused: Refused,
     ) -> Result<(), PushError<T>> {
-        match self.ring_after(slot, ring, refused) {
-            Ok(ring) => self.push_to(slot, ring, value),
-            Err(cause) => Err(PushError { value, cause }),
+        loop {
+            ring = match self.ring_after(slot, ring, refused) {
+                Ok(ring) => ring,
+                Err(cause) => return Err(PushError { value, cause }),
+            };
+            match self.push_to(slot, ring, value) {
+                Ok(()) => return Ok(()),
+                Err(again) => (value, refused) = again,
+            }
         }
     }
 
@@ -236,28 +250,51 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         })
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn try_pop(&self) -> Result<T, PopError> {
-        let header = &self.header;
-        if let Some(ring) = header.front(Self::WORDS)
-            && header.lease_block.load(Ordering::Relaxed) == 0
-        {
-            let mut value = MaybeUninit::uninit();
-            let cell = |index| ring.cell(index);
-            let copy = |index, _| {
-                // SAFETY: a cell's words, which all access as atomics.
-                unsafe { element::load(ring.element(index), &mut value) };
-            };
-            // Nothing can have come back by then.
-            let valid = || header.lease_block.load(Ordering::Acquire) == 0;
-            let taken = ring::take(ring.shape, ring.head(), cell, Take::Pop, valid, copy);
-            if taken.is_ok() {
-                self.ring_room();
-                // SAFETY: copied from an element that is ours now, as the position was taken.
-                return Ok(unsafe { value.assume_init() });
-            }
+        match self.pop_first() {
+            Some(value) => Ok(value),
+            None => self.pop_slow(),
         }
-        self.pop_slow()
+    }
+
+    /// Pops from the ring that is known, where nothing is leased. Part of the caller, so that the
+    /// element goes on in registers.
+    #[inline(always)]
+    fn pop_first(&self) -> Option<T> {
+        let ring = self.header.front(Self::WORDS)?;
+        if self.header.lease_block.load(Ordering::Relaxed) != 0 {
+            return None;
+        }
+        let mut value = MaybeUninit::uninit();
+        // SAFETY: a cell's words, which all access as atomics.
+        let copy = |index, _| unsafe { element::load(ring.element(index), &mut value) };
+        let (cell, valid) = (|index| ring.cell(index), || self.none_leased());
+        if ring::take_at_head(ring.shape, ring.head(), cell, Take::Pop, valid, copy).is_none() {
+            return self.pop_from(ring);
+        }
+        self.ring_room();
+        // SAFETY: copied from an element that is ours now, as the position was taken.
+        Some(unsafe { value.assume_init() })
+    }
+
+    /// The same, wherever in the ring it is.
+    #[cold]
+    fn pop_from(&self, ring: Ring) -> Option<T> {
+        let mut value = MaybeUninit::uninit();
+        // SAFETY: as in `pop_first`.
+        let copy = |index, _| unsafe { element::load(ring.element(index), &mut value) };
+        let (cell, valid) = (|index| ring.cell(index), || self.none_leased());
+        ring::take(ring.shape, ring.head(), cell, Take::Pop, valid, copy).ok()?;
+        self.ring_room();
+        // SAFETY: as in `pop_first`.
+        Some(unsafe { value.assume_init() })
+    }
+
+    /// True if nothing can have come back yet.
+    #[inline]
+    fn none_leased(&self) -> bool {
+        self.header.lease_block.load(Ordering::Acquire) == 0
     }
 
     #[cold]
@@ -279,7 +316,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
             match taken {
                 Ok(Some(_)) => {
                     self.ring_room();
-                    // SAFETY: as in `try_pop`.
+                    // SAFETY: as in `pop_first`.
                     return Ok(unsafe { value.assume_init() });
                 }
                 Err(refused) if self.none_was_back(retaken) => return Err(refused),
@@ -480,7 +517,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
                     let cell = ring.cell(ring.shape.index(position));
                     entry.hold(slot, cell, ring.lap());
                     self.ring_room();
-                    // SAFETY: as in `try_pop`.
+                    // SAFETY: as in `pop_first`.
                     let value = unsafe { value.assume_init() };
                     return Ok(Lease::new(self, slot, entry, value));
                 }

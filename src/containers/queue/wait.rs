@@ -86,7 +86,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn push_until(
         &self,
         value: T,
@@ -132,7 +132,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         let room = &header.popped;
         let about_to_yield = || _ = header.take_turn(me);
         let attempt = |value| self.attempt(me, value);
-        let mut value = match attempt_awake(value, about_to_yield, attempt) {
+        let mut value = match attempt_awake(value, deadline, about_to_yield, attempt) {
             ControlFlow::Break(done) => return done,
             ControlFlow::Continue(value) => value,
         };
@@ -196,7 +196,20 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         }
     }
 
+    #[inline(always)]
     pub(crate) fn pop_until<R>(
+        &self,
+        deadline: Option<Instant>,
+        mut pop: impl FnMut() -> Result<R, PopError>,
+    ) -> Result<R, PopError> {
+        match pop() {
+            Err(PopError::Empty) => self.pop_waiting(deadline, pop),
+            done => done,
+        }
+    }
+
+    #[cold]
+    fn pop_waiting<R>(
         &self,
         deadline: Option<Instant>,
         mut pop: impl FnMut() -> Result<R, PopError>,
@@ -205,11 +218,8 @@ impl<T: ShmSafe + Unpin> Raw<T> {
             Err(PopError::Empty) => ControlFlow::Continue(()),
             other => ControlFlow::Break(other),
         };
-        if let ControlFlow::Break(done) = attempt(()) {
-            return done;
-        }
         let here = here(self)?;
-        if let ControlFlow::Break(done) = attempt_awake((), || (), &mut attempt) {
+        if let ControlFlow::Break(done) = attempt_awake((), deadline, || (), &mut attempt) {
             return done;
         }
         let bell = &self.header.pushed.0;

@@ -74,18 +74,21 @@ pub(crate) enum Put {
 }
 
 /// Locks the chunk of a key, of which `of` gives the words by the map's seed, in the table where the
-/// key is to be changed now, and looks for the key. The caller is pinned, and stays so until the edit
-/// is over. A map without a table gets one if `make`; `None` if not.
+/// key is to be changed now, looks for the key, and has `with` make the change. The caller is pinned.
+/// A map without a table gets one if `make`; `None` if not.
+///
+/// An edit is made where it is used and not handed on: it is large, and the processor waits for the
+/// parts of what is copied as soon as it is made.
 #[inline]
-pub(crate) fn edit<'a, M: Mode>(
+pub(crate) fn edit<M: Mode, R>(
     arena: Arena,
-    slot: &'a Slot,
-    (root, hints): (&'a AtomicU64, &Hints),
+    slot: &Slot,
+    (root, hints): (&AtomicU64, &Hints),
     make: bool,
     guess: Guess,
-    of: impl FnOnce([u64; 2]) -> Guess,
-    is_it: impl Fn(u64) -> bool,
-) -> Result<Option<Edit<'a, M>>, AllocError> {
+    (of, is_it): (impl FnOnce([u64; 2]) -> Guess, impl Fn(u64) -> bool),
+    with: impl FnOnce(&mut Edit<'_, M>) -> R,
+) -> Result<Option<R>, AllocError> {
     let mut table = loop {
         let address = root.load(Ordering::SeqCst);
         match Table::at(arena, address) {
@@ -115,7 +118,7 @@ pub(crate) fn edit<'a, M: Mode>(
         }
         let chunk = table.chunk(index);
         let (place, found) = lines::look(chunk, hash, key, is_it);
-        return Ok(Some(Edit {
+        let mut edit = Edit {
             arena,
             slot,
             root,
@@ -128,7 +131,8 @@ pub(crate) fn edit<'a, M: Mode>(
             found,
             emptied: false,
             mode: PhantomData,
-        }));
+        };
+        return Ok(Some(with(&mut edit)));
     }
 }
 
@@ -149,7 +153,7 @@ impl<M: Mode> Edit<'_, M> {
         };
         if self.found.is_some() {
             let line = self.chunk.on_path(self.hash, place.distance);
-            line.slots[place.slot].value.store(value, Ordering::SeqCst);
+            line.slots[place.slot].value.store(value, Ordering::Release);
         } else {
             let (word, new) = lines::fill(self.chunk, self.hash, place, self.key, value);
             word.store(new, Ordering::Release);
@@ -232,7 +236,7 @@ impl<M: Mode> Edit<'_, M> {
         let word = &line.word;
         let new = lines::turned(word.load(Ordering::Relaxed), place.slot);
         if M::FLAT {
-            word.store(new, Ordering::SeqCst);
+            word.store(new, Ordering::Release);
         } else {
             change::open(self.slot, CHANGE, word);
             change::publish_alone(self.slot, word, found, new);

@@ -258,11 +258,11 @@ impl Guess {
     }
 }
 
-/// A table, found to lie in the pool.
+/// A table, found to lie in the pool: one word, so that it is handed on in a register.
 #[derive(Clone, Copy)]
 pub(super) struct Table {
+    /// Its shape makes sense and has room; it is never written again.
     pub(super) header: &'static Header,
-    shape: Shape,
 }
 
 impl Table {
@@ -277,16 +277,14 @@ impl Table {
         }
         // SAFETY: in committed data of the pool, aligned; it consists of atomics.
         let header = unsafe { &*std::ptr::with_exposed_provenance::<Header>(address) };
-        let shape = Shape {
-            chunks: header.chunks.load(Ordering::Relaxed) as usize,
-            lines: header.lines.load(Ordering::Relaxed) as usize,
-        };
+        let table = Table { header };
+        let shape = table.shape();
         let fits = shape.chunks.is_power_of_two()
             && shape.chunks <= MOST_CHUNKS
             && shape.lines.is_power_of_two()
             && shape.lines <= MOST_LINES
             && shape.size() <= room;
-        fits.then_some(Table { header, shape })
+        fits.then_some(table)
     }
 
     /// Makes a table of the block at `address`, which has the layout for it. If `ready`, so are
@@ -308,11 +306,12 @@ impl Table {
         let flat = if kind.flat { FLAT } else { 0 };
         header.kind.store(stacked | flat, Ordering::Relaxed);
         if ready {
-            let table = Table { header, shape };
+            let table = Table { header };
             (0..shape.chunks).for_each(|index| table.ready(index));
         }
     }
 
+    #[inline]
     pub(super) fn address(self) -> u64 {
         std::ptr::from_ref(self.header).addr() as u64
     }
@@ -335,34 +334,38 @@ impl Table {
 
     #[inline]
     pub(super) fn shape(self) -> Shape {
-        self.shape
+        Shape {
+            chunks: self.header.chunks.load(Ordering::Relaxed) as usize,
+            lines: self.header.lines.load(Ordering::Relaxed) as usize,
+        }
     }
 
     #[inline]
     pub(super) fn chunks(self) -> usize {
-        self.shape.chunks
+        self.shape().chunks
     }
 
     /// The chunk that a hash belongs to.
     #[inline]
     pub(super) fn index(self, hash: u64) -> usize {
-        (((hash >> 32) * self.shape.chunks as u64) >> 32) as usize
+        (((hash >> 32) * self.chunks() as u64) >> 32) as usize
     }
 
     /// The lines of a chunk.
     #[inline]
     pub(super) fn chunk(self, index: usize) -> Chunk<'static> {
-        debug_assert!(index < self.shape.chunks);
+        let shape = self.shape();
+        debug_assert!(index < shape.chunks);
         let start = std::ptr::from_ref(self.header).cast::<u8>();
-        let first = start.wrapping_add(self.shape.front() + index * self.shape.chunk_bytes());
+        let first = start.wrapping_add(shape.front() + index * shape.chunk_bytes());
         // SAFETY: the chunks are behind the states, `chunks` of them (compared with the committed
         // data by `at`), of which `index` is one; atomics only.
-        Chunk(unsafe { std::slice::from_raw_parts(first.cast::<Line>(), self.shape.lines) })
+        Chunk(unsafe { std::slice::from_raw_parts(first.cast::<Line>(), shape.lines) })
     }
 
     #[inline]
     pub(super) fn state(self, index: usize) -> &'static State {
-        debug_assert!(index < self.shape.chunks);
+        debug_assert!(index < self.chunks());
         let first = std::ptr::from_ref(self.header).wrapping_add(1);
         // SAFETY: the states are behind the header, one a chunk; atomics only.
         unsafe { &*first.cast::<State>().wrapping_add(index) }
