@@ -65,6 +65,7 @@ const CASES: &[common::Named] = table! {
         threads_come_and_go
         processes_come_and_go
         spans_of_the_dead_are_used
+        empty_spans_of_the_dead_go_back
         what_is_left_behind_goes_back;
     storm:
         killed_at_random;

@@ -119,6 +119,9 @@ fn check_at(
                     "span {index} belongs to {owner:?}, who is gone"
                 ));
             }
+            if quiet && owner.is_nobody() && arena.span(index).is_empty(arena) {
+                report.problem(format_args!("span {index} is nobody's and empty"));
+            }
             check_bitmaps(arena, quiet, index, report);
             check_extent(arena, quiet, index, slices, end, report)
         }

@@ -24,8 +24,6 @@ pub(crate) fn release_all(arena: Arena, owner: Tag) {
         // Who leaves knows what it has.
         cache::take_all(arena, slot, |span| {
             if release_span(arena, owner, span) {
-                let tag = arena.tag(span.slice(arena));
-                tag.store(slice::span_tag(Tag::NOBODY), Ordering::Release);
                 orphans |= 1 << span.class();
             }
         });
@@ -45,15 +43,8 @@ pub(crate) fn release_all(arena: Arena, owner: Tag) {
             State::Span { owner: holder }
                 if holder == owner || (holder.is_nobody() && adopt_empty(arena, owner, index)) =>
             {
-                let span = arena.span(index);
-                while release_span(arena, owner, span) {
-                    tag.store(slice::span_tag(Tag::NOBODY), Ordering::Release);
-                    orphans |= 1 << span.class();
-                    // Who freed the last block meanwhile took it for the owner's.
-                    fence(Ordering::SeqCst);
-                    if !adopt_empty(arena, owner, index) {
-                        break;
-                    }
+                if release_span(arena, owner, arena.span(index)) {
+                    orphans |= 1 << arena.span(index).class();
                 }
             }
             State::Span { owner: holder } if holder.is_nobody() => {
@@ -71,12 +62,22 @@ fn adopt_empty(arena: Arena, owner: Tag, start: usize) -> bool {
     arena.span(start).is_empty(arena) && cache::adopt(arena, owner, start).is_some()
 }
 
-/// Collects what others freed of a span; gives it back if it is empty. True if it stays.
+/// Collects what others freed of a span of the owner's; gives it back if it is empty, and makes it
+/// nobody's otherwise. True if it is nobody's.
 fn release_span(arena: Arena, owner: Tag, span: &Span) -> bool {
-    span.collect(arena);
-    if span.is_empty(arena) {
-        span.give_back(arena, owner);
-        return false;
+    let start = span.slice(arena);
+    loop {
+        span.collect(arena);
+        if span.is_empty(arena) {
+            span.give_back(arena, owner);
+            return false;
+        }
+        let nobodys = slice::span_tag(Tag::NOBODY);
+        arena.tag(start).store(nobodys, Ordering::Release);
+        // Who freed the last block meanwhile took it for the owner's.
+        fence(Ordering::SeqCst);
+        if !adopt_empty(arena, owner, start) {
+            return true;
+        }
     }
-    true
 }

@@ -7,8 +7,10 @@ use shmkit::Pool;
 use shmkit::process::scope;
 
 use super::common::{
-    Random, TestPool, address, allocate, assert_sound, block_at, blocks, fill, free, layout, verify,
+    Random, TestPool, address, allocate, assert_sound, block_at, blocks, fill, free, killed,
+    layout, verify,
 };
+use super::sizes::class_sizes;
 
 /// Hands a block over through a word that must be empty, waiting until it is.
 fn put(word: &AtomicU64, block: u64) {
@@ -242,5 +244,47 @@ pub fn what_is_left_behind_goes_back() {
         assert_eq!(stats.allocated, 0);
         assert!(stats.classes.is_empty(), "round {round}: {stats:?}");
         assert_sound(*pool);
+    }
+}
+
+/// A worker is killed whose spans have no block in use: it has freed them itself, or somebody else has
+/// and it has not looked. All that it had goes back, and is enough for a block as large as the pool.
+pub fn empty_spans_of_the_dead_go_back() {
+    const MAX: usize = 4 << 20;
+    const BLOCKS: usize = 120;
+    let (stage, pool) = (TestPool::new(), TestPool::with(|b| b.max_size(MAX)));
+    let words = stage.create([const { AtomicU64::new(0) }; BLOCKS]).unwrap();
+    for frees_itself in [true, false] {
+        scope(|s| {
+            let (pool, words) = (*pool, &words);
+            let child = s.spawn(move || {
+                let sizes = class_sizes().into_iter().cycle().take(BLOCKS);
+                let blocks: Vec<_> = sizes.map(|size| allocate(pool, size)).collect();
+                for (&block, word) in blocks.iter().zip(&**words) {
+                    if frees_itself {
+                        free(pool, block);
+                    }
+                    put(word, address(block));
+                }
+                loop {
+                    std::thread::yield_now();
+                }
+            });
+            for word in &**words {
+                let block = block_at(take(word)).unwrap();
+                if !frees_itself {
+                    free(pool, block);
+                }
+            }
+            let before = pool.stats();
+            assert_eq!((before.allocated, before.classes.len()), (0, 40));
+            killed(child.unwrap());
+        });
+        pool.recover();
+        let stats = pool.stats();
+        assert!(stats.classes.is_empty(), "{stats:?}");
+        assert_eq!((stats.allocated, stats.free), (0, stats.total));
+        assert_sound(*pool);
+        free(*pool, allocate(*pool, MAX));
     }
 }

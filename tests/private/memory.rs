@@ -115,6 +115,8 @@ fn mapping_flags(block: NonNull<u8>) -> Vec<String> {
     Vec::new()
 }
 
+/// Large data without them takes a third to a half more time, but nothing else shows it: a heap whose
+/// advice is lost works as before. A small program, in turn, would take 2 MiB for its first block.
 pub fn large_data_has_huge_pages() {
     if !std::path::Path::new("/sys/kernel/mm/transparent_hugepage").exists() {
         return;
