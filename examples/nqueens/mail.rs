@@ -17,7 +17,8 @@ use crate::board::{Boards, parts, representative, search};
 use crate::failure::Failure;
 use crate::maps::options;
 
-const BATCH: usize = 62;
+/// Boards in a batch: as many as make the way to a collector, and its waking, cheap for each.
+const BATCH: usize = 510;
 
 /// What is sent to a collector.
 #[derive(Clone, Copy, ShmSafe)]
@@ -41,7 +42,7 @@ pub struct Collector {
 impl Collector {
     pub const fn new() -> Collector {
         Collector {
-            mail: Mailbox::new(64),
+            mail: Mailbox::new(16),
             round: AtomicU32::new(0),
         }
     }
