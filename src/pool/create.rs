@@ -17,6 +17,7 @@ use crate::layout::arena::{
 };
 use crate::layout::header::{DUMPABLE, GUARDED, HUGE_PAGES, Identity, MAGIC, VERSION};
 use crate::layout::local;
+use crate::participants::recovery;
 use crate::primitive::Ordering;
 use crate::sys::memory::{self, CommitError};
 use crate::sys::{file_lock, process};
@@ -320,6 +321,7 @@ impl PoolBuilder {
         header.options.store(identity.options, Ordering::Relaxed);
         header.epoch.store(1, Ordering::Relaxed);
         apply_options(arena, identity.options);
+        recovery::begin_confirming(arena);
         grow::grow_by(arena, 0, initial)?;
         if self.prefault {
             let start = arena.base() + DATA.offset;
