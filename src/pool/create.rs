@@ -283,7 +283,6 @@ impl PoolBuilder {
         fork::install();
         let len = DATA.offset + max * SLICE;
         let random = random_words()?;
-        memory::check_limit((initial * SLICE) as u64)?;
         memory::commit(fd.as_raw_fd(), 0, HEADER_SIZE as u64)?;
         let arena = self.map(&fd, len, random[2])?;
         local::of(arena).set_mapped(fd.into_raw_fd(), len);
