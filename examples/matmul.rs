@@ -117,19 +117,15 @@ impl Batch {
         }
     }
 
-    /// The next rows of the product for a worker: a matrix of many; of a single one, a part of what is
-    /// left. Parts are large at first, for a multiplication begins by packing the whole other matrix,
-    /// and smaller at the end, so that nobody waits long for the last.
+    /// The next rows of the product for a worker: a matrix of many; of a single one, its share. A
+    /// multiplication begins by packing the whole other matrix, so a worker does that once.
     fn take(&self, next: &Next, rows: usize) -> Option<Range<usize>> {
-        let workers = self.workers as usize;
-        let step = |first: usize| match rows == self.order {
-            true => ((rows - first) / (2 * workers)).max(rows.div_ceil(4 * workers)),
+        let step = match rows == self.order {
+            true => rows.div_ceil(self.workers as usize),
             false => self.order,
         };
-        let after = |first| (first < rows).then(|| rows.min(first + step(first)));
-        let order = Ordering::Relaxed;
-        let first = next.0.fetch_update(order, order, after).ok()?;
-        Some(first..after(first)?)
+        let first = next.0.fetch_add(step, Ordering::Relaxed);
+        (first < rows).then(|| first..rows.min(first + step))
     }
 }
 

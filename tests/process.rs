@@ -10,13 +10,18 @@ use std::fs;
 use std::io::{PipeReader, PipeWriter, Read, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Command, ExitCode, Output};
+use std::time::Instant;
 
+#[path = "process/crowds.rs"]
+mod crowds;
 #[path = "process/ends.rs"]
 mod ends;
 #[path = "process/events.rs"]
 mod events;
 #[path = "process/faults.rs"]
 mod faults;
+#[path = "process/forks.rs"]
+mod forks;
 #[path = "process/managed.rs"]
 mod managed;
 #[path = "process/masters.rs"]
@@ -29,6 +34,8 @@ mod peer_deaths;
 mod peers;
 #[path = "process/results.rs"]
 mod results;
+#[path = "process/run_ends.rs"]
+mod run_ends;
 #[path = "process/scopes.rs"]
 mod scopes;
 #[path = "process/storms.rs"]
@@ -88,17 +95,22 @@ const CASES: &[Named] = table! {
         who_must_not_wait_does_not
         restarts_by_policy
         what_the_joined_dead_held_is_free
+        forged_handles_are_errors;
+    crowds:
         thousands_one_after_another
         five_hundred_at_once
-        the_rest_is_asked_then_killed
         workers_are_limited
-        forged_handles_are_errors
+        the_dead_leave_no_place_in_use;
+    run_ends:
+        the_rest_is_asked_then_killed
         a_forked_copy_of_a_master_ends_nothing
         a_panic_of_the_hook_comes_last
         a_killed_master_leaves_nothing
         a_master_has_one_thread
-        a_worker_is_a_master_or_has_children
-        the_dead_leave_no_place_in_use;
+        a_worker_is_a_master_or_has_children;
+    forks:
+        a_fork_that_fails_holds_nothing
+        a_pool_is_used_first_while_the_process_forks;
     managed:
         the_last_user_of_a_resource_ends_it
         resources_are_limited
@@ -142,7 +154,9 @@ const ROLES: &[Named] = table! {
     ends: role_panic role_overflow;
     scopes: role_flush;
     parents: role_no_descriptor role_sigchld role_family;
-    masters: role_ends role_pid_file;
+    masters: role_ends;
+    run_ends: role_pid_file;
+    forks: role_failing_fork role_first_use;
     managed: role_makes;
     peers: role_peer role_odd_peer role_asking_peer role_leaving_peer role_waiting_peer;
     peer_deaths: role_named_master role_storm;
@@ -167,7 +181,7 @@ fn main() -> ExitCode {
     let filter = argument.unwrap_or_default();
     let (mut passed, mut failed) = (0, 0);
     for (name, case) in CASES.iter().filter(|(name, _)| name.contains(&filter)) {
-        let before = open_descriptors();
+        let (before, start) = (open_descriptors(), Instant::now());
         let outcome = catch_unwind(|| {
             case();
             assert_eq!(open_descriptors(), before, "descriptors left open");
@@ -177,7 +191,8 @@ fn main() -> ExitCode {
             Ok(()) => passed += 1,
             Err(_) => failed += 1,
         }
-        println!("{name}: {}", if outcome.is_ok() { "ok" } else { "FAILED" });
+        let outcome = if outcome.is_ok() { "ok" } else { "FAILED" };
+        println!("{name}: {outcome}, {} ms", start.elapsed().as_millis());
     }
     println!("{passed} passed, {failed} failed");
     if failed == 0 {

@@ -24,7 +24,7 @@ pub fn parts(size: u32) -> Vec<Part> {
         .collect()
 }
 
-/// Calls `found` with each solution of a part of the search.
+/// Calls `found` with each solution of a part of the search, up to the first error.
 pub fn search<E>(
     size: u32,
     part: Part,
@@ -41,7 +41,12 @@ pub fn search<E>(
     }
     let (start, attacks) = (start.with(part.first), attacks.with(1 << part.first));
     let (start, attacks) = (start.with(part.second), attacks.with(1 << part.second));
-    start.fill(attacks, &mut found)
+    let mut result = Ok(());
+    start.fill(attacks, &mut |board| {
+        result = found(board);
+        result.is_ok()
+    });
+    result
 }
 
 /// The columns that have queens.
@@ -81,23 +86,23 @@ impl Columns {
         }
     }
 
-    fn fill<E>(
-        self,
-        attacks: Attacks,
-        found: &mut impl FnMut(u64) -> Result<(), E>,
-    ) -> Result<(), E> {
+    /// Fills the columns that are left, in every way, as long as `found` says so. Whether it does is all
+    /// that is returned: in a register, where an error would be handed from column to column.
+    fn fill(self, attacks: Attacks, found: &mut impl FnMut(u64) -> bool) -> bool {
         let mut free = self.all & !(attacks.rows | attacks.rising | attacks.falling);
         while free != 0 {
             let row = free & free.wrapping_neg();
             free ^= row;
             let next = self.with(row.trailing_zeros());
-            if attacks.rows | row == self.all {
-                found(next.board)?;
-            } else {
-                next.fill(attacks.with(row), found)?;
+            let goes_on = match attacks.rows | row == self.all {
+                true => found(next.board),
+                false => next.fill(attacks.with(row), found),
+            };
+            if !goes_on {
+                return false;
             }
         }
-        Ok(())
+        true
     }
 }
 

@@ -1,4 +1,5 @@
-//! Workers that send what they find to one or two collectors, each with a set of its own.
+//! Workers that send what they find to one or two collectors, each with a set of its own. The first
+//! worker is one of these.
 //!
 //! A batch says whether it is the last of its part of the search, so a collector knows what it has
 //! all of. A searcher that is killed in the middle of a part leaves the part to others, who send
@@ -11,13 +12,14 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use shmkit::process::{Entry, JoinHandle, Worker};
-use shmkit::{Handle, Mailbox, PopError, PushRefusal, Queue, ShmSafe};
+use shmkit::{Handle, Mailbox, PopError, PushRefusal, Queue, RecvError, ShmSafe};
 
 use crate::board::{Boards, parts, representative, search};
 use crate::failure::Failure;
 use crate::maps::options;
 
-const BATCH: usize = 62;
+/// Boards in a batch: as many as make the way to a collector, and its waking, cheap for each.
+const BATCH: usize = 510;
 
 /// What is sent to a collector.
 #[derive(Clone, Copy, ShmSafe)]
@@ -41,7 +43,7 @@ pub struct Collector {
 impl Collector {
     pub const fn new() -> Collector {
         Collector {
-            mail: Mailbox::new(64),
+            mail: Mailbox::new(16),
             round: AtomicU32::new(0),
         }
     }
@@ -65,50 +67,81 @@ fn count(worker: &Worker, (shared, workers): (Shared, u32)) -> Result<u64, Failu
     let queue = shared.parts.open()?;
     let all = 0..parts(shared.size).len() as u32;
     all.clone().try_for_each(|part| queue.push(part))?;
-    let mut collectors = Vec::new();
-    for number in 0..shared.collectors.len() {
+    let mut others = Others::default();
+    for number in 1..shared.collectors.len() {
         let started = worker.start_with(options(), &COLLECT, &(shared.clone(), number))?;
-        collectors.push((number, started));
+        others.left.push((number, started));
     }
     let searchers: Result<Vec<JoinHandle<Result<(), Failure>>>, _> = (0..workers)
         .map(|_| worker.start_with(options(), &SEARCH, &shared))
         .collect();
-    let mut solutions = 0;
-    // Whichever is ready first: the mail of one that has returned must be refused, for a searcher
-    // would wait for room in it.
-    while !collectors.is_empty() {
-        let mut left = Vec::new();
-        for (number, collector) in collectors {
-            if !collector.wait(Duration::from_millis(2))? {
-                left.push((number, collector));
-                continue;
-            }
-            solutions += collector.join()??;
-            shared.collectors[number].open()?.mail.close();
-        }
-        collectors = left;
+    let searchers = searchers?;
+    let own = gather(&shared, 0, 0, || others.look(&shared, Duration::ZERO))?;
+    shared.collectors[0].open()?.mail.close();
+    while !others.left.is_empty() {
+        others.look(&shared, Duration::from_millis(2))?;
     }
+    // Whatever they still search is known.
     queue.close();
     queue.clear();
-    searchers?
-        .into_iter()
-        .try_for_each(|searcher| searcher.join()?)?;
-    Ok(solutions)
+    searchers.into_iter().for_each(JoinHandle::detach);
+    Ok(own + others.solutions)
+}
+
+/// The collectors besides the first worker.
+#[derive(Default)]
+struct Others {
+    left: Vec<(usize, JoinHandle<Result<u64, Failure>>)>,
+    solutions: u64,
+}
+
+impl Others {
+    /// Adds up what those have that have returned. Their mail is refused from now on, for a searcher
+    /// would wait for room in it.
+    fn look(&mut self, shared: &Shared, limit: Duration) -> Result<(), Failure> {
+        for (number, collector) in std::mem::take(&mut self.left) {
+            if collector.wait(limit)? {
+                self.solutions += collector.join()??;
+                shared.collectors[number].open()?.mail.close();
+            } else {
+                self.left.push((number, collector));
+            }
+        }
+        Ok(())
+    }
 }
 
 fn collect(worker: &Worker, (shared, number): (Shared, usize)) -> Result<u64, Failure> {
     let here = shared.collectors[number].open()?;
-    let mut left = parts(shared.size).len();
     if worker.restarts() > 0 {
         here.round.fetch_add(1, Ordering::AcqRel);
         let queue = shared.parts.open()?;
-        (0..left as u32).try_for_each(|part| queue.push(part))?;
+        let all = 0..parts(shared.size).len() as u32;
+        all.clone().try_for_each(|part| queue.push(part))?;
     }
     let round = here.round.load(Ordering::Acquire);
+    gather(&shared, number, round, || Ok(()))
+}
+
+/// Receives until all parts are finished; how many boards there were. Looks up when there is no mail.
+fn gather(
+    shared: &Shared,
+    number: usize,
+    round: u32,
+    mut look_up: impl FnMut() -> Result<(), Failure>,
+) -> Result<u64, Failure> {
+    let here = shared.collectors[number].open()?;
+    let mut left = parts(shared.size).len();
     let (mut boards, mut finished) = (Boards::default(), vec![false; left]);
     let receiver = here.mail.receiver()?;
     while left > 0 {
-        let batch = receiver.recv()?;
+        let batch = match receiver.recv_timeout(Duration::from_millis(2)) {
+            Err(RecvError::TimedOut) => {
+                look_up()?;
+                continue;
+            }
+            batch => batch?,
+        };
         boards.extend(&batch.boards[..batch.len as usize]);
         let finished = &mut finished[batch.part as usize];
         if batch.last == 1 && batch.round == round && !*finished {

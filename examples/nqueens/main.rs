@@ -103,7 +103,7 @@ fn alone(size: u32) -> u64 {
 
 fn with_maps(size: u32, count: usize, workers: u32) -> Result<u64, Failure> {
     let pool = Pool::builder().create()?;
-    let maps = (0..count).map(|_| pool.create(HashMap::new()));
+    let maps = (0..count).map(|_| pool.create(HashMap::with_hasher()));
     let maps = maps.collect::<Result<Vec<_>, _>>()?;
     let parts = pool.create(Queue::unbounded())?;
     let shared = maps::Shared {

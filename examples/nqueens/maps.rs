@@ -2,18 +2,20 @@
 //!
 //! The parts of the search are in a queue, and are leased: the part of a worker that is killed
 //! comes back, and is searched again. That does no harm, for what a map has it has once.
+//!
+//! The first worker starts the others, and searches as they do.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use shmkit::process::{Backoff, Entry, Restart, StartOptions, Worker};
-use shmkit::{Handle, HashMap, PopError, Queue};
+use shmkit::{FoldHash, Handle, HashMap, PopError, Queue};
 
 use crate::board::{parts, representative, search};
 use crate::failure::Failure;
 
 /// The solutions up to symmetry, those with the same last bits in one map.
-pub type Solutions = HashMap<u64, u8>;
+pub type Solutions = HashMap<u64, u8, FoldHash>;
 
 /// What all workers know.
 #[derive(Clone, Serialize, Deserialize)]
@@ -40,10 +42,11 @@ fn count(worker: &Worker, (shared, workers): (Shared, u32)) -> Result<u64, Failu
         queue.push(part)?;
     }
     queue.close();
-    let searchers: Result<Vec<_>, _> = (0..workers)
+    let others: Result<Vec<_>, _> = (1..workers)
         .map(|_| worker.start_with(options(), &SEARCH, &shared))
         .collect();
-    for searcher in searchers? {
+    search_with_maps(worker, shared.clone())?;
+    for searcher in others? {
         searcher.join()??;
     }
     let mut solutions = 0;

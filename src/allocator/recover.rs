@@ -43,9 +43,8 @@ pub(crate) fn release_all(arena: Arena, owner: Tag) {
             State::Span { owner: holder }
                 if holder == owner || (holder.is_nobody() && adopt_empty(arena, owner, index)) =>
             {
-                if release_span(arena, owner, arena.span(index)) {
-                    orphans |= 1 << arena.span(index).class();
-                }
+                let span = arena.span(index);
+                orphans |= u64::from(release_span(arena, owner, span)) << span.class();
             }
             State::Span { owner: holder } if holder.is_nobody() => {
                 orphans |= 1 << arena.span(index).class();

@@ -9,6 +9,7 @@
 //! | parent before the fork | a FORKING record without a child | recovery of the parent aborts it |
 //! | parent after the fork  | a FORKING record, a child on its way | recovery aborts it or the child turns it LIVE: one exchange decides; an aborted child exits |
 //! | child before LIVE | a FORKING record without a child | the parent aborts it when it reaps the child, or recovery of the parent |
+//! | (a fork that fails) | a FORKING record without a child | the parent aborts it at once |
 //! | either later | its LIVE record | recovery |
 
 use crate::layout::arena::{Arena, HOLDS, PROCESSES};
@@ -68,7 +69,7 @@ fn claim(arena: Arena) -> Option<Tag> {
             generation,
         };
         if free.phase == ProcessPhase::Free {
-            describe(record, generation);
+            describe(record, generation, sys::process::own_start());
             if record.turn(free, live) {
                 return Some(Tag::new(index, generation));
             }
@@ -79,12 +80,11 @@ fn claim(arena: Arena) -> Option<Tag> {
     })
 }
 
-fn describe(record: &Process, generation: u64) {
+/// `start` is the calling process's.
+fn describe(record: &Process, generation: u64, start: u64) {
     record.start.store(0, Ordering::Relaxed);
     record.pid.set(generation, sys::process::pid());
-    record
-        .start
-        .store(sys::process::own_start(), Ordering::Release);
+    record.start.store(start, Ordering::Release);
 }
 
 /// Finds a record that `take` takes, among those there are, the dead once recovered, and new ones.
@@ -200,8 +200,8 @@ pub(crate) fn abort_child(arena: Arena, child: Tag) {
 }
 
 /// In the child: turns its record LIVE. False if it was aborted: then nothing that the child
-/// inherited is its own, and it must exit.
-pub(crate) fn become_child(arena: Arena, child: Tag) -> bool {
+/// inherited is its own, and it must exit. `start` is this process's.
+pub(crate) fn become_child(arena: Arena, child: Tag, start: u64) -> bool {
     let record = arena.process(child.slot());
     loop {
         let state = record.state();
@@ -220,7 +220,7 @@ pub(crate) fn become_child(arena: Arena, child: Tag) -> bool {
             Err(_) => return false,
         }
     }
-    describe(record, child.generation());
+    describe(record, child.generation(), start);
     let state = record.state();
     let live = ProcessState {
         phase: ProcessPhase::Live,

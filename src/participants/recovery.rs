@@ -320,6 +320,11 @@ fn its_time(at: &AtomicU64, apart: u64) -> bool {
             .is_ok()
 }
 
+/// A new pool: there is nobody yet whom the system could be asked about.
+pub(crate) fn begin_confirming(arena: Arena) {
+    its_time(&arena.header().confirmed_at, 0);
+}
+
 /// Asks the system about some of those who are not marked, and about all within a few seconds:
 /// whoever happens to be the one to ask is not held up for long.
 fn confirm_now_and_then(arena: Arena) {

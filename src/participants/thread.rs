@@ -253,8 +253,12 @@ fn take(arena: Arena, index: usize, process: Tag) -> bool {
     for permit in &slot.permits {
         permit.word.store(0, Ordering::Relaxed);
     }
-    slot.start
-        .store(sys::process::own_thread_start(), Ordering::Relaxed);
+    let start = match sys::process::tid() == sys::process::pid() {
+        // The first thread has the start of its process, which has been read.
+        true => arena.process(process.slot()).start.load(Ordering::Relaxed),
+        false => sys::process::own_thread_start(),
+    };
+    slot.start.store(start, Ordering::Relaxed);
     let live = SlotState {
         phase: SlotPhase::Live,
         generation: free.generation + 1,

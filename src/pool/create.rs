@@ -17,6 +17,7 @@ use crate::layout::arena::{
 };
 use crate::layout::header::{DUMPABLE, GUARDED, HUGE_PAGES, Identity, MAGIC, VERSION};
 use crate::layout::local;
+use crate::participants::recovery;
 use crate::primitive::Ordering;
 use crate::sys::memory::{self, CommitError};
 use crate::sys::{file_lock, process};
@@ -282,7 +283,6 @@ impl PoolBuilder {
         fork::install();
         let len = DATA.offset + max * SLICE;
         let random = random_words()?;
-        memory::check_limit((initial * SLICE) as u64)?;
         memory::commit(fd.as_raw_fd(), 0, HEADER_SIZE as u64)?;
         let arena = self.map(&fd, len, random[2])?;
         local::of(arena).set_mapped(fd.into_raw_fd(), len);
@@ -320,6 +320,7 @@ impl PoolBuilder {
         header.options.store(identity.options, Ordering::Relaxed);
         header.epoch.store(1, Ordering::Relaxed);
         apply_options(arena, identity.options);
+        recovery::begin_confirming(arena);
         grow::grow_by(arena, 0, initial)?;
         if self.prefault {
             let start = arena.base() + DATA.offset;

@@ -3,13 +3,22 @@
 //! `pthread_atfork` handlers, installed with the first pool. Before: the child's record is made
 //! in every pool (unless `spawn` has made it already, which can say why it cannot). In the child:
 //! the records come to life, and whatever this process's copy of the parent's memory says about
-//! slots is forgotten. A child for which there is no record exits at once: the handles that it
-//! inherited would be nobody's.
+//! slots is forgotten. A child for which there is no record, and which has inherited handles, exits at
+//! once: they would be nobody's. Without handles it makes its record when it needs one, as in a pool that
+//! its parent used for the first time between `prepare` and the fork.
+//!
+//! # A fork that fails
+//!
+//! `spawn` sees that. Of a fork that somebody else makes, the handlers hear nothing but that they are
+//! called in the parent. So the child gets the end of a pipe, which it closes once its records live:
+//! when nobody has it, and a record is still FORKING, there is no child for that.
 
 use std::cell::RefCell;
-use std::sync::MutexGuard;
+use std::io::{PipeReader, PipeWriter};
 use std::sync::Once;
 use std::sync::atomic::AtomicU64;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{dispose, handles, intents};
 use crate::allocator;
@@ -26,10 +35,16 @@ use crate::process::hooks as process_hooks;
 use crate::sys;
 
 thread_local! {
-    /// Keeps other threads from opening and dropping handles while this one forks.
-    static HELD: RefCell<Option<MutexGuard<'static, Holds>>> = const { RefCell::new(None) };
+    static HELD: RefCell<Option<Held>> = const { RefCell::new(None) };
 }
-type Holds = Option<std::collections::HashMap<(usize, usize), std::sync::Weak<handles::Hold>>>;
+
+/// What a thread has while it forks.
+struct Held {
+    /// Keeps other threads from opening and dropping handles.
+    holds: handles::Locked,
+    /// Tells whether there is a child, if this is not a fork of ours.
+    pipe: Option<(PipeReader, PipeWriter)>,
+}
 
 /// Teaches the layers below what this one does, and hooks into forks. Once a process.
 pub(super) fn install() {
@@ -121,13 +136,24 @@ fn forked(pid: u32) {
 
 extern "C" fn prepare() {
     keep_handles();
+    let mut made = false;
     for arena in attached() {
         let pending = pending(arena);
         if pending.load(Ordering::Relaxed) == 0
             && let Some(child) = process::reserve_child(arena)
         {
             pending.store(child.word(), Ordering::Relaxed);
+            made = true;
         }
+    }
+    if made {
+        // For want of descriptors: the record of a child that is not made stays until this process ends.
+        let pipe = std::io::pipe().ok();
+        let _ = HELD.try_with(|held| {
+            if let Some(held) = &mut *held.borrow_mut() {
+                held.pipe = pipe;
+            }
+        });
     }
 }
 
@@ -138,7 +164,10 @@ fn keep_handles() {
     let _ = HELD.try_with(|held| {
         let mut held = held.borrow_mut();
         if held.is_none() {
-            *held = Some(handles::lock());
+            *held = Some(Held {
+                holds: handles::lock(),
+                pipe: None,
+            });
         }
     });
 }
@@ -147,20 +176,48 @@ fn release_handles() {
     let _ = HELD.try_with(|held| held.borrow_mut().take());
 }
 
+/// Whether there is certainly no child whose records do not live. Asked in the parent, once.
+fn no_child_is_coming() -> bool {
+    let pipe = HELD.try_with(|held| held.borrow_mut().as_mut()?.pipe.take());
+    let Ok(Some((read, write))) = pipe else {
+        return false;
+    };
+    drop(write);
+    let mut ends = [PollFd::new(&read, PollFlags::empty())];
+    let polled = poll(&mut ends, Some(&Timespec::default()));
+    polled.is_ok() && ends[0].revents().contains(PollFlags::HUP)
+}
+
+/// Whether this process has handles of objects in the pool; asked while it forks.
+fn has_handles(arena: Arena) -> bool {
+    // During the destruction of thread-locals nobody knows.
+    HELD.try_with(|held| match &*held.borrow() {
+        Some(held) => handles::any_in(arena, &held.holds),
+        None => true,
+    })
+    .unwrap_or(true)
+}
+
 extern "C" fn in_parent() {
     for arena in attached() {
         let record = pending(arena).swap(0, Ordering::Relaxed);
         forked_last(arena).store(record, Ordering::Relaxed);
+    }
+    if no_child_is_coming() {
+        take_back(forked_last);
     }
     release_handles();
 }
 
 extern "C" fn in_child() {
     // The thread's table of slots is empty: the kernel has wiped it.
+    let start = sys::process::own_start();
     for arena in attached() {
         local::of(arena).forget_leaked_guards();
         let mine = Tag::of_word(pending(arena).swap(0, Ordering::Relaxed));
-        if mine.is_nobody() || !process::become_child(arena, mine) {
+        if mine.is_nobody() && !has_handles(arena) {
+            local::of(arena).set_process(0);
+        } else if mine.is_nobody() || !process::become_child(arena, mine, start) {
             const WHY: &[u8] = b"shmkit: a forked child has no record in a pool; it exits\n";
             // SAFETY: writes a constant to standard error; the outcome does not matter.
             unsafe { libc::write(2, WHY.as_ptr().cast(), WHY.len()) };

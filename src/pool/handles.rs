@@ -20,12 +20,20 @@ pub(crate) struct Hold {
 }
 
 type Holds = HashMap<(usize, usize), Weak<Hold>>;
+/// The holds of this process, while nobody else opens and drops handles.
+pub(super) type Locked = MutexGuard<'static, Option<Holds>>;
 
 static HOLDS: Mutex<Option<Holds>> = Mutex::new(None);
 
 /// The process's holds, locked. Nothing that runs under the lock can panic half way.
-pub(super) fn lock() -> MutexGuard<'static, Option<Holds>> {
+pub(super) fn lock() -> Locked {
     HOLDS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether any of the holds is on an object in the pool.
+pub(super) fn any_in(arena: Arena, holds: &Option<Holds>) -> bool {
+    let mut all = holds.iter().flatten();
+    all.any(|(&(base, _), hold)| base == arena.base() && hold.strong_count() > 0)
 }
 
 /// Holds an object that is being made: `make` sets the hold bit and lets the object be. Nobody

@@ -187,6 +187,12 @@ pub(crate) fn time_namespace() -> Option<u64> {
 ///
 /// Whatever `/proc/self/task` answers.
 pub(crate) fn task_count() -> io::Result<usize> {
+    // Changes nothing: the kernel refuses it to who has other threads, and it is a tenth of a look into
+    // `/proc`. A sandbox may refuse it to all.
+    // SAFETY: takes and returns plain numbers.
+    if unsafe { libc::unshare(libc::CLONE_THREAD) } == 0 {
+        return Ok(1);
+    }
     let path = c"/proc/self/task";
     // The directory has a link per task besides the two that every directory has.
     if rustix::fs::stat(path)?.st_nlink == 3 {

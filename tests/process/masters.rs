@@ -4,20 +4,20 @@ use std::time::Duration;
 
 use shmkit::process::{
     Backoff, Config, Entry, JoinError, JoinHandle, KillError, Master, Restart, ResultError,
-    RunError, StartError, StartOptions, Worker, WorkerId, run,
+    RunError, StartOptions, WorkerId, run,
 };
 use shmkit::sync::Mutex;
 use shmkit::{Handle, Pool};
 
-use super::{loop_for_ever, program, quietly, role_succeeds};
+use super::{loop_for_ever, quietly, role_succeeds};
 
-static SQUARE: Entry<u64, u64> = Entry::new("square", |_, n| n * n);
+pub static SQUARE: Entry<u64, u64> = Entry::new("square", |_, n| n * n);
 static ECHO: Entry<Vec<u8>, Vec<u8>> = Entry::new("echo", |_, bytes| bytes);
-static UNIT: Entry<(), ()> = Entry::new("unit", |_, ()| ());
-static FOR_EVER: Entry<(), ()> = Entry::new("for ever", |_, ()| loop_for_ever());
+pub static UNIT: Entry<(), ()> = Entry::new("unit", |_, ()| ());
+pub static FOR_EVER: Entry<(), ()> = Entry::new("for ever", |_, ()| loop_for_ever());
 
 #[track_caller]
-fn runs<R: shmkit::process::Wire>(first: &'static Entry<(), R>) -> R {
+pub fn runs<R: shmkit::process::Wire>(first: &'static Entry<(), R>) -> R {
     run(&Config::new(), first, ()).unwrap()
 }
 
@@ -332,125 +332,6 @@ pub fn what_the_joined_dead_held_is_free() {
     unsafe { pool.unmap() };
 }
 
-/// Resident memory of the master, in pages, and its descriptors.
-fn weight(pid: i32) -> (usize, usize) {
-    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap();
-    let resident = statm.split(' ').nth(1).unwrap().parse().unwrap();
-    let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
-    (resident, descriptors.count())
-}
-
-fn master_pid() -> i32 {
-    rustix::process::getppid().unwrap().as_raw_pid()
-}
-
-/// How many processes are started one after another: `SHMKIT_PROCESSES`, or fewer.
-fn processes() -> u64 {
-    let wanted = std::env::var("SHMKIT_PROCESSES").ok();
-    wanted.and_then(|n| n.parse().ok()).unwrap_or(2000)
-}
-
-static ONE_BY_ONE: Entry<(), ()> = Entry::new("one by one", |worker, ()| {
-    let some = |count| {
-        for n in 0..count {
-            let square = worker.start(&SQUARE, &n).unwrap();
-            assert_eq!(square.join().unwrap(), n * n);
-        }
-        weight(master_pid())
-    };
-    let (resident, descriptors) = some(200);
-    let (resident_after, descriptors_after) = some(processes());
-    assert!(
-        resident_after <= resident + 16,
-        "{resident} -> {resident_after} pages"
-    );
-    // The last one joined may be on its way out of the master's table.
-    assert_eq!(descriptors_after, descriptors);
-});
-
-pub fn thousands_one_after_another() {
-    runs(&ONE_BY_ONE);
-}
-
-static MANY: Entry<(), ()> = Entry::new("many", |worker: &Worker, ()| {
-    let mut weights = Vec::new();
-    for _ in 0..2 {
-        let handles: Vec<_> = (0..500)
-            .map(|_| worker.start(&FOR_EVER, &()).unwrap())
-            .collect();
-        // Requests are dealt with in order of their places: when this has run, all have.
-        worker.start(&UNIT, &()).unwrap().join().unwrap();
-        let children = format!("/proc/{0}/task/{0}/children", master_pid());
-        let children = std::fs::read_to_string(children).unwrap_or_default();
-        if !children.is_empty() {
-            assert_eq!(children.split_whitespace().count(), 501);
-        }
-        handles.iter().for_each(|handle| handle.kill().unwrap());
-        for handle in handles {
-            assert!(matches!(handle.join(), Err(JoinError::Signaled(9))));
-        }
-        weights.push(weight(master_pid()));
-    }
-    assert_eq!(weights[0].1, weights[1].1, "descriptors");
-    assert!(weights[1].0 <= weights[0].0 + 16, "{weights:?}");
-});
-
-pub fn five_hundred_at_once() {
-    runs(&MANY);
-}
-
-static LEAVES_SOME: Entry<(), ()> = Entry::new("leaves some", |worker, ()| {
-    for _ in 0..3 {
-        worker.start(&FOR_EVER, &()).unwrap().detach();
-        worker.start(&POLITE, &()).unwrap().detach();
-    }
-});
-static POLITE: Entry<(), ()> = Entry::new("polite", |worker, ()| {
-    assert!(worker.wait_stop(Duration::from_secs(600)));
-    assert!(worker.stop_requested());
-    assert!(worker.start(&UNIT, &()).is_err());
-});
-
-pub fn the_rest_is_asked_then_killed() {
-    use std::cell::Cell;
-    use std::rc::Rc;
-    let counts = Rc::new(Cell::new((0, 0)));
-    let seen = Rc::clone(&counts);
-    let mut config = Config::new();
-    // Polite ones end at once; only the hung ones use the patience up.
-    config
-        .patience(Duration::from_millis(500))
-        .on_end(move |end| {
-            let (ended, killed) = seen.get();
-            seen.set(match &end.cause {
-                Ok(()) => (ended + 1, killed),
-                Err(JoinError::Signaled(9)) => (ended, killed + 1),
-                Err(JoinError::NotStarted(_)) => (ended, killed),
-                Err(other) => panic!("{other:?}"),
-            });
-        });
-    run(&config, &LEAVES_SOME, ()).unwrap();
-    let (ended, killed) = counts.get();
-    // The first one, the polite ones and the hung ones, as far as they were started.
-    assert!((1..=4).contains(&ended) && killed <= 3, "{ended} {killed}");
-}
-
-static ONE_TOO_MANY: Entry<(), ()> = Entry::new("one too many", |worker, ()| {
-    let one = worker.start(&FOR_EVER, &()).unwrap();
-    match worker.start(&UNIT, &()).unwrap().join() {
-        Err(JoinError::NotStarted(why)) => assert!(why.contains("2 workers"), "{why}"),
-        other => panic!("{other:?}"),
-    }
-    one.kill().unwrap();
-    one.join().unwrap_err();
-    worker.start(&UNIT, &()).unwrap().join().unwrap();
-});
-
-pub fn workers_are_limited() {
-    let mut config = Config::new();
-    run(config.max_workers(2), &ONE_TOO_MANY, ()).unwrap();
-}
-
 static MISTYPED: Entry<(), ()> = Entry::new("mistyped", |worker, ()| {
     // As another type: its bytes are no such value.
     let unit = worker.start(&UNIT, &()).unwrap();
@@ -487,172 +368,4 @@ static MISTYPED: Entry<(), ()> = Entry::new("mistyped", |worker, ()| {
 
 pub fn forged_handles_are_errors() {
     runs(&MISTYPED);
-}
-
-static TELLS: Entry<(), ()> = Entry::new("tells", |worker, ()| {
-    let hung = [(); 3].map(|()| worker.start(&FOR_EVER, &()).unwrap());
-    worker.start(&UNIT, &()).unwrap().join().unwrap();
-    println!("{}", std::process::id());
-    use std::io::Write;
-    std::io::stdout().flush().unwrap();
-    drop(hung);
-    loop_for_ever();
-});
-
-/// A run with a pid file, in a directory that the parent has chosen.
-pub fn role_pid_file() {
-    let mut config = Config::new();
-    config.pid_file(std::env::var_os("SHMKIT_TEST_PID_FILE").unwrap());
-    run(&config, &TELLS, ()).unwrap();
-}
-
-pub fn a_killed_master_leaves_nothing() {
-    use std::io::{BufRead, BufReader, Read};
-    let path = std::env::temp_dir().join(format!("shmkit-pid-{}", std::process::id()));
-    let mut role = program("role_pid_file");
-    let mut master = role
-        .env("SHMKIT_TEST_PID_FILE", &path)
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut output = BufReader::new(master.stdout.take().unwrap());
-    output.read_line(&mut String::new()).unwrap();
-    let written = std::fs::read_to_string(&path).unwrap();
-    assert_eq!(written.trim().parse(), Ok(master.id()));
-    let mut config = Config::new();
-    config.pid_file(&path);
-    let refused = run(&config, &UNIT, ());
-    assert!(
-        matches!(refused, Err(RunError::AlreadyRunning { .. })),
-        "{refused:?}"
-    );
-
-    master.kill().unwrap();
-    master.wait().unwrap();
-    // The stream ends when the last of the workers has closed it, by dying.
-    assert_eq!(output.read_to_end(&mut Vec::new()).unwrap(), 0);
-    assert!(path.exists(), "the file is left");
-    run(&config, &UNIT, ()).unwrap();
-    assert!(!path.exists(), "the next run has removed it");
-}
-
-static ECHOES: Entry<(), ()> = Entry::new("echoes", |worker, ()| {
-    while !worker.wait_stop(Duration::from_secs(60)) {}
-});
-
-pub fn a_forked_copy_of_a_master_ends_nothing() {
-    let path = std::env::temp_dir().join(format!("shmkit-copy-{}", std::process::id()));
-    let name = format!("test-copy-{}", std::process::id());
-    let mut config = Config::new();
-    config.pid_file(&path).name(&name);
-    let mut master = Master::new(&config).unwrap();
-    let waits = master.start(&ECHOES, &()).unwrap();
-    assert_eq!(master.dispatch().unwrap().started, 1);
-    // SAFETY: this is the only thread; the child drops what it has a copy of, and leaves.
-    match unsafe { libc::fork() } {
-        0 => {
-            let refused = matches!(master.dispatch(), Err(RunError::NotTheMaster))
-                && matches!(master.start(&UNIT, &()), Err(StartError::NotTheMaster))
-                && matches!(master.finish(), Err(RunError::NotTheMaster));
-            // SAFETY: no memory is passed.
-            unsafe { libc::_exit(i32::from(!refused)) };
-        }
-        child => {
-            let mut status = -1;
-            // SAFETY: the status is written to.
-            let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
-            assert_eq!((waited, status), (child, 0));
-        }
-    }
-    master.dispatch().unwrap();
-    assert!(path.exists() && !waits.is_finished());
-    let control = format!("/dev/shm/shmkit.{name}.run");
-    assert!(std::path::Path::new(&control).exists());
-    master.finish().unwrap();
-    assert!(!path.exists() && !std::path::Path::new(&control).exists());
-}
-
-pub fn a_panic_of_the_hook_comes_last() {
-    let ends = std::rc::Rc::new(std::cell::Cell::new(0));
-    let seen = std::rc::Rc::clone(&ends);
-    let mut config = Config::new();
-    config.on_end(move |end| {
-        seen.set(seen.get() + 1);
-        panic!("worker {} has ended", end.worker.number());
-    });
-    let path = std::env::temp_dir().join(format!("shmkit-hook-{}", std::process::id()));
-    config.pid_file(&path);
-    let mut master = Master::new(&config).unwrap();
-    let unit = master.start(&UNIT, &()).unwrap();
-    let message = super::panic_message(|| while master.dispatch().is_ok() {});
-    assert_eq!(message, "worker 1 has ended");
-    assert!(unit.is_finished());
-    unit.try_join().unwrap().unwrap();
-    // The master goes on; and what it cannot tell while it goes, is not told.
-    master.start(&FOR_EVER, &()).unwrap().detach();
-    assert_eq!(master.dispatch().unwrap().started, 1);
-    quietly(|| drop(master));
-    assert_eq!(ends.get(), 2);
-    // A panic while another one goes on.
-    ends.set(0);
-    let mut master = Master::new(&config).unwrap();
-    let units = [(); 2].map(|()| master.start(&UNIT, &()).unwrap());
-    master.start(&FOR_EVER, &()).unwrap().detach();
-    assert_eq!(master.dispatch().unwrap().started, 3);
-    let message = super::panic_message(move || while master.dispatch().is_ok() {});
-    assert!(message == "worker 1 has ended" || message == "worker 2 has ended");
-    assert_eq!(ends.get(), 3);
-    assert!(!path.exists());
-    drop(units);
-}
-
-pub fn a_master_has_one_thread() {
-    let (reader, writer) = std::io::pipe().unwrap();
-    let thread = std::thread::spawn(move || super::listen(&reader));
-    let refused = run(&Config::new(), &UNIT, ());
-    assert!(
-        matches!(refused, Err(RunError::MultiThreaded { tasks: 2 })),
-        "{refused:?}"
-    );
-    super::tell(&writer);
-    thread.join().unwrap();
-}
-
-static SUB_MASTER: Entry<u64, u64> = Entry::new("sub-master", |worker, n| {
-    let inner = run(&Config::new(), &SQUARE, n).unwrap();
-    let outer = worker.start(&SQUARE, &n).unwrap().join().unwrap();
-    let scoped = shmkit::process::scope(|s| {
-        s.spawn(|| worker.start(&SQUARE, &n).unwrap().join().unwrap())
-            .unwrap()
-            .join()
-            .unwrap()
-    });
-    assert!(inner == outer && outer == scoped);
-    inner
-});
-
-pub fn a_worker_is_a_master_or_has_children() {
-    assert_eq!(run(&Config::new(), &SUB_MASTER, 7).unwrap(), 49);
-}
-
-static REQUESTS_AND_DIES: Entry<(), ()> = Entry::new("requests and dies", |worker, ()| {
-    // Its job is done although nobody joins it.
-    worker.start(&SQUARE, &1).unwrap().detach();
-    std::process::abort();
-});
-static OUTLIVES: Entry<(), ()> = Entry::new("outlives", |worker, ()| {
-    // More than there are places in the table: whoever dies leaves none in use.
-    for _ in 0..5 {
-        let started = [(); 900].map(|()| worker.start(&REQUESTS_AND_DIES, &()).unwrap());
-        for handle in started {
-            assert!(matches!(
-                handle.join(),
-                Err(JoinError::Signaled(libc::SIGABRT) | JoinError::NotStarted(_))
-            ));
-        }
-    }
-});
-
-pub fn the_dead_leave_no_place_in_use() {
-    runs(&OUTLIVES);
 }

@@ -532,7 +532,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
     pub(super) fn settled(&self, consumed: bool) {
         if !consumed {
             bell::ring(&self.header.pushed.0);
-        } else if self.is_closed() {
+        } else if self.is_closed() && bell::has_sleepers(&self.header.pushed.0) {
             bell::ring_all(&self.header.pushed.0);
         }
     }

@@ -1,0 +1,327 @@
+//! The places of managed resources, in the control pool.
+//!
+//! ```text
+//! FREE ──> CLAIMED(tag) ──> REQUESTED(id) ──> MANAGED(id) <──> CHECKING(id) ──> FREE
+//!          worker                        │                    master
+//!                                        └──> REFUSED(id) ──> FREE (master, once seen)
+//!
+//! What two announce at once is one resource: the master gives the second the use of the first.
+//! ```
+//!
+//! # Invariants
+//!
+//! 1. A user sets its bit, then looks at the state; the master stores CHECKING, then looks at the
+//!    bits. So of a `get` and a removal at once, one sees the other. A user that finds CHECKING sleeps
+//!    until the master has decided, as long as the master is there: also one that is stopped.
+//! 2. A worker's bits belong to its job's place, which nobody else has before the job is over; the
+//!    master clears them then.
+//!
+//! # Crash behaviour
+//!
+//! | killed | leaves | repaired by |
+//! |---|---|---|
+//! | while CLAIMED | a place without a resource | the master: FREE |
+//! | REQUESTED or REFUSED | a request of nobody, once its job is over | the master: FREE |
+//! | a user | its bit | the master, when its job is over |
+//! | the master | the journal's records | the next run |
+
+use super::{Inherit, ResourceId};
+use crate::ShmSafe;
+use crate::participants::lock::TICK;
+use crate::participants::tag::Tag;
+use crate::pool::Pool;
+use crate::primitive::{AtomicU32, AtomicU64, Ordering};
+use crate::process::Resource;
+use crate::process::jobs::{self, JOBS, Kind, Payload};
+use crate::process::table::{self, PHASE, StateWord, Used};
+use crate::sys::futex;
+
+/// Resources that a run can manage at once.
+pub(crate) const PLACES: usize = 256;
+
+const FREE: u64 = 0;
+const CLAIMED: u64 = 1;
+pub(super) const REQUESTED: u64 = 2;
+const MANAGED: u64 = 3;
+pub(super) const REFUSED: u64 = 4;
+const CHECKING: u64 = 5;
+/// It could not be removed: its place is not used again, so that its record stays.
+const STUCK: u64 = 6;
+pub(super) const ID_SHIFT: u32 = 8;
+
+pub(super) fn word(phase: u64, id: u64) -> u64 {
+    id << ID_SHIFT | phase
+}
+
+/// A resource's place.
+#[derive(ShmSafe)]
+pub(crate) struct Place {
+    pub(super) state: StateWord,
+    /// What those sleep on who wait for the master.
+    pub(super) answered: AtomicU32,
+    pub(super) kind: AtomicU32,
+    /// A bit a job's place.
+    users: [AtomicU64; JOBS / 64],
+    pub(super) name: Payload,
+    /// Why it was refused.
+    pub(super) answer: Payload,
+}
+
+/// The places, in the control block.
+#[derive(ShmSafe)]
+pub(crate) struct Table {
+    pub(super) last_id: AtomicU64,
+    used: Used,
+    places: [Place; PLACES],
+}
+
+impl Place {
+    pub(super) fn resource(&self) -> Option<Resource> {
+        let kind = self.kind.load(Ordering::Relaxed);
+        self.name.read(|name| Resource::of(kind, name))
+    }
+
+    fn bit(&self, user: usize) -> (&AtomicU64, u64) {
+        (&self.users[user / 64 % (JOBS / 64)], 1 << (user % 64))
+    }
+
+    pub(super) fn set(&self, user: usize) {
+        let (word, bit) = self.bit(user);
+        word.fetch_or(bit, Ordering::SeqCst);
+    }
+
+    pub(super) fn clear(&self, user: usize) {
+        let (word, bit) = self.bit(user);
+        if word.load(Ordering::Relaxed) & bit != 0 {
+            word.fetch_and(!bit, Ordering::SeqCst);
+        }
+    }
+
+    fn is_used_by(&self, user: usize) -> bool {
+        let (word, bit) = self.bit(user);
+        word.load(Ordering::SeqCst) & bit != 0
+    }
+
+    fn is_used(&self) -> bool {
+        let used = |word: &AtomicU64| word.load(Ordering::SeqCst) != 0;
+        self.users.iter().any(used)
+    }
+
+    pub(super) fn release(&self) {
+        self.name.clear();
+        self.answer.clear();
+        self.users
+            .iter()
+            .for_each(|word| word.store(0, Ordering::Relaxed));
+        self.state.store(FREE);
+    }
+
+    fn answer(&self, state: u64) {
+        self.state.store(state);
+        self.wake();
+    }
+
+    fn wake(&self) {
+        self.answered.fetch_add(1, Ordering::Release);
+        futex::wake(&self.answered, u32::MAX);
+    }
+}
+
+impl Table {
+    /// The places that were ever used.
+    fn used(&self) -> &[Place] {
+        self.used.of(&self.places)
+    }
+
+    /// Claims a free place.
+    pub(super) fn claim(&self, by: Tag) -> Option<&Place> {
+        let claimed = by.word() | CLAIMED;
+        let index = self.used.claim(&self.places, |at| &at.state, claimed)?;
+        Some(&self.places[index])
+    }
+
+    pub(super) fn find(&self, id: u64) -> Option<&Place> {
+        let has = |place: &&Place| {
+            let state = place.state.load();
+            matches!(state & PHASE, MANAGED | CHECKING) && state >> ID_SHIFT == id
+        };
+        self.used().iter().find(has)
+    }
+
+    /// Sets the user's bit, if the resource is there. `over` says that the master is dead, which
+    /// else would be waited for.
+    pub(super) fn hold(&self, id: u64, user: usize, over: &dyn Fn() -> bool) -> bool {
+        let Some(place) = self.find(id) else {
+            return false;
+        };
+        let had = place.is_used_by(user);
+        place.set(user);
+        loop {
+            let answered = place.answered.load(Ordering::Acquire);
+            // By invariant 1.
+            let state = place.state.load();
+            if state == word(MANAGED, id) {
+                return true;
+            }
+            if state != word(CHECKING, id) || over() {
+                if !had {
+                    place.clear(user);
+                }
+                return false;
+            }
+            futex::wait(&place.answered, answered, TICK);
+        }
+    }
+
+    /// The managed resource that is the same file as one announced, and its id.
+    pub(super) fn managed_as(&self, resource: &Resource) -> Option<(ResourceId, &Place)> {
+        self.used().iter().find_map(|place| {
+            let state = place.state.load();
+            let is = |managed: Resource| managed.path() == resource.path();
+            let same = state & PHASE == MANAGED && place.resource().is_some_and(is);
+            same.then_some((ResourceId(state >> ID_SHIFT), place))
+        })
+    }
+
+    /// The master's answer to who announces what is managed already: its id, and the use of it.
+    fn lead_to(&self, announced: &Place, same: &Place) -> (Kind, Vec<u8>) {
+        for (from, to) in announced.users.iter().zip(&same.users) {
+            to.fetch_or(from.load(Ordering::SeqCst), Ordering::SeqCst);
+        }
+        let id = same.state.load() >> ID_SHIFT;
+        (Kind::Value, id.to_ne_bytes().to_vec())
+    }
+
+    /// The ids of what a user uses.
+    pub(crate) fn used_by(&self, user: usize) -> impl Iterator<Item = ResourceId> {
+        let used = move |place: &&Place| place.is_used_by(user);
+        self.used().iter().filter(used).filter_map(|place| {
+            let state = place.state.load();
+            matches!(state & PHASE, MANAGED | CHECKING).then_some(ResourceId(state >> ID_SHIFT))
+        })
+    }
+
+    /// Has a worker that is about to be started use what its starter uses.
+    pub(crate) fn bequeath(
+        &self,
+        from: usize,
+        to: usize,
+        which: Inherit<'_>,
+        over: &dyn Fn() -> bool,
+    ) {
+        let list: Vec<ResourceId> = match which {
+            Inherit::None => return,
+            Inherit::All => self.used_by(from).collect(),
+            Inherit::These(list) => list.to_vec(),
+        };
+        for id in list {
+            self.hold(id.0, to, over);
+        }
+    }
+
+    /// A job is over, or was never one.
+    pub(crate) fn clear_user(&self, user: usize) {
+        self.used().iter().for_each(|place| place.clear(user));
+    }
+
+    /// The places of what a crashed run has left and that could not be removed: see `STUCK`.
+    pub(crate) fn keep(&self, places: &[usize]) {
+        for place in places.iter().filter_map(|&place| self.places.get(place)) {
+            place.state.store(word(STUCK, 0));
+        }
+    }
+
+    /// The master's work: answers requests, removes what nobody uses. `journal` records a resource
+    /// at a place, or refuses it with a reason; `remove` removes one, and strikes it, if it can.
+    pub(crate) fn tend(
+        &self,
+        pool: Pool,
+        mut journal: impl FnMut(usize, &Resource) -> Result<(), String>,
+        mut remove: impl FnMut(usize, &Resource) -> bool,
+    ) {
+        for (index, place) in self.used().iter().enumerate() {
+            let state = place.state.load();
+            let id = state >> ID_SHIFT;
+            match state & PHASE {
+                CLAIMED if table::is_abandoned(pool.0, state) => place.release(),
+                // Whoever waited for the answer is dead.
+                REQUESTED if !place.is_used() => place.release(),
+                REQUESTED => {
+                    let recorded = match place.resource() {
+                        Some(resource) => match self.managed_as(&resource) {
+                            Some((_, same)) => Err(self.lead_to(place, same)),
+                            None => journal(index, &resource)
+                                .map_err(|why| (Kind::NotStarted, why.into_bytes())),
+                        },
+                        None => Err((Kind::NotStarted, b"its name is damaged".to_vec())),
+                    };
+                    if let Err((kind, why)) = &recorded {
+                        let cut = &why[..why.len().min(jobs::INLINE)];
+                        // What is so short needs no memory.
+                        let _ = place.answer.store(pool, *kind, cut);
+                    }
+                    let phase = if recorded.is_ok() { MANAGED } else { REFUSED };
+                    place.answer(word(phase, id));
+                }
+                REFUSED if !place.is_used() => place.release(),
+                MANAGED if !place.is_used() => {
+                    // By invariant 1.
+                    place.state.store(word(CHECKING, id));
+                    if place.is_used() {
+                        place.answer(word(MANAGED, id));
+                    } else {
+                        match place.resource() {
+                            Some(resource) if !remove(index, &resource) => {
+                                place.answer(word(STUCK, id));
+                            }
+                            _ => {
+                                place.release();
+                                place.wake();
+                            }
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::process::jobs::Control;
+
+    /// As if the master were stopped before it has decided: who waits for it looks now and then.
+    #[test]
+    fn who_meets_a_removal_sleeps() {
+        let pool = Pool::builder().initial_size(2 << 20).create().unwrap();
+        let control = Control::create(pool).unwrap();
+        let table = &control.resources;
+        let place = table.claim(jobs::tag(pool).unwrap()).unwrap();
+        place.state.store(word(CHECKING, 7));
+        std::thread::scope(|scope| {
+            let user = scope.spawn(|| {
+                let looks = Cell::new(0);
+                let count = || {
+                    looks.set(looks.get() + 1);
+                    false
+                };
+                (table.hold(7, 1, &count), looks.get())
+            });
+            while !place.is_used_by(1) {
+                std::thread::yield_now();
+            }
+            let start = Instant::now();
+            std::thread::sleep(Duration::from_millis(20));
+            place.answer(word(MANAGED, 7));
+            let (held, looks) = user.join().unwrap();
+            assert!(held);
+            let most = start.elapsed().as_millis() / TICK.as_millis() + 3;
+            assert!(looks <= most, "{looks} looks, {most} at most");
+        });
+    }
+}
