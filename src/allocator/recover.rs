@@ -44,7 +44,9 @@ pub(crate) fn release_all(arena: Arena, owner: Tag) {
                 if holder == owner || (holder.is_nobody() && adopt_empty(arena, owner, index)) =>
             {
                 let span = arena.span(index);
-                orphans |= u64::from(release_span(arena, owner, span)) << span.class();
+                // Asked before it may be another's.
+                let class = span.class();
+                orphans |= u64::from(release_span(arena, owner, span)) << class;
             }
             State::Span { owner: holder } if holder.is_nobody() => {
                 orphans |= 1 << arena.span(index).class();
