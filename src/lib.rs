@@ -230,7 +230,7 @@ pub mod testing {
             ) -> Option<R> {
                 thread::play(pool.0, self.0);
                 let slot = thread::slot(pool.0).expect("the pool has room for its participants");
-                let guards = thread::guards();
+                let guards = thread::guards(pool.0);
                 kill_after(writes);
                 let does = std::panic::AssertUnwindSafe(does);
                 let done = std::panic::catch_unwind(does);
@@ -240,7 +240,7 @@ pub mod testing {
                 match done {
                     Ok(result) => Some(result),
                     Err(killed) if killed.is::<Killed>() => {
-                        thread::set_guards(guards);
+                        thread::set_guards(pool.0, guards);
                         let live = slot.state();
                         let phase = SlotPhase::Dead;
                         slot.turn(live, SlotState { phase, ..live });

@@ -97,7 +97,8 @@ const CASES: &[common::Named] = table! {
     scarce:
         a_death_is_seen_without_descriptors
         waits_sleep_where_the_wait_is_refused
-        a_handle_dropped_late_leaves_no_memory;
+        a_handle_dropped_late_leaves_no_memory
+        guards_of_one_pool_are_not_anothers;
     barriers:
         phases_by_processes
         one_leader

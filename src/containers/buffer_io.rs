@@ -33,7 +33,7 @@ impl<'a> BytesView<'a> {
         let Here { arena, slot } = buffer.here()?.ok_or(RangeError::NotInPool)?;
         epoch::pin(arena, slot);
         // From here on its end unpins.
-        thread::guard_made();
+        thread::guard_made(slot);
         let mut view = BytesView {
             buffer,
             tag: slot.tag(),
@@ -105,7 +105,7 @@ impl Drop for BytesView<'_> {
             && let Some(arena) = Arena::containing(std::ptr::from_ref(slot).addr())
         {
             epoch::unpin(slot);
-            thread::guard_dropped();
+            thread::guard_dropped(slot);
             self.buffer.words().reclaim(arena, slot);
         }
     }

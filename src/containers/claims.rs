@@ -177,6 +177,7 @@ impl Drop for Taken<'_> {
             // Release: who finds the entry free sees what was written under the claim.
             let was = self.entry.word.swap(0, Ordering::SeqCst);
             wake(self.entry, was);
+            thread::guard_dropped(self.entry);
         }
     }
 }
@@ -366,6 +367,7 @@ impl Claims {
         if orphaned {
             self.strike_orphans(&range);
         }
+        thread::guard_made(entry);
         Ok(Attempt::Done(Taken { entry, orphaned }))
     }
 

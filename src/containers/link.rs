@@ -207,7 +207,7 @@ impl<'a, T: ShmSafe> View<'a, T> {
     /// A view of a value that is pinned by `slot`, this thread's; the pin ends with it.
     #[inline]
     pub(super) fn pinned(value: &'a T, slot: &'static Slot) -> Self {
-        thread::guard_made();
+        thread::guard_made(slot);
         View::held(value, slot.tag())
     }
 
@@ -250,7 +250,7 @@ impl Pinned {
     #[inline]
     pub(super) fn new(arena: Arena, slot: &'static Slot) -> Self {
         epoch::pin(arena, slot);
-        thread::guard_made();
+        thread::guard_made(slot);
         Pinned {
             slot,
             tag: slot.tag(),
@@ -271,7 +271,7 @@ impl Drop for Pinned {
         // A forked child has a copy of its parent's, and not its pin.
         if thread::still_held(self.slot, self.tag).is_some() {
             epoch::unpin(self.slot);
-            thread::guard_dropped();
+            thread::guard_dropped(self.slot);
         }
     }
 }
@@ -300,7 +300,7 @@ impl<T: ShmSafe> Drop for View<'_, T> {
             && let Some(arena) = Arena::containing(std::ptr::from_ref(slot).addr())
         {
             epoch::unpin(slot);
-            thread::guard_dropped();
+            thread::guard_dropped(slot);
             dispose::retry(arena);
         }
     }

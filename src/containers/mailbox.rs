@@ -201,7 +201,7 @@ impl<T: ShmSafe + Unpin> Mailbox<T> {
             lock::try_lock(arena, slot, &self.receiver).map_err(|_| ReceiverError::Taken)?;
         // What a dead receiver was doing has happened or not: there is nothing to be put right.
         lock::clear(&self.receiver, flags);
-        thread::guard_made();
+        thread::guard_made(slot);
         Ok(Receiver {
             mailbox: self,
             tag: slot.tag(),
@@ -395,7 +395,7 @@ impl<T: ShmSafe + Unpin> Drop for Receiver<'_, T> {
     fn drop(&mut self) {
         if thread::still_held(self.mailbox, self.tag).is_some() {
             lock::unlock(&self.mailbox.receiver, self.tag, 0);
-            thread::guard_dropped();
+            thread::guard_dropped(self.mailbox);
         }
     }
 }

@@ -6,7 +6,6 @@ use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
 use super::claims::Taken;
-use crate::participants::thread;
 
 /// A claimed range, or an empty one, which needs no claim.
 pub(super) struct Claimed<'a, T> {
@@ -22,22 +21,12 @@ impl<'a, T> Claimed<'a, T> {
     /// The claim of `len` elements at `first`; of none without `taken`.
     pub(super) fn new(first: NonNull<T>, len: usize, taken: Option<Taken<'a>>) -> Self {
         debug_assert_eq!(len == 0, taken.is_none());
-        thread::guard_made();
         Claimed {
             first,
             len,
             taken,
             _one_thread: PhantomData,
         }
-    }
-}
-
-impl<T> Drop for Claimed<'_, T> {
-    fn drop(&mut self) {
-        if self.taken.as_ref().is_none_or(Taken::is_ours) {
-            thread::guard_dropped();
-        }
-        self.taken = None;
     }
 }
 

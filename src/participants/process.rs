@@ -253,6 +253,19 @@ pub(crate) fn thread_ends(arena: Arena) {
     }
 }
 
+/// The pool is about to be unmapped: this thread's list of words to be marked must not lead there.
+pub(crate) fn give_up_life(arena: Arena) {
+    let index = current_index(arena);
+    if index == 0 {
+        return;
+    }
+    let life = &arena.process(index).life;
+    if life.word.load(Ordering::Relaxed) & TID == sys::process::tid() {
+        // SAFETY: the word holds this thread's tid.
+        unsafe { life.release() };
+    }
+}
+
 /// Leaves the pool, of which the process uses nothing any more and holds nothing any more.
 /// A process that has leaked guards stays: its record is recovered once it is dead.
 pub(crate) fn leave(arena: Arena) {

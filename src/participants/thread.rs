@@ -38,8 +38,8 @@ struct ThreadTable {
     slots: [Cell<*const Slot>; ENTRIES],
     /// The base of the pool that was used last; 0 is no pool's.
     recent: Cell<usize>,
-    /// Guards, claims, permits and views that the thread has.
-    guards: Cell<usize>,
+    /// Guards, claims, permits and views that the thread has of what is in a granule's pool.
+    guards: [Cell<usize>; ENTRIES],
 }
 
 const _: () = assert!(size_of::<ThreadTable>() <= 4096);
@@ -51,7 +51,7 @@ unsafe impl Sync for EmptyTable {}
 static EMPTY: EmptyTable = EmptyTable(ThreadTable {
     slots: [const { Cell::new(std::ptr::null()) }; ENTRIES],
     recent: Cell::new(0),
-    guards: Cell::new(0),
+    guards: [const { Cell::new(0) }; ENTRIES],
 });
 
 thread_local! {
@@ -86,9 +86,20 @@ impl ThreadTable {
     /// The entry of the granule that holds `address`, which is one of those that hold pools.
     #[inline(always)]
     fn entry(&self, address: usize) -> &Cell<*const Slot> {
-        const { assert!(GRANULES <= ENTRIES && ENTRIES.is_power_of_two()) };
-        &self.slots[address / GRANULE % ENTRIES]
+        &self.slots[index(address)]
     }
+
+    /// The same, of guards.
+    #[inline(always)]
+    fn guards(&self, address: usize) -> &Cell<usize> {
+        &self.guards[index(address)]
+    }
+}
+
+#[inline(always)]
+fn index(address: usize) -> usize {
+    const { assert!(GRANULES <= ENTRIES && ENTRIES.is_power_of_two()) };
+    address / GRANULE % ENTRIES
 }
 
 /// This thread's slot, claimed now if need be.
@@ -155,24 +166,25 @@ pub(crate) fn still_held<T: ?Sized>(near: &T, tag: Tag) -> Option<&'static Slot>
     known_slot_at(address).filter(|slot| slot.tag() == tag)
 }
 
-/// A guard was made by this thread, which has a slot.
+/// A guard was made by this thread, which has a slot, of something in the pool that `near` is in.
 #[inline]
-pub(crate) fn guard_made() {
-    let guards = &table().guards;
+pub(crate) fn guard_made<T: ?Sized>(near: &T) {
+    let guards = table().guards(std::ptr::from_ref(near).addr());
     guards.set(guards.get() + 1);
 }
 
-/// A guard was dropped by this thread.
+/// Such a guard was dropped by this thread, which [still has](still_held) the slot.
 #[inline]
-pub(crate) fn guard_dropped() {
-    let guards = &table().guards;
+pub(crate) fn guard_dropped<T: ?Sized>(near: &T) {
+    let guards = table().guards(std::ptr::from_ref(near).addr());
     guards.set(guards.get().saturating_sub(1));
 }
 
 /// Guards that this thread has, and those that ended threads left behind.
 pub(crate) fn guards_held() -> usize {
-    let leaked: usize = local::mapped().map(|a| local::of(a).leaked_guards()).sum();
-    table().guards.get() + leaked
+    let of_pool =
+        |arena: Arena| table().guards(arena.base()).get() + local::of(arena).leaked_guards();
+    local::mapped().map(of_pool).sum()
 }
 
 #[cold]
@@ -291,7 +303,7 @@ pub(crate) fn leave(arena: Arena) {
     let entry = table().entry(arena.base());
     // SAFETY: by invariant 1.
     if let Some(slot) = unsafe { entry.get().as_ref() } {
-        let guards = table().guards.get();
+        let guards = table().guards(arena.base()).replace(0);
         let live = slot.state();
         let phase = if guards == 0 {
             recovery::leave(arena, slot);
@@ -311,17 +323,17 @@ pub(crate) fn leave(arena: Arena) {
     process::thread_ends(arena);
 }
 
-/// For the fuzzer: guards that the thread has, and its having no more than so many: those that died
-/// with a participant are nobody's.
+/// For the fuzzer: guards that the thread has in the pool, and its having no more than so many: those that
+/// died with a participant are nobody's.
 #[cfg(fuzzing)]
-pub(crate) fn guards() -> usize {
-    table().guards.get()
+pub(crate) fn guards(arena: Arena) -> usize {
+    table().guards(arena.base()).get()
 }
 
 /// See [`guards`].
 #[cfg(fuzzing)]
-pub(crate) fn set_guards(guards: usize) {
-    table().guards.set(guards);
+pub(crate) fn set_guards(arena: Arena, guards: usize) {
+    table().guards(arena.base()).set(guards);
 }
 
 /// For the fuzzer: makes another of this thread's slots, or none, the one that it uses.

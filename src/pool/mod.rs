@@ -346,6 +346,7 @@ impl Pool {
         dispose::give_up_postponed(self.0);
         thread::leave(self.0);
         process::leave(self.0);
+        process::give_up_life(self.0);
         handles::forget(self.0);
         let (len, fd) = local::of(self.0).clear();
         // SAFETY: by the caller's promise nothing refers to the mapping; the descriptor was the

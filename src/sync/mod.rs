@@ -110,7 +110,7 @@ impl Holder {
     #[inline]
     fn new(slot: &'static Slot) -> Self {
         const { assert!(Self::UNWINDING & Tag::FLAGS != 0) };
-        thread::guard_made();
+        thread::guard_made(slot);
         let unwinding = if std::thread::panicking() {
             Self::UNWINDING
         } else {
@@ -127,7 +127,7 @@ impl Holder {
     #[inline]
     fn end<T: ?Sized>(&self, lock: &T) -> Option<&'static Slot> {
         let slot = thread::still_held(lock, Tag::of_word(self.word))?;
-        thread::guard_dropped();
+        thread::guard_dropped(slot);
         Some(slot)
     }
 

@@ -266,7 +266,7 @@ impl Semaphore {
     #[inline]
     fn take(&self, here: Here) -> Result<Permit<'_>, TakeFailure> {
         let index = permits::try_take(here.arena, here.slot, &self.word)?;
-        thread::guard_made();
+        thread::guard_made(here.slot);
         Ok(Permit {
             semaphore: self,
             tag: here.slot.tag(),
@@ -312,7 +312,7 @@ impl Permit<'_> {
     pub fn forget(self) {
         if let Some(slot) = thread::still_held(self.semaphore, self.tag) {
             permits::forget(slot, self.index);
-            thread::guard_dropped();
+            thread::guard_dropped(self.semaphore);
         }
         std::mem::forget(self);
     }
@@ -323,7 +323,7 @@ impl Drop for Permit<'_> {
         if thread::still_held(self.semaphore, self.tag).is_some() {
             let arena = arena_at(std::ptr::from_ref(self.semaphore).addr());
             permits::give(arena, self.tag.slot(), self.index);
-            thread::guard_dropped();
+            thread::guard_dropped(self.semaphore);
         }
     }
 }

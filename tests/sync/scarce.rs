@@ -127,3 +127,26 @@ pub fn a_handle_dropped_late_leaves_no_memory() {
     let more = used() - before;
     assert!(more < 100, "{more} KiB");
 }
+
+/// Guards belong to their pool: one does not keep its thread from leaving another, and what a thread forgot
+/// does not outlive the mapping.
+pub fn guards_of_one_pool_are_not_anothers() {
+    let kept = shared(Mutex::new(1_u32));
+    let guard = kept.lock().unwrap();
+    for forgotten in [false, true] {
+        let other = Pool::builder().max_size(4 << 20).create().unwrap();
+        let mutex = other.create(Mutex::new(2_u32)).unwrap();
+        if forgotten {
+            std::mem::forget(mutex.lock().unwrap());
+        }
+        drop(mutex);
+        // SAFETY: nothing refers to it any more.
+        unsafe { other.unmap() };
+        // The next words to be marked are put before those that were there.
+        let next = Pool::builder().max_size(4 << 20).create().unwrap();
+        assert_eq!(*next.create(3_u32).unwrap(), 3);
+    }
+    drop(guard);
+    assert!(scope(|s| s.spawn(|| ()).unwrap().join()).is_ok());
+    assert_eq!(*kept.lock().unwrap(), 1);
+}

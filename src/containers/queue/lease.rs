@@ -35,7 +35,7 @@ impl<'a, T: ShmSafe + Unpin> Lease<'a, T> {
     /// A lease of the entry, which the slot, this thread's, holds.
     #[inline]
     pub(super) fn new(queue: &'a Raw<T>, slot: &'static Slot, entry: Entry, value: T) -> Self {
-        thread::guard_made();
+        thread::guard_made(slot);
         Lease {
             queue,
             tag: slot.tag(),
@@ -51,7 +51,7 @@ impl<'a, T: ShmSafe + Unpin> Lease<'a, T> {
         if thread::still_held(self.queue, self.tag).is_some() {
             self.entry.settle(consumed);
             self.queue.settled(consumed);
-            thread::guard_dropped();
+            thread::guard_dropped(self.queue);
         }
     }
 
