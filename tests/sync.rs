@@ -2,13 +2,13 @@
 //!
 //! Its own harness, see `common`: each case has a process of its own.
 
-use std::io::{PipeReader, PipeWriter, Read, Write};
+use std::io::{PipeReader, PipeWriter, Read, Write, pipe};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use shmkit::process::{JoinError, ScopedJoinHandle};
+use shmkit::process::{JoinError, Scope, ScopedJoinHandle, scope};
 use shmkit::{Pool, Shared, ShmSafe};
 
 #[path = "sync/barriers.rs"]
@@ -143,6 +143,31 @@ fn kill<R: serde::Serialize + serde::de::DeserializeOwned + std::fmt::Debug>(
         Err(JoinError::Signaled(libc::SIGKILL)) => {}
         other => panic!("{other:?}"),
     }
+}
+
+/// A child that has what `take` gives it, of which it tells by the pipe, and hangs with it.
+fn holder<'s, G>(
+    s: &'s Scope<'s, '_>,
+    pipe: &'s (PipeReader, PipeWriter),
+    take: impl FnOnce() -> G + Copy + Send + 's,
+) -> ScopedJoinHandle<'s, ()> {
+    let child = s.spawn(move || {
+        let _held = take();
+        tell_and_hang(&pipe.1);
+    });
+    listen(&pipe.0);
+    child.unwrap()
+}
+
+/// Has a child killed while it has what `take` gives it; its pid.
+fn kill_with<G>(take: impl FnOnce() -> G + Copy + Send) -> u32 {
+    let pipe = pipe().unwrap();
+    scope(|s| {
+        let child = holder(s, &pipe, take);
+        let pid = child.id().pid();
+        kill(child);
+        pid
+    })
 }
 
 /// Tells by the pipe, then waits for ever: for children that are to be killed.

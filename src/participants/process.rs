@@ -176,26 +176,9 @@ fn copy_holds(arena: Arena, me: usize, child: usize) -> Result<(), CommitError> 
 
 /// Takes a child's record back: there is no child, or it died before it came to life.
 pub(crate) fn abort_child(arena: Arena, child: Tag) {
-    let record = arena.process(child.slot());
-    let state = record.state();
-    let aborted = ProcessState {
-        phase: ProcessPhase::Aborted,
-        ..state
-    };
-    if state.generation == child.generation()
-        && state.phase == ProcessPhase::Forking
-        && record.turn(state, aborted)
-    {
-        // What its parent has let go of since was held by this record alone.
-        recovery::drop_holds(arena, child.slot());
-        record.turn(
-            aborted,
-            ProcessState {
-                phase: ProcessPhase::Free,
-                parent: 0,
-                ..state
-            },
-        );
+    let state = arena.process(child.slot()).state();
+    if state.generation == child.generation() && state.phase == ProcessPhase::Forking {
+        recovery::abort(arena, child.slot(), state);
     }
 }
 

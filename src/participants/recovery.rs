@@ -252,22 +252,32 @@ pub(crate) fn abort_children(arena: Arena, parent: usize) {
         if state.parent as usize != parent {
             continue;
         }
-        let aborted = ProcessState {
-            phase: ProcessPhase::Aborted,
-            ..state
-        };
-        // The child's own step is a compare-exchange from the same word: one of the two wins.
-        if state == aborted || state.phase == ProcessPhase::Forking && record.turn(state, aborted) {
-            drop_holds(arena, index);
-            record.turn(
-                aborted,
-                ProcessState {
-                    phase: ProcessPhase::Free,
-                    parent: 0,
-                    ..state
-                },
-            );
+        // Aborted: who took it back died half way.
+        if matches!(state.phase, ProcessPhase::Forking | ProcessPhase::Aborted) {
+            abort(arena, index, state);
         }
+    }
+}
+
+/// Takes a record back that was in that state, if its child has not come to life meanwhile.
+pub(crate) fn abort(arena: Arena, index: usize, state: ProcessState) {
+    let record = arena.process(index);
+    let aborted = ProcessState {
+        phase: ProcessPhase::Aborted,
+        ..state
+    };
+    // The child's own step is a compare-exchange from the same word: one of the two wins.
+    if state == aborted || record.turn(state, aborted) {
+        // What its parent has let go of since was held by this record alone.
+        drop_holds(arena, index);
+        record.turn(
+            aborted,
+            ProcessState {
+                phase: ProcessPhase::Free,
+                parent: 0,
+                ..state
+            },
+        );
     }
 }
 

@@ -12,9 +12,8 @@ use std::time::Duration;
 use shmkit::process::{Scope, ScopedJoinHandle, scope};
 use shmkit::{Link, Pool, Shared, ShmSafe, inspect};
 
-use super::common::{
-    Random, TestPool, address, allocate, assert_sound, block_at, died, fill, free, verify,
-};
+use super::common::{Random, TestPool, assert_sound, block_at, died, free, verify};
+use super::storm::exchange;
 
 /// Workers of a process, threads of it.
 const GROUP: u64 = 4;
@@ -87,26 +86,9 @@ fn work(pool: Pool, stage: &Stage, seed: u64) {
                 let large = pool.create(Large { values }).unwrap();
                 stage.large[random.below(8)].set(Some(&large)).unwrap();
             }
-            _ => exchange(pool, stage, &mut random),
+            _ => exchange(pool, &stage.blocks, &mut random),
         }
         stage.done.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-/// Puts a new block into a word, and frees what was there.
-fn exchange(pool: Pool, stage: &Stage, random: &mut Random) {
-    let limit = match random.below(64) {
-        0 => 200_000,
-        1..8 => 20_000,
-        _ => 500,
-    };
-    let size = 8 + random.below(limit);
-    let block = allocate(pool, size);
-    fill(block, size);
-    let old = stage.blocks[random.below(WORDS)].swap(address(block), Ordering::AcqRel);
-    if let Some(old) = block_at(old) {
-        verify(old);
-        free(pool, old);
     }
 }
 

@@ -16,29 +16,33 @@ const WORDS: usize = 256;
 
 type Mailbox = [AtomicU64; WORDS + 1];
 
-/// Exchanges blocks with the mailbox for ever: allocates one, puts it into a word, and frees what
-/// it finds there, which was mostly another worker's.
-///
-/// At any moment it alone knows of one block at most: the new one before the exchange, the old
-/// one after it.
-fn exchange(pool: Pool, mailbox: &Mailbox, seed: u64) {
+/// Exchanges blocks with the mailbox for ever.
+fn work(pool: Pool, mailbox: &Mailbox, seed: u64) {
     let mut random = Random::new(seed);
+    let (words, count) = (&mailbox[..WORDS], &mailbox[WORDS]);
     loop {
-        let limit = match random.below(64) {
-            0 => 200_000,
-            1..8 => 20_000,
-            _ => 500,
-        };
-        let size = 8 + random.below(limit);
-        let block = allocate(pool, size);
-        fill(block, size);
-        let word = &mailbox[random.below(WORDS)];
-        let old = word.swap(address(block), Ordering::AcqRel);
-        if let Some(old) = block_at(old) {
-            verify(old);
-            free(pool, old);
-        }
-        mailbox[WORDS].fetch_add(1, Ordering::Relaxed);
+        exchange(pool, words, &mut random);
+        count.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Puts a new block into one of the words, and frees what was there, which was mostly another worker's.
+///
+/// At any moment the caller alone knows of one block at most: the new one before the exchange, the old
+/// one after it.
+pub fn exchange(pool: Pool, words: &[AtomicU64], random: &mut Random) {
+    let limit = match random.below(64) {
+        0 => 200_000,
+        1..8 => 20_000,
+        _ => 500,
+    };
+    let size = 8 + random.below(limit);
+    let block = allocate(pool, size);
+    fill(block, size);
+    let old = words[random.below(words.len())].swap(address(block), Ordering::AcqRel);
+    if let Some(old) = block_at(old) {
+        verify(old);
+        free(pool, old);
     }
 }
 
@@ -48,7 +52,7 @@ fn start<'s>(
     mailbox: &'s Shared<Mailbox>,
     seed: u64,
 ) -> ScopedJoinHandle<'s, ()> {
-    s.spawn(move || exchange(pool, mailbox, seed)).unwrap()
+    s.spawn(move || work(pool, mailbox, seed)).unwrap()
 }
 
 pub fn killed_at_random() {

@@ -3,7 +3,7 @@
 use shmkit::{Array, KillSafe, Matrix, Pool, Shared, ShmSafe};
 
 use crate::engine::{Case, Crash, Suite, progress};
-use crate::in_pool::{self, InPool, ensure, sound};
+use crate::in_pool::{self, InPool, ensure, in_use, sound};
 
 const MAX: usize = 16 << 20;
 
@@ -90,11 +90,8 @@ pub fn cases(suite: &mut Suite) {
         })
         .verify(|bench, crash| {
             bench.check(crash)?;
-            let now = bench.pool.stats().allocated;
             // A victim that lives on holds it.
-            ensure(now == bench.before, || {
-                format!("{now} bytes, not {}", bench.before)
-            })
+            in_use(bench.pool, bench.before)
         }),
     );
     suite.run(
@@ -174,10 +171,7 @@ pub fn cases(suite: &mut Suite) {
             })
             .verify(|bench, crash| {
                 bench.check(crash)?;
-                let now = bench.pool.stats().allocated;
-                ensure(now == bench.before, || {
-                    format!("{now} bytes, not {}", bench.before)
-                })
+                in_use(bench.pool, bench.before)
             }),
     );
     matrices(suite);
@@ -186,10 +180,7 @@ pub fn cases(suite: &mut Suite) {
 fn matrices(suite: &mut Suite) {
     let unchanged = |bench: &mut Bench, crash: &Crash| {
         bench.check(crash)?;
-        let now = bench.pool.stats().allocated;
-        ensure(now == bench.before, || {
-            format!("{now} bytes, not {}", bench.before)
-        })
+        in_use(bench.pool, bench.before)
     };
     suite.run(
         case("matrix/create", |bench| {

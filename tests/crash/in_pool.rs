@@ -38,6 +38,12 @@ pub fn ensure(holds: bool, what: impl FnOnce() -> String) -> Result<(), String> 
     if holds { Ok(()) } else { Err(what()) }
 }
 
+/// An error unless so many bytes are in use.
+pub fn in_use(pool: Pool, expected: usize) -> Result<(), String> {
+    let now = pool.stats().allocated;
+    ensure(now == expected, || format!("{now} bytes, not {expected}"))
+}
+
 /// Recovers whoever is left to be recovered; the pool must be sound then.
 pub fn sound(pool: Pool) -> Result<(), String> {
     pool.recover();

@@ -7,7 +7,7 @@ use std::ptr::NonNull;
 use shmkit::{HashMap, Pool, Shared, ShmSafe};
 
 use crate::engine::{Case, Crash, Suite, progress};
-use crate::in_pool::{self, InPool, ensure, sound};
+use crate::in_pool::{self, InPool, ensure, in_use, sound};
 
 type Map<V> = HashMap<u64, V>;
 
@@ -161,10 +161,7 @@ impl<V: Held> Bench<V> {
         let removed = self.pool.remove_name("map");
         removed.map_err(|e| format!("{e:?}"))?;
         self.pool.recover();
-        let now = self.pool.stats().allocated;
-        ensure(now == self.before, || {
-            format!("{now} bytes, not {}", self.before)
-        })
+        in_use(self.pool, self.before)
     }
 }
 

@@ -3,7 +3,7 @@
 use shmkit::{MultiMap, Pool, Shared};
 
 use crate::engine::{Case, Crash, Suite, progress};
-use crate::in_pool::{self, InPool, ensure, sound};
+use crate::in_pool::{self, InPool, ensure, in_use, sound};
 
 type Map = MultiMap<u64, u64>;
 
@@ -60,10 +60,7 @@ impl Bench {
             removed.map_err(|e| format!("{e:?}"))?;
             self.pool.recover();
         }
-        let now = self.pool.stats().allocated;
-        ensure(now == self.before, || {
-            format!("{now} bytes, not {}", self.before)
-        })
+        in_use(self.pool, self.before)
     }
 }
 

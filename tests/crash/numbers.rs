@@ -5,7 +5,7 @@ use shmkit::numbers::{Stored, store};
 use shmkit::{Matrix, NamedError, Pool};
 
 use crate::engine::{Case, Crash, Suite};
-use crate::in_pool::{self, InPool, ensure, sound};
+use crate::in_pool::{self, InPool, ensure, in_use, sound};
 
 const OLD: f64 = 1.25;
 const NEW: f64 = -7.5;
@@ -70,10 +70,7 @@ fn new(bench: &mut Bench, crash: &Crash) -> Result<(), String> {
         Some(all) => ensure(all == [NEW; 6], || format!("{all:?}"))?,
         None => {
             ensure(!crash.finished, || "it is not there".into())?;
-            let now = bench.pool.stats().allocated;
-            ensure(now == bench.before, || {
-                format!("{now} bytes, not {}", bench.before)
-            })?;
+            in_use(bench.pool, bench.before)?;
         }
     }
     again(bench, "new")?;
@@ -82,10 +79,7 @@ fn new(bench: &mut Bench, crash: &Crash) -> Result<(), String> {
         .remove_name("new")
         .map_err(|error| error.to_string())?;
     sound(bench.pool)?;
-    let now = bench.pool.stats().allocated;
-    ensure(now == bench.before, || {
-        format!("{now} bytes, not {}", bench.before)
-    })
+    in_use(bench.pool, bench.before)
 }
 
 fn over(bench: &mut Bench, crash: &Crash) -> Result<(), String> {
@@ -95,10 +89,7 @@ fn over(bench: &mut Bench, crash: &Crash) -> Result<(), String> {
     ensure(all.iter().all(whole), || format!("{all:?}"))?;
     again(bench, "old")?;
     sound(bench.pool)?;
-    let now = bench.pool.stats().allocated;
-    ensure(now == bench.before, || {
-        format!("{now} bytes, not {}", bench.before)
-    })
+    in_use(bench.pool, bench.before)
 }
 
 /// A second import does what the first one was to do.

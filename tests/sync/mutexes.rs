@@ -10,31 +10,19 @@ use shmkit::sync::{LockFailure, Poison, ReentrantGuard};
 use shmkit::{LockError, Mutex, MutexGuard, ReentrantMutex, Shared};
 
 use super::{
-    LONG, kill, listen, quietly, random, shared, tell, tell_and_hang, until, until_asleep,
+    LONG, holder, kill, kill_with, listen, quietly, random, shared, tell, tell_and_hang, until,
+    until_asleep,
 };
 
 /// Has a child killed while it holds the mutex; its pid.
 fn kill_holder(mutex: &Shared<Mutex<[u64; 2]>>) -> u32 {
-    let (reader, writer) = pipe().unwrap();
-    scope(|s| {
-        let child = s
-            .spawn(|| {
-                let mut guard = match mutex.lock() {
-                    Ok(guard) => guard,
-                    Err(LockError::OwnerDied(orphan)) => {
-                        let _orphan = orphan;
-                        return tell_and_hang(&writer);
-                    }
-                    Err(error) => panic!("{error}"),
-                };
-                guard[0] += 1;
-                tell_and_hang(&writer);
-            })
-            .unwrap();
-        listen(&reader);
-        let pid = child.id().pid();
-        kill(child);
-        pid
+    kill_with(|| match mutex.lock() {
+        Ok(mut guard) => {
+            guard[0] += 1;
+            Ok(guard)
+        }
+        Err(LockError::OwnerDied(orphan)) => Err(orphan),
+        Err(error) => panic!("{error}"),
     })
 }
 
@@ -142,15 +130,9 @@ pub fn killed_owner() {
 
 pub fn killed_owner_while_another_waits() {
     let mutex = one();
-    let (reader, writer) = pipe().unwrap();
+    let pipe = pipe().unwrap();
     scope(|s| {
-        let owner = s
-            .spawn(|| {
-                let _guard = mutex.lock().unwrap();
-                tell_and_hang(&writer);
-            })
-            .unwrap();
-        listen(&reader);
+        let owner = holder(s, &pipe, || mutex.lock().unwrap());
         let owner_pid = owner.id().pid();
         // Several: the kernel's mark wakes one of them.
         let waiters = [0, 1, 2].map(|_| {
@@ -174,15 +156,9 @@ pub fn killed_owner_while_another_waits() {
 /// Nobody waits for what recovery does with the dead one's memory.
 pub fn a_taker_leaves_the_rest_of_recovery() {
     let mutex = one();
-    let (reader, writer) = pipe().unwrap();
+    let pipe = pipe().unwrap();
     scope(|s| {
-        let owner = s
-            .spawn(|| {
-                let _guard = mutex.lock().unwrap();
-                tell_and_hang(&writer);
-            })
-            .unwrap();
-        listen(&reader);
+        let owner = holder(s, &pipe, || mutex.lock().unwrap());
         owner.kill().unwrap();
         until("dead", || owner.is_finished());
         drop(orphan(&mutex).into_guard());
@@ -296,15 +272,9 @@ pub fn unwinding_is_not_always_poison() {
 
 pub fn errors_are_typed() {
     let mutex = one();
-    let (reader, writer) = pipe().unwrap();
+    let pipe = pipe().unwrap();
     scope(|s| {
-        let holder = s
-            .spawn(|| {
-                let _guard = mutex.lock().unwrap();
-                tell_and_hang(&writer);
-            })
-            .unwrap();
-        listen(&reader);
+        let holder = holder(s, &pipe, || mutex.lock().unwrap());
         assert!(matches!(mutex.try_lock(), Err(LockError::WouldBlock)));
         let limit = Duration::from_millis(30);
         let began = std::time::Instant::now();

@@ -10,7 +10,8 @@ use shmkit::sync::{RwLockError, WriteGuard, WriteOrphan};
 use shmkit::{RwLock, Shared};
 
 use super::{
-    LONG, kill, listen, quietly, random, shared, tell, tell_and_hang, until, until_asleep,
+    LONG, holder, kill, kill_with, listen, quietly, random, shared, tell, tell_and_hang, until,
+    until_asleep,
 };
 
 type Pair = RwLock<[u64; 2]>;
@@ -21,26 +22,13 @@ fn one() -> Shared<Pair> {
 
 /// Has a child killed while it writes; its pid.
 fn kill_writer(lock: &Shared<Pair>) -> u32 {
-    let (reader, writer) = pipe().unwrap();
-    scope(|s| {
-        let child = s
-            .spawn(|| {
-                let mut guard = match lock.write() {
-                    Ok(guard) => guard,
-                    Err(RwLockError::OwnerDied(orphan)) => {
-                        let _orphan = orphan;
-                        return tell_and_hang(&writer);
-                    }
-                    Err(error) => panic!("{error}"),
-                };
-                guard[0] += 1;
-                tell_and_hang(&writer);
-            })
-            .unwrap();
-        listen(&reader);
-        let pid = child.id().pid();
-        kill(child);
-        pid
+    kill_with(|| match lock.write() {
+        Ok(mut guard) => {
+            guard[0] += 1;
+            Ok(guard)
+        }
+        Err(RwLockError::OwnerDied(orphan)) => Err(orphan),
+        Err(error) => panic!("{error}"),
     })
 }
 
@@ -179,15 +167,9 @@ pub fn readers_at_once() {
 
 pub fn a_reader_killed_while_a_writer_waits() {
     let lock = one();
-    let (reader, writer) = pipe().unwrap();
+    let pipe = pipe().unwrap();
     scope(|s| {
-        let reads = s
-            .spawn(|| {
-                let _guard = lock.read().unwrap();
-                tell_and_hang(&writer);
-            })
-            .unwrap();
-        listen(&reader);
+        let reads = holder(s, &pipe, || lock.read().unwrap());
         let writes = s.spawn(|| lock.write().unwrap()[0] = 5).unwrap();
         until_asleep(writes.id().pid());
         kill(reads);
@@ -212,15 +194,9 @@ pub fn a_waiting_writer_keeps_readers_out() {
 
 pub fn a_writer_killed_while_it_waits() {
     let lock = one();
-    let (reader, writer) = pipe().unwrap();
+    let pipe = pipe().unwrap();
     scope(|s| {
-        let reads = s
-            .spawn(|| {
-                let _guard = lock.read().unwrap();
-                tell_and_hang(&writer);
-            })
-            .unwrap();
-        listen(&reader);
+        let reads = holder(s, &pipe, || lock.read().unwrap());
         for _ in 0..3 {
             let writes = s.spawn(|| drop(lock.write())).unwrap();
             until_asleep(writes.id().pid());
@@ -266,15 +242,9 @@ pub fn killed_writer() {
 
 pub fn killed_writer_while_others_wait() {
     let lock = one();
-    let (reader, writer) = pipe().unwrap();
+    let pipe = pipe().unwrap();
     scope(|s| {
-        let owner = s
-            .spawn(|| {
-                let _guard = lock.write().unwrap();
-                tell_and_hang(&writer);
-            })
-            .unwrap();
-        listen(&reader);
+        let owner = holder(s, &pipe, || lock.write().unwrap());
         let lock = &lock;
         let waiters = [true, false, true, false].map(|reads| {
             s.spawn(move || {
