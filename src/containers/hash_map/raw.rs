@@ -224,7 +224,15 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, const STACKED: bool> Raw
         let words = |seed| Self::words_of(seed, key);
         let is_it = |value| Self::is(arena, value, key);
         let map = (&self.root.0, &self.hints);
-        Ok(map::edit(arena, slot, map, make, guess, (words, is_it), with)?)
+        Ok(map::edit(
+            arena,
+            slot,
+            map,
+            make,
+            guess,
+            (words, is_it),
+            with,
+        )?)
     }
 
     /// Gives the key a value if `may` agrees to the one that it has. The caller is pinned.
