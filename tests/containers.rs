@@ -131,6 +131,7 @@ const CASES: &[common::Named] = table! {
         grows_and_shrinks
         keys_of_all_kinds
         damaged_keys_are_passed_over
+        damaged_derived_keys_are_passed_over
         derived_keys
         hashers_of_all_kinds
         entries_are_one_operation

@@ -60,6 +60,8 @@ const CASES: &[common::Named] = table! {
         changed_heap_words
         changed_map_words
         changed_container_words;
+    damaged_maps:
+        a_chain_of_tables_has_an_end;
     inspect:
         participants_and_what_they_have
         a_map_of_the_data

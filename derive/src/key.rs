@@ -12,13 +12,27 @@ pub(crate) fn expand(input: DeriveInput) -> Result<TokenStream> {
     let krate = crate_path(&input.attrs)?;
     let key = item(&krate, "Key");
     let shm_safe = item(&krate, "ShmSafe");
-    let checks: Vec<_> = match &input.data {
+    let (checks, is_valid): (Vec<_>, _) = match &input.data {
         Data::Struct(data) => {
             refuse_attributes(&data.fields)?;
             let types = data.fields.iter().map(|field| &field.ty);
-            types
+            let checks = types
                 .map(|ty| quote_spanned!(ty.span()=> #krate::__private::is_key::<#ty>();))
-                .collect()
+                .collect();
+            let valid = data
+                .fields
+                .members()
+                .zip(&data.fields)
+                .map(|(member, field)| {
+                    let ty = &field.ty;
+                    quote! {
+                        <#ty as #key>::is_valid(
+                            &bytes[::core::mem::offset_of!(Self, #member)..]
+                                [..::core::mem::size_of::<#ty>()],
+                        )
+                    }
+                });
+            (checks, quote!(true #(&& #valid)*))
         }
         Data::Enum(data) => {
             if let Some(variant) = data.variants.iter().find(|v| !v.fields.is_empty()) {
@@ -27,7 +41,10 @@ pub(crate) fn expand(input: DeriveInput) -> Result<TokenStream> {
                     "an enum with fields cannot be a Key: its values differ in what their bytes mean",
                 ));
             }
-            Vec::new()
+            let names = data.variants.iter().map(|variant| &variant.ident);
+            // Braces make a value of a variant of any form.
+            let valid = quote!(false #(|| #key::bytes(&Self::#names {}) == bytes)*);
+            (Vec::new(), valid)
         }
         Data::Union(data) => {
             return Err(Error::new(
@@ -75,6 +92,12 @@ pub(crate) fn expand(input: DeriveInput) -> Result<TokenStream> {
             unsafe fn from_bytes(bytes: &[u8]) -> &Self {
                 // SAFETY: by the caller's promise a copy of a value's bytes, aligned.
                 unsafe { &*bytes.as_ptr().cast::<Self>() }
+            }
+
+            #[inline]
+            fn is_valid(bytes: &[u8]) -> bool {
+                let _ = bytes;
+                #is_valid
             }
         }
 

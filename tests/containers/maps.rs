@@ -270,6 +270,33 @@ pub fn damaged_keys_are_passed_over() {
     assert_eq!(map.get_copied("harmed"), None);
 }
 
+/// A colour that is none, in a derived key: as bytes it is one, as a value it would be undefined behaviour.
+pub fn damaged_derived_keys_are_passed_over() {
+    let pool = TestPool::new();
+    let map = pool.create(HashMap::<Square, [u64; 2]>::new()).unwrap();
+    let square = |row| Square {
+        row,
+        column: 0,
+        colour: Colour::Red,
+    };
+    (0..2).for_each(|row| drop(map.insert(&square(row), [0; 2]).unwrap()));
+    let mut entries = map.iter();
+    while let Some((key, _)) = entries.next() {
+        if key.row == 1 {
+            let colour = (&raw const key.colour).expose_provenance();
+            // SAFETY: as in `damaged_keys_are_passed_over`.
+            unsafe { std::ptr::with_exposed_provenance_mut::<u8>(colour).write(0xff) };
+        }
+    }
+    let mut entries = map.iter();
+    assert_eq!(entries.next(), Some((&square(0), &[0; 2])));
+    assert_eq!(entries.next(), None);
+    drop(entries);
+    map.retain(|key, _| key.row == 0).unwrap();
+    assert_eq!(map.get_copied(&square(0)), Some([0; 2]));
+    assert!(Square::is_valid(square(1).bytes()) && !Colour::is_valid(&[2]));
+}
+
 pub fn derived_keys() {
     let pool = TestPool::new();
     holds_keys(*pool, [Colour::Red, Colour::Green, Colour::Red].into_iter());

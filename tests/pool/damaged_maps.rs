@@ -1,8 +1,11 @@
 //! Maps whose words were changed: see `damage`.
 
 use std::hint::black_box;
+use std::ptr::NonNull;
 
 use shmkit::{HashMap, Key, MultiMap, Pool, ShmSafe};
+
+use super::common::{TestPool, layout};
 
 /// How many maps there are.
 pub const COUNT: usize = 4;
@@ -111,5 +114,40 @@ pub fn probe(pool: Pool) {
             };
         }
         black_box((map.len(), map.is_empty()));
+    }
+}
+
+/// A chain of small tables, each of which is full and has the next one for its successor: whoever moved
+/// the first would have to move the second before, and so on.
+pub fn a_chain_of_tables_has_an_end() {
+    /// A table's words before its only chunk, of 4 lines of 8 words.
+    const FRONT: usize = 32;
+    const TABLES: u64 = 4000;
+    let pool = TestPool::with(|builder| builder.max_size(16 << 20));
+    let map = pool.create(HashMap::<u64, u64>::new()).unwrap();
+    let root = std::ptr::from_ref(&*map).addr();
+    let tables: Vec<NonNull<u64>> = (0..TABLES)
+        .map(|_| pool.allocate(layout(8 * (FRONT + 32), 256)).unwrap().cast())
+        .collect();
+    let address = |number: usize| tables.get(number).map_or(0, |t| t.addr().get() as u64);
+    for (number, table) in tables.iter().enumerate() {
+        let mut words = [0; FRONT + 32];
+        // Successor, number, one chunk of 4 lines, the seed, and that it is flat; the chunk is ready.
+        let header = [address(number + 1), number as u64, 1, 4, 7, 7, 2];
+        words[2..9].copy_from_slice(&header);
+        words[17] = 1;
+        for (place, line) in words[FRONT..].chunks_mut(8).enumerate() {
+            // Three entries, and one more that passed.
+            line[0] = 0b1111;
+            (0..3).for_each(|slot| line[1 + 2 * slot] = (12 * number + 3 * place + slot) as u64);
+        }
+        // SAFETY: the block's words.
+        unsafe { table.cast().write(words) };
+    }
+    // SAFETY: what a stray write does; the map is used again only after it.
+    unsafe { std::ptr::with_exposed_provenance_mut::<u64>(root).write(address(0)) };
+    for key in [0, u64::MAX] {
+        assert!(map.insert(&key, 1).is_err());
+        assert_eq!(map.get_copied(&key), (key == 0).then_some(0));
     }
 }

@@ -16,6 +16,10 @@
 //!
 //! A successor may get one itself before all is moved to it. An entry then moves to the last table
 //! of the chain in which its chunk is not done.
+//!
+//! A table has to be had in one piece, while the one before is still there. Where there is no room for one
+//! that is twice as large, one that is less larger does, too: a chunk's hashes are a range, whatever the
+//! number of chunks.
 
 use super::edit;
 use super::table::{DONE, Kind, Shape, Table};
@@ -31,6 +35,10 @@ use crate::protocol::lines::{self, Chunk};
 
 /// Chunks that are looked at for whether a table is too large.
 const SAMPLE: usize = 8;
+
+/// More tables than a chain has: each is larger than the one before, unless that is nearly empty, and is
+/// followed by another only if it is full before all has moved to it.
+const MOST_TABLES: usize = 64;
 
 /// A table with fewer entries a chunk wants to be smaller.
 fn lonely(shape: Shape) -> usize {
@@ -74,12 +82,18 @@ fn add(
     Ok(())
 }
 
-/// Gives the table a successor that is twice as large.
+/// Gives the table a larger successor.
 #[cold]
 pub(super) fn grow(arena: Arena, slot: &Slot, table: Table) -> Result<(), AllocError> {
-    let larger = table.shape().larger();
-    let successor = &table.header.successor;
-    add(arena, slot, successor, larger, table.kind().next(), false)?;
+    let (successor, kind) = (&table.header.successor, table.kind().next());
+    let mut made = Ok(());
+    for larger in table.shape().larger() {
+        made = add(arena, slot, successor, larger, kind, false);
+        if !matches!(made, Err(AllocError::PoolFull | AllocError::NoMemory(_))) {
+            break;
+        }
+    }
+    made?;
     table.successor(arena).map(drop).ok_or(DAMAGED)
 }
 
@@ -116,12 +130,23 @@ pub(super) fn move_chunk<M: Mode>(
     table: Table,
     index: usize,
 ) -> Result<(), AllocError> {
+    move_chunk_at::<M>(arena, slot, table, index, 0)
+}
+
+/// The same, for the sake of entries of so many tables before.
+fn move_chunk_at<M: Mode>(
+    arena: Arena,
+    slot: &Slot,
+    table: Table,
+    index: usize,
+    depth: usize,
+) -> Result<(), AllocError> {
     if table.is_done(index) {
         return Ok(());
     }
     let state = table.state(index);
     edit::lock(arena, slot, state);
-    let moved = move_locked::<M>(arena, slot, table, index);
+    let moved = move_locked::<M>(arena, slot, table, index, depth);
     lock::unlock(&state.lock, slot.tag(), 0);
     moved
 }
@@ -131,6 +156,7 @@ fn move_locked<M: Mode>(
     slot: &Slot,
     table: Table,
     index: usize,
+    depth: usize,
 ) -> Result<(), AllocError> {
     let Some(successor) = table.successor(arena) else {
         return Ok(());
@@ -142,7 +168,7 @@ fn move_locked<M: Mode>(
     table.ready(index);
     let chunk = table.chunk(index);
     let seed = table.seed();
-    // A lock for many entries: there are two chunks that they can go to, or one.
+    // A lock for many entries: there are few chunks that they can go to.
     for target in targets(table, index, successor) {
         edit::lock(arena, slot, successor.state(target));
         successor.ready(target);
@@ -161,7 +187,8 @@ fn move_locked<M: Mode>(
     if left {
         // What found no room there goes further on, or to a table that is made for it.
         lines::entries(chunk, |key, value| {
-            copy::<M>(arena, slot, successor, M::hash_of(seed, key), key, value)
+            let hash = M::hash_of(seed, key);
+            copy::<M>(arena, slot, (successor, depth + 1), hash, key, value)
         })?;
     }
     table.state(index).word.store(DONE, Ordering::SeqCst);
@@ -180,20 +207,21 @@ fn targets(table: Table, index: usize, successor: Table) -> impl Iterator<Item =
 }
 
 /// Copies one entry to a table, or to one of its successors, unless it is there. The caller holds
-/// the lock of the chunk that it is in.
+/// the lock of the chunk that it is in. The table is at that depth of the chain, of which garbage may be
+/// made that goes on for ever.
 fn copy<M: Mode>(
     arena: Arena,
     slot: &Slot,
-    mut to: Table,
+    (mut to, mut depth): (Table, usize),
     hash: u64,
     key: u64,
     value: u64,
 ) -> Result<(), AllocError> {
-    loop {
+    while depth < MOST_TABLES {
         let index = to.index(hash);
         if let Some(successor) = to.successor(arena) {
-            move_chunk::<M>(arena, slot, to, index)?;
-            to = successor;
+            move_chunk_at::<M>(arena, slot, to, index, depth)?;
+            (to, depth) = (successor, depth + 1);
             continue;
         }
         let state = to.state(index);
@@ -209,6 +237,7 @@ fn copy<M: Mode>(
         // A table of which a chunk is done has a successor.
         grow(arena, slot, to)?;
     }
+    Err(DAMAGED)
 }
 
 /// Moves one more chunk of a table that has a successor. When there is none left, the table goes.
@@ -232,7 +261,7 @@ pub(super) fn help<M: Mode>(arena: Arena, slot: &Slot, root: &AtomicU64, table: 
     let state = table.state(index);
     // Who holds it may be moving it. A stopped one is not waited for.
     if !table.is_done(index) && edit::try_lock(arena, slot, state) {
-        let _ = move_locked::<M>(arena, slot, table, index);
+        let _ = move_locked::<M>(arena, slot, table, index, 0);
         lock::unlock(&state.lock, slot.tag(), 0);
     }
 }
