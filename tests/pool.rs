@@ -59,7 +59,8 @@ const CASES: &[common::Named] = table! {
         changed_array_words
         changed_heap_words
         changed_map_words
-        changed_container_words;
+        changed_container_words
+        spans_of_who_comes_next;
     inspect:
         participants_and_what_they_have
         a_map_of_the_data
