@@ -59,7 +59,8 @@ const CASES: &[common::Named] = table! {
         changed_array_words
         changed_heap_words
         changed_map_words
-        changed_container_words;
+        changed_container_words
+        spans_of_who_comes_next;
     damaged_maps:
         a_chain_of_tables_has_an_end;
     inspect:

@@ -168,8 +168,7 @@ fn locate(arena: Arena, address: usize) -> Result<Located, FreeError> {
     match state {
         State::Span { owner } => {
             let span = arena.span(start);
-            let offset = address - arena.slice_address(start);
-            let place = span.place_of(offset).ok_or(FreeError::Interior)?;
+            let place = place_in(arena, span, start, address)?;
             Ok(Located::Block {
                 span,
                 start,
@@ -186,6 +185,16 @@ fn locate(arena: Arena, address: usize) -> Result<Located, FreeError> {
         State::Run { .. } => Err(FreeError::Interior),
         _ => Err(FreeError::NotAllocated),
     }
+}
+
+/// The block of a span that starts at an address, unless the span is none: a tag of a damaged file.
+#[inline]
+fn place_in(arena: Arena, span: &Span, start: usize, address: usize) -> Result<Place, FreeError> {
+    if !span.is_described(arena, start) {
+        return Err(FreeError::NotAllocated);
+    }
+    let offset = address - arena.slice_address(start);
+    span.place_of(offset).ok_or(FreeError::Interior)
 }
 
 /// Frees a block.
@@ -243,9 +252,7 @@ fn free_looked_up(slot: &Slot, address: usize) -> Result<(), FreeError> {
     if start <= slice && slot.has_span(unsafe { arena.known_tag(start) }.load(Ordering::Acquire)) {
         // SAFETY: as above.
         let span = unsafe { arena.known_span(start) };
-        let Some(place) = span.place_of(address - arena.slice_address(start)) else {
-            return Err(FreeError::Interior);
-        };
+        let place = place_in(arena, span, start, address)?;
         if !span.sets().free_own(place) {
             return Err(FreeError::NotAllocated);
         }

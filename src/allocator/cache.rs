@@ -181,6 +181,22 @@ impl List {
         span.place.store(0, Ordering::Relaxed);
     }
 
+    /// True if the span is in the list, by its links and its neighbours'. A span that the owner has not
+    /// put there is in none: in a damaged file a tag may name who comes next.
+    fn holds(&self, arena: Arena, span: &Span) -> bool {
+        let index = span.slice(arena) as u32 + 1;
+        let slices = arena.slices();
+        let next_to = |link: u32| at(arena, if link as usize <= slices { link } else { 0 });
+        let next = span.next.load(Ordering::Relaxed);
+        let previous = span.previous.load(Ordering::Relaxed);
+        let first = self.0.load(Ordering::Relaxed) == index;
+        let after = |other: &Span| other.next.load(Ordering::Relaxed) == index;
+        let before = |other: &Span| other.previous.load(Ordering::Relaxed) == index;
+        let ends = next == 0 && self.last(arena) == index;
+        (first || next_to(previous).is_some_and(after))
+            && (ends || next_to(next).is_some_and(before))
+    }
+
     fn first(&self, arena: Arena) -> Option<&'static Span> {
         at(arena, self.0.load(Ordering::Relaxed))
     }
@@ -425,11 +441,11 @@ impl Cache<'_> {
 pub(crate) fn note_free(arena: Arena, slot: &Slot, span: &Span) {
     let cache = slot.cache(span.class());
     match span.place.load(Ordering::Relaxed) {
-        FULL => {
+        FULL if cache.full.holds(arena, span) => {
             cache.full.remove(arena, span);
             cache.push_partial(arena, slot, span);
         }
-        PARTIAL => {
+        PARTIAL if cache.partial.holds(arena, span) => {
             cache.partial.remove(arena, span);
             cache.push_partial(arena, slot, span);
         }

@@ -127,19 +127,29 @@ impl Span {
         self.size.load(Ordering::Relaxed) as usize
     }
 
-    /// True if the record is such as [`Span::describe`] and the owners since can have left it: the
-    /// span of nobody in a damaged file need not be.
-    pub(crate) fn is_sane(&self, arena: Arena, start: usize) -> bool {
+    /// True if what is constant of the record is as [`Span::describe`] writes it: in a damaged file it
+    /// need not be.
+    pub(crate) fn is_described(&self, arena: Arena, start: usize) -> bool {
         let slices = self.slices.load(Ordering::Relaxed) as usize;
         let Some(class) = TABLE.get(self.class.load(Ordering::Relaxed) as usize) else {
             return false;
         };
+        let room = slices * SLICE;
+        let blocks = u64::from(self.blocks.load(Ordering::Relaxed));
+        // As many blocks as fit, without a division.
+        let left = (room as u64).checked_sub(blocks * u64::from(class.size));
         slices >= 1
             && slices <= class.slices as usize
             && start + slices <= arena.slices()
             && self.inverse.load(Ordering::Relaxed) == class.inverse
             && self.size.load(Ordering::Relaxed) == class.size
-            && self.blocks.load(Ordering::Relaxed) == (slices * SLICE) as u32 / class.size
+            && left.is_some_and(|left| left < class.size.into())
+    }
+
+    /// True if the record is such as [`Span::describe`] and the owners since can have left it: the
+    /// span of nobody in a damaged file need not be.
+    pub(crate) fn is_sane(&self, arena: Arena, start: usize) -> bool {
+        self.is_described(arena, start)
             && (0..WORDS).all(|w| self.sets().free_bits(w) & !self.all(w) == 0)
     }
 

@@ -8,7 +8,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use rustix::fs::{SeekFrom, seek};
+use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use shmkit::process::scope;
 use shmkit::{
     Array, Buffer, Handle, Lease, Link, Mailbox, Pool, Queue, Receiver, Semaphore, SharedCell,
@@ -18,6 +18,20 @@ use shmkit::{
 use super::attach::memfd;
 use super::common::{Random, TestPool, allocate, layout, try_free};
 use super::{damaged_heap, damaged_maps};
+
+/// Where the tags of slices are in the file, the records of spans, and the data.
+const TAGS: u64 = 10 << 30;
+const SPANS: u64 = 12 << 30;
+const DATA: u64 = 40 << 30;
+const SLICE: u64 = 16 << 10;
+/// Bytes a record, and the places of some of its words.
+const SPAN: usize = 320;
+const BLOCK_SIZE: u64 = 8;
+const SLICES: u64 = 20;
+const UNTIL: u64 = 24;
+const PLACE: u64 = 28;
+const NEXT: u64 = 32;
+const PREVIOUS: u64 = 36;
 
 #[derive(ShmSafe)]
 struct Node {
@@ -344,9 +358,10 @@ fn attach_changed(
     per_batch: u64,
     place: impl Fn(&mut Random, &Places) -> u64 + Sync,
 ) {
+    // First, or it might take the address that the copies need.
+    let progress = TestPool::with(|b| b.max_size(1 << 20));
     let (file, number, node, places) = original();
     let data = Data::of(&file);
-    let progress = TestPool::with(|b| b.max_size(1 << 20));
     // The change on its way; how many were attached.
     let words = progress.create([const { AtomicU64::new(0) }; 2]).unwrap();
     let done = progress.create(Semaphore::new(0)).unwrap();
@@ -407,12 +422,14 @@ pub fn flipped_header_bytes() {
 
 pub fn changed_table_words() {
     /// Where tables begin, and how many of their bytes are in use in a small pool.
-    const TABLES: [(u64, usize); 5] = [
+    const TABLES: [(u64, usize); 7] = [
         (1 << 20, 4 * 512),
         (2 << 20, 4 * 256),
         (3 << 20, 3 * 256),
         (16 << 20, 3 * 16_384),
         (1 << 30, 8 * 64),
+        (TAGS, 8 * 128),
+        (SPANS, SPAN * 64),
     ];
     attach_changed(40, 100, |random, _| {
         let (start, len) = TABLES[random.below(TABLES.len())];
@@ -471,4 +488,77 @@ pub fn changed_heap_words() {
         let (start, len) = places.heap[random.below(3)];
         start + random.below(len) as u64
     });
+}
+
+/// A span that nobody has made, with the tag that the next owner of a slot will get: its frees are that
+/// owner's own, and must not follow its lists, nor believe its record.
+pub fn spans_of_who_comes_next() {
+    const SIZES: [usize; 2] = [1000, 3000];
+    let (file, blocks) = {
+        let pool = TestPool::with(|b| b.initial_size(256 << 10).max_size(4 << 20));
+        let blocks = SIZES.map(|size| [(); 3].map(|()| allocate(*pool, size).addr().get()));
+        let blocks = blocks.map(|blocks| blocks.map(|block| (block - pool.base()) as u64));
+        (File::from(pool.fd().try_clone_to_owned().unwrap()), blocks)
+    };
+    let data = Data::of(&file);
+    // The table has a few generations of the slot; one of them is the next.
+    for generation in 1..4_u64 {
+        for links in [[0, 0], [60_000_000; 2], [u32::MAX; 2], [2, 2]] {
+            for (field, value) in [
+                (SLICES, None),
+                (SLICES, Some(1 << 20)),
+                (BLOCK_SIZE, Some(u32::MAX)),
+            ] {
+                let copy = data.copy();
+                // As much as the tables are said to have, which a copy leaves out.
+                fallocate(&copy, FallocateFlags::KEEP_SIZE, 0, 1 << 20).unwrap();
+                for [first, ..] in blocks {
+                    let slice = (first - DATA) / SLICE;
+                    let write = |at: u64, value: u32| {
+                        let at = SPANS + slice * SPAN as u64 + at;
+                        copy.write_all_at(&value.to_ne_bytes(), at).unwrap();
+                    };
+                    let tag = 3 | 1 << 4 | generation << 16;
+                    copy.write_all_at(&tag.to_ne_bytes(), TAGS + slice * 8)
+                        .unwrap();
+                    let place = if first == blocks[0][0] { 2 } else { 3 };
+                    for (at, value) in [
+                        (UNTIL, 1),
+                        (PLACE, place),
+                        (NEXT, links[0]),
+                        (PREVIOUS, links[1]),
+                    ] {
+                        write(at, value);
+                    }
+                    if let Some(value) = value {
+                        write(field, value);
+                    }
+                }
+                scope(|s| {
+                    let copy = &copy;
+                    let child = s.spawn(move || {
+                        let fd = copy.as_fd().try_clone_to_owned().unwrap();
+                        // SAFETY: static garbage.
+                        let pool = unsafe { Pool::from_fd(fd) }.unwrap();
+                        // The thread's slot.
+                        let mine = allocate(pool, 16);
+                        for offset in blocks.as_flattened() {
+                            let block = pool.base() + *offset as usize;
+                            let block =
+                                NonNull::new(std::ptr::with_exposed_provenance_mut(block)).unwrap();
+                            let freed = try_free(pool, block);
+                            assert!(value.is_none() || freed.is_err());
+                            assert!(pool.usable_size(block).is_err());
+                        }
+                        try_free(pool, mine).unwrap();
+                        for size in SIZES {
+                            try_free(pool, allocate(pool, size)).unwrap();
+                        }
+                        let _ = pool.check_quiescent().to_string();
+                    });
+                    child.unwrap().join().unwrap();
+                });
+            }
+        }
+    }
 }
