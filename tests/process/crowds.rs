@@ -94,8 +94,8 @@ static REQUESTS_AND_DIES: Entry<(), ()> = Entry::new("requests and dies", |worke
 });
 static OUTLIVES: Entry<(), ()> = Entry::new("outlives", |worker, ()| {
     // More than there are places in the table: whoever dies leaves none in use.
-    for _ in 0..5 {
-        let started = [(); 900].map(|()| worker.start(&REQUESTS_AND_DIES, &()).unwrap());
+    for _ in 0..45 {
+        let started = [(); 100].map(|()| worker.start(&REQUESTS_AND_DIES, &()).unwrap());
         for handle in started {
             assert!(matches!(
                 handle.join(),

@@ -81,8 +81,8 @@ extern "C" fn use_pool() {
 pub fn role_first_use() {
     // Before the first pool: so it is called after the pool's own handler.
     // SAFETY: the handler stays, and may be called before any fork.
-    let registered = unsafe { libc::pthread_atfork(Some(use_pool), None, None) };
-    assert_eq!(registered, 0);
+    let done = unsafe { libc::pthread_atfork(Some(use_pool), None, None) };
+    assert_eq!(done, 0);
     let pool = Pool::builder().create().unwrap();
     POOL.set(pool).unwrap();
     // SAFETY: this is the only thread.
