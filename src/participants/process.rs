@@ -85,6 +85,9 @@ fn claim(arena: Arena) -> Option<Tag> {
 fn describe(record: &Process) {
     let pid = sys::process::pid();
     record.start.store(0, Ordering::Relaxed);
+    record
+        .holder
+        .store(sys::process::tid().into(), Ordering::Relaxed);
     record.pid.store(pid.into(), Ordering::Release);
     record
         .start
@@ -242,21 +245,6 @@ pub(crate) fn become_child(arena: Arena, child: Tag) -> bool {
     }
 }
 
-/// A thread is about to end. If it holds the record's life word and is not the main thread (which
-/// ends with the process), the process lives on without the word, found out about by slow checks.
-pub(crate) fn thread_ends(arena: Arena) {
-    let index = current_index(arena);
-    if index == 0 {
-        return;
-    }
-    let tid = sys::process::tid();
-    let word = &arena.process(index).life;
-    if word.word.load(Ordering::Relaxed) & TID == tid && tid != sys::process::pid() {
-        // SAFETY: the word holds this thread's tid.
-        unsafe { word.release() };
-    }
-}
-
 /// Leaves the pool, of which the process uses nothing any more and holds nothing any more.
 /// A process that has leaked guards stays: its record is recovered once it is dead.
 pub(crate) fn leave(arena: Arena) {
@@ -278,5 +266,8 @@ pub(crate) fn leave(arena: Arena) {
     if record.life.word.load(Ordering::Relaxed) & TID == sys::process::tid() {
         // SAFETY: the word holds this thread's tid.
         unsafe { record.life.release() };
+    } else {
+        // Its thread has ended, perhaps.
+        recovery::recover_process(arena, known.slot());
     }
 }

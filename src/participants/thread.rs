@@ -280,6 +280,8 @@ fn take(arena: Arena, index: usize, process: Tag) -> bool {
     }
     slot.start
         .store(sys::process::own_thread_start(), Ordering::Relaxed);
+    slot.holder
+        .store(sys::process::tid().into(), Ordering::Relaxed);
     let live = SlotState {
         phase: SlotPhase::Live,
         generation: free.generation + 1,
@@ -298,7 +300,7 @@ pub(crate) fn borrow(arena: Arena, index: usize) -> Option<&'static Slot> {
 
 /// Ends what [`borrow`] began.
 pub(crate) fn give_back(arena: Arena, slot: &Slot) {
-    recovery::release_memory(arena, slot.tag());
+    recovery::release_own(arena, slot);
     let live = slot.state();
     let phase = SlotPhase::Free;
     slot.turn(live, SlotState { phase, ..live });
@@ -316,7 +318,7 @@ pub(crate) fn leave(arena: Arena) {
         let live = slot.state();
         let phase = if guards == 0 {
             recovery::leave(arena, slot);
-            recovery::release_memory(arena, slot.tag());
+            recovery::release_own(arena, slot);
             SlotPhase::Free
         } else {
             local::of(arena).leak_guards(guards);
@@ -329,7 +331,6 @@ pub(crate) fn leave(arena: Arena) {
         // SAFETY: the slot was this thread's, so its life word is.
         unsafe { slot.life.release() };
     }
-    process::thread_ends(arena);
 }
 
 /// For the fuzzer: guards that the thread has, and its having no more than so many: those that died
