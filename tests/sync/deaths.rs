@@ -45,11 +45,12 @@ fn crowd<'s>(
     child.unwrap()
 }
 
-/// How many of the dead still have their memory.
+/// How many others than this process still have memory of their own, which are the dead.
 fn dead_with_memory(pool: Pool) -> usize {
     let all = inspect::participants(pool);
-    let dead = |one: &&inspect::Participant| one.slot != 0 && one.process == 0 && one.spans > 0;
-    all.iter().filter(dead).count()
+    let ours = |one: &&inspect::Participant| one.slot == 0 || one.process == process::id();
+    let others = all.iter().filter(|one| !ours(one));
+    others.filter(|one| one.spans > 0).count()
 }
 
 #[track_caller]
