@@ -17,6 +17,8 @@ mod barriers;
 mod common;
 #[path = "sync/condvars.rs"]
 mod condvars;
+#[path = "sync/deaths.rs"]
+mod deaths;
 #[path = "sync/events.rs"]
 mod events;
 #[path = "sync/mutexes.rs"]
@@ -109,6 +111,12 @@ const CASES: &[common::Named] = table! {
         reset_wakes
         more_threads_than_parties
         barrier_errors;
+    deaths:
+        permits_come_before_memory
+        broken_before_memory
+        a_limit_comes_before_memory
+        tries_find_the_dead
+        a_process_without_its_first_thread;
 };
 
 fn main() -> ExitCode {

@@ -2,60 +2,77 @@
 //! that leaves for itself.
 //!
 //! Who leaves goes through its own lists: between two operations it has nothing else. For the dead
-//! it is one walk over the tags, as their lists are not to be relied on. Claimed slices of the owner are freed; what others freed of its spans
-//! is collected, and they become nobody's, or go back if they are empty. Every step is done in the
-//! owner's own name, so that a death in the middle leaves what the next walk finds again. Who
-//! needs a span of the class, or frees a block of it, takes it over.
+//! it is one walk over the tags, for any number of them, as their lists are not to be relied on.
+//! Claimed slices of an owner are freed; what others freed of its spans is collected, and they become
+//! nobody's, or go back if they are empty. Every step is done in a name that is an owner's of these, so
+//! that a death in the middle leaves what the next walk finds again. Who needs a span of the class, or
+//! frees a block of it, takes it over.
 
 use super::cache;
 use super::slice::{self, State};
 use super::span::Span;
 use crate::layout::arena::Arena;
-use crate::participants::table::SlotPhase;
+use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
 use crate::primitive::{Ordering, fence};
 
-/// Releases all slices that the owner has claimed and all spans that it owns. The caller is the
-/// owner, or holds its life word.
-pub(crate) fn release_all(arena: Arena, owner: Tag) {
+/// Releases all spans of a thread that leaves. The caller is the thread.
+pub(crate) fn release_own(arena: Arena, slot: &Slot) {
+    let owner = slot.tag();
     let mut orphans = 0;
-    let slot = arena.slot(owner.slot());
-    if slot.state().phase == SlotPhase::Live {
-        // Who leaves knows what it has.
-        cache::take_all(arena, slot, |span| {
-            if release_span(arena, owner, span) {
-                orphans |= 1 << span.class();
-            }
-        });
-        arena.header().orphans.fetch_or(orphans, Ordering::SeqCst);
-        return;
-    }
+    cache::take_all(arena, slot, |span| {
+        if release_span(arena, owner, span) {
+            orphans |= 1 << span.class();
+        }
+    });
+    arena.header().orphans.fetch_or(orphans, Ordering::SeqCst);
+}
+
+/// Releases all slices that these have claimed and all spans that they own. They are in the order of
+/// their slots, and the caller holds their life words.
+pub(crate) fn release_all(arena: Arena, dead: &[Tag]) {
+    let Some(&first) = dead.first() else { return };
+    debug_assert!(dead.is_sorted_by_key(|tag| tag.slot()));
+    // Neighbours are mostly one owner's.
+    let mut last = (Tag::NOBODY, false);
+    let mut is_dead = |owner: Tag| {
+        if owner != last.0 {
+            let place = dead.binary_search_by_key(&owner.slot(), |tag| tag.slot());
+            last = (owner, place.is_ok_and(|place| dead[place] == owner));
+        }
+        last.1
+    };
+    let mut orphans = 0;
     for index in 0..arena.slices() {
         let tag = arena.tag(index);
         match slice::state(tag.load(Ordering::Acquire)) {
-            State::Claimed {
-                kind,
-                owner: claimant,
-            } if claimant == owner => {
+            State::Claimed { kind, owner } if is_dead(owner) => {
                 slice::abandon(arena, index, kind);
             }
-            // Nobody's too: who was to give it back, or the hint, may have died.
-            State::Span { owner: holder }
-                if holder == owner || (holder.is_nobody() && adopt_empty(arena, owner, index)) =>
-            {
-                let span = arena.span(index);
-                // Asked before it may be another's.
-                let class = span.class();
-                orphans |= u64::from(release_span(arena, owner, span)) << class;
+            State::Span { owner } if is_dead(owner) => {
+                orphans |= release_for_all(arena, owner, index);
             }
-            State::Span { owner: holder } if holder.is_nobody() => {
-                orphans |= 1 << arena.span(index).class();
+            // Nobody's too: who was to give it back, or the hint, may have died.
+            State::Span { owner } if owner.is_nobody() => {
+                orphans |= if adopt_empty(arena, first, index) {
+                    release_for_all(arena, first, index)
+                } else {
+                    1 << arena.span(index).class()
+                };
             }
             State::Free { .. } => slice::hint_if_missing(arena, index),
             _ => {}
         }
     }
     arena.header().orphans.fetch_or(orphans, Ordering::SeqCst);
+}
+
+/// Makes a span of the owner's nobody's, or gives it back; the bit of its class in the first case.
+fn release_for_all(arena: Arena, owner: Tag, start: usize) -> u64 {
+    let span = arena.span(start);
+    // Asked before it may be another's.
+    let class = span.class();
+    u64::from(release_span(arena, owner, span)) << class
 }
 
 /// Makes a span of nobody's that is empty the owner's. True if it did.

@@ -162,7 +162,7 @@ pub(crate) fn collect(arena: Arena, slot: &Slot) {
     free_past(arena, slot);
     if list.head.load(Ordering::Relaxed) != 0 {
         // Perhaps it is the dead who look.
-        recovery::poll(arena);
+        recovery::settle_all(arena);
         free_past(arena, slot);
     }
     let left = list.bytes.load(Ordering::Relaxed);

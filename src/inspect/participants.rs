@@ -195,10 +195,12 @@ fn in_our_namespace(arena: Arena) -> bool {
 /// Nothing is noted: who only looks buries nobody.
 fn is_alive(record: &Process, here: bool) -> bool {
     let pid = record.pid.get();
-    let gone = || here && process::process_is_gone(pid, record.start.load(Ordering::Acquire));
+    let gone = || process::process_is_gone(pid, record.start.load(Ordering::Acquire));
     match record.state().phase {
         ProcessPhase::Forking => true,
-        ProcessPhase::Live => !record.life.owner_died() && !gone(),
+        // The mark is one thread's death.
+        ProcessPhase::Live if here => !gone(),
+        ProcessPhase::Live => !record.life.owner_died(),
         ProcessPhase::Free | ProcessPhase::Dead | ProcessPhase::Aborted => false,
     }
 }

@@ -36,7 +36,7 @@ pub(crate) fn is_gone(arena: Arena, owner: Tag) -> bool {
         // The state is read before the mark: a mark seen now is this generation's or a later one's.
         SlotPhase::Live => slot.life.owner_died() && bury(arena, slot, state),
         SlotPhase::Parked => false,
-        SlotPhase::Dead | SlotPhase::Free => true,
+        SlotPhase::Dead | SlotPhase::Settled | SlotPhase::Free => true,
     }
 }
 
@@ -48,7 +48,7 @@ pub(crate) fn is_gone_at_rest(arena: Arena, owner: Tag) -> bool {
             || match state.phase {
                 SlotPhase::Live => slot.life.owner_died(),
                 SlotPhase::Parked => false,
-                SlotPhase::Dead | SlotPhase::Free => true,
+                SlotPhase::Dead | SlotPhase::Settled | SlotPhase::Free => true,
             }
     })
 }
@@ -76,34 +76,52 @@ pub(crate) fn bury(arena: Arena, slot: &Slot, live: SlotState) -> bool {
     slot.turn(live, dead) || slot.state() != live
 }
 
-/// A process that was alive: its number and start, when, and for how long that is not asked again.
+/// What was found out about a process: its number and start, whether it was alive, when, and for how
+/// long that is not asked again.
 #[derive(Clone, Copy)]
-struct Alive {
+struct Found {
     who: (u32, u64),
+    alive: bool,
     at: Instant,
     apart: Duration,
 }
 
 /// Whether other threads of the process may still run. As each answer takes a look at many files, and a
 /// process that lives on would be asked about at every look at what its ended thread held, the same
-/// question gets the same answer for a while: the longer, the more often it was asked.
+/// question gets the same answer for a while: the longer, the more often it was asked. One that is gone
+/// is so for good, however many slots it has left.
 fn sisters_run(record: &Process) -> bool {
     const FIRST: Duration = Duration::from_micros(50);
     const MOST: Duration = Duration::from_millis(4);
+    /// Processes that a thread remembers, by their numbers.
+    const KNOWN: usize = 16;
     thread_local! {
-        static ALIVE: Cell<Option<Alive>> = const { Cell::new(None) };
+        static FOUND: [Cell<Option<Found>>; KNOWN] = const { [const { Cell::new(None) }; KNOWN] };
     }
     let pid = record.pid.get();
     let who = (pid, record.start.load(Ordering::Acquire));
-    let known = ALIVE.get().filter(|known| known.who == who);
-    if known.is_some_and(|known| known.at.elapsed() < known.apart) {
-        return true;
-    }
-    let alive = process::may_still_run(who.0, who.1);
-    let apart = known.map_or(FIRST, |known| MOST.min(known.apart * 2));
-    let at = Instant::now();
-    ALIVE.set(alive.then_some(Alive { who, at, apart }));
-    alive
+    FOUND.with(|all| {
+        let place = &all[pid as usize % KNOWN];
+        let known = place.get().filter(|known| known.who == who);
+        // A start of 0 is unknown: another process may have got the number.
+        let holds = |known: &Found| match known.alive {
+            true => known.at.elapsed() < known.apart,
+            false => who.1 != 0,
+        };
+        if let Some(known) = known.filter(holds) {
+            return known.alive;
+        }
+        let alive = process::may_still_run(who.0, who.1);
+        let apart = known.map_or(FIRST, |known| MOST.min(known.apart * 2));
+        let at = Instant::now();
+        place.set(Some(Found {
+            who,
+            alive,
+            at,
+            apart,
+        }));
+        alive
+    })
 }
 
 /// The same for a record.
@@ -119,12 +137,20 @@ pub(crate) fn bury_process(record: &Process, live: ProcessState) -> bool {
 }
 
 /// Looks for evidence that the kernel's mark was missed, and sets it if so.
+///
+/// Only a word that its claimant holds is marked. One that is being taken over has another's tid: who takes
+/// over has seen the slot before it became LIVE, or has buried it (`recovery`), so he lived when the
+/// claimant did. Were his word marked, two would link it in their lists.
 #[cold]
 pub(crate) fn confirm(slot: &Slot) {
     let before = slot.state();
     let word = slot.life.word.load(Ordering::Acquire);
     let start = slot.start.load(Ordering::Acquire);
-    if before.phase != SlotPhase::Live || word & OWNER_DIED != 0 || word & TID == 0 {
+    let holder = slot.holder.load(Ordering::Acquire);
+    if before.phase != SlotPhase::Live
+        || word & (OWNER_DIED | TID) == 0
+        || u64::from(word & (OWNER_DIED | TID)) != holder
+    {
         return;
     }
     let gone = match process::start_time(word & TID) {
@@ -143,15 +169,15 @@ pub(crate) fn confirm(slot: &Slot) {
     }
 }
 
-/// As [`confirm`], for a process: every thread of it must be gone. Also finds out about processes
-/// whose record's thread ended before them.
+/// As [`confirm`], for a process: every thread of it must be gone.
 #[cold]
 pub(crate) fn confirm_process(record: &Process) {
     let before = record.state();
     let word = record.life.word.load(Ordering::Acquire);
     let start = record.start.load(Ordering::Acquire);
     let pid = record.pid.get();
-    if before.phase != ProcessPhase::Live || word & OWNER_DIED != 0 {
+    let holder = record.holder.load(Ordering::Acquire);
+    if before.phase != ProcessPhase::Live || u64::from(word & (OWNER_DIED | TID)) != holder {
         return;
     }
     if process::process_is_gone(pid, start) && record.state() == before {
@@ -161,5 +187,61 @@ pub(crate) fn confirm_process(record: &Process) {
                 .life
                 .word
                 .compare_exchange(word, marked, Ordering::AcqRel, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What lies in a pool that nobody has used.
+    fn zeroed<T>() -> &'static T {
+        let layout = std::alloc::Layout::new::<T>();
+        // SAFETY: a block of the type's layout, leaked, for a type that consists of numbers.
+        unsafe { &*std::alloc::alloc_zeroed(layout).cast::<T>() }
+    }
+
+    /// A task that lives, and did not start at boot.
+    fn parent() -> u32 {
+        std::os::unix::process::parent_id()
+    }
+
+    #[test]
+    fn a_word_that_is_being_taken_over_is_not_marked() {
+        let slot: &Slot = zeroed();
+        let live = SlotState {
+            phase: SlotPhase::Live,
+            generation: 1,
+        };
+        slot.state.store(live.pack(), Ordering::Relaxed);
+        slot.start.store(1, Ordering::Relaxed);
+        slot.life.word.store(parent(), Ordering::Relaxed);
+        slot.holder.store(4_000_000, Ordering::Relaxed);
+        confirm(slot);
+        assert_eq!(slot.life.word.load(Ordering::Relaxed), parent());
+        // The claimant's number is another task's now.
+        slot.holder.store(parent().into(), Ordering::Relaxed);
+        confirm(slot);
+        assert_eq!(slot.life.word.load(Ordering::Relaxed), OWNER_DIED);
+    }
+
+    #[test]
+    fn a_record_that_is_being_taken_over_is_not_marked() {
+        let record: &Process = zeroed();
+        let live = ProcessState {
+            phase: ProcessPhase::Live,
+            parent: 0,
+            generation: 1,
+        };
+        record.state.store(live.pack(), Ordering::Relaxed);
+        record.start.store(1, Ordering::Relaxed);
+        record.pid.set(live.generation, parent());
+        record.life.word.store(parent(), Ordering::Relaxed);
+        record.holder.store(4_000_000, Ordering::Relaxed);
+        confirm_process(record);
+        assert_eq!(record.life.word.load(Ordering::Relaxed), parent());
+        record.holder.store(parent().into(), Ordering::Relaxed);
+        confirm_process(record);
+        assert_eq!(record.life.word.load(Ordering::Relaxed), OWNER_DIED);
     }
 }

@@ -29,7 +29,7 @@
 use std::time::{Duration, Instant};
 
 use crate::layout::arena::Arena;
-use crate::participants::table::Slot;
+use crate::participants::table::{Slot, SlotPhase};
 use crate::participants::tag::Tag;
 use crate::participants::{life, recovery};
 use crate::primitive::{AtomicU64, Ordering};
@@ -108,6 +108,9 @@ fn lock_slow(
             continue;
         }
         if deadline.is_some_and(|d| Instant::now() >= d) {
+            if look_for_parked(arena, Tag::of_word(found)) {
+                continue;
+            }
             return Err(Refused::TimedOut);
         }
         if Tag::of_word(found).is_nobody() {
@@ -146,6 +149,7 @@ fn try_lock_slow(arena: Arena, slot: &Slot, word: &AtomicU64) -> Result<Taken, R
         match attempt(word, slot.tag(), found, 0, |owner| is_over(arena, owner)) {
             // Lost to a change of flags or to another taker: look again.
             Err(Refused::Busy) if word.load(Ordering::Relaxed) != found => {}
+            Err(Refused::Busy) if look_for_parked(arena, Tag::of_word(found)) => {}
             other => {
                 let from = Tag::of_word(found);
                 return other.map(|flags| Taken { flags, from });
@@ -157,6 +161,15 @@ fn try_lock_slow(arena: Arena, slot: &Slot, word: &AtomicU64) -> Result<Taken, R
 /// True if the owner is gone and has nothing half done: by invariant 3 its locks may be taken.
 pub(crate) fn is_over(arena: Arena, owner: Tag) -> bool {
     life::is_gone(arena, owner) && recovery::is_resolved(arena, owner)
+}
+
+/// Looks for dead processes, for one who is not to wait for an owner whose thread has ended already: no
+/// word tells of such an owner's end, so who tries again and again would never hear of it. True if it is
+/// worth a try.
+#[cold]
+pub(crate) fn look_for_parked(arena: Arena, owner: Tag) -> bool {
+    let phase = |slot: &Slot| slot.state().phase;
+    arena.owner_slot(owner).map(phase) == Some(SlotPhase::Parked) && recovery::settle_in_turn(arena)
 }
 
 /// Gives the lock back, setting and clearing flags, and wakes a sleeper.
@@ -203,6 +216,9 @@ pub(crate) fn wait_until_free(
             continue;
         }
         if deadline.is_some_and(|d| Instant::now() >= d) {
+            if look_for_parked(arena, owner) {
+                continue;
+            }
             return Err(Refused::TimedOut);
         }
         if let Some(waiting) = announce(word, found) {
@@ -221,7 +237,7 @@ fn unlock_and_wake(word: &AtomicU64, set: u64) {
 }
 
 /// Sleeps while `word` holds `value` and the owner lives, a [`TICK`] at most. Who slept for nothing
-/// does what is to be done for the dead: no lock that could be had waits for it.
+/// does what others may wait for of the dead: no lock that could be had waits for it.
 /// Returns for any reason.
 #[cold]
 pub(crate) fn sleep(
@@ -232,6 +248,22 @@ pub(crate) fn sleep(
     owner: Tag,
     deadline: Option<Instant>,
 ) {
+    if slept_in_vain(arena, slot, word, value, owner, deadline) {
+        recovery::settle_in_turn(arena);
+    }
+}
+
+/// As [`sleep`], for who has to look at something before anything is done for the dead: that is left to
+/// the caller if this is true.
+#[cold]
+pub(crate) fn slept_in_vain(
+    arena: Arena,
+    slot: &Slot,
+    word: &crate::primitive::AtomicU32,
+    value: u32,
+    owner: Tag,
+    deadline: Option<Instant>,
+) -> bool {
     let left = deadline.map_or(TICK, |d| {
         d.saturating_duration_since(Instant::now()).min(TICK)
     });
@@ -272,8 +304,8 @@ pub(crate) fn sleep(
     {
         // The mark that woke us wakes one sleeper only.
         futex::wake(&other.life.word, u32::MAX);
-    } else if word.load(Ordering::Relaxed) == value {
-        // What is waited for may be the dead's, or a wake may have died with its sender.
-        recovery::poll_in_turn(arena);
+        return false;
     }
+    // What is waited for may be the dead's, or a wake may have died with its sender.
+    word.load(Ordering::Relaxed) == value
 }

@@ -83,6 +83,9 @@ fn claim(arena: Arena) -> Option<Tag> {
 /// `start` is the calling process's.
 fn describe(record: &Process, generation: u64, start: u64) {
     record.start.store(0, Ordering::Relaxed);
+    record
+        .holder
+        .store(sys::process::tid().into(), Ordering::Relaxed);
     record.pid.set(generation, sys::process::pid());
     record.start.store(start, Ordering::Release);
 }
@@ -221,31 +224,19 @@ pub(crate) fn become_child(arena: Arena, child: Tag, start: u64) -> bool {
     }
 }
 
-/// A thread is about to end. If it holds the record's life word and is not the main thread (which
-/// ends with the process), the process lives on without the word, found out about by slow checks.
-pub(crate) fn thread_ends(arena: Arena) {
-    let index = current_index(arena);
-    if index == 0 {
-        return;
-    }
-    let tid = sys::process::tid();
-    let word = &arena.process(index).life;
-    if word.word.load(Ordering::Relaxed) & TID == tid && tid != sys::process::pid() {
-        // SAFETY: the word holds this thread's tid.
-        unsafe { word.release() };
-    }
-}
-
 /// The pool is about to be unmapped: this thread's list of words to be marked must not lead there.
+/// If the process stays, slow checks find out about its end.
 pub(crate) fn give_up_life(arena: Arena) {
     let index = current_index(arena);
     if index == 0 {
         return;
     }
-    let life = &arena.process(index).life;
-    if life.word.load(Ordering::Relaxed) & TID == sys::process::tid() {
+    let record = arena.process(index);
+    if record.life.word.load(Ordering::Relaxed) & TID == sys::process::tid() {
+        // Killed before the next store: the word is marked.
+        record.holder.store(0, Ordering::Relaxed);
         // SAFETY: the word holds this thread's tid.
-        unsafe { life.release() };
+        unsafe { record.life.release() };
     }
 }
 
@@ -270,5 +261,8 @@ pub(crate) fn leave(arena: Arena) {
     if record.life.word.load(Ordering::Relaxed) & TID == sys::process::tid() {
         // SAFETY: the word holds this thread's tid.
         unsafe { record.life.release() };
+    } else {
+        // Its thread has ended, perhaps.
+        recovery::recover_process(arena, known.slot());
     }
 }

@@ -95,6 +95,9 @@ fn wait_for(
             continue;
         }
         if deadline.is_some_and(|d| Instant::now() >= d) {
+            if lock::look_for_parked(arena, owner) {
+                continue;
+            }
             return false;
         }
         let half = Arena::low_half(entry);

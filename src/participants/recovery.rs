@@ -8,16 +8,21 @@
 //!
 //! 1. the phase becomes DEAD (by whoever notices first; no life word needed);
 //! 2. the intent: the operation in flight happens or does not. From here on others may take the
-//!    dead one's locks, so nobody waits for the rest. Who needs a lock does this step alone, and
-//!    leaves the slot DEAD and marked;
-//! 3. permits go back, reads are over, sleepers are woken, the pin goes;
+//!    dead one's locks;
+//! 3. permits go back, reads are over, sleepers are woken, the pin goes. The slot is SETTLED: nobody
+//!    waits for anything of it any more;
 //! 4. the allocator gives its spans to nobody, so that anybody can take them;
 //! 5. the slot is FREE, the life word 0.
 //!
-//! For a process: records that it made for children which never came to life, slots that its
-//! ended threads left parked, then the objects it held. Objects that nobody holds any more are
+//! To settle a slot takes microseconds, and who waits settles all of the dead, and no more. Step 4 takes
+//! as long as the pool is large, once for all who are SETTLED: it is for those who need memory or
+//! a slot, who attach, who supervise, and who ask.
+//!
+//! For a process, once its slots are settled: records that it made for children which never came to
+//! life, slots that its ended threads left parked, then the objects it held. Objects that nobody holds any more are
 //! freed afterwards by an ordinary operation of the caller ([`Hooks::reap`]), not by recovery.
 
+use std::ops::Range;
 use std::sync::OnceLock;
 
 use crate::layout::arena::Arena;
@@ -35,8 +40,10 @@ pub(crate) struct Hooks {
     pub(crate) resolve: fn(Arena, usize),
     /// Frees what a thread that is about to leave can free of what it has retired.
     pub(crate) leave: fn(Arena, &Slot),
-    /// Hands the memory that the slot cached to nobody. Repeatable.
-    pub(crate) release_memory: fn(Arena, Tag),
+    /// Hands the memory of these dead, in the order of their slots, to nobody. Repeatable.
+    pub(crate) release_memory: fn(Arena, &[Tag]),
+    /// The same for a thread that is about to leave.
+    pub(crate) release_own: fn(Arena, &Slot),
     /// Frees objects that nobody holds. An ordinary operation of this thread.
     pub(crate) reap: fn(Arena),
 }
@@ -65,37 +72,15 @@ pub(crate) fn is_resolved(arena: Arena, owner: Tag) -> bool {
     state.generation != owner.generation()
         || state.phase != SlotPhase::Dead
         || !slot.intent.is_open()
-        || take_over(arena, owner.slot(), Extent::Intent)
-}
-
-/// How far a slot is recovered.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Extent {
-    /// What others may be waiting for.
-    Intent,
-    /// All, which takes as long as the pool is large.
-    Whole,
-}
-
-/// Recovers the slot if it is dead and nobody else is at it. True if it is FREE now.
-#[cold]
-pub(crate) fn recover_slot(arena: Arena, index: usize) -> bool {
-    /// Looks, should somebody else have the life word: mostly to resolve the intent, which is short.
-    const LOOKS: usize = 100;
-    for _ in 0..LOOKS {
-        let done = take_over(arena, index, Extent::Whole);
-        if arena.slot(index).state().phase != SlotPhase::Dead {
-            return done;
+        || {
+            settle(arena, owner.slot());
+            slot.state() != state || !slot.intent.is_open()
         }
-        std::thread::yield_now();
-    }
-    false
 }
 
-/// Recovers the slot so far, if it is dead and nobody else is at it. True if it is FREE or resolved
-/// now.
+/// Settles the slot, if it is dead and nobody else is at it. True if it did.
 #[cold]
-fn take_over(arena: Arena, index: usize, extent: Extent) -> bool {
+fn settle(arena: Arena, index: usize) -> bool {
     let slot = arena.slot(index);
     // The state first: a mark seen then is that generation's, or a later one's.
     let state = slot.state();
@@ -105,58 +90,56 @@ fn take_over(arena: Arena, index: usize, extent: Extent) -> bool {
         SlotPhase::Live if marked && life::bury(arena, slot, state) => {}
         SlotPhase::Dead => {}
         SlotPhase::Free if marked => {}
-        _ => return state.phase == SlotPhase::Free,
+        _ => return false,
     }
     // A parked slot's word is 0 when its process is found dead.
     if (!marked && mark != 0) || !slot.life.acquire(mark).unwrap_or(false) {
-        return slot.state().phase != SlotPhase::Dead || !slot.intent.is_open();
-    }
-    // The mark may have been a later generation's than the one looked at above.
-    let now = slot.state();
-    if now.phase == SlotPhase::Live && !life::bury(arena, slot, now) {
-        // SAFETY: acquired above.
-        unsafe { slot.life.give_back_marked() };
         return false;
     }
-    resolve(arena, index, slot);
-    if extent == Extent::Intent && slot.state().phase == SlotPhase::Dead {
-        // SAFETY: acquired above.
-        unsafe { slot.life.give_back_marked() };
-        return true;
+    let dead = slot.state();
+    match dead.phase {
+        SlotPhase::Dead => {
+            settle_held(arena, index, slot, dead);
+            // SAFETY: acquired above.
+            unsafe { slot.life.give_back_marked() };
+            return true;
+        }
+        SlotPhase::Free => {
+            note_retired(arena, slot);
+            // SAFETY: acquired above.
+            unsafe { slot.life.release() };
+        }
+        // The mark was a later generation's than the one looked at above, whose thread is buried
+        // before its word is acquired (see `life::confirm`); or somebody else was faster.
+        SlotPhase::Live | SlotPhase::Parked | SlotPhase::Settled => {
+            // SAFETY: acquired above.
+            unsafe { give_back(slot, mark) };
+        }
     }
-    finish_slot(arena, index, slot);
-    note_retired(arena, slot);
-    // SAFETY: acquired above.
-    unsafe { slot.life.release() };
-    true
+    false
 }
 
-/// Tells whoever reaps that a slot which is FREE has retired blocks left. After the turn to FREE:
-/// who reaps in between passes it over.
-pub(crate) fn note_retired(arena: Arena, slot: &Slot) {
-    if slot.limbo.head.load(Ordering::Relaxed) != 0 {
-        arena.header().limbo_left.store(1, Ordering::SeqCst);
+/// Gives a life word back as it was found.
+///
+/// # Safety
+///
+/// This thread has acquired it from that value.
+unsafe fn give_back(slot: &Slot, found: u32) {
+    // SAFETY: by the caller's promise.
+    unsafe {
+        if found & OWNER_DIED != 0 {
+            slot.life.give_back_marked();
+        } else {
+            slot.life.release();
+        }
     }
 }
 
-/// The step that others wait for. The caller holds the slot's life word.
-fn resolve(arena: Arena, index: usize, slot: &Slot) {
-    if slot.state().phase == SlotPhase::Dead
-        && let Some(hooks) = HOOKS.get()
-    {
-        (hooks.resolve)(arena, index);
-        debug_assert!(!slot.intent.is_open());
-    }
-}
-
-/// The steps after the intent. The caller holds the slot's life word.
-fn finish_slot(arena: Arena, index: usize, slot: &Slot) {
-    let state = slot.state();
-    if state.phase != SlotPhase::Dead {
-        return;
-    }
+/// Steps 2 and 3. The caller holds the slot's life word.
+fn settle_held(arena: Arena, index: usize, slot: &Slot, dead: SlotState) {
     let Some(hooks) = HOOKS.get() else { return };
-    let owner = Tag::new(index, state.generation);
+    (hooks.resolve)(arena, index);
+    debug_assert!(!slot.intent.is_open());
     futex::wake(&slot.life.word, u32::MAX);
     permits::recover(arena, index);
     readers::forget(slot);
@@ -165,17 +148,98 @@ fn finish_slot(arena: Arena, index: usize, slot: &Slot) {
     slot.watched.element.store(0, Ordering::Release);
     slot.pin_depth.store(0, Ordering::Relaxed);
     slot.watched.pin.store(0, Ordering::Release);
-    (hooks.release_memory)(arena, owner);
     arena.header().recoveries.fetch_add(1, Ordering::Relaxed);
     arena.header().rescan.fetch_add(1, Ordering::Release);
-    slot.state.store(
-        SlotState {
-            phase: SlotPhase::Free,
-            ..state
+    let phase = SlotPhase::Settled;
+    slot.turn(dead, SlotState { phase, ..dead });
+}
+
+/// Settles the slot; should somebody else be at it, gives him a moment. True if it was dead and is
+/// settled now.
+#[cold]
+pub(crate) fn settle_slot(arena: Arena, index: usize) -> bool {
+    /// Looks, should somebody else have the life word: mostly to resolve the intent, which is short.
+    const LOOKS: usize = 100;
+    let mut was_dead = false;
+    for _ in 0..LOOKS {
+        if settle(arena, index) {
+            return true;
         }
-        .pack(),
-        Ordering::Release,
-    );
+        if arena.slot(index).state().phase != SlotPhase::Dead {
+            return was_dead;
+        }
+        was_dead = true;
+        std::thread::yield_now();
+    }
+    false
+}
+
+/// Recovers the slot if it is dead and nobody else is at it: it is FREE then.
+#[cold]
+pub(crate) fn recover_slot(arena: Arena, index: usize) {
+    settle_slot(arena, index);
+    free_settled(arena, index..index + 1);
+}
+
+/// Steps 4 and 5, for those of the slots that are settled and that nobody else is at: one walk over
+/// the pool's memory for all of them.
+///
+/// Their life words are held at once. Should this thread die, the kernel marks all of them again, as
+/// it goes through 2048 entries of a thread's list.
+#[cold]
+fn free_settled(arena: Arena, slots: Range<usize>) {
+    const AT_ONCE: usize = 256;
+    let Some(hooks) = HOOKS.get() else { return };
+    let mut settled = slots.filter_map(|index| hold_settled(arena, index));
+    loop {
+        let (mut held, mut count) = ([Tag::NOBODY; AT_ONCE], 0);
+        for (place, tag) in held.iter_mut().zip(&mut settled) {
+            *place = tag;
+            count += 1;
+        }
+        if count == 0 {
+            return;
+        }
+        (hooks.release_memory)(arena, &held[..count]);
+        for tag in &held[..count] {
+            let slot = arena.slot(tag.slot());
+            let settled = slot.state();
+            let phase = SlotPhase::Free;
+            slot.turn(settled, SlotState { phase, ..settled });
+            note_retired(arena, slot);
+            // SAFETY: acquired by `hold_settled`.
+            unsafe { slot.life.release() };
+        }
+    }
+}
+
+/// Acquires the life word of a settled slot; the tag of the dead.
+fn hold_settled(arena: Arena, index: usize) -> Option<Tag> {
+    let slot = arena.slot(index);
+    if slot.state().phase != SlotPhase::Settled {
+        return None;
+    }
+    let mark = slot.life.word.load(Ordering::Acquire);
+    // In a private heap the words of the dead are 0 after a fork.
+    if (mark & OWNER_DIED == 0 && mark != 0) || !slot.life.acquire(mark).unwrap_or(false) {
+        return None;
+    }
+    let now = slot.state();
+    if now.phase == SlotPhase::Settled {
+        return Some(Tag::new(index, now.generation));
+    }
+    // Somebody else has freed it, and the mark is a later generation's.
+    // SAFETY: acquired above.
+    unsafe { give_back(slot, mark) };
+    None
+}
+
+/// Tells whoever reaps that a slot which is FREE has retired blocks left. After the turn to FREE:
+/// who reaps in between passes it over.
+pub(crate) fn note_retired(arena: Arena, slot: &Slot) {
+    if slot.limbo.head.load(Ordering::Relaxed) != 0 {
+        arena.header().limbo_left.store(1, Ordering::SeqCst);
+    }
 }
 
 /// Recovers the record if its process is dead and nobody else is at it. True if it did.
@@ -194,8 +258,8 @@ pub(crate) fn recover_process(arena: Arena, index: usize) -> bool {
     if (!marked && mark != 0) || !record.life.acquire(mark).unwrap_or(false) {
         return false;
     }
-    let now = record.state();
-    if now.phase == ProcessPhase::Live && !life::bury_process(record, now) {
+    if record.state().phase == ProcessPhase::Live {
+        // As for slots: the mark was a later generation's.
         // SAFETY: acquired above.
         unsafe { record.life.give_back_marked() };
         return false;
@@ -207,7 +271,7 @@ pub(crate) fn recover_process(arena: Arena, index: usize) -> bool {
 }
 
 /// The steps for a dead process. The caller holds the record's life word. False if a slot of the
-/// process is not recovered yet: what its intent names must stay held until then.
+/// process is not settled yet: what its intent names must stay held until then.
 fn finish_process(arena: Arena, index: usize, record: &Process) -> bool {
     let state = record.state();
     if state.phase != ProcessPhase::Dead {
@@ -229,8 +293,8 @@ fn finish_process(arena: Arena, index: usize, record: &Process) -> bool {
                 },
             );
         }
-        recover_slot(arena, slot_index);
-        if slot.state().phase != SlotPhase::Free {
+        settle_slot(arena, slot_index);
+        if !matches!(slot.state().phase, SlotPhase::Settled | SlotPhase::Free) {
             return false;
         }
     }
@@ -290,10 +354,22 @@ pub(crate) fn drop_holds(arena: Arena, index: usize) {
 /// Looks at every life word and recovers whoever is marked dead. Cheap when nobody is.
 #[cold]
 pub(crate) fn poll(arena: Arena) -> Recovered {
+    let done = settle_all(arena);
+    free_settled(arena, 1..arena.slot_count());
+    done
+}
+
+/// As [`poll`], but for the memory of the dead: what others may be waiting for.
+#[cold]
+pub(crate) fn settle_all(arena: Arena) -> Recovered {
     let mut done = Recovered::default();
     for (index, slot) in arena.slots() {
-        let dead = slot.life.owner_died() || slot.state().phase == SlotPhase::Dead;
-        if dead && recover_slot(arena, index) {
+        let dead = match slot.state().phase {
+            SlotPhase::Dead => true,
+            SlotPhase::Settled => false,
+            _ => slot.life.owner_died(),
+        };
+        if dead && settle_slot(arena, index) {
             done.slots += 1;
         }
     }
@@ -307,14 +383,17 @@ pub(crate) fn poll(arena: Arena) -> Recovered {
     done
 }
 
-/// As [`poll`], by one of those who wait only: once in a while is enough for all of them.
+/// As [`settle_all`], by one of those who wait only, or are refused: once in a while is enough for all
+/// of them. True if this was the time.
 #[cold]
-pub(crate) fn poll_in_turn(arena: Arena) {
+pub(crate) fn settle_in_turn(arena: Arena) -> bool {
     /// Milliseconds: a little less than a `lock::TICK`, so that nobody is in his own way.
     const APART: u64 = 3;
-    if its_time(&arena.header().polled_at, APART) {
-        poll(arena);
+    let time = its_time(&arena.header().polled_at, APART);
+    if time {
+        settle_all(arena);
     }
+    time
 }
 
 /// True if so many milliseconds have passed since somebody was told so last.
@@ -403,8 +482,8 @@ pub(crate) fn leave(arena: Arena, slot: &Slot) {
 }
 
 /// Gives a living thread's memory to nobody: it is about to leave.
-pub(crate) fn release_memory(arena: Arena, owner: Tag) {
+pub(crate) fn release_own(arena: Arena, slot: &Slot) {
     if let Some(hooks) = HOOKS.get() {
-        (hooks.release_memory)(arena, owner);
+        (hooks.release_own)(arena, slot);
     }
 }

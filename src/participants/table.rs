@@ -10,18 +10,19 @@
 //! | FREE   | tid  | being claimed, or being left                 | as above                   |
 //! | LIVE   | tid  | its thread works                             | FREE by itself, PARKED by itself, DEAD by anybody once the life word says so |
 //! | PARKED | 0    | its thread ended and left guards behind      | DEAD, by who recovers the process |
-//! | DEAD   | any  | somebody is to recover it, or does           | FREE, by the holder of the life word |
+//! | DEAD   | any  | what others wait for is to be done, or is    | SETTLED, by the holder of the life word |
+//! | SETTLED | any | its memory is to be released, or is          | FREE, by the holder of the life word |
 //!
 //! | record's phase | life word | meaning | next, by whom |
 //! |---------|------|-------------------------------------------|-------------------------------|
 //! | FREE    | 0    | nobody's                                  | LIVE by a claimant; FORKING by a parent |
 //! | FORKING | 0    | made for a child; holds what its parent holds | LIVE by the child; ABORTED by the parent or who recovers it |
 //! | LIVE    | tid  | the process works                         | FREE by itself, DEAD by anybody |
-//! | LIVE    | 0    | the thread that held the word ended, the process did not | DEAD by a slow check |
+//! | LIVE    | OWNER_DIED | the thread that held the word ended, the process perhaps did not | DEAD by anybody once it has |
 //! | DEAD, ABORTED | any | to be recovered                        | FREE                          |
 //!
 //! Invariants
-//! 1. Only the holder of the life word leaves DEAD; everybody may enter it.
+//! 1. Only the holder of the life word leaves DEAD and SETTLED; everybody may enter DEAD.
 //! 2. The generation rises when a slot becomes LIVE (a record: LIVE or FORKING), never else.
 //! 3. A slot becomes FREE only when nothing in the pool needs its owner any more: its intent is
 //!    resolved, its permits are back, its spans are somebody else's or nobody's.
@@ -71,6 +72,8 @@ pub(crate) struct Slot {
     pub(crate) tag: AtomicU64,
     /// When the owner's thread started, in the kernel's ticks. 0 while unknown.
     pub(crate) start: AtomicU64,
+    /// The tid of the owner's thread, which the life word has as long as that lives.
+    pub(crate) holder: AtomicU64,
     /// Entries of `permits` from here on are unused.
     pub(crate) permit_limit: AtomicU64,
     /// How many looks at shared objects the thread has open; its own business.
@@ -203,6 +206,8 @@ pub(crate) struct Process {
     pub(crate) pid: Pid,
     /// When the process started, in the kernel's ticks. 0 while unknown.
     pub(crate) start: AtomicU64,
+    /// The tid of the thread that took the life word for the process.
+    pub(crate) holder: AtomicU64,
     /// How many bits of the record's row of [`HOLDS`] are committed.
     pub(crate) held: AtomicU64,
 }
@@ -216,6 +221,7 @@ pub(crate) enum SlotPhase {
     Live = 1,
     Parked = 2,
     Dead = 3,
+    Settled = 4,
 }
 
 /// A slot's phase and generation in one word.
@@ -232,6 +238,7 @@ impl SlotState {
             1 => SlotPhase::Live,
             2 => SlotPhase::Parked,
             3 => SlotPhase::Dead,
+            4 => SlotPhase::Settled,
             _ => SlotPhase::Free,
         };
         SlotState {

@@ -271,6 +271,8 @@ fn take(arena: Arena, index: usize, process: Tag) -> bool {
         false => sys::process::own_thread_start(),
     };
     slot.start.store(start, Ordering::Relaxed);
+    slot.holder
+        .store(sys::process::tid().into(), Ordering::Relaxed);
     let live = SlotState {
         phase: SlotPhase::Live,
         generation: free.generation + 1,
@@ -289,7 +291,7 @@ pub(crate) fn borrow(arena: Arena, index: usize) -> Option<&'static Slot> {
 
 /// Ends what [`borrow`] began.
 pub(crate) fn give_back(arena: Arena, slot: &Slot) {
-    recovery::release_memory(arena, slot.tag());
+    recovery::release_own(arena, slot);
     let live = slot.state();
     let phase = SlotPhase::Free;
     slot.turn(live, SlotState { phase, ..live });
@@ -307,7 +309,7 @@ pub(crate) fn leave(arena: Arena) {
         let live = slot.state();
         let phase = if guards == 0 {
             recovery::leave(arena, slot);
-            recovery::release_memory(arena, slot.tag());
+            recovery::release_own(arena, slot);
             SlotPhase::Free
         } else {
             local::of(arena).leak_guards(guards);
@@ -320,7 +322,6 @@ pub(crate) fn leave(arena: Arena) {
         // SAFETY: the slot was this thread's, so its life word is.
         unsafe { slot.life.release() };
     }
-    process::thread_ends(arena);
 }
 
 /// For the fuzzer: guards that the thread has in the pool, and its having no more than so many: those that

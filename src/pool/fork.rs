@@ -77,6 +77,7 @@ pub(crate) fn teach_recovery() {
             limbo::leave(arena, slot);
         },
         release_memory: allocator::recover::release_all,
+        release_own: allocator::recover::release_own,
         reap: dispose::reap,
     });
 }

@@ -130,7 +130,7 @@ unsafe extern "C" fn thread_ends(slot: *mut c_void) {
 fn leave(slot: &Slot) {
     let arena = slot.arena();
     let live = slot.state();
-    recover::release_all(arena, slot.tag());
+    recover::release_own(arena, slot);
     thread_word::set(LEFT);
     LEFT_LAST.store(slot.tag().slot() as u64, Ordering::Relaxed);
     let phase = SlotPhase::Free;

@@ -71,7 +71,7 @@ use super::{Here, Nowhere, here};
 use crate::layout::arena::Arena;
 use crate::layout::{Field, ShmSafe, TypeInfo};
 use crate::participants::tag::Tag;
-use crate::participants::{life, lock};
+use crate::participants::{life, lock, recovery};
 use crate::primitive::{AtomicU64, Ordering};
 use crate::sys::futex;
 
@@ -352,6 +352,7 @@ impl Barrier {
     }
 
     fn wait_for_others(&self, here: Here, round: State) -> Result<BarrierWaitResult, BarrierError> {
+        let mut in_vain = false;
         loop {
             let state = self.state();
             // After a reset it is unknown whether the round had ended before.
@@ -370,9 +371,13 @@ impl Barrier {
                 }
                 continue;
             }
+            // After the look for lost parties, which need not be settled to be missed.
+            if in_vain {
+                recovery::settle_in_turn(here.arena);
+            }
             let low = Arena::low_half(&self.state);
             let (arena, slot) = (here.arena, here.slot);
-            lock::sleep(arena, slot, low, state.0 as u32, Tag::NOBODY, None);
+            in_vain = lock::slept_in_vain(arena, slot, low, state.0 as u32, Tag::NOBODY, None);
         }
     }
 

@@ -325,7 +325,7 @@ impl<T: ShmSafe> RwLock<T> {
                 lock::wait_until_free(here.arena, here.slot, &self.word, deadline)?;
             } else if owner == here.slot.tag() {
                 return Err(RwLockError::WouldDeadlock);
-            } else {
+            } else if !lock::look_for_parked(here.arena, owner) {
                 return Err(RwLockError::WouldBlock);
             }
             entry = readers::enter(here.slot, &self.word)?;

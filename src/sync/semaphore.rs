@@ -171,7 +171,12 @@ impl Semaphore {
     #[inline]
     pub fn try_acquire(&self) -> Result<Permit<'_>, AcquireError> {
         let here = here(self)?;
-        self.take(here).map_err(refused)
+        match self.take(here) {
+            // The dead's, if somebody tries again and again.
+            Err(TakeFailure::NoneLeft) if recovery::settle_in_turn(here.arena) => self.take(here),
+            taken => taken,
+        }
+        .map_err(refused)
     }
 
     /// As [`acquire`](Self::acquire), for that time at most.
@@ -244,7 +249,7 @@ impl Semaphore {
         loop {
             if deadline.is_some_and(|d| Instant::now() >= d) {
                 // The dead's, if somebody asks for a short time again and again.
-                recovery::poll_in_turn(here.arena);
+                recovery::settle_in_turn(here.arena);
                 return self.take(here).map_err(|failure| match failure {
                     TakeFailure::NoneLeft => AcquireError::TimedOut,
                     other => refused(other),

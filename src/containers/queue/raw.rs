@@ -239,14 +239,14 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         Ok(next)
     }
 
-    /// Recovers the slot that holds something up, if it is dead. True if there is something new.
+    /// Settles the slot that holds something up, if it is dead. True if there is something new.
     #[cold]
     fn recovers(&self, slot: usize) -> bool {
         self.arena().is_some_and(|arena| {
             slot != 0
                 && slot < arena.slot_count()
                 && arena.slot(slot).life.owner_died()
-                && recovery::recover_slot(arena, slot)
+                && recovery::settle_slot(arena, slot)
         })
     }
 
