@@ -45,7 +45,7 @@ struct Range {
 impl Range {
     fn of(table: Table, index: usize) -> Self {
         let chunks = table.chunks() as u64;
-        let at = |index: u64| (index << 32).div_ceil(chunks);
+        let at = |index: u64| (index << 32) / chunks;
         Range {
             from: at(index as u64),
             end: at(index as u64 + 1),

@@ -16,10 +16,6 @@
 //!
 //! A successor may get one itself before all is moved to it. An entry then moves to the last table
 //! of the chain in which its chunk is not done.
-//!
-//! A table has to be had in one piece, while the one before is still there. Where there is no room for one
-//! that is twice as large, one that is less larger does, too: a chunk's hashes are a range, whatever the
-//! number of chunks.
 
 use super::edit;
 use super::table::{DONE, Kind, Shape, Table};
@@ -82,18 +78,12 @@ fn add(
     Ok(())
 }
 
-/// Gives the table a larger successor.
+/// Gives the table a successor that is twice as large.
 #[cold]
 pub(super) fn grow(arena: Arena, slot: &Slot, table: Table) -> Result<(), AllocError> {
-    let (successor, kind) = (&table.header.successor, table.kind().next());
-    let mut made = Ok(());
-    for larger in table.shape().larger() {
-        made = add(arena, slot, successor, larger, kind, false);
-        if !matches!(made, Err(AllocError::PoolFull | AllocError::NoMemory(_))) {
-            break;
-        }
-    }
-    made?;
+    let larger = table.shape().larger();
+    let successor = &table.header.successor;
+    add(arena, slot, successor, larger, table.kind().next(), false)?;
     table.successor(arena).map(drop).ok_or(DAMAGED)
 }
 
@@ -168,7 +158,7 @@ fn move_locked<M: Mode>(
     table.ready(index);
     let chunk = table.chunk(index);
     let seed = table.seed();
-    // A lock for many entries: there are few chunks that they can go to.
+    // A lock for many entries: there are two chunks that they can go to, or one.
     for target in targets(table, index, successor) {
         edit::lock(arena, slot, successor.state(target));
         successor.ready(target);

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! map       root: the address of a table; 0 at first
-//! table     a header; two words a chunk (its lock, its state); the chunks, mostly a power of two of them
+//! table     a header; two words a chunk (its lock, its state); the chunks, a power of two of them
 //! chunk     lines: a power of two of them, 32 at most
 //! line      three slots: see `protocol::lines`
 //! slot      the key's first word, the value's word
@@ -112,21 +112,15 @@ impl Shape {
         lines: FIRST_LINES,
     };
 
-    /// Twice as large, and then what is less, should there be no room for that: half and a quarter more.
-    /// A single chunk gets longer until it has all lines that a chunk can have.
-    pub(super) fn larger(self) -> impl Iterator<Item = Shape> {
-        let one = move |step| {
-            let longer = self.lines < MOST_LINES;
-            let more = self.chunks / step;
-            if longer {
-                let lines = self.lines * 2;
-                (step == 1).then_some(Shape { lines, ..self })
-            } else {
-                let chunks = self.chunks + more;
-                (more > 0).then_some(Shape { chunks, ..self })
-            }
-        };
-        [1, 2, 4].into_iter().filter_map(one)
+    /// Twice as large: a single chunk gets longer until it has all lines that a chunk can have.
+    pub(super) fn larger(self) -> Shape {
+        if self.lines < MOST_LINES {
+            let lines = self.lines * 2;
+            Shape { lines, ..self }
+        } else {
+            let chunks = self.chunks * 2;
+            Shape { chunks, ..self }
+        }
     }
 
     /// Half as large, unless it is the smallest.
@@ -174,7 +168,7 @@ impl Shape {
 /// is compared with the table's, and an address is only fetched from.
 #[repr(C)]
 pub(crate) struct Hints {
-    /// The table's address, plus the binary logarithm of the number of its chunks, if that is a power of two.
+    /// The table's address, plus the binary logarithm of the number of its chunks.
     place: AtomicU64,
     seed: [AtomicU64; 2],
 }
@@ -215,13 +209,7 @@ impl Hints {
     /// Who changes something in a table that has no successor leaves the hints right.
     #[inline]
     pub(super) fn set(&self, table: Table) {
-        let chunks = table.chunks();
-        let log = if chunks.is_power_of_two() {
-            chunks.trailing_zeros()
-        } else {
-            0
-        };
-        let place = table.address() | u64::from(log);
+        let place = table.address() | u64::from(table.chunks().trailing_zeros());
         if self.place.load(Ordering::Relaxed) != place {
             self.set_slow(table, place);
         }
@@ -291,7 +279,8 @@ impl Table {
         let header = unsafe { &*std::ptr::with_exposed_provenance::<Header>(address) };
         let table = Table { header };
         let shape = table.shape();
-        let fits = (1..=MOST_CHUNKS).contains(&shape.chunks)
+        let fits = shape.chunks.is_power_of_two()
+            && shape.chunks <= MOST_CHUNKS
             && shape.lines.is_power_of_two()
             && shape.lines <= MOST_LINES
             && shape.size() <= room;
