@@ -39,16 +39,14 @@ pub(crate) fn release_all(arena: Arena, owner: Tag) {
             } if claimant == owner => {
                 slice::abandon(arena, index, kind);
             }
-            // Nobody's too: who was to give it back, or the hint, may have died.
-            State::Span { owner: holder }
-                if holder == owner || (holder.is_nobody() && adopt_empty(arena, owner, index)) =>
-            {
-                if release_span(arena, owner, arena.span(index)) {
-                    orphans |= 1 << arena.span(index).class();
+            State::Span { owner: holder } => {
+                // Nobody's too: who was to give it back, or the hint, may have died.
+                let nobodys = holder.is_nobody();
+                let owned = holder == owner || (nobodys && adopt_empty(arena, owner, index));
+                let span = arena.span(index);
+                if (owned && release_span(arena, owner, span)) || (nobodys && !owned) {
+                    orphans |= 1 << span.class();
                 }
-            }
-            State::Span { owner: holder } if holder.is_nobody() => {
-                orphans |= 1 << arena.span(index).class();
             }
             State::Free { .. } => slice::hint_if_missing(arena, index),
             _ => {}
