@@ -11,8 +11,9 @@
 //! ROUNDS=3 PEERS=mimalloc2 cargo bench --bench allocator   # quick
 //! ```
 //!
-//! Writes `target/bench-ratios/allocator.json`; the settled memory, and the ratio of ours to each
-//! allocator's, is in `allocator-memory.json`.
+//! At the end it says what is wanted of each pattern and of their mean, against the faster mimalloc, and
+//! what was had. Writes `target/bench-ratios/allocator.json`; the settled memory, and the ratio of ours to
+//! each allocator's, is in `allocator-memory.json`.
 
 #[path = "common/ratios.rs"]
 mod ratios;
@@ -25,6 +26,12 @@ use std::process::Command;
 use ratios::{Filter, Ratio};
 
 const OURS: &str = "shmkit";
+/// The best of two is what the goals are of.
+const BEST: [&str; 2] = ["mimalloc2", "mimalloc3"];
+/// What they are called together.
+const FASTER: &str = "the faster mimalloc";
+const THREADS: &str = "shmkit, 2 threads";
+const BOOST: &str = "boost";
 const PEERS: [&str; 5] = ["mimalloc2", "mimalloc3", "snmalloc", "jemalloc", "system"];
 
 /// A pattern with a number of workers.
@@ -37,7 +44,6 @@ struct Work {
 
 #[derive(Clone, Copy, Default)]
 struct Measured {
-    seconds: f64,
     peak: f64,
     settled: f64,
 }
@@ -117,14 +123,37 @@ fn compare_to_boost(pattern: &str, ours: &Path, boost: &Path, rounds: usize, rep
         };
         let (mut times, mut theirs) = (Vec::new(), Vec::new());
         for _ in 0..rounds {
-            times.push(run(ours, &work, false).seconds);
-            theirs.push(run(boost, &work, false).seconds);
+            times.push(run(ours, &work));
+            theirs.push(run(boost, &work));
         }
-        report.pairs(&work, "boost", &times, &theirs);
+        report.pairs(&work, BOOST, &times, &theirs);
     }
 }
 
-fn run(program: &Path, work: &Work, memory: bool) -> Measured {
+/// The most that our time may be of a peer's, if something is wanted.
+fn goal(row: &Ratio) -> Option<f64> {
+    let bench = row.bench.as_str();
+    match row.peer.as_str() {
+        FASTER => match bench {
+            "churn_16" | "churn_64" | "churn_1024" | "mix" => Some(1.08),
+            "larson" => Some(1.10),
+            "xmalloc" => Some(1.15),
+            "mstress" => Some(1.20),
+            "sh6" | "sh8" => Some(1.3),
+            "cache_scratch" => Some(1.02),
+            "mean" => Some(1.05),
+            _ => None,
+        },
+        // 0.95 of the throughput.
+        THREADS => Some(1.0 / 0.95),
+        BOOST if row.processes > 1 => Some(1.0 / 20.0),
+        BOOST => Some(1.0 / 10.0),
+        "goal" => Some(1.0),
+        _ => None,
+    }
+}
+
+fn command(program: &Path, work: &Work) -> Command {
     let kind = if work.processes {
         "processes"
     } else {
@@ -132,16 +161,30 @@ fn run(program: &Path, work: &Work, memory: bool) -> Measured {
     };
     let mut command = Command::new(program);
     command.args([&work.pattern, kind, &work.workers.to_string()]);
-    if memory {
-        command.arg("memory");
-    }
-    let numbers = ratios::numbers(&mut command);
-    let [seconds, peak, settled] = numbers.unwrap_or_else(|said| panic!("{said}"));
-    Measured {
-        seconds,
-        peak,
-        settled,
-    }
+    command
+}
+
+/// The seconds that a program takes.
+fn run(program: &Path, work: &Work) -> f64 {
+    let numbers = ratios::numbers(&mut command(program, work));
+    let [seconds, ..]: [f64; 3] = numbers.unwrap_or_else(|said| panic!("{said}"));
+    seconds
+}
+
+/// The memory that the programs take, in their order. All at once: most of the time they wait.
+fn memory(programs: &BTreeMap<&str, PathBuf>, work: &Work) -> Vec<Measured> {
+    std::thread::scope(|s| {
+        let of = |program| {
+            move || {
+                let numbers = ratios::numbers(command(program, work).arg("memory"));
+                let [_, peak, settled] = numbers.unwrap_or_else(|said| panic!("{said}"));
+                Measured { peak, settled }
+            }
+        };
+        let all: Vec<_> = programs.values().map(|p| s.spawn(of(p))).collect();
+        let all = all.into_iter().map(|one| one.join().expect("a program"));
+        all.collect()
+    })
 }
 
 /// Runs a pattern on all allocators by turns.
@@ -156,16 +199,13 @@ fn compare(pattern: &str, programs: &BTreeMap<&str, PathBuf>, rounds: usize, rep
         let mut times: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
         for _ in 0..rounds {
             for (name, program) in programs {
-                times
-                    .entry(name)
-                    .or_default()
-                    .push(run(program, work, false).seconds);
+                times.entry(name).or_default().push(run(program, work));
             }
         }
-        for (name, program) in programs {
+        for (name, measured) in programs.keys().zip(memory(programs, work)) {
             report
                 .memory
-                .push((work.clone(), (*name).to_owned(), run(program, work, true)));
+                .push((work.clone(), (*name).to_owned(), measured));
         }
         for name in programs.keys().filter(|&&name| name != OURS) {
             report.pairs(work, name, &times[OURS], &times[name]);
@@ -174,10 +214,10 @@ fn compare(pattern: &str, programs: &BTreeMap<&str, PathBuf>, rounds: usize, rep
     // Two processes on one pool, where nobody follows: beside two threads on it.
     let (mut processes, mut threads) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
-        processes.push(run(&programs[OURS], &apart, false).seconds);
-        threads.push(run(&programs[OURS], &two, false).seconds);
+        processes.push(run(&programs[OURS], &apart));
+        threads.push(run(&programs[OURS], &two));
     }
-    report.pairs(&apart, "shmkit, 2 threads", &processes, &threads);
+    report.pairs(&apart, THREADS, &processes, &threads);
 }
 
 #[derive(Default)]
@@ -246,8 +286,61 @@ impl Report {
                 self.settled_ratio(work, m)
             );
         }
-        ratios::write(target, "allocator", self.ratios.iter().map(Ratio::json));
+        let faster = self.faster();
+        println!("\nwhat is wanted of the time, ours / peer");
+        for row in faster.iter().chain(&self.ratios) {
+            if let Some(goal) = goal(row) {
+                let verdict = if row.ratio <= goal { "" } else { "  missed" };
+                println!(
+                    "{:24} {:20} {:.3}, at most {goal:.3}{verdict}",
+                    row.name(),
+                    row.peer,
+                    row.ratio
+                );
+            }
+        }
+        let rows = self.ratios.iter().chain(&faster);
+        ratios::write(target, "allocator", rows.map(Ratio::json));
         ratios::write(target, "allocator-memory", self.memory_json());
+    }
+
+    /// Of each pattern the row of the faster mimalloc, and the mean of these, for each number of threads.
+    fn faster(&self) -> Vec<Ratio> {
+        let mut all = Vec::new();
+        for threads in [1, 2] {
+            let begin = all.len();
+            let rows = self.ratios.iter().filter(|row| {
+                row.threads == threads && row.processes == 1 && BEST.contains(&row.peer.as_str())
+            });
+            for row in rows {
+                let peer = FASTER.to_owned();
+                let row = Ratio {
+                    peer,
+                    ..row.clone()
+                };
+                match all[begin..]
+                    .iter_mut()
+                    .find(|r: &&mut Ratio| r.bench == row.bench)
+                {
+                    Some(other) if other.ratio < row.ratio => *other = row,
+                    Some(_) => {}
+                    None => all.push(row),
+                }
+            }
+            let rows = &all[begin..];
+            if let Some(first) = rows.first() {
+                let mean = |of: fn(&Ratio) -> f64| ratios::geometric_mean(rows.iter().map(of));
+                let mean = Ratio {
+                    bench: "mean".to_owned(),
+                    ours_seconds: mean(|r| r.ours_seconds),
+                    peer_seconds: mean(|r| r.peer_seconds),
+                    ratio: mean(|r| r.ratio),
+                    ..first.clone()
+                };
+                all.push(mean);
+            }
+        }
+        all
     }
 
     /// Our settled memory in a work, divided by another's.

@@ -149,8 +149,18 @@ impl Span {
     /// True if the record is such as [`Span::describe`] and the owners since can have left it: the
     /// span of nobody in a damaged file need not be.
     pub(crate) fn is_sane(&self, arena: Arena, start: usize) -> bool {
+        let leads_here = |back: usize| {
+            let tag = arena.tag(start + back).load(Ordering::Acquire);
+            tag == slice::tail_tag(back)
+        };
+        let slices = 1..self.slices.load(Ordering::Relaxed) as usize;
         self.is_described(arena, start)
-            && (0..WORDS).all(|w| self.sets().free_bits(w) & !self.all(w) == 0)
+            && { slices }.all(leads_here)
+            && (0..WORDS).all(|w| {
+                let freed = self.sets().freed(w).load(Ordering::Acquire);
+                let remote = self.sets().remote(w).load(Ordering::Acquire);
+                (freed | remote) & !self.all(w) == 0 && freed & remote == 0
+            })
     }
 
     /// How many words of the bitmaps are in use.

@@ -88,7 +88,8 @@ pub(crate) fn count(arena: Arena) -> Stats {
             State::Free { kind } | State::Claimed { kind, .. } if kind == HOLE => holes += 1,
             State::Run { slices } => {
                 stats.runs.allocated += 1;
-                stats.runs.allocated_bytes += slices * SLICE;
+                // Bounded, should the tag be garbage.
+                stats.runs.allocated_bytes += slices.min(end - index) * SLICE;
             }
             State::Span { .. } => {
                 let span = arena.span(index);

@@ -399,7 +399,8 @@ fn attach_changed(
             // A busy machine takes some seconds a batch; a hang takes all there are.
             match done.acquire_timeout(Duration::from_secs(60)) {
                 Ok(permit) => permit.forget(),
-                Err(_) => child.kill().unwrap(),
+                // It may have ended, by a crash.
+                Err(_) => _ = child.kill(),
             }
             if let Err(error) = child.join() {
                 failures.push((words[0].load(Ordering::Relaxed), error));

@@ -35,11 +35,6 @@ impl Stage {
         self.gate().workers()
     }
 
-    /// Waits for all workers and the one who waits for them.
-    pub fn wait(&self) {
-        self.gate().wait();
-    }
-
     /// Puts a block into a place, or nothing (null); what was there.
     pub fn swap(&self, place: usize, block: *mut u8) -> *mut u8 {
         let address = block.expose_provenance() as u64;
