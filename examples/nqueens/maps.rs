@@ -37,14 +37,15 @@ pub fn options() -> StartOptions<'static> {
 }
 
 fn count(worker: &Worker, (shared, workers): (Shared, u32)) -> Result<u64, Failure> {
+    // Before there is anything to search, for they take a while to come.
+    let others: Result<Vec<_>, _> = (1..workers)
+        .map(|_| worker.start_with(options(), &SEARCH, &shared))
+        .collect();
     let queue = shared.parts.open()?;
     for part in 0..parts(shared.size).len() as u32 {
         queue.push(part)?;
     }
     queue.close();
-    let others: Result<Vec<_>, _> = (1..workers)
-        .map(|_| worker.start_with(options(), &SEARCH, &shared))
-        .collect();
     search_with_maps(worker, shared.clone())?;
     for searcher in others? {
         searcher.join()??;

@@ -293,15 +293,13 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
-    use crate::process::jobs::Control;
 
     /// As if the master were stopped before it has decided: who waits for it looks now and then.
     #[test]
     fn who_meets_a_removal_sleeps() {
-        let pool = Pool::builder().initial_size(2 << 20).create().unwrap();
-        let control = Control::create(pool).unwrap();
-        let table = &control.resources;
-        let place = table.claim(jobs::tag(pool).unwrap()).unwrap();
+        // SAFETY: it consists of atomics and links, of which zeros are valid.
+        let table = unsafe { Box::<Table>::new_zeroed().assume_init() };
+        let place = table.claim(Tag::new(1, 1)).unwrap();
         place.state.store(word(CHECKING, 7));
         std::thread::scope(|scope| {
             let user = scope.spawn(|| {
