@@ -335,8 +335,11 @@ impl Cache<'_> {
         }
         match self.new_span(arena, slot, class) {
             Ok(span) => Ok((span, span.stocked(0))),
-            // The last resort: a block or two that were not worth asking for.
-            Err(error) => match self.take_full(arena, usize::MAX) {
+            // Looking for slices has made the spans of the dead nobody's. The last resort: a block or two
+            // that were not worth asking for.
+            Err(error) => match adopt_orphan(arena, slot, class)
+                .or_else(|| self.take_full(arena, usize::MAX))
+            {
                 Some((span, word)) => Ok((span, Some(word))),
                 None => Err(error),
             },

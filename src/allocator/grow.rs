@@ -38,8 +38,11 @@ pub(crate) fn claim(
 ) -> Result<usize, AllocError> {
     let me = slot.tag();
     purge_now_and_then(arena, slot);
-    if let Some(start) = slice::claim(arena, me, count, preferred)? {
-        return Ok(start);
+    match slice::claim(arena, me, count, preferred) {
+        Ok(Some(start)) => return Ok(start),
+        // Memory that the dead have is not given back for others before they are recovered.
+        Ok(None) | Err(CommitError::Full | CommitError::MemoryLimit { .. }) => {}
+        Err(error) => return Err(error.into()),
     }
     // What the dead had comes before what the kernel has.
     recovery::poll(arena);
@@ -52,6 +55,7 @@ pub(crate) fn claim(
             Ok(()) if attempt < 64 => {}
             Ok(()) => break,
             Err(error) => {
+                recovery::let_others_free(arena);
                 // The last resort: hints may have died with somebody, and room may be left that
                 // only the tags know of.
                 rebuild_hints(arena);

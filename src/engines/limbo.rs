@@ -283,6 +283,7 @@ pub(crate) fn or_reap<R>(
 pub(crate) fn make_room(arena: Arena) -> bool {
     let oldest = || thread::slot(arena).map_or(0, |slot| slot.limbo.head.load(Ordering::Relaxed));
     let before = oldest();
+    recovery::poll(arena);
     recovery::reap(arena);
     reap(arena);
     before != 0 && before != oldest()

@@ -89,7 +89,7 @@ fn lock_slow(
 ) -> Result<Taken, Refused> {
     let me = slot.tag();
     let mut slept = 0;
-    let mut spins = 0;
+    let (mut spins, mut looked) = (0, false);
     loop {
         let found = word.load(Ordering::Relaxed);
         match attempt(word, me, found, slept, |owner| is_over(arena, owner)) {
@@ -108,7 +108,7 @@ fn lock_slow(
             continue;
         }
         if deadline.is_some_and(|d| Instant::now() >= d) {
-            if look_for_parked(arena, Tag::of_word(found)) {
+            if look_for_parked(arena, Tag::of_word(found), &mut looked) {
                 continue;
             }
             return Err(Refused::TimedOut);
@@ -144,12 +144,13 @@ pub(crate) fn try_lock(arena: Arena, slot: &Slot, word: &AtomicU64) -> Result<Ta
 
 #[cold]
 fn try_lock_slow(arena: Arena, slot: &Slot, word: &AtomicU64) -> Result<Taken, Refused> {
+    let mut looked = false;
     loop {
         let found = word.load(Ordering::Relaxed);
         match attempt(word, slot.tag(), found, 0, |owner| is_over(arena, owner)) {
             // Lost to a change of flags or to another taker: look again.
             Err(Refused::Busy) if word.load(Ordering::Relaxed) != found => {}
-            Err(Refused::Busy) if look_for_parked(arena, Tag::of_word(found)) => {}
+            Err(Refused::Busy) if look_for_parked(arena, Tag::of_word(found), &mut looked) => {}
             other => {
                 let from = Tag::of_word(found);
                 return other.map(|flags| Taken { flags, from });
@@ -165,11 +166,13 @@ pub(crate) fn is_over(arena: Arena, owner: Tag) -> bool {
 
 /// Looks for dead processes, for one who is not to wait for an owner whose thread has ended already: no
 /// word tells of such an owner's end, so who tries again and again would never hear of it. True if it is
-/// worth a try.
+/// worth a try; once for each call that is not to wait.
 #[cold]
-pub(crate) fn look_for_parked(arena: Arena, owner: Tag) -> bool {
+pub(crate) fn look_for_parked(arena: Arena, owner: Tag, looked: &mut bool) -> bool {
     let phase = |slot: &Slot| slot.state().phase;
-    arena.owner_slot(owner).map(phase) == Some(SlotPhase::Parked) && recovery::settle_in_turn(arena)
+    !std::mem::replace(looked, true)
+        && arena.owner_slot(owner).map(phase) == Some(SlotPhase::Parked)
+        && recovery::settle_in_turn(arena)
 }
 
 /// Gives the lock back, setting and clearing flags, and wakes a sleeper.
@@ -200,7 +203,7 @@ pub(crate) fn wait_until_free(
     word: &AtomicU64,
     deadline: Option<Instant>,
 ) -> Result<(), Refused> {
-    let mut spins = 0;
+    let (mut spins, mut looked) = (0, false);
     loop {
         let found = word.load(Ordering::Relaxed);
         let owner = Tag::of_word(found);
@@ -216,7 +219,7 @@ pub(crate) fn wait_until_free(
             continue;
         }
         if deadline.is_some_and(|d| Instant::now() >= d) {
-            if look_for_parked(arena, owner) {
+            if look_for_parked(arena, owner, &mut looked) {
                 continue;
             }
             return Err(Refused::TimedOut);

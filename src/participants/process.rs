@@ -93,7 +93,8 @@ fn describe(record: &Process, generation: u64, start: u64) {
 /// Finds a record that `take` takes, among those there are, the dead once recovered, and new ones.
 fn find(arena: Arena, take: impl Fn(usize, &Process) -> Option<Tag>) -> Option<Tag> {
     let max = arena.header().max_processes();
-    for attempt in 0..3 {
+    let mut attempt = 0;
+    while attempt < 3 {
         let count = arena.process_count();
         let found = (1..count)
             .filter(|&i| arena.process(i).state().phase == ProcessPhase::Free)
@@ -101,17 +102,16 @@ fn find(arena: Arena, take: impl Fn(usize, &Process) -> Option<Tag>) -> Option<T
         if found.is_some() {
             return found;
         }
-        if count < max {
-            let count = count.max(1);
-            arena
-                .raise(PROCESSES, &arena.header().watermarks.processes, count + 1)
-                .ok()?;
-        } else {
-            if attempt > 0 {
-                recovery::confirm_all(arena);
-            }
-            recovery::poll(arena);
+        let watermark = &arena.header().watermarks.processes;
+        if count < max && arena.raise(PROCESSES, watermark, count.max(1) + 1).is_ok() {
+            // No attempt: others may take what is added, until there are `max`.
+            continue;
         }
+        if attempt > 0 {
+            recovery::confirm_all(arena);
+        }
+        recovery::poll(arena);
+        attempt += 1;
     }
     None
 }

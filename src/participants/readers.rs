@@ -82,7 +82,7 @@ fn wait_for(
 ) -> bool {
     /// Looks before sleeping.
     const SPINS: u32 = 100;
-    let mut spins = 0;
+    let (mut spins, mut looked) = (0, false);
     loop {
         // The owner before the entry: a later owner's entry is a reader that withdraws.
         let owner = Tag::new(index, arena.slot(index).state().generation);
@@ -95,7 +95,7 @@ fn wait_for(
             continue;
         }
         if deadline.is_some_and(|d| Instant::now() >= d) {
-            if lock::look_for_parked(arena, owner) {
+            if lock::look_for_parked(arena, owner, &mut looked) {
                 continue;
             }
             return false;

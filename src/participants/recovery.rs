@@ -32,7 +32,7 @@ use crate::participants::{life, permits, readers};
 use crate::primitive::{AtomicU64, Ordering};
 use crate::protocol::keeping;
 use crate::sys::futex;
-use crate::sys::robust::OWNER_DIED;
+use crate::sys::robust::{OWNER_DIED, TID};
 
 /// What the layers above do for the dead.
 pub(crate) struct Hooks {
@@ -213,6 +213,23 @@ fn free_settled(arena: Arena, slots: Range<usize>) {
     }
 }
 
+/// Gives others who are releasing the memory of the dead a moment to be done, for one who would be
+/// refused memory or a slot else.
+#[cold]
+pub(crate) fn let_others_free(arena: Arena) {
+    const LOOKS: usize = 100;
+    let is_held = |slot: &Slot| {
+        let word = slot.life.word.load(Ordering::Acquire);
+        slot.state().phase == SlotPhase::Settled && word & TID != 0 && word & OWNER_DIED == 0
+    };
+    for _ in 0..LOOKS {
+        if !arena.slots().any(|(_, slot)| is_held(slot)) {
+            return;
+        }
+        std::thread::yield_now();
+    }
+}
+
 /// Acquires the life word of a settled slot; the tag of the dead.
 fn hold_settled(arena: Arena, index: usize) -> Option<Tag> {
     let slot = arena.slot(index);
@@ -389,17 +406,24 @@ pub(crate) fn settle_all(arena: Arena) -> Recovered {
 pub(crate) fn settle_in_turn(arena: Arena) -> bool {
     /// Milliseconds: a little less than a `lock::TICK`, so that nobody is in his own way.
     const APART: u64 = 3;
-    let time = its_time(&arena.header().polled_at, APART);
+    let polled_at = &arena.header().polled_at;
+    let time = its_time(polled_at, APART);
     if time {
         settle_all(arena);
+        // However long that took: the next turn comes after it.
+        polled_at.store(milliseconds(), Ordering::Relaxed);
     }
     time
 }
 
+fn milliseconds() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000
+}
+
 /// True if so many milliseconds have passed since somebody was told so last.
 fn its_time(at: &AtomicU64, apart: u64) -> bool {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    let now = now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000;
+    let now = milliseconds();
     let last = at.load(Ordering::Relaxed);
     // A clock that is behind is another boot's, or garbage's.
     let passed = now.wrapping_sub(last) >= apart;

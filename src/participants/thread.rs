@@ -211,18 +211,16 @@ fn claim(arena: Arena, process: Tag) -> Option<usize> {
         if let Some(index) = (1..count).find(|&i| take(arena, i, process)) {
             return Some(index);
         }
-        if count < max {
+        let watermark = &arena.header().watermarks.slots;
+        if count < max && arena.raise(SLOTS, watermark, count.max(1) + 1).is_ok() {
             // No attempt: others may take what is added, until there are `max`.
-            let count = count.max(1);
-            arena
-                .raise(SLOTS, &arena.header().watermarks.slots, count + 1)
-                .ok()?;
             continue;
         }
         if attempt > 0 {
             recovery::confirm_all(arena);
         }
         recovery::poll(arena);
+        recovery::let_others_free(arena);
         attempt += 1;
     }
     None

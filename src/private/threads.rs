@@ -192,10 +192,17 @@ fn lend_common(arena: Arena) -> Option<&'static Slot> {
     if taken == Taken::FromTheGone {
         declare_dead(slot);
     }
-    if slot.state().phase == SlotPhase::Live {
-        return Some(slot);
+    loop {
+        match slot.state().phase {
+            SlotPhase::Live => return Some(slot),
+            SlotPhase::Free => break,
+            _ => recovery::recover_slot(arena, COMMON),
+        }
+        if slot.state().phase != SlotPhase::Free {
+            // Another thread of this process is at it.
+            std::thread::yield_now();
+        }
     }
-    recovery::recover_slot(arena, COMMON);
     let slot = take(arena, COMMON);
     if slot.is_none() {
         return_common();
@@ -224,7 +231,9 @@ pub(super) extern "C" fn in_child() {
     for (index, slot) in arena.slots() {
         let mine = std::ptr::from_ref(slot).addr() == thread_word::get();
         let idle = index == COMMON && !COMMON_LOCK.is_locked();
-        if !mine && !idle {
+        // Who was recovering it is not here.
+        let held = slot.state().phase == SlotPhase::Settled;
+        if !mine && (!idle || held) {
             declare_dead(slot);
         }
     }

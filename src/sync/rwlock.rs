@@ -307,6 +307,7 @@ impl<T: ShmSafe> RwLock<T> {
     /// Reads although the word was not 0 after the lock was listed.
     #[cold]
     fn read_slow(&self, here: Here, mut entry: usize, patience: Patience) -> ReadResult<'_, T> {
+        let mut looked = false;
         loop {
             let word = self.word.load(Ordering::SeqCst);
             let owner = Tag::of_word(word);
@@ -325,7 +326,7 @@ impl<T: ShmSafe> RwLock<T> {
                 lock::wait_until_free(here.arena, here.slot, &self.word, deadline)?;
             } else if owner == here.slot.tag() {
                 return Err(RwLockError::WouldDeadlock);
-            } else if !lock::look_for_parked(here.arena, owner) {
+            } else if !lock::look_for_parked(here.arena, owner, &mut looked) {
                 return Err(RwLockError::WouldBlock);
             }
             entry = readers::enter(here.slot, &self.word)?;

@@ -19,7 +19,6 @@ use crate::containers::refusals::{ClaimError, resolve};
 use crate::containers::store::StoreError;
 use crate::engines::heap::{Append, CHUNK, Chunk, ENTRY, Record, What, Words};
 use crate::engines::limbo;
-use crate::participants::recovery;
 use crate::participants::tag::Tag;
 use crate::participants::thread;
 use crate::pool::intents;
@@ -413,8 +412,7 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
         };
         match once() {
             Err(error) if is_full(&error) => {
-                recovery::reap(arena);
-                limbo::reap(arena);
+                limbo::make_room(arena);
                 once()
             }
             other => other,
