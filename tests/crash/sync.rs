@@ -470,6 +470,44 @@ fn semaphores(suite: &mut Suite) {
         )
         .without_real_kills(),
     );
+    suite.run(
+        in_pool::case("sync/recover several dead at once", || {
+            let pool = Pool::builder().max_size(16 << 20).create().expect("a pool");
+            let object = pool.create(Semaphore::new(3)).expect("room");
+            let before = pool.stats().allocated;
+            let hangs = |semaphore: &Semaphore| {
+                slot(pool);
+                std::mem::forget(semaphore.acquire());
+                loop {
+                    std::thread::park();
+                }
+            };
+            let threads = |semaphore: &Semaphore| {
+                std::thread::scope(|threads| {
+                    for _ in 0..3 {
+                        threads.spawn(|| hangs(semaphore));
+                    }
+                });
+            };
+            killed_in(&*object, threads, |s| s.available_permits() == 0);
+            World {
+                pool,
+                object,
+                before,
+            }
+        })
+        .attach(|world| slot(world.pool))
+        .operation(|world| {
+            // Whose slot the victim has got is recovered already.
+            assert!(world.pool.recover().threads >= 2);
+        })
+        .verify(|world, _| {
+            world.pool.recover();
+            world.intact("after recovery")?;
+            has(&world.object, 3)
+        })
+        .without_real_kills(),
+    );
 }
 
 /// A barrier of three with one killed while it waits.
