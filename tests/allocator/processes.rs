@@ -7,7 +7,7 @@ use shmkit::Pool;
 use shmkit::process::scope;
 
 use super::common::{
-    Random, TestPool, address, allocate, assert_sound, block_at, blocks, fill, free, killed,
+    Random, TestPool, address, allocate, assert_sound, block_at, blocks, died, fill, free, killed,
     layout, verify,
 };
 use super::sizes::class_sizes;
@@ -287,4 +287,49 @@ pub fn empty_spans_of_the_dead_go_back() {
         assert_sound(*pool);
         free(*pool, allocate(*pool, MAX));
     }
+}
+
+/// A pool is full of blocks of the dead, of which every second one was freed. Who looks for room recovers
+/// the dead, and finds the room that they had within the same call.
+pub fn half_free_spans_of_the_dead_are_found_in_a_full_pool() {
+    const SIZE: usize = 1024;
+    let pool = TestPool::with(|b| b.initial_size(4 << 20).max_size(4 << 20));
+    let stage = TestPool::new();
+    let blocks = stage
+        .create([const { AtomicU64::new(0) }; (4 << 20) / SIZE])
+        .unwrap();
+    let is_full = stage.create(AtomicU64::new(0)).unwrap();
+    scope(|s| {
+        let (pool, blocks, is_full) = (*pool, &blocks, &is_full);
+        let child = s.spawn(move || {
+            let one = || pool.allocate(layout(SIZE, 16)).ok();
+            for (block, word) in std::iter::from_fn(one).zip(blocks.iter()) {
+                word.store(block.cast::<u8>().addr().get() as u64, Ordering::Relaxed);
+            }
+            is_full.store(1, Ordering::Release);
+            loop {
+                std::thread::yield_now();
+            }
+        });
+        let child = child.unwrap();
+        while is_full.load(Ordering::Acquire) == 0 {
+            std::thread::yield_now();
+        }
+        let taken = blocks.iter().filter_map(|word| {
+            let address = word.load(Ordering::Relaxed);
+            (address != 0).then(|| block_at(address).unwrap())
+        });
+        for block in taken.step_by(2) {
+            free(pool, block);
+        }
+        // Dead, and nobody has looked.
+        child.kill().unwrap();
+        while !child.is_finished() {
+            std::thread::yield_now();
+        }
+        let ours: Vec<_> = (0..100).map(|_| allocate(pool, SIZE)).collect();
+        ours.into_iter().for_each(|block| free(pool, block));
+        died(child);
+    });
+    assert_sound(*pool);
 }
