@@ -202,7 +202,6 @@ pub mod testing {
         use crate::sys::robust::TID;
 
         /// A participant. It has a slot from the first time that it acts.
-        #[derive(Default)]
         pub struct Participant(Option<&'static Slot>);
 
         /// Does what the kernel does when a thread dies that has this slot: it holds its own life
@@ -220,6 +219,16 @@ pub mod testing {
         }
 
         impl Participant {
+            /// Not in the pool yet.
+            ///
+            /// # Safety
+            ///
+            /// What it does when it is killed is in the pool alone: whatever it has on the stack, a
+            /// guard or `&mut`, is not used any more, although the thread goes on.
+            pub const unsafe fn new() -> Participant {
+                Participant(None)
+            }
+
             /// Does something as this participant, who is killed before its write number `writes`
             /// from here, if that is given. `None` if it was; it has no slot then.
             pub fn act<R>(
@@ -252,15 +261,19 @@ pub mod testing {
             }
 
             /// Leaves the pool, as a thread that ends does.
-            pub fn leave(self, pool: Pool) {
-                thread::play(pool.0, self.0);
+            pub fn leave(&mut self, pool: Pool) {
+                thread::play(pool.0, self.0.take());
                 thread::leave(pool.0);
             }
         }
     }
 
     /// Does to the pool what the kernel does when the thread with that tid dies.
-    pub fn mark_dead(pool: Pool, tid: u32) {
+    ///
+    /// # Safety
+    ///
+    /// It is dead, or never uses again what it has of the pool: others take that over.
+    pub unsafe fn mark_dead(pool: Pool, tid: u32) {
         let mark = |life: &RobustWord| {
             let word = life.word.load(Ordering::Relaxed);
             if word & TID == tid && word & OWNER_DIED == 0 {

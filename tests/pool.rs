@@ -66,6 +66,7 @@ const CASES: &[common::Named] = table! {
     inspect:
         participants_and_what_they_have
         a_map_of_the_data
+        a_copy_is_not_the_pool_itself
         leaks_are_what_nobody_reaches
         containers_reach_what_they_own;
     growth:

@@ -88,6 +88,7 @@ const CASES: &[Named] = table! {
     masters:
         arguments_and_results_of_every_length
         workers_start_workers
+        entries_need_not_be_statics
         a_result_is_joined_once_by_whomever
         every_end_has_its_cause
         the_first_worker_fails

@@ -7,7 +7,8 @@ use syn::{
     TypeParamBound, parse_quote,
 };
 
-/// The path of the shmkit crate: `::shmkit`, or what `#[shmkit(crate = "path")]` says.
+/// The path of the shmkit crate: `::shmkit`, or what `#[shmkit(crate = "path")]` says. All checks are
+/// behind it: the attribute is part of what the user vouches for, and documented so.
 pub(crate) fn crate_path(attrs: &[Attribute]) -> Result<Path> {
     let mut path = parse_quote!(::shmkit);
     for attr in attrs.iter().filter(|attr| attr.path().is_ident("shmkit")) {

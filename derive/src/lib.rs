@@ -19,7 +19,8 @@ use syn::{DeriveInput, parse_macro_input};
 /// fields are all `ShmSafe`. Type parameters are bounded by `ShmSafe`.
 ///
 /// `#[shmkit(crate = "path")]` on the type names the path of the shmkit crate, if it is not
-/// `::shmkit`.
+/// `::shmkit`. What is found there makes the checks: who writes it vouches, as with an `unsafe impl`,
+/// that it is this crate or a re-export of it.
 #[proc_macro_derive(ShmSafe, attributes(shmkit))]
 pub fn derive_shm_safe(input: TokenStream) -> TokenStream {
     let input = parse_macro_input!(input as DeriveInput);
@@ -33,6 +34,8 @@ pub fn derive_shm_safe(input: TokenStream) -> TokenStream {
 ///
 /// Do not derive it for a struct with an invariant that unsafe code relies on: what a killed
 /// process leaves may break it.
+///
+/// `#[shmkit(crate = "path")]` is the same promise as with [`macro@ShmSafe`].
 #[proc_macro_derive(KillSafe, attributes(shmkit))]
 pub fn derive_kill_safe(input: TokenStream) -> TokenStream {
     let input = parse_macro_input!(input as DeriveInput);
@@ -44,6 +47,8 @@ pub fn derive_kill_safe(input: TokenStream) -> TokenStream {
 /// Implements `shmkit::Key` for a struct whose fields are all keys of one length (no floats, no
 /// `str`) with no padding between or behind them, or for an enum without fields. It must be `ShmSafe`.
 /// Type parameters are bounded by `Key` and `ShmSafe`.
+///
+/// `#[shmkit(crate = "path")]` is the same promise as with [`macro@ShmSafe`].
 #[proc_macro_derive(Key, attributes(shmkit))]
 pub fn derive_key(input: TokenStream) -> TokenStream {
     let input = parse_macro_input!(input as DeriveInput);
@@ -54,6 +59,8 @@ pub fn derive_key(input: TokenStream) -> TokenStream {
 
 /// Implements `shmkit::Trace` for a struct or an enum whose fields are all `Trace`. Type parameters
 /// are bounded by `Trace`.
+///
+/// `#[shmkit(crate = "path")]` is the same promise as with [`macro@ShmSafe`].
 #[proc_macro_derive(Trace, attributes(shmkit))]
 pub fn derive_trace(input: TokenStream) -> TokenStream {
     let input = parse_macro_input!(input as DeriveInput);

@@ -3,8 +3,8 @@
 //! The library's constructors check the description when it is evaluated; for types without
 //! parameters the output evaluates it on the spot, so that `cargo check` reports what is wrong.
 
-use proc_macro2::TokenStream;
-use quote::{ToTokens, format_ident, quote, quote_spanned};
+use proc_macro2::{Literal, TokenStream};
+use quote::{ToTokens, quote, quote_spanned};
 use syn::ext::IdentExt;
 use syn::punctuated::Punctuated;
 use syn::spanned::Spanned;
@@ -116,26 +116,29 @@ fn of_enum(krate: &Path, input: &DeriveInput, data: &DataEnum) -> Result<Descrip
     let field_within = quote!(#krate::__private::Field::within);
 
     // Discriminants count up from the last explicit one, as the language says. They cannot be read
-    // off variants with fields.
-    let (mut discriminants, mut variants) = (Vec::new(), Vec::new());
-    let mut last: Option<Ident> = None;
+    // off variants with fields. No name is introduced where the user's types and expressions are:
+    // they would mean it, where they mean something of their own.
+    let mut variants = Vec::new();
+    let (mut explicit, mut beyond) = (quote!(0), 0);
     let (mut owns, mut image_bound) = (Vec::new(), Vec::new());
-    for (i, variant) in data.variants.iter().enumerate() {
+    for variant in &data.variants {
         refuse_attributes(&variant.fields)?;
-        let this = format_ident!("SHMKIT_DISCRIMINANT_{i}");
-        let value = match (&variant.discriminant, &last) {
-            (Some((_, explicit)), _) => explicit.to_token_stream(),
-            (None, Some(last)) => quote!(#last + 1),
-            (None, None) => quote!(0),
+        if let Some((_, value)) = &variant.discriminant {
+            (explicit, beyond) = (value.to_token_stream(), 0);
+        }
+        let literal = Literal::usize_unsuffixed(beyond);
+        let discriminant = quote! {
+            (::core::convert::identity::<::core::primitive::#integer>(#explicit) + #literal)
+                as ::core::primitive::i128
         };
-        discriminants.push(quote!(const #this: #integer = #value;));
+        beyond += 1;
         let fields = variant.fields.iter().enumerate().map(|(i, field)| {
             let ((_, text), ty) = (member(i, field), &field.ty);
             quote_spanned!(ty.span()=> #field_within::<#ty>(#text))
         });
         let text = variant.ident.unraw().to_string();
         variants.push(quote! {
-            #krate::__private::Variant::new(#text, #this as i128, const { &[#(#fields),*] })
+            #krate::__private::Variant::new(#text, #discriminant, const { &[#(#fields),*] })
         });
         owns.extend(on_each(&variant.fields, |ty| {
             let field = quote_spanned!(ty.span()=> #field_within::<#ty>(""));
@@ -145,18 +148,16 @@ fn of_enum(krate: &Path, input: &DeriveInput, data: &DataEnum) -> Result<Descrip
             &variant.fields,
             |ty| quote_spanned!(ty.span()=> #field_within::<#ty>("").image_bound()),
         ));
-        last = Some(this);
     }
     Ok(Description {
-        info: quote! {{
-            #(#discriminants)*
+        info: quote! {
             #krate::__private::TypeInfo::variants::<Self>(
                 #name,
                 #repr_text,
                 const { &[#(#constants),*] },
                 const { &[#(#variants),*] },
             )
-        }},
+        },
         owns,
         image_bound,
     })
@@ -171,9 +172,18 @@ fn constants(krate: &Path, generics: &Generics) -> Vec<TokenStream> {
     let constant = |param: &GenericParam| match param {
         GenericParam::Const(param) => {
             let (ident, name) = (&param.ident, param.ident.unraw().to_string());
-            // A char becomes an integer by way of u32 only.
-            let via = (text(&param.ty) == "char").then(|| quote!(as u32));
-            Some(quote!(#krate::__private::Field::constant(#name, #ident #via as i128)))
+            let value = match text(&param.ty).as_str() {
+                // It becomes an integer by way of u32 only, of which a number of another type that
+                // has this name would lose a part.
+                "char" => quote! {
+                    ::core::convert::identity::<::core::primitive::char>(#ident)
+                        as ::core::primitive::u32
+                },
+                _ => quote!(#ident),
+            };
+            Some(quote! {
+                #krate::__private::Field::constant(#name, #value as ::core::primitive::i128)
+            })
         }
         GenericParam::Type(_) | GenericParam::Lifetime(_) => None,
     };

@@ -388,7 +388,14 @@ impl Observer {
     }
 
     /// A copy of the pool in memory of this process, to recover and check as one likes: nobody else
-    /// has it, and the pool itself stays as it is.
+    /// has it, and the pool itself stays as it is. To recover and check it no promise is needed: that
+    /// believes nothing that it reads. But the copy is one of the process's pools, with objects that
+    /// are found by their names.
+    ///
+    /// # Safety
+    ///
+    /// While it is mapped, nothing in it is opened; or what is promised to [`Pool::open`] holds of the
+    /// programs that wrote the file.
     ///
     /// # Errors
     ///
@@ -398,14 +405,21 @@ impl Observer {
     /// ```
     /// # use shmkit::{Pool, inspect::Observer};
     /// # fn look(name: &str) -> Result<(), shmkit::AttachError> {
-    /// let copy = Observer::open(name)?.into_copy()?;
+    /// let observer = Observer::open(name)?;
+    /// // SAFETY: it is recovered and checked, and no more.
+    /// let copy = unsafe { observer.into_copy() }?;
     /// copy.recover();
     /// println!("{}", copy.check_quiescent());
     /// # Ok(())
     /// # }
     /// # assert!(look("no such pool").is_err());
     /// ```
-    pub fn into_copy(self) -> Result<Pool, AttachError> {
+    pub unsafe fn into_copy(self) -> Result<Pool, AttachError> {
+        if !self.ours {
+            let base = self.arena.base();
+            let end = base + self.identity.mapped_len();
+            return Err(AttachError::AddressTaken { base, end });
+        }
         let copy = memory::memfd(c"shmkit-copy")?;
         memory::copy_file(self.fd.as_fd(), copy.as_fd())?;
         // What was committed and never written to counts as a hole, and was not copied.

@@ -162,7 +162,7 @@ pub(super) const fn is_plain(shape: Shape, size: usize) -> bool {
             }
             sum == size
         }
-        Shape::Variants { variants, .. } => {
+        Shape::Variants { repr, variants, .. } => {
             let mut i = 0;
             while i < variants.len() {
                 if !variants[i].fields.is_empty() {
@@ -170,8 +170,21 @@ pub(super) const fn is_plain(shape: Shape, size: usize) -> bool {
                 }
                 i += 1;
             }
-            true
+            // `repr(u8, align(8))` has seven bytes of padding.
+            size == size_of_repr(repr)
         }
+    }
+}
+
+/// Bytes of an enum without fields with that `repr`, padding aside; 0 if it is none that such an enum
+/// has.
+const fn size_of_repr(repr: &str) -> usize {
+    match repr.as_bytes() {
+        b"u8" | b"i8" => 1,
+        b"u16" | b"i16" => 2,
+        b"u32" | b"i32" => 4,
+        b"u64" | b"i64" | b"usize" | b"isize" => 8,
+        _ => 0,
     }
 }
 

@@ -1,8 +1,8 @@
 //! Type fingerprints: 128 bits that are equal where the layouts and the names are.
 //!
 //! A named object stores the fingerprint of its type, and a program that opens it by name compares
-//! it with its own. Programs are built separately, so nothing that depends on one build goes in:
-//! no address, no [`TypeId`], no module path.
+//! it with its own. Programs are built separately, so nothing that depends on one build goes in
+//! where a type can be another program's: no address, no [`TypeId`], no module path.
 //!
 //! # What is hashed
 //!
@@ -14,7 +14,8 @@
 //!
 //! Two things go in only where needed: the compiler's version for layouts that it does not promise
 //! (most layouts are told by their offsets), and the image's nonce for types that are bound to one
-//! program image.
+//! program image. Those have the hash of their [`TypeId`] as well, which says in one image what
+//! fields do not: `Foreign<A>` describes nothing of `A`.
 //!
 //! # The hash
 //!
@@ -30,7 +31,7 @@
 use core::any::TypeId;
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher, RandomState};
 // Not `crate::primitive`: the one word here belongs to the process and to no protocol.
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -143,6 +144,9 @@ impl Walk {
         if info.image_bound {
             self.hash.tag(Tag::ImageBound);
             self.hash.word((self.nonce)());
+            let mut id = DefaultHasher::new();
+            info.id.hash(&mut id);
+            self.hash.word(id.finish());
         }
         self.shape(info);
     }
@@ -366,6 +370,21 @@ mod tests {
         assert_eq!(differs(TypeInfo::of::<(u8, [u64; 2])>()), (false, false));
         assert_eq!(differs(TypeInfo::of::<(u8, Option<u64>)>()), (true, false));
         assert_eq!(differs(TypeInfo::of::<(u8, [Bound; 2])>()), (false, true));
+    }
+
+    #[test]
+    fn what_is_bound_to_the_image_is_told_by_its_type() {
+        use crate::Foreign;
+        let numbers = TypeInfo::of::<Foreign<[usize; 2]>>();
+        assert_eq!(numbers.compute(), numbers.compute());
+        let text = TypeInfo::of::<Foreign<&'static str>>();
+        assert_ne!(numbers.compute(), text.compute());
+        // Inside of another, too.
+        let (numbers, text) = (
+            TypeInfo::of::<(u8, [Foreign<[usize; 2]>; 2])>(),
+            TypeInfo::of::<(u8, [Foreign<&'static str>; 2])>(),
+        );
+        assert_ne!(numbers.compute(), text.compute());
     }
 
     #[test]

@@ -62,6 +62,9 @@ use super::type_info::TypeInfo;
 /// good for this one. Fingerprints hold names and layouts, not paths: where unsafe code relies on
 /// an invariant of private fields, give the type a name of its own.
 ///
+/// A crate that re-exports this one says where to: `#[shmkit(crate = "path")]`. The checks are what
+/// that path leads to, so the attribute is a promise like that of an `unsafe impl`: it is this crate.
+///
 /// # Safety
 ///
 /// - A value means the same in every process that maps its pool: it holds no address of memory

@@ -132,6 +132,75 @@ variations! {
     e_more { #[repr(u8)] pub enum E { A, B { x: u32 }, C } }
 }
 
+trait Pick<const N: usize> {
+    type T;
+}
+impl Pick<0> for () {
+    type T = u8;
+}
+impl Pick<5> for () {
+    type T = bool;
+}
+const SHMKIT_DISCRIMINANT_0: usize = 5;
+
+variations! {
+    e_constant { #[repr(usize)] pub enum E { A(<() as Pick<SHMKIT_DISCRIMINANT_0>>::T) } }
+    e_bool { #[repr(usize)] pub enum E { A(bool) } }
+}
+
+/// The macro's output has no constants that a field's type would mean instead of its own, and its
+/// integers are not those that the user calls so.
+#[test]
+fn a_types_names_mean_what_they_mean_in_it() {
+    assert_eq!(fingerprint::<e_constant::E>(), fingerprint::<e_bool::E>());
+
+    mod renamed {
+        #[allow(non_camel_case_types, dead_code, reason = "that is the point")]
+        type u8 = i8;
+        #[derive(crate::ShmSafe)]
+        #[repr(u8)]
+        #[allow(dead_code, reason = "only the type is looked at")]
+        pub enum E {
+            A = 200,
+            B,
+        }
+    }
+    mod plain {
+        #[derive(crate::ShmSafe)]
+        #[repr(u8)]
+        #[allow(dead_code, reason = "only the type is looked at")]
+        pub enum E {
+            A = 200,
+            B = 201,
+        }
+    }
+    assert_eq!(fingerprint::<renamed::E>(), fingerprint::<plain::E>());
+}
+
+#[test]
+fn an_enum_without_fields_is_plain_unless_it_is_padded() {
+    #[derive(ShmSafe)]
+    #[repr(u8)]
+    #[allow(dead_code, reason = "only the type is looked at")]
+    enum Tight {
+        A,
+    }
+    #[derive(ShmSafe)]
+    #[repr(isize)]
+    #[allow(dead_code, reason = "only the type is looked at")]
+    enum Wide {
+        A,
+    }
+    #[derive(ShmSafe)]
+    #[repr(u8, align(8))]
+    #[allow(dead_code, reason = "only the type is looked at")]
+    enum Padded {
+        A,
+    }
+    assert!(Tight::TYPE.is_plain() && Wide::TYPE.is_plain());
+    assert!(!Padded::TYPE.is_plain() && !<(Padded, u64)>::TYPE.is_plain());
+}
+
 #[test]
 fn fingerprints_tell_enums_apart() {
     let all = [

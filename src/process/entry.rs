@@ -1,9 +1,10 @@
 //! [`Entry`]: a function that can be started as a process of its own.
 //!
 //! All workers are forked from one master, so they have the same program image at the same
-//! addresses, and a request carries two addresses: of the entry, and of the function that knows
-//! its types. A third word, a hash of both with the image's nonce, says that they come from this
-//! image; the master's children call nothing that has none.
+//! addresses, and a request carries two addresses: of the entry's function, and of the one that
+//! knows its types. Both are code. The entry itself may be data that its worker alone has, and
+//! nobody else reads it. A third word, a hash of both with the image's nonce, says that they come
+//! from this image; the master's children call nothing that has none.
 //!
 //! Programs that were built separately share no addresses. Between them a request carries two
 //! numbers, the hash of the entry's name and the signature of its types (`signature.rs`), and is
@@ -32,7 +33,9 @@ impl<T: Serialize + DeserializeOwned> Wire for T {}
 
 /// An entry point: a function that workers can be started with, by name and with its types.
 ///
-/// It is a static, so that its address means the same in every worker:
+/// Usually it is a static; an entry that a worker has made or leaked does as well, as a worker is
+/// started with the function and not with the entry. The function is of the program, or of a
+/// library that was loaded before [`run`](super::run): what a worker loads, others do not have.
 ///
 /// ```
 /// use shmkit::process::{Config, Entry, Worker, run};
@@ -120,19 +123,14 @@ pub(super) type Answer = (Kind, Encoded);
 /// A call of an [`Entry`] whose types are forgotten.
 type Call = fn(usize, &Worker, &[u8]) -> Answer;
 
-fn call<A: Wire, R: Wire>(entry: usize, worker: &Worker, argument: &[u8]) -> Answer {
-    // SAFETY: `describe` stored the address of a static of this very type together with this
-    // function, and `described` has found both to be of this image.
-    let entry = unsafe { &*std::ptr::with_exposed_provenance::<Entry<A, R>>(entry) };
+fn call<A: Wire, R: Wire>(function: usize, worker: &Worker, argument: &[u8]) -> Answer {
+    let function = std::ptr::with_exposed_provenance::<()>(function);
+    // SAFETY: `pair` made it of a function of this very type, together with the address of this
+    // one, and `described` has found both to be of this image, where code is at one address.
+    let function = unsafe { std::mem::transmute::<*const (), fn(&Worker, A) -> R>(function) };
     let argument = match decode(argument) {
         Ok(argument) => argument,
         Err(why) => return (Kind::BadArgument, why.as_str().into()),
-    };
-    let Some(function) = entry.function else {
-        return (
-            Kind::BadArgument,
-            "the entry point is another program's".into(),
-        );
     };
     let value = function(worker, argument);
     let encoded = Encoded::of(&value);
@@ -142,6 +140,11 @@ fn call<A: Wire, R: Wire>(entry: usize, worker: &Worker, argument: &[u8]) -> Ans
         Ok(bytes) => (Kind::Value, bytes),
         Err(why) => (Kind::EncodeFailed, why.as_str().into()),
     }
+}
+
+/// What a call needs: who knows the types, and the address of the function.
+fn pair<A: Wire, R: Wire>(function: fn(&Worker, A) -> R) -> (Call, usize) {
+    (call::<A, R>, (function as *const ()).expose_provenance())
 }
 
 /// FNV-1a (Fowler, Noll, Vo), a word at a time.
@@ -157,8 +160,7 @@ fn seal(words: [u64; 2]) -> u64 {
 pub(super) struct Defined {
     pub(super) name: &'static str,
     pub(super) known: Known,
-    call: Call,
-    entry: usize,
+    pair: (Call, usize),
 }
 
 /// What stands for an entry between programs.
@@ -183,25 +185,26 @@ impl Known {
 
 /// `None` if the entry is another program's.
 pub(super) fn define<A: Wire, R: Wire>(entry: &'static Entry<A, R>) -> Option<Defined> {
-    entry.function?;
     Some(Defined {
         name: entry.name,
         known: Known::of(entry),
-        call: call::<A, R>,
-        entry: std::ptr::from_ref(entry).expose_provenance(),
+        pair: pair(entry.function?),
     })
 }
 
 /// Says in the job what is to be called. Between programs (`by_name`) that is a name.
 pub(super) fn describe<A: Wire, R: Wire>(job: &Job, entry: &'static Entry<A, R>, by_name: bool) {
-    let words = if by_name || entry.function.is_none() {
-        let Known { name, signature } = Known::of(entry);
-        [0, name, signature]
-    } else {
-        let function: Call = call::<A, R>;
-        let function = (function as *const ()).expose_provenance() as u64;
-        let entry = std::ptr::from_ref(entry).expose_provenance() as u64;
-        [function, entry, seal([function, entry])]
+    let words = match entry.function {
+        Some(function) if !by_name => {
+            let (call, function) = pair(function);
+            let call = (call as *const ()).expose_provenance() as u64;
+            let function = function as u64;
+            [call, function, seal([call, function])]
+        }
+        _ => {
+            let Known { name, signature } = Known::of(entry);
+            [0, name, signature]
+        }
     };
     for (word, value) in job.call.iter().zip(words) {
         word.store(value, Ordering::Relaxed);
@@ -210,24 +213,24 @@ pub(super) fn describe<A: Wire, R: Wire>(job: &Job, entry: &'static Entry<A, R>,
 
 /// The name of what is to be called, if it is called by its name.
 pub(super) fn wanted(job: &Job) -> Option<Known> {
-    let [function, name, signature] = [0, 1, 2].map(|i| job.call[i].load(Ordering::Relaxed));
-    (function == 0).then_some(Known { name, signature })
+    let [call, name, signature] = [0, 1, 2].map(|i| job.call[i].load(Ordering::Relaxed));
+    (call == 0).then_some(Known { name, signature })
 }
 
-/// What is to be called, and with which entry; `None` if no process of this image said so, and it
+/// Who knows the types, and what is to be called; `None` if no process of this image said so, and it
 /// is none of those that this program has defined.
 pub(super) fn described(job: &Job, defined: &[Defined]) -> Option<(Call, usize)> {
     if let Some(wanted) = wanted(job) {
         let found = defined.iter().find(|defined| defined.known == wanted)?;
-        return Some((found.call, found.entry));
+        return Some(found.pair);
     }
-    let [function, entry, sealed] = [0, 1, 2].map(|i| job.call[i].load(Ordering::Relaxed));
-    if seal([function, entry]) != sealed {
+    let [call, function, sealed] = [0, 1, 2].map(|i| job.call[i].load(Ordering::Relaxed));
+    if seal([call, function]) != sealed {
         return None;
     }
-    let function = std::ptr::with_exposed_provenance::<()>(function as usize);
+    let call = std::ptr::with_exposed_provenance::<()>(call as usize);
     // SAFETY: stored by `describe`, in a process of this image, where the same function is at the
     // same address: a fork copies all that is mapped, and unloading code that is in use is unsafe.
-    let function = unsafe { std::mem::transmute::<*const (), Call>(function) };
-    Some((function, entry as usize))
+    let call = unsafe { std::mem::transmute::<*const (), Call>(call) };
+    Some((call, function as usize))
 }

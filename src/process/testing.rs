@@ -14,7 +14,13 @@ static ECHO: Entry<Vec<u8>, Vec<u8>> = Entry::new("echo", |_: &Worker, bytes| by
 pub struct Jobs(Shared<Control>);
 
 impl Jobs {
-    pub fn create(pool: Pool) -> Jobs {
+    /// A table without a job.
+    ///
+    /// # Safety
+    ///
+    /// Who has it plays the master and the processes of all jobs, one step after the other and in
+    /// the order in which they would do them.
+    pub unsafe fn create(pool: Pool) -> Jobs {
         Jobs(Control::create(pool).expect("room"))
     }
 

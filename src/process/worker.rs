@@ -351,11 +351,11 @@ pub(super) fn perform(worker: &Worker, defined: &[Defined]) -> i32 {
     let pool = worker.control.pool();
     jobs::set_me(pool, worker.id);
     let outcome = catch_unwind(AssertUnwindSafe(|| {
-        let Some((call, entry)) = entry::described(job, defined) else {
+        let Some((call, function)) = entry::described(job, defined) else {
             let why = "the request is not from a process of this program";
             return (Kind::BadArgument, why.into());
         };
-        job.argument.read(|bytes| call(entry, worker, bytes))
+        job.argument.read(|bytes| call(function, worker, bytes))
     }));
     let ((kind, encoded), code) = match outcome {
         Ok(answer) => (answer, 0),

@@ -26,7 +26,10 @@ impl<W: InPool> Arena for W {
 /// A case whose victim is a participant of the pool, and whose recovery is the pool's.
 pub fn case<W: InPool>(name: impl Into<String>, setup: impl Fn() -> W + 'static) -> Case<W> {
     Case::new(name, setup)
-        .bury(|world, victim| testing::mark_dead(world.pool(), victim.pid as u32))
+        .bury(|world, victim| {
+            // SAFETY: its image is looked at from now on, and it does nothing any more.
+            unsafe { testing::mark_dead(world.pool(), victim.pid as u32) };
+        })
         .recover(|world| {
             world.pool().recover();
             Ok(())

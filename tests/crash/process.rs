@@ -38,7 +38,8 @@ fn case(
 ) -> Case<World> {
     Case::new(format!("process/{name}"), move || {
         let pool = Pool::builder().max_size(64 << 20).create().expect("a pool");
-        let jobs = Jobs::create(pool);
+        // SAFETY: the steps below are those of a master and of its jobs, in one thread.
+        let jobs = unsafe { Jobs::create(pool) };
         // Types are described once.
         let first = jobs.start(&argument());
         jobs.work();
@@ -62,7 +63,8 @@ fn case(
     })
     .operation(operation)
     .bury(|world: &mut World, victim: &Victim| {
-        testing::mark_dead(world.pool, victim.pid as u32);
+        // SAFETY: its image is looked at from now on, and it does nothing any more.
+        unsafe { testing::mark_dead(world.pool, victim.pid as u32) };
     })
     .recover(|world| {
         world.pool.recover();

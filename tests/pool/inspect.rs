@@ -1,9 +1,9 @@
 //! Reports: who has how much, what lies where, what leaks.
 
 use allocator_api2::vec::Vec as PoolVec;
-use shmkit::inspect::{self, Leaks, Use};
+use shmkit::inspect::{self, Leaks, Observer, Use};
 use shmkit::process::scope;
-use shmkit::{Array, Foreign, HashMap, Link, PoolAlloc, SharedCell, ShmSafe};
+use shmkit::{Array, AttachError, Foreign, HashMap, Link, Pool, PoolAlloc, SharedCell, ShmSafe};
 
 use super::common::{TestPool, allocate, free};
 
@@ -72,6 +72,22 @@ pub fn a_map_of_the_data() {
     free(*pool, small);
     pool.purge().unwrap();
     assert!(inspect::map(*pool).to_string().contains("_______"));
+}
+
+pub fn a_copy_is_not_the_pool_itself() {
+    let name = format!("copied-{}", std::process::id());
+    let pool = Pool::builder()
+        .max_size(4 << 20)
+        .create_named(&name)
+        .unwrap();
+    let observer = Observer::open(&name).unwrap();
+    // SAFETY: nothing in it is opened.
+    let copy = unsafe { observer.into_copy() };
+    Pool::unlink(&name).unwrap();
+    let (base, taken) = (pool.base(), copy.unwrap_err());
+    assert!(matches!(taken, AttachError::AddressTaken { base: at, .. } if at == base));
+    // SAFETY: nothing refers to it.
+    unsafe { pool.unmap() };
 }
 
 fn used(part: &inspect::Part) -> usize {

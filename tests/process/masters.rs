@@ -1,5 +1,6 @@
 //! A master and its workers: starts, joins, ends of all kinds.
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use shmkit::process::{
@@ -35,6 +36,27 @@ static TYPED: Entry<(), ()> = Entry::new("typed", |worker, ()| {
 
 pub fn arguments_and_results_of_every_length() {
     runs(&TYPED);
+}
+
+/// Made when it is needed first, by which time the master has been forked without it.
+static LAZY: LazyLock<Entry<u64, u64>> = LazyLock::new(|| Entry::new("lazy", |_, n| n * 3));
+static NO_STATICS: Entry<(), ()> = Entry::new("no statics", |worker, ()| {
+    // What lies at their addresses is something else in the master.
+    let fresh: fn(u64) -> Entry<u64, u64> = |_| Entry::new("leaked", |_, n| n + 1);
+    let leaked: &'static [_] = (0..1000).map(fresh).collect::<Vec<_>>().leak();
+    let started = leaked.iter().step_by(111).chain([&*LAZY]);
+    let started: Vec<_> = started
+        .map(|entry| worker.start(entry, &7).unwrap())
+        .collect();
+    let results: Vec<_> = started
+        .into_iter()
+        .map(|worker| worker.join().unwrap())
+        .collect();
+    assert_eq!(results, [[8; 10].as_slice(), &[21]].concat());
+});
+
+pub fn entries_need_not_be_statics() {
+    runs(&NO_STATICS);
 }
 
 static RELAY: Entry<u32, WorkerId> = Entry::new("relay", |worker, depth| match depth {

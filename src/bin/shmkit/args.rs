@@ -261,7 +261,8 @@ fn check(name: &str, json: bool) -> Outcome {
         PoolState::Live | PoolState::Idle => ("in use", observer.check()),
         _ if info.processes.is_empty() => ("at rest", observer.check_quiescent()),
         _ => {
-            let copy = observer.into_copy().map_err(Failure::from)?;
+            // SAFETY: it is recovered and checked, and no more.
+            let copy = unsafe { observer.into_copy() }.map_err(Failure::from)?;
             copy.recover();
             ("a copy, recovered", copy.check_quiescent())
         }
