@@ -320,7 +320,8 @@ impl Pool {
         self.check_to(Depth::Live)
     }
 
-    /// Checks everything that must hold while nobody is using the pool.
+    /// Checks everything that must hold while nobody is using the pool. Of the dead, once they are
+    /// [recovered](Self::recover): what is still theirs is reported.
     #[must_use]
     pub fn check_quiescent(self) -> CheckReport {
         self.check_to(Depth::Quiescent)
