@@ -163,7 +163,9 @@ pub(crate) fn still_held<T: ?Sized>(near: &T, tag: Tag) -> Option<&'static Slot>
     if crate::primitive::is_killed() {
         return None;
     }
-    known_slot_at(address).filter(|slot| slot.tag() == tag)
+    // SAFETY: by invariant 1; `near` is in a pool, so its granule has an entry.
+    let slot = unsafe { table().entry(address).get().as_ref() };
+    slot.filter(|slot| slot.tag() == tag)
 }
 
 /// A guard was made by this thread, which has a slot, of something in the pool that `near` is in.

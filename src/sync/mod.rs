@@ -106,11 +106,12 @@ impl Holder {
     /// The thread was unwinding when the guard was made, so its unwinding is not the guard's.
     const UNWINDING: u64 = 1;
 
-    /// The calling thread has taken a lock with `slot`.
+    /// The calling thread has taken `lock` with `slot`. What is counted is found by the lock, whose address
+    /// is known before the slot's is.
     #[inline]
-    fn new(slot: &'static Slot) -> Self {
+    fn new<T: ?Sized>(lock: &T, slot: &'static Slot) -> Self {
         const { assert!(Self::UNWINDING & Tag::FLAGS != 0) };
-        thread::guard_made(slot);
+        thread::guard_made(lock);
         let unwinding = if std::thread::panicking() {
             Self::UNWINDING
         } else {
@@ -127,7 +128,7 @@ impl Holder {
     #[inline]
     fn end<T: ?Sized>(&self, lock: &T) -> Option<&'static Slot> {
         let slot = thread::still_held(lock, Tag::of_word(self.word))?;
-        thread::guard_dropped(slot);
+        thread::guard_dropped(lock);
         Some(slot)
     }
 

@@ -353,7 +353,7 @@ impl<'a, T: ShmSafe> MutexGuard<'a, T> {
     fn new(mutex: &'a Mutex<T>, slot: &'static Slot) -> Self {
         MutexGuard {
             mutex,
-            holder: Holder::new(slot),
+            holder: Holder::new(mutex, slot),
         }
     }
 
@@ -393,7 +393,7 @@ impl<T: ShmSafe + Unpin> DerefMut for MutexGuard<'_, T> {
 }
 
 impl<T: ShmSafe> Drop for MutexGuard<'_, T> {
-    #[inline]
+    #[inline(always)]
     fn drop(&mut self) {
         self.release(if self.holder.unwound() { PANICKED } else { 0 });
     }

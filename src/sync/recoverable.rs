@@ -190,7 +190,7 @@ impl<T: Recover> RecoverableMutex<T> {
         let taken = taken?;
         let mut guard = RecoverableGuard {
             mutex: self,
-            holder: Holder::new(here.slot),
+            holder: Holder::new(self, here.slot),
         };
         if taken.flags != 0 {
             guard.repair();

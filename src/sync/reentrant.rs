@@ -199,7 +199,7 @@ impl<T: ShmSafe> ReentrantMutex<T> {
         }
         Ok(ReentrantGuard {
             mutex: self,
-            holder: Holder::new(here.slot),
+            holder: Holder::new(self, here.slot),
         })
     }
 }

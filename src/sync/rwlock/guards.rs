@@ -34,7 +34,7 @@ impl<'a, T: ShmSafe> ReadGuard<'a, T> {
         ReadGuard {
             lock,
             entry,
-            holder: Holder::new(here.slot),
+            holder: Holder::new(lock, here.slot),
         }
     }
 }
@@ -106,7 +106,7 @@ impl<'a, T: ShmSafe> WriteGuard<'a, T> {
     pub(super) fn new(lock: &'a RwLock<T>, here: Here) -> Self {
         WriteGuard {
             lock,
-            holder: Holder::new(here.slot),
+            holder: Holder::new(lock, here.slot),
         }
     }
 }
