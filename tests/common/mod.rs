@@ -174,8 +174,13 @@ impl Deref for TestPool {
 
 impl Drop for TestPool {
     fn drop(&mut self) {
-        // SAFETY: cases declare their pool before everything that refers to it, and join their
-        // threads; after a failed case nobody asks what was left.
+        // The threads of a scope that is over may still be ending, and leave the pool as they do.
+        let began = Instant::now();
+        while tasks() > 1 && began.elapsed() < Duration::from_millis(200) {
+            std::thread::yield_now();
+        }
+        // SAFETY: cases declare their pool before everything that refers to it, and their threads have
+        // ended; after a failed case nobody asks what was left.
         unsafe { self.0.unmap() };
     }
 }
