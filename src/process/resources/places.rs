@@ -289,8 +289,7 @@ impl Table {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     use super::*;
 
@@ -301,23 +300,23 @@ mod tests {
         let table = unsafe { Box::<Table>::new_zeroed().assume_init() };
         let place = table.claim(Tag::new(1, 1)).unwrap();
         place.state.store(word(CHECKING, 7));
+        let looks = AtomicU32::new(0);
         std::thread::scope(|scope| {
+            let start = Instant::now();
             let user = scope.spawn(|| {
-                let looks = Cell::new(0);
                 let count = || {
-                    looks.set(looks.get() + 1);
+                    looks.fetch_add(1, Ordering::SeqCst);
                     false
                 };
-                (table.hold(7, 1, &count), looks.get())
+                table.hold(7, 1, &count)
             });
-            while !place.is_used_by(1) {
+            // As many looks as take some ticks, for who sleeps in between.
+            while looks.load(Ordering::SeqCst) < 8 {
                 std::thread::yield_now();
             }
-            let start = Instant::now();
-            std::thread::sleep(Duration::from_millis(20));
             place.answer(word(MANAGED, 7));
-            let (held, looks) = user.join().unwrap();
-            assert!(held);
+            assert!(user.join().unwrap());
+            let looks = u128::from(looks.load(Ordering::SeqCst));
             let most = start.elapsed().as_millis() / TICK.as_millis() + 3;
             assert!(looks <= most, "{looks} looks, {most} at most");
         });
