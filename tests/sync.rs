@@ -116,7 +116,8 @@ const CASES: &[common::Named] = table! {
         broken_before_memory
         a_limit_comes_before_memory
         tries_find_the_dead
-        a_process_without_its_first_thread;
+        a_process_without_its_first_thread
+        a_process_that_has_unmapped_the_pool;
 };
 
 fn main() -> ExitCode {

@@ -169,7 +169,8 @@ pub(crate) fn confirm(slot: &Slot) {
     }
 }
 
-/// As [`confirm`], for a process: every thread of it must be gone.
+/// As [`confirm`], for a process: every thread of it must be gone. Also finds out about one whose word
+/// nobody holds, as it has unmapped the pool and left guards behind.
 #[cold]
 pub(crate) fn confirm_process(record: &Process) {
     let before = record.state();
@@ -177,7 +178,8 @@ pub(crate) fn confirm_process(record: &Process) {
     let start = record.start.load(Ordering::Acquire);
     let pid = record.pid.get();
     let holder = record.holder.load(Ordering::Acquire);
-    if before.phase != ProcessPhase::Live || u64::from(word & (OWNER_DIED | TID)) != holder {
+    let held = word & (OWNER_DIED | TID);
+    if before.phase != ProcessPhase::Live || (held != 0 && u64::from(held) != holder) {
         return;
     }
     if process::process_is_gone(pid, start) && record.state() == before {
@@ -241,7 +243,10 @@ mod tests {
         confirm_process(record);
         assert_eq!(record.life.word.load(Ordering::Relaxed), parent());
         record.holder.store(parent().into(), Ordering::Relaxed);
-        confirm_process(record);
-        assert_eq!(record.life.word.load(Ordering::Relaxed), OWNER_DIED);
+        for word in [parent(), 0] {
+            record.life.word.store(word, Ordering::Relaxed);
+            confirm_process(record);
+            assert_eq!(record.life.word.load(Ordering::Relaxed), OWNER_DIED);
+        }
     }
 }

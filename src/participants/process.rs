@@ -231,12 +231,10 @@ pub(crate) fn give_up_life(arena: Arena) {
     if index == 0 {
         return;
     }
-    let record = arena.process(index);
-    if record.life.word.load(Ordering::Relaxed) & TID == sys::process::tid() {
-        // Killed before the next store: the word is marked.
-        record.holder.store(0, Ordering::Relaxed);
+    let life = &arena.process(index).life;
+    if life.word.load(Ordering::Relaxed) & TID == sys::process::tid() {
         // SAFETY: the word holds this thread's tid.
-        unsafe { record.life.release() };
+        unsafe { life.release() };
     }
 }
 

@@ -10,7 +10,7 @@ use shmkit::process::{Scope, ScopedJoinHandle, scope};
 use shmkit::sync::RwLockError;
 use shmkit::{Barrier, LockError, Mailbox, Mutex, Pool, RwLock, Semaphore, ShmSafe};
 
-use super::{listen, tell, tell_and_hang, until};
+use super::{LONG, listen, tell, tell_and_hang, until};
 
 /// Threads of a crowd that have nothing but memory.
 const CROWD: usize = 200;
@@ -265,4 +265,29 @@ pub fn a_process_without_its_first_thread() {
     unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
     Pool::unlink(&name).unwrap();
     assert!(orphaned && took < Duration::from_millis(300), "{took:?}");
+}
+
+/// A process that has unmapped the pool, and left a guard behind, has no word there that the system could
+/// mark. Its end is found out about all the same.
+pub fn a_process_that_has_unmapped_the_pool() {
+    let pipe = pipe().unwrap();
+    let pool = Pool::builder().max_size(4 << 20).create().unwrap();
+    let mutex = pool.create(Mutex::new(1_u32)).unwrap();
+    scope(|s| {
+        let child = s.spawn::<_, ()>(|| {
+            std::mem::forget(mutex.lock().unwrap());
+            // SAFETY: nothing of this process is used any more: it is killed.
+            unsafe { pool.unmap() };
+            tell_and_hang(&pipe.1);
+        });
+        listen(&pipe.0);
+        assert!(matches!(mutex.try_lock(), Err(LockError::WouldBlock)));
+        let child = child.unwrap();
+        child.kill().unwrap();
+        assert!(matches!(
+            mutex.lock_timeout(LONG),
+            Err(LockError::OwnerDied(_))
+        ));
+        assert!(child.join().is_err());
+    });
 }
