@@ -320,7 +320,12 @@ fn free_other(
     place: Place,
 ) -> Result<(), FreeError> {
     let before = span.sets().free_remote(place);
-    slot.watched.freeing.store(0, Ordering::Release);
+    let freeing = &slot.watched.freeing;
+    if freeing.load(Ordering::Relaxed) != 0 {
+        // SeqCst, before the load below: who makes the span nobody's, and is not seen there, sees that
+        // the block is not about to be freed again.
+        freeing.store(0, Ordering::SeqCst);
+    }
     if before & place.bit() != 0 {
         return Err(FreeError::NotAllocated);
     }

@@ -14,7 +14,8 @@ use super::span::Span;
 use crate::layout::arena::Arena;
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
-use crate::primitive::{Ordering, fence};
+use crate::primitive::Ordering;
+use crate::protocol::bitmap;
 
 /// Releases all spans of a thread that leaves. The caller is the thread.
 pub(crate) fn release_own(arena: Arena, slot: &Slot) {
@@ -91,10 +92,8 @@ fn release_span(arena: Arena, owner: Tag, span: &Span) -> bool {
             return false;
         }
         let nobodys = slice::span_tag(Tag::NOBODY);
-        arena.tag(start).store(nobodys, Ordering::Release);
-        // Who freed the last block meanwhile took it for the owner's.
-        fence(Ordering::SeqCst);
-        if !adopt_empty(arena, owner, start) {
+        let emptied = bitmap::disown(arena.tag(start), nobodys, || span.is_empty(arena));
+        if !emptied || cache::adopt(arena, owner, start).is_none() {
             return true;
         }
     }

@@ -1,6 +1,6 @@
 //! The two sets of bits of a span. Rationale, steps and invariants: `allocator::span`.
 
-use crate::primitive::{AtomicU64, Ordering};
+use crate::primitive::{AtomicU64, Ordering, fence};
 
 /// A block's place in its span: its number.
 #[derive(Clone, Copy)]
@@ -84,6 +84,16 @@ pub fn was_told(hints: &AtomicU64, hint: u64) -> bool {
         hints.fetch_and(!hint, Ordering::SeqCst);
     }
     told
+}
+
+/// Makes a span nobody's, of which others may free the last blocks meanwhile; who frees looks at the tag
+/// after that. True if the span is empty now, and perhaps nobody else knows: the caller is to take it back.
+#[inline]
+pub fn disown(tag: &AtomicU64, nobodys: u64, is_empty: impl FnOnce() -> bool) -> bool {
+    tag.store(nobodys, Ordering::Release);
+    // Who freed the last block and still saw an owner did that before this.
+    fence(Ordering::SeqCst);
+    is_empty()
 }
 
 impl<'a, const W: usize> Sets<'a, W> {

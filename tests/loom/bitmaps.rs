@@ -6,7 +6,7 @@ use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::thread;
 use shmkit::primitive::{AtomicU64, Ordering};
-use shmkit::protocol::bitmap::{Pair, Place, Sets, take, tell, was_told};
+use shmkit::protocol::bitmap::{Pair, Place, Sets, disown, take, tell, was_told};
 
 use super::{Death, Deaths, Explorer};
 
@@ -229,6 +229,53 @@ fn frees_leave_a_hint() {
             !left || hints.load(Ordering::SeqCst) == 1,
             "nobody will look"
         );
+    });
+}
+
+/// An owner leaves while the last block is freed by another: the span goes back by one of the two.
+#[test]
+fn an_empty_span_is_not_left_behind() {
+    const NOBODY: u64 = 0;
+    const FREER: u64 = 2;
+    const GONE: u64 = 3;
+    let explorer = Explorer::new("bitmaps: an empty span is not left behind");
+    explorer.run(3, || {
+        let span = Span::new(&[0, 1, 2, 64, 65]);
+        let tag = Arc::new(AtomicU64::new(1));
+        let is_empty = |span: &Span| {
+            let is_free = |&block: &u32| {
+                let place = place(block);
+                span.sets().free_bits(place.word()) & place.bit() != 0
+            };
+            let freeing = span.freeing.iter();
+            BLOCKS.iter().all(is_free)
+                && freeing.map(|word| word.load(Ordering::SeqCst)).sum::<u64>() == 0
+        };
+        let adopt = |tag: &AtomicU64, by| {
+            let taken = tag.compare_exchange(NOBODY, by, Ordering::AcqRel, Ordering::Relaxed);
+            taken.is_ok()
+        };
+        let freer = {
+            let (span, tag) = (Arc::clone(&span), Arc::clone(&tag));
+            thread::spawn(move || {
+                span.free(1, 66);
+                if tag.load(Ordering::SeqCst) == NOBODY && is_empty(&span) {
+                    adopt(&tag, FREER);
+                }
+            })
+        };
+        loop {
+            span.collect();
+            if is_empty(&span) {
+                tag.store(GONE, Ordering::Release);
+                break;
+            }
+            if !disown(&tag, NOBODY, || is_empty(&span)) || !adopt(&tag, 1) {
+                break;
+            }
+        }
+        freer.join().unwrap();
+        assert_ne!(tag.load(Ordering::Relaxed), NOBODY, "left behind");
     });
 }
 
