@@ -231,7 +231,7 @@ pub fn claimed_numbers_are_not_overwritten() {
 /// installed now.
 fn python_with_numpy() -> Option<PathBuf> {
     let has = |python: &PathBuf| {
-        let output = Command::new(python).args(["-c", "import numpy"]).output();
+        let output = Command::new(python).args(["-I", "-c", "import numpy"]).output();
         output.is_ok_and(|output| output.status.success())
     };
     let system = PathBuf::from("python3");
@@ -286,7 +286,9 @@ assert counter == 41
 counter[...] += 1
 "#;
     let file = File::of("program.py", program.as_bytes());
+    // Isolated: what else lies beside the program is not imported in place of a module of Python's.
     let output = Command::new(python)
+        .arg("-I")
         .arg(&file.0)
         .arg(&name.0)
         .env("SHMKIT", env!("CARGO_BIN_EXE_shmkit"))
