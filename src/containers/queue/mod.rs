@@ -2,7 +2,11 @@
 //!
 //! | module     | what |
 //! |------------|------|
-//! | `raw`      | a queue of elements of one type: pushing, popping, leasing, waiting |
+//! | `raw`      | a queue of elements of one type, what a kill leaves of its operations, its end |
+//! | `push`     | pushing |
+//! | `take`     | popping, leasing |
+//! | `back`     | what has come back from leases |
+//! | `looks`    | what there is |
 //! | `element`  | elements as words |
 //! | `wait`     | waiting, and whose turn it is |
 //! | `habit`    | what is done before sleeping |
@@ -13,12 +17,16 @@
 //! The steps on the cells are `protocol::ring`'s, with the reasons; what is done for the dead is
 //! `engines::queue`'s and `engines::leases`'.
 
+mod back;
 pub(crate) mod bell;
 mod element;
 mod habit;
 mod lease;
+mod looks;
+mod push;
 pub(crate) mod raw;
 mod refusals;
+mod take;
 mod wait;
 
 use std::fmt;
