@@ -54,7 +54,8 @@ pub use refusals::{PopError, PushError, PushRefusal};
 /// # Crash behaviour
 ///
 /// - A push whose caller is killed happened or did not. A place that was claimed and not filled is
-///   free again; consumers go past it at once, and nobody waits for the dead.
+///   free again, once producers have come round to it; consumers go past it at once, and nobody waits
+///   for the dead.
 /// - A pop whose caller is killed happened or did not. If it did, the element is gone with the caller.
 /// - A *stopped* caller holds up nobody but itself, with one exception: stopped in the middle of a
 ///   push, or of taking an element into a lease, it keeps its place, and producers that have come

@@ -114,7 +114,11 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         }
         let next = match refused {
             _ if ring.is_over() => ring.next(),
-            Refused::Full(Some(busy)) if self.recovers(busy) => return Ok(ring),
+            Refused::Full(Some(busy))
+                if busy.is_over(|index| ring.cell(index), |slot| self.recovers(slot)) =>
+            {
+                return Ok(ring);
+            }
             Refused::Full(_) if self.capacity().is_some() => return Err(PushRefusal::Full),
             Refused::Full(_) => {
                 let arena = self.arena().ok_or(PushRefusal::NotInPool)?;
