@@ -1,5 +1,10 @@
 //! A hash map's entries move from a table to its successor, a chunk at a time, by whoever comes by.
 //!
+//! Entries move by being copied to where they are to be. They count where they were until all are
+//! copied and one store says so. Nobody looks for them in the new place before that, and nobody changes
+//! them in the old one. So who is killed halfway leaves copies that nobody sees, and who goes on leaves
+//! out what is there already.
+//!
 //! | a chunk's state | meaning |
 //! |-----------------|---------|
 //! | RAW   | nobody has written to the chunk's lines, and nobody reads them |
@@ -22,6 +27,23 @@ use crate::protocol::lines::Chunk;
 pub const RAW: u64 = 0;
 pub const READY: u64 = 1;
 pub const DONE: u64 = 2;
+
+/// What `search` finds in a table (see `lines`), or in one that its entries have moved to by then. Behind the search,
+/// and not before: what was found where they have moved away from may be out of date.
+#[inline]
+pub fn follow<T: Copy>(
+    mut table: T,
+    search: impl Fn(T) -> Option<u64>,
+    moved_to: impl Fn(T) -> Option<T>,
+) -> Option<u64> {
+    loop {
+        let found = search(table);
+        match moved_to(table) {
+            Some(successor) => table = successor,
+            None => return found,
+        }
+    }
+}
 
 /// Makes lines of a raw chunk's. Who keeps all others from it.
 pub fn ready(state: &AtomicU64, chunk: Chunk) {

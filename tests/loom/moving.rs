@@ -77,7 +77,7 @@ impl Map {
             let successor = self.successor(at)?;
             moving::is_done(&self.tables[at].state).then_some(successor)
         };
-        lines::follow(0, search, moved_to)
+        moving::follow(0, search, moved_to)
     }
 
     /// As `engines::map::edit::lock`: nobody has an intent open.
