@@ -16,13 +16,34 @@ pub type Root = Option<Gc<Node>>;
 #[cfg_attr(fuzzing, derive(arbitrary::Arbitrary))]
 #[derive(Clone, Debug)]
 pub enum Step {
-    New { value: u64 },
-    Edge { from: u8, edge: bool, to: Option<u8> },
-    Value { of: u8, value: u64 },
-    Root { to: Option<u8> },
-    List { of: u8, len: u16 },
-    Part { of: u8, from: u16, to: u16, value: u16 },
-    Forged { bytes: [u8; 12] },
+    New {
+        value: u64,
+    },
+    Edge {
+        from: u8,
+        edge: bool,
+        to: Option<u8>,
+    },
+    Value {
+        of: u8,
+        value: u64,
+    },
+    Root {
+        to: Option<u8>,
+    },
+    List {
+        of: u8,
+        len: u16,
+    },
+    Part {
+        of: u8,
+        from: u16,
+        to: u16,
+        value: u16,
+    },
+    Forged {
+        bytes: [u8; 12],
+    },
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -83,8 +83,7 @@ impl Map {
     /// As `engines::map::edit::lock`: nobody has an intent open.
     fn lock(&self, slot: usize, at: usize) {
         let (word, me) = (&self.tables[at].lock, Tag::new(slot, 1));
-        let is_gone =
-            |owner: Tag| self.gone.load(Ordering::Acquire) & (1 << owner.slot()) != 0;
+        let is_gone = |owner: Tag| self.gone.load(Ordering::Acquire) & (1 << owner.slot()) != 0;
         loop {
             let found = word.load(Ordering::Relaxed);
             if let Ok(flags) = lock_word::attempt(word, me, found, 0, is_gone) {
@@ -171,10 +170,7 @@ fn model(deaths: Deaths, at: Death, reads: bool) -> impl Fn() {
             thread::spawn(move || {
                 let over = map.over.load(Ordering::SeqCst) == 1;
                 let found = map.find(1);
-                assert!(
-                    found == Some(11) || found == Some(10) && !over,
-                    "{found:?}"
-                );
+                assert!(found == Some(11) || found == Some(10) && !over, "{found:?}");
             })
         });
         mover.join().unwrap();

@@ -304,7 +304,8 @@ fn room_of_the_dead() {
                     loop {
                         match queue.push(2, 20) {
                             Err(Refused::Full(Some(busy)))
-                                if busy.is_over(|i| queue.cell(i), |s| queue.settles(s, &state)) => {}
+                                if busy
+                                    .is_over(|i| queue.cell(i), |s| queue.settles(s, &state)) => {}
                             done => break done,
                         }
                     }
