@@ -10,7 +10,6 @@ use crate::engines::leases::{Entry, Survey, Table};
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
 use crate::participants::thread;
-use crate::primitive::Ordering;
 use crate::protocol::ring;
 
 /// An element that has come back, which the caller has copied.

@@ -106,7 +106,7 @@ pub(crate) fn edit<M: Mode, R>(
         |table| {
             growth::move_chunk::<M>(arena, slot, table, table.index(hash))?;
             growth::help::<M>(arena, slot, root, table);
-            Ok(())
+            Ok::<(), AllocError>(())
         },
         |table| {
             hints.set(table);
