@@ -30,6 +30,8 @@
 //! | `queue_round_trip`, `mailbox_round_trip` | to the other worker and back, asleep meanwhile |
 //! | `mailbox_self`, `mailbox_stream`, `mailbox_awake` | a message of three integers: to oneself; to the other worker; to a worker that looks all the time, to and fro |
 //! | `heap_view`, `heap_modify`, `heap_replace` | in a tree of 1023 objects, one is looked up; changed; replaced by a new one: each in a view or a transaction of its own. `std` is `Arc`s under an `RwLock` |
+//! | `pool_4k`, `pool_64k`, `pool_1m` | a block allocated and freed |
+//! | `mutex_*`, `condition_round_trip` | a lock taken and given back, of the original's three kinds; to the other worker and back |
 //! | `buffer_append_64k`, `buffer_through_64k` | 64 KiB appended, the same then copied out; the oldest deleted |
 //! | `buffer_add`, `buffer_cycle`, `buffer_sub`, `buffer_stream` | 4 KiB appended and deleted; the same with a copy out; a copy out; from one worker to the other |
 
@@ -114,6 +116,15 @@ const BY_ITSELF: &[&str] = &[
     "table_replace",
     "table_insert",
     "queue_pair",
+    "heap_view",
+    "heap_modify",
+    "heap_replace",
+    "pool_4k",
+    "pool_64k",
+    "pool_1m",
+    "mutex_normal",
+    "mutex_errorcheck",
+    "mutex_recursive",
     "buffer_add",
     "buffer_sub",
 ];
@@ -215,6 +226,7 @@ const GROUPS: &[Group] = &[
             "buffer_stream",
             "mailbox_stream",
             "mailbox_round_trip",
+            "condition_round_trip",
         ],
         (Processes, &[2]),
         &["original"],

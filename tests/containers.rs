@@ -20,6 +20,8 @@ mod claims;
 mod common;
 #[path = "containers/full_maps.rs"]
 mod full_maps;
+#[path = "common/graph_model.rs"]
+mod graph_model;
 #[path = "containers/graphs.rs"]
 mod graphs;
 #[path = "containers/heaps.rs"]

@@ -4,8 +4,8 @@
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
-use shmkit::testing::participants::Participant;
 use shmkit::{AllocError, AppendError, Buffer, Pool, RangeError};
+use shmkit_fuzz::{Stage, Step};
 
 #[derive(Arbitrary, Clone, Copy, Debug)]
 enum Operation {
@@ -20,18 +20,10 @@ enum Operation {
 }
 
 #[derive(Arbitrary, Debug)]
-struct Step {
-    who: bool,
-    /// Writes before its death.
-    dies: Option<u8>,
-    operation: Operation,
-}
-
-#[derive(Arbitrary, Debug)]
 struct Input {
     /// 0 for any number.
     capacity: u16,
-    steps: Vec<Step>,
+    steps: Vec<Step<Operation>>,
 }
 
 /// Everything that was ever appended, and what of it is deleted.
@@ -177,26 +169,16 @@ fn run(buffer: &Buffer, model: &Model, operation: Operation) -> Answer {
 }
 
 fuzz_target!(|input: Input| {
-    let pool = Pool::builder().initial_size(512 << 10).max_size(512 << 10).create().unwrap();
-    // SAFETY: what a killed one had is on the stack of its closure, and forgotten.
-    let (mut mine, mut other) = unsafe { (Participant::new(), Participant::new()) };
     let capacity = (input.capacity > 0).then(|| u64::from(input.capacity));
-    let buffer = mine.act(pool, None, || {
-        let buffer = match capacity {
-            None => Buffer::new(),
-            Some(capacity) => Buffer::with_capacity(capacity),
-        };
-        pool.create(buffer).unwrap()
-    });
-    let buffer = buffer.unwrap();
+    let buffer = match capacity {
+        None => Buffer::new(),
+        Some(capacity) => Buffer::with_capacity(capacity),
+    };
+    let mut stage = Stage::new(Pool::builder().initial_size(512 << 10).max_size(512 << 10), buffer);
     let mut model = Model { capacity, ..Model::default() };
     for Step { who, dies, operation } in &input.steps {
         let dies = dies.map(usize::from);
-        let (who, survivor) = match who {
-            true => (&mut mine, &mut other),
-            false => (&mut other, &mut mine),
-        };
-        let done = who.act(pool, dies, || run(&buffer, &model, *operation));
+        let done = stage.act(*who, dies, |buffer| run(buffer, &model, *operation));
         let no_room = Err(AppendError::Alloc(AllocError::PoolFull));
         let mut after = Vec::new();
         match &done {
@@ -208,32 +190,19 @@ fuzz_target!(|input: Input| {
             // It was killed, or found no room for all.
             _ => _ = model.run(*operation, |state| after.push(state.clone())),
         }
-        let now = survivor.act(pool, None, || {
-            if done.is_none() {
-                pool.recover();
-            }
+        let now = stage.look(*who, done.is_none(), |buffer| {
             let (start, end) = (buffer.start(), buffer.end());
             assert_eq!((buffer.len(), buffer.is_empty()), (end - start, end == start));
             let view = buffer.view(start..end).unwrap();
             let bytes: Vec<u8> = view.chunks().flatten().copied().collect();
             (start, end, bytes, buffer.is_closed())
         });
-        let now = now.unwrap();
         after.retain(|model| {
             let bytes = model.view(model.start, model.end()).unwrap();
             (model.start, model.end(), bytes, model.closed) == now
         });
         model = after.pop().unwrap_or_else(|| panic!("{} to {}: {operation:?}", now.0, now.1));
-        let report = pool.check();
-        assert!(report.is_ok(), "{report}");
+        stage.check();
     }
-    mine.act(pool, None, || drop(buffer));
-    mine.leave(pool);
-    other.leave(pool);
-    pool.recover();
-    assert_eq!(pool.stats().allocated, 0);
-    let report = pool.check_quiescent();
-    assert!(report.is_ok(), "{report}");
-    // SAFETY: nothing refers to the pool.
-    unsafe { pool.unmap() };
+    stage.end();
 });

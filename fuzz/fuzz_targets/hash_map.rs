@@ -9,10 +9,12 @@ use std::collections::HashMap as Model;
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
-use shmkit::testing::participants::Participant;
 use shmkit::{
-    AllocError, ChangeError, CompareError, FoldHash, HashMap, MultiMap, Pool, Shared, ShmSafe, View,
+    AllocError, ChangeError, CompareError, FoldHash, HashMap, MultiMap, Pool, ShmSafe, View,
 };
+use shmkit_fuzz::Stage;
+
+type Step = shmkit_fuzz::Step<Operation>;
 
 #[derive(Arbitrary, Clone, Debug)]
 enum Operation {
@@ -26,14 +28,6 @@ enum Operation {
     Drain { from: u16, count: u8, step: u8 },
     Retain { divisor: u8 },
     Clear,
-}
-
-#[derive(Arbitrary, Debug)]
-struct Step {
-    who: bool,
-    /// Writes before its death.
-    dies: Option<u8>,
-    operation: Operation,
 }
 
 #[derive(Arbitrary, Debug)]
@@ -328,25 +322,13 @@ impl Map for MultiMap<u16, u32, FoldHash> {
 }
 
 fn fuzz<M: Map + ShmSafe>(empty: M, steps: &[Step]) {
-    let pool = Pool::builder().initial_size(512 << 10).max_size(512 << 10).create().unwrap();
-    // SAFETY: what a killed one had is on the stack of its closure, and forgotten.
-    let (mut mine, mut other) = unsafe { (Participant::new(), Participant::new()) };
-    let map: Option<Shared<M>> = mine.act(pool, None, || pool.create(empty).ok().unwrap());
-    let map = map.unwrap();
+    let mut stage = Stage::new(Pool::builder().initial_size(512 << 10).max_size(512 << 10), empty);
     let mut model = Model::new();
     for Step { who, dies, operation } in steps {
-        let dies = dies.map(usize::from);
-        let (who, survivor) = match who {
-            true => (&mut mine, &mut other),
-            false => (&mut other, &mut mine),
-        };
         let mut after = model.clone();
         let expected = M::apply(&mut after, operation);
-        let done = who.act(pool, dies, || map.run(operation));
-        if done.is_none() {
-            survivor.act(pool, None, || pool.recover()).unwrap();
-        }
-        let content = survivor.act(pool, None, || map.content()).unwrap();
+        let done = stage.act(*who, dies.map(usize::from), |map| map.run(operation));
+        let content = stage.look(*who, done.is_none(), M::content);
         match done {
             Some(Ok(answer)) => {
                 assert_eq!(answer, expected);
@@ -369,18 +351,9 @@ fn fuzz<M: Map + ShmSafe>(empty: M, steps: &[Step]) {
             }
         }
         model = content;
-        let report = pool.check();
-        assert!(report.is_ok(), "{report}");
+        stage.check();
     }
-    mine.act(pool, None, || drop(map));
-    mine.leave(pool);
-    other.leave(pool);
-    pool.recover();
-    assert_eq!(pool.stats().allocated, 0);
-    let report = pool.check_quiescent();
-    assert!(report.is_ok(), "{report}");
-    // SAFETY: nothing refers to the pool.
-    unsafe { pool.unmap() };
+    stage.end();
 }
 
 fuzz_target!(|input: Input| match input {

@@ -9,8 +9,8 @@ use std::collections::VecDeque;
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
-use shmkit::testing::participants::Participant;
 use shmkit::{AllocError, Pool, PopError, PushRefusal, Queue};
+use shmkit_fuzz::{Stage, Step};
 
 /// A number, and its complement.
 type Element = [u64; 2];
@@ -29,18 +29,10 @@ enum Operation {
 }
 
 #[derive(Arbitrary, Debug)]
-struct Step {
-    who: bool,
-    /// Writes before its death.
-    dies: Option<u8>,
-    operation: Operation,
-}
-
-#[derive(Arbitrary, Debug)]
 struct Input {
     /// 0 for any number.
     capacity: u8,
-    steps: Vec<Step>,
+    steps: Vec<Step<Operation>>,
 }
 
 /// What an operation has answered: elements, or why there were none (any more).
@@ -205,28 +197,18 @@ fn is_full(answer: &Answer) -> bool {
 }
 
 fuzz_target!(|input: Input| {
-    let pool = Pool::builder().initial_size(1 << 20).max_size(1 << 20).create().unwrap();
-    // SAFETY: what a killed one had is on the stack of its closure, and forgotten.
-    let (mut mine, mut other) = unsafe { (Participant::new(), Participant::new()) };
     let capacity = usize::from(input.capacity % 20);
-    let queue = mine.act(pool, None, || {
-        let queue = match capacity {
-            0 => Queue::<Element>::unbounded(),
-            places => Queue::bounded(places),
-        };
-        pool.create(queue).unwrap()
-    });
-    let queue = queue.unwrap();
+    let queue = match capacity {
+        0 => Queue::<Element>::unbounded(),
+        places => Queue::bounded(places),
+    };
+    let mut stage = Stage::new(Pool::builder().initial_size(1 << 20).max_size(1 << 20), queue);
     let mut models = vec![Model { capacity, ..Model::default() }];
     let mut next = 0;
     for Step { who, dies, operation } in &input.steps {
         let dies = dies.map(usize::from);
-        let (who, survivor) = match who {
-            true => (&mut mine, &mut other),
-            false => (&mut other, &mut mine),
-        };
         let mut after = Vec::new();
-        let done = who.act(pool, dies, || run(&queue, next, *operation));
+        let done = stage.act(*who, dies, |queue| run(queue, next, *operation));
         match &done {
             Some(answer) if !is_full(answer) => {
                 for model in &models {
@@ -254,30 +236,16 @@ fuzz_target!(|input: Input| {
             }
         }
         next += pushes(*operation);
-        let (content, closed) = survivor
-            .act(pool, None, || {
-                if done.is_none() {
-                    pool.recover();
-                }
-                let content: Vec<_> = queue.iter().map(number).collect();
-                assert_eq!((queue.len(), queue.is_empty()), (content.len(), content.is_empty()));
-                (content, queue.is_closed())
-            })
-            .unwrap();
+        let (content, closed) = stage.look(*who, done.is_none(), |queue| {
+            let content: Vec<_> = queue.iter().map(number).collect();
+            assert_eq!((queue.len(), queue.is_empty()), (content.len(), content.is_empty()));
+            (content, queue.is_closed())
+        });
         after.retain(|model| model.content() == content && model.closed == closed);
         after.dedup();
         assert!(!after.is_empty(), "{content:?}, closed: {closed}, {done:?}");
         models = after;
-        let report = pool.check();
-        assert!(report.is_ok(), "{report}");
+        stage.check();
     }
-    mine.act(pool, None, || drop(queue));
-    mine.leave(pool);
-    other.leave(pool);
-    pool.recover();
-    assert_eq!(pool.stats().allocated, 0);
-    let report = pool.check_quiescent();
-    assert!(report.is_ok(), "{report}");
-    // SAFETY: nothing refers to the pool.
-    unsafe { pool.unmap() };
+    stage.end();
 });

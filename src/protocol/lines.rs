@@ -30,11 +30,6 @@
 //! | the lines before count one more | counts that are too high | looks go further than they need |
 //! | the slot is filled | bytes of nobody | the next one fills it |
 //! | the line's word | the entry | nothing is left to do |
-//!
-//! Entries *move* by being copied to where they are to be. They count where they were until all are
-//! copied and one store says so. Nobody looks for them in the new place before that, and nobody changes
-//! them in the old one. So who is killed halfway leaves copies that nobody sees, and who goes on leaves
-//! out what is there already.
 
 use crate::primitive::{AtomicU64, Ordering};
 
@@ -156,23 +151,6 @@ pub fn search(chunk: Chunk, hash: u64, key: u64, is_it: &impl Fn(u64) -> bool) -
         }
     }
     None
-}
-
-/// What `search` finds in a table, or in one that its entries have moved to by then. Behind the search,
-/// and not before: what was found where they have moved away from may be out of date.
-#[inline]
-pub fn follow<T: Copy>(
-    mut table: T,
-    search: impl Fn(T) -> Option<u64>,
-    moved_to: impl Fn(T) -> Option<T>,
-) -> Option<u64> {
-    loop {
-        let found = search(table);
-        match moved_to(table) {
-            Some(successor) => table = successor,
-            None => return found,
-        }
-    }
 }
 
 /// Where in a chunk something is: how many lines from where the search began, and which slot.

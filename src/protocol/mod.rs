@@ -14,7 +14,8 @@
 //! | `readers`   | who reads under which lock | `participants::readers` |
 //! | `lifecycle` | held, retired, destroyed | `pool::objects`, `pool::dispose` |
 //! | `keeping`   | what is retired and not destroyed at once | `pool::dispose`, `participants` |
-//! | `lines`     | entries of a hash map that are looked at, changed and moved | `engines::map` |
+//! | `lines`     | entries of a hash map that are looked at and changed | `engines::map` |
+//! | `moving`    | how they move from a table to the next one | `engines::map` |
 //! | `ring`      | the cells of a bounded queue | `engines::queue`, `containers::queue` |
 //! | `sweep`     | a walk over a table that many make, a piece each | `pool::dispose` |
 //!
@@ -26,6 +27,7 @@ pub mod keeping;
 pub mod lifecycle;
 pub mod lines;
 pub mod lock_word;
+pub mod moving;
 pub mod pins;
 pub mod readers;
 pub mod ring;

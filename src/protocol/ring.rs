@@ -207,10 +207,30 @@ pub const fn is_ahead(position: u64, of: u64) -> bool {
 /// Why no position was claimed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
-    /// All cells are taken. The slot of who holds up the next one with an operation on its way.
-    Full(Option<usize>),
+    /// All cells are taken. What holds up the next one, if that is an operation on its way.
+    Full(Option<Busy>),
     /// Nothing is pushed any more.
     Sealed,
+}
+
+/// An operation on its way that a push has come round to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Busy {
+    slot: usize,
+    index: usize,
+    found: u64,
+}
+
+impl Busy {
+    /// Whether the push is worth another attempt: `settles` says that it has settled that slot, which was
+    /// dead; or the cell has changed meanwhile, as it does when somebody else was faster to settle it.
+    pub fn is_over<'a>(
+        &self,
+        cell: impl Fn(usize) -> &'a AtomicU64,
+        settles: impl FnOnce(usize) -> bool,
+    ) -> bool {
+        settles(self.slot) || cell(self.index).load(Ordering::Acquire) != self.found
+    }
 }
 
 /// Claims the next position for the slot. `record` is told the cell before each attempt.
@@ -280,7 +300,11 @@ fn claim_further<'a>(
             at = shape.next(seen.position.wrapping_sub(shape.lap()) & MASK);
         } else {
             let busy = matches!(seen.phase, Phase::Writing | Phase::Leasing);
-            return Err(Refused::Full(busy.then_some(seen.slot)));
+            return Err(Refused::Full(busy.then_some(Busy {
+                slot: seen.slot,
+                index,
+                found,
+            })));
         }
         patience -= 1;
     }

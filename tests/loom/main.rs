@@ -18,6 +18,7 @@ mod keeping;
 mod lifecycle;
 mod lines;
 mod lock_word;
+mod moving;
 mod pins;
 mod readers;
 mod ring;

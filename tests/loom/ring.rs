@@ -260,6 +260,69 @@ fn death_of_a_producer() {
     });
 }
 
+/// Where the slot of a dead producer is between DEAD and settled.
+const DEAD: u64 = 1;
+const SETTLING: u64 = 2;
+const SETTLED: u64 = 3;
+
+impl Queue {
+    /// What `recovery::settle_slot` does and answers: true if the slot was seen dead and is settled now.
+    fn settles(&self, slot: usize, state: &AtomicU64) -> bool {
+        let mut was_dead = false;
+        loop {
+            match state.compare_exchange(DEAD, SETTLING, Ordering::SeqCst, Ordering::SeqCst) {
+                Ok(_) => {
+                    self.recover(slot);
+                    state.store(SETTLED, Ordering::SeqCst);
+                    return true;
+                }
+                Err(SETTLING) => was_dead = true,
+                Err(_) => return was_dead,
+            }
+            thread::yield_now();
+        }
+    }
+}
+
+/// Who pushes and meets the place of a dead producer gets it, also if somebody else settles the dead one
+/// just then.
+#[test]
+fn room_of_the_dead() {
+    let explorer = Explorer::new("ring: room of the dead");
+    explorer.each_death(3, |deaths: Deaths, at: Death| {
+        move || {
+            let queue = Queue::new(1);
+            deaths.kill(at, || _ = queue.push(1, 10));
+            let state = Arc::new(AtomicU64::new(DEAD));
+            let other = {
+                let (queue, state) = (Arc::clone(&queue), Arc::clone(&state));
+                thread::spawn(move || _ = queue.settles(1, &state))
+            };
+            let pusher = {
+                let (queue, state) = (Arc::clone(&queue), Arc::clone(&state));
+                thread::spawn(move || {
+                    loop {
+                        match queue.push(2, 20) {
+                            Err(Refused::Full(Some(busy)))
+                                if busy
+                                    .is_over(|i| queue.cell(i), |s| queue.settles(s, &state)) => {}
+                            done => break done,
+                        }
+                    }
+                })
+            };
+            other.join().unwrap();
+            match pusher.join().unwrap() {
+                Ok(()) => assert_eq!(queue.rest(), [20]),
+                Err(refused) => {
+                    assert_eq!(refused, Refused::Full(None));
+                    assert_eq!(queue.rest(), [10]);
+                }
+            }
+        }
+    });
+}
+
 /// Sealing against a push that is on its way: it is refused, or its element is had.
 #[test]
 fn sealing() {

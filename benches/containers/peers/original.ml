@@ -19,6 +19,9 @@ module Queues = Netmcore_queue
 module Buffers = Netmcore_buffer
 module Tables = Netmcore_hashtbl
 module Box = Netcamlbox
+module Pools = Netmcore_mempool
+module Mutexes = Netmcore_mutex
+module Conditions = Netmcore_condition
 
 let now = Unix.gettimeofday
 let cpu () = let t = Unix.times () in t.Unix.tms_utime +. t.Unix.tms_stime
@@ -133,6 +136,125 @@ let matrix_view =
            for j = 0 to columns - 1 do keep (Matrices.get_ro m i j) done
          done;
          rows * columns))
+
+(* Heaps: a search tree of objects, each use of it a look or a change of its own *)
+
+type tree =
+  | Leaf
+  | Node of
+      { key : int; mutable value : int;
+        mutable left : tree; mutable right : tree }
+
+type root = { mutable top : tree }
+
+let nodes = 1023
+
+let rec planted first behind =
+  if first >= behind then Leaf
+  else
+    let key = first + (behind - first) / 2 in
+    Node { key; value = key;
+           left = planted first key; right = planted (key + 1) behind }
+
+let heap operation =
+  simple
+    (fun pool ->
+       let root = { top = planted 0 nodes } in
+       Heap.descr_of_heap (Heap.create_heap pool (1024 * 1024) root))
+    Heap.heap_of_descr
+    (fun _ h k -> operation h (k * 0x9e3779b97f4a7c1 land max_int mod nodes) k)
+
+let rec node key = function
+  | Leaf -> raise Not_found
+  | Node n as found ->
+      if n.key = key then found
+      else node key (if key < n.key then n.left else n.right)
+
+let heap_view =
+  heap (fun h key _ ->
+    Heap.with_value h
+      (fun () -> node key (Heap.root h).top)
+      (function Node n -> keep n.value | Leaf -> ()))
+
+let heap_modify =
+  heap (fun h key k ->
+    Heap.modify h (fun _ ->
+      match node key (Heap.root h).top with
+        | Node n -> n.value <- k
+        | Leaf -> ()))
+
+(* The old node is garbage; it can be reached until the new one is in its place. *)
+let heap_replace =
+  heap (fun h key k ->
+    Heap.modify h (fun mutator ->
+      let rec replace at set =
+        match at with
+          | Leaf -> ()
+          | Node n when n.key = key ->
+              let empty = Node { key; value = k; left = Leaf; right = Leaf } in
+              let made = Heap.add mutator empty in
+              (match made with
+                | Node m -> m.left <- n.left; m.right <- n.right
+                | Leaf -> ());
+              set made
+          | Node n when key < n.key -> replace n.left (fun t -> n.left <- t)
+          | Node n -> replace n.right (fun t -> n.right <- t) in
+      let root = Heap.root h in
+      replace root.top (fun t -> root.top <- t)))
+
+(* Blocks of a pool *)
+
+let pool_pair size =
+  simple (fun _ -> ()) (fun pool () -> pool)
+    (fun _ pool _ -> Pools.free_mem pool (Pools.alloc_mem pool size))
+
+(* Mutexes and conditions: made in the heap of a variable, in place of dummies *)
+
+type meeting =
+  { mutable mutex : Mutexes.mutex; conditions : Conditions.condition array;
+    mutable waiting : Conditions.wait_set; mutable turn : int }
+
+let meeting kind pool =
+  let dummy _ = Conditions.dummy_condition () in
+  let variable = Ref.sref pool
+    { mutex = Mutexes.dummy (); conditions = Array.init 2 dummy;
+      waiting = Conditions.dummy_wait_set (); turn = 0 } in
+  Heap.modify (Ref.heap variable) (fun mutator ->
+    let m = Ref.deref_ro variable in
+    m.mutex <- Mutexes.create mutator kind;
+    m.conditions.(0) <- Conditions.create_condition mutator;
+    m.conditions.(1) <- Conditions.create_condition mutator;
+    m.waiting <- Conditions.create_wait_set mutator);
+  Ref.descr_of_sref variable
+
+let mutex kind =
+  simple (meeting kind)
+    (fun pool shared -> Ref.deref_ro (Ref.sref_of_descr pool shared))
+    (fun _ m _ ->
+       Mutexes.lock m.mutex;
+       m.turn <- m.turn + 1;
+       Mutexes.unlock m.mutex)
+
+let trips = 2000
+
+let condition_round_trip =
+  bench (meeting `Normal) (fun job ->
+    let variable = Ref.sref_of_descr job.pool job.shared in
+    let m = Ref.deref_ro variable in
+    let entry =
+      Heap.modify (Ref.heap variable) (fun mutator ->
+        Conditions.alloc_wait_entry mutator m.waiting) in
+    timed job (fun () ->
+      Mutexes.lock m.mutex;
+      for _ = 1 to trips do
+        while m.turn <> job.me do
+          Conditions.wait entry m.conditions.(job.me) m.mutex
+        done;
+        m.turn <- 1 - job.me;
+        Conditions.signal m.conditions.(1 - job.me)
+      done;
+      Mutexes.unlock m.mutex;
+      if job.me = 0 then trips else 0))
 
 (* Queues *)
 
@@ -297,8 +419,6 @@ let mailbox_stream =
           done;
           !count)))
 
-let trips = 2000
-
 let mailbox_round_trip =
   bench numbers (fun job ->
     with_boxes job (fun box out ->
@@ -319,6 +439,16 @@ let benches =
     "matrix_set", matrix (fun m i j -> Matrices.set m i j 2.5);
     "matrix_get", matrix (fun m i j -> keep (Matrices.get_c m i j));
     "matrix_view", matrix_view;
+    "heap_view", heap_view;
+    "heap_modify", heap_modify;
+    "heap_replace", heap_replace;
+    "pool_4k", pool_pair 4096;
+    "pool_64k", pool_pair 65536;
+    "pool_1m", pool_pair 1048576;
+    "mutex_normal", mutex `Normal;
+    "mutex_errorcheck", mutex `Errorcheck;
+    "mutex_recursive", mutex `Recursive;
+    "condition_round_trip", condition_round_trip;
     "queue_pair", queue_pair;
     "queue_stream", queue_stream;
     "buffer_add", buffer_add;

@@ -13,11 +13,13 @@
 //! | `queues` | queue_*, mailbox_* |
 //! | `bytes`  | buffer_* |
 //! | `heaps`  | heap_* |
+//! | `foundations` | pool_*, mutex_*, condition_* |
 //! | `cells`  | cell_*, record_*, array_*, matrix_* |
 
 mod bytes;
 mod cells;
 mod crew;
+mod foundations;
 #[path = "../../common/gate.rs"]
 mod gate;
 mod heaps;
@@ -39,6 +41,7 @@ fn main() {
         Some("map" | "table") => maps::run(&crew, bench, subject),
         Some("queue" | "mailbox") => queues::run(&crew, bench, subject),
         Some("heap") => heaps::run(&crew, bench, subject),
+        Some("pool" | "mutex" | "condition") => foundations::run(&crew, bench),
         Some("buffer") => bytes::run(&crew, bench, subject),
         _ => cells::run(&crew, bench, subject),
     }

@@ -2,7 +2,11 @@
 //!
 //! | module     | what |
 //! |------------|------|
-//! | `raw`      | a queue of elements of one type: pushing, popping, leasing, waiting |
+//! | `raw`      | a queue of elements of one type, what a kill leaves of its operations, its end |
+//! | `push`     | pushing |
+//! | `take`     | popping, leasing |
+//! | `back`     | what has come back from leases |
+//! | `looks`    | what there is |
 //! | `element`  | elements as words |
 //! | `wait`     | waiting, and whose turn it is |
 //! | `habit`    | what is done before sleeping |
@@ -13,12 +17,16 @@
 //! The steps on the cells are `protocol::ring`'s, with the reasons; what is done for the dead is
 //! `engines::queue`'s and `engines::leases`'.
 
+mod back;
 pub(crate) mod bell;
 mod element;
 mod habit;
 mod lease;
+mod looks;
+mod push;
 pub(crate) mod raw;
 mod refusals;
+mod take;
 mod wait;
 
 use std::fmt;
@@ -46,7 +54,8 @@ pub use refusals::{PopError, PushError, PushRefusal};
 /// # Crash behaviour
 ///
 /// - A push whose caller is killed happened or did not. A place that was claimed and not filled is
-///   free again; consumers go past it at once, and nobody waits for the dead.
+///   free again, once producers have come round to it; consumers go past it at once, and nobody waits
+///   for the dead.
 /// - A pop whose caller is killed happened or did not. If it did, the element is gone with the caller.
 /// - A *stopped* caller holds up nobody but itself, with one exception: stopped in the middle of a
 ///   push, or of taking an element into a lease, it keeps its place, and producers that have come

@@ -20,6 +20,7 @@ use crate::participants::lock;
 use crate::participants::table::Slot;
 use crate::primitive::{AtomicU64, Ordering};
 use crate::protocol::lines::{self, Chunk, Place};
+use crate::protocol::moving;
 
 /// Takes the lock of a chunk. What a dead holder was doing has happened or not by then.
 #[inline]
@@ -89,7 +90,7 @@ pub(crate) fn edit<M: Mode, R>(
     (of, is_it): (impl FnOnce([u64; 2]) -> Guess, impl Fn(u64) -> bool),
     with: impl FnOnce(&mut Edit<'_, M>) -> R,
 ) -> Result<Option<R>, AllocError> {
-    let mut table = loop {
+    let first = loop {
         let address = root.load(Ordering::SeqCst);
         match Table::at(arena, address) {
             Some(table) => break table,
@@ -98,42 +99,39 @@ pub(crate) fn edit<M: Mode, R>(
             None => growth::first::<M>(arena, slot, root)?,
         }
     };
-    let Guess { hash, key, .. } = guess.or(table, of);
-    loop {
-        let index = table.index(hash);
-        if let Some(successor) = table.successor(arena) {
-            growth::move_chunk::<M>(arena, slot, table, index)?;
+    let Guess { hash, key, .. } = guess.or(first, of);
+    let table = moving::lock_last(
+        first,
+        |table: Table| table.successor(arena),
+        |table| {
+            growth::move_chunk::<M>(arena, slot, table, table.index(hash))?;
             growth::help::<M>(arena, slot, root, table);
-            table = successor;
-            continue;
-        }
-        hints.set(table);
-        let state = table.state(index);
-        lock(arena, slot, state);
-        // With a successor the chunk may have been moved, or half moved by somebody who was killed or
-        // found no room. Without one nobody begins to move it while we have the lock.
-        if table.successor(arena).is_some() {
-            lock::unlock(&state.lock, slot.tag(), 0);
-            continue;
-        }
-        let chunk = table.chunk(index);
-        let (place, found) = lines::look(chunk, hash, key, is_it);
-        let mut edit = Edit {
-            arena,
-            slot,
-            root,
-            table,
-            index,
-            chunk,
-            hash,
-            key,
-            place,
-            found,
-            emptied: false,
-            mode: PhantomData,
-        };
-        return Ok(Some(with(&mut edit)));
-    }
+            Ok::<(), AllocError>(())
+        },
+        |table| {
+            hints.set(table);
+            lock(arena, slot, table.state(table.index(hash)));
+        },
+        |table| lock::unlock(&table.state(table.index(hash)).lock, slot.tag(), 0),
+    )?;
+    let index = table.index(hash);
+    let chunk = table.chunk(index);
+    let (place, found) = lines::look(chunk, hash, key, is_it);
+    let mut edit = Edit {
+        arena,
+        slot,
+        root,
+        table,
+        index,
+        chunk,
+        hash,
+        key,
+        place,
+        found,
+        emptied: false,
+        mode: PhantomData,
+    };
+    Ok(Some(with(&mut edit)))
 }
 
 impl<M: Mode> Edit<'_, M> {

@@ -1,12 +1,14 @@
 //! Look-ups: loads only, and no waiting.
 //!
-//! How a chunk is searched, and when what was found counts: `protocol::lines`.
+//! How a chunk is searched, and when what was found counts: `protocol::lines` and
+//! `protocol::moving`.
 
 use super::Mode;
 use super::table::{Guess, Table};
 use crate::layout::arena::Arena;
 use crate::primitive::Ordering;
 use crate::protocol::lines::{self, live};
+use crate::protocol::moving;
 
 /// The value's word of the entry of a key of which `is_it` holds. The caller is pinned since before it
 /// read `root`.
@@ -25,7 +27,7 @@ pub(crate) fn find(
         let successor = table.successor(arena)?;
         table.is_done(table.index(hash)).then_some(successor)
     };
-    lines::follow(table, search, moved_to)
+    moving::follow(table, search, moved_to)
 }
 
 /// The two words of an entry.

@@ -1,24 +1,22 @@
 //! Tables and their successors: made, moved to, retired.
 //!
 //! A chunk is moved by copying its entries; it counts until its state is DONE, and then the copies
-//! do. Nobody looks for a key in the successor before that, and no key of the chunk changes, for
-//! whoever wants to change it moves the chunk first. So who is killed halfway leaves copies that
+//! do (`protocol::moving`). Nobody looks for a key in the successor before that, and no key of the chunk
+//! changes, for whoever wants to change it moves the chunk first. So who is killed halfway leaves copies that
 //! nobody sees, and who goes on leaves out what is there already: nothing has to be recorded.
 //!
 //! | step | killed after it leaves | and then |
 //! |------|------------------------|----------|
 //! | a table is made | a block that the intent names | freed, unless it was published |
 //! | the chunk's lock is taken | the dead tag | taken over |
-//! | the chunk to move to has lines | RAW, or READY | made anew, or used |
-//! | an entry is copied | two entries, of which the old one counts | the next one finds it copied |
-//! | the chunk is DONE | the lock | taken over |
+//! | the steps of a move | see `protocol::moving` | |
 //! | the table has its retirer | the table | the root goes on, the table goes to limbo |
 //!
 //! A successor may get one itself before all is moved to it. An entry then moves to the last table
 //! of the chain in which its chunk is not done.
 
 use super::edit;
-use super::table::{DONE, Kind, Shape, Table};
+use super::table::{Kind, Shape, Table};
 use super::{CHANGE, DAMAGED, Mode, RETIRE, hash};
 use crate::allocator::AllocError;
 use crate::engines::{change, limbo};
@@ -28,6 +26,7 @@ use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
 use crate::primitive::{AtomicU64, Ordering};
 use crate::protocol::lines::{self, Chunk};
+use crate::protocol::moving;
 
 /// Chunks that are looked at for whether a table is too large.
 const SAMPLE: usize = 8;
@@ -151,11 +150,20 @@ fn move_locked<M: Mode>(
     let Some(successor) = table.successor(arena) else {
         return Ok(());
     };
-    if table.is_done(index) {
-        return Ok(());
-    }
-    // Nothing was moved here yet, and nothing will be: it goes past.
-    table.ready(index);
+    let chunk = table.chunk(index);
+    moving::hand_over(&table.state(index).word, chunk, || {
+        copy_all::<M>(arena, slot, (table, index), (successor, depth + 1))
+    })
+}
+
+/// Copies the entries of a chunk whose lock the caller holds to the table's successor, at that depth of the
+/// chain, or further on.
+fn copy_all<M: Mode>(
+    arena: Arena,
+    slot: &Slot,
+    (table, index): (Table, usize),
+    (successor, depth): (Table, usize),
+) -> Result<(), AllocError> {
     let chunk = table.chunk(index);
     let seed = table.seed();
     // A lock for many entries: there are two chunks that they can go to, or one.
@@ -178,10 +186,9 @@ fn move_locked<M: Mode>(
         // What found no room there goes further on, or to a table that is made for it.
         lines::entries(chunk, |key, value| {
             let hash = M::hash_of(seed, key);
-            copy::<M>(arena, slot, (successor, depth + 1), hash, key, value)
+            copy::<M>(arena, slot, (successor, depth), hash, key, value)
         })?;
     }
-    table.state(index).word.store(DONE, Ordering::SeqCst);
     Ok(())
 }
 

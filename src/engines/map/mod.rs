@@ -50,7 +50,7 @@ mod table;
 
 use std::collections::HashSet;
 
-use self::table::{RAW, Table, hidden_by};
+use self::table::{Table, hidden_by};
 use super::change;
 use super::{Named, OP_SHIFT, limbo};
 use crate::allocator::check::CheckReport;
@@ -61,6 +61,7 @@ use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
 use crate::primitive::Ordering;
 use crate::protocol::lines::{self, SLOTS};
+use crate::protocol::moving::RAW;
 
 pub(crate) use self::edit::{Edit, Put, edit};
 pub(crate) use self::find::{Entries, Entry, find};

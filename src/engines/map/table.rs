@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! map       root: the address of a table; 0 at first
-//! table     a header; two words a chunk (its lock, its state); the chunks, a power of two of them
+//! table     a header; two words a chunk (its lock, its state: see `protocol::moving`); the chunks, a power of two of them
 //! chunk     lines: a power of two of them, 32 at most
 //! line      three slots: see `protocol::lines`
 //! slot      the key's first word, the value's word
@@ -13,12 +13,6 @@
 //! A *flat* map has the key in a slot's first word and the value in the second. In any other the
 //! first word is the key's hash, and the second the address of a node.
 //!
-//! | state | meaning |
-//! |-------|---------|
-//! | RAW   | nobody has written to the chunk's lines, and nobody reads them |
-//! | READY | they are lines |
-//! | DONE  | its keys are in the successor; what is in the lines is nobody's concern |
-//!
 //! The upper half of a hash gives the chunk, its lowest bits where in there: see `protocol::lines`.
 
 use std::alloc::Layout;
@@ -27,6 +21,7 @@ use crate::engines::limbo::{self, Retirable};
 use crate::layout::arena::{Arena, DATA, SLICE};
 use crate::primitive::{AtomicU64, Ordering};
 use crate::protocol::lines::{self, Chunk, Line, SLOTS};
+use crate::protocol::moving;
 
 /// Lines of a chunk of a map that is not small.
 pub(super) const MOST_LINES: usize = 32;
@@ -34,10 +29,6 @@ pub(super) const MOST_LINES: usize = 32;
 pub(super) const FIRST_LINES: usize = 4;
 /// More chunks than any pool has room for, and few enough to reckon with hashes of 32 bits.
 const MOST_CHUNKS: usize = 1 << 31;
-
-pub(super) const RAW: u64 = 0;
-pub(super) const READY: u64 = 1;
-pub(super) const DONE: u64 = 2;
 
 /// What a table begins with.
 #[repr(C, align(64))]
@@ -373,23 +364,13 @@ impl Table {
 
     /// Makes lines of a raw chunk's. The caller keeps all others from it.
     pub(super) fn ready(self, index: usize) {
-        let state = &self.state(index).word;
-        if state.load(Ordering::Relaxed) == RAW {
-            for line in self.chunk(index).0 {
-                // New memory is zeros, and who reads it first gets more of it at a page fault.
-                if line.word.load(Ordering::Relaxed) != 0 {
-                    line.word.store(0, Ordering::Relaxed);
-                }
-            }
-            // Release: behind the lines, should the caller die.
-            state.store(READY, Ordering::Release);
-        }
+        moving::ready(&self.state(index).word, self.chunk(index));
     }
 
     /// True if the chunk's keys are in the successor.
     #[inline]
     pub(super) fn is_done(self, index: usize) -> bool {
-        self.state(index).word.load(Ordering::SeqCst) == DONE
+        moving::is_done(&self.state(index).word)
     }
 
     /// The table that this one's entries move to: the one with the next number. (What else static

@@ -1,0 +1,101 @@
+//! Elements that have come back from leases: see `engines::leases`.
+
+use std::mem::MaybeUninit;
+
+use super::bell;
+use super::element;
+use super::raw::{ATTEMPTS, Raw};
+use crate::ShmSafe;
+use crate::engines::leases::{Entry, Survey, Table};
+use crate::participants::table::Slot;
+use crate::participants::tag::Tag;
+use crate::participants::thread;
+use crate::protocol::ring;
+
+/// An element that has come back, which the caller has copied.
+pub(super) struct Back {
+    table: Table,
+    pub(super) entry: Entry,
+    pub(super) position: u64,
+}
+
+impl Back {
+    pub(super) fn retake(&self, lease: Option<Tag>) -> bool {
+        self.entry.retake(&self.table, self.position, lease)
+    }
+}
+
+impl<T: ShmSafe + Unpin> Raw<T> {
+    /// What the entries of leases hold.
+    pub(super) fn survey(&self) -> (Survey, Option<Entry>) {
+        match (self.header.leases(Self::WORDS), self.arena()) {
+            (Some(table), Some(arena)) => {
+                let slot = thread::known_slot_at(std::ptr::from_ref(self).addr());
+                table.survey(arena, slot.map_or(Tag::NOBODY, Slot::tag))
+            }
+            _ => Default::default(),
+        }
+    }
+
+    /// To be told to [`none_was_back`](Self::none_was_back).
+    pub(super) fn retaken(&self) -> u64 {
+        let table = self.header.leases(Self::WORDS);
+        table.map_or(0, |table| table.retaken())
+    }
+
+    /// True if no element was back since a look that found none, before which the caller had asked
+    /// how many were [`retaken`](Self::retaken).
+    pub(super) fn none_was_back(&self, retaken: u64) -> bool {
+        self.survey().0.back == 0 && self.retaken() == retaken
+    }
+
+    /// Copies the element that has come back and is to be had next, if there is one.
+    pub(super) fn first_back(&self, to: &mut MaybeUninit<T>) -> Option<Back> {
+        for _ in 0..ATTEMPTS {
+            let table = self.header.leases(Self::WORDS)?;
+            let entry = self.survey().1?;
+            // Else somebody has just had it, and there may be others.
+            if let Some(position) = entry.is_back() {
+                // SAFETY: an entry's words, which all access as atomics.
+                unsafe { element::load(entry.element(), to) };
+                return Some(Back {
+                    table,
+                    entry,
+                    position,
+                });
+            }
+        }
+        None
+    }
+
+    /// Tells `each` the elements that have come back, in order.
+    pub(super) fn each_back(&self, mut each: impl FnMut(T)) {
+        let (Some(table), Some(arena)) = (self.header.leases(Self::WORDS), self.arena()) else {
+            return;
+        };
+        let mut back = Vec::new();
+        table.each_back(arena, |entry, position| {
+            let mut value = MaybeUninit::uninit();
+            // SAFETY: as in `peek`.
+            unsafe {
+                element::load(entry.element(), &mut value);
+                if entry.is_back() == Some(position) {
+                    back.push((position, value.assume_init()));
+                }
+            }
+        });
+        back.sort_by(|(one, _), (other, _)| {
+            ring::is_ahead(*one, *other).cmp(&ring::is_ahead(*other, *one))
+        });
+        back.into_iter().for_each(|(_, value)| each(value));
+    }
+
+    /// A lease has ended: somebody may be waiting for what it was about.
+    pub(super) fn settled(&self, consumed: bool) {
+        if !consumed {
+            bell::ring(&self.header.pushed.0);
+        } else if self.is_closed() && bell::has_sleepers(&self.header.pushed.0) {
+            bell::ring_all(&self.header.pushed.0);
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! Taking the first element: for good, or into a lease.
+//!
+//! What has come back from leases is had before all others; then it is the rings' turn, first to last.
+
+use std::mem::MaybeUninit;
+
+use super::element;
+use super::lease::Lease;
+use super::raw::{ATTEMPTS, Raw};
+use super::refusals::PopError;
+use crate::ShmSafe;
+use crate::engines::leases::Survey;
+use crate::engines::queue::{NEVER, Ring};
+use crate::primitive::Ordering;
+use crate::protocol::ring::{self, Take, Walk};
+use crate::sync::{Here, here};
+
+/// How often who leases looks for an entry that others are about to give back.
+const LOOKS: u32 = 1000;
+
+/// A ring that was gone past, although somebody is in the middle of a push there.
+struct Passed<'a> {
+    ring: Ring,
+    walk: Walk,
+    before: Option<&'a Passed<'a>>,
+}
+
+impl Passed<'_> {
+    /// Whether each of those pushes still goes on, here and before.
+    fn still(&self) -> bool {
+        self.walk.still(self.ring.shape, &|i| self.ring.cell(i))
+            && self.before.is_none_or(Passed::still)
+    }
+}
+
+impl<T: ShmSafe + Unpin> Raw<T> {
+    #[inline(always)]
+    pub(crate) fn try_pop(&self) -> Result<T, PopError> {
+        match self.pop_first() {
+            Some(value) => Ok(value),
+            None => self.pop_slow(),
+        }
+    }
+
+    /// Pops from the ring that is known, where nothing is leased. Part of the caller, so that the
+    /// element goes on in registers.
+    #[inline(always)]
+    fn pop_first(&self) -> Option<T> {
+        let ring = self.header.front(Self::WORDS)?;
+        if self.header.lease_block.load(Ordering::Relaxed) != 0 {
+            return None;
+        }
+        let mut value = MaybeUninit::uninit();
+        // SAFETY: a cell's words, which all access as atomics.
+        let copy = |index, _| unsafe { element::load(ring.element(index), &mut value) };
+        let (cell, valid) = (|index| ring.cell(index), || self.none_leased());
+        if ring::take_at_head(ring.shape, ring.head(), cell, Take::Pop, valid, copy).is_none() {
+            return self.pop_from(ring);
+        }
+        self.ring_room();
+        // SAFETY: copied from an element that is ours now, as the position was taken.
+        Some(unsafe { value.assume_init() })
+    }
+
+    /// The same, wherever in the ring it is.
+    #[cold]
+    fn pop_from(&self, ring: Ring) -> Option<T> {
+        let mut value = MaybeUninit::uninit();
+        // SAFETY: as in `pop_first`.
+        let copy = |index, _| unsafe { element::load(ring.element(index), &mut value) };
+        let (cell, valid) = (|index| ring.cell(index), || self.none_leased());
+        ring::take(ring.shape, ring.head(), cell, Take::Pop, valid, copy).ok()?;
+        self.ring_room();
+        // SAFETY: as in `pop_first`.
+        Some(unsafe { value.assume_init() })
+    }
+
+    /// True if nothing can have come back yet.
+    #[inline]
+    fn none_leased(&self) -> bool {
+        self.header.lease_block.load(Ordering::Acquire) == 0
+    }
+
+    #[cold]
+    fn pop_slow(&self) -> Result<T, PopError> {
+        let mut value = MaybeUninit::uninit();
+        for _ in 0..ATTEMPTS {
+            let retaken = self.retaken();
+            if let Some(back) = self.first_back(&mut value) {
+                if back.retake(None) {
+                    // SAFETY: copied from an entry whose element it is.
+                    return Ok(unsafe { value.assume_init() });
+                }
+                continue;
+            }
+            // SAFETY: a cell's words, which all access as atomics.
+            let taken = self.take(Take::Pop, retaken, |ring, index, _| unsafe {
+                element::load(ring.element(index), &mut value);
+            });
+            match taken {
+                Ok(Some(_)) => {
+                    self.ring_room();
+                    // SAFETY: as in `pop_first`.
+                    return Ok(unsafe { value.assume_init() });
+                }
+                Err(refused) if self.none_was_back(retaken) => return Err(refused),
+                Ok(None) | Err(_) => {}
+            }
+        }
+        Err(PopError::Empty)
+    }
+
+    /// Takes the first element of all rings: where it was. `None` if another attempt may find what
+    /// this one has not, also among what has come back: the caller has looked for that, and before for
+    /// how many were `retaken`.
+    pub(super) fn take(
+        &self,
+        how: Take,
+        retaken: u64,
+        mut copy: impl FnMut(Ring, usize, u64),
+    ) -> Result<Option<(Ring, u64)>, PopError> {
+        self.take_behind(self.first_for_pop()?, None, (how, retaken), &mut copy)
+    }
+
+    /// The same from a ring on. `passed` are those before it in which somebody is in the middle of a
+    /// push. Each is twice as large as the one before, so there are few.
+    fn take_behind(
+        &self,
+        mut ring: Ring,
+        passed: Option<&Passed<'_>>,
+        (how, retaken): (Take, u64),
+        copy: &mut dyn FnMut(Ring, usize, u64),
+    ) -> Result<Option<(Ring, u64)>, PopError> {
+        loop {
+            let still = || passed.is_none_or(Passed::still);
+            let valid = || still() && self.none_was_back(retaken);
+            let cell = |index| ring.cell(index);
+            let mut copy_here = |index, at| copy(ring, index, at);
+            let taken = ring::take_if(ring.shape, ring.head(), &cell, how, &mut copy_here, &valid);
+            let walk = match taken {
+                Ok(at) => return Ok(Some((ring, at))),
+                Err(walk) if walk.has_element() => return Ok(None),
+                Err(walk) => walk,
+            };
+            // The walk came first: if there is no next ring, there was none then.
+            let next = ring.next();
+            if !still() || walk.pending.is_some_and(|pending| self.recovers(pending)) {
+                return Ok(None);
+            }
+            let Some(next) = next else {
+                return self.nothing(ring, &walk, passed.is_some()).map(|()| None);
+            };
+            let closed = walk.sealed || walk.around;
+            if !closed && !ring::seal(cell(ring.shape.index(walk.end)), walk.end) {
+                return Ok(None);
+            }
+            if walk.pending.is_some() || walk.around {
+                let passed = Passed {
+                    ring,
+                    walk,
+                    before: passed,
+                };
+                return self.take_behind(next, Some(&passed), (how, retaken), copy);
+            }
+            if passed.is_none() {
+                self.header.set_front(next);
+            }
+            ring = next;
+        }
+    }
+
+    /// The ring to look at first, or why there is none.
+    pub(super) fn first_for_pop(&self) -> Result<Ring, PopError> {
+        loop {
+            if let Some(ring) = self.header.front(Self::WORDS) {
+                return Ok(ring);
+            }
+            if let Some(ring) = self.header.first(Self::WORDS) {
+                self.header.set_front(ring);
+                return Ok(ring);
+            }
+            self.arena().ok_or(PopError::NotInPool)?;
+            let block = &self.header.block.0;
+            if self.capacity() == Some(0) {
+                return Err(PopError::NoCapacity);
+            } else if block.load(Ordering::Acquire) == NEVER {
+                return Err(PopError::Closed);
+            } else if !self.is_closed() {
+                return Err(PopError::Empty);
+            }
+            // Sealed, without cells; or what it names is no ring.
+            let sealed = block.compare_exchange(0, NEVER, Ordering::SeqCst, Ordering::Relaxed);
+            if sealed.is_err() && self.header.first(Self::WORDS).is_none() {
+                return Err(PopError::Closed);
+            }
+        }
+    }
+
+    /// What is to be said when nothing is in any ring; `Ok` if another look may find something else.
+    fn nothing(&self, last: Ring, walk: &Walk, others_pending: bool) -> Result<(), PopError> {
+        if !self.is_closed() || walk.pending.is_some() || walk.around || others_pending {
+            return Err(PopError::Empty);
+        }
+        if !walk.sealed {
+            ring::seal(last.cell(last.shape.index(walk.end)), walk.end);
+            return Ok(());
+        }
+        // What is leased may come back.
+        match self.survey().0 {
+            Survey { back: 1.., .. } => Ok(()),
+            Survey { held: 1.., .. } => Err(PopError::Empty),
+            _ => Err(PopError::Closed),
+        }
+    }
+
+    pub(crate) fn try_lease(&self) -> Result<Lease<'_, T>, PopError> {
+        let Here { arena, slot } = here(self)?;
+        // Where there are no cells there is nothing to lease.
+        let first = self.first_for_pop()?;
+        let table = self.header.leases_or_make(arena, slot, Self::WORDS)?;
+        let table = table.ok_or(PopError::TooManyLeases)?;
+        let mut value = MaybeUninit::uninit();
+        let mut patience = LOOKS;
+        for _ in 0..ATTEMPTS {
+            let retaken = self.retaken();
+            if let Some(back) = self.first_back(&mut value) {
+                if back.retake(Some(slot.tag())) {
+                    // SAFETY: as in `pop_slow`.
+                    let value = unsafe { value.assume_init() };
+                    return Ok(Lease::new(self, slot, back.entry, value));
+                }
+                continue;
+            }
+            // Who would find nothing takes no entry from those who would.
+            match self.take(Take::Look, retaken, |_, _, _| {}) {
+                Ok(Some(_)) => {}
+                Err(refused) if self.none_was_back(retaken) => return Err(refused),
+                Ok(None) | Err(_) => continue,
+            }
+            let Some(entry) = table.take(slot, first.lap()) else {
+                if patience == 0 || !table.is_full_for_now() {
+                    return Err(PopError::TooManyLeases);
+                }
+                patience -= 1;
+                std::thread::yield_now();
+                continue;
+            };
+            let how = Take::Lease(slot.tag().slot());
+            let taken = self.take(how, retaken, |ring, index, at| {
+                // SAFETY: a cell's words, and those of an entry that nobody else stores to.
+                unsafe {
+                    element::load(ring.element(index), &mut value);
+                    element::copy::<T>(ring.element(index), entry.element());
+                }
+                entry.prepare(slot, ring.cell(index), ring.lap(), at);
+            });
+            match taken {
+                Ok(Some((ring, position))) => {
+                    let cell = ring.cell(ring.shape.index(position));
+                    entry.hold(slot, cell, ring.lap());
+                    self.ring_room();
+                    // SAFETY: as in `pop_first`.
+                    let value = unsafe { value.assume_init() };
+                    return Ok(Lease::new(self, slot, entry, value));
+                }
+                // Or somebody else has had it: another look says why there is none.
+                Ok(None) | Err(_) => entry.abandon(slot),
+            }
+        }
+        Err(PopError::Empty)
+    }
+}

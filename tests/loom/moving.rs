@@ -1,0 +1,201 @@
+//! The chunk of a hash map moves to the next table: by somebody who is killed on the way, by whoever
+//! comes next, and while somebody changes a key that may have its lock already.
+
+use std::convert::Infallible;
+
+use loom::sync::Arc;
+use loom::thread;
+use shmkit::primitive::{AtomicU64, Ordering};
+use shmkit::protocol::lines::{self, Chunk, Line};
+use shmkit::protocol::lock_word::{self, DIED};
+use shmkit::protocol::moving::{self, RAW, READY};
+use shmkit::protocol::tag::Tag;
+
+use super::lines::new_lines;
+use super::{Death, Deaths, Explorer};
+
+/// All keys begin in the first line.
+const HASH: u64 = 0;
+
+/// A table of one chunk.
+struct Table {
+    lock: AtomicU64,
+    state: AtomicU64,
+    lines: Vec<Line>,
+}
+
+impl Table {
+    fn new(lines: usize, state: u64) -> Self {
+        Table {
+            lock: AtomicU64::new(0),
+            state: AtomicU64::new(state),
+            lines: new_lines(lines),
+        }
+    }
+
+    fn chunk(&self) -> Chunk<'_> {
+        Chunk(&self.lines)
+    }
+
+    fn add(&self, key: u64, value: u64) {
+        assert!(lines::add(self.chunk(), HASH, key, value, |_| true));
+    }
+}
+
+/// A flat map: a table, and another one that is its successor from a store on. The memory of that one was
+/// something else before: it looks like an entry of key 1.
+struct Map {
+    tables: [Table; 2],
+    has_successor: AtomicU64,
+    /// Whose life words are marked, a bit a slot.
+    gone: AtomicU64,
+    /// The ledger: the change is over, as everybody knows.
+    over: AtomicU64,
+}
+
+impl Map {
+    fn new() -> Arc<Self> {
+        let map = Map {
+            tables: [Table::new(1, READY), Table::new(2, RAW)],
+            has_successor: AtomicU64::new(0),
+            gone: AtomicU64::new(0),
+            over: AtomicU64::new(0),
+        };
+        map.tables[0].add(1, 10);
+        map.tables[0].add(2, 20);
+        map.tables[1].add(1, 99);
+        Arc::new(map)
+    }
+
+    fn successor(&self, at: usize) -> Option<usize> {
+        (at == 0 && self.has_successor.load(Ordering::SeqCst) == 1).then_some(1)
+    }
+
+    fn find(&self, key: u64) -> Option<u64> {
+        let search = |at: usize| lines::search(self.tables[at].chunk(), HASH, key, &|_| true);
+        let moved_to = |at: usize| {
+            let successor = self.successor(at)?;
+            moving::is_done(&self.tables[at].state).then_some(successor)
+        };
+        moving::follow(0, search, moved_to)
+    }
+
+    /// As `engines::map::edit::lock`: nobody has an intent open.
+    fn lock(&self, slot: usize, at: usize) {
+        let (word, me) = (&self.tables[at].lock, Tag::new(slot, 1));
+        let is_gone = |owner: Tag| self.gone.load(Ordering::Acquire) & (1 << owner.slot()) != 0;
+        loop {
+            let found = word.load(Ordering::Relaxed);
+            if let Ok(flags) = lock_word::attempt(word, me, found, 0, is_gone) {
+                lock_word::clear(word, flags & DIED);
+                return;
+            }
+            thread::yield_now();
+        }
+    }
+
+    fn unlock(&self, at: usize) {
+        lock_word::unlock_slow(&self.tables[at].lock, 0);
+    }
+
+    /// As `engines::map::growth::move_chunk`.
+    fn move_chunk(&self, slot: usize, at: usize) -> Result<(), Infallible> {
+        let table = &self.tables[at];
+        if moving::is_done(&table.state) {
+            return Ok(());
+        }
+        self.lock(slot, at);
+        if let Some(next) = self.successor(at) {
+            let to = &self.tables[next];
+            moving::hand_over(&table.state, table.chunk(), || {
+                self.lock(slot, next);
+                moving::ready(&to.state, to.chunk());
+                lines::entries(table.chunk(), |key, value| {
+                    to.add(key, value);
+                    Ok::<(), Infallible>(())
+                })?;
+                self.unlock(next);
+                Ok(())
+            })?;
+        }
+        self.unlock(at);
+        Ok(())
+    }
+
+    fn grow(&self) {
+        self.has_successor.store(1, Ordering::SeqCst);
+    }
+
+    /// Gives a key another value.
+    fn change(&self, slot: usize, key: u64, value: u64) {
+        let Ok(at) = moving::lock_last(
+            0,
+            |at| self.successor(at),
+            |at| self.move_chunk(slot, at),
+            |at| self.lock(slot, at),
+            |at| self.unlock(at),
+        );
+        let chunk = self.tables[at].chunk();
+        let (place, found) = lines::look(chunk, HASH, key, |_| true);
+        let place = place.unwrap();
+        assert!(found.is_some());
+        let line = chunk.on_path(HASH, place.distance);
+        line.slots[place.slot].value.store(value, Ordering::Release);
+        self.unlock(at);
+        self.over.store(1, Ordering::SeqCst);
+    }
+}
+
+fn model(deaths: Deaths, at: Death, reads: bool) -> impl Fn() {
+    move || {
+        let map = Map::new();
+        let mover = {
+            let (map, deaths) = (Arc::clone(&map), deaths.clone());
+            thread::spawn(move || {
+                let died = deaths.kill(at, || {
+                    map.grow();
+                    map.move_chunk(1, 0).unwrap();
+                });
+                if died {
+                    map.gone.store(1 << 1, Ordering::SeqCst);
+                }
+            })
+        };
+        let writer = {
+            let map = Arc::clone(&map);
+            thread::spawn(move || map.change(2, 1, 11))
+        };
+        let reader = reads.then(|| {
+            let map = Arc::clone(&map);
+            thread::spawn(move || {
+                let over = map.over.load(Ordering::SeqCst) == 1;
+                let found = map.find(1);
+                assert!(found == Some(11) || found == Some(10) && !over, "{found:?}");
+            })
+        });
+        mover.join().unwrap();
+        writer.join().unwrap();
+        reader.into_iter().for_each(|reader| reader.join().unwrap());
+        assert_eq!([map.find(1), map.find(2)], [Some(11), Some(20)]);
+        // And so it is when somebody has moved what was left.
+        map.grow();
+        map.move_chunk(3, 0).unwrap();
+        assert!(moving::is_done(&map.tables[0].state));
+        assert_eq!([map.find(1), map.find(2)], [Some(11), Some(20)]);
+        assert_eq!(map.tables[1].chunk().count(), 2);
+    }
+}
+
+/// A key is changed while its chunk is moved, and its mover dies at every write: the change is not lost.
+#[test]
+fn a_change_meets_a_move() {
+    let explorer = Explorer::new("moving: a change meets a move");
+    explorer.each_death(3, |deaths, at| model(deaths, at, false));
+}
+
+/// The key is there all the time for who looks.
+#[test]
+fn a_look_meets_a_move() {
+    let explorer = Explorer::new("moving: a look meets a move");
+    explorer.each_death(2, |deaths, at| model(deaths, at, true));
+}
