@@ -116,7 +116,8 @@ pub struct RecoverySummary {
     pub processes: usize,
 }
 
-/// A hash of everything that programs must agree on to share a pool.
+/// A hash of the sizes that programs must agree on to share a pool. The header's version answers
+/// for the rest: where fields lie, and what their values mean.
 pub(crate) const fn layout_fingerprint() -> u64 {
     use crate::allocator::{cache::Caches, size_class, span::Span};
     use crate::layout::header::Header;
