@@ -8,6 +8,7 @@
 //! | `named`   | objects by name, for users |
 //! | `types`   | what types own, described in the pool |
 //! | `objects` | counted values, found by index; destroyed by anybody |
+//! | `dispose` | destroying objects that nobody holds |
 //! | `intents` | changes of several words, and how a death in the middle is resolved |
 //! | `names`   | names of objects |
 //! | `remove`  | removing named pools that nobody has |
