@@ -196,7 +196,11 @@ fn main() -> ExitCode {
         println!("{name}: {outcome}, {} ms", start.elapsed().as_millis());
     }
     println!("{passed} passed, {failed} failed");
-    if failed == 0 {
+    let none = passed + failed == 0;
+    if none {
+        println!("no case of that name");
+    }
+    if failed == 0 && !none {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE

@@ -2,6 +2,9 @@
 //!
 //! What is not installed is skipped with a word. The library is built as the README says, once.
 
+#[path = "../../tests/common/skip.rs"]
+mod skip;
+
 use std::ffi::OsStr;
 use std::fs;
 use std::io::Write as _;
@@ -61,7 +64,8 @@ fn run(mut command: Command, input: &str) -> Option<Output> {
     let child = command.stdin(stdin).stdout(stdout).stderr(stderr).spawn();
     let mut child = match child {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            println!("{:?} is not installed: skipped", command.get_program());
+            let name = command.get_program().display();
+            skip::skipped(&format!("malloc: {name} is not installed"));
             return None;
         }
         other => other.expect("the program starts"),

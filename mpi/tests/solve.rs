@@ -1,5 +1,8 @@
 //! `solve_mpi` under `mpirun`, and what it says beside the answer of the example `solve`.
 
+#[path = "../../tests/common/skip.rs"]
+mod skip;
+
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
@@ -22,7 +25,7 @@ fn solve_mpi(ranks: u32, arguments: &[&str]) -> Option<Output> {
     let output = command.arg(example()).args(arguments).output();
     match output {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            println!("skipped: there is no mpirun");
+            skip::skipped("mpi: there is no mpirun");
             None
         }
         output => Some(output.expect("mpirun starts")),

@@ -16,6 +16,25 @@ use crate::pool::Pool;
 
 /// A pool as an allocator for collections that take one (`allocator_api2::vec::Vec`,
 /// `hashbrown::HashMap`). From [`Pool::allocator`].
+///
+/// ```
+/// use allocator_api2::vec::Vec;
+/// use shmkit::process::scope;
+/// use shmkit::{Foreign, Pool};
+///
+/// let pool = Pool::builder().create()?;
+/// // SAFETY: the vector stays in this pool and program, and is shared within `Foreign` alone.
+/// let mut squares = Vec::new_in(unsafe { pool.allocator() });
+/// squares.extend((0..100_u64).map(|n| n * n));
+/// // SAFETY: its memory is the pool's.
+/// let squares = pool.create(unsafe { Foreign::new(squares) })?;
+/// scope(|s| {
+///     let squares = &squares;
+///     let sum = s.spawn(move || squares.iter().sum::<u64>()).unwrap();
+///     assert_eq!(sum.join().unwrap(), 328_350);
+/// });
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct PoolAlloc(NonNull<u8>);
 
@@ -32,6 +51,16 @@ impl Pool {
     /// Collections that use it stay in this pool and this program image, are put into the pool
     /// through [`Foreign`] if they are shared, and are not used by both sides of a fork
     /// otherwise: after a fork both would own the same blocks.
+    ///
+    /// ```
+    /// # use shmkit::Pool;
+    /// # let pool = Pool::builder().create()?;
+    /// // SAFETY: the vector is this process's own, and gone before it forks.
+    /// let mut bytes = allocator_api2::vec::Vec::new_in(unsafe { pool.allocator() });
+    /// bytes.extend_from_slice(b"in the pool");
+    /// assert_eq!(Pool::containing(bytes.as_ptr().addr()), Some(pool));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub unsafe fn allocator(self) -> PoolAlloc {
         PoolAlloc(
@@ -100,6 +129,16 @@ impl<T: Send + Sync + 'static> Foreign<T> {
     /// has been empty points at a static of the binary: fine within one image. A hasher must not
     /// keep state outside of the map.) What a killed process leaves of it is not looked at, except
     /// through `unsafe` code that knows.
+    ///
+    /// ```
+    /// # use std::time::Instant;
+    /// # use shmkit::{Foreign, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// // SAFETY: an `Instant` refers to nothing.
+    /// let started = pool.create(unsafe { Foreign::new(Instant::now()) })?;
+    /// assert!(**started <= Instant::now());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub const unsafe fn new(value: T) -> Self {
         const { assert!(offset_of!(Self, value) == 0) };

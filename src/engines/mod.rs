@@ -19,6 +19,9 @@
 //! | `limbo`  | what was unlinked and may still be looked at |
 //! | `change` | one word is made to name another block |
 //! | `cell`   | a word that names a block |
+//! | `buffer` | a chain of chunks of bytes |
+//! | `queue`  | rings of cells |
+//! | `leases` | elements that are popped, but not for good |
 //! | `map`    | words that name nodes, by the hash of their keys |
 //! | `heap`   | objects in a table, and a log to undo changes of them |
 //!

@@ -1,5 +1,8 @@
-//! What types look like in a pool.
+//! Where things lie in a pool, and what types look like there.
 //!
+//! - `arena`: the address space of a pool; where each table lies.
+//! - `header`: the first page: what says that a file is a pool, and which.
+//! - `local`: what this process knows of the pools that it has mapped.
 //! - `shm_safe`: the traits of types that may live in shared memory, for the standard types.
 //! - `type_info`: a type's description as data.
 //! - `field`: what a description is made of.

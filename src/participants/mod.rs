@@ -6,6 +6,7 @@
 //! | `table`    | thread slots and process records |
 //! | `thread`   | this thread's slot: found in two loads, claimed at first use, left at its end |
 //! | `process`  | this process's record; what happens at fork |
+//! | `pid`      | the process id in a process's record |
 //! | `life`     | the verdict: does that owner live? |
 //! | `lock`     | a lock whose word names its owner, so that a dead owner's can be taken over |
 //! | `detect`   | a compare-exchange whose outcome can be told after its author's death |

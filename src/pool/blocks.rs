@@ -32,6 +32,20 @@ impl Pool {
     /// # Errors
     ///
     /// See [`AllocError`]. The pool grows first, if it can.
+    ///
+    /// ```
+    /// # use std::alloc::Layout;
+    /// # use shmkit::Pool;
+    /// # let pool = Pool::builder().create()?;
+    /// let block = pool.allocate(Layout::new::<[u64; 100]>())?.cast::<u64>();
+    /// // SAFETY: a block for a hundred of them; freed once, and not used afterwards.
+    /// unsafe {
+    ///     block.write(7);
+    ///     assert_eq!(block.read(), 7);
+    ///     pool.deallocate(block.cast())?;
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     pub fn allocate(self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
         let slot = thread::known_slot(self.0);
@@ -88,6 +102,21 @@ impl Pool {
     /// # Errors
     ///
     /// See [`ReallocError`]. The block is as it was.
+    ///
+    /// ```
+    /// # use std::alloc::Layout;
+    /// # use shmkit::Pool;
+    /// # let pool = Pool::builder().create()?;
+    /// let block = pool.allocate(Layout::array::<u64>(10)?)?.cast::<u64>();
+    /// // SAFETY: blocks of ten and of a thousand; the first is not used any more once it has moved.
+    /// unsafe {
+    ///     block.write(7);
+    ///     let block = pool.reallocate(block.cast(), Layout::array::<u64>(1000)?)?.cast::<u64>();
+    ///     assert_eq!(block.read(), 7);
+    ///     pool.deallocate(block.cast())?;
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub unsafe fn reallocate(
         self,
         pointer: NonNull<u8>,

@@ -118,6 +118,13 @@ impl PoolBuilder {
 
     /// Bytes of data that the pool can grow to: 984 GiB, the most there can be, unless said
     /// otherwise. This is address space; memory is taken as the pool grows. Rounded down to 16 KiB.
+    ///
+    /// ```
+    /// # use shmkit::{GrowError, Pool};
+    /// let small = Pool::builder().max_size(4 << 20).create()?;
+    /// assert_eq!(small.grow_to(8 << 20), Err(GrowError::AboveMaximum { max: 4 << 20 }));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn max_size(&mut self, bytes: usize) -> &mut Self {
         self.max = bytes;
         self
@@ -130,6 +137,13 @@ impl PoolBuilder {
     }
 
     /// Maps every page of the initial size now, so that the first use of it is not slower.
+    ///
+    /// ```
+    /// # use shmkit::Pool;
+    /// let pool = Pool::builder().initial_size(8 << 20).prefault(true).create()?;
+    /// # let _ = pool;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn prefault(&mut self, yes: bool) -> &mut Self {
         self.prefault = yes;
         self
@@ -183,6 +197,16 @@ impl PoolBuilder {
 
     /// How many threads of all processes can use the pool at once, and how many processes:
     /// 1023 unless said otherwise, 4095 at most. Each takes 16 KiB once it does.
+    ///
+    /// ```
+    /// # use shmkit::{LockError, Mutex, Pool};
+    /// let pool = Pool::builder().max_participants(1).create()?;
+    /// let number = pool.create(Mutex::new(0_u8))?;
+    /// std::thread::scope(|s| {
+    ///     s.spawn(|| assert!(matches!(number.lock(), Err(LockError::NoSlot))));
+    /// });
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn max_participants(&mut self, count: usize) -> &mut Self {
         self.participants = count;
         self
@@ -214,6 +238,16 @@ impl PoolBuilder {
     /// # Errors
     ///
     /// See [`CreateError`].
+    ///
+    /// ```
+    /// # use shmkit::{CreateError, Pool};
+    /// # let name = format!("create-named-{}", std::process::id());
+    /// let pool = Pool::builder().create_named(&name)?;
+    /// pool.set_name("answer", &pool.create(42_u32)?)?;
+    /// assert!(matches!(Pool::builder().create_named(&name), Err(CreateError::NameTaken { .. })));
+    /// Pool::unlink(&name)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn create_named(&self, name: &str) -> Result<Pool, CreateError> {
         self.create_named_with(name, |_| Ok::<(), CreateError>(()))
             .map(|(pool, ())| pool)

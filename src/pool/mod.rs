@@ -8,6 +8,7 @@
 //! | `named`   | objects by name, for users |
 //! | `types`   | what types own, described in the pool |
 //! | `objects` | counted values, found by index; destroyed by anybody |
+//! | `dispose` | destroying objects that nobody holds |
 //! | `intents` | changes of several words, and how a death in the middle is resolved |
 //! | `names`   | names of objects |
 //! | `remove`  | removing named pools that nobody has |
@@ -116,7 +117,8 @@ pub struct RecoverySummary {
     pub processes: usize,
 }
 
-/// A hash of everything that programs must agree on to share a pool.
+/// A hash of the sizes that programs must agree on to share a pool. The header's version answers
+/// for the rest: where fields lie, and what their values mean.
 pub(crate) const fn layout_fingerprint() -> u64 {
     use crate::allocator::{cache::Caches, size_class, span::Span};
     use crate::layout::header::Header;
@@ -165,6 +167,16 @@ impl Pool {
     /// # Errors
     ///
     /// See [`AttachError`]. A damaged, truncated or foreign file is told from a pool.
+    ///
+    /// ```
+    /// # use shmkit::Pool;
+    /// # let name = format!("open-{}", std::process::id());
+    /// let pool = Pool::builder().create_named(&name)?;
+    /// // SAFETY: what opens it, here and elsewhere, is this very program.
+    /// assert_eq!(unsafe { Pool::open(&name) }?, pool);
+    /// Pool::unlink(&name)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub unsafe fn open(name: &str) -> Result<Pool, AttachError> {
         let pool = attach::open(name)?;
         log::debug!(target: LOG, "opened the pool {name} at {:#x}", pool.0.base());
@@ -180,6 +192,16 @@ impl Pool {
     /// # Errors
     ///
     /// See [`AttachError`].
+    ///
+    /// ```
+    /// # use shmkit::Pool;
+    /// let pool = Pool::builder().create()?;
+    /// // Passed to another process, as a rule.
+    /// let fd = pool.fd().try_clone_to_owned()?;
+    /// // SAFETY: it is this very program.
+    /// assert_eq!(unsafe { Pool::from_fd(fd) }?, pool);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub unsafe fn from_fd(fd: OwnedFd) -> Result<Pool, AttachError> {
         let pool = attach::from_fd(fd)?;
         log::debug!(target: LOG, "attached to the pool at {:#x}", pool.0.base());
@@ -245,6 +267,16 @@ impl Pool {
     /// # Crash behaviour
     ///
     /// The object exists, held by this process, or it does not.
+    ///
+    /// ```
+    /// # use shmkit::{Mutex, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let object = pool.create((Mutex::new(1_u64), [0_u8; 100]))?;
+    /// let (number, bytes) = &*object;
+    /// *number.lock().unwrap() += bytes.len() as u64;
+    /// assert_eq!(*number.lock().unwrap(), 101);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn create<T: ShmSafe>(self, value: T) -> Result<crate::Shared<T>, OutOfMemory<T>> {
         let value = ManuallyDrop::new(value);
         let made = self.create_with(Layout::new::<T>(), |place| {
@@ -282,6 +314,14 @@ impl Pool {
 
     /// Does now what is to be done for dead participants, and frees what nobody holds any more.
     /// It is done anyway by whoever needs it; a supervisor calls this when a worker has died.
+    ///
+    /// ```
+    /// # use shmkit::Pool;
+    /// # let pool = Pool::builder().create()?;
+    /// let done = pool.recover();
+    /// assert_eq!((done.threads, done.processes), (0, 0), "nobody has died");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn recover(self) -> RecoverySummary {
         let done = recovery::recover_all(self.0);
         if let Some(slot) = thread::known_slot(self.0) {
@@ -296,6 +336,17 @@ impl Pool {
     }
 
     /// How the pool's memory is used, at about this moment.
+    ///
+    /// ```
+    /// # use shmkit::Pool;
+    /// # let pool = Pool::builder().create()?;
+    /// let before = pool.stats().allocated;
+    /// let _object = pool.create([0_u8; 1000])?;
+    /// let stats = pool.stats();
+    /// assert!(stats.allocated >= before + 1000);
+    /// assert_eq!((stats.processes, stats.threads), (1, 1));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn stats(self) -> Stats {
         let mut stats = allocator::stats::count(self.0);
@@ -315,6 +366,14 @@ impl Pool {
     }
 
     /// Checks what must hold of the pool at every instant, while others may be using it.
+    ///
+    /// ```
+    /// # use shmkit::Pool;
+    /// # let pool = Pool::builder().create()?;
+    /// let report = pool.check();
+    /// assert!(report.is_ok(), "{report}");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn check(self) -> CheckReport {
         self.check_to(Depth::Live)

@@ -54,6 +54,16 @@ impl Pool {
     /// # Errors
     ///
     /// [`NamedError::NotFound`], or [`NamedError::OtherType`] if it is none of type `T`.
+    ///
+    /// ```
+    /// # use shmkit::{NamedError, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// pool.set_name("answer", &pool.create(42_u32)?)?;
+    /// assert_eq!(*pool.named::<u32>("answer")?, 42);
+    /// assert!(matches!(pool.named::<u8>("answer"), Err(NamedError::OtherType)));
+    /// assert!(matches!(pool.named::<u32>("question"), Err(NamedError::NotFound)));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn named<T: ShmSafe>(self, name: &str) -> Result<Shared<T>, NamedError> {
         let slot = thread::slot(self.0)?;
         process::current(self.0).ok_or(NoSlot)?;
@@ -81,6 +91,17 @@ impl Pool {
     /// # Errors
     ///
     /// [`NamedError::NameTaken`] and the like.
+    ///
+    /// ```
+    /// # use shmkit::Pool;
+    /// # let pool = Pool::builder().create()?;
+    /// let primes = pool.create([2_u32, 3, 5])?;
+    /// pool.set_name("primes", &primes)?;
+    /// drop(primes);
+    /// assert_eq!(*pool.named::<[u32; 3]>("primes")?, [2, 3, 5]);
+    /// assert_eq!(pool.names(), ["primes"]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn set_name<T: ShmSafe>(self, name: &str, object: &Shared<T>) -> Result<(), NamedError> {
         if name.is_empty() || name.len() > names::MAX_NAME {
             return Err(NamedError::InvalidName);
@@ -107,6 +128,18 @@ impl Pool {
     /// # Errors
     ///
     /// See [`NamedError`].
+    ///
+    /// ```
+    /// # use std::sync::atomic::{AtomicU64, Ordering};
+    /// # use shmkit::Pool;
+    /// # let pool = Pool::builder().create()?;
+    /// for _ in 0..2 {
+    ///     let visits = pool.named_or_create("visits", || AtomicU64::new(0))?;
+    ///     visits.fetch_add(1, Ordering::Relaxed);
+    /// }
+    /// assert_eq!(pool.named::<AtomicU64>("visits")?.load(Ordering::Relaxed), 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn named_or_create<T: ShmSafe>(
         self,
         name: &str,

@@ -14,6 +14,8 @@
 //! | `frame` | the file that carries a result from child to parent |
 //! | `hooks` | what the pool layer adds to the fork, the end and the reaping of a child |
 //! | `entry` | [`Entry`]: a function that can be started as a process |
+//! | `table` | the words of such tables, and who may change them |
+//! | `encode` | values to bytes and back |
 //! | `jobs` | the table that master and workers share; the states of a job |
 //! | `worker` | [`Worker`]: what a running entry point is given |
 //! | `handle` | [`JoinHandle`]: join, detach, kill, from any worker |
@@ -28,6 +30,7 @@
 //! | `resources` | [`Resources`]: what is removed when nobody uses it any more |
 //! | `journal` | what the next run removes after a crash |
 //! | `pid_file` | who the master is, and that there is one |
+//! | `testing` | for the crash tests: the job table by itself |
 //!
 //! # Crash behaviour
 //!

@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 
 use shmkit::{Array, Matrix, NamedError, Pool};
 
+use crate::common::skipped;
 use crate::{Actor, Name, given, ready, refused, said, shmkit, told};
 
 /// A file that goes with the case.
@@ -227,8 +228,7 @@ pub fn claimed_numbers_are_not_overwritten() {
     assert!(std::fs::read(&out.0).unwrap().ends_with(&[7; 4]));
 }
 
-/// A Python that has NumPy: the system's, or one with a directory of its own into which it is
-/// installed now.
+/// A Python that has NumPy: the system's, or the one that `.ci/install` has made for it.
 fn python_with_numpy() -> Option<PathBuf> {
     let has = |python: &PathBuf| {
         let output = Command::new(python).args(["-I", "-c", "import numpy"]).output();
@@ -238,14 +238,7 @@ fn python_with_numpy() -> Option<PathBuf> {
     if has(&system) {
         return Some(system);
     }
-    let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("numpy");
-    let python = directory.join("bin/python3");
-    if !has(&python) {
-        let run =
-            |command: &mut Command| command.output().is_ok_and(|output| output.status.success());
-        let _ = run(Command::new("python3").args(["-m", "venv"]).arg(&directory))
-            && run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "numpy"]));
-    }
+    let python = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("numpy/bin/python3");
     has(&python).then_some(python)
 }
 
@@ -258,7 +251,7 @@ fn documented() -> String {
 
 pub fn numpy_reads_and_writes_in_place() {
     let Some(python) = python_with_numpy() else {
-        println!("numpy_reads_and_writes_in_place: skipped, for there is no python3 with numpy");
+        skipped("numpy_reads_and_writes_in_place: there is no python3 with numpy");
         return;
     };
     let name = Name::new("numpy");

@@ -1,11 +1,12 @@
 //! What the test programs that fork share: the harness, and pools that go with their case.
 //!
 //! The cases of a program run in order, in one process or each in its own; arguments pick those
-//! whose name contains one of them. What needs a program of its own runs in a copy of this one,
-//! started with the argument `role:<its name>`.
+//! whose name contains one of them, and it is a failure if there is none. What needs a program of
+//! its own runs in a copy of this one, started with the argument `role:<its name>`.
 #![allow(dead_code, reason = "each program uses a part of it")]
 
 pub mod linear;
+mod skip;
 
 use std::alloc::Layout;
 use std::env;
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use shmkit::process::{JoinError, ScopedJoinHandle};
 use shmkit::{Pool, PoolBuilder};
+pub use skip::skipped;
 
 pub type Named = (&'static str, fn());
 
@@ -109,7 +111,11 @@ fn run_each(cases: &[Named], run: impl Fn(fn()) -> bool) -> ExitCode {
         println!("{name}: {word} ({:.2} s)", started.elapsed().as_secs_f64());
     }
     println!("{passed} passed, {failed} failed");
-    if failed == 0 {
+    let none = passed + failed == 0;
+    if none {
+        println!("no case of that name");
+    }
+    if failed == 0 && !none {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
@@ -176,11 +182,17 @@ impl Drop for TestPool {
     fn drop(&mut self) {
         // The threads of a scope that is over may still be ending, and leave the pool as they do.
         let began = Instant::now();
-        while tasks() > 1 && began.elapsed() < Duration::from_millis(200) {
+        while tasks() > 1 {
+            // A case that fails may leave threads that go on. The pool stays for them.
+            if std::thread::panicking() {
+                return;
+            }
+            let waited = began.elapsed();
+            assert!(waited < Duration::from_secs(10), "a case left a thread");
             std::thread::yield_now();
         }
-        // SAFETY: cases declare their pool before everything that refers to it, and their threads have
-        // ended; after a failed case nobody asks what was left.
+        // SAFETY: cases declare their pool before everything that refers to it, and there is no
+        // other thread.
         unsafe { self.0.unmap() };
     }
 }

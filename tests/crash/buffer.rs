@@ -5,9 +5,9 @@
 
 use shmkit::{AppendError, Buffer, Pool, Shared, testing};
 
-use crate::engine::{Case, Crash, Suite, progress};
-use crate::in_pool::{self, InPool, ensure};
-use crate::sync::killed_in;
+use super::engine::{Case, Crash, Suite, progress};
+use super::in_pool::{self, InPool, ensure};
+use super::sync::killed_in;
 
 struct World {
     pool: Pool,

@@ -2,8 +2,8 @@
 
 use shmkit::{Pool, Shared, SharedCell};
 
-use crate::engine::{Case, Crash, Suite, progress};
-use crate::in_pool::{self, InPool, ensure, sound};
+use super::engine::{Case, Crash, Suite, progress};
+use super::in_pool::{self, InPool, ensure, sound};
 
 type Value = [u64; 5];
 const OLD: Value = [1; 5];

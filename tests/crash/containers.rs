@@ -2,8 +2,8 @@
 
 use shmkit::{Array, KillSafe, Matrix, Pool, Shared, ShmSafe};
 
-use crate::engine::{Case, Crash, Suite, progress};
-use crate::in_pool::{self, InPool, ensure, in_use, sound};
+use super::engine::{Case, Crash, Suite, progress};
+use super::in_pool::{self, InPool, ensure, in_use, sound};
 
 const MAX: usize = 16 << 20;
 

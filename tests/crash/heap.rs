@@ -4,8 +4,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use shmkit::{Gc, Heap, HeapError, Pool, Shared, ShmSafe, Trace, Tx};
 
-use crate::engine::{Case, Crash, Suite, progress};
-use crate::in_pool::{self, InPool, ensure};
+use super::engine::{Case, Crash, Suite, progress};
+use super::in_pool::{self, InPool, ensure};
 
 #[derive(Clone, Copy, Debug, ShmSafe, Trace)]
 struct Node {

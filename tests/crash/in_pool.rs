@@ -4,7 +4,7 @@ use std::os::fd::{AsRawFd, RawFd};
 
 use shmkit::{Pool, testing};
 
-use crate::engine::{Arena, Case};
+use super::engine::{Arena, Case};
 
 /// The state of a process that uses a pool.
 pub trait InPool {

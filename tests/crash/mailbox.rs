@@ -2,8 +2,8 @@
 
 use shmkit::{Mailbox, Pool, RecvError, Shared};
 
-use crate::engine::{Case, Suite, progress};
-use crate::in_pool::{self, InPool, ensure};
+use super::engine::{Case, Suite, progress};
+use super::in_pool::{self, InPool, ensure};
 
 struct World {
     pool: Pool,

@@ -6,8 +6,8 @@ use std::ptr::NonNull;
 
 use shmkit::{HashMap, Pool, Shared, ShmSafe};
 
-use crate::engine::{Case, Crash, Suite, progress};
-use crate::in_pool::{self, InPool, ensure, in_use, sound};
+use super::engine::{Case, Crash, Suite, progress};
+use super::in_pool::{self, InPool, ensure, in_use, sound};
 
 type Map<V> = HashMap<u64, V>;
 

@@ -2,8 +2,8 @@
 
 use shmkit::{MultiMap, Pool, Shared};
 
-use crate::engine::{Case, Crash, Suite, progress};
-use crate::in_pool::{self, InPool, ensure, in_use, sound};
+use super::engine::{Case, Crash, Suite, progress};
+use super::in_pool::{self, InPool, ensure, in_use, sound};
 
 type Map = MultiMap<u64, u64>;
 

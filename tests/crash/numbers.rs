@@ -4,8 +4,8 @@
 use shmkit::numbers::{Stored, store};
 use shmkit::{Matrix, NamedError, Pool};
 
-use crate::engine::{Case, Crash, Suite};
-use crate::in_pool::{self, InPool, ensure, in_use, sound};
+use super::engine::{Case, Crash, Suite};
+use super::in_pool::{self, InPool, ensure, in_use, sound};
 
 const OLD: f64 = 1.25;
 const NEW: f64 = -7.5;

@@ -10,8 +10,8 @@ use std::ptr::NonNull;
 
 use shmkit::{Link, Pool, Shared, ShmSafe, process, testing};
 
-use crate::engine::{Case, Crash, Suite};
-use crate::in_pool::{self, InPool};
+use super::engine::{Case, Crash, Suite};
+use super::in_pool::{self, InPool};
 
 /// A pool, and what a case keeps of it.
 pub struct World {

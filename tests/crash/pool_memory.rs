@@ -4,8 +4,8 @@ use std::alloc::Layout;
 
 use shmkit::testing;
 
-use crate::engine::{Crash, Suite};
-use crate::pool::{World, case, case_in, elsewhere, node, nothing};
+use super::engine::{Crash, Suite};
+use super::pool::{World, case, case_in, elsewhere, node, nothing};
 
 /// A run with free slices behind it: the span that the victim makes first finds room before it.
 fn run_with_room(world: &mut World, size: usize) {

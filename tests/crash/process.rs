@@ -7,8 +7,8 @@ use shmkit::Pool;
 use shmkit::process::{JoinHandle, Resource, ResourceId};
 use shmkit::testing::{self, Jobs};
 
-use crate::engine::{Case, Crash, Suite, Victim};
-use crate::in_pool::InPool;
+use super::engine::{Case, Crash, Suite, Victim};
+use super::in_pool::InPool;
 
 struct World {
     pool: Pool,

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use shmkit::{Pool, PopError, PushRefusal, Queue, Shared, ShmSafe};
 
-use crate::engine::{Case, Crash, Suite, progress};
-use crate::in_pool::{self, InPool, ensure};
+use super::engine::{Case, Crash, Suite, progress};
+use super::in_pool::{self, InPool, ensure};
 
 /// 24 bytes that belong together.
 #[derive(Clone, Copy, Debug, PartialEq, ShmSafe)]

@@ -3,9 +3,9 @@
 use shmkit::sync::{RwLockError, WaitError, WriteOrphan};
 use shmkit::{Event, KillSafe, Recover, RecoverableMutex, RwLock, ShmSafe};
 
-use crate::engine::{Crash, Suite};
-use crate::in_pool::ensure;
-use crate::sync::{HALF, NEW, OLD, Pair, case, killed_in, nothing, says};
+use super::engine::{Crash, Suite};
+use super::in_pool::ensure;
+use super::sync::{HALF, NEW, OLD, Pair, case, killed_in, nothing, says};
 
 pub fn cases(suite: &mut Suite) {
     rwlocks(suite);

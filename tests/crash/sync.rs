@@ -14,8 +14,8 @@ use shmkit::{
     Shared, ShmSafe,
 };
 
-use crate::engine::{Case, Crash, Suite};
-use crate::in_pool::{self, InPool, ensure};
+use super::engine::{Case, Crash, Suite};
+use super::in_pool::{self, InPool, ensure};
 
 /// A pool with the object of the case.
 pub struct World<T: ShmSafe> {

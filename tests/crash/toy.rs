@@ -20,7 +20,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, compiler_fence};
 use std::time::Duration;
 
-use crate::engine::{Arena, Case, Crash, Fork, Suite, Victim, progress};
+use super::engine::{Arena, Case, Crash, Fork, Suite, Victim, progress};
 
 const BASE: usize = 0x2100_0000_0000;
 const MAPPED: usize = 1 << 40;

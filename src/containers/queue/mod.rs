@@ -57,9 +57,10 @@ pub use refusals::{PopError, PushError, PushRefusal};
 ///   free again, once producers have come round to it; consumers go past it at once, and nobody waits
 ///   for the dead.
 /// - A pop whose caller is killed happened or did not. If it did, the element is gone with the caller.
-/// - A *stopped* caller holds up nobody but itself, with one exception: stopped in the middle of a
+/// - A *stopped* caller holds up nobody but itself, with two exceptions: stopped in the middle of a
 ///   push, or of taking an element into a lease, it keeps its place, and producers that have come
-///   round to that place wait for it.
+///   round to that place wait for it; and a producer stopped while it has the turn makes those who
+///   wait for room hold back for 40 ms, once.
 ///
 /// ```
 /// use shmkit::process::scope;

@@ -197,6 +197,8 @@ pub struct Suite {
     list: bool,
     /// Which of the cases are this process's.
     part: Part,
+    /// A case that the command line asks for was there, be it another process's.
+    found: bool,
     passed: usize,
     failed: usize,
     _ticker: Ticker,
@@ -271,6 +273,7 @@ impl Suite {
             filters,
             list: flags.iter().any(|flag| flag == "--list"),
             part: Part::from_env(),
+            found: false,
             passed: 0,
             failed: 0,
             _ticker: Ticker::start(),
@@ -287,6 +290,7 @@ impl Suite {
         {
             return None;
         }
+        self.found = true;
         if !self.part.takes(&case.name) {
             return None;
         }
@@ -373,12 +377,16 @@ impl Suite {
         }
     }
 
-    /// Prints the sum. The exit status is a failure if anything failed.
+    /// Prints the sum. The exit status is a failure if anything failed, or no case was asked for.
     pub fn finish(self) -> ExitCode {
         if !self.list {
             println!("{} passed, {} failed", self.passed, self.failed);
         }
-        if self.failed == 0 {
+        let none = !self.list && !self.found;
+        if none {
+            println!("no case of that name");
+        }
+        if self.failed == 0 && !none {
             ExitCode::SUCCESS
         } else {
             ExitCode::FAILURE
