@@ -45,6 +45,7 @@ const CASES: &[Named] = table! {
         damaged_headers
         damaged_tables
         bad_arguments
+        names_that_a_terminal_would_obey
         a_reader_that_goes_away;
     removal:
         only_what_nobody_has_goes

@@ -28,6 +28,8 @@ mod managed;
 mod masters;
 #[path = "process/parents.rs"]
 mod parents;
+#[path = "process/paths.rs"]
+mod paths;
 #[path = "process/peer_deaths.rs"]
 mod peer_deaths;
 #[path = "process/peers.rs"]
@@ -111,6 +113,7 @@ const CASES: &[Named] = table! {
         a_worker_is_a_master_or_has_children;
     forks:
         a_fork_that_fails_holds_nothing
+        a_child_that_is_killed_on_its_way_holds_nothing
         a_pool_is_used_first_while_the_process_forks;
     managed:
         the_last_user_of_a_resource_ends_it
@@ -121,6 +124,11 @@ const CASES: &[Named] = table! {
         what_cannot_be_removed_stays_in_the_journal
         names_of_one_file_are_one_resource
         a_resource_announced_twice_is_one;
+    paths:
+        what_is_no_pid_file_stays
+        paths_that_lead_nowhere_are_errors
+        a_program_may_go_to_another_directory
+        who_has_the_name_by_now_keeps_it;
     events:
         what_happens_is_logged;
     peers:
@@ -157,7 +165,7 @@ const ROLES: &[Named] = table! {
     parents: role_no_descriptor role_sigchld role_family;
     masters: role_ends;
     run_ends: role_pid_file;
-    forks: role_failing_fork role_first_use;
+    forks: role_failing_fork role_killed_on_its_way role_first_use;
     managed: role_makes;
     peers: role_peer role_odd_peer role_asking_peer role_leaving_peer role_waiting_peer;
     peer_deaths: role_named_master role_storm;

@@ -1,10 +1,12 @@
 //! What the macros read from a type: the path of the library, bounds, the names of fields.
 
-use quote::{ToTokens, format_ident};
+use proc_macro2::{Span, TokenStream};
+use quote::{ToTokens, format_ident, quote, quote_spanned};
 use syn::ext::IdentExt;
+use syn::spanned::Spanned;
 use syn::{
-    Attribute, Error, Field, GenericParam, Generics, Index, LitStr, Member, Path, Result,
-    TypeParamBound, parse_quote,
+    Attribute, Data, Error, Field, Fields, GenericParam, Generics, Ident, Index, LitStr, Member,
+    Path, Result, TypeParamBound, parse_quote,
 };
 
 /// The path of the shmkit crate: `::shmkit`, or what `#[shmkit(crate = "path")]` says. All checks are
@@ -57,6 +59,46 @@ pub(crate) fn member(index: usize, field: &Field) -> (Member, String) {
         Some(ident) => (Member::Named(ident.clone()), ident.unraw().to_string()),
         None => (Member::Unnamed(Index::from(index)), index.to_string()),
     }
+}
+
+/// A statement that does not compile unless the type has the variants and the fields that the macro has
+/// read, with their types: an attribute below the derive is expanded after it, and may change them.
+pub(crate) fn unchanged(krate: &Path, data: &Data) -> TokenStream {
+    let this = Ident::new("this", Span::mixed_site());
+    let arms: Vec<_> = match data {
+        Data::Struct(data) => {
+            // No reference, for the struct may be packed.
+            let (members, types) = members(&data.fields);
+            let checks = members.iter().zip(types).map(|(member, ty)| {
+                quote_spanned!(ty.span()=> #krate::__private::is::<#ty>(&raw const #this.#member);)
+            });
+            vec![quote!(Self { #(#members: _),* } => { #(#checks)* })]
+        }
+        Data::Enum(data) => {
+            let arm = |variant: &syn::Variant| {
+                let (name, (members, types)) = (&variant.ident, members(&variant.fields));
+                let bindings: Vec<_> = (0..members.len())
+                    .map(|i| format_ident!("field_{i}"))
+                    .collect();
+                let checks = types.iter().zip(&bindings).map(|(ty, binding)| {
+                    quote_spanned!(ty.span()=> #krate::__private::is::<#ty>(#binding);)
+                });
+                quote!(Self::#name { #(#members: ref #bindings),* } => { #(#checks)* })
+            };
+            data.variants.iter().map(arm).collect()
+        }
+        Data::Union(_) => Vec::new(),
+    };
+    quote! {
+        let _ = |#this: &Self| match *#this {
+            #(#arms)*
+        };
+    }
+}
+
+fn members(fields: &Fields) -> (Vec<Member>, Vec<&syn::Type>) {
+    let of_each = |(i, field)| (member(i, field).0, &field.ty);
+    fields.iter().enumerate().map(of_each).unzip()
 }
 
 /// Whether a type has no parameters, so that its constants can be evaluated where it is defined.

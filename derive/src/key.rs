@@ -6,7 +6,7 @@ use quote::{quote, quote_spanned};
 use syn::spanned::Spanned;
 use syn::{Data, DeriveInput, Error, Result};
 
-use crate::input::{bounded, crate_path, is_concrete, item, refuse_attributes};
+use crate::input::{bounded, crate_path, is_concrete, item, refuse_attributes, unchanged};
 
 pub(crate) fn expand(input: DeriveInput) -> Result<TokenStream> {
     let krate = crate_path(&input.attrs)?;
@@ -54,6 +54,7 @@ pub(crate) fn expand(input: DeriveInput) -> Result<TokenStream> {
         }
     };
 
+    let unchanged = unchanged(&krate, &input.data);
     let name = &input.ident;
     let generics = bounded(&input.generics, &key);
     let generics = bounded(&generics, &shm_safe);
@@ -64,12 +65,13 @@ pub(crate) fn expand(input: DeriveInput) -> Result<TokenStream> {
         }
     });
     Ok(quote! {
-        // SAFETY: by `LEN`, which would not compile otherwise, every field is a key and the type is
-        // plain: without padding, and without anything that is changed through `&`.
+        // SAFETY: by `LEN`, which would not compile otherwise, every field is a key, there is no other, and
+        // the type is plain: without padding, and without anything that is changed through `&`.
         #[automatically_derived]
         unsafe impl #impl_generics #key for #name #type_generics #where_clause {
             type Stored = Self;
             const LEN: ::core::option::Option<usize> = {
+                #unchanged
                 #(#checks)*
                 #krate::__private::assert_plain::<Self>();
                 ::core::option::Option::Some(::core::mem::size_of::<Self>())

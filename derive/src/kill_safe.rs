@@ -6,7 +6,7 @@ use quote::{quote, quote_spanned};
 use syn::spanned::Spanned;
 use syn::{Data, DeriveInput, Error, Result};
 
-use crate::input::{bounded, crate_path, item, refuse_attributes};
+use crate::input::{bounded, crate_path, item, refuse_attributes, unchanged};
 
 pub(crate) fn expand(input: DeriveInput) -> Result<TokenStream> {
     let krate = crate_path(&input.attrs)?;
@@ -28,6 +28,7 @@ pub(crate) fn expand(input: DeriveInput) -> Result<TokenStream> {
     };
     refuse_attributes(&data.fields)?;
 
+    let unchanged = unchanged(&krate, &input.data);
     let name = &input.ident;
     let kill_safe = item(&krate, "KillSafe");
     let generics = bounded(&input.generics, &kill_safe);
@@ -37,10 +38,13 @@ pub(crate) fn expand(input: DeriveInput) -> Result<TokenStream> {
         quote_spanned!(ty.span()=> #krate::__private::kill_safe::<#ty>();)
     });
     Ok(quote! {
-        // SAFETY: every field is KillSafe, or `FIELDS` would not compile.
+        // SAFETY: every field is KillSafe, and there is no other, or `FIELDS` would not compile.
         #[automatically_derived]
         unsafe impl #impl_generics #kill_safe for #name #type_generics #where_clause {
-            const FIELDS: () = { #(#checks)* };
+            const FIELDS: () = {
+                #unchanged
+                #(#checks)*
+            };
         }
     })
 }

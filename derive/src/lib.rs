@@ -4,7 +4,7 @@
 //! - `kill_safe`: the check of a struct's fields.
 //! - `key`: the check of a struct's fields, and of its padding.
 //! - `trace`: shows each field to a heap's tracer.
-//! - `input`: what they read from the type: attributes, generics.
+//! - `input`: what they read from the type: attributes, generics; and that it is what the compiler sees.
 
 mod input;
 mod key;

@@ -13,7 +13,9 @@ use syn::{
     Path, Result, Token,
 };
 
-use crate::input::{bounded, crate_path, is_concrete, item, member, refuse_attributes, text};
+use crate::input::{
+    bounded, crate_path, is_concrete, item, member, refuse_attributes, text, unchanged,
+};
 
 /// The representations that fix the layout of an enum. 128 bits are left out: no object needs
 /// them, and discriminants fit into an `i128` this way.
@@ -38,6 +40,7 @@ pub(crate) fn expand(input: DeriveInput) -> Result<TokenStream> {
         }
     };
 
+    let unchanged = unchanged(&krate, &input.data);
     let name = &input.ident;
     let shm_safe = item(&krate, "ShmSafe");
     let generics = bounded(&input.generics, &shm_safe);
@@ -48,11 +51,14 @@ pub(crate) fn expand(input: DeriveInput) -> Result<TokenStream> {
         }
     });
     Ok(quote! {
-        // SAFETY: every field is ShmSafe and described, or `TYPE` would not compile; with
-        // `ShmSafeTypesHaveNoDrop` below, a type with `Drop` would not either.
+        // SAFETY: every field is ShmSafe and described, and there is no other, or `TYPE` would not
+        // compile; with `ShmSafeTypesHaveNoDrop` below, a type with `Drop` would not either.
         #[automatically_derived]
         unsafe impl #impl_generics #shm_safe for #name #type_generics #where_clause {
-            const TYPE: &'static #krate::__private::TypeInfo = const { &#info };
+            const TYPE: &'static #krate::__private::TypeInfo = {
+                #unchanged
+                const { &#info }
+            };
             const IMAGE_BOUND: bool = false #(|| #image_bound)*;
             const OWNS: bool = false #(|| #owns)*;
         }

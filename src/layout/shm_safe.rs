@@ -144,6 +144,9 @@ pub mod derive_support {
     )]
     impl<T: ?Sized + Drop> ShmSafeTypesHaveNoDrop for T {}
 
+    /// Compiles for the address of a `T` only.
+    pub const fn is<T: ?Sized>(_: *const T) {}
+
     /// Compiles for kill-safe types only.
     pub const fn kill_safe<T: KillSafe>() {}
 

@@ -193,11 +193,11 @@ pub(crate) fn confirm_process(record: &Process) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     /// What lies in a pool that nobody has used.
-    fn zeroed<T>() -> &'static T {
+    pub(crate) fn zeroed<T>() -> &'static T {
         let layout = std::alloc::Layout::new::<T>();
         // SAFETY: a block of the type's layout, leaked, for a type that consists of numbers.
         unsafe { &*std::alloc::alloc_zeroed(layout).cast::<T>() }

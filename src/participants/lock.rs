@@ -39,7 +39,7 @@ pub(crate) use crate::protocol::lock_word::{
 };
 use crate::protocol::lock_word::{announce, attempt, unlock_slow};
 use crate::sys::futex;
-use crate::sys::robust::{OWNER_DIED, WAITERS as LIFE_WAITERS};
+use crate::sys::robust::OWNER_DIED;
 
 /// How long anybody sleeps without looking again: the longest that a lost wake costs.
 pub(crate) const TICK: Duration = Duration::from_millis(4);
@@ -275,20 +275,7 @@ pub(crate) fn slept_in_vain(
         .store(std::ptr::from_ref(word).addr() as u64, Ordering::Release);
     match arena.owner_slot(owner) {
         Some(other) => {
-            let life = &other.life.word;
-            let mut seen = life.load(Ordering::Relaxed);
-            // Asks the kernel to wake us should the owner die.
-            while seen != 0 && seen & (OWNER_DIED | LIFE_WAITERS) == 0 {
-                match life.compare_exchange(
-                    seen,
-                    seen | LIFE_WAITERS,
-                    Ordering::Relaxed,
-                    Ordering::Relaxed,
-                ) {
-                    Ok(_) => seen |= LIFE_WAITERS,
-                    Err(now) => seen = now,
-                }
-            }
+            let seen = other.life.ask_for_wake();
             if seen & OWNER_DIED != 0 || life::is_gone(arena, owner) {
                 // Somebody resolves what it was doing, or another thread of its process may still run: mostly not
                 // for long.
@@ -296,7 +283,7 @@ pub(crate) fn slept_in_vain(
                     futex::wait(word, value, left.min(Duration::from_micros(200)));
                 }
             } else {
-                futex::wait_two((word, value), (life, seen), left);
+                futex::wait_two((word, value), (&other.life.word, seen), left);
             }
         }
         None => futex::wait(word, value, left),

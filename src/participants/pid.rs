@@ -3,7 +3,8 @@
 //! A parent notes its child's id when `fork` has returned. By then the child may have lived and ended,
 //! and its record may be another process's, whose id must stay: who is taken for a process that is gone
 //! is declared dead. So the word holds the id, and above it the low 32 bits of the record's generation,
-//! and a parent notes only in place of an id that is missing in its child's generation.
+//! and a parent notes only in place of an id that is missing in its child's generation. Who looks for a
+//! child by its id asks for the id in the generation that the record has, and is told no former owner's.
 //!
 //! | Who | stores | a kill after it leaves |
 //! |---|---|---|
@@ -27,6 +28,13 @@ impl Pid {
         self.0.load(Ordering::Acquire) as u32
     }
 
+    /// The id of the record's owner in that generation, as far as it is known.
+    pub(crate) fn of(&self, generation: u64) -> Option<u32> {
+        let found = self.0.load(Ordering::Acquire);
+        let pid = found as u32;
+        (pid != 0 && found == word(generation, pid)).then_some(pid)
+    }
+
     /// By who has the record: in that generation it is now this process's.
     pub(crate) fn set(&self, generation: u64, pid: u32) {
         self.0.store(word(generation, pid), Ordering::Release);
@@ -46,6 +54,20 @@ impl Pid {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_former_owner_is_not_found() {
+        let pid = Pid(AtomicU64::new(0));
+        assert_eq!(pid.of(0), None);
+        pid.set(5, 70);
+        assert_eq!(pid.of(5), Some(70));
+        // Taken again, by a parent that has not said yet that the id is not known.
+        assert_eq!(pid.of(6), None);
+        pid.set(6, 0);
+        assert_eq!((pid.of(5), pid.of(6)), (None, None));
+        pid.note(6, 71);
+        assert_eq!((pid.of(5), pid.of(6)), (None, Some(71)));
+    }
 
     #[test]
     fn who_comes_late_changes_nothing() {

@@ -8,19 +8,21 @@
 //! |--------|--------|-------------|
 //! | parent before the fork | a FORKING record without a child | recovery of the parent aborts it |
 //! | parent after the fork  | a FORKING record, a child on its way | recovery aborts it or the child turns it LIVE: one exchange decides; an aborted child exits |
-//! | child before LIVE | a FORKING record without a child | the parent aborts it when it reaps the child, or recovery of the parent |
+//! | child before LIVE | a FORKING record without a child | the parent aborts it when it reaps the child, or looks (`pool/fork.rs`), or recovery of the parent |
 //! | (a fork that fails) | a FORKING record without a child | the parent aborts it at once |
 //! | either later | its LIVE record | recovery |
 
 use crate::layout::arena::{Arena, HOLDS, PROCESSES};
 use crate::layout::local;
+use crate::participants::lock::TICK;
 use crate::participants::recovery;
 use crate::participants::table::{Process, ProcessPhase, ProcessState};
 use crate::participants::tag::Tag;
 use crate::primitive::Ordering;
 use crate::sys;
+use crate::sys::futex;
 use crate::sys::memory::CommitError;
-use crate::sys::robust::{OWNER_DIED, TID};
+use crate::sys::robust::{RobustWord, TID};
 use crate::sys::thread_lock::ThreadLock;
 
 /// This process's record, made now if need be.
@@ -150,7 +152,6 @@ pub(crate) fn reserve_child(arena: Arena) -> Option<Tag> {
         };
         let mut taken = free.phase == ProcessPhase::Free;
         if taken {
-            // Before somebody looks for a child that has ended by its pid.
             record.pid.set(generation, 0);
             taken = record.turn(free, forking);
         }
@@ -194,12 +195,9 @@ pub(crate) fn become_child(arena: Arena, child: Tag, start: u64) -> bool {
         if state.phase != ProcessPhase::Forking || state.generation != child.generation() {
             return false;
         }
-        let word = record.life.word.load(Ordering::Acquire);
-        // Somebody who looks for a free record may hold the word for a moment.
-        if word & TID != 0 && word & OWNER_DIED == 0 {
-            std::thread::yield_now();
+        let Some(word) = word_of_nobody(&record.life) else {
             continue;
-        }
+        };
         match record.life.acquire(word) {
             Ok(true) => break,
             Ok(false) => {}
@@ -222,6 +220,20 @@ pub(crate) fn become_child(arena: Arena, child: Tag, start: u64) -> bool {
         unsafe { record.life.release() };
         false
     }
+}
+
+/// The word, if nobody alive has it; else sleeps. Who looks for a free record has the word of another for a
+/// moment; or, if he is stopped then, until he goes on or dies.
+fn word_of_nobody(life: &RobustWord) -> Option<u32> {
+    let word = life.word.load(Ordering::Acquire);
+    if word & TID == 0 {
+        return Some(word);
+    }
+    let word = life.ask_for_wake();
+    if word & TID != 0 {
+        futex::wait(&life.word, word, TICK);
+    }
+    None
 }
 
 /// The pool is about to be unmapped: this thread's list of words to be marked must not lead there.
@@ -262,5 +274,32 @@ pub(crate) fn leave(arena: Arena) {
     } else {
         // Its thread has ended, perhaps.
         recovery::recover_process(arena, known.slot());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::participants::life::tests::zeroed;
+
+    #[test]
+    fn who_waits_for_a_life_word_sleeps() {
+        let life: &RobustWord = zeroed();
+        assert!(life.acquire(0).unwrap());
+        let (tell, told) = std::sync::mpsc::channel();
+        let waiter = std::thread::spawn(move || {
+            tell.send(sys::process::tid()).unwrap();
+            while word_of_nobody(life).is_none() {}
+        });
+        let tid = told.recv().unwrap();
+        let sleeps = format!("{} {:p} ", libc::SYS_futex, &raw const life.word);
+        let path = format!("/proc/self/task/{tid}/syscall");
+        let begun = std::time::Instant::now();
+        while !std::fs::read_to_string(&path).unwrap().starts_with(&sleeps) {
+            assert!(begun.elapsed().as_secs() < 10, "it never sleeps");
+        }
+        // SAFETY: acquired above.
+        unsafe { life.release() };
+        waiter.join().unwrap();
     }
 }

@@ -9,21 +9,23 @@
 //!
 //! # A fork that fails
 //!
-//! `spawn` sees that. Of a fork that somebody else makes, the handlers hear nothing but that they are
-//! called in the parent. So the child gets the end of a pipe, which it closes once its records live:
-//! when nobody has it, and a record is still FORKING, there is no child for that.
+//! `spawn` sees that, and reaps its child. Of a fork that somebody else makes, the handlers hear nothing
+//! but that they are called in the parent. So the child gets the end of a pipe, which it closes once its
+//! records live: when nobody has it, and a record is still FORKING, there is no child for that. The parent
+//! looks at once, for a fork that has failed, and for children that were killed on their way when it forks
+//! again, reaps one of its own, or is asked to recover the pool.
 
 use std::cell::RefCell;
 use std::io::{PipeReader, PipeWriter};
-use std::sync::Once;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Mutex, Once, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{dispose, handles, intents};
 use crate::allocator;
 use crate::engines::limbo;
-use crate::layout::arena::Arena;
+use crate::layout::arena::{Arena, GRANULES};
 use crate::layout::{fingerprint, local};
 use crate::participants::recovery::{self, Hooks};
 use crate::participants::table::ProcessPhase;
@@ -46,10 +48,26 @@ struct Held {
     pipe: Option<(PipeReader, PipeWriter)>,
 }
 
+/// A child of somebody else's fork whose records do not live yet.
+struct OnItsWay {
+    /// Nobody has the other end once they do, or once there is no child.
+    pipe: PipeReader,
+    /// Its records, as tags, by the pools' granules.
+    records: [u64; GRANULES],
+}
+
+/// So many are remembered. The records of one more stay until this process ends, if it is killed.
+const MANY: usize = 16;
+
+/// Used by who keeps the [handles](handles::lock), so that nobody has it while another forks.
+static ON_THEIR_WAY: Mutex<Vec<OnItsWay>> = Mutex::new(Vec::new());
+
 /// Teaches the layers below what this one does, and hooks into forks. Once a process.
 pub(super) fn install() {
     static INSTALLED: Once = Once::new();
     INSTALLED.call_once(|| {
+        // What happens around a fork allocates nothing.
+        on_their_way().reserve_exact(MANY);
         // Children must not draw different nonces.
         fingerprint::image_nonce();
         teach_recovery();
@@ -137,6 +155,7 @@ fn forked(pid: u32) {
 
 extern "C" fn prepare() {
     keep_handles();
+    take_back_of_the_killed();
     let mut made = false;
     for arena in attached() {
         let pending = pending(arena);
@@ -177,16 +196,44 @@ fn release_handles() {
     let _ = HELD.try_with(|held| held.borrow_mut().take());
 }
 
-/// Whether there is certainly no child whose records do not live. Asked in the parent, once.
-fn no_child_is_coming() -> bool {
-    let pipe = HELD.try_with(|held| held.borrow_mut().as_mut()?.pipe.take());
-    let Ok(Some((read, write))) = pipe else {
-        return false;
-    };
-    drop(write);
-    let mut ends = [PollFd::new(&read, PollFlags::empty())];
-    let polled = poll(&mut ends, Some(&Timespec::default()));
-    polled.is_ok() && ends[0].revents().contains(PollFlags::HUP)
+fn on_their_way() -> std::sync::MutexGuard<'static, Vec<OnItsWay>> {
+    ON_THEIR_WAY.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Takes the records back of those that were killed on their way, and forgets those that have come to
+/// life. The caller keeps the handles.
+fn take_back_of_the_killed() {
+    on_their_way().retain(|child| {
+        let ended = nobody_has_the_other_end(&child.pipe);
+        let records = attached().map(|arena| (arena, child.records[arena.granule()]));
+        for (arena, record) in records.filter(|&(_, record)| ended && record != 0) {
+            // Only of those that do not live.
+            process::abort_child(arena, Tag::of_word(record));
+        }
+        !ended
+    });
+}
+
+/// The same, for who does not keep the handles.
+pub(super) fn recover_children() {
+    let handles = handles::lock();
+    take_back_of_the_killed();
+    drop(handles);
+}
+
+/// The pool is about to be unmapped: the next one at its place has other records.
+pub(super) fn forget(arena: Arena) {
+    let handles = handles::lock();
+    for child in on_their_way().iter_mut() {
+        child.records[arena.granule()] = 0;
+    }
+    drop(handles);
+}
+
+fn nobody_has_the_other_end(pipe: &PipeReader) -> bool {
+    let mut end = [PollFd::new(pipe, PollFlags::empty())];
+    let polled = poll(&mut end, Some(&Timespec::default()));
+    polled.is_ok() && end[0].revents().contains(PollFlags::HUP)
 }
 
 /// Whether this process has handles of objects in the pool; asked while it forks.
@@ -200,17 +247,30 @@ fn has_handles(arena: Arena) -> bool {
 }
 
 extern "C" fn in_parent() {
+    let mut records = [0; GRANULES];
     for arena in attached() {
         let record = pending(arena).swap(0, Ordering::Relaxed);
         forked_last(arena).store(record, Ordering::Relaxed);
+        records[arena.granule()] = record;
     }
-    if no_child_is_coming() {
-        take_back(forked_last);
+    let pipe = HELD.try_with(|held| held.borrow_mut().as_mut()?.pipe.take());
+    if let Ok(Some((pipe, for_the_child))) = pipe {
+        drop(for_the_child);
+        let mut all = on_their_way();
+        if all.len() < MANY {
+            all.push(OnItsWay { pipe, records });
+        }
+        drop(all);
+        take_back_of_the_killed();
     }
     release_handles();
 }
 
 extern "C" fn in_child() {
+    // Held if somebody has it, as a fork during the destruction of thread-locals does not keep him away.
+    if let Ok(mut siblings) = ON_THEIR_WAY.try_lock() {
+        siblings.clear();
+    }
     // The thread's table of slots is empty: the kernel has wiped it.
     let start = sys::process::own_start();
     for arena in attached() {
@@ -243,12 +303,13 @@ fn child_ending() {
 
 /// A child has ended, in whatever way.
 fn child_reaped(pid: u32) {
+    recover_children();
     for arena in attached() {
         for (index, record) in arena.processes() {
             let state = record.state();
             if state.phase == ProcessPhase::Forking
                 && state.parent as usize == process::current_index(arena)
-                && record.pid.get() == pid
+                && record.pid.of(state.generation) == Some(pid)
             {
                 process::abort_child(arena, Tag::new(index, state.generation));
             }

@@ -323,6 +323,7 @@ impl Pool {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn recover(self) -> RecoverySummary {
+        fork::recover_children();
         let done = recovery::recover_all(self.0);
         if let Some(slot) = thread::known_slot(self.0) {
             allocator::grow::purge_now_and_then(self.0, slot);
@@ -408,6 +409,7 @@ impl Pool {
         process::leave(self.0);
         process::give_up_life(self.0);
         handles::forget(self.0);
+        fork::forget(self.0);
         let (len, fd) = local::of(self.0).clear();
         // SAFETY: by the caller's promise nothing refers to the mapping; the descriptor was the
         // pool's own.

@@ -61,7 +61,8 @@ impl Config {
     }
 
     /// A file that holds the master's pid while it runs. It is locked as long, so that a second
-    /// run with the same file is refused; one that a killed master has left is taken over.
+    /// run with the same file is refused; one that a killed master has left is taken over. A file that
+    /// holds anything else than a number is refused, and stays as it is.
     ///
     /// ```
     /// use shmkit::process::{Config, Entry, run};

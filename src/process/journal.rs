@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! block 0       magic (8 bytes), version (u32), crc of both (u32), zeros
-//! block 1 + i   what the resource at place i is: length (u32), crc (u32), record in postcard's
+//! block 1 + i   what the resource at place i is: length (u32), crc (u32), kind and name in postcard's
 //!               encoding, zeros; or all zeros, if there is none
 //! ```
 //!
@@ -41,7 +41,7 @@ use std::path::{Path, PathBuf};
 use super::Resource;
 use super::RunError;
 use super::master::LOG;
-use super::pid_file::lock;
+use super::pid_file;
 use super::resources::PLACES;
 use crate::pool::remove::RemoveError;
 use crate::pool::{self, AttachError};
@@ -49,6 +49,8 @@ use crate::pool::{self, AttachError};
 const BLOCK: usize = 4096;
 const MAGIC: [u8; 8] = *b"shmkjrnl";
 const VERSION: u32 = 1;
+/// Kinds of resources, which a journal counts from 0.
+const FIRST_KIND: u32 = 1;
 const LENGTH: u64 = (BLOCK * (1 + PLACES)) as u64;
 
 /// Why a journal was not taken. Nothing was removed, and the file is as it was.
@@ -110,9 +112,13 @@ impl Journal {
             path: path.display().to_string(),
             error,
         };
-        std::fs::create_dir_all(directory).map_err(|error| failed(directory, error))?;
+        let made = std::path::absolute(directory).and_then(|directory| {
+            std::fs::create_dir_all(&directory)?;
+            Ok(directory)
+        });
+        let directory = made.map_err(|error| failed(directory, error))?;
         let path = directory.join("journal");
-        let file = lock(&path)?;
+        let file = pid_file::lock(&path)?;
         let journal = Journal { file, path };
         let records = match journal.read() {
             Ok(Ok(records)) => records,
@@ -176,8 +182,9 @@ impl Journal {
     /// Says that there may be a resource from now on.
     pub(super) fn record(&self, place: usize, resource: &Resource) -> io::Result<()> {
         let mut block = [0; BLOCK];
-        let text = postcard::to_slice(resource, &mut block[8..])
-            .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+        let name = resource.name().unwrap_or_default();
+        let text = postcard::to_slice(&(resource.kind() - FIRST_KIND, name), &mut block[8..])
+            .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "the name is too long"))?;
         let (length, crc) = (text.len() as u32, crc32fast::hash(text));
         block[..4].copy_from_slice(&length.to_le_bytes());
         block[4..8].copy_from_slice(&crc.to_le_bytes());
@@ -197,7 +204,7 @@ impl Journal {
     /// The run is over: the file goes if it names nothing. The lock is held until then.
     pub(super) fn finish(self) -> io::Result<()> {
         match self.read()? {
-            Ok(records) if records.is_empty() => std::fs::remove_file(&self.path),
+            Ok(records) if records.is_empty() => pid_file::remove(&self.file, &self.path),
             _ => Ok(()),
         }
     }
@@ -236,8 +243,11 @@ fn parse(block: &[u8; BLOCK]) -> Result<Option<Resource>, ()> {
     if crc32fast::hash(text) != word(4) || rest.iter().any(|&byte| byte != 0) {
         return Err(());
     }
-    match postcard::take_from_bytes(text) {
-        Ok((resource, [])) => Ok(Some(resource)),
+    match postcard::take_from_bytes::<(u32, &[u8])>(text) {
+        Ok(((kind, name), [])) => {
+            let resource = Resource::of(kind.saturating_add(FIRST_KIND), name);
+            resource.map(Some).ok_or(())
+        }
         _ => Err(()),
     }
 }

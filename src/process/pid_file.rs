@@ -1,10 +1,14 @@
 //! The pid file: it says who the master is, and its lock that there is one.
 //!
+//! A file that holds anything but a number is none, and stays as it is. Files are known by their absolute
+//! paths, for the program may go to another directory before the run ends, and are removed if they are still
+//! the ones that were locked.
+//!
 //! The lock goes with the last copy of its descriptor; workers close theirs as they start. So it
 //! is free once a killed master and the workers that were just being forked are gone.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -28,15 +32,30 @@ impl PidFile {
             path: path.display().to_string(),
             error,
         };
-        let mut file = lock(path)?;
+        let path = std::path::absolute(path).map_err(failed)?;
+        let mut file = lock(&path)?;
+        if !is_number(&file).map_err(failed)? {
+            let error = io::Error::new(io::ErrorKind::InvalidData, "it is no pid file");
+            return Err(failed(error));
+        }
         file.set_len(0).map_err(failed)?;
         writeln!(file, "{}", process::pid()).map_err(failed)?;
         Ok(PidFile {
             file,
-            path: path.into(),
+            path,
             owner: process::pid(),
         })
     }
+}
+
+/// Whether a file holds a number, or nothing.
+fn is_number(file: &File) -> io::Result<bool> {
+    /// Longer than any, with the spaces around it.
+    const SOME: u64 = 40;
+    let mut text = Vec::new();
+    file.take(SOME).read_to_end(&mut text)?;
+    let is_digit = |byte: &u8| byte.is_ascii_digit();
+    Ok((text.len() as u64) < SOME && text.trim_ascii().iter().all(is_digit))
 }
 
 /// Opens a file, made if need be, and locks it.
@@ -63,11 +82,23 @@ pub(super) fn lock(path: &Path) -> Result<File, RunError> {
             Err(error) => return Err(failed(error.into())),
         }
         // Its last owner may have removed it between the two steps: then it is another by now.
-        let inode = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
-        let ours = file.metadata().map(inode).map_err(failed)?;
-        if std::fs::metadata(path).map(inode).ok() == Some(ours) {
+        if is_at(&file, path).map_err(failed)? {
             return Ok(file);
         }
+    }
+}
+
+fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    let inode = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
+    let ours = file.metadata().map(inode)?;
+    Ok(std::fs::metadata(path).map(inode).ok() == Some(ours))
+}
+
+/// Removes a file that was locked, unless another has its name by now.
+pub(super) fn remove(file: &File, path: &Path) -> io::Result<()> {
+    match is_at(file, path)? {
+        true => std::fs::remove_file(path),
+        false => Ok(()),
     }
 }
 
@@ -80,8 +111,7 @@ impl AsFd for PidFile {
 impl Drop for PidFile {
     fn drop(&mut self) {
         if self.owner == process::pid() {
-            // While it is locked, so that it is ours.
-            let _ = std::fs::remove_file(&self.path);
+            let _ = remove(&self.file, &self.path);
         }
     }
 }

@@ -37,8 +37,13 @@ impl Resource {
     /// ```
     #[must_use]
     pub fn path(&self) -> Option<PathBuf> {
+        /// Of a path, in bytes: the kernel's, with the zero behind it.
+        const LONGEST: usize = 4096;
         match self {
-            Resource::File(path) => std::path::absolute(path).ok(),
+            Resource::File(path) => std::path::absolute(path).ok().filter(|path| {
+                let bytes = path.as_os_str().as_bytes();
+                bytes.len() < LONGEST && !bytes.contains(&0)
+            }),
             Resource::Pool(name) => Some(PoolName::parse(name)?.path().into()),
             Resource::Semaphore(name) => {
                 let name = name.strip_prefix('/').unwrap_or(name);

@@ -1,8 +1,8 @@
-//! Processes and tasks: who they are, whether they live, how they start and end.
+//! Processes and tasks: who they are, and whether they live. What starts, awaits and ends *our own*
+//! children is in `children`.
 //!
-//! Two halves. The first answers questions about *any* task, and is called by recovery code: it
-//! takes no lock, does not panic, and reads `/proc` through buffers on the stack, so it touches
-//! no heap. The second starts, waits for and ends *our own* children.
+//! Answers questions about *any* task, and is called by recovery code: it takes no lock, does not
+//! panic, and reads `/proc` through buffers on the stack, so it touches no heap.
 //!
 //! # Evidence of death
 //!
@@ -26,6 +26,10 @@
 //! Nothing here keeps state between calls, in the process or in shared memory: a caller killed at
 //! any instruction leaves nothing behind but descriptors, which the kernel closes.
 
+mod children;
+#[cfg(test)]
+mod tests;
+
 use std::ffi::CStr;
 use std::fmt;
 use std::io::{self, Write as _};
@@ -34,7 +38,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::{CWD, Mode, OFlags, RawDir};
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitOptions};
+use rustix::process::{Pid, WaitId, WaitIdOptions};
+
+pub(crate) use children::*;
 
 /// `PF_EXITING` of the kernel's task flags (field 9 of `/proc/<tid>/stat`): set on the way into
 /// `exit`, before a joiner is woken, and never cleared.
@@ -401,203 +407,3 @@ fn all_threads(pid: u32, is_over: impl Fn(&StatLine) -> bool) -> bool {
             Stat::Read(line) if line.threads <= first.count
         )
 }
-
-/// Which side of a fork the caller is on.
-#[derive(Debug)]
-pub(crate) enum ForkResult {
-    /// The process that called, which now has this child.
-    Parent { child: u32 },
-    /// The new process.
-    Child,
-}
-
-/// Forks, running the `pthread_atfork` handlers.
-///
-/// # Safety
-///
-/// With other threads running, the child must confine itself to what is allowed after such a
-/// fork: locks that those threads held stay locked in the child for ever. In the child, nothing
-/// may return or unwind into the frames of the caller that belong to the parent alone.
-///
-/// # Errors
-///
-/// That of `fork`, usually `EAGAIN` or `ENOMEM`. No process was made then.
-pub(crate) unsafe fn fork() -> io::Result<ForkResult> {
-    // SAFETY: `fork` takes no pointers; what it demands of the child is passed on to our caller.
-    match unsafe { libc::fork() } {
-        -1 => Err(io::Error::last_os_error()),
-        0 => Ok(ForkResult::Child),
-        child => Ok(ForkResult::Parent {
-            child: child.unsigned_abs(),
-        }),
-    }
-}
-
-/// Arranges that SIGKILL follows the death of the thread that forked us. `false` if `parent` has
-/// died before.
-///
-/// A parent in an outer pid namespace is seen as 0, before its death and after: then only the
-/// signal counts.
-pub(crate) fn die_with_parent(parent: u32) -> bool {
-    let set = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
-    let now = rustix::process::getppid().map(|pid| pid.as_raw_pid().unsigned_abs());
-    set.is_ok() && now.is_none_or(|now| now == parent)
-}
-
-/// How a child ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ended {
-    /// It exited with this code.
-    Exited(i32),
-    /// This signal ended it.
-    Signaled(i32),
-    /// It ended, but somebody else took its status: SIGCHLD is ignored, or other code in this
-    /// process waited for it.
-    Unknown,
-}
-
-/// How a process has ended that is no child of ours: known to the kernel while it is a zombie, and, for
-/// who has its pidfd, after it was reaped (Linux 6.15).
-pub(crate) fn ended_elsewhere(pid: u32, pidfd: BorrowedFd<'_>) -> Ended {
-    // The number is its own as long as it was not reaped, which the kernel says afterwards.
-    let status = zombie_status(pid).filter(|_| !was_reaped(pidfd));
-    // Whoever was not read as a zombie, or was reaped since, is asked for here.
-    let status = status.or_else(|| reaped_status(pidfd));
-    status.map_or(Ended::Unknown, |status| match status & 0x7f {
-        0 => Ended::Exited(status >> 8 & 0xff),
-        signal => Ended::Signaled(signal),
-    })
-}
-
-/// Whether the process of a pidfd was reaped, so that its number may be another's.
-fn was_reaped(pidfd: BorrowedFd<'_>) -> bool {
-    use std::os::fd::AsRawFd;
-    let info = std::ptr::null::<libc::siginfo_t>();
-    // SAFETY: signal 0 is never sent, and no memory is passed.
-    let sent = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), 0, info, 0) };
-    sent != 0 && io::Error::last_os_error().raw_os_error() == Some(libc::ESRCH)
-}
-
-/// The exit status in the 52nd field of `/proc/PID/stat`, of which only a zombie's counts.
-fn zombie_status(pid: u32) -> Option<i32> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let (_, fields) = stat.rsplit_once(')')?;
-    let mut fields = fields.split_ascii_whitespace();
-    matches!(fields.next()?, "Z" | "X").then_some(())?;
-    // The state was the third field.
-    fields.nth(52 - 4)?.parse().ok()
-}
-
-fn reaped_status(pidfd: BorrowedFd<'_>) -> Option<i32> {
-    use std::os::fd::AsRawFd;
-    /// `struct pidfd_info` in its first version.
-    #[repr(C)]
-    struct Info {
-        mask: u64,
-        cgroup: u64,
-        ids: [u32; 11],
-        status: i32,
-    }
-    const _: () = assert!(size_of::<Info>() == 64);
-    /// `PIDFD_GET_INFO`: `_IOWR(0xff, 11, struct pidfd_info)`.
-    const GET_INFO: libc::Ioctl = (3 << 30 | 64 << 16 | 0xff << 8 | 11) as libc::Ioctl;
-    /// `PIDFD_INFO_EXIT`.
-    const EXIT: u64 = 1 << 3;
-    let mut info = Info {
-        mask: EXIT,
-        cgroup: 0,
-        ids: [0; 11],
-        status: 0,
-    };
-    // SAFETY: the call fills in a structure of the size that its number says.
-    let got = unsafe { libc::ioctl(pidfd.as_raw_fd(), GET_INFO, &raw mut info) };
-    (got == 0 && info.mask & EXIT != 0).then_some(info.status)
-}
-
-/// Waits until the child `pid` has ended, and reaps it.
-pub(crate) fn wait(pid: u32) -> Ended {
-    wait_with(pid, WaitOptions::empty()).unwrap_or(Ended::Unknown)
-}
-
-/// Reaps the child `pid` if it has ended.
-pub(crate) fn try_wait(pid: u32) -> Option<Ended> {
-    wait_with(pid, WaitOptions::NOHANG)
-}
-
-fn wait_with(pid: u32, options: WaitOptions) -> Option<Ended> {
-    let Some(child) = to_pid(pid) else {
-        return Some(Ended::Unknown);
-    };
-    loop {
-        match rustix::process::waitpid(Some(child), options) {
-            Ok(None) => return None,
-            Ok(Some((_, status))) => {
-                if let Some(code) = status.exit_status() {
-                    return Some(Ended::Exited(code));
-                }
-                if let Some(signal) = status.terminating_signal() {
-                    return Some(Ended::Signaled(signal));
-                }
-                // Stopped or continued: reported only to a tracer, and no end.
-                if options.contains(WaitOptions::NOHANG) {
-                    return None;
-                }
-            }
-            Err(Errno::INTR) => {}
-            // ECHILD: it is no child of ours any more.
-            Err(_) => return Some(Ended::Unknown),
-        }
-    }
-}
-
-/// Whether the child `pid` has ended; it is not reaped.
-pub(crate) fn has_ended(pid: u32) -> bool {
-    let Some(child) = to_pid(pid) else {
-        return true;
-    };
-    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-    loop {
-        match rustix::process::waitid(WaitId::Pid(child), options) {
-            Ok(ended) => return ended.is_some(),
-            Err(Errno::INTR) => {}
-            Err(_) => return true,
-        }
-    }
-}
-
-/// Sends SIGKILL to the child `pid`.
-///
-/// # Errors
-///
-/// That of `kill`; `EPERM` for a child that changed its credentials.
-pub(crate) fn kill(pid: u32) -> io::Result<()> {
-    let child = to_pid(pid).ok_or(Errno::SRCH)?;
-    Ok(rustix::process::kill_process(child, Signal::KILL)?)
-}
-
-/// Flushes every output stream of C's stdio.
-///
-/// # Errors
-///
-/// That of the first stream that could not be written.
-pub(crate) fn flush_c_stdio() -> io::Result<()> {
-    loop {
-        // SAFETY: a null stream stands for all open output streams; no memory is passed.
-        if unsafe { libc::fflush(std::ptr::null_mut()) } == 0 {
-            return Ok(());
-        }
-        let error = io::Error::last_os_error();
-        if error.kind() != io::ErrorKind::Interrupted {
-            return Err(error);
-        }
-    }
-}
-
-/// Ends the process at once: no destructor, no `atexit` handler, no flush.
-pub(crate) fn exit_now(code: i32) -> ! {
-    // SAFETY: `_exit` has no preconditions and does not return.
-    unsafe { libc::_exit(code) }
-}
-
-#[cfg(test)]
-mod tests;

@@ -118,6 +118,23 @@ impl RobustWord {
         self.word.load(Ordering::Acquire) & OWNER_DIED != 0
     }
 
+    /// Has a sleeper woken when the holder gives the word back or dies. The word as it is now, which a
+    /// sleeper sleeps on if somebody holds it.
+    pub(crate) fn ask_for_wake(&self) -> u32 {
+        let mut seen = self.word.load(Ordering::Acquire);
+        while seen != 0 && seen & (OWNER_DIED | WAITERS) == 0 {
+            let asked = seen | WAITERS;
+            match self
+                .word
+                .compare_exchange(seen, asked, Ordering::Acquire, Ordering::Acquire)
+            {
+                Ok(_) => seen = asked,
+                Err(now) => seen = now,
+            }
+        }
+        seen
+    }
+
     /// Takes the word for this thread if it holds `expected` (0, or a value with `OWNER_DIED`).
     /// It is held until [`RobustWord::release`] or the thread's end.
     pub(crate) fn acquire(&self, expected: u32) -> Result<bool, RobustError> {

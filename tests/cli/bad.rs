@@ -4,8 +4,11 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::process::{Command, Stdio};
 
+use serde_json::Value;
+use shmkit::{Matrix, Pool};
+
 use crate::common::Random;
-use crate::{Actor, Name, refused, said, shmkit};
+use crate::{Actor, Name, refused, said, shmkit, told};
 
 /// Commands that take a pool, each with arguments that would be right.
 fn commands(pool: &str) -> Vec<Vec<&str>> {
@@ -203,6 +206,43 @@ pub fn bad_arguments() {
     ] {
         refused(arguments, 2, "");
     }
+}
+
+/// Names are data: in a report they end no line, and no terminal obeys them.
+pub fn names_that_a_terminal_would_obey() {
+    const NAME: &str = "a\x1b[31m\r\n\u{202e}b";
+    const SHOWN: &str = r"a\u{1b}[31m\r\n\u{202e}b";
+    let name = Name::new(NAME);
+    let pool = Pool::builder().max_size(4 << 20).create_named(&name.0);
+    let pool = pool.unwrap();
+    let matrix = Matrix::filled_in(pool, 1, 2, 1.5_f64).unwrap();
+    pool.set_name(NAME, &matrix).unwrap();
+    let prefix = ["ls", "--prefix", &name.0];
+    let commands = [
+        &prefix[..],
+        &["info", &name.0],
+        &["objects", &name.0],
+        &["check", &name.0],
+        &["gc", "--prefix", &name.0],
+    ];
+    for command in commands {
+        let text = said(command);
+        assert!(text.contains(SHOWN), "{command:?}: {text}");
+        let obeyed = |c: char| c != '\n' && c.is_control();
+        assert!(!text.contains(obeyed), "{command:?}: {text:?}");
+    }
+    // JSON has them as they are.
+    assert_eq!(told(&prefix)[0]["name"], name.0);
+    let objects = told(&["objects", &name.0]);
+    let is_named = |object: &Value| object["names"][0] == NAME;
+    assert!(
+        objects.as_array().unwrap().iter().any(is_named),
+        "{objects}"
+    );
+    refused(&["rm", &name.0], 7, SHOWN);
+    refused(&["info", NAME], 3, SHOWN);
+    refused(&["info", "/tmp/\n"], 3, r"/tmp/\n");
+    refused(&["frobnicate\n\x1b[0m"], 2, r"frobnicate");
 }
 
 pub fn a_reader_that_goes_away() {

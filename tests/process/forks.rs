@@ -2,10 +2,11 @@
 
 use std::alloc::Layout;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use shmkit::{HandleError, Pool};
 
-use super::role_succeeds;
+use super::{open_descriptors, role_succeeds};
 
 /// From here on, this process makes no other: the kernel answers as it does when there are too many.
 fn refuse_forks() {
@@ -66,6 +67,67 @@ pub fn role_failing_fork() {
 
 pub fn a_fork_that_fails_holds_nothing() {
     role_succeeds("role_failing_fork");
+}
+
+static DIES: AtomicBool = AtomicBool::new(false);
+
+/// In a child, before it comes to life in any pool.
+extern "C" fn die() {
+    if DIES.load(Ordering::Relaxed) {
+        // SAFETY: no memory is passed.
+        unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+    }
+}
+
+/// Forks by the system's own call; how the child has ended.
+fn forked() -> i32 {
+    // SAFETY: this is the only thread, and the child ends at once.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        // SAFETY: no memory is passed.
+        unsafe { libc::_exit(0) };
+    }
+    let mut status = -1;
+    // SAFETY: the status is written to.
+    let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
+    assert_eq!(waited, child);
+    status
+}
+
+pub fn role_killed_on_its_way() {
+    // Before the first pool: so it is called before the pool's own handler.
+    // SAFETY: the handler does nothing that a child may not.
+    let done = unsafe { libc::pthread_atfork(None, None, Some(die)) };
+    assert_eq!(done, 0);
+    let pool = Pool::builder().create().unwrap();
+    let kept = pool.create(1_u64).unwrap();
+    let descriptors = open_descriptors();
+    DIES.store(true, Ordering::Relaxed);
+    for _ in 0..50 {
+        let object = pool.create(7_u64).unwrap();
+        let handle = object.handle();
+        assert_eq!(forked(), libc::SIGKILL);
+        drop(object);
+        // What the child would have had.
+        assert_eq!(*handle.open().unwrap(), 7);
+        pool.recover();
+        let opened = handle.open();
+        assert!(matches!(opened, Err(HandleError::Gone)), "it is held");
+    }
+    assert_eq!(open_descriptors(), descriptors);
+    // Nobody recovers: the next fork does, so that no more records are in use than at once.
+    (0..50).for_each(|_| assert_eq!(forked(), libc::SIGKILL));
+    assert!(open_descriptors() <= descriptors + 1);
+    DIES.store(false, Ordering::Relaxed);
+    (0..50).for_each(|_| assert_eq!(forked(), 0));
+    pool.recover();
+    assert_eq!(open_descriptors(), descriptors);
+    assert_eq!(*kept, 1);
+    assert!(pool.check().is_ok(), "{}", pool.check());
+}
+
+pub fn a_child_that_is_killed_on_its_way_holds_nothing() {
+    role_succeeds("role_killed_on_its_way");
 }
 
 static POOL: OnceLock<Pool> = OnceLock::new();

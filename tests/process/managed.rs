@@ -1,7 +1,9 @@
 //! Managed resources and the crash journal.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Stdio};
 
@@ -14,10 +16,10 @@ use shmkit::{Pool, PoolBuilder};
 use super::{loop_for_ever, program};
 
 /// A directory that goes with the case.
-struct Scratch(PathBuf);
+pub struct Scratch(pub PathBuf);
 
 impl Scratch {
-    fn new(case: &str) -> Scratch {
+    pub fn new(case: &str) -> Scratch {
         let name = format!("shmkit-{case}-{}", std::process::id());
         let path = std::env::temp_dir().join(name);
         fs::create_dir_all(&path).unwrap();
@@ -126,10 +128,19 @@ static COUNTED: Entry<PathBuf, ()> = Entry::new("counted", |worker, dir| {
             "it is gone"
         );
     }
-    assert!(matches!(
-        resources.manage(Resource::Pool("a/b".into())),
-        Err(ResourceError::InvalidName)
-    ));
+    for no_name in [
+        Resource::Pool("a/b".into()),
+        Resource::Semaphore("/".into()),
+        Resource::File("".into()),
+        Resource::File("a\0b".into()),
+        Resource::File("x/".repeat(2500).into()),
+    ] {
+        let refused = resources.manage(no_name);
+        assert!(
+            matches!(refused, Err(ResourceError::InvalidName)),
+            "{refused:?}"
+        );
+    }
     // Left to the end of the run.
     std::mem::forget(make());
 });
@@ -156,8 +167,10 @@ static PLACES: Entry<PathBuf, ()> = Entry::new("places", |worker, dir| {
         "{refused:?}"
     );
     drop(all);
-    // Longer than a record has room for.
-    let long = Resource::File(dir.join("x/".repeat(2500)));
+    // Longer than a record has room for, and a path all the same.
+    let mut long = dir.into_os_string();
+    long.push("/x".repeat((4095 - long.len()) / 2));
+    let long = Resource::File(long.into());
     loop {
         match worker.resources().manage(long.clone()) {
             // The master is still removing the others.
@@ -177,6 +190,11 @@ fn named(what: &str) -> String {
     format!("test-{what}-{}", std::env::var("SHMKIT_TEST_NAME").unwrap())
 }
 
+/// A name that is no text.
+fn odd() -> &'static OsStr {
+    OsStr::from_bytes(b"odd\xff")
+}
+
 static MAKES: Entry<PathBuf, ()> = Entry::new("makes", |worker, dir| {
     let resources = worker.resources();
     let file = resources.manage(Resource::File(dir.join("file"))).unwrap();
@@ -187,7 +205,9 @@ static MAKES: Entry<PathBuf, ()> = Entry::new("makes", |worker, dir| {
     let never = resources
         .manage(Resource::File(dir.join("never/made")))
         .unwrap();
+    let odd = resources.manage(Resource::File(dir.join(odd()))).unwrap();
     fs::write(file.path(), "left").unwrap();
+    fs::write(odd.path(), "left").unwrap();
     fs::write(semaphore.path(), "left").unwrap();
     PoolBuilder::default().create_named(&named("pool")).unwrap();
     assert!(pool.path().exists() && !never.path().exists());
@@ -225,12 +245,13 @@ fn kill((mut master, mut output): (Child, BufReader<ChildStdout>)) {
     assert_eq!(output.read_to_end(&mut Vec::new()).unwrap(), 0);
 }
 
-fn left(dir: &Scratch) -> [PathBuf; 3] {
+fn left(dir: &Scratch) -> [PathBuf; 4] {
     let shm = |what| PathBuf::from(format!("/dev/shm/{what}-{}", std::process::id()));
     [
         dir.0.join("file"),
         shm("shmkit.test-pool"),
         shm("sem.test-semaphore"),
+        dir.0.join(odd()),
     ]
 }
 
@@ -261,7 +282,7 @@ pub fn a_pool_that_somebody_uses_is_left() {
     let pool = unsafe { Pool::open(&name) }.unwrap();
     run(&dir.config(), &UNIT, ()).unwrap();
     let there = left(&dir).map(|path| path.exists());
-    assert_eq!(there, [false, true, false]);
+    assert_eq!(there, [false, true, false, false]);
     Pool::unlink(&name).unwrap();
     // SAFETY: nothing refers to it.
     unsafe { pool.unmap() };
@@ -327,14 +348,15 @@ static MANAGES: Entry<PathBuf, ()> = Entry::new("manages", |worker, path| {
 pub fn what_cannot_be_removed_stays_in_the_journal() {
     let dir = Scratch::new("in the way");
     kill(made(&dir));
-    let [file, pool, _] = left(&dir);
+    let [file, pool, ..] = left(&dir);
     // Not a file any more: nothing that the run has made, and nothing that a run removes.
     fs::remove_file(&file).unwrap();
     fs::create_dir(&file).unwrap();
     // The rest is removed; its record stays while it does, also in a run that manages something.
     for _ in 0..2 {
         run(&dir.config(), &MANAGES, dir.0.join("another")).unwrap();
-        assert_eq!(left(&dir).map(|path| path.exists()), [true, false, false]);
+        let there = left(&dir).map(|path| path.exists());
+        assert_eq!(there, [true, false, false, false]);
         let journal = fs::read(dir.journal()).unwrap();
         let named = file.as_os_str().as_encoded_bytes();
         assert!(journal.windows(named.len()).any(|bytes| bytes == named));
@@ -349,7 +371,8 @@ pub fn what_cannot_be_removed_stays_in_the_journal() {
     nix::unistd::mkfifo(&pool, nix::sys::stat::Mode::S_IRWXU).unwrap();
     fs::write(dir.0.join("never"), "").unwrap();
     run(&dir.config(), &UNIT, ()).unwrap();
-    assert_eq!(left(&dir).map(|path| path.exists()), [false, true, false]);
+    let there = left(&dir).map(|path| path.exists());
+    assert_eq!(there, [false, true, false, false]);
     fs::remove_file(&pool).unwrap();
 }
 

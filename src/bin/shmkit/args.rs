@@ -209,7 +209,8 @@ impl Cli {
                 }
                 let said = || {
                     let shape = report::shape(&numbers.shape);
-                    format!("{}: {shape} of {}\n", file.display(), numbers.dtype)
+                    let file = report::plain(&file.display().to_string());
+                    format!("{file}: {shape} of {}\n", numbers.dtype)
                 };
                 answer(&said, json!(numbers))
             }
@@ -224,7 +225,7 @@ impl Cli {
                 let how = format!("{stored:?}").to_lowercase();
                 let shape = report::shape(&read.shape);
                 answer(
-                    &|| format!("{object}: {how}, {shape} of {dtype}\n"),
+                    &|| format!("{}: {how}, {shape} of {dtype}\n", report::plain(&object)),
                     json!({ "object": object, "stored": how, "dtype": dtype, "shape": read.shape }),
                 )
             }
@@ -279,7 +280,7 @@ fn check(name: &str, json: bool) -> Outcome {
     print(&if json {
         format!("{data:#}\n")
     } else {
-        format!("{name} ({how}): {found}\n")
+        format!("{} ({how}): {found}\n", report::plain(name))
     })?;
     if found.is_ok() {
         return Ok(());
@@ -301,10 +302,11 @@ fn told(yes: bool, removed: &[String], kept: &[(String, String)], json: bool) ->
     let verb = if yes { "removed" } else { "would remove" };
     let mut text = String::new();
     for name in removed {
-        text.push_str(&format!("{verb} {name}\n"));
+        text.push_str(&format!("{verb} {}\n", report::plain(name)));
     }
     for (name, why) in kept {
-        text.push_str(&format!("kept {name}: {why}\n"));
+        text.push_str(&report::plain(&format!("kept {name}: {why}")));
+        text.push('\n');
     }
     if !yes && !removed.is_empty() {
         text.push_str("nothing was removed; say --yes to do it\n");

@@ -31,8 +31,8 @@ fn main() -> std::process::ExitCode {
     };
     if let Some(message) = &failure.message {
         // Nobody is left to tell if this fails.
-        let _ =
-            std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("shmkit: {message}\n"));
+        let line = format!("shmkit: {}\n", report::plain(message));
+        let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
     }
     failure.code.into()
 }

@@ -34,7 +34,20 @@ pub fn table(rows: &[Vec<String>]) -> String {
 }
 
 pub fn row<const N: usize>(cells: [&dyn std::fmt::Display; N]) -> Vec<String> {
-    cells.iter().map(ToString::to_string).collect()
+    cells.iter().map(|cell| plain(&cell.to_string())).collect()
+}
+
+/// Text for a terminal and for one line. Names come from pools and from files: characters that would end
+/// the line, or that a terminal obeys or does not show, are written out.
+pub fn plain(text: &str) -> String {
+    let mut plain = String::new();
+    for c in text.chars() {
+        match c {
+            '\'' | '"' | '\\' => plain.push(c),
+            c => plain.extend(c.escape_debug()),
+        }
+    }
+    plain
 }
 
 /// Bytes for people.

@@ -4,6 +4,8 @@
 use std::io::{PipeReader, PipeWriter, Read, pipe};
 use std::thread;
 
+use rustix::process::{Signal, WaitOptions};
+
 use super::*;
 
 fn own_start() -> u64 {
