@@ -279,7 +279,7 @@ impl<T: KillSafe + Unpin> Array<T> {
     }
 
     /// Claims a range for reading. While the claim is there nobody writes to the range, and others
-    /// may claim it for reading, too.
+    /// may claim it for reading, too. An array has 62 claims at a time at most.
     ///
     /// # Errors
     ///

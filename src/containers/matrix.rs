@@ -331,7 +331,8 @@ impl<T: KillSafe + Unpin> Matrix<T> {
     ///
     /// # Errors
     ///
-    /// See [`ElementError`]; out of bounds may be the row or the column.
+    /// See [`ElementError`]; out of bounds may be the row or the column. An element of more than 4096
+    /// bytes is accessed by claims only: [`ElementError::TooLarge`].
     #[inline]
     pub fn get(&self, row: usize, column: usize) -> Result<T, ElementError>
     where
