@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use shmkit::{Array, Matrix, NamedError, Pool};
 
-use crate::common::skipped;
+use crate::common::skip::skipped;
 use crate::{Actor, Name, given, ready, refused, said, shmkit, told};
 
 /// A file that goes with the case.
@@ -231,7 +231,9 @@ pub fn claimed_numbers_are_not_overwritten() {
 /// A Python that has NumPy: the system's, or the one that `.ci/install` has made for it.
 fn python_with_numpy() -> Option<PathBuf> {
     let has = |python: &PathBuf| {
-        let output = Command::new(python).args(["-I", "-c", "import numpy"]).output();
+        let output = Command::new(python)
+            .args(["-I", "-c", "import numpy"])
+            .output();
         output.is_ok_and(|output| output.status.success())
     };
     let system = PathBuf::from("python3");
