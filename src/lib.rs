@@ -1,10 +1,13 @@
 //! Shared-memory data structures whose users may be killed at any instruction.
 //!
 //! A [`Pool`] is memory that several processes have mapped at the same address. It hosts an
-//! allocator, locks ([`sync`]), arrays, matrices, queues, mailboxes and objects of your own types
-//! (`#[derive(ShmSafe)]`), used from every process through ordinary references. [`process::scope`]
-//! starts worker processes. A worker that is killed, at whatever instruction, leaves nothing
-//! locked, torn or leaked; whoever meets what it held takes it over.
+//! allocator, locks ([`sync`]), containers and objects of your own types (`#[derive(ShmSafe)]`),
+//! used from every process through ordinary references: [`Array`], [`Matrix`], [`SharedCell`],
+//! [`HashMap`], [`MultiMap`], [`Queue`], [`Mailbox`], [`Buffer`], [`Heap`]. [`process::scope`] starts
+//! worker processes; [`process::run`] is a master whose workers start one another. A worker that is
+//! killed, at whatever instruction, leaves nothing locked, torn or leaked; whoever meets what it
+//! held takes it over. The feature `cli` builds the command `shmkit`, which lists, inspects and
+//! removes pools.
 //!
 //! ```
 //! use shmkit::process::scope;
@@ -25,8 +28,9 @@
 //!
 //! # Layers
 //!
-//! Imports point downward only; `docs/design.md` says why things are as they are, and
-//! `docs/recovery.md` what a kill leaves, operation by operation.
+//! Imports point downward only. [`guide::design`] says why things are as they are,
+//! [`guide::recovery`] what a kill leaves, operation by operation, and [`guide::tutorial`] how to
+//! begin.
 //!
 //! ```text
 //! inspect        reports: who has how much, what lies where, what leaks
@@ -43,6 +47,7 @@
 //! protocol       the steps on shared words that the models check
 //! layout         where things lie, what types look like
 //! sys            the only code that talks to the kernel
+//! primitive      atomics: std's, or loom's for the models
 //! ```
 
 #[cfg(not(all(
@@ -100,10 +105,23 @@ pub use exports::*;
 #[doc = include_str!("../README.md")]
 mod readme {}
 
-/// So do those of the tutorial.
+/// So do those of the document on NumPy.
 #[cfg(all(doctest, not(shmkit_loom)))]
-#[doc = include_str!("../docs/tutorial.md")]
-mod tutorial {}
+#[doc = include_str!("../docs/numpy.md")]
+mod numpy {}
+
+/// Documents that lie beside the code. The examples of the tutorial are run as tests.
+#[cfg(all(any(doc, doctest), not(shmkit_loom)))]
+pub mod guide {
+    #[doc = include_str!("../docs/tutorial.md")]
+    pub mod tutorial {}
+
+    #[doc = include_str!("../docs/design.md")]
+    pub mod design {}
+
+    #[doc = include_str!("../docs/recovery.md")]
+    pub mod recovery {}
+}
 
 /// What the crate's root offers.
 #[cfg(not(shmkit_loom))]

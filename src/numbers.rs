@@ -190,6 +190,15 @@ static KNOWN: &[Known] = known! {
 /// # Errors
 ///
 /// See [`NumbersError`].
+///
+/// ```
+/// # use shmkit::{Array, Pool, numbers};
+/// # let pool = Pool::builder().create()?;
+/// pool.set_name("levels", &Array::filled_in(pool, 10, 0_i16)?)?;
+/// let levels = numbers::describe(pool, "levels")?;
+/// assert_eq!((levels.dtype, levels.shape, levels.itemsize), ("<i2", vec![10], 2));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn describe(pool: Pool, name: &str) -> Result<Numbers, NumbersError> {
     named(pool.0, name)
 }
@@ -352,6 +361,16 @@ pub enum Stored {
 /// A new object has its name and all its numbers, or there is none. Overwriting is the work of an
 /// exclusive claim: a death in the middle leaves some old numbers and some new ones, each whole, and
 /// the claim is over.
+///
+/// ```
+/// # use shmkit::{Array, Pool, numbers};
+/// # let pool = Pool::builder().create()?;
+/// let bytes: Vec<u8> = [0.5_f64, 1.5].iter().flat_map(|x| x.to_ne_bytes()).collect();
+/// let stored = numbers::store(pool, "halves", "<f8", &[2], &bytes)?;
+/// assert_eq!(stored, numbers::Stored::Created);
+/// assert_eq!(pool.named::<Array<f64>>("halves")?.get(1)?, 1.5);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn store(
     pool: Pool,
     name: &str,

@@ -76,6 +76,12 @@ pub struct Leader {
 /// # Errors
 ///
 /// See [`LeadError`].
+///
+/// ```no_run
+/// let ranks = shmkit_mpi::lead(0, |_| (), |leader| leader.ranks())?;
+/// println!("{ranks} ranks, of one process each");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn lead<W, R>(workers: usize, work: W, lead: impl FnOnce(&Leader) -> R) -> Result<R, LeadError>
 where
     W: Fn(usize) + Copy + Send,
@@ -136,6 +142,16 @@ impl Leader {
     }
 
     /// The rows of so many that are this rank's; the ranks before have those before.
+    ///
+    /// ```no_run
+    /// # shmkit_mpi::lead(0, |_| (), |leader| {
+    /// // Of a grid of a thousand rows, this rank computes these.
+    /// for row in leader.rows(1000) {
+    ///     println!("rank {}: row {row}", leader.rank());
+    /// }
+    /// # })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn rows(&self, of: usize) -> Range<usize> {
         share(of, self.ranks(), self.rank())
@@ -158,6 +174,17 @@ impl Leader {
     /// # Panics
     ///
     /// If the matrix has less than three rows.
+    ///
+    /// ```no_run
+    /// # let pool = shmkit::Pool::builder().create()?;
+    /// # shmkit_mpi::lead(0, |_| (), |leader| {
+    /// // This rank's rows, and one more at either end.
+    /// let rows = leader.rows(1000).len() + 2;
+    /// let grid = shmkit::Matrix::filled_in(pool, rows, 1000, leader.rank() as f64).unwrap();
+    /// leader.exchange_halo(&grid).unwrap();
+    /// # })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn exchange_halo<T>(&self, grid: &Matrix<T>) -> Result<(), ClaimError>
     where
         T: Equivalence + KillSafe + Unpin,
@@ -190,6 +217,15 @@ impl Leader {
     ///
     /// [`ClaimError`], if somebody else uses elements exclusively. The other ranks wait then:
     /// [abort](Self::abort).
+    ///
+    /// ```no_run
+    /// # let pool = shmkit::Pool::builder().create()?;
+    /// # shmkit_mpi::lead(0, |_| (), |leader| {
+    /// let parts = shmkit::Array::from_slice_in(pool, &[1.0, 2.0]).unwrap();
+    /// assert_eq!(leader.sum(&parts).unwrap(), 3.0 * leader.ranks() as f64);
+    /// # })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn sum(&self, parts: &Array<f64>) -> Result<f64, ClaimError> {
         let own: f64 = parts.claim(..)?.iter().sum();
         let mut sum = 0.0;
@@ -208,6 +244,17 @@ impl Leader {
     /// # Panics
     ///
     /// If the two arrays differ in length.
+    ///
+    /// ```no_run
+    /// # let pool = shmkit::Pool::builder().create()?;
+    /// # shmkit_mpi::lead(0, |_| (), |leader| {
+    /// let own = shmkit::Array::from_slice_in(pool, &[1_u64, 2]).unwrap();
+    /// let all = shmkit::Array::filled_in(pool, 2, 0_u64).unwrap();
+    /// leader.sum_into(&own, &all).unwrap();
+    /// assert_eq!(all.get(1).unwrap(), 2 * leader.ranks() as u64);
+    /// # })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn sum_into<T>(&self, from: &Array<T>, into: &Array<T>) -> Result<(), ClaimError>
     where
         T: Equivalence + KillSafe + Unpin,
@@ -221,6 +268,11 @@ impl Leader {
 }
 
 /// A part of so many things: the parts are in order, and differ in size by one at most.
+///
+/// ```
+/// assert_eq!(shmkit_mpi::share(10, 3, 0), 0..3);
+/// assert_eq!(shmkit_mpi::share(10, 3, 2), 6..10);
+/// ```
 #[must_use]
 pub fn share(of: usize, parts: usize, part: usize) -> Range<usize> {
     of * part / parts..of * (part + 1) / parts

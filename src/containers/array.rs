@@ -203,6 +203,14 @@ impl<T: KillSafe + Unpin> Array<T> {
     /// # Errors
     ///
     /// As for [`filled_in`](Self::filled_in).
+    ///
+    /// ```
+    /// # use shmkit::{Array, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let primes = Array::from_slice_in(pool, &[2_u32, 3, 5])?;
+    /// assert_eq!(primes.get(2)?, 5);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn from_slice_in(pool: Pool, elements: &[T]) -> Result<Shared<Self>, OutOfMemory>
     where
         T: Copy,
@@ -271,7 +279,7 @@ impl<T: KillSafe + Unpin> Array<T> {
     }
 
     /// Claims a range for reading. While the claim is there nobody writes to the range, and others
-    /// may claim it for reading, too.
+    /// may claim it for reading, too. An array has 62 claims at a time at most.
     ///
     /// # Errors
     ///
@@ -280,6 +288,18 @@ impl<T: KillSafe + Unpin> Array<T> {
     /// # Crash behaviour
     ///
     /// The claim of a dead process is over.
+    ///
+    /// ```
+    /// # use shmkit::{Array, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let numbers = Array::from_slice_in(pool, &[3_u32, 1, 2])?;
+    /// let claim = numbers.claim(1..)?;
+    /// assert_eq!(claim.iter().sum::<u32>(), 3);
+    /// // Others can read meanwhile; nobody can write.
+    /// assert_eq!(numbers.get(1)?, 1);
+    /// assert!(numbers.set(1, 4).is_err());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn claim(&self, range: impl RangeBounds<usize>) -> Result<Claim<'_, T>, ClaimError> {
         self.claim_as(range, Mode::Shared).map(Claim)
     }
@@ -294,6 +314,15 @@ impl<T: KillSafe + Unpin> Array<T> {
     ///
     /// The claim of a dead process is over. What it was writing may be half written, and the next
     /// one who claims the range exclusively is told so: [`ClaimMut::was_orphaned`].
+    ///
+    /// ```
+    /// # use shmkit::{Array, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let numbers = Array::from_slice_in(pool, &[3_u32, 1, 2])?;
+    /// numbers.claim_mut(..)?.sort();
+    /// assert_eq!(numbers.get(0)?, 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn claim_mut(&self, range: impl RangeBounds<usize>) -> Result<ClaimMut<'_, T>, ClaimError> {
         self.claim_as(range, Mode::Exclusive).map(ClaimMut::new)
     }
@@ -338,6 +367,15 @@ impl<T: KillSafe + Unpin> Array<T> {
     /// # Crash behaviour
     ///
     /// The array has grown or not.
+    ///
+    /// ```
+    /// # use shmkit::{Array, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let numbers = pool.create(Array::new())?;
+    /// numbers.grow(3, 7_u32)?;
+    /// assert_eq!((numbers.len(), numbers.get(2)?), (3, 7));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn grow(&self, len: usize, value: T) -> Result<(), ResizeError>
     where
         T: Copy,
@@ -362,6 +400,15 @@ impl<T: KillSafe + Unpin> Array<T> {
     /// # Crash behaviour
     ///
     /// All are appended, or none.
+    ///
+    /// ```
+    /// # use shmkit::{Array, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let numbers = Array::from_slice_in(pool, &[2_u32, 3])?;
+    /// assert_eq!(numbers.extend_from_slice(&[5, 7])?, 2);
+    /// assert_eq!(numbers.get(3)?, 7);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn extend_from_slice(&self, elements: &[T]) -> Result<usize, ResizeError>
     where
         T: Copy,

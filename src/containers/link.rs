@@ -122,6 +122,19 @@ impl<T: ShmSafe> Link<T> {
 
     /// A handle of the object that the link leads to; `None` if it leads nowhere (or the process
     /// has no record in the pool, and there is room for none).
+    ///
+    /// ```
+    /// # use shmkit::{Link, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let first = pool.create(Link::null())?;
+    /// assert!(first.get().is_none());
+    /// first.set(Some(&pool.create(7_u32)?))?;
+    /// let target = first.get().unwrap();
+    /// // Held by the handle now.
+    /// first.set(None)?;
+    /// assert_eq!(*target, 7);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn get(&self) -> Option<Shared<T>> {
         let arena = self.arena()?;
@@ -186,6 +199,18 @@ impl<T: ShmSafe> fmt::Debug for Link<T> {
 /// A look at a value that others may unlink meanwhile, but not free; or at a copy of a small one.
 ///
 /// Two words, of which `None` is one of the values, as such a pair is handed on in registers.
+///
+/// ```
+/// # use shmkit::{Pool, SharedCell};
+/// # let pool = Pool::builder().create()?;
+/// let cell = pool.create(SharedCell::new())?;
+/// cell.set([1_u64, 2])?;
+/// let seen = cell.view().unwrap();
+/// cell.set([3, 4])?;
+/// assert_eq!(*seen, [1, 2], "as it was");
+/// assert_eq!(*cell.view().unwrap(), [3, 4]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct View<'a, T: ShmSafe> {
     /// Where the value is; of a copy, a word that begins with it.
     seen: *const (),

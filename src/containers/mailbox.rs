@@ -301,6 +301,19 @@ impl<T: ShmSafe + Unpin> Receiver<'_, T> {
     /// # Errors
     ///
     /// As for [`recv`](Self::recv), and [`RecvError::TimedOut`].
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use shmkit::{Mailbox, Pool, RecvError};
+    /// # let pool = Pool::builder().create()?;
+    /// let mailbox = pool.create(Mailbox::new(4))?;
+    /// let receiver = mailbox.receiver()?;
+    /// mailbox.send(7)?;
+    /// let limit = Duration::from_millis(1);
+    /// assert_eq!(receiver.recv_timeout(limit), Ok(7));
+    /// assert_eq!(receiver.recv_timeout(limit), Err(RecvError::TimedOut));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn recv_timeout(&self, timeout: Duration) -> Result<T, RecvError> {
         self.recv_until(deadline(timeout))
     }

@@ -271,6 +271,16 @@ impl<T: KillSafe + Unpin> Matrix<T> {
     /// # Crash behaviour
     ///
     /// The matrix has grown or not.
+    ///
+    /// ```
+    /// # use shmkit::{Matrix, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let table = Matrix::filled_in(pool, 2, 3, 0.0)?;
+    /// table.grow(5, 1.0)?;
+    /// assert_eq!(table.dims(), (5, 3));
+    /// assert_eq!((table.get(1, 0)?, table.get(4, 0)?), (0.0, 1.0));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn grow(&self, rows: usize, value: T) -> Result<(), ShapeError>
     where
         T: Copy,
@@ -321,7 +331,8 @@ impl<T: KillSafe + Unpin> Matrix<T> {
     ///
     /// # Errors
     ///
-    /// See [`ElementError`]; out of bounds may be the row or the column.
+    /// See [`ElementError`]; out of bounds may be the row or the column. An element of more than 4096
+    /// bytes is accessed by claims only: [`ElementError::TooLarge`].
     #[inline]
     pub fn get(&self, row: usize, column: usize) -> Result<T, ElementError>
     where
@@ -384,6 +395,17 @@ impl<T: KillSafe + Unpin> Matrix<T> {
     /// # Errors
     ///
     /// As for [`row`](Self::row).
+    ///
+    /// ```
+    /// # use shmkit::{Matrix, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let table = Matrix::from_fn_in(pool, 4, 3, |row, column| (10 * row + column) as u32)?;
+    /// let band = table.rows(1..3)?;
+    /// assert_eq!(band.dims(), (2, 3));
+    /// assert_eq!(band.row(1), [20, 21, 22]);
+    /// assert_eq!(band.iter_rows().map(|row| row[0]).sum::<u32>(), 30);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn rows(&self, rows: impl RangeBounds<usize>) -> Result<RowBand<'_, T>, ClaimError> {
         let (height, columns) = self.dims();
         let rows = resolve(rows, height)?;
@@ -396,6 +418,18 @@ impl<T: KillSafe + Unpin> Matrix<T> {
     /// # Errors
     ///
     /// As for [`row`](Self::row).
+    ///
+    /// ```
+    /// # use shmkit::{Matrix, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let table = Matrix::filled_in(pool, 4, 3, 0_u32)?;
+    /// let (mut upper, mut lower) = (table.rows_mut(..2)?, table.rows_mut(2..)?);
+    /// upper.fill(1);
+    /// lower.row_mut(0).copy_from_slice(&[7, 8, 9]);
+    /// drop((upper, lower));
+    /// assert_eq!((table.get(1, 2)?, table.get(2, 2)?), (1, 9));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn rows_mut(&self, rows: impl RangeBounds<usize>) -> Result<RowBandMut<'_, T>, ClaimError> {
         let (height, columns) = self.dims();
         let rows = resolve(rows, height)?;

@@ -82,6 +82,16 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> MultiMap<K, V, S> {
     /// # Crash behaviour
     ///
     /// The value is there, on top, or it is not.
+    ///
+    /// ```
+    /// # use shmkit::{MultiMap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let scopes = pool.create(MultiMap::<str, u32>::new())?;
+    /// scopes.push("x", 1)?;
+    /// scopes.push("x", 2)?;
+    /// assert_eq!(scopes.get("x").as_deref(), Some(&2));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn push(&self, key: &K, value: V) -> Result<(), StoreError<V>> {
         self.store(key, value, Put::Push).map(drop)
     }
@@ -95,6 +105,17 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> MultiMap<K, V, S> {
     /// # Crash behaviour
     ///
     /// The value on top is the new one or the old one.
+    ///
+    /// ```
+    /// # use shmkit::{MultiMap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let scopes = pool.create(MultiMap::<str, u32>::new())?;
+    /// scopes.push("x", 1)?;
+    /// scopes.push("x", 2)?;
+    /// assert_eq!(scopes.replace("x", 3)?.as_deref(), Some(&2));
+    /// assert_eq!(scopes.len(), 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn replace(&self, key: &K, value: V) -> Result<Option<View<'_, V>>, StoreError<V>> {
         self.store(key, value, Put::ReplaceTop)
     }
@@ -160,6 +181,19 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> MultiMap<K, V, S> {
     }
 
     /// The key's values at one moment, the one on top first.
+    ///
+    /// ```
+    /// # use shmkit::{MultiMap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let scopes = pool.create(MultiMap::<str, u32>::new())?;
+    /// scopes.push("x", 1)?;
+    /// scopes.push("x", 2)?;
+    /// let mut all = scopes.get_all("x");
+    /// assert_eq!(all.next(), Some(&2));
+    /// assert_eq!(all.next(), Some(&1));
+    /// assert_eq!(all.next(), None);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn get_all(&self, key: &K) -> Bindings<'_, K, V, S> {
         let found = self.raw.place().ok().map(|(arena, slot)| {

@@ -70,6 +70,27 @@ impl<'a, T> ClaimMut<'a, T> {
     /// It errs on one side only: it is also true of elements between those of several dead claims
     /// once the table of claims is full of those, and of a dead claim's elements on both sides of
     /// those that were claimed since.
+    ///
+    /// ```
+    /// # use shmkit::process::scope;
+    /// # use shmkit::{Array, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let numbers = Array::filled_in(pool, 8, 1_u64)?;
+    /// scope(|s| {
+    ///     let child = s.spawn::<_, ()>(|| {
+    ///         let mut claim = numbers.claim_mut(..4).unwrap();
+    ///         claim[0] = 2;
+    ///         std::process::abort();
+    ///     });
+    ///     let _ = child.unwrap().join();
+    /// });
+    /// let mut claim = numbers.claim_mut(..)?;
+    /// assert!(claim.was_orphaned());
+    /// claim.fill(1);
+    /// drop(claim);
+    /// assert!(!numbers.claim_mut(..)?.was_orphaned());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn was_orphaned(&self) -> bool {
         self.claimed.taken.as_ref().is_some_and(|t| t.orphaned)

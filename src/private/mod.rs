@@ -63,6 +63,20 @@ impl PrivateAlloc {
     /// # Errors
     ///
     /// See [`AllocError`].
+    ///
+    /// ```
+    /// # use std::alloc::Layout;
+    /// # use shmkit::PrivateAlloc;
+    /// let heap = PrivateAlloc::new();
+    /// let block = heap.allocate(Layout::new::<[u64; 100]>())?.cast::<u64>();
+    /// // SAFETY: a block for a hundred of them; freed once, and not used afterwards.
+    /// unsafe {
+    ///     block.write(7);
+    ///     assert_eq!(block.read(), 7);
+    ///     heap.deallocate(block.cast())?;
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline(always)]
     pub fn allocate(self, layout: Layout) -> Result<NonNull<u8>, AllocError> {
         let address =
@@ -75,6 +89,19 @@ impl PrivateAlloc {
     /// # Errors
     ///
     /// See [`AllocError`].
+    ///
+    /// ```
+    /// # use std::alloc::Layout;
+    /// # use shmkit::PrivateAlloc;
+    /// let heap = PrivateAlloc::new();
+    /// let block = heap.allocate_zeroed(Layout::new::<[u64; 100]>())?.cast::<[u64; 100]>();
+    /// // SAFETY: a block of that layout; freed once, and not used afterwards.
+    /// unsafe {
+    ///     assert_eq!(block.read(), [0; 100]);
+    ///     heap.deallocate(block.cast())?;
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline(always)]
     pub fn allocate_zeroed(self, layout: Layout) -> Result<NonNull<u8>, AllocError> {
         let (address, zeroed) =
@@ -98,6 +125,19 @@ impl PrivateAlloc {
     /// # Errors
     ///
     /// See [`FreeError`].
+    ///
+    /// ```
+    /// # use std::alloc::Layout;
+    /// # use shmkit::{FreeError, PrivateAlloc};
+    /// let heap = PrivateAlloc::new();
+    /// let block = heap.allocate(Layout::new::<u64>())?;
+    /// // SAFETY: nobody uses it. The second free is refused.
+    /// unsafe {
+    ///     assert_eq!(heap.deallocate(block), Ok(()));
+    ///     assert_eq!(heap.deallocate(block), Err(FreeError::NotAllocated));
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline(always)]
     pub unsafe fn deallocate(self, block: NonNull<u8>) -> Result<(), FreeError> {
         let address = block.addr().get();
@@ -127,6 +167,21 @@ impl PrivateAlloc {
     /// # Errors
     ///
     /// See [`ReallocError`]. The block is as it was.
+    ///
+    /// ```
+    /// # use std::alloc::Layout;
+    /// # use shmkit::PrivateAlloc;
+    /// let heap = PrivateAlloc::new();
+    /// let block = heap.allocate(Layout::array::<u64>(10)?)?.cast::<u64>();
+    /// // SAFETY: blocks of ten and of a thousand; the first is not used any more once it has moved.
+    /// unsafe {
+    ///     block.write(7);
+    ///     let block = heap.reallocate(block.cast(), Layout::array::<u64>(1000)?)?.cast::<u64>();
+    ///     assert_eq!(block.read(), 7);
+    ///     heap.deallocate(block.cast())?;
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     pub unsafe fn reallocate(
         self,
@@ -146,6 +201,15 @@ impl PrivateAlloc {
     /// # Errors
     ///
     /// See [`FreeError`].
+    ///
+    /// ```
+    /// # use std::alloc::Layout;
+    /// # use shmkit::PrivateAlloc;
+    /// let heap = PrivateAlloc::new();
+    /// let block = heap.allocate(Layout::new::<[u8; 100]>())?;
+    /// assert_eq!(heap.usable_size(block)?, 112);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     pub fn usable_size(self, block: NonNull<u8>) -> Result<usize, FreeError> {
         let arena = heap::known().ok_or(FreeError::Foreign)?;
@@ -157,6 +221,14 @@ impl PrivateAlloc {
     /// # Errors
     ///
     /// [`NoSlot`].
+    ///
+    /// ```
+    /// # use shmkit::PrivateAlloc;
+    /// # let heap = PrivateAlloc::new();
+    /// let bytes = heap.purge()?;
+    /// println!("{bytes} bytes went back");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn purge(self) -> Result<usize, NoSlot> {
         threads::with_slot(|arena, slot| {
             recovery::poll(arena);
@@ -165,6 +237,15 @@ impl PrivateAlloc {
     }
 
     /// How the heap's memory is used, at about this moment.
+    ///
+    /// ```
+    /// # use std::alloc::Layout;
+    /// # use shmkit::PrivateAlloc;
+    /// let heap = PrivateAlloc::new();
+    /// heap.allocate(Layout::new::<[u8; 1000]>())?;
+    /// assert!(heap.stats().allocated >= 1000);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn stats(self) -> Stats {
         let Some(arena) = heap::known() else {
@@ -177,6 +258,12 @@ impl PrivateAlloc {
     }
 
     /// Checks what must hold of the heap at every instant, while threads may be using it.
+    ///
+    /// ```
+    /// # let heap = shmkit::PrivateAlloc::new();
+    /// let report = heap.check();
+    /// assert!(report.is_ok(), "{report}");
+    /// ```
     #[must_use]
     pub fn check(self) -> CheckReport {
         check_to(Depth::Live)

@@ -306,6 +306,21 @@ impl Barrier {
     /// # Crash behaviour
     ///
     /// A caller that is killed has reset it or not.
+    ///
+    /// ```
+    /// # use shmkit::sync::{Barrier, BarrierError};
+    /// # let pool = shmkit::Pool::builder().create()?;
+    /// let barrier = pool.create(Barrier::new(2))?;
+    /// std::thread::scope(|s| {
+    ///     let waits = s.spawn(|| barrier.wait());
+    ///     // The other party does not come.
+    ///     while !waits.is_finished() {
+    ///         barrier.reset();
+    ///     }
+    ///     assert_eq!(waits.join().unwrap(), Err(BarrierError::Broken));
+    /// });
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn reset(&self) {
         loop {
             let state = self.state();
@@ -316,6 +331,16 @@ impl Barrier {
     }
 
     /// Whether the barrier is broken, and every wait would answer so.
+    ///
+    /// ```
+    /// # use shmkit::sync::{Barrier, BarrierError};
+    /// # let pool = shmkit::Pool::builder().create()?;
+    /// let barrier = pool.create(Barrier::new(2))?;
+    /// // A death breaks it; as new it is whole.
+    /// barrier.reset();
+    /// assert!(!barrier.is_broken());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn is_broken(&self) -> bool {
         self.state().is_broken()

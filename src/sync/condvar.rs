@@ -132,6 +132,24 @@ impl Condvar {
     /// # Crash behaviour
     ///
     /// A waiter that is killed is as one that never waited, or it has the mutex.
+    ///
+    /// ```
+    /// # use shmkit::{Condvar, Mutex, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let gate = pool.create((Mutex::new(false), Condvar::new()))?;
+    /// let (open, changed) = &*gate;
+    /// std::thread::scope(|s| {
+    ///     s.spawn(|| {
+    ///         *open.lock().unwrap() = true;
+    ///         changed.notify_one();
+    ///     });
+    ///     let mut guard = open.lock().unwrap();
+    ///     while !*guard {
+    ///         guard = changed.wait(guard).unwrap();
+    ///     }
+    /// });
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn wait<'a, T: ShmSafe>(&self, guard: MutexGuard<'a, T>) -> WaitResult<'a, T> {
         self.wait_until(guard, None).0
     }

@@ -452,6 +452,23 @@ impl<'a, T: ShmSafe> Orphan<'a, T> {
     /// # Crash behaviour
     ///
     /// Killed anywhere: the next one gets an orphan.
+    ///
+    /// ```
+    /// # use shmkit::{LockError, Mutex, Pool, process};
+    /// # let pool = Pool::builder().create()?;
+    /// let name = pool.create(Mutex::new(*b"half"))?;
+    /// # process::scope(|s| {
+    /// #     let child = s.spawn::<_, ()>(|| {
+    /// #         let _guard = name.lock().unwrap();
+    /// #         std::process::abort();
+    /// #     });
+    /// #     let _ = child.unwrap().join();
+    /// # });
+    /// // Somebody was killed while it had the lock.
+    /// let Err(LockError::OwnerDied(orphan)) = name.lock() else { panic!() };
+    /// assert_eq!(*orphan.reset(*b"anew"), *b"anew");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn reset(self, value: T) -> MutexGuard<'a, T>
     where
         T: Unpin,
@@ -464,6 +481,24 @@ impl<'a, T: ShmSafe> Orphan<'a, T> {
     }
 
     /// Takes the value as it is: some bytes that the dead one wrote, and others that it did not.
+    ///
+    /// ```
+    /// # use shmkit::{LockError, Mutex, Pool, process};
+    /// # let pool = Pool::builder().create()?;
+    /// let count = pool.create(Mutex::new(1_u64))?;
+    /// # process::scope(|s| {
+    /// #     let child = s.spawn::<_, ()>(|| {
+    /// #         let _guard = count.lock().unwrap();
+    /// #         std::process::abort();
+    /// #     });
+    /// #     let _ = child.unwrap().join();
+    /// # });
+    /// // Somebody was killed while it had the lock. Whatever it wrote, a number is a number.
+    /// let Err(LockError::OwnerDied(orphan)) = count.lock() else { panic!() };
+    /// *orphan.into_guard() += 1;
+    /// assert_eq!(*count.lock().unwrap(), 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn into_guard(self) -> MutexGuard<'a, T>
     where
         T: KillSafe,
@@ -477,6 +512,29 @@ impl<'a, T: ShmSafe> Orphan<'a, T> {
     ///
     /// The value is a valid `T`: whatever holders do with it leaves a valid value when it is cut off
     /// between any two instructions.
+    ///
+    /// ```
+    /// # use shmkit::{LockError, Mutex, Pool, ShmSafe, process};
+    /// # let pool = Pool::builder().create()?;
+    /// // Not `KillSafe`: the number is never odd.
+    /// #[derive(ShmSafe)]
+    /// struct Even(u64);
+    ///
+    /// let even = pool.create(Mutex::new(Even(2)))?;
+    /// # process::scope(|s| {
+    /// #     let child = s.spawn::<_, ()>(|| {
+    /// #         let _guard = even.lock().unwrap();
+    /// #         std::process::abort();
+    /// #     });
+    /// #     let _ = child.unwrap().join();
+    /// # });
+    /// // Somebody was killed while it had the lock.
+    /// let Err(LockError::OwnerDied(orphan)) = even.lock() else { panic!() };
+    /// // SAFETY: all that changes it does so by one store of an even number.
+    /// let guard = unsafe { orphan.assume_valid() };
+    /// assert_eq!(guard.0 % 2, 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub unsafe fn assume_valid(self) -> MutexGuard<'a, T> {
         self.cleared(DIED)
     }

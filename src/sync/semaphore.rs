@@ -85,7 +85,7 @@ pub enum AcquireError {
     /// There was none left all the time.
     #[error("no permit was left for the whole time limit")]
     TimedOut,
-    /// The thread holds as many permits, of all semaphores of the pool, as it can.
+    /// The thread holds as many permits, of all semaphores of the pool, as it can: 28.
     #[error("the thread holds as many permits as a thread can")]
     TooManyHeld,
     /// The semaphore is not part of an object in a pool.
@@ -141,7 +141,7 @@ impl Semaphore {
         detect::value(self.word.load(Ordering::Relaxed))
     }
 
-    /// Takes a permit, waiting for one.
+    /// Takes a permit, waiting for one. A thread holds 28 at most, of all semaphores of the pool.
     ///
     /// # Errors
     ///
@@ -150,6 +150,17 @@ impl Semaphore {
     /// # Crash behaviour
     ///
     /// A caller that is killed has taken none, or its permit comes back.
+    ///
+    /// ```
+    /// # use shmkit::sync::Semaphore;
+    /// # let pool = shmkit::Pool::builder().create()?;
+    /// let desks = pool.create(Semaphore::new(2))?;
+    /// let desk = desks.acquire()?;
+    /// assert_eq!(desks.available_permits(), 1);
+    /// drop(desk);
+    /// assert_eq!(desks.available_permits(), 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     pub fn acquire(&self) -> Result<Permit<'_>, AcquireError> {
         self.acquire_until(None)
@@ -314,6 +325,15 @@ impl Permit<'_> {
     /// # Crash behaviour
     ///
     /// A caller that is killed has consumed it, or it comes back.
+    ///
+    /// ```
+    /// # use shmkit::sync::Semaphore;
+    /// # let pool = shmkit::Pool::builder().create()?;
+    /// let tickets = pool.create(Semaphore::new(2))?;
+    /// tickets.acquire()?.forget();
+    /// assert_eq!(tickets.available_permits(), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn forget(self) {
         if let Some(slot) = thread::still_held(self.semaphore, self.tag) {
             permits::forget(slot, self.index);

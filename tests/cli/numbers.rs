@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use shmkit::{Array, Matrix, NamedError, Pool};
 
-use crate::common::skipped;
+use crate::common::skip::skipped;
 use crate::{Actor, Name, given, ready, refused, said, shmkit, told};
 
 /// A file that goes with the case.

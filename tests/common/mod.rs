@@ -6,7 +6,7 @@
 #![allow(dead_code, reason = "each program uses a part of it")]
 
 pub mod linear;
-mod skip;
+pub mod skip;
 
 use std::alloc::Layout;
 use std::env;
@@ -18,7 +18,6 @@ use std::time::{Duration, Instant};
 
 use shmkit::process::{JoinError, ScopedJoinHandle};
 use shmkit::{Pool, PoolBuilder};
-pub use skip::skipped;
 
 pub type Named = (&'static str, fn());
 

@@ -7,7 +7,11 @@ use std::io::Write as _;
 pub fn skipped(what: &str) {
     println!("skipped: {what}");
     if let Some(list) = std::env::var_os("SHMKIT_SKIPPED") {
-        let mut list = File::options().append(true).create(true).open(list).unwrap();
+        let mut list = File::options()
+            .append(true)
+            .create(true)
+            .open(list)
+            .unwrap();
         // One call, so that lines of programs at once do not mix.
         list.write_all(format!("{what}\n").as_bytes()).unwrap();
     }

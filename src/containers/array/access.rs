@@ -68,7 +68,8 @@ impl<T: KillSafe + Unpin> Array<T> {
     ///
     /// # Errors
     ///
-    /// See [`ElementError`]. An element that is claimed for reading can be read.
+    /// See [`ElementError`]. An element that is claimed for reading can be read. One of more than
+    /// 4096 bytes is accessed by claims only: [`ElementError::TooLarge`].
     #[inline]
     pub fn get(&self, index: usize) -> Result<T, ElementError>
     where
@@ -92,7 +93,7 @@ impl<T: KillSafe + Unpin> Array<T> {
     ///
     /// # Errors
     ///
-    /// See [`ElementError`].
+    /// See [`ElementError`]; [`TooLarge`](ElementError::TooLarge) above 4096 bytes.
     ///
     /// # Crash behaviour
     ///
@@ -117,7 +118,7 @@ impl<T: KillSafe + Unpin> Array<T> {
     ///
     /// # Errors
     ///
-    /// See [`ElementError`].
+    /// See [`ElementError`]; [`TooLarge`](ElementError::TooLarge) above 4096 bytes.
     ///
     /// # Panics
     ///

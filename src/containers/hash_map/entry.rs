@@ -10,6 +10,17 @@ use crate::containers::ChangeError;
 use crate::containers::store::with_room;
 
 /// A key of a map; see [`HashMap::entry`].
+///
+/// ```
+/// # use shmkit::{HashMap, Pool};
+/// # let pool = Pool::builder().create()?;
+/// let stock = pool.create(HashMap::<str, u32>::new())?;
+/// stock.insert("apples", 3)?;
+/// let left = stock.entry("apples").and_modify(|n| n - 1).or_nothing()?;
+/// assert_eq!(left.as_deref(), Some(&2));
+/// assert!(stock.entry("pears").and_modify(|n| n - 1).or_nothing()?.is_none());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[must_use = "nothing was done with the entry yet"]
 pub struct MapEntry<'a, K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher = SipHash13> {
     map: &'a HashMap<K, V, S>,

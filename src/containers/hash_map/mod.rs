@@ -96,6 +96,15 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin> HashMap<K, V> {
 
 impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
     /// An empty map of which `S` hashes the keys. It can be filled once it is in a pool.
+    ///
+    /// ```
+    /// # use shmkit::{FoldHash, HashMap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let names = pool.create(HashMap::<u64, char, FoldHash>::with_hasher())?;
+    /// names.insert(&7, 'g')?;
+    /// assert_eq!(names.get_copied(&7), Some('g'));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub const fn with_hasher() -> Self {
         HashMap { raw: Raw::new() }
@@ -238,6 +247,19 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
     /// # Crash behaviour
     ///
     /// As for [`insert`](Self::insert).
+    ///
+    /// ```
+    /// # use shmkit::{HashMap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let counts = pool.create(HashMap::<str, u64>::new())?;
+    /// for word in ["a", "b", "a"] {
+    ///     counts.update(word, |count| Some(count.map_or(1, |n| n + 1)))?;
+    /// }
+    /// assert_eq!(counts.get_copied("a"), Some(2));
+    /// counts.update("b", |_| None)?;
+    /// assert!(!counts.contains_key("b"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn update(
         &self,
         key: &K,
@@ -296,6 +318,18 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
     /// # Crash behaviour
     ///
     /// As for [`insert`](Self::insert).
+    ///
+    /// ```
+    /// # use shmkit::{CompareError, HashMap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let owners = pool.create(HashMap::<u32, u32>::new())?;
+    /// assert!(owners.compare_exchange(&7, None, Some(1)).is_ok());
+    /// match owners.compare_exchange(&7, None, Some(2)) {
+    ///     Err(CompareError::Other(Some(owner))) => assert_eq!(*owner, 1),
+    ///     _ => unreachable!("it has an owner"),
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn compare_exchange(
         &self,
         key: &K,
@@ -361,6 +395,15 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
     /// # Crash behaviour
     ///
     /// As for [`insert`](Self::insert).
+    ///
+    /// ```
+    /// # use shmkit::{HashMap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let squares = pool.create(HashMap::<u64, u64>::new())?;
+    /// assert_eq!(*squares.get_or_insert_with(&12, || 12 * 12)?, 144);
+    /// assert_eq!(*squares.get_or_insert_with(&12, || unreachable!("it is there"))?, 144);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn get_or_insert_with(
         &self,
         key: &K,
@@ -399,6 +442,17 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
     /// # Panics
     ///
     /// If `f` does.
+    ///
+    /// ```
+    /// # use shmkit::{HashMap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let stock = pool.create(HashMap::<str, u32>::new())?;
+    /// stock.insert("apples", 3)?;
+    /// stock.insert("pears", 0)?;
+    /// stock.retain(|_, &left| left > 0)?;
+    /// assert_eq!(stock.len(), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn retain(&self, mut f: impl FnMut(&K, &V) -> bool) -> Result<(), ChangeError> {
         let place = self.raw.place()?;
         let _pinned = Pinned::new(place.0, place.1);

@@ -24,6 +24,18 @@ use crate::layout::{Field, ShmSafe, TypeInfo};
 ///
 /// 16 bytes; an `Option` of it takes no more. Serialised, it can be an argument or a result of another
 /// process.
+///
+/// ```
+/// # use shmkit::{Heap, Pool};
+/// # let pool = Pool::builder().create()?;
+/// let (heap, other) = (pool.create(Heap::new(()))?, pool.create(Heap::new(()))?);
+/// let number = heap.modify(|tx| tx.alloc(7_u64))??;
+/// assert_eq!(heap.view()?.get(number), Some(&7));
+/// assert_eq!(other.view()?.get(number), None);
+/// heap.collect()?;
+/// assert_eq!(heap.view()?.get(number), None, "the root does not lead there");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Serialize, Deserialize)]
 #[serde(bound = "")]
 #[repr(C)]

@@ -274,6 +274,22 @@ impl<R: Trace + Unpin> Heap<R> {
     /// # Crash behaviour
     ///
     /// As for [`modify`](Self::modify).
+    ///
+    /// ```
+    /// # use shmkit::{Gc, Heap, HeapError, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// # let other = pool.create(Heap::new(0_u64))?;
+    /// # let elsewhere = other.modify(|tx| tx.alloc(0_u64))??;
+    /// let heap = pool.create(Heap::new(1_u64))?;
+    /// let outcome = heap.try_modify(|tx| {
+    ///     *tx.root_mut()? = 2;
+    ///     *tx.get_mut(elsewhere)? = 3;
+    ///     Ok(())
+    /// });
+    /// assert_eq!(outcome, Err(HeapError::NoObject));
+    /// assert_eq!(*heap.view()?.root(), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn try_modify<O, E: From<HeapError>>(
         &self,
         f: impl for<'t> FnOnce(&mut Tx<'t, R>) -> Result<O, E>,
@@ -299,6 +315,22 @@ impl<R: Trace + Unpin> Heap<R> {
     /// # Crash behaviour
     ///
     /// Each object has been freed or not; none that is reached has.
+    ///
+    /// ```
+    /// # use shmkit::{Gc, Heap, HeapError, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let heap = pool.create(Heap::new(None::<Gc<str>>))?;
+    /// for name in ["Ada", "Grace"] {
+    ///     heap.try_modify(|tx| {
+    ///         let name = tx.alloc_str(name)?;
+    ///         *tx.root_mut()? = Some(name);
+    ///         Ok::<_, HeapError>(())
+    ///     })?;
+    /// }
+    /// let collected = heap.collect()?;
+    /// assert_eq!((collected.freed, collected.live), (1, 1));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn collect(&self) -> Result<Collected, HeapError> {
         Tx::begin_plain(self)?.collect_all()
     }
@@ -308,6 +340,17 @@ impl<R: Trace + Unpin> Heap<R> {
     /// # Errors
     ///
     /// As for [`view`](Self::view).
+    ///
+    /// ```
+    /// # use shmkit::{Heap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let heap = pool.create(Heap::new(()))?;
+    /// heap.modify(|tx| tx.alloc([0_u8; 1000]))??;
+    /// let stats = heap.stats()?;
+    /// assert_eq!(stats.objects, 1);
+    /// assert!(stats.bytes >= 1000);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn stats(&self) -> Result<HeapStats, HeapError> {
         let view = self.view()?;
         let (arena, words) = (view.arena, &view.guard.words);

@@ -131,6 +131,32 @@ impl<'a> Tracer<'a> {
     }
 
     /// Shows an id. One that leads to no object is passed over.
+    ///
+    /// ```
+    /// use shmkit::{Gc, Heap, Pool, ShmSafe, Trace, Tracer};
+    ///
+    /// /// Ids of a kind that is not known to the derive macro: a number beside each says whether it counts.
+    /// #[derive(ShmSafe)]
+    /// struct Places([(bool, Gc<str>); 2]);
+    ///
+    /// impl Trace for Places {
+    ///     fn trace(&self, tracer: &mut Tracer<'_>) {
+    ///         for &(_, text) in self.0.iter().filter(|(counts, _)| *counts) {
+    ///             tracer.visit(text);
+    ///         }
+    ///     }
+    /// }
+    ///
+    /// let pool = Pool::builder().create()?;
+    /// let heap = pool.create(Heap::new(None::<Places>))?;
+    /// heap.try_modify(|tx| {
+    ///     let (kept, not) = (tx.alloc_str("kept")?, tx.alloc_str("not")?);
+    ///     *tx.root_mut()? = Some(Places([(true, kept), (false, not)]));
+    ///     Ok::<_, shmkit::HeapError>(())
+    /// })?;
+    /// assert_eq!(heap.collect()?.freed, 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn visit<T: ?Sized + Managed>(&mut self, gc: Gc<T>) {
         if gc::find(self.arena, self.words, gc).is_some() {
             self.mark(gc.index(), Elements::of::<T::Element>());

@@ -28,6 +28,20 @@ use crate::sync::{Here, WriteGuard, here};
 /// A transaction on a [`Heap`]: see [`Heap::modify`].
 ///
 /// What it gives out borrows from it, so there is one `&mut` at a time.
+///
+/// ```
+/// # use shmkit::{Gc, Heap, HeapError, Pool};
+/// # let pool = Pool::builder().create()?;
+/// let heap = pool.create(Heap::new(None::<Gc<[u32]>>))?;
+/// heap.try_modify(|tx| {
+///     let numbers = tx.alloc_slice(&[1, 2, 3])?;
+///     *tx.root_mut()? = Some(numbers);
+///     tx.slice_mut(numbers, 1..)?.fill(9);
+///     assert_eq!(tx.get(numbers), Some(&[1, 9, 9][..]));
+///     Ok::<_, HeapError>(())
+/// })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Tx<'t, R: Trace + Unpin> {
     guard: WriteGuard<'t, Body<R>>,
     here: Here,
@@ -118,6 +132,15 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
     /// # Errors
     ///
     /// [`HeapError::Alloc`] if there is no room to save what it is.
+    ///
+    /// ```
+    /// # use shmkit::{Heap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let heap = pool.create(Heap::new(1_u64))?;
+    /// heap.modify(|tx| tx.root_mut().map(|root| *root += 1))??;
+    /// assert_eq!(heap.modify(|tx| *tx.root())?, 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn root_mut(&mut self) -> Result<&mut R, HeapError> {
         if !self.root_saved {
             let record = Record {
@@ -149,6 +172,16 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
     /// # Errors
     ///
     /// [`HeapError::NoObject`], or [`HeapError::Alloc`] if there is no room to save what it is.
+    ///
+    /// ```
+    /// # use shmkit::{Heap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let heap = pool.create(Heap::new(()))?;
+    /// let pair = heap.modify(|tx| tx.alloc((1_u32, 2_u32)))??;
+    /// heap.modify(|tx| tx.get_mut(pair).map(|pair| pair.1 = 7))??;
+    /// assert_eq!(heap.view()?.get(pair), Some(&(1, 7)));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     pub fn get_mut<T: ?Sized + Managed>(&mut self, gc: Gc<T>) -> Result<&mut T, HeapError> {
         let target = self.find(gc)?;
@@ -166,6 +199,18 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
     /// # Errors
     ///
     /// As for [`get_mut`](Self::get_mut), and [`HeapError::OutOfBounds`].
+    ///
+    /// ```
+    /// # use shmkit::{Heap, HeapError, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let heap = pool.create(Heap::new(()))?;
+    /// let digits = heap.modify(|tx| tx.alloc_slice(b"0000"))??;
+    /// heap.modify(|tx| tx.slice_mut(digits, 2..).map(|part| part.copy_from_slice(b"42")))??;
+    /// assert_eq!(heap.view()?.get(digits), Some(&b"0042"[..]));
+    /// let beyond = heap.modify(|tx| tx.slice_mut(digits, 2..5).map(drop))?;
+    /// assert_eq!(beyond, Err(HeapError::OutOfBounds { start: 2, end: 5, len: 4 }));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn slice_mut<T: Trace>(
         &mut self,
         gc: Gc<[T]>,
@@ -192,6 +237,15 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
     ///
     /// The value comes back if the pool is full, even after a collection. The transaction goes on as it
     /// was.
+    ///
+    /// ```
+    /// # use shmkit::{Heap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let heap = pool.create(Heap::new(()))?;
+    /// let number = heap.modify(|tx| tx.alloc(7_u64))??;
+    /// assert_eq!(heap.view()?.get(number), Some(&7));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn alloc<T: Trace + Unpin>(&mut self, value: T) -> Result<Gc<T>, StoreError<T>> {
         const { assert!(!T::OWNS && !T::IMAGE_BOUND, "an object owns no pool memory") };
         const { T::TYPE.assert_moves() };
@@ -230,6 +284,15 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
     /// # Panics
     ///
     /// If `f` does. There is no object then, also if the panic is caught and the transaction goes on.
+    ///
+    /// ```
+    /// # use shmkit::{Heap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let heap = pool.create(Heap::new(()))?;
+    /// let squares = heap.modify(|tx| tx.alloc_slice_with(4, |i| i * i))??;
+    /// assert_eq!(heap.view()?.get(squares), Some(&[0, 1, 4, 9][..]));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn alloc_slice_with<T: Trace + Unpin>(
         &mut self,
         len: usize,

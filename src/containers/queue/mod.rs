@@ -261,6 +261,19 @@ impl<T: ShmSafe + Unpin> Queue<T> {
     /// # Errors
     ///
     /// As for [`lease`](Self::lease), and [`PopError::TimedOut`].
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use shmkit::{Pool, PopError, Queue};
+    /// # let pool = Pool::builder().create()?;
+    /// let queue = pool.create(Queue::bounded(8))?;
+    /// queue.push(7)?;
+    /// let limit = Duration::from_millis(1);
+    /// let lease = queue.lease_timeout(limit)?;
+    /// assert_eq!(queue.lease_timeout(limit).err(), Some(PopError::TimedOut));
+    /// assert_eq!(lease.ack(), 7);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn lease_timeout(&self, timeout: Duration) -> Result<Lease<'_, T>, PopError> {
         self.raw
             .pop_until(deadline(timeout), || self.raw.try_lease())

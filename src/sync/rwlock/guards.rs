@@ -208,6 +208,23 @@ impl<'a, T: ShmSafe> WriteOrphan<'a, T> {
     /// # Crash behaviour
     ///
     /// Killed anywhere: the next one gets an orphan.
+    ///
+    /// ```
+    /// # use shmkit::{Pool, RwLock, process, sync::RwLockError};
+    /// # let pool = Pool::builder().create()?;
+    /// let name = pool.create(RwLock::new(*b"half"))?;
+    /// # process::scope(|s| {
+    /// #     let child = s.spawn::<_, ()>(|| {
+    /// #         let _guard = name.write().unwrap();
+    /// #         std::process::abort();
+    /// #     });
+    /// #     let _ = child.unwrap().join();
+    /// # });
+    /// // Somebody was killed while it wrote.
+    /// let Err(RwLockError::OwnerDied(orphan)) = name.read() else { panic!() };
+    /// assert_eq!(*orphan.reset(*b"anew"), *b"anew");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn reset(self, value: T) -> WriteGuard<'a, T>
     where
         T: Unpin,
@@ -220,6 +237,24 @@ impl<'a, T: ShmSafe> WriteOrphan<'a, T> {
     }
 
     /// Takes the value as it is: some bytes that the dead one wrote, and others that it did not.
+    ///
+    /// ```
+    /// # use shmkit::{Pool, RwLock, process, sync::RwLockError};
+    /// # let pool = Pool::builder().create()?;
+    /// let count = pool.create(RwLock::new(1_u64))?;
+    /// # process::scope(|s| {
+    /// #     let child = s.spawn::<_, ()>(|| {
+    /// #         let _guard = count.write().unwrap();
+    /// #         std::process::abort();
+    /// #     });
+    /// #     let _ = child.unwrap().join();
+    /// # });
+    /// // Somebody was killed while it wrote. Whatever it wrote, a number is a number.
+    /// let Err(RwLockError::OwnerDied(orphan)) = count.write() else { panic!() };
+    /// *orphan.into_guard() += 1;
+    /// assert_eq!(*count.read().unwrap(), 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn into_guard(self) -> WriteGuard<'a, T>
     where
         T: KillSafe,
@@ -233,6 +268,29 @@ impl<'a, T: ShmSafe> WriteOrphan<'a, T> {
     ///
     /// The value is a valid `T`: whatever writers do with it leaves a valid value when it is cut off
     /// between any two instructions.
+    ///
+    /// ```
+    /// # use shmkit::{Pool, RwLock, ShmSafe, process, sync::RwLockError};
+    /// # let pool = Pool::builder().create()?;
+    /// // Not `KillSafe`: the number is never odd.
+    /// #[derive(ShmSafe)]
+    /// struct Even(u64);
+    ///
+    /// let even = pool.create(RwLock::new(Even(2)))?;
+    /// # process::scope(|s| {
+    /// #     let child = s.spawn::<_, ()>(|| {
+    /// #         let _guard = even.write().unwrap();
+    /// #         std::process::abort();
+    /// #     });
+    /// #     let _ = child.unwrap().join();
+    /// # });
+    /// // Somebody was killed while it wrote.
+    /// let Err(RwLockError::OwnerDied(orphan)) = even.read() else { panic!() };
+    /// // SAFETY: all that changes it does so by one store of an even number.
+    /// let guard = unsafe { orphan.assume_valid() };
+    /// assert_eq!(guard.0 % 2, 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub unsafe fn assume_valid(self) -> WriteGuard<'a, T> {
         self.cleared(DIED)
     }
