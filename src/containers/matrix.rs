@@ -108,6 +108,12 @@ pub enum ShapeError {
     Resize(#[from] ResizeError),
 }
 
+/// Where a row begins in its band; in none, if that is more than can be counted.
+#[inline]
+const fn place_of(row: usize, columns: usize) -> usize {
+    row.saturating_mul(columns)
+}
+
 /// The number of elements.
 fn count(rows: usize, columns: usize) -> Result<usize, ShapeError> {
     if rows == 0 || columns == 0 {
@@ -187,7 +193,9 @@ impl<T: KillSafe + Unpin> Matrix<T> {
         let reserved = cells.try_reserve_exact(count(rows.len(), columns)?);
         reserved.map_err(|_| ObjectError::from(AllocError::TooLarge))?;
         for (index, row) in rows.iter().enumerate() {
-            let (row, len) = (row.as_ref(), row.as_ref().len());
+            // Once: it is the caller's code, which may answer otherwise the next time.
+            let row = row.as_ref();
+            let len = row.len();
             if len != columns {
                 return Err(ShapeError::Ragged {
                     row: index,
@@ -310,8 +318,9 @@ impl<T: KillSafe + Unpin> Matrix<T> {
 
     #[inline]
     fn index(&self, row: usize, column: usize) -> Result<usize, ElementError> {
-        let columns = self.columns.load(Ordering::Relaxed) as usize;
+        // In this order: columns that were stored for a filling that failed are nobody's.
         let len = self.cells.len();
+        let columns = self.columns.load(Ordering::Relaxed) as usize;
         if column >= columns || len == 0 {
             return Err(ElementError::OutOfBounds {
                 index: column,
@@ -532,7 +541,7 @@ macro_rules! band {
             #[inline]
             #[must_use]
             pub fn row(&self, row: usize) -> &[T] {
-                &self.claim[row * self.columns..][..self.columns]
+                &self.claim[place_of(row, self.columns)..][..self.columns]
             }
 
             /// The rows, one after the other.
@@ -577,7 +586,7 @@ impl<T> RowBandMut<'_, T> {
     #[inline]
     #[must_use]
     pub fn row_mut(&mut self, row: usize) -> &mut [T] {
-        &mut self.claim[row * self.columns..][..self.columns]
+        &mut self.claim[place_of(row, self.columns)..][..self.columns]
     }
 
     /// The rows, one after the other, for writing.

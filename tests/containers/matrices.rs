@@ -1,9 +1,21 @@
 //! Matrices.
 
+use std::cell::Cell;
+
 use shmkit::process::scope;
 use shmkit::{ElementError, Matrix, ResizeError, ShapeError, ShmSafe};
 
 use crate::{allocated, assert_sound, pool};
+
+/// A row that is of another length each time it is asked.
+struct Wavering(Cell<usize>);
+
+impl AsRef<[u8]> for Wavering {
+    fn as_ref(&self) -> &[u8] {
+        let asked = self.0.replace(self.0.get() + 1);
+        &[0; 4][..2 + asked % 2 * 2]
+    }
+}
 
 pub fn shapes() {
     let pool = pool();
@@ -21,6 +33,13 @@ pub fn shapes() {
         assert!(matches!(refused, ElementError::OutOfBounds { .. }));
     }
     drop((matrix, rows));
+    let refused = Matrix::from_rows_in(pool, &[Wavering(Cell::new(0))]).unwrap_err();
+    let ragged = ShapeError::Ragged {
+        row: 0,
+        len: 4,
+        columns: 2,
+    };
+    assert_eq!(refused, ragged);
     let refused = Matrix::filled_in(pool, 0, 4, 1_u8).unwrap_err();
     assert_eq!(
         refused,

@@ -190,9 +190,31 @@ impl<R: Trace + Unpin> Heap<R> {
     ///
     /// let heap = Heap::new(Owner(Link::null()));
     /// ```
+    ///
+    /// Nor does it hold another crate's collection: a transaction that is undone brings its bytes back, but
+    /// not the block that they led to.
+    ///
+    /// ```compile_fail,E0080
+    /// # use shmkit::{Foreign, Heap, ShmSafe, Trace, Tracer};
+    /// #[derive(ShmSafe)]
+    /// struct Holder(Foreign<u64>);
+    ///
+    /// impl Trace for Holder {
+    ///     fn trace(&self, _: &mut Tracer<'_>) {}
+    /// }
+    ///
+    /// // SAFETY: it owns nothing.
+    /// let heap = Heap::new(Holder(unsafe { Foreign::new(1) }));
+    /// ```
     #[must_use]
     pub const fn new(root: R) -> Self {
-        const { assert!(!R::OWNS, "the root of a heap owns no pool memory") };
+        // An undo brings back bytes: those of a collection whose block is gone, too.
+        const {
+            assert!(
+                !R::OWNS && !R::IMAGE_BOUND,
+                "the root of a heap owns no pool memory"
+            )
+        };
         const { R::TYPE.assert_moves() };
         Heap {
             lock: RwLock::new(Body {

@@ -243,6 +243,16 @@ impl<T: ShmSafe + Unpin> Queue<T> {
     /// assert!(queue.is_empty());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
+    ///
+    /// What comes back are the element's bytes, so another crate's collection cannot be leased:
+    ///
+    /// ```compile_fail,E0080
+    /// # use shmkit::{Foreign, Pool, Queue};
+    /// # let pool = Pool::builder().create()?;
+    /// let queue = pool.create(Queue::<Foreign<u64>>::unbounded())?;
+    /// let lease = queue.lease()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn lease(&self) -> Result<Lease<'_, T>, PopError> {
         self.raw.pop_until(None, || self.raw.try_lease())
     }

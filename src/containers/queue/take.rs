@@ -214,6 +214,13 @@ impl<T: ShmSafe + Unpin> Raw<T> {
     }
 
     pub(crate) fn try_lease(&self) -> Result<Lease<'_, T>, PopError> {
+        // What comes back are the bytes as they were, and what they led to may be gone.
+        const {
+            assert!(
+                !T::IMAGE_BOUND,
+                "a leased element owns nothing that only it may free"
+            )
+        };
         let Here { arena, slot } = here(self)?;
         // Where there are no cells there is nothing to lease.
         let first = self.first_for_pop()?;
