@@ -8,9 +8,9 @@
 //! is free once a killed master and the workers that were just being forked are gone.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
@@ -33,13 +33,15 @@ impl PidFile {
             error,
         };
         let path = std::path::absolute(path).map_err(failed)?;
-        let mut file = lock(&path)?;
+        let file = lock(&path)?;
         if !is_number(&file).map_err(failed)? {
             let error = io::Error::new(io::ErrorKind::InvalidData, "it is no pid file");
             return Err(failed(error));
         }
         file.set_len(0).map_err(failed)?;
-        writeln!(file, "{}", process::pid()).map_err(failed)?;
+        let text = format!("{}\n", process::pid());
+        // At the beginning, wherever reading has ended.
+        file.write_all_at(text.as_bytes(), 0).map_err(failed)?;
         Ok(PidFile {
             file,
             path,

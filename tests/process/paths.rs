@@ -29,7 +29,10 @@ pub fn what_is_no_pid_file_stays() {
     // What killed masters leave, this one's and others.
     for text in ["", "12345\n", " 7 "] {
         fs::write(&path, text).unwrap();
-        run(&config, &UNIT, ()).unwrap();
+        let master = Master::new(&config).unwrap();
+        let written = fs::read_to_string(&path).unwrap();
+        assert_eq!(written, format!("{}\n", std::process::id()));
+        master.finish().unwrap();
         assert!(!path.exists());
     }
 }
