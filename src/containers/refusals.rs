@@ -3,8 +3,8 @@
 use std::ops::{Range, RangeBounds};
 
 use crate::allocator::AllocError;
+use crate::participants::pid::ProcessId;
 use crate::participants::thread::NoSlot;
-use crate::process::ProcessId;
 
 /// Why an element was not read or written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

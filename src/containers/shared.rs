@@ -4,7 +4,7 @@
 use std::alloc::Layout;
 use std::fmt;
 use std::marker::PhantomData;
-use std::mem::offset_of;
+use std::mem::{ManuallyDrop, offset_of};
 use std::ops::Deref;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::layout::{Field, TypeInfo, local};
 use crate::participants::thread::{self, NoSlot};
 use crate::pool::handles::{self, Hold};
-use crate::pool::{Pool, objects};
+use crate::pool::{ObjectError, OutOfMemory, Pool, objects, types};
 use crate::sys::memory::CommitError;
 use crate::{KillSafe, ShmSafe};
 
@@ -102,6 +102,58 @@ impl<T: ShmSafe> Deref for Shared<T> {
 impl<T: ShmSafe + fmt::Debug> fmt::Debug for Shared<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         (**self).fmt(f)
+    }
+}
+
+impl Pool {
+    /// Puts a value into the pool, as an object that lives as long as somebody has a handle of it
+    /// or a link leads to it.
+    ///
+    /// # Errors
+    ///
+    /// The value comes back with the reason.
+    ///
+    /// # Crash behaviour
+    ///
+    /// The object exists, held by this process, or it does not.
+    ///
+    /// ```
+    /// # use shmkit::{Mutex, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let object = pool.create((Mutex::new(1_u64), [0_u8; 100]))?;
+    /// let (number, bytes) = &*object;
+    /// *number.lock().unwrap() += bytes.len() as u64;
+    /// assert_eq!(*number.lock().unwrap(), 101);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn create<T: ShmSafe>(self, value: T) -> Result<Shared<T>, OutOfMemory<T>> {
+        let value = ManuallyDrop::new(value);
+        let made = self.create_with(Layout::new::<T>(), |place| {
+            // SAFETY: a new block of T's layout, which nobody else has; the value is moved there,
+            // as it is not used again once the object is made.
+            unsafe {
+                place
+                    .cast::<T>()
+                    .copy_from_nonoverlapping(NonNull::from(&*value), 1)
+            };
+        });
+        made.map_err(|cause| OutOfMemory {
+            value: ManuallyDrop::into_inner(value),
+            cause,
+        })
+    }
+
+    /// Makes an object whose value `init` writes.
+    pub(crate) fn create_with<T: ShmSafe>(
+        self,
+        layout: Layout,
+        init: impl FnOnce(NonNull<u8>),
+    ) -> Result<Shared<T>, ObjectError> {
+        let slot = thread::slot(self.0)?;
+        let kind = types::index_of::<T>(self.0, slot)?;
+        let new = objects::NewObject { kind, layout };
+        let hold = objects::create(self.0, slot, new, init)?;
+        Ok(Shared::of(hold).expect("a block of the layout was made"))
     }
 }
 

@@ -1,13 +1,14 @@
-//! Objects by name, for users. The table of names: `pool::names`.
+//! Objects by name. The table of names: `pool::names`.
 
 use std::sync::Arc;
 
-use super::{ObjectError, Pool, handles, names, types};
+use super::Shared;
+use crate::ShmSafe;
 use crate::allocator::AllocError;
 use crate::participants::process;
 use crate::participants::thread::{self, NoSlot};
+use crate::pool::{ObjectError, Pool, handles, names, types};
 use crate::sys::memory::CommitError;
-use crate::{Shared, ShmSafe};
 
 /// Why a named object was not found or made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
