@@ -69,7 +69,7 @@ pub struct Pool(pub(crate) Arena);
 
 /// A value was not put into the pool; here it is back.
 #[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{cause}")]
+#[error("no object was made")]
 pub struct OutOfMemory<T = ()> {
     /// The value.
     pub value: T,
