@@ -313,17 +313,14 @@ impl<T: KillSafe + Unpin> Matrix<T> {
         let columns = self.columns.load(Ordering::Relaxed) as usize;
         let len = self.cells.len();
         if column >= columns || len == 0 {
-            return Err(ElementError::OutOfBounds {
-                index: column,
-                len: columns,
-            });
+            return Err(ElementError::ColumnOutOfBounds { column, columns });
         }
         row.checked_mul(columns)
             .and_then(|start| start.checked_add(column))
             .filter(|&index| index < len)
-            .ok_or(ElementError::OutOfBounds {
-                index: row,
-                len: len / columns,
+            .ok_or(ElementError::RowOutOfBounds {
+                row,
+                rows: len / columns,
             })
     }
 
@@ -331,8 +328,8 @@ impl<T: KillSafe + Unpin> Matrix<T> {
     ///
     /// # Errors
     ///
-    /// See [`ElementError`]; out of bounds may be the row or the column. An element of more than 4096
-    /// bytes is accessed by claims only: [`ElementError::TooLarge`].
+    /// See [`ElementError`]. An element of more than 4096 bytes is accessed by claims only:
+    /// [`ElementError::TooLarge`].
     #[inline]
     pub fn get(&self, row: usize, column: usize) -> Result<T, ElementError>
     where

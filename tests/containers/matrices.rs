@@ -16,10 +16,13 @@ pub fn shapes() {
     assert_eq!(rows.set(1, 0, 9), Ok(()));
     assert_eq!(rows.update(1, 0, |v| v + 1), Ok(9));
     assert_eq!(*rows.row(1).unwrap(), [10, 5, 6]);
-    for (row, column) in [(2, 0), (0, 3), (usize::MAX, 2)] {
-        let refused = rows.get(row, column).unwrap_err();
-        assert!(matches!(refused, ElementError::OutOfBounds { .. }));
+    for row in [2, usize::MAX] {
+        let refused = ElementError::RowOutOfBounds { row, rows: 2 };
+        assert_eq!(rows.get(row, 2), Err(refused));
     }
+    let (column, columns) = (3, 3);
+    let refused = ElementError::ColumnOutOfBounds { column, columns };
+    assert_eq!(rows.get(0, column), Err(refused));
     drop((matrix, rows));
     let refused = Matrix::filled_in(pool, 0, 4, 1_u8).unwrap_err();
     assert_eq!(
