@@ -279,7 +279,7 @@ impl Master {
         entry: &'static Entry<A, R>,
         argument: &A,
     ) -> Result<JoinHandle<R>, StartError> {
-        self.check_owner().map_err(|_| StartError::NotTheMaster)?;
+        self.check_owner().map_err(|_| StartError::Forked)?;
         worker::request(self.control(), None, options, entry, argument, false)
     }
 
@@ -306,7 +306,7 @@ impl Master {
     /// # Errors
     ///
     /// [`RunError::System`], if the kernel refuses what it should not. The master can go on.
-    /// [`RunError::NotTheMaster`] in a process that was forked otherwise than by the master.
+    /// [`RunError::Forked`] in a process that was forked otherwise than by the master.
     ///
     /// # Panics
     ///
@@ -401,7 +401,7 @@ impl Master {
     fn check_owner(&self) -> Result<(), RunError> {
         match self.owner == process::pid() {
             true => Ok(()),
-            false => Err(RunError::NotTheMaster),
+            false => Err(RunError::Forked),
         }
     }
 
@@ -427,7 +427,7 @@ impl Master {
     /// # Errors
     ///
     /// [`RunError::System`]. Workers that are left are killed nevertheless, by the drop.
-    /// [`RunError::NotTheMaster`]; nothing has changed.
+    /// [`RunError::Forked`]; nothing has changed.
     ///
     /// # Panics
     ///
