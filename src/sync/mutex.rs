@@ -90,6 +90,9 @@ unsafe impl<T: ShmSafe> ShmSafe for Mutex<T> {
 }
 
 /// Why a [`Mutex`] was not simply locked.
+///
+/// It may have the lock, so it borrows the mutex: `?` does not turn it into a `Box<dyn Error>`. Match it first,
+/// or take its text.
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum LockError<'a, T: ShmSafe> {
