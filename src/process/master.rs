@@ -49,7 +49,7 @@ use super::pid_file::PidFile;
 use super::{Config, Entry, JoinHandle, RunError, StartError, StartOptions, Wire};
 use super::{peer, supervise, worker};
 use crate::containers::{NamedError, Shared};
-use crate::pool::remove::{self, RemoveError};
+use crate::pool::remove::{self, Removable, RemoveError};
 use crate::pool::{CreateError, ObjectError, Pool, PoolBuilder};
 use crate::primitive::Ordering;
 use crate::sys::process;
@@ -191,7 +191,7 @@ impl Master {
     ) -> Result<Shared<Control>, RunError> {
         let name = &peer::pool_name(name);
         // What a killed master has left. Whatever else is there is in the way, and that is said below.
-        if let Err(RemoveError::InUse { path }) = remove::remove(name, false, true) {
+        if let Err(RemoveError::InUse { path }) = remove::remove(name, Removable::Pool) {
             return Err(RunError::AlreadyRunning { path });
         }
         let doorbell = watch.doorbell()?.as_raw_fd().unsigned_abs();
