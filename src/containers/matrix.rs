@@ -461,9 +461,11 @@ impl<T: KillSafe + Unpin> fmt::Debug for Matrix<T> {
 }
 
 /// Rows one after the other.
+#[derive(Debug)]
 pub struct Rows<'a, T>(ChunksExact<'a, T>);
 
 /// Rows one after the other, for writing.
+#[derive(Debug)]
 pub struct RowsMut<'a, T>(ChunksExactMut<'a, T>);
 
 macro_rules! rows {
@@ -544,6 +546,12 @@ macro_rules! band {
 
             #[inline]
             fn deref(&self) -> &[T] {
+                &self.claim
+            }
+        }
+
+        impl<T> AsRef<[T]> for $band<'_, T> {
+            fn as_ref(&self) -> &[T] {
                 &self.claim
             }
         }

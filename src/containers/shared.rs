@@ -3,6 +3,7 @@
 
 use std::alloc::Layout;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::marker::PhantomData;
 use std::mem::{ManuallyDrop, offset_of};
 use std::ops::Deref;
@@ -11,6 +12,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::Key;
 use crate::layout::{Field, TypeInfo, local};
 use crate::participants::thread::{self, NoSlot};
 use crate::pool::handles::{self, Hold};
@@ -174,6 +176,22 @@ impl Pool {
 /// assert!(handle.open().is_err());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+///
+/// It can be a key of maps in and outside of pools:
+///
+/// ```
+/// use std::collections::HashSet;
+/// use shmkit::{Handle, HashMap, Pool};
+///
+/// let pool = Pool::builder().create()?;
+/// let (one, two) = (pool.create(1_u8)?, pool.create(2_u8)?);
+/// let uses = pool.create(HashMap::<Handle<u8>, u64>::new())?;
+/// uses.insert(&one.handle(), 5)?;
+/// assert_eq!(uses.get_copied(&one.clone().handle()), Some(5));
+/// assert_eq!(uses.get_copied(&two.handle()), None);
+/// assert!(HashSet::from([one.handle()]).contains(&one.handle()));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Serialize, Deserialize)]
 #[serde(bound = "")]
 #[repr(C)]
@@ -223,6 +241,31 @@ impl<T: ShmSafe> PartialEq for Handle<T> {
 }
 
 impl<T: ShmSafe> Eq for Handle<T> {}
+
+impl<T: ShmSafe> Hash for Handle<T> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self.uuid, self.index, self.generation).hash(state);
+    }
+}
+
+// SAFETY: 24 bytes of integers without padding, by which two descriptors are the same or not; any are a
+// descriptor.
+unsafe impl<T: ShmSafe> Key for Handle<T> {
+    type Stored = Self;
+    const LEN: Option<usize> = Some(size_of::<Self>());
+    const ALIGN: usize = align_of::<Self>();
+
+    fn bytes(&self) -> &[u8] {
+        const { assert!(size_of::<Self>() == size_of::<[u64; 2]>() + 2 * size_of::<u32>()) };
+        // SAFETY: the value's own bytes, all of them initialised.
+        unsafe { std::slice::from_raw_parts(std::ptr::from_ref(self).cast(), size_of::<Self>()) }
+    }
+
+    unsafe fn from_bytes(bytes: &[u8]) -> &Self {
+        // SAFETY: by the caller's promise a descriptor's bytes, aligned.
+        unsafe { &*bytes.as_ptr().cast() }
+    }
+}
 
 /// Why a descriptor was not opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -64,7 +64,7 @@ const LOG: &str = "shmkit::pool";
 /// assert_eq!(numbers.iter().sum::<u32>(), 6);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Pool(pub(crate) Arena);
 
 /// A value was not put into the pool; here it is back.

@@ -268,15 +268,9 @@ fn check(name: &str, json: bool) -> Outcome {
             ("a copy, recovered", copy.check_quiescent())
         }
     };
-    let data = json!({
-        "checked": how,
-        "ok": found.is_ok(),
-        "slices": found.slices,
-        "spans": found.spans,
-        "runs": found.runs,
-        "objects": found.objects,
-        "problems": found.problems,
-    });
+    let mut data = json!(found);
+    data["checked"] = how.into();
+    data["ok"] = found.is_ok().into();
     print(&if json {
         format!("{data:#}\n")
     } else {
