@@ -308,6 +308,13 @@ impl<T: KillSafe + Unpin> Matrix<T> {
         }
     }
 
+    /// True if it has no elements yet.
+    #[inline]
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.cells.is_empty()
+    }
+
     #[inline]
     fn index(&self, row: usize, column: usize) -> Result<usize, ElementError> {
         let columns = self.columns.load(Ordering::Relaxed) as usize;

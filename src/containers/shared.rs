@@ -70,6 +70,22 @@ impl<T: ShmSafe> Shared<T> {
         }
     }
 
+    /// Whether two handles are of the same object.
+    ///
+    /// ```
+    /// # use shmkit::{Pool, Shared};
+    /// # let pool = Pool::builder().create()?;
+    /// let (one, other) = (pool.create(1_u8)?, pool.create(1_u8)?);
+    /// assert!(Shared::ptr_eq(&one, &one.clone()));
+    /// assert!(!Shared::ptr_eq(&one, &other));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn ptr_eq(this: &Self, other: &Self) -> bool {
+        // An object without bytes has none of its own address.
+        this.handle() == other.handle()
+    }
+
     /// The pool that the object is in.
     #[must_use]
     pub fn pool(&self) -> Pool {

@@ -102,7 +102,9 @@ pub fn a_matrix_in_a_struct() {
     assert_eq!((model.steps, model.weights.dims()), (3, (0, 0)));
     assert!(model.weights.get(0, 0).is_err() && model.weights.grow(3, 0.0).is_err());
     assert_eq!(model.weights.rows(..).unwrap().iter_rows().len(), 0);
+    assert!(model.weights.is_empty());
     model.weights.fill(8, 2, 0.5).unwrap();
+    assert!(!model.weights.is_empty());
     assert_eq!(model.weights.get(7, 1), Ok(0.5));
 }
 
