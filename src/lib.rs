@@ -44,8 +44,8 @@
 //! engines        what every process knows of containers: recovery, destruction, check
 //! allocator      slices, spans, runs, growth
 //! participants   who is attached, who lives, recovery of the dead
-//! protocol       the steps on shared words that the models check
 //! layout         where things lie, what types look like
+//! protocol       the steps on shared words that the models check
 //! sys            the only code that talks to the kernel
 //! primitive      atomics: std's, or loom's for the models
 //! ```
@@ -129,6 +129,7 @@ mod exports {
     pub use crate::allocator::check::CheckReport;
     pub use crate::allocator::stats::{ClassStats, RetiredStats, Stats};
     pub use crate::allocator::{AllocError, FreeError, ReallocError};
+    pub use crate::containers::NamedError;
     pub use crate::containers::{
         AppendError, Array, Bindings, Buffer, ByteChunks, BytesView, ChangeError, Claim,
         ClaimError, ClaimMut, CompareError, ElementError, Foreign, Handle, HandleError, HashMap,
@@ -145,8 +146,8 @@ mod exports {
     pub use crate::layout::{KillSafe, ShmSafe, TypeInfo};
     pub use crate::participants::thread::NoSlot;
     pub use crate::pool::{
-        AttachError, CreateError, GrowError, NamedError, ObjectError, OutOfMemory, Pool,
-        PoolBuilder, RecoverySummary, TypeError, UnlinkError,
+        AttachError, CreateError, GrowError, ObjectError, OutOfMemory, Pool, PoolBuilder,
+        RecoverySummary, TypeError, UnlinkError,
     };
     pub use crate::private::PrivateAlloc;
     pub use crate::sync::{

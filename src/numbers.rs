@@ -328,7 +328,7 @@ pub enum StoreNumbersError {
     #[error(transparent)]
     Named(#[from] NamedError),
     /// Somebody has claimed elements of the object.
-    #[error("the object of that name is in use: {0}")]
+    #[error("the object of that name is in use")]
     Claimed(#[from] ClaimError),
     /// There is no room for the matrix.
     #[error(transparent)]

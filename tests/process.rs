@@ -78,7 +78,8 @@ const CASES: &[Named] = table! {
         output_is_flushed_once
         two_hundred_leave_nothing
         abandoned_children_are_swept
-        nested_scopes;
+        nested_scopes
+        a_full_pool_refuses_a_child;
     parents:
         other_threads_are_refused
         a_joined_thread_is_no_other_thread

@@ -68,6 +68,12 @@ pub struct Leader {
     _universe: Universe,
 }
 
+impl std::fmt::Debug for Leader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Leader").finish_non_exhaustive()
+    }
+}
+
 /// Forks workers, which call `work` with their number, initialises MPI, and calls `lead` in this
 /// process. Waits for the workers, and finalises MPI.
 ///

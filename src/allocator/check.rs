@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use serde::Serialize;
+
 use super::guard;
 use super::size_class::TABLE;
 use super::slice::{self, State};
@@ -22,7 +24,7 @@ pub(crate) enum Depth {
 }
 
 /// What a check found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct CheckReport {
     /// What is wrong, a line each; the first hundred.

@@ -1,12 +1,14 @@
 //! How much of what: counted from the tags and bitmaps, so a death falsifies nothing.
 
+use serde::Serialize;
+
 use super::size_class::{CLASSES, TABLE};
 use super::slice::{self, HOLE, State};
 use crate::layout::arena::{Arena, SLICE};
 use crate::primitive::Ordering;
 
 /// How the memory of a pool is used, at about one moment.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Stats {
     /// Bytes of data that the pool has now.
@@ -37,7 +39,7 @@ pub struct Stats {
 }
 
 /// Blocks in limbo.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct RetiredStats {
     /// Blocks that were unlinked and are not freed yet. They count as allocated.
@@ -50,7 +52,7 @@ pub struct RetiredStats {
 }
 
 /// How the blocks of one size are used.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct ClassStats {
     /// Bytes a block; 0 for runs, which are of many sizes.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io::{self, Read, Write};
+use std::iter::FusedIterator;
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -145,6 +146,8 @@ impl<'a> Iterator for ByteChunks<'a> {
         None
     }
 }
+
+impl FusedIterator for ByteChunks<'_> {}
 
 impl fmt::Debug for ByteChunks<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

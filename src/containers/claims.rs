@@ -48,11 +48,11 @@
 use std::ops::Range;
 
 use crate::layout::arena::Arena;
+use crate::participants::pid::ProcessId;
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
 use crate::participants::{life, lock, recovery, thread};
 use crate::primitive::{AtomicU64, Ordering, fence};
-use crate::process::ProcessId;
 use crate::sys::futex;
 
 /// How many claims an array can have at once.
@@ -210,7 +210,7 @@ fn process_of(arena: Arena, owner: Tag) -> ProcessId {
         .map(|slot| Tag::of_word(slot.watched.process.load(Ordering::Acquire)).slot())
         .filter(|&index| index != 0 && index < arena.process_count());
     let pid = record.map_or(0, |index| arena.process(index).pid.get());
-    ProcessId(pid)
+    ProcessId::of_pid(pid)
 }
 
 impl Entry {

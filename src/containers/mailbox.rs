@@ -363,6 +363,18 @@ impl<T: ShmSafe + Unpin> Receiver<'_, T> {
     }
 
     /// True if a look would not find the mailbox empty: there is a message or a wake, or it is closed.
+    ///
+    /// ```
+    /// # use shmkit::{Mailbox, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let letters = pool.create(Mailbox::<u32>::new(4))?;
+    /// let receiver = letters.receiver()?;
+    /// assert!(!receiver.is_ready());
+    /// letters.send(7)?;
+    /// assert!(receiver.is_ready());
+    /// assert_eq!(receiver.recv()?, 7);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.is_woken() || !self.mailbox.is_empty() || self.mailbox.is_closed()

@@ -316,23 +316,27 @@ impl<T: KillSafe + Unpin> Matrix<T> {
         }
     }
 
+    /// True if it has no elements yet.
+    #[inline]
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.cells.is_empty()
+    }
+
     #[inline]
     fn index(&self, row: usize, column: usize) -> Result<usize, ElementError> {
         // In this order: columns that were stored for a filling that failed are nobody's.
         let len = self.cells.len();
         let columns = self.columns.load(Ordering::Relaxed) as usize;
         if column >= columns || len == 0 {
-            return Err(ElementError::OutOfBounds {
-                index: column,
-                len: columns,
-            });
+            return Err(ElementError::ColumnOutOfBounds { column, columns });
         }
         row.checked_mul(columns)
             .and_then(|start| start.checked_add(column))
             .filter(|&index| index < len)
-            .ok_or(ElementError::OutOfBounds {
-                index: row,
-                len: len / columns,
+            .ok_or(ElementError::RowOutOfBounds {
+                row,
+                rows: len / columns,
             })
     }
 
@@ -340,8 +344,8 @@ impl<T: KillSafe + Unpin> Matrix<T> {
     ///
     /// # Errors
     ///
-    /// See [`ElementError`]; out of bounds may be the row or the column. An element of more than 4096
-    /// bytes is accessed by claims only: [`ElementError::TooLarge`].
+    /// See [`ElementError`]. An element of more than 4096 bytes is accessed by claims only:
+    /// [`ElementError::TooLarge`].
     #[inline]
     pub fn get(&self, row: usize, column: usize) -> Result<T, ElementError>
     where
@@ -473,9 +477,11 @@ impl<T: KillSafe + Unpin> fmt::Debug for Matrix<T> {
 }
 
 /// Rows one after the other.
+#[derive(Debug)]
 pub struct Rows<'a, T>(ChunksExact<'a, T>);
 
 /// Rows one after the other, for writing.
+#[derive(Debug)]
 pub struct RowsMut<'a, T>(ChunksExactMut<'a, T>);
 
 macro_rules! rows {
@@ -556,6 +562,12 @@ macro_rules! band {
 
             #[inline]
             fn deref(&self) -> &[T] {
+                &self.claim
+            }
+        }
+
+        impl<T> AsRef<[T]> for $band<'_, T> {
+            fn as_ref(&self) -> &[T] {
                 &self.claim
             }
         }

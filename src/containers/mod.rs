@@ -3,6 +3,7 @@
 //! | module   | what |
 //! |----------|------|
 //! | `shared` | [`Shared`], [`Handle`]: objects from the outside |
+//! | `named`  | objects by name |
 //! | `link`   | [`Link`], [`View`]: objects from within the pool |
 //! | `array`  | [`Array`]: elements, or claimed ranges as slices |
 //! | `cell`   | [`SharedCell`]: a value that is replaced as a whole |
@@ -34,6 +35,7 @@ mod link;
 mod mailbox;
 mod matrix;
 mod multi_map;
+mod named;
 mod queue;
 mod ranges;
 mod refusals;
@@ -53,6 +55,7 @@ pub use link::{Link, LinkError, View};
 pub use mailbox::{Mailbox, Receiver, ReceiverError, RecvError};
 pub use matrix::{Matrix, RowBand, RowBandMut, Rows, RowsMut, ShapeError};
 pub use multi_map::{Bindings, MultiMap};
+pub use named::NamedError;
 pub use queue::{Lease, PopError, PushError, PushRefusal, Queue, Snapshot};
 pub use ranges::{Claim, ClaimMut};
 pub use refusals::{ClaimError, ElementError, ResizeError};

@@ -237,6 +237,12 @@ pub struct Bindings<'a, K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher = SipH
     found: Option<(Arena, Stack, Pinned)>,
 }
 
+impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> fmt::Debug for Bindings<'_, K, V, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bindings").finish_non_exhaustive()
+    }
+}
+
 impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> Bindings<'_, K, V, S> {
     /// The next value.
     #[allow(

@@ -44,6 +44,43 @@ impl<T> Deref for Claim<'_, T> {
     }
 }
 
+macro_rules! slices {
+    ($claim:ident) => {
+        impl<T> AsRef<[T]> for $claim<'_, T> {
+            fn as_ref(&self) -> &[T] {
+                self
+            }
+        }
+
+        impl<'a, T> IntoIterator for &'a $claim<'_, T> {
+            type Item = &'a T;
+            type IntoIter = std::slice::Iter<'a, T>;
+
+            fn into_iter(self) -> Self::IntoIter {
+                self.iter()
+            }
+        }
+    };
+}
+
+slices!(Claim);
+slices!(ClaimMut);
+
+impl<T> AsMut<[T]> for ClaimMut<'_, T> {
+    fn as_mut(&mut self) -> &mut [T] {
+        self
+    }
+}
+
+impl<'a, T> IntoIterator for &'a mut ClaimMut<'_, T> {
+    type Item = &'a mut T;
+    type IntoIter = std::slice::IterMut<'a, T>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter_mut()
+    }
+}
+
 impl<T: fmt::Debug> fmt::Debug for Claim<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         (**self).fmt(f)
@@ -51,6 +88,20 @@ impl<T: fmt::Debug> fmt::Debug for Claim<'_, T> {
 }
 
 /// A range of an array, claimed for writing; see [`Array::claim_mut`](crate::Array::claim_mut).
+///
+/// ```
+/// use shmkit::{Array, Pool};
+///
+/// let pool = Pool::builder().create()?;
+/// let numbers = Array::from_slice_in(pool, &[1, 2, 3])?;
+/// let mut claim = numbers.claim_mut(1..)?;
+/// for number in &mut claim {
+///     *number *= 10;
+/// }
+/// let sum: i32 = (&claim).into_iter().sum();
+/// assert_eq!((sum, claim.as_ref()), (50, &[20, 30][..]));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct ClaimMut<'a, T> {
     claimed: Claimed<'a, T>,
     _invariant: PhantomData<&'a mut T>,

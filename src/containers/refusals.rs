@@ -3,8 +3,8 @@
 use std::ops::{Range, RangeBounds};
 
 use crate::allocator::AllocError;
+use crate::participants::pid::ProcessId;
 use crate::participants::thread::NoSlot;
-use crate::process::ProcessId;
 
 /// Why an element was not read or written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -17,6 +17,22 @@ pub enum ElementError {
         index: usize,
         /// How many elements there are.
         len: usize,
+    },
+    /// The matrix has no such row.
+    #[error("row {row} of a matrix of {rows} rows")]
+    RowOutOfBounds {
+        /// What was asked for.
+        row: usize,
+        /// How many rows there are.
+        rows: usize,
+    },
+    /// The matrix has no such column.
+    #[error("column {column} of a matrix of {columns} columns")]
+    ColumnOutOfBounds {
+        /// What was asked for.
+        column: usize,
+        /// How many columns there are.
+        columns: usize,
     },
     /// It is part of a claimed range.
     #[error("the element is claimed by process {by}")]

@@ -3,18 +3,20 @@
 
 use std::alloc::Layout;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::marker::PhantomData;
-use std::mem::offset_of;
+use std::mem::{ManuallyDrop, offset_of};
 use std::ops::Deref;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::Key;
 use crate::layout::{Field, TypeInfo, local};
 use crate::participants::thread::{self, NoSlot};
 use crate::pool::handles::{self, Hold};
-use crate::pool::{Pool, objects};
+use crate::pool::{ObjectError, OutOfMemory, Pool, objects, types};
 use crate::sys::memory::CommitError;
 use crate::{KillSafe, ShmSafe};
 
@@ -68,6 +70,22 @@ impl<T: ShmSafe> Shared<T> {
         }
     }
 
+    /// Whether two handles are of the same object.
+    ///
+    /// ```
+    /// # use shmkit::{Pool, Shared};
+    /// # let pool = Pool::builder().create()?;
+    /// let (one, other) = (pool.create(1_u8)?, pool.create(1_u8)?);
+    /// assert!(Shared::ptr_eq(&one, &one.clone()));
+    /// assert!(!Shared::ptr_eq(&one, &other));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn ptr_eq(this: &Self, other: &Self) -> bool {
+        // An object without bytes has none of its own address.
+        this.handle() == other.handle()
+    }
+
     /// The pool that the object is in.
     #[must_use]
     pub fn pool(&self) -> Pool {
@@ -105,6 +123,58 @@ impl<T: ShmSafe + fmt::Debug> fmt::Debug for Shared<T> {
     }
 }
 
+impl Pool {
+    /// Puts a value into the pool, as an object that lives as long as somebody has a handle of it
+    /// or a link leads to it.
+    ///
+    /// # Errors
+    ///
+    /// The value comes back with the reason.
+    ///
+    /// # Crash behaviour
+    ///
+    /// The object exists, held by this process, or it does not.
+    ///
+    /// ```
+    /// # use shmkit::{Mutex, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let object = pool.create((Mutex::new(1_u64), [0_u8; 100]))?;
+    /// let (number, bytes) = &*object;
+    /// *number.lock().unwrap() += bytes.len() as u64;
+    /// assert_eq!(*number.lock().unwrap(), 101);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn create<T: ShmSafe>(self, value: T) -> Result<Shared<T>, OutOfMemory<T>> {
+        let value = ManuallyDrop::new(value);
+        let made = self.create_with(Layout::new::<T>(), |place| {
+            // SAFETY: a new block of T's layout, which nobody else has; the value is moved there,
+            // as it is not used again once the object is made.
+            unsafe {
+                place
+                    .cast::<T>()
+                    .copy_from_nonoverlapping(NonNull::from(&*value), 1)
+            };
+        });
+        made.map_err(|cause| OutOfMemory {
+            value: ManuallyDrop::into_inner(value),
+            cause,
+        })
+    }
+
+    /// Makes an object whose value `init` writes.
+    pub(crate) fn create_with<T: ShmSafe>(
+        self,
+        layout: Layout,
+        init: impl FnOnce(NonNull<u8>),
+    ) -> Result<Shared<T>, ObjectError> {
+        let slot = thread::slot(self.0)?;
+        let kind = types::index_of::<T>(self.0, slot)?;
+        let new = objects::NewObject { kind, layout };
+        let hold = objects::create(self.0, slot, new, init)?;
+        Ok(Shared::of(hold).expect("a block of the layout was made"))
+    }
+}
+
 /// A descriptor of an object: copied, stored in pools, sent to other processes. It does not keep
 /// the object alive; opening it says whether the object is still there.
 ///
@@ -120,6 +190,22 @@ impl<T: ShmSafe + fmt::Debug> fmt::Debug for Shared<T> {
 /// assert_eq!(*handle.open()?, 7);
 /// drop(object);
 /// assert!(handle.open().is_err());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// It can be a key of maps in and outside of pools:
+///
+/// ```
+/// use std::collections::HashSet;
+/// use shmkit::{Handle, HashMap, Pool};
+///
+/// let pool = Pool::builder().create()?;
+/// let (one, two) = (pool.create(1_u8)?, pool.create(2_u8)?);
+/// let uses = pool.create(HashMap::<Handle<u8>, u64>::new())?;
+/// uses.insert(&one.handle(), 5)?;
+/// assert_eq!(uses.get_copied(&one.clone().handle()), Some(5));
+/// assert_eq!(uses.get_copied(&two.handle()), None);
+/// assert!(HashSet::from([one.handle()]).contains(&one.handle()));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Serialize, Deserialize)]
@@ -171,6 +257,31 @@ impl<T: ShmSafe> PartialEq for Handle<T> {
 }
 
 impl<T: ShmSafe> Eq for Handle<T> {}
+
+impl<T: ShmSafe> Hash for Handle<T> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self.uuid, self.index, self.generation).hash(state);
+    }
+}
+
+// SAFETY: 24 bytes of integers without padding, by which two descriptors are the same or not; any are a
+// descriptor.
+unsafe impl<T: ShmSafe> Key for Handle<T> {
+    type Stored = Self;
+    const LEN: Option<usize> = Some(size_of::<Self>());
+    const ALIGN: usize = align_of::<Self>();
+
+    fn bytes(&self) -> &[u8] {
+        const { assert!(size_of::<Self>() == size_of::<[u64; 2]>() + 2 * size_of::<u32>()) };
+        // SAFETY: the value's own bytes, all of them initialised.
+        unsafe { std::slice::from_raw_parts(std::ptr::from_ref(self).cast(), size_of::<Self>()) }
+    }
+
+    unsafe fn from_bytes(bytes: &[u8]) -> &Self {
+        // SAFETY: by the caller's promise a descriptor's bytes, aligned.
+        unsafe { &*bytes.as_ptr().cast() }
+    }
+}
 
 /// Why a descriptor was not opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -24,7 +24,7 @@ pub enum ChangeError {
 
 /// A value was not stored; here it is back. The container is as it was.
 #[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{cause}")]
+#[error("the value was not stored")]
 pub struct StoreError<T> {
     /// The value.
     pub value: T,

@@ -37,7 +37,7 @@ mod objects;
 mod observer;
 mod participants;
 
-pub use crate::pool::remove::{RemoveError, remove};
+pub use crate::pool::remove::{Removable, RemoveError, remove, would_remove};
 pub use files::{Listed, PoolState, list};
 pub use leaks::{Leaks, leaks};
 pub use locks::{LockReport, LockThread, Why};

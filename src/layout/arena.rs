@@ -121,7 +121,7 @@ const _: () = {
 };
 
 /// A mapped pool, by its base address. Copied freely; valid while the pool is mapped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Arena(usize);
 
 impl Arena {

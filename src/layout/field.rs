@@ -7,7 +7,7 @@ use super::type_info::{Shape, TypeFn, TypeInfo};
 
 /// A type that is stored inside another, with what a constructor must know of it at compile time
 /// (where functions such as [`TypeFn`] cannot be called).
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Part {
     pub(super) ty: TypeFn,
     pub(super) size: usize,
@@ -33,14 +33,14 @@ impl Part {
 }
 
 /// A named piece of a type: a field, a type or a constant it has as parameter.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Field {
     pub(super) name: &'static str,
     pub(super) place: Place,
 }
 
 /// Where the piece is.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(super) enum Place {
     At { offset: usize, part: Part },
     Within(Part),
@@ -96,7 +96,7 @@ impl Field {
 }
 
 /// One variant of an enum.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Variant {
     pub(super) name: &'static str,
     pub(super) discriminant: i128,

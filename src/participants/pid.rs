@@ -1,4 +1,6 @@
-//! The process id in a process's record.
+//! Process ids: [`ProcessId`], as users see it, and `Pid`, the one in a process's record.
+//!
+//! # The record's
 //!
 //! A parent notes its child's id when `fork` has returned. By then the child may have lived and ended,
 //! and its record may be another process's, whose id must stay: who is taken for a process that is gone
@@ -12,7 +14,49 @@
 //! | the process, as it takes the record or comes to life in it | its own id | the same, or the id of a child on its way |
 //! | the parent, once it has forked | the child's id, in place of 0 | what the child stores |
 
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
 use crate::primitive::{AtomicU64, Ordering};
+
+/// Names a process of the toolkit.
+///
+/// It may travel in results and messages. It is a name only: the process may have ended.
+///
+/// ```
+/// # use shmkit::process::scope;
+/// scope(|s| {
+///     let child = s.spawn(|| std::process::id()).unwrap();
+///     let id = child.id();
+///     assert_eq!(id.pid(), child.join().unwrap());
+/// });
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ProcessId(pub(crate) u32);
+
+impl ProcessId {
+    pub(crate) const fn of_pid(pid: u32) -> Self {
+        ProcessId(pid)
+    }
+
+    /// The number by which the kernel knows the process, in the pid namespace of its parent.
+    ///
+    /// ```
+    /// let child = shmkit::process::scope(|s| s.spawn(|| ()).unwrap().id());
+    /// assert_ne!(child.pid(), std::process::id());
+    /// ```
+    #[must_use]
+    pub const fn pid(self) -> u32 {
+        self.0
+    }
+}
+
+impl fmt::Display for ProcessId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
 
 /// The id, or 0 while it is not known.
 #[repr(transparent)]

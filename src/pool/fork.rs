@@ -30,10 +30,9 @@ use crate::layout::{fingerprint, local};
 use crate::participants::recovery::{self, Hooks};
 use crate::participants::table::ProcessPhase;
 use crate::participants::tag::Tag;
+use crate::participants::thread::NoSlot;
 use crate::participants::{process, thread};
 use crate::primitive::Ordering;
-use crate::process::SpawnError;
-use crate::process::hooks as process_hooks;
 use crate::sys;
 
 thread_local! {
@@ -71,14 +70,6 @@ pub(super) fn install() {
         // Children must not draw different nonces.
         fingerprint::image_nonce();
         teach_recovery();
-        process_hooks::install(process_hooks::Hooks {
-            guards_held: thread::guards_held,
-            before_fork,
-            fork_failed,
-            forked,
-            child_ending,
-            child_reaped,
-        });
         // SAFETY: the handlers are functions of this program, which is never unloaded before the
         // process ends, and do nothing that is not allowed around a fork in a process whose other
         // threads hold no lock that they take (`prepare` takes the one there is).
@@ -104,13 +95,18 @@ fn attached() -> impl Iterator<Item = Arena> {
     local::mapped().filter(|&a| local::of(a).process() != 0)
 }
 
-fn before_fork() -> Result<(), SpawnError> {
+/// Makes the records of the child that this thread is about to fork. An error cancels the fork; else it
+/// follows, and [`forked`] or [`fork_failed`].
+pub(crate) fn before_fork() -> Result<(), NoSlot> {
+    if attached().next().is_none() {
+        return Ok(());
+    }
     keep_handles();
     for arena in attached() {
         let Some(child) = process::reserve_child(arena) else {
             take_back(pending);
             release_handles();
-            return Err(SpawnError::NoProcessRecord);
+            return Err(NoSlot);
         };
         pending(arena).store(child.word(), Ordering::Relaxed);
     }
@@ -134,13 +130,14 @@ fn take_back(record: fn(Arena) -> &'static AtomicU64) {
     }
 }
 
-fn fork_failed() {
+/// The fork that [`before_fork`] prepared made no process.
+pub(crate) fn fork_failed() {
     take_back(pending);
     take_back(forked_last);
 }
 
 /// The last fork made this process: now its records can be told from others on their way.
-fn forked(pid: u32) {
+pub(crate) fn forked(pid: u32) {
     for arena in attached() {
         let child = Tag::of_word(forked_last(arena).swap(0, Ordering::Relaxed));
         if !child.is_nobody() {
@@ -288,8 +285,9 @@ extern "C" fn in_child() {
     release_handles();
 }
 
-/// A child ends in order.
-fn child_ending() {
+/// Called by a child that ends in order, as the last thing before `_exit`: neither a panic nor an unwinding is
+/// allowed any more.
+pub(crate) fn child_ending() {
     // Other threads may be using what this process holds, until it has ended.
     if !sys::process::task_count().is_ok_and(|tasks| tasks == 1) {
         return;
@@ -301,8 +299,8 @@ fn child_ending() {
     }
 }
 
-/// A child has ended, in whatever way.
-fn child_reaped(pid: u32) {
+/// The child that had this pid has ended, in whatever way, and been reaped: the number may already be another's.
+pub(crate) fn child_reaped(pid: u32) {
     recover_children();
     for arena in attached() {
         for (index, record) in arena.processes() {

@@ -5,7 +5,6 @@
 //! | `create`  | the builder; initialise, then publish |
 //! | `attach`  | judge a header, map, be refused with a reason |
 //! | `blocks`  | memory of a pool: allocated, freed, grown |
-//! | `named`   | objects by name, for users |
 //! | `types`   | what types own, described in the pool |
 //! | `objects` | counted values, found by index; destroyed by anybody |
 //! | `dispose` | destroying objects that nobody holds |
@@ -22,22 +21,17 @@ pub(crate) mod dispose;
 pub(crate) mod fork;
 pub(crate) mod handles;
 pub(crate) mod intents;
-mod named;
 pub(crate) mod names;
 pub(crate) mod objects;
 pub(crate) mod remove;
 pub(crate) mod types;
 
-use std::alloc::Layout;
-use std::mem::ManuallyDrop;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::ptr::NonNull;
 
 pub(crate) use attach::PoolName;
 pub use attach::{AttachError, UnlinkError};
 pub use blocks::GrowError;
 pub use create::{CreateError, PoolBuilder};
-pub use named::NamedError;
 pub use types::TypeError;
 
 use crate::ShmSafe;
@@ -70,12 +64,12 @@ const LOG: &str = "shmkit::pool";
 /// assert_eq!(numbers.iter().sum::<u32>(), 6);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Pool(pub(crate) Arena);
 
 /// A value was not put into the pool; here it is back.
 #[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{cause}")]
+#[error("no object was made")]
 pub struct OutOfMemory<T = ()> {
     /// The value.
     pub value: T,
@@ -255,56 +249,6 @@ impl Pool {
             policy.contains("[never]") || policy.contains("[deny]")
         });
         asked && !refused
-    }
-
-    /// Puts a value into the pool, as an object that lives as long as somebody has a handle of it
-    /// or a link leads to it.
-    ///
-    /// # Errors
-    ///
-    /// The value comes back with the reason.
-    ///
-    /// # Crash behaviour
-    ///
-    /// The object exists, held by this process, or it does not.
-    ///
-    /// ```
-    /// # use shmkit::{Mutex, Pool};
-    /// # let pool = Pool::builder().create()?;
-    /// let object = pool.create((Mutex::new(1_u64), [0_u8; 100]))?;
-    /// let (number, bytes) = &*object;
-    /// *number.lock().unwrap() += bytes.len() as u64;
-    /// assert_eq!(*number.lock().unwrap(), 101);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn create<T: ShmSafe>(self, value: T) -> Result<crate::Shared<T>, OutOfMemory<T>> {
-        let value = ManuallyDrop::new(value);
-        let made = self.create_with(Layout::new::<T>(), |place| {
-            // SAFETY: a new block of T's layout, which nobody else has; the value is moved there,
-            // as it is not used again once the object is made.
-            unsafe {
-                place
-                    .cast::<T>()
-                    .copy_from_nonoverlapping(NonNull::from(&*value), 1)
-            };
-        });
-        made.map_err(|cause| OutOfMemory {
-            value: ManuallyDrop::into_inner(value),
-            cause,
-        })
-    }
-
-    /// Makes an object whose value `init` writes.
-    pub(crate) fn create_with<T: ShmSafe>(
-        self,
-        layout: Layout,
-        init: impl FnOnce(NonNull<u8>),
-    ) -> Result<crate::Shared<T>, ObjectError> {
-        let slot = thread::slot(self.0)?;
-        let kind = types::index_of::<T>(self.0, slot)?;
-        let new = objects::NewObject { kind, layout };
-        let hold = objects::create(self.0, slot, new, init)?;
-        Ok(crate::Shared::of(hold).expect("a block of the layout was made"))
     }
 
     pub(crate) fn is_type<T: ShmSafe>(self, index: usize) -> bool {

@@ -15,7 +15,7 @@ use crate::primitive::{AtomicU64, Ordering};
 use crate::sys::memory::CommitError;
 
 /// The longest name, in bytes.
-pub(super) const MAX_NAME: usize = 232;
+pub(crate) const MAX_NAME: usize = 232;
 const NAME_WORDS: usize = MAX_NAME / 8;
 
 /// A name's entry.
@@ -30,7 +30,7 @@ struct NameEntry {
 const _: () = assert!(size_of::<NameEntry>() <= NAMES.entry);
 
 /// Why a name cannot be entered.
-pub(super) enum EnterFailure {
+pub(crate) enum EnterFailure {
     /// There are as many names as there can be.
     TableFull,
     NoMemory(CommitError),
@@ -79,7 +79,7 @@ impl NameEntry {
 }
 
 /// Runs `f` under the names' lock.
-pub(super) fn locked<R>(arena: Arena, slot: &Slot, f: impl FnOnce() -> R) -> R {
+pub(crate) fn locked<R>(arena: Arena, slot: &Slot, f: impl FnOnce() -> R) -> R {
     let word = &arena.header().names_lock;
     // Refused only to who holds it already, and `f` is one of this layer's own steps.
     let _ = lock::lock(arena, slot, word, None);
@@ -90,14 +90,14 @@ pub(super) fn locked<R>(arena: Arena, slot: &Slot, f: impl FnOnce() -> R) -> R {
 }
 
 /// The object of that name. The caller holds the lock, so it stays named meanwhile.
-pub(super) fn find(arena: Arena, name: &str) -> Option<usize> {
+pub(crate) fn find(arena: Arena, name: &str) -> Option<usize> {
     entries(arena)
         .find(|e| e.target().is_some() && e.is(name))
         .and_then(NameEntry::target)
 }
 
 /// Names an object that the caller holds. The caller holds the lock, and the name is new.
-pub(super) fn enter(
+pub(crate) fn enter(
     arena: Arena,
     slot: &Slot,
     name: &str,
@@ -124,7 +124,7 @@ pub(super) fn enter(
 }
 
 /// Removes a name; false if there is no such. The caller holds the lock.
-pub(super) fn remove(arena: Arena, slot: &Slot, name: &str) -> Option<usize> {
+pub(crate) fn remove(arena: Arena, slot: &Slot, name: &str) -> Option<usize> {
     let entry = entries(arena).find(|e| e.target().is_some() && e.is(name))?;
     intents::set_link(arena, slot, &entry.link, 0)
 }
@@ -141,7 +141,7 @@ pub(crate) fn all(arena: Arena) -> Vec<(String, usize)> {
 }
 
 /// Disposes of an object whose name was removed.
-pub(super) fn dispose(arena: Arena, object: usize) {
+pub(crate) fn dispose(arena: Arena, object: usize) {
     dispose::dispose(arena, object);
     dispose::retry(arena);
 }

@@ -35,8 +35,17 @@ impl From<rustix::io::Errno> for RemoveError {
     }
 }
 
-/// Removes a named pool that nobody has; or, if `really` is false, says whether it would. A pool of
-/// another version is one, too; a file that is none, or is damaged, is removed if `damaged` says so.
+/// What may be removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Removable {
+    /// A pool, of this version or another.
+    Pool,
+    /// A file that is damaged or no pool, too.
+    AnyFile,
+}
+
+/// Removes a named pool that nobody has.
 ///
 /// # Errors
 ///
@@ -45,7 +54,33 @@ impl From<rustix::io::Errno> for RemoveError {
 /// # Crash behaviour
 ///
 /// The name is removed or it is not.
-pub fn remove(name: &str, damaged: bool, really: bool) -> Result<(), RemoveError> {
+///
+/// ```
+/// use shmkit::inspect::{self, Removable};
+/// use shmkit::Pool;
+///
+/// let name = format!("doc-remove-{}", std::process::id());
+/// let pool = Pool::builder().create_named(&name)?;
+/// // This process has it.
+/// assert!(inspect::would_remove(&name, Removable::Pool).is_err());
+/// assert!(inspect::remove(&name, Removable::Pool).is_err());
+/// # Pool::unlink(&name)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn remove(name: &str, what: Removable) -> Result<(), RemoveError> {
+    judged(name, what, true)
+}
+
+/// Whether [`remove`] would remove it now. It is in nobody's way.
+///
+/// # Errors
+///
+/// As for [`remove`].
+pub fn would_remove(name: &str, what: Removable) -> Result<(), RemoveError> {
+    judged(name, what, false)
+}
+
+fn judged(name: &str, what: Removable, really: bool) -> Result<(), RemoveError> {
     let name =
         PoolName::parse(name).ok_or_else(|| AttachError::InvalidName { name: name.into() })?;
     // To have the lock alone takes a file that may be written to.
@@ -61,7 +96,7 @@ pub fn remove(name: &str, damaged: bool, really: bool) -> Result<(), RemoveError
             AttachError::NotAPool
             | AttachError::Truncated { .. }
             | AttachError::DamagedHeader { .. },
-        ) if damaged => {}
+        ) if what == Removable::AnyFile => {}
         Err(error) => return Err(error.into()),
     }
     // Who only asks is in nobody's way.

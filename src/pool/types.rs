@@ -104,7 +104,7 @@ fn find(arena: Arena, fingerprint: u128) -> Option<usize> {
 }
 
 /// True if the type with that index has that fingerprint.
-pub(super) fn is(arena: Arena, index: usize, fingerprint: u128) -> bool {
+pub(crate) fn is(arena: Arena, index: usize, fingerprint: u128) -> bool {
     entry(arena, index).is_some_and(|e| {
         e.ready.load(Ordering::Acquire) == 1
             && e.fingerprint
@@ -115,7 +115,7 @@ pub(super) fn is(arena: Arena, index: usize, fingerprint: u128) -> bool {
 }
 
 /// The index of a type, entered now if need be.
-pub(super) fn index_of<T: ShmSafe>(arena: Arena, slot: &Slot) -> Result<usize, TypeError> {
+pub(crate) fn index_of<T: ShmSafe>(arena: Arena, slot: &Slot) -> Result<usize, TypeError> {
     let fingerprint = T::TYPE.fingerprint();
     if let Some(index) = find(arena, fingerprint) {
         return Ok(index);

@@ -31,8 +31,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use rustix::io::Errno;
 
 use super::frame::{self, Frame, Kind};
-use super::hooks;
 use super::{JoinError, ResultError, SpawnError};
+use crate::participants::thread;
+use crate::pool::fork;
 use crate::sys::process::{self, Ended, ForkResult};
 
 /// Exit code after a panic, the one that Rust programs use.
@@ -102,8 +103,7 @@ pub(super) unsafe fn begin(
             return Err(SpawnError::MultiThreaded { tasks });
         }
     }
-    let hooks = hooks::installed();
-    let count = hooks.map_or(0, |hooks| (hooks.guards_held)());
+    let count = thread::guards_held();
     if count != 0 {
         return Err(SpawnError::GuardsHeld { count });
     }
@@ -112,18 +112,14 @@ pub(super) unsafe fn begin(
     let locks = other_threads.then(|| (io::stdout().lock(), io::stderr().lock()));
     flushed(io::stdout().flush())?;
     flushed(process::flush_c_stdio())?;
-    if let Some(hooks) = hooks {
-        (hooks.before_fork)()?;
-    }
+    fork::before_fork().map_err(|_| SpawnError::NoProcessRecord)?;
     let parent = process::pid();
     // SAFETY: either this is the only thread (counted above, and nothing since has started one),
     // or the caller vouches for `body`; around it the child uses what glibc and the locks taken
     // above keep usable. The child's arm diverges, and aborts where it would unwind.
     match unsafe { process::fork() } {
         Ok(ForkResult::Parent { child }) => {
-            if let Some(hooks) = hooks {
-                (hooks.forked)(child);
-            }
+            fork::forked(child);
             Ok(child)
         }
         Ok(ForkResult::Child) => {
@@ -132,9 +128,7 @@ pub(super) unsafe fn begin(
             live(parent, body, &abort)
         }
         Err(error) => {
-            if let Some(hooks) = hooks {
-                (hooks.fork_failed)();
-            }
+            fork::fork_failed();
             Err(SpawnError::Fork(error))
         }
     }
@@ -168,9 +162,7 @@ fn live(parent: u32, body: &mut dyn FnMut() -> i32, _abort: &AbortOnUnwind) -> !
     // Nobody is left to hear of output that cannot be written.
     let _ = io::stdout().flush();
     let _ = process::flush_c_stdio();
-    if let Some(hooks) = hooks::installed() {
-        (hooks.child_ending)();
-    }
+    fork::child_ending();
     process::exit_now(code)
 }
 
@@ -217,9 +209,7 @@ impl Child {
         ended: Ended,
         value: impl FnOnce(&Frame<'_>) -> Result<T, ResultError>,
     ) -> Result<T, JoinError> {
-        if let Some(hooks) = hooks::installed() {
-            (hooks.child_reaped)(self.pid);
-        }
+        fork::child_reaped(self.pid);
         log::debug!(target: super::master::LOG, "process {} has ended: {ended:?}", self.pid);
         // Whatever it wrote, a child that was killed did not come to its end in order.
         if let Ended::Signaled(signal) = ended {

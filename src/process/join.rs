@@ -153,7 +153,7 @@ impl<'s, R> ScopedJoinHandle<'s, R> {
     /// ```
     #[must_use]
     pub fn id(&self) -> ProcessId {
-        ProcessId(self.pid)
+        ProcessId::of_pid(self.pid)
     }
 
     /// Waits for the child to end, and gives what its closure returned.

@@ -43,7 +43,7 @@ use super::RunError;
 use super::master::LOG;
 use super::pid_file;
 use super::resources::PLACES;
-use crate::pool::remove::RemoveError;
+use crate::pool::remove::{Removable, RemoveError};
 use crate::pool::{self, AttachError};
 
 const BLOCK: usize = 4096;
@@ -258,7 +258,7 @@ fn remove_left(resource: &Resource) -> io::Result<()> {
     let Resource::Pool(name) = resource else {
         return remove(resource);
     };
-    match pool::remove::remove(name, true, true) {
+    match pool::remove::remove(name, Removable::AnyFile) {
         Err(RemoveError::System(error) | RemoveError::Attach(AttachError::System(error))) => {
             unless_gone(Err(error))
         }

@@ -48,9 +48,9 @@ use super::peers::PEERS;
 use super::pid_file::PidFile;
 use super::{Config, Entry, JoinHandle, RunError, StartError, StartOptions, Wire};
 use super::{peer, supervise, worker};
-use crate::containers::Shared;
-use crate::pool::remove::{self, RemoveError};
-use crate::pool::{CreateError, NamedError, ObjectError, Pool, PoolBuilder};
+use crate::containers::{NamedError, Shared};
+use crate::pool::remove::{self, Removable, RemoveError};
+use crate::pool::{CreateError, ObjectError, Pool, PoolBuilder};
 use crate::primitive::Ordering;
 use crate::sys::process;
 use crate::sys::watch::Watch;
@@ -191,7 +191,7 @@ impl Master {
     ) -> Result<Shared<Control>, RunError> {
         let name = &peer::pool_name(name);
         // What a killed master has left. Whatever else is there is in the way, and that is said below.
-        if let Err(RemoveError::InUse { path }) = remove::remove(name, false, true) {
+        if let Err(RemoveError::InUse { path }) = remove::remove(name, Removable::Pool) {
             return Err(RunError::AlreadyRunning { path });
         }
         let doorbell = watch.doorbell()?.as_raw_fd().unsigned_abs();
@@ -279,7 +279,7 @@ impl Master {
         entry: &'static Entry<A, R>,
         argument: &A,
     ) -> Result<JoinHandle<R>, StartError> {
-        self.check_owner().map_err(|_| StartError::NotTheMaster)?;
+        self.check_owner().map_err(|_| StartError::Forked)?;
         worker::request(self.control(), None, options, entry, argument, false)
     }
 
@@ -306,7 +306,7 @@ impl Master {
     /// # Errors
     ///
     /// [`RunError::System`], if the kernel refuses what it should not. The master can go on.
-    /// [`RunError::NotTheMaster`] in a process that was forked otherwise than by the master.
+    /// [`RunError::Forked`] in a process that was forked otherwise than by the master.
     ///
     /// # Panics
     ///
@@ -401,7 +401,7 @@ impl Master {
     fn check_owner(&self) -> Result<(), RunError> {
         match self.owner == process::pid() {
             true => Ok(()),
-            false => Err(RunError::NotTheMaster),
+            false => Err(RunError::Forked),
         }
     }
 
@@ -427,7 +427,7 @@ impl Master {
     /// # Errors
     ///
     /// [`RunError::System`]. Workers that are left are killed nevertheless, by the drop.
-    /// [`RunError::NotTheMaster`]; nothing has changed.
+    /// [`RunError::Forked`]; nothing has changed.
     ///
     /// # Panics
     ///

@@ -12,7 +12,6 @@
 //! | `join` | [`ScopedJoinHandle`] and what a join can answer |
 //! | `child` | one child: the fork, its life up to `_exit`, its end as the parent sees it |
 //! | `frame` | the file that carries a result from child to parent |
-//! | `hooks` | what the pool layer adds to the fork, the end and the reaping of a child |
 //! | `entry` | [`Entry`]: a function that can be started as a process |
 //! | `table` | the words of such tables, and who may change them |
 //! | `encode` | values to bytes and back |
@@ -44,7 +43,6 @@ mod encode;
 mod entry;
 mod frame;
 mod handle;
-pub(crate) mod hooks;
 mod jobs;
 mod join;
 mod journal;
@@ -71,6 +69,7 @@ use serde::{Deserialize, Serialize};
 #[doc(hidden)]
 pub mod testing;
 
+pub use crate::participants::pid::ProcessId;
 pub use config::{Config, StartOptions};
 pub use entry::{Entry, Wire};
 pub use handle::JoinHandle;
@@ -84,44 +83,6 @@ pub use run::{RunError, run};
 pub use scope::{Scope, SpawnError, scope};
 pub use supervise::{Backoff, Restart, WorkerEnd};
 pub use worker::{StartError, Worker};
-
-/// Names a process of the toolkit.
-///
-/// It may travel in results and messages. It is a name only: the process may have ended.
-///
-/// ```
-/// # use shmkit::process::scope;
-/// scope(|s| {
-///     let child = s.spawn(|| std::process::id()).unwrap();
-///     let id = child.id();
-///     assert_eq!(id.pid(), child.join().unwrap());
-/// });
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct ProcessId(pub(crate) u32);
-
-impl ProcessId {
-    pub(crate) const fn of_pid(pid: u32) -> Self {
-        ProcessId(pid)
-    }
-
-    /// The number by which the kernel knows the process, in the pid namespace of its parent.
-    ///
-    /// ```
-    /// let child = shmkit::process::scope(|s| s.spawn(|| ()).unwrap().id());
-    /// assert_ne!(child.pid(), std::process::id());
-    /// ```
-    #[must_use]
-    pub const fn pid(self) -> u32 {
-        self.0
-    }
-}
-
-impl fmt::Display for ProcessId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
 
 /// The number of a worker of a [`run`]: 1 for the first one, then one more each time. A worker that
 /// is started again keeps it.

@@ -16,9 +16,9 @@ use super::jobs::{self, Control};
 use super::peers::Phase;
 use super::worker::LOOK;
 use super::{Entry, JoinHandle, StartError, StartOptions, Wire, Worker, worker};
-use crate::containers::Shared;
+use crate::containers::{NamedError, Shared};
 use crate::participants::thread::NoSlot;
-use crate::pool::{AttachError, NamedError, ObjectError, Pool, remove};
+use crate::pool::{AttachError, ObjectError, Pool, remove};
 use crate::primitive::Ordering;
 use crate::sys::process;
 

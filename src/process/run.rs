@@ -56,7 +56,7 @@ pub enum RunError {
     },
     /// The process is no master: it was forked from one by other means, and has a copy.
     #[error("this process has but a copy of the master")]
-    NotTheMaster,
+    Forked,
     /// The first worker was not asked for.
     #[error("the first worker could not be started")]
     Start(#[from] StartError),

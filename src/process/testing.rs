@@ -13,6 +13,12 @@ static ECHO: Entry<Vec<u8>, Vec<u8>> = Entry::new("echo", |_: &Worker, bytes| by
 #[derive(Clone)]
 pub struct Jobs(Shared<Control>);
 
+impl std::fmt::Debug for Jobs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Jobs").finish_non_exhaustive()
+    }
+}
+
 impl Jobs {
     /// A table without a job.
     ///

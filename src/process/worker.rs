@@ -63,7 +63,7 @@ pub enum StartError {
     NoSlot(#[from] NoSlot),
     /// The process is no master: it was forked from one by other means, and has a copy.
     #[error("this process has but a copy of the master")]
-    NotTheMaster,
+    Forked,
 }
 
 /// What an entry point is given of the run it is part of.

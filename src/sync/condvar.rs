@@ -200,6 +200,50 @@ impl Condvar {
         guard.map(|guard| (guard, result))
     }
 
+    /// As [`wait_while`](Self::wait_while), for that time at most; `condition` is asked once more when it is over.
+    ///
+    /// # Errors
+    ///
+    /// As for [`wait`](Self::wait).
+    ///
+    /// # Panics
+    ///
+    /// If `condition` does; the mutex is poisoned then.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use shmkit::{Condvar, Mutex, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let account = pool.create((Mutex::new(1_u64), Condvar::new()))?;
+    /// let (balance, changed) = &*account;
+    /// let soon = Duration::from_millis(1);
+    /// let guard = balance.lock().unwrap();
+    /// let (guard, result) = changed.wait_timeout_while(guard, soon, |b| *b < 5).unwrap();
+    /// assert!(result.timed_out());
+    /// let (_guard, result) = changed.wait_timeout_while(guard, soon, |b| *b < 1).unwrap();
+    /// assert!(!result.timed_out());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn wait_timeout_while<'a, T: ShmSafe + Unpin>(
+        &self,
+        mut guard: MutexGuard<'a, T>,
+        timeout: Duration,
+        mut condition: impl FnMut(&mut T) -> bool,
+    ) -> Result<(MutexGuard<'a, T>, WaitTimeoutResult), LockError<'a, T>> {
+        let deadline = deadline(timeout);
+        let mut over = WaitTimeoutResult(false);
+        loop {
+            if !condition(&mut guard) {
+                return Ok((guard, WaitTimeoutResult(false)));
+            }
+            if over.timed_out() {
+                return Ok((guard, over));
+            }
+            let (locked, result) = self.wait_until(guard, deadline);
+            (guard, over) = (locked?, result);
+        }
+    }
+
     fn wait_until<'a, T: ShmSafe>(
         &self,
         guard: MutexGuard<'a, T>,

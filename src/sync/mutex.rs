@@ -37,10 +37,10 @@ use super::{Here, Holder, Nowhere, deadline, here};
 use crate::layout::arena::Arena;
 use crate::layout::{Field, KillSafe, ShmSafe, TypeInfo};
 use crate::participants::lock::{self, DIED, PANICKED, Refused, Taken};
+use crate::participants::pid::ProcessId;
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
 use crate::primitive::{AtomicU64, Ordering};
-use crate::process::ProcessId;
 
 /// A lock around a value, for any number of threads and processes.
 ///
@@ -90,6 +90,9 @@ unsafe impl<T: ShmSafe> ShmSafe for Mutex<T> {
 }
 
 /// Why a [`Mutex`] was not simply locked.
+///
+/// It may have the lock, so it borrows the mutex: `?` does not turn it into a `Box<dyn Error>`. Match it first,
+/// or take its text.
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum LockError<'a, T: ShmSafe> {

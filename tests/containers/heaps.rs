@@ -442,7 +442,7 @@ pub fn a_forked_copy_of_a_transaction_is_void() {
         }
     });
     if child == 0 {
-        let void = outcome == Err(HeapError::NotMine);
+        let void = outcome == Err(HeapError::Forked);
         // SAFETY: ends the child, which has nothing to flush.
         unsafe { libc::_exit(if void { 7 } else { 1 }) };
     }

@@ -28,10 +28,13 @@ pub fn shapes() {
     assert_eq!(rows.set(1, 0, 9), Ok(()));
     assert_eq!(rows.update(1, 0, |v| v + 1), Ok(9));
     assert_eq!(*rows.row(1).unwrap(), [10, 5, 6]);
-    for (row, column) in [(2, 0), (0, 3), (usize::MAX, 2)] {
-        let refused = rows.get(row, column).unwrap_err();
-        assert!(matches!(refused, ElementError::OutOfBounds { .. }));
+    for row in [2, usize::MAX] {
+        let refused = ElementError::RowOutOfBounds { row, rows: 2 };
+        assert_eq!(rows.get(row, 2), Err(refused));
     }
+    let (column, columns) = (3, 3);
+    let refused = ElementError::ColumnOutOfBounds { column, columns };
+    assert_eq!(rows.get(0, column), Err(refused));
     drop((matrix, rows));
     let refused = Matrix::from_rows_in(pool, &[Wavering(Cell::new(0))]).unwrap_err();
     let ragged = ShapeError::Ragged {
@@ -118,7 +121,9 @@ pub fn a_matrix_in_a_struct() {
     assert_eq!((model.steps, model.weights.dims()), (3, (0, 0)));
     assert!(model.weights.get(0, 0).is_err() && model.weights.grow(3, 0.0).is_err());
     assert_eq!(model.weights.rows(..).unwrap().iter_rows().len(), 0);
+    assert!(model.weights.is_empty());
     model.weights.fill(8, 2, 0.5).unwrap();
+    assert!(!model.weights.is_empty());
     assert_eq!(model.weights.get(7, 1), Ok(0.5));
 }
 

@@ -220,7 +220,10 @@ pub fn queues_refuse() {
     // Until the pool is full.
     let endless = unbounded();
     let refused = (0_u64..).find_map(|n| endless.push(n).err()).unwrap();
-    assert!(matches!(refused.cause, PushRefusal::Alloc(_)), "{refused}");
+    assert!(
+        matches!(refused.cause, PushRefusal::Alloc(_)),
+        "{refused:?}"
+    );
     assert_eq!(endless.len() as u64, refused.value);
     assert!((0..refused.value).all(|n| endless.pop() == Ok(n)));
     endless.push(1).unwrap();
@@ -233,7 +236,10 @@ pub fn queues_refuse() {
     let huge = queue(1 << 24);
     let refused = huge.push(5_u64).unwrap_err();
     assert_eq!(refused.value, 5);
-    assert!(matches!(refused.cause, PushRefusal::Alloc(_)), "{refused}");
+    assert!(
+        matches!(refused.cause, PushRefusal::Alloc(_)),
+        "{refused:?}"
+    );
     let endless = queue(1 << 32);
     let refused = endless.push([0_u64; 512]).unwrap_err();
     assert_eq!(refused.cause, PushRefusal::Alloc(AllocError::TooLarge));

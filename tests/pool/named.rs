@@ -31,7 +31,8 @@ pub fn by_name() {
     // The object of another pool has no name here.
     let other = TestPool::new();
     let theirs = other.create(1_u64).unwrap();
-    assert!(pool.set_name("theirs", &theirs).is_err());
+    let refused = pool.set_name("theirs", &theirs);
+    assert_eq!(refused, Err(NamedError::OtherPool));
     drop((a, b, theirs));
     pool.remove_name("also a").unwrap();
     pool.remove_name("b").unwrap();

@@ -105,9 +105,9 @@ pub fn a_forked_copy_of_a_master_ends_nothing() {
     // SAFETY: this is the only thread; the child drops what it has a copy of, and leaves.
     match unsafe { libc::fork() } {
         0 => {
-            let refused = matches!(master.dispatch(), Err(RunError::NotTheMaster))
-                && matches!(master.start(&UNIT, &()), Err(StartError::NotTheMaster))
-                && matches!(master.finish(), Err(RunError::NotTheMaster));
+            let refused = matches!(master.dispatch(), Err(RunError::Forked))
+                && matches!(master.start(&UNIT, &()), Err(StartError::Forked))
+                && matches!(master.finish(), Err(RunError::Forked));
             // SAFETY: no memory is passed.
             unsafe { libc::_exit(i32::from(!refused)) };
         }

@@ -2,7 +2,8 @@
 
 use std::io::{self, PipeWriter, Read, Write, pipe};
 
-use shmkit::process::{JoinError, scope};
+use shmkit::Pool;
+use shmkit::process::{JoinError, SpawnError, scope};
 
 use super::results::Bad;
 use super::{
@@ -230,4 +231,32 @@ pub fn nested_scopes() {
             assert_eq!(first.join().unwrap() + second.join().unwrap(), 3);
         });
     });
+}
+
+pub fn a_full_pool_refuses_a_child() {
+    let pool = Pool::builder().max_participants(2).create().unwrap();
+    let shared = pool.create(5_u32).unwrap();
+    let (told, writer) = pipe().unwrap();
+    scope(|s| {
+        let mut children = Vec::new();
+        let refused = loop {
+            let told = &told;
+            match s.spawn(move || listen(told)) {
+                Ok(child) => children.push(child),
+                Err(error) => break error,
+            }
+            assert!(children.len() < 10, "the pool has room for two");
+        };
+        assert!(matches!(refused, SpawnError::NoProcessRecord));
+        // Handles are dropped and made as before.
+        assert_eq!(*shared.handle().open().unwrap(), 5);
+        for child in children {
+            tell(&writer);
+            child.join().unwrap();
+        }
+        assert_eq!(s.spawn(|| 1).unwrap().join().unwrap(), 1);
+    });
+    drop(shared);
+    // SAFETY: nothing refers to the pool any more, and no child has it.
+    unsafe { pool.unmap() };
 }

@@ -57,10 +57,11 @@ pub fn producers_and_consumers() {
             s.spawn(|| {
                 for _ in 0..ITEMS {
                     let guard = stock.items.lock().unwrap();
-                    let mut guard = stock
+                    let (mut guard, result) = stock
                         .changed
-                        .wait_while(guard, |items| items[0] == items[1])
+                        .wait_timeout_while(guard, LONG, |items| items[0] == items[1])
                         .unwrap();
+                    assert!(!result.timed_out());
                     guard[1] += 1;
                     stock.changed.notify_all();
                 }

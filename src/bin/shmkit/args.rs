@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use serde_json::json;
-use shmkit::inspect::{self, Observer, PoolState, RemoveError};
+use shmkit::inspect::{self, Observer, PoolState, Removable, RemoveError};
 use shmkit::{AttachError, Pool};
 
 use crate::failure::{self, Code, Failure, Outcome};
@@ -268,15 +268,9 @@ fn check(name: &str, json: bool) -> Outcome {
             ("a copy, recovered", copy.check_quiescent())
         }
     };
-    let data = json!({
-        "checked": how,
-        "ok": found.is_ok(),
-        "slices": found.slices,
-        "spans": found.spans,
-        "runs": found.runs,
-        "objects": found.objects,
-        "problems": found.problems,
-    });
+    let mut data = json!(found);
+    data["checked"] = how.into();
+    data["ok"] = found.is_ok().into();
     print(&if json {
         format!("{data:#}\n")
     } else {
@@ -314,10 +308,18 @@ fn told(yes: bool, removed: &[String], kept: &[(String, String)], json: bool) ->
     print(&if json { format!("{data:#}\n") } else { text })
 }
 
+/// Removes a pool, or says whether it could be.
+fn remove(pool: &str, what: Removable, yes: bool) -> Result<(), RemoveError> {
+    match yes {
+        true => inspect::remove(pool, what),
+        false => inspect::would_remove(pool, what),
+    }
+}
+
 fn gc(prefix: &str, yes: bool, json: bool) -> Outcome {
     let (mut removed, mut kept) = (Vec::new(), Vec::new());
     for pool in inspect::list(prefix)? {
-        match inspect::remove(&pool.name, false, yes) {
+        match remove(&pool.name, Removable::Pool, yes) {
             Ok(()) => removed.push(pool.name),
             Err(RemoveError::Attach(AttachError::NotFound { .. })) => {}
             Err(error) => kept.push((pool.name, failure::line(&error))),
@@ -329,8 +331,12 @@ fn gc(prefix: &str, yes: bool, json: bool) -> Outcome {
 fn rm(pools: &[String], yes: bool, damaged: bool, json: bool) -> Outcome {
     let (mut removed, mut first) = (Vec::new(), None);
     let mut kept = Vec::new();
+    let what = match damaged {
+        true => Removable::AnyFile,
+        false => Removable::Pool,
+    };
     for pool in pools {
-        match inspect::remove(pool, damaged, yes) {
+        match remove(pool, what, yes) {
             Ok(()) => removed.push(pool.clone()),
             Err(error) => {
                 kept.push((pool.clone(), failure::line(&error)));

@@ -70,10 +70,7 @@ pub fn line(error: &dyn std::error::Error) -> String {
     let mut line = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !line.contains(&cause_text) {
-            line = format!("{line}: {cause_text}");
-        }
+        line = format!("{line}: {cause}");
         source = cause.source();
     }
     line

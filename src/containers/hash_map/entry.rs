@@ -3,6 +3,8 @@
 //! Nothing is locked between [`HashMap::entry`] and the call that does something: that call is one
 //! operation of the map, and happens at one store.
 
+use std::fmt;
+
 use super::raw::Stored;
 use super::{HashMap, Key, KeyHasher, Pinned, SipHash13, StoreError, View};
 use crate::ShmSafe;
@@ -92,11 +94,25 @@ impl<'a, K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> MapEntry<'a, K, V, S
     }
 }
 
+impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> fmt::Debug for MapEntry<'_, K, V, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MapEntry").finish_non_exhaustive()
+    }
+}
+
 /// A key of a map whose value is to be changed; see [`MapEntry::and_modify`].
 #[must_use = "nothing is done before it is said what if there is no value"]
 pub struct ModifyEntry<'a, K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, F> {
     entry: MapEntry<'a, K, V, S>,
     f: F,
+}
+
+impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, F> fmt::Debug
+    for ModifyEntry<'_, K, V, S, F>
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ModifyEntry").finish_non_exhaustive()
+    }
 }
 
 impl<'a, K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, F: FnMut(&V) -> V>

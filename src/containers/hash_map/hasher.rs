@@ -42,7 +42,7 @@ pub unsafe trait KeyHasher: ShmSafe {
 
 /// SipHash-1-3, as std's maps have it: whoever chooses the keys, and does not know the seed, cannot
 /// make them collide. What a map takes if nothing else is said.
-#[derive(ShmSafe)]
+#[derive(Debug, ShmSafe)]
 #[shmkit(crate = "crate")]
 pub struct SipHash13(());
 
@@ -57,7 +57,7 @@ unsafe impl KeyHasher for SipHash13 {
 /// A hash of two multiplications a word, several times as fast as [`SipHash13`] for short keys. It is
 /// seeded, so keys that were chosen beforehand do not collide; it is not made to withstand somebody
 /// who can try out many keys and measure how long that takes.
-#[derive(ShmSafe)]
+#[derive(Debug, ShmSafe)]
 #[shmkit(crate = "crate")]
 pub struct FoldHash(());
 

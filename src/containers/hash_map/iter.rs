@@ -1,5 +1,7 @@
 //! Going through a map under a pin.
 
+use std::fmt;
+
 use super::hasher::KeyHasher;
 use super::key::Key;
 use super::raw::{Found, Raw};
@@ -32,6 +34,12 @@ pub struct Iter<'a, K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher = SipHash1
     /// The one that is being looked at: in a flat map a copy.
     current: Option<(Entry, Found)>,
     _pinned: Option<Pinned>,
+}
+
+impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> fmt::Debug for Iter<'_, K, V, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Iter").finish_non_exhaustive()
+    }
 }
 
 impl<'a, K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> Iter<'a, K, V, S> {

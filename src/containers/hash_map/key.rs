@@ -144,12 +144,12 @@ plain_keys! {
 
 /// Stands for `str` in a map's description.
 #[doc(hidden)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Text(());
 
 /// Stands for `[u8]` in a map's description.
 #[doc(hidden)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Bytes(());
 
 // SAFETY: no data.

@@ -489,6 +489,48 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
         Iter::new(self)
     }
 
+    /// Calls `f` with every entry, as [`iter`](Self::iter) finds them. It may use the map.
+    ///
+    /// ```
+    /// # use shmkit::{HashMap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let ages = pool.create(HashMap::<str, u32>::new())?;
+    /// ages.insert("Ada", 36)?;
+    /// ages.insert("Emmy", 53)?;
+    /// let mut eldest = 0;
+    /// ages.for_each(|_, &age| eldest = eldest.max(age));
+    /// assert_eq!(eldest, 53);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn for_each(&self, mut f: impl FnMut(&K, &V)) {
+        let mut entries = self.iter();
+        while let Some((key, value)) = entries.next() {
+            f(key, value);
+        }
+    }
+
+    /// Copies of all entries, as [`iter`](Self::iter) finds them.
+    ///
+    /// ```
+    /// # use shmkit::{HashMap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let squares = pool.create(HashMap::<u32, u64>::new())?;
+    /// for i in 0..10 {
+    ///     squares.insert(&i, u64::from(i * i))?;
+    /// }
+    /// let even = squares.iter_copied().filter(|(i, _)| i % 2 == 0);
+    /// assert_eq!(even.map(|(_, square)| square).sum::<u64>(), 120);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn iter_copied(&self) -> impl Iterator<Item = (K, V)>
+    where
+        K: Copy,
+        V: Copy,
+    {
+        let mut entries = self.iter();
+        std::iter::from_fn(move || entries.next().map(|(&key, &value)| (key, value)))
+    }
+
     /// How many entries there are: counted, which takes time in proportion to the size of the table.
     /// Entries that are there all the time count once, others once or not at all.
     #[must_use]

@@ -35,6 +35,8 @@ use std::fmt;
 use std::marker::PhantomPinned;
 use std::mem::offset_of;
 
+use serde::Serialize;
+
 pub use gc::{Gc, Managed};
 pub use refusals::HeapError;
 pub use trace::{Trace, Tracer};
@@ -147,7 +149,7 @@ unsafe impl<R: Trace + Unpin> ShmSafe for Heap<R> {
 }
 
 /// What a collection did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Collected {
     /// Objects that were freed.
@@ -161,7 +163,7 @@ pub struct Collected {
 }
 
 /// What a heap has.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct HeapStats {
     /// Objects, those that a collection would free among them.

@@ -34,7 +34,7 @@ pub enum HeapError {
     TooManyReads,
     /// The process was forked within the transaction, which is the parent's.
     #[error("the transaction is the parent process's")]
-    NotMine,
+    Forked,
     /// The heap is not part of an object in a pool.
     #[error("the heap is not in a pool")]
     NotInPool,

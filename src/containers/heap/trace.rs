@@ -10,6 +10,7 @@
 //! A wrong implementation can do no harm but one: an object that it does not find is collected, and
 //! its ids lead to `None`. So the trait is safe.
 
+use std::fmt;
 use std::marker::PhantomData;
 use std::num::{
     NonZeroI8, NonZeroI16, NonZeroI32, NonZeroI64, NonZeroI128, NonZeroIsize, NonZeroU8,
@@ -118,6 +119,12 @@ pub struct Tracer<'a> {
     marks: Vec<u64>,
     /// Objects that were found, and are to be traced.
     todo: Vec<(usize, Elements)>,
+}
+
+impl fmt::Debug for Tracer<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tracer").finish_non_exhaustive()
+    }
 }
 
 impl<'a> Tracer<'a> {

@@ -106,7 +106,7 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
     pub(super) fn commit(mut self) -> Result<(), HeapError> {
         self.over = true;
         if !self.is_mine() {
-            return Err(HeapError::NotMine);
+            return Err(HeapError::Forked);
         }
         self.words().end(self.here.arena, self.here.slot);
         Ok(())

@@ -30,6 +30,7 @@ mod take;
 mod wait;
 
 use std::fmt;
+use std::iter::FusedIterator;
 use std::marker::PhantomPinned;
 use std::mem::offset_of;
 use std::time::Duration;
@@ -382,6 +383,31 @@ impl<T> DoubleEndedIterator for Snapshot<T> {
 }
 
 impl<T> ExactSizeIterator for Snapshot<T> {}
+
+impl<T> FusedIterator for Snapshot<T> {}
+
+/// An [unbounded](Queue::unbounded) one: so a struct that has queues can derive `Default`.
+///
+/// ```
+/// use shmkit::{Pool, Queue, ShmSafe};
+///
+/// #[derive(Default, ShmSafe)]
+/// struct Work {
+///     todo: Queue<u64>,
+///     done: Queue<u64>,
+/// }
+///
+/// let pool = Pool::builder().create()?;
+/// let work = pool.create(Work::default())?;
+/// work.todo.push(1)?;
+/// work.done.push(work.todo.pop()?)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+impl<T: ShmSafe + Unpin> Default for Queue<T> {
+    fn default() -> Self {
+        Queue::unbounded()
+    }
+}
 
 impl<T: ShmSafe + Unpin + Copy> IntoIterator for &Queue<T> {
     type Item = T;

@@ -1,17 +1,42 @@
 //! Why queues and mailboxes refuse.
 
+use std::fmt;
+
 use crate::allocator::AllocError;
 use crate::participants::thread::NoSlot;
 use crate::sync::Nowhere;
 
 /// A value that was not pushed, and why.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not pushed: {cause}")]
+///
+/// ```
+/// use shmkit::{Pool, PushRefusal, Queue, ShmSafe};
+///
+/// #[derive(ShmSafe)]
+/// struct Job(u64);
+///
+/// let pool = Pool::builder().create()?;
+/// let jobs = pool.create(Queue::bounded(1))?;
+/// jobs.push(Job(1))?;
+/// let refused = jobs.try_push(Job(2)).unwrap_err();
+/// assert_eq!((refused.value.0, refused.cause), (2, PushRefusal::Full));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the value was not pushed")]
 pub struct PushError<T> {
     /// The value.
     pub value: T,
     /// Why it was not pushed.
+    #[source]
     pub cause: PushRefusal,
+}
+
+impl<T> fmt::Debug for PushError<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PushError")
+            .field("cause", &self.cause)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Why a value was not pushed.

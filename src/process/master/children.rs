@@ -7,10 +7,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use super::{LOG, Master};
+use crate::pool::fork;
 use crate::primitive::Ordering;
 use crate::process::child::{self, OtherThreads};
 use crate::process::jobs::{DETACHED, KILL, Kind, Phase};
-use crate::process::{JoinError, WorkerEnd, WorkerId, entry, hooks, supervise, worker};
+use crate::process::{JoinError, WorkerEnd, WorkerId, entry, supervise, worker};
 use crate::sys::process;
 use crate::sys::watch;
 
@@ -110,7 +111,7 @@ impl Master {
             Err(error) => {
                 let _ = process::kill(pid);
                 process::wait(pid);
-                recovered(pid);
+                fork::child_reaped(pid);
                 Err(error.to_string())
             }
         }
@@ -154,7 +155,7 @@ impl Master {
         self.watch.remove(pidfd.as_fd());
         drop(pidfd);
         let ended = process::wait(process.pid);
-        recovered(process.pid);
+        fork::child_reaped(process.pid);
         self.count -= 1;
         self.end(place, supervise::pack(ended));
     }
@@ -231,13 +232,6 @@ fn tell(id: u64, cause: Result<(), JoinError>, restart_in: Option<Duration>) {
     };
     let again = restart_in.map_or(String::new(), |wait| format!("; started again in {wait:?}"));
     log::warn!(target: LOG, "worker {id} has ended: {cause}{again}");
-}
-
-/// A process was reaped: every pool is told.
-pub(super) fn recovered(pid: u32) {
-    if let Some(hooks) = hooks::installed() {
-        (hooks.child_reaped)(pid);
-    }
 }
 
 fn source_chain(error: &dyn std::error::Error) -> String {

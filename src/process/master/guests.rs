@@ -6,9 +6,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use super::Master;
-use super::children::{self, Process};
+use super::children::Process;
 use crate::containers::Shared;
 use crate::participants::tag::Tag;
+use crate::pool::fork;
 use crate::primitive::Ordering;
 use crate::process::entry::Known;
 use crate::process::jobs::{Control, JOBS, Kind, Phase};
@@ -178,7 +179,7 @@ impl Master {
         };
         let ran = peer.job.is_some();
         let ended = process::ended_elsewhere(peer.pid, peer.pidfd.as_fd());
-        children::recovered(peer.pid);
+        fork::child_reaped(peer.pid);
         let place = control.peers.place(index);
         // It may have done its job, or have left, before it died.
         let state = place.map(|place| place.state().phase());

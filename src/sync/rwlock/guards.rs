@@ -8,9 +8,9 @@ use super::super::{Here, Holder};
 use super::RwLock;
 use crate::layout::{KillSafe, ShmSafe};
 use crate::participants::lock::{self, DIED, PANICKED};
+use crate::participants::pid::ProcessId;
 use crate::participants::readers;
 use crate::primitive::Ordering;
-use crate::process::ProcessId;
 
 /// The lock on a [`RwLock`], held for reading; released when it is dropped.
 ///

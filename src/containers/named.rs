@@ -1,13 +1,14 @@
-//! Objects by name, for users. The table of names: `pool::names`.
+//! Objects by name. The table of names: `pool::names`.
 
 use std::sync::Arc;
 
-use super::{ObjectError, Pool, handles, names, types};
+use super::Shared;
+use crate::ShmSafe;
 use crate::allocator::AllocError;
 use crate::participants::process;
 use crate::participants::thread::{self, NoSlot};
+use crate::pool::{ObjectError, Pool, handles, names, types};
 use crate::sys::memory::CommitError;
-use crate::{Shared, ShmSafe};
 
 /// Why a named object was not found or made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -22,6 +23,9 @@ pub enum NamedError {
     /// There is an object of that name already.
     #[error("the pool has an object of that name already")]
     NameTaken,
+    /// The object to be named is in another pool.
+    #[error("the object is in another pool")]
+    OtherPool,
     /// The object's entry in the pool leads to no block of its size: the pool is damaged.
     #[error("the object of that name is damaged")]
     Damaged,
@@ -90,7 +94,7 @@ impl Pool {
     ///
     /// # Errors
     ///
-    /// [`NamedError::NameTaken`] and the like.
+    /// See [`NamedError`].
     ///
     /// ```
     /// # use shmkit::Pool;
@@ -107,7 +111,7 @@ impl Pool {
             return Err(NamedError::InvalidName);
         }
         if object.pool() != self {
-            return Err(NamedError::NotFound);
+            return Err(NamedError::OtherPool);
         }
         let slot = thread::slot(self.0)?;
         names::locked(self.0, slot, || {
