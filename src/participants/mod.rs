@@ -7,6 +7,7 @@
 //! | `thread`   | this thread's slot: found in two loads, claimed at first use, left at its end |
 //! | `process`  | this process's record; what happens at fork |
 //! | `life`     | the verdict: does that owner live? |
+//! | `asked`    | how often the system is asked about a process |
 //! | `lock`     | a lock whose word names its owner, so that a dead owner's can be taken over |
 //! | `detect`   | a compare-exchange whose outcome can be told after its author's death |
 //! | `permits`  | permits of semaphores, given back for the dead |
@@ -14,6 +15,7 @@
 //! | `epoch`    | pins: what may still be looked at is not freed |
 //! | `recovery` | what is done for a dead slot or process, in order |
 
+pub(crate) mod asked;
 pub(crate) mod detect;
 pub(crate) mod epoch;
 pub(crate) mod life;

@@ -28,7 +28,7 @@ use crate::layout::{fingerprint, local};
 use crate::participants::recovery::{self, Hooks};
 use crate::participants::table::ProcessPhase;
 use crate::participants::tag::Tag;
-use crate::participants::{process, thread};
+use crate::participants::{life, process, thread};
 use crate::primitive::Ordering;
 use crate::process::SpawnError;
 use crate::process::hooks as process_hooks;
@@ -246,10 +246,13 @@ fn child_reaped(pid: u32) {
     for arena in attached() {
         for (index, record) in arena.processes() {
             let state = record.state();
-            if state.phase == ProcessPhase::Forking
-                && state.parent as usize == process::current_index(arena)
-                && record.pid.get() == pid
-            {
+            if record.pid.get() != pid {
+                continue;
+            }
+            if state.phase != ProcessPhase::Forking {
+                // Somebody may have asked about it a moment ago, when it still lived.
+                life::confirm_process(record);
+            } else if state.parent as usize == process::current_index(arena) {
                 process::abort_child(arena, Tag::new(index, state.generation));
             }
         }

@@ -231,7 +231,9 @@ pub fn claimed_numbers_are_not_overwritten() {
 /// installed now.
 fn python_with_numpy() -> Option<PathBuf> {
     let has = |python: &PathBuf| {
-        let output = Command::new(python).args(["-I", "-c", "import numpy"]).output();
+        let output = Command::new(python)
+            .args(["-I", "-c", "import numpy"])
+            .output();
         output.is_ok_and(|output| output.status.success())
     };
     let system = PathBuf::from("python3");

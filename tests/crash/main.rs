@@ -24,11 +24,14 @@ mod multi_map;
 mod numbers;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod pool;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod pool_memory;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod process;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod queue;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod recovery;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod rwlock;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
@@ -44,6 +47,7 @@ fn main() -> std::process::ExitCode {
     let mut suite = engine::Suite::from_env();
     toy::cases(&mut suite);
     pool_memory::cases(&mut suite);
+    recovery::cases(&mut suite);
     pool::cases(&mut suite);
     containers::cases(&mut suite);
     sync::cases(&mut suite);
