@@ -182,6 +182,27 @@ pub mod testing {
     }
     pub use crate::process::testing::Jobs;
 
+    /// Does what others wait for of the dead, and leaves their memory as it is: as who waits does.
+    pub fn settle(pool: Pool) {
+        crate::participants::recovery::settle_all(pool.0);
+    }
+
+    /// A letter a slice: `.` for a free one, `s` and `r` for the first of a span and of a run, `t` for one
+    /// of their others, and `A` to `Z` for one that is claimed by slot 1 to 26.
+    pub fn slices(pool: Pool) -> String {
+        use crate::allocator::slice::{self, State};
+        let tags = (0..pool.0.slices()).map(|slice| pool.0.tag(slice).load(Ordering::Relaxed));
+        let letter = |tag| match slice::state(tag) {
+            State::Free { .. } => '.',
+            State::Span { .. } => 's',
+            State::Run { .. } => 'r',
+            State::Tail { .. } => 't',
+            State::Claimed { owner, .. } => ('A'..='Z').nth(owner.slot() - 1).unwrap_or('?'),
+            State::Garbage => '?',
+        };
+        tags.map(letter).collect()
+    }
+
     /// Refuses, after so many, every block of a guarded pool, or none.
     pub fn refuse_blocks(granted: Option<usize>) {
         crate::sys::refusal::BLOCKS.after(granted);

@@ -67,6 +67,7 @@ const CASES: &[common::Named] = table! {
         spans_of_the_dead_are_used
         empty_spans_of_the_dead_go_back
         half_free_spans_of_the_dead_are_found_in_a_full_pool
+        memory_of_the_settled_comes_before_an_error
         what_is_left_behind_goes_back;
     storm:
         killed_at_random;

@@ -73,7 +73,8 @@ const CASES: &[common::Named] = table! {
         four_gib_by_four_processes
         grow_to
         more_than_there_is_memory
-        a_full_file_system;
+        a_full_file_system
+        memory_that_is_free_elsewhere;
     named:
         by_name
         names_have_limits
@@ -112,7 +113,7 @@ const CASES: &[common::Named] = table! {
 const ROLES: &[common::Named] = table! {
     create: role_create;
     attach: role_by_name role_by_descriptor;
-    growth: role_full_file_system;
+    growth: role_full_file_system role_free_elsewhere;
 };
 
 fn main() -> ExitCode {

@@ -100,7 +100,8 @@ const CASES: &[common::Named] = table! {
         a_death_is_seen_without_descriptors
         waits_sleep_where_the_wait_is_refused
         a_handle_dropped_late_leaves_no_memory
-        guards_of_one_pool_are_not_anothers;
+        guards_of_one_pool_are_not_anothers
+        guards_are_dropped_late;
     barriers:
         phases_by_processes
         one_leader
@@ -117,7 +118,9 @@ const CASES: &[common::Named] = table! {
         a_limit_comes_before_memory
         tries_find_the_dead
         a_process_without_its_first_thread
-        a_process_that_has_unmapped_the_pool;
+        a_process_that_has_unmapped_the_pool
+        a_new_thread_recovers_all_of_the_dead
+        processes_without_their_first_threads;
 };
 
 fn main() -> ExitCode {

@@ -47,11 +47,13 @@ pub(crate) fn claim(
     // What the dead had comes before what the kernel has.
     recovery::poll(arena);
     recovery::reap_what_was_left(arena);
+    // What is free and without memory is found as well: it gets that of what is free elsewhere.
+    let claim = || or_purge(arena, slot, || slice::claim(arena, me, count, align));
     for attempt in 0.. {
-        if let Some(start) = slice::claim(arena, me, count, align)? {
+        if let Some(start) = claim()? {
             return Ok(start);
         }
-        match grow(arena, count, count + preferred - 1) {
+        match grow(arena, slot, count, count + preferred - 1) {
             Ok(()) if attempt < 64 => {}
             Ok(()) => break,
             Err(error) => {
@@ -59,7 +61,7 @@ pub(crate) fn claim(
                 // The last resort: hints may have died with somebody, and room may be left that
                 // only the tags know of.
                 rebuild_hints(arena);
-                return slice::claim(arena, me, count, align)?.ok_or(error);
+                return claim()?.ok_or(error);
             }
         }
     }
@@ -78,7 +80,7 @@ pub(crate) fn claim_at(arena: Arena, slot: &Slot, start: usize, count: usize) ->
     // Not tried if it is in vain: claiming and unclaiming disturbs others.
     let free = (start..end.min(start + count)).all(|slice| is_free(&slice));
     let missing = (start + count).saturating_sub(end);
-    if !free || (missing > 0 && grow(arena, missing, missing).is_err()) {
+    if !free || (missing > 0 && grow(arena, slot, missing, missing).is_err()) {
         return false;
     }
     slice::claim_these(arena, slot.tag(), start, count)
@@ -86,7 +88,7 @@ pub(crate) fn claim_at(arena: Arena, slot: &Slot, start: usize, count: usize) ->
 
 /// Grows the pool by `wanted` slices at least, or by as much as it can if that will do for `count`.
 #[cold]
-fn grow(arena: Arena, count: usize, wanted: usize) -> Result<(), AllocError> {
+fn grow(arena: Arena, slot: &Slot, count: usize, wanted: usize) -> Result<(), AllocError> {
     let from = arena.slices();
     let room = arena.header().max_slices.load(Ordering::Relaxed) as usize - from;
     // What is free at the end counts too: the new slices come right behind it.
@@ -108,8 +110,8 @@ fn grow(arena: Arena, count: usize, wanted: usize) -> Result<(), AllocError> {
     let least = if private { MOST } else { LEAST };
     let generous = wanted.max((from / 8).clamp(least, MOST)).min(room);
     let grown = match grow_by(arena, from, generous) {
-        Err(CommitError::Full | CommitError::MemoryLimit { .. }) if count < generous => {
-            grow_by(arena, from, count).map(|()| count)
+        Err(CommitError::Full | CommitError::MemoryLimit { .. }) => {
+            or_purge(arena, slot, || grow_by(arena, from, count)).map(|()| count)
         }
         other => other.map(|()| generous),
     }?;
@@ -176,7 +178,8 @@ pub(crate) fn purge_now_and_then(arena: Arena, slot: &Slot) {
     }
 }
 
-/// Raises a table's watermark. If there is no other memory for it, free slices give theirs.
+/// Raises a table's watermark. If there is no other memory for it, free slices give theirs, and those
+/// that the dead had.
 pub(crate) fn raise(
     arena: Arena,
     slot: &Slot,
@@ -187,16 +190,22 @@ pub(crate) fn raise(
     or_purge(arena, slot, || arena.raise(table, watermark, count))
 }
 
-/// Does what commits memory; if there is none, gives back that of free slices and does it again.
-pub(crate) fn or_purge(
+/// Does what commits memory; if there is none, gives back that of free slices, and of those that the
+/// dead had, and does it again.
+pub(crate) fn or_purge<T>(
     arena: Arena,
     slot: &Slot,
-    commit: impl Fn() -> Result<(), CommitError>,
-) -> Result<(), CommitError> {
-    match commit() {
-        Err(CommitError::Full) if purge(arena, slot) > 0 => commit(),
-        other => other,
+    commit: impl Fn() -> Result<T, CommitError>,
+) -> Result<T, CommitError> {
+    let outcome = commit();
+    if !matches!(outcome, Err(CommitError::Full)) {
+        return outcome;
     }
+    recovery::poll(arena);
+    if purge(arena, slot) == 0 {
+        return outcome;
+    }
+    commit()
 }
 
 /// Gives the memory of all free slices back; how many bytes.

@@ -10,17 +10,16 @@
 //!    a zombie, or another task has its number. It then marks the word as the kernel would have,
 //!    so that there is one path from here on. Any error on the way means alive.
 //!
+//! The third finds out about those who recover the dead as well, should they die unmarked.
+//!
 //! A task that is stopped lives.
-
-use std::cell::Cell;
-use std::time::{Duration, Instant};
 
 use crate::layout::arena::Arena;
 use crate::participants::table::{Process, ProcessPhase, ProcessState, Slot, SlotPhase, SlotState};
 use crate::participants::tag::Tag;
 use crate::primitive::Ordering;
 use crate::sys::process::{self, TaskState};
-use crate::sys::robust::{OWNER_DIED, TID, WAITERS};
+use crate::sys::robust::{OWNER_DIED, RobustWord, TID, WAITERS};
 
 /// True if the owner is dead for certain, or has left.
 #[inline]
@@ -64,7 +63,7 @@ pub(crate) fn bury(arena: Arena, slot: &Slot, live: SlotState) -> bool {
         // A record that has gone on says that the process is gone.
         if state.generation == process.generation()
             && state.phase == ProcessPhase::Live
-            && sisters_run(record)
+            && !bury_process(record, state)
         {
             return false;
         }
@@ -76,57 +75,14 @@ pub(crate) fn bury(arena: Arena, slot: &Slot, live: SlotState) -> bool {
     slot.turn(live, dead) || slot.state() != live
 }
 
-/// What was found out about a process: its number and start, whether it was alive, when, and for how
-/// long that is not asked again.
-#[derive(Clone, Copy)]
-struct Found {
-    who: (u32, u64),
-    alive: bool,
-    at: Instant,
-    apart: Duration,
-}
-
-/// Whether other threads of the process may still run. As each answer takes a look at many files, and a
-/// process that lives on would be asked about at every look at what its ended thread held, the same
-/// question gets the same answer for a while: the longer, the more often it was asked. One that is gone
-/// is so for good, however many slots it has left.
-fn sisters_run(record: &Process) -> bool {
-    const FIRST: Duration = Duration::from_micros(50);
-    const MOST: Duration = Duration::from_millis(4);
-    /// Processes that a thread remembers, by their numbers.
-    const KNOWN: usize = 16;
-    thread_local! {
-        static FOUND: [Cell<Option<Found>>; KNOWN] = const { [const { Cell::new(None) }; KNOWN] };
-    }
-    let pid = record.pid.get();
-    let who = (pid, record.start.load(Ordering::Acquire));
-    FOUND.with(|all| {
-        let place = &all[pid as usize % KNOWN];
-        let known = place.get().filter(|known| known.who == who);
-        // A start of 0 is unknown: another process may have got the number.
-        let holds = |known: &Found| match known.alive {
-            true => known.at.elapsed() < known.apart,
-            false => who.1 != 0,
-        };
-        if let Some(known) = known.filter(holds) {
-            return known.alive;
-        }
-        let alive = process::may_still_run(who.0, who.1);
-        let apart = known.map_or(FIRST, |known| MOST.min(known.apart * 2));
-        let at = Instant::now();
-        place.set(Some(Found {
-            who,
-            alive,
-            at,
-            apart,
-        }));
-        alive
-    })
-}
-
-/// The same for a record.
+/// The same for a record. So one that is gone is asked about once, however many slots it has left.
+#[cold]
 pub(crate) fn bury_process(record: &Process, live: ProcessState) -> bool {
-    if sisters_run(record) {
+    let sisters_run = || {
+        let start = record.start.load(Ordering::Acquire);
+        process::may_still_run(record.pid.get(), start)
+    };
+    if record.asked.or_ask(microseconds, sisters_run) {
         return false;
     }
     let dead = ProcessState {
@@ -136,41 +92,42 @@ pub(crate) fn bury_process(record: &Process, live: ProcessState) -> bool {
     record.turn(live, dead) || record.state() != live
 }
 
+fn microseconds() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000 + now.tv_nsec as u64 / 1000
+}
+
 /// Looks for evidence that the kernel's mark was missed, and sets it if so.
 ///
-/// Only a word that its claimant holds is marked. One that is being taken over has another's tid: who takes
-/// over has seen the slot before it became LIVE, or has buried it (`recovery`), so he lived when the
-/// claimant did. Were his word marked, two would link it in their lists.
+/// The word is its claimant's, whose start is known, or is held by who recovers the slot or is about to
+/// claim it: of him the number is known alone, so another task that has it keeps him alive. He is no
+/// claimant with the same number: he has seen the slot before it became LIVE, or has buried it, so he lived
+/// when the claimant did.
 #[cold]
 pub(crate) fn confirm(slot: &Slot) {
     let before = slot.state();
     let word = slot.life.word.load(Ordering::Acquire);
     let start = slot.start.load(Ordering::Acquire);
     let holder = slot.holder.load(Ordering::Acquire);
-    if before.phase != SlotPhase::Live
-        || word & (OWNER_DIED | TID) == 0
-        || u64::from(word & (OWNER_DIED | TID)) != holder
-    {
+    if word & OWNER_DIED != 0 || word & TID == 0 {
         return;
     }
+    let is_claimant = before.phase == SlotPhase::Live && u64::from(word & TID) == holder;
     let gone = match process::start_time(word & TID) {
         TaskState::Dead => true,
         // A start of 0 is unknown, and no evidence.
-        TaskState::Alive { start: other } => start != 0 && other != start,
+        TaskState::Alive { start: other } => is_claimant && start != 0 && other != start,
         TaskState::Unknown => false,
     };
     // The same generation before and after: the tid and the start belong together.
     if gone && slot.state() == before && slot.start.load(Ordering::Acquire) == start {
-        let marked = word & WAITERS | OWNER_DIED;
-        let _ = slot
-            .life
-            .word
-            .compare_exchange(word, marked, Ordering::AcqRel, Ordering::Relaxed);
+        mark(&slot.life, word);
     }
 }
 
 /// As [`confirm`], for a process: every thread of it must be gone. Also finds out about one whose word
-/// nobody holds, as it has unmapped the pool and left guards behind.
+/// nobody holds, as it has unmapped the pool and left guards behind. Of one that is marked an earlier answer
+/// counts no more.
 #[cold]
 pub(crate) fn confirm_process(record: &Process) {
     let before = record.state();
@@ -178,18 +135,29 @@ pub(crate) fn confirm_process(record: &Process) {
     let start = record.start.load(Ordering::Acquire);
     let pid = record.pid.get();
     let holder = record.holder.load(Ordering::Acquire);
-    let held = word & (OWNER_DIED | TID);
-    if before.phase != ProcessPhase::Live || (held != 0 && u64::from(held) != holder) {
+    if word & OWNER_DIED != 0 {
+        record.asked.forget();
         return;
     }
-    if process::process_is_gone(pid, start) && record.state() == before {
-        let marked = word & WAITERS | OWNER_DIED;
-        let _ =
-            record
-                .life
-                .word
-                .compare_exchange(word, marked, Ordering::AcqRel, Ordering::Relaxed);
+    let tid = word & TID;
+    let gone = match before.phase {
+        ProcessPhase::Live if tid == 0 || u64::from(tid) == holder => {
+            process::process_is_gone(pid, start)
+        }
+        // Somebody recovers the record, or is about to claim it.
+        _ => tid != 0 && process::start_time(tid) == TaskState::Dead,
+    };
+    if gone && record.state() == before {
+        mark(&record.life, word);
     }
+}
+
+/// Marks a life word as the kernel would have, unless it has changed.
+fn mark(life: &RobustWord, found: u32) {
+    let marked = found & WAITERS | OWNER_DIED;
+    let _ = life
+        .word
+        .compare_exchange(found, marked, Ordering::AcqRel, Ordering::Relaxed);
 }
 
 #[cfg(test)]
@@ -225,6 +193,68 @@ pub(super) mod tests {
         slot.holder.store(parent().into(), Ordering::Relaxed);
         confirm(slot);
         assert_eq!(slot.life.word.load(Ordering::Relaxed), OWNER_DIED);
+    }
+
+    /// A task that is no more: this process has reaped it.
+    fn gone() -> u32 {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        child.wait().unwrap();
+        child.id()
+    }
+
+    #[test]
+    fn a_slot_is_not_held_by_who_is_no_more() {
+        let slot: &Slot = zeroed();
+        slot.holder.store(parent().into(), Ordering::Relaxed);
+        slot.start.store(1, Ordering::Relaxed);
+        use SlotPhase::{Dead, Free, Live, Parked, Settled};
+        for phase in [Free, Live, Parked, Dead, Settled] {
+            let generation = 1;
+            let state = SlotState { phase, generation };
+            slot.state.store(state.pack(), Ordering::Relaxed);
+            // The number of the claimant, who is dead: it may be another's now.
+            if phase != Live {
+                slot.life.word.store(parent(), Ordering::Relaxed);
+                confirm(slot);
+                assert_eq!(slot.life.word.load(Ordering::Relaxed), parent());
+            }
+            let held = gone() | WAITERS;
+            slot.life.word.store(held, Ordering::Relaxed);
+            confirm(slot);
+            let marked = OWNER_DIED | WAITERS;
+            assert_eq!(slot.life.word.load(Ordering::Relaxed), marked, "{phase:?}");
+            for word in [0, OWNER_DIED] {
+                slot.life.word.store(word, Ordering::Relaxed);
+                confirm(slot);
+                assert_eq!(slot.life.word.load(Ordering::Relaxed), word);
+            }
+        }
+    }
+
+    #[test]
+    fn a_record_is_not_held_by_who_is_no_more() {
+        let record: &Process = zeroed();
+        record.start.store(1, Ordering::Relaxed);
+        record.holder.store(parent().into(), Ordering::Relaxed);
+        record.pid.set(1, parent());
+        use ProcessPhase::{Aborted, Dead, Forking, Free, Live};
+        for phase in [Free, Forking, Live, Dead, Aborted] {
+            let state = ProcessState {
+                phase,
+                parent: 0,
+                generation: 1,
+            };
+            record.state.store(state.pack(), Ordering::Relaxed);
+            let word = |found: u32| {
+                record.life.word.store(found, Ordering::Relaxed);
+                confirm_process(record);
+                record.life.word.load(Ordering::Relaxed)
+            };
+            assert_eq!(word(gone()), OWNER_DIED, "{phase:?}");
+            if phase != Live {
+                assert_eq!((word(parent()), word(0)), (parent(), 0));
+            }
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! | `process`  | this process's record; what happens at fork |
 //! | `pid`      | the process id in a process's record |
 //! | `life`     | the verdict: does that owner live? |
+//! | `asked`    | how often the system is asked about a process |
 //! | `lock`     | a lock whose word names its owner, so that a dead owner's can be taken over |
 //! | `detect`   | a compare-exchange whose outcome can be told after its author's death |
 //! | `permits`  | permits of semaphores, given back for the dead |
@@ -15,6 +16,7 @@
 //! | `epoch`    | pins: what may still be looked at is not freed |
 //! | `recovery` | what is done for a dead slot or process, in order |
 
+pub(crate) mod asked;
 pub(crate) mod detect;
 pub(crate) mod epoch;
 pub(crate) mod life;

@@ -22,12 +22,29 @@ use crate::primitive::Ordering;
 use crate::sys;
 use crate::sys::futex;
 use crate::sys::memory::CommitError;
-use crate::sys::robust::{RobustWord, TID};
+use crate::sys::robust::{OWNER_DIED, RobustWord, TID};
 use crate::sys::thread_lock::ThreadLock;
 
 /// This process's record, made now if need be.
 pub(crate) fn current(arena: Arena) -> Option<Tag> {
+    keep_life(arena);
     known(arena).or_else(|| make(arena))
+}
+
+/// Takes this process's life word if it is marked, as the thread that had it has ended: else all others
+/// would have to ask the system, again and again, whether the process lives.
+///
+/// Killed anywhere: the word is marked.
+pub(crate) fn keep_life(arena: Arena) {
+    let Some(tag) = known(arena) else { return };
+    let record = arena.process(tag.slot());
+    let word = record.life.word.load(Ordering::Acquire);
+    // Nobody else takes it for good: this process is not dead.
+    if word & OWNER_DIED != 0 && record.life.acquire(word).unwrap_or(false) {
+        record
+            .holder
+            .store(sys::process::tid().into(), Ordering::Release);
+    }
 }
 
 /// One thread of the process at a time: two records for one process would be one too many.
@@ -85,6 +102,7 @@ fn claim(arena: Arena) -> Option<Tag> {
 /// `start` is the calling process's.
 fn describe(record: &Process, generation: u64, start: u64) {
     record.start.store(0, Ordering::Relaxed);
+    record.asked.forget();
     record
         .holder
         .store(sys::process::tid().into(), Ordering::Relaxed);

@@ -28,7 +28,7 @@ use std::sync::OnceLock;
 use crate::layout::arena::Arena;
 use crate::participants::table::{Process, ProcessPhase, ProcessState, Slot, SlotPhase, SlotState};
 use crate::participants::tag::Tag;
-use crate::participants::{life, permits, readers};
+use crate::participants::{life, permits, process, readers};
 use crate::primitive::{AtomicU64, Ordering};
 use crate::protocol::keeping;
 use crate::sys::futex;
@@ -379,6 +379,7 @@ pub(crate) fn poll(arena: Arena) -> Recovered {
 /// As [`poll`], but for the memory of the dead: what others may be waiting for.
 #[cold]
 pub(crate) fn settle_all(arena: Arena) -> Recovered {
+    process::keep_life(arena);
     let mut done = Recovered::default();
     for (index, slot) in arena.slots() {
         let dead = match slot.state().phase {

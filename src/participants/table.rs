@@ -18,7 +18,8 @@
 //! | FREE    | 0    | nobody's                                  | LIVE by a claimant; FORKING by a parent |
 //! | FORKING | 0    | made for a child; holds what its parent holds | LIVE by the child; ABORTED by the parent or who recovers it |
 //! | LIVE    | tid  | the process works                         | FREE by itself, DEAD by anybody |
-//! | LIVE    | OWNER_DIED | the thread that held the word ended, the process perhaps did not | DEAD by anybody once it has |
+//! | LIVE    | OWNER_DIED | the thread that held the word ended, the process perhaps did not | DEAD by anybody once it has; held again by another of its threads |
+//! | LIVE    | 0    | the process has unmapped the pool, and left guards behind | DEAD by anybody once it has ended |
 //! | DEAD, ABORTED | any | to be recovered                        | FREE                          |
 //!
 //! Invariants
@@ -30,6 +31,7 @@
 use std::cell::UnsafeCell;
 
 use crate::layout::arena::{Arena, GRANULE, HOLDS, OBJECTS, PROCESSES, SLOTS};
+use crate::participants::asked::Asked;
 use crate::participants::pid::Pid;
 use crate::participants::tag::Tag;
 use crate::primitive::{AtomicU32, AtomicU64, Ordering};
@@ -210,6 +212,8 @@ pub(crate) struct Process {
     pub(crate) holder: AtomicU64,
     /// How many bits of the record's row of [`HOLDS`] are committed.
     pub(crate) held: AtomicU64,
+    /// Until when the process is not asked about, once a thread of it has died.
+    pub(crate) asked: Asked,
 }
 
 const _: () = assert!(size_of::<Process>() <= PROCESSES.entry);

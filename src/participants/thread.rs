@@ -11,8 +11,10 @@
 //! 1. A table's entry is null or the slot that this very thread of this very process claimed.
 //! 2. A slot whose thread ends goes back, unless the thread leaves guards behind (leaked ones):
 //!    somebody may still use what they protect, so the slot is parked until the process is dead.
+//!    Guards that other thread-locals have are dropped before that.
 
 use std::cell::Cell;
+use std::ffi::c_void;
 use std::ptr::NonNull;
 
 use crate::layout::arena::{Arena, FIRST_GRANULE, GRANULE, GRANULES, SLOTS};
@@ -22,7 +24,7 @@ use crate::participants::tag::Tag;
 use crate::participants::{process, recovery};
 use crate::primitive::Ordering;
 use crate::sys;
-use crate::sys::robust::OWNER_DIED;
+use crate::sys::thread_end::ThreadEnd;
 
 /// No slot could be claimed in the pool for this thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -58,7 +60,7 @@ thread_local! {
     static TABLE: Cell<*const ThreadTable> = const { Cell::new(&raw const EMPTY.0) };
     /// The thread's slot in the pool that was used last, if the table says that there is one.
     static RECENT: Cell<NonNull<Slot>> = const { Cell::new(NonNull::dangling()) };
-    /// Leaves the pools when the thread ends.
+    /// Leaves the pools when the thread ends, or sees to it that they are left.
     static AT_END: AtEnd = const { AtEnd };
 }
 
@@ -66,13 +68,29 @@ struct AtEnd;
 
 impl Drop for AtEnd {
     fn drop(&mut self) {
-        for arena in local::mapped() {
-            leave(arena);
+        // Another thread-local may have a guard, and be dropped later, as it was made earlier. The value is
+        // no more than one that is not null.
+        let has_guard = |arena: Arena| table().guards(arena.base()).get() != 0;
+        if !local::mapped().any(has_guard) || !THREAD_END.ask(TABLE.get().cast()) {
+            leave_all();
         }
-        let page = TABLE.replace(&raw const EMPTY.0);
-        if !std::ptr::eq(page, &EMPTY.0) {
-            sys::memory::drop_page(page.cast_mut().cast());
-        }
+    }
+}
+
+static THREAD_END: ThreadEnd = ThreadEnd::new(thread_ends);
+
+unsafe extern "C" fn thread_ends(_: *mut c_void) {
+    leave_all();
+}
+
+/// Leaves all pools, as the last of what this thread does with them.
+fn leave_all() {
+    for arena in local::mapped() {
+        leave(arena);
+    }
+    let page = TABLE.replace(&raw const EMPTY.0);
+    if !std::ptr::eq(page, &EMPTY.0) {
+        sys::memory::drop_page(page.cast_mut().cast());
     }
 }
 
@@ -204,42 +222,38 @@ fn attach(arena: Arena) -> Result<&'static Slot, NoSlot> {
     Ok(slot)
 }
 
-/// Claims a free slot, a dead one, or a new one.
+/// Claims a free slot, or a new one. Before there are more, all of the dead are recovered, by one walk: who
+/// comes next finds their slots free.
 fn claim(arena: Arena, process: Tag) -> Option<usize> {
     let max = arena.header().max_slots.load(Ordering::Relaxed) as usize;
     let mut attempt = 0;
-    while attempt < 3 {
+    loop {
         let count = arena.slot_count();
         if let Some(index) = (1..count).find(|&i| take(arena, i, process)) {
             return Some(index);
         }
         let watermark = &arena.header().watermarks.slots;
-        if count < max && arena.raise(SLOTS, watermark, count.max(1) + 1).is_ok() {
+        match attempt {
+            0 => {}
             // No attempt: others may take what is added, until there are `max`.
-            continue;
-        }
-        if attempt > 0 {
-            recovery::confirm_all(arena);
+            _ if count < max && arena.raise(SLOTS, watermark, count.max(1) + 1).is_ok() => continue,
+            1 => {}
+            2 => recovery::confirm_all(arena),
+            _ => return None,
         }
         recovery::poll(arena);
-        recovery::let_others_free(arena);
+        if attempt > 0 {
+            recovery::let_others_free(arena);
+        }
         attempt += 1;
     }
-    None
 }
 
-/// Takes the slot if it is free, or dead, in which case it is recovered first.
+/// Takes the slot if it is free.
 ///
-/// Killed anywhere: the life word is marked, and the slot is FREE, DEAD or LIVE with nothing in it.
+/// Killed anywhere: the life word is marked, and the slot is FREE, or LIVE with nothing in it.
 fn take(arena: Arena, index: usize, process: Tag) -> bool {
     let slot = arena.slot(index);
-    let word = slot.life.word.load(Ordering::Acquire);
-    if !(word == 0 || word & OWNER_DIED != 0) || slot.state().phase == SlotPhase::Parked {
-        return false;
-    }
-    if word & OWNER_DIED != 0 {
-        recovery::recover_slot(arena, index);
-    }
     if slot.state().phase != SlotPhase::Free || !slot.life.acquire(0).unwrap_or(false) {
         return false;
     }

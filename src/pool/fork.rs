@@ -31,7 +31,7 @@ use crate::participants::recovery::{self, Hooks};
 use crate::participants::table::ProcessPhase;
 use crate::participants::tag::Tag;
 use crate::participants::thread::NoSlot;
-use crate::participants::{process, thread};
+use crate::participants::{life, process, thread};
 use crate::primitive::Ordering;
 use crate::sys;
 
@@ -305,10 +305,13 @@ pub(crate) fn child_reaped(pid: u32) {
     for arena in attached() {
         for (index, record) in arena.processes() {
             let state = record.state();
-            if state.phase == ProcessPhase::Forking
-                && state.parent as usize == process::current_index(arena)
-                && record.pid.of(state.generation) == Some(pid)
-            {
+            if record.pid.of(state.generation) != Some(pid) {
+                continue;
+            }
+            if state.phase != ProcessPhase::Forking {
+                // Somebody may have asked about it a moment ago, when it still lived.
+                life::confirm_process(record);
+            } else if state.parent as usize == process::current_index(arena) {
                 process::abort_child(arena, Tag::new(index, state.generation));
             }
         }

@@ -33,6 +33,7 @@ use crate::participants::table::{Slot, SlotPhase, SlotState};
 use crate::participants::tag::Tag;
 use crate::participants::thread::NoSlot;
 use crate::primitive::{AtomicU64, Ordering};
+use crate::sys::thread_end::ThreadEnd;
 use crate::sys::thread_lock::{Taken, ThreadLock};
 use crate::sys::thread_word;
 
@@ -51,8 +52,8 @@ const STEP: usize = 8;
 static COMMON_LOCK: ThreadLock = ThreadLock::new();
 /// The slot that was left last: the search for a free one begins there. A hint.
 static LEFT_LAST: AtomicU64 = AtomicU64::new(0);
-/// The key whose destructor leaves a thread's slot, plus one; 0 while there is none.
-static KEY: AtomicU64 = AtomicU64::new(0);
+/// Leaves a thread's slot.
+static THREAD_END: ThreadEnd = ThreadEnd::new(thread_ends);
 
 /// Does something with a slot of the heap. It must not itself ask for one.
 #[inline(always)]
@@ -88,38 +89,15 @@ fn attach(arena: Arena) -> Option<&'static Slot> {
     if thread_word::get() == LEFT {
         return None;
     }
-    let key = key()?;
     let slot = claim(arena)?;
     let address = std::ptr::from_ref(slot).expose_provenance();
     thread_word::set(address);
     // This may allocate, with the slot.
-    // SAFETY: the key is never deleted; the value is not null, so the destructor is called.
-    if unsafe { libc::pthread_setspecific(key, std::ptr::with_exposed_provenance(address)) } != 0 {
+    if !THREAD_END.ask(std::ptr::with_exposed_provenance(address)) {
         leave(slot);
         return None;
     }
     Some(slot)
-}
-
-/// Two threads may each make a key: the first to publish its own wins.
-fn key() -> Option<libc::pthread_key_t> {
-    let known = KEY.load(Ordering::Acquire);
-    if known != 0 {
-        return Some((known - 1) as libc::pthread_key_t);
-    }
-    let mut key = 0;
-    // SAFETY: writes the key to the local; the destructor is a function of this program.
-    if unsafe { libc::pthread_key_create(&raw mut key, Some(thread_ends)) } != 0 {
-        return None;
-    }
-    let published =
-        KEY.compare_exchange(0, u64::from(key) + 1, Ordering::AcqRel, Ordering::Acquire);
-    if let Err(other) = published {
-        // SAFETY: made just now; no thread has a value of it.
-        unsafe { libc::pthread_key_delete(key) };
-        return Some((other - 1) as libc::pthread_key_t);
-    }
-    Some(key)
 }
 
 unsafe extern "C" fn thread_ends(slot: *mut c_void) {

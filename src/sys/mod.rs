@@ -8,6 +8,7 @@
 //! | `robust`  | words that the kernel marks when the thread that holds them dies |
 //! | `process` | who am I, does that task still live, fork, reap |
 //! | `refusal` | refusals on demand, for tests |
+//! | `thread_end` | what a thread does last |
 //! | `thread_lock` | a lock between this process's threads that no fork leaves locked |
 //! | `thread_word` | one word a thread, without a call |
 //! | `watch`   | what a master sleeps on: a counter, a timer, pidfds |
@@ -18,6 +19,7 @@ pub(crate) mod memory;
 pub(crate) mod process;
 pub(crate) mod refusal;
 pub(crate) mod robust;
+pub(crate) mod thread_end;
 pub(crate) mod thread_lock;
 pub(crate) mod thread_word;
 pub(crate) mod watch;

@@ -3,12 +3,12 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use shmkit::Pool;
 use shmkit::process::scope;
+use shmkit::{Pool, testing};
 
 use super::common::{
-    Random, TestPool, address, allocate, assert_sound, block_at, blocks, died, fill, free, killed,
-    layout, verify,
+    Random, TestPool, address, allocate, assert_sound, block_at, blocks, fill, filled_by_the_dead,
+    free, killed, layout, verify,
 };
 use super::sizes::class_sizes;
 
@@ -294,42 +294,36 @@ pub fn empty_spans_of_the_dead_go_back() {
 pub fn half_free_spans_of_the_dead_are_found_in_a_full_pool() {
     const SIZE: usize = 1024;
     let pool = TestPool::with(|b| b.initial_size(4 << 20).max_size(4 << 20));
-    let stage = TestPool::new();
-    let blocks = stage
-        .create([const { AtomicU64::new(0) }; (4 << 20) / SIZE])
-        .unwrap();
-    let is_full = stage.create(AtomicU64::new(0)).unwrap();
-    scope(|s| {
-        let (pool, blocks, is_full) = (*pool, &blocks, &is_full);
-        let child = s.spawn(move || {
-            let one = || pool.allocate(layout(SIZE, 16)).ok();
-            for (block, word) in std::iter::from_fn(one).zip(blocks.iter()) {
-                word.store(block.cast::<u8>().addr().get() as u64, Ordering::Relaxed);
-            }
-            is_full.store(1, Ordering::Release);
-            loop {
-                std::thread::yield_now();
-            }
-        });
-        let child = child.unwrap();
-        while is_full.load(Ordering::Acquire) == 0 {
-            std::thread::yield_now();
-        }
-        let taken = blocks.iter().filter_map(|word| {
-            let address = word.load(Ordering::Relaxed);
-            (address != 0).then(|| block_at(address).unwrap())
-        });
-        for block in taken.step_by(2) {
-            free(pool, block);
-        }
-        // Dead, and nobody has looked.
-        child.kill().unwrap();
-        while !child.is_finished() {
-            std::thread::yield_now();
-        }
-        let ours: Vec<_> = (0..100).map(|_| allocate(pool, SIZE)).collect();
-        ours.into_iter().for_each(|block| free(pool, block));
-        died(child);
-    });
+    filled_by_the_dead(
+        *pool,
+        SIZE,
+        |number| number % 2 == 0,
+        || {
+            let ours: Vec<_> = (0..100).map(|_| allocate(*pool, SIZE)).collect();
+            ours.into_iter().for_each(|block| free(*pool, block));
+        },
+    );
     assert_sound(*pool);
+}
+
+/// The dead are settled: nobody waits for them any more, and nobody has seen to their memory. Who needs it
+/// has it before he is told that the pool is full, or that there is no memory.
+pub fn memory_of_the_settled_comes_before_an_error() {
+    for max in [4 << 20, 64 << 20] {
+        let pool = TestPool::with(|b| b.initial_size(4 << 20).max_size(max));
+        filled_by_the_dead(
+            *pool,
+            1024,
+            |_| true,
+            || {
+                testing::settle(*pool);
+                let stats = pool.stats();
+                assert!(stats.allocated == 0 && stats.largest_contiguous < 1 << 20);
+                testing::refuse_commits(Some(0));
+                free(*pool, allocate(*pool, 3 << 20));
+                testing::refuse_commits(None);
+            },
+        );
+        assert_sound(*pool);
+    }
 }

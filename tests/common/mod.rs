@@ -14,10 +14,11 @@ use std::ops::Deref;
 use std::panic::catch_unwind;
 use std::process::{Command, ExitCode, Output};
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use shmkit::process::{JoinError, ScopedJoinHandle};
-use shmkit::{Pool, PoolBuilder};
+use shmkit::process::{JoinError, ScopedJoinHandle, scope};
+use shmkit::{Pool, PoolBuilder, testing};
 
 pub type Named = (&'static str, fn());
 
@@ -268,6 +269,46 @@ pub fn block_at(address: u64) -> Option<NonNull<u8>> {
 
 pub fn address(block: NonNull<u8>) -> u64 {
     block.as_ptr().expose_provenance() as u64
+}
+
+/// Has a child fill the pool with blocks of so many bytes, without its growing. Those of them are freed that
+/// `frees` names by their numbers. Then the child is killed, and nobody has looked until `then`.
+pub fn filled_by_the_dead(pool: Pool, size: usize, frees: fn(usize) -> bool, then: impl FnOnce()) {
+    let stage = TestPool::new();
+    let blocks = stage.create([const { AtomicU64::new(0) }; 8192]).unwrap();
+    let is_full = stage.create(AtomicU64::new(0)).unwrap();
+    scope(|s| {
+        let (blocks, is_full) = (&blocks, &is_full);
+        let child = s.spawn(move || {
+            // With a slot, which takes memory.
+            free(pool, allocate(pool, size));
+            testing::refuse_commits(Some(0));
+            let one = || pool.allocate(layout(size, 16)).ok();
+            for (block, word) in std::iter::from_fn(one).zip(blocks.iter()) {
+                word.store(block.cast::<u8>().addr().get() as u64, Ordering::Relaxed);
+            }
+            is_full.store(1, Ordering::Release);
+            loop {
+                std::thread::yield_now();
+            }
+        });
+        let child = child.unwrap();
+        while is_full.load(Ordering::Acquire) == 0 {
+            std::thread::yield_now();
+        }
+        for (number, word) in blocks.iter().enumerate() {
+            let address = word.load(Ordering::Relaxed);
+            if address != 0 && frees(number) {
+                free(pool, block_at(address).unwrap());
+            }
+        }
+        child.kill().unwrap();
+        while !child.is_finished() {
+            std::thread::yield_now();
+        }
+        then();
+        died(child);
+    });
 }
 
 /// A small random number generator (xorshift64*, Vigna 2016): repeatable.

@@ -52,7 +52,11 @@ impl World {
     pub fn of(guard: bool) -> World {
         let mut builder = Pool::builder();
         let pool = builder.max_size(16 << 20).guard(guard).create();
-        let pool = pool.expect("a pool");
+        World::in_pool(pool.expect("a pool"))
+    }
+
+    /// A world of nothing but the pool.
+    pub fn in_pool(pool: Pool) -> World {
         World {
             pool,
             before: 0,
@@ -75,6 +79,15 @@ impl World {
             // SAFETY: allocated from this pool, and used by nobody.
             unsafe { self.pool.deallocate(block) }.expect("a block to free");
         }
+    }
+
+    /// Reallocates the last block, which must stay where it is.
+    pub fn grow_in_place(&mut self, size: usize) {
+        let block = *self.blocks.last().expect("a block");
+        let layout = Layout::from_size_align(size, 16).expect("a layout");
+        // SAFETY: the block is this pool's and used by nobody else.
+        let grown = unsafe { self.pool.reallocate(block, layout) }.expect("a block");
+        assert_eq!(grown.cast(), block);
     }
 
     fn settled(mut self) -> World {

@@ -17,15 +17,6 @@ fn run_with_room(world: &mut World, size: usize) {
     world.blocks.push(run);
 }
 
-/// Reallocates the last block, which must stay where it is.
-fn grow_in_place(world: &mut World, size: usize) {
-    let block = *world.blocks.last().expect("a block");
-    let layout = Layout::from_size_align(size, 16).expect("a layout");
-    // SAFETY: the block is this pool's and used by nobody else.
-    let grown = unsafe { world.pool.reallocate(block, layout) }.expect("a block");
-    assert_eq!(grown.cast(), block);
-}
-
 pub fn cases(suite: &mut Suite) {
     let size_or_none = |size: isize| {
         move |more: isize, crash: &Crash| (more == 0 && !crash.finished) || more == size
@@ -216,14 +207,14 @@ pub fn cases(suite: &mut Suite) {
         "reallocate, a run grows where it lies",
         |w| run_with_room(w, 100_000),
         nothing,
-        |w| grow_in_place(w, 150_000),
+        |w| w.grow_in_place(150_000),
         |more, crash| more == 3 << 14 || (more == 0 && !crash.finished),
     ));
     suite.run(case(
         "reallocate, a run grows with the pool",
         |w| run_with_room(w, 900_000),
         nothing,
-        |w| grow_in_place(w, 1_500_000),
+        |w| w.grow_in_place(1_500_000),
         |more, crash| more == 37 << 14 || (more == 0 && !crash.finished),
     ));
     suite.run(case(
@@ -231,8 +222,8 @@ pub fn cases(suite: &mut Suite) {
         |w| run_with_room(w, 100_000),
         nothing,
         |w| {
-            grow_in_place(w, 150_000);
-            grow_in_place(w, 200_000);
+            w.grow_in_place(150_000);
+            w.grow_in_place(200_000);
             w.free();
         },
         |more, crash| {

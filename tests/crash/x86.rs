@@ -14,6 +14,7 @@ mod pool;
 mod pool_memory;
 mod process;
 mod queue;
+mod recovery;
 mod rwlock;
 mod sync;
 mod toy;
@@ -27,6 +28,7 @@ pub fn run() -> ExitCode {
     let mut suite = engine::Suite::from_env();
     toy::cases(&mut suite);
     pool_memory::cases(&mut suite);
+    recovery::cases(&mut suite);
     pool::cases(&mut suite);
     containers::cases(&mut suite);
     sync::cases(&mut suite);

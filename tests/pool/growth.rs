@@ -1,15 +1,17 @@
 //! Pools that grow, and what stops them.
 
 use std::ffi::CString;
+use std::fs::File;
+use std::io::{ErrorKind, Write as _};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use shmkit::process::scope;
-use shmkit::{AllocError, CommitError, CreateError, GrowError, ObjectError, Pool};
+use shmkit::{AllocError, CommitError, CreateError, GrowError, ObjectError, Pool, testing};
 
 use super::common::{
-    Random, TestPool, address, allocate, assert_sound, block_at, fill, free, layout, program,
-    succeeded, verify,
+    Random, TestPool, address, allocate, assert_sound, block_at, fill, filled_by_the_dead, free,
+    layout, program, succeeded, verify,
 };
 
 pub fn four_gib_by_four_processes() {
@@ -153,6 +155,12 @@ pub fn a_full_file_system() {
     succeeded(&output);
 }
 
+pub fn memory_that_is_free_elsewhere() {
+    let output = program("role_free_elsewhere").output().unwrap();
+    print!("{}", String::from_utf8_lossy(&output.stdout));
+    succeeded(&output);
+}
+
 /// Mounts a tmpfs of 8 MiB that is seen by this process alone, and goes with it.
 fn small_file_system() -> Option<tempdir::Temp> {
     let directory = tempdir::Temp::new();
@@ -266,4 +274,79 @@ pub fn role_full_file_system() {
     assert_sound(*pool);
     drop(kept);
     assert_eq!(pool.stats().allocated, 0);
+}
+
+/// Does something with a pool in a file system, whose name goes before the next.
+fn with_pool(directory: &str, does: impl FnOnce(Pool)) {
+    let path = format!("{directory}/pool");
+    let pool = Pool::builder().initial_size(1 << 20).create_named(&path);
+    let pool = TestPool::of(pool.unwrap());
+    does(*pool);
+    assert_sound(*pool);
+    Pool::unlink(&path).unwrap();
+}
+
+/// Leaves no memory in a file system, while something is done.
+fn without_memory(directory: &str, does: impl FnOnce()) {
+    let path = format!("{directory}/filler");
+    let mut file = File::create(&path).unwrap();
+    let full = std::iter::repeat_with(|| file.write_all(&[1; 4096])).find_map(Result::err);
+    assert_eq!(full.unwrap().kind(), ErrorKind::StorageFull);
+    does();
+    std::fs::remove_file(&path).unwrap();
+}
+
+/// Who needs memory where there is none has that of what is free elsewhere in the pool, and of what the dead
+/// had.
+pub fn role_free_elsewhere() {
+    /// Three slices.
+    const RUN: usize = 48 << 10;
+    let Some(directory) = small_file_system() else {
+        return;
+    };
+    // To grow.
+    with_pool(&directory.0, |pool| {
+        let total = pool.stats().total;
+        let runs: Vec<_> = (0..20).map(|_| allocate(pool, RUN)).collect();
+        runs.iter().step_by(2).for_each(|&run| free(pool, run));
+        without_memory(&directory.0, || free(pool, allocate(pool, 3 * RUN)));
+        assert!(pool.stats().total > total);
+        runs.iter()
+            .skip(1)
+            .step_by(2)
+            .for_each(|&run| free(pool, run));
+    });
+    // For a table.
+    with_pool(&directory.0, |pool| {
+        let object = pool.create(1_u64).unwrap();
+        pool.set_name("first", &object).unwrap();
+        filled_by_the_dead(
+            pool,
+            1024,
+            |_| true,
+            || {
+                testing::settle(pool);
+                without_memory(&directory.0, || {
+                    for number in 0..20 {
+                        pool.set_name(&format!("name {number}"), &object).unwrap();
+                    }
+                });
+            },
+        );
+    });
+    // For slices that were free and gave their memory back.
+    with_pool(&directory.0, |pool| {
+        let first = allocate(pool, RUN);
+        filled_by_the_dead(
+            pool,
+            1024,
+            |_| true,
+            || {
+                testing::settle(pool);
+                free(pool, first);
+                pool.purge().unwrap();
+                without_memory(&directory.0, || free(pool, allocate(pool, RUN)));
+            },
+        );
+    });
 }

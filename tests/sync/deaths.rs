@@ -132,6 +132,25 @@ pub fn a_limit_comes_before_memory() {
     });
 }
 
+/// A new thread that finds no slot free recovers all of the dead: those that come after it find theirs free.
+pub fn a_new_thread_recovers_all_of_the_dead() {
+    let pool = Pool::builder().max_size(64 << 20).create().unwrap();
+    let mutex = pool.create(Mutex::new(0_u32)).unwrap();
+    let pipe = pipe().unwrap();
+    scope(|s| {
+        let child = crowd(s, pool, &pipe, || ());
+        listen(&pipe.0);
+        child.kill().unwrap();
+        until("dead", || child.is_finished());
+        assert_eq!(dead_with_memory(pool), CROWD + 1);
+        std::thread::scope(|threads| {
+            threads.spawn(|| drop(mutex.lock().unwrap()));
+        });
+        assert_eq!(dead_with_memory(pool), 0);
+        child.join().unwrap_err();
+    });
+}
+
 /// What a thread of a process takes, which ends before the process is killed.
 #[derive(ShmSafe)]
 struct World {
@@ -290,4 +309,68 @@ pub fn a_process_that_has_unmapped_the_pool() {
         ));
         assert!(child.join().is_err());
     });
+}
+
+/// How many reads this thread has asked the system for.
+fn reads() -> u64 {
+    let text = std::fs::read_to_string("/proc/thread-self/io").unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("syscr: "));
+    line.unwrap().parse().unwrap()
+}
+
+/// Processes live on after the threads that used the pool first. Another of theirs that uses it tells of their
+/// end from then on, so nobody who waits has to ask the system about each of them again and again.
+pub fn processes_without_their_first_threads() {
+    const CHILDREN: usize = 20;
+    let (to_child, from_parent) = (pipe().unwrap(), pipe().unwrap());
+    let name = format!("first-threads-{}", process::id());
+    let lock = |name: &str| {
+        // SAFETY: made by a program of the same build.
+        let pool = unsafe { Pool::open(name) }.unwrap();
+        drop(pool.named::<Mutex<u32>>("mutex").unwrap().lock().unwrap());
+        pool
+    };
+    let child = || {
+        // SAFETY: this process has one thread, and no pool yet.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            listen(&to_child.0);
+            std::thread::scope(|threads| {
+                threads.spawn(|| lock(&name)).join().unwrap();
+            });
+            lock(&name);
+            tell_and_hang(&from_parent.1);
+        }
+        assert!(child > 0);
+        child
+    };
+    let children: [_; CHILDREN] = std::array::from_fn(|_| child());
+    let pool = Pool::builder().create_named(&name).unwrap();
+    let mutex = pool.named_or_create("mutex", || Mutex::new(1_u32)).unwrap();
+    for _ in children {
+        tell(&to_child.1);
+        listen(&from_parent.0);
+    }
+    let guard = mutex.lock().unwrap();
+    let asked = std::thread::scope(|threads| {
+        let waits = || {
+            let before = reads();
+            let waited = mutex.lock_timeout(Duration::from_millis(300));
+            assert!(matches!(waited, Err(LockError::TimedOut)));
+            drop(waited);
+            reads() - before
+        };
+        threads.spawn(waits).join().unwrap()
+    });
+    drop(guard);
+    for child in children {
+        // SAFETY: a child of this process, not reaped yet; the status is not asked for.
+        unsafe {
+            libc::kill(child, libc::SIGKILL);
+            libc::waitpid(child, std::ptr::null_mut(), 0);
+        }
+    }
+    Pool::unlink(&name).unwrap();
+    // There is the slow check, of some of them, each 100 ms.
+    assert!(asked < 400, "{asked} reads");
 }

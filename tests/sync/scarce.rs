@@ -6,7 +6,8 @@ use std::mem::MaybeUninit;
 use std::time::Duration;
 
 use shmkit::process::scope;
-use shmkit::{LockError, Mutex, Pool, Shared};
+use shmkit::sync::{MutexGuard, Permit, ReadGuard};
+use shmkit::{LockError, Mutex, Pool, RwLock, Semaphore, Shared, inspect};
 
 use super::{LONG, shared, until};
 
@@ -149,4 +150,49 @@ pub fn guards_of_one_pool_are_not_anothers() {
     drop(guard);
     assert!(scope(|s| s.spawn(|| ()).unwrap().join()).is_ok());
     assert_eq!(*kept.lock().unwrap(), 1);
+}
+
+thread_local! {
+    static GUARDS: RefCell<Vec<Guards>> = const { RefCell::new(Vec::new()) };
+}
+
+type Guards = (
+    MutexGuard<'static, u32>,
+    ReadGuard<'static, u32>,
+    Permit<'static>,
+);
+
+/// Guards that a thread-local has are given back by its destructor, also if it was made before the thread's
+/// first use of the pool: then it runs after shmkit's own.
+pub fn guards_are_dropped_late() {
+    let pool = Pool::builder().max_size(4 << 20).create().unwrap();
+    let world = (Mutex::new(1_u32), RwLock::new(1_u32), Semaphore::new(1));
+    let world: &'static Shared<_> =
+        Box::leak(Box::new(pool.create(world).map_err(|e| e.cause).unwrap()));
+    let slots = || {
+        inspect::participants(pool)
+            .iter()
+            .filter(|one| one.slot != 0)
+            .count()
+    };
+    let before = slots();
+    for _ in 0..10 {
+        let thread = std::thread::spawn(move || {
+            GUARDS.with_borrow_mut(Vec::clear);
+            let (mutex, lock, semaphore) = &**world;
+            let guards = (
+                mutex.lock().unwrap(),
+                lock.read().unwrap(),
+                semaphore.acquire().unwrap(),
+            );
+            GUARDS.with_borrow_mut(|all| all.push(guards));
+        });
+        thread.join().unwrap();
+        assert!(world.0.try_lock().is_ok());
+        assert!(world.1.try_write().is_ok());
+        assert_eq!(world.2.available_permits(), 1);
+    }
+    // Their slots are free again.
+    assert!(slots() <= before + 1);
+    assert!(scope(|s| s.spawn(|| ()).unwrap().join()).is_ok());
 }

@@ -36,10 +36,12 @@
 //! | `decode.rs` | what an instruction may write |
 //! | `image.rs` | copies of the arena and their differences |
 //! | `child.rs` | forking, waiting, cleaning up |
+//! | `doomed.rs` | processes that die at chosen moments, for a `setup` |
 
 mod case;
 mod child;
 mod decode;
+mod doomed;
 mod explore;
 mod image;
 mod stepper;
@@ -47,4 +49,5 @@ mod suite;
 
 pub use case::{Arena, Case, Crash, Victim};
 pub use child::{Fork, progress};
+pub use doomed::Doomed;
 pub use suite::{Suite, in_parts};

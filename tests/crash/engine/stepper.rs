@@ -298,7 +298,7 @@ impl Stepper {
     }
 
     /// One instruction. True if more than its own doing may have happened.
-    fn step(&mut self, limit: Duration) -> Result<bool, String> {
+    pub fn step(&mut self, limit: Duration) -> Result<bool, String> {
         let signal = self.signal;
         self.resume(libc::PTRACE_SINGLESTEP, limit)?;
         self.steps += 1;

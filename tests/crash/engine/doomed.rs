@@ -1,0 +1,40 @@
+//! Processes that die at chosen moments, for a `setup` that needs such dead.
+
+use std::time::Duration;
+
+use super::child::{Child, Fork};
+use super::stepper::{Stepper, perform};
+
+/// For one instruction, and for what comes before the first.
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// A process that waits before its operation, or in the middle of it.
+pub struct Doomed(Stepper);
+
+impl Doomed {
+    /// Forks it. It prepares itself, and waits.
+    pub fn new(prepare: impl FnOnce(), operation: impl FnOnce()) -> Doomed {
+        let child = Child::fork(Fork::Library, || {
+            prepare();
+            perform(|| {
+                operation();
+                Ok(())
+            })
+        });
+        let stepper = Stepper::new(child.expect("a process"), LIMIT);
+        Doomed(stepper.expect("a process that waits"))
+    }
+
+    /// Lets it go on until something is so, which is asked after each instruction.
+    pub fn go_on_until(&mut self, is_so: impl Fn() -> bool) {
+        while !is_so() {
+            self.0.step(LIMIT).expect("a step");
+            assert!(!self.0.finished(), "the moment did not come");
+        }
+    }
+
+    /// Kills it where it is, and reaps it.
+    pub fn die(self) {
+        self.0.into_child().end();
+    }
+}

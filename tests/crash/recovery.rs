@@ -1,0 +1,130 @@
+//! The recovery of three who died in the middle of the allocator, next to each other, killed after every
+//! change: then four are dead, and the fourth has the life words of the others.
+
+use shmkit::testing;
+
+use super::engine::{Case, Doomed, Suite};
+use super::pool::{World, case, elsewhere, nothing};
+
+/// Bytes that three slices have, of 16 KiB each.
+const THREE: usize = 3 << 14;
+/// What the recoverer has of its own.
+const OWN: usize = 3 * 64;
+
+/// Threads come, so many at once, and leave their slots.
+fn leave_slots(world: &mut World, count: usize) {
+    if count > 0 {
+        elsewhere(world, |world| {
+            world.allocate(64, 1);
+            world.free();
+            leave_slots(world, count - 1);
+        });
+    }
+}
+
+/// Spans of three, one behind the other, then what they were in the middle of.
+fn three_dead(world: &mut World) {
+    // Who finds no slot free recovers the dead: the recoverer, who has what it frees of its own, is to find one.
+    leave_slots(world, 4);
+    let pool = world.pool;
+    let spans = move || {
+        let mut world = World::in_pool(pool);
+        // Some are full, some have a block left, one has none.
+        world.allocate(2048, 9);
+        world.blocks.truncate(8);
+        world.free();
+        world.allocate(64, 3);
+        world
+    };
+    // The first makes a run: its slices are claimed, and the second is a tail.
+    let mut first = Doomed::new(|| drop(spans()), || World::in_pool(pool).allocate(THREE, 1));
+    // The second extends one that lies behind: its head says so, and not all that it gets are tails.
+    let mut second = Doomed::new(
+        || drop(spans()),
+        || {
+            let mut world = World::in_pool(pool);
+            world.allocate(THREE, 1);
+            world.grow_in_place(2 * THREE);
+        },
+    );
+    // The third frees one behind that: its head is claimed, and the last is free.
+    let mut third = Doomed::new(
+        || drop(spans()),
+        || {
+            let mut world = World::in_pool(pool);
+            world.allocate(THREE, 1);
+            world.free();
+        },
+    );
+    let reached = |picture: &str| testing::slices(pool).contains(picture);
+    first.go_on_until(|| reached("AtA"));
+    second.go_on_until(|| reached("AtArtttBB"));
+    third.go_on_until(|| reached("AtArtttBBCt."));
+    for doomed in [first, second, third] {
+        doomed.die();
+    }
+}
+
+/// The recoverer dies without the kernel's telling, if it is really killed: its list of words is none that the
+/// kernel knows.
+fn die_unmarked() {
+    #[repr(C)]
+    struct Head {
+        first: *const Head,
+        offset: isize,
+        pending: usize,
+    }
+    let head = Box::leak(Box::new(Head {
+        first: std::ptr::null(),
+        offset: 0,
+        pending: 0,
+    }));
+    head.first = head;
+    // SAFETY: an empty list, of the length that the kernel asks for, which is never freed.
+    let set = unsafe {
+        libc::syscall(
+            libc::SYS_set_robust_list,
+            std::ptr::from_mut(head),
+            size_of::<Head>(),
+        )
+    };
+    assert_eq!(set, 0);
+}
+
+fn recovery(name: &'static str, settled: bool, attach: impl Fn() + 'static) -> Case<World> {
+    case(
+        name,
+        move |world| {
+            three_dead(world);
+            if settled {
+                testing::settle(world.pool);
+            }
+        },
+        move |world| {
+            world.allocate(64, 3);
+            attach();
+        },
+        |world| {
+            world.pool.recover();
+        },
+        |more, _| more == OWN as isize,
+    )
+}
+
+pub fn cases(suite: &mut Suite) {
+    suite.run(recovery("recover three dead", false, || ()));
+    // What it leaves is among what the case above comes to, and recovers twice.
+    let release = recovery("release the memory of three", true, die_unmarked);
+    suite.run(release.without_second_order());
+    let come_and_go = |world: &mut World| leave_slots(world, 1);
+    suite.run(
+        case(
+            "a thread takes its process's life word over",
+            nothing,
+            nothing,
+            |world| world.allocate(64, 1),
+            |more, crash| more == 64 || more == 0 && !crash.finished,
+        )
+        .attach(come_and_go),
+    );
+}
