@@ -42,6 +42,8 @@ mod run_ends;
 mod scopes;
 #[path = "process/storms.rs"]
 mod storms;
+#[path = "process/strangers.rs"]
+mod strangers;
 
 type Named = (&'static str, fn());
 
@@ -115,7 +117,9 @@ const CASES: &[Named] = table! {
     forks:
         a_fork_that_fails_holds_nothing
         a_child_that_is_killed_on_its_way_holds_nothing
-        a_pool_is_used_first_while_the_process_forks;
+        a_pool_is_used_first_while_the_process_forks
+        who_cannot_be_watched_is_looked_at
+        a_restart_that_is_refused_is_tried_again;
     managed:
         the_last_user_of_a_resource_ends_it
         resources_are_limited
@@ -130,8 +134,15 @@ const CASES: &[Named] = table! {
         paths_that_lead_nowhere_are_errors
         a_program_may_go_to_another_directory
         who_has_the_name_by_now_keeps_it;
+    strangers:
+        a_pool_that_is_there_is_not_managed
+        who_is_refused_removes_nothing
+        a_journal_that_others_can_write_is_refused
+        links_are_not_followed
+        a_name_that_is_another_runs_by_now_stays;
     events:
-        what_happens_is_logged;
+        what_happens_is_logged
+        a_logger_that_panics_is_in_nobodys_way;
     peers:
         peers_run_jobs_by_name
         peers_start_and_join
@@ -160,13 +171,13 @@ const CASES: &[Named] = table! {
 
 const ROLES: &[Named] = table! {
     results: role_no_room;
-    events: role_logs;
+    events: role_logs role_panicking_logger;
     ends: role_panic role_overflow;
     scopes: role_flush;
     parents: role_no_descriptor role_sigchld role_family;
     masters: role_ends;
     run_ends: role_pid_file;
-    forks: role_failing_fork role_killed_on_its_way role_first_use;
+    forks: role_failing_fork role_killed_on_its_way role_first_use role_unwatched;
     managed: role_makes;
     peers: role_peer role_odd_peer role_asking_peer role_leaving_peer role_waiting_peer;
     peer_deaths: role_named_master role_storm;

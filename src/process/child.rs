@@ -31,6 +31,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use rustix::io::Errno;
 
 use super::frame::{self, Frame, Kind};
+use super::master::{LOG, tell};
 use super::{JoinError, ResultError, SpawnError};
 use crate::participants::thread;
 use crate::pool::fork;
@@ -210,7 +211,7 @@ impl Child {
         value: impl FnOnce(&Frame<'_>) -> Result<T, ResultError>,
     ) -> Result<T, JoinError> {
         fork::child_reaped(self.pid);
-        log::debug!(target: super::master::LOG, "process {} has ended: {ended:?}", self.pid);
+        tell(|| log::debug!(target: LOG, "process {} has ended: {ended:?}", self.pid));
         // Whatever it wrote, a child that was killed did not come to its end in order.
         if let Ended::Signaled(signal) = ended {
             return Err(JoinError::Signaled(signal));

@@ -148,6 +148,8 @@ pub(super) enum Kind {
     NotStarted = 6,
     /// The name of an entry that has other types where it is defined; the master's word.
     OtherTypes = 7,
+    /// The file that has the name of a pool that is to be managed; the master's word.
+    NameTaken = 8,
 }
 
 impl Kind {
@@ -160,6 +162,7 @@ impl Kind {
             Kind::BadArgument,
             Kind::NotStarted,
             Kind::OtherTypes,
+            Kind::NameTaken,
         ];
         kinds
             .into_iter()

@@ -19,6 +19,8 @@
 //!    is there is in the journal.
 //! 2. The file is locked while a run uses it, and never replaced: who has the lock is alone.
 //! 3. All blocks are checked before anything is removed.
+//! 4. Only this user can have written the file: it is its own, and nobody else may write to it. So
+//!    whoever can make files in the directory cannot have any removed that it names.
 //!
 //! # Crash behaviour
 //!
@@ -30,17 +32,18 @@
 //! | after a removal, before the record is struck | a record without the thing | strikes it |
 //! | while it removes what was left | a part of it | removes the rest |
 //!
-//! What cannot be removed keeps its record and its place, and is in no run's way.
+//! What cannot be removed, and a pool that somebody has, keeps its record and its place, and is in no
+//! run's way.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use super::Resource;
 use super::RunError;
-use super::master::LOG;
+use super::master::{LOG, tell};
 use super::pid_file;
 use super::resources::PLACES;
 use crate::pool::remove::{Removable, RemoveError};
@@ -94,7 +97,18 @@ pub enum JournalError {
         /// Which, from 0.
         record: usize,
     },
+    /// Somebody else may have written it: it is not this user's, or others may write to it.
+    #[error("it is user {owner}'s and has the mode {mode:o}: somebody else may have written it")]
+    NotOurs {
+        /// Whose it is.
+        owner: u32,
+        /// Its permissions.
+        mode: u32,
+    },
 }
+
+/// What a crashed run has left, by place.
+pub(super) type Left = Vec<(usize, Resource)>;
 
 /// A journal that this run has.
 #[derive(Debug)]
@@ -104,10 +118,9 @@ pub(super) struct Journal {
 }
 
 impl Journal {
-    /// Takes the journal of a run directory, both made if need be, and removes what a crashed run
-    /// has left. With it the places of what could not be removed, whose records stay for the next
-    /// run to try: a directory has the name now, or the file is not ours to remove.
-    pub(super) fn open(directory: &Path) -> Result<(Journal, Vec<usize>), RunError> {
+    /// Takes the journal of a run directory, both made if need be. With it what a crashed run has
+    /// left, by place.
+    pub(super) fn open(directory: &Path) -> Result<(Journal, Left), RunError> {
         let failed = |path: &Path, error: io::Error| RunError::File {
             path: path.display().to_string(),
             error,
@@ -118,35 +131,45 @@ impl Journal {
         });
         let directory = made.map_err(|error| failed(directory, error))?;
         let path = directory.join("journal");
-        let file = pid_file::lock(&path)?;
+        let file = pid_file::lock(&path, 0o600)?;
         let journal = Journal { file, path };
-        let records = match journal.read() {
-            Ok(Ok(records)) => records,
+        match journal.read() {
+            Ok(Ok(left)) => Ok((journal, left)),
             Ok(Err(error)) => {
                 let path = journal.path.display().to_string();
-                return Err(RunError::Journal { path, error });
+                Err(RunError::Journal { path, error })
             }
-            Err(error) => return Err(failed(&journal.path, error)),
-        };
-        let mut kept = Vec::new();
-        for (place, resource) in records {
-            let path = resource.path().unwrap_or_default();
-            if let Err(error) = remove_left(&resource) {
-                let path = path.display();
-                log::warn!(target: LOG, "what a crashed run has left stays: {path}: {error}");
-                kept.push(place);
-                continue;
-            }
-            let struck = journal.strike(place);
-            struck.map_err(|error| failed(&journal.path, error))?;
+            Err(error) => Err(failed(&journal.path, error)),
         }
-        Ok((journal, kept))
+    }
+
+    /// Removes what a crashed run has left. The places of what could not be removed, whose records
+    /// stay for the next run to try: a directory has the name now, the file is not ours to remove,
+    /// or somebody has the pool.
+    pub(super) fn clear(&self, left: Left) -> Vec<usize> {
+        let stays = |(place, resource): (usize, Resource)| {
+            let cleared = remove_left(&resource).and_then(|()| self.strike(place));
+            let error = cleared.err()?;
+            let path = resource.path().unwrap_or_default();
+            let path = path.display();
+            tell(|| log::warn!(target: LOG, "what a crashed run has left stays: {path}: {error}"));
+            Some(place)
+        };
+        left.into_iter().filter_map(stays).collect()
     }
 
     /// Every record; a new file is given its header and its length.
-    fn read(&self) -> io::Result<Result<Vec<(usize, Resource)>, JournalError>> {
-        let length = self.file.metadata()?.len();
+    fn read(&self) -> io::Result<Result<Left, JournalError>> {
+        let metadata = self.file.metadata()?;
+        let (owner, mode) = (metadata.uid(), metadata.mode() & 0o7777);
+        // By invariant 4.
+        let is_ours = owner == rustix::process::geteuid().as_raw() && mode & 0o022 == 0;
+        let not_ours = Ok(Err(JournalError::NotOurs { owner, mode }));
+        let length = metadata.len();
         if length == 0 {
+            if !is_ours {
+                return not_ours;
+            }
             let mut block = [0; BLOCK];
             block[..16].copy_from_slice(&header(VERSION));
             self.file.write_all_at(&block, 0)?;
@@ -161,6 +184,9 @@ impl Journal {
         }
         if version != VERSION {
             return Ok(Err(JournalError::Version { version }));
+        }
+        if !is_ours {
+            return not_ours;
         }
         if length == BLOCK as u64 {
             self.file.set_len(LENGTH)?;
@@ -252,8 +278,8 @@ fn parse(block: &[u8; BLOCK]) -> Result<Option<Resource>, ()> {
     }
 }
 
-/// Removes what a crashed run has left, but for a pool that somebody has, who is no process of that
-/// run, and for what is no pool's file and has a pool's name.
+/// Removes what a crashed run has left, but for what is no pool's file and has a pool's name. A pool
+/// that somebody has, who is no process of that run, is an error.
 fn remove_left(resource: &Resource) -> io::Result<()> {
     let Resource::Pool(name) = resource else {
         return remove(resource);
@@ -262,7 +288,8 @@ fn remove_left(resource: &Resource) -> io::Result<()> {
         Err(RemoveError::System(error) | RemoveError::Attach(AttachError::System(error))) => {
             unless_gone(Err(error))
         }
-        Ok(()) | Err(_) => Ok(()),
+        Err(RemoveError::InUse { .. }) => Err(io::ErrorKind::ResourceBusy.into()),
+        Ok(()) | Err(RemoveError::Attach(_)) => Ok(()),
     }
 }
 

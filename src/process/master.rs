@@ -13,9 +13,8 @@
 //!    ended: who has joined a dead worker finds what it held taken back.
 //! 3. A peer is in `peers` from when it was first seen idle until it has left or is recovered, with
 //!    the job that it runs. That job is in `running`, without a process of ours.
-//! 4. The descriptor for a child's pidfd is there before the fork, so nothing can fail between the
-//!    fork and the watch but the watch itself, for want of kernel memory: then the child is killed
-//!    and reaped at once.
+//! 4. The descriptor for a child's pidfd is there before the fork. Should the kernel have no memory
+//!    for the watch, the child runs all the same: it is looked at every 100 ms until it is watched.
 //!
 //! # Shutdown
 //!
@@ -36,27 +35,39 @@ mod guests;
 
 use std::any::Any;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::panic::resume_unwind;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::{Duration, Instant};
 
 use children::Process;
 use guests::Guest;
 
-use super::jobs::{self, Control, JOBS, KILL, Phase};
+use super::jobs::{self, Control, JOBS, KILL, Kind, Phase};
 use super::journal::{self, Journal};
 use super::peers::PEERS;
 use super::pid_file::PidFile;
-use super::{Config, Entry, JoinHandle, RunError, StartError, StartOptions, Wire};
+use super::{Config, Entry, JoinHandle, Resource, RunError, StartError, StartOptions, Wire};
 use super::{peer, supervise, worker};
 use crate::containers::{NamedError, Shared};
 use crate::pool::remove::{self, Removable, RemoveError};
 use crate::pool::{CreateError, ObjectError, Pool, PoolBuilder};
 use crate::primitive::Ordering;
 use crate::sys::process;
-use crate::sys::watch::Watch;
+use crate::sys::watch::{self, Watch};
 
 /// The target of the log events of processes. The master and the parents of a scope tell them.
 pub(super) const LOG: &str = "shmkit::process";
+
+/// When a process is looked at again that could not be watched, or started again.
+const AGAIN: Duration = Duration::from_millis(100);
+
+/// Tells of an event. A logger is a user's code: a panic of it is printed, and goes no further, for it
+/// would leave half done what is being done.
+pub(super) fn tell(event: impl FnOnce()) {
+    if let Err(payload) = catch_unwind(AssertUnwindSafe(event)) {
+        // Its destructor might panic again.
+        std::mem::forget(payload);
+    }
+}
 
 /// A master for a program that has an event loop of its own: it is polled for being readable, and
 /// then [dispatched](Self::dispatch).
@@ -91,6 +102,8 @@ pub struct Master {
     /// By place in the table.
     running: Vec<Option<Process>>,
     count: usize,
+    /// The places of processes that could not be watched.
+    unwatched: Vec<usize>,
     /// By place in the table of peers.
     peers: Vec<Option<Guest>>,
     stopping: bool,
@@ -150,30 +163,36 @@ impl Master {
             .map(PidFile::create)
             .transpose()?;
         let directory = config.run_directory.as_deref();
-        let (journal, kept) = directory.map(Journal::open).transpose()?.unzip();
         let mut watch = Watch::new()?;
-        let size = size_of::<Control>().next_multiple_of(1 << 20);
-        let mut builder = Pool::builder();
-        builder.initial_size(size).max_participants(4095);
-        let control = match &config.name {
-            None => {
-                let pool = builder.create()?;
-                Control::create(pool).inspect_err(|_| {
-                    // SAFETY: nothing was made in the pool, which nobody else has.
-                    unsafe { pool.unmap() };
-                })?
+        watch::pidfd(process::pid()).map_err(|error| {
+            let why = format!("no pidfd, which Linux has since 5.3, can be had: {error}");
+            std::io::Error::new(error.kind(), why)
+        })?;
+        let journal = directory.map(Journal::open).transpose()?;
+        let control = match Self::create_control(config, &mut watch) {
+            Ok(control) => control,
+            Err(error) => {
+                if let Some((journal, _)) = journal {
+                    // Nothing is lost if it stays.
+                    let _ = journal.finish();
+                }
+                return Err(error);
             }
-            Some(name) => Self::named(&builder, name, &mut watch)?,
         };
         let pool = control.pool();
         jobs::set_wake(pool, Some(watch.counter()));
-        control.resources.keep(&kept.unwrap_or_default());
+        // Last: who is refused has removed nothing.
+        let journal = journal.map(|(journal, left)| {
+            control.resources.keep(&journal.clear(left));
+            journal
+        });
         Ok(Master {
             config: config.clone(),
             control: Some(control),
             watch,
             running: Vec::new(),
             count: 0,
+            unwatched: Vec::new(),
             peers: Vec::new(),
             stopping: false,
             owner: process::pid(),
@@ -181,6 +200,21 @@ impl Master {
             journal,
             panicked: None,
         })
+    }
+
+    fn create_control(config: &Config, watch: &mut Watch) -> Result<Shared<Control>, RunError> {
+        let size = size_of::<Control>().next_multiple_of(1 << 20);
+        let mut builder = Pool::builder();
+        builder.initial_size(size).max_participants(4095);
+        if let Some(name) = &config.name {
+            return Self::named(&builder, name, watch);
+        }
+        let pool = builder.create()?;
+        let control = Control::create(pool).inspect_err(|_| {
+            // SAFETY: nothing was made in the pool, which nobody else has.
+            unsafe { pool.unmap() };
+        })?;
+        Ok(control)
     }
 
     /// A control pool that peers find by its name, with everything in it that they need.
@@ -346,19 +380,19 @@ impl Master {
                 Some(peer) => done.ended += usize::from(self.peer_died(peer)),
             }
         }
+        done.ended += self.look_at_unwatched();
         done.started = self.walk()?;
         Ok(done)
     }
 
     /// Looks at every job.
     fn walk(&mut self) -> Result<usize, RunError> {
-        /// When a peer is looked at again that could not be watched, for want of descriptors.
-        const AGAIN: Duration = Duration::from_millis(100);
         let control = self.control().clone();
         let all_seen = self.look_at_peers(&control);
         let now = Instant::now();
         let mut started = 0;
-        let mut due = (!all_seen).then_some(now + AGAIN);
+        let mut due = None;
+        let mut not_before = |at: Instant| due = Some(due.map_or(at, |due: Instant| due.min(at)));
         for (place, job) in control.jobs() {
             let state = job.state();
             match state.phase() {
@@ -379,13 +413,16 @@ impl Master {
                 }
                 Phase::Requested => started += usize::from(self.begin(place)),
                 Phase::Waiting => {
-                    let at = self.running.get(place).and_then(|p| p.as_ref()?.due);
-                    match at.filter(|&at| at > now) {
-                        Some(at) => due = Some(due.map_or(at, |due| due.min(at))),
-                        None => started += usize::from(self.begin(place)),
+                    if self.due(place, now).is_none() {
+                        started += usize::from(self.begin(place));
                     }
+                    // Also if it could not be started.
+                    self.due(place, now).into_iter().for_each(&mut not_before);
                 }
             }
+        }
+        if !all_seen || !self.unwatched.is_empty() {
+            not_before(now + AGAIN);
         }
         if due.is_some() {
             self.watch.set_timer(due.map(|due| due - now))?;
@@ -395,6 +432,12 @@ impl Master {
             resume_unwind(payload);
         }
         Ok(started)
+    }
+
+    /// When the job at a place is started again, if that is later than now.
+    fn due(&self, place: usize, now: Instant) -> Option<Instant> {
+        let process = self.running.get(place)?.as_ref()?;
+        process.due.filter(|&at| at > now)
     }
 
     /// What a copy does would be done to the master's own workers and files.
@@ -410,9 +453,14 @@ impl Master {
         let journal = self.journal.as_ref();
         control.resources.tend(
             control.pool(),
-            |place, resource| match journal.map(|journal| journal.record(place, resource)) {
-                Some(Err(error)) => Err(error.to_string()),
-                _ => Ok(()),
+            |place, resource| {
+                // A pool is made by who finds no other: what is there now is somebody else's.
+                let path = resource.path().unwrap_or_default();
+                if matches!(resource, Resource::Pool(_)) && path.symlink_metadata().is_ok() {
+                    return Err((Kind::NameTaken, String::new()));
+                }
+                let recorded = journal.map_or(Ok(()), |journal| journal.record(place, resource));
+                recorded.map_err(|error| (Kind::NotStarted, error.to_string()))
             },
             |place, resource| {
                 // What cannot be removed stays in the journal, for the next run to try.
@@ -447,7 +495,9 @@ impl Master {
         self.check_owner()?;
         self.stopping = true;
         self.control().stop();
-        log::debug!(target: LOG, "the run comes to its end, with {} workers left", self.count);
+        tell(
+            || log::debug!(target: LOG, "the run comes to its end, with {} workers left", self.count),
+        );
         let asked = Instant::now();
         self.walk()?;
         while self.count > 0 || self.peers.iter().flatten().any(|peer| peer.job.is_some()) {
@@ -474,9 +524,9 @@ impl Drop for Master {
             self.reap(place);
         }
         self.await_killed_peers();
-        if let Some(name) = &self.config.name {
+        if let (Some(name), Some(control)) = (&self.config.name, &self.control) {
             // Peers that are left keep what they have, and find no master.
-            let _ = Pool::unlink(&peer::pool_name(name));
+            remove::unlink_ours(control.pool(), &peer::pool_name(name));
         }
         if let Some(control) = self.control.take() {
             let pool = control.pool();

@@ -1,8 +1,8 @@
 //! The pid file: it says who the master is, and its lock that there is one.
 //!
-//! A file that holds anything but a number is none, and stays as it is. Files are known by their absolute
-//! paths, for the program may go to another directory before the run ends, and are removed if they are still
-//! the ones that were locked.
+//! A file that holds anything but a number is none, and stays as it is; so does what a symbolic link leads
+//! to, and what is no regular file. Files are known by their absolute paths, for the program may go to another
+//! directory before the run ends, and are removed if they are still the ones that were locked.
 //!
 //! The lock goes with the last copy of its descriptor; workers close theirs as they start. So it
 //! is free once a killed master and the workers that were just being forked are gone.
@@ -10,7 +10,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
@@ -33,7 +33,7 @@ impl PidFile {
             error,
         };
         let path = std::path::absolute(path).map_err(failed)?;
-        let file = lock(&path)?;
+        let file = lock(&path, 0o666)?;
         if !is_number(&file).map_err(failed)? {
             let error = io::Error::new(io::ErrorKind::InvalidData, "it is no pid file");
             return Err(failed(error));
@@ -60,12 +60,13 @@ fn is_number(file: &File) -> io::Result<bool> {
     Ok((text.len() as u64) < SOME && text.trim_ascii().iter().all(is_digit))
 }
 
-/// Opens a file, made if need be, and locks it.
+/// Opens a regular file, made with that mode if need be, and locks it. A symbolic link is not followed: it
+/// could lead from a directory that others can write to, to any file of ours.
 ///
 /// # Errors
 ///
 /// [`RunError::AlreadyRunning`] if another run has it.
-pub(super) fn lock(path: &Path) -> Result<File, RunError> {
+pub(super) fn lock(path: &Path, mode: u32) -> Result<File, RunError> {
     let failed = |error: io::Error| RunError::File {
         path: path.display().to_string(),
         error,
@@ -73,7 +74,19 @@ pub(super) fn lock(path: &Path) -> Result<File, RunError> {
     loop {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
-        let file = options.open(path).map_err(failed)?;
+        // Nor is a pipe waited for.
+        options
+            .mode(mode)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+        let file = options
+            .open(path)
+            .map_err(|error| match error.raw_os_error() {
+                Some(libc::ELOOP) => failed(unsuitable("it is a symbolic link")),
+                _ => failed(error),
+            })?;
+        if !file.metadata().map_err(failed)?.is_file() {
+            return Err(failed(unsuitable("it is no regular file")));
+        }
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => {
@@ -90,10 +103,14 @@ pub(super) fn lock(path: &Path) -> Result<File, RunError> {
     }
 }
 
+fn unsuitable(why: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, why)
+}
+
 fn is_at(file: &File, path: &Path) -> io::Result<bool> {
     let inode = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
     let ours = file.metadata().map(inode)?;
-    Ok(std::fs::metadata(path).map(inode).ok() == Some(ours))
+    Ok(std::fs::symlink_metadata(path).map(inode).ok() == Some(ours))
 }
 
 /// Removes a file that was locked, unless another has its name by now.

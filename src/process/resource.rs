@@ -53,10 +53,17 @@ impl Resource {
         }
     }
 
-    /// The same, from whatever directory it is seen.
+    /// The same, from whatever directory it is seen, and whatever way its name leads there: the
+    /// links in it are followed but for the last one, which is what is removed.
     pub(super) fn absolute(self) -> Resource {
         match (&self, self.path()) {
-            (Resource::File(_), Some(path)) => Resource::File(path),
+            (Resource::File(_), Some(path)) => Resource::File(direct(&path)),
+            (Resource::Pool(name), Some(path)) if name.starts_with('/') => {
+                match direct(&path).into_os_string().into_string() {
+                    Ok(name) => Resource::Pool(name),
+                    Err(_) => self,
+                }
+            }
             _ => self,
         }
     }
@@ -88,4 +95,18 @@ impl Resource {
             _ => return None,
         })
     }
+}
+
+/// The path without links and steps back before its last name. Directories that are not there yet
+/// stay as they are named.
+fn direct(path: &Path) -> PathBuf {
+    if path.file_name().is_none() {
+        return path.into();
+    }
+    let real = |there: &Path| {
+        let real = there.canonicalize().ok()?;
+        Some(real.join(path.strip_prefix(there).ok()?))
+    };
+    let mut directories = path.ancestors().skip(1);
+    directories.find_map(real).unwrap_or_else(|| path.into())
 }

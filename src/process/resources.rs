@@ -70,6 +70,13 @@ pub enum ResourceError {
     /// It has a name that no such thing can have.
     #[error("no resource can have that name")]
     InvalidName,
+    /// It is a pool that is yet to be made, and there is a pool, or another file, of that name. That
+    /// stays.
+    #[error("the pool's name is taken: {path}")]
+    NameTaken {
+        /// The file that has it.
+        path: String,
+    },
     /// It is gone: nobody used it any more.
     #[error("the resource is gone")]
     Gone,
@@ -178,7 +185,8 @@ impl Resources {
 
     /// Has a resource removed when nobody uses it any more, at the latest when the run ends.
     /// Announce it *before* it is made: with a journal ([`Config::run_directory`]), then, no crash
-    /// leaves it behind. What is managed already is got.
+    /// leaves it behind. What is managed already is got. A file, or a semaphore, that is there
+    /// already is removed like one that is made later; the name of a pool must be free.
     ///
     /// # Errors
     ///
@@ -232,9 +240,14 @@ impl Resources {
                 }
                 REFUSED => {
                     let text = |why: &[u8]| String::from_utf8_lossy(why).into_owned();
-                    let why = place.answer.read(text);
+                    let (kind, why) = (place.answer.kind(), place.answer.read(text));
                     self.end_use(id, place);
-                    return Err(ResourceError::Journal(why));
+                    return Err(match (kind, resource.path()) {
+                        (Kind::NameTaken, Some(path)) => ResourceError::NameTaken {
+                            path: path.display().to_string(),
+                        },
+                        _ => ResourceError::Journal(why),
+                    });
                 }
                 _ => break,
             }

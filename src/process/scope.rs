@@ -30,6 +30,7 @@ use serde::de::DeserializeOwned;
 
 use super::child::{self, Child, OtherThreads};
 use super::frame;
+use super::master::{LOG, tell};
 use super::{JoinError, ScopedJoinHandle};
 
 /// Why no child was started. Nothing has changed, and the spawn may be tried again.
@@ -276,12 +277,9 @@ impl<'s> Scope<'s, '_> {
         // SAFETY: passed on to our caller; serialising and writing are all that is added to `f`.
         let child = unsafe { child::start(threads, &mut body) }?;
         let pid = child.pid;
-        log::debug!(target: super::master::LOG, "spawned process {pid}");
-        Ok(ScopedJoinHandle::new(
-            &self.children,
-            self.children.add(child),
-            pid,
-        ))
+        let serial = self.children.add(child);
+        tell(|| log::debug!(target: LOG, "spawned process {pid}"));
+        Ok(ScopedJoinHandle::new(&self.children, serial, pid))
     }
 }
 

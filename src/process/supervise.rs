@@ -11,7 +11,9 @@ use super::{JoinError, ResultError, WorkerId};
 use crate::primitive::Ordering;
 use crate::sys::process::Ended;
 
-/// Whether a worker is started again when it has ended; see [`StartOptions`](super::StartOptions).
+/// Whether a worker is started again when it has ended; see [`StartOptions`](super::StartOptions). A
+/// restart that is refused, by the system or because there are as many workers as there may be, is
+/// tried again.
 ///
 /// ```
 /// use shmkit::process::{Backoff, Config, Entry, StartOptions, Restart, Worker, run};
@@ -115,8 +117,12 @@ impl Backoff {
         if self.times != ROOM && restarts >= self.times {
             return None;
         }
+        Some(self.delay(restarts))
+    }
+
+    fn delay(self, restarts: u32) -> Duration {
         let doubled = u64::from(self.first) << restarts.min(32);
-        Some(Duration::from_millis(doubled.min(self.most.into())))
+        Duration::from_millis(doubled.min(self.most.into()))
     }
 
     fn pack(self) -> u64 {
@@ -166,6 +172,17 @@ pub(super) fn wait_before_restart(job: &Job, outcome: u32) -> Option<Duration> {
         _ => return None,
     };
     backoff.wait(job.restarts.load(Ordering::Relaxed))
+}
+
+/// The time until a restart is tried again that was refused: as before the one that was.
+pub(super) fn wait_before_retry(job: &Job) -> Duration {
+    match Restart::unpack(job.policy.load(Ordering::Relaxed)) {
+        Restart::OnCrash(backoff) | Restart::Always(backoff) => {
+            let restarts = job.restarts.load(Ordering::Relaxed);
+            backoff.delay(restarts.saturating_sub(1))
+        }
+        Restart::Never => Duration::ZERO,
+    }
 }
 
 /// A worker has ended; given to the hook of [`Config::on_end`](super::Config::on_end).
@@ -224,7 +241,8 @@ pub(super) fn returned(job: &Job, outcome: u32) -> Result<(), JoinError> {
     Err(match kind {
         Kind::Value => return Ok(()),
         Kind::None if outcome >> 8 == 1 => JoinError::Exited(low),
-        Kind::None => ResultError::Lost.into(),
+        // The latter is a resource's.
+        Kind::None | Kind::NameTaken => ResultError::Lost.into(),
         Kind::Panic => JoinError::Panicked(message()),
         Kind::EncodeFailed => ResultError::Encode(message()).into(),
         Kind::WriteFailed => ResultError::Write(std::io::Error::other(message())).into(),

@@ -94,3 +94,35 @@ pub fn what_happens_is_logged() {
         );
     }
 }
+
+struct Panics;
+
+impl log::Log for Panics {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        assert_ne!(record.target(), "shmkit::process", "{}", record.args());
+    }
+
+    fn flush(&self) {}
+}
+
+pub fn role_panicking_logger() {
+    log::set_logger(&Panics).unwrap();
+    log::set_max_level(log::LevelFilter::Trace);
+    std::panic::set_hook(Box::new(|_| ()));
+    scope(|s| {
+        assert_eq!(s.spawn(|| 1).unwrap().join().unwrap(), 1);
+        // Some are waited for when the list is swept, some at the end.
+        (0..50).for_each(|_| drop(s.spawn(|| ()).unwrap()));
+    });
+    assert!(super::no_child_left(), "a child is left");
+    assert_eq!(run(&Config::new(), &FIRST, ()).unwrap(), 1);
+    assert!(super::no_child_left(), "a child is left");
+}
+
+pub fn a_logger_that_panics_is_in_nobodys_way() {
+    role_succeeds("role_panicking_logger");
+}

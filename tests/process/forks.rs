@@ -3,13 +3,20 @@
 use std::alloc::Layout;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use shmkit::process::{
+    Backoff, Config, Entry, JoinError, JoinHandle, Master, Restart, RunError, StartOptions, Wire,
+};
 use shmkit::{HandleError, Pool};
 
+use super::masters::{FOR_EVER, SQUARE};
 use super::{open_descriptors, role_succeeds};
 
-/// From here on, this process makes no other: the kernel answers as it does when there are too many.
-fn refuse_forks() {
+/// From here on, the kernel refuses two calls with an error.
+fn refuse(calls: [libc::c_long; 2], error: i32) {
     const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
     const EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
     const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
@@ -17,9 +24,9 @@ fn refuse_forks() {
     let mut lines = [
         // The number of the call is the first word.
         line(LOAD, 0, 0, 0),
-        line(EQUAL, 1, 0, libc::SYS_clone as u32),
-        line(EQUAL, 0, 1, libc::SYS_clone3 as u32),
-        line(RETURN, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EAGAIN as u32),
+        line(EQUAL, 1, 0, calls[0] as u32),
+        line(EQUAL, 0, 1, calls[1] as u32),
+        line(RETURN, 0, 0, libc::SECCOMP_RET_ERRNO | error as u32),
         line(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
     ];
     let program = libc::sock_fprog {
@@ -41,7 +48,8 @@ fn refuse_forks() {
 pub fn role_failing_fork() {
     let pool = Pool::builder().create().unwrap();
     let object = pool.create(7_u64).unwrap();
-    refuse_forks();
+    // As when there are too many processes.
+    refuse([libc::SYS_clone, libc::SYS_clone3], libc::EAGAIN);
     // SAFETY: there is no child.
     assert_eq!(unsafe { libc::fork() }, -1);
     // The only handle: nothing that was meant for a child keeps the object.
@@ -169,4 +177,65 @@ pub fn role_first_use() {
 
 pub fn a_pool_is_used_first_while_the_process_forks() {
     role_succeeds("role_first_use");
+}
+
+/// Sleeps on the master until a job has ended.
+fn joined<R: Wire>(master: &mut Master, mut job: JoinHandle<R>) -> Result<R, JoinError> {
+    loop {
+        match job.try_join() {
+            Ok(result) => return result,
+            Err(again) => job = again,
+        }
+        poll(&mut [PollFd::new(&*master, PollFlags::IN)], None).unwrap();
+        master.dispatch().unwrap();
+    }
+}
+
+pub fn role_unwatched() {
+    let mut master = Master::new(&Config::new()).unwrap();
+    // As when the whole system has no file left, but for good.
+    refuse([libc::SYS_pidfd_open; 2], libc::ENFILE);
+    let square = master.start(&SQUARE, &12).unwrap();
+    assert_eq!(joined(&mut master, square).unwrap(), 144);
+    let hung = master.start(&FOR_EVER, &()).unwrap();
+    assert_eq!(master.dispatch().unwrap().started, 1);
+    hung.kill().unwrap();
+    let killed = joined(&mut master, hung);
+    assert!(matches!(killed, Err(JoinError::Signaled(libc::SIGKILL))));
+    master.start(&FOR_EVER, &()).unwrap().detach();
+    assert_eq!(master.dispatch().unwrap().started, 1);
+    master.finish().unwrap();
+    // Where it is refused from the start, there is no master.
+    let refused = Master::new(&Config::new()).map(drop);
+    assert!(matches!(refused, Err(RunError::System(_))), "{refused:?}");
+}
+
+pub fn who_cannot_be_watched_is_looked_at() {
+    role_succeeds("role_unwatched");
+}
+
+static FLAKY: Entry<(), u32> = Entry::new("flaky", |worker, ()| match worker.restarts() {
+    0 => std::process::abort(),
+    restarts => restarts,
+});
+
+pub fn a_restart_that_is_refused_is_tried_again() {
+    let wait = Duration::from_millis(1);
+    let again = StartOptions::new().restart(Restart::OnCrash(Backoff::new(wait).times(1)));
+    let mut master = Master::new(&Config::new()).unwrap();
+    let flaky = master.start_with(again, &FLAKY, &()).unwrap();
+    while master.dispatch().unwrap().ended == 0 {
+        poll(&mut [PollFd::new(&master, PollFlags::IN)], None).unwrap();
+    }
+    // No descriptor, and so no process.
+    let before = getrlimit(Resource::Nofile);
+    let current = Some(3);
+    setrlimit(Resource::Nofile, Rlimit { current, ..before }).unwrap();
+    let refused = Instant::now();
+    while refused.elapsed() < 10 * wait {
+        assert_eq!(master.dispatch().unwrap().started, 0);
+    }
+    setrlimit(Resource::Nofile, before).unwrap();
+    assert_eq!(joined(&mut master, flaky).unwrap(), 1);
+    master.finish().unwrap();
 }

@@ -1,9 +1,10 @@
 //! Managed resources and the crash journal.
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Stdio};
 
@@ -26,13 +27,13 @@ impl Scratch {
         Scratch(path)
     }
 
-    fn config(&self) -> Config {
+    pub fn config(&self) -> Config {
         let mut config = Config::new();
         config.run_directory(&self.0);
         config
     }
 
-    fn journal(&self) -> PathBuf {
+    pub fn journal(&self) -> PathBuf {
         self.0.join("journal")
     }
 }
@@ -224,7 +225,7 @@ pub fn role_makes() {
     run(&config, &MAKES, dir).unwrap();
 }
 
-fn made(dir: &Scratch) -> (Child, BufReader<ChildStdout>) {
+pub fn made(dir: &Scratch) -> (Child, BufReader<ChildStdout>) {
     let mut master = program("role_makes")
         .env("SHMKIT_TEST_DIRECTORY", &dir.0)
         .env("SHMKIT_TEST_NAME", std::process::id().to_string())
@@ -238,14 +239,14 @@ fn made(dir: &Scratch) -> (Child, BufReader<ChildStdout>) {
     (master, output)
 }
 
-fn kill((mut master, mut output): (Child, BufReader<ChildStdout>)) {
+pub fn kill((mut master, mut output): (Child, BufReader<ChildStdout>)) {
     master.kill().unwrap();
     master.wait().unwrap();
     // The stream ends when the last worker has closed it, by dying.
     assert_eq!(output.read_to_end(&mut Vec::new()).unwrap(), 0);
 }
 
-fn left(dir: &Scratch) -> [PathBuf; 4] {
+pub fn left(dir: &Scratch) -> [PathBuf; 4] {
     let shm = |what| PathBuf::from(format!("/dev/shm/{what}-{}", std::process::id()));
     [
         dir.0.join("file"),
@@ -283,9 +284,12 @@ pub fn a_pool_that_somebody_uses_is_left() {
     run(&dir.config(), &UNIT, ()).unwrap();
     let there = left(&dir).map(|path| path.exists());
     assert_eq!(there, [false, true, false, false]);
-    Pool::unlink(&name).unwrap();
     // SAFETY: nothing refers to it.
     unsafe { pool.unmap() };
+    // Its record is still there, for who comes when nobody has it.
+    run(&dir.config(), &UNIT, ()).unwrap();
+    assert!(!left(&dir).iter().any(|path| path.exists()));
+    assert!(!dir.journal().exists());
 }
 
 pub fn damaged_journals_are_errors() {
@@ -334,11 +338,12 @@ pub fn damaged_journals_are_errors() {
     assert!(!left(&dir).iter().any(|path| path.exists()));
 
     // What a master leaves that is killed while it makes the journal.
-    fs::write(dir.journal(), b"").unwrap();
-    run(&dir.config(), &UNIT, ()).unwrap();
-    fs::write(dir.journal(), &whole[..4096]).unwrap();
-    run(&dir.config(), &UNIT, ()).unwrap();
-    assert!(!dir.journal().exists());
+    for begun in [&[], &whole[..4096]] {
+        fs::write(dir.journal(), begun).unwrap();
+        fs::set_permissions(dir.journal(), Permissions::from_mode(0o600)).unwrap();
+        run(&dir.config(), &UNIT, ()).unwrap();
+        assert!(!dir.journal().exists());
+    }
 }
 
 static MANAGES: Entry<PathBuf, ()> = Entry::new("manages", |worker, path| {
@@ -387,6 +392,19 @@ static SPELLS: Entry<PathBuf, ()> = Entry::new("spells", |worker, dir| {
     std::env::set_current_dir("/").unwrap();
     assert_eq!(relative.path(), dir.join("file"));
     assert_eq!(manage(Resource::File(dir.join("file"))).id(), relative.id());
+    // Another way there; a last link, on the other hand, is itself what is managed.
+    fs::create_dir(dir.join("down")).unwrap();
+    std::os::unix::fs::symlink(&dir, dir.join("link")).unwrap();
+    for way in ["down/../file", "link/file", "./link/down/../file"] {
+        let other = manage(Resource::File(dir.join(way)));
+        assert_eq!(other.id(), relative.id(), "{way}");
+    }
+    let link = manage(Resource::File(dir.join("down/../link")));
+    assert_eq!(link.path(), dir.join("link"));
+    let unmade = manage(Resource::File(dir.join("link/unmade/file")));
+    assert_eq!(unmade.path(), dir.join("unmade/file"));
+    let pool = |way: &str| Resource::Pool(dir.join(way).to_str().unwrap().into());
+    assert_eq!(manage(pool("pool")).id(), manage(pool("link/pool")).id());
 });
 
 pub fn names_of_one_file_are_one_resource() {

@@ -2,23 +2,25 @@
 //!
 //! See the invariants in `master.rs`.
 
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
-use super::{LOG, Master};
+use super::{AGAIN, LOG, Master, tell};
 use crate::pool::fork;
 use crate::primitive::Ordering;
 use crate::process::child::{self, OtherThreads};
-use crate::process::jobs::{DETACHED, KILL, Kind, Phase};
+use crate::process::jobs::{DETACHED, Job, KILL, Kind, Phase};
 use crate::process::{JoinError, WorkerEnd, WorkerId, entry, supervise, worker};
 use crate::sys::process;
 use crate::sys::watch;
 
 /// What a job runs in.
 pub(super) struct Process {
+    /// 0 once it is reaped, until the job is started again; and while a peer runs the job.
     pid: u32,
-    /// `None` once it has ended, until the job is started again; and while a peer runs the job.
+    /// `None` while there is none to be had.
     pidfd: Option<OwnedFd>,
     /// When it is started again.
     pub(super) due: Option<Instant>,
@@ -48,22 +50,44 @@ impl Master {
 
     /// Ends the process that runs a job, wherever that is.
     pub(super) fn kill(&self, place: usize) {
-        let process = self.running.get(place).and_then(Option::as_ref);
-        let own = process.and_then(|process| process.pidfd.as_ref());
-        if let Some(pidfd) = own.map(AsFd::as_fd).or_else(|| self.guest_at(place)) {
-            watch::kill(pidfd);
+        match self.running.get(place).and_then(Option::as_ref) {
+            Some(Process {
+                pidfd: Some(pidfd), ..
+            }) => watch::kill(pidfd.as_fd()),
+            // By invariant 1 the number is its own. Fails if it has changed its credentials.
+            Some(&Process { pid: pid @ 1.., .. }) => _ = process::kill(pid),
+            _ => self.guest_at(place).into_iter().for_each(watch::kill),
         }
     }
 
     /// Starts the process of a requested job; true if there is one.
     fn fork(&mut self, place: usize) -> bool {
-        match self.try_fork(place) {
-            Ok(()) => true,
-            Err(why) => {
-                self.refuse(place, &why);
-                false
-            }
+        let Err(why) = self.try_fork(place) else {
+            return true;
+        };
+        if !self.postpone(place, &why) {
+            self.refuse(place, &why);
         }
+        false
+    }
+
+    /// A job that is to be started again and cannot be for the time being is tried later. False if
+    /// it is no such job.
+    fn postpone(&mut self, place: usize, why: &str) -> bool {
+        let control = self.control().clone();
+        let waiting = |job: &&Job| job.state().phase() == Phase::Waiting;
+        let Some(job) = control.job(place).filter(waiting) else {
+            return false;
+        };
+        let wait = supervise::wait_before_retry(job).max(AGAIN);
+        if let Some(process) = self.running_at(place) {
+            process.due = Some(Instant::now() + wait);
+        }
+        let id = job.state().id();
+        tell(|| {
+            log::warn!(target: LOG, "worker {id} cannot be started again: {why}; tried again in {wait:?}");
+        });
+        true
     }
 
     fn try_fork(&mut self, place: usize) -> Result<(), String> {
@@ -92,29 +116,55 @@ impl Master {
         let started = unsafe { child::begin(OtherThreads::Refused, &mut body) };
         let pid = started.map_err(|error| source_chain(&error))?;
         drop(spare);
-        let watched = watch::pidfd(pid).and_then(|pidfd| {
-            self.watch.add(pidfd.as_fd(), place as u64)?;
-            Ok(pidfd)
+        let pidfd = self.watched(pid, place).ok();
+        if pidfd.is_none() {
+            self.unwatched.push(place);
+        }
+        *self.running_at(place) = Some(Process {
+            pid,
+            pidfd,
+            due: None,
         });
-        match watched {
-            Ok(pidfd) => {
-                *self.running_at(place) = Some(Process {
-                    pid,
-                    pidfd: Some(pidfd),
-                    due: None,
-                });
-                self.count += 1;
-                job.advance(Phase::Running);
-                log::debug!(target: LOG, "started worker {id} as process {pid}");
-                Ok(())
-            }
-            Err(error) => {
-                let _ = process::kill(pid);
-                process::wait(pid);
-                fork::child_reaped(pid);
-                Err(error.to_string())
+        self.count += 1;
+        job.advance(Phase::Running);
+        tell(|| log::debug!(target: LOG, "started worker {id} as process {pid}"));
+        Ok(())
+    }
+
+    /// A descriptor of the process at a place, which is watched.
+    fn watched(&self, pid: u32, place: usize) -> io::Result<OwnedFd> {
+        let pidfd = watch::pidfd(pid)?;
+        self.watch.add(pidfd.as_fd(), place as u64)?;
+        Ok(pidfd)
+    }
+
+    /// Sees which processes have ended that could not be watched, and watches the others if it can;
+    /// how many have ended.
+    pub(super) fn look_at_unwatched(&mut self) -> usize {
+        let mut ended = 0;
+        for place in std::mem::take(&mut self.unwatched) {
+            let Some(Process {
+                pid: pid @ 1..,
+                pidfd: None,
+                ..
+            }) = *self.running_at(place)
+            else {
+                continue;
+            };
+            match self.watched(pid, place) {
+                Ok(pidfd) => {
+                    if let Some(process) = self.running_at(place) {
+                        process.pidfd = Some(pidfd);
+                    }
+                }
+                Err(_) if process::has_ended(pid) => {
+                    self.reap(place);
+                    ended += 1;
+                }
+                Err(_) => self.unwatched.push(place),
             }
         }
+        ended
     }
 
     /// What the job at a place runs in.
@@ -149,13 +199,15 @@ impl Master {
         let Some(process) = self.running.get_mut(place).and_then(Option::as_mut) else {
             return;
         };
-        let Some(pidfd) = process.pidfd.take() else {
+        let pid = std::mem::take(&mut process.pid);
+        if pid == 0 {
             return;
-        };
-        self.watch.remove(pidfd.as_fd());
-        drop(pidfd);
-        let ended = process::wait(process.pid);
-        fork::child_reaped(process.pid);
+        }
+        if let Some(pidfd) = process.pidfd.take() {
+            self.watch.remove(pidfd.as_fd());
+        }
+        let ended = process::wait(pid);
+        fork::child_reaped(pid);
         self.count -= 1;
         self.end(place, supervise::pack(ended));
     }
@@ -169,9 +221,11 @@ impl Master {
         let state = job.state();
         let wait = supervise::wait_before_restart(job, outcome)
             .filter(|_| !self.stopping && !state.has(KILL) && outcome != supervise::NOT_STARTED);
-        if log::log_enabled!(target: LOG, log::Level::Warn) {
-            tell(state.id(), supervise::returned(job, outcome), wait);
-        }
+        tell(|| {
+            if log::log_enabled!(target: LOG, log::Level::Warn) {
+                tell_end(state.id(), supervise::returned(job, outcome), wait);
+            }
+        });
         let end = self.config.on_end.is_some().then(|| WorkerEnd {
             worker: WorkerId(state.id()),
             cause: supervise::returned(job, outcome),
@@ -225,7 +279,7 @@ impl Master {
 
 /// Logs the end of a worker's process.
 #[cold]
-fn tell(id: u64, cause: Result<(), JoinError>, restart_in: Option<Duration>) {
+fn tell_end(id: u64, cause: Result<(), JoinError>, restart_in: Option<Duration>) {
     let Err(cause) = cause else {
         log::debug!(target: LOG, "worker {id} has returned");
         return;

@@ -232,11 +232,11 @@ impl Table {
     }
 
     /// The master's work: answers requests, removes what nobody uses. `journal` records a resource
-    /// at a place, or refuses it with a reason; `remove` removes one, and strikes it, if it can.
+    /// at a place, or says why not, in an answer of that kind; `remove` removes one, and strikes it, if it can.
     pub(crate) fn tend(
         &self,
         pool: Pool,
-        mut journal: impl FnMut(usize, &Resource) -> Result<(), String>,
+        mut journal: impl FnMut(usize, &Resource) -> Result<(), (Kind, String)>,
         mut remove: impl FnMut(usize, &Resource) -> bool,
     ) {
         for (index, place) in self.used().iter().enumerate() {
@@ -251,7 +251,7 @@ impl Table {
                         Some(resource) => match self.managed_as(&resource) {
                             Some((_, same)) => Err(self.lead_to(place, same)),
                             None => journal(index, &resource)
-                                .map_err(|why| (Kind::NotStarted, why.into_bytes())),
+                                .map_err(|(kind, why)| (kind, why.into_bytes())),
                         },
                         None => Err((Kind::NotStarted, b"its name is damaged".to_vec())),
                     };
