@@ -34,6 +34,7 @@ const CASES: &[Named] = table! {
         a_crashed_pool_is_checked;
     numbers:
         matrices_and_arrays_travel
+        an_export_is_whole_or_nothing
         orders_and_bytes_are_turned
         what_does_not_fit_is_refused
         claimed_numbers_are_not_overwritten

@@ -1,5 +1,6 @@
 //! Matrices and arrays to files and back, and in place by NumPy.
 
+use std::io::Read;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -98,6 +99,72 @@ pub fn matrices_and_arrays_travel() {
     assert_eq!(output.stdout, std::fs::read(&file.0).unwrap());
     said(&["export", name, "number", file.path()]);
     refused(&["import", name, "other", file.path()], 8, "0 dimensions");
+}
+
+pub fn an_export_is_whole_or_nothing() {
+    use std::os::unix::process::CommandExt as _;
+    let name = Name::new("whole");
+    let pool = pool(&name.0);
+    let array = Array::from_fn_in(pool, 1 << 20, |i| i as u8).unwrap();
+    pool.set_name("array", &array).unwrap();
+    let directory = File::new("whole");
+    std::fs::create_dir(&directory.0).unwrap();
+    let path = |file: &str| format!("{}/{file}", directory.path());
+    let files = || std::fs::read_dir(&directory.0).unwrap().count();
+    let export = |to: &str| ["export", &name.0, "array", to].map(str::to_owned);
+    let whole = shmkit(export("-")).stdout;
+    assert!(whole.len() > 1 << 20);
+    // Another name of standard output.
+    assert!(shmkit(export("/dev/stdout")).stdout == whole);
+    // What it was before stays if there is no room.
+    let limited = |to: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_shmkit"));
+        let limit = libc::rlimit {
+            rlim_cur: 1 << 16,
+            rlim_max: 1 << 16,
+        };
+        // SAFETY: two system calls, in the child that is about to become the command.
+        unsafe {
+            command.pre_exec(move || {
+                libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+                libc::setrlimit(libc::RLIMIT_FSIZE, &raw const limit);
+                Ok(())
+            })
+        };
+        let status = command.args(export(to)).stderr(Stdio::null()).status();
+        assert_eq!(status.unwrap().code(), Some(9));
+    };
+    limited(&path("new"));
+    assert_eq!(files(), 0);
+    std::fs::write(path("old"), "old").unwrap();
+    limited(&path("old"));
+    assert_eq!(
+        (files(), std::fs::read(path("old")).unwrap()),
+        (1, b"old".to_vec())
+    );
+    // Through a link, which stays.
+    std::os::unix::fs::symlink("old", path("link")).unwrap();
+    said(&export(&path("link")).each_ref().map(|s| &**s));
+    assert!(std::fs::read(path("old")).unwrap() == whole);
+    let link = std::fs::symlink_metadata(path("link")).unwrap();
+    assert!(link.is_symlink());
+    // Into a pipe, which stays, too, if its reader goes away.
+    nix::unistd::mkfifo(path("pipe").as_str(), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    for len in [whole.len(), 1] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_shmkit"));
+        command.args(export(&path("pipe")));
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        let mut read = vec![0; len];
+        let mut pipe = std::fs::File::open(path("pipe")).unwrap();
+        pipe.read_exact(&mut read).unwrap();
+        drop(pipe);
+        assert!(read == whole[..len]);
+        let code = if len == 1 { 9 } else { 0 };
+        assert_eq!(child.wait().unwrap().code(), Some(code));
+    }
+    assert_eq!(files(), 3);
+    std::fs::remove_dir_all(&directory.0).unwrap();
 }
 
 pub fn orders_and_bytes_are_turned() {

@@ -202,7 +202,7 @@ impl Cli {
                 let (numbers, bytes) = observer
                     .read_numbers(&object)
                     .map_err(|error| Failure::from(error).about(&object))?;
-                let to_stdout = file.as_os_str() == "-";
+                let to_stdout = npy::is_stdout(&file);
                 npy::write(&file, to_stdout, &numbers, &bytes)?;
                 if to_stdout {
                     return Ok(());

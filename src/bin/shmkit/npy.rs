@@ -1,8 +1,8 @@
 //! Matrices and arrays to and from `.npy` files.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{BufReader, BufWriter, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use npyz::{NpyFile, Order, WriterBuilder};
 use shmkit::numbers::Numbers;
@@ -31,17 +31,68 @@ macro_rules! with_type {
     };
 }
 
-/// Writes a file. One that cannot be written whole is not left behind.
+/// Whether a path stands for standard output: `-`, or what leads to the same, as `/dev/stdout` does.
+pub fn is_stdout(path: &Path) -> bool {
+    let same = || {
+        let place = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
+        let stdout = rustix::fs::fstat(std::io::stdout()).map(place);
+        stdout.is_ok() && stdout == rustix::fs::stat(path).map(place)
+    };
+    path.as_os_str() == "-" || same()
+}
+
+/// Writes a file. One that cannot be written whole is not left behind, and what was there stays.
 pub fn write(path: &Path, to_stdout: bool, numbers: &Numbers, bytes: &[u8]) -> Outcome {
-    let failed = |error: std::io::Error| Failure::from(error).about(&path.display().to_string());
-    if to_stdout {
-        return write_to(std::io::stdout().lock(), numbers, bytes).map_err(failed);
+    let written = match std::fs::metadata(path) {
+        _ if to_stdout => write_to(std::io::stdout().lock(), numbers, bytes),
+        // Into a device or a pipe.
+        Ok(there) if !there.is_file() => open(path).and_then(|file| write_to(file, numbers, bytes)),
+        there => replace(path, there.ok().as_ref(), numbers, bytes),
+    };
+    written.map_err(|error| Failure::from(error).about(&path.display().to_string()))
+}
+
+/// A new file in the same directory.
+fn beside(path: &Path) -> std::io::Result<(PathBuf, File)> {
+    let mut number = u64::from(std::process::id());
+    loop {
+        let new = path.with_file_name(format!(".shmkit-export-{number}"));
+        match File::create_new(&new) {
+            // Of one that was killed.
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => number += 1,
+            made => return Ok((new, made?)),
+        }
     }
-    let file = File::create(path).map_err(failed)?;
-    write_to(&file, numbers, bytes).map_err(|error| {
-        let _ = std::fs::remove_file(path);
-        failed(error)
-    })
+}
+
+fn open(path: &Path) -> std::io::Result<File> {
+    File::options().write(true).open(path)
+}
+
+/// Puts a new file in the place of what is there, once it is whole.
+fn replace(
+    path: &Path,
+    there: Option<&Metadata>,
+    numbers: &Numbers,
+    bytes: &[u8],
+) -> std::io::Result<()> {
+    let mut path = path.to_owned();
+    if there.is_some() {
+        // Only what may be written to is replaced, and what a symbolic link leads to, not the link.
+        open(&path)?;
+        path = path.canonicalize()?;
+    }
+    let (whole, file) = beside(&path)?;
+    let written = write_to(&file, numbers, bytes).and_then(|()| {
+        if let Some(there) = there {
+            file.set_permissions(there.permissions())?;
+        }
+        std::fs::rename(&whole, &path)
+    });
+    if written.is_err() {
+        let _ = std::fs::remove_file(&whole);
+    }
+    written
 }
 
 fn write_to(out: impl Write, numbers: &Numbers, bytes: &[u8]) -> std::io::Result<()> {
