@@ -8,6 +8,10 @@
 //! Each worker finds prime numbers, its share of them, pushes each, and sets an event. The task
 //! awaits the event's descriptor, and takes what is there. It ends when all workers have.
 
+#[macro_use]
+#[path = "common/say.rs"]
+mod say;
+
 use std::io::{self, Read as _};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
@@ -77,7 +81,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
             worker.join()?;
         }
         let largest = found.iter().max().copied().unwrap_or(0);
-        println!("{} found, the largest {largest}", found.len());
+        say!("{} found, the largest {largest}", found.len());
         eprintln!("{ticks} ticks of a clock meanwhile");
         Ok(())
     })

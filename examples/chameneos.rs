@@ -8,6 +8,10 @@
 //! After so many meetings the place sends everybody home. The meetings of all creatures then sum to
 //! twice those of the place, which is what the program exits with 1 for if it is not so.
 
+#[macro_use]
+#[path = "common/say.rs"]
+mod say;
+
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -114,11 +118,11 @@ fn meet(arguments: Arguments) -> Result<bool, Failure> {
     let seconds = start.elapsed().as_secs_f64();
     for (number, &(met, colour)) in ends.iter().enumerate() {
         let (was, is) = (COLOURS[number % 3], COLOURS[colour as usize]);
-        println!("{met:8} meetings, {was} to {is}");
+        say!("{met:8} meetings, {was} to {is}");
     }
     let sum: u64 = ends.iter().map(|end| end.0).sum();
-    println!("rate: {:.0} a second", arguments.meetings as f64 / seconds);
-    println!("sum: {sum}");
+    say!("rate: {:.0} a second", arguments.meetings as f64 / seconds);
+    say!("sum: {sum}");
     Ok(sum == 2 * arguments.meetings)
 }
 

@@ -5,6 +5,10 @@
 //! create_join [--count N] [--at-once M] [--against-fork]
 //! ```
 
+#[macro_use]
+#[path = "common/say.rs"]
+mod say;
+
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -110,11 +114,11 @@ fn main() -> ExitCode {
         Err(error) => return failed(&error.to_string()),
     };
     if let Some(seconds) = measured.fork_seconds {
-        println!("fork and wait: {:.0} a second", count as f64 / seconds);
-        println!("ratio: {:.2}", measured.seconds / seconds);
+        say!("fork and wait: {:.0} a second", count as f64 / seconds);
+        say!("ratio: {:.2}", measured.seconds / seconds);
     }
-    println!("joined: {count}");
-    println!("rate: {:.0} a second", count as f64 / measured.seconds);
+    say!("joined: {count}");
+    say!("rate: {:.0} a second", count as f64 / measured.seconds);
     ExitCode::SUCCESS
 }
 

@@ -8,6 +8,10 @@
 //! Prints `port: P`, then answers a line with a number by the number's square; a line that a
 //! worker cannot make sense of kills that worker alone. Ends after N connections.
 
+#[macro_use]
+#[path = "common/say.rs"]
+mod say;
+
 use std::collections::HashMap;
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _};
@@ -59,7 +63,7 @@ fn main() -> ExitCode {
 fn serve(arguments: &Arguments) -> Result<(), Failure> {
     let mut master = Master::new(&Config::new())?;
     let mut listener = TcpListener::bind(([127, 0, 0, 1], arguments.port).into())?;
-    println!("port: {}", listener.local_addr()?.port());
+    say!("port: {}", listener.local_addr()?.port());
     let mut poll = Poll::new()?;
     let registry = poll.registry();
     registry.register(&mut listener, LISTENER, Interest::READABLE)?;

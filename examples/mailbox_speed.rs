@@ -4,6 +4,10 @@
 //! mailbox_speed [COUNT] [--slots N]
 //! ```
 
+#[macro_use]
+#[path = "common/say.rs"]
+mod say;
+
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -65,7 +69,7 @@ fn send(arguments: Arguments) -> Result<f64, Box<dyn std::error::Error>> {
     if (count, sum) != (arguments.count, expected(arguments.count)) {
         return Err(format!("{count} messages of sum {sum} have come").into());
     }
-    println!("sum: {sum}");
+    say!("sum: {sum}");
     Ok(seconds)
 }
 
@@ -73,8 +77,8 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match send(arguments) {
         Ok(seconds) => {
-            println!("received: {}", arguments.count);
-            println!("rate: {:.0} a second", arguments.count as f64 / seconds);
+            say!("received: {}", arguments.count);
+            say!("rate: {:.0} a second", arguments.count as f64 / seconds);
             ExitCode::SUCCESS
         }
         Err(error) => {

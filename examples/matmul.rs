@@ -10,6 +10,10 @@
 //! matmul [--count N] [--small S] [--large L] [--workers W]
 //! ```
 
+#[macro_use]
+#[path = "common/say.rs"]
+mod say;
+
 use std::ops::Range;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -218,7 +222,7 @@ fn report(
     }
     let operations = 2.0 * count as f64 * (order as f64).powi(3);
     let sum: f64 = alone.iter().sum();
-    println!(
+    say!(
         "{name}: {count} of order {order}, sum {sum}, {:.2} GFLOP/s, speedup {:.2}, by the \
          processors' time {:.2}; seconds {:.4}, with start and end of the workers {whole:.4}",
         operations / spent.wall / 1e9,
@@ -242,7 +246,7 @@ fn main() -> ExitCode {
         .and_then(|()| report("large", large, 1, workers));
     match done {
         Ok(()) => {
-            println!("products: right");
+            say!("products: right");
             ExitCode::SUCCESS
         }
         Err(error) => {

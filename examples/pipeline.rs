@@ -8,6 +8,10 @@
 //! with that of the bytes that should have come. Each piece has its number in it, so one that is
 //! missing, or comes twice or late, is noticed.
 
+#[macro_use]
+#[path = "common/say.rs"]
+mod say;
+
 use std::io::{Read, Write};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -118,7 +122,7 @@ fn pipe(arguments: Arguments) -> Result<f64, Box<dyn std::error::Error>> {
             format!("{bytes} bytes have come, of checksum {got:08x}, not {sent:08x}").into(),
         );
     }
-    println!("checksum: {got:08x}");
+    say!("checksum: {got:08x}");
     Ok(seconds)
 }
 
@@ -126,7 +130,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match pipe(arguments) {
         Ok(seconds) => {
-            println!("rate: {:.0} MiB/s", arguments.mib as f64 / seconds);
+            say!("rate: {:.0} MiB/s", arguments.mib as f64 / seconds);
             ExitCode::SUCCESS
         }
         Err(error) => {

@@ -322,6 +322,36 @@ fn bytes_come_through_the_pipeline() {
     assert!(printed("pipeline", &["--mib", "1"]).contains("checksum: "));
 }
 
+/// A reader that goes away is no failure; a full device is.
+#[test]
+fn nobody_reads() {
+    let cases: [&[&str]; 9] = [
+        &["async_events", "--workers", "1", "--results", "5"],
+        &["chameneos", "10"],
+        &["create_join", "--count", "3"],
+        &["mailbox_speed", "10"],
+        &["matmul", "--count", "2", "--small", "3", "--large", "5"],
+        &["nqueens", "-n", "4"],
+        &["pipeline", "--mib", "1"],
+        &["survive", "--seconds", "1"],
+        &["wordcount", "--workers=1"],
+    ];
+    for case in cases {
+        let mut command = Command::new(example(case[0]));
+        command.args(&case[1..]);
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let output = command.stdout(writer).output().expect("it starts");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{case:?}: {errors}");
+    }
+    let full = fs::File::options().write(true).open("/dev/full");
+    let mut command = Command::new(example("nqueens"));
+    command.stdout(full.expect("the device is there"));
+    let output = command.args(["-n", "4"]).output().expect("it starts");
+    assert_eq!(output.status.code(), Some(1));
+}
+
 #[test]
 fn wrong_arguments_of_the_others() {
     let cases: [&[&str]; 9] = [

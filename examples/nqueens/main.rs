@@ -16,6 +16,9 @@
 //!
 //! Workers may be killed at any moment. They are started again, and the answer is the same.
 
+#[macro_use]
+#[path = "../common/say.rs"]
+mod say;
 mod board;
 mod failure;
 mod mail;
@@ -63,8 +66,8 @@ fn main() -> ExitCode {
     let start = Instant::now();
     match solutions(arguments) {
         Ok(solutions) => {
-            println!("seconds: {:.4}", start.elapsed().as_secs_f64());
-            println!("solutions: {solutions}");
+            say!("seconds: {:.4}", start.elapsed().as_secs_f64());
+            say!("solutions: {solutions}");
             ExitCode::SUCCESS
         }
         Err(Failure(why)) => {

@@ -8,6 +8,9 @@
 //! At the end nothing may be lost, doubled, torn, stuck or leaked; the program says what it found
 //! and exits with 1 if anything is wrong. See `world.rs` for what the workers do.
 
+#[macro_use]
+#[path = "../common/say.rs"]
+mod say;
 mod world;
 
 use std::process::ExitCode;
@@ -52,10 +55,10 @@ fn run(arguments: &Arguments) -> Result<bool, Box<dyn std::error::Error>> {
     pool.recover();
     let mut problems = world.settle();
 
-    println!("kills: {kills}");
-    println!("operations: {}", world.operations());
-    println!("recoveries: {}", pool.stats().recoveries);
-    println!(
+    say!("kills: {kills}");
+    say!("operations: {}", world.operations());
+    say!("recoveries: {}", pool.stats().recoveries);
+    say!(
         "longest stall: {:.1} ms",
         world.longest_stall().as_secs_f64() * 1000.0
     );
@@ -68,9 +71,9 @@ fn run(arguments: &Arguments) -> Result<bool, Box<dyn std::error::Error>> {
         ));
     }
     let report = pool.check_quiescent();
-    println!("check: {report}");
+    say!("check: {report}");
     for problem in &problems {
-        println!("wrong: {problem}");
+        say!("wrong: {problem}");
     }
     Ok(problems.is_empty() && report.is_ok())
 }

@@ -12,6 +12,10 @@
 //! it had claimed. What it had counted of it by then is not counted twice: the count of a word says
 //! for each worker in which file that worker last added to it, and both are stored at once.
 
+#[macro_use]
+#[path = "../common/say.rs"]
+mod say;
+
 use std::collections::HashMap as Model;
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -115,11 +119,11 @@ fn compared(mut arguments: Arguments) -> Result<bool, Box<dyn Error>> {
     let mut sorted: Vec<_> = alone.iter().map(|(word, &count)| (count, word)).collect();
     sorted.sort_by(|a, b| b.0.cmp(&a.0).then(a.1.cmp(b.1)));
     for (count, word) in sorted.iter().take(arguments.top) {
-        println!("{count:8} {word}");
+        say!("{count:8} {word}");
     }
     let total: u64 = alone.values().sum();
     let verdict = if same { "as" } else { "NOT as" };
-    println!(
+    say!(
         "{} files, {total} words, {} different; {verdict} counted alone",
         files.len(),
         alone.len()
