@@ -1,17 +1,16 @@
 //! Scopes of forked children, from outside.
 //!
-//! Its own harness: `spawn` demands a process with a single thread. The cases run in order in one
-//! process; an argument picks those whose name contains it. A case that would change the process
-//! for good (ignored signals, unflushed output, death) runs in a copy of this program, started with
-//! the argument `role:<its name>`.
+//! `spawn` demands a process with a single thread: the cases run in order in one process. A case that
+//! would change it for good (ignored signals, unflushed output, death) is a role, in a copy of this
+//! program.
 
-use std::env;
-use std::fs;
 use std::io::{PipeReader, PipeWriter, Read, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::process::{Command, ExitCode, Output};
-use std::time::Instant;
+use std::process::{ExitCode, Output};
 
+use common::{Named, no_child_left, open_descriptors, program};
+
+mod common;
 #[path = "process/crowds.rs"]
 mod crowds;
 #[path = "process/ends.rs"]
@@ -44,15 +43,6 @@ mod scopes;
 mod storms;
 #[path = "process/strangers.rs"]
 mod strangers;
-
-type Named = (&'static str, fn());
-
-/// A table of functions by their names.
-macro_rules! table {
-    ($($module:ident: $($function:ident)+;)*) => {
-        &[$($((stringify!($function), $module::$function)),+),*]
-    };
-}
 
 const CASES: &[Named] = table! {
     results:
@@ -185,53 +175,7 @@ const ROLES: &[Named] = table! {
 };
 
 fn main() -> ExitCode {
-    let argument = env::args()
-        .skip(1)
-        .find(|argument| !argument.starts_with("--"));
-    if let Some(role) = argument
-        .as_deref()
-        .and_then(|argument| argument.strip_prefix("role:"))
-    {
-        let (_, run) = ROLES
-            .iter()
-            .find(|(name, _)| *name == role)
-            .expect("a known role");
-        run();
-        return ExitCode::SUCCESS;
-    }
-    let filter = argument.unwrap_or_default();
-    let (mut passed, mut failed) = (0, 0);
-    for (name, case) in CASES.iter().filter(|(name, _)| name.contains(&filter)) {
-        let (before, start) = (open_descriptors(), Instant::now());
-        let outcome = catch_unwind(|| {
-            case();
-            assert_eq!(open_descriptors(), before, "descriptors left open");
-            assert!(no_child_left(), "a child is left");
-        });
-        match outcome {
-            Ok(()) => passed += 1,
-            Err(_) => failed += 1,
-        }
-        let outcome = if outcome.is_ok() { "ok" } else { "FAILED" };
-        println!("{name}: {outcome}, {} ms", start.elapsed().as_millis());
-    }
-    println!("{passed} passed, {failed} failed");
-    let none = passed + failed == 0;
-    if none {
-        println!("no case of that name");
-    }
-    if failed == 0 && !none {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
-}
-
-/// This program, to be run in a role.
-fn program(role: &str) -> Command {
-    let mut command = Command::new(env::current_exe().unwrap());
-    command.arg(format!("role:{role}"));
-    command
+    common::run(CASES, ROLES)
 }
 
 /// Runs a role to its end.
@@ -259,17 +203,6 @@ fn panic_message(f: impl FnOnce()) -> String {
             .downcast::<&str>()
             .map_or(String::new(), |text| text.to_string()),
     }
-}
-
-fn open_descriptors() -> usize {
-    fs::read_dir("/proc/self/fd").unwrap().count()
-}
-
-/// Neither a zombie nor a living child.
-fn no_child_left() -> bool {
-    use rustix::process::{WaitId, WaitIdOptions, waitid};
-    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-    waitid(WaitId::All, options).err() == Some(rustix::io::Errno::CHILD)
 }
 
 /// Blocks for as long as somebody may still write.

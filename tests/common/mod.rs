@@ -1,11 +1,12 @@
 //! What the test programs that fork share: the harness, and pools that go with their case.
 //!
 //! The cases of a program run in order, in one process or each in its own; arguments pick those
-//! whose name contains one of them, and it is a failure if there is none. What needs a program of
+//! whose name contains one of them: see [`pick`]. What needs a program of
 //! its own runs in a copy of this one, started with the argument `role:<its name>`.
 #![allow(dead_code, reason = "each program uses a part of it")]
 
 pub mod linear;
+pub mod pick;
 pub mod skip;
 
 use std::alloc::Layout;
@@ -97,29 +98,23 @@ fn argument() -> Option<String> {
 }
 
 fn run_each(cases: &[Named], run: impl Fn(fn()) -> bool) -> ExitCode {
-    let filters: Vec<_> = env::args()
-        .skip(1)
-        .filter(|argument| !argument.starts_with("--"))
-        .collect();
-    let picked = |name: &str| filters.is_empty() || filters.iter().any(|f| name.contains(f));
+    let pick = pick::Pick::from_args();
     let (mut passed, mut failed) = (0, 0);
-    for &(name, case) in cases.iter().filter(|(name, _)| picked(name)) {
+    for &(name, case) in cases.iter().filter(|(name, _)| pick.takes(name)) {
+        if pick.list {
+            println!("{name}: test");
+            continue;
+        }
         let started = Instant::now();
         let ok = run(case);
         *if ok { &mut passed } else { &mut failed } += 1;
         let word = if ok { "ok" } else { "FAILED" };
         println!("{name}: {word} ({:.2} s)", started.elapsed().as_secs_f64());
     }
-    println!("{passed} passed, {failed} failed");
-    let none = passed + failed == 0;
-    if none {
-        println!("no case of that name");
+    if !pick.list {
+        println!("{passed} passed, {failed} failed");
     }
-    if failed == 0 && !none {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+    ExitCode::from(u8::from(failed != 0))
 }
 
 /// This program, to be run in a role.
@@ -142,12 +137,12 @@ fn tasks() -> usize {
     tasks.count()
 }
 
-fn open_descriptors() -> usize {
+pub fn open_descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
 /// Neither a zombie nor a living child.
-fn no_child_left() -> bool {
+pub fn no_child_left() -> bool {
     use rustix::process::{WaitId, WaitIdOptions, waitid};
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
     waitid(WaitId::All, options).err() == Some(rustix::io::Errno::CHILD)

@@ -44,6 +44,8 @@ mod decode;
 mod doomed;
 mod explore;
 mod image;
+#[path = "../../common/pick.rs"]
+mod pick;
 mod stepper;
 mod suite;
 

@@ -21,6 +21,7 @@ use super::Arena;
 use super::case::Case;
 use super::child::{Child, Ended, Fork, Ticker, adopt_orphans, route_panics, sweep_all};
 use super::explore::{explore_all, kill_at};
+use super::pick::Pick;
 use super::stepper::{Point, Way};
 
 /// Real kills of a case at the most.
@@ -193,12 +194,9 @@ pub struct Outcome {
 /// Runs cases one after another and counts.
 pub struct Suite {
     settings: Settings,
-    filters: Vec<String>,
-    list: bool,
+    pick: Pick,
     /// Which of the cases are this process's.
     part: Part,
-    /// A case that the command line asks for was there, be it another process's.
-    found: bool,
     passed: usize,
     failed: usize,
     _ticker: Ticker,
@@ -238,8 +236,7 @@ impl Part {
 /// this process is to run them itself.
 pub fn in_parts() -> Option<ExitCode> {
     let parts = std::thread::available_parallelism().map_or(1, |n| n.get().min(8));
-    let lists = std::env::args().any(|argument| argument == "--list");
-    if parts == 1 || lists || std::env::var_os(PART).is_some() {
+    if parts == 1 || Pick::from_args().list || std::env::var_os(PART).is_some() {
         return None;
     }
     let start = |part| {
@@ -265,15 +262,10 @@ impl Suite {
     pub fn from_env() -> Suite {
         route_panics();
         adopt_orphans();
-        let (flags, filters): (Vec<_>, Vec<_>) = std::env::args()
-            .skip(1)
-            .partition(|text| text.starts_with('-'));
         Suite {
             settings: Settings::from_env(),
-            filters,
-            list: flags.iter().any(|flag| flag == "--list"),
+            pick: Pick::from_args(),
             part: Part::from_env(),
-            found: false,
             passed: 0,
             failed: 0,
             _ticker: Ticker::start(),
@@ -282,15 +274,13 @@ impl Suite {
 
     /// Runs a case, unless the command line leaves it out.
     pub fn run<S: Arena>(&mut self, case: Case<S>) -> Option<Outcome> {
-        if self.list {
+        if !self.pick.takes(&case.name) {
+            return None;
+        }
+        if self.pick.list {
             println!("{}: test", case.name);
             return None;
         }
-        if !self.filters.is_empty() && !self.filters.iter().any(|filter| case.name.contains(filter))
-        {
-            return None;
-        }
-        self.found = true;
         if !self.part.takes(&case.name) {
             return None;
         }
@@ -377,20 +367,12 @@ impl Suite {
         }
     }
 
-    /// Prints the sum. The exit status is a failure if anything failed, or no case was asked for.
+    /// Prints the sum. The exit status is a failure if anything failed.
     pub fn finish(self) -> ExitCode {
-        if !self.list {
+        if !self.pick.list {
             println!("{} passed, {} failed", self.passed, self.failed);
         }
-        let none = !self.list && !self.found;
-        if none {
-            println!("no case of that name");
-        }
-        if self.failed == 0 && !none {
-            ExitCode::SUCCESS
-        } else {
-            ExitCode::FAILURE
-        }
+        ExitCode::from(u8::from(self.failed != 0))
     }
 }
 
