@@ -2,14 +2,18 @@
 //!
 //! Every process that has a named pool shares its file's lock for life (`sys::file_lock`). So whoever
 //! gets it alone knows that nobody has the pool, and that nobody gets it meanwhile.
+//!
+//! Linux removes names, not files. Between the last look at the name and its removal, somebody would have to
+//! remove the name without that lock (as [`Pool::unlink`] and `rm` do), and somebody else to give it to another
+//! pool: then that one's name would go. Two removals by this module, or one and a creation, do not meet so.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::OFlags;
 
 use super::attach::{self, PoolName};
-use super::{AttachError, Pool};
-use crate::sys::file_lock;
+use super::{AttachError, Pool, names};
+use crate::sys::{file_lock, memory};
 
 /// Why a pool was not removed.
 #[derive(Debug, thiserror::Error)]
@@ -68,7 +72,33 @@ pub enum Removable {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn remove(name: &str, what: Removable) -> Result<(), RemoveError> {
-    judged(name, what, true)
+    judged(name, what, true, |_| true)
+}
+
+/// The same of a pool, if it has an object of that name; else it is as if it were none. One of another
+/// version, where none can be looked for, is removed.
+pub(crate) fn remove_with(name: &str, object: &str) -> Result<(), RemoveError> {
+    judged(name, Removable::Pool, true, |fd| {
+        match attach::map_to_read(fd) {
+            Ok((arena, identity, ours)) => {
+                // Nobody has the pool who could rename it.
+                let found = names::find(arena, object).is_some();
+                if ours {
+                    // SAFETY: mapped just now, and nothing refers to it.
+                    let _ = unsafe { memory::unmap(arena.base(), identity.mapped_len()) };
+                }
+                found
+            }
+            Err(error) => is_of_another_version(&error),
+        }
+    })
+}
+
+fn is_of_another_version(error: &AttachError) -> bool {
+    matches!(
+        error,
+        AttachError::OtherVersion { .. } | AttachError::OtherLayout
+    )
 }
 
 /// Whether [`remove`] would remove it now. It is in nobody's way.
@@ -77,10 +107,15 @@ pub fn remove(name: &str, what: Removable) -> Result<(), RemoveError> {
 ///
 /// As for [`remove`].
 pub fn would_remove(name: &str, what: Removable) -> Result<(), RemoveError> {
-    judged(name, what, false)
+    judged(name, what, false, |_| true)
 }
 
-fn judged(name: &str, what: Removable, really: bool) -> Result<(), RemoveError> {
+fn judged(
+    name: &str,
+    what: Removable,
+    really: bool,
+    is_meant: impl FnOnce(BorrowedFd<'_>) -> bool,
+) -> Result<(), RemoveError> {
     let name =
         PoolName::parse(name).ok_or_else(|| AttachError::InvalidName { name: name.into() })?;
     // To have the lock alone takes a file that may be written to.
@@ -91,7 +126,8 @@ fn judged(name: &str, what: Removable, really: bool) -> Result<(), RemoveError> 
         return Err(AttachError::NotAPool.into());
     }
     match attach::judge(fd.as_fd()) {
-        Ok(_) | Err(AttachError::OtherVersion { .. } | AttachError::OtherLayout) => {}
+        Ok(_) => {}
+        Err(error) if is_of_another_version(&error) => {}
         Err(
             AttachError::NotAPool
             | AttachError::Truncated { .. }
@@ -114,6 +150,9 @@ fn judged(name: &str, what: Removable, really: bool) -> Result<(), RemoveError> 
         let path = name.path().into();
         return Err(AttachError::NotFound { path }.into());
     }
+    if !is_meant(fd.as_fd()) {
+        return Err(AttachError::NotAPool.into());
+    }
     if really {
         rustix::fs::unlink(name.path())?;
     }
@@ -130,7 +169,7 @@ pub(crate) fn unlink_ours(pool: Pool, name: &str) {
     if let (Ok(ours), Ok(named)) = (ours, named)
         && (ours.st_dev, ours.st_ino) == (named.st_dev, named.st_ino)
     {
-        // A name is not given to another pool before it is gone.
+        // Nobody removes it by the rule above while we have the pool, and it is given to no other before.
         let _ = rustix::fs::unlink(name.path());
     }
 }

@@ -135,7 +135,8 @@ impl Config {
     /// one that a [named pool](crate::PoolBuilder::create_named) can have, for the run's control
     /// pool is that of `NAME.run`. What a killed master has left under it is removed, once
     /// nobody has it any more; a run that is on is
-    /// [`AlreadyRunning`](super::RunError::AlreadyRunning).
+    /// [`AlreadyRunning`](super::RunError::AlreadyRunning), and what is no run's control pool stays
+    /// and has the name.
     ///
     /// ```
     /// use shmkit::process::Config;

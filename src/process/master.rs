@@ -48,8 +48,8 @@ use super::pid_file::PidFile;
 use super::{Config, Entry, JoinHandle, Resource, RunError, StartError, StartOptions, Wire};
 use super::{peer, supervise, worker};
 use crate::containers::{NamedError, Shared};
-use crate::pool::remove::{self, Removable, RemoveError};
-use crate::pool::{CreateError, ObjectError, Pool, PoolBuilder};
+use crate::pool::remove::{self, RemoveError};
+use crate::pool::{AttachError, CreateError, ObjectError, Pool, PoolBuilder};
 use crate::primitive::Ordering;
 use crate::sys::process;
 use crate::sys::watch::{self, Watch};
@@ -224,9 +224,19 @@ impl Master {
         watch: &mut Watch,
     ) -> Result<Shared<Control>, RunError> {
         let name = &peer::pool_name(name);
-        // What a killed master has left. Whatever else is there is in the way, and that is said below.
-        if let Err(RemoveError::InUse { path }) = remove::remove(name, Removable::Pool) {
-            return Err(RunError::AlreadyRunning { path });
+        // What a killed master has left. Whatever else is there is in the way.
+        match remove::remove_with(name, peer::CONTROL) {
+            Err(RemoveError::InUse { path }) => return Err(RunError::AlreadyRunning { path }),
+            Err(RemoveError::Attach(
+                AttachError::NotAPool
+                | AttachError::Truncated { .. }
+                | AttachError::DamagedHeader { .. },
+            )) => {
+                let path = Resource::Pool(name.clone()).path().unwrap_or_default();
+                let path = path.display().to_string();
+                return Err(CreateError::NameTaken { path }.into());
+            }
+            _ => {}
         }
         let doorbell = watch.doorbell()?.as_raw_fd().unsigned_abs();
         let fill = |pool: Pool| {

@@ -38,15 +38,18 @@ impl PidFile {
             let error = io::Error::new(io::ErrorKind::InvalidData, "it is no pid file");
             return Err(failed(error));
         }
-        file.set_len(0).map_err(failed)?;
-        let text = format!("{}\n", process::pid());
-        // At the beginning, wherever reading has ended.
-        file.write_all_at(text.as_bytes(), 0).map_err(failed)?;
-        Ok(PidFile {
+        // From here on it goes with what is returned, or with the error.
+        let pid_file = PidFile {
             file,
             path,
             owner: process::pid(),
-        })
+        };
+        let text = format!("{}\n", pid_file.owner);
+        let written = pid_file.file.set_len(0).and_then(|()| {
+            // At the beginning, wherever reading has ended.
+            pid_file.file.write_all_at(text.as_bytes(), 0)
+        });
+        written.map(|()| pid_file).map_err(failed)
     }
 }
 

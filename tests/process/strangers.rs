@@ -4,10 +4,10 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::Path;
 
-use shmkit::Pool;
 use shmkit::process::{
     Config, Entry, JournalError, Master, Resource, ResourceError, RunError, run,
 };
+use shmkit::{CreateError, Pool};
 
 use super::managed::{Scratch, kill, left, made};
 use super::masters::UNIT;
@@ -119,6 +119,32 @@ pub fn links_are_not_followed() {
     assert_eq!(fs::read_to_string(&pid).unwrap(), "12\n");
     assert!(left(&other).iter().all(|path| path.exists()));
     run(&other.config(), &UNIT, ()).unwrap();
+}
+
+pub fn a_pool_that_is_no_runs_has_the_name() {
+    let name = format!("test-data-{}", std::process::id());
+    let data = format!("{name}.run");
+    let pool = Pool::builder().create_named(&data).unwrap();
+    pool.set_name("answer", &pool.create(42_u64).unwrap())
+        .unwrap();
+    // SAFETY: nothing refers to it.
+    unsafe { pool.unmap() };
+    let path = Resource::Pool(data.clone()).path().unwrap();
+    let mut config = Config::new();
+    config.name(&name);
+    for is_a_pool in [true, false] {
+        let refused = Master::new(&config).map(drop);
+        assert!(
+            matches!(refused, Err(RunError::Pool(CreateError::NameTaken { .. }))),
+            "{refused:?}"
+        );
+        assert!(path.exists());
+        if is_a_pool {
+            fs::write(&path, "no pool at all").unwrap();
+        }
+    }
+    Pool::unlink(&data).unwrap();
+    Master::new(&config).unwrap().finish().unwrap();
 }
 
 pub fn a_name_that_is_another_runs_by_now_stays() {
