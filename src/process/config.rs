@@ -62,7 +62,8 @@ impl Config {
 
     /// A file that holds the master's pid while it runs. It is locked as long, so that a second
     /// run with the same file is refused; one that a killed master has left is taken over. A file that
-    /// holds anything else than a number is refused, and stays as it is.
+    /// holds anything else than a number, a symbolic link, and what is no regular file are refused,
+    /// and stay as they are.
     ///
     /// ```
     /// use shmkit::process::{Config, Entry, run};
@@ -80,8 +81,10 @@ impl Config {
     }
 
     /// A directory, made if need be, for the crash journal of [`Resources`](super::Resources). It
-    /// serves one run at a time, which removes what a crashed one has left there. Without one,
-    /// nothing is journalled: what a killed master leaves, stays.
+    /// serves one run at a time, which removes what a crashed one has left there. A journal that
+    /// somebody else may have written is refused, and nothing is removed that it names: see
+    /// [`JournalError`](super::JournalError). Without a directory, nothing is journalled: what a
+    /// killed master leaves, stays.
     ///
     /// ```
     /// use shmkit::process::{Config, Entry, run};

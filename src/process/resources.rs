@@ -186,7 +186,8 @@ impl Resources {
     /// Has a resource removed when nobody uses it any more, at the latest when the run ends.
     /// Announce it *before* it is made: with a journal ([`Config::run_directory`]), then, no crash
     /// leaves it behind. What is managed already is got. A file, or a semaphore, that is there
-    /// already is removed like one that is made later; the name of a pool must be free.
+    /// already is removed like one that is made later; the name of a pool must be free. From then on
+    /// the name is the run's, and what has it in the end is removed.
     ///
     /// # Errors
     ///

@@ -251,6 +251,7 @@ pub fn a_reader_that_goes_away() {
     for command in commands(&name.0)
         .into_iter()
         .chain([vec!["man"], vec!["completions", "bash"]])
+        .chain([vec!["export", &name.0, "matrix", "-"]])
     {
         let mut child = Command::new(env!("CARGO_BIN_EXE_shmkit"))
             .args(&command)

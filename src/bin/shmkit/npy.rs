@@ -44,7 +44,11 @@ pub fn is_stdout(path: &Path) -> bool {
 /// Writes a file. One that cannot be written whole is not left behind, and what was there stays.
 pub fn write(path: &Path, to_stdout: bool, numbers: &Numbers, bytes: &[u8]) -> Outcome {
     let written = match std::fs::metadata(path) {
-        _ if to_stdout => write_to(std::io::stdout().lock(), numbers, bytes),
+        _ if to_stdout => match write_to(std::io::stdout().lock(), numbers, bytes) {
+            // Whoever reads has had enough.
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+            written => written,
+        },
         // Into a device or a pipe.
         Ok(there) if !there.is_file() => open(path).and_then(|file| write_to(file, numbers, bytes)),
         there => replace(path, there.ok().as_ref(), numbers, bytes),
