@@ -33,7 +33,7 @@
 //! | while it removes what was left | a part of it | removes the rest |
 //!
 //! What cannot be removed, and a pool that somebody has, keeps its record and its place, and is in no
-//! run's way.
+//! run's way. It is tried again when the run ends, and by the next one.
 
 use std::fs::File;
 use std::io;
@@ -227,8 +227,16 @@ impl Journal {
         self.file.write_all_at(&[0; BLOCK], offset(place))
     }
 
-    /// The run is over: the file goes if it names nothing. The lock is held until then.
+    /// The run is over: what was left is tried once more.
     pub(super) fn finish(self) -> io::Result<()> {
+        if let Ok(left) = self.read()? {
+            self.clear(left);
+        }
+        self.close()
+    }
+
+    /// The file goes if it names nothing. The lock is held until then.
+    pub(super) fn close(self) -> io::Result<()> {
         match self.read()? {
             Ok(records) if records.is_empty() => pid_file::remove(&self.file, &self.path),
             _ => Ok(()),

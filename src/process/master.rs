@@ -174,7 +174,7 @@ impl Master {
             Err(error) => {
                 if let Some((journal, _)) = journal {
                     // Nothing is lost if it stays.
-                    let _ = journal.finish();
+                    let _ = journal.close();
                 }
                 return Err(error);
             }

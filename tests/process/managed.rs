@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Stdio};
 
 use shmkit::process::{
-    Config, Entry, Inherit, JournalError, Resource, ResourceError, ResourceId, RunError,
+    Config, Entry, Inherit, JournalError, Master, Resource, ResourceError, ResourceId, RunError,
     StartOptions, run,
 };
 use shmkit::{Pool, PoolBuilder};
@@ -277,19 +277,25 @@ pub fn the_next_run_removes_what_a_killed_one_left() {
 
 pub fn a_pool_that_somebody_uses_is_left() {
     let dir = Scratch::new("used");
-    kill(made(&dir));
-    let name = format!("test-pool-{}", std::process::id());
-    // SAFETY: made by this program.
-    let pool = unsafe { Pool::open(&name) }.unwrap();
-    run(&dir.config(), &UNIT, ()).unwrap();
-    let there = left(&dir).map(|path| path.exists());
-    assert_eq!(there, [false, true, false, false]);
-    // SAFETY: nothing refers to it.
-    unsafe { pool.unmap() };
-    // Its record is still there, for who comes when nobody has it.
-    run(&dir.config(), &UNIT, ()).unwrap();
-    assert!(!left(&dir).iter().any(|path| path.exists()));
-    assert!(!dir.journal().exists());
+    for at_its_end in [false, true] {
+        kill(made(&dir));
+        let name = format!("test-pool-{}", std::process::id());
+        // SAFETY: made by this program.
+        let pool = unsafe { Pool::open(&name) }.unwrap();
+        run(&dir.config(), &UNIT, ()).unwrap();
+        let there = left(&dir).map(|path| path.exists());
+        assert_eq!(there, [false, true, false, false]);
+        // Its record is still there, for a run that begins, or ends, when nobody has it.
+        let master = at_its_end.then(|| Master::new(&dir.config()).unwrap());
+        // SAFETY: nothing refers to it.
+        unsafe { pool.unmap() };
+        match master {
+            Some(master) => master.finish().unwrap(),
+            None => run(&dir.config(), &UNIT, ()).unwrap(),
+        }
+        assert!(!left(&dir).iter().any(|path| path.exists()));
+        assert!(!dir.journal().exists());
+    }
 }
 
 pub fn damaged_journals_are_errors() {
