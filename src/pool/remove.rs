@@ -75,8 +75,8 @@ pub fn remove(name: &str, what: Removable) -> Result<(), RemoveError> {
     judged(name, what, true, |_| true)
 }
 
-/// The same of a pool, if it has an object of that name; else it is as if it were none. One of another
-/// version, where none can be looked for, is removed.
+/// The same of a pool, if it has an object of that name; else it is as if it were none. One where none can
+/// be looked for is removed: it is of another version, or its addresses are taken here.
 pub(crate) fn remove_with(name: &str, object: &str) -> Result<(), RemoveError> {
     judged(name, Removable::Pool, true, |fd| {
         match attach::map_to_read(fd) {
@@ -89,6 +89,7 @@ pub(crate) fn remove_with(name: &str, object: &str) -> Result<(), RemoveError> {
                 }
                 found
             }
+            Err(AttachError::AddressTaken { .. }) => true,
             Err(error) => is_of_another_version(&error),
         }
     })

@@ -4,6 +4,7 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::Path;
 
+use shmkit::inspect::Observer;
 use shmkit::process::{
     Config, Entry, JournalError, Master, Resource, ResourceError, RunError, run,
 };
@@ -144,7 +145,18 @@ pub fn a_pool_that_is_no_runs_has_the_name() {
         }
     }
     Pool::unlink(&data).unwrap();
+    // What a dead master has left goes, also if another pool has its addresses.
+    let left = Pool::builder().create_named(&data).unwrap();
+    let base = Observer::open(&data).unwrap().info().base;
+    let control = left.create(1_u64).unwrap();
+    left.set_name("shmkit run", &control).unwrap();
+    drop(control);
+    // SAFETY: nothing refers to it.
+    unsafe { left.unmap() };
+    let other = Pool::builder().base(base).create().unwrap();
     Master::new(&config).unwrap().finish().unwrap();
+    // SAFETY: nothing refers to it.
+    unsafe { other.unmap() };
 }
 
 pub fn a_name_that_is_another_runs_by_now_stays() {
