@@ -325,7 +325,7 @@ fn bytes_come_through_the_pipeline() {
 /// A reader that goes away is no failure; a full device is.
 #[test]
 fn nobody_reads() {
-    let cases: [&[&str]; 9] = [
+    let cases: [&[&str]; 10] = [
         &["async_events", "--workers", "1", "--results", "5"],
         &["chameneos", "10"],
         &["create_join", "--count", "3"],
@@ -333,6 +333,7 @@ fn nobody_reads() {
         &["matmul", "--count", "2", "--small", "3", "--large", "5"],
         &["nqueens", "-n", "4"],
         &["pipeline", "--mib", "1"],
+        &["solve", "--workers", "1"],
         &["survive", "--seconds", "1"],
         &["wordcount", "--workers=1"],
     ];

@@ -11,10 +11,14 @@
 //! | `gradients` | the iteration, as each worker runs it |
 //! | `progress`  | a line on the terminal |
 //! | `failure`   | what can go wrong |
+//! | `say`       | lines for a reader that may go away |
 //!
 //! The right-hand side is that of the solution `(1, ..., 1)`, so the error is known. The system is
 //! solved by one worker and by several, with the same code and the same arithmetic.
 
+#[macro_use]
+#[path = "../common/say.rs"]
+mod say;
 mod cholesky;
 mod failure;
 mod gradients;
@@ -23,7 +27,6 @@ mod matrix;
 mod progress;
 mod system;
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::thread::{available_parallelism, sleep};
@@ -80,11 +83,8 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    // Not println, which panics if nobody reads on.
-    match std::io::stdout().write_all(report.as_bytes()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(_) => ExitCode::FAILURE,
-    }
+    say!("{report}");
+    ExitCode::SUCCESS
 }
 
 /// Solves the system with one worker and with several; what is to be printed.
@@ -124,7 +124,7 @@ fn run(options: &Options) -> Result<String, Failure> {
     let alone = solve(1)?;
     let together = if workers == 1 { alone } else { solve(workers)? };
     Ok(format!(
-        "{report}iterations: {}\nresidual: {:.3e}\nerror: {:.3e}\nseconds: {:.6}\nspeedup: {:.2}\n",
+        "{report}iterations: {}\nresidual: {:.3e}\nerror: {:.3e}\nseconds: {:.6}\nspeedup: {:.2}",
         together.iterations,
         together.residual,
         system.error()?,
