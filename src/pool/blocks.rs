@@ -3,7 +3,7 @@
 use std::alloc::Layout;
 use std::ptr::NonNull;
 
-use super::{LOG, Pool};
+use super::{LOG, Pool, tell};
 use crate::allocator::{self, AllocError, FreeError, Packed, ReallocError, block};
 use crate::layout::arena::SLICE;
 use crate::participants::recovery;
@@ -155,7 +155,7 @@ impl Pool {
         if wanted > have {
             allocator::grow::grow_by(self.0, have, wanted - have)?;
             let (base, size) = (self.0.base(), wanted * SLICE);
-            log::debug!(target: LOG, "the pool at {base:#x} has grown to {size} bytes");
+            tell(|| log::debug!(target: LOG, "the pool at {base:#x} has grown to {size} bytes"));
         }
         Ok(())
     }

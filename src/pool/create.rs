@@ -10,7 +10,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::mm::Advice;
 
 use super::attach::PoolName;
-use super::{Pool, fork};
+use super::{Pool, fork, tell};
 use crate::allocator::grow;
 use crate::layout::arena::{
     Arena, DATA, FIRST_GRANULE, GRANULE, GRANULES, HEADER_SIZE, SLICE, SLOTS,
@@ -298,7 +298,9 @@ impl PoolBuilder {
     /// An event of the log: nobody has the pool yet, and nothing is locked.
     fn told(&self, pool: Pool, name: &str) {
         let (base, initial, max) = (pool.0.base(), self.initial, self.max);
-        log::debug!(target: super::LOG, "made a pool {name} at {base:#x}: {initial} bytes, at most {max}");
+        tell(
+            || log::debug!(target: super::LOG, "made a pool {name} at {base:#x}: {initial} bytes, at most {max}"),
+        );
     }
 
     fn make(&self, fd: OwnedFd) -> Result<Pool, CreateError> {

@@ -27,6 +27,7 @@ pub(crate) mod remove;
 pub(crate) mod types;
 
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 pub(crate) use attach::PoolName;
 pub use attach::{AttachError, UnlinkError};
@@ -50,6 +51,15 @@ use crate::primitive::Ordering;
 /// The target of this layer's log events. They are told by the caller of an operation, when it is
 /// done: never under a lock or an intent, nor by recovery itself, nor around a fork.
 const LOG: &str = "shmkit::pool";
+
+/// Tells of an event. A logger is a user's code: a panic of it is printed, and goes no further, for it
+/// would lose what was done.
+pub(crate) fn tell(event: impl FnOnce()) {
+    if let Err(payload) = catch_unwind(AssertUnwindSafe(event)) {
+        // Its destructor might panic again.
+        std::mem::forget(payload);
+    }
+}
 
 /// A pool of memory that every process of a group has mapped at the same address.
 ///
@@ -173,7 +183,7 @@ impl Pool {
     /// ```
     pub unsafe fn open(name: &str) -> Result<Pool, AttachError> {
         let pool = attach::open(name)?;
-        log::debug!(target: LOG, "opened the pool {name} at {:#x}", pool.0.base());
+        tell(|| log::debug!(target: LOG, "opened the pool {name} at {:#x}", pool.0.base()));
         Ok(pool)
     }
 
@@ -198,7 +208,7 @@ impl Pool {
     /// ```
     pub unsafe fn from_fd(fd: OwnedFd) -> Result<Pool, AttachError> {
         let pool = attach::from_fd(fd)?;
-        log::debug!(target: LOG, "attached to the pool at {:#x}", pool.0.base());
+        tell(|| log::debug!(target: LOG, "attached to the pool at {:#x}", pool.0.base()));
         Ok(pool)
     }
 
@@ -209,7 +219,7 @@ impl Pool {
     /// See [`UnlinkError`].
     pub fn unlink(name: &str) -> Result<(), UnlinkError> {
         attach::unlink(name)?;
-        log::debug!(target: LOG, "removed the name of the pool {name}");
+        tell(|| log::debug!(target: LOG, "removed the name of the pool {name}"));
         Ok(())
     }
 
@@ -275,7 +285,9 @@ impl Pool {
         let (threads, processes) = (done.slots, done.processes);
         if threads + processes > 0 {
             let base = self.0.base();
-            log::info!(target: LOG, "recovered {threads} threads and {processes} processes of the pool at {base:#x}");
+            tell(
+                || log::info!(target: LOG, "recovered {threads} threads and {processes} processes of the pool at {base:#x}"),
+            );
         }
         RecoverySummary { threads, processes }
     }

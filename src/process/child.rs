@@ -31,10 +31,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use rustix::io::Errno;
 
 use super::frame::{self, Frame, Kind};
-use super::master::{LOG, tell};
+use super::master::LOG;
 use super::{JoinError, ResultError, SpawnError};
 use crate::participants::thread;
-use crate::pool::fork;
+use crate::pool::{fork, tell};
 use crate::sys::process::{self, Ended, ForkResult};
 
 /// Exit code after a panic, the one that Rust programs use.

@@ -43,11 +43,11 @@ use std::path::{Path, PathBuf};
 
 use super::Resource;
 use super::RunError;
-use super::master::{LOG, tell};
+use super::master::LOG;
 use super::pid_file;
 use super::resources::PLACES;
 use crate::pool::remove::{Removable, RemoveError};
-use crate::pool::{self, AttachError};
+use crate::pool::{self, AttachError, tell};
 
 const BLOCK: usize = 4096;
 const MAGIC: [u8; 8] = *b"shmkjrnl";

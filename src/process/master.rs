@@ -35,7 +35,7 @@ mod guests;
 
 use std::any::Any;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::resume_unwind;
 use std::time::{Duration, Instant};
 
 use children::Process;
@@ -49,7 +49,7 @@ use super::{Config, Entry, JoinHandle, Resource, RunError, StartError, StartOpti
 use super::{peer, supervise, worker};
 use crate::containers::{NamedError, Shared};
 use crate::pool::remove::{self, RemoveError};
-use crate::pool::{AttachError, CreateError, ObjectError, Pool, PoolBuilder};
+use crate::pool::{AttachError, CreateError, ObjectError, Pool, PoolBuilder, tell};
 use crate::primitive::Ordering;
 use crate::sys::process;
 use crate::sys::watch::{self, Watch};
@@ -59,15 +59,6 @@ pub(super) const LOG: &str = "shmkit::process";
 
 /// When a process is looked at again that could not be watched, or started again.
 const AGAIN: Duration = Duration::from_millis(100);
-
-/// Tells of an event. A logger is a user's code: a panic of it is printed, and goes no further, for it
-/// would leave half done what is being done.
-pub(super) fn tell(event: impl FnOnce()) {
-    if let Err(payload) = catch_unwind(AssertUnwindSafe(event)) {
-        // Its destructor might panic again.
-        std::mem::forget(payload);
-    }
-}
 
 /// A master for a program that has an event loop of its own: it is polled for being readable, and
 /// then [dispatched](Self::dispatch).

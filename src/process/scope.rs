@@ -30,8 +30,9 @@ use serde::de::DeserializeOwned;
 
 use super::child::{self, Child, OtherThreads};
 use super::frame;
-use super::master::{LOG, tell};
+use super::master::LOG;
 use super::{JoinError, ScopedJoinHandle};
+use crate::pool::tell;
 
 /// Why no child was started. Nothing has changed, and the spawn may be tried again.
 ///

@@ -103,7 +103,7 @@ impl log::Log for Panics {
     }
 
     fn log(&self, record: &log::Record<'_>) {
-        assert_ne!(record.target(), "shmkit::process", "{}", record.args());
+        panic!("{}", record.args());
     }
 
     fn flush(&self) {}
@@ -113,6 +113,10 @@ pub fn role_panicking_logger() {
     log::set_logger(&Panics).unwrap();
     log::set_max_level(log::LevelFilter::Trace);
     std::panic::set_hook(Box::new(|_| ()));
+    let name = format!("log-panics-{}", std::process::id());
+    let pool = Pool::builder().create_named(&name).unwrap();
+    pool.grow_to(3 << 20).unwrap();
+    Pool::unlink(&name).unwrap();
     scope(|s| {
         assert_eq!(s.spawn(|| 1).unwrap().join().unwrap(), 1);
         // Some are waited for when the list is swept, some at the end.

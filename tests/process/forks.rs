@@ -235,6 +235,10 @@ pub fn a_restart_that_is_refused_is_tried_again() {
     while refused.elapsed() < 10 * wait {
         assert_eq!(master.dispatch().unwrap().started, 0);
     }
+    // What was never started stays so, and says it.
+    let never = master.start(&SQUARE, &2).unwrap();
+    let never = joined(&mut master, never);
+    assert!(matches!(never, Err(JoinError::NotStarted(_))), "{never:?}");
     setrlimit(Resource::Nofile, before).unwrap();
     assert_eq!(joined(&mut master, flaky).unwrap(), 1);
     master.finish().unwrap();

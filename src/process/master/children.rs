@@ -7,8 +7,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
-use super::{AGAIN, LOG, Master, tell};
-use crate::pool::fork;
+use super::{AGAIN, LOG, Master};
+use crate::pool::{fork, tell};
 use crate::primitive::Ordering;
 use crate::process::child::{self, OtherThreads};
 use crate::process::jobs::{DETACHED, Job, KILL, Kind, Phase};
