@@ -128,6 +128,7 @@ const CASES: &[Named] = table! {
         a_pool_that_is_there_is_not_managed
         who_is_refused_removes_nothing
         a_journal_that_others_can_write_is_refused
+        what_a_link_leads_to_by_now_stays
         links_are_not_followed
         a_pool_that_is_no_runs_has_the_name
         a_name_that_is_another_runs_by_now_stays;

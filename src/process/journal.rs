@@ -32,8 +32,8 @@
 //! | after a removal, before the record is struck | a record without the thing | strikes it |
 //! | while it removes what was left | a part of it | removes the rest |
 //!
-//! What cannot be removed, and a pool that somebody has, keeps its record and its place, and is in no
-//! run's way. It is tried again when the run ends, and by the next one.
+//! What cannot be removed, what a link leads to by now, and a pool that somebody has, keeps its record
+//! and its place, and is in no run's way. It is tried again when the run ends, and by the next one.
 
 use std::fs::File;
 use std::io;
@@ -292,6 +292,7 @@ fn remove_left(resource: &Resource) -> io::Result<()> {
     let Resource::Pool(name) = resource else {
         return remove(resource);
     };
+    leads_there(resource)?;
     match pool::remove::remove(name, Removable::AnyFile) {
         Err(RemoveError::System(error) | RemoveError::Attach(AttachError::System(error))) => {
             unless_gone(Err(error))
@@ -306,7 +307,17 @@ pub(super) fn remove(resource: &Resource) -> io::Result<()> {
     let Some(path) = resource.path() else {
         return Ok(());
     };
+    leads_there(resource)?;
     unless_gone(std::fs::remove_file(&path))
+}
+
+/// An error if there is a link on the way by now, which there was not when the resource was announced:
+/// it leads to what nobody has announced.
+fn leads_there(resource: &Resource) -> io::Result<()> {
+    match resource.clone().absolute() == *resource {
+        true => Ok(()),
+        false => Err(io::Error::other("a link leads elsewhere")),
+    }
 }
 
 fn unless_gone(removed: io::Result<()>) -> io::Result<()> {

@@ -94,6 +94,21 @@ pub fn a_journal_that_others_can_write_is_refused() {
     assert_eq!(fs::read(dir.journal()).unwrap(), b"");
 }
 
+pub fn what_a_link_leads_to_by_now_stays() {
+    let (dir, other) = (Scratch::new("led"), Scratch::new("elsewhere"));
+    kill(made(&dir));
+    // Announced, and not made: there was no such directory.
+    let (link, theirs) = (dir.0.join("never"), other.0.join("made"));
+    fs::write(&theirs, "another's").unwrap();
+    symlink(&other.0, &link).unwrap();
+    run(&dir.config(), &UNIT, ()).unwrap();
+    assert!(theirs.exists() && dir.journal().exists());
+    assert!(!left(&dir).iter().any(|path| path.exists()));
+    fs::remove_file(link).unwrap();
+    run(&dir.config(), &UNIT, ()).unwrap();
+    assert!(theirs.exists() && !dir.journal().exists());
+}
+
 pub fn links_are_not_followed() {
     let (dir, other) = (Scratch::new("links"), Scratch::new("linked"));
     kill(made(&other));
