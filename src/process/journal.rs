@@ -227,15 +227,16 @@ impl Journal {
         self.file.write_all_at(&[0; BLOCK], offset(place))
     }
 
-    /// The run is over: what was left is tried once more.
+    /// The run is over: what was left is tried once more, and the file goes if it names nothing. The
+    /// lock is held until then.
     pub(super) fn finish(self) -> io::Result<()> {
-        if let Ok(left) = self.read()? {
-            self.clear(left);
+        match self.read()?.map(|left| self.clear(left)) {
+            Ok(kept) if kept.is_empty() => pid_file::remove(&self.file, &self.path),
+            _ => Ok(()),
         }
-        self.close()
     }
 
-    /// The file goes if it names nothing. The lock is held until then.
+    /// There is no run: the file goes if it names nothing.
     pub(super) fn close(self) -> io::Result<()> {
         match self.read()? {
             Ok(records) if records.is_empty() => pid_file::remove(&self.file, &self.path),
