@@ -13,7 +13,8 @@ use crate::sys::process::Ended;
 
 /// Whether a worker is started again when it has ended; see [`StartOptions`](super::StartOptions). A
 /// restart that is refused, by the system or because there are as many workers as there may be, is
-/// tried again.
+/// tried again. A master that has other threads, or holds guards, by then, ends it with
+/// [`JoinError::NotStarted`].
 ///
 /// ```
 /// use shmkit::process::{Backoff, Config, Entry, StartOptions, Restart, Worker, run};

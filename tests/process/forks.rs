@@ -181,7 +181,8 @@ pub fn a_pool_is_used_first_while_the_process_forks() {
 
 /// Sleeps on the master until a job has ended.
 fn joined<R: Wire>(master: &mut Master, mut job: JoinHandle<R>) -> Result<R, JoinError> {
-    loop {
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(60) {
         match job.try_join() {
             Ok(result) => return result,
             Err(again) => job = again,
@@ -189,6 +190,7 @@ fn joined<R: Wire>(master: &mut Master, mut job: JoinHandle<R>) -> Result<R, Joi
         poll(&mut [PollFd::new(&*master, PollFlags::IN)], None).unwrap();
         master.dispatch().unwrap();
     }
+    panic!("it does not end");
 }
 
 pub fn role_unwatched() {
@@ -241,5 +243,17 @@ pub fn a_restart_that_is_refused_is_tried_again() {
     assert!(matches!(never, Err(JoinError::NotStarted(_))), "{never:?}");
     setrlimit(Resource::Nofile, before).unwrap();
     assert_eq!(joined(&mut master, flaky).unwrap(), 1);
+    // Who has other threads is told at once.
+    let flaky = master.start_with(again, &FLAKY, &()).unwrap();
+    assert_eq!(master.dispatch().unwrap().started, 1);
+    let (tell, told) = std::sync::mpsc::channel::<()>();
+    let thread = std::thread::spawn(move || told.recv());
+    let refused = joined(&mut master, flaky);
+    assert!(
+        matches!(refused, Err(JoinError::NotStarted(_))),
+        "{refused:?}"
+    );
+    drop(tell);
+    thread.join().unwrap().unwrap_err();
     master.finish().unwrap();
 }

@@ -12,7 +12,7 @@ use crate::pool::{fork, tell};
 use crate::primitive::Ordering;
 use crate::process::child::{self, OtherThreads};
 use crate::process::jobs::{DETACHED, Job, KILL, Kind, Phase};
-use crate::process::{JoinError, WorkerEnd, WorkerId, entry, supervise, worker};
+use crate::process::{JoinError, SpawnError, WorkerEnd, WorkerId, entry, supervise, worker};
 use crate::sys::process;
 use crate::sys::watch;
 
@@ -33,6 +33,14 @@ impl Process {
         pidfd: None,
         due: None,
     };
+}
+
+/// Why a job got no process.
+enum Unstarted {
+    /// For want of something, which may be there later.
+    Now(String),
+    /// As the master's program is, it may not fork.
+    Forbidden(String),
 }
 
 impl Master {
@@ -62,11 +70,10 @@ impl Master {
 
     /// Starts the process of a requested job; true if there is one.
     fn fork(&mut self, place: usize) -> bool {
-        let Err(why) = self.try_fork(place) else {
-            return true;
-        };
-        if !self.postpone(place, &why) {
-            self.refuse(place, &why);
+        match self.try_fork(place) {
+            Ok(()) => return true,
+            Err(Unstarted::Now(why)) if self.postpone(place, &why) => {}
+            Err(Unstarted::Now(why) | Unstarted::Forbidden(why)) => self.refuse(place, &why),
         }
         false
     }
@@ -90,19 +97,22 @@ impl Master {
         true
     }
 
-    fn try_fork(&mut self, place: usize) -> Result<(), String> {
+    fn try_fork(&mut self, place: usize) -> Result<(), Unstarted> {
         let most = self.config.max_workers;
         if self.count >= most {
-            return Err(format!("there are {most} workers already"));
+            let why = format!("there are {most} workers already");
+            return Err(Unstarted::Now(why));
         }
         let control = self.control().clone();
-        let job = control.job(place).ok_or("no such job")?;
+        let Some(job) = control.job(place) else {
+            return Err(Unstarted::Forbidden("no such job".into()));
+        };
         let id = job.state().id();
         // Room, before there is something that needs it.
         self.running_at(place);
         // By invariant 4: closed again just before the pidfd is opened.
         let spare = self.watch.counter().try_clone_to_owned();
-        let spare = spare.map_err(|error| error.to_string())?;
+        let spare = spare.map_err(|error| Unstarted::Now(error.to_string()))?;
         let defined = self.config.defined.clone();
         let mut inherited = Some(control.clone());
         let mut body = || {
@@ -114,7 +124,15 @@ impl Master {
         };
         // SAFETY: this is the only thread.
         let started = unsafe { child::begin(OtherThreads::Refused, &mut body) };
-        let pid = started.map_err(|error| source_chain(&error))?;
+        let pid = started.map_err(|error| {
+            let why = source_chain(&error);
+            match error {
+                SpawnError::MultiThreaded { .. } | SpawnError::GuardsHeld { .. } => {
+                    Unstarted::Forbidden(why)
+                }
+                _ => Unstarted::Now(why),
+            }
+        })?;
         drop(spare);
         let pidfd = self.watched(pid, place).ok();
         if pidfd.is_none() {
