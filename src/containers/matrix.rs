@@ -242,7 +242,7 @@ impl<T: KillSafe + Unpin> Matrix<T> {
         &self,
         len: usize,
         columns: usize,
-        fill: impl FnOnce(super::elements::Room<'_, T>),
+        fill: impl Fn(super::elements::Room<'_, T>),
     ) -> Result<(), ShapeError> {
         let mut was_empty = true;
         let from_nothing = |now| {
