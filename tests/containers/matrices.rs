@@ -151,7 +151,7 @@ pub fn bands_across_processes() {
 
 /// What is described is one of the arrays that ever had the name, with a length that it had.
 pub fn what_is_replaced_is_described() {
-    const ROUNDS: u64 = 3000;
+    const ROUNDS: u64 = 10_000;
     let pool = pool();
     let done = pool.create(AtomicBool::new(false)).unwrap();
     scope(|s| {
@@ -160,7 +160,11 @@ pub fn what_is_replaced_is_described() {
             for round in 0..ROUNDS {
                 let array = Array::filled_in(pool, 100, 7_u64).unwrap();
                 pool.set_name("numbers", &array).unwrap();
-                (2..8).for_each(|n| array.grow(100 * n, 7).unwrap());
+                for n in 2..8 {
+                    // Now and then there is time for two looks.
+                    (0..round % 100).for_each(|_| std::hint::spin_loop());
+                    array.grow(100 * n, 7).unwrap();
+                }
                 drop(array);
                 pool.remove_name("numbers").unwrap();
                 // In its place, and full of what is no length.
