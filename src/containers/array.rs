@@ -480,7 +480,7 @@ impl<T: KillSafe + Unpin> Array<T> {
                 Ok::<usize, AllocError>(address)
             };
             limbo::or_reap(arena, || {
-                intents::replace_block(arena, slot, &block.0, Some(length), &make)
+                intents::replace_block(arena, slot, &block.0, Some(length), make)
             })?;
         }
         drop(claim);
