@@ -117,6 +117,7 @@ const CASES: &[common::Named] = table! {
     scarce:
         growth_makes_room
         an_update_lives_on_what_its_pin_held
+        attempts_come_to_an_end
         the_end_of_a_pin_frees_what_it_held;
     stopped:
         a_write_that_was_cut_off_is_completed

@@ -293,10 +293,11 @@ impl<T: KillSafe + Unpin> Matrix<T> {
     where
         T: Copy,
     {
-        let (now, columns) = self.dims();
+        let (_, columns) = self.dims();
         let len = count(rows, columns)?;
         self.cells.grow(len, value).map_err(|error| match error {
-            ResizeError::Shorter { .. } => ResizeError::Shorter { len: now },
+            // Others may have made it grow meanwhile.
+            ResizeError::Shorter { len } => ResizeError::Shorter { len: len / columns },
             other => other,
         })?;
         Ok(())

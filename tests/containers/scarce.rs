@@ -3,7 +3,9 @@
 
 use std::cell::Cell;
 
-use shmkit::{Array, Buffer, HashMap, Matrix, MultiMap, Pool, SharedCell, ShmSafe};
+use shmkit::{
+    AllocError, Array, Buffer, ChangeError, HashMap, Matrix, MultiMap, Pool, SharedCell, ShmSafe,
+};
 
 use crate::assert_sound;
 use crate::common::{TestPool, layout};
@@ -84,6 +86,44 @@ pub fn an_update_lives_on_what_its_pin_held() {
     assert_eq!((update, runs.get()), (Ok(()), 2));
     assert_eq!(cell.view().unwrap()[..], [7; 8192]);
     assert_sound(*pool);
+}
+
+/// Each attempt leaves something to be freed, which the next one takes.
+pub fn attempts_come_to_an_end() {
+    type Other = SharedCell<[u64; 20]>;
+    let uses: [fn(Pool, &dyn Fn()) -> ChangeError; 2] = [
+        |pool, each| {
+            let cell = pool.create(SharedCell::<Large>::new()).unwrap();
+            let update = cell.update(|_| {
+                each();
+                [1; 8192]
+            });
+            update.unwrap_err()
+        },
+        |pool, each| {
+            let map = pool.create(HashMap::<u64, Large>::new()).unwrap();
+            let update = map.update(&1, |_| {
+                each();
+                Some([1; 8192])
+            });
+            update.map(drop).unwrap_err()
+        },
+    ];
+    for uses in uses {
+        let pool = small();
+        let other = pool.create(Other::new()).unwrap();
+        other.set([1; 20]).unwrap();
+        let runs = Cell::new(0);
+        let refused = uses(*pool, &|| {
+            other.set([2; 20]).unwrap();
+            if runs.replace(runs.get() + 1) == 0 {
+                fill(*pool);
+            }
+            assert!(runs.get() < 1000, "for ever");
+        });
+        assert_eq!(refused, ChangeError::Alloc(AllocError::PoolFull));
+        assert_sound(*pool);
+    }
 }
 
 /// An object that is let go of under a pin goes when the pin ends.
