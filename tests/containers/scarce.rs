@@ -91,7 +91,8 @@ pub fn an_update_lives_on_what_its_pin_held() {
 /// Each attempt leaves something to be freed, which the next one takes.
 pub fn attempts_come_to_an_end() {
     type Other = SharedCell<[u64; 20]>;
-    let uses: [fn(Pool, &dyn Fn()) -> ChangeError; 2] = [
+    type Use = fn(Pool, &dyn Fn()) -> ChangeError;
+    let uses: [Use; 2] = [
         |pool, each| {
             let cell = pool.create(SharedCell::<Large>::new()).unwrap();
             let update = cell.update(|_| {
