@@ -203,21 +203,49 @@ pub fn describe(pool: Pool, name: &str) -> Result<Numbers, NumbersError> {
     named(pool.0, name)
 }
 
+/// How often something is looked at that keeps changing.
+const TRIES: usize = 16;
+
 pub(crate) fn named(arena: Arena, name: &str) -> Result<Numbers, NumbersError> {
-    let all = names::all(arena);
-    let (_, index) = all
-        .iter()
-        .find(|(known, _)| known == name)
-        .ok_or(NumbersError::NotFound)?;
-    look_up(arena, *index)
+    let find = || {
+        let all = names::all(arena);
+        all.into_iter().find(|(known, _)| known == name)
+    };
+    for _ in 0..TRIES {
+        let (_, index) = find().ok_or(NumbersError::NotFound)?;
+        let is_still = || find().is_some_and(|(_, now)| now == index);
+        if let Some(found) = look_up(arena, index, is_still) {
+            return found;
+        }
+    }
+    Err(NumbersError::Changing)
 }
 
 /// The same of an object, by its index; `None` if it is not made of numbers.
 pub(crate) fn of_object(arena: Arena, index: usize) -> Option<Numbers> {
-    look_up(arena, index).ok()
+    (0..TRIES)
+        .find_map(|_| look_up(arena, index, || true))?
+        .ok()
 }
 
-fn look_up(arena: Arena, index: usize) -> Result<Numbers, NumbersError> {
+/// What an object is, if it has not changed meanwhile and `is_still` the one that is meant. Nothing
+/// is held or pinned, as an observer cannot: so the object may be destroyed, and its storage replaced,
+/// while we look. What two looks agree on was there, if the entry was the same before and after.
+fn look_up(
+    arena: Arena,
+    index: usize,
+    is_still: impl FnOnce() -> bool,
+) -> Option<Result<Numbers, NumbersError>> {
+    let Some(entry) = arena.object(index) else {
+        return Some(Err(NumbersError::Damaged));
+    };
+    let state = entry.state();
+    let found = look(arena, index);
+    let unchanged = found == look(arena, index) && is_still() && entry.state() == state;
+    unchanged.then_some(found)
+}
+
+fn look(arena: Arena, index: usize) -> Result<Numbers, NumbersError> {
     let entry = arena.object(index).ok_or(NumbersError::Damaged)?;
     if entry.state().phase != Phase::Live {
         return Err(NumbersError::Damaged);
@@ -252,7 +280,7 @@ fn look_up(arena: Arena, index: usize) -> Result<Numbers, NumbersError> {
 /// The numbers and a copy of their bytes.
 pub(crate) fn read(arena: Arena, name: &str) -> Result<(Numbers, Vec<u8>), NumbersError> {
     // Whoever makes it grow replaces the storage, and may do so while we copy.
-    for _ in 0..16 {
+    for _ in 0..TRIES {
         let before = named(arena, name)?;
         let bytes = copy(arena, &before).ok_or(NumbersError::Damaged)?;
         if named(arena, name)? == before {

@@ -44,6 +44,8 @@ mod queue_users;
 mod queues;
 #[path = "containers/refused.rs"]
 mod refused;
+#[path = "containers/scarce.rs"]
+mod scarce;
 #[path = "containers/stopped.rs"]
 mod stopped;
 #[path = "containers/streams.rs"]
@@ -76,6 +78,7 @@ const CASES: &[common::Named] = table! {
         bands
         a_matrix_grows
         a_matrix_in_a_struct
+        what_is_replaced_is_described
         bands_across_processes;
     buffers:
         buffer_behaves_like_its_model
@@ -111,6 +114,11 @@ const CASES: &[common::Named] = table! {
         heaps_refused
         slots_refused
         pools_refused;
+    scarce:
+        growth_makes_room
+        an_update_lives_on_what_its_pin_held
+        attempts_come_to_an_end
+        the_end_of_a_pin_frees_what_it_held;
     stopped:
         a_write_that_was_cut_off_is_completed
         claims_wait_for_elements_in_flight
@@ -197,6 +205,8 @@ const CASES: &[common::Named] = table! {
         no_producer_starves
         a_sleeping_producer_gets_its_turn
         elements_that_come_back_are_not_missed
+        snapshots_of_what_comes_back
+        nothing_is_counted_twice
         what_the_dead_held_makes_room_for_queues_and_buffers
         killed_producers
         killed_consumers

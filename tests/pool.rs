@@ -17,6 +17,8 @@ mod damage;
 mod damaged_heap;
 #[path = "pool/damaged_maps.rs"]
 mod damaged_maps;
+#[path = "pool/damaged_words.rs"]
+mod damaged_words;
 #[path = "pool/growth.rs"]
 mod growth;
 #[path = "pool/inspect.rs"]
@@ -63,6 +65,9 @@ const CASES: &[common::Named] = table! {
         spans_of_who_comes_next;
     damaged_maps:
         a_chain_of_tables_has_an_end;
+    damaged_words:
+        a_table_full_of_empty_claims
+        the_last_chunk_that_can_be_counted;
     inspect:
         participants_and_what_they_have
         a_map_of_the_data

@@ -100,7 +100,7 @@ impl Others {
     /// would wait for room in it.
     fn look(&mut self, shared: &Shared, limit: Duration) -> Result<(), Failure> {
         for (number, collector) in std::mem::take(&mut self.left) {
-            if collector.wait(limit)? {
+            if collector.wait_timeout(limit)? {
                 self.solutions += collector.join()??;
                 shared.collectors[number].open()?.mail.close();
             } else {

@@ -20,7 +20,7 @@
 //! | | after | the new element: recovery writes it again, before the stripe's lock is had |
 //! | `update` | | as `set` |
 //! | growing | before the block's address is stored | the old storage; the new block is freed (REPLACE) |
-//! | | after | the new storage; the old block is freed, and the length put right by who meets the claim |
+//! | | after | the new storage; recovery stores the length, and frees the old block |
 //!
 //! Invariants
 //! 1. The block is replaced under a GROWING claim only: while an operation's pass or a claim of
@@ -28,7 +28,8 @@
 //! 2. Elements are accessed by the owner of an exclusive claim alone; or by owners of shared claims
 //!    and by reading operations, none of which writes; or by operations only.
 //! 3. Of operations only: all accesses to an element are atomic, or all are under its stripe's lock.
-//! 4. The length never shrinks, and `len` is stored before a claim of growing is over.
+//! 4. The length never shrinks, and `len` is stored before a claim of growing is over: by the one that
+//!    grows it, or by the recovery that resolves its intent.
 
 mod access;
 
@@ -40,11 +41,12 @@ use std::ops::{Range, RangeBounds};
 use std::ptr::NonNull;
 
 use super::Shared;
-use super::claims::{Claims, Mode, Refusal, Storage};
+use super::claims::{Claims, Mode, Refusal};
 use super::elements::{self, Room};
 use super::ranges::{Claim, ClaimMut, Claimed};
 use super::refusals::{ClaimError, ResizeError, resolve};
 use crate::allocator::{AllocError, block};
+use crate::engines::limbo;
 use crate::layout::arena::Arena;
 use crate::layout::{Field, TypeInfo};
 use crate::participants::thread;
@@ -58,7 +60,7 @@ const STRIPES: usize = 4;
 
 /// The address of a block that the array owns.
 #[repr(transparent)]
-pub(super) struct BlockWord(AtomicU64);
+struct BlockWord(AtomicU64);
 
 // SAFETY: an address within the pool; `TYPE` says that it owns a block.
 unsafe impl ShmSafe for BlockWord {
@@ -67,7 +69,7 @@ unsafe impl ShmSafe for BlockWord {
 }
 
 impl BlockWord {
-    pub(super) const fn new() -> Self {
+    const fn new() -> Self {
         BlockWord(AtomicU64::new(0))
     }
 
@@ -79,7 +81,7 @@ impl BlockWord {
 
     /// The length that the block begins with. The caller keeps the block from being replaced.
     #[inline]
-    pub(super) fn len(&self, arena: Arena) -> usize {
+    fn len(&self, arena: Arena) -> usize {
         let address = self.address();
         if !address.is_multiple_of(8) || arena.room_at(address) < 8 {
             return 0;
@@ -89,6 +91,15 @@ impl BlockWord {
         let len = unsafe { &*std::ptr::with_exposed_provenance::<AtomicU64>(address) };
         len.load(Ordering::Relaxed) as usize
     }
+}
+
+/// Where the elements are: a block that begins with its length.
+#[repr(C)]
+struct Storage {
+    /// The block's address, or 0. Replaced by the holder of a GROWING claim.
+    block: BlockWord,
+    /// The length, for those who do not look into the block: stored after the block.
+    len: AtomicU64,
 }
 
 /// An array in a pool, used by many processes at once.
@@ -155,7 +166,10 @@ impl<T: KillSafe + Unpin> Array<T> {
     #[must_use]
     pub const fn new() -> Self {
         Array {
-            storage: Storage::new(),
+            storage: Storage {
+                block: BlockWord::new(),
+                len: AtomicU64::new(0),
+            },
             claims: Claims::new(),
             stripes: [const { AtomicU64::new(0) }; STRIPES],
             elements: PhantomData,
@@ -222,7 +236,7 @@ impl<T: KillSafe + Unpin> Array<T> {
     fn made_in(
         pool: Pool,
         len: usize,
-        fill: impl FnOnce(Room<'_, T>),
+        fill: impl Fn(Room<'_, T>),
     ) -> Result<Shared<Self>, OutOfMemory> {
         let array = pool.create(Self::new()).map_err(|refused| OutOfMemory {
             value: (),
@@ -339,7 +353,7 @@ impl<T: KillSafe + Unpin> Array<T> {
         if !range.is_empty() {
             let claim = self
                 .claims
-                .take(arena, slot, &self.storage, range.clone(), mode)
+                .take(arena, slot, range.clone(), mode)
                 .map_err(|refusal| match refusal {
                     Refusal::Claimed(by) => ClaimError::Claimed { by },
                     Refusal::TooMany => ClaimError::TooManyClaims,
@@ -422,28 +436,34 @@ impl<T: KillSafe + Unpin> Array<T> {
 
     /// Replaces the block by a longer one, whose new elements `fill` writes: no user's code, as
     /// the intent is open. `plan` is told the length and says the new one, with everybody else
-    /// kept out. The former length.
+    /// kept out, who wait also while room is made for the block. The former length.
     pub(super) fn reshape(
         &self,
         plan: impl FnOnce(usize) -> Result<usize, ResizeError>,
-        fill: impl FnOnce(Room<'_, T>),
+        fill: impl Fn(Room<'_, T>),
     ) -> Result<usize, ResizeError> {
         let arena = self.arena().ok_or(ResizeError::NotInPool)?;
         let slot = thread::slot(arena)?;
         let everything = 0..usize::MAX;
         let claim = self
             .claims
-            .take(arena, slot, &self.storage, everything, Mode::Growing)
+            .take(arena, slot, everything, Mode::Growing)
             .map_err(|refusal| match refusal {
                 Refusal::Claimed(by) => ResizeError::Claimed { by },
-                // Merging frees an entry, or some entry has a living owner.
-                Refusal::TooMany => unreachable!("a full table has claims, which overlap all"),
+                // All claims overlap everything, and marks are merged: so the claims are of nothing.
+                Refusal::TooMany => ResizeError::TooManyClaims,
             })?;
         let (source, old) = self.elements(arena);
         let new = plan(old)?;
         if new > old {
             let layout = Self::layout(new)?;
-            intents::replace_block(arena, slot, &self.storage.block.0, |record| {
+            let Storage { block, len } = &self.storage;
+            // By invariant 4.
+            let length = intents::Length {
+                word: len,
+                len: new as u64,
+            };
+            let make = |record: &dyn Fn(usize)| {
                 let address = block::allocate(arena, slot, layout, record)?;
                 let start = std::ptr::with_exposed_provenance_mut::<u8>(address);
                 // SAFETY: a new block of that layout, which nobody else has; the old one has `old`
@@ -458,9 +478,10 @@ impl<T: KillSafe + Unpin> Array<T> {
                     fill(Room(room));
                 }
                 Ok::<usize, AllocError>(address)
+            };
+            limbo::or_reap(arena, || {
+                intents::replace_block(arena, slot, &block.0, Some(length), make)
             })?;
-            // By invariant 4; should we die, `Storage::repair` does it.
-            self.storage.repair(arena);
         }
         drop(claim);
         Ok(old)

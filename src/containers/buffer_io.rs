@@ -7,6 +7,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::buffer::{AppendError, Buffer, Here, Position, RangeError};
+use super::link::unpin;
 use crate::engines::buffer::Found;
 use crate::layout::arena::Arena;
 use crate::participants::epoch;
@@ -105,8 +106,7 @@ impl Drop for BytesView<'_> {
         if let Some(slot) = thread::still_held(self.buffer, self.tag)
             && let Some(arena) = Arena::containing(std::ptr::from_ref(slot).addr())
         {
-            epoch::unpin(slot);
-            thread::guard_dropped(slot);
+            unpin(slot);
             self.buffer.words().reclaim(arena, slot);
         }
     }

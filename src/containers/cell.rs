@@ -17,7 +17,7 @@ use std::ptr::NonNull;
 
 use super::View;
 use super::link::Pinned;
-use super::store::{ChangeError, StoreError};
+use super::store::{ChangeError, StoreError, with_room_for};
 use crate::ShmSafe;
 use crate::engines::cell::CHANGE;
 use crate::engines::{change, limbo};
@@ -208,7 +208,8 @@ impl<T: ShmSafe + Unpin> SharedCell<T> {
     }
 
     /// Sets the value to what `f` makes of it (of `None` while the cell is empty). `f` runs again
-    /// if somebody else sets the value meanwhile. Nothing is locked while it runs.
+    /// if somebody else sets the value meanwhile, and if there was no room before memory was given
+    /// back. Nothing is locked while it runs.
     ///
     /// # Errors
     ///
@@ -235,6 +236,15 @@ impl<T: ShmSafe + Unpin> SharedCell<T> {
     pub fn update(&self, mut f: impl FnMut(Option<&T>) -> T) -> Result<(), ChangeError> {
         let arena = self.arena().ok_or(ChangeError::NotInPool)?;
         let slot = thread::slot(arena)?;
+        with_room_for(arena, || self.update_once((arena, slot), &mut f))
+    }
+
+    /// The pin of an attempt has ended when there was no room: what it held back can go.
+    fn update_once(
+        &self,
+        (arena, slot): (Arena, &'static Slot),
+        f: &mut impl FnMut(Option<&T>) -> T,
+    ) -> Result<(), ChangeError> {
         loop {
             let _pinned = Pinned::new(arena, slot);
             let old = self.word.0.load(Ordering::SeqCst);

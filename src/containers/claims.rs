@@ -25,7 +25,7 @@
 //! | 0 | free | held, by the holder of the lock |
 //! | tag and mode | held | 0 by its owner; if the owner is dead, as below by the holder of the lock |
 //! | tag of a dead owner, SHARED | over | 0 |
-//! | tag of a dead owner, GROWING | over, once its intent is resolved | 0, after [`Storage::repair`] |
+//! | tag of a dead owner, GROWING | over, once its intent is resolved | 0 |
 //! | tag of a dead owner, EXCLUSIVE | over; the range may be half written | ORPHAN |
 //! | EXCLUSIVE without a tag: ORPHAN | a mark that excludes nobody | 0 when the range is claimed exclusively |
 //!
@@ -91,30 +91,6 @@ pub(super) enum Mode {
 pub(super) enum Access {
     Reads,
     Writes,
-}
-
-/// Where the elements are: a block that begins with its length.
-#[repr(C)]
-pub(super) struct Storage {
-    /// The block's address, or 0. Replaced by the holder of a GROWING claim.
-    pub(super) block: super::array::BlockWord,
-    /// The length, for those who do not look into the block: stored after the block.
-    pub(super) len: AtomicU64,
-}
-
-impl Storage {
-    pub(super) const fn new() -> Self {
-        Storage {
-            block: super::array::BlockWord::new(),
-            len: AtomicU64::new(0),
-        }
-    }
-
-    /// Stores the block's length anew. The caller keeps others from replacing the block.
-    pub(super) fn repair(&self, arena: Arena) {
-        let len = self.block.len(arena) as u64;
-        self.len.store(len, Ordering::Release);
-    }
 }
 
 #[repr(C)]
@@ -233,7 +209,7 @@ impl Entry {
     }
 
     /// The entry's state; what a dead owner leaves is put right. The caller holds the lock.
-    fn judge(&self, arena: Arena, storage: &Storage) -> Seen {
+    fn judge(&self, arena: Arena) -> Seen {
         // Acquire pairs with the Release of the last owner.
         let word = self.word.load(Ordering::SeqCst);
         let owner = Tag::of_word(word);
@@ -251,10 +227,6 @@ impl Entry {
         }
         let (next, seen) = match word & MODE {
             EXCLUSIVE => (ORPHAN, Seen::Orphan),
-            GROWING => {
-                storage.repair(arena);
-                (0, Seen::Free)
-            }
             _ => (0, Seen::Free),
         };
         // Only WAITERS can have changed: the owner is dead, and we hold the lock.
@@ -302,14 +274,12 @@ impl Claims {
         &self,
         arena: Arena,
         slot: &Slot,
-        storage: &Storage,
         range: Range<usize>,
         mode: Mode,
     ) -> Result<Taken<'_>, Refusal> {
         loop {
-            let attempt = self.locked(arena, slot, || {
-                self.enter(arena, slot, storage, range.clone(), mode)
-            })?;
+            let attempt =
+                self.locked(arena, slot, || self.enter(arena, slot, range.clone(), mode))?;
             match attempt {
                 Attempt::Done(taken) => {
                     // Entered before the slots are looked at; pairs with the SeqCst of `pass`.
@@ -327,7 +297,6 @@ impl Claims {
         &self,
         arena: Arena,
         slot: &Slot,
-        storage: &Storage,
         range: Range<usize>,
         mode: Mode,
     ) -> Result<Attempt<'_, Taken<'_>>, Refusal> {
@@ -335,7 +304,7 @@ impl Claims {
         let (mut free, mut needed, mut orphaned) = (None, 0, false);
         for (index, entry) in used.iter().enumerate() {
             let overlaps = overlap(&entry.range(), &range);
-            match entry.judge(arena, storage) {
+            match entry.judge(arena) {
                 Seen::Free => {
                     free = free.or(Some(index));
                     continue;
@@ -425,7 +394,6 @@ impl Claims {
         &self,
         arena: Arena,
         slot: &'a Slot,
-        storage: &Storage,
         index: usize,
         access: Access,
     ) -> Result<Pass<'a>, Refusal> {
@@ -447,7 +415,7 @@ impl Claims {
             }
             // Withdrawn, by invariant 4.
             drop(pass);
-            self.meet(arena, slot, storage, index, access)?;
+            self.meet(arena, slot, index, access)?;
         }
     }
 
@@ -462,20 +430,13 @@ impl Claims {
 
     /// Looks at the table closely: refuses, or waits, or finds nothing in the way.
     #[cold]
-    fn meet(
-        &self,
-        arena: Arena,
-        slot: &Slot,
-        storage: &Storage,
-        index: usize,
-        access: Access,
-    ) -> Result<(), Refusal> {
+    fn meet(&self, arena: Arena, slot: &Slot, index: usize, access: Access) -> Result<(), Refusal> {
         let attempt = self.locked(arena, slot, || {
             for entry in self.used() {
                 if !entry.range().contains(&index) {
                     continue;
                 }
-                match entry.judge(arena, storage) {
+                match entry.judge(arena) {
                     Seen::Unresolved(word) => return Ok(Attempt::Wait(entry, word)),
                     Seen::Held(word) if word & GROWING != 0 => {
                         return Ok(Attempt::Wait(entry, word));

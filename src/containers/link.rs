@@ -290,13 +290,23 @@ impl Pinned {
     }
 }
 
+/// The end of a pin under which the user's code may have run: of what was let go of meanwhile, some
+/// goes now.
+#[inline]
+pub(super) fn unpin(slot: &'static Slot) {
+    epoch::unpin(slot);
+    thread::guard_dropped(slot);
+    if let Some(arena) = Arena::containing(std::ptr::from_ref(slot).addr()) {
+        dispose::retry(arena);
+    }
+}
+
 impl Drop for Pinned {
     #[inline]
     fn drop(&mut self) {
         // A forked child has a copy of its parent's, and not its pin.
         if thread::still_held(self.slot, self.tag).is_some() {
-            epoch::unpin(self.slot);
-            thread::guard_dropped(self.slot);
+            unpin(self.slot);
         }
     }
 }
@@ -322,11 +332,8 @@ impl<T: ShmSafe> Drop for View<'_, T> {
         // A forked child has a copy of its parent's view, and not its pin.
         if !self.is_copy()
             && let Some(slot) = thread::still_held(&**self, Tag::of_word(self.pinned_by.get()))
-            && let Some(arena) = Arena::containing(std::ptr::from_ref(slot).addr())
         {
-            epoch::unpin(slot);
-            thread::guard_dropped(slot);
-            dispose::retry(arena);
+            unpin(slot);
         }
     }
 }

@@ -242,7 +242,7 @@ impl<T: KillSafe + Unpin> Matrix<T> {
         &self,
         len: usize,
         columns: usize,
-        fill: impl FnOnce(super::elements::Room<'_, T>),
+        fill: impl Fn(super::elements::Room<'_, T>),
     ) -> Result<(), ShapeError> {
         let mut was_empty = true;
         let from_nothing = |now| {
@@ -293,10 +293,11 @@ impl<T: KillSafe + Unpin> Matrix<T> {
     where
         T: Copy,
     {
-        let (now, columns) = self.dims();
+        let (_, columns) = self.dims();
         let len = count(rows, columns)?;
         self.cells.grow(len, value).map_err(|error| match error {
-            ResizeError::Shorter { .. } => ResizeError::Shorter { len: now },
+            // Others may have made it grow meanwhile.
+            ResizeError::Shorter { len } => ResizeError::Shorter { len: len / columns },
             other => other,
         })?;
         Ok(())

@@ -98,6 +98,9 @@ pub enum ResizeError {
         /// How many there are.
         len: usize,
     },
+    /// It has as many claims as it can have, and all of them of nothing: only a damaged pool says so.
+    #[error("the array has 62 claims already")]
+    TooManyClaims,
     /// No block for the elements.
     #[error(transparent)]
     Alloc(#[from] AllocError),

@@ -33,20 +33,25 @@ pub struct StoreError<T> {
     pub cause: ChangeError,
 }
 
+/// How often something is tried: more often than a map has tables that it has outgrown. Each attempt may
+/// leave something to be freed for ever, where the user's code is part of it.
+const ATTEMPTS: u32 = 64;
+
 /// Tries to store `value`: once more, with what came back, if there was no room, and again as long as
-/// an attempt leaves something to be freed. `attempt` pins itself, and its pin has ended by then: so what
-/// it has held back can go, above all a table that a map has outgrown by this very attempt.
+/// an attempt leaves something to be freed, up to [`ATTEMPTS`]. `attempt` pins itself, and its pin has
+/// ended by then: so what it has held back can go, above all a table that a map has outgrown by this
+/// very attempt.
 #[inline]
 pub(super) fn with_room<T, R>(
     arena: Arena,
     mut value: T,
     mut attempt: impl FnMut(T) -> Result<R, StoreError<T>>,
 ) -> Result<R, StoreError<T>> {
-    let mut again = true;
+    let mut attempts = 0;
     // In one place, so that it becomes part of the caller.
     loop {
         match attempt(value) {
-            Err(refused) if is_worth_another(arena, refused.cause, &mut again) => {
+            Err(refused) if is_worth_another(arena, refused.cause, &mut attempts) => {
                 value = refused.value;
             }
             stored => return stored,
@@ -56,15 +61,13 @@ pub(super) fn with_room<T, R>(
 
 /// Makes room if there was none. True if there may be some now, or if this is the first time.
 #[cold]
-fn is_worth_another(arena: Arena, cause: ChangeError, again: &mut bool) -> bool {
+fn is_worth_another(arena: Arena, cause: ChangeError, attempts: &mut u32) -> bool {
     let no_room = matches!(
         cause,
         ChangeError::Alloc(AllocError::PoolFull | AllocError::NoMemory(_))
     );
-    no_room && {
-        let first = std::mem::take(again);
-        limbo::make_room(arena) || first
-    }
+    *attempts += 1;
+    no_room && *attempts < ATTEMPTS && (limbo::make_room(arena) || *attempts == 1)
 }
 
 /// The same for what has no value at hand.

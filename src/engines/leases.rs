@@ -7,7 +7,7 @@
 //! ```text
 //! block    0    words of an element
 //!          8    how many entries were ever used
-//!          16   how often somebody was about to take an element that was BACK
+//!          16   how often an element was about to be BACK, or to be taken that was
 //!          64   entries, each a state, the element's position, and the element
 //! ```
 //!
@@ -27,8 +27,11 @@
 //! 2. An element has the same position each time it is BACK, and no other has it: an exchange from
 //!    BACK cannot mistake one for another.
 //! 3. The count is raised between the look that finds an entry BACK and the exchange that takes the
-//!    element. So if no entry was BACK at either of two looks, and the count has not changed, none
-//!    was BACK in between.
+//!    element; and before an entry becomes BACK, by who has it or has found its owner over. So if two
+//!    looks find the same entries BACK, with the same elements, and the count has not changed from before
+//!    the first to after the second, they were BACK in between all the time, and no others ever.
+//!    (Whoever was about to do one of the two when the count was read has done it once at most, and for
+//!    an entry to be as it was takes both.) Who is killed in between has counted nothing.
 
 use super::queue::{CELL, Header, LAP, LEASE, make, store};
 use super::word;
@@ -57,7 +60,7 @@ const ENTRY: usize = 2;
 
 /// Where the block has the number of entries that were ever used.
 const USED: usize = 8;
-const RETAKEN: usize = 16;
+const CHANGES: usize = 16;
 const FIRST_ENTRY: usize = 64;
 
 /// An entry that an element can be leased into, or has been.
@@ -122,7 +125,7 @@ impl Header {
         make(arena, slot, &self.lease_block, size, |start| {
             store(start, words as u64);
             store(start + USED, 0);
-            store(start + RETAKEN, 0);
+            store(start + CHANGES, 0);
             for index in 0..LEASES {
                 store(start + FIRST_ENTRY + index * 8 * (2 + words), FREE);
             }
@@ -149,14 +152,19 @@ impl Table {
         unsafe { &*std::ptr::with_exposed_provenance(self.first - FIRST_ENTRY + USED) }
     }
 
-    fn retakes(&self) -> &'static AtomicU64 {
+    fn count(&self) -> &'static AtomicU64 {
         // SAFETY: a word of the block, see `entry`.
-        unsafe { &*std::ptr::with_exposed_provenance(self.first - FIRST_ENTRY + RETAKEN) }
+        unsafe { &*std::ptr::with_exposed_provenance(self.first - FIRST_ENTRY + CHANGES) }
     }
 
     /// See invariant 3.
-    pub(crate) fn retaken(&self) -> u64 {
-        self.retakes().load(Ordering::SeqCst)
+    pub(crate) fn changes(&self) -> u64 {
+        self.count().load(Ordering::SeqCst)
+    }
+
+    /// By invariant 3: somebody is about to change what is BACK.
+    fn announce(&self) {
+        self.count().fetch_add(1, Ordering::SeqCst);
     }
 
     /// True if all entries are in use, some by those who have not got an element yet.
@@ -200,7 +208,7 @@ impl Table {
     pub(crate) fn survey(&self, arena: Arena, me: Tag) -> (Survey, Option<Entry>) {
         let (mut survey, mut first) = (Survey::default(), None);
         for entry in self.entries() {
-            entry.bury(arena);
+            entry.bury(self, arena);
             // Acquire: the element and its position.
             let state = entry.state.load(Ordering::Acquire);
             match state & STATE {
@@ -223,7 +231,7 @@ impl Table {
     /// Tells `each` the entries whose elements wait to be had again, with the elements' positions.
     pub(crate) fn each_back(&self, arena: Arena, mut each: impl FnMut(Entry, u64)) {
         for entry in self.entries() {
-            entry.bury(arena);
+            entry.bury(self, arena);
             if let Some(position) = entry.is_back() {
                 each(entry, position);
             }
@@ -277,8 +285,7 @@ impl Entry {
     /// Takes the element that is BACK, for good or, by a tag, for a lease. False if it has gone.
     /// What the caller has copied before counts if this is true.
     pub(crate) fn retake(&self, table: &Table, position: u64, lease: Option<Tag>) -> bool {
-        // By invariant 3.
-        table.retakes().fetch_add(1, Ordering::SeqCst);
+        table.announce();
         let next = lease.map_or(FREE, |me| me.word() | HELD);
         self.exchange(position << POSITION | BACK, next)
     }
@@ -290,14 +297,19 @@ impl Entry {
         (state & STATE == BACK).then_some(state >> POSITION)
     }
 
-    /// The lease is over: the element is consumed, or is to be had again. The caller holds it.
-    pub(crate) fn settle(&self, consumed: bool) {
-        let next = if consumed { FREE } else { self.back() };
-        self.state.store(next, Ordering::SeqCst);
+    /// The lease is over, the element consumed. The caller holds it.
+    pub(crate) fn consume(&self) {
+        self.state.store(FREE, Ordering::SeqCst);
+    }
+
+    /// The lease is over, and the element is to be had again. The caller holds it.
+    pub(crate) fn give_back(&self, table: &Table) {
+        table.announce();
+        self.state.store(self.back(), Ordering::SeqCst);
     }
 
     /// Takes the entry from an owner that is over.
-    fn bury(&self, arena: Arena) {
+    fn bury(&self, table: &Table, arena: Arena) {
         let found = self.state.load(Ordering::Acquire);
         let next = match found & STATE {
             TAKING => FREE,
@@ -305,6 +317,9 @@ impl Entry {
             _ => return,
         };
         if lock::is_over(arena, Tag::of_word(found)) {
+            if next != FREE {
+                table.announce();
+            }
             self.exchange(found, next);
         }
     }

@@ -10,7 +10,7 @@
 //! | CREATE  | entry, block                     | not yet LIVE: entry and block are free again |
 //! | LINK    | field, new, step and sequence, old | not counted yet: nothing happened; else completed |
 //! | DESTROY | entry, field, target, sequence, old, next | the field in flight is dropped; then CONDEMNED |
-//! | REPLACE | field, old block, new block      | field has the new one: the old is freed; else the new |
+//! | REPLACE | field, old block, new block, length's word, length | field has the new one: the length is stored, and the old freed; else the new |
 //! | WRITE   | destination, length              | the bytes in the slot's redo area are written again |
 //!
 //! Intents of containers are their engines' business (`engines`).
@@ -229,22 +229,37 @@ fn resolve_drop(arena: Arena, slot: &Slot, author: usize) {
     }
 }
 
+/// A word that says how long a block is, and what it is to say of a new one.
+#[derive(Clone, Copy)]
+pub(crate) struct Length<'a> {
+    pub(crate) word: &'a AtomicU64,
+    pub(crate) len: u64,
+}
+
 /// Replaces the block that `field` names by a new one, which `make` allocates (telling its address
-/// beforehand) and fills. The caller keeps everybody else from the field.
+/// beforehand) and fills; and says how long it is, if there is a word for that. The caller keeps
+/// everybody else from the field.
 pub(crate) fn replace_block<E>(
     arena: Arena,
     slot: &Slot,
     field: &AtomicU64,
+    length: Option<Length<'_>>,
     make: impl FnOnce(&dyn Fn(usize)) -> Result<usize, E>,
 ) -> Result<(), E> {
     let old = field.load(Ordering::Relaxed);
+    let address = |word: &AtomicU64| std::ptr::from_ref(word).addr() as u64;
+    let (word, len) = length.map_or((0, 0), |length| (address(length.word), length.len));
     slot.intent
-        .open(REPLACE, &[std::ptr::from_ref(field).addr() as u64, old, 0]);
+        .open(REPLACE, &[address(field), old, 0, word, len]);
     let made = make(&|address| slot.intent.set_arg(2, address as u64));
     if let Ok(address) = made {
         // It happened from this store on.
         field.store(address as u64, Ordering::Release);
         compiler_fence(Ordering::SeqCst);
+        if let Some(length) = length {
+            // Release: who reads it finds the block.
+            length.word.store(length.len, Ordering::Release);
+        }
         if old != 0 {
             slot.watched.freeing.store(old, Ordering::SeqCst);
             slot.intent.set_arg(1, 0);
@@ -263,6 +278,9 @@ fn resolve_replace(arena: Arena, slot: &Slot, owner: Tag) {
     };
     let (old, new) = (slot.intent.arg(1), slot.intent.arg(2));
     if new != 0 && field.load(Ordering::Acquire) == new {
+        if let Some(length) = word(arena, slot.intent.arg(3)) {
+            length.store(slot.intent.arg(4), Ordering::Release);
+        }
         if old != 0 {
             slot.watched.freeing.store(old, Ordering::SeqCst);
             slot.intent.set_arg(1, 0);

@@ -266,7 +266,7 @@ impl<R: Wire> JoinHandle<R> {
         Ok(())
     }
 
-    /// Waits for the worker to end, `limit` at most; whether it has, for good. In the master it is
+    /// Waits for the worker to end, no longer than `timeout`; whether it has, for good. In the master it is
     /// of no use: nothing is dispatched meanwhile.
     ///
     /// # Errors
@@ -279,13 +279,13 @@ impl<R: Wire> JoinHandle<R> {
     /// static HANGS: Entry<(), ()> = Entry::new("hangs", |_, ()| loop { std::thread::park() });
     /// static FIRST: Entry<(), ()> = Entry::new("first", |worker, ()| {
     ///     let hangs = worker.start(&HANGS, &()).unwrap();
-    ///     assert!(!hangs.wait(std::time::Duration::from_millis(1)).unwrap());
+    ///     assert!(!hangs.wait_timeout(std::time::Duration::from_millis(1)).unwrap());
     ///     hangs.kill().unwrap();
     /// });
     /// run(&Config::new(), &FIRST, ())?;
     /// # Ok::<(), shmkit::process::RunError>(())
     /// ```
-    pub fn wait(&self, limit: Duration) -> Result<bool, JoinError> {
+    pub fn wait_timeout(&self, timeout: Duration) -> Result<bool, JoinError> {
         let control = self.open()?;
         let start = std::time::Instant::now();
         loop {
@@ -296,7 +296,7 @@ impl<R: Wire> JoinHandle<R> {
             if over {
                 return Err(JoinError::NoSuchRun);
             }
-            let Some(left) = limit.checked_sub(start.elapsed()) else {
+            let Some(left) = timeout.checked_sub(start.elapsed()) else {
                 return Ok(false);
             };
             self.job(&control)?.wait(self.id, left);

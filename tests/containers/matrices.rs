@@ -1,9 +1,11 @@
 //! Matrices.
 
 use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use shmkit::numbers::{self, NumbersError};
 use shmkit::process::scope;
-use shmkit::{ElementError, Matrix, ResizeError, ShapeError, ShmSafe};
+use shmkit::{Array, ElementError, Matrix, ResizeError, ShapeError, ShmSafe};
 
 use crate::{allocated, assert_sound, pool};
 
@@ -145,4 +147,45 @@ pub fn bands_across_processes() {
     for (r, row) in all.iter_rows().enumerate() {
         assert!(row.iter().all(|&v| v == r as u64));
     }
+}
+
+/// What is described is one of the arrays that ever had the name, with a length that it had.
+pub fn what_is_replaced_is_described() {
+    const ROUNDS: u64 = 10_000;
+    let pool = pool();
+    let done = pool.create(AtomicBool::new(false)).unwrap();
+    scope(|s| {
+        let done = &done;
+        let child = s.spawn(move || {
+            for round in 0..ROUNDS {
+                let array = Array::filled_in(pool, 100, 7_u64).unwrap();
+                pool.set_name("numbers", &array).unwrap();
+                for n in 2..8 {
+                    // Now and then there is time for two looks.
+                    (0..round % 100).for_each(|_| std::hint::spin_loop());
+                    array.grow(100 * n, 7).unwrap();
+                }
+                drop(array);
+                pool.remove_name("numbers").unwrap();
+                // In its place, and full of what is no length.
+                drop(Array::filled_in(pool, 99 + (round % 7) as usize, round << 20 | 3).unwrap());
+            }
+            done.store(true, Ordering::SeqCst);
+        });
+        let child = child.unwrap();
+        let mut seen = 0;
+        while !done.load(Ordering::SeqCst) && !child.is_finished() {
+            match numbers::describe(pool, "numbers") {
+                Ok(found) => {
+                    let len = found.shape[0];
+                    assert!(len % 100 == 0 && len <= 700, "{found:?}");
+                    seen += 1;
+                }
+                Err(NumbersError::NotFound | NumbersError::Changing) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+        child.join().unwrap();
+        assert!(seen > 0);
+    });
 }

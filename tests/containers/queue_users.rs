@@ -1,11 +1,12 @@
 //! Queues that several processes use, some of which are killed.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use shmkit::process::{JoinError, scope};
 use shmkit::{Array, Buffer, Lease, Pool, PopError, PushRefusal, Queue, Shared};
 
+use crate::common::Random;
 use crate::queues::{cause, queue, unbounded};
 use crate::stopped::sleeps;
 use crate::workers::{die, until, was_killed};
@@ -181,6 +182,71 @@ pub fn elements_that_come_back_are_not_missed() {
     });
     assert_eq!(queue.len(), 3);
     assert_sound(queue.pool());
+}
+
+/// The queue has the one element or the other or none, never both.
+pub fn snapshots_of_what_comes_back() {
+    const ROUNDS: u64 = 40_000;
+    let queue = queue(64);
+    let done = queue.pool().create(AtomicBool::new(false)).unwrap();
+    // All places of leases have been used, so a look at them takes a while. The first has what comes back.
+    (1..=64_u64).for_each(|n| queue.push(n).unwrap());
+    let leases: Vec<_> = (0..64).map(|_| queue.try_lease().unwrap()).collect();
+    let mut leases = leases.into_iter();
+    let first = leases.next();
+    leases.for_each(|lease| _ = lease.ack());
+    drop(first);
+    scope(|s| {
+        let (queue, done) = (&queue, &done);
+        let child = s.spawn(move || {
+            let mut random = Random::new(7);
+            // Rarely enough for one of sixteen looks to find nothing changed.
+            let mut pause = || (0..random.below(1000)).for_each(|_| std::hint::spin_loop());
+            for _ in 0..ROUNDS {
+                let lease = queue.try_lease().unwrap();
+                assert_eq!(*lease, 1);
+                queue.push(2).unwrap();
+                assert_eq!(queue.try_pop(), Ok(2));
+                drop(lease);
+                pause();
+            }
+            done.store(true, Ordering::SeqCst);
+        });
+        let child = child.unwrap();
+        while !done.load(Ordering::SeqCst) && !child.is_finished() {
+            let seen: Vec<_> = queue.iter().collect();
+            assert!(seen.len() <= 1, "{seen:?} was never in the queue");
+        }
+        child.join().unwrap();
+    });
+}
+
+/// An element that is leased, and comes back, while they are counted.
+pub fn nothing_is_counted_twice() {
+    const MANY: usize = 1000;
+    let queue = queue(MANY);
+    let popped = queue.pool().create(AtomicUsize::new(0)).unwrap();
+    for _ in 0..30 {
+        (0..MANY).for_each(|n| queue.push(n).unwrap());
+        popped.store(0, Ordering::SeqCst);
+        scope(|s| {
+            let (queue, popped) = (&queue, &popped);
+            let child = s.spawn(move || {
+                for n in 0..MANY {
+                    drop(queue.try_lease().unwrap());
+                    assert_eq!(queue.try_pop(), Ok(n));
+                    popped.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+            let child = child.unwrap();
+            while !child.is_finished() {
+                let most = MANY - popped.load(Ordering::SeqCst);
+                let len = queue.len();
+                assert!(len <= most, "{len} of {most}");
+            }
+            child.join().unwrap();
+        });
+    }
 }
 
 /// Objects of a process that was killed, and that nobody has destroyed yet, make room.

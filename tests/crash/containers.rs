@@ -22,6 +22,7 @@ struct Bench {
     made: Option<Shared<Array<u64>>>,
     /// 4 rows of 3, all 1.
     matrix: Shared<Matrix<f64>>,
+    empty: Shared<Matrix<u64>>,
     made_matrix: Option<Shared<Matrix<f64>>>,
     /// Bytes in use before the operation.
     before: usize,
@@ -39,6 +40,7 @@ impl Bench {
         let numbers = Array::from_fn_in(pool, 6, |i| i as u64).expect("room");
         let triples = Array::filled_in(pool, 4, OLD).expect("room");
         let matrix = Matrix::filled_in(pool, 4, 3, 1.0).expect("room");
+        let empty = pool.create(Matrix::new()).expect("room");
         let before = pool.stats().allocated;
         Bench {
             pool,
@@ -46,6 +48,7 @@ impl Bench {
             triples,
             made: None,
             matrix,
+            empty,
             made_matrix: None,
             before,
         }
@@ -154,8 +157,9 @@ pub fn cases(suite: &mut Suite) {
         })
         .verify(|bench, crash| {
             let done = bench.check(crash)?;
-            let grown = bench.numbers().get(999) == Ok(8);
+            // Before anything is done that meets the claim of the dead.
             let len = bench.numbers().len();
+            let grown = bench.numbers().get(999) == Ok(8);
             ensure(grown || !done, || "lost".into())?;
             ensure(len == if grown { 1000 } else { 6 }, || {
                 format!("{len} long")
@@ -246,7 +250,29 @@ fn matrices(suite: &mut Suite) {
                 format!("{dims:?}")
             })?;
             let kept = bench.matrix.get(3, 2) == Ok(1.0);
-            ensure(kept, || "elements lost".into())
+            ensure(kept, || "elements lost".into())?;
+            let again = bench.matrix.grow(100, 8.0);
+            ensure(again.is_ok() && bench.matrix.get(99, 2) == Ok(8.0), || {
+                format!("{dims:?}, and then {again:?}")
+            })
+        }),
+    );
+    suite.run(
+        case("matrix/fill", |bench| {
+            bench.empty.fill(5, 4, 9).expect("filled")
+        })
+        .verify(|bench, crash| {
+            let done = bench.check(crash)?;
+            let dims = bench.empty.dims();
+            ensure(dims == (5, 4) || dims == (0, 0) && !done, || {
+                format!("{dims:?}")
+            })?;
+            let again = bench.empty.fill(5, 4, 9);
+            ensure(again.is_ok() == (dims == (0, 0)), || {
+                format!("{dims:?}, and then {again:?}")
+            })?;
+            let last = bench.empty.get(4, 3);
+            ensure(last == Ok(9), || format!("{last:?}"))
         }),
     );
 }

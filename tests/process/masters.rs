@@ -183,7 +183,7 @@ pub fn the_first_worker_fails() {
 static TRIES: Entry<(), ()> = Entry::new("tries", |worker, ()| {
     let hung = worker.start(&FOR_EVER, &()).unwrap();
     let hung = hung.try_join().expect_err("it has not ended");
-    assert!(!hung.wait(Duration::from_millis(1)).unwrap());
+    assert!(!hung.wait_timeout(Duration::from_millis(1)).unwrap());
     hung.kill().unwrap();
     let (copy, id) = (postcard_copy(&hung), hung.id());
     assert_eq!(copy.id(), id);
@@ -192,7 +192,7 @@ static TRIES: Entry<(), ()> = Entry::new("tries", |worker, ()| {
     assert!(copy.is_finished());
 
     let square = worker.start(&SQUARE, &3).unwrap();
-    assert!(square.wait(Duration::from_secs(60)).unwrap());
+    assert!(square.wait_timeout(Duration::from_secs(60)).unwrap());
     assert_eq!(square.try_join().unwrap().unwrap(), 9);
 
     let forgotten = worker.start(&SQUARE, &4).unwrap();

@@ -438,7 +438,7 @@ static DISAGREES: Entry<(), ()> = Entry::new("disagrees", |worker, ()| {
     killed.kill().unwrap();
     assert!(matches!(killed.join(), Err(JoinError::Signaled(9))));
     let waits = worker.start(&NOBODYS, &()).unwrap();
-    assert!(!waits.wait(Duration::from_millis(20)).unwrap());
+    assert!(!waits.wait_timeout(Duration::from_millis(20)).unwrap());
     waits.detach();
 });
 

@@ -67,7 +67,7 @@ fn storm(worker: &Worker, world: World) -> usize {
             }
         }
         tasks[kills % TASKS]
-            .wait(Duration::from_micros(300))
+            .wait_timeout(Duration::from_micros(300))
             .unwrap();
     }
     for (n, task) in tasks.drain(..).enumerate() {

@@ -42,7 +42,7 @@ impl<T: KillSafe + Unpin> Array<T> {
         }
         let arena = self.arena().ok_or(ElementError::NotInPool)?;
         let slot = thread::slot(arena)?;
-        let pass = self.claims.pass(arena, slot, &self.storage, index, access);
+        let pass = self.claims.pass(arena, slot, index, access);
         let pass = pass.map_err(|refusal| match refusal {
             Refusal::Claimed(by) => ElementError::Claimed { by },
             Refusal::TooMany => unreachable!("an element's pass is no entry"),

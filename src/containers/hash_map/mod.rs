@@ -433,7 +433,8 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
     }
 
     /// Removes all entries of which `f` does not hold. Each is removed on its own; what is inserted or
-    /// replaced meanwhile may stay without having been asked about.
+    /// replaced meanwhile may stay without having been asked about. If there was no room before memory
+    /// was given back, `f` is asked again about those that are left.
     ///
     /// # Errors
     ///
@@ -455,6 +456,14 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
     /// ```
     pub fn retain(&self, mut f: impl FnMut(&K, &V) -> bool) -> Result<(), ChangeError> {
         let place = self.raw.place()?;
+        with_room_for(place.0, || self.retain_once(place, &mut f))
+    }
+
+    fn retain_once(
+        &self,
+        place: (Arena, &'static Slot),
+        f: &mut impl FnMut(&K, &V) -> bool,
+    ) -> Result<(), ChangeError> {
         let _pinned = Pinned::new(place.0, place.1);
         for entry in self.raw.entries(place.0) {
             // Found under the pin.
@@ -475,8 +484,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
     ///
     /// [`ChangeError`]; some may have been removed.
     pub fn clear(&self) -> Result<(), ChangeError> {
-        let place = self.raw.place()?;
-        with_room_for(place.0, || self.retain(|_, _| false))
+        self.retain(|_, _| false)
     }
 
     /// All entries, in no order. An entry that is there all the time is seen once; one that is

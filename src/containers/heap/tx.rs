@@ -466,20 +466,13 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
         init: impl Fn(usize),
     ) -> Result<(), AllocError> {
         let Here { arena, slot } = self.here;
-        let once = || {
-            intents::replace_block(arena, slot, word, |record| {
+        limbo::or_reap(arena, || {
+            intents::replace_block(arena, slot, word, None, |record| {
                 let address = block::allocate(arena, slot, layout, record)?;
                 init(address);
                 Ok::<usize, AllocError>(address)
             })
-        };
-        match once() {
-            Err(error) if is_full(&error) => {
-                limbo::make_room(arena);
-                once()
-            }
-            other => other,
-        }
+        })
     }
 
     /// Runs something that allocates; once more after a collection, should the pool be full.

@@ -37,16 +37,17 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         }
     }
 
-    /// To be told to [`none_was_back`](Self::none_was_back).
-    pub(super) fn retaken(&self) -> u64 {
+    /// How often what has come back was about to change: to be told to
+    /// [`none_was_back`](Self::none_was_back).
+    pub(super) fn changes(&self) -> u64 {
         let table = self.header.leases(Self::WORDS);
-        table.map_or(0, |table| table.retaken())
+        table.map_or(0, |table| table.changes())
     }
 
     /// True if no element was back since a look that found none, before which the caller had asked
-    /// how many were [`retaken`](Self::retaken).
-    pub(super) fn none_was_back(&self, retaken: u64) -> bool {
-        self.survey().0.back == 0 && self.retaken() == retaken
+    /// for the [`changes`](Self::changes).
+    pub(super) fn none_was_back(&self, changes: u64) -> bool {
+        self.survey().0.back == 0 && self.changes() == changes
     }
 
     /// Copies the element that has come back and is to be had next, if there is one.
@@ -68,12 +69,12 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         None
     }
 
-    /// Tells `each` the elements that have come back, in order.
-    pub(super) fn each_back(&self, mut each: impl FnMut(T)) {
-        let (Some(table), Some(arena)) = (self.header.leases(Self::WORDS), self.arena()) else {
-            return;
-        };
+    /// The elements that have come back, in order, and their positions.
+    pub(super) fn all_back(&self) -> Vec<(u64, T)> {
         let mut back = Vec::new();
+        let (Some(table), Some(arena)) = (self.header.leases(Self::WORDS), self.arena()) else {
+            return back;
+        };
         table.each_back(arena, |entry, position| {
             let mut value = MaybeUninit::uninit();
             // SAFETY: as in `peek`.
@@ -87,11 +88,16 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         back.sort_by(|(one, _), (other, _)| {
             ring::is_ahead(*one, *other).cmp(&ring::is_ahead(*other, *one))
         });
-        back.into_iter().for_each(|(_, value)| each(value));
+        back
     }
 
-    /// A lease has ended: somebody may be waiting for what it was about.
-    pub(super) fn settled(&self, consumed: bool) {
+    /// Ends a lease, which the caller has: somebody may be waiting for what it was about.
+    pub(super) fn settle(&self, entry: Entry, consumed: bool) {
+        // Where there is a lease there is a table, but in a damaged pool.
+        match self.header.leases(Self::WORDS) {
+            Some(table) if !consumed => entry.give_back(&table),
+            _ => entry.consume(),
+        }
         if !consumed {
             bell::ring(&self.header.pushed.0);
         } else if self.is_closed() && bell::has_sleepers(&self.header.pushed.0) {

@@ -49,8 +49,7 @@ impl<'a, T: ShmSafe + Unpin> Lease<'a, T> {
     fn settle(&self, consumed: bool) {
         // A forked copy settles nothing.
         if thread::still_held(self.queue, self.tag).is_some() {
-            self.entry.settle(consumed);
-            self.queue.settled(consumed);
+            self.queue.settle(self.entry, consumed);
             thread::guard_dropped(self.queue);
         }
     }

@@ -13,20 +13,21 @@ const SNAPSHOTS: usize = 16;
 
 impl<T: ShmSafe + Unpin> Raw<T> {
     pub(crate) fn len(&self) -> usize {
-        let mut pushed = 0;
-        self.visit(|_, _, _| pushed += 1);
-        pushed + self.survey().0.back
+        // What has come back first: it is nowhere else then, and what comes back later is in no ring.
+        let mut all = self.survey().0.back;
+        self.visit(|_, _, _| all += 1);
+        all
     }
 
     pub(crate) fn is_empty(&self) -> bool {
         for _ in 0..ATTEMPTS {
-            let retaken = self.retaken();
+            let changes = self.changes();
             if self.survey().0.back > 0 {
                 return false;
             }
-            match self.take(Take::Look, retaken, |_, _, _| {}) {
+            match self.take(Take::Look, changes, |_, _, _| {}) {
                 Ok(Some(_)) => return false,
-                Err(_) if self.none_was_back(retaken) => return true,
+                Err(_) if self.none_was_back(changes) => return true,
                 Ok(None) | Err(_) => {}
             }
         }
@@ -39,7 +40,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
     {
         let mut value = MaybeUninit::uninit();
         for _ in 0..ATTEMPTS {
-            let retaken = self.retaken();
+            let changes = self.changes();
             if let Some(back) = self.first_back(&mut value) {
                 if back.entry.is_back() == Some(back.position) {
                     // SAFETY: copied from an entry that has not changed since.
@@ -48,13 +49,13 @@ impl<T: ShmSafe + Unpin> Raw<T> {
                 continue;
             }
             // SAFETY: as in `pop_slow`.
-            let taken = self.take(Take::Look, retaken, |ring, index, _| unsafe {
+            let taken = self.take(Take::Look, changes, |ring, index, _| unsafe {
                 element::load(ring.element(index), &mut value);
             });
             match taken {
                 // SAFETY: copied from a cell that has not changed since.
                 Ok(Some(_)) => return Some(unsafe { value.assume_init() }),
-                Err(_) if self.none_was_back(retaken) => return None,
+                Err(_) if self.none_was_back(changes) => return None,
                 Ok(None) | Err(_) => {}
             }
         }
@@ -84,7 +85,9 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         let mut elements = Vec::new();
         for _ in 0..SNAPSHOTS {
             elements.clear();
-            self.each_back(|value| elements.push(value));
+            let changes = self.changes();
+            let back = self.all_back();
+            elements.extend(back.iter().map(|&(_, value)| value));
             let whole = self.visit(|ring, index, at| {
                 let mut value = MaybeUninit::uninit();
                 // SAFETY: a cell's words, which all access as atomics; copied from a cell that has
@@ -96,7 +99,10 @@ impl<T: ShmSafe + Unpin> Raw<T> {
                     }
                 }
             });
-            if whole {
+            // That moment was between the two looks at what has come back.
+            let positions = |back: &[(u64, T)]| back.iter().map(|&(at, _)| at).collect::<Vec<_>>();
+            if whole && positions(&self.all_back()) == positions(&back) && self.changes() == changes
+            {
                 break;
             }
         }

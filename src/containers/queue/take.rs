@@ -85,7 +85,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
     fn pop_slow(&self) -> Result<T, PopError> {
         let mut value = MaybeUninit::uninit();
         for _ in 0..ATTEMPTS {
-            let retaken = self.retaken();
+            let changes = self.changes();
             if let Some(back) = self.first_back(&mut value) {
                 if back.retake(None) {
                     // SAFETY: copied from an entry whose element it is.
@@ -94,7 +94,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
                 continue;
             }
             // SAFETY: a cell's words, which all access as atomics.
-            let taken = self.take(Take::Pop, retaken, |ring, index, _| unsafe {
+            let taken = self.take(Take::Pop, changes, |ring, index, _| unsafe {
                 element::load(ring.element(index), &mut value);
             });
             match taken {
@@ -103,7 +103,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
                     // SAFETY: as in `pop_first`.
                     return Ok(unsafe { value.assume_init() });
                 }
-                Err(refused) if self.none_was_back(retaken) => return Err(refused),
+                Err(refused) if self.none_was_back(changes) => return Err(refused),
                 Ok(None) | Err(_) => {}
             }
         }
@@ -112,14 +112,14 @@ impl<T: ShmSafe + Unpin> Raw<T> {
 
     /// Takes the first element of all rings: where it was. `None` if another attempt may find what
     /// this one has not, also among what has come back: the caller has looked for that, and before for
-    /// how many were `retaken`.
+    /// how many were `changes`.
     pub(super) fn take(
         &self,
         how: Take,
-        retaken: u64,
+        changes: u64,
         mut copy: impl FnMut(Ring, usize, u64),
     ) -> Result<Option<(Ring, u64)>, PopError> {
-        self.take_behind(self.first_for_pop()?, None, (how, retaken), &mut copy)
+        self.take_behind(self.first_for_pop()?, None, (how, changes), &mut copy)
     }
 
     /// The same from a ring on. `passed` are those before it in which somebody is in the middle of a
@@ -128,12 +128,12 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         &self,
         mut ring: Ring,
         passed: Option<&Passed<'_>>,
-        (how, retaken): (Take, u64),
+        (how, changes): (Take, u64),
         copy: &mut dyn FnMut(Ring, usize, u64),
     ) -> Result<Option<(Ring, u64)>, PopError> {
         loop {
             let still = || passed.is_none_or(Passed::still);
-            let valid = || still() && self.none_was_back(retaken);
+            let valid = || still() && self.none_was_back(changes);
             let cell = |index| ring.cell(index);
             let mut copy_here = |index, at| copy(ring, index, at);
             let taken = ring::take_if(ring.shape, ring.head(), &cell, how, &mut copy_here, &valid);
@@ -160,7 +160,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
                     walk,
                     before: passed,
                 };
-                return self.take_behind(next, Some(&passed), (how, retaken), copy);
+                return self.take_behind(next, Some(&passed), (how, changes), copy);
             }
             if passed.is_none() {
                 self.header.set_front(next);
@@ -229,7 +229,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         let mut value = MaybeUninit::uninit();
         let mut patience = LOOKS;
         for _ in 0..ATTEMPTS {
-            let retaken = self.retaken();
+            let changes = self.changes();
             if let Some(back) = self.first_back(&mut value) {
                 if back.retake(Some(slot.tag())) {
                     // SAFETY: as in `pop_slow`.
@@ -239,9 +239,9 @@ impl<T: ShmSafe + Unpin> Raw<T> {
                 continue;
             }
             // Who would find nothing takes no entry from those who would.
-            match self.take(Take::Look, retaken, |_, _, _| {}) {
+            match self.take(Take::Look, changes, |_, _, _| {}) {
                 Ok(Some(_)) => {}
-                Err(refused) if self.none_was_back(retaken) => return Err(refused),
+                Err(refused) if self.none_was_back(changes) => return Err(refused),
                 Ok(None) | Err(_) => continue,
             }
             let Some(entry) = table.take(slot, first.lap()) else {
@@ -253,7 +253,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
                 continue;
             };
             let how = Take::Lease(slot.tag().slot());
-            let taken = self.take(how, retaken, |ring, index, at| {
+            let taken = self.take(how, changes, |ring, index, at| {
                 // SAFETY: a cell's words, and those of an entry that nobody else stores to.
                 unsafe {
                     element::load(ring.element(index), &mut value);

@@ -73,6 +73,8 @@ impl Found {
     #[inline]
     pub(super) fn next(self) -> Next {
         match self.chunk.next.load(Ordering::SeqCst) {
+            // None can be counted after it, which static garbage says.
+            0 if self.index() == u64::MAX => Next::Closed,
             0 => Next::None,
             CLOSED => Next::Closed,
             // An address that is none ends the chain.
@@ -165,7 +167,7 @@ impl Found {
 impl Found {
     /// Makes the chunk, which is not linked yet, the one after `last`, from position `start` on.
     pub(super) fn follow(self, last: Option<Found>, start: u64) {
-        let index = last.map_or(0, |last| last.index() + 1);
+        let index = last.map_or(0, |last| last.index().saturating_add(1));
         self.chunk.start.store(start, Ordering::Relaxed);
         self.chunk.index.store(index, Ordering::Relaxed);
         for (level, skip) in self.chunk.skips.iter().enumerate() {
