@@ -54,7 +54,8 @@ const CASES: &[common::Named] = table! {
         other_version_or_layout
         damaged_values
         an_address_that_is_taken
-        another_pid_namespace;
+        another_pid_namespace
+        a_child_in_another_namespace;
     damage:
         flipped_header_bytes
         changed_table_words

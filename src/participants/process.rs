@@ -74,7 +74,13 @@ pub(crate) fn current_index(arena: Arena) -> usize {
     Tag::of_word(local::of(arena).process()).slot()
 }
 
+/// None as well where the numbers of processes, or their times, mean others than in the pool: nobody there
+/// could tell whether this process lives, and it could not tell of them.
 fn claim(arena: Arena) -> Option<Tag> {
+    let numbers = arena.header().pid_namespace.load(Ordering::Relaxed);
+    if sys::process::pid_namespace().ok() != Some(numbers) || has_other_times(arena) {
+        return None;
+    }
     find(arena, |index, record| {
         let word = record.life.word.load(Ordering::Acquire);
         if word != 0 || !record.life.acquire(0).unwrap_or(false) {
@@ -202,6 +208,21 @@ pub(crate) fn abort_child(arena: Arena, child: Tag) {
     if state.generation == child.generation() && state.phase == ProcessPhase::Forking {
         recovery::abort(arena, child.slot(), state);
     }
+}
+
+/// Whether this process, a child of one that takes part, was forked into another PID or time namespace: what
+/// [`claim`] asks, for less.
+pub(crate) fn is_in_another_namespace(arena: Arena) -> bool {
+    let numbers = arena.header().pid_namespace.load(Ordering::Relaxed);
+    // A parent in an outer namespace is not seen.
+    rustix::process::getppid().is_none() && sys::process::pid_namespace().ok() != Some(numbers)
+        || has_other_times(arena)
+}
+
+/// Who cannot read about it reads no times either, and draws no conclusions from them.
+fn has_other_times(arena: Arena) -> bool {
+    let times = arena.header().time_namespace.load(Ordering::Relaxed);
+    times != 0 && sys::process::time_namespace().is_some_and(|mine| mine != times)
 }
 
 /// In the child: turns its record LIVE. False if it was aborted: then nothing that the child

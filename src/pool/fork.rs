@@ -275,14 +275,20 @@ extern "C" fn in_child() {
         let mine = Tag::of_word(pending(arena).swap(0, Ordering::Relaxed));
         if mine.is_nobody() && !has_handles(arena) {
             local::of(arena).set_process(0);
+        } else if process::is_in_another_namespace(arena) {
+            give_up(b"shmkit: a forked child is in another PID or time namespace than a pool; it exits\n");
         } else if mine.is_nobody() || !process::become_child(arena, mine, start) {
-            const WHY: &[u8] = b"shmkit: a forked child has no record in a pool; it exits\n";
-            // SAFETY: writes a constant to standard error; the outcome does not matter.
-            unsafe { libc::write(2, WHY.as_ptr().cast(), WHY.len()) };
-            sys::process::exit_now(70);
+            give_up(b"shmkit: a forked child has no record in a pool; it exits\n");
         }
     }
     release_handles();
+}
+
+/// Ends a child that must not live on with what it inherits.
+fn give_up(why: &[u8]) -> ! {
+    // SAFETY: writes readable bytes to standard error; the outcome does not matter.
+    unsafe { libc::write(2, why.as_ptr().cast(), why.len()) };
+    sys::process::exit_now(70);
 }
 
 /// Called by a child that ends in order, as the last thing before `_exit`: neither a panic nor an unwinding is

@@ -1,5 +1,6 @@
 //! Attaching: by name and descriptor, and everything that is refused.
 
+use std::cell::Cell;
 use std::fs::{self, File};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
@@ -293,26 +294,27 @@ pub fn an_address_that_is_taken() {
     assert_eq!(*pool.named::<u64>("kept").unwrap(), 41);
 }
 
-pub fn another_pid_namespace() {
-    let file = detached();
-    // SAFETY: the child makes system calls and attaches, in a process with one thread.
+/// Forks a child that makes new namespaces for its children; what a child of it answers. `None` if this user may
+/// not make one.
+fn in_another_namespace(
+    kind: libc::c_int,
+    before: impl FnOnce(),
+    inside: impl FnOnce() -> i32,
+) -> Option<i32> {
+    const REFUSED: i32 = 77;
+    // SAFETY: the child does what it is told to, in a process with one thread.
     let child = unsafe { libc::fork() };
     assert!(child >= 0);
     if child == 0 {
+        before();
         // SAFETY: changes what this child's own children see; the grandchild exits at once.
         let code = unsafe {
-            let mut refused = libc::unshare(libc::CLONE_NEWPID) != 0;
-            if refused {
-                refused = libc::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWPID) != 0;
-            }
-            if refused {
-                77
+            if libc::unshare(kind) != 0 && libc::unshare(libc::CLONE_NEWUSER | kind) != 0 {
+                REFUSED
             } else {
                 let grandchild = libc::fork();
                 if grandchild == 0 {
-                    let outcome = attach(&file);
-                    let other = matches!(outcome, Err(AttachError::OtherPidNamespace));
-                    libc::_exit(if other { 0 } else { 1 });
+                    libc::_exit(inside());
                 }
                 let mut status = 0;
                 libc::waitpid(grandchild, &mut status, 0);
@@ -325,8 +327,46 @@ pub fn another_pid_namespace() {
     let mut status = 0;
     // SAFETY: waits for our own child.
     assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
-    match libc::WEXITSTATUS(status) {
-        77 => println!("  this user may not make a PID namespace: not tested"),
-        code => assert_eq!((libc::WIFEXITED(status), code), (true, 0)),
+    assert!(libc::WIFEXITED(status));
+    let code = libc::WEXITSTATUS(status);
+    if code == REFUSED {
+        println!("  this user may not make such a namespace: not tested");
+        return None;
+    }
+    Some(code)
+}
+
+/// Absent from the `libc` crate.
+const CLONE_NEWTIME: libc::c_int = 0x80;
+
+pub fn another_pid_namespace() {
+    let file = detached();
+    let attaches = || {
+        let outcome = attach(&file);
+        i32::from(!matches!(outcome, Err(AttachError::OtherPidNamespace)))
+    };
+    let code = in_another_namespace(libc::CLONE_NEWPID, || (), attaches);
+    assert!(matches!(code, None | Some(0)), "{code:?}");
+}
+
+/// Whom the pool's numbers or times mean nothing to does not take part: it would take living holders for dead, or
+/// be taken for dead itself.
+pub fn a_child_in_another_namespace() {
+    for kind in [libc::CLONE_NEWPID, CLONE_NEWTIME] {
+        let file = detached();
+        let takes_part = || {
+            let pool = attach(&file).unwrap();
+            pool.create(1_u64).unwrap();
+        };
+        let code = in_another_namespace(kind, takes_part, || 0);
+        assert!(matches!(code, None | Some(70)), "{kind:#x}: {code:?}");
+        // One that has the pool, and has not taken part yet.
+        let has = Cell::new(None);
+        let looks = || has.set(Some(attach(&file).unwrap()));
+        let comes = || i32::from(has.get().unwrap().create(1_u64).is_ok());
+        let code = in_another_namespace(kind, looks, comes);
+        assert!(matches!(code, None | Some(0)), "{kind:#x}: {code:?}");
+        let pool = TestPool::of(attach(&file).unwrap());
+        assert!(pool.check().is_ok());
     }
 }
