@@ -50,6 +50,13 @@ struct World {
 }
 
 impl World {
+    /// Each gets a slot, if it has none: who comes while somebody is dead recovers him, and is not killed in that.
+    fn enter_all(&mut self) {
+        for participant in &mut self.participants {
+            participant.act(self.pool, None, || ()).unwrap();
+        }
+    }
+
     fn enter(&mut self, block: NonNull<u8>, layout: Layout) {
         let (start, usable) = (block.addr().get(), self.pool.usable_size(block).unwrap());
         assert!(start.is_multiple_of(layout.align()) && usable >= layout.size());
@@ -222,6 +229,7 @@ fuzz_target!(|steps: Vec<Step>| {
         model: BTreeMap::new(),
         lost: 0,
     };
+    world.enter_all();
     for step in &steps {
         world.apply(step);
     }
