@@ -156,7 +156,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> MultiMap<K, V, S> {
         let place = self.raw.place()?;
         with_room_for(place.0, || {
             let pinned = Pinned::new(place.0, place.1);
-            let popped = self.raw.remove_if(place, key, |_| true)?;
+            let popped = self.raw.remove_if(place, key, None)?;
             Ok(popped.map(|found| Self::view(pinned, found)))
         })
     }

@@ -227,7 +227,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
         let place = self.raw.place()?;
         with_room_for(place.0, || {
             let pinned = Pinned::new(place.0, place.1);
-            let removed = self.raw.remove_if(place, key, |_| true)?;
+            let removed = self.raw.remove_if(place, key, None)?;
             Ok(removed.map(|found| Self::view(pinned, found)))
         })
     }
@@ -285,7 +285,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
                     matches!(put, Stored::Put { .. })
                 }
                 None => match seen {
-                    Some(seen) => self.raw.remove_if(place, key, |now| now == seen)?.is_some(),
+                    Some(seen) => self.raw.remove_if(place, key, Some(seen))?.is_some(),
                     None => true,
                 },
             };
@@ -372,7 +372,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
                     let put = put.map_err(|refused| refused.cause)?;
                     matches!(put, Stored::Put { .. })
                 }
-                (None, Some(seen)) => self.raw.remove_if(place, key, |now| now == seen)?.is_some(),
+                (None, Some(seen)) => self.raw.remove_if(place, key, Some(seen))?.is_some(),
                 (None, None) => true,
             };
             if unchanged {
@@ -472,7 +472,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
                 continue;
             };
             if !f(key, Self::value(&found)) {
-                self.raw.remove_if(place, key, |now| now == found)?;
+                self.raw.remove_if(place, key, Some(found))?;
             }
         }
         Ok(())

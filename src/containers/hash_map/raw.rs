@@ -6,7 +6,6 @@ use std::marker::{PhantomData, PhantomPinned};
 
 use super::hasher::KeyHasher;
 use super::key::{Key, Node, key_of, word_of};
-use crate::ShmSafe;
 use crate::containers::View;
 use crate::containers::link::Pinned;
 use crate::containers::store::{ChangeError, StoreError};
@@ -16,6 +15,7 @@ use crate::layout::{Engine, TypeInfo};
 use crate::participants::table::Slot;
 use crate::participants::thread;
 use crate::primitive::{AtomicU64, Ordering};
+use crate::{AllocError, ShmSafe};
 
 /// The address of a map's table.
 #[repr(transparent)]
@@ -257,6 +257,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, const STACKED: bool> Raw
             let done = self.edit(place, (bytes, guess), true, |edit| {
                 let old = edit.found().map(Found);
                 if !may(old) {
+                    self.is_what_is_found(place.0, key, old)?;
                     return Ok(Some((None, old)));
                 }
                 let new = if Self::FLAT {
@@ -294,28 +295,50 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, const STACKED: bool> Raw
         word_of(unsafe { std::slice::from_raw_parts(first, size_of::<V>()) })
     }
 
-    /// Removes the key if `may` agrees to what it has. The caller is pinned.
+    /// Removes the key; if `only` is given, only if it has that. The caller is pinned.
     pub(in crate::containers) fn remove_if(
         &self,
         place: (Arena, &'static Slot),
         key: &K,
-        may: impl Fn(Found) -> bool,
+        only: Option<Found>,
     ) -> Result<Option<Found>, ChangeError> {
         let bytes = key.bytes();
         let guess = self.guess(key);
         let removed = self.edit(place, (bytes, guess), false, |edit| {
-            let found = edit.found().map(Found).filter(|&found| may(found));
-            if found.is_some() {
-                let size = Node::<K, V, STACKED>::size(bytes.len());
-                if STACKED {
-                    edit.pop(size);
-                } else {
-                    edit.remove(size);
-                }
+            let found = edit.found().map(Found);
+            if only.is_some() && found != only {
+                self.is_what_is_found(place.0, key, found)?;
+                return Ok(None);
             }
-            found
+            if found.is_none() {
+                return Ok(None);
+            }
+            let size = Node::<K, V, STACKED>::size(bytes.len());
+            if STACKED {
+                edit.pop(size);
+            } else {
+                edit.remove(size);
+            }
+            Ok(found)
         })?;
-        Ok(removed.flatten())
+        let removed: Option<Result<_, AllocError>> = removed;
+        Ok(removed.transpose()?.flatten())
+    }
+
+    /// Under the key's lock a search finds what the key has. Not so in a damaged table: who goes by what a search
+    /// has found, and tries again if it is another, would never end.
+    #[cold]
+    fn is_what_is_found(
+        &self,
+        arena: Arena,
+        key: &K,
+        has: Option<Found>,
+    ) -> Result<(), AllocError> {
+        if self.find(arena, key) == has {
+            Ok(())
+        } else {
+            Err(map::DAMAGED)
+        }
     }
 
     pub(in crate::containers) fn entries(&self, arena: Arena) -> Entries<Self> {

@@ -94,7 +94,7 @@ pub(super) fn resolve(arena: Arena, slot: &Slot, owner: Tag, op: u64) {
 }
 
 /// What is answered where static garbage has taken the place of a table.
-const DAMAGED: AllocError = AllocError::TooLarge;
+pub(crate) const DAMAGED: AllocError = AllocError::TooLarge;
 
 /// A map's tables, the root first.
 fn tables(arena: Arena, root: u64) -> impl Iterator<Item = Table> {
