@@ -54,6 +54,7 @@ const CASES: &[common::Named] = table! {
         other_version_or_layout
         damaged_values
         an_address_that_is_taken
+        by_two_threads_at_once
         another_pid_namespace
         a_child_in_another_namespace;
     damage:

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
 
-use super::{Pool, create, fork, layout_fingerprint};
+use super::{Pool, create, fork, handles, layout_fingerprint};
 use crate::layout::arena::{Arena, DATA, NAMES, OBJECTS, PROCESSES, SLICE, SLOTS, TYPES, Table};
 use crate::layout::header::{Identity, MAGIC, VERSION, Watermarks};
 use crate::layout::local;
@@ -196,10 +196,13 @@ pub(crate) fn from_fd(fd: OwnedFd) -> Result<Pool, AttachError> {
         return Err(AttachError::OtherTimeNamespace);
     }
     let (base, len) = (identity.base as usize, identity.mapped_len());
+    fork::install();
+    // One thread at a time: until it is noted, a mapping looks like somebody else's. And no fork
+    // copies one that is not noted.
+    let attaching = handles::lock();
     if let Some(known) = attached_already(&identity) {
         return Ok(known);
     }
-    fork::install();
     let taken = AttachError::AddressTaken {
         base,
         end: base + len,
@@ -213,6 +216,7 @@ pub(crate) fn from_fd(fd: OwnedFd) -> Result<Pool, AttachError> {
         });
     }
     local::of(arena).set_mapped(fd.into_raw_fd(), len);
+    drop(attaching);
     create::apply_options(arena, identity.options);
     recovery::poll(arena);
     Ok(Pool(arena))
@@ -222,6 +226,7 @@ pub(crate) fn from_fd(fd: OwnedFd) -> Result<Pool, AttachError> {
 /// this process's pools, and the namespaces do not matter. False if the process had it mapped.
 pub(crate) fn map_to_read(fd: BorrowedFd<'_>) -> Result<(Arena, Identity, bool), AttachError> {
     let identity = judge(fd)?;
+    let _attaching = handles::lock();
     if let Some(known) = attached_already(&identity) {
         return Ok((known.0, identity, false));
     }

@@ -25,7 +25,8 @@ pub(super) type Locked = MutexGuard<'static, Option<Holds>>;
 
 static HOLDS: Mutex<Option<Holds>> = Mutex::new(None);
 
-/// The process's holds, locked. Nothing that runs under the lock can panic half way.
+/// The process's holds, locked; also kept while a pool is attached or unmapped. Nothing that runs under
+/// the lock can panic half way.
 pub(super) fn lock() -> Locked {
     HOLDS.lock().unwrap_or_else(PoisonError::into_inner)
 }

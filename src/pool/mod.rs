@@ -366,6 +366,8 @@ impl Pool {
         process::give_up_life(self.0);
         handles::forget(self.0);
         fork::forget(self.0);
+        // Nobody attaches it anew before its place is free.
+        let _leaving = handles::lock();
         let (len, fd) = local::of(self.0).clear();
         // SAFETY: by the caller's promise nothing refers to the mapping; the descriptor was the
         // pool's own.

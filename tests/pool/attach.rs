@@ -5,8 +5,11 @@ use std::fs::{self, File};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 
+use shmkit::inspect::Observer;
 use shmkit::{AttachError, Pool};
 
 use super::common::{TestPool, allocate, assert_sound, fill, free, program, succeeded, verify};
@@ -289,6 +292,48 @@ pub fn an_address_that_is_taken() {
         }
         // SAFETY: mapped above.
         assert_eq!(unsafe { libc::munmap(wanted, 4096) }, 0);
+    }
+    let pool = TestPool::of(attach(&file).unwrap());
+    assert_eq!(*pool.named::<u64>("kept").unwrap(), 41);
+}
+
+/// What two threads answer that begin at the same moment.
+fn at_once<A: Send, B: Send>(
+    one: impl FnOnce() -> A + Send,
+    other: impl FnOnce() -> B + Send,
+) -> (A, B) {
+    let together = &Barrier::new(2);
+    thread::scope(|s| {
+        let one = s.spawn(move || {
+            together.wait();
+            one()
+        });
+        together.wait();
+        let other = other();
+        (one.join().unwrap(), other)
+    })
+}
+
+pub fn by_two_threads_at_once() {
+    let file = detached();
+    for _ in 0..500 {
+        let (one, other) = at_once(|| attach(&file), || attach(&file));
+        let (one, other) = (one.unwrap(), other.unwrap());
+        assert_eq!(one.base(), other.base());
+        // SAFETY: nothing refers to it, and the other thread has ended.
+        unsafe { one.unmap() };
+    }
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    for _ in 0..500 {
+        let (pool, observer) = at_once(|| attach(&file), || Observer::open(&path));
+        // Who only looks keeps the place if he was first.
+        drop(observer.unwrap());
+        match pool {
+            // SAFETY: as above.
+            Ok(pool) => unsafe { pool.unmap() },
+            Err(AttachError::AddressTaken { .. }) => {}
+            Err(other) => panic!("{other:?}"),
+        }
     }
     let pool = TestPool::of(attach(&file).unwrap());
     assert_eq!(*pool.named::<u64>("kept").unwrap(), 41);
