@@ -81,6 +81,7 @@ const CASES: &[common::Named] = table! {
         grow_to
         more_than_there_is_memory
         a_full_file_system
+        a_limit_of_file_sizes
         memory_that_is_free_elsewhere;
     named:
         by_name
@@ -120,7 +121,7 @@ const CASES: &[common::Named] = table! {
 const ROLES: &[common::Named] = table! {
     create: role_create;
     attach: role_by_name role_by_descriptor;
-    growth: role_full_file_system role_free_elsewhere;
+    growth: role_full_file_system role_file_size role_free_elsewhere;
 };
 
 fn main() -> ExitCode {

@@ -23,6 +23,8 @@ use crate::sys::memory::{self, CommitError};
 const LEAST: usize = (4 << 20) / SLICE;
 /// The most that it grows beyond what is asked for: 64 MiB.
 const MOST: usize = (64 << 20) / SLICE;
+/// The file may not become that long; but a shorter one may do.
+const TOO_LONG: CommitError = CommitError::System(rustix::io::Errno::FBIG.raw_os_error());
 /// Milliseconds from one giving back to the next: what is free goes back after one to two times
 /// that, if somebody allocates or frees meanwhile.
 const APART: u64 = 500;
@@ -110,7 +112,7 @@ fn grow(arena: Arena, slot: &Slot, count: usize, wanted: usize) -> Result<(), Al
     let least = if private { MOST } else { LEAST };
     let generous = wanted.max((from / 8).clamp(least, MOST)).min(room);
     let grown = match grow_by(arena, from, generous) {
-        Err(CommitError::Full | CommitError::MemoryLimit { .. }) => {
+        Err(CommitError::Full | CommitError::MemoryLimit { .. } | TOO_LONG) => {
             or_purge(arena, slot, || grow_by(arena, from, count)).map(|()| count)
         }
         other => other.map(|()| generous),

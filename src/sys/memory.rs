@@ -16,6 +16,7 @@ use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 
 use rustix::fs::{CWD, FallocateFlags, MemfdFlags, SealFlags};
 use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags};
+use rustix::process::Resource;
 
 use super::{process, refusal};
 
@@ -35,7 +36,8 @@ pub enum CommitError {
         /// Bytes that may still be used, by the kernel's own estimate.
         available: u64,
     },
-    /// Another error of the system, by number.
+    /// Another error of the system, by number; `EFBIG` if the file would be longer than this process may
+    /// make one (`RLIMIT_FSIZE`).
     #[error("the system refused memory: {}", io::Error::from_raw_os_error(*.0))]
     System(i32),
 }
@@ -51,6 +53,7 @@ pub(crate) fn memfd(name: &CStr) -> io::Result<OwnedFd> {
 pub(crate) fn copy_file(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
     use rustix::fs::SeekFrom;
     let len = rustix::fs::fstat(from)?.st_size.max(0) as u64;
+    check_file_size(to, len)?;
     rustix::fs::ftruncate(to, len)?;
     let mut buffer = vec![0; 1 << 20];
     let mut at = 0;
@@ -61,7 +64,8 @@ pub(crate) fn copy_file(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<
             Err(rustix::io::Errno::NXIO) => break,
             Err(other) => return Err(other.into()),
         };
-        let end = rustix::fs::seek(from, SeekFrom::Hole(at))?;
+        // Not what it has grown by meanwhile.
+        let end = rustix::fs::seek(from, SeekFrom::Hole(at))?.min(len);
         while at < end {
             let room = buffer.len().min((end - at) as usize);
             let read = rustix::io::pread(from, &mut buffer[..room], at)?;
@@ -210,7 +214,21 @@ pub(crate) fn commit(fd: RawFd, offset: u64, len: u64) -> Result<(), CommitError
     if refusal::COMMITS.refuses() {
         return Err(CommitError::Full);
     }
+    check_file_size(borrow(fd), offset + len)
+        .map_err(|errno| CommitError::System(errno.raw_os_error()))?;
     fallocate(fd, FallocateFlags::empty(), offset, len)
+}
+
+/// Checks that this process may make the file so long (`RLIMIT_FSIZE`). To try would not only fail
+/// but send SIGXFSZ, which ends the process.
+fn check_file_size(fd: BorrowedFd<'_>, len: u64) -> rustix::io::Result<()> {
+    let limit = rustix::process::getrlimit(Resource::Fsize).current;
+    // What is within the file already may be committed.
+    if limit.is_some_and(|limit| len > limit) && len > rustix::fs::fstat(fd)?.st_size.max(0) as u64
+    {
+        return Err(rustix::io::Errno::FBIG);
+    }
+    Ok(())
 }
 
 /// Gives a range of the file back to the kernel. It must be committed again before use.

@@ -3,11 +3,16 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{ErrorKind, Write as _};
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use shmkit::inspect::Observer;
 use shmkit::process::scope;
-use shmkit::{AllocError, CommitError, CreateError, GrowError, ObjectError, Pool, testing};
+use shmkit::{
+    AllocError, AttachError, CommitError, CreateError, GrowError, ObjectError, Pool, testing,
+};
 
 use super::common::{
     Random, TestPool, address, allocate, assert_sound, block_at, fill, filled_by_the_dead, free,
@@ -159,6 +164,79 @@ pub fn memory_that_is_free_elsewhere() {
     let output = program("role_free_elsewhere").output().unwrap();
     print!("{}", String::from_utf8_lossy(&output.stdout));
     succeeded(&output);
+}
+
+pub fn a_limit_of_file_sizes() {
+    succeeded(&program("role_file_size").output().unwrap());
+}
+
+/// Lets this process make files of so many bytes; what the limit was.
+fn limit_files(bytes: Option<u64>) -> Option<u64> {
+    let before = getrlimit(Resource::Fsize);
+    let current = bytes;
+    setrlimit(Resource::Fsize, Rlimit { current, ..before }).unwrap();
+    before.current
+}
+
+pub fn role_file_size() {
+    const MORE: usize = 3 << 20;
+    let too_large = CommitError::System(libc::EFBIG);
+    let pool = TestPool::of(Pool::builder().create().unwrap());
+    let kept = pool.create(5_u64).unwrap();
+    let file = File::from(pool.fd().try_clone_to_owned().unwrap());
+    let (before, len) = (pool.stats().total, file.metadata().unwrap().len());
+    let unlimited = limit_files(Some(len + MORE as u64));
+    match pool.grow_to(1 << 30) {
+        Err(GrowError::NoMemory(error)) => assert_eq!(error, too_large),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(file.metadata().unwrap().len(), len);
+    let mut taken = Vec::new();
+    let error = loop {
+        match pool.allocate(layout(50_000, 8)) {
+            Ok(block) => {
+                fill(block.cast(), 50_000);
+                taken.push(block.cast());
+            }
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error, AllocError::NoMemory(too_large));
+    // To the last slice that fits.
+    assert_eq!(pool.stats().total, before + MORE);
+    assert_sound(*pool);
+    for limit in [0, 1 << 20] {
+        limit_files(Some(limit));
+        let name = format!("limited-{}", std::process::id());
+        for refused in [
+            Pool::builder().create(),
+            Pool::builder().create_named(&name),
+        ] {
+            match refused {
+                Err(CreateError::NoMemory(error)) => assert_eq!(error, too_large),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(!std::fs::exists(format!("/dev/shm/shmkit.{name}")).unwrap());
+    }
+    for block in taken.drain(..) {
+        verify(block);
+        free(*pool, block);
+    }
+    limit_files(unlimited);
+    pool.grow_to(16 << 20).unwrap();
+    assert_eq!(*kept, 5);
+    assert_sound(*pool);
+    drop(kept);
+    drop(pool);
+    // Nor is there room for a copy.
+    let observer = Observer::open(&format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap();
+    limit_files(Some(1 << 20));
+    // SAFETY: nothing in it is opened.
+    match unsafe { observer.into_copy() } {
+        Err(AttachError::System(error)) => assert_eq!(error.raw_os_error(), Some(libc::EFBIG)),
+        other => panic!("{other:?}"),
+    }
 }
 
 /// Mounts a tmpfs of 8 MiB that is seen by this process alone, and goes with it.
