@@ -95,7 +95,8 @@ const CASES: &[common::Named] = table! {
         all_waiters_go_on
         a_dead_waiter_hurts_nobody
         setters_killed_at_random
-        a_descriptor_per_process;
+        a_descriptor_per_process
+        a_descriptor_takes_no_signal;
     scarce:
         a_death_is_seen_without_descriptors
         waits_sleep_where_the_wait_is_refused

@@ -24,7 +24,7 @@
 //! A descriptor is a thing of one process and cannot be kept in a pool, and a setter in another
 //! process cannot reach it. So each descriptor has a thread of its own process that sleeps on the
 //! word like any waiter, writes to the other end of a socket pair when the event was set, and ends
-//! when the descriptor is closed. It holds the object that the event is part of.
+//! when the descriptor is closed. It holds the object that the event is part of, and takes no signal.
 //!
 //! Invariants
 //! 1. The count rises with each change from not set to set, and never else.
@@ -46,7 +46,7 @@ use crate::participants::tag::Tag;
 use crate::pool::handles::{self, Hold};
 use crate::pool::objects;
 use crate::primitive::{AtomicU64, Ordering};
-use crate::sys::futex;
+use crate::sys::{futex, signals};
 
 const SET: u64 = 1;
 const WAITERS: u64 = 2;
@@ -215,7 +215,7 @@ impl Event {
     ///
     /// It costs a thread, which wakes up every 4 ms while nothing happens. With it the process has
     /// more than one thread, so `spawn` is refused from then on; the thread ends, 4 ms later at
-    /// most, when the descriptor and all its duplicates are closed.
+    /// most, when the descriptor and all its duplicates are closed. It takes none of the program's signals.
     ///
     /// # Errors
     ///
@@ -251,9 +251,8 @@ impl Event {
             _hold: hold.ok_or_else(outside)?,
             ours,
         };
-        std::thread::Builder::new()
-            .name("shmkit-event".into())
-            .spawn(move || watch.run())?;
+        let thread = std::thread::Builder::new().name("shmkit-event".into());
+        signals::blocked(|| thread.spawn(move || watch.run()))?;
         Ok(theirs.into())
     }
 }

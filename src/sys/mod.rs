@@ -8,6 +8,7 @@
 //! | `robust`  | words that the kernel marks when the thread that holds them dies |
 //! | `process` | who am I, does that task still live, fork, reap |
 //! | `refusal` | refusals on demand, for tests |
+//! | `signals` | start a thread that takes no signal |
 //! | `thread_end` | what a thread does last |
 //! | `thread_lock` | a lock between this process's threads that no fork leaves locked |
 //! | `thread_word` | one word a thread, without a call |
@@ -19,6 +20,7 @@ pub(crate) mod memory;
 pub(crate) mod process;
 pub(crate) mod refusal;
 pub(crate) mod robust;
+pub(crate) mod signals;
 pub(crate) mod thread_end;
 pub(crate) mod thread_lock;
 pub(crate) mod thread_word;

@@ -169,3 +169,45 @@ pub fn a_descriptor_per_process() {
     drop(descriptor);
     until("the object goes", || pool.stats().allocated < before);
 }
+
+/// The signals that the calling thread does not take.
+fn blocked() -> libc::sigset_t {
+    let mut set = std::mem::MaybeUninit::uninit();
+    // SAFETY: the set is written to, and no other is read.
+    unsafe {
+        let done = libc::pthread_sigmask(libc::SIG_BLOCK, std::ptr::null(), set.as_mut_ptr());
+        assert_eq!(done, 0);
+        set.assume_init()
+    }
+}
+
+pub fn a_descriptor_takes_no_signal() {
+    let event = one();
+    let mut descriptor = UnixStream::from(event.open_fd().unwrap());
+    descriptor.set_nonblocking(false).unwrap();
+    // Its thread runs.
+    event.set();
+    assert_eq!(descriptor.read(&mut [0; 8]).unwrap(), 1);
+    // SAFETY: the sets are this frame's; a signal that is not blocked by all ends the process.
+    unsafe {
+        for signal in [libc::SIGTERM, libc::SIGUSR1, libc::SIGRTMIN()] {
+            // Nobody else takes them, so the thread of the descriptor would.
+            let before = blocked();
+            assert_eq!(libc::sigismember(&raw const before, signal), 0);
+            let mut only = std::mem::zeroed();
+            libc::sigemptyset(&raw mut only);
+            libc::sigaddset(&raw mut only, signal);
+            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const only, std::ptr::null_mut());
+            assert_eq!(libc::kill(libc::getpid(), signal), 0);
+            let limit = libc::timespec {
+                tv_sec: LONG.as_secs() as libc::time_t,
+                tv_nsec: 0,
+            };
+            let taken = libc::sigtimedwait(&raw const only, std::ptr::null_mut(), &raw const limit);
+            assert_eq!(taken, signal);
+        }
+    }
+    assert!(event.clear());
+    event.set();
+    assert_eq!(descriptor.read(&mut [0; 8]).unwrap(), 1);
+}
