@@ -109,7 +109,8 @@ const CASES: &[Named] = table! {
         a_child_that_is_killed_on_its_way_holds_nothing
         a_pool_is_used_first_while_the_process_forks
         who_cannot_be_watched_is_looked_at
-        a_restart_that_is_refused_is_tried_again;
+        a_restart_that_is_refused_is_tried_again
+        two_threads_that_fork_at_once;
     managed:
         the_last_user_of_a_resource_ends_it
         resources_are_limited
@@ -169,7 +170,7 @@ const ROLES: &[Named] = table! {
     parents: role_no_descriptor role_sigchld role_family;
     masters: role_ends;
     run_ends: role_pid_file;
-    forks: role_failing_fork role_killed_on_its_way role_first_use role_unwatched;
+    forks: role_failing_fork role_killed_on_its_way role_first_use role_unwatched role_fork_at_once;
     managed: role_makes;
     peers: role_peer role_odd_peer role_asking_peer role_leaving_peer role_waiting_peer;
     peer_deaths: role_named_master role_storm;

@@ -21,8 +21,6 @@ pub(crate) struct Local {
     /// The record made for the child of the fork on its way, as a tag; 0 without one. It is here,
     /// with what else a fork changes, because each page that is written is copied.
     pub(crate) pending_child: AtomicU64,
-    /// The record made for the child of the last fork.
-    pub(crate) forked_child: AtomicU64,
 }
 
 /// In place of a descriptor: the granule holds private memory.
@@ -35,7 +33,6 @@ static LOCALS: [Local; GRANULES] = [const {
         process: AtomicU64::new(0),
         leaked_guards: AtomicUsize::new(0),
         pending_child: AtomicU64::new(0),
-        forked_child: AtomicU64::new(0),
     }
 }; GRANULES];
 
@@ -65,7 +62,6 @@ impl Local {
         self.process.store(0, Ordering::Relaxed);
         self.leaked_guards.store(0, Ordering::Relaxed);
         self.pending_child.store(0, Ordering::Relaxed);
-        self.forked_child.store(0, Ordering::Relaxed);
         self.len.store(len, Ordering::Release);
     }
 

@@ -15,7 +15,7 @@
 //! looks at once, for a fork that has failed, and for children that were killed on their way when it forks
 //! again, reaps one of its own, or is asked to recover the pool.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io::{PipeReader, PipeWriter};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, Once, PoisonError};
@@ -37,6 +37,9 @@ use crate::sys;
 
 thread_local! {
     static HELD: RefCell<Option<Held>> = const { RefCell::new(None) };
+    /// The records made for the child of the thread's last fork, as tags, by the pools' granules. Other
+    /// threads may fork as soon as the handles are released, before this one hears how its fork went.
+    static FORKED: Cell<[u64; GRANULES]> = const { Cell::new([0; GRANULES]) };
 }
 
 /// What a thread has while it forks.
@@ -104,7 +107,7 @@ pub(crate) fn before_fork() -> Result<(), NoSlot> {
     keep_handles();
     for arena in attached() {
         let Some(child) = process::reserve_child(arena) else {
-            take_back(pending);
+            take_back(|arena| pending(arena).swap(0, Ordering::Relaxed));
             release_handles();
             return Err(NoSlot);
         };
@@ -117,13 +120,10 @@ fn pending(arena: Arena) -> &'static AtomicU64 {
     &local::of(arena).pending_child
 }
 
-fn forked_last(arena: Arena) -> &'static AtomicU64 {
-    &local::of(arena).forked_child
-}
-
-fn take_back(record: fn(Arena) -> &'static AtomicU64) {
+/// Takes records back for which there is no child.
+fn take_back(record_of: impl Fn(Arena) -> u64) {
     for arena in attached() {
-        let child = Tag::of_word(record(arena).swap(0, Ordering::Relaxed));
+        let child = Tag::of_word(record_of(arena));
         if !child.is_nobody() {
             process::abort_child(arena, child);
         }
@@ -132,14 +132,15 @@ fn take_back(record: fn(Arena) -> &'static AtomicU64) {
 
 /// The fork that [`before_fork`] prepared made no process.
 pub(crate) fn fork_failed() {
-    take_back(pending);
-    take_back(forked_last);
+    let records = FORKED.replace([0; GRANULES]);
+    take_back(|arena| records[arena.granule()]);
 }
 
 /// The last fork made this process: now its records can be told from others on their way.
 pub(crate) fn forked(pid: u32) {
+    let records = FORKED.replace([0; GRANULES]);
     for arena in attached() {
-        let child = Tag::of_word(forked_last(arena).swap(0, Ordering::Relaxed));
+        let child = Tag::of_word(records[arena.granule()]);
         if !child.is_nobody() {
             // The child stores the same once it lives.
             arena
@@ -246,10 +247,9 @@ fn has_handles(arena: Arena) -> bool {
 extern "C" fn in_parent() {
     let mut records = [0; GRANULES];
     for arena in attached() {
-        let record = pending(arena).swap(0, Ordering::Relaxed);
-        forked_last(arena).store(record, Ordering::Relaxed);
-        records[arena.granule()] = record;
+        records[arena.granule()] = pending(arena).swap(0, Ordering::Relaxed);
     }
+    FORKED.set(records);
     let pipe = HELD.try_with(|held| held.borrow_mut().as_mut()?.pipe.take());
     if let Ok(Some((pipe, for_the_child))) = pipe {
         drop(for_the_child);

@@ -1,14 +1,16 @@
 //! Forks that somebody else makes, and what other handlers of forks do.
 
 use std::alloc::Layout;
+use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use shmkit::process::{
-    Backoff, Config, Entry, JoinError, JoinHandle, Master, Restart, RunError, StartOptions, Wire,
+    Backoff, Config, Entry, JoinError, JoinHandle, Master, Restart, RunError, SpawnError,
+    StartOptions, Wire, scope,
 };
 use shmkit::{HandleError, Pool};
 
@@ -256,4 +258,83 @@ pub fn a_restart_that_is_refused_is_tried_again() {
     drop(tell);
     thread.join().unwrap().unwrap_err();
     master.finish().unwrap();
+}
+
+/// The thread that forks in vain, while that lasts.
+static IN_VAIN: AtomicI32 = AtomicI32::new(0);
+/// Bytes that let another thread fork, tell that it has, and let its child live.
+static PIPES: OnceLock<[(OwnedFd, OwnedFd); 3]> = OnceLock::new();
+const BEGIN: usize = 0;
+const DONE: usize = 1;
+const LIVE: usize = 2;
+
+fn tell(pipe: usize) {
+    let told = rustix::io::write(&PIPES.get().unwrap()[pipe].1, &[1]);
+    assert_eq!(told, Ok(1));
+}
+
+fn await_told(pipe: usize) {
+    let read = rustix::io::read(&PIPES.get().unwrap()[pipe].0, &mut [0; 1]);
+    assert_eq!(read, Ok(1));
+}
+
+/// In a child, before it comes to life in any pool.
+extern "C" fn await_life() {
+    await_told(LIVE);
+}
+
+/// After the pool's own handler, in the process that forks.
+extern "C" fn let_another_fork() {
+    // SAFETY: no memory is passed.
+    if IN_VAIN.load(Ordering::Relaxed) == unsafe { libc::gettid() } {
+        tell(BEGIN);
+        await_told(DONE);
+    }
+}
+
+pub fn role_fork_at_once() {
+    PIPES
+        .set([0; 3].map(|_| rustix::pipe::pipe().unwrap()))
+        .unwrap();
+    // SAFETY: the handler does nothing that a child may not.
+    let done = unsafe { libc::pthread_atfork(None, None, Some(await_life)) };
+    assert_eq!(done, 0);
+    let pool = Pool::builder().create().unwrap();
+    let kept = pool.create(7_u64).unwrap();
+    // SAFETY: the handler stays, and may be called after any fork.
+    let done = unsafe { libc::pthread_atfork(None, Some(let_another_fork), None) };
+    assert_eq!(done, 0);
+    let other = std::thread::spawn(|| {
+        await_told(BEGIN);
+        // SAFETY: the child ends at once.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            // SAFETY: no memory is passed.
+            unsafe { libc::_exit(0) };
+        }
+        tell(DONE);
+        child
+    });
+    // SAFETY: no memory is passed.
+    IN_VAIN.store(unsafe { libc::gettid() }, Ordering::Relaxed);
+    // This thread's calls alone.
+    refuse([libc::SYS_clone, libc::SYS_clone3], libc::EAGAIN);
+    scope(|s| {
+        // SAFETY: there is no child.
+        let refused = unsafe { s.spawn_with_threads(|| 1) }.map(drop);
+        assert!(matches!(refused, Err(SpawnError::Fork(_))), "{refused:?}");
+    });
+    tell(LIVE);
+    let child = other.join().unwrap();
+    let mut status = -1;
+    // SAFETY: the status is written to.
+    let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
+    assert_eq!((waited, status), (child, 0));
+    assert_eq!(*kept, 7);
+    pool.recover();
+    assert!(pool.check().is_ok(), "{}", pool.check());
+}
+
+pub fn two_threads_that_fork_at_once() {
+    role_succeeds("role_fork_at_once");
 }
