@@ -5,8 +5,12 @@
 //! covers more than 4 MiB: `fallocate` holds the inode's lock, and everybody else who commits
 //! would wait for a long one.
 //!
-//! Private memory is reserved without access (so that neither core dumps nor `mlockall` nor a strict
-//! overcommit policy count a terabyte of it), and committed by giving access to it.
+//! Private memory is reserved without access (so that neither core dumps nor a strict overcommit
+//! policy count a terabyte of it), and committed by giving access to it.
+//!
+//! `mlockall` counts all of either as locked. Without `MCL_ONFAULT` it also fills what a file's
+//! length covers, holes between the tables and holes that were punched, and private memory as it
+//! is committed; and locked private memory is not given back.
 //!
 //! Nothing here touches the heap, which may be what is being grown.
 
