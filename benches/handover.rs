@@ -14,7 +14,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::time::{ClockId, clock_gettime};
 use shmkit::process::scope;
-use shmkit::{LockError, Mutex, Pool, Shared};
+use shmkit::{LockError, Mutex, Pool, Semaphore, Shared};
 
 const ROUNDS: u32 = 200;
 
@@ -74,8 +74,10 @@ unsafe impl Sync for Robust {}
 struct Stage {
     lock: Shared<Mutex<u64>>,
     robust: Robust,
-    /// 1 when the owner has the lock, 2 when the waiter is about to wait.
-    step: Shared<AtomicU64>,
+    /// A permit once the owner has the lock.
+    taken: Shared<Semaphore>,
+    /// A permit once the waiter is about to wait.
+    waits: Shared<Semaphore>,
     /// When the owner was killed.
     killed_at: Shared<AtomicU64>,
 }
@@ -86,17 +88,14 @@ fn now() -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
+/// Whether the process sleeps in a system call.
+fn sleeps(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let (_, state) = stat.rsplit_once(')').unwrap();
+    state.trim_start().starts_with('S')
+}
+
 impl Stage {
-    fn reach(&self, step: u64) {
-        self.step.store(step, Ordering::Release);
-    }
-
-    fn await_step(&self, step: u64) {
-        while self.step.load(Ordering::Acquire) < step {
-            std::thread::sleep(Duration::from_micros(50));
-        }
-    }
-
     /// The owner's part.
     fn own(&self, arm: Arm) {
         let _guard = if arm == Arm::Robust {
@@ -105,7 +104,7 @@ impl Stage {
         } else {
             Some(self.lock.lock().unwrap())
         };
-        self.reach(1);
+        self.taken.add_permits(1).unwrap();
         loop {
             std::thread::park();
         }
@@ -113,8 +112,8 @@ impl Stage {
 
     /// The waiter's part: how long it was kept from the lock, in nanoseconds.
     fn wait(&self, arm: Arm) -> u64 {
-        self.await_step(1);
-        self.reach(2);
+        self.taken.acquire().unwrap().forget();
+        self.waits.add_permits(1).unwrap();
         let got_at = if arm == Arm::Robust {
             assert_eq!(self.robust.lock(), libc::EOWNERDEAD);
             let got_at = now();
@@ -133,12 +132,14 @@ impl Stage {
     }
 
     fn round(&self, round: u32, arm: Arm) -> u64 {
-        self.reach(0);
         scope(|s| {
             let owner = s.spawn(move || self.own(arm)).unwrap();
             let waiter = s.spawn(move || self.wait(arm)).unwrap();
-            self.await_step(2);
-            // The waiter is asleep by then; at another moment of its sleep in each round.
+            self.waits.acquire().unwrap().forget();
+            while !sleeps(waiter.id().pid()) {
+                std::thread::yield_now();
+            }
+            // The killer's pace: at another moment of the waiter's sleep in each round.
             std::thread::sleep(Duration::from_micros(u64::from(3000 + round * 37 % 4000)));
             let pid = Pid::from_raw(owner.id().pid() as i32).unwrap();
             self.killed_at.store(now(), Ordering::Release);
@@ -160,7 +161,8 @@ fn main() {
     let stage = Stage {
         lock: pool.create(Mutex::new(0)).unwrap(),
         robust: Robust::new(pool),
-        step: pool.create(AtomicU64::new(0)).unwrap(),
+        taken: pool.create(Semaphore::new(0)).unwrap(),
+        waits: pool.create(Semaphore::new(0)).unwrap(),
         killed_at: pool.create(AtomicU64::new(0)).unwrap(),
     };
     let arms = [

@@ -2,13 +2,13 @@
 //! from the first beginning to the last end is known.
 
 use std::hint::{black_box, spin_loop};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// The gate of a run.
 pub struct Gate {
     workers: AtomicU64,
     /// Who has arrived, of all times together.
-    arrived: AtomicU64,
+    arrived: AtomicU32,
     /// When the first worker began and the last one ended, in nanoseconds.
     begun: AtomicU64,
     ended: AtomicU64,
@@ -92,19 +92,34 @@ impl Gate {
 
     /// Waits for all workers and the one who waits for them.
     pub fn wait(&self) {
-        let parties = self.workers() as u64 + 1;
+        let parties = self.workers() as u32 + 1;
         let number = self.arrived.fetch_add(1, Ordering::AcqRel);
         let round = number / parties;
+        if (number + 1).is_multiple_of(parties) {
+            self.futex(libc::FUTEX_WAKE, i32::MAX.cast_unsigned());
+            return;
+        }
         let mut spins = 0;
-        while self.arrived.load(Ordering::Acquire) / parties == round {
+        loop {
+            let arrived = self.arrived.load(Ordering::Acquire);
+            if arrived / parties != round {
+                break;
+            }
             // Who waits long leaves the cores to the others.
             spins += 1;
             if spins < 10_000 {
                 spin_loop();
             } else {
-                std::thread::sleep(std::time::Duration::from_millis(1));
+                self.futex(libc::FUTEX_WAIT, arrived);
             }
         }
+    }
+
+    /// Who waits looks again, whatever came of it.
+    fn futex(&self, operation: libc::c_int, value: u32) {
+        let forever = std::ptr::null::<libc::timespec>();
+        // SAFETY: a word that lives as long as the gate, and no time limit.
+        unsafe { libc::syscall(libc::SYS_futex, self.arrived.as_ptr(), operation, value, forever) };
     }
 }
 

@@ -27,15 +27,17 @@ mod matrix;
 mod progress;
 mod system;
 
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::thread::{available_parallelism, sleep};
-use std::time::Duration;
+use std::thread::available_parallelism;
 
 use clap::Parser;
 use clap::builder::RangedU64ValueParser;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use shmkit::Barrier;
-use shmkit::process::scope;
+use shmkit::process::{ScopedJoinHandle, scope};
 
 use failure::{Failure, Stopped};
 use gradients::{Goal, Member, Outcome};
@@ -156,34 +158,59 @@ fn solve(system: &System, workers: usize, goal: Goal) -> Result<Outcome, Failure
         let mut ended = Ended::default();
         for worker in 0..workers {
             let member = Member { worker, workers };
-            match s.spawn(move || gradients::solve(system, barrier, member, goal)) {
-                Ok(child) => running.push((worker, child)),
-                Err(error) => ended.failed(worker, error.to_string()),
+            let child = match s.spawn(move || gradients::solve(system, barrier, member, goal)) {
+                Ok(child) => child,
+                Err(error) => {
+                    ended.failed(worker, error.to_string());
+                    continue;
+                }
+            };
+            match end_of(&child) {
+                Ok(end) => running.push((worker, child, end)),
+                Err(error) => {
+                    ended.failed(worker, error.to_string());
+                    // It ends with the scope if it has ended before.
+                    let _ = child.kill();
+                }
             }
         }
         while !running.is_empty() {
+            // The barrier does not know of a worker that never came there, but we do: the others wait in vain.
+            if ended.is_failure() {
+                for (_, child, _) in &running {
+                    let _ = child.kill();
+                }
+            }
+            until_one_ends(running.iter().map(|(_, _, end)| end.as_fd()));
             let (done, still) = running
                 .into_iter()
-                .partition::<Vec<_>, _>(|(_, child)| child.is_finished());
+                .partition::<Vec<_>, _>(|(_, child, _)| child.is_finished());
             running = still;
-            for (worker, child) in done {
+            for (worker, child, _) in done {
                 match child.join() {
                     Ok(result) => ended.returned(result),
                     Err(error) => ended.failed(worker, error.to_string()),
                 }
             }
-            // The barrier does not know of a worker that never came there, but we do.
-            if ended.is_failure() {
-                barrier.reset();
-            }
-            sleep(PERIOD);
         }
         ended.outcome()
     })
 }
 
-/// How often the workers are looked after.
-const PERIOD: Duration = Duration::from_millis(2);
+/// Readable once the child has ended.
+fn end_of<R>(child: &ScopedJoinHandle<'_, R>) -> rustix::io::Result<OwnedFd> {
+    // Not joined yet, so the number is nobody else's.
+    let pid = Pid::from_raw(child.id().pid().cast_signed()).expect("a process has a number");
+    pidfd_open(pid, PidfdFlags::empty())
+}
+
+fn until_one_ends<'a>(ends: impl Iterator<Item = BorrowedFd<'a>>) {
+    let mut ends: Vec<_> = ends
+        .map(|end| PollFd::from_borrowed_fd(end, PollFlags::IN))
+        .collect();
+    // Whatever it answers, the children are looked at.
+    let _ = poll(&mut ends, None);
+}
 
 /// What is known of the workers that have ended.
 #[derive(Default)]
