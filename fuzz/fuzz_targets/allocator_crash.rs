@@ -111,7 +111,10 @@ impl World {
         let lost = self.pool.stats().allocated - known - self.lost;
         let size = layout.size().next_multiple_of(layout.align()).max(16);
         let most = (size + size / 4 + 16).max(size.next_multiple_of(16 << 10));
-        assert!(lost == 0 || (layout.size()..=most).contains(&lost), "{lost} of {layout:?}");
+        assert!(
+            lost == 0 || (layout.size()..=most).contains(&lost),
+            "{lost} of {layout:?}"
+        );
         self.lost += lost;
     }
 
@@ -146,9 +149,8 @@ impl World {
             Some(Ok(moved)) => {
                 let start = moved.cast::<u8>();
                 // SAFETY: copied from the old block.
-                let content = unsafe {
-                    std::slice::from_raw_parts(start.as_ptr(), size.min(new.size()))
-                };
+                let content =
+                    unsafe { std::slice::from_raw_parts(start.as_ptr(), size.min(new.size())) };
                 assert!(content.iter().all(|&b| b == byte));
                 self.model.remove(&block);
                 self.enter(start, new);
@@ -242,7 +244,10 @@ fuzz_target!(|steps: Vec<Step>| {
     while let Some((&block, _)) = world.model.first_key_value() {
         world.free(&last, block);
     }
-    world.participants.iter_mut().for_each(|one| one.leave(pool));
+    world
+        .participants
+        .iter_mut()
+        .for_each(|one| one.leave(pool));
     assert_eq!(pool.stats().allocated, world.lost);
     let report = pool.check_quiescent();
     assert!(report.is_ok(), "{report}");

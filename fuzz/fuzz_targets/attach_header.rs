@@ -37,7 +37,12 @@ fuzz_target!(|changes: Vec<(u8, u64)>| {
     let Ok(pool) = (unsafe { Pool::from_fd(fd) }) else {
         return;
     };
-    let _ = (pool.names(), pool.stats(), pool.check(), pool.check_quiescent());
+    let _ = (
+        pool.names(),
+        pool.stats(),
+        pool.check(),
+        pool.check_quiescent(),
+    );
     pool.recover();
     if let Ok(made) = pool.create(5_u64) {
         assert_eq!(*made, 5);

@@ -9,12 +9,27 @@ use shmkit_fuzz::{Stage, Step};
 
 #[derive(Arbitrary, Clone, Copy, Debug)]
 enum Operation {
-    Append { len: u16, byte: u8 },
+    Append {
+        len: u16,
+        byte: u8,
+    },
     /// Several small ones.
-    Appends { count: u8, len: u8, byte: u8 },
-    View { from: u16, to: u16 },
-    Read { from: u16, len: u16 },
-    Truncate { to: u16 },
+    Appends {
+        count: u8,
+        len: u8,
+        byte: u8,
+    },
+    View {
+        from: u16,
+        to: u16,
+    },
+    Read {
+        from: u16,
+        len: u16,
+    },
+    Truncate {
+        to: u16,
+    },
     Clear,
     Close,
 }
@@ -77,7 +92,10 @@ impl Model {
         if self.closed {
             return Err(AppendError::Closed);
         }
-        if self.capacity.is_some_and(|capacity| end + len - self.start > capacity) {
+        if self
+            .capacity
+            .is_some_and(|capacity| end + len - self.start > capacity)
+        {
             return Err(AppendError::Full);
         }
         self.bytes.extend(bytes);
@@ -145,7 +163,9 @@ fn run(buffer: &Buffer, model: &Model, operation: Operation) -> Answer {
     match operation {
         Operation::Append { .. } | Operation::Appends { .. } => {
             let append = |bytes: Vec<u8>| buffer.append(&bytes);
-            answer.positions.extend(appends(operation).into_iter().map(append));
+            answer
+                .positions
+                .extend(appends(operation).into_iter().map(append));
         }
         Operation::View { from, to } => {
             let view = buffer.view(model.position(from)..model.position(to));
@@ -174,9 +194,20 @@ fuzz_target!(|input: Input| {
         None => Buffer::new(),
         Some(capacity) => Buffer::with_capacity(capacity),
     };
-    let mut stage = Stage::new(Pool::builder().initial_size(512 << 10).max_size(512 << 10), buffer);
-    let mut model = Model { capacity, ..Model::default() };
-    for Step { who, dies, operation } in &input.steps {
+    let mut stage = Stage::new(
+        Pool::builder().initial_size(512 << 10).max_size(512 << 10),
+        buffer,
+    );
+    let mut model = Model {
+        capacity,
+        ..Model::default()
+    };
+    for Step {
+        who,
+        dies,
+        operation,
+    } in &input.steps
+    {
         let dies = dies.map(usize::from);
         let done = stage.act(*who, dies, |buffer| run(buffer, &model, *operation));
         let no_room = Err(AppendError::Alloc(AllocError::PoolFull));
@@ -192,7 +223,10 @@ fuzz_target!(|input: Input| {
         }
         let now = stage.look(*who, done.is_none(), |buffer| {
             let (start, end) = (buffer.start(), buffer.end());
-            assert_eq!((buffer.len(), buffer.is_empty()), (end - start, end == start));
+            assert_eq!(
+                (buffer.len(), buffer.is_empty()),
+                (end - start, end == start)
+            );
             let view = buffer.view(start..end).unwrap();
             let bytes: Vec<u8> = view.chunks().flatten().copied().collect();
             (start, end, bytes, buffer.is_closed())
@@ -201,7 +235,9 @@ fuzz_target!(|input: Input| {
             let bytes = model.view(model.start, model.end()).unwrap();
             (model.start, model.end(), bytes, model.closed) == now
         });
-        model = after.pop().unwrap_or_else(|| panic!("{} to {}: {operation:?}", now.0, now.1));
+        model = after
+            .pop()
+            .unwrap_or_else(|| panic!("{} to {}: {operation:?}", now.0, now.1));
         stage.check();
     }
     stage.end();

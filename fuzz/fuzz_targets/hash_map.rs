@@ -18,15 +18,43 @@ type Step = shmkit_fuzz::Step<Operation>;
 
 #[derive(Arbitrary, Clone, Debug)]
 enum Operation {
-    Insert { key: u16, value: u8 },
-    Remove { key: u16 },
-    Update { key: u16, value: Option<u8> },
-    GetOrInsert { key: u16, value: u8 },
-    Modify { key: u16, value: u8 },
-    CompareExchange { key: u16, current: Option<u8>, new: Option<u8> },
-    Fill { from: u16, count: u8, step: u8 },
-    Drain { from: u16, count: u8, step: u8 },
-    Retain { divisor: u8 },
+    Insert {
+        key: u16,
+        value: u8,
+    },
+    Remove {
+        key: u16,
+    },
+    Update {
+        key: u16,
+        value: Option<u8>,
+    },
+    GetOrInsert {
+        key: u16,
+        value: u8,
+    },
+    Modify {
+        key: u16,
+        value: u8,
+    },
+    CompareExchange {
+        key: u16,
+        current: Option<u8>,
+        new: Option<u8>,
+    },
+    Fill {
+        from: u16,
+        count: u8,
+        step: u8,
+    },
+    Drain {
+        from: u16,
+        count: u8,
+        step: u8,
+    },
+    Retain {
+        divisor: u8,
+    },
     Clear,
 }
 
@@ -163,9 +191,7 @@ impl<V: Value> Map for HashMap<u16, V, FoldHash> {
                 Some(value) => model.insert(one(key), value),
                 None => model.remove(&one(key)),
             },
-            Operation::GetOrInsert { key, value } => {
-                Some(*model.entry(one(key)).or_insert(value))
-            }
+            Operation::GetOrInsert { key, value } => Some(*model.entry(one(key)).or_insert(value)),
             Operation::Modify { key, value } => {
                 let more = |now: &mut u8| *now = now.wrapping_add(value);
                 Some(*model.entry(one(key)).and_modify(more).or_insert(value))
@@ -322,9 +348,17 @@ impl Map for MultiMap<u16, u32, FoldHash> {
 }
 
 fn fuzz<M: Map + ShmSafe>(empty: M, steps: &[Step]) {
-    let mut stage = Stage::new(Pool::builder().initial_size(512 << 10).max_size(512 << 10), empty);
+    let mut stage = Stage::new(
+        Pool::builder().initial_size(512 << 10).max_size(512 << 10),
+        empty,
+    );
     let mut model = Model::new();
-    for Step { who, dies, operation } in steps {
+    for Step {
+        who,
+        dies,
+        operation,
+    } in steps
+    {
         let mut after = model.clone();
         let expected = M::apply(&mut after, operation);
         let done = stage.act(*who, dies.map(usize::from), |map| map.run(operation));

@@ -75,7 +75,11 @@ fuzz_target!(|operations: Vec<Operation>| {
             }
             Operation::View { dies } => {
                 let dies = dies.map(usize::from);
-                assert!(stage.act(OTHER, dies, |heap| model.is(heap)).unwrap_or(true));
+                assert!(
+                    stage
+                        .act(OTHER, dies, |heap| model.is(heap))
+                        .unwrap_or(true)
+                );
             }
         }
         assert!(stage.act(MINE, None, |heap| model.is(heap)).unwrap());

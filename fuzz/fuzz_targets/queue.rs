@@ -18,12 +18,17 @@ type Element = [u64; 2];
 #[derive(Arbitrary, Clone, Copy, Debug)]
 enum Operation {
     Push,
-    Fill { count: u8 },
+    Fill {
+        count: u8,
+    },
     Pop,
     Peek,
     /// Leases so many; of those whose bit is set it says that they are consumed, and of the others
     /// that they are not.
-    Lease { count: u8, consumed: u8 },
+    Lease {
+        count: u8,
+        consumed: u8,
+    },
     Clear,
     Close,
 }
@@ -75,7 +80,11 @@ impl Model {
         if !self.back.is_empty() {
             return Ok(self.back.remove(0));
         }
-        let none = if self.closed { PopError::Closed } else { PopError::Empty };
+        let none = if self.closed {
+            PopError::Closed
+        } else {
+            PopError::Empty
+        };
         self.rest.pop_front().ok_or(none)
     }
 
@@ -202,10 +211,21 @@ fuzz_target!(|input: Input| {
         0 => Queue::<Element>::unbounded(),
         places => Queue::bounded(places),
     };
-    let mut stage = Stage::new(Pool::builder().initial_size(1 << 20).max_size(1 << 20), queue);
-    let mut models = vec![Model { capacity, ..Model::default() }];
+    let mut stage = Stage::new(
+        Pool::builder().initial_size(1 << 20).max_size(1 << 20),
+        queue,
+    );
+    let mut models = vec![Model {
+        capacity,
+        ..Model::default()
+    }];
     let mut next = 0;
-    for Step { who, dies, operation } in &input.steps {
+    for Step {
+        who,
+        dies,
+        operation,
+    } in &input.steps
+    {
         let dies = dies.map(usize::from);
         let mut after = Vec::new();
         let done = stage.act(*who, dies, |queue| run(queue, next, *operation));
@@ -214,9 +234,16 @@ fuzz_target!(|input: Input| {
                 for model in &models {
                     // As many places may be gone, or fewer.
                     for gaps in 0..=model.gaps {
-                        let mut changed = Model { gaps, ..model.clone() };
+                        let mut changed = Model {
+                            gaps,
+                            ..model.clone()
+                        };
                         if changed.run(next, *operation, |_| {}) == *answer {
-                            let gaps = if changed.rest.is_empty() { 0 } else { model.gaps };
+                            let gaps = if changed.rest.is_empty() {
+                                0
+                            } else {
+                                model.gaps
+                            };
                             after.push(Model { gaps, ..changed });
                             break;
                         }
@@ -228,9 +255,15 @@ fuzz_target!(|input: Input| {
             _ => {
                 for model in &mut models {
                     model.gaps += usize::from(done.is_none() && pushes(*operation) > 0);
-                    let mut full = Model { gaps: 0, ..model.clone() };
+                    let mut full = Model {
+                        gaps: 0,
+                        ..model.clone()
+                    };
                     full.run(next, *operation, |state| {
-                        after.push(Model { gaps: model.gaps, ..state.clone() });
+                        after.push(Model {
+                            gaps: model.gaps,
+                            ..state.clone()
+                        });
                     });
                 }
             }
@@ -238,7 +271,10 @@ fuzz_target!(|input: Input| {
         next += pushes(*operation);
         let (content, closed) = stage.look(*who, done.is_none(), |queue| {
             let content: Vec<_> = queue.iter().map(number).collect();
-            assert_eq!((queue.len(), queue.is_empty()), (content.len(), content.is_empty()));
+            assert_eq!(
+                (queue.len(), queue.is_empty()),
+                (content.len(), content.is_empty())
+            );
             (content, queue.is_closed())
         });
         after.retain(|model| model.content() == content && model.closed == closed);

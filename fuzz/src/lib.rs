@@ -36,7 +36,12 @@ impl<T: ShmSafe> Stage<T> {
         // SAFETY: what a killed one had is on the stack of its closure, and forgotten.
         let (mut mine, other) = unsafe { (Participant::new(), Participant::new()) };
         let container = mine.act(pool, None, || pool.create(empty).ok().unwrap());
-        Stage { pool, container, mine, other }
+        Stage {
+            pool,
+            container,
+            mine,
+            other,
+        }
     }
 
     /// Does something as one of them, who is killed before its write number `dies` if that is given: `None`

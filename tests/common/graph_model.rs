@@ -12,7 +12,8 @@ pub struct Node {
 
 pub type Root = Option<Gc<Node>>;
 
-/// What a transaction consists of. Nodes are counted from the last one made.
+/// What a transaction consists of. Nodes are counted from the last one of those that it may use: the ones that
+/// the root reached when it began, and its own. Any others may be gone, or what they refer to.
 #[cfg_attr(fuzzing, derive(arbitrary::Arbitrary))]
 #[derive(Clone, Debug)]
 pub enum Step {
@@ -58,6 +59,8 @@ pub struct Model {
     nodes: Vec<Shadow>,
     ids: Vec<Gc<Node>>,
     root: Option<usize>,
+    /// What the transaction may use.
+    usable: Vec<usize>,
 }
 
 impl Model {
@@ -97,14 +100,14 @@ impl Model {
 
     /// Makes the steps in the heap and here, until something finds no room.
     pub fn make(&mut self, tx: &mut Tx<'_, Root>, steps: &[Step]) -> Result<(), HeapError> {
+        self.usable = self.reached();
+        self.usable.sort_unstable();
         steps.iter().try_for_each(|step| self.make_one(tx, step))
     }
 
-    /// A node that is there.
-    fn there(&self, tx: &Tx<'_, Root>, n: u8) -> Option<usize> {
-        let back = 1 + usize::from(n) % self.ids.len().max(1);
-        let at = self.ids.len().checked_sub(back)?;
-        tx.get(self.ids[at]).map(|_| at)
+    fn usable(&self, n: u8) -> Option<usize> {
+        let back = 1 + usize::from(n) % self.usable.len().max(1);
+        Some(self.usable[self.usable.len().checked_sub(back)?])
     }
 
     fn make_one(&mut self, tx: &mut Tx<'_, Root>, step: &Step) -> Result<(), HeapError> {
@@ -112,6 +115,7 @@ impl Model {
             Step::New { value } => {
                 let (edges, list) = ([None; 2], None);
                 let node = tx.alloc(Node { value, edges, list })?;
+                self.usable.push(self.ids.len());
                 self.ids.push(node);
                 self.nodes.push(Shadow {
                     value,
@@ -119,26 +123,26 @@ impl Model {
                 });
             }
             Step::Edge { from, edge, to } => {
-                let to = to.and_then(|to| self.there(tx, to));
-                if let Some(from) = self.there(tx, from) {
+                let to = to.and_then(|to| self.usable(to));
+                if let Some(from) = self.usable(from) {
                     tx.get_mut(self.ids[from])?.edges[usize::from(edge)] =
                         to.map(|to| self.ids[to]);
                     self.nodes[from].edges[usize::from(edge)] = to;
                 }
             }
             Step::Value { of, value } => {
-                if let Some(of) = self.there(tx, of) {
+                if let Some(of) = self.usable(of) {
                     tx.get_mut(self.ids[of])?.value = value;
                     self.nodes[of].value = value;
                 }
             }
             Step::Root { to } => {
-                let to = to.and_then(|to| self.there(tx, to));
+                let to = to.and_then(|to| self.usable(to));
                 *tx.root_mut()? = to.map(|to| self.ids[to]);
                 self.root = to;
             }
             Step::List { of, len } => {
-                if let Some(of) = self.there(tx, of) {
+                if let Some(of) = self.usable(of) {
                     let list = tx.alloc_slice_with(len.into(), |i| i as u16)?;
                     tx.get_mut(self.ids[of])?.list = (len > 0).then_some(list);
                     self.nodes[of].list = (0..len).collect();
@@ -150,7 +154,7 @@ impl Model {
                 to,
                 value,
             } => {
-                if let Some(of) = self.there(tx, of)
+                if let Some(of) = self.usable(of)
                     && let Some(list) = tx.get(self.ids[of]).unwrap().list
                 {
                     let len = self.nodes[of].list.len();

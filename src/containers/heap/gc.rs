@@ -20,7 +20,9 @@ use crate::layout::{Field, ShmSafe, TypeInfo};
 ///
 /// It is no reference. Each access compares it with the heap: an id of another heap, of an object
 /// that was collected, or bytes that never were an id lead to `None`. It keeps an object alive
-/// only where [`Trace`] finds it, in the root or in an object that is reached from there.
+/// only where [`Trace`] finds it, in the root or in an object that is reached from there. An object that
+/// is not reached may be found until a collection frees it; if who collects dies, what it refers to may be freed
+/// before it.
 ///
 /// 16 bytes; an `Option` of it takes no more. Serialised, it can be an argument or a result of another
 /// process.

@@ -338,7 +338,8 @@ impl<R: Trace + Unpin> Heap<R> {
     ///
     /// # Crash behaviour
     ///
-    /// Each object has been freed or not; none that is reached has.
+    /// Each object has been freed or not; none that is reached has. One that remains may refer to one that was freed:
+    /// both are unreached, and such an id leads to `None`.
     ///
     /// ```
     /// # use shmkit::{Gc, Heap, HeapError, Pool};
