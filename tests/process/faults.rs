@@ -179,6 +179,10 @@ fn victim(worker: &Worker, world: Handle<World>, work: Work) -> JoinHandle<()> {
     let before = at_work.load(Ordering::Acquire);
     let victim = worker.start(&VICTIM, &(world, work)).unwrap();
     until(|| at_work.load(Ordering::Acquire) > before);
+    if matches!(work, Work::Wait) {
+        // It has the lock until it waits.
+        drop(world.open().unwrap().plain.lock().unwrap());
+    }
     victim
 }
 

@@ -1,6 +1,7 @@
 //! Forks that somebody else makes, and what other handlers of forks do.
 
 use std::alloc::Layout;
+use std::io::{PipeReader, PipeWriter, Read, Write, pipe};
 use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
@@ -80,10 +81,14 @@ pub fn a_fork_that_fails_holds_nothing() {
 }
 
 static DIES: AtomicBool = AtomicBool::new(false);
+/// What a child waits for that is to die: its parent has heard of its fork.
+static FORKED: OnceLock<(PipeReader, PipeWriter)> = OnceLock::new();
 
 /// In a child, before it comes to life in any pool.
 extern "C" fn die() {
     if DIES.load(Ordering::Relaxed) {
+        let mut forked = &FORKED.get().unwrap().0;
+        forked.read_exact(&mut [0]).unwrap();
         // SAFETY: no memory is passed.
         unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
     }
@@ -97,6 +102,10 @@ fn forked() -> i32 {
         // SAFETY: no memory is passed.
         unsafe { libc::_exit(0) };
     }
+    if DIES.load(Ordering::Relaxed) {
+        let mut forked = &FORKED.get().unwrap().1;
+        forked.write_all(&[0]).unwrap();
+    }
     let mut status = -1;
     // SAFETY: the status is written to.
     let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
@@ -109,6 +118,7 @@ pub fn role_killed_on_its_way() {
     // SAFETY: the handler does nothing that a child may not.
     let done = unsafe { libc::pthread_atfork(None, None, Some(die)) };
     assert_eq!(done, 0);
+    FORKED.set(pipe().unwrap()).unwrap();
     let pool = Pool::builder().create().unwrap();
     let kept = pool.create(1_u64).unwrap();
     let descriptors = open_descriptors();
