@@ -222,14 +222,6 @@ fn until_asleep(pid: u32) {
     });
 }
 
-/// A random number, of a state that is never zero.
-fn random(state: &mut u64) -> u64 {
-    *state ^= *state << 13;
-    *state ^= *state >> 7;
-    *state ^= *state << 17;
-    *state
-}
-
 fn count(counter: &AtomicU64) -> u64 {
     counter.fetch_add(1, Ordering::SeqCst)
 }

@@ -49,7 +49,7 @@ use crate::allocator::{AllocError, block};
 use crate::engines::limbo;
 use crate::layout::arena::Arena;
 use crate::layout::{Field, TypeInfo};
-use crate::participants::thread;
+use crate::participants::here::{Here, here};
 use crate::pool::intents;
 use crate::pool::{ObjectError, OutOfMemory, Pool};
 use crate::primitive::{AtomicU64, Ordering};
@@ -264,11 +264,6 @@ impl<T: KillSafe + Unpin> Array<T> {
         self.len() == 0
     }
 
-    #[inline]
-    fn arena(&self) -> Option<Arena> {
-        Arena::containing(std::ptr::from_ref(self).addr())
-    }
-
     /// The first element's place, and how many there are: in a damaged pool no more than lie in
     /// its memory. The caller keeps the block from being replaced.
     #[inline]
@@ -346,8 +341,7 @@ impl<T: KillSafe + Unpin> Array<T> {
         range: impl RangeBounds<usize>,
         mode: Mode,
     ) -> Result<Claimed<'_, T>, ClaimError> {
-        let arena = self.arena().ok_or(ClaimError::NotInPool)?;
-        let slot = thread::slot(arena)?;
+        let Here { arena, slot } = here(self)?;
         let range = resolve(range, self.len())?;
         let (mut taken, mut first) = (None, NonNull::dangling());
         if !range.is_empty() {
@@ -442,8 +436,7 @@ impl<T: KillSafe + Unpin> Array<T> {
         plan: impl FnOnce(usize) -> Result<usize, ResizeError>,
         fill: impl Fn(Room<'_, T>),
     ) -> Result<usize, ResizeError> {
-        let arena = self.arena().ok_or(ResizeError::NotInPool)?;
-        let slot = thread::slot(arena)?;
+        let Here { arena, slot } = here(self)?;
         let everything = 0..usize::MAX;
         let claim = self
             .claims

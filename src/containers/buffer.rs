@@ -9,11 +9,9 @@ use super::buffer_io::{BytesView, Reader};
 use crate::ShmSafe;
 use crate::allocator::AllocError;
 use crate::engines::buffer::{Refusal, Words};
-use crate::layout::arena::Arena;
 use crate::layout::{Engine, Field, TypeInfo};
-use crate::participants::epoch;
-use crate::participants::table::Slot;
-use crate::participants::thread::{self, NoSlot};
+use crate::participants::here::{from_nowhere, here};
+use crate::participants::thread::NoSlot;
 use crate::primitive::AtomicU64;
 
 /// A place in a [`Buffer`]: how many bytes were appended before it. It never changes.
@@ -137,26 +135,11 @@ pub enum RangeError {
     NoSlot(#[from] NoSlot),
 }
 
+from_nowhere!(AppendError, RangeError);
+
 impl From<RangeError> for io::Error {
     fn from(error: RangeError) -> Self {
         io::Error::new(io::ErrorKind::InvalidInput, error)
-    }
-}
-
-/// Where a buffer is, and this thread's slot there.
-#[derive(Clone, Copy)]
-pub(super) struct Here {
-    pub(super) arena: Arena,
-    pub(super) slot: &'static Slot,
-}
-
-impl Here {
-    /// Runs `f` while nothing that it can reach is freed. It is no user's code.
-    pub(super) fn pinned<R>(self, f: impl FnOnce() -> R) -> R {
-        epoch::pin(self.arena, self.slot);
-        let result = f();
-        epoch::unpin(self.slot);
-        result
     }
 }
 
@@ -189,14 +172,6 @@ impl Buffer {
         &self.words
     }
 
-    pub(super) fn here(&self) -> Result<Option<Here>, NoSlot> {
-        let Some(arena) = Arena::containing(std::ptr::from_ref(self).addr()) else {
-            return Ok(None);
-        };
-        let slot = thread::slot(arena)?;
-        Ok(Some(Here { arena, slot }))
-    }
-
     /// Appends bytes; the position of the first one. It does not wait.
     ///
     /// # Errors
@@ -218,7 +193,7 @@ impl Buffer {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn append(&self, bytes: &[u8]) -> Result<Position, AppendError> {
-        let here = self.here()?.ok_or(AppendError::NotInPool)?;
+        let here = here(self)?;
         if self
             .words
             .capacity()
@@ -299,7 +274,7 @@ impl Buffer {
     /// A caller that is killed has deleted them or not. Memory that it had not freed by then is freed
     /// by the next one to delete.
     pub fn truncate_front(&self, to: Position) -> Result<(), RangeError> {
-        let here = self.here()?.ok_or(RangeError::NotInPool)?;
+        let here = here(self)?;
         let (end, _) = here.pinned(|| self.words.end(here.arena));
         if to > end {
             return Err(RangeError::BeyondEnd { end });
@@ -326,8 +301,8 @@ impl Buffer {
     /// The position after the last byte. (0 if the thread has no slot in the pool.)
     #[must_use]
     pub fn end(&self) -> Position {
-        match self.here() {
-            Ok(Some(here)) => here.pinned(|| self.words.end(here.arena).0),
+        match here(self) {
+            Ok(here) => here.pinned(|| self.words.end(here.arena).0),
             _ => 0,
         }
     }
@@ -362,15 +337,15 @@ impl Buffer {
     ///
     /// A caller that is killed has closed it or not.
     pub fn close(&self) -> Result<(), RangeError> {
-        let here = self.here()?.ok_or(RangeError::NotInPool)?;
+        let here = here(self)?;
         self.words.close(here.arena, here.slot);
         Ok(())
     }
 
     /// Bytes that its chunks take. Nobody uses it meanwhile.
     pub(crate) fn memory(&self) -> usize {
-        match self.here() {
-            Ok(Some(here)) => here.pinned(|| self.words.memory(here.arena)),
+        match here(self) {
+            Ok(here) => here.pinned(|| self.words.memory(here.arena)),
             _ => 0,
         }
     }
@@ -378,8 +353,8 @@ impl Buffer {
     /// Whether it is closed.
     #[must_use]
     pub fn is_closed(&self) -> bool {
-        match self.here() {
-            Ok(Some(here)) => here.pinned(|| self.words.end(here.arena).1),
+        match here(self) {
+            Ok(here) => here.pinned(|| self.words.end(here.arena).1),
             _ => false,
         }
     }

@@ -6,11 +6,12 @@ use std::iter::FusedIterator;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::buffer::{AppendError, Buffer, Here, Position, RangeError};
+use super::buffer::{AppendError, Buffer, Position, RangeError};
 use super::link::unpin;
 use crate::engines::buffer::Found;
 use crate::layout::arena::Arena;
 use crate::participants::epoch;
+use crate::participants::here::{Here, here};
 use crate::participants::tag::Tag;
 use crate::participants::thread;
 
@@ -32,7 +33,7 @@ impl<'a> BytesView<'a> {
         if range.start > range.end {
             return Err(RangeError::Reversed);
         }
-        let Here { arena, slot } = buffer.here()?.ok_or(RangeError::NotInPool)?;
+        let Here { arena, slot } = here(buffer)?;
         epoch::pin(arena, slot);
         // From here on its end unpins.
         thread::guard_made(slot);
@@ -198,7 +199,7 @@ impl Read for Reader<'_> {
         if into.is_empty() {
             return Ok(0);
         }
-        let here = here(self.buffer)?;
+        let here = here(self.buffer).map_err(RangeError::from)?;
         let words = self.buffer.words();
         let state = || here.pinned(|| words.end(here.arena));
         let ready = || {
@@ -206,7 +207,7 @@ impl Read for Reader<'_> {
             end > self.position || closed || words.start() > self.position
         };
         if !ready() {
-            words.arrivals.wait(here.arena, here.slot, ready);
+            words.arrivals.wait(here, ready);
         }
         let read = match self.buffer.read_at(self.position, into) {
             // A position beyond the end of a closed buffer.
@@ -218,10 +219,6 @@ impl Read for Reader<'_> {
     }
 }
 
-fn here(buffer: &Buffer) -> Result<Here, RangeError> {
-    buffer.here()?.ok_or(RangeError::NotInPool)
-}
-
 /// Writing waits for room, and then appends as much as there is room for: each call of `write` is
 /// an append of its own.
 impl Write for &Buffer {
@@ -229,7 +226,7 @@ impl Write for &Buffer {
         if bytes.is_empty() {
             return Ok(0);
         }
-        let here = here(self)?;
+        let here = here(*self).map_err(RangeError::from)?;
         let words = self.words();
         let room = || {
             let start = words.start();
@@ -248,7 +245,7 @@ impl Write for &Buffer {
                     appended => return Ok(appended.map(|_| len)?),
                 }
             }
-            words.departures.wait(here.arena, here.slot, || room() > 0);
+            words.departures.wait(here, || room() > 0);
         }
     }
 

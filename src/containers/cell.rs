@@ -24,8 +24,8 @@ use crate::engines::{change, limbo};
 use crate::layout::arena::Arena;
 use crate::layout::{Engine, Field, TypeInfo};
 use crate::participants::epoch;
+use crate::participants::here::{Here, here};
 use crate::participants::table::Slot;
-use crate::participants::thread;
 use crate::primitive::{AtomicU64, Ordering};
 
 /// The word of a cell.
@@ -102,11 +102,6 @@ impl<T: ShmSafe + Unpin> SharedCell<T> {
         }
     }
 
-    #[inline]
-    fn arena(&self) -> Option<Arena> {
-        Arena::containing(std::ptr::from_ref(self).addr())
-    }
-
     /// Where the value is in the block that the word names; `None` also for what can be no block, which
     /// static garbage may name.
     #[inline]
@@ -128,8 +123,7 @@ impl<T: ShmSafe + Unpin> SharedCell<T> {
     where
         T: Copy,
     {
-        let arena = self.arena()?;
-        let slot = thread::slot(arena).ok()?;
+        let Here { arena, slot } = here(self).ok()?;
         epoch::pin(arena, slot);
         // SAFETY: pinned before the word is read, so the block is not freed; nobody writes to it.
         let value =
@@ -143,8 +137,7 @@ impl<T: ShmSafe + Unpin> SharedCell<T> {
     #[inline]
     #[must_use]
     pub fn view(&self) -> Option<View<'_, T>> {
-        let arena = self.arena()?;
-        let slot = thread::slot(arena).ok()?;
+        let Here { arena, slot } = here(self).ok()?;
         epoch::pin(arena, slot);
         self.view_pinned(arena, slot, self.word.0.load(Ordering::SeqCst))
     }
@@ -234,8 +227,7 @@ impl<T: ShmSafe + Unpin> SharedCell<T> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn update(&self, mut f: impl FnMut(Option<&T>) -> T) -> Result<(), ChangeError> {
-        let arena = self.arena().ok_or(ChangeError::NotInPool)?;
-        let slot = thread::slot(arena)?;
+        let Here { arena, slot } = here(self)?;
         with_room_for(arena, || self.update_once((arena, slot), &mut f))
     }
 
@@ -266,8 +258,7 @@ impl<T: ShmSafe + Unpin> SharedCell<T> {
     /// Opens an intent, and allocates a block into it.
     #[inline]
     fn prepare(&self) -> Result<(Arena, &'static Slot, u64), ChangeError> {
-        let arena = self.arena().ok_or(ChangeError::NotInPool)?;
-        let slot = thread::slot(arena)?;
+        let Here { arena, slot } = here(self)?;
         let layout = const { Layout::new::<Block<T>>() };
         let block = change::prepare(arena, slot, CHANGE, &self.word.0, layout)?;
         Ok((arena, slot, block))

@@ -15,6 +15,7 @@ use super::Shared;
 use crate::ShmSafe;
 use crate::layout::arena::Arena;
 use crate::layout::{Field, TypeInfo};
+use crate::participants::here::{Here, from_nowhere, here};
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
 use crate::participants::thread::{self, NoSlot};
@@ -76,6 +77,8 @@ pub enum LinkError {
     NoSlot(#[from] NoSlot),
 }
 
+from_nowhere!(LinkError);
+
 impl<T: ShmSafe> Link<T> {
     /// A link that leads nowhere.
     #[must_use]
@@ -85,10 +88,6 @@ impl<T: ShmSafe> Link<T> {
             target: PhantomData,
             _in_place: PhantomPinned,
         }
-    }
-
-    fn arena(&self) -> Option<Arena> {
-        Arena::containing(std::ptr::from_ref(self).addr())
     }
 
     fn target(&self) -> Option<usize> {
@@ -107,11 +106,10 @@ impl<T: ShmSafe> Link<T> {
     ///
     /// See [`LinkError`].
     pub fn set(&self, to: Option<&Shared<T>>) -> Result<(), LinkError> {
-        let arena = self.arena().ok_or(LinkError::NotInPool)?;
+        let Here { arena, slot } = here(self)?;
         if to.is_some_and(|to| to.pool() != Pool(arena)) {
             return Err(LinkError::OtherPool);
         }
-        let slot = thread::slot(arena)?;
         let new = to.map_or(0, |to| to.index() as u32 + 1);
         if let Some(old) = intents::set_link(arena, slot, &self.word, new) {
             dispose::dispose(arena, old);
@@ -137,8 +135,7 @@ impl<T: ShmSafe> Link<T> {
     /// ```
     #[must_use]
     pub fn get(&self) -> Option<Shared<T>> {
-        let arena = self.arena()?;
-        thread::slot(arena).ok()?;
+        let Here { arena, .. } = here(self).ok()?;
         loop {
             let word = self.word.load(Ordering::SeqCst);
             let target = (detect::value(word) as usize).checked_sub(1)?;
@@ -164,8 +161,7 @@ impl<T: ShmSafe> Link<T> {
     /// While a view is open, nothing that it could see is freed.
     #[must_use]
     pub fn view(&self) -> Option<View<'_, T>> {
-        let arena = self.arena()?;
-        let slot = thread::slot(arena).ok()?;
+        let Here { arena, slot } = here(self).ok()?;
         epoch::pin(arena, slot);
         let value = self
             .target()

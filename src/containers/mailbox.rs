@@ -21,17 +21,18 @@ use std::marker::{PhantomData, PhantomPinned};
 use std::mem::offset_of;
 use std::time::{Duration, Instant};
 
-use super::queue::bell;
 use super::queue::raw::Raw;
 use super::queue::{PopError, PushError};
 use crate::ShmSafe;
+use crate::engines::bell::sleep_on_any;
 use crate::engines::queue::Root;
 use crate::layout::{Field, TypeInfo};
+use crate::participants::here::{Here, from_nowhere, here};
 use crate::participants::lock::{self, Taken};
 use crate::participants::tag::Tag;
 use crate::participants::thread::{self, NoSlot};
 use crate::primitive::{AtomicU64, Ordering};
-use crate::sync::{Here, Nowhere, deadline, here};
+use crate::sync::deadline;
 
 /// Messages from any number of senders to one receiver, in whatever processes.
 ///
@@ -108,14 +109,7 @@ pub enum ReceiverError {
     NoSlot(#[from] NoSlot),
 }
 
-impl From<Nowhere> for ReceiverError {
-    fn from(nowhere: Nowhere) -> Self {
-        match nowhere {
-            Nowhere::NotInPool => ReceiverError::NotInPool,
-            Nowhere::NoSlot => ReceiverError::NoSlot(NoSlot),
-        }
-    }
-}
+from_nowhere!(ReceiverError);
 
 /// Why no message was received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -404,14 +398,14 @@ impl<T: ShmSafe + Unpin> Receiver<'_, T> {
             .map(|receiver| receiver.mailbox.messages.pushes())
             .collect();
         loop {
-            let announced: Vec<_> = bells.iter().map(|word| bell::announce(word)).collect();
+            let announced: Vec<_> = bells.iter().map(|bell| bell.announce()).collect();
             if let Some(ready) = receivers.iter().position(|receiver| receiver.is_ready()) {
                 return Some(ready);
             }
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 return None;
             }
-            bell::sleep_on_any(&bells, &announced, deadline);
+            sleep_on_any(&bells, &announced, deadline);
         }
     }
 }

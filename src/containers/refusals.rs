@@ -3,6 +3,7 @@
 use std::ops::{Range, RangeBounds};
 
 use crate::allocator::AllocError;
+use crate::participants::here::from_nowhere;
 use crate::participants::pid::ProcessId;
 use crate::participants::thread::NoSlot;
 
@@ -111,6 +112,8 @@ pub enum ResizeError {
     #[error(transparent)]
     NoSlot(#[from] NoSlot),
 }
+
+from_nowhere!(ElementError, ClaimError, ResizeError);
 
 /// The bounds of a range, if it lies within `len`.
 pub(super) fn resolve(

@@ -5,6 +5,7 @@ use std::fmt;
 use crate::allocator::AllocError;
 use crate::engines::limbo;
 use crate::layout::arena::Arena;
+use crate::participants::here::from_nowhere;
 use crate::participants::thread::NoSlot;
 
 /// Why a container was not changed. It is as it was.
@@ -21,6 +22,8 @@ pub enum ChangeError {
     #[error(transparent)]
     NoSlot(#[from] NoSlot),
 }
+
+from_nowhere!(ChangeError);
 
 /// A value was not stored; here it is back. The container is as it was.
 #[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -17,6 +17,7 @@
 //! | module   | what |
 //! |----------|------|
 //! | `limbo`  | what was unlinked and may still be looked at |
+//! | `bell`   | waking those who wait for a container |
 //! | `change` | one word is made to name another block |
 //! | `cell`   | a word that names a block |
 //! | `buffer` | a chain of chunks of bytes |
@@ -28,6 +29,7 @@
 //! Intents of an engine have its number in the bits from [`OP_SHIFT`] up; what is below, and the
 //! arguments, are the engine's own.
 
+pub(crate) mod bell;
 pub(crate) mod buffer;
 pub(crate) mod cell;
 pub(crate) mod change;

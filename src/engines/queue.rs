@@ -36,6 +36,7 @@
 
 use std::alloc::Layout;
 
+use super::bell::Bell;
 use super::{Named, leases, limbo, word};
 use crate::allocator::check::CheckReport;
 use crate::allocator::{AllocError, block};
@@ -96,21 +97,21 @@ pub(crate) struct Header {
     /// The tag of the producer that has waited and is not to be passed for ever, or 0: a hint, see
     /// `containers::queue::wait`.
     pub(crate) turn: AtomicU64,
-    /// Who waits for an element, and who waits for room: see `containers::queue::bell`.
-    pub(crate) pushed: Bell,
+    /// Who waits for an element, and who waits for room: see `engines::bell`.
+    pub(crate) pushed: Apart,
     pub(crate) popped: Room,
 }
 
-/// A word with its cache lines to itself, that is written when somebody sleeps.
+/// A bell with its cache lines to itself, that is written when somebody sleeps.
 #[repr(C, align(128))]
-pub(crate) struct Bell(pub(crate) AtomicU64);
+pub(crate) struct Apart(pub(crate) Bell);
 
 /// The same for those who wait for room, one of whom may have the turn.
 #[repr(C, align(128))]
 pub(crate) struct Room {
-    pub(crate) bell: AtomicU64,
+    pub(crate) bell: Bell,
     /// The bell of who has the turn.
-    pub(crate) called: AtomicU64,
+    pub(crate) called: Bell,
     /// How often it was passed.
     pub(crate) passes: AtomicU64,
 }
@@ -149,10 +150,10 @@ impl Header {
             front: AtomicU64::new(0),
             back: AtomicU64::new(0),
             turn: AtomicU64::new(0),
-            pushed: Bell(AtomicU64::new(0)),
+            pushed: Apart(Bell::new()),
             popped: Room {
-                bell: AtomicU64::new(0),
-                called: AtomicU64::new(0),
+                bell: Bell::new(),
+                called: Bell::new(),
                 passes: AtomicU64::new(0),
             },
         }

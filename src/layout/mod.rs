@@ -6,11 +6,13 @@
 //! - `shm_safe`: the traits of types that may live in shared memory, for the standard types.
 //! - `type_info`: a type's description as data.
 //! - `field`: what a description is made of.
+//! - `fnv`: a simple hash.
 //! - `fingerprint`: the description hashed, to compare types between programs.
 
 pub(crate) mod arena;
 mod field;
 pub(crate) mod fingerprint;
+pub(crate) mod fnv;
 pub(crate) mod header;
 pub(crate) mod local;
 mod shm_safe;

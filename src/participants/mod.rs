@@ -5,6 +5,7 @@
 //! | `tag`      | (slot, generation), the name of an owner anywhere in the pool; see `protocol` |
 //! | `table`    | thread slots and process records |
 //! | `thread`   | this thread's slot: found in two loads, claimed at first use, left at its end |
+//! | `here`     | the pool that a value is in, and this thread's slot there |
 //! | `process`  | this process's record; what happens at fork |
 //! | `pid`      | the process id in a process's record |
 //! | `life`     | the verdict: does that owner live? |
@@ -19,6 +20,7 @@
 pub(crate) mod asked;
 pub(crate) mod detect;
 pub(crate) mod epoch;
+pub(crate) mod here;
 pub(crate) mod life;
 pub(crate) mod lock;
 pub(crate) mod permits;

@@ -203,7 +203,7 @@ impl PoolBuilder {
     /// let pool = Pool::builder().max_participants(1).create()?;
     /// let number = pool.create(Mutex::new(0_u8))?;
     /// std::thread::scope(|s| {
-    ///     s.spawn(|| assert!(matches!(number.lock(), Err(LockError::NoSlot))));
+    ///     s.spawn(|| assert!(matches!(number.lock(), Err(LockError::NoSlot(_)))));
     /// });
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```

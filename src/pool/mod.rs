@@ -41,7 +41,7 @@ use crate::allocator::stats::Stats;
 use crate::allocator::{self, AllocError};
 use crate::engines::limbo;
 use crate::layout::arena::{Arena, DATA, SLICE};
-use crate::layout::local;
+use crate::layout::{fnv, local};
 use crate::participants::process;
 use crate::participants::recovery;
 use crate::participants::table::{ProcessPhase, SlotPhase};
@@ -143,11 +143,10 @@ pub(crate) const fn layout_fingerprint() -> u64 {
         cfg!(target_endian = "little") as usize,
         cfg!(target_arch = "x86_64") as usize,
     ];
-    // FNV-1a (Fowler, Noll, Vo), a word at a time.
-    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    let mut hash = fnv::START;
     let mut i = 0;
     while i < parts.len() {
-        hash = (hash ^ parts[i] as u64).wrapping_mul(0x100_0000_01b3);
+        hash = fnv::step(hash, parts[i] as u64);
         i += 1;
     }
     hash

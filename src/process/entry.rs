@@ -19,6 +19,7 @@ use super::encode::{Encoded, decode};
 use super::jobs::{Job, Kind};
 use super::{Worker, signature};
 use crate::layout::fingerprint::image_nonce;
+use crate::layout::fnv;
 use crate::primitive::Ordering;
 
 /// What can travel to a worker and back: everything that serde serialises.
@@ -147,12 +148,9 @@ fn pair<A: Wire, R: Wire>(function: fn(&Worker, A) -> R) -> (Call, usize) {
     (call::<A, R>, (function as *const ()).expose_provenance())
 }
 
-/// FNV-1a (Fowler, Noll, Vo), a word at a time.
 fn seal(words: [u64; 2]) -> u64 {
-    let hash = |hash: u64, word: u64| (hash ^ word).wrapping_mul(0x100_0000_01b3);
-    words
-        .into_iter()
-        .fold(hash(0xcbf2_9ce4_8422_2325, image_nonce()), hash)
+    let start = fnv::step(fnv::START, image_nonce());
+    words.into_iter().fold(start, fnv::step)
 }
 
 /// An entry that programs find by its name.

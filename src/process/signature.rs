@@ -11,11 +11,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use serde_reflection::{Samples, Tracer, TracerConfig};
 
 use super::Wire;
+use crate::layout::fnv;
 
-/// FNV-1a (Fowler, Noll, Vo).
 pub(super) fn hash(bytes: &[u8]) -> u64 {
-    let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, step)
+    let step = |hash, byte: &u8| fnv::step(hash, u64::from(*byte));
+    bytes.iter().fold(fnv::START, step)
 }
 
 /// A number that is equal where the bytes of both types mean the same.

@@ -282,7 +282,7 @@ fn claim_further<'a>(
                 Phase::Free => {
                     record(index);
                     let claimed = Cell::new(Phase::Writing, slot, at).pack();
-                    // SeqCst: before the look at who sleeps; see `containers::queue::bell`.
+                    // SeqCst: before the look at who sleeps; see `engines::bell`.
                     if word
                         .compare_exchange(found, claimed, Ordering::SeqCst, Ordering::Relaxed)
                         .is_ok()

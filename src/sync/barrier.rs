@@ -67,10 +67,11 @@
 use std::fmt;
 use std::marker::PhantomPinned;
 
-use super::{Here, Nowhere, here};
 use crate::layout::arena::Arena;
 use crate::layout::{Field, ShmSafe, TypeInfo};
+use crate::participants::here::{Here, from_nowhere, here};
 use crate::participants::tag::Tag;
+use crate::participants::thread::NoSlot;
 use crate::participants::{life, lock, recovery};
 use crate::primitive::{AtomicU64, Ordering};
 use crate::sys::futex;
@@ -231,18 +232,11 @@ pub enum BarrierError {
     #[error("the barrier is not in a pool")]
     NotInPool,
     /// The thread has no slot in the pool.
-    #[error("the pool has no slot for this thread")]
-    NoSlot,
+    #[error(transparent)]
+    NoSlot(#[from] NoSlot),
 }
 
-impl From<Nowhere> for BarrierError {
-    fn from(nowhere: Nowhere) -> Self {
-        match nowhere {
-            Nowhere::NotInPool => BarrierError::NotInPool,
-            Nowhere::NoSlot => BarrierError::NoSlot,
-        }
-    }
-}
+from_nowhere!(BarrierError);
 
 impl Barrier {
     /// The most parties that a barrier can have.

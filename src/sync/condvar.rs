@@ -23,10 +23,11 @@ use std::fmt;
 use std::marker::PhantomPinned;
 use std::time::{Duration, Instant};
 
+use super::deadline;
 use super::mutex::{LockError, MutexGuard};
-use super::{deadline, here};
 use crate::layout::arena::Arena;
 use crate::layout::{Field, ShmSafe, TypeInfo};
+use crate::participants::here::here;
 use crate::participants::lock;
 use crate::participants::tag::Tag;
 use crate::primitive::{AtomicU32, Ordering};

@@ -38,11 +38,13 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Nowhere, deadline, here};
+use super::deadline;
 use crate::layout::arena::Arena;
 use crate::layout::{Field, ShmSafe, TypeInfo};
+use crate::participants::here::{from_nowhere, here};
 use crate::participants::lock::{self, TICK};
 use crate::participants::tag::Tag;
+use crate::participants::thread::NoSlot;
 use crate::pool::handles::{self, Hold};
 use crate::pool::objects;
 use crate::primitive::{AtomicU64, Ordering};
@@ -98,18 +100,11 @@ pub enum WaitError {
     #[error("the event is not in a pool")]
     NotInPool,
     /// The thread has no slot in the pool.
-    #[error("the pool has no slot for this thread")]
-    NoSlot,
+    #[error(transparent)]
+    NoSlot(#[from] NoSlot),
 }
 
-impl From<Nowhere> for WaitError {
-    fn from(nowhere: Nowhere) -> Self {
-        match nowhere {
-            Nowhere::NotInPool => WaitError::NotInPool,
-            Nowhere::NoSlot => WaitError::NoSlot,
-        }
-    }
-}
+from_nowhere!(WaitError);
 
 impl Event {
     /// An event that is not set, to be put into a pool.

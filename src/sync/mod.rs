@@ -32,6 +32,7 @@ mod barrier;
 mod condvar;
 mod event;
 mod mutex;
+mod orphan;
 mod recoverable;
 mod reentrant;
 mod rwlock;
@@ -39,7 +40,6 @@ mod semaphore;
 
 use std::marker::PhantomData;
 
-use crate::layout::arena::{Arena, GRANULE};
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
 use crate::participants::thread;
@@ -47,50 +47,12 @@ use crate::participants::thread;
 pub use barrier::{Barrier, BarrierError, BarrierWaitResult};
 pub use condvar::{Condvar, WaitTimeoutResult};
 pub use event::{Event, WaitError};
-pub use mutex::{LockError, Mutex, MutexGuard, Orphan};
+pub use mutex::{LockError, Mutex, MutexGuard};
+pub use orphan::Orphan;
 pub use recoverable::{Recover, RecoverableGuard, RecoverableMutex};
 pub use reentrant::{LockFailure, Poison, ReentrantGuard, ReentrantMutex};
 pub use rwlock::{ReadGuard, RwLock, RwLockError, WriteGuard, WriteOrphan};
 pub use semaphore::{AcquireError, AddPermitsError, Permit, Semaphore};
-
-/// Where a value is, and this thread's slot there.
-#[derive(Clone, Copy)]
-pub(crate) struct Here {
-    pub(crate) arena: Arena,
-    pub(crate) slot: &'static Slot,
-}
-
-/// Why there is no [`Here`].
-pub(crate) enum Nowhere {
-    NotInPool,
-    NoSlot,
-}
-
-/// The arena that `value` is in and this thread's slot in it, claimed now if need be.
-#[inline]
-pub(crate) fn here<T: ?Sized>(value: &T) -> Result<Here, Nowhere> {
-    let address = std::ptr::from_ref(value).addr();
-    match thread::known_slot_at(address) {
-        Some(slot) => Ok(Here {
-            arena: arena_at(address),
-            slot,
-        }),
-        None => arrive(address),
-    }
-}
-
-/// The arena of an address in a granule that holds a pool.
-#[inline]
-fn arena_at(address: usize) -> Arena {
-    Arena::at(address & !(GRANULE - 1))
-}
-
-#[cold]
-fn arrive(address: usize) -> Result<Here, Nowhere> {
-    let arena = Arena::containing(address).ok_or(Nowhere::NotInPool)?;
-    let slot = thread::slot(arena).map_err(|_| Nowhere::NoSlot)?;
-    Ok(Here { arena, slot })
-}
 
 /// What every guard of a lock has beside the lock: by whom that was taken.
 ///

@@ -29,17 +29,18 @@
 use std::cell::UnsafeCell;
 use std::fmt;
 use std::marker::PhantomPinned;
-use std::mem::{ManuallyDrop, offset_of};
+use std::mem::offset_of;
 use std::ops::{Deref, DerefMut};
 use std::time::{Duration, Instant};
 
-use super::{Here, Holder, Nowhere, deadline, here};
-use crate::layout::arena::Arena;
-use crate::layout::{Field, KillSafe, ShmSafe, TypeInfo};
+use super::orphan::{Exclusive, Orphan, process_of};
+use super::{Holder, deadline};
+use crate::layout::{Field, ShmSafe, TypeInfo};
+use crate::participants::here::{Here, Nowhere, here};
 use crate::participants::lock::{self, DIED, PANICKED, Refused, Taken};
-use crate::participants::pid::ProcessId;
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
+use crate::participants::thread::NoSlot;
 use crate::primitive::{AtomicU64, Ordering};
 
 /// A lock around a value, for any number of threads and processes.
@@ -115,8 +116,8 @@ pub enum LockError<'a, T: ShmSafe> {
     #[error("the mutex is not in a pool")]
     NotInPool,
     /// The thread has no slot in the pool.
-    #[error("the pool has no slot for this thread")]
-    NoSlot,
+    #[error(transparent)]
+    NoSlot(#[from] NoSlot),
 }
 
 impl<T: ShmSafe> fmt::Debug for LockError<'_, T> {
@@ -128,7 +129,7 @@ impl<T: ShmSafe> fmt::Debug for LockError<'_, T> {
             LockError::WouldBlock => "WouldBlock",
             LockError::TimedOut => "TimedOut",
             LockError::NotInPool => "NotInPool",
-            LockError::NoSlot => "NoSlot",
+            LockError::NoSlot(_) => "NoSlot",
         })
     }
 }
@@ -137,7 +138,7 @@ impl<T: ShmSafe> From<Nowhere> for LockError<'_, T> {
     fn from(nowhere: Nowhere) -> Self {
         match nowhere {
             Nowhere::NotInPool => LockError::NotInPool,
-            Nowhere::NoSlot => LockError::NoSlot,
+            Nowhere::NoSlot => LockError::NoSlot(NoSlot),
         }
     }
 }
@@ -275,31 +276,13 @@ impl<T: ShmSafe> Mutex<T> {
         let guard = MutexGuard::new(self, here.slot);
         if taken.flags & DIED != 0 {
             let owner = process_of(here.arena, taken.from);
-            Err(LockError::OwnerDied(Orphan {
-                guard: ManuallyDrop::new(guard),
-                owner,
-            }))
+            Err(LockError::OwnerDied(Orphan::new(guard, owner)))
         } else if taken.flags & PANICKED != 0 {
             Err(LockError::Panicked(guard))
         } else {
             Ok(guard)
         }
     }
-}
-
-/// The process of an owner that has died, as long as neither its slot nor its record is another's.
-pub(super) fn process_of(arena: Arena, owner: Tag) -> Option<ProcessId> {
-    let slot = arena.owner_slot(owner)?;
-    let process = Tag::of_word(slot.watched.process.load(Ordering::Acquire));
-    if process.is_nobody() || process.slot() >= arena.process_count() {
-        return None;
-    }
-    let record = arena.process(process.slot());
-    let pid = record.pid.get();
-    // Both generations are read after what they vouch for.
-    let same = record.state().generation == process.generation()
-        && slot.state().generation == owner.generation();
-    (same && pid != 0).then(|| ProcessId::of_pid(pid))
 }
 
 impl<T: ShmSafe + Default> Default for Mutex<T> {
@@ -414,155 +397,18 @@ impl<T: ShmSafe + fmt::Display> fmt::Display for MutexGuard<'_, T> {
     }
 }
 
-/// The lock of a holder that was killed. It is held now, but there is no access to the value, of
-/// which the dead one may have written a part.
-///
-/// Dropped, it unlocks, and the next one to lock gets an orphan again.
-///
-/// ```
-/// use shmkit::{LockError, Mutex, Pool, process};
-///
-/// let pool = Pool::builder().create()?;
-/// let number = pool.create(Mutex::new(1_u32))?;
-/// process::scope(|s| {
-///     let child = s.spawn::<_, ()>(|| {
-///         let _guard = number.lock().unwrap();
-///         std::process::abort();
-///     });
-///     let _ = child.unwrap().join();
-/// });
-/// let Err(LockError::OwnerDied(orphan)) = number.lock() else { panic!() };
-/// assert_eq!(*orphan.into_guard(), 1);
-/// assert!(number.lock().is_ok());
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
-#[must_use = "the lock is released when the orphan is dropped"]
-pub struct Orphan<'a, T: ShmSafe> {
-    guard: ManuallyDrop<MutexGuard<'a, T>>,
-    owner: Option<ProcessId>,
-}
-
-impl<'a, T: ShmSafe> Orphan<'a, T> {
-    /// The process that died with the lock. `None` if it is not known any more: the lock has gone
-    /// through the hands of somebody who dropped an orphan, or another uses what named the dead.
-    #[must_use]
-    pub fn owner(&self) -> Option<ProcessId> {
-        self.owner
+impl<T: ShmSafe> Exclusive<T> for MutexGuard<'_, T> {
+    fn word(&self) -> &AtomicU64 {
+        &self.mutex.word
     }
 
-    /// Replaces the value, and has the lock as if nothing had happened.
-    ///
-    /// # Crash behaviour
-    ///
-    /// Killed anywhere: the next one gets an orphan.
-    ///
-    /// ```
-    /// # use shmkit::{LockError, Mutex, Pool, process};
-    /// # let pool = Pool::builder().create()?;
-    /// let name = pool.create(Mutex::new(*b"half"))?;
-    /// # process::scope(|s| {
-    /// #     let child = s.spawn::<_, ()>(|| {
-    /// #         let _guard = name.lock().unwrap();
-    /// #         std::process::abort();
-    /// #     });
-    /// #     let _ = child.unwrap().join();
-    /// # });
-    /// // Somebody was killed while it had the lock.
-    /// let Err(LockError::OwnerDied(orphan)) = name.lock() else { panic!() };
-    /// assert_eq!(*orphan.reset(*b"anew"), *b"anew");
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn reset(self, value: T) -> MutexGuard<'a, T>
-    where
-        T: Unpin,
-    {
-        const { T::TYPE.assert_moves() };
-        // SAFETY: by invariants 1 and 2 nobody has a reference to the value. The old one is not
-        // dropped: a `ShmSafe` type has no drop glue.
-        unsafe { self.guard.mutex.value.get().write(value) };
-        self.cleared(DIED | PANICKED)
+    fn value(&self) -> *mut T {
+        self.mutex.value.get()
     }
 
-    /// Takes the value as it is: some bytes that the dead one wrote, and others that it did not.
-    ///
-    /// ```
-    /// # use shmkit::{LockError, Mutex, Pool, process};
-    /// # let pool = Pool::builder().create()?;
-    /// let count = pool.create(Mutex::new(1_u64))?;
-    /// # process::scope(|s| {
-    /// #     let child = s.spawn::<_, ()>(|| {
-    /// #         let _guard = count.lock().unwrap();
-    /// #         std::process::abort();
-    /// #     });
-    /// #     let _ = child.unwrap().join();
-    /// # });
-    /// // Somebody was killed while it had the lock. Whatever it wrote, a number is a number.
-    /// let Err(LockError::OwnerDied(orphan)) = count.lock() else { panic!() };
-    /// *orphan.into_guard() += 1;
-    /// assert_eq!(*count.lock().unwrap(), 2);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn into_guard(self) -> MutexGuard<'a, T>
-    where
-        T: KillSafe,
-    {
-        self.cleared(DIED)
-    }
-
-    /// Takes the value as it is.
-    ///
-    /// # Safety
-    ///
-    /// The value is a valid `T`: whatever holders do with it leaves a valid value when it is cut off
-    /// between any two instructions.
-    ///
-    /// ```
-    /// # use shmkit::{LockError, Mutex, Pool, ShmSafe, process};
-    /// # let pool = Pool::builder().create()?;
-    /// // Not `KillSafe`: the number is never odd.
-    /// #[derive(ShmSafe)]
-    /// struct Even(u64);
-    ///
-    /// let even = pool.create(Mutex::new(Even(2)))?;
-    /// # process::scope(|s| {
-    /// #     let child = s.spawn::<_, ()>(|| {
-    /// #         let _guard = even.lock().unwrap();
-    /// #         std::process::abort();
-    /// #     });
-    /// #     let _ = child.unwrap().join();
-    /// # });
-    /// // Somebody was killed while it had the lock.
-    /// let Err(LockError::OwnerDied(orphan)) = even.lock() else { panic!() };
-    /// // SAFETY: all that changes it does so by one store of an even number.
-    /// let guard = unsafe { orphan.assume_valid() };
-    /// assert_eq!(guard.0 % 2, 0);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub unsafe fn assume_valid(self) -> MutexGuard<'a, T> {
-        self.cleared(DIED)
-    }
-
-    /// By invariant 3, called when the value is valid.
-    fn cleared(self, flags: u64) -> MutexGuard<'a, T> {
-        let mut this = ManuallyDrop::new(self);
-        lock::clear(&this.guard.mutex.word, flags);
-        // SAFETY: taken once: `this` is neither dropped nor used again.
-        unsafe { ManuallyDrop::take(&mut this.guard) }
-    }
-}
-
-impl<T: ShmSafe> Drop for Orphan<'_, T> {
-    fn drop(&mut self) {
+    fn abandon(&self) {
         // DIED is in the word since the lock was taken, and stays, by invariant 3. A panic meanwhile
         // is not about the value, which nobody saw.
-        self.guard.release(0);
-    }
-}
-
-impl<T: ShmSafe> fmt::Debug for Orphan<'_, T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Orphan")
-            .field("owner", &self.owner)
-            .finish_non_exhaustive()
+        self.release(0);
     }
 }

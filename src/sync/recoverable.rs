@@ -34,8 +34,9 @@ use std::ops::{Deref, DerefMut};
 use std::time::{Duration, Instant};
 
 use super::reentrant::LockFailure;
-use super::{Here, Holder, deadline, here};
+use super::{Holder, deadline};
 use crate::layout::{Field, KillSafe, ShmSafe, TypeInfo};
+use crate::participants::here::{Here, here};
 use crate::participants::lock::{self, DIED, PANICKED, Refused, Taken};
 use crate::participants::tag::Tag;
 use crate::primitive::{AtomicU64, Ordering};

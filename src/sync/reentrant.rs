@@ -28,10 +28,12 @@ use std::mem::offset_of;
 use std::ops::Deref;
 use std::time::{Duration, Instant};
 
-use super::{Here, Holder, Nowhere, deadline, here};
+use super::{Holder, deadline};
 use crate::layout::{Field, ShmSafe, TypeInfo};
+use crate::participants::here::{Here, from_nowhere, here};
 use crate::participants::lock::{self, DIED, PANICKED, Refused, Taken};
 use crate::participants::tag::Tag;
+use crate::participants::thread::NoSlot;
 use crate::primitive::{AtomicU64, Ordering};
 
 /// A lock that a thread may take again while it holds it.
@@ -95,18 +97,11 @@ pub enum LockFailure {
     #[error("the mutex is not in a pool")]
     NotInPool,
     /// The thread has no slot in the pool.
-    #[error("the pool has no slot for this thread")]
-    NoSlot,
+    #[error(transparent)]
+    NoSlot(#[from] NoSlot),
 }
 
-impl From<Nowhere> for LockFailure {
-    fn from(nowhere: Nowhere) -> Self {
-        match nowhere {
-            Nowhere::NotInPool => LockFailure::NotInPool,
-            Nowhere::NoSlot => LockFailure::NoSlot,
-        }
-    }
-}
+from_nowhere!(LockFailure);
 
 impl From<Refused> for LockFailure {
     fn from(refused: Refused) -> Self {

@@ -45,12 +45,14 @@ use std::time::{Duration, Instant};
 
 pub use guards::{ReadGuard, WriteGuard, WriteOrphan};
 
-use super::mutex::process_of;
-use super::{Here, Nowhere, deadline, here};
+use super::deadline;
+use super::orphan::process_of;
 use crate::layout::{Field, ShmSafe, TypeInfo};
+use crate::participants::here::{Here, Nowhere, here};
 use crate::participants::lock::{self, DIED, PANICKED, Refused};
 use crate::participants::readers::{self, NotListed};
 use crate::participants::tag::Tag;
+use crate::participants::thread::NoSlot;
 use crate::primitive::{AtomicU64, Ordering, compiler_fence};
 
 /// A lock around a value, for many readers at once or one writer, in any number of threads and
@@ -130,8 +132,8 @@ pub enum RwLockError<'a, T: ShmSafe, G> {
     #[error("the lock is not in a pool")]
     NotInPool,
     /// The thread has no slot in the pool.
-    #[error("the pool has no slot for this thread")]
-    NoSlot,
+    #[error(transparent)]
+    NoSlot(#[from] NoSlot),
 }
 
 impl<T: ShmSafe, G> fmt::Debug for RwLockError<'_, T, G> {
@@ -144,7 +146,7 @@ impl<T: ShmSafe, G> fmt::Debug for RwLockError<'_, T, G> {
             RwLockError::TimedOut => "TimedOut",
             RwLockError::TooManyReads => "TooManyReads",
             RwLockError::NotInPool => "NotInPool",
-            RwLockError::NoSlot => "NoSlot",
+            RwLockError::NoSlot(_) => "NoSlot",
         })
     }
 }
@@ -153,7 +155,7 @@ impl<T: ShmSafe, G> From<Nowhere> for RwLockError<'_, T, G> {
     fn from(nowhere: Nowhere) -> Self {
         match nowhere {
             Nowhere::NotInPool => RwLockError::NotInPool,
-            Nowhere::NoSlot => RwLockError::NoSlot,
+            Nowhere::NoSlot => RwLockError::NoSlot(NoSlot),
         }
     }
 }
@@ -387,7 +389,8 @@ impl<T: ShmSafe> RwLock<T> {
         // Relaxed: taking the word has acquired what its holders wrote.
         if self.dirty.load(Ordering::Relaxed) != 0 {
             let owner = process_of(here.arena, from);
-            return Err(RwLockError::OwnerDied(WriteOrphan::new(self, here, owner)));
+            let guard = WriteGuard::new(self, here);
+            return Err(RwLockError::OwnerDied(WriteOrphan::new(guard, owner)));
         }
         if !from.is_nobody() {
             lock::clear(&self.word, DIED);

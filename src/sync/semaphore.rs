@@ -31,13 +31,15 @@ use std::fmt;
 use std::marker::{PhantomData, PhantomPinned};
 use std::time::{Duration, Instant};
 
-use super::{Here, Nowhere, arena_at, deadline, here};
+use super::deadline;
 use crate::layout::arena::{Arena, SLOTS};
 use crate::layout::{Field, ShmSafe, TypeInfo};
+use crate::participants::here::{Here, arena_at, from_nowhere, here};
 use crate::participants::permits::{self, TakeFailure};
 use crate::participants::table::PERMITS;
 use crate::participants::tag::Tag;
 use crate::participants::thread;
+use crate::participants::thread::NoSlot;
 use crate::participants::{detect, lock, recovery};
 use crate::primitive::{AtomicU64, Ordering};
 use crate::sys::futex;
@@ -92,18 +94,11 @@ pub enum AcquireError {
     #[error("the semaphore is not in a pool")]
     NotInPool,
     /// The thread has no slot in the pool.
-    #[error("the pool has no slot for this thread")]
-    NoSlot,
+    #[error(transparent)]
+    NoSlot(#[from] NoSlot),
 }
 
-impl From<Nowhere> for AcquireError {
-    fn from(nowhere: Nowhere) -> Self {
-        match nowhere {
-            Nowhere::NotInPool => AcquireError::NotInPool,
-            Nowhere::NoSlot => AcquireError::NoSlot,
-        }
-    }
-}
+from_nowhere!(AcquireError);
 
 /// Why no permits were added. The semaphore is as it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

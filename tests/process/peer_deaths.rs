@@ -17,6 +17,7 @@ use super::loop_for_ever;
 use super::peers::{
     CALLS, COUNTS, KEEPS, Peers, RUN, USES, command, config, no_name_is_left, unique,
 };
+use crate::common::storm_time;
 
 static FOR_EVER: Entry<(), ()> = Entry::new("for ever", |_, ()| loop_for_ever());
 
@@ -162,7 +163,7 @@ static STORM: Entry<String, u64> = Entry::new("storm of peers", |worker, name| {
     let restart = Restart::OnCrash(Backoff::new(Duration::from_millis(1)));
     let options = StartOptions::new().restart(restart);
     let mut done = 0;
-    let (began, limit) = (Instant::now(), storm_time());
+    let (began, limit) = (Instant::now(), storm_time(Duration::from_millis(1500)));
     while began.elapsed() < limit {
         let start = |n| {
             worker
@@ -181,12 +182,6 @@ static STORM: Entry<String, u64> = Entry::new("storm of peers", |worker, name| {
     }
     done
 });
-
-fn storm_time() -> Duration {
-    let seconds = std::env::var("SHMKIT_STORM_SECONDS").ok();
-    let seconds = seconds.and_then(|seconds| seconds.parse().ok());
-    Duration::from_millis(seconds.map_or(1500, |seconds: u64| 1000 * seconds))
-}
 
 /// Kills peers at random, which are replaced, until the run is over.
 pub fn role_storm() {

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use shmkit::process::scope;
 use shmkit::{Condvar, LockError, Mutex, MutexGuard, ShmSafe};
 
-use super::{LONG, count, kill, listen, random, shared, tell_and_hang, until, until_asleep};
+use super::{LONG, count, kill, listen, shared, tell_and_hang, until, until_asleep};
+use crate::common::Random;
 
 /// A stock of items: made, taken, and the most there may be.
 #[derive(ShmSafe)]
@@ -108,7 +109,7 @@ pub fn a_woken_waiter_is_killed() {
 pub fn waiters_killed_at_random() {
     const KILLS: u64 = 60;
     let stock = shared(stock());
-    let mut seed = 0x2545_f491_4f6c_dd1d;
+    let mut random = Random::new(1);
     scope(|s| {
         let consumer = || -> u8 {
             loop {
@@ -124,7 +125,7 @@ pub fn waiters_killed_at_random() {
         let survivor = s.spawn(consumer).unwrap();
         for _ in 0..KILLS {
             let victim = s.spawn(consumer).unwrap();
-            for _ in 0..random(&mut seed) % 50 {
+            for _ in 0..random.next() % 50 {
                 whatever(stock.items.lock())[0] += 1;
                 stock.changed.notify_one();
             }

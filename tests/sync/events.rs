@@ -10,7 +10,8 @@ use shmkit::process::{SpawnError, scope};
 use shmkit::sync::WaitError;
 use shmkit::{Event, Shared};
 
-use super::{LONG, kill, listen, random, shared, tell, until, until_asleep};
+use super::{LONG, kill, listen, shared, tell, until, until_asleep};
+use crate::common::Random;
 
 fn one() -> Shared<Event> {
     shared(Event::new())
@@ -68,7 +69,7 @@ pub fn a_dead_waiter_hurts_nobody() {
 pub fn setters_killed_at_random() {
     let world = shared((Event::new(), AtomicU64::new(0), AtomicU64::new(0)));
     let (event, made, acknowledged) = &*world;
-    let mut seed = 0x9e37_79b9_7f4a_7c15;
+    let mut random = Random::new(1);
     let mut seen = 0;
     let mut wait_for = |goal: u64| {
         while seen < goal {
@@ -87,7 +88,7 @@ pub fn setters_killed_at_random() {
                 }
             };
             let [a, b] = [0; 2].map(|_| s.spawn(worker).unwrap());
-            wait_for(acknowledged.load(Ordering::SeqCst) + random(&mut seed) % 1000);
+            wait_for(acknowledged.load(Ordering::SeqCst) + random.next() % 1000);
             kill(a);
             kill(b);
             // What was acknowledged is seen without any further set.

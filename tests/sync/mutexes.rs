@@ -10,9 +10,10 @@ use shmkit::sync::{LockFailure, Poison, ReentrantGuard};
 use shmkit::{LockError, Mutex, MutexGuard, ReentrantMutex, Shared};
 
 use super::{
-    LONG, holder, kill, kill_with, listen, quietly, random, shared, tell, tell_and_hang, until,
+    LONG, holder, kill, kill_with, listen, quietly, shared, tell, tell_and_hang, until,
     until_asleep,
 };
+use crate::common::Random;
 
 /// Has a child killed while it holds the mutex; its pid.
 fn kill_holder(mutex: &Shared<Mutex<[u64; 2]>>) -> u32 {
@@ -64,7 +65,7 @@ pub fn totals_under_kills() {
     let world = shared((Mutex::new([0_u64; 2]), AtomicU64::new(0)));
     let (mutex, acknowledged) = &*world;
     let mut orphans = 0;
-    let mut seed = 0x9e37_79b9_7f4a_7c15;
+    let mut random = Random::new(1);
     let mut waiters = 0;
     scope(|s| {
         let worker = || -> u8 {
@@ -89,7 +90,7 @@ pub fn totals_under_kills() {
         };
         for _ in 0..60 {
             let children = [0, 1].map(|_| s.spawn(worker).unwrap());
-            let goal = acknowledged.load(Ordering::SeqCst) + random(&mut seed) % 2000;
+            let goal = acknowledged.load(Ordering::SeqCst) + random.next() % 2000;
             until("progress", || acknowledged.load(Ordering::SeqCst) > goal);
             let [a, b] = children;
             kill(a);

@@ -10,7 +10,8 @@ use shmkit::process::scope;
 use shmkit::sync::LockFailure;
 use shmkit::{KillSafe, Recover, RecoverableMutex, Shared, ShmSafe};
 
-use super::{LONG, kill, listen, quietly, random, shared, tell_and_hang, until};
+use super::{LONG, kill, listen, quietly, shared, tell_and_hang, until};
+use crate::common::Random;
 
 /// Where a `recover` that hangs tells of it.
 static HANGS: OnceLock<(PipeReader, PipeWriter)> = OnceLock::new();
@@ -126,7 +127,7 @@ pub fn panic_while_repairing() {
 pub fn repaired_under_kills() {
     let world = shared((RecoverableMutex::new(Ledger::default()), AtomicU64::new(0)));
     let (lock, acknowledged) = &*world;
-    let mut seed = 0x9e37_79b9_7f4a_7c15;
+    let mut random = Random::new(1);
     scope(|s| {
         let worker = || -> u8 {
             let mut i = 0;
@@ -143,7 +144,7 @@ pub fn repaired_under_kills() {
         };
         for _ in 0..60 {
             let [a, b] = [0, 1].map(|_| s.spawn(worker).unwrap());
-            let goal = acknowledged.load(Ordering::SeqCst) + random(&mut seed) % 1000;
+            let goal = acknowledged.load(Ordering::SeqCst) + random.next() % 1000;
             until("progress", || acknowledged.load(Ordering::SeqCst) > goal);
             kill(a);
             kill(b);

@@ -10,9 +10,10 @@ use shmkit::sync::{RwLockError, WriteGuard, WriteOrphan};
 use shmkit::{RwLock, Shared};
 
 use super::{
-    LONG, holder, kill, kill_with, listen, quietly, random, shared, tell, tell_and_hang, until,
+    LONG, holder, kill, kill_with, listen, quietly, shared, tell, tell_and_hang, until,
     until_asleep,
 };
+use crate::common::Random;
 
 type Pair = RwLock<[u64; 2]>;
 
@@ -85,7 +86,7 @@ pub fn read_and_written_under_kills() {
         guard[1] = guard[0];
         guard
     }
-    let mut seed = 0x9e37_79b9_7f4a_7c15;
+    let mut random = Random::new(1);
     scope(|s| {
         let worker = || -> u8 {
             loop {
@@ -115,7 +116,7 @@ pub fn read_and_written_under_kills() {
         };
         for _ in 0..60 {
             let [a, b] = [0, 1].map(|_| s.spawn(worker).unwrap());
-            progress(random(&mut seed) % 1000);
+            progress(random.next() % 1000);
             kill(a);
             // The other one goes on.
             progress(0);

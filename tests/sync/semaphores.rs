@@ -8,7 +8,8 @@ use shmkit::process::{SpawnError, scope};
 use shmkit::sync::{AcquireError, AddPermitsError};
 use shmkit::{Semaphore, Shared};
 
-use super::{LONG, kill, listen, random, shared, tell_and_hang, until, until_asleep};
+use super::{LONG, kill, listen, shared, tell_and_hang, until, until_asleep};
+use crate::common::Random;
 
 fn of(permits: u32) -> Shared<Semaphore> {
     shared(Semaphore::new(permits))
@@ -105,7 +106,7 @@ pub fn killed_while_blocked() {
 pub fn killed_at_random() {
     let world = shared((Semaphore::new(3), AtomicU64::new(0)));
     let (semaphore, turns) = &*world;
-    let mut seed = 0x9e37_79b9_7f4a_7c15;
+    let mut random = Random::new(1);
     scope(|s| {
         let worker = || -> u8 {
             loop {
@@ -118,7 +119,7 @@ pub fn killed_at_random() {
         };
         for _ in 0..60 {
             let children = [0; 3].map(|_| s.spawn(worker).unwrap());
-            let goal = turns.load(Ordering::SeqCst) + random(&mut seed) % 2000;
+            let goal = turns.load(Ordering::SeqCst) + random.next() % 2000;
             until("progress", || turns.load(Ordering::SeqCst) > goal);
             for child in children {
                 kill(child);

@@ -8,8 +8,9 @@ use super::super::refusals::ElementError;
 use super::{Array, STRIPES};
 use crate::KillSafe;
 use crate::layout::arena::Arena;
+use crate::participants::here::{Here, here};
+use crate::participants::lock;
 use crate::participants::table::Slot;
-use crate::participants::{lock, thread};
 use crate::pool::intents::WRITE_MAX;
 
 impl<T: KillSafe + Unpin> Array<T> {
@@ -40,8 +41,7 @@ impl<T: KillSafe + Unpin> Array<T> {
         if size_of::<T>() > WRITE_MAX {
             return Err(ElementError::TooLarge);
         }
-        let arena = self.arena().ok_or(ElementError::NotInPool)?;
-        let slot = thread::slot(arena)?;
+        let Here { arena, slot } = here(self)?;
         let pass = self.claims.pass(arena, slot, index, access);
         let pass = pass.map_err(|refusal| match refusal {
             Refusal::Claimed(by) => ElementError::Claimed { by },

@@ -12,8 +12,8 @@ use crate::containers::store::{ChangeError, StoreError};
 use crate::engines::map::{self, Edit, Entries, Guess, Hints, Mode, Put, Stack};
 use crate::layout::arena::Arena;
 use crate::layout::{Engine, TypeInfo};
+use crate::participants::here::{Here, here};
 use crate::participants::table::Slot;
-use crate::participants::thread;
 use crate::primitive::{AtomicU64, Ordering};
 use crate::{AllocError, ShmSafe};
 
@@ -87,16 +87,11 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, const STACKED: bool> Raw
         }
     }
 
-    #[inline]
-    fn arena(&self) -> Option<Arena> {
-        Arena::containing(std::ptr::from_ref(self).addr())
-    }
-
     /// The pool and this thread's slot in it.
     #[inline]
     pub(in crate::containers) fn place(&self) -> Result<(Arena, &'static Slot), ChangeError> {
-        let arena = self.arena().ok_or(ChangeError::NotInPool)?;
-        Ok((arena, thread::slot(arena)?))
+        let Here { arena, slot } = here(self)?;
+        Ok((arena, slot))
     }
 
     /// What the engine asks of a key.

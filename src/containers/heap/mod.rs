@@ -47,8 +47,9 @@ use crate::allocator::block;
 use crate::engines::heap::Words;
 use crate::layout::arena::Arena;
 use crate::layout::{Engine, Field, TypeInfo};
+use crate::participants::here::{Here, here};
 use crate::primitive::AtomicU64;
-use crate::sync::{Here, ReadGuard, RwLock, RwLockError, WriteGuard, WriteOrphan, here};
+use crate::sync::{ReadGuard, RwLock, RwLockError, WriteGuard, WriteOrphan};
 
 /// A collection comes when so many bytes were allocated since the last one, or as many as that left.
 const LEAST_DEBT: u64 = 1 << 20;

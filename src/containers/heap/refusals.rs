@@ -3,8 +3,9 @@
 use crate::ShmSafe;
 use crate::allocator::AllocError;
 use crate::containers::store::{ChangeError, StoreError};
+use crate::participants::here::from_nowhere;
 use crate::participants::thread::NoSlot;
-use crate::sync::{Nowhere, RwLockError};
+use crate::sync::RwLockError;
 
 /// Why a heap was not looked at or changed. It is as it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -53,21 +54,14 @@ impl<T> From<StoreError<T>> for HeapError {
     }
 }
 
-impl From<Nowhere> for HeapError {
-    fn from(nowhere: Nowhere) -> Self {
-        match nowhere {
-            Nowhere::NotInPool => HeapError::NotInPool,
-            Nowhere::NoSlot => HeapError::NoSlot(NoSlot),
-        }
-    }
-}
+from_nowhere!(HeapError);
 
 impl<T: ShmSafe, G> From<RwLockError<'_, T, G>> for HeapError {
     fn from(error: RwLockError<'_, T, G>) -> Self {
         match error {
             RwLockError::TooManyReads => HeapError::TooManyReads,
             RwLockError::NotInPool => HeapError::NotInPool,
-            RwLockError::NoSlot => HeapError::NoSlot(NoSlot),
+            RwLockError::NoSlot(no_slot) => HeapError::NoSlot(no_slot),
             // The others are answered where the lock is taken, or come with a time limit.
             _ => HeapError::WouldDeadlock,
         }

@@ -19,11 +19,12 @@ use crate::containers::refusals::{ClaimError, resolve};
 use crate::containers::store::StoreError;
 use crate::engines::heap::{Append, CHUNK, Chunk, ENTRY, Record, What, Words};
 use crate::engines::limbo;
+use crate::participants::here::{Here, here};
 use crate::participants::tag::Tag;
 use crate::participants::thread;
 use crate::pool::intents;
 use crate::primitive::{AtomicU64, Ordering};
-use crate::sync::{Here, WriteGuard, here};
+use crate::sync::WriteGuard;
 
 /// A transaction on a [`Heap`]: see [`Heap::modify`].
 ///

@@ -2,7 +2,6 @@
 
 use std::mem::MaybeUninit;
 
-use super::bell;
 use super::element;
 use super::raw::{ATTEMPTS, Raw};
 use crate::ShmSafe;
@@ -99,9 +98,9 @@ impl<T: ShmSafe + Unpin> Raw<T> {
             _ => entry.consume(),
         }
         if !consumed {
-            bell::ring(&self.header.pushed.0);
-        } else if self.is_closed() && bell::has_sleepers(&self.header.pushed.0) {
-            bell::ring_all(&self.header.pushed.0);
+            self.header.pushed.0.ring();
+        } else if self.is_closed() && self.header.pushed.0.has_sleepers() {
+            self.header.pushed.0.ring_all();
         }
     }
 }

@@ -10,7 +10,6 @@
 //! | `element`  | elements as words |
 //! | `wait`     | waiting, and whose turn it is |
 //! | `habit`    | what is done before sleeping |
-//! | `bell`     | waking who sleeps |
 //! | `lease`    | [`Lease`]: popped, but not for good |
 //! | `refusals` | the errors |
 //!
@@ -18,7 +17,6 @@
 //! `engines::queue`'s and `engines::leases`'.
 
 mod back;
-pub(crate) mod bell;
 mod element;
 mod habit;
 mod lease;

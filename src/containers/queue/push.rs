@@ -1,16 +1,15 @@
 //! Pushing: to the last ring, or to one that is made behind it.
 
-use super::bell;
 use super::element;
 use super::raw::Raw;
 use super::refusals::{PushError, PushRefusal};
 use crate::ShmSafe;
 use crate::engines::queue::{CELL, PUSH, Ring};
+use crate::participants::here::{Here, here};
 use crate::participants::table::Slot;
 use crate::participants::thread;
 use crate::primitive::Ordering;
 use crate::protocol::ring::{self, Refused};
-use crate::sync::{Here, here};
 
 impl<T: ShmSafe + Unpin> Raw<T> {
     #[inline(always)]
@@ -76,7 +75,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
                 unsafe { element::store(&mut value, ring.element(index)) };
                 ring::publish(ring.cell(index), position);
                 slot.intent.close();
-                bell::ring(&self.header.pushed.0);
+                self.header.pushed.0.ring();
                 Ok(())
             }
             Err(refused) => {

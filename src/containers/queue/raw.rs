@@ -15,13 +15,13 @@
 
 use std::marker::PhantomData;
 
-use super::bell;
 use super::element;
 use crate::ShmSafe;
+use crate::engines::bell::Bell;
 use crate::engines::queue::Header;
 use crate::layout::arena::Arena;
 use crate::participants::recovery;
-use crate::primitive::{AtomicU64, Ordering};
+use crate::primitive::Ordering;
 
 /// How often an operation begins anew because others were faster. Where the cells are garbage it would
 /// do so for ever; then there is nothing.
@@ -66,20 +66,20 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         // By something in a pool or by nobody: a constant stays as it is.
         if self.arena().is_some() {
             self.header.closed.store(1, Ordering::SeqCst);
-            bell::ring_all(&self.header.pushed.0);
-            bell::ring_all(&self.header.popped.bell);
-            bell::ring_all(&self.header.popped.called);
+            self.header.pushed.0.ring_all();
+            self.header.popped.bell.ring_all();
+            self.header.popped.called.ring_all();
         }
     }
 
     /// The bell of who waits for an element.
-    pub(crate) fn pushes(&self) -> &AtomicU64 {
+    pub(crate) fn pushes(&self) -> &Bell {
         &self.header.pushed.0
     }
 
     /// Has who waits for an element look again.
     pub(crate) fn announce_push(&self) {
-        bell::ring(&self.header.pushed.0);
+        self.header.pushed.0.ring();
     }
 
     /// Settles the slot that holds something up, if it is dead. True if there is something new.

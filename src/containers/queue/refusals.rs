@@ -3,8 +3,8 @@
 use std::fmt;
 
 use crate::allocator::AllocError;
+use crate::participants::here::from_nowhere;
 use crate::participants::thread::NoSlot;
-use crate::sync::Nowhere;
 
 /// A value that was not pushed, and why.
 ///
@@ -96,20 +96,4 @@ pub enum PopError {
     NoSlot(#[from] NoSlot),
 }
 
-impl From<Nowhere> for PushRefusal {
-    fn from(nowhere: Nowhere) -> Self {
-        match nowhere {
-            Nowhere::NotInPool => PushRefusal::NotInPool,
-            Nowhere::NoSlot => PushRefusal::NoSlot(NoSlot),
-        }
-    }
-}
-
-impl From<Nowhere> for PopError {
-    fn from(nowhere: Nowhere) -> Self {
-        match nowhere {
-            Nowhere::NotInPool => PopError::NotInPool,
-            Nowhere::NoSlot => PopError::NoSlot(NoSlot),
-        }
-    }
-}
+from_nowhere!(PushRefusal, PopError);

@@ -11,9 +11,9 @@ use super::refusals::PopError;
 use crate::ShmSafe;
 use crate::engines::leases::Survey;
 use crate::engines::queue::{NEVER, Ring};
+use crate::participants::here::{Here, here};
 use crate::primitive::Ordering;
 use crate::protocol::ring::{self, Take, Walk};
-use crate::sync::{Here, here};
 
 /// How often who leases looks for an entry that others are about to give back.
 const LOOKS: u32 = 1000;

@@ -27,16 +27,15 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use super::bell;
 use super::habit::attempt_awake;
 use super::raw::Raw;
 use super::refusals::{PopError, PushError, PushRefusal};
 use crate::ShmSafe;
 use crate::engines::queue::Header;
+use crate::participants::here::{Here, here};
 use crate::participants::lock;
 use crate::participants::tag::Tag;
 use crate::primitive::Ordering;
-use crate::sync::{Here, here};
 
 /// How many pushes may pass the one that has the turn.
 const PASSES: u64 = 8;
@@ -52,7 +51,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
     /// Wakes who waits for room.
     #[inline]
     pub(super) fn ring_room(&self) {
-        if bell::has_sleepers(&self.header.popped.bell) {
+        if self.header.popped.bell.has_sleepers() {
             self.ring_room_out();
         }
     }
@@ -60,11 +59,11 @@ impl<T: ShmSafe + Unpin> Raw<T> {
     #[cold]
     fn ring_room_out(&self) {
         let room = &self.header.popped;
-        let rung = bell::count(&room.bell);
+        let rung = room.bell.count();
         let turn = self.header.turn.load(Ordering::SeqCst);
         if turn == 0 {
-            bell::wake(&room.bell, rung);
-        } else if bell::ring_out(&room.called, 1) == 0
+            room.bell.wake(rung, 1);
+        } else if room.called.ring_out(1) == 0
             && self
                 .arena()
                 .is_some_and(|arena| lock::is_over(arena, Tag::of_word(turn)))
@@ -145,11 +144,11 @@ impl<T: ShmSafe + Unpin> Raw<T> {
             }
             let mine = header.take_turn(me);
             // By invariant 1.
-            let called = bell::announce(&room.called);
+            let called = room.called.announce();
             let announced = if mine {
-                bell::announce_anew(&room.bell)
+                room.bell.announce_anew()
             } else {
-                bell::announce(&room.bell)
+                room.bell.announce()
             };
             match self.attempt(me, value) {
                 ControlFlow::Break(done) => {
@@ -165,7 +164,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
                 (&room.bell, announced)
             };
             let owner = held_back.map_or(Tag::NOBODY, |(turn, _)| Tag::of_word(turn));
-            bell::sleep(waiter, bell, announced, owner, deadline);
+            bell.sleep(waiter, announced, owner, deadline);
             let turn = header.turn.load(Ordering::Relaxed);
             match held_back {
                 _ if turn == 0 || turn == me => held_back = None,
@@ -227,11 +226,11 @@ impl<T: ShmSafe + Unpin> Raw<T> {
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 return Err(PopError::TimedOut);
             }
-            let announced = bell::announce(bell);
+            let announced = bell.announce();
             if let ControlFlow::Break(done) = attempt(()) {
                 return done;
             }
-            bell::sleep(here, bell, announced, Tag::NOBODY, deadline);
+            bell.sleep(here, announced, Tag::NOBODY, deadline);
         }
     }
 }

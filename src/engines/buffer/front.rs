@@ -12,7 +12,7 @@ impl Words {
     /// Gives up the bytes before a position, which is not beyond the end.
     pub(crate) fn truncate(&self, arena: Arena, slot: &Slot, to: u64) {
         self.start.fetch_max(to, Ordering::SeqCst);
-        self.departures.tell();
+        self.departures.ring_all();
         self.give_up_large(arena, slot, to);
         self.reclaim(arena, slot);
     }

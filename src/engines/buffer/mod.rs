@@ -5,7 +5,6 @@
 //! | `mod.rs` | the words, appending, finding a position, closing |
 //! | `chunk.rs` | chunks: their layout, and what one alone can answer or do |
 //! | `front.rs` | deleting, and freeing what nobody looks at any more |
-//! | `news.rs` | sleeping until there is something new |
 //! | `recover.rs` | what recovery, destruction and the check know |
 //!
 //! # Rationale
@@ -67,11 +66,11 @@
 
 mod chunk;
 mod front;
-mod news;
 mod recover;
 
 use std::alloc::Layout;
 
+use super::bell::Bell;
 use super::limbo;
 use crate::allocator::{AllocError, block};
 use crate::layout::Engine;
@@ -82,7 +81,6 @@ use crate::primitive::{AtomicU64, Ordering};
 use chunk::{BUSY, CLOSED, HEADER, LEN, Next, Patience, SEALED, Skip, copy};
 
 pub(crate) use chunk::Found;
-pub(crate) use news::News;
 pub(super) use recover::{check, next_block, resolve};
 
 /// A buffer's words. All zero is an empty one without bounds.
@@ -104,9 +102,9 @@ pub(crate) struct Words {
     /// The most bytes from `start` to the end; 0 for no bound.
     capacity: AtomicU64,
     /// Bytes arrived, or the end did.
-    pub(crate) arrivals: News,
+    pub(crate) arrivals: Bell,
     /// Room was made, or the end arrived.
-    pub(crate) departures: News,
+    pub(crate) departures: Bell,
 }
 
 /// The smallest and the largest block for chunks that several appends share.
@@ -138,8 +136,8 @@ impl Words {
             stamp: AtomicU64::new(0),
             stamped: AtomicU64::new(0),
             capacity: AtomicU64::new(capacity),
-            arrivals: News::new(),
-            departures: News::new(),
+            arrivals: Bell::new(),
+            departures: Bell::new(),
         }
     }
 
@@ -256,7 +254,7 @@ impl Words {
             outcome = pinned();
         }
         let position = outcome?;
-        self.arrivals.tell();
+        self.arrivals.ring_all();
         Ok(position)
     }
 
@@ -431,8 +429,8 @@ impl Words {
             }
         }
         epoch::unpin(slot);
-        self.arrivals.tell();
-        self.departures.tell();
+        self.arrivals.ring_all();
+        self.departures.ring_all();
     }
 }
 

@@ -1,16 +1,16 @@
 //! What a [`RwLock`] is held with, and how it is released. Invariants and deaths: `sync::rwlock`.
 
 use std::fmt;
-use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
 
-use super::super::{Here, Holder};
+use super::super::Holder;
+use super::super::orphan::{Exclusive, Orphan};
 use super::RwLock;
-use crate::layout::{KillSafe, ShmSafe};
+use crate::layout::ShmSafe;
+use crate::participants::here::Here;
 use crate::participants::lock::{self, DIED, PANICKED};
-use crate::participants::pid::ProcessId;
 use crate::participants::readers;
-use crate::primitive::Ordering;
+use crate::primitive::{AtomicU64, Ordering};
 
 /// The lock on a [`RwLock`], held for reading; released when it is dropped.
 ///
@@ -159,10 +159,24 @@ impl<T: ShmSafe + fmt::Display> fmt::Display for WriteGuard<'_, T> {
     }
 }
 
-/// The lock of a writer that was killed. It is held for writing now, but there is no access to the
-/// value, of which the dead one may have written a part.
-///
-/// Dropped, it unlocks, and the next one to lock gets an orphan again.
+impl<T: ShmSafe> Exclusive<T> for WriteGuard<'_, T> {
+    fn word(&self) -> &AtomicU64 {
+        &self.lock.word
+    }
+
+    fn value(&self) -> *mut T {
+        self.lock.value.get()
+    }
+
+    fn abandon(&self) {
+        if let Some(slot) = self.holder.end(self.lock) {
+            // Dirty stays, by invariant 1.
+            lock::unlock_for_all(&self.lock.word, slot.tag(), DIED);
+        }
+    }
+}
+
+/// The lock of a writer that was killed, held for writing: see [`Orphan`].
 ///
 /// ```
 /// use shmkit::{Pool, RwLock, process, sync::RwLockError};
@@ -181,142 +195,4 @@ impl<T: ShmSafe + fmt::Display> fmt::Display for WriteGuard<'_, T> {
 /// assert!(number.read().is_ok());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[must_use = "the lock is released when the orphan is dropped"]
-pub struct WriteOrphan<'a, T: ShmSafe> {
-    guard: ManuallyDrop<WriteGuard<'a, T>>,
-    owner: Option<ProcessId>,
-}
-
-impl<'a, T: ShmSafe> WriteOrphan<'a, T> {
-    /// As for a [`WriteGuard`]: but the value may be invalid.
-    pub(super) fn new(lock: &'a RwLock<T>, here: Here, owner: Option<ProcessId>) -> Self {
-        WriteOrphan {
-            guard: ManuallyDrop::new(WriteGuard::new(lock, here)),
-            owner,
-        }
-    }
-
-    /// The process that died with the lock. `None` if it is not known any more: the lock has gone
-    /// through the hands of somebody who dropped an orphan, or another uses what named the dead.
-    #[must_use]
-    pub fn owner(&self) -> Option<ProcessId> {
-        self.owner
-    }
-
-    /// Replaces the value, and has the lock as if nothing had happened.
-    ///
-    /// # Crash behaviour
-    ///
-    /// Killed anywhere: the next one gets an orphan.
-    ///
-    /// ```
-    /// # use shmkit::{Pool, RwLock, process, sync::RwLockError};
-    /// # let pool = Pool::builder().create()?;
-    /// let name = pool.create(RwLock::new(*b"half"))?;
-    /// # process::scope(|s| {
-    /// #     let child = s.spawn::<_, ()>(|| {
-    /// #         let _guard = name.write().unwrap();
-    /// #         std::process::abort();
-    /// #     });
-    /// #     let _ = child.unwrap().join();
-    /// # });
-    /// // Somebody was killed while it wrote.
-    /// let Err(RwLockError::OwnerDied(orphan)) = name.read() else { panic!() };
-    /// assert_eq!(*orphan.reset(*b"anew"), *b"anew");
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn reset(self, value: T) -> WriteGuard<'a, T>
-    where
-        T: Unpin,
-    {
-        const { T::TYPE.assert_moves() };
-        // SAFETY: by invariant 3 nobody has a reference to the value. The old one is not dropped:
-        // a `ShmSafe` type has no drop glue.
-        unsafe { self.guard.lock.value.get().write(value) };
-        self.cleared(DIED | PANICKED)
-    }
-
-    /// Takes the value as it is: some bytes that the dead one wrote, and others that it did not.
-    ///
-    /// ```
-    /// # use shmkit::{Pool, RwLock, process, sync::RwLockError};
-    /// # let pool = Pool::builder().create()?;
-    /// let count = pool.create(RwLock::new(1_u64))?;
-    /// # process::scope(|s| {
-    /// #     let child = s.spawn::<_, ()>(|| {
-    /// #         let _guard = count.write().unwrap();
-    /// #         std::process::abort();
-    /// #     });
-    /// #     let _ = child.unwrap().join();
-    /// # });
-    /// // Somebody was killed while it wrote. Whatever it wrote, a number is a number.
-    /// let Err(RwLockError::OwnerDied(orphan)) = count.write() else { panic!() };
-    /// *orphan.into_guard() += 1;
-    /// assert_eq!(*count.read().unwrap(), 2);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn into_guard(self) -> WriteGuard<'a, T>
-    where
-        T: KillSafe,
-    {
-        self.cleared(DIED)
-    }
-
-    /// Takes the value as it is.
-    ///
-    /// # Safety
-    ///
-    /// The value is a valid `T`: whatever writers do with it leaves a valid value when it is cut off
-    /// between any two instructions.
-    ///
-    /// ```
-    /// # use shmkit::{Pool, RwLock, ShmSafe, process, sync::RwLockError};
-    /// # let pool = Pool::builder().create()?;
-    /// // Not `KillSafe`: the number is never odd.
-    /// #[derive(ShmSafe)]
-    /// struct Even(u64);
-    ///
-    /// let even = pool.create(RwLock::new(Even(2)))?;
-    /// # process::scope(|s| {
-    /// #     let child = s.spawn::<_, ()>(|| {
-    /// #         let _guard = even.write().unwrap();
-    /// #         std::process::abort();
-    /// #     });
-    /// #     let _ = child.unwrap().join();
-    /// # });
-    /// // Somebody was killed while it wrote.
-    /// let Err(RwLockError::OwnerDied(orphan)) = even.read() else { panic!() };
-    /// // SAFETY: all that changes it does so by one store of an even number.
-    /// let guard = unsafe { orphan.assume_valid() };
-    /// assert_eq!(guard.0 % 2, 0);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub unsafe fn assume_valid(self) -> WriteGuard<'a, T> {
-        self.cleared(DIED)
-    }
-
-    fn cleared(self, flags: u64) -> WriteGuard<'a, T> {
-        let mut this = ManuallyDrop::new(self);
-        lock::clear(&this.guard.lock.word, flags);
-        // SAFETY: taken once: `this` is neither dropped nor used again.
-        unsafe { ManuallyDrop::take(&mut this.guard) }
-    }
-}
-
-impl<T: ShmSafe> Drop for WriteOrphan<'_, T> {
-    fn drop(&mut self) {
-        let lock = self.guard.lock;
-        if let Some(slot) = self.guard.holder.end(lock) {
-            // Dirty stays, by invariant 1.
-            lock::unlock_for_all(&lock.word, slot.tag(), DIED);
-        }
-    }
-}
-
-impl<T: ShmSafe> fmt::Debug for WriteOrphan<'_, T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("WriteOrphan")
-            .field("owner", &self.owner)
-            .finish_non_exhaustive()
-    }
-}
+pub type WriteOrphan<'a, T> = Orphan<'a, T, WriteGuard<'a, T>>;

@@ -1,0 +1,131 @@
+//! Waking those who sleep until something in a container has changed.
+//!
+//! ```text
+//! bit 0     somebody sleeps, or may
+//! bit 1..   counts the rings
+//! ```
+//!
+//! A sleeper sets the bit, looks once more, and sleeps while the word is as it left it. Who changes
+//! the container does so by a sequentially consistent change and then looks at the bit: one of the two
+//! sees the other. (A push is seen from its claim on. Should the element be a moment late, the
+//! sleeper's time limit is what it costs.) A ring that finds nobody asleep clears the
+//! bit; who is about to sleep then does not, as the word has changed. A ring that died with its
+//! ringer costs the sleepers their time limit, `lock::TICK`.
+
+use std::time::Instant;
+
+use crate::layout::arena::Arena;
+use crate::participants::here::Here;
+use crate::participants::lock;
+use crate::participants::tag::Tag;
+use crate::primitive::{AtomicU64, Ordering};
+use crate::sys::futex;
+
+/// A word to sleep on until it is rung.
+#[repr(transparent)]
+pub(crate) struct Bell(AtomicU64);
+
+const ASLEEP: u64 = 1;
+const RING: u64 = 2;
+
+impl Bell {
+    pub(crate) const fn new() -> Self {
+        Bell(AtomicU64::new(0))
+    }
+
+    /// Wakes a sleeper, if there is one.
+    #[inline]
+    pub(crate) fn ring(&self) {
+        if self.has_sleepers() {
+            self.ring_out(1);
+        }
+    }
+
+    /// Wakes all sleepers.
+    #[inline]
+    pub(crate) fn ring_all(&self) {
+        if self.has_sleepers() {
+            self.ring_out(u32::MAX);
+        }
+    }
+
+    /// True if somebody sleeps, or may.
+    #[inline]
+    pub(crate) fn has_sleepers(&self) -> bool {
+        self.0.load(Ordering::SeqCst) & ASLEEP != 0
+    }
+
+    /// Wakes so many; how many it were.
+    #[cold]
+    pub(crate) fn ring_out(&self, most: u32) -> usize {
+        let rung = self.count();
+        self.wake(rung, most)
+    }
+
+    /// Counts a ring: what the word is now. To be followed by [`wake`](Self::wake), or by a ring of another
+    /// bell.
+    pub(crate) fn count(&self) -> u64 {
+        self.0.fetch_add(RING, Ordering::SeqCst).wrapping_add(RING)
+    }
+
+    /// Wakes so many, for a ring that was [counted](Self::count); how many it were.
+    pub(crate) fn wake(&self, rung: u64, most: u32) -> usize {
+        let woken = futex::wake(Arena::low_half(&self.0), most);
+        if woken == 0 {
+            let without = rung & !ASLEEP;
+            let _ = self
+                .0
+                .compare_exchange(rung, without, Ordering::SeqCst, Ordering::Relaxed);
+        }
+        woken
+    }
+
+    /// What the word is while the caller sleeps. To be followed by another look, and then by
+    /// [`sleep`](Self::sleep).
+    pub(crate) fn announce(&self) -> u64 {
+        self.0.fetch_or(ASLEEP, Ordering::SeqCst) | ASLEEP
+    }
+
+    /// As [`announce`](Self::announce), and changes the word if the bit was set: so a ring that found nobody
+    /// asleep before does not clear the bit any more.
+    pub(crate) fn announce_anew(&self) -> u64 {
+        self.count();
+        self.announce()
+    }
+
+    /// Sleeps until a ring since [`announce`](Self::announce), or the death of `owner`, for a short time at
+    /// most.
+    pub(crate) fn sleep(&self, here: Here, announced: u64, owner: Tag, deadline: Option<Instant>) {
+        let low = Arena::low_half(&self.0);
+        let word = announced as u32;
+        lock::sleep(here.arena, here.slot, low, word, owner, deadline);
+    }
+
+    /// Sleeps until `ready` says so, which those who make it so tell by a ring.
+    pub(crate) fn wait(&self, here: Here, ready: impl Fn() -> bool) {
+        loop {
+            let announced = self.announce();
+            if ready() {
+                return;
+            }
+            self.sleep(here, announced, Tag::NOBODY, None);
+        }
+    }
+}
+
+/// Sleeps until a ring of one of several bells since each was [announced](Bell::announce), for a short time
+/// at most. Beyond 128 bells, the others are looked at after that time.
+pub(crate) fn sleep_on_any(bells: &[&Bell], announced: &[u64], deadline: Option<Instant>) {
+    let left = deadline.map_or(lock::TICK, |deadline| {
+        deadline
+            .saturating_duration_since(Instant::now())
+            .min(lock::TICK)
+    });
+    let words: Vec<_> = bells
+        .iter()
+        .zip(announced)
+        .take(futex::WORDS)
+        .map(|(bell, &word)| (Arena::low_half(&bell.0), word as u32))
+        .collect();
+    futex::wait_any(&words, left);
+}

@@ -1,0 +1,201 @@
+//! [`Orphan`]: a lock whose holder was killed, in the hands of the next.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::mem::ManuallyDrop;
+
+use super::mutex::MutexGuard;
+use crate::layout::arena::Arena;
+use crate::layout::{KillSafe, ShmSafe};
+use crate::participants::lock::{self, DIED, PANICKED};
+use crate::participants::pid::ProcessId;
+use crate::participants::tag::Tag;
+use crate::primitive::{AtomicU64, Ordering};
+
+/// What an orphan needs of a guard.
+pub trait Exclusive<T> {
+    /// The lock's word.
+    fn word(&self) -> &AtomicU64;
+
+    /// The value.
+    fn value(&self) -> *mut T;
+
+    /// Unlocks, and says no more of the value than was said before.
+    fn abandon(&self);
+}
+
+/// The lock of a holder that was killed. It is held now, but there is no access to the value, of
+/// which the dead one may have written a part.
+///
+/// Dropped, it unlocks, and the next one to lock gets an orphan again.
+///
+/// ```
+/// use shmkit::{LockError, Mutex, Pool, process};
+///
+/// let pool = Pool::builder().create()?;
+/// let number = pool.create(Mutex::new(1_u32))?;
+/// process::scope(|s| {
+///     let child = s.spawn::<_, ()>(|| {
+///         let _guard = number.lock().unwrap();
+///         std::process::abort();
+///     });
+///     let _ = child.unwrap().join();
+/// });
+/// let Err(LockError::OwnerDied(orphan)) = number.lock() else { panic!() };
+/// assert_eq!(*orphan.into_guard(), 1);
+/// assert!(number.lock().is_ok());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[must_use = "the lock is released when the orphan is dropped"]
+pub struct Orphan<'a, T: ShmSafe, G: Exclusive<T> = MutexGuard<'a, T>> {
+    guard: ManuallyDrop<G>,
+    owner: Option<ProcessId>,
+    value: PhantomData<&'a T>,
+}
+
+impl<T: ShmSafe, G: Exclusive<T>> Orphan<'_, T, G> {
+    /// A guard of a lock whose last holder was killed, so that the value may be invalid.
+    pub(super) fn new(guard: G, owner: Option<ProcessId>) -> Self {
+        Orphan {
+            guard: ManuallyDrop::new(guard),
+            owner,
+            value: PhantomData,
+        }
+    }
+
+    /// The process that died with the lock. `None` if it is not known any more: the lock has gone
+    /// through the hands of somebody who dropped an orphan, or another uses what named the dead.
+    #[must_use]
+    pub fn owner(&self) -> Option<ProcessId> {
+        self.owner
+    }
+
+    /// Replaces the value, and has the lock as if nothing had happened.
+    ///
+    /// # Crash behaviour
+    ///
+    /// Killed anywhere: the next one gets an orphan.
+    ///
+    /// ```
+    /// # use shmkit::{LockError, Mutex, Pool, process};
+    /// # let pool = Pool::builder().create()?;
+    /// let name = pool.create(Mutex::new(*b"half"))?;
+    /// # process::scope(|s| {
+    /// #     let child = s.spawn::<_, ()>(|| {
+    /// #         let _guard = name.lock().unwrap();
+    /// #         std::process::abort();
+    /// #     });
+    /// #     let _ = child.unwrap().join();
+    /// # });
+    /// // Somebody was killed while it had the lock.
+    /// let Err(LockError::OwnerDied(orphan)) = name.lock() else { panic!() };
+    /// assert_eq!(*orphan.reset(*b"anew"), *b"anew");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn reset(self, value: T) -> G
+    where
+        T: Unpin,
+    {
+        const { T::TYPE.assert_moves() };
+        // SAFETY: the caller has the lock, and nobody had access to the value since it was taken. The old one is
+        // not dropped: a `ShmSafe` type has no drop glue.
+        unsafe { self.guard.value().write(value) };
+        self.cleared(DIED | PANICKED)
+    }
+
+    /// Takes the value as it is: some bytes that the dead one wrote, and others that it did not.
+    ///
+    /// ```
+    /// # use shmkit::{LockError, Mutex, Pool, process};
+    /// # let pool = Pool::builder().create()?;
+    /// let count = pool.create(Mutex::new(1_u64))?;
+    /// # process::scope(|s| {
+    /// #     let child = s.spawn::<_, ()>(|| {
+    /// #         let _guard = count.lock().unwrap();
+    /// #         std::process::abort();
+    /// #     });
+    /// #     let _ = child.unwrap().join();
+    /// # });
+    /// // Somebody was killed while it had the lock. Whatever it wrote, a number is a number.
+    /// let Err(LockError::OwnerDied(orphan)) = count.lock() else { panic!() };
+    /// *orphan.into_guard() += 1;
+    /// assert_eq!(*count.lock().unwrap(), 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn into_guard(self) -> G
+    where
+        T: KillSafe,
+    {
+        self.cleared(DIED)
+    }
+
+    /// Takes the value as it is.
+    ///
+    /// # Safety
+    ///
+    /// The value is a valid `T`: whatever holders do with it leaves a valid value when it is cut off
+    /// between any two instructions.
+    ///
+    /// ```
+    /// # use shmkit::{LockError, Mutex, Pool, ShmSafe, process};
+    /// # let pool = Pool::builder().create()?;
+    /// // Not `KillSafe`: the number is never odd.
+    /// #[derive(ShmSafe)]
+    /// struct Even(u64);
+    ///
+    /// let even = pool.create(Mutex::new(Even(2)))?;
+    /// # process::scope(|s| {
+    /// #     let child = s.spawn::<_, ()>(|| {
+    /// #         let _guard = even.lock().unwrap();
+    /// #         std::process::abort();
+    /// #     });
+    /// #     let _ = child.unwrap().join();
+    /// # });
+    /// // Somebody was killed while it had the lock.
+    /// let Err(LockError::OwnerDied(orphan)) = even.lock() else { panic!() };
+    /// // SAFETY: all that changes it does so by one store of an even number.
+    /// let guard = unsafe { orphan.assume_valid() };
+    /// assert_eq!(guard.0 % 2, 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub unsafe fn assume_valid(self) -> G {
+        self.cleared(DIED)
+    }
+
+    /// Called when the value is valid, so that a death before hands on an orphan once more.
+    fn cleared(self, flags: u64) -> G {
+        let mut this = ManuallyDrop::new(self);
+        lock::clear(this.guard.word(), flags);
+        // SAFETY: taken once: `this` is neither dropped nor used again.
+        unsafe { ManuallyDrop::take(&mut this.guard) }
+    }
+}
+
+impl<T: ShmSafe, G: Exclusive<T>> Drop for Orphan<'_, T, G> {
+    fn drop(&mut self) {
+        self.guard.abandon();
+    }
+}
+
+impl<T: ShmSafe, G: Exclusive<T>> fmt::Debug for Orphan<'_, T, G> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Orphan")
+            .field("owner", &self.owner)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The process of an owner that has died, as long as neither its slot nor its record is another's.
+pub(super) fn process_of(arena: Arena, owner: Tag) -> Option<ProcessId> {
+    let slot = arena.owner_slot(owner)?;
+    let process = Tag::of_word(slot.watched.process.load(Ordering::Acquire));
+    if process.is_nobody() || process.slot() >= arena.process_count() {
+        return None;
+    }
+    let record = arena.process(process.slot());
+    let pid = record.pid.get();
+    // Both generations are read after what they vouch for.
+    let same = record.state().generation == process.generation()
+        && slot.state().generation == owner.generation();
+    (same && pid != 0).then(|| ProcessId::of_pid(pid))
+}
