@@ -130,7 +130,7 @@ impl World {
         }
         self.participants
             .iter_mut()
-            .for_each(|one| one.leave(self.pool));
+            .for_each(|one| one.leave(self.pool, None).unwrap());
         assert_eq!(self.pool.stats().allocated, 0);
         let report = self.pool.check_quiescent();
         assert!(report.is_ok(), "{report}");

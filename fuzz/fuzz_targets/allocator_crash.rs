@@ -86,18 +86,23 @@ impl World {
         let pool = self.pool;
         let done = self.participants[step.who].act(pool, step.dies, || does(pool));
         if done.is_none() {
-            if step.recovery_dies.is_some() {
-                let first = &mut self.participants[(step.who + 1) % 3];
-                // It may be done before.
-                first.act(pool, step.recovery_dies, || pool.recover());
-            }
-            let survivor = &mut self.participants[(step.who + 2) % 3];
-            // Its search for a slot may find a dead one's first, and recover that.
-            survivor.act(pool, None, || pool.recover()).unwrap();
-            let report = pool.check_quiescent();
-            assert!(report.is_ok(), "{report}");
+            self.recover(step);
         }
         done
+    }
+
+    fn recover(&mut self, step: &Step) {
+        let pool = self.pool;
+        if step.recovery_dies.is_some() {
+            let first = &mut self.participants[(step.who + 1) % 3];
+            // It may be done before.
+            first.act(pool, step.recovery_dies, || pool.recover());
+        }
+        let survivor = &mut self.participants[(step.who + 2) % 3];
+        // Its search for a slot may find a dead one's first, and recover that.
+        survivor.act(pool, None, || pool.recover()).unwrap();
+        let report = pool.check_quiescent();
+        assert!(report.is_ok(), "{report}");
     }
 
     /// Of a killed allocation: nothing, or a block for the layout, is lost.
@@ -194,7 +199,14 @@ impl World {
             Operation::Purge => {
                 self.act(step, |pool| pool.purge().unwrap());
             }
-            Operation::Leave => self.participants[step.who].leave(self.pool),
+            Operation::Leave => {
+                if self.participants[step.who]
+                    .leave(self.pool, step.dies)
+                    .is_none()
+                {
+                    self.recover(step);
+                }
+            }
         }
         let stats = self.pool.stats();
         assert_eq!(stats.allocated, self.model.bytes() + self.lost);
@@ -211,7 +223,7 @@ impl World {
         self.free(&last, &self.model.pick_some(0, usize::MAX));
         self.participants
             .iter_mut()
-            .for_each(|one| one.leave(self.pool));
+            .for_each(|one| one.leave(self.pool, None).unwrap());
         assert_eq!(self.pool.stats().allocated, self.lost);
         let report = self.pool.check_quiescent();
         assert!(report.is_ok(), "{report}");

@@ -66,8 +66,8 @@ impl<T: ShmSafe> Stage<T> {
     pub fn end(mut self) {
         let container = self.container.take();
         self.mine.act(self.pool, None, || drop(container));
-        self.mine.leave(self.pool);
-        self.other.leave(self.pool);
+        self.mine.leave(self.pool, None);
+        self.other.leave(self.pool, None);
         self.pool.recover();
         assert_eq!(self.pool.stats().allocated, 0);
         let report = self.pool.check_quiescent();
