@@ -290,9 +290,12 @@ pub mod testing {
                     Ok(result) => Some(result),
                     Err(killed) if killed.is::<Killed>() => {
                         thread::set_guards(pool.0, guards);
-                        let live = slot.state();
-                        let phase = SlotPhase::Dead;
-                        slot.turn(live, SlotState { phase, ..live });
+                        let state = slot.state();
+                        // Who is leaving may have left.
+                        if state.phase == SlotPhase::Live {
+                            let phase = SlotPhase::Dead;
+                            slot.turn(state, SlotState { phase, ..state });
+                        }
                         mark_held(pool, slot);
                         None
                     }
@@ -300,10 +303,14 @@ pub mod testing {
                 }
             }
 
-            /// Leaves the pool, as a thread that ends does.
-            pub fn leave(&mut self, pool: Pool) {
-                thread::play(pool.0, self.0.take());
-                thread::leave(pool.0);
+            /// Leaves the pool, as a thread that ends does; is killed as in [`Participant::act`]. `None` if it was.
+            pub fn leave(&mut self, pool: Pool, writes: Option<usize>) -> Option<()> {
+                let left = match self.0 {
+                    Some(_) => self.act(pool, writes, || thread::leave(pool.0)),
+                    None => Some(()),
+                };
+                self.0 = None;
+                left
             }
         }
     }

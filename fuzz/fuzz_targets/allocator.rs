@@ -1,140 +1,148 @@
-//! Operations on a small pool against a model of it, checked after each.
+//! Operations of two participants on a small pool against a model of it, checked after each.
 #![no_main]
 
 use std::alloc::Layout;
-use std::collections::BTreeMap;
 use std::ptr::NonNull;
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
-use shmkit::{AllocError, Pool};
+use shmkit::testing::participants::Participant;
+use shmkit::{AllocError, FreeError, Pool, ReallocError};
+use shmkit_fuzz::{Blocks, Shape, Steps, operations};
 
 #[derive(Arbitrary, Debug)]
-enum Operation {
-    Allocate { size: u16, scale: u8, align: u8 },
-    Free { which: u8 },
-    FreeAgain { which: u8 },
-    FreeAt { offset: u32 },
-    Reallocate { which: u8, size: u16, scale: u8 },
-    Purge,
+struct Step {
+    who: bool,
+    operation: Operation,
 }
 
-/// Blocks by address: usable size, and the byte that they are filled with.
-type Model = BTreeMap<NonNull<u8>, (usize, u8)>;
-
-fn layout(size: u16, scale: u8, align: u8) -> Layout {
-    let size = usize::from(size) << (scale % 6);
-    Layout::from_size_align(size, 1 << (align % 18)).unwrap()
-}
-
-fn pick(model: &Model, which: u8) -> Option<NonNull<u8>> {
-    let len = model.len().max(1);
-    model.keys().nth(usize::from(which) % len).copied()
-}
-
-fn enter(pool: Pool, model: &mut Model, new: NonNull<[u8]>, layout: Layout) {
-    let block = new.cast::<u8>();
-    let (start, usable) = (block.addr().get(), pool.usable_size(block).unwrap());
-    assert!(start.is_multiple_of(layout.align()) && usable >= layout.size());
-    if let Some((below, (size, _))) = model.range(..block).next_back() {
-        assert!(below.addr().get() + size <= start);
+operations! {
+    enum Operation {
+        4: Allocate { shape: Shape },
+        4: Free { which: u8 },
+        2: FreeAgain { which: u8 },
+        1: FreeAt { offset: u32 },
+        2: Reallocate { which: u8, shape: Shape },
+        1: Purge,
     }
-    if let Some((above, _)) = model.range(block..).next() {
-        assert!(start + usable <= above.addr().get());
+}
+
+struct World {
+    pool: Pool,
+    participants: [Participant; 2],
+    model: Blocks,
+    freed: Vec<NonNull<u8>>,
+}
+
+impl World {
+    fn new(pool: Pool) -> Self {
+        World {
+            pool,
+            // SAFETY: nobody is killed.
+            participants: [(); 2].map(|()| unsafe { Participant::new() }),
+            model: Blocks::new(pool),
+            freed: Vec::new(),
+        }
     }
-    let byte = (start >> 4) as u8;
-    // SAFETY: a new block of that many bytes.
-    unsafe { block.write_bytes(byte, usable) };
-    model.insert(block, (usable, byte));
-}
 
-fn leave(model: &mut Model, block: NonNull<u8>) -> u8 {
-    let (size, byte) = model.remove(&block).unwrap();
-    // SAFETY: a block of the model, filled when it was entered.
-    let content = unsafe { std::slice::from_raw_parts(block.as_ptr(), size) };
-    assert!(content.iter().all(|&b| b == byte));
-    byte
-}
+    fn act<R>(&mut self, who: bool, does: impl FnOnce(Pool) -> R) -> R {
+        let pool = self.pool;
+        let who = &mut self.participants[usize::from(who)];
+        who.act(pool, None, || does(pool)).unwrap()
+    }
 
-fn apply(pool: Pool, model: &mut Model, freed: &mut Vec<NonNull<u8>>, operation: &Operation) {
-    match *operation {
-        Operation::Allocate { size, scale, align } => {
-            let layout = layout(size, scale, align);
-            match pool.allocate(layout) {
-                Ok(new) => enter(pool, model, new, layout),
-                Err(error) => assert_eq!(error, AllocError::PoolFull),
+    fn deallocate(&mut self, who: bool, block: NonNull<u8>) -> Result<(), FreeError> {
+        // SAFETY: nobody uses it any more, or it is refused by contract.
+        self.act(who, |pool| unsafe { pool.deallocate(block) })
+    }
+
+    fn free(&mut self, who: bool, block: NonNull<u8>) {
+        self.model.verify(block);
+        self.model.remove(block);
+        self.deallocate(who, block).unwrap();
+    }
+
+    fn reallocate(&mut self, who: bool, block: NonNull<u8>, new: Layout) {
+        self.model.verify(block);
+        let size = self.model.usable(block);
+        // SAFETY: nobody else uses it.
+        match self.act(who, |pool| unsafe { pool.reallocate(block, new) }) {
+            Ok(moved) => {
+                let (byte, moved) = (self.model.remove(block), moved.cast());
+                self.model.assert_filled(moved, size.min(new.size()), byte);
+                self.model.enter(moved, new);
+            }
+            Err(error) => {
+                assert_eq!(error, ReallocError::Alloc(AllocError::PoolFull));
+                self.model.verify(block);
             }
         }
-        Operation::Free { which } => {
-            if let Some(block) = pick(model, which) {
-                leave(model, block);
-                // SAFETY: nobody uses it any more.
-                unsafe { pool.deallocate(block) }.unwrap();
-                freed.push(block);
-            }
-        }
-        Operation::FreeAgain { which } => {
-            let len = freed.len().max(1);
-            if let Some(&block) = freed.get(usize::from(which) % len)
-                && !model.contains_key(&block)
-            {
-                // SAFETY: refused by contract.
-                unsafe { pool.deallocate(block) }.unwrap_err();
-            }
-        }
-        Operation::FreeAt { offset } => {
-            let address = pool.base() + (40 << 30) + offset as usize % (9 << 20);
-            let block = NonNull::new(std::ptr::with_exposed_provenance_mut(address)).unwrap();
-            if !model.contains_key(&block) {
-                // SAFETY: refused by contract.
-                unsafe { pool.deallocate(block) }.unwrap_err();
-            }
-        }
-        Operation::Reallocate { which, size, scale } => {
-            if let Some(block) = pick(model, which) {
-                let old = model[&block];
-                let byte = leave(model, block);
-                let layout = layout(size, scale, 4);
-                // SAFETY: nobody else uses it.
-                match unsafe { pool.reallocate(block, layout) } {
-                    Ok(new) => {
-                        let kept = old.0.min(layout.size());
-                        let start = new.cast::<u8>().as_ptr();
-                        // SAFETY: copied from the old block.
-                        let content = unsafe { std::slice::from_raw_parts(start, kept) };
-                        assert!(content.iter().all(|&b| b == byte));
-                        enter(pool, model, new, layout);
-                    }
-                    Err(_) => {
-                        model.insert(block, old);
-                    }
+    }
+
+    fn apply(&mut self, &Step { who, operation }: &Step) {
+        match operation {
+            Operation::Allocate { shape } => {
+                let layout = shape.layout();
+                match self.act(who, |pool| pool.allocate(layout)) {
+                    Ok(new) => self.model.enter(new.cast(), layout),
+                    Err(error) => assert_eq!(error, AllocError::PoolFull),
                 }
             }
+            Operation::Free { which } => {
+                if let Some(block) = self.model.pick(which) {
+                    self.free(who, block);
+                    self.freed.push(block);
+                }
+            }
+            Operation::FreeAgain { which } => {
+                let len = self.freed.len().max(1);
+                if let Some(&block) = self.freed.get(usize::from(which) % len)
+                    && !self.model.has(block)
+                {
+                    self.deallocate(who, block).unwrap_err();
+                }
+            }
+            Operation::FreeAt { offset } => {
+                let address = self.pool.base() + (40 << 30) + offset as usize % (3 << 20);
+                let block = NonNull::new(std::ptr::with_exposed_provenance_mut(address)).unwrap();
+                if !self.model.has(block) {
+                    self.deallocate(who, block).unwrap_err();
+                }
+            }
+            Operation::Reallocate { which, shape } => {
+                if let Some(block) = self.model.pick(which) {
+                    self.reallocate(who, block, shape.layout());
+                }
+            }
+            Operation::Purge => {
+                self.act(who, |pool| pool.purge().unwrap());
+            }
         }
-        Operation::Purge => {
-            pool.purge().unwrap();
+        let report = self.pool.check();
+        assert!(report.is_ok(), "{report}");
+        assert_eq!(self.pool.stats().allocated, self.model.bytes());
+    }
+
+    /// One of them frees what there is, and everybody leaves.
+    fn end(mut self) {
+        while let Some(block) = self.model.pick(0) {
+            self.free(true, block);
         }
+        self.participants
+            .iter_mut()
+            .for_each(|one| one.leave(self.pool, None).unwrap());
+        assert_eq!(self.pool.stats().allocated, 0);
+        let report = self.pool.check_quiescent();
+        assert!(report.is_ok(), "{report}");
+        // SAFETY: nothing refers to the pool.
+        unsafe { self.pool.unmap() };
     }
 }
 
-fuzz_target!(|operations: Vec<Operation>| {
-    let pool = Pool::builder().max_size(8 << 20).create().unwrap();
-    let (mut model, mut freed) = (Model::new(), Vec::new());
-    for operation in &operations {
-        apply(pool, &mut model, &mut freed, operation);
-        let report = pool.check();
-        assert!(report.is_ok(), "{report}");
-        let expected: usize = model.values().map(|(size, _)| size).sum();
-        assert_eq!(pool.stats().allocated, expected);
+fuzz_target!(|steps: Steps<Step>| {
+    let mut world = World::new(Pool::builder().max_size(2 << 20).create().unwrap());
+    for step in &steps.0 {
+        world.apply(step);
     }
-    while let Some((&block, _)) = model.first_key_value() {
-        leave(&mut model, block);
-        // SAFETY: as above.
-        unsafe { pool.deallocate(block) }.unwrap();
-    }
-    assert_eq!(pool.stats().allocated, 0);
-    let report = pool.check_quiescent();
-    assert!(report.is_ok(), "{report}");
-    // SAFETY: nothing refers to the pool.
-    unsafe { pool.unmap() };
+    world.end();
 });

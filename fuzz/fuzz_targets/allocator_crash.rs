@@ -6,109 +6,108 @@
 #![no_main]
 
 use std::alloc::Layout;
-use std::collections::BTreeMap;
 use std::ptr::NonNull;
 
-use arbitrary::Arbitrary;
+use arbitrary::{Arbitrary, Result, Unstructured};
 use libfuzzer_sys::fuzz_target;
 use shmkit::testing::participants::Participant;
 use shmkit::{AllocError, Pool, ReallocError};
+use shmkit_fuzz::{Blocks, Shape, Steps, operations, writes};
 
-#[derive(Arbitrary, Debug)]
+#[derive(Debug)]
 struct Step {
-    who: u8,
-    /// Writes before its death, as [`few`] says.
-    dies_after: Option<u8>,
+    who: usize,
+    /// Writes before its death.
+    dies: Option<usize>,
     /// Writes of who recovers it, before that one's death.
-    recovery_dies_after: Option<u8>,
+    recovery_dies: Option<usize>,
     operation: Operation,
 }
 
-#[derive(Arbitrary, Debug)]
-enum Operation {
-    Allocate { size: u16, scale: u8, align: u8 },
-    Fill { size: u16 },
-    Free { which: u8 },
-    FreeMany { from: u8, count: u8 },
-    Reallocate { which: u8, size: u16, scale: u8 },
-    Purge,
-    Leave,
+impl<'a> Arbitrary<'a> for Step {
+    fn arbitrary(input: &mut Unstructured<'a>) -> Result<Self> {
+        let first = usize::from(u8::arbitrary(input)?);
+        let (once, twice) = (first % 8 > 4, first % 8 > 5);
+        let dies = once.then(|| writes(input)).transpose()?;
+        // A recovery makes some fifty writes before it comes to the dead one's memory.
+        let recovery_dies = twice.then(|| input.int_in_range(0..=127)).transpose()?;
+        Ok(Step {
+            who: first / 8 % 3,
+            dies,
+            recovery_dies,
+            operation: input.arbitrary()?,
+        })
+    }
 }
 
-/// Most operations make less than 16 writes: most deaths are among those.
-fn few(writes: u8) -> usize {
-    usize::from(if writes < 192 { writes % 16 } else { writes })
+operations! {
+    enum Operation {
+        /// One or several.
+        6: Allocate { shape: Shape, count: u8 },
+        /// One or several that lie side by side.
+        6: Free { from: u8, count: u8 },
+        2: Reallocate { which: u8, shape: Shape },
+        1: Purge,
+        1: Leave,
+    }
+}
+
+/// One as often as several.
+fn some(count: u8) -> usize {
+    usize::from(count).saturating_sub(127).max(1)
 }
 
 struct World {
     pool: Pool,
     participants: [Participant; 3],
-    /// Blocks by address: usable size, and the byte that they are filled with.
-    model: BTreeMap<NonNull<u8>, (usize, u8)>,
+    model: Blocks,
     /// Bytes of blocks that only the dead knew of.
     lost: usize,
 }
 
 impl World {
-    /// Each gets a slot, if it has none: who comes while somebody is dead recovers him, and is not killed in that.
-    fn enter_all(&mut self) {
-        for participant in &mut self.participants {
-            participant.act(self.pool, None, || ()).unwrap();
+    fn new(pool: Pool) -> Self {
+        // SAFETY: what a killed one had is on the stack of its closure, and forgotten.
+        let mut participants = [(); 3].map(|()| unsafe { Participant::new() });
+        // Each gets a slot: who comes while somebody is dead recovers him, and is not killed in that.
+        for participant in &mut participants {
+            participant.act(pool, None, || ()).unwrap();
         }
-    }
-
-    fn enter(&mut self, block: NonNull<u8>, layout: Layout) {
-        let (start, usable) = (block.addr().get(), self.pool.usable_size(block).unwrap());
-        assert!(start.is_multiple_of(layout.align()) && usable >= layout.size());
-        if let Some((below, (size, _))) = self.model.range(..block).next_back() {
-            assert!(below.addr().get() + size <= start);
+        World {
+            pool,
+            participants,
+            model: Blocks::new(pool),
+            lost: 0,
         }
-        if let Some((above, _)) = self.model.range(block..).next() {
-            assert!(start + usable <= above.addr().get());
-        }
-        let byte = (start >> 4) as u8;
-        // SAFETY: a new block of that many bytes.
-        unsafe { block.write_bytes(byte, usable) };
-        self.model.insert(block, (usable, byte));
-    }
-
-    fn verify(&self, block: NonNull<u8>) {
-        let (size, byte) = self.model[&block];
-        // SAFETY: a block of the model, filled when it was entered.
-        let content = unsafe { std::slice::from_raw_parts(block.as_ptr(), size) };
-        assert!(content.iter().all(|&b| b == byte));
-    }
-
-    fn pick(&self, which: u8) -> Option<NonNull<u8>> {
-        let len = self.model.len().max(1);
-        self.model.keys().nth(usize::from(which) % len).copied()
     }
 
     /// Does something as a participant; after a death, recovers. `None` if it died.
     fn act<R>(&mut self, step: &Step, does: impl FnOnce(Pool) -> R) -> Option<R> {
         let pool = self.pool;
-        let who = usize::from(step.who) % 3;
-        let writes = step.dies_after.map(few);
-        let done = self.participants[who].act(pool, writes, || does(pool));
+        let done = self.participants[step.who].act(pool, step.dies, || does(pool));
         if done.is_none() {
-            if let Some(writes) = step.recovery_dies_after {
-                let first = &mut self.participants[(who + 1) % 3];
-                // It may be done before.
-                first.act(pool, Some(usize::from(writes)), || pool.recover());
-            }
-            let survivor = &mut self.participants[(who + 2) % 3];
-            // Its search for a slot may find a dead one's first, and recover that.
-            survivor.act(pool, None, || pool.recover()).unwrap();
-            let report = pool.check_quiescent();
-            assert!(report.is_ok(), "{report}");
+            self.recover(step);
         }
         done
     }
 
+    fn recover(&mut self, step: &Step) {
+        let pool = self.pool;
+        if step.recovery_dies.is_some() {
+            let first = &mut self.participants[(step.who + 1) % 3];
+            // It may be done before.
+            first.act(pool, step.recovery_dies, || pool.recover());
+        }
+        let survivor = &mut self.participants[(step.who + 2) % 3];
+        // Its search for a slot may find a dead one's first, and recover that.
+        survivor.act(pool, None, || pool.recover()).unwrap();
+        let report = pool.check_quiescent();
+        assert!(report.is_ok(), "{report}");
+    }
+
     /// Of a killed allocation: nothing, or a block for the layout, is lost.
     fn lose(&mut self, layout: Layout) {
-        let known: usize = self.model.values().map(|(size, _)| size).sum();
-        let lost = self.pool.stats().allocated - known - self.lost;
+        let lost = self.pool.stats().allocated - self.model.bytes() - self.lost;
         let size = layout.size().next_multiple_of(layout.align()).max(16);
         let most = (size + size / 4 + 16).max(size.next_multiple_of(16 << 10));
         assert!(
@@ -118,139 +117,126 @@ impl World {
         self.lost += lost;
     }
 
-    fn allocate(&mut self, step: &Step, layout: Layout) -> bool {
-        match self.act(step, |pool| pool.allocate(layout)) {
-            Some(Ok(block)) => self.enter(block.cast(), layout),
-            Some(Err(error)) => assert_eq!(error, AllocError::PoolFull),
+    fn allocate(&mut self, step: &Step, layout: Layout, count: usize) {
+        let mut blocks: Vec<NonNull<u8>> = Vec::new();
+        let done = self.act(step, |pool| {
+            (0..count).try_for_each(|_| {
+                blocks.push(pool.allocate(layout)?.cast());
+                Ok(())
+            })
+        });
+        for block in blocks {
+            self.model.enter(block, layout);
+        }
+        match done {
+            Some(result) => assert!(matches!(result, Ok(()) | Err(AllocError::PoolFull))),
             None => self.lose(layout),
         }
-        !self.model.is_empty()
     }
 
-    fn free(&mut self, step: &Step, block: NonNull<u8>) {
-        self.verify(block);
-        // SAFETY: nobody uses it any more.
-        let freed = self.act(step, |pool| unsafe { pool.deallocate(block) });
-        if let Some(result) = freed {
-            result.unwrap();
+    fn free(&mut self, step: &Step, blocks: &[NonNull<u8>]) {
+        for &block in blocks {
+            self.model.verify(block);
         }
-        if freed.is_none() && self.pool.usable_size(block).is_ok() {
-            self.verify(block);
-        } else {
-            self.model.remove(&block);
+        let mut freed = 0;
+        let done = self.act(step, |pool| {
+            for &block in blocks {
+                // SAFETY: nobody uses it any more.
+                unsafe { pool.deallocate(block) }.unwrap();
+                freed += 1;
+            }
+        });
+        if done.is_none() && self.pool.usable_size(blocks[freed]).is_err() {
+            freed += 1;
+        }
+        for &block in &blocks[..freed] {
+            self.model.remove(block);
         }
     }
 
     fn reallocate(&mut self, step: &Step, block: NonNull<u8>, new: Layout) {
-        self.verify(block);
-        let (size, byte) = self.model[&block];
+        self.model.verify(block);
+        let size = self.model.usable(block);
         // SAFETY: nobody else uses it.
         match self.act(step, |pool| unsafe { pool.reallocate(block, new) }) {
             Some(Ok(moved)) => {
-                let start = moved.cast::<u8>();
-                // SAFETY: copied from the old block.
-                let content =
-                    unsafe { std::slice::from_raw_parts(start.as_ptr(), size.min(new.size())) };
-                assert!(content.iter().all(|&b| b == byte));
-                self.model.remove(&block);
-                self.enter(start, new);
+                let byte = self.model.remove(block);
+                let moved = moved.cast();
+                self.model.assert_filled(moved, size.min(new.size()), byte);
+                self.model.enter(moved, new);
             }
             Some(Err(error)) => assert_eq!(error, ReallocError::Alloc(AllocError::PoolFull)),
             None => {
                 match self.pool.usable_size(block) {
                     // It may have grown where it lies.
                     Ok(usable) => {
-                        self.verify(block);
-                        // SAFETY: a block of that many bytes.
-                        unsafe { block.write_bytes(byte, usable) };
-                        self.model.insert(block, (usable, byte));
+                        self.model.verify(block);
+                        let usable = Layout::from_size_align(usable, 1).unwrap();
+                        self.model.enter(block, usable);
                     }
                     Err(_) => {
-                        self.model.remove(&block);
+                        self.model.remove(block);
                     }
                 }
                 self.lose(new);
-                if self.model.contains_key(&block) {
-                    self.verify(block);
-                }
             }
         }
     }
 
     fn apply(&mut self, step: &Step) {
-        let layout = |size: u16, scale: u8, align: u8| {
-            let size = usize::from(size) << (scale % 6);
-            Layout::from_size_align(size, 1 << (align % 16)).unwrap()
-        };
         match step.operation {
-            Operation::Allocate { size, scale, align } => {
-                self.allocate(step, layout(size, scale, align));
+            Operation::Allocate { shape, count } => {
+                self.allocate(step, shape.layout(), some(count));
             }
-            // Enough of one size for more than one word of a span.
-            Operation::Fill { size } => {
-                for _ in 0..70 {
-                    self.allocate(step, layout(size % 2048, 0, 4));
-                }
+            Operation::Free { from, count } => {
+                self.free(step, &self.model.pick_some(from, some(count)));
             }
-            Operation::Free { which } => {
-                if let Some(block) = self.pick(which) {
-                    self.free(step, block);
-                }
-            }
-            Operation::FreeMany { from, count } => {
-                for _ in 0..count {
-                    if let Some(block) = self.pick(from) {
-                        self.free(step, block);
-                    }
-                }
-            }
-            Operation::Reallocate { which, size, scale } => {
-                if let Some(block) = self.pick(which) {
-                    self.reallocate(step, block, layout(size, scale, 4));
+            Operation::Reallocate { which, shape } => {
+                if let Some(block) = self.model.pick(which) {
+                    self.reallocate(step, block, shape.layout());
                 }
             }
             Operation::Purge => {
                 self.act(step, |pool| pool.purge().unwrap());
             }
             Operation::Leave => {
-                let who = usize::from(step.who) % 3;
-                self.participants[who].leave(self.pool);
+                if self.participants[step.who]
+                    .leave(self.pool, step.dies)
+                    .is_none()
+                {
+                    self.recover(step);
+                }
             }
         }
-        let known: usize = self.model.values().map(|(size, _)| size).sum();
-        assert_eq!(self.pool.stats().allocated, known + self.lost);
+        let stats = self.pool.stats();
+        assert_eq!(stats.allocated, self.model.bytes() + self.lost);
+    }
+
+    /// Everybody frees what there is, and leaves.
+    fn end(mut self) {
+        let last = Step {
+            who: 0,
+            dies: None,
+            recovery_dies: None,
+            operation: Operation::Purge,
+        };
+        self.free(&last, &self.model.pick_some(0, usize::MAX));
+        self.participants
+            .iter_mut()
+            .for_each(|one| one.leave(self.pool, None).unwrap());
+        assert_eq!(self.pool.stats().allocated, self.lost);
+        let report = self.pool.check_quiescent();
+        assert!(report.is_ok(), "{report}");
+        // SAFETY: nothing refers to the pool.
+        unsafe { self.pool.unmap() };
     }
 }
 
-fuzz_target!(|steps: Vec<Step>| {
-    let pool = Pool::builder().max_size(8 << 20).create().unwrap();
-    let mut world = World {
-        pool,
-        // SAFETY: what a killed one had is on the stack of its closure, and forgotten.
-        participants: [(); 3].map(|()| unsafe { Participant::new() }),
-        model: BTreeMap::new(),
-        lost: 0,
-    };
-    world.enter_all();
-    for step in &steps {
+fuzz_target!(|steps: Steps<Step>| {
+    let pool = Pool::builder().max_size(2 << 20).create().unwrap();
+    let mut world = World::new(pool);
+    for step in &steps.0 {
         world.apply(step);
     }
-    let last = Step {
-        who: 0,
-        dies_after: None,
-        recovery_dies_after: None,
-        operation: Operation::Purge,
-    };
-    while let Some((&block, _)) = world.model.first_key_value() {
-        world.free(&last, block);
-    }
-    world
-        .participants
-        .iter_mut()
-        .for_each(|one| one.leave(pool));
-    assert_eq!(pool.stats().allocated, world.lost);
-    let report = pool.check_quiescent();
-    assert!(report.is_ok(), "{report}");
-    // SAFETY: nothing refers to the pool.
-    unsafe { pool.unmap() };
+    world.end();
 });

@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt;
 
 use libfuzzer_sys::fuzz_target;
 use shmkit::Pool;
+use shmkit_fuzz::Steps;
 
 /// Words of the header that are changed: all that are in use.
 const WORDS: u64 = 56;
@@ -26,9 +27,9 @@ fn file() -> File {
     file
 }
 
-fuzz_target!(|changes: Vec<(u8, u64)>| {
+fuzz_target!(|changes: Steps<(u8, u64)>| {
     let file = file();
-    for (word, value) in changes {
+    for (word, value) in changes.0 {
         let at = u64::from(word) % WORDS * 8;
         file.write_all_at(&value.to_ne_bytes(), at).unwrap();
     }

@@ -5,40 +5,26 @@
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use shmkit::{AllocError, AppendError, Buffer, Pool, RangeError};
-use shmkit_fuzz::{Stage, Step};
+use shmkit_fuzz::{Stage, Step, Steps, operations};
 
-#[derive(Arbitrary, Clone, Copy, Debug)]
-enum Operation {
-    Append {
-        len: u16,
-        byte: u8,
-    },
-    /// Several small ones.
-    Appends {
-        count: u8,
-        len: u8,
-        byte: u8,
-    },
-    View {
-        from: u16,
-        to: u16,
-    },
-    Read {
-        from: u16,
-        len: u16,
-    },
-    Truncate {
-        to: u16,
-    },
-    Clear,
-    Close,
+operations! {
+    enum Operation {
+        3: Append { len: u16, byte: u8 },
+        /// Several small ones.
+        4: Appends { count: u8, len: u8, byte: u8 },
+        2: View { from: u16, to: u16 },
+        2: Read { from: u16, len: u16 },
+        3: Truncate { to: u16 },
+        1: Clear,
+        1: Close,
+    }
 }
 
 #[derive(Arbitrary, Debug)]
 struct Input {
     /// 0 for any number.
     capacity: u16,
-    steps: Vec<Step<Operation>>,
+    steps: Steps<Step<Operation>>,
 }
 
 /// Everything that was ever appended, and what of it is deleted.
@@ -169,7 +155,12 @@ fn run(buffer: &Buffer, model: &Model, operation: Operation) -> Answer {
         }
         Operation::View { from, to } => {
             let view = buffer.view(model.position(from)..model.position(to));
-            answer.bytes = Some(view.map(|view| view.chunks().flatten().copied().collect()));
+            answer.bytes = Some(view.map(|view| {
+                let bytes = view.chunks().flatten().copied().collect();
+                // Here, as who dies in it forgets what was to be returned already.
+                drop(view);
+                bytes
+            }));
         }
         Operation::Read { from, len } => {
             let mut bytes = vec![0; len.into()];
@@ -206,10 +197,9 @@ fuzz_target!(|input: Input| {
         who,
         dies,
         operation,
-    } in &input.steps
+    } in &input.steps.0
     {
-        let dies = dies.map(usize::from);
-        let done = stage.act(*who, dies, |buffer| run(buffer, &model, *operation));
+        let done = stage.act(*who, *dies, |buffer| run(buffer, &model, *operation));
         let no_room = Err(AppendError::Alloc(AllocError::PoolFull));
         let mut after = Vec::new();
         match &done {

@@ -12,60 +12,29 @@ use libfuzzer_sys::fuzz_target;
 use shmkit::{
     AllocError, ChangeError, CompareError, FoldHash, HashMap, MultiMap, Pool, ShmSafe, View,
 };
-use shmkit_fuzz::Stage;
+use shmkit_fuzz::{Stage, Steps, operations};
 
 type Step = shmkit_fuzz::Step<Operation>;
 
-#[derive(Arbitrary, Clone, Debug)]
-enum Operation {
-    Insert {
-        key: u16,
-        value: u8,
-    },
-    Remove {
-        key: u16,
-    },
-    Update {
-        key: u16,
-        value: Option<u8>,
-    },
-    GetOrInsert {
-        key: u16,
-        value: u8,
-    },
-    Modify {
-        key: u16,
-        value: u8,
-    },
-    CompareExchange {
-        key: u16,
-        current: Option<u8>,
-        new: Option<u8>,
-    },
-    Fill {
-        from: u16,
-        count: u8,
-        step: u8,
-    },
-    Drain {
-        from: u16,
-        count: u8,
-        step: u8,
-    },
-    Retain {
-        divisor: u8,
-    },
-    Clear,
+operations! {
+    enum Operation {
+        3: Insert { key: u16, value: u8 },
+        3: Remove { key: u16 },
+        2: Update { key: u16, value: Option<u8> },
+        2: GetOrInsert { key: u16, value: u8 },
+        2: Modify { key: u16, value: u8 },
+        2: CompareExchange { key: u16, current: Option<u8>, new: Option<u8> },
+        3: Fill { from: u16, count: u8, step: u8 },
+        3: Drain { from: u16, count: u8, step: u8 },
+        1: Retain { divisor: u8 },
+        1: Clear,
+    }
 }
 
 #[derive(Arbitrary, Debug)]
-enum Input {
-    /// A map whose entries lie in its table.
-    Flat(Vec<Step>),
-    /// One that has nodes.
-    Nodes(Vec<Step>),
-    /// One whose nodes hide others: values are pushed and popped.
-    Stacked(Vec<Step>),
+struct Input {
+    kind: u8,
+    steps: Steps<Step>,
 }
 
 /// The keys that there are, so that operations meet.
@@ -361,7 +330,7 @@ fn fuzz<M: Map + ShmSafe>(empty: M, steps: &[Step]) {
     {
         let mut after = model.clone();
         let expected = M::apply(&mut after, operation);
-        let done = stage.act(*who, dies.map(usize::from), |map| map.run(operation));
+        let done = stage.act(*who, *dies, |map| map.run(operation));
         let content = stage.look(*who, done.is_none(), M::content);
         match done {
             Some(Ok(answer)) => {
@@ -390,8 +359,14 @@ fn fuzz<M: Map + ShmSafe>(empty: M, steps: &[Step]) {
     stage.end();
 }
 
-fuzz_target!(|input: Input| match input {
-    Input::Flat(steps) => fuzz(HashMap::<u16, u32, FoldHash>::with_hasher(), &steps),
-    Input::Nodes(steps) => fuzz(HashMap::<u16, [u64; 6], FoldHash>::with_hasher(), &steps),
-    Input::Stacked(steps) => fuzz(MultiMap::<u16, u32, FoldHash>::with_hasher(), &steps),
+fuzz_target!(|input: Input| {
+    let steps = &input.steps.0;
+    match input.kind % 3 {
+        // A map whose entries lie in its table.
+        0 => fuzz(HashMap::<u16, u32, FoldHash>::with_hasher(), steps),
+        // One that has nodes.
+        1 => fuzz(HashMap::<u16, [u64; 6], FoldHash>::with_hasher(), steps),
+        // One whose nodes hide others: values are pushed and popped.
+        _ => fuzz(MultiMap::<u16, u32, FoldHash>::with_hasher(), steps),
+    }
 });

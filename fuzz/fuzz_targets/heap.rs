@@ -7,42 +7,111 @@
 #[path = "../../tests/common/graph_model.rs"]
 mod graph_model;
 
-use arbitrary::Arbitrary;
+use arbitrary::{Arbitrary, Result, Unstructured};
 use graph_model::{Model, Step};
 use libfuzzer_sys::fuzz_target;
 use shmkit::{Heap, HeapError, Pool};
-use shmkit_fuzz::{MINE, OTHER, Stage};
+use shmkit_fuzz::{MINE, OTHER, Stage, Steps};
 
-#[derive(Arbitrary, Debug)]
+#[derive(Debug)]
 enum Operation {
-    Modify { steps: Vec<Step>, end: End },
-    Collect { dies: Option<u8> },
-    View { dies: Option<u8> },
+    /// A step of the transaction that comes next.
+    Step(Step),
+    Modify(End),
+    Collect {
+        dies: Option<usize>,
+    },
+    View {
+        dies: Option<usize>,
+    },
 }
 
-#[derive(Arbitrary, Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug)]
 enum End {
     Commit,
     Fail,
-    Die { writes: u16 },
+    Die { writes: usize },
 }
 
-fuzz_target!(|operations: Vec<Operation>| {
+impl<'a> Arbitrary<'a> for Operation {
+    fn arbitrary(input: &mut Unstructured<'a>) -> Result<Self> {
+        Ok(match u8::arbitrary(input)? % 32 {
+            which @ 0..22 => Operation::Step(step(which, input)?),
+            22..25 => Operation::Modify(End::Commit),
+            25 => Operation::Modify(End::Fail),
+            26..29 => Operation::Modify(End::Die {
+                writes: writes(input)?,
+            }),
+            29 => Operation::Collect { dies: None },
+            30 => Operation::Collect {
+                dies: Some(writes(input)?),
+            },
+            _ => Operation::View {
+                dies: Some(writes(input)?),
+            },
+        })
+    }
+}
+
+fn step(which: u8, input: &mut Unstructured<'_>) -> Result<Step> {
+    Ok(match which {
+        0..6 => Step::New {
+            value: u8::arbitrary(input)?.into(),
+        },
+        6..10 => Step::Edge {
+            from: input.arbitrary()?,
+            edge: input.arbitrary()?,
+            to: input.arbitrary()?,
+        },
+        10..13 => Step::Value {
+            of: input.arbitrary()?,
+            value: u8::arbitrary(input)?.into(),
+        },
+        13..16 => Step::Root {
+            to: input.arbitrary()?,
+        },
+        16..18 => Step::List {
+            of: input.arbitrary()?,
+            len: input.arbitrary()?,
+        },
+        18..21 => Step::Part {
+            of: input.arbitrary()?,
+            from: input.arbitrary()?,
+            to: input.arbitrary()?,
+            value: input.arbitrary()?,
+        },
+        _ => Step::Forged {
+            bytes: input.arbitrary()?,
+        },
+    })
+}
+
+/// How many writes somebody makes before his death.
+fn writes(input: &mut Unstructured<'_>) -> Result<usize> {
+    Ok(usize::from(u16::arbitrary(input)? % 1024))
+}
+
+fuzz_target!(|operations: Steps<Operation>| {
     let mut stage = Stage::new(Pool::builder().max_size(4 << 20), Heap::new(None));
     let mut model = Model::default();
-    for operation in &operations {
+    let mut steps = Vec::new();
+    for operation in &operations.0 {
         match operation {
-            Operation::Modify { steps, end } => {
+            Operation::Step(step) => {
+                steps.push(step.clone());
+                continue;
+            }
+            Operation::Modify(end) => {
                 let mut new = model.clone();
                 let mut full = false;
                 let dies = match end {
-                    End::Die { writes } => Some(usize::from(*writes)),
+                    End::Die { writes } => Some(*writes),
                     _ => None,
                 };
                 let ended = stage.act(MINE, dies, |heap| {
                     heap.try_modify(|tx| {
                         // What found no room is undone.
-                        let made = new.make(tx, steps);
+                        let made = new.make(tx, &steps);
                         full = made.is_err();
                         made?;
                         match end {
@@ -65,19 +134,18 @@ fuzz_target!(|operations: Vec<Operation>| {
                         }
                     }
                 }
+                steps.clear();
             }
             Operation::Collect { dies } => {
-                let dies = dies.map(usize::from);
-                let collected = stage.act(MINE, dies, |heap| heap.collect().unwrap());
+                let collected = stage.act(MINE, *dies, |heap| heap.collect().unwrap());
                 if let Some(collected) = collected {
                     assert_eq!(collected.live, model.objects());
                 }
             }
             Operation::View { dies } => {
-                let dies = dies.map(usize::from);
                 assert!(
                     stage
-                        .act(OTHER, dies, |heap| model.is(heap))
+                        .act(OTHER, *dies, |heap| model.is(heap))
                         .unwrap_or(true)
                 );
             }

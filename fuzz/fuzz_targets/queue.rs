@@ -10,34 +10,30 @@ use std::collections::VecDeque;
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use shmkit::{AllocError, Pool, PopError, PushRefusal, Queue};
-use shmkit_fuzz::{Stage, Step};
+use shmkit_fuzz::{Stage, Step, Steps, operations};
 
 /// A number, and its complement.
 type Element = [u64; 2];
 
-#[derive(Arbitrary, Clone, Copy, Debug)]
-enum Operation {
-    Push,
-    Fill {
-        count: u8,
-    },
-    Pop,
-    Peek,
-    /// Leases so many; of those whose bit is set it says that they are consumed, and of the others
-    /// that they are not.
-    Lease {
-        count: u8,
-        consumed: u8,
-    },
-    Clear,
-    Close,
+operations! {
+    enum Operation {
+        2: Push,
+        3: Fill { count: u8 },
+        4: Pop,
+        1: Peek,
+        /// Leases so many; of those whose bit is set it says that they are consumed, and of the others
+        /// that they are not.
+        4: Lease { count: u8, consumed: u8 },
+        1: Clear,
+        1: Close,
+    }
 }
 
 #[derive(Arbitrary, Debug)]
 struct Input {
     /// 0 for any number.
     capacity: u8,
-    steps: Vec<Step<Operation>>,
+    steps: Steps<Step<Operation>>,
 }
 
 /// What an operation has answered: elements, or why there were none (any more).
@@ -224,11 +220,10 @@ fuzz_target!(|input: Input| {
         who,
         dies,
         operation,
-    } in &input.steps
+    } in &input.steps.0
     {
-        let dies = dies.map(usize::from);
         let mut after = Vec::new();
-        let done = stage.act(*who, dies, |queue| run(queue, next, *operation));
+        let done = stage.act(*who, *dies, |queue| run(queue, next, *operation));
         match &done {
             Some(answer) if !is_full(answer) => {
                 for model in &models {

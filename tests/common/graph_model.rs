@@ -14,7 +14,6 @@ pub type Root = Option<Gc<Node>>;
 
 /// What a transaction consists of. Nodes are counted from the last one of those that it may use: the ones that
 /// the root reached when it began, and its own. Any others may be gone, or what they refer to.
-#[cfg_attr(fuzzing, derive(arbitrary::Arbitrary))]
 #[derive(Clone, Debug)]
 pub enum Step {
     New {
