@@ -44,8 +44,8 @@ pub fn fill(pool: Pool) -> [(u64, usize); 3] {
     // SAFETY: the heap is larger than that, and nobody writes to it now.
     let word = |i: usize| unsafe { words.add(i).read() } - pool.base() as u64;
     let own = (words.addr() - pool.base()) as u64;
-    // The lock's two words, the log and five more, then the table.
-    [(own, 9 * 8), (word(8), 5 * 40), (word(2), 1300)]
+    // The lock's two words, the log and five more, then the table and its entries.
+    [(own, 10 * 8), (word(8), 5 * 32), (word(2), 1300)]
 }
 
 /// Uses every operation of the heap.

@@ -44,8 +44,7 @@ pub use tx::Tx;
 
 use crate::ShmSafe;
 use crate::allocator::block;
-use crate::engines::heap::Words;
-use crate::layout::arena::Arena;
+use crate::engines::heap::{Table, Words};
 use crate::layout::{Engine, Field, TypeInfo};
 use crate::primitive::AtomicU64;
 use crate::sync::{Here, ReadGuard, RwLock, RwLockError, WriteGuard, WriteOrphan, here};
@@ -241,8 +240,8 @@ impl<R: Trace + Unpin> Heap<R> {
         loop {
             match self.lock.read() {
                 Ok(guard) | Err(RwLockError::Panicked(guard)) => {
-                    let arena = here(&self.lock)?.arena;
-                    return Ok(HeapView { guard, arena });
+                    let table = guard.words.table(here(&self.lock)?.arena);
+                    return Ok(HeapView { guard, table });
                 }
                 // Undoes.
                 Err(RwLockError::OwnerDied(orphan)) => drop(self.take_over(orphan)?),
@@ -378,13 +377,13 @@ impl<R: Trace + Unpin> Heap<R> {
     /// ```
     pub fn stats(&self) -> Result<HeapStats, HeapError> {
         let view = self.view()?;
-        let (arena, words) = (view.arena, &view.guard.words);
+        let (arena, words) = (here(&self.lock)?.arena, &view.guard.words);
         let size = |address| block::usable_size(arena, address as usize).unwrap_or(0);
         let mut stats = HeapStats {
             overhead: words.blocks(arena).map(size).sum(),
             ..HeapStats::default()
         };
-        for (_, entry) in words.objects(arena) {
+        for (_, entry) in view.table.objects() {
             stats.objects += 1;
             stats.bytes += size(entry.address());
         }
@@ -407,7 +406,7 @@ impl<R: Trace + Unpin> Heap<R> {
     /// As for [`view`](Self::view).
     pub fn is_empty(&self) -> Result<bool, HeapError> {
         let view = self.view()?;
-        Ok(view.guard.words.objects(view.arena).next().is_none())
+        Ok(view.table.objects().next().is_none())
     }
 
     /// Locks for writing; what a dead writer did is undone.
@@ -467,7 +466,7 @@ impl<R: Trace + Unpin> fmt::Debug for Heap<R> {
 #[must_use = "the heap is locked while there is a view"]
 pub struct HeapView<'a, R: Trace + Unpin> {
     guard: ReadGuard<'a, Body<R>>,
-    arena: Arena,
+    table: Table,
 }
 
 impl<R: Trace + Unpin> HeapView<'_, R> {
@@ -483,7 +482,7 @@ impl<R: Trace + Unpin> HeapView<'_, R> {
     #[inline]
     #[must_use]
     pub fn get<T: ?Sized + Managed>(&self, gc: Gc<T>) -> Option<&T> {
-        let target = gc::find(self.arena, &self.guard.words, gc)?;
+        let target = gc::find(&self.table, gc)?;
         // SAFETY: an object of that type; locked for reading, so by invariant 1 nobody has a mutable
         // reference, and nothing is freed.
         Some(unsafe { target.value().as_ref() })

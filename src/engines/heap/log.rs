@@ -60,14 +60,65 @@ pub(crate) struct Record {
     pub(crate) len: usize,
 }
 
-/// What came of appending a record.
-pub(crate) enum Append<'a> {
-    Done,
-    /// There is no room: this word, which is empty, wants to name a chunk of so many bytes, that
+/// Whether the log has room.
+pub(crate) enum Room<'a> {
+    Ready,
+    /// This word, which is empty, wants to name a chunk of so many bytes, that
     /// is [made](Chunk::begin) to follow another.
     More(&'a AtomicU64, usize, u64),
     /// The log is garbage.
     Damaged,
+}
+
+/// Where a transaction is in the log: compared with the pool once for each chunk.
+#[derive(Default)]
+pub(crate) struct Writer {
+    /// The last chunk that counts.
+    chunk: Option<&'static Chunk>,
+    /// Its bytes that count, and that there are.
+    used: usize,
+    room: usize,
+    /// The log has more than is kept.
+    pub(crate) is_long: bool,
+}
+
+impl Writer {
+    /// Goes on in a chunk that counts.
+    fn enter(&mut self, arena: Arena, chunk: &'static Chunk) {
+        self.is_long |= self.chunk.is_some() || chunk.next() != 0 || chunk.is_large(arena);
+        self.chunk = Some(chunk);
+        self.used = chunk.used(arena);
+        self.room = chunk.room(arena);
+    }
+
+    /// Appends a record, if there is room for it.
+    #[inline]
+    pub(crate) fn append(&mut self, record: &Record) -> bool {
+        let total = total(record.len);
+        let Some(chunk) = self.chunk.filter(|_| self.room - self.used >= total) else {
+            return false;
+        };
+        let what = match record.what {
+            What::Root => ROOT,
+            What::Object(index) => index as u64,
+            What::Birth(index) => BIRTH | index as u64,
+        };
+        let words = [what, record.offset as u64, record.len as u64, total as u64];
+        // SAFETY: `total` bytes behind those that count are the chunk's, by its room, and nobody
+        // else uses them, by the heap's invariant 1; the caller has `len` bytes to be saved.
+        unsafe {
+            let bytes = chunk.byte(self.used);
+            bytes.copy_from_nonoverlapping(record.bytes, record.len);
+            let end = bytes.add(total - RECORD).cast::<[u64; 4]>();
+            end.write_unaligned(words);
+        }
+        compiler_fence(Ordering::SeqCst);
+        self.used += total;
+        chunk.used.store(self.used as u64, Ordering::Release);
+        // By the heap's invariant 2: before the stores that it is about.
+        compiler_fence(Ordering::SeqCst);
+        true
+    }
 }
 
 impl Chunk {
@@ -118,32 +169,9 @@ impl Chunk {
         std::ptr::with_exposed_provenance_mut(self.address() + CHUNK + at)
     }
 
-    /// Appends a record, if there is room for it.
-    fn append(&self, arena: Arena, record: &Record) -> bool {
-        let total = total(record.len);
-        let used = self.used(arena);
-        if self.room(arena) - used < total {
-            return false;
-        }
-        let what = match record.what {
-            What::Root => ROOT,
-            What::Object(index) => index as u64,
-            What::Birth(index) => BIRTH | index as u64,
-        };
-        let words = [what, record.offset as u64, record.len as u64, total as u64];
-        // SAFETY: `total` bytes behind those that count are the chunk's, by its room, and nobody
-        // else uses them, by the heap's invariant 1; the caller has `len` bytes to be saved.
-        unsafe {
-            let bytes = self.byte(used);
-            bytes.copy_from_nonoverlapping(record.bytes, record.len);
-            let end = bytes.add(total - RECORD).cast::<[u64; 4]>();
-            end.write_unaligned(words);
-        }
-        compiler_fence(Ordering::SeqCst);
-        self.used.store((used + total) as u64, Ordering::Release);
-        // By the heap's invariant 2: before the stores that it is about.
-        compiler_fence(Ordering::SeqCst);
-        true
+    /// True if it is more than is kept between transactions.
+    fn is_large(&self, arena: Arena) -> bool {
+        self.room(arena) + CHUNK > KEPT
     }
 
     /// The record that ends at an offset, and where it begins; `None` for garbage.
@@ -198,19 +226,13 @@ impl Words {
             .take_while(move |chunk| chunk.tx.load(Ordering::Acquire) == tx)
     }
 
-    /// Appends a record; `last` is the last chunk that counts, as far as the caller knows, and
-    /// becomes that.
-    pub(crate) fn append<'a>(
-        &'a self,
-        arena: Arena,
-        record: &Record,
-        last: &mut Option<&'static Chunk>,
-    ) -> Append<'a> {
+    /// Lets the writer go on in a chunk that has room to save so many bytes.
+    pub(crate) fn go_on<'a>(&'a self, arena: Arena, writer: &mut Writer, len: usize) -> Room<'a> {
         // The chunk that is kept, and a new one.
         const HOPS: usize = 4;
         for _ in 0..HOPS {
-            let (next, prev) = match *last {
-                Some(chunk) if chunk.append(arena, record) => return Append::Done,
+            let (next, prev) = match writer.chunk {
+                Some(_) if writer.room - writer.used >= total(len) => return Room::Ready,
                 Some(chunk) => (&chunk.next, chunk.address() as u64),
                 None => (&self.log, 0),
             };
@@ -222,17 +244,17 @@ impl Words {
                     if chunk.tx.load(Ordering::Relaxed) != self.tx() {
                         chunk.start(prev, self.tx());
                     }
-                    *last = Some(chunk);
+                    writer.enter(arena, chunk);
                 }
                 None => {
-                    let before = last.map_or(0, |chunk| chunk.room(arena) + CHUNK);
+                    let before = writer.chunk.map_or(0, |_| writer.room + CHUNK);
                     let wanted = (before * 2).clamp(KEPT, LARGEST);
-                    let bytes = wanted.max(total(record.len) + CHUNK);
-                    return Append::More(next, bytes, prev);
+                    let bytes = wanted.max(total(len) + CHUNK);
+                    return Room::More(next, bytes, prev);
                 }
             }
         }
-        Append::Damaged
+        Room::Damaged
     }
 
     /// Every record that counts, the latest first.
@@ -255,11 +277,12 @@ impl Words {
     /// Undoes the transaction, and ends it. `root` is where the root is, and its size; nobody has
     /// a reference to it or to any object.
     pub(crate) fn undo(&self, arena: Arena, slot: &Slot, root: (*mut u8, usize)) {
+        let table = self.table(arena);
         self.records(arena, |record| {
             let (to, room) = match record.what {
                 What::Root => root,
                 What::Object(index) => {
-                    let address = self.entry(arena, index).map_or(0, |entry| entry.address());
+                    let address = table.entry(index).map_or(0, |entry| entry.address());
                     let to = std::ptr::with_exposed_provenance_mut(address as usize);
                     let room = block::usable_size(arena, address as usize).unwrap_or(0);
                     if cfg!(shmkit_planted = "heap") && record.offset > 8 {
@@ -268,7 +291,7 @@ impl Words {
                     (to, room)
                 }
                 What::Birth(index) => {
-                    if let Some(entry) = self.entry(arena, index)
+                    if let Some(entry) = table.entry(index)
                         && entry.address() != 0
                     {
                         self.free(arena, slot, index, entry);
@@ -283,15 +306,17 @@ impl Words {
                 unsafe { to.add(record.offset).copy_from(record.bytes, record.len) };
             }
         });
-        self.end(arena, slot);
+        self.end();
+        self.trim(arena, slot);
     }
 
-    /// Frees all of the log but one small chunk.
-    pub(super) fn trim(&self, arena: Arena, slot: &Slot) {
+    /// Frees all of the log but one small chunk, once nothing of it counts.
+    #[cold]
+    pub(crate) fn trim(&self, arena: Arena, slot: &Slot) {
         while let Some(first) = Chunk::at(arena, self.log.load(Ordering::Acquire)) {
             match Chunk::at(arena, first.next()) {
                 Some(second) => drop_block(arena, slot, &first.next, second.next()),
-                None if first.room(arena) + CHUNK > KEPT => {
+                None if first.is_large(arena) => {
                     drop_block(arena, slot, &self.log, 0);
                 }
                 None => return,

@@ -52,9 +52,8 @@ use crate::layout::arena::Arena;
 use crate::participants::table::Slot;
 use crate::primitive::{AtomicU64, Ordering, compiler_fence};
 
-pub(crate) use log::{Append, CHUNK, Chunk, Record, What};
-use table::SEGMENTS;
-pub(crate) use table::{ENTRY, Entry};
+pub(crate) use log::{CHUNK, Chunk, Record, Room, What, Writer};
+pub(crate) use table::{Entry, Table};
 
 /// Frees the block that a word names: arguments are the word, what it is to name next, the block.
 const DROP: u64 = (Engine::Heap as u64) << OP_SHIFT | 1;
@@ -74,8 +73,9 @@ pub(crate) struct Words {
     pub(crate) debt: AtomicU64,
     /// A hint: how many are to be, until there is the next one.
     pub(crate) limit: AtomicU64,
-    /// The parts of the table.
-    segments: [AtomicU64; SEGMENTS],
+    /// The block of the table, and its entries.
+    pub(crate) table: AtomicU64,
+    pub(crate) entries: AtomicU64,
 }
 
 impl Words {
@@ -87,7 +87,8 @@ impl Words {
             cursor: AtomicU64::new(0),
             debt: AtomicU64::new(0),
             limit: AtomicU64::new(limit),
-            segments: [const { AtomicU64::new(0) }; SEGMENTS],
+            table: AtomicU64::new(0),
+            entries: AtomicU64::new(0),
         }
     }
 
@@ -114,23 +115,18 @@ impl Words {
 
     /// The blocks of the table and of the log.
     pub(crate) fn blocks(&self, arena: Arena) -> impl Iterator<Item = u64> + use<'_> {
-        let segments = self
-            .segments
-            .iter()
-            .map(|word| word.load(Ordering::Acquire));
-        segments
-            .filter(|&segment| segment != 0)
-            .chain(self.chunks(arena).map(|chunk| chunk.address() as u64))
+        let table = self.table.load(Ordering::Acquire);
+        let chunks = self.chunks(arena).map(|chunk| chunk.address() as u64);
+        (table != 0).then_some(table).into_iter().chain(chunks)
     }
 
-    /// Ends the transaction: nothing of the log counts from here on. Then frees what the log has more
-    /// than the next one needs.
-    pub(crate) fn end(&self, arena: Arena, slot: &Slot) {
+    /// Ends the transaction: nothing of the log counts from here on.
+    #[inline]
+    pub(crate) fn end(&self) {
         // After all changes to objects, which are plain stores.
         compiler_fence(Ordering::SeqCst);
         self.tx.store(self.tx().wrapping_add(1), Ordering::Release);
         compiler_fence(Ordering::SeqCst);
-        self.trim(arena, slot);
     }
 }
 
@@ -144,7 +140,7 @@ pub(crate) fn drop_block(arena: Arena, slot: &Slot, word: &AtomicU64, next: u64)
     word.store(next, Ordering::Release);
     compiler_fence(Ordering::SeqCst);
     // A block that cannot be freed was none: there is nobody to tell.
-    let _ = block::free_recorded(arena, slot, old as usize);
+    let _ = block::free_named(arena, slot, old as usize);
     slot.intent.close();
 }
 
@@ -181,7 +177,8 @@ pub(super) fn next_block(arena: Arena, first: usize, cursor: &mut usize) -> Opti
             block: old as usize,
         }
     };
-    while let Some(entry) = words.entry(arena, *cursor) {
+    let table = words.table(arena);
+    while let Some(entry) = table.entry(*cursor) {
         if entry.address() != 0 {
             return Some(named(&entry.address, 0));
         }
@@ -192,11 +189,7 @@ pub(super) fn next_block(arena: Arena, first: usize, cursor: &mut usize) -> Opti
         let next = Chunk::at(arena, log).map_or(0, |chunk| chunk.next());
         return Some(named(&words.log, next));
     }
-    // From the last on, so that those before it are found again after a death.
-    let last = words.segments.iter().rev();
-    let last = last.map(|word| (word, word.load(Ordering::Acquire)));
-    let mut taken = last.filter(|(_, segment)| *segment != 0);
-    taken.next().map(|(word, _)| named(word, 0))
+    (words.table.load(Ordering::Acquire) != 0).then(|| named(&words.table, 0))
 }
 
 /// Checks a heap at rest.
