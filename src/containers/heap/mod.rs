@@ -110,27 +110,28 @@ struct Body<R> {
     _in_place: PhantomPinned,
 }
 
-// SAFETY: the root is shared as the module's invariant 1 says, and may be; the words are atomic.
+// SAFETY: the root is shared as the module's invariant 1 says, and may be; the words are atomic, but for
+// bytes that only who has the lock for writing uses.
 unsafe impl<R: Trace> Sync for Body<R> {}
 
 /// The first word of a heap.
 #[repr(transparent)]
-struct Log(AtomicU64);
+struct Objects(AtomicU64);
 
 // SAFETY: an address within the pool; `TYPE` says whose engine knows what it owns.
-unsafe impl ShmSafe for Log {
-    const TYPE: &'static TypeInfo = &TypeInfo::engine::<Self>("Log", Engine::Heap);
+unsafe impl ShmSafe for Objects {
+    const TYPE: &'static TypeInfo = &TypeInfo::engine::<Self>("Objects", Engine::Heap);
     const OWNS: bool = true;
 }
 
-// SAFETY: atomics, of which the first is listed as what it is, and the root, listed at its place. No
-// drop glue.
+// SAFETY: atomics and bytes, of which the first word is listed as what it is, and the root, listed at its
+// place. No drop glue.
 unsafe impl<R: Trace> ShmSafe for Body<R> {
     const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>(
         "HeapBody",
         const {
             &[
-                Field::at::<Log>("log", offset_of!(Self, words)),
+                Field::at::<Objects>("objects", offset_of!(Self, words)),
                 Field::at::<R>("root", offset_of!(Self, root)),
             ]
         },
@@ -236,6 +237,7 @@ impl<R: Trace + Unpin> Heap<R> {
     /// # Crash behaviour
     ///
     /// One that is killed with a view hinders nobody.
+    #[inline]
     pub fn view(&self) -> Result<HeapView<'_, R>, HeapError> {
         loop {
             match self.lock.read() {
@@ -277,6 +279,7 @@ impl<R: Trace + Unpin> Heap<R> {
     /// assert_eq!(heap.view()?.get(name), Some("no longer than needed"));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
+    #[inline]
     pub fn modify<O>(&self, f: impl for<'t> FnOnce(&mut Tx<'t, R>) -> O) -> Result<O, HeapError> {
         let mut tx = Tx::begin(self)?;
         let outcome = f(&mut tx);
@@ -313,6 +316,7 @@ impl<R: Trace + Unpin> Heap<R> {
     /// assert_eq!(*heap.view()?.root(), 1);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
+    #[inline]
     pub fn try_modify<O, E: From<HeapError>>(
         &self,
         f: impl for<'t> FnOnce(&mut Tx<'t, R>) -> Result<O, E>,
@@ -410,6 +414,7 @@ impl<R: Trace + Unpin> Heap<R> {
     }
 
     /// Locks for writing; what a dead writer did is undone.
+    #[inline]
     fn write(&self) -> Result<WriteGuard<'_, Body<R>>, HeapError> {
         match self.lock.write() {
             Ok(guard) => Ok(guard),

@@ -86,6 +86,7 @@ pub struct Tx<'t, R: Trace + Unpin> {
 
 impl<'t, R: Trace + Unpin> Tx<'t, R> {
     /// Locks the heap, and collects if it is time to.
+    #[inline(always)]
     pub(super) fn begin(heap: &'t Heap<R>) -> Result<Self, HeapError> {
         let mut tx = Tx::begin_plain(heap)?;
         let words = tx.words();
@@ -96,16 +97,17 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
         Ok(tx)
     }
 
+    #[inline(always)]
     pub(super) fn begin_plain(heap: &'t Heap<R>) -> Result<Self, HeapError> {
         let guard = heap.write()?;
         let here = here(&heap.lock)?;
         guard.words.draw_name();
         Ok(Tx {
             table: guard.words.table(here.arena),
+            writer: guard.words.writer(),
             tag: here.slot.tag(),
             here,
             guard,
-            writer: Writer::default(),
             recorded: ROOM.try_with(Cell::take).unwrap_or_default(),
             root_saved: false,
             ranges: BTreeMap::new(),
@@ -125,6 +127,7 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
     }
 
     /// Makes all of it count.
+    #[inline]
     pub(super) fn commit(mut self) -> Result<(), HeapError> {
         self.over = true;
         if !self.is_mine() {
@@ -368,7 +371,7 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
     }
 
     /// Records some elements of an object as they are.
-    #[inline]
+    #[inline(always)]
     fn save<T: ?Sized + Managed>(
         &mut self,
         gc: Gc<T>,
@@ -392,11 +395,21 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
             self.recorded.push(about);
             return Ok(());
         }
+        self.save_in_more_room(gc, &record, about)
+    }
+
+    #[cold]
+    fn save_in_more_room<T: ?Sized + Managed>(
+        &mut self,
+        gc: Gc<T>,
+        record: &Record,
+        about: About,
+    ) -> Result<(), HeapError> {
         let saved = self.with_room(|tx| {
             // A collection may have freed it, if nothing leads there.
             let is_there = tx.find(gc).is_ok();
             if is_there {
-                tx.record(&record, about)?;
+                tx.record(record, about)?;
             }
             Ok(is_there)
         });
@@ -626,6 +639,7 @@ fn is_full(error: &AllocError) -> bool {
 }
 
 impl<R: Trace + Unpin> Drop for Tx<'_, R> {
+    #[inline]
     fn drop(&mut self) {
         if !self.over && self.is_mine() {
             let Here { arena, slot } = self.here;

@@ -61,8 +61,9 @@ const DROP: u64 = (Engine::Heap as u64) << OP_SHIFT | 1;
 /// A heap's words. New ones are those of an empty heap.
 #[repr(C)]
 pub(crate) struct Words {
-    /// The first chunk of the log.
-    pub(crate) log: AtomicU64,
+    /// The block of the table, and its entries.
+    pub(crate) table: AtomicU64,
+    pub(crate) entries: AtomicU64,
     /// The number of the transaction that is under way, or comes next.
     tx: AtomicU64,
     /// What ids of this heap have, so that no other heap's are taken for its own. 0 until it is drawn.
@@ -73,22 +74,20 @@ pub(crate) struct Words {
     pub(crate) debt: AtomicU64,
     /// A hint: how many are to be, until there is the next one.
     pub(crate) limit: AtomicU64,
-    /// The block of the table, and its entries.
-    pub(crate) table: AtomicU64,
-    pub(crate) entries: AtomicU64,
+    log: log::First,
 }
 
 impl Words {
     pub(crate) const fn new(limit: u64) -> Self {
         Words {
-            log: AtomicU64::new(0),
+            table: AtomicU64::new(0),
+            entries: AtomicU64::new(0),
             tx: AtomicU64::new(1),
             name: AtomicU64::new(0),
             cursor: AtomicU64::new(0),
             debt: AtomicU64::new(0),
             limit: AtomicU64::new(limit),
-            table: AtomicU64::new(0),
-            entries: AtomicU64::new(0),
+            log: log::First::new(),
         }
     }
 
@@ -99,6 +98,7 @@ impl Words {
     }
 
     /// Draws the heap's name, if it has none. By who has the lock for writing.
+    #[inline]
     pub(crate) fn draw_name(&self) -> u64 {
         if self.name() == 0 {
             self.name
@@ -184,10 +184,11 @@ pub(super) fn next_block(arena: Arena, first: usize, cursor: &mut usize) -> Opti
         }
         *cursor += 1;
     }
-    let log = words.log.load(Ordering::Acquire);
-    if log != 0 {
-        let next = Chunk::at(arena, log).map_or(0, |chunk| chunk.next());
-        return Some(named(&words.log, next));
+    let log = &words.log.chunk.next;
+    let chunk = log.load(Ordering::Acquire);
+    if chunk != 0 {
+        let next = Chunk::at(arena, chunk).map_or(0, |chunk| chunk.next());
+        return Some(named(log, next));
     }
     (words.table.load(Ordering::Acquire) != 0).then(|| named(&words.table, 0))
 }

@@ -113,9 +113,11 @@ impl Table {
     /// The entry with that index, if there is one.
     #[inline]
     pub(crate) fn entry(&self, index: usize) -> Option<&'static Entry> {
-        let entry = std::ptr::with_exposed_provenance::<Entry>(self.base + index * ENTRY);
-        // SAFETY: aligned, in the pool's data, which stays mapped; an entry consists of atomics.
-        (index < self.entries).then(|| unsafe { &*entry })
+        (index < self.entries).then(|| {
+            let entry = std::ptr::with_exposed_provenance::<Entry>(self.base + index * ENTRY);
+            // SAFETY: aligned, in the pool's data, which stays mapped; an entry consists of atomics.
+            unsafe { &*entry }
+        })
     }
 
     /// How many bytes of the pool's data lie behind an address, itself included.
@@ -205,7 +207,10 @@ impl Words {
 
     pub(super) fn check_table(&self, arena: Arena, first: usize, report: &mut CheckReport) {
         let address = self.table.load(Ordering::Acquire) as usize;
-        let bytes = self.entries.load(Ordering::Acquire).checked_mul(ENTRY as u64);
+        let bytes = self
+            .entries
+            .load(Ordering::Acquire)
+            .checked_mul(ENTRY as u64);
         let size = block::usable_size(arena, address).unwrap_or(0) as u64;
         if address != 0 && bytes.is_none_or(|bytes| size < bytes) {
             report.problem(format_args!("heap {first:#x}: its table is no block"));
