@@ -18,14 +18,15 @@
 //! | word | meaning | next |
 //! |------|---------|------|
 //! | lock not dirty | no chunk of the log has the number `tx`; the heap is whole | dirty |
-//! | dirty, no chunk with `tx` | nothing has been changed, or all is committed or undone | chunks |
+//! | dirty, no chunk with `tx` | nothing has been changed, or all is committed or undone | the first chunk, empty |
 //! | dirty, chunks with `tx` | what they have is to be undone, should the holder die | `tx` + 1: that is the commit |
 //!
 //! | killed | leaves | and then |
 //! |--------|--------|----------|
 //! | before a record counts | bytes behind the end of the log | |
 //! | once it counts, before what it records | a record of nothing: an image of what is there, or a birth without a block | undoing it changes nothing |
-//! | filling an empty word with a block (`pool::intents`, REPLACE) | the block is named, or freed by recovery | undone with its birth; a table or log that is larger |
+//! | filling an empty word with a block (`pool::intents`, REPLACE) | the block is named, or freed by recovery | undone with its birth; a log that is larger |
+//! | replacing the table by a larger one (the same) | either, the other freed by recovery | a table that is larger |
 //! | changing an object | old and new bytes | the next one to lock writes the old ones back |
 //! | at the commit: before `tx` rises | all records | undone |
 //! | after | a log that does not count | the next one to lock has nothing to undo |
@@ -35,8 +36,9 @@
 //! Invariants
 //! 1. Everything here is changed by who holds the heap's lock for writing, and read by who holds it.
 //! 2. A record counts, by the store of its chunk's `used`, before what it records is done.
-//! 3. A chunk counts if it has the number `tx`. Those that do come first in the chain, all others, one
-//!    at most between transactions, are empty room.
+//! 3. A chunk counts if it has the number `tx`. Those that do come first in the chain, which begins in the
+//!    heap itself; all others are empty room, and between transactions there is none but the first, unless
+//!    somebody was killed on the way.
 //! 4. A word that names a block names it alone.
 //! 5. Words of the table and of the log are what the engine wrote, or garbage: every address is
 //!    compared with the pool before it is followed.
