@@ -4,7 +4,7 @@
 //! |-----------|------|
 //! | `gc`      | [`Gc`]: ids, and how they are checked |
 //! | `trace`   | [`Trace`]: the ids that a value has; marking |
-//! | `tx`      | [`Tx`]: a transaction |
+//! | `tx`      | [`Tx`]: a transaction, and a collection within one |
 //! | `refusals`| the errors |
 //!
 //! How changes are undone, and what a kill leaves: `engines::heap`.

@@ -6,6 +6,8 @@
 //! A private list has what each record is about. An object of which all is saved or made is found there by a
 //! place that its entry notes: a note of another transaction leads to a record of something else, or to none.
 
+mod collect;
+
 use std::alloc::Layout;
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -16,7 +18,7 @@ use std::ops::RangeBounds;
 use std::ptr::NonNull;
 
 use super::gc::{self, Gc, Managed, Target};
-use super::trace::{Elements, Trace, Tracer};
+use super::trace::{Elements, Trace};
 use super::{Body, Collected, Heap, HeapError, LEAST_DEBT};
 use crate::allocator::{AllocError, block};
 use crate::containers::refusals::{ClaimError, resolve};
@@ -560,59 +562,6 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
             })
         })
     }
-
-    /// Runs something that allocates; once more after a collection, should the pool be full.
-    fn with_room<O>(
-        &mut self,
-        mut f: impl FnMut(&mut Self) -> Result<O, AllocError>,
-    ) -> Result<O, AllocError> {
-        match f(self) {
-            Err(error) if is_full(&error) && !self.swept => {
-                self.collect();
-                f(self)
-            }
-            other => other,
-        }
-    }
-
-    /// Frees what is reached neither from the heap as it is nor as it was before the transaction.
-    #[cold]
-    fn collect(&mut self) -> Collected {
-        let Here { arena, slot } = self.here;
-        let words = self.words();
-        let mut tracer = Tracer::new(&self.table);
-        self.root().trace(&mut tracer);
-        // What the transaction has saved or made, and what the saved bytes led to.
-        let mut recorded = self.recorded.iter().rev();
-        words.records(arena, |record| {
-            let Some(&About { elements, .. }) = recorded.next() else {
-                return;
-            };
-            if let What::Object(index) | What::Birth(index) = record.what {
-                tracer.mark(index, elements);
-            }
-            // SAFETY: whole elements, as they were saved; the log is not written to meanwhile.
-            unsafe { elements.trace(record.bytes, record.len, usize::MAX, &mut tracer) };
-        });
-        tracer.run();
-        let mut collected = Collected::default();
-        for (index, entry) in self.table.objects() {
-            let bytes = block::usable_size(arena, entry.address() as usize).unwrap_or(0);
-            if tracer.is_marked(index) {
-                collected.live += 1;
-                collected.live_bytes += bytes;
-            } else {
-                words.free(arena, slot, index, entry);
-                collected.freed += 1;
-                collected.freed_bytes += bytes;
-            }
-        }
-        let limit = (collected.live_bytes as u64).max(LEAST_DEBT);
-        words.limit.store(limit, Ordering::Relaxed);
-        words.debt.store(0, Ordering::Relaxed);
-        self.swept = true;
-        collected
-    }
 }
 
 /// An object that is being filled. Dropped, it is no object any more: an id that is guessed, or read
@@ -632,10 +581,6 @@ impl<R: Trace + Unpin> Drop for Unfilled<'_, '_, R> {
             words.free(arena, slot, self.index, entry);
         }
     }
-}
-
-fn is_full(error: &AllocError) -> bool {
-    matches!(error, AllocError::PoolFull | AllocError::NoMemory(_))
 }
 
 impl<R: Trace + Unpin> Drop for Tx<'_, R> {
