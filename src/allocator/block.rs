@@ -347,6 +347,11 @@ fn free_other(
 /// until the slot's `freeing` word is cleared, recovery frees what it names.
 pub(crate) fn free_recorded(arena: Arena, slot: &Slot, address: usize) -> Result<(), FreeError> {
     slot.watched.freeing.store(address as u64, Ordering::SeqCst);
+    free_named(arena, slot, address)
+}
+
+/// The same for a block that the `freeing` word names already.
+pub(crate) fn free_named(arena: Arena, slot: &Slot, address: usize) -> Result<(), FreeError> {
     let clear = || slot.watched.freeing.store(0, Ordering::Release);
     let freed = free_with(arena, slot, address, clear);
     clear();

@@ -205,23 +205,25 @@ pub(crate) fn hint_if_missing(arena: Arena, slice: usize) {
     }
 }
 
-/// Clears the hints of slices that are free no more, except those that have become so meanwhile.
-fn hint_taken(arena: Arena, start: usize, count: usize) {
+/// Clears the hints of slices that the caller has claimed, so that nobody else frees them.
+fn hint_claimed(arena: Arena, start: usize, count: usize) {
     let mut slice = start;
     while slice < start + count {
         let (word, _) = arena.hint(slice);
         let last = (start + count).min((slice / 64 + 1) * 64);
         word.fetch_and(!mask(slice, last), Ordering::SeqCst);
-        fence(Ordering::SeqCst);
-        for again in slice..last {
-            if matches!(
-                state(arena.tag(again).load(Ordering::SeqCst)),
-                State::Free { .. }
-            ) {
-                word.fetch_or(1 << (again % 64), Ordering::SeqCst);
-            }
-        }
         slice = last;
+    }
+}
+
+/// Clears the hint of a slice that was found taken, unless it has become free meanwhile.
+fn hint_taken(arena: Arena, slice: usize) {
+    let (word, bit) = arena.hint(slice);
+    word.fetch_and(!bit, Ordering::SeqCst);
+    fence(Ordering::SeqCst);
+    let tag = arena.tag(slice).load(Ordering::SeqCst);
+    if matches!(state(tag), State::Free { .. }) {
+        word.fetch_or(bit, Ordering::SeqCst);
     }
 }
 
@@ -291,7 +293,7 @@ pub(crate) fn claim(
         };
         match claim_at(arena, me, start, count) {
             Ok(()) => {
-                hint_taken(arena, start, count);
+                hint_claimed(arena, start, count);
                 if start == lowest {
                     let _ = search.compare_exchange(
                         lowest as u64,
@@ -304,7 +306,7 @@ pub(crate) fn claim(
                 return Ok(Some(start));
             }
             Err(taken) => {
-                hint_taken(arena, taken, 1);
+                hint_taken(arena, taken);
                 from = taken + 1;
             }
         }
@@ -342,7 +344,7 @@ pub(crate) fn claim_these(arena: Arena, me: Tag, start: usize, count: usize) -> 
     }
     let claimed = claim_at(arena, me, start, count).is_ok();
     if claimed {
-        hint_taken(arena, start, count);
+        hint_claimed(arena, start, count);
     }
     claimed && commit_holes(arena, me, start, count).is_ok()
 }

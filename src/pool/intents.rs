@@ -205,7 +205,7 @@ pub(super) fn drop_named(arena: Arena, slot: &Slot, named: Named) {
     owner.store(named.next, Ordering::Release);
     compiler_fence(Ordering::SeqCst);
     // A block that cannot be freed was none: there is nobody to tell.
-    let _ = block::free_recorded(arena, slot, named.block);
+    let _ = block::free_named(arena, slot, named.block);
 }
 
 /// Finishes the field that a dead destroyer was at.
@@ -263,7 +263,7 @@ pub(crate) fn replace_block<E>(
         if old != 0 {
             slot.watched.freeing.store(old, Ordering::SeqCst);
             slot.intent.set_arg(1, 0);
-            let _ = block::free_recorded(arena, slot, old as usize);
+            let _ = block::free_named(arena, slot, old as usize);
         }
         slot.intent.close();
     } else {

@@ -43,8 +43,8 @@ struct Node {
 struct Places {
     /// An array's two words and its block.
     array: [u64; 3],
-    /// A heap's own words, its table and its log.
-    heap: [(u64, usize); 3],
+    /// A heap's own words, its table, its log and a block of that.
+    heap: [(u64, usize); 4],
     /// Maps, their tables and their nodes.
     maps: Vec<(u64, u64)>,
     /// Containers and their blocks: where they begin, and how long they are.
@@ -486,7 +486,7 @@ pub fn changed_map_words() {
 
 pub fn changed_heap_words() {
     attach_changed(10, 100, |random, places| {
-        let (start, len) = places.heap[random.below(3)];
+        let (start, len) = places.heap[random.below(4)];
         start + random.below(len) as u64
     });
 }

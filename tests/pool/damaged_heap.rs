@@ -11,8 +11,8 @@ struct Item {
 }
 
 /// Puts a heap into the pool whose last transaction was cut off by a death. Where its own words, its
-/// table and its log begin in the file, and how many bytes of each are used.
-pub fn fill(pool: Pool) -> [(u64, usize); 3] {
+/// table, its log and a block of that begin in the file, and how many bytes of each are used.
+pub fn fill(pool: Pool) -> [(u64, usize); 4] {
     let heap = pool.named_or_create("heap", || Heap::new(None)).unwrap();
     let change = |tx: &mut shmkit::Tx<'_, Option<Gc<Item>>>| {
         let list = tx.alloc_slice(&[1_u64; 100])?;
@@ -44,8 +44,14 @@ pub fn fill(pool: Pool) -> [(u64, usize); 3] {
     // SAFETY: the heap is larger than that, and nobody writes to it now.
     let word = |i: usize| unsafe { words.add(i).read() } - pool.base() as u64;
     let own = (words.addr() - pool.base()) as u64;
-    // The lock's two words, the log and five more, then the table.
-    [(own, 9 * 8), (word(8), 5 * 40), (word(2), 1300)]
+    // The lock's two words, the table and six more, then the log with its five, the block behind it first.
+    let log = own + 14 * 8;
+    [
+        (own, 14 * 8),
+        (word(2), 5 * 32),
+        (log, 880),
+        (word(9), 5 * 8 + 100),
+    ]
 }
 
 /// Uses every operation of the heap.

@@ -11,8 +11,7 @@ use std::ptr::NonNull;
 use serde::{Deserialize, Serialize};
 
 use super::trace::Trace;
-use crate::engines::heap::{Entry, Words};
-use crate::layout::arena::Arena;
+use crate::engines::heap::{Entry, Table};
 use crate::layout::{Field, ShmSafe, TypeInfo};
 
 /// The id of an object in a [`Heap`](super::Heap), a copyable value that may be kept anywhere: in
@@ -217,25 +216,23 @@ impl<T: ?Sized + Managed> Target<T> {
 /// The object that an id leads to, if it is one of this heap's, is there, and of its type. The
 /// caller has the heap's lock.
 #[inline]
-pub(super) fn find<T: ?Sized + Managed>(
-    arena: Arena,
-    words: &Words,
-    gc: Gc<T>,
-) -> Option<Target<T>> {
-    if words.name() != gc.heap.get() {
+pub(super) fn find<T: ?Sized + Managed>(table: &Table, gc: Gc<T>) -> Option<Target<T>> {
+    let entry = table.entry(gc.index())?;
+    if table.name != gc.heap.get()
+        || entry.generation() != gc.generation
+        || entry.kind() != kind::<T>()
+    {
         return None;
     }
-    let entry = words.entry(arena, gc.index())?;
-    if entry.generation() != u64::from(gc.generation) || entry.kind() != kind::<T>() {
-        return None;
-    }
-    let len = usize::try_from(entry.len()).ok()?;
+    let len = match T::SHAPE {
+        VALUE => 1,
+        _ => usize::try_from(entry.len()).ok()?,
+    };
     let size = len.checked_mul(size_of::<T::Element>())?;
+    // Of what is none, it is 0.
     let address = entry.address() as usize;
     let elements = std::ptr::with_exposed_provenance_mut::<T::Element>(address);
-    let inside = arena.room_at(address) >= size.max(1)
-        && elements.is_aligned()
-        && (T::SHAPE != VALUE || len == 1);
+    let inside = table.room_at(address) >= size.max(1) && elements.is_aligned();
     Some(Target {
         entry,
         elements: NonNull::new(elements).filter(|_| inside)?,

@@ -4,7 +4,7 @@
 //! |-----------|------|
 //! | `gc`      | [`Gc`]: ids, and how they are checked |
 //! | `trace`   | [`Trace`]: the ids that a value has; marking |
-//! | `tx`      | [`Tx`]: a transaction |
+//! | `tx`      | [`Tx`]: a transaction, and a collection within one |
 //! | `refusals`| the errors |
 //!
 //! How changes are undone, and what a kill leaves: `engines::heap`.
@@ -44,8 +44,7 @@ pub use tx::Tx;
 
 use crate::ShmSafe;
 use crate::allocator::block;
-use crate::engines::heap::Words;
-use crate::layout::arena::Arena;
+use crate::engines::heap::{Table, Words};
 use crate::layout::{Engine, Field, TypeInfo};
 use crate::participants::here::{Here, here};
 use crate::primitive::AtomicU64;
@@ -112,27 +111,28 @@ struct Body<R> {
     _in_place: PhantomPinned,
 }
 
-// SAFETY: the root is shared as the module's invariant 1 says, and may be; the words are atomic.
+// SAFETY: the root is shared as the module's invariant 1 says, and may be; the words are atomic, but for
+// bytes that only who has the lock for writing uses.
 unsafe impl<R: Trace> Sync for Body<R> {}
 
 /// The first word of a heap.
 #[repr(transparent)]
-struct Log(AtomicU64);
+struct Objects(AtomicU64);
 
 // SAFETY: an address within the pool; `TYPE` says whose engine knows what it owns.
-unsafe impl ShmSafe for Log {
-    const TYPE: &'static TypeInfo = &TypeInfo::engine::<Self>("Log", Engine::Heap);
+unsafe impl ShmSafe for Objects {
+    const TYPE: &'static TypeInfo = &TypeInfo::engine::<Self>("Objects", Engine::Heap);
     const OWNS: bool = true;
 }
 
-// SAFETY: atomics, of which the first is listed as what it is, and the root, listed at its place. No
-// drop glue.
+// SAFETY: atomics and bytes, of which the first word is listed as what it is, and the root, listed at its
+// place. No drop glue.
 unsafe impl<R: Trace> ShmSafe for Body<R> {
     const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>(
         "HeapBody",
         const {
             &[
-                Field::at::<Log>("log", offset_of!(Self, words)),
+                Field::at::<Objects>("objects", offset_of!(Self, words)),
                 Field::at::<R>("root", offset_of!(Self, root)),
             ]
         },
@@ -238,12 +238,13 @@ impl<R: Trace + Unpin> Heap<R> {
     /// # Crash behaviour
     ///
     /// One that is killed with a view hinders nobody.
+    #[inline]
     pub fn view(&self) -> Result<HeapView<'_, R>, HeapError> {
         loop {
             match self.lock.read() {
                 Ok(guard) | Err(RwLockError::Panicked(guard)) => {
-                    let arena = here(&self.lock)?.arena;
-                    return Ok(HeapView { guard, arena });
+                    let table = guard.words.table(here(&self.lock)?.arena);
+                    return Ok(HeapView { guard, table });
                 }
                 // Undoes.
                 Err(RwLockError::OwnerDied(orphan)) => drop(self.take_over(orphan)?),
@@ -279,6 +280,7 @@ impl<R: Trace + Unpin> Heap<R> {
     /// assert_eq!(heap.view()?.get(name), Some("no longer than needed"));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
+    #[inline]
     pub fn modify<O>(&self, f: impl for<'t> FnOnce(&mut Tx<'t, R>) -> O) -> Result<O, HeapError> {
         let mut tx = Tx::begin(self)?;
         let outcome = f(&mut tx);
@@ -315,6 +317,7 @@ impl<R: Trace + Unpin> Heap<R> {
     /// assert_eq!(*heap.view()?.root(), 1);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
+    #[inline]
     pub fn try_modify<O, E: From<HeapError>>(
         &self,
         f: impl for<'t> FnOnce(&mut Tx<'t, R>) -> Result<O, E>,
@@ -379,13 +382,13 @@ impl<R: Trace + Unpin> Heap<R> {
     /// ```
     pub fn stats(&self) -> Result<HeapStats, HeapError> {
         let view = self.view()?;
-        let (arena, words) = (view.arena, &view.guard.words);
+        let (arena, words) = (here(&self.lock)?.arena, &view.guard.words);
         let size = |address| block::usable_size(arena, address as usize).unwrap_or(0);
         let mut stats = HeapStats {
             overhead: words.blocks(arena).map(size).sum(),
             ..HeapStats::default()
         };
-        for (_, entry) in words.objects(arena) {
+        for (_, entry) in view.table.objects() {
             stats.objects += 1;
             stats.bytes += size(entry.address());
         }
@@ -408,10 +411,11 @@ impl<R: Trace + Unpin> Heap<R> {
     /// As for [`view`](Self::view).
     pub fn is_empty(&self) -> Result<bool, HeapError> {
         let view = self.view()?;
-        Ok(view.guard.words.objects(view.arena).next().is_none())
+        Ok(view.table.objects().next().is_none())
     }
 
     /// Locks for writing; what a dead writer did is undone.
+    #[inline]
     fn write(&self) -> Result<WriteGuard<'_, Body<R>>, HeapError> {
         match self.lock.write() {
             Ok(guard) => Ok(guard),
@@ -468,7 +472,7 @@ impl<R: Trace + Unpin> fmt::Debug for Heap<R> {
 #[must_use = "the heap is locked while there is a view"]
 pub struct HeapView<'a, R: Trace + Unpin> {
     guard: ReadGuard<'a, Body<R>>,
-    arena: Arena,
+    table: Table,
 }
 
 impl<R: Trace + Unpin> HeapView<'_, R> {
@@ -484,7 +488,7 @@ impl<R: Trace + Unpin> HeapView<'_, R> {
     #[inline]
     #[must_use]
     pub fn get<T: ?Sized + Managed>(&self, gc: Gc<T>) -> Option<&T> {
-        let target = gc::find(self.arena, &self.guard.words, gc)?;
+        let target = gc::find(&self.table, gc)?;
         // SAFETY: an object of that type; locked for reading, so by invariant 1 nobody has a mutable
         // reference, and nothing is freed.
         Some(unsafe { target.value().as_ref() })

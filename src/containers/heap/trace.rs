@@ -20,8 +20,7 @@ use std::time::Duration;
 
 use super::gc::{self, Gc, Managed};
 use crate::ShmSafe;
-use crate::engines::heap::Words;
-use crate::layout::arena::Arena;
+use crate::engines::heap::Table;
 
 /// A type whose values may be objects of a [`Heap`](super::Heap), or its root.
 ///
@@ -113,8 +112,7 @@ unsafe fn trace_elements<E: Trace>(bytes: *const u8, count: usize, tracer: &mut 
 
 /// What a collection has found.
 pub struct Tracer<'a> {
-    arena: Arena,
-    words: &'a Words,
+    table: &'a Table,
     /// A bit an entry.
     marks: Vec<u64>,
     /// Objects that were found, and are to be traced.
@@ -128,11 +126,10 @@ impl fmt::Debug for Tracer<'_> {
 }
 
 impl<'a> Tracer<'a> {
-    pub(super) fn new(arena: Arena, words: &'a Words) -> Self {
+    pub(super) fn new(table: &'a Table) -> Self {
         Tracer {
-            arena,
-            words,
-            marks: vec![0; words.entries().div_ceil(64)],
+            table,
+            marks: vec![0; table.entries().div_ceil(64)],
             todo: Vec::new(),
         }
     }
@@ -165,7 +162,7 @@ impl<'a> Tracer<'a> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn visit<T: ?Sized + Managed>(&mut self, gc: Gc<T>) {
-        if gc::find(self.arena, self.words, gc).is_some() {
+        if gc::find(self.table, gc).is_some() {
             self.mark(gc.index(), Elements::of::<T::Element>());
         }
     }
@@ -183,10 +180,10 @@ impl<'a> Tracer<'a> {
     /// Traces what was found until nothing is left.
     pub(super) fn run(&mut self) {
         while let Some((index, elements)) = self.todo.pop() {
-            if let Some(entry) = self.words.entry(self.arena, index) {
+            if let Some(entry) = self.table.entry(index) {
                 let address = entry.address() as usize;
                 let bytes = std::ptr::with_exposed_provenance(address);
-                let (room, len) = (self.arena.room_at(address), entry.len() as usize);
+                let (room, len) = (self.table.room_at(address), entry.len() as usize);
                 // SAFETY: the object's own elements, in the pool; the heap is locked.
                 unsafe { elements.trace(bytes, room, len, self) };
             }

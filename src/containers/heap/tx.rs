@@ -2,8 +2,14 @@
 //!
 //! The heap is locked for writing. Before a `&mut` to something is given out, its bytes are in the log;
 //! before an entry gets a block, its index is. Once the closure is over, one store voids the log.
+//!
+//! A private list has what each record is about. An object of which all is saved or made is found there by a
+//! place that its entry notes: a note of another transaction leads to a record of something else, or to none.
+
+mod collect;
 
 use std::alloc::Layout;
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
@@ -12,19 +18,38 @@ use std::ops::RangeBounds;
 use std::ptr::NonNull;
 
 use super::gc::{self, Gc, Managed, Target};
-use super::trace::{Elements, Trace, Tracer};
+use super::trace::{Elements, Trace};
 use super::{Body, Collected, Heap, HeapError, LEAST_DEBT};
 use crate::allocator::{AllocError, block};
 use crate::containers::refusals::{ClaimError, resolve};
 use crate::containers::store::StoreError;
-use crate::engines::heap::{Append, CHUNK, Chunk, ENTRY, Record, What, Words};
+use crate::engines::heap::{CHUNK, Chunk, Entry, Record, Room, Table, What, Words, Writer};
 use crate::engines::limbo;
 use crate::participants::here::{Here, here};
 use crate::participants::tag::Tag;
 use crate::participants::thread;
-use crate::pool::intents;
+use crate::pool::intents::{self, Length};
 use crate::primitive::{AtomicU64, Ordering};
 use crate::sync::WriteGuard;
+
+/// What a record of the log is about.
+#[derive(Clone, Copy)]
+struct About {
+    /// The object of which all is saved, or that is made; [`PART`] for anything else.
+    whole: usize,
+    elements: Elements,
+}
+
+/// No object's index.
+const PART: usize = usize::MAX;
+
+thread_local! {
+    /// Room for the list of the thread's next transaction: that of an earlier one.
+    static ROOM: Cell<Vec<About>> = const { Cell::new(Vec::new()) };
+}
+
+/// The longest list that is kept.
+const KEPT: usize = 256;
 
 /// A transaction on a [`Heap`]: see [`Heap::modify`].
 ///
@@ -48,11 +73,10 @@ pub struct Tx<'t, R: Trace + Unpin> {
     here: Here,
     /// That of `here` when the transaction began.
     tag: Tag,
-    name: NonZeroU64,
-    /// The last chunk of the log.
-    last: Option<&'static Chunk>,
+    table: Table,
+    writer: Writer,
     /// What each record of the log is about, in order.
-    recorded: Vec<Elements>,
+    recorded: Vec<About>,
     root_saved: bool,
     /// Ranges of slices that are saved: object and start, and the end. None touch.
     ranges: BTreeMap<(usize, usize), usize>,
@@ -65,6 +89,7 @@ pub struct Tx<'t, R: Trace + Unpin> {
 
 impl<'t, R: Trace + Unpin> Tx<'t, R> {
     /// Locks the heap, and collects if it is time to.
+    #[inline(always)]
     pub(super) fn begin(heap: &'t Heap<R>) -> Result<Self, HeapError> {
         let mut tx = Tx::begin_plain(heap)?;
         let words = tx.words();
@@ -75,17 +100,18 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
         Ok(tx)
     }
 
+    #[inline(always)]
     pub(super) fn begin_plain(heap: &'t Heap<R>) -> Result<Self, HeapError> {
         let guard = heap.write()?;
         let here = here(&heap.lock)?;
-        let name = guard.words.draw_name();
+        guard.words.draw_name();
         Ok(Tx {
-            name: NonZeroU64::new(name).unwrap_or(NonZeroU64::MIN),
+            table: guard.words.table(here.arena),
+            writer: guard.words.writer(),
             tag: here.slot.tag(),
             here,
             guard,
-            last: None,
-            recorded: Vec::new(),
+            recorded: ROOM.try_with(Cell::take).unwrap_or_default(),
             root_saved: false,
             ranges: BTreeMap::new(),
             swept: false,
@@ -104,12 +130,16 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
     }
 
     /// Makes all of it count.
+    #[inline]
     pub(super) fn commit(mut self) -> Result<(), HeapError> {
         self.over = true;
         if !self.is_mine() {
             return Err(HeapError::Forked);
         }
-        self.words().end(self.here.arena, self.here.slot);
+        self.words().end();
+        if self.writer.is_long {
+            self.words().trim(self.here.arena, self.here.slot);
+        }
         Ok(())
     }
 
@@ -150,7 +180,11 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
                 bytes: self.guard.root.get().cast(),
                 len: size_of::<R>(),
             };
-            self.with_room(|tx| tx.record(&record, Elements::of::<R>()))?;
+            let about = About {
+                whole: PART,
+                elements: Elements::of::<R>(),
+            };
+            self.with_room(|tx| tx.record(&record, about))?;
             self.root_saved = true;
         }
         // SAFETY: as in `root`; and saved.
@@ -161,7 +195,7 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
     #[inline]
     #[must_use]
     pub fn get<T: ?Sized + Managed>(&self, gc: Gc<T>) -> Option<&T> {
-        let target = gc::find(self.here.arena, self.words(), gc)?;
+        let target = gc::find(&self.table, gc)?;
         // SAFETY: an object of that type; by the heap's invariant 1, with the borrow of `self`.
         Some(unsafe { target.value().as_ref() })
     }
@@ -186,9 +220,10 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
     #[inline]
     pub fn get_mut<T: ?Sized + Managed>(&mut self, gc: Gc<T>) -> Result<&mut T, HeapError> {
         let target = self.find(gc)?;
-        if !target.entry.is_saved(self.words().tx()) {
-            self.save(gc, 0..target.len)?;
-            target.entry.set_saved(self.words().tx());
+        if !self.is_whole(gc.index(), target.entry) {
+            let place = self.recorded.len();
+            self.save(gc, &target, 0..target.len, gc.index())?;
+            target.entry.set_noted(place);
         }
         // SAFETY: an object of that type; by the heap's invariant 1, with the borrow of `self`. It is
         // saved, or new.
@@ -224,8 +259,8 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
             }
             _ => HeapError::NoObject,
         })?;
-        if !target.entry.is_saved(self.words().tx()) && !self.covers(gc.index(), &range) {
-            self.save(gc, range.clone())?;
+        if !self.is_whole(gc.index(), target.entry) && !self.covers(gc.index(), &range) {
+            self.save(gc, &target, range.clone(), PART)?;
             self.cover(gc.index(), range.clone());
         }
         // SAFETY: as in `get_mut`, of a part that is saved.
@@ -328,31 +363,58 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
     }
 
     fn find<T: ?Sized + Managed>(&self, gc: Gc<T>) -> Result<Target<T>, HeapError> {
-        gc::find(self.here.arena, self.words(), gc).ok_or(HeapError::NoObject)
+        gc::find(&self.table, gc).ok_or(HeapError::NoObject)
+    }
+
+    /// Whether all of the object is saved or made by this transaction.
+    #[inline]
+    fn is_whole(&self, index: usize, entry: &Entry) -> bool {
+        let noted = self.recorded.get(entry.noted());
+        noted.is_some_and(|about| about.whole == index)
     }
 
     /// Records some elements of an object as they are.
-    #[cold]
+    #[inline(always)]
     fn save<T: ?Sized + Managed>(
         &mut self,
         gc: Gc<T>,
+        target: &Target<T>,
         range: std::ops::Range<usize>,
+        whole: usize,
     ) -> Result<(), HeapError> {
         let size = size_of::<T::Element>();
+        let record = Record {
+            what: What::Object(gc.index()),
+            offset: range.start * size,
+            // SAFETY: within the object.
+            bytes: unsafe { target.elements.as_ptr().add(range.start) }.cast(),
+            len: range.len() * size,
+        };
+        let about = About {
+            whole,
+            elements: Elements::of::<T::Element>(),
+        };
+        if self.writer.append(&record) {
+            self.recorded.push(about);
+            return Ok(());
+        }
+        self.save_in_more_room(gc, &record, about)
+    }
+
+    #[cold]
+    fn save_in_more_room<T: ?Sized + Managed>(
+        &mut self,
+        gc: Gc<T>,
+        record: &Record,
+        about: About,
+    ) -> Result<(), HeapError> {
         let saved = self.with_room(|tx| {
-            // Each time: a collection may have freed it, if nothing leads there.
-            let Ok(target) = tx.find(gc) else {
-                return Ok(false);
-            };
-            let record = Record {
-                what: What::Object(gc.index()),
-                offset: range.start * size,
-                // SAFETY: within the object.
-                bytes: unsafe { target.elements.as_ptr().add(range.start) }.cast(),
-                len: range.len() * size,
-            };
-            tx.record(&record, Elements::of::<T::Element>())?;
-            Ok(true)
+            // A collection may have freed it, if nothing leads there.
+            let is_there = tx.find(gc).is_ok();
+            if is_there {
+                tx.record(record, about)?;
+            }
+            Ok(is_there)
         });
         saved?.then_some(()).ok_or(HeapError::NoObject)
     }
@@ -385,23 +447,11 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
         let layout = Layout::from_size_align(layout.size().max(1), layout.align());
         let layout = layout.map_err(|_| AllocError::TooLarge)?;
         self.with_room(|tx| {
-            let (arena, name) = (tx.here.arena, tx.name);
             let (index, entry) = loop {
-                if let Some(free) = tx.words().find_free(arena) {
-                    break free;
+                match tx.words().find_free(&tx.table) {
+                    Some(free) => break free,
+                    None => tx.enlarge()?,
                 }
-                let (word, entries) = tx.words().next_segment().ok_or(AllocError::TooLarge)?;
-                let size = entries * ENTRY;
-                let segment = Layout::from_size_align(size, 16);
-                tx.fill(
-                    word,
-                    segment.map_err(|_| AllocError::TooLarge)?,
-                    |address| {
-                        let start = std::ptr::with_exposed_provenance_mut::<u8>(address);
-                        // SAFETY: a new block of that size, which nobody else has.
-                        unsafe { start.write_bytes(0, size) };
-                    },
-                )?;
             };
             let birth = Record {
                 what: What::Birth(index),
@@ -410,43 +460,82 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
                 len: 0,
             };
             // It has no ids before it is filled.
-            tx.record(&birth, Elements::NONE)?;
-            let generation = entry.describe(gc::kind::<T>(), len as u64, tx.words().tx());
-            tx.fill(&entry.address, layout, |_| {})?;
+            let about = About {
+                whole: index,
+                elements: Elements::NONE,
+            };
+            entry.set_noted(tx.recorded.len());
+            tx.record(&birth, about)?;
+            let generation = entry.describe(gc::kind::<T>(), len as u64);
+            tx.fill(&entry.address, None, layout, |_| {})?;
             let place = entry.address() as usize;
-            let debt = block::usable_size(arena, place).unwrap_or(0) as u64;
-            let debt = tx.words().debt.load(Ordering::Relaxed).saturating_add(debt);
-            tx.words().debt.store(debt, Ordering::Relaxed);
-            let place = NonNull::new(std::ptr::with_exposed_provenance_mut(place));
+            if tx.table.room_at(place) < layout.size() {
+                // The pool has grown.
+                tx.table = tx.words().table(tx.here.arena);
+            }
+            let words = tx.words();
+            let debt = words.debt.load(Ordering::Relaxed);
+            let debt = debt.saturating_add(layout.size().next_multiple_of(16) as u64);
+            words.debt.store(debt, Ordering::Relaxed);
+            let name = NonZeroU64::new(tx.table.name).unwrap_or(NonZeroU64::MIN);
             Ok((
                 Gc::new(name, index, generation),
-                place.expect("blocks are not at zero"),
+                NonNull::new(std::ptr::with_exposed_provenance_mut(place))
+                    .expect("blocks are not at zero"),
             ))
         })
+    }
+
+    /// Makes the table larger.
+    #[cold]
+    fn enlarge(&mut self) -> Result<(), AllocError> {
+        let table = self.table;
+        let (entries, bytes) = Words::next_table(&table).ok_or(AllocError::TooLarge)?;
+        let layout = Layout::from_size_align(bytes, 64).map_err(|_| AllocError::TooLarge)?;
+        let length = Length {
+            word: &self.words().entries,
+            len: entries as u64,
+        };
+        self.fill(&self.words().table, Some(length), layout, |address| {
+            // SAFETY: a new block of as many bytes.
+            unsafe { Words::copy_table(&table, address, bytes) };
+        })?;
+        self.table = self.words().table(self.here.arena);
+        Ok(())
     }
 
     /// The object that was made last is filled.
     fn made<E: Trace>(&mut self) {
         if let Some(last) = self.recorded.last_mut() {
-            *last = Elements::of::<E>();
+            last.elements = Elements::of::<E>();
         }
     }
 
     /// Appends a record to the log.
-    fn record(&mut self, record: &Record, about: Elements) -> Result<(), AllocError> {
+    #[inline]
+    fn record(&mut self, record: &Record, about: About) -> Result<(), AllocError> {
+        while !self.writer.append(record) {
+            self.go_on(record.len)?;
+        }
+        self.recorded.push(about);
+        Ok(())
+    }
+
+    /// Makes room in the log to save so many bytes.
+    #[cold]
+    fn go_on(&mut self, len: usize) -> Result<(), AllocError> {
         let Here { arena, .. } = self.here;
-        let mut last = self.last;
         loop {
-            match self.guard.words.append(arena, record, &mut last) {
-                Append::Done => break,
+            match self.guard.words.go_on(arena, &mut self.writer, len) {
+                Room::Ready => return Ok(()),
                 // No block is of use.
-                Append::Damaged => return Err(AllocError::TooLarge),
-                Append::More(word, bytes, prev) => {
+                Room::Damaged => return Err(AllocError::TooLarge),
+                Room::More(word, bytes, prev) => {
                     let layout = Layout::from_size_align(bytes, 16);
                     let layout = layout.map_err(|_| AllocError::TooLarge)?;
                     debug_assert!(bytes > CHUNK);
                     let tx = self.words().tx();
-                    self.fill(word, layout, |address| {
+                    self.fill(word, None, layout, |address| {
                         if let Some(chunk) = Chunk::at(arena, address as u64) {
                             chunk.begin(bytes, prev, tx);
                         }
@@ -454,79 +543,25 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
                 }
             }
         }
-        self.last = last;
-        self.recorded.push(about);
-        Ok(())
     }
 
-    /// Makes an empty word name a new block. `init` may run twice.
+    /// Makes a word name a new block, in place of the one that it names. `init` may run twice.
+    #[inline]
     fn fill(
         &self,
         word: &AtomicU64,
+        length: Option<Length<'_>>,
         layout: Layout,
         init: impl Fn(usize),
     ) -> Result<(), AllocError> {
         let Here { arena, slot } = self.here;
         limbo::or_reap(arena, || {
-            intents::replace_block(arena, slot, word, None, |record| {
+            intents::replace_block(arena, slot, word, length, |record| {
                 let address = block::allocate(arena, slot, layout, record)?;
                 init(address);
                 Ok::<usize, AllocError>(address)
             })
         })
-    }
-
-    /// Runs something that allocates; once more after a collection, should the pool be full.
-    fn with_room<O>(
-        &mut self,
-        mut f: impl FnMut(&mut Self) -> Result<O, AllocError>,
-    ) -> Result<O, AllocError> {
-        match f(self) {
-            Err(error) if is_full(&error) && !self.swept => {
-                self.collect();
-                f(self)
-            }
-            other => other,
-        }
-    }
-
-    /// Frees what is reached neither from the heap as it is nor as it was before the transaction.
-    #[cold]
-    fn collect(&mut self) -> Collected {
-        let Here { arena, slot } = self.here;
-        let words = self.words();
-        let mut tracer = Tracer::new(arena, words);
-        self.root().trace(&mut tracer);
-        // What the transaction has saved or made, and what the saved bytes led to.
-        let mut recorded = self.recorded.iter().rev();
-        words.records(arena, |record| {
-            let Some(&elements) = recorded.next() else {
-                return;
-            };
-            if let What::Object(index) | What::Birth(index) = record.what {
-                tracer.mark(index, elements);
-            }
-            // SAFETY: whole elements, as they were saved; the log is not written to meanwhile.
-            unsafe { elements.trace(record.bytes, record.len, usize::MAX, &mut tracer) };
-        });
-        tracer.run();
-        let mut collected = Collected::default();
-        for (index, entry) in words.objects(arena) {
-            let bytes = block::usable_size(arena, entry.address() as usize).unwrap_or(0);
-            if tracer.is_marked(index) {
-                collected.live += 1;
-                collected.live_bytes += bytes;
-            } else {
-                words.free(arena, slot, index, entry);
-                collected.freed += 1;
-                collected.freed_bytes += bytes;
-            }
-        }
-        let limit = (collected.live_bytes as u64).max(LEAST_DEBT);
-        words.limit.store(limit, Ordering::Relaxed);
-        words.debt.store(0, Ordering::Relaxed);
-        self.swept = true;
-        collected
     }
 }
 
@@ -542,23 +577,24 @@ impl<R: Trace + Unpin> Drop for Unfilled<'_, '_, R> {
         let Here { arena, slot } = self.tx.here;
         let words = self.tx.words();
         if self.tx.is_mine()
-            && let Some(entry) = words.entry(arena, self.index)
+            && let Some(entry) = self.tx.table.entry(self.index)
         {
             words.free(arena, slot, self.index, entry);
         }
     }
 }
 
-fn is_full(error: &AllocError) -> bool {
-    matches!(error, AllocError::PoolFull | AllocError::NoMemory(_))
-}
-
 impl<R: Trace + Unpin> Drop for Tx<'_, R> {
+    #[inline]
     fn drop(&mut self) {
         if !self.over && self.is_mine() {
             let Here { arena, slot } = self.here;
             let root = self.guard.root.get().cast();
             self.words().undo(arena, slot, (root, size_of::<R>()));
+        }
+        if self.recorded.capacity() <= KEPT {
+            self.recorded.clear();
+            let _ = ROOM.try_with(|room| room.set(std::mem::take(&mut self.recorded)));
         }
     }
 }

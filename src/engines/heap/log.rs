@@ -1,4 +1,5 @@
-//! The log: records of what a transaction overwrites and makes, in chunks.
+//! The log: records of what a transaction overwrites and makes, in chunks. The first is part of the heap, and
+//! enough for most transactions; the others are blocks, which go with the transaction.
 //!
 //! ```text
 //! chunk:   next  prev  tx  used  size  | bytes, record | bytes, record | ...
@@ -7,6 +8,8 @@
 //!
 //! A chunk's record counts once `used` includes it, and the chunk has the heap's `tx` (`heap`,
 //! invariants 2 and 3). So one store of `tx` voids the whole log.
+
+use std::cell::UnsafeCell;
 
 use super::{Words, drop_block};
 use crate::allocator::block;
@@ -18,7 +21,7 @@ use crate::primitive::{AtomicU64, Ordering, compiler_fence};
 /// What a chunk begins with.
 #[repr(C)]
 pub(crate) struct Chunk {
-    next: AtomicU64,
+    pub(super) next: AtomicU64,
     prev: AtomicU64,
     tx: AtomicU64,
     /// Bytes that count.
@@ -31,10 +34,33 @@ pub(crate) struct Chunk {
 pub(crate) const CHUNK: usize = size_of::<Chunk>();
 /// Bytes of a record without what it saves.
 const RECORD: usize = 32;
-/// Blocks for chunks: the first, which is kept if it is no larger, and the largest that is not for one
-/// record alone.
-const KEPT: usize = 4 << 10;
+/// Bytes of the first chunk for records: a heap with a small root takes a kibibyte.
+const FIRST: usize = 880;
+/// Blocks for chunks: the smallest, and the largest that is not for one record alone.
+const SMALLEST: usize = 4 << 10;
 const LARGEST: usize = 64 << 10;
+
+/// The first chunk.
+#[repr(C)]
+pub(super) struct First {
+    pub(super) chunk: Chunk,
+    _room: UnsafeCell<[u8; FIRST]>,
+}
+
+impl First {
+    pub(super) const fn new() -> Self {
+        First {
+            chunk: Chunk {
+                next: AtomicU64::new(0),
+                prev: AtomicU64::new(0),
+                tx: AtomicU64::new(0),
+                used: AtomicU64::new(0),
+                size: AtomicU64::new(FIRST as u64),
+            },
+            _room: UnsafeCell::new([0; FIRST]),
+        }
+    }
+}
 
 /// What a record is about, as it is in the log.
 const ROOT: u64 = 1 << 32;
@@ -60,14 +86,56 @@ pub(crate) struct Record {
     pub(crate) len: usize,
 }
 
-/// What came of appending a record.
-pub(crate) enum Append<'a> {
-    Done,
-    /// There is no room: this word, which is empty, wants to name a chunk of so many bytes, that
+/// Whether the log has room.
+pub(crate) enum Room<'a> {
+    Ready,
+    /// This word, which is empty, wants to name a chunk of so many bytes, that
     /// is [made](Chunk::begin) to follow another.
     More(&'a AtomicU64, usize, u64),
     /// The log is garbage.
     Damaged,
+}
+
+/// Where a transaction is in the log: compared with the pool once for each chunk.
+pub(crate) struct Writer {
+    /// The last chunk that counts.
+    chunk: &'static Chunk,
+    /// Its bytes that count, and that there are.
+    used: usize,
+    room: usize,
+    /// The log has blocks.
+    pub(crate) is_long: bool,
+}
+
+impl Writer {
+    /// Appends a record, if there is room for it.
+    #[inline(always)]
+    pub(crate) fn append(&mut self, record: &Record) -> bool {
+        let total = total(record.len);
+        if self.room - self.used < total {
+            return false;
+        }
+        let what = match record.what {
+            What::Root => ROOT,
+            What::Object(index) => index as u64,
+            What::Birth(index) => BIRTH | index as u64,
+        };
+        let words = [what, record.offset as u64, record.len as u64, total as u64];
+        // SAFETY: `total` bytes behind those that count are the chunk's, by its room, and nobody
+        // else uses them, by the heap's invariant 1; the caller has `len` bytes to be saved.
+        unsafe {
+            let bytes = self.chunk.byte(self.used);
+            bytes.copy_from_nonoverlapping(record.bytes, record.len);
+            let end = bytes.add(total - RECORD).cast::<[u64; 4]>();
+            end.write_unaligned(words);
+        }
+        compiler_fence(Ordering::SeqCst);
+        self.used += total;
+        self.chunk.used.store(self.used as u64, Ordering::Release);
+        // By the heap's invariant 2: before the stores that it is about.
+        compiler_fence(Ordering::SeqCst);
+        true
+    }
 }
 
 impl Chunk {
@@ -81,6 +149,7 @@ impl Chunk {
         inside.then(|| unsafe { &*std::ptr::with_exposed_provenance::<Chunk>(at) })
     }
 
+    #[inline]
     pub(crate) fn next(&self) -> u64 {
         self.next.load(Ordering::Acquire)
     }
@@ -93,6 +162,7 @@ impl Chunk {
     }
 
     /// Lets an empty chunk count.
+    #[inline]
     fn start(&self, prev: u64, tx: u64) {
         self.used.store(0, Ordering::Relaxed);
         self.prev.store(prev, Ordering::Relaxed);
@@ -116,34 +186,6 @@ impl Chunk {
     /// The byte at an offset.
     fn byte(&self, at: usize) -> *mut u8 {
         std::ptr::with_exposed_provenance_mut(self.address() + CHUNK + at)
-    }
-
-    /// Appends a record, if there is room for it.
-    fn append(&self, arena: Arena, record: &Record) -> bool {
-        let total = total(record.len);
-        let used = self.used(arena);
-        if self.room(arena) - used < total {
-            return false;
-        }
-        let what = match record.what {
-            What::Root => ROOT,
-            What::Object(index) => index as u64,
-            What::Birth(index) => BIRTH | index as u64,
-        };
-        let words = [what, record.offset as u64, record.len as u64, total as u64];
-        // SAFETY: `total` bytes behind those that count are the chunk's, by its room, and nobody
-        // else uses them, by the heap's invariant 1; the caller has `len` bytes to be saved.
-        unsafe {
-            let bytes = self.byte(used);
-            bytes.copy_from_nonoverlapping(record.bytes, record.len);
-            let end = bytes.add(total - RECORD).cast::<[u64; 4]>();
-            end.write_unaligned(words);
-        }
-        compiler_fence(Ordering::SeqCst);
-        self.used.store((used + total) as u64, Ordering::Release);
-        // By the heap's invariant 2: before the stores that it is about.
-        compiler_fence(Ordering::SeqCst);
-        true
     }
 
     /// The record that ends at an offset, and where it begins; `None` for garbage.
@@ -179,9 +221,9 @@ fn total(len: usize) -> usize {
 }
 
 impl Words {
-    /// All chunks, in order.
+    /// The blocks of the log, in order.
     pub(super) fn chunks(&self, arena: Arena) -> impl Iterator<Item = &'static Chunk> + use<> {
-        let mut next = self.log.load(Ordering::Acquire);
+        let mut next = self.log.chunk.next();
         std::iter::from_fn(move || {
             let chunk = Chunk::at(arena, next)?;
             next = chunk.next();
@@ -192,28 +234,37 @@ impl Words {
     }
 
     /// The chunks that count, in order.
-    fn counting(&self, arena: Arena) -> impl Iterator<Item = &'static Chunk> + use<> {
+    fn counting<'a>(&'a self, arena: Arena) -> impl Iterator<Item = &'a Chunk> + use<'a> {
         let tx = self.tx();
-        self.chunks(arena)
+        std::iter::once(&self.log.chunk)
+            .chain(self.chunks(arena).map(|chunk| -> &'a Chunk { chunk }))
             .take_while(move |chunk| chunk.tx.load(Ordering::Acquire) == tx)
     }
 
-    /// Appends a record; `last` is the last chunk that counts, as far as the caller knows, and
-    /// becomes that.
-    pub(crate) fn append<'a>(
-        &'a self,
-        arena: Arena,
-        record: &Record,
-        last: &mut Option<&'static Chunk>,
-    ) -> Append<'a> {
-        // The chunk that is kept, and a new one.
+    /// Begins a log. By who has the lock for writing, when there is nothing to undo.
+    #[inline]
+    pub(crate) fn writer(&self) -> Writer {
+        let chunk = &self.log.chunk;
+        chunk.start(0, self.tx());
+        Writer {
+            // SAFETY: the words of a heap in a pool, which stays mapped; they consist of atomics, and of bytes
+            // behind them that are no part of the reference.
+            chunk: unsafe { &*std::ptr::from_ref(chunk) },
+            used: 0,
+            room: FIRST,
+            is_long: chunk.next() != 0,
+        }
+    }
+
+    /// Lets the writer go on in a chunk that has room to save so many bytes.
+    pub(crate) fn go_on<'a>(&'a self, arena: Arena, writer: &mut Writer, len: usize) -> Room<'a> {
+        // One that a dead transaction has left, and a new one.
         const HOPS: usize = 4;
         for _ in 0..HOPS {
-            let (next, prev) = match *last {
-                Some(chunk) if chunk.append(arena, record) => return Append::Done,
-                Some(chunk) => (&chunk.next, chunk.address() as u64),
-                None => (&self.log, 0),
-            };
+            if writer.room - writer.used >= total(len) {
+                return Room::Ready;
+            }
+            let (next, prev) = (&writer.chunk.next, writer.chunk.address() as u64);
             let address = next.load(Ordering::Acquire);
             match Chunk::at(arena, address) {
                 // It would be freed in favour of the new one.
@@ -222,17 +273,21 @@ impl Words {
                     if chunk.tx.load(Ordering::Relaxed) != self.tx() {
                         chunk.start(prev, self.tx());
                     }
-                    *last = Some(chunk);
+                    *writer = Writer {
+                        chunk,
+                        used: chunk.used(arena),
+                        room: chunk.room(arena),
+                        is_long: true,
+                    };
                 }
                 None => {
-                    let before = last.map_or(0, |chunk| chunk.room(arena) + CHUNK);
-                    let wanted = (before * 2).clamp(KEPT, LARGEST);
-                    let bytes = wanted.max(total(record.len) + CHUNK);
-                    return Append::More(next, bytes, prev);
+                    let wanted = (writer.room * 2).clamp(SMALLEST, LARGEST);
+                    let bytes = wanted.max(total(len) + CHUNK);
+                    return Room::More(next, bytes, prev);
                 }
             }
         }
-        Append::Damaged
+        Room::Damaged
     }
 
     /// Every record that counts, the latest first.
@@ -246,20 +301,23 @@ impl Words {
                 end = start;
             }
             chunks -= 1;
-            chunk = (chunks > 0)
-                .then(|| Chunk::at(arena, at.prev.load(Ordering::Relaxed)))
-                .flatten();
+            chunk = match chunks {
+                0 => None,
+                1 => Some(&self.log.chunk),
+                _ => Chunk::at(arena, at.prev.load(Ordering::Relaxed)),
+            };
         }
     }
 
     /// Undoes the transaction, and ends it. `root` is where the root is, and its size; nobody has
     /// a reference to it or to any object.
     pub(crate) fn undo(&self, arena: Arena, slot: &Slot, root: (*mut u8, usize)) {
+        let table = self.table(arena);
         self.records(arena, |record| {
             let (to, room) = match record.what {
                 What::Root => root,
                 What::Object(index) => {
-                    let address = self.entry(arena, index).map_or(0, |entry| entry.address());
+                    let address = table.entry(index).map_or(0, |entry| entry.address());
                     let to = std::ptr::with_exposed_provenance_mut(address as usize);
                     let room = block::usable_size(arena, address as usize).unwrap_or(0);
                     if cfg!(shmkit_planted = "heap") && record.offset > 8 {
@@ -268,7 +326,7 @@ impl Words {
                     (to, room)
                 }
                 What::Birth(index) => {
-                    if let Some(entry) = self.entry(arena, index)
+                    if let Some(entry) = table.entry(index)
                         && entry.address() != 0
                     {
                         self.free(arena, slot, index, entry);
@@ -283,24 +341,21 @@ impl Words {
                 unsafe { to.add(record.offset).copy_from(record.bytes, record.len) };
             }
         });
-        self.end(arena, slot);
+        self.end();
+        self.trim(arena, slot);
     }
 
-    /// Frees all of the log but one small chunk.
-    pub(super) fn trim(&self, arena: Arena, slot: &Slot) {
-        while let Some(first) = Chunk::at(arena, self.log.load(Ordering::Acquire)) {
-            match Chunk::at(arena, first.next()) {
-                Some(second) => drop_block(arena, slot, &first.next, second.next()),
-                None if first.room(arena) + CHUNK > KEPT => {
-                    drop_block(arena, slot, &self.log, 0);
-                }
-                None => return,
-            }
+    /// Frees the blocks of the log, once nothing of it counts.
+    #[cold]
+    pub(crate) fn trim(&self, arena: Arena, slot: &Slot) {
+        let first = &self.log.chunk.next;
+        while let Some(chunk) = Chunk::at(arena, first.load(Ordering::Acquire)) {
+            drop_block(arena, slot, first, chunk.next());
         }
     }
 
     pub(super) fn check_log(&self, arena: Arena, first: usize, report: &mut CheckReport) {
-        let mut next = self.log.load(Ordering::Acquire);
+        let mut next = self.log.chunk.next();
         let mut chunks = 0;
         while next != 0 {
             let size = block::usable_size(arena, next as usize).unwrap_or(0);

@@ -18,14 +18,15 @@
 //! | word | meaning | next |
 //! |------|---------|------|
 //! | lock not dirty | no chunk of the log has the number `tx`; the heap is whole | dirty |
-//! | dirty, no chunk with `tx` | nothing has been changed, or all is committed or undone | chunks |
+//! | dirty, no chunk with `tx` | nothing has been changed, or all is committed or undone | the first chunk, empty |
 //! | dirty, chunks with `tx` | what they have is to be undone, should the holder die | `tx` + 1: that is the commit |
 //!
 //! | killed | leaves | and then |
 //! |--------|--------|----------|
 //! | before a record counts | bytes behind the end of the log | |
 //! | once it counts, before what it records | a record of nothing: an image of what is there, or a birth without a block | undoing it changes nothing |
-//! | filling an empty word with a block (`pool::intents`, REPLACE) | the block is named, or freed by recovery | undone with its birth; a table or log that is larger |
+//! | filling an empty word with a block (`pool::intents`, REPLACE) | the block is named, or freed by recovery | undone with its birth; a log that is larger |
+//! | replacing the table by a larger one (the same) | either, the other freed by recovery | a table that is larger |
 //! | changing an object | old and new bytes | the next one to lock writes the old ones back |
 //! | at the commit: before `tx` rises | all records | undone |
 //! | after | a log that does not count | the next one to lock has nothing to undo |
@@ -35,8 +36,9 @@
 //! Invariants
 //! 1. Everything here is changed by who holds the heap's lock for writing, and read by who holds it.
 //! 2. A record counts, by the store of its chunk's `used`, before what it records is done.
-//! 3. A chunk counts if it has the number `tx`. Those that do come first in the chain, all others, one
-//!    at most between transactions, are empty room.
+//! 3. A chunk counts if it has the number `tx`. Those that do come first in the chain, which begins in the
+//!    heap itself; all others are empty room, and between transactions there is none but the first, unless
+//!    somebody was killed on the way.
 //! 4. A word that names a block names it alone.
 //! 5. Words of the table and of the log are what the engine wrote, or garbage: every address is
 //!    compared with the pool before it is followed.
@@ -52,9 +54,8 @@ use crate::layout::arena::Arena;
 use crate::participants::table::Slot;
 use crate::primitive::{AtomicU64, Ordering, compiler_fence};
 
-pub(crate) use log::{Append, CHUNK, Chunk, Record, What};
-use table::SEGMENTS;
-pub(crate) use table::{ENTRY, Entry};
+pub(crate) use log::{CHUNK, Chunk, Record, Room, What, Writer};
+pub(crate) use table::{Entry, Table};
 
 /// Frees the block that a word names: arguments are the word, what it is to name next, the block.
 const DROP: u64 = (Engine::Heap as u64) << OP_SHIFT | 1;
@@ -62,8 +63,9 @@ const DROP: u64 = (Engine::Heap as u64) << OP_SHIFT | 1;
 /// A heap's words. New ones are those of an empty heap.
 #[repr(C)]
 pub(crate) struct Words {
-    /// The first chunk of the log.
-    pub(crate) log: AtomicU64,
+    /// The block of the table, and its entries.
+    pub(crate) table: AtomicU64,
+    pub(crate) entries: AtomicU64,
     /// The number of the transaction that is under way, or comes next.
     tx: AtomicU64,
     /// What ids of this heap have, so that no other heap's are taken for its own. 0 until it is drawn.
@@ -74,20 +76,20 @@ pub(crate) struct Words {
     pub(crate) debt: AtomicU64,
     /// A hint: how many are to be, until there is the next one.
     pub(crate) limit: AtomicU64,
-    /// The parts of the table.
-    segments: [AtomicU64; SEGMENTS],
+    log: log::First,
 }
 
 impl Words {
     pub(crate) const fn new(limit: u64) -> Self {
         Words {
-            log: AtomicU64::new(0),
+            table: AtomicU64::new(0),
+            entries: AtomicU64::new(0),
             tx: AtomicU64::new(1),
             name: AtomicU64::new(0),
             cursor: AtomicU64::new(0),
             debt: AtomicU64::new(0),
             limit: AtomicU64::new(limit),
-            segments: [const { AtomicU64::new(0) }; SEGMENTS],
+            log: log::First::new(),
         }
     }
 
@@ -98,6 +100,7 @@ impl Words {
     }
 
     /// Draws the heap's name, if it has none. By who has the lock for writing.
+    #[inline]
     pub(crate) fn draw_name(&self) -> u64 {
         if self.name() == 0 {
             self.name
@@ -114,23 +117,18 @@ impl Words {
 
     /// The blocks of the table and of the log.
     pub(crate) fn blocks(&self, arena: Arena) -> impl Iterator<Item = u64> + use<'_> {
-        let segments = self
-            .segments
-            .iter()
-            .map(|word| word.load(Ordering::Acquire));
-        segments
-            .filter(|&segment| segment != 0)
-            .chain(self.chunks(arena).map(|chunk| chunk.address() as u64))
+        let table = self.table.load(Ordering::Acquire);
+        let chunks = self.chunks(arena).map(|chunk| chunk.address() as u64);
+        (table != 0).then_some(table).into_iter().chain(chunks)
     }
 
-    /// Ends the transaction: nothing of the log counts from here on. Then frees what the log has more
-    /// than the next one needs.
-    pub(crate) fn end(&self, arena: Arena, slot: &Slot) {
+    /// Ends the transaction: nothing of the log counts from here on.
+    #[inline]
+    pub(crate) fn end(&self) {
         // After all changes to objects, which are plain stores.
         compiler_fence(Ordering::SeqCst);
         self.tx.store(self.tx().wrapping_add(1), Ordering::Release);
         compiler_fence(Ordering::SeqCst);
-        self.trim(arena, slot);
     }
 }
 
@@ -144,7 +142,7 @@ pub(crate) fn drop_block(arena: Arena, slot: &Slot, word: &AtomicU64, next: u64)
     word.store(next, Ordering::Release);
     compiler_fence(Ordering::SeqCst);
     // A block that cannot be freed was none: there is nobody to tell.
-    let _ = block::free_recorded(arena, slot, old as usize);
+    let _ = block::free_named(arena, slot, old as usize);
     slot.intent.close();
 }
 
@@ -181,22 +179,20 @@ pub(super) fn next_block(arena: Arena, first: usize, cursor: &mut usize) -> Opti
             block: old as usize,
         }
     };
-    while let Some(entry) = words.entry(arena, *cursor) {
+    let table = words.table(arena);
+    while let Some(entry) = table.entry(*cursor) {
         if entry.address() != 0 {
             return Some(named(&entry.address, 0));
         }
         *cursor += 1;
     }
-    let log = words.log.load(Ordering::Acquire);
-    if log != 0 {
-        let next = Chunk::at(arena, log).map_or(0, |chunk| chunk.next());
-        return Some(named(&words.log, next));
+    let log = &words.log.chunk.next;
+    let chunk = log.load(Ordering::Acquire);
+    if chunk != 0 {
+        let next = Chunk::at(arena, chunk).map_or(0, |chunk| chunk.next());
+        return Some(named(log, next));
     }
-    // From the last on, so that those before it are found again after a death.
-    let last = words.segments.iter().rev();
-    let last = last.map(|word| (word, word.load(Ordering::Acquire)));
-    let mut taken = last.filter(|(_, segment)| *segment != 0);
-    taken.next().map(|(word, _)| named(word, 0))
+    (words.table.load(Ordering::Acquire) != 0).then(|| named(&words.table, 0))
 }
 
 /// Checks a heap at rest.

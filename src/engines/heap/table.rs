@@ -1,5 +1,5 @@
-//! The table of objects: entries in segments, each twice as long as the one before, that stay
-//! where they are.
+//! The table of objects: entries in one block, which is replaced by one of twice the length when all are
+//! taken. So an id leads to its object by way of one load.
 //!
 //! | entry | meaning |
 //! |-------|---------|
@@ -18,19 +18,10 @@ use crate::allocator::block;
 use crate::allocator::check::CheckReport;
 use crate::layout::arena::Arena;
 use crate::participants::table::Slot;
-use crate::primitive::{AtomicU64, Ordering};
+use crate::primitive::{AtomicU32, AtomicU64, Ordering};
 
-/// Segments of a table, and the entries of the first.
-pub(super) const SEGMENTS: usize = 25;
+/// Entries of the first table.
 const FIRST: usize = 64;
-
-/// Bytes of an entry.
-pub(crate) const ENTRY: usize = size_of::<Entry>();
-
-const _: () = assert!(
-    FIRST * ((1 << SEGMENTS) - 1) <= u32::MAX as usize,
-    "an index has 32 bits"
-);
 
 /// An object's entry.
 #[repr(C)]
@@ -41,10 +32,15 @@ pub(crate) struct Entry {
     kind: AtomicU64,
     /// How many.
     len: AtomicU64,
-    generation: AtomicU64,
-    /// The transaction in which all of it was saved, or made.
-    saved: AtomicU64,
+    generation: AtomicU32,
+    /// Where a transaction has noted that it has saved or made all of it. Only the note itself counts.
+    noted: AtomicU32,
 }
+
+/// Bytes of an entry.
+const ENTRY: usize = size_of::<Entry>();
+
+const _: () = assert!(ENTRY == 32, "two in a line");
 
 impl Entry {
     #[inline]
@@ -63,81 +59,134 @@ impl Entry {
     }
 
     #[inline]
-    pub(crate) fn generation(&self) -> u64 {
+    pub(crate) fn generation(&self) -> u32 {
         self.generation.load(Ordering::Relaxed)
     }
 
-    /// Whether nothing of the object is to be saved any more in the transaction.
     #[inline]
-    pub(crate) fn is_saved(&self, tx: u64) -> bool {
-        self.saved.load(Ordering::Relaxed) == tx
+    pub(crate) fn noted(&self) -> usize {
+        self.noted.load(Ordering::Relaxed) as usize
     }
 
     #[inline]
-    pub(crate) fn set_saved(&self, tx: u64) {
-        self.saved.store(tx, Ordering::Relaxed);
+    pub(crate) fn set_noted(&self, place: usize) {
+        // Cut short, it is another's note, which does not count.
+        self.noted.store(place as u32, Ordering::Relaxed);
     }
 
     /// Describes the object that the free entry is taken for; its generation.
-    pub(crate) fn describe(&self, kind: u64, len: u64, tx: u64) -> u32 {
+    #[inline]
+    pub(crate) fn describe(&self, kind: u64, len: u64) -> u32 {
         let generation = self.generation() + 1;
         self.generation.store(generation, Ordering::Relaxed);
         self.kind.store(kind, Ordering::Relaxed);
         self.len.store(len, Ordering::Relaxed);
-        self.set_saved(tx);
-        generation as u32
+        generation
     }
 
+    #[inline]
     fn is_free(&self) -> bool {
-        self.address() == 0 && self.generation() < u64::from(u32::MAX)
+        self.address() == 0 && self.generation() < u32::MAX
     }
 }
 
-/// The segment of an index, and the place in it.
-#[inline]
-fn place(index: usize) -> Option<(usize, usize)> {
-    let at = index.checked_add(FIRST)?;
-    let segment = (at / FIRST).ilog2();
-    Some((segment as usize, at - (FIRST << segment)))
+/// A heap's table, compared with the pool once for all look-ups: good while the caller has the heap's lock,
+/// and neither replaces the table nor asks for blocks that the pool had no room for.
+#[derive(Clone, Copy)]
+pub(crate) struct Table {
+    base: usize,
+    entries: usize,
+    /// Where the pool's data begins, and its bytes.
+    data: usize,
+    bytes: usize,
+    /// That of the heap.
+    pub(crate) name: u64,
+}
+
+impl Table {
+    /// How many entries there are.
+    #[inline]
+    pub(crate) fn entries(&self) -> usize {
+        self.entries
+    }
+
+    /// The entry with that index, if there is one.
+    #[inline]
+    pub(crate) fn entry(&self, index: usize) -> Option<&'static Entry> {
+        (index < self.entries).then(|| {
+            let entry = std::ptr::with_exposed_provenance::<Entry>(self.base + index * ENTRY);
+            // SAFETY: aligned, in the pool's data, which stays mapped; an entry consists of atomics.
+            unsafe { &*entry }
+        })
+    }
+
+    /// How many bytes of the pool's data lie behind an address, itself included.
+    #[inline]
+    pub(crate) fn room_at(&self, address: usize) -> usize {
+        self.bytes.saturating_sub(address.wrapping_sub(self.data))
+    }
+
+    /// The entries of objects.
+    pub(crate) fn objects(self) -> impl Iterator<Item = (usize, &'static Entry)> {
+        (0..self.entries)
+            .filter_map(move |index| Some((index, self.entry(index)?)))
+            .filter(|(_, entry)| entry.address() != 0)
+    }
 }
 
 impl Words {
-    /// The entry with that index, if there is one.
+    /// The table. One that is garbage has no entries.
     #[inline]
-    pub(crate) fn entry(&self, arena: Arena, index: usize) -> Option<&'static Entry> {
-        let (segment, at) = place(index)?;
-        let base = self.segments.get(segment)?.load(Ordering::Acquire) as usize;
-        let inside = base.is_multiple_of(8) && arena.room_at(base) >= (at + 1) * ENTRY;
-        let entry = std::ptr::with_exposed_provenance::<Entry>(base.wrapping_add(at * ENTRY));
-        // SAFETY: aligned, in the pool's data, which stays mapped; an entry consists of atomics.
-        inside.then(|| unsafe { &*entry })
+    pub(crate) fn table(&self, arena: Arena) -> Table {
+        let base = self.table.load(Ordering::Acquire) as usize;
+        let entries = self.entries.load(Ordering::Acquire) as usize;
+        let room = arena.room_at(base) / ENTRY;
+        Table {
+            base,
+            entries: if base.is_multiple_of(8) {
+                entries.min(room)
+            } else {
+                0
+            },
+            data: arena.slice_address(0),
+            bytes: arena.slice_address(arena.slices()) - arena.slice_address(0),
+            name: self.name(),
+        }
     }
 
-    /// How many entries there are.
-    pub(crate) fn entries(&self) -> usize {
-        FIRST * ((1 << self.segments_taken()) - 1)
+    /// How many entries the next table has, and bytes; `None` if an index could not name them all.
+    pub(crate) fn next_table(table: &Table) -> Option<(usize, usize)> {
+        let entries = (table.entries * 2).max(FIRST);
+        (entries <= u32::MAX as usize).then_some((entries, entries * ENTRY))
     }
 
-    fn segments_taken(&self) -> usize {
-        let mut segments = self.segments.iter();
-        segments
-            .position(|segment| segment.load(Ordering::Acquire) == 0)
-            .unwrap_or(SEGMENTS)
-    }
-
-    /// The word for the next segment, and the entries that it is to have.
-    pub(crate) fn next_segment(&self) -> Option<(&AtomicU64, usize)> {
-        let taken = self.segments_taken();
-        Some((self.segments.get(taken)?, FIRST << taken))
+    /// Makes a new block of so many bytes the same table, with free entries behind.
+    ///
+    /// # Safety
+    ///
+    /// The block is as long as [`next_table`](Self::next_table) says, and nobody else has it.
+    pub(crate) unsafe fn copy_table(table: &Table, to: usize, bytes: usize) {
+        let from = std::ptr::with_exposed_provenance::<u8>(table.base);
+        let to = std::ptr::with_exposed_provenance_mut::<u8>(to);
+        let old = table.entries * ENTRY;
+        // SAFETY: entries that are there, which nobody changes but the caller; and a block of `bytes`,
+        // which are more.
+        unsafe {
+            if old != 0 {
+                to.copy_from_nonoverlapping(from, old);
+            }
+            to.add(old).write_bytes(0, bytes - old);
+        }
     }
 
     /// A free entry.
-    pub(crate) fn find_free(&self, arena: Arena) -> Option<(usize, &'static Entry)> {
+    #[inline]
+    pub(crate) fn find_free(&self, table: &Table) -> Option<(usize, &'static Entry)> {
         let mut index = self.cursor.load(Ordering::Relaxed) as usize;
-        if index > self.entries() {
+        if index > table.entries {
             index = 0;
         }
-        while let Some(entry) = self.entry(arena, index) {
+        while let Some(entry) = table.entry(index) {
             if entry.is_free() {
                 self.cursor.store(index as u64, Ordering::Relaxed);
                 return Some((index, entry));
@@ -146,16 +195,6 @@ impl Words {
         }
         self.cursor.store(index as u64, Ordering::Relaxed);
         None
-    }
-
-    /// The entries of objects.
-    pub(crate) fn objects(
-        &self,
-        arena: Arena,
-    ) -> impl Iterator<Item = (usize, &'static Entry)> + use<'_> {
-        (0..)
-            .map_while(move |index| Some((index, self.entry(arena, index)?)))
-            .filter(|(_, entry)| entry.address() != 0)
     }
 
     /// Frees an object.
@@ -167,16 +206,17 @@ impl Words {
     }
 
     pub(super) fn check_table(&self, arena: Arena, first: usize, report: &mut CheckReport) {
-        for (k, segment) in self.segments.iter().enumerate() {
-            let address = segment.load(Ordering::Acquire) as usize;
-            let bytes = (FIRST << k) * ENTRY;
-            let sound = block::usable_size(arena, address).is_ok_and(|size| size >= bytes);
-            if address != 0 && (!sound || k >= self.segments_taken()) {
-                report.problem(format_args!("heap {first:#x}: segment {k} is no block"));
-            }
+        let address = self.table.load(Ordering::Acquire) as usize;
+        let bytes = self
+            .entries
+            .load(Ordering::Acquire)
+            .checked_mul(ENTRY as u64);
+        let size = block::usable_size(arena, address).unwrap_or(0) as u64;
+        if address != 0 && bytes.is_none_or(|bytes| size < bytes) {
+            report.problem(format_args!("heap {first:#x}: its table is no block"));
         }
         let mut seen = HashSet::new();
-        for (index, entry) in self.objects(arena) {
+        for (index, entry) in self.table(arena).objects() {
             let address = entry.address();
             let block = block::usable_size(arena, address as usize);
             if block.is_err() || !seen.insert(address) {

@@ -1,0 +1,68 @@
+//! A collection within a transaction, which can still be undone afterwards.
+
+use super::super::trace::{Trace, Tracer};
+use super::super::{Collected, LEAST_DEBT};
+use super::{About, Tx};
+use crate::allocator::{AllocError, block};
+use crate::engines::heap::What;
+use crate::primitive::Ordering;
+use crate::sync::Here;
+
+impl<R: Trace + Unpin> Tx<'_, R> {
+    /// Runs something that allocates; once more after a collection, should the pool be full.
+    pub(super) fn with_room<O>(
+        &mut self,
+        mut f: impl FnMut(&mut Self) -> Result<O, AllocError>,
+    ) -> Result<O, AllocError> {
+        match f(self) {
+            Err(error) if is_full(&error) && !self.swept => {
+                self.collect();
+                f(self)
+            }
+            other => other,
+        }
+    }
+
+    /// Frees what is reached neither from the heap as it is nor as it was before the transaction.
+    #[cold]
+    pub(super) fn collect(&mut self) -> Collected {
+        let Here { arena, slot } = self.here;
+        let words = self.words();
+        let mut tracer = Tracer::new(&self.table);
+        self.root().trace(&mut tracer);
+        // What the transaction has saved or made, and what the saved bytes led to.
+        let mut recorded = self.recorded.iter().rev();
+        words.records(arena, |record| {
+            let Some(&About { elements, .. }) = recorded.next() else {
+                return;
+            };
+            if let What::Object(index) | What::Birth(index) = record.what {
+                tracer.mark(index, elements);
+            }
+            // SAFETY: whole elements, as they were saved; the log is not written to meanwhile.
+            unsafe { elements.trace(record.bytes, record.len, usize::MAX, &mut tracer) };
+        });
+        tracer.run();
+        let mut collected = Collected::default();
+        for (index, entry) in self.table.objects() {
+            let bytes = block::usable_size(arena, entry.address() as usize).unwrap_or(0);
+            if tracer.is_marked(index) {
+                collected.live += 1;
+                collected.live_bytes += bytes;
+            } else {
+                words.free(arena, slot, index, entry);
+                collected.freed += 1;
+                collected.freed_bytes += bytes;
+            }
+        }
+        let limit = (collected.live_bytes as u64).max(LEAST_DEBT);
+        words.limit.store(limit, Ordering::Relaxed);
+        words.debt.store(0, Ordering::Relaxed);
+        self.swept = true;
+        collected
+    }
+}
+
+fn is_full(error: &AllocError) -> bool {
+    matches!(error, AllocError::PoolFull | AllocError::NoMemory(_))
+}
