@@ -34,7 +34,8 @@ use super::frame::{self, Frame, Kind};
 use super::master::LOG;
 use super::{JoinError, ResultError, SpawnError};
 use crate::participants::thread;
-use crate::pool::{fork, tell};
+use crate::pool::fork::{self, Refused};
+use crate::pool::tell;
 use crate::sys::process::{self, Ended, ForkResult};
 
 /// Exit code after a panic, the one that Rust programs use.
@@ -113,7 +114,10 @@ pub(super) unsafe fn begin(
     let locks = other_threads.then(|| (io::stdout().lock(), io::stderr().lock()));
     flushed(io::stdout().flush())?;
     flushed(process::flush_c_stdio())?;
-    fork::before_fork().map_err(|_| SpawnError::NoProcessRecord)?;
+    fork::before_fork().map_err(|refused| match refused {
+        Refused::NoRecord => SpawnError::NoProcessRecord,
+        Refused::OtherTimes => SpawnError::OtherTimeNamespace,
+    })?;
     let parent = process::pid();
     // SAFETY: either this is the only thread (counted above, and nothing since has started one),
     // or the caller vouches for `body`; around it the child uses what glibc and the locks taken

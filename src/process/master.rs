@@ -364,7 +364,7 @@ impl Master {
     pub(super) fn turn(&mut self, limit: Option<Duration>) -> Result<Dispatched, RunError> {
         self.check_owner()?;
         let mut done = Dispatched::default();
-        let mut ended = [0; 64];
+        let mut ended = [0; watch::AT_ONCE];
         let mut count = 0;
         self.watch.wait(limit, |token| {
             if token < (JOBS + PEERS) as u64 {

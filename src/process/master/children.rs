@@ -127,9 +127,9 @@ impl Master {
         let pid = started.map_err(|error| {
             let why = source_chain(&error);
             match error {
-                SpawnError::MultiThreaded { .. } | SpawnError::GuardsHeld { .. } => {
-                    Unstarted::Forbidden(why)
-                }
+                SpawnError::MultiThreaded { .. }
+                | SpawnError::GuardsHeld { .. }
+                | SpawnError::OtherTimeNamespace => Unstarted::Forbidden(why),
                 _ => Unstarted::Now(why),
             }
         })?;
