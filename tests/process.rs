@@ -51,7 +51,8 @@ const CASES: &[Named] = table! {
         a_result_of_100_mb
         borrows_are_shared_and_copied
         results_that_do_not_serialise
-        results_that_do_not_fit;
+        results_that_do_not_fit
+        files_that_may_not_be_so_long;
     ends:
         a_panic_gives_its_message
         a_panic_is_printed_once
@@ -77,6 +78,7 @@ const CASES: &[Named] = table! {
         a_joined_thread_is_no_other_thread
         other_threads_may_be_allowed
         no_descriptor_no_child
+        a_thread_without_a_slot_may_fork
         sigchld_ignored
         reaped_by_somebody_else
         children_die_with_their_parent;
@@ -91,7 +93,8 @@ const CASES: &[Named] = table! {
         who_must_not_wait_does_not
         restarts_by_policy
         what_the_joined_dead_held_is_free
-        forged_handles_are_errors;
+        forged_handles_are_errors
+        two_masters_in_one_process;
     crowds:
         thousands_one_after_another
         five_hundred_at_once
@@ -163,7 +166,7 @@ const CASES: &[Named] = table! {
 };
 
 const ROLES: &[Named] = table! {
-    results: role_no_room;
+    results: role_no_room role_short_files;
     events: role_logs role_panicking_logger;
     ends: role_panic role_overflow;
     scopes: role_flush;

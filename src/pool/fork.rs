@@ -35,7 +35,7 @@ use crate::sys;
 
 thread_local! {
     static HELD: RefCell<Option<Held>> = const { RefCell::new(None) };
-    static CHILD: Child = const { Child::NONE };
+    static CHILD: Child = const { Child::none() };
 }
 
 /// The child of the thread's fork on its way, or of the last one: other threads may fork as soon as the
@@ -52,11 +52,13 @@ struct Child {
 }
 
 impl Child {
-    const NONE: Child = Child {
-        is_new: Cell::new(false),
-        since: Cell::new(0),
-        records: [const { Cell::new(0) }; GRANULES],
-    };
+    const fn none() -> Child {
+        Child {
+            is_new: Cell::new(false),
+            since: Cell::new(0),
+            records: [const { Cell::new(0) }; GRANULES],
+        }
+    }
 
     /// Begins with another, unless that has been done for this fork.
     fn begin(&self) {

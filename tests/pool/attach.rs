@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use shmkit::inspect::Observer;
-use shmkit::sync::{Mutex, TryLockError};
+use shmkit::sync::{LockError, Mutex};
 use shmkit::{AttachError, Pool, RecoverySummary};
 
 use super::common::{TestPool, allocate, assert_sound, fill, free, program, succeeded, verify};
@@ -328,17 +328,52 @@ pub fn by_two_threads_at_once() {
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     for _ in 0..500 {
         let (pool, observer) = at_once(|| attach(&file), || Observer::open(&path));
-        // Who only looks keeps the place if he was first.
-        drop(observer.unwrap());
-        match pool {
-            // SAFETY: as above.
-            Ok(pool) => unsafe { pool.unmap() },
-            Err(AttachError::AddressTaken { .. }) => {}
-            Err(other) => panic!("{other:?}"),
-        }
+        let observer = observer.unwrap();
+        // SAFETY: as above.
+        unsafe { pool.unwrap().unmap() };
+        assert!(observer.check().is_ok());
     }
     let pool = TestPool::of(attach(&file).unwrap());
     assert_eq!(*pool.named::<u64>("kept").unwrap(), 41);
+}
+
+/// Whoever looks at a pool has it where it is, as has who takes part; the last one takes it away.
+pub fn observers_share_a_place() {
+    let file = detached();
+    let look = |file: &File| Observer::open(&format!("/proc/self/fd/{}", file.as_raw_fd()));
+    let (one, other) = (look(&file).unwrap(), look(&file).unwrap());
+    let objects = one.objects().len();
+    assert_eq!(other.objects().len(), objects);
+    // SAFETY: nothing in it is opened.
+    match unsafe { other.into_copy() } {
+        Err(AttachError::AddressTaken { base, .. }) => assert_eq!(base, one.info().base),
+        other => panic!("{other:?}"),
+    }
+    let pool = attach(&file).unwrap();
+    let made = pool.create(5_u64).unwrap();
+    assert_eq!(one.objects().len(), objects + 1);
+    let other = look(&file).unwrap();
+    drop(one);
+    drop(made);
+    // SAFETY: nothing refers to it but the observer, who keeps the mapping.
+    unsafe { pool.unmap() };
+    assert_eq!(other.objects().len(), objects);
+    assert!(other.check().is_ok());
+    // A copy of it is another pool, beside which it does not fit.
+    // SAFETY: nothing in it is opened.
+    let copy = TestPool::of(unsafe { other.into_copy() }.unwrap());
+    for refused in [look(&file).map(drop), attach(&file).map(drop)] {
+        assert!(
+            matches!(refused, Err(AttachError::AddressTaken { .. })),
+            "{refused:?}"
+        );
+    }
+    let base = copy.base();
+    drop(copy);
+    drop(look(&file).unwrap());
+    // It is gone: what is another's fits there.
+    let next = TestPool::with(|b| b.base(base).max_size(8 << 20));
+    assert_sound(*next);
 }
 
 /// Forks a child that makes new namespaces for its children; what a child of it answers. `None` if this user may
@@ -445,12 +480,12 @@ pub fn a_process_that_changes_its_time_namespace() {
     let child = unsafe { libc::fork() };
     assert!(child >= 0);
     if child == 0 {
-        let changed = || {
+        let mut changed = || {
             if !change_times() {
                 return REFUSED;
             }
             let nobody_died = pool.recover() == RecoverySummary::default();
-            let is_held = matches!(held.try_lock(), Err(TryLockError::WouldBlock));
+            let is_held = matches!(held.try_lock(), Err(LockError::WouldBlock));
             let lives = thread::scope(|s| {
                 let thread = s.spawn(|| {
                     // With a slot, until the parent has looked.
