@@ -49,7 +49,8 @@ pub fn other_threads_may_be_allowed() {
 /// All slots are others', in the parent and in the child: what needs none goes on, and what does says so.
 pub fn a_thread_without_a_slot_may_fork() {
     let pool = Pool::builder().max_participants(2).create().unwrap();
-    let shared = &pool.create(5_u64).unwrap();
+    let object = pool.create(5_u64).unwrap();
+    let shared = &object;
     let creates = || match pool.create(1_u8) {
         Ok(_) => true,
         Err(refused) => {
@@ -80,7 +81,11 @@ pub fn a_thread_without_a_slot_may_fork() {
         // The child has the slot that is free by now.
         s.spawn(|| assert_eq!(forks(), (5, true))).join().unwrap();
     });
-    assert!(pool.check().is_ok(), "{}", pool.check());
+    drop(object);
+    let report = pool.check_quiescent();
+    assert!(report.is_ok(), "{report}");
+    // SAFETY: nothing refers to the pool any more, and no child has it.
+    unsafe { pool.unmap() };
 }
 
 pub fn role_no_descriptor() {
