@@ -104,6 +104,7 @@ const CASES: &[Named] = table! {
         the_rest_is_asked_then_killed
         a_forked_copy_of_a_master_ends_nothing
         a_panic_of_the_hook_comes_last
+        a_masters_output_is_flushed_once
         a_killed_master_leaves_nothing
         a_master_has_one_thread
         a_worker_is_a_master_or_has_children;
@@ -172,7 +173,7 @@ const ROLES: &[Named] = table! {
     scopes: role_flush;
     parents: role_no_descriptor role_sigchld role_family;
     masters: role_ends;
-    run_ends: role_pid_file;
+    run_ends: role_pid_file role_prints;
     forks: role_failing_fork role_killed_on_its_way role_first_use role_unwatched role_fork_at_once;
     managed: role_makes;
     peers: role_peer role_odd_peer role_asking_peer role_leaving_peer role_waiting_peer;

@@ -50,6 +50,14 @@ pub(super) enum OtherThreads {
     Allowed,
 }
 
+/// Whether something may have been written, in this process, that is buffered still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Output {
+    Buffered,
+    /// There is none: that need not be looked for, which would have pages copied after each fork.
+    Flushed,
+}
+
 /// A child that was started and not yet reaped.
 #[derive(Debug)]
 pub(super) struct Child {
@@ -86,7 +94,7 @@ pub(super) unsafe fn start(
         }
     };
     // SAFETY: writing the frame is all that is added to `body`, which the caller vouches for.
-    let pid = unsafe { begin(threads, &mut whole) }?;
+    let pid = unsafe { begin(threads, Output::Buffered, &mut whole) }?;
     Ok(Child { pid, result })
 }
 
@@ -97,6 +105,7 @@ pub(super) unsafe fn start(
 /// As for [`start`].
 pub(super) unsafe fn begin(
     threads: OtherThreads,
+    output: Output,
     body: &mut dyn FnMut() -> i32,
 ) -> Result<u32, SpawnError> {
     if threads == OtherThreads::Refused {
@@ -112,8 +121,10 @@ pub(super) unsafe fn begin(
     // Locked before it is flushed, so that nothing is written in between.
     let other_threads = threads == OtherThreads::Allowed;
     let locks = other_threads.then(|| (io::stdout().lock(), io::stderr().lock()));
-    flushed(io::stdout().flush())?;
-    flushed(process::flush_c_stdio())?;
+    if output == Output::Buffered {
+        flushed(io::stdout().flush())?;
+        flushed(process::flush_c_stdio())?;
+    }
     fork::before_fork().map_err(|refused| match refused {
         Refused::NoRecord => SpawnError::NoProcessRecord,
         Refused::OtherTimes => SpawnError::OtherTimeNamespace,
