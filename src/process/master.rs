@@ -64,7 +64,9 @@ const AGAIN: Duration = Duration::from_millis(100);
 /// A master for a program that has an event loop of its own: it is polled for being readable, and
 /// then [dispatched](Self::dispatch).
 ///
-/// The program stays single-threaded, and stays in the thread that made the master.
+/// The program stays single-threaded, and stays in the thread that made the master. It may have several
+/// masters, each with its own workers. These are forked with copies of what the others have: of a
+/// [pid file or a run directory](Config::pid_file) of another master they keep the lock until they end.
 ///
 /// ```
 /// use shmkit::process::{Config, Entry, Master};

@@ -1,5 +1,6 @@
 //! Values that arrive, and values that do not.
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 use shmkit::process::{Config, JoinError, Master, ResultError, RunError, scope};
 
@@ -209,44 +210,33 @@ pub fn results_that_do_not_fit() {
     role_succeeds("role_no_room");
 }
 
+/// Lets this process make files of so many bytes. Whoever tries to write more is sent SIGXFSZ.
+fn limit_files(bytes: Option<u64>) {
+    let before = getrlimit(Resource::Fsize);
+    let current = bytes;
+    setrlimit(Resource::Fsize, Rlimit { current, ..before }).unwrap();
+}
+
 pub fn role_short_files() {
     let directory = std::env::temp_dir().join(format!("shmkit-short-{}", std::process::id()));
     std::fs::create_dir(&directory).unwrap();
+    let pid_file = directory.join("pid");
     let refused = |config: &Config, limit: u64| {
-        let limit = libc::rlimit {
-            rlim_cur: limit,
-            rlim_max: libc::RLIM_INFINITY,
-        };
-        // Whoever tries to write more is sent SIGXFSZ.
-        // SAFETY: a plain system call.
-        assert_eq!(
-            unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &raw const limit) },
-            0
-        );
+        limit_files(Some(limit));
         match Master::new(config).map(drop) {
             Err(RunError::File { error, .. }) => {
                 assert_eq!(error.raw_os_error(), Some(libc::EFBIG));
             }
             other => panic!("{other:?}"),
         }
+        limit_files(None);
     };
-    refused(Config::new().pid_file(directory.join("pid")), 1);
+    refused(Config::new().pid_file(&pid_file), 1);
     // The header would have room.
     refused(Config::new().run_directory(&directory), 10_000);
-    // What it has made is taken by the next run, which may write it.
-    let limit = libc::rlimit {
-        rlim_cur: libc::RLIM_INFINITY,
-        rlim_max: libc::RLIM_INFINITY,
-    };
-    // SAFETY: a plain system call.
-    assert_eq!(
-        unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &raw const limit) },
-        0
-    );
+    // What is there is taken by the next run, which may write it.
     let mut config = Config::new();
-    config
-        .run_directory(&directory)
-        .pid_file(directory.join("pid"));
+    config.run_directory(&directory).pid_file(&pid_file);
     Master::new(&config).unwrap().finish().unwrap();
     std::fs::remove_dir(&directory).unwrap();
 }
