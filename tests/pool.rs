@@ -56,7 +56,9 @@ const CASES: &[common::Named] = table! {
         an_address_that_is_taken
         by_two_threads_at_once
         another_pid_namespace
-        a_child_in_another_namespace;
+        a_child_in_another_namespace
+        a_process_that_changes_its_time_namespace
+        observers_share_a_place;
     damage:
         flipped_header_bytes
         changed_table_words

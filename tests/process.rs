@@ -51,7 +51,8 @@ const CASES: &[Named] = table! {
         a_result_of_100_mb
         borrows_are_shared_and_copied
         results_that_do_not_serialise
-        results_that_do_not_fit;
+        results_that_do_not_fit
+        files_that_may_not_be_so_long;
     ends:
         a_panic_gives_its_message
         a_panic_is_printed_once
@@ -77,6 +78,7 @@ const CASES: &[Named] = table! {
         a_joined_thread_is_no_other_thread
         other_threads_may_be_allowed
         no_descriptor_no_child
+        a_thread_without_a_slot_may_fork
         sigchld_ignored
         reaped_by_somebody_else
         children_die_with_their_parent;
@@ -91,7 +93,8 @@ const CASES: &[Named] = table! {
         who_must_not_wait_does_not
         restarts_by_policy
         what_the_joined_dead_held_is_free
-        forged_handles_are_errors;
+        forged_handles_are_errors
+        two_masters_in_one_process;
     crowds:
         thousands_one_after_another
         five_hundred_at_once
@@ -101,6 +104,7 @@ const CASES: &[Named] = table! {
         the_rest_is_asked_then_killed
         a_forked_copy_of_a_master_ends_nothing
         a_panic_of_the_hook_comes_last
+        a_masters_output_is_flushed_once
         a_killed_master_leaves_nothing
         a_master_has_one_thread
         a_worker_is_a_master_or_has_children;
@@ -163,13 +167,13 @@ const CASES: &[Named] = table! {
 };
 
 const ROLES: &[Named] = table! {
-    results: role_no_room;
+    results: role_no_room role_short_files;
     events: role_logs role_panicking_logger;
     ends: role_panic role_overflow;
     scopes: role_flush;
     parents: role_no_descriptor role_sigchld role_family;
     masters: role_ends;
-    run_ends: role_pid_file;
+    run_ends: role_pid_file role_prints;
     forks: role_failing_fork role_killed_on_its_way role_first_use role_unwatched role_fork_at_once;
     managed: role_makes;
     peers: role_peer role_odd_peer role_asking_peer role_leaving_peer role_waiting_peer;

@@ -8,7 +8,7 @@
 //! report is made from loads. That nothing is changed is the kernel's promise, not ours.
 //!
 //! An observer is none of the process's pools: [`Pool::containing`] does not find it, and it goes
-//! with its last owner. It takes no `flock`, so it is in nobody's way; should the pool's name be
+//! with its last owner. There may be others of the same pool, and the process may attach it. It takes no `flock`, so it is in nobody's way; should the pool's name be
 //! removed meanwhile, the mapping stays good.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -52,8 +52,6 @@ pub struct Observer {
     identity: Identity,
     path: String,
     fd: OwnedFd,
-    /// Mapped by us, and not one of the process's pools.
-    ours: bool,
 }
 
 /// What a pool is, and who uses it.
@@ -128,13 +126,12 @@ impl Observer {
 
     pub(super) fn of_file(name: &PoolName) -> Result<Observer, AttachError> {
         let fd = attach::open_file(name, OFlags::RDONLY)?;
-        let (arena, identity, ours) = attach::map_to_read(fd.as_fd())?;
+        let (arena, identity) = attach::map_to_read(fd.as_fd())?;
         Ok(Observer {
             arena,
             identity,
             path: name.path().into(),
             fd,
-            ours,
         })
     }
 
@@ -399,7 +396,8 @@ impl Observer {
     ///
     /// # Errors
     ///
-    /// As for [`Pool::from_fd`]; [`AttachError::AddressTaken`] if this process has the pool itself.
+    /// As for [`Pool::from_fd`]; [`AttachError::AddressTaken`] if this process has the pool itself, or
+    /// another observer of it.
     /// The copy of a pool that is used meanwhile is of no use.
     ///
     /// ```
@@ -415,7 +413,7 @@ impl Observer {
     /// # assert!(look("no such pool").is_err());
     /// ```
     pub unsafe fn into_copy(self) -> Result<Pool, AttachError> {
-        if !self.ours {
+        if !attach::is_seen_by_one(self.arena) {
             let base = self.arena.base();
             let end = base + self.identity.mapped_len();
             return Err(AttachError::AddressTaken { base, end });
@@ -436,9 +434,7 @@ impl Observer {
 
 impl Drop for Observer {
     fn drop(&mut self) {
-        if self.ours {
-            // SAFETY: mapped by `of_file`; what refers to it is borrowed from this observer.
-            let _ = unsafe { memory::unmap(self.arena.base(), self.identity.mapped_len()) };
-        }
+        // SAFETY: what refers to it is borrowed from this observer.
+        unsafe { attach::look_no_more(self.arena, &self.identity) };
     }
 }

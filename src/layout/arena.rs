@@ -9,9 +9,9 @@
 //! ```text
 //! offset      size     entries            what                          watermark
 //! 0           4 KiB    1                  header                        always
-//! 1 MiB       1 MiB    2048 x 512 B       types                         types
-//! 2 MiB       1 MiB    4096 x 256 B       names                         names
-//! 3 MiB       1 MiB    4096 x 256 B       process records               processes
+//! 4 KiB       1 MiB    4096 x 256 B       process records               processes
+//! 2 MiB       1 MiB    2048 x 512 B       types                         types
+//! 3 MiB       1 MiB    4096 x 256 B       names                         names
 //! 16 MiB      64 MiB   4096 x 16 KiB      thread slots                  slots
 //! 1 GiB       1 GiB    16 Mi x 64 B       objects                       objects
 //! 2 GiB       8 GiB    4096 x 2 MiB       holds (bitmap a process)      held, in each record
@@ -20,6 +20,9 @@
 //! 12 GiB      19 GiB   62 Mi x 320 B      span records (one a slice)    slices
 //! 40 GiB      984 GiB  62 Mi x 16 KiB     data                          slices
 //! ```
+//!
+//! The records are next to the header because each process that is forked touches both as it begins, and
+//! the kernel maps some pages around the one that is touched.
 
 use std::sync::atomic::Ordering;
 
@@ -39,17 +42,17 @@ pub(crate) const MIB: usize = 1 << 20;
 const GIB: usize = 1 << 30;
 
 pub(crate) const HEADER_SIZE: usize = 4096;
+pub(crate) const PROCESSES: Table = Table {
+    offset: HEADER_SIZE,
+    entry: 256,
+    max: 4096,
+};
 pub(crate) const TYPES: Table = Table {
-    offset: MIB,
+    offset: 2 * MIB,
     entry: 512,
     max: 2048,
 };
 pub(crate) const NAMES: Table = Table {
-    offset: 2 * MIB,
-    entry: 256,
-    max: 4096,
-};
-pub(crate) const PROCESSES: Table = Table {
     offset: 3 * MIB,
     entry: 256,
     max: 4096,
@@ -64,7 +67,7 @@ pub(crate) const OBJECTS: Table = Table {
     entry: 64,
     max: 16 * MIB,
 };
-/// A bitmap over the objects for each process record.
+/// A bitmap over the objects for each process record; the bits of the first ones are in the record.
 pub(crate) const HOLDS: Table = Table {
     offset: 2 * GIB,
     entry: OBJECTS.max / 8,
@@ -113,8 +116,8 @@ impl Table {
 }
 
 const _: () = {
-    assert!(TYPES.end() <= NAMES.offset && NAMES.end() <= PROCESSES.offset);
-    assert!(PROCESSES.end() <= SLOTS.offset && SLOTS.end() <= OBJECTS.offset);
+    assert!(PROCESSES.end() <= TYPES.offset && TYPES.end() <= NAMES.offset);
+    assert!(NAMES.end() <= SLOTS.offset && SLOTS.end() <= OBJECTS.offset);
     assert!(OBJECTS.end() <= HOLDS.offset && HOLDS.end() <= TAGS.offset);
     assert!(TAGS.end() <= FREE_HINTS.offset && FREE_HINTS.end() <= SPANS.offset);
     assert!(SPANS.end() <= DATA.offset && DATA.end() <= GRANULE);

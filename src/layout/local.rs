@@ -18,9 +18,6 @@ pub(crate) struct Local {
     process: AtomicU64,
     /// Guards that threads left behind when they ended.
     leaked_guards: AtomicUsize,
-    /// The record made for the child of the fork on its way, as a tag; 0 without one. It is here,
-    /// with what else a fork changes, because each page that is written is copied.
-    pub(crate) pending_child: AtomicU64,
 }
 
 /// In place of a descriptor: the granule holds private memory.
@@ -32,7 +29,6 @@ static LOCALS: [Local; GRANULES] = [const {
         fd: AtomicI32::new(-1),
         process: AtomicU64::new(0),
         leaked_guards: AtomicUsize::new(0),
-        pending_child: AtomicU64::new(0),
     }
 }; GRANULES];
 
@@ -61,7 +57,6 @@ impl Local {
         self.fd.store(fd, Ordering::Relaxed);
         self.process.store(0, Ordering::Relaxed);
         self.leaked_guards.store(0, Ordering::Relaxed);
-        self.pending_child.store(0, Ordering::Relaxed);
         self.len.store(len, Ordering::Release);
     }
 
@@ -103,7 +98,10 @@ impl Local {
 
     /// In a forked child: they are the parent's.
     pub(crate) fn forget_leaked_guards(&self) {
-        self.leaked_guards.store(0, Ordering::Relaxed);
+        // Each page that is written to is copied.
+        if self.leaked_guards() != 0 {
+            self.leaked_guards.store(0, Ordering::Relaxed);
+        }
     }
 
     pub(crate) fn leaked_guards(&self) -> usize {

@@ -10,11 +10,16 @@
 //!    a zombie, or another task has its number. It then marks the word as the kernel would have,
 //!    so that there is one path from here on. Any error on the way means alive.
 //!
+//! A start time is evidence for who reads times as they are in the pool: a thread may have changed to
+//! another time namespace since it began to use the pool. So functions here are told the pool's
+//! (`times`, 0 if that is unknown), and ask for the thread's before they believe a start.
+//!
 //! The third finds out about those who recover the dead as well, should they die unmarked.
 //!
 //! A task that is stopped lives.
 
 use crate::layout::arena::Arena;
+use crate::participants::process as records;
 use crate::participants::table::{Process, ProcessPhase, ProcessState, Slot, SlotPhase, SlotState};
 use crate::participants::tag::Tag;
 use crate::primitive::Ordering;
@@ -63,7 +68,7 @@ pub(crate) fn bury(arena: Arena, slot: &Slot, live: SlotState) -> bool {
         // A record that has gone on says that the process is gone.
         if state.generation == process.generation()
             && state.phase == ProcessPhase::Live
-            && !bury_process(record, state)
+            && !bury_process(record, state, arena.times())
         {
             return false;
         }
@@ -77,10 +82,11 @@ pub(crate) fn bury(arena: Arena, slot: &Slot, live: SlotState) -> bool {
 
 /// The same for a record. So one that is gone is asked about once, however many slots it has left.
 #[cold]
-pub(crate) fn bury_process(record: &Process, live: ProcessState) -> bool {
+pub(crate) fn bury_process(record: &Process, live: ProcessState, times: u64) -> bool {
     let sisters_run = || {
         let start = record.start.load(Ordering::Acquire);
-        process::may_still_run(record.pid.get(), start)
+        let pid = record.pid.get();
+        !believed(times, start, |start| !process::may_still_run(pid, start))
     };
     if record.asked.or_ask(microseconds, sisters_run) {
         return false;
@@ -90,6 +96,11 @@ pub(crate) fn bury_process(record: &Process, live: ProcessState) -> bool {
         ..live
     };
     record.turn(live, dead) || record.state() != live
+}
+
+/// Whether somebody is gone, as is said of his start, or else of a start that is unknown.
+fn believed(times: u64, start: u64, is_gone: impl Fn(u64) -> bool) -> bool {
+    is_gone(start) && (start == 0 || !records::are_other_times_here(times) || is_gone(0))
 }
 
 fn microseconds() -> u64 {
@@ -104,7 +115,7 @@ fn microseconds() -> u64 {
 /// claimant with the same number: he has seen the slot before it became LIVE, or has buried it, so he lived
 /// when the claimant did.
 #[cold]
-pub(crate) fn confirm(slot: &Slot) {
+pub(crate) fn confirm(slot: &Slot, times: u64) {
     let before = slot.state();
     let word = slot.life.word.load(Ordering::Acquire);
     let start = slot.start.load(Ordering::Acquire);
@@ -113,12 +124,13 @@ pub(crate) fn confirm(slot: &Slot) {
         return;
     }
     let is_claimant = before.phase == SlotPhase::Live && u64::from(word & TID) == holder;
-    let gone = match process::start_time(word & TID) {
+    let found = process::start_time(word & TID);
+    let gone = believed(times, start, |start| match found {
         TaskState::Dead => true,
         // A start of 0 is unknown, and no evidence.
         TaskState::Alive { start: other } => is_claimant && start != 0 && other != start,
         TaskState::Unknown => false,
-    };
+    });
     // The same generation before and after: the tid and the start belong together.
     if gone && slot.state() == before && slot.start.load(Ordering::Acquire) == start {
         mark(&slot.life, word);
@@ -129,7 +141,7 @@ pub(crate) fn confirm(slot: &Slot) {
 /// nobody holds, as it has unmapped the pool and left guards behind. Of one that is marked an earlier answer
 /// counts no more.
 #[cold]
-pub(crate) fn confirm_process(record: &Process) {
+pub(crate) fn confirm_process(record: &Process, times: u64) {
     let before = record.state();
     let word = record.life.word.load(Ordering::Acquire);
     let start = record.start.load(Ordering::Acquire);
@@ -142,7 +154,7 @@ pub(crate) fn confirm_process(record: &Process) {
     let tid = word & TID;
     let gone = match before.phase {
         ProcessPhase::Live if tid == 0 || u64::from(tid) == holder => {
-            process::process_is_gone(pid, start)
+            believed(times, start, |start| process::process_is_gone(pid, start))
         }
         // Somebody recovers the record, or is about to claim it.
         _ => tid != 0 && process::start_time(tid) == TaskState::Dead,
@@ -187,11 +199,11 @@ pub(super) mod tests {
         slot.start.store(1, Ordering::Relaxed);
         slot.life.word.store(parent(), Ordering::Relaxed);
         slot.holder.store(4_000_000, Ordering::Relaxed);
-        confirm(slot);
+        confirm(slot, 0);
         assert_eq!(slot.life.word.load(Ordering::Relaxed), parent());
         // The claimant's number is another task's now.
         slot.holder.store(parent().into(), Ordering::Relaxed);
-        confirm(slot);
+        confirm(slot, 0);
         assert_eq!(slot.life.word.load(Ordering::Relaxed), OWNER_DIED);
     }
 
@@ -215,17 +227,17 @@ pub(super) mod tests {
             // The number of the claimant, who is dead: it may be another's now.
             if phase != Live {
                 slot.life.word.store(parent(), Ordering::Relaxed);
-                confirm(slot);
+                confirm(slot, 0);
                 assert_eq!(slot.life.word.load(Ordering::Relaxed), parent());
             }
             let held = gone() | WAITERS;
             slot.life.word.store(held, Ordering::Relaxed);
-            confirm(slot);
+            confirm(slot, 0);
             let marked = OWNER_DIED | WAITERS;
             assert_eq!(slot.life.word.load(Ordering::Relaxed), marked, "{phase:?}");
             for word in [0, OWNER_DIED] {
                 slot.life.word.store(word, Ordering::Relaxed);
-                confirm(slot);
+                confirm(slot, 0);
                 assert_eq!(slot.life.word.load(Ordering::Relaxed), word);
             }
         }
@@ -247,7 +259,7 @@ pub(super) mod tests {
             record.state.store(state.pack(), Ordering::Relaxed);
             let word = |found: u32| {
                 record.life.word.store(found, Ordering::Relaxed);
-                confirm_process(record);
+                confirm_process(record, 0);
                 record.life.word.load(Ordering::Relaxed)
             };
             assert_eq!(word(gone()), OWNER_DIED, "{phase:?}");
@@ -270,12 +282,12 @@ pub(super) mod tests {
         record.pid.set(live.generation, parent());
         record.life.word.store(parent(), Ordering::Relaxed);
         record.holder.store(4_000_000, Ordering::Relaxed);
-        confirm_process(record);
+        confirm_process(record, 0);
         assert_eq!(record.life.word.load(Ordering::Relaxed), parent());
         record.holder.store(parent().into(), Ordering::Relaxed);
         for word in [parent(), 0] {
             record.life.word.store(word, Ordering::Relaxed);
-            confirm_process(record);
+            confirm_process(record, 0);
             assert_eq!(record.life.word.load(Ordering::Relaxed), OWNER_DIED);
         }
     }

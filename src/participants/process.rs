@@ -16,7 +16,7 @@ use crate::layout::arena::{Arena, HOLDS, PROCESSES};
 use crate::layout::local;
 use crate::participants::lock::TICK;
 use crate::participants::recovery;
-use crate::participants::table::{Process, ProcessPhase, ProcessState};
+use crate::participants::table::{HOLD_WORDS, Process, ProcessPhase, ProcessState};
 use crate::participants::tag::Tag;
 use crate::primitive::Ordering;
 use crate::sys;
@@ -78,7 +78,7 @@ pub(crate) fn current_index(arena: Arena) -> usize {
 /// could tell whether this process lives, and it could not tell of them.
 fn claim(arena: Arena) -> Option<Tag> {
     let numbers = arena.header().pid_namespace.load(Ordering::Relaxed);
-    if sys::process::pid_namespace().ok() != Some(numbers) || has_other_times(arena) {
+    if sys::process::pid_namespace().ok() != Some(numbers) || are_other_times_here(arena.times()) {
         return None;
     }
     find(arena, |index, record| {
@@ -145,6 +145,9 @@ fn find(arena: Arena, take: impl Fn(usize, &Process) -> Option<Tag>) -> Option<T
 /// Commits the record's row of holds for `objects` objects.
 pub(crate) fn commit_holds(arena: Arena, index: usize, objects: usize) -> Result<(), CommitError> {
     const BITS: usize = 4096 * 8;
+    if objects <= HOLD_WORDS * 64 {
+        return Ok(());
+    }
     let record = arena.process(index);
     let wanted = objects.next_multiple_of(BITS).min(HOLDS.entry * 8);
     let held = arena.held(index);
@@ -193,7 +196,7 @@ pub(crate) fn reserve_child(arena: Arena) -> Option<Tag> {
 fn copy_holds(arena: Arena, me: usize, child: usize) -> Result<(), CommitError> {
     let held = arena.held(me);
     commit_holds(arena, child, held)?;
-    for (from, to) in arena.hold_row(me).iter().zip(arena.hold_row(child)) {
+    for (from, to) in arena.hold_row(me).zip(arena.hold_row(child)) {
         let bits = from.load(Ordering::Relaxed);
         if bits != 0 {
             to.store(bits, Ordering::SeqCst);
@@ -210,19 +213,23 @@ pub(crate) fn abort_child(arena: Arena, child: Tag) {
     }
 }
 
-/// Whether this process, a child of one that takes part, was forked into another PID or time namespace: what
+/// Whether this process, a child of one that takes part, was forked into another PID namespace: what
 /// [`claim`] asks, for less.
-pub(crate) fn is_in_another_namespace(arena: Arena) -> bool {
+pub(crate) fn has_other_numbers(arena: Arena) -> bool {
     let numbers = arena.header().pid_namespace.load(Ordering::Relaxed);
     // A parent in an outer namespace is not seen.
     rustix::process::getppid().is_none() && sys::process::pid_namespace().ok() != Some(numbers)
-        || has_other_times(arena)
 }
 
-/// Who cannot read about it reads no times either, and draws no conclusions from them.
-fn has_other_times(arena: Arena) -> bool {
-    let times = arena.header().time_namespace.load(Ordering::Relaxed);
-    times != 0 && sys::process::time_namespace().is_some_and(|mine| mine != times)
+/// Whether start times mean others to this thread than in a pool of that time namespace. Who cannot read
+/// about it reads no times either, and draws no conclusions from them.
+pub(crate) fn are_other_times_here(times: u64) -> bool {
+    times != 0 && are_other_times(times, sys::process::time_namespace()).unwrap_or(false)
+}
+
+/// Whether a time namespace is another than a pool's, if both are known.
+pub(crate) fn are_other_times(times: u64, namespace: Option<u64>) -> Option<bool> {
+    namespace.filter(|_| times != 0).map(|other| other != times)
 }
 
 /// In the child: turns its record LIVE. False if it was aborted: then nothing that the child
@@ -299,7 +306,13 @@ pub(crate) fn leave(arena: Arena) {
     local::of(arena).set_process(0);
     let record = arena.process(known.slot());
     recovery::abort_children(arena, known.slot());
-    recovery::drop_holds(arena, known.slot());
+    // A walk for what nobody has held any more is asked for only then.
+    if arena
+        .hold_row(known.slot())
+        .any(|word| word.load(Ordering::Relaxed) != 0)
+    {
+        recovery::drop_holds(arena, known.slot());
+    }
     let state = record.state();
     let free = ProcessState {
         phase: ProcessPhase::Free,

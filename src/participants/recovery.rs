@@ -267,7 +267,7 @@ pub(crate) fn recover_process(arena: Arena, index: usize) -> bool {
     let mark = record.life.word.load(Ordering::Acquire);
     let marked = mark & OWNER_DIED != 0;
     match state.phase {
-        ProcessPhase::Live if marked && life::bury_process(record, state) => {}
+        ProcessPhase::Live if marked && life::bury_process(record, state, arena.times()) => {}
         ProcessPhase::Dead => {}
         ProcessPhase::Free if marked => {}
         _ => return false,
@@ -455,10 +455,10 @@ fn confirm_now_and_then(arena: Arena) {
         if index < slots {
             // 0 is nobody's.
             if index > 0 {
-                life::confirm(arena.slot(index));
+                life::confirm(arena.slot(index), arena.times());
             }
         } else if (1..records).contains(&(index - slots)) {
-            life::confirm_process(arena.process(index - slots));
+            life::confirm_process(arena.process(index - slots), arena.times());
         }
     }
 }
@@ -467,10 +467,10 @@ fn confirm_now_and_then(arena: Arena) {
 #[cold]
 pub(crate) fn confirm_all(arena: Arena) {
     for (_, slot) in arena.slots() {
-        life::confirm(slot);
+        life::confirm(slot, arena.times());
     }
     for (_, record) in arena.processes() {
-        life::confirm_process(record);
+        life::confirm_process(record, arena.times());
     }
 }
 

@@ -214,7 +214,13 @@ pub(crate) struct Process {
     pub(crate) held: AtomicU64,
     /// Until when the process is not asked about, once a thread of it has died.
     pub(crate) asked: Asked,
+    /// The bits of the first objects, in place of those in the row: where there are no others, a process
+    /// that comes and goes does not touch the row.
+    pub(crate) holds: [AtomicU64; HOLD_WORDS],
 }
+
+/// Words of [`Process::holds`].
+pub(crate) const HOLD_WORDS: usize = 16;
 
 const _: () = assert!(size_of::<Process>() <= PROCESSES.entry);
 
@@ -403,6 +409,11 @@ impl Arena {
         (tag.slot() != 0 && tag.slot() < self.slot_count()).then(|| self.slot(tag.slot()))
     }
 
+    /// The time namespace in which start times mean what they do in the pool; 0 if that is unknown.
+    pub(crate) fn times(self) -> u64 {
+        self.header().time_namespace.load(Ordering::Relaxed)
+    }
+
     /// How many process records there are, counting the unused record 0.
     pub(crate) fn process_count(self) -> usize {
         let max = self.header().max_processes() as u64;
@@ -432,7 +443,22 @@ impl Arena {
     }
 
     /// A record's bitmap of held objects, as far as it is committed.
-    pub(crate) fn hold_row(self, process: usize) -> &'static [AtomicU64] {
+    pub(crate) fn hold_row(self, process: usize) -> impl Iterator<Item = &'static AtomicU64> {
+        let row = self.outer_holds(process).iter().skip(HOLD_WORDS);
+        self.process(process).holds.iter().chain(row)
+    }
+
+    /// The word with an object's bit in a record's bitmap, if it is committed.
+    pub(crate) fn hold_word(self, process: usize, object: usize) -> Option<&'static AtomicU64> {
+        let word = object / 64;
+        match self.process(process).holds.get(word) {
+            None => self.outer_holds(process).get(word),
+            own => own,
+        }
+    }
+
+    /// The row outside of the record, whose first words are not used.
+    fn outer_holds(self, process: usize) -> &'static [AtomicU64] {
         let words = self.held(process) / 64;
         let row = self.pointer::<AtomicU64>(HOLDS.offset + process * HOLDS.entry);
         // SAFETY: the row is committed up to `held`, which only rises and is no more than a row has room

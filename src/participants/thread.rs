@@ -58,6 +58,8 @@ static EMPTY: EmptyTable = EmptyTable(ThreadTable {
 
 thread_local! {
     static TABLE: Cell<*const ThreadTable> = const { Cell::new(&raw const EMPTY.0) };
+    /// The page for the thread's table, if it has one.
+    static PAGE: Cell<*const ThreadTable> = const { Cell::new(std::ptr::null()) };
     /// The thread's slot in the pool that was used last, if the table says that there is one.
     static RECENT: Cell<NonNull<Slot>> = const { Cell::new(NonNull::dangling()) };
     /// Leaves the pools when the thread ends, or sees to it that they are left.
@@ -88,10 +90,16 @@ fn leave_all() {
     for arena in local::mapped() {
         leave(arena);
     }
-    let page = TABLE.replace(&raw const EMPTY.0);
-    if !std::ptr::eq(page, &EMPTY.0) {
+    TABLE.set(&raw const EMPTY.0);
+    let page = PAGE.replace(std::ptr::null());
+    if !page.is_null() {
         sys::memory::drop_page(page.cast_mut().cast());
     }
+}
+
+/// In a forked child: the thread's page is empty, and not touched before it is needed.
+pub(crate) fn begin_child() {
+    TABLE.set(&raw const EMPTY.0);
 }
 
 #[inline]
@@ -211,10 +219,11 @@ pub(crate) fn guards_held() -> usize {
 fn attach(arena: Arena) -> Result<&'static Slot, NoSlot> {
     // The thread is ending, and has left: it would leave a slot behind, and the page.
     AT_END.try_with(|_| ()).map_err(|_| NoSlot)?;
-    if std::ptr::eq(TABLE.get(), &EMPTY.0) {
+    if PAGE.get().is_null() {
         let page = sys::memory::wipe_on_fork_page().map_err(|_| NoSlot)?;
-        TABLE.set(page.cast());
+        PAGE.set(page.cast());
     }
+    TABLE.set(PAGE.get());
     let process = process::current(arena).ok_or(NoSlot)?;
     let index = claim(arena, process).ok_or(NoSlot)?;
     let slot = arena.slot(index);
@@ -252,7 +261,7 @@ fn claim(arena: Arena, process: Tag) -> Option<usize> {
 /// Takes the slot if it is free.
 ///
 /// Killed anywhere: the life word is marked, and the slot is FREE, or LIVE with nothing in it.
-fn take(arena: Arena, index: usize, process: Tag) -> bool {
+fn take(arena: Arena, index: usize, owner: Tag) -> bool {
     let slot = arena.slot(index);
     if slot.state().phase != SlotPhase::Free || !slot.life.acquire(0).unwrap_or(false) {
         return false;
@@ -265,9 +274,7 @@ fn take(arena: Arena, index: usize, process: Tag) -> bool {
     }
     let tag = Tag::new(index, free.generation + 1);
     slot.tag.store(tag.word(), Ordering::Relaxed);
-    slot.watched
-        .process
-        .store(process.word(), Ordering::Relaxed);
+    slot.watched.process.store(owner.word(), Ordering::Relaxed);
     slot.clear_caches();
     // The rest is as its last owner left it: nothing is open, unless the pool is damaged.
     slot.intent.close();
@@ -281,7 +288,9 @@ fn take(arena: Arena, index: usize, process: Tag) -> bool {
     }
     let start = match sys::process::tid() == sys::process::pid() {
         // The first thread has the start of its process, which has been read.
-        true => arena.process(process.slot()).start.load(Ordering::Relaxed),
+        true => arena.process(owner.slot()).start.load(Ordering::Relaxed),
+        // Not known in the pool's times: the process has changed to others.
+        false if process::are_other_times_here(arena.times()) => 0,
         false => sys::process::own_thread_start(),
     };
     slot.start.store(start, Ordering::Relaxed);

@@ -8,13 +8,14 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
 
+use super::observed::{self, File};
 use super::{Pool, create, fork, handles, layout_fingerprint};
 use crate::layout::arena::{Arena, DATA, NAMES, OBJECTS, PROCESSES, SLICE, SLOTS, TYPES, Table};
 use crate::layout::header::{Identity, MAGIC, VERSION, Watermarks};
 use crate::layout::local;
 use crate::participants::recovery;
 use crate::primitive::{AtomicU64, Ordering};
-use crate::sys::{file_lock, process};
+use crate::sys::{file_lock, memory, process};
 
 /// Why a pool was not attached. Nothing has changed.
 #[derive(Debug, thiserror::Error)]
@@ -197,20 +198,31 @@ pub(crate) fn from_fd(fd: OwnedFd) -> Result<Pool, AttachError> {
     }
     let (base, len) = (identity.base as usize, identity.mapped_len());
     fork::install();
+    let file = File::of(fd.as_fd())?;
     // One thread at a time: until it is noted, a mapping looks like somebody else's. And no fork
     // copies one that is not noted.
     let attaching = handles::lock();
-    if let Some(known) = attached_already(&identity) {
+    if let Some(known) = attached_already(&identity, file) {
         return Ok(known);
     }
     let taken = AttachError::AddressTaken {
         base,
         end: base + len,
     };
-    let arena = create::map(fd.as_fd(), base, len)?.ok_or(taken)?;
+    let is_observed = observed::is(Arena::at(base), file, &attaching);
+    let arena = match is_observed {
+        true => {
+            // SAFETY: what is there is a mapping of the same file, for observers.
+            unsafe { memory::map_over(fd.as_fd(), base, len) }?;
+            Arena::at(base)
+        }
+        false => create::map(fd.as_fd(), base, len)?.ok_or(taken)?,
+    };
     if Identity::read(arena.header()) != identity {
-        // SAFETY: nobody else has seen the mapping.
-        unsafe { crate::sys::memory::unmap(base, len) }?;
+        if !is_observed {
+            // SAFETY: nobody else has seen the mapping.
+            unsafe { memory::unmap(base, len) }?;
+        }
         return Err(AttachError::DamagedHeader {
             what: "it changes while it is read",
         });
@@ -223,28 +235,52 @@ pub(crate) fn from_fd(fd: OwnedFd) -> Result<Pool, AttachError> {
 }
 
 /// Maps a pool to look at it, as [`from_fd`] does to use it. Nothing in it changes, it is none of
-/// this process's pools, and the namespaces do not matter. False if the process had it mapped.
-pub(crate) fn map_to_read(fd: BorrowedFd<'_>) -> Result<(Arena, Identity, bool), AttachError> {
+/// this process's pools, and the namespaces do not matter. Ends with [`look_no_more`].
+pub(crate) fn map_to_read(fd: BorrowedFd<'_>) -> Result<(Arena, Identity), AttachError> {
     let identity = judge(fd)?;
-    let _attaching = handles::lock();
-    if let Some(known) = attached_already(&identity) {
-        return Ok((known.0, identity, false));
-    }
+    let file = File::of(fd)?;
+    let attaching = handles::lock();
     let (base, len) = (identity.base as usize, identity.mapped_len());
-    crate::sys::memory::map_to_read_at(fd, base, len).map_err(|error| match error.kind() {
-        std::io::ErrorKind::AddrInUse => AttachError::AddressTaken {
-            base,
-            end: base + len,
-        },
-        _ => error.into(),
-    })?;
-    Ok((Arena::at(base), identity, true))
+    let arena = Arena::at(base);
+    let is_there = attached_already(&identity, file).is_some();
+    if !is_there && !observed::is(arena, file, &attaching) {
+        memory::map_to_read_at(fd, base, len).map_err(|error| match error.kind() {
+            std::io::ErrorKind::AddrInUse => AttachError::AddressTaken {
+                base,
+                end: base + len,
+            },
+            _ => error.into(),
+        })?;
+    }
+    observed::enter(arena, file, &attaching);
+    Ok((arena, identity))
 }
 
-/// This process's handle of the same pool, if it has it mapped.
-fn attached_already(identity: &Identity) -> Option<Pool> {
-    let arena = Arena::containing(identity.base as usize)?;
-    (Identity::read(arena.header()) == *identity).then_some(Pool(arena))
+/// Ends what [`map_to_read`] began.
+///
+/// # Safety
+///
+/// What that gave refers to the pool no more.
+pub(crate) unsafe fn look_no_more(arena: Arena, identity: &Identity) {
+    let leaving = handles::lock();
+    observed::leave(arena, &leaving);
+    if observed::count(arena, &leaving) == 0 && !local::of(arena).is_mapped() {
+        // SAFETY: by the caller's promise; no other observer is there, and no pool.
+        let _ = unsafe { memory::unmap(arena.base(), identity.mapped_len()) };
+    }
+}
+
+/// Whether one observer alone has the place.
+pub(crate) fn is_seen_by_one(arena: Arena) -> bool {
+    let kept = handles::lock();
+    observed::count(arena, &kept) == 1 && !local::of(arena).is_mapped()
+}
+
+/// This process's handle of the same pool, if it has it mapped: not of one that a copy of its file holds.
+fn attached_already(identity: &Identity, file: File) -> Option<Pool> {
+    let pool = Pool(Arena::containing(identity.base as usize)?);
+    let is_same = || File::of(pool.fd()).is_ok_and(|mapped| mapped == file);
+    (Identity::read(pool.0.header()) == *identity && is_same()).then_some(pool)
 }
 
 /// The tables that are committed up to their watermarks.

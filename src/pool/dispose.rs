@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Mutex;
 use std::sync::atomic::AtomicUsize;
 
-use super::objects::{Entry, clear_hold, extent, holds, is_held};
+use super::objects::{Entry, clear_hold, extent, is_held};
 use super::{intents, types};
 use crate::allocator::block;
 use crate::engines::{self, limbo};
@@ -119,10 +119,16 @@ pub(super) fn let_go_of_all(arena: Arena) {
     if row == 0 {
         return;
     }
-    for index in 0..arena.object_count() {
-        if holds(arena, row, index) {
+    for (number, word) in arena.hold_row(row).enumerate() {
+        let mut bits = word.load(Ordering::Relaxed);
+        while bits != 0 {
+            let index = number * 64 + bits.trailing_zeros() as usize;
+            bits &= bits - 1;
             clear_hold(arena, row, index);
-            dispose(arena, index);
+            // Else the entry need not be touched, in a table of its own: who lets go of it last disposes of it.
+            if !is_held(arena, index) {
+                dispose(arena, index);
+            }
         }
     }
     give_up_postponed(arena);

@@ -17,7 +17,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::io::{PipeReader, PipeWriter};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, Once, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -30,16 +30,75 @@ use crate::layout::{fingerprint, local};
 use crate::participants::recovery::{self, Hooks};
 use crate::participants::table::ProcessPhase;
 use crate::participants::tag::Tag;
-use crate::participants::thread::NoSlot;
 use crate::participants::{life, process, thread};
-use crate::primitive::Ordering;
 use crate::sys;
 
 thread_local! {
     static HELD: RefCell<Option<Held>> = const { RefCell::new(None) };
-    /// The records made for the child of the thread's last fork, as tags, by the pools' granules. Other
-    /// threads may fork as soon as the handles are released, before this one hears how its fork went.
-    static FORKED: Cell<[u64; GRANULES]> = const { Cell::new([0; GRANULES]) };
+    static CHILD: Child = const { Child::none() };
+}
+
+/// The child of the thread's fork on its way, or of the last one: other threads may fork as soon as the
+/// handles are released, before this one hears how its fork went. It is with what else a fork writes to,
+/// because each page that is written to is copied.
+struct Child {
+    /// It is of a fork on its way.
+    is_new: Cell<bool>,
+    /// When that began, by the [clock of starts](sys::process::start); 0 if the child is to ask for its
+    /// start.
+    since: Cell<u64>,
+    /// The records made for it, as tags, by the pools' granules.
+    records: [Cell<u64>; GRANULES],
+}
+
+impl Child {
+    const fn none() -> Child {
+        Child {
+            is_new: Cell::new(false),
+            since: Cell::new(0),
+            records: [const { Cell::new(0) }; GRANULES],
+        }
+    }
+
+    /// Begins with another, unless that has been done for this fork.
+    fn begin(&self) {
+        if !self.is_new.replace(true) {
+            self.since.set(sys::process::start::clock());
+            self.records.iter().for_each(|record| record.set(0));
+        }
+    }
+
+    fn record(&self, arena: Arena) -> Option<Tag> {
+        let record = Tag::of_word(self.records[arena.granule()].get());
+        (!record.is_nobody()).then_some(record)
+    }
+
+    /// The pools in which it has no record.
+    fn missing(&self) -> impl Iterator<Item = Arena> {
+        attached().filter(|&arena| self.record(arena).is_none())
+    }
+
+    /// Makes its record in a pool; it will be in that time namespace.
+    fn reserve(&self, arena: Arena, times: Option<u64>) -> Result<(), Refused> {
+        match process::are_other_times(arena.times(), times) {
+            Some(true) => return Err(Refused::OtherTimes),
+            Some(false) => {}
+            None => self.since.set(0),
+        }
+        let record = process::reserve_child(arena).ok_or(Refused::NoRecord)?;
+        self.records[arena.granule()].set(record.word());
+        Ok(())
+    }
+
+    /// Takes its records back: there is no child for them.
+    fn take_back(&self) {
+        for arena in attached() {
+            if let Some(record) = self.record(arena) {
+                process::abort_child(arena, record);
+            }
+        }
+        self.is_new.set(false);
+    }
 }
 
 /// What a thread has while it forks.
@@ -63,6 +122,8 @@ const MANY: usize = 16;
 
 /// Used by who keeps the [handles](handles::lock), so that nobody has it while another forks.
 static ON_THEIR_WAY: Mutex<Vec<OnItsWay>> = Mutex::new(Vec::new());
+/// How many they are. Where there are none the list is not locked, which would have a page copied.
+static COUNT: AtomicUsize = AtomicUsize::new(0);
 
 /// Teaches the layers below what this one does, and hooks into forks. Once a process.
 pub(super) fn install() {
@@ -98,72 +159,64 @@ fn attached() -> impl Iterator<Item = Arena> {
     local::mapped().filter(|&a| local::of(a).process() != 0)
 }
 
+/// Why a child could not take part in a pool.
+pub(crate) enum Refused {
+    /// The pool has no record for it.
+    NoRecord,
+    /// It would be in another time namespace.
+    OtherTimes,
+}
+
 /// Makes the records of the child that this thread is about to fork. An error cancels the fork; else it
 /// follows, and [`forked`] or [`fork_failed`].
-pub(crate) fn before_fork() -> Result<(), NoSlot> {
+pub(crate) fn before_fork() -> Result<(), Refused> {
     if attached().next().is_none() {
         return Ok(());
     }
     keep_handles();
-    for arena in attached() {
-        let Some(child) = process::reserve_child(arena) else {
-            take_back(|arena| pending(arena).swap(0, Ordering::Relaxed));
+    CHILD.with(|child| {
+        child.begin();
+        let times = sys::process::time_namespace_of_children();
+        let mut missing = child.missing();
+        let reserved = missing.try_for_each(|arena| child.reserve(arena, times));
+        reserved.inspect_err(|_| {
+            child.take_back();
             release_handles();
-            return Err(NoSlot);
-        };
-        pending(arena).store(child.word(), Ordering::Relaxed);
-    }
-    Ok(())
-}
-
-fn pending(arena: Arena) -> &'static AtomicU64 {
-    &local::of(arena).pending_child
-}
-
-/// Takes records back for which there is no child.
-fn take_back(record_of: impl Fn(Arena) -> u64) {
-    for arena in attached() {
-        let child = Tag::of_word(record_of(arena));
-        if !child.is_nobody() {
-            process::abort_child(arena, child);
-        }
-    }
+        })
+    })
 }
 
 /// The fork that [`before_fork`] prepared made no process.
 pub(crate) fn fork_failed() {
-    let records = FORKED.replace([0; GRANULES]);
-    take_back(|arena| records[arena.granule()]);
+    CHILD.with(Child::take_back);
 }
 
 /// The last fork made this process: now its records can be told from others on their way.
 pub(crate) fn forked(pid: u32) {
-    let records = FORKED.replace([0; GRANULES]);
-    for arena in attached() {
-        let child = Tag::of_word(records[arena.granule()]);
-        if !child.is_nobody() {
-            // The child stores the same once it lives.
-            arena
-                .process(child.slot())
-                .pid
-                .note(child.generation(), pid);
+    CHILD.with(|child| {
+        for arena in attached() {
+            if let Some(record) = child.record(arena) {
+                // The child stores the same once it lives.
+                let known = &arena.process(record.slot()).pid;
+                known.note(record.generation(), pid);
+            }
         }
-    }
+        sys::process::start::compare(pid, child.since.get());
+    });
 }
 
 extern "C" fn prepare() {
     keep_handles();
     take_back_of_the_killed();
-    let mut made = false;
-    for arena in attached() {
-        let pending = pending(arena);
-        if pending.load(Ordering::Relaxed) == 0
-            && let Some(child) = process::reserve_child(arena)
-        {
-            pending.store(child.word(), Ordering::Relaxed);
-            made = true;
-        }
-    }
+    let made = CHILD.with(|child| {
+        child.begin();
+        let mut times = None;
+        let made = child.missing().filter(|&arena| {
+            let times = times.get_or_insert_with(sys::process::time_namespace_of_children);
+            child.reserve(arena, *times).is_ok()
+        });
+        made.count() > 0
+    });
     if made {
         // For want of descriptors: the record of a child that is not made stays until this process ends.
         let pipe = std::io::pipe().ok();
@@ -201,7 +254,11 @@ fn on_their_way() -> std::sync::MutexGuard<'static, Vec<OnItsWay>> {
 /// Takes the records back of those that were killed on their way, and forgets those that have come to
 /// life. The caller keeps the handles.
 fn take_back_of_the_killed() {
-    on_their_way().retain(|child| {
+    if COUNT.load(Ordering::Relaxed) == 0 {
+        return;
+    }
+    let mut all = on_their_way();
+    all.retain(|child| {
         let ended = nobody_has_the_other_end(&child.pipe);
         let records = attached().map(|arena| (arena, child.records[arena.granule()]));
         for (arena, record) in records.filter(|&(_, record)| ended && record != 0) {
@@ -210,6 +267,7 @@ fn take_back_of_the_killed() {
         }
         !ended
     });
+    COUNT.store(all.len(), Ordering::Relaxed);
 }
 
 /// The same, for who does not keep the handles.
@@ -245,17 +303,15 @@ fn has_handles(arena: Arena) -> bool {
 }
 
 extern "C" fn in_parent() {
-    let mut records = [0; GRANULES];
-    for arena in attached() {
-        records[arena.granule()] = pending(arena).swap(0, Ordering::Relaxed);
-    }
-    FORKED.set(records);
+    CHILD.with(|child| child.is_new.set(false));
     let pipe = HELD.try_with(|held| held.borrow_mut().as_mut()?.pipe.take());
     if let Ok(Some((pipe, for_the_child))) = pipe {
         drop(for_the_child);
         let mut all = on_their_way();
         if all.len() < MANY {
+            let records = CHILD.with(|child| std::array::from_fn(|i| child.records[i].get()));
             all.push(OnItsWay { pipe, records });
+            COUNT.store(all.len(), Ordering::Relaxed);
         }
         drop(all);
         take_back_of_the_killed();
@@ -265,23 +321,43 @@ extern "C" fn in_parent() {
 
 extern "C" fn in_child() {
     // Held if somebody has it, as a fork during the destruction of thread-locals does not keep him away.
-    if let Ok(mut siblings) = ON_THEIR_WAY.try_lock() {
+    if COUNT.load(Ordering::Relaxed) != 0
+        && let Ok(mut siblings) = ON_THEIR_WAY.try_lock()
+    {
         siblings.clear();
+        COUNT.store(0, Ordering::Relaxed);
     }
-    // The thread's table of slots is empty: the kernel has wiped it.
-    let start = sys::process::own_start();
-    for arena in attached() {
-        local::of(arena).forget_leaked_guards();
-        let mine = Tag::of_word(pending(arena).swap(0, Ordering::Relaxed));
-        if mine.is_nobody() && !has_handles(arena) {
-            local::of(arena).set_process(0);
-        } else if process::is_in_another_namespace(arena) {
-            give_up(b"shmkit: a forked child is in another PID or time namespace than a pool; it exits\n");
-        } else if mine.is_nobody() || !process::become_child(arena, mine, start) {
-            give_up(b"shmkit: a forked child has no record in a pool; it exits\n");
-        }
-    }
+    // The kernel has wiped the thread's table of slots.
+    thread::begin_child();
+    sys::robust::begin_child();
+    CHILD.with(|child| {
+        child.is_new.set(false);
+        let mut start = None;
+        attached().for_each(|arena| come_to_life(arena, child, &mut start));
+    });
     release_handles();
+}
+
+/// In the child: its record in a pool comes to life. `start` is this process's, once it is known.
+fn come_to_life(arena: Arena, child: &Child, start: &mut Option<u64>) {
+    let local = local::of(arena);
+    local.forget_leaked_guards();
+    let record = child.record(arena);
+    if record.is_none() && !has_handles(arena) {
+        return local.set_process(0);
+    }
+    // The parent has looked at the times before it made a record.
+    let other_times = || record.is_none() && process::are_other_times_here(arena.times());
+    if process::has_other_numbers(arena) || other_times() {
+        give_up(
+            b"shmkit: a forked child is in another PID or time namespace than a pool; it exits\n",
+        );
+    }
+    let since = child.since.get();
+    let start = *start.get_or_insert_with(|| sys::process::start::own_start_since(since));
+    if !record.is_some_and(|record| process::become_child(arena, record, start)) {
+        give_up(b"shmkit: a forked child has no record in a pool; it exits\n");
+    }
 }
 
 /// Ends a child that must not live on with what it inherits.
@@ -316,7 +392,7 @@ pub(crate) fn child_reaped(pid: u32) {
             }
             if state.phase != ProcessPhase::Forking {
                 // Somebody may have asked about it a moment ago, when it still lived.
-                life::confirm_process(record);
+                life::confirm_process(record, arena.times());
             } else if state.parent as usize == process::current_index(arena) {
                 process::abort_child(arena, Tag::new(index, state.generation));
             }

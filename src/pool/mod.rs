@@ -11,6 +11,7 @@
 //! | `intents` | changes of several words, and how a death in the middle is resolved |
 //! | `names`   | names of objects |
 //! | `remove`  | removing named pools that nobody has |
+//! | `observed` | pools that this process looks at |
 //! | `handles` | which objects this process holds |
 //! | `fork`    | what a fork does to all of it |
 
@@ -23,6 +24,7 @@ pub(crate) mod handles;
 pub(crate) mod intents;
 pub(crate) mod names;
 pub(crate) mod objects;
+mod observed;
 pub(crate) mod remove;
 pub(crate) mod types;
 
@@ -366,14 +368,14 @@ impl Pool {
         handles::forget(self.0);
         fork::forget(self.0);
         // Nobody attaches it anew before its place is free.
-        let _leaving = handles::lock();
+        let leaving = handles::lock();
         let (len, fd) = local::of(self.0).clear();
-        // SAFETY: by the caller's promise nothing refers to the mapping; the descriptor was the
-        // pool's own.
-        unsafe {
-            let _ = crate::sys::memory::unmap(self.0.base(), len);
-            drop(<OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(fd));
+        if observed::count(self.0, &leaving) == 0 {
+            // SAFETY: by the caller's promise nothing refers to the mapping, nor does an observer.
+            let _ = unsafe { crate::sys::memory::unmap(self.0.base(), len) };
         }
+        // SAFETY: the descriptor was the pool's own.
+        drop(unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(fd) });
     }
 }
 

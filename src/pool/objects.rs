@@ -262,7 +262,7 @@ pub(super) fn undo_create(arena: Arena, owner: Tag, index: usize, address: usize
 }
 
 fn hold_place(arena: Arena, row: usize, index: usize) -> Option<(&'static AtomicU64, u64)> {
-    let word = arena.hold_row(row).get(index / 64)?;
+    let word = arena.hold_word(row, index)?;
     Some((word, 1 << (index % 64)))
 }
 

@@ -13,7 +13,7 @@ use rustix::fs::OFlags;
 
 use super::attach::{self, PoolName};
 use super::{AttachError, Pool, names};
-use crate::sys::{file_lock, memory};
+use crate::sys::file_lock;
 
 /// Why a pool was not removed.
 #[derive(Debug, thiserror::Error)]
@@ -80,13 +80,11 @@ pub fn remove(name: &str, what: Removable) -> Result<(), RemoveError> {
 pub(crate) fn remove_with(name: &str, object: &str) -> Result<(), RemoveError> {
     judged(name, Removable::Pool, true, |fd| {
         match attach::map_to_read(fd) {
-            Ok((arena, identity, ours)) => {
+            Ok((arena, identity)) => {
                 // Nobody has the pool who could rename it.
                 let found = names::find(arena, object).is_some();
-                if ours {
-                    // SAFETY: mapped just now, and nothing refers to it.
-                    let _ = unsafe { memory::unmap(arena.base(), identity.mapped_len()) };
-                }
+                // SAFETY: nothing refers to it.
+                unsafe { attach::look_no_more(arena, &identity) };
                 found
             }
             Err(AttachError::AddressTaken { .. }) => true,

@@ -34,7 +34,8 @@ use super::frame::{self, Frame, Kind};
 use super::master::LOG;
 use super::{JoinError, ResultError, SpawnError};
 use crate::participants::thread;
-use crate::pool::{fork, tell};
+use crate::pool::fork::{self, Refused};
+use crate::pool::tell;
 use crate::sys::process::{self, Ended, ForkResult};
 
 /// Exit code after a panic, the one that Rust programs use.
@@ -47,6 +48,14 @@ pub(super) const EXIT_UNWRITTEN: i32 = 74;
 pub(super) enum OtherThreads {
     Refused,
     Allowed,
+}
+
+/// Whether something may have been written, in this process, that is buffered still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Output {
+    Buffered,
+    /// There is none: that need not be looked for, which would have pages copied after each fork.
+    Flushed,
 }
 
 /// A child that was started and not yet reaped.
@@ -85,7 +94,7 @@ pub(super) unsafe fn start(
         }
     };
     // SAFETY: writing the frame is all that is added to `body`, which the caller vouches for.
-    let pid = unsafe { begin(threads, &mut whole) }?;
+    let pid = unsafe { begin(threads, Output::Buffered, &mut whole) }?;
     Ok(Child { pid, result })
 }
 
@@ -96,6 +105,7 @@ pub(super) unsafe fn start(
 /// As for [`start`].
 pub(super) unsafe fn begin(
     threads: OtherThreads,
+    output: Output,
     body: &mut dyn FnMut() -> i32,
 ) -> Result<u32, SpawnError> {
     if threads == OtherThreads::Refused {
@@ -111,9 +121,14 @@ pub(super) unsafe fn begin(
     // Locked before it is flushed, so that nothing is written in between.
     let other_threads = threads == OtherThreads::Allowed;
     let locks = other_threads.then(|| (io::stdout().lock(), io::stderr().lock()));
-    flushed(io::stdout().flush())?;
-    flushed(process::flush_c_stdio())?;
-    fork::before_fork().map_err(|_| SpawnError::NoProcessRecord)?;
+    if output == Output::Buffered {
+        flushed(io::stdout().flush())?;
+        flushed(process::flush_c_stdio())?;
+    }
+    fork::before_fork().map_err(|refused| match refused {
+        Refused::NoRecord => SpawnError::NoProcessRecord,
+        Refused::OtherTimes => SpawnError::OtherTimeNamespace,
+    })?;
     let parent = process::pid();
     // SAFETY: either this is the only thread (counted above, and nothing since has started one),
     // or the caller vouches for `body`; around it the child uses what glibc and the locks taken

@@ -31,6 +31,8 @@ use rustix::fs::MemfdFlags;
 use rustix::io::Errno;
 use serde::Serialize;
 
+use crate::sys::file_size;
+
 const MAGIC: u32 = u32::from_le_bytes(*b"SHMR");
 const HEADER: usize = size_of::<Header>();
 /// The longest frame that is read by one system call.
@@ -210,6 +212,7 @@ impl<'a> Writer<'a> {
 }
 
 fn write_all(file: BorrowedFd<'_>, mut bytes: &[u8], mut offset: u64) -> Result<(), Errno> {
+    file_size::check_write(offset + bytes.len() as u64)?;
     while !bytes.is_empty() {
         match rustix::io::pwrite(file, bytes, offset) {
             Ok(0) => return Err(Errno::IO),

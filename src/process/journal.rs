@@ -48,6 +48,7 @@ use super::pid_file;
 use super::resources::PLACES;
 use crate::pool::remove::{Removable, RemoveError};
 use crate::pool::{self, AttachError, tell};
+use crate::sys::file_size;
 
 const BLOCK: usize = 4096;
 const MAGIC: [u8; 8] = *b"shmkjrnl";
@@ -172,7 +173,9 @@ impl Journal {
             }
             let mut block = [0; BLOCK];
             block[..16].copy_from_slice(&header(VERSION));
-            self.file.write_all_at(&block, 0)?;
+            // Before there is a part of it.
+            file_size::check_write(LENGTH)?;
+            self.write(&block, 0)?;
             self.file.set_len(LENGTH)?;
             return Ok(Ok(Vec::new()));
         }
@@ -189,6 +192,7 @@ impl Journal {
             return not_ours;
         }
         if length == BLOCK as u64 {
+            file_size::check_length(self.as_fd(), LENGTH)?;
             self.file.set_len(LENGTH)?;
         } else if length != LENGTH {
             return Ok(Err(JournalError::Truncated { length }));
@@ -214,7 +218,7 @@ impl Journal {
         let (length, crc) = (text.len() as u32, crc32fast::hash(text));
         block[..4].copy_from_slice(&length.to_le_bytes());
         block[4..8].copy_from_slice(&crc.to_le_bytes());
-        let recorded = self.file.write_all_at(&block, offset(place));
+        let recorded = self.write(&block, offset(place));
         if recorded.is_err() {
             // No part of it may stay, for the next run would take it for damage.
             let _ = self.strike(place);
@@ -224,7 +228,12 @@ impl Journal {
 
     /// Says that the resource is there no more.
     pub(super) fn strike(&self, place: usize) -> io::Result<()> {
-        self.file.write_all_at(&[0; BLOCK], offset(place))
+        self.write(&[0; BLOCK], offset(place))
+    }
+
+    fn write(&self, block: &[u8; BLOCK], at: u64) -> io::Result<()> {
+        file_size::check_write(at + BLOCK as u64)?;
+        self.file.write_all_at(block, at)
     }
 
     /// The run is over: what was left is tried once more, and the file goes if it names nothing. The

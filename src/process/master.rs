@@ -41,6 +41,7 @@ use std::time::{Duration, Instant};
 use children::Process;
 use guests::Guest;
 
+use super::child::Output;
 use super::jobs::{self, Control, JOBS, KILL, Kind, Phase};
 use super::journal::{self, Journal};
 use super::peers::PEERS;
@@ -63,7 +64,9 @@ const AGAIN: Duration = Duration::from_millis(100);
 /// A master for a program that has an event loop of its own: it is polled for being readable, and
 /// then [dispatched](Self::dispatch).
 ///
-/// The program stays single-threaded, and stays in the thread that made the master.
+/// The program stays single-threaded, and stays in the thread that made the master. It may have several
+/// masters, each with its own workers. These are forked with copies of what the others have: of a
+/// [pid file or a run directory](Config::pid_file) of another master they keep the lock until they end.
 ///
 /// ```
 /// use shmkit::process::{Config, Entry, Master};
@@ -98,6 +101,9 @@ pub struct Master {
     /// By place in the table of peers.
     peers: Vec<Option<Guest>>,
     stopping: bool,
+    /// What the program may have left in buffers: nothing, since the last fork, where only the master's own
+    /// code has run.
+    output: Output,
     /// Whose all this is: a process that it forks, by whatever means, has a copy.
     owner: u32,
     pid_file: Option<PidFile>,
@@ -186,6 +192,7 @@ impl Master {
             unwatched: Vec::new(),
             peers: Vec::new(),
             stopping: false,
+            output: Output::Buffered,
             owner: process::pid(),
             pid_file,
             journal,
@@ -357,6 +364,7 @@ impl Master {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn dispatch(&mut self) -> Result<Dispatched, RunError> {
+        self.output = Output::Buffered;
         self.turn(Some(Duration::ZERO))
     }
 
@@ -364,7 +372,7 @@ impl Master {
     pub(super) fn turn(&mut self, limit: Option<Duration>) -> Result<Dispatched, RunError> {
         self.check_owner()?;
         let mut done = Dispatched::default();
-        let mut ended = [0; 64];
+        let mut ended = [0; watch::AT_ONCE];
         let mut count = 0;
         self.watch.wait(limit, |token| {
             if token < (JOBS + PEERS) as u64 {

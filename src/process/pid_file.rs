@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::FlockOperation;
 
 use super::RunError;
-use crate::sys::process;
+use crate::sys::{file_size, process};
 
 #[derive(Debug)]
 pub(super) struct PidFile {
@@ -45,10 +45,11 @@ impl PidFile {
             owner: process::pid(),
         };
         let text = format!("{}\n", pid_file.owner);
-        let written = pid_file.file.set_len(0).and_then(|()| {
+        let written = file_size::check_write(text.len() as u64)
+            .map_err(io::Error::from)
+            .and_then(|()| pid_file.file.set_len(0))
             // At the beginning, wherever reading has ended.
-            pid_file.file.write_all_at(text.as_bytes(), 0)
-        });
+            .and_then(|()| pid_file.file.write_all_at(text.as_bytes(), 0));
         written.map(|()| pid_file).map_err(failed)
     }
 }

@@ -71,6 +71,10 @@ pub enum SpawnError {
     /// A pool that this process has attached has no free process record for the child.
     #[error("a pool has no free process record for the child")]
     NoProcessRecord,
+    /// Children of this thread would be in another time namespace than a pool that this process has
+    /// attached: nobody could tell whether they live, nor they of others.
+    #[error("the child would be in another time namespace than a pool")]
+    OtherTimeNamespace,
     /// The threads of this process could not be counted.
     #[error("the threads of this process could not be counted")]
     Tasks(#[source] io::Error),

@@ -87,7 +87,7 @@ pub fn give_up<'a>(all: impl Iterator<Item = &'a Keeping>, me: Tag, due: &Sweep)
 }
 
 /// Ends all holds of a process that is gone, or about to go, and leaves what it alone held to a walk.
-pub fn end_holds(row: &[AtomicU64], due: &Sweep) {
+pub fn end_holds<'a>(row: impl IntoIterator<Item = &'a AtomicU64>, due: &Sweep) {
     for word in row {
         if word.load(Ordering::Relaxed) != 0 {
             word.store(0, Ordering::SeqCst);

@@ -20,9 +20,8 @@ use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 
 use rustix::fs::{CWD, FallocateFlags, MemfdFlags, SealFlags};
 use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags};
-use rustix::process::Resource;
 
-use super::{process, refusal};
+use super::{file_size, process, refusal};
 
 /// The most that one `fallocate` covers, in bytes.
 const STEP: u64 = 4 << 20;
@@ -57,7 +56,8 @@ pub(crate) fn memfd(name: &CStr) -> io::Result<OwnedFd> {
 pub(crate) fn copy_file(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
     use rustix::fs::SeekFrom;
     let len = rustix::fs::fstat(from)?.st_size.max(0) as u64;
-    check_file_size(to, len)?;
+    file_size::check_length(to, len)?;
+    file_size::check_write(len)?;
     rustix::fs::ftruncate(to, len)?;
     let mut buffer = vec![0; 1 << 20];
     let mut at = 0;
@@ -90,6 +90,26 @@ pub(crate) fn copy_file(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<
 /// Maps `len` bytes of the file at exactly `address`; `AddrInUse` if anything is mapped there.
 pub(crate) fn map_at(fd: BorrowedFd<'_>, address: usize, len: usize) -> io::Result<()> {
     map_as(fd, address, len, ProtFlags::READ | ProtFlags::WRITE)
+}
+
+/// As [`map_at`], in the place of what is mapped there.
+///
+/// # Safety
+///
+/// That is a mapping of the same file and length.
+pub(crate) unsafe fn map_over(fd: BorrowedFd<'_>, address: usize, len: usize) -> io::Result<()> {
+    // SAFETY: by the caller's promise, what was there is there afterwards.
+    unsafe {
+        rustix::mm::mmap(
+            std::ptr::with_exposed_provenance_mut(address),
+            len,
+            ProtFlags::READ | ProtFlags::WRITE,
+            MapFlags::SHARED | MapFlags::FIXED | MapFlags::NORESERVE,
+            fd,
+            0,
+        )
+    }?;
+    Ok(())
 }
 
 /// As [`map_at`], to be read only; the file may be open for reading only.
@@ -218,21 +238,9 @@ pub(crate) fn commit(fd: RawFd, offset: u64, len: u64) -> Result<(), CommitError
     if refusal::COMMITS.refuses() {
         return Err(CommitError::Full);
     }
-    check_file_size(borrow(fd), offset + len)
+    file_size::check_length(borrow(fd), offset + len)
         .map_err(|errno| CommitError::System(errno.raw_os_error()))?;
     fallocate(fd, FallocateFlags::empty(), offset, len)
-}
-
-/// Checks that this process may make the file so long (`RLIMIT_FSIZE`). To try would not only fail
-/// but send SIGXFSZ, which ends the process.
-fn check_file_size(fd: BorrowedFd<'_>, len: u64) -> rustix::io::Result<()> {
-    let limit = rustix::process::getrlimit(Resource::Fsize).current;
-    // What is within the file already may be committed.
-    if limit.is_some_and(|limit| len > limit) && len > rustix::fs::fstat(fd)?.st_size.max(0) as u64
-    {
-        return Err(rustix::io::Errno::FBIG);
-    }
-    Ok(())
 }
 
 /// Gives a range of the file back to the kernel. It must be committed again before use.

@@ -4,6 +4,7 @@
 //! |-----------|----------|
 //! | `memory`  | memfds and files as pool backing: map at a fixed address, commit, punch, limits |
 //! | `file_lock` | a file's lock: shared for life, taken by who removes, asked about |
+//! | `file_size` | whether a file may become so long |
 //! | `futex`   | sleep on one word or two, with a time limit; wake |
 //! | `robust`  | words that the kernel marks when the thread that holds them dies |
 //! | `process` | who am I, does that task still live, fork, reap |
@@ -15,6 +16,7 @@
 //! | `watch`   | what a master sleeps on: a counter, a timer, pidfds |
 
 pub(crate) mod file_lock;
+pub(crate) mod file_size;
 pub(crate) mod futex;
 pub(crate) mod memory;
 pub(crate) mod process;

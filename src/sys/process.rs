@@ -27,6 +27,7 @@
 //! any instruction leaves nothing behind but descriptors, which the kernel closes.
 
 mod children;
+pub(crate) mod start;
 #[cfg(test)]
 mod tests;
 
@@ -39,6 +40,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use rustix::fs::{CWD, Mode, OFlags, RawDir};
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitId, WaitIdOptions};
+use rustix::thread::UnshareFlags;
 
 pub(crate) use children::*;
 
@@ -184,6 +186,12 @@ pub(crate) fn time_namespace() -> Option<u64> {
     Some(rustix::fs::stat(c"/proc/thread-self/ns/time").ok()?.st_ino)
 }
 
+/// The time namespace that children of the calling thread will be in; as [`time_namespace`].
+pub(crate) fn time_namespace_of_children() -> Option<u64> {
+    let path = c"/proc/thread-self/ns/time_for_children";
+    Some(rustix::fs::stat(path).ok()?.st_ino)
+}
+
 /// The number of tasks of this process that may still run user code.
 ///
 /// A thread that was joined may linger in the kernel for some microseconds. It counts no more
@@ -195,8 +203,9 @@ pub(crate) fn time_namespace() -> Option<u64> {
 pub(crate) fn task_count() -> io::Result<usize> {
     // Changes nothing: the kernel refuses it to who has other threads, and it is a tenth of a look into
     // `/proc`. A sandbox may refuse it to all.
-    // SAFETY: takes and returns plain numbers.
-    if unsafe { libc::unshare(libc::CLONE_THREAD) } == 0 {
+    let thread = UnshareFlags::from_bits_retain(libc::CLONE_THREAD as u32);
+    // SAFETY: no file descriptors are unshared.
+    if unsafe { rustix::thread::unshare_unsafe(thread) }.is_ok() {
         return Ok(1);
     }
     let path = c"/proc/self/task";

@@ -17,6 +17,9 @@ use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
 };
 
+/// Events that are dealt with at once. Few, as after each fork each page of stack that is touched is copied.
+pub(crate) const AT_ONCE: usize = 32;
+
 /// The counter was written to.
 pub(crate) const WOKEN: u64 = u64::MAX;
 /// The doorbell was written to.
@@ -107,9 +110,9 @@ impl Watch {
     }
 
     /// Sleeps until there are events, `limit` at most (`None`: without limit), and calls `f` with
-    /// the token of each.
+    /// the token of each, of [`AT_ONCE`] at most.
     pub(crate) fn wait(&self, limit: Option<Duration>, mut f: impl FnMut(u64)) -> io::Result<()> {
-        let mut events = [MaybeUninit::<Event>::uninit(); 64];
+        let mut events = [MaybeUninit::<Event>::uninit(); AT_ONCE];
         let limit = limit.map(timespec);
         let (ready, _) = match epoll::wait(&self.epoll, &mut events, limit.as_ref()) {
             Ok(ready) => ready,
@@ -125,8 +128,8 @@ impl Watch {
                 _ => None,
             };
             if let Some(source) = source {
-                // Emptied before it is dealt with: what comes later comes again.
-                let _ = rustix::io::read(source, &mut [0; 4096]);
+                // Emptied before it is dealt with: what comes later comes again, and what a pipe has more.
+                let _ = rustix::io::read(source, &mut [0; 128]);
             }
             f(token);
         }

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
@@ -10,7 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use shmkit::inspect::Observer;
-use shmkit::{AttachError, Pool};
+use shmkit::sync::{LockError, Mutex};
+use shmkit::{AttachError, Pool, RecoverySummary};
 
 use super::common::{TestPool, allocate, assert_sound, fill, free, program, succeeded, verify};
 use super::create::name;
@@ -219,7 +221,7 @@ fn with_word(file: &File, at: u64, value: u64) -> AttachError {
 
 pub fn other_version_or_layout() {
     let file = &detached();
-    for version in [0, 2, u64::MAX] {
+    for version in [0, 1, 3, u64::MAX] {
         match with_word(file, VERSION, version) {
             AttachError::OtherVersion { found } => assert_eq!(found, version),
             other => panic!("{other:?}"),
@@ -326,17 +328,52 @@ pub fn by_two_threads_at_once() {
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     for _ in 0..500 {
         let (pool, observer) = at_once(|| attach(&file), || Observer::open(&path));
-        // Who only looks keeps the place if he was first.
-        drop(observer.unwrap());
-        match pool {
-            // SAFETY: as above.
-            Ok(pool) => unsafe { pool.unmap() },
-            Err(AttachError::AddressTaken { .. }) => {}
-            Err(other) => panic!("{other:?}"),
-        }
+        let observer = observer.unwrap();
+        // SAFETY: as above.
+        unsafe { pool.unwrap().unmap() };
+        assert!(observer.check().is_ok());
     }
     let pool = TestPool::of(attach(&file).unwrap());
     assert_eq!(*pool.named::<u64>("kept").unwrap(), 41);
+}
+
+/// Whoever looks at a pool has it where it is, as has who takes part; the last one takes it away.
+pub fn observers_share_a_place() {
+    let file = detached();
+    let look = |file: &File| Observer::open(&format!("/proc/self/fd/{}", file.as_raw_fd()));
+    let (one, other) = (look(&file).unwrap(), look(&file).unwrap());
+    let objects = one.objects().len();
+    assert_eq!(other.objects().len(), objects);
+    // SAFETY: nothing in it is opened.
+    match unsafe { other.into_copy() } {
+        Err(AttachError::AddressTaken { base, .. }) => assert_eq!(base, one.info().base),
+        other => panic!("{other:?}"),
+    }
+    let pool = attach(&file).unwrap();
+    let made = pool.create(5_u64).unwrap();
+    assert_eq!(one.objects().len(), objects + 1);
+    let other = look(&file).unwrap();
+    drop(one);
+    drop(made);
+    // SAFETY: nothing refers to it but the observer, who keeps the mapping.
+    unsafe { pool.unmap() };
+    assert_eq!(other.objects().len(), objects);
+    assert!(other.check().is_ok());
+    // A copy of it is another pool, beside which it does not fit.
+    // SAFETY: nothing in it is opened.
+    let copy = TestPool::of(unsafe { other.into_copy() }.unwrap());
+    for refused in [look(&file).map(drop), attach(&file).map(drop)] {
+        assert!(
+            matches!(refused, Err(AttachError::AddressTaken { .. })),
+            "{refused:?}"
+        );
+    }
+    let base = copy.base();
+    drop(copy);
+    drop(look(&file).unwrap());
+    // It is gone: what is another's fits there.
+    let next = TestPool::with(|b| b.base(base).max_size(8 << 20));
+    assert_sound(*next);
 }
 
 /// Forks a child that makes new namespaces for its children; what a child of it answers. `None` if this user may
@@ -399,9 +436,10 @@ pub fn another_pid_namespace() {
 pub fn a_child_in_another_namespace() {
     for kind in [libc::CLONE_NEWPID, CLONE_NEWTIME] {
         let file = detached();
+        // What it inherits would be nobody's.
         let takes_part = || {
             let pool = attach(&file).unwrap();
-            pool.create(1_u64).unwrap();
+            std::mem::forget(pool.create(1_u64).unwrap());
         };
         let code = in_another_namespace(kind, takes_part, || 0);
         assert!(matches!(code, None | Some(70)), "{kind:#x}: {code:?}");
@@ -414,4 +452,70 @@ pub fn a_child_in_another_namespace() {
         let pool = TestPool::of(attach(&file).unwrap());
         assert!(pool.check().is_ok());
     }
+}
+
+/// Makes a time namespace that began later, and changes to it. False if this user may not.
+fn change_times() -> bool {
+    // SAFETY: changes what this process sees, which has one thread.
+    unsafe {
+        if libc::unshare(CLONE_NEWTIME) != 0 {
+            return false;
+        }
+        fs::write("/proc/self/timens_offsets", "boottime 100000 0").unwrap();
+        let times = File::open("/proc/self/ns/time_for_children").unwrap();
+        libc::setns(times.as_raw_fd(), CLONE_NEWTIME) == 0
+    }
+}
+
+/// Start times mean others to who has changed to another time namespace: he takes nobody for dead for that,
+/// nor is he taken for dead.
+pub fn a_process_that_changes_its_time_namespace() {
+    const REFUSED: i32 = 77;
+    let pool = TestPool::of(Pool::builder().create().unwrap());
+    let held = pool.create(Mutex::new(1_u64)).unwrap();
+    let guard = held.lock().unwrap();
+    let (mut told, mut tell) = std::io::pipe().unwrap();
+    let (mut go, mut let_go) = std::io::pipe().unwrap();
+    // SAFETY: this process has one thread.
+    let child = unsafe { libc::fork() };
+    assert!(child >= 0);
+    if child == 0 {
+        let mut changed = || {
+            if !change_times() {
+                return REFUSED;
+            }
+            let nobody_died = pool.recover() == RecoverySummary::default();
+            let is_held = matches!(held.try_lock(), Err(LockError::WouldBlock));
+            let lives = thread::scope(|s| {
+                let thread = s.spawn(|| {
+                    // With a slot, until the parent has looked.
+                    let block = allocate(*pool, 100);
+                    tell.write_all(&[1]).unwrap();
+                    go.read_exact(&mut [0]).unwrap();
+                    free(*pool, block);
+                });
+                thread.join().is_ok()
+            });
+            i32::from(!(nobody_died && is_held && lives))
+        };
+        let code = changed();
+        // SAFETY: ends the child without the harness's destructors.
+        unsafe { libc::_exit(code) };
+    }
+    drop(tell);
+    // Nothing comes from who was refused, or has failed.
+    let uses = told.read(&mut [0]).unwrap() == 1;
+    let recovered = pool.recover();
+    if uses {
+        assert_eq!(recovered, RecoverySummary::default());
+        let_go.write_all(&[1]).unwrap();
+    }
+    let mut status = 0;
+    // SAFETY: waits for our own child.
+    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+    match (libc::WIFEXITED(status), libc::WEXITSTATUS(status)) {
+        (true, REFUSED) => println!("  this user may not make a time namespace: not tested"),
+        ended => assert_eq!(ended, (true, 0)),
+    }
+    drop(guard);
 }

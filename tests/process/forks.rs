@@ -1,8 +1,7 @@
 //! Forks that somebody else makes, and what other handlers of forks do.
 
 use std::alloc::Layout;
-use std::io::{PipeReader, PipeWriter, Read, Write, pipe};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::{Duration, Instant};
@@ -81,31 +80,34 @@ pub fn a_fork_that_fails_holds_nothing() {
 }
 
 static DIES: AtomicBool = AtomicBool::new(false);
-/// What a child waits for that is to die: its parent has heard of its fork.
-static FORKED: OnceLock<(PipeReader, PipeWriter)> = OnceLock::new();
+/// What a child that dies reads a byte from before, if that is a descriptor.
+static DIES_AFTER: AtomicI32 = AtomicI32::new(-1);
 
 /// In a child, before it comes to life in any pool.
 extern "C" fn die() {
     if DIES.load(Ordering::Relaxed) {
-        let mut forked = &FORKED.get().unwrap().0;
-        forked.read_exact(&mut [0]).unwrap();
-        // SAFETY: no memory is passed.
-        unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+        let mut byte = 0_u8;
+        // SAFETY: the byte is written to.
+        unsafe {
+            libc::read(
+                DIES_AFTER.load(Ordering::Relaxed),
+                (&raw mut byte).cast(),
+                1,
+            );
+            libc::kill(libc::getpid(), libc::SIGKILL);
+        }
     }
 }
 
-/// Forks by the system's own call; how the child has ended.
-fn forked() -> i32 {
+/// Forks by the system's own call, and does something; how the child has ended.
+fn forked_with(meanwhile: impl FnOnce()) -> i32 {
     // SAFETY: this is the only thread, and the child ends at once.
     let child = unsafe { libc::fork() };
     if child == 0 {
         // SAFETY: no memory is passed.
         unsafe { libc::_exit(0) };
     }
-    if DIES.load(Ordering::Relaxed) {
-        let mut forked = &FORKED.get().unwrap().1;
-        forked.write_all(&[0]).unwrap();
-    }
+    meanwhile();
     let mut status = -1;
     // SAFETY: the status is written to.
     let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
@@ -113,28 +115,37 @@ fn forked() -> i32 {
     status
 }
 
+fn forked() -> i32 {
+    forked_with(|| ())
+}
+
 pub fn role_killed_on_its_way() {
     // Before the first pool: so it is called before the pool's own handler.
     // SAFETY: the handler does nothing that a child may not.
     let done = unsafe { libc::pthread_atfork(None, None, Some(die)) };
     assert_eq!(done, 0);
-    FORKED.set(pipe().unwrap()).unwrap();
     let pool = Pool::builder().create().unwrap();
     let kept = pool.create(1_u64).unwrap();
+    let (go, let_go) = rustix::pipe::pipe().unwrap();
+    DIES_AFTER.store(go.as_raw_fd(), Ordering::Relaxed);
     let descriptors = open_descriptors();
     DIES.store(true, Ordering::Relaxed);
     for _ in 0..50 {
         let object = pool.create(7_u64).unwrap();
         let handle = object.handle();
-        assert_eq!(forked(), libc::SIGKILL);
-        drop(object);
-        // What the child would have had.
-        assert_eq!(*handle.open().unwrap(), 7);
+        let killed = forked_with(|| {
+            drop(object);
+            // What the child would have.
+            assert_eq!(*handle.open().unwrap(), 7);
+            assert_eq!(rustix::io::write(&let_go, &[1]), Ok(1));
+        });
+        assert_eq!(killed, libc::SIGKILL);
         pool.recover();
         let opened = handle.open();
         assert!(matches!(opened, Err(HandleError::Gone)), "it is held");
     }
     assert_eq!(open_descriptors(), descriptors);
+    DIES_AFTER.store(-1, Ordering::Relaxed);
     // Nobody recovers: the next fork does, so that no more records are in use than at once.
     (0..50).for_each(|_| assert_eq!(forked(), libc::SIGKILL));
     assert!(open_descriptors() <= descriptors + 1);

@@ -3,6 +3,7 @@
 use std::sync::LazyLock;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, poll};
 use shmkit::process::{
     Backoff, Config, Entry, JoinError, JoinHandle, KillError, Master, Restart, ResultError,
     RunError, StartOptions, WorkerId, run,
@@ -390,4 +391,36 @@ static MISTYPED: Entry<(), ()> = Entry::new("mistyped", |worker, ()| {
 
 pub fn forged_handles_are_errors() {
     runs(&MISTYPED);
+}
+
+/// A program may have several masters: each has its own workers, and ends with them alone.
+pub fn two_masters_in_one_process() {
+    let mut one = Master::new(&Config::new()).unwrap();
+    let mut other = Master::new(&Config::new()).unwrap();
+    let hangs = other.start(&FOR_EVER, &()).unwrap();
+    other.dispatch().unwrap();
+    assert_eq!((one.workers(), other.workers()), (0, 1));
+    let joined = |master: &mut Master, mut job: JoinHandle<u64>| loop {
+        poll(&mut [PollFd::new(&*master, PollFlags::IN)], None).unwrap();
+        master.dispatch().unwrap();
+        match job.try_join() {
+            Ok(result) => break result.unwrap(),
+            Err(again) => job = again,
+        }
+    };
+    for n in 0..3 {
+        let squares = [&one, &other].map(|master| master.start(&SQUARE, &n).unwrap());
+        let [first, second] = squares;
+        assert_eq!(joined(&mut other, second), n * n);
+        assert_eq!(joined(&mut one, first), n * n);
+    }
+    one.finish().unwrap();
+    assert_eq!(other.workers(), 1);
+    hangs.kill().unwrap();
+    while other.workers() > 0 {
+        poll(&mut [PollFd::new(&other, PollFlags::IN)], None).unwrap();
+        other.dispatch().unwrap();
+    }
+    assert!(matches!(hangs.join(), Err(JoinError::Signaled(9))));
+    other.finish().unwrap();
 }

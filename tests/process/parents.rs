@@ -5,6 +5,7 @@ use std::os::fd::AsRawFd;
 use std::process::Stdio;
 
 use shmkit::process::{JoinError, KillError, ResultError, SpawnError, scope};
+use shmkit::{ObjectError, Pool};
 
 use super::{listen, loop_for_ever, no_child_left, open_descriptors, program, role_succeeds, tell};
 
@@ -43,6 +44,48 @@ pub fn other_threads_may_be_allowed() {
     });
     tell(&writer);
     thread.join().unwrap();
+}
+
+/// All slots are others', in the parent and in the child: what needs none goes on, and what does says so.
+pub fn a_thread_without_a_slot_may_fork() {
+    let pool = Pool::builder().max_participants(2).create().unwrap();
+    let object = pool.create(5_u64).unwrap();
+    let shared = &object;
+    let creates = || match pool.create(1_u8) {
+        Ok(_) => true,
+        Err(refused) => {
+            assert!(matches!(refused.cause, ObjectError::NoSlot(_)));
+            false
+        }
+    };
+    let forks = || {
+        scope(|s| {
+            // SAFETY: the closure needs nothing that the other threads do.
+            let child = unsafe { s.spawn_with_threads(|| (**shared, creates())) };
+            child.unwrap().join().unwrap()
+        })
+    };
+    std::thread::scope(|s| {
+        let (has, had) = std::sync::mpsc::channel();
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let other = s.spawn(move || {
+            has.send(creates()).unwrap();
+            ended.recv().unwrap_err();
+        });
+        assert!(had.recv().unwrap());
+        s.spawn(|| assert!(!creates() && forks() == (5, false)))
+            .join()
+            .unwrap();
+        drop(end);
+        other.join().unwrap();
+        // The child has the slot that is free by now.
+        s.spawn(|| assert_eq!(forks(), (5, true))).join().unwrap();
+    });
+    drop(object);
+    let report = pool.check_quiescent();
+    assert!(report.is_ok(), "{report}");
+    // SAFETY: nothing refers to the pool any more, and no child has it.
+    unsafe { pool.unmap() };
 }
 
 pub fn role_no_descriptor() {

@@ -1,7 +1,8 @@
 //! Values that arrive, and values that do not.
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
-use shmkit::process::{JoinError, ResultError, scope};
+use shmkit::process::{Config, JoinError, Master, ResultError, RunError, scope};
 
 use super::{quietly, role_succeeds};
 
@@ -166,9 +167,9 @@ pub fn results_that_do_not_serialise() {
 }
 
 pub fn role_no_room() {
-    // SAFETY: plain system calls; the limit makes writes to files fail with EFBIG.
+    // Whoever tries to write more is sent SIGXFSZ, which is not ignored.
+    // SAFETY: a plain system call.
     unsafe {
-        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
         let limit = libc::rlimit {
             rlim_cur: 100_000,
             rlim_max: 100_000,
@@ -207,4 +208,39 @@ pub fn role_no_room() {
 
 pub fn results_that_do_not_fit() {
     role_succeeds("role_no_room");
+}
+
+/// Lets this process make files of so many bytes. Whoever tries to write more is sent SIGXFSZ.
+fn limit_files(bytes: Option<u64>) {
+    let before = getrlimit(Resource::Fsize);
+    let current = bytes;
+    setrlimit(Resource::Fsize, Rlimit { current, ..before }).unwrap();
+}
+
+pub fn role_short_files() {
+    let directory = std::env::temp_dir().join(format!("shmkit-short-{}", std::process::id()));
+    std::fs::create_dir(&directory).unwrap();
+    let pid_file = directory.join("pid");
+    let refused = |config: &Config, limit: u64| {
+        limit_files(Some(limit));
+        match Master::new(config).map(drop) {
+            Err(RunError::File { error, .. }) => {
+                assert_eq!(error.raw_os_error(), Some(libc::EFBIG));
+            }
+            other => panic!("{other:?}"),
+        }
+        limit_files(None);
+    };
+    refused(Config::new().pid_file(&pid_file), 1);
+    // The header would have room.
+    refused(Config::new().run_directory(&directory), 10_000);
+    // What is there is taken by the next run, which may write it.
+    let mut config = Config::new();
+    config.run_directory(&directory).pid_file(&pid_file);
+    Master::new(&config).unwrap().finish().unwrap();
+    std::fs::remove_dir(&directory).unwrap();
+}
+
+pub fn files_that_may_not_be_so_long() {
+    role_succeeds("role_short_files");
 }

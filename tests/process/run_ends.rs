@@ -188,3 +188,26 @@ static SUB_MASTER: Entry<u64, u64> = Entry::new("sub-master", |worker, n| {
 pub fn a_worker_is_a_master_or_has_children() {
     assert_eq!(run(&Config::new(), &SUB_MASTER, 7).unwrap(), 49);
 }
+
+static THREE: Entry<(), ()> = Entry::new("three", |worker, ()| {
+    for n in 0..3 {
+        print!("{n}");
+        worker.start(&UNIT, &()).unwrap().join().unwrap();
+    }
+});
+
+pub fn role_prints() {
+    print!("before,");
+    let mut config = Config::new();
+    config.on_end(|_| print!("end,"));
+    run(&config, &THREE, ()).unwrap();
+}
+
+/// What is printed in the master is printed by no worker that it forks later.
+pub fn a_masters_output_is_flushed_once() {
+    let output = super::role_succeeds("role_prints");
+    let printed = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(printed.matches("before,").count(), 1, "{printed}");
+    assert_eq!(printed.matches("end,").count(), 4, "{printed}");
+    assert!(printed.contains("012"), "{printed}");
+}

@@ -34,3 +34,9 @@ pub fn install() {
         }
     }
 }
+
+/// Where a file may not become so long (`RLIMIT_FSIZE`), a write is to fail, and not to end the program.
+pub fn ignore_size_limit() {
+    // SAFETY: no handler is given. Nobody else of this program asks for the signal.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}

@@ -22,6 +22,7 @@ mod top;
 
 fn main() -> std::process::ExitCode {
     fault::install();
+    fault::ignore_size_limit();
     let outcome = std::panic::catch_unwind(|| args::parse().and_then(args::Cli::run));
     let failure = match outcome {
         Ok(Ok(())) => return std::process::ExitCode::SUCCESS,

@@ -2,9 +2,12 @@
 
 use std::fs::{File, Metadata};
 use std::io::{BufReader, BufWriter, Write};
+use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 
 use npyz::{NpyFile, Order, WriterBuilder};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::io::Errno;
 use shmkit::numbers::Numbers;
 
 use crate::failure::{Code, Failure, Outcome};
@@ -56,17 +59,51 @@ pub fn write(path: &Path, to_stdout: bool, numbers: &Numbers, bytes: &[u8]) -> O
     written.map_err(|error| Failure::from(error).about(&path.display().to_string()))
 }
 
-/// A new file in the same directory.
-fn beside(path: &Path) -> std::io::Result<(PathBuf, File)> {
+/// A new file in the same directory: without a name, so that it goes with this process, if the file system
+/// has such files. Else it has a name, and stays if this process is killed.
+fn beside(path: &Path) -> std::io::Result<(Option<PathBuf>, File)> {
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+    // As other new files: the process's mask is taken from it.
+    match rustix::fs::open(directory, flags, Mode::from_raw_mode(0o666)) {
+        Ok(file) => return Ok((None, file.into())),
+        // What a file system says that has none, or a kernel.
+        Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT | Errno::INVAL) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let (name, file) = named(path, |name| File::create_new(name))?;
+    Ok((Some(name), file))
+}
+
+/// Makes something with a name that nothing has in the same directory.
+fn named<T>(
+    path: &Path,
+    make: impl Fn(&Path) -> std::io::Result<T>,
+) -> std::io::Result<(PathBuf, T)> {
     let mut number = u64::from(std::process::id());
     loop {
         let new = path.with_file_name(format!(".shmkit-export-{number}"));
-        match File::create_new(&new) {
+        match make(&new) {
             // Of one that was killed.
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => number += 1,
             made => return Ok((new, made?)),
         }
     }
+}
+
+/// Gives a file without a name one.
+fn link(file: &File, name: &Path) -> std::io::Result<()> {
+    let from = format!("/proc/self/fd/{}", file.as_raw_fd());
+    Ok(rustix::fs::linkat(
+        CWD,
+        from,
+        CWD,
+        name,
+        AtFlags::SYMLINK_FOLLOW,
+    )?)
 }
 
 fn open(path: &Path) -> std::io::Result<File> {
@@ -86,15 +123,21 @@ fn replace(
         open(&path)?;
         path = path.canonicalize()?;
     }
-    let (whole, file) = beside(&path)?;
+    let (mut name, file) = beside(&path)?;
     let written = write_to(&file, numbers, bytes).and_then(|()| {
         if let Some(there) = there {
             file.set_permissions(there.permissions())?;
         }
-        std::fs::rename(&whole, &path)
+        let new = match &name {
+            Some(new) => new,
+            None if there.is_none() && link(&file, &path).is_ok() => return Ok(()),
+            // Only what has a name takes the place of another, in the next step.
+            None => name.insert(named(&path, |new| link(&file, new))?.0),
+        };
+        std::fs::rename(new, &path)
     });
-    if written.is_err() {
-        let _ = std::fs::remove_file(&whole);
+    if let (Err(_), Some(name)) = (&written, &name) {
+        let _ = std::fs::remove_file(name);
     }
     written
 }

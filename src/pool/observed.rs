@@ -1,0 +1,64 @@
+//! Where this process looks at pools without taking part in them.
+//!
+//! A pool has one place. So all observers of a pool share a mapping, and so does the process itself if it
+//! attaches the pool: that is mapped in the place of what the observers had, of the same file. Whoever is
+//! the last to go unmaps it.
+//!
+//! Invariant: a granule is mapped while there are observers of what is there, or while a pool is.
+
+use std::os::fd::BorrowedFd;
+use std::sync::{Mutex, PoisonError};
+
+use super::handles::Locked;
+use crate::layout::arena::{Arena, GRANULES};
+
+/// What tells a pool's file from a copy of it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct File(u64, u64);
+
+impl File {
+    pub(super) fn of(fd: BorrowedFd<'_>) -> rustix::io::Result<File> {
+        let stat = rustix::fs::fstat(fd)?;
+        Ok(File(stat.st_dev, stat.st_ino))
+    }
+}
+
+/// By granule: the file, and how many observers it has.
+type All = [Option<(File, usize)>; GRANULES];
+
+/// Used by who keeps the handles, so that no fork copies it locked, and nobody maps or unmaps meanwhile.
+static ALL: Mutex<All> = Mutex::new([None; GRANULES]);
+
+fn with<R>(_kept: &Locked, f: impl FnOnce(&mut All) -> R) -> R {
+    f(&mut ALL.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// How many observers there are.
+pub(super) fn count(arena: Arena, kept: &Locked) -> usize {
+    with(kept, |all| {
+        all[arena.granule()].map_or(0, |(_, count)| count)
+    })
+}
+
+/// Whether a file is looked at there.
+pub(super) fn is(arena: Arena, file: File, kept: &Locked) -> bool {
+    with(kept, |all| {
+        all[arena.granule()].is_some_and(|(seen, _)| seen == file)
+    })
+}
+
+/// There is one more observer of the file, which is mapped there.
+pub(super) fn enter(arena: Arena, file: File, kept: &Locked) {
+    with(kept, |all| {
+        let (_, count) = all[arena.granule()].get_or_insert((file, 0));
+        *count += 1;
+    });
+}
+
+/// There is one less.
+pub(super) fn leave(arena: Arena, kept: &Locked) {
+    with(kept, |all| {
+        let there = &mut all[arena.granule()];
+        *there = there.and_then(|(file, count)| (count > 1).then_some((file, count - 1)));
+    });
+}

@@ -1,0 +1,85 @@
+//! The start time of a child that was just forked, without a look into `/proc`, which would take more
+//! of its time than all else that it does.
+//!
+//! The kernel takes a process's start from the clock that is `CLOCK_BOOTTIME`, in nanoseconds, and
+//! `/proc` shows it in ticks, both shifted by the reader's time namespace. So a child that is in the
+//! time namespace of its parent knows its own start if the parent has read that clock before the fork,
+//! the child reads it after, and both are in the same tick. Else it asks `/proc`.
+//!
+//! A start that is wrong would have a process taken for dead that lives. So the clock is believed only
+//! after `/proc` has shown, of one child of this process or of one that it descends from, what the
+//! clock says.
+//!
+//! # Crash behaviour
+//!
+//! What is remembered is in private memory, and one word.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use super::{TaskState, own_start, start_time};
+
+/// Nanoseconds of a tick.
+const TICK: u64 = 10_000_000;
+/// A start that is so near to the edge of a tick is asked for: what is read in a program and what the
+/// kernel reads may differ by some nanoseconds.
+const EDGE: u64 = 100_000;
+
+const UNKNOWN: u8 = 0;
+const BELIEVED: u8 = 1;
+const REFUTED: u8 = 2;
+
+/// What `/proc` has shown of the clock. Relaxed: no other memory goes with it.
+static CLOCK: AtomicU8 = AtomicU8::new(UNKNOWN);
+
+/// The clock that starts are taken from. Never 0.
+pub(crate) fn clock() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    1.max(now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64)
+}
+
+/// The tick in which something began that began between two readings of the clock, if that is certain.
+fn tick_between(before: u64, after: u64) -> Option<u64> {
+    let first = before.saturating_sub(EDGE) / TICK;
+    let last = after.checked_add(EDGE)? / TICK;
+    (before <= after && first == last).then_some(first)
+}
+
+/// The start of this process, whose parent has read the clock before it forked it; 0 if it cannot be
+/// known. With 0 for the clock, as where the child may be in another time namespace, `/proc` is asked.
+pub(crate) fn own_start_since(before: u64) -> u64 {
+    let known = (before != 0 && CLOCK.load(Ordering::Relaxed) == BELIEVED)
+        .then(|| tick_between(before, clock()))
+        .flatten();
+    known.unwrap_or_else(own_start)
+}
+
+/// Asks `/proc` once whether the clock can be believed: of a child just forked, not reaped yet, and in
+/// this process's time namespace, before whose fork the clock was read.
+pub(crate) fn compare(child: u32, before: u64) {
+    if before == 0 || CLOCK.load(Ordering::Relaxed) != UNKNOWN {
+        return;
+    }
+    if let Some(tick) = tick_between(before, clock())
+        && let TaskState::Alive { start } = start_time(child)
+    {
+        let outcome = if start == tick { BELIEVED } else { REFUTED };
+        CLOCK.store(outcome, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_certain_is_asked_for() {
+        let middle = 7 * TICK + TICK / 2;
+        assert_eq!(tick_between(middle, middle + 1000), Some(7));
+        assert_eq!(tick_between(middle, middle + TICK), None);
+        assert_eq!(tick_between(middle + 1, middle), None);
+        assert_eq!(tick_between(7 * TICK, middle), None);
+        assert_eq!(tick_between(7 * TICK + EDGE, 8 * TICK - EDGE - 1), Some(7));
+        assert_eq!(tick_between(7 * TICK + EDGE, 8 * TICK - EDGE), None);
+        assert_eq!(tick_between(middle, u64::MAX), None);
+    }
+}
