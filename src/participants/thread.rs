@@ -76,7 +76,9 @@ impl Drop for AtEnd {
         // Another thread-local may have a guard, and be dropped later, as it was made earlier. The value is
         // no more than one that is not null.
         let has_guard = |arena: Arena| table().guards(arena.base()).get() != 0;
-        if !local::mapped().any(has_guard) || !THREAD_END.ask(MINE.with(|mine| mine.table.get()).cast()) {
+        if !local::mapped().any(has_guard)
+            || !THREAD_END.ask(MINE.with(|mine| mine.table.get()).cast())
+        {
             leave_all();
         }
     }
