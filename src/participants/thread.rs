@@ -56,12 +56,19 @@ static EMPTY: EmptyTable = EmptyTable(ThreadTable {
     guards: [const { Cell::new(0) }; ENTRIES],
 });
 
+/// What a thread finds its slots by. Side by side, so that the second is found with the first.
+struct Mine {
+    table: Cell<*const ThreadTable>,
+    /// The thread's slot in the pool that was used last, if the table says that there is one.
+    recent: Cell<NonNull<Slot>>,
+}
+
 thread_local! {
-    static TABLE: Cell<*const ThreadTable> = const { Cell::new(&raw const EMPTY.0) };
+    static MINE: Mine = const {
+        Mine { table: Cell::new(&raw const EMPTY.0), recent: Cell::new(NonNull::dangling()) }
+    };
     /// The page for the thread's table, if it has one.
     static PAGE: Cell<*const ThreadTable> = const { Cell::new(std::ptr::null()) };
-    /// The thread's slot in the pool that was used last, if the table says that there is one.
-    static RECENT: Cell<NonNull<Slot>> = const { Cell::new(NonNull::dangling()) };
     /// Leaves the pools when the thread ends, or sees to it that they are left.
     static AT_END: AtEnd = const { AtEnd };
 }
@@ -73,7 +80,9 @@ impl Drop for AtEnd {
         // Another thread-local may have a guard, and be dropped later, as it was made earlier. The value is
         // no more than one that is not null.
         let has_guard = |arena: Arena| table().guards(arena.base()).get() != 0;
-        if !local::mapped().any(has_guard) || !THREAD_END.ask(TABLE.get().cast()) {
+        if !local::mapped().any(has_guard)
+            || !THREAD_END.ask(MINE.with(|mine| mine.table.get()).cast())
+        {
             leave_all();
         }
     }
@@ -90,7 +99,7 @@ fn leave_all() {
     for arena in local::mapped() {
         leave(arena);
     }
-    TABLE.set(&raw const EMPTY.0);
+    MINE.with(|mine| mine.table.set(&raw const EMPTY.0));
     let page = PAGE.replace(std::ptr::null());
     if !page.is_null() {
         sys::memory::drop_page(page.cast_mut().cast());
@@ -99,13 +108,13 @@ fn leave_all() {
 
 /// In a forked child: the thread's page is empty, and not touched before it is needed.
 pub(crate) fn begin_child() {
-    TABLE.set(&raw const EMPTY.0);
+    MINE.with(|mine| mine.table.set(&raw const EMPTY.0));
 }
 
 #[inline]
 fn table() -> &'static ThreadTable {
     // SAFETY: the pointer is to the static table or to this thread's page, which is never unmapped.
-    unsafe { &*TABLE.get() }
+    unsafe { &*MINE.with(|mine| mine.table.get()) }
 }
 
 impl ThreadTable {
@@ -147,7 +156,7 @@ fn look_up(arena: Arena) -> Result<&'static Slot, NoSlot> {
         Some(slot) => slot,
         None => attach(arena)?,
     };
-    RECENT.set(slot.into());
+    MINE.with(|mine| mine.recent.set(slot.into()));
     table().recent.set(arena.base());
     Ok(slot)
 }
@@ -155,7 +164,7 @@ fn look_up(arena: Arena) -> Result<&'static Slot, NoSlot> {
 /// This thread's slot, if this is the pool that it used last.
 #[inline(always)]
 pub(crate) fn known_slot(arena: Arena) -> Option<&'static Slot> {
-    let slot = RECENT.get();
+    let slot = MINE.with(|mine| mine.recent.get());
     if table().recent.get() != arena.base() {
         return None;
     }
@@ -223,7 +232,7 @@ fn attach(arena: Arena) -> Result<&'static Slot, NoSlot> {
         let page = sys::memory::wipe_on_fork_page().map_err(|_| NoSlot)?;
         PAGE.set(page.cast());
     }
-    TABLE.set(PAGE.get());
+    MINE.with(|mine| mine.table.set(PAGE.get()));
     let process = process::current(arena).ok_or(NoSlot)?;
     let index = claim(arena, process).ok_or(NoSlot)?;
     let slot = arena.slot(index);
@@ -363,7 +372,7 @@ pub(crate) fn set_guards(arena: Arena, guards: usize) {
 /// For the fuzzer: makes another of this thread's slots, or none, the one that it uses.
 #[cfg(fuzzing)]
 pub(crate) fn play(arena: Arena, slot: Option<&'static Slot>) {
-    if !std::ptr::eq(TABLE.get(), &EMPTY.0) {
+    if !std::ptr::eq(table(), &EMPTY.0) {
         let slot = slot.map_or(std::ptr::null(), std::ptr::from_ref);
         table().entry(arena.base()).set(slot);
         table().recent.set(0);

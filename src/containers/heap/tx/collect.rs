@@ -5,8 +5,8 @@ use super::super::{Collected, LEAST_DEBT};
 use super::{About, Tx};
 use crate::allocator::{AllocError, block};
 use crate::engines::heap::What;
+use crate::participants::here::Here;
 use crate::primitive::Ordering;
-use crate::sync::Here;
 
 impl<R: Trace + Unpin> Tx<'_, R> {
     /// Runs something that allocates; once more after a collection, should the pool be full.
