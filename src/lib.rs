@@ -242,6 +242,7 @@ pub mod testing {
         use crate::sys::robust::TID;
 
         /// A participant. It has a slot from the first time that it acts.
+        #[allow(missing_debug_implementations, reason = "for the fuzzer alone")]
         pub struct Participant(Option<&'static Slot>);
 
         /// Does what the kernel does when a thread dies that has this slot: it holds its own life
