@@ -146,6 +146,10 @@ pub(super) fn give_up_postponed(arena: Arena) {
             None
         }
     });
+    if list.is_none() {
+        // Nobody keeps what is on the list any more.
+        arena.header().unreaped.demand();
+    }
     if let Some(list) = list.flatten() {
         POSTPONED_COUNT.fetch_sub(list.len(), Ordering::Relaxed);
         leave_to_others(arena, list.as_slices().0);

@@ -346,8 +346,9 @@ fn come_to_life(arena: Arena, child: &Child, start: &mut Option<u64>) {
     if record.is_none() && !has_handles(arena) {
         return local.set_process(0);
     }
-    // The parent has looked at the times before it made a record.
-    let other_times = || record.is_none() && process::are_other_times_here(arena.times());
+    // Where the clock is given, the parent has looked at the times before it made a record.
+    let looked = record.is_some() && child.since.get() != 0;
+    let other_times = || !looked && process::are_other_times_here(arena.times());
     if process::has_other_numbers(arena) || other_times() {
         give_up(
             b"shmkit: a forked child is in another PID or time namespace than a pool; it exits\n",
