@@ -125,7 +125,7 @@ impl Writer {
         // else uses them, by the heap's invariant 1; the caller has `len` bytes to be saved.
         unsafe {
             let bytes = self.chunk.byte(self.used);
-            bytes.copy_from_nonoverlapping(record.bytes, record.len);
+            bytes.copy_from(record.bytes, record.len);
             let end = bytes.add(total - RECORD).cast::<[u64; 4]>();
             end.write_unaligned(words);
         }

@@ -173,7 +173,7 @@ impl Words {
         // which are more.
         unsafe {
             if old != 0 {
-                to.copy_from_nonoverlapping(from, old);
+                to.copy_from(from, old);
             }
             to.add(old).write_bytes(0, bytes - old);
         }
