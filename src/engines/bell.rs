@@ -9,8 +9,8 @@
 //! the container does so by a sequentially consistent change and then looks at the bit: one of the two
 //! sees the other. (A push is seen from its claim on. Should the element be a moment late, the
 //! sleeper's time limit is what it costs.) A ring that finds nobody asleep clears the
-//! bit; who is about to sleep then does not, as the word has changed. A ring that died with its
-//! ringer costs the sleepers their time limit, `lock::TICK`.
+//! bit; who is about to sleep then does not, as the word has changed, and who has begun to is woken. A ring that
+//! died with its ringer costs the sleepers their time limit, `lock::TICK`.
 
 use std::time::Instant;
 
@@ -70,12 +70,17 @@ impl Bell {
 
     /// Wakes so many, for a ring that was [counted](Self::count); how many it were.
     pub(crate) fn wake(&self, rung: u64, most: u32) -> usize {
-        let woken = futex::wake(Arena::low_half(&self.0), most);
-        if woken == 0 {
-            let without = rung & !ASLEEP;
-            let _ = self
+        let half = Arena::low_half(&self.0);
+        let woken = futex::wake(half, most);
+        let without = rung & !ASLEEP;
+        if woken == 0
+            && self
                 .0
-                .compare_exchange(rung, without, Ordering::SeqCst, Ordering::Relaxed);
+                .compare_exchange(rung, without, Ordering::SeqCst, Ordering::Relaxed)
+                .is_ok()
+        {
+            // Who has gone to sleep since, on a bit that another had left, would hear nothing any more.
+            return futex::wake(half, most);
         }
         woken
     }

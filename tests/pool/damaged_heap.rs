@@ -1,7 +1,12 @@
 //! A heap whose words are to be changed, and what is asked of it then.
 
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use shmkit::process::scope;
 use shmkit::{Gc, Heap, HeapError, Pool, ShmSafe, Trace};
+
+use super::common::{TestPool, allocate, assert_sound, free};
 
 #[derive(Clone, Copy, ShmSafe, Trace)]
 struct Item {
@@ -79,4 +84,54 @@ pub fn probe(pool: Pool) {
         });
         let _ = heap.collect().map(|collected| collected.live);
     }
+}
+
+/// A table that says that it is longer than its block: what lies behind is others', and stays theirs.
+pub fn a_table_takes_nothing_behind_its_block() {
+    let pool = TestPool::new();
+    let heap = pool.create(Heap::new(None)).unwrap();
+    let fill = |tx: &mut shmkit::Tx<'_, Option<Gc<Item>>>| {
+        let item = Item {
+            value: 1,
+            next: None,
+            list: None,
+        };
+        *tx.root_mut()? = Some(tx.alloc(item)?);
+        Ok::<_, HeapError>(())
+    };
+    heap.try_modify(fill).unwrap();
+    // As a table's neighbours: each word names a block of somebody, or none.
+    let named = allocate(*pool, 64);
+    let others: Vec<_> = (0..32).map(|_| allocate(*pool, 2048)).collect();
+    let words = |block: &NonNull<u8>| {
+        // SAFETY: a block of as many words, which only this thread uses.
+        unsafe { std::slice::from_raw_parts_mut(block.cast::<usize>().as_ptr(), 256) }
+    };
+    let content = |word: usize| if word % 8 < 4 { named.addr().get() } else { 0 };
+    for block in &others {
+        (0..256).for_each(|word| words(block)[word] = content(word));
+    }
+    let entries = std::ptr::from_ref(&*heap).cast::<AtomicU64>();
+    // SAFETY: the lock's two words and the table's are before it.
+    let entries = unsafe { &*entries.add(3) };
+    assert_eq!(
+        entries.load(Ordering::Relaxed),
+        64,
+        "the length of the table"
+    );
+    for length in [65, 1 << 10, 1 << 40, u64::MAX] {
+        entries.store(length, Ordering::Relaxed);
+        heap.collect().unwrap();
+        assert!(pool.usable_size(named).is_ok(), "what others name is freed");
+        (0..200).for_each(|_| heap.try_modify(fill).unwrap());
+        let is_whole = |block| (0..256).all(|word| words(block)[word] == content(word));
+        assert!(others.iter().all(is_whole), "written to behind the table");
+    }
+    entries.store(u64::MAX, Ordering::Relaxed);
+    drop(heap);
+    assert!(pool.usable_size(named).is_ok(), "what others name is freed");
+    for block in others.into_iter().chain([named]) {
+        free(*pool, block);
+    }
+    assert_sound(*pool);
 }

@@ -106,7 +106,7 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
         let here = here(&heap.lock)?;
         guard.words.draw_name();
         Ok(Tx {
-            table: guard.words.table(here.arena),
+            table: guard.words.own_table(here.arena),
             writer: guard.words.writer(),
             tag: here.slot.tag(),
             here,
@@ -471,7 +471,7 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
             let place = entry.address() as usize;
             if tx.table.room_at(place) < layout.size() {
                 // The pool has grown.
-                tx.table = tx.words().table(tx.here.arena);
+                tx.table = tx.words().own_table(tx.here.arena);
             }
             let words = tx.words();
             let debt = words.debt.load(Ordering::Relaxed);
@@ -500,7 +500,7 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
             // SAFETY: a new block of as many bytes.
             unsafe { Words::copy_table(&table, address, bytes) };
         })?;
-        self.table = self.words().table(self.here.arena);
+        self.table = self.words().own_table(self.here.arena);
         Ok(())
     }
 

@@ -66,9 +66,9 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         // By something in a pool or by nobody: a constant stays as it is.
         if self.arena().is_some() {
             self.header.closed.store(1, Ordering::SeqCst);
-            self.header.pushed.0.ring_all();
-            self.header.popped.bell.ring_all();
-            self.header.popped.called.ring_all();
+            self.header.pushed.0.ring_out(u32::MAX);
+            self.header.popped.bell.ring_out(u32::MAX);
+            self.header.popped.called.ring_out(u32::MAX);
         }
     }
 

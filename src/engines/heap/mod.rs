@@ -161,7 +161,8 @@ pub(super) fn resolve(arena: Arena, slot: &Slot, op: u64) {
 /// A heap's words, if they are in the pool.
 fn words(arena: Arena, first: usize) -> Option<&'static Words> {
     word(arena, first as u64)?;
-    // SAFETY: an aligned address with as much of the pool's data behind it; all atomic.
+    // SAFETY: an aligned address with as much of the pool's data behind it; all atomic, but for the bytes of the
+    // log's records, which are in an `UnsafeCell`.
     (arena.room_at(first) >= size_of::<Words>())
         .then(|| unsafe { &*std::ptr::with_exposed_provenance::<Words>(first) })
 }
@@ -179,7 +180,7 @@ pub(super) fn next_block(arena: Arena, first: usize, cursor: &mut usize) -> Opti
             block: old as usize,
         }
     };
-    let table = words.table(arena);
+    let table = words.own_table(arena);
     while let Some(entry) = table.entry(*cursor) {
         if entry.address() != 0 {
             return Some(named(&entry.address, 0));

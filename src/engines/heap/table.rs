@@ -154,6 +154,15 @@ impl Words {
         }
     }
 
+    /// The table for who takes entries or frees by them: of no more entries than its block has room for. What lies
+    /// behind is others', should the length be garbage. A look is told by an entry's kind.
+    pub(crate) fn own_table(&self, arena: Arena) -> Table {
+        let mut table = self.table(arena);
+        let size = block::usable_size(arena, table.base).unwrap_or(0);
+        table.entries = table.entries.min(size / ENTRY);
+        table
+    }
+
     /// How many entries the next table has, and bytes; `None` if an index could not name them all.
     pub(crate) fn next_table(table: &Table) -> Option<(usize, usize)> {
         let entries = (table.entries * 2).max(FIRST);
