@@ -58,7 +58,8 @@ const CASES: &[common::Named] = table! {
         another_pid_namespace
         a_child_in_another_namespace
         a_process_that_changes_its_time_namespace
-        observers_share_a_place;
+        observers_share_a_place
+        another_pool_in_a_file_that_is_looked_at;
     damage:
         flipped_header_bytes
         changed_table_words

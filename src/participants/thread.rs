@@ -113,7 +113,8 @@ pub(crate) fn begin_child() {
 
 #[inline]
 fn table() -> &'static ThreadTable {
-    // SAFETY: the pointer is to the static table or to this thread's page, which is never unmapped.
+    // SAFETY: the pointer is to the static table or to this thread's page, which is unmapped by `leave_all` alone,
+    // behind its setting the pointer back.
     unsafe { &*MINE.with(|mine| mine.table.get()) }
 }
 

@@ -209,7 +209,7 @@ pub(crate) fn from_fd(fd: OwnedFd) -> Result<Pool, AttachError> {
         base,
         end: base + len,
     };
-    let is_observed = observed::is(Arena::at(base), file, &attaching);
+    let is_observed = observed::is(Arena::at(base), file, len, &attaching);
     let arena = match is_observed {
         true => {
             // SAFETY: what is there is a mapping of the same file, for observers.
@@ -243,7 +243,7 @@ pub(crate) fn map_to_read(fd: BorrowedFd<'_>) -> Result<(Arena, Identity), Attac
     let (base, len) = (identity.base as usize, identity.mapped_len());
     let arena = Arena::at(base);
     let is_there = attached_already(&identity, file).is_some();
-    if !is_there && !observed::is(arena, file, &attaching) {
+    if !is_there && !observed::is(arena, file, len, &attaching) {
         memory::map_to_read_at(fd, base, len).map_err(|error| match error.kind() {
             std::io::ErrorKind::AddrInUse => AttachError::AddressTaken {
                 base,
@@ -252,7 +252,7 @@ pub(crate) fn map_to_read(fd: BorrowedFd<'_>) -> Result<(Arena, Identity), Attac
             _ => error.into(),
         })?;
     }
-    observed::enter(arena, file, &attaching);
+    observed::enter(arena, file, len, &attaching);
     Ok((arena, identity))
 }
 

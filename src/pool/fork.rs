@@ -329,7 +329,6 @@ extern "C" fn in_child() {
     }
     // The kernel has wiped the thread's table of slots.
     thread::begin_child();
-    sys::robust::begin_child();
     CHILD.with(|child| {
         child.is_new.set(false);
         let mut start = None;

@@ -23,8 +23,16 @@ impl File {
     }
 }
 
-/// By granule: the file, and how many observers it has.
-type All = [Option<(File, usize)>; GRANULES];
+/// What is mapped in a granule for observers. How much tells the pool from another that was written into the
+/// same file since.
+#[derive(Clone, Copy)]
+struct Seen {
+    file: File,
+    len: usize,
+    observers: usize,
+}
+
+type All = [Option<Seen>; GRANULES];
 
 /// Used by who keeps the handles, so that no fork copies it locked, and nobody maps or unmaps meanwhile.
 static ALL: Mutex<All> = Mutex::new([None; GRANULES]);
@@ -36,22 +44,27 @@ fn with<R>(_kept: &Locked, f: impl FnOnce(&mut All) -> R) -> R {
 /// How many observers there are.
 pub(super) fn count(arena: Arena, kept: &Locked) -> usize {
     with(kept, |all| {
-        all[arena.granule()].map_or(0, |(_, count)| count)
+        all[arena.granule()].map_or(0, |seen| seen.observers)
     })
 }
 
-/// Whether a file is looked at there.
-pub(super) fn is(arena: Arena, file: File, kept: &Locked) -> bool {
+/// Whether so much of a file is mapped there for observers.
+pub(super) fn is(arena: Arena, file: File, len: usize, kept: &Locked) -> bool {
     with(kept, |all| {
-        all[arena.granule()].is_some_and(|(seen, _)| seen == file)
+        all[arena.granule()].is_some_and(|seen| (seen.file, seen.len) == (file, len))
     })
 }
 
-/// There is one more observer of the file, which is mapped there.
-pub(super) fn enter(arena: Arena, file: File, kept: &Locked) {
+/// There is one more observer of the file, of which so much is mapped there.
+pub(super) fn enter(arena: Arena, file: File, len: usize, kept: &Locked) {
     with(kept, |all| {
-        let (_, count) = all[arena.granule()].get_or_insert((file, 0));
-        *count += 1;
+        let observers = 0;
+        let seen = all[arena.granule()].get_or_insert(Seen {
+            file,
+            len,
+            observers,
+        });
+        seen.observers += 1;
     });
 }
 
@@ -59,6 +72,11 @@ pub(super) fn enter(arena: Arena, file: File, kept: &Locked) {
 pub(super) fn leave(arena: Arena, kept: &Locked) {
     with(kept, |all| {
         let there = &mut all[arena.granule()];
-        *there = there.and_then(|(file, count)| (count > 1).then_some((file, count - 1)));
+        *there = there
+            .map(|seen| Seen {
+                observers: seen.observers - 1,
+                ..seen
+            })
+            .filter(|seen| seen.observers > 0);
     });
 }

@@ -92,14 +92,15 @@ pub(crate) fn map_at(fd: BorrowedFd<'_>, address: usize, len: usize) -> io::Resu
     map_as(fd, address, len, ProtFlags::READ | ProtFlags::WRITE)
 }
 
-/// As [`map_at`], in the place of what is mapped there.
+/// As [`map_at`], in the place of what is mapped there. If it fails, that is there still, or a mapping to read;
+/// where the kernel has taken it away and gives none, the process aborts: others look there.
 ///
 /// # Safety
 ///
 /// That is a mapping of the same file and length.
 pub(crate) unsafe fn map_over(fd: BorrowedFd<'_>, address: usize, len: usize) -> io::Result<()> {
     // SAFETY: by the caller's promise, what was there is there afterwards.
-    unsafe {
+    let mapped = unsafe {
         rustix::mm::mmap(
             std::ptr::with_exposed_provenance_mut(address),
             len,
@@ -108,8 +109,14 @@ pub(crate) unsafe fn map_over(fd: BorrowedFd<'_>, address: usize, len: usize) ->
             fd,
             0,
         )
-    }?;
-    Ok(())
+    };
+    if mapped.is_err() {
+        match map_to_read_at(fd, address, len) {
+            Err(error) if error.kind() != io::ErrorKind::AddrInUse => std::process::abort(),
+            _ => {}
+        }
+    }
+    Ok(mapped.map(drop)?)
 }
 
 /// As [`map_at`], to be read only; the file may be open for reading only.

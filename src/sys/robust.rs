@@ -80,15 +80,6 @@ thread_local! {
     static LIST: Cell<(*mut ListHead, u32)> = const { Cell::new((std::ptr::null_mut(), 0)) };
 }
 
-/// In a child that the C library has forked: it has registered this thread's list with the kernel again,
-/// which is where it was. So the kernel need not be asked.
-pub(crate) fn begin_child() {
-    let (head, _) = LIST.get();
-    if !head.is_null() {
-        LIST.set((head, super::process::tid()));
-    }
-}
-
 fn list() -> Result<(*mut ListHead, u32), RobustError> {
     let known = LIST.get();
     let tid = super::process::tid();

@@ -376,6 +376,30 @@ pub fn observers_share_a_place() {
     assert_sound(*next);
 }
 
+/// A file into which a longer pool is written while it is looked at: what is mapped is too short for that.
+pub fn another_pool_in_a_file_that_is_looked_at() {
+    let file = detached();
+    let look = || Observer::open(&format!("/proc/self/fd/{}", file.as_raw_fd()));
+    let base = look().unwrap().info().base;
+    let longer = {
+        let pool = TestPool::with(|b| b.base(base).max_size(1 << 30));
+        File::from(pool.fd().try_clone_to_owned().unwrap())
+    };
+    let one = look().unwrap();
+    let mut header = [0; 4096];
+    longer.read_exact_at(&mut header, 0).unwrap();
+    file.write_all_at(&header, 0).unwrap();
+    let refused = look().map(drop);
+    assert!(
+        matches!(refused, Err(AttachError::AddressTaken { .. })),
+        "{refused:?}"
+    );
+    drop(one);
+    drop(look().unwrap());
+    let next = TestPool::with(|b| b.base(base).max_size(8 << 20));
+    assert_sound(*next);
+}
+
 /// Forks a child that makes new namespaces for its children; what a child of it answers. `None` if this user may
 /// not make one.
 fn in_another_namespace(

@@ -60,7 +60,8 @@ pub fn write(path: &Path, to_stdout: bool, numbers: &Numbers, bytes: &[u8]) -> O
 }
 
 /// A new file in the same directory: without a name, so that it goes with this process, if the file system
-/// has such files. Else it has a name, and stays if this process is killed.
+/// has such files, and `/proc`, which is needed to name it in the end, is there. Else it has a name, and stays if
+/// this process is killed.
 fn beside(path: &Path) -> std::io::Result<(Option<PathBuf>, File)> {
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -69,7 +70,8 @@ fn beside(path: &Path) -> std::io::Result<(Option<PathBuf>, File)> {
     let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
     // As other new files: the process's mask is taken from it.
     match rustix::fs::open(directory, flags, Mode::from_raw_mode(0o666)) {
-        Ok(file) => return Ok((None, file.into())),
+        Ok(file) if Path::new("/proc/self/fd").exists() => return Ok((None, file.into())),
+        Ok(_) => {}
         // What a file system says that has none, or a kernel.
         Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT | Errno::INVAL) => {}
         Err(error) => return Err(error.into()),
