@@ -6,11 +6,13 @@
 //! ```
 //!
 //! At the end nothing may be lost, doubled, torn, stuck or leaked; the program says what it found
-//! and exits with 1 if anything is wrong. See `world.rs` for what the workers do.
+//! and exits with 1 if anything is wrong. See `world.rs` for what the workers do, and `stalls.rs`
+//! for what is a stall of ours and what is the scheduler's.
 
 #[macro_use]
 #[path = "../common/say.rs"]
 mod say;
+mod stalls;
 mod world;
 
 use std::process::ExitCode;
@@ -61,6 +63,10 @@ fn run(arguments: &Arguments) -> Result<bool, Box<dyn std::error::Error>> {
     say!(
         "longest stall: {:.1} ms",
         world.longest_stall().as_secs_f64() * 1000.0
+    );
+    say!(
+        "longest held up by others: {:.1} ms",
+        world.longest_held_up().as_secs_f64() * 1000.0
     );
     drop(world);
     pool.recover();

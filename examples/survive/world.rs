@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 use shmkit::sync::{LockError, Mutex, MutexGuard, Semaphore};
 use shmkit::{KillSafe, Link, Pool, Shared, ShmSafe};
 
+use crate::stalls::Stalls;
+
 /// The most workers at once.
 pub const MAX_WORKERS: usize = 64;
 const LINKS: usize = 16;
@@ -31,6 +33,8 @@ pub struct World {
     operations: AtomicU64,
     /// Nanoseconds.
     longest: AtomicU64,
+    /// Nanoseconds: the longest that somebody was held up by others, the system's choices apart.
+    longest_held_up: AtomicU64,
     torn: AtomicU64,
 }
 
@@ -78,6 +82,7 @@ impl World {
             stop: AtomicBool::new(false),
             operations: AtomicU64::new(0),
             longest: AtomicU64::new(0),
+            longest_held_up: AtomicU64::new(0),
             torn: AtomicU64::new(0),
         }
     }
@@ -89,14 +94,16 @@ impl World {
         let line = self.ledger().lines[index];
         self.acknowledged[index].store(line, Ordering::Relaxed);
         let mut round = line;
+        let mut stalls = Stalls::new();
         while !self.stop.load(Ordering::Relaxed) {
             let started = Instant::now();
             self.enter(index);
             self.exchange(pool, round as usize % LINKS, round);
             self.pass();
             round += 1;
-            let took = started.elapsed().as_nanos() as u64;
-            self.longest.fetch_max(took, Ordering::Relaxed);
+            let (took, held_up) = stalls.round(started);
+            raise(&self.longest, took);
+            raise(&self.longest_held_up, held_up);
             self.operations.fetch_add(3, Ordering::Relaxed);
         }
     }
@@ -159,6 +166,10 @@ impl World {
         Duration::from_nanos(self.longest.load(Ordering::Relaxed))
     }
 
+    pub fn longest_held_up(&self) -> Duration {
+        Duration::from_nanos(self.longest_held_up.load(Ordering::Relaxed))
+    }
+
     /// Clears what is left and tells what is wrong. Nobody works any more.
     pub fn settle(&self) -> Vec<String> {
         let mut problems = Vec::new();
@@ -192,6 +203,14 @@ impl World {
             }
         }
         problems
+    }
+}
+
+/// Makes it that duration, if it is less.
+fn raise(nanoseconds: &AtomicU64, to: Duration) {
+    let to = to.as_nanos() as u64;
+    if nanoseconds.load(Ordering::Relaxed) < to {
+        nanoseconds.fetch_max(to, Ordering::Relaxed);
     }
 }
 
