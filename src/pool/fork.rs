@@ -47,6 +47,8 @@ struct Child {
     /// When that began, by the [clock of starts](sys::process::start); 0 if the child is to ask for its
     /// start.
     since: Cell<u64>,
+    /// The time namespace that it will be in, if that is known.
+    times: Cell<Option<u64>>,
     /// The records made for it, as tags, by the pools' granules.
     records: [Cell<u64>; GRANULES],
 }
@@ -56,6 +58,7 @@ impl Child {
         Child {
             is_new: Cell::new(false),
             since: Cell::new(0),
+            times: Cell::new(None),
             records: [const { Cell::new(0) }; GRANULES],
         }
     }
@@ -168,15 +171,19 @@ pub(crate) enum Refused {
 }
 
 /// Makes the records of the child that this thread is about to fork. An error cancels the fork; else it
-/// follows, and [`forked`] or [`fork_failed`].
-pub(crate) fn before_fork() -> Result<(), Refused> {
+/// follows, and [`forked`] or [`fork_failed`]. With `as_before`, nothing has run in this thread since it was
+/// called last that could have changed the namespaces of children.
+pub(crate) fn before_fork(as_before: bool) -> Result<(), Refused> {
     if attached().next().is_none() {
         return Ok(());
     }
     keep_handles();
     CHILD.with(|child| {
         child.begin();
-        let times = sys::process::time_namespace_of_children();
+        if !as_before {
+            child.times.set(sys::process::time_namespace_of_children());
+        }
+        let times = child.times.get();
         let mut missing = child.missing();
         let reserved = missing.try_for_each(|arena| child.reserve(arena, times));
         reserved.inspect_err(|_| {

@@ -50,12 +50,13 @@ pub(super) enum OtherThreads {
     Allowed,
 }
 
-/// Whether something may have been written, in this process, that is buffered still.
+/// What may have run in this thread since its last fork.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Output {
-    Buffered,
-    /// There is none: that need not be looked for, which would have pages copied after each fork.
-    Flushed,
+pub(super) enum Ran {
+    Anything,
+    /// The master's own code: nothing is buffered, and children will be in the namespaces that the last
+    /// one is in. To look for the one would have pages copied after each fork, the other asks `/proc`.
+    OwnCode,
 }
 
 /// A child that was started and not yet reaped.
@@ -94,7 +95,7 @@ pub(super) unsafe fn start(
         }
     };
     // SAFETY: writing the frame is all that is added to `body`, which the caller vouches for.
-    let pid = unsafe { begin(threads, Output::Buffered, &mut whole) }?;
+    let pid = unsafe { begin(threads, Ran::Anything, &mut whole) }?;
     Ok(Child { pid, result })
 }
 
@@ -105,7 +106,7 @@ pub(super) unsafe fn start(
 /// As for [`start`].
 pub(super) unsafe fn begin(
     threads: OtherThreads,
-    output: Output,
+    ran: Ran,
     body: &mut dyn FnMut() -> i32,
 ) -> Result<u32, SpawnError> {
     if threads == OtherThreads::Refused {
@@ -121,11 +122,11 @@ pub(super) unsafe fn begin(
     // Locked before it is flushed, so that nothing is written in between.
     let other_threads = threads == OtherThreads::Allowed;
     let locks = other_threads.then(|| (io::stdout().lock(), io::stderr().lock()));
-    if output == Output::Buffered {
+    if ran == Ran::Anything {
         flushed(io::stdout().flush())?;
         flushed(process::flush_c_stdio())?;
     }
-    fork::before_fork().map_err(|refused| match refused {
+    fork::before_fork(ran == Ran::OwnCode).map_err(|refused| match refused {
         Refused::NoRecord => SpawnError::NoProcessRecord,
         Refused::OtherTimes => SpawnError::OtherTimeNamespace,
     })?;

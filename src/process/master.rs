@@ -41,7 +41,7 @@ use std::time::{Duration, Instant};
 use children::Process;
 use guests::Guest;
 
-use super::child::Output;
+use super::child::Ran;
 use super::jobs::{self, Control, JOBS, KILL, Kind, Phase};
 use super::journal::{self, Journal};
 use super::peers::PEERS;
@@ -101,9 +101,8 @@ pub struct Master {
     /// By place in the table of peers.
     peers: Vec<Option<Guest>>,
     stopping: bool,
-    /// What the program may have left in buffers: nothing, since the last fork, where only the master's own
-    /// code has run.
-    output: Output,
+    /// Since the last fork.
+    ran: Ran,
     /// Whose all this is: a process that it forks, by whatever means, has a copy.
     owner: u32,
     pid_file: Option<PidFile>,
@@ -192,7 +191,7 @@ impl Master {
             unwatched: Vec::new(),
             peers: Vec::new(),
             stopping: false,
-            output: Output::Buffered,
+            ran: Ran::Anything,
             owner: process::pid(),
             pid_file,
             journal,
@@ -364,7 +363,7 @@ impl Master {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn dispatch(&mut self) -> Result<Dispatched, RunError> {
-        self.output = Output::Buffered;
+        self.ran = Ran::Anything;
         self.turn(Some(Duration::ZERO))
     }
 

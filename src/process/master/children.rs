@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::{AGAIN, LOG, Master};
 use crate::pool::{fork, tell};
 use crate::primitive::Ordering;
-use crate::process::child::{self, OtherThreads, Output};
+use crate::process::child::{self, OtherThreads, Ran};
 use crate::process::jobs::{DETACHED, Job, KILL, Kind, Phase};
 use crate::process::{JoinError, SpawnError, WorkerEnd, WorkerId, entry, supervise, worker};
 use crate::sys::process;
@@ -115,7 +115,7 @@ impl Master {
         let spare = spare.map_err(|error| Unstarted::Now(error.to_string()))?;
         let defined = self.config.defined.clone();
         let mut inherited = Some(control.clone());
-        let output = self.output;
+        let ran = self.ran;
         let mut body = || {
             self.close_in_child(spare.as_fd());
             match inherited.take() {
@@ -124,7 +124,7 @@ impl Master {
             }
         };
         // SAFETY: this is the only thread.
-        let started = unsafe { child::begin(OtherThreads::Refused, output, &mut body) };
+        let started = unsafe { child::begin(OtherThreads::Refused, ran, &mut body) };
         let pid = started.map_err(|error| {
             let why = source_chain(&error);
             match error {
@@ -146,10 +146,10 @@ impl Master {
         });
         self.count += 1;
         job.advance(Phase::Running);
-        // What a logger writes it writes from here on.
-        self.output = match log::max_level() {
-            log::LevelFilter::Off => Output::Flushed,
-            _ => Output::Buffered,
+        // A logger runs from here on.
+        self.ran = match log::max_level() {
+            log::LevelFilter::Off => Ran::OwnCode,
+            _ => Ran::Anything,
         };
         tell(|| log::debug!(target: LOG, "started worker {id} as process {pid}"));
         Ok(())
@@ -280,7 +280,7 @@ impl Master {
         let Some(hook) = &self.config.on_end else {
             return;
         };
-        self.output = Output::Buffered;
+        self.ran = Ran::Anything;
         if let Err(payload) = catch_unwind(AssertUnwindSafe(|| hook(end))) {
             match self.panicked {
                 None => self.panicked = Some(payload),
