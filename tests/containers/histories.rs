@@ -24,7 +24,7 @@ const FAIL: u64 = 4;
 
 type Log = Record<WORKERS, { ROUNDS * STEPS }>;
 
-pub fn histories() -> usize {
+fn histories() -> usize {
     let wanted = std::env::var("SHMKIT_HISTORIES").ok();
     wanted.and_then(|n| n.parse().ok()).unwrap_or(2000)
 }
@@ -57,20 +57,75 @@ fn stack(state: &[u64], op: &[u64; 3]) -> (Vec<u64>, u64) {
     (next, if op[1] == SET { 0 } else { top })
 }
 
-/// Six processes do `step(round, kind, value)`, of which the answer is a word; two are killed.
-pub fn record(
-    pool: &TestPool,
-    seed: u64,
-    kinds: &[u64],
-    step: impl Fn(usize, u64, u64) -> u64 + Copy + Send,
-) -> Vec<Event<[u64; 3], u64>> {
-    let step = move |_: &mut (), round, kind, value| step(round, kind, value);
-    record_with(pool, seed, kinds, |(), _, kind| kind, step)
+/// What was recorded and checked of one kind.
+pub struct Histories {
+    pub pool: TestPool,
+    pub seed: u64,
+    checked: usize,
+    /// Operations that a kill has cut off.
+    cut_off: usize,
 }
 
-/// The same of processes with a state. `which` makes something else of a kind, that is the last one of its
-/// round or not.
-pub fn record_with<S: Default>(
+impl Histories {
+    pub fn new() -> Self {
+        Histories {
+            pool: TestPool::new(),
+            seed: 0,
+            checked: 0,
+            cut_off: 0,
+        }
+    }
+
+    /// True, with another seed, if there are to be more.
+    pub fn go_on(&mut self) -> bool {
+        self.seed += 1;
+        self.checked < histories()
+    }
+
+    /// Six processes do `step(round, kind, value)`, of which the answer is a word; two are killed.
+    pub fn record(
+        &mut self,
+        kinds: &[u64],
+        step: impl Fn(usize, u64, u64) -> u64 + Copy + Send,
+    ) -> Vec<Event<[u64; 3], u64>> {
+        let step = move |_: &mut (), round, kind, value| step(round, kind, value);
+        self.record_with(kinds, |(), _, kind| kind, step)
+    }
+
+    /// The same of processes with a state. `which` makes something else of a kind, that is the last one of
+    /// its round or not.
+    pub fn record_with<S: Default>(
+        &mut self,
+        kinds: &[u64],
+        which: impl Fn(&S, bool, u64) -> u64 + Copy + Send,
+        step: impl Fn(&mut S, usize, u64, u64) -> u64 + Copy + Send,
+    ) -> Vec<Event<[u64; 3], u64>> {
+        let events = record(&self.pool, self.seed, kinds, which, step);
+        self.cut_off += events.iter().filter(|event| event.ret.is_none()).count();
+        events
+    }
+
+    /// Checks the histories of each round.
+    pub fn check<S: Clone + Eq + std::hash::Hash + Default>(
+        &mut self,
+        events: &[Event<[u64; 3], u64>],
+        apply: impl Fn(&S, &[u64; 3]) -> (S, u64) + Copy,
+    ) {
+        for round in 0..ROUNDS as u64 {
+            let own = events.iter().filter(|event| event.op[0] == round);
+            let own: Vec<_> = own.cloned().collect();
+            assert!(is_linearizable(&S::default(), &own, apply), "{own:#?}");
+            self.checked += usize::from(own.len() > 1);
+        }
+    }
+
+    pub fn finish(self) {
+        assert_sound(*self.pool);
+        assert!(self.cut_off > 0, "no kill came while anybody did anything");
+    }
+}
+
+fn record<S: Default>(
     pool: &TestPool,
     seed: u64,
     kinds: &[u64],
@@ -126,29 +181,14 @@ pub fn record_with<S: Default>(
     log.events()
 }
 
-pub fn check<S: Clone + Eq + std::hash::Hash + Default>(
-    events: &[Event<[u64; 3], u64>],
-    apply: impl Fn(&S, &[u64; 3]) -> (S, u64) + Copy,
-) -> usize {
-    let mut checked = 0;
-    for round in 0..ROUNDS as u64 {
-        let own = events.iter().filter(|event| event.op[0] == round);
-        let own: Vec<_> = own.cloned().collect();
-        assert!(is_linearizable(&S::default(), &own, apply), "{own:#?}");
-        checked += usize::from(own.len() > 1);
-    }
-    checked
-}
-
 pub fn histories_of_cells() {
-    let pool = TestPool::new();
-    let (mut checked, mut seed) = (0, 0);
-    while checked < histories() {
-        seed += 1;
+    let mut histories = Histories::new();
+    while histories.go_on() {
+        let pool = *histories.pool;
         let cells = pool
             .create([const { SharedCell::<u64>::new() }; ROUNDS])
             .unwrap();
-        let events = record(&pool, seed, &[SET, GET, ADD], |round, kind, value| {
+        let events = histories.record(&[SET, GET, ADD], |round, kind, value| {
             let cell = &cells[round];
             match kind {
                 SET => word(cell.replace(value).unwrap().map(|old| *old)),
@@ -164,9 +204,9 @@ pub fn histories_of_cells() {
                 }
             }
         });
-        checked += check::<u64>(&events, register);
+        histories.check::<u64>(&events, register);
     }
-    assert_sound(*pool);
+    histories.finish();
 }
 
 /// A map whose values lie in its table.
@@ -186,43 +226,36 @@ pub fn histories_of_maps() {
 }
 
 fn histories_of<V: ShmSafe + Unpin + Copy>(hold: fn(u64) -> V, of: fn(&V) -> u64) {
-    let pool = TestPool::new();
-    let (mut checked, mut seed) = (0, 0);
-    while checked < histories() {
-        seed += 1;
+    let mut histories = Histories::new();
+    while histories.go_on() {
+        let pool = *histories.pool;
         let map = pool.create(HashMap::<u64, V>::new()).unwrap();
-        let events = record(
-            &pool,
-            seed,
-            &[SET, GET, REMOVE, ADD],
-            |round, kind, value| {
-                let key = round as u64;
-                // Others in the same chunk, so that the table is on the move all the time.
-                map.insert(&(key << 32 | value), hold(0)).unwrap();
-                map.remove(&((key.wrapping_sub(1)) << 32 | value));
-                word(match kind {
-                    SET => map.insert(&key, hold(value)).unwrap().map(|old| of(&old)),
-                    GET => map.get_copied(&key).map(|held| of(&held)),
-                    REMOVE => map.remove(&key).map(|old| of(&old)),
-                    _ => {
-                        let add = |old: Option<&V>| Some(hold(old.map_or(0, of) + value));
-                        map.update(&key, add).unwrap().map(|old| of(&old))
-                    }
-                })
-            },
-        );
-        checked += check::<u64>(&events, register);
+        let events = histories.record(&[SET, GET, REMOVE, ADD], |round, kind, value| {
+            let key = round as u64;
+            // Others in the same chunk, so that the table is on the move all the time.
+            map.insert(&(key << 32 | value), hold(0)).unwrap();
+            map.remove(&((key.wrapping_sub(1)) << 32 | value));
+            word(match kind {
+                SET => map.insert(&key, hold(value)).unwrap().map(|old| of(&old)),
+                GET => map.get_copied(&key).map(|held| of(&held)),
+                REMOVE => map.remove(&key).map(|old| of(&old)),
+                _ => {
+                    let add = |old: Option<&V>| Some(hold(old.map_or(0, of) + value));
+                    map.update(&key, add).unwrap().map(|old| of(&old))
+                }
+            })
+        });
+        histories.check::<u64>(&events, register);
     }
-    assert_sound(*pool);
+    histories.finish();
 }
 
 pub fn histories_of_multi_maps() {
-    let pool = TestPool::new();
-    let (mut checked, mut seed) = (0, 0);
-    while checked < histories() / 4 {
-        seed += 1;
+    let mut histories = Histories::new();
+    while histories.go_on() {
+        let pool = *histories.pool;
         let map = pool.create(MultiMap::<u64, u64>::new()).unwrap();
-        let events = record(&pool, seed, &[SET, GET, REMOVE], |round, kind, value| {
+        let events = histories.record(&[SET, GET, REMOVE], |round, kind, value| {
             let key = round as u64;
             match kind {
                 SET => {
@@ -233,9 +266,9 @@ pub fn histories_of_multi_maps() {
                 _ => word(map.pop(&key).map(|top| *top)),
             }
         });
-        checked += check::<Vec<u64>>(&events, |state, op| stack(state, op));
+        histories.check::<Vec<u64>>(&events, |state, op| stack(state, op));
     }
-    assert_sound(*pool);
+    histories.finish();
 }
 
 /// One of a ring of objects that all have the same value.
@@ -298,13 +331,12 @@ fn change(tx: &mut Tx<'_, Rings>, round: usize, kind: u64, value: u64) -> Result
 
 /// Transactions change many objects, and some of them fail. Between them there are collections.
 pub fn histories_of_heaps() {
-    let pool = TestPool::new();
-    let (mut checked, mut seed) = (0, 0);
-    while checked < histories() {
-        seed += 1;
+    let mut histories = Histories::new();
+    while histories.go_on() {
+        let pool = *histories.pool;
         let heap = pool.create(Heap::new([None; ROUNDS])).unwrap();
         let kinds = [SET, GET, REMOVE, ADD, FAIL];
-        let events = record(&pool, seed, &kinds, |round, kind, value| match kind {
+        let events = histories.record(&kinds, |round, kind, value| match kind {
             GET => seen(&heap.view().unwrap(), round),
             FAIL => {
                 heap.collect().unwrap();
@@ -321,13 +353,13 @@ pub fn histories_of_heaps() {
                 .try_modify(|tx| change(tx, round, kind, value))
                 .unwrap(),
         });
-        checked += check::<u64>(&events, register);
+        histories.check::<u64>(&events, register);
         let view = heap.view().unwrap();
         let rings = view.root().iter().flatten().count();
         drop(view);
         assert_eq!(heap.collect().unwrap().live, rings * RING);
     }
-    assert_sound(*pool);
+    histories.finish();
 }
 
 /// The check tells right from wrong.

@@ -5,10 +5,8 @@
 
 use shmkit::{Buffer, Lease, Mailbox, Queue, RangeError, RecvError, Shared};
 
-use crate::assert_sound;
-use crate::common::TestPool;
 use crate::common::linear::Event;
-use crate::histories::{ROUNDS, STEPS, check, histories, record, record_with, word};
+use crate::histories::{Histories, ROUNDS, STEPS, word};
 
 type Events = Vec<Event<[u64; 3], u64>>;
 
@@ -112,11 +110,10 @@ fn without_refused(mut events: Events) -> Events {
 }
 
 pub fn histories_of_queues() {
-    let pool = TestPool::new();
-    let (mut checked, mut seed) = (0, 0);
-    while checked < histories() {
-        seed += 1;
-        let queues: Shared<[Queue<u64>; ROUNDS]> = if seed % 3 == 0 {
+    let mut histories = Histories::new();
+    while histories.go_on() {
+        let pool = *histories.pool;
+        let queues: Shared<[Queue<u64>; ROUNDS]> = if histories.seed % 3 == 0 {
             pool.create([const { Queue::unbounded() }; ROUNDS])
         } else {
             pool.create([const { Queue::bounded(4) }; ROUNDS])
@@ -146,12 +143,12 @@ pub fn histories_of_queues() {
                 }
             }
         };
-        let events = record_with(&pool, seed, &[PUSH, PUSH, POP, LEASE, PEEK], which, step);
+        let events = histories.record_with(&[PUSH, PUSH, POP, LEASE, PEEK], which, step);
         let events = with_leases_of_the_killed(without_refused(events));
-        checked += check::<Model>(&events, queue);
+        histories.check::<Model>(&events, queue);
         drop(queues);
     }
-    assert_sound(*pool);
+    histories.finish();
 }
 
 /// A receive takes a wake, or a message though there is a wake, as that may have come meanwhile: the
@@ -201,38 +198,32 @@ fn with_answers(events: Events) -> Events {
 }
 
 pub fn histories_of_mailboxes() {
-    let pool = TestPool::new();
-    let (mut checked, mut seed) = (0, 0);
-    while checked < histories() {
-        seed += 1;
+    let mut histories = Histories::new();
+    while histories.go_on() {
+        let pool = *histories.pool;
         let mailboxes = pool
             .create([const { Mailbox::<u64>::new(4) }; ROUNDS])
             .ok()
             .unwrap();
-        let events = record(
-            &pool,
-            seed,
-            &[PUSH, PUSH, POP, POP, WAKE],
-            |round, kind, value| {
-                let mailbox = &mailboxes[round];
-                match kind {
-                    PUSH => mailbox.try_send(value).map_or(REFUSED, |()| 0),
-                    WAKE => {
-                        mailbox.wake();
-                        0
-                    }
-                    _ => match mailbox.receiver().map(|receiver| receiver.try_recv()) {
-                        // Somebody else is the receiver.
-                        Err(_) => REFUSED,
-                        Ok(Err(RecvError::Woken)) => WOKEN,
-                        Ok(message) => word(message.ok()),
-                    },
+        let events = histories.record(&[PUSH, PUSH, POP, POP, WAKE], |round, kind, value| {
+            let mailbox = &mailboxes[round];
+            match kind {
+                PUSH => mailbox.try_send(value).map_or(REFUSED, |()| 0),
+                WAKE => {
+                    mailbox.wake();
+                    0
                 }
-            },
-        );
-        checked += check::<Model>(&with_answers(without_refused(events)), mailbox);
+                _ => match mailbox.receiver().map(|receiver| receiver.try_recv()) {
+                    // Somebody else is the receiver.
+                    Err(_) => REFUSED,
+                    Ok(Err(RecvError::Woken)) => WOKEN,
+                    Ok(message) => word(message.ok()),
+                },
+            }
+        });
+        histories.check::<Model>(&with_answers(without_refused(events)), mailbox);
     }
-    assert_sound(*pool);
+    histories.finish();
 }
 
 const APPEND: u64 = 0;
@@ -267,13 +258,12 @@ fn buffer((start, all): &(u64, Vec<u64>), op: &[u64; 3]) -> ((u64, Vec<u64>), u6
 }
 
 pub fn histories_of_buffers() {
-    let pool = TestPool::new();
-    let (mut checked, mut seed) = (0, 0);
-    while checked < histories() {
-        seed += 1;
+    let mut histories = Histories::new();
+    while histories.go_on() {
+        let pool = *histories.pool;
         let buffers = pool.create([const { Buffer::new() }; ROUNDS]).unwrap();
         let kinds = [APPEND, APPEND, READ, END, TRUNCATE];
-        let events = record(&pool, seed, &kinds, |round, kind, value| {
+        let events = histories.record(&kinds, |round, kind, value| {
             let buffer = &buffers[round];
             let at = place(value);
             match kind {
@@ -290,7 +280,7 @@ pub fn histories_of_buffers() {
                 _ => buffer.truncate_front(at).map_or(REFUSED, |()| 0),
             }
         });
-        checked += check::<(u64, Vec<u64>)>(&events, buffer);
+        histories.check::<(u64, Vec<u64>)>(&events, buffer);
     }
-    assert_sound(*pool);
+    histories.finish();
 }
