@@ -86,7 +86,7 @@ const CASES: &[common::Named] = table! {
         grow_to
         more_than_there_is_memory
         a_full_file_system
-        a_limit_of_file_sizes
+        a_memory_limit a_limit_of_file_sizes
         memory_that_is_free_elsewhere;
     named:
         by_name
@@ -126,7 +126,7 @@ const CASES: &[common::Named] = table! {
 const ROLES: &[common::Named] = table! {
     create: role_create;
     attach: role_by_name role_by_descriptor;
-    growth: role_full_file_system role_file_size role_free_elsewhere;
+    growth: role_full_file_system role_file_size role_free_elsewhere role_memory_limit;
 };
 
 fn main() -> ExitCode {

@@ -200,7 +200,10 @@ pub(crate) fn or_purge<T>(
     commit: impl Fn() -> Result<T, CommitError>,
 ) -> Result<T, CommitError> {
     let outcome = commit();
-    if !matches!(outcome, Err(CommitError::Full)) {
+    if !matches!(
+        outcome,
+        Err(CommitError::Full | CommitError::MemoryLimit { .. })
+    ) {
         return outcome;
     }
     recovery::poll(arena);

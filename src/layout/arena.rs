@@ -227,6 +227,7 @@ impl Arena {
         if local::of(self).is_private() {
             return Ok(());
         }
+        memory::check_limit_now_and_then(len as u64)?;
         self.commit(offset, len)
     }
 }

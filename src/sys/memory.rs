@@ -17,6 +17,7 @@
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{CWD, FallocateFlags, MemfdFlags, SealFlags};
 use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags};
@@ -308,6 +309,25 @@ pub(crate) fn check_limit(bytes: u64) -> Result<(), CommitError> {
     }
 }
 
+/// As [`check_limit`], for the small amounts that come and go all the time: looks each time that this process
+/// has asked for so much since it looked last.
+#[cold]
+pub(crate) fn check_limit_now_and_then(bytes: u64) -> Result<(), CommitError> {
+    const SO_MUCH: u64 = 4 << 20;
+    // Relaxed: a count.
+    static UNCHECKED: AtomicU64 = AtomicU64::new(0);
+    let unchecked = UNCHECKED
+        .fetch_add(bytes, Ordering::Relaxed)
+        .saturating_add(bytes);
+    if unchecked < SO_MUCH {
+        return Ok(());
+    }
+    // What is refused leaves the count where it is: the next one looks too.
+    check_limit(bytes.max(SO_MUCH))?;
+    UNCHECKED.store(0, Ordering::Relaxed);
+    Ok(())
+}
+
 fn read_small<'a>(path: &CStr, buffer: &'a mut [u8]) -> Option<&'a str> {
     let len = process::read_file(CWD, path, buffer).ok()?;
     std::str::from_utf8(&buffer[..len]).ok()
@@ -329,27 +349,79 @@ fn machine_available() -> Option<u64> {
 /// What the tightest memory limit on the path to the root of the control groups leaves.
 fn group_available() -> Option<u64> {
     let mut buffer = [0; 4096];
-    let group = read_small(c"/proc/self/cgroup", &mut buffer)?
-        .lines()
-        .find_map(|l| l.strip_prefix("0::"))?;
-    let mut group = group.trim_end_matches('/');
-    let mut least = None;
-    loop {
-        if let Some(limit) = group_number(group, "memory.max") {
-            let left = limit.saturating_sub(group_number(group, "memory.current")?);
-            least = Some(least.map_or(left, |least: u64| least.min(left)));
+    let groups = read_small(c"/proc/self/cgroup", &mut buffer)?.lines();
+    let available = groups.filter_map(|line| {
+        let (controllers, group) = line.split_once(':')?.1.split_once(':')?;
+        match controllers {
+            "" => GroupFiles::V2.available(group),
+            _ if controllers.split(',').any(|one| one == "memory") => {
+                GroupFiles::V1.available(group)
+            }
+            _ => None,
         }
-        match group.rfind('/') {
-            Some(at) => group = &group[..at],
-            None => return least,
-        }
-    }
+    });
+    available.min()
 }
 
-fn group_number(group: &str, file: &str) -> Option<u64> {
-    let mut buffer = [0; 64];
-    let path = format_args!("/sys/fs/cgroup{group}/{file}");
-    process::with_path(path, |path| {
-        read_small(path, &mut buffer)?.trim().parse().ok()
-    })?
+/// What control groups say about memory, by the version of their interface. (Linux's
+/// Documentation/admin-guide/cgroup-v2, and cgroup-v1/memory.)
+struct GroupFiles {
+    root: &'static str,
+    limit: &'static str,
+    used: &'static str,
+    /// In `memory.stat`: the part of what is used that the kernel takes back before it refuses any.
+    cached: [&'static str; 2],
+}
+
+impl GroupFiles {
+    const V1: GroupFiles = GroupFiles {
+        root: "/sys/fs/cgroup/memory",
+        limit: "memory.limit_in_bytes",
+        used: "memory.usage_in_bytes",
+        cached: ["total_inactive_file ", "total_active_file "],
+    };
+    const V2: GroupFiles = GroupFiles {
+        root: "/sys/fs/cgroup",
+        limit: "memory.max",
+        used: "memory.current",
+        cached: ["inactive_file ", "active_file "],
+    };
+
+    fn available(&self, group: &str) -> Option<u64> {
+        let mut group = group.trim_end_matches('/');
+        let mut least = None;
+        loop {
+            if let Some(limit) = self.number(group, self.limit) {
+                let used = self.number(group, self.used)?;
+                let left = limit.saturating_sub(used.saturating_sub(self.cached(group)));
+                least = Some(least.map_or(left, |least: u64| least.min(left)));
+            }
+            match group.rfind('/') {
+                Some(at) => group = &group[..at],
+                None => return least,
+            }
+        }
+    }
+
+    fn cached(&self, group: &str) -> u64 {
+        let sum = |text: &str| {
+            let line = |name| {
+                text.lines()
+                    .find_map(|line| line.strip_prefix(name)?.parse::<u64>().ok())
+            };
+            self.cached.into_iter().filter_map(line).sum()
+        };
+        self.read(group, "memory.stat", sum).unwrap_or(0)
+    }
+
+    /// A limit that is none is no number.
+    fn number(&self, group: &str, file: &str) -> Option<u64> {
+        self.read(group, file, |text| text.trim().parse().ok())?
+    }
+
+    fn read<R>(&self, group: &str, file: &str, parse: impl FnOnce(&str) -> R) -> Option<R> {
+        let mut buffer = [0; 4096];
+        let path = format_args!("{}{group}/{file}", self.root);
+        process::with_path(path, |path| read_small(path, &mut buffer).map(parse))?
+    }
 }

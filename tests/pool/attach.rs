@@ -14,6 +14,7 @@ use shmkit::inspect::Observer;
 use shmkit::sync::{LockError, Mutex};
 use shmkit::{AttachError, Pool, RecoverySummary};
 
+use super::common::skip::skipped;
 use super::common::{TestPool, allocate, assert_sound, fill, free, program, succeeded, verify};
 use super::create::name;
 
@@ -436,7 +437,7 @@ fn in_another_namespace(
     assert!(libc::WIFEXITED(status));
     let code = libc::WEXITSTATUS(status);
     if code == REFUSED {
-        println!("  this user may not make such a namespace: not tested");
+        skipped("pools in other PID namespaces: this user may not make one");
         return None;
     }
     Some(code)
@@ -538,7 +539,7 @@ pub fn a_process_that_changes_its_time_namespace() {
     // SAFETY: waits for our own child.
     assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
     match (libc::WIFEXITED(status), libc::WEXITSTATUS(status)) {
-        (true, REFUSED) => println!("  this user may not make a time namespace: not tested"),
+        (true, REFUSED) => skipped("pools in other time namespaces: this user may not make one"),
         ended => assert_eq!(ended, (true, 0)),
     }
     drop(guard);

@@ -4,6 +4,7 @@ use std::ffi::CString;
 use std::fs::File;
 use std::io::{ErrorKind, Write as _};
 use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
@@ -14,6 +15,7 @@ use shmkit::{
     AllocError, AttachError, CommitError, CreateError, GrowError, ObjectError, Pool, testing,
 };
 
+use super::common::skip::skipped;
 use super::common::{
     Random, TestPool, address, allocate, assert_sound, block_at, fill, filled_by_the_dead, free,
     layout, program, succeeded, verify,
@@ -166,6 +168,102 @@ pub fn memory_that_is_free_elsewhere() {
     succeeded(&output);
 }
 
+pub fn a_memory_limit() {
+    let output = program("role_memory_limit").output().unwrap();
+    print!("{}", String::from_utf8_lossy(&output.stdout));
+    succeeded(&output);
+}
+
+/// Fills a control group with a memory limit: refused, where more would have this process killed.
+pub fn role_memory_limit() {
+    const LIMIT: usize = 64 << 20;
+    const MIB: usize = 1 << 20;
+    let pool = TestPool::with(|b| b.max_size(1 << 30));
+    let Some(group) = Group::with_limit(LIMIT) else {
+        return;
+    };
+    let fill_up = || {
+        let mut taken = Vec::new();
+        loop {
+            match pool.allocate(layout(MIB, 8)) {
+                Ok(block) => {
+                    fill(block.cast(), MIB);
+                    taken.push(block.cast());
+                }
+                Err(AllocError::NoMemory(CommitError::MemoryLimit { .. })) => break taken,
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    let give_back = |taken: Vec<_>| {
+        for block in taken {
+            verify(block);
+            free(*pool, block);
+        }
+        pool.purge().unwrap();
+    };
+    let all = fill_up();
+    assert!((32..64).contains(&all.len()), "{} MiB", all.len());
+    give_back(all);
+    // What was given back is had again as far as there is memory: somebody else has some of it.
+    let other = vec![1_u8; 32 * MIB];
+    let some = fill_up();
+    assert!((8..32).contains(&some.len()), "{} MiB", some.len());
+    assert_eq!(other[LIMIT / 3], 1);
+    give_back(some);
+    assert_sound(*pool);
+    drop(group);
+}
+
+/// A control group with this process alone, until it is dropped.
+struct Group {
+    own: PathBuf,
+    parent: PathBuf,
+}
+
+impl Group {
+    fn with_limit(bytes: usize) -> Option<Group> {
+        let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap();
+        let parent = |root: &str, controllers: &str| {
+            let mut lines = groups.lines();
+            let of = |line: &str| {
+                let (has, path) = line.split_once(':')?.1.split_once(':')?;
+                (has == controllers).then(|| PathBuf::from(format!("{root}{path}")))
+            };
+            lines.find_map(of)
+        };
+        let made = [
+            ("/sys/fs/cgroup/memory", "memory", "memory.limit_in_bytes"),
+            ("/sys/fs/cgroup", "", "memory.max"),
+        ]
+        .into_iter()
+        .find_map(|(root, controllers, limit)| {
+            let parent = parent(root, controllers)?;
+            let own = parent.join(format!("shmkit-test-{}", std::process::id()));
+            std::fs::create_dir(&own).ok()?;
+            let group = Group { own, parent };
+            std::fs::write(group.own.join(limit), bytes.to_string()).ok()?;
+            group.take_in(&group.own).then_some(group)
+        });
+        if made.is_none() {
+            skipped("a limit of memory: this user may not make a control group");
+        }
+        made
+    }
+
+    fn take_in(&self, group: &Path) -> bool {
+        let pid = std::process::id().to_string();
+        std::fs::write(group.join("cgroup.procs"), pid).is_ok()
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.take_in(&self.parent);
+        let _ = std::fs::remove_dir(&self.own);
+    }
+}
+
 pub fn a_limit_of_file_sizes() {
     succeeded(&program("role_file_size").output().unwrap());
 }
@@ -255,7 +353,9 @@ fn small_file_system() -> Option<tempdir::Temp> {
         {
             let why = std::io::Error::last_os_error();
             assert_ne!(libc::geteuid(), 0, "root may mount: {why}");
-            println!("  this user may not mount anything ({why}): not tested");
+            skipped(&format!(
+                "a full file system: this user may not mount anything ({why})"
+            ));
             return None;
         }
         assert_eq!(
