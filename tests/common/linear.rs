@@ -85,11 +85,6 @@ impl<const W: usize, const N: usize> Record<W, N> {
         entry[5].store(self.clock.fetch_add(1, Ordering::SeqCst), Ordering::Release);
     }
 
-    /// How many operations were called.
-    pub fn called(&self) -> u64 {
-        self.clock.load(Ordering::Relaxed)
-    }
-
     /// All that was done. The processes have ended.
     pub fn events(&self) -> Vec<Event<[u64; 3], u64>> {
         let read = |word: &AtomicU64| word.load(Ordering::Acquire);

@@ -326,6 +326,27 @@ impl Random {
     }
 }
 
+/// Has the kernel kill this process so many nanoseconds from now, at whatever instruction it is then.
+pub fn die_in(nanoseconds: i64) {
+    let mut timer = std::ptr::null_mut();
+    // SAFETY: system calls with structures of this function's, for which zeros are valid.
+    unsafe {
+        let mut event: libc::sigevent = std::mem::zeroed();
+        event.sigev_notify = libc::SIGEV_SIGNAL;
+        event.sigev_signo = libc::SIGKILL;
+        assert_eq!(
+            libc::timer_create(libc::CLOCK_MONOTONIC, &mut event, &mut timer),
+            0
+        );
+        let mut after: libc::itimerspec = std::mem::zeroed();
+        after.it_value.tv_nsec = nanoseconds;
+        assert_eq!(
+            libc::timer_settime(timer, 0, &after, std::ptr::null_mut()),
+            0
+        );
+    }
+}
+
 /// Seconds that a storm lasts: from the environment, or the default.
 pub fn storm_time(default: Duration) -> Duration {
     env::var("SHMKIT_STORM_SECONDS")

@@ -9,7 +9,7 @@ use shmkit::{Gc, HashMap, Heap, HeapError, HeapView, MultiMap, SharedCell, ShmSa
 
 use crate::assert_sound;
 use crate::common::linear::{Event, Record, is_linearizable};
-use crate::common::{Random, TestPool};
+use crate::common::{Random, TestPool, die_in};
 
 pub const WORKERS: usize = 6;
 /// Histories that one set of processes makes, and operations of a process in each.
@@ -82,7 +82,8 @@ impl Histories {
         self.checked < histories()
     }
 
-    /// Six processes do `step(round, kind, value)`, of which the answer is a word; two are killed.
+    /// Six processes do `step(round, kind, value)`, of which the answer is a word; two are killed
+    /// at an instruction of one.
     pub fn record(
         &mut self,
         kinds: &[u64],
@@ -141,6 +142,7 @@ fn record<S: Default>(
                 s.spawn(move || {
                     let mut random = Random::new(seed * 10 + worker as u64);
                     let mut own = S::default();
+                    let fatal = (worker < 2).then(|| random.below(ROUNDS * STEPS));
                     for round in 0..ROUNDS {
                         // Together, if the others are about to come.
                         arrived[round].fetch_add(1, Ordering::Relaxed);
@@ -155,27 +157,25 @@ fn record<S: Default>(
                             let kind = which(&own, n + 1 == STEPS, kind);
                             let value = (worker * STEPS + n + 1) as u64 * 1000;
                             let what = [round as u64, kind, value];
-                            let step = || step(&mut own, round, kind, value);
-                            log.run(worker, round * STEPS + n, what, step);
+                            let number = round * STEPS + n;
+                            let step = || {
+                                if fatal == Some(number) {
+                                    die_in(1 + random.below(2000) as i64);
+                                }
+                                step(&mut own, round, kind, value)
+                            };
+                            log.run(worker, number, what, step);
                         }
                     }
                 })
                 .unwrap()
             })
             .collect();
-        let mut random = Random::new(seed);
-        let until = random.below(WORKERS * ROUNDS * STEPS) as u64;
         for (worker, child) in children.into_iter().enumerate() {
-            if worker < 2 {
-                while log.called() < until && !child.is_finished() {
-                    std::thread::yield_now();
-                }
-                // It may have ended.
-                let _ = child.kill();
-                assert!(matches!(child.join(), Ok(()) | Err(JoinError::Signaled(9))));
-            } else {
-                child.join().unwrap();
-            }
+            let ended = child.join();
+            // It may have come to its end first.
+            let killed = worker < 2 && matches!(ended, Err(JoinError::Signaled(libc::SIGKILL)));
+            assert!(killed || ended.is_ok(), "{ended:?}");
         }
     });
     log.events()
