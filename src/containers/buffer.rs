@@ -8,7 +8,7 @@ use std::ops::Range;
 use super::buffer_io::{BytesView, Reader};
 use crate::ShmSafe;
 use crate::allocator::AllocError;
-use crate::engines::buffer::{Refusal, Words};
+use crate::engines::buffer::{NO_CAPACITY, Refusal, Words};
 use crate::layout::{Engine, Field, TypeInfo};
 use crate::participants::here::{from_nowhere, here};
 use crate::participants::thread::NoSlot;
@@ -147,17 +147,13 @@ impl Buffer {
     /// An empty buffer without bounds, to be put into a pool.
     #[must_use]
     pub const fn new() -> Self {
-        Self::of_capacity(0)
+        Self::of_capacity(NO_CAPACITY)
     }
 
-    /// An empty buffer that holds no more than `capacity` bytes at a time.
-    ///
-    /// # Panics
-    ///
-    /// If `capacity` is 0.
+    /// An empty buffer that holds no more than `capacity` bytes at a time. One of 0 bytes refuses whatever
+    /// is appended ([`AppendError::TooLong`]).
     #[must_use]
     pub const fn with_capacity(capacity: u64) -> Self {
-        assert!(capacity > 0, "a buffer without room");
         Self::of_capacity(capacity)
     }
 

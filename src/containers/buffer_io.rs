@@ -236,6 +236,9 @@ impl Write for &Buffer {
                 _ => u64::MAX,
             }
         };
+        if words.capacity() == Some(0) {
+            return Ok(self.append(bytes).map(|_| bytes.len())?);
+        }
         loop {
             let len = (bytes.len() as u64).min(room()) as usize;
             if len > 0 {

@@ -137,10 +137,10 @@ pub fn damaged_tables() {
     let name = Name::new("tables");
     let file = crashed(&name);
     let mut random = Random::new(0x5eed);
-    // Types, names, records, slots, objects, tags, span records, data: start and bytes in use.
+    // Records, types, names, slots, objects, tags, span records, data: start and bytes in use.
     let places: [(u64, usize); 8] = [
-        (1 << 20, 8192),
-        (2 << 20, 4096),
+        (4096, 1024),
+        (2 << 20, 2048),
         (3 << 20, 1024),
         (16 << 20, 16384),
         (1 << 30, 1024),
@@ -148,6 +148,11 @@ pub fn damaged_tables() {
         (12 << 30, 16384),
         (40 << 30, 1 << 18),
     ];
+    for (start, len) in places {
+        let mut bytes = vec![0; len];
+        file.read_exact_at(&mut bytes, start).unwrap();
+        assert!(bytes.iter().any(|&byte| byte != 0), "{start:#x} is empty");
+    }
     let rounds = std::env::var("SHMKIT_DAMAGES")
         .ok()
         .and_then(|n| n.parse().ok());

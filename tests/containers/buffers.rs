@@ -1,7 +1,7 @@
 //! Streams of bytes.
 
 use std::collections::VecDeque;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::sys::signal::{Signal, kill};
@@ -188,6 +188,12 @@ pub fn buffer_refusals() {
         (small.start(), small.end(), small.is_closed()),
         (9, 9, true)
     );
+    // Nobody waits for room that there will never be.
+    let none = bounded(0);
+    assert_eq!(none.append(&[1]), Err(AppendError::TooLong { len: 1 }));
+    assert_eq!(none.append(&[]), Ok(0));
+    let refused = (&*none).write(&[1]).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::InvalidInput);
     // Closed before anything was appended.
     let never = one();
     never.close().unwrap();

@@ -424,14 +424,24 @@ pub fn flipped_header_bytes() {
 pub fn changed_table_words() {
     /// Where tables begin, and how many of their bytes are in use in a small pool.
     const TABLES: [(u64, usize); 7] = [
-        (1 << 20, 4 * 512),
-        (2 << 20, 4 * 256),
+        (4096, 4 * 256),
+        (2 << 20, 4 * 512),
         (3 << 20, 3 * 256),
         (16 << 20, 3 * 16_384),
         (1 << 30, 8 * 64),
         (TAGS, 8 * 128),
         (SPANS, SPAN * 64),
     ];
+    // They are where they are: each has something in it.
+    let pool = TestPool::new();
+    let named = pool.create(5_u64).unwrap();
+    pool.set_name("named", &named).unwrap();
+    let file = File::from(pool.fd().try_clone_to_owned().unwrap());
+    for (start, len) in TABLES {
+        let mut bytes = vec![0; len];
+        file.read_exact_at(&mut bytes, start).unwrap();
+        assert!(bytes.iter().any(|&byte| byte != 0), "{start:#x} is empty");
+    }
     attach_changed(40, 100, |random, _| {
         let (start, len) = TABLES[random.below(TABLES.len())];
         // Slots are mostly long lists.

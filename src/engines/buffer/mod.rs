@@ -99,13 +99,16 @@ pub(crate) struct Words {
     /// Chunks whose index is below `stamped` were unlinked before this stamp was taken.
     stamp: AtomicU64,
     stamped: AtomicU64,
-    /// The most bytes from `start` to the end; 0 for no bound.
+    /// The most bytes from `start` to the end, or [`NO_CAPACITY`].
     capacity: AtomicU64,
     /// Bytes arrived, or the end did.
     pub(crate) arrivals: Bell,
     /// Room was made, or the end arrived.
     pub(crate) departures: Bell,
 }
+
+/// The capacity of a buffer that has no bound.
+pub(crate) const NO_CAPACITY: u64 = u64::MAX;
 
 /// The smallest and the largest block for chunks that several appends share.
 const SHARED_MIN: usize = 512;
@@ -147,7 +150,7 @@ impl Words {
 
     /// The most bytes that there can be; `None` for any number.
     pub(crate) fn capacity(&self) -> Option<u64> {
-        Some(self.capacity.load(Ordering::Relaxed)).filter(|&capacity| capacity != 0)
+        Some(self.capacity.load(Ordering::Relaxed)).filter(|&capacity| capacity != NO_CAPACITY)
     }
 
     /// The last chunk, and the hint moved to it. The caller is pinned.
@@ -228,7 +231,9 @@ impl Words {
         let overlooked = u64::from(cfg!(shmkit_planted = "buffer"));
         match self.capacity() {
             // `start` only rises, so what is admitted now fits later, too.
-            Some(capacity) if end.saturating_sub(self.start()) > capacity + overlooked => {
+            Some(capacity)
+                if end.saturating_sub(self.start()) > capacity.saturating_add(overlooked) =>
+            {
                 Err(Refusal::Full)
             }
             _ => Ok(()),
