@@ -7,6 +7,7 @@
 //!  └──> STUCK(0) (keep, at the start)                                   └──> STUCK(id) (tend)
 //!
 //! STUCK: it could not be removed. The place stays so for the run, that its record is not written over.
+//!
 //! What two announce at once is one resource: the master gives the second the use of the first.
 //! ```
 //!
