@@ -330,7 +330,7 @@ pub enum StoreNumbersError {
         /// The type that was asked for.
         dtype: String,
     },
-    /// Matrices have two dimensions, arrays have one, and none is 0 in a matrix.
+    /// Matrices have two dimensions, arrays have one, numbers none, and none is 0 in a matrix.
     #[error("numbers of the shape {shape:?} cannot be stored")]
     UnknownShape {
         /// The shape that was asked for.
@@ -372,7 +372,7 @@ pub enum StoreNumbersError {
 pub enum Stored {
     /// A new object has them.
     Created,
-    /// The object of that name has them now.
+    /// The object of that name has them now; of a number, a new object that has taken over the name.
     Overwritten,
 }
 
@@ -457,6 +457,21 @@ where
         shape: shape.into(),
     };
     match *shape {
+        [] => {
+            let old = match pool.named::<T>(name) {
+                Ok(number) => Some(number),
+                Err(NamedError::NotFound) => None,
+                Err(error) => return Err(error.into()),
+            };
+            let new = pool.create(elements[0]);
+            let new = new.map_err(|refused| NamedError::Object(refused.cause))?;
+            if let Some(old) = old {
+                // Programs may have references to its value, which must not change.
+                pool.pass_name_on(name, &old, &new)?;
+                return Ok(Stored::Overwritten);
+            }
+            pool.set_name(name, &new)?;
+        }
         [len] => {
             match pool.named::<Array<T>>(name) {
                 Ok(array) if array.len() != len => return Err(other(vec![array.len()])),

@@ -125,6 +125,20 @@ impl Pool {
         })
     }
 
+    /// Gives the name of an object to another one, in one step. Who looks for the name finds one or the
+    /// other, which is of the same type.
+    pub(crate) fn pass_name_on<T: ShmSafe>(
+        self,
+        name: &str,
+        from: &Shared<T>,
+        to: &Shared<T>,
+    ) -> Result<(), NamedError> {
+        let slot = thread::slot(self.0)?;
+        let both = [from.index(), to.index()];
+        let passed = names::locked(self.0, slot, || names::pass_on(self.0, slot, name, both));
+        passed.then_some(()).ok_or(NamedError::NotFound)
+    }
+
     /// The object of that name, made by `init` if there is none. Of several that make it at once
     /// one wins, and all get the same object; the values of the others are dropped, so `init` may
     /// run in vain.

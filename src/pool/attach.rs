@@ -33,11 +33,11 @@ pub enum AttachError {
         /// Where it was looked for.
         path: String,
     },
-    /// The file does not start as pools do.
+    /// It is no regular file, or does not start as pools do.
     #[error("this is no pool: it does not start with a pool's magic number")]
     NotAPool,
     /// The file is shorter than a pool, or than its own header says.
-    #[error("the pool is truncated: {len} bytes where its header asks for {needed}")]
+    #[error("the pool is truncated: {len} bytes where there must be {needed}")]
     Truncated {
         /// Bytes of the file.
         len: u64,
@@ -172,7 +172,8 @@ pub(crate) fn open_file(name: &PoolName, access: OFlags) -> Result<OwnedFd, Atta
         rustix::io::Errno::NOENT => AttachError::NotFound {
             path: name.path().into(),
         },
-        rustix::io::Errno::ISDIR => AttachError::NotAPool,
+        // A directory; a socket, or a device that is not there.
+        rustix::io::Errno::ISDIR | rustix::io::Errno::NXIO => AttachError::NotAPool,
         other => other.into(),
     })
 }
@@ -309,6 +310,9 @@ pub(crate) fn committed(watermarks: &Watermarks) -> [(Table, u64); 5] {
 /// Reads the header of a file and tells what is wrong with it, if anything is.
 pub(crate) fn judge(fd: BorrowedFd<'_>) -> Result<Identity, AttachError> {
     let stat = rustix::fs::fstat(fd)?;
+    if !rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() {
+        return Err(AttachError::NotAPool);
+    }
     let len = stat.st_size.max(0) as u64;
     let mut bytes = [0; Identity::BYTES];
     let mut read = 0;
@@ -317,10 +321,8 @@ pub(crate) fn judge(fd: BorrowedFd<'_>) -> Result<Identity, AttachError> {
             Ok(0) => break,
             Ok(n) => read += n,
             Err(rustix::io::Errno::INTR) => {}
-            // A directory, a pipe, a device.
-            Err(rustix::io::Errno::ISDIR | rustix::io::Errno::SPIPE | rustix::io::Errno::INVAL) => {
-                return Err(AttachError::NotAPool);
-            }
+            // A file of `/proc` has no length.
+            Err(_) if len == 0 => return Err(AttachError::NotAPool),
             Err(other) => return Err(other.into()),
         }
     }

@@ -123,7 +123,17 @@ pub(crate) fn enter(
     Ok(())
 }
 
-/// Removes a name; false if there is no such. The caller holds the lock.
+/// Gives an object's name to another one, in one step; false if the first has it no more. The caller holds
+/// the lock, and both objects.
+pub(crate) fn pass_on(arena: Arena, slot: &Slot, name: &str, [from, to]: [usize; 2]) -> bool {
+    let Some(entry) = entries(arena).find(|e| e.target() == Some(from) && e.is(name)) else {
+        return false;
+    };
+    intents::set_link(arena, slot, &entry.link, to as u32 + 1);
+    true
+}
+
+/// Removes a name; the object that had it, if there was one. The caller holds the lock.
 pub(crate) fn remove(arena: Arena, slot: &Slot, name: &str) -> Option<usize> {
     let entry = entries(arena).find(|e| e.target().is_some() && e.is(name))?;
     intents::set_link(arena, slot, &entry.link, 0)

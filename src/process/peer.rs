@@ -18,16 +18,20 @@ use super::worker::LOOK;
 use super::{Entry, JoinHandle, StartError, StartOptions, Wire, Worker, worker};
 use crate::containers::{NamedError, Shared};
 use crate::participants::thread::NoSlot;
-use crate::pool::{AttachError, ObjectError, Pool, remove};
+use crate::pool::{AttachError, ObjectError, Pool, PoolName, remove};
 use crate::primitive::Ordering;
 use crate::sys::process;
 
 /// The control block's name in the control pool of a named run.
 pub(super) const CONTROL: &str = "shmkit run";
 
-/// The name of a run's control pool: not that of any pool of the user's.
+/// The name of a run's control pool: not that of any pool of the user's. Of a name that no pool can have,
+/// that name itself, which is refused then.
 pub(super) fn pool_name(run: &str) -> String {
-    format!("{run}.run")
+    match PoolName::parse(run) {
+        Some(_) => format!("{run}.run"),
+        None => run.into(),
+    }
 }
 
 /// What stands for a peer outside of its jobs, where a worker has its number.

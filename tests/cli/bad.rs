@@ -43,9 +43,17 @@ fn all_refuse(pool: &str, code: i32, text: &str) {
 pub fn what_is_no_pool() {
     all_refuse("no-such-pool", 3, "/dev/shm/shmkit.no-such-pool");
     all_refuse("/nonexistent/pool", 3, "/nonexistent/pool");
-    all_refuse("a/b", 2, "cannot have the name");
+    all_refuse("a/b", 3, "/a/b");
+    all_refuse("a/", 2, "cannot have the name");
+    all_refuse("./..", 2, "cannot have the name");
     all_refuse("", 2, "cannot have the name");
-    all_refuse("/dev/zero", 4, "no pool");
+    // The terminal is there or not.
+    for path in ["/dev/zero", "/dev/null", "/dev/tty", "/proc/self/mem"] {
+        all_refuse(path, 4, "no pool");
+    }
+    let socket = Name::new("socket");
+    let _listens = std::os::unix::net::UnixListener::bind(socket.path()).unwrap();
+    all_refuse(&socket.0, 4, "no pool");
     let text = Name::new("text");
     fs::write(
         text.path(),
@@ -270,12 +278,14 @@ pub fn a_reader_that_goes_away() {
         assert!(output.stderr.is_empty(), "{command:?}");
     }
     // A full device is another matter.
-    let full = fs::File::options().write(true).open("/dev/full").unwrap();
-    let output = Command::new(env!("CARGO_BIN_EXE_shmkit"))
-        .args(["objects", &name.0])
-        .stdout(full)
-        .output()
-        .unwrap();
-    assert_eq!(output.status.code(), Some(9));
+    for command in [&["objects", &name.0][..], &["--help"], &["--version"]] {
+        let full = fs::File::options().write(true).open("/dev/full").unwrap();
+        let output = Command::new(env!("CARGO_BIN_EXE_shmkit"))
+            .args(command)
+            .stdout(full)
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(9), "{command:?}");
+    }
     let _ = shmkit(["ls"]);
 }

@@ -52,6 +52,31 @@ pub fn role_lives() {
     drop(pool.named::<Mutex<u64>>("lock").unwrap());
 }
 
+/// Texts begin below one another, also those that begin with a digit.
+fn columns_are_straight(live: &str) {
+    let digits = crate::name("digits");
+    let pools = [
+        Name(format!("7-{digits}-short")),
+        Name(format!("7-{digits}-longer-name")),
+    ];
+    for pool in &pools {
+        let made = Pool::builder().max_size(4 << 20).create_named(&pool.0);
+        made.unwrap();
+    }
+    let text = said(&["ls", "--prefix", &format!("7-{digits}")]);
+    assert_eq!(
+        text.lines().filter(|line| line.starts_with("7-")).count(),
+        2,
+        "{text}"
+    );
+    let text = said(&["info", live]);
+    let width = "layout version".len() + 2;
+    for line in text.lines().take_while(|line| !line.is_empty()) {
+        let (name, value) = line.split_at(width);
+        assert!(name.ends_with("  ") && !value.starts_with(' '), "{text}");
+    }
+}
+
 pub fn a_live_pool_is_reported() {
     let name = Name::new("live");
     let name = &*name.0;
@@ -65,6 +90,7 @@ pub fn a_live_pool_is_reported() {
     );
     let text = said(&["ls", "--prefix", name]);
     assert!(text.contains(name) && text.contains("live"), "{text}");
+    columns_are_straight(name);
 
     let info = told(&["info", name]);
     let process = &info["pool"]["processes"][0];

@@ -98,7 +98,31 @@ pub fn matrices_and_arrays_travel() {
     let output = shmkit(["export", name, "array", "-"]);
     assert_eq!(output.stdout, std::fs::read(&file.0).unwrap());
     said(&["export", name, "number", file.path()]);
-    refused(&["import", name, "other", file.path()], 8, "0 dimensions");
+    // A number travels, too. Who has the old one keeps it.
+    let number = pool.named::<f64>("number").unwrap();
+    pool.remove_name("number").unwrap();
+    pool.set_name("number", &pool.create(-1.5_f64).unwrap())
+        .unwrap();
+    for (object, how) in [("other", "created"), ("number", "overwritten")] {
+        let before = pool.named::<f64>(object).ok();
+        let stored = told(&["import", name, object, file.path()]);
+        assert_eq!(
+            (&stored["stored"], &stored["shape"]),
+            (&how.into(), &serde_json::json!([]))
+        );
+        assert_eq!(*pool.named::<f64>(object).unwrap(), *number);
+        assert_eq!(
+            before.map(|number| *number),
+            (how == "overwritten").then_some(-1.5)
+        );
+    }
+    let counter = pool.create(std::sync::atomic::AtomicU64::new(7)).unwrap();
+    pool.set_name("counter", &counter).unwrap();
+    for (object, code) in [("counter", 8), ("array", 8)] {
+        said(&["export", name, "counter", file.path()]);
+        refused(&["import", name, object, file.path()], code, "another type");
+    }
+    assert!(pool.check().is_ok());
 }
 
 pub fn an_export_is_whole_or_nothing() {
@@ -279,7 +303,7 @@ pub fn what_does_not_fit_is_refused() {
         2,
         "1 to 232 bytes",
     );
-    refused(&["import", name, "new", "/nonexistent"], 3, "/nonexistent");
+    refused(&["import", name, "new", "/nonexistent"], 9, "/nonexistent");
     refused(&["import", name, "new", "/dev"], 8, "/dev");
     // More than the pool can hold.
     let large = File::npy("|u1", false, "(33554432,)", &vec![0; 32 << 20]);

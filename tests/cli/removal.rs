@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use crate::{Actor, Name, refused, said, told};
 
@@ -13,6 +14,22 @@ pub fn only_what_nobody_has_goes() {
     }
     // A path is as good as a name.
     refused(&["rm", &name.path(), "--yes"], 7, "in use");
+    // From any directory.
+    for (path, command, code) in [
+        (format!("./shmkit.{}", name.0), "info", 0),
+        (format!("../shm/shmkit.{}", name.0), "check", 0),
+        (format!("./shmkit.{}", name.0), "rm", 7),
+        (format!("./{}", name.0), "info", 3),
+    ] {
+        let status = Command::new(env!("CARGO_BIN_EXE_shmkit"))
+            .args([command, &path])
+            .current_dir("/dev/shm")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .unwrap();
+        assert_eq!(status.code(), Some(code), "{command} {path}");
+    }
     actor.signal(libc::SIGSTOP);
     refused(&["rm", &name.0, "--yes"], 7, "in use");
     actor.kill();

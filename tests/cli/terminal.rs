@@ -105,6 +105,7 @@ pub fn top_on_a_terminal() {
 pub fn help_and_manual() {
     let help = said(&["--help"]);
     let documented = include_str!("../../docs/cli.md");
+    let page = said(&["man"]).replace("\\-", "-");
     for code in 0..=9 {
         let line = help
             .lines()
@@ -132,11 +133,23 @@ pub fn help_and_manual() {
         "completions",
         "man",
     ] {
-        assert!(said(&[command, "--help"]).contains("Usage"), "{command}");
+        let help = said(&[command, "--help"]);
+        assert!(help.contains("Usage"), "{command}");
+        let (_, part) = page.split_once(&format!(".SS {command}\n")).unwrap();
+        let part = part.split(".SS ").next().unwrap();
+        for option in help
+            .split_whitespace()
+            .filter(|word| word.starts_with("--"))
+        {
+            let is_own = !["--help", "--json"].contains(&option);
+            assert_eq!(part.contains(option), is_own, "{command} {option}: {part}");
+        }
         assert!(documented.contains(&format!("`{command}")), "{command}");
     }
     assert!(said(&["--version"]).starts_with("shmkit "));
-    assert!(said(&["man"]).contains(".TH shmkit"));
+    assert!(page.contains(".TH shmkit") && page.contains("Exit codes"));
+    // It refers to no other page.
+    assert!(!page.contains("(1)"), "{page}");
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         assert!(said(&["completions", shell]).contains("run-bench"));
     }

@@ -1,5 +1,5 @@
 //! What `shmkit import` does to a pool: a new matrix is there whole or not at all, and of one that is
-//! overwritten each element is the old one or the new one.
+//! overwritten each element is the old one or the new one. A number's name has the old one or the new one.
 
 use shmkit::numbers::{Stored, store};
 use shmkit::{Matrix, NamedError, Pool};
@@ -29,6 +29,8 @@ impl Bench {
         let old = Matrix::filled_in(pool, SHAPE[0], SHAPE[1], OLD).expect("room");
         pool.set_name("old", &old).expect("room");
         drop(old);
+        pool.set_name("number", &pool.create(OLD).expect("room"))
+            .expect("room");
         // Types are described once.
         let mut bench = Bench { pool, before: 0 };
         bench.import("new").expect("it is stored");
@@ -92,6 +94,32 @@ fn over(bench: &mut Bench, crash: &Crash) -> Result<(), String> {
     in_use(bench.pool, bench.before)
 }
 
+fn import_number(bench: &Bench) -> Result<(), String> {
+    let stored = store(bench.pool, "number", "<f8", &[], &NEW.to_ne_bytes());
+    let how = stored.map_err(|error| error.to_string())?;
+    ensure(how == Stored::Overwritten, || format!("{how:?}"))
+}
+
+fn number(bench: &mut Bench, crash: &Crash) -> Result<(), String> {
+    let value = |bench: &Bench| {
+        let named = bench.pool.named::<f64>("number");
+        named
+            .map(|number| *number)
+            .map_err(|error| error.to_string())
+    };
+    sound(bench.pool)?;
+    let found = value(bench)?;
+    ensure(found == NEW || found == OLD && !crash.finished, || {
+        found.to_string()
+    })?;
+    in_use(bench.pool, bench.before)?;
+    import_number(bench)?;
+    let found = value(bench)?;
+    ensure(found == NEW, || found.to_string())?;
+    sound(bench.pool)?;
+    in_use(bench.pool, bench.before)
+}
+
 /// A second import does what the first one was to do.
 fn again(bench: &Bench, name: &str) -> Result<(), String> {
     bench.import(name)?;
@@ -103,4 +131,10 @@ fn again(bench: &Bench, name: &str) -> Result<(), String> {
 pub fn cases(suite: &mut Suite) {
     suite.run(case("numbers/import", "new").verify(new));
     suite.run(case("numbers/import over", "old").verify(over));
+    let over_a_number = case("numbers/import over a number", "number");
+    suite.run(
+        over_a_number
+            .operation(|bench| import_number(bench).expect("it is stored"))
+            .verify(number),
+    );
 }

@@ -14,7 +14,7 @@ use shmkit::process::{
     Backoff, Config, Entry, JoinError, Managed, Peer, PeerError, Resource, ResourceError,
     ResourceId, Resources, Restart, RunError, StartError, StartOptions, run,
 };
-use shmkit::{AttachError, HashMap, Pool};
+use shmkit::{AttachError, CreateError, HashMap, Pool};
 
 use super::{loop_for_ever, program};
 
@@ -453,12 +453,19 @@ pub fn who_disagrees_is_refused() {
         none,
         Err(PeerError::Attach(AttachError::NotFound { .. }))
     ));
-    // SAFETY: no name that a pool can have.
-    let bad = unsafe { Peer::attach("a/b") };
-    assert!(matches!(
-        bad,
-        Err(PeerError::Attach(AttachError::InvalidName { .. }))
-    ));
+    for bad in ["a/b", "", "/tmp/"] {
+        // SAFETY: no name that a pool can have.
+        let refused = unsafe { Peer::attach(bad) };
+        assert!(
+            matches!(&refused, Err(PeerError::Attach(AttachError::InvalidName { name })) if name == bad),
+            "{bad:?}: {refused:?}"
+        );
+        let refused = run(&config(bad), &DISAGREES, ());
+        assert!(
+            matches!(&refused, Err(RunError::Pool(CreateError::InvalidName { name })) if name == bad),
+            "{bad:?}: {refused:?}"
+        );
+    }
     let pool = Pool::builder()
         .max_size(1 << 20)
         .create_named(&format!("{name}.run"))

@@ -1,7 +1,7 @@
 //! The command line: what is asked, and who answers.
 
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -10,12 +10,13 @@ use shmkit::inspect::{self, Observer, PoolState, Removable, RemoveError};
 use shmkit::{AttachError, Pool};
 
 use crate::failure::{self, Code, Failure, Outcome};
-use crate::{bench, npy, report, top};
+use crate::{bench, man, npy, report, top};
 
 /// Lists, inspects and removes pools of shared memory.
 ///
-/// A POOL is a name (for /dev/shm/shmkit.NAME) or the path of a pool's file. Reports are made without
-/// taking part in the pool: they need no free place in it, and nobody notices them.
+/// A POOL is a name (for /dev/shm/shmkit.NAME) or the path of a pool's file, which has a slash in it.
+/// Reports are made without taking part in the pool: they need no free place in it, and nobody notices
+/// them.
 #[derive(Debug, Parser)]
 #[command(name = "shmkit", version, after_help = failure::HELP)]
 pub struct Cli {
@@ -63,7 +64,7 @@ enum Command {
     Objects { pool: String },
     /// List what threads hold and wait for.
     Locks { pool: String },
-    /// Write a named matrix or array to a .npy file.
+    /// Write a named matrix, array or number to a .npy file.
     Export {
         pool: String,
         /// The object's name.
@@ -71,7 +72,7 @@ enum Command {
         /// The file to make; `-` for standard output.
         file: PathBuf,
     },
-    /// Read a .npy file into a named matrix or array: over one of the same shape, or a new one.
+    /// Read a .npy file into a named matrix, array or number: over one of the same shape, or a new one.
     Import {
         pool: String,
         /// The object's name.
@@ -136,22 +137,38 @@ pub fn parse() -> Outcome<Cli> {
             let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
             return Failure::new(code, said.trim_start_matches("error: "));
         }
-        let _ = error.print();
-        std::process::exit(0)
+        match written(error.print()) {
+            Ok(()) => std::process::exit(0),
+            Err(failure) => failure,
+        }
     })
 }
 
-/// Prints a whole answer. A reader that has gone away has seen enough.
+/// Prints a whole answer.
 fn print(text: &str) -> Outcome {
-    let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+    written(std::io::stdout().write_all(text.as_bytes()))
+}
+
+/// What was printed must have come out. A reader that has gone away has seen enough.
+fn written(printed: std::io::Result<()>) -> Outcome {
+    match printed.and_then(|()| std::io::stdout().flush()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
         _ => Ok(()),
     }
 }
 
-fn observe(name: &str) -> Outcome<Observer> {
-    Observer::open(name).map_err(|error| Failure::from(error).about(name))
+/// A POOL as the library takes it: a name, or a path from the root.
+fn place(pool: &str) -> std::io::Result<String> {
+    if !pool.contains('/') {
+        return Ok(pool.into());
+    }
+    let path = std::path::absolute(Path::new(pool))?.into_os_string();
+    let no_text = |_| std::io::Error::other("the current directory's name is no text");
+    path.into_string().map_err(no_text)
+}
+
+fn observe(pool: &str) -> Outcome<Observer> {
+    Observer::open(&place(pool)?).map_err(|error| Failure::from(error).about(pool))
 }
 
 impl Cli {
@@ -216,8 +233,9 @@ impl Cli {
             }
             Command::Import { pool, object, file } => {
                 let read = npy::read(&file)?;
+                let name = place(&pool)?;
                 // SAFETY: by the user's word that the pool's programs cooperate with this one.
-                let pool = unsafe { Pool::open(&pool) }
+                let pool = unsafe { Pool::open(&name) }
                     .map_err(|error| Failure::from(error).about(&pool))?;
                 let (dtype, shape) = (&read.dtype, &read.shape);
                 let stored = shmkit::numbers::store(pool, &object, dtype, shape, &read.bytes)
@@ -246,10 +264,8 @@ impl Cli {
                 answer(&|| script.to_string(), json!({ "script": script }))
             }
             Command::Man => {
-                let mut page = Vec::new();
-                clap_mangen::Man::new(Cli::command()).render(&mut page)?;
-                let page = String::from_utf8_lossy(&page);
-                answer(&|| page.to_string(), json!({ "page": page }))
+                let page = man::page(Cli::command())?;
+                answer(&|| page.clone(), json!({ "page": page }))
             }
         }
     }
@@ -310,9 +326,10 @@ fn told(yes: bool, removed: &[String], kept: &[(String, String)], json: bool) ->
 
 /// Removes a pool, or says whether it could be.
 fn remove(pool: &str, what: Removable, yes: bool) -> Result<(), RemoveError> {
+    let name = place(pool)?;
     match yes {
-        true => inspect::remove(pool, what),
-        false => inspect::would_remove(pool, what),
+        true => inspect::remove(&name, what),
+        false => inspect::would_remove(&name, what),
     }
 }
 

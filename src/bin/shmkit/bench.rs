@@ -9,6 +9,7 @@ use shmkit::sync::Mutex;
 use shmkit::{HashMap, Pool, Queue, SharedCell};
 
 use crate::failure::{Code, Failure, Outcome, line};
+use crate::report::Column::{Number, Text};
 use crate::report::{row, table};
 
 #[derive(Serialize)]
@@ -99,5 +100,5 @@ pub fn text(rates: &[Rate]) -> String {
             &format!("{:.1}", rate.nanoseconds),
         ]));
     }
-    table(&rows)
+    table([Text, Number, Number], &rows)
 }

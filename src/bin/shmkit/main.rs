@@ -7,7 +7,8 @@
 //! | `args` | the command line |
 //! | `failure` | what can go wrong, and the exit codes |
 //! | `report` | reports as text and JSON |
-//! | `npy` | matrices and arrays to and from `.npy` files |
+//! | `man` | the manual page |
+//! | `npy` | matrices, arrays and numbers to and from `.npy` files |
 //! | `top` | the live view |
 //! | `bench` | rates of this machine |
 //! | `fault` | a damaged pool that leads astray ends in a message |
@@ -16,6 +17,7 @@ mod args;
 mod bench;
 mod failure;
 mod fault;
+mod man;
 mod npy;
 mod report;
 mod top;

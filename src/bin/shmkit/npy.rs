@@ -1,4 +1,4 @@
-//! Matrices and arrays to and from `.npy` files.
+//! Matrices, arrays and numbers to and from `.npy` files.
 
 use std::fs::{File, Metadata};
 use std::io::{BufReader, BufWriter, Write};
@@ -168,13 +168,7 @@ fn write_to(out: impl Write, numbers: &Numbers, bytes: &[u8]) -> std::io::Result
 pub fn read(path: &Path) -> Outcome<Read> {
     let name = path.display().to_string();
     let unsuitable = |why: String| Failure::new(Code::Unsuitable, why).about(&name);
-    let file = File::open(path).map_err(|error| {
-        let code = match error.kind() {
-            std::io::ErrorKind::NotFound => Code::NotFound,
-            _ => Code::System,
-        };
-        Failure::new(code, error.to_string()).about(&name)
-    })?;
+    let file = File::open(path).map_err(|error| Failure::from(error).about(&name))?;
     let length = file.metadata().map_or(0, |file| file.len());
     // The reader multiplies the lengths without looking, which panics where overflows do.
     let hook = std::panic::take_hook();
@@ -185,9 +179,9 @@ pub fn read(path: &Path) -> Outcome<Read> {
         .map_err(|_| unsuitable("its shape overflows".into()))?
         .map_err(|error| unsuitable(format!("this is no .npy file: {error}")))?;
     let shape = npy.shape().to_vec();
-    if !matches!(shape.len(), 1 | 2) {
+    if shape.len() > 2 {
         return Err(unsuitable(format!(
-            "it has {} dimensions; arrays have one and matrices two",
+            "it has {} dimensions; numbers have none, arrays one and matrices two",
             shape.len()
         )));
     }

@@ -4,28 +4,31 @@ use serde_json::{Value, json};
 use shmkit::Stats;
 use shmkit::inspect::{Info, Listed, LockReport, ObjectReport, Observer, Participant, PoolState};
 
-/// Columns of equal width; the first row is their heads. Numbers to the right.
-pub fn table(rows: &[Vec<String>]) -> String {
-    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| {
-        let cells = rows.iter().filter_map(|row| row.get(column));
-        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..columns).map(width).collect();
+/// What a column has.
+#[derive(Clone, Copy)]
+pub enum Column {
+    /// To the left.
+    Text,
+    /// To the right, the head too.
+    Number,
+}
+
+use Column::{Number, Text};
+
+/// Columns of equal width.
+pub fn table<const N: usize>(kinds: [Column; N], rows: &[[String; N]]) -> String {
+    let widths: [usize; N] = std::array::from_fn(|column| {
+        let lengths = rows.iter().map(|row| row[column].chars().count());
+        lengths.max().unwrap_or(0)
+    });
     let mut text = String::new();
     for row in rows {
         let mut line = String::new();
-        for (cell, &width) in row.iter().zip(&widths) {
-            let is_number = cell.starts_with(|c: char| c.is_ascii_digit() || c == '-' || c == '+');
-            let padding = " ".repeat(width - cell.chars().count());
-            if is_number {
-                line.push_str(&padding);
-            }
-            line.push_str(cell);
-            if !is_number {
-                line.push_str(&padding);
-            }
-            line.push_str("  ");
+        for ((cell, width), kind) in row.iter().zip(widths).zip(kinds) {
+            line.push_str(&match kind {
+                Text => format!("{cell:<width$}  "),
+                Number => format!("{cell:>width$}  "),
+            });
         }
         text.push_str(line.trim_end());
         text.push('\n');
@@ -33,8 +36,8 @@ pub fn table(rows: &[Vec<String>]) -> String {
     text
 }
 
-pub fn row<const N: usize>(cells: [&dyn std::fmt::Display; N]) -> Vec<String> {
-    cells.iter().map(|cell| plain(&cell.to_string())).collect()
+pub fn row<const N: usize>(cells: [&dyn std::fmt::Display; N]) -> [String; N] {
+    cells.map(|cell| plain(&cell.to_string()))
 }
 
 /// Text for a terminal and for one line. Names come from pools and from files: characters that would end
@@ -108,9 +111,11 @@ pub fn list(all: &[Listed]) -> String {
         &"UID",
         &"CREATOR",
     ])];
+    // The text of an error is no cell.
+    let mut bad = String::new();
     for pool in all {
-        rows.push(match &pool.info {
-            Ok(info) => row([
+        match &pool.info {
+            Ok(info) => rows.push(row([
                 &pool.name,
                 &state(info.state),
                 &alive(info),
@@ -120,17 +125,18 @@ pub fn list(all: &[Listed]) -> String {
                 &bytes(info.maximum as u64),
                 &info.owner,
                 &info.creator,
-            ]),
-            Err(error) => row([&pool.name, &crate::failure::line(error)]),
-        });
+            ])),
+            Err(error) => {
+                let why = crate::failure::line(error);
+                bad.push_str(&plain(&format!("{}: {why}", pool.name)));
+                bad.push('\n');
+            }
+        }
     }
-    // The text of an error is no cell.
-    let (good, bad): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.len() > 2);
-    let mut text = table(&good);
-    for row in bad {
-        text.push_str(&format!("{}: {}\n", row[0], row[1]));
-    }
-    text
+    let kinds = [
+        Text, Text, Number, Number, Number, Number, Number, Number, Number,
+    ];
+    table(kinds, &rows) + &bad
 }
 
 pub fn list_json(all: &[Listed]) -> Value {
@@ -192,7 +198,7 @@ impl Whole {
 
     pub fn text(&self) -> String {
         let (info, stats) = (&self.info, &self.stats);
-        let mut text = table(&[
+        let rows = [
             row([&"file", &info.path]),
             row([&"uuid", &info.uuid]),
             row([&"state", &state(info.state)]),
@@ -237,8 +243,9 @@ impl Whole {
                     stats.threads, info.max_participants
                 ),
             ]),
-            row([&"objects", &format!("{}", self.objects.len())]),
-        ]);
+            row([&"objects", &self.objects.len()]),
+        ];
+        let mut text = table([Text, Text], &rows);
         text.push('\n');
         text.push_str(&processes(info));
         text.push_str(&numbers(&self.objects));
@@ -294,7 +301,7 @@ fn processes(info: &Info) -> String {
             &process.command.as_deref().unwrap_or(""),
         ]));
     }
-    table(&rows)
+    table([Number, Text, Number, Number, Number, Text], &rows)
 }
 
 fn numbers(objects: &[ObjectReport]) -> String {
@@ -314,7 +321,7 @@ fn numbers(objects: &[ObjectReport]) -> String {
     if rows.len() == 1 {
         return String::new();
     }
-    format!("\n{}", table(&rows))
+    format!("\n{}", table([Text, Text, Text, Number], &rows))
 }
 
 pub fn objects(objects: &[ObjectReport]) -> String {
@@ -341,7 +348,8 @@ pub fn objects(objects: &[ObjectReport]) -> String {
             &object.names.join(", "),
         ]));
     }
-    table(&rows)
+    let kinds = [Number, Text, Number, Number, Number, Text, Text, Text];
+    table(kinds, &rows)
 }
 
 pub fn locks(locks: &[LockReport]) -> String {
@@ -357,5 +365,5 @@ pub fn locks(locks: &[LockReport]) -> String {
             ]));
         }
     }
-    table(&rows)
+    table([Number, Text, Number, Number, Text], &rows)
 }

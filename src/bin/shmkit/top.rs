@@ -17,6 +17,7 @@ use shmkit::Stats;
 use shmkit::inspect::{LockReport, Observer, Participant, ProcessReport, Span};
 
 use crate::failure::{Failure, Outcome};
+use crate::report::Column::{Number, Text};
 use crate::report::{bytes, locks, row, stats_json, table};
 
 /// What one look has seen.
@@ -134,7 +135,8 @@ impl View {
                 &bytes(rates.freed as u64),
             ]));
         }
-        table(&rows)
+        let kinds = [Number, Number, Text, Text, Number, Number, Number, Number];
+        table(kinds, &rows)
     }
 
     pub fn text(&self) -> String {

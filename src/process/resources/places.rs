@@ -2,8 +2,11 @@
 //!
 //! ```text
 //! FREE ──> CLAIMED(tag) ──> REQUESTED(id) ──> MANAGED(id) <──> CHECKING(id) ──> FREE
-//!          worker                        │                    master
-//!                                        └──> REFUSED(id) ──> FREE (master, once seen)
+//!  │       worker                        │                    master    │
+//!  │                                     └──> REFUSED(id) ──> FREE      │  (master, once seen)
+//!  └──> STUCK(0) (keep, at the start)                                   └──> STUCK(id) (tend)
+//!
+//! STUCK: it could not be removed. The place stays so for the run, that its record is not written over.
 //!
 //! What two announce at once is one resource: the master gives the second the use of the first.
 //! ```
@@ -24,6 +27,8 @@
 //! | REQUESTED or REFUSED | a request of nobody, once its job is over | the master: FREE |
 //! | a user | its bit | the master, when its job is over |
 //! | the master | the journal's records | the next run |
+//! | the master, while CHECKING | the record, of what is removed or not | the next run |
+//! | the master, with STUCK places | their records | the next run tries again; `keep` makes STUCK what stays |
 
 use super::{Inherit, ResourceId};
 use crate::ShmSafe;
