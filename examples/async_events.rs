@@ -18,26 +18,20 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use shmkit::process::scope;
-use shmkit::{Event, Pool, PopError, Queue, ShmSafe};
+use clap::builder::RangedU64ValueParser;
+use shmkit::process::{Scope, scope};
+use shmkit::{Event, Pool, PopError, PushRefusal, Queue, ShmSafe};
 use tokio::io::unix::AsyncFd;
 
 /// Awaits what worker processes find.
 #[derive(Parser, Clone, Copy)]
 struct Arguments {
     /// How many processes look.
-    #[arg(long, default_value_t = 3, value_parser = at_least_one)]
+    #[arg(long, default_value_t = 3, value_parser = RangedU64ValueParser::<usize>::new().range(1..=256))]
     workers: usize,
     /// How many prime numbers each of them finds.
     #[arg(long, default_value_t = 100)]
     results: usize,
-}
-
-fn at_least_one(argument: &str) -> Result<usize, String> {
-    match argument.parse() {
-        Ok(0) => Err("there is nobody to look".into()),
-        parsed => parsed.map_err(|error| format!("{error}")),
-    }
 }
 
 type Failure = Box<dyn std::error::Error>;
@@ -66,25 +60,37 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         news: Event::new(),
     };
     let office = pool.create(office).map_err(|refused| refused.to_string())?;
-    scope(|s| {
-        let shared = &office;
-        // The processes before the runtime: its threads would not be theirs.
-        let workers: Vec<_> = (0..arguments.workers)
-            .map(|worker| s.spawn(move || find(shared, worker, arguments)))
-            .collect::<Result<_, _>>()?;
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
-        let ended = || workers.iter().all(|worker| worker.is_finished());
-        let (found, ticks) = runtime.block_on(await_results(&office, ended))?;
-        for worker in workers {
-            worker.join()?;
-        }
-        let largest = found.iter().max().copied().unwrap_or(0);
-        say!("{} found, the largest {largest}", found.len());
-        eprintln!("{ticks} ticks of a clock meanwhile");
-        Ok(())
-    })
+    let (found, ticks) = scope(|s| {
+        let found = have_found(s, &office, arguments);
+        // After a failure there are workers left, who would wait for room.
+        office.found.close();
+        found
+    })?;
+    let largest = found.iter().max().copied().unwrap_or(0);
+    say!("{} found, the largest {largest}", found.len());
+    eprintln!("{ticks} ticks of a clock meanwhile");
+    Ok(())
+}
+
+/// What all workers find; and how often a clock struck meanwhile.
+fn have_found<'s>(
+    s: &'s Scope<'s, '_>,
+    office: &'s Office,
+    arguments: Arguments,
+) -> Result<(Vec<u64>, u32), Failure> {
+    // The processes before the runtime: its threads would not be theirs.
+    let workers: Vec<_> = (0..arguments.workers)
+        .map(|worker| s.spawn(move || find(office, worker, arguments)))
+        .collect::<Result<_, _>>()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let ended = || workers.iter().all(|worker| worker.is_finished());
+    let found = runtime.block_on(await_results(office, ended))?;
+    for worker in workers {
+        worker.join()?;
+    }
+    Ok(found)
 }
 
 /// A worker: of the prime numbers one, and then each time the one after as many as there are workers.
@@ -99,8 +105,12 @@ fn find(office: &Office, worker: usize, arguments: Arguments) {
         .skip(worker)
         .step_by(arguments.workers);
     for prime in own.take(arguments.results) {
-        office.found.push(prime).expect("the queue is open");
-        office.news.set();
+        match office.found.push(prime) {
+            Ok(()) => office.news.set(),
+            // Nobody takes it any more.
+            Err(refused) if refused.cause == PushRefusal::Closed => return,
+            Err(refused) => panic!("{refused}"),
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
-use shmkit::process::scope;
+use shmkit::process::{Scope, scope};
 use shmkit::{Mailbox, Pool, Shared, ShmSafe};
 
 /// Creatures that meet in pairs, each a process.
@@ -54,41 +54,78 @@ fn complement(own: u32, mate: u32) -> u32 {
 
 type Failure = Box<dyn std::error::Error>;
 
+/// All mailboxes.
+#[derive(Clone, Copy)]
+struct Mail<'a> {
+    visits: &'a Mailbox<Visit>,
+    /// By creature.
+    answers: &'a [Shared<Mailbox<Answer>>],
+}
+
+impl Mail<'_> {
+    /// Ends all who wait for mail, if somebody has failed: they would wait for ever.
+    fn or_close<T, E>(self, result: Result<T, E>) -> Result<T, E> {
+        if result.is_err() {
+            self.visits.close();
+            self.answers.iter().for_each(|mailbox| mailbox.close());
+        }
+        result
+    }
+}
+
 /// The place: pairs the creatures in the order of their coming, then sends all of them home.
-fn place(
-    visits: &Mailbox<Visit>,
-    answers: &[Shared<Mailbox<Answer>>],
-    meetings: u64,
-) -> Result<(), Failure> {
-    let visits = visits.receiver()?;
-    let answer = |to: Visit, mate| answers[to.creature as usize].send(Answer { mate });
+fn place(mail: Mail<'_>, meetings: u64) -> Result<(), Failure> {
+    let visits = mail.visits.receiver()?;
+    let answer = |to: Visit, mate| mail.answers[to.creature as usize].send(Answer { mate });
     for _ in 0..meetings {
         let pair = (visits.recv()?, visits.recv()?);
         answer(pair.0, pair.1.colour)?;
         answer(pair.1, pair.0.colour)?;
     }
-    for _ in answers {
+    for _ in mail.answers {
         answer(visits.recv()?, CLOSED)?;
     }
     Ok(())
 }
 
 /// A creature's life: how many it has met, and the colour that it ends with.
-fn creature(
-    visits: &Mailbox<Visit>,
-    answers: &Mailbox<Answer>,
-    creature: u32,
-) -> Result<(u64, u32), Failure> {
-    let answers = answers.receiver()?;
+fn creature(mail: Mail<'_>, creature: u32) -> Result<(u64, u32), Failure> {
+    let answers = mail.answers[creature as usize].receiver()?;
     let (mut colour, mut met) = (creature % 3, 0);
     loop {
-        visits.send(Visit { creature, colour })?;
+        mail.visits.send(Visit { creature, colour })?;
         match answers.recv()?.mate {
             CLOSED => return Ok((met, colour)),
             mate => colour = complement(colour, mate),
         }
         met += 1;
     }
+}
+
+/// Has the place and the creatures at it; each one's meetings, and its colour at the end.
+fn all_meet<'s>(
+    s: &'s Scope<'s, '_>,
+    mail: Mail<'s>,
+    arguments: Arguments,
+) -> Result<Vec<(u64, u32)>, Failure> {
+    let place = s.spawn(move || {
+        let done = mail.or_close(place(mail, arguments.meetings));
+        done.map_err(|e| e.to_string())
+    })?;
+    let creatures: Vec<_> = (0..arguments.creatures)
+        .map(|number| {
+            s.spawn(move || {
+                let end = mail.or_close(creature(mail, number));
+                end.map_err(|e| e.to_string())
+            })
+        })
+        .collect::<Result<_, _>>()?;
+    let mut ends = Vec::new();
+    for creature in creatures {
+        ends.push(creature.join()??);
+    }
+    place.join()??;
+    Ok(ends)
 }
 
 fn meet(arguments: Arguments) -> Result<bool, Failure> {
@@ -98,23 +135,11 @@ fn meet(arguments: Arguments) -> Result<bool, Failure> {
         (0..arguments.creatures).map(|_| pool.create(Mailbox::new(1)).map_err(Failure::from));
     let answers = answers.collect::<Result<Vec<_>, _>>()?;
     let start = Instant::now();
-    let ends = scope(|s| -> Result<Vec<(u64, u32)>, Failure> {
-        let (visits, answers) = (&*visits, &answers[..]);
-        let told = move || place(visits, answers, arguments.meetings).map_err(|e| e.to_string());
-        let place = s.spawn(told)?;
-        let creatures: Result<Vec<_>, _> = (0..arguments.creatures)
-            .map(|number| {
-                let mail = &*answers[number as usize];
-                s.spawn(move || creature(visits, mail, number).map_err(|e| e.to_string()))
-            })
-            .collect();
-        let mut ends = Vec::new();
-        for creature in creatures? {
-            ends.push(creature.join()??);
-        }
-        place.join()??;
-        Ok(ends)
-    })?;
+    let mail = Mail {
+        visits: &visits,
+        answers: &answers,
+    };
+    let ends = scope(|s| mail.or_close(all_meet(s, mail, arguments)))?;
     let seconds = start.elapsed().as_secs_f64();
     for (number, &(met, colour)) in ends.iter().enumerate() {
         let (was, is) = (COLOURS[number % 3], COLOURS[colour as usize]);

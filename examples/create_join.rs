@@ -20,7 +20,7 @@ use shmkit::process::{Config, Entry, JoinError, StartError, Worker, run};
 #[derive(Clone, Parser, Serialize, Deserialize)]
 struct Arguments {
     /// How many, in all.
-    #[arg(long, default_value_t = 10_000)]
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
     count: u64,
     /// How many there are at once.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1000))]

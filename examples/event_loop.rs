@@ -6,14 +6,15 @@
 //! ```
 //!
 //! Prints `port: P`, then answers a line with a number by the number's square; a line that a
-//! worker cannot make sense of kills that worker alone. Ends after N connections.
+//! worker cannot make sense of kills that worker alone, and a connection that fails is dropped
+//! alone. Ends after N connections.
 
 #[macro_use]
 #[path = "common/say.rs"]
 mod say;
 
 use std::collections::HashMap;
-use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::process::ExitCode;
 
@@ -21,7 +22,7 @@ use clap::Parser;
 use mio::net::{TcpListener, TcpStream};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
-use shmkit::process::{Config, Entry, JoinHandle, Master};
+use shmkit::process::{Config, Entry, JoinHandle, Master, StartError};
 
 /// Serves squares, computed by worker processes.
 #[derive(Parser)]
@@ -36,18 +37,59 @@ struct Arguments {
 
 static SQUARE: Entry<String, u64> = Entry::new("square", |_, line| {
     let number: u64 = line.trim().parse().expect("the line is a number");
-    number.pow(2)
+    number.checked_pow(2).expect("the square is a number")
 });
 
 const MASTER: Token = Token(0);
 const LISTENER: Token = Token(1);
+
+/// Lines are shorter, in bytes.
+const TOO_LONG: usize = 1 << 10;
 
 type Failure = Box<dyn std::error::Error>;
 
 struct Connection {
     stream: BufReader<TcpStream>,
     /// As far as it has arrived.
-    line: String,
+    line: Vec<u8>,
+}
+
+impl Connection {
+    /// The next line, once all of it has arrived; empty at the end.
+    fn next_line(&mut self) -> io::Result<String> {
+        let room = (TOO_LONG - self.line.len()) as u64;
+        let mut stream = self.stream.by_ref().take(room);
+        stream.read_until(b'\n', &mut self.line)?;
+        if self.line.len() == TOO_LONG {
+            return Err(io::Error::other("a line is too long"));
+        }
+        // If it is no text, a worker will say so.
+        let line = String::from_utf8_lossy(&self.line).into_owned();
+        self.line.clear();
+        Ok(line)
+    }
+
+    /// Has workers started for the lines that have arrived; whether there may be more.
+    fn read(
+        &mut self,
+        mut start: impl FnMut(String) -> Result<(), StartError>,
+    ) -> io::Result<bool> {
+        while let Some(line) = would_block(self.next_line())? {
+            if line.is_empty() {
+                return Ok(false);
+            }
+            if let Err(refused) = start(line) {
+                self.answer(&refused.to_string())?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// A client that reads no answers, so that there is no room for this one, is an error as well.
+    fn answer(&mut self, answer: &str) -> io::Result<()> {
+        let stream = self.stream.get_mut();
+        stream.write_all(format!("{answer}\n").as_bytes())
+    }
 }
 
 fn main() -> ExitCode {
@@ -83,45 +125,70 @@ fn serve(arguments: &Arguments) -> Result<(), Failure> {
             match event.token() {
                 // mio tells of changes only, so all that there is is dealt with.
                 MASTER => while master.dispatch()? != Default::default() {},
-                LISTENER => {
-                    while let Some((mut stream, _)) = would_block(listener.accept())? {
-                        accepted += 1;
-                        let token = Token(LISTENER.0 + accepted as usize);
-                        poll.registry()
-                            .register(&mut stream, token, Interest::READABLE)?;
-                        let connection = Connection {
-                            stream: BufReader::new(stream),
-                            line: String::new(),
-                        };
-                        connections.insert(token, connection);
-                    }
-                }
+                LISTENER => {}
                 token => {
-                    let Some(Connection { stream, line }) = connections.get_mut(&token) else {
+                    let Some(connection) = connections.get_mut(&token) else {
                         continue;
                     };
-                    while let Some(length) = would_block(stream.read_line(line))? {
-                        if length == 0 {
-                            connections.remove(&token);
-                            break;
-                        }
-                        questions.push((token, master.start(&SQUARE, line)?));
-                        line.clear();
+                    let more = connection.read(|line| {
+                        questions.push((token, master.start(&SQUARE, &line)?));
+                        Ok(())
+                    });
+                    if !more.unwrap_or_else(|error| dropped(&error)) {
+                        connections.remove(&token);
                     }
                 }
             }
         }
-        questions = answer(questions, &mut connections)?;
+        // Whatever has happened: one that was refused, for want of descriptors, is asked for again.
+        while let Some(mut stream) = accept(&listener) {
+            accepted += 1;
+            let token = Token(LISTENER.0 + accepted as usize);
+            let registered = poll
+                .registry()
+                .register(&mut stream, token, Interest::READABLE);
+            if let Err(error) = registered {
+                dropped(&error);
+                continue;
+            }
+            let connection = Connection {
+                stream: BufReader::new(stream),
+                line: Vec::new(),
+            };
+            connections.insert(token, connection);
+        }
+        questions = answer(questions, &mut connections);
     }
     master.finish()?;
     Ok(())
+}
+
+/// The next connection, if there is one that can be had.
+fn accept(listener: &TcpListener) -> Option<TcpStream> {
+    loop {
+        match would_block(listener.accept()) {
+            Ok(accepted) => return accepted.map(|(stream, _)| stream),
+            // By the client. There may be others behind it.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(error) => {
+                eprintln!("event_loop: no connection is accepted: {error}");
+                return None;
+            }
+        }
+    }
+}
+
+/// Says that a connection is, and that there is no more of it.
+fn dropped(error: &io::Error) -> bool {
+    eprintln!("event_loop: a connection is dropped: {error}");
+    false
 }
 
 /// Answers what has been computed, and gives back what has not.
 fn answer(
     questions: Vec<(Token, JoinHandle<u64>)>,
     connections: &mut HashMap<Token, Connection>,
-) -> io::Result<Vec<(Token, JoinHandle<u64>)>> {
+) -> Vec<(Token, JoinHandle<u64>)> {
     let mut open = Vec::new();
     for (token, question) in questions {
         let answer = match question.try_join() {
@@ -132,13 +199,14 @@ fn answer(
                 continue;
             }
         };
-        if let Some(Connection { stream, .. }) = connections.get_mut(&token) {
-            stream
-                .get_mut()
-                .write_all(format!("{answer}\n").as_bytes())?;
+        if let Some(connection) = connections.get_mut(&token)
+            && let Err(error) = connection.answer(&answer)
+        {
+            dropped(&error);
+            connections.remove(&token);
         }
     }
-    Ok(open)
+    open
 }
 
 fn would_block<T>(result: io::Result<T>) -> io::Result<Option<T>> {

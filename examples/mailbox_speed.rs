@@ -58,12 +58,17 @@ fn send(arguments: Arguments) -> Result<f64, Box<dyn std::error::Error>> {
     let mailbox = pool.create(Mailbox::new(arguments.slots as usize))?;
     let start = Instant::now();
     let (count, sum) = scope(|s| -> Result<_, Box<dyn std::error::Error>> {
-        let receiver = s.spawn(|| receive(&mailbox).map_err(|error| error.to_string()))?;
-        for n in 0..arguments.count {
-            mailbox.send(message(n))?;
-        }
+        let receiver = s.spawn(|| {
+            let received = receive(&mailbox);
+            // If that has failed, nobody makes room.
+            mailbox.close();
+            received.map_err(|error| error.to_string())
+        })?;
+        let sent = (0..arguments.count).try_for_each(|n| mailbox.send(message(n)));
         mailbox.close();
-        Ok(receiver.join()??)
+        let received = receiver.join()??;
+        sent?;
+        Ok(received)
     })?;
     let seconds = start.elapsed().as_secs_f64();
     if (count, sum) != (arguments.count, expected(arguments.count)) {

@@ -14,12 +14,14 @@
 #[path = "common/say.rs"]
 mod say;
 
+use std::error::Error;
 use std::ops::Range;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
+use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use shmkit::process::{Config, Entry, Worker, run};
 use shmkit::sync::Barrier;
@@ -50,7 +52,7 @@ struct Batch {
     right: Handle<Matrix<f64>>,
     product: Handle<Matrix<f64>>,
     next: Handle<Next>,
-    /// Passed by all at the beginning and at the end of what is timed.
+    /// Passed by all workers at the beginning of what is timed.
     gate: Handle<Barrier>,
     workers: u32,
 }
@@ -58,8 +60,21 @@ struct Batch {
 #[derive(ShmSafe)]
 struct Next(AtomicUsize);
 
-static WORK: Entry<Batch, f64> = Entry::new("work", |_, batch| batch.work().unwrap());
-static MULTIPLY: Entry<(Batch, u32), Spent> = Entry::new("multiply", multiply);
+static WORK: Entry<Batch, Result<Share, String>> =
+    Entry::new("work", |_, batch| batch.work().map_err(|e| e.to_string()));
+static MULTIPLY: Entry<(Batch, u32), Result<Spent, String>> =
+    Entry::new("multiply", |worker, (batch, workers)| {
+        multiply(worker, batch, workers).map_err(|e| e.to_string())
+    });
+
+/// When a worker has worked, in seconds of the clock that all processes share, and how much of that
+/// it had a processor.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+struct Share {
+    begun: f64,
+    ended: f64,
+    processor: f64,
+}
 
 /// Seconds.
 #[derive(Clone, Copy, Serialize, Deserialize)]
@@ -73,30 +88,45 @@ struct Spent {
 /// What this process has had of a processor. It tells what the work was, on a machine whose other
 /// programs take their share of the time that passes.
 fn processor_seconds() -> f64 {
-    let spent = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    spent.tv_sec as f64 + spent.tv_nsec as f64 / 1e9
+    seconds(ClockId::ProcessCPUTime)
 }
 
-/// The first worker: has others do the work, and gives what it took them.
-fn multiply(worker: &Worker, (batch, workers): (Batch, u32)) -> Spent {
-    let started: Vec<_> = (0..workers)
-        .map(|_| worker.start(&WORK, &batch).unwrap())
-        .collect();
-    let gate = batch.gate.open().unwrap();
-    gate.wait().unwrap();
-    let start = Instant::now();
-    gate.wait().unwrap();
-    let wall = start.elapsed().as_secs_f64();
-    let each = started.into_iter().map(|handle| handle.join().unwrap());
-    Spent {
-        wall,
-        processor: each.fold(0.0, f64::max),
+fn seconds(clock: ClockId) -> f64 {
+    let time = clock_gettime(clock);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}
+
+/// How often the first worker looks at all others while it waits for one.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// The first worker: has others do the work, and gives what it took them. If one fails, those who
+/// wait for it at the gate are ended with the run.
+fn multiply(worker: &Worker, batch: Batch, workers: u32) -> Result<Spent, Box<dyn Error>> {
+    let mut running = (0..workers)
+        .map(|_| worker.start(&WORK, &batch))
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut shares: Vec<Share> = Vec::new();
+    while let Some(one) = running.first() {
+        one.wait_timeout(LOOK)?;
+        for handle in std::mem::take(&mut running) {
+            match handle.try_join() {
+                Ok(ended) => shares.push(ended??),
+                Err(works) => running.push(works),
+            }
+        }
     }
+    let begun = shares.iter().map(|share| share.begun);
+    let ended = shares.iter().map(|share| share.ended);
+    let processor = shares.iter().map(|share| share.processor);
+    Ok(Spent {
+        wall: ended.fold(0.0, f64::max) - begun.fold(f64::INFINITY, f64::min),
+        processor: processor.fold(0.0, f64::max),
+    })
 }
 
 impl Batch {
-    /// Takes rows until there are none left; the processor's time that it took.
-    fn work(&self) -> Result<f64, Box<dyn std::error::Error>> {
+    /// Takes rows until there are none left.
+    fn work(&self) -> Result<Share, Box<dyn Error>> {
         let (left, right) = (self.left.open()?, self.right.open()?);
         let (product, next) = (self.product.open()?, self.next.open()?);
         let rows = product.dims().0;
@@ -105,12 +135,14 @@ impl Batch {
             .into_iter()
             .try_for_each(|matrix| map(matrix))?;
         gate.wait()?;
-        let start = processor_seconds();
+        let (begun, busy) = (seconds(ClockId::Monotonic), processor_seconds());
         loop {
             let Some(band) = self.take(&next, rows) else {
-                let spent = processor_seconds() - start;
-                gate.wait()?;
-                return Ok(spent);
+                return Ok(Share {
+                    begun,
+                    ended: seconds(ClockId::Monotonic),
+                    processor: processor_seconds() - busy,
+                });
             };
             let factor = left.rows(band.clone())?;
             let mut target = product.rows_mut(band.clone())?;
@@ -134,7 +166,7 @@ impl Batch {
 }
 
 /// Has this process's memory map filled, by looking at something in each page.
-fn map(matrix: &Matrix<f64>) -> Result<(), Box<dyn std::error::Error>> {
+fn map(matrix: &Matrix<f64>) -> Result<(), Box<dyn Error>> {
     let rows = matrix.rows(..)?;
     let sum: f64 = rows.iter().step_by(4096 / size_of::<f64>()).sum();
     std::hint::black_box(sum);
@@ -173,19 +205,14 @@ fn element(seed: usize, row: usize, column: usize) -> f64 {
 }
 
 /// Multiplies `count` matrices of an order, and reports.
-fn report(
-    name: &str,
-    order: usize,
-    count: usize,
-    workers: u32,
-) -> Result<(), Box<dyn std::error::Error>> {
+fn report(name: &str, order: usize, count: usize, workers: u32) -> Result<(), Box<dyn Error>> {
     let pool = Pool::builder().create()?;
     let rows = order * count;
     let left = Matrix::from_fn_in(pool, rows, order, |row, column| element(1, row, column))?;
     let right = Matrix::from_fn_in(pool, rows, order, |row, column| element(2, row, column))?;
     let product = Matrix::filled_in(pool, rows, order, f64::NAN)?;
     let next = pool.create(Next(AtomicUsize::new(0)))?;
-    let gate = pool.create(Barrier::new(workers + 1))?;
+    let gate = pool.create(Barrier::new(workers))?;
     let batch = Batch {
         order,
         left: left.handle(),
@@ -196,7 +223,7 @@ fn report(
         workers,
     };
     let start = Instant::now();
-    let spent = run(&Config::new(), &MULTIPLY, (batch, workers))?;
+    let spent = run(&Config::new(), &MULTIPLY, (batch, workers))??;
     let whole = start.elapsed().as_secs_f64();
 
     // Written, so that it is mapped.

@@ -67,7 +67,14 @@ fn produce(mut buffer: &Buffer, arguments: Arguments) -> std::io::Result<()> {
     while let Some(piece) = pieces.next() {
         buffer.write_all(piece)?;
     }
-    buffer.close().map_err(std::io::Error::other)
+    Ok(())
+}
+
+/// Ends who waits for bytes, or for room, when this side has.
+fn and_close<T>(buffer: &Buffer, result: std::io::Result<T>) -> Result<T, String> {
+    let closed = buffer.close().map_err(|error| error.to_string());
+    let value = result.map_err(|error| error.to_string())?;
+    closed.map(|()| value)
 }
 
 /// The checksum of all there is, until the buffer is closed; and how much it was.
@@ -109,11 +116,14 @@ fn pipe(arguments: Arguments) -> Result<f64, Box<dyn std::error::Error>> {
     let start = Instant::now();
     let (got, bytes) = scope(|s| -> Result<_, Box<dyn std::error::Error>> {
         let buffer = &*buffer;
-        let consumer = s.spawn(|| consume(buffer).map_err(|error| error.to_string()))?;
-        let producer =
-            s.spawn(move || produce(buffer, arguments).map_err(|error| error.to_string()))?;
-        producer.join()??;
-        Ok(consumer.join()??)
+        let consumer = s.spawn(|| and_close(buffer, consume(buffer)))?;
+        let producer = s.spawn(move || and_close(buffer, produce(buffer, arguments)));
+        if producer.is_err() {
+            buffer.close()?;
+        }
+        let consumed = consumer.join()??;
+        producer?.join()??;
+        Ok(consumed)
     })?;
     let seconds = start.elapsed().as_secs_f64();
     let sent = checksum(arguments);

@@ -2,9 +2,15 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, pidfd_open, setrlimit};
 
 #[path = "examples/solve.rs"]
 mod solve;
@@ -64,6 +70,31 @@ fn printed(name: &str, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).expect("the output is text")
 }
 
+/// Runs an example, which may have so many descriptors, for 20 seconds at most.
+fn with_few_descriptors(descriptors: u64, case: &[&str]) -> Output {
+    let mut command = Command::new(example(case[0]));
+    command.args(&case[1..]);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let limit = Rlimit {
+        current: Some(descriptors),
+        maximum: Some(descriptors),
+    };
+    // SAFETY: between fork and exec there is one system call, and nothing is allocated.
+    unsafe { command.pre_exec(move || Ok(setrlimit(Resource::Nofile, limit.clone())?)) };
+    let mut program = command.spawn().expect("the example starts");
+    let end = pidfd_open(Pid::from_child(&program), PidfdFlags::empty()).expect("it is ours");
+    let limit = Timespec {
+        tv_sec: 20,
+        tv_nsec: 0,
+    };
+    let ended = poll(&mut [PollFd::new(&end, PollFlags::IN)], Some(&limit));
+    if ended.expect("a descriptor can be polled") == 0 {
+        program.kill().expect("it is ours");
+        panic!("{case:?} does not end");
+    }
+    program.wait_with_output().expect("it has ended")
+}
+
 /// A task awaits what processes push.
 #[test]
 fn results_are_awaited() {
@@ -74,9 +105,9 @@ fn results_are_awaited() {
 
 #[test]
 fn processes_are_created_and_joined() {
-    let text = printed("create_join", &["--count", "300"]);
+    let text = printed("create_join", &["--count", "10000", "--at-once", "1"]);
     assert!(
-        text.contains("joined: 300\n") && text.contains("rate: "),
+        text.contains("joined: 10000\n") && text.contains("rate: "),
         "{text}"
     );
     let text = printed(
@@ -107,56 +138,97 @@ fn matrices_are_multiplied() {
     }
 }
 
+/// The event loop's server, for so many connections; and the port.
+fn serve(connections: &str) -> (Child, u16) {
+    let mut command = Command::new(example("event_loop"));
+    command
+        .args(["--connections", connections])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut server = command.spawn().expect("the server starts");
+    let output = server.stdout.take().expect("it is piped");
+    let mut line = String::new();
+    let read = BufReader::new(output).read_line(&mut line);
+    read.expect("a line is printed");
+    let port = line.trim().trim_start_matches("port: ").parse();
+    (server, port.expect("a port"))
+}
+
+/// A connection to it.
+struct Client(BufReader<TcpStream>);
+
+impl Client {
+    fn of(port: u16) -> Client {
+        let stream = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
+        stream.set_nodelay(true).expect("it is a socket");
+        Client(BufReader::new(stream))
+    }
+
+    fn send(&mut self, bytes: &[u8]) {
+        let stream = self.0.get_mut();
+        stream.write_all(bytes).expect("it is connected");
+    }
+
+    fn ask(&mut self, question: impl AsRef<[u8]>) -> String {
+        // In two parts: a line is not a packet.
+        let (first, second) = question.as_ref().split_at(1);
+        self.send(first);
+        self.send(&[second, b"\n"].concat());
+        let mut answer = String::new();
+        self.0.read_line(&mut answer).expect("it answers");
+        answer
+    }
+}
+
 /// The example's master serves from mio's loop; a worker that fails does so alone.
 #[test]
 fn master_in_an_event_loop() {
-    use std::io::{BufRead, BufReader, Write};
-    use std::net::TcpStream;
-    let mut command = Command::new(example("event_loop"));
-    command
-        .args(["--connections", "2"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null());
-    let mut server = command.spawn().expect("the server starts");
-    let mut output = BufReader::new(server.stdout.take().expect("it is piped"));
-    let mut line = String::new();
-    output.read_line(&mut line).expect("a line is printed");
-    let port: u16 = line
-        .trim()
-        .trim_start_matches("port: ")
-        .parse()
-        .expect("a port");
-    let mut connections = [(); 2].map(|()| {
-        let stream = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
-        stream.set_nodelay(true).expect("it is a socket");
-        (
-            stream.try_clone().expect("it can be shared"),
-            BufReader::new(stream),
-        )
-    });
-    let mut ask = |which: usize, question: &str| {
-        let (stream, answers) = &mut connections[which];
-        // In two parts: a line is not a packet.
-        let (first, second) = question.split_at(1);
-        stream.write_all(first.as_bytes()).expect("it is connected");
-        stream
-            .write_all(format!("{second}\n").as_bytes())
-            .expect("it is connected");
-        let mut answer = String::new();
-        answers.read_line(&mut answer).expect("it answers");
-        answer
-    };
+    let (server, port) = serve("2");
+    let mut clients = [(); 2].map(|()| Client::of(port));
     for n in 0..20_u64 {
-        assert_eq!(ask(n as usize % 2, &n.to_string()), format!("{}\n", n * n));
+        let answer = clients[n as usize % 2].ask(n.to_string());
+        assert_eq!(answer, format!("{}\n", n * n));
     }
-    let failed = ask(0, "seven");
+    for bad in [&b"seven"[..], b"\xff\xfe"] {
+        let failed = clients[0].ask(bad);
+        assert!(
+            failed.starts_with("the process panicked: the line is a number"),
+            "{failed}"
+        );
+    }
+    assert_eq!(clients[0].ask("12"), "144\n");
+    drop(clients);
+    let output = server.wait_with_output().expect("it ends");
+    assert!(output.status.success());
+}
+
+/// A connection that fails is dropped; the others are served.
+#[test]
+fn connections_fail_alone() {
+    let (server, port) = serve("3");
+    let mut stays = Client::of(port);
+    assert_eq!(stays.ask("7"), "49\n");
+    // One that is closed with an answer unread is reset.
+    let mut resets = Client::of(port);
+    resets.send(b"3\n");
+    resets.0.get_mut().peek(&mut [0]).expect("it answers");
+    drop(resets);
+    assert_eq!(stays.ask("8"), "64\n");
+    let mut never_ends = Client::of(port);
+    never_ends.send(&[b'1'; 1024]);
+    let left = never_ends.0.read(&mut [0]);
+    assert!(!left.is_ok_and(|read| read > 0), "it is not dropped");
+    assert_eq!(stays.ask("9"), "81\n");
+    drop(stays);
+    let output = server.wait_with_output().expect("it ends");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    let dropped = "event_loop: a connection is dropped: ";
+    assert!(errors.lines().count() == 2, "{errors}");
     assert!(
-        failed.starts_with("the process panicked: the line is a number"),
-        "{failed}"
+        errors.lines().all(|line| line.starts_with(dropped)),
+        "{errors}"
     );
-    assert_eq!(ask(0, "12"), "144\n");
-    drop(connections);
-    assert!(server.wait().expect("it ends").success());
 }
 
 fn wordcount<A: AsRef<OsStr>>(arguments: &[A]) -> Output {
@@ -325,10 +397,11 @@ fn bytes_come_through_the_pipeline() {
 /// A reader that goes away is no failure; a full device is.
 #[test]
 fn nobody_reads() {
-    let cases: [&[&str]; 10] = [
+    let cases: [&[&str]; 11] = [
         &["async_events", "--workers", "1", "--results", "5"],
         &["chameneos", "10"],
         &["create_join", "--count", "3"],
+        &["event_loop", "--connections", "0"],
         &["mailbox_speed", "10"],
         &["matmul", "--count", "2", "--small", "3", "--large", "5"],
         &["nqueens", "-n", "4"],
@@ -353,9 +426,46 @@ fn nobody_reads() {
     assert_eq!(output.status.code(), Some(1));
 }
 
+/// Who cannot start as many processes as it is to says so, and waits for none of the others.
+#[test]
+fn processes_are_not_started() {
+    let cases: [&[&str]; 8] = [
+        &["async_events", "--workers", "20"],
+        &["chameneos", "1000", "--creatures", "20"],
+        &["create_join", "--at-once", "20"],
+        &["matmul", "--small", "9", "--large", "70", "--workers", "12"],
+        &["nqueens", "--mode", "mp2", "--workers", "12"],
+        &["solve", "--workers", "12"],
+        &["survive", "--workers", "12"],
+        &["wordcount", "--workers", "12", "/dev/null"],
+    ];
+    // With 5 the first one is not; with 14 some are. What is refused depends on the number.
+    for (descriptors, case) in [5, 10, 14].into_iter().flat_map(|n| cases.map(|c| (n, c))) {
+        let output = with_few_descriptors(descriptors, case);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        let one_line = errors.starts_with(&format!("{}: ", case[0])) && errors.lines().count() == 1;
+        assert!(one_line, "{descriptors} {case:?}: {errors}");
+        assert_eq!(output.status.code(), Some(1), "{descriptors} {case:?}");
+    }
+}
+
+/// A kill that is due later is not waited for.
+#[test]
+fn survivors_stop_in_time() {
+    let arguments = ["--seconds", "1", "--kill-every-ms", "1000000"];
+    let text = printed("survive", &arguments);
+    assert!(text.starts_with("kills: 0\n"), "{text}");
+}
+
 #[test]
 fn wrong_arguments_of_the_others() {
-    let cases: [&[&str]; 9] = [
+    const MOST: &str = "18446744073709551615";
+    let cases: [&[&str]; 14] = [
+        &["async_events", "--workers", "0"],
+        &["async_events", "--workers", "257"],
+        &["create_join", "--count", "0"],
+        &["survive", "--seconds", MOST],
+        &["survive", "--kill-every-ms", MOST],
         &["nqueens", "-n", "0"],
         &["nqueens", "-n", "17"],
         &["nqueens", "--mode", "other"],
@@ -367,8 +477,7 @@ fn wrong_arguments_of_the_others() {
         &["wordcount", "--workers", "17"],
     ];
     for case in cases {
-        let output = Command::new(example(case[0])).args(&case[1..]).output();
-        let output = output.expect("the example starts");
+        let output = with_few_descriptors(100, case);
         assert_eq!(output.status.code(), Some(2), "{case:?}");
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(errors.starts_with("error: "), "{case:?}: {errors}");

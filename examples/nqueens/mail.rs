@@ -68,37 +68,50 @@ fn count(worker: &Worker, (shared, workers): (Shared, u32)) -> Result<u64, Failu
     let all = 0..parts(shared.size).len() as u32;
     all.clone().try_for_each(|part| queue.push(part))?;
     let mut others = Others::default();
+    // Should one of these fail, the end of the run ends the others.
     for number in 1..shared.collectors.len() {
         let started = worker.start_with(options(), &COLLECT, &(shared.clone(), number))?;
         others.left.push((number, started));
     }
-    let searchers: Result<Vec<JoinHandle<Result<(), Failure>>>, _> = (0..workers)
-        .map(|_| worker.start_with(options(), &SEARCH, &shared))
-        .collect();
-    let searchers = searchers?;
+    for _ in 0..workers {
+        let started = worker.start_with(options(), &SEARCH, &shared)?;
+        others.searchers.push(started);
+    }
     let own = gather(&shared, 0, 0, || others.look(&shared, Duration::ZERO))?;
     shared.collectors[0].open()?.mail.close();
-    while !others.left.is_empty() {
+    loop {
         others.look(&shared, Duration::from_millis(2))?;
+        if others.left.is_empty() {
+            break;
+        }
     }
     // Whatever they still search is known.
     queue.close();
     queue.clear();
-    searchers.into_iter().for_each(JoinHandle::detach);
+    others.searchers.into_iter().for_each(JoinHandle::detach);
     Ok(own + others.solutions)
 }
 
-/// The collectors besides the first worker.
+/// The workers besides the first.
 #[derive(Default)]
 struct Others {
+    searchers: Vec<JoinHandle<Result<(), Failure>>>,
+    /// The collectors among them that have not returned.
     left: Vec<(usize, JoinHandle<Result<u64, Failure>>)>,
     solutions: u64,
 }
 
 impl Others {
-    /// Adds up what those have that have returned. Their mail is refused from now on, for a searcher
-    /// would wait for room in it.
+    /// Adds up what those collectors have that have returned. Their mail is refused from now on, for a
+    /// searcher would wait for room in it. A searcher that has ended by now has failed, and its part of
+    /// the search may be nobody's: then no collector would ever have all.
     fn look(&mut self, shared: &Shared, limit: Duration) -> Result<(), Failure> {
+        for searcher in std::mem::take(&mut self.searchers) {
+            match searcher.try_join() {
+                Ok(ended) => ended??,
+                Err(searches) => self.searchers.push(searches),
+            }
+        }
         for (number, collector) in std::mem::take(&mut self.left) {
             if collector.wait_timeout(limit)? {
                 self.solutions += collector.join()??;

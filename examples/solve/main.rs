@@ -169,8 +169,9 @@ fn solve(system: &System, workers: usize, goal: Goal) -> Result<Outcome, Failure
                 Ok(end) => running.push((worker, child, end)),
                 Err(error) => {
                     ended.failed(worker, error.to_string());
-                    // It ends with the scope if it has ended before.
+                    // It may have ended before. A child that is killed and not joined is a panic.
                     let _ = child.kill();
+                    let _ = child.join();
                 }
             }
         }

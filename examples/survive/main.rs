@@ -27,15 +27,18 @@ use world::World;
 #[derive(Parser)]
 struct Arguments {
     /// How long, in seconds.
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(..=A_YEAR))]
     seconds: u64,
     /// How many workers there are at any time.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=world::MAX_WORKERS as i64))]
     workers: u16,
     /// Milliseconds from one kill to the next.
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(..=A_YEAR * 1000))]
     kill_every_ms: u64,
 }
+
+/// In seconds.
+const A_YEAR: u64 = 31_536_000;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -84,16 +87,37 @@ fn run(arguments: &Arguments) -> Result<bool, Box<dyn std::error::Error>> {
     Ok(problems.is_empty() && report.is_ok())
 }
 
-/// Starts the workers, kills and replaces them until the time is up, then stops the rest.
+/// Kills and replaces workers until the time is up, then stops the rest; how many were killed.
 fn storm<'s>(
     s: &'s Scope<'s, '_>,
     world: &'s World,
     arguments: &Arguments,
 ) -> Result<u64, Box<dyn std::error::Error>> {
+    let mut workers = Vec::new();
+    let killed = kill_and_replace(s, world, arguments, &mut workers);
+    // Also after an error: the scope waits for all that have been started.
+    world.stop();
+    let mut kills = 0;
+    // All of them are joined: one that was killed and is not is a panic.
+    for end in workers.into_iter().map(ended).collect::<Vec<_>>() {
+        kills += u64::from(end?);
+    }
+    Ok(kills + killed?)
+}
+
+/// Starts the workers, then kills and replaces one at a time until the time is up; how many of those
+/// have ended. `all` has the others: who is to work, by number, and then who was killed.
+fn kill_and_replace<'s>(
+    s: &'s Scope<'s, '_>,
+    world: &'s World,
+    arguments: &Arguments,
+    all: &mut Vec<ScopedJoinHandle<'s, ()>>,
+) -> Result<u64, Box<dyn std::error::Error>> {
     let start = |index: usize| s.spawn(move || world.work(index));
     let count = usize::from(arguments.workers);
-    let mut workers = (0..count).map(start).collect::<Result<Vec<_>, _>>()?;
-    let mut dying = Vec::new();
+    for index in 0..count {
+        all.push(start(index)?);
+    }
     let mut kills = 0;
     // A linear congruential generator (Knuth, MMIX) picks the victims.
     let mut random = u64::from(std::process::id());
@@ -101,26 +125,25 @@ fn storm<'s>(
     let end = begun + Duration::from_secs(arguments.seconds);
     let pace = Duration::from_millis(arguments.kill_every_ms);
     let mut due = begun;
-    while Instant::now() < end {
+    loop {
         // The killer's pace: by the clock, so that what a kill and a wake-up take is made up for.
         due += pace;
-        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        std::thread::sleep(due.min(end).saturating_duration_since(Instant::now()));
+        if Instant::now() >= end {
+            return Ok(kills);
+        }
         random = random
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(1_442_695_040_888_963_407);
         let victim = (random >> 33) as usize % count;
-        workers[victim].kill()?;
-        dying.push(std::mem::replace(&mut workers[victim], start(victim)?));
+        all[victim].kill()?;
+        let killed = std::mem::replace(&mut all[victim], start(victim)?);
+        all.push(killed);
         // A worker takes a moment to die; the others find out by themselves.
-        while let Some(at) = dying.iter().position(ScopedJoinHandle::is_finished) {
-            kills += u64::from(ended(dying.swap_remove(at))?);
+        while let Some(at) = all[count..].iter().position(ScopedJoinHandle::is_finished) {
+            kills += u64::from(ended(all.swap_remove(count + at))?);
         }
     }
-    world.stop();
-    for worker in dying.into_iter().chain(workers) {
-        kills += u64::from(ended(worker)?);
-    }
-    Ok(kills)
 }
 
 /// Waits for a worker; whether it was killed. Any end but a kill or an orderly one is an error.
