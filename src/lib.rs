@@ -182,6 +182,55 @@ pub mod testing {
     }
     pub use crate::process::testing::Jobs;
 
+    /// Leaves the pool as a thread does that ends. It may come back.
+    pub fn leave(pool: Pool) {
+        crate::participants::thread::leave(pool.0);
+    }
+
+    /// What this library does around a fork, step by step, for a fork of which it does not hear.
+    pub mod forking {
+        use crate::pool::fork;
+
+        /// Before it: makes the child's records. Until [`in_parent`], the process's handles are locked.
+        pub fn before() {
+            let made = fork::before_fork();
+            assert!(made.is_ok(), "no record for a child");
+        }
+
+        /// After it.
+        pub fn in_parent() {
+            fork::in_parent();
+        }
+
+        /// The parent has heard the number of the child.
+        pub fn forked(pid: u32) {
+            fork::forked(pid);
+        }
+
+        /// The parent has reaped the child.
+        pub fn reaped(pid: u32) {
+            fork::child_reaped(pid);
+        }
+
+        /// The child comes to life.
+        ///
+        /// # Safety
+        ///
+        /// The process is the one child that was forked after [`before`], by the thread that called it.
+        pub unsafe fn in_child() {
+            fork::in_child();
+        }
+
+        /// The child ends in order.
+        ///
+        /// # Safety
+        ///
+        /// It uses nothing of its pools any more.
+        pub unsafe fn ending() {
+            fork::child_ending();
+        }
+    }
+
     /// Does what others wait for of the dead, and leaves their memory as it is: as who waits does.
     pub fn settle(pool: Pool) {
         crate::participants::recovery::settle_all(pool.0);

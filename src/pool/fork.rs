@@ -309,7 +309,7 @@ fn has_handles(arena: Arena) -> bool {
     .unwrap_or(true)
 }
 
-extern "C" fn in_parent() {
+pub(crate) extern "C" fn in_parent() {
     CHILD.with(|child| child.is_new.set(false));
     let pipe = HELD.try_with(|held| held.borrow_mut().as_mut()?.pipe.take());
     if let Ok(Some((pipe, for_the_child))) = pipe {
@@ -326,7 +326,7 @@ extern "C" fn in_parent() {
     release_handles();
 }
 
-extern "C" fn in_child() {
+pub(crate) extern "C" fn in_child() {
     // Held if somebody has it, as a fork during the destruction of thread-locals does not keep him away.
     if COUNT.load(Ordering::Relaxed) != 0
         && let Ok(mut siblings) = ON_THEIR_WAY.try_lock()

@@ -13,6 +13,9 @@ struct Triple(u64, u64, u64);
 
 const OLD: Triple = Triple(1, 1, 1);
 const NEW: Triple = Triple(2, 2, 2);
+/// What is set in between, and what comes of it.
+const HALF: Triple = Triple(5, 6, 7);
+const MORE: Triple = Triple(6, 7, 8);
 
 /// A pool with two arrays, and what the victim made.
 struct Bench {
@@ -125,6 +128,44 @@ pub fn cases(suite: &mut Suite) {
         }),
     );
     suite.run(
+        case("array/update 8", |bench| {
+            let was = bench.numbers().update(2, |n| n + 75).expect("updated");
+            assert_eq!(was, 2);
+        })
+        .verify(|bench, crash| {
+            let done = bench.check(crash)?;
+            let value = bench.numbers().get(2);
+            ensure(value == Ok(77) || value == Ok(2) && !done, || {
+                format!("{value:?}")
+            })?;
+            ensure(bench.claimable() == Ok(false), || "not claimable".into())
+        }),
+    );
+    suite.run(
+        case("array/update 24", |bench| {
+            let mut once = true;
+            // The first attempt fails.
+            let update = |old: Triple| {
+                if std::mem::take(&mut once) {
+                    bench.triples.set(2, HALF).expect("set");
+                }
+                Triple(old.0 + 1, old.1 + 1, old.2 + 1)
+            };
+            let was = bench.triples.update(2, update).expect("updated");
+            assert_eq!(was, HALF);
+        })
+        .verify(|bench, crash| {
+            let done = bench.check(crash)?;
+            let value = bench.triples.get(2).map_err(|e| format!("{e}"))?;
+            ensure(
+                value == MORE || [OLD, HALF].contains(&value) && !done,
+                || format!("{value:?}"),
+            )?;
+            bench.triples.set(2, OLD).map_err(|e| format!("{e}"))?;
+            ensure(bench.claimable() == Ok(false), || "not claimable".into())
+        }),
+    );
+    suite.run(
         case("array/claim", |bench| {
             assert_eq!(bench.numbers().claim(1..4).expect("claimed").len(), 3);
         })
@@ -169,6 +210,24 @@ pub fn cases(suite: &mut Suite) {
         }),
     );
     suite.run(
+        case("array/extend_from_slice", |bench| {
+            let first = bench.numbers().extend_from_slice(&[7, 8, 9]);
+            assert_eq!(first.expect("extended"), 6);
+        })
+        .verify(|bench, crash| {
+            let done = bench.check(crash)?;
+            let len = bench.numbers().len();
+            ensure(len == 9 || len == 6 && !done, || format!("{len} long"))?;
+            let values: Vec<_> = (0..len)
+                .map(|i| bench.numbers().get(i).unwrap_or(99))
+                .collect();
+            ensure(values == [0, 1, 2, 3, 4, 5, 7, 8, 9][..len], || {
+                format!("{values:?}")
+            })?;
+            ensure(bench.claimable() == Ok(false), || "not claimable".into())
+        }),
+    );
+    suite.run(
         case("array/destroy", |bench| bench.made = None)
             .attach(|bench| {
                 bench.made = Some(Array::filled_in(bench.pool, 10, 3_u64).expect("room"));
@@ -204,6 +263,19 @@ fn matrices(suite: &mut Suite) {
     suite.run(
         case("matrix/set", |bench| {
             bench.matrix.set(2, 1, 7.0).expect("set")
+        })
+        .verify(|bench, crash| {
+            let done = bench.check(crash)?;
+            let value = bench.matrix.get(2, 1);
+            ensure(value == Ok(7.0) || value == Ok(1.0) && !done, || {
+                format!("{value:?}")
+            })
+        }),
+    );
+    suite.run(
+        case("matrix/update", |bench| {
+            let was = bench.matrix.update(2, 1, |n| n + 6.0).expect("updated");
+            assert_eq!(was, 1.0);
         })
         .verify(|bench, crash| {
             let done = bench.check(crash)?;

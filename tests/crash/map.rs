@@ -202,6 +202,31 @@ fn about<V: Held>(
     })
 }
 
+/// Even keys stay, and odd ones go one by one.
+fn retain<V: Held>() -> Case<Bench<V>> {
+    case("retain", KEYS, |bench: &mut Bench<V>| {
+        let retained = bench.map().retain(|key, _| key % 2 == 0);
+        retained.expect("retained");
+    })
+    .verify(|bench, crash| {
+        let done = bench.check(crash)?;
+        let mut expected = 0;
+        for key in 0..KEYS {
+            let found = bench.map().get_copied(&key);
+            let goes = key % 2 != 0;
+            let right = match found {
+                Some(value) => value == V::of(key) && !(goes && done),
+                None => goes,
+            };
+            ensure(right, || format!("{key}: {found:?}"))?;
+            expected += usize::from(found.is_some());
+        }
+        let len = bench.map().len();
+        ensure(len == expected, || format!("{len} entries, not {expected}"))?;
+        bench.ends()
+    })
+}
+
 /// The table gets too small.
 fn growth<V: Held>(name: &str, keys: u64) -> Case<Bench<V>> {
     let end = keys + 4;
@@ -280,6 +305,29 @@ fn cases_of<V: Held>(suite: &mut Suite) {
         };
         map.update(&3, update).expect("room");
     }));
+    suite.run(about(
+        "update to none",
+        KEYS,
+        3,
+        (Some(V::of(3)), None),
+        |map| {
+            let was = map.update(&3, |_| None).expect("removed");
+            assert_eq!(*was.expect("there"), V::of(3));
+        },
+    ));
+    suite.run(about(
+        "compare_exchange",
+        KEYS,
+        3,
+        (Some(V::of(3)), new),
+        |map| {
+            let other = map.compare_exchange(&3, Some(&V::of(4)), Some(V::of(5)));
+            assert!(other.is_err());
+            let was = map.compare_exchange(&3, Some(&V::of(3)), Some(V::of(77)));
+            assert_eq!(was.ok().flatten().map(|was| *was), Some(V::of(3)));
+        },
+    ));
+    suite.run(retain::<V>());
     suite.run(about("get_or_insert_with", KEYS, 9, (None, new), |map| {
         let view = map.get_or_insert_with(&9, || V::of(77)).expect("room");
         assert_eq!(*view, V::of(77));

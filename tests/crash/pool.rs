@@ -11,20 +11,24 @@ use std::ptr::NonNull;
 use shmkit::{Link, Pool, Shared, ShmSafe, process, testing};
 
 use super::engine::{Case, Crash, Suite};
-use super::in_pool::{self, InPool};
+use super::in_pool::{self, InPool, ensure};
 
 /// A pool, and what a case keeps of it.
 pub struct World {
     pub pool: Pool,
     /// Bytes allocated when the operation started, by what was set up.
     before: usize,
+    /// Bytes of memory that the pool had then.
+    pub committed: usize,
+    /// The child that is buried, in a survivor that is its parent.
+    pub child: Option<u32>,
     pub blocks: Vec<NonNull<u8>>,
     pub nodes: Vec<Shared<Node>>,
 }
 
 #[derive(ShmSafe)]
 pub struct Node {
-    value: u64,
+    pub value: u64,
     next: Link<Node>,
     other: Link<Node>,
 }
@@ -60,6 +64,8 @@ impl World {
         World {
             pool,
             before: 0,
+            committed: 0,
+            child: None,
             blocks: Vec::new(),
             nodes: Vec::new(),
         }
@@ -91,7 +97,8 @@ impl World {
     }
 
     fn settled(mut self) -> World {
-        self.before = self.pool.stats().allocated;
+        let stats = self.pool.stats();
+        (self.before, self.committed) = (stats.allocated, stats.committed);
         self
     }
 }
@@ -140,7 +147,7 @@ pub fn case_in(
     .verify(move |world, crash| verify(world, crash, &allocated))
 }
 
-fn verify(
+pub fn verify(
     world: &mut World,
     crash: &Crash,
     allocated: &dyn Fn(isize, &Crash) -> bool,
@@ -265,13 +272,13 @@ pub fn cases(suite: &mut Suite) {
         "set a link",
         two,
         |w| w.nodes[0].next.set(Some(&w.nodes[2])).expect("a link"),
-        &[Some(1), Some(2)],
+        (Some(1), Some(2)),
     ));
     suite.run(linked(
         "clear a link",
         two,
         |w| w.nodes[0].next.set(None).expect("a link"),
-        &[Some(1), None],
+        (Some(1), None),
     ));
     suite.run(linked(
         "set a link that was null",
@@ -280,7 +287,7 @@ pub fn cases(suite: &mut Suite) {
             w.nodes[0].next.set(None).expect("a link");
             w.nodes[0].next.set(Some(&w.nodes[1])).expect("a link");
         },
-        &[Some(1), None],
+        (None, Some(1)),
     ));
     suite.run(case(
         "clear the last link to an object",
@@ -314,17 +321,27 @@ pub fn cases(suite: &mut Suite) {
         },
         |more, crash| more == -32 || (more == 0 && !crash.finished),
     ));
-    suite.run(case(
-        "name an object",
-        |w| {
-            w.nodes.push(w.pool.create(node(1)).expect("an object"));
-        },
-        nothing,
-        |w| {
-            w.pool.set_name("it", &w.nodes[0]).expect("a name");
-        },
-        |more, _| more == 0,
-    ));
+    suite.run(
+        case(
+            "name an object",
+            |w| {
+                w.nodes.push(w.pool.create(node(1)).expect("an object"));
+            },
+            nothing,
+            |w| {
+                w.pool.set_name("it", &w.nodes[0]).expect("a name");
+            },
+            |_, _| true,
+        )
+        .verify(|w, crash| {
+            verify(w, crash, &|more, _| more == 0)?;
+            let named = w.pool.named::<Node>("it").map(|node| node.value);
+            ensure(
+                matches!(named, Ok(1)) || named.is_err() && !crash.finished,
+                || format!("the name is of {named:?}"),
+            )
+        }),
+    );
     suite.run(case(
         "make a named object",
         nothing,
@@ -399,19 +416,20 @@ pub fn cases(suite: &mut Suite) {
     );
 }
 
-/// A case on a link between nodes, which leads to one of `allowed` after it, with counts to match.
+/// A case on a link between nodes, which leads to `new` after it, and to `old` or `new` before its end, with counts
+/// to match.
 fn linked(
     name: &'static str,
     setup: impl Fn(&mut World) + 'static,
     operation: impl Fn(&mut World) + 'static,
-    allowed: &'static [Option<u64>],
+    (old, new): (Option<u64>, Option<u64>),
 ) -> Case<World> {
     case(name, setup, nothing, operation, |more, _| more == 0).verify(move |world, crash| {
         verify(world, crash, &|more, _| more == 0)?;
         let found = world.nodes[0].next.get().map(|node| node.value);
-        if !allowed.contains(&found) {
-            return Err(format!("the link leads to {found:?}"));
-        }
+        ensure(found == new || found == old && !crash.finished, || {
+            format!("the link leads to {found:?}")
+        })?;
         // The counts are right if unlinking and letting go of everything frees everything; the
         // process that set up still holds the nodes, so only links are at stake here.
         world.nodes[0].next.set(None).map_err(|e| e.to_string())?;

@@ -4,8 +4,9 @@ use std::alloc::Layout;
 
 use shmkit::testing;
 
-use super::engine::{Crash, Suite};
-use super::pool::{World, case, case_in, elsewhere, node, nothing};
+use super::engine::{Case, Crash, Suite};
+use super::in_pool::ensure;
+use super::pool::{World, case, case_in, elsewhere, node, nothing, verify};
 
 /// A run with free slices behind it: the span that the victim makes first finds room before it.
 fn run_with_room(world: &mut World, size: usize) {
@@ -17,37 +18,69 @@ fn run_with_room(world: &mut World, size: usize) {
     world.blocks.push(run);
 }
 
-pub fn cases(suite: &mut Suite) {
-    let size_or_none = |size: isize| {
-        move |more: isize, crash: &Crash| (more == 0 && !crash.finished) || more == size
+/// So many bytes before the operation, so many when it has returned, and one or the other meanwhile.
+fn either(old: isize, new: isize) -> impl Fn(isize, &Crash) -> bool {
+    move |more, crash| more == new || more == old && !crash.finished
+}
+
+/// From the first to the last by steps of that size.
+fn by_steps(old: isize, step: isize, new: isize) -> impl Fn(isize, &Crash) -> bool {
+    move |more, crash| {
+        let between = (old.min(new)..=old.max(new)).contains(&more) && (more - old) % step == 0;
+        more == new || between && !crash.finished
+    }
+}
+
+fn unchanged(more: isize, _: &Crash) -> bool {
+    more == 0
+}
+
+/// Two runs that were freed have no memory any more when the operation has returned.
+fn gives_back(name: &'static str, operation: impl Fn(&mut World) + 'static) -> Case<World> {
+    let two_runs = |w: &mut World| {
+        w.allocate(100_000, 2);
+        w.free();
     };
+    case(name, two_runs, nothing, operation, unchanged).verify(|w, crash| {
+        let (before, now) = (w.committed, w.pool.stats().committed);
+        ensure(now + (2 * 7 << 14) <= before || !crash.finished, || {
+            format!("{now} bytes of memory, and {before} before")
+        })?;
+        verify(w, crash, &unchanged)
+    })
+}
+
+/// Points of a thread's leaving at the least: its spans are let go of one by one, and then its slot.
+const LEAVING: u64 = 20;
+
+pub fn cases(suite: &mut Suite) {
     suite.run(case(
         "allocate, new span",
         nothing,
         nothing,
         |w| w.allocate(64, 1),
-        size_or_none(64),
+        either(0, 64),
     ));
     suite.run(case(
         "allocate, from the span at hand",
         nothing,
         |w| w.allocate(64, 1),
         |w| w.allocate(64, 1),
-        |more, _| more == 64 || more == 128,
+        either(64, 128),
     ));
     suite.run(case(
         "allocate, next word",
         nothing,
         |w| w.allocate(64, 64),
         |w| w.allocate(64, 1),
-        |more, _| more == 64 * 64 || more == 64 * 65,
+        either(64 * 64, 64 * 65),
     ));
     suite.run(case(
         "allocate, second span",
         nothing,
         |w| w.allocate(2048, 8),
         |w| w.allocate(2048, 1),
-        |more, _| more == 8 * 2048 || more == 9 * 2048,
+        either(8 * 2048, 9 * 2048),
     ));
     suite.run(case(
         "allocate, collecting what others freed",
@@ -57,7 +90,7 @@ pub fn cases(suite: &mut Suite) {
             elsewhere(w, World::free);
         },
         |w| w.allocate(2048, 1),
-        |more, _| more == 0 || more == 2048,
+        either(0, 2048),
     ));
     suite.run(case(
         "allocate, adopting a span",
@@ -66,14 +99,14 @@ pub fn cases(suite: &mut Suite) {
             elsewhere(w, |w| w.allocate(1000, 2));
         },
         |w| w.allocate(1000, 1),
-        |more, _| more == 2 * 1024 || more == 3 * 1024,
+        either(2 * 1024, 3 * 1024),
     ));
     suite.run(case(
         "free, own",
         nothing,
         |w| w.allocate(64, 1),
         World::free,
-        |more, _| more == 0 || more == 64,
+        either(64, 0),
     ));
     suite.run(case(
         "free, own, the span with it",
@@ -83,21 +116,21 @@ pub fn cases(suite: &mut Suite) {
             w.blocks.truncate(8);
         },
         World::free,
-        |more, _| more % 2048 == 0 && (2048..=9 * 2048).contains(&more),
+        by_steps(9 * 2048, -2048, 2048),
     ));
     suite.run(case(
         "free, another's",
         |w| w.allocate(64, 2),
         nothing,
         World::free,
-        |more, _| more == 0 || more == -64 || more == -128,
+        by_steps(0, -64, -128),
     ));
     suite.run(case(
         "free, nobody's",
         nothing,
         |w| elsewhere(w, |w| w.allocate(64, 2)),
         World::free,
-        |more, _| more == 0 || more == 64 || more == 128,
+        by_steps(128, -64, 0),
     ));
     suite.run(case(
         "allocate and free a run",
@@ -107,57 +140,48 @@ pub fn cases(suite: &mut Suite) {
             w.allocate(100_000, 1);
             w.free();
         },
-        |more, _| more == 0 || more == 7 << 14,
+        either(7 << 14, 0),
     ));
     suite.run(case(
         "free another's run",
         |w| w.allocate(100_000, 1),
         nothing,
         World::free,
-        |more, _| more == 0 || more == -(7 << 14),
+        either(0, -(7 << 14)),
     ));
-    suite.run(case(
-        "grow",
-        nothing,
-        nothing,
-        |w| {
-            w.pool.grow_to(3 << 20).expect("room");
-        },
-        |more, _| more == 0,
-    ));
+    suite.run(
+        case(
+            "grow",
+            nothing,
+            nothing,
+            |w| {
+                w.pool.grow_to(3 << 20).expect("room");
+            },
+            unchanged,
+        )
+        .verify(|w, crash| {
+            let total = w.pool.stats().total;
+            ensure(total >= 3 << 20 || !crash.finished, || {
+                format!("{total} bytes")
+            })?;
+            verify(w, crash, &unchanged)
+        }),
+    );
     suite.run(case(
         "allocate, growing",
         nothing,
         nothing,
         |w| w.allocate(2 << 20, 1),
-        size_or_none(2 << 20),
+        either(0, 2 << 20),
     ));
-    suite.run(case(
-        "purge",
-        |w| {
-            w.allocate(100_000, 2);
-            w.free();
-        },
-        nothing,
-        |w| {
-            w.pool.purge().expect("a slot");
-        },
-        |more, _| more == 0,
-    ));
-    suite.run(case(
-        "memory ages and goes back",
-        |w| {
-            w.allocate(100_000, 2);
-            w.free();
-        },
-        nothing,
-        |w| {
-            // Dirty, aged, a hole.
-            testing::age(w.pool);
-            testing::age(w.pool);
-        },
-        |more, _| more == 0,
-    ));
+    suite.run(gives_back("purge", |w| {
+        w.pool.purge().expect("a slot");
+    }));
+    suite.run(gives_back("memory ages and goes back", |w| {
+        // Dirty, aged, a hole.
+        testing::age(w.pool);
+        testing::age(w.pool);
+    }));
     suite.run(case(
         "a full span becomes partial, then empty",
         nothing,
@@ -171,25 +195,26 @@ pub fn cases(suite: &mut Suite) {
             w.free();
             w.allocate(2048, 1);
         },
-        |more, _| more % 2048 == 0 && (2048..=9 * 2048).contains(&more),
+        |more, crash| match crash.finished {
+            true => more == 2 * 2048,
+            false => more % 2048 == 0 && (2048..=9 * 2048).contains(&more),
+        },
     ));
     suite.run(
         case(
             "a thread leaves current, partial and full spans",
             nothing,
-            nothing,
             |w| {
-                elsewhere(w, |w| {
-                    w.allocate(2048, 17);
-                    let kept = w.blocks.split_off(9);
-                    w.blocks.truncate(4);
-                    w.free();
-                    w.blocks = kept;
-                })
+                w.allocate(2048, 17);
+                let kept = w.blocks.split_off(9);
+                w.blocks.truncate(4);
+                w.free();
+                w.blocks = kept;
             },
-            |more, crash| more % 2048 == 0 && (!crash.finished || more == 13 * 2048),
+            |w| testing::leave(w.pool),
+            |more, _| more == 13 * 2048,
         )
-        .without_second_order(),
+        .at_least(LEAVING),
     );
     suite.run(case(
         "reallocate",
@@ -201,7 +226,7 @@ pub fn cases(suite: &mut Suite) {
             // SAFETY: the block is this pool's and used by nobody else.
             unsafe { w.pool.reallocate(block, layout) }.expect("a block");
         },
-        |more, _| [0, 320, 320 - 64].contains(&more),
+        |more, crash| more == 320 - 64 || !crash.finished && [0, 320].contains(&more),
     ));
     suite.run(case(
         "reallocate, a run grows where it lies",
@@ -234,16 +259,15 @@ pub fn cases(suite: &mut Suite) {
         case(
             "a thread comes and goes",
             nothing,
-            nothing,
+            |w| testing::leave(w.pool),
             |w| {
-                elsewhere(w, |w| {
-                    w.allocate(64, 1);
-                    w.free();
-                })
+                w.allocate(64, 1);
+                w.free();
+                testing::leave(w.pool);
             },
-            |more, _| more == 0 || more == 64,
+            |more, crash| more == 0 || more == 64 && !crash.finished,
         )
-        .without_second_order(),
+        .at_least(LEAVING),
     );
     guarded(suite);
 }
@@ -260,7 +284,7 @@ fn guarded(suite: &mut Suite) {
             w.free();
             w.allocate(40, 2);
         },
-        |more, _| [0, 1, 2].contains(&(more / 64)) && more % 64 == 0,
+        |more, crash| more == 128 || !crash.finished && [0, 64].contains(&more),
     ));
     suite.run(case_in(
         || World::of(true),
@@ -268,7 +292,7 @@ fn guarded(suite: &mut Suite) {
         |w| w.allocate(40, 2),
         nothing,
         World::free,
-        |more, _| [0, -64, -128].contains(&more),
+        by_steps(0, -64, -128),
     ));
     // Each word of a run that is filled is a point.
     suite.run(case_in(
@@ -280,7 +304,7 @@ fn guarded(suite: &mut Suite) {
             w.allocate(49_120, 1);
             w.free();
         },
-        |more, _| more == 0 || more == 3 << 14,
+        either(3 << 14, 0),
     ));
     suite.run(case_in(
         || World::of(true),

@@ -2,6 +2,7 @@
 
 mod buffer;
 mod cell;
+mod children;
 mod containers;
 mod engine;
 mod heap;
@@ -16,6 +17,7 @@ mod process;
 mod queue;
 mod recovery;
 mod rwlock;
+mod str_map;
 mod sync;
 mod toy;
 
@@ -30,6 +32,7 @@ pub fn run() -> ExitCode {
     pool_memory::cases(&mut suite);
     recovery::cases(&mut suite);
     pool::cases(&mut suite);
+    children::cases(&mut suite);
     containers::cases(&mut suite);
     sync::cases(&mut suite);
     rwlock::cases(&mut suite);
@@ -37,6 +40,7 @@ pub fn run() -> ExitCode {
     cell::cases(&mut suite);
     heap::cases(&mut suite);
     map::cases(&mut suite);
+    str_map::cases(&mut suite);
     multi_map::cases(&mut suite);
     queue::cases(&mut suite);
     mailbox::cases(&mut suite);

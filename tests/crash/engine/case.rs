@@ -48,6 +48,10 @@ type Check<S> = Box<dyn Fn(&mut S) -> Result<(), String>>;
 type CheckOn<S, A> = Box<CheckFn<S, A>>;
 type CheckFn<S, A> = dyn Fn(&mut S, &A) -> Result<(), String>;
 
+/// A case has so many points, unless it says otherwise: one whose operation is done by somebody who is not stepped,
+/// another thread or a child, has fewer.
+const LEAST_POINTS: u64 = 8;
+
 /// One operation, and how to crash it. `S` is the state of a process that uses the arena; it is copied by fork.
 pub struct Case<S> {
     pub(super) name: String,
@@ -63,6 +67,7 @@ pub struct Case<S> {
     pub(super) cross_check: bool,
     pub(super) second_order: bool,
     pub(super) real_kills: bool,
+    pub(super) least: u64,
     pub(super) expects: Option<Vec<&'static str>>,
 }
 
@@ -83,6 +88,7 @@ impl<S: Arena> Case<S> {
             cross_check: false,
             second_order: true,
             real_kills: true,
+            least: LEAST_POINTS,
             expects: None,
         }
     }
@@ -155,6 +161,12 @@ impl<S: Arena> Case<S> {
     /// Images only: for an operation that cannot be run twice alike.
     pub fn without_real_kills(mut self) -> Self {
         self.real_kills = false;
+        self
+    }
+
+    /// How many points the operation has at the least, its start and its end among them; with fewer the case fails.
+    pub fn at_least(mut self, points: u64) -> Self {
+        self.least = points;
         self
     }
 

@@ -19,6 +19,8 @@ use super::suite::{Place, Settings, Tally};
 
 /// Recoveries of recoveries of the operation are not crashed again.
 const LAST_ORDER: u8 = 2;
+/// Recovery is followed from so many points of the operation, if it has as many, whatever the time.
+pub const ALWAYS_FOLLOWED: usize = 3;
 /// After so many failures a case is given up.
 const ENOUGH_FAILURES: u64 = 5;
 
@@ -134,8 +136,9 @@ impl<'a, S: Arena> Explorer<'a, S> {
             return Ok(());
         }
         let count = trail.points.len();
-        for index in spread(count, self.settings.full) {
-            if !self.settings.full && self.began.elapsed() > self.settings.budget {
+        for (before, index) in spread(count).into_iter().enumerate() {
+            let over = || !self.settings.full && self.began.elapsed() > self.settings.budget;
+            if before >= ALWAYS_FOLLOWED && over() {
                 break;
             }
             let crash = crash_at(&trail.points[index], index, trail.victim.pid(), crash);
@@ -447,17 +450,26 @@ fn describe(crash: &Crash) -> String {
     )
 }
 
-/// The numbers below `count`: in order if all will be visited, else so that each beginning is spread over the whole.
-fn spread(count: usize, in_order: bool) -> impl Iterator<Item = usize> {
-    let mut stride = if in_order {
-        1
-    } else {
-        (count * 618 / 1000).max(1)
-    };
+/// The numbers below `count`: one in the middle, the last and that of the first change, then the others so that each
+/// beginning is spread over the whole.
+fn spread(count: usize) -> Vec<usize> {
+    let mut stride = (count * 618 / 1000).max(1);
     while gcd(stride, count) != 1 {
         stride += 1;
     }
-    (0..count).map(move |step| step * stride % count)
+    let mut all = vec![count / 2];
+    let others = [count - 1, 1.min(count - 1)].into_iter();
+    for index in others.chain((0..count).map(|step| step * stride % count)) {
+        // What is visited out of turn is among the first.
+        if !all
+            .iter()
+            .take(ALWAYS_FOLLOWED)
+            .any(|&early| early == index)
+        {
+            all.push(index);
+        }
+    }
+    all
 }
 
 fn gcd(a: usize, b: usize) -> usize {

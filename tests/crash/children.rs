@@ -1,0 +1,79 @@
+//! A child's side of a fork: it comes to life, and ends in order, killed after every change.
+//!
+//! The victim is the child: it is forked without the library's hearing of it, and then takes the library's steps
+//! itself. The survivors take those of the parent, who reaps it. The parent's side is in `pool` ("spawn and join").
+
+use shmkit::testing::{self, forking};
+
+use super::engine::{Crash, Fork, Suite};
+use super::in_pool::ensure;
+use super::pool::{World, case, node, nothing, verify};
+
+/// What a parent does once it knows of the death: of that child it knows the number since the fork.
+fn reap(world: &World, pid: u32) {
+    forking::forked(pid);
+    forking::reaped(pid);
+    world.pool.recover();
+}
+
+/// The child's record and its holds are given back, and nobody else's.
+fn given_back(world: &mut World, crash: &Crash) -> Result<(), String> {
+    // A real death is told nobody earlier; of the others, the recovery may have been killed.
+    reap(world, crash.victim.pid as u32);
+    let stats = world.pool.stats();
+    ensure((stats.processes, stats.threads) == (1, 1), || {
+        format!("{} processes, {} threads", stats.processes, stats.threads)
+    })?;
+    // The parent's object is there, as long as the parent holds it.
+    verify(world, crash, &|more, _| more == 0)?;
+    let value = world.nodes[0].value;
+    ensure(value == 1, || format!("the object has become {value}"))?;
+    world.nodes.clear();
+    verify(world, crash, &|more, _| more == -32)
+}
+
+pub fn cases(suite: &mut Suite) {
+    let object = |world: &mut World| {
+        world
+            .nodes
+            .push(world.pool.create(node(1)).expect("a node"));
+        forking::before();
+    };
+    let life = |world: &mut World| {
+        // SAFETY: the one child of the process that set up, forked behind `before`.
+        unsafe { forking::in_child() };
+        // One more, of its own.
+        world
+            .nodes
+            .push(world.pool.create(node(2)).expect("a node"));
+        // SAFETY: nothing is done behind it; handles that are left are not dropped.
+        unsafe { forking::ending() };
+    };
+    suite.run(
+        case(
+            "a child comes to life and ends",
+            object,
+            nothing,
+            life,
+            |_, _| true,
+        )
+        // The slot comes with the life.
+        .attach(nothing)
+        .fork(Fork::Bare)
+        .survivor(|_| forking::in_parent())
+        .recover(|world| {
+            if let Some(pid) = world.child {
+                reap(world, pid);
+            }
+            world.pool.recover();
+            Ok(())
+        })
+        .bury(|world, victim| {
+            // SAFETY: its image is looked at from now on, and it does nothing any more.
+            unsafe { testing::mark_dead(world.pool, victim.pid as u32) };
+            world.child = Some(victim.pid as u32);
+        })
+        .verify(given_back)
+        .at_least(60),
+    );
+}
