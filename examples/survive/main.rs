@@ -113,15 +113,16 @@ fn kill_and_replace<'s>(
     arguments: &Arguments,
     all: &mut Vec<ScopedJoinHandle<'s, ()>>,
 ) -> Result<u64, Box<dyn std::error::Error>> {
-    let start = |index: usize| s.spawn(move || world.work(index));
+    let begun = Instant::now();
+    let start = |index: usize| s.spawn(move || world.work(index, begun));
     let count = usize::from(arguments.workers);
     for index in 0..count {
         all.push(start(index)?);
     }
+    let mut born = vec![begun.elapsed(); count];
     let mut kills = 0;
     // A linear congruential generator (Knuth, MMIX) picks the victims.
     let mut random = u64::from(std::process::id());
-    let begun = Instant::now();
     let end = begun + Duration::from_secs(arguments.seconds);
     let pace = Duration::from_millis(arguments.kill_every_ms);
     let mut due = begun;
@@ -136,8 +137,10 @@ fn kill_and_replace<'s>(
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(1_442_695_040_888_963_407);
         let victim = (random >> 33) as usize % count;
+        world.note_victim(victim, born[victim], begun.elapsed());
         all[victim].kill()?;
         let killed = std::mem::replace(&mut all[victim], start(victim)?);
+        born[victim] = begun.elapsed();
         all.push(killed);
         // A worker takes a moment to die; the others find out by themselves.
         while let Some(at) = all[count..].iter().position(ScopedJoinHandle::is_finished) {

@@ -31,6 +31,8 @@ pub struct World {
     inside: AtomicU64,
     stop: AtomicBool,
     operations: AtomicU64,
+    /// When each began its round. Nanoseconds.
+    since: [AtomicU64; MAX_WORKERS],
     /// Nanoseconds.
     longest: AtomicU64,
     /// Nanoseconds: the longest that somebody was held up by others, the system's choices apart.
@@ -81,6 +83,7 @@ impl World {
             inside: AtomicU64::new(0),
             stop: AtomicBool::new(false),
             operations: AtomicU64::new(0),
+            since: [const { AtomicU64::new(0) }; MAX_WORKERS],
             longest: AtomicU64::new(0),
             longest_held_up: AtomicU64::new(0),
             torn: AtomicU64::new(0),
@@ -88,7 +91,8 @@ impl World {
     }
 
     /// One worker's life: until it is told to stop, or killed.
-    pub fn work(self: &World, index: usize) {
+    /// Times count from `epoch`.
+    pub fn work(self: &World, index: usize, epoch: Instant) {
         let pool = pool_of(self);
         // One may have died between its entry and its acknowledgement.
         let line = self.ledger().lines[index];
@@ -97,6 +101,8 @@ impl World {
         let mut stalls = Stalls::new();
         while !self.stop.load(Ordering::Relaxed) {
             let started = Instant::now();
+            let since = (started - epoch).as_nanos() as u64;
+            self.since[index].store(since, Ordering::Relaxed);
             self.enter(index);
             self.exchange(pool, round as usize % LINKS, round);
             self.pass();
@@ -152,6 +158,15 @@ impl World {
         let permit = self.permits.acquire().expect("a permit");
         self.inside.fetch_add(1, Ordering::Relaxed);
         drop(permit);
+    }
+
+    /// That worker, which was born then, is about to be killed: the round that it is in counts as a stall.
+    pub fn note_victim(&self, index: usize, born: Duration, now: Duration) {
+        let since = Duration::from_nanos(self.since[index].load(Ordering::Relaxed));
+        // Else it has not begun any: the time is its predecessor's.
+        if since > born {
+            raise(&self.longest, now.saturating_sub(since));
+        }
     }
 
     pub fn stop(&self) {
