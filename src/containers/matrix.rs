@@ -789,9 +789,9 @@ impl<T> RowBandMut<'_, T> {
     /// True if a process died writing here; see [`ClaimMut::was_orphaned`].
     ///
     /// ```
+    /// # use shmkit::process::scope;
     /// # use shmkit::{Matrix, Pool};
     /// # let pool = Pool::builder().create()?;
-    /// # use shmkit::process::scope;
     /// let table = Matrix::filled_in(pool, 4, 2, 1_u32)?;
     /// scope(|s| {
     ///     let child = s.spawn::<_, ()>(|| {
