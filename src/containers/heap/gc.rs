@@ -126,12 +126,12 @@ mod sealed {
 /// ```
 /// use shmkit::{Gc, Heap, HeapError, Managed, Pool};
 ///
-/// let pool = Pool::builder().create()?;
 /// /// Whether an id, of whatever kind of object, leads somewhere.
 /// fn is_there<T: ?Sized + Managed>(heap: &Heap<()>, id: Gc<T>) -> Result<bool, HeapError> {
 ///     Ok(heap.view()?.get(id).is_some())
 /// }
 ///
+/// let pool = Pool::builder().create()?;
 /// let heap = pool.create(Heap::new(()))?;
 /// let (value, text) = heap.modify(|tx| (tx.alloc(7_u64), tx.alloc_str("seven")))?;
 /// assert!(is_there(&heap, value?)? && is_there(&heap, text?)?);

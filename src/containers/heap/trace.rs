@@ -136,7 +136,6 @@ unsafe fn trace_elements<E: Trace>(bytes: *const u8, count: usize, tracer: &mut 
 /// ```
 /// use shmkit::{Gc, Heap, HeapError, Pool, ShmSafe, Trace, Tracer};
 ///
-/// let pool = Pool::builder().create()?;
 /// /// An id that keeps nothing alive: the tracer does not hear of it.
 /// #[derive(ShmSafe)]
 /// struct Weak(Gc<str>);
@@ -145,6 +144,7 @@ unsafe fn trace_elements<E: Trace>(bytes: *const u8, count: usize, tracer: &mut 
 ///     fn trace(&self, _: &mut Tracer<'_>) {}
 /// }
 ///
+/// let pool = Pool::builder().create()?;
 /// let heap = pool.create(Heap::new(None))?;
 /// heap.try_modify(|tx| {
 ///     *tx.root_mut()? = Some(Weak(tx.alloc_str("cached")?));
