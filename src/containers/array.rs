@@ -163,6 +163,16 @@ impl<T: KillSafe + Unpin> Array<T> {
     };
 
     /// An array without elements. In a pool it can [`grow`](Self::grow).
+    ///
+    /// ```
+    /// # use shmkit::{Array, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let named = pool.create((7_u32, Array::<f64>::new()))?;
+    /// assert_eq!(named.1.len(), 0);
+    /// named.1.grow(2, 0.5)?;
+    /// assert_eq!(named.1.get(1)?, 0.5);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub const fn new() -> Self {
         Array {
@@ -186,6 +196,14 @@ impl<T: KillSafe + Unpin> Array<T> {
     /// # Crash behaviour
     ///
     /// The array exists, held by this process, or it does not.
+    ///
+    /// ```
+    /// # use shmkit::{Array, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let weights = Array::filled_in(pool, 4, 0.5)?;
+    /// assert_eq!(*weights.claim(..)?, [0.5; 4]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn filled_in(pool: Pool, len: usize, value: T) -> Result<Shared<Self>, OutOfMemory>
     where
         T: Copy,
@@ -203,6 +221,14 @@ impl<T: KillSafe + Unpin> Array<T> {
     /// # Panics
     ///
     /// If `f` does. Nothing was made.
+    ///
+    /// ```
+    /// # use shmkit::{Array, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let squares = Array::from_fn_in(pool, 4, |i| i * i)?;
+    /// assert_eq!(*squares.claim(..)?, [0, 1, 4, 9]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn from_fn_in(
         pool: Pool,
         len: usize,
@@ -251,6 +277,16 @@ impl<T: KillSafe + Unpin> Array<T> {
     }
 
     /// How many elements there are.
+    ///
+    /// ```
+    /// # use shmkit::{Array, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let primes = Array::from_slice_in(pool, &[2_u32, 3, 5])?;
+    /// assert_eq!(primes.len(), 3);
+    /// primes.extend_from_slice(&[7, 11])?;
+    /// assert_eq!(primes.len(), 5);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     #[must_use]
     pub fn len(&self) -> usize {
@@ -258,6 +294,16 @@ impl<T: KillSafe + Unpin> Array<T> {
     }
 
     /// True if there are none.
+    ///
+    /// ```
+    /// # use shmkit::{Array, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let numbers = pool.create(Array::new())?;
+    /// assert!(numbers.is_empty());
+    /// numbers.grow(1, 7_u32)?;
+    /// assert!(!numbers.is_empty());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     #[must_use]
     pub fn is_empty(&self) -> bool {

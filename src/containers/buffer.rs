@@ -15,6 +15,18 @@ use crate::participants::thread::NoSlot;
 use crate::primitive::AtomicU64;
 
 /// A place in a [`Buffer`]: how many bytes were appended before it. It never changes.
+///
+/// ```
+/// use shmkit::{Buffer, Pool, Position};
+///
+/// let pool = Pool::builder().create()?;
+/// let log = pool.create(Buffer::new())?;
+/// log.append(b"header")?;
+/// let body: Position = log.append(b"body")?;
+/// log.truncate_front(body)?;
+/// assert_eq!((body, log.view(body..body + 4)?.to_vec()), (6, b"body".to_vec()));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub type Position = u64;
 
 /// A stream of bytes that any number of processes append to, read in place, and delete from the
@@ -70,6 +82,19 @@ unsafe impl ShmSafe for Buffer {
 }
 
 /// Why nothing was appended.
+///
+/// ```
+/// use shmkit::{AppendError, Buffer, Pool};
+///
+/// let pool = Pool::builder().create()?;
+/// let small = pool.create(Buffer::with_capacity(8))?;
+/// assert_eq!(small.append(&[0; 9]), Err(AppendError::TooLong { len: 9 }));
+/// small.append(&[0; 8])?;
+/// assert_eq!(small.append(&[0]), Err(AppendError::Full));
+/// small.close()?;
+/// assert_eq!(small.append(&[0]), Err(AppendError::Closed));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AppendError {
@@ -109,6 +134,18 @@ impl From<AppendError> for io::Error {
 }
 
 /// Why bytes could not be had.
+///
+/// ```
+/// use shmkit::{Buffer, Pool, RangeError};
+///
+/// let pool = Pool::builder().create()?;
+/// let log = pool.create(Buffer::new())?;
+/// log.append(b"abcdef")?;
+/// log.truncate_front(2)?;
+/// assert_eq!(log.view(0..4).err(), Some(RangeError::Deleted { start: 2 }));
+/// assert_eq!(log.view(2..7).err(), Some(RangeError::BeyondEnd { end: 6 }));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RangeError {
@@ -145,6 +182,15 @@ impl From<RangeError> for io::Error {
 
 impl Buffer {
     /// An empty buffer without bounds, to be put into a pool.
+    ///
+    /// ```
+    /// # use shmkit::{Buffer, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let log = pool.create(Buffer::new())?;
+    /// log.append(&[7; 100_000])?;
+    /// assert_eq!((log.len(), log.capacity()), (100_000, None));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub const fn new() -> Self {
         Self::of_capacity(NO_CAPACITY)
@@ -152,6 +198,15 @@ impl Buffer {
 
     /// An empty buffer that holds no more than `capacity` bytes at a time. One of 0 bytes refuses whatever
     /// is appended ([`AppendError::TooLong`]).
+    ///
+    /// ```
+    /// # use shmkit::{AppendError, Buffer, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let small = pool.create(Buffer::with_capacity(4))?;
+    /// small.append(b"1234")?;
+    /// assert_eq!(small.append(b"5"), Err(AppendError::Full));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub const fn with_capacity(capacity: u64) -> Self {
         Self::of_capacity(capacity)
@@ -240,6 +295,18 @@ impl Buffer {
     /// # Errors
     ///
     /// See [`RangeError`]. At the end itself there are none.
+    ///
+    /// ```
+    /// # use shmkit::{Buffer, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let log = pool.create(Buffer::new())?;
+    /// log.append(b"abcdef")?;
+    /// let mut room = [0; 4];
+    /// assert_eq!(log.read_at(3, &mut room)?, 3);
+    /// assert_eq!(&room, b"def\0");
+    /// assert_eq!(log.read_at(6, &mut room)?, 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn read_at(&self, from: Position, into: &mut [u8]) -> Result<usize, RangeError> {
         let end = self.end();
         let to = from.saturating_add(into.len() as u64).min(end.max(from));
@@ -253,6 +320,18 @@ impl Buffer {
     }
 
     /// A reader that begins at a position. It waits for what is not there yet.
+    ///
+    /// ```
+    /// # use std::io::{BufRead, BufReader};
+    /// # use shmkit::{Buffer, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let log = pool.create(Buffer::new())?;
+    /// log.append(b"one\ntwo\nthree\n")?;
+    /// log.close()?;
+    /// let lines: Result<Vec<_>, _> = BufReader::new(log.reader(4)).lines().collect();
+    /// assert_eq!(lines?, ["two", "three"]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn reader(&self, from: Position) -> Reader<'_> {
         Reader::new(self, from)
@@ -269,6 +348,18 @@ impl Buffer {
     ///
     /// A caller that is killed has deleted them or not. Memory that it had not freed by then is freed
     /// by the next one to delete.
+    ///
+    /// ```
+    /// # use shmkit::{Buffer, Pool, RangeError};
+    /// # let pool = Pool::builder().create()?;
+    /// let log = pool.create(Buffer::new())?;
+    /// log.append(b"abcdef")?;
+    /// log.truncate_front(4)?;
+    /// log.truncate_front(1)?;
+    /// assert_eq!((log.start(), log.end()), (4, 6));
+    /// assert_eq!(log.truncate_front(7), Err(RangeError::BeyondEnd { end: 6 }));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn truncate_front(&self, to: Position) -> Result<(), RangeError> {
         let here = here(self)?;
         let (end, _) = here.pinned(|| self.words.end(here.arena));
@@ -284,17 +375,49 @@ impl Buffer {
     /// # Errors
     ///
     /// See [`RangeError`].
+    ///
+    /// ```
+    /// # use shmkit::{Buffer, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let log = pool.create(Buffer::new())?;
+    /// log.append(b"abc")?;
+    /// log.clear()?;
+    /// assert!(log.is_empty());
+    /// assert_eq!(log.append(b"d")?, 3);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn clear(&self) -> Result<(), RangeError> {
         self.truncate_front(self.end())
     }
 
     /// The position of the first byte that is not deleted.
+    ///
+    /// ```
+    /// # use shmkit::{Buffer, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let log = pool.create(Buffer::new())?;
+    /// assert_eq!((log.append(b"abc")?, log.start()), (0, 0));
+    /// log.truncate_front(2)?;
+    /// assert_eq!(log.start(), 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn start(&self) -> Position {
         self.words.start()
     }
 
     /// The position after the last byte. (0 if the thread has no slot in the pool.)
+    ///
+    /// ```
+    /// # use shmkit::{Buffer, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let log = pool.create(Buffer::new())?;
+    /// log.append(b"abc")?;
+    /// log.truncate_front(2)?;
+    /// assert_eq!(log.end(), 3);
+    /// assert_eq!(log.append(b"d")?, 3);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn end(&self) -> Position {
         match here(self) {
@@ -304,6 +427,16 @@ impl Buffer {
     }
 
     /// How many bytes there are.
+    ///
+    /// ```
+    /// # use shmkit::{Buffer, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let log = pool.create(Buffer::new())?;
+    /// log.append(b"abc")?;
+    /// log.truncate_front(1)?;
+    /// assert_eq!(log.len(), 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn len(&self) -> u64 {
         // The start first: it does not pass an end that is read later.
@@ -312,12 +445,32 @@ impl Buffer {
     }
 
     /// True if there are none.
+    ///
+    /// ```
+    /// # use shmkit::{Buffer, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let log = pool.create(Buffer::new())?;
+    /// assert!(log.is_empty());
+    /// log.append(b"abc")?;
+    /// assert!(!log.is_empty());
+    /// log.truncate_front(3)?;
+    /// assert!(log.is_empty());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
     /// The most bytes that it holds at a time; `None` for any number.
+    ///
+    /// ```
+    /// # use shmkit::{Buffer, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// assert_eq!(pool.create(Buffer::with_capacity(8))?.capacity(), Some(8));
+    /// assert_eq!(pool.create(Buffer::new())?.capacity(), None);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn capacity(&self) -> Option<u64> {
         self.words.capacity()
@@ -332,6 +485,19 @@ impl Buffer {
     /// # Crash behaviour
     ///
     /// A caller that is killed has closed it or not.
+    ///
+    /// ```
+    /// # use std::io::Read;
+    /// # use shmkit::{AppendError, Buffer, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let pipe = pool.create(Buffer::new())?;
+    /// pipe.append(b"all of it")?;
+    /// pipe.close()?;
+    /// assert_eq!(pipe.append(b"more"), Err(AppendError::Closed));
+    /// // The reader need not wait for more.
+    /// assert_eq!(pipe.reader(0).read_to_end(&mut Vec::new())?, 9);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn close(&self) -> Result<(), RangeError> {
         let here = here(self)?;
         self.words.close(here.arena, here.slot);
@@ -347,6 +513,16 @@ impl Buffer {
     }
 
     /// Whether it is closed.
+    ///
+    /// ```
+    /// # use shmkit::{Buffer, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let pipe = pool.create(Buffer::new())?;
+    /// assert!(!pipe.is_closed());
+    /// pipe.close()?;
+    /// assert!(pipe.is_closed());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn is_closed(&self) -> bool {
         match here(self) {

@@ -16,6 +16,18 @@ use crate::participants::tag::Tag;
 use crate::participants::thread;
 
 /// Bytes of a [`Buffer`], in place. While a view is open nothing that is deleted meanwhile is freed.
+///
+/// ```
+/// use shmkit::{Buffer, Pool};
+///
+/// let pool = Pool::builder().create()?;
+/// let log = pool.create(Buffer::new())?;
+/// let (_, value) = (log.append(b"key")?, log.append(b"value")?);
+/// let view = log.view(value..log.end())?;
+/// log.clear()?;
+/// assert_eq!(view.as_slice(), Some(&b"value"[..]), "as it was");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct BytesView<'a> {
     buffer: &'a Buffer,
     tag: Tag,
@@ -60,24 +72,63 @@ impl<'a> BytesView<'a> {
     }
 
     /// The positions of the bytes.
+    ///
+    /// ```
+    /// # use shmkit::{Buffer, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let log = pool.create(Buffer::new())?;
+    /// log.append(b"abcdef")?;
+    /// assert_eq!(log.view(2..5)?.range(), 2..5);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn range(&self) -> Range<Position> {
         self.range.clone()
     }
 
     /// How many bytes.
+    ///
+    /// ```
+    /// # use shmkit::{Buffer, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let log = pool.create(Buffer::new())?;
+    /// log.append(b"abcdef")?;
+    /// assert_eq!(log.view(2..5)?.len(), 3);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn len(&self) -> usize {
         (self.range.end - self.range.start) as usize
     }
 
     /// True if there are none.
+    ///
+    /// ```
+    /// # use shmkit::{Buffer, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let log = pool.create(Buffer::new())?;
+    /// log.append(b"abcdef")?;
+    /// assert!(log.view(3..3)?.is_empty());
+    /// assert!(!log.view(3..4)?.is_empty());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.range.is_empty()
     }
 
     /// The bytes as the slices in which they are. What was appended at once is in one of them.
+    ///
+    /// ```
+    /// # use shmkit::{Buffer, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let log = pool.create(Buffer::new())?;
+    /// log.append(&[1; 20_000])?;
+    /// log.append(&[2; 30_000])?;
+    /// let view = log.view(0..50_000)?;
+    /// assert_eq!(view.chunks().map(<[u8]>::len).collect::<Vec<_>>(), [20_000, 30_000]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn chunks(&self) -> ByteChunks<'_> {
         ByteChunks {
@@ -88,6 +139,17 @@ impl<'a> BytesView<'a> {
     }
 
     /// The bytes, if they are next to each other.
+    ///
+    /// ```
+    /// # use shmkit::{Buffer, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let log = pool.create(Buffer::new())?;
+    /// log.append(&[1; 20_000])?;
+    /// log.append(&[2; 30_000])?;
+    /// assert_eq!(log.view(19_998..20_000)?.as_slice(), Some(&[1, 1][..]));
+    /// assert_eq!(log.view(19_998..20_002)?.as_slice(), None, "of two appends");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn as_slice(&self) -> Option<&[u8]> {
         let slice = self.chunks().next().unwrap_or_default();
@@ -95,6 +157,16 @@ impl<'a> BytesView<'a> {
     }
 
     /// A copy.
+    ///
+    /// ```
+    /// # use shmkit::{Buffer, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let log = pool.create(Buffer::new())?;
+    /// log.append(&[1; 20_000])?;
+    /// log.append(&[2; 30_000])?;
+    /// assert_eq!(log.view(19_998..20_002)?.to_vec(), [1, 1, 2, 2]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn to_vec(&self) -> Vec<u8> {
         self.chunks().collect::<Vec<_>>().concat()
@@ -122,6 +194,22 @@ impl fmt::Debug for BytesView<'_> {
 }
 
 /// The slices of a [`BytesView`].
+///
+/// ```
+/// use std::io::Write;
+/// use shmkit::{Buffer, Pool};
+///
+/// let pool = Pool::builder().create()?;
+/// let log = pool.create(Buffer::new())?;
+/// log.append(&[1; 20_000])?;
+/// log.append(&[2; 30_000])?;
+/// let mut file = Vec::new();
+/// for chunk in log.view(10_000..50_000)?.chunks() {
+///     file.write_all(chunk)?;
+/// }
+/// assert_eq!((file.len(), file[9_999], file[10_000]), (40_000, 1, 2));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone)]
 pub struct ByteChunks<'a> {
     next: Option<Found>,
@@ -188,6 +276,18 @@ impl<'a> Reader<'a> {
     }
 
     /// The position of the next byte to be read.
+    ///
+    /// ```
+    /// # use std::io::Read;
+    /// # use shmkit::{Buffer, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let log = pool.create(Buffer::new())?;
+    /// log.append(b"abcdef")?;
+    /// let mut reader = log.reader(1);
+    /// reader.read_exact(&mut [0; 3])?;
+    /// assert_eq!(reader.position(), 4);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn position(&self) -> Position {
         self.position

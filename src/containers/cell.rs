@@ -93,6 +93,16 @@ struct Block<T> {
 
 impl<T: ShmSafe + Unpin> SharedCell<T> {
     /// An empty cell. It can be filled once it is in a pool.
+    ///
+    /// ```
+    /// # use shmkit::{Pool, SharedCell};
+    /// # let pool = Pool::builder().create()?;
+    /// let limits = pool.create((7_u32, SharedCell::<f64>::new()))?;
+    /// assert_eq!(limits.1.get(), None);
+    /// limits.1.set(0.5)?;
+    /// assert_eq!(limits.1.get(), Some(0.5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub const fn new() -> Self {
         SharedCell {
@@ -117,6 +127,16 @@ impl<T: ShmSafe + Unpin> SharedCell<T> {
     }
 
     /// A copy of the value; `None` if the cell is empty (or the thread has no slot in the pool).
+    ///
+    /// ```
+    /// # use shmkit::{Pool, SharedCell};
+    /// # let pool = Pool::builder().create()?;
+    /// let point = pool.create(SharedCell::new())?;
+    /// assert_eq!(point.get(), None);
+    /// point.set([0.5, 1.5])?;
+    /// assert_eq!(point.get(), Some([0.5, 1.5]));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     #[must_use]
     pub fn get(&self) -> Option<T>
@@ -134,6 +154,17 @@ impl<T: ShmSafe + Unpin> SharedCell<T> {
 
     /// A look at the value, in place; `None` if the cell is empty (or the thread has no slot in
     /// the pool). While the view is open, nothing that it could see is freed.
+    ///
+    /// ```
+    /// # use shmkit::{Pool, SharedCell};
+    /// # let pool = Pool::builder().create()?;
+    /// let table = pool.create(SharedCell::new())?;
+    /// table.set([7_u64; 100])?;
+    /// let view = table.view().unwrap();
+    /// table.set([8; 100])?;
+    /// assert_eq!((view[99], table.view().unwrap()[99]), (7, 8));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     #[must_use]
     pub fn view(&self) -> Option<View<'_, T>> {
@@ -155,6 +186,16 @@ impl<T: ShmSafe + Unpin> SharedCell<T> {
     }
 
     /// True if nothing was set yet.
+    ///
+    /// ```
+    /// # use shmkit::{Pool, SharedCell};
+    /// # let pool = Pool::builder().create()?;
+    /// let cell = pool.create(SharedCell::new())?;
+    /// assert!(cell.is_empty());
+    /// cell.set(0_u8)?;
+    /// assert!(!cell.is_empty());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.word.0.load(Ordering::Acquire) == 0
@@ -169,6 +210,16 @@ impl<T: ShmSafe + Unpin> SharedCell<T> {
     /// # Crash behaviour
     ///
     /// The cell has the new value or the old one.
+    ///
+    /// ```
+    /// # use shmkit::{Pool, SharedCell};
+    /// # let pool = Pool::builder().create()?;
+    /// let point = pool.create(SharedCell::new())?;
+    /// point.set([0.5, 1.5])?;
+    /// point.set([2.5, 3.5])?;
+    /// assert_eq!(point.get(), Some([2.5, 3.5]));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     pub fn set(&self, value: T) -> Result<(), StoreError<T>> {
         self.replace(value).map(drop)
@@ -183,6 +234,16 @@ impl<T: ShmSafe + Unpin> SharedCell<T> {
     /// # Crash behaviour
     ///
     /// As for [`set`](Self::set).
+    ///
+    /// ```
+    /// # use shmkit::{Pool, SharedCell};
+    /// # let pool = Pool::builder().create()?;
+    /// let point = pool.create(SharedCell::new())?;
+    /// assert!(point.replace([0.5, 1.5])?.is_none());
+    /// assert_eq!(point.replace([2.5, 3.5])?.as_deref(), Some(&[0.5, 1.5]));
+    /// assert_eq!(point.get(), Some([2.5, 3.5]));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn replace(&self, value: T) -> Result<Option<View<'_, T>>, StoreError<T>> {
         let (arena, slot, block) = match self.prepare() {
             Ok(prepared) => prepared,

@@ -108,6 +108,24 @@ impl fmt::Debug for PoolAlloc {
 /// Its `Drop` is never run: an object is destroyed by whichever process lets go of it last, or
 /// by recovery, which do not know the type. Empty a collection before its object goes, or its
 /// memory stays allocated until the pool is gone.
+///
+/// ```
+/// use allocator_api2::vec::Vec;
+/// use shmkit::{Foreign, Mutex, Pool};
+///
+/// let pool = Pool::builder().create()?;
+/// // SAFETY: the vector stays in this pool and program, and is shared within `Foreign` alone.
+/// let names = unsafe { Foreign::new(Vec::new_in(pool.allocator())) };
+/// let names = pool.create(Mutex::new(names))?;
+/// names.lock().unwrap().push(*b"Ada");
+/// assert_eq!(names.lock().unwrap()[0], *b"Ada");
+/// // Nobody will use them any more.
+/// let mut left = names.lock().unwrap();
+/// left.clear();
+/// left.shrink_to_fit();
+/// assert_eq!(left.capacity(), 0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[repr(transparent)]
 pub struct Foreign<T> {
     value: ManuallyDrop<T>,

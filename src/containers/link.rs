@@ -63,6 +63,18 @@ unsafe impl<T: ShmSafe> ShmSafe for Link<T> {
 }
 
 /// Why a link was not set.
+///
+/// ```
+/// use shmkit::{Link, LinkError, Pool};
+///
+/// let pool = Pool::builder().create()?;
+/// let link = pool.create(Link::null())?;
+/// let other = Pool::builder().create()?.create(7_u32)?;
+/// assert_eq!(link.set(Some(&other)), Err(LinkError::OtherPool));
+/// assert!(link.is_null());
+/// assert_eq!(Link::<u32>::null().set(None), Err(LinkError::NotInPool));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum LinkError {
@@ -81,6 +93,14 @@ from_nowhere!(LinkError);
 
 impl<T: ShmSafe> Link<T> {
     /// A link that leads nowhere.
+    ///
+    /// ```
+    /// # use shmkit::{Link, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let pair = pool.create((7_u32, Link::<u32>::null()))?;
+    /// assert!(pair.1.view().is_none());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub const fn null() -> Self {
         Link {
@@ -95,6 +115,16 @@ impl<T: ShmSafe> Link<T> {
     }
 
     /// True if the link leads nowhere.
+    ///
+    /// ```
+    /// # use shmkit::{Link, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let link = pool.create(Link::null())?;
+    /// assert!(link.is_null());
+    /// link.set(Some(&pool.create(7_u32)?))?;
+    /// assert!(!link.is_null());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn is_null(&self) -> bool {
         self.target().is_none()
@@ -105,6 +135,20 @@ impl<T: ShmSafe> Link<T> {
     /// # Errors
     ///
     /// See [`LinkError`].
+    ///
+    /// ```
+    /// # use shmkit::{HandleError, Link, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let link = pool.create(Link::null())?;
+    /// let target = pool.create(7_u32)?;
+    /// let handle = target.handle();
+    /// link.set(Some(&target))?;
+    /// drop(target);
+    /// assert_eq!(*handle.open()?, 7);
+    /// link.set(None)?;
+    /// assert_eq!(handle.open().err(), Some(HandleError::Gone));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn set(&self, to: Option<&Shared<T>>) -> Result<(), LinkError> {
         let Here { arena, slot } = here(self)?;
         if to.is_some_and(|to| to.pool() != Pool(arena)) {
@@ -159,6 +203,18 @@ impl<T: ShmSafe> Link<T> {
     /// or the thread has no slot in the pool.
     ///
     /// While a view is open, nothing that it could see is freed.
+    ///
+    /// ```
+    /// # use shmkit::{Link, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let link = pool.create(Link::null())?;
+    /// assert!(link.view().is_none());
+    /// link.set(Some(&pool.create(7_u32)?))?;
+    /// let view = link.view().unwrap();
+    /// link.set(None)?;
+    /// assert_eq!(*view, 7, "it is not freed meanwhile");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn view(&self) -> Option<View<'_, T>> {
         let Here { arena, slot } = here(self).ok()?;

@@ -95,6 +95,18 @@ unsafe impl<T: ShmSafe + Unpin> ShmSafe for Mailbox<T> {
 }
 
 /// Why there is no [`Receiver`] to be had.
+///
+/// ```
+/// use shmkit::{Mailbox, Pool, ReceiverError};
+///
+/// let pool = Pool::builder().create()?;
+/// let mailbox = pool.create(Mailbox::<u32>::new(4))?;
+/// let receiver = mailbox.receiver()?;
+/// assert_eq!(mailbox.receiver().err(), Some(ReceiverError::Taken));
+/// let nowhere = Mailbox::<u32>::new(4);
+/// assert_eq!(nowhere.receiver().err(), Some(ReceiverError::NotInPool));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReceiverError {
@@ -112,6 +124,20 @@ pub enum ReceiverError {
 from_nowhere!(ReceiverError);
 
 /// Why no message was received.
+///
+/// ```
+/// use shmkit::{Mailbox, Pool, RecvError};
+///
+/// let pool = Pool::builder().create()?;
+/// let mailbox = pool.create(Mailbox::<u32>::new(4))?;
+/// let receiver = mailbox.receiver()?;
+/// assert_eq!(receiver.try_recv(), Err(RecvError::Empty));
+/// mailbox.wake();
+/// assert_eq!(receiver.recv(), Err(RecvError::Woken));
+/// mailbox.close();
+/// assert_eq!(receiver.recv(), Err(RecvError::Closed));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RecvError {
@@ -141,6 +167,16 @@ impl<T: ShmSafe + Unpin> Mailbox<T> {
     /// # Panics
     ///
     /// If there are more than 2^32.
+    ///
+    /// ```
+    /// # use shmkit::{Mailbox, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let mailbox = pool.create(Mailbox::new(2))?;
+    /// mailbox.send(1)?;
+    /// mailbox.send(2)?;
+    /// assert!(mailbox.try_send(3).is_err());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub const fn new(slots: usize) -> Self {
         Mailbox {
@@ -156,6 +192,17 @@ impl<T: ShmSafe + Unpin> Mailbox<T> {
     /// # Errors
     ///
     /// See [`PushRefusal`](crate::PushRefusal). The message comes back with the error.
+    ///
+    /// ```
+    /// # use shmkit::{Mailbox, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let mailbox = pool.create(Mailbox::new(4))?;
+    /// mailbox.send("one".len())?;
+    /// mailbox.send("three".len())?;
+    /// let receiver = mailbox.receiver()?;
+    /// assert_eq!((receiver.recv()?, receiver.recv()?), (3, 5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     pub fn send(&self, message: T) -> Result<(), PushError<T>> {
         self.messages.push_until(message, None)
@@ -166,6 +213,16 @@ impl<T: ShmSafe + Unpin> Mailbox<T> {
     /// # Errors
     ///
     /// As for [`send`](Self::send), and [`PushRefusal::Full`](crate::PushRefusal::Full).
+    ///
+    /// ```
+    /// # use shmkit::{Mailbox, Pool, PushRefusal};
+    /// # let pool = Pool::builder().create()?;
+    /// let mailbox = pool.create(Mailbox::new(1))?;
+    /// mailbox.try_send(7)?;
+    /// let refused = mailbox.try_send(8).unwrap_err();
+    /// assert_eq!((refused.value, refused.cause), (8, PushRefusal::Full));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     pub fn try_send(&self, message: T) -> Result<(), PushError<T>> {
         self.messages.try_push(message)
@@ -176,6 +233,18 @@ impl<T: ShmSafe + Unpin> Mailbox<T> {
     /// # Errors
     ///
     /// As for [`send`](Self::send), and [`PushRefusal::TimedOut`](crate::PushRefusal::TimedOut).
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use shmkit::{Mailbox, Pool, PushRefusal};
+    /// # let pool = Pool::builder().create()?;
+    /// let mailbox = pool.create(Mailbox::new(1))?;
+    /// let limit = Duration::from_millis(1);
+    /// mailbox.send_timeout(7, limit)?;
+    /// let refused = mailbox.send_timeout(8, limit).unwrap_err();
+    /// assert_eq!((refused.value, refused.cause), (8, PushRefusal::TimedOut));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn send_timeout(&self, message: T, timeout: Duration) -> Result<(), PushError<T>> {
         self.messages.push_until(message, deadline(timeout))
     }
@@ -189,6 +258,18 @@ impl<T: ShmSafe + Unpin> Mailbox<T> {
     /// # Crash behaviour
     ///
     /// The receiver of a dead process is to be had again.
+    ///
+    /// ```
+    /// # use shmkit::{Mailbox, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let mailbox = pool.create(Mailbox::new(4))?;
+    /// mailbox.send(7)?;
+    /// let receiver = mailbox.receiver()?;
+    /// assert!(mailbox.receiver().is_err(), "there is one");
+    /// drop(receiver);
+    /// assert_eq!(mailbox.receiver()?.recv(), Ok(7));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn receiver(&self) -> Result<Receiver<'_, T>, ReceiverError> {
         let Here { arena, slot } = here(self)?;
         let Taken { flags, .. } =
@@ -206,6 +287,19 @@ impl<T: ShmSafe + Unpin> Mailbox<T> {
     /// Wakes the receiver without a message: its wait, or else its next look, answers
     /// [`RecvError::Woken`]. Wakes that the receiver has not seen yet are one. One that comes during a
     /// receive may be seen by the next.
+    ///
+    /// ```
+    /// # use shmkit::{Mailbox, Pool, RecvError};
+    /// # let pool = Pool::builder().create()?;
+    /// let mailbox = pool.create(Mailbox::new(4))?;
+    /// let receiver = mailbox.receiver()?;
+    /// mailbox.send(7)?;
+    /// mailbox.wake();
+    /// mailbox.wake();
+    /// assert_eq!(receiver.recv(), Err(RecvError::Woken));
+    /// assert_eq!(receiver.recv(), Ok(7));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn wake(&self) {
         // A constant stays as it is: only what is in a pool is shared.
         if here(self).is_ok() {
@@ -215,29 +309,83 @@ impl<T: ShmSafe + Unpin> Mailbox<T> {
     }
 
     /// How many messages wait.
+    ///
+    /// ```
+    /// # use shmkit::{Mailbox, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let mailbox = pool.create(Mailbox::new(4))?;
+    /// mailbox.send(7)?;
+    /// mailbox.send(8)?;
+    /// assert_eq!(mailbox.len(), 2);
+    /// mailbox.receiver()?.recv()?;
+    /// assert_eq!(mailbox.len(), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn len(&self) -> usize {
         self.messages.len()
     }
 
     /// True if no message waits.
+    ///
+    /// ```
+    /// # use shmkit::{Mailbox, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let mailbox = pool.create(Mailbox::new(4))?;
+    /// assert!(mailbox.is_empty());
+    /// mailbox.send(7)?;
+    /// assert!(!mailbox.is_empty());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.messages.is_empty()
     }
 
     /// How many messages can wait.
+    ///
+    /// ```
+    /// # use shmkit::{Mailbox, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let mailbox = pool.create(Mailbox::new(4))?;
+    /// mailbox.send(7)?;
+    /// assert_eq!(mailbox.slots(), 4, "those that are taken, too");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn slots(&self) -> usize {
         self.messages.capacity().unwrap_or(0)
     }
 
     /// Refuses all messages from now on. The receiver can still take those that wait.
+    ///
+    /// ```
+    /// # use shmkit::{Mailbox, Pool, PushRefusal, RecvError};
+    /// # let pool = Pool::builder().create()?;
+    /// let mailbox = pool.create(Mailbox::new(4))?;
+    /// mailbox.send(7)?;
+    /// mailbox.close();
+    /// assert_eq!(mailbox.send(8).unwrap_err().cause, PushRefusal::Closed);
+    /// let receiver = mailbox.receiver()?;
+    /// assert_eq!(receiver.recv(), Ok(7));
+    /// assert_eq!(receiver.recv(), Err(RecvError::Closed));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn close(&self) {
         self.messages.close();
     }
 
     /// True once the mailbox is closed.
+    ///
+    /// ```
+    /// # use shmkit::{Mailbox, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let mailbox = pool.create(Mailbox::<u32>::new(4))?;
+    /// assert!(!mailbox.is_closed());
+    /// mailbox.close();
+    /// assert!(mailbox.is_closed());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.messages.is_closed()
@@ -258,6 +406,22 @@ impl<T: ShmSafe + Unpin> fmt::Debug for Mailbox<T> {
 ///
 /// It stays on its thread, and is given back when it is dropped. While a process has one it does not
 /// fork by `spawn`.
+///
+/// ```
+/// use shmkit::process::scope;
+/// use shmkit::{Mailbox, Pool};
+///
+/// let pool = Pool::builder().create()?;
+/// let mailbox = pool.create(Mailbox::new(4))?;
+/// let first = scope(|s| {
+///     s.spawn(|| mailbox.send(7_u32).unwrap()).unwrap();
+///     let receiver = mailbox.receiver().unwrap();
+///     receiver.recv().unwrap()
+/// });
+/// assert_eq!(first, 7);
+/// assert!(mailbox.receiver().is_ok(), "that one is dropped");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[must_use = "the mailbox has no receiver any more when this is dropped"]
 pub struct Receiver<'a, T: ShmSafe + Unpin> {
     mailbox: &'a Mailbox<T>,
@@ -275,6 +439,17 @@ impl<T: ShmSafe + Unpin> Receiver<'_, T> {
     /// # Crash behaviour
     ///
     /// The message is in the mailbox, or gone with the caller.
+    ///
+    /// ```
+    /// # use shmkit::{Mailbox, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let mailbox = pool.create(Mailbox::new(4))?;
+    /// let receiver = mailbox.receiver()?;
+    /// mailbox.send(7)?;
+    /// mailbox.send(8)?;
+    /// assert_eq!((receiver.recv()?, receiver.recv()?), (7, 8));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     pub fn recv(&self) -> Result<T, RecvError> {
         self.recv_until(None)
@@ -285,6 +460,17 @@ impl<T: ShmSafe + Unpin> Receiver<'_, T> {
     /// # Errors
     ///
     /// As for [`recv`](Self::recv), and [`RecvError::Empty`].
+    ///
+    /// ```
+    /// # use shmkit::{Mailbox, Pool, RecvError};
+    /// # let pool = Pool::builder().create()?;
+    /// let mailbox = pool.create(Mailbox::new(4))?;
+    /// let receiver = mailbox.receiver()?;
+    /// mailbox.send(7)?;
+    /// assert_eq!(receiver.try_recv(), Ok(7));
+    /// assert_eq!(receiver.try_recv(), Err(RecvError::Empty));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     pub fn try_recv(&self) -> Result<T, RecvError> {
         self.look(|| self.mailbox.messages.try_pop())

@@ -68,6 +68,17 @@ unsafe impl<T: KillSafe + Unpin> ShmSafe for Matrix<T> {
 }
 
 /// Why a matrix was not made, or not filled.
+///
+/// ```
+/// use shmkit::{Matrix, Pool, ShapeError};
+///
+/// let pool = Pool::builder().create()?;
+/// let ragged = Matrix::from_rows_in(pool, &[vec![1, 2], vec![3]]).err();
+/// assert_eq!(ragged, Some(ShapeError::Ragged { row: 1, len: 1, columns: 2 }));
+/// let empty = Matrix::filled_in(pool, 0, 5, 0_u8).err();
+/// assert_eq!(empty, Some(ShapeError::Empty { rows: 0, columns: 5 }));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ShapeError {
@@ -125,6 +136,16 @@ fn count(rows: usize, columns: usize) -> Result<usize, ShapeError> {
 
 impl<T: KillSafe + Unpin> Matrix<T> {
     /// A matrix without elements. In a pool it can be [filled](Self::fill).
+    ///
+    /// ```
+    /// # use shmkit::{Matrix, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let named = pool.create((7_u32, Matrix::<f64>::new()))?;
+    /// assert_eq!(named.1.dims(), (0, 0));
+    /// named.1.fill(2, 3, 0.5)?;
+    /// assert_eq!(named.1.get(1, 2)?, 0.5);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub const fn new() -> Self {
         Matrix {
@@ -143,6 +164,15 @@ impl<T: KillSafe + Unpin> Matrix<T> {
     /// # Crash behaviour
     ///
     /// The matrix exists, held by this process, or it does not.
+    ///
+    /// ```
+    /// # use shmkit::{Matrix, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let table = Matrix::filled_in(pool, 2, 3, 0.5)?;
+    /// assert_eq!(table.dims(), (2, 3));
+    /// assert_eq!(*table.rows(..)?, [0.5; 6]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn filled_in(
         pool: Pool,
         rows: usize,
@@ -168,6 +198,14 @@ impl<T: KillSafe + Unpin> Matrix<T> {
     /// # Panics
     ///
     /// If `f` does. Nothing was made.
+    ///
+    /// ```
+    /// # use shmkit::{Matrix, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let unit = Matrix::from_fn_in(pool, 2, 3, |row, column| u8::from(row == column))?;
+    /// assert_eq!(*unit.rows(..)?, [1, 0, 0, 0, 1, 0]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn from_fn_in(
         pool: Pool,
         rows: usize,
@@ -184,6 +222,14 @@ impl<T: KillSafe + Unpin> Matrix<T> {
     /// # Errors
     ///
     /// As for [`filled_in`](Self::filled_in).
+    ///
+    /// ```
+    /// # use shmkit::{Matrix, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let table = Matrix::from_rows_in(pool, &[[1, 2, 3], [4, 5, 6]])?;
+    /// assert_eq!((table.dims(), table.get(1, 0)?), ((2, 3), 4));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn from_rows_in(pool: Pool, rows: &[impl AsRef<[T]>]) -> Result<Shared<Self>, ShapeError>
     where
         T: Copy,
@@ -230,6 +276,16 @@ impl<T: KillSafe + Unpin> Matrix<T> {
     /// # Crash behaviour
     ///
     /// The matrix has all its elements, or none.
+    ///
+    /// ```
+    /// # use shmkit::{Matrix, Pool, ShapeError};
+    /// # let pool = Pool::builder().create()?;
+    /// let table = pool.create(Matrix::new())?;
+    /// table.fill(2, 3, 7_u32)?;
+    /// assert_eq!(*table.rows(..)?, [7; 6]);
+    /// assert_eq!(table.fill(2, 3, 8), Err(ShapeError::NotEmpty));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn fill(&self, rows: usize, columns: usize, value: T) -> Result<(), ShapeError>
     where
         T: Copy,
@@ -304,6 +360,14 @@ impl<T: KillSafe + Unpin> Matrix<T> {
     }
 
     /// How many rows and columns there are; both are 0 in a matrix without elements.
+    ///
+    /// ```
+    /// # use shmkit::{Matrix, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let table = Matrix::from_rows_in(pool, &[[1, 2, 3], [4, 5, 6]])?;
+    /// assert_eq!(table.dims(), (2, 3));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     #[must_use]
     pub fn dims(&self) -> (usize, usize) {
@@ -318,6 +382,16 @@ impl<T: KillSafe + Unpin> Matrix<T> {
     }
 
     /// True if it has no elements yet.
+    ///
+    /// ```
+    /// # use shmkit::{Matrix, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let table = pool.create(Matrix::new())?;
+    /// assert!(table.is_empty());
+    /// table.fill(1, 1, 0_u8)?;
+    /// assert!(!table.is_empty());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -347,6 +421,16 @@ impl<T: KillSafe + Unpin> Matrix<T> {
     ///
     /// See [`ElementError`]. An element of more than 4096 bytes is accessed by claims only:
     /// [`ElementError::TooLarge`].
+    ///
+    /// ```
+    /// # use shmkit::{ElementError, Matrix, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let table = Matrix::from_rows_in(pool, &[[1, 2, 3], [4, 5, 6]])?;
+    /// assert_eq!(table.get(1, 2)?, 6);
+    /// let none = table.get(2, 1);
+    /// assert_eq!(none, Err(ElementError::RowOutOfBounds { row: 2, rows: 2 }));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     pub fn get(&self, row: usize, column: usize) -> Result<T, ElementError>
     where
@@ -364,6 +448,15 @@ impl<T: KillSafe + Unpin> Matrix<T> {
     /// # Crash behaviour
     ///
     /// All of the element is overwritten, or nothing.
+    ///
+    /// ```
+    /// # use shmkit::{Matrix, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let table = Matrix::filled_in(pool, 2, 2, 0_u32)?;
+    /// table.set(1, 0, 7)?;
+    /// assert_eq!(*table.rows(..)?, [0, 0, 7, 0]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     pub fn set(&self, row: usize, column: usize, value: T) -> Result<(), ElementError> {
         self.cells.set(self.index(row, column)?, value)
@@ -374,6 +467,15 @@ impl<T: KillSafe + Unpin> Matrix<T> {
     /// # Errors
     ///
     /// As for [`get`](Self::get).
+    ///
+    /// ```
+    /// # use shmkit::{Matrix, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let counts = Matrix::filled_in(pool, 2, 2, 3_u32)?;
+    /// assert_eq!(counts.update(0, 1, |n| n + 1)?, 3);
+    /// assert_eq!(*counts.rows(..)?, [3, 4, 3, 3]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn update(
         &self,
         row: usize,
@@ -391,6 +493,17 @@ impl<T: KillSafe + Unpin> Matrix<T> {
     /// # Errors
     ///
     /// See [`ClaimError`], with rows for elements.
+    ///
+    /// ```
+    /// # use shmkit::{Matrix, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let table = Matrix::from_rows_in(pool, &[[1, 2, 3], [4, 5, 6]])?;
+    /// let row = table.row(1)?;
+    /// assert_eq!(*row, [4, 5, 6]);
+    /// assert!(table.set(1, 0, 0).is_err(), "claimed");
+    /// table.set(0, 0, 0)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn row(&self, row: usize) -> Result<Claim<'_, T>, ClaimError> {
         Ok(self.rows(row..=row)?.claim)
     }
@@ -400,6 +513,15 @@ impl<T: KillSafe + Unpin> Matrix<T> {
     /// # Errors
     ///
     /// As for [`row`](Self::row).
+    ///
+    /// ```
+    /// # use shmkit::{Matrix, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let table = Matrix::from_rows_in(pool, &[[3, 1, 2], [6, 5, 4]])?;
+    /// table.row_mut(1)?.sort();
+    /// assert_eq!(*table.rows(..)?, [3, 1, 2, 4, 5, 6]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn row_mut(&self, row: usize) -> Result<ClaimMut<'_, T>, ClaimError> {
         Ok(self.rows_mut(row..=row)?.claim)
     }
@@ -478,10 +600,36 @@ impl<T: KillSafe + Unpin> fmt::Debug for Matrix<T> {
 }
 
 /// Rows one after the other.
+///
+/// ```
+/// use shmkit::{Matrix, Pool};
+///
+/// let pool = Pool::builder().create()?;
+/// let table = Matrix::from_rows_in(pool, &[[1, 2], [3, 4], [5, 6]])?;
+/// let band = table.rows(1..)?;
+/// let mut rows = band.iter_rows();
+/// assert_eq!(rows.len(), 2);
+/// assert_eq!((rows.next_back(), rows.next()), (Some(&[5, 6][..]), Some(&[3, 4][..])));
+/// assert_eq!(rows.next(), None);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Rows<'a, T>(ChunksExact<'a, T>);
 
 /// Rows one after the other, for writing.
+///
+/// ```
+/// use shmkit::{Matrix, Pool};
+///
+/// let pool = Pool::builder().create()?;
+/// let table = Matrix::filled_in(pool, 3, 2, 0)?;
+/// let mut band = table.rows_mut(..)?;
+/// for (number, row) in band.iter_rows_mut().enumerate().skip(1) {
+///     row.fill(number);
+/// }
+/// assert_eq!(*band, [0, 0, 1, 1, 2, 2]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct RowsMut<'a, T>(ChunksExactMut<'a, T>);
 
@@ -519,12 +667,37 @@ rows!(Rows, &'a [T]);
 rows!(RowsMut, &'a mut [T]);
 
 /// A band of rows, claimed for reading; as a slice, its elements in row-major order.
+///
+/// ```
+/// use shmkit::{Matrix, Pool};
+///
+/// let pool = Pool::builder().create()?;
+/// let table = Matrix::from_rows_in(pool, &[[1, 2], [3, 4], [5, 6]])?;
+/// let band = table.rows(1..)?;
+/// assert_eq!((band.row(0), band.iter().sum::<i32>()), (&[3, 4][..], 18));
+/// assert!(table.row_mut(2).is_err(), "nobody writes there meanwhile");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct RowBand<'a, T> {
     claim: Claim<'a, T>,
     columns: usize,
 }
 
 /// A band of rows, claimed for writing; as a slice, its elements in row-major order.
+///
+/// ```
+/// use shmkit::{Matrix, Pool};
+///
+/// let pool = Pool::builder().create()?;
+/// let table = Matrix::from_rows_in(pool, &[[1, 2], [3, 4], [5, 6]])?;
+/// let mut band = table.rows_mut(1..)?;
+/// band.row_mut(1)[0] = 0;
+/// band.iter_mut().for_each(|n| *n *= 10);
+/// assert!(table.row(2).is_err(), "nobody reads there meanwhile");
+/// drop(band);
+/// assert_eq!(*table.rows(..)?, [1, 2, 30, 40, 0, 60]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct RowBandMut<'a, T> {
     claim: ClaimMut<'a, T>,
     columns: usize,
@@ -534,6 +707,15 @@ macro_rules! band {
     ($band:ident) => {
         impl<T> $band<'_, T> {
             /// How many rows and columns the band has.
+            ///
+            /// ```
+            /// # use shmkit::{Matrix, Pool};
+            /// # let pool = Pool::builder().create()?;
+            /// let table = Matrix::filled_in(pool, 4, 3, 0_u8)?;
+            /// assert_eq!(table.rows(1..)?.dims(), (3, 3));
+            /// assert_eq!(table.rows_mut(..2)?.dims(), (2, 3));
+            /// # Ok::<(), Box<dyn std::error::Error>>(())
+            /// ```
             #[inline]
             #[must_use]
             pub fn dims(&self) -> (usize, usize) {
@@ -545,6 +727,15 @@ macro_rules! band {
             /// # Panics
             ///
             /// If the band has no such row.
+            ///
+            /// ```
+            /// # use shmkit::{Matrix, Pool};
+            /// # let pool = Pool::builder().create()?;
+            /// let table = Matrix::from_rows_in(pool, &[[1, 2], [3, 4], [5, 6]])?;
+            /// assert_eq!(table.rows(1..)?.row(0), [3, 4]);
+            /// assert_eq!(table.rows_mut(1..)?.row(1), [5, 6]);
+            /// # Ok::<(), Box<dyn std::error::Error>>(())
+            /// ```
             #[inline]
             #[must_use]
             pub fn row(&self, row: usize) -> &[T] {
@@ -552,6 +743,16 @@ macro_rules! band {
             }
 
             /// The rows, one after the other.
+            ///
+            /// ```
+            /// # use shmkit::{Matrix, Pool};
+            /// # let pool = Pool::builder().create()?;
+            /// let table = Matrix::from_rows_in(pool, &[[1, 2], [3, 4], [5, 6]])?;
+            /// let band = table.rows(1..)?;
+            /// let sums: Vec<i32> = band.iter_rows().map(|row| row.iter().sum()).collect();
+            /// assert_eq!(sums, [7, 11]);
+            /// # Ok::<(), Box<dyn std::error::Error>>(())
+            /// ```
             #[inline]
             pub fn iter_rows(&self) -> Rows<'_, T> {
                 Rows(self.claim.chunks_exact(self.columns.max(1)))
@@ -586,6 +787,24 @@ band!(RowBandMut);
 
 impl<T> RowBandMut<'_, T> {
     /// True if a process died writing here; see [`ClaimMut::was_orphaned`].
+    ///
+    /// ```
+    /// # use shmkit::process::scope;
+    /// # use shmkit::{Matrix, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let table = Matrix::filled_in(pool, 4, 2, 1_u32)?;
+    /// scope(|s| {
+    ///     let child = s.spawn::<_, ()>(|| {
+    ///         let mut band = table.rows_mut(2..).unwrap();
+    ///         band[0] = 2;
+    ///         std::process::abort();
+    ///     });
+    ///     let _ = child.unwrap().join();
+    /// });
+    /// assert!(!table.rows_mut(..2)?.was_orphaned());
+    /// assert!(table.rows_mut(1..)?.was_orphaned());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn was_orphaned(&self) -> bool {
         self.claim.was_orphaned()
@@ -596,6 +815,16 @@ impl<T> RowBandMut<'_, T> {
     /// # Panics
     ///
     /// If the band has no such row.
+    ///
+    /// ```
+    /// # use shmkit::{Matrix, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let table = Matrix::filled_in(pool, 3, 2, 0)?;
+    /// let mut band = table.rows_mut(1..)?;
+    /// band.row_mut(1).copy_from_slice(&[7, 8]);
+    /// assert_eq!(*band, [0, 0, 7, 8]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     #[must_use]
     pub fn row_mut(&mut self, row: usize) -> &mut [T] {
@@ -603,6 +832,17 @@ impl<T> RowBandMut<'_, T> {
     }
 
     /// The rows, one after the other, for writing.
+    ///
+    /// ```
+    /// # use shmkit::{Matrix, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let table = Matrix::from_rows_in(pool, &[[1, 2], [3, 4], [5, 6]])?;
+    /// let mut band = table.rows_mut(1..)?;
+    /// band.iter_rows_mut().for_each(|row| row.swap(0, 1));
+    /// drop(band);
+    /// assert_eq!(*table.rows(..)?, [1, 2, 4, 3, 6, 5]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     pub fn iter_rows_mut(&mut self) -> RowsMut<'_, T> {
         RowsMut(self.claim.chunks_exact_mut(self.columns.max(1)))

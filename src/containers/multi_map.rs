@@ -60,6 +60,15 @@ unsafe impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> ShmSafe for Multi
 
 impl<K: ?Sized + Key, V: ShmSafe + Unpin> MultiMap<K, V> {
     /// An empty map. It can be filled once it is in a pool.
+    ///
+    /// ```
+    /// # use shmkit::{MultiMap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let named = pool.create((7_u32, MultiMap::<str, u32>::new()))?;
+    /// named.1.push("x", 1)?;
+    /// assert_eq!(named.1.get("x").as_deref(), Some(&1));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub const fn new() -> Self {
         MultiMap::with_hasher()
@@ -68,6 +77,15 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin> MultiMap<K, V> {
 
 impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> MultiMap<K, V, S> {
     /// An empty map of which `S` hashes the keys. It can be filled once it is in a pool.
+    ///
+    /// ```
+    /// # use shmkit::{FoldHash, MultiMap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let scopes = pool.create(MultiMap::<u64, u32, FoldHash>::with_hasher())?;
+    /// scopes.push(&7, 1)?;
+    /// assert_eq!(scopes.get(&7).as_deref(), Some(&1));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub const fn with_hasher() -> Self {
         MultiMap { raw: Raw::new() }
@@ -143,6 +161,18 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> MultiMap<K, V, S> {
     /// # Crash behaviour
     ///
     /// The value is on top, or it is not there.
+    ///
+    /// ```
+    /// # use shmkit::{MultiMap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let scopes = pool.create(MultiMap::<str, u32>::new())?;
+    /// scopes.push("x", 1)?;
+    /// scopes.push("x", 2)?;
+    /// assert_eq!(scopes.pop("x").as_deref(), Some(&2));
+    /// assert_eq!(scopes.pop("x").as_deref(), Some(&1));
+    /// assert!(scopes.pop("x").is_none());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn pop(&self, key: &K) -> Option<View<'_, V>> {
         self.try_pop(key).ok().flatten()
     }
@@ -152,6 +182,18 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> MultiMap<K, V, S> {
     /// # Errors
     ///
     /// [`ChangeError`]; the map is as it was.
+    ///
+    /// ```
+    /// # use shmkit::{ChangeError, MultiMap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let scopes = pool.create(MultiMap::<str, u32>::new())?;
+    /// scopes.push("x", 1)?;
+    /// assert_eq!(scopes.try_pop("x")?.as_deref(), Some(&1));
+    /// assert!(scopes.try_pop("x")?.is_none());
+    /// let nowhere = MultiMap::<str, u32>::new();
+    /// assert_eq!(nowhere.try_pop("x").err(), Some(ChangeError::NotInPool));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn try_pop(&self, key: &K) -> Result<Option<View<'_, V>>, ChangeError> {
         let place = self.raw.place()?;
         with_room_for(place.0, || {
@@ -162,6 +204,17 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> MultiMap<K, V, S> {
     }
 
     /// A view of the key's value on top.
+    ///
+    /// ```
+    /// # use shmkit::{MultiMap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let scopes = pool.create(MultiMap::<str, u32>::new())?;
+    /// scopes.push("x", 1)?;
+    /// scopes.push("x", 2)?;
+    /// assert_eq!(scopes.get("x").as_deref(), Some(&2));
+    /// assert!(scopes.get("y").is_none());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn get(&self, key: &K) -> Option<View<'_, V>> {
         let (arena, slot) = self.raw.place().ok()?;
@@ -175,6 +228,17 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> MultiMap<K, V, S> {
     }
 
     /// True if the key has a value.
+    ///
+    /// ```
+    /// # use shmkit::{MultiMap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let scopes = pool.create(MultiMap::<str, u32>::new())?;
+    /// scopes.push("x", 1)?;
+    /// assert!(scopes.contains_key("x") && !scopes.contains_key("y"));
+    /// scopes.pop("x");
+    /// assert!(!scopes.contains_key("x"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn contains_key(&self, key: &K) -> bool {
         self.get(key).is_some()
@@ -207,6 +271,17 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> MultiMap<K, V, S> {
 
     /// How many values there are, hidden ones too: counted, as
     /// [`HashMap::len`](crate::HashMap::len) does.
+    ///
+    /// ```
+    /// # use shmkit::{MultiMap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let scopes = pool.create(MultiMap::<str, u32>::new())?;
+    /// for name in ["x", "x", "y"] {
+    ///     scopes.push(name, 1)?;
+    /// }
+    /// assert_eq!(scopes.len(), 3);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn len(&self) -> usize {
         let Ok((arena, slot)) = self.raw.place() else {
@@ -219,6 +294,16 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> MultiMap<K, V, S> {
     }
 
     /// True if there is no value.
+    ///
+    /// ```
+    /// # use shmkit::{MultiMap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let scopes = pool.create(MultiMap::<str, u32>::new())?;
+    /// assert!(scopes.is_empty());
+    /// scopes.push("x", 1)?;
+    /// assert!(!scopes.is_empty());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn is_empty(&self) -> bool {
         let Ok((arena, slot)) = self.raw.place() else {
@@ -232,6 +317,22 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> MultiMap<K, V, S> {
 /// The values of a key; see [`MultiMap::get_all`].
 ///
 /// Not an `Iterator`: what it gives is there as long as it is itself, and not longer.
+///
+/// ```
+/// use shmkit::{MultiMap, Pool};
+///
+/// let pool = Pool::builder().create()?;
+/// let scopes = pool.create(MultiMap::<str, u32>::new())?;
+/// scopes.push("x", 1)?;
+/// scopes.push("x", 2)?;
+/// let (mut seen, mut all) = (Vec::new(), scopes.get_all("x"));
+/// scopes.push("x", 3)?;
+/// while let Some(&value) = all.next() {
+///     seen.push(value);
+/// }
+/// assert_eq!(seen, [2, 1], "as they were");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Bindings<'a, K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher = SipHash13> {
     _map: &'a MultiMap<K, V, S>,
     found: Option<(Arena, Stack, Pinned)>,
@@ -245,6 +346,16 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> fmt::Debug for Bindings<
 
 impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> Bindings<'_, K, V, S> {
     /// The next value.
+    ///
+    /// ```
+    /// # use shmkit::{MultiMap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let scopes = pool.create(MultiMap::<str, u32>::new())?;
+    /// scopes.push("x", 1)?;
+    /// let mut all = scopes.get_all("x");
+    /// assert_eq!((all.next().copied(), all.next()), (Some(1), None));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[allow(
         clippy::should_implement_trait,
         reason = "what it gives borrows from it"

@@ -11,6 +11,18 @@ use crate::pool::{ObjectError, Pool, handles, names, types};
 use crate::sys::memory::CommitError;
 
 /// Why a named object was not found or made.
+///
+/// ```
+/// use shmkit::{NamedError, Pool};
+///
+/// let pool = Pool::builder().create()?;
+/// pool.set_name("answer", &pool.create(42_u32)?)?;
+/// assert_eq!(pool.named::<u8>("answer").err(), Some(NamedError::OtherType));
+/// assert_eq!(pool.named::<u32>("question").err(), Some(NamedError::NotFound));
+/// let taken = pool.set_name("answer", &pool.create(43_u32)?);
+/// assert_eq!(taken, Err(NamedError::NameTaken));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NamedError {
@@ -187,6 +199,17 @@ impl Pool {
     /// # Errors
     ///
     /// [`NamedError::NotFound`].
+    ///
+    /// ```
+    /// # use shmkit::{NamedError, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// pool.set_name("answer", &pool.create(42_u32)?)?;
+    /// let handle = pool.named::<u32>("answer")?.handle();
+    /// pool.remove_name("answer")?;
+    /// assert_eq!(pool.remove_name("answer"), Err(NamedError::NotFound));
+    /// assert!(handle.open().is_err(), "nothing else held it");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn remove_name(self, name: &str) -> Result<(), NamedError> {
         let slot = thread::slot(self.0)?;
         let removed = names::locked(self.0, slot, || names::remove(self.0, slot, name));
@@ -196,6 +219,17 @@ impl Pool {
     }
 
     /// Every name of the pool.
+    ///
+    /// ```
+    /// # use shmkit::Pool;
+    /// # let pool = Pool::builder().create()?;
+    /// pool.set_name("one", &pool.create(1_u32)?)?;
+    /// pool.set_name("two", &pool.create(2_u32)?)?;
+    /// let mut names = pool.names();
+    /// names.sort();
+    /// assert_eq!(names, ["one", "two"]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn names(self) -> Vec<String> {
         names::all(self.0)

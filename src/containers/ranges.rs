@@ -31,6 +31,20 @@ impl<'a, T> Claimed<'a, T> {
 }
 
 /// A range of an array, claimed for reading; see [`Array::claim`](crate::Array::claim).
+///
+/// ```
+/// use shmkit::{Array, Pool};
+///
+/// let pool = Pool::builder().create()?;
+/// let numbers = Array::from_slice_in(pool, &[4, 2, 9, 1])?;
+/// let (all, upper) = (numbers.claim(..)?, numbers.claim(2..)?);
+/// // Slices, which others may read, too.
+/// assert_eq!((all.iter().max(), &upper[..]), (Some(&9), &[9, 1][..]));
+/// assert!(numbers.set(3, 0).is_err());
+/// drop((all, upper));
+/// numbers.set(3, 0)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Claim<'a, T>(pub(super) Claimed<'a, T>);
 
 impl<T> Deref for Claim<'_, T> {

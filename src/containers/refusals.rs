@@ -8,6 +8,17 @@ use crate::participants::pid::ProcessId;
 use crate::participants::thread::NoSlot;
 
 /// Why an element was not read or written.
+///
+/// ```
+/// use shmkit::{Array, ElementError, Pool};
+///
+/// let pool = Pool::builder().create()?;
+/// let numbers = Array::filled_in(pool, 4, 0_u32)?;
+/// let claim = numbers.claim_mut(..2)?;
+/// assert!(matches!(numbers.set(1, 7), Err(ElementError::Claimed { .. })));
+/// numbers.set(2, 7)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ElementError {
@@ -53,6 +64,18 @@ pub enum ElementError {
 }
 
 /// Why a range was not claimed.
+///
+/// ```
+/// use shmkit::{Array, ClaimError, Pool};
+///
+/// let pool = Pool::builder().create()?;
+/// let numbers = Array::filled_in(pool, 4, 0_u32)?;
+/// let claim = numbers.claim(1..3)?;
+/// assert!(matches!(numbers.claim_mut(2..), Err(ClaimError::Claimed { .. })));
+/// let beyond = numbers.claim(2..5).err();
+/// assert_eq!(beyond, Some(ClaimError::OutOfBounds { start: 2, end: 5, len: 4 }));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ClaimError {
@@ -84,6 +107,18 @@ pub enum ClaimError {
 }
 
 /// Why an array did not grow. It is as it was.
+///
+/// ```
+/// use shmkit::{Array, Pool, ResizeError};
+///
+/// let pool = Pool::builder().create()?;
+/// let numbers = Array::filled_in(pool, 4, 0_u32)?;
+/// assert_eq!(numbers.grow(2, 0), Err(ResizeError::Shorter { len: 4 }));
+/// let claim = numbers.claim(..1)?;
+/// assert!(matches!(numbers.grow(8, 0), Err(ResizeError::Claimed { .. })));
+/// assert_eq!(numbers.len(), 4);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ResizeError {

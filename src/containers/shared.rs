@@ -59,6 +59,17 @@ impl<T: ShmSafe> Shared<T> {
     }
 
     /// A descriptor of the object, which does not keep it alive.
+    ///
+    /// ```
+    /// # use shmkit::Pool;
+    /// # let pool = Pool::builder().create()?;
+    /// let object = pool.create(7_u32)?;
+    /// let handle = object.handle();
+    /// assert_eq!(*handle.open()?, 7);
+    /// drop(object);
+    /// assert!(handle.open().is_err());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn handle(&self) -> Handle<T> {
         let uuid = self.pool().uuid();
@@ -87,6 +98,15 @@ impl<T: ShmSafe> Shared<T> {
     }
 
     /// The pool that the object is in.
+    ///
+    /// ```
+    /// # use shmkit::Pool;
+    /// # let pool = Pool::builder().create()?;
+    /// let object = pool.create(7_u32)?;
+    /// let neighbour = object.pool().create(8_u32)?;
+    /// assert_eq!((object.pool(), neighbour.pool()), (pool, pool));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn pool(&self) -> Pool {
         Pool(self.hold.arena)
@@ -284,6 +304,19 @@ unsafe impl<T: ShmSafe> Key for Handle<T> {
 }
 
 /// Why a descriptor was not opened.
+///
+/// ```
+/// use shmkit::{HandleError, Pool};
+///
+/// let pool = Pool::builder().create()?;
+/// let object = pool.create(7_u32)?;
+/// let handle = object.handle();
+/// drop(object);
+/// // Perhaps in the same place.
+/// let another = pool.create(8_u32)?;
+/// assert_eq!(handle.open().err(), Some(HandleError::Gone));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum HandleError {
@@ -313,6 +346,19 @@ impl<T: ShmSafe> Handle<T> {
     /// # Errors
     ///
     /// See [`HandleError`].
+    ///
+    /// ```
+    /// # use shmkit::{HandleError, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let object = pool.create(7_u32)?;
+    /// let handle = object.handle();
+    /// let again = handle.open()?;
+    /// drop(object);
+    /// assert_eq!(*again, 7, "this one keeps it alive");
+    /// drop(again);
+    /// assert_eq!(handle.open().err(), Some(HandleError::Gone));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn open(self) -> Result<Shared<T>, HandleError> {
         let uuid = u128::from(self.uuid[0]) | u128::from(self.uuid[1]) << 64;
         let arena = local::mapped()

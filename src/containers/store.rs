@@ -9,6 +9,17 @@ use crate::participants::here::from_nowhere;
 use crate::participants::thread::NoSlot;
 
 /// Why a container was not changed. It is as it was.
+///
+/// ```
+/// use shmkit::{ChangeError, Pool, SharedCell};
+///
+/// let pool = Pool::builder().create()?;
+/// let cell = pool.create(SharedCell::new())?;
+/// cell.update(|n: Option<&u32>| n.map_or(1, |n| n + 1))?;
+/// let nowhere = SharedCell::new();
+/// assert_eq!(nowhere.update(|_| 1_u32), Err(ChangeError::NotInPool));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ChangeError {
@@ -26,6 +37,17 @@ pub enum ChangeError {
 from_nowhere!(ChangeError);
 
 /// A value was not stored; here it is back. The container is as it was.
+///
+/// ```
+/// use shmkit::{ChangeError, HashMap, Pool};
+///
+/// let pool = Pool::builder().max_size(1 << 20).create()?;
+/// let map = pool.create(HashMap::<u64, [u64; 512]>::new())?;
+/// let refused = (0..).find_map(|n| map.insert(&n, [n; 512]).err()).unwrap();
+/// assert!(matches!(refused.cause, ChangeError::Alloc(_)));
+/// assert_eq!(refused.value[0], map.len() as u64);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the value was not stored")]
 pub struct StoreError<T> {

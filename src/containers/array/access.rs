@@ -70,6 +70,15 @@ impl<T: KillSafe + Unpin> Array<T> {
     ///
     /// See [`ElementError`]. An element that is claimed for reading can be read. One of more than
     /// 4096 bytes is accessed by claims only: [`ElementError::TooLarge`].
+    ///
+    /// ```
+    /// # use shmkit::{Array, ElementError, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let primes = Array::from_slice_in(pool, &[2_u32, 3, 5])?;
+    /// assert_eq!(primes.get(2)?, 5);
+    /// assert_eq!(primes.get(3), Err(ElementError::OutOfBounds { index: 3, len: 3 }));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     pub fn get(&self, index: usize) -> Result<T, ElementError>
     where
@@ -98,6 +107,15 @@ impl<T: KillSafe + Unpin> Array<T> {
     /// # Crash behaviour
     ///
     /// All of the element is overwritten, or nothing.
+    ///
+    /// ```
+    /// # use shmkit::{Array, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let readings = Array::filled_in(pool, 3, 0.0)?;
+    /// readings.set(1, 0.5)?;
+    /// assert_eq!(*readings.claim(..)?, [0.0, 0.5, 0.0]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     pub fn set(&self, index: usize, value: T) -> Result<(), ElementError> {
         self.with_element(index, Access::Writes, |slot, place| {

@@ -35,12 +35,30 @@ impl<'a, K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> MapEntry<'a, K, V, S
     }
 
     /// The key.
+    ///
+    /// ```
+    /// # use shmkit::{HashMap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let stock = pool.create(HashMap::<str, u32>::new())?;
+    /// assert_eq!(stock.entry("pears").key(), "pears");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn key(&self) -> &'a K {
         self.key
     }
 
     /// A view of the key's value, as [`HashMap::get`].
+    ///
+    /// ```
+    /// # use shmkit::{HashMap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let stock = pool.create(HashMap::<str, u32>::new())?;
+    /// stock.insert("apples", 3)?;
+    /// assert_eq!(stock.entry("apples").get().as_deref(), Some(&3));
+    /// assert!(stock.entry("pears").get().is_none());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn get(&self) -> Option<View<'a, V>> {
         self.map.get(self.key)
@@ -51,6 +69,16 @@ impl<'a, K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> MapEntry<'a, K, V, S
     /// # Errors
     ///
     /// [`StoreError`], with the value; the map is as it was.
+    ///
+    /// ```
+    /// # use shmkit::{HashMap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let stock = pool.create(HashMap::<str, u32>::new())?;
+    /// assert!(stock.entry("apples").insert(3)?.is_none());
+    /// assert_eq!(stock.entry("apples").insert(5)?.as_deref(), Some(&3));
+    /// assert_eq!(stock.get_copied("apples"), Some(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn insert(self, value: V) -> Result<Option<View<'a, V>>, StoreError<V>> {
         self.map.insert(self.key, value)
     }
@@ -60,6 +88,16 @@ impl<'a, K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> MapEntry<'a, K, V, S
     /// # Errors
     ///
     /// [`ChangeError`]; the map is as it was.
+    ///
+    /// ```
+    /// # use shmkit::{HashMap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let stock = pool.create(HashMap::<str, u32>::new())?;
+    /// stock.insert("apples", 3)?;
+    /// assert_eq!(stock.entry("apples").remove()?.as_deref(), Some(&3));
+    /// assert!(stock.is_empty());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn remove(self) -> Result<Option<View<'a, V>>, ChangeError> {
         self.map.try_remove(self.key)
     }
@@ -69,6 +107,15 @@ impl<'a, K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> MapEntry<'a, K, V, S
     /// # Errors
     ///
     /// [`StoreError`], with the value; the map is as it was.
+    ///
+    /// ```
+    /// # use shmkit::{HashMap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let stock = pool.create(HashMap::<str, u32>::new())?;
+    /// assert_eq!(*stock.entry("apples").or_insert(3)?, 3);
+    /// assert_eq!(*stock.entry("apples").or_insert(5)?, 3);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn or_insert(self, value: V) -> Result<View<'a, V>, StoreError<V>> {
         self.map.get_or_insert_with(self.key, || value)
     }
@@ -83,12 +130,32 @@ impl<'a, K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> MapEntry<'a, K, V, S
     /// # Panics
     ///
     /// If `f` does. The map is as it was.
+    ///
+    /// ```
+    /// # use shmkit::{HashMap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let lengths = pool.create(HashMap::<str, usize>::new())?;
+    /// assert_eq!(*lengths.entry("apples").or_insert_with(|| "apples".len())?, 6);
+    /// assert_eq!(*lengths.entry("apples").or_insert_with(|| unreachable!("it is there"))?, 6);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn or_insert_with(self, f: impl FnOnce() -> V) -> Result<View<'a, V>, StoreError<V>> {
         self.map.get_or_insert_with(self.key, f)
     }
 
     /// If the key has a value, it is to become what `f` makes of it; what if it has none, the next call
     /// says. The two are one operation.
+    ///
+    /// ```
+    /// # use shmkit::{HashMap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let visits = pool.create(HashMap::<str, u32>::new())?;
+    /// for _ in 0..3 {
+    ///     visits.entry("Ada").and_modify(|n| n + 1).or_insert(1)?;
+    /// }
+    /// assert_eq!(visits.get_copied("Ada"), Some(3));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn and_modify<F: FnMut(&V) -> V>(self, f: F) -> ModifyEntry<'a, K, V, S, F> {
         ModifyEntry { entry: self, f }
     }
@@ -101,6 +168,18 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> fmt::Debug for MapEntry<
 }
 
 /// A key of a map whose value is to be changed; see [`MapEntry::and_modify`].
+///
+/// ```
+/// # use shmkit::{HashMap, Pool};
+/// # let pool = Pool::builder().create()?;
+/// let stock = pool.create(HashMap::<str, u32>::new())?;
+/// stock.insert("apples", 3)?;
+/// let sale = stock.entry("apples").and_modify(|n| n - 1);
+/// assert_eq!(stock.get_copied("apples"), Some(3), "nothing was done yet");
+/// sale.or_nothing()?;
+/// assert_eq!(stock.get_copied("apples"), Some(2));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[must_use = "nothing is done before it is said what if there is no value"]
 pub struct ModifyEntry<'a, K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, F> {
     entry: MapEntry<'a, K, V, S>,
@@ -135,6 +214,15 @@ impl<'a, K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, F: FnMut(&V) -> V>
     /// # Crash behaviour
     ///
     /// As for [`HashMap::insert`].
+    ///
+    /// ```
+    /// # use shmkit::{HashMap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let visits = pool.create(HashMap::<str, u32>::new())?;
+    /// assert_eq!(*visits.entry("Ada").and_modify(|n| n + 1).or_insert(1)?, 1);
+    /// assert_eq!(*visits.entry("Ada").and_modify(|n| n + 1).or_insert(1)?, 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn or_insert(self, value: V) -> Result<View<'a, V>, StoreError<V>> {
         self.or_insert_with(|| value)
     }
@@ -148,6 +236,18 @@ impl<'a, K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, F: FnMut(&V) -> V>
     /// # Panics
     ///
     /// If one of the closures does. The map is as it was.
+    ///
+    /// ```
+    /// # use shmkit::{HashMap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let visits = pool.create(HashMap::<str, [u32; 2]>::new())?;
+    /// let visit = |name| {
+    ///     visits.entry(name).and_modify(|&[n, id]| [n + 1, id]).or_insert_with(|| [1, 77])
+    /// };
+    /// assert_eq!(*visit("Ada")?, [1, 77]);
+    /// assert_eq!(*visit("Ada")?, [2, 77]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn or_insert_with(self, make: impl FnOnce() -> V) -> Result<View<'a, V>, StoreError<V>> {
         let (MapEntry { map, key }, mut f) = (self.entry, self.f);
         let place = match map.raw.place() {
@@ -203,6 +303,17 @@ impl<'a, K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, F: FnMut(&V) -> V>
     /// # Panics
     ///
     /// If the closure does. The map is as it was.
+    ///
+    /// ```
+    /// # use shmkit::{HashMap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let stock = pool.create(HashMap::<str, u32>::new())?;
+    /// stock.insert("apples", 3)?;
+    /// assert_eq!(stock.entry("apples").and_modify(|n| n - 1).or_nothing()?.as_deref(), Some(&2));
+    /// assert!(stock.entry("pears").and_modify(|n| n - 1).or_nothing()?.is_none());
+    /// assert!(!stock.contains_key("pears"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn or_nothing(self) -> Result<Option<View<'a, V>>, StoreError<V>> {
         let (MapEntry { map, key }, mut f) = (self.entry, self.f);
         let Ok(place) = map.raw.place() else {

@@ -37,11 +37,29 @@ use crate::engines::map;
 pub unsafe trait KeyHasher: ShmSafe {
     /// The hash of a key's bytes. All bits count: the upper half tells which part of a table a key
     /// belongs to, the lowest bits where in there.
+    ///
+    /// ```
+    /// use shmkit::{KeyHasher, SipHash13};
+    ///
+    /// assert_eq!(SipHash13::hash([1, 2], b"key"), SipHash13::hash([1, 2], b"key"));
+    /// assert_ne!(SipHash13::hash([1, 2], b"key"), SipHash13::hash([1, 3], b"key"));
+    /// assert_ne!(SipHash13::hash([1, 2], b"key"), SipHash13::hash([1, 2], b"kez"));
+    /// ```
     fn hash(seed: [u64; 2], bytes: &[u8]) -> u64;
 }
 
 /// SipHash-1-3, as std's maps have it: whoever chooses the keys, and does not know the seed, cannot
 /// make them collide. What a map takes if nothing else is said.
+///
+/// ```
+/// use shmkit::{HashMap, Pool, Shared, SipHash13};
+///
+/// let pool = Pool::builder().create()?;
+/// let map: Shared<HashMap<str, u32>> = pool.create(HashMap::<str, u32, SipHash13>::with_hasher())?;
+/// map.insert("chosen by a stranger", 1)?;
+/// assert!(map.contains_key("chosen by a stranger"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, ShmSafe)]
 #[shmkit(crate = "crate")]
 pub struct SipHash13(());
@@ -57,6 +75,18 @@ unsafe impl KeyHasher for SipHash13 {
 /// A hash of two multiplications a word, several times as fast as [`SipHash13`] for short keys. It is
 /// seeded, so keys that were chosen beforehand do not collide; it is not made to withstand somebody
 /// who can try out many keys and measure how long that takes.
+///
+/// ```
+/// use shmkit::{FoldHash, HashMap, Pool};
+///
+/// let pool = Pool::builder().create()?;
+/// let squares = pool.create(HashMap::<u64, u64, FoldHash>::with_hasher())?;
+/// for n in 0..100 {
+///     squares.insert(&n, n * n)?;
+/// }
+/// assert_eq!((squares.len(), squares.get_copied(&12)), (100, Some(144)));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, ShmSafe)]
 #[shmkit(crate = "crate")]
 pub struct FoldHash(());

@@ -55,6 +55,17 @@ impl<'a, K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> Iter<'a, K, V, S> {
     }
 
     /// The next entry.
+    ///
+    /// ```
+    /// # use shmkit::{HashMap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let ages = pool.create(HashMap::<str, u32>::new())?;
+    /// ages.insert("Ada", 36)?;
+    /// let mut entries = ages.iter();
+    /// assert_eq!(entries.next(), Some(("Ada", &36)));
+    /// assert_eq!(entries.next(), None);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[allow(
         clippy::should_implement_trait,
         reason = "what it gives borrows from it"
@@ -71,6 +82,14 @@ impl<'a, K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> Iter<'a, K, V, S> {
     }
 
     /// The map.
+    ///
+    /// ```
+    /// # use shmkit::{HashMap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let ages = pool.create(HashMap::<str, u32>::new())?;
+    /// assert!(std::ptr::eq(ages.iter().map(), &*ages));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn map(&self) -> &'a HashMap<K, V, S> {
         self.map

@@ -78,6 +78,13 @@ pub unsafe trait Key: Send + Sync + 'static {
     const ALIGN: usize;
 
     /// The key as bytes.
+    ///
+    /// ```
+    /// use shmkit::Key;
+    ///
+    /// assert_eq!(Key::bytes(&0x0102_u32), 0x0102_u32.to_ne_bytes());
+    /// assert_eq!(Key::bytes("key"), b"key");
+    /// ```
     fn bytes(&self) -> &[u8];
 
     /// The key with those bytes.
@@ -85,12 +92,27 @@ pub unsafe trait Key: Send + Sync + 'static {
     /// # Safety
     ///
     /// They are a copy of a key's bytes, at a multiple of [`ALIGN`](Self::ALIGN).
+    ///
+    /// ```
+    /// use shmkit::Key;
+    ///
+    /// let bytes = Box::<[u8]>::from(Key::bytes("key"));
+    /// // SAFETY: a copy of a key's bytes, and text is aligned anywhere.
+    /// assert_eq!(unsafe { <str as Key>::from_bytes(&bytes) }, "key");
+    /// ```
     unsafe fn from_bytes(bytes: &[u8]) -> &Self;
 
     /// Whether bytes of the right number are a key's: asked before a map gives out a key that lies
     /// in its pool, where a stray write of whatever process may have damaged it. Such an entry is
     /// passed over. All are unless this is written: a type that has bytes which are no value's says
     /// which.
+    ///
+    /// ```
+    /// use shmkit::Key;
+    ///
+    /// assert!(<bool as Key>::is_valid(&[1]) && <u8 as Key>::is_valid(&[2]));
+    /// assert!(!<bool as Key>::is_valid(&[2]), "no value of the type");
+    /// ```
     #[inline]
     fn is_valid(bytes: &[u8]) -> bool {
         let _ = bytes;

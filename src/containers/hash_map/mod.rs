@@ -88,6 +88,15 @@ unsafe impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> ShmSafe for HashM
 
 impl<K: ?Sized + Key, V: ShmSafe + Unpin> HashMap<K, V> {
     /// An empty map. It can be filled once it is in a pool.
+    ///
+    /// ```
+    /// # use shmkit::{HashMap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let named = pool.create((7_u32, HashMap::<str, u32>::new()))?;
+    /// named.1.insert("Ada", 36)?;
+    /// assert_eq!(named.1.get_copied("Ada"), Some(36));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub const fn new() -> Self {
         HashMap::with_hasher()
@@ -112,6 +121,18 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
 
     /// A view of the value of a key; `None` if there is none (or the thread has no slot in the
     /// pool). While a view is open, nothing that it could see is freed.
+    ///
+    /// ```
+    /// # use shmkit::{HashMap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let names = pool.create(HashMap::<u32, [u8; 20]>::new())?;
+    /// names.insert(&7, *b"Augusta Ada Lovelace")?;
+    /// let view = names.get(&7).unwrap();
+    /// names.remove(&7);
+    /// assert!(view.starts_with(b"Augusta"), "what is seen stays");
+    /// assert!(names.get(&7).is_none());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     #[must_use]
     pub fn get(&self, key: &K) -> Option<View<'_, V>> {
@@ -133,6 +154,15 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
     }
 
     /// A copy of the value of a key.
+    ///
+    /// ```
+    /// # use shmkit::{HashMap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let ages = pool.create(HashMap::<str, u32>::new())?;
+    /// ages.insert("Ada", 36)?;
+    /// assert_eq!((ages.get_copied("Ada"), ages.get_copied("Bob")), (Some(36), None));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     #[must_use]
     pub fn get_copied(&self, key: &K) -> Option<V>
@@ -149,6 +179,16 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
     }
 
     /// True if the key has a value.
+    ///
+    /// ```
+    /// # use shmkit::{HashMap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let ages = pool.create(HashMap::<str, u32>::new())?;
+    /// ages.insert("Ada", 36)?;
+    /// assert!(ages.contains_key("Ada"));
+    /// assert!(!ages.contains_key("Bob"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     #[must_use]
     pub fn contains_key(&self, key: &K) -> bool {
@@ -170,6 +210,16 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
     /// # Crash behaviour
     ///
     /// The key has the new value, or what it had.
+    ///
+    /// ```
+    /// # use shmkit::{HashMap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let ages = pool.create(HashMap::<str, u32>::new())?;
+    /// assert!(ages.insert("Ada", 35)?.is_none());
+    /// assert_eq!(ages.insert("Ada", 36)?.as_deref(), Some(&35));
+    /// assert_eq!(ages.get_copied("Ada"), Some(36));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn insert(&self, key: &K, value: V) -> Result<Option<View<'_, V>>, StoreError<V>> {
         let place = match self.raw.place() {
             Ok(place) => place,
@@ -214,6 +264,16 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
     /// # Crash behaviour
     ///
     /// The key has its value or none.
+    ///
+    /// ```
+    /// # use shmkit::{HashMap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let ages = pool.create(HashMap::<str, u32>::new())?;
+    /// ages.insert("Ada", 36)?;
+    /// assert_eq!(ages.remove("Ada").as_deref(), Some(&36));
+    /// assert!(ages.remove("Ada").is_none());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn remove(&self, key: &K) -> Option<View<'_, V>> {
         self.try_remove(key).ok().flatten()
     }
@@ -223,6 +283,18 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
     /// # Errors
     ///
     /// [`ChangeError`]; the map is as it was.
+    ///
+    /// ```
+    /// # use shmkit::{ChangeError, HashMap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let ages = pool.create(HashMap::<str, u32>::new())?;
+    /// ages.insert("Ada", 36)?;
+    /// assert_eq!(ages.try_remove("Ada")?.as_deref(), Some(&36));
+    /// assert!(ages.try_remove("Ada")?.is_none());
+    /// let nowhere = HashMap::<str, u32>::new();
+    /// assert_eq!(nowhere.try_remove("Ada").err(), Some(ChangeError::NotInPool));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn try_remove(&self, key: &K) -> Result<Option<View<'_, V>>, ChangeError> {
         let place = self.raw.place()?;
         with_room_for(place.0, || {
@@ -483,6 +555,18 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
     /// # Errors
     ///
     /// [`ChangeError`]; some may have been removed.
+    ///
+    /// ```
+    /// # use shmkit::{HashMap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let squares = pool.create(HashMap::<u64, u64>::new())?;
+    /// for n in 0..10 {
+    ///     squares.insert(&n, n * n)?;
+    /// }
+    /// squares.clear()?;
+    /// assert_eq!(squares.len(), 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn clear(&self) -> Result<(), ChangeError> {
         self.retain(|_, _| false)
     }
@@ -492,6 +576,21 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
     ///
     /// The iterator keeps what it shows: while it is there, nothing that is removed is freed.
     /// Outside of a pool, and for a thread without a slot, there is nothing.
+    ///
+    /// ```
+    /// # use shmkit::{HashMap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let ages = pool.create(HashMap::<str, u32>::new())?;
+    /// ages.insert("Ada", 36)?;
+    /// ages.insert("Emmy", 53)?;
+    /// let (mut names, mut entries) = (Vec::new(), ages.iter());
+    /// while let Some((name, age)) = entries.next() {
+    ///     names.push(format!("{name}: {age}"));
+    /// }
+    /// names.sort();
+    /// assert_eq!(names, ["Ada: 36", "Emmy: 53"]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn iter(&self) -> Iter<'_, K, V, S> {
         Iter::new(self)
@@ -541,6 +640,17 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
 
     /// How many entries there are: counted, which takes time in proportion to the size of the table.
     /// Entries that are there all the time count once, others once or not at all.
+    ///
+    /// ```
+    /// # use shmkit::{HashMap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let ages = pool.create(HashMap::<str, u32>::new())?;
+    /// for (name, age) in [("Ada", 35), ("Emmy", 53), ("Ada", 36)] {
+    ///     ages.insert(name, age)?;
+    /// }
+    /// assert_eq!(ages.len(), 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn len(&self) -> usize {
         let Ok((arena, slot)) = self.raw.place() else {
@@ -551,6 +661,16 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
     }
 
     /// True if there is no entry.
+    ///
+    /// ```
+    /// # use shmkit::{HashMap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let ages = pool.create(HashMap::<str, u32>::new())?;
+    /// assert!(ages.is_empty());
+    /// ages.insert("Ada", 36)?;
+    /// assert!(!ages.is_empty());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn is_empty(&self) -> bool {
         let Ok((arena, slot)) = self.raw.place() else {
@@ -562,6 +682,20 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
 }
 
 /// Why a [`HashMap::compare_exchange`] changed nothing.
+///
+/// ```
+/// use shmkit::{CompareError, HashMap, Pool};
+///
+/// let pool = Pool::builder().create()?;
+/// let owners = pool.create(HashMap::<u32, u32>::new())?;
+/// owners.insert(&7, 1)?;
+/// match owners.compare_exchange(&7, Some(&2), None) {
+///     Err(CompareError::Other(owner)) => assert_eq!(owner.as_deref(), Some(&1)),
+///     other => unreachable!("{other:?}"),
+/// }
+/// assert!(owners.contains_key(&7));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum CompareError<'a, V: ShmSafe> {

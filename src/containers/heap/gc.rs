@@ -122,6 +122,23 @@ mod sealed {
 }
 
 /// What an id can lead to: a value of a type that is [`Trace`], a slice of such, or a `str`.
+///
+/// ```
+/// use shmkit::{Gc, Heap, HeapError, Managed, Pool};
+///
+/// /// Whether an id, of whatever kind of object, leads somewhere.
+/// fn is_there<T: ?Sized + Managed>(heap: &Heap<()>, id: Gc<T>) -> Result<bool, HeapError> {
+///     Ok(heap.view()?.get(id).is_some())
+/// }
+///
+/// let pool = Pool::builder().create()?;
+/// let heap = pool.create(Heap::new(()))?;
+/// let (value, text) = heap.modify(|tx| (tx.alloc(7_u64), tx.alloc_str("seven")))?;
+/// assert!(is_there(&heap, value?)? && is_there(&heap, text?)?);
+/// heap.collect()?;
+/// assert!(!is_there(&heap, value?)? && !is_there(&heap, text?)?);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub trait Managed: sealed::Sealed + 'static {
     /// What it consists of.
     #[doc(hidden)]

@@ -150,6 +150,22 @@ unsafe impl<R: Trace + Unpin> ShmSafe for Heap<R> {
 }
 
 /// What a collection did.
+///
+/// ```
+/// use shmkit::{Heap, Pool};
+///
+/// let pool = Pool::builder().create()?;
+/// let heap = pool.create(Heap::new(None))?;
+/// heap.modify(|tx| tx.alloc([0_u8; 1000]))??;
+/// heap.try_modify(|tx| {
+///     *tx.root_mut()? = Some(tx.alloc([1_u8; 2000])?);
+///     Ok::<_, shmkit::HeapError>(())
+/// })?;
+/// let done = heap.collect()?;
+/// assert_eq!((done.freed, done.live), (1, 1));
+/// assert!((1000..2000).contains(&done.freed_bytes) && done.live_bytes >= 2000);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Collected {
@@ -164,6 +180,18 @@ pub struct Collected {
 }
 
 /// What a heap has.
+///
+/// ```
+/// use shmkit::{Heap, Pool};
+///
+/// let pool = Pool::builder().create()?;
+/// let heap = pool.create(Heap::new(()))?;
+/// heap.modify(|tx| tx.alloc_slice_with(1000, |i| i))??;
+/// let stats = heap.stats()?;
+/// assert_eq!(stats.objects, 1);
+/// assert!(stats.bytes >= 8000 && stats.overhead > 0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct HeapStats {
@@ -209,6 +237,15 @@ impl<R: Trace + Unpin> Heap<R> {
     /// // SAFETY: it owns nothing.
     /// let heap = Heap::new(Holder(unsafe { Foreign::new(1) }));
     /// ```
+    ///
+    /// ```
+    /// # use shmkit::{Heap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let named = pool.create((7_u32, Heap::new(1_u64)))?;
+    /// assert_eq!(*named.1.view()?.root(), 1);
+    /// assert!(named.1.is_empty()?);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub const fn new(root: R) -> Self {
         // An undo brings back bytes: those of a collection whose block is gone, too.
@@ -238,6 +275,18 @@ impl<R: Trace + Unpin> Heap<R> {
     /// # Crash behaviour
     ///
     /// One that is killed with a view hinders nobody.
+    ///
+    /// ```
+    /// # use shmkit::{Heap, HeapError, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let heap = pool.create(Heap::new(1_u64))?;
+    /// let view = heap.view()?;
+    /// assert_eq!(*view.root(), 1);
+    /// assert_eq!(heap.modify(|_| ()), Err(HeapError::WouldDeadlock));
+    /// drop(view);
+    /// heap.modify(|_| ())?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     pub fn view(&self) -> Result<HeapView<'_, R>, HeapError> {
         loop {
@@ -400,6 +449,17 @@ impl<R: Trace + Unpin> Heap<R> {
     /// # Errors
     ///
     /// As for [`view`](Self::view).
+    ///
+    /// ```
+    /// # use shmkit::{Heap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let heap = pool.create(Heap::new(()))?;
+    /// heap.modify(|tx| (0..3_u32).try_for_each(|n| tx.alloc(n).map(drop)))??;
+    /// assert_eq!(heap.len()?, 3);
+    /// heap.collect()?;
+    /// assert_eq!(heap.len()?, 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn len(&self) -> Result<usize, HeapError> {
         Ok(self.stats()?.objects)
     }
@@ -409,6 +469,16 @@ impl<R: Trace + Unpin> Heap<R> {
     /// # Errors
     ///
     /// As for [`view`](Self::view).
+    ///
+    /// ```
+    /// # use shmkit::{Heap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let heap = pool.create(Heap::new(7_u32))?;
+    /// assert!(heap.is_empty()?, "the root is none");
+    /// heap.modify(|tx| tx.alloc(7_u32))??;
+    /// assert!(!heap.is_empty()?);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn is_empty(&self) -> Result<bool, HeapError> {
         let view = self.view()?;
         Ok(view.table.objects().next().is_none())
@@ -469,6 +539,21 @@ impl<R: Trace + Unpin> fmt::Debug for Heap<R> {
 ///     s.spawn(move || println!("{}", view.root()));
 /// });
 /// ```
+///
+/// ```
+/// use shmkit::{Heap, HeapError, Pool};
+///
+/// let pool = Pool::builder().create()?;
+/// let heap = pool.create(Heap::new(None))?;
+/// heap.try_modify(|tx| {
+///     *tx.root_mut()? = Some(tx.alloc_str("one thing")?);
+///     Ok::<_, HeapError>(())
+/// })?;
+/// let view = heap.view()?;
+/// let text = view.root().and_then(|text| view.get(text));
+/// assert_eq!(text, Some("one thing"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[must_use = "the heap is locked while there is a view"]
 pub struct HeapView<'a, R: Trace + Unpin> {
     guard: ReadGuard<'a, Body<R>>,
@@ -477,6 +562,15 @@ pub struct HeapView<'a, R: Trace + Unpin> {
 
 impl<R: Trace + Unpin> HeapView<'_, R> {
     /// The root.
+    ///
+    /// ```
+    /// # use shmkit::{Heap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let heap = pool.create(Heap::new((1_u32, 2_u32)))?;
+    /// heap.modify(|tx| tx.root_mut().map(|root| root.1 = 7))??;
+    /// assert_eq!(*heap.view()?.root(), (1, 7));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     #[must_use]
     pub fn root(&self) -> &R {
@@ -485,6 +579,17 @@ impl<R: Trace + Unpin> HeapView<'_, R> {
     }
 
     /// The object; `None` if the id is none of an object that is in this heap.
+    ///
+    /// ```
+    /// # use shmkit::{Heap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let heap = pool.create(Heap::new(()))?;
+    /// let name = heap.modify(|tx| tx.alloc_str("Ada"))??;
+    /// assert_eq!(heap.view()?.get(name), Some("Ada"));
+    /// heap.collect()?;
+    /// assert_eq!(heap.view()?.get(name), None);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     #[must_use]
     pub fn get<T: ?Sized + Managed>(&self, gc: Gc<T>) -> Option<&T> {

@@ -8,6 +8,18 @@ use crate::participants::thread::NoSlot;
 use crate::sync::RwLockError;
 
 /// Why a heap was not looked at or changed. It is as it was.
+///
+/// ```
+/// use shmkit::{Heap, HeapError, Pool};
+///
+/// let pool = Pool::builder().create()?;
+/// let (heap, other) = (pool.create(Heap::new(()))?, pool.create(Heap::new(()))?);
+/// let id = other.modify(|tx| tx.alloc(7_u64))??;
+/// assert_eq!(heap.modify(|tx| tx.get_mut(id).map(drop))?, Err(HeapError::NoObject));
+/// let view = heap.view()?;
+/// assert_eq!(heap.collect(), Err(HeapError::WouldDeadlock));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum HeapError {

@@ -51,6 +51,27 @@ use crate::engines::heap::Table;
 )]
 pub trait Trace: ShmSafe {
     /// Shows all ids that the value has to the tracer.
+    ///
+    /// ```
+    /// # use shmkit::{Gc, Heap, HeapError, Pool, ShmSafe, Trace, Tracer};
+    /// # let pool = Pool::builder().create()?;
+    /// #[derive(ShmSafe)]
+    /// struct Lines([Option<Gc<str>>; 4]);
+    ///
+    /// impl Trace for Lines {
+    ///     fn trace(&self, tracer: &mut Tracer<'_>) {
+    ///         self.0.trace(tracer);
+    ///     }
+    /// }
+    ///
+    /// let heap = pool.create(Heap::new(Lines([None; 4])))?;
+    /// heap.try_modify(|tx| {
+    ///     tx.root_mut()?.0[2] = Some(tx.alloc_str("reached")?);
+    ///     Ok::<_, HeapError>(())
+    /// })?;
+    /// assert_eq!(heap.collect()?.freed, 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     fn trace(&self, tracer: &mut Tracer<'_>);
 }
 
@@ -111,6 +132,27 @@ unsafe fn trace_elements<E: Trace>(bytes: *const u8, count: usize, tracer: &mut 
 }
 
 /// What a collection has found.
+///
+/// ```
+/// use shmkit::{Gc, Heap, HeapError, Pool, ShmSafe, Trace, Tracer};
+///
+/// /// An id that keeps nothing alive: the tracer does not hear of it.
+/// #[derive(ShmSafe)]
+/// struct Weak(Gc<str>);
+///
+/// impl Trace for Weak {
+///     fn trace(&self, _: &mut Tracer<'_>) {}
+/// }
+///
+/// let pool = Pool::builder().create()?;
+/// let heap = pool.create(Heap::new(None))?;
+/// heap.try_modify(|tx| {
+///     *tx.root_mut()? = Some(Weak(tx.alloc_str("cached")?));
+///     Ok::<_, HeapError>(())
+/// })?;
+/// assert_eq!(heap.collect()?.freed, 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Tracer<'a> {
     table: &'a Table,
     /// A bit an entry.

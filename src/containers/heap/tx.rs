@@ -151,6 +151,18 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
     }
 
     /// The root.
+    ///
+    /// ```
+    /// # use shmkit::{Heap, HeapError, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let heap = pool.create(Heap::new(1_u64))?;
+    /// heap.try_modify(|tx| {
+    ///     *tx.root_mut()? += 1;
+    ///     assert_eq!(*tx.root(), 2, "as it will be");
+    ///     Ok::<_, HeapError>(())
+    /// })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     #[must_use]
     pub fn root(&self) -> &R {
@@ -192,6 +204,20 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
     }
 
     /// The object; `None` if the id is none of an object that is in this heap.
+    ///
+    /// ```
+    /// # use shmkit::{Heap, HeapError, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let heap = pool.create(Heap::new(()))?;
+    /// let name = heap.try_modify(|tx| {
+    ///     let name = tx.alloc_str("Ada")?;
+    ///     assert_eq!(tx.get(name), Some("Ada"));
+    ///     Ok::<_, HeapError>(name)
+    /// })?;
+    /// heap.collect()?;
+    /// assert_eq!(heap.modify(|tx| tx.get(name).is_none()), Ok(true));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     #[must_use]
     pub fn get<T: ?Sized + Managed>(&self, gc: Gc<T>) -> Option<&T> {
@@ -304,6 +330,15 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
     /// # Errors
     ///
     /// [`HeapError::Alloc`], as for [`alloc`](Self::alloc).
+    ///
+    /// ```
+    /// # use shmkit::{Heap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let heap = pool.create(Heap::new(()))?;
+    /// let primes = heap.modify(|tx| tx.alloc_slice(&[2_u32, 3, 5]))??;
+    /// assert_eq!(heap.view()?.get(primes), Some(&[2, 3, 5][..]));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn alloc_slice<T: Trace + Unpin + Copy>(
         &mut self,
         elements: &[T],
@@ -355,6 +390,15 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
     /// # Errors
     ///
     /// [`HeapError::Alloc`], as for [`alloc`](Self::alloc).
+    ///
+    /// ```
+    /// # use shmkit::{Heap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let heap = pool.create(Heap::new(()))?;
+    /// let name = heap.modify(|tx| tx.alloc_str("Ada Lovelace"))??;
+    /// assert_eq!(heap.view()?.get(name), Some("Ada Lovelace"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn alloc_str(&mut self, text: &str) -> Result<Gc<str>, HeapError> {
         let (gc, place) = self.make::<str>(text.len())?;
         // SAFETY: a new block for as many bytes, which nobody else has.

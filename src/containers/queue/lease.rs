@@ -18,6 +18,25 @@ use crate::participants::thread;
 /// atomics in it are not in the element that goes back.
 ///
 /// Leases stay on their thread. While a process has leases it does not fork by `spawn`.
+///
+/// ```
+/// use shmkit::process::scope;
+/// use shmkit::{Pool, Queue};
+///
+/// let pool = Pool::builder().create()?;
+/// let jobs = pool.create(Queue::bounded(8))?;
+/// (1..=2).try_for_each(|job| jobs.push(job))?;
+/// scope(|s| {
+///     let worker = s.spawn::<_, ()>(|| {
+///         let job = jobs.lease().unwrap();
+///         assert_eq!(*job, 1);
+///         std::process::abort();
+///     });
+///     assert!(worker.unwrap().join().is_err());
+/// });
+/// assert_eq!(jobs.lease()?.ack(), 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[must_use = "the element goes back to the queue when the lease is dropped"]
 pub struct Lease<'a, T: ShmSafe + Unpin> {
     queue: &'a Raw<T>,
@@ -59,6 +78,17 @@ impl<'a, T: ShmSafe + Unpin> Lease<'a, T> {
     /// # Crash behaviour
     ///
     /// A caller that is killed has consumed it, or it is had again.
+    ///
+    /// ```
+    /// # use shmkit::{Pool, Queue};
+    /// # let pool = Pool::builder().create()?;
+    /// let jobs = pool.create(Queue::bounded(8))?;
+    /// (1..=2).try_for_each(|job| jobs.push(job))?;
+    /// drop(jobs.lease()?);
+    /// assert_eq!(jobs.lease()?.ack(), 1, "it was given back");
+    /// assert_eq!(jobs.lease()?.ack(), 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     pub fn ack(self) -> T {
         self.settle(true);

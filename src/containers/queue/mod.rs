@@ -115,6 +115,16 @@ impl<T: ShmSafe + Unpin> Queue<T> {
     /// # Panics
     ///
     /// If `capacity` is more than 2^32.
+    ///
+    /// ```
+    /// # use shmkit::{Pool, Queue};
+    /// # let pool = Pool::builder().create()?;
+    /// let queue = pool.create(Queue::bounded(2))?;
+    /// queue.push(1)?;
+    /// queue.push(2)?;
+    /// assert!(queue.try_push(3).is_err());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub const fn bounded(capacity: usize) -> Self {
         Queue {
@@ -151,6 +161,16 @@ impl<T: ShmSafe + Unpin> Queue<T> {
     /// # Crash behaviour
     ///
     /// The element is in the queue, or not; see [`Queue`].
+    ///
+    /// ```
+    /// # use shmkit::{Pool, Queue};
+    /// # let pool = Pool::builder().create()?;
+    /// let queue = pool.create(Queue::bounded(8))?;
+    /// queue.push(7)?;
+    /// queue.push(8)?;
+    /// assert_eq!((queue.pop()?, queue.pop()?), (7, 8));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     pub fn push(&self, value: T) -> Result<(), PushError<T>> {
         self.raw.push_until(value, None)
@@ -181,6 +201,18 @@ impl<T: ShmSafe + Unpin> Queue<T> {
     /// # Errors
     ///
     /// As for [`push`](Self::push), and [`PushRefusal::TimedOut`].
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use shmkit::{Pool, PushRefusal, Queue};
+    /// # let pool = Pool::builder().create()?;
+    /// let queue = pool.create(Queue::bounded(1))?;
+    /// let limit = Duration::from_millis(1);
+    /// queue.push_timeout(7, limit)?;
+    /// let refused = queue.push_timeout(8, limit).unwrap_err();
+    /// assert_eq!((refused.value, refused.cause), (8, PushRefusal::TimedOut));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn push_timeout(&self, value: T, timeout: Duration) -> Result<(), PushError<T>> {
         self.raw.push_until(value, deadline(timeout))
     }
@@ -195,6 +227,17 @@ impl<T: ShmSafe + Unpin> Queue<T> {
     ///
     /// The element is in the queue, or gone with the caller; see [`lease`](Self::lease) for elements
     /// that must not be lost.
+    ///
+    /// ```
+    /// # use shmkit::{Pool, PopError, Queue};
+    /// # let pool = Pool::builder().create()?;
+    /// let queue = pool.create(Queue::bounded(8))?;
+    /// queue.push(7)?;
+    /// queue.close();
+    /// assert_eq!(queue.pop(), Ok(7));
+    /// assert_eq!(queue.pop(), Err(PopError::Closed));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     pub fn pop(&self) -> Result<T, PopError> {
         self.raw.pop_until(None, || self.raw.try_pop())
@@ -205,6 +248,16 @@ impl<T: ShmSafe + Unpin> Queue<T> {
     /// # Errors
     ///
     /// As for [`pop`](Self::pop), and [`PopError::Empty`].
+    ///
+    /// ```
+    /// # use shmkit::{Pool, PopError, Queue};
+    /// # let pool = Pool::builder().create()?;
+    /// let queue = pool.create(Queue::bounded(8))?;
+    /// queue.push(7)?;
+    /// assert_eq!(queue.try_pop(), Ok(7));
+    /// assert_eq!(queue.try_pop(), Err(PopError::Empty));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     pub fn try_pop(&self) -> Result<T, PopError> {
         self.raw.try_pop()
@@ -215,6 +268,18 @@ impl<T: ShmSafe + Unpin> Queue<T> {
     /// # Errors
     ///
     /// As for [`pop`](Self::pop), and [`PopError::TimedOut`].
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use shmkit::{Pool, PopError, Queue};
+    /// # let pool = Pool::builder().create()?;
+    /// let queue = pool.create(Queue::bounded(8))?;
+    /// queue.push(7)?;
+    /// let limit = Duration::from_millis(1);
+    /// assert_eq!(queue.pop_timeout(limit), Ok(7));
+    /// assert_eq!(queue.pop_timeout(limit), Err(PopError::TimedOut));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn pop_timeout(&self, timeout: Duration) -> Result<T, PopError> {
         self.raw.pop_until(deadline(timeout), || self.raw.try_pop())
     }
@@ -261,6 +326,18 @@ impl<T: ShmSafe + Unpin> Queue<T> {
     /// # Errors
     ///
     /// As for [`lease`](Self::lease), and [`PopError::Empty`].
+    ///
+    /// ```
+    /// # use shmkit::{Pool, PopError, Queue};
+    /// # let pool = Pool::builder().create()?;
+    /// let queue = pool.create(Queue::bounded(8))?;
+    /// queue.push(7)?;
+    /// let lease = queue.try_lease()?;
+    /// assert_eq!(queue.try_lease().err(), Some(PopError::Empty));
+    /// drop(lease);
+    /// assert_eq!(*queue.try_lease()?, 7);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn try_lease(&self) -> Result<Lease<'_, T>, PopError> {
         self.raw.try_lease()
     }
@@ -289,6 +366,17 @@ impl<T: ShmSafe + Unpin> Queue<T> {
     }
 
     /// A copy of the first element, if there is one.
+    ///
+    /// ```
+    /// # use shmkit::{Pool, Queue};
+    /// # let pool = Pool::builder().create()?;
+    /// let queue = pool.create(Queue::bounded(8))?;
+    /// assert_eq!(queue.peek(), None);
+    /// queue.push(7)?;
+    /// queue.push(8)?;
+    /// assert_eq!((queue.peek(), queue.len()), (Some(7), 2));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn peek(&self) -> Option<T>
     where
@@ -299,6 +387,16 @@ impl<T: ShmSafe + Unpin> Queue<T> {
 
     /// Copies of all elements, as they were at one moment, first to last. If the queue changes too
     /// fast for that: of those that are in it all the while, and perhaps of some that come or go.
+    ///
+    /// ```
+    /// # use shmkit::{Pool, Queue};
+    /// # let pool = Pool::builder().create()?;
+    /// let queue = pool.create(Queue::bounded(8))?;
+    /// (1..=3).try_for_each(|n| queue.push(n))?;
+    /// assert!(queue.iter().eq([1, 2, 3]));
+    /// assert_eq!(queue.len(), 3);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn iter(&self) -> Snapshot<T>
     where
@@ -309,24 +407,65 @@ impl<T: ShmSafe + Unpin> Queue<T> {
 
     /// How many elements there are. Leased ones are not counted. They are counted one by one, so it
     /// takes as long as there are many, and what comes and goes meanwhile may be counted or not.
+    ///
+    /// ```
+    /// # use shmkit::{Pool, Queue};
+    /// # let pool = Pool::builder().create()?;
+    /// let queue = pool.create(Queue::bounded(8))?;
+    /// (1..=3).try_for_each(|n| queue.push(n))?;
+    /// let lease = queue.lease()?;
+    /// assert_eq!(queue.len(), 2);
+    /// drop(lease);
+    /// assert_eq!(queue.len(), 3);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn len(&self) -> usize {
         self.raw.len()
     }
 
     /// True if there are none.
+    ///
+    /// ```
+    /// # use shmkit::{Pool, Queue};
+    /// # let pool = Pool::builder().create()?;
+    /// let queue = pool.create(Queue::bounded(8))?;
+    /// assert!(queue.is_empty());
+    /// queue.push(7)?;
+    /// assert!(!queue.is_empty());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.raw.is_empty()
     }
 
     /// How many elements there can be; `None` for any number.
+    ///
+    /// ```
+    /// # use shmkit::{Pool, Queue};
+    /// # let pool = Pool::builder().create()?;
+    /// assert_eq!(pool.create(Queue::<u32>::bounded(5))?.capacity(), Some(5));
+    /// assert_eq!(pool.create(Queue::<u32>::unbounded())?.capacity(), None);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn capacity(&self) -> Option<usize> {
         self.raw.capacity()
     }
 
     /// Pops as many elements as there are now. Each pop is atomic, the whole is not.
+    ///
+    /// ```
+    /// # use shmkit::{Pool, Queue};
+    /// # let pool = Pool::builder().create()?;
+    /// let queue = pool.create(Queue::bounded(8))?;
+    /// (1..=3).try_for_each(|n| queue.push(n))?;
+    /// queue.clear();
+    /// queue.push(4)?;
+    /// assert!(queue.iter().eq([4]));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn clear(&self) {
         for _ in 0..self.len() {
             if self.raw.try_pop().is_err() {
@@ -337,11 +476,32 @@ impl<T: ShmSafe + Unpin> Queue<T> {
 
     /// Refuses all pushes from now on. What is in the queue can be popped; after that, pops answer
     /// [`PopError::Closed`], or wait for elements that are leased, as these may come back.
+    ///
+    /// ```
+    /// # use shmkit::{Pool, PopError, PushRefusal, Queue};
+    /// # let pool = Pool::builder().create()?;
+    /// let queue = pool.create(Queue::bounded(8))?;
+    /// queue.push(7)?;
+    /// queue.close();
+    /// assert_eq!(queue.push(8).unwrap_err().cause, PushRefusal::Closed);
+    /// assert_eq!((queue.pop(), queue.pop()), (Ok(7), Err(PopError::Closed)));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn close(&self) {
         self.raw.close();
     }
 
     /// True once the queue is closed.
+    ///
+    /// ```
+    /// # use shmkit::{Pool, Queue};
+    /// # let pool = Pool::builder().create()?;
+    /// let queue = pool.create(Queue::<u32>::bounded(8))?;
+    /// assert!(!queue.is_closed());
+    /// queue.close();
+    /// assert!(queue.is_closed());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.raw.is_closed()
@@ -359,6 +519,19 @@ impl<T: ShmSafe + Unpin> fmt::Debug for Queue<T> {
 }
 
 /// The elements that were in a [`Queue`] at one moment; see [`Queue::iter`].
+///
+/// ```
+/// use shmkit::{Pool, Queue};
+///
+/// let pool = Pool::builder().create()?;
+/// let queue = pool.create(Queue::bounded(8))?;
+/// (1..=4).try_for_each(|n| queue.push(n))?;
+/// let all = queue.iter();
+/// queue.clear();
+/// assert_eq!(all.len(), 4, "as they were");
+/// assert!(all.rev().eq([4, 3, 2, 1]));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Snapshot<T>(std::vec::IntoIter<T>);
 

@@ -40,6 +40,20 @@ impl<T> fmt::Debug for PushError<T> {
 }
 
 /// Why a value was not pushed.
+///
+/// ```
+/// use shmkit::{Pool, PushRefusal, Queue};
+///
+/// let pool = Pool::builder().create()?;
+/// let queue = pool.create(Queue::bounded(1))?;
+/// queue.push(7)?;
+/// assert_eq!(queue.try_push(8).unwrap_err().cause, PushRefusal::Full);
+/// queue.close();
+/// assert_eq!(queue.push(8).unwrap_err().cause, PushRefusal::Closed);
+/// let nothing = pool.create(Queue::bounded(0))?;
+/// assert_eq!(nothing.push(7).unwrap_err().cause, PushRefusal::NoCapacity);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PushRefusal {
@@ -67,6 +81,18 @@ pub enum PushRefusal {
 }
 
 /// Why nothing was popped.
+///
+/// ```
+/// use shmkit::{Pool, PopError, Queue};
+///
+/// let pool = Pool::builder().create()?;
+/// let queue = pool.create(Queue::<u32>::unbounded())?;
+/// assert_eq!(queue.try_pop(), Err(PopError::Empty));
+/// queue.close();
+/// assert_eq!(queue.pop(), Err(PopError::Closed));
+/// assert_eq!(Queue::<u32>::unbounded().pop(), Err(PopError::NotInPool));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PopError {
