@@ -42,7 +42,7 @@ use std::marker::PhantomData;
 
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
-use crate::participants::thread;
+use crate::participants::thread::{self, InPool};
 
 pub use barrier::{Barrier, BarrierError, BarrierWaitResult};
 pub use condvar::{Condvar, WaitTimeoutResult};
@@ -71,7 +71,7 @@ impl Holder {
     /// The calling thread has taken `lock` with `slot`. What is counted is found by the lock, whose address
     /// is known before the slot's is.
     #[inline]
-    fn new<T: ?Sized>(lock: &T, slot: &'static Slot) -> Self {
+    fn new<T: InPool>(lock: &T, slot: &'static Slot) -> Self {
         const { assert!(Self::UNWINDING & Tag::FLAGS != 0) };
         thread::guard_made(lock);
         let unwinding = if std::thread::panicking() {
@@ -88,7 +88,7 @@ impl Holder {
     /// The guard of `lock` ends. The slot with which to unlock, if this thread, in this process, still
     /// has it.
     #[inline]
-    fn end<T: ?Sized>(&self, lock: &T) -> Option<&'static Slot> {
+    fn end<T: InPool>(&self, lock: &T) -> Option<&'static Slot> {
         let slot = thread::still_held(lock, Tag::of_word(self.word))?;
         thread::guard_dropped(lock);
         Some(slot)
