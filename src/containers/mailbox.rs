@@ -136,36 +136,50 @@ pub enum RecvError {
 }
 
 impl<T: ShmSafe + Unpin> Mailbox<T> {
-    /// A mailbox with so many slots, to be put into a pool.
+    /// A mailbox for so many messages, to be put into a pool.
     ///
     /// # Panics
     ///
     /// If there are more than 2^32.
     #[must_use]
-    pub const fn new(slots: usize) -> Self {
+    pub const fn new(capacity: usize) -> Self {
         Mailbox {
-            messages: Raw::bounded(slots),
+            messages: Raw::bounded(capacity),
             receiver: AtomicU64::new(0),
             woken: AtomicU64::new(0),
             _in_place: PhantomPinned,
         }
     }
 
-    /// Sends a message, waiting for a slot.
+    /// Sends a message, waiting for room.
     ///
     /// # Errors
     ///
     /// See [`PushRefusal`](crate::PushRefusal). The message comes back with the error.
+    ///
+    /// # Crash behaviour
+    ///
+    /// The message is sent, whole, or not.
     #[inline]
     pub fn send(&self, message: T) -> Result<(), PushError<T>> {
         self.messages.push_until(message, None)
     }
 
-    /// Sends a message if a slot is free.
+    /// Sends a message if there is room.
     ///
     /// # Errors
     ///
     /// As for [`send`](Self::send), and [`PushRefusal::Full`](crate::PushRefusal::Full).
+    ///
+    /// ```
+    /// # use shmkit::{Mailbox, Pool, PushRefusal};
+    /// # let pool = Pool::builder().create()?;
+    /// let mailbox = pool.create(Mailbox::new(1))?;
+    /// mailbox.try_send("letter".len())?;
+    /// let refused = mailbox.try_send(7).unwrap_err();
+    /// assert_eq!((refused.value, refused.cause), (7, PushRefusal::Full));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     pub fn try_send(&self, message: T) -> Result<(), PushError<T>> {
         self.messages.try_push(message)
@@ -206,6 +220,20 @@ impl<T: ShmSafe + Unpin> Mailbox<T> {
     /// Wakes the receiver without a message: its wait, or else its next look, answers
     /// [`RecvError::Woken`]. Wakes that the receiver has not seen yet are one. One that comes during a
     /// receive may be seen by the next.
+    ///
+    /// # Crash behaviour
+    ///
+    /// The receiver is woken or not; if the caller is killed in between, within milliseconds.
+    ///
+    /// ```
+    /// # use shmkit::{Mailbox, Pool, RecvError};
+    /// # let pool = Pool::builder().create()?;
+    /// let mailbox = pool.create(Mailbox::<u64>::new(4))?;
+    /// let receiver = mailbox.receiver()?;
+    /// mailbox.wake();
+    /// assert_eq!(receiver.recv(), Err(RecvError::Woken));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn wake(&self) {
         // A constant stays as it is: only what is in a pool is shared.
         if here(self).is_ok() {
@@ -228,11 +256,15 @@ impl<T: ShmSafe + Unpin> Mailbox<T> {
 
     /// How many messages can wait.
     #[must_use]
-    pub fn slots(&self) -> usize {
+    pub fn capacity(&self) -> usize {
         self.messages.capacity().unwrap_or(0)
     }
 
     /// Refuses all messages from now on. The receiver can still take those that wait.
+    ///
+    /// # Crash behaviour
+    ///
+    /// The mailbox is closed or not.
     pub fn close(&self) {
         self.messages.close();
     }
@@ -248,7 +280,7 @@ impl<T: ShmSafe + Unpin> fmt::Debug for Mailbox<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Mailbox")
             .field("len", &self.len())
-            .field("slots", &self.slots())
+            .field("capacity", &self.capacity())
             .field("closed", &self.is_closed())
             .finish()
     }
