@@ -13,12 +13,12 @@
 //!
 //! Invariant: if the array has elements, their number is a multiple of `columns`, which is not 0.
 
+mod bands;
+
 use std::fmt;
-use std::iter::FusedIterator;
 use std::marker::PhantomPinned;
 use std::mem::offset_of;
-use std::ops::{Deref, DerefMut, RangeBounds};
-use std::slice::{ChunksExact, ChunksExactMut};
+use std::ops::{Range, RangeBounds};
 
 use super::array::Array;
 use super::elements;
@@ -31,6 +31,8 @@ use crate::layout::{Field, TypeInfo};
 use crate::pool::{ObjectError, OutOfMemory, Pool};
 use crate::primitive::{AtomicU64, Ordering};
 use crate::{KillSafe, ShmSafe};
+
+pub use bands::{RowBand, RowBandMut, Rows, RowsMut};
 
 /// A matrix in a pool: rows of equal length, used by many processes at once.
 ///
@@ -108,12 +110,6 @@ pub enum ShapeError {
     Resize(#[from] ResizeError),
 }
 
-/// Where a row begins in its band; in none, if that is more than can be counted.
-#[inline]
-const fn place_of(row: usize, columns: usize) -> usize {
-    row.saturating_mul(columns)
-}
-
 /// The number of elements.
 fn count(rows: usize, columns: usize) -> Result<usize, ShapeError> {
     if rows == 0 || columns == 0 {
@@ -183,7 +179,15 @@ impl<T: KillSafe + Unpin> Matrix<T> {
     ///
     /// # Errors
     ///
-    /// As for [`filled_in`](Self::filled_in).
+    /// As for [`filled_in`](Self::filled_in), and [`ShapeError::Ragged`].
+    ///
+    /// ```
+    /// # use shmkit::{Matrix, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let table = Matrix::from_rows_in(pool, &[[1, 2, 3], [4, 5, 6]])?;
+    /// assert_eq!((table.dims(), table.get(1, 0)?), ((2, 3), 4));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn from_rows_in(pool: Pool, rows: &[impl AsRef<[T]>]) -> Result<Shared<Self>, ShapeError>
     where
         T: Copy,
@@ -230,6 +234,16 @@ impl<T: KillSafe + Unpin> Matrix<T> {
     /// # Crash behaviour
     ///
     /// The matrix has all its elements, or none.
+    ///
+    /// ```
+    /// # use shmkit::{Matrix, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let pair = pool.create((Matrix::new(), Matrix::new()))?;
+    /// pair.0.fill(2, 3, 1.5)?;
+    /// assert_eq!((pair.0.dims(), pair.1.dims()), ((2, 3), (0, 0)));
+    /// assert!(pair.0.fill(2, 3, 2.5).is_err());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn fill(&self, rows: usize, columns: usize, value: T) -> Result<(), ShapeError>
     where
         T: Copy,
@@ -369,11 +383,29 @@ impl<T: KillSafe + Unpin> Matrix<T> {
         self.cells.set(self.index(row, column)?, value)
     }
 
-    /// Replaces an element by what `f` makes of it; see [`Array::update`].
+    /// Replaces an element by what `f` makes of it; what it was. `f` may run again: see
+    /// [`Array::update`].
     ///
     /// # Errors
     ///
     /// As for [`get`](Self::get).
+    ///
+    /// # Panics
+    ///
+    /// If `f` does. The element is as it was.
+    ///
+    /// # Crash behaviour
+    ///
+    /// As for [`set`](Self::set).
+    ///
+    /// ```
+    /// # use shmkit::{Matrix, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let table = Matrix::filled_in(pool, 2, 3, 5_u32)?;
+    /// assert_eq!(table.update(1, 2, |n| n + 1)?, 5);
+    /// assert_eq!(table.get(1, 2)?, 6);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn update(
         &self,
         row: usize,
@@ -421,9 +453,8 @@ impl<T: KillSafe + Unpin> Matrix<T> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn rows(&self, rows: impl RangeBounds<usize>) -> Result<RowBand<'_, T>, ClaimError> {
-        let (height, columns) = self.dims();
-        let rows = resolve(rows, height)?;
-        let claim = self.cells.claim(rows.start * columns..rows.end * columns)?;
+        let (elements, columns) = self.band(rows)?;
+        let claim = self.cells.claim(elements)?;
         Ok(RowBand { claim, columns })
     }
 
@@ -445,12 +476,16 @@ impl<T: KillSafe + Unpin> Matrix<T> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn rows_mut(&self, rows: impl RangeBounds<usize>) -> Result<RowBandMut<'_, T>, ClaimError> {
+        let (elements, columns) = self.band(rows)?;
+        let claim = self.cells.claim_mut(elements)?;
+        Ok(RowBandMut { claim, columns })
+    }
+
+    /// The elements of some rows, and the columns.
+    fn band(&self, rows: impl RangeBounds<usize>) -> Result<(Range<usize>, usize), ClaimError> {
         let (height, columns) = self.dims();
         let rows = resolve(rows, height)?;
-        let claim = self
-            .cells
-            .claim_mut(rows.start * columns..rows.end * columns)?;
-        Ok(RowBandMut { claim, columns })
+        Ok((rows.start * columns..rows.end * columns, columns))
     }
 }
 
@@ -474,144 +509,5 @@ impl<T: KillSafe + Unpin> fmt::Debug for Matrix<T> {
         f.debug_struct("Matrix")
             .field("dims", &self.dims())
             .finish_non_exhaustive()
-    }
-}
-
-/// Rows one after the other.
-#[derive(Debug)]
-pub struct Rows<'a, T>(ChunksExact<'a, T>);
-
-/// Rows one after the other, for writing.
-#[derive(Debug)]
-pub struct RowsMut<'a, T>(ChunksExactMut<'a, T>);
-
-macro_rules! rows {
-    ($rows:ident, $row:ty) => {
-        impl<'a, T> Iterator for $rows<'a, T> {
-            type Item = $row;
-
-            #[inline]
-            fn next(&mut self) -> Option<$row> {
-                self.0.next()
-            }
-
-            fn size_hint(&self) -> (usize, Option<usize>) {
-                self.0.size_hint()
-            }
-
-            fn nth(&mut self, n: usize) -> Option<$row> {
-                self.0.nth(n)
-            }
-        }
-
-        impl<T> DoubleEndedIterator for $rows<'_, T> {
-            fn next_back(&mut self) -> Option<Self::Item> {
-                self.0.next_back()
-            }
-        }
-
-        impl<T> ExactSizeIterator for $rows<'_, T> {}
-        impl<T> FusedIterator for $rows<'_, T> {}
-    };
-}
-
-rows!(Rows, &'a [T]);
-rows!(RowsMut, &'a mut [T]);
-
-/// A band of rows, claimed for reading; as a slice, its elements in row-major order.
-pub struct RowBand<'a, T> {
-    claim: Claim<'a, T>,
-    columns: usize,
-}
-
-/// A band of rows, claimed for writing; as a slice, its elements in row-major order.
-pub struct RowBandMut<'a, T> {
-    claim: ClaimMut<'a, T>,
-    columns: usize,
-}
-
-macro_rules! band {
-    ($band:ident) => {
-        impl<T> $band<'_, T> {
-            /// How many rows and columns the band has.
-            #[inline]
-            #[must_use]
-            pub fn dims(&self) -> (usize, usize) {
-                (self.claim.len() / self.columns.max(1), self.columns)
-            }
-
-            /// A row of the band, counted from its first.
-            ///
-            /// # Panics
-            ///
-            /// If the band has no such row.
-            #[inline]
-            #[must_use]
-            pub fn row(&self, row: usize) -> &[T] {
-                &self.claim[place_of(row, self.columns)..][..self.columns]
-            }
-
-            /// The rows, one after the other.
-            #[inline]
-            pub fn iter_rows(&self) -> Rows<'_, T> {
-                Rows(self.claim.chunks_exact(self.columns.max(1)))
-            }
-        }
-
-        impl<T> Deref for $band<'_, T> {
-            type Target = [T];
-
-            #[inline]
-            fn deref(&self) -> &[T] {
-                &self.claim
-            }
-        }
-
-        impl<T> AsRef<[T]> for $band<'_, T> {
-            fn as_ref(&self) -> &[T] {
-                &self.claim
-            }
-        }
-
-        impl<T: fmt::Debug> fmt::Debug for $band<'_, T> {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.debug_list().entries(self.iter_rows()).finish()
-            }
-        }
-    };
-}
-
-band!(RowBand);
-band!(RowBandMut);
-
-impl<T> RowBandMut<'_, T> {
-    /// True if a process died writing here; see [`ClaimMut::was_orphaned`].
-    #[must_use]
-    pub fn was_orphaned(&self) -> bool {
-        self.claim.was_orphaned()
-    }
-
-    /// A row of the band, counted from its first, for writing.
-    ///
-    /// # Panics
-    ///
-    /// If the band has no such row.
-    #[inline]
-    #[must_use]
-    pub fn row_mut(&mut self, row: usize) -> &mut [T] {
-        &mut self.claim[place_of(row, self.columns)..][..self.columns]
-    }
-
-    /// The rows, one after the other, for writing.
-    #[inline]
-    pub fn iter_rows_mut(&mut self) -> RowsMut<'_, T> {
-        RowsMut(self.claim.chunks_exact_mut(self.columns.max(1)))
-    }
-}
-
-impl<T> DerefMut for RowBandMut<'_, T> {
-    #[inline]
-    fn deref_mut(&mut self) -> &mut [T] {
-        &mut self.claim
     }
 }
