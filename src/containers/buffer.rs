@@ -150,7 +150,7 @@ impl Buffer {
         Self::of_capacity(0)
     }
 
-    /// An empty buffer that holds no more than `capacity` bytes at a time.
+    /// An empty buffer that holds no more than `capacity` bytes at a time, to be put into a pool.
     ///
     /// # Panics
     ///
@@ -244,6 +244,18 @@ impl Buffer {
     /// # Errors
     ///
     /// See [`RangeError`]. At the end itself there are none.
+    ///
+    /// ```
+    /// # use shmkit::{Buffer, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let log = pool.create(Buffer::new())?;
+    /// log.append(b"one")?;
+    /// let mut bytes = [0; 8];
+    /// assert_eq!(log.read_at(1, &mut bytes)?, 2);
+    /// assert_eq!(&bytes[..2], b"ne");
+    /// assert_eq!(log.read_at(log.end(), &mut bytes)?, 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn read_at(&self, from: Position, into: &mut [u8]) -> Result<usize, RangeError> {
         let end = self.end();
         let to = from.saturating_add(into.len() as u64).min(end.max(from));
@@ -256,7 +268,21 @@ impl Buffer {
         Ok(done)
     }
 
-    /// A reader that begins at a position. It waits for what is not there yet.
+    /// A reader that begins at a position. It waits for what is not there yet, until the buffer is
+    /// [closed](Self::close).
+    ///
+    /// ```
+    /// # use std::io::Read;
+    /// # use shmkit::{Buffer, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let log = pool.create(Buffer::new())?;
+    /// log.append(b"skipped, read")?;
+    /// log.close()?;
+    /// let mut text = String::new();
+    /// log.reader(9).read_to_string(&mut text)?;
+    /// assert_eq!(text, "read");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn reader(&self, from: Position) -> Reader<'_> {
         Reader::new(self, from)
@@ -288,6 +314,10 @@ impl Buffer {
     /// # Errors
     ///
     /// See [`RangeError`].
+    ///
+    /// # Crash behaviour
+    ///
+    /// As for [`truncate_front`](Self::truncate_front).
     pub fn clear(&self) -> Result<(), RangeError> {
         self.truncate_front(self.end())
     }

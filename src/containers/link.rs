@@ -105,6 +105,11 @@ impl<T: ShmSafe> Link<T> {
     /// # Errors
     ///
     /// See [`LinkError`].
+    ///
+    /// # Crash behaviour
+    ///
+    /// The link leads to the one or to the other, and no object is counted wrongly. If the caller is killed
+    /// before what nobody holds is gone, others destroy it.
     pub fn set(&self, to: Option<&Shared<T>>) -> Result<(), LinkError> {
         let Here { arena, slot } = here(self)?;
         if to.is_some_and(|to| to.pool() != Pool(arena)) {
@@ -159,6 +164,16 @@ impl<T: ShmSafe> Link<T> {
     /// or the thread has no slot in the pool.
     ///
     /// While a view is open, nothing that it could see is freed.
+    ///
+    /// ```
+    /// # use shmkit::{Link, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let first = pool.create(Link::null())?;
+    /// assert!(first.is_null() && first.view().is_none());
+    /// first.set(Some(&pool.create(7_u32)?))?;
+    /// assert_eq!(first.view().as_deref(), Some(&7));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn view(&self) -> Option<View<'_, T>> {
         let Here { arena, slot } = here(self).ok()?;

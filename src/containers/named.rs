@@ -96,6 +96,10 @@ impl Pool {
     ///
     /// See [`NamedError`].
     ///
+    /// # Crash behaviour
+    ///
+    /// The object has the name, and is kept by it, or it has not.
+    ///
     /// ```
     /// # use shmkit::Pool;
     /// # let pool = Pool::builder().create()?;
@@ -132,6 +136,14 @@ impl Pool {
     /// # Errors
     ///
     /// See [`NamedError`].
+    ///
+    /// # Panics
+    ///
+    /// If `init` does. Nothing was made.
+    ///
+    /// # Crash behaviour
+    ///
+    /// The object is there under its name, whole, or there is none. `init` runs while nothing is locked.
     ///
     /// ```
     /// # use std::sync::atomic::{AtomicU64, Ordering};
@@ -173,6 +185,19 @@ impl Pool {
     /// # Errors
     ///
     /// [`NamedError::NotFound`].
+    ///
+    /// # Crash behaviour
+    ///
+    /// The name is there or gone. An object that nothing holds then is destroyed, by others if need be.
+    ///
+    /// ```
+    /// # use shmkit::{NamedError, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// pool.set_name("answer", &pool.create(42_u32)?)?;
+    /// pool.remove_name("answer")?;
+    /// assert!(matches!(pool.named::<u32>("answer"), Err(NamedError::NotFound)));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn remove_name(self, name: &str) -> Result<(), NamedError> {
         let slot = thread::slot(self.0)?;
         let removed = names::locked(self.0, slot, || names::remove(self.0, slot, name));

@@ -205,6 +205,16 @@ impl<T: ShmSafe + Unpin> Queue<T> {
     /// # Errors
     ///
     /// As for [`pop`](Self::pop), and [`PopError::Empty`].
+    ///
+    /// ```
+    /// # use shmkit::{Pool, PopError, Queue};
+    /// # let pool = Pool::builder().create()?;
+    /// let queue = pool.create(Queue::bounded(8))?;
+    /// queue.push(7)?;
+    /// assert_eq!(queue.try_pop(), Ok(7));
+    /// assert_eq!(queue.try_pop(), Err(PopError::Empty));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     pub fn try_pop(&self) -> Result<T, PopError> {
         self.raw.try_pop()
@@ -261,6 +271,10 @@ impl<T: ShmSafe + Unpin> Queue<T> {
     /// # Errors
     ///
     /// As for [`lease`](Self::lease), and [`PopError::Empty`].
+    ///
+    /// # Crash behaviour
+    ///
+    /// As for [`lease`](Self::lease).
     pub fn try_lease(&self) -> Result<Lease<'_, T>, PopError> {
         self.raw.try_lease()
     }
@@ -288,7 +302,19 @@ impl<T: ShmSafe + Unpin> Queue<T> {
             .pop_until(deadline(timeout), || self.raw.try_lease())
     }
 
-    /// A copy of the first element, if there is one.
+    /// A copy of the first element, if there is one. It may be popped by somebody else at any moment.
+    ///
+    /// ```
+    /// # use shmkit::{Pool, Queue};
+    /// # let pool = Pool::builder().create()?;
+    /// let queue = pool.create(Queue::bounded(8))?;
+    /// queue.push(1)?;
+    /// queue.push(2)?;
+    /// assert_eq!(queue.peek(), Some(1));
+    /// assert_eq!(queue.iter().collect::<Vec<_>>(), [1, 2]);
+    /// assert_eq!((queue.len(), queue.capacity()), (2, Some(8)));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn peek(&self) -> Option<T>
     where
@@ -326,7 +352,12 @@ impl<T: ShmSafe + Unpin> Queue<T> {
         self.raw.capacity()
     }
 
-    /// Pops as many elements as there are now. Each pop is atomic, the whole is not.
+    /// Pops as many elements as there are now. Each pop is atomic, the whole is not. Leased elements
+    /// stay, and may come back.
+    ///
+    /// # Crash behaviour
+    ///
+    /// A caller that is killed has popped the first few of them.
     pub fn clear(&self) {
         for _ in 0..self.len() {
             if self.raw.try_pop().is_err() {
@@ -337,6 +368,21 @@ impl<T: ShmSafe + Unpin> Queue<T> {
 
     /// Refuses all pushes from now on. What is in the queue can be popped; after that, pops answer
     /// [`PopError::Closed`], or wait for elements that are leased, as these may come back.
+    ///
+    /// # Crash behaviour
+    ///
+    /// The queue is closed or not. Who sleeps when the caller is killed finds out within milliseconds.
+    ///
+    /// ```
+    /// # use shmkit::{Pool, PopError, PushRefusal, Queue};
+    /// # let pool = Pool::builder().create()?;
+    /// let queue = pool.create(Queue::unbounded())?;
+    /// queue.push(7)?;
+    /// queue.close();
+    /// assert_eq!(queue.push(8).unwrap_err().cause, PushRefusal::Closed);
+    /// assert_eq!((queue.pop(), queue.pop()), (Ok(7), Err(PopError::Closed)));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn close(&self) {
         self.raw.close();
     }
