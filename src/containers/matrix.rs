@@ -238,7 +238,7 @@ impl<T: KillSafe + Unpin> Matrix<T> {
     /// ```
     /// # use shmkit::{Matrix, Pool};
     /// # let pool = Pool::builder().create()?;
-    /// let pair = pool.create((Matrix::new(), Matrix::new()))?;
+    /// let pair = pool.create((Matrix::new(), Matrix::<u8>::new()))?;
     /// pair.0.fill(2, 3, 1.5)?;
     /// assert_eq!((pair.0.dims(), pair.1.dims()), ((2, 3), (0, 0)));
     /// assert!(pair.0.fill(2, 3, 2.5).is_err());
