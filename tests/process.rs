@@ -8,7 +8,7 @@ use std::io::{PipeReader, PipeWriter, Read, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{ExitCode, Output};
 
-use common::{Named, no_child_left, open_descriptors, program};
+use common::{Named, no_child_left, open_descriptors, program, quietly};
 
 mod common;
 #[path = "process/crowds.rs"]
@@ -191,15 +191,6 @@ fn role_succeeds(role: &str) -> Output {
     let output = program(role).output().unwrap();
     assert!(output.status.success(), "{role}: {output:?}");
     output
-}
-
-/// Runs `f` with nothing printed on standard error, for panics that are meant.
-fn quietly<T>(f: impl FnOnce() -> T) -> T {
-    let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| ()));
-    let outcome = catch_unwind(AssertUnwindSafe(f));
-    std::panic::set_hook(hook);
-    outcome.unwrap_or_else(|payload| std::panic::resume_unwind(payload))
 }
 
 fn panic_message(f: impl FnOnce()) -> String {

@@ -3,7 +3,6 @@
 //! Its own harness, see `common`: each case has a process of its own.
 
 use std::io::{PipeReader, PipeWriter, Read, Write, pipe};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -60,6 +59,7 @@ const CASES: &[common::Named] = table! {
         waiters_killed_at_random
         owner_killed_during_a_wait
         waits_time_out
+        a_panic_hides_no_timeout
         broadcast;
     semaphores:
         no_more_than_there_are
@@ -136,15 +136,6 @@ fn shared<T: ShmSafe>(value: T) -> Shared<T> {
 
 /// Longer than anything takes, on whatever machine.
 const LONG: Duration = Duration::from_secs(20);
-
-/// Runs `f` with nothing printed on standard error, for panics that are meant.
-fn quietly<T>(f: impl FnOnce() -> T) -> T {
-    let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| ()));
-    let outcome = catch_unwind(AssertUnwindSafe(f));
-    std::panic::set_hook(hook);
-    outcome.unwrap_or_else(|payload| std::panic::resume_unwind(payload))
-}
 
 /// Kills the child and reaps it. It must not have ended before.
 #[track_caller]

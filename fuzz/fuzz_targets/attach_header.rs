@@ -15,8 +15,7 @@ const WORDS: u64 = 56;
 
 /// The file of a small pool with a few things in it.
 fn file() -> File {
-    let mut builder = Pool::builder();
-    builder.initial_size(64 << 10).max_size(1 << 20);
+    let builder = Pool::builder().initial_size(64 << 10).max_size(1 << 20);
     let pool = builder.create().unwrap();
     let number = pool.named_or_create("number", || 7_u64).unwrap();
     pool.allocate(Layout::new::<[u8; 100]>()).unwrap();

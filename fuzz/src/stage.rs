@@ -18,7 +18,7 @@ pub struct Stage<T: ShmSafe> {
 }
 
 impl<T: ShmSafe> Stage<T> {
-    pub fn new(pool: &PoolBuilder, empty: T) -> Self {
+    pub fn new(pool: PoolBuilder, empty: T) -> Self {
         let pool = pool.create().unwrap();
         // SAFETY: what a killed one had is on the stack of its closure, and forgotten.
         let (mut mine, other) = unsafe { (Participant::new(), Participant::new()) };

@@ -319,17 +319,19 @@ impl Buffer {
         Ok(done)
     }
 
-    /// A reader that begins at a position. It waits for what is not there yet.
+    /// A reader that begins at a position. It waits for what is not there yet, until the buffer is
+    /// [closed](Self::close).
     ///
     /// ```
-    /// # use std::io::{BufRead, BufReader};
+    /// # use std::io::Read;
     /// # use shmkit::{Buffer, Pool};
     /// # let pool = Pool::builder().create()?;
     /// let log = pool.create(Buffer::new())?;
-    /// log.append(b"one\ntwo\nthree\n")?;
+    /// log.append(b"skipped, read")?;
     /// log.close()?;
-    /// let lines: Result<Vec<_>, _> = BufReader::new(log.reader(4)).lines().collect();
-    /// assert_eq!(lines?, ["two", "three"]);
+    /// let mut text = String::new();
+    /// log.reader(9).read_to_string(&mut text)?;
+    /// assert_eq!(text, "read");
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[must_use]
@@ -375,6 +377,10 @@ impl Buffer {
     /// # Errors
     ///
     /// See [`RangeError`].
+    ///
+    /// # Crash behaviour
+    ///
+    /// As for [`truncate_front`](Self::truncate_front).
     ///
     /// ```
     /// # use shmkit::{Buffer, Pool};

@@ -51,7 +51,8 @@ use crate::layout::arena::Arena;
 use crate::participants::pid::ProcessId;
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
-use crate::participants::{life, lock, recovery, thread};
+use crate::participants::thread::{self, InPool};
+use crate::participants::{life, lock, recovery};
 use crate::primitive::{AtomicU64, Ordering, fence};
 use crate::sys::futex;
 
@@ -100,6 +101,8 @@ struct Entry {
     word: AtomicU64,
 }
 
+impl InPool for Entry {}
+
 /// The table.
 #[repr(C)]
 pub(super) struct Claims {
@@ -142,8 +145,7 @@ impl Taken<'_> {
     /// Whether it is this thread's. A copy in a forked child is not.
     pub(super) fn is_ours(&self) -> bool {
         let owner = Tag::of_word(self.entry.word.load(Ordering::Relaxed));
-        thread::known_slot_at(std::ptr::from_ref(self.entry).addr())
-            .is_some_and(|slot| slot.tag() == owner)
+        thread::known_slot_near(self.entry).is_some_and(|slot| slot.tag() == owner)
     }
 }
 

@@ -136,6 +136,11 @@ impl<T: ShmSafe> Link<T> {
     ///
     /// See [`LinkError`].
     ///
+    /// # Crash behaviour
+    ///
+    /// The link leads to the one or to the other, and no object is counted wrongly. If the caller is killed
+    /// before what nobody holds is gone, others destroy it.
+    ///
     /// ```
     /// # use shmkit::{HandleError, Link, Pool};
     /// # let pool = Pool::builder().create()?;

@@ -162,7 +162,7 @@ pub enum RecvError {
 }
 
 impl<T: ShmSafe + Unpin> Mailbox<T> {
-    /// A mailbox with so many slots, to be put into a pool.
+    /// A mailbox for so many messages, to be put into a pool.
     ///
     /// # Panics
     ///
@@ -178,20 +178,24 @@ impl<T: ShmSafe + Unpin> Mailbox<T> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[must_use]
-    pub const fn new(slots: usize) -> Self {
+    pub const fn new(capacity: usize) -> Self {
         Mailbox {
-            messages: Raw::bounded(slots),
+            messages: Raw::bounded(capacity),
             receiver: AtomicU64::new(0),
             woken: AtomicU64::new(0),
             _in_place: PhantomPinned,
         }
     }
 
-    /// Sends a message, waiting for a slot.
+    /// Sends a message, waiting for room.
     ///
     /// # Errors
     ///
     /// See [`PushRefusal`](crate::PushRefusal). The message comes back with the error.
+    ///
+    /// # Crash behaviour
+    ///
+    /// The message is sent, whole, or not.
     ///
     /// ```
     /// # use shmkit::{Mailbox, Pool};
@@ -208,7 +212,7 @@ impl<T: ShmSafe + Unpin> Mailbox<T> {
         self.messages.push_until(message, None)
     }
 
-    /// Sends a message if a slot is free.
+    /// Sends a message if there is room.
     ///
     /// # Errors
     ///
@@ -288,16 +292,17 @@ impl<T: ShmSafe + Unpin> Mailbox<T> {
     /// [`RecvError::Woken`]. Wakes that the receiver has not seen yet are one. One that comes during a
     /// receive may be seen by the next.
     ///
+    /// # Crash behaviour
+    ///
+    /// The receiver is woken or not; if the caller is killed in between, within milliseconds.
+    ///
     /// ```
     /// # use shmkit::{Mailbox, Pool, RecvError};
     /// # let pool = Pool::builder().create()?;
-    /// let mailbox = pool.create(Mailbox::new(4))?;
+    /// let mailbox = pool.create(Mailbox::<u64>::new(4))?;
     /// let receiver = mailbox.receiver()?;
-    /// mailbox.send(7)?;
-    /// mailbox.wake();
     /// mailbox.wake();
     /// assert_eq!(receiver.recv(), Err(RecvError::Woken));
-    /// assert_eq!(receiver.recv(), Ok(7));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn wake(&self) {
@@ -353,11 +358,15 @@ impl<T: ShmSafe + Unpin> Mailbox<T> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[must_use]
-    pub fn slots(&self) -> usize {
+    pub fn capacity(&self) -> usize {
         self.messages.capacity().unwrap_or(0)
     }
 
     /// Refuses all messages from now on. The receiver can still take those that wait.
+    ///
+    /// # Crash behaviour
+    ///
+    /// The mailbox is closed or not.
     ///
     /// ```
     /// # use shmkit::{Mailbox, Pool, PushRefusal, RecvError};
@@ -396,7 +405,7 @@ impl<T: ShmSafe + Unpin> fmt::Debug for Mailbox<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Mailbox")
             .field("len", &self.len())
-            .field("slots", &self.slots())
+            .field("capacity", &self.capacity())
             .field("closed", &self.is_closed())
             .finish()
     }

@@ -184,14 +184,14 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> MultiMap<K, V, S> {
     /// [`ChangeError`]; the map is as it was.
     ///
     /// ```
-    /// # use shmkit::{ChangeError, MultiMap, Pool};
+    /// # use shmkit::{MultiMap, Pool};
     /// # let pool = Pool::builder().create()?;
     /// let scopes = pool.create(MultiMap::<str, u32>::new())?;
     /// scopes.push("x", 1)?;
-    /// assert_eq!(scopes.try_pop("x")?.as_deref(), Some(&1));
+    /// scopes.push("x", 2)?;
+    /// assert_eq!(scopes.try_pop("x")?.as_deref(), Some(&2));
+    /// assert_eq!(scopes.pop("x").as_deref(), Some(&1));
     /// assert!(scopes.try_pop("x")?.is_none());
-    /// let nowhere = MultiMap::<str, u32>::new();
-    /// assert_eq!(nowhere.try_pop("x").err(), Some(ChangeError::NotInPool));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn try_pop(&self, key: &K) -> Result<Option<View<'_, V>>, ChangeError> {

@@ -108,6 +108,10 @@ impl Pool {
     ///
     /// See [`NamedError`].
     ///
+    /// # Crash behaviour
+    ///
+    /// The object has the name, and is kept by it, or it has not.
+    ///
     /// ```
     /// # use shmkit::Pool;
     /// # let pool = Pool::builder().create()?;
@@ -159,6 +163,14 @@ impl Pool {
     ///
     /// See [`NamedError`].
     ///
+    /// # Panics
+    ///
+    /// If `init` does. Nothing was made.
+    ///
+    /// # Crash behaviour
+    ///
+    /// The object is there under its name, whole, or there is none. `init` runs while nothing is locked.
+    ///
     /// ```
     /// # use std::sync::atomic::{AtomicU64, Ordering};
     /// # use shmkit::Pool;
@@ -199,6 +211,10 @@ impl Pool {
     /// # Errors
     ///
     /// [`NamedError::NotFound`].
+    ///
+    /// # Crash behaviour
+    ///
+    /// The name is there or gone. An object that nothing holds then is destroyed, by others if need be.
     ///
     /// ```
     /// # use shmkit::{NamedError, Pool};

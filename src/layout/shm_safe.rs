@@ -225,7 +225,7 @@ mod mortal {
 
 // SAFETY: two numbers; their order is the compiler's choice, which the fingerprint says.
 unsafe impl ShmSafe for Duration {
-    const TYPE: &'static TypeInfo = &TypeInfo::scalar::<Self>("Duration").with_compiler_layout();
+    const TYPE: &'static TypeInfo = &TypeInfo::scalar::<Self>("Duration").compiler_layout();
 }
 
 // SAFETY: there are no bytes.
@@ -263,7 +263,7 @@ unsafe impl<T: KillSafe, const N: usize> KillSafe for [T; N] {}
 unsafe impl<T: ShmSafe> ShmSafe for Option<T> {
     const TYPE: &'static TypeInfo =
         &TypeInfo::library::<Self>("Option", const { &[Field::within::<T>("Some")] })
-            .with_compiler_layout();
+            .compiler_layout();
     const IMAGE_BOUND: bool = T::IMAGE_BOUND;
     const OWNS: bool = owns_nothing(Field::within::<T>("T"));
 }

@@ -328,7 +328,7 @@ macro_rules! flagged {
 flagged! {
     plain false;
     image true;
-    compiler false with_compiler_layout;
+    compiler false compiler_layout;
 }
 
 #[test]

@@ -51,6 +51,51 @@ pub type TypeFn = fn() -> &'static TypeInfo;
 /// let info = TypeInfo::of::<Point>();
 /// assert_eq!((info.name(), info.size(), info.align()), ("Point", 16, 8));
 /// ```
+///
+/// # What is compared, and when
+///
+/// A program attaches a pool without saying which types it will look for, so attaching compares none of
+/// them: only the format of the pool and the places of the library's own tables
+/// ([`AttachError::OtherVersion`], [`AttachError::OtherLayout`]). A type is compared whenever an object is
+/// reached by something that does not carry its type: a name ([`Pool::named`], [`Pool::named_or_create`])
+/// or a [`Handle`] that came from elsewhere. Then the [fingerprint](Self::fingerprint) that is stored with
+/// the object must be that of the type asked for; if it is not, the answer is an error, and no byte
+/// of the object is looked at.
+///
+/// Of one fingerprint are types with the same name (without its path), size and alignment, made of fields
+/// with the same names, in the same places, of types with the same fingerprint. So a program that is built
+/// anew agrees with the one that made the pool until it changes such a type; a field that has come, gone,
+/// moved, or has another name or type makes it another type. Where the compiler places fields as it likes,
+/// the places are compared. To go on with a pool of an older program, keep the older type and copy:
+///
+/// ```
+/// use shmkit::{NamedError, Pool, ShmSafe};
+///
+/// mod before {
+///     #[derive(shmkit::ShmSafe)]
+///     pub struct Limits { pub low: u32, pub high: u32 }
+/// }
+///
+/// #[derive(ShmSafe)]
+/// struct Limits { low: u32, high: u32, step: u32 }
+///
+/// let pool = Pool::builder().create()?;
+/// pool.set_name("limits", &pool.create(before::Limits { low: 1, high: 9 })?)?;
+///
+/// assert!(matches!(pool.named::<Limits>("limits"), Err(NamedError::OtherType)));
+/// let old = pool.named::<before::Limits>("limits")?;
+/// pool.remove_name("limits")?;
+/// let new = pool.create(Limits { low: old.low, high: old.high, step: 1 })?;
+/// pool.set_name("limits", &new)?;
+/// assert_eq!(pool.named::<Limits>("limits")?.step, 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// [`AttachError::OtherVersion`]: crate::AttachError::OtherVersion
+/// [`AttachError::OtherLayout`]: crate::AttachError::OtherLayout
+/// [`Pool::named`]: crate::Pool::named
+/// [`Pool::named_or_create`]: crate::Pool::named_or_create
+/// [`Handle`]: crate::Handle
 pub struct TypeInfo {
     pub(super) id: TypeId,
     pub(super) name: &'static str,
@@ -152,12 +197,22 @@ impl TypeInfo {
     }
 
     /// Describes a type that its name and size identify.
+    ///
+    /// # Panics
+    ///
+    /// When the constant is evaluated, at compile time, as all constructors do: if the type has drop glue,
+    /// or owns pool memory.
     pub const fn scalar<T: ShmSafe>(name: &'static str) -> Self {
         assert!(!T::OWNS, "a scalar owns nothing");
         Self::new::<T>(name, Shape::Scalar)
     }
 
     /// Describes `len` values of type `E` in a row.
+    ///
+    /// # Panics
+    ///
+    /// At compile time: if that is not the type's size, or [`ShmSafe::OWNS`] and [`ShmSafe::IMAGE_BOUND`]
+    /// do not say of the type what they say of `E`.
     pub const fn sequence<T: ShmSafe, E: ShmSafe>(name: &'static str, len: usize) -> Self {
         let element = Part::of::<E>();
         assert!(
@@ -174,6 +229,11 @@ impl TypeInfo {
 
     /// Describes a struct or a tuple. Its fields are made by [`Field::at`], and every field is
     /// listed.
+    ///
+    /// # Panics
+    ///
+    /// At compile time: if a field does not lie in the type, or [`ShmSafe::OWNS`] and
+    /// [`ShmSafe::IMAGE_BOUND`] do not say of the type what they say of the fields.
     pub const fn record<T: ShmSafe>(name: &'static str, fields: &'static [Field]) -> Self {
         check_fields::<T>(fields);
         Self::new::<T>(name, Shape::Record(fields))
@@ -181,6 +241,11 @@ impl TypeInfo {
 
     /// Describes an enum. `repr` is what its `repr` attribute says, because `repr(u8)` and
     /// `repr(C, u8)` place the same fields differently. `parameters` are mentions and constants.
+    ///
+    /// # Panics
+    ///
+    /// At compile time: if the type or a field of it owns pool memory, or a field is bound to an image and
+    /// the type does not say so.
     pub const fn variants<T: ShmSafe>(
         name: &'static str,
         repr: &'static str,
@@ -265,7 +330,7 @@ impl TypeInfo {
     /// Marks a type whose layout is the compiler's choice and cannot be described. Its
     /// fingerprint mixes in the compiler's version.
     #[must_use]
-    pub const fn with_compiler_layout(mut self) -> Self {
+    pub const fn compiler_layout(mut self) -> Self {
         self.compiler_layout = true;
         self
     }

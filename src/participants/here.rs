@@ -2,7 +2,7 @@
 
 use super::epoch;
 use super::table::Slot;
-use super::thread;
+use super::thread::{self, InPool};
 use crate::layout::arena::{Arena, GRANULE};
 
 /// Where a value is, and this thread's slot there.
@@ -20,9 +20,9 @@ pub(crate) enum Nowhere {
 
 /// The arena that `value` is in and this thread's slot in it, claimed now if need be.
 #[inline]
-pub(crate) fn here<T: ?Sized>(value: &T) -> Result<Here, Nowhere> {
+pub(crate) fn here<T: InPool>(value: &T) -> Result<Here, Nowhere> {
     let address = std::ptr::from_ref(value).addr();
-    match thread::known_slot_at(address) {
+    match thread::known_slot_near(value) {
         Some(slot) => Ok(Here {
             arena: arena_at(address),
             slot,

@@ -17,6 +17,7 @@ use std::cell::Cell;
 use std::ffi::c_void;
 use std::ptr::NonNull;
 
+use crate::layout::ShmSafe;
 use crate::layout::arena::{Arena, FIRST_GRANULE, GRANULE, GRANULES, SLOTS};
 use crate::layout::local;
 use crate::participants::table::{Slot, SlotPhase, SlotState};
@@ -173,10 +174,18 @@ pub(crate) fn known_slot(arena: Arena) -> Option<&'static Slot> {
     Some(unsafe { slot.as_ref() })
 }
 
-/// This thread's slot in the pool whose granule holds `address`, if it has one. By invariant 1 a
-/// pool is mapped there then.
+/// A type of which values lie in pools, so that the address of one says in which. No reference is one: the
+/// address of a reference is a local variable's, and says nothing.
+pub(crate) trait InPool {}
+
+impl<T: ShmSafe> InPool for T {}
+impl InPool for Slot {}
+
+/// This thread's slot in the pool whose granule holds `near`, if it has one. By invariant 1 a pool
+/// is mapped there then.
 #[inline]
-pub(crate) fn known_slot_at(address: usize) -> Option<&'static Slot> {
+pub(crate) fn known_slot_near<T: InPool>(near: &T) -> Option<&'static Slot> {
+    let address = std::ptr::from_ref(near).addr();
     let granule = (address / GRANULE).wrapping_sub(FIRST_GRANULE);
     if granule >= GRANULES {
         return None;
@@ -192,7 +201,7 @@ pub(crate) fn known_slot_at(address: usize) -> Option<&'static Slot> {
 /// gets that slot once the parent is dead, then with another generation. And so it is after the thread has
 /// left the pool.
 #[inline]
-pub(crate) fn still_held<T: ?Sized>(near: &T, tag: Tag) -> Option<&'static Slot> {
+pub(crate) fn still_held<T: InPool>(near: &T, tag: Tag) -> Option<&'static Slot> {
     let address = std::ptr::from_ref(near).addr();
     // The fuzzer's dead unwind, which the dead do not.
     #[cfg(fuzzing)]
@@ -206,14 +215,14 @@ pub(crate) fn still_held<T: ?Sized>(near: &T, tag: Tag) -> Option<&'static Slot>
 
 /// A guard was made by this thread, which has a slot, of something in the pool that `near` is in.
 #[inline]
-pub(crate) fn guard_made<T: ?Sized>(near: &T) {
+pub(crate) fn guard_made<T: InPool>(near: &T) {
     let guards = table().guards(std::ptr::from_ref(near).addr());
     guards.set(guards.get() + 1);
 }
 
 /// Such a guard was dropped by this thread, which [still has](still_held) the slot.
 #[inline]
-pub(crate) fn guard_dropped<T: ?Sized>(near: &T) {
+pub(crate) fn guard_dropped<T: InPool>(near: &T) {
     let guards = table().guards(std::ptr::from_ref(near).addr());
     guards.set(guards.get().saturating_sub(1));
 }
@@ -377,5 +386,32 @@ pub(crate) fn play(arena: Arena, slot: Option<&'static Slot>) {
         let slot = slot.map_or(std::ptr::null(), std::ptr::from_ref);
         table().entry(arena.base()).set(slot);
         table().recent.set(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicU64;
+
+    /// What one of these says of a type is ambiguous, and does not compile, if the type is [`InPool`].
+    trait NotInPool<A> {
+        fn says() {}
+    }
+
+    impl<T: ?Sized> NotInPool<()> for T {}
+    impl<T: InPool> NotInPool<u8> for T {}
+
+    #[test]
+    fn a_reference_lies_in_no_pool() {
+        fn lies_in_a_pool<T: InPool>() {}
+
+        lies_in_a_pool::<Slot>();
+        lies_in_a_pool::<AtomicU64>();
+        <&Slot as NotInPool<_>>::says();
+        <&AtomicU64 as NotInPool<_>>::says();
+        <&&AtomicU64 as NotInPool<_>>::says();
+        <&mut AtomicU64 as NotInPool<_>>::says();
+        <*const Slot as NotInPool<_>>::says();
     }
 }

@@ -77,6 +77,23 @@ impl Pool {
     /// # Errors
     ///
     /// See [`FreeError`].
+    ///
+    /// # Crash behaviour
+    ///
+    /// The block is free or it is not.
+    ///
+    /// ```
+    /// # use std::alloc::Layout;
+    /// # use shmkit::{FreeError, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let block = pool.allocate(Layout::new::<[u8; 100]>())?.cast::<u8>();
+    /// // SAFETY: nobody uses the block. That it is freed twice is found.
+    /// unsafe {
+    ///     pool.deallocate(block)?;
+    ///     assert_eq!(pool.deallocate(block), Err(FreeError::NotAllocated));
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     pub unsafe fn deallocate(self, pointer: NonNull<u8>) -> Result<(), FreeError> {
         match thread::known_slot(self.0) {
@@ -102,6 +119,10 @@ impl Pool {
     /// # Errors
     ///
     /// See [`ReallocError`]. The block is as it was.
+    ///
+    /// # Crash behaviour
+    ///
+    /// A caller that is killed leaves the old block, the new one, or both, as blocks that it had.
     ///
     /// ```
     /// # use std::alloc::Layout;
@@ -144,6 +165,10 @@ impl Pool {
     /// # Errors
     ///
     /// See [`GrowError`]. What has grown by then stays.
+    ///
+    /// # Crash behaviour
+    ///
+    /// The pool has grown, by all of it or by a part, or it has not.
     pub fn grow_to(self, bytes: usize) -> Result<(), GrowError> {
         let max = self.0.header().max_slices.load(Ordering::Relaxed) as usize;
         let wanted = bytes.div_ceil(SLICE);

@@ -111,7 +111,8 @@ impl Default for PoolBuilder {
 impl PoolBuilder {
     /// Bytes of data that the pool has from the start: 1 MiB unless said otherwise. Rounded up to
     /// 16 KiB.
-    pub fn initial_size(&mut self, bytes: usize) -> &mut Self {
+    #[must_use]
+    pub fn initial_size(mut self, bytes: usize) -> Self {
         self.initial = bytes;
         self
     }
@@ -125,13 +126,15 @@ impl PoolBuilder {
     /// assert_eq!(small.grow_to(8 << 20), Err(GrowError::AboveMaximum { max: 4 << 20 }));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn max_size(&mut self, bytes: usize) -> &mut Self {
+    #[must_use]
+    pub fn max_size(mut self, bytes: usize) -> Self {
         self.max = bytes;
         self
     }
 
     /// The address at which every process maps the pool; chosen at random unless said otherwise.
-    pub fn base(&mut self, address: usize) -> &mut Self {
+    #[must_use]
+    pub fn base(mut self, address: usize) -> Self {
         self.base = Some(address);
         self
     }
@@ -144,21 +147,24 @@ impl PoolBuilder {
     /// # let _ = pool;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn prefault(&mut self, yes: bool) -> &mut Self {
+    #[must_use]
+    pub fn prefault(mut self, yes: bool) -> Self {
         self.prefault = yes;
         self
     }
 
     /// Asks for huge pages. A kernel that refuses them leaves ordinary ones; see
     /// [`Pool::huge_pages`].
-    pub fn huge_pages(&mut self, yes: bool) -> &mut Self {
+    #[must_use]
+    pub fn huge_pages(mut self, yes: bool) -> Self {
         self.huge_pages = yes;
         self
     }
 
     /// Includes the pool in core dumps. It is left out otherwise: writing a big pool to a file
     /// delays the moment at which others learn of a death by seconds.
-    pub fn core_dumps(&mut self, yes: bool) -> &mut Self {
+    #[must_use]
+    pub fn core_dumps(mut self, yes: bool) -> Self {
         self.dumpable = yes;
         self
     }
@@ -190,7 +196,8 @@ impl PoolBuilder {
     /// assert_eq!(unsafe { pool.deallocate(block) }, Err(FreeError::Overrun));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn guard(&mut self, yes: bool) -> &mut Self {
+    #[must_use]
+    pub fn guard(mut self, yes: bool) -> Self {
         self.guard = yes;
         self
     }
@@ -207,7 +214,8 @@ impl PoolBuilder {
     /// });
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn max_participants(&mut self, count: usize) -> &mut Self {
+    #[must_use]
+    pub fn max_participants(mut self, count: usize) -> Self {
         self.participants = count;
         self
     }

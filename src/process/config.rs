@@ -17,8 +17,7 @@ type Hook = dyn Fn(&WorkerEnd);
 /// use shmkit::process::Config;
 /// use std::time::Duration;
 ///
-/// let mut config = Config::new();
-/// config
+/// let config = Config::new()
 ///     .max_workers(100)
 ///     .patience(Duration::from_secs(2))
 ///     .on_end(|end| eprintln!("worker {} has ended: {:?}", end.worker, end.cause));
@@ -69,13 +68,13 @@ impl Config {
     /// use shmkit::process::{Config, Entry, run};
     /// let path = std::env::temp_dir().join(format!("doc-{}.pid", std::process::id()));
     /// static SEES: Entry<std::path::PathBuf, bool> = Entry::new("sees", |_, path| path.exists());
-    /// let mut config = Config::new();
-    /// config.pid_file(&path);
+    /// let config = Config::new().pid_file(&path);
     /// assert!(run(&config, &SEES, path.clone())?);
     /// assert!(!path.exists());
     /// # Ok::<(), shmkit::process::RunError>(())
     /// ```
-    pub fn pid_file(&mut self, path: impl AsRef<Path>) -> &mut Self {
+    #[must_use]
+    pub fn pid_file(mut self, path: impl AsRef<Path>) -> Self {
         self.pid_file = Some(path.as_ref().into());
         self
     }
@@ -90,15 +89,15 @@ impl Config {
     /// use shmkit::process::{Config, Entry, run};
     /// let directory = std::env::temp_dir().join(format!("doc-{}.run", std::process::id()));
     /// static UNIT: Entry<(), ()> = Entry::new("unit", |_, ()| ());
-    /// let mut config = Config::new();
-    /// config.run_directory(&directory);
+    /// let config = Config::new().run_directory(&directory);
     /// run(&config, &UNIT, ())?;
     /// // A run that ends in order leaves no journal.
     /// assert!(!directory.join("journal").exists());
     /// # std::fs::remove_dir(&directory).unwrap();
     /// # Ok::<(), shmkit::process::RunError>(())
     /// ```
-    pub fn run_directory(&mut self, path: impl AsRef<Path>) -> &mut Self {
+    #[must_use]
+    pub fn run_directory(mut self, path: impl AsRef<Path>) -> Self {
         self.run_directory = Some(path.as_ref().into());
         self
     }
@@ -111,10 +110,10 @@ impl Config {
     ///
     /// ```
     /// use shmkit::process::Config;
-    /// let mut config = Config::new();
-    /// config.patience(std::time::Duration::from_secs(2));
+    /// let config = Config::new().patience(std::time::Duration::from_secs(2));
     /// ```
-    pub fn patience(&mut self, patience: Duration) -> &mut Self {
+    #[must_use]
+    pub fn patience(mut self, patience: Duration) -> Self {
         self.patience = patience;
         self
     }
@@ -126,10 +125,10 @@ impl Config {
     ///
     /// ```
     /// use shmkit::process::Config;
-    /// let mut config = Config::new();
-    /// config.max_workers(100);
+    /// let config = Config::new().max_workers(100);
     /// ```
-    pub fn max_workers(&mut self, count: usize) -> &mut Self {
+    #[must_use]
+    pub fn max_workers(mut self, count: usize) -> Self {
         self.max_workers = count;
         self
     }
@@ -143,10 +142,10 @@ impl Config {
     ///
     /// ```
     /// use shmkit::process::Config;
-    /// let mut config = Config::new();
-    /// config.name("squares");
+    /// let config = Config::new().name("squares");
     /// ```
-    pub fn name(&mut self, name: &str) -> &mut Self {
+    #[must_use]
+    pub fn name(mut self, name: &str) -> Self {
         self.name = Some(name.into());
         self
     }
@@ -157,10 +156,10 @@ impl Config {
     /// ```
     /// use shmkit::process::{Config, Entry};
     /// static SQUARE: Entry<u64, u64> = Entry::new("square", |_, n| n * n);
-    /// let mut config = Config::new();
-    /// config.name("squares").define(&SQUARE);
+    /// let config = Config::new().name("squares").define(&SQUARE);
     /// ```
-    pub fn define<A: Wire, R: Wire>(&mut self, entry: &'static Entry<A, R>) -> &mut Self {
+    #[must_use]
+    pub fn define<A: Wire, R: Wire>(mut self, entry: &'static Entry<A, R>) -> Self {
         self.defined.extend(entry::define(entry));
         self
     }
@@ -179,10 +178,10 @@ impl Config {
     ///
     /// ```
     /// use shmkit::process::Config;
-    /// let mut config = Config::new();
-    /// config.on_end(|end| println!("{}: {:?}", end.worker, end.cause));
+    /// let config = Config::new().on_end(|end| println!("{}: {:?}", end.worker, end.cause));
     /// ```
-    pub fn on_end(&mut self, hook: impl Fn(&WorkerEnd) + 'static) -> &mut Self {
+    #[must_use]
+    pub fn on_end(mut self, hook: impl Fn(&WorkerEnd) + 'static) -> Self {
         self.on_end = Some(Rc::new(hook));
         self
     }

@@ -66,8 +66,7 @@ const LENGTH: u64 = (BLOCK * (1 + PLACES)) as u64;
 /// let directory = std::env::temp_dir().join(format!("doc-{}.foreign", std::process::id()));
 /// std::fs::create_dir(&directory).unwrap();
 /// std::fs::write(directory.join("journal"), "a diary").unwrap();
-/// let mut config = Config::new();
-/// config.run_directory(&directory);
+/// let config = Config::new().run_directory(&directory);
 /// match run(&config, &UNIT, ()) {
 ///     Err(RunError::Journal { error, .. }) => assert_eq!(error, JournalError::Foreign),
 ///     other => panic!("{other:?}"),

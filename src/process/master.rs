@@ -201,8 +201,7 @@ impl Master {
 
     fn create_control(config: &Config, watch: &mut Watch) -> Result<Shared<Control>, RunError> {
         let size = size_of::<Control>().next_multiple_of(1 << 20);
-        let mut builder = Pool::builder();
-        builder.initial_size(size).max_participants(4095);
+        let builder = Pool::builder().initial_size(size).max_participants(4095);
         if let Some(name) = &config.name {
             return Self::named(&builder, name, watch);
         }

@@ -107,8 +107,7 @@ impl From<NoSlot> for PeerError {
 /// static SQUARE: Entry<u64, u64> = Entry::new("square", |_, n| n * n);
 ///
 /// // SAFETY: only programs that cooperate open pools of this name.
-/// let mut peer = unsafe { Peer::attach("squares") }?;
-/// peer.define(&SQUARE);
+/// let peer = unsafe { Peer::attach("squares") }?.define(&SQUARE);
 /// let done = peer.serve()?;
 /// println!("{done} jobs");
 /// # Ok::<(), shmkit::process::PeerError>(())
@@ -124,8 +123,7 @@ impl From<NoSlot> for PeerError {
 ///     worker.start(&SQUARE, &12).unwrap().join().unwrap()
 /// });
 ///
-/// let mut config = Config::new();
-/// config.name("squares");
+/// let config = Config::new().name("squares");
 /// assert_eq!(run(&config, &FIRST, ())?, 144);
 /// # Ok::<(), shmkit::process::RunError>(())
 /// ```
@@ -221,11 +219,11 @@ impl Peer {
     ///
     /// static SQUARE: Entry<u64, u64> = Entry::new("square", |_, n| n * n);
     /// // SAFETY: only programs that cooperate open pools of this name.
-    /// let mut peer = unsafe { Peer::attach("squares") }?;
-    /// peer.define(&SQUARE);
+    /// let peer = unsafe { Peer::attach("squares") }?.define(&SQUARE);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn define<A: Wire, R: Wire>(&mut self, entry: &'static Entry<A, R>) -> &mut Self {
+    #[must_use]
+    pub fn define<A: Wire, R: Wire>(mut self, entry: &'static Entry<A, R>) -> Self {
         self.defined.extend(entry::define(entry));
         self
     }
@@ -313,8 +311,7 @@ impl Peer {
     ///
     /// static SQUARE: Entry<u64, u64> = Entry::new("square", |_, n| n * n);
     /// // SAFETY: only programs that cooperate open pools of this name.
-    /// let mut peer = unsafe { Peer::attach("squares") }?;
-    /// peer.define(&SQUARE);
+    /// let peer = unsafe { Peer::attach("squares") }?.define(&SQUARE);
     /// println!("{} jobs", peer.serve()?);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```

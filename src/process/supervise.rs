@@ -195,8 +195,7 @@ pub(super) fn wait_before_retry(job: &Job) -> Duration {
 /// static FIRST: Entry<(), ()> = Entry::new("first", |_, ()| ());
 /// let ends = Rc::new(Cell::new(0));
 /// let seen = Rc::clone(&ends);
-/// let mut config = Config::new();
-/// config.on_end(move |end| {
+/// let config = Config::new().on_end(move |end| {
 ///     assert!(end.cause.is_ok() && end.restart_in.is_none());
 ///     seen.set(end.worker.number());
 /// });

@@ -23,8 +23,10 @@ use std::fmt;
 use std::marker::PhantomPinned;
 use std::time::{Duration, Instant};
 
+use super::Orphan;
 use super::deadline;
-use super::mutex::{LockError, MutexGuard};
+use super::lock_error::{LockError, LockResult};
+use super::mutex::{Locked, MutexGuard};
 use crate::layout::arena::Arena;
 use crate::layout::{Field, ShmSafe, TypeInfo};
 use crate::participants::here::here;
@@ -93,8 +95,6 @@ impl WaitTimeoutResult {
     }
 }
 
-type WaitResult<'a, T> = Result<MutexGuard<'a, T>, LockError<'a, T>>;
-
 impl Condvar {
     /// A condition variable that nobody waits for, to be put into a pool.
     #[must_use]
@@ -151,7 +151,10 @@ impl Condvar {
     /// });
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn wait<'a, T: ShmSafe>(&self, guard: MutexGuard<'a, T>) -> WaitResult<'a, T> {
+    pub fn wait<'a, T: ShmSafe>(
+        &self,
+        guard: MutexGuard<'a, T>,
+    ) -> LockResult<MutexGuard<'a, T>, Orphan<'a, T>> {
         self.wait_until(guard, None).0
     }
 
@@ -168,7 +171,7 @@ impl Condvar {
         &self,
         mut guard: MutexGuard<'a, T>,
         mut condition: impl FnMut(&mut T) -> bool,
-    ) -> WaitResult<'a, T> {
+    ) -> LockResult<MutexGuard<'a, T>, Orphan<'a, T>> {
         while condition(&mut guard) {
             guard = self.wait(guard)?;
         }
@@ -196,9 +199,9 @@ impl Condvar {
         &self,
         guard: MutexGuard<'a, T>,
         timeout: Duration,
-    ) -> Result<(MutexGuard<'a, T>, WaitTimeoutResult), LockError<'a, T>> {
-        let (guard, result) = self.wait_until(guard, deadline(timeout));
-        guard.map(|guard| (guard, result))
+    ) -> LockResult<(MutexGuard<'a, T>, WaitTimeoutResult), Orphan<'a, T>> {
+        let (locked, result) = self.wait_until(guard, deadline(timeout));
+        both(locked, result)
     }
 
     /// As [`wait_while`](Self::wait_while), for that time at most; `condition` is asked once more when it is over.
@@ -230,7 +233,7 @@ impl Condvar {
         mut guard: MutexGuard<'a, T>,
         timeout: Duration,
         mut condition: impl FnMut(&mut T) -> bool,
-    ) -> Result<(MutexGuard<'a, T>, WaitTimeoutResult), LockError<'a, T>> {
+    ) -> LockResult<(MutexGuard<'a, T>, WaitTimeoutResult), Orphan<'a, T>> {
         let deadline = deadline(timeout);
         let mut over = WaitTimeoutResult(false);
         loop {
@@ -241,7 +244,7 @@ impl Condvar {
                 return Ok((guard, over));
             }
             let (locked, result) = self.wait_until(guard, deadline);
-            (guard, over) = (locked?, result);
+            (guard, over) = both(locked, result)?;
         }
     }
 
@@ -249,7 +252,7 @@ impl Condvar {
         &self,
         guard: MutexGuard<'a, T>,
         deadline: Option<Instant>,
-    ) -> (WaitResult<'a, T>, WaitTimeoutResult) {
+    ) -> (Locked<'a, T>, WaitTimeoutResult) {
         let address = std::ptr::from_ref(self).addr();
         if Arena::containing(address).is_none() {
             return (Err(LockError::NotInPool), WaitTimeoutResult(false));
@@ -282,6 +285,17 @@ impl Condvar {
         let locked = mutex.lock_until(here, None);
         condition.store(0, Ordering::Release);
         (locked, WaitTimeoutResult(timed_out))
+    }
+}
+
+/// What a wait with a limit answers.
+fn both<T: ShmSafe>(
+    locked: Locked<'_, T>,
+    result: WaitTimeoutResult,
+) -> LockResult<(MutexGuard<'_, T>, WaitTimeoutResult), Orphan<'_, T>> {
+    match locked {
+        Ok(guard) => Ok((guard, result)),
+        Err(error) => Err(error.map(|guard| (guard, result))),
     }
 }
 

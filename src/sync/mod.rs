@@ -28,9 +28,27 @@
 //! [`Scope::spawn`](crate::process::Scope::spawn) refuses to fork while there are any. In a
 //! process forked by other means the copies of guards are void: dropping them does nothing.
 
+/// A guard is printed as the value that it guards.
+macro_rules! shown_as_value {
+    ($guard:ident, $bound:ident) => {
+        impl<T: $bound + std::fmt::Debug> std::fmt::Debug for $guard<'_, T> {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                (**self).fmt(f)
+            }
+        }
+
+        impl<T: $bound + std::fmt::Display> std::fmt::Display for $guard<'_, T> {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                (**self).fmt(f)
+            }
+        }
+    };
+}
+
 mod barrier;
 mod condvar;
 mod event;
+mod lock_error;
 mod mutex;
 mod orphan;
 mod recoverable;
@@ -42,16 +60,17 @@ use std::marker::PhantomData;
 
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
-use crate::participants::thread;
+use crate::participants::thread::{self, InPool};
 
 pub use barrier::{Barrier, BarrierError, BarrierWaitResult};
 pub use condvar::{Condvar, WaitTimeoutResult};
 pub use event::{Event, WaitError};
-pub use mutex::{LockError, Mutex, MutexGuard};
+pub use lock_error::{LockError, LockFailure, LockResult};
+pub use mutex::{Mutex, MutexGuard};
 pub use orphan::Orphan;
 pub use recoverable::{Recover, RecoverableGuard, RecoverableMutex};
-pub use reentrant::{LockFailure, Poison, ReentrantGuard, ReentrantMutex};
-pub use rwlock::{ReadGuard, RwLock, RwLockError, WriteGuard, WriteOrphan};
+pub use reentrant::{Poison, ReentrantGuard, ReentrantMutex};
+pub use rwlock::{ReadGuard, RwLock, WriteGuard, WriteOrphan};
 pub use semaphore::{AcquireError, AddPermitsError, Permit, Semaphore};
 
 /// What every guard of a lock has beside the lock: by whom that was taken.
@@ -71,7 +90,7 @@ impl Holder {
     /// The calling thread has taken `lock` with `slot`. What is counted is found by the lock, whose address
     /// is known before the slot's is.
     #[inline]
-    fn new<T: ?Sized>(lock: &T, slot: &'static Slot) -> Self {
+    fn new<T: InPool>(lock: &T, slot: &'static Slot) -> Self {
         const { assert!(Self::UNWINDING & Tag::FLAGS != 0) };
         thread::guard_made(lock);
         let unwinding = if std::thread::panicking() {
@@ -88,7 +107,7 @@ impl Holder {
     /// The guard of `lock` ends. The slot with which to unlock, if this thread, in this process, still
     /// has it.
     #[inline]
-    fn end<T: ?Sized>(&self, lock: &T) -> Option<&'static Slot> {
+    fn end<T: InPool>(&self, lock: &T) -> Option<&'static Slot> {
         let slot = thread::still_held(lock, Tag::of_word(self.word))?;
         thread::guard_dropped(lock);
         Some(slot)

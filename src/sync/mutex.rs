@@ -33,14 +33,14 @@ use std::mem::offset_of;
 use std::ops::{Deref, DerefMut};
 use std::time::{Duration, Instant};
 
+use super::lock_error::{LockError, LockResult};
 use super::orphan::{Exclusive, Orphan, process_of};
 use super::{Holder, deadline};
 use crate::layout::{Field, ShmSafe, TypeInfo};
-use crate::participants::here::{Here, Nowhere, here};
-use crate::participants::lock::{self, DIED, PANICKED, Refused, Taken};
+use crate::participants::here::{Here, here};
+use crate::participants::lock::{self, DIED, PANICKED, Taken};
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
-use crate::participants::thread::NoSlot;
 use crate::primitive::{AtomicU64, Ordering};
 
 /// A lock around a value, for any number of threads and processes.
@@ -90,70 +90,7 @@ unsafe impl<T: ShmSafe> ShmSafe for Mutex<T> {
     const OWNS: bool = T::OWNS;
 }
 
-/// Why a [`Mutex`] was not simply locked.
-///
-/// It may have the lock, so it borrows the mutex: `?` does not turn it into a `Box<dyn Error>`. Match it first,
-/// or take its text.
-#[derive(thiserror::Error)]
-#[non_exhaustive]
-pub enum LockError<'a, T: ShmSafe> {
-    /// It is locked, and a holder has panicked with it. The value is valid, but may be half changed.
-    #[error("a holder of the lock panicked")]
-    Panicked(MutexGuard<'a, T>),
-    /// It is locked, and a holder was killed with it.
-    #[error("a holder of the lock was killed")]
-    OwnerDied(Orphan<'a, T>),
-    /// This thread holds it already.
-    #[error("this thread holds the lock already")]
-    WouldDeadlock,
-    /// Somebody else holds it, and the call does not wait.
-    #[error("the lock is held")]
-    WouldBlock,
-    /// Somebody else has held it all the time.
-    #[error("the lock was held for the whole time limit")]
-    TimedOut,
-    /// The mutex is not part of an object in a pool.
-    #[error("the mutex is not in a pool")]
-    NotInPool,
-    /// The thread has no slot in the pool.
-    #[error(transparent)]
-    NoSlot(#[from] NoSlot),
-}
-
-impl<T: ShmSafe> fmt::Debug for LockError<'_, T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            LockError::Panicked(_) => "Panicked(..)",
-            LockError::OwnerDied(_) => "OwnerDied(..)",
-            LockError::WouldDeadlock => "WouldDeadlock",
-            LockError::WouldBlock => "WouldBlock",
-            LockError::TimedOut => "TimedOut",
-            LockError::NotInPool => "NotInPool",
-            LockError::NoSlot(_) => "NoSlot",
-        })
-    }
-}
-
-impl<T: ShmSafe> From<Nowhere> for LockError<'_, T> {
-    fn from(nowhere: Nowhere) -> Self {
-        match nowhere {
-            Nowhere::NotInPool => LockError::NotInPool,
-            Nowhere::NoSlot => LockError::NoSlot(NoSlot),
-        }
-    }
-}
-
-impl<T: ShmSafe> From<Refused> for LockError<'_, T> {
-    fn from(refused: Refused) -> Self {
-        match refused {
-            Refused::Held => LockError::WouldDeadlock,
-            Refused::Busy => LockError::WouldBlock,
-            Refused::TimedOut => LockError::TimedOut,
-        }
-    }
-}
-
-type LockResult<'a, T> = Result<MutexGuard<'a, T>, LockError<'a, T>>;
+pub(super) type Locked<'a, T> = LockResult<MutexGuard<'a, T>, Orphan<'a, T>>;
 
 impl<T: ShmSafe> Mutex<T> {
     /// An unlocked mutex, to be put into a pool.
@@ -191,7 +128,7 @@ impl<T: ShmSafe> Mutex<T> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[inline]
-    pub fn lock(&self) -> LockResult<'_, T> {
+    pub fn lock(&self) -> LockResult<MutexGuard<'_, T>, Orphan<'_, T>> {
         let here = here(self)?;
         if lock::try_fast(&self.word, here.slot.tag()) {
             Ok(MutexGuard::new(self, here.slot))
@@ -218,7 +155,7 @@ impl<T: ShmSafe> Mutex<T> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[inline]
-    pub fn try_lock(&self) -> LockResult<'_, T> {
+    pub fn try_lock(&self) -> LockResult<MutexGuard<'_, T>, Orphan<'_, T>> {
         let here = here(self)?;
         let taken = lock::try_lock(here.arena, here.slot, &self.word)?;
         self.taken(here, taken)
@@ -245,7 +182,7 @@ impl<T: ShmSafe> Mutex<T> {
     /// # drop(guard);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn lock_timeout(&self, timeout: Duration) -> LockResult<'_, T> {
+    pub fn lock_timeout(&self, timeout: Duration) -> LockResult<MutexGuard<'_, T>, Orphan<'_, T>> {
         let here = here(self)?;
         self.lock_until(here, deadline(timeout))
     }
@@ -265,14 +202,14 @@ impl<T: ShmSafe> Mutex<T> {
     }
 
     #[cold]
-    pub(super) fn lock_until(&self, here: Here, deadline: Option<Instant>) -> LockResult<'_, T> {
+    pub(super) fn lock_until(&self, here: Here, deadline: Option<Instant>) -> Locked<'_, T> {
         let taken = lock::lock(here.arena, here.slot, &self.word, deadline)?;
         self.taken(here, taken)
     }
 
     /// What the caller, who has just taken the lock, is given.
     #[inline]
-    fn taken(&self, here: Here, taken: Taken) -> LockResult<'_, T> {
+    fn taken(&self, here: Here, taken: Taken) -> Locked<'_, T> {
         let guard = MutexGuard::new(self, here.slot);
         if taken.flags & DIED != 0 {
             let owner = process_of(here.arena, taken.from);
@@ -385,17 +322,7 @@ impl<T: ShmSafe> Drop for MutexGuard<'_, T> {
     }
 }
 
-impl<T: ShmSafe + fmt::Debug> fmt::Debug for MutexGuard<'_, T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        (**self).fmt(f)
-    }
-}
-
-impl<T: ShmSafe + fmt::Display> fmt::Display for MutexGuard<'_, T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        (**self).fmt(f)
-    }
-}
+shown_as_value!(MutexGuard, ShmSafe);
 
 impl<T: ShmSafe> Exclusive<T> for MutexGuard<'_, T> {
     fn word(&self) -> &AtomicU64 {

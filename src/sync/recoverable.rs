@@ -33,7 +33,7 @@ use std::mem::offset_of;
 use std::ops::{Deref, DerefMut};
 use std::time::{Duration, Instant};
 
-use super::reentrant::LockFailure;
+use super::lock_error::LockFailure;
 use super::{Holder, deadline};
 use crate::layout::{Field, KillSafe, ShmSafe, TypeInfo};
 use crate::participants::here::{Here, here};
@@ -266,14 +266,4 @@ impl<T: Recover> Drop for RecoverableGuard<'_, T> {
     }
 }
 
-impl<T: Recover + fmt::Debug> fmt::Debug for RecoverableGuard<'_, T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        (**self).fmt(f)
-    }
-}
-
-impl<T: Recover + fmt::Display> fmt::Display for RecoverableGuard<'_, T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        (**self).fmt(f)
-    }
-}
+shown_as_value!(RecoverableGuard, Recover);

@@ -28,12 +28,12 @@ use std::mem::offset_of;
 use std::ops::Deref;
 use std::time::{Duration, Instant};
 
+use super::lock_error::LockFailure;
 use super::{Holder, deadline};
 use crate::layout::{Field, ShmSafe, TypeInfo};
-use crate::participants::here::{Here, from_nowhere, here};
+use crate::participants::here::{Here, here};
 use crate::participants::lock::{self, DIED, PANICKED, Refused, Taken};
 use crate::participants::tag::Tag;
-use crate::participants::thread::NoSlot;
 use crate::primitive::{AtomicU64, Ordering};
 
 /// A lock that a thread may take again while it holds it.
@@ -78,39 +78,6 @@ unsafe impl<T: ShmSafe> ShmSafe for ReentrantMutex<T> {
     .in_place();
     const IMAGE_BOUND: bool = T::IMAGE_BOUND;
     const OWNS: bool = T::OWNS;
-}
-
-/// Why a lock was not taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum LockFailure {
-    /// This thread holds it already. (Not of a [`ReentrantMutex`].)
-    #[error("this thread holds the lock already")]
-    WouldDeadlock,
-    /// Somebody else holds it, and the call does not wait.
-    #[error("the lock is held")]
-    WouldBlock,
-    /// Somebody else has held it all the time.
-    #[error("the lock was held for the whole time limit")]
-    TimedOut,
-    /// The mutex is not part of an object in a pool.
-    #[error("the mutex is not in a pool")]
-    NotInPool,
-    /// The thread has no slot in the pool.
-    #[error(transparent)]
-    NoSlot(#[from] NoSlot),
-}
-
-from_nowhere!(LockFailure);
-
-impl From<Refused> for LockFailure {
-    fn from(refused: Refused) -> Self {
-        match refused {
-            Refused::Held => LockFailure::WouldDeadlock,
-            Refused::Busy => LockFailure::WouldBlock,
-            Refused::TimedOut => LockFailure::TimedOut,
-        }
-    }
 }
 
 /// What happened to a holder of a [`ReentrantMutex`].
@@ -257,8 +224,4 @@ impl<T: ShmSafe> Drop for ReentrantGuard<'_, T> {
     }
 }
 
-impl<T: ShmSafe + fmt::Debug> fmt::Debug for ReentrantGuard<'_, T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        (**self).fmt(f)
-    }
-}
+shown_as_value!(ReentrantGuard, ShmSafe);

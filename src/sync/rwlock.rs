@@ -14,12 +14,12 @@
 //! | word | dirty | meaning | next |
 //! |------|---|---------|------|
 //! | free             | 0 | the value is valid; listed threads read | held |
-//! | free, PANICKED   | 0 | valid, a writer unwound | as above: [`RwLockError::Panicked`] |
+//! | free, PANICKED   | 0 | valid, a writer unwound | as above: [`LockError::Panicked`] |
 //! | held             | 0 | valid; the holder waits for listed threads | dirty; or free: it gives up |
 //! | held             | 1 | the holder may be changing the value; nobody reads | held, 0, by its holder |
-//! | free, DIED       | 1 | perhaps not valid; nobody reads | held: [`RwLockError::OwnerDied`] |
+//! | free, DIED       | 1 | perhaps not valid; nobody reads | held: [`LockError::OwnerDied`] |
 //! | held by the dead | 0 | valid | held, or free, by anybody |
-//! | held by the dead | 1 | as DIED | held, with DIED: [`RwLockError::OwnerDied`] |
+//! | held by the dead | 1 | as DIED | held, with DIED: [`LockError::OwnerDied`] |
 //!
 //! | killed | leaves | the next one gets |
 //! |--------|--------|-------------------|
@@ -46,13 +46,13 @@ use std::time::{Duration, Instant};
 pub use guards::{ReadGuard, WriteGuard, WriteOrphan};
 
 use super::deadline;
+use super::lock_error::{LockError, LockResult};
 use super::orphan::process_of;
 use crate::layout::{Field, ShmSafe, TypeInfo};
-use crate::participants::here::{Here, Nowhere, here};
-use crate::participants::lock::{self, DIED, PANICKED, Refused};
-use crate::participants::readers::{self, NotListed};
+use crate::participants::here::{Here, here};
+use crate::participants::lock::{self, DIED, PANICKED};
+use crate::participants::readers;
 use crate::participants::tag::Tag;
-use crate::participants::thread::NoSlot;
 use crate::primitive::{AtomicU64, Ordering, compiler_fence};
 
 /// A lock around a value, for many readers at once or one writer, in any number of threads and
@@ -64,7 +64,7 @@ use crate::primitive::{AtomicU64, Ordering, compiler_fence};
 /// # Crash behaviour
 ///
 /// If a reader is killed, its lock is gone. If a writer is killed with a guard, the next one to
-/// lock, for reading or for writing, gets [`RwLockError::OwnerDied`] with the lock held.
+/// lock, for reading or for writing, gets [`LockError::OwnerDied`] with the lock held.
 ///
 /// ```
 /// use shmkit::{Pool, RwLock};
@@ -106,81 +106,8 @@ unsafe impl<T: ShmSafe> ShmSafe for RwLock<T> {
     const OWNS: bool = T::OWNS;
 }
 
-/// Why an [`RwLock`] was not simply locked; `G` is the guard that was asked for.
-#[derive(thiserror::Error)]
-#[non_exhaustive]
-pub enum RwLockError<'a, T: ShmSafe, G> {
-    /// It is locked, and a writer has panicked with it. The value is valid, but may be half changed.
-    #[error("a writer panicked with the lock")]
-    Panicked(G),
-    /// It is locked for writing, and a writer was killed with it.
-    #[error("a writer was killed with the lock")]
-    OwnerDied(WriteOrphan<'a, T>),
-    /// This thread has locked it already, for reading or writing.
-    #[error("this thread has the lock already")]
-    WouldDeadlock,
-    /// Somebody else has locked it, and the call does not wait.
-    #[error("the lock is held")]
-    WouldBlock,
-    /// Others have had it all the time.
-    #[error("the lock was held for the whole time limit")]
-    TimedOut,
-    /// The thread reads under as many locks of the pool as it can.
-    #[error("the thread reads under as many locks as a thread can")]
-    TooManyReads,
-    /// The lock is not part of an object in a pool.
-    #[error("the lock is not in a pool")]
-    NotInPool,
-    /// The thread has no slot in the pool.
-    #[error(transparent)]
-    NoSlot(#[from] NoSlot),
-}
-
-impl<T: ShmSafe, G> fmt::Debug for RwLockError<'_, T, G> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            RwLockError::Panicked(_) => "Panicked(..)",
-            RwLockError::OwnerDied(_) => "OwnerDied(..)",
-            RwLockError::WouldDeadlock => "WouldDeadlock",
-            RwLockError::WouldBlock => "WouldBlock",
-            RwLockError::TimedOut => "TimedOut",
-            RwLockError::TooManyReads => "TooManyReads",
-            RwLockError::NotInPool => "NotInPool",
-            RwLockError::NoSlot(_) => "NoSlot",
-        })
-    }
-}
-
-impl<T: ShmSafe, G> From<Nowhere> for RwLockError<'_, T, G> {
-    fn from(nowhere: Nowhere) -> Self {
-        match nowhere {
-            Nowhere::NotInPool => RwLockError::NotInPool,
-            Nowhere::NoSlot => RwLockError::NoSlot(NoSlot),
-        }
-    }
-}
-
-impl<T: ShmSafe, G> From<Refused> for RwLockError<'_, T, G> {
-    fn from(refused: Refused) -> Self {
-        match refused {
-            Refused::Held => RwLockError::WouldDeadlock,
-            Refused::Busy => RwLockError::WouldBlock,
-            Refused::TimedOut => RwLockError::TimedOut,
-        }
-    }
-}
-
-impl<T: ShmSafe, G> From<NotListed> for RwLockError<'_, T, G> {
-    fn from(why: NotListed) -> Self {
-        match why {
-            NotListed::Already => RwLockError::WouldDeadlock,
-            NotListed::Full => RwLockError::TooManyReads,
-        }
-    }
-}
-
-type ReadResult<'a, T> = Result<ReadGuard<'a, T>, RwLockError<'a, T, ReadGuard<'a, T>>>;
-type WriteResult<'a, T> = Result<WriteGuard<'a, T>, RwLockError<'a, T, WriteGuard<'a, T>>>;
+type Read<'a, T> = LockResult<ReadGuard<'a, T>, WriteOrphan<'a, T>>;
+type Written<'a, T> = LockResult<WriteGuard<'a, T>, WriteOrphan<'a, T>>;
 
 /// How long a call waits.
 #[derive(Clone, Copy)]
@@ -205,13 +132,13 @@ impl<T: ShmSafe> RwLock<T> {
     ///
     /// # Errors
     ///
-    /// See [`RwLockError`].
+    /// See [`LockError`].
     ///
     /// # Crash behaviour
     ///
     /// A caller that is killed, with or without the lock, hinders nobody.
     #[inline]
-    pub fn read(&self) -> ReadResult<'_, T> {
+    pub fn read(&self) -> LockResult<ReadGuard<'_, T>, WriteOrphan<'_, T>> {
         self.read_with(Patience::Until(None))
     }
 
@@ -219,9 +146,9 @@ impl<T: ShmSafe> RwLock<T> {
     ///
     /// # Errors
     ///
-    /// See [`RwLockError`].
+    /// See [`LockError`].
     #[inline]
-    pub fn try_read(&self) -> ReadResult<'_, T> {
+    pub fn try_read(&self) -> LockResult<ReadGuard<'_, T>, WriteOrphan<'_, T>> {
         self.read_with(Patience::None)
     }
 
@@ -229,8 +156,11 @@ impl<T: ShmSafe> RwLock<T> {
     ///
     /// # Errors
     ///
-    /// See [`RwLockError`].
-    pub fn read_timeout(&self, timeout: Duration) -> ReadResult<'_, T> {
+    /// See [`LockError`].
+    pub fn read_timeout(
+        &self,
+        timeout: Duration,
+    ) -> LockResult<ReadGuard<'_, T>, WriteOrphan<'_, T>> {
         self.read_with(Patience::Until(deadline(timeout)))
     }
 
@@ -238,7 +168,7 @@ impl<T: ShmSafe> RwLock<T> {
     ///
     /// # Errors
     ///
-    /// See [`RwLockError`].
+    /// See [`LockError`].
     ///
     /// # Crash behaviour
     ///
@@ -246,19 +176,19 @@ impl<T: ShmSafe> RwLock<T> {
     /// is killed with the lock leaves a [`WriteOrphan`] to the next.
     ///
     /// ```
-    /// # use shmkit::{Pool, RwLock, sync::RwLockError};
+    /// # use shmkit::{LockError, Pool, RwLock};
     /// # let pool = Pool::builder().create()?;
     /// let name = pool.create(RwLock::new([0_u8; 16]))?;
     /// let guard = match name.write() {
     ///     Ok(guard) => guard,
-    ///     Err(RwLockError::OwnerDied(orphan)) => orphan.reset([0; 16]),
+    ///     Err(LockError::OwnerDied(orphan)) => orphan.reset([0; 16]),
     ///     Err(error) => panic!("{error}"),
     /// };
-    /// assert!(matches!(name.read(), Err(RwLockError::WouldDeadlock)));
+    /// assert!(matches!(name.read(), Err(LockError::WouldDeadlock)));
     /// # drop(guard);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn write(&self) -> WriteResult<'_, T> {
+    pub fn write(&self) -> LockResult<WriteGuard<'_, T>, WriteOrphan<'_, T>> {
         self.write_with(Patience::Until(None))
     }
 
@@ -267,8 +197,8 @@ impl<T: ShmSafe> RwLock<T> {
     ///
     /// # Errors
     ///
-    /// See [`RwLockError`].
-    pub fn try_write(&self) -> WriteResult<'_, T> {
+    /// See [`LockError`].
+    pub fn try_write(&self) -> LockResult<WriteGuard<'_, T>, WriteOrphan<'_, T>> {
         self.write_with(Patience::None)
     }
 
@@ -276,8 +206,11 @@ impl<T: ShmSafe> RwLock<T> {
     ///
     /// # Errors
     ///
-    /// See [`RwLockError`].
-    pub fn write_timeout(&self, timeout: Duration) -> WriteResult<'_, T> {
+    /// See [`LockError`].
+    pub fn write_timeout(
+        &self,
+        timeout: Duration,
+    ) -> LockResult<WriteGuard<'_, T>, WriteOrphan<'_, T>> {
         self.write_with(Patience::Until(deadline(timeout)))
     }
 
@@ -296,7 +229,7 @@ impl<T: ShmSafe> RwLock<T> {
     }
 
     #[inline]
-    fn read_with(&self, patience: Patience) -> ReadResult<'_, T> {
+    fn read_with(&self, patience: Patience) -> Read<'_, T> {
         let here = here(self)?;
         let entry = readers::enter(here.slot, &self.word)?;
         if self.word.load(Ordering::SeqCst) == 0 {
@@ -308,7 +241,7 @@ impl<T: ShmSafe> RwLock<T> {
 
     /// Reads although the word was not 0 after the lock was listed.
     #[cold]
-    fn read_slow(&self, here: Here, mut entry: usize, patience: Patience) -> ReadResult<'_, T> {
+    fn read_slow(&self, here: Here, mut entry: usize, patience: Patience) -> Read<'_, T> {
         let mut looked = false;
         loop {
             let word = self.word.load(Ordering::SeqCst);
@@ -318,7 +251,7 @@ impl<T: ShmSafe> RwLock<T> {
                 return if word & PANICKED == 0 {
                     Ok(guard)
                 } else {
-                    Err(RwLockError::Panicked(guard))
+                    Err(LockError::Panicked(guard))
                 };
             }
             readers::leave(here.slot, entry, &self.word);
@@ -327,16 +260,16 @@ impl<T: ShmSafe> RwLock<T> {
             } else if let Patience::Until(deadline) = patience {
                 lock::wait_until_free(here.arena, here.slot, &self.word, deadline)?;
             } else if owner == here.slot.tag() {
-                return Err(RwLockError::WouldDeadlock);
+                return Err(LockError::WouldDeadlock);
             } else if !lock::look_for_parked(here.arena, owner, &mut looked) {
-                return Err(RwLockError::WouldBlock);
+                return Err(LockError::WouldBlock);
             }
             entry = readers::enter(here.slot, &self.word)?;
         }
     }
 
     /// Takes the word from the dead: frees it if the value is valid, answers with an orphan if not.
-    fn see_to_the_dead<G>(&self, here: Here) -> Result<(), RwLockError<'_, T, G>> {
+    fn see_to_the_dead<G>(&self, here: Here) -> Result<(), LockError<G, WriteOrphan<'_, T>>> {
         match lock::try_lock(here.arena, here.slot, &self.word) {
             Ok(taken) => {
                 self.check(here, taken.from)?;
@@ -348,10 +281,10 @@ impl<T: ShmSafe> RwLock<T> {
         }
     }
 
-    fn write_with(&self, patience: Patience) -> WriteResult<'_, T> {
+    fn write_with(&self, patience: Patience) -> Written<'_, T> {
         let here = here(self)?;
         if readers::lists(here.slot, &self.word) {
-            return Err(RwLockError::WouldDeadlock);
+            return Err(LockError::WouldDeadlock);
         }
         let (taken, deadline) = match patience {
             Patience::None => (
@@ -368,8 +301,8 @@ impl<T: ShmSafe> RwLock<T> {
         if !readers::wait_for_all(here.arena, here.slot, &self.word, deadline) {
             lock::unlock_for_all(&self.word, here.slot.tag(), 0);
             return Err(match patience {
-                Patience::None => RwLockError::WouldBlock,
-                Patience::Until(_) => RwLockError::TimedOut,
+                Patience::None => LockError::WouldBlock,
+                Patience::Until(_) => LockError::TimedOut,
             });
         }
         self.dirty.store(1, Ordering::Release);
@@ -379,18 +312,18 @@ impl<T: ShmSafe> RwLock<T> {
         if taken.flags & PANICKED == 0 {
             Ok(guard)
         } else {
-            Err(RwLockError::Panicked(guard))
+            Err(LockError::Panicked(guard))
         }
     }
 
     /// The caller has taken the word, from `from` if that died with it: is the value valid?
     #[inline]
-    fn check<G>(&self, here: Here, from: Tag) -> Result<(), RwLockError<'_, T, G>> {
+    fn check<G>(&self, here: Here, from: Tag) -> Result<(), LockError<G, WriteOrphan<'_, T>>> {
         // Relaxed: taking the word has acquired what its holders wrote.
         if self.dirty.load(Ordering::Relaxed) != 0 {
             let owner = process_of(here.arena, from);
             let guard = WriteGuard::new(self, here);
-            return Err(RwLockError::OwnerDied(WriteOrphan::new(guard, owner)));
+            return Err(LockError::OwnerDied(WriteOrphan::new(guard, owner)));
         }
         if !from.is_nobody() {
             lock::clear(&self.word, DIED);

@@ -147,8 +147,10 @@ fn top_while(name: &str, mut work: impl FnMut()) -> serde_json::Value {
 
 pub fn top_tells_what_is_allocated_and_freed() {
     let name = Name::new("rates");
-    let mut builder = Pool::builder();
-    let pool = builder.max_size(256 << 20).create_named(&name.0).unwrap();
+    let pool = Pool::builder()
+        .max_size(256 << 20)
+        .create_named(&name.0)
+        .unwrap();
     let layout = std::alloc::Layout::new::<[u64; 8]>();
     let mut blocks = Vec::new();
     let rates = |us: &serde_json::Value| {

@@ -12,7 +12,7 @@ pub mod skip;
 use std::alloc::Layout;
 use std::env;
 use std::ops::Deref;
-use std::panic::catch_unwind;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::process::{Command, ExitCode, Output};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -33,12 +33,7 @@ macro_rules! table {
 
 /// Runs a role, or the cases that the argument picks, one after the other in this process.
 pub fn run(cases: &[Named], roles: &[Named]) -> ExitCode {
-    if let Some(role) = argument()
-        .as_deref()
-        .and_then(|argument| argument.strip_prefix("role:"))
-    {
-        let role = roles.iter().find(|(name, _)| *name == role);
-        role.expect("a known role").1();
+    if plays_a_role(roles) {
         return ExitCode::SUCCESS;
     }
     run_each(cases, |case| {
@@ -58,10 +53,7 @@ pub fn run(cases: &[Named], roles: &[Named]) -> ExitCode {
 
 /// As [`run_apart`], or a role.
 pub fn run_apart_with(cases: &[Named], roles: &[Named]) -> ExitCode {
-    let role = argument().and_then(|role| role.strip_prefix("role:").map(str::to_owned));
-    if let Some(role) = role {
-        let role = roles.iter().find(|(name, _)| *name == role);
-        role.expect("a known role").1();
+    if plays_a_role(roles) {
         return ExitCode::SUCCESS;
     }
     run_apart(cases)
@@ -70,31 +62,62 @@ pub fn run_apart_with(cases: &[Named], roles: &[Named]) -> ExitCode {
 /// Runs the cases that the arguments pick, each in a process of its own, with which its pools go.
 pub fn run_apart(cases: &[Named]) -> ExitCode {
     run_each(cases, |case| {
-        // SAFETY: this process has one thread.
-        let child = match unsafe { libc::fork() } {
-            0 => {
-                let outcome = catch_unwind(|| {
-                    case();
-                    assert!(no_child_left(), "a child is left");
-                });
-                // SAFETY: ends this process, whose standard output writes whole lines.
-                unsafe { libc::_exit(i32::from(outcome.is_err())) }
-            }
-            child => child,
+        let Some(child) = fork() else {
+            let outcome = catch_unwind(|| {
+                case();
+                assert!(no_child_left(), "a child is left");
+            });
+            leave(outcome.is_ok());
         };
-        assert!(child > 0, "{}", std::io::Error::last_os_error());
-        let mut status = 0;
-        // SAFETY: a child of ours; the status is this frame's.
-        let reaped = unsafe { libc::waitpid(child, &raw mut status, 0) };
-        assert_eq!(reaped, child);
-        status == 0
+        reap(child) == 0
     })
 }
 
-fn argument() -> Option<String> {
-    env::args()
-        .skip(1)
-        .find(|argument| !argument.starts_with("--"))
+/// Plays the role that the first argument names, if it names one.
+fn plays_a_role(roles: &[Named]) -> bool {
+    let mut arguments = env::args().skip(1);
+    let first = arguments.find(|argument| !argument.starts_with("--"));
+    let Some(role) = first
+        .as_deref()
+        .and_then(|first| first.strip_prefix("role:"))
+    else {
+        return false;
+    };
+    let role = roles.iter().find(|(name, _)| *name == role);
+    role.expect("a known role").1();
+    true
+}
+
+/// Forks by the system's own call, while this process has one thread: the child, or `None` in the child.
+pub fn fork() -> Option<libc::pid_t> {
+    // SAFETY: by the above, the child may do what it likes.
+    let child = unsafe { libc::fork() };
+    assert!(child >= 0, "{}", std::io::Error::last_os_error());
+    (child != 0).then_some(child)
+}
+
+/// Ends a child at once, whose standard output writes whole lines, with 0 if all went well.
+pub fn leave(well: bool) -> ! {
+    // SAFETY: ends this process.
+    unsafe { libc::_exit(i32::from(!well)) }
+}
+
+/// Waits for a child to end; its status, which is 0 if it left [well](leave).
+#[track_caller]
+pub fn reap(child: libc::pid_t) -> i32 {
+    let mut status = 0;
+    // SAFETY: a child of ours; the status is this frame's.
+    assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+    status
+}
+
+/// Runs `f` with nothing printed on standard error, for panics that are meant.
+pub fn quietly<T>(f: impl FnOnce() -> T) -> T {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| ()));
+    let outcome = catch_unwind(AssertUnwindSafe(f));
+    std::panic::set_hook(hook);
+    outcome.unwrap_or_else(|payload| resume_unwind(payload))
 }
 
 fn run_each(cases: &[Named], run: impl Fn(fn()) -> bool) -> ExitCode {
@@ -156,8 +179,8 @@ impl TestPool {
         TestPool::with(|builder| builder)
     }
 
-    pub fn with(options: impl FnOnce(&mut PoolBuilder) -> &mut PoolBuilder) -> Self {
-        TestPool(options(&mut Pool::builder()).create().unwrap())
+    pub fn with(options: impl FnOnce(PoolBuilder) -> PoolBuilder) -> Self {
+        TestPool(options(Pool::builder()).create().unwrap())
     }
 
     pub fn of(pool: Pool) -> Self {

@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use shmkit::process::{JoinError, scope};
 use shmkit::{AllocError, Gc, Heap, HeapError, Pool, ShmSafe, Trace};
 
-use crate::common::{Random, TestPool};
+use crate::common::{Random, TestPool, fork, leave, reap};
 use crate::{allocated, assert_sound};
 
 #[derive(Clone, Copy, Debug, PartialEq, ShmSafe, Trace)]
@@ -429,22 +429,16 @@ pub fn a_full_pool_loses_no_object() {
 pub fn a_forked_copy_of_a_transaction_is_void() {
     let pool = TestPool::new();
     let heap = pool.create(Heap::new(1_u64)).unwrap();
-    let mut child = 0;
+    let mut child = None;
     let outcome = heap.modify(|tx| {
         *tx.root_mut().unwrap() = 2;
-        // SAFETY: this process has one thread.
-        child = unsafe { libc::fork() };
-        if child != 0 {
-            let mut status = 0;
-            // SAFETY: a child of ours; the status is this frame's.
-            assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
-            assert_eq!(libc::WEXITSTATUS(status), 7);
+        child = fork();
+        if let Some(child) = child {
+            assert_eq!(reap(child), 0);
         }
     });
-    if child == 0 {
-        let void = outcome == Err(HeapError::Forked);
-        // SAFETY: ends the child, which has nothing to flush.
-        unsafe { libc::_exit(if void { 7 } else { 1 }) };
+    if child.is_none() {
+        leave(outcome == Err(HeapError::Forked));
     }
     assert_eq!((outcome, *heap.view().unwrap().root()), (Ok(()), 2));
     assert_sound(*pool);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use shmkit::process::{JoinError, scope};
 use shmkit::{Array, Buffer, Lease, Pool, PopError, PushRefusal, Queue, Shared};
 
-use crate::common::Random;
+use crate::common::{Random, fork, reap};
 use crate::queues::{cause, queue, unbounded};
 use crate::stopped::sleeps;
 use crate::workers::{die, until, was_killed};
@@ -270,24 +270,16 @@ pub fn what_the_dead_held_makes_room_for_queues_and_buffers() {
 /// A child fills the pool with objects and is killed. It is no child of a scope, which would destroy
 /// them.
 fn killed_with_a_full_pool(pool: Pool) {
-    // SAFETY: the case has one thread.
-    let child = match unsafe { libc::fork() } {
-        0 => {
-            for len in [1 << 17, 1 << 13, 1 << 9, 1 << 5, 1] {
-                while let Ok(array) = Array::filled_in(pool, len, 1_u64) {
-                    std::mem::forget(array);
-                }
+    let Some(child) = fork() else {
+        for len in [1 << 17, 1 << 13, 1 << 9, 1 << 5, 1] {
+            while let Ok(array) = Array::filled_in(pool, len, 1_u64) {
+                std::mem::forget(array);
             }
-            die();
-            unreachable!()
         }
-        child => child,
+        die();
+        unreachable!()
     };
-    assert!(child > 0);
-    let mut status = 0;
-    // SAFETY: a child of ours; the status is this frame's.
-    assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
-    assert!(libc::WIFSIGNALED(status));
+    assert!(libc::WIFSIGNALED(reap(child)));
 }
 
 pub fn killed_producers() {

@@ -6,6 +6,7 @@ use nix::sys::signal::{Signal, raise};
 use shmkit::process::{JoinError, ScopedJoinHandle, scope};
 use shmkit::{Array, ClaimError, ElementError, ResizeError};
 
+use crate::common::{fork, leave, reap};
 use crate::{Page, Sealed, allocated, assert_sound, pool};
 
 pub fn die() {
@@ -121,17 +122,11 @@ pub fn more_are_killed_than_there_are_claims() {
 pub fn a_forked_copy_of_a_claim_is_void() {
     let array = Array::filled_in(pool(), 10, 0_u64).unwrap();
     let claim = array.claim_mut(2..5).unwrap();
-    // SAFETY: there is one thread, and the child only drops its copy and exits.
-    let child = unsafe { libc::fork() };
-    if child == 0 {
+    let Some(child) = fork() else {
         drop(claim);
-        // SAFETY: ends the child at once.
-        unsafe { libc::_exit(0) };
-    }
-    let mut status = 0;
-    // SAFETY: the status goes to a local.
-    assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
-    assert_eq!(status, 0);
+        leave(true);
+    };
+    assert_eq!(reap(child), 0);
     assert!(array.claim(..).is_err(), "the child's copy ended the claim");
     drop(claim);
     assert!(array.claim_mut(..).is_ok());

@@ -54,8 +54,7 @@ impl World {
 
     /// A world whose pool is guarded, or not.
     pub fn of(guard: bool) -> World {
-        let mut builder = Pool::builder();
-        let pool = builder.max_size(16 << 20).guard(guard).create();
+        let pool = Pool::builder().max_size(16 << 20).guard(guard).create();
         World::in_pool(pool.expect("a pool"))
     }
 

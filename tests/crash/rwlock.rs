@@ -1,7 +1,7 @@
-//! Readers and writers, the mutex that repairs, events: every operation, killed after every change.
+//! Readers and writers, and the mutex that repairs: every operation, killed after every change.
 
-use shmkit::sync::{RwLockError, WaitError, WriteOrphan};
-use shmkit::{Event, KillSafe, Recover, RecoverableMutex, RwLock, ShmSafe};
+use shmkit::sync::{LockError, WriteOrphan};
+use shmkit::{KillSafe, Recover, RecoverableMutex, RwLock, ShmSafe};
 
 use super::engine::{Crash, Suite};
 use super::in_pool::ensure;
@@ -10,27 +10,25 @@ use super::sync::{HALF, NEW, OLD, Pair, case, killed_in, nothing, says};
 pub fn cases(suite: &mut Suite) {
     rwlocks(suite);
     recoverable(suite);
-    events(suite);
 }
 
 /// What the survivor finds, and whether it was told of a death. The lock is as new then.
 fn found(lock: &RwLock<Pair>) -> Result<(Pair, bool), String> {
     let (value, died) = match lock.try_read() {
         Ok(guard) => (*guard, false),
-        Err(RwLockError::OwnerDied(orphan)) => (*orphan.into_guard(), true),
+        Err(LockError::OwnerDied(orphan)) => (*orphan.into_guard(), true),
         Err(other) => return Err(format!("{other:?}")),
     };
     let guard = lock.try_write();
     let guard = guard.map_err(|error| format!("writing: {error:?}"))?;
     ensure(*guard == value, || format!("{value:?} became {:?}", *guard))?;
-    ensure(
-        matches!(lock.read(), Err(RwLockError::WouldDeadlock)),
-        || "not found out that it is held".into(),
-    )?;
+    ensure(matches!(lock.read(), Err(LockError::WouldDeadlock)), || {
+        "not found out that it is held".into()
+    })?;
     drop(guard);
     let guard = lock.read().map_err(|error| format!("reading: {error:?}"))?;
     ensure(
-        matches!(lock.write(), Err(RwLockError::WouldDeadlock)),
+        matches!(lock.write(), Err(LockError::WouldDeadlock)),
         || "not found out that it is read".into(),
     )?;
     drop(guard);
@@ -53,7 +51,7 @@ fn orphaned(lock: &RwLock<Pair>) {
 
 fn take_over(lock: &RwLock<Pair>) -> WriteOrphan<'_, Pair> {
     match lock.read() {
-        Err(RwLockError::OwnerDied(orphan)) => orphan,
+        Err(LockError::OwnerDied(orphan)) => orphan,
         Ok(_) => panic!("no orphan"),
         Err(other) => panic!("{other}"),
     }
@@ -111,13 +109,13 @@ fn rwlocks(suite: &mut Suite) {
         |lock| std::mem::forget(lock.read()),
         |lock| {
             // The same thread reads in the process that set up; here it is another's.
-            assert!(matches!(lock.try_write(), Err(RwLockError::WouldBlock)));
+            assert!(matches!(lock.try_write(), Err(LockError::WouldBlock)));
         },
         |lock, _| {
             let read = lock.try_read().map(|guard| *guard);
             ensure(matches!(read, Ok(OLD)), || format!("{:?}", read.err()))?;
             let write = lock.try_write().map(drop);
-            ensure(matches!(write, Err(RwLockError::WouldBlock)), || {
+            ensure(matches!(write, Err(LockError::WouldBlock)), || {
                 format!("{write:?}")
             })
         },
@@ -223,49 +221,4 @@ fn recoverable(suite: &mut Suite) {
         add,
         |lock, crash| in_order(lock, crash, &[5, 6], 6),
     ));
-}
-
-/// It can be set, waited for and cleared; how it was found.
-fn event_works(event: &Event) -> Result<bool, String> {
-    let was = event.is_set();
-    ensure(event.clear() == was, || "two minds".into())?;
-    let waited = event.wait_timeout(std::time::Duration::from_millis(1));
-    ensure(waited == Err(WaitError::TimedOut), || format!("{waited:?}"))?;
-    event.set();
-    let waited = event.wait();
-    ensure(waited.is_ok(), || format!("{waited:?}"))?;
-    Ok(was)
-}
-
-fn events(suite: &mut Suite) {
-    suite.run(case(
-        "event, set and clear",
-        Event::new,
-        nothing,
-        |event| {
-            event.set();
-            event.set();
-            assert!(event.clear());
-            event.set();
-        },
-        |event, crash| {
-            let was = event_works(event)?;
-            ensure(was || !crash.finished, || "not set".into())
-        },
-    ));
-    // How often it looks depends on the clock, so no two runs are alike.
-    suite.run(
-        case(
-            "event, wait_timeout",
-            Event::new,
-            nothing,
-            |event| {
-                let waited = event.wait_timeout(std::time::Duration::from_millis(60));
-                assert_eq!(waited, Err(WaitError::TimedOut));
-            },
-            |event, _| ensure(!event_works(event)?, || "set by nobody".into()),
-        )
-        .without_second_order()
-        .without_real_kills(),
-    );
 }

@@ -1,4 +1,4 @@
-//! Locks and meeting points: every operation, killed after every change.
+//! Locks: every operation, killed after every change. And what all cases of `sync` have in common.
 //!
 //! The objects are held by the process that sets up, so that nothing is freed meanwhile. After recovery the pool's
 //! full check must pass with as much allocated as before, and the survivor uses the object: it must not hang, and
@@ -8,10 +8,9 @@ use std::fmt::Debug;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use shmkit::sync::{AcquireError, BarrierError, Orphan, Poison, ReentrantGuard};
+use shmkit::sync::{Orphan, Poison, ReentrantGuard};
 use shmkit::{
-    Barrier, Condvar, KillSafe, LockError, Mutex, MutexGuard, Pool, ReentrantMutex, Semaphore,
-    Shared, ShmSafe,
+    Condvar, KillSafe, LockError, Mutex, MutexGuard, Pool, ReentrantMutex, Shared, ShmSafe,
 };
 
 use super::engine::{Case, Crash, Suite};
@@ -19,8 +18,8 @@ use super::in_pool::{self, InPool, ensure};
 
 /// A pool with the object of the case.
 pub struct World<T: ShmSafe> {
-    pool: Pool,
-    object: Shared<T>,
+    pub pool: Pool,
+    pub object: Shared<T>,
     /// Bytes allocated when the operation started.
     before: usize,
 }
@@ -39,9 +38,22 @@ pub fn case<T: ShmSafe + Debug>(
     operation: impl Fn(&T) + 'static,
     check: impl Fn(&T, &Crash) -> Result<(), String> + 'static,
 ) -> Case<World<T>> {
-    in_pool::case(format!("sync/{name}"), move || {
+    in_pool::case(format!("sync/{name}"), move || World::new(make(), &setup))
+        .attach(|world| slot(world.pool))
+        .operation(move |world| operation(&world.object))
+        .verify(move |world, crash| {
+            // What died in recovery is dead now too.
+            world.pool.recover();
+            world.intact("after recovery")?;
+            check(&world.object, crash)?;
+            world.intact("after use")
+        })
+}
+
+impl<T: ShmSafe> World<T> {
+    pub fn new(object: T, setup: impl FnOnce(&T)) -> Self {
         let pool = Pool::builder().max_size(16 << 20).create().expect("a pool");
-        let object = pool.create(make()).expect("room");
+        let object = pool.create(object).expect("room");
         setup(&object);
         let before = pool.stats().allocated;
         World {
@@ -49,20 +61,9 @@ pub fn case<T: ShmSafe + Debug>(
             object,
             before,
         }
-    })
-    .attach(|world| slot(world.pool))
-    .operation(move |world| operation(&world.object))
-    .verify(move |world, crash| {
-        // What died in recovery is dead now too.
-        world.pool.recover();
-        world.intact("after recovery")?;
-        check(&world.object, crash)?;
-        world.intact("after use")
-    })
-}
+    }
 
-impl<T: ShmSafe> World<T> {
-    fn intact(&self, when: &str) -> Result<(), String> {
+    pub fn intact(&self, when: &str) -> Result<(), String> {
         let report = self.pool.check_quiescent();
         ensure(report.is_ok(), || format!("{when}: {report}"))?;
         let now = self.pool.stats().allocated;
@@ -73,7 +74,7 @@ impl<T: ShmSafe> World<T> {
 }
 
 /// The thread has its slot, so that the operation is the operation.
-fn slot(pool: Pool) {
+pub fn slot(pool: Pool) {
     let block = pool.allocate(std::alloc::Layout::new::<u8>());
     // SAFETY: allocated just now.
     unsafe { pool.deallocate(block.expect("a slot").cast()) }.expect("a free");
@@ -115,8 +116,6 @@ pub fn cases(suite: &mut Suite) {
     mutexes(suite);
     reentrant(suite);
     condvars(suite);
-    semaphores(suite);
-    barriers(suite);
 }
 
 /// Two numbers that are changed one after the other.
@@ -363,240 +362,4 @@ fn condvars(suite: &mut Suite) {
         .without_second_order()
         .without_real_kills(),
     );
-}
-
-/// All `permits` are there, can be taken and given back, and no more.
-fn has(semaphore: &Semaphore, permits: u32) -> Result<(), String> {
-    let available = semaphore.available_permits();
-    ensure(available == permits, || {
-        format!("{available} permits, not {permits}")
-    })?;
-    let taken: Vec<_> = (0..permits).map(|_| semaphore.acquire()).collect();
-    ensure(taken.iter().all(Result::is_ok), || format!("{taken:?}"))?;
-    let more = semaphore.try_acquire().map(|_| ());
-    ensure(more == Err(AcquireError::WouldBlock), || {
-        format!("{more:?}")
-    })?;
-    drop(taken);
-    let available = semaphore.available_permits();
-    ensure(available == permits, || {
-        format!("{available} permits after use, not {permits}")
-    })
-}
-
-/// As many as before, or if it may have happened `changed`; exactly that when it had returned.
-fn has_either(s: &Semaphore, crash: &Crash, old: u32, changed: u32) -> Result<(), String> {
-    let unchanged = s.available_permits() == old && !crash.finished;
-    has(s, if unchanged { old } else { changed })
-}
-
-fn semaphores(suite: &mut Suite) {
-    suite.run(case(
-        "semaphore, acquire and give back",
-        || Semaphore::new(2),
-        nothing,
-        |semaphore| drop(semaphore.acquire().expect("a permit")),
-        |semaphore, _| has(semaphore, 2),
-    ));
-    suite.run(case(
-        "semaphore, two at once",
-        || Semaphore::new(3),
-        nothing,
-        |semaphore| {
-            let first = semaphore.acquire().expect("a permit");
-            let second = semaphore.acquire().expect("a permit");
-            drop(first);
-            let third = semaphore.acquire().expect("a permit");
-            drop(second);
-            drop(third);
-        },
-        |semaphore, _| has(semaphore, 3),
-    ));
-    suite.run(case(
-        "semaphore, acquire and forget",
-        || Semaphore::new(2),
-        nothing,
-        |semaphore| semaphore.acquire().expect("a permit").forget(),
-        |semaphore, crash| has_either(semaphore, crash, 2, 1),
-    ));
-    suite.run(case(
-        "semaphore, add_permits",
-        || Semaphore::new(2),
-        nothing,
-        |semaphore| semaphore.add_permits(3).expect("room"),
-        |semaphore, crash| has_either(semaphore, crash, 2, 5),
-    ));
-    suite.run(case(
-        "semaphore, add_permits with one held",
-        || Semaphore::new(2),
-        nothing,
-        |semaphore| {
-            let permit = semaphore.acquire().expect("a permit");
-            semaphore.add_permits(3).expect("room");
-            drop(permit);
-        },
-        |semaphore, crash| has_either(semaphore, crash, 2, 5),
-    ));
-    suite.run(case(
-        "semaphore, try_acquire with none left",
-        || Semaphore::new(1),
-        nothing,
-        |semaphore| {
-            let permit = semaphore.acquire().expect("a permit");
-            let second = semaphore.try_acquire().map(|_| ());
-            assert_eq!(second, Err(AcquireError::WouldBlock));
-            drop(permit);
-        },
-        |semaphore, _| has(semaphore, 1),
-    ));
-    suite.run(
-        case(
-            "semaphore, recover a dead holder's",
-            || Semaphore::new(3),
-            |semaphore| {
-                killed_in(
-                    semaphore,
-                    |s| std::mem::forget((s.acquire(), s.acquire())),
-                    |_| false,
-                );
-            },
-            |semaphore| {
-                // After a sleep of a tick a waiter does what is to be done for the dead.
-                let one = semaphore.acquire().expect("a permit");
-                let two = semaphore.acquire().expect("the dead one's");
-                drop((one, two));
-            },
-            |semaphore, _| has(semaphore, 3),
-        )
-        .without_real_kills(),
-    );
-    suite.run(
-        in_pool::case("sync/recover several dead at once", || {
-            let pool = Pool::builder().max_size(16 << 20).create().expect("a pool");
-            let object = pool.create(Semaphore::new(3)).expect("room");
-            let before = pool.stats().allocated;
-            let hangs = |semaphore: &Semaphore| {
-                slot(pool);
-                std::mem::forget(semaphore.acquire());
-                loop {
-                    std::thread::park();
-                }
-            };
-            let threads = |semaphore: &Semaphore| {
-                std::thread::scope(|threads| {
-                    for _ in 0..3 {
-                        threads.spawn(|| hangs(semaphore));
-                    }
-                });
-            };
-            killed_in(&*object, threads, |s| s.available_permits() == 0);
-            World {
-                pool,
-                object,
-                before,
-            }
-        })
-        .operation(|world| {
-            // Without a slot: who gets one has recovered all of them before.
-            assert_eq!(world.pool.recover().threads, 3);
-            has(&world.object, 3).expect("the permits of all");
-        })
-        .verify(|world, _| {
-            world.pool.recover();
-            world.intact("after recovery")?;
-            has(&world.object, 3)
-        })
-        .without_real_kills(),
-    );
-}
-
-/// A barrier of three with one killed while it waits.
-fn party_killed(barrier: &Barrier) {
-    killed_in(
-        barrier,
-        |barrier| {
-            let _ = barrier.wait();
-        },
-        |barrier| says(barrier, "arrived: 1"),
-    );
-}
-
-fn barriers(suite: &mut Suite) {
-    let waits = |barrier: &Barrier, _: &Crash| {
-        for _ in 0..3 {
-            let result = barrier.wait().map(|result| result.is_leader());
-            ensure(result == Ok(true), || format!("{result:?}"))?;
-        }
-        ensure(!barrier.is_broken(), || "broken".into())
-    };
-    suite.run(case(
-        "barrier, the first wait",
-        || Barrier::new(1),
-        nothing,
-        |barrier| assert!(barrier.wait().expect("all").is_leader()),
-        waits,
-    ));
-    suite.run(case(
-        "barrier, two waits after others'",
-        || Barrier::new(1),
-        |barrier| assert!(barrier.wait().expect("all").is_leader()),
-        |barrier| {
-            assert!(barrier.wait().expect("all").is_leader());
-            assert!(barrier.wait().expect("all").is_leader());
-        },
-        waits,
-    ));
-    suite.run(case(
-        "barrier, reset",
-        || Barrier::new(1),
-        |barrier| assert!(barrier.wait().expect("all").is_leader()),
-        Barrier::reset,
-        waits,
-    ));
-    // How often it looks before it finds the dead one out depends on the clock.
-    suite.run(
-        case(
-            "barrier, wait for the dead",
-            || Barrier::new(3),
-            party_killed,
-            |barrier| assert_eq!(barrier.wait().err(), Some(BarrierError::Broken)),
-            |barrier, crash| {
-                let counted = says(barrier, "arrived: 2");
-                match barrier.wait() {
-                    // The third to arrive, after two that are dead now.
-                    Ok(result) if counted && !crash.finished && result.is_leader() => {}
-                    Err(BarrierError::Broken) => {}
-                    other => return Err(format!("{other:?}")),
-                }
-                barrier.reset();
-                ensure(says(barrier, "arrived: 0, broken: false"), || {
-                    format!("{barrier:?}")
-                })
-            },
-        )
-        .without_real_kills(),
-    );
-    suite.run(case(
-        "barrier, reset of a broken one",
-        || Barrier::new(3),
-        |barrier| {
-            party_killed(barrier);
-            assert_eq!(barrier.wait().err(), Some(BarrierError::Broken));
-        },
-        Barrier::reset,
-        |barrier, crash| {
-            let broken = barrier.is_broken();
-            ensure(!(broken && crash.finished), || "not reset".into())?;
-            if broken {
-                let result = barrier.wait().err();
-                ensure(result == Some(BarrierError::Broken), || {
-                    format!("{result:?}")
-                })?;
-                barrier.reset();
-            }
-            ensure(says(barrier, "arrived: 0, broken: false"), || {
-                format!("{barrier:?}")
-            })
-        },
-    ));
 }

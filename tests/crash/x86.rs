@@ -9,6 +9,7 @@ mod heap;
 mod in_pool;
 mod mailbox;
 mod map;
+mod meetings;
 mod multi_map;
 mod numbers;
 mod pool;
@@ -36,6 +37,7 @@ pub fn run() -> ExitCode {
     containers::cases(&mut suite);
     sync::cases(&mut suite);
     rwlock::cases(&mut suite);
+    meetings::cases(&mut suite);
     buffer::cases(&mut suite);
     cell::cases(&mut suite);
     heap::cases(&mut suite);

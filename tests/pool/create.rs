@@ -48,10 +48,10 @@ pub fn prefaulted() {
     assert!(resident(*eager) >= 16 << 20);
 }
 
-fn refused(options: impl FnOnce(&mut PoolBuilder) -> &mut PoolBuilder) -> CreateError {
+fn refused(options: impl FnOnce(PoolBuilder) -> PoolBuilder) -> CreateError {
     let descriptors = || fs::read_dir("/proc/self/fd").unwrap().count();
     let before = descriptors();
-    let error = options(&mut Pool::builder()).create().unwrap_err();
+    let error = options(Pool::builder()).create().unwrap_err();
     assert_eq!(descriptors(), before);
     error
 }

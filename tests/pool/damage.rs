@@ -235,7 +235,7 @@ fn probe_containers(pool: Pool) {
         }
     }
     if let Ok(mailbox) = pool.named::<Mailbox<u64>>("mailbox") {
-        let _ = (mailbox.len(), mailbox.slots(), mailbox.is_closed());
+        let _ = (mailbox.len(), mailbox.capacity(), mailbox.is_closed());
         if let Ok(receiver) = mailbox.receiver() {
             let _ = (mailbox.try_send(1), receiver.try_recv());
             mailbox.wake();

@@ -9,7 +9,7 @@ use shmkit::Pool;
 use shmkit::process::scope;
 
 use super::HEAP;
-use super::common::{Random, TestPool, address, block_at, fill, layout, storm_time, verify};
+use super::common::{Random, TestPool, address, block_at, fill, layout, reap, storm_time, verify};
 use super::memory::assert_sound;
 use super::threads::wait_for_threads;
 
@@ -134,10 +134,7 @@ fn in_child(does: impl FnOnce()) {
         // SAFETY: ends the child.
         unsafe { libc::_exit(i32::from(done.is_err())) };
     }
-    let mut status = 0;
-    // SAFETY: our own child; the status is a local.
-    assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
-    assert_eq!(status, 0, "the child failed");
+    assert_eq!(reap(pid), 0, "the child failed");
 }
 
 struct StopAtEnd;

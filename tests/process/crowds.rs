@@ -83,8 +83,7 @@ static ONE_TOO_MANY: Entry<(), ()> = Entry::new("one too many", |worker, ()| {
 });
 
 pub fn workers_are_limited() {
-    let mut config = Config::new();
-    run(config.max_workers(2), &ONE_TOO_MANY, ()).unwrap();
+    run(&Config::new().max_workers(2), &ONE_TOO_MANY, ()).unwrap();
 }
 
 static REQUESTS_AND_DIES: Entry<(), ()> = Entry::new("requests and dies", |worker, ()| {

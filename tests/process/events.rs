@@ -7,6 +7,7 @@ use shmkit::Pool;
 use shmkit::process::{Backoff, Config, Entry, Restart, StartOptions, run, scope};
 
 use super::role_succeeds;
+use crate::common::{fork, reap};
 
 /// Collects what is logged, a line an event; in each process for itself.
 struct Collector(Mutex<String>);
@@ -51,16 +52,12 @@ pub fn role_logs() {
     Pool::unlink(&name).unwrap();
     scope(|s| s.spawn(|| 1).unwrap().join().unwrap());
     // A raw fork, which nobody but us waits for.
-    // SAFETY: this process has one thread, and the child only ends.
-    match unsafe { libc::fork() } {
-        0 => {
-            // With a slot of its own, too.
-            let _ = pool.create(1_u64);
-            std::process::abort()
-        }
-        // SAFETY: no memory is passed.
-        child => unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) },
+    let Some(child) = fork() else {
+        // With a slot of its own, too.
+        let _ = pool.create(1_u64);
+        std::process::abort()
     };
+    reap(child);
     let recovered = pool.recover();
     assert!(recovered.threads + recovered.processes > 0, "{recovered:?}");
     assert_eq!(run(&Config::new(), &FIRST, ()).unwrap(), 1);

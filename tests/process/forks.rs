@@ -15,7 +15,8 @@ use shmkit::process::{
 use shmkit::{HandleError, Pool};
 
 use super::masters::{FOR_EVER, SQUARE};
-use super::{open_descriptors, role_succeeds};
+use super::role_succeeds;
+use crate::common::{fork, leave, open_descriptors, reap};
 
 /// From here on, the kernel refuses two calls with an error.
 fn refuse(calls: [libc::c_long; 2], error: i32) {
@@ -101,18 +102,9 @@ extern "C" fn die() {
 
 /// Forks by the system's own call, and does something; how the child has ended.
 fn forked_with(meanwhile: impl FnOnce()) -> i32 {
-    // SAFETY: this is the only thread, and the child ends at once.
-    let child = unsafe { libc::fork() };
-    if child == 0 {
-        // SAFETY: no memory is passed.
-        unsafe { libc::_exit(0) };
-    }
+    let Some(child) = fork() else { leave(true) };
     meanwhile();
-    let mut status = -1;
-    // SAFETY: the status is written to.
-    let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
-    assert_eq!(waited, child);
-    status
+    reap(child)
 }
 
 fn forked() -> i32 {
@@ -178,20 +170,10 @@ pub fn role_first_use() {
     assert_eq!(done, 0);
     let pool = Pool::builder().create().unwrap();
     POOL.set(pool).unwrap();
-    // SAFETY: this is the only thread.
-    match unsafe { libc::fork() } {
-        0 => {
-            let used = pool.allocate(WORD).is_ok() && pool.create(9_u64).is_ok();
-            // SAFETY: no memory is passed.
-            unsafe { libc::_exit(i32::from(!used)) };
-        }
-        child => {
-            let mut status = -1;
-            // SAFETY: the status is written to.
-            let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
-            assert_eq!((waited, status), (child, 0));
-        }
-    }
+    let Some(child) = fork() else {
+        leave(pool.allocate(WORD).is_ok() && pool.create(9_u64).is_ok());
+    };
+    assert_eq!(reap(child), 0);
     // The child has ended without a word, as by a kill.
     let recovered = pool.recover();
     assert_eq!((recovered.threads, recovered.processes), (1, 1));
@@ -347,10 +329,7 @@ pub fn role_fork_at_once() {
     });
     tell(LIVE);
     let child = other.join().unwrap();
-    let mut status = -1;
-    // SAFETY: the status is written to.
-    let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
-    assert_eq!((waited, status), (child, 0));
+    assert_eq!(reap(child), 0);
     assert_eq!(*kept, 7);
     pool.recover();
     assert!(pool.check().is_ok(), "{}", pool.check());

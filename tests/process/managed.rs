@@ -28,9 +28,7 @@ impl Scratch {
     }
 
     pub fn config(&self) -> Config {
-        let mut config = Config::new();
-        config.run_directory(&self.0);
-        config
+        Config::new().run_directory(&self.0)
     }
 
     pub fn journal(&self) -> PathBuf {
@@ -220,8 +218,7 @@ static MAKES: Entry<PathBuf, ()> = Entry::new("makes", |worker, dir| {
 /// A run that has made things, to be killed.
 pub fn role_makes() {
     let dir = PathBuf::from(std::env::var_os("SHMKIT_TEST_DIRECTORY").unwrap());
-    let mut config = Config::new();
-    config.run_directory(&dir);
+    let config = Config::new().run_directory(&dir);
     run(&config, &MAKES, dir).unwrap();
 }
 

@@ -297,8 +297,7 @@ pub fn restarts_by_policy() {
     let starts = pool.create(Mutex::new(0)).unwrap();
     let ends = Rc::new(RefCell::new(Vec::new()));
     let seen = Rc::clone(&ends);
-    let mut config = Config::new();
-    config.on_end(move |end| {
+    let config = Config::new().on_end(move |end| {
         let crashed = matches!(end.cause, Err(JoinError::Signaled(libc::SIGABRT)));
         seen.borrow_mut()
             .push((end.worker.number(), crashed, end.restart_in));

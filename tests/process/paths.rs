@@ -11,9 +11,9 @@ use super::managed::Scratch;
 static UNIT: Entry<(), ()> = Entry::new("unit", |_, ()| ());
 
 fn config(pid_file: impl AsRef<Path>, run_directory: impl AsRef<Path>) -> Config {
-    let mut config = Config::new();
-    config.pid_file(pid_file).run_directory(run_directory);
-    config
+    Config::new()
+        .pid_file(pid_file)
+        .run_directory(run_directory)
 }
 
 pub fn what_is_no_pid_file_stays() {

@@ -142,8 +142,10 @@ static KILLS_KEEPER: Entry<String, ()> = Entry::new("kills a keeper", |worker, n
 /// In the pools that the master has, and before the join answers.
 pub fn what_a_killed_peer_held_is_free() {
     let name = unique("kept");
-    let mut builder = Pool::builder();
-    let pool = builder.max_size(16 << 20).create_named(&name).unwrap();
+    let pool = Pool::builder()
+        .max_size(16 << 20)
+        .create_named(&name)
+        .unwrap();
     let here = pool.named_or_create("here", || AtomicU32::new(0)).unwrap();
     // Types are described once.
     drop(pool.create([7_u64; 1000]).unwrap());

@@ -161,8 +161,8 @@ fn attached() -> Peer {
 
 pub fn role_peer() {
     std::panic::set_hook(Box::new(|_| ()));
-    let mut peer = attached();
-    peer.define(&theirs::AREA)
+    let peer = attached()
+        .define(&theirs::AREA)
         .define(&theirs::ECHO)
         .define(&theirs::PID)
         .define(&theirs::ENDS)
@@ -181,9 +181,7 @@ pub fn role_peer() {
 }
 
 pub fn role_odd_peer() {
-    let mut peer = attached();
-    peer.define(&theirs::ODD_AREA);
-    peer.serve().unwrap();
+    attached().define(&theirs::ODD_AREA).serve().unwrap();
 }
 
 /// Starts something itself, and serves nothing.
@@ -318,9 +316,7 @@ impl Drop for Peers {
 }
 
 pub fn config(name: &str) -> Config {
-    let mut config = Config::new();
-    config.name(name).define(&HALF_WAY);
-    config
+    Config::new().name(name).define(&HALF_WAY)
 }
 
 #[track_caller]

@@ -231,12 +231,11 @@ pub fn role_short_files() {
         }
         limit_files(None);
     };
-    refused(Config::new().pid_file(&pid_file), 1);
+    refused(&Config::new().pid_file(&pid_file), 1);
     // The header would have room.
-    refused(Config::new().run_directory(&directory), 10_000);
+    refused(&Config::new().run_directory(&directory), 10_000);
     // What is there is taken by the next run, which may write it.
-    let mut config = Config::new();
-    config.run_directory(&directory).pid_file(&pid_file);
+    let config = Config::new().run_directory(&directory).pid_file(&pid_file);
     Master::new(&config).unwrap().finish().unwrap();
     std::fs::remove_dir(&directory).unwrap();
 }

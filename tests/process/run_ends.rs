@@ -5,7 +5,8 @@ use std::time::Duration;
 use shmkit::process::{Config, Entry, JoinError, Master, RunError, StartError, run};
 
 use super::masters::{FOR_EVER, SQUARE, UNIT};
-use super::{loop_for_ever, program, quietly};
+use super::{loop_for_ever, program};
+use crate::common::{fork, leave, quietly, reap};
 
 static LEAVES_SOME: Entry<(), ()> = Entry::new("leaves some", |worker, ()| {
     for _ in 0..3 {
@@ -24,9 +25,8 @@ pub fn the_rest_is_asked_then_killed() {
     use std::rc::Rc;
     let counts = Rc::new(Cell::new((0, 0)));
     let seen = Rc::clone(&counts);
-    let mut config = Config::new();
     // Polite ones end at once; only the hung ones use the patience up.
-    config
+    let config = Config::new()
         .patience(Duration::from_millis(500))
         .on_end(move |end| {
             let (ended, killed) = seen.get();
@@ -55,8 +55,7 @@ static TELLS: Entry<(), ()> = Entry::new("tells", |worker, ()| {
 
 /// A run with a pid file, in a directory that the parent has chosen.
 pub fn role_pid_file() {
-    let mut config = Config::new();
-    config.pid_file(std::env::var_os("SHMKIT_TEST_PID_FILE").unwrap());
+    let config = Config::new().pid_file(std::env::var_os("SHMKIT_TEST_PID_FILE").unwrap());
     run(&config, &TELLS, ()).unwrap();
 }
 
@@ -73,8 +72,7 @@ pub fn a_killed_master_leaves_nothing() {
     output.read_line(&mut String::new()).unwrap();
     let written = std::fs::read_to_string(&path).unwrap();
     assert_eq!(written.trim().parse(), Ok(master.id()));
-    let mut config = Config::new();
-    config.pid_file(&path);
+    let config = Config::new().pid_file(&path);
     let refused = run(&config, &UNIT, ());
     assert!(
         matches!(refused, Err(RunError::AlreadyRunning { .. })),
@@ -97,27 +95,17 @@ static ECHOES: Entry<(), ()> = Entry::new("echoes", |worker, ()| {
 pub fn a_forked_copy_of_a_master_ends_nothing() {
     let path = std::env::temp_dir().join(format!("shmkit-copy-{}", std::process::id()));
     let name = format!("test-copy-{}", std::process::id());
-    let mut config = Config::new();
-    config.pid_file(&path).name(&name);
+    let config = Config::new().pid_file(&path).name(&name);
     let mut master = Master::new(&config).unwrap();
     let waits = master.start(&ECHOES, &()).unwrap();
     assert_eq!(master.dispatch().unwrap().started, 1);
-    // SAFETY: this is the only thread; the child drops what it has a copy of, and leaves.
-    match unsafe { libc::fork() } {
-        0 => {
-            let refused = matches!(master.dispatch(), Err(RunError::Forked))
-                && matches!(master.start(&UNIT, &()), Err(StartError::Forked))
-                && matches!(master.finish(), Err(RunError::Forked));
-            // SAFETY: no memory is passed.
-            unsafe { libc::_exit(i32::from(!refused)) };
-        }
-        child => {
-            let mut status = -1;
-            // SAFETY: the status is written to.
-            let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
-            assert_eq!((waited, status), (child, 0));
-        }
-    }
+    let Some(child) = fork() else {
+        let refused = matches!(master.dispatch(), Err(RunError::Forked))
+            && matches!(master.start(&UNIT, &()), Err(StartError::Forked))
+            && matches!(master.finish(), Err(RunError::Forked));
+        leave(refused);
+    };
+    assert_eq!(reap(child), 0);
     master.dispatch().unwrap();
     assert!(path.exists() && !waits.is_finished());
     let control = format!("/dev/shm/shmkit.{name}.run");
@@ -129,13 +117,11 @@ pub fn a_forked_copy_of_a_master_ends_nothing() {
 pub fn a_panic_of_the_hook_comes_last() {
     let ends = std::rc::Rc::new(std::cell::Cell::new(0));
     let seen = std::rc::Rc::clone(&ends);
-    let mut config = Config::new();
-    config.on_end(move |end| {
+    let path = std::env::temp_dir().join(format!("shmkit-hook-{}", std::process::id()));
+    let config = Config::new().pid_file(&path).on_end(move |end| {
         seen.set(seen.get() + 1);
         panic!("worker {} has ended", end.worker.number());
     });
-    let path = std::env::temp_dir().join(format!("shmkit-hook-{}", std::process::id()));
-    config.pid_file(&path);
     let mut master = Master::new(&config).unwrap();
     let unit = master.start(&UNIT, &()).unwrap();
     let message = super::panic_message(|| while master.dispatch().is_ok() {});
@@ -198,8 +184,7 @@ static THREE: Entry<(), ()> = Entry::new("three", |worker, ()| {
 
 pub fn role_prints() {
     print!("before,");
-    let mut config = Config::new();
-    config.on_end(|_| print!("end,"));
+    let config = Config::new().on_end(|_| print!("end,"));
     run(&config, &THREE, ()).unwrap();
 }
 

@@ -132,8 +132,7 @@ static CHURNS: Entry<PathBuf, ()> = Entry::new("churns", |worker, dir| {
 /// A run that makes and removes without end.
 pub fn role_churn() {
     let dir = PathBuf::from(std::env::var_os("SHMKIT_TEST_DIRECTORY").unwrap());
-    let mut config = Config::new();
-    config.run_directory(&dir).pid_file(dir.join("pid"));
+    let config = Config::new().run_directory(&dir).pid_file(dir.join("pid"));
     run(&config, &CHURN, dir).unwrap();
 }
 
@@ -150,8 +149,7 @@ fn semaphores() -> Vec<String> {
 pub fn killed_masters_leave_nothing_after_the_next_start() {
     let dir = std::env::temp_dir().join(format!("shmkit-churn-{}", std::process::id()));
     fs::create_dir_all(&dir).unwrap();
-    let mut config = Config::new();
-    config.run_directory(&dir).pid_file(dir.join("pid"));
+    let config = Config::new().run_directory(&dir).pid_file(dir.join("pid"));
     let mut left = 0;
     for round in 0..25_u32 {
         let mut master = program("role_churn")

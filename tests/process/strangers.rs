@@ -39,11 +39,10 @@ pub fn who_is_refused_removes_nothing() {
     let (dir, empty) = (Scratch::new("refused"), Scratch::new("empty"));
     kill(made(&dir));
     let name = format!("test-refused-{}", std::process::id());
-    let mut config = Config::new();
-    config.name(&name);
+    let config = Config::new().name(&name);
     let master = Master::new(&config).unwrap();
-    for config in [&mut dir.config(), &mut empty.config()] {
-        let refused = run(config.name(&name), &UNIT, ());
+    for config in [dir.config(), empty.config()] {
+        let refused = run(&config.name(&name), &UNIT, ());
         assert!(
             matches!(refused, Err(RunError::AlreadyRunning { .. })),
             "{refused:?}"
@@ -52,7 +51,7 @@ pub fn who_is_refused_removes_nothing() {
     assert!(left(&dir).iter().all(|path| path.exists()));
     assert!(!empty.journal().exists());
     master.finish().unwrap();
-    run(dir.config().name(&name), &UNIT, ()).unwrap();
+    run(&dir.config().name(&name), &UNIT, ()).unwrap();
     assert!(!left(&dir).iter().any(|path| path.exists()));
 }
 
@@ -114,12 +113,9 @@ pub fn links_are_not_followed() {
     kill(made(&other));
     let pid = other.0.join("pid");
     fs::write(&pid, "12\n").unwrap();
-    let refused = |link: &Path| {
-        let mut config = dir.config();
-        match run(config.pid_file(dir.0.join("pid")), &UNIT, ()) {
-            Err(RunError::File { path, .. }) => assert_eq!(Path::new(&path), link),
-            other => panic!("{other:?}"),
-        }
+    let refused = |link: &Path| match run(&dir.config().pid_file(dir.0.join("pid")), &UNIT, ()) {
+        Err(RunError::File { path, .. }) => assert_eq!(Path::new(&path), link),
+        other => panic!("{other:?}"),
     };
     for (link, to) in [
         (dir.journal(), other.journal()),
@@ -146,8 +142,7 @@ pub fn a_pool_that_is_no_runs_has_the_name() {
     // SAFETY: nothing refers to it.
     unsafe { pool.unmap() };
     let path = Resource::Pool(data.clone()).path().unwrap();
-    let mut config = Config::new();
-    config.name(&name);
+    let config = Config::new().name(&name);
     for is_a_pool in [true, false] {
         let refused = Master::new(&config).map(drop);
         assert!(
@@ -176,8 +171,7 @@ pub fn a_pool_that_is_no_runs_has_the_name() {
 
 pub fn a_name_that_is_another_runs_by_now_stays() {
     let name = format!("test-again-{}", std::process::id());
-    let mut config = Config::new();
-    config.name(&name);
+    let config = Config::new().name(&name);
     let first = Master::new(&config).unwrap();
     Pool::unlink(&format!("{name}.run")).unwrap();
     let second = Master::new(&config).unwrap();

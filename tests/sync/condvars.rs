@@ -1,14 +1,16 @@
 //! Condition variables.
 
 use std::io::pipe;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use shmkit::process::scope;
-use shmkit::{Condvar, LockError, Mutex, MutexGuard, ShmSafe};
+use shmkit::sync::LockResult;
+use shmkit::{Condvar, LockError, Mutex, MutexGuard, Orphan, ShmSafe};
 
 use super::{LONG, count, kill, listen, shared, tell_and_hang, until, until_asleep};
-use crate::common::Random;
+use crate::common::{Random, quietly};
 
 /// A stock of items: made, taken, and the most there may be.
 #[derive(ShmSafe)]
@@ -28,7 +30,7 @@ fn stock() -> Stock {
 
 /// The lock, with what a killed holder may have left: a pair of numbers.
 fn whatever<'a>(
-    locked: Result<MutexGuard<'a, [u64; 2]>, LockError<'a, [u64; 2]>>,
+    locked: LockResult<MutexGuard<'a, [u64; 2]>, Orphan<'a, [u64; 2]>>,
 ) -> MutexGuard<'a, [u64; 2]> {
     match locked {
         Ok(guard) => guard,
@@ -203,6 +205,28 @@ pub fn waits_time_out() {
     let guard = stock.items.lock().unwrap();
     assert!(matches!(outside.wait(guard), Err(LockError::NotInPool)));
     assert!(stock.items.lock().is_ok());
+}
+
+pub fn a_panic_hides_no_timeout() {
+    let pair = shared((Mutex::new([0_u64, 0]), Condvar::new()));
+    let (mutex, condvar) = &*pair;
+    let guard = mutex.lock().unwrap();
+    quietly(|| {
+        let panicked = catch_unwind(AssertUnwindSafe(|| {
+            let _guard = guard;
+            panic!("with the lock");
+        }));
+        assert!(panicked.is_err());
+    });
+    let Err(LockError::Panicked(guard)) = mutex.lock() else {
+        panic!("not poisoned");
+    };
+    match condvar.wait_timeout(guard, Duration::from_millis(1)) {
+        Err(LockError::Panicked((guard, result))) => {
+            assert_eq!((*guard, result.timed_out()), ([0, 0], true));
+        }
+        other => panic!("{other:?}"),
+    }
 }
 
 pub fn broadcast() {

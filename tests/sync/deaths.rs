@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use shmkit::inspect::{self, Observer};
 use shmkit::process::{Scope, ScopedJoinHandle, scope};
-use shmkit::sync::RwLockError;
 use shmkit::{Barrier, LockError, Mailbox, Mutex, Pool, RwLock, Semaphore, ShmSafe};
 
 use super::{LONG, listen, tell, tell_and_hang, until};
@@ -211,12 +210,12 @@ pub fn tries_find_the_dead() {
     tried(
         "to read what was written",
         |world| forget(world.lock.write().unwrap()),
-        |world| !matches!(world.lock.try_read(), Err(RwLockError::WouldBlock)),
+        |world| !matches!(world.lock.try_read(), Err(LockError::WouldBlock)),
     );
     tried(
         "to write what was written",
         |world| forget(world.lock.write().unwrap()),
-        |world| !matches!(world.lock.try_write(), Err(RwLockError::WouldBlock)),
+        |world| !matches!(world.lock.try_write(), Err(LockError::WouldBlock)),
     );
     tried(
         "to write what was read",
@@ -261,8 +260,7 @@ pub fn a_process_without_its_first_thread() {
         tell_and_hang(&from_parent.1);
     }
     assert!(child > 0);
-    let mut builder = Pool::builder();
-    let pool = builder
+    let pool = Pool::builder()
         .max_participants(2 * SLOTS)
         .create_named(&name)
         .unwrap();

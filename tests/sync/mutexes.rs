@@ -10,10 +10,9 @@ use shmkit::sync::{LockFailure, Poison, ReentrantGuard};
 use shmkit::{LockError, Mutex, MutexGuard, ReentrantMutex, Shared};
 
 use super::{
-    LONG, holder, kill, kill_with, listen, quietly, shared, tell, tell_and_hang, until,
-    until_asleep,
+    LONG, holder, kill, kill_with, listen, shared, tell, tell_and_hang, until, until_asleep,
 };
-use crate::common::Random;
+use crate::common::{Random, fork, leave, quietly, reap};
 
 /// Has a child killed while it holds the mutex; its pid.
 fn kill_holder(mutex: &Shared<Mutex<[u64; 2]>>) -> u32 {
@@ -390,19 +389,11 @@ pub fn an_owner_goes_on_to_another_program() {
 pub fn a_forked_guard_is_void() {
     let mutex = one();
     let guard = mutex.lock().unwrap();
-    // SAFETY: one thread; the child drops a copy of the guard and exits.
-    let pid = unsafe { libc::fork() };
-    assert!(pid >= 0);
-    if pid == 0 {
+    let Some(child) = fork() else {
         drop(guard);
-        let held = matches!(mutex.try_lock(), Err(LockError::WouldBlock));
-        // SAFETY: ends the child.
-        unsafe { libc::_exit(if held { 0 } else { 1 }) };
-    }
-    let mut status = 0;
-    // SAFETY: the status is written to a local.
-    assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
-    assert_eq!(status, 0);
+        leave(matches!(mutex.try_lock(), Err(LockError::WouldBlock)));
+    };
+    assert_eq!(reap(child), 0);
     drop(guard);
     assert!(mutex.lock().is_ok());
 }

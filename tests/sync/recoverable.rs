@@ -10,8 +10,8 @@ use shmkit::process::scope;
 use shmkit::sync::LockFailure;
 use shmkit::{KillSafe, Recover, RecoverableMutex, Shared, ShmSafe};
 
-use super::{LONG, kill, listen, quietly, shared, tell_and_hang, until};
-use crate::common::Random;
+use super::{LONG, kill, listen, shared, tell_and_hang, until};
+use crate::common::{Random, quietly};
 
 /// Where a `recover` that hangs tells of it.
 static HANGS: OnceLock<(PipeReader, PipeWriter)> = OnceLock::new();

@@ -6,14 +6,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use shmkit::process::{SpawnError, scope};
-use shmkit::sync::{RwLockError, WriteGuard, WriteOrphan};
+use shmkit::sync::{LockError, LockResult, WriteGuard, WriteOrphan};
 use shmkit::{RwLock, Shared};
 
 use super::{
-    LONG, holder, kill, kill_with, listen, quietly, shared, tell, tell_and_hang, until,
-    until_asleep,
+    LONG, holder, kill, kill_with, listen, shared, tell, tell_and_hang, until, until_asleep,
 };
-use crate::common::Random;
+use crate::common::{Random, fork, leave, quietly, reap};
 
 type Pair = RwLock<[u64; 2]>;
 
@@ -28,15 +27,15 @@ fn kill_writer(lock: &Shared<Pair>) -> u32 {
             guard[0] += 1;
             Ok(guard)
         }
-        Err(RwLockError::OwnerDied(orphan)) => Err(orphan),
+        Err(LockError::OwnerDied(orphan)) => Err(orphan),
         Err(error) => panic!("{error}"),
     })
 }
 
 #[track_caller]
-fn orphan<'a, G>(outcome: Result<G, RwLockError<'a, [u64; 2], G>>) -> WriteOrphan<'a, [u64; 2]> {
+fn orphan<'a, G>(outcome: LockResult<G, WriteOrphan<'a, [u64; 2]>>) -> WriteOrphan<'a, [u64; 2]> {
     match outcome {
-        Err(RwLockError::OwnerDied(orphan)) => orphan,
+        Err(LockError::OwnerDied(orphan)) => orphan,
         Ok(_) => panic!("locked as if nothing had happened"),
         Err(error) => panic!("{error}"),
     }
@@ -93,13 +92,13 @@ pub fn read_and_written_under_kills() {
                 for _ in 0..3 {
                     match lock.read() {
                         Ok(guard) => assert_eq!(guard[0], guard[1]),
-                        Err(RwLockError::OwnerDied(orphan)) => drop(put_right(orphan)),
+                        Err(LockError::OwnerDied(orphan)) => drop(put_right(orphan)),
                         Err(error) => panic!("{error}"),
                     }
                 }
                 let mut guard = match lock.write() {
                     Ok(guard) => guard,
-                    Err(RwLockError::OwnerDied(orphan)) => put_right(orphan),
+                    Err(LockError::OwnerDied(orphan)) => put_right(orphan),
                     Err(error) => panic!("{error}"),
                 };
                 assert_eq!(guard[0], guard[1]);
@@ -125,7 +124,7 @@ pub fn read_and_written_under_kills() {
     });
     let guard = match lock.write_timeout(LONG) {
         Ok(guard) => guard,
-        Err(RwLockError::OwnerDied(orphan)) => put_right(orphan),
+        Err(LockError::OwnerDied(orphan)) => put_right(orphan),
         Err(error) => panic!("{error}"),
     };
     let acknowledged = acknowledged.load(Ordering::SeqCst);
@@ -150,16 +149,16 @@ pub fn readers_at_once() {
         let began = Instant::now();
         assert!(matches!(
             lock.write_timeout(limit),
-            Err(RwLockError::TimedOut)
+            Err(LockError::TimedOut)
         ));
         assert!(began.elapsed() >= limit);
-        assert!(matches!(lock.try_write(), Err(RwLockError::WouldBlock)));
+        assert!(matches!(lock.try_write(), Err(LockError::WouldBlock)));
         // A writer that gave up is in nobody's way.
         assert!(lock.try_read().is_ok());
         let [a, b, c] = children;
         kill(a);
         kill(b);
-        assert!(matches!(lock.try_write(), Err(RwLockError::WouldBlock)));
+        assert!(matches!(lock.try_write(), Err(LockError::WouldBlock)));
         kill(c);
         // Dead readers do not count, and leave no orphan.
         lock.write_timeout(LONG).unwrap()[0] = 1;
@@ -208,7 +207,7 @@ pub fn a_writer_killed_while_it_waits() {
         let writes = s.spawn(|| drop(lock.write())).unwrap();
         until_asleep(writes.id().pid());
         kill(writes);
-        assert!(matches!(lock.try_write(), Err(RwLockError::WouldBlock)));
+        assert!(matches!(lock.try_write(), Err(LockError::WouldBlock)));
         kill(reads);
         assert!(lock.write_timeout(LONG).is_ok());
     });
@@ -232,7 +231,7 @@ pub fn killed_writer() {
     kill_writer(&lock);
     let mut guard = orphan(lock.read()).reset([7, 8]);
     guard[1] += 1;
-    assert!(matches!(lock.read(), Err(RwLockError::WouldDeadlock)));
+    assert!(matches!(lock.read(), Err(LockError::WouldDeadlock)));
     drop(guard);
     assert_eq!(*lock.write().unwrap(), [7, 9]);
     kill_writer(&lock);
@@ -253,14 +252,14 @@ pub fn killed_writer_while_others_wait() {
                     lock.read_timeout(LONG)
                         .map(drop)
                         .map_err(|error| match error {
-                            RwLockError::OwnerDied(orphan) => drop(orphan.into_guard()),
+                            LockError::OwnerDied(orphan) => drop(orphan.into_guard()),
                             error => panic!("{error}"),
                         })
                 } else {
                     lock.write_timeout(LONG)
                         .map(drop)
                         .map_err(|error| match error {
-                            RwLockError::OwnerDied(orphan) => drop(orphan.into_guard()),
+                            LockError::OwnerDied(orphan) => drop(orphan.into_guard()),
                             error => panic!("{error}"),
                         })
                 };
@@ -294,11 +293,11 @@ pub fn rwlock_poison() {
         assert!(panicked.is_err() && lock.is_poisoned());
     });
     match lock.read() {
-        Err(RwLockError::Panicked(guard)) => assert_eq!(*guard, [2, 0]),
+        Err(LockError::Panicked(guard)) => assert_eq!(*guard, [2, 0]),
         other => panic!("{:?}", other.err()),
     }
     match lock.try_write() {
-        Err(RwLockError::Panicked(mut guard)) => guard[1] = 2,
+        Err(LockError::Panicked(mut guard)) => guard[1] = 2,
         other => panic!("{:?}", other.err()),
     }
     assert!(lock.is_poisoned());
@@ -311,27 +310,27 @@ pub fn rwlock_errors() {
     let [a, b, ..] = &*locks;
     let first = a.read().unwrap();
     let second = b.read().unwrap();
-    assert!(matches!(a.read(), Err(RwLockError::WouldDeadlock)));
-    assert!(matches!(a.try_read(), Err(RwLockError::WouldDeadlock)));
-    assert!(matches!(a.write(), Err(RwLockError::WouldDeadlock)));
-    assert!(matches!(a.try_write(), Err(RwLockError::WouldDeadlock)));
+    assert!(matches!(a.read(), Err(LockError::WouldDeadlock)));
+    assert!(matches!(a.try_read(), Err(LockError::WouldDeadlock)));
+    assert!(matches!(a.write(), Err(LockError::WouldDeadlock)));
+    assert!(matches!(a.try_write(), Err(LockError::WouldDeadlock)));
     // In any order.
     drop(first);
     let mut guard = a.write().unwrap();
     *guard = 1;
-    assert!(matches!(a.write(), Err(RwLockError::WouldDeadlock)));
-    assert!(matches!(a.try_read(), Err(RwLockError::WouldDeadlock)));
+    assert!(matches!(a.write(), Err(LockError::WouldDeadlock)));
+    assert!(matches!(a.try_read(), Err(LockError::WouldDeadlock)));
     assert!(matches!(
         a.read_timeout(LONG),
-        Err(RwLockError::WouldDeadlock)
+        Err(LockError::WouldDeadlock)
     ));
     std::thread::scope(|threads| {
         let other = threads.spawn(|| {
             let limit = Duration::from_millis(5);
-            assert!(matches!(a.read_timeout(limit), Err(RwLockError::TimedOut)));
-            assert!(matches!(a.write_timeout(limit), Err(RwLockError::TimedOut)));
-            assert!(matches!(a.try_read(), Err(RwLockError::WouldBlock)));
-            assert!(matches!(a.try_write(), Err(RwLockError::WouldBlock)));
+            assert!(matches!(a.read_timeout(limit), Err(LockError::TimedOut)));
+            assert!(matches!(a.write_timeout(limit), Err(LockError::TimedOut)));
+            assert!(matches!(a.try_read(), Err(LockError::WouldBlock)));
+            assert!(matches!(a.try_write(), Err(LockError::WouldBlock)));
         });
         other.join().unwrap();
     });
@@ -340,7 +339,7 @@ pub fn rwlock_errors() {
         .iter()
         .map(|lock| lock.read().unwrap())
         .collect();
-    assert!(matches!(locks[31].read(), Err(RwLockError::TooManyReads)));
+    assert!(matches!(locks[31].read(), Err(LockError::TooManyReads)));
     drop(guards.remove(7));
     guards.push(locks[31].read().unwrap());
     assert!(locks[32].write().is_ok() && locks[7].write().is_ok());
@@ -349,8 +348,8 @@ pub fn rwlock_errors() {
 
     static STATIC: RwLock<u8> = RwLock::new(0);
     for lock in [&STATIC, &RwLock::new(0_u8)] {
-        assert!(matches!(lock.read(), Err(RwLockError::NotInPool)));
-        assert!(matches!(lock.try_write(), Err(RwLockError::NotInPool)));
+        assert!(matches!(lock.read(), Err(LockError::NotInPool)));
+        assert!(matches!(lock.try_write(), Err(LockError::NotInPool)));
     }
 }
 
@@ -370,19 +369,11 @@ pub fn rwlock_guards_refuse_a_spawn() {
 pub fn a_forked_read_is_void() {
     let lock = one();
     let guard = lock.read().unwrap();
-    // SAFETY: one thread; the child drops a copy of the guard and exits.
-    let pid = unsafe { libc::fork() };
-    assert!(pid >= 0);
-    if pid == 0 {
+    let Some(child) = fork() else {
         drop(guard);
-        let held = matches!(lock.try_write(), Err(RwLockError::WouldBlock));
-        // SAFETY: ends the child.
-        unsafe { libc::_exit(if held { 0 } else { 1 }) };
-    }
-    let mut status = 0;
-    // SAFETY: the status is written to a local.
-    assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
-    assert_eq!(status, 0);
+        leave(matches!(lock.try_write(), Err(LockError::WouldBlock)));
+    };
+    assert_eq!(reap(child), 0);
     drop(guard);
     assert!(lock.write_timeout(LONG).is_ok());
 }
@@ -405,7 +396,7 @@ pub fn a_leaked_read_outlives_its_thread() {
         let limit = Duration::from_millis(150);
         assert!(matches!(
             lock.write_timeout(limit),
-            Err(RwLockError::TimedOut)
+            Err(LockError::TimedOut)
         ));
         kill(child);
     });

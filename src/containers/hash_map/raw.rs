@@ -90,7 +90,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, const STACKED: bool> Raw
     /// The pool and this thread's slot in it.
     #[inline]
     pub(in crate::containers) fn place(&self) -> Result<(Arena, &'static Slot), ChangeError> {
-        let Here { arena, slot } = here(self)?;
+        let Here { arena, slot } = here(&self.root)?;
         Ok((arena, slot))
     }
 

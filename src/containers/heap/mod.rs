@@ -48,7 +48,7 @@ use crate::engines::heap::{Table, Words};
 use crate::layout::{Engine, Field, TypeInfo};
 use crate::participants::here::{Here, here};
 use crate::primitive::AtomicU64;
-use crate::sync::{ReadGuard, RwLock, RwLockError, WriteGuard, WriteOrphan};
+use crate::sync::{LockError, ReadGuard, RwLock, WriteGuard, WriteOrphan};
 
 /// A collection comes when so many bytes were allocated since the last one, or as many as that left.
 const LEAST_DEBT: u64 = 1 << 20;
@@ -291,12 +291,12 @@ impl<R: Trace + Unpin> Heap<R> {
     pub fn view(&self) -> Result<HeapView<'_, R>, HeapError> {
         loop {
             match self.lock.read() {
-                Ok(guard) | Err(RwLockError::Panicked(guard)) => {
+                Ok(guard) | Err(LockError::Panicked(guard)) => {
                     let table = guard.words.table(here(&self.lock)?.arena);
                     return Ok(HeapView { guard, table });
                 }
                 // Undoes.
-                Err(RwLockError::OwnerDied(orphan)) => drop(self.take_over(orphan)?),
+                Err(LockError::OwnerDied(orphan)) => drop(self.take_over(orphan)?),
                 Err(other) => return Err(other.into()),
             }
         }
@@ -489,11 +489,11 @@ impl<R: Trace + Unpin> Heap<R> {
     fn write(&self) -> Result<WriteGuard<'_, Body<R>>, HeapError> {
         match self.lock.write() {
             Ok(guard) => Ok(guard),
-            Err(RwLockError::Panicked(guard)) => {
+            Err(LockError::Panicked(guard)) => {
                 self.lock.clear_poison();
                 Ok(guard)
             }
-            Err(RwLockError::OwnerDied(orphan)) => self.take_over(orphan),
+            Err(LockError::OwnerDied(orphan)) => self.take_over(orphan),
             Err(other) => Err(other.into()),
         }
     }

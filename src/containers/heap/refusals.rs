@@ -1,11 +1,10 @@
 //! Why heaps refuse.
 
-use crate::ShmSafe;
 use crate::allocator::AllocError;
 use crate::containers::store::{ChangeError, StoreError};
 use crate::participants::here::from_nowhere;
 use crate::participants::thread::NoSlot;
-use crate::sync::RwLockError;
+use crate::sync::LockError;
 
 /// Why a heap was not looked at or changed. It is as it was.
 ///
@@ -68,12 +67,12 @@ impl<T> From<StoreError<T>> for HeapError {
 
 from_nowhere!(HeapError);
 
-impl<T: ShmSafe, G> From<RwLockError<'_, T, G>> for HeapError {
-    fn from(error: RwLockError<'_, T, G>) -> Self {
+impl<G, O> From<LockError<G, O>> for HeapError {
+    fn from(error: LockError<G, O>) -> Self {
         match error {
-            RwLockError::TooManyReads => HeapError::TooManyReads,
-            RwLockError::NotInPool => HeapError::NotInPool,
-            RwLockError::NoSlot(no_slot) => HeapError::NoSlot(no_slot),
+            LockError::TooManyReads => HeapError::TooManyReads,
+            LockError::NotInPool => HeapError::NotInPool,
+            LockError::NoSlot(no_slot) => HeapError::NoSlot(no_slot),
             // The others are answered where the lock is taken, or come with a time limit.
             _ => HeapError::WouldDeadlock,
         }

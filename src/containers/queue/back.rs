@@ -29,7 +29,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
     pub(super) fn survey(&self) -> (Survey, Option<Entry>) {
         match (self.header.leases(Self::WORDS), self.arena()) {
             (Some(table), Some(arena)) => {
-                let slot = thread::known_slot_at(std::ptr::from_ref(self).addr());
+                let slot = thread::known_slot_near(self);
                 table.survey(arena, slot.map_or(Tag::NOBODY, Slot::tag))
             }
             _ => Default::default(),

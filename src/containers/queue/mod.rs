@@ -327,6 +327,10 @@ impl<T: ShmSafe + Unpin> Queue<T> {
     ///
     /// As for [`lease`](Self::lease), and [`PopError::Empty`].
     ///
+    /// # Crash behaviour
+    ///
+    /// As for [`lease`](Self::lease).
+    ///
     /// ```
     /// # use shmkit::{Pool, PopError, Queue};
     /// # let pool = Pool::builder().create()?;
@@ -365,7 +369,7 @@ impl<T: ShmSafe + Unpin> Queue<T> {
             .pop_until(deadline(timeout), || self.raw.try_lease())
     }
 
-    /// A copy of the first element, if there is one.
+    /// A copy of the first element, if there is one. It may be popped by somebody else at any moment.
     ///
     /// ```
     /// # use shmkit::{Pool, Queue};
@@ -454,7 +458,12 @@ impl<T: ShmSafe + Unpin> Queue<T> {
         self.raw.capacity()
     }
 
-    /// Pops as many elements as there are now. Each pop is atomic, the whole is not.
+    /// Pops as many elements as there are now. Each pop is atomic, the whole is not. Leased elements
+    /// stay, and may come back.
+    ///
+    /// # Crash behaviour
+    ///
+    /// A caller that is killed has popped the first few of them.
     ///
     /// ```
     /// # use shmkit::{Pool, Queue};
@@ -477,10 +486,14 @@ impl<T: ShmSafe + Unpin> Queue<T> {
     /// Refuses all pushes from now on. What is in the queue can be popped; after that, pops answer
     /// [`PopError::Closed`], or wait for elements that are leased, as these may come back.
     ///
+    /// # Crash behaviour
+    ///
+    /// The queue is closed or not. Who sleeps when the caller is killed finds out within milliseconds.
+    ///
     /// ```
     /// # use shmkit::{Pool, PopError, PushRefusal, Queue};
     /// # let pool = Pool::builder().create()?;
-    /// let queue = pool.create(Queue::bounded(8))?;
+    /// let queue = pool.create(Queue::unbounded())?;
     /// queue.push(7)?;
     /// queue.close();
     /// assert_eq!(queue.push(8).unwrap_err().cause, PushRefusal::Closed);

@@ -14,7 +14,7 @@ use crate::protocol::ring::{self, Refused};
 impl<T: ShmSafe + Unpin> Raw<T> {
     #[inline(always)]
     pub(crate) fn try_push(&self, value: T) -> Result<(), PushError<T>> {
-        let slot = thread::known_slot_at(std::ptr::from_ref(self).addr());
+        let slot = thread::known_slot_near(self);
         match (slot, self.header.back(Self::WORDS)) {
             (Some(slot), Some(ring)) => match self.push_to(slot, ring, value) {
                 Ok(()) => Ok(()),

@@ -21,6 +21,7 @@ use crate::engines::bell::Bell;
 use crate::engines::queue::Header;
 use crate::layout::arena::Arena;
 use crate::participants::recovery;
+use crate::participants::thread::InPool;
 use crate::primitive::Ordering;
 
 /// How often an operation begins anew because others were faster. Where the cells are garbage it would
@@ -32,6 +33,8 @@ pub(crate) struct Raw<T> {
     pub(super) header: Header,
     elements: PhantomData<T>,
 }
+
+impl<T> InPool for Raw<T> {}
 
 impl<T: ShmSafe + Unpin> Raw<T> {
     pub(super) const WORDS: usize = element::words::<T>();

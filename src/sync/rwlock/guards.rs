@@ -1,6 +1,5 @@
 //! What a [`RwLock`] is held with, and how it is released. Invariants and deaths: `sync::rwlock`.
 
-use std::fmt;
 use std::ops::{Deref, DerefMut};
 
 use super::super::Holder;
@@ -58,17 +57,7 @@ impl<T: ShmSafe> Drop for ReadGuard<'_, T> {
     }
 }
 
-impl<T: ShmSafe + fmt::Debug> fmt::Debug for ReadGuard<'_, T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        (**self).fmt(f)
-    }
-}
-
-impl<T: ShmSafe + fmt::Display> fmt::Display for ReadGuard<'_, T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        (**self).fmt(f)
-    }
-}
+shown_as_value!(ReadGuard, ShmSafe);
 
 /// The lock on a [`RwLock`], held for writing; released when it is dropped.
 ///
@@ -147,17 +136,7 @@ impl<T: ShmSafe> Drop for WriteGuard<'_, T> {
     }
 }
 
-impl<T: ShmSafe + fmt::Debug> fmt::Debug for WriteGuard<'_, T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        (**self).fmt(f)
-    }
-}
-
-impl<T: ShmSafe + fmt::Display> fmt::Display for WriteGuard<'_, T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        (**self).fmt(f)
-    }
-}
+shown_as_value!(WriteGuard, ShmSafe);
 
 impl<T: ShmSafe> Exclusive<T> for WriteGuard<'_, T> {
     fn word(&self) -> &AtomicU64 {
@@ -179,7 +158,7 @@ impl<T: ShmSafe> Exclusive<T> for WriteGuard<'_, T> {
 /// The lock of a writer that was killed, held for writing: see [`Orphan`].
 ///
 /// ```
-/// use shmkit::{Pool, RwLock, process, sync::RwLockError};
+/// use shmkit::{LockError, Pool, RwLock, process};
 ///
 /// let pool = Pool::builder().create()?;
 /// let number = pool.create(RwLock::new(1_u32))?;
@@ -190,7 +169,7 @@ impl<T: ShmSafe> Exclusive<T> for WriteGuard<'_, T> {
 ///     });
 ///     let _ = child.unwrap().join();
 /// });
-/// let Err(RwLockError::OwnerDied(orphan)) = number.read() else { panic!() };
+/// let Err(LockError::OwnerDied(orphan)) = number.read() else { panic!() };
 /// assert_eq!(*orphan.into_guard(), 1);
 /// assert!(number.read().is_ok());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
