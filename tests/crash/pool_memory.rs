@@ -17,6 +17,17 @@ fn run_with_room(world: &mut World, size: usize) {
     world.blocks.push(run);
 }
 
+/// Free slices in a row: three that were used, three without memory, three that were used.
+fn slices_of_all_kinds(world: &mut World) {
+    world.allocate(3 << 14, 3);
+    let mut around = std::mem::take(&mut world.blocks);
+    world.blocks.push(around.remove(1));
+    world.free();
+    world.pool.purge().expect("a slot");
+    world.blocks = around;
+    world.free();
+}
+
 pub fn cases(suite: &mut Suite) {
     let size_or_none = |size: isize| {
         move |more: isize, crash: &Crash| (more == 0 && !crash.finished) || more == size
@@ -108,6 +119,13 @@ pub fn cases(suite: &mut Suite) {
             w.free();
         },
         |more, _| more == 0 || more == 7 << 14,
+    ));
+    suite.run(case(
+        "allocate a run of used slices and holes",
+        slices_of_all_kinds,
+        nothing,
+        |w| w.allocate(9 << 14, 1),
+        size_or_none(9 << 14),
     ));
     suite.run(case(
         "free another's run",
