@@ -32,9 +32,20 @@ pub(crate) fn allocate(
     layout: Layout,
     record: impl Fn(usize),
 ) -> Result<usize, AllocError> {
+    allocate_packed(arena, slot, layout, record).map_err(Packed::unpack)
+}
+
+/// The same, for who hands an error on in registers.
+#[inline(always)]
+pub(crate) fn allocate_packed(
+    arena: Arena,
+    slot: &Slot,
+    layout: Layout,
+    record: impl Fn(usize),
+) -> Result<usize, Packed> {
     match at_hand(slot, layout, &record) {
         Some(address) => Ok(address),
-        None => allocate_more(arena, slot, layout, record).map_err(Packed::unpack),
+        None => allocate_more(arena, slot, layout, record),
     }
 }
 

@@ -80,9 +80,22 @@ impl Packed {
     }
 }
 
-impl<E: Into<AllocError>> From<E> for Packed {
-    fn from(error: E) -> Self {
-        Packed(match error.into() {
+impl From<Packed> for AllocError {
+    #[inline]
+    fn from(packed: Packed) -> Self {
+        packed.unpack()
+    }
+}
+
+impl From<NoSlot> for Packed {
+    fn from(error: NoSlot) -> Self {
+        AllocError::from(error).into()
+    }
+}
+
+impl From<AllocError> for Packed {
+    fn from(error: AllocError) -> Self {
+        Packed(match error {
             AllocError::PoolFull => 0,
             AllocError::TooLarge => 1,
             AllocError::NoSlot(NoSlot) => 2,

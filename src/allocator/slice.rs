@@ -16,8 +16,9 @@
 //!
 //! Taking n slices: each is claimed, from the lowest up; committed where it is a hole; the tails
 //! are tagged from the lowest up; the head is tagged last, and that is the moment at which they
-//! are allocated. Giving them back: the head is claimed, and that is the moment at which they are
-//! free; tails are tagged from the highest down, the head last.
+//! are allocated. Behind the first one, DIRTY and AGED slices become its tails at once, up to one that is
+//! neither: what they were need not be known any more. Giving them back: the head is claimed, and that is
+//! the moment at which they are free; tails are tagged from the highest down, the head last.
 //!
 //! A run is extended where it lies: the slices behind it are claimed and committed; the head's length
 //! becomes the larger one, which is the moment; what is claimed within the run is tagged as tails, from
@@ -291,8 +292,8 @@ pub(crate) fn claim(
             from = 0;
             continue;
         };
-        match claim_at(arena, me, start, count) {
-            Ok(()) => {
+        match claim_at(arena, me, start, count, true) {
+            Ok(has_holes) => {
                 hint_claimed(arena, start, count);
                 if start == lowest {
                     let _ = search.compare_exchange(
@@ -302,7 +303,9 @@ pub(crate) fn claim(
                         Ordering::Relaxed,
                     );
                 }
-                commit_holes(arena, me, start, count)?;
+                if has_holes {
+                    commit_holes(arena, me, start, count)?;
+                }
                 return Ok(Some(start));
             }
             Err(taken) => {
@@ -313,28 +316,33 @@ pub(crate) fn claim(
     }
 }
 
-/// Claims exactly these slices, or none and tells which one was not free.
-fn claim_at(arena: Arena, me: Tag, start: usize, count: usize) -> Result<(), usize> {
+/// Claims exactly these slices, and says whether a hole is among them; or none, and tells which one was not
+/// free. With `alone` they are no part of a run: those that need not be claimed become the first one's tails.
+fn claim_at(arena: Arena, me: Tag, start: usize, count: usize, alone: bool) -> Result<bool, usize> {
+    let (mut tails, mut has_holes) = (alone, false);
     for slice in start..start + count {
         let tag = arena.tag(slice);
         let found = tag.load(Ordering::Acquire);
-        let claimed = match state(found) {
-            State::Free { kind } => tag
-                .compare_exchange(
-                    found,
-                    claimed_tag(if kind == AGED { DIRTY } else { kind }, me),
-                    Ordering::AcqRel,
-                    Ordering::Relaxed,
-                )
-                .is_ok(),
-            _ => false,
+        let State::Free { kind } = state(found) else {
+            unclaim(arena, start, slice - start);
+            return Err(slice);
         };
-        if !claimed {
+        has_holes |= kind == HOLE;
+        let kind = if kind == AGED { DIRTY } else { kind };
+        // Behind another one that is claimed recovery would find no tail of the first one.
+        tails &= slice == start || kind == DIRTY;
+        let to = if tails && slice != start {
+            tail_tag(slice - start)
+        } else {
+            claimed_tag(kind, me)
+        };
+        let taken = tag.compare_exchange(found, to, Ordering::AcqRel, Ordering::Relaxed);
+        if taken.is_err() {
             unclaim(arena, start, slice - start);
             return Err(slice);
         }
     }
-    Ok(())
+    Ok(has_holes)
 }
 
 /// Claims exactly these slices, committed. False if they are not all free, or cannot be committed.
@@ -342,11 +350,11 @@ pub(crate) fn claim_these(arena: Arena, me: Tag, start: usize, count: usize) -> 
     if start + count > arena.slices() {
         return false;
     }
-    let claimed = claim_at(arena, me, start, count).is_ok();
-    if claimed {
+    let claimed = claim_at(arena, me, start, count, false);
+    if claimed.is_ok() {
         hint_claimed(arena, start, count);
     }
-    claimed && commit_holes(arena, me, start, count).is_ok()
+    claimed.is_ok_and(|has_holes| !has_holes || commit_holes(arena, me, start, count).is_ok())
 }
 
 /// Tags what is claimed within a run of so many slices as its tails.
@@ -369,12 +377,14 @@ pub(crate) fn finish_extension(arena: Arena, start: usize, count: usize) {
     }
 }
 
-/// Makes claimed slices free again, as they were before.
+/// Makes slices free again that are claimed, or tails of the first one, which is: as they were before.
 pub(crate) fn unclaim(arena: Arena, start: usize, count: usize) {
     for slice in (start..start + count).rev() {
         let tag = arena.tag(slice);
-        if let State::Claimed { kind, .. } = state(tag.load(Ordering::Relaxed)) {
-            tag.store(kind, Ordering::Release);
+        match state(tag.load(Ordering::Relaxed)) {
+            State::Claimed { kind, .. } => tag.store(kind, Ordering::Release),
+            State::Tail { .. } => tag.store(DIRTY, Ordering::Release),
+            _ => {}
         }
     }
     hint_free(arena, start, count);
@@ -414,6 +424,11 @@ pub(crate) fn populate(arena: Arena, start: usize, count: usize) {
 
 /// Tags the tails of claimed slices; what remains is to tag the head.
 pub(crate) fn tag_tails(arena: Arena, start: usize, count: usize) {
+    // From the lowest up, here and when they were claimed: so all are if the last one is.
+    let last = arena.tag(start + count - 1).load(Ordering::Relaxed);
+    if count > 1 && last == tail_tag(count - 1) {
+        return;
+    }
     for back in 1..count {
         arena
             .tag(start + back)

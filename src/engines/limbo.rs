@@ -264,12 +264,13 @@ pub(crate) fn leave(arena: Arena, slot: &Slot) {
 /// Does what needs memory, with an intent of its own: once more if there is none, and what the dead held
 /// and what is in limbo was freed. (With the intent open nothing of that could be.)
 #[inline]
-pub(crate) fn or_reap<R>(
+pub(crate) fn or_reap<R, E: Copy + Into<AllocError>>(
     arena: Arena,
-    attempt: impl Fn() -> Result<R, AllocError>,
-) -> Result<R, AllocError> {
+    attempt: impl Fn() -> Result<R, E>,
+) -> Result<R, E> {
+    let is_full = |error: E| matches!(error.into(), AllocError::PoolFull | AllocError::NoMemory(_));
     match attempt() {
-        Err(AllocError::PoolFull | AllocError::NoMemory(_)) => {
+        Err(error) if is_full(error) => {
             make_room(arena);
             attempt()
         }

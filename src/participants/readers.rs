@@ -16,7 +16,7 @@ use crate::layout::arena::Arena;
 use crate::participants::lock;
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
-use crate::primitive::{AtomicU64, Ordering};
+use crate::primitive::{AtomicU64, Ordering, fence};
 use crate::protocol::readers;
 use crate::sys::futex;
 
@@ -45,11 +45,13 @@ pub(crate) fn leave(slot: &Slot, index: usize, word: &AtomicU64) {
 }
 
 /// True if the thread of this slot, the caller's, lists the lock.
+#[inline]
 pub(crate) fn lists(slot: &Slot, word: &AtomicU64) -> bool {
     let lock = address(word);
     used(slot).any(|entry| entry.load(Ordering::Relaxed) == lock)
 }
 
+#[inline]
 fn used(slot: &Slot) -> impl Iterator<Item = &AtomicU64> {
     readers::used(&slot.reading.locks, &slot.reading.limit)
 }
@@ -115,7 +117,7 @@ pub(crate) fn forget(slot: &Slot) {
 
 /// True if anybody lists a lock within the addresses.
 pub(crate) fn any_within(arena: Arena, range: &Range<usize>) -> bool {
-    readers::before_looking();
+    fence(Ordering::SeqCst);
     arena
         .slots()
         .any(|(_, slot)| used(slot).any(|e| range.contains(&(e.load(Ordering::SeqCst) as usize))))

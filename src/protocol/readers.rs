@@ -9,7 +9,7 @@
 //! 1. An entry of a living thread that names a lock is struck by that thread alone.
 //! 2. Every entry in use is below the list's limit.
 
-use crate::primitive::{AtomicU64, Ordering, fence};
+use crate::primitive::{AtomicU64, Ordering};
 
 /// Why a lock was not listed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -50,6 +50,7 @@ pub fn strike(entry: &AtomicU64) {
 }
 
 /// The entries that may be in use. Acquire, behind [`before_looking`].
+#[inline]
 pub fn used<'a>(
     entries: &'a [AtomicU64],
     limit: &AtomicU64,
@@ -60,9 +61,14 @@ pub fn used<'a>(
 
 /// To be called by a writer between taking the word, which is done with Acquire alone, and looking
 /// at the lists: pairs with the SeqCst of [`enter`] and of the reader's look at the word.
+///
+/// The models check the fence. On x86 the exchange that has taken the word is one.
 #[inline]
 pub fn before_looking() {
-    fence(Ordering::SeqCst);
+    #[cfg(all(target_arch = "x86_64", not(shmkit_loom)))]
+    crate::primitive::compiler_fence(Ordering::SeqCst);
+    #[cfg(not(all(target_arch = "x86_64", not(shmkit_loom))))]
+    crate::primitive::fence(Ordering::SeqCst);
 }
 
 /// True if an entry names the lock. Acquire, behind [`before_looking`].

@@ -281,6 +281,24 @@ impl<T: ShmSafe> RwLock<T> {
         }
     }
 
+    /// Locks it for writing, for who is `here`, if it is free and no writer has left a flag; then waits for readers.
+    /// `None` if there is more to it: [`write`](Self::write) sees to that.
+    #[inline]
+    pub(crate) fn write_if_free(&self, here: Here) -> Option<WriteGuard<'_, T>> {
+        let Here { arena, slot } = here;
+        if readers::lists(slot, &self.word) || !lock::try_fast(&self.word, slot.tag()) {
+            return None;
+        }
+        // Relaxed: as in `check`.
+        if self.dirty.load(Ordering::Relaxed) != 0 {
+            lock::unlock_for_all(&self.word, slot.tag(), 0);
+            return None;
+        }
+        // By invariant 3.
+        readers::wait_for_all(arena, slot, &self.word, None);
+        Some(self.written(here))
+    }
+
     fn write_with(&self, patience: Patience) -> Written<'_, T> {
         let here = here(self)?;
         if readers::lists(here.slot, &self.word) {
@@ -305,15 +323,21 @@ impl<T: ShmSafe> RwLock<T> {
                 Patience::Until(_) => LockError::TimedOut,
             });
         }
-        self.dirty.store(1, Ordering::Release);
-        // By invariant 1: before any store to the value.
-        compiler_fence(Ordering::SeqCst);
-        let guard = WriteGuard::new(self, here);
+        let guard = self.written(here);
         if taken.flags & PANICKED == 0 {
             Ok(guard)
         } else {
             Err(LockError::Panicked(guard))
         }
+    }
+
+    /// The caller has the word, and nobody reads.
+    #[inline]
+    fn written(&self, here: Here) -> WriteGuard<'_, T> {
+        self.dirty.store(1, Ordering::Release);
+        // By invariant 1: before any store to the value.
+        compiler_fence(Ordering::SeqCst);
+        WriteGuard::new(self, here)
     }
 
     /// The caller has taken the word, from `from` if that died with it: is the value valid?

@@ -18,6 +18,17 @@ fn run_with_room(world: &mut World, size: usize) {
     world.blocks.push(run);
 }
 
+/// Free slices in a row: three that were used, three without memory, three that were used.
+fn slices_of_all_kinds(world: &mut World) {
+    world.allocate(3 << 14, 3);
+    let mut around = std::mem::take(&mut world.blocks);
+    world.blocks.push(around.remove(1));
+    world.free();
+    world.pool.purge().expect("a slot");
+    world.blocks = around;
+    world.free();
+}
+
 /// So many bytes before the operation, so many when it has returned, and one or the other meanwhile.
 fn either(old: isize, new: isize) -> impl Fn(isize, &Crash) -> bool {
     move |more, crash| more == new || more == old && !crash.finished
@@ -141,6 +152,13 @@ pub fn cases(suite: &mut Suite) {
             w.free();
         },
         either(7 << 14, 0),
+    ));
+    suite.run(case(
+        "allocate a run of used slices and holes",
+        slices_of_all_kinds,
+        nothing,
+        |w| w.allocate(9 << 14, 1),
+        either(0, 9 << 14),
     ));
     suite.run(case(
         "free another's run",

@@ -31,7 +31,7 @@ use super::View;
 use super::link::Pinned;
 use super::store::{ChangeError, StoreError, with_room, with_room_for};
 use crate::ShmSafe;
-use crate::engines::map::Put;
+use crate::engines::map::{Mode, Put};
 use crate::layout::arena::Arena;
 use crate::layout::{Field, TypeInfo};
 use crate::participants::epoch;
@@ -138,6 +138,13 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
     pub fn get(&self, key: &K) -> Option<View<'_, V>> {
         let (arena, slot) = self.raw.place().ok()?;
         let guess = self.raw.guess(key);
+        if Raw::<K, V, S, false>::FLAT {
+            // A copy, for which the pin goes on no longer than this: so it is no guard.
+            epoch::pin(arena, slot);
+            let found = self.raw.find_guessed(arena, key, guess);
+            epoch::unpin(slot);
+            return found.map(Raw::<K, V, S, false>::copy);
+        }
         let pinned = Pinned::new(arena, slot);
         let found = self.raw.find_guessed(arena, key, guess)?;
         Some(Self::view(pinned, found))
@@ -226,15 +233,21 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
             Err(cause) => return Err(StoreError { value, cause }),
         };
         let guess = self.raw.guess(key);
+        let put = |value| {
+            self.raw
+                .put(place, (key, guess), value, Put::Replace, |_| true)
+        };
         with_room(place.0, value, |value| {
-            let pinned = Pinned::new(place.0, place.1);
-            let stored = self
-                .raw
-                .put(place, (key, guess), value, Put::Replace, |_| true)?;
-            match stored {
-                Stored::Put { old: Some(old), .. } => Ok(Some(Self::view(pinned, old))),
-                _ => Ok(None),
+            if Raw::<K, V, S, false>::FLAT {
+                // As in `get`.
+                epoch::pin(place.0, place.1);
+                let stored = put(value);
+                epoch::unpin(place.1);
+                return Ok(stored?.replaced().map(Raw::<K, V, S, false>::copy));
             }
+            let pinned = Pinned::new(place.0, place.1);
+            let old = put(value)?.replaced();
+            Ok(old.map(|old| Self::view(pinned, old)))
         })
     }
 

@@ -55,6 +55,17 @@ pub(in crate::containers) enum Stored<V> {
     ),
 }
 
+impl<V> Stored<V> {
+    /// What the value took the place of.
+    #[inline]
+    pub(in crate::containers) fn replaced(self) -> Option<Found> {
+        match self {
+            Stored::Put { old, .. } => old,
+            Stored::Refused(..) => None,
+        }
+    }
+}
+
 impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, const STACKED: bool> Mode
     for Raw<K, V, S, STACKED>
 {
@@ -176,11 +187,18 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, const STACKED: bool> Raw
     #[inline]
     pub(in crate::containers) fn view<'a>(pinned: Pinned, found: Found) -> View<'a, V> {
         if Self::FLAT {
-            // SAFETY: the word of a plain value, by `FLAT`.
-            unsafe { View::of_word(found.0) }
+            Self::copy(found)
         } else {
             pinned.view(Self::in_node(found))
         }
+    }
+
+    /// A view of a value that was found in a flat map.
+    #[inline]
+    pub(in crate::containers) fn copy<'a>(found: Found) -> View<'a, V> {
+        assert!(Self::FLAT);
+        // SAFETY: the word of a plain value, by `FLAT`.
+        unsafe { View::of_word(found.0) }
     }
 
     /// The key of an entry, as long as the caller is pinned; `None` for what can be none, which has

@@ -331,7 +331,9 @@ impl<R: Trace + Unpin> Heap<R> {
     /// ```
     #[inline]
     pub fn modify<O>(&self, f: impl for<'t> FnOnce(&mut Tx<'t, R>) -> O) -> Result<O, HeapError> {
-        let mut tx = Tx::begin(self)?;
+        let (guard, here) = self.write()?;
+        let mut tx = Tx::begin(guard, here);
+        tx.collect_if_due();
         let outcome = f(&mut tx);
         tx.commit()?;
         Ok(outcome)
@@ -371,7 +373,9 @@ impl<R: Trace + Unpin> Heap<R> {
         &self,
         f: impl for<'t> FnOnce(&mut Tx<'t, R>) -> Result<O, E>,
     ) -> Result<O, E> {
-        let mut tx = Tx::begin(self)?;
+        let (guard, here) = self.write()?;
+        let mut tx = Tx::begin(guard, here);
+        tx.collect_if_due();
         let outcome = f(&mut tx)?;
         tx.commit()?;
         Ok(outcome)
@@ -410,7 +414,11 @@ impl<R: Trace + Unpin> Heap<R> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn collect(&self) -> Result<Collected, HeapError> {
-        Tx::begin_plain(self)?.collect_all()
+        let (guard, here) = self.write()?;
+        let mut tx = Tx::begin(guard, here);
+        let collected = tx.collect();
+        tx.commit()?;
+        Ok(collected)
     }
 
     /// Counts objects and bytes, in time proportional to the largest number of objects that there ever were.
@@ -485,8 +493,18 @@ impl<R: Trace + Unpin> Heap<R> {
     }
 
     /// Locks for writing; what a dead writer did is undone.
-    #[inline]
-    fn write(&self) -> Result<WriteGuard<'_, Body<R>>, HeapError> {
+    #[inline(always)]
+    fn write(&self) -> Result<(WriteGuard<'_, Body<R>>, Here), HeapError> {
+        let here = here(&self.lock)?;
+        let guard = match self.lock.write_if_free(here) {
+            Some(guard) => guard,
+            None => self.write_in_turn()?,
+        };
+        Ok((guard, here))
+    }
+
+    #[cold]
+    fn write_in_turn(&self) -> Result<WriteGuard<'_, Body<R>>, HeapError> {
         match self.lock.write() {
             Ok(guard) => Ok(guard),
             Err(LockError::Panicked(guard)) => {

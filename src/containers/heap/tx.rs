@@ -7,25 +7,26 @@
 //! place that its entry notes: a note of another transaction leads to a record of something else, or to none.
 
 mod collect;
+mod make;
 
 use std::alloc::Layout;
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
-use std::num::NonZeroU64;
 use std::ops::RangeBounds;
 use std::ptr::NonNull;
 
+use self::make::Unfilled;
 use super::gc::{self, Gc, Managed, Target};
 use super::trace::{Elements, Trace};
-use super::{Body, Collected, Heap, HeapError, LEAST_DEBT};
-use crate::allocator::{AllocError, block};
+use super::{Body, HeapError, LEAST_DEBT};
+use crate::allocator::{AllocError, Packed, block};
 use crate::containers::refusals::{ClaimError, resolve};
 use crate::containers::store::StoreError;
 use crate::engines::heap::{CHUNK, Chunk, Entry, Record, Room, Table, What, Words, Writer};
 use crate::engines::limbo;
-use crate::participants::here::{Here, here};
+use crate::participants::here::Here;
 use crate::participants::tag::Tag;
 use crate::participants::thread;
 use crate::pool::intents::{self, Length};
@@ -74,12 +75,15 @@ pub struct Tx<'t, R: Trace + Unpin> {
     /// That of `here` when the transaction began.
     tag: Tag,
     table: Table,
+    /// The table has no entries behind its block, should its length be garbage: who takes or frees
+    /// entries goes by that.
+    is_own: bool,
     writer: Writer,
     /// What each record of the log is about, in order.
     recorded: Vec<About>,
     root_saved: bool,
-    /// Ranges of slices that are saved: object and start, and the end. None touch.
-    ranges: BTreeMap<(usize, usize), usize>,
+    /// Ranges of slices that are saved, if any are: object and start, and the end. None touch.
+    ranges: Option<BTreeMap<(usize, usize), usize>>,
     /// A collection has been made: another one would free nothing.
     swept: bool,
     over: bool,
@@ -88,50 +92,69 @@ pub struct Tx<'t, R: Trace + Unpin> {
 }
 
 impl<'t, R: Trace + Unpin> Tx<'t, R> {
-    /// Locks the heap, and collects if it is time to.
+    /// A transaction on a heap that is locked.
+    ///
+    /// It is made where it is used, and not moved: the processor waits for the parts of what is copied as
+    /// soon as it is made.
     #[inline(always)]
-    pub(super) fn begin(heap: &'t Heap<R>) -> Result<Self, HeapError> {
-        let mut tx = Tx::begin_plain(heap)?;
-        let words = tx.words();
-        let debt = words.debt.load(Ordering::Relaxed);
-        if debt > words.limit.load(Ordering::Relaxed).max(LEAST_DEBT) {
-            tx.collect();
-        }
-        Ok(tx)
-    }
-
-    #[inline(always)]
-    pub(super) fn begin_plain(heap: &'t Heap<R>) -> Result<Self, HeapError> {
-        let guard = heap.write()?;
-        let here = here(&heap.lock)?;
+    pub(super) fn begin(guard: WriteGuard<'t, Body<R>>, here: Here) -> Self {
         guard.words.draw_name();
-        Ok(Tx {
-            table: guard.words.own_table(here.arena),
+        Tx {
+            table: guard.words.table(here.arena),
+            is_own: false,
             writer: guard.words.writer(),
             tag: here.slot.tag(),
             here,
             guard,
             recorded: ROOM.try_with(Cell::take).unwrap_or_default(),
             root_saved: false,
-            ranges: BTreeMap::new(),
+            ranges: None,
             swept: false,
             over: false,
             _brand: PhantomData,
-        })
+        }
     }
 
+    #[inline]
     fn words(&self) -> &Words {
         &self.guard.words
     }
 
+    /// Collects if enough was allocated since that was done last. Before anything is done.
+    #[inline]
+    pub(super) fn collect_if_due(&mut self) {
+        let words = self.words();
+        let debt = words.debt.load(Ordering::Relaxed);
+        if debt > words.limit.load(Ordering::Relaxed).max(LEAST_DEBT) {
+            self.collect();
+        }
+    }
+
+    /// Has entries taken and freed by what is the table for certain.
+    #[inline]
+    fn own_table(&mut self) {
+        if !self.is_own {
+            self.table.bound(self.here.arena);
+            self.is_own = true;
+        }
+    }
+
+    /// There is another table, or more of the pool.
+    #[cold]
+    fn look_up_table(&mut self) {
+        self.table = self.words().own_table(self.here.arena);
+        self.is_own = true;
+    }
+
     /// False for a copy in a forked child.
+    #[inline]
     fn is_mine(&self) -> bool {
         thread::still_held(self.here.slot, self.tag).is_some()
     }
 
     /// Makes all of it count.
     #[inline]
-    pub(super) fn commit(mut self) -> Result<(), HeapError> {
+    pub(super) fn commit(&mut self) -> Result<(), HeapError> {
         self.over = true;
         if !self.is_mine() {
             return Err(HeapError::Forked);
@@ -141,13 +164,6 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
             self.words().trim(self.here.arena, self.here.slot);
         }
         Ok(())
-    }
-
-    /// Collects, and ends the transaction, which has done nothing.
-    pub(super) fn collect_all(mut self) -> Result<Collected, HeapError> {
-        let collected = self.collect();
-        self.commit()?;
-        Ok(collected)
     }
 
     /// The root.
@@ -196,7 +212,8 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
                 whole: PART,
                 elements: Elements::of::<R>(),
             };
-            self.with_room(|tx| tx.record(&record, about))?;
+            self.with_room(|tx| tx.record(&record, about))
+                .map_err(Packed::unpack)?;
             self.root_saved = true;
         }
         // SAFETY: as in `root`; and saved.
@@ -308,6 +325,7 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
     /// assert_eq!(heap.view()?.get(number), Some(&7));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
+    #[inline]
     pub fn alloc<T: Trace + Unpin>(&mut self, value: T) -> Result<Gc<T>, StoreError<T>> {
         const { assert!(!T::OWNS && !T::IMAGE_BOUND, "an object owns no pool memory") };
         const { T::TYPE.assert_moves() };
@@ -434,15 +452,16 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
             bytes: unsafe { target.elements.as_ptr().add(range.start) }.cast(),
             len: range.len() * size,
         };
-        let about = About {
+        // Made where it goes, for the same reason as the transaction.
+        let about = || About {
             whole,
             elements: Elements::of::<T::Element>(),
         };
         if self.writer.append(&record) {
-            self.recorded.push(about);
+            self.recorded.push(about());
             return Ok(());
         }
-        self.save_in_more_room(gc, &record, about)
+        self.save_in_more_room(gc, &record, about())
     }
 
     #[cold]
@@ -460,104 +479,34 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
             }
             Ok(is_there)
         });
-        saved?.then_some(()).ok_or(HeapError::NoObject)
+        let saved = saved.map_err(Packed::unpack)?;
+        saved.then_some(()).ok_or(HeapError::NoObject)
     }
 
     /// True if the range of a slice is saved.
     fn covers(&self, index: usize, range: &std::ops::Range<usize>) -> bool {
-        let before = self.ranges.range(..=(index, range.start)).next_back();
+        let ranges = self.ranges.as_ref();
+        let before = ranges.and_then(|ranges| ranges.range(..=(index, range.start)).next_back());
         before.is_some_and(|(&(of, _), &end)| of == index && end >= range.end)
     }
 
     /// Notes that the range of a slice is saved.
     fn cover(&mut self, index: usize, mut range: std::ops::Range<usize>) {
+        let ranges = self.ranges.get_or_insert_default();
         // Those that overlap or touch become one with it.
-        while let Some((&(of, start), &end)) = self.ranges.range(..=(index, range.end)).next_back()
+        while let Some((&(of, start), &end)) = ranges.range(..=(index, range.end)).next_back()
             && of == index
             && end >= range.start
         {
-            self.ranges.remove(&(index, start));
+            ranges.remove(&(index, start));
             range = start.min(range.start)..end.max(range.end);
         }
-        self.ranges.insert((index, range.start), range.end);
-    }
-
-    /// Makes an object of so many elements, which the caller fills before anything else.
-    fn make<T: ?Sized + Managed>(
-        &mut self,
-        len: usize,
-    ) -> Result<(Gc<T>, NonNull<T::Element>), AllocError> {
-        let layout = Layout::array::<T::Element>(len).map_err(|_| AllocError::TooLarge)?;
-        let layout = Layout::from_size_align(layout.size().max(1), layout.align());
-        let layout = layout.map_err(|_| AllocError::TooLarge)?;
-        self.with_room(|tx| {
-            let (index, entry) = loop {
-                match tx.words().find_free(&tx.table) {
-                    Some(free) => break free,
-                    None => tx.enlarge()?,
-                }
-            };
-            let birth = Record {
-                what: What::Birth(index),
-                offset: 0,
-                bytes: std::ptr::null(),
-                len: 0,
-            };
-            // It has no ids before it is filled.
-            let about = About {
-                whole: index,
-                elements: Elements::NONE,
-            };
-            entry.set_noted(tx.recorded.len());
-            tx.record(&birth, about)?;
-            let generation = entry.describe(gc::kind::<T>(), len as u64);
-            tx.fill(&entry.address, None, layout, |_| {})?;
-            let place = entry.address() as usize;
-            if tx.table.room_at(place) < layout.size() {
-                // The pool has grown.
-                tx.table = tx.words().own_table(tx.here.arena);
-            }
-            let words = tx.words();
-            let debt = words.debt.load(Ordering::Relaxed);
-            let debt = debt.saturating_add(layout.size().next_multiple_of(16) as u64);
-            words.debt.store(debt, Ordering::Relaxed);
-            let name = NonZeroU64::new(tx.table.name).unwrap_or(NonZeroU64::MIN);
-            Ok((
-                Gc::new(name, index, generation),
-                NonNull::new(std::ptr::with_exposed_provenance_mut(place))
-                    .expect("blocks are not at zero"),
-            ))
-        })
-    }
-
-    /// Makes the table larger.
-    #[cold]
-    fn enlarge(&mut self) -> Result<(), AllocError> {
-        let table = self.table;
-        let (entries, bytes) = Words::next_table(&table).ok_or(AllocError::TooLarge)?;
-        let layout = Layout::from_size_align(bytes, 64).map_err(|_| AllocError::TooLarge)?;
-        let length = Length {
-            word: &self.words().entries,
-            len: entries as u64,
-        };
-        self.fill(&self.words().table, Some(length), layout, |address| {
-            // SAFETY: a new block of as many bytes.
-            unsafe { Words::copy_table(&table, address, bytes) };
-        })?;
-        self.table = self.words().own_table(self.here.arena);
-        Ok(())
-    }
-
-    /// The object that was made last is filled.
-    fn made<E: Trace>(&mut self) {
-        if let Some(last) = self.recorded.last_mut() {
-            last.elements = Elements::of::<E>();
-        }
+        ranges.insert((index, range.start), range.end);
     }
 
     /// Appends a record to the log.
     #[inline]
-    fn record(&mut self, record: &Record, about: About) -> Result<(), AllocError> {
+    fn record(&mut self, record: &Record, about: About) -> Result<(), Packed> {
         while !self.writer.append(record) {
             self.go_on(record.len)?;
         }
@@ -567,13 +516,13 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
 
     /// Makes room in the log to save so many bytes.
     #[cold]
-    fn go_on(&mut self, len: usize) -> Result<(), AllocError> {
+    fn go_on(&mut self, len: usize) -> Result<(), Packed> {
         let Here { arena, .. } = self.here;
         loop {
             match self.guard.words.go_on(arena, &mut self.writer, len) {
                 Room::Ready => return Ok(()),
                 // No block is of use.
-                Room::Damaged => return Err(AllocError::TooLarge),
+                Room::Damaged => return Err(AllocError::TooLarge.into()),
                 Room::More(word, bytes, prev) => {
                     let layout = Layout::from_size_align(bytes, 16);
                     let layout = layout.map_err(|_| AllocError::TooLarge)?;
@@ -597,34 +546,15 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
         length: Option<Length<'_>>,
         layout: Layout,
         init: impl Fn(usize),
-    ) -> Result<(), AllocError> {
+    ) -> Result<(), Packed> {
         let Here { arena, slot } = self.here;
         limbo::or_reap(arena, || {
             intents::replace_block(arena, slot, word, length, |record| {
-                let address = block::allocate(arena, slot, layout, record)?;
+                let address = block::allocate_packed(arena, slot, layout, record)?;
                 init(address);
-                Ok::<usize, AllocError>(address)
+                Ok(address)
             })
         })
-    }
-}
-
-/// An object that is being filled. Dropped, it is no object any more: an id that is guessed, or read
-/// from bytes, would lead to what is not there. Killed meanwhile: its birth is undone.
-struct Unfilled<'a, 't, R: Trace + Unpin> {
-    tx: &'a Tx<'t, R>,
-    index: usize,
-}
-
-impl<R: Trace + Unpin> Drop for Unfilled<'_, '_, R> {
-    fn drop(&mut self) {
-        let Here { arena, slot } = self.tx.here;
-        let words = self.tx.words();
-        if self.tx.is_mine()
-            && let Some(entry) = self.tx.table.entry(self.index)
-        {
-            words.free(arena, slot, self.index, entry);
-        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The log: records of what a transaction overwrites and makes, in chunks. The first is part of the heap, and
-//! enough for most transactions; the others are blocks, which go with the transaction.
+//! enough for most transactions; the others are blocks, which go with the transaction, but for the first of them if
+//! it is of the smallest size: that stays, for the next transaction that needs one.
 //!
 //! ```text
 //! chunk:   next  prev  tx  used  size  | bytes, record | bytes, record | ...
@@ -103,7 +104,7 @@ pub(crate) struct Writer {
     /// Its bytes that count, and that there are.
     used: usize,
     room: usize,
-    /// The log has blocks.
+    /// The log has blocks that go with the transaction.
     pub(crate) is_long: bool,
 }
 
@@ -179,6 +180,11 @@ impl Chunk {
         size.min(arena.room_at(self.address()).saturating_sub(CHUNK))
     }
 
+    /// Whether it is kept, if it is the first one behind that of the heap.
+    fn stays(&self, arena: Arena) -> bool {
+        self.room(arena) <= SMALLEST - CHUNK
+    }
+
     fn used(&self, arena: Arena) -> usize {
         (self.used.load(Ordering::Acquire) as usize).min(self.room(arena))
     }
@@ -252,7 +258,8 @@ impl Words {
             chunk: unsafe { &*std::ptr::from_ref(chunk) },
             used: 0,
             room: FIRST,
-            is_long: chunk.next() != 0,
+            // Who takes a lock over from the dead has seen to what they left.
+            is_long: false,
         }
     }
 
@@ -277,7 +284,7 @@ impl Words {
                         chunk,
                         used: chunk.used(arena),
                         room: chunk.room(arena),
-                        is_long: true,
+                        is_long: prev != self.log.chunk.address() as u64 || !chunk.stays(arena),
                     };
                 }
                 None => {
@@ -345,12 +352,14 @@ impl Words {
         self.trim(arena, slot);
     }
 
-    /// Frees the blocks of the log, once nothing of it counts.
+    /// Frees the blocks of the log that do not stay, once nothing of it counts.
     #[cold]
     pub(crate) fn trim(&self, arena: Arena, slot: &Slot) {
         let first = &self.log.chunk.next;
-        while let Some(chunk) = Chunk::at(arena, first.load(Ordering::Acquire)) {
-            drop_block(arena, slot, first, chunk.next());
+        let stays = Chunk::at(arena, first.load(Ordering::Acquire)).filter(|c| c.stays(arena));
+        let word = stays.map_or(first, |chunk| &chunk.next);
+        while let Some(chunk) = Chunk::at(arena, word.load(Ordering::Acquire)) {
+            drop_block(arena, slot, word, chunk.next());
         }
     }
 

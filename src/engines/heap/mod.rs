@@ -37,8 +37,8 @@
 //! 1. Everything here is changed by who holds the heap's lock for writing, and read by who holds it.
 //! 2. A record counts, by the store of its chunk's `used`, before what it records is done.
 //! 3. A chunk counts if it has the number `tx`. Those that do come first in the chain, which begins in the
-//!    heap itself; all others are empty room, and between transactions there is none but the first, unless
-//!    somebody was killed on the way.
+//!    heap itself; all others are empty room, and between transactions there is none but the first and one
+//!    block of the smallest size, unless somebody was killed on the way.
 //! 4. A word that names a block names it alone.
 //! 5. Words of the table and of the log are what the engine wrote, or garbage: every address is
 //!    compared with the pool before it is followed.

@@ -74,14 +74,13 @@ impl Entry {
         self.noted.store(place as u32, Ordering::Relaxed);
     }
 
-    /// Describes the object that the free entry is taken for; its generation.
+    /// Describes the object that the free entry is taken for.
     #[inline]
-    pub(crate) fn describe(&self, kind: u64, len: u64) -> u32 {
+    pub(crate) fn describe(&self, kind: u64, len: u64) {
         let generation = self.generation() + 1;
         self.generation.store(generation, Ordering::Relaxed);
         self.kind.store(kind, Ordering::Relaxed);
         self.len.store(len, Ordering::Relaxed);
-        generation
     }
 
     #[inline]
@@ -118,6 +117,16 @@ impl Table {
             // SAFETY: aligned, in the pool's data, which stays mapped; an entry consists of atomics.
             unsafe { &*entry }
         })
+    }
+
+    /// Has no more entries than the block has room for: see [`Words::own_table`].
+    #[inline]
+    pub(crate) fn bound(&mut self, arena: Arena) {
+        self.entries = self.entries.min(Self::most_entries(arena, self.base));
+    }
+
+    fn most_entries(arena: Arena, base: usize) -> usize {
+        block::usable_size(arena, base).unwrap_or(0) / ENTRY
     }
 
     /// How many bytes of the pool's data lie behind an address, itself included.
@@ -158,8 +167,7 @@ impl Words {
     /// behind is others', should the length be garbage. A look is told by an entry's kind.
     pub(crate) fn own_table(&self, arena: Arena) -> Table {
         let mut table = self.table(arena);
-        let size = block::usable_size(arena, table.base).unwrap_or(0);
-        table.entries = table.entries.min(size / ENTRY);
+        table.bound(arena);
         table
     }
 

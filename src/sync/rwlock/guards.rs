@@ -92,6 +92,7 @@ unsafe impl<T: ShmSafe> Sync for WriteGuard<'_, T> {}
 
 impl<'a, T: ShmSafe> WriteGuard<'a, T> {
     /// By invariants 1 and 3, the caller holds the word, and it is dirty.
+    #[inline]
     pub(super) fn new(lock: &'a RwLock<T>, here: Here) -> Self {
         WriteGuard {
             lock,

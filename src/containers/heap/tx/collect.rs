@@ -3,7 +3,7 @@
 use super::super::trace::{Trace, Tracer};
 use super::super::{Collected, LEAST_DEBT};
 use super::{About, Tx};
-use crate::allocator::{AllocError, block};
+use crate::allocator::{AllocError, Packed, block};
 use crate::engines::heap::What;
 use crate::participants::here::Here;
 use crate::primitive::Ordering;
@@ -12,10 +12,10 @@ impl<R: Trace + Unpin> Tx<'_, R> {
     /// Runs something that allocates; once more after a collection, should the pool be full.
     pub(super) fn with_room<O>(
         &mut self,
-        mut f: impl FnMut(&mut Self) -> Result<O, AllocError>,
-    ) -> Result<O, AllocError> {
+        mut f: impl FnMut(&mut Self) -> Result<O, Packed>,
+    ) -> Result<O, Packed> {
         match f(self) {
-            Err(error) if is_full(&error) && !self.swept => {
+            Err(error) if is_full(error) && !self.swept => {
                 self.collect();
                 f(self)
             }
@@ -25,8 +25,9 @@ impl<R: Trace + Unpin> Tx<'_, R> {
 
     /// Frees what is reached neither from the heap as it is nor as it was before the transaction.
     #[cold]
-    pub(super) fn collect(&mut self) -> Collected {
+    pub(in crate::containers::heap) fn collect(&mut self) -> Collected {
         let Here { arena, slot } = self.here;
+        self.own_table();
         let words = self.words();
         let mut tracer = Tracer::new(&self.table);
         self.root().trace(&mut tracer);
@@ -63,6 +64,9 @@ impl<R: Trace + Unpin> Tx<'_, R> {
     }
 }
 
-fn is_full(error: &AllocError) -> bool {
-    matches!(error, AllocError::PoolFull | AllocError::NoMemory(_))
+fn is_full(error: Packed) -> bool {
+    matches!(
+        error.unpack(),
+        AllocError::PoolFull | AllocError::NoMemory(_)
+    )
 }

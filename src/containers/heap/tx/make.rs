@@ -1,0 +1,118 @@
+//! How a transaction makes objects.
+
+use std::alloc::Layout;
+use std::num::NonZeroU64;
+use std::ptr::NonNull;
+
+use super::super::gc::{self, Gc, Managed};
+use super::super::trace::{Elements, Trace};
+use super::{About, Tx};
+use crate::allocator::{AllocError, Packed};
+use crate::engines::heap::{Record, What, Words};
+use crate::participants::here::Here;
+use crate::pool::intents::Length;
+use crate::primitive::Ordering;
+
+impl<R: Trace + Unpin> Tx<'_, R> {
+    /// Makes an object of so many elements, which the caller fills before anything else.
+    #[inline(always)]
+    pub(super) fn make<T: ?Sized + Managed>(
+        &mut self,
+        len: usize,
+    ) -> Result<(Gc<T>, NonNull<T::Element>), AllocError> {
+        let layout = Layout::array::<T::Element>(len).map_err(|_| AllocError::TooLarge)?;
+        let layout = Layout::from_size_align(layout.size().max(1), layout.align());
+        let layout = layout.map_err(|_| AllocError::TooLarge)?;
+        let index = self.make_entry(gc::kind::<T>(), len, layout);
+        let index = index.map_err(Packed::unpack)?;
+        let entry = self.table.entry(index).ok_or(AllocError::TooLarge)?;
+        let name = NonZeroU64::new(self.table.name).unwrap_or(NonZeroU64::MIN);
+        let place = std::ptr::with_exposed_provenance_mut(entry.address() as usize);
+        Ok((
+            Gc::new(name, index, entry.generation()),
+            NonNull::new(place).expect("blocks are not at zero"),
+        ))
+    }
+
+    /// Makes an entry of the table that of a new object, which has a block; its index.
+    fn make_entry(&mut self, kind: u64, len: usize, layout: Layout) -> Result<usize, Packed> {
+        self.with_room(|tx| {
+            let (index, entry) = loop {
+                tx.own_table();
+                match tx.words().find_free(&tx.table) {
+                    Some(free) => break free,
+                    None => tx.enlarge()?,
+                }
+            };
+            let birth = Record {
+                what: What::Birth(index),
+                offset: 0,
+                bytes: std::ptr::null(),
+                len: 0,
+            };
+            // It has no ids before it is filled.
+            let about = About {
+                whole: index,
+                elements: Elements::NONE,
+            };
+            entry.set_noted(tx.recorded.len());
+            tx.record(&birth, about)?;
+            entry.describe(kind, len as u64);
+            tx.fill(&entry.address, None, layout, |_| {})?;
+            let place = entry.address() as usize;
+            if tx.table.room_at(place) < layout.size() {
+                // The pool has grown.
+                tx.look_up_table();
+            }
+            let words = tx.words();
+            let debt = words.debt.load(Ordering::Relaxed);
+            let debt = debt.saturating_add(layout.size().next_multiple_of(16) as u64);
+            words.debt.store(debt, Ordering::Relaxed);
+            Ok(index)
+        })
+    }
+
+    /// Makes the table larger.
+    #[cold]
+    fn enlarge(&mut self) -> Result<(), Packed> {
+        let table = self.table;
+        let (entries, bytes) = Words::next_table(&table).ok_or(AllocError::TooLarge)?;
+        let layout = Layout::from_size_align(bytes, 64).map_err(|_| AllocError::TooLarge)?;
+        let length = Length {
+            word: &self.words().entries,
+            len: entries as u64,
+        };
+        self.fill(&self.words().table, Some(length), layout, |address| {
+            // SAFETY: a new block of as many bytes.
+            unsafe { Words::copy_table(&table, address, bytes) };
+        })?;
+        self.look_up_table();
+        Ok(())
+    }
+
+    /// The object that was made last is filled.
+    pub(super) fn made<E: Trace>(&mut self) {
+        if let Some(last) = self.recorded.last_mut() {
+            last.elements = Elements::of::<E>();
+        }
+    }
+}
+
+/// An object that is being filled. Dropped, it is no object any more: an id that is guessed, or read
+/// from bytes, would lead to what is not there. Killed meanwhile: its birth is undone.
+pub(super) struct Unfilled<'a, 't, R: Trace + Unpin> {
+    pub(super) tx: &'a Tx<'t, R>,
+    pub(super) index: usize,
+}
+
+impl<R: Trace + Unpin> Drop for Unfilled<'_, '_, R> {
+    fn drop(&mut self) {
+        let Here { arena, slot } = self.tx.here;
+        let words = self.tx.words();
+        if self.tx.is_mine()
+            && let Some(entry) = self.tx.table.entry(self.index)
+        {
+            words.free(arena, slot, self.index, entry);
+        }
+    }
+}
