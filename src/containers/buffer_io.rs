@@ -109,8 +109,12 @@ impl Drop for BytesView<'_> {
         if let Some(slot) = thread::still_held(self.buffer, self.tag)
             && let Some(arena) = Arena::containing(std::ptr::from_ref(slot).addr())
         {
+            let words = self.buffer.words();
+            let old = words.has_old(arena);
             unpin(slot);
-            self.buffer.words().reclaim(arena, slot);
+            if old {
+                words.free_old(arena, slot);
+            }
         }
     }
 }
