@@ -364,12 +364,8 @@ impl Buffer {
     /// ```
     pub fn truncate_front(&self, to: Position) -> Result<(), RangeError> {
         let here = here(self)?;
-        let (end, _) = here.pinned(|| self.words.end(here.arena));
-        if to > end {
-            return Err(RangeError::BeyondEnd { end });
-        }
-        self.words.truncate(here.arena, here.slot, to);
-        Ok(())
+        let truncated = self.words.truncate(here.arena, here.slot, to);
+        truncated.map_err(|end| RangeError::BeyondEnd { end })
     }
 
     /// Deletes all bytes that there are at some moment of the call. Positions go on from there.

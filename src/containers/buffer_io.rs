@@ -4,10 +4,12 @@ use std::fmt;
 use std::io::{self, Read, Write};
 use std::iter::FusedIterator;
 use std::marker::PhantomData;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 
 use super::buffer::{AppendError, Buffer, Position, RangeError};
+use super::habit::attempt_awake;
 use super::link::unpin;
+use crate::engines::bell::Bell;
 use crate::engines::buffer::Found;
 use crate::layout::arena::Arena;
 use crate::participants::epoch;
@@ -179,8 +181,12 @@ impl Drop for BytesView<'_> {
         if let Some(slot) = thread::still_held(self.buffer, self.tag)
             && let Some(arena) = Arena::containing(std::ptr::from_ref(slot).addr())
         {
+            let words = self.buffer.words();
+            let old = words.has_old(arena);
             unpin(slot);
-            self.buffer.words().reclaim(arena, slot);
+            if old {
+                words.free_old(arena, slot);
+            }
         }
     }
 }
@@ -306,9 +312,7 @@ impl Read for Reader<'_> {
             let (end, closed) = state();
             end > self.position || closed || words.start() > self.position
         };
-        if !ready() {
-            words.arrivals.wait(here, ready);
-        }
+        wait(&words.arrivals, here, ready);
         let read = match self.buffer.read_at(self.position, into) {
             // A position beyond the end of a closed buffer.
             Err(RangeError::BeyondEnd { .. }) => 0,
@@ -316,6 +320,17 @@ impl Read for Reader<'_> {
         };
         self.position += read as u64;
         Ok(read)
+    }
+}
+
+/// Waits until it is ready, which those who make it so tell by the bell.
+fn wait(bell: &Bell, here: Here, ready: impl Fn() -> bool) {
+    let look = |()| match ready() {
+        true => ControlFlow::Break(()),
+        false => ControlFlow::Continue(()),
+    };
+    if look(()).is_continue() && attempt_awake((), None, || (), look).is_continue() {
+        bell.wait(here, ready);
     }
 }
 
@@ -348,7 +363,7 @@ impl Write for &Buffer {
                     appended => return Ok(appended.map(|_| len)?),
                 }
             }
-            words.departures.wait(here, || room() > 0);
+            wait(&words.departures, here, || room() > 0);
         }
     }
 

@@ -323,22 +323,15 @@ impl Ring {
     #[inline(always)]
     fn of_hint(arena: Arena, hint: u64, words: usize) -> Option<Ring> {
         let (address, log) = ((hint & !LOG) as usize, (hint & LOG) as u32);
-        let room = arena.room_at(address);
-        if room < FIRST_CELL || log > Shape::MAX.trailing_zeros() {
-            return None;
-        }
+        let room = arena.room_at(address).checked_sub(FIRST_CELL)?;
         // SAFETY: aligned, in committed data of the pool; the number of cells is not written again
         // while the queue names the ring.
         let cells = unsafe {
             (*std::ptr::with_exposed_provenance::<AtomicU64>(address)).load(Ordering::Relaxed)
         };
         let stride = 8 * (1 + words);
-        // No more than 2^32 cells, by the logarithm.
-        let fits = cells <= 1 << log
-            && (cells as usize)
-                .checked_mul(stride)
-                .is_some_and(|size| size <= room - FIRST_CELL);
-        (cells > 0 && fits).then(|| Ring {
+        // From 1 to as many as there is room for. Whatever the logarithm, no other cell is come to.
+        (cells.wrapping_sub(1) < (room / stride) as u64).then(|| Ring {
             address,
             shape: Shape::with_log(cells, log),
             stride,
@@ -388,17 +381,29 @@ impl Ring {
     /// True if pushing goes on in another ring.
     #[inline]
     pub(crate) fn is_over(&self) -> bool {
+        self.successor() != 0
+    }
+
+    /// Not 0 if pushing goes on in another ring.
+    #[inline(always)]
+    pub(crate) fn successor(&self) -> u64 {
         // SeqCst: before what is pushed to the next one.
-        self.word(NEXT).load(Ordering::SeqCst) != 0
+        self.word(NEXT).load(Ordering::SeqCst)
+    }
+
+    /// The arena that it lies in.
+    #[inline(always)]
+    pub(crate) fn arena(&self) -> Arena {
+        Arena::at(self.address & !(GRANULE - 1))
     }
 
     /// The ring that follows.
     #[inline]
     pub(crate) fn next(&self) -> Option<Ring> {
         let words = self.stride / 8 - 1;
-        let arena = Arena::at(self.address & !(GRANULE - 1));
+        let arena = self.arena();
         // Each is twice as large as the one before. So there are few, also where garbage names them.
-        Ring::at(arena, self.word(NEXT).load(Ordering::SeqCst), words)
+        Ring::at(arena, self.successor(), words)
             .filter(|next| next.shape.cells() == 2 * self.shape.cells())
     }
 

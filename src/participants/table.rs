@@ -30,7 +30,7 @@
 
 use std::cell::UnsafeCell;
 
-use crate::layout::arena::{Arena, GRANULE, HOLDS, OBJECTS, PROCESSES, SLOTS};
+use crate::layout::arena::{Arena, GRANULE, HOLDS, OBJECTS, PROCESSES, SLICE_SHIFT, SLOTS};
 use crate::participants::asked::Asked;
 use crate::participants::pid::Pid;
 use crate::participants::tag::Tag;
@@ -479,9 +479,10 @@ impl Arena {
     /// How many bytes of the pool's slices lie behind an address, itself included.
     #[inline]
     pub(crate) fn room_at(self, address: usize) -> usize {
-        let end = self.slice_address(self.slices());
-        let inside = (self.slice_address(0)..end).contains(&address);
-        if inside { end - address } else { 0 }
+        // The watermark alone: see `slice_of`. A number too large is an address before the first slice.
+        let bytes =
+            (self.header().watermarks.slices.load(Ordering::Acquire) as usize) << SLICE_SHIFT;
+        bytes.saturating_sub(address.wrapping_sub(self.slice_address(0)))
     }
 
     /// The low half of a 64-bit word, which is what the kernel can sleep on.

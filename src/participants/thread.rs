@@ -194,6 +194,13 @@ pub(crate) fn known_slot_near<T: InPool>(near: &T) -> Option<&'static Slot> {
     unsafe { table().entry(address).get().as_ref() }
 }
 
+/// This thread's slot in a pool that is mapped, if it has one.
+#[inline(always)]
+pub(crate) fn slot_in(arena: Arena) -> Option<&'static Slot> {
+    // SAFETY: by invariant 1.
+    unsafe { table().entry(arena.base()).get().as_ref() }
+}
+
 /// The slot with which a guard was made: `tag` is what a guard keeps, and `near` is in the same pool.
 /// `None` if this thread, in this process, has not got that slot.
 ///

@@ -154,9 +154,9 @@ impl Shape {
     pub const fn next(self, position: u64) -> u64 {
         let index = position & (self.lap() - 1);
         if index + 1 < self.cells {
-            position + 1
+            position.wrapping_add(1)
         } else {
-            ((position & !(self.lap() - 1)) + self.lap()) & MASK
+            (position & !(self.lap() - 1)).wrapping_add(self.lap()) & MASK
         }
     }
 
@@ -166,6 +166,23 @@ impl Shape {
         // Acquire: what is before the position is seen claimed, or taken. So a claim here comes after
         // those before it also to who learns of it from the claimant alone.
         word.load(Ordering::Acquire) & MASK
+    }
+
+    /// A hint as it is: what is above the bits of a position falls off where a word is made of it, and
+    /// where its cell is looked for.
+    #[inline(always)]
+    fn hint_as_it_is(self, word: &AtomicU64) -> u64 {
+        // Acquire: see `hint`.
+        word.load(Ordering::Acquire)
+    }
+
+    /// Sets a hint to the position after `at`, which it was; if it has changed since, it may be ahead.
+    #[inline(always)]
+    fn go_on(self, word: &AtomicU64, at: u64) {
+        if word.load(Ordering::Relaxed) == at {
+            // Release: see `hint`.
+            word.store(self.next(at), Ordering::Release);
+        }
     }
 
     /// Raises a hint. Two that do so at once may leave the lower one.
@@ -233,32 +250,54 @@ impl Busy {
     }
 }
 
+/// A position that was claimed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claim {
+    pub position: u64,
+    /// Its cell.
+    pub index: usize,
+}
+
 /// Claims the next position for the slot. `record` is told the cell before each attempt.
-#[inline(always)]
 pub fn claim<'a>(
     shape: Shape,
     tail: &AtomicU64,
-    cell: impl Fn(usize) -> &'a AtomicU64 + Copy,
+    cell: impl Fn(usize) -> &'a AtomicU64,
     slot: usize,
-    record: impl Fn(usize) + Copy,
-) -> Result<u64, Refused> {
-    // As in the walk that follows, of which it is the first step.
-    let at = shape.hint(tail);
-    let index = shape.index(at);
+    record: impl Fn(usize),
+) -> Result<Claim, Refused> {
+    match claim_at_tail(shape, tail, &cell, slot, &record) {
+        Some(claim) => Ok(claim),
+        None => claim_further(shape, tail, cell, slot, record),
+    }
+}
+
+/// The first step of [`claim`], which mostly is all. `None` if it is not, or if others were faster.
+#[inline(always)]
+pub fn claim_at_tail<'a>(
+    shape: Shape,
+    tail: &AtomicU64,
+    cell: impl Fn(usize) -> &'a AtomicU64,
+    slot: usize,
+    record: impl Fn(usize),
+) -> Option<Claim> {
+    let position = shape.hint_as_it_is(tail);
+    let index = shape.index(position);
     let word = cell(index);
-    let free = Cell::new(Phase::Free, 0, at).pack();
+    let free = Cell::new(Phase::Free, 0, position).pack();
     if word.load(Ordering::Acquire) == free {
         record(index);
-        let claimed = Cell::new(Phase::Writing, slot, at).pack();
+        // As in the walk that follows.
+        let claimed = Cell::new(Phase::Writing, slot, position).pack();
         if word
             .compare_exchange(free, claimed, Ordering::SeqCst, Ordering::Relaxed)
             .is_ok()
         {
-            shape.raise(tail, shape.next(at));
-            return Ok(at);
+            shape.go_on(tail, position);
+            return Some(Claim { position, index });
         }
     }
-    claim_further(shape, tail, cell, slot, record)
+    None
 }
 
 #[cold]
@@ -268,7 +307,7 @@ fn claim_further<'a>(
     cell: impl Fn(usize) -> &'a AtomicU64,
     slot: usize,
     record: impl Fn(usize),
-) -> Result<u64, Refused> {
+) -> Result<Claim, Refused> {
     let mut at = shape.hint(tail);
     let mut patience = shape.patience();
     while patience > 0 {
@@ -288,7 +327,8 @@ fn claim_further<'a>(
                         .is_ok()
                     {
                         shape.raise(tail, shape.next(at));
-                        return Ok(at);
+                        let position = at;
+                        return Ok(Claim { position, index });
                     }
                     continue;
                 }
@@ -359,18 +399,18 @@ pub fn take_at_head<'a>(
     valid: impl Fn() -> bool,
     mut copy: impl FnMut(usize, u64),
 ) -> Option<u64> {
-    let at = shape.hint(head);
+    let at = shape.hint_as_it_is(head);
     let index = shape.index(at);
     let word = cell(index);
     // Acquire: the element.
     let found = word.load(Ordering::Acquire);
     if found == Cell::new(Phase::Full, 0, at).pack() {
-        copy(index, at);
+        copy(index, position(at));
         if valid() && exchange(shape, word, at, how) {
             if how != Take::Look {
-                shape.raise(head, shape.next(at));
+                shape.go_on(head, at);
             }
-            return Some(at);
+            return Some(position(at));
         }
     }
     None
@@ -499,7 +539,7 @@ impl Walk {
                 walk.end = shape.next(at);
                 // What was claimed a lap ago has others before it that may still be WRITING; what
                 // was claimed two laps ago has not.
-                let old = seen.position.wrapping_sub(2 * shape.lap()) & MASK;
+                let old = seen.position.wrapping_sub(shape.lap() << 1) & MASK;
                 if walk.pending.is_none() && is_ahead(old, at) {
                     walk.end = shape.next(old);
                 }

@@ -43,11 +43,11 @@ impl Queue {
 
     fn push(&self, slot: usize, element: u64) -> Result<(), Refused> {
         let record = |index| self.intents[slot].store(index as u64 + 1, Ordering::Release);
-        let at = ring::claim(self.shape, &self.tail, |i| self.cell(i), slot, record)?;
-        let cell = &self.cells[self.shape.index(at)];
+        let claim = ring::claim(self.shape, &self.tail, |i| self.cell(i), slot, record)?;
+        let cell = &self.cells[claim.index];
         cell[1].store(element, Ordering::Relaxed);
         cell[2].store(!element, Ordering::Relaxed);
-        ring::publish(&cell[0], at);
+        ring::publish(&cell[0], claim.position);
         self.pushed.fetch_add(1, Ordering::SeqCst);
         self.intents[slot].store(0, Ordering::Release);
         Ok(())

@@ -9,7 +9,6 @@
 //! | `looks`    | what there is |
 //! | `element`  | elements as words |
 //! | `wait`     | waiting, and whose turn it is |
-//! | `habit`    | what is done before sleeping |
 //! | `lease`    | [`Lease`]: popped, but not for good |
 //! | `refusals` | the errors |
 //!
@@ -18,7 +17,6 @@
 
 mod back;
 mod element;
-mod habit;
 mod lease;
 mod looks;
 mod push;
@@ -240,7 +238,7 @@ impl<T: ShmSafe + Unpin> Queue<T> {
     /// ```
     #[inline]
     pub fn pop(&self) -> Result<T, PopError> {
-        self.raw.pop_until(None, || self.raw.try_pop())
+        self.raw.pop_by(None)
     }
 
     /// Pops the first element if there is one.
@@ -281,7 +279,7 @@ impl<T: ShmSafe + Unpin> Queue<T> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn pop_timeout(&self, timeout: Duration) -> Result<T, PopError> {
-        self.raw.pop_until(deadline(timeout), || self.raw.try_pop())
+        self.raw.pop_by(deadline(timeout))
     }
 
     /// Leases the first element, waiting for one. Up to 64 elements of a queue can be leased at a time.

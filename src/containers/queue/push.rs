@@ -1,4 +1,7 @@
 //! Pushing: to the last ring, or to one that is made behind it.
+//!
+//! Mostly all is as it was the last time: [`push_at_tail`](Raw::push_at_tail). Whatever is not is found out
+//! anew by what comes after it.
 
 use super::element;
 use super::raw::Raw;
@@ -9,31 +12,75 @@ use crate::participants::here::{Here, here};
 use crate::participants::table::Slot;
 use crate::participants::thread;
 use crate::primitive::Ordering;
-use crate::protocol::ring::{self, Refused};
+use crate::protocol::ring::{self, Claim, Refused};
 
 impl<T: ShmSafe + Unpin> Raw<T> {
     #[inline(always)]
     pub(crate) fn try_push(&self, value: T) -> Result<(), PushError<T>> {
+        match self.push_at_tail(value, 0) {
+            Ok(()) => Ok(()),
+            Err(value) => self.push_further(value),
+        }
+    }
+
+    /// Pushes at the tail of the ring that is known, if nothing is in the way, and `unless` is 0. Part of the
+    /// caller, so that the element comes in registers.
+    #[inline(always)]
+    pub(super) fn push_at_tail(&self, mut value: T, unless: u64) -> Result<(), T> {
+        let Some(ring) = self.header.back(Self::WORDS) else {
+            return Err(value);
+        };
+        let Some(slot) = thread::slot_in(ring.arena()) else {
+            return Err(value);
+        };
+        // As in `push_to`.
+        if unless | self.header.closed.load(Ordering::SeqCst) | ring.successor() != 0 {
+            return Err(value);
+        }
+        let record = |index| {
+            let cell = std::ptr::from_ref(ring.cell(index)).addr();
+            slot.intent.open(PUSH, &[cell as u64, ring.lap()]);
+        };
+        let (me, cell) = (slot.tag().slot(), |index| ring.cell(index));
+        match ring::claim_at_tail(ring.shape, ring.tail(), cell, me, record) {
+            Some(claim) => {
+                self.fill(slot, ring, claim, &mut value);
+                Ok(())
+            }
+            None => {
+                slot.intent.close();
+                Err(value)
+            }
+        }
+    }
+
+    /// Ends a push whose place is claimed.
+    #[inline(always)]
+    fn fill(&self, slot: &Slot, ring: Ring, claim: Claim, value: &mut T) {
+        let Claim { position, index } = claim;
+        // SAFETY: the cell of a position that is ours until it is published.
+        unsafe { element::store(value, ring.element(index)) };
+        ring::publish(ring.cell(index), position);
+        slot.intent.close();
+        self.header.pushed.0.ring();
+    }
+
+    /// Pushes, wherever the ring and the place in it are.
+    #[cold]
+    pub(super) fn push_further(&self, value: T) -> Result<(), PushError<T>> {
         let slot = thread::known_slot_near(self);
         match (slot, self.header.back(Self::WORDS)) {
-            (Some(slot), Some(ring)) => match self.push_to(slot, ring, value) {
-                Ok(()) => Ok(()),
-                Err((value, refused)) => self.push_elsewhere(slot, ring, value, refused),
-            },
+            (Some(slot), Some(ring)) => self.push_from(slot, ring, value),
             _ => self.push_first(value),
         }
     }
 
     /// The first push of a thread, or of all.
-    #[cold]
     fn push_first(&self, value: T) -> Result<(), PushError<T>> {
         match self.first_for_push() {
             Ok((here, ring)) => {
                 self.header.set_back(ring);
-                match self.push_to(here.slot, ring, value) {
-                    Ok(()) => Ok(()),
-                    Err((value, refused)) => self.push_elsewhere(here.slot, ring, value, refused),
-                }
+                self.push_from(here.slot, ring, value)
             }
             Err(cause) => Err(PushError { value, cause }),
         }
@@ -55,7 +102,6 @@ impl<T: ShmSafe + Unpin> Raw<T> {
     }
 
     /// Pushes to a ring. If it is refused, there may be another one.
-    #[inline(always)]
     fn push_to(&self, slot: &Slot, ring: Ring, mut value: T) -> Result<(), (T, Refused)> {
         // After the ring was found: where it is a new one, that is before it can be told to be the end.
         if self.header.closed.load(Ordering::SeqCst) != 0 || ring.is_over() {
@@ -63,19 +109,14 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         }
         slot.intent.open(PUSH, &[0, ring.lap()]);
         let me = slot.tag().slot();
-        let record = move |index| {
+        let record = |index| {
             let cell = std::ptr::from_ref(ring.cell(index)).addr();
             slot.intent.set_arg(CELL, cell as u64);
         };
-        let cell = move |index| ring.cell(index);
+        let cell = |index| ring.cell(index);
         match ring::claim(ring.shape, ring.tail(), cell, me, record) {
-            Ok(position) => {
-                let index = ring.shape.index(position);
-                // SAFETY: the cell of a position that is ours until it is published.
-                unsafe { element::store(&mut value, ring.element(index)) };
-                ring::publish(ring.cell(index), position);
-                slot.intent.close();
-                self.header.pushed.0.ring();
+            Ok(claim) => {
+                self.fill(slot, ring, claim, &mut value);
                 Ok(())
             }
             Err(refused) => {
@@ -85,24 +126,20 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         }
     }
 
-    /// A ring has refused it.
-    #[cold]
-    fn push_elsewhere(
-        &self,
-        slot: &Slot,
-        mut ring: Ring,
-        mut value: T,
-        mut refused: Refused,
-    ) -> Result<(), PushError<T>> {
+    /// Pushes to a ring, or to one after it.
+    fn push_from(&self, slot: &Slot, mut ring: Ring, mut value: T) -> Result<(), PushError<T>> {
         loop {
+            let refused = match self.push_to(slot, ring, value) {
+                Ok(()) => return Ok(()),
+                Err((same, refused)) => {
+                    value = same;
+                    refused
+                }
+            };
             ring = match self.ring_after(slot, ring, refused) {
                 Ok(ring) => ring,
                 Err(cause) => return Err(PushError { value, cause }),
             };
-            match self.push_to(slot, ring, value) {
-                Ok(()) => return Ok(()),
-                Err(again) => (value, refused) = again,
-            }
         }
     }
 

@@ -36,42 +36,49 @@ impl Passed<'_> {
 impl<T: ShmSafe + Unpin> Raw<T> {
     #[inline(always)]
     pub(crate) fn try_pop(&self) -> Result<T, PopError> {
-        match self.pop_first() {
+        match self.pop_at_head() {
             Some(value) => Ok(value),
-            None => self.pop_slow(),
+            None => self.pop_further(),
         }
     }
 
-    /// Pops from the ring that is known, where nothing is leased. Part of the caller, so that the
-    /// element goes on in registers.
+    /// Pops at the head of the ring that is known, where nothing was ever leased. Part of the caller, so
+    /// that the element goes on in registers.
     #[inline(always)]
-    fn pop_first(&self) -> Option<T> {
+    pub(super) fn pop_at_head(&self) -> Option<T> {
         let ring = self.header.front(Self::WORDS)?;
-        if self.header.lease_block.load(Ordering::Relaxed) != 0 {
-            return None;
-        }
         let mut value = MaybeUninit::uninit();
         // SAFETY: a cell's words, which all access as atomics.
         let copy = |index, _| unsafe { element::load(ring.element(index), &mut value) };
         let (cell, valid) = (|index| ring.cell(index), || self.none_leased());
-        if ring::take_at_head(ring.shape, ring.head(), cell, Take::Pop, valid, copy).is_none() {
-            return self.pop_from(ring);
-        }
+        ring::take_at_head(ring.shape, ring.head(), cell, Take::Pop, valid, copy)?;
         self.ring_room();
         // SAFETY: copied from an element that is ours now, as the position was taken.
         Some(unsafe { value.assume_init() })
     }
 
-    /// The same, wherever in the ring it is.
+    /// Pops, wherever the element is.
     #[cold]
-    fn pop_from(&self, ring: Ring) -> Option<T> {
+    pub(super) fn pop_further(&self) -> Result<T, PopError> {
+        match self.pop_from_front() {
+            Some(value) => Ok(value),
+            None => self.pop_slow(),
+        }
+    }
+
+    /// As [`pop_at_head`](Self::pop_at_head), wherever in the ring it is.
+    fn pop_from_front(&self) -> Option<T> {
+        let ring = self.header.front(Self::WORDS)?;
+        if !self.none_leased() {
+            return None;
+        }
         let mut value = MaybeUninit::uninit();
-        // SAFETY: as in `pop_first`.
+        // SAFETY: as in `pop_at_head`.
         let copy = |index, _| unsafe { element::load(ring.element(index), &mut value) };
         let (cell, valid) = (|index| ring.cell(index), || self.none_leased());
         ring::take(ring.shape, ring.head(), cell, Take::Pop, valid, copy).ok()?;
         self.ring_room();
-        // SAFETY: as in `pop_first`.
+        // SAFETY: as in `pop_at_head`.
         Some(unsafe { value.assume_init() })
     }
 
@@ -81,7 +88,6 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         self.header.lease_block.load(Ordering::Acquire) == 0
     }
 
-    #[cold]
     fn pop_slow(&self) -> Result<T, PopError> {
         let mut value = MaybeUninit::uninit();
         for _ in 0..ATTEMPTS {
@@ -100,7 +106,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
             match taken {
                 Ok(Some(_)) => {
                     self.ring_room();
-                    // SAFETY: as in `pop_first`.
+                    // SAFETY: as in `pop_at_head`.
                     return Ok(unsafe { value.assume_init() });
                 }
                 Err(refused) if self.none_was_back(changes) => return Err(refused),
@@ -266,7 +272,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
                     let cell = ring.cell(ring.shape.index(position));
                     entry.hold(slot, cell, ring.lap());
                     self.ring_room();
-                    // SAFETY: as in `pop_first`.
+                    // SAFETY: as in `pop_at_head`.
                     let value = unsafe { value.assume_init() };
                     return Ok(Lease::new(self, slot, entry, value));
                 }

@@ -27,10 +27,10 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use super::habit::attempt_awake;
 use super::raw::Raw;
 use super::refusals::{PopError, PushError, PushRefusal};
 use crate::ShmSafe;
+use crate::containers::habit::attempt_awake;
 use crate::engines::queue::Header;
 use crate::participants::here::{Here, here};
 use crate::participants::lock;
@@ -92,20 +92,26 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         deadline: Option<Instant>,
     ) -> Result<(), PushError<T>> {
         // Relaxed: a hint.
-        if self.header.turn.load(Ordering::Relaxed) == 0 {
-            match self.try_push(value) {
-                Err(PushError {
-                    value,
-                    cause: PushRefusal::Full,
-                }) => self.push_waiting(value, deadline),
-                other => other,
-            }
-        } else {
-            self.push_waiting(value, deadline)
+        match self.push_at_tail(value, self.header.turn.load(Ordering::Relaxed)) {
+            Ok(()) => Ok(()),
+            Err(value) => self.push_late(value, deadline),
         }
     }
 
     #[cold]
+    fn push_late(&self, value: T, deadline: Option<Instant>) -> Result<(), PushError<T>> {
+        if self.header.turn.load(Ordering::Relaxed) != 0 {
+            return self.push_waiting(value, deadline);
+        }
+        match self.push_further(value) {
+            Err(PushError {
+                value,
+                cause: PushRefusal::Full,
+            }) => self.push_waiting(value, deadline),
+            other => other,
+        }
+    }
+
     fn push_waiting(&self, value: T, deadline: Option<Instant>) -> Result<(), PushError<T>> {
         let here = match here(self) {
             Ok(here) => here,
@@ -193,6 +199,20 @@ impl<T: ShmSafe + Unpin> Raw<T> {
                 ControlFlow::Break(other)
             }
         }
+    }
+
+    /// Pops, and waits for an element until then.
+    #[inline(always)]
+    pub(crate) fn pop_by(&self, deadline: Option<Instant>) -> Result<T, PopError> {
+        match self.pop_at_head() {
+            Some(value) => Ok(value),
+            None => self.pop_late(deadline),
+        }
+    }
+
+    #[cold]
+    fn pop_late(&self, deadline: Option<Instant>) -> Result<T, PopError> {
+        self.pop_until(deadline, || self.pop_further())
     }
 
     #[inline(always)]

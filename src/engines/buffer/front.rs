@@ -9,39 +9,48 @@ use crate::participants::{epoch, lock};
 use crate::primitive::{Ordering, compiler_fence};
 
 impl Words {
-    /// Gives up the bytes before a position, which is not beyond the end.
-    pub(crate) fn truncate(&self, arena: Arena, slot: &Slot, to: u64) {
-        self.start.fetch_max(to, Ordering::SeqCst);
-        self.departures.ring_all();
+    /// Gives up the bytes before a position; or what the end is, if that is before the position.
+    pub(crate) fn truncate(&self, arena: Arena, slot: &Slot, to: u64) -> Result<(), u64> {
+        epoch::pin(arena, slot);
+        let (end, _) = self.end(arena);
+        if to > end {
+            epoch::unpin(slot);
+            return Err(end);
+        }
+        // Who has gone beyond it rings for that.
+        if self.start() < to {
+            self.start.fetch_max(to, Ordering::SeqCst);
+        }
         self.give_up_large(arena, slot, to);
-        self.reclaim(arena, slot);
+        let old = self.has_old(arena);
+        epoch::unpin(slot);
+        self.departures.ring_all();
+        if old {
+            self.free_old(arena, slot);
+        }
+        Ok(())
     }
 
     /// If nothing is left, but in a large chunk, links an empty one, so that the large one can go. It
-    /// stays if there is no memory.
+    /// stays if there is no memory. The caller is pinned.
     fn give_up_large(&self, arena: Arena, slot: &Slot, to: u64) {
-        epoch::pin(arena, slot);
         let last = self.last(arena);
         if last.is_some_and(|last| last.room() as usize > SHARED_MAX && last.end() == to) {
             let _ = self.append_chunk(arena, slot, &[]);
         }
-        epoch::unpin(slot);
     }
 
-    /// True if there are chunks to free.
+    /// True if there are chunks to free, by who is not pinned then. The caller is.
     #[inline]
-    pub(crate) fn has_old(&self, arena: Arena, slot: &Slot) -> bool {
-        epoch::pin(arena, slot);
+    pub(crate) fn has_old(&self, arena: Arena) -> bool {
         let start = self.start();
         let hint = self.first.load(Ordering::SeqCst);
         let oldest = self.oldest.load(Ordering::SeqCst);
         let first = Found::at(arena, if hint == 0 { oldest } else { hint });
-        let old = first.is_some_and(|first| {
+        first.is_some_and(|first| {
             oldest != first.address as u64
                 || first.end() <= start && matches!(first.next(), Next::Chunk(_))
-        });
-        epoch::unpin(slot);
-        old
+        })
     }
 
     /// Bytes of all chunks that are not freed. Nobody frees any meanwhile.
@@ -58,11 +67,9 @@ impl Words {
         bytes
     }
 
-    /// Frees chunks that are before `start`, as far as nobody looks at them. True if it freed any.
-    pub(crate) fn reclaim(&self, arena: Arena, slot: &Slot) -> bool {
-        if !self.has_old(arena, slot) {
-            return false;
-        }
+    /// Frees chunks that are before `start`, as far as nobody looks at them, the caller included. True if it
+    /// freed any.
+    pub(crate) fn free_old(&self, arena: Arena, slot: &Slot) -> bool {
         match lock::try_lock(arena, slot, &self.lock) {
             Ok(taken) if taken.flags == 0 => {}
             // What a dead holder did is done or not: by the intent, or by what is done anew here.
@@ -92,8 +99,8 @@ impl Words {
         {
             first = next;
         }
-        // By invariant 3: the hints, then the stamp.
-        self.first.store(first.address as u64, Ordering::SeqCst);
+        // By invariant 3: the hints, then the stamp, which is taken behind a full fence.
+        self.first.store(first.address as u64, Ordering::Release);
         loop {
             let hint = self.last.load(Ordering::SeqCst);
             let behind = Found::at(arena, hint).is_none_or(|last| last.index() < first.index());
@@ -112,9 +119,11 @@ impl Words {
             }
         }
         if first.index() > oldest.index() {
-            // By invariant 4.
-            self.stamp.store(epoch::stamp(arena), Ordering::SeqCst);
-            self.stamped.store(first.index(), Ordering::SeqCst);
+            // By invariant 4, which is about kills and who has the lock next.
+            self.stamp.store(epoch::stamp(arena), Ordering::Release);
+            compiler_fence(Ordering::SeqCst);
+            self.stamped.store(first.index(), Ordering::Release);
+            compiler_fence(Ordering::SeqCst);
             freed |= self.free_stamped(arena, slot);
         }
         freed
@@ -129,7 +138,7 @@ impl Words {
             && old.index() < stamped
             && let Next::Chunk(next) = old.next()
         {
-            past = past || epoch::is_past(arena, self.stamp.load(Ordering::SeqCst));
+            past = past || epoch::is_past(arena, self.stamp.load(Ordering::Acquire));
             if !past {
                 break;
             }
@@ -139,7 +148,8 @@ impl Words {
             let freeing = &slot.watched.freeing;
             freeing.store(old.address as u64, Ordering::SeqCst);
             compiler_fence(Ordering::SeqCst);
-            field.store(next, Ordering::SeqCst);
+            // Release: what `next` says of itself. By invariant 3 nobody who looks finds the old one here.
+            field.store(next, Ordering::Release);
             compiler_fence(Ordering::SeqCst);
             // A block that cannot be freed was none: there is nobody to tell.
             let _ = block::free_recorded(arena, slot, old.address);

@@ -83,8 +83,9 @@ use chunk::{BUSY, CLOSED, HEADER, LEN, Next, Patience, SEALED, Skip, copy};
 pub(crate) use chunk::Found;
 pub(super) use recover::{check, next_block, resolve};
 
-/// A buffer's words. All zero is an empty one without bounds.
-#[repr(C)]
+/// A buffer's words. All zero is an empty one without bounds. What changes with each deletion has a cache
+/// line of its own: who appends looks at the others.
+#[repr(C, align(64))]
 pub(crate) struct Words {
     /// The first chunk that is not freed; 0 or CLOSED if there never was one.
     oldest: AtomicU64,
@@ -92,8 +93,6 @@ pub(crate) struct Words {
     first: AtomicU64,
     /// A hint: a chunk that was the last one.
     last: AtomicU64,
-    /// Bytes at positions before it are gone.
-    start: AtomicU64,
     /// The lock of the front.
     lock: AtomicU64,
     /// Chunks whose index is below `stamped` were unlinked before this stamp was taken.
@@ -103,6 +102,8 @@ pub(crate) struct Words {
     capacity: AtomicU64,
     /// Bytes arrived, or the end did.
     pub(crate) arrivals: Bell,
+    /// Bytes at positions before it are gone.
+    start: AtomicU64,
     /// Room was made, or the end arrived.
     pub(crate) departures: Bell,
 }
@@ -134,12 +135,12 @@ impl Words {
             oldest: AtomicU64::new(0),
             first: AtomicU64::new(0),
             last: AtomicU64::new(0),
-            start: AtomicU64::new(0),
             lock: AtomicU64::new(0),
             stamp: AtomicU64::new(0),
             stamped: AtomicU64::new(0),
             capacity: AtomicU64::new(capacity),
             arrivals: Bell::new(),
+            start: AtomicU64::new(0),
             departures: Bell::new(),
         }
     }
@@ -250,7 +251,7 @@ impl Words {
         };
         let mut outcome = pinned();
         if let Err(Refusal::Alloc(_)) = outcome
-            && self.reclaim(arena, slot)
+            && self.free_old(arena, slot)
         {
             outcome = pinned();
         }
@@ -438,6 +439,8 @@ impl Words {
         self.departures.ring_all();
     }
 }
+
+const _: () = assert!(std::mem::offset_of!(Words, start) == 64 && size_of::<Words>() == 128);
 
 fn address_of(word: &AtomicU64) -> u64 {
     std::ptr::from_ref(word).addr() as u64
