@@ -104,7 +104,7 @@ impl Header {
         let (number, sizes) = entry_lines(text)
             .next()
             .ok_or("the file ends before the line of sizes")?;
-        let words: Vec<u32> = sizes
+        let words: Vec<u64> = sizes
             .split_ascii_whitespace()
             .map(str::parse)
             .collect::<Result<_, _>>()
@@ -118,17 +118,19 @@ impl Header {
         if rows == 0 {
             return Err("the matrix is empty".into());
         }
+        let too_large = |_| format!("{rows} rows are too many");
         Ok(Header {
             field,
             symmetric: symmetry != "general",
-            rows,
-            entries: u64::from(entries),
+            rows: rows.try_into().map_err(too_large)?,
+            entries,
         })
     }
 
     /// Entries when both triangles are stored; the diagonal is counted twice.
     fn stored_entries(&self) -> u64 {
-        self.entries * if self.symmetric { 2 } else { 1 }
+        self.entries
+            .saturating_mul(if self.symmetric { 2 } else { 1 })
     }
 }
 

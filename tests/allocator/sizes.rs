@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use shmkit::{AllocError, testing};
 
-use super::common::{TestPool, allocate, assert_sound, blocks, fill, free, layout, verify};
+use super::common::{Random, TestPool, allocate, assert_sound, blocks, fill, free, layout, verify};
 
 const SLICE: usize = 16 << 10;
 
@@ -327,6 +327,54 @@ pub fn freed_memory_goes_back_within_two_seconds() {
         }
         waited += begun.elapsed().min(2 * STEP);
     }
+    assert_eq!(pool.stats().allocated, 0);
+    assert_sound(*pool);
+}
+
+/// Blocks of random sizes come and go at random, and what is live stays as much: how much memory that
+/// takes, when what is free has gone back; then again, when one in twenty is left.
+pub fn fragmentation_after_churn_is_bounded() {
+    const LIVE: usize = 16 << 20;
+    const CHANGES: usize = 400_000;
+    let pool = TestPool::new();
+    let empty = memory(&pool);
+    let mut random = Random::new(0xf4a6);
+    let (mut taken, mut live) = (Vec::new(), 0);
+    for _ in 0..CHANGES {
+        if live < LIVE {
+            // As many of each magnitude, up to 32 KiB.
+            let size = 1 + random.below(16 << random.below(12));
+            live += size;
+            taken.push((allocate(*pool, size), size));
+        } else {
+            let (block, size) = taken.swap_remove(random.below(taken.len()));
+            live -= size;
+            free(*pool, block);
+        }
+    }
+    let memory_of = |live: usize| {
+        pool.purge().unwrap();
+        let memory = (memory(&pool) - empty) as f64;
+        println!("  {:.2} of {} KiB", memory / live as f64, live >> 10);
+        memory
+    };
+    assert!(memory_of(live) <= 1.5 * live as f64);
+    let before = live;
+    taken.retain(|&(block, size)| {
+        let stays = random.below(20) == 0;
+        if !stays {
+            live -= size;
+            free(*pool, block);
+        }
+        stays
+    });
+    // Blocks do not move, so each that is left keeps its span.
+    assert!(memory_of(live) <= before as f64);
+    for (block, _) in taken {
+        free(*pool, block);
+    }
+    pool.purge().unwrap();
+    assert!(memory(&pool) <= empty + (4 << 20));
     assert_eq!(pool.stats().allocated, 0);
     assert_sound(*pool);
 }
