@@ -20,16 +20,29 @@ fn reap(world: &World, pid: u32) {
 fn given_back(world: &mut World, crash: &Crash) -> Result<(), String> {
     // A real death is told nobody earlier; of the others, the recovery may have been killed.
     reap(world, crash.victim.pid as u32);
-    let stats = world.pool.stats();
-    ensure((stats.processes, stats.threads) == (1, 1), || {
-        format!("{} processes, {} threads", stats.processes, stats.threads)
-    })?;
-    // The parent's object is there, as long as the parent holds it.
+    // The parent is played: whoever plays it has a record and a slot of its own.
+    world.allocate(64, 1);
+    world.free();
+    participants(world, 2)?;
     verify(world, crash, &|more, _| more == 0)?;
     let value = world.nodes[0].value;
     ensure(value == 1, || format!("the object has become {value}"))?;
-    world.nodes.clear();
+    // Held by the parent alone, with whom it goes.
+    // SAFETY: no preconditions.
+    let parent = unsafe { libc::getppid() };
+    // SAFETY: it only waits for this process, and does not use the pool any more.
+    unsafe { testing::mark_dead(world.pool, parent as u32) };
+    world.pool.recover();
+    participants(world, 1)?;
     verify(world, crash, &|more, _| more == -32)
+}
+
+/// So many processes have a record, and a thread each.
+fn participants(world: &World, count: usize) -> Result<(), String> {
+    let stats = world.pool.stats();
+    ensure((stats.processes, stats.threads) == (count, count), || {
+        format!("{} processes, {} threads", stats.processes, stats.threads)
+    })
 }
 
 pub fn cases(suite: &mut Suite) {

@@ -102,24 +102,27 @@ fn rwlocks(suite: &mut Suite) {
             ensure(value.is_mix(OLD, NEW), || format!("{value:?}"))
         },
     ));
-    suite.run(case(
-        "rwlock, try_write that gives up",
-        || RwLock::new(OLD),
-        // Its reader lives as long as the case.
-        |lock| std::mem::forget(lock.read()),
-        |lock| {
-            // The same thread reads in the process that set up; here it is another's.
-            assert!(matches!(lock.try_write(), Err(LockError::WouldBlock)));
-        },
-        |lock, _| {
-            let read = lock.try_read().map(|guard| *guard);
-            ensure(matches!(read, Ok(OLD)), || format!("{:?}", read.err()))?;
-            let write = lock.try_write().map(drop);
-            ensure(matches!(write, Err(LockError::WouldBlock)), || {
-                format!("{write:?}")
-            })
-        },
-    ));
+    suite.run(
+        case(
+            "rwlock, try_write that gives up",
+            || RwLock::new(OLD),
+            // Its reader lives as long as the case.
+            |lock| std::mem::forget(lock.read()),
+            |lock| {
+                // The same thread reads in the process that set up; here it is another's.
+                assert!(matches!(lock.try_write(), Err(LockError::WouldBlock)));
+            },
+            |lock, _| {
+                let read = lock.try_read().map(|guard| *guard);
+                ensure(matches!(read, Ok(OLD)), || format!("{:?}", read.err()))?;
+                let write = lock.try_write().map(drop);
+                ensure(matches!(write, Err(LockError::WouldBlock)), || {
+                    format!("{write:?}")
+                })
+            },
+        )
+        .at_least(4),
+    );
     suite.run(case(
         "rwlock, write where a reader died",
         || RwLock::new(OLD),

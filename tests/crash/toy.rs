@@ -369,7 +369,9 @@ pub fn cases(suite: &mut Suite) {
                 }
             })
             .recover(|_| Ok(()))
-            .without_real_kills(),
+            .without_second_order()
+            .without_real_kills()
+            .at_least(3),
     );
 
     suite.run(

@@ -50,7 +50,7 @@ type CheckFn<S, A> = dyn Fn(&mut S, &A) -> Result<(), String>;
 
 /// A case has so many points, unless it says otherwise: one whose operation is done by somebody who is not stepped,
 /// another thread or a child, has fewer.
-const LEAST_POINTS: u64 = 8;
+const LEAST_POINTS: u64 = 5;
 
 /// One operation, and how to crash it. `S` is the state of a process that uses the arena; it is copied by fork.
 pub struct Case<S> {

@@ -21,6 +21,8 @@ use super::suite::{Place, Settings, Tally};
 const LAST_ORDER: u8 = 2;
 /// Recovery is followed from so many points of the operation, if it has as many, whatever the time.
 pub const ALWAYS_FOLLOWED: usize = 3;
+/// Of the points of a recovery one of so many is tried when the time is over.
+const ONE_OF: usize = 16;
 /// After so many failures a case is given up.
 const ENOUGH_FAILURES: u64 = 5;
 
@@ -120,12 +122,11 @@ impl<'a, S: Arena> Explorer<'a, S> {
         if order == 1 && self.case.real_kills {
             self.settings.choose(&trail.points, &self.tally.places);
         }
-        if order == 1
-            && trail
-                .points
-                .iter()
-                .all(|point| point.delta.first_offset().is_none())
-        {
+        let changes = |point: &Point| point.delta.first_offset().is_some();
+        if order != 1 {
+            let count = trail.points.iter().filter(|&point| changes(point)).count();
+            self.tally.changed.add(count as u64);
+        } else if !trail.points.iter().any(changes) {
             // A case that tests nothing is a mistake in the case.
             return self.report(
                 &describe(&NOWHERE),
@@ -137,8 +138,7 @@ impl<'a, S: Arena> Explorer<'a, S> {
         }
         let count = trail.points.len();
         for (before, index) in spread(count).into_iter().enumerate() {
-            let over = || !self.settings.full && self.began.elapsed() > self.settings.budget;
-            if before >= ALWAYS_FOLLOWED && over() {
+            if before >= ALWAYS_FOLLOWED && self.is_late() {
                 break;
             }
             let crash = crash_at(&trail.points[index], index, trail.victim.pid(), crash);
@@ -161,10 +161,12 @@ impl<'a, S: Arena> Explorer<'a, S> {
         });
         while let Some(point) = next {
             let here = crash_at(&point, points.len(), stepper.pid(), crash);
-            self.tally.point(ground.is_some());
-            let buried = Victim { pid: stepper.pid() };
-            if let Err(text) = self.survive(Some((&image, buried)), &here) {
-                self.fail(&here, &point, &text)?;
+            if crash.is_none_or(|crash| self.is_due(&point, points.len(), &crash)) {
+                self.tally.point(ground.is_some());
+                let buried = Victim { pid: stepper.pid() };
+                if let Err(text) = self.survive(Some((&image, buried)), &here) {
+                    self.fail(&here, &point, &text)?;
+                }
             }
             points.push(point);
             next = self.advance(&mut stepper, &view, &mut image, points.len(), crash)?;
@@ -177,6 +179,20 @@ impl<'a, S: Arena> Explorer<'a, S> {
             points,
             victim,
         })
+    }
+
+    /// Whether the time of a short run is over.
+    fn is_late(&self) -> bool {
+        !self.settings.full && self.began.elapsed() > self.settings.budget
+    }
+
+    /// Whether a point of the recovery after `crash` is tried: each of them in time; then the first change, the end, and
+    /// one of so many between, other ones after other crashes.
+    fn is_due(&self, point: &Point, index: usize, crash: &Crash) -> bool {
+        index == 1
+            || point.finished
+            || (index + crash.point).is_multiple_of(ONE_OF)
+            || !self.is_late()
     }
 
     /// Forks the victim onto the arena, or onto `ground`, and takes hold of it before its first instruction.
