@@ -377,8 +377,9 @@ pub enum Stored {
 }
 
 /// Puts numbers into the matrix (two dimensions) or array (one) of that name: over the elements of
-/// the one that there is, if it has the same type and shape, else into a new one. `bytes` are the
-/// elements in row-major order and this machine's byte order.
+/// the one that there is, if it has the same type and shape, else into a new one. Of a number (no
+/// dimension) there may be references, so it is not changed: a new one takes over its name. `bytes`
+/// are the elements in row-major order and this machine's byte order.
 ///
 /// # Errors
 ///
@@ -388,7 +389,7 @@ pub enum Stored {
 ///
 /// A new object has its name and all its numbers, or there is none. Overwriting is the work of an
 /// exclusive claim: a death in the middle leaves some old numbers and some new ones, each whole, and
-/// the claim is over.
+/// the claim is over. The name of a number leads to the old one or to the new one.
 ///
 /// ```
 /// # use shmkit::{Array, Pool, numbers};
