@@ -80,7 +80,7 @@ fn with_few_descriptors(descriptors: u64, case: &[&str]) -> Output {
         maximum: Some(descriptors),
     };
     // SAFETY: between fork and exec there is one system call, and nothing is allocated.
-    unsafe { command.pre_exec(move || Ok(setrlimit(Resource::Nofile, limit.clone())?)) };
+    unsafe { command.pre_exec(move || Ok(setrlimit(Resource::Nofile, limit)?)) };
     let mut program = command.spawn().expect("the example starts");
     let end = pidfd_open(Pid::from_child(&program), PidfdFlags::empty()).expect("it is ours");
     let limit = Timespec {
