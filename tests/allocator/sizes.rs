@@ -343,7 +343,8 @@ pub fn fragmentation_after_churn_is_bounded() {
     for _ in 0..CHANGES {
         if live < LIVE {
             // As many of each magnitude, up to 32 KiB.
-            let size = 1 + random.below(16 << random.below(12));
+            let most = 16 << random.below(12);
+            let size = 1 + random.below(most);
             live += size;
             taken.push((allocate(*pool, size), size));
         } else {
