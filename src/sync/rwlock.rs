@@ -107,6 +107,20 @@ unsafe impl<T: ShmSafe> ShmSafe for RwLock<T> {
 }
 
 /// Why an [`RwLock`] was not simply locked; `G` is the guard that was asked for.
+///
+/// ```
+/// use shmkit::{Pool, RwLock, sync::RwLockError};
+///
+/// let pool = Pool::builder().create()?;
+/// let number = pool.create(RwLock::new(1_u32))?;
+/// let reads = number.read().unwrap();
+/// assert!(matches!(number.write(), Err(RwLockError::WouldDeadlock)));
+/// std::thread::scope(|s| {
+///     s.spawn(|| assert!(matches!(number.try_write(), Err(RwLockError::WouldBlock))));
+/// });
+/// # drop(reads);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum RwLockError<'a, T: ShmSafe, G> {
@@ -191,6 +205,16 @@ enum Patience {
 
 impl<T: ShmSafe> RwLock<T> {
     /// An unlocked lock, to be put into a pool.
+    ///
+    /// ```
+    /// # use shmkit::{Pool, RwLock, sync::RwLockError};
+    /// # let pool = Pool::builder().create()?;
+    /// let number = pool.create(RwLock::new(7_u32))?;
+    /// assert_eq!(*number.read().unwrap(), 7);
+    /// // It works in a pool only.
+    /// assert!(matches!(RwLock::new(7_u32).read(), Err(RwLockError::NotInPool)));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub const fn new(value: T) -> Self {
         RwLock {
@@ -210,6 +234,19 @@ impl<T: ShmSafe> RwLock<T> {
     /// # Crash behaviour
     ///
     /// A caller that is killed, with or without the lock, hinders nobody.
+    ///
+    /// ```
+    /// # use shmkit::{Pool, RwLock};
+    /// # let pool = Pool::builder().create()?;
+    /// let limits = pool.create(RwLock::new([1_u32, 5]))?;
+    /// let guard = limits.read().unwrap();
+    /// std::thread::scope(|s| {
+    ///     // Others read at the same time.
+    ///     s.spawn(|| assert_eq!(limits.read().unwrap()[1], 5));
+    /// });
+    /// assert_eq!(guard[0], 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     pub fn read(&self) -> ReadResult<'_, T> {
         self.read_with(Patience::Until(None))
@@ -220,6 +257,19 @@ impl<T: ShmSafe> RwLock<T> {
     /// # Errors
     ///
     /// See [`RwLockError`].
+    ///
+    /// ```
+    /// # use shmkit::{Pool, RwLock, sync::RwLockError};
+    /// # let pool = Pool::builder().create()?;
+    /// let number = pool.create(RwLock::new(1_u32))?;
+    /// let writes = number.write().unwrap();
+    /// std::thread::scope(|s| {
+    ///     s.spawn(|| assert!(matches!(number.try_read(), Err(RwLockError::WouldBlock))));
+    /// });
+    /// drop(writes);
+    /// assert_eq!(*number.try_read().unwrap(), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     pub fn try_read(&self) -> ReadResult<'_, T> {
         self.read_with(Patience::None)
@@ -230,6 +280,22 @@ impl<T: ShmSafe> RwLock<T> {
     /// # Errors
     ///
     /// See [`RwLockError`].
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use shmkit::{Pool, RwLock, sync::RwLockError};
+    /// # let pool = Pool::builder().create()?;
+    /// let number = pool.create(RwLock::new(1_u32))?;
+    /// let writes = number.write().unwrap();
+    /// std::thread::scope(|s| {
+    ///     s.spawn(|| {
+    ///         let late = number.read_timeout(Duration::from_millis(1));
+    ///         assert!(matches!(late, Err(RwLockError::TimedOut)));
+    ///     });
+    /// });
+    /// # drop(writes);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn read_timeout(&self, timeout: Duration) -> ReadResult<'_, T> {
         self.read_with(Patience::Until(deadline(timeout)))
     }
@@ -268,6 +334,20 @@ impl<T: ShmSafe> RwLock<T> {
     /// # Errors
     ///
     /// See [`RwLockError`].
+    ///
+    /// ```
+    /// # use shmkit::{Pool, RwLock, sync::RwLockError};
+    /// # let pool = Pool::builder().create()?;
+    /// let number = pool.create(RwLock::new(1_u32))?;
+    /// let reads = number.read().unwrap();
+    /// std::thread::scope(|s| {
+    ///     s.spawn(|| assert!(matches!(number.try_write(), Err(RwLockError::WouldBlock))));
+    /// });
+    /// drop(reads);
+    /// *number.try_write().unwrap() = 2;
+    /// assert_eq!(*number.read().unwrap(), 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn try_write(&self) -> WriteResult<'_, T> {
         self.write_with(Patience::None)
     }
@@ -277,12 +357,47 @@ impl<T: ShmSafe> RwLock<T> {
     /// # Errors
     ///
     /// See [`RwLockError`].
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use shmkit::{Pool, RwLock, sync::RwLockError};
+    /// # let pool = Pool::builder().create()?;
+    /// let number = pool.create(RwLock::new(1_u32))?;
+    /// let reads = number.read().unwrap();
+    /// std::thread::scope(|s| {
+    ///     s.spawn(|| {
+    ///         let late = number.write_timeout(Duration::from_millis(1));
+    ///         assert!(matches!(late, Err(RwLockError::TimedOut)));
+    ///     });
+    /// });
+    /// # drop(reads);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    /// use std::panic::{AssertUnwindSafe, catch_unwind};
     pub fn write_timeout(&self, timeout: Duration) -> WriteResult<'_, T> {
         self.write_with(Patience::Until(deadline(timeout)))
     }
 
     /// Whether a writer has panicked, and nobody has called [`clear_poison`](Self::clear_poison)
     /// since.
+    ///
+    /// ```
+    /// # use std::panic::{AssertUnwindSafe, catch_unwind};
+    /// # use shmkit::{Pool, RwLock};
+    /// # let pool = Pool::builder().create()?;
+    /// let number = pool.create(RwLock::new(1_u32))?;
+    /// let _ = catch_unwind(AssertUnwindSafe(|| {
+    ///     let _guard = number.read();
+    ///     panic!("a reader");
+    /// }));
+    /// assert!(!number.is_poisoned());
+    /// let _ = catch_unwind(AssertUnwindSafe(|| {
+    ///     let _guard = number.write();
+    ///     panic!("a writer");
+    /// }));
+    /// assert!(number.is_poisoned());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn is_poisoned(&self) -> bool {
         // Relaxed: a hint to who does not hold the lock, and exact to who does.
@@ -291,6 +406,23 @@ impl<T: ShmSafe> RwLock<T> {
 
     /// Says that the value is in order although a writer panicked. The death of a writer is another
     /// matter, and stays.
+    ///
+    /// ```
+    /// # use std::panic::{AssertUnwindSafe, catch_unwind};
+    /// # use shmkit::{Pool, RwLock, sync::RwLockError};
+    /// # let pool = Pool::builder().create()?;
+    /// let number = pool.create(RwLock::new(1_u32))?;
+    /// # let _ = catch_unwind(AssertUnwindSafe(|| {
+    /// #     let _guard = number.write();
+    /// #     panic!("a writer");
+    /// # }));
+    /// // A writer has panicked.
+    /// let Err(RwLockError::Panicked(guard)) = number.read() else { panic!() };
+    /// drop(guard);
+    /// number.clear_poison();
+    /// assert_eq!(*number.read().unwrap(), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn clear_poison(&self) {
         lock::clear(&self.word, PANICKED);
     }
