@@ -39,6 +39,20 @@ use crate::{
 };
 
 /// What an object of numbers is.
+///
+/// ```
+/// use shmkit::numbers::{self, Kind};
+/// use shmkit::{Array, Pool};
+///
+/// let pool = Pool::builder().create()?;
+/// let halves = Array::filled_in(pool, 3, 0.5_f32)?;
+/// pool.set_name("halves", &halves)?;
+/// let total = pool.create(7_u64)?;
+/// pool.set_name("total", &total)?;
+/// assert_eq!(numbers::describe(pool, "halves")?.kind, Kind::Array);
+/// assert_eq!(numbers::describe(pool, "total")?.kind, Kind::Scalar);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
@@ -52,6 +66,20 @@ pub enum Kind {
 }
 
 /// Where numbers are in a pool's file, and what they are.
+///
+/// ```
+/// use shmkit::{Array, Pool, numbers};
+///
+/// let pool = Pool::builder().create()?;
+/// let halves = Array::filled_in(pool, 3, 0.5_f32)?;
+/// pool.set_name("halves", &halves)?;
+/// let found = numbers::describe(pool, "halves")?;
+/// assert_eq!((found.dtype, found.shape), ("<f4", vec![3]));
+/// let first = std::ptr::with_exposed_provenance::<f32>(pool.base() + found.offset);
+/// // SAFETY: it is there, and nobody writes to it.
+/// assert_eq!(unsafe { first.read() }, 0.5);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Numbers {
@@ -71,12 +99,30 @@ pub struct Numbers {
 
 impl Numbers {
     /// How many elements there are.
+    ///
+    /// ```
+    /// # use shmkit::{Matrix, Pool, numbers};
+    /// # let pool = Pool::builder().create()?;
+    /// let table = Matrix::from_fn_in(pool, 3, 4, |_, _| 1_u8)?;
+    /// pool.set_name("table", &table)?;
+    /// assert_eq!(numbers::describe(pool, "table")?.len(), 12);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn len(&self) -> usize {
         self.shape.iter().product()
     }
 
     /// True if there are none.
+    ///
+    /// ```
+    /// # use shmkit::{Array, Pool, numbers};
+    /// # let pool = Pool::builder().create()?;
+    /// let none = Array::filled_in(pool, 0, 1_u8)?;
+    /// pool.set_name("none", &none)?;
+    /// assert!(numbers::describe(pool, "none")?.is_empty());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -84,6 +130,21 @@ impl Numbers {
 }
 
 /// Why there are no numbers of that name.
+///
+/// ```
+/// use shmkit::numbers::{self, NumbersError};
+/// use shmkit::{Mutex, Pool};
+///
+/// let pool = Pool::builder().create()?;
+/// assert_eq!(numbers::describe(pool, "lock"), Err(NumbersError::NotFound));
+/// let lock = pool.create(Mutex::new(1_u32))?;
+/// pool.set_name("lock", &lock)?;
+/// match numbers::describe(pool, "lock") {
+///     Err(NumbersError::NotNumbers { type_name }) => assert_eq!(type_name, "Mutex"),
+///     other => panic!("{other:?}"),
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NumbersError {
@@ -321,6 +382,17 @@ fn copy(arena: Arena, numbers: &Numbers) -> Option<Vec<u8>> {
 }
 
 /// Why numbers were not stored.
+///
+/// ```
+/// use shmkit::numbers::{self, StoreNumbersError};
+///
+/// let pool = shmkit::Pool::builder().create()?;
+/// match numbers::store(pool, "bytes", "|u1", &[3], &[1, 2]) {
+///     Err(StoreNumbersError::WrongLength { bytes, needed }) => assert_eq!((bytes, needed), (2, 3)),
+///     other => panic!("{other:?}"),
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreNumbersError {
@@ -367,6 +439,17 @@ pub enum StoreNumbersError {
 }
 
 /// How numbers were stored.
+///
+/// ```
+/// use shmkit::numbers::{self, Stored};
+///
+/// let pool = shmkit::Pool::builder().create()?;
+/// let stored = numbers::store(pool, "bytes", "|u1", &[2], &[1, 2])?;
+/// assert_eq!(stored, Stored::Created);
+/// let stored = numbers::store(pool, "bytes", "|u1", &[2], &[3, 4])?;
+/// assert_eq!(stored, Stored::Overwritten);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Stored {

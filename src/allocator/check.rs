@@ -24,6 +24,17 @@ pub(crate) enum Depth {
 }
 
 /// What a check found.
+///
+/// ```
+/// use shmkit::Pool;
+///
+/// let pool = Pool::builder().create()?;
+/// let _object = pool.create(7_u32)?;
+/// let report = pool.check();
+/// assert_eq!(report.objects, 1);
+/// assert!(report.problems.is_empty(), "{report}");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct CheckReport {
@@ -41,6 +52,16 @@ pub struct CheckReport {
 
 impl CheckReport {
     /// True if nothing is wrong.
+    ///
+    /// ```
+    /// # use shmkit::Pool;
+    /// # let pool = Pool::builder().create()?;
+    /// let mut report = pool.check();
+    /// assert!(report.is_ok());
+    /// report.problems.push("the user's own invariant does not hold".into());
+    /// assert!(!report.is_ok());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn is_ok(&self) -> bool {
         self.problems.is_empty()
     }

@@ -37,6 +37,18 @@ use crate::participants::thread::NoSlot;
 use crate::sys::memory::CommitError;
 
 /// Why a block was not allocated. Nothing has changed.
+///
+/// ```
+/// use std::alloc::Layout;
+/// use shmkit::{AllocError, Pool};
+///
+/// let pool = Pool::builder().max_size(1 << 20).create()?;
+/// match pool.allocate(Layout::array::<u8>(2 << 20)?) {
+///     Err(AllocError::PoolFull) => assert!(pool.allocate(Layout::new::<u8>()).is_ok()),
+///     other => panic!("{other:?}"),
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AllocError {
@@ -111,6 +123,23 @@ impl From<AllocError> for Packed {
 }
 
 /// Why a block was not freed. Nothing has changed.
+///
+/// ```
+/// use std::alloc::Layout;
+/// use std::ptr::NonNull;
+/// use shmkit::{FreeError, Pool};
+///
+/// let pool = Pool::builder().create()?;
+/// let block = pool.allocate(Layout::new::<[u8; 100]>())?.cast::<u8>();
+/// // SAFETY: what is no block is refused; nobody uses the block.
+/// unsafe {
+///     assert_eq!(pool.deallocate(block.add(8)), Err(FreeError::Interior));
+///     assert_eq!(pool.deallocate(NonNull::from(&pool).cast()), Err(FreeError::Foreign));
+///     pool.deallocate(block)?;
+///     assert_eq!(pool.deallocate(block), Err(FreeError::NotAllocated));
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum FreeError {
@@ -133,6 +162,22 @@ pub enum FreeError {
 }
 
 /// Why a block was not reallocated. It is as it was.
+///
+/// ```
+/// use std::alloc::Layout;
+/// use shmkit::{AllocError, Pool, ReallocError};
+///
+/// let pool = Pool::builder().max_size(1 << 20).create()?;
+/// let block = pool.allocate(Layout::new::<u64>())?.cast::<u8>();
+/// // SAFETY: a block that nobody uses; it is freed once.
+/// unsafe {
+///     match pool.reallocate(block, Layout::array::<u8>(2 << 20)?) {
+///         Err(ReallocError::Alloc(AllocError::PoolFull)) => pool.deallocate(block)?,
+///         other => panic!("{other:?}"),
+///     }
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReallocError {

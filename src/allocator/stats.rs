@@ -8,6 +8,18 @@ use crate::layout::arena::{Arena, SLICE};
 use crate::primitive::Ordering;
 
 /// How the memory of a pool is used, at about one moment.
+///
+/// ```
+/// use shmkit::Pool;
+///
+/// let pool = Pool::builder().initial_size(2 << 20).max_size(4 << 20).create()?;
+/// let _object = pool.create([0_u8; 1000])?;
+/// let stats = pool.stats();
+/// assert_eq!((stats.total, stats.maximum), (2 << 20, 4 << 20));
+/// assert_eq!(stats.allocated + stats.free, stats.total);
+/// assert!(stats.allocated >= 1000);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Stats {
@@ -39,6 +51,21 @@ pub struct Stats {
 }
 
 /// Blocks in limbo.
+///
+/// ```
+/// use shmkit::{HashMap, Pool};
+///
+/// let pool = Pool::builder().create()?;
+/// let map = pool.create(HashMap::<u32, u32>::new())?;
+/// map.insert(&1, 10)?;
+/// map.remove(&1);
+/// let retired = pool.stats().retired;
+/// // Somebody may still be reading what was removed.
+/// println!("{} blocks of {} bytes", retired.blocks, retired.bytes);
+/// pool.recover();
+/// assert_eq!(pool.stats().retired.blocks, 0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct RetiredStats {
@@ -52,6 +79,18 @@ pub struct RetiredStats {
 }
 
 /// How the blocks of one size are used.
+///
+/// ```
+/// use std::alloc::Layout;
+/// use shmkit::Pool;
+///
+/// let pool = Pool::builder().create()?;
+/// pool.allocate(Layout::new::<[u8; 100]>())?;
+/// let stats = pool.stats();
+/// let class = stats.classes.iter().find(|class| class.block_size == 112).unwrap();
+/// assert_eq!((class.allocated, class.allocated_bytes), (1, 112));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct ClassStats {

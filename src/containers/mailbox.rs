@@ -354,7 +354,7 @@ impl<T: ShmSafe + Unpin> Mailbox<T> {
     /// # let pool = Pool::builder().create()?;
     /// let mailbox = pool.create(Mailbox::new(4))?;
     /// mailbox.send(7)?;
-    /// assert_eq!(mailbox.slots(), 4, "those that are taken, too");
+    /// assert_eq!(mailbox.capacity(), 4, "those that are taken, too");
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[must_use]

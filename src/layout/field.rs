@@ -33,6 +33,37 @@ impl Part {
 }
 
 /// A named piece of a type: a field, a type or a constant it has as parameter.
+///
+/// ```
+/// use core::mem::offset_of;
+/// use shmkit::layout::Field;
+/// use shmkit::{ShmSafe, TypeInfo};
+///
+/// struct Point {
+///     x: f64,
+///     y: f64,
+/// }
+///
+/// // SAFETY: two numbers, which are described; no `Drop`.
+/// unsafe impl ShmSafe for Point {
+///     const TYPE: &'static TypeInfo = &TypeInfo::record::<Self>(
+///         "Point",
+///         const {
+///             &[
+///                 Field::at::<f64>("x", offset_of!(Self, x)),
+///                 Field::at::<f64>("y", offset_of!(Self, y)),
+///             ]
+///         },
+///     );
+/// }
+/// # mod derived {
+/// #     #[derive(shmkit::ShmSafe)]
+/// #     pub struct Point { pub x: f64, pub y: f64 }
+/// # }
+/// // The derive macro would say the same.
+/// let derived = TypeInfo::of::<derived::Point>();
+/// assert_eq!(TypeInfo::of::<Point>().fingerprint(), derived.fingerprint());
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Field {
     pub(super) name: &'static str,
@@ -50,6 +81,26 @@ pub(super) enum Place {
 
 impl Field {
     /// A field of type `F` that is stored `offset` bytes from the start.
+    ///
+    /// ```
+    /// # use shmkit::layout::Field;
+    /// # use shmkit::{ShmSafe, TypeInfo};
+    /// #[repr(C)]
+    /// struct Celsius(f32);
+    ///
+    /// // SAFETY: a number, which is described; no `Drop`.
+    /// unsafe impl ShmSafe for Celsius {
+    ///     const TYPE: &'static TypeInfo =
+    ///         &TypeInfo::record::<Self>("Celsius", const { &[Field::at::<f32>("0", 0)] });
+    /// }
+    /// # mod derived {
+    /// #     #[derive(shmkit::ShmSafe)]
+    /// #     pub struct Celsius(f32);
+    /// # }
+    /// // The derive macro would say the same.
+    /// let derived = TypeInfo::of::<derived::Celsius>();
+    /// assert_eq!(TypeInfo::of::<Celsius>().fingerprint(), derived.fingerprint());
+    /// ```
     pub const fn at<F: ShmSafe>(name: &'static str, offset: usize) -> Self {
         let part = Part::of::<F>();
         Self {
@@ -60,6 +111,34 @@ impl Field {
 
     /// A field of type `F` that is stored in some values of the type and not in others, such as
     /// the payload of an enum's variant. It owns nothing.
+    ///
+    /// ```
+    /// # use shmkit::layout::{Field, Variant};
+    /// # use shmkit::{ShmSafe, TypeInfo};
+    /// #[repr(u8)]
+    /// enum Shape {
+    ///     Point,
+    ///     Circle { radius: f64 },
+    /// }
+    ///
+    /// // SAFETY: the one field is described; no `Drop`.
+    /// unsafe impl ShmSafe for Shape {
+    ///     const TYPE: &'static TypeInfo = &TypeInfo::variants::<Self>("Shape", "u8", &[], const {
+    ///         &[
+    ///             Variant::new("Point", 0, &[]),
+    ///             Variant::new("Circle", 1, const { &[Field::within::<f64>("radius")] }),
+    ///         ]
+    ///     });
+    /// }
+    /// # mod derived {
+    /// #     #[derive(shmkit::ShmSafe)]
+    /// #     #[repr(u8)]
+    /// #     pub enum Shape { Point, Circle { radius: f64 } }
+    /// # }
+    /// // The derive macro would say the same.
+    /// let derived = TypeInfo::of::<derived::Shape>();
+    /// assert_eq!(TypeInfo::of::<Shape>().fingerprint(), derived.fingerprint());
+    /// ```
     pub const fn within<F: ShmSafe>(name: &'static str) -> Self {
         Self {
             name,
@@ -69,6 +148,23 @@ impl Field {
 
     /// A type that tells one type from another without being stored in it, such as `T` in
     /// `PhantomData<T>`.
+    ///
+    /// ```
+    /// # use core::marker::PhantomData;
+    /// # use shmkit::layout::Field;
+    /// # use shmkit::{ShmSafe, TypeInfo};
+    /// struct Metres<T>(f64, PhantomData<fn() -> T>);
+    ///
+    /// // SAFETY: a number, which is described, and no bytes; no `Drop`.
+    /// unsafe impl<T: ShmSafe> ShmSafe for Metres<T> {
+    ///     const TYPE: &'static TypeInfo = &TypeInfo::record::<Self>("Metres", const {
+    ///         &[Field::at::<f64>("0", core::mem::offset_of!(Self, 0)), Field::mention::<T>("T")]
+    ///     });
+    /// }
+    ///
+    /// let (one, other) = (TypeInfo::of::<Metres<u8>>(), TypeInfo::of::<Metres<u16>>());
+    /// assert_ne!(one.fingerprint(), other.fingerprint());
+    /// ```
     pub const fn mention<F: ShmSafe>(name: &'static str) -> Self {
         Self {
             name,
@@ -77,6 +173,23 @@ impl Field {
     }
 
     /// A constant that tells one type from another, such as the value of a const parameter.
+    ///
+    /// ```
+    /// # use shmkit::layout::Field;
+    /// # use shmkit::{ShmSafe, TypeInfo};
+    /// #[repr(C)]
+    /// struct Modulo<const N: u32>(u32);
+    ///
+    /// // SAFETY: a number, which is described; no `Drop`.
+    /// unsafe impl<const N: u32> ShmSafe for Modulo<N> {
+    ///     const TYPE: &'static TypeInfo = &TypeInfo::record::<Self>("Modulo", const {
+    ///         &[Field::at::<u32>("0", 0), Field::constant("N", N as i128)]
+    ///     });
+    /// }
+    ///
+    /// let (seven, eight) = (TypeInfo::of::<Modulo<7>>(), TypeInfo::of::<Modulo<8>>());
+    /// assert_ne!(seven.fingerprint(), eight.fingerprint());
+    /// ```
     pub const fn constant(name: &'static str, value: i128) -> Self {
         Self {
             name,
@@ -85,17 +198,59 @@ impl Field {
     }
 
     /// Whether the field is stored and owns pool memory.
+    ///
+    /// ```
+    /// # use shmkit::layout::Field;
+    /// # use shmkit::{Array, Link};
+    /// assert!(Field::at::<Array<u8>>("bytes", 0).owns());
+    /// assert!(Field::at::<Link<u8>>("next", 0).owns());
+    /// assert!(!Field::at::<[u8; 100]>("bytes", 0).owns());
+    /// assert!(!Field::mention::<Array<u8>>("T").owns());
+    /// ```
     pub const fn owns(&self) -> bool {
         matches!(self.place, Place::At { part, .. } | Place::Within(part) if part.owns)
     }
 
     /// Whether the field is stored and bound to one program image.
+    ///
+    /// ```
+    /// # use shmkit::Foreign;
+    /// # use shmkit::layout::Field;
+    /// assert!(Field::at::<Foreign<u8>>("name", 0).image_bound());
+    /// assert!(!Field::at::<[u8; 100]>("name", 0).image_bound());
+    /// ```
     pub const fn image_bound(&self) -> bool {
         matches!(self.place, Place::At { part, .. } | Place::Within(part) if part.image_bound)
     }
 }
 
 /// One variant of an enum.
+///
+/// ```
+/// use shmkit::layout::Variant;
+/// use shmkit::{ShmSafe, TypeInfo};
+///
+/// #[repr(u8)]
+/// enum Light {
+///     Red = 1,
+///     Green = 2,
+/// }
+///
+/// // SAFETY: no fields, and no `Drop`.
+/// unsafe impl ShmSafe for Light {
+///     const TYPE: &'static TypeInfo = &TypeInfo::variants::<Self>("Light", "u8", &[], const {
+///         &[Variant::new("Red", 1, &[]), Variant::new("Green", 2, &[])]
+///     });
+/// }
+/// # mod derived {
+/// #     #[derive(shmkit::ShmSafe)]
+/// #     #[repr(u8)]
+/// #     pub enum Light { Red = 1, Green = 2 }
+/// # }
+/// // The derive macro would say the same.
+/// let derived = TypeInfo::of::<derived::Light>();
+/// assert_eq!(TypeInfo::of::<Light>().fingerprint(), derived.fingerprint());
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Variant {
     pub(super) name: &'static str,
@@ -105,6 +260,30 @@ pub struct Variant {
 
 impl Variant {
     /// A variant with its discriminant and its fields, which are made by [`Field::within`].
+    ///
+    /// ```
+    /// # use shmkit::layout::{Field, Variant};
+    /// # use shmkit::{ShmSafe, TypeInfo};
+    /// #[repr(u8)]
+    /// enum Step {
+    ///     By(u32) = 5,
+    /// }
+    ///
+    /// // SAFETY: the one field is described; no `Drop`.
+    /// unsafe impl ShmSafe for Step {
+    ///     const TYPE: &'static TypeInfo = &TypeInfo::variants::<Self>("Step", "u8", &[], const {
+    ///         &[Variant::new("By", 5, const { &[Field::within::<u32>("0")] })]
+    ///     });
+    /// }
+    /// # mod derived {
+    /// #     #[derive(shmkit::ShmSafe)]
+    /// #     #[repr(u8)]
+    /// #     pub enum Step { By(u32) = 5 }
+    /// # }
+    /// // The derive macro would say the same.
+    /// let derived = TypeInfo::of::<derived::Step>();
+    /// assert_eq!(TypeInfo::of::<Step>().fingerprint(), derived.fingerprint());
+    /// ```
     pub const fn new(name: &'static str, discriminant: i128, fields: &'static [Field]) -> Self {
         Self {
             name,

@@ -82,13 +82,48 @@ use super::type_info::TypeInfo;
 )]
 pub unsafe trait ShmSafe: Send + Sync + 'static {
     /// The description of the type.
+    ///
+    /// ```
+    /// # use shmkit::ShmSafe;
+    /// #[derive(ShmSafe)]
+    /// struct Point {
+    ///     x: f64,
+    ///     y: f64,
+    /// }
+    ///
+    /// assert_eq!((Point::TYPE.name(), Point::TYPE.size()), ("Point", 16));
+    /// ```
     const TYPE: &'static TypeInfo;
 
     /// Whether values mean something in one program image only, because they hold the address of
     /// a static or a function of it.
+    ///
+    /// ```
+    /// # use shmkit::{Foreign, ShmSafe};
+    /// #[derive(ShmSafe)]
+    /// struct Step {
+    ///     number: u32,
+    ///     name: Foreign<String>,
+    /// }
+    ///
+    /// assert!(Step::IMAGE_BOUND);
+    /// assert!(!<[u32; 4]>::IMAGE_BOUND);
+    /// ```
     const IMAGE_BOUND: bool = false;
 
     /// Whether some field owns pool memory: a link, the storage of an array.
+    ///
+    /// ```
+    /// # use shmkit::{Array, ShmSafe};
+    /// #[derive(ShmSafe)]
+    /// struct Table {
+    ///     width: usize,
+    ///     cells: Array<f64>,
+    /// }
+    ///
+    /// assert!(Table::OWNS);
+    /// assert!(!<[f64; 100]>::OWNS);
+    /// ```
     const OWNS: bool = false;
 }
 

@@ -31,6 +31,14 @@ use super::ShmSafe;
 use super::field::{Field, Part, Place, Variant, check_fields, has_in_place, is_plain};
 
 /// A function that returns the description of a type; see the module's rationale.
+///
+/// ```
+/// use shmkit::TypeInfo;
+/// use shmkit::layout::TypeFn;
+///
+/// let types: [TypeFn; 2] = [TypeInfo::of::<u8>, TypeInfo::of::<[u8; 4]>];
+/// assert_eq!(types.map(|ty| ty().size()), [1, 4]);
+/// ```
 pub type TypeFn = fn() -> &'static TypeInfo;
 
 /// The description of a type: its name, size, alignment, and what it is made of.
@@ -132,6 +140,17 @@ pub(super) enum Shape {
 }
 
 /// How a field owns pool memory.
+///
+/// ```
+/// use shmkit::layout::OwnedKind;
+/// use shmkit::{Link, TypeInfo};
+///
+/// let owned = TypeInfo::of::<Link<u64>>().owned_fields();
+/// match owned[0].kind {
+///     OwnedKind::Link(target) => assert_eq!(target().name(), "u64"),
+///     other => panic!("{other:?}"),
+/// }
+/// ```
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum OwnedKind {
@@ -146,6 +165,14 @@ pub enum OwnedKind {
 /// The containers of this library that own more than a block, by the engine that knows what.
 ///
 /// The numbers are part of a pool's format.
+///
+/// ```
+/// use shmkit::layout::{Engine, OwnedKind};
+/// use shmkit::{Queue, TypeInfo};
+///
+/// let owned = TypeInfo::of::<Queue<u64>>().owned_fields();
+/// assert!(matches!(owned[0].kind, OwnedKind::Engine(Engine::Queue)));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 #[repr(u32)]
@@ -178,6 +205,15 @@ impl Engine {
 
 /// Owning words at `offset`, `offset + stride`, ..., `count` of them, in a value of the type that
 /// was asked; see [`TypeInfo::owned_fields`].
+///
+/// ```
+/// use shmkit::{Link, TypeInfo};
+///
+/// // Twelve pairs: a number and a link, of 8 bytes each.
+/// let owned = TypeInfo::of::<[(u64, Link<u8>); 12]>().owned_fields();
+/// assert_eq!(owned.len(), 1);
+/// assert_eq!((owned[0].stride, owned[0].count), (16, 12));
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct OwnedField {
     /// Where the first word is, in bytes from the start of the value.
@@ -192,6 +228,12 @@ pub struct OwnedField {
 
 impl TypeInfo {
     /// The description of `T`: the same as `T::TYPE`, as a function that can be pointed to.
+    ///
+    /// ```
+    /// # use shmkit::{ShmSafe, TypeInfo};
+    /// let of: fn() -> &'static TypeInfo = TypeInfo::of::<[u16; 3]>;
+    /// assert_eq!(of().fingerprint(), <[u16; 3]>::TYPE.fingerprint());
+    /// ```
     pub const fn of<T: ShmSafe>() -> &'static TypeInfo {
         T::TYPE
     }
@@ -202,6 +244,19 @@ impl TypeInfo {
     ///
     /// When the constant is evaluated, at compile time, as all constructors do: if the type has drop glue,
     /// or owns pool memory.
+    ///
+    /// ```
+    /// # use shmkit::{ShmSafe, TypeInfo};
+    /// #[repr(transparent)]
+    /// struct Colour(u32);
+    ///
+    /// // SAFETY: a number, of which the name says all; no `Drop`.
+    /// unsafe impl ShmSafe for Colour {
+    ///     const TYPE: &'static TypeInfo = &TypeInfo::scalar::<Self>("Colour");
+    /// }
+    ///
+    /// assert_eq!((Colour::TYPE.name(), Colour::TYPE.size()), ("Colour", 4));
+    /// ```
     pub const fn scalar<T: ShmSafe>(name: &'static str) -> Self {
         assert!(!T::OWNS, "a scalar owns nothing");
         Self::new::<T>(name, Shape::Scalar)
@@ -213,6 +268,21 @@ impl TypeInfo {
     ///
     /// At compile time: if that is not the type's size, or [`ShmSafe::OWNS`] and [`ShmSafe::IMAGE_BOUND`]
     /// do not say of the type what they say of `E`.
+    ///
+    /// ```
+    /// # use shmkit::{Link, ShmSafe, TypeInfo};
+    /// #[repr(transparent)]
+    /// struct Row<T>([T; 8]);
+    ///
+    /// // SAFETY: eight of them, which are described; no `Drop`.
+    /// unsafe impl<T: ShmSafe> ShmSafe for Row<T> {
+    ///     const TYPE: &'static TypeInfo = &TypeInfo::sequence::<Self, T>("Row", 8);
+    ///     const IMAGE_BOUND: bool = T::IMAGE_BOUND;
+    ///     const OWNS: bool = T::OWNS;
+    /// }
+    ///
+    /// assert_eq!(Row::<Link<u8>>::TYPE.owned_fields()[0].count, 8);
+    /// ```
     pub const fn sequence<T: ShmSafe, E: ShmSafe>(name: &'static str, len: usize) -> Self {
         let element = Part::of::<E>();
         assert!(
@@ -234,6 +304,23 @@ impl TypeInfo {
     ///
     /// At compile time: if a field does not lie in the type, or [`ShmSafe::OWNS`] and
     /// [`ShmSafe::IMAGE_BOUND`] do not say of the type what they say of the fields.
+    ///
+    /// ```
+    /// # use shmkit::layout::Field;
+    /// # use shmkit::{Link, ShmSafe, TypeInfo};
+    /// #[repr(C)]
+    /// struct Node(u64, Link<Node>);
+    ///
+    /// // SAFETY: both fields are described; no `Drop`.
+    /// unsafe impl ShmSafe for Node {
+    ///     const TYPE: &'static TypeInfo = &TypeInfo::record::<Self>("Node", const {
+    ///         &[Field::at::<u64>("0", 0), Field::at::<Link<Node>>("1", 8)]
+    ///     });
+    ///     const OWNS: bool = true;
+    /// }
+    ///
+    /// assert_eq!(Node::TYPE.owned_fields()[0].offset, 8);
+    /// ```
     pub const fn record<T: ShmSafe>(name: &'static str, fields: &'static [Field]) -> Self {
         check_fields::<T>(fields);
         Self::new::<T>(name, Shape::Record(fields))
@@ -246,6 +333,31 @@ impl TypeInfo {
     ///
     /// At compile time: if the type or a field of it owns pool memory, or a field is bound to an image and
     /// the type does not say so.
+    ///
+    /// ```
+    /// # use shmkit::layout::Variant;
+    /// # use shmkit::{ShmSafe, TypeInfo};
+    /// #[repr(u16)]
+    /// enum Answer {
+    ///     No,
+    ///     Yes,
+    /// }
+    ///
+    /// // SAFETY: no fields, and no `Drop`.
+    /// unsafe impl ShmSafe for Answer {
+    ///     const TYPE: &'static TypeInfo = &TypeInfo::variants::<Self>("Answer", "u16", &[], const {
+    ///         &[Variant::new("No", 0, &[]), Variant::new("Yes", 1, &[])]
+    ///     });
+    /// }
+    /// # mod derived {
+    /// #     #[derive(shmkit::ShmSafe)]
+    /// #     #[repr(u16)]
+    /// #     pub enum Answer { No, Yes }
+    /// # }
+    /// // The derive macro would say the same.
+    /// let derived = TypeInfo::of::<derived::Answer>();
+    /// assert_eq!(Answer::TYPE.fingerprint(), derived.fingerprint());
+    /// ```
     pub const fn variants<T: ShmSafe>(
         name: &'static str,
         repr: &'static str,
@@ -304,11 +416,42 @@ impl TypeInfo {
     }
 
     /// Describes a word that is a counted reference to a `Target` in the same pool.
+    ///
+    /// ```
+    /// # use shmkit::layout::OwnedKind;
+    /// # use shmkit::{Link, ShmSafe, TypeInfo};
+    /// #[repr(transparent)]
+    /// struct Next(Link<u64>);
+    ///
+    /// // SAFETY: one word, which is such a reference; no `Drop`.
+    /// unsafe impl ShmSafe for Next {
+    ///     const TYPE: &'static TypeInfo = &TypeInfo::link::<Self, u64>("Next");
+    ///     const OWNS: bool = true;
+    /// }
+    ///
+    /// assert!(matches!(Next::TYPE.owned_fields()[0].kind, OwnedKind::Link(_)));
+    /// ```
     pub const fn link<T: ShmSafe, Target: ShmSafe>(name: &'static str) -> Self {
         Self::owned::<T>(name, OwnedKind::Link(TypeInfo::of::<Target>))
     }
 
     /// Describes a word that holds the address of a block that it alone owns, or zero.
+    ///
+    /// ```
+    /// # use std::sync::atomic::AtomicU64;
+    /// # use shmkit::layout::OwnedKind;
+    /// # use shmkit::{ShmSafe, TypeInfo};
+    /// #[repr(transparent)]
+    /// struct Text(AtomicU64);
+    ///
+    /// // SAFETY: one word, which is zero or the address of its own block; no `Drop`.
+    /// unsafe impl ShmSafe for Text {
+    ///     const TYPE: &'static TypeInfo = &TypeInfo::block::<Self>("Text");
+    ///     const OWNS: bool = true;
+    /// }
+    ///
+    /// assert!(matches!(Text::TYPE.owned_fields()[0].kind, OwnedKind::Block));
+    /// ```
     pub const fn block<T: ShmSafe>(name: &'static str) -> Self {
         Self::owned::<T>(name, OwnedKind::Block)
     }
@@ -329,6 +472,23 @@ impl TypeInfo {
 
     /// Marks a type whose layout is the compiler's choice and cannot be described. Its
     /// fingerprint mixes in the compiler's version.
+    ///
+    /// ```
+    /// # use shmkit::{ShmSafe, TypeInfo};
+    /// struct Known(u8, u32);
+    /// # struct Unknown(u8, u32);
+    ///
+    /// // SAFETY: two numbers, without `Drop`; where they are is the compiler's choice.
+    /// unsafe impl ShmSafe for Known {
+    ///     const TYPE: &'static TypeInfo = &TypeInfo::scalar::<Self>("Pair").compiler_layout();
+    /// }
+    /// # // SAFETY: as above, and nobody shares a pool with a program of another compiler.
+    /// # unsafe impl ShmSafe for Unknown {
+    /// #     const TYPE: &'static TypeInfo = &TypeInfo::scalar::<Self>("Pair");
+    /// # }
+    /// // Without it, a program of another compiler would find the same type.
+    /// assert_ne!(Known::TYPE.fingerprint(), Unknown::TYPE.fingerprint());
+    /// ```
     #[must_use]
     pub const fn compiler_layout(mut self) -> Self {
         self.compiler_layout = true;
@@ -341,6 +501,22 @@ impl TypeInfo {
     ///
     /// Such values are not moved: containers do not take them, guards do not lend them as `&mut`.
     /// (`Unpin` alone would not do: it is a safe trait.)
+    ///
+    /// ```compile_fail,E0080
+    /// # use std::sync::atomic::AtomicU32;
+    /// # use shmkit::{Mutex, Pool, ShmSafe, TypeInfo};
+    /// struct Bell(AtomicU32);
+    ///
+    /// // SAFETY: an atomic number; no `Drop`.
+    /// unsafe impl ShmSafe for Bell {
+    ///     const TYPE: &'static TypeInfo = &TypeInfo::scalar::<Self>("Bell").in_place();
+    /// }
+    ///
+    /// let pool = Pool::builder().create().unwrap();
+    /// let bell = pool.create(Mutex::new(Bell(AtomicU32::new(0)))).unwrap();
+    /// // Does not compile: it would put another one in its place.
+    /// *bell.lock().unwrap() = Bell(AtomicU32::new(1));
+    /// ```
     #[must_use]
     pub const fn in_place(mut self) -> Self {
         self.in_place = true;
@@ -399,16 +575,31 @@ impl TypeInfo {
     }
 
     /// The type's name, without its path and its parameters.
+    ///
+    /// ```
+    /// # use shmkit::{Mutex, TypeInfo};
+    /// assert_eq!(TypeInfo::of::<Mutex<u32>>().name(), "Mutex");
+    /// ```
     pub const fn name(&self) -> &'static str {
         self.name
     }
 
     /// The type's size in bytes.
+    ///
+    /// ```
+    /// # use shmkit::TypeInfo;
+    /// assert_eq!(TypeInfo::of::<[u32; 5]>().size(), 20);
+    /// ```
     pub const fn size(&self) -> usize {
         self.size
     }
 
     /// The type's alignment in bytes.
+    ///
+    /// ```
+    /// # use shmkit::TypeInfo;
+    /// assert_eq!(TypeInfo::of::<[u32; 5]>().align(), 4);
+    /// ```
     pub const fn align(&self) -> usize {
         self.align
     }
@@ -417,6 +608,13 @@ impl TypeInfo {
     ///
     /// Fields of nested structs are listed at their place in the whole. Words at regular distances
     /// share an entry; where arrays nest irregularly, the entries are as few as one stride allows.
+    ///
+    /// ```
+    /// # use shmkit::{Link, TypeInfo};
+    /// let owned = TypeInfo::of::<(Link<u8>, [Link<u8>; 10])>().owned_fields();
+    /// assert_eq!(owned.iter().map(|field| field.count).sum::<u32>(), 11);
+    /// assert!(TypeInfo::of::<[u64; 10]>().owned_fields().is_empty());
+    /// ```
     pub fn owned_fields(&'static self) -> Vec<OwnedField> {
         match self.shape {
             Shape::Scalar | Shape::Variants { .. } => Vec::new(),

@@ -28,6 +28,18 @@ use crate::sys;
 use crate::sys::thread_end::ThreadEnd;
 
 /// No slot could be claimed in the pool for this thread.
+///
+/// ```
+/// use shmkit::{NoSlot, Pool};
+///
+/// let pool = Pool::builder().max_participants(1).create()?;
+/// // This thread takes the one slot that there is.
+/// assert!(pool.purge().is_ok());
+/// std::thread::scope(|s| {
+///     s.spawn(|| assert_eq!(pool.purge(), Err(NoSlot)));
+/// });
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the pool has no free slot for this thread, and the system or its limit allows no more")]
 pub struct NoSlot;

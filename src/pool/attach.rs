@@ -18,6 +18,17 @@ use crate::primitive::{AtomicU64, Ordering};
 use crate::sys::{file_lock, memory, process};
 
 /// Why a pool was not attached. Nothing has changed.
+///
+/// ```
+/// use shmkit::{AttachError, Pool};
+///
+/// // SAFETY: there is none.
+/// match unsafe { Pool::open("no-such-pool") } {
+///     Err(AttachError::NotFound { path }) => assert_eq!(path, "/dev/shm/shmkit.no-such-pool"),
+///     other => panic!("{other:?}"),
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AttachError {
@@ -90,6 +101,16 @@ impl From<rustix::io::Errno> for AttachError {
 }
 
 /// Why a pool's name was not removed.
+///
+/// ```
+/// use shmkit::{Pool, UnlinkError};
+///
+/// match Pool::unlink("no-such-pool") {
+///     Err(UnlinkError::NotFound { path }) => assert_eq!(path, "/dev/shm/shmkit.no-such-pool"),
+///     other => panic!("{other:?}"),
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum UnlinkError {

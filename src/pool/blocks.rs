@@ -12,6 +12,18 @@ use crate::primitive::Ordering;
 use crate::sys::memory::CommitError;
 
 /// Why the pool did not grow.
+///
+/// ```
+/// use shmkit::{GrowError, Pool};
+///
+/// let small = Pool::builder().max_size(4 << 20).create()?;
+/// match small.grow_to(8 << 20) {
+///     Err(GrowError::AboveMaximum { max }) => small.grow_to(max)?,
+///     other => panic!("{other:?}"),
+/// }
+/// assert_eq!(small.stats().total, 4 << 20);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum GrowError {
@@ -156,6 +168,15 @@ impl Pool {
     /// # Errors
     ///
     /// See [`FreeError`].
+    ///
+    /// ```
+    /// # use std::alloc::Layout;
+    /// # use shmkit::Pool;
+    /// # let pool = Pool::builder().create()?;
+    /// let block = pool.allocate(Layout::new::<[u8; 100]>())?.cast::<u8>();
+    /// assert_eq!(pool.usable_size(block)?, 112);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn usable_size(self, pointer: NonNull<u8>) -> Result<usize, FreeError> {
         block::usable_size(self.0, pointer.addr().get())
     }
@@ -169,6 +190,14 @@ impl Pool {
     /// # Crash behaviour
     ///
     /// The pool has grown, by all of it or by a part, or it has not.
+    ///
+    /// ```
+    /// # use shmkit::Pool;
+    /// let pool = Pool::builder().initial_size(1 << 20).create()?;
+    /// pool.grow_to(8 << 20)?;
+    /// assert_eq!(pool.stats().total, 8 << 20);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn grow_to(self, bytes: usize) -> Result<(), GrowError> {
         let max = self.0.header().max_slices.load(Ordering::Relaxed) as usize;
         let wanted = bytes.div_ceil(SLICE);
@@ -191,6 +220,21 @@ impl Pool {
     /// # Errors
     ///
     /// [`NoSlot`].
+    ///
+    /// ```
+    /// # use std::alloc::Layout;
+    /// # use shmkit::Pool;
+    /// # let pool = Pool::builder().initial_size(4 << 20).create()?;
+    /// let block = pool.allocate(Layout::new::<[u8; 2 << 20]>())?.cast();
+    /// // SAFETY: nobody uses it.
+    /// unsafe { pool.deallocate(block)? };
+    /// let before = pool.stats().committed;
+    /// let bytes = pool.purge()?;
+    /// assert!(bytes >= 2 << 20);
+    /// assert_eq!(pool.stats().committed, before - bytes);
+    /// assert_eq!(pool.stats().total, 4 << 20);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn purge(self) -> Result<usize, NoSlot> {
         Ok(allocator::grow::purge(self.0, thread::slot(self.0)?))
     }

@@ -23,6 +23,18 @@ use crate::sys::memory::{self, CommitError};
 use crate::sys::{file_lock, process};
 
 /// Why no pool was made. Nothing is left of the attempt.
+///
+/// ```
+/// use shmkit::{CreateError, Pool};
+///
+/// match Pool::builder().initial_size(8 << 20).max_size(4 << 20).create() {
+///     Err(CreateError::InvalidSize { initial, max }) => assert!(initial > max),
+///     other => panic!("{other:?}"),
+/// }
+/// let refused = Pool::builder().create_named("");
+/// assert!(matches!(refused, Err(CreateError::InvalidName { .. })));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CreateError {
@@ -81,6 +93,19 @@ impl From<rustix::io::Errno> for CreateError {
 }
 
 /// How a pool is to be made; from [`Pool::builder`].
+///
+/// ```
+/// use shmkit::Pool;
+///
+/// let pool = Pool::builder()
+///     .initial_size(2 << 20)
+///     .max_size(64 << 20)
+///     .max_participants(100)
+///     .create()?;
+/// let stats = pool.stats();
+/// assert_eq!((stats.total, stats.maximum), (2 << 20, 64 << 20));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct PoolBuilder {
     initial: usize,
@@ -111,6 +136,13 @@ impl Default for PoolBuilder {
 impl PoolBuilder {
     /// Bytes of data that the pool has from the start: 1 MiB unless said otherwise. Rounded up to
     /// 16 KiB.
+    ///
+    /// ```
+    /// # use shmkit::Pool;
+    /// let pool = Pool::builder().initial_size(8 << 20).create()?;
+    /// assert_eq!(pool.stats().total, 8 << 20);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn initial_size(mut self, bytes: usize) -> Self {
         self.initial = bytes;
@@ -133,6 +165,15 @@ impl PoolBuilder {
     }
 
     /// The address at which every process maps the pool; chosen at random unless said otherwise.
+    ///
+    /// ```
+    /// # use shmkit::{CreateError, Pool};
+    /// let pool = Pool::builder().base(0x3000_0000_0000).create()?;
+    /// assert_eq!(pool.base(), 0x3000_0000_0000);
+    /// let taken = Pool::builder().base(0x3000_0000_0000).create();
+    /// assert!(matches!(taken, Err(CreateError::AddressTaken { .. })));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn base(mut self, address: usize) -> Self {
         self.base = Some(address);
@@ -155,6 +196,17 @@ impl PoolBuilder {
 
     /// Asks for huge pages. A kernel that refuses them leaves ordinary ones; see
     /// [`Pool::huge_pages`].
+    ///
+    /// ```
+    /// # use shmkit::Pool;
+    /// let pool = Pool::builder().huge_pages(true).create()?;
+    /// // What this kernel does.
+    /// let policy = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+    /// let policy = std::fs::read_to_string(policy).unwrap_or("[never]".into());
+    /// let refuses = policy.contains("[never]") || policy.contains("[deny]");
+    /// assert_eq!(pool.huge_pages(), !refuses);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn huge_pages(mut self, yes: bool) -> Self {
         self.huge_pages = yes;
@@ -163,6 +215,17 @@ impl PoolBuilder {
 
     /// Includes the pool in core dumps. It is left out otherwise: writing a big pool to a file
     /// delays the moment at which others learn of a death by seconds.
+    ///
+    /// ```
+    /// # use shmkit::Pool;
+    /// let pool = Pool::builder().core_dumps(true).create()?;
+    /// // Of a mapping that is left out, the kernel says `dd`.
+    /// let smaps = std::fs::read_to_string("/proc/self/smaps")?;
+    /// let (_, mapping) = smaps.split_once(&format!("{:x}-", pool.base())).unwrap();
+    /// let flags = mapping.lines().find(|line| line.starts_with("VmFlags")).unwrap();
+    /// assert!(!flags.contains(" dd"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn core_dumps(mut self, yes: bool) -> Self {
         self.dumpable = yes;

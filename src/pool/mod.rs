@@ -80,6 +80,20 @@ pub(crate) fn tell(event: impl FnOnce()) {
 pub struct Pool(pub(crate) Arena);
 
 /// A value was not put into the pool; here it is back.
+///
+/// ```
+/// use shmkit::{NoSlot, ObjectError, Pool};
+///
+/// let pool = Pool::builder().max_participants(1).create()?;
+/// let _object = pool.create(1_u32)?;
+/// std::thread::scope(|s| {
+///     s.spawn(|| {
+///         let error = pool.create(2_u32).unwrap_err();
+///         assert_eq!((error.value, error.cause), (2, ObjectError::NoSlot(NoSlot)));
+///     });
+/// });
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("no object was made")]
 pub struct OutOfMemory<T = ()> {
@@ -99,6 +113,21 @@ impl<T> std::fmt::Debug for OutOfMemory<T> {
 }
 
 /// Why no object was made.
+///
+/// ```
+/// use shmkit::{AllocError, ObjectError, Pool};
+///
+/// let pool = Pool::builder().max_size(1 << 20).create()?;
+/// let mut objects = Vec::new();
+/// let cause = loop {
+///     match pool.create([0_u8; 10_000]) {
+///         Ok(object) => objects.push(object),
+///         Err(error) => break error.cause,
+///     }
+/// };
+/// assert_eq!(cause, ObjectError::Alloc(AllocError::PoolFull));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ObjectError {
@@ -114,6 +143,15 @@ pub enum ObjectError {
 }
 
 /// Who was recovered by a call.
+///
+/// ```
+/// use shmkit::{Pool, RecoverySummary};
+///
+/// let pool = Pool::builder().create()?;
+/// let RecoverySummary { threads, processes, .. } = pool.recover();
+/// assert_eq!((threads, processes), (0, 0), "nobody has died");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RecoverySummary {
@@ -156,6 +194,13 @@ pub(crate) const fn layout_fingerprint() -> u64 {
 
 impl Pool {
     /// How a pool is to be made.
+    ///
+    /// ```
+    /// # use shmkit::Pool;
+    /// let pool = Pool::builder().max_size(64 << 20).create()?;
+    /// assert_eq!(pool.stats().maximum, 64 << 20);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn builder() -> PoolBuilder {
         PoolBuilder::default()
@@ -218,6 +263,17 @@ impl Pool {
     /// # Errors
     ///
     /// See [`UnlinkError`].
+    ///
+    /// ```
+    /// # use shmkit::Pool;
+    /// # let name = format!("unlink-{}", std::process::id());
+    /// let pool = Pool::builder().create_named(&name)?;
+    /// Pool::unlink(&name)?;
+    /// // SAFETY: there is none of that name any more.
+    /// assert!(unsafe { Pool::open(&name) }.is_err());
+    /// assert_eq!(*pool.create(7_u32)?, 7);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn unlink(name: &str) -> Result<(), UnlinkError> {
         attach::unlink(name)?;
         tell(|| log::debug!(target: LOG, "removed the name of the pool {name}"));
@@ -225,6 +281,14 @@ impl Pool {
     }
 
     /// The descriptor of the pool's memory, to be passed to another process.
+    ///
+    /// ```
+    /// # use shmkit::Pool;
+    /// let pool = Pool::builder().initial_size(8 << 20).create()?;
+    /// let file = std::fs::File::from(pool.fd().try_clone_to_owned()?);
+    /// assert!(file.metadata()?.len() >= 8 << 20);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {
         // SAFETY: the descriptor is open as long as the pool is mapped.
@@ -232,18 +296,42 @@ impl Pool {
     }
 
     /// The pool, of those that this process has attached, in whose address range an address lies.
+    ///
+    /// ```
+    /// # use shmkit::Pool;
+    /// # let pool = Pool::builder().create()?;
+    /// let object = pool.create(7_u32)?;
+    /// assert_eq!(Pool::containing((&raw const *object).addr()), Some(pool));
+    /// assert_eq!(Pool::containing((&raw const pool).addr()), None);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn containing(address: usize) -> Option<Pool> {
         Arena::containing(address).map(Pool)
     }
 
     /// The address at which every process has the pool.
+    ///
+    /// ```
+    /// # use shmkit::Pool;
+    /// # let pool = Pool::builder().create()?;
+    /// assert_eq!(Pool::containing(pool.base()), Some(pool));
+    /// assert_eq!(Pool::containing(pool.base() - 1), None);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn base(self) -> usize {
         self.0.base()
     }
 
     /// A number that no other pool has.
+    ///
+    /// ```
+    /// # use shmkit::Pool;
+    /// let pools = [Pool::builder().create()?, Pool::builder().create()?];
+    /// assert_ne!(pools[0].uuid(), pools[1].uuid());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn uuid(self) -> u128 {
         let [low, high] = &self.0.header().uuid;
@@ -251,6 +339,13 @@ impl Pool {
     }
 
     /// Whether the kernel would back the pool with huge pages: asked for, and not refused.
+    ///
+    /// ```
+    /// # use shmkit::Pool;
+    /// let pool = Pool::builder().huge_pages(false).create()?;
+    /// assert!(!pool.huge_pages());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn huge_pages(self) -> bool {
         use crate::layout::header::HUGE_PAGES;
@@ -339,6 +434,18 @@ impl Pool {
 
     /// Checks everything that must hold while nobody is using the pool. Of the dead, once they are
     /// [recovered](Self::recover): what is still theirs is reported.
+    ///
+    /// ```
+    /// # use std::alloc::Layout;
+    /// # use shmkit::Pool;
+    /// let pool = Pool::builder().guard(true).create()?;
+    /// let block = pool.allocate(Layout::new::<[u8; 100]>())?.cast::<u8>();
+    /// assert!(pool.check_quiescent().is_ok());
+    /// // SAFETY: it is not: the block has 100 bytes.
+    /// unsafe { block.add(100).write(1) };
+    /// assert_eq!(pool.check_quiescent().problems.len(), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn check_quiescent(self) -> CheckReport {
         self.check_to(Depth::Quiescent)
@@ -360,6 +467,16 @@ impl Pool {
     ///
     /// Nothing of this process refers to the pool any more: no handle, guard, block or thread
     /// other than the calling one that has used it and has not ended.
+    ///
+    /// ```
+    /// # use shmkit::Pool;
+    /// let pool = Pool::builder().create()?;
+    /// let base = pool.base();
+    /// // SAFETY: nothing refers to it.
+    /// unsafe { pool.unmap() };
+    /// assert_eq!(Pool::containing(base), None);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub unsafe fn unmap(self) {
         dispose::give_up_postponed(self.0);
         thread::leave(self.0);

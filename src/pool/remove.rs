@@ -16,6 +16,19 @@ use super::{AttachError, Pool, names};
 use crate::sys::file_lock;
 
 /// Why a pool was not removed.
+///
+/// ```
+/// use shmkit::inspect::{self, Removable, RemoveError};
+/// use shmkit::Pool;
+///
+/// # let name = format!("doc-remove-error-{}", std::process::id());
+/// let pool = Pool::builder().create_named(&name)?;
+/// let refused = inspect::remove(&name, Removable::Pool);
+/// # Pool::unlink(&name)?;
+/// // This process has it.
+/// assert!(matches!(refused, Err(RemoveError::InUse { .. })));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RemoveError {
@@ -40,6 +53,17 @@ impl From<rustix::io::Errno> for RemoveError {
 }
 
 /// What may be removed.
+///
+/// ```
+/// use shmkit::inspect::{self, Removable};
+///
+/// let name = format!("doc-removable-{}", std::process::id());
+/// std::fs::write(format!("/dev/shm/shmkit.{name}"), "no pool")?;
+/// assert!(inspect::would_remove(&name, Removable::Pool).is_err());
+/// inspect::remove(&name, Removable::AnyFile)?;
+/// assert!(!std::fs::exists(format!("/dev/shm/shmkit.{name}"))?);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Removable {
@@ -105,6 +129,18 @@ fn is_of_another_version(error: &AttachError) -> bool {
 /// # Errors
 ///
 /// As for [`remove`].
+///
+/// ```
+/// use shmkit::inspect::{self, Removable};
+///
+/// let name = format!("doc-would-remove-{}", std::process::id());
+/// std::fs::write(format!("/dev/shm/shmkit.{name}"), "no pool")?;
+/// inspect::would_remove(&name, Removable::AnyFile)?;
+/// // It is still there.
+/// inspect::remove(&name, Removable::AnyFile)?;
+/// assert!(inspect::would_remove(&name, Removable::AnyFile).is_err());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn would_remove(name: &str, what: Removable) -> Result<(), RemoveError> {
     judged(name, what, false, |_| true)
 }

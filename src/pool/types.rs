@@ -72,6 +72,21 @@ pub(crate) struct OwnedWord {
 }
 
 /// Why a type cannot be entered.
+///
+/// ```
+/// use shmkit::{Link, ObjectError, Pool, TypeError};
+///
+/// fn pair<T>(one: impl Fn() -> T) -> (T, T) {
+///     (one(), one())
+/// }
+///
+/// let pool = Pool::builder().create()?;
+/// // 32 links, each of which is a field of its own.
+/// let links = || pair(|| pair(|| pair(|| pair(|| pair(Link::<u8>::null)))));
+/// let error = pool.create(links()).unwrap_err();
+/// assert_eq!(error.cause, ObjectError::Type(TypeError::TooManyOwners));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TypeError {

@@ -53,6 +53,16 @@ pub struct PrivateAlloc(());
 
 impl PrivateAlloc {
     /// The process's private heap. It is made when something is first allocated.
+    ///
+    /// ```
+    /// # use std::alloc::Layout;
+    /// # use shmkit::PrivateAlloc;
+    /// let (one, other) = (PrivateAlloc::new(), PrivateAlloc::new());
+    /// let block = one.allocate(Layout::new::<u64>())?;
+    /// // It is the same heap.
+    /// assert_eq!(other.usable_size(block)?, one.usable_size(block)?);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub const fn new() -> Self {
         PrivateAlloc(())
@@ -149,6 +159,17 @@ impl PrivateAlloc {
     /// # Safety
     ///
     /// As for [`PrivateAlloc::deallocate`].
+    ///
+    /// ```
+    /// # use std::alloc::Layout;
+    /// # use shmkit::{FreeError, PrivateAlloc};
+    /// let heap = PrivateAlloc::new();
+    /// let block = heap.allocate(Layout::new::<u64>())?;
+    /// // SAFETY: a block of this heap, which nobody uses.
+    /// unsafe { heap.deallocate_or_abort(block) };
+    /// assert_eq!(heap.usable_size(block), Err(FreeError::NotAllocated));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline(always)]
     pub unsafe fn deallocate_or_abort(self, block: NonNull<u8>) {
         // SAFETY: by the caller's promise.
@@ -270,6 +291,16 @@ impl PrivateAlloc {
     }
 
     /// Checks everything that must hold while no other thread is using the heap.
+    ///
+    /// ```
+    /// # use std::alloc::Layout;
+    /// # use shmkit::PrivateAlloc;
+    /// let heap = PrivateAlloc::new();
+    /// heap.allocate(Layout::new::<u64>())?;
+    /// let report = heap.check_quiescent();
+    /// assert!(report.is_ok() && report.spans > 0, "{report}");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn check_quiescent(self) -> CheckReport {
         check_to(Depth::Quiescent)

@@ -204,11 +204,33 @@ unsafe impl ShmSafe for Barrier {
 const _: () = assert!(size_of::<Barrier>() == (2 + 2 * ENTRIES) * 8);
 
 /// Which of those that met the caller was.
+///
+/// ```
+/// use shmkit::sync::Barrier;
+///
+/// let pool = shmkit::Pool::builder().create()?;
+/// let barrier = pool.create(Barrier::new(2))?;
+/// std::thread::scope(|s| {
+///     let other = s.spawn(|| barrier.wait().unwrap());
+///     let mine = barrier.wait().unwrap();
+///     // One leads, the other does not.
+///     assert_ne!(mine, other.join().unwrap());
+/// });
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BarrierWaitResult(bool);
 
 impl BarrierWaitResult {
     /// True for one of them, the last to arrive.
+    ///
+    /// ```
+    /// # use shmkit::sync::Barrier;
+    /// # let pool = shmkit::Pool::builder().create()?;
+    /// let alone = pool.create(Barrier::new(1))?;
+    /// assert!(alone.wait()?.is_leader());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn is_leader(self) -> bool {
         self.0
@@ -216,6 +238,17 @@ impl BarrierWaitResult {
 }
 
 /// Why a wait ended without all having arrived.
+///
+/// ```
+/// use shmkit::sync::{Barrier, BarrierError};
+///
+/// let pool = shmkit::Pool::builder().create()?;
+/// let barrier = pool.create(Barrier::new(0))?;
+/// assert_eq!(barrier.wait(), Err(BarrierError::Parties));
+/// // Not in a pool.
+/// assert_eq!(Barrier::new(1).wait(), Err(BarrierError::NotInPool));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BarrierError {
@@ -240,10 +273,30 @@ from_nowhere!(BarrierError);
 
 impl Barrier {
     /// The most parties that a barrier can have.
+    ///
+    /// ```
+    /// # use shmkit::sync::{Barrier, BarrierError};
+    /// # let pool = shmkit::Pool::builder().create()?;
+    /// let crowd = pool.create(Barrier::new(Barrier::MAX_PARTIES + 1))?;
+    /// assert_eq!(crowd.wait(), Err(BarrierError::Parties));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub const MAX_PARTIES: u32 = 64;
 
     /// A barrier for `parties` threads, to be put into a pool. A number that it cannot have is an
     /// error of [`wait`](Self::wait).
+    ///
+    /// ```
+    /// # use shmkit::sync::Barrier;
+    /// # let pool = shmkit::Pool::builder().create()?;
+    /// let barrier = pool.create(Barrier::new(3))?;
+    /// std::thread::scope(|s| {
+    ///     let threads = [0; 3].map(|_| s.spawn(|| barrier.wait().unwrap().is_leader()));
+    ///     let leaders = threads.map(|thread| u32::from(thread.join().unwrap()));
+    ///     assert_eq!(leaders.iter().sum::<u32>(), 1);
+    /// });
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub const fn new(parties: u32) -> Self {
         Barrier {
@@ -264,6 +317,24 @@ impl Barrier {
     /// # Crash behaviour
     ///
     /// A caller that is killed before the round has ended breaks it for the others.
+    ///
+    /// ```
+    /// # use std::sync::atomic::{AtomicU32, Ordering};
+    /// # use shmkit::sync::Barrier;
+    /// # let pool = shmkit::Pool::builder().create()?;
+    /// let shared = pool.create((AtomicU32::new(0), Barrier::new(2)))?;
+    /// let (arrived, barrier) = &*shared;
+    /// std::thread::scope(|s| {
+    ///     for _ in 0..2 {
+    ///         s.spawn(|| {
+    ///             arrived.fetch_add(1, Ordering::Relaxed);
+    ///             barrier.wait().unwrap();
+    ///             assert_eq!(arrived.load(Ordering::Relaxed), 2);
+    ///         });
+    ///     }
+    /// });
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn wait(&self) -> Result<BarrierWaitResult, BarrierError> {
         let here = here(self)?;
         let parties = self.parties.load(Ordering::Relaxed);

@@ -84,11 +84,44 @@ unsafe impl ShmSafe for Condvar {
 }
 
 /// Whether a wait ended because its time was up.
+///
+/// ```
+/// use std::time::Duration;
+/// use shmkit::{Condvar, Mutex, Pool};
+///
+/// let pool = Pool::builder().create()?;
+/// let lonely = pool.create((Mutex::new(0_u8), Condvar::new()))?;
+/// let guard = lonely.0.lock().unwrap();
+/// let (_guard, result) = lonely.1.wait_timeout(guard, Duration::from_millis(1)).unwrap();
+/// assert!(result.timed_out(), "nobody notifies");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WaitTimeoutResult(bool);
 
 impl WaitTimeoutResult {
     /// True if the time was up.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use shmkit::{Condvar, Mutex, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let gate = pool.create((Mutex::new(false), Condvar::new()))?;
+    /// let (open, changed) = &*gate;
+    /// std::thread::scope(|s| {
+    ///     s.spawn(|| {
+    ///         *open.lock().unwrap() = true;
+    ///         changed.notify_all();
+    ///     });
+    ///     let mut guard = open.lock().unwrap();
+    ///     while !*guard {
+    ///         let (again, result) = changed.wait_timeout(guard, Duration::MAX).unwrap();
+    ///         assert!(!result.timed_out());
+    ///         guard = again;
+    ///     }
+    /// });
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn timed_out(self) -> bool {
         self.0
@@ -97,6 +130,17 @@ impl WaitTimeoutResult {
 
 impl Condvar {
     /// A condition variable that nobody waits for, to be put into a pool.
+    ///
+    /// ```
+    /// # use shmkit::{Condvar, LockError, Mutex, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let number = pool.create(Mutex::new(1_u8))?;
+    /// // Like all of its kind, it works in a pool only.
+    /// let local = Condvar::new();
+    /// let refused = local.wait(number.lock().unwrap());
+    /// assert!(matches!(refused, Err(LockError::NotInPool)));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub const fn new() -> Self {
         Condvar {
@@ -106,11 +150,43 @@ impl Condvar {
     }
 
     /// Wakes one waiter, if there is one. Others may look, too.
+    ///
+    /// ```
+    /// # use shmkit::{Condvar, Mutex, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let letters = pool.create((Mutex::new(0_u32), Condvar::new()))?;
+    /// let (count, arrived) = &*letters;
+    /// std::thread::scope(|s| {
+    ///     let reader = s.spawn(|| {
+    ///         let guard = count.lock().unwrap();
+    ///         *arrived.wait_while(guard, |count| *count == 0).unwrap()
+    ///     });
+    ///     *count.lock().unwrap() = 1;
+    ///     arrived.notify_one();
+    ///     assert_eq!(reader.join().unwrap(), 1);
+    /// });
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn notify_one(&self) {
         self.notify(1);
     }
 
     /// Wakes all waiters.
+    ///
+    /// ```
+    /// # use shmkit::{Condvar, Mutex, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let gate = pool.create((Mutex::new(false), Condvar::new()))?;
+    /// let (open, changed) = &*gate;
+    /// std::thread::scope(|s| {
+    ///     let pass = || *changed.wait_while(open.lock().unwrap(), |open| !*open).unwrap();
+    ///     let waiters = [s.spawn(pass), s.spawn(pass)];
+    ///     *open.lock().unwrap() = true;
+    ///     changed.notify_all();
+    ///     assert_eq!(waiters.map(|waiter| waiter.join().unwrap()), [true, true]);
+    /// });
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn notify_all(&self) {
         self.notify(u32::MAX);
     }
@@ -167,6 +243,24 @@ impl Condvar {
     /// # Panics
     ///
     /// If `condition` does; the mutex is poisoned then.
+    ///
+    /// ```
+    /// # use shmkit::{Condvar, Mutex, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let work = pool.create((Mutex::new(3_u32), Condvar::new()))?;
+    /// let (left, changed) = &*work;
+    /// std::thread::scope(|s| {
+    ///     for _ in 0..3 {
+    ///         s.spawn(|| {
+    ///             *left.lock().unwrap() -= 1;
+    ///             changed.notify_one();
+    ///         });
+    ///     }
+    ///     let left = changed.wait_while(left.lock().unwrap(), |left| *left > 0).unwrap();
+    ///     assert_eq!(*left, 0);
+    /// });
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn wait_while<'a, T: ShmSafe + Unpin>(
         &self,
         mut guard: MutexGuard<'a, T>,

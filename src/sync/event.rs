@@ -90,6 +90,17 @@ unsafe impl ShmSafe for Event {
 }
 
 /// Why a wait ended without the event.
+///
+/// ```
+/// use std::time::Duration;
+/// use shmkit::{Event, Pool, sync::WaitError};
+///
+/// let pool = Pool::builder().create()?;
+/// let never = pool.create(Event::new())?;
+/// assert_eq!(never.wait_timeout(Duration::from_millis(1)), Err(WaitError::TimedOut));
+/// assert_eq!(Event::new().wait(), Err(WaitError::NotInPool));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum WaitError {
@@ -108,6 +119,14 @@ from_nowhere!(WaitError);
 
 impl Event {
     /// An event that is not set, to be put into a pool.
+    ///
+    /// ```
+    /// # use shmkit::{Event, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let ready = pool.create(Event::new())?;
+    /// assert!(!ready.is_set());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub const fn new() -> Self {
         Event {
@@ -121,6 +140,23 @@ impl Event {
     /// # Crash behaviour
     ///
     /// See [`Event`].
+    ///
+    /// ```
+    /// # use std::sync::atomic::{AtomicU32, Ordering};
+    /// # use shmkit::{Event, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let shared = pool.create((AtomicU32::new(0), Event::new()))?;
+    /// let (result, ready) = &*shared;
+    /// std::thread::scope(|s| {
+    ///     s.spawn(|| {
+    ///         result.store(42, Ordering::Relaxed);
+    ///         ready.set();
+    ///     });
+    ///     ready.wait().unwrap();
+    ///     assert_eq!(result.load(Ordering::Relaxed), 42);
+    /// });
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn set(&self) {
         let mut found = self.word.load(Ordering::Relaxed);
         loop {
@@ -146,11 +182,31 @@ impl Event {
     }
 
     /// Clears it; whether it was set. Clear first, and then look for what it was set for.
+    ///
+    /// ```
+    /// # use shmkit::{Event, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let news = pool.create(Event::new())?;
+    /// news.set();
+    /// assert!(news.clear());
+    /// assert!(!news.clear(), "it was not set any more");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn clear(&self) -> bool {
         self.word.fetch_and(!SET, Ordering::SeqCst) & SET != 0
     }
 
     /// Whether it is set at this moment.
+    ///
+    /// ```
+    /// # use shmkit::{Event, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let ready = pool.create(Event::new())?;
+    /// assert!(!ready.is_set());
+    /// ready.set();
+    /// assert!(ready.is_set());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn is_set(&self) -> bool {
         self.word.load(Ordering::SeqCst) & SET != 0
@@ -161,6 +217,18 @@ impl Event {
     /// # Errors
     ///
     /// See [`WaitError`].
+    ///
+    /// ```
+    /// # use shmkit::{Event, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let ready = pool.create(Event::new())?;
+    /// std::thread::scope(|s| {
+    ///     s.spawn(|| ready.set());
+    ///     ready.wait().unwrap();
+    ///     assert!(ready.is_set());
+    /// });
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn wait(&self) -> Result<(), WaitError> {
         self.wait_until(None)
     }
@@ -170,6 +238,17 @@ impl Event {
     /// # Errors
     ///
     /// See [`WaitError`].
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use shmkit::{Event, Pool, sync::WaitError};
+    /// # let pool = Pool::builder().create()?;
+    /// let ready = pool.create(Event::new())?;
+    /// assert_eq!(ready.wait_timeout(Duration::from_millis(1)), Err(WaitError::TimedOut));
+    /// ready.set();
+    /// assert_eq!(ready.wait_timeout(Duration::from_millis(1)), Ok(()));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn wait_timeout(&self, timeout: Duration) -> Result<(), WaitError> {
         self.wait_until(deadline(timeout))
     }

@@ -94,6 +94,16 @@ pub(super) type Locked<'a, T> = LockResult<MutexGuard<'a, T>, Orphan<'a, T>>;
 
 impl<T: ShmSafe> Mutex<T> {
     /// An unlocked mutex, to be put into a pool.
+    ///
+    /// ```
+    /// # use shmkit::{LockError, Mutex, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let number = pool.create(Mutex::new(7_u32))?;
+    /// assert_eq!(*number.lock().unwrap(), 7);
+    /// // It works in a pool only.
+    /// assert!(matches!(Mutex::new(7_u32).lock(), Err(LockError::NotInPool)));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub const fn new(value: T) -> Self {
         Mutex {
@@ -189,6 +199,20 @@ impl<T: ShmSafe> Mutex<T> {
 
     /// Whether a holder has panicked, and nobody has called [`clear_poison`](Self::clear_poison)
     /// since.
+    ///
+    /// ```
+    /// # use std::panic::{AssertUnwindSafe, catch_unwind};
+    /// # use shmkit::{Mutex, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let number = pool.create(Mutex::new(1_u32))?;
+    /// assert!(!number.is_poisoned());
+    /// let _ = catch_unwind(AssertUnwindSafe(|| {
+    ///     let _guard = number.lock();
+    ///     panic!("with the lock");
+    /// }));
+    /// assert!(number.is_poisoned());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn is_poisoned(&self) -> bool {
         // Relaxed: a hint to who does not hold the lock, and exact to who does.
@@ -197,6 +221,24 @@ impl<T: ShmSafe> Mutex<T> {
 
     /// Says that the value is in order although a holder panicked: it is locked without
     /// [`LockError::Panicked`] from now on. The death of a holder is another matter, and stays.
+    ///
+    /// ```
+    /// # use std::panic::{AssertUnwindSafe, catch_unwind};
+    /// # use shmkit::{LockError, Mutex, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let number = pool.create(Mutex::new(1_u32))?;
+    /// # let _ = catch_unwind(AssertUnwindSafe(|| {
+    /// #     let _guard = number.lock();
+    /// #     panic!("with the lock");
+    /// # }));
+    /// // A holder has panicked.
+    /// let Err(LockError::Panicked(mut guard)) = number.lock() else { panic!() };
+    /// *guard = 0;
+    /// drop(guard);
+    /// number.clear_poison();
+    /// assert_eq!(*number.lock().unwrap(), 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn clear_poison(&self) {
         lock::clear(&self.word, PANICKED);
     }
@@ -261,6 +303,19 @@ impl<T: ShmSafe> fmt::Debug for Mutex<T> {
 /// # Crash behaviour
 ///
 /// A process killed with a guard leaves an [`Orphan`] to the next.
+///
+/// ```
+/// use shmkit::{LockError, Mutex, Pool};
+///
+/// let pool = Pool::builder().create()?;
+/// let total = pool.create(Mutex::new(1_u32))?;
+/// let mut guard = total.lock().unwrap();
+/// *guard += 1;
+/// assert!(matches!(total.try_lock(), Err(LockError::WouldDeadlock)));
+/// drop(guard);
+/// assert_eq!(*total.lock().unwrap(), 2);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[must_use = "the lock is released when the guard is dropped"]
 pub struct MutexGuard<'a, T: ShmSafe> {
     mutex: &'a Mutex<T>,

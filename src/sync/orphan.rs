@@ -65,6 +65,25 @@ impl<T: ShmSafe, G: Exclusive<T>> Orphan<'_, T, G> {
 
     /// The process that died with the lock. `None` if it is not known any more: the lock has gone
     /// through the hands of somebody who dropped an orphan, or another uses what named the dead.
+    ///
+    /// ```
+    /// # use shmkit::{LockError, Mutex, Pool, process};
+    /// # let pool = Pool::builder().create()?;
+    /// let number = pool.create(Mutex::new(1_u32))?;
+    /// let dead = process::scope(|s| {
+    ///     let child = s.spawn::<_, ()>(|| {
+    ///         let _guard = number.lock().unwrap();
+    ///         std::process::abort();
+    ///     });
+    ///     let child = child.unwrap();
+    ///     let id = child.id();
+    ///     let _ = child.join();
+    ///     id
+    /// });
+    /// let Err(LockError::OwnerDied(orphan)) = number.lock() else { panic!() };
+    /// assert_eq!(orphan.owner(), Some(dead));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn owner(&self) -> Option<ProcessId> {
         self.owner

@@ -42,12 +42,57 @@ use crate::participants::tag::Tag;
 use crate::primitive::{AtomicU64, Ordering};
 
 /// A value that can be put right whatever a killed process has left of a change to it.
+///
+/// ```
+/// use shmkit::{KillSafe, Recover, ShmSafe};
+///
+/// /// A sum and its parts; the parts count.
+/// #[derive(ShmSafe, KillSafe)]
+/// struct Votes {
+///     parts: [u64; 3],
+///     sum: u64,
+/// }
+///
+/// impl Recover for Votes {
+///     fn recover(&mut self) {
+///         self.sum = self.parts.iter().sum();
+///     }
+/// }
+///
+/// let mut votes = Votes { parts: [1, 2, 3], sum: 3 };
+/// votes.recover();
+/// assert_eq!(votes.sum, 6);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub trait Recover: KillSafe + Unpin {
     /// Puts the value right.
     ///
     /// It runs under the lock, in whoever locks next after a holder was killed or panicked. It may
     /// be killed or panic itself, anywhere; then it runs again, on what it left. So it must come to
     /// the same end however often it is begun, and do nothing to a value that is in order.
+    ///
+    /// ```
+    /// # use std::panic::{AssertUnwindSafe, catch_unwind};
+    /// # use shmkit::{KillSafe, Pool, Recover, RecoverableMutex, ShmSafe};
+    /// #[derive(ShmSafe, KillSafe)]
+    /// struct Pair(u32, u32);
+    ///
+    /// impl Recover for Pair {
+    ///     fn recover(&mut self) {
+    ///         self.1 = self.0;
+    ///     }
+    /// }
+    ///
+    /// let pool = Pool::builder().create()?;
+    /// let pair = pool.create(RecoverableMutex::new(Pair(1, 1)))?;
+    /// let _ = catch_unwind(AssertUnwindSafe(|| {
+    ///     pair.lock().unwrap().0 = 2;
+    ///     let _guard = pair.lock();
+    ///     panic!("before the other");
+    /// }));
+    /// assert_eq!(pair.lock()?.1, 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     fn recover(&mut self);
 }
 
@@ -119,6 +164,22 @@ unsafe impl<T: Recover> ShmSafe for RecoverableMutex<T> {
 
 impl<T: Recover> RecoverableMutex<T> {
     /// An unlocked mutex, to be put into a pool.
+    ///
+    /// ```
+    /// # use shmkit::{KillSafe, Pool, Recover, RecoverableMutex, ShmSafe, sync::LockFailure};
+    /// # #[derive(ShmSafe, KillSafe)]
+    /// # struct Number(u32);
+    /// # impl Recover for Number {
+    /// #     fn recover(&mut self) {}
+    /// # }
+    /// # let pool = Pool::builder().create()?;
+    /// let number = pool.create(RecoverableMutex::new(Number(7)))?;
+    /// assert_eq!(number.lock()?.0, 7);
+    /// // It works in a pool only.
+    /// let local = RecoverableMutex::new(Number(7));
+    /// assert!(matches!(local.lock(), Err(LockFailure::NotInPool)));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub const fn new(value: T) -> Self {
         RecoverableMutex {
@@ -142,6 +203,30 @@ impl<T: Recover> RecoverableMutex<T> {
     /// # Crash behaviour
     ///
     /// A caller that is killed has the lock or not. If it has, the next one repairs.
+    ///
+    /// ```
+    /// # use shmkit::{KillSafe, Pool, Recover, RecoverableMutex, ShmSafe, process};
+    /// # #[derive(ShmSafe, KillSafe)]
+    /// # struct Pair(u32, u32);
+    /// # impl Recover for Pair {
+    /// #     fn recover(&mut self) {
+    /// #         self.1 = self.0;
+    /// #     }
+    /// # }
+    /// # let pool = Pool::builder().create()?;
+    /// // What recovers it makes the second number equal to the first.
+    /// let pair = pool.create(RecoverableMutex::new(Pair(1, 1)))?;
+    /// process::scope(|s| {
+    ///     let child = s.spawn::<_, ()>(|| {
+    ///         let mut guard = pair.lock().unwrap();
+    ///         guard.0 = 2;
+    ///         std::process::abort();
+    ///     });
+    ///     let _ = child.unwrap().join();
+    /// });
+    /// assert_eq!(pair.lock()?.1, 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn lock(&self) -> Result<RecoverableGuard<'_, T>, LockFailure> {
         self.lock_until(None)
     }
@@ -155,6 +240,23 @@ impl<T: Recover> RecoverableMutex<T> {
     /// # Panics
     ///
     /// As for [`lock`](Self::lock).
+    ///
+    /// ```
+    /// # use shmkit::{KillSafe, Pool, Recover, RecoverableMutex, ShmSafe, sync::LockFailure};
+    /// # #[derive(ShmSafe, KillSafe)]
+    /// # struct Number(u32);
+    /// # impl Recover for Number {
+    /// #     fn recover(&mut self) {}
+    /// # }
+    /// # let pool = Pool::builder().create()?;
+    /// let number = pool.create(RecoverableMutex::new(Number(7)))?;
+    /// let guard = number.try_lock()?;
+    /// std::thread::scope(|s| {
+    ///     s.spawn(|| assert_eq!(number.try_lock().err(), Some(LockFailure::WouldBlock)));
+    /// });
+    /// assert_eq!(guard.0, 7);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn try_lock(&self) -> Result<RecoverableGuard<'_, T>, LockFailure> {
         let here = here(self)?;
         self.outcome(here, lock::try_lock(here.arena, here.slot, &self.word))
@@ -169,6 +271,27 @@ impl<T: Recover> RecoverableMutex<T> {
     /// # Panics
     ///
     /// As for [`lock`](Self::lock).
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use shmkit::{KillSafe, Pool, Recover, RecoverableMutex, ShmSafe, sync::LockFailure};
+    /// # #[derive(ShmSafe, KillSafe)]
+    /// # struct Number(u32);
+    /// # impl Recover for Number {
+    /// #     fn recover(&mut self) {}
+    /// # }
+    /// # let pool = Pool::builder().create()?;
+    /// let number = pool.create(RecoverableMutex::new(Number(7)))?;
+    /// let guard = number.lock_timeout(Duration::from_millis(1))?;
+    /// std::thread::scope(|s| {
+    ///     s.spawn(|| {
+    ///         let late = number.lock_timeout(Duration::from_millis(1));
+    ///         assert_eq!(late.err(), Some(LockFailure::TimedOut));
+    ///     });
+    /// });
+    /// assert_eq!(guard.0, 7);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn lock_timeout(&self, timeout: Duration) -> Result<RecoverableGuard<'_, T>, LockFailure> {
         self.lock_until(deadline(timeout))
     }
@@ -217,6 +340,23 @@ impl<T: Recover> fmt::Debug for RecoverableMutex<T> {
 }
 
 /// The lock on a [`RecoverableMutex`], held; released when it is dropped.
+///
+/// ```
+/// # use shmkit::{KillSafe, Pool, Recover, RecoverableMutex, ShmSafe, sync::LockFailure};
+/// # #[derive(ShmSafe, KillSafe)]
+/// # struct Number(u32);
+/// # impl Recover for Number {
+/// #     fn recover(&mut self) {}
+/// # }
+/// let pool = Pool::builder().create()?;
+/// let number = pool.create(RecoverableMutex::new(Number(7)))?;
+/// let mut guard = number.lock()?;
+/// guard.0 += 1;
+/// assert_eq!(number.lock().err(), Some(LockFailure::WouldDeadlock));
+/// drop(guard);
+/// assert_eq!(number.lock()?.0, 8);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[must_use = "the lock is released when the guard is dropped"]
 pub struct RecoverableGuard<'a, T: Recover> {
     mutex: &'a RecoverableMutex<T>,

@@ -81,6 +81,22 @@ unsafe impl<T: ShmSafe> ShmSafe for ReentrantMutex<T> {
 }
 
 /// What happened to a holder of a [`ReentrantMutex`].
+///
+/// ```
+/// use shmkit::sync::{Poison, ReentrantGuard, ReentrantMutex};
+///
+/// let pool = shmkit::Pool::builder().create()?;
+/// let lock = pool.create(ReentrantMutex::new(0_u8))?;
+/// shmkit::process::scope(|s| {
+///     let child = s.spawn::<_, ()>(|| {
+///         let _guard = lock.lock().unwrap();
+///         std::process::abort();
+///     });
+///     let _ = child.unwrap().join();
+/// });
+/// assert_eq!(ReentrantGuard::poison(&lock.lock()?), Some(Poison::OwnerDied));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Poison {
@@ -92,6 +108,16 @@ pub enum Poison {
 
 impl<T: ShmSafe> ReentrantMutex<T> {
     /// An unlocked mutex, to be put into a pool.
+    ///
+    /// ```
+    /// # use shmkit::sync::{LockFailure, ReentrantMutex};
+    /// # let pool = shmkit::Pool::builder().create()?;
+    /// let number = pool.create(ReentrantMutex::new(7_u32))?;
+    /// assert_eq!(*number.lock()?, 7);
+    /// // It works in a pool only.
+    /// assert!(matches!(ReentrantMutex::new(7_u32).lock(), Err(LockFailure::NotInPool)));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub const fn new(value: T) -> Self {
         ReentrantMutex {
@@ -111,6 +137,21 @@ impl<T: ShmSafe> ReentrantMutex<T> {
     /// # Crash behaviour
     ///
     /// A caller that is killed has the lock or not; if it has, it passes to the next.
+    ///
+    /// ```
+    /// # use shmkit::sync::ReentrantMutex;
+    /// # let pool = shmkit::Pool::builder().create()?;
+    /// let number = pool.create(ReentrantMutex::new(7_u32))?;
+    /// let outer = number.lock()?;
+    /// // Once more, by the same thread.
+    /// let inner = number.lock()?;
+    /// drop(outer);
+    /// std::thread::scope(|s| {
+    ///     s.spawn(|| assert!(number.try_lock().is_err(), "there is the inner one"));
+    /// });
+    /// assert_eq!(*inner, 7);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn lock(&self) -> Result<ReentrantGuard<'_, T>, LockFailure> {
         self.lock_until(None)
     }
@@ -120,6 +161,18 @@ impl<T: ShmSafe> ReentrantMutex<T> {
     /// # Errors
     ///
     /// See [`LockFailure`].
+    ///
+    /// ```
+    /// # use shmkit::sync::{LockFailure, ReentrantMutex};
+    /// # let pool = shmkit::Pool::builder().create()?;
+    /// let number = pool.create(ReentrantMutex::new(7_u32))?;
+    /// let guards = (number.try_lock()?, number.try_lock()?);
+    /// std::thread::scope(|s| {
+    ///     s.spawn(|| assert_eq!(number.try_lock().err(), Some(LockFailure::WouldBlock)));
+    /// });
+    /// drop(guards);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn try_lock(&self) -> Result<ReentrantGuard<'_, T>, LockFailure> {
         let here = here(self)?;
         self.outcome(here, lock::try_lock(here.arena, here.slot, &self.word))
@@ -130,11 +183,42 @@ impl<T: ShmSafe> ReentrantMutex<T> {
     /// # Errors
     ///
     /// See [`LockFailure`].
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use shmkit::sync::{LockFailure, ReentrantMutex};
+    /// # let pool = shmkit::Pool::builder().create()?;
+    /// let number = pool.create(ReentrantMutex::new(7_u32))?;
+    /// let guard = number.lock_timeout(Duration::from_millis(1))?;
+    /// std::thread::scope(|s| {
+    ///     s.spawn(|| {
+    ///         let late = number.lock_timeout(Duration::from_millis(1));
+    ///         assert_eq!(late.err(), Some(LockFailure::TimedOut));
+    ///     });
+    /// });
+    /// assert_eq!(*guard, 7);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn lock_timeout(&self, timeout: Duration) -> Result<ReentrantGuard<'_, T>, LockFailure> {
         self.lock_until(deadline(timeout))
     }
 
     /// Forgets that a holder panicked or was killed.
+    ///
+    /// ```
+    /// # use std::panic::{AssertUnwindSafe, catch_unwind};
+    /// # use shmkit::sync::{Poison, ReentrantGuard, ReentrantMutex};
+    /// # let pool = shmkit::Pool::builder().create()?;
+    /// let lock = pool.create(ReentrantMutex::new(0_u8))?;
+    /// let _ = catch_unwind(AssertUnwindSafe(|| {
+    ///     let _guard = lock.lock();
+    ///     panic!("with the lock");
+    /// }));
+    /// assert_eq!(ReentrantGuard::poison(&lock.lock()?), Some(Poison::Panicked));
+    /// lock.clear_poison();
+    /// assert_eq!(ReentrantGuard::poison(&lock.lock()?), None);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn clear_poison(&self) {
         lock::clear(&self.word, PANICKED | DIED);
     }
@@ -176,6 +260,20 @@ impl<T: ShmSafe> fmt::Debug for ReentrantMutex<T> {
 }
 
 /// A lock on a [`ReentrantMutex`], held; the last one of the thread to be dropped releases it.
+///
+/// ```
+/// use std::sync::atomic::{AtomicU32, Ordering};
+/// use shmkit::sync::ReentrantMutex;
+///
+/// let pool = shmkit::Pool::builder().create()?;
+/// let total = pool.create(ReentrantMutex::new(AtomicU32::new(0)))?;
+/// let guard = total.lock()?;
+/// // What is in it is shared, so it takes a type that changes through `&`.
+/// guard.fetch_add(5, Ordering::Relaxed);
+/// drop(guard);
+/// assert_eq!(total.lock()?.load(Ordering::Relaxed), 5);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[must_use = "the lock is released when the guard is dropped"]
 pub struct ReentrantGuard<'a, T: ShmSafe> {
     mutex: &'a ReentrantMutex<T>,
@@ -187,6 +285,20 @@ unsafe impl<T: ShmSafe> Sync for ReentrantGuard<'_, T> {}
 
 impl<T: ShmSafe> ReentrantGuard<'_, T> {
     /// What happened to a holder since the last [`ReentrantMutex::clear_poison`], the worse if both.
+    ///
+    /// ```
+    /// # use std::panic::{AssertUnwindSafe, catch_unwind};
+    /// # use shmkit::sync::{Poison, ReentrantGuard, ReentrantMutex};
+    /// # let pool = shmkit::Pool::builder().create()?;
+    /// let lock = pool.create(ReentrantMutex::new(0_u8))?;
+    /// assert_eq!(ReentrantGuard::poison(&lock.lock()?), None);
+    /// let _ = catch_unwind(AssertUnwindSafe(|| {
+    ///     let _guard = lock.lock();
+    ///     panic!("with the lock");
+    /// }));
+    /// assert_eq!(ReentrantGuard::poison(&lock.lock()?), Some(Poison::Panicked));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn poison(this: &Self) -> Option<Poison> {
         let word = this.mutex.word.load(Ordering::Relaxed);

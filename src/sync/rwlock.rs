@@ -118,6 +118,16 @@ enum Patience {
 
 impl<T: ShmSafe> RwLock<T> {
     /// An unlocked lock, to be put into a pool.
+    ///
+    /// ```
+    /// # use shmkit::{Pool, RwLock, sync::LockError};
+    /// # let pool = Pool::builder().create()?;
+    /// let number = pool.create(RwLock::new(7_u32))?;
+    /// assert_eq!(*number.read().unwrap(), 7);
+    /// // It works in a pool only.
+    /// assert!(matches!(RwLock::new(7_u32).read(), Err(LockError::NotInPool)));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub const fn new(value: T) -> Self {
         RwLock {
@@ -137,6 +147,19 @@ impl<T: ShmSafe> RwLock<T> {
     /// # Crash behaviour
     ///
     /// A caller that is killed, with or without the lock, hinders nobody.
+    ///
+    /// ```
+    /// # use shmkit::{Pool, RwLock};
+    /// # let pool = Pool::builder().create()?;
+    /// let limits = pool.create(RwLock::new([1_u32, 5]))?;
+    /// let guard = limits.read().unwrap();
+    /// std::thread::scope(|s| {
+    ///     // Others read at the same time.
+    ///     s.spawn(|| assert_eq!(limits.read().unwrap()[1], 5));
+    /// });
+    /// assert_eq!(guard[0], 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     pub fn read(&self) -> LockResult<ReadGuard<'_, T>, WriteOrphan<'_, T>> {
         self.read_with(Patience::Until(None))
@@ -147,6 +170,19 @@ impl<T: ShmSafe> RwLock<T> {
     /// # Errors
     ///
     /// See [`LockError`].
+    ///
+    /// ```
+    /// # use shmkit::{Pool, RwLock, sync::LockError};
+    /// # let pool = Pool::builder().create()?;
+    /// let number = pool.create(RwLock::new(1_u32))?;
+    /// let writes = number.write().unwrap();
+    /// std::thread::scope(|s| {
+    ///     s.spawn(|| assert!(matches!(number.try_read(), Err(LockError::WouldBlock))));
+    /// });
+    /// drop(writes);
+    /// assert_eq!(*number.try_read().unwrap(), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     pub fn try_read(&self) -> LockResult<ReadGuard<'_, T>, WriteOrphan<'_, T>> {
         self.read_with(Patience::None)
@@ -157,6 +193,22 @@ impl<T: ShmSafe> RwLock<T> {
     /// # Errors
     ///
     /// See [`LockError`].
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use shmkit::{Pool, RwLock, sync::LockError};
+    /// # let pool = Pool::builder().create()?;
+    /// let number = pool.create(RwLock::new(1_u32))?;
+    /// let writes = number.write().unwrap();
+    /// std::thread::scope(|s| {
+    ///     s.spawn(|| {
+    ///         let late = number.read_timeout(Duration::from_millis(1));
+    ///         assert!(matches!(late, Err(LockError::TimedOut)));
+    ///     });
+    /// });
+    /// # drop(writes);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn read_timeout(
         &self,
         timeout: Duration,
@@ -198,6 +250,20 @@ impl<T: ShmSafe> RwLock<T> {
     /// # Errors
     ///
     /// See [`LockError`].
+    ///
+    /// ```
+    /// # use shmkit::{Pool, RwLock, sync::LockError};
+    /// # let pool = Pool::builder().create()?;
+    /// let number = pool.create(RwLock::new(1_u32))?;
+    /// let reads = number.read().unwrap();
+    /// std::thread::scope(|s| {
+    ///     s.spawn(|| assert!(matches!(number.try_write(), Err(LockError::WouldBlock))));
+    /// });
+    /// drop(reads);
+    /// *number.try_write().unwrap() = 2;
+    /// assert_eq!(*number.read().unwrap(), 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn try_write(&self) -> LockResult<WriteGuard<'_, T>, WriteOrphan<'_, T>> {
         self.write_with(Patience::None)
     }
@@ -207,6 +273,22 @@ impl<T: ShmSafe> RwLock<T> {
     /// # Errors
     ///
     /// See [`LockError`].
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use shmkit::{Pool, RwLock, sync::LockError};
+    /// # let pool = Pool::builder().create()?;
+    /// let number = pool.create(RwLock::new(1_u32))?;
+    /// let reads = number.read().unwrap();
+    /// std::thread::scope(|s| {
+    ///     s.spawn(|| {
+    ///         let late = number.write_timeout(Duration::from_millis(1));
+    ///         assert!(matches!(late, Err(LockError::TimedOut)));
+    ///     });
+    /// });
+    /// # drop(reads);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn write_timeout(
         &self,
         timeout: Duration,
@@ -216,6 +298,24 @@ impl<T: ShmSafe> RwLock<T> {
 
     /// Whether a writer has panicked, and nobody has called [`clear_poison`](Self::clear_poison)
     /// since.
+    ///
+    /// ```
+    /// # use std::panic::{AssertUnwindSafe, catch_unwind};
+    /// # use shmkit::{Pool, RwLock};
+    /// # let pool = Pool::builder().create()?;
+    /// let number = pool.create(RwLock::new(1_u32))?;
+    /// let _ = catch_unwind(AssertUnwindSafe(|| {
+    ///     let _guard = number.read();
+    ///     panic!("a reader");
+    /// }));
+    /// assert!(!number.is_poisoned());
+    /// let _ = catch_unwind(AssertUnwindSafe(|| {
+    ///     let _guard = number.write();
+    ///     panic!("a writer");
+    /// }));
+    /// assert!(number.is_poisoned());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn is_poisoned(&self) -> bool {
         // Relaxed: a hint to who does not hold the lock, and exact to who does.
@@ -224,6 +324,23 @@ impl<T: ShmSafe> RwLock<T> {
 
     /// Says that the value is in order although a writer panicked. The death of a writer is another
     /// matter, and stays.
+    ///
+    /// ```
+    /// # use std::panic::{AssertUnwindSafe, catch_unwind};
+    /// # use shmkit::{Pool, RwLock, sync::LockError};
+    /// # let pool = Pool::builder().create()?;
+    /// let number = pool.create(RwLock::new(1_u32))?;
+    /// # let _ = catch_unwind(AssertUnwindSafe(|| {
+    /// #     let _guard = number.write();
+    /// #     panic!("a writer");
+    /// # }));
+    /// // A writer has panicked.
+    /// let Err(LockError::Panicked(guard)) = number.read() else { panic!() };
+    /// drop(guard);
+    /// number.clear_poison();
+    /// assert_eq!(*number.read().unwrap(), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn clear_poison(&self) {
         lock::clear(&self.word, PANICKED);
     }

@@ -78,6 +78,22 @@ unsafe impl ShmSafe for Semaphore {
 }
 
 /// Why no permit was acquired.
+///
+/// ```
+/// use shmkit::sync::{AcquireError, Semaphore};
+///
+/// # let pool = shmkit::Pool::builder().create()?;
+/// let permits = pool.create(Semaphore::new(100))?;
+/// let mut held = Vec::new();
+/// let refused = loop {
+///     match permits.try_acquire() {
+///         Ok(permit) => held.push(permit),
+///         Err(error) => break error,
+///     }
+/// };
+/// assert_eq!((refused, held.len()), (AcquireError::TooManyHeld, 28));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AcquireError {
@@ -101,6 +117,16 @@ pub enum AcquireError {
 from_nowhere!(AcquireError);
 
 /// Why no permits were added. The semaphore is as it was.
+///
+/// ```
+/// use shmkit::sync::{AddPermitsError, Semaphore};
+///
+/// // Not in a pool.
+/// let permits = Semaphore::new(1);
+/// assert_eq!(permits.add_permits(1), Err(AddPermitsError::NotInPool));
+/// assert_eq!(permits.available_permits(), 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AddPermitsError {
@@ -114,6 +140,14 @@ pub enum AddPermitsError {
 
 impl Semaphore {
     /// The most permits that can be available after adding some.
+    ///
+    /// ```
+    /// # use shmkit::sync::{AddPermitsError, Semaphore};
+    /// # let pool = shmkit::Pool::builder().create()?;
+    /// let full = pool.create(Semaphore::new(Semaphore::MAX_PERMITS))?;
+    /// assert_eq!(full.add_permits(1), Err(AddPermitsError::Overflow));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub const MAX_PERMITS: u32 = u32::MAX - (PERMITS * SLOTS.max) as u32;
 
     /// A semaphore, to be put into a pool.
@@ -121,6 +155,14 @@ impl Semaphore {
     /// # Panics
     ///
     /// If `permits` is more than [`MAX_PERMITS`](Self::MAX_PERMITS).
+    ///
+    /// ```
+    /// # use shmkit::sync::Semaphore;
+    /// # let pool = shmkit::Pool::builder().create()?;
+    /// let desks = pool.create(Semaphore::new(2))?;
+    /// assert_eq!(desks.available_permits(), 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub const fn new(permits: u32) -> Self {
         assert!(permits <= Self::MAX_PERMITS, "too many permits");
@@ -131,6 +173,15 @@ impl Semaphore {
     }
 
     /// How many permits are available at this moment.
+    ///
+    /// ```
+    /// # use shmkit::sync::Semaphore;
+    /// # let pool = shmkit::Pool::builder().create()?;
+    /// let desks = pool.create(Semaphore::new(3))?;
+    /// let _desks = (desks.acquire()?, desks.acquire()?);
+    /// assert_eq!(desks.available_permits(), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn available_permits(&self) -> u32 {
         detect::value(self.word.load(Ordering::Relaxed))
@@ -190,6 +241,17 @@ impl Semaphore {
     /// # Errors
     ///
     /// See [`AcquireError`].
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use shmkit::sync::{AcquireError, Semaphore};
+    /// # let pool = shmkit::Pool::builder().create()?;
+    /// let desk = pool.create(Semaphore::new(1))?;
+    /// let _permit = desk.acquire_timeout(Duration::from_millis(1))?;
+    /// let late = desk.acquire_timeout(Duration::from_millis(1));
+    /// assert_eq!(late.unwrap_err(), AcquireError::TimedOut);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn acquire_timeout(&self, timeout: Duration) -> Result<Permit<'_>, AcquireError> {
         self.acquire_until(deadline(timeout))
     }
@@ -303,6 +365,19 @@ impl fmt::Debug for Semaphore {
 }
 
 /// A permit of a [`Semaphore`]; given back when it is dropped.
+///
+/// ```
+/// use shmkit::sync::Semaphore;
+///
+/// let pool = shmkit::Pool::builder().create()?;
+/// let desks = pool.create(Semaphore::new(1))?;
+/// {
+///     let _desk = desks.acquire()?;
+///     assert!(desks.try_acquire().is_err());
+/// }
+/// assert!(desks.try_acquire().is_ok());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[must_use = "the permit is given back when it is dropped"]
 pub struct Permit<'a> {
     semaphore: &'a Semaphore,

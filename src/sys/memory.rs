@@ -28,6 +28,19 @@ use super::{file_size, process, refusal};
 const STEP: u64 = 4 << 20;
 
 /// Why memory could not be committed. The pool is unchanged.
+///
+/// ```
+/// use shmkit::{CommitError, GrowError, Pool};
+///
+/// let pool = Pool::builder().create()?;
+/// match pool.grow_to(900 << 30) {
+///     Err(GrowError::NoMemory(CommitError::MemoryLimit { available })) => {
+///         assert!(available < 900 << 30);
+///     }
+///     other => panic!("{other:?}"),
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CommitError {

@@ -16,6 +16,19 @@ use crate::primitive::{AtomicU64, Ordering};
 /// # Crash behaviour
 ///
 /// A process killed with it leaves nothing behind.
+///
+/// ```
+/// use shmkit::{Pool, RwLock};
+///
+/// let pool = Pool::builder().create()?;
+/// let number = pool.create(RwLock::new(1_u32))?;
+/// let guard = number.read().unwrap();
+/// assert_eq!(*guard, 1);
+/// assert!(number.try_write().is_err());
+/// drop(guard);
+/// assert!(number.try_write().is_ok());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[must_use = "the lock is released when the guard is dropped"]
 pub struct ReadGuard<'a, T: ShmSafe> {
     lock: &'a RwLock<T>,
@@ -81,6 +94,19 @@ shown_as_value!(ReadGuard, ShmSafe);
 /// # Crash behaviour
 ///
 /// A process killed with it leaves a [`WriteOrphan`] to the next.
+///
+/// ```
+/// use shmkit::{Pool, RwLock, sync::LockError};
+///
+/// let pool = Pool::builder().create()?;
+/// let number = pool.create(RwLock::new(1_u32))?;
+/// let mut guard = number.write().unwrap();
+/// *guard += 1;
+/// assert!(matches!(number.try_read(), Err(LockError::WouldDeadlock)));
+/// drop(guard);
+/// assert_eq!(*number.read().unwrap(), 2);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[must_use = "the lock is released when the guard is dropped"]
 pub struct WriteGuard<'a, T: ShmSafe> {
     lock: &'a RwLock<T>,
