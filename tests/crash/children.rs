@@ -25,7 +25,7 @@ fn given_back(world: &mut World, crash: &Crash) -> Result<(), String> {
     world.free();
     participants(world, 2)?;
     verify(world, crash, &|more, _| more == 0)?;
-    let value = world.nodes[0].value;
+    let value = world.held.map_or(0, |held| held.value);
     ensure(value == 1, || format!("the object has become {value}"))?;
     // Held by the parent alone, with whom it goes.
     // SAFETY: no preconditions.
@@ -47,9 +47,8 @@ fn participants(world: &World, count: usize) -> Result<(), String> {
 
 pub fn cases(suite: &mut Suite) {
     let object = |world: &mut World| {
-        world
-            .nodes
-            .push(world.pool.create(node(1)).expect("a node"));
+        let held = world.pool.create(node(1)).expect("a node");
+        world.held = Some(Box::leak(Box::new(held)));
         forking::before();
     };
     let life = |world: &mut World| {

@@ -22,6 +22,8 @@ pub struct World {
     pub committed: usize,
     /// The child that is buried, in a survivor that is its parent.
     pub child: Option<u32>,
+    /// What a parent holds whose handles are locked for a fork: never dropped.
+    pub held: Option<&'static Shared<Node>>,
     pub blocks: Vec<NonNull<u8>>,
     pub nodes: Vec<Shared<Node>>,
 }
@@ -65,6 +67,7 @@ impl World {
             before: 0,
             committed: 0,
             child: None,
+            held: None,
             blocks: Vec::new(),
             nodes: Vec::new(),
         }

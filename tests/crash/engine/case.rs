@@ -67,6 +67,7 @@ pub struct Case<S> {
     pub(super) cross_check: bool,
     pub(super) second_order: bool,
     pub(super) real_kills: bool,
+    pub(super) hurried: bool,
     pub(super) least: u64,
     pub(super) expects: Option<Vec<&'static str>>,
 }
@@ -88,6 +89,7 @@ impl<S: Arena> Case<S> {
             cross_check: false,
             second_order: true,
             real_kills: true,
+            hurried: true,
             least: LEAST_POINTS,
             expects: None,
         }
@@ -149,6 +151,12 @@ impl<S: Arena> Case<S> {
     /// Compares the whole arena at every step, to test the engine itself.
     pub fn cross_checked(mut self) -> Self {
         self.cross_check = true;
+        self
+    }
+
+    /// Second order from all images, however long that takes, also in a short run.
+    pub fn unhurried(mut self) -> Self {
+        self.hurried = false;
         self
     }
 

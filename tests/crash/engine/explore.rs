@@ -183,7 +183,8 @@ impl<'a, S: Arena> Explorer<'a, S> {
 
     /// Whether the time of a short run is over.
     fn is_late(&self) -> bool {
-        !self.settings.full && self.began.elapsed() > self.settings.budget
+        let hurried = self.case.hurried && !self.settings.full;
+        hurried && self.began.elapsed() > self.settings.budget
     }
 
     /// Whether a point of the recovery after `crash` is tried: each of them in time; then the first change, the end, and
