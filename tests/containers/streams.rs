@@ -113,7 +113,7 @@ pub fn histories_of_queues() {
     let mut histories = Histories::new();
     while histories.go_on() {
         let pool = *histories.pool;
-        let queues: Shared<[Queue<u64>; ROUNDS]> = if histories.seed % 3 == 0 {
+        let queues: Shared<[Queue<u64>; ROUNDS]> = if histories.seed.is_multiple_of(3) {
             pool.create([const { Queue::unbounded() }; ROUNDS])
         } else {
             pool.create([const { Queue::bounded(4) }; ROUNDS])
