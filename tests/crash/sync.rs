@@ -333,13 +333,16 @@ fn can_wait((mutex, condvar): &Gate, crash: &Crash) -> Result<(), String> {
 }
 
 fn condvars(suite: &mut Suite) {
-    suite.run(case(
-        "condvar, notify_one",
-        gate,
-        nothing,
-        |(_, condvar)| condvar.notify_one(),
-        can_wait,
-    ));
+    suite.run(
+        case(
+            "condvar, notify_one",
+            gate,
+            nothing,
+            |(_, condvar)| condvar.notify_one(),
+            can_wait,
+        )
+        .at_least(3),
+    );
     suite.run(case(
         "condvar, notify_all with the lock",
         gate,
@@ -422,13 +425,16 @@ fn semaphores(suite: &mut Suite) {
         |semaphore| semaphore.acquire().expect("a permit").forget(),
         |semaphore, crash| has_either(semaphore, crash, 2, 1),
     ));
-    suite.run(case(
-        "semaphore, add_permits",
-        || Semaphore::new(2),
-        nothing,
-        |semaphore| semaphore.add_permits(3).expect("room"),
-        |semaphore, crash| has_either(semaphore, crash, 2, 5),
-    ));
+    suite.run(
+        case(
+            "semaphore, add_permits",
+            || Semaphore::new(2),
+            nothing,
+            |semaphore| semaphore.add_permits(3).expect("room"),
+            |semaphore, crash| has_either(semaphore, crash, 2, 5),
+        )
+        .at_least(3),
+    );
     suite.run(case(
         "semaphore, add_permits with one held",
         || Semaphore::new(2),
