@@ -212,6 +212,13 @@ pub mod testing {
             fork::child_reaped(pid);
         }
 
+        /// Records that are not free, of processes and of children on their way.
+        pub fn records(pool: crate::Pool) -> usize {
+            let free = crate::participants::table::ProcessPhase::Free;
+            let taken = pool.0.processes().filter(|(_, p)| p.state().phase != free);
+            taken.count()
+        }
+
         /// The child comes to life.
         ///
         /// # Safety

@@ -39,9 +39,9 @@ fn given_back(world: &mut World, crash: &Crash) -> Result<(), String> {
 
 /// So many processes have a record, and a thread each.
 fn participants(world: &World, count: usize) -> Result<(), String> {
-    let stats = world.pool.stats();
-    ensure((stats.processes, stats.threads) == (count, count), || {
-        format!("{} processes, {} threads", stats.processes, stats.threads)
+    let (records, threads) = (forking::records(world.pool), world.pool.stats().threads);
+    ensure((records, threads) == (count, count), || {
+        format!("{records} records, {threads} threads")
     })
 }
 

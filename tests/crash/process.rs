@@ -172,11 +172,8 @@ pub fn cases(suite: &mut Suite) {
                 .ok_or_else(|| "detached and joined".into())
         },
     ));
-    suite.run(case(
-        "detach a requested one",
-        started,
-        detach,
-        |world, crash| {
+    suite.run(
+        case("detach a requested one", started, detach, |world, crash| {
             world.jobs.work();
             world.jobs.end();
             let again = joined(world)?;
@@ -184,8 +181,9 @@ pub fn cases(suite: &mut Suite) {
             (!wrong)
                 .then_some(())
                 .ok_or_else(|| "detached and joined".into())
-        },
-    ));
+        })
+        .at_least(3),
+    );
     let running = move |world: &mut World| {
         started(world);
         world.jobs.run();

@@ -19,8 +19,10 @@ use super::suite::{Place, Settings, Tally};
 
 /// Recoveries of recoveries of the operation are not crashed again.
 const LAST_ORDER: u8 = 2;
-/// Recovery is followed from so many points of the operation, if it has as many, whatever the time.
-pub const ALWAYS_FOLLOWED: usize = 3;
+/// Recovery is followed from so many points of the operation whatever the time.
+pub const ALWAYS_FOLLOWED: usize = 1;
+/// So many points come first: the middle, the last and the first change.
+const EARLY: usize = 3;
 /// Of the points of a recovery one of so many is tried when the time is over.
 const ONE_OF: usize = 16;
 /// After so many failures a case is given up.
@@ -478,11 +480,7 @@ fn spread(count: usize) -> Vec<usize> {
     let others = [count - 1, 1.min(count - 1)].into_iter();
     for index in others.chain((0..count).map(|step| step * stride % count)) {
         // What is visited out of turn is among the first.
-        if !all
-            .iter()
-            .take(ALWAYS_FOLLOWED)
-            .any(|&early| early == index)
-        {
+        if !all.iter().take(EARLY).any(|&early| early == index) {
             all.push(index);
         }
     }

@@ -18,8 +18,8 @@
 //!
 //! * First order: every change of the arena by the operation, its start, its end, every mark given to [`progress`].
 //! * Second order: from an image of the first order, `recover` itself is stepped, and each of its changes is followed by
-//!   the recovery and verification by another survivor. All images in full mode, a spread of them in a short run: three of
-//!   them at the least, from the first change, the middle and the end, if need be with some of their points only.
+//!   the recovery and verification by another survivor. All images in full mode, a spread of them in a short run: the
+//!   middle one whatever the time, if need be with some of its recovery's points only.
 //! * Real kills: the case is run again in a new process to a random point, the victim is killed there with SIGKILL
 //!   and reaped, and a survivor recovers the arena itself, with the kernel's marks of death instead of `bury`'s.
 //!

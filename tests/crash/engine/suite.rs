@@ -3,7 +3,7 @@
 //! | variable | |
 //! |---|---|
 //! | `SHMKIT_CRASH=full` | second order from every image, many real kills, no budget |
-//! | `SHMKIT_CRASH_BUDGET_MS` | how long a case may go on to new images of second order in a short run (3000); it goes to three all the same, and to some of their points |
+//! | `SHMKIT_CRASH_BUDGET_MS` | how long a case may go on to new images of second order in a short run (3000); it goes to the middle one, and some points of its recovery, all the same |
 //! | `SHMKIT_CRASH_CHECK=1` | compare the whole arena at every step |
 //! | `SHMKIT_CRASH_SEED` | where real kills fall |
 //! | `SHMKIT_CRASH_VERBOSE=1` | print the unexpected failures of deliberately broken cases too |
