@@ -52,7 +52,7 @@ thread_local! {
 /// The longest list that is kept.
 const KEPT: usize = 256;
 
-/// A transaction on a [`Heap`]: see [`Heap::modify`].
+/// A transaction on a [`Heap`](super::Heap): see [`Heap::modify`](super::Heap::modify).
 ///
 /// What it gives out borrows from it, so there is one `&mut` at a time.
 ///
