@@ -119,7 +119,15 @@ impl Gate {
     fn futex(&self, operation: libc::c_int, value: u32) {
         let forever = std::ptr::null::<libc::timespec>();
         // SAFETY: a word that lives as long as the gate, and no time limit.
-        unsafe { libc::syscall(libc::SYS_futex, self.arrived.as_ptr(), operation, value, forever) };
+        unsafe {
+            libc::syscall(
+                libc::SYS_futex,
+                self.arrived.as_ptr(),
+                operation,
+                value,
+                forever,
+            )
+        };
     }
 }
 
@@ -183,6 +191,6 @@ impl Random {
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
         let number = self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32;
-        (number * n as u64 >> 32) as usize
+        ((number * n as u64) >> 32) as usize
     }
 }

@@ -171,7 +171,7 @@ fn map_mixed(crew: &Crew, map: &impl Map) {
         gate.work(|| {
             for (i, &number) in numbers.iter().enumerate() {
                 let key = key(number as usize);
-                if (i as u32 ^ seed) % 10 == 0 {
+                if (i as u32 ^ seed).is_multiple_of(10) {
                     map.put(key, u64::from(seed));
                 } else {
                     assert!(map.get(key).is_some());
