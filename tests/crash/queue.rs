@@ -135,10 +135,6 @@ impl World {
             ensure(popped == all, || format!("{popped:?} for {all:?}"))?;
         }
         intact(self.pool)?;
-        self.nothing_lost()
-    }
-
-    fn nothing_lost(&self) -> Result<(), String> {
         in_use(self.pool, self.used)
     }
 }
