@@ -62,7 +62,7 @@ impl<T: ShmSafe> Named<T> {
 
     pub fn new(pool: Pool, object: T, fill: impl FnOnce(&T)) -> Self {
         let before = pool.stats().allocated;
-        let object = pool.create(object).ok().expect("room");
+        let object = pool.create(object).expect("room");
         fill(&object);
         pool.set_name(Self::NAME, &object).expect("named");
         drop(object);
