@@ -2,8 +2,11 @@
 //!
 //! Its own harness, see `common`: each case has a process of its own.
 
+use std::env;
 use std::process::ExitCode;
 
+use proptest::strategy::Strategy;
+use proptest::test_runner::{Config, TestRunner};
 use shmkit::{KillSafe, Pool, ShmSafe};
 
 #[path = "containers/arrays.rs"]
@@ -74,6 +77,7 @@ const CASES: &[common::Named] = table! {
         claims_refuse_growth
         claims_refuse_spawn;
     matrices:
+        matrices_behave_like_rows
         shapes
         bands
         a_matrix_grows
@@ -128,7 +132,7 @@ const CASES: &[common::Named] = table! {
         elements_that_come_and_go_are_not_missed
         a_stopped_waiter_is_passed;
     cells:
-        a_cell_is_a_variable
+        cells_behave_like_variables
         cells_outside_of_a_pool
         an_update_that_panics_changes_nothing
         a_view_holds_back_what_it_sees
@@ -212,6 +216,7 @@ const CASES: &[common::Named] = table! {
         killed_consumers
         killed_leasers;
     mailboxes:
+        mailboxes_behave_like_vec_deques
         many_senders_one_receiver
         a_mailbox_has_one_receiver
         the_receiver_of_the_killed
@@ -268,6 +273,24 @@ fn pool() -> Pool {
 fn allocated(pool: Pool) -> usize {
     pool.recover();
     pool.stats().allocated
+}
+
+/// Runs a test on so many random inputs, or on as many as the environment says; of those on which it
+/// fails, the smallest that is found is told.
+fn on_random<S: Strategy>(cases: u32, inputs: &S, test: impl Fn(S::Value)) {
+    let told = env::var("PROPTEST_CASES").ok();
+    let mut runner = TestRunner::new(Config {
+        cases: told.and_then(|n| n.parse().ok()).unwrap_or(cases),
+        failure_persistence: None,
+        ..Config::default()
+    });
+    let run = |input| {
+        test(input);
+        Ok(())
+    };
+    if let Err(failure) = runner.run(inputs, run) {
+        panic!("{failure}");
+    }
 }
 
 #[track_caller]

@@ -4,12 +4,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use proptest::test_runner::{Config, TestRunner};
 use shmkit::{
     AllocError, Array, ElementError, KillSafe, ObjectError, Pool, ResizeError, Shared, ShmSafe,
 };
 
-use crate::{Sealed, allocated, assert_sound, pool};
+use crate::{Sealed, allocated, assert_sound, on_random, pool};
 
 pub fn constructors() {
     let pool = pool();
@@ -109,21 +108,12 @@ fn compare<T: KillSafe + Unpin + Copy + PartialEq + std::fmt::Debug>(
 pub fn behaves_like_a_vec() {
     let pool = pool();
     let before = allocated(pool);
-    let config = Config {
-        cases: 200,
-        failure_persistence: None,
-        ..Config::default()
-    };
-    let run = |steps: Vec<Step>| {
+    on_random(200, &vec(step(), 0..40), |steps| {
         compare(pool, &steps, |v| v as u8);
         compare(pool, &steps, |v| v as f64);
         compare(pool, &steps, Sealed::new);
         compare(pool, &steps, |v| (v as u8, v as u32));
-        Ok(())
-    };
-    TestRunner::new(config)
-        .run(&vec(step(), 0..40), run)
-        .unwrap();
+    });
     assert_eq!(allocated(pool), before);
     assert_sound(pool);
 }

@@ -7,11 +7,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use proptest::prelude::*;
-use proptest::test_runner::{Config, TestCaseError, TestRunner};
 use shmkit::process::{SpawnError, scope};
 use shmkit::{AllocError, AppendError, Buffer, Pool, RangeError, Shared, ShmSafe};
 
-use crate::{allocated, assert_sound, pool};
+use crate::{allocated, assert_sound, on_random, pool};
 
 fn one() -> Shared<Buffer> {
     pool().create(Buffer::new()).unwrap()
@@ -75,73 +74,64 @@ impl Model {
         self.bytes.range(range).copied().collect()
     }
 
-    fn step(&mut self, buffer: &Buffer, operation: &Operation) -> Result<(), TestCaseError> {
+    fn step(&mut self, buffer: &Buffer, operation: &Operation) {
         match *operation {
             Operation::Append(len) => {
                 self.number += 1;
                 let more = bytes(self.number, len);
-                prop_assert_eq!(buffer.append(&more), Ok(self.end()));
+                assert_eq!(buffer.append(&more), Ok(self.end()));
                 let at = self.end();
                 self.bytes.extend(&more);
                 let view = buffer.view(at..self.end()).unwrap();
-                prop_assert_eq!(view.as_slice(), Some(&more[..]));
+                assert_eq!(view.as_slice(), Some(&more[..]));
             }
             Operation::Truncate(fraction) => {
                 let to = self.at(fraction);
-                prop_assert_eq!(buffer.truncate_front(to), Ok(()));
+                assert_eq!(buffer.truncate_front(to), Ok(()));
                 self.bytes.drain(..(to - self.start) as usize);
                 // Not back.
-                prop_assert_eq!(buffer.truncate_front(self.start), Ok(()));
+                assert_eq!(buffer.truncate_front(self.start), Ok(()));
                 self.start = to;
             }
             Operation::Clear => {
-                prop_assert_eq!(buffer.clear(), Ok(()));
+                assert_eq!(buffer.clear(), Ok(()));
                 self.start = self.end();
                 self.bytes.clear();
             }
             Operation::View(a, b) => {
                 let (from, to) = (self.at(a.min(b)), self.at(a.max(b)));
                 let view = buffer.view(from..to).unwrap();
-                prop_assert_eq!(view.len() as u64, to - from);
-                prop_assert_eq!(view.to_vec(), self.slice(from, to));
+                assert_eq!(view.len() as u64, to - from);
+                assert_eq!(view.to_vec(), self.slice(from, to));
             }
             Operation::ReadAt(a, len) => {
                 let from = self.at(a);
                 let mut into = vec![0; len];
                 let read = buffer.read_at(from, &mut into).unwrap();
                 let to = self.end().min(from + len as u64);
-                prop_assert_eq!(&into[..read], &self.slice(from, to)[..]);
+                assert_eq!(&into[..read], &self.slice(from, to)[..]);
             }
         }
-        prop_assert_eq!((buffer.start(), buffer.end()), (self.start, self.end()));
-        prop_assert_eq!(buffer.len(), self.bytes.len() as u64);
-        Ok(())
+        assert_eq!((buffer.start(), buffer.end()), (self.start, self.end()));
+        assert_eq!(buffer.len(), self.bytes.len() as u64);
     }
 }
 
 pub fn buffer_behaves_like_its_model() {
-    let mut runner = TestRunner::new(Config {
-        cases: 60,
-        failure_persistence: None,
-        ..Config::default()
-    });
     let pool = Pool::builder().max_size(64 << 20).create().unwrap();
     let before = allocated(pool);
-    let outcome = runner.run(&prop::collection::vec(operations(), 1..120), |operations| {
+    let operations = prop::collection::vec(operations(), 1..120);
+    on_random(60, &operations, |operations| {
         let buffer = pool.create(Buffer::new()).unwrap();
         let mut model = Model::default();
         for operation in &operations {
-            model.step(&buffer, operation)?;
+            model.step(&buffer, operation);
         }
         let report = pool.check_quiescent();
-        prop_assert!(report.is_ok(), "{}", report);
+        assert!(report.is_ok(), "{report}");
         drop(buffer);
-        prop_assert_eq!(pool.stats().allocated, before);
-        Ok(())
+        assert_eq!(pool.stats().allocated, before);
     });
-    if let Err(error) = outcome {
-        panic!("{error}");
-    }
 }
 
 pub fn buffer_refusals() {

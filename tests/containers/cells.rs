@@ -1,31 +1,109 @@
 //! Cells: against a variable, shared by processes, some of which are killed.
 
 use std::cell::Cell;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::fmt::Debug;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use proptest::prelude::*;
 use shmkit::process::{JoinError, scope};
-use shmkit::{AllocError, ChangeError, SharedCell};
+use shmkit::{AllocError, ChangeError, Pool, SharedCell, ShmSafe};
 
 use crate::common::TestPool;
-use crate::{Sealed, allocated, assert_sound};
+use crate::{Sealed, allocated, assert_sound, on_random};
 
-pub fn a_cell_is_a_variable() {
+#[derive(Clone, Debug)]
+enum Step {
+    Set(u64),
+    Replace(u64),
+    Update(u64),
+    /// An update while which the cell is set to another value.
+    Overtaken(u64, u64),
+    Panics,
+    /// Looks at the value, and keeps what it sees.
+    Look,
+    /// Ends one of the looks.
+    LookAway(usize),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => any::<u64>().prop_map(Step::Set),
+        4 => any::<u64>().prop_map(Step::Replace),
+        4 => any::<u64>().prop_map(Step::Update),
+        1 => any::<(u64, u64)>().prop_map(|(v, other)| Step::Overtaken(v, other)),
+        1 => Just(Step::Panics),
+        3 => Just(Step::Look),
+        2 => (0..4_usize).prop_map(Step::LookAway),
+    ]
+}
+
+/// Runs the steps on a cell of what `of` makes, and on a variable.
+fn compare<T>(pool: Pool, steps: &[Step], of: fn(u64) -> T)
+where
+    T: ShmSafe + Unpin + Copy + PartialEq + Debug,
+{
+    let cell = pool.create(SharedCell::new()).unwrap();
+    let (mut model, mut looks) = (None, Vec::new());
+    for step in steps {
+        match *step {
+            Step::Set(v) => {
+                cell.set(of(v)).unwrap();
+                model = Some(of(v));
+            }
+            Step::Replace(v) => {
+                let old = cell.replace(of(v)).unwrap();
+                assert_eq!(old.as_deref().copied(), model.replace(of(v)));
+            }
+            Step::Update(v) => {
+                let mut seen = Vec::new();
+                let update = cell.update(|now| {
+                    seen.push(now.copied());
+                    of(v)
+                });
+                assert_eq!((update, seen), (Ok(()), vec![model.replace(of(v))]));
+            }
+            Step::Overtaken(v, other) => {
+                let mut seen = Vec::new();
+                let update = cell.update(|now| {
+                    seen.push(now.copied());
+                    if seen.len() == 1 {
+                        cell.set(of(other)).unwrap();
+                    }
+                    of(v)
+                });
+                let expected = vec![model.replace(of(v)), Some(of(other))];
+                assert_eq!((update, seen), (Ok(()), expected));
+            }
+            Step::Panics => {
+                let panics = || cell.update(|_| resume_unwind(Box::new(())));
+                assert!(catch_unwind(AssertUnwindSafe(panics)).is_err());
+            }
+            Step::Look => looks.push((cell.view(), model)),
+            Step::LookAway(i) if i < looks.len() => drop(looks.remove(i)),
+            Step::LookAway(_) => {}
+        }
+        assert_eq!((cell.get(), cell.is_empty()), (model, model.is_none()));
+        for (view, seen) in &looks {
+            assert_eq!(view.as_deref(), seen.as_ref());
+        }
+    }
+    drop(looks);
+    assert_sound(pool);
+    assert_eq!(pool.stats().retired.blocks, 0);
+    assert_eq!(cell.get(), model);
+}
+
+pub fn cells_behave_like_variables() {
     let pool = TestPool::new();
     let before = allocated(*pool);
-    let cell = pool.create(SharedCell::new()).unwrap();
-    assert!(cell.is_empty() && cell.get().is_none() && cell.view().is_none());
-    assert!(cell.replace(1_u64).unwrap().is_none());
-    assert_eq!(cell.get(), Some(1));
-    for n in 1..1000 {
-        let seen = cell.view().unwrap();
-        assert_eq!(*cell.replace(n + 1).unwrap().unwrap(), n);
-        assert_eq!((*seen, *cell.view().unwrap()), (n, n + 1));
-    }
-    cell.update(|n| n.unwrap() * 2).unwrap();
-    assert_eq!(cell.get(), Some(2000));
-    drop(cell);
-    assert_eq!(allocated(*pool), before);
+    on_random(150, &prop::collection::vec(step(), 1..80), |steps| {
+        compare(*pool, &steps, |v| v as u8);
+        compare(*pool, &steps, Sealed::new);
+        compare(*pool, &steps, |v| [v; 300]);
+        compare(*pool, &steps, |v| (v % 2 == 0).then_some(v));
+        assert_eq!(allocated(*pool), before);
+    });
     assert_sound(*pool);
 }
 

@@ -3,13 +3,12 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use proptest::prelude::*;
-use proptest::test_runner::{Config, TestRunner};
 use shmkit::process::scope;
 use shmkit::{Heap, HeapError};
 
-use crate::allocated;
 use crate::common::TestPool;
 use crate::graph_model::{Model, Root, Step};
+use crate::{allocated, on_random};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum End {
@@ -44,18 +43,13 @@ fn steps() -> impl Strategy<Value = (Vec<Step>, End, bool)> {
 }
 
 pub fn heaps_behave_like_graphs() {
-    let cases = Config {
-        cases: 300,
-        failure_persistence: None,
-        ..Config::default()
-    };
     std::panic::set_hook(Box::new(|info| {
         if !info.payload().is::<Planned>() {
             eprintln!("{info}");
         }
     }));
     let runs = prop::collection::vec(steps(), 1..20);
-    let outcome = TestRunner::new(cases).run(&runs, |transactions| {
+    on_random(300, &runs, |transactions| {
         let pool = TestPool::with(|builder| builder.max_size(16 << 20));
         let before = allocated(*pool);
         let heap = pool.create(Heap::<Root>::new(None)).unwrap();
@@ -105,10 +99,7 @@ pub fn heaps_behave_like_graphs() {
         }
         drop(heap);
         assert_eq!(allocated(*pool), before);
-        Ok(())
     });
-    let _ = std::panic::take_hook();
-    outcome.unwrap();
 }
 
 /// What planned panics have.

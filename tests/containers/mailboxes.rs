@@ -1,12 +1,17 @@
-//! Mailboxes, from several processes, some of which are killed.
+//! Mailboxes: with a model, and from several processes, some of which are killed.
 
+use std::collections::VecDeque;
+use std::fmt::Debug;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use proptest::prelude::*;
 use shmkit::process::{JoinError, scope};
-use shmkit::{Mailbox, PushRefusal, Receiver, ReceiverError, RecvError, Shared, ShmSafe};
+use shmkit::{
+    Mailbox, Pool, PushError, PushRefusal, Receiver, ReceiverError, RecvError, Shared, ShmSafe,
+};
 
-use crate::{Sealed, allocated, assert_sound, pool};
+use crate::{Sealed, allocated, assert_sound, on_random, pool};
 
 const SHORT: Duration = Duration::from_millis(5);
 const LONG: Duration = Duration::from_secs(60);
@@ -19,6 +24,197 @@ fn until(done: impl Fn() -> bool) {
     while !done() {
         std::thread::yield_now();
     }
+}
+
+/// What is done to one of two mailboxes, or to both.
+#[derive(Clone, Debug)]
+enum Step {
+    Send(usize, u64),
+    TrySend(usize, u64),
+    SendTimeout(usize, u64),
+    /// Becomes the receiver, or is it no more.
+    Receiver(usize),
+    Receive(usize),
+    TryReceive(usize),
+    ReceiveTimeout(usize),
+    Wake(usize),
+    WaitAny,
+    Close(usize),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let which = || 0..2_usize;
+    let message = || (which(), any::<u64>());
+    prop_oneof![
+        4 => message().prop_map(|(i, n)| Step::Send(i, n)),
+        3 => message().prop_map(|(i, n)| Step::TrySend(i, n)),
+        2 => message().prop_map(|(i, n)| Step::SendTimeout(i, n)),
+        5 => which().prop_map(Step::Receiver),
+        4 => which().prop_map(Step::Receive),
+        4 => which().prop_map(Step::TryReceive),
+        2 => which().prop_map(Step::ReceiveTimeout),
+        2 => which().prop_map(Step::Wake),
+        2 => Just(Step::WaitAny),
+        1 => which().prop_map(Step::Close),
+    ]
+}
+
+/// What a mailbox must be.
+struct Model<T> {
+    slots: usize,
+    messages: VecDeque<T>,
+    woken: bool,
+    closed: bool,
+}
+
+impl<T: Copy> Model<T> {
+    fn new(slots: usize) -> Self {
+        Model {
+            slots,
+            messages: VecDeque::new(),
+            woken: false,
+            closed: false,
+        }
+    }
+
+    /// What becomes of a message; if it is to wait for a slot, `full`.
+    fn send(&mut self, message: T, full: PushRefusal) -> Option<PushRefusal> {
+        if self.slots == 0 {
+            return Some(PushRefusal::NoCapacity);
+        }
+        if self.closed {
+            return Some(PushRefusal::Closed);
+        }
+        if self.messages.len() == self.slots {
+            return Some(full);
+        }
+        self.messages.push_back(message);
+        None
+    }
+
+    /// What is received; if nothing is there to be, `empty`.
+    fn receive(&mut self, empty: RecvError) -> Result<T, RecvError> {
+        if std::mem::take(&mut self.woken) {
+            return Err(RecvError::Woken);
+        }
+        let message = self.messages.pop_front();
+        message.ok_or(match (self.slots, self.closed) {
+            (0, _) => RecvError::NoSlots,
+            (_, true) => RecvError::Closed,
+            (_, false) => empty,
+        })
+    }
+
+    fn is_ready(&self) -> bool {
+        self.woken || self.closed || !self.messages.is_empty()
+    }
+}
+
+/// Runs the steps on mailboxes of messages that `of` makes, and on `VecDeque`s. Nothing that would wait
+/// for ever is done.
+fn compare<T>(pool: Pool, slots: [usize; 2], steps: &[Step], of: fn(u64) -> T)
+where
+    T: ShmSafe + Unpin + Copy + PartialEq + Debug,
+{
+    const SHORTEST: Duration = Duration::from_nanos(1);
+    let boxes = slots.map(|slots| pool.create(Mailbox::new(slots)).ok().unwrap());
+    let mut models = slots.map(Model::new);
+    let mut receivers = [None, None];
+    let refused = |sent: Result<(), PushError<T>>, message: T| {
+        sent.err().map(|error| {
+            assert_eq!(error.value, message);
+            error.cause
+        })
+    };
+    for step in steps {
+        match *step {
+            Step::Send(i, n) => {
+                let model = &mut models[i];
+                if model.closed || slots[i] == 0 || model.messages.len() < slots[i] {
+                    let expected = model.send(of(n), PushRefusal::Full);
+                    assert_eq!(refused(boxes[i].send(of(n)), of(n)), expected);
+                }
+            }
+            Step::TrySend(i, n) => {
+                let expected = models[i].send(of(n), PushRefusal::Full);
+                assert_eq!(refused(boxes[i].try_send(of(n)), of(n)), expected);
+            }
+            Step::SendTimeout(i, n) => {
+                let sent = boxes[i].send_timeout(of(n), SHORTEST);
+                let expected = models[i].send(of(n), PushRefusal::TimedOut);
+                assert_eq!(refused(sent, of(n)), expected);
+            }
+            Step::Receiver(i) => match receivers[i].take() {
+                Some(receiver) => {
+                    assert_eq!(boxes[i].receiver().err(), Some(ReceiverError::Taken));
+                    drop(receiver);
+                }
+                None => receivers[i] = Some(boxes[i].receiver().unwrap()),
+            },
+            Step::Receive(i) => {
+                if let Some(receiver) = &receivers[i]
+                    && (models[i].is_ready() || slots[i] == 0)
+                {
+                    let expected = models[i].receive(RecvError::Empty);
+                    assert_eq!(receiver.recv(), expected);
+                }
+            }
+            Step::TryReceive(i) => {
+                if let Some(receiver) = &receivers[i] {
+                    let expected = models[i].receive(RecvError::Empty);
+                    assert_eq!(receiver.try_recv(), expected);
+                }
+            }
+            Step::ReceiveTimeout(i) => {
+                if let Some(receiver) = &receivers[i] {
+                    let expected = models[i].receive(RecvError::TimedOut);
+                    assert_eq!(receiver.recv_timeout(SHORTEST), expected);
+                }
+            }
+            Step::Wake(i) => {
+                boxes[i].wake();
+                models[i].woken = true;
+            }
+            Step::WaitAny => {
+                let there = || receivers.iter().zip(&models).filter(|(r, _)| r.is_some());
+                let all: Vec<_> = there().filter_map(|(r, _)| r.as_ref()).collect();
+                let ready = there().position(|(_, model)| model.is_ready());
+                assert_eq!(Receiver::wait_any(&all, SHORTEST), ready);
+            }
+            Step::Close(i) => {
+                // Every other run of steps goes on without it.
+                if steps.len().is_multiple_of(2) {
+                    boxes[i].close();
+                    models[i].closed = true;
+                }
+            }
+        }
+        for (i, model) in models.iter().enumerate() {
+            let (mailbox, messages) = (&boxes[i], &model.messages);
+            let (len, empty) = (messages.len(), messages.is_empty());
+            assert_eq!((mailbox.len(), mailbox.is_empty()), (len, empty));
+            assert_eq!(mailbox.is_closed(), model.closed);
+            assert_eq!(mailbox.capacity(), slots[i]);
+            if let Some(receiver) = &receivers[i] {
+                assert_eq!(receiver.is_ready(), model.is_ready());
+            }
+        }
+    }
+    drop(receivers);
+    assert_sound(pool);
+}
+
+pub fn mailboxes_behave_like_vec_deques() {
+    let pool = pool();
+    let before = allocated(pool);
+    let steps = prop::collection::vec(step(), 1..80);
+    on_random(100, &([0..5_usize, 0..5], steps), |(slots, steps)| {
+        compare(pool, slots, &steps, |n| n as u8);
+        compare(pool, slots, &steps, Sealed::new);
+        compare(pool, slots, &steps, |n| [n; 50]);
+        assert_eq!(allocated(pool), before);
+    });
+    assert_sound(pool);
 }
 
 pub fn many_senders_one_receiver() {

@@ -5,7 +5,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use proptest::prelude::*;
-use proptest::test_runner::{Config, TestRunner};
 use shmkit::process::scope;
 use shmkit::{
     ChangeError, CompareError, FoldHash, HandleError, HashMap, Iter, Key, KeyHasher, NamedError,
@@ -13,7 +12,7 @@ use shmkit::{
 };
 
 use crate::common::TestPool;
-use crate::{allocated, assert_sound};
+use crate::{allocated, assert_sound, on_random};
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -120,15 +119,8 @@ pub fn content<K: Key + Clone + Eq + std::hash::Hash, V: shmkit::ShmSafe + Unpin
 pub fn behaves_like_stds() {
     let pool = TestPool::new();
     let before = allocated(*pool);
-    let cases = std::env::var("PROPTEST_CASES").ok();
-    let cases = cases.and_then(|n| n.parse().ok()).unwrap_or(60);
-    let mut runner = TestRunner::new(Config {
-        cases,
-        failure_persistence: None,
-        ..Config::default()
-    });
     let steps = prop::collection::vec(step(), 1..120);
-    let outcome = runner.run(&steps, |steps| {
+    on_random(60, &steps, |steps| {
         let map = pool.create(HashMap::new()).unwrap();
         let mut model = Model::new();
         for step in &steps {
@@ -140,9 +132,7 @@ pub fn behaves_like_stds() {
         assert_sound(*pool);
         drop(map);
         assert_eq!(allocated(*pool), before);
-        Ok(())
     });
-    outcome.unwrap();
 }
 
 pub fn grows_and_shrinks() {

@@ -1,13 +1,16 @@
 //! Matrices.
 
 use std::cell::Cell;
+use std::fmt::Debug;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use proptest::collection::vec;
+use proptest::prelude::*;
 use shmkit::numbers::{self, NumbersError};
 use shmkit::process::scope;
-use shmkit::{Array, ElementError, Matrix, ResizeError, ShapeError, ShmSafe};
+use shmkit::{Array, ElementError, KillSafe, Matrix, Pool, ResizeError, ShapeError, ShmSafe};
 
-use crate::{allocated, assert_sound, pool};
+use crate::{Sealed, allocated, assert_sound, on_random, pool};
 
 /// A row that is of another length each time it is asked.
 struct Wavering(Cell<usize>);
@@ -17,6 +20,120 @@ impl AsRef<[u8]> for Wavering {
         let asked = self.0.replace(self.0.get() + 1);
         &[0; 4][..2 + asked % 2 * 2]
     }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Get(usize, usize),
+    Set(usize, usize, u64),
+    Update(usize, usize, u64),
+    Grow(usize, u64),
+    Row(usize),
+    WriteRow(usize, u64),
+    Rows(usize, usize),
+    WriteRows(usize, usize, u64),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let (row, column) = (|| 0..20_usize, || 0..6_usize);
+    let value = any::<u64>;
+    prop_oneof![
+        (row(), column()).prop_map(|(r, c)| Step::Get(r, c)),
+        (row(), column(), value()).prop_map(|(r, c, v)| Step::Set(r, c, v)),
+        (row(), column(), value()).prop_map(|(r, c, v)| Step::Update(r, c, v)),
+        (row(), value()).prop_map(|(n, v)| Step::Grow(n, v)),
+        row().prop_map(Step::Row),
+        (row(), value()).prop_map(|(r, v)| Step::WriteRow(r, v)),
+        (row(), row()).prop_map(|(a, b)| Step::Rows(a, b)),
+        (row(), row(), value()).prop_map(|(a, b, v)| Step::WriteRows(a, b, v)),
+    ]
+}
+
+/// Runs the steps on a matrix of elements that `of` makes, and on `Vec`s.
+fn compare<T>(pool: Pool, columns: usize, steps: &[Step], of: fn(u64) -> T)
+where
+    T: KillSafe + Unpin + Copy + PartialEq + Debug,
+{
+    let element = |r, c| of((r * 10 + c) as u64);
+    let matrix = Matrix::from_fn_in(pool, 3, columns, element).unwrap();
+    let row = |r| (0..columns).map(|c| element(r, c)).collect::<Vec<_>>();
+    let mut model: Vec<_> = (0..3).map(row).collect();
+    for step in steps {
+        let place = |r: usize, c: usize| model.get(r).and_then(|row| row.get(c)).copied();
+        match *step {
+            Step::Get(r, c) => assert_eq!(matrix.get(r, c).ok(), place(r, c)),
+            Step::Set(r, c, v) => {
+                assert_eq!(matrix.set(r, c, of(v)).ok(), place(r, c).map(|_| ()));
+                if place(r, c).is_some() {
+                    model[r][c] = of(v);
+                }
+            }
+            Step::Update(r, c, v) => {
+                assert_eq!(matrix.update(r, c, |_| of(v)).ok(), place(r, c));
+                if place(r, c).is_some() {
+                    model[r][c] = of(v);
+                }
+            }
+            Step::Grow(n, v) => {
+                assert_eq!(matrix.grow(n, of(v)).is_ok(), n >= model.len());
+                model.resize(n.max(model.len()), vec![of(v); columns]);
+            }
+            Step::Row(r) => {
+                let row = matrix.row(r).ok();
+                assert_eq!(row.as_deref(), model.get(r).map(Vec::as_slice));
+            }
+            Step::WriteRow(r, v) => {
+                let (row, expected) = (matrix.row_mut(r).ok(), model.get_mut(r));
+                assert_eq!(row.is_some(), expected.is_some());
+                if let (Some(mut row), Some(expected)) = (row, expected) {
+                    assert_eq!(*row, **expected);
+                    row.fill(of(v));
+                    expected.fill(of(v));
+                }
+            }
+            Step::Rows(a, b) => {
+                let (band, expected) = (matrix.rows(a..b).ok(), model.get(a..b));
+                assert_eq!(band.is_some(), expected.is_some());
+                if let (Some(band), Some(expected)) = (band, expected) {
+                    assert_eq!(band.dims(), (b - a, columns));
+                    assert!(band.iter_rows().eq(expected));
+                    assert!((0..b - a).all(|r| band.row(r) == expected[r]));
+                }
+            }
+            Step::WriteRows(a, b, v) => {
+                let (band, expected) = (matrix.rows_mut(a..b).ok(), model.get_mut(a..b));
+                assert_eq!(band.is_some(), expected.is_some());
+                if let (Some(mut band), Some(expected)) = (band, expected) {
+                    assert!(!band.was_orphaned());
+                    let rows = band.iter_rows_mut().zip(expected);
+                    for ((row, expected), n) in rows.zip(0..) {
+                        assert_eq!(row, expected);
+                        row.fill(of(v ^ n));
+                        expected.fill(of(v ^ n));
+                    }
+                }
+            }
+        }
+        assert_eq!(matrix.dims(), (model.len(), columns));
+    }
+    assert_eq!(*matrix.rows(..).unwrap(), *model.concat());
+}
+
+pub fn matrices_behave_like_rows() {
+    let pool = pool();
+    drop(Matrix::filled_in(pool, 1, 1, 0_u8).unwrap());
+    let before = allocated(pool);
+    on_random(
+        150,
+        &(1..5_usize, vec(step(), 0..40)),
+        |(columns, steps)| {
+            compare(pool, columns, &steps, |v| v as u8);
+            compare(pool, columns, &steps, |v| v as f64);
+            compare(pool, columns, &steps, Sealed::new);
+        },
+    );
+    assert_eq!(allocated(pool), before);
+    assert_sound(pool);
 }
 
 pub fn shapes() {

@@ -1,58 +1,132 @@
 //! Stacks of values by keys: against a model, and with workers that are killed.
 
+use std::borrow::Borrow;
 use std::collections::HashMap as Model;
+use std::fmt::Debug;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use proptest::prelude::*;
 use shmkit::process::{JoinError, scope};
-use shmkit::{ChangeError, MultiMap};
+use shmkit::{Bindings, ChangeError, Key, MultiMap, Pool, ShmSafe};
 
 use crate::common::{Random, TestPool};
 use crate::full_maps::lives_on_what_it_outgrows;
-use crate::{Sealed, allocated, assert_sound};
+use crate::{Sealed, allocated, assert_sound, on_random};
 
-fn all(map: &MultiMap<u64, Sealed>, key: u64) -> Vec<Sealed> {
-    let mut bindings = map.get_all(&key);
-    let mut all = Vec::new();
-    while let Some(value) = bindings.next() {
-        all.push(*value);
+fn values<K: ?Sized + Key, V: ShmSafe + Unpin + Copy>(mut all: Bindings<'_, K, V>) -> Vec<V> {
+    let mut values = Vec::new();
+    while let Some(value) = all.next() {
+        values.push(*value);
     }
-    all
+    values
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Push(u16, u64),
+    Replace(u16, u64),
+    Pop(u16),
+    TryPop(u16),
+    /// Looks at a stack, and keeps what it sees.
+    Look(u16),
+    /// Ends one of the looks.
+    LookAway(usize),
+    Fill(u16, u16),
+    Drain(u16, u16),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    // Some stacks get high, and some keys are many.
+    let key = || prop_oneof![2 => 0..6_u16, 1 => 0..300_u16];
+    prop_oneof![
+        8 => (key(), any::<u64>()).prop_map(|(k, v)| Step::Push(k, v)),
+        3 => (key(), any::<u64>()).prop_map(|(k, v)| Step::Replace(k, v)),
+        4 => key().prop_map(Step::Pop),
+        2 => key().prop_map(Step::TryPop),
+        3 => key().prop_map(Step::Look),
+        2 => (0..4_usize).prop_map(Step::LookAway),
+        1 => (key(), 1..200_u16).prop_map(|(k, n)| Step::Fill(k, n)),
+        1 => (key(), 1..300_u16).prop_map(|(k, n)| Step::Drain(k, n)),
+    ]
+}
+
+/// Runs the steps on a map of what `key` and `of` make, and on `Vec`s by keys.
+fn compare<K, O, V>(pool: Pool, steps: &[Step], key: fn(u16) -> O, of: fn(u64) -> V)
+where
+    K: ?Sized + Key,
+    O: Borrow<K>,
+    V: ShmSafe + Unpin + Copy + PartialEq + Debug,
+{
+    let map = pool.create(MultiMap::<K, V>::new()).unwrap();
+    let mut model: Model<u16, Vec<V>> = Model::new();
+    let mut looks = Vec::new();
+    for step in steps {
+        match *step {
+            Step::Push(k, v) => {
+                map.push(key(k).borrow(), of(v)).unwrap();
+                model.entry(k).or_default().push(of(v));
+            }
+            Step::Replace(k, v) => {
+                let stack = model.entry(k).or_default();
+                let old = map.replace(key(k).borrow(), of(v)).unwrap();
+                assert_eq!(old.as_deref().copied(), stack.pop());
+                stack.push(of(v));
+            }
+            Step::Pop(k) => {
+                let popped = map.pop(key(k).borrow()).map(|v| *v);
+                assert_eq!(popped, model.entry(k).or_default().pop());
+            }
+            Step::TryPop(k) => {
+                let popped = map.try_pop(key(k).borrow()).unwrap().map(|v| *v);
+                assert_eq!(popped, model.entry(k).or_default().pop());
+            }
+            Step::Look(k) => {
+                let (k, stack) = (key(k), model.entry(k).or_default().clone());
+                let (top, all) = (map.get(k.borrow()), map.get_all(k.borrow()));
+                assert_eq!(map.contains_key(k.borrow()), !stack.is_empty());
+                looks.push((top, all, stack));
+            }
+            Step::LookAway(i) if i < looks.len() => {
+                let (top, all, stack) = looks.remove(i);
+                assert_eq!(top.as_deref(), stack.last());
+                assert_eq!(values(all), reversed(&stack));
+            }
+            Step::LookAway(_) => {}
+            Step::Fill(k, n) => (k..k + n).for_each(|k| {
+                map.push(key(k).borrow(), of(k.into())).unwrap();
+                model.entry(k).or_default().push(of(k.into()));
+            }),
+            Step::Drain(k, n) => (k..k + n).for_each(|k| {
+                let popped = map.pop(key(k).borrow()).map(|v| *v);
+                assert_eq!(popped, model.entry(k).or_default().pop());
+            }),
+        }
+        let len = model.values().map(Vec::len).sum::<usize>();
+        assert_eq!((map.len(), map.is_empty()), (len, len == 0));
+    }
+    for (&k, stack) in &model {
+        assert_eq!(values(map.get_all(key(k).borrow())), reversed(stack));
+    }
+    for (top, all, stack) in looks {
+        assert_eq!(top.as_deref(), stack.last());
+        assert_eq!(values(all), reversed(&stack));
+    }
+    assert_sound(pool);
+}
+
+/// As they come out: the top first.
+fn reversed<V: Copy>(stack: &[V]) -> Vec<V> {
+    stack.iter().rev().copied().collect()
 }
 
 pub fn stacks_behave_like_vecs() {
     let pool = TestPool::new();
     let before = allocated(*pool);
-    let map = pool.create(MultiMap::new()).unwrap();
-    let mut model: Model<u64, Vec<Sealed>> = Model::new();
-    let mut random = Random::new(5);
-    for step in 0..30_000 {
-        let key = random.below(if step % 3000 < 1500 { 20 } else { 400 }) as u64;
-        let value = Sealed::new(step);
-        let stack = model.entry(key).or_default();
-        match random.below(9) {
-            0..3 => {
-                map.push(&key, value).unwrap();
-                stack.push(value);
-            }
-            3..6 => assert_eq!(map.pop(&key).map(|v| *v), stack.pop()),
-            6 => {
-                let old = map.replace(&key, value).unwrap().map(|old| *old);
-                assert_eq!(old, stack.pop());
-                stack.push(value);
-            }
-            _ => {
-                assert_eq!(map.get(&key).map(|v| *v), stack.last().copied());
-                assert_eq!(map.contains_key(&key), !stack.is_empty());
-                let expected: Vec<_> = stack.iter().rev().copied().collect();
-                assert_eq!(all(&map, key), expected);
-            }
-        }
-    }
-    assert_eq!(map.len(), model.values().map(Vec::len).sum::<usize>());
-    assert_eq!(map.is_empty(), model.values().all(Vec::is_empty));
-    assert_sound(*pool);
-    drop(map);
-    assert_eq!(allocated(*pool), before);
+    on_random(60, &prop::collection::vec(step(), 1..120), |steps| {
+        compare::<u64, _, _>(*pool, &steps, u64::from, Sealed::new);
+        compare::<str, _, _>(*pool, &steps, |k| "k".repeat(k.into()), |v| v as u8);
+        assert_eq!(allocated(*pool), before);
+    });
     assert_sound(*pool);
 }
 
@@ -125,7 +199,7 @@ pub fn killed_users_of_stacks_lose_nothing() {
     assert!(len <= pushed + 2 * rounds - popped && len + 2 * rounds >= pushed - popped);
     for key in 0..200 {
         let fits = |value: &Sealed| value.is_whole() && value.a & 0xff == key;
-        assert!(all(&map, key).iter().all(fits));
+        assert!(values(map.get_all(&key)).iter().all(fits));
     }
     drop((map, balance));
     assert_eq!(allocated(*pool), before);

@@ -5,12 +5,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use proptest::prelude::*;
-use proptest::test_runner::{Config, TestRunner};
 use shmkit::process::scope;
 use shmkit::{AllocError, Pool, PopError, PushError, PushRefusal, Queue, Shared, ShmSafe};
 
 use crate::workers::{die, until, was_killed};
-use crate::{Sealed, allocated, assert_sound, pool};
+use crate::{Sealed, allocated, assert_sound, on_random, pool};
 
 pub fn queue<T: ShmSafe + Unpin>(capacity: usize) -> Shared<Queue<T>> {
     pool().create(Queue::bounded(capacity)).ok().unwrap()
@@ -165,20 +164,12 @@ struct Odd(u8, u64, [u8; 11]);
 pub fn behaves_like_a_vec_deque() {
     let pool = pool();
     let before = allocated(pool);
-    let config = Config {
-        cases: 150,
-        failure_persistence: None,
-        ..Config::default()
-    };
     let steps = proptest::collection::vec(step(), 1..80);
-    TestRunner::new(config)
-        .run(&(0..6_usize, steps), |(capacity, steps)| {
-            compare(pool, capacity, &steps, |n| n as u8);
-            compare(pool, capacity, &steps, |n| Odd(n as u8, n, [n as u8; 11]));
-            compare(pool, capacity, &steps, Sealed::new);
-            Ok(())
-        })
-        .unwrap();
+    on_random(150, &(0..6_usize, steps), |(capacity, steps)| {
+        compare(pool, capacity, &steps, |n| n as u8);
+        compare(pool, capacity, &steps, |n| Odd(n as u8, n, [n as u8; 11]));
+        compare(pool, capacity, &steps, Sealed::new);
+    });
     assert_eq!(allocated(pool), before);
     assert_sound(pool);
 }

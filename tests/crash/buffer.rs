@@ -107,7 +107,7 @@ fn case(
     operation: impl Fn(&mut World) + 'static,
 ) -> Case<World> {
     in_pool::case(format!("buffer/{name}"), move || {
-        let pool = Pool::builder().max_size(16 << 20).create().expect("a pool");
+        let pool = in_pool::pool();
         let buffer = pool.create(Buffer::new()).expect("room");
         let others = pool.stats().allocated;
         setup(&buffer);
@@ -141,10 +141,10 @@ fn either(
         world.pool.recover();
         world.intact("after recovery")?;
         let found = content(world.buffer())?;
-        let done = crash.finished || crash.progress > 0;
-        ensure(found == after() || found == before() && !done, || {
-            format!("{} bytes from {}", found.1.len(), found.0)
-        })?;
+        ensure(
+            found == after() || found == before() && !crash.done(),
+            || format!("{} bytes from {}", found.1.len(), found.0),
+        )?;
         world.works()
     })
 }

@@ -3,7 +3,7 @@
 use shmkit::{Pool, Shared, SharedCell};
 
 use super::engine::{Case, Crash, Suite, progress};
-use super::in_pool::{self, InPool, ensure, sound};
+use super::in_pool::{self, InPool, ensure, happened, in_use, intact, pool, sound};
 
 type Value = [u64; 5];
 const OLD: Value = [1; 5];
@@ -30,7 +30,7 @@ impl InPool for Bench {
 
 impl Bench {
     fn new() -> Bench {
-        let pool = Pool::builder().max_size(16 << 20).create().expect("a pool");
+        let pool = pool();
         let cell = pool.create(SharedCell::new()).expect("room");
         let empty = pool.create(SharedCell::new()).expect("room");
         let before = pool.stats().allocated;
@@ -51,7 +51,8 @@ impl Bench {
     }
 
     /// A list in limbo that no thread has.
-    fn leave_some(&self) {
+    fn leave_some(&mut self) {
+        self.pool.recover();
         let view = self.cell().view();
         std::thread::scope(|s| {
             let thread = s.spawn(|| (0..5).for_each(|_| self.cell().set(OLD).expect("set")));
@@ -65,13 +66,11 @@ impl Bench {
     /// The value of a cell, once all is sound and nothing is lost or in limbo.
     fn settled(&self, cell: &SharedCell<Value>) -> Result<Option<Value>, String> {
         sound(self.pool)?;
-        let stats = self.pool.stats();
-        ensure(stats.retired.blocks == 0, || format!("{:?}", stats.retired))?;
+        let retired = self.pool.stats().retired;
+        ensure(retired.blocks == 0, || format!("{retired:?}"))?;
         let empty = self.empty.is_empty() as usize;
         let expected = self.full - empty * self.block;
-        ensure(stats.allocated == expected, || {
-            format!("{} bytes, not {expected}", stats.allocated)
-        })?;
+        in_use(self.pool, expected)?;
         Ok(cell.get())
     }
 }
@@ -89,29 +88,23 @@ fn case(name: &str, operation: impl Fn(&mut Bench) + 'static) -> Case<Bench> {
         })
 }
 
-fn happened(value: Option<Value>, old: Option<Value>, crash: &Crash) -> Result<(), String> {
-    let done = crash.finished || crash.progress > 0;
-    ensure(value == Some(NEW) || value == old && !done, || {
-        format!("{value:?}")
-    })
+fn is_new(bench: &mut Bench, crash: &Crash) -> Result<(), String> {
+    happened(crash, bench.settled(bench.cell())?, Some(OLD), Some(NEW))
 }
 
 /// What a death at every instruction must leave of cells.
 pub fn cases(suite: &mut Suite) {
     suite.run(
         case("cell/set first", |bench| bench.empty.set(NEW).expect("set"))
-            .verify(|bench, crash| happened(bench.settled(&bench.empty)?, None, crash)),
+            .verify(|bench, crash| happened(crash, bench.settled(&bench.empty)?, None, Some(NEW))),
     );
-    suite.run(
-        case("cell/set", |bench| bench.cell().set(NEW).expect("set"))
-            .verify(|bench, crash| happened(bench.settled(bench.cell())?, Some(OLD), crash)),
-    );
+    suite.run(case("cell/set", |bench| bench.cell().set(NEW).expect("set")).verify(is_new));
     suite.run(
         case("cell/replace", |bench| {
             let old = bench.cell().replace(NEW).expect("set");
             assert_eq!(*old.expect("full"), OLD);
         })
-        .verify(|bench, crash| happened(bench.settled(bench.cell())?, Some(OLD), crash)),
+        .verify(is_new),
     );
     suite.run(
         case("cell/update", |bench| {
@@ -126,7 +119,7 @@ pub fn cases(suite: &mut Suite) {
             };
             cell.update(update).expect("updated");
         })
-        .verify(|bench, crash| happened(bench.settled(bench.cell())?, Some(OLD), crash)),
+        .verify(is_new),
     );
     let unchanged = |bench: &mut Bench, _: &Crash| {
         let value = bench.settled(bench.cell())?;
@@ -145,8 +138,7 @@ pub fn cases(suite: &mut Suite) {
     // Recovery alone, which frees nothing that is in limbo: the lists are right without that.
     let poll = |bench: &mut Bench| bench.pool.grow_to(0).map_err(|e| format!("{e:?}"));
     let at_once = move |bench: &mut Bench, crash: &Crash| {
-        let report = bench.pool.check_quiescent();
-        ensure(report.is_ok(), || format!("{report:?}"))?;
+        intact(bench.pool)?;
         unchanged(bench, crash)
     };
     suite.run(
@@ -161,15 +153,8 @@ pub fn cases(suite: &mut Suite) {
         case("limbo/reap", |bench| {
             bench.pool.recover();
         })
-        .attach(Bench::leave_some_of)
+        .attach(Bench::leave_some)
         .recover(poll)
         .verify(at_once),
     );
-}
-
-impl Bench {
-    fn leave_some_of(bench: &mut Bench) {
-        bench.pool.recover();
-        bench.leave_some();
-    }
 }

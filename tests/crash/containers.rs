@@ -3,9 +3,7 @@
 use shmkit::{Array, KillSafe, Matrix, Pool, Shared, ShmSafe};
 
 use super::engine::{Case, Crash, Suite, progress};
-use super::in_pool::{self, InPool, ensure, in_use, sound};
-
-const MAX: usize = 16 << 20;
+use super::in_pool::{self, InPool, ensure, happened, in_use, pool, sound};
 
 /// 24 bytes that belong together.
 #[derive(Clone, Copy, Debug, PartialEq, ShmSafe, KillSafe)]
@@ -39,7 +37,7 @@ impl InPool for Bench {
 
 impl Bench {
     fn new() -> Bench {
-        let pool = Pool::builder().max_size(MAX).create().expect("a pool");
+        let pool = pool();
         let numbers = Array::from_fn_in(pool, 6, |i| i as u64).expect("room");
         let triples = Array::filled_in(pool, 4, OLD).expect("room");
         let matrix = Matrix::filled_in(pool, 4, 3, 1.0).expect("room");
@@ -61,17 +59,17 @@ impl Bench {
         self.numbers.as_ref().expect("not dropped")
     }
 
-    fn check(&self, crash: &Crash) -> Result<bool, String> {
-        sound(self.pool)?;
-        Ok(crash.finished || crash.progress > 0)
-    }
-
     /// Nobody is in the way of anything.
     fn claimable(&self) -> Result<bool, String> {
         let numbers = self.numbers();
         let claim = numbers.claim_mut(..).map_err(|e| format!("{e}"))?;
         self.triples.claim_mut(..).map_err(|e| format!("{e}"))?;
         Ok(claim.was_orphaned())
+    }
+
+    /// As that, and nobody was killed with a claim.
+    fn unclaimed(&self) -> Result<(), String> {
+        ensure(!self.claimable()?, || "told of nothing".into())
     }
 }
 
@@ -88,58 +86,58 @@ fn case(name: &str, operation: impl Fn(&mut Bench) + 'static) -> Case<Bench> {
         })
 }
 
+/// There is what there was before, and nothing else.
+fn unchanged(bench: &mut Bench, _: &Crash) -> Result<(), String> {
+    sound(bench.pool)?;
+    in_use(bench.pool, bench.before)
+}
+
+/// Of the numbers, the third has become 77 or not.
+fn number(bench: &mut Bench, crash: &Crash) -> Result<(), String> {
+    sound(bench.pool)?;
+    happened(crash, bench.numbers().get(2), Ok(2), Ok(77))?;
+    bench.unclaimed()
+}
+
+/// The third of the triples is the new one or one that it was before, and can be set.
+fn triple(bench: &mut Bench, crash: &Crash, old: &[Triple], new: Triple) -> Result<(), String> {
+    sound(bench.pool)?;
+    let value = bench.triples.get(2).map_err(|e| format!("{e}"))?;
+    ensure(
+        value == new || old.contains(&value) && !crash.done(),
+        || format!("{value:?}"),
+    )?;
+    bench.triples.set(2, OLD).map_err(|e| format!("{e}"))?;
+    bench.unclaimed()
+}
+
 /// What a death at every instruction must leave of arrays.
 pub fn cases(suite: &mut Suite) {
     suite.run(
         case("array/create", |bench| {
             bench.made = Some(Array::filled_in(bench.pool, 10, 3_u64).expect("room"));
         })
-        .verify(|bench, crash| {
-            bench.check(crash)?;
-            // A victim that lives on holds it.
-            in_use(bench.pool, bench.before)
-        }),
+        // A victim that lives on holds it.
+        .verify(unchanged),
     );
     suite.run(
         case("array/set 8", |bench| {
             bench.numbers().set(2, 77).expect("set")
         })
-        .verify(|bench, crash| {
-            let done = bench.check(crash)?;
-            let value = bench.numbers().get(2);
-            ensure(value == Ok(77) || value == Ok(2) && !done, || {
-                format!("{value:?}")
-            })?;
-            ensure(bench.claimable() == Ok(false), || "not claimable".into())
-        }),
+        .verify(number),
     );
     suite.run(
         case("array/set 24", |bench| {
             bench.triples.set(2, NEW).expect("set")
         })
-        .verify(|bench, crash| {
-            let done = bench.check(crash)?;
-            let value = bench.triples.get(2);
-            ensure(value == Ok(NEW) || value == Ok(OLD) && !done, || {
-                format!("{value:?}")
-            })?;
-            bench.triples.set(2, OLD).map_err(|e| format!("{e}"))?;
-            ensure(bench.claimable() == Ok(false), || "not claimable".into())
-        }),
+        .verify(|bench, crash| triple(bench, crash, &[OLD], NEW)),
     );
     suite.run(
         case("array/update 8", |bench| {
             let was = bench.numbers().update(2, |n| n + 75).expect("updated");
             assert_eq!(was, 2);
         })
-        .verify(|bench, crash| {
-            let done = bench.check(crash)?;
-            let value = bench.numbers().get(2);
-            ensure(value == Ok(77) || value == Ok(2) && !done, || {
-                format!("{value:?}")
-            })?;
-            ensure(bench.claimable() == Ok(false), || "not claimable".into())
-        }),
+        .verify(number),
     );
     suite.run(
         case("array/update 24", |bench| {
@@ -154,24 +152,15 @@ pub fn cases(suite: &mut Suite) {
             let was = bench.triples.update(2, update).expect("updated");
             assert_eq!(was, HALF);
         })
-        .verify(|bench, crash| {
-            let done = bench.check(crash)?;
-            let value = bench.triples.get(2).map_err(|e| format!("{e}"))?;
-            ensure(
-                value == MORE || [OLD, HALF].contains(&value) && !done,
-                || format!("{value:?}"),
-            )?;
-            bench.triples.set(2, OLD).map_err(|e| format!("{e}"))?;
-            ensure(bench.claimable() == Ok(false), || "not claimable".into())
-        }),
+        .verify(|bench, crash| triple(bench, crash, &[OLD, HALF], MORE)),
     );
     suite.run(
         case("array/claim", |bench| {
             assert_eq!(bench.numbers().claim(1..4).expect("claimed").len(), 3);
         })
-        .verify(|bench, crash| {
-            bench.check(crash)?;
-            ensure(bench.claimable() == Ok(false), || "not claimable".into())
+        .verify(|bench, _| {
+            sound(bench.pool)?;
+            bench.unclaimed()
         }),
     );
     suite.run(
@@ -180,7 +169,8 @@ pub fn cases(suite: &mut Suite) {
             claim.fill(9);
         })
         .verify(|bench, crash| {
-            let done = bench.check(crash)?;
+            sound(bench.pool)?;
+            let done = crash.done();
             let values: Vec<_> = (0..6)
                 .map(|i| bench.numbers().get(i).unwrap_or(99))
                 .collect();
@@ -197,7 +187,8 @@ pub fn cases(suite: &mut Suite) {
             bench.numbers().grow(1000, 8).expect("grown")
         })
         .verify(|bench, crash| {
-            let done = bench.check(crash)?;
+            sound(bench.pool)?;
+            let done = crash.done();
             // Before anything is done that meets the claim of the dead.
             let len = bench.numbers().len();
             let grown = bench.numbers().get(999) == Ok(8);
@@ -206,7 +197,7 @@ pub fn cases(suite: &mut Suite) {
                 format!("{len} long")
             })?;
             ensure(bench.numbers().get(5) == Ok(5), || "elements lost".into())?;
-            ensure(bench.claimable() == Ok(false), || "not claimable".into())
+            bench.unclaimed()
         }),
     );
     suite.run(
@@ -215,16 +206,16 @@ pub fn cases(suite: &mut Suite) {
             assert_eq!(first.expect("extended"), 6);
         })
         .verify(|bench, crash| {
-            let done = bench.check(crash)?;
+            sound(bench.pool)?;
             let len = bench.numbers().len();
-            ensure(len == 9 || len == 6 && !done, || format!("{len} long"))?;
+            happened(crash, len, 6, 9)?;
             let values: Vec<_> = (0..len)
                 .map(|i| bench.numbers().get(i).unwrap_or(99))
                 .collect();
             ensure(values == [0, 1, 2, 3, 4, 5, 7, 8, 9][..len], || {
                 format!("{values:?}")
             })?;
-            ensure(bench.claimable() == Ok(false), || "not claimable".into())
+            bench.unclaimed()
         }),
     );
     suite.run(
@@ -232,18 +223,15 @@ pub fn cases(suite: &mut Suite) {
             .attach(|bench| {
                 bench.made = Some(Array::filled_in(bench.pool, 10, 3_u64).expect("room"));
             })
-            .verify(|bench, crash| {
-                bench.check(crash)?;
-                in_use(bench.pool, bench.before)
-            }),
+            .verify(unchanged),
     );
     matrices(suite);
 }
 
 fn matrices(suite: &mut Suite) {
-    let unchanged = |bench: &mut Bench, crash: &Crash| {
-        bench.check(crash)?;
-        in_use(bench.pool, bench.before)
+    let element = |bench: &mut Bench, crash: &Crash| {
+        sound(bench.pool)?;
+        happened(crash, bench.matrix.get(2, 1), Ok(1.0), Ok(7.0))
     };
     suite.run(
         case("matrix/create", |bench| {
@@ -264,34 +252,22 @@ fn matrices(suite: &mut Suite) {
         case("matrix/set", |bench| {
             bench.matrix.set(2, 1, 7.0).expect("set")
         })
-        .verify(|bench, crash| {
-            let done = bench.check(crash)?;
-            let value = bench.matrix.get(2, 1);
-            ensure(value == Ok(7.0) || value == Ok(1.0) && !done, || {
-                format!("{value:?}")
-            })
-        }),
+        .verify(element),
     );
     suite.run(
         case("matrix/update", |bench| {
             let was = bench.matrix.update(2, 1, |n| n + 6.0).expect("updated");
             assert_eq!(was, 1.0);
         })
-        .verify(|bench, crash| {
-            let done = bench.check(crash)?;
-            let value = bench.matrix.get(2, 1);
-            ensure(value == Ok(7.0) || value == Ok(1.0) && !done, || {
-                format!("{value:?}")
-            })
-        }),
+        .verify(element),
     );
     suite.run(
         case("matrix/rows", |bench| {
             let band = bench.matrix.rows(1..3).expect("claimed");
             assert_eq!(band.iter().sum::<f64>(), 6.0);
         })
-        .verify(|bench, crash| {
-            bench.check(crash)?;
+        .verify(|bench, _| {
+            sound(bench.pool)?;
             let band = bench.matrix.rows_mut(..).map_err(|e| format!("{e}"))?;
             ensure(!band.was_orphaned(), || "told of nothing".into())
         }),
@@ -301,7 +277,8 @@ fn matrices(suite: &mut Suite) {
             bench.matrix.rows_mut(1..3).expect("claimed").fill(9.0);
         })
         .verify(|bench, crash| {
-            let done = bench.check(crash)?;
+            sound(bench.pool)?;
+            let done = crash.done();
             let band = bench.matrix.rows_mut(..).map_err(|e| format!("{e}"))?;
             let sum: f64 = band.iter().sum();
             let whole = [12.0, 60.0].contains(&sum);
@@ -316,11 +293,9 @@ fn matrices(suite: &mut Suite) {
             bench.matrix.grow(100, 8.0).expect("grown")
         })
         .verify(|bench, crash| {
-            let done = bench.check(crash)?;
+            sound(bench.pool)?;
             let dims = bench.matrix.dims();
-            ensure(dims == (100, 3) || dims == (4, 3) && !done, || {
-                format!("{dims:?}")
-            })?;
+            happened(crash, dims, (4, 3), (100, 3))?;
             let kept = bench.matrix.get(3, 2) == Ok(1.0);
             ensure(kept, || "elements lost".into())?;
             let again = bench.matrix.grow(100, 8.0);
@@ -334,11 +309,9 @@ fn matrices(suite: &mut Suite) {
             bench.empty.fill(5, 4, 9).expect("filled")
         })
         .verify(|bench, crash| {
-            let done = bench.check(crash)?;
+            sound(bench.pool)?;
             let dims = bench.empty.dims();
-            ensure(dims == (5, 4) || dims == (0, 0) && !done, || {
-                format!("{dims:?}")
-            })?;
+            happened(crash, dims, (0, 0), (5, 4))?;
             let again = bench.empty.fill(5, 4, 9);
             ensure(again.is_ok() == (dims == (0, 0)), || {
                 format!("{dims:?}, and then {again:?}")

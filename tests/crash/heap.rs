@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use shmkit::{Gc, Heap, HeapError, Pool, Shared, ShmSafe, Trace, Tx};
 
 use super::engine::{Case, Crash, Suite, progress};
-use super::in_pool::{self, InPool, ensure};
+use super::in_pool::{self, InPool, ensure, happened, intact};
 
 #[derive(Clone, Copy, Debug, ShmSafe, Trace)]
 struct Node {
@@ -222,26 +222,21 @@ fn case(name: &str, setup: fn() -> Bench, operation: impl Fn(&mut Bench) + 'stat
         })
 }
 
-fn happened(found: Picture, old: Picture, new: Picture, crash: &Crash) -> Result<(), String> {
-    let done = crash.finished || crash.progress > 0;
-    ensure(found == new || found == old && !done, || {
-        format!("{found:?}")
-    })
-}
-
 /// What a death at every instruction must leave of heaps.
 pub fn cases(suite: &mut Suite) {
     suite.run(
         case("heap/modify first", Bench::new, |bench| {
             bench.empty.try_modify(fill).expect("filled");
         })
-        .verify(|bench, crash| happened(bench.settled(&bench.empty)?, Vec::new(), old(), crash)),
+        .verify(|bench, crash| {
+            happened(crash, bench.settled(&bench.empty)?, Picture::new(), old())
+        }),
     );
     suite.run(
         case("heap/modify", Bench::new, |bench| {
             bench.heap.try_modify(change).expect("changed");
         })
-        .verify(|bench, crash| happened(bench.settled(&bench.heap)?, old(), new(), crash)),
+        .verify(|bench, crash| happened(crash, bench.settled(&bench.heap)?, old(), new())),
     );
     let unchanged = |bench: &mut Bench, _: &Crash| {
         let found = bench.settled(&bench.heap)?;
@@ -280,7 +275,7 @@ pub fn cases(suite: &mut Suite) {
             bench.pool.recover();
             let objects = bench.heap.len().map_err(|error| error.to_string())?;
             ensure(matches!(objects, 4 | 6), || format!("{objects} objects"))?;
-            happened(bench.settled(&bench.heap)?, old(), new(), crash)
+            happened(crash, bench.settled(&bench.heap)?, old(), new())
         }),
     );
     // The log and the table get larger, and the log smaller again.
@@ -306,7 +301,7 @@ pub fn cases(suite: &mut Suite) {
             let found = bench.settled(&bench.heap)?;
             let whole = if found == old() { (1, 1, 1) } else { (2, 1, 3) };
             ensure(ends == whole, || format!("{ends:?} with {found:?}"))?;
-            happened(found, old(), new(), crash)
+            happened(crash, found, old(), new())
         }),
     );
     // The dead one's transaction is undone by whoever comes next.
@@ -348,9 +343,8 @@ pub fn cases(suite: &mut Suite) {
         .without_real_kills()
         .verify(|bench, crash| {
             let found = picture(&bench.heap)?;
-            let report = bench.pool.check_quiescent();
-            ensure(report.is_ok(), || format!("{report}"))?;
-            happened(found, old(), new(), crash)
+            intact(bench.pool)?;
+            happened(crash, found, old(), new())
         }),
     );
     suite.run(

@@ -3,7 +3,7 @@
 use shmkit::{Mailbox, Pool, RecvError, Shared};
 
 use super::engine::{Case, Suite, progress};
-use super::in_pool::{self, InPool, ensure};
+use super::in_pool::{self, InPool, happened, in_use, intact, pool};
 
 struct World {
     pool: Pool,
@@ -19,7 +19,7 @@ impl InPool for World {
 
 /// A mailbox with the messages 1 and 2.
 fn world() -> World {
-    let pool = Pool::builder().max_size(16 << 20).create().expect("a pool");
+    let pool = pool();
     let mailbox = pool.create(Mailbox::new(3)).expect("room");
     mailbox.send(1).expect("a slot");
     mailbox.send(2).expect("a slot");
@@ -49,24 +49,17 @@ fn case(
         .verify(move |world, crash| {
             world.pool.recover();
             let receiver = world.mailbox.receiver().map_err(|e| format!("{e}"))?;
-            let done = crash.finished || crash.progress > 0;
             let found: Vec<_> = std::iter::from_fn(|| Some(receiver.try_recv()))
                 .take_while(|received| *received != Err(RecvError::Empty))
                 .collect();
-            ensure(found == new || found == old && !done, || {
-                format!("{found:?}; was {old:?}, to be {new:?}; done: {done}")
-            })?;
+            happened(crash, found, old, new)?;
             for message in 0..3 {
                 let sent = world.mailbox.try_send(message);
                 sent.map_err(|e| format!("{e}"))?;
             }
             drop(receiver);
-            let report = world.pool.check_quiescent();
-            ensure(report.is_ok(), || format!("{report}"))?;
-            let now = world.pool.stats().allocated;
-            ensure(now == world.before, || {
-                format!("{now} bytes allocated, not {}", world.before)
-            })
+            intact(world.pool)?;
+            in_use(world.pool, world.before)
         })
 }
 

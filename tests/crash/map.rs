@@ -4,10 +4,10 @@ use std::alloc::Layout;
 use std::fmt::Debug;
 use std::ptr::NonNull;
 
-use shmkit::{HashMap, Pool, Shared, ShmSafe};
+use shmkit::{HashMap, Pool, ShmSafe};
 
 use super::engine::{Case, Crash, Suite, progress};
-use super::in_pool::{self, InPool, ensure, in_use, sound};
+use super::in_pool::{self, InPool, Named, ensure, happened, sound};
 
 type Map<V> = HashMap<u64, V>;
 
@@ -39,10 +39,7 @@ const KEYS: u64 = 5;
 
 /// A pool with a map.
 struct Bench<V: Held> {
-    pool: Pool,
-    map: Option<Shared<Map<V>>>,
-    /// Bytes in use before there was a map.
-    before: usize,
+    map: Named<Map<V>>,
     /// What takes all the room that there is, if anything does.
     ballast: Vec<NonNull<u8>>,
     /// A key that the map does not have.
@@ -51,7 +48,7 @@ struct Bench<V: Held> {
 
 impl<V: Held> InPool for Bench<V> {
     fn pool(&self) -> Pool {
-        self.pool
+        self.map.pool
     }
 }
 
@@ -62,19 +59,13 @@ impl<V: Held> Bench<V> {
 
     fn in_pool(keys: u64, max_size: usize) -> Self {
         let pool = Pool::builder().max_size(max_size).create().expect("a pool");
-        let before = pool.stats().allocated;
-        let map = pool.create(Map::<V>::new()).expect("room");
-        for key in 0..keys {
-            map.insert(&key, V::of(key)).expect("room");
-        }
-        // Found by its name: so it goes with the name and the handle of who looks at it.
-        pool.set_name("map", &map).expect("named");
-        drop(map);
-        pool.recover();
+        let map = Named::new(pool, Map::new(), |map| {
+            for key in 0..keys {
+                map.insert(&key, V::of(key)).expect("room");
+            }
+        });
         Bench {
-            pool,
-            map: None,
-            before,
+            map,
             ballast: Vec::new(),
             new: keys,
         }
@@ -86,10 +77,10 @@ impl<V: Held> Bench<V> {
         const CHUNKS: u64 = 16;
         let mut bench = Self::in_pool(0, 2 << 20);
         bench.open();
-        let pool = bench.pool;
+        let pool = bench.pool();
         loop {
             let before = pool.stats().allocated;
-            let inserted = bench.map().insert(&bench.new, V::of(bench.new));
+            let inserted = bench.map.insert(&bench.new, V::of(bench.new));
             inserted.expect("room");
             bench.new += 1;
             // No block but the table after the one of that many is as large.
@@ -105,32 +96,28 @@ impl<V: Held> Bench<V> {
         }
         // Each of them tries twice, and moves a chunk each time. One is moved already.
         for _ in 1..CHUNKS / 2 {
-            let refused = bench.map().insert(&bench.new, V::of(bench.new));
+            let refused = bench.map.insert(&bench.new, V::of(bench.new));
             refused.expect_err("the pool is full");
         }
-        bench.map = None;
+        bench.map.close();
         bench
     }
 
     fn open(&mut self) {
-        self.map = self.pool.named("map").ok();
-    }
-
-    fn map(&self) -> &Map<V> {
-        self.map.as_ref().expect("not dropped")
+        self.map.open();
     }
 
     /// Whether the operation is known to be over, once all is sound.
     fn check(&self, crash: &Crash) -> Result<bool, String> {
-        sound(self.pool)?;
-        let retired = self.pool.stats().retired;
+        sound(self.pool())?;
+        let retired = self.pool().stats().retired;
         ensure(retired.blocks == 0, || format!("{retired:?}"))?;
-        Ok(crash.finished || crash.progress > 0)
+        Ok(crash.done())
     }
 
     /// Exactly those keys are there, but for `key`; nothing else is allocated.
     fn holds(&self, keys: u64, key: u64) -> Result<Option<V>, String> {
-        let map = self.map();
+        let map = &self.map;
         for other in (0..keys).filter(|&other| other != key) {
             let found = map.get_copied(&other);
             ensure(found == Some(V::of(other)), || {
@@ -154,14 +141,10 @@ impl<V: Held> Bench<V> {
     /// The map can be changed, and gives back all that it has when it goes.
     fn ends(&mut self) -> Result<(), String> {
         for key in 0..KEYS {
-            let inserted = self.map().insert(&key, V::of(key));
+            let inserted = self.map.insert(&key, V::of(key));
             inserted.map(drop).map_err(|e| format!("{e:?}"))?;
         }
-        self.map = None;
-        let removed = self.pool.remove_name("map");
-        removed.map_err(|e| format!("{e:?}"))?;
-        self.pool.recover();
-        in_use(self.pool, self.before)
+        self.map.ends()
     }
 }
 
@@ -174,8 +157,8 @@ fn case<V: Held>(
         // The victim has its slot, and its caches of blocks.
         .attach(|bench| {
             bench.open();
-            bench.map().insert(&0, V::of(0)).expect("room");
-            bench.pool.recover();
+            bench.map.insert(&0, V::of(0)).expect("room");
+            bench.pool().recover();
         })
         .operation(move |bench| {
             operation(bench);
@@ -192,12 +175,9 @@ fn about<V: Held>(
     (old, new): (Option<V>, Option<V>),
     operation: impl Fn(&Map<V>) + 'static,
 ) -> Case<Bench<V>> {
-    case(name, keys, move |bench| operation(bench.map())).verify(move |bench, crash| {
-        let done = bench.check(crash)?;
-        let found = bench.holds(keys, key)?;
-        ensure(found == new || found == old && !done, || {
-            format!("{found:?}")
-        })?;
+    case(name, keys, move |bench| operation(&bench.map)).verify(move |bench, crash| {
+        bench.check(crash)?;
+        happened(crash, bench.holds(keys, key)?, old, new)?;
         bench.ends()
     })
 }
@@ -205,14 +185,14 @@ fn about<V: Held>(
 /// Even keys stay, and odd ones go one by one.
 fn retain<V: Held>() -> Case<Bench<V>> {
     case("retain", KEYS, |bench: &mut Bench<V>| {
-        let retained = bench.map().retain(|key, _| key % 2 == 0);
+        let retained = bench.map.retain(|key, _| key % 2 == 0);
         retained.expect("retained");
     })
     .verify(|bench, crash| {
         let done = bench.check(crash)?;
         let mut expected = 0;
         for key in 0..KEYS {
-            let found = bench.map().get_copied(&key);
+            let found = bench.map.get_copied(&key);
             let goes = key % 2 != 0;
             let right = match found {
                 Some(value) => value == V::of(key) && !(goes && done),
@@ -221,7 +201,7 @@ fn retain<V: Held>() -> Case<Bench<V>> {
             ensure(right, || format!("{key}: {found:?}"))?;
             expected += usize::from(found.is_some());
         }
-        let len = bench.map().len();
+        let len = bench.map.len();
         ensure(len == expected, || format!("{len} entries, not {expected}"))?;
         bench.ends()
     })
@@ -232,12 +212,12 @@ fn growth<V: Held>(name: &str, keys: u64) -> Case<Bench<V>> {
     let end = keys + 4;
     case(name, keys, move |bench: &mut Bench<V>| {
         for key in keys..end {
-            bench.map().insert(&key, V::of(key)).expect("room");
+            bench.map.insert(&key, V::of(key)).expect("room");
         }
     })
     .verify(move |bench, crash| {
         let done = bench.check(crash)?;
-        let len = bench.map().len() as u64;
+        let len = bench.map.len() as u64;
         ensure((keys..=end).contains(&len) && (len == end || !done), || {
             format!("{len} entries")
         })?;
@@ -255,23 +235,19 @@ fn outgrown<V: Held>() -> Case<Bench<V>> {
         .attach(Bench::open)
         .operation(|bench| {
             let new = bench.new;
-            bench.map().insert(&new, V::of(new)).expect("room");
+            bench.map.insert(&new, V::of(new)).expect("room");
             progress(1);
         })
         .survivor(Bench::open)
         .verify(|bench, crash| {
             for block in std::mem::take(&mut bench.ballast) {
                 // SAFETY: blocks that nobody uses.
-                let freed = unsafe { bench.pool.deallocate(block) };
+                let freed = unsafe { bench.pool().deallocate(block) };
                 freed.map_err(|e| format!("{e:?}"))?;
             }
-            let done = bench.check(crash)?;
+            bench.check(crash)?;
             let new = bench.new;
-            let found = bench.holds(new, new)?;
-            ensure(
-                found == Some(V::of(new)) || found.is_none() && !done,
-                || format!("{found:?}"),
-            )?;
+            happened(crash, bench.holds(new, new)?, None, Some(V::of(new)))?;
             bench.ends()
         })
 }
@@ -334,18 +310,15 @@ fn cases_of<V: Held>(suite: &mut Suite) {
     }));
     suite.run(
         case("first", 0, |bench: &mut Bench<V>| {
-            bench.map().insert(&1, V::of(1)).expect("room");
+            bench.map.insert(&1, V::of(1)).expect("room");
         })
         .attach(|bench| {
             bench.open();
-            bench.pool.recover();
+            bench.pool().recover();
         })
         .verify(|bench, crash| {
-            let done = bench.check(crash)?;
-            let found = bench.holds(0, 1)?;
-            ensure(found == Some(V::of(1)) || found.is_none() && !done, || {
-                format!("{found:?}")
-            })?;
+            bench.check(crash)?;
+            happened(crash, bench.holds(0, 1)?, None, Some(V::of(1)))?;
             bench.ends()
         }),
     );
@@ -358,11 +331,11 @@ fn cases_of<V: Held>(suite: &mut Suite) {
     suite.run(growth::<V>("split", 95));
     suite.run(
         case("clear", KEYS, |bench: &mut Bench<V>| {
-            bench.map().clear().expect("cleared");
+            bench.map.clear().expect("cleared");
         })
         .verify(|bench, crash| {
             let done = bench.check(crash)?;
-            let len = bench.map().len();
+            let len = bench.map.len();
             ensure(len == 0 || !done, || format!("{len} entries"))?;
             bench.ends()
         }),
@@ -374,44 +347,44 @@ fn cases_of<V: Held>(suite: &mut Suite) {
     suite.run(
         case("shrink", 0, |bench: &mut Bench<V>| {
             for key in 0..60 {
-                bench.map().remove(&key);
+                bench.map.remove(&key);
             }
             for _ in 0..3 {
-                bench.map().insert(&9, V::of(77)).expect("room");
+                bench.map.insert(&9, V::of(77)).expect("room");
             }
         })
         .attach(|bench| {
             bench.open();
             for key in 0..60 {
-                bench.map().insert(&key, V::of(key)).expect("room");
+                bench.map.insert(&key, V::of(key)).expect("room");
             }
             for key in 3..60 {
-                bench.map().remove(&key);
+                bench.map.remove(&key);
             }
-            bench.pool.recover();
+            bench.pool().recover();
         })
         .verify(|bench, crash| {
             let done = bench.check(crash)?;
-            let found = bench.map().get_copied(&9);
+            let found = bench.map.get_copied(&9);
             ensure(found == Some(V::of(77)) || !done, || format!("{found:?}"))?;
-            let len = bench.map().len();
+            let len = bench.map.len();
             ensure(len <= 4 && (len == 1 || !done), || format!("{len} entries"))?;
             bench.ends()
         }),
     );
     suite.run(
-        case("destroy", 60, |bench: &mut Bench<V>| bench.map = None)
+        case("destroy", 60, |bench: &mut Bench<V>| bench.map.close())
             .attach(|bench| {
                 bench.open();
-                bench.pool.remove_name("map").expect("named");
+                bench.map.unname().expect("named");
             })
             .verify(|bench, crash| {
                 bench.check(crash)?;
                 // A victim that lives on holds it, or has let go of it.
-                let now = bench.pool.stats().allocated;
-                let gone = now == bench.before;
-                ensure(gone || !crash.finished && bench.map.is_some(), || {
-                    format!("{now} bytes, not {}", bench.before)
+                let now = bench.pool().stats().allocated;
+                let gone = now == bench.map.before;
+                ensure(gone || !crash.finished && bench.map.is_open(), || {
+                    format!("{now} bytes, not {}", bench.map.before)
                 })
             }),
     );

@@ -17,10 +17,13 @@ pub fn cases(suite: &mut Suite) {
 
 /// All `permits` are there, can be taken and given back, and no more.
 fn has(semaphore: &Semaphore, permits: u32) -> Result<(), String> {
-    let available = semaphore.available_permits();
-    ensure(available == permits, || {
-        format!("{available} permits, not {permits}")
-    })?;
+    let all = |when| {
+        let available = semaphore.available_permits();
+        ensure(available == permits, || {
+            format!("{available} permits {when} use, not {permits}")
+        })
+    };
+    all("before")?;
     let taken: Vec<_> = (0..permits).map(|_| semaphore.acquire()).collect();
     ensure(taken.iter().all(Result::is_ok), || format!("{taken:?}"))?;
     let more = semaphore.try_acquire().map(|_| ());
@@ -28,10 +31,7 @@ fn has(semaphore: &Semaphore, permits: u32) -> Result<(), String> {
         format!("{more:?}")
     })?;
     drop(taken);
-    let available = semaphore.available_permits();
-    ensure(available == permits, || {
-        format!("{available} permits after use, not {permits}")
-    })
+    all("after")
 }
 
 /// As many as before, or if it may have happened `changed`; exactly that when it had returned.
@@ -157,6 +157,18 @@ fn semaphores(suite: &mut Suite) {
     );
 }
 
+/// A barrier of one is waited for.
+fn meets(barrier: &Barrier) {
+    assert!(barrier.wait().expect("all").is_leader());
+}
+
+/// Nobody waits, and it is not broken.
+fn is_at_rest(barrier: &Barrier) -> Result<(), String> {
+    ensure(says(barrier, "arrived: 0, broken: false"), || {
+        format!("{barrier:?}")
+    })
+}
+
 /// A barrier of three with one killed while it waits.
 fn party_killed(barrier: &Barrier) {
     killed_in(
@@ -180,16 +192,16 @@ fn barriers(suite: &mut Suite) {
         "barrier, the first wait",
         || Barrier::new(1),
         nothing,
-        |barrier| assert!(barrier.wait().expect("all").is_leader()),
+        meets,
         waits,
     ));
     suite.run(case(
         "barrier, two waits after others'",
         || Barrier::new(1),
-        |barrier| assert!(barrier.wait().expect("all").is_leader()),
+        meets,
         |barrier| {
-            assert!(barrier.wait().expect("all").is_leader());
-            assert!(barrier.wait().expect("all").is_leader());
+            meets(barrier);
+            meets(barrier);
         },
         waits,
     ));
@@ -197,7 +209,7 @@ fn barriers(suite: &mut Suite) {
         case(
             "barrier, reset",
             || Barrier::new(1),
-            |barrier| assert!(barrier.wait().expect("all").is_leader()),
+            meets,
             Barrier::reset,
             waits,
         )
@@ -219,9 +231,7 @@ fn barriers(suite: &mut Suite) {
                     other => return Err(format!("{other:?}")),
                 }
                 barrier.reset();
-                ensure(says(barrier, "arrived: 0, broken: false"), || {
-                    format!("{barrier:?}")
-                })
+                is_at_rest(barrier)
             },
         )
         .without_real_kills(),
@@ -245,9 +255,7 @@ fn barriers(suite: &mut Suite) {
                     })?;
                     barrier.reset();
                 }
-                ensure(says(barrier, "arrived: 0, broken: false"), || {
-                    format!("{barrier:?}")
-                })
+                is_at_rest(barrier)
             },
         )
         .at_least(3),

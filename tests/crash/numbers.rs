@@ -5,7 +5,7 @@ use shmkit::numbers::{Stored, store};
 use shmkit::{Matrix, NamedError, Pool};
 
 use super::engine::{Case, Crash, Suite};
-use super::in_pool::{self, InPool, ensure, in_use, sound};
+use super::in_pool::{self, InPool, ensure, in_use, pool, sound};
 
 const OLD: f64 = 1.25;
 const NEW: f64 = -7.5;
@@ -25,7 +25,7 @@ impl InPool for Bench {
 
 impl Bench {
     fn new() -> Bench {
-        let pool = Pool::builder().max_size(16 << 20).create().expect("a pool");
+        let pool = pool();
         let old = Matrix::filled_in(pool, SHAPE[0], SHAPE[1], OLD).expect("room");
         pool.set_name("old", &old).expect("room");
         drop(old);

@@ -9,7 +9,7 @@ use std::time::Duration;
 use shmkit::{Pool, PopError, PushRefusal, Queue, Shared, ShmSafe};
 
 use super::engine::{Case, Crash, Suite, progress};
-use super::in_pool::{self, InPool, ensure};
+use super::in_pool::{self, InPool, ensure, happened, in_use, intact, pool};
 
 /// 24 bytes that belong together.
 #[derive(Clone, Copy, Debug, PartialEq, ShmSafe)]
@@ -65,7 +65,7 @@ impl World {
 
     /// A queue that was never used.
     fn fresh(capacity: usize) -> World {
-        let pool = Pool::builder().max_size(16 << 20).create().expect("a pool");
+        let pool = pool();
         let make = || match capacity {
             UNBOUNDED => Queue::unbounded(),
             _ => Queue::bounded(capacity),
@@ -89,11 +89,6 @@ impl World {
         for &n in elements {
             self.queue.push(Triple::new(n)).expect("room");
         }
-    }
-
-    fn intact(&self) -> Result<(), String> {
-        let report = self.pool.check_quiescent();
-        ensure(report.is_ok(), || format!("{report}"))
     }
 
     /// What is in the queue: by looking, by counting, and by popping.
@@ -139,15 +134,8 @@ impl World {
             let popped = self.emptied()?;
             ensure(popped == all, || format!("{popped:?} for {all:?}"))?;
         }
-        self.intact()?;
-        self.nothing_lost()
-    }
-
-    fn nothing_lost(&self) -> Result<(), String> {
-        let now = self.pool.stats().allocated;
-        ensure(now == self.used, || {
-            format!("{now} bytes allocated, not {}", self.used)
-        })
+        intact(self.pool)?;
+        in_use(self.pool, self.used)
     }
 }
 
@@ -178,10 +166,7 @@ fn case(
 ) -> Case<World> {
     case_then(name, setup, operation, move |world, crash| {
         let found = world.emptied()?;
-        let done = crash.finished || crash.progress > 0;
-        ensure(found == new || found == old && !done, || {
-            format!("{found:?}; was {old:?}, to be {new:?}; done: {done}")
-        })?;
+        happened(crash, found, old, new)?;
         world.usable()
     })
 }
@@ -205,7 +190,7 @@ fn case_then(
         })
         .verify(move |world, crash| {
             world.pool.recover();
-            world.intact()?;
+            intact(world.pool)?;
             check(world, crash)
         })
 }
@@ -356,9 +341,8 @@ fn leases(suite: &mut Suite) {
 
 fn ends(suite: &mut Suite) {
     let closed = |world: &mut World, crash: &Crash| {
-        let done = crash.finished || crash.progress > 0;
         let queue = &world.queue;
-        ensure(queue.is_closed() || !done, || "not closed".into())?;
+        ensure(queue.is_closed() || !crash.done(), || "not closed".into())?;
         if !queue.is_closed() {
             world.emptied()?;
             return world.usable();

@@ -52,7 +52,7 @@ pub fn case<T: ShmSafe + Debug>(
 
 impl<T: ShmSafe> World<T> {
     pub fn new(object: T, setup: impl FnOnce(&T)) -> Self {
-        let pool = Pool::builder().max_size(16 << 20).create().expect("a pool");
+        let pool = in_pool::pool();
         let object = pool.create(object).expect("room");
         setup(&object);
         let before = pool.stats().allocated;

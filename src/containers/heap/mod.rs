@@ -4,6 +4,7 @@
 //! |-----------|------|
 //! | `gc`      | [`Gc`]: ids, and how they are checked |
 //! | `trace`   | [`Trace`]: the ids that a value has; marking |
+//! | `view`    | [`HeapView`]: a look, which locks too |
 //! | `tx`      | [`Tx`]: a transaction, and a collection within one |
 //! | `refusals`| the errors |
 //!
@@ -29,6 +30,7 @@ mod gc;
 mod refusals;
 mod trace;
 mod tx;
+mod view;
 
 use std::cell::UnsafeCell;
 use std::fmt;
@@ -41,14 +43,15 @@ pub use gc::{Gc, Managed};
 pub use refusals::HeapError;
 pub use trace::{Trace, Tracer};
 pub use tx::Tx;
+pub use view::HeapView;
 
 use crate::ShmSafe;
 use crate::allocator::block;
-use crate::engines::heap::{Table, Words};
+use crate::engines::heap::Words;
 use crate::layout::{Engine, Field, TypeInfo};
 use crate::participants::here::{Here, here};
 use crate::primitive::AtomicU64;
-use crate::sync::{LockError, ReadGuard, RwLock, WriteGuard, WriteOrphan};
+use crate::sync::{LockError, RwLock, WriteGuard, WriteOrphan};
 
 /// A collection comes when so many bytes were allocated since the last one, or as many as that left.
 const LEAST_DEBT: u64 = 1 << 20;
@@ -542,86 +545,5 @@ impl<R: Trace + Unpin + Default> Default for Heap<R> {
 impl<R: Trace + Unpin> fmt::Debug for Heap<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Heap").finish_non_exhaustive()
-    }
-}
-
-/// A look at a heap, which does not change meanwhile.
-///
-/// It is a lock: transactions and collections wait for it. It stays on its thread:
-///
-/// ```compile_fail,E0277
-/// # let pool = shmkit::Pool::builder().create().unwrap();
-/// # let heap = pool.create(shmkit::Heap::new(0_u64)).unwrap();
-/// let view = heap.view().unwrap();
-/// std::thread::scope(|s| {
-///     s.spawn(move || println!("{}", view.root()));
-/// });
-/// ```
-///
-/// ```
-/// use shmkit::{Heap, HeapError, Pool};
-///
-/// let pool = Pool::builder().create()?;
-/// let heap = pool.create(Heap::new(None))?;
-/// heap.try_modify(|tx| {
-///     *tx.root_mut()? = Some(tx.alloc_str("one thing")?);
-///     Ok::<_, HeapError>(())
-/// })?;
-/// let view = heap.view()?;
-/// let text = view.root().and_then(|text| view.get(text));
-/// assert_eq!(text, Some("one thing"));
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
-#[must_use = "the heap is locked while there is a view"]
-pub struct HeapView<'a, R: Trace + Unpin> {
-    guard: ReadGuard<'a, Body<R>>,
-    table: Table,
-}
-
-impl<R: Trace + Unpin> HeapView<'_, R> {
-    /// The root.
-    ///
-    /// ```
-    /// # use shmkit::{Heap, Pool};
-    /// # let pool = Pool::builder().create()?;
-    /// let heap = pool.create(Heap::new((1_u32, 2_u32)))?;
-    /// heap.modify(|tx| tx.root_mut().map(|root| root.1 = 7))??;
-    /// assert_eq!(*heap.view()?.root(), (1, 7));
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    #[inline]
-    #[must_use]
-    pub fn root(&self) -> &R {
-        // SAFETY: locked for reading, so by invariant 1 nobody has a mutable reference.
-        unsafe { &*self.guard.root.get() }
-    }
-
-    /// The object; `None` if the id is none of an object that is in this heap.
-    ///
-    /// ```
-    /// # use shmkit::{Heap, Pool};
-    /// # let pool = Pool::builder().create()?;
-    /// let heap = pool.create(Heap::new(()))?;
-    /// let name = heap.modify(|tx| tx.alloc_str("Ada"))??;
-    /// assert_eq!(heap.view()?.get(name), Some("Ada"));
-    /// heap.collect()?;
-    /// assert_eq!(heap.view()?.get(name), None);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    #[inline]
-    #[must_use]
-    pub fn get<T: ?Sized + Managed>(&self, gc: Gc<T>) -> Option<&T> {
-        let target = gc::find(&self.table, gc)?;
-        // SAFETY: an object of that type; locked for reading, so by invariant 1 nobody has a mutable
-        // reference, and nothing is freed.
-        Some(unsafe { target.value().as_ref() })
-    }
-}
-
-impl<R: Trace + Unpin + fmt::Debug> fmt::Debug for HeapView<'_, R> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HeapView")
-            .field("root", self.root())
-            .finish_non_exhaustive()
     }
 }

@@ -41,6 +41,13 @@ pub struct Crash {
     pub victim: Victim,
 }
 
+impl Crash {
+    /// The operation has happened: it had returned, or given a mark at its end.
+    pub fn done(&self) -> bool {
+        self.finished || self.progress > 0
+    }
+}
+
 /// A step of a case, of the process's state alone or also of what has happened (`A`).
 type Act<S> = Box<dyn Fn(&mut S)>;
 type ActOn<S, A> = Box<dyn Fn(&mut S, &A)>;
