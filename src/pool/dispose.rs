@@ -139,6 +139,10 @@ pub(super) fn give_up_postponed(arena: Arena) {
     /// Others have the lock for a moment each. Where a fork has left it locked for good, this process
     /// has never postponed anything.
     const TRIES: usize = 1000;
+    // Not locked for nothing: a child that is ending would have a page copied.
+    if POSTPONED_COUNT.load(Ordering::Relaxed) == 0 {
+        return;
+    }
     let list = (0..TRIES).find_map(|_| match POSTPONED.try_lock() {
         Ok(mut all) => Some(all.remove(&arena.base())),
         Err(_) => {

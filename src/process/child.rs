@@ -126,7 +126,7 @@ pub(super) unsafe fn begin(
         flushed(io::stdout().flush())?;
         flushed(process::flush_c_stdio())?;
     }
-    fork::before_fork(ran == Ran::OwnCode).map_err(|refused| match refused {
+    fork::before_fork(ran == Ran::OwnCode, !other_threads).map_err(|refused| match refused {
         Refused::NoRecord => SpawnError::NoProcessRecord,
         Refused::OtherTimes => SpawnError::OtherTimeNamespace,
     })?;

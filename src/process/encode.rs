@@ -27,13 +27,30 @@ impl Encoded {
 
     /// A value, or why there is none.
     pub(super) fn of<T: Serialize>(value: &T) -> Result<Encoded, String> {
-        postcard::serialize_with_flavor(value, Encoded::EMPTY).map_err(|error| error.to_string())
+        let mut serializer = postcard::Serializer {
+            output: Encoded::EMPTY,
+        };
+        match value.serialize(&mut serializer) {
+            Ok(()) => Ok(serializer.output),
+            Err(error) => Err(error.to_string()),
+        }
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
         match self.spilled.is_empty() {
             true => &self.inline[..self.used],
             false => &self.spilled,
+        }
+    }
+
+    #[inline]
+    fn push(&mut self, byte: u8) {
+        match self.inline.get_mut(self.used) {
+            Some(room) if self.spilled.is_empty() => {
+                *room = byte;
+                self.used += 1;
+            }
+            _ => self.spill(&[byte]),
         }
     }
 
@@ -71,12 +88,16 @@ impl Flavor for Encoded {
     type Output = Encoded;
 
     fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
-        self.extend(&[byte]);
+        self.push(byte);
         Ok(())
     }
 
     fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
-        self.extend(bytes);
+        match bytes.len() {
+            // A number's, byte by byte: where the C library copies bytes is one more page to be mapped.
+            ..=10 => bytes.iter().for_each(|&byte| self.push(byte)),
+            _ => self.extend(bytes),
+        }
         Ok(())
     }
 
@@ -87,9 +108,11 @@ impl Flavor for Encoded {
 
 /// A value of all the bytes.
 pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
-    match postcard::take_from_bytes(bytes) {
-        Ok((value, [])) => Ok(value),
-        Ok((_, rest)) => Err(format!("{} bytes are left over", rest.len())),
+    let mut deserializer = postcard::Deserializer::from_bytes(bytes);
+    let value = T::deserialize(&mut deserializer).map_err(|error| error.to_string())?;
+    match deserializer.finalize() {
+        Ok([]) => Ok(value),
+        Ok(rest) => Err(format!("{} bytes are left over", rest.len())),
         Err(error) => Err(error.to_string()),
     }
 }

@@ -227,9 +227,10 @@ impl Payload {
     pub(super) fn store(&self, pool: Pool, kind: Kind, bytes: &[u8]) -> Result<(), ObjectError> {
         if bytes.len() <= INLINE {
             for (word, bytes) in self.inline.iter().zip(bytes.chunks(8)) {
-                let mut whole = [0; 8];
-                whole[..bytes.len()].copy_from_slice(bytes);
-                word.store(u64::from_ne_bytes(whole), Ordering::Relaxed);
+                // Not by a copy, which would be a call of the C library; see `encode.rs`.
+                let word_of = |word, (i, &byte)| word | u64::from(byte) << (8 * i);
+                let whole = bytes.iter().enumerate().fold(0, word_of);
+                word.store(u64::from_le(whole), Ordering::Relaxed);
             }
         } else {
             let block = Bytes::create(pool, bytes)?;

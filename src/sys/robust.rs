@@ -29,6 +29,7 @@
 
 use std::cell::Cell;
 
+use super::call;
 use crate::primitive::{AtomicU32, AtomicU64, Ordering, compiler_fence, spared};
 
 /// Set by the kernel when the holder died.
@@ -88,11 +89,10 @@ fn list() -> Result<(*mut ListHead, u32), RobustError> {
     }
     let mut head: *mut ListHead = std::ptr::null_mut();
     let mut len = 0usize;
+    let into = [0, (&raw mut head).addr(), (&raw mut len).addr()];
     // SAFETY: the call writes a pointer and a length to the two locals.
-    let code = unsafe { libc::syscall(libc::SYS_get_robust_list, 0, &raw mut head, &raw mut len) };
-    if code != 0 {
-        return Err(RobustError::NoList(std::io::Error::last_os_error()));
-    }
+    unsafe { call::bare(libc::SYS_get_robust_list, into) }
+        .map_err(|errno| RobustError::NoList(errno.into()))?;
     if head.is_null() || len != size_of::<ListHead>() {
         return Err(RobustError::ForeignList(0));
     }

@@ -16,6 +16,7 @@
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use super::super::call;
 use super::{TaskState, own_start, start_time};
 
 /// Nanoseconds of a tick.
@@ -33,8 +34,13 @@ static CLOCK: AtomicU8 = AtomicU8::new(UNKNOWN);
 
 /// The clock that starts are taken from. Never 0.
 pub(crate) fn clock() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    1.max(now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64)
+    let mut now = [0_i64; 2];
+    let arguments = [libc::CLOCK_BOOTTIME as usize, (&raw mut now).addr(), 0];
+    // SAFETY: the call writes seconds and nanoseconds, two words on every 64-bit system, to the local.
+    if unsafe { call::bare(libc::SYS_clock_gettime, arguments) }.is_err() {
+        return 1;
+    }
+    1.max(now[0] as u64 * 1_000_000_000 + now[1] as u64)
 }
 
 /// The tick in which something began that began between two readings of the clock, if that is certain.
