@@ -96,10 +96,10 @@ impl Child {
         Ok(())
     }
 
-    /// The fork is over, for this side of it.
-    fn end(&self) {
+    /// The fork is over, for this side of it. Whether the process had no other threads.
+    fn end(&self) -> bool {
         self.is_new.set(false);
-        self.alone.set(false);
+        self.alone.replace(false)
     }
 
     /// Takes its records back: there is no child for them.
@@ -293,6 +293,10 @@ fn take_back_of_the_killed() {
 
 /// The same, for who does not keep the handles.
 pub(super) fn recover_children() {
+    // As above: the lock is not taken for nothing.
+    if COUNT.load(Ordering::Relaxed) == 0 {
+        return;
+    }
     let handles = handles::lock();
     take_back_of_the_killed();
     drop(handles);
@@ -324,7 +328,9 @@ fn has_handles(arena: Arena) -> bool {
 }
 
 pub(crate) extern "C" fn in_parent() {
-    CHILD.with(Child::end);
+    if CHILD.with(Child::end) {
+        return;
+    }
     let pipe = HELD.try_with(|held| held.borrow_mut().as_mut()?.pipe.take());
     if let Ok(Some((pipe, for_the_child))) = pipe {
         drop(for_the_child);
@@ -340,6 +346,7 @@ pub(crate) extern "C" fn in_parent() {
     release_handles();
 }
 
+#[unsafe(link_section = ".shmkit.child")]
 pub(crate) extern "C" fn in_child() {
     // Held if somebody has it, as a fork during the destruction of thread-locals does not keep him away.
     if COUNT.load(Ordering::Relaxed) != 0
@@ -350,15 +357,19 @@ pub(crate) extern "C" fn in_child() {
     }
     // The kernel has wiped the thread's table of slots.
     thread::begin_child();
-    CHILD.with(|child| {
-        child.end();
+    let alone = CHILD.with(|child| {
+        let alone = child.end();
         let mut start = None;
         attached().for_each(|arena| come_to_life(arena, child, &mut start));
+        alone
     });
-    release_handles();
+    if !alone {
+        release_handles();
+    }
 }
 
 /// In the child: its record in a pool comes to life. `start` is this process's, once it is known.
+#[unsafe(link_section = ".shmkit.child")]
 fn come_to_life(arena: Arena, child: &Child, start: &mut Option<u64>) {
     let local = local::of(arena);
     local.forget_leaked_guards();
@@ -390,6 +401,7 @@ fn give_up(why: &[u8]) -> ! {
 
 /// Called by a child that ends in order, as the last thing before `_exit`: neither a panic nor an unwinding is
 /// allowed any more.
+#[unsafe(link_section = ".shmkit.child")]
 pub(crate) fn child_ending() {
     // Other threads may be using what this process holds, until it has ended.
     if !sys::process::task_count().is_ok_and(|tasks| tasks == 1) {

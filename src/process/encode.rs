@@ -19,16 +19,20 @@ pub(super) struct Encoded {
 }
 
 impl Encoded {
-    const EMPTY: Encoded = Encoded {
-        inline: [0; INLINE],
-        used: 0,
-        spilled: Vec::new(),
-    };
+    /// No constant: it would be copied from a page of constants, which a fork does not map.
+    #[inline]
+    fn empty() -> Encoded {
+        Encoded {
+            inline: [0; INLINE],
+            used: 0,
+            spilled: Vec::new(),
+        }
+    }
 
     /// A value, or why there is none.
     pub(super) fn of<T: Serialize>(value: &T) -> Result<Encoded, String> {
         let mut serializer = postcard::Serializer {
-            output: Encoded::EMPTY,
+            output: Encoded::empty(),
         };
         match value.serialize(&mut serializer) {
             Ok(()) => Ok(serializer.output),
@@ -78,7 +82,7 @@ impl Encoded {
 impl From<&str> for Encoded {
     /// A message.
     fn from(text: &str) -> Encoded {
-        let mut encoded = Encoded::EMPTY;
+        let mut encoded = Encoded::empty();
         encoded.extend(text.as_bytes());
         encoded
     }
@@ -87,11 +91,13 @@ impl From<&str> for Encoded {
 impl Flavor for Encoded {
     type Output = Encoded;
 
+    #[inline]
     fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
         self.push(byte);
         Ok(())
     }
 
+    #[inline]
     fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
         match bytes.len() {
             // A number's, byte by byte: where the C library copies bytes is one more page to be mapped.

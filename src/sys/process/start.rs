@@ -33,6 +33,7 @@ const REFUTED: u8 = 2;
 static CLOCK: AtomicU8 = AtomicU8::new(UNKNOWN);
 
 /// The clock that starts are taken from. Never 0.
+#[unsafe(link_section = ".shmkit.child")]
 pub(crate) fn clock() -> u64 {
     let mut now = [0_i64; 2];
     let arguments = [libc::CLOCK_BOOTTIME as usize, (&raw mut now).addr(), 0];
@@ -52,6 +53,7 @@ fn tick_between(before: u64, after: u64) -> Option<u64> {
 
 /// The start of this process, whose parent has read the clock before it forked it; 0 if it cannot be
 /// known. With 0 for the clock, as where the child may be in another time namespace, `/proc` is asked.
+#[unsafe(link_section = ".shmkit.child")]
 pub(crate) fn own_start_since(before: u64) -> u64 {
     let known = (before != 0 && CLOCK.load(Ordering::Relaxed) == BELIEVED)
         .then(|| tick_between(before, clock()))
