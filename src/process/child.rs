@@ -177,12 +177,7 @@ impl Drop for AbortOnUnwind {
 
 /// The whole life of a child.
 #[unsafe(link_section = ".shmkit.child")]
-fn live<T>(
-    parent: u32,
-    body: fn(&mut T) -> i32,
-    given: &mut T,
-    _abort: &AbortOnUnwind,
-) -> ! {
+fn live<T>(parent: u32, body: fn(&mut T) -> i32, given: &mut T, _abort: &AbortOnUnwind) -> ! {
     if !process::die_with_parent(parent) {
         process::exit_now(EXIT_UNWRITTEN);
     }

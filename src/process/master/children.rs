@@ -51,7 +51,9 @@ impl Inherited<'_> {
     fn live(&mut self) -> i32 {
         self.master.close_in_child(self.spare);
         match self.control.take() {
-            Some(control) => worker::live(control, self.place, self.id, &self.master.config.defined),
+            Some(control) => {
+                worker::live(control, self.place, self.id, &self.master.config.defined)
+            }
             None => child::EXIT_UNWRITTEN,
         }
     }
