@@ -193,7 +193,7 @@ pub mod testing {
 
         /// Before it: makes the child's records. Until [`in_parent`], the process's handles are locked.
         pub fn before() {
-            let made = fork::before_fork(false);
+            let made = fork::before_fork(false, false);
             assert!(made.is_ok(), "no record for a child");
         }
 

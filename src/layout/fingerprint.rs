@@ -244,6 +244,7 @@ impl Walk {
 /// It is random at first use and inherited through fork. Whoever maps a pool or forks asks for it
 /// beforehand, so that parents and children agree. A word and not a `OnceLock`: a fork while
 /// another thread initialises it would leave the child waiting for ever.
+#[unsafe(link_section = ".shmkit.child")]
 pub(crate) fn image_nonce() -> u64 {
     static NONCE: AtomicU64 = AtomicU64::new(0);
 

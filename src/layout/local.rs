@@ -18,6 +18,9 @@ pub(crate) struct Local {
     process: AtomicU64,
     /// Guards that threads left behind when they ended.
     leaked_guards: AtomicUsize,
+    /// The job that the process runs, if the pool is a run's control pool; see `process/jobs.rs`. Here as a
+    /// forked child writes to this page anyway.
+    job: AtomicU64,
 }
 
 /// In place of a descriptor: the granule holds private memory.
@@ -29,6 +32,7 @@ static LOCALS: [Local; GRANULES] = [const {
         fd: AtomicI32::new(-1),
         process: AtomicU64::new(0),
         leaked_guards: AtomicUsize::new(0),
+        job: AtomicU64::new(0),
     }
 }; GRANULES];
 
@@ -90,6 +94,14 @@ impl Local {
 
     pub(crate) fn set_process(&self, tag: u64) {
         self.process.store(tag, Ordering::Release);
+    }
+
+    pub(crate) fn job(&self) -> u64 {
+        self.job.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_job(&self, id: u64) {
+        self.job.store(id, Ordering::Relaxed);
     }
 
     pub(crate) fn leak_guards(&self, count: usize) {

@@ -106,6 +106,7 @@ fn claim(arena: Arena) -> Option<Tag> {
 }
 
 /// `start` is the calling process's.
+#[unsafe(link_section = ".shmkit.child")]
 fn describe(record: &Process, generation: u64, start: u64) {
     record.start.store(0, Ordering::Relaxed);
     record.asked.forget();
@@ -234,6 +235,7 @@ pub(crate) fn are_other_times(times: u64, namespace: Option<u64>) -> Option<bool
 
 /// In the child: turns its record LIVE. False if it was aborted: then nothing that the child
 /// inherited is its own, and it must exit. `start` is this process's.
+#[unsafe(link_section = ".shmkit.child")]
 pub(crate) fn become_child(arena: Arena, child: Tag, start: u64) -> bool {
     let record = arena.process(child.slot());
     loop {
@@ -298,6 +300,7 @@ pub(crate) fn give_up_life(arena: Arena) {
 
 /// Leaves the pool, of which the process uses nothing any more and holds nothing any more.
 /// A process that has leaked guards stays: its record is recovered once it is dead.
+#[unsafe(link_section = ".shmkit.child")]
 pub(crate) fn leave(arena: Arena) {
     let known = Tag::of_word(local::of(arena).process());
     if known.is_nobody() || local::of(arena).leaked_guards() != 0 {

@@ -327,6 +327,7 @@ fn finish_process(arena: Arena, index: usize, record: &Process) -> bool {
 
 /// Takes back the records that the process `parent` made for children that have not come to life.
 /// Called by that process, or by who recovers it.
+#[unsafe(link_section = ".shmkit.child")]
 pub(crate) fn abort_children(arena: Arena, parent: usize) {
     for (index, record) in arena.processes() {
         let state = record.state();

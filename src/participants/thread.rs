@@ -120,6 +120,9 @@ fn leave_all() {
 }
 
 /// In a forked child: the thread's page is empty, and not touched before it is needed.
+// Not inlined elsewhere, where the address of the thread-local would be a call.
+#[inline(never)]
+#[unsafe(link_section = ".shmkit.child")]
 pub(crate) fn begin_child() {
     MINE.with(|mine| mine.table.set(&raw const EMPTY.0));
 }
@@ -362,6 +365,7 @@ pub(crate) fn give_back(arena: Arena, slot: &Slot) {
 }
 
 /// Leaves the pool: the slot is free for others, or parked by invariant 2.
+#[unsafe(link_section = ".shmkit.child")]
 pub(crate) fn leave(arena: Arena) {
     let entry = table().entry(arena.base());
     // SAFETY: by invariant 1.

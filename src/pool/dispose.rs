@@ -96,6 +96,10 @@ fn me(arena: Arena) -> Tag {
 
 /// The first of the postponed that nobody looks at any more, which it is no longer.
 fn take_postponed(arena: Arena, oldest: u64) -> Option<Retired> {
+    // Not locked for nothing: a master would have a page copied at each end of a child.
+    if POSTPONED_COUNT.load(Ordering::Relaxed) == 0 {
+        return None;
+    }
     let mut all = POSTPONED.try_lock().ok()?;
     let list = all.get_mut(&arena.base())?;
     let taken = list.pop_front_if(|first| first.stamp < oldest)?;
@@ -114,6 +118,7 @@ fn is_kept(arena: Arena, entry: &Entry, state: ObjectState) -> bool {
 }
 
 /// Ends all holds of this process, which is about to leave, and disposes of what it alone held.
+#[unsafe(link_section = ".shmkit.child")]
 pub(super) fn let_go_of_all(arena: Arena) {
     let row = process::current_index(arena);
     if row == 0 {
@@ -135,10 +140,15 @@ pub(super) fn let_go_of_all(arena: Arena) {
 }
 
 /// Gives up what this process has postponed: it is about to leave the pool.
+#[unsafe(link_section = ".shmkit.child")]
 pub(super) fn give_up_postponed(arena: Arena) {
     /// Others have the lock for a moment each. Where a fork has left it locked for good, this process
     /// has never postponed anything.
     const TRIES: usize = 1000;
+    // Not locked for nothing: a child that is ending would have a page copied.
+    if POSTPONED_COUNT.load(Ordering::Relaxed) == 0 {
+        return;
+    }
     let list = (0..TRIES).find_map(|_| match POSTPONED.try_lock() {
         Ok(mut all) => Some(all.remove(&arena.base())),
         Err(_) => {

@@ -44,6 +44,8 @@ thread_local! {
 struct Child {
     /// It is of a fork on its way.
     is_new: Cell<bool>,
+    /// The process has no other threads, which are to be kept from what a fork must not meet.
+    alone: Cell<bool>,
     /// When that began, by the [clock of starts](sys::process::start); 0 if the child is to ask for its
     /// start.
     since: Cell<u64>,
@@ -57,6 +59,7 @@ impl Child {
     const fn none() -> Child {
         Child {
             is_new: Cell::new(false),
+            alone: Cell::new(false),
             since: Cell::new(0),
             times: Cell::new(None),
             records: [const { Cell::new(0) }; GRANULES],
@@ -93,6 +96,12 @@ impl Child {
         Ok(())
     }
 
+    /// The fork is over, for this side of it. Whether the process had no other threads.
+    fn end(&self) -> bool {
+        self.is_new.set(false);
+        self.alone.replace(false)
+    }
+
     /// Takes its records back: there is no child for them.
     fn take_back(&self) {
         for arena in attached() {
@@ -100,7 +109,7 @@ impl Child {
                 process::abort_child(arena, record);
             }
         }
-        self.is_new.set(false);
+        self.end();
     }
 }
 
@@ -172,13 +181,14 @@ pub(crate) enum Refused {
 
 /// Makes the records of the child that this thread is about to fork. An error cancels the fork; else it
 /// follows, and [`forked`] or [`fork_failed`]. With `as_before`, nothing has run in this thread since it was
-/// called last that could have changed the namespaces of children.
-pub(crate) fn before_fork(as_before: bool) -> Result<(), Refused> {
+/// called last that could have changed the namespaces of children. `alone`: this is the only thread.
+pub(crate) fn before_fork(as_before: bool, alone: bool) -> Result<(), Refused> {
     if attached().next().is_none() {
         return Ok(());
     }
-    keep_handles();
     CHILD.with(|child| {
+        child.alone.set(alone);
+        keep_handles(child);
         child.begin();
         if !as_before {
             child.times.set(sys::process::time_namespace_of_children());
@@ -213,7 +223,7 @@ pub(crate) fn forked(pid: u32) {
 }
 
 extern "C" fn prepare() {
-    keep_handles();
+    CHILD.with(keep_handles);
     take_back_of_the_killed();
     let made = CHILD.with(|child| {
         child.begin();
@@ -236,8 +246,12 @@ extern "C" fn prepare() {
 }
 
 /// Keeps the process's other threads from opening and dropping handles, and from forking, until
-/// this one has forked.
-fn keep_handles() {
+/// this one has forked. Where there are none, the lock is left alone: on either side of the fork it would have
+/// a page copied.
+fn keep_handles(child: &Child) {
+    if child.alone.get() {
+        return;
+    }
     // A fork during the destruction of thread-locals goes without.
     let _ = HELD.try_with(|held| {
         let mut held = held.borrow_mut();
@@ -279,6 +293,10 @@ fn take_back_of_the_killed() {
 
 /// The same, for who does not keep the handles.
 pub(super) fn recover_children() {
+    // As above: the lock is not taken for nothing.
+    if COUNT.load(Ordering::Relaxed) == 0 {
+        return;
+    }
     let handles = handles::lock();
     take_back_of_the_killed();
     drop(handles);
@@ -310,7 +328,9 @@ fn has_handles(arena: Arena) -> bool {
 }
 
 pub(crate) extern "C" fn in_parent() {
-    CHILD.with(|child| child.is_new.set(false));
+    if CHILD.with(Child::end) {
+        return;
+    }
     let pipe = HELD.try_with(|held| held.borrow_mut().as_mut()?.pipe.take());
     if let Ok(Some((pipe, for_the_child))) = pipe {
         drop(for_the_child);
@@ -326,6 +346,7 @@ pub(crate) extern "C" fn in_parent() {
     release_handles();
 }
 
+#[unsafe(link_section = ".shmkit.child")]
 pub(crate) extern "C" fn in_child() {
     // Held if somebody has it, as a fork during the destruction of thread-locals does not keep him away.
     if COUNT.load(Ordering::Relaxed) != 0
@@ -336,15 +357,19 @@ pub(crate) extern "C" fn in_child() {
     }
     // The kernel has wiped the thread's table of slots.
     thread::begin_child();
-    CHILD.with(|child| {
-        child.is_new.set(false);
+    let alone = CHILD.with(|child| {
+        let alone = child.end();
         let mut start = None;
         attached().for_each(|arena| come_to_life(arena, child, &mut start));
+        alone
     });
-    release_handles();
+    if !alone {
+        release_handles();
+    }
 }
 
 /// In the child: its record in a pool comes to life. `start` is this process's, once it is known.
+#[unsafe(link_section = ".shmkit.child")]
 fn come_to_life(arena: Arena, child: &Child, start: &mut Option<u64>) {
     let local = local::of(arena);
     local.forget_leaked_guards();
@@ -376,6 +401,7 @@ fn give_up(why: &[u8]) -> ! {
 
 /// Called by a child that ends in order, as the last thing before `_exit`: neither a panic nor an unwinding is
 /// allowed any more.
+#[unsafe(link_section = ".shmkit.child")]
 pub(crate) fn child_ending() {
     // Other threads may be using what this process holds, until it has ended.
     if !sys::process::task_count().is_ok_and(|tasks| tasks == 1) {

@@ -95,19 +95,22 @@ pub(super) unsafe fn start(
         }
     };
     // SAFETY: writing the frame is all that is added to `body`, which the caller vouches for.
-    let pid = unsafe { begin(threads, Ran::Anything, &mut whole) }?;
+    let pid = unsafe { begin(threads, Ran::Anything, |whole| whole(), &mut whole) }?;
     Ok(Child { pid, result })
 }
 
-/// Forks a child that runs `body`, and exits with the code that it gives; the child's pid.
+/// Forks a child that runs `body` with what it is given, and exits with the code that it gives; the child's
+/// pid.
 ///
 /// # Safety
 ///
 /// As for [`start`].
-pub(super) unsafe fn begin(
+#[unsafe(link_section = ".shmkit.child")]
+pub(super) unsafe fn begin<T>(
     threads: OtherThreads,
     ran: Ran,
-    body: &mut dyn FnMut() -> i32,
+    body: fn(&mut T) -> i32,
+    given: &mut T,
 ) -> Result<u32, SpawnError> {
     if threads == OtherThreads::Refused {
         let tasks = process::task_count().map_err(SpawnError::Tasks)?;
@@ -126,7 +129,7 @@ pub(super) unsafe fn begin(
         flushed(io::stdout().flush())?;
         flushed(process::flush_c_stdio())?;
     }
-    fork::before_fork(ran == Ran::OwnCode).map_err(|refused| match refused {
+    fork::before_fork(ran == Ran::OwnCode, !other_threads).map_err(|refused| match refused {
         Refused::NoRecord => SpawnError::NoProcessRecord,
         Refused::OtherTimes => SpawnError::OtherTimeNamespace,
     })?;
@@ -141,8 +144,10 @@ pub(super) unsafe fn begin(
         }
         Ok(ForkResult::Child) => {
             let abort = AbortOnUnwind;
-            drop(locks);
-            live(parent, body, &abort)
+            if let Some(locks) = locks {
+                drop(locks);
+            }
+            live(parent, body, given, &abort)
         }
         Err(error) => {
             fork::fork_failed();
@@ -171,14 +176,15 @@ impl Drop for AbortOnUnwind {
 }
 
 /// The whole life of a child.
-fn live(parent: u32, body: &mut dyn FnMut() -> i32, _abort: &AbortOnUnwind) -> ! {
+#[unsafe(link_section = ".shmkit.child")]
+fn live<T>(parent: u32, body: fn(&mut T) -> i32, given: &mut T, _abort: &AbortOnUnwind) -> ! {
     if !process::die_with_parent(parent) {
         process::exit_now(EXIT_UNWRITTEN);
     }
-    let code = body();
+    let code = body(given);
     // Nobody is left to hear of output that cannot be written.
-    let _ = io::stdout().flush();
-    let _ = process::flush_c_stdio();
+    std::mem::forget(io::stdout().flush());
+    std::mem::forget(process::flush_c_stdio());
     fork::child_ending();
     process::exit_now(code)
 }

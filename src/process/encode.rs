@@ -19,21 +19,42 @@ pub(super) struct Encoded {
 }
 
 impl Encoded {
-    const EMPTY: Encoded = Encoded {
-        inline: [0; INLINE],
-        used: 0,
-        spilled: Vec::new(),
-    };
+    /// No constant: it would be copied from a page of constants, which a fork does not map.
+    #[inline]
+    fn empty() -> Encoded {
+        Encoded {
+            inline: [0; INLINE],
+            used: 0,
+            spilled: Vec::new(),
+        }
+    }
 
     /// A value, or why there is none.
     pub(super) fn of<T: Serialize>(value: &T) -> Result<Encoded, String> {
-        postcard::serialize_with_flavor(value, Encoded::EMPTY).map_err(|error| error.to_string())
+        let mut serializer = postcard::Serializer {
+            output: Encoded::empty(),
+        };
+        match value.serialize(&mut serializer) {
+            Ok(()) => Ok(serializer.output),
+            Err(error) => Err(error.to_string()),
+        }
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
         match self.spilled.is_empty() {
             true => &self.inline[..self.used],
             false => &self.spilled,
+        }
+    }
+
+    #[inline]
+    fn push(&mut self, byte: u8) {
+        match self.inline.get_mut(self.used) {
+            Some(room) if self.spilled.is_empty() => {
+                *room = byte;
+                self.used += 1;
+            }
+            _ => self.spill(&[byte]),
         }
     }
 
@@ -61,7 +82,7 @@ impl Encoded {
 impl From<&str> for Encoded {
     /// A message.
     fn from(text: &str) -> Encoded {
-        let mut encoded = Encoded::EMPTY;
+        let mut encoded = Encoded::empty();
         encoded.extend(text.as_bytes());
         encoded
     }
@@ -70,13 +91,19 @@ impl From<&str> for Encoded {
 impl Flavor for Encoded {
     type Output = Encoded;
 
+    #[inline]
     fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
-        self.extend(&[byte]);
+        self.push(byte);
         Ok(())
     }
 
+    #[inline]
     fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
-        self.extend(bytes);
+        match bytes.len() {
+            // A number's, byte by byte: where the C library copies bytes is one more page to be mapped.
+            ..=10 => bytes.iter().for_each(|&byte| self.push(byte)),
+            _ => self.extend(bytes),
+        }
         Ok(())
     }
 
@@ -87,9 +114,11 @@ impl Flavor for Encoded {
 
 /// A value of all the bytes.
 pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
-    match postcard::take_from_bytes(bytes) {
-        Ok((value, [])) => Ok(value),
-        Ok((_, rest)) => Err(format!("{} bytes are left over", rest.len())),
+    let mut deserializer = postcard::Deserializer::from_bytes(bytes);
+    let value = T::deserialize(&mut deserializer).map_err(|error| error.to_string())?;
+    match deserializer.finalize() {
+        Ok([]) => Ok(value),
+        Ok(rest) => Err(format!("{} bytes are left over", rest.len())),
         Err(error) => Err(error.to_string()),
     }
 }

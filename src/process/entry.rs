@@ -217,6 +217,7 @@ pub(super) fn wanted(job: &Job) -> Option<Known> {
 
 /// Who knows the types, and what is to be called; `None` if no process of this image said so, and it
 /// is none of those that this program has defined.
+#[unsafe(link_section = ".shmkit.child")]
 pub(super) fn described(job: &Job, defined: &[Defined]) -> Option<(Call, usize)> {
     if let Some(wanted) = wanted(job) {
         let found = defined.iter().find(|defined| defined.known == wanted)?;

@@ -164,7 +164,8 @@ impl<R: Wire> JoinHandle<R> {
         }
     }
 
-    fn poll(&self, control: &Shared<Control>) -> Option<Result<R, JoinError>> {
+    /// As [`try_join`](Self::try_join), with the handle's own control block: none if the worker has not ended.
+    pub(super) fn poll(&self, control: &Shared<Control>) -> Option<Result<R, JoinError>> {
         let taken = self.taken(control, |job| {
             let outcome = job.outcome.load(Ordering::Relaxed);
             supervise::returned(job, outcome)?;

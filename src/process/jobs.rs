@@ -53,6 +53,7 @@ use crate::ShmSafe;
 use crate::allocator::block;
 use crate::containers::{Link, Shared};
 use crate::layout::arena::{Arena, GRANULES};
+use crate::layout::local;
 use crate::participants::lock::TICK;
 use crate::participants::tag::Tag;
 use crate::participants::thread::{self, NoSlot};
@@ -224,12 +225,14 @@ pub(super) struct Payload {
 
 impl Payload {
     /// Puts the bytes there. The kind is stored last: until then there is nothing.
+    #[unsafe(link_section = ".shmkit.child")]
     pub(super) fn store(&self, pool: Pool, kind: Kind, bytes: &[u8]) -> Result<(), ObjectError> {
         if bytes.len() <= INLINE {
             for (word, bytes) in self.inline.iter().zip(bytes.chunks(8)) {
-                let mut whole = [0; 8];
-                whole[..bytes.len()].copy_from_slice(bytes);
-                word.store(u64::from_ne_bytes(whole), Ordering::Relaxed);
+                // Not by a copy, which would be a call of the C library; see `encode.rs`.
+                let word_of = |word, (i, &byte)| word | u64::from(byte) << (8 * i);
+                let whole = bytes.iter().enumerate().fold(0, word_of);
+                word.store(u64::from_le(whole), Ordering::Relaxed);
             }
         } else {
             let block = Bytes::create(pool, bytes)?;
@@ -242,6 +245,7 @@ impl Payload {
     }
 
     /// Calls `f` with the bytes.
+    #[unsafe(link_section = ".shmkit.child")]
     pub(super) fn read<R>(&self, f: impl FnOnce(&[u8]) -> R) -> R {
         if !self.block.is_null() {
             let block = self.block.get();
@@ -496,8 +500,6 @@ impl<'a> Claimed<'a> {
 struct Local {
     /// The descriptor that wakes the master, + 1.
     wake: AtomicU32,
-    /// The job that this process runs, 0 in the master.
-    me: AtomicU64,
     /// A peer's, of which `wake` is the number.
     doorbell: Mutex<Option<OwnedFd>>,
 }
@@ -505,7 +507,6 @@ struct Local {
 static LOCAL: [Local; GRANULES] = [const {
     Local {
         wake: AtomicU32::new(0),
-        me: AtomicU64::new(0),
         doorbell: Mutex::new(None),
     }
 }; GRANULES];
@@ -517,7 +518,7 @@ pub(super) const LEFT: u64 = u64::MAX - 1;
 pub(super) fn set_wake(pool: Pool, fd: Option<BorrowedFd<'_>>) {
     let raw = fd.map_or(0, |fd| fd.as_raw_fd().unsigned_abs() + 1);
     LOCAL[pool.0.granule()].wake.store(raw, Ordering::Relaxed);
-    LOCAL[pool.0.granule()].me.store(0, Ordering::Relaxed);
+    set_me(pool, 0);
 }
 
 /// A peer's descriptor. It stays open for good, as the pool stays mapped: what the peer has started
@@ -545,12 +546,12 @@ pub(super) fn takes_part(pool: Pool) -> bool {
 }
 
 pub(super) fn set_me(pool: Pool, id: u64) {
-    LOCAL[pool.0.granule()].me.store(id, Ordering::Relaxed);
+    local::of(pool.0).set_job(id);
 }
 
 /// The job that this process, or the worker that it descends from, runs; 0 for the master.
 pub(super) fn me(pool: Pool) -> u64 {
-    LOCAL[pool.0.granule()].me.load(Ordering::Relaxed)
+    local::of(pool.0).job()
 }
 
 /// Wakes the master.

@@ -261,7 +261,7 @@ impl Master {
         }
     }
 
-    fn control(&self) -> &Shared<Control> {
+    pub(super) fn control(&self) -> &Shared<Control> {
         self.control
             .as_ref()
             .expect("there until the master is dropped")

@@ -114,13 +114,12 @@ pub fn run<A: Wire, R: Wire>(
     argument: A,
 ) -> Result<R, RunError> {
     let mut master = Master::new(config)?;
-    let mut handle = master.start(first, &argument)?;
+    let handle = master.start(first, &argument)?;
     drop(argument);
     let result = loop {
         master.turn(None)?;
-        match handle.try_join() {
-            Ok(result) => break result,
-            Err(again) => handle = again,
+        if let Some(result) = handle.poll(master.control()) {
+            break result;
         }
     };
     master.finish()?;

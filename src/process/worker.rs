@@ -335,6 +335,7 @@ pub(super) fn request<A: Wire, R: Wire>(
 /// The life of a worker, in the child: calls the function, and leaves what it gave in the job's
 /// place. The code to exit with. It takes the child's own copy of the handle, which is not counted
 /// anew, and like all that a worker leaves behind goes with the process.
+#[unsafe(link_section = ".shmkit.child")]
 pub(super) fn live(control: Shared<Control>, place: usize, id: u64, defined: &[Defined]) -> i32 {
     let worker = Worker::new(control, place, id, false);
     let code = perform(&worker, defined);
@@ -344,6 +345,7 @@ pub(super) fn live(control: Shared<Control>, place: usize, id: u64, defined: &[D
 
 /// Calls the function of a job, and leaves what it gave in the job's place. The code that a
 /// process of its own would exit with.
+#[unsafe(link_section = ".shmkit.child")]
 pub(super) fn perform(worker: &Worker, defined: &[Defined]) -> i32 {
     let Some(job) = worker.control.job(worker.place) else {
         return EXIT_UNWRITTEN;
@@ -374,6 +376,7 @@ pub(super) fn perform(worker: &Worker, defined: &[Defined]) -> i32 {
 
 /// Leaves what a job gave in its place. For want of memory, a message is cut, and a value replaced
 /// by why it is missing: what is short needs no block.
+#[unsafe(link_section = ".shmkit.child")]
 pub(super) fn store(job: &Job, pool: Pool, kind: Kind, bytes: &[u8]) -> Result<(), ObjectError> {
     let Err(error) = job.result.store(pool, kind, bytes) else {
         return Ok(());

@@ -29,6 +29,7 @@
 
 use std::cell::Cell;
 
+use super::call;
 use crate::primitive::{AtomicU32, AtomicU64, Ordering, compiler_fence, spared};
 
 /// Set by the kernel when the holder died.
@@ -80,6 +81,7 @@ thread_local! {
     static LIST: Cell<(*mut ListHead, u32)> = const { Cell::new((std::ptr::null_mut(), 0)) };
 }
 
+#[unsafe(link_section = ".shmkit.child")]
 fn list() -> Result<(*mut ListHead, u32), RobustError> {
     let known = LIST.get();
     let tid = super::process::tid();
@@ -88,11 +90,10 @@ fn list() -> Result<(*mut ListHead, u32), RobustError> {
     }
     let mut head: *mut ListHead = std::ptr::null_mut();
     let mut len = 0usize;
+    let into = [0, (&raw mut head).addr(), (&raw mut len).addr()];
     // SAFETY: the call writes a pointer and a length to the two locals.
-    let code = unsafe { libc::syscall(libc::SYS_get_robust_list, 0, &raw mut head, &raw mut len) };
-    if code != 0 {
-        return Err(RobustError::NoList(std::io::Error::last_os_error()));
-    }
+    unsafe { call::bare(libc::SYS_get_robust_list, into) }
+        .map_err(|errno| RobustError::NoList(errno.into()))?;
     if head.is_null() || len != size_of::<ListHead>() {
         return Err(RobustError::ForeignList(0));
     }
@@ -137,10 +138,12 @@ impl RobustWord {
 
     /// Takes the word for this thread if it holds `expected` (0, or a value with `OWNER_DIED`).
     /// It is held until [`RobustWord::release`] or the thread's end.
+    #[unsafe(link_section = ".shmkit.child")]
     pub(crate) fn acquire(&self, expected: u32) -> Result<bool, RobustError> {
         spared(|| self.enter(expected))
     }
 
+    #[inline]
     fn enter(&self, expected: u32) -> Result<bool, RobustError> {
         let (head, tid) = list()?;
         let link = self.link();
@@ -180,6 +183,7 @@ impl RobustWord {
     /// # Safety
     ///
     /// This thread holds the word.
+    #[unsafe(link_section = ".shmkit.child")]
     pub(crate) unsafe fn release(&self) {
         // SAFETY: by the caller's promise.
         spared(|| unsafe { self.leave(0) });
@@ -199,6 +203,7 @@ impl RobustWord {
     /// # Safety
     ///
     /// This thread holds the word.
+    #[unsafe(link_section = ".shmkit.child")]
     unsafe fn leave(&self, value: u32) {
         let Ok((head, tid)) = list() else { return };
         debug_assert_eq!(self.word.load(Ordering::Relaxed) & TID, tid);

@@ -79,11 +79,14 @@ impl Watch {
 
     /// Those that nobody but the master needs.
     pub(crate) fn private(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        let doorbell = self.doorbell.iter();
-        let ends = doorbell.flat_map(|(read, write)| [read.as_fd(), write.as_fd()]);
-        [self.epoll.as_fd(), self.timer.as_fd()]
-            .into_iter()
-            .chain(ends)
+        let doorbell = self.doorbell.as_ref();
+        let all = [
+            Some(&self.epoll),
+            Some(&self.timer),
+            doorbell.map(|(read, _)| read),
+            doorbell.map(|(_, write)| write),
+        ];
+        all.into_iter().flatten().map(AsFd::as_fd)
     }
 
     /// Watches a descriptor for being readable.

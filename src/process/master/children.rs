@@ -8,10 +8,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use super::{AGAIN, LOG, Master};
+use crate::containers::Shared;
 use crate::pool::{fork, tell};
 use crate::primitive::Ordering;
 use crate::process::child::{self, OtherThreads, Ran};
-use crate::process::jobs::{DETACHED, Job, KILL, Kind, Phase};
+use crate::process::jobs::{Control, DETACHED, Job, KILL, Kind, Phase};
 use crate::process::{JoinError, SpawnError, WorkerEnd, WorkerId, entry, supervise, worker};
 use crate::sys::process;
 use crate::sys::watch;
@@ -33,6 +34,29 @@ impl Process {
         pidfd: None,
         due: None,
     };
+}
+
+/// What the child of a job is given.
+struct Inherited<'a> {
+    master: &'a Master,
+    spare: BorrowedFd<'a>,
+    control: Option<Shared<Control>>,
+    place: usize,
+    id: u64,
+}
+
+impl Inherited<'_> {
+    /// The child's life.
+    #[unsafe(link_section = ".shmkit.child")]
+    fn live(&mut self) -> i32 {
+        self.master.close_in_child(self.spare);
+        match self.control.take() {
+            Some(control) => {
+                worker::live(control, self.place, self.id, &self.master.config.defined)
+            }
+            None => child::EXIT_UNWRITTEN,
+        }
+    }
 }
 
 /// Why a job got no process.
@@ -113,18 +137,23 @@ impl Master {
         // By invariant 4: closed again just before the pidfd is opened.
         let spare = self.watch.counter().try_clone_to_owned();
         let spare = spare.map_err(|error| Unstarted::Now(error.to_string()))?;
-        let defined = self.config.defined.clone();
-        let mut inherited = Some(control.clone());
-        let ran = self.ran;
-        let mut body = || {
-            self.close_in_child(spare.as_fd());
-            match inherited.take() {
-                Some(control) => worker::live(control, place, id, &defined),
-                None => child::EXIT_UNWRITTEN,
-            }
+        let mut inherited = Inherited {
+            master: self,
+            spare: spare.as_fd(),
+            control: Some(control.clone()),
+            place,
+            id,
         };
         // SAFETY: this is the only thread.
-        let started = unsafe { child::begin(OtherThreads::Refused, ran, &mut body) };
+        let started = unsafe {
+            child::begin(
+                OtherThreads::Refused,
+                self.ran,
+                Inherited::live,
+                &mut inherited,
+            )
+        };
+        drop(inherited);
         let pid = started.map_err(|error| {
             let why = source_chain(&error);
             match error {
@@ -200,6 +229,7 @@ impl Master {
     }
 
     /// In a child: closes what only the master uses.
+    #[unsafe(link_section = ".shmkit.child")]
     fn close_in_child(&self, spare: BorrowedFd<'_>) {
         let close = |fd: BorrowedFd<'_>| {
             // SAFETY: the child never comes back to who owns the descriptor, and leaves without

@@ -190,6 +190,7 @@ pub(crate) fn kill(pid: u32) -> io::Result<()> {
 /// # Errors
 ///
 /// That of the first stream that could not be written.
+#[unsafe(link_section = ".shmkit.child")]
 pub(crate) fn flush_c_stdio() -> io::Result<()> {
     loop {
         // SAFETY: a null stream stands for all open output streams; no memory is passed.
@@ -204,6 +205,7 @@ pub(crate) fn flush_c_stdio() -> io::Result<()> {
 }
 
 /// Ends the process at once: no destructor, no `atexit` handler, no flush.
+#[unsafe(link_section = ".shmkit.child")]
 pub(crate) fn exit_now(code: i32) -> ! {
     // SAFETY: `_exit` has no preconditions and does not return.
     unsafe { libc::_exit(code) }

@@ -16,6 +16,7 @@
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use super::super::call;
 use super::{TaskState, own_start, start_time};
 
 /// Nanoseconds of a tick.
@@ -32,9 +33,15 @@ const REFUTED: u8 = 2;
 static CLOCK: AtomicU8 = AtomicU8::new(UNKNOWN);
 
 /// The clock that starts are taken from. Never 0.
+#[unsafe(link_section = ".shmkit.child")]
 pub(crate) fn clock() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    1.max(now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64)
+    let mut now = [0_i64; 2];
+    let arguments = [libc::CLOCK_BOOTTIME as usize, (&raw mut now).addr(), 0];
+    // SAFETY: the call writes seconds and nanoseconds, two words on every 64-bit system, to the local.
+    if unsafe { call::bare(libc::SYS_clock_gettime, arguments) }.is_err() {
+        return 1;
+    }
+    1.max(now[0] as u64 * 1_000_000_000 + now[1] as u64)
 }
 
 /// The tick in which something began that began between two readings of the clock, if that is certain.
@@ -46,6 +53,7 @@ fn tick_between(before: u64, after: u64) -> Option<u64> {
 
 /// The start of this process, whose parent has read the clock before it forked it; 0 if it cannot be
 /// known. With 0 for the clock, as where the child may be in another time namespace, `/proc` is asked.
+#[unsafe(link_section = ".shmkit.child")]
 pub(crate) fn own_start_since(before: u64) -> u64 {
     let known = (before != 0 && CLOCK.load(Ordering::Relaxed) == BELIEVED)
         .then(|| tick_between(before, clock()))
