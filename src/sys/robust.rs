@@ -90,7 +90,11 @@ fn list() -> Result<(*mut ListHead, u32), RobustError> {
     }
     let mut head: *mut ListHead = std::ptr::null_mut();
     let mut len = 0usize;
-    let into = [0, (&raw mut head).addr(), (&raw mut len).addr()];
+    let into = [
+        0,
+        (&raw mut head).expose_provenance(),
+        (&raw mut len).expose_provenance(),
+    ];
     // SAFETY: the call writes a pointer and a length to the two locals.
     unsafe { call::bare(libc::SYS_get_robust_list, into) }
         .map_err(|errno| RobustError::NoList(errno.into()))?;
