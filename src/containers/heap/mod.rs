@@ -45,6 +45,7 @@ pub use tx::Tx;
 use crate::ShmSafe;
 use crate::allocator::block;
 use crate::engines::heap::{Table, Words};
+use crate::layout::arena::Arena;
 use crate::layout::{Engine, Field, TypeInfo};
 use crate::participants::here::{Here, here};
 use crate::primitive::AtomicU64;
@@ -292,8 +293,11 @@ impl<R: Trace + Unpin> Heap<R> {
         loop {
             match self.lock.read() {
                 Ok(guard) | Err(LockError::Panicked(guard)) => {
-                    let table = guard.words.table(here(&self.lock)?.arena);
-                    return Ok(HeapView { guard, table });
+                    let arena = here(&self.lock)?.arena;
+                    return match guard.words.known_table(arena) {
+                        Some(table) => Ok(HeapView { guard, table }),
+                        None => Ok(HeapView::of(guard, arena)),
+                    };
                 }
                 // Undoes.
                 Err(LockError::OwnerDied(orphan)) => drop(self.take_over(orphan)?),
@@ -578,7 +582,15 @@ pub struct HeapView<'a, R: Trace + Unpin> {
     table: Table,
 }
 
-impl<R: Trace + Unpin> HeapView<'_, R> {
+impl<'a, R: Trace + Unpin> HeapView<'a, R> {
+    /// One of a table that the thread does not know. Out of line, so that elsewhere the guard stays in registers.
+    #[cold]
+    #[inline(never)]
+    fn of(guard: ReadGuard<'a, Body<R>>, arena: Arena) -> Self {
+        let table = guard.words.table(arena);
+        HeapView { guard, table }
+    }
+
     /// The root.
     ///
     /// ```
