@@ -135,7 +135,7 @@ impl Table {
     pub(crate) fn entry(&self, index: usize) -> Option<&'static Entry> {
         (index < self.entries).then(|| {
             let entry = std::ptr::with_exposed_provenance::<Entry>(self.base + index * ENTRY);
-            // SAFETY: aligned, in the pool's data, which stays mapped; an entry consists of atomics.
+            // SAFETY: aligned, in the table's block, which is mapped; an entry consists of atomics.
             unsafe { &*entry }
         })
     }
@@ -154,10 +154,12 @@ impl Table {
     }
 }
 
-/// Whether the thread has compared the table with its block before.
+/// Whether the thread has compared the table with its block before. In a copy of that pool, which is shorter, it need
+/// not be in the pool.
 #[inline]
-fn is_known(name: u64, base: usize, entries: usize) -> bool {
+fn is_known(arena: Arena, name: u64, base: usize, entries: usize) -> bool {
     TABLES.with(|tables| tables[name as usize % KNOWN].get() == (name, base, entries))
+        && arena.room_at(base) / ENTRY >= entries
 }
 
 /// As many of a table's entries as its block has room for; remembers one that has it for all.
@@ -181,7 +183,7 @@ impl Words {
     #[inline]
     pub(crate) fn table(&self, arena: Arena) -> Table {
         let (name, base, said) = self.said();
-        let entries = if is_known(name, base, said) {
+        let entries = if is_known(arena, name, base, said) {
             said
         } else {
             bounded(arena, name, base, said)
@@ -193,7 +195,7 @@ impl Words {
     #[inline]
     pub(crate) fn known_table(&self, arena: Arena) -> Option<Table> {
         let (name, base, said) = self.said();
-        is_known(name, base, said).then(|| Table::new(arena, name, base, said))
+        is_known(arena, name, base, said).then(|| Table::new(arena, name, base, said))
     }
 
     /// What the words say: name, address and entries.
