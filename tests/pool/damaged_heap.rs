@@ -150,7 +150,7 @@ pub fn a_table_finds_nothing_behind_its_block() {
     let mut blocks: Vec<_> = (0..32).map(|_| allocate(*pool, HALF)).collect();
     blocks.sort_unstable();
     let next_to = |pair: &[NonNull<u8>]| pair[1].addr().get() - pair[0].addr().get() == HALF;
-    let pair = blocks.windows(2).position(|pair| next_to(pair)).unwrap();
+    let pair = blocks.windows(2).position(next_to).unwrap();
     let (block, others) = (blocks[pair], blocks[pair + 1]);
     assert_eq!(pool.usable_size(block).unwrap(), HALF);
     let words = std::ptr::from_ref(&*heap).cast::<AtomicU64>();
