@@ -7,7 +7,7 @@
 //!
 //! Prints `port: P`, then answers a line with a number by the number's square; a line that a
 //! worker cannot make sense of kills that worker alone, and a connection that fails is dropped
-//! alone. Ends after N connections.
+//! alone. A client that sends no more still gets its answers. Ends after N connections.
 
 #[macro_use]
 #[path = "common/say.rs"]
@@ -52,6 +52,10 @@ struct Connection {
     stream: BufReader<TcpStream>,
     /// As far as it has arrived.
     line: Vec<u8>,
+    /// How many answers are to come.
+    questions: usize,
+    /// No more lines come; the client may still wait for answers.
+    is_read: bool,
 }
 
 impl Connection {
@@ -69,20 +73,24 @@ impl Connection {
         Ok(line)
     }
 
-    /// Has workers started for the lines that have arrived; whether there may be more.
-    fn read(
-        &mut self,
-        mut start: impl FnMut(String) -> Result<(), StartError>,
-    ) -> io::Result<bool> {
+    /// Has workers started for the lines that have arrived.
+    fn read(&mut self, mut start: impl FnMut(String) -> Result<(), StartError>) -> io::Result<()> {
         while let Some(line) = would_block(self.next_line())? {
             if line.is_empty() {
-                return Ok(false);
+                self.is_read = true;
+                break;
             }
-            if let Err(refused) = start(line) {
-                self.answer(&refused.to_string())?;
+            match start(line) {
+                Ok(()) => self.questions += 1,
+                Err(refused) => self.answer(&refused.to_string())?,
             }
         }
-        Ok(true)
+        Ok(())
+    }
+
+    /// All that was asked is answered, and nothing more will be.
+    fn is_over(&self) -> bool {
+        self.is_read && self.questions == 0
     }
 
     /// A client that reads no answers, so that there is no room for this one, is an error as well.
@@ -130,11 +138,11 @@ fn serve(arguments: &Arguments) -> Result<(), Failure> {
                     let Some(connection) = connections.get_mut(&token) else {
                         continue;
                     };
-                    let more = connection.read(|line| {
+                    let read = connection.read(|line| {
                         questions.push((token, master.start(&SQUARE, &line)?));
                         Ok(())
                     });
-                    if !more.unwrap_or_else(|error| dropped(&error)) {
+                    if is_dropped(read) || connection.is_over() {
                         connections.remove(&token);
                     }
                 }
@@ -147,13 +155,14 @@ fn serve(arguments: &Arguments) -> Result<(), Failure> {
             let registered = poll
                 .registry()
                 .register(&mut stream, token, Interest::READABLE);
-            if let Err(error) = registered {
-                dropped(&error);
+            if is_dropped(registered) {
                 continue;
             }
             let connection = Connection {
                 stream: BufReader::new(stream),
                 line: Vec::new(),
+                questions: 0,
+                is_read: false,
             };
             connections.insert(token, connection);
         }
@@ -178,10 +187,12 @@ fn accept(listener: &TcpListener) -> Option<TcpStream> {
     }
 }
 
-/// Says that a connection is, and that there is no more of it.
-fn dropped(error: &io::Error) -> bool {
-    eprintln!("event_loop: a connection is dropped: {error}");
-    false
+/// Whether something has failed, for which a connection is dropped; says so.
+fn is_dropped(done: io::Result<()>) -> bool {
+    if let Err(error) = &done {
+        eprintln!("event_loop: a connection is dropped: {error}");
+    }
+    done.is_err()
 }
 
 /// Answers what has been computed, and gives back what has not.
@@ -199,10 +210,11 @@ fn answer(
                 continue;
             }
         };
-        if let Some(connection) = connections.get_mut(&token)
-            && let Err(error) = connection.answer(&answer)
-        {
-            dropped(&error);
+        let Some(connection) = connections.get_mut(&token) else {
+            continue;
+        };
+        connection.questions -= 1;
+        if is_dropped(connection.answer(&answer)) || connection.is_over() {
             connections.remove(&token);
         }
     }

@@ -427,6 +427,9 @@ pub enum StoreNumbersError {
     /// The object of that name is of another type, or has no room for its name.
     #[error(transparent)]
     Named(#[from] NamedError),
+    /// The name led to another object each time that it was looked at.
+    #[error("the name keeps changing its object")]
+    Changing,
     /// Somebody has claimed elements of the object.
     #[error("the object of that name is in use")]
     Claimed(#[from] ClaimError),
@@ -536,6 +539,26 @@ where
         .chunks_exact(size_of::<T>())
         .map(bytemuck::pod_read_unaligned)
         .collect();
+    for _ in 0..TRIES {
+        match store_once(pool, name, shape, &elements) {
+            // Somebody else has given the name to another object meanwhile, or removed it.
+            Err(StoreNumbersError::Named(NamedError::NameTaken | NamedError::NotFound)) => {}
+            other => return other,
+        }
+    }
+    Err(StoreNumbersError::Changing)
+}
+
+/// The same of as many elements as the shape says; an error too if the name gets or loses its object meanwhile.
+fn store_once<T>(
+    pool: Pool,
+    name: &str,
+    shape: &[usize],
+    elements: &[T],
+) -> Result<Stored, StoreNumbersError>
+where
+    T: bytemuck::Pod + KillSafe + Unpin,
+{
     let other = |found: Vec<usize>| StoreNumbersError::OtherShape {
         found,
         shape: shape.into(),
@@ -560,13 +583,13 @@ where
             match pool.named::<Array<T>>(name) {
                 Ok(array) if array.len() != len => return Err(other(vec![array.len()])),
                 Ok(array) => {
-                    overwrite(&mut array.claim_mut(..)?, &elements);
+                    overwrite(&mut array.claim_mut(..)?, elements);
                     return Ok(Stored::Overwritten);
                 }
                 Err(NamedError::NotFound) => {}
                 Err(error) => return Err(error.into()),
             }
-            let array = Array::from_slice_in(pool, &elements)?;
+            let array = Array::from_slice_in(pool, elements)?;
             pool.set_name(name, &array)?;
         }
         [rows, columns] if rows > 0 && columns > 0 => {
@@ -576,7 +599,7 @@ where
                     return Err(other(vec![rows, columns]));
                 }
                 Ok(matrix) => {
-                    overwrite(&mut matrix.rows_mut(..)?, &elements);
+                    overwrite(&mut matrix.rows_mut(..)?, elements);
                     return Ok(Stored::Overwritten);
                 }
                 Err(NamedError::NotFound) => {}

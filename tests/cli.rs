@@ -38,6 +38,7 @@ const CASES: &[Named] = table! {
         orders_and_bytes_are_turned
         what_does_not_fit_is_refused
         claimed_numbers_are_not_overwritten
+        imports_at_once
         a_killed_import_leaves_the_target_whole
         numpy_reads_and_writes_in_place;
     bad:

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
@@ -200,6 +200,28 @@ fn master_in_an_event_loop() {
     drop(clients);
     let output = server.wait_with_output().expect("it ends");
     assert!(output.status.success());
+}
+
+/// A client that has shut down its side is answered, also what it did not end with a newline.
+#[test]
+fn who_sends_no_more_is_answered() {
+    let (server, port) = serve("2");
+    let mut stays = Client::of(port);
+    let mut client = Client::of(port);
+    client.send(b"3\n4\n5");
+    let shut = client.0.get_mut().shutdown(Shutdown::Write);
+    shut.expect("it is connected");
+    let mut answers = String::new();
+    client.0.read_to_string(&mut answers).expect("it answers");
+    // Workers are not waited for in order.
+    let mut answers: Vec<_> = answers.lines().collect();
+    answers.sort_unstable();
+    assert_eq!(answers, ["16", "25", "9"]);
+    assert_eq!(stays.ask("7"), "49\n");
+    drop(stays);
+    let output = server.wait_with_output().expect("it ends");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && errors.is_empty(), "{errors}");
 }
 
 /// A connection that fails is dropped; the others are served.

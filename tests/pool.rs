@@ -69,7 +69,8 @@ const CASES: &[common::Named] = table! {
         changed_container_words
         spans_of_who_comes_next;
     damaged_heap:
-        a_table_takes_nothing_behind_its_block;
+        a_table_takes_nothing_behind_its_block
+        a_table_finds_nothing_behind_its_block;
     damaged_maps:
         a_chain_of_tables_has_an_end;
     damaged_words:

@@ -91,8 +91,9 @@ fn main() -> ExitCode {
 
 /// Solves the system with one worker and with several; what is to be printed.
 fn run(options: &Options) -> Result<String, Failure> {
-    let matrix = read(options)?;
+    let mut matrix = read(options)?;
     matrix.check()?;
+    matrix.scale();
     let default = available_parallelism().map_or(1, usize::from);
     let workers = options
         .workers

@@ -35,7 +35,7 @@ use crate::participants::{life, recovery};
 use crate::primitive::{AtomicU64, Ordering};
 #[allow(unused_imports, reason = "the locks on top use all of it")]
 pub(crate) use crate::protocol::lock_word::{
-    DIED, PANICKED, Refused, WAITERS, clear, try_fast, unlock_fast,
+    DIED, Exchanged, PANICKED, Refused, WAITERS, clear, try_fast, unlock_fast,
 };
 use crate::protocol::lock_word::{announce, attempt, unlock_slow};
 use crate::sys::futex;
@@ -54,14 +54,19 @@ pub(crate) struct Taken {
     pub(crate) flags: u64,
     /// The dead owner that it was taken from; nobody if it was free.
     pub(crate) from: Tag,
+    pub(crate) exchanged: Exchanged,
 }
 
 impl Taken {
     /// Free, and with no flags.
-    pub(crate) const CLEAN: Taken = Taken {
-        flags: 0,
-        from: Tag::NOBODY,
-    };
+    #[inline]
+    fn clean(exchanged: Exchanged) -> Taken {
+        Taken {
+            flags: 0,
+            from: Tag::NOBODY,
+            exchanged,
+        }
+    }
 }
 
 /// Takes the lock, waiting until `deadline` (for ever if `None`).
@@ -73,10 +78,9 @@ pub(crate) fn lock(
     deadline: Option<Instant>,
 ) -> Result<Taken, Refused> {
     let me = slot.tag();
-    if try_fast(word, me) {
-        Ok(Taken::CLEAN)
-    } else {
-        lock_slow(arena, slot, word, deadline)
+    match try_fast(word, me) {
+        Some(exchanged) => Ok(Taken::clean(exchanged)),
+        None => lock_slow(arena, slot, word, deadline),
     }
 }
 
@@ -93,10 +97,11 @@ fn lock_slow(
     loop {
         let found = word.load(Ordering::Relaxed);
         match attempt(word, me, found, slept, |owner| is_over(arena, owner)) {
-            Ok(flags) => {
+            Ok((flags, exchanged)) => {
                 return Ok(Taken {
                     flags,
                     from: Tag::of_word(found),
+                    exchanged,
                 });
             }
             Err(Refused::Held) => return Err(Refused::Held),
@@ -135,10 +140,9 @@ fn lock_slow(
 /// Takes the lock if it can be had now.
 #[inline]
 pub(crate) fn try_lock(arena: Arena, slot: &Slot, word: &AtomicU64) -> Result<Taken, Refused> {
-    if try_fast(word, slot.tag()) {
-        Ok(Taken::CLEAN)
-    } else {
-        try_lock_slow(arena, slot, word)
+    match try_fast(word, slot.tag()) {
+        Some(exchanged) => Ok(Taken::clean(exchanged)),
+        None => try_lock_slow(arena, slot, word),
     }
 }
 
@@ -153,7 +157,11 @@ fn try_lock_slow(arena: Arena, slot: &Slot, word: &AtomicU64) -> Result<Taken, R
             Err(Refused::Busy) if look_for_parked(arena, Tag::of_word(found), &mut looked) => {}
             other => {
                 let from = Tag::of_word(found);
-                return other.map(|flags| Taken { flags, from });
+                return other.map(|(flags, exchanged)| Taken {
+                    flags,
+                    from,
+                    exchanged,
+                });
             }
         }
     }

@@ -13,7 +13,7 @@ use std::ops::Range;
 use std::time::Instant;
 
 use crate::layout::arena::Arena;
-use crate::participants::lock;
+use crate::participants::lock::{self, Exchanged};
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
 use crate::primitive::{AtomicU64, Ordering, fence};
@@ -62,10 +62,11 @@ pub(crate) fn wait_for_all(
     arena: Arena,
     slot: &Slot,
     word: &AtomicU64,
+    exchanged: Exchanged,
     deadline: Option<Instant>,
 ) -> bool {
     let lock = address(word);
-    readers::before_looking();
+    readers::before_looking(exchanged);
     arena.slots().all(|(index, other)| {
         used(other).all(|entry| {
             !readers::names(entry, lock) || wait_for(arena, slot, (index, entry), lock, deadline)

@@ -1,5 +1,7 @@
 //! The word of a lock, which names its owner. Rationale, states and invariants: `participants::lock`.
 
+use std::marker::PhantomData;
+
 use crate::primitive::{AtomicU64, Ordering};
 use crate::protocol::tag::Tag;
 
@@ -18,12 +20,18 @@ pub enum Refused {
     TimedOut,
 }
 
+/// That this thread has taken a lock, by an exchange of its word: nothing else makes one. Who looks at
+/// the [readers](super::readers) afterwards shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exchanged(PhantomData<*const ()>);
+
 /// Takes a lock that is free and has no flags. The short way for the common case.
 #[inline]
-pub fn try_fast(word: &AtomicU64, me: Tag) -> bool {
+pub fn try_fast(word: &AtomicU64, me: Tag) -> Option<Exchanged> {
     // Acquire pairs with the Release of the last holder's unlock.
     word.compare_exchange(0, me.word(), Ordering::Acquire, Ordering::Relaxed)
         .is_ok()
+        .then_some(Exchanged(PhantomData))
 }
 
 /// Gives back a lock that has no flags and no sleepers.
@@ -42,7 +50,7 @@ pub fn attempt(
     found: u64,
     extra: u64,
     is_gone: impl FnOnce(Tag) -> bool,
-) -> Result<u64, Refused> {
+) -> Result<(u64, Exchanged), Refused> {
     let owner = Tag::of_word(found);
     if owner == me {
         return Err(Refused::Held);
@@ -60,7 +68,7 @@ pub fn attempt(
         Ordering::Acquire,
         Ordering::Relaxed,
     ) {
-        Ok(_) => Ok(flags & !WAITERS),
+        Ok(_) => Ok((flags & !WAITERS, Exchanged(PhantomData))),
         Err(_) => Err(Refused::Busy),
     }
 }

@@ -10,6 +10,7 @@
 //! 2. Every entry in use is below the list's limit.
 
 use crate::primitive::{AtomicU64, Ordering};
+use crate::protocol::lock_word::Exchanged;
 
 /// Why a lock was not listed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -62,9 +63,10 @@ pub fn used<'a>(
 /// To be called by a writer between taking the word, which is done with Acquire alone, and looking
 /// at the lists: pairs with the SeqCst of [`enter`] and of the reader's look at the word.
 ///
-/// The models check the fence. On x86 the exchange that has taken the word is one.
+/// The models check the fence. On x86 the exchange that has taken the word is one, which the caller
+/// shows to have made.
 #[inline]
-pub fn before_looking() {
+pub fn before_looking(_: Exchanged) {
     #[cfg(all(target_arch = "x86_64", not(shmkit_loom)))]
     crate::primitive::compiler_fence(Ordering::SeqCst);
     #[cfg(not(all(target_arch = "x86_64", not(shmkit_loom))))]

@@ -140,7 +140,7 @@ impl<T: ShmSafe> Mutex<T> {
     #[inline]
     pub fn lock(&self) -> LockResult<MutexGuard<'_, T>, Orphan<'_, T>> {
         let here = here(self)?;
-        if lock::try_fast(&self.word, here.slot.tag()) {
+        if lock::try_fast(&self.word, here.slot.tag()).is_some() {
             Ok(MutexGuard::new(self, here.slot))
         } else {
             self.lock_until(here, None)

@@ -403,16 +403,17 @@ impl<T: ShmSafe> RwLock<T> {
     #[inline]
     pub(crate) fn write_if_free(&self, here: Here) -> Option<WriteGuard<'_, T>> {
         let Here { arena, slot } = here;
-        if readers::lists(slot, &self.word) || !lock::try_fast(&self.word, slot.tag()) {
+        if readers::lists(slot, &self.word) {
             return None;
         }
+        let exchanged = lock::try_fast(&self.word, slot.tag())?;
         // Relaxed: as in `check`.
         if self.dirty.load(Ordering::Relaxed) != 0 {
             lock::unlock_for_all(&self.word, slot.tag(), 0);
             return None;
         }
         // By invariant 3.
-        readers::wait_for_all(arena, slot, &self.word, None);
+        readers::wait_for_all(arena, slot, &self.word, exchanged, None);
         Some(self.written(here))
     }
 
@@ -433,7 +434,8 @@ impl<T: ShmSafe> RwLock<T> {
         };
         self.check(here, taken.from)?;
         // By invariant 3.
-        if !readers::wait_for_all(here.arena, here.slot, &self.word, deadline) {
+        let Here { arena, slot } = here;
+        if !readers::wait_for_all(arena, slot, &self.word, taken.exchanged, deadline) {
             lock::unlock_for_all(&self.word, here.slot.tag(), 0);
             return Err(match patience {
                 Patience::None => LockError::WouldBlock,

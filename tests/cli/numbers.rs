@@ -3,7 +3,9 @@
 use std::io::Read;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::Barrier;
 
+use shmkit::numbers::{self, StoreNumbersError};
 use shmkit::{Array, Matrix, NamedError, Pool};
 
 use crate::common::skip::skipped;
@@ -335,6 +337,51 @@ pub fn claimed_numbers_are_not_overwritten() {
     let out = File::new("claimed.npy");
     said(&["export", &name.0, "matrix", out.path()]);
     assert!(std::fs::read(&out.0).unwrap().ends_with(&[7; 4]));
+}
+
+/// Two that store a number under one name, which is there or not: neither is told of the other. One that
+/// overwrites an array may be, as long as the other has claimed it.
+pub fn imports_at_once() {
+    let name = Name::new("at-once");
+    let pool = pool(&name.0);
+    let both = |object: &str, shape: &[usize]| {
+        let start = Barrier::new(2);
+        let store = |value: u64| {
+            start.wait();
+            let bytes = vec![value.to_ne_bytes(); shape.iter().product()].concat();
+            numbers::store(pool, object, "<u8", shape, &bytes)
+        };
+        std::thread::scope(|s| {
+            let others = s.spawn(|| store(1));
+            [store(2), others.join().unwrap()]
+        })
+    };
+    for round in 0..300 {
+        for object in ["number", "array"] {
+            if round % 4 == 0 {
+                let _ = pool.remove_name(object);
+            }
+        }
+        let stored = both("number", &[]);
+        assert!(stored.iter().all(Result::is_ok), "{stored:?}");
+        let stored = both("array", &[50]);
+        let done =
+            |stored: &Result<_, _>| matches!(stored, Ok(_) | Err(StoreNumbersError::Claimed(_)));
+        assert!(stored.iter().all(done), "{stored:?}");
+    }
+    let file = File::npy("<u8", false, "()", &7_u64.to_ne_bytes());
+    for _ in 0..20 {
+        let import = || {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_shmkit"));
+            command.args(["import", &name.0, "number", file.path()]);
+            command.stdout(Stdio::null()).spawn().unwrap()
+        };
+        for mut import in [import(), import()] {
+            assert!(import.wait().unwrap().success());
+        }
+    }
+    assert_eq!(*pool.named::<u64>("number").unwrap(), 7);
+    assert!(pool.check().is_ok());
 }
 
 /// A Python that has NumPy: the system's, or the one that `.ci/install` has made for it.

@@ -279,6 +279,28 @@ fn deletions(suite: &mut Suite) {
         move || (0, whole()),
         move || (1500, whole()[1500..].to_vec()),
     ));
+    // The process that has made the world looks at all of it, and goes on looking: nothing is freed, by whomever.
+    suite.run(
+        case(
+            "delete chunks that somebody looks at",
+            move |buffer| {
+                three(buffer);
+                std::mem::forget(buffer.view(0..2100).expect("bytes"));
+            },
+            |world| world.buffer().truncate_front(1500).expect("bytes"),
+        )
+        .verify(|world, _| {
+            in_pool::sound(world.pool)?;
+            let memory = testing::buffer_memory(world.buffer());
+            for end in [1500, 2100] {
+                let deleted = world.buffer().truncate_front(end);
+                deleted.map_err(|error| error.to_string())?;
+            }
+            in_pool::sound(world.pool)?;
+            let now = testing::buffer_memory(world.buffer());
+            ensure(now == memory, || format!("{now} bytes, {memory} looked at"))
+        }),
+    );
     suite.run(either(
         case(
             "delete all of a large one",

@@ -86,6 +86,31 @@ fn poisson_equation_is_solved() {
     );
 }
 
+/// Entries whose squares are 0 or none: the solution is that of the same matrix times a number.
+#[test]
+fn very_small_and_very_large_entries() {
+    let scratch = Scratch::new("entries");
+    let chain = |unit: &str| {
+        let mut content = "%%MatrixMarket matrix coordinate real symmetric\n9 9 17\n".to_owned();
+        for row in 1..=9 {
+            content += &format!("{row} {row} 3{unit}\n");
+            if row > 1 {
+                content += &format!("{row} {} -1{unit}\n", row - 1);
+            }
+        }
+        answer(&solve(&[scratch.file("chain.mtx", content)]))
+    };
+    let plain = chain("");
+    assert!(plain.iterations > 0 && plain.error < 1e-9, "{plain:?}");
+    for unit in ["e-320", "e-200", "e-100", "e100", "e200", "e307"] {
+        let scaled = chain(unit);
+        assert!(
+            scaled.iterations > 0 && scaled.error < 1e-9,
+            "{unit}: {scaled:?}"
+        );
+    }
+}
+
 #[test]
 fn tolerance_is_reached_or_said_not_to_be() {
     let loose = answer(&solve(&["--tolerance", "1e-3", "--workers", "2"]));

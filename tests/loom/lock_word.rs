@@ -54,14 +54,14 @@ impl Lock {
     /// As `participants::lock`, without the spinning.
     fn lock(&self, slot: usize) {
         let me = tag(slot);
-        let flags = if lock_word::try_fast(&self.word, me) {
+        let flags = if lock_word::try_fast(&self.word, me).is_some() {
             0
         } else {
             let mut slept = 0;
             loop {
                 let found = self.word.load(Ordering::Relaxed);
                 match lock_word::attempt(&self.word, me, found, slept, |o| self.is_gone(o)) {
-                    Ok(flags) => break flags,
+                    Ok((flags, _)) => break flags,
                     Err(refused) => assert_eq!(refused, Refused::Busy),
                 }
                 if let Some(waiting) = lock_word::announce(&self.word, found) {

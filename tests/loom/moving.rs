@@ -86,7 +86,7 @@ impl Map {
         let is_gone = |owner: Tag| self.gone.load(Ordering::Acquire) & (1 << owner.slot()) != 0;
         loop {
             let found = word.load(Ordering::Relaxed);
-            if let Ok(flags) = lock_word::attempt(word, me, found, 0, is_gone) {
+            if let Ok((flags, _)) = lock_word::attempt(word, me, found, 0, is_gone) {
                 lock_word::clear(word, flags & DIED);
                 return;
             }

@@ -4,7 +4,8 @@ use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::thread;
 use shmkit::primitive::{AtomicU64, Ordering};
-use shmkit::protocol::readers;
+use shmkit::protocol::tag::Tag;
+use shmkit::protocol::{lock_word, readers};
 
 use super::{Death, Deaths, Explorer};
 
@@ -21,7 +22,7 @@ struct List {
 
 struct Shared {
     lists: Vec<List>,
-    /// 1 while a writer has it.
+    /// The lock's, which names the writer.
     word: AtomicU64,
     value: UnsafeCell<u64>,
 }
@@ -58,11 +59,8 @@ impl Shared {
 
     /// Writes once nobody who lives lists the lock.
     fn write(&self) {
-        let taken = self
-            .word
-            .compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed);
-        assert!(taken.is_ok(), "one writer at a time");
-        readers::before_looking();
+        let taken = lock_word::try_fast(&self.word, Tag::new(1, 1));
+        readers::before_looking(taken.expect("one writer at a time"));
         for list in &self.lists {
             for entry in readers::used(&list.entries, &list.limit) {
                 while readers::names(entry, LOCK) && list.over.load(Ordering::Acquire) == 0 {

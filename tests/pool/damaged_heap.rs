@@ -135,3 +135,58 @@ pub fn a_table_takes_nothing_behind_its_block() {
     }
     assert_sound(*pool);
 }
+
+/// The same where objects are looked at and changed: what lies behind the block is no object's entry.
+pub fn a_table_finds_nothing_behind_its_block() {
+    let pool = TestPool::new();
+    let heap = pool.create(Heap::new(())).unwrap();
+    let make = |tx: &mut shmkit::Tx<'_, ()>| (0..100).map(|n| tx.alloc(n)).collect();
+    let ids: Result<Vec<Gc<u64>>, _> = heap.modify(make).unwrap();
+    let (first, behind) = (ids.as_ref().unwrap()[0], ids.as_ref().unwrap()[64]);
+    assert_eq!(heap.view().unwrap().get(behind), Some(&64));
+
+    // Two neighbours: the first is to be the table, and its entries go on in the second, which is somebody's.
+    const HALF: usize = 64 * 32;
+    let mut blocks: Vec<_> = (0..32).map(|_| allocate(*pool, HALF)).collect();
+    blocks.sort_unstable();
+    let next_to = |pair: &[NonNull<u8>]| pair[1].addr().get() - pair[0].addr().get() == HALF;
+    let pair = blocks.windows(2).position(next_to).unwrap();
+    let (block, others) = (blocks[pair], blocks[pair + 1]);
+    assert_eq!(pool.usable_size(block).unwrap(), HALF);
+    let words = std::ptr::from_ref(&*heap).cast::<AtomicU64>();
+    // SAFETY: the words of the lock are two, then come the table's.
+    let (table, entries) = unsafe { (&*words.add(2), &*words.add(3)) };
+    let own = table.load(Ordering::Relaxed);
+    assert_eq!(entries.load(Ordering::Relaxed), 128);
+    let from = std::ptr::with_exposed_provenance::<u8>(own as usize);
+    // SAFETY: the table's 128 entries, and two blocks of as many bytes, which only this thread uses.
+    unsafe { from.copy_to_nonoverlapping(block.as_ptr(), 2 * HALF) };
+    // SAFETY: the block behind, which is written to, if at all, by the heap's calls below.
+    let content = || unsafe { std::slice::from_raw_parts(others.as_ptr(), HALF) }.to_vec();
+    let before = content();
+
+    table.store(block.addr().get() as u64, Ordering::Relaxed);
+    for length in [65, 128, 1 << 40, u64::MAX] {
+        entries.store(length, Ordering::Relaxed);
+        let view = heap.view().unwrap();
+        assert_eq!(view.get(first), Some(&0), "what is in the block is there");
+        assert_eq!(view.get(behind), None, "read behind the table");
+        drop(view);
+        assert!(heap.stats().unwrap().objects <= 64, "counted");
+        let written = heap.modify(|tx| {
+            tx.get_mut(first).map(|first| *first += 0)?;
+            assert_eq!(tx.get(behind), None);
+            tx.get_mut(behind).map(|value| *value = 7)
+        });
+        assert_eq!(written.unwrap(), Err(HeapError::NoObject));
+        assert!(content() == before, "written to behind the table");
+    }
+    table.store(own, Ordering::Relaxed);
+    entries.store(128, Ordering::Relaxed);
+    assert_eq!(heap.view().unwrap().get(behind), Some(&64));
+    drop(heap);
+    for block in blocks {
+        free(*pool, block);
+    }
+    assert_sound(*pool);
+}

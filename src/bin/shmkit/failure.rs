@@ -119,7 +119,7 @@ impl From<NumbersError> for Failure {
 impl From<StoreNumbersError> for Failure {
     fn from(error: StoreNumbersError) -> Self {
         let code = match &error {
-            StoreNumbersError::Claimed(_) => Code::InUse,
+            StoreNumbersError::Claimed(_) | StoreNumbersError::Changing => Code::InUse,
             StoreNumbersError::Named(NamedError::Damaged) => Code::Damaged,
             StoreNumbersError::Named(NamedError::InvalidName) => Code::Usage,
             StoreNumbersError::Named(NamedError::OtherType)

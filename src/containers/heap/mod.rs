@@ -295,8 +295,11 @@ impl<R: Trace + Unpin> Heap<R> {
         loop {
             match self.lock.read() {
                 Ok(guard) | Err(LockError::Panicked(guard)) => {
-                    let table = guard.words.table(here(&self.lock)?.arena);
-                    return Ok(HeapView { guard, table });
+                    let arena = here(&self.lock)?.arena;
+                    return match guard.words.known_table(arena) {
+                        Some(table) => Ok(HeapView { guard, table }),
+                        None => Ok(HeapView::of(guard, arena)),
+                    };
                 }
                 // Undoes.
                 Err(LockError::OwnerDied(orphan)) => drop(self.take_over(orphan)?),

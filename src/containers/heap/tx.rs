@@ -75,9 +75,6 @@ pub struct Tx<'t, R: Trace + Unpin> {
     /// That of `here` when the transaction began.
     tag: Tag,
     table: Table,
-    /// The table has no entries behind its block, should its length be garbage: who takes or frees
-    /// entries goes by that.
-    is_own: bool,
     writer: Writer,
     /// What each record of the log is about, in order.
     recorded: Vec<About>,
@@ -101,7 +98,6 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
         guard.words.draw_name();
         Tx {
             table: guard.words.table(here.arena),
-            is_own: false,
             writer: guard.words.writer(),
             tag: here.slot.tag(),
             here,
@@ -130,20 +126,10 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
         }
     }
 
-    /// Has entries taken and freed by what is the table for certain.
-    #[inline]
-    fn own_table(&mut self) {
-        if !self.is_own {
-            self.table.bound(self.here.arena);
-            self.is_own = true;
-        }
-    }
-
     /// There is another table, or more of the pool.
     #[cold]
     fn look_up_table(&mut self) {
-        self.table = self.words().own_table(self.here.arena);
-        self.is_own = true;
+        self.table = self.words().table(self.here.arena);
     }
 
     /// False for a copy in a forked child.

@@ -8,6 +8,12 @@ use crate::participants::table::Slot;
 use crate::participants::{epoch, lock};
 use crate::primitive::{Ordering, compiler_fence};
 
+/// That no hint leads to a chunk before this one any more. No death shows whether the hints were moved before
+/// the stamp was taken, for the next holder of the lock takes another one: so the stamp asks for this.
+struct Unlinked {
+    before: Found,
+}
+
 impl Words {
     /// Gives up the bytes before a position; or what the end is, if that is before the position.
     pub(crate) fn truncate(&self, arena: Arena, slot: &Slot, to: u64) -> Result<(), u64> {
@@ -99,7 +105,16 @@ impl Words {
         {
             first = next;
         }
-        // By invariant 3: the hints, then the stamp, which is taken behind a full fence.
+        let unlinked = self.unlink_before(arena, first);
+        if first.index() > oldest.index() {
+            self.stamp(arena, unlinked);
+            freed |= self.free_stamped(arena, slot);
+        }
+        freed
+    }
+
+    /// Moves the hints to a chunk, as far as they are behind it.
+    fn unlink_before(&self, arena: Arena, first: Found) -> Unlinked {
         self.first.store(first.address as u64, Ordering::Release);
         loop {
             let hint = self.last.load(Ordering::SeqCst);
@@ -115,18 +130,20 @@ impl Words {
                     )
                     .is_ok()
             {
-                break;
+                break Unlinked { before: first };
             }
         }
-        if first.index() > oldest.index() {
-            // By invariant 4, which is about kills and who has the lock next.
-            self.stamp.store(epoch::stamp(arena), Ordering::Release);
-            compiler_fence(Ordering::SeqCst);
-            self.stamped.store(first.index(), Ordering::Release);
-            compiler_fence(Ordering::SeqCst);
-            freed |= self.free_stamped(arena, slot);
-        }
-        freed
+    }
+
+    /// Stamps what is unlinked, by invariant 3: who is pinned later than the stamp, which is taken behind a full
+    /// fence, has found the hints moved.
+    fn stamp(&self, arena: Arena, unlinked: Unlinked) {
+        // By invariant 4, which is about kills and who has the lock next.
+        self.stamp.store(epoch::stamp(arena), Ordering::Release);
+        compiler_fence(Ordering::SeqCst);
+        self.stamped
+            .store(unlinked.before.index(), Ordering::Release);
+        compiler_fence(Ordering::SeqCst);
     }
 
     /// Frees the chunks that are stamped, if all pins are past the stamp.

@@ -319,7 +319,7 @@ impl Words {
     /// Undoes the transaction, and ends it. `root` is where the root is, and its size; nobody has
     /// a reference to it or to any object.
     pub(crate) fn undo(&self, arena: Arena, slot: &Slot, root: (*mut u8, usize)) {
-        let table = self.own_table(arena);
+        let table = self.table(arena);
         self.records(arena, |record| {
             let (to, room) = match record.what {
                 What::Root => root,

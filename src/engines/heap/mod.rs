@@ -180,7 +180,7 @@ pub(super) fn next_block(arena: Arena, first: usize, cursor: &mut usize) -> Opti
             block: old as usize,
         }
     };
-    let table = words.own_table(arena);
+    let table = words.table(arena);
     while let Some(entry) = table.entry(*cursor) {
         if entry.address() != 0 {
             return Some(named(&entry.address, 0));

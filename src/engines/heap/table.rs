@@ -11,6 +11,7 @@
 //! any more. There is no list of free entries to keep in step: the search for one goes on from a
 //! cursor, past what is taken, once round between collections.
 
+use std::cell::Cell;
 use std::collections::HashSet;
 
 use super::{Words, drop_block};
@@ -89,6 +90,15 @@ impl Entry {
     }
 }
 
+/// How many tables a thread remembers.
+const KNOWN: usize = 16;
+
+thread_local! {
+    /// Tables that the thread has compared with their blocks, so that a transaction need not: the heap's name, the
+    /// address, the entries. A heap's tables only grow, so a block that had the room has it while it is the table.
+    static TABLES: [Cell<(u64, usize, usize)>; KNOWN] = const { [const { Cell::new((0, 0, 0)) }; KNOWN] };
+}
+
 /// A heap's table, compared with the pool once for all look-ups: good while the caller has the heap's lock,
 /// and neither replaces the table nor asks for blocks that the pool had no room for.
 #[derive(Clone, Copy)]
@@ -103,6 +113,17 @@ pub(crate) struct Table {
 }
 
 impl Table {
+    #[inline]
+    fn new(arena: Arena, name: u64, base: usize, entries: usize) -> Self {
+        Table {
+            base,
+            entries,
+            data: arena.slice_address(0),
+            bytes: arena.slice_address(arena.slices()) - arena.slice_address(0),
+            name,
+        }
+    }
+
     /// How many entries there are.
     #[inline]
     pub(crate) fn entries(&self) -> usize {
@@ -114,19 +135,9 @@ impl Table {
     pub(crate) fn entry(&self, index: usize) -> Option<&'static Entry> {
         (index < self.entries).then(|| {
             let entry = std::ptr::with_exposed_provenance::<Entry>(self.base + index * ENTRY);
-            // SAFETY: aligned, in the pool's data, which stays mapped; an entry consists of atomics.
+            // SAFETY: aligned, in the table's block, which is mapped; an entry consists of atomics.
             unsafe { &*entry }
         })
-    }
-
-    /// Has no more entries than the block has room for: see [`Words::own_table`].
-    #[inline]
-    pub(crate) fn bound(&mut self, arena: Arena) {
-        self.entries = self.entries.min(Self::most_entries(arena, self.base));
-    }
-
-    fn most_entries(arena: Arena, base: usize) -> usize {
-        block::usable_size(arena, base).unwrap_or(0) / ENTRY
     }
 
     /// How many bytes of the pool's data lie behind an address, itself included.
@@ -143,32 +154,56 @@ impl Table {
     }
 }
 
+/// Whether the thread has compared the table with its block before. In a copy of that pool, which is shorter, it need
+/// not be in the pool.
+#[inline]
+fn is_known(arena: Arena, name: u64, base: usize, entries: usize) -> bool {
+    TABLES.with(|tables| tables[name as usize % KNOWN].get() == (name, base, entries))
+        && arena.room_at(base) / ENTRY >= entries
+}
+
+/// As many of a table's entries as its block has room for; remembers one that has it for all.
+#[cold]
+fn bounded(arena: Arena, name: u64, base: usize, entries: usize) -> usize {
+    let room = match block::usable_size(arena, base) {
+        Ok(bytes) if base.is_multiple_of(align_of::<Entry>()) => bytes / ENTRY,
+        _ => 0,
+    };
+    if room >= entries {
+        TABLES.with(|tables| tables[name as usize % KNOWN].set((name, base, entries)));
+    }
+    room.min(entries)
+}
+
 impl Words {
-    /// The table. One that is garbage has no entries.
+    /// The table, of no more entries than its block has room for: what lies behind is others', should the length be
+    /// garbage. One that is no block has none.
+    ///
+    /// It is put together last: parts of it that were changed in place would be waited for.
     #[inline]
     pub(crate) fn table(&self, arena: Arena) -> Table {
-        let base = self.table.load(Ordering::Acquire) as usize;
-        let entries = self.entries.load(Ordering::Acquire) as usize;
-        let room = arena.room_at(base) / ENTRY;
-        Table {
-            base,
-            entries: if base.is_multiple_of(8) {
-                entries.min(room)
-            } else {
-                0
-            },
-            data: arena.slice_address(0),
-            bytes: arena.slice_address(arena.slices()) - arena.slice_address(0),
-            name: self.name(),
-        }
+        let (name, base, said) = self.said();
+        let entries = if is_known(arena, name, base, said) {
+            said
+        } else {
+            bounded(arena, name, base, said)
+        };
+        Table::new(arena, name, base, entries)
     }
 
-    /// The table for who takes entries or frees by them: of no more entries than its block has room for. What lies
-    /// behind is others', should the length be garbage. A look is told by an entry's kind.
-    pub(crate) fn own_table(&self, arena: Arena) -> Table {
-        let mut table = self.table(arena);
-        table.bound(arena);
-        table
+    /// The table, if the thread has compared it with its block before.
+    #[inline]
+    pub(crate) fn known_table(&self, arena: Arena) -> Option<Table> {
+        let (name, base, said) = self.said();
+        is_known(arena, name, base, said).then(|| Table::new(arena, name, base, said))
+    }
+
+    /// What the words say: name, address and entries.
+    #[inline]
+    fn said(&self) -> (u64, usize, usize) {
+        let base = self.table.load(Ordering::Acquire) as usize;
+        let entries = self.entries.load(Ordering::Acquire) as usize;
+        (self.name(), base, entries)
     }
 
     /// How many entries the next table has, and bytes; `None` if an index could not name them all.

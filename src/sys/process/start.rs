@@ -36,7 +36,11 @@ static CLOCK: AtomicU8 = AtomicU8::new(UNKNOWN);
 #[unsafe(link_section = ".shmkit.child")]
 pub(crate) fn clock() -> u64 {
     let mut now = [0_i64; 2];
-    let arguments = [libc::CLOCK_BOOTTIME as usize, (&raw mut now).expose_provenance(), 0];
+    let arguments = [
+        libc::CLOCK_BOOTTIME as usize,
+        (&raw mut now).expose_provenance(),
+        0,
+    ];
     // SAFETY: the call writes seconds and nanoseconds, two words on every 64-bit system, to the local.
     if unsafe { call::bare(libc::SYS_clock_gettime, arguments) }.is_err() {
         return 1;

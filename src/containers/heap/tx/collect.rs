@@ -27,7 +27,6 @@ impl<R: Trace + Unpin> Tx<'_, R> {
     #[cold]
     pub(in crate::containers::heap) fn collect(&mut self) -> Collected {
         let Here { arena, slot } = self.here;
-        self.own_table();
         let words = self.words();
         let mut tracer = Tracer::new(&self.table);
         self.root().trace(&mut tracer);

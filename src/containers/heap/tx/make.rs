@@ -38,7 +38,6 @@ impl<R: Trace + Unpin> Tx<'_, R> {
     fn make_entry(&mut self, kind: u64, len: usize, layout: Layout) -> Result<usize, Packed> {
         self.with_room(|tx| {
             let (index, entry) = loop {
-                tx.own_table();
                 match tx.words().find_free(&tx.table) {
                     Some(free) => break free,
                     None => tx.enlarge()?,
