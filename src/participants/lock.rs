@@ -48,7 +48,7 @@ pub(crate) const TICK: Duration = Duration::from_millis(4);
 const SPINS: u32 = 100;
 
 /// A lock as it was found by who took it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Taken {
     /// PANICKED and DIED.
     pub(crate) flags: u64,

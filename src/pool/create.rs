@@ -428,9 +428,7 @@ impl PoolBuilder {
         header.epoch.store(1, Ordering::Relaxed);
         apply_options(arena, identity.options);
         recovery::begin_confirming(arena);
-        // A look at the limits takes longer than all else that a small pool needs.
-        memory::check_limit_now_and_then((initial * SLICE) as u64)?;
-        grow::extend(arena, 0, initial)?;
+        grow::grow_by(arena, 0, initial)?;
         if self.prefault {
             let start = arena.base() + DATA.offset;
             memory::advise(start, initial * SLICE, Advice::LinuxPopulateWrite)?;

@@ -101,7 +101,7 @@ impl Flavor for Encoded {
     fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
         match bytes.len() {
             // A number's, byte by byte: where the C library copies bytes is one more page to be mapped.
-            ..=10 => bytes.iter().for_each(|&byte| self.push(byte)),
+            ..=10 if self.spilled.is_empty() => bytes.iter().for_each(|&byte| self.push(byte)),
             _ => self.extend(bytes),
         }
         Ok(())

@@ -22,7 +22,7 @@ pub enum Refused {
 
 /// That this thread has taken a lock, by an exchange of its word: nothing else makes one. Who looks at
 /// the [readers](super::readers) afterwards shows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Exchanged(PhantomData<*const ()>);
 
 /// Takes a lock that is free and has no flags. The short way for the common case.

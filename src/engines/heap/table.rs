@@ -95,7 +95,8 @@ const KNOWN: usize = 16;
 
 thread_local! {
     /// Tables that the thread has compared with their blocks, so that a transaction need not: the heap's name, the
-    /// address, the entries. A heap's tables only grow, so a block that had the room has it while it is the table.
+    /// address, the entries. A heap's tables only grow, so a block that had the room has it while it is the table:
+    /// but for a file that is damaged while it is not mapped, and mapped again; there it is in the pool all the same.
     static TABLES: [Cell<(u64, usize, usize)>; KNOWN] = const { [const { Cell::new((0, 0, 0)) }; KNOWN] };
 }
 
@@ -135,7 +136,8 @@ impl Table {
     pub(crate) fn entry(&self, index: usize) -> Option<&'static Entry> {
         (index < self.entries).then(|| {
             let entry = std::ptr::with_exposed_provenance::<Entry>(self.base + index * ENTRY);
-            // SAFETY: aligned, in the table's block, which is mapped; an entry consists of atomics.
+            // SAFETY: aligned, in committed data of the pool (what a thread remembers is compared with it, a
+            // block is in it); an entry consists of atomics.
             unsafe { &*entry }
         })
     }

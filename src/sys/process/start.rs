@@ -43,7 +43,9 @@ pub(crate) fn clock() -> u64 {
     ];
     // SAFETY: the call writes seconds and nanoseconds, two words on every 64-bit system, to the local.
     if unsafe { call::bare(libc::SYS_clock_gettime, arguments) }.is_err() {
-        return 1;
+        // A filter of system calls may refuse it, and does not see who reads the clock by the C library.
+        let read = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        now = [read.tv_sec, read.tv_nsec];
     }
     1.max(now[0] as u64 * 1_000_000_000 + now[1] as u64)
 }
