@@ -386,6 +386,9 @@ struct GroupFiles {
     cached: [&'static str; 2],
 }
 
+/// No limit, in version 1: all pages that can be counted. In version 2 it is no number.
+const NO_LIMIT: u64 = i64::MAX as u64 / 65536 * 65536;
+
 impl GroupFiles {
     const V1: GroupFiles = GroupFiles {
         root: "/sys/fs/cgroup/memory",
@@ -404,7 +407,9 @@ impl GroupFiles {
         let mut group = group.trim_end_matches('/');
         let mut least = None;
         loop {
-            if let Some(limit) = self.number(group, self.limit) {
+            // Where there is none, what is used need not be asked: that takes longest.
+            let limit = self.number(group, self.limit);
+            if let Some(limit) = limit.filter(|&limit| limit < NO_LIMIT) {
                 let used = self.number(group, self.used)?;
                 let left = limit.saturating_sub(used.saturating_sub(self.cached(group)));
                 least = Some(least.map_or(left, |least: u64| least.min(left)));
@@ -427,7 +432,6 @@ impl GroupFiles {
         self.read(group, "memory.stat", sum).unwrap_or(0)
     }
 
-    /// A limit that is none is no number.
     fn number(&self, group: &str, file: &str) -> Option<u64> {
         self.read(group, file, |text| text.trim().parse().ok())?
     }
