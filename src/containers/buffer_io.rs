@@ -7,12 +7,12 @@ use std::marker::PhantomData;
 use std::ops::{ControlFlow, Range};
 
 use super::buffer::{AppendError, Buffer, Position, RangeError};
-use super::habit::attempt_awake;
 use super::link::unpin;
 use crate::engines::bell::Bell;
 use crate::engines::buffer::Found;
 use crate::layout::arena::Arena;
 use crate::participants::epoch;
+use crate::participants::habit::attempt_awake;
 use crate::participants::here::{Here, here};
 use crate::participants::tag::Tag;
 use crate::participants::thread;

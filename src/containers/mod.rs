@@ -18,7 +18,6 @@
 //! | `refusals` | the errors of arrays |
 //! | `store`  | the errors of containers that allocate |
 //! | `elements` | how elements are copied |
-//! | `habit` | what is done before sleeping |
 //! | `queue`  | [`Queue`]: first in, first out |
 //! | `mailbox`| [`Mailbox`]: many senders, one receiver |
 //! | `foreign`| [`PoolAlloc`], [`Foreign`]: other crates' collections |
@@ -30,7 +29,6 @@ mod cell;
 mod claims;
 mod elements;
 mod foreign;
-mod habit;
 mod hash_map;
 mod heap;
 mod link;

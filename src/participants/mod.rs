@@ -9,6 +9,7 @@
 //! | `process`  | this process's record; what happens at fork |
 //! | `pid`      | the process id in a process's record |
 //! | `life`     | the verdict: does that owner live? |
+//! | `habit`    | what is done before sleeping |
 //! | `asked`    | how often the system is asked about a process |
 //! | `lock`     | a lock whose word names its owner, so that a dead owner's can be taken over |
 //! | `detect`   | a compare-exchange whose outcome can be told after its author's death |
@@ -20,6 +21,7 @@
 pub(crate) mod asked;
 pub(crate) mod detect;
 pub(crate) mod epoch;
+pub(crate) mod habit;
 pub(crate) mod here;
 pub(crate) mod life;
 pub(crate) mod lock;

@@ -6,6 +6,7 @@
 //! counts and wakes. As the counter is read with the mutex held, a notification for a change made
 //! under the mutex afterwards changes the counter: none is missed. The number of notifications
 //! and the number of waiters are kept nowhere, so there is nothing that a death can put wrong.
+//! Before it sleeps a waiter looks at the counter for a moment, as far as that has paid (`participants::habit`).
 //!
 //! | killed | leaves | and then |
 //! |--------|--------|----------|
@@ -21,6 +22,7 @@
 
 use std::fmt;
 use std::marker::PhantomPinned;
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use super::Orphan;
@@ -29,7 +31,8 @@ use super::lock_error::{LockError, LockResult};
 use super::mutex::{Locked, MutexGuard};
 use crate::layout::arena::Arena;
 use crate::layout::{Field, ShmSafe, TypeInfo};
-use crate::participants::here::here;
+use crate::participants::habit::attempt_awake;
+use crate::participants::here::{Here, here};
 use crate::participants::lock;
 use crate::participants::tag::Tag;
 use crate::primitive::{AtomicU32, Ordering};
@@ -361,24 +364,27 @@ impl Condvar {
         condition.store(address as u64, Ordering::Release);
         let seen = self.counter.load(Ordering::Acquire);
         drop(guard);
-        let mut timed_out = false;
-        while self.counter.load(Ordering::Acquire) == seen {
-            if deadline.is_some_and(|d| Instant::now() >= d) {
-                timed_out = true;
-                break;
-            }
-            lock::sleep(
-                here.arena,
-                here.slot,
-                &self.counter,
-                seen,
-                Tag::NOBODY,
-                deadline,
-            );
-        }
+        let notified = |()| match self.counter.load(Ordering::Acquire) == seen {
+            true => ControlFlow::Continue(()),
+            false => ControlFlow::Break(()),
+        };
+        let timed_out = attempt_awake((), deadline, || {}, notified).is_continue()
+            && self.sleep(here, seen, deadline);
         let locked = mutex.lock_until(here, None);
         condition.store(0, Ordering::Release);
         (locked, WaitTimeoutResult(timed_out))
+    }
+
+    /// Sleeps as long as the counter is what was seen; true if the time is over before.
+    fn sleep(&self, here: Here, seen: u32, deadline: Option<Instant>) -> bool {
+        while self.counter.load(Ordering::Acquire) == seen {
+            if deadline.is_some_and(|d| Instant::now() >= d) {
+                return true;
+            }
+            let Here { arena, slot } = here;
+            lock::sleep(arena, slot, &self.counter, seen, Tag::NOBODY, deadline);
+        }
+        false
     }
 }
 

@@ -71,7 +71,7 @@ thread_local! {
 /// Attempts it for a moment, as far as that has paid and `deadline` allows: who has little time left does
 /// not give the processor to others, who may keep it for long. `about_to_yield` is called before it is given
 /// to them.
-pub(super) fn attempt_awake<S, R>(
+pub(crate) fn attempt_awake<S, R>(
     mut state: S,
     deadline: Option<Instant>,
     about_to_yield: impl FnOnce(),
