@@ -26,17 +26,19 @@ fn address(word: &AtomicU64) -> u64 {
     std::ptr::from_ref(word).addr() as u64
 }
 
-/// Lists a lock, by its word; the entry. What the caller loads from the word from here on is newer
+/// Lists a lock, by its word. What the caller loads from the word from here on is newer
 /// than what any writer has seen that does not see the entry.
 #[inline]
-pub(crate) fn enter(slot: &Slot, word: &AtomicU64) -> Result<usize, NotListed> {
-    readers::enter(&slot.reading.locks, &slot.reading.limit, address(word))
+pub(crate) fn enter(slot: &Slot, word: &AtomicU64) -> Result<(), NotListed> {
+    readers::enter(&slot.reading.locks, &slot.reading.limit, address(word)).map(drop)
 }
 
-/// Strikes an entry, and wakes who waits for that, if anybody may.
+/// Strikes the entry of a lock, and wakes who waits for that, if anybody may.
 #[inline]
-pub(crate) fn leave(slot: &Slot, index: usize, word: &AtomicU64) {
-    let entry = &slot.reading.locks[index];
+pub(crate) fn leave(slot: &Slot, word: &AtomicU64) {
+    let Some(entry) = own(slot, word) else {
+        return;
+    };
     readers::strike(entry);
     // Relaxed: a writer that came this very moment looks again within `lock::TICK`.
     if !Tag::of_word(word.load(Ordering::Relaxed)).is_nobody() {
@@ -47,8 +49,13 @@ pub(crate) fn leave(slot: &Slot, index: usize, word: &AtomicU64) {
 /// True if the thread of this slot, the caller's, lists the lock.
 #[inline]
 pub(crate) fn lists(slot: &Slot, word: &AtomicU64) -> bool {
-    let lock = address(word);
-    used(slot).any(|entry| entry.load(Ordering::Relaxed) == lock)
+    own(slot, word).is_some()
+}
+
+/// The entry of a lock, if the thread of this slot, the caller's, lists it.
+#[inline]
+fn own<'a>(slot: &'a Slot, word: &AtomicU64) -> Option<&'a AtomicU64> {
+    readers::own(&slot.reading.locks, &slot.reading.limit, address(word))
 }
 
 #[inline]

@@ -44,6 +44,15 @@ pub fn enter(entries: &[AtomicU64], limit: &AtomicU64, lock: u64) -> Result<usiz
     Ok(free)
 }
 
+/// The entry that names the lock, in the caller's own list.
+#[inline]
+pub fn own<'a>(entries: &'a [AtomicU64], limit: &AtomicU64, lock: u64) -> Option<&'a AtomicU64> {
+    let below = limit.load(Ordering::Relaxed) as usize;
+    let mut entries = entries.iter().take(below);
+    // Relaxed: our own.
+    entries.find(|entry| entry.load(Ordering::Relaxed) == lock)
+}
+
 /// Strikes an entry. Release pairs with the Acquire of who waits for it.
 #[inline]
 pub fn strike(entry: &AtomicU64) {

@@ -77,6 +77,7 @@ pub use semaphore::{AcquireError, AddPermitsError, Permit, Semaphore};
 ///
 /// One word, as a guard of two is handed on in registers. A bigger one goes through memory, where the
 /// processor waits for its parts each time it is copied: that takes three times as long as the lock.
+#[derive(Clone, Copy)]
 struct Holder {
     /// The tag with which the thread took the lock, and [`UNWINDING`](Self::UNWINDING).
     word: u64,
@@ -100,6 +101,16 @@ impl Holder {
         };
         Holder {
             word: slot.tag().word() | unwinding,
+            _one_thread: PhantomData,
+        }
+    }
+
+    /// The same for a guard that never asks whether it [unwound](Self::unwound).
+    #[inline]
+    fn of_reader<T: InPool>(lock: &T, slot: &'static Slot) -> Self {
+        thread::guard_made(lock);
+        Holder {
+            word: slot.tag().word(),
             _one_thread: PhantomData,
         }
     }

@@ -348,30 +348,30 @@ impl<T: ShmSafe> RwLock<T> {
     #[inline]
     fn read_with(&self, patience: Patience) -> Read<'_, T> {
         let here = here(self)?;
-        let entry = readers::enter(here.slot, &self.word)?;
+        readers::enter(here.slot, &self.word)?;
         if self.word.load(Ordering::SeqCst) == 0 {
-            Ok(ReadGuard::new(self, here, entry))
+            Ok(ReadGuard::new(self, here))
         } else {
-            self.read_slow(here, entry, patience)
+            self.read_slow(here, patience)
         }
     }
 
     /// Reads although the word was not 0 after the lock was listed.
     #[cold]
-    fn read_slow(&self, here: Here, mut entry: usize, patience: Patience) -> Read<'_, T> {
+    fn read_slow(&self, here: Here, patience: Patience) -> Read<'_, T> {
         let mut looked = false;
         loop {
             let word = self.word.load(Ordering::SeqCst);
             let owner = Tag::of_word(word);
             if owner.is_nobody() && word & DIED == 0 {
-                let guard = ReadGuard::new(self, here, entry);
+                let guard = ReadGuard::new(self, here);
                 return if word & PANICKED == 0 {
                     Ok(guard)
                 } else {
                     Err(LockError::Panicked(guard))
                 };
             }
-            readers::leave(here.slot, entry, &self.word);
+            readers::leave(here.slot, &self.word);
             if owner.is_nobody() || lock::is_over(here.arena, owner) {
                 self.see_to_the_dead(here)?;
             } else if let Patience::Until(deadline) = patience {
@@ -381,7 +381,7 @@ impl<T: ShmSafe> RwLock<T> {
             } else if !lock::look_for_parked(here.arena, owner, &mut looked) {
                 return Err(LockError::WouldBlock);
             }
-            entry = readers::enter(here.slot, &self.word)?;
+            readers::enter(here.slot, &self.word)?;
         }
     }
 
@@ -400,7 +400,7 @@ impl<T: ShmSafe> RwLock<T> {
 
     /// Locks it for writing, for who is `here`, if it is free and no writer has left a flag; then waits for readers.
     /// `None` if there is more to it: [`write`](Self::write) sees to that.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn write_if_free(&self, here: Here) -> Option<WriteGuard<'_, T>> {
         let Here { arena, slot } = here;
         if readers::lists(slot, &self.word) {

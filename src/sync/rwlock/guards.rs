@@ -32,7 +32,6 @@ use crate::primitive::{AtomicU64, Ordering};
 #[must_use = "the lock is released when the guard is dropped"]
 pub struct ReadGuard<'a, T: ShmSafe> {
     lock: &'a RwLock<T>,
-    entry: usize,
     holder: Holder,
 }
 
@@ -42,11 +41,20 @@ unsafe impl<T: ShmSafe> Sync for ReadGuard<'_, T> {}
 impl<'a, T: ShmSafe> ReadGuard<'a, T> {
     /// By invariant 2, the caller lists the lock and has seen it free.
     #[inline]
-    pub(super) fn new(lock: &'a RwLock<T>, here: Here, entry: usize) -> Self {
+    pub(super) fn new(lock: &'a RwLock<T>, here: Here) -> Self {
         ReadGuard {
             lock,
-            entry,
-            holder: Holder::new(lock, here.slot),
+            holder: Holder::of_reader(lock, here.slot),
+        }
+    }
+}
+
+impl<T: ShmSafe> RwLock<T> {
+    /// A [`ReadGuard`] ends. It is not given by its address: so it can stay in registers.
+    #[inline]
+    fn end_reading(&self, holder: Holder) {
+        if let Some(slot) = holder.end(self) {
+            readers::leave(slot, &self.word);
         }
     }
 }
@@ -64,9 +72,7 @@ impl<T: ShmSafe> Deref for ReadGuard<'_, T> {
 impl<T: ShmSafe> Drop for ReadGuard<'_, T> {
     #[inline]
     fn drop(&mut self) {
-        if let Some(slot) = self.holder.end(self.lock) {
-            readers::leave(slot, self.entry, &self.lock.word);
-        }
+        self.lock.end_reading(self.holder);
     }
 }
 
