@@ -166,6 +166,8 @@ const CASES: &[common::Named] = table! {
         heaps_outside_of_a_pool
         one_use_a_thread
         ids_are_checked
+        places_are_not_believed
+        objects_are_saved_once
         what_fails_is_undone
         the_dead_may_leave_a_heap_for_good
         collections_come_by_themselves

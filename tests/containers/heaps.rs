@@ -182,11 +182,67 @@ pub fn ids_are_checked() {
             let at = random.below(16);
             bytes[at] ^= random.next() as u8 | 1;
             if random.below(2) == 0 {
-                bytes[8..12].copy_from_slice(&random.next().to_le_bytes()[..4]);
+                bytes[12..].copy_from_slice(&random.next().to_le_bytes()[..4]);
             }
         });
         let found = view.get(forged).map(|node| node.value);
         assert!(matches!(found, None | Some(1 | 3)), "{found:?}");
+    }
+}
+
+/// An id says where its object is. That is compared, not believed.
+pub fn places_are_not_believed() {
+    let pool = TestPool::new();
+    let heap = graph(*pool);
+    let make = |tx: &mut shmkit::Tx<'_, _>| [1, 2].map(|n| tx.alloc(Node::new(n)).unwrap());
+    let [gc, other] = heap.modify(make).unwrap();
+    let mut place = [0; 4];
+    let _: Gc<Node> = forged(other, |bytes| place.copy_from_slice(&bytes[8..12]));
+    let mut random = Random::new(7);
+    let places = (0..1000).map(|_| (random.next() as u32 >> random.below(32)).to_le_bytes());
+    for place in places.chain([place, [0; 4], [0xff; 4]]) {
+        let moved: Gc<Node> = forged(gc, |bytes| bytes[8..12].copy_from_slice(&place));
+        assert_eq!(moved, gc, "the same object");
+        let found = heap.view().unwrap().get(moved).map(|node| node.value);
+        assert_eq!(found, Some(1));
+        let changed = heap.modify(|tx| tx.get_mut(moved).map(|node| node.value = 1));
+        assert_eq!(changed, Ok(Ok(())));
+    }
+    assert_eq!(heap.view().unwrap().get(other).unwrap().value, 2);
+}
+
+/// What is saved or made is not saved again, be the transaction short or long: there is room for one saving.
+pub fn objects_are_saved_once() {
+    const LEN: usize = 4 << 20;
+    type Slices = Option<Gc<[Gc<[u8]>]>>;
+    let pool = TestPool::with(|builder| builder.max_size(42 << 20));
+    let heap = pool.create(Heap::new(None)).unwrap();
+    for small in [1, 4, 5, 6, 40] {
+        let make = |tx: &mut shmkit::Tx<'_, Slices>| {
+            let one = |_| tx.alloc_slice_with(LEN, |_| 1_u8);
+            let ids: Vec<_> = (0..3).map(one).collect::<Result<_, _>>()?;
+            *tx.root_mut()? = Some(tx.alloc_slice(&ids)?);
+            Ok::<_, HeapError>(ids)
+        };
+        let ids = heap.try_modify(make).unwrap();
+        let change = |tx: &mut shmkit::Tx<'_, Slices>| {
+            let large = tx.alloc_slice_with(LEN, |_| 0_u8)?;
+            for round in 0..4 {
+                for &id in ids.iter().chain([&large]) {
+                    tx.get_mut(id)?[round] = 2;
+                    tx.slice_mut(id, 100..)?[round] = 3;
+                }
+                let made: Result<Vec<_>, _> = (0..small).map(|n| tx.alloc(n)).collect();
+                for id in made? {
+                    *tx.get_mut(id)? += 1;
+                }
+            }
+            Err::<(), _>(HeapError::Forked)
+        };
+        assert_eq!(heap.try_modify(change), Err(HeapError::Forked), "undone");
+        let view = heap.view().unwrap();
+        let is_as_before = |&id: &Gc<[u8]>| view.get(id).unwrap().iter().all(|&b| b == 1);
+        assert!(ids.iter().all(is_as_before));
     }
 }
 

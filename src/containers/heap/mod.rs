@@ -49,7 +49,7 @@ use crate::ShmSafe;
 use crate::allocator::block;
 use crate::engines::heap::Words;
 use crate::layout::{Engine, Field, TypeInfo};
-use crate::participants::here::{Here, here};
+use crate::participants::here::{Here, arena_at, here};
 use crate::primitive::AtomicU64;
 use crate::sync::{LockError, RwLock, WriteGuard, WriteOrphan};
 
@@ -295,11 +295,10 @@ impl<R: Trace + Unpin> Heap<R> {
         loop {
             match self.lock.read() {
                 Ok(guard) | Err(LockError::Panicked(guard)) => {
-                    let arena = here(&self.lock)?.arena;
-                    return match guard.words.known_table(arena) {
-                        Some(table) => Ok(HeapView { guard, table }),
-                        None => Ok(HeapView::of(guard, arena)),
-                    };
+                    // It is in a pool, as there is a guard.
+                    let arena = arena_at(std::ptr::from_ref(self).addr());
+                    let table = guard.words.table(arena);
+                    return Ok(HeapView { guard, table });
                 }
                 // Undoes.
                 Err(LockError::OwnerDied(orphan)) => drop(self.take_over(orphan)?),

@@ -3,14 +3,13 @@
 //! The heap is locked for writing. Before a `&mut` to something is given out, its bytes are in the log;
 //! before an entry gets a block, its index is. Once the closure is over, one store voids the log.
 //!
-//! A private list has what each record is about. An object of which all is saved or made is found there by a
-//! place that its entry notes: a note of another transaction leads to a record of something else, or to none.
+//! A private list has what each record is about (`recorded`).
 
 mod collect;
 mod make;
+mod recorded;
 
 use std::alloc::Layout;
-use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
@@ -18,13 +17,14 @@ use std::ops::RangeBounds;
 use std::ptr::NonNull;
 
 use self::make::Unfilled;
+use self::recorded::{About, PART, Recorded};
 use super::gc::{self, Gc, Managed, Target};
 use super::trace::{Elements, Trace};
 use super::{Body, HeapError, LEAST_DEBT};
 use crate::allocator::{AllocError, Packed, block};
 use crate::containers::refusals::{ClaimError, resolve};
 use crate::containers::store::StoreError;
-use crate::engines::heap::{CHUNK, Chunk, Entry, Record, Room, Table, What, Words, Writer};
+use crate::engines::heap::{CHUNK, Chunk, Record, Room, Table, What, Words, Writer};
 use crate::engines::limbo;
 use crate::participants::here::Here;
 use crate::participants::tag::Tag;
@@ -32,25 +32,6 @@ use crate::participants::thread;
 use crate::pool::intents::{self, Length};
 use crate::primitive::{AtomicU64, Ordering};
 use crate::sync::WriteGuard;
-
-/// What a record of the log is about.
-#[derive(Clone, Copy)]
-struct About {
-    /// The object of which all is saved, or that is made; [`PART`] for anything else.
-    whole: usize,
-    elements: Elements,
-}
-
-/// No object's index.
-const PART: usize = usize::MAX;
-
-thread_local! {
-    /// Room for the list of the thread's next transaction: that of an earlier one.
-    static ROOM: Cell<Vec<About>> = const { Cell::new(Vec::new()) };
-}
-
-/// The longest list that is kept.
-const KEPT: usize = 256;
 
 /// A transaction on a [`Heap`](super::Heap): see [`Heap::modify`](super::Heap::modify).
 ///
@@ -77,7 +58,7 @@ pub struct Tx<'t, R: Trace + Unpin> {
     table: Table,
     writer: Writer,
     /// What each record of the log is about, in order.
-    recorded: Vec<About>,
+    recorded: Recorded,
     root_saved: bool,
     /// Ranges of slices that are saved, if any are: object and start, and the end. None touch.
     ranges: Option<BTreeMap<(usize, usize), usize>>,
@@ -102,7 +83,7 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
             tag: here.slot.tag(),
             here,
             guard,
-            recorded: ROOM.try_with(Cell::take).unwrap_or_default(),
+            recorded: Recorded::new(),
             root_saved: false,
             ranges: None,
             swept: false,
@@ -196,7 +177,7 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
             };
             let about = About {
                 whole: PART,
-                elements: Elements::of::<R>(),
+                elements: const { &Elements::of::<R>() },
             };
             self.with_room(|tx| tx.record(&record, about))
                 .map_err(Packed::unpack)?;
@@ -249,10 +230,9 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
     #[inline]
     pub fn get_mut<T: ?Sized + Managed>(&mut self, gc: Gc<T>) -> Result<&mut T, HeapError> {
         let target = self.find(gc)?;
-        if !self.is_whole(gc.index(), target.entry) {
-            let place = self.recorded.len();
+        if !self.recorded.has_whole(gc.index(), target.entry) {
+            self.recorded.note(target.entry);
             self.save(gc, &target, 0..target.len, gc.index())?;
-            target.entry.set_noted(place);
         }
         // SAFETY: an object of that type; by the heap's invariant 1, with the borrow of `self`. It is
         // saved, or new.
@@ -288,7 +268,7 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
             }
             _ => HeapError::NoObject,
         })?;
-        if !self.is_whole(gc.index(), target.entry) && !self.covers(gc.index(), &range) {
+        if !self.recorded.has_whole(gc.index(), target.entry) && !self.covers(gc.index(), &range) {
             self.save(gc, &target, range.clone(), PART)?;
             self.cover(gc.index(), range.clone());
         }
@@ -414,13 +394,6 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
         gc::find(&self.table, gc).ok_or(HeapError::NoObject)
     }
 
-    /// Whether all of the object is saved or made by this transaction.
-    #[inline]
-    fn is_whole(&self, index: usize, entry: &Entry) -> bool {
-        let noted = self.recorded.get(entry.noted());
-        noted.is_some_and(|about| about.whole == index)
-    }
-
     /// Records some elements of an object as they are.
     #[inline(always)]
     fn save<T: ?Sized + Managed>(
@@ -431,37 +404,39 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
         whole: usize,
     ) -> Result<(), HeapError> {
         let size = size_of::<T::Element>();
-        let record = Record {
+        // Made where it goes, for the same reason as the transaction.
+        let record = || Record {
             what: What::Object(gc.index()),
             offset: range.start * size,
             // SAFETY: within the object.
             bytes: unsafe { target.elements.as_ptr().add(range.start) }.cast(),
             len: range.len() * size,
         };
-        // Made where it goes, for the same reason as the transaction.
         let about = || About {
             whole,
-            elements: Elements::of::<T::Element>(),
+            elements: const { &Elements::of::<T::Element>() },
         };
-        if self.writer.append(&record) {
-            self.recorded.push(about());
+        if self.writer.append(&record()) {
+            self.recorded.push(&self.table, about());
             return Ok(());
         }
-        self.save_in_more_room(gc, &record, about())
+        std::hint::cold_path();
+        self.save_in_more_room(gc, record(), about())
     }
 
     #[cold]
+    #[inline(never)]
     fn save_in_more_room<T: ?Sized + Managed>(
         &mut self,
         gc: Gc<T>,
-        record: &Record,
+        record: Record,
         about: About,
     ) -> Result<(), HeapError> {
         let saved = self.with_room(|tx| {
             // A collection may have freed it, if nothing leads there.
             let is_there = tx.find(gc).is_ok();
             if is_there {
-                tx.record(record, about)?;
+                tx.record(&record, about)?;
             }
             Ok(is_there)
         });
@@ -496,7 +471,7 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
         while !self.writer.append(record) {
             self.go_on(record.len)?;
         }
-        self.recorded.push(about);
+        self.recorded.push(&self.table, about);
         Ok(())
     }
 
@@ -551,10 +526,6 @@ impl<R: Trace + Unpin> Drop for Tx<'_, R> {
             let Here { arena, slot } = self.here;
             let root = self.guard.root.get().cast();
             self.words().undo(arena, slot, (root, size_of::<R>()));
-        }
-        if self.recorded.capacity() <= KEPT {
-            self.recorded.clear();
-            let _ = ROOM.try_with(|room| room.set(std::mem::take(&mut self.recorded)));
         }
     }
 }

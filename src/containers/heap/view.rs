@@ -7,7 +7,6 @@ use super::Body;
 use super::gc::{self, Gc, Managed};
 use super::trace::Trace;
 use crate::engines::heap::Table;
-use crate::layout::arena::Arena;
 use crate::sync::ReadGuard;
 
 /// A look at a heap, which does not change meanwhile.
@@ -43,15 +42,7 @@ pub struct HeapView<'a, R: Trace + Unpin> {
     pub(super) table: Table,
 }
 
-impl<'a, R: Trace + Unpin> HeapView<'a, R> {
-    /// One of a table that the thread does not know. Out of line, so that elsewhere the guard stays in registers.
-    #[cold]
-    #[inline(never)]
-    pub(super) fn of(guard: ReadGuard<'a, Body<R>>, arena: Arena) -> Self {
-        let table = guard.words.table(arena);
-        HeapView { guard, table }
-    }
-
+impl<R: Trace + Unpin> HeapView<'_, R> {
     /// The root.
     ///
     /// ```

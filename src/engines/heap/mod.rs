@@ -102,11 +102,18 @@ impl Words {
     /// Draws the heap's name, if it has none. By who has the lock for writing.
     #[inline]
     pub(crate) fn draw_name(&self) -> u64 {
-        if self.name() == 0 {
-            self.name
-                .store(super::map::seed()[0].max(1), Ordering::Release);
+        match self.name() {
+            0 => self.invent_name(),
+            name => name,
         }
-        self.name()
+    }
+
+    #[cold]
+    fn invent_name(&self) -> u64 {
+        // Less than half of what a word holds, so that no stamp is 0.
+        let name = (super::map::seed()[0] >> 1).max(1);
+        self.name.store(name, Ordering::Release);
+        name
     }
 
     /// The number of the transaction under way.

@@ -6,8 +6,8 @@
 //! | `address` 0 | free; the rest is what it was |
 //! | else | an object of `len` elements, whose block this is |
 //!
-//! The generation rises each time that an entry is taken. So an id, which has index and
-//! generation, names one object for ever; an entry whose generation has come to its end is not taken
+//! The generation rises each time that an entry is taken. So an id, which has the index, and the sum of heap's name and
+//! generation as its stamp, names one object for ever; an entry whose generation has come to its end is not taken
 //! any more. There is no list of free entries to keep in step: the search for one goes on from a
 //! cursor, past what is taken, once round between collections.
 
@@ -17,7 +17,7 @@ use std::collections::HashSet;
 use super::{Words, drop_block};
 use crate::allocator::block;
 use crate::allocator::check::CheckReport;
-use crate::layout::arena::Arena;
+use crate::layout::arena::{Arena, SLICE};
 use crate::participants::table::Slot;
 use crate::primitive::{AtomicU32, AtomicU64, Ordering};
 
@@ -37,6 +37,9 @@ pub(crate) struct Entry {
     /// Where a transaction has noted that it has saved or made all of it. Only the note itself counts.
     noted: AtomicU32,
 }
+
+/// Bytes from one place to the next. All blocks are at places.
+const PLACE: usize = 8;
 
 /// Bytes of an entry.
 const ENTRY: usize = size_of::<Entry>();
@@ -125,6 +128,16 @@ impl Table {
         }
     }
 
+    /// Whether the thread has compared the table with its block before. In a copy of that pool, which is shorter, it
+    /// need not be in the pool.
+    #[inline]
+    fn is_known(&self) -> bool {
+        let (name, base, entries) = (self.name, self.base, self.entries);
+        TABLES.with(|tables| tables[name as usize % KNOWN].get() == (name, base, entries))
+            // Of a number that is remembered, it does not overflow.
+            && self.room_at(base) >= entries.wrapping_mul(ENTRY)
+    }
+
     /// How many entries there are.
     #[inline]
     pub(crate) fn entries(&self) -> usize {
@@ -148,20 +161,50 @@ impl Table {
         self.bytes.saturating_sub(address.wrapping_sub(self.data))
     }
 
+    /// What an id has of an object of this heap beside its index, so that it names it for ever.
+    #[inline]
+    pub(crate) fn stamp(&self, entry: &Entry) -> u64 {
+        self.name.wrapping_add(entry.generation().into())
+    }
+
+    /// Where a block is, as a number that an id has room for: its place in the data. Of a block that is beyond 32 GiB,
+    /// it is another's.
+    #[inline]
+    pub(crate) fn place(&self, address: usize) -> u32 {
+        (address.wrapping_sub(self.data) / PLACE) as u32
+    }
+
+    /// The address of a [place](Self::place).
+    #[inline]
+    pub(crate) fn address(&self, place: u32) -> usize {
+        self.data.wrapping_add(place as usize * PLACE)
+    }
+
+    /// As [`has_room`](Self::has_room), of what is at a place; false if that is not enough to say so.
+    #[inline]
+    pub(crate) fn has_room_at(&self, place: u32, bytes: usize, align: usize) -> bool {
+        let last = self.bytes.checked_sub(bytes);
+        align <= PLACE && last.is_some_and(|last| place as usize <= last / PLACE)
+    }
+
+    /// Whether so many bytes, so aligned, are at an address, in the pool's data.
+    #[inline]
+    pub(crate) fn has_room(&self, address: usize, bytes: usize, align: usize) -> bool {
+        let shift = align.trailing_zeros();
+        // The data begins at a slice. Bits that the alignment wants to be 0 get to the top, so that one comparison
+        // finds out all that can be wrong.
+        let at = address.wrapping_sub(self.data).rotate_right(shift);
+        let last = self.bytes.checked_sub(bytes);
+        last.is_some_and(|last| at <= last >> shift)
+            && (align <= SLICE || address.is_multiple_of(align))
+    }
+
     /// The entries of objects.
     pub(crate) fn objects(self) -> impl Iterator<Item = (usize, &'static Entry)> {
         (0..self.entries)
             .filter_map(move |index| Some((index, self.entry(index)?)))
             .filter(|(_, entry)| entry.address() != 0)
     }
-}
-
-/// Whether the thread has compared the table with its block before. In a copy of that pool, which is shorter, it need
-/// not be in the pool.
-#[inline]
-fn is_known(arena: Arena, name: u64, base: usize, entries: usize) -> bool {
-    TABLES.with(|tables| tables[name as usize % KNOWN].get() == (name, base, entries))
-        && arena.room_at(base) / ENTRY >= entries
 }
 
 /// As many of a table's entries as its block has room for; remembers one that has it for all.
@@ -180,32 +223,16 @@ fn bounded(arena: Arena, name: u64, base: usize, entries: usize) -> usize {
 impl Words {
     /// The table, of no more entries than its block has room for: what lies behind is others', should the length be
     /// garbage. One that is no block has none.
-    ///
-    /// It is put together last: parts of it that were changed in place would be waited for.
     #[inline]
     pub(crate) fn table(&self, arena: Arena) -> Table {
-        let (name, base, said) = self.said();
-        let entries = if is_known(arena, name, base, said) {
-            said
-        } else {
-            bounded(arena, name, base, said)
-        };
-        Table::new(arena, name, base, entries)
-    }
-
-    /// The table, if the thread has compared it with its block before.
-    #[inline]
-    pub(crate) fn known_table(&self, arena: Arena) -> Option<Table> {
-        let (name, base, said) = self.said();
-        is_known(arena, name, base, said).then(|| Table::new(arena, name, base, said))
-    }
-
-    /// What the words say: name, address and entries.
-    #[inline]
-    fn said(&self) -> (u64, usize, usize) {
         let base = self.table.load(Ordering::Acquire) as usize;
-        let entries = self.entries.load(Ordering::Acquire) as usize;
-        (self.name(), base, entries)
+        let said = self.entries.load(Ordering::Acquire) as usize;
+        let table = Table::new(arena, self.name(), base, said);
+        if table.is_known() {
+            return table;
+        }
+        let entries = bounded(arena, table.name, base, said);
+        Table { entries, ..table }
     }
 
     /// How many entries the next table has, and bytes; `None` if an index could not name them all.

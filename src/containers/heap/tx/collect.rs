@@ -2,7 +2,7 @@
 
 use super::super::trace::{Trace, Tracer};
 use super::super::{Collected, LEAST_DEBT};
-use super::{About, Tx};
+use super::Tx;
 use crate::allocator::{AllocError, Packed, block};
 use crate::engines::heap::What;
 use crate::participants::here::Here;
@@ -31,9 +31,10 @@ impl<R: Trace + Unpin> Tx<'_, R> {
         let mut tracer = Tracer::new(&self.table);
         self.root().trace(&mut tracer);
         // What the transaction has saved or made, and what the saved bytes led to.
-        let mut recorded = self.recorded.iter().rev();
+        let mut recorded = (0..self.recorded.len()).rev();
         words.records(arena, |record| {
-            let Some(&About { elements, .. }) = recorded.next() else {
+            let about = recorded.next().and_then(|place| self.recorded.get(place));
+            let Some(&elements) = about.map(|about| about.elements) else {
                 return;
             };
             if let What::Object(index) | What::Birth(index) = record.what {

@@ -1,7 +1,6 @@
 //! How a transaction makes objects.
 
 use std::alloc::Layout;
-use std::num::NonZeroU64;
 use std::ptr::NonNull;
 
 use super::super::gc::{self, Gc, Managed};
@@ -26,10 +25,9 @@ impl<R: Trace + Unpin> Tx<'_, R> {
         let index = self.make_entry(gc::kind::<T>(), len, layout);
         let index = index.map_err(Packed::unpack)?;
         let entry = self.table.entry(index).ok_or(AllocError::TooLarge)?;
-        let name = NonZeroU64::new(self.table.name).unwrap_or(NonZeroU64::MIN);
         let place = std::ptr::with_exposed_provenance_mut(entry.address() as usize);
         Ok((
-            Gc::new(name, index, entry.generation()),
+            Gc::new(&self.table, index, entry),
             NonNull::new(place).expect("blocks are not at zero"),
         ))
     }
@@ -52,9 +50,9 @@ impl<R: Trace + Unpin> Tx<'_, R> {
             // It has no ids before it is filled.
             let about = About {
                 whole: index,
-                elements: Elements::NONE,
+                elements: const { &Elements::NONE },
             };
-            entry.set_noted(tx.recorded.len());
+            tx.recorded.note(entry);
             tx.record(&birth, about)?;
             entry.describe(kind, len as u64);
             tx.fill(&entry.address, None, layout, |_| {})?;
@@ -91,9 +89,8 @@ impl<R: Trace + Unpin> Tx<'_, R> {
 
     /// The object that was made last is filled.
     pub(super) fn made<E: Trace>(&mut self) {
-        if let Some(last) = self.recorded.last_mut() {
-            last.elements = Elements::of::<E>();
-        }
+        let elements = const { &Elements::of::<E>() };
+        self.recorded.set_elements_of_last(elements);
     }
 }
 

@@ -1,0 +1,119 @@
+//! What the records of a transaction's log are about: a private list, of which the first few are in the transaction itself.
+//!
+//! An object of which all is saved or made is found there by looking through the list as long as it is short, then by
+//! a place that its entry notes.
+
+use std::mem::MaybeUninit;
+
+use super::super::trace::Elements;
+use crate::engines::heap::{Entry, Table};
+
+/// What a record of the log is about.
+#[derive(Clone, Copy)]
+pub(super) struct About {
+    /// The object of which all is saved, or that is made; [`PART`] for anything else.
+    pub(super) whole: usize,
+    pub(super) elements: &'static Elements,
+}
+
+/// No object's index.
+pub(super) const PART: usize = usize::MAX;
+
+/// Enough for most transactions: they ask for no memory.
+const FEW: usize = 8;
+
+/// The list, in the order of the records.
+pub(super) struct Recorded {
+    len: usize,
+    /// Filled up to `len`.
+    few: [MaybeUninit<About>; FEW],
+    /// Those behind.
+    more: Vec<About>,
+}
+
+impl Recorded {
+    #[inline(always)]
+    pub(super) fn new() -> Self {
+        Recorded {
+            len: 0,
+            few: [const { MaybeUninit::uninit() }; FEW],
+            more: Vec::new(),
+        }
+    }
+
+    #[inline]
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Adds one. The object that it is about, if that is whole, has been [noted](Self::note).
+    #[inline]
+    pub(super) fn push(&mut self, table: &Table, about: About) {
+        match self.few.get_mut(self.len) {
+            Some(place) => drop(place.write(about)),
+            None => self.push_behind(table, about),
+        }
+        self.len += 1;
+    }
+
+    #[cold]
+    fn push_behind(&mut self, table: &Table, about: About) {
+        if self.more.is_empty() {
+            // From here on nobody looks through the first.
+            for place in 0..FEW {
+                let entry = self.get(place).and_then(|about| table.entry(about.whole));
+                entry.inspect(|entry| entry.set_noted(place));
+            }
+        }
+        self.more.push(about);
+    }
+
+    /// Notes in an object's entry that the next one is about all of it, should that be needed. An entry is not written
+    /// to for the first few: others read it.
+    #[inline]
+    pub(super) fn note(&self, entry: &Entry) {
+        if self.len >= FEW {
+            entry.set_noted(self.len);
+        }
+    }
+
+    /// Whether one of them is about all of an object. A note of another transaction leads to one about something
+    /// else, or to none.
+    #[inline]
+    pub(super) fn has_whole(&self, index: usize, entry: &Entry) -> bool {
+        match self.few.get(..self.len) {
+            // SAFETY: below `len`.
+            Some(few) => few
+                .iter()
+                .any(|about| unsafe { about.assume_init_ref() }.whole == index),
+            None => self
+                .get(entry.noted())
+                .is_some_and(|about| about.whole == index),
+        }
+    }
+
+    #[inline]
+    pub(super) fn get(&self, place: usize) -> Option<About> {
+        if place >= self.len {
+            return None;
+        }
+        match self.few.get(place) {
+            // SAFETY: below `len`.
+            Some(about) => Some(unsafe { about.assume_init() }),
+            None => self.more.get(place - FEW).copied(),
+        }
+    }
+
+    /// Says of the last one what it consists of.
+    #[inline]
+    pub(super) fn set_elements_of_last(&mut self, elements: &'static Elements) {
+        let Some(last) = self.len.checked_sub(1) else {
+            return;
+        };
+        match self.few.get_mut(last) {
+            // SAFETY: below `len`.
+            Some(about) => unsafe { about.assume_init_mut() }.elements = elements,
+            None => self.more[last - FEW].elements = elements,
+        }
+    }
+}
