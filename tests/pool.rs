@@ -54,6 +54,8 @@ const CASES: &[common::Named] = table! {
         other_version_or_layout
         damaged_values
         an_address_that_is_taken
+        without_a_fence_on_all_threads
+        tables_stay_where_the_fence_is_refused
         by_two_threads_at_once
         another_pid_namespace
         a_child_in_another_namespace

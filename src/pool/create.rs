@@ -15,12 +15,12 @@ use crate::allocator::grow;
 use crate::layout::arena::{
     Arena, DATA, FIRST_GRANULE, GRANULE, GRANULES, HEADER_SIZE, SLICE, SLOTS,
 };
-use crate::layout::header::{DUMPABLE, GUARDED, HUGE_PAGES, Identity, MAGIC, VERSION};
+use crate::layout::header::{DUMPABLE, FENCED, GUARDED, HUGE_PAGES, Identity, MAGIC, VERSION};
 use crate::layout::local;
 use crate::participants::recovery;
 use crate::primitive::Ordering;
 use crate::sys::memory::{self, CommitError};
-use crate::sys::{file_lock, process};
+use crate::sys::{barrier, file_lock, process};
 
 /// Why no pool was made. Nothing is left of the attempt.
 ///
@@ -408,7 +408,8 @@ impl PoolBuilder {
             created: unix_seconds(),
             options: if self.dumpable { DUMPABLE } else { 0 }
                 | if self.huge_pages { HUGE_PAGES } else { 0 }
-                | if self.guard { GUARDED } else { 0 },
+                | if self.guard { GUARDED } else { 0 }
+                | if barrier::register() { 0 } else { FENCED },
         };
         if let Err(error) = self.fill(arena, identity, initial) {
             // SAFETY: nobody has seen the pool.

@@ -12,10 +12,12 @@ use std::thread;
 
 use shmkit::inspect::Observer;
 use shmkit::sync::{LockError, Mutex};
-use shmkit::{AttachError, Pool, RecoverySummary};
+use shmkit::{AttachError, HashMap, Pool, RecoverySummary};
 
 use super::common::skip::skipped;
-use super::common::{TestPool, allocate, assert_sound, fill, free, program, succeeded, verify};
+use super::common::{
+    TestPool, allocate, assert_sound, fill, fork, free, leave, program, reap, succeeded, verify,
+};
 use super::create::name;
 
 /// Attaches to what a file holds.
@@ -200,6 +202,100 @@ pub fn truncated() {
     assert_eq!(*pool.named::<u64>("kept").unwrap(), 41);
 }
 
+/// Has the kernel refuse this process `membarrier`, as in a container that does not allow it.
+fn refuse_membarrier() {
+    let code = |operation: u32, yes: u8, no: u8, value: u32| libc::sock_filter {
+        code: operation as u16,
+        jt: yes,
+        jf: no,
+        k: value,
+    };
+    let (number, refused) = (libc::SYS_membarrier as u32, libc::EPERM as u32);
+    let mut filter = [
+        // The call's number is the first word of what there is to look at.
+        code(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+        code(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, number),
+        code(
+            libc::BPF_RET | libc::BPF_K,
+            0,
+            0,
+            libc::SECCOMP_RET_ERRNO | refused,
+        ),
+        code(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog {
+        len: filter.len() as u16,
+        filter: filter.as_mut_ptr(),
+    };
+    // SAFETY: the kernel copies the program, whose instructions are this frame's.
+    unsafe {
+        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+        let mode = libc::SECCOMP_MODE_FILTER;
+        assert_eq!(
+            libc::prctl(libc::PR_SET_SECCOMP, mode, &raw const program),
+            0
+        );
+    }
+}
+
+/// Fills the map, so that it grows, and takes away what was there, so that it shrinks, from table to table.
+fn turn_over(map: &HashMap<u64, u64>, keys: std::ops::Range<u64>) {
+    for key in keys.clone() {
+        map.insert(&key, !key).unwrap();
+    }
+    for key in keys.clone() {
+        assert_eq!(map.remove(&key).as_deref(), Some(&!key));
+    }
+    assert!(keys.into_iter().all(|key| map.get(&key).is_none()));
+}
+
+pub fn without_a_fence_on_all_threads() {
+    let file = detached();
+    let (name, _) = name("fenced");
+    let Some(child) = fork() else {
+        refuse_membarrier();
+        let refused = attach(&file);
+        assert!(
+            matches!(refused, Err(AttachError::NoBarrier)),
+            "{refused:?}"
+        );
+        let pool = Pool::builder().create_named(&name).unwrap();
+        let map = pool.create(HashMap::<u64, u64>::new()).unwrap();
+        turn_over(&map, 0..20_000);
+        pool.set_name("map", &map).unwrap();
+        leave(true);
+    };
+    assert_eq!(reap(child), 0);
+    // Who has the fence does without, too.
+    // SAFETY: a pool of this program.
+    let pool = TestPool::of(unsafe { Pool::open(&name) }.unwrap());
+    Pool::unlink(&name).unwrap();
+    let map = pool.named::<HashMap<u64, u64>>("map").unwrap();
+    turn_over(&map, 10_000..40_000);
+    drop(map);
+    pool.recover();
+    assert_eq!(pool.stats().retired.held_back, 0);
+    assert_sound(*pool);
+}
+
+/// Nobody knows then who looks at them.
+pub fn tables_stay_where_the_fence_is_refused() {
+    let pool = TestPool::new();
+    let map = pool.create(HashMap::<u64, u64>::new()).unwrap();
+    let taken = || {
+        turn_over(&map, 0..20_000);
+        pool.recover();
+        pool.stats().allocated
+    };
+    let (first, second) = (taken(), taken());
+    assert!(second < first + 50_000, "{first}, then {second} bytes");
+    refuse_membarrier();
+    let third = taken();
+    assert!(third > second + 500_000, "{second}, then {third} bytes");
+    drop(map);
+    assert_sound(*pool);
+}
+
 /// Words of the header, by their places in `layout::header`.
 const VERSION: u64 = 8;
 const LAYOUT: u64 = 16;
@@ -222,7 +318,7 @@ fn with_word(file: &File, at: u64, value: u64) -> AttachError {
 
 pub fn other_version_or_layout() {
     let file = &detached();
-    for version in [0, 1, 2, u64::MAX] {
+    for version in [0, 1, 2, 3, u64::MAX] {
         match with_word(file, VERSION, version) {
             AttachError::OtherVersion { found } => assert_eq!(found, version),
             other => panic!("{other:?}"),
