@@ -168,11 +168,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
     /// ```
     #[must_use]
     pub fn len(&self) -> usize {
-        let Ok((arena, slot)) = self.raw.place() else {
-            return 0;
-        };
-        let _pinned = Pinned::new(arena, slot);
-        self.raw.entries(arena).count()
+        self.raw.look(|_, entries| entries.count()).unwrap_or(0)
     }
 
     /// True if there is no entry.
@@ -188,10 +184,6 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
     /// ```
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        let Ok((arena, slot)) = self.raw.place() else {
-            return true;
-        };
-        let _pinned = Pinned::new(arena, slot);
-        self.raw.entries(arena).next().is_none()
+        self.raw.is_empty()
     }
 }

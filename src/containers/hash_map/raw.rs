@@ -375,6 +375,22 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, const STACKED: bool> Raw
         }
     }
 
+    /// What `f` makes of the entries. `None` outside of a pool, and for a thread without a slot.
+    pub(in crate::containers) fn look<R>(
+        &self,
+        f: impl FnOnce(Arena, Entries<Self>) -> R,
+    ) -> Option<R> {
+        let (arena, slot) = self.place().ok()?;
+        let _pinned = Pinned::new(arena, slot);
+        Some(f(arena, self.entries(arena)))
+    }
+
+    /// True if there is no entry.
+    pub(in crate::containers) fn is_empty(&self) -> bool {
+        self.look(|_, mut entries| entries.next().is_none())
+            .unwrap_or(true)
+    }
+
     pub(in crate::containers) fn entries(&self, arena: Arena) -> Entries<Self> {
         Entries::new(arena, self.root.0.load(Ordering::SeqCst))
     }
