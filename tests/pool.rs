@@ -56,6 +56,7 @@ const CASES: &[common::Named] = table! {
         an_address_that_is_taken
         without_a_fence_on_all_threads
         tables_stay_where_the_fence_is_refused
+        all_take_part_in_fences
         by_two_threads_at_once
         another_pid_namespace
         a_child_in_another_namespace
@@ -128,7 +129,7 @@ const CASES: &[common::Named] = table! {
 
 const ROLES: &[common::Named] = table! {
     create: role_create;
-    attach: role_by_name role_by_descriptor;
+    attach: role_by_name role_by_descriptor role_takes_part;
     growth: role_full_file_system role_file_size role_free_elsewhere role_memory_limit;
 };
 

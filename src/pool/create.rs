@@ -390,6 +390,8 @@ impl PoolBuilder {
         fork::install();
         let len = DATA.offset + max * SLICE;
         let random = random_words()?;
+        // Before the pool is mapped: a child that is forked meanwhile takes part as soon as it has it.
+        let fenced = if barrier::register() { 0 } else { FENCED };
         memory::commit(fd.as_raw_fd(), 0, HEADER_SIZE as u64)?;
         let arena = self.map(&fd, len, random[2])?;
         local::of(arena).set_mapped(fd.into_raw_fd(), len);
@@ -409,7 +411,7 @@ impl PoolBuilder {
             options: if self.dumpable { DUMPABLE } else { 0 }
                 | if self.huge_pages { HUGE_PAGES } else { 0 }
                 | if self.guard { GUARDED } else { 0 }
-                | if barrier::register() { 0 } else { FENCED },
+                | fenced,
         };
         if let Err(error) = self.fill(arena, identity, initial) {
             // SAFETY: nobody has seen the pool.

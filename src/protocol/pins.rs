@@ -24,7 +24,8 @@ pub fn show(pin: &AtomicU64, epoch: &AtomicU64) {
 pub fn show_lightly(pin: &AtomicU64, epoch: &AtomicU64) {
     let now = epoch.load(Ordering::SeqCst);
     pin.store(now, Ordering::Release);
-    // What follows stays behind it for the compiler; the fence on all threads does the same to processors.
+    // What follows stays behind it for the compiler; the fence on all threads does the same to processors. (Two looks
+    // that each follow a change of the looker's own are in order by the exchange that ended the change.)
     crate::primitive::compiler_fence(Ordering::SeqCst);
 }
 

@@ -6,18 +6,21 @@
 //! run a fence on all processors that run a thread of a process that has [registered](register). Then the
 //! other needs none: the fence came before its store, and its look finds what was stored before; or
 //! behind its store, which is seen. A thread that does not run has passed a fence when it was taken off the
-//! processor.
+//! processor, and passes one when it runs again.
 
 use rustix::thread::{MembarrierCommand, membarrier};
 
-/// Has this process take part, and the children that it forks. Repeatable. False if the system refuses.
+/// Has this process take part, and the children that it forks, until they call `exec`. Repeatable. False if the system
+/// refuses.
 ///
 /// Takes some milliseconds in a process that has threads already, microseconds otherwise.
 pub(crate) fn register() -> bool {
     membarrier(MembarrierCommand::RegisterGlobalExpedited).is_ok()
 }
 
-/// Runs a full fence on every thread of the processes that take part. False if the system refuses.
+/// Runs a full fence on every thread of the processes that take part. False if the system refuses, twice: the call may
+/// have had no memory.
 pub(crate) fn on_all() -> bool {
-    membarrier(MembarrierCommand::GlobalExpedited).is_ok()
+    let run = || membarrier(MembarrierCommand::GlobalExpedited).is_ok();
+    run() || run()
 }

@@ -10,7 +10,7 @@
 //! | a table is made | a block that the intent names | freed, unless it was published |
 //! | the chunk's lock is taken | the dead tag | taken over |
 //! | the steps of a move | see `protocol::moving` | |
-//! | the table has its retirer | the table | the root goes on, the table goes to limbo |
+//! | the table has its retirer | the table | the root goes on, a fence runs on all threads (`participants::epoch`), the table goes to limbo; it stays for good where the recoverer is refused the fence |
 //!
 //! A successor may get one itself before all is moved to it. An entry then moves to the last table
 //! of the chain in which its chunk is not done.
