@@ -11,7 +11,7 @@
 //! Two who grow at once commit the same memory; the watermark rises to the higher of the two.
 
 use super::AllocError;
-use super::slice;
+use super::{kept, slice};
 use crate::layout::arena::{Arena, DATA, FREE_HINTS, SLICE, SPANS, TAGS, Table};
 use crate::layout::local;
 use crate::participants::recovery;
@@ -40,7 +40,11 @@ pub(crate) fn claim(
 ) -> Result<usize, AllocError> {
     let me = slot.tag();
     purge_now_and_then(arena, slot);
-    match slice::claim(arena, me, count, preferred) {
+    let mut found = slice::claim(arena, me, count, preferred);
+    if matches!(found, Ok(None)) && kept::release_if_any(arena, me) {
+        found = slice::claim(arena, me, count, preferred);
+    }
+    match found {
         Ok(Some(start)) => return Ok(start),
         // Memory that the dead have is not given back for others before they are recovered.
         Ok(None) | Err(CommitError::Full | CommitError::MemoryLimit { .. }) => {}
@@ -62,6 +66,7 @@ pub(crate) fn claim(
                 recovery::let_others_free(arena);
                 // The last resort: hints may have died with somebody, and room may be left that
                 // only the tags know of.
+                kept::release_all(arena, me);
                 rebuild_hints(arena);
                 return claim()?.ok_or(error);
             }
@@ -75,12 +80,13 @@ pub(crate) fn claim(
 pub(crate) fn claim_at(arena: Arena, slot: &Slot, start: usize, count: usize) -> bool {
     purge_now_and_then(arena, slot);
     let end = arena.slices();
-    let is_free = |&slice: &usize| {
+    let is_free = |slice: usize| {
+        kept::release(arena, slot.tag(), slice);
         let tag = arena.tag(slice).load(Ordering::Relaxed);
         matches!(slice::state(tag), slice::State::Free { .. })
     };
     // Not tried if it is in vain: claiming and unclaiming disturbs others.
-    let free = (start..end.min(start + count)).all(|slice| is_free(&slice));
+    let free = (start..end.min(start + count)).all(is_free);
     let missing = (start + count).saturating_sub(end);
     if !free || (missing > 0 && grow(arena, slot, missing, missing).is_err()) {
         return false;
