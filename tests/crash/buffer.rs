@@ -237,6 +237,21 @@ fn appends(suite: &mut Suite) {
         || (0, bytes(1, 40)),
         || (0, [bytes(1, 40), bytes(2, 300)].concat()),
     ));
+    // A chunk of as many slices as one that the victim has freed.
+    let large = case("append, in a run that was kept", one, |world| {
+        append(world.buffer(), 2, 40_000);
+    });
+    let large = large.attach(|world| {
+        let other = world.pool.create(Buffer::new()).expect("room");
+        append(&other, 0, 40_000);
+        drop(other);
+        assert!(testing::slices(world.pool).contains("ktt"));
+    });
+    suite.run(either(
+        large,
+        || (0, bytes(1, 40)),
+        || (0, [bytes(1, 40), bytes(2, 40_000)].concat()),
+    ));
     suite.run(either(
         case(
             "append, refused",
