@@ -68,7 +68,8 @@ const CASES: &[common::Named] = table! {
         a_run_grows_into_a_kept_one
         memory_of_what_is_kept_goes_back
         notes_of_the_one_before
-        kept_and_released_at_once;
+        kept_and_released_at_once
+        taken_and_released_at_once;
     guarded:
         written_past_the_end
         written_past_the_end_by_others

@@ -234,6 +234,8 @@ pub fn memory_of_what_is_kept_goes_back() {
 pub fn notes_of_the_one_before() {
     let pool = TestPool::with(|b| b.initial_size(8 << 20).max_size(8 << 20));
     let shared = *pool;
+    // This thread has a slot of its own.
+    free(shared, allocate(shared, 16));
     let address = |run: NonNull<u8>| run.addr().get() as u64;
     let freed = AtomicU64::new(0);
     let alone = |f: &(dyn Fn() + Sync)| std::thread::scope(|s| s.spawn(f).join().unwrap());
@@ -296,4 +298,36 @@ pub fn kept_and_released_at_once() {
     assert_sound(*pool);
     let whole = allocate(*pool, 8 << 20);
     free(*pool, whole);
+}
+
+/// One thread takes and frees a run; another wants more than is free beside it, so that it releases what the first
+/// keeps all the time, and has it itself for a moment if that is free.
+pub fn taken_and_released_at_once() {
+    let pool = TestPool::with(|b| b.initial_size(8 * SLICE).max_size(8 * SLICE));
+    let shared = *pool;
+    let loops = move |slices: usize| {
+        let mut had = 0;
+        for round in 0_u64.. {
+            let Ok(block) = shared.allocate(layout(slices * SLICE, 8)) else {
+                continue;
+            };
+            let block = block.cast::<u64>();
+            // SAFETY: a block of this thread's, which is longer than that.
+            unsafe {
+                block.write_volatile(round << 4 | slices as u64);
+                assert_eq!(block.read_volatile(), round << 4 | slices as u64);
+            }
+            free(shared, block.cast());
+            had += 1;
+            if had == 20_000 || round > 2_000_000 {
+                break;
+            }
+        }
+    };
+    std::thread::scope(|s| {
+        s.spawn(move || loops(5));
+        s.spawn(move || loops(6));
+    });
+    assert_eq!(pool.stats().allocated, 0);
+    assert_sound(*pool);
 }

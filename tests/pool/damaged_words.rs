@@ -1,6 +1,6 @@
 //! Single words that no use of a container stores, and that a stray write may.
 
-use shmkit::{AppendError, Array, Buffer, FreeError, ResizeError};
+use shmkit::{AppendError, Array, Buffer, FreeError, ResizeError, testing};
 
 use super::common::{TestPool, allocate, assert_sound, fill, free, try_free, verify};
 
@@ -64,11 +64,12 @@ pub fn kept_runs_of_any_length() {
     const SLOT: usize = 16 << 10;
     const COUNTS: u64 = 256;
     let lengths = [0, 1, 5, 7, 12, 1 << 20, 1 << 40, u64::MAX >> 4];
-    let notes = |slice: u64| {
-        [0, 1, 5, 7, 255]
-            .map(|count| slice * COUNTS + count)
-            .into_iter()
-            .chain([63, 1 << 20, 1 << 26, u64::MAX / COUNTS].map(|slice| slice * COUNTS + SIX))
+    let slices = [63, 1 << 20, 1 << 26, u64::MAX / COUNTS];
+    let notes = |slice: u64| -> Vec<u64> {
+        let of = |slice: u64, count: u64| slice * COUNTS + count;
+        let counts = [0, 1, 5, 7, 255].map(|count| of(slice, count));
+        let places = slices.map(|slice| [SIX, 7].map(|count| of(slice, count)));
+        [&counts, places.as_flattened()].concat()
     };
     let pool = TestPool::with(|b| b.initial_size(1 << 20).max_size(1 << 20));
     let try_one = |damaged: &dyn Fn(usize, usize)| {
@@ -93,7 +94,7 @@ pub fn kept_runs_of_any_length() {
         assert_eq!(try_free(*pool, run), Err(FreeError::NotAllocated));
         let _ = (pool.stats(), pool.check(), shmkit::inspect::map(*pool));
         // Taken, if it can be, and what is too much is released.
-        let more: Vec<_> = [6, 3, 4, 5]
+        let more: Vec<_> = [6, 3, 3, 3, 3, 3, 3, 3, 3, 3]
             .map(|slices| allocate(*pool, slices << 14))
             .into();
         more.into_iter().for_each(|block| free(*pool, block));
@@ -109,11 +110,31 @@ pub fn kept_runs_of_any_length() {
     for length in lengths {
         try_one(&|tag, _| damage(tag, KEPT | length << 4));
     }
-    let count = notes(0).count();
-    for number in 0..count {
+    for number in 0..notes(0).len() {
         try_one(&|tag, note| {
             let slice = ((tag - pool.base() - TAGS) / 8) as u64;
-            damage(note, notes(slice).nth(number).unwrap());
+            damage(note, notes(slice)[number]);
         });
     }
+}
+
+/// The word that says whether runs are kept says that none are.
+pub fn kept_runs_that_are_not_told_of() {
+    /// Where the header has that word.
+    const ANY_KEPT: usize = 240;
+    let pool = TestPool::with(|b| b.initial_size(1 << 20).max_size(1 << 20));
+    let told = pool.base() + ANY_KEPT;
+    assert_eq!(word(told), 0);
+    // It is kept only until memory ages.
+    let keeps = || {
+        free(*pool, allocate(*pool, 60 << 14));
+        assert_eq!(word(told), 1);
+        testing::slices(*pool).contains('k')
+    };
+    assert!((0..10).any(|_| keeps()));
+    damage(told, 0);
+    // The pool is full but for what is kept.
+    let whole = allocate(*pool, 1 << 20);
+    free(*pool, whole);
+    assert_sound(*pool);
 }
