@@ -21,8 +21,8 @@ use crate::sys::memory::{self, CommitError};
 
 /// The least by which a pool grows where it may, in slices: 4 MiB.
 const LEAST: usize = (4 << 20) / SLICE;
-/// The same for one that has no more than that, as many stay small: 1 MiB.
-const LEAST_AT_FIRST: usize = (1 << 20) / SLICE;
+/// The first step of a small pool comes in two pieces, as many stay small: the first of them, 1 MiB.
+const FIRST: usize = (1 << 20) / SLICE;
 /// The most that it grows beyond what is asked for: 64 MiB.
 const MOST: usize = (64 << 20) / SLICE;
 /// The file may not become that long; but a shorter one may do.
@@ -117,10 +117,11 @@ fn grow(arena: Arena, slot: &Slot, count: usize, wanted: usize) -> Result<(), Al
     // An eighth more, so that the number of steps stays small as the pool gets large.
     // Private memory is address space until it is touched: few large steps cost less.
     let private = local::of(arena).is_private();
-    let least = match private {
-        true => MOST,
-        false if from <= LEAST_AT_FIRST => LEAST_AT_FIRST,
-        false => LEAST,
+    let least = match from {
+        _ if private => MOST,
+        ..=FIRST => FIRST,
+        _ if from <= 2 * FIRST => LEAST - FIRST,
+        _ => LEAST,
     };
     let generous = wanted.max((from / 8).clamp(least, MOST)).min(room);
     let grown = match grow_by(arena, from, generous) {

@@ -7,7 +7,9 @@
 //!
 //! What is kept is free. Anybody may [`release`] it, so that its slices serve for anything: who needs
 //! slices before the pool grows or is full, who gives memory back, and who extends the run before it.
-//! What a slot has noted is bounded; what is too much is released, the oldest first.
+//! What a slot has noted is bounded; what is too much is released, the oldest first. So is one of those beyond two
+//! for each run of another size that is needed: what comes and goes in a size or two stays, and runs of
+//! all sizes do not lie about in between each other.
 //!
 //! | step | stores, in this order | killed in between leaves | and then |
 //! |---------|---------------------------------------------|-----------------------|------------------|
@@ -30,6 +32,8 @@ use crate::primitive::Ordering;
 const MOST: usize = (2 << 20) / SLICE - 1;
 /// The most that a slot notes in all, in slices.
 const ROOM: usize = (2 << 20) / SLICE;
+/// Of what a slot has noted beyond so many one is released when none is of the size that is needed.
+const SIZES: usize = 2;
 /// A note is the first slice times that, and the number of slices.
 const COUNTS: u64 = 256;
 
@@ -70,6 +74,17 @@ fn note(arena: Arena, slot: &Slot, mut noted: u64) {
     release_noted(arena, slot, noted);
 }
 
+/// Releases the run that the slot has noted longest, if it has noted more than [`SIZES`].
+#[cold]
+fn release_oldest(arena: Arena, slot: &Slot) {
+    let noted = || slot.kept.iter().filter(|place| place.get() != 0);
+    if let Some(oldest) = noted().skip(SIZES).last() {
+        let noted = oldest.get();
+        oldest.set(0);
+        release_noted(arena, slot, noted);
+    }
+}
+
 fn release_noted(arena: Arena, slot: &Slot, noted: u64) {
     // Bounded: the note may be garbage.
     if noted != 0 && noted / COUNTS < arena.slices() as u64 {
@@ -96,6 +111,7 @@ pub(crate) fn take(arena: Arena, slot: &Slot, count: usize) -> Option<usize> {
             }
         }
     }
+    release_oldest(arena, slot);
     None
 }
 
@@ -130,9 +146,14 @@ pub(crate) fn release_if_any(arena: Arena, me: Tag) -> bool {
 pub(crate) fn release_all(arena: Arena, me: Tag) -> bool {
     // Cleared before the look: what is kept from here on sets it again.
     arena.header().kept.store(0, Ordering::Relaxed);
-    let mut any = false;
-    for start in 0..arena.slices() {
-        any |= release(arena, me, start);
+    let (mut any, mut slice) = (false, 0);
+    while slice < arena.slices() {
+        any |= release(arena, me, slice);
+        slice += match slice::state(arena.tag(slice).load(Ordering::Relaxed)) {
+            // What is behind its head has been looked at, or is freed after this look.
+            State::Run { slices } => slices.max(1),
+            _ => 1,
+        };
     }
     any
 }
