@@ -60,6 +60,7 @@ const CASES: &[common::Named] = table! {
     kept:
         a_kept_run_is_taken_again
         what_is_kept_is_bounded
+        what_is_not_needed_is_released
         kept_runs_count_as_free
         kept_runs_are_no_blocks
         kept_by_another_thread_in_a_full_pool

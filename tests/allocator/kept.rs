@@ -102,6 +102,26 @@ pub fn what_is_kept_is_bounded() {
     }
 }
 
+pub fn what_is_not_needed_is_released() {
+    let pool = TestPool::with(|b| b.initial_size(8 << 20));
+    before_it_ages(|| {
+        pool.purge().unwrap();
+        let seen = keep(*pool, 3 * SLICE);
+        // Others are needed now; but two sizes may come and go by turns.
+        let left = [(); 8].map(|()| {
+            let other = allocate(*pool, 40 * SLICE);
+            let left = kept(*pool);
+            // No more notes.
+            free(*pool, allocate(*pool, MOST));
+            (other, left)
+        });
+        left.iter().for_each(|&(other, _)| free(*pool, other));
+        seen && left.map(|(_, left)| left) == [7, 5, 3, 2, 2, 2, 2, 2]
+    });
+    assert_eq!(pool.stats().allocated, 0);
+    assert_sound(*pool);
+}
+
 pub fn kept_runs_count_as_free() {
     let pool = TestPool::with(|b| b.initial_size(4 << 20).max_size(4 << 20));
     let parts = || shmkit::inspect::map(*pool).parts;
