@@ -42,6 +42,7 @@ pub(crate) fn claim(
 ) -> Result<usize, AllocError> {
     let me = slot.tag();
     purge_now_and_then(arena, slot);
+    kept::missed(arena, slot);
     let mut found = slice::claim(arena, me, count, preferred);
     if matches!(found, Ok(None)) && kept::release_if_any(arena, me) {
         found = slice::claim(arena, me, count, preferred);

@@ -7,9 +7,9 @@
 //!
 //! What is kept is free. Anybody may [`release`] it, so that its slices serve for anything: who needs
 //! slices before the pool grows or is full, who gives memory back, and who extends the run before it.
-//! What a slot has noted is bounded; what is too much is released, the oldest first. So is one of those beyond two
-//! for each run of another size that is needed: what comes and goes in a size or two stays, and runs of
-//! all sizes do not lie about in between each other.
+//! What a slot has noted is bounded; what is too much is released, the oldest first. So is what was not
+//! needed when slices were, for spans or runs, twice since it was noted: else what stays would be put behind
+//! it, and large runs would not find room.
 //!
 //! | step | stores, in this order | killed in between leaves | and then |
 //! |---------|---------------------------------------------|-----------------------|------------------|
@@ -32,10 +32,12 @@ use crate::primitive::Ordering;
 const MOST: usize = (2 << 20) / SLICE - 1;
 /// The most that a slot notes in all, in slices.
 const ROOM: usize = (2 << 20) / SLICE;
-/// Of what a slot has noted beyond so many one is released when none is of the size that is needed.
-const SIZES: usize = 2;
-/// A note is the first slice times that, and the number of slices.
+/// What is kept is released when others were needed so often.
+const MISSES: u64 = 2;
+/// A note is the first slice times that, and the number of slices;
 const COUNTS: u64 = 256;
+/// and how often others were needed, times that.
+const MISS: u64 = 1 << 40;
 
 const _: () = assert!(MOST < COUNTS as usize);
 
@@ -74,21 +76,25 @@ fn note(arena: Arena, slot: &Slot, mut noted: u64) {
     release_noted(arena, slot, noted);
 }
 
-/// Releases the run that the slot has noted longest, if it has noted more than [`SIZES`].
+/// Slices are needed, and none that the slot has noted would do: releases what has seen that often enough.
 #[cold]
-fn release_oldest(arena: Arena, slot: &Slot) {
-    let noted = || slot.kept.iter().filter(|place| place.get() != 0);
-    if let Some(oldest) = noted().skip(SIZES).last() {
-        let noted = oldest.get();
-        oldest.set(0);
-        release_noted(arena, slot, noted);
+pub(crate) fn missed(arena: Arena, slot: &Slot) {
+    for place in slot.kept.iter().filter(|place| place.get() != 0) {
+        let noted = place.get();
+        if noted / MISS + 1 < MISSES {
+            place.set(noted + MISS);
+        } else {
+            place.set(0);
+            release_noted(arena, slot, noted);
+        }
     }
 }
 
 fn release_noted(arena: Arena, slot: &Slot, noted: u64) {
+    let start = (noted % MISS / COUNTS) as usize;
     // Bounded: the note may be garbage.
-    if noted != 0 && noted / COUNTS < arena.slices() as u64 {
-        release(arena, slot.tag(), (noted / COUNTS) as usize);
+    if noted != 0 && start < arena.slices() {
+        release(arena, slot.tag(), start);
     }
 }
 
@@ -100,7 +106,7 @@ pub(crate) fn take(arena: Arena, slot: &Slot, count: usize) -> Option<usize> {
             continue;
         }
         place.set(0);
-        let start = (noted / COUNTS) as usize;
+        let start = (noted % MISS / COUNTS) as usize;
         // The note may be garbage.
         if start + count <= arena.slices() {
             let (kept, claimed) = (slice::kept_tag(count), claimed_by(slot.tag()));
@@ -111,7 +117,6 @@ pub(crate) fn take(arena: Arena, slot: &Slot, count: usize) -> Option<usize> {
             }
         }
     }
-    release_oldest(arena, slot);
     None
 }
 

@@ -107,16 +107,13 @@ pub fn what_is_not_needed_is_released() {
     before_it_ages(|| {
         pool.purge().unwrap();
         let seen = keep(*pool, 3 * SLICE);
-        // Others are needed now; but two sizes may come and go by turns.
-        let left = [(); 8].map(|()| {
+        // Others are needed now, twice.
+        let left = [(); 3].map(|()| {
             let other = allocate(*pool, 40 * SLICE);
-            let left = kept(*pool);
-            // No more notes.
-            free(*pool, allocate(*pool, MOST));
-            (other, left)
+            (other, kept(*pool))
         });
         left.iter().for_each(|&(other, _)| free(*pool, other));
-        seen && left.map(|(_, left)| left) == [7, 5, 3, 2, 2, 2, 2, 2]
+        seen && left.map(|(_, left)| left) == [8, 0, 0]
     });
     assert_eq!(pool.stats().allocated, 0);
     assert_sound(*pool);
