@@ -78,7 +78,9 @@ const CASES: &[common::Named] = table! {
         a_chain_of_tables_has_an_end;
     damaged_words:
         a_table_full_of_empty_claims
-        the_last_chunk_that_can_be_counted;
+        the_last_chunk_that_can_be_counted
+        kept_runs_of_any_length
+        kept_runs_that_are_not_told_of;
     inspect:
         participants_and_what_they_have
         a_map_of_the_data

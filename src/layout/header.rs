@@ -46,6 +46,8 @@ pub(crate) struct Header {
     pub(crate) search: AtomicU64,
     /// 1 if free slices may have memory. A hint.
     pub(crate) dirty: AtomicU64,
+    /// 1 if runs may be kept: see `allocator::kept`. A hint.
+    pub(crate) kept: AtomicU64,
     /// When memory was last given back, in milliseconds of the monotonic clock.
     pub(crate) purged_at: AtomicU64,
     /// Objects may be there that nobody holds and nobody disposes of: see `pool::dispose`.
