@@ -244,7 +244,8 @@ pub mod testing {
     }
 
     /// A letter a slice: `.` for a free one, `s` and `r` for the first of a span and of a run, `t` for one
-    /// of their others, and `A` to `Z` for one that is claimed by slot 1 to 26.
+    /// of their others, `k` for the first of a run that is kept, and `A` to `Z` for one that is claimed by slot
+    /// 1 to 26.
     pub fn slices(pool: Pool) -> String {
         use crate::allocator::slice::{self, State};
         let tags = (0..pool.0.slices()).map(|slice| pool.0.tag(slice).load(Ordering::Relaxed));
@@ -252,6 +253,7 @@ pub mod testing {
             State::Free { .. } => '.',
             State::Span { .. } => 's',
             State::Run { .. } => 'r',
+            State::Kept { .. } => 'k',
             State::Tail { .. } => 't',
             State::Claimed { owner, .. } => ('A'..='Z').nth(owner.slot() - 1).unwrap_or('?'),
             State::Garbage => '?',

@@ -11,6 +11,8 @@ mod common;
 mod full;
 #[path = "allocator/guarded.rs"]
 mod guarded;
+#[path = "allocator/kept.rs"]
+mod kept;
 #[path = "allocator/kills.rs"]
 mod kills;
 #[path = "allocator/misuse.rs"]
@@ -55,6 +57,20 @@ const CASES: &[common::Named] = table! {
         memory_comes_back_to_other_classes
         a_block_shrinks_in_a_full_pool
         the_largest_free_block_is_told;
+    kept:
+        a_kept_run_is_taken_again
+        what_is_kept_is_bounded
+        what_is_not_needed_is_released
+        kept_runs_count_as_free
+        kept_runs_are_no_blocks
+        kept_by_another_thread_in_a_full_pool
+        kept_by_the_dead_in_a_full_pool
+        a_pool_does_not_grow_for_what_is_kept
+        a_run_grows_into_a_kept_one
+        memory_of_what_is_kept_goes_back
+        notes_of_the_one_before
+        kept_and_released_at_once
+        taken_and_released_at_once;
     guarded:
         written_past_the_end
         written_past_the_end_by_others

@@ -54,6 +54,9 @@ const CASES: &[common::Named] = table! {
         other_version_or_layout
         damaged_values
         an_address_that_is_taken
+        without_a_fence_on_all_threads
+        tables_stay_where_the_fence_is_refused
+        all_take_part_in_fences
         by_two_threads_at_once
         another_pid_namespace
         a_child_in_another_namespace
@@ -75,7 +78,9 @@ const CASES: &[common::Named] = table! {
         a_chain_of_tables_has_an_end;
     damaged_words:
         a_table_full_of_empty_claims
-        the_last_chunk_that_can_be_counted;
+        the_last_chunk_that_can_be_counted
+        kept_runs_of_any_length
+        kept_runs_that_are_not_told_of;
     inspect:
         participants_and_what_they_have
         a_map_of_the_data
@@ -126,7 +131,7 @@ const CASES: &[common::Named] = table! {
 
 const ROLES: &[common::Named] = table! {
     create: role_create;
-    attach: role_by_name role_by_descriptor;
+    attach: role_by_name role_by_descriptor role_takes_part;
     growth: role_full_file_system role_file_size role_free_elsewhere role_memory_limit;
 };
 

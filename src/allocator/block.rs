@@ -172,8 +172,10 @@ fn locate(arena: Arena, address: usize) -> Result<Located, FreeError> {
     if let State::Tail { back } = state {
         start = slice.checked_sub(back).ok_or(FreeError::Interior)?;
         state = slice::state(arena.tag(start).load(Ordering::Acquire));
-        if !matches!(state, State::Span { .. }) {
-            return Err(FreeError::Interior);
+        match state {
+            State::Span { .. } => {}
+            State::Kept { .. } => return Err(FreeError::NotAllocated),
+            _ => return Err(FreeError::Interior),
         }
     }
     match state {

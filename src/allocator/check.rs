@@ -130,6 +130,7 @@ fn check_at(
             }
             1
         }
+        State::Kept { slices } => check_extent(arena, quiet, index, slices, end, report),
         State::Run { slices } => {
             report.runs += 1;
             check_extent(arena, quiet, index, slices, end, report)

@@ -11,7 +11,7 @@
 //! Two who grow at once commit the same memory; the watermark rises to the higher of the two.
 
 use super::AllocError;
-use super::slice;
+use super::{kept, slice};
 use crate::layout::arena::{Arena, DATA, FREE_HINTS, SLICE, SPANS, TAGS, Table};
 use crate::layout::local;
 use crate::participants::recovery;
@@ -21,6 +21,8 @@ use crate::sys::memory::{self, CommitError};
 
 /// The least by which a pool grows where it may, in slices: 4 MiB.
 const LEAST: usize = (4 << 20) / SLICE;
+/// The first step of a small pool comes in two pieces, as many stay small: the first of them, 1 MiB.
+const FIRST: usize = (1 << 20) / SLICE;
 /// The most that it grows beyond what is asked for: 64 MiB.
 const MOST: usize = (64 << 20) / SLICE;
 /// The file may not become that long; but a shorter one may do.
@@ -40,7 +42,12 @@ pub(crate) fn claim(
 ) -> Result<usize, AllocError> {
     let me = slot.tag();
     purge_now_and_then(arena, slot);
-    match slice::claim(arena, me, count, preferred) {
+    kept::missed(arena, slot);
+    let mut found = slice::claim(arena, me, count, preferred);
+    if matches!(found, Ok(None)) && kept::release_if_any(arena, me) {
+        found = slice::claim(arena, me, count, preferred);
+    }
+    match found {
         Ok(Some(start)) => return Ok(start),
         // Memory that the dead have is not given back for others before they are recovered.
         Ok(None) | Err(CommitError::Full | CommitError::MemoryLimit { .. }) => {}
@@ -62,6 +69,7 @@ pub(crate) fn claim(
                 recovery::let_others_free(arena);
                 // The last resort: hints may have died with somebody, and room may be left that
                 // only the tags know of.
+                kept::release_all(arena, me);
                 rebuild_hints(arena);
                 return claim()?.ok_or(error);
             }
@@ -75,12 +83,13 @@ pub(crate) fn claim(
 pub(crate) fn claim_at(arena: Arena, slot: &Slot, start: usize, count: usize) -> bool {
     purge_now_and_then(arena, slot);
     let end = arena.slices();
-    let is_free = |&slice: &usize| {
+    let is_free = |slice: usize| {
+        kept::release(arena, slot.tag(), slice);
         let tag = arena.tag(slice).load(Ordering::Relaxed);
         matches!(slice::state(tag), slice::State::Free { .. })
     };
     // Not tried if it is in vain: claiming and unclaiming disturbs others.
-    let free = (start..end.min(start + count)).all(|slice| is_free(&slice));
+    let free = (start..end.min(start + count)).all(is_free);
     let missing = (start + count).saturating_sub(end);
     if !free || (missing > 0 && grow(arena, slot, missing, missing).is_err()) {
         return false;
@@ -109,7 +118,12 @@ fn grow(arena: Arena, slot: &Slot, count: usize, wanted: usize) -> Result<(), Al
     // An eighth more, so that the number of steps stays small as the pool gets large.
     // Private memory is address space until it is touched: few large steps cost less.
     let private = local::of(arena).is_private();
-    let least = if private { MOST } else { LEAST };
+    let least = match from {
+        _ if private => MOST,
+        ..=FIRST => FIRST,
+        _ if from <= 2 * FIRST => LEAST - FIRST,
+        _ => LEAST,
+    };
     let generous = wanted.max((from / 8).clamp(least, MOST)).min(room);
     let grown = match grow_by(arena, from, generous) {
         Err(CommitError::Full | CommitError::MemoryLimit { .. } | TOO_LONG) => {

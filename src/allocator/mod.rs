@@ -6,6 +6,7 @@
 //! | `slice`      | slice tags: who has which 16 KiB of data |
 //! | `grow`       | more slices; memory given back to the kernel |
 //! | `run`        | blocks of whole slices |
+//! | `kept`       | runs that are free, kept whole for the next of their size |
 //! | `span`       | blocks of one size class: the bitmaps |
 //! | `cache`      | an owner's spans: where its next block comes from |
 //! | `known`      | from an address to an owner's span, the short way |
@@ -24,6 +25,7 @@ pub(crate) mod cache;
 pub(crate) mod check;
 pub(crate) mod grow;
 pub(crate) mod guard;
+pub(crate) mod kept;
 pub(crate) mod known;
 pub(crate) mod recover;
 pub(crate) mod run;

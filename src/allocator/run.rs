@@ -5,14 +5,14 @@
 //! | before the head is tagged | claimed slices and tails | recovery frees them |
 //! | after | an allocated run | it is what the dead one alone knew of, unless an intent names it |
 //! | in `free`, before the head is claimed | an allocated run | not freed; a `freeing` word says so |
-//! | after | a claimed head and some tails | recovery frees them |
+//! | after | a claimed head and some tails, or a kept run | recovery frees the first; see `kept` |
 //! | in `extend`, before the head's length changes | claimed slices behind the run | recovery frees them |
 //! | after | claimed slices within the run | recovery, or who frees or extends the run, makes them tails |
 
 use std::alloc::Layout;
 
 use super::AllocError;
-use super::{grow, slice};
+use super::{grow, kept, slice};
 use crate::layout::arena::{Arena, DATA, SLICE};
 use crate::participants::table::Slot;
 use crate::primitive::Ordering;
@@ -34,6 +34,11 @@ pub(crate) fn allocate(
     }
     let count = layout.size().div_ceil(SLICE).max(1);
     let align = (layout.align() / SLICE).max(1);
+    if align == 1
+        && let Some(start) = kept::take(arena, slot, count)
+    {
+        return Ok(finish(arena, start, count, false, record));
+    }
     let preferred = if layout.size() >= HUGE {
         align.max(HUGE / SLICE)
     } else {
@@ -42,12 +47,23 @@ pub(crate) fn allocate(
     let start = grow::claim(arena, slot, count, preferred, align)?;
     let clean = slice::is_clean(arena, start, count);
     slice::tag_tails(arena, start, count);
+    Ok(finish(arena, start, count, clean, record))
+}
+
+/// Makes what is claimed and has its tails a run; its address.
+#[inline]
+fn finish(
+    arena: Arena,
+    start: usize,
+    count: usize,
+    clean: bool,
+    record: impl FnOnce(usize, bool),
+) -> usize {
     let address = arena.slice_address(start);
     record(address, clean);
-    arena
-        .tag(start)
-        .store(slice::run_tag(count), Ordering::Release);
-    Ok(address)
+    let tag = slice::run_tag(count);
+    arena.tag(start).store(tag, Ordering::Release);
+    address
 }
 
 /// Makes a run of `count` slices one of `wanted`, which is more, where it lies. False if it cannot
@@ -89,7 +105,9 @@ pub(crate) fn free(arena: Arena, slot: &Slot, start: usize, count: usize) -> boo
     }
     // The claim is the record from here on.
     slot.watched.freeing.store(0, Ordering::Release);
-    slice::release(arena, start, count);
+    if !kept::keep(arena, slot, start, count) {
+        slice::release(arena, start, count);
+    }
     grow::purge_now_and_then(arena, slot);
     true
 }

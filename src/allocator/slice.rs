@@ -8,17 +8,19 @@
 //! | CLEAN  | 0                  | free, never used                   | committed, zero     |
 //! | DIRTY  | 0                  | free                               | committed           |
 //! | AGED   | 0                  | free, for some time                | committed           |
+//! | KEPT   | number of slices   | free, first slice of a run that stays whole: see `kept` | committed |
 //! | HOLE   | 0                  | free, given back                   | to be committed     |
 //! | CLAIMED_CLEAN, _DIRTY, _HOLE | owner's tag | the owner is moving it  | as it was before |
 //! | SPAN   | owner's tag, or 0  | first slice of a span; 0: nobody's | committed           |
 //! | RUN    | number of slices   | first slice of a run               | committed           |
-//! | TAIL   | distance to the first slice | further slice of a span or run | committed    |
+//! | TAIL   | distance to the first slice | further slice of a span or run, or of a kept one | committed |
 //!
 //! Taking n slices: each is claimed, from the lowest up; committed where it is a hole; the tails
 //! are tagged from the lowest up; the head is tagged last, and that is the moment at which they
 //! are allocated. Behind the first one, DIRTY and AGED slices become its tails at once, up to one that is
 //! neither: what they were need not be known any more. Giving them back: the head is claimed, and that is
-//! the moment at which they are free; tails are tagged from the highest down, the head last.
+//! the moment at which they are free; tails are tagged from the highest down, the head last. Or, of a
+//! run, the head is claimed and then KEPT, and the tails stay (`kept`).
 //!
 //! A run is extended where it lies: the slices behind it are claimed and committed; the head's length
 //! becomes the larger one, which is the moment; what is claimed within the run is tagged as tails, from
@@ -42,9 +44,10 @@
 //! Invariants
 //! 1. A claimed tag is changed only by its owner, or by the holder of the dead owner's life word, or,
 //!    within a run, to a tail.
-//! 2. A tail's distance leads to a head that covers it, or to a claimed slice.
+//! 2. A tail's distance leads to a head that covers it, kept or not, or to a claimed slice.
 //! 3. A slice below the watermark is in exactly one of the states; beyond it nothing is read.
 
+use super::kept;
 use crate::layout::arena::{Arena, DATA, FREE_HINTS, SLICE, SLICE_SHIFT, TAGS};
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
@@ -59,6 +62,7 @@ pub(crate) const SPAN: u64 = 3;
 const RUN: u64 = 4;
 const TAIL: u64 = 5;
 pub(crate) const AGED: u64 = 6;
+const KEPT: u64 = 7;
 /// Added to a free kind: claimed, and what it was.
 const CLAIMED: u64 = 8;
 
@@ -69,6 +73,7 @@ pub(crate) enum State {
     Claimed { kind: u64, owner: Tag },
     Span { owner: Tag },
     Run { slices: usize },
+    Kept { slices: usize },
     Tail { back: usize },
     Garbage,
 }
@@ -81,6 +86,9 @@ pub(crate) fn state(tag: u64) -> State {
             owner: Tag::of_word(tag),
         },
         RUN => State::Run {
+            slices: (tag >> 4) as usize,
+        },
+        KEPT => State::Kept {
             slices: (tag >> 4) as usize,
         },
         TAIL => State::Tail {
@@ -119,6 +127,10 @@ pub(crate) const fn span_tag(owner: Tag) -> u64 {
 
 pub(crate) const fn run_tag(slices: usize) -> u64 {
     RUN | (slices as u64) << 4
+}
+
+pub(crate) const fn kept_tag(slices: usize) -> u64 {
+    KEPT | (slices as u64) << 4
 }
 
 pub(crate) const fn tail_tag(back: usize) -> u64 {
@@ -464,16 +476,20 @@ pub(crate) fn abandon(arena: Arena, claimed: usize, kind: u64) {
         let _ = change(tail_tag(back));
         return;
     }
-    let end = arena.slices();
-    let tails = (claimed + 1..end)
-        .take_while(|&s| arena.tag(s).load(Ordering::Acquire) == tail_tag(s - claimed))
-        .count();
+    let tails = tails_of(arena, claimed);
     // Tails were committed before they were tagged, and may hold anything.
     for slice in (claimed + 1..=claimed + tails).rev() {
         arena.tag(slice).store(DIRTY, Ordering::Release);
     }
     let _ = change(kind);
     hint_free(arena, claimed, tails + 1);
+}
+
+/// How many tails behind a slice lead to it.
+pub(crate) fn tails_of(arena: Arena, head: usize) -> usize {
+    (head + 1..arena.slices())
+        .take_while(|&s| arena.tag(s).load(Ordering::Acquire) == tail_tag(s - head))
+        .count()
 }
 
 /// How far a claimed slice is from the head of the run that covers it, if one does.
@@ -493,7 +509,8 @@ fn covered(arena: Arena, claimed: usize, owner: Tag) -> Option<usize> {
 }
 
 /// Gives the memory of free slices back; bytes given, and whether there is more to give later.
-/// With `all`, of all of them; else of those that were AGED, and the others become so.
+/// With `all`, of all of them; else of those that were AGED, and the others become so. What is kept
+/// becomes free slices first.
 ///
 /// Killed anywhere: the slices are claimed as holes and become holes again.
 pub(crate) fn age(arena: Arena, me: Tag, all: bool) -> (usize, bool) {
@@ -504,6 +521,9 @@ pub(crate) fn age(arena: Arena, me: Tag, all: bool) -> (usize, bool) {
         let start = slice;
         while slice < arena.slices() && slice - start < BATCH {
             let tag = arena.tag(slice);
+            if kept::release(arena, me, slice) {
+                continue;
+            }
             let found = tag.load(Ordering::Relaxed);
             if found == DIRTY && !all {
                 // Relaxed: nothing but the tag changes.

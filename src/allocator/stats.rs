@@ -117,12 +117,17 @@ pub(crate) fn count(arena: Arena) -> Stats {
         ..Stats::default()
     };
     let (mut row, mut longest, mut holes) = (0, 0, 0);
+    let mut kept_until = 0;
     for index in 0..end {
         let state = slice::state(arena.tag(index).load(Ordering::Acquire));
-        row = if matches!(state, State::Free { .. }) {
-            row + 1
-        } else {
-            0
+        if let State::Kept { slices } = state {
+            kept_until = index + slices.min(end - index);
+        }
+        let tail_of_kept = index < kept_until && matches!(state, State::Tail { .. });
+        row = match state {
+            State::Free { .. } | State::Kept { .. } => row + 1,
+            _ if tail_of_kept => row + 1,
+            _ => 0,
         };
         longest = longest.max(row);
         match state {

@@ -58,6 +58,10 @@ fn piece(arena: Arena, start: usize, end: usize) -> Piece {
             let holes = (start..start + slices).filter(hole).count();
             Piece::Free { slices, holes }
         }
+        State::Kept { slices } => Piece::Free {
+            slices: slices.clamp(1, end - start),
+            holes: 0,
+        },
         State::Span { owner } => {
             let slices = arena.span(start).slices.load(Ordering::Relaxed) as usize;
             let slices = slices.clamp(1, end - start);

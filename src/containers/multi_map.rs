@@ -12,7 +12,7 @@ use super::hash_map::{Found, Key, KeyHasher, Raw, Root, SipHash13, Stored};
 use super::link::Pinned;
 use super::store::{ChangeError, StoreError, with_room, with_room_for};
 use crate::ShmSafe;
-use crate::engines::map::{Put, Stack};
+use crate::engines::map::{Entry, Put, Stack};
 use crate::layout::arena::Arena;
 use crate::layout::{Field, TypeInfo};
 
@@ -284,13 +284,10 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> MultiMap<K, V, S> {
     /// ```
     #[must_use]
     pub fn len(&self) -> usize {
-        let Ok((arena, slot)) = self.raw.place() else {
-            return 0;
-        };
-        let _pinned = Pinned::new(arena, slot);
-        let entries = self.raw.entries(arena);
-        let stacks = entries.map(|entry| Raw::<K, V, S, true>::stack(arena, entry.value));
-        stacks.map(Iterator::count).sum()
+        let stack = |arena, entry: Entry| Raw::<K, V, S, true>::stack(arena, entry.value);
+        self.raw
+            .look(|arena, entries| entries.map(|entry| stack(arena, entry).count()).sum())
+            .unwrap_or(0)
     }
 
     /// True if there is no value.
@@ -306,11 +303,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> MultiMap<K, V, S> {
     /// ```
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        let Ok((arena, slot)) = self.raw.place() else {
-            return true;
-        };
-        let _pinned = Pinned::new(arena, slot);
-        self.raw.entries(arena).next().is_none()
+        self.raw.is_empty()
     }
 }
 

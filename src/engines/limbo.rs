@@ -224,7 +224,7 @@ fn free_past(arena: Arena, slot: &Slot) {
         list.head.store(next, Ordering::Release);
         compiler_fence(Ordering::SeqCst);
         // A block that cannot be freed was none: there is nobody to tell.
-        let _ = block::free_recorded(arena, slot, head as usize);
+        let _ = block::free_named(arena, slot, head as usize);
     }
 }
 

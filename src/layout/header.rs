@@ -11,7 +11,7 @@ use crate::protocol::sweep::Sweep;
 /// "shmkit" and a byte that text cannot hold.
 pub(crate) const MAGIC: u64 = u64::from_le_bytes(*b"shmkit\xf0\x01");
 /// Counts changes of the layout of anything in the pool.
-pub(crate) const VERSION: u64 = 3;
+pub(crate) const VERSION: u64 = 4;
 
 /// The header in the pool. Everything is atomic: other processes read and write it.
 #[repr(C, align(64))]
@@ -46,6 +46,8 @@ pub(crate) struct Header {
     pub(crate) search: AtomicU64,
     /// 1 if free slices may have memory. A hint.
     pub(crate) dirty: AtomicU64,
+    /// 1 if runs may be kept: see `allocator::kept`. A hint.
+    pub(crate) kept: AtomicU64,
     /// When memory was last given back, in milliseconds of the monotonic clock.
     pub(crate) purged_at: AtomicU64,
     /// Objects may be there that nobody holds and nobody disposes of: see `pool::dispose`.
@@ -84,6 +86,8 @@ const _: () = assert!(size_of::<Header>() <= HEADER_SIZE);
 pub(crate) const DUMPABLE: u64 = 1;
 pub(crate) const HUGE_PAGES: u64 = 2;
 pub(crate) const GUARDED: u64 = 4;
+/// There is no fence on all threads at once (`sys::barrier`), so each look has one of its own.
+pub(crate) const FENCED: u64 = 8;
 
 /// The unchanging part of a header, as plain values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

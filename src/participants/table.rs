@@ -99,6 +99,10 @@ pub(crate) struct Slot {
     /// The allocator's caches of this owner; its own business.
     pub(crate) caches: [Own; CACHE_WORDS],
 
+    /// Runs that were freed in the slot and may be taken again: see `allocator::kept`. It outlives the
+    /// slot's owner.
+    pub(crate) kept: [Own; KEPT_WORDS],
+
     /// A word that is always 0.
     pub(crate) nothing: AtomicU64,
 
@@ -114,6 +118,9 @@ pub(crate) const PERMITS: usize = 28;
 
 /// Words of [`Slot::caches`].
 pub(crate) const CACHE_WORDS: usize = 208;
+
+/// Words of [`Slot::kept`].
+pub(crate) const KEPT_WORDS: usize = 8;
 
 /// Words of [`Slot::known`].
 pub(crate) const KNOWN_WORDS: usize = 1024;

@@ -94,6 +94,28 @@ pub fn live(word: u64) -> impl Iterator<Item = usize> {
     (0..SLOTS).filter(move |i| word >> i & 1 != 0)
 }
 
+/// The slots of a line that hold an entry with that first word, a bit each. All are compared: which one it is cannot be
+/// foretold, and behind a branch that was foretold wrongly nothing has begun when the line comes from memory.
+#[inline]
+fn with_key(line: &Line, word: u64, key: u64) -> u64 {
+    let mut bits = 0;
+    for (i, slot) in line.slots.iter().enumerate() {
+        // Acquire: see `search`.
+        bits |= u64::from(slot.key.load(Ordering::Acquire) == key) << i;
+    }
+    bits & word
+}
+
+/// The numbers of the bits that are set, the lowest first.
+#[inline]
+fn each(mut bits: u64) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let first = (bits != 0).then(|| bits.trailing_zeros() as usize)?;
+        bits &= bits - 1;
+        Some(first)
+    })
+}
+
 /// A slot that holds no entry.
 #[inline]
 fn vacant(word: u64) -> Option<usize> {
@@ -128,13 +150,10 @@ pub fn search(chunk: Chunk, hash: u64, key: u64, is_it: &impl Fn(u64) -> bool) -
     for line in chunk.path(hash) {
         let mut word = line.word.load(Ordering::SeqCst);
         'line: loop {
-            for slot in live(word).map(|i| &line.slots[i]) {
+            for slot in each(with_key(line, word, key)) {
                 // Acquire, both: who has seen what a slot was filled with anew sees the word that
                 // it was vacated with.
-                if slot.key.load(Ordering::Acquire) != key {
-                    continue;
-                }
-                let value = slot.value.load(Ordering::Acquire);
+                let value = line.slots[slot].value.load(Ordering::Acquire);
                 let now = line.word.load(Ordering::SeqCst);
                 if now != word {
                     word = now;
@@ -171,9 +190,9 @@ pub fn look(
     let mut place = None;
     for (distance, line) in chunk.path(hash).enumerate() {
         let word = line.word.load(Ordering::Relaxed);
-        for slot in live(word) {
+        for slot in each(with_key(line, word, key)) {
             let value = line.slots[slot].value.load(Ordering::Relaxed);
-            if line.slots[slot].key.load(Ordering::Relaxed) == key && is_it(value) {
+            if is_it(value) {
                 return (Some(Place { distance, slot }), Some(value));
             }
         }

@@ -237,6 +237,26 @@ fn appends(suite: &mut Suite) {
         || (0, bytes(1, 40)),
         || (0, [bytes(1, 40), bytes(2, 300)].concat()),
     ));
+    // A chunk of as many slices as one that the victim has freed.
+    let large = case("append, in a run that was kept", one, |world| {
+        append(world.buffer(), 2, 40_000);
+    });
+    let large = large.attach(|world| {
+        let keeps = || {
+            let other = world.pool.create(Buffer::new()).expect("room");
+            // The same bytes: to copy them again changes nothing.
+            append(&other, 2, 40_000);
+            drop(other);
+            testing::slices(world.pool).contains("ktt")
+        };
+        // But memory may age just then.
+        assert!((0..10).any(|_| keeps()));
+    });
+    suite.run(either(
+        large,
+        || (0, bytes(1, 40)),
+        || (0, [bytes(1, 40), bytes(2, 40_000)].concat()),
+    ));
     suite.run(either(
         case(
             "append, refused",

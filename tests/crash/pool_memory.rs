@@ -15,6 +15,8 @@ fn run_with_room(world: &mut World, size: usize) {
     world.allocate(size, 1);
     let run = world.blocks.remove(run);
     world.free();
+    // Not kept as a whole.
+    world.pool.purge().expect("a slot");
     world.blocks.push(run);
 }
 
@@ -169,6 +171,7 @@ pub fn cases(suite: &mut Suite) {
         World::free,
         either(0, -(7 << 14)),
     ));
+    kept(suite);
     suite.run(
         case(
             "grow",
@@ -290,6 +293,112 @@ pub fn cases(suite: &mut Suite) {
         .at_least(LEAVING),
     );
     guarded(suite);
+}
+
+/// The first of the blocks are freed, and their runs kept.
+fn free_first(world: &mut World, count: usize) {
+    let rest = world.blocks.split_off(count);
+    world.free();
+    world.blocks = rest;
+}
+
+/// Runs that are kept when they are freed.
+fn kept(suite: &mut Suite) {
+    suite.run(case(
+        "allocate a kept run and free it",
+        nothing,
+        |w| {
+            w.allocate(100_000, 1);
+            w.free();
+        },
+        |w| {
+            w.allocate(100_000, 1);
+            w.free();
+        },
+        either(7 << 14, 0),
+    ));
+    suite.run(case(
+        "allocate a kept run, of those that are noted the last",
+        nothing,
+        |w| {
+            [40_000, 60_000, 80_000, 100_000]
+                .into_iter()
+                .for_each(|size| w.allocate(size, 1));
+            w.free();
+        },
+        |w| w.allocate(40_000, 1),
+        either(0, 3 << 14),
+    ));
+    suite.run(case(
+        "allocate a run that another thread has released",
+        nothing,
+        |w| {
+            w.allocate(100_000, 1);
+            w.free();
+            elsewhere(w, |w| {
+                w.pool.purge().expect("a slot");
+                w.allocate(40_000, 1);
+            });
+        },
+        |w| w.allocate(100_000, 1),
+        |more, crash| more == 10 << 14 || more == 3 << 14 && !crash.finished,
+    ));
+    // One too many.
+    suite.run(case(
+        "free a run, releasing the one that is kept longest",
+        nothing,
+        |w| {
+            w.allocate(40_000, 9);
+            free_first(w, 8);
+        },
+        World::free,
+        either(3 << 14, 0),
+    ));
+    // Too many slices.
+    suite.run(case(
+        "free a long run, releasing two",
+        nothing,
+        |w| {
+            w.allocate(900_000, 2);
+            w.allocate(1_200_000, 1);
+            free_first(w, 2);
+        },
+        World::free,
+        either(74 << 14, 0),
+    ));
+    suite.run(
+        case(
+            "allocate a run where others were kept",
+            // There is no other room.
+            |w| w.allocate(3 << 14, 1),
+            |w| {
+                w.allocate(100_000, 8);
+                w.free();
+            },
+            |w| w.allocate(200_000, 1),
+            |more, crash| more == 10 << 14 || more == -(3 << 14) && !crash.finished,
+        )
+        .verify(|w, crash| {
+            let total = w.pool.stats().total;
+            ensure(total == 1 << 20, || format!("it has grown to {total}"))?;
+            verify(w, crash, &|more, crash| {
+                more == 10 << 14 || more == -(3 << 14) && !crash.finished
+            })
+        }),
+    );
+    suite.run(case(
+        "reallocate, a run grows into a kept one",
+        nothing,
+        |w| {
+            w.allocate(100_000, 2);
+            let behind = w.blocks.pop().expect("two");
+            let run = std::mem::replace(&mut w.blocks, vec![behind]);
+            w.free();
+            w.blocks = run;
+        },
+        |w| w.grow_in_place(150_000),
+        |more, crash| more == 10 << 14 || more == 7 << 14 && !crash.finished,
+    ));
 }
 
 /// In a guarded pool, whose check looks at every block.

@@ -1,7 +1,7 @@
 //! The recovery of three who died in the middle of the allocator, next to each other, killed after every
 //! change: then four are dead, and the fourth has the life words of the others.
 
-use shmkit::testing;
+use shmkit::{Buffer, testing};
 
 use super::engine::{Case, Doomed, Suite};
 use super::pool::{World, case, elsewhere, nothing};
@@ -47,13 +47,14 @@ fn three_dead(world: &mut World) {
             world.grow_in_place(2 * THREE);
         },
     );
-    // The third frees one behind that: its head is claimed, and the last is free.
+    // The third releases one behind that, which it has kept: its head is claimed, and the last is free.
     let mut third = Doomed::new(
         || drop(spans()),
         || {
             let mut world = World::in_pool(pool);
             world.allocate(THREE, 1);
             world.free();
+            world.pool.purge().expect("a slot");
         },
     );
     let reached = |picture: &str| testing::slices(pool).contains(picture);
@@ -63,6 +64,28 @@ fn three_dead(world: &mut World) {
     for doomed in [first, second, third] {
         doomed.die();
     }
+}
+
+/// One has died who freed the chunk of a buffer. As soon as it was free somebody else has it, before recovery
+/// looks at what the dead one was freeing.
+fn freed_and_taken(world: &mut World) {
+    let pool = world.pool;
+    // Held until the end.
+    let buffer = Box::leak(Box::new(pool.create(Buffer::new()).expect("an object")));
+    for size in [100_000, 9000] {
+        buffer.append(&vec![1; size]).expect("room");
+    }
+    pool.purge().expect("a slot");
+    let first_kept = || testing::slices(pool).find('k');
+    assert_eq!(first_kept(), None);
+    let frees = || buffer.truncate_front(100_000).expect("bytes");
+    let mut doomed = Doomed::new(|| (), frees);
+    doomed.go_on_until(|| first_kept().is_some());
+    let chunk = first_kept().expect("a run");
+    pool.purge().expect("a slot");
+    world.allocate(7 << 14, 1);
+    assert_eq!(testing::slices(pool).as_bytes()[chunk], b'r', "taken");
+    doomed.die();
 }
 
 /// The recoverer dies without the kernel's telling, if it is really killed: its list of words is none that the
@@ -116,6 +139,15 @@ pub fn cases(suite: &mut Suite) {
     // What it leaves is among what the case above comes to, and recovers twice.
     let release = recovery("release the memory of three", true, die_unmarked);
     suite.run(release.without_second_order());
+    suite.run(case(
+        "recover one whose freed run somebody has",
+        freed_and_taken,
+        nothing,
+        |world| {
+            world.pool.recover();
+        },
+        |more, _| more == 0,
+    ));
     let come_and_go = |world: &mut World| leave_slots(world, 1);
     suite.run(
         case(

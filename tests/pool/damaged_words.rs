@@ -1,8 +1,8 @@
 //! Single words that no use of a container stores, and that a stray write may.
 
-use shmkit::{AppendError, Array, Buffer, ResizeError};
+use shmkit::{AppendError, Array, Buffer, FreeError, ResizeError, testing};
 
-use super::common::TestPool;
+use super::common::{TestPool, allocate, assert_sound, fill, free, try_free, verify};
 
 /// Stores a word of something that nobody uses meanwhile.
 fn damage(address: usize, word: u64) {
@@ -50,4 +50,91 @@ pub fn the_last_chunk_that_can_be_counted() {
     assert_eq!(buffer.append(&[1; 10_000]), Err(AppendError::Closed));
     assert_eq!(buffer.view(0..5).unwrap().to_vec(), b"bytes");
     assert!(buffer.truncate_front(5).is_ok() && buffer.close().is_ok());
+}
+
+/// The tag of a run that is kept, and the note that a slot has of it, say other numbers.
+pub fn kept_runs_of_any_length() {
+    /// Where slots and the tags of slices are, and what a kept run of six slices is there.
+    const SLOTS: usize = 16 << 20;
+    const TAGS: usize = 10 << 30;
+    const KEPT: u64 = 7;
+    const SIX: u64 = 6;
+    const SIZE: usize = 6 << 14;
+    /// Bytes of a slot, and in a note the first slice is times that.
+    const SLOT: usize = 16 << 10;
+    const COUNTS: u64 = 256;
+    let lengths = [0, 1, 5, 7, 12, 1 << 20, 1 << 40, u64::MAX >> 4];
+    let slices = [63, 1 << 20, 1 << 26, u64::MAX / COUNTS];
+    let notes = |slice: u64| -> Vec<u64> {
+        let of = |slice: u64, count: u64| slice * COUNTS + count;
+        let counts = [0, 1, 5, 7, 255].map(|count| of(slice, count));
+        let places = slices.map(|slice| [SIX, 7].map(|count| of(slice, count)));
+        [&counts, places.as_flattened()].concat()
+    };
+    let pool = TestPool::with(|b| b.initial_size(1 << 20).max_size(1 << 20));
+    let try_one = |damaged: &dyn Fn(usize, usize)| {
+        // It is kept only until memory ages.
+        let kept = (0..10).find_map(|_| {
+            pool.purge().unwrap();
+            let (run, behind) = (allocate(*pool, SIZE), allocate(*pool, SIZE));
+            fill(behind, SIZE);
+            free(*pool, run);
+            let slices = || (0..64).map(|slice| pool.base() + TAGS + 8 * slice);
+            let tag = slices().find(|&tag| word(tag) == KEPT | SIX << 4);
+            if tag.is_none() {
+                free(*pool, behind);
+            }
+            tag.map(|tag| (run, behind, tag))
+        });
+        let (run, behind, tag) = kept.unwrap();
+        let noted = ((tag - pool.base() - TAGS) / 8) as u64 * COUNTS + SIX;
+        let slot = (pool.base() + SLOTS + SLOT..).step_by(8).take(SLOT / 8);
+        let note = { slot }.find(|&at| word(at) == noted).unwrap();
+        damaged(tag, note);
+        assert_eq!(try_free(*pool, run), Err(FreeError::NotAllocated));
+        let _ = (pool.stats(), pool.check(), shmkit::inspect::map(*pool));
+        // Taken, if it can be, and what is too much is released.
+        let more: Vec<_> = [6, 3, 3, 3, 3, 3, 3, 3, 3, 3]
+            .map(|slices| allocate(*pool, slices << 14))
+            .into();
+        more.into_iter().for_each(|block| free(*pool, block));
+        pool.purge().unwrap();
+        // It stays somebody's.
+        verify(behind);
+        free(*pool, behind);
+        // All that were really its tails are free again.
+        assert_sound(*pool);
+        assert_eq!(pool.stats().allocated, 0);
+        free(*pool, allocate(*pool, 50 << 14));
+    };
+    for length in lengths {
+        try_one(&|tag, _| damage(tag, KEPT | length << 4));
+    }
+    for number in 0..notes(0).len() {
+        try_one(&|tag, note| {
+            let slice = ((tag - pool.base() - TAGS) / 8) as u64;
+            damage(note, notes(slice)[number]);
+        });
+    }
+}
+
+/// The word that says whether runs are kept says that none are.
+pub fn kept_runs_that_are_not_told_of() {
+    /// Where the header has that word.
+    const ANY_KEPT: usize = 240;
+    let pool = TestPool::with(|b| b.initial_size(1 << 20).max_size(1 << 20));
+    let told = pool.base() + ANY_KEPT;
+    assert_eq!(word(told), 0);
+    // It is kept only until memory ages.
+    let keeps = || {
+        free(*pool, allocate(*pool, 60 << 14));
+        assert_eq!(word(told), 1);
+        testing::slices(*pool).contains('k')
+    };
+    assert!((0..10).any(|_| keeps()));
+    damage(told, 0);
+    // The pool is full but for what is kept.
+    let whole = allocate(*pool, 1 << 20);
+    free(*pool, whole);
+    assert_sound(*pool);
 }

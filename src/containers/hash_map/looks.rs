@@ -5,7 +5,6 @@ use crate::ShmSafe;
 use crate::containers::View;
 use crate::containers::link::Pinned;
 use crate::engines::map::Mode;
-use crate::participants::epoch;
 
 impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
     /// A view of the value of a key; `None` if there is none (or the thread has no slot in the
@@ -29,9 +28,9 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
         let guess = self.raw.guess(key);
         if Raw::<K, V, S, false>::FLAT {
             // A copy, for which the pin goes on no longer than this: so it is no guard.
-            epoch::pin(arena, slot);
+            Raw::<K, V, S, false>::pin((arena, slot));
             let found = self.raw.find_guessed(arena, key, guess);
-            epoch::unpin(slot);
+            Raw::<K, V, S, false>::unpin(slot);
             return found.map(Raw::<K, V, S, false>::copy);
         }
         let pinned = Pinned::new(arena, slot);
@@ -57,10 +56,10 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
     {
         let (arena, slot) = self.raw.place().ok()?;
         let guess = self.raw.guess(key);
-        epoch::pin(arena, slot);
+        Raw::<K, V, S, false>::pin((arena, slot));
         let found = self.raw.find_guessed(arena, key, guess);
         let value = found.map(|found| *Self::value(&found));
-        epoch::unpin(slot);
+        Raw::<K, V, S, false>::unpin(slot);
         value
     }
 
@@ -81,9 +80,9 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
         let Ok((arena, slot)) = self.raw.place() else {
             return false;
         };
-        epoch::pin(arena, slot);
+        Raw::<K, V, S, false>::pin((arena, slot));
         let found = self.raw.find(arena, key).is_some();
-        epoch::unpin(slot);
+        Raw::<K, V, S, false>::unpin(slot);
         found
     }
 
@@ -169,11 +168,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
     /// ```
     #[must_use]
     pub fn len(&self) -> usize {
-        let Ok((arena, slot)) = self.raw.place() else {
-            return 0;
-        };
-        let _pinned = Pinned::new(arena, slot);
-        self.raw.entries(arena).count()
+        self.raw.look(|_, entries| entries.count()).unwrap_or(0)
     }
 
     /// True if there is no entry.
@@ -189,10 +184,6 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
     /// ```
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        let Ok((arena, slot)) = self.raw.place() else {
-            return true;
-        };
-        let _pinned = Pinned::new(arena, slot);
-        self.raw.entries(arena).next().is_none()
+        self.raw.is_empty()
     }
 }

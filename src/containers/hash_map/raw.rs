@@ -12,6 +12,7 @@ use crate::containers::store::{ChangeError, StoreError};
 use crate::engines::map::{self, Edit, Entries, Guess, Hints, Mode, Put, Stack};
 use crate::layout::arena::Arena;
 use crate::layout::{Engine, TypeInfo};
+use crate::participants::epoch;
 use crate::participants::here::{Here, here};
 use crate::participants::table::Slot;
 use crate::primitive::{AtomicU64, Ordering};
@@ -103,6 +104,26 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, const STACKED: bool> Raw
     pub(in crate::containers) fn place(&self) -> Result<(Arena, &'static Slot), ChangeError> {
         let Here { arena, slot } = here(&self.root)?;
         Ok((arena, slot))
+    }
+
+    /// Starts a look that leaves nothing to be seen behind its end. In a flat map it finds tables and no nodes.
+    #[inline]
+    pub(in crate::containers) fn pin((arena, slot): (Arena, &'static Slot)) {
+        if Self::FLAT {
+            epoch::pin_lightly(arena, slot);
+        } else {
+            epoch::pin(arena, slot);
+        }
+    }
+
+    /// Ends it.
+    #[inline]
+    pub(in crate::containers) fn unpin(slot: &'static Slot) {
+        if Self::FLAT {
+            epoch::unpin_lightly(slot);
+        } else {
+            epoch::unpin(slot);
+        }
     }
 
     /// What the engine asks of a key.
@@ -352,6 +373,22 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, const STACKED: bool> Raw
         } else {
             Err(map::DAMAGED)
         }
+    }
+
+    /// What `f` makes of the entries. `None` outside of a pool, and for a thread without a slot.
+    pub(in crate::containers) fn look<R>(
+        &self,
+        f: impl FnOnce(Arena, Entries<Self>) -> R,
+    ) -> Option<R> {
+        let (arena, slot) = self.place().ok()?;
+        let _pinned = Pinned::new(arena, slot);
+        Some(f(arena, self.entries(arena)))
+    }
+
+    /// True if there is no entry.
+    pub(in crate::containers) fn is_empty(&self) -> bool {
+        self.look(|_, mut entries| entries.next().is_none())
+            .unwrap_or(true)
     }
 
     pub(in crate::containers) fn entries(&self, arena: Arena) -> Entries<Self> {

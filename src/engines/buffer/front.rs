@@ -169,7 +169,7 @@ impl Words {
             field.store(next, Ordering::Release);
             compiler_fence(Ordering::SeqCst);
             // A block that cannot be freed was none: there is nobody to tell.
-            let _ = block::free_recorded(arena, slot, old.address);
+            let _ = block::free_named(arena, slot, old.address);
             slot.intent.close();
             freed = true;
         }

@@ -362,10 +362,12 @@ impl Words {
         if !matches!(outcome, Ok(Some(_))) && block != 0 {
             slot.watched.freeing.store(block, Ordering::SeqCst);
             slot.intent.set_arg(1, 0);
-            let _ = block::free_recorded(arena, slot, block as usize);
+            let _ = block::free_named(arena, slot, block as usize);
         }
         slot.intent.close();
-        if let (Ok(Some(_)), Some(_)) = (&outcome, self.last(arena)) {
+        if let (Ok(Some(_)), Some(_)) = (&outcome, self.last(arena))
+            && self.first.load(Ordering::SeqCst) == 0
+        {
             // The first chunk of all is the first one.
             let oldest = self.oldest.load(Ordering::SeqCst);
             let _ = self
