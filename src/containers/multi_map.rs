@@ -143,7 +143,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> MultiMap<K, V, S> {
             Ok(place) => place,
             Err(cause) => return Err(StoreError { value, cause }),
         };
-        let guess = self.raw.guess(key);
+        let (guess, _) = self.raw.guess(key);
         with_room(place.0, value, |value| {
             let pinned = Pinned::new(place.0, place.1);
             match self.raw.put(place, (key, guess), value, put, |_| true)? {

@@ -100,7 +100,7 @@ pub fn live(word: u64) -> impl Iterator<Item = usize> {
 fn with_key(line: &Line, word: u64, key: u64) -> u64 {
     let mut bits = 0;
     for (i, slot) in line.slots.iter().enumerate() {
-        // Acquire: see `search`.
+        // Acquire: see `ask`.
         bits |= u64::from(slot.key.load(Ordering::Acquire) == key) << i;
     }
     bits & word
@@ -141,6 +141,40 @@ pub fn turned(word: u64, slot: usize) -> u64 {
     (word ^ 1 << slot).wrapping_add(ONE_VERSION)
 }
 
+/// What a line says of a key.
+pub enum Said {
+    /// The value's word.
+    Value(u64),
+    /// It is not here.
+    Nothing,
+    /// It is not in this line, but may be in the next.
+    GoesOn,
+    /// The line has changed meanwhile: it is to be asked again.
+    Changed,
+}
+
+/// Whether the line has an entry of a key of which `is_it` holds.
+#[inline]
+pub fn ask(line: &Line, key: u64, is_it: impl Fn(u64) -> bool) -> Said {
+    let word = line.word.load(Ordering::SeqCst);
+    for slot in each(with_key(line, word, key)) {
+        // Acquire, as the key's: who has seen what a slot was filled with anew sees the word that it was
+        // vacated with.
+        let value = line.slots[slot].value.load(Ordering::Acquire);
+        if line.word.load(Ordering::SeqCst) != word {
+            return Said::Changed;
+        }
+        if is_it(value) {
+            return Said::Value(value);
+        }
+    }
+    if is_passed(word) {
+        Said::GoesOn
+    } else {
+        Said::Nothing
+    }
+}
+
 /// The value's word of the entry of a key of which `is_it` holds.
 ///
 /// A key's place in a chunk changes only by being removed and inserted again, so one walk finds it
@@ -148,25 +182,13 @@ pub fn turned(word: u64, slot: usize) -> u64 {
 #[inline]
 pub fn search(chunk: Chunk, hash: u64, key: u64, is_it: &impl Fn(u64) -> bool) -> Option<u64> {
     for line in chunk.path(hash) {
-        let mut word = line.word.load(Ordering::SeqCst);
-        'line: loop {
-            for slot in each(with_key(line, word, key)) {
-                // Acquire, both: who has seen what a slot was filled with anew sees the word that
-                // it was vacated with.
-                let value = line.slots[slot].value.load(Ordering::Acquire);
-                let now = line.word.load(Ordering::SeqCst);
-                if now != word {
-                    word = now;
-                    continue 'line;
-                }
-                if is_it(value) {
-                    return Some(value);
-                }
+        loop {
+            match ask(line, key, is_it) {
+                Said::Value(value) => return Some(value),
+                Said::Nothing => return None,
+                Said::GoesOn => break,
+                Said::Changed => {}
             }
-            break;
-        }
-        if !is_passed(word) {
-            return None;
         }
     }
     None
@@ -219,7 +241,7 @@ pub fn fill<'a>(
     pass(chunk, hash, place.distance);
     let line = chunk.on_path(hash, place.distance);
     let slot = &line.slots[place.slot];
-    // Release, both: see `search`.
+    // Release, both: see `ask`.
     slot.key.store(key, Ordering::Release);
     slot.value.store(value, Ordering::Release);
     let word = line.word.load(Ordering::Relaxed);

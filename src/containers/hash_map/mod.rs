@@ -154,7 +154,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
             Ok(place) => place,
             Err(cause) => return Err(StoreError { value, cause }),
         };
-        let guess = self.raw.guess(key);
+        let (guess, _) = self.raw.guess(key);
         let put = |value| {
             self.raw
                 .put(place, (key, guess), value, Put::Replace, |_| true)
@@ -317,7 +317,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
         value: V,
         unchanged: impl Fn(Option<Found>) -> bool,
     ) -> Result<Stored<V>, StoreError<V>> {
-        let guess = self.raw.guess(key);
+        let (guess, _) = self.raw.guess(key);
         self.raw
             .put(place, (key, guess), value, Put::Replace, unchanged)
     }
@@ -431,7 +431,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
             Ok(place) => place,
             Err(cause) => return Err(StoreError { value, cause }),
         };
-        let guess = self.raw.guess(key);
+        let (guess, _) = self.raw.guess(key);
         with_room(place.0, value, |value| {
             let pinned = Pinned::new(place.0, place.1);
             let none = |now: Option<Found>| now.is_none();

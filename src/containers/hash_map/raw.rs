@@ -9,7 +9,7 @@ use super::key::{Key, Node, key_of, word_of};
 use crate::containers::View;
 use crate::containers::link::Pinned;
 use crate::containers::store::{ChangeError, StoreError};
-use crate::engines::map::{self, Edit, Entries, Guess, Hints, Mode, Put, Stack};
+use crate::engines::map::{self, Edit, Entries, Guess, Hints, Mode, Near, Put, Stack};
 use crate::layout::arena::Arena;
 use crate::layout::{Engine, TypeInfo};
 use crate::participants::epoch;
@@ -136,10 +136,9 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, const STACKED: bool> Raw
 
     /// Begins with a key: best before the caller pins.
     #[inline]
-    pub(in crate::containers) fn guess(&self, key: &K) -> Guess {
+    pub(in crate::containers) fn guess(&self, key: &K) -> (Guess, Near) {
         let guess = Self::words_of(self.hints.seed(), key.bytes());
-        self.hints.fetch(guess.hash);
-        guess
+        (guess, self.hints.fetch(guess.hash))
     }
 
     /// What a key has. The caller is pinned.
@@ -154,12 +153,13 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, const STACKED: bool> Raw
         &self,
         arena: Arena,
         key: &K,
-        guess: Guess,
+        guess: (Guess, Near),
     ) -> Option<Found> {
         let root = self.root.0.load(Ordering::SeqCst);
         let bytes = key.bytes();
-        let words = |seed| Self::words_of(seed, bytes);
-        let is_it = |value| Self::is(arena, value, bytes);
+        // By value: what is found at once needs none of it in memory.
+        let words = move |seed| Self::words_of(seed, bytes);
+        let is_it = move |value| Self::is(arena, value, bytes);
         map::find(arena, root, guess, words, is_it).map(Found)
     }
 
@@ -337,7 +337,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, const STACKED: bool> Raw
         only: Option<Found>,
     ) -> Result<Option<Found>, ChangeError> {
         let bytes = key.bytes();
-        let guess = self.guess(key);
+        let (guess, _) = self.guess(key);
         let removed = self.edit(place, (bytes, guess), false, |edit| {
             let found = edit.found().map(Found);
             if only.is_some() && found != only {

@@ -4,10 +4,10 @@
 //! `protocol::moving`.
 
 use super::Mode;
-use super::table::{Guess, Table};
+use super::table::{Guess, Near, Table};
 use crate::layout::arena::Arena;
 use crate::primitive::Ordering;
-use crate::protocol::lines::{self, live};
+use crate::protocol::lines::{self, Said, live};
 use crate::protocol::moving;
 
 /// The value's word of the entry of a key of which `is_it` holds. The caller is pinned since before it
@@ -16,12 +16,48 @@ use crate::protocol::moving;
 pub(crate) fn find(
     arena: Arena,
     root: u64,
-    guess: Guess,
+    (guess, near): (Guess, Near),
+    of: impl FnOnce([u64; 2]) -> Guess,
+    is_it: impl Fn(u64) -> bool,
+) -> Option<u64> {
+    let Guess { seed, hash, key } = guess;
+    match find_at_once(arena, root, near, (seed, key), &is_it) {
+        Some(found) => found,
+        None => find_further(arena, root, (seed, hash, key), of, is_it),
+    }
+}
+
+/// What there is for the key, if the table is the one that was meant and the search ends in the line where it begins:
+/// so it is most of the time. `None` if it takes more than that to tell.
+#[inline]
+fn find_at_once(
+    arena: Arena,
+    root: u64,
+    near: Near,
+    (seed, key): ([u64; 2], u64),
+    is_it: impl Fn(u64) -> bool,
+) -> Option<Option<u64>> {
+    let (header, line) = near.line(arena, root, seed)?;
+    let found = match lines::ask(line, key, is_it) {
+        Said::Value(value) => Some(value),
+        Said::Nothing => None,
+        Said::GoesOn | Said::Changed => return None,
+    };
+    // Behind the search: see `moving::follow`.
+    let is_last = header.successor.load(Ordering::SeqCst) == 0;
+    is_last.then_some(found)
+}
+
+#[inline(never)]
+fn find_further(
+    arena: Arena,
+    root: u64,
+    (seed, hash, key): ([u64; 2], u64, u64),
     of: impl FnOnce([u64; 2]) -> Guess,
     is_it: impl Fn(u64) -> bool,
 ) -> Option<u64> {
     let table = Table::at(arena, root)?;
-    let Guess { hash, key, .. } = guess.or(table, of);
+    let Guess { hash, key, .. } = Guess { seed, hash, key }.or(table, of);
     let search = |table: Table| lines::search(table.chunk(table.index(hash)), hash, key, &is_it);
     let moved_to = |table: Table| {
         let successor = table.successor(arena)?;

@@ -66,7 +66,7 @@ use crate::protocol::moving::RAW;
 pub(crate) use self::edit::{Edit, Put, edit};
 pub(crate) use self::find::{Entries, Entry, find};
 pub(crate) use self::hash::{folded, seed, sip};
-pub(crate) use self::table::{Guess, Hints, Stack};
+pub(crate) use self::table::{Guess, Hints, Near, Stack};
 
 const ENGINE: u64 = (Engine::Map as u64) << OP_SHIFT;
 /// Intents: the operation's low bits say which.

@@ -24,11 +24,12 @@ use crate::protocol::lines::{self, Chunk, Line, SLOTS};
 use crate::protocol::moving;
 
 /// Lines of a chunk of a map that is not small.
-pub(super) const MOST_LINES: usize = 32;
-/// Lines of a map's first chunk.
-pub(super) const FIRST_LINES: usize = 4;
-/// More chunks than any pool has room for, and few enough to reckon with hashes of 32 bits.
-const MOST_CHUNKS: usize = 1 << 31;
+const MOST_LINES: usize = 1 << MOST_LINES_LOG;
+const MOST_LINES_LOG: u32 = 5;
+/// Binary logarithm of the lines of a map's first chunk.
+const FIRST_LINES_LOG: u32 = 2;
+/// Of more chunks than any pool has room for, and few enough to reckon with hashes of 32 bits.
+const MOST_CHUNKS_LOG: u32 = 31;
 
 /// What a table begins with.
 #[repr(C, align(64))]
@@ -38,10 +39,10 @@ pub(super) struct Header {
     pub(super) successor: AtomicU64,
     /// How many tables the map had before this one: so garbage leads in no circle.
     number: AtomicU64,
-    /// How many chunks there are.
-    chunks: AtomicU64,
-    /// How many lines a chunk has.
-    lines: AtomicU64,
+    /// The address of the first chunk, plus the binary logarithm of the number of chunks.
+    place: AtomicU64,
+    /// Binary logarithm of the lines of a chunk.
+    lines_log: AtomicU64,
     seed: [AtomicU64; 2],
     /// STACKED and FLAT.
     kind: AtomicU64,
@@ -51,6 +52,46 @@ pub(super) struct Header {
     pub(super) cursor: AtomicU64,
     /// All chunks before this one are done. A hint.
     pub(super) done: AtomicU64,
+}
+
+impl Header {
+    /// What is at an address, as far as the pool has data there.
+    #[inline]
+    fn at(data: Data, address: usize) -> Option<&'static Self> {
+        let is_possible = data.has(address, size_of::<Header>()) && address.is_multiple_of(64);
+        // SAFETY: in committed data of the pool, aligned; it consists of atomics.
+        is_possible.then(|| unsafe { &*std::ptr::with_exposed_provenance(address) })
+    }
+
+    #[inline]
+    fn seed(&self) -> [u64; 2] {
+        let word = |i: usize| self.seed[i].load(Ordering::Relaxed);
+        [word(0), word(1)]
+    }
+}
+
+/// The pool's data.
+#[derive(Clone, Copy)]
+struct Data {
+    start: usize,
+    bytes: usize,
+}
+
+impl Data {
+    #[inline]
+    fn of(arena: Arena) -> Self {
+        Data {
+            start: arena.base() + DATA.offset,
+            bytes: arena.slices() * SLICE,
+        }
+    }
+
+    /// True if so many bytes at an address are there.
+    #[inline]
+    fn has(self, address: usize, len: usize) -> bool {
+        let last = self.bytes.checked_sub(len);
+        last.is_some_and(|last| address.wrapping_sub(self.start) <= last)
+    }
 }
 
 /// Nodes hide others.
@@ -89,63 +130,88 @@ impl Kind {
     }
 }
 
-/// How large a table is.
+/// How large a table is, by binary logarithms: what follows from them takes shifts and no more.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Shape {
-    pub(super) chunks: usize,
-    pub(super) lines: usize,
+    chunks_log: u32,
+    lines_log: u32,
 }
 
 impl Shape {
     /// A map's first table.
     pub(super) const FIRST: Shape = Shape {
-        chunks: 1,
-        lines: FIRST_LINES,
+        chunks_log: 0,
+        lines_log: FIRST_LINES_LOG,
     };
 
     /// Twice as large: a single chunk gets longer until it has all lines that a chunk can have.
     pub(super) fn larger(self) -> Shape {
-        if self.lines < MOST_LINES {
-            let lines = self.lines * 2;
-            Shape { lines, ..self }
+        if self.lines_log < MOST_LINES_LOG {
+            let lines_log = self.lines_log + 1;
+            Shape { lines_log, ..self }
         } else {
-            let chunks = self.chunks * 2;
-            Shape { chunks, ..self }
+            let chunks_log = self.chunks_log + 1;
+            Shape { chunks_log, ..self }
         }
     }
 
     /// Half as large, unless it is the smallest.
     pub(super) fn smaller(self) -> Option<Shape> {
-        if self.chunks > 1 {
-            let chunks = self.chunks / 2;
-            Some(Shape { chunks, ..self })
+        if self.chunks_log > 0 {
+            let chunks_log = self.chunks_log - 1;
+            Some(Shape { chunks_log, ..self })
         } else {
-            let lines = self.lines / 2;
-            (lines >= FIRST_LINES).then_some(Shape { lines, ..self })
+            let lines_log = self.lines_log - 1;
+            (lines_log >= FIRST_LINES_LOG).then_some(Shape { lines_log, ..self })
         }
+    }
+
+    #[inline]
+    fn chunks(self) -> usize {
+        1 << self.chunks_log
+    }
+
+    #[inline]
+    fn lines(self) -> usize {
+        1 << self.lines_log
     }
 
     /// Slots a chunk.
     pub(super) fn capacity(self) -> usize {
-        self.lines * SLOTS
+        self.lines() * SLOTS
     }
 
     /// Bytes of a chunk, of which its address is a multiple.
     #[inline]
     fn chunk_bytes(self) -> usize {
-        self.lines * size_of::<Line>()
+        size_of::<Line>() << self.lines_log
+    }
+
+    /// Bytes of header and states.
+    #[inline]
+    fn states_end(self) -> usize {
+        size_of::<Header>() + (size_of::<State>() << self.chunks_log)
     }
 
     /// Bytes before the first chunk.
-    #[inline]
     fn front(self) -> usize {
-        let states = size_of::<Header>() + self.chunks * size_of::<State>();
-        (states + self.chunk_bytes() - 1) & !(self.chunk_bytes() - 1)
+        self.states_end().next_multiple_of(self.chunk_bytes())
     }
 
+    /// Bytes of all chunks.
     #[inline]
+    fn body(self) -> usize {
+        self.chunk_bytes() << self.chunks_log
+    }
+
     fn size(self) -> usize {
-        self.front() + self.chunks * self.chunk_bytes()
+        self.front() + self.body()
+    }
+
+    /// The chunk that a hash belongs to.
+    #[inline]
+    fn index(self, hash: u64) -> usize {
+        (((hash >> 32) << self.chunks_log) >> 32) as usize
     }
 
     pub(super) fn layout(self) -> Layout {
@@ -159,7 +225,7 @@ impl Shape {
 /// is compared with the table's, and an address is only fetched from.
 #[repr(C)]
 pub(crate) struct Hints {
-    /// The table's address, plus the binary logarithm of the number of its chunks.
+    /// As in the table's header.
     place: AtomicU64,
     seed: [AtomicU64; 2],
 }
@@ -179,28 +245,29 @@ impl Hints {
         [word(0), word(1)]
     }
 
-    /// Asks for the line where the search for a key begins.
+    /// Asks for the line where the search for a key begins; where that is.
     #[inline]
-    pub(crate) fn fetch(&self, hash: u64) {
+    pub(crate) fn fetch(&self, hash: u64) -> Near {
         let place = self.place.load(Ordering::Relaxed);
-        let (address, log) = (place & !63, (place & 63) as u32);
+        let (first, chunks_log) = taken_apart(place);
         // Garbage may be more than there can be.
-        if (1..MOST_CHUNKS.trailing_zeros()).contains(&log) {
-            let shape = Shape {
-                chunks: 1 << log,
-                lines: MOST_LINES,
-            };
-            let chunk = (((hash >> 32) << log) >> 32) as usize;
-            let line = hash as usize & (MOST_LINES - 1);
-            let offset = shape.front() + (chunk * MOST_LINES + line) * size_of::<Line>();
-            fetch(address.wrapping_add(offset as u64) as usize);
+        if !(1..MOST_CHUNKS_LOG).contains(&chunks_log) {
+            return Near { place: 0, line: 0 };
         }
+        let shape = Shape {
+            chunks_log,
+            lines_log: MOST_LINES_LOG,
+        };
+        let number = shape.index(hash) << MOST_LINES_LOG | hash as usize & (MOST_LINES - 1);
+        let line = first.wrapping_add(number * size_of::<Line>());
+        fetch(line);
+        Near { place, line }
     }
 
     /// Who changes something in a table that has no successor leaves the hints right.
     #[inline]
     pub(super) fn set(&self, table: Table) {
-        let place = table.address() | u64::from(table.chunks().trailing_zeros());
+        let place = table.place();
         if self.place.load(Ordering::Relaxed) != place {
             self.set_slow(table, place);
         }
@@ -213,6 +280,12 @@ impl Hints {
         }
         self.place.store(place, Ordering::Relaxed);
     }
+}
+
+/// The first chunk's address and the logarithm in a word of both.
+#[inline]
+fn taken_apart(place: u64) -> (usize, u32) {
+    ((place & !63) as usize, (place & 63) as u32)
 }
 
 /// Asks for the cache line of an address, whatever it is.
@@ -237,6 +310,36 @@ pub(crate) struct Guess {
     pub(crate) key: u64,
 }
 
+/// Where the search for a key begins, most likely.
+#[derive(Clone, Copy)]
+pub(crate) struct Near {
+    /// In a table whose header has this `place`; 0 for none, as of one with a single chunk.
+    place: u64,
+    line: usize,
+}
+
+impl Near {
+    /// The header of the table that `root` names, and the line in it where the search begins; `None` unless it is the
+    /// table that was meant, with that seed. Of the table no more is believed than that both are in the pool.
+    #[inline]
+    pub(super) fn line(
+        self,
+        arena: Arena,
+        root: u64,
+        seed: [u64; 2],
+    ) -> Option<(&'static Header, &'static Line)> {
+        let data = Data::of(arena);
+        let header = Header::at(data, root as usize)?;
+        let is_it = header.place.load(Ordering::Relaxed) == self.place
+            && header.seed() == seed
+            && self.place != 0
+            && data.has(self.line, size_of::<Line>());
+        // SAFETY: in committed data of the pool, aligned as `place` is and lines are; it consists of atomics.
+        let line = || unsafe { &*std::ptr::with_exposed_provenance(self.line) };
+        is_it.then(|| (header, line()))
+    }
+}
+
 impl Guess {
     /// The same by the table's own seed.
     #[inline]
@@ -249,11 +352,13 @@ impl Guess {
     }
 }
 
-/// A table, found to lie in the pool: one word, so that it is handed on in a register.
+/// A table, found to lie in the pool.
 #[derive(Clone, Copy)]
 pub(super) struct Table {
-    /// Its shape makes sense and has room; it is never written again.
     pub(super) header: &'static Header,
+    /// What the header said when it was compared with the room that there is.
+    first_chunk: usize,
+    shape: Shape,
 }
 
 impl Table {
@@ -261,21 +366,24 @@ impl Table {
     #[inline]
     pub(super) fn at(arena: Arena, address: u64) -> Option<Self> {
         let address = address as usize;
-        let first = arena.base() + DATA.offset;
-        let room = (first + arena.slices() * SLICE).checked_sub(address)?;
-        if address < first || !address.is_multiple_of(64) || room < size_of::<Header>() {
-            return None;
-        }
-        // SAFETY: in committed data of the pool, aligned; it consists of atomics.
-        let header = unsafe { &*std::ptr::with_exposed_provenance::<Header>(address) };
-        let table = Table { header };
-        let shape = table.shape();
-        let fits = shape.chunks.is_power_of_two()
-            && shape.chunks <= MOST_CHUNKS
-            && shape.lines.is_power_of_two()
-            && shape.lines <= MOST_LINES
-            && shape.size() <= room;
-        fits.then_some(table)
+        let data = Data::of(arena);
+        let header = Header::at(data, address)?;
+        let (first_chunk, chunks_log) = taken_apart(header.place.load(Ordering::Relaxed));
+        let lines_log = header.lines_log.load(Ordering::Relaxed) as u32;
+        let shape = Shape {
+            chunks_log,
+            lines_log,
+        };
+        // Header, states and chunks come in this order, and end in the pool.
+        let fits = chunks_log <= MOST_CHUNKS_LOG
+            && lines_log <= MOST_LINES_LOG
+            && data.has(first_chunk, shape.body())
+            && address + shape.states_end() <= first_chunk;
+        fits.then_some(Table {
+            header,
+            first_chunk,
+            shape,
+        })
     }
 
     /// Makes a table of the block at `address`, which has the layout for it. If `ready`, so are
@@ -288,8 +396,14 @@ impl Table {
             start.write_bytes(0, shape.front());
             &*start.cast::<Header>()
         };
-        header.chunks.store(shape.chunks as u64, Ordering::Relaxed);
-        header.lines.store(shape.lines as u64, Ordering::Relaxed);
+        let table = Table {
+            header,
+            first_chunk: address as usize + shape.front(),
+            shape,
+        };
+        header.place.store(table.place(), Ordering::Relaxed);
+        let lines_log = u64::from(shape.lines_log);
+        header.lines_log.store(lines_log, Ordering::Relaxed);
         header.number.store(kind.number, Ordering::Relaxed);
         header.seed[0].store(kind.seed[0], Ordering::Relaxed);
         header.seed[1].store(kind.seed[1], Ordering::Relaxed);
@@ -297,8 +411,7 @@ impl Table {
         let flat = if kind.flat { FLAT } else { 0 };
         header.kind.store(stacked | flat, Ordering::Relaxed);
         if ready {
-            let table = Table { header };
-            (0..shape.chunks).for_each(|index| table.ready(index));
+            (0..shape.chunks()).for_each(|index| table.ready(index));
         }
     }
 
@@ -309,8 +422,7 @@ impl Table {
 
     #[inline]
     pub(super) fn seed(self) -> [u64; 2] {
-        let word = |i: usize| self.header.seed[i].load(Ordering::Relaxed);
-        [word(0), word(1)]
+        self.header.seed()
     }
 
     pub(super) fn kind(self) -> Kind {
@@ -325,33 +437,35 @@ impl Table {
 
     #[inline]
     pub(super) fn shape(self) -> Shape {
-        Shape {
-            chunks: self.header.chunks.load(Ordering::Relaxed) as usize,
-            lines: self.header.lines.load(Ordering::Relaxed) as usize,
-        }
+        self.shape
     }
 
     #[inline]
     pub(super) fn chunks(self) -> usize {
-        self.shape().chunks
+        self.shape.chunks()
+    }
+
+    /// What the header says: first chunk, and how many.
+    #[inline]
+    fn place(self) -> u64 {
+        self.first_chunk as u64 | u64::from(self.shape.chunks_log)
     }
 
     /// The chunk that a hash belongs to.
     #[inline]
     pub(super) fn index(self, hash: u64) -> usize {
-        (((hash >> 32) * self.chunks() as u64) >> 32) as usize
+        self.shape.index(hash)
     }
 
     /// The lines of a chunk.
     #[inline]
     pub(super) fn chunk(self, index: usize) -> Chunk<'static> {
-        let shape = self.shape();
-        debug_assert!(index < shape.chunks);
-        let start = std::ptr::from_ref(self.header).cast::<u8>();
-        let first = start.wrapping_add(shape.front() + index * shape.chunk_bytes());
-        // SAFETY: the chunks are behind the states, `chunks` of them (compared with the committed
-        // data by `at`), of which `index` is one; atomics only.
-        Chunk(unsafe { std::slice::from_raw_parts(first.cast::<Line>(), shape.lines) })
+        debug_assert!(index < self.chunks());
+        let chunk = self.first_chunk + (index << self.shape.lines_log) * size_of::<Line>();
+        let lines = std::ptr::with_exposed_provenance(chunk);
+        // SAFETY: there are `chunks` of them in the committed data (`at` has compared them), of which
+        // `index` is one; atomics only.
+        Chunk(unsafe { std::slice::from_raw_parts(lines, self.shape.lines()) })
     }
 
     #[inline]
