@@ -19,6 +19,8 @@ mod damaged_heap;
 mod damaged_maps;
 #[path = "pool/damaged_words.rs"]
 mod damaged_words;
+#[path = "pool/fences.rs"]
+mod fences;
 #[path = "pool/growth.rs"]
 mod growth;
 #[path = "pool/inspect.rs"]
@@ -54,15 +56,16 @@ const CASES: &[common::Named] = table! {
         other_version_or_layout
         damaged_values
         an_address_that_is_taken
-        without_a_fence_on_all_threads
-        tables_stay_where_the_fence_is_refused
-        all_take_part_in_fences
         by_two_threads_at_once
         another_pid_namespace
         a_child_in_another_namespace
         a_process_that_changes_its_time_namespace
         observers_share_a_place
         another_pool_in_a_file_that_is_looked_at;
+    fences:
+        without_a_fence_on_all_threads
+        tables_stay_where_the_fence_is_refused
+        all_take_part_in_fences;
     damage:
         flipped_header_bytes
         changed_table_words
@@ -131,7 +134,8 @@ const CASES: &[common::Named] = table! {
 
 const ROLES: &[common::Named] = table! {
     create: role_create;
-    attach: role_by_name role_by_descriptor role_takes_part;
+    attach: role_by_name role_by_descriptor;
+    fences: role_takes_part;
     growth: role_full_file_system role_file_size role_free_elsewhere role_memory_limit;
 };
 

@@ -6,23 +6,20 @@ use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use shmkit::inspect::Observer;
 use shmkit::sync::{LockError, Mutex};
-use shmkit::{AttachError, HashMap, Pool, RecoverySummary};
+use shmkit::{AttachError, Pool, RecoverySummary};
 
 use super::common::skip::skipped;
-use super::common::{
-    TestPool, allocate, assert_sound, fill, fork, free, leave, program, reap, succeeded, verify,
-};
+use super::common::{TestPool, allocate, assert_sound, fill, free, program, succeeded, verify};
 use super::create::name;
 
 /// Attaches to what a file holds.
-fn attach(fd: impl AsFd) -> Result<Pool, AttachError> {
+pub fn attach(fd: impl AsFd) -> Result<Pool, AttachError> {
     let fd = fd.as_fd().try_clone_to_owned().unwrap();
     // SAFETY: a pool of this program, or static garbage.
     unsafe { Pool::from_fd(fd) }
@@ -201,184 +198,6 @@ pub fn truncated() {
     }
     let pool = TestPool::of(attach(copy(&file, whole)).unwrap());
     assert_eq!(*pool.named::<u64>("kept").unwrap(), 41);
-}
-
-/// Calls `membarrier`; its answer, -1 for an error.
-fn membarrier(command: libc::c_int) -> i64 {
-    // SAFETY: no memory is handed over.
-    unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) }
-}
-
-/// Has the kernel refuse this process `membarrier`, as in a container that does not allow it. False if it cannot.
-fn refuse_membarrier() -> bool {
-    let code = |operation: u32, yes: u8, no: u8, value: u32| libc::sock_filter {
-        code: operation as u16,
-        jt: yes,
-        jf: no,
-        k: value,
-    };
-    let (number, refused) = (libc::SYS_membarrier as u32, libc::EPERM as u32);
-    let mut filter = [
-        // The call's number is the first word of what there is to look at.
-        code(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
-        code(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, number),
-        code(
-            libc::BPF_RET | libc::BPF_K,
-            0,
-            0,
-            libc::SECCOMP_RET_ERRNO | refused,
-        ),
-        code(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
-    ];
-    let program = libc::sock_fprog {
-        len: filter.len() as u16,
-        filter: filter.as_mut_ptr(),
-    };
-    // SAFETY: the kernel copies the program, whose instructions are this frame's.
-    unsafe {
-        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
-            && libc::prctl(
-                libc::PR_SET_SECCOMP,
-                libc::SECCOMP_MODE_FILTER,
-                &raw const program,
-            ) == 0
-    }
-}
-
-/// Runs `case` in a child that is refused `membarrier`; how that ended. `None` where all are refused it, or nobody can be.
-fn without_membarrier(case: impl FnOnce()) -> Option<i32> {
-    /// What a child says that could not be refused it.
-    const NOT_REFUSED: i32 = 2;
-    let query = libc::MEMBARRIER_CMD_QUERY;
-    if membarrier(query) & i64::from(libc::MEMBARRIER_CMD_GLOBAL_EXPEDITED) <= 0 {
-        return None;
-    }
-    let Some(child) = fork() else {
-        if !refuse_membarrier() || membarrier(query) != -1 {
-            // SAFETY: ends this process.
-            unsafe { libc::_exit(NOT_REFUSED) };
-        }
-        leave(catch_unwind(AssertUnwindSafe(case)).is_ok());
-    };
-    let status = reap(child);
-    (libc::WEXITSTATUS(status) != NOT_REFUSED).then_some(status)
-}
-
-/// What a test lacks where [`without_membarrier`] is none.
-const NOT_REFUSED: &str =
-    "pools of processes that are refused membarrier: no process can be, or all are";
-
-/// Fills the map, so that it grows, and takes away what was there, so that it shrinks, from table to table.
-fn turn_over(map: &HashMap<u64, u64>, keys: std::ops::Range<u64>) {
-    for key in keys.clone() {
-        map.insert(&key, !key).unwrap();
-    }
-    for key in keys.clone() {
-        assert_eq!(map.remove(&key).as_deref(), Some(&!key));
-    }
-    assert!(keys.into_iter().all(|key| map.get(&key).is_none()));
-}
-
-pub fn without_a_fence_on_all_threads() {
-    let file = detached();
-    let (name, path) = name("fenced");
-    let ended = without_membarrier(|| {
-        let refused = attach(&file);
-        assert!(
-            matches!(refused, Err(AttachError::NoBarrier)),
-            "{refused:?}"
-        );
-        // A copy is nobody else's.
-        let observer = Observer::open(&format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap();
-        // SAFETY: checked, and no more.
-        let copy = TestPool::of(unsafe { observer.into_copy() }.unwrap());
-        assert_sound(*copy);
-        let pool = Pool::builder().create_named(&name).unwrap();
-        let map = pool.create(HashMap::<u64, u64>::new()).unwrap();
-        turn_over(&map, 0..20_000);
-        pool.set_name("map", &map).unwrap();
-    });
-    // SAFETY: a pool of this program.
-    let pool = unsafe { Pool::open(&name) };
-    let _ = fs::remove_file(path);
-    match ended {
-        None => return skipped(NOT_REFUSED),
-        Some(status) => assert_eq!(status, 0),
-    }
-    // Who has the fence does without, too.
-    let pool = TestPool::of(pool.unwrap());
-    let map = pool.named::<HashMap<u64, u64>>("map").unwrap();
-    turn_over(&map, 10_000..40_000);
-    drop(map);
-    pool.recover();
-    assert_eq!(pool.stats().retired.held_back, 0);
-    assert_sound(*pool);
-}
-
-/// Nobody knows then who looks at them.
-pub fn tables_stay_where_the_fence_is_refused() {
-    let pool = TestPool::new();
-    let map = pool.create(HashMap::<u64, u64>::new()).unwrap();
-    let taken = || {
-        turn_over(&map, 0..20_000);
-        pool.recover();
-        pool.stats().allocated
-    };
-    let (first, second) = (taken(), taken());
-    assert!(second < first + 50_000, "{first}, then {second} bytes");
-    let ended = without_membarrier(|| {
-        let third = taken();
-        assert!(third > second + 500_000, "{second}, then {third} bytes");
-    });
-    match ended {
-        None => skipped(NOT_REFUSED),
-        Some(status) => assert_eq!(status, 0),
-    }
-    drop(map);
-    pool.recover();
-    assert_sound(*pool);
-}
-
-/// Every process that has a pool takes part in fences on all threads: who makes it, who is forked, who opens it.
-pub fn all_take_part_in_fences() {
-    if registrations().is_none() {
-        return skipped("who takes part in fences on all threads: the kernel does not tell");
-    }
-    let takes_part = || registrations() == Some(true);
-    let pool = TestPool::new();
-    assert!(takes_part());
-    let Some(child) = fork() else {
-        leave(takes_part());
-    };
-    assert_eq!(reap(child), 0);
-    let raw = pool.fd().as_raw_fd();
-    let mut command = program("role_takes_part");
-    command.env("SHMKIT_TEST_FD", raw.to_string());
-    // SAFETY: clears a flag between fork and exec.
-    unsafe {
-        command.pre_exec(move || {
-            libc::fcntl(raw, libc::F_SETFD, 0);
-            Ok(())
-        })
-    };
-    succeeded(&command.output().unwrap());
-}
-
-pub fn role_takes_part() {
-    assert_eq!(registrations(), Some(false), "not before");
-    let raw = std::env::var("SHMKIT_TEST_FD").unwrap().parse().unwrap();
-    // SAFETY: inherited for this purpose; a pool of this program.
-    let _pool = unsafe { Pool::from_fd(OwnedFd::from_raw_fd(raw)) }.unwrap();
-    assert_eq!(registrations(), Some(true));
-}
-
-/// Whether this process takes part in fences on all threads; `None` if the kernel does not tell (before 6.3).
-fn registrations() -> Option<bool> {
-    /// `MEMBARRIER_CMD_GET_REGISTRATIONS`.
-    const GET: libc::c_int = 1 << 9;
-    let registered = membarrier(GET);
-    let asked = libc::MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED;
-    (registered >= 0).then_some(registered & i64::from(asked) != 0)
 }
 
 /// Words of the header, by their places in `layout::header`.
