@@ -132,8 +132,10 @@ pub fn a_chain_of_tables_has_an_end() {
     let address = |number: usize| tables.get(number).map_or(0, |t| t.addr().get() as u64);
     for (number, table) in tables.iter().enumerate() {
         let mut words = [0; FRONT + 32];
-        // Successor, number, one chunk of 4 lines, the seed, and that it is flat; the chunk is ready.
-        let header = [address(number + 1), number as u64, 1, 4, 7, 7, 2];
+        // Successor, number, where the first of 2^0 chunks is, of 2^2 lines, the seed, and that it is flat; the chunk
+        // is ready.
+        let chunk = address(number) + 8 * FRONT as u64;
+        let header = [address(number + 1), number as u64, chunk, 2, 7, 7, 2];
         words[2..9].copy_from_slice(&header);
         words[17] = 1;
         for (place, line) in words[FRONT..].chunks_mut(8).enumerate() {
