@@ -69,9 +69,15 @@ pub(crate) fn claim(
                 recovery::let_others_free(arena);
                 // The last resort: hints may have died with somebody, and room may be left that
                 // only the tags know of.
-                kept::release_all(arena, me);
+                let released = kept::release_all(arena, me);
                 rebuild_hints(arena);
-                return claim()?.ok_or(error);
+                if let Some(start) = claim()? {
+                    return Ok(start);
+                }
+                // What is free at the end now counts for a growth, too.
+                if !released || attempt >= 64 {
+                    return Err(error);
+                }
             }
         }
     }

@@ -47,14 +47,15 @@ pub(crate) fn keep(arena: Arena, slot: &Slot, start: usize, count: usize) -> boo
     if count > MOST {
         return false;
     }
+    let tag = slice::kept_tag(count);
+    arena.tag(start).store(tag, Ordering::Release);
+    // Behind that: who clears them before he looks has not looked yet, or sees it.
     let header = arena.header();
     for hint in [&header.dirty, &header.kept] {
         if hint.load(Ordering::Relaxed) == 0 {
             hint.store(1, Ordering::Relaxed);
         }
     }
-    let tag = slice::kept_tag(count);
-    arena.tag(start).store(tag, Ordering::Release);
     note(arena, slot, start as u64 * COUNTS + count as u64);
     true
 }

@@ -53,6 +53,8 @@ pub(crate) fn release_all(arena: Arena, dead: &[Tag]) {
             State::Span { owner } if is_dead(owner) => {
                 orphans |= release_for_all(arena, owner, index);
             }
+            // Who was to release it may have died having cleared the hint.
+            State::Kept { .. } => arena.header().kept.store(1, Ordering::Relaxed),
             // Nobody's too: who was to give it back, or the hint, may have died.
             State::Span { owner } if owner.is_nobody() => {
                 orphans |= if adopt_empty(arena, first, index) {

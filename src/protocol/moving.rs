@@ -28,8 +28,9 @@ pub const RAW: u64 = 0;
 pub const READY: u64 = 1;
 pub const DONE: u64 = 2;
 
-/// What `search` finds in a table (see `lines`), or in one that its entries have moved to by then. Behind the search,
-/// and not before: what was found where they have moved away from may be out of date.
+/// What `search` finds in a table (see `lines`), or in one that its entries have moved to by then. That is asked before
+/// the search, as what they have left behind may name nodes that were freed since (no node that is named where
+/// they had not moved when the caller was pinned already is). And behind it, as what was found may be out of date.
 #[inline]
 pub fn follow<T: Copy>(
     mut table: T,
@@ -37,6 +38,10 @@ pub fn follow<T: Copy>(
     moved_to: impl Fn(T) -> Option<T>,
 ) -> Option<u64> {
     loop {
+        if let Some(successor) = moved_to(table) {
+            table = successor;
+            continue;
+        }
         let found = search(table);
         match moved_to(table) {
             Some(successor) => table = successor,

@@ -7,7 +7,7 @@
 //! | else | an object of `len` elements, whose block this is |
 //!
 //! The generation rises each time that an entry is taken. So an id, which has the index, and the sum of heap's name and
-//! generation as its stamp, names one object for ever; an entry whose generation has come to its end is not taken
+//! generation as its stamp, names one object for ever (heaps have names of 63 random bits); an entry whose generation has come to its end is not taken
 //! any more. There is no list of free entries to keep in step: the search for one goes on from a
 //! cursor, past what is taken, once round between collections.
 

@@ -38,14 +38,17 @@ fn find_at_once(
     is_it: impl Fn(u64) -> bool,
 ) -> Option<Option<u64>> {
     let (header, line) = near.line(arena, root, seed)?;
+    // Before the search and behind it: see `moving::follow`.
+    let is_last = || header.successor.load(Ordering::SeqCst) == 0;
+    if !is_last() {
+        return None;
+    }
     let found = match lines::ask(line, key, is_it) {
         Said::Value(value) => Some(value),
         Said::Nothing => None,
         Said::GoesOn | Said::Changed => return None,
     };
-    // Behind the search: see `moving::follow`.
-    let is_last = header.successor.load(Ordering::SeqCst) == 0;
-    is_last.then_some(found)
+    is_last().then_some(found)
 }
 
 #[inline(never)]

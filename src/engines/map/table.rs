@@ -375,8 +375,10 @@ impl Table {
             lines_log,
         };
         // Header, states and chunks come in this order, and end in the pool.
+        // A table that has several chunks has full ones.
+        let is_small = chunks_log == 0 && (FIRST_LINES_LOG..MOST_LINES_LOG).contains(&lines_log);
         let fits = chunks_log <= MOST_CHUNKS_LOG
-            && lines_log <= MOST_LINES_LOG
+            && (lines_log == MOST_LINES_LOG || is_small)
             && data.has(first_chunk, shape.body())
             && address + shape.states_end() <= first_chunk;
         fits.then_some(Table {
