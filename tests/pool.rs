@@ -78,12 +78,16 @@ const CASES: &[common::Named] = table! {
         a_table_takes_nothing_behind_its_block
         a_table_finds_nothing_behind_its_block;
     damaged_maps:
-        a_chain_of_tables_has_an_end;
+        a_chain_of_tables_has_an_end
+        what_has_moved_away_is_not_looked_at
+        tables_of_impossible_shapes;
     damaged_words:
         a_table_full_of_empty_claims
         the_last_chunk_that_can_be_counted
         kept_runs_of_any_length
-        kept_runs_that_are_not_told_of;
+        kept_runs_that_are_not_told_of
+        kept_runs_are_told_of_after_a_death
+        kept_runs_at_the_end_are_grown;
     inspect:
         participants_and_what_they_have
         a_map_of_the_data

@@ -13,7 +13,7 @@
 //!
 //! | step | stores, in this order | killed in between leaves | and then |
 //! |---------|---------------------------------------------|-----------------------|------------------|
-//! | keep    | the head is claimed, `freeing` cleared, KEPT, the note | a claimed head and its tails; a kept run that nobody has noted | recovery frees the first; who needs memory finds the second |
+//! | keep    | the head is claimed, `freeing` cleared, KEPT, the hints of the header, the note | a claimed head and its tails; a kept run that nobody has noted, or that no hint tells of | recovery frees the first, and sets the hint where it finds a kept run |
 //! | take    | the note is struck, the head is claimed, RUN | the same              | the same         |
 //! | release | the head is claimed, tails from the highest down, the head | a claimed head and some tails | recovery frees them |
 //!
@@ -49,7 +49,8 @@ pub(crate) fn keep(arena: Arena, slot: &Slot, start: usize, count: usize) -> boo
     }
     let tag = slice::kept_tag(count);
     arena.tag(start).store(tag, Ordering::Release);
-    // Behind that: who clears them before he looks has not looked yet, or sees it.
+    // Behind that, for who clears them and then looks. No fence is between the two: a hint that is lost so is set by the
+    // next one, and before an error all is searched.
     let header = arena.header();
     for hint in [&header.dirty, &header.kept] {
         if hint.load(Ordering::Relaxed) == 0 {

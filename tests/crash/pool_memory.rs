@@ -151,10 +151,7 @@ pub fn cases(suite: &mut Suite) {
         "allocate and free a run",
         nothing,
         nothing,
-        |w| {
-            w.allocate(100_000, 1);
-            w.free();
-        },
+        run_comes_and_goes,
         either(7 << 14, 0),
     ));
     suite.run(case(
@@ -295,6 +292,11 @@ pub fn cases(suite: &mut Suite) {
     guarded(suite);
 }
 
+fn run_comes_and_goes(world: &mut World) {
+    world.allocate(100_000, 1);
+    world.free();
+}
+
 /// The first of the blocks are freed, and their runs kept.
 fn free_first(world: &mut World, count: usize) {
     let rest = world.blocks.split_off(count);
@@ -307,14 +309,8 @@ fn kept(suite: &mut Suite) {
     suite.run(case(
         "allocate a kept run and free it",
         nothing,
-        |w| {
-            w.allocate(100_000, 1);
-            w.free();
-        },
-        |w| {
-            w.allocate(100_000, 1);
-            w.free();
-        },
+        run_comes_and_goes,
+        run_comes_and_goes,
         either(7 << 14, 0),
     ));
     suite.run(case(

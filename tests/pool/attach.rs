@@ -74,13 +74,11 @@ fn work_there(pool: Pool) {
     free(pool, block);
 }
 
-pub fn by_descriptor_through_exec() {
-    let pool = TestPool::new();
-    let counter = pool
-        .named_or_create("counter", || AtomicU64::new(5))
-        .unwrap();
+/// Runs this program in a role, with the pool's descriptor.
+#[track_caller]
+pub fn succeeds_with(pool: Pool, role: &str) {
     let raw = pool.fd().as_raw_fd();
-    let mut command = program("role_by_descriptor");
+    let mut command = program(role);
     command.env("SHMKIT_TEST_FD", raw.to_string());
     // SAFETY: clears a flag between fork and exec.
     unsafe {
@@ -90,6 +88,21 @@ pub fn by_descriptor_through_exec() {
         })
     };
     succeeded(&command.output().unwrap());
+}
+
+/// The pool that [`succeeds_with`] has passed on.
+pub fn passed_on() -> Pool {
+    let raw = std::env::var("SHMKIT_TEST_FD").unwrap().parse().unwrap();
+    // SAFETY: inherited for this purpose; a pool of this program.
+    unsafe { Pool::from_fd(OwnedFd::from_raw_fd(raw)) }.unwrap()
+}
+
+pub fn by_descriptor_through_exec() {
+    let pool = TestPool::new();
+    let counter = pool
+        .named_or_create("counter", || AtomicU64::new(5))
+        .unwrap();
+    succeeds_with(*pool, "role_by_descriptor");
     assert_eq!(counter.load(Ordering::Relaxed), 6);
     assert_eq!(*pool.named::<[u32; 3]>("made there").unwrap(), [1, 2, 3]);
     drop(counter);
@@ -98,10 +111,7 @@ pub fn by_descriptor_through_exec() {
 }
 
 pub fn role_by_descriptor() {
-    let raw = std::env::var("SHMKIT_TEST_FD").unwrap().parse().unwrap();
-    // SAFETY: inherited for this purpose; a pool of this program.
-    let pool = unsafe { Pool::from_fd(OwnedFd::from_raw_fd(raw)) }.unwrap();
-    work_there(pool);
+    work_there(passed_on());
 }
 
 pub fn twice_in_one_process() {

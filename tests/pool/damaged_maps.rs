@@ -6,6 +6,7 @@ use std::ptr::NonNull;
 use shmkit::{HashMap, Key, MultiMap, Pool, ShmSafe};
 
 use super::common::{TestPool, layout};
+use super::damaged_words::{damage, word};
 
 /// How many maps there are.
 pub const COUNT: usize = 4;
@@ -151,5 +152,93 @@ pub fn a_chain_of_tables_has_an_end() {
     for key in [0, u64::MAX] {
         assert!(map.insert(&key, 1).is_err());
         assert_eq!(map.get_copied(&key), (key == 0).then_some(0));
+    }
+}
+
+/// Where a map has its root and the hint at it, and a table its successor, its place and the logarithm of its lines.
+const HINT: usize = 8;
+const SUCCESSOR: usize = 16;
+const PLACE: usize = 32;
+const LINES_LOG: usize = 40;
+/// Bytes of a table's header; of a chunk's states, of which the second word is 2 when its entries have moved away.
+const HEADER: usize = 128;
+const STATES: usize = 16;
+/// Bytes of a line, and lines of a chunk.
+const LINE: usize = 64;
+const LINES: usize = 32;
+
+fn address<T>(of: &T) -> usize {
+    std::ptr::from_ref(of).expose_provenance()
+}
+
+/// What entries that have moved away have left behind names nodes that may be freed since: nobody looks at those.
+pub fn what_has_moved_away_is_not_looked_at() {
+    let pool = TestPool::new();
+    let map = pool.create(HashMap::<u64, [u64; 3]>::new()).unwrap();
+    let root = || word(address(&*map)) as usize;
+    let chunks = |table: usize| 1_usize << (word(table + PLACE) & 63);
+    let moved = |table: usize| {
+        let state = move |chunk| table + HEADER + chunk * STATES + 8;
+        (0..chunks(table)).filter(move |&chunk| word(state(chunk)) == 2)
+    };
+    map.insert(&0, [0; 3]).unwrap();
+    let mut keys = 1_u64;
+    // Some have moved, and some have not.
+    while chunks(root()) < 4 || moved(root()).count() == 0 {
+        map.insert(&keys, [keys; 3]).unwrap();
+        keys += 1;
+    }
+    let table = root();
+    assert!(word(table + SUCCESSOR) != 0);
+    // Memory that nobody can look at.
+    let forbidden = pool.allocate(layout(64 << 10, 16 << 10)).unwrap();
+    let forbidden = forbidden.cast::<u8>().as_ptr();
+    let protect = |how| {
+        // SAFETY: a block of this test's, of whole pages.
+        let done = unsafe { libc::mprotect(forbidden.cast(), 64 << 10, how) };
+        assert_eq!(done, 0);
+    };
+    protect(libc::PROT_NONE);
+    let first = word(table + PLACE) as usize & !63;
+    for chunk in moved(table) {
+        for line in (0..LINES).map(|line| first + (chunk * LINES + line) * LINE) {
+            for slot in (0..3).filter(|slot| word(line) >> slot & 1 != 0) {
+                damage(line + 16 + 16 * slot, forbidden.expose_provenance() as u64);
+            }
+        }
+    }
+    // With the hint as it is, and as it was before somebody has changed an entry since the table has a successor.
+    for hint in [word(address(&*map) + HINT), word(table + PLACE)] {
+        damage(address(&*map) + HINT, hint);
+        for key in 0..keys {
+            assert_eq!(map.get_copied(&key), Some([key; 3]));
+        }
+        assert_eq!(map.get_copied(&keys), None);
+    }
+    assert_eq!(map.len() as u64, keys);
+    protect(libc::PROT_READ | libc::PROT_WRITE);
+}
+
+/// Tables that say of themselves what none is like.
+pub fn tables_of_impossible_shapes() {
+    for (keys, impossible) in [(3, [0, 1, 6, 64]), (2000, [0, 2, 4, 6])] {
+        let pool = TestPool::new();
+        let map = pool.create(HashMap::<u64, u64>::new()).unwrap();
+        // Enough room for all, and no table on its way.
+        map.insert(&0, 0).unwrap();
+        while map.len() < keys || word(word(address(&*map)) as usize + SUCCESSOR) != 0 {
+            let key = map.len() as u64;
+            map.insert(&key, key).unwrap();
+        }
+        let lines_log = word(address(&*map)) as usize + LINES_LOG;
+        let right = word(lines_log);
+        for log in impossible {
+            damage(lines_log, log);
+            assert!(map.insert(&1, 7).is_err(), "{log}");
+            assert!(map.try_remove(&1).is_err(), "{log}");
+            assert_eq!(map.len(), 0, "{log}");
+        }
+        damage(lines_log, right);
+        assert_eq!(map.get_copied(&1), Some(1));
     }
 }

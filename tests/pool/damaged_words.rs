@@ -2,15 +2,17 @@
 
 use shmkit::{AppendError, Array, Buffer, FreeError, ResizeError, testing};
 
-use super::common::{TestPool, allocate, assert_sound, fill, free, try_free, verify};
+use super::common::{
+    TestPool, allocate, assert_sound, fill, fork, free, leave, reap, try_free, verify,
+};
 
 /// Stores a word of something that nobody uses meanwhile.
-fn damage(address: usize, word: u64) {
+pub fn damage(address: usize, word: u64) {
     // SAFETY: a word of a container, each of which is atomic, in a pool of this process alone.
     unsafe { std::ptr::with_exposed_provenance_mut::<u64>(address).write(word) };
 }
 
-fn word(address: usize) -> u64 {
+pub fn word(address: usize) -> u64 {
     // SAFETY: as in `damage`.
     unsafe { std::ptr::with_exposed_provenance::<u64>(address).read() }
 }
@@ -118,10 +120,54 @@ pub fn kept_runs_of_any_length() {
     }
 }
 
-/// The word that says whether runs are kept says that none are.
+/// Where the header says whether runs are kept.
+const ANY_KEPT: usize = 240;
+
+/// That word says that none are, once a death is recovered from.
+pub fn kept_runs_are_told_of_after_a_death() {
+    let pool = TestPool::with(|b| b.initial_size(1 << 20).max_size(1 << 20));
+    let told = pool.base() + ANY_KEPT;
+    let tells = || {
+        let Some(child) = fork() else {
+            free(*pool, allocate(*pool, 60 << 14));
+            let told_of = testing::slices(*pool).contains('k') && word(told) == 1;
+            // As who dies having cleared it, before the look.
+            damage(told, 0);
+            leave(told_of);
+        };
+        let told_of = reap(child) == 0;
+        pool.recover();
+        // It is kept only until memory ages.
+        told_of && testing::slices(*pool).contains('k') && word(told) == 1
+    };
+    assert!((0..10).any(|_| tells()));
+    assert_sound(*pool);
+}
+
+/// That word says that none are, where a pool that may grow has to use them as the beginning of what it grows by.
+pub fn kept_runs_at_the_end_are_grown() {
+    let pool = TestPool::with(|b| b.initial_size(64 << 14).max_size(100 << 14));
+    let told = pool.base() + ANY_KEPT;
+    let keeps = || {
+        let [below, end] = [40, 24].map(|slices| allocate(*pool, slices << 14));
+        free(*pool, end);
+        let keeps = testing::slices(*pool).contains('k');
+        if !keeps {
+            free(*pool, below);
+        }
+        keeps.then_some(below)
+    };
+    let below = (0..10).find_map(|_| keeps()).unwrap();
+    damage(told, 0);
+    let grown = allocate(*pool, 45 << 14);
+    assert_eq!(pool.stats().allocated, 85 << 14);
+    free(*pool, grown);
+    free(*pool, below);
+    assert_sound(*pool);
+}
+
+/// That word says that none are.
 pub fn kept_runs_that_are_not_told_of() {
-    /// Where the header has that word.
-    const ANY_KEPT: usize = 240;
     let pool = TestPool::with(|b| b.initial_size(1 << 20).max_size(1 << 20));
     let told = pool.base() + ANY_KEPT;
     assert_eq!(word(told), 0);

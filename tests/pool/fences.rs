@@ -1,16 +1,15 @@
 //! Fences on all threads at once: who takes part, and what is without them.
 
 use std::fs;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::process::CommandExt;
+use std::os::fd::AsRawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use shmkit::inspect::Observer;
 use shmkit::{AttachError, HashMap, Pool};
 
-use super::attach::{attach, detached};
+use super::attach::{attach, detached, passed_on, succeeds_with};
 use super::common::skip::skipped;
-use super::common::{TestPool, assert_sound, fork, leave, program, reap, succeeded};
+use super::common::{TestPool, assert_sound, fork, leave, reap};
 use super::create::name;
 
 /// Calls `membarrier`; its answer, -1 for an error.
@@ -161,24 +160,12 @@ pub fn all_take_part_in_fences() {
         leave(takes_part());
     };
     assert_eq!(reap(child), 0);
-    let raw = pool.fd().as_raw_fd();
-    let mut command = program("role_takes_part");
-    command.env("SHMKIT_TEST_FD", raw.to_string());
-    // SAFETY: clears a flag between fork and exec.
-    unsafe {
-        command.pre_exec(move || {
-            libc::fcntl(raw, libc::F_SETFD, 0);
-            Ok(())
-        })
-    };
-    succeeded(&command.output().unwrap());
+    succeeds_with(*pool, "role_takes_part");
 }
 
 pub fn role_takes_part() {
     assert_eq!(registrations(), Some(false), "not before");
-    let raw = std::env::var("SHMKIT_TEST_FD").unwrap().parse().unwrap();
-    // SAFETY: inherited for this purpose; a pool of this program.
-    let _pool = unsafe { Pool::from_fd(OwnedFd::from_raw_fd(raw)) }.unwrap();
+    passed_on();
     assert_eq!(registrations(), Some(true));
 }
 
