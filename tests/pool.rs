@@ -65,6 +65,7 @@ const CASES: &[common::Named] = table! {
     fences:
         without_a_fence_on_all_threads
         tables_stay_where_the_fence_is_refused
+        deaths_at_the_fence
         all_take_part_in_fences;
     damage:
         flipped_header_bytes

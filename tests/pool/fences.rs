@@ -11,6 +11,8 @@ use super::attach::{attach, detached, passed_on, succeeds_with};
 use super::common::skip::skipped;
 use super::common::{TestPool, assert_sound, fork, leave, reap};
 use super::create::name;
+use super::damaged_maps::SUCCESSOR;
+use super::damaged_words::word;
 
 /// Calls `membarrier`; its answer, -1 for an error.
 fn membarrier(command: libc::c_int) -> i64 {
@@ -18,25 +20,23 @@ fn membarrier(command: libc::c_int) -> i64 {
     unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) }
 }
 
-/// Has the kernel refuse this process `membarrier`, as in a container that does not allow it. False if it cannot.
-fn refuse_membarrier() -> bool {
+/// What the kernel says where a container does not allow a call.
+const REFUSED: u32 = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
+
+/// Has the kernel answer `membarrier` so, in this process. False if it cannot.
+fn answer_membarrier(answer: u32) -> bool {
     let code = |operation: u32, yes: u8, no: u8, value: u32| libc::sock_filter {
         code: operation as u16,
         jt: yes,
         jf: no,
         k: value,
     };
-    let (number, refused) = (libc::SYS_membarrier as u32, libc::EPERM as u32);
+    let number = libc::SYS_membarrier as u32;
     let mut filter = [
         // The call's number is the first word of what there is to look at.
         code(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
         code(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, number),
-        code(
-            libc::BPF_RET | libc::BPF_K,
-            0,
-            0,
-            libc::SECCOMP_RET_ERRNO | refused,
-        ),
+        code(libc::BPF_RET | libc::BPF_K, 0, 0, answer),
         code(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
     ];
     let program = libc::sock_fprog {
@@ -54,8 +54,9 @@ fn refuse_membarrier() -> bool {
     }
 }
 
-/// Runs `case` in a child that is refused `membarrier`; how that ended. `None` where all are refused it, or nobody can be.
-fn without_membarrier(case: impl FnOnce()) -> Option<i32> {
+/// Runs `case` in a child that is answered so if it calls `membarrier`; how that ended. `None` where all are refused it,
+/// or nobody can be.
+fn with_membarrier(answer: u32, case: impl FnOnce()) -> Option<i32> {
     /// What a child says that could not be refused it.
     const NOT_REFUSED: i32 = 2;
     let query = libc::MEMBARRIER_CMD_QUERY;
@@ -63,7 +64,7 @@ fn without_membarrier(case: impl FnOnce()) -> Option<i32> {
         return None;
     }
     let Some(child) = fork() else {
-        if !refuse_membarrier() || membarrier(query) != -1 {
+        if !answer_membarrier(answer) {
             // SAFETY: ends this process.
             unsafe { libc::_exit(NOT_REFUSED) };
         }
@@ -73,7 +74,7 @@ fn without_membarrier(case: impl FnOnce()) -> Option<i32> {
     (libc::WEXITSTATUS(status) != NOT_REFUSED).then_some(status)
 }
 
-/// What a test lacks where [`without_membarrier`] is none.
+/// What a test lacks where [`with_membarrier`] is none.
 const NOT_REFUSED: &str =
     "pools of processes that are refused membarrier: no process can be, or all are";
 
@@ -91,7 +92,7 @@ fn turn_over(map: &HashMap<u64, u64>, keys: std::ops::Range<u64>) {
 pub fn without_a_fence_on_all_threads() {
     let file = detached();
     let (name, path) = name("fenced");
-    let ended = without_membarrier(|| {
+    let ended = with_membarrier(REFUSED, || {
         let refused = attach(&file);
         assert!(
             matches!(refused, Err(AttachError::NoBarrier)),
@@ -135,7 +136,7 @@ pub fn tables_stay_where_the_fence_is_refused() {
     };
     let (first, second) = (taken(), taken());
     assert!(second < first + 50_000, "{first}, then {second} bytes");
-    let ended = without_membarrier(|| {
+    let ended = with_membarrier(REFUSED, || {
         let third = taken();
         assert!(third > second + 500_000, "{second}, then {third} bytes");
     });
@@ -146,6 +147,57 @@ pub fn tables_stay_where_the_fence_is_refused() {
     drop(map);
     pool.recover();
     assert_sound(*pool);
+}
+
+/// Who retires a table dies at the fence: nobody finds the table any more, and who recovers him retires it, if he is
+/// granted the fence.
+pub fn deaths_at_the_fence() {
+    const KEYS: std::ops::Range<u64> = 0..20_000;
+    for is_granted in [true, false] {
+        let pool = TestPool::new();
+        let map = pool.create(HashMap::<u64, u64>::new()).unwrap();
+        let taken = || {
+            turn_over(&map, KEYS);
+            pool.recover();
+            pool.stats().allocated
+        };
+        let before = (taken(), taken()).1;
+        // A table of some size, and no other.
+        let root = || word(std::ptr::from_ref(&*map).expose_provenance()) as usize;
+        let mut key = 0;
+        while key < KEYS.end || word(root() + SUCCESSOR) != 0 {
+            map.insert(&key, !key).unwrap();
+            key += 1;
+        }
+        let table = root();
+        let died = with_membarrier(libc::SECCOMP_RET_KILL_PROCESS, || {
+            for key in key..10 * KEYS.end {
+                map.insert(&key, !key).unwrap();
+            }
+        });
+        let Some(died) = died else {
+            return skipped(NOT_REFUSED);
+        };
+        assert!(libc::WIFSIGNALED(died) && libc::WTERMSIG(died) == libc::SIGSYS);
+        assert_ne!(root(), table, "unlinked before the fence");
+        if is_granted {
+            pool.recover();
+        } else {
+            let recovered = with_membarrier(REFUSED, || assert_eq!(pool.recover().threads, 1));
+            assert_eq!(recovered, Some(0));
+        }
+        for key in 0..10 * KEYS.end {
+            if let Some(value) = map.remove(&key) {
+                assert_eq!(*value, !key);
+            }
+        }
+        let more = taken().saturating_sub(before);
+        assert_eq!(more < 50_000, is_granted, "{more}");
+        assert_eq!(more > 500_000, !is_granted, "{more}");
+        drop(map);
+        pool.recover();
+        assert_sound(*pool);
+    }
 }
 
 /// Every process that has a pool takes part in fences on all threads: who makes it, who is forked, who opens it.

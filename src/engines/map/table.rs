@@ -18,7 +18,7 @@
 use std::alloc::Layout;
 
 use crate::engines::limbo::{self, Retirable};
-use crate::layout::arena::{Arena, DATA, SLICE};
+use crate::layout::arena::Arena;
 use crate::primitive::{AtomicU64, Ordering};
 use crate::protocol::lines::{self, Chunk, Line, SLOTS};
 use crate::protocol::moving;
@@ -57,8 +57,9 @@ pub(super) struct Header {
 impl Header {
     /// What is at an address, as far as the pool has data there.
     #[inline]
-    fn at(data: Data, address: usize) -> Option<&'static Self> {
-        let is_possible = data.has(address, size_of::<Header>()) && address.is_multiple_of(64);
+    fn at(arena: Arena, address: usize) -> Option<&'static Self> {
+        let is_possible =
+            arena.room_at(address) >= size_of::<Header>() && address.is_multiple_of(64);
         // SAFETY: in committed data of the pool, aligned; it consists of atomics.
         is_possible.then(|| unsafe { &*std::ptr::with_exposed_provenance(address) })
     }
@@ -67,30 +68,6 @@ impl Header {
     fn seed(&self) -> [u64; 2] {
         let word = |i: usize| self.seed[i].load(Ordering::Relaxed);
         [word(0), word(1)]
-    }
-}
-
-/// The pool's data.
-#[derive(Clone, Copy)]
-struct Data {
-    start: usize,
-    bytes: usize,
-}
-
-impl Data {
-    #[inline]
-    fn of(arena: Arena) -> Self {
-        Data {
-            start: arena.base() + DATA.offset,
-            bytes: arena.slices() * SLICE,
-        }
-    }
-
-    /// True if so many bytes at an address are there.
-    #[inline]
-    fn has(self, address: usize, len: usize) -> bool {
-        let last = self.bytes.checked_sub(len);
-        last.is_some_and(|last| address.wrapping_sub(self.start) <= last)
     }
 }
 
@@ -328,12 +305,11 @@ impl Near {
         root: u64,
         seed: [u64; 2],
     ) -> Option<(&'static Header, &'static Line)> {
-        let data = Data::of(arena);
-        let header = Header::at(data, root as usize)?;
+        let header = Header::at(arena, root as usize)?;
         let is_it = header.place.load(Ordering::Relaxed) == self.place
             && header.seed() == seed
             && self.place != 0
-            && data.has(self.line, size_of::<Line>());
+            && arena.room_at(self.line) >= size_of::<Line>();
         // SAFETY: in committed data of the pool, aligned as `place` is and lines are; it consists of atomics.
         let line = || unsafe { &*std::ptr::with_exposed_provenance(self.line) };
         is_it.then(|| (header, line()))
@@ -366,20 +342,19 @@ impl Table {
     #[inline]
     pub(super) fn at(arena: Arena, address: u64) -> Option<Self> {
         let address = address as usize;
-        let data = Data::of(arena);
-        let header = Header::at(data, address)?;
+        let header = Header::at(arena, address)?;
         let (first_chunk, chunks_log) = taken_apart(header.place.load(Ordering::Relaxed));
         let lines_log = header.lines_log.load(Ordering::Relaxed) as u32;
         let shape = Shape {
             chunks_log,
             lines_log,
         };
-        // Header, states and chunks come in this order, and end in the pool.
-        // A table that has several chunks has full ones.
+        // A table that has several chunks has full ones. Header, states and chunks come in this order, and end in
+        // the pool.
         let is_small = chunks_log == 0 && (FIRST_LINES_LOG..MOST_LINES_LOG).contains(&lines_log);
         let fits = chunks_log <= MOST_CHUNKS_LOG
             && (lines_log == MOST_LINES_LOG || is_small)
-            && data.has(first_chunk, shape.body())
+            && arena.room_at(first_chunk) >= shape.body()
             && address + shape.states_end() <= first_chunk;
         fits.then_some(Table {
             header,
