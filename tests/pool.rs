@@ -19,8 +19,6 @@ mod damaged_heap;
 mod damaged_maps;
 #[path = "pool/damaged_words.rs"]
 mod damaged_words;
-#[path = "pool/fences.rs"]
-mod fences;
 #[path = "pool/growth.rs"]
 mod growth;
 #[path = "pool/inspect.rs"]
@@ -62,11 +60,6 @@ const CASES: &[common::Named] = table! {
         a_process_that_changes_its_time_namespace
         observers_share_a_place
         another_pool_in_a_file_that_is_looked_at;
-    fences:
-        without_a_fence_on_all_threads
-        tables_stay_where_the_fence_is_refused
-        deaths_at_the_fence
-        all_take_part_in_fences;
     damage:
         flipped_header_bytes
         changed_table_words
@@ -140,7 +133,6 @@ const CASES: &[common::Named] = table! {
 const ROLES: &[common::Named] = table! {
     create: role_create;
     attach: role_by_name role_by_descriptor;
-    fences: role_takes_part;
     growth: role_full_file_system role_file_size role_free_elsewhere role_memory_limit;
 };
 

@@ -11,7 +11,6 @@
 //! with its last owner. There may be others of the same pool, and the process may attach it. It takes no `flock`, so it is in nobody's way; should the pool's name be
 //! removed meanwhile, the mapping stays good.
 
-use std::mem::offset_of;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use rustix::fs::OFlags;
@@ -23,7 +22,7 @@ use super::{leaks, locks, map, objects, participants};
 use crate::allocator::check::{CheckReport, Depth};
 use crate::allocator::stats::Stats;
 use crate::layout::arena::Arena;
-use crate::layout::header::{DUMPABLE, FENCED, HUGE_PAGES, Header, Identity};
+use crate::layout::header::{DUMPABLE, HUGE_PAGES, Identity};
 use crate::numbers::{self, Numbers, NumbersError};
 use crate::pool::attach::{self, PoolName};
 use crate::pool::{AttachError, Pool};
@@ -427,9 +426,6 @@ impl Observer {
             memory::commit(copy.as_raw_fd(), table.offset as u64, bytes)
                 .map_err(std::io::Error::other)?;
         }
-        // A process that is refused the fence on all threads may have this one all the same: nobody else has it.
-        let options = (self.identity.options | FENCED).to_ne_bytes();
-        rustix::io::pwrite(&copy, &options, offset_of!(Header, options) as u64)?;
         // Its place is where the observer was.
         drop(self);
         attach::from_fd(copy)

@@ -86,8 +86,6 @@ const _: () = assert!(size_of::<Header>() <= HEADER_SIZE);
 pub(crate) const DUMPABLE: u64 = 1;
 pub(crate) const HUGE_PAGES: u64 = 2;
 pub(crate) const GUARDED: u64 = 4;
-/// There is no fence on all threads at once (`sys::barrier`), so each look has one of its own.
-pub(crate) const FENCED: u64 = 8;
 
 /// The unchanging part of a header, as plain values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

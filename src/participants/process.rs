@@ -13,7 +13,6 @@
 //! | either later | its LIVE record | recovery |
 
 use crate::layout::arena::{Arena, HOLDS, PROCESSES};
-use crate::layout::header::FENCED;
 use crate::layout::local;
 use crate::participants::lock::TICK;
 use crate::participants::recovery;
@@ -21,7 +20,6 @@ use crate::participants::table::{HOLD_WORDS, Process, ProcessPhase, ProcessState
 use crate::participants::tag::Tag;
 use crate::primitive::Ordering;
 use crate::sys;
-use crate::sys::barrier;
 use crate::sys::futex;
 use crate::sys::memory::CommitError;
 use crate::sys::robust::{OWNER_DIED, RobustWord, TID};
@@ -50,16 +48,9 @@ pub(crate) fn keep_life(arena: Arena) {
 }
 
 /// One thread of the process at a time: two records for one process would be one too many.
-///
-/// Whoever has mapped the pool is registered, but for a child that was forked while its parent was just about to: such
-/// a child has no record of its parent's making, so it comes here.
 #[cold]
 fn make(arena: Arena) -> Option<Tag> {
     static ONE: ThreadLock = ThreadLock::new();
-    let options = arena.header().options.load(Ordering::Relaxed);
-    if options & FENCED == 0 && !barrier::register() {
-        return None;
-    }
     ONE.lock();
     let tag = known(arena).or_else(|| {
         let tag = claim(arena)?;

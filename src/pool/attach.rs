@@ -11,11 +11,11 @@ use rustix::fs::{Mode, OFlags};
 use super::observed::{self, File};
 use super::{Pool, create, fork, handles, layout_fingerprint};
 use crate::layout::arena::{Arena, DATA, NAMES, OBJECTS, PROCESSES, SLICE, SLOTS, TYPES, Table};
-use crate::layout::header::{FENCED, Identity, MAGIC, VERSION, Watermarks};
+use crate::layout::header::{Identity, MAGIC, VERSION, Watermarks};
 use crate::layout::local;
 use crate::participants::recovery;
 use crate::primitive::{AtomicU64, Ordering};
-use crate::sys::{barrier, file_lock, memory, process};
+use crate::sys::{file_lock, memory, process};
 
 /// Why a pool was not attached. Nothing has changed.
 ///
@@ -86,9 +86,6 @@ pub enum AttachError {
     /// The pool was made in another time namespace, where start times mean other times.
     #[error("the pool belongs to another time namespace")]
     OtherTimeNamespace,
-    /// The system refuses this process `membarrier(2)`, which those who use the pool rely on: whoever made it had it.
-    #[error("the system refuses this process membarrier(2), which the pool's users rely on")]
-    NoBarrier,
     /// Somebody is removing the pool.
     #[error("the pool is being removed")]
     BeingRemoved,
@@ -220,9 +217,6 @@ pub(crate) fn from_fd(fd: OwnedFd) -> Result<Pool, AttachError> {
     }
     if identity.time_namespace != process::time_namespace().unwrap_or(0) {
         return Err(AttachError::OtherTimeNamespace);
-    }
-    if identity.options & FENCED == 0 && !barrier::register() {
-        return Err(AttachError::NoBarrier);
     }
     let (base, len) = (identity.base as usize, identity.mapped_len());
     fork::install();

@@ -15,12 +15,12 @@ use crate::allocator::grow;
 use crate::layout::arena::{
     Arena, DATA, FIRST_GRANULE, GRANULE, GRANULES, HEADER_SIZE, SLICE, SLOTS,
 };
-use crate::layout::header::{DUMPABLE, FENCED, GUARDED, HUGE_PAGES, Identity, MAGIC, VERSION};
+use crate::layout::header::{DUMPABLE, GUARDED, HUGE_PAGES, Identity, MAGIC, VERSION};
 use crate::layout::local;
 use crate::participants::recovery;
 use crate::primitive::Ordering;
 use crate::sys::memory::{self, CommitError};
-use crate::sys::{barrier, file_lock, process};
+use crate::sys::{file_lock, process};
 
 /// Why no pool was made. Nothing is left of the attempt.
 ///
@@ -390,8 +390,6 @@ impl PoolBuilder {
         fork::install();
         let len = DATA.offset + max * SLICE;
         let random = random_words()?;
-        // Before the pool is mapped: a child that is forked meanwhile takes part as soon as it has it.
-        let fenced = if barrier::register() { 0 } else { FENCED };
         memory::commit(fd.as_raw_fd(), 0, HEADER_SIZE as u64)?;
         let arena = self.map(&fd, len, random[2])?;
         local::of(arena).set_mapped(fd.into_raw_fd(), len);
@@ -410,8 +408,7 @@ impl PoolBuilder {
             created: unix_seconds(),
             options: if self.dumpable { DUMPABLE } else { 0 }
                 | if self.huge_pages { HUGE_PAGES } else { 0 }
-                | if self.guard { GUARDED } else { 0 }
-                | fenced,
+                | if self.guard { GUARDED } else { 0 },
         };
         if let Err(error) = self.fill(arena, identity, initial) {
             // SAFETY: nobody has seen the pool.

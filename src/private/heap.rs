@@ -16,7 +16,6 @@ use crate::layout::arena::{
     Arena, DATA, FIRST_GRANULE, FREE_HINTS, GRANULE, GRANULES, HEADER_SIZE, SLICE, SLOTS, SPANS,
     TAGS,
 };
-use crate::layout::header::FENCED;
 use crate::layout::local;
 use crate::pool;
 use crate::primitive::{AtomicU64, Ordering};
@@ -78,8 +77,6 @@ fn fill(arena: Arena, slices: usize) -> Option<()> {
     header.max_slices.store(slices as u64, Ordering::Relaxed);
     header.max_slots.store(SLOTS.max as u64, Ordering::Relaxed);
     header.epoch.store(1, Ordering::Relaxed);
-    // No process is asked to take part in anything for it.
-    header.options.store(FENCED, Ordering::Relaxed);
     // A strict overcommit policy may refuse the first.
     [INITIAL, LEAST]
         .into_iter()

@@ -17,26 +17,7 @@ pub fn show(pin: &AtomicU64, epoch: &AtomicU64) {
     }
 }
 
-/// Shows the epoch as [`show`] does, but without a fence: to those only who have had one run on all threads
-/// (`sys::barrier`) since they unlinked what they want to free. The models have no such fence.
-#[cfg(not(shmkit_loom))]
-#[inline]
-pub fn show_lightly(pin: &AtomicU64, epoch: &AtomicU64) {
-    let now = epoch.load(Ordering::SeqCst);
-    pin.store(now, Ordering::Release);
-    // What follows stays behind it for the compiler; the fence on all threads does the same to processors. (Two looks
-    // that each follow a change of the looker's own are in order by the exchange that ended the change.)
-    crate::primitive::compiler_fence(Ordering::SeqCst);
-}
-
-/// Shows to all what was shown lightly.
-#[cfg(not(shmkit_loom))]
-pub fn show_to_all(pin: &AtomicU64) {
-    pin.swap(pin.load(Ordering::Relaxed), Ordering::SeqCst);
-    fence(Ordering::SeqCst);
-}
-
-/// Ends what [`show`] or [`show_lightly`] began.
+/// Ends what [`show`] began.
 #[inline]
 pub fn hide(pin: &AtomicU64) {
     pin.store(0, Ordering::Release);

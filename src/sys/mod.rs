@@ -3,7 +3,6 @@
 //! | module    | contract |
 //! |-----------|----------|
 //! | `memory`  | memfds and files as pool backing: map at a fixed address, commit, punch, limits |
-//! | `barrier` | a full fence on every thread at once |
 //! | `call`    | system calls without the C library |
 //! | `file_lock` | a file's lock: shared for life, taken by who removes, asked about |
 //! | `file_size` | whether a file may become so long |
@@ -17,7 +16,6 @@
 //! | `thread_word` | one word a thread, without a call |
 //! | `watch`   | what a master sleeps on: a counter, a timer, pidfds |
 
-pub(crate) mod barrier;
 pub(crate) mod call;
 pub(crate) mod file_lock;
 pub(crate) mod file_size;

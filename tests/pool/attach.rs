@@ -19,7 +19,7 @@ use super::common::{TestPool, allocate, assert_sound, fill, free, program, succe
 use super::create::name;
 
 /// Attaches to what a file holds.
-pub fn attach(fd: impl AsFd) -> Result<Pool, AttachError> {
+fn attach(fd: impl AsFd) -> Result<Pool, AttachError> {
     let fd = fd.as_fd().try_clone_to_owned().unwrap();
     // SAFETY: a pool of this program, or static garbage.
     unsafe { Pool::from_fd(fd) }
@@ -74,11 +74,13 @@ fn work_there(pool: Pool) {
     free(pool, block);
 }
 
-/// Runs this program in a role, with the pool's descriptor.
-#[track_caller]
-pub fn succeeds_with(pool: Pool, role: &str) {
+pub fn by_descriptor_through_exec() {
+    let pool = TestPool::new();
+    let counter = pool
+        .named_or_create("counter", || AtomicU64::new(5))
+        .unwrap();
     let raw = pool.fd().as_raw_fd();
-    let mut command = program(role);
+    let mut command = program("role_by_descriptor");
     command.env("SHMKIT_TEST_FD", raw.to_string());
     // SAFETY: clears a flag between fork and exec.
     unsafe {
@@ -88,21 +90,6 @@ pub fn succeeds_with(pool: Pool, role: &str) {
         })
     };
     succeeded(&command.output().unwrap());
-}
-
-/// The pool that [`succeeds_with`] has passed on.
-pub fn passed_on() -> Pool {
-    let raw = std::env::var("SHMKIT_TEST_FD").unwrap().parse().unwrap();
-    // SAFETY: inherited for this purpose; a pool of this program.
-    unsafe { Pool::from_fd(OwnedFd::from_raw_fd(raw)) }.unwrap()
-}
-
-pub fn by_descriptor_through_exec() {
-    let pool = TestPool::new();
-    let counter = pool
-        .named_or_create("counter", || AtomicU64::new(5))
-        .unwrap();
-    succeeds_with(*pool, "role_by_descriptor");
     assert_eq!(counter.load(Ordering::Relaxed), 6);
     assert_eq!(*pool.named::<[u32; 3]>("made there").unwrap(), [1, 2, 3]);
     drop(counter);
@@ -111,7 +98,10 @@ pub fn by_descriptor_through_exec() {
 }
 
 pub fn role_by_descriptor() {
-    work_there(passed_on());
+    let raw = std::env::var("SHMKIT_TEST_FD").unwrap().parse().unwrap();
+    // SAFETY: inherited for this purpose; a pool of this program.
+    let pool = unsafe { Pool::from_fd(OwnedFd::from_raw_fd(raw)) }.unwrap();
+    work_there(pool);
 }
 
 pub fn twice_in_one_process() {

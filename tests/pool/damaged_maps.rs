@@ -157,7 +157,7 @@ pub fn a_chain_of_tables_has_an_end() {
 
 /// Where a map has its root and the hint at it, and a table its successor, its place and the logarithm of its lines.
 const HINT: usize = 8;
-pub const SUCCESSOR: usize = 16;
+const SUCCESSOR: usize = 16;
 const PLACE: usize = 32;
 const LINES_LOG: usize = 40;
 /// Bytes of a table's header; of a chunk's states, of which the second word is 2 when its entries have moved away.

@@ -5,6 +5,7 @@ use crate::ShmSafe;
 use crate::containers::View;
 use crate::containers::link::Pinned;
 use crate::engines::map::Mode;
+use crate::participants::epoch;
 
 impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
     /// A view of the value of a key; `None` if there is none (or the thread has no slot in the
@@ -28,9 +29,9 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
         let guess = self.raw.guess(key);
         if Raw::<K, V, S, false>::FLAT {
             // A copy, for which the pin goes on no longer than this: so it is no guard.
-            Raw::<K, V, S, false>::pin((arena, slot));
+            epoch::pin(arena, slot);
             let found = self.raw.find_guessed(arena, key, guess);
-            Raw::<K, V, S, false>::unpin(slot);
+            epoch::unpin(slot);
             return found.map(Raw::<K, V, S, false>::copy);
         }
         let pinned = Pinned::new(arena, slot);
@@ -56,10 +57,10 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
     {
         let (arena, slot) = self.raw.place().ok()?;
         let guess = self.raw.guess(key);
-        Raw::<K, V, S, false>::pin((arena, slot));
+        epoch::pin(arena, slot);
         let found = self.raw.find_guessed(arena, key, guess);
         let value = found.map(|found| *Self::value(&found));
-        Raw::<K, V, S, false>::unpin(slot);
+        epoch::unpin(slot);
         value
     }
 
@@ -80,9 +81,9 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
         let Ok((arena, slot)) = self.raw.place() else {
             return false;
         };
-        Raw::<K, V, S, false>::pin((arena, slot));
+        epoch::pin(arena, slot);
         let found = self.raw.find(arena, key).is_some();
-        Raw::<K, V, S, false>::unpin(slot);
+        epoch::unpin(slot);
         found
     }
 

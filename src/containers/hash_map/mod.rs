@@ -36,6 +36,7 @@ use crate::ShmSafe;
 use crate::engines::map::{Mode, Put};
 use crate::layout::arena::Arena;
 use crate::layout::{Field, TypeInfo};
+use crate::participants::epoch;
 use crate::participants::table::Slot;
 
 pub use self::entry::{MapEntry, ModifyEntry};
@@ -162,9 +163,9 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
         with_room(place.0, value, |value| {
             if Raw::<K, V, S, false>::FLAT {
                 // As in `get`.
-                Raw::<K, V, S, false>::pin(place);
+                epoch::pin(place.0, place.1);
                 let stored = put(value);
-                Raw::<K, V, S, false>::unpin(place.1);
+                epoch::unpin(place.1);
                 return Ok(stored?.replaced().map(Raw::<K, V, S, false>::copy));
             }
             let pinned = Pinned::new(place.0, place.1);
@@ -233,13 +234,6 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
     pub fn try_remove(&self, key: &K) -> Result<Option<View<'_, V>>, ChangeError> {
         let place = self.raw.place()?;
         with_room_for(place.0, || {
-            if Raw::<K, V, S, false>::FLAT {
-                // As in `get`.
-                Raw::<K, V, S, false>::pin(place);
-                let removed = self.raw.remove_if(place, key, None);
-                Raw::<K, V, S, false>::unpin(place.1);
-                return Ok(removed?.map(Raw::<K, V, S, false>::copy));
-            }
             let pinned = Pinned::new(place.0, place.1);
             let removed = self.raw.remove_if(place, key, None)?;
             Ok(removed.map(|found| Self::view(pinned, found)))

@@ -12,7 +12,6 @@ use crate::containers::store::{ChangeError, StoreError};
 use crate::engines::map::{self, Edit, Entries, Guess, Hints, Mode, Near, Put, Stack};
 use crate::layout::arena::Arena;
 use crate::layout::{Engine, TypeInfo};
-use crate::participants::epoch;
 use crate::participants::here::{Here, here};
 use crate::participants::table::Slot;
 use crate::primitive::{AtomicU64, Ordering};
@@ -104,26 +103,6 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, const STACKED: bool> Raw
     pub(in crate::containers) fn place(&self) -> Result<(Arena, &'static Slot), ChangeError> {
         let Here { arena, slot } = here(&self.root)?;
         Ok((arena, slot))
-    }
-
-    /// Starts a look that leaves nothing to be seen behind its end. In a flat map it finds tables and no nodes.
-    #[inline]
-    pub(in crate::containers) fn pin((arena, slot): (Arena, &'static Slot)) {
-        if Self::FLAT {
-            epoch::pin_lightly(arena, slot);
-        } else {
-            epoch::pin(arena, slot);
-        }
-    }
-
-    /// Ends it.
-    #[inline]
-    pub(in crate::containers) fn unpin(slot: &'static Slot) {
-        if Self::FLAT {
-            epoch::unpin_lightly(slot);
-        } else {
-            epoch::unpin(slot);
-        }
     }
 
     /// What the engine asks of a key.

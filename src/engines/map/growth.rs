@@ -10,7 +10,7 @@
 //! | a table is made | a block that the intent names | freed, unless it was published |
 //! | the chunk's lock is taken | the dead tag | taken over |
 //! | the steps of a move | see `protocol::moving` | |
-//! | the table has its retirer | the table | the root goes on, a fence runs on all threads (`participants::epoch`), the table goes to limbo; it stays for good where the recoverer is refused the fence |
+//! | the table has its retirer | the table | the root goes on, the table goes to limbo |
 //!
 //! A successor may get one itself before all is moved to it. An entry then moves to the last table
 //! of the chain in which its chunk is not done.
@@ -21,7 +21,6 @@ use super::{CHANGE, DAMAGED, Mode, RETIRE, hash};
 use crate::allocator::AllocError;
 use crate::engines::{change, limbo};
 use crate::layout::arena::Arena;
-use crate::participants::epoch;
 use crate::participants::lock;
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
@@ -280,17 +279,11 @@ fn complete(arena: Arena, slot: &Slot, root: &AtomicU64, table: Table) {
         .compare_exchange(0, me, Ordering::SeqCst, Ordering::Relaxed)
         .is_ok();
     go_on(arena, root, table.address(), next);
-    if mine && is_out_of_sight(arena, table) {
+    if mine {
         let bytes = table.shape().layout().size();
         limbo::retire(arena, slot, table.address(), bytes);
     }
     slot.intent.close();
-}
-
-/// After the root has gone on: who may still look at the table shows it, by a pin or, in a flat map, lightly. False if
-/// that cannot be had; then the table stays.
-fn is_out_of_sight(arena: Arena, table: Table) -> bool {
-    !table.kind().flat || epoch::seen_by_light_looks(arena)
 }
 
 /// Makes the root name a table's successor.
@@ -303,11 +296,9 @@ fn go_on(arena: Arena, root: &AtomicU64, table: u64, next: u64) {
 pub(super) fn resolve_retire(arena: Arena, slot: &Slot, owner: Tag) {
     let (table, next) = (slot.intent.arg(1), slot.intent.arg(2));
     let mine = Table::at(arena, table)
-        .filter(|table| table.header.retirer.load(Ordering::SeqCst) == owner.word());
-    if let (Some(table), Some(root)) = (mine, crate::engines::word(arena, slot.intent.arg(0))) {
-        go_on(arena, root, table.address(), next);
-        if is_out_of_sight(arena, table) {
-            limbo::retire_once(arena, slot, table.address());
-        }
+        .is_some_and(|table| table.header.retirer.load(Ordering::SeqCst) == owner.word());
+    if let (true, Some(root)) = (mine, crate::engines::word(arena, slot.intent.arg(0))) {
+        go_on(arena, root, table, next);
+        limbo::retire_once(arena, slot, table);
     }
 }

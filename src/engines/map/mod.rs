@@ -31,7 +31,7 @@
 //! | intent | killed before | killed after |
 //! |--------|---------------|--------------|
 //! | CHANGE (`change`) | the node, or table, is freed | the old node goes to limbo |
-//! | RETIRE | the table has its retirer: nothing | the root goes on, the table goes to limbo (or stays: see `growth`) |
+//! | RETIRE | the table has its retirer: nothing | the root goes on, the table goes to limbo |
 //!
 //! Invariants
 //! 1. Lines of a chunk, and its state, are changed by who holds its lock.

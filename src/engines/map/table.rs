@@ -197,8 +197,8 @@ impl Shape {
 }
 
 /// What a map itself knows of its table, beside the root: hints. An operation begins with them, so
-/// that it has asked for the memory that it will need before it pins or locks anything: that takes time, and
-/// behind a full fence, which a lock is, no load may start before it is over. Nothing is believed: the seed
+/// that it has asked for the memory that it will need before it pins or locks anything: those are
+/// full fences, behind which no load starts before they are over. Nothing is believed: the seed
 /// is compared with the table's, and an address is only fetched from.
 #[repr(C)]
 pub(crate) struct Hints {
