@@ -74,7 +74,8 @@ const CASES: &[common::Named] = table! {
     damaged_maps:
         a_chain_of_tables_has_an_end
         what_has_moved_away_is_not_looked_at
-        tables_of_impossible_shapes;
+        tables_of_impossible_shapes
+        a_table_behind_its_chunks;
     damaged_words:
         a_table_full_of_empty_claims
         the_last_chunk_that_can_be_counted

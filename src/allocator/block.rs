@@ -21,7 +21,7 @@ use super::{AllocError, FreeError, Packed, ReallocError, run, size_class};
 use crate::layout::arena::{Arena, DATA, SLICE};
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
-use crate::primitive::Ordering;
+use crate::primitive::{Ordering, compiler_fence};
 use crate::protocol::bitmap;
 
 /// Allocates a block; its address. `record` is told the address before the block is taken.
@@ -359,8 +359,16 @@ fn free_other(
 /// Frees a block of a container, so that a death on the way neither leaks it nor frees it twice:
 /// until the slot's `freeing` word is cleared, recovery frees what it names.
 pub(crate) fn free_recorded(arena: Arena, slot: &Slot, address: usize) -> Result<(), FreeError> {
-    slot.watched.freeing.store(address as u64, Ordering::SeqCst);
+    about_to_free(slot, address as u64);
     free_named(arena, slot, address)
+}
+
+/// Names in the slot's `freeing` word the block that is about to be freed for good. What others can see of that comes
+/// behind it: stores that release.
+#[inline]
+pub(crate) fn about_to_free(slot: &Slot, address: u64) {
+    slot.watched.freeing.store(address, Ordering::Release);
+    compiler_fence(Ordering::SeqCst);
 }
 
 /// The same for a block that the `freeing` word names already.

@@ -219,8 +219,7 @@ fn free_past(arena: Arena, slot: &Slot) {
             .store(bytes.saturating_sub(size(arena, head)), Ordering::Relaxed);
         list.blocks
             .store(blocks.saturating_sub(1), Ordering::Relaxed);
-        slot.watched.freeing.store(head, Ordering::SeqCst);
-        compiler_fence(Ordering::SeqCst);
+        block::about_to_free(slot, head);
         list.head.store(next, Ordering::Release);
         compiler_fence(Ordering::SeqCst);
         // A block that cannot be freed was none: there is nobody to tell.

@@ -287,7 +287,7 @@ fn make_once(
         let published =
             named_by.compare_exchange(0, block as u64, Ordering::AcqRel, Ordering::Relaxed);
         if published.is_err() {
-            slot.watched.freeing.store(block as u64, Ordering::SeqCst);
+            block::about_to_free(slot, block as u64);
             slot.intent.set_arg(MADE, 0);
             let _ = block::free_recorded(arena, slot, block);
         }

@@ -199,9 +199,7 @@ pub(super) fn drop_named(arena: Arena, slot: &Slot, named: Named) {
     slot.intent.set_arg(DESTROY_FIELD, named.word);
     slot.intent.set_arg(DESTROY_OLD, named.old);
     slot.intent.set_arg(DESTROY_NEXT, named.next);
-    let freeing = &slot.watched.freeing;
-    freeing.store(named.block as u64, Ordering::SeqCst);
-    compiler_fence(Ordering::SeqCst);
+    block::about_to_free(slot, named.block as u64);
     owner.store(named.next, Ordering::Release);
     compiler_fence(Ordering::SeqCst);
     // A block that cannot be freed was none: there is nobody to tell.
@@ -261,7 +259,7 @@ pub(crate) fn replace_block<E>(
             length.word.store(length.len, Ordering::Release);
         }
         if old != 0 {
-            slot.watched.freeing.store(old, Ordering::SeqCst);
+            block::about_to_free(slot, old);
             slot.intent.set_arg(1, 0);
             let _ = block::free_named(arena, slot, old as usize);
         }
@@ -282,7 +280,7 @@ fn resolve_replace(arena: Arena, slot: &Slot, owner: Tag) {
             length.store(slot.intent.arg(4), Ordering::Release);
         }
         if old != 0 {
-            slot.watched.freeing.store(old, Ordering::SeqCst);
+            block::about_to_free(slot, old);
             slot.intent.set_arg(1, 0);
         }
     } else if new != 0 {

@@ -233,7 +233,7 @@ fn abandon_create(arena: Arena, slot: &Slot, index: usize) {
     let block = slot.intent.arg(intents::CREATE_BLOCK);
     // A block that was not taken is told from one that was by its bit.
     if block != 0 {
-        slot.watched.freeing.store(block, Ordering::SeqCst);
+        block::about_to_free(slot, block);
         slot.intent.set_arg(intents::CREATE_BLOCK, 0);
         let _ = block::free_recorded(arena, slot, block as usize);
     }

@@ -240,12 +240,52 @@ pub fn fill<'a>(
 ) -> (&'a AtomicU64, u64) {
     pass(chunk, hash, place.distance);
     let line = chunk.on_path(hash, place.distance);
-    let slot = &line.slots[place.slot];
+    (&line.word, fill_slot(line, place.slot, key, value))
+}
+
+#[inline]
+fn fill_slot(line: &Line, slot: usize, key: u64, value: u64) -> u64 {
     // Release, both: see `ask`.
-    slot.key.store(key, Ordering::Release);
-    slot.value.store(value, Ordering::Release);
+    line.slots[slot].key.store(key, Ordering::Release);
+    line.slots[slot].value.store(value, Ordering::Release);
+    turned(line.word.load(Ordering::Relaxed), slot)
+}
+
+/// Gives the key at a place a value that needs no other store: in place of its own, or as a new entry. Who keeps all
+/// others from the chunk.
+#[inline]
+pub fn put(chunk: Chunk, hash: u64, place: Place, (key, value): (u64, u64), is_there: bool) {
+    // Release: who finds the entry finds its words, and what the node's author has written.
+    if is_there {
+        let line = chunk.on_path(hash, place.distance);
+        line.slots[place.slot].value.store(value, Ordering::Release);
+    } else {
+        let (word, new) = fill(chunk, hash, place, key, value);
+        word.store(new, Ordering::Release);
+    }
+}
+
+/// Gives a key such a value if its search ends in the line where it begins, and if `may` agrees to the value that it has, which
+/// is given back. Who keeps all others from the chunk.
+#[inline]
+pub fn put_first(
+    line: &Line,
+    (key, value): (u64, u64),
+    may: impl Fn(Option<u64>) -> bool,
+) -> Option<Option<u64>> {
     let word = line.word.load(Ordering::Relaxed);
-    (&line.word, turned(word, place.slot))
+    if let Some(slot) = each(with_key(line, word, key)).next() {
+        let slot = &line.slots[slot];
+        let old = slot.value.load(Ordering::Relaxed);
+        return may(Some(old)).then(|| {
+            slot.value.store(value, Ordering::Release);
+            Some(old)
+        });
+    }
+    let slot = vacant(word).filter(|_| !is_passed(word) && may(None))?;
+    let new = fill_slot(line, slot, key, value);
+    line.word.store(new, Ordering::Release);
+    Some(None)
 }
 
 /// Gives a chunk an entry, unless it has one of which `is_it` holds; false if there is no room. Who keeps
@@ -253,20 +293,34 @@ pub fn fill<'a>(
 pub fn add(chunk: Chunk, hash: u64, key: u64, value: u64, is_it: impl Fn(u64) -> bool) -> bool {
     match look(chunk, hash, key, is_it) {
         (_, Some(_)) => true,
-        (None, None) => false,
-        (Some(place), None) => {
-            let (word, new) = fill(chunk, hash, place, key, value);
-            // Release: who finds the entry finds its words, and what the node's author has written.
-            word.store(new, Ordering::Release);
-            true
-        }
+        (place, None) => add_at(chunk, hash, place, key, value),
     }
+}
+
+/// The same where the chunk is known not to have it.
+#[inline]
+pub fn add_new(chunk: Chunk, hash: u64, key: u64, value: u64) -> bool {
+    let mut path = chunk.path(hash).enumerate();
+    let place = path.find_map(|(distance, line)| {
+        let slot = vacant(line.word.load(Ordering::Relaxed))?;
+        Some(Place { distance, slot })
+    });
+    add_at(chunk, hash, place, key, value)
+}
+
+#[inline]
+fn add_at(chunk: Chunk, hash: u64, place: Option<Place>, key: u64, value: u64) -> bool {
+    let Some(place) = place else {
+        return false;
+    };
+    put(chunk, hash, place, (key, value), false);
+    true
 }
 
 /// Calls `f` with the words of each entry. Who keeps all others from the chunk.
 pub fn entries<E>(chunk: Chunk, mut f: impl FnMut(u64, u64) -> Result<(), E>) -> Result<(), E> {
     for line in chunk.0 {
-        for slot in live(line.word.load(Ordering::Relaxed)).map(|i| &line.slots[i]) {
+        for slot in each(line.word.load(Ordering::Relaxed) & LIVE).map(|i| &line.slots[i]) {
             let key = slot.key.load(Ordering::Relaxed);
             f(key, slot.value.load(Ordering::Relaxed))?;
         }

@@ -50,9 +50,10 @@ pub fn follow<T: Copy>(
     }
 }
 
-/// Makes lines of a raw chunk's. Who keeps all others from it.
-pub fn ready(state: &AtomicU64, chunk: Chunk) {
-    if state.load(Ordering::Relaxed) == RAW {
+/// Makes lines of a raw chunk's; true if it was one. Who keeps all others from it.
+pub fn ready(state: &AtomicU64, chunk: Chunk) -> bool {
+    let is_raw = state.load(Ordering::Relaxed) == RAW;
+    if is_raw {
         for line in chunk.0 {
             // New memory is zeros, and who reads it first gets more of it at a page fault.
             if line.word.load(Ordering::Relaxed) != 0 {
@@ -62,6 +63,7 @@ pub fn ready(state: &AtomicU64, chunk: Chunk) {
         // Release: behind the lines, should the caller die.
         state.store(READY, Ordering::Release);
     }
+    is_raw
 }
 
 /// True if the chunk's keys are in the successor.

@@ -110,15 +110,21 @@ pub fn the_killed_leave_a_map_whole() {
 }
 
 pub fn increments_of_the_killed_are_counted() {
-    const KEYS: u64 = 64;
-    const ROUNDS: u64 = 100;
+    // In a table of one chunk, or of several.
+    for keys in [64, 640] {
+        increments_are_counted(keys);
+    }
+}
+
+fn increments_are_counted(keys: usize) {
+    const ROUNDS: u64 = 50;
     let pool = TestPool::new();
     let map = pool.create(HashMap::<u64, u64>::new()).unwrap();
     let done = pool.create(AtomicU64::new(0)).unwrap();
     killed_at_work(*pool, ROUNDS, |seed, steps| {
         let mut random = Random::new(seed);
         loop {
-            let key = random.below(KEYS as usize) as u64;
+            let key = random.below(keys) as u64;
             map.update(&key, |n| Some(n.map_or(1, |n| n + 1))).unwrap();
             done.fetch_add(1, Ordering::Relaxed);
             steps.fetch_add(1, Ordering::Relaxed);

@@ -207,8 +207,8 @@ fn retain<V: Held>() -> Case<Bench<V>> {
     })
 }
 
-/// The table gets too small.
-fn growth<V: Held>(name: &str, keys: u64) -> Case<Bench<V>> {
+/// Keys are added, for which the table may get too small.
+fn added<V: Held>(name: &str, keys: u64) -> Case<Bench<V>> {
     let end = keys + 4;
     case(name, keys, move |bench: &mut Bench<V>| {
         for key in keys..end {
@@ -221,9 +221,14 @@ fn growth<V: Held>(name: &str, keys: u64) -> Case<Bench<V>> {
         ensure((keys..=end).contains(&len) && (len == end || !done), || {
             format!("{len} entries")
         })?;
-        // The last one is there, and the one after it is not.
-        let last = bench.holds(len, len - 1)?;
-        ensure(last == Some(V::of(len - 1)), || format!("{last:?}"))?;
+        // The last one is there, and the one after it is not. Also once what the victim has begun to move has moved.
+        for _ in 0..2 {
+            let last = bench.holds(len, len - 1)?;
+            ensure(last == Some(V::of(len - 1)), || format!("{last:?}"))?;
+            for key in 0..len {
+                bench.map.insert(&key, V::of(key)).expect("room");
+            }
+        }
         bench.ends()
     })
 }
@@ -327,8 +332,20 @@ fn cases_of<V: Held>(suite: &mut Suite) {
         assert_eq!(*entry.or_insert(V::of(5)).expect("room"), V::of(77));
     }));
     // A chunk of 48 that is full is moved to one that is twice as long, one of 96 to two.
-    suite.run(growth::<V>("grow", 47));
-    suite.run(growth::<V>("split", 95));
+    suite.run(added::<V>("grow", 47));
+    suite.run(added::<V>("split", 95));
+    // Among several chunks, where a look finds at once what it mostly finds.
+    suite.run(added::<V>("insert among many", 200));
+    suite.run(about(
+        "replace among many",
+        200,
+        3,
+        (Some(V::of(3)), new),
+        |map| {
+            let old = map.insert(&3, V::of(77)).expect("room");
+            assert_eq!(*old.expect("there"), V::of(3));
+        },
+    ));
     suite.run(
         case("clear", KEYS, |bench: &mut Bench<V>| {
             bench.map.clear().expect("cleared");

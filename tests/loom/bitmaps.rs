@@ -109,7 +109,7 @@ impl Span {
     /// As a container frees: through the thread's `freeing` word.
     fn free(&self, thread: usize, block: u32) {
         self.touch(block);
-        self.freeing[thread].store(u64::from(block) + 1, Ordering::SeqCst);
+        self.freeing[thread].store(u64::from(block) + 1, Ordering::Release);
         self.had[block as usize].store(false, Relaxed);
         if thread == OWNER {
             assert!(self.sets().free_own(place(block)), "{block} is refused");

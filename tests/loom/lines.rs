@@ -54,14 +54,9 @@ impl Map {
 
     fn put(&self, key: u64, value: u64) {
         let chunk = self.chunk();
-        let (place, found) = lines::look(chunk, HASH, key, |_| true);
-        let place = place.unwrap();
-        if found.is_some() {
-            let line = chunk.on_path(HASH, place.distance);
-            line.slots[place.slot].value.store(value, Ordering::SeqCst);
-        } else {
-            let (word, new) = lines::fill(chunk, HASH, place, key, value);
-            word.store(new, Ordering::Release);
+        if lines::put_first(chunk.on_path(HASH, 0), (key, value), |_| true).is_none() {
+            let (place, found) = lines::look(chunk, HASH, key, |_| true);
+            lines::put(chunk, HASH, place.unwrap(), (key, value), found.is_some());
         }
     }
 

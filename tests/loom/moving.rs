@@ -109,9 +109,13 @@ impl Map {
             let to = &self.tables[next];
             moving::hand_over(&table.state, table.chunk(), || {
                 self.lock(slot, next);
-                moving::ready(&to.state, to.chunk());
+                let is_new = moving::ready(&to.state, to.chunk());
                 lines::entries(table.chunk(), |key, value| {
-                    to.add(key, value);
+                    if is_new {
+                        assert!(lines::add_new(to.chunk(), HASH, key, value));
+                    } else {
+                        to.add(key, value);
+                    }
                     Ok::<(), Infallible>(())
                 })?;
                 self.unlock(next);
@@ -126,8 +130,27 @@ impl Map {
         self.has_successor.store(1, Ordering::SeqCst);
     }
 
+    /// As `engines::map::at_once::put_at_once`.
+    fn change_at_once(&self, slot: usize, entry: (u64, u64)) -> bool {
+        let table = &self.tables[0];
+        if self.successor(0).is_some()
+            || lock_word::try_fast(&table.lock, Tag::new(slot, 1)).is_none()
+        {
+            return false;
+        }
+        let line = table.chunk().on_path(HASH, 0);
+        let changed =
+            self.successor(0).is_none() && lines::put_first(line, entry, |_| true).is_some();
+        self.unlock(0);
+        changed
+    }
+
     /// Gives a key another value.
     fn change(&self, slot: usize, key: u64, value: u64) {
+        if self.change_at_once(slot, (key, value)) {
+            self.over.store(1, Ordering::SeqCst);
+            return;
+        }
         let Ok(at) = moving::lock_last(
             0,
             |at| self.successor(at),

@@ -3,7 +3,7 @@
 use std::hint::black_box;
 use std::ptr::NonNull;
 
-use shmkit::{HashMap, Key, MultiMap, Pool, ShmSafe};
+use shmkit::{HashMap, Key, MultiMap, Pool, Shared, ShmSafe};
 
 use super::common::{TestPool, layout};
 use super::damaged_words::{damage, word};
@@ -219,17 +219,22 @@ pub fn what_has_moved_away_is_not_looked_at() {
     protect(libc::PROT_READ | libc::PROT_WRITE);
 }
 
+/// A flat map with as many keys at least, whose table is not moving.
+fn flat_at_rest(pool: Pool, keys: usize) -> Shared<HashMap<u64, u64>> {
+    let map = pool.create(HashMap::<u64, u64>::new()).unwrap();
+    map.insert(&0, 0).unwrap();
+    while map.len() < keys || word(word(address(&*map)) as usize + SUCCESSOR) != 0 {
+        let key = map.len() as u64;
+        map.insert(&key, key).unwrap();
+    }
+    map
+}
+
 /// Tables that say of themselves what none is like.
 pub fn tables_of_impossible_shapes() {
     for (keys, impossible) in [(3, [0, 1, 6, 64]), (2000, [0, 2, 4, 6])] {
         let pool = TestPool::new();
-        let map = pool.create(HashMap::<u64, u64>::new()).unwrap();
-        // Enough room for all, and no table on its way.
-        map.insert(&0, 0).unwrap();
-        while map.len() < keys || word(word(address(&*map)) as usize + SUCCESSOR) != 0 {
-            let key = map.len() as u64;
-            map.insert(&key, key).unwrap();
-        }
+        let map = flat_at_rest(*pool, keys);
         let lines_log = word(address(&*map)) as usize + LINES_LOG;
         let right = word(lines_log);
         for log in impossible {
@@ -241,4 +246,27 @@ pub fn tables_of_impossible_shapes() {
         damage(lines_log, right);
         assert_eq!(map.get_copied(&1), Some(1));
     }
+}
+
+/// A table at the very end of the pool, the states of whose chunks would be behind it.
+pub fn a_table_behind_its_chunks() {
+    /// Where the header says how many slices there are, of so many bytes each, and where the first one is.
+    const SLICES: usize = 128 + 40;
+    const SLICE: usize = 16 << 10;
+    const DATA: usize = 40 << 30;
+    let pool = TestPool::new();
+    let map = flat_at_rest(*pool, 2000);
+    let (root, keys) = (address(&*map), map.len() as u64);
+    let table = word(root) as usize;
+    let end = pool.base() + DATA + word(pool.base() + SLICES) as usize * SLICE;
+    for at in (0..HEADER).step_by(8) {
+        damage(end - HEADER + at, word(table + at));
+    }
+    damage(root, (end - HEADER) as u64);
+    for key in 0..keys {
+        assert!(map.insert(&key, 7).is_err());
+        assert!(map.try_remove(&key).is_err());
+    }
+    damage(root, table as u64);
+    assert!((0..keys).all(|key| map.get_copied(&key) == Some(key)));
 }

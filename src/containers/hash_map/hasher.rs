@@ -66,7 +66,7 @@ pub struct SipHash13(());
 
 // SAFETY: arithmetic.
 unsafe impl KeyHasher for SipHash13 {
-    #[inline]
+    #[inline(always)]
     fn hash(seed: [u64; 2], bytes: &[u8]) -> u64 {
         map::sip(seed, bytes)
     }

@@ -25,8 +25,8 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
     #[inline]
     #[must_use]
     pub fn get(&self, key: &K) -> Option<View<'_, V>> {
-        let (arena, slot) = self.raw.place().ok()?;
         let guess = self.raw.guess(key);
+        let (arena, slot) = self.raw.place().ok()?;
         if Raw::<K, V, S, false>::FLAT {
             // A copy, for which the pin goes on no longer than this: so it is no guard.
             epoch::pin(arena, slot);
@@ -55,8 +55,8 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
     where
         V: Copy,
     {
-        let (arena, slot) = self.raw.place().ok()?;
         let guess = self.raw.guess(key);
+        let (arena, slot) = self.raw.place().ok()?;
         epoch::pin(arena, slot);
         let found = self.raw.find_guessed(arena, key, guess);
         let value = found.map(|found| *Self::value(&found));
@@ -78,11 +78,12 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
     #[inline]
     #[must_use]
     pub fn contains_key(&self, key: &K) -> bool {
+        let guess = self.raw.guess(key);
         let Ok((arena, slot)) = self.raw.place() else {
             return false;
         };
         epoch::pin(arena, slot);
-        let found = self.raw.find(arena, key).is_some();
+        let found = self.raw.find_guessed(arena, key, guess).is_some();
         epoch::unpin(slot);
         found
     }

@@ -33,7 +33,7 @@ use super::View;
 use super::link::Pinned;
 use super::store::{ChangeError, StoreError, with_room, with_room_for};
 use crate::ShmSafe;
-use crate::engines::map::{Mode, Put};
+use crate::engines::map::{Guess, Mode, Put};
 use crate::layout::arena::Arena;
 use crate::layout::{Field, TypeInfo};
 use crate::participants::epoch;
@@ -151,15 +151,36 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn insert(&self, key: &K, value: V) -> Result<Option<View<'_, V>>, StoreError<V>> {
+        let guess = self.raw.guess(key);
         let place = match self.raw.place() {
             Ok(place) => place,
             Err(cause) => return Err(StoreError { value, cause }),
         };
-        let (guess, _) = self.raw.guess(key);
-        let put = |value| {
-            self.raw
-                .put(place, (key, guess), value, Put::Replace, |_| true)
-        };
+        match self.raw.put_at_once(place, guess, &value, |_| true) {
+            Some(stored) => Ok(stored.replaced().map(Raw::<K, V, S, false>::copy)),
+            None if Raw::<K, V, S, false>::FLAT => self.insert_apart(place, (key, guess.0), value),
+            None => self.insert_anyhow(place, (key, guess.0), value),
+        }
+    }
+
+    #[inline(never)]
+    fn insert_apart(
+        &self,
+        place: (Arena, &'static Slot),
+        key: (&K, Guess),
+        value: V,
+    ) -> Result<Option<View<'_, V>>, StoreError<V>> {
+        self.insert_anyhow(place, key, value)
+    }
+
+    #[inline]
+    fn insert_anyhow(
+        &self,
+        place: (Arena, &'static Slot),
+        key: (&K, Guess),
+        value: V,
+    ) -> Result<Option<View<'_, V>>, StoreError<V>> {
+        let put = |value| self.raw.put(place, key, value, Put::Replace, |_| true);
         with_room(place.0, value, |value| {
             if Raw::<K, V, S, false>::FLAT {
                 // As in `get`.
@@ -311,9 +332,12 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
         value: V,
         unchanged: impl Fn(Option<Found>) -> bool,
     ) -> Result<Stored<V>, StoreError<V>> {
-        let (guess, _) = self.raw.guess(key);
+        let guess = self.raw.guess(key);
+        if let Some(stored) = self.raw.put_at_once(place, guess, &value, &unchanged) {
+            return Ok(stored);
+        }
         self.raw
-            .put(place, (key, guess), value, Put::Replace, unchanged)
+            .put(place, (key, guess.0), value, Put::Replace, unchanged)
     }
 
     /// Stores `new` (`None` for no value) if the key's value is `current`; a view of what it was.

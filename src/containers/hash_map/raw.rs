@@ -12,6 +12,7 @@ use crate::containers::store::{ChangeError, StoreError};
 use crate::engines::map::{self, Edit, Entries, Guess, Hints, Mode, Near, Put, Stack};
 use crate::layout::arena::Arena;
 use crate::layout::{Engine, TypeInfo};
+use crate::participants::epoch;
 use crate::participants::here::{Here, here};
 use crate::participants::table::Slot;
 use crate::primitive::{AtomicU64, Ordering};
@@ -106,15 +107,15 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, const STACKED: bool> Raw
     }
 
     /// What the engine asks of a key.
-    #[inline]
+    #[inline(always)]
     fn words_of(seed: [u64; 2], key: &[u8]) -> Guess {
         let hash = S::hash(seed, key);
         let key = if Self::FLAT { word_of(key) } else { hash };
         Guess { seed, hash, key }
     }
 
-    /// Begins with a key: best before the caller pins.
-    #[inline]
+    /// Begins with a key: best before anything else, and in the caller, where what is known stays in registers.
+    #[inline(always)]
     pub(in crate::containers) fn guess(&self, key: &K) -> (Guess, Near) {
         let guess = Self::words_of(self.hints.seed(), key.bytes());
         (guess, self.hints.fetch(guess.hash))
@@ -246,6 +247,29 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, const STACKED: bool> Raw
             (words, is_it),
             with,
         )?)
+    }
+
+    /// Gives the key of a flat map a value if `may` agrees to the one that it has. `None`, and nothing is done, if that takes
+    /// more than it mostly does.
+    #[inline]
+    pub(in crate::containers) fn put_at_once(
+        &self,
+        (arena, slot): (Arena, &'static Slot),
+        (guess, near): (Guess, Near),
+        value: &V,
+        may: impl Fn(Option<Found>) -> bool,
+    ) -> Option<Stored<V>> {
+        if !Self::FLAT || near.is_none() {
+            return None;
+        }
+        let word = Self::word_of_value(value);
+        epoch::pin(arena, slot);
+        let root = self.root.0.load(Ordering::SeqCst);
+        let may = |old: Option<u64>| may(old.map(Found));
+        let put = map::put_at_once((arena, slot), root, near, (guess, word), may);
+        epoch::unpin(slot);
+        let (new, old) = (Found(word), put?.map(Found));
+        Some(Stored::Put { new, old })
     }
 
     /// Gives the key a value if `may` agrees to the one that it has. The caller is pinned.

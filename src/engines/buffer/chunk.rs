@@ -58,9 +58,7 @@ impl Found {
     #[inline]
     pub(super) fn at(arena: Arena, address: u64) -> Option<Found> {
         let address = address as usize;
-        let inside = address.is_multiple_of(16)
-            && arena.slice_of(address).is_some()
-            && arena.slice_of(address + HEADER - 1).is_some();
+        let inside = address.is_multiple_of(16) && arena.room_at(address) >= HEADER;
         inside.then(|| Found {
             arena,
             address,
@@ -217,10 +215,7 @@ impl Patience {
 /// Copies bytes to where nobody reads: beyond those that count. False if that is not in the pool.
 #[inline]
 pub(super) fn copy(arena: Arena, bytes: &[u8], to: usize) -> bool {
-    let Some(last) = bytes.len().checked_sub(1) else {
-        return true;
-    };
-    if arena.slice_of(to).is_none() || arena.slice_of(to.saturating_add(last)).is_none() {
+    if arena.room_at(to) < bytes.len() {
         return false;
     }
     let to = std::ptr::with_exposed_provenance_mut::<u8>(to);

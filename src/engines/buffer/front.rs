@@ -18,7 +18,8 @@ impl Words {
     /// Gives up the bytes before a position; or what the end is, if that is before the position.
     pub(crate) fn truncate(&self, arena: Arena, slot: &Slot, to: u64) -> Result<(), u64> {
         epoch::pin(arena, slot);
-        let (end, _) = self.end(arena);
+        let last = self.last(arena);
+        let end = last.map_or(0, Found::end);
         if to > end {
             epoch::unpin(slot);
             return Err(end);
@@ -27,7 +28,11 @@ impl Words {
         if self.start() < to {
             self.start.fetch_max(to, Ordering::SeqCst);
         }
-        self.give_up_large(arena, slot, to);
+        let is_large = |last: Found| last.room() as usize > SHARED_MAX && last.end() == to;
+        if last.is_some_and(|last| is_large(last) && matches!(last.next(), Next::None)) {
+            // Nothing is left, but in a large chunk: it can go once an empty one follows. It stays if there is no memory.
+            let _ = self.append_chunk(arena, slot, &[]);
+        }
         let old = self.has_old(arena);
         epoch::unpin(slot);
         self.departures.ring_all();
@@ -35,15 +40,6 @@ impl Words {
             self.free_old(arena, slot);
         }
         Ok(())
-    }
-
-    /// If nothing is left, but in a large chunk, links an empty one, so that the large one can go. It
-    /// stays if there is no memory. The caller is pinned.
-    fn give_up_large(&self, arena: Arena, slot: &Slot, to: u64) {
-        let last = self.last(arena);
-        if last.is_some_and(|last| last.room() as usize > SHARED_MAX && last.end() == to) {
-            let _ = self.append_chunk(arena, slot, &[]);
-        }
     }
 
     /// True if there are chunks to free, by who is not pinned then. The caller is.
@@ -162,9 +158,7 @@ impl Words {
             let (field, next) = (&self.oldest, next.address as u64);
             let args = [address_of(field), old.address as u64, next];
             slot.intent.open(FREE, &args);
-            let freeing = &slot.watched.freeing;
-            freeing.store(old.address as u64, Ordering::SeqCst);
-            compiler_fence(Ordering::SeqCst);
+            block::about_to_free(slot, old.address as u64);
             // Release: what `next` says of itself. By invariant 3 nobody who looks finds the old one here.
             field.store(next, Ordering::Release);
             compiler_fence(Ordering::SeqCst);

@@ -336,11 +336,11 @@ impl Words {
         slot: &Slot,
         bytes: &[u8],
     ) -> Result<Option<u64>, Refusal> {
-        let (end, closed) = self.end(arena);
-        if closed {
+        let last = self.last(arena);
+        if self.is_over(arena, last) {
             return Err(Refusal::Closed);
         }
-        self.admit(end, bytes.len() as u64)?;
+        self.admit(last.map_or(0, Found::end), bytes.len() as u64)?;
         let size = self.block_size(arena, bytes.len());
         let layout = size.and_then(|size| Layout::from_size_align(size, 16).ok());
         let layout = layout.ok_or(Refusal::Alloc(AllocError::TooLarge))?;
@@ -356,11 +356,11 @@ impl Words {
             own.chunk.room.store(room as u64, Ordering::Relaxed);
             own.chunk.state.store(bytes.len() as u64, Ordering::Relaxed);
             copy(arena, bytes, own.data());
-            self.link(arena, slot, own, bytes.len() as u64)
+            self.link(arena, slot, own, bytes.len() as u64, last)
         });
         let block = slot.intent.arg(1);
         if !matches!(outcome, Ok(Some(_))) && block != 0 {
-            slot.watched.freeing.store(block, Ordering::SeqCst);
+            block::about_to_free(slot, block);
             slot.intent.set_arg(1, 0);
             let _ = block::free_named(arena, slot, block as usize);
         }
@@ -391,16 +391,17 @@ impl Words {
         Some(wanted.max(needed.next_power_of_two()))
     }
 
-    /// Links a chunk that is the caller's own, and filled; its position. The intent APPEND is open.
+    /// Links a chunk that is the caller's own, and filled; its position. `last` was the last one a while ago. The
+    /// intent APPEND is open.
     fn link(
         &self,
         arena: Arena,
         slot: &Slot,
         own: Found,
         len: u64,
+        mut last: Option<Found>,
     ) -> Result<Option<u64>, Refusal> {
         loop {
-            let last = self.last(arena);
             let (field, start) = match last {
                 None => (&self.oldest, 0),
                 Some(last) => (&last.chunk.next, last.start().saturating_add(last.seal())),
@@ -414,7 +415,7 @@ impl Words {
                 Ok(_) => return Ok(Some(start)),
                 Err(_) if self.is_over(arena, last) => return Err(Refusal::Closed),
                 Err(_) if len <= IN_PLACE_MAX as u64 => return Ok(None),
-                Err(_) => {}
+                Err(_) => last = self.last(arena),
             }
         }
     }

@@ -144,8 +144,7 @@ pub(crate) fn drop_block(arena: Arena, slot: &Slot, word: &AtomicU64, next: u64)
     let old = word.load(Ordering::Relaxed);
     let address = std::ptr::from_ref(word).addr() as u64;
     slot.intent.open(DROP, &[address, next, old]);
-    slot.watched.freeing.store(old, Ordering::SeqCst);
-    compiler_fence(Ordering::SeqCst);
+    block::about_to_free(slot, old);
     word.store(next, Ordering::Release);
     compiler_fence(Ordering::SeqCst);
     // A block that cannot be freed was none: there is nobody to tell.

@@ -149,13 +149,8 @@ impl<M: Mode> Edit<'_, M> {
             self.grow()?;
             return Ok(false);
         };
-        if self.found.is_some() {
-            let line = self.chunk.on_path(self.hash, place.distance);
-            line.slots[place.slot].value.store(value, Ordering::Release);
-        } else {
-            let (word, new) = lines::fill(self.chunk, self.hash, place, self.key, value);
-            word.store(new, Ordering::Release);
-        }
+        let entry = (self.key, value);
+        lines::put(self.chunk, self.hash, place, entry, self.found.is_some());
         Ok(true)
     }
 

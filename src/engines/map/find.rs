@@ -4,10 +4,11 @@
 //! `protocol::moving`.
 
 use super::Mode;
+use super::at_once::find_at_once;
 use super::table::{Guess, Near, Table};
 use crate::layout::arena::Arena;
 use crate::primitive::Ordering;
-use crate::protocol::lines::{self, Said, live};
+use crate::protocol::lines::{self, live};
 use crate::protocol::moving;
 
 /// The value's word of the entry of a key of which `is_it` holds. The caller is pinned since before it
@@ -25,30 +26,6 @@ pub(crate) fn find(
         Some(found) => found,
         None => find_further(arena, root, (seed, hash, key), of, is_it),
     }
-}
-
-/// What there is for the key, if the table is the one that was meant and the search ends in the line where it begins:
-/// so it is most of the time. `None` if it takes more than that to tell.
-#[inline]
-fn find_at_once(
-    arena: Arena,
-    root: u64,
-    near: Near,
-    (seed, key): ([u64; 2], u64),
-    is_it: impl Fn(u64) -> bool,
-) -> Option<Option<u64>> {
-    let (header, line) = near.line(arena, root, seed)?;
-    // Before the search and behind it: see `moving::follow`.
-    let is_last = || header.successor.load(Ordering::SeqCst) == 0;
-    if !is_last() {
-        return None;
-    }
-    let found = match lines::ask(line, key, is_it) {
-        Said::Value(value) => Some(value),
-        Said::Nothing => None,
-        Said::GoesOn | Said::Changed => return None,
-    };
-    is_last().then_some(found)
 }
 
 #[inline(never)]

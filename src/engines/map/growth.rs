@@ -167,16 +167,21 @@ fn copy_all<M: Mode>(
     let chunk = table.chunk(index);
     let seed = table.seed();
     // A lock for many entries: there are two chunks that they can go to, or one.
+    let mut all_new = true;
     for target in targets(table, index, successor) {
         edit::lock(arena, slot, successor.state(target));
-        successor.ready(target);
+        all_new &= successor.ready(target);
     }
     let mut left = false;
     lines::entries(chunk, |key, value| {
         let hash = M::hash_of(seed, key);
         let target = successor.index(hash);
-        let added = || add_to::<M>(successor.chunk(target), hash, key, value);
-        left |= successor.is_done(target) || !added();
+        let to = successor.chunk(target);
+        left |= if all_new {
+            !lines::add_new(to, hash, key, value)
+        } else {
+            successor.is_done(target) || !add_to::<M>(to, hash, key, value)
+        };
         Ok::<(), AllocError>(())
     })?;
     for target in targets(table, index, successor) {

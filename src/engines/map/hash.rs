@@ -43,9 +43,23 @@ pub(crate) fn folded(seed: [u64; 2], bytes: &[u8]) -> u64 {
     fold(fold(state ^ end, seed[1] ^ B) ^ A, seed[0] ^ B)
 }
 
-/// SipHash-1-3 of a key's bytes.
-#[inline]
+/// SipHash-1-3 of a key's bytes. That of a word becomes part of the caller: until the hash is there, nothing is asked of
+/// memory, and an operation less far away is begun in the meantime.
+#[inline(always)]
 pub(crate) fn sip(seed: [u64; 2], bytes: &[u8]) -> u64 {
+    match <&[u8; 8]>::try_from(bytes) {
+        Ok(word) => sip_of(seed, word),
+        Err(_) => sip_of_many(seed, bytes),
+    }
+}
+
+#[inline(never)]
+fn sip_of_many(seed: [u64; 2], bytes: &[u8]) -> u64 {
+    sip_of(seed, bytes)
+}
+
+#[inline(always)]
+fn sip_of(seed: [u64; 2], bytes: &[u8]) -> u64 {
     let mut v = [
         seed[0] ^ 0x736f_6d65_7073_6575,
         seed[1] ^ 0x646f_7261_6e64_6f6d,
@@ -68,14 +82,14 @@ pub(crate) fn sip(seed: [u64; 2], bytes: &[u8]) -> u64 {
     v[0] ^ v[1] ^ v[2] ^ v[3]
 }
 
-#[inline]
+#[inline(always)]
 fn compress(v: &mut [u64; 4], word: u64) {
     v[3] ^= word;
     round(v);
     v[0] ^= word;
 }
 
-#[inline]
+#[inline(always)]
 fn round(v: &mut [u64; 4]) {
     v[0] = v[0].wrapping_add(v[1]);
     v[2] = v[2].wrapping_add(v[3]);

@@ -23,6 +23,7 @@
 //! | module   | what |
 //! |----------|------|
 //! | `table`  | where things lie |
+//! | `at_once` | what mostly happens, in few instructions |
 //! | `find`   | look-ups, and what there is in all |
 //! | `edit`   | insert, replace, remove |
 //! | `growth` | tables and their successors |
@@ -42,6 +43,7 @@
 //!    before had.
 //! 5. Locks are taken along the chain of successors, and in a table by index.
 
+mod at_once;
 mod edit;
 mod find;
 mod growth;
@@ -63,6 +65,7 @@ use crate::primitive::Ordering;
 use crate::protocol::lines::{self, SLOTS};
 use crate::protocol::moving::RAW;
 
+pub(crate) use self::at_once::put_at_once;
 pub(crate) use self::edit::{Edit, Put, edit};
 pub(crate) use self::find::{Entries, Entry, find};
 pub(crate) use self::hash::{folded, seed, sip};

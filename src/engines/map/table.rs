@@ -296,23 +296,56 @@ pub(crate) struct Near {
 }
 
 impl Near {
-    /// The header of the table that `root` names, and the line in it where the search begins; `None` unless it is the
-    /// table that was meant, with that seed. Of the table no more is believed than that both are in the pool.
+    /// True for what is nowhere.
     #[inline]
-    pub(super) fn line(
+    pub(crate) fn is_none(self) -> bool {
+        self.place == 0
+    }
+
+    /// The header of the table that `root` names; `None` unless it is the table that was meant, with that seed. No more of
+    /// it is believed.
+    #[inline]
+    pub(super) fn header(self, arena: Arena, root: u64, seed: [u64; 2]) -> Option<&'static Header> {
+        let header = Header::at(arena, root as usize)?;
+        let place = header.place.load(Ordering::Relaxed);
+        (place == self.place && !self.is_none() && header.seed() == seed).then_some(header)
+    }
+
+    /// The line where the search begins, if it is in the pool.
+    #[inline]
+    pub(super) fn line(self, arena: Arena) -> Option<&'static Line> {
+        let fits = arena.room_at(self.line) >= size_of::<Line>();
+        // SAFETY: in committed data of the pool, aligned as `place` is and lines are; it consists of atomics.
+        fits.then(|| unsafe { &*std::ptr::with_exposed_provenance(self.line) })
+    }
+
+    /// The line's chunk, its state and the line, if they are in the pool.
+    #[inline]
+    pub(super) fn chunk(
         self,
         arena: Arena,
-        root: u64,
-        seed: [u64; 2],
-    ) -> Option<(&'static Header, &'static Line)> {
-        let header = Header::at(arena, root as usize)?;
-        let is_it = header.place.load(Ordering::Relaxed) == self.place
-            && header.seed() == seed
-            && self.place != 0
-            && arena.room_at(self.line) >= size_of::<Line>();
-        // SAFETY: in committed data of the pool, aligned as `place` is and lines are; it consists of atomics.
-        let line = || unsafe { &*std::ptr::with_exposed_provenance(self.line) };
-        is_it.then(|| (header, line()))
+        header: &'static Header,
+        hash: u64,
+    ) -> Option<(&'static State, Chunk<'static>, &'static Line)> {
+        const BYTES: usize = MOST_LINES * size_of::<Line>();
+        let (first, _) = taken_apart(self.place);
+        let index = self.line.wrapping_sub(first) / BYTES;
+        let chunk = first.wrapping_add(index * BYTES);
+        let states = std::ptr::from_ref(header).wrapping_add(1).cast::<State>();
+        let state = states.wrapping_add(index);
+        let fits = header.lines_log.load(Ordering::Relaxed) == u64::from(MOST_LINES_LOG)
+            && arena.room_at(chunk) >= BYTES
+            && state.wrapping_add(1).addr() <= chunk;
+        let lines = std::ptr::with_exposed_provenance::<Line>(chunk);
+        // SAFETY: the chunk is in committed data, and so is what is between the header and it; aligned as the header and
+        // `place` are; atomics only.
+        let both = || unsafe { (&*state, std::slice::from_raw_parts(lines, MOST_LINES)) };
+        let (state, lines) = fits.then(both)?;
+        Some((
+            state,
+            Chunk(lines),
+            &lines[hash as usize & (MOST_LINES - 1)],
+        ))
     }
 }
 
@@ -388,7 +421,9 @@ impl Table {
         let flat = if kind.flat { FLAT } else { 0 };
         header.kind.store(stacked | flat, Ordering::Relaxed);
         if ready {
-            (0..shape.chunks()).for_each(|index| table.ready(index));
+            (0..shape.chunks()).for_each(|index| {
+                table.ready(index);
+            });
         }
     }
 
@@ -453,9 +488,9 @@ impl Table {
         unsafe { &*first.cast::<State>().wrapping_add(index) }
     }
 
-    /// Makes lines of a raw chunk's. The caller keeps all others from it.
-    pub(super) fn ready(self, index: usize) {
-        moving::ready(&self.state(index).word, self.chunk(index));
+    /// Makes lines of a raw chunk's; true if it was one. The caller keeps all others from it.
+    pub(super) fn ready(self, index: usize) -> bool {
+        moving::ready(&self.state(index).word, self.chunk(index))
     }
 
     /// True if the chunk's keys are in the successor.
