@@ -222,7 +222,7 @@ impl Hints {
         [word(0), word(1)]
     }
 
-    /// Asks for the line where the search for a key begins; where that is.
+    /// Asks for the line where the search for a key begins, and for the next; where that is.
     #[inline]
     pub(crate) fn fetch(&self, hash: u64) -> Near {
         let place = self.place.load(Ordering::Relaxed);
@@ -237,7 +237,9 @@ impl Hints {
         };
         let number = shape.index(hash) << MOST_LINES_LOG | hash as usize & (MOST_LINES - 1);
         let line = first.wrapping_add(number * size_of::<Line>());
+        // One search of six goes on to the next line, and where it does cannot be foretold.
         fetch(line);
+        fetch(line.wrapping_add(size_of::<Line>()));
         Near { place, line }
     }
 
