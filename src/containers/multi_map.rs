@@ -40,7 +40,7 @@ pub struct MultiMap<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher = SipHash1
     raw: Raw<K, V, S, true>,
 }
 
-// SAFETY: one atomic word, listed at its place; no drop glue.
+// SAFETY: an atomic word, listed at its place, and atomic hints; no drop glue.
 unsafe impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> ShmSafe for MultiMap<K, V, S> {
     const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>(
         "MultiMap",

@@ -230,6 +230,10 @@ fn histories_of<V: ShmSafe + Unpin + Copy>(hold: fn(u64) -> V, of: fn(&V) -> u64
     while histories.go_on() {
         let pool = *histories.pool;
         let map = pool.create(HashMap::<u64, V>::new()).unwrap();
+        // A chunk that gets longer, one that becomes two, or several.
+        for other in 0..[0, 80, 120][histories.seed as usize % 3] {
+            map.insert(&(1 << 63 | other), hold(0)).unwrap();
+        }
         let events = histories.record(&[SET, GET, REMOVE, ADD], |round, kind, value| {
             let key = round as u64;
             // Others in the same chunk, so that the table is on the move all the time.

@@ -70,7 +70,7 @@ pub struct HashMap<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher = SipHash13
     raw: Raw<K, V, S, false>,
 }
 
-// SAFETY: one atomic word, listed at its place; no drop glue.
+// SAFETY: an atomic word, listed at its place, and atomic hints; no drop glue.
 unsafe impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> ShmSafe for HashMap<K, V, S> {
     const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>(
         "HashMap",
