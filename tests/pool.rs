@@ -74,7 +74,9 @@ const CASES: &[common::Named] = table! {
     damaged_maps:
         a_chain_of_tables_has_an_end
         what_has_moved_away_is_not_looked_at
+        hints_are_not_believed
         tables_of_impossible_shapes
+        parts_that_are_nowhere
         a_table_behind_its_chunks;
     damaged_words:
         a_table_full_of_empty_claims

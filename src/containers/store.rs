@@ -64,7 +64,7 @@ const ATTEMPTS: u32 = 64;
 
 /// Tries to store `value`: once more, with what came back, if there was no room, and again as long as
 /// an attempt leaves something to be freed, up to [`ATTEMPTS`]. `attempt` pins itself, and its pin has
-/// ended by then: so what it has held back can go, above all a table that a map has outgrown by this
+/// ended by then: so what it has held back can go, above all a table of a map's that has moved by this
 /// very attempt.
 #[inline]
 pub(super) fn with_room<T, R>(

@@ -172,7 +172,7 @@ pub(crate) fn resolve(arena: Arena, slot: &Slot, owner: Tag) {
     };
     if happened {
         if old_block != 0 {
-            limbo::retire_once(arena, slot, old_block);
+            limbo::retire_once(arena, slot, old_block, 0);
         }
     } else if new_block != 0 {
         block::release_for(arena, owner, new_block as usize);

@@ -26,7 +26,7 @@
 //! 1. A list is touched by its slot's thread, or by who holds the life word.
 //! 2. The first word of a block is never 0 again once it was noted or retired.
 //! 3. The tail is 0, or in the list. It becomes 0 before the last block leaves.
-//! 4. An intent retires one block at most, and nothing is collected under it: so whether it did is
+//! 4. An intent retires one block at a time, and nothing is collected under it: so whether it did is
 //!    told by the list's last block.
 //!
 //! A list outlives its thread: it stays in the slot for the slot's next one, and anybody may
@@ -131,9 +131,9 @@ pub(crate) fn retire(arena: Arena, slot: &Slot, block: u64, added: usize) {
 }
 
 /// The same for a dead thread, which may have done it itself.
-pub(crate) fn retire_once(arena: Arena, slot: &Slot, block: u64) {
+pub(crate) fn retire_once(arena: Arena, slot: &Slot, block: u64, added: usize) {
     if last(arena, &slot.limbo) != block {
-        retire(arena, slot, block, 0);
+        retire(arena, slot, block, added);
     }
 }
 

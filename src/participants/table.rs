@@ -486,10 +486,18 @@ impl Arena {
     /// How many bytes of the pool's slices lie behind an address, itself included.
     #[inline]
     pub(crate) fn room_at(self, address: usize) -> usize {
-        // The watermark alone: see `slice_of`. A number too large is an address before the first slice.
-        let bytes =
-            (self.header().watermarks.slices.load(Ordering::Acquire) as usize) << SLICE_SHIFT;
-        bytes.saturating_sub(address.wrapping_sub(self.slice_address(0)))
+        self.room().at(address)
+    }
+
+    /// Where the pool's slices are, for who asks for more than one address.
+    #[inline]
+    pub(crate) fn room(self) -> Room {
+        // The watermark alone: see `slice_of`.
+        let slices = self.header().watermarks.slices.load(Ordering::Acquire) as usize;
+        Room {
+            first: self.slice_address(0),
+            bytes: slices << SLICE_SHIFT,
+        }
     }
 
     /// The low half of a 64-bit word, which is what the kernel can sleep on.
@@ -499,5 +507,27 @@ impl Arena {
         // SAFETY: the low half of an aligned 64-bit word is an aligned 32-bit word of the same
         // lifetime; it is only handed to the kernel and loaded, never stored through.
         unsafe { &*std::ptr::from_ref(word).cast::<AtomicU32>() }
+    }
+}
+
+/// The pool's slices, as many as there were at a moment.
+#[derive(Clone, Copy)]
+pub(crate) struct Room {
+    first: usize,
+    bytes: usize,
+}
+
+impl Room {
+    /// How many bytes of them lie behind an address, itself included.
+    #[inline]
+    pub(crate) fn at(self, address: usize) -> usize {
+        // A number too large is an address before the first slice.
+        self.bytes.saturating_sub(address.wrapping_sub(self.first))
+    }
+
+    /// True if an address is in one of them: and with it all that is there, if that is aligned to its size, or to more.
+    #[inline]
+    pub(crate) fn contains(self, address: usize) -> bool {
+        address.wrapping_sub(self.first) < self.bytes
     }
 }

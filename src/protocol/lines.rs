@@ -30,6 +30,9 @@
 //! | the lines before count one more | counts that are too high | looks go further than they need |
 //! | the slot is filled | bytes of nobody | the next one fills it |
 //! | the line's word | the entry | nothing is left to do |
+//!
+//! An entry stays where it was put until it is removed, with one exception: a chunk that half of the entries leave
+//! ([`Rest`]) brings those that stay to where their searches begin. It is there before it is no more where it was.
 
 use crate::primitive::{AtomicU64, Ordering};
 
@@ -42,8 +45,10 @@ const PASSED: u64 = 0x1ff << PASSED_SHIFT;
 const ONE_PASSED: u64 = 1 << PASSED_SHIFT;
 const ONE_VERSION: u64 = 1 << 12;
 
-/// More lines than a chunk can have so that what passes one of them can be counted.
-pub const TOO_MANY: usize = (PASSED >> PASSED_SHIFT) as usize / SLOTS;
+/// No chunk has more lines: what passes one of them can be counted.
+pub const MOST_LINES: usize = 32;
+
+const _: () = assert!(MOST_LINES * SLOTS < (PASSED >> PASSED_SHIFT) as usize);
 
 #[repr(C)]
 pub struct Slot {
@@ -177,10 +182,23 @@ pub fn ask(line: &Line, key: u64, is_it: impl Fn(u64) -> bool) -> Said {
 
 /// The value's word of the entry of a key of which `is_it` holds.
 ///
-/// A key's place in a chunk changes only by being removed and inserted again, so one walk finds it
-/// or a moment at which it was not there.
+/// A key's place in a chunk changes by being removed and inserted again, so one walk finds it or a moment at which it
+/// was not there. Or it is brought to the line where its search begins before it is taken from where it was (`Rest`): who
+/// has looked there before and here after finds that the former has changed, and begins anew.
 #[inline]
 pub fn search(chunk: Chunk, hash: u64, key: u64, is_it: &impl Fn(u64) -> bool) -> Option<u64> {
+    let first = chunk.on_path(hash, 0);
+    loop {
+        let before = first.word.load(Ordering::SeqCst);
+        let found = walk(chunk, hash, key, is_it);
+        if found.is_some() || !is_passed(before) || first.word.load(Ordering::SeqCst) == before {
+            return found;
+        }
+    }
+}
+
+#[inline]
+fn walk(chunk: Chunk, hash: u64, key: u64, is_it: &impl Fn(u64) -> bool) -> Option<u64> {
     for line in chunk.path(hash) {
         loop {
             match ask(line, key, is_it) {
@@ -267,7 +285,7 @@ pub fn put(chunk: Chunk, hash: u64, place: Place, (key, value): (u64, u64), is_t
 
 /// Gives a key such a value if its search ends in the line where it begins, and if `may` agrees to the value that it has, which
 /// is given back. Who keeps all others from the chunk.
-#[inline]
+#[inline(always)]
 pub fn put_first(
     line: &Line,
     (key, value): (u64, u64),
@@ -315,6 +333,114 @@ fn add_at(chunk: Chunk, hash: u64, place: Option<Place>, key: u64, value: u64) -
     };
     put(chunk, hash, place, (key, value), false);
     true
+}
+
+/// Makes lines without entries of memory that may hold anything. Nobody looks at it yet.
+pub fn clear(chunk: Chunk) {
+    for line in chunk.0 {
+        // New memory is zeros, and who reads it first gets more of it at a page fault.
+        if line.word.load(Ordering::Relaxed) != 0 {
+            line.word.store(0, Ordering::Relaxed);
+        }
+    }
+}
+
+/// What is left of a chunk once some of its entries are elsewhere.
+pub struct Rest {
+    /// What the lines' words are then, without the version.
+    words: [u64; MOST_LINES],
+    /// Where the searches for the entries begin that stay.
+    firsts: [[u8; SLOTS]; MOST_LINES],
+}
+
+impl Rest {
+    /// Asks for the hash of each entry, and whether it stays. Who keeps all others from the chunk.
+    pub fn of<E>(
+        chunk: Chunk,
+        mut stays: impl FnMut(u64, u64) -> Result<(u64, bool), E>,
+    ) -> Result<Rest, E> {
+        let mut rest = Rest {
+            words: [0; MOST_LINES],
+            firsts: [[0; SLOTS]; MOST_LINES],
+        };
+        let last = chunk.0.len() - 1;
+        for (at, line) in chunk.0.iter().enumerate() {
+            for i in each(line.word.load(Ordering::Relaxed) & LIVE) {
+                let key = line.slots[i].key.load(Ordering::Relaxed);
+                let (hash, stays) = stays(key, line.slots[i].value.load(Ordering::Relaxed))?;
+                if !stays {
+                    continue;
+                }
+                let first = hash as usize & last;
+                rest.firsts[at][i] = first as u8;
+                rest.words[at] |= 1 << i;
+                for before in 0..at.wrapping_sub(first) & last {
+                    rest.words[(first + before) & last] += ONE_PASSED;
+                }
+            }
+        }
+        Ok(rest)
+    }
+
+    /// Takes the others out of the chunk, a line at a time, and then brings each that stays to the line where the
+    /// search for it begins, if there is room now. Who keeps all others from the chunk, and has since it was asked.
+    ///
+    /// | killed | after it leaves |
+    /// |--------|-----------------|
+    /// | between two lines | some of those that are elsewhere |
+    /// | an entry is where its search begins | the entry twice, the other one [a copy](is_copy) |
+    /// | it is taken from where it was | counts that are too high |
+    ///
+    /// All of which the same done once more takes away.
+    pub fn leave(&self, chunk: Chunk) {
+        for (line, rest) in chunk.0.iter().zip(self.words) {
+            let word = line.word.load(Ordering::Relaxed);
+            if word & (LIVE | PASSED) != rest {
+                let new = (word & !(LIVE | PASSED)).wrapping_add(ONE_VERSION) | rest;
+                line.word.store(new, Ordering::Release);
+            }
+        }
+        for (at, line) in chunk.0.iter().enumerate() {
+            for i in each(self.words[at] & LIVE) {
+                let first = self.firsts[at][i] as usize;
+                if first != at {
+                    bring(chunk, (at, i), first, line);
+                }
+            }
+        }
+    }
+}
+
+/// Brings an entry to the line where the search for it begins, if there is room.
+fn bring(chunk: Chunk, (at, i): (usize, usize), first: usize, line: &Line) {
+    let (slot, to) = (&line.slots[i], &chunk.0[first]);
+    let entry = (
+        slot.key.load(Ordering::Relaxed),
+        slot.value.load(Ordering::Relaxed),
+    );
+    if !is_copy(chunk, at, first as u64, entry) {
+        let Some(free) = vacant(to.word.load(Ordering::Relaxed)) else {
+            return;
+        };
+        let new = fill_slot(to, free, entry.0, entry.1);
+        to.word.store(new, Ordering::Release);
+    }
+    let new = turned(line.word.load(Ordering::Relaxed), i);
+    line.word.store(new, Ordering::Release);
+    unpass(
+        chunk,
+        first as u64,
+        at.wrapping_sub(first) & (chunk.0.len() - 1),
+    );
+}
+
+/// True if the entry in that line is also in the line where the search for it begins: see [`Rest::leave`].
+pub fn is_copy(chunk: Chunk, at: usize, hash: u64, (key, value): (u64, u64)) -> bool {
+    let first = chunk.on_path(hash, 0);
+    let word = first.word.load(Ordering::Acquire);
+    !std::ptr::eq(first, &chunk.0[at])
+        && each(with_key(first, word, key))
+            .any(|i| first.slots[i].value.load(Ordering::Acquire) == value)
 }
 
 /// Calls `f` with the words of each entry. Who keeps all others from the chunk.

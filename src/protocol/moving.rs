@@ -1,15 +1,15 @@
 //! A hash map's entries move from a table to its successor, a chunk at a time, by whoever comes by.
 //!
-//! Entries move by being copied to where they are to be. They count where they were until all are
-//! copied and one store says so. Nobody looks for them in the new place before that, and nobody changes
+//! Entries move by being copied to where they are to be, unless they are there, as a successor has its predecessor's
+//! chunk, too. They count where they were until all are copied and one store says so. Nobody looks for them in the new place before that, and nobody changes
 //! them in the old one. So who is killed halfway leaves copies that nobody sees, and who goes on leaves
 //! out what is there already.
 //!
 //! | a chunk's state | meaning |
 //! |-----------------|---------|
-//! | RAW   | nobody has written to the chunk's lines, and nobody reads them |
+//! | RAW   | nobody has written to the chunk's lines, and nobody reads them; or they are the ones of the table before, and have entries that do not belong here |
 //! | READY | they are lines |
-//! | DONE  | its keys are in the successor; what is in the lines is nobody's concern |
+//! | DONE  | its keys are in the successor; what is in the lines is nobody's concern, or the successor's |
 //!
 //! A table has a successor from one store on. Before that its keys are changed under their chunk's lock;
 //! after that they are moved first, under the same lock. So who has locked a chunk looks once more
@@ -19,10 +19,9 @@
 //! |------|------------------------|----------|
 //! | the chunk to move to has lines | RAW, or READY | made anew, or used |
 //! | an entry is copied | two entries, of which the old one counts | the next one finds it copied |
-//! | the chunk is DONE | nothing is left to do | |
+//! | the chunk is DONE | nothing is left to do; or the chunk is RAW in the successor | who has its lock there next makes it ready |
 
 use crate::primitive::{AtomicU64, Ordering};
-use crate::protocol::lines::Chunk;
 
 pub const RAW: u64 = 0;
 pub const READY: u64 = 1;
@@ -50,16 +49,11 @@ pub fn follow<T: Copy>(
     }
 }
 
-/// Makes lines of a raw chunk's; true if it was one. Who keeps all others from it.
-pub fn ready(state: &AtomicU64, chunk: Chunk) -> bool {
+/// Has `make` make lines of a raw chunk's; true if it was one. Who keeps all others from it.
+pub fn ready(state: &AtomicU64, make: impl FnOnce()) -> bool {
     let is_raw = state.load(Ordering::Relaxed) == RAW;
     if is_raw {
-        for line in chunk.0 {
-            // New memory is zeros, and who reads it first gets more of it at a page fault.
-            if line.word.load(Ordering::Relaxed) != 0 {
-                line.word.store(0, Ordering::Relaxed);
-            }
-        }
+        make();
         // Release: behind the lines, should the caller die.
         state.store(READY, Ordering::Release);
     }
@@ -72,19 +66,13 @@ pub fn is_done(state: &AtomicU64) -> bool {
     state.load(Ordering::SeqCst) == DONE
 }
 
-/// Moves a chunk unless it is done, of a table that has a successor: `copy` brings its entries to where
+/// Moves a ready chunk unless it is done, of a table that has a successor: `copy` brings its entries to where
 /// they are to be, unless they are there. On an error they count where they were. Who keeps all others
 /// from the chunk.
-pub fn hand_over<E>(
-    state: &AtomicU64,
-    chunk: Chunk,
-    copy: impl FnOnce() -> Result<(), E>,
-) -> Result<(), E> {
+pub fn hand_over<E>(state: &AtomicU64, copy: impl FnOnce() -> Result<(), E>) -> Result<(), E> {
     if is_done(state) {
         return Ok(());
     }
-    // If nothing was moved here yet, nothing will be: it goes past.
-    ready(state, chunk);
     copy()?;
     // SeqCst: who sees it sees the copies, and nobody changes one who has not seen it.
     state.store(DONE, Ordering::SeqCst);

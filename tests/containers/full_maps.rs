@@ -40,25 +40,32 @@ fn fill(pool: Pool) {
     }
 }
 
-/// A full pool with a map that is moving to a larger table: the change that finds the last of it moved
+/// A full pool with a map that is moving to a smaller table: the change that finds the last of it moved
 /// gives the old table back, and then has room for itself. (In between all that is in limbo is
 /// freed, and taken: so no change can live on what another one left.)
 pub fn lives_on_what_it_outgrows<M: ShmSafe>(
     empty: M,
     insert: impl Fn(&M, u64),
+    remove: impl Fn(&M, u64),
     change: impl Fn(&M, u64) -> Result<(), ChangeError>,
 ) {
     let pool = TestPool::with(|builder| builder.initial_size(2 << 20).max_size(2 << 20));
     let map = pool.create(empty).ok().unwrap();
-    let mut new = 0;
-    loop {
+    // No node or small table is as large as half a table of 64 chunks, which is slices that go back to the pool.
+    let gets_a_table = |change: &dyn Fn()| {
         let before = allocated(*pool);
-        insert(&map, new);
+        change();
+        allocated(*pool) > before + (64 << 10)
+    };
+    let mut new = 0;
+    while !gets_a_table(&|| insert(&map, new)) {
         new += 1;
-        // More than any block but the table that comes after one of 16 chunks.
-        if allocated(*pool) > before + (60 << 10) {
-            break;
-        }
+    }
+    // It has to move before it can shrink.
+    (0..100).for_each(|_| insert(&map, 3));
+    while !gets_a_table(&|| remove(&map, new)) {
+        new -= 1;
+        assert!(new > 3, "it shrinks before it is empty");
     }
     let mut refused = 0;
     loop {
@@ -123,6 +130,7 @@ pub fn changes_live_on_what_they_outgrow() {
     ];
     for change in changes {
         let insert = |map: &Map, key| drop(map.insert(&key, [0; 8]).unwrap());
-        lives_on_what_it_outgrows(Map::new(), insert, change);
+        let remove = |map: &Map, key| drop(map.remove(&key));
+        lives_on_what_it_outgrows(Map::new(), insert, remove, change);
     }
 }

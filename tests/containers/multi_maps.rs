@@ -144,7 +144,8 @@ pub fn pushes_live_on_what_they_outgrow() {
     ];
     for change in changes {
         let push = |map: &Map, key| map.push(&key, [0; 8]).unwrap();
-        lives_on_what_it_outgrows(Map::new(), push, change);
+        let pop = |map: &Map, key| drop(map.pop(&key));
+        lives_on_what_it_outgrows(Map::new(), push, pop, change);
     }
 }
 

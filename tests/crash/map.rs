@@ -2,6 +2,7 @@
 
 use std::alloc::Layout;
 use std::fmt::Debug;
+use std::ops::RangeInclusive;
 use std::ptr::NonNull;
 
 use shmkit::{HashMap, Pool, ShmSafe};
@@ -71,22 +72,64 @@ impl<V: Held> Bench<V> {
         }
     }
 
-    /// A full pool, with a map of whose table one chunk is left to be moved: whoever moves that and changes
-    /// something next gives that table back.
+    /// A map that has been given another table by its last change: a larger one, of chunks that are as many again.
+    fn moving(chunks: usize) -> Self {
+        let mut bench = Self::new(0);
+        bench.open();
+        while !bench.gets_a_table(chunks, |map, new| {
+            drop(map.insert(&new, V::of(new)).expect("room"))
+        }) {
+            bench.new += 1;
+        }
+        bench.new += 1;
+        bench.pool().recover();
+        bench.map.close();
+        bench
+    }
+
+    /// A map of several chunks that has been given a smaller table by a removal, to which some chunks have moved.
+    fn shrinking() -> Self {
+        let mut bench = Self::moving(4);
+        bench.open();
+        // It has to move before it can shrink.
+        (0..8).for_each(|_| drop(bench.map.insert(&0, V::of(0)).expect("room")));
+        while !bench.gets_a_table(4, |map, new| drop(map.remove(&new))) {
+            bench.new -= 1;
+        }
+        for key in 0..2 {
+            bench.map.insert(&key, V::of(key)).expect("room");
+        }
+        bench.pool().recover();
+        bench.map.close();
+        bench
+    }
+
+    /// Makes the change that is about the next key. True if a table with so many own chunks came of it: no node is as
+    /// large, and none of the smaller tables.
+    fn gets_a_table(&self, chunks: usize, change: impl Fn(&Map<V>, u64)) -> bool {
+        // What goes at the same time would hide it.
+        self.pool().recover();
+        let before = self.pool().stats().allocated;
+        change(&self.map, self.new);
+        self.pool().stats().allocated > before + (chunks << 11)
+    }
+
+    /// A full pool, with a map that shrinks, of whose table one chunk is left to be moved: whoever moves that and changes
+    /// something next gives that table back, part of which is slices that go back to the pool.
     fn outgrown() -> Self {
-        const CHUNKS: u64 = 16;
+        const CHUNKS: usize = 64;
         let mut bench = Self::in_pool(0, 2 << 20);
         bench.open();
         let pool = bench.pool();
-        loop {
-            let before = pool.stats().allocated;
-            let inserted = bench.map.insert(&bench.new, V::of(bench.new));
-            inserted.expect("room");
+        while !bench.gets_a_table(CHUNKS / 2, |map, new| {
+            drop(map.insert(&new, V::of(new)).expect("room"))
+        }) {
             bench.new += 1;
-            // No block but the table after the one of that many is as large.
-            if pool.stats().allocated > before + (60 << 10) {
-                break;
-            }
+        }
+        // It has to move before it can shrink.
+        (0..CHUNKS).for_each(|_| drop(bench.map.insert(&0, V::of(0)).expect("room")));
+        while !bench.gets_a_table(CHUNKS / 2, |map, new| drop(map.remove(&new))) {
+            bench.new -= 1;
         }
         pool.recover();
         for size in [256 << 10, 16 << 10, 4096, 1024, 256, 96, 48, 40, 16] {
@@ -94,11 +137,13 @@ impl<V: Held> Bench<V> {
             let blocks = std::iter::from_fn(|| pool.allocate(layout).ok());
             bench.ballast.extend(blocks.map(NonNull::cast::<u8>));
         }
-        // Each of them tries twice, and moves a chunk each time. One is moved already.
+        // Each of them tries twice, and moves a chunk each time.
         for _ in 1..CHUNKS / 2 {
             let refused = bench.map.insert(&bench.new, V::of(bench.new));
             refused.expect_err("the pool is full");
         }
+        // One more, of two.
+        assert!(bench.map.remove(&bench.new).is_none());
         bench.map.close();
         bench
     }
@@ -215,22 +260,55 @@ fn added<V: Held>(name: &str, keys: u64) -> Case<Bench<V>> {
             bench.map.insert(&key, V::of(key)).expect("room");
         }
     })
-    .verify(move |bench, crash| {
-        let done = bench.check(crash)?;
-        let len = bench.map.len() as u64;
-        ensure((keys..=end).contains(&len) && (len == end || !done), || {
-            format!("{len} entries")
-        })?;
-        // The last one is there, and the one after it is not. Also once what the victim has begun to move has moved.
-        for _ in 0..2 {
-            let last = bench.holds(len, len - 1)?;
-            ensure(last == Some(V::of(len - 1)), || format!("{last:?}"))?;
-            for key in 0..len {
+    .verify(move |bench, crash| all_of_the_first(bench, crash, keys..=end))
+}
+
+/// Keys are added to a map of several chunks that is moving to a larger table. Or it is destroyed as the victim has left it.
+fn added_while_moving<V: Held>(name: &str, is_destroyed: bool) -> Case<Bench<V>> {
+    in_pool::case(format!("{}/{name}", V::NAME), || Bench::<V>::moving(4))
+        .attach(|bench| {
+            bench.open();
+            bench.map.insert(&0, V::of(0)).expect("room");
+            bench.pool().recover();
+        })
+        .operation(|bench| {
+            for key in bench.new..bench.new + 4 {
                 bench.map.insert(&key, V::of(key)).expect("room");
             }
+            progress(1);
+        })
+        .survivor(Bench::open)
+        .verify(move |bench, crash| {
+            if is_destroyed {
+                bench.check(crash)?;
+                return bench.map.ends();
+            }
+            let new = bench.new;
+            all_of_the_first(bench, crash, new..=new + 4)
+        })
+}
+
+/// Keys from 0 on are there, as many as there may be.
+fn all_of_the_first<V: Held>(
+    bench: &mut Bench<V>,
+    crash: &Crash,
+    may: RangeInclusive<u64>,
+) -> Result<(), String> {
+    let done = bench.check(crash)?;
+    let len = bench.map.len() as u64;
+    ensure(may.contains(&len) && (len == *may.end() || !done), || {
+        format!("{len} entries")
+    })?;
+    // The last one is there, and the one after it is not. Also once what the victim has begun to move has moved.
+    for _ in 0..2 {
+        let last = bench.holds(len, len - 1)?;
+        ensure(last == Some(V::of(len - 1)), || format!("{last:?}"))?;
+        for key in 0..len {
+            bench.map.insert(&key, V::of(key + 1)).expect("room");
+            bench.map.insert(&key, V::of(key)).expect("room");
         }
-        bench.ends()
-    })
+    }
+    bench.ends()
 }
 
 /// An insertion that finds no room, moves the last chunk, gives the old table back, and has room once
@@ -334,6 +412,8 @@ fn cases_of<V: Held>(suite: &mut Suite) {
     // A chunk of 48 that is full is moved to one that is twice as long, one of 96 to two.
     suite.run(added::<V>("grow", 47));
     suite.run(added::<V>("split", 95));
+    suite.run(added_while_moving::<V>("split many", false));
+    suite.run(added_while_moving::<V>("split many, and go", true));
     // Among several chunks, where a look finds at once what it mostly finds.
     suite.run(added::<V>("insert among many", 200));
     suite.run(about(
@@ -360,49 +440,64 @@ fn cases_of<V: Held>(suite: &mut Suite) {
     if !V::FLAT {
         suite.run(outgrown::<V>());
     }
-    // The one chunk gets empty.
-    suite.run(
-        case("shrink", 0, |bench: &mut Bench<V>| {
-            for key in 0..60 {
-                bench.map.remove(&key);
-            }
-            for _ in 0..3 {
-                bench.map.insert(&9, V::of(77)).expect("room");
-            }
-        })
+    suite.run(shrink::<V>("shrink", 60, 3));
+    // All of a table's parts go.
+    suite.run(shrink::<V>("shrink many", 200, 8));
+    suite.run(destroy::<V>("destroy", || Bench::new(60)));
+    suite.run(destroy::<V>("destroy growing", || Bench::moving(2)));
+    suite.run(destroy::<V>("destroy shrinking", Bench::shrinking));
+}
+
+/// A table of which a chunk gets empty.
+fn shrink<V: Held>(name: &str, keys: u64, left: u64) -> Case<Bench<V>> {
+    case(name, 0, move |bench: &mut Bench<V>| {
+        for key in 0..keys {
+            bench.map.remove(&key);
+        }
+        for _ in 0..left {
+            bench.map.insert(&9, V::of(77)).expect("room");
+        }
+    })
+    .attach(move |bench| {
+        bench.open();
+        for key in 0..keys {
+            bench.map.insert(&key, V::of(key)).expect("room");
+        }
+        for key in left..keys {
+            bench.map.remove(&key);
+        }
+        bench.pool().recover();
+    })
+    .verify(move |bench, crash| {
+        let done = bench.check(crash)?;
+        let found = bench.map.get_copied(&9);
+        ensure(found == Some(V::of(77)) || !done, || format!("{found:?}"))?;
+        let len = bench.map.len() as u64;
+        ensure(len <= left + 1 && (len == 1 || !done), || {
+            format!("{len} entries")
+        })?;
+        bench.ends()
+    })
+}
+
+fn destroy<V: Held>(name: &str, bench: impl Fn() -> Bench<V> + 'static) -> Case<Bench<V>> {
+    in_pool::case(format!("{}/{name}", V::NAME), bench)
         .attach(|bench| {
             bench.open();
-            for key in 0..60 {
-                bench.map.insert(&key, V::of(key)).expect("room");
-            }
-            for key in 3..60 {
-                bench.map.remove(&key);
-            }
-            bench.pool().recover();
+            bench.map.unname().expect("named");
         })
+        .operation(|bench| {
+            bench.map.close();
+            progress(1);
+        })
+        .survivor(Bench::open)
         .verify(|bench, crash| {
-            let done = bench.check(crash)?;
-            let found = bench.map.get_copied(&9);
-            ensure(found == Some(V::of(77)) || !done, || format!("{found:?}"))?;
-            let len = bench.map.len();
-            ensure(len <= 4 && (len == 1 || !done), || format!("{len} entries"))?;
-            bench.ends()
-        }),
-    );
-    suite.run(
-        case("destroy", 60, |bench: &mut Bench<V>| bench.map.close())
-            .attach(|bench| {
-                bench.open();
-                bench.map.unname().expect("named");
+            bench.check(crash)?;
+            // A victim that lives on holds it, or has let go of it.
+            let now = bench.pool().stats().allocated;
+            let gone = now == bench.map.before;
+            ensure(gone || !crash.finished && bench.map.is_open(), || {
+                format!("{now} bytes, not {}", bench.map.before)
             })
-            .verify(|bench, crash| {
-                bench.check(crash)?;
-                // A victim that lives on holds it, or has let go of it.
-                let now = bench.pool().stats().allocated;
-                let gone = now == bench.map.before;
-                ensure(gone || !crash.finished && bench.map.is_open(), || {
-                    format!("{now} bytes, not {}", bench.map.before)
-                })
-            }),
-    );
+        })
 }

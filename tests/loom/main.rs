@@ -22,6 +22,7 @@ mod moving;
 mod pins;
 mod readers;
 mod ring;
+mod split;
 mod sweep;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};

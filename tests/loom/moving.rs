@@ -42,6 +42,20 @@ impl Table {
     }
 }
 
+/// As `engines::map::edit::lock`: nobody has an intent open. `gone` says whose life words are marked, a bit a slot.
+pub fn lock(word: &AtomicU64, slot: usize, gone: &AtomicU64) {
+    let me = Tag::new(slot, 1);
+    let is_gone = |owner: Tag| gone.load(Ordering::Acquire) & (1 << owner.slot()) != 0;
+    loop {
+        let found = word.load(Ordering::Relaxed);
+        if let Ok((flags, _)) = lock_word::attempt(word, me, found, 0, is_gone) {
+            lock_word::clear(word, flags & DIED);
+            return;
+        }
+        thread::yield_now();
+    }
+}
+
 /// A flat map: a table, and another one that is its successor from a store on. The memory of that one was
 /// something else before: it looks like an entry of key 1.
 struct Map {
@@ -80,18 +94,8 @@ impl Map {
         moving::follow(0, search, moved_to)
     }
 
-    /// As `engines::map::edit::lock`: nobody has an intent open.
     fn lock(&self, slot: usize, at: usize) {
-        let (word, me) = (&self.tables[at].lock, Tag::new(slot, 1));
-        let is_gone = |owner: Tag| self.gone.load(Ordering::Acquire) & (1 << owner.slot()) != 0;
-        loop {
-            let found = word.load(Ordering::Relaxed);
-            if let Ok((flags, _)) = lock_word::attempt(word, me, found, 0, is_gone) {
-                lock_word::clear(word, flags & DIED);
-                return;
-            }
-            thread::yield_now();
-        }
+        lock(&self.tables[at].lock, slot, &self.gone);
     }
 
     fn unlock(&self, at: usize) {
@@ -107,9 +111,10 @@ impl Map {
         self.lock(slot, at);
         if let Some(next) = self.successor(at) {
             let to = &self.tables[next];
-            moving::hand_over(&table.state, table.chunk(), || {
+            moving::ready(&table.state, || lines::clear(table.chunk()));
+            moving::hand_over(&table.state, || {
                 self.lock(slot, next);
-                let is_new = moving::ready(&to.state, to.chunk());
+                let is_new = moving::ready(&to.state, || lines::clear(to.chunk()));
                 lines::entries(table.chunk(), |key, value| {
                     if is_new {
                         assert!(lines::add_new(to.chunk(), HASH, key, value));

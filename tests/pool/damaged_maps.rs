@@ -133,12 +133,12 @@ pub fn a_chain_of_tables_has_an_end() {
     let address = |number: usize| tables.get(number).map_or(0, |t| t.addr().get() as u64);
     for (number, table) in tables.iter().enumerate() {
         let mut words = [0; FRONT + 32];
-        // Successor, number, where the first of 2^0 chunks is, of 2^2 lines, the seed, and that it is flat; the chunk
-        // is ready.
-        let chunk = address(number) + 8 * FRONT as u64;
-        let header = [address(number + 1), number as u64, chunk, 2, 7, 7, 2];
-        words[2..9].copy_from_slice(&header);
-        words[17] = 1;
+        // Successor, number, that it is of one chunk of 2^(5 - 3) lines, the seed, and that it is flat; where the chunk
+        // is, and that it is ready.
+        let header = [address(number + 1), number as u64, 3 << 62, 7, 7, 2];
+        words[2..8].copy_from_slice(&header);
+        words[16] = address(number) + 8 * FRONT as u64;
+        words[19] = 1;
         for (place, line) in words[FRONT..].chunks_mut(8).enumerate() {
             // Three entries, and one more that passed.
             line[0] = 0b1111;
@@ -155,14 +155,15 @@ pub fn a_chain_of_tables_has_an_end() {
     }
 }
 
-/// Where a map has its root and the hint at it, and a table its successor, its place and the logarithm of its lines.
-const HINT: usize = 8;
+/// Where a map has its hints, of so many bytes; where a table has its successor and its shape.
+const HINTS: std::ops::Range<usize> = 8..96;
 const SUCCESSOR: usize = 16;
-const PLACE: usize = 32;
-const LINES_LOG: usize = 40;
-/// Bytes of a table's header; of a chunk's states, of which the second word is 2 when its entries have moved away.
-const HEADER: usize = 128;
-const STATES: usize = 16;
+const SHAPE: usize = 32;
+/// Where a table has where its parts are, and the states of its chunks, of so many bytes, of which the second word is 2
+/// when its entries have moved away.
+const PARTS: usize = 128;
+const STATES: usize = 384;
+const STATE: usize = 16;
 /// Bytes of a line, and lines of a chunk.
 const LINE: usize = 64;
 const LINES: usize = 32;
@@ -171,25 +172,45 @@ fn address<T>(of: &T) -> usize {
     std::ptr::from_ref(of).expose_provenance()
 }
 
+/// How many chunks a table has.
+fn chunks(table: usize) -> usize {
+    word(table + SHAPE) as u32 as usize + 1
+}
+
+/// Where the chunks are whose entries have moved away from a table of several.
+fn moved(table: usize) -> impl Iterator<Item = usize> {
+    let is_moved = move |&chunk: &usize| word(table + STATES + chunk * STATE + 8) == 2;
+    (0..chunks(table)).filter(is_moved).map(move |chunk| {
+        let first = (word(table + SHAPE) >> 32) as usize;
+        let part = usize::BITS - (chunk | first).leading_zeros();
+        let place = word(table + PARTS + 8 * part as usize) as usize;
+        place.wrapping_add(chunk * LINES * LINE)
+    })
+}
+
 /// What entries that have moved away have left behind names nodes that may be freed since: nobody looks at those.
 pub fn what_has_moved_away_is_not_looked_at() {
     let pool = TestPool::new();
     let map = pool.create(HashMap::<u64, [u64; 3]>::new()).unwrap();
     let root = || word(address(&*map)) as usize;
-    let chunks = |table: usize| 1_usize << (word(table + PLACE) & 63);
-    let moved = |table: usize| {
-        let state = move |chunk| table + HEADER + chunk * STATES + 8;
-        (0..chunks(table)).filter(move |&chunk| word(state(chunk)) == 2)
-    };
+    let hints = || HINTS.step_by(8).map(|at| word(address(&*map) + at));
     map.insert(&0, [0; 3]).unwrap();
     let mut keys = 1_u64;
-    // Some have moved, and some have not.
-    while chunks(root()) < 4 || moved(root()).count() == 0 {
+    while chunks(root()) < 32 || word(root() + SUCCESSOR) != 0 {
         map.insert(&keys, [keys; 3]).unwrap();
         keys += 1;
     }
+    // It shrinks, and some have moved, and some have not.
+    let mut before: Vec<u64> = hints().collect();
+    while moved(root()).count() < 8 {
+        keys -= 1;
+        assert_eq!(map.remove(&keys).as_deref(), Some(&[keys; 3]));
+        if word(root() + SUCCESSOR) == 0 {
+            before = hints().collect();
+        }
+    }
     let table = root();
-    assert!(word(table + SUCCESSOR) != 0);
+    assert!(moved(table).count() < chunks(table));
     // Memory that nobody can look at.
     let forbidden = pool.allocate(layout(64 << 10, 16 << 10)).unwrap();
     let forbidden = forbidden.cast::<u8>().as_ptr();
@@ -199,17 +220,21 @@ pub fn what_has_moved_away_is_not_looked_at() {
         assert_eq!(done, 0);
     };
     protect(libc::PROT_NONE);
-    let first = word(table + PLACE) as usize & !63;
+    let mut damaged = 0;
     for chunk in moved(table) {
-        for line in (0..LINES).map(|line| first + (chunk * LINES + line) * LINE) {
+        for line in (0..LINES).map(|line| chunk + line * LINE) {
             for slot in (0..3).filter(|slot| word(line) >> slot & 1 != 0) {
                 damage(line + 16 + 16 * slot, forbidden.expose_provenance() as u64);
+                damaged += 1;
             }
         }
     }
-    // With the hint as it is, and as it was before somebody has changed an entry since the table has a successor.
-    for hint in [word(address(&*map) + HINT), word(table + PLACE)] {
-        damage(address(&*map) + HINT, hint);
+    assert!(damaged > 0);
+    // With the hints as they are, and as they were before somebody has changed an entry since the table has a successor.
+    for hints in [hints().collect(), before] {
+        for (at, hint) in HINTS.step_by(8).zip(hints) {
+            damage(address(&*map) + at, hint);
+        }
         for key in 0..keys {
             assert_eq!(map.get_copied(&key), Some([key; 3]));
         }
@@ -230,21 +255,86 @@ fn flat_at_rest(pool: Pool, keys: usize) -> Shared<HashMap<u64, u64>> {
     map
 }
 
+/// A map's hints of where its table is are any words: all is found and changed as if they were right.
+pub fn hints_are_not_believed() {
+    let pool = TestPool::new();
+    let map = flat_at_rest(*pool, 2000);
+    let keys = map.len() as u64;
+    for hint in HINTS.step_by(8).map(|at| address(&*map) + at) {
+        let right = word(hint);
+        let near = right ^ 1 | 1 << 32;
+        for garbage in [0, !0, near, near.rotate_left(32), right.wrapping_add(1)] {
+            for key in 0..keys {
+                damage(hint, garbage);
+                assert_eq!(map.get_copied(&key), Some(key));
+                let other = keys + key;
+                assert_eq!(map.get_copied(&other), None);
+                damage(hint, garbage);
+                assert_eq!(map.insert(&key, key).unwrap().as_deref(), Some(&key));
+            }
+        }
+        damage(hint, right);
+    }
+    assert_eq!(map.len() as u64, keys);
+}
+
 /// Tables that say of themselves what none is like.
 pub fn tables_of_impossible_shapes() {
-    for (keys, impossible) in [(3, [0, 1, 6, 64]), (2000, [0, 2, 4, 6])] {
+    for keys in [3, 2000] {
         let pool = TestPool::new();
         let map = flat_at_rest(*pool, keys);
-        let lines_log = word(address(&*map)) as usize + LINES_LOG;
-        let right = word(lines_log);
-        for log in impossible {
-            damage(lines_log, log);
-            assert!(map.insert(&1, 7).is_err(), "{log}");
-            assert!(map.try_remove(&1).is_err(), "{log}");
-            assert_eq!(map.len(), 0, "{log}");
+        let shape = word(address(&*map)) as usize + SHAPE;
+        let right = word(shape);
+        let mut impossible = vec![
+            // Chunks that are no power of two, of which there are too many, or fewer than in the first part.
+            right ^ 0b100,
+            right | 1 << 31,
+            right | u64::from(u32::MAX),
+            right << 32,
+            right | 0x3fff_ffff << 32,
+            right ^ 0b10 << 32,
+        ];
+        // Short chunks in a large table.
+        impossible.extend((1..4).map(|lines| right | 1 | lines << 62));
+        // 0 is a full chunk.
+        for word in impossible
+            .into_iter()
+            .filter(|&word| word != right && word != 0)
+        {
+            damage(shape, word);
+            assert!(map.insert(&1, 7).is_err(), "{word:#x}");
+            assert!(map.try_remove(&1).is_err(), "{word:#x}");
+            assert_eq!(map.len(), 0, "{word:#x}");
         }
-        damage(lines_log, right);
+        damage(shape, right);
         assert_eq!(map.get_copied(&1), Some(1));
+    }
+}
+
+/// The parts of a table are said to be where nothing is: no memory is touched that is not the pool's.
+pub fn parts_that_are_nowhere() {
+    for garbage in [
+        |_| 0,
+        |_| 64,
+        |right| right + 8,
+        |_| !0,
+        |right| right - (1 << 36),
+    ] {
+        let garbage: fn(u64) -> u64 = garbage;
+        let pool = TestPool::new();
+        let map = flat_at_rest(*pool, 2000);
+        let table = word(address(&*map)) as usize;
+        let own = chunks(table).ilog2() as usize;
+        for part in (0..own).map(|part| table + PARTS + 8 * part) {
+            damage(part, garbage(word(part)));
+        }
+        for key in 0..4000 {
+            black_box(map.get_copied(&key));
+            let _ = map.insert(&key, key);
+            let _ = map.try_remove(&(key + 1));
+        }
+        black_box(map.len());
+        let _ = map.clear();
     }
 }
 
@@ -259,10 +349,10 @@ pub fn a_table_behind_its_chunks() {
     let (root, keys) = (address(&*map), map.len() as u64);
     let table = word(root) as usize;
     let end = pool.base() + DATA + word(pool.base() + SLICES) as usize * SLICE;
-    for at in (0..HEADER).step_by(8) {
-        damage(end - HEADER + at, word(table + at));
+    for at in (0..PARTS).step_by(8) {
+        damage(end - PARTS + at, word(table + at));
     }
-    damage(root, (end - HEADER) as u64);
+    damage(root, (end - PARTS) as u64);
     for key in 0..keys {
         assert!(map.insert(&key, 7).is_err());
         assert!(map.try_remove(&key).is_err());

@@ -122,13 +122,13 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, const STACKED: bool> Raw
     }
 
     /// What a key has. The caller is pinned.
-    #[inline]
+    #[inline(always)]
     pub(in crate::containers) fn find(&self, arena: Arena, key: &K) -> Option<Found> {
         self.find_guessed(arena, key, self.guess(key))
     }
 
     /// The same.
-    #[inline]
+    #[inline(always)]
     pub(in crate::containers) fn find_guessed(
         &self,
         arena: Arena,

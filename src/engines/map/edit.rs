@@ -11,7 +11,9 @@ use std::alloc::Layout;
 use std::marker::PhantomData;
 
 use super::growth;
-use super::table::{Guess, Hints, State, Table, below as below_word, hidden_by};
+use super::hints::{Guess, Hints};
+use super::split;
+use super::table::{State, Table, below as below_word, hidden_by};
 use super::{CHANGE, DAMAGED, Mode};
 use crate::allocator::AllocError;
 use crate::engines::{change, limbo};
@@ -109,12 +111,14 @@ pub(crate) fn edit<M: Mode, R>(
             Ok::<(), AllocError>(())
         },
         |table| {
-            hints.set(table);
-            lock(arena, slot, table.state(table.index(hash)));
+            let index = table.index(hash);
+            hints.set(table, index);
+            lock(arena, slot, table.state(index));
         },
         |table| lock::unlock(&table.state(table.index(hash)).lock, slot.tag(), 0),
     )?;
     let index = table.index(hash);
+    split::ready::<M>(table, index);
     let chunk = table.chunk(index);
     let (place, found) = lines::look(chunk, hash, key, is_it);
     let mut edit = Edit {

@@ -5,15 +5,16 @@
 
 use super::Mode;
 use super::at_once::find_at_once;
-use super::table::{Guess, Near, Table};
+use super::hints::{Guess, Near};
+use super::table::Table;
 use crate::layout::arena::Arena;
 use crate::primitive::Ordering;
-use crate::protocol::lines::{self, live};
+use crate::protocol::lines::{self, Chunk, live};
 use crate::protocol::moving;
 
 /// The value's word of the entry of a key of which `is_it` holds. The caller is pinned since before it
 /// read `root`.
-#[inline]
+#[inline(always)]
 pub(crate) fn find(
     arena: Arena,
     root: u64,
@@ -21,10 +22,9 @@ pub(crate) fn find(
     of: impl FnOnce([u64; 2]) -> Guess,
     is_it: impl Fn(u64) -> bool,
 ) -> Option<u64> {
-    let Guess { seed, hash, key } = guess;
-    match find_at_once(arena, root, near, (seed, key), &is_it) {
+    match find_at_once(arena, root, near, guess, &is_it) {
         Some(found) => found,
-        None => find_further(arena, root, (seed, hash, key), of, is_it),
+        None => find_further(arena, root, guess, of, is_it),
     }
 }
 
@@ -32,12 +32,12 @@ pub(crate) fn find(
 fn find_further(
     arena: Arena,
     root: u64,
-    (seed, hash, key): ([u64; 2], u64, u64),
+    guess: Guess,
     of: impl FnOnce([u64; 2]) -> Guess,
     is_it: impl Fn(u64) -> bool,
 ) -> Option<u64> {
     let table = Table::at(arena, root)?;
-    let Guess { hash, key, .. } = Guess { seed, hash, key }.or(table, of);
+    let Guess { hash, key, .. } = guess.or(table, of);
     let search = |table: Table| lines::search(table.chunk(table.index(hash)), hash, key, &is_it);
     let moved_to = |table: Table| {
         let successor = table.successor(arena)?;
@@ -47,38 +47,38 @@ fn find_further(
 }
 
 /// The two words of an entry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Entry {
     pub(crate) key: u64,
     pub(crate) value: u64,
 }
 
-/// Hashes with these upper halves, the end not included.
+/// The hashes that belong to a chunk of a table of so many chunks.
 #[derive(Clone, Copy)]
-struct Range {
-    from: u64,
-    end: u64,
+struct Class {
+    chunks: usize,
+    index: usize,
 }
 
-impl Range {
-    fn of(table: Table, index: usize) -> Self {
-        let chunks = table.chunks() as u64;
-        let at = |index: u64| (index << 32) / chunks;
-        Range {
-            from: at(index as u64),
-            end: at(index as u64 + 1),
+impl Class {
+    const ALL: Class = Class {
+        chunks: 1,
+        index: 0,
+    };
+
+    /// What both have in common, one of which is part of the other.
+    fn common(self, other: Class) -> Self {
+        if self.chunks > other.chunks {
+            self
+        } else {
+            other
         }
     }
 
-    fn common(self, other: Range) -> Self {
-        Range {
-            from: self.from.max(other.from),
-            end: self.end.min(other.end),
-        }
-    }
-
-    fn contains(self, hash: u64) -> bool {
-        (self.from..self.end).contains(&(hash >> 32))
+    /// The chunks of a table that have some of these hashes.
+    fn within(self, table: Table) -> impl Iterator<Item = usize> {
+        let chunks = table.chunks();
+        (self.index & (chunks - 1)..chunks).step_by(self.chunks)
     }
 }
 
@@ -92,7 +92,7 @@ pub(crate) struct Entries<M> {
     table: Option<Table>,
     index: usize,
     /// Chunks of successors that are to be read, and for which hashes.
-    work: Vec<(Table, usize, Range)>,
+    work: Vec<(Table, usize, Class)>,
     /// What is left of the chunk at hand.
     found: Vec<Entry>,
     mode: std::marker::PhantomData<fn() -> M>,
@@ -115,9 +115,9 @@ impl<M: Mode> Entries<M> {
         self.arena
     }
 
-    /// Reads a chunk, or finds out which ones to read instead.
-    fn read(&mut self, table: Table, index: usize, wanted: Range) {
-        for line in table.chunk(index).0 {
+    /// Reads the lines of a chunk.
+    fn read_lines(&mut self, chunk: Chunk) {
+        for line in chunk.0 {
             let before = self.found.len();
             let mut word = line.word.load(Ordering::SeqCst);
             loop {
@@ -132,21 +132,47 @@ impl<M: Mode> Entries<M> {
                 self.found.truncate(before);
             }
         }
-        let own = Range::of(table, index);
+    }
+
+    /// Reads a chunk, or finds out which ones to read instead.
+    fn read(&mut self, table: Table, index: usize, wanted: Class) {
+        let chunk = table.chunk(index);
+        let is_raw = loop {
+            if table.is_ready(index) {
+                self.read_lines(chunk);
+                break false;
+            }
+            if !table.is_inherited(index) {
+                break false;
+            }
+            // Entries may be brought from one line to another: all of it is of one moment.
+            let words = || chunk.0.iter().map(|line| line.word.load(Ordering::SeqCst));
+            let before: Vec<u64> = words().collect();
+            self.read_lines(chunk);
+            if words().eq(before) {
+                // Some may be there twice, and nothing else is the same.
+                self.found.sort_unstable();
+                self.found.dedup();
+                break true;
+            }
+            self.found.clear();
+        };
+        let chunks = table.chunks();
+        let class = Class { chunks, index }.common(wanted);
         match table.successor(self.arena) {
             Some(successor) if table.is_done(index) => {
                 self.found.clear();
-                let wanted = own.common(wanted);
-                let to = successor.chunks() as u64;
-                let first = (wanted.from * to) >> 32;
-                let end = (wanted.end * to).div_ceil(1 << 32);
-                let targets = (first..end).map(|index| (successor, index as usize, wanted));
-                self.work.extend(targets);
+                let targets = class.within(successor);
+                self.work
+                    .extend(targets.map(|index| (successor, index, class)));
             }
-            _ if own.from < wanted.from || own.end > wanted.end => {
+            // Some belong to other chunks of the table, or to other ones of a larger table before.
+            _ if is_raw || chunks < class.chunks => {
                 let seed = table.seed();
-                self.found
-                    .retain(|entry| wanted.contains(M::hash_of(seed, entry.key)));
+                self.found.retain(|entry| {
+                    let hash = M::hash_of(seed, entry.key);
+                    (hash >> 32) as usize & (class.chunks - 1) == class.index
+                });
             }
             _ => {}
         }
@@ -171,11 +197,7 @@ impl<M: Mode> Iterator for Entries<M> {
                 return None;
             }
             self.index += 1;
-            let all = Range {
-                from: 0,
-                end: 1 << 32,
-            };
-            self.read(table, self.index - 1, all);
+            self.read(table, self.index - 1, Class::ALL);
         }
     }
 }

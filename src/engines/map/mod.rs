@@ -16,26 +16,30 @@
 //! A chunk that gets full, or a table that gets empty, is given a *successor*, twice or half as
 //! large. From then on whoever wants to change something in a chunk moves that chunk's entries over
 //! first, and then one more chunk; so a table is moved by who uses it, in small steps, and its
-//! successor's chunks are cleared when they are first moved to. Entries are copied under the locks
-//! of both chunks; the old one counts until its chunk is DONE. When all chunks are done the root
-//! becomes the successor.
+//! successor's chunks are cleared when they are first moved to. A table of full chunks that grows keeps them, and half
+//! of the entries stay where they are. Others are copied under the locks of the chunks in both tables; the old one counts
+//! until its chunk is DONE. When all chunks are done the root becomes the successor.
 //!
 //! | module   | what |
 //! |----------|------|
+//! | `shape`  | how large a table is, and what follows from that |
 //! | `table`  | where things lie |
+//! | `hints`  | what a map knows of its table without looking |
 //! | `at_once` | what mostly happens, in few instructions |
 //! | `find`   | look-ups, and what there is in all |
 //! | `edit`   | insert, replace, remove |
 //! | `growth` | tables and their successors |
+//! | `split`  | a chunk becomes two |
 //! | `hash`   | the hashes |
 //!
 //! | intent | killed before | killed after |
 //! |--------|---------------|--------------|
 //! | CHANGE (`change`) | the node, or table, is freed | the old node goes to limbo |
-//! | RETIRE | the table has its retirer: nothing | the root goes on, the table goes to limbo |
+//! | RETIRE | the table has its retirer: nothing | the root goes on, the table goes to limbo with all its parts |
 //!
 //! Invariants
-//! 1. Lines of a chunk, and its state, are changed by who holds its lock.
+//! 1. Lines of a chunk, and its state, are changed by who holds its lock: of a chunk that two tables have, the lock that it
+//!    has in the first one in which it is not done.
 //! 2. A key is changed, and looked for, in a table only if its chunk is done in every table before.
 //! 3. A chunk is done only if every entry of it is in a table after, in the first one in which its
 //!    chunk is not done.
@@ -48,6 +52,9 @@ mod edit;
 mod find;
 mod growth;
 mod hash;
+mod hints;
+mod shape;
+mod split;
 mod table;
 
 use std::collections::HashSet;
@@ -63,13 +70,14 @@ use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
 use crate::primitive::Ordering;
 use crate::protocol::lines::{self, SLOTS};
-use crate::protocol::moving::RAW;
+use crate::protocol::moving;
 
 pub(crate) use self::at_once::put_at_once;
 pub(crate) use self::edit::{Edit, Put, edit};
 pub(crate) use self::find::{Entries, Entry, find};
 pub(crate) use self::hash::{folded, seed, sip};
-pub(crate) use self::table::{Guess, Hints, Near, Stack};
+pub(crate) use self::hints::{Guess, Hints, Near};
+pub(crate) use self::table::Stack;
 
 const ENGINE: u64 = (Engine::Map as u64) << OP_SHIFT;
 /// Intents: the operation's low bits say which.
@@ -107,8 +115,10 @@ fn tables(arena: Arena, root: u64) -> impl Iterator<Item = Table> {
 
 /// Whether an entry of the table at `depth` of the chain counts: with that hash, in that chunk.
 fn counts(tables: &[Table], depth: usize, index: usize, hash: u64) -> bool {
-    let before = &tables[..depth];
-    !tables[depth].is_done(index) && before.iter().all(|table| table.is_done(table.index(hash)))
+    let (before, table) = (&tables[..depth], tables[depth]);
+    !table.is_done(index)
+        && table.may_hold(index, hash)
+        && before.iter().all(|table| table.is_done(table.index(hash)))
 }
 
 /// What a map under destruction owns next: nodes, then tables, the last one first. (The tables before
@@ -117,18 +127,27 @@ pub(super) fn next_block(arena: Arena, first: usize, cursor: &mut usize) -> Opti
     let root = crate::engines::word(arena, first as u64)?.load(Ordering::Acquire);
     let tables: Vec<Table> = tables(arena, root).collect();
     let last = tables.last()?;
+    // The nodes go before any part of the root does.
+    let has_nodes = !last.kind().flat && tables[0].is_whole();
     // The cursor counts the slots of all tables.
     let mut before = 0;
     for (depth, table) in tables.iter().enumerate() {
         let (kind, a_chunk) = (table.kind(), table.shape().capacity());
         let end = before + table.chunks() * a_chunk;
-        while !kind.flat && *cursor < end {
+        while has_nodes && *cursor < end {
             let (index, at) = ((*cursor - before) / a_chunk, (*cursor - before) % a_chunk);
             *cursor += 1;
             let line = &table.chunk(index).0[at / SLOTS];
-            if table.state(index).word.load(Ordering::Acquire) == RAW
-                || line.word.load(Ordering::Acquire) >> (at % SLOTS) & 1 == 0
+            // Who has split it was killed, and may have left entries twice.
+            if at == 0
+                && table.is_inherited(index)
+                && (depth == 0 || tables[depth - 1].is_done(index))
             {
+                moving::ready(&table.state(index).word, || {
+                    split::make_ready(*table, index, |_, hash| hash);
+                });
+            }
+            if line.word.load(Ordering::Acquire) >> (at % SLOTS) & 1 == 0 {
                 continue;
             }
             let slot = &line.slots[at % SLOTS];
@@ -158,9 +177,19 @@ pub(super) fn next_block(arena: Arena, first: usize, cursor: &mut usize) -> Opti
         *cursor = (*cursor).max(end);
         before = end;
     }
-    *cursor = 0;
     let named_by = match tables.len() {
-        1 => first as u64,
+        1 => {
+            // Nothing else has the tables that it has grown from.
+            if let Some((word, table)) = last.parts(arena).rev().nth(1) {
+                return Some(Named {
+                    word: std::ptr::from_ref(word).addr() as u64,
+                    old: word.load(Ordering::Relaxed),
+                    next: 0,
+                    block: table.address() as usize,
+                });
+            }
+            first as u64
+        }
         n => std::ptr::from_ref(&tables[n - 2].header.successor).addr() as u64,
     };
     Some(Named {
@@ -186,7 +215,7 @@ pub(super) fn check(arena: Arena, first: usize, report: &mut CheckReport) {
             if last && table.is_done(index) {
                 report.problem(format_args!("the map at {first:#x} has moved to nowhere"));
             }
-            if table.kind().flat || table.state(index).word.load(Ordering::Acquire) == RAW {
+            if table.kind().flat {
                 continue;
             }
             let chunk = table.chunk(index);
@@ -194,10 +223,12 @@ pub(super) fn check(arena: Arena, first: usize, report: &mut CheckReport) {
                 for slot in lines::live(line.word.load(Ordering::Acquire)) {
                     let slot = &line.slots[slot];
                     let hash = slot.key.load(Ordering::Acquire);
-                    if !counts(&tables, depth, index, hash) {
+                    let node = slot.value.load(Ordering::Acquire);
+                    if !counts(&tables, depth, index, hash)
+                        || !table.is_ready(index) && lines::is_copy(chunk, home, hash, (hash, node))
+                    {
                         continue;
                     }
-                    let node = slot.value.load(Ordering::Acquire);
                     let passed = chunk
                         .path(hash)
                         .take_while(|before| !std::ptr::eq(*before, &chunk.0[home]))

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! map       root: the address of a table; 0 at first
-//! table     a header; two words a chunk (its lock, its state: see `protocol::moving`); the chunks, a power of two of them
+//! table     a header; where its parts are; two words a chunk (its lock, its state: see `protocol::moving`); its own
+//!           chunks. In all a power of two of chunks (`shape`)
 //! chunk     lines: a power of two of them, 32 at most
 //! line      three slots: see `protocol::lines`
 //! slot      the key's first word, the value's word
@@ -15,21 +16,12 @@
 //!
 //! The upper half of a hash gives the chunk, its lowest bits where in there: see `protocol::lines`.
 
-use std::alloc::Layout;
-
+use super::shape::{Shape, states_start};
 use crate::engines::limbo::{self, Retirable};
-use crate::layout::arena::Arena;
+use crate::layout::arena::{Arena, GRANULE};
 use crate::primitive::{AtomicU64, Ordering};
-use crate::protocol::lines::{self, Chunk, Line, SLOTS};
-use crate::protocol::moving;
-
-/// Lines of a chunk of a map that is not small.
-const MOST_LINES: usize = 1 << MOST_LINES_LOG;
-const MOST_LINES_LOG: u32 = 5;
-/// Binary logarithm of the lines of a map's first chunk.
-const FIRST_LINES_LOG: u32 = 2;
-/// Of more chunks than any pool has room for, and few enough to reckon with hashes of 32 bits.
-const MOST_CHUNKS_LOG: u32 = 31;
+use crate::protocol::lines::{self, Chunk, Line};
+use crate::protocol::moving::{self, RAW};
 
 /// What a table begins with.
 #[repr(C, align(64))]
@@ -39,10 +31,8 @@ pub(super) struct Header {
     pub(super) successor: AtomicU64,
     /// How many tables the map had before this one: so garbage leads in no circle.
     number: AtomicU64,
-    /// The address of the first chunk, plus the binary logarithm of the number of chunks.
-    place: AtomicU64,
-    /// Binary logarithm of the lines of a chunk.
-    lines_log: AtomicU64,
+    /// See `shape`.
+    pub(super) shape: AtomicU64,
     seed: [AtomicU64; 2],
     /// STACKED and FLAT.
     kind: AtomicU64,
@@ -57,7 +47,7 @@ pub(super) struct Header {
 impl Header {
     /// What is at an address, as far as the pool has data there.
     #[inline]
-    fn at(arena: Arena, address: usize) -> Option<&'static Self> {
+    pub(super) fn at(arena: Arena, address: usize) -> Option<&'static Self> {
         let is_possible =
             arena.room_at(address) >= size_of::<Header>() && address.is_multiple_of(64);
         // SAFETY: in committed data of the pool, aligned; it consists of atomics.
@@ -65,9 +55,24 @@ impl Header {
     }
 
     #[inline]
-    fn seed(&self) -> [u64; 2] {
+    pub(super) fn seed(&self) -> [u64; 2] {
         let word = |i: usize| self.seed[i].load(Ordering::Relaxed);
         [word(0), word(1)]
+    }
+
+    /// The word that says where a part is: where the table's first chunk would be if the part's chunks had all others of
+    /// the table before them.
+    ///
+    /// # Safety
+    ///
+    /// There is room in the pool for so many words and one behind the header.
+    #[inline]
+    pub(super) unsafe fn part(&'static self, part: usize) -> &'static AtomicU64 {
+        let words = std::ptr::from_ref(self).addr() + size_of::<Header>();
+        let word =
+            std::ptr::with_exposed_provenance::<AtomicU64>(words + part * size_of::<AtomicU64>());
+        // SAFETY: by the caller's promise; aligned as the header is.
+        unsafe { &*word }
     }
 }
 
@@ -86,7 +91,6 @@ pub(super) struct State {
 }
 
 const _: () = assert!(size_of::<Line>() == 64 && size_of::<Header>() == 128);
-const _: () = assert!(MOST_LINES < lines::TOO_MANY);
 
 /// What a map's tables have in common, and which of them one is.
 #[derive(Clone, Copy)]
@@ -107,268 +111,12 @@ impl Kind {
     }
 }
 
-/// How large a table is, by binary logarithms: what follows from them takes shifts and no more.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) struct Shape {
-    chunks_log: u32,
-    lines_log: u32,
-}
-
-impl Shape {
-    /// A map's first table.
-    pub(super) const FIRST: Shape = Shape {
-        chunks_log: 0,
-        lines_log: FIRST_LINES_LOG,
-    };
-
-    /// Twice as large: a single chunk gets longer until it has all lines that a chunk can have.
-    pub(super) fn larger(self) -> Shape {
-        if self.lines_log < MOST_LINES_LOG {
-            let lines_log = self.lines_log + 1;
-            Shape { lines_log, ..self }
-        } else {
-            let chunks_log = self.chunks_log + 1;
-            Shape { chunks_log, ..self }
-        }
-    }
-
-    /// Half as large, unless it is the smallest.
-    pub(super) fn smaller(self) -> Option<Shape> {
-        if self.chunks_log > 0 {
-            let chunks_log = self.chunks_log - 1;
-            Some(Shape { chunks_log, ..self })
-        } else {
-            let lines_log = self.lines_log - 1;
-            (lines_log >= FIRST_LINES_LOG).then_some(Shape { lines_log, ..self })
-        }
-    }
-
-    #[inline]
-    fn chunks(self) -> usize {
-        1 << self.chunks_log
-    }
-
-    #[inline]
-    fn lines(self) -> usize {
-        1 << self.lines_log
-    }
-
-    /// Slots a chunk.
-    pub(super) fn capacity(self) -> usize {
-        self.lines() * SLOTS
-    }
-
-    /// Bytes of a chunk, of which its address is a multiple.
-    #[inline]
-    fn chunk_bytes(self) -> usize {
-        size_of::<Line>() << self.lines_log
-    }
-
-    /// Bytes of header and states.
-    #[inline]
-    fn states_end(self) -> usize {
-        size_of::<Header>() + (size_of::<State>() << self.chunks_log)
-    }
-
-    /// Bytes before the first chunk.
-    fn front(self) -> usize {
-        self.states_end().next_multiple_of(self.chunk_bytes())
-    }
-
-    /// Bytes of all chunks.
-    #[inline]
-    fn body(self) -> usize {
-        self.chunk_bytes() << self.chunks_log
-    }
-
-    fn size(self) -> usize {
-        self.front() + self.body()
-    }
-
-    /// The chunk that a hash belongs to.
-    #[inline]
-    fn index(self, hash: u64) -> usize {
-        (((hash >> 32) << self.chunks_log) >> 32) as usize
-    }
-
-    pub(super) fn layout(self) -> Layout {
-        Layout::from_size_align(self.size(), self.chunk_bytes()).expect("less than a pool")
-    }
-}
-
-/// What a map itself knows of its table, beside the root: hints. An operation begins with them, so
-/// that it has asked for the memory that it will need before it pins or locks anything: those are
-/// full fences, behind which no load starts before they are over. Nothing is believed: the seed
-/// is compared with the table's, and an address is only fetched from.
-#[repr(C)]
-pub(crate) struct Hints {
-    /// As in the table's header.
-    place: AtomicU64,
-    seed: [AtomicU64; 2],
-}
-
-impl Hints {
-    pub(crate) const fn new() -> Self {
-        Hints {
-            place: AtomicU64::new(0),
-            seed: [const { AtomicU64::new(0) }; 2],
-        }
-    }
-
-    /// The table's seed, most likely.
-    #[inline]
-    pub(crate) fn seed(&self) -> [u64; 2] {
-        let word = |i: usize| self.seed[i].load(Ordering::Relaxed);
-        [word(0), word(1)]
-    }
-
-    /// Asks for the line where the search for a key begins, and for the next; where that is.
-    #[inline]
-    pub(crate) fn fetch(&self, hash: u64) -> Near {
-        let place = self.place.load(Ordering::Relaxed);
-        let (first, chunks_log) = taken_apart(place);
-        // Garbage may be more than there can be.
-        if !(1..MOST_CHUNKS_LOG).contains(&chunks_log) {
-            return Near { place: 0, line: 0 };
-        }
-        let shape = Shape {
-            chunks_log,
-            lines_log: MOST_LINES_LOG,
-        };
-        let number = shape.index(hash) << MOST_LINES_LOG | hash as usize & (MOST_LINES - 1);
-        let line = first.wrapping_add(number * size_of::<Line>());
-        // One search of six goes on to the next line, and where it does cannot be foretold.
-        fetch(line);
-        fetch(line.wrapping_add(size_of::<Line>()));
-        Near { place, line }
-    }
-
-    /// Who changes something in a table that has no successor leaves the hints right.
-    #[inline]
-    pub(super) fn set(&self, table: Table) {
-        let place = table.place();
-        if self.place.load(Ordering::Relaxed) != place {
-            self.set_slow(table, place);
-        }
-    }
-
-    #[cold]
-    fn set_slow(&self, table: Table, place: u64) {
-        for (hint, word) in self.seed.iter().zip(table.seed()) {
-            hint.store(word, Ordering::Relaxed);
-        }
-        self.place.store(place, Ordering::Relaxed);
-    }
-}
-
-/// The first chunk's address and the logarithm in a word of both.
-#[inline]
-fn taken_apart(place: u64) -> (usize, u32) {
-    ((place & !63) as usize, (place & 63) as u32)
-}
-
-/// Asks for the cache line of an address, whatever it is.
-#[inline]
-fn fetch(address: usize) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        let line = std::ptr::without_provenance::<i8>(address);
-        // SAFETY: a hint to the processor: it reads nothing and never faults.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = address;
-}
-
-/// A key's hash and the first word of its slot, by a seed that is likely the table's.
-#[derive(Clone, Copy)]
-pub(crate) struct Guess {
-    pub(crate) seed: [u64; 2],
-    pub(crate) hash: u64,
-    pub(crate) key: u64,
-}
-
-/// Where the search for a key begins, most likely.
-#[derive(Clone, Copy)]
-pub(crate) struct Near {
-    /// In a table whose header has this `place`; 0 for none, as of one with a single chunk.
-    place: u64,
-    line: usize,
-}
-
-impl Near {
-    /// True for what is nowhere.
-    #[inline]
-    pub(crate) fn is_none(self) -> bool {
-        self.place == 0
-    }
-
-    /// The header of the table that `root` names; `None` unless it is the table that was meant, with that seed. No more of
-    /// it is believed.
-    #[inline]
-    pub(super) fn header(self, arena: Arena, root: u64, seed: [u64; 2]) -> Option<&'static Header> {
-        let header = Header::at(arena, root as usize)?;
-        let place = header.place.load(Ordering::Relaxed);
-        (place == self.place && !self.is_none() && header.seed() == seed).then_some(header)
-    }
-
-    /// The line where the search begins, if it is in the pool.
-    #[inline]
-    pub(super) fn line(self, arena: Arena) -> Option<&'static Line> {
-        let fits = arena.room_at(self.line) >= size_of::<Line>();
-        // SAFETY: in committed data of the pool, aligned as `place` is and lines are; it consists of atomics.
-        fits.then(|| unsafe { &*std::ptr::with_exposed_provenance(self.line) })
-    }
-
-    /// The line's chunk, its state and the line, if they are in the pool.
-    #[inline]
-    pub(super) fn chunk(
-        self,
-        arena: Arena,
-        header: &'static Header,
-        hash: u64,
-    ) -> Option<(&'static State, Chunk<'static>, &'static Line)> {
-        const BYTES: usize = MOST_LINES * size_of::<Line>();
-        let (first, _) = taken_apart(self.place);
-        let index = self.line.wrapping_sub(first) / BYTES;
-        let chunk = first.wrapping_add(index * BYTES);
-        let states = std::ptr::from_ref(header).wrapping_add(1).cast::<State>();
-        let state = states.wrapping_add(index);
-        let fits = header.lines_log.load(Ordering::Relaxed) == u64::from(MOST_LINES_LOG)
-            && arena.room_at(chunk) >= BYTES
-            && state.wrapping_add(1).addr() <= chunk;
-        let lines = std::ptr::with_exposed_provenance::<Line>(chunk);
-        // SAFETY: the chunk is in committed data, and so is what is between the header and it; aligned as the header and
-        // `place` are; atomics only.
-        let both = || unsafe { (&*state, std::slice::from_raw_parts(lines, MOST_LINES)) };
-        let (state, lines) = fits.then(both)?;
-        Some((
-            state,
-            Chunk(lines),
-            &lines[hash as usize & (MOST_LINES - 1)],
-        ))
-    }
-}
-
-impl Guess {
-    /// The same by the table's own seed.
-    #[inline]
-    pub(super) fn or(self, table: Table, of: impl FnOnce([u64; 2]) -> Guess) -> Guess {
-        if self.seed == table.seed() {
-            self
-        } else {
-            of(table.seed())
-        }
-    }
-}
-
 /// A table, found to lie in the pool.
 #[derive(Clone, Copy)]
 pub(super) struct Table {
     pub(super) header: &'static Header,
-    /// What the header said when it was compared with the room that there is.
-    first_chunk: usize,
+    /// Where its own part is, as the header said when it was compared with the room that there is.
+    own: usize,
     shape: Shape,
 }
 
@@ -378,29 +126,21 @@ impl Table {
     pub(super) fn at(arena: Arena, address: u64) -> Option<Self> {
         let address = address as usize;
         let header = Header::at(arena, address)?;
-        let (first_chunk, chunks_log) = taken_apart(header.place.load(Ordering::Relaxed));
-        let lines_log = header.lines_log.load(Ordering::Relaxed) as u32;
-        let shape = Shape {
-            chunks_log,
-            lines_log,
-        };
-        // A table that has several chunks has full ones. Header, states and chunks come in this order, and end in
-        // the pool.
-        let is_small = chunks_log == 0 && (FIRST_LINES_LOG..MOST_LINES_LOG).contains(&lines_log);
-        let fits = chunks_log <= MOST_CHUNKS_LOG
-            && (lines_log == MOST_LINES_LOG || is_small)
-            && arena.room_at(first_chunk) >= shape.body()
-            && address + shape.states_end() <= first_chunk;
-        fits.then_some(Table {
-            header,
-            first_chunk,
-            shape,
-        })
+        let shape = Shape::of(header.shape.load(Ordering::Relaxed))?;
+        if arena.room_at(address) < shape.states_end() {
+            return None;
+        }
+        // SAFETY: they come before the states, for which there is room.
+        let own = unsafe { header.part(shape.own_part()) }.load(Ordering::Relaxed) as usize;
+        let table = Table { header, own, shape };
+        let first = table.own_chunk();
+        let fits = arena.room_at(first) >= shape.body() && first.is_multiple_of(size_of::<Line>());
+        fits.then_some(table)
     }
 
-    /// Makes a table of the block at `address`, which has the layout for it. If `ready`, so are
-    /// its chunks.
-    pub(super) fn make(address: u64, shape: Shape, kind: Kind, ready: bool) {
+    /// Makes a table of the block at `address`, which has the layout for it. It comes after `before`, whose parts it has
+    /// if it has several; if there is none, its chunks are ready.
+    pub(super) fn make(address: u64, shape: Shape, kind: Kind, before: Option<Table>) {
         let start = std::ptr::with_exposed_provenance_mut::<u8>(address as usize);
         // SAFETY: a new block of that layout that nobody else sees yet; all zeros are a header and
         // states.
@@ -408,24 +148,30 @@ impl Table {
             start.write_bytes(0, shape.front());
             &*start.cast::<Header>()
         };
+        let first = address as usize + shape.front();
         let table = Table {
             header,
-            first_chunk: address as usize + shape.front(),
+            own: first.wrapping_sub(shape.own_first() * shape.chunk_bytes()),
             shape,
         };
-        header.place.store(table.place(), Ordering::Relaxed);
-        let lines_log = u64::from(shape.lines_log);
-        header.lines_log.store(lines_log, Ordering::Relaxed);
+        header.shape.store(shape.word(), Ordering::Relaxed);
+        for part in shape.first_part()..=shape.own_part() {
+            let from = before.filter(|_| part < shape.own_part());
+            let place = from.map_or(table.own, |before| before.part(part));
+            table.part_word(part).store(place as u64, Ordering::Relaxed);
+        }
         header.number.store(kind.number, Ordering::Relaxed);
         header.seed[0].store(kind.seed[0], Ordering::Relaxed);
         header.seed[1].store(kind.seed[1], Ordering::Relaxed);
         let stacked = if kind.stacked { STACKED } else { 0 };
         let flat = if kind.flat { FLAT } else { 0 };
         header.kind.store(stacked | flat, Ordering::Relaxed);
-        if ready {
-            (0..shape.chunks()).for_each(|index| {
-                table.ready(index);
-            });
+        if before.is_none() {
+            for index in 0..shape.chunks() {
+                moving::ready(&table.state(index).word, || {
+                    lines::clear(table.chunk(index))
+                });
+            }
         }
     }
 
@@ -459,40 +205,86 @@ impl Table {
         self.shape.chunks()
     }
 
-    /// What the header says: first chunk, and how many.
-    #[inline]
-    fn place(self) -> u64 {
-        self.first_chunk as u64 | u64::from(self.shape.chunks_log)
-    }
-
     /// The chunk that a hash belongs to.
     #[inline]
     pub(super) fn index(self, hash: u64) -> usize {
         self.shape.index(hash)
     }
 
-    /// The lines of a chunk.
+    #[inline]
+    fn part_word(self, part: usize) -> &'static AtomicU64 {
+        debug_assert!(part <= self.shape.own_part());
+        // SAFETY: they come before the states, for which there is room (`at` has compared).
+        unsafe { self.header.part(part) }
+    }
+
+    /// Where a part is: see [`Header::part`].
+    #[inline]
+    pub(super) fn part(self, part: usize) -> usize {
+        if part == self.shape.own_part() {
+            self.own
+        } else {
+            self.part_word(part).load(Ordering::Relaxed) as usize
+        }
+    }
+
+    /// The first chunk that is in the table's own block.
+    #[inline]
+    fn own_chunk(self) -> usize {
+        let before = self.shape.own_first() * self.shape.chunk_bytes();
+        self.own.wrapping_add(before)
+    }
+
+    /// True if the chunk is one that the table before had.
+    #[inline]
+    pub(super) fn is_inherited(self, index: usize) -> bool {
+        index < self.shape.own_first()
+    }
+
+    /// The lines of a chunk. (Of one of the table's own, where static garbage has taken the place of where another is.)
     #[inline]
     pub(super) fn chunk(self, index: usize) -> Chunk<'static> {
         debug_assert!(index < self.chunks());
-        let chunk = self.first_chunk + (index << self.shape.lines_log) * size_of::<Line>();
+        let bytes = self.shape.chunk_bytes();
+        let mut chunk = self
+            .part(self.shape.part(index))
+            .wrapping_add(index * bytes);
+        let arena = Arena::at(self.header_address() & !(GRANULE - 1));
+        if self.is_inherited(index)
+            && (arena.room_at(chunk) < bytes || !chunk.is_multiple_of(size_of::<Line>()))
+        {
+            chunk = self.own_chunk();
+        }
         let lines = std::ptr::with_exposed_provenance(chunk);
-        // SAFETY: there are `chunks` of them in the committed data (`at` has compared them), of which
-        // `index` is one; atomics only.
+        // SAFETY: all own chunks are in the committed data (`at` has compared), and any other is if it fits there;
+        // aligned; atomics only.
         Chunk(unsafe { std::slice::from_raw_parts(lines, self.shape.lines()) })
+    }
+
+    #[inline]
+    fn header_address(self) -> usize {
+        std::ptr::from_ref(self.header).addr()
     }
 
     #[inline]
     pub(super) fn state(self, index: usize) -> &'static State {
         debug_assert!(index < self.chunks());
-        let first = std::ptr::from_ref(self.header).wrapping_add(1);
-        // SAFETY: the states are behind the header, one a chunk; atomics only.
-        unsafe { &*first.cast::<State>().wrapping_add(index) }
+        let first = self.header_address() + states_start(self.chunks() > 1);
+        let state = std::ptr::with_exposed_provenance::<State>(first);
+        // SAFETY: one a chunk, for which there is room (`at` has compared); atomics only.
+        unsafe { &*state.wrapping_add(index) }
     }
 
-    /// Makes lines of a raw chunk's; true if it was one. The caller keeps all others from it.
-    pub(super) fn ready(self, index: usize) -> bool {
-        moving::ready(&self.state(index).word, self.chunk(index))
+    /// False for a raw chunk.
+    #[inline]
+    pub(super) fn is_ready(self, index: usize) -> bool {
+        self.state(index).word.load(Ordering::Acquire) != RAW
+    }
+
+    /// True if an entry of that hash in the chunk can be one that counts: in a raw one that the table has from the one
+    /// before there are others, and in any other raw one there is nothing.
+    pub(super) fn may_hold(self, index: usize, hash: u64) -> bool {
+        self.is_ready(index) || self.is_inherited(index) && self.index(hash) == index
     }
 
     /// True if the chunk's keys are in the successor.
@@ -514,7 +306,39 @@ impl Table {
     fn successor_at(self, arena: Arena, address: u64) -> Option<Self> {
         let number = |table: Self| table.header.number.load(Ordering::Relaxed);
         let next = number(self).checked_add(1)?;
-        Table::at(arena, address).filter(|&table| number(table) == next)
+        let is_next = |table: &Table| {
+            let is_like_one = if table.is_inherited(0) {
+                table.shape == self.shape.larger()
+            } else {
+                table.chunks() <= self.chunks()
+            };
+            number(*table) == next && is_like_one
+        };
+        Table::at(arena, address).filter(is_next)
+    }
+
+    /// The tables whose own chunks it has, itself the last, each with the word that says where they are. (None that
+    /// are not there, as static garbage has taken the place of that word.)
+    pub(super) fn parts(
+        self,
+        arena: Arena,
+    ) -> impl DoubleEndedIterator<Item = (&'static AtomicU64, Table)> {
+        let parts = self.shape.first_part()..=self.shape.own_part();
+        parts.filter_map(move |part| {
+            let shape = self.shape.of_part(part);
+            let chunk = self
+                .part(part)
+                .wrapping_add(shape.own_first() * shape.chunk_bytes());
+            let table = Table::at(arena, chunk.wrapping_sub(shape.front()) as u64)?;
+            let is_it = table.shape == shape && table.own == self.part(part);
+            is_it.then_some((self.part_word(part), table))
+        })
+    }
+
+    /// True if it has all its parts, which it has until it is being destroyed.
+    pub(super) fn is_whole(self) -> bool {
+        let parts = self.shape.first_part()..=self.shape.own_part();
+        parts.map(|part| self.part(part)).all(|place| place != 0)
     }
 }
 
