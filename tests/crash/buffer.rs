@@ -9,8 +9,8 @@ use super::engine::{Case, Crash, Suite, progress};
 use super::in_pool::{self, InPool, ensure};
 use super::sync::killed_in;
 
-struct World {
-    pool: Pool,
+pub struct World {
+    pub pool: Pool,
     buffer: Option<Shared<Buffer>>,
     /// Bytes in use without the buffer's chunks.
     others: usize,
@@ -23,9 +23,9 @@ impl InPool for World {
 }
 
 /// What a buffer holds: its start, and its bytes from there on.
-type Content = (u64, Vec<u8>);
+pub type Content = (u64, Vec<u8>);
 
-fn content(buffer: &Buffer) -> Result<Content, String> {
+pub fn content(buffer: &Buffer) -> Result<Content, String> {
     let start = buffer.start();
     let view = buffer.view(start..buffer.end());
     let bytes = view.map_err(|error| error.to_string())?.to_vec();
@@ -36,22 +36,42 @@ fn content(buffer: &Buffer) -> Result<Content, String> {
 }
 
 /// Some bytes, other ones for other numbers.
-fn bytes(number: u8, len: usize) -> Vec<u8> {
+pub fn bytes(number: u8, len: usize) -> Vec<u8> {
     (0..len)
         .map(|i| (i as u8).wrapping_mul(31) ^ number)
         .collect()
 }
 
-fn append(buffer: &Buffer, number: u8, len: usize) -> u64 {
+pub fn append(buffer: &Buffer, number: u8, len: usize) -> u64 {
     buffer.append(&bytes(number, len)).expect("room")
 }
 
 impl World {
-    fn buffer(&self) -> &Buffer {
+    pub fn new(setup: impl Fn(&Buffer)) -> World {
+        let pool = in_pool::pool();
+        let buffer = pool.create(Buffer::new()).expect("room");
+        let others = pool.stats().allocated;
+        setup(&buffer);
+        World {
+            pool,
+            buffer: Some(buffer),
+            others,
+        }
+    }
+
+    /// The victim has its slot, and its caches of blocks.
+    pub fn enter(&mut self) {
+        let other = self.pool.create(Buffer::new()).expect("room");
+        for len in [10, 400, 1000] {
+            append(&other, 0, len);
+        }
+    }
+
+    pub fn buffer(&self) -> &Buffer {
         self.buffer.as_ref().expect("not dropped")
     }
 
-    fn intact(&self, when: &str) -> Result<(), String> {
+    pub fn intact(&self, when: &str) -> Result<(), String> {
         let report = self.pool.check_quiescent();
         ensure(report.is_ok(), || format!("{when}: {report}"))?;
         let chunks: usize = self
@@ -65,7 +85,7 @@ impl World {
     }
 
     /// It can be appended to and deleted from; unless it is closed.
-    fn works(&self) -> Result<(), String> {
+    pub fn works(&self) -> Result<(), String> {
         let buffer = self.buffer();
         let closed = buffer.is_closed();
         let (start, mut model) = content(buffer)?;
@@ -106,28 +126,12 @@ fn case(
     setup: impl Fn(&Buffer) + 'static,
     operation: impl Fn(&mut World) + 'static,
 ) -> Case<World> {
-    in_pool::case(format!("buffer/{name}"), move || {
-        let pool = in_pool::pool();
-        let buffer = pool.create(Buffer::new()).expect("room");
-        let others = pool.stats().allocated;
-        setup(&buffer);
-        World {
-            pool,
-            buffer: Some(buffer),
-            others,
-        }
-    })
-    .attach(|world| {
-        // The victim has its slot, and its caches of blocks.
-        let other = world.pool.create(Buffer::new()).expect("room");
-        for len in [10, 400, 1000] {
-            append(&other, 0, len);
-        }
-    })
-    .operation(move |world| {
-        operation(world);
-        progress(1);
-    })
+    in_pool::case(format!("buffer/{name}"), move || World::new(&setup))
+        .attach(World::enter)
+        .operation(move |world| {
+            operation(world);
+            progress(1);
+        })
 }
 
 /// The content is one of two, and the second one when the operation had returned.

@@ -5,12 +5,12 @@ use shmkit::{Pool, Shared, SharedCell};
 use super::engine::{Case, Crash, Suite, progress};
 use super::in_pool::{self, InPool, ensure, happened, in_use, intact, pool, sound};
 
-type Value = [u64; 5];
-const OLD: Value = [1; 5];
+pub type Value = [u64; 5];
+pub const OLD: Value = [1; 5];
 const NEW: Value = [2; 5];
 
 /// A pool with a cell that has a value and one that is empty.
-struct Bench {
+pub struct Bench {
     pool: Pool,
     cell: Shared<SharedCell<Value>>,
     /// What the victim alone has.
@@ -29,7 +29,7 @@ impl InPool for Bench {
 }
 
 impl Bench {
-    fn new() -> Bench {
+    pub fn new() -> Bench {
         let pool = pool();
         let cell = pool.create(SharedCell::new()).expect("room");
         let empty = pool.create(SharedCell::new()).expect("room");
@@ -46,7 +46,13 @@ impl Bench {
         }
     }
 
-    fn cell(&self) -> &SharedCell<Value> {
+    /// The victim has its slot, and its caches of blocks.
+    pub fn enter(&mut self) {
+        self.cell().set(OLD).expect("set");
+        self.pool.recover();
+    }
+
+    pub fn cell(&self) -> &SharedCell<Value> {
         &self.cell
     }
 
@@ -64,7 +70,7 @@ impl Bench {
     }
 
     /// The value of a cell, once all is sound and nothing is lost or in limbo.
-    fn settled(&self, cell: &SharedCell<Value>) -> Result<Option<Value>, String> {
+    pub fn settled(&self, cell: &SharedCell<Value>) -> Result<Option<Value>, String> {
         sound(self.pool)?;
         let retired = self.pool.stats().retired;
         ensure(retired.blocks == 0, || format!("{retired:?}"))?;
@@ -77,11 +83,7 @@ impl Bench {
 
 fn case(name: &str, operation: impl Fn(&mut Bench) + 'static) -> Case<Bench> {
     in_pool::case(name, Bench::new)
-        // The victim has its slot, and its caches of blocks.
-        .attach(|bench| {
-            bench.cell().set(OLD).expect("set");
-            bench.pool.recover();
-        })
+        .attach(Bench::enter)
         .operation(move |bench| {
             operation(bench);
             progress(1);

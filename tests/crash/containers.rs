@@ -7,7 +7,7 @@ use super::in_pool::{self, InPool, ensure, happened, in_use, pool, sound};
 
 /// 24 bytes that belong together.
 #[derive(Clone, Copy, Debug, PartialEq, ShmSafe, KillSafe)]
-struct Triple(u64, u64, u64);
+pub struct Triple(pub u64, pub u64, pub u64);
 
 const OLD: Triple = Triple(1, 1, 1);
 const NEW: Triple = Triple(2, 2, 2);
@@ -16,17 +16,17 @@ const HALF: Triple = Triple(5, 6, 7);
 const MORE: Triple = Triple(6, 7, 8);
 
 /// A pool with two arrays, and what the victim made.
-struct Bench {
-    pool: Pool,
+pub struct Bench {
+    pub pool: Pool,
     numbers: Option<Shared<Array<u64>>>,
-    triples: Shared<Array<Triple>>,
+    pub triples: Shared<Array<Triple>>,
     made: Option<Shared<Array<u64>>>,
     /// 4 rows of 3, all 1.
     matrix: Shared<Matrix<f64>>,
     empty: Shared<Matrix<u64>>,
     made_matrix: Option<Shared<Matrix<f64>>>,
     /// Bytes in use before the operation.
-    before: usize,
+    pub before: usize,
 }
 
 impl InPool for Bench {
@@ -36,7 +36,7 @@ impl InPool for Bench {
 }
 
 impl Bench {
-    fn new() -> Bench {
+    pub fn new() -> Bench {
         let pool = pool();
         let numbers = Array::from_fn_in(pool, 6, |i| i as u64).expect("room");
         let triples = Array::filled_in(pool, 4, OLD).expect("room");
@@ -55,6 +55,12 @@ impl Bench {
         }
     }
 
+    /// The victim has its slot, and its caches of blocks.
+    pub fn enter(&mut self) {
+        self.numbers().set(5, 5).expect("set");
+        drop(Array::filled_in(self.pool, 10, 1_u64).expect("room"));
+    }
+
     fn numbers(&self) -> &Array<u64> {
         self.numbers.as_ref().expect("not dropped")
     }
@@ -68,18 +74,14 @@ impl Bench {
     }
 
     /// As that, and nobody was killed with a claim.
-    fn unclaimed(&self) -> Result<(), String> {
+    pub fn unclaimed(&self) -> Result<(), String> {
         ensure(!self.claimable()?, || "told of nothing".into())
     }
 }
 
 fn case(name: &str, operation: impl Fn(&mut Bench) + 'static) -> Case<Bench> {
     in_pool::case(name, Bench::new)
-        // The victim has its slot, and its caches of blocks.
-        .attach(|bench| {
-            bench.numbers().set(5, 5).expect("set");
-            drop(Array::filled_in(bench.pool, 10, 1_u64).expect("room"));
-        })
+        .attach(Bench::enter)
         .operation(move |bench| {
             operation(bench);
             progress(1);

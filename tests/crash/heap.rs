@@ -8,18 +8,18 @@ use super::engine::{Case, Crash, Suite, progress};
 use super::in_pool::{self, InPool, ensure, happened, intact};
 
 #[derive(Clone, Copy, Debug, ShmSafe, Trace)]
-struct Node {
-    value: u64,
-    next: Option<Gc<Node>>,
-    list: Gc<[u32]>,
+pub struct Node {
+    pub value: u64,
+    pub next: Option<Gc<Node>>,
+    pub list: Gc<[u32]>,
 }
 
-type Root = Option<Gc<Node>>;
+pub type Root = Option<Gc<Node>>;
 
 /// A pool with a heap that has a ring of two, and one that has nothing.
-struct Bench {
-    pool: Pool,
-    heap: Shared<Heap<Root>>,
+pub struct Bench {
+    pub pool: Pool,
+    pub heap: Shared<Heap<Root>>,
     empty: Shared<Heap<Root>>,
     /// A long slice that nothing leads to.
     long: Option<Gc<[u64]>>,
@@ -36,9 +36,9 @@ impl InPool for Bench {
 }
 
 /// What is seen from the root: values, and their lists.
-type Picture = Vec<(u64, Vec<u32>)>;
+pub type Picture = Vec<(u64, Vec<u32>)>;
 
-fn old() -> Picture {
+pub fn old() -> Picture {
     vec![(1, vec![7; 6]), (2, vec![7; 6])]
 }
 
@@ -81,7 +81,7 @@ fn change(tx: &mut Tx<'_, Root>) -> Result<(), HeapError> {
     Ok(())
 }
 
-fn picture(heap: &Heap<Root>) -> Result<Picture, String> {
+pub fn picture(heap: &Heap<Root>) -> Result<Picture, String> {
     let view = heap.view().map_err(|error| format!("view: {error}"))?;
     let mut picture = Vec::new();
     let (mut next, mut seen) = (*view.root(), Vec::new());
@@ -96,7 +96,7 @@ fn picture(heap: &Heap<Root>) -> Result<Picture, String> {
 }
 
 impl Bench {
-    fn new() -> Bench {
+    pub fn new() -> Bench {
         Bench::of(16 << 20)
     }
 
@@ -115,6 +115,14 @@ impl Bench {
             made: None,
             before,
         }
+    }
+
+    /// The victim has its slot, and its caches of blocks.
+    pub fn enter(&mut self) {
+        let other = self.pool.create(Heap::new(None)).expect("room");
+        other.try_modify(fill).expect("filled");
+        drop(other);
+        self.pool.recover();
     }
 
     /// Somebody has died in the middle of a transaction.
@@ -177,7 +185,7 @@ impl Bench {
     }
 
     /// What a heap has, once all is sound.
-    fn settled(&self, heap: &Heap<Root>) -> Result<Picture, String> {
+    pub fn settled(&self, heap: &Heap<Root>) -> Result<Picture, String> {
         self.pool.recover();
         let found = picture(heap)?;
         self.sound("before the collection")?;
@@ -201,13 +209,7 @@ impl Bench {
 
 fn case(name: &str, setup: fn() -> Bench, operation: impl Fn(&mut Bench) + 'static) -> Case<Bench> {
     in_pool::case(name, setup)
-        // The victim has its slot, and its caches of blocks.
-        .attach(|bench| {
-            let other = bench.pool.create(Heap::new(None)).expect("room");
-            other.try_modify(fill).expect("filled");
-            drop(other);
-            bench.pool.recover();
-        })
+        .attach(Bench::enter)
         .operation(move |bench| {
             operation(bench);
             progress(1);

@@ -75,7 +75,11 @@ impl<T: ShmSafe> Named<T> {
     }
 
     pub fn open(&mut self) {
-        self.object = self.pool.named(Self::NAME).ok();
+        self.object = Self::find(self.pool);
+    }
+
+    pub fn find(pool: Pool) -> Option<Shared<T>> {
+        pool.named(Self::NAME).ok()
     }
 
     pub fn is_open(&self) -> bool {

@@ -5,10 +5,10 @@ use shmkit::{Mailbox, Pool, RecvError, Shared};
 use super::engine::{Case, Suite, progress};
 use super::in_pool::{self, InPool, happened, in_use, intact, pool};
 
-struct World {
-    pool: Pool,
-    mailbox: Shared<Mailbox<u64>>,
-    before: usize,
+pub struct World {
+    pub pool: Pool,
+    pub mailbox: Shared<Mailbox<u64>>,
+    pub before: usize,
 }
 
 impl InPool for World {
@@ -17,16 +17,24 @@ impl InPool for World {
     }
 }
 
-/// A mailbox with the messages 1 and 2.
-fn world() -> World {
+/// A mailbox of so many places, with the messages 1 and 2.
+pub fn world(capacity: usize) -> World {
     let pool = pool();
-    let mailbox = pool.create(Mailbox::new(3)).expect("room");
+    let mailbox = pool.create(Mailbox::new(capacity)).expect("room");
     mailbox.send(1).expect("a slot");
     mailbox.send(2).expect("a slot");
     World {
         pool,
         mailbox,
         before: pool.stats().allocated,
+    }
+}
+
+impl World {
+    /// The victim has its slot, and its caches of blocks.
+    pub fn enter(&mut self) {
+        let other = self.pool.create(Mailbox::new(1)).expect("room");
+        other.send(1).expect("a slot");
     }
 }
 
@@ -38,10 +46,7 @@ fn case(
     [old, new]: [&'static [Result<u64, RecvError>]; 2],
 ) -> Case<World> {
     in_pool::case(format!("mailbox/{name}"), setup)
-        .attach(|world| {
-            let other = world.pool.create(Mailbox::new(1)).expect("room");
-            other.send(1).expect("a slot");
-        })
+        .attach(World::enter)
         .operation(move |world| {
             operation(&world.mailbox);
             progress(1);
@@ -67,13 +72,13 @@ fn case(
 pub fn cases(suite: &mut Suite) {
     suite.run(case(
         "send",
-        world,
+        || world(3),
         |mailbox| mailbox.send(3).expect("a slot"),
         [&[Ok(1), Ok(2)], &[Ok(1), Ok(2), Ok(3)]],
     ));
     suite.run(case(
         "receive",
-        world,
+        || world(3),
         |mailbox| {
             let receiver = mailbox.receiver().expect("nobody else");
             assert_eq!(receiver.recv(), Ok(1));
@@ -83,7 +88,7 @@ pub fn cases(suite: &mut Suite) {
     ));
     suite.run(case(
         "receiver",
-        world,
+        || world(3),
         |mailbox| drop(mailbox.receiver().expect("nobody else")),
         [&[Ok(1), Ok(2)], &[Ok(1), Ok(2)]],
     ));
@@ -91,7 +96,7 @@ pub fn cases(suite: &mut Suite) {
         case(
             "wake",
             || {
-                let world = world();
+                let world = world(3);
                 // Somebody has slept.
                 let receiver = world.mailbox.receiver().expect("nobody else");
                 (receiver.recv(), receiver.recv()).1.expect("two messages");
@@ -108,7 +113,7 @@ pub fn cases(suite: &mut Suite) {
     suite.run(case(
         "woken",
         || {
-            let world = world();
+            let world = world(3);
             world.mailbox.wake();
             world
         },

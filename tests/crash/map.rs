@@ -5,18 +5,20 @@ use std::fmt::Debug;
 use std::ops::RangeInclusive;
 use std::ptr::NonNull;
 
-use shmkit::{HashMap, Pool, ShmSafe};
+use shmkit::{HashMap, KeyHasher, Pool, ShmSafe, SipHash13};
 
 use super::engine::{Case, Crash, Suite, progress};
 use super::in_pool::{self, InPool, Named, ensure, happened, sound};
 
-type Map<V> = HashMap<u64, V>;
+pub type Map<V, S = SipHash13> = HashMap<u64, V, S>;
 
 /// What the maps hold: something that has a node, or that lies in the table.
-trait Held: ShmSafe + Unpin + Copy + PartialEq + Debug {
+pub trait Held: ShmSafe + Unpin + Copy + PartialEq + Debug {
     const NAME: &str;
     const FLAT: bool;
     fn of(n: u64) -> Self;
+    /// What it was made of.
+    fn number(self) -> u64;
 }
 
 impl Held for [u64; 3] {
@@ -24,6 +26,9 @@ impl Held for [u64; 3] {
     const FLAT: bool = false;
     fn of(n: u64) -> Self {
         [n, n ^ 0x5555, !n]
+    }
+    fn number(self) -> u64 {
+        self[0]
     }
 }
 
@@ -33,34 +38,53 @@ impl Held for u64 {
     fn of(n: u64) -> Self {
         n ^ 0x5555
     }
+    fn number(self) -> u64 {
+        self ^ 0x5555
+    }
+}
+
+/// Numbers belong to a table's chunks by turns; all runs are alike.
+#[derive(ShmSafe)]
+pub struct InOrder;
+
+// SAFETY: a function of its arguments, that neither panics nor uses a pool.
+unsafe impl KeyHasher for InOrder {
+    fn hash(_: [u64; 2], bytes: &[u8]) -> u64 {
+        let number = bytes
+            .iter()
+            .rev()
+            .fold(0, |n, &byte| n << 8 | u64::from(byte));
+        let spread = (number as u32).wrapping_mul(0x9e37_79b1);
+        number << 32 | u64::from(spread.rotate_left(16))
+    }
 }
 
 /// Keys that are in the map in every case, unless it says otherwise.
-const KEYS: u64 = 5;
+pub const KEYS: u64 = 5;
 
 /// A pool with a map.
-struct Bench<V: Held> {
-    map: Named<Map<V>>,
+pub struct Bench<V: Held, S: KeyHasher = SipHash13> {
+    pub map: Named<Map<V, S>>,
     /// What takes all the room that there is, if anything does.
     ballast: Vec<NonNull<u8>>,
-    /// A key that the map does not have.
-    new: u64,
+    /// The first key that the map does not have.
+    pub new: u64,
 }
 
-impl<V: Held> InPool for Bench<V> {
+impl<V: Held, S: KeyHasher> InPool for Bench<V, S> {
     fn pool(&self) -> Pool {
         self.map.pool
     }
 }
 
-impl<V: Held> Bench<V> {
-    fn new(keys: u64) -> Self {
+impl<V: Held, S: KeyHasher> Bench<V, S> {
+    pub fn new(keys: u64) -> Self {
         Self::in_pool(keys, 16 << 20)
     }
 
     fn in_pool(keys: u64, max_size: usize) -> Self {
         let pool = Pool::builder().max_size(max_size).create().expect("a pool");
-        let map = Named::new(pool, Map::new(), |map| {
+        let map = Named::new(pool, Map::with_hasher(), |map| {
             for key in 0..keys {
                 map.insert(&key, V::of(key)).expect("room");
             }
@@ -73,7 +97,7 @@ impl<V: Held> Bench<V> {
     }
 
     /// A map that has been given another table by its last change: a larger one, of chunks that are as many again.
-    fn moving(chunks: usize) -> Self {
+    pub fn moving(chunks: usize) -> Self {
         let mut bench = Self::new(0);
         bench.open();
         while !bench.gets_a_table(chunks, |map, new| {
@@ -88,7 +112,7 @@ impl<V: Held> Bench<V> {
     }
 
     /// A map of several chunks that has been given a smaller table by a removal, to which some chunks have moved.
-    fn shrinking() -> Self {
+    pub fn shrinking() -> Self {
         let mut bench = Self::moving(4);
         bench.open();
         // It has to move before it can shrink.
@@ -106,7 +130,7 @@ impl<V: Held> Bench<V> {
 
     /// Makes the change that is about the next key. True if a table with so many own chunks came of it: no node is as
     /// large, and none of the smaller tables.
-    fn gets_a_table(&self, chunks: usize, change: impl Fn(&Map<V>, u64)) -> bool {
+    fn gets_a_table(&self, chunks: usize, change: impl Fn(&Map<V, S>, u64)) -> bool {
         // What goes at the same time would hide it.
         self.pool().recover();
         let before = self.pool().stats().allocated;
@@ -148,12 +172,19 @@ impl<V: Held> Bench<V> {
         bench
     }
 
-    fn open(&mut self) {
+    /// The victim has its slot, and its caches of blocks.
+    pub fn enter(&mut self) {
+        self.open();
+        self.map.insert(&0, V::of(0)).expect("room");
+        self.pool().recover();
+    }
+
+    pub fn open(&mut self) {
         self.map.open();
     }
 
     /// Whether the operation is known to be over, once all is sound.
-    fn check(&self, crash: &Crash) -> Result<bool, String> {
+    pub fn check(&self, crash: &Crash) -> Result<bool, String> {
         sound(self.pool())?;
         let retired = self.pool().stats().retired;
         ensure(retired.blocks == 0, || format!("{retired:?}"))?;
@@ -184,7 +215,7 @@ impl<V: Held> Bench<V> {
     }
 
     /// The map can be changed, and gives back all that it has when it goes.
-    fn ends(&mut self) -> Result<(), String> {
+    pub fn ends(&mut self) -> Result<(), String> {
         for key in 0..KEYS {
             let inserted = self.map.insert(&key, V::of(key));
             inserted.map(drop).map_err(|e| format!("{e:?}"))?;
@@ -199,12 +230,7 @@ fn case<V: Held>(
     operation: impl Fn(&mut Bench<V>) + 'static,
 ) -> Case<Bench<V>> {
     in_pool::case(format!("{}/{name}", V::NAME), move || Bench::new(keys))
-        // The victim has its slot, and its caches of blocks.
-        .attach(|bench| {
-            bench.open();
-            bench.map.insert(&0, V::of(0)).expect("room");
-            bench.pool().recover();
-        })
+        .attach(Bench::enter)
         .operation(move |bench| {
             operation(bench);
             progress(1);
@@ -266,11 +292,7 @@ fn added<V: Held>(name: &str, keys: u64) -> Case<Bench<V>> {
 /// Keys are added to a map of several chunks that is moving to a larger table. Or it is destroyed as the victim has left it.
 fn added_while_moving<V: Held>(name: &str, is_destroyed: bool) -> Case<Bench<V>> {
     in_pool::case(format!("{}/{name}", V::NAME), || Bench::<V>::moving(4))
-        .attach(|bench| {
-            bench.open();
-            bench.map.insert(&0, V::of(0)).expect("room");
-            bench.pool().recover();
-        })
+        .attach(Bench::enter)
         .operation(|bench| {
             for key in bench.new..bench.new + 4 {
                 bench.map.insert(&key, V::of(key)).expect("room");

@@ -4,15 +4,16 @@ use shmkit::MultiMap;
 
 use super::engine::{Case, Crash, Suite, progress};
 use super::in_pool::{self, Named, ensure, happened, pool, sound};
+use super::map::InOrder;
 
-type Map = MultiMap<u64, u64>;
+pub type Map = MultiMap<u64, u64, InOrder>;
 
 /// The first of the other keys.
-const OTHERS: u64 = 100;
+pub const OTHERS: u64 = 100;
 
 /// A pool with a map, in which key 7 has 1, and 2 on top of it, and so many other keys themselves.
-fn bench(others: u64) -> Named<Map> {
-    Named::new(pool(), Map::new(), |map| {
+pub fn bench(others: u64) -> Named<Map> {
+    Named::new(pool(), Map::with_hasher(), |map| {
         map.push(&7, 1).expect("room");
         map.push(&7, 2).expect("room");
         for key in OTHERS..OTHERS + others {
@@ -21,13 +22,21 @@ fn bench(others: u64) -> Named<Map> {
     })
 }
 
-fn all(map: &Map, key: u64) -> Vec<u64> {
+pub fn all(map: &Map, key: u64) -> Vec<u64> {
     let mut all = Vec::new();
     let mut bindings = map.get_all(&key);
     while let Some(&value) = bindings.next() {
         all.push(value);
     }
     all
+}
+
+/// The victim has its slot, and its caches of blocks.
+pub fn enter(map: &mut Named<Map>) {
+    map.open();
+    map.push(&8, 1).expect("room");
+    map.pop(&8);
+    map.pool.recover();
 }
 
 fn check(map: &mut Named<Map>, crash: &Crash, old: &[u64], new: &[u64]) -> Result<(), String> {
@@ -61,13 +70,7 @@ fn case(
     operation: impl Fn(&mut Named<Map>) + 'static,
 ) -> Case<Named<Map>> {
     in_pool::case(name, move || bench(others))
-        // The victim has its slot, and its caches of blocks.
-        .attach(|map| {
-            map.open();
-            map.push(&8, 1).expect("room");
-            map.pop(&8);
-            map.pool.recover();
-        })
+        .attach(enter)
         .operation(move |map| {
             operation(map);
             progress(1);

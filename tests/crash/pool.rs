@@ -10,14 +10,14 @@ use std::ptr::NonNull;
 
 use shmkit::{Link, Pool, Shared, ShmSafe, process, testing};
 
-use super::engine::{Case, Crash, Suite};
+use super::engine::{Case, Crash, Doomed, Suite};
 use super::in_pool::{self, InPool, ensure};
 
 /// A pool, and what a case keeps of it.
 pub struct World {
     pub pool: Pool,
     /// Bytes allocated when the operation started, by what was set up.
-    before: usize,
+    pub before: usize,
     /// Bytes of memory that the pool had then.
     pub committed: usize,
     /// The child that is buried, in a survivor that is its parent.
@@ -31,7 +31,7 @@ pub struct World {
 #[derive(ShmSafe)]
 pub struct Node {
     pub value: u64,
-    next: Link<Node>,
+    pub next: Link<Node>,
     other: Link<Node>,
 }
 
@@ -98,7 +98,7 @@ impl World {
         assert_eq!(grown.cast(), block);
     }
 
-    fn settled(mut self) -> World {
+    pub fn settled(mut self) -> World {
         let stats = self.pool.stats();
         (self.before, self.committed) = (stats.allocated, stats.committed);
         self
@@ -181,7 +181,7 @@ pub fn verify(
 }
 
 /// Everything still works.
-fn use_it(pool: Pool) -> Result<(), String> {
+pub fn use_it(pool: Pool) -> Result<(), String> {
     let mut blocks = Vec::new();
     for size in [1, 16, 100, 1000, 5000, 30_000, 100_000] {
         for _ in 0..3 {
@@ -235,6 +235,34 @@ pub fn cases(suite: &mut Suite) {
         nothing,
         |w| {
             w.nodes.push(w.pool.create(node(7)).expect("an object"));
+        },
+        |more, _| more == 0,
+    ));
+    // A process that can have no memory for what it would hold: there is a block by then, which goes. So many are held
+    // with more memory only, which who has made the others has.
+    let row_of_objects = |w: &mut World| {
+        let pool = w.pool;
+        let fill = move || {
+            let mut first = pool.create(node(0)).expect("an object");
+            for n in 0..1024 {
+                let next = pool.create(node(n)).expect("an object");
+                next.next.set(Some(&first)).expect("set");
+                first = next;
+            }
+            pool.set_name("row", &first).expect("named");
+        };
+        // It waits for ever after that, so that nobody else gets its record.
+        std::mem::forget(Doomed::new(fill, || ()));
+    };
+    suite.run(case(
+        "create an object, refused",
+        row_of_objects,
+        nothing,
+        |w| {
+            testing::refuse_commits(Some(0));
+            let refused = w.pool.create(node(7));
+            testing::refuse_commits(None);
+            assert!(refused.is_err());
         },
         |more, _| more == 0,
     ));

@@ -13,22 +13,22 @@ use super::in_pool::{self, InPool, ensure, happened, in_use, intact, pool};
 
 /// 24 bytes that belong together.
 #[derive(Clone, Copy, Debug, PartialEq, ShmSafe)]
-struct Triple(u64, u64, u64);
+pub struct Triple(pub u64, u64, u64);
 
 impl Triple {
-    fn new(n: u64) -> Triple {
+    pub fn new(n: u64) -> Triple {
         Triple(n, n.rotate_left(17), !n)
     }
 }
 
 /// The capacity of a queue that has none.
-const UNBOUNDED: usize = 0;
+pub const UNBOUNDED: usize = 0;
 
 /// So many that an unbounded queue needs a second ring.
-const FEW: u64 = 40;
+pub const FEW: u64 = 40;
 
 /// A first ring's worth of elements, and one more.
-const RING: [u64; 33] = {
+pub const RING: [u64; 33] = {
     let mut all = [0; 33];
     let mut n = 0;
     while n < 33 {
@@ -39,9 +39,9 @@ const RING: [u64; 33] = {
 };
 
 /// A pool with a queue.
-struct World {
-    pool: Pool,
-    queue: Shared<Queue<Triple>>,
+pub struct World {
+    pub pool: Pool,
+    pub queue: Shared<Queue<Triple>>,
     /// Another queue, of the victim's.
     made: Option<Shared<Queue<Triple>>>,
     /// Bytes allocated once the queue has been used for everything.
@@ -56,7 +56,7 @@ impl InPool for World {
 
 impl World {
     /// A queue of so many places, which has gone round once and a bit, with these elements.
-    fn new(capacity: usize, elements: &[u64]) -> World {
+    pub fn new(capacity: usize, elements: &[u64]) -> World {
         let world = World::fresh(capacity);
         use_up(&world.queue);
         world.push(elements);
@@ -64,7 +64,7 @@ impl World {
     }
 
     /// A queue that was never used.
-    fn fresh(capacity: usize) -> World {
+    pub fn fresh(capacity: usize) -> World {
         let pool = pool();
         let make = || match capacity {
             UNBOUNDED => Queue::unbounded(),
@@ -85,14 +85,21 @@ impl World {
         }
     }
 
-    fn push(&self, elements: &[u64]) {
+    /// The victim has its slot, and its caches of blocks.
+    pub fn enter(&mut self) {
+        let other = self.pool.create(Queue::bounded(3)).expect("room");
+        other.push(Triple::new(1)).expect("room");
+        drop(other.lease());
+    }
+
+    pub fn push(&self, elements: &[u64]) {
         for &n in elements {
             self.queue.push(Triple::new(n)).expect("room");
         }
     }
 
     /// What is in the queue: by looking, by counting, and by popping.
-    fn emptied(&self) -> Result<Vec<u64>, String> {
+    pub fn emptied(&self) -> Result<Vec<u64>, String> {
         let queue = &self.queue;
         let seen: Vec<Triple> = queue.iter().collect();
         ensure(queue.len() == seen.len(), || {
@@ -114,7 +121,7 @@ impl World {
     }
 
     /// All places are of use, and destruction gives everything back.
-    fn usable(&self) -> Result<(), String> {
+    pub fn usable(&self) -> Result<(), String> {
         let queue = &self.queue;
         let room = queue.capacity().unwrap_or(FEW as usize) as u64;
         let all: Vec<u64> = (100..100 + room).collect();
@@ -178,12 +185,7 @@ fn case_then(
     check: impl Fn(&mut World, &Crash) -> Result<(), String> + 'static,
 ) -> Case<World> {
     in_pool::case(format!("queue/{name}"), setup)
-        // The victim has its slot, and its caches of blocks.
-        .attach(|world| {
-            let other = world.pool.create(Queue::bounded(3)).expect("room");
-            other.push(Triple::new(1)).expect("room");
-            drop(other.lease());
-        })
+        .attach(World::enter)
         .operation(move |world| {
             operation(&world.queue);
             progress(1);

@@ -329,6 +329,53 @@ fn bank_case(name: &str, order: Order) -> Case<Bank> {
         .verify(transferred_or_not)
 }
 
+/// A case in which two processes count, and each time counts.
+fn count_case(name: &str, count: fn(&AtomicU64)) -> Case<Bank> {
+    let operation = move |bank: &mut Bank| {
+        count(bank.account(9));
+        progress(1);
+    };
+    bank_case(name, Order::Right)
+        .operation(operation)
+        .overtaken_by(operation)
+        .verify(|bank, crash| {
+            let more = bank.account(9).load(Ordering::Relaxed) - OPENING;
+            let least = crash.progress + crash.overtaken.map_or(0, |how| how.mark);
+            let may = least..=least + u64::from(crash.progress == 0);
+            if may.contains(&more) {
+                Ok(())
+            } else {
+                Err(format!("counted {more}, not {may:?}"))
+            }
+        })
+        .without_second_order()
+        .without_real_kills()
+        .at_least(4)
+}
+
+/// A case whose overtaker sleeps until nobody has the lock, or who has it `is_gone`.
+fn awaited_case(name: &str, is_gone: fn(&Bank) -> bool) -> Case<Bank> {
+    bank_case(name, Order::Right)
+        .limit(Duration::from_millis(500))
+        .overtaken_by(move |bank| {
+            let lock = bank.half(LOCK);
+            while let owner @ 1.. = lock.load(Ordering::Relaxed)
+                && !is_gone(bank)
+            {
+                let tick = libc::timespec {
+                    tv_sec: 0,
+                    tv_nsec: 5_000_000,
+                };
+                // SAFETY: the word is there, and the time is valid.
+                unsafe { libc::syscall(libc::SYS_futex, lock, libc::FUTEX_WAIT, owner, &tick) };
+            }
+        })
+        .may_wait()
+        .unhurried()
+        .without_second_order()
+        .without_real_kills()
+}
+
 fn append_case(name: &str) -> Case<Bank> {
     bank_case(name, Order::Right)
         .operation(|bank| {
@@ -378,6 +425,36 @@ pub fn cases(suite: &mut Suite) {
             .at_least(3),
     );
 
+    suite.run(count_case("overtaken", |account| {
+        account.fetch_add(1, Ordering::Relaxed);
+    }));
+    suite.run(
+        count_case("broken: overtaken between load and store", |account| {
+            let old = account.load(Ordering::Relaxed);
+            account.store(old + 1, Ordering::Relaxed);
+        })
+        .unhurried()
+        .expect_failure(&["overtaken", "counted 1, not 2..=2"]),
+    );
+    let waited = suite.run(awaited_case("overtaken by who waits", |bank| {
+        bank.half(LIFE).load(Ordering::Relaxed) & libc::FUTEX_OWNER_DIED != 0
+    }));
+    let waited = waited.map(|outcome| outcome.waited > 0);
+    suite.check("engine/who waits is seen to wait", waited);
+    suite.run(
+        awaited_case("broken: the dead are waited for", |_| false)
+            .expect_failure(&["real kill at", "the overtaker is held up"]),
+    );
+    suite.run(
+        bank_case("broken: held up by who is stopped", Order::Right)
+            .limit(Duration::from_millis(200))
+            .overtaken_by(|bank| {
+                while bank.half(LOCK).load(Ordering::Relaxed) != 0 {
+                    std::thread::yield_now();
+                }
+            })
+            .expect_failure(&["the overtaker is held up"]),
+    );
     suite.run(
         bank_case("broken: sealed late", Order::SealLate)
             .expect_failure(&["order 1", "the sum is"]),

@@ -12,6 +12,7 @@ mod map;
 mod meetings;
 mod multi_map;
 mod numbers;
+mod overtaken;
 mod pool;
 mod pool_memory;
 mod process;
@@ -47,6 +48,7 @@ pub fn run() -> ExitCode {
     queue::cases(&mut suite);
     mailbox::cases(&mut suite);
     numbers::cases(&mut suite);
+    overtaken::cases(&mut suite);
     process::cases(&mut suite);
     suite.finish()
 }

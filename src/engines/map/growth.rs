@@ -92,19 +92,23 @@ fn add(
     Ok(())
 }
 
-/// Gives the table a successor that is twice as large.
-#[cold]
-pub(super) fn grow(arena: Arena, slot: &Slot, table: Table) -> Result<(), AllocError> {
-    let larger = table.shape().larger();
+/// Gives the table a successor, unless it has one.
+fn follow(arena: Arena, slot: &Slot, table: Table, shape: Shape) -> Result<(), AllocError> {
     let successor = &table.header.successor;
     add(
         arena,
         slot,
         successor,
-        larger,
+        shape,
         table.kind().next(),
         Some(table),
-    )?;
+    )
+}
+
+/// Gives the table a successor that is twice as large.
+#[cold]
+pub(super) fn grow(arena: Arena, slot: &Slot, table: Table) -> Result<(), AllocError> {
+    follow(arena, slot, table, table.shape().larger())?;
     table.successor(arena).map(drop).ok_or(DAMAGED)
 }
 
@@ -129,15 +133,7 @@ pub(super) fn shrink_if_lonely(
     let sample = (0..table.chunks()).step_by(step).take(SAMPLE);
     let entries: usize = sample.clone().map(|index| table.chunk(index).count()).sum();
     if entries < lonely(table.shape()) * sample.count() {
-        let successor = &table.header.successor;
-        let _ = add(
-            arena,
-            slot,
-            successor,
-            smaller,
-            table.kind().next(),
-            Some(table),
-        );
+        let _ = follow(arena, slot, table, smaller);
     }
 }
 

@@ -29,16 +29,29 @@ pub struct Victim {
 pub struct Crash {
     /// The number of the crash point in the operation; 0 is before its first change.
     pub point: usize,
-    /// The crash point in the recovery that followed, if that was crashed too.
-    pub recovery_point: Option<usize>,
+    /// The crash point in what followed, if that was crashed: the recovery, or the rest of an overtaken operation.
+    pub later: Option<usize>,
     /// The last mark that the operation gave to [`progress`](super::progress) before it died; 0 if none.
     pub progress: u64,
     /// The operation had returned.
     pub finished: bool,
     /// A real SIGKILL, on the arena itself.
     pub real: bool,
+    /// How it was overtaken before this crash, if it was.
+    pub overtaken: Option<Overtaken>,
     /// Who died in the operation.
     pub victim: Victim,
+}
+
+/// How an operation was overtaken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Overtaken {
+    /// The last mark that the overtaker gave to [`progress`](super::progress).
+    pub mark: u64,
+    /// The victim's, where it was stopped.
+    pub at: u64,
+    /// The victim went on before the overtaker had ended.
+    pub at_once: bool,
 }
 
 impl Crash {
@@ -69,6 +82,9 @@ pub struct Case<S> {
     pub(super) survivor: Act<S>,
     pub(super) recover: Check<S>,
     pub(super) verify: CheckOn<S, Crash>,
+    pub(super) overtaker: Option<Act<S>>,
+    pub(super) may_wait: bool,
+    pub(super) only_goes_on: bool,
     pub(super) fork: Fork,
     pub(super) limit: Duration,
     pub(super) cross_check: bool,
@@ -91,6 +107,9 @@ impl<S: Arena> Case<S> {
             survivor: Box::new(|_| ()),
             recover: Box::new(|_| Ok(())),
             verify: Box::new(|_, _| Ok(())),
+            overtaker: None,
+            may_wait: false,
+            only_goes_on: false,
             fork: Fork::Library,
             limit: Duration::from_secs(5),
             cross_check: false,
@@ -140,6 +159,26 @@ impl<S: Arena> Case<S> {
         verify: impl Fn(&mut S, &Crash) -> Result<(), String> + 'static,
     ) -> Self {
         self.verify = Box::new(verify);
+        self
+    }
+
+    /// What another process does while the victim is stopped, at each of its points and between them in turn. The victim
+    /// goes on when that has ended, and each of its later points is a crash.
+    pub fn overtaken_by(mut self, overtaker: impl Fn(&mut S) + 'static) -> Self {
+        self.overtaker = Some(Box::new(overtaker));
+        self
+    }
+
+    /// The overtaker may have to wait for the victim, which then goes on at once; and in another run is killed.
+    pub fn may_wait(mut self) -> Self {
+        self.may_wait = true;
+        self
+    }
+
+    /// The victim, once it was overtaken, is killed where it is or at its end only: for one that reads, or whose overtaker
+    /// does.
+    pub fn only_goes_on(mut self) -> Self {
+        self.only_goes_on = true;
         self
     }
 

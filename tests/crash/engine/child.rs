@@ -200,6 +200,27 @@ impl Child {
         self.board.page().read()
     }
 
+    /// Where it is in the kernel, for a report.
+    pub fn place(&self) -> String {
+        let at = std::fs::read_to_string(format!("/proc/{}/syscall", self.pid));
+        format!("(system call {})", at.unwrap_or_default().trim())
+    }
+
+    /// Whether it sleeps, as who waits for a lock does.
+    pub fn sleeps(&self) -> bool {
+        self.state() == Some('S')
+    }
+
+    /// Whether it has ended. It is not reaped.
+    pub fn has_ended(&self) -> bool {
+        self.state() == Some('Z')
+    }
+
+    fn state(&self) -> Option<char> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).ok()?;
+        stat.rsplit(") ").next()?.chars().next()
+    }
+
     /// Waits until it ends or stops. Needs a [`Ticker`] for `limit` to be kept.
     pub fn wait(&mut self, limit: Duration) -> Ended {
         let deadline = Instant::now() + limit;

@@ -26,12 +26,14 @@ const EARLY: usize = 3;
 /// Of the points of a recovery one of so many is tried when the time is over.
 const ONE_OF: usize = 16;
 /// After so many failures a case is given up.
-const ENOUGH_FAILURES: u64 = 5;
+pub const ENOUGH_FAILURES: u64 = 5;
 
 /// The points of one run, and the image it started from.
 struct Trail {
     start: Image,
     points: Vec<Point>,
+    /// Between two points where nothing changes: the number of the first, and the way.
+    between: Vec<(usize, Way)>,
     /// Kept unreaped, see the module.
     victim: Child,
 }
@@ -46,18 +48,31 @@ impl Trail {
     }
 }
 
+impl Trail {
+    /// Of the places between points those where something is left to be told.
+    fn before_the_last_mark(&self) -> &[(usize, Way)] {
+        let last = self.points.last().map_or(0, |point| point.progress);
+        let told = self.points.iter().position(|point| point.progress == last);
+        let told = told.filter(|_| last != 0).unwrap_or(self.points.len());
+        let count = self.between.partition_point(|&(index, _)| index < told);
+        &self.between[..count]
+    }
+}
+
 /// Why an exploration stopped early; the failure is reported already.
-struct Halt;
+pub(super) struct Halt;
 
 /// The process that explores one case.
 pub struct Explorer<'a, S> {
-    case: &'a Case<S>,
+    pub(super) case: &'a Case<S>,
     settings: &'a Settings,
-    tally: &'a Tally,
-    state: S,
+    pub(super) tally: &'a Tally,
+    pub(super) state: S,
     decoder: Decoder,
     seals: i32,
     began: Instant,
+    /// Where the victim was stopped to be overtaken.
+    pub(super) stopped: Option<Way>,
     _ticker: Ticker,
 }
 
@@ -94,7 +109,7 @@ pub fn kill_at<S: Arena>(
 }
 
 impl<'a, S: Arena> Explorer<'a, S> {
-    fn new(case: &'a Case<S>, settings: &'a Settings, tally: &'a Tally) -> Self {
+    pub(super) fn new(case: &'a Case<S>, settings: &'a Settings, tally: &'a Tally) -> Self {
         adopt_orphans();
         let state = (case.setup)();
         keep_children();
@@ -109,6 +124,7 @@ impl<'a, S: Arena> Explorer<'a, S> {
             decoder: Decoder::new(),
             seals,
             began,
+            stopped: None,
             _ticker: Ticker::start(),
         }
     }
@@ -123,6 +139,18 @@ impl<'a, S: Arena> Explorer<'a, S> {
         let trail = self.follow(ground, crash)?;
         if order == 1 && self.case.real_kills {
             self.settings.choose(&trail.points, &self.tally.places);
+        }
+        if order == 1 && self.case.overtaker.is_some() {
+            let at = |index: usize| {
+                let point = &trail.points[index];
+                (index, point.way, point.finished)
+            };
+            let points = spread(trail.points.len()).into_iter();
+            self.tally.overtakings.put(points.map(at));
+            let between = trail.before_the_last_mark();
+            let after = |index: usize| (between[index].0, between[index].1, false);
+            let between = spread(between.len()).into_iter();
+            self.tally.between.put(between.map(after));
         }
         let changes = |point: &Point| point.delta.first_offset().is_some();
         if order != 1 {
@@ -154,7 +182,10 @@ impl<'a, S: Arena> Explorer<'a, S> {
     fn follow(&mut self, ground: Option<&Image>, crash: Option<Crash>) -> Result<Trail, Halt> {
         let (mut stepper, view, mut image) = self.start(ground, crash)?;
         let start = image.clone();
-        let mut points = Vec::new();
+        if crash.is_none() && self.case.overtaker.is_some() {
+            stepper.trace = Some(Vec::new());
+        }
+        let (mut points, mut between) = (Vec::new(), Vec::new());
         let mut next = Some(Point {
             way: Way::default(),
             progress: crash.map_or(0, |crash| crash.progress),
@@ -172,6 +203,12 @@ impl<'a, S: Arena> Explorer<'a, S> {
             }
             points.push(point);
             next = self.advance(&mut stepper, &view, &mut image, points.len(), crash)?;
+            let changed = next.as_ref().map(|point| point.way);
+            for way in stepper.trace.iter_mut().flat_map(|trace| trace.drain(..)) {
+                if Some(way) != changed {
+                    between.push((points.len() - 1, way));
+                }
+            }
         }
         let victim = stepper.into_child();
         victim.kill();
@@ -179,6 +216,7 @@ impl<'a, S: Arena> Explorer<'a, S> {
         Ok(Trail {
             start,
             points,
+            between,
             victim,
         })
     }
@@ -199,7 +237,7 @@ impl<'a, S: Arena> Explorer<'a, S> {
     }
 
     /// Forks the victim onto the arena, or onto `ground`, and takes hold of it before its first instruction.
-    fn start(
+    pub(super) fn start(
         &mut self,
         ground: Option<&Image>,
         crash: Option<Crash>,
@@ -257,7 +295,7 @@ impl<'a, S: Arena> Explorer<'a, S> {
         Ok((stepper, view, image))
     }
 
-    fn advance(
+    pub(super) fn advance(
         &mut self,
         stepper: &mut Stepper,
         view: &View,
@@ -282,7 +320,7 @@ impl<'a, S: Arena> Explorer<'a, S> {
                     ..NOWHERE
                 },
                 |crash| Crash {
-                    recovery_point: Some(index),
+                    later: Some(index),
                     ..crash
                 },
             );
@@ -296,19 +334,32 @@ impl<'a, S: Arena> Explorer<'a, S> {
     /// A real kill at a point that [`explore_all`] has come to; the survivor works on the arena itself.
     /// True if the victim did not come there, and has not been killed.
     fn kill_at(&mut self, place: &Place) -> Result<bool, Halt> {
-        let index = place.point.get() as usize;
-        let (mut stepper, _, image) = self.start(None, None)?;
+        let (stepper, _, image) = self.start(None, None)?;
+        let Some((stepper, last)) = self.go_to(stepper, place, &image)? else {
+            return Ok(true);
+        };
+        self.kill_here(stepper, &last, place.point.get() as usize)?;
+        Ok(false)
+    }
+
+    /// Lets a victim run to a place. `None` if it did not come there.
+    pub(super) fn go_to(
+        &mut self,
+        mut stepper: Stepper,
+        place: &Place,
+        image: &Image,
+    ) -> Result<Option<(Stepper, Point)>, Halt> {
         let way = place.way();
         let reached = stepper.run_to(way, self.case.limit * SLOWER);
         let reached = reached.or_else(|text| {
             let here = Crash {
-                point: index,
+                point: place.point.get() as usize,
                 ..NOWHERE
             };
             self.report(&describe(&here), &format!("on the way there: {text}"))
         })?;
         if !reached && place.finished.get() == 0 {
-            return Ok(true);
+            return Ok(None);
         }
         let last = Point {
             way,
@@ -316,11 +367,10 @@ impl<'a, S: Arena> Explorer<'a, S> {
             finished: stepper.finished(),
             delta: image.same(),
         };
-        self.kill_here(stepper, &last, index)?;
-        Ok(false)
+        Ok(Some((stepper, last)))
     }
 
-    /// The same at the point with that number of this run, for an operation that takes another way each time.
+    /// As [`kill_at`](Self::kill_at), at the point with that number of this run: for an operation that takes another way each time.
     fn step_and_kill(&mut self, index: usize) -> Result<(), Halt> {
         let (mut stepper, view, mut image) = self.start(None, None)?;
         let mut last = Point {
@@ -355,7 +405,11 @@ impl<'a, S: Arena> Explorer<'a, S> {
     }
 
     /// Forks a survivor, on a copy of the image with the victim to bury or on the arena itself, and hears its verdict.
-    fn survive(&mut self, copy: Option<(&Image, Victim)>, crash: &Crash) -> Result<(), String> {
+    pub(super) fn survive(
+        &mut self,
+        copy: Option<(&Image, Victim)>,
+        crash: &Crash,
+    ) -> Result<(), String> {
         let Explorer {
             case, state, seals, ..
         } = self;
@@ -382,18 +436,14 @@ impl<'a, S: Arena> Explorer<'a, S> {
                 "the survivor was ended by signal {signal} {}",
                 child.text()
             )),
-            Ended::Stop(_) | Ended::Never => {
-                let at = std::fs::read_to_string(format!("/proc/{}/syscall", child.pid()))
-                    .unwrap_or_default();
-                Err(format!("the survivor hangs (system call {})", at.trim()))
-            }
+            Ended::Stop(_) | Ended::Never => Err(format!("the survivor hangs {}", child.place())),
         };
         child.end();
         sweep();
         verdict
     }
 
-    fn fail(&mut self, crash: &Crash, point: &Point, text: &str) -> Result<(), Halt> {
+    pub(super) fn fail(&mut self, crash: &Crash, point: &Point, text: &str) -> Result<(), Halt> {
         let mut place = describe(crash);
         if let Some(offset) = point.delta.first_offset() {
             place += &format!(", after the write at +{offset:#x}");
@@ -413,7 +463,7 @@ impl<'a, S: Arena> Explorer<'a, S> {
     }
 
     /// A failure that ends the exploration.
-    fn report<T>(&mut self, place: &str, text: &str) -> Result<T, Halt> {
+    pub(super) fn report<T>(&mut self, place: &str, text: &str) -> Result<T, Halt> {
         self.failure(place, text, String::new);
         Err(Halt)
     }
@@ -423,27 +473,33 @@ impl<'a, S: Arena> Explorer<'a, S> {
         match &self.case.expects {
             Some(texts) if texts.iter().all(|text| line.contains(text)) => self.tally.caught.add(1),
             Some(_) if !self.settings.verbose => {}
-            _ => println!("  FAIL {line}\n       {}", code()),
+            _ => {
+                println!("  FAIL {line}\n       {}", code());
+                if let Some(way) = self.stopped {
+                    println!("       overtaken behind {}", name_of(way.rip));
+                }
+            }
         }
         self.tally.failures.add(1);
         self.tally.failures.get()
     }
 }
 
-const NOWHERE: Crash = Crash {
+pub(super) const NOWHERE: Crash = Crash {
     point: 0,
-    recovery_point: None,
+    later: None,
     progress: 0,
     finished: false,
     real: false,
+    overtaken: None,
     victim: Victim { pid: 0 },
 };
 
 /// The crash at a point of the operation, or of the recovery from `earlier`.
-fn crash_at(point: &Point, index: usize, pid: i32, earlier: Option<Crash>) -> Crash {
+pub(super) fn crash_at(point: &Point, index: usize, pid: i32, earlier: Option<Crash>) -> Crash {
     match earlier {
         Some(crash) => Crash {
-            recovery_point: Some(index),
+            later: Some(index),
             ..crash
         },
         None => Crash {
@@ -456,10 +512,13 @@ fn crash_at(point: &Point, index: usize, pid: i32, earlier: Option<Crash>) -> Cr
     }
 }
 
-fn describe(crash: &Crash) -> String {
-    let order = match (crash.real, crash.recovery_point) {
+pub(super) fn describe(crash: &Crash) -> String {
+    let order = match (crash.real, crash.later) {
         (true, _) => "real kill at".to_owned(),
         (_, None) => "order 1,".to_owned(),
+        (_, Some(point)) if crash.overtaken.is_some() => {
+            format!("overtaken, point {point} after it was stopped after")
+        }
         (_, Some(point)) => format!("order 2, point {point} of the recovery from"),
     };
     let finished = if crash.finished { ", finished" } else { "" };
@@ -469,9 +528,12 @@ fn describe(crash: &Crash) -> String {
     )
 }
 
-/// The numbers below `count`: one in the middle, the last and that of the first change, then the others so that each
-/// beginning is spread over the whole.
+/// The numbers below `count`, if it is not 0: one in the middle, the last and that of the first change, then the others
+/// so that each beginning is spread over the whole.
 fn spread(count: usize) -> Vec<usize> {
+    if count == 0 {
+        return Vec::new();
+    }
     let mut stride = (count * 618 / 1000).max(1);
     while gcd(stride, count) != 1 {
         stride += 1;

@@ -22,6 +22,11 @@
 //!   middle one whatever the time, if need be with some of its recovery's points only.
 //! * Real kills: the case is run again in a new process to a random point, the victim is killed there with SIGKILL
 //!   and reaped, and a survivor recovers the arena itself, with the kernel's marks of death instead of `bury`'s.
+//! * Overtaken: the case is run again in a new process to a point, the victim is stopped there, alive, and another
+//!   process does an operation of its own, for which it must not need the victim (or may wait for it, if the case says
+//!   so). Then the victim goes on, on what it finds changed, with a survivor after each of its changes as in the first
+//!   order. At each point, then after each other instruction (what was read may be out of date), or in some of these
+//!   places in a short run.
 //!
 //! Each case has processes of its own, so a case may leave anything behind in its address space. What a case must
 //! keep to: the runner has one thread; the arena is a memfd mapped shared from its offset 0; the operation does not wait
@@ -33,6 +38,7 @@
 //! | `case.rs` | what the author of a case writes |
 //! | `suite.rs` | running cases, the environment, the report |
 //! | `explore.rs` | the orders of crashes |
+//! | `overtake.rs` | another process's operation in the middle of the victim's |
 //! | `stepper.rs` | a victim under ptrace |
 //! | `decode.rs` | what an instruction may write |
 //! | `image.rs` | copies of the arena and their differences |
@@ -45,12 +51,13 @@ mod decode;
 mod doomed;
 mod explore;
 mod image;
+mod overtake;
 #[path = "../../common/pick.rs"]
 mod pick;
 mod stepper;
 mod suite;
 
-pub use case::{Arena, Case, Crash, Victim};
+pub use case::{Arena, Case, Crash, Overtaken, Victim};
 pub use child::{Fork, progress};
 pub use doomed::Doomed;
 pub use suite::{Suite, in_parts};

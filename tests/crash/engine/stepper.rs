@@ -45,7 +45,7 @@ pub struct Point {
 }
 
 /// The way to a point, for a victim that runs and is not stepped.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub struct Way {
     /// The instruction. 0 for the start.
     pub rip: u64,
@@ -81,6 +81,8 @@ pub struct Stepper {
     comings: HashMap<u64, u64>,
     way: Way,
     ranges: Vec<(u64, u64)>,
+    /// The way to each instruction that was stepped, if somebody wants it.
+    pub trace: Option<Vec<Way>>,
 }
 
 /// The victim's side: runs `body` between two stops. The tracer never lets it get past the second.
@@ -104,9 +106,8 @@ fn failed(what: &str) -> String {
 
 fn ended_early(child: &Child, ended: Ended) -> String {
     let text = child.text();
-    let at = std::fs::read_to_string(format!("/proc/{}/syscall", child.pid())).unwrap_or_default();
     match ended {
-        Ended::Never => format!("the victim hangs (system call {})", at.trim()),
+        Ended::Never => format!("the victim hangs {}", child.place()),
         _ if text.is_empty() => format!("the victim ended before its time: {ended:?}"),
         _ => format!("the victim ended before its time: {text}"),
     }
@@ -136,6 +137,7 @@ impl Stepper {
             comings: HashMap::new(),
             way: Way::default(),
             ranges: Vec::new(),
+            trace: None,
         })
     }
 
@@ -222,15 +224,18 @@ impl Stepper {
         let rip = self.regs.rip;
         if rip == self.way.rip {
             self.way.steps += 1;
-            return;
+        } else {
+            let comings = self.comings.entry(rip).or_default();
+            *comings += 1;
+            self.way = Way {
+                rip,
+                comings: *comings,
+                steps: 1,
+            };
         }
-        let comings = self.comings.entry(rip).or_default();
-        *comings += 1;
-        self.way = Way {
-            rip,
-            comings: *comings,
-            steps: 1,
-        };
+        if let Some(trace) = &mut self.trace {
+            trace.push(self.way);
+        }
     }
 
     /// Lets the victim run to a point that another one was stepped to. False if it did not come there, and
@@ -249,6 +254,14 @@ impl Stepper {
             }
         }
         Ok(true)
+    }
+
+    /// Lets the victim run to the end of the body.
+    pub fn run_to_end(&mut self, limit: Duration) -> Result<(), String> {
+        while !self.finished {
+            self.resume(libc::PTRACE_CONT, limit)?;
+        }
+        Ok(())
     }
 
     /// Has the processor stop the victim, and none that it forks, before that instruction.

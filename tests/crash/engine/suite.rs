@@ -2,8 +2,8 @@
 //!
 //! | variable | |
 //! |---|---|
-//! | `SHMKIT_CRASH=full` | second order from every image, many real kills, no budget |
-//! | `SHMKIT_CRASH_BUDGET_MS` | how long a case may go on to new images of second order in a short run (3000); it goes to the middle one, and some points of its recovery, all the same |
+//! | `SHMKIT_CRASH=full` | second order from every image, many real kills, overtaken in every place, no budget |
+//! | `SHMKIT_CRASH_BUDGET_MS` | how long a case may go on to new images of second order in a short run (3000); it goes to the middle one, and some points of its recovery, all the same; so long, too, it is overtaken in points, and half as long between them |
 //! | `SHMKIT_CRASH_CHECK=1` | compare the whole arena at every step |
 //! | `SHMKIT_CRASH_SEED` | where real kills fall |
 //! | `SHMKIT_CRASH_VERBOSE=1` | print the unexpected failures of deliberately broken cases too |
@@ -20,12 +20,16 @@ use std::time::{Duration, Instant};
 use super::Arena;
 use super::case::Case;
 use super::child::{Child, Ended, Fork, Ticker, adopt_orphans, route_panics, sweep_all};
-use super::explore::{ALWAYS_FOLLOWED, explore_all, kill_at};
+use super::explore::{ALWAYS_FOLLOWED, ENOUGH_FAILURES, explore_all, kill_at};
+use super::overtake::overtake_at;
 use super::pick::Pick;
 use super::stepper::{Point, Way};
 
 /// Real kills of a case at the most.
 const MOST_KILLS: usize = 128;
+/// And of the places in which it is overtaken: points, and others.
+const MOST_OVERTAKINGS: usize = 1 << 14;
+const MOST_BETWEEN: usize = 1 << 18;
 
 /// How thorough a run is.
 pub struct Settings {
@@ -58,13 +62,12 @@ impl Settings {
 
 impl Settings {
     /// Chooses where real kills are to fall.
-    pub fn choose(&self, points: &[Point], places: &Places) {
+    pub fn choose(&self, points: &[Point], places: &Places<MOST_KILLS>) {
         let mut random = Random(self.seed | 1);
-        for place in &places.places[..self.real_kills.min(points.len())] {
-            let index = random.below(points.len() as u64) as usize;
-            place.set(index, &points[index]);
-            places.count.add(1);
-        }
+        let chosen = (0..self.real_kills.min(points.len()))
+            .map(|_| random.below(points.len() as u64) as usize)
+            .map(|index| (index, points[index].way, points[index].finished));
+        places.put(chosen);
     }
 }
 
@@ -83,7 +86,7 @@ impl Count {
     }
 }
 
-/// Where a real kill is to fall: a point of first order.
+/// Where a real kill is to fall, or a victim is to be overtaken: a point of first order, or behind it.
 pub struct Place {
     pub point: Count,
     rip: Count,
@@ -94,12 +97,12 @@ pub struct Place {
 }
 
 impl Place {
-    fn set(&self, index: usize, point: &Point) {
+    fn set(&self, index: usize, way: Way, finished: bool) {
         self.point.add(index as u64);
-        self.rip.add(point.way.rip);
-        self.comings.add(point.way.comings);
-        self.steps.add(point.way.steps);
-        self.finished.add(u64::from(point.finished));
+        self.rip.add(way.rip);
+        self.comings.add(way.comings);
+        self.steps.add(way.steps);
+        self.finished.add(u64::from(finished));
     }
 
     pub fn way(&self) -> Way {
@@ -111,15 +114,33 @@ impl Place {
     }
 }
 
-/// The places of a case's real kills.
-pub struct Places {
+/// Places that were chosen.
+pub struct Places<const MOST: usize> {
     count: Count,
-    places: [Place; MOST_KILLS],
+    places: [Place; MOST],
+}
+
+impl<const MOST: usize> Places<MOST> {
+    /// Puts some there, each with the number of the point that it is, or comes after. If they are too many, the
+    /// first ones.
+    pub fn put(&self, chosen: impl Iterator<Item = (usize, Way, bool)>) {
+        for (place, (index, way, finished)) in self.places.iter().zip(chosen) {
+            place.set(index, way, finished);
+            self.count.add(1);
+        }
+    }
+
+    fn get(&self) -> &[Place] {
+        &self.places[..self.count.get() as usize]
+    }
 }
 
 /// What the processes of a case have counted and chosen. In memory that they share.
 pub struct Tally {
-    pub places: Places,
+    pub places: Places<MOST_KILLS>,
+    /// In which the victim is overtaken: its points, and others.
+    pub overtakings: Places<MOST_OVERTAKINGS>,
+    pub between: Places<MOST_BETWEEN>,
     pub steps: Count,
     /// Of first order.
     points: Count,
@@ -132,6 +153,12 @@ pub struct Tally {
     pub killed: Count,
     /// Runs that did not come to the place of their kill.
     pub missed: Count,
+    /// Places in which the victim was overtaken, its points after that, and runs that did not come there.
+    pub overtaken: Count,
+    pub after: Count,
+    pub lost: Count,
+    /// Overtakers that had to wait.
+    pub waited: Count,
     pub failures: Count,
     /// Failures of the kind that a deliberately broken case expects.
     pub caught: Count,
@@ -191,6 +218,8 @@ pub struct Outcome {
     /// Crash points of second order.
     pub second: u64,
     pub failures: u64,
+    /// Overtakers that had to wait for a victim.
+    pub waited: u64,
 }
 
 /// Runs cases one after another and counts.
@@ -290,7 +319,7 @@ impl Suite {
         let tally = SharedTally::new().expect("a page for the counts");
         let tally = tally.get();
         self.in_process(&case, tally, || explore_all(&case, &self.settings, tally));
-        for place in &tally.places.places[..tally.places.count.get() as usize] {
+        for place in tally.places.get() {
             for again in [false, true] {
                 let missed = tally.missed.get();
                 self.in_process(&case, tally, || {
@@ -301,6 +330,7 @@ impl Suite {
                 }
             }
         }
+        self.overtake(&case, tally);
         if let Some(lack) = lack(&case, tally) {
             tally.failures.add(1);
             println!("  FAIL {}: {lack}", case.name);
@@ -311,7 +341,7 @@ impl Suite {
         };
         self.count(passed);
         println!(
-            "{} {:<40} steps {:>8}  points {:>6}  second {:>7} (from {})  killed {:>3} (missed {})  failures {}{}  {:.2} s",
+            "{} {:<40} steps {:>8}  points {:>6}  second {:>7} (from {})  killed {:>3} (missed {})  overtaken {:>3} of {} (after {}, lost {})  failures {}{}  {:.2} s",
             if passed { "ok  " } else { "FAIL" },
             case.name,
             tally.steps.get(),
@@ -320,6 +350,10 @@ impl Suite {
             tally.followed.get(),
             tally.killed.get(),
             tally.missed.get(),
+            tally.overtaken.get(),
+            tally.overtakings.get().len() + tally.between.get().len(),
+            tally.after.get(),
+            tally.lost.get(),
             tally.failures.get(),
             match (&case.expects, passed) {
                 (None, _) => "",
@@ -333,7 +367,36 @@ impl Suite {
             points: tally.points.get(),
             second: tally.second.get(),
             failures: tally.failures.get(),
+            waited: tally.waited.get(),
         })
+    }
+
+    /// Has the victim overtaken in the places chosen, while there is time.
+    fn overtake<S: Arena>(&self, case: &Case<S>, tally: &Tally) {
+        let hurried = case.hurried && !self.settings.full;
+        let budget = self.settings.budget;
+        let places = [
+            (tally.overtakings.get(), budget),
+            (tally.between.get(), budget / 2),
+        ];
+        for (places, budget) in places {
+            let began = Instant::now();
+            for place in places {
+                let late = hurried && began.elapsed() > budget;
+                if late && tally.overtaken.get() > 0 || tally.failures.get() >= ENOUGH_FAILURES {
+                    break;
+                }
+                let waited = tally.waited.get();
+                for is_killed in [false, true] {
+                    self.in_process(case, tally, || {
+                        overtake_at(case, &self.settings, tally, place, is_killed)
+                    });
+                    if tally.waited.get() == waited {
+                        break;
+                    }
+                }
+            }
+        }
     }
 
     /// Runs a part of a case in a process of its own.
@@ -395,6 +458,10 @@ fn lack<S>(case: &Case<S>, tally: &Tally) -> Option<String> {
     let expected = points.min(ALWAYS_FOLLOWED as u64);
     if case.second_order && followed < expected {
         return Some(format!("recovery was followed from {followed} points"));
+    }
+    let (overtaken, lost) = (tally.overtaken.get(), tally.lost.get());
+    if case.overtaker.is_some() && (overtaken == 0 || overtaken < lost) {
+        return Some(format!("overtaken {overtaken} times, lost {lost}"));
     }
     if case.second_order && tally.changed.get() == 0 {
         return Some("no recovery changes anything".into());
