@@ -31,6 +31,9 @@
 //! | LEASE   | cell, lap, entry      | see `engines::leases` |
 //! | MAKE    | word, block           | the word does not name the block: it is freed |
 //!
+//! Looking at the first element may name it foremost, which leaves nothing to resolve: see
+//! `protocol::foremost`.
+//!
 //! A cell names who is at it by the slot's index alone. That is enough, because an intent is open
 //! meanwhile, and a slot has no new owner before the old one's intent is resolved.
 
@@ -45,6 +48,7 @@ use crate::layout::{Engine, ShmSafe, TypeInfo};
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
 use crate::primitive::{AtomicU64, Ordering};
+use crate::protocol::foremost::Foremost;
 use crate::protocol::ring::{self, Cell, Phase, Shape};
 
 const NUMBER: u64 = (Engine::Queue as u64) << super::OP_SHIFT;
@@ -97,6 +101,7 @@ pub(crate) struct Header {
     /// The tag of the producer that has waited and is not to be passed for ever, or 0: a hint, see
     /// `containers::queue::wait`.
     pub(crate) turn: AtomicU64,
+    pub(crate) foremost: Foremost,
     /// Who waits for an element, and who waits for room: see `engines::bell`.
     pub(crate) pushed: Apart,
     pub(crate) popped: Room,
@@ -150,6 +155,7 @@ impl Header {
             front: AtomicU64::new(0),
             back: AtomicU64::new(0),
             turn: AtomicU64::new(0),
+            foremost: Foremost(AtomicU64::new(0)),
             pushed: Apart(Bell::new()),
             popped: Room {
                 bell: Bell::new(),
@@ -495,6 +501,12 @@ pub(super) fn check(arena: Arena, first: usize, report: &mut CheckReport) {
             break;
         };
         (block, expected) = (next, expected.saturating_mul(2));
+    }
+    let told = header.foremost.word();
+    if !matches!(told.phase, Phase::Free | Phase::Writing | Phase::Full) {
+        report.problem(format_args!(
+            "the queue at {first:#x} has {told:?} as the first"
+        ));
     }
     leases::check(arena, header, report);
 }

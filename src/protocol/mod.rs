@@ -9,6 +9,7 @@
 //! | `tag`       | (slot, generation), the name of an owner | everybody |
 //! | `bitmap`    | which blocks of a span are free | `allocator::span` |
 //! | `detect`    | a compare-exchange whose outcome can be told after its author's death | `participants::detect` |
+//! | `foremost`  | which element of a queue was told to be the first | `containers::queue` |
 //! | `lock_word` | a lock whose word names its owner | `participants::lock` |
 //! | `pins`      | what may still be looked at is not freed | `participants::epoch` |
 //! | `readers`   | who reads under which lock | `participants::readers` |
@@ -23,6 +24,7 @@
 
 pub mod bitmap;
 pub mod detect;
+pub mod foremost;
 pub mod keeping;
 pub mod lifecycle;
 pub mod lines;

@@ -33,7 +33,8 @@
 //!    (Positions are 49 bits, and are compared round the corner.)
 //! 3. The words of the element are stored between WRITING and FULL only, by the slot named.
 //! 4. A consumer takes p only if each earlier position was seen taken, or was seen WRITING *after* p
-//!    was seen FULL. So no push that ended before p's began is overtaken: first in, first out.
+//!    was seen FULL. So no push that ended before p's began is overtaken: first in, first out. (Who
+//!    looks at p and leaves it there does what `foremost` says, besides.)
 //! 5. "Empty" is answered when there was a moment with nothing FULL: the first unclaimed position
 //!    was seen, and after that each one gone past was still WRITING.
 //! 6. `head` is only ever set past positions that are all taken, `tail` past claimed ones.
@@ -66,6 +67,9 @@ pub struct Cell {
 }
 
 impl Cell {
+    /// The bits of the phase.
+    pub const PHASE: u64 = 7;
+
     #[inline]
     pub const fn new(phase: Phase, slot: usize, position: u64) -> Self {
         Cell {
@@ -79,7 +83,7 @@ impl Cell {
     #[inline]
     pub const fn unpack(word: u64) -> Self {
         let slot = (word >> 3 & 0xfff) as usize;
-        let phase = match (word & 7, slot) {
+        let phase = match (word & Self::PHASE, slot) {
             (0, 0) => Phase::Free,
             (1, _) => Phase::Writing,
             (2, 0) => Phase::Full,
@@ -361,31 +365,41 @@ pub fn publish(word: &AtomicU64, position: u64) {
     );
 }
 
-/// What becomes of a first element.
+/// What becomes of an element.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Take {
     /// It is gone, and the cell is free.
     Pop,
     /// It is gone, and the cell is LEASING by the slot, who is to [`vacate`] it.
     Lease(usize),
-    /// It stays.
+    /// It stays, and was the first.
     Look,
+    /// It stays; that there is one is all that counts.
+    See,
+}
+
+impl Take {
+    fn leaves(self) -> bool {
+        matches!(self, Take::Look | Take::See)
+    }
 }
 
 /// Takes the first element; its position, or else a walk that found none. `copy` is told a cell, and
 /// the position, whose element is to be copied: what it has copied counts if this was the last call.
-/// `valid` is as for [`take_if`].
+/// `valid` is as for [`take_if`]; it is told no walk if there was none.
 pub fn take<'a>(
     shape: Shape,
     head: &AtomicU64,
     cell: impl Fn(usize) -> &'a AtomicU64,
     how: Take,
-    valid: impl Fn() -> bool,
+    valid: impl Fn(Option<&Walk>) -> bool,
     mut copy: impl FnMut(usize, u64),
 ) -> Result<u64, Walk> {
-    match take_at_head(shape, head, &cell, how, &valid, &mut copy) {
+    match take_at_head(shape, head, &cell, how, || valid(None), &mut copy) {
         Some(at) => Ok(at),
-        None => take_if(shape, head, &cell, how, &mut copy, &valid),
+        None => take_if(shape, head, &cell, how, &mut copy, &|walk| {
+            valid(Some(walk))
+        }),
     }
 }
 
@@ -402,18 +416,34 @@ pub fn take_at_head<'a>(
     let at = shape.hint_as_it_is(head);
     let index = shape.index(at);
     let word = cell(index);
-    // Acquire: the element.
-    let found = word.load(Ordering::Acquire);
+    // Acquire: the element. SeqCst: see `foremost`.
+    let found = word.load(Ordering::SeqCst);
     if found == Cell::new(Phase::Full, 0, at).pack() {
         copy(index, position(at));
         if valid() && exchange(shape, word, at, how) {
-            if how != Take::Look {
+            if !how.leaves() {
                 shape.go_on(head, at);
             }
             return Some(position(at));
         }
     }
     None
+}
+
+/// Takes the element at a position, if `valid` is true once it was seen. `None` if there is none;
+/// whether it was taken.
+pub fn take_at(
+    shape: Shape,
+    word: &AtomicU64,
+    at: u64,
+    how: Take,
+    valid: impl FnOnce() -> bool,
+    copy: impl FnOnce(),
+) -> Option<bool> {
+    is_full(word, at).then(|| {
+        copy();
+        valid() && exchange(shape, word, at, how)
+    })
 }
 
 /// Whether the element of that position is there. By invariant 2, what was copied of it between two
@@ -431,7 +461,7 @@ fn exchange(shape: Shape, word: &AtomicU64, at: u64, how: Take) -> bool {
     let next = match how {
         Take::Pop => Cell::new(Phase::Free, 0, at.wrapping_add(shape.lap()) & MASK),
         Take::Lease(slot) => Cell::new(Phase::Leasing, slot, at),
-        Take::Look => return is_full(word, at),
+        Take::Look | Take::See => return is_full(word, at),
     };
     // Release: the copy was made before. SeqCst: before the look at who sleeps.
     word.compare_exchange(
@@ -443,8 +473,8 @@ fn exchange(shape: Shape, word: &AtomicU64, at: u64, how: Take) -> bool {
     .is_ok()
 }
 
-/// The same if `valid` is true after the element, or that there is none, was seen: that nothing has
-/// come where the caller has looked before. If it is not, the walk of the last look is the answer.
+/// The same if `valid` is true after the element was seen, of which it is told the walk: that nothing has
+/// come where the caller has looked before. If it is not, the walk is the answer.
 #[cold]
 pub fn take_if<'a>(
     shape: Shape,
@@ -452,13 +482,13 @@ pub fn take_if<'a>(
     cell: &impl Fn(usize) -> &'a AtomicU64,
     how: Take,
     copy: &mut impl FnMut(usize, u64),
-    valid: &impl Fn() -> bool,
+    valid: &impl Fn(&Walk) -> bool,
 ) -> Result<u64, Walk> {
     loop {
         let walk = Walk::to_full(shape, head, cell);
         let Some(at) = walk.full else {
             // Invariant 5.
-            if walk.still(shape, cell) {
+            if walk.lost || walk.still(shape, cell) {
                 return Err(walk);
             }
             continue;
@@ -467,14 +497,14 @@ pub fn take_if<'a>(
         if !walk.still(shape, cell) {
             continue;
         }
-        if !valid() {
+        if !valid(&walk) {
             return Err(walk);
         }
         let index = shape.index(at);
         copy(index, at);
         if exchange(shape, cell(index), at, how) {
             // Invariant 6.
-            if walk.pending.is_none() && how != Take::Look {
+            if walk.pending.is_none() && !how.leaves() {
                 shape.raise(head, shape.next(at));
             }
             return Ok(at);
@@ -487,13 +517,17 @@ pub fn take_if<'a>(
 pub struct Walk {
     /// The first position that is not taken.
     first: u64,
-    /// Where the walk ended: if there is no element, the first unclaimed position.
+    /// Where the walk ended: behind the element; if there is none, at the first unclaimed position.
     pub end: u64,
     /// The first element's position.
-    full: Option<u64>,
+    pub full: Option<u64>,
     /// How many WRITING were gone past, and the slot of the first.
     writing: usize,
     pub pending: Option<usize>,
+    /// How many elements were.
+    visited: usize,
+    /// It came to no end, as others were too fast; or what it goes by is garbage.
+    pub lost: bool,
     /// It ended where nothing is pushed any more.
     pub sealed: bool,
     /// It ended at a cell that somebody has kept for a lap: nothing is pushed beyond while that is so.
@@ -509,24 +543,27 @@ impl Walk {
             full: None,
             writing: 0,
             pending: None,
+            visited: 0,
+            lost: false,
             sealed: false,
             around: false,
         };
         for _ in 0..shape.patience() {
             let at = walk.end;
-            // Acquire: the element.
-            let found = cell(shape.index(at)).load(Ordering::Acquire);
-            let seen = Cell::unpack(found);
+            // Acquire: the element. SeqCst: see `foremost`.
+            let seen = Cell::unpack(cell(shape.index(at)).load(Ordering::SeqCst));
             if seen.position == at {
                 match seen.phase {
                     Phase::Full => {
                         walk.full = Some(at);
-                        break;
+                        walk.visited = 1;
+                        walk.end = shape.next(at);
+                        return walk;
                     }
-                    Phase::Free => break,
+                    Phase::Free => return walk,
                     Phase::Sealed => {
                         walk.sealed = true;
-                        break;
+                        return walk;
                     }
                     Phase::Leasing => {}
                     Phase::Writing => {
@@ -546,39 +583,49 @@ impl Walk {
             } else {
                 // All the way round.
                 walk.around = true;
-                break;
+                return walk;
             }
             if walk.pending.is_none() {
                 walk.first = walk.end;
             }
         }
+        walk.lost = true;
         walk
     }
 
-    /// Whether it found an element.
-    pub fn has_element(&self) -> bool {
-        self.full.is_some()
-    }
-
-    /// Whether each that was WRITING still is: they change but once, so counting is enough. And
-    /// whether the cell that is kept for a lap still is.
+    /// Whether each that was WRITING, or visited, still is as it was: they change but once, so counting is
+    /// enough. And whether the cell that is kept for a lap still is. Not if the walk was lost.
     pub fn still<'a>(&self, shape: Shape, cell: &impl Fn(usize) -> &'a AtomicU64) -> bool {
-        if self.around {
-            let seen = Cell::unpack(cell(shape.index(self.end)).load(Ordering::Acquire));
-            if seen.position == self.end || is_ahead(seen.position, self.end) {
-                return false;
+        let end = Cell::unpack(cell(shape.index(self.end)).load(Ordering::SeqCst));
+        if self.around && (end.position == self.end || is_ahead(end.position, self.end)) {
+            return false;
+        }
+        if self.lost {
+            return false;
+        }
+        let mut left = (self.writing, self.visited);
+        let mut at = self.first;
+        while at != self.end && left != (0, 0) {
+            // SeqCst: see `foremost`.
+            let seen = Cell::unpack(cell(shape.index(at)).load(Ordering::SeqCst));
+            match seen.phase {
+                _ if seen.position != at => {}
+                Phase::Writing => left.0 = left.0.wrapping_sub(1),
+                Phase::Full => left.1 = left.1.wrapping_sub(1),
+                _ => {}
             }
-        }
-        if self.writing == 0 {
-            return true;
-        }
-        let (mut at, mut writing) = (self.first, 0);
-        while at != self.end && writing < self.writing {
-            let seen = Cell::unpack(cell(shape.index(at)).load(Ordering::Acquire));
-            writing += usize::from(seen.position == at && seen.phase == Phase::Writing);
             at = shape.next(at);
         }
-        writing == self.writing
+        left == (0, 0)
+    }
+
+    /// Whether nothing was claimed yet where it ended.
+    pub fn is_at_end<'a>(&self, shape: Shape, cell: &impl Fn(usize) -> &'a AtomicU64) -> bool {
+        let seen = Cell::unpack(cell(shape.index(self.end)).load(Ordering::SeqCst));
+        match seen.phase {
+            Phase::Free | Phase::Sealed => !is_ahead(seen.position, self.end),
+            _ => is_ahead(self.end, seen.position),
+        }
     }
 }
 
@@ -607,33 +654,34 @@ pub fn vacate(word: &AtomicU64, slot: usize, lap: u64) -> Option<Cell> {
     Some(seen)
 }
 
-/// Tells `each` the cells and positions of the elements, first to last. True if there was a moment
-/// with all of them in the queue, and no others; while the first stays, that moment lasts.
+/// Tells `each` the cells and positions of the elements, first to last. If the walk that is the answer is
+/// [`still`](Walk::still) right later, all of them were in the queue at the moment of its end, and no others.
 pub fn visit<'a>(
     shape: Shape,
     head: &AtomicU64,
     cell: impl Fn(usize) -> &'a AtomicU64,
     mut each: impl FnMut(usize, u64),
-) -> bool {
+) -> Walk {
     let mut walk = Walk::to_full(shape, head, &cell);
     let Some(first) = walk.full else {
-        return walk.still(shape, &cell);
+        return walk;
     };
-    let mut at = first;
-    for _ in 0..shape.cells {
-        let seen = Cell::unpack(cell(shape.index(at)).load(Ordering::Acquire));
+    each(shape.index(first), first);
+    for _ in 1..shape.cells {
+        let at = walk.end;
+        let seen = Cell::unpack(cell(shape.index(at)).load(Ordering::SeqCst));
         match seen.phase {
             _ if is_ahead(seen.position, at) => {}
             _ if seen.position != at => break,
-            Phase::Full => each(shape.index(at), at),
+            Phase::Full => {
+                walk.visited += 1;
+                each(shape.index(at), at);
+            }
             Phase::Writing => walk.writing += 1,
             Phase::Leasing => {}
             Phase::Free | Phase::Sealed => break,
         }
-        at = shape.next(at);
+        walk.end = shape.next(at);
     }
-    // The first is there still, so those after it are: nothing is taken before it, but past one that
-    // is WRITING and was so all the time.
-    walk.end = at;
-    is_full(cell(shape.index(first)), first) && walk.still(shape, &cell)
+    walk
 }

@@ -4,7 +4,8 @@ use std::sync::Mutex as Ledger;
 
 use loom::sync::Arc;
 use loom::thread;
-use shmkit::primitive::{AtomicU64, Ordering};
+use shmkit::primitive::{AtomicU64, Ordering, fence};
+use shmkit::protocol::foremost::Foremost;
 use shmkit::protocol::ring::{self, Refused, Shape, Take, Walk};
 
 use super::{Death, Deaths, Explorer};
@@ -17,6 +18,7 @@ struct Queue {
     cells: Vec<[AtomicU64; 3]>,
     /// The cell that the intent of each slot names, plus 1.
     intents: [AtomicU64; 3],
+    foremost: Foremost,
     /// The ledger: elements whose push has ended, as everybody knows.
     pushed: AtomicU64,
 }
@@ -33,6 +35,7 @@ impl Queue {
             tail: AtomicU64::new(0),
             cells: (0..cells as u64).map(cell).collect(),
             intents: [0, 0, 0].map(AtomicU64::new),
+            foremost: Foremost(AtomicU64::new(0)),
             pushed: AtomicU64::new(0),
         })
     }
@@ -53,28 +56,69 @@ impl Queue {
         Ok(())
     }
 
-    fn take(&self, how: Take) -> Result<(u64, u64), Walk> {
+    fn pop(&self) -> Result<u64, Walk> {
+        self.take(Take::Pop, |_| true)
+    }
+
+    fn take(&self, how: Take, valid: impl Fn(Option<&Walk>) -> bool) -> Result<u64, Walk> {
         let mut copied = (0, 0);
-        let at = ring::take(
+        ring::take(
             self.shape,
             &self.head,
             |i| self.cell(i),
             how,
-            || true,
-            |index, _| {
-                let cell = &self.cells[index];
-                copied = (
-                    cell[1].load(Ordering::Relaxed),
-                    cell[2].load(Ordering::Relaxed),
-                );
-            },
+            valid,
+            |index, _| copied = self.element(index),
         )?;
         assert_eq!(copied.0, !copied.1, "torn");
-        Ok((at, copied.0))
+        Ok(copied.0)
     }
 
-    fn pop(&self) -> Result<u64, Walk> {
-        self.take(Take::Pop).map(|(_, element)| element)
+    fn element(&self, index: usize) -> (u64, u64) {
+        let word = |n: usize| self.cells[index][n].load(Ordering::Relaxed);
+        (word(1), word(2))
+    }
+
+    /// Takes the first element, or looks at it, where others look at it, too: as `containers::queue` does.
+    fn take_first(&self, how: Take) -> Option<u64> {
+        let cell = |i| self.cell(i);
+        // Loads that are sequentially consistent are no more than acquire ones here.
+        let valid = |walk: Option<&Walk>| {
+            fence(Ordering::SeqCst);
+            let Some(walk) = walk else {
+                return self.foremost.is_none();
+            };
+            let to_stay = walk.pending.is_some() && how == Take::Look;
+            walk.full.is_some_and(|at| {
+                self.foremost.is_first(at, to_stay, || {
+                    fence(Ordering::SeqCst);
+                    walk.still(self.shape, &cell)
+                })
+            })
+        };
+        loop {
+            let Some(at) = self.foremost.position() else {
+                match self.take(how, valid) {
+                    Ok(element) => return Some(element),
+                    Err(walk) if walk.full.is_none() => return None,
+                    Err(_) => {}
+                }
+                continue;
+            };
+            let index = self.shape.index(at);
+            let mut copied = (0, 0);
+            let copy = || copied = self.element(index);
+            match ring::take_at(self.shape, cell(index), at, how, || true, copy) {
+                Some(true) => {
+                    if how != Take::Look {
+                        self.foremost.is_over(at);
+                    }
+                    return Some(copied.0);
+                }
+                Some(false) => {}
+                None => self.foremost.is_over(at),
+            }
+        }
     }
 
     /// What recovery does for a dead slot.
@@ -138,6 +182,91 @@ fn producers_and_a_consumer() {
                     .collect::<Vec<_>>()
             );
         }
+    });
+}
+
+/// What was looked at stays the first: one looks at it while two push, and then it is popped.
+#[test]
+fn looks() {
+    let explorer = Explorer::new("ring: looks");
+    explorer.run(2, || {
+        let queue = Queue::new(4);
+        let producers = [1_usize, 2].map(|slot| {
+            let queue = Arc::clone(&queue);
+            thread::spawn(move || queue.push(slot, slot as u64).unwrap())
+        });
+        let looker = {
+            let queue = Arc::clone(&queue);
+            thread::spawn(move || queue.take_first(Take::Look))
+        };
+        let seen = looker.join().unwrap();
+        let next = queue.take_first(Take::Pop);
+        producers.into_iter().for_each(|p| p.join().unwrap());
+        let popped: Vec<_> = next
+            .into_iter()
+            .chain(std::iter::from_fn(|| queue.take_first(Take::Pop)))
+            .collect();
+        assert!(
+            seen.is_none_or(|first| popped[0] == first),
+            "{seen:?}: {popped:?}"
+        );
+        assert!(popped == [1, 2] || popped == [2, 1], "{popped:?}");
+    });
+}
+
+/// Two who look tell the same, while a push that both may go past is on its way.
+#[test]
+fn two_looks() {
+    let explorer = Explorer::new("ring: two looks");
+    explorer.run(3, || {
+        let queue = Queue::new(2);
+        let producer = {
+            let queue = Arc::clone(&queue);
+            thread::spawn(move || queue.push(1, 1).unwrap())
+        };
+        let other = {
+            let queue = Arc::clone(&queue);
+            thread::spawn(move || {
+                queue.push(2, 2).unwrap();
+                queue.take_first(Take::Look)
+            })
+        };
+        let looker = {
+            let queue = Arc::clone(&queue);
+            thread::spawn(move || queue.take_first(Take::Look))
+        };
+        let theirs = other.join().unwrap();
+        let mine = looker.join().unwrap();
+        producer.join().unwrap();
+        let first = queue.take_first(Take::Pop);
+        assert!(mine.is_none() || mine == first, "{mine:?} {first:?}");
+        assert_eq!(theirs, first);
+    });
+}
+
+/// Who has seen an element, and comes to name it when it is gone, has no other one taken for the first: the
+/// word is not as it was.
+#[test]
+fn a_late_look() {
+    let explorer = Explorer::new("ring: a late look");
+    explorer.run(2, || {
+        let queue = Queue::new(4);
+        let cell = |i| queue.cell(i);
+        // A push that does not end, and two that have.
+        ring::claim(queue.shape, &queue.tail, cell, 1, |_| ()).unwrap();
+        [1, 2].map(|n| queue.push(2, n).unwrap());
+        let walk = queue.take(Take::Pop, |_| false).unwrap_err();
+        let late = walk.full.unwrap();
+        assert_eq!(queue.take_first(Take::Look), Some(1));
+        assert_eq!(queue.take_first(Take::Pop), Some(1));
+        // Another one is about to name the second. The late one does not name the first meanwhile.
+        let named = queue.foremost.is_first(late + 1, true, || {
+            let still = || walk.still(queue.shape, &cell);
+            assert!(!queue.foremost.is_first(late, true, still));
+            true
+        });
+        assert!(named);
+        assert_eq!(queue.take_first(Take::Pop), Some(2));
     });
 }
 

@@ -1,4 +1,7 @@
 //! Looking at what there is, without taking it.
+//!
+//! The first element is told as `protocol::foremost` says. All of them are looked at twice: what the first
+//! look has copied, the second one must find unchanged. Then they were there in between, and no others.
 
 use std::mem::MaybeUninit;
 
@@ -6,7 +9,7 @@ use super::element;
 use super::raw::{ATTEMPTS, Raw};
 use crate::ShmSafe;
 use crate::engines::queue::Ring;
-use crate::protocol::ring::{self, Take};
+use crate::protocol::ring::{self, Take, Walk};
 
 /// How often a snapshot is tried before it is taken as it comes.
 const SNAPSHOTS: usize = 16;
@@ -15,7 +18,10 @@ impl<T: ShmSafe + Unpin> Raw<T> {
     pub(crate) fn len(&self) -> usize {
         // What has come back first: it is nowhere else then, and what comes back later is in no ring.
         let mut all = self.survey().0.back;
-        self.visit(|_, _, _| all += 1);
+        for ring in std::iter::successors(self.first_for_pop().ok(), Ring::next) {
+            let cell = |index| ring.cell(index);
+            ring::visit(ring.shape, ring.head(), cell, |_, _| all += 1);
+        }
         all
     }
 
@@ -25,7 +31,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
             if self.survey().0.back > 0 {
                 return false;
             }
-            match self.take(Take::Look, changes, |_, _, _| {}) {
+            match self.take(Take::See, changes, |_, _, _| {}) {
                 Ok(Some(_)) => return false,
                 Err(_) if self.none_was_back(changes) => return true,
                 Ok(None) | Err(_) => {}
@@ -62,50 +68,62 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         None
     }
 
-    /// Tells `each` the elements of all rings, first to last. True if there was a moment with all of
-    /// them in the queue, and no others.
-    fn visit(&self, mut each: impl FnMut(Ring, usize, u64)) -> bool {
-        let (mut whole, mut first) = (true, None);
-        let mut next = self.first_for_pop().ok();
-        while let Some(ring) = next {
-            let cell = |index| ring.cell(index);
-            whole &= ring::visit(ring.shape, ring.head(), cell, |index, at| {
-                first.get_or_insert((ring, index, at));
-                each(ring, index, at);
-            });
-            next = ring.next();
-        }
-        whole && first.is_none_or(|(ring, index, at)| ring::is_full(ring.cell(index), at))
-    }
-
     pub(crate) fn snapshot(&self) -> Vec<T>
     where
         T: Copy,
     {
         let mut elements = Vec::new();
         for _ in 0..SNAPSHOTS {
-            elements.clear();
             let changes = self.changes();
             let back = self.all_back();
-            elements.extend(back.iter().map(|&(_, value)| value));
-            let whole = self.visit(|ring, index, at| {
-                let mut value = MaybeUninit::uninit();
-                // SAFETY: a cell's words, which all access as atomics; copied from a cell that has
-                // not changed meanwhile.
-                unsafe {
-                    element::load(ring.element(index), &mut value);
-                    if ring::is_full(ring.cell(index), at) {
-                        elements.push(value.assume_init());
-                    }
-                }
+            elements.clone_from(&back);
+            let mut walks = Vec::new();
+            let mut next = self.first_for_pop().ok();
+            while let Some(ring) = next {
+                walks.push((ring, self.copy(ring, &mut elements)));
+                next = ring.next();
+            }
+            let foremost = &self.header.foremost;
+            if foremost.is_open() {
+                // Whichever it is going to be, it is now; or there is none.
+                let _ = self.take(Take::Look, changes, |_, _, _| {});
+            }
+            let told = foremost.position();
+            let told = elements.iter().position(|&(at, _)| Some(at) == told);
+            if let Some(told) = told.filter(|&told| told >= back.len()) {
+                elements[back.len()..=told].rotate_right(1);
+            }
+            // The moment is the end of the last walk. What the others have seen is still so then.
+            let whole = walks.iter().rev().enumerate().all(|(after, (ring, walk))| {
+                let cell = |index| ring.cell(index);
+                walk.still(ring.shape, &cell) && (after == 0 || walk.is_at_end(ring.shape, &cell))
             });
-            // That moment was between the two looks at what has come back.
+            // And between the two looks at what has come back.
             let positions = |back: &[(u64, T)]| back.iter().map(|&(at, _)| at).collect::<Vec<_>>();
             if whole && positions(&self.all_back()) == positions(&back) && self.changes() == changes
             {
                 break;
             }
         }
-        elements
+        elements.into_iter().map(|(_, value)| value).collect()
+    }
+
+    /// Copies the elements of a ring, with their positions.
+    fn copy(&self, ring: Ring, to: &mut Vec<(u64, T)>) -> Walk
+    where
+        T: Copy,
+    {
+        let cell = |index| ring.cell(index);
+        ring::visit(ring.shape, ring.head(), cell, |index, at| {
+            let mut value = MaybeUninit::uninit();
+            // SAFETY: a cell's words, which all access as atomics; copied from a cell that has
+            // not changed meanwhile.
+            unsafe {
+                element::load(ring.element(index), &mut value);
+                if ring::is_full(ring.cell(index), at) {
+                    to.push((at, value.assume_init()));
+                }
+            }
+        })
     }
 }

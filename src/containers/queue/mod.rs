@@ -367,7 +367,9 @@ impl<T: ShmSafe + Unpin> Queue<T> {
             .pop_until(deadline(timeout), || self.raw.try_lease())
     }
 
-    /// A copy of the first element, if there is one. It may be popped by somebody else at any moment.
+    /// A copy of the first element, if there is one. It may be popped by somebody else at any moment, and is
+    /// what the next pop gives, but for what comes back from a lease meanwhile. A push that is on its way,
+    /// and perhaps stopped, comes behind it.
     ///
     /// ```
     /// # use shmkit::{Pool, Queue};
@@ -388,7 +390,8 @@ impl<T: ShmSafe + Unpin> Queue<T> {
     }
 
     /// Copies of all elements, as they were at one moment, first to last. If the queue changes too
-    /// fast for that: of those that are in it all the while, and perhaps of some that come or go.
+    /// fast for that: of those that are in it all the while, and perhaps of some that come or go. What
+    /// somebody was just pushing or popping may come between them later, or before.
     ///
     /// ```
     /// # use shmkit::{Pool, Queue};

@@ -50,7 +50,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         let mut value = MaybeUninit::uninit();
         // SAFETY: a cell's words, which all access as atomics.
         let copy = |index, _| unsafe { element::load(ring.element(index), &mut value) };
-        let (cell, valid) = (|index| ring.cell(index), || self.none_leased());
+        let (cell, valid) = (|index| ring.cell(index), || self.is_plain());
         ring::take_at_head(ring.shape, ring.head(), cell, Take::Pop, valid, copy)?;
         self.ring_room();
         // SAFETY: copied from an element that is ours now, as the position was taken.
@@ -69,23 +69,23 @@ impl<T: ShmSafe + Unpin> Raw<T> {
     /// As [`pop_at_head`](Self::pop_at_head), wherever in the ring it is.
     fn pop_from_front(&self) -> Option<T> {
         let ring = self.header.front(Self::WORDS)?;
-        if !self.none_leased() {
+        if !self.is_plain() {
             return None;
         }
         let mut value = MaybeUninit::uninit();
         // SAFETY: as in `pop_at_head`.
         let copy = |index, _| unsafe { element::load(ring.element(index), &mut value) };
-        let (cell, valid) = (|index| ring.cell(index), || self.none_leased());
+        let (cell, valid) = (|index| ring.cell(index), |_: Option<&Walk>| self.is_plain());
         ring::take(ring.shape, ring.head(), cell, Take::Pop, valid, copy).ok()?;
         self.ring_room();
         // SAFETY: as in `pop_at_head`.
         Some(unsafe { value.assume_init() })
     }
 
-    /// True if nothing can have come back yet.
-    #[inline]
-    fn none_leased(&self) -> bool {
-        self.header.lease_block.load(Ordering::Acquire) == 0
+    /// True if nothing can have come back yet, and no element was told to be the first.
+    #[inline(always)]
+    fn is_plain(&self) -> bool {
+        self.header.lease_block.load(Ordering::Acquire) == 0 && self.header.foremost.is_none()
     }
 
     fn pop_slow(&self) -> Result<T, PopError> {
@@ -125,7 +125,56 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         changes: u64,
         mut copy: impl FnMut(Ring, usize, u64),
     ) -> Result<Option<(Ring, u64)>, PopError> {
-        self.take_behind(self.first_for_pop()?, None, (how, changes), &mut copy)
+        let first = self.first_for_pop()?;
+        let foremost = || self.header.foremost.position();
+        match (how != Take::See).then(foremost).flatten() {
+            Some(at) => Ok(self.take_foremost(first, at, (how, changes), copy)),
+            None => self.take_behind(first, None, (how, changes), &mut copy),
+        }
+    }
+
+    /// The same where a position was told to be the first.
+    #[cold]
+    fn take_foremost(
+        &self,
+        first: Ring,
+        at: u64,
+        (how, changes): (Take, u64),
+        mut copy: impl FnMut(Ring, usize, u64),
+    ) -> Option<(Ring, u64)> {
+        let mut next = Some(first);
+        while let Some(ring) = next {
+            let index = ring.shape.index(at);
+            let valid = || self.none_was_back(changes);
+            let copy_here = || copy(ring, index, at);
+            let cell = ring.cell(index);
+            if let Some(taken) = ring::take_at(ring.shape, cell, at, how, valid, copy_here) {
+                if taken && how != Take::Look {
+                    self.header.foremost.is_over(at);
+                }
+                return taken.then_some((ring, at));
+            }
+            next = ring.next();
+        }
+        self.header.foremost.is_over(at);
+        None
+    }
+
+    /// Whether the element that a walk has found is the first: what was gone past is as it was, also in the
+    /// rings before, and nothing has come back.
+    fn is_first(
+        &self,
+        (how, changes): (Take, u64),
+        (ring, walk): (Ring, &Walk),
+        passed: Option<&Passed<'_>>,
+    ) -> bool {
+        let before = || passed.is_none_or(Passed::still);
+        let still = || walk.still(ring.shape, &|index| ring.cell(index)) && before();
+        let to_stay = how == Take::Look && (walk.pending.is_some() || passed.is_some());
+        let first = |at| self.header.foremost.is_first(at, to_stay, still);
+        (how == Take::See || walk.full.is_some_and(first))
+            && before()
+            && self.none_was_back(changes)
     }
 
     /// The same from a ring on. `passed` are those before it in which somebody is in the middle of a
@@ -138,19 +187,20 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         copy: &mut dyn FnMut(Ring, usize, u64),
     ) -> Result<Option<(Ring, u64)>, PopError> {
         loop {
-            let still = || passed.is_none_or(Passed::still);
-            let valid = || still() && self.none_was_back(changes);
+            let valid = |walk: &Walk| self.is_first((how, changes), (ring, walk), passed);
             let cell = |index| ring.cell(index);
             let mut copy_here = |index, at| copy(ring, index, at);
             let taken = ring::take_if(ring.shape, ring.head(), &cell, how, &mut copy_here, &valid);
             let walk = match taken {
                 Ok(at) => return Ok(Some((ring, at))),
-                Err(walk) if walk.has_element() => return Ok(None),
+                Err(walk) if walk.full.is_some() || walk.lost => return Ok(None),
                 Err(walk) => walk,
             };
             // The walk came first: if there is no next ring, there was none then.
             let next = ring.next();
-            if !still() || walk.pending.is_some_and(|pending| self.recovers(pending)) {
+            if !passed.is_none_or(Passed::still)
+                || walk.pending.is_some_and(|pending| self.recovers(pending))
+            {
                 return Ok(None);
             }
             let Some(next) = next else {
@@ -245,7 +295,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
                 continue;
             }
             // Who would find nothing takes no entry from those who would.
-            match self.take(Take::Look, changes, |_, _, _| {}) {
+            match self.take(Take::See, changes, |_, _, _| {}) {
                 Ok(Some(_)) => {}
                 Err(refused) if self.none_was_back(changes) => return Err(refused),
                 Ok(None) | Err(_) => continue,

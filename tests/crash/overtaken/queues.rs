@@ -15,6 +15,9 @@ enum Do {
     Push(u64),
     Pop,
     Lease,
+    Peek,
+    /// Of all elements but one, which may be on its way, a number that tells them and their order.
+    Walk(u64),
 }
 
 impl Operation for Do {
@@ -30,6 +33,11 @@ impl Operation for Do {
             }
             Do::Pop => number(queue.try_pop()),
             Do::Lease => number(queue.try_lease().map(Lease::ack)),
+            Do::Peek => number(queue.peek().ok_or(PopError::Empty)),
+            Do::Walk(but) => {
+                let seen: Vec<u64> = queue.iter().map(|element| number(Ok(element))).collect();
+                digest(&seen, but)
+            }
         }
     }
 
@@ -40,6 +48,8 @@ impl Operation for Do {
                 0
             }
             Do::Pop | Do::Lease => model.pop_front().unwrap_or(NONE),
+            Do::Peek => model.front().copied().unwrap_or(NONE),
+            Do::Walk(but) => digest(model.make_contiguous(), but),
         }
     }
 
@@ -51,7 +61,7 @@ impl Operation for Do {
     }
 
     fn reads(self) -> bool {
-        false
+        matches!(self, Do::Peek | Do::Walk(_))
     }
 
     fn found(world: &mut World, _: &Crash) -> Result<VecDeque<u64>, String> {
@@ -65,6 +75,27 @@ impl Operation for Do {
     }
 }
 
+fn digest(elements: &[u64], but: u64) -> u64 {
+    let elements = elements.iter().filter(|&&n| n != but);
+    elements.fold(0, |sum: u64, n| {
+        sum.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(n + 1)
+    })
+}
+
+/// So many pushes that a ring of 32 is full, if a victim has its first place or was faster to take what
+/// was there, and another one that goes to the next; then all of the first ring are taken, and that last
+/// one is looked at.
+const ROUND: [Do; 64] = {
+    let mut all = [Do::Pop; 64];
+    let mut n = 0;
+    while n < 32 {
+        all[n] = Do::Push(100 + n as u64);
+        n += 1;
+    }
+    all[63] = Do::Peek;
+    all
+};
+
 fn number(popped: Result<Triple, PopError>) -> u64 {
     match popped {
         Ok(element) => {
@@ -74,6 +105,14 @@ fn number(popped: Result<Triple, PopError>) -> u64 {
         Err(PopError::Empty) => NONE,
         Err(error) => panic!("{error}"),
     }
+}
+
+/// A queue that has its cells, and nobody has leased anything of.
+fn plain(capacity: usize) -> World {
+    let world = World::fresh(capacity);
+    world.push(&[0]);
+    assert!(world.queue.pop().is_ok());
+    world
 }
 
 pub fn cases(suite: &mut Suite) {
@@ -129,6 +168,42 @@ pub fn cases(suite: &mut Suite) {
     case("lease by pop", bounded, &[1, 2], &[Lease], &[Pop]);
     case("pop by lease", bounded, &[1, 2], &[Pop], &[Lease]);
     case("lease by lease", bounded, &[1, 2], &[Lease], &[Lease]);
+    // What was looked at stays the first.
+    case(
+        "push by push and peek",
+        empty,
+        &[],
+        &[Push(7)],
+        &[Push(8), Peek],
+    );
+    case(
+        "push by push and peek, never leased",
+        || plain(8),
+        &[],
+        &[Push(7)],
+        &[Push(8), Peek],
+    );
+    case(
+        "push by push and walk",
+        empty,
+        &[],
+        &[Push(7)],
+        &[Push(8), Walk(7), Push(9)],
+    );
+    case(
+        "peek by all",
+        bounded,
+        &[1, 2],
+        &[Peek, Pop],
+        &[Push(7), Pop, Pop],
+    );
+    case(
+        "walk by all",
+        bounded,
+        &[1, 2],
+        &[Walk(7), Pop],
+        &[Push(7), Pop, Pop],
+    );
     let ring = || {
         let world = World::fresh(UNBOUNDED);
         world.push(&RING[..32]);
@@ -148,6 +223,69 @@ pub fn cases(suite: &mut Suite) {
         &[Push(40)],
         &[Push(41), Pop, Pop],
     );
+    case(
+        "push that grows by a look",
+        ring,
+        &RING[..32],
+        &[Push(40)],
+        &[Push(41), Peek],
+    );
+    // In the first ring there is room again.
+    case(
+        "push that grows by a walk",
+        ring,
+        &RING[..32],
+        &[Push(40)],
+        &[Push(41), Pop, Walk(40), Pop],
+    );
+    case(
+        "walk by growth",
+        ring,
+        &RING[..32],
+        &[Walk(7), Pop],
+        &[Push(41), Pop, Pop],
+    );
+    case(
+        "peek past a push by all",
+        || World::new(8, &[]),
+        &[],
+        &[Push(7)],
+        &[Push(8), Peek, Push(9), Walk(7), Pop, Peek, Lease],
+    );
+    case(
+        "walk of all places by all",
+        || World::new(2, &[1, 2]),
+        &[1, 2],
+        &[Walk(7), Pop],
+        &[Pop, Push(8), Pop],
+    );
+    // In the last place of the first ring somebody is at work.
+    let last_place = || {
+        let world = World::fresh(UNBOUNDED);
+        world.push(&RING[..31]);
+        world
+    };
+    case(
+        "last push of a ring by a walk",
+        last_place,
+        &RING[..31],
+        &[Push(40)],
+        &[Push(41), Walk(40), Pop],
+    );
+    // The victim is in a ring that is left behind, all the way round.
+    case(
+        "push by a way round",
+        || plain(UNBOUNDED),
+        &[],
+        &[Push(7)],
+        &ROUND,
+    );
+    let one = || {
+        let world = plain(UNBOUNDED);
+        world.push(&[1]);
+        world
+    };
+    case("lease by a way round", one, &[1], &[Lease, Push(7)], &ROUND);
     let rings = || {
         let world = World::fresh(UNBOUNDED);
         world.push(&RING[..32]);
