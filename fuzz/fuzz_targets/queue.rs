@@ -45,7 +45,7 @@ struct Answer {
     not_popped: Option<PopError>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 struct Model {
     capacity: usize,
     closed: bool,
@@ -273,6 +273,7 @@ fuzz_target!(|input: Input| {
             (content, queue.is_closed())
         });
         after.retain(|model| model.content() == content && model.closed == closed);
+        after.sort_unstable();
         after.dedup();
         assert!(!after.is_empty(), "{content:?}, closed: {closed}, {done:?}");
         models = after;
