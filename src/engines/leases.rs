@@ -42,6 +42,7 @@ use crate::participants::lock;
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
 use crate::primitive::{AtomicU64, Ordering};
+use crate::protocol::cells::{Cell, Phase, is_ahead};
 use crate::protocol::ring;
 
 /// How many elements of a queue can be leased at a time.
@@ -214,8 +215,7 @@ impl Table {
             match state & STATE {
                 BACK => {
                     survey.back += 1;
-                    let is_earlier =
-                        |other: &Entry| ring::is_ahead(other.position(), state >> POSITION);
+                    let is_earlier = |other: &Entry| is_ahead(other.position(), state >> POSITION);
                     let overlooked = cfg!(shmkit_planted = "queue") && first.is_some();
                     if !overlooked && first.as_ref().is_none_or(is_earlier) {
                         first = Some(entry);
@@ -331,8 +331,8 @@ pub(super) fn resolve(arena: Arena, slot: &Slot, owner: Tag, cell: Option<&Atomi
         return;
     };
     let leased = cell.is_some_and(|cell| {
-        let seen = ring::Cell::unpack(cell.load(Ordering::Acquire));
-        seen.phase == ring::Phase::Leasing && seen.slot == owner.slot()
+        let seen = Cell::unpack(cell.load(Ordering::Acquire));
+        seen.phase == Phase::Leasing && seen.slot == owner.slot()
     });
     let (taking, held) = (owner.word() | TAKING, owner.word() | HELD);
     let next = if leased { held } else { FREE };

@@ -48,8 +48,9 @@ use crate::layout::{Engine, ShmSafe, TypeInfo};
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
 use crate::primitive::{AtomicU64, Ordering};
+use crate::protocol::cells::{Cell, Phase, Shape, position};
 use crate::protocol::foremost::Foremost;
-use crate::protocol::ring::{self, Cell, Phase, Shape};
+use crate::protocol::ring;
 
 const NUMBER: u64 = (Engine::Queue as u64) << super::OP_SHIFT;
 pub(crate) const PUSH: u64 = NUMBER | 1;
@@ -426,7 +427,7 @@ impl Ring {
             let lap = Shape::new(cells).lap();
             let seen = Cell::unpack(self.cell(0).load(Ordering::Relaxed)).position;
             let last = seen + GAP;
-            let base = ring::position(last.next_multiple_of(lap));
+            let base = position(last.next_multiple_of(lap));
             make_ring(
                 arena,
                 slot,

@@ -12,15 +12,15 @@
 //!
 //! | word | meaning | next, by whom |
 //! |-----------|----------------------------------------|------------------------------------------|
-//! | FREE n    | no element was told to be the first    | WRITING n, by who looks past a push      |
+//! | FREE n    | no element behind a push was told      | WRITING n, by who looks past a push      |
 //! | WRITING n | somebody looks past a push             | FULL p, by who has seen that p is the first, also if it is to be taken |
 //! | FULL p    | p is the first, as long as it is there | FREE p + 1, by who finds it taken        |
 //!
 //! Invariants
 //! 1. Words are distinct over time: a position is named only if its element was seen while the word was
 //!    WRITING, and then never again, as the word goes on only once the element is taken.
-//! 2. The word becomes FULL p only if, while it was WRITING n, each push that was gone past was seen on its
-//!    way once more.
+//! 2. The word becomes FULL p only if, while it was WRITING n, p was seen there, and each push that was gone
+//!    past on its way, once more; also in the rings before, and what keeps the end of one for a lap.
 //! 3. Who takes or tells an element that was not named has seen FREE *after* it has seen the element. So if
 //!    that comes before a p which is named later, it was there before the word was WRITING, and 2 does not
 //!    hold for p.
@@ -29,7 +29,7 @@
 //!
 //! It is a word about the rings: what has come back from leases comes before all that.
 
-use super::ring::{Cell, Phase, position};
+use super::cells::{Cell, Phase, position};
 use crate::primitive::{AtomicU64, Ordering};
 
 /// The position of the element that was told to be the first. At first FREE 0, which is 0.
@@ -43,7 +43,7 @@ impl Foremost {
             .is_ok()
     }
 
-    /// Whether no element was told to be the first, and nobody is about to tell one.
+    /// Whether no element behind a push was told, and nobody is about to tell one.
     #[inline(always)]
     pub fn is_none(&self) -> bool {
         // SeqCst: after the look at the element, also for who has made the word WRITING and then seen

@@ -8,6 +8,7 @@
 //! |-------------|------|---------|
 //! | `tag`       | (slot, generation), the name of an owner | everybody |
 //! | `bitmap`    | which blocks of a span are free | `allocator::span` |
+//! | `cells`     | the words of a queue's cells | `engines::queue` |
 //! | `detect`    | a compare-exchange whose outcome can be told after its author's death | `participants::detect` |
 //! | `foremost`  | which element of a queue was told to be the first | `containers::queue` |
 //! | `lock_word` | a lock whose word names its owner | `participants::lock` |
@@ -17,12 +18,13 @@
 //! | `keeping`   | what is retired and not destroyed at once | `pool::dispose`, `participants` |
 //! | `lines`     | entries of a hash map that are looked at and changed | `engines::map` |
 //! | `moving`    | how they move from a table to the next one | `engines::map` |
-//! | `ring`      | the cells of a bounded queue | `engines::queue`, `containers::queue` |
+//! | `ring`      | who has which cell of a queue, and in what order | `engines::queue`, `containers::queue` |
 //! | `sweep`     | a walk over a table that many make, a piece each | `pool::dispose` |
 //!
 //! Items are `pub` for the models; outside of them the module is private.
 
 pub mod bitmap;
+pub mod cells;
 pub mod detect;
 pub mod foremost;
 pub mod keeping;

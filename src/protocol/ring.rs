@@ -10,13 +10,7 @@
 //! Who takes an element copies it first and then takes it by the exchange that frees the cell. A
 //! consumer holds nothing, ever, and its death or stop delays nobody. A producer that is stopped
 //! with its element half written is gone past: it delays its own element (and, after a lap, the
-//! producers that come to its cell).
-//!
-//! ```text
-//! bit  0..3   phase
-//! bit  3..15  slot of who is at it (WRITING, LEASING)
-//! bit 15..64  position: the lap, and below it the cell's index
-//! ```
+//! producers that come to its cell). What a word looks like: `cells`.
 //!
 //! | phase | position | meaning | next, by whom |
 //! |---------|-----|---------------------------------|------------------------------------------|
@@ -34,7 +28,8 @@
 //! 3. The words of the element are stored between WRITING and FULL only, by the slot named.
 //! 4. A consumer takes p only if each earlier position was seen taken, or was seen WRITING *after* p
 //!    was seen FULL. So no push that ended before p's began is overtaken: first in, first out. (Who
-//!    looks at p and leaves it there does what `foremost` says, besides.)
+//!    looks at p and leaves it there does what `foremost` says, besides; who takes what was named so
+//!    relies on who has named it.)
 //! 5. "Empty" is answered when there was a moment with nothing FULL: the first unclaimed position
 //!    was seen, and after that each one gone past was still WRITING.
 //! 6. `head` is only ever set past positions that are all taken, `tail` past claimed ones.
@@ -42,188 +37,8 @@
 //! Sources: cells with a turn each are Vyukov's bounded queue (2011); why invariants 4 and 5 are
 //! enough: Henzinger, Sezgin, Vafeiadis, *Aspect-Oriented Linearizability Proofs*, CONCUR 2013.
 
+use super::cells::{Cell, Phase, Shape, is_ahead, position};
 use crate::primitive::{AtomicU64, Ordering, fence};
-
-const POSITIONS: u32 = 49;
-const POSITION: u32 = 64 - POSITIONS;
-const MASK: u64 = (1 << POSITIONS) - 1;
-
-/// What a cell's word says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
-    Free = 0,
-    Writing = 1,
-    Full = 2,
-    Leasing = 3,
-    Sealed = 4,
-}
-
-/// A cell's word, taken apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cell {
-    pub phase: Phase,
-    pub slot: usize,
-    pub position: u64,
-}
-
-impl Cell {
-    /// The bits of the phase.
-    pub const PHASE: u64 = 7;
-
-    #[inline]
-    pub const fn new(phase: Phase, slot: usize, position: u64) -> Self {
-        Cell {
-            phase,
-            slot,
-            position,
-        }
-    }
-
-    /// What the word says; garbage is SEALED.
-    #[inline]
-    pub const fn unpack(word: u64) -> Self {
-        let slot = (word >> 3 & 0xfff) as usize;
-        let phase = match (word & Self::PHASE, slot) {
-            (0, 0) => Phase::Free,
-            (1, _) => Phase::Writing,
-            (2, 0) => Phase::Full,
-            (3, _) => Phase::Leasing,
-            _ => Phase::Sealed,
-        };
-        Cell::new(phase, slot, word >> POSITION)
-    }
-
-    #[inline]
-    pub const fn pack(self) -> u64 {
-        self.phase as u64 | (self.slot as u64) << 3 | self.position << POSITION
-    }
-}
-
-/// How many cells there are, and how positions come from that.
-#[derive(Clone, Copy, Debug)]
-pub struct Shape {
-    cells: u64,
-    shift: u32,
-}
-
-impl Shape {
-    /// The most cells that there can be.
-    pub const MAX: u64 = 1 << 32;
-
-    /// The shape of so many cells, 1 to [`MAX`](Self::MAX).
-    #[inline]
-    pub const fn new(cells: u64) -> Self {
-        debug_assert!(cells >= 1 && cells <= Self::MAX);
-        Shape {
-            cells,
-            shift: 64 - (cells - 1).leading_zeros(),
-        }
-    }
-
-    /// The same, with the binary logarithm of the [lap](Self::lap) at hand.
-    #[inline]
-    pub const fn with_log(cells: u64, log: u32) -> Self {
-        Shape { cells, shift: log }
-    }
-
-    /// The binary logarithm of the [lap](Self::lap), 32 at most.
-    #[inline]
-    pub const fn log(self) -> u32 {
-        self.shift
-    }
-
-    #[inline]
-    pub const fn cells(self) -> usize {
-        self.cells as usize
-    }
-
-    /// From a position to the next one of the same cell.
-    #[inline]
-    pub const fn lap(self) -> u64 {
-        1 << self.shift
-    }
-
-    /// The cell of a position; the first one if the position is none.
-    #[inline]
-    pub const fn index(self, position: u64) -> usize {
-        let index = position & (self.lap() - 1);
-        if index < self.cells {
-            index as usize
-        } else {
-            no_position()
-        }
-    }
-
-    #[inline]
-    pub const fn next(self, position: u64) -> u64 {
-        let index = position & (self.lap() - 1);
-        if index + 1 < self.cells {
-            position.wrapping_add(1)
-        } else {
-            (position & !(self.lap() - 1)).wrapping_add(self.lap()) & MASK
-        }
-    }
-
-    /// The position that a hint says.
-    #[inline]
-    fn hint(self, word: &AtomicU64) -> u64 {
-        // Acquire: what is before the position is seen claimed, or taken. So a claim here comes after
-        // those before it also to who learns of it from the claimant alone.
-        word.load(Ordering::Acquire) & MASK
-    }
-
-    /// A hint as it is: what is above the bits of a position falls off where a word is made of it, and
-    /// where its cell is looked for.
-    #[inline(always)]
-    fn hint_as_it_is(self, word: &AtomicU64) -> u64 {
-        // Acquire: see `hint`.
-        word.load(Ordering::Acquire)
-    }
-
-    /// Sets a hint to the position after `at`, which it was; if it has changed since, it may be ahead.
-    #[inline(always)]
-    fn go_on(self, word: &AtomicU64, at: u64) {
-        if word.load(Ordering::Relaxed) == at {
-            // Release: see `hint`.
-            word.store(self.next(at), Ordering::Release);
-        }
-    }
-
-    /// Raises a hint. Two that do so at once may leave the lower one.
-    #[inline]
-    fn raise(self, word: &AtomicU64, position: u64) {
-        let now = word.load(Ordering::Relaxed);
-        if is_ahead(position, now) {
-            // Release: see `hint`.
-            word.store(position, Ordering::Release);
-        }
-    }
-
-    /// More steps than a walk takes on words that make sense.
-    #[inline]
-    const fn patience(self) -> u64 {
-        self.cells * 4 + 64
-    }
-}
-
-/// The cell of what is no position. Cold, so that the processor guesses that it is one, and does not wait
-/// for the number of cells.
-#[cold]
-#[inline(never)]
-const fn no_position() -> usize {
-    0
-}
-
-/// A number as a position.
-pub const fn position(number: u64) -> u64 {
-    number & MASK
-}
-
-/// Whether a position is later than another, round the corner.
-#[inline]
-pub const fn is_ahead(position: u64, of: u64) -> bool {
-    (position.wrapping_sub(of) << POSITION) as i64 > 0
-}
 
 /// Why no position was claimed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -341,7 +156,7 @@ fn claim_further<'a>(
             }
         } else if is_ahead(seen.position, at) {
             // Claimed the lap before that, and by invariant 1 all before have been, too.
-            at = shape.next(seen.position.wrapping_sub(shape.lap()) & MASK);
+            at = shape.next(position(seen.position.wrapping_sub(shape.lap())));
         } else {
             let busy = matches!(seen.phase, Phase::Writing | Phase::Leasing);
             return Err(Refused::Full(busy.then_some(Busy {
@@ -379,7 +194,7 @@ pub enum Take {
 }
 
 impl Take {
-    fn leaves(self) -> bool {
+    pub fn leaves(self) -> bool {
         matches!(self, Take::Look | Take::See)
     }
 }
@@ -459,7 +274,7 @@ pub fn is_full(word: &AtomicU64, at: u64) -> bool {
 #[inline]
 fn exchange(shape: Shape, word: &AtomicU64, at: u64, how: Take) -> bool {
     let next = match how {
-        Take::Pop => Cell::new(Phase::Free, 0, at.wrapping_add(shape.lap()) & MASK),
+        Take::Pop => Cell::new(Phase::Free, 0, position(at.wrapping_add(shape.lap()))),
         Take::Lease(slot) => Cell::new(Phase::Leasing, slot, at),
         Take::Look | Take::See => return is_full(word, at),
     };
@@ -474,7 +289,7 @@ fn exchange(shape: Shape, word: &AtomicU64, at: u64, how: Take) -> bool {
 }
 
 /// The same if `valid` is true after the element was seen, of which it is told the walk: that nothing has
-/// come where the caller has looked before. If it is not, the walk is the answer.
+/// come where the caller has looked before. If it is not, the walk is the answer; also if it was lost.
 #[cold]
 pub fn take_if<'a>(
     shape: Shape,
@@ -493,8 +308,8 @@ pub fn take_if<'a>(
             }
             continue;
         };
-        // Invariant 4.
-        if !walk.still(shape, cell) {
+        // Invariant 4. Whether the element is there is seen where it is taken.
+        if walk.pending.is_some() && !walk.still(shape, cell) {
             continue;
         }
         if !valid(&walk) {
@@ -517,7 +332,8 @@ pub fn take_if<'a>(
 pub struct Walk {
     /// The first position that is not taken.
     first: u64,
-    /// Where the walk ended: behind the element; if there is none, at the first unclaimed position.
+    /// Where the walk ended: behind the element; if there is none, at the first unclaimed position, or at
+    /// the one whose cell is kept.
     pub end: u64,
     /// The first element's position.
     pub full: Option<u64>,
@@ -576,7 +392,7 @@ impl Walk {
                 walk.end = shape.next(at);
                 // What was claimed a lap ago has others before it that may still be WRITING; what
                 // was claimed two laps ago has not.
-                let old = seen.position.wrapping_sub(shape.lap() << 1) & MASK;
+                let old = position(seen.position.wrapping_sub(shape.lap() << 1));
                 if walk.pending.is_none() && is_ahead(old, at) {
                     walk.end = shape.next(old);
                 }
@@ -596,11 +412,7 @@ impl Walk {
     /// Whether each that was WRITING, or visited, still is as it was: they change but once, so counting is
     /// enough. And whether the cell that is kept for a lap still is. Not if the walk was lost.
     pub fn still<'a>(&self, shape: Shape, cell: &impl Fn(usize) -> &'a AtomicU64) -> bool {
-        let end = Cell::unpack(cell(shape.index(self.end)).load(Ordering::SeqCst));
-        if self.around && (end.position == self.end || is_ahead(end.position, self.end)) {
-            return false;
-        }
-        if self.lost {
+        if self.lost || self.around && !self.is_kept(shape, cell) {
             return false;
         }
         let mut left = (self.writing, self.visited);
@@ -617,6 +429,13 @@ impl Walk {
             at = shape.next(at);
         }
         left == (0, 0)
+    }
+
+    /// Whether somebody still keeps the cell where it ended, from a lap before.
+    fn is_kept<'a>(&self, shape: Shape, cell: &impl Fn(usize) -> &'a AtomicU64) -> bool {
+        // SeqCst: see `foremost`.
+        let seen = Cell::unpack(cell(shape.index(self.end)).load(Ordering::SeqCst));
+        is_ahead(self.end, seen.position)
     }
 
     /// Whether nothing was claimed yet where it ended.
@@ -649,7 +468,7 @@ pub fn vacate(word: &AtomicU64, slot: usize, lap: u64) -> Option<Cell> {
     if !busy || seen.slot != slot {
         return None;
     }
-    let next = seen.position.wrapping_add(lap) & MASK;
+    let next = position(seen.position.wrapping_add(lap));
     word.store(Cell::new(Phase::Free, 0, next).pack(), Ordering::SeqCst);
     Some(seen)
 }
@@ -667,7 +486,7 @@ pub fn visit<'a>(
         return walk;
     };
     each(shape.index(first), first);
-    for _ in 1..shape.cells {
+    for _ in 1..shape.cells() {
         let at = walk.end;
         let seen = Cell::unpack(cell(shape.index(at)).load(Ordering::SeqCst));
         match seen.phase {

@@ -5,8 +5,9 @@ use std::sync::Mutex as Ledger;
 use loom::sync::Arc;
 use loom::thread;
 use shmkit::primitive::{AtomicU64, Ordering, fence};
+use shmkit::protocol::cells::{Cell, Phase, Shape};
 use shmkit::protocol::foremost::Foremost;
-use shmkit::protocol::ring::{self, Refused, Shape, Take, Walk};
+use shmkit::protocol::ring::{self, Refused, Take, Walk};
 
 use super::{Death, Deaths, Explorer};
 
@@ -26,7 +27,7 @@ struct Queue {
 impl Queue {
     fn new(cells: usize) -> Arc<Self> {
         let cell = |i| {
-            let free = ring::Cell::new(ring::Phase::Free, 0, i).pack();
+            let free = Cell::new(Phase::Free, 0, i).pack();
             [free, 0, 0].map(AtomicU64::new)
         };
         Arc::new(Queue {
@@ -44,13 +45,16 @@ impl Queue {
         &self.cells[index][0]
     }
 
+    fn store(&self, index: usize, element: u64) {
+        self.cells[index][1].store(element, Ordering::Relaxed);
+        self.cells[index][2].store(!element, Ordering::Relaxed);
+    }
+
     fn push(&self, slot: usize, element: u64) -> Result<(), Refused> {
         let record = |index| self.intents[slot].store(index as u64 + 1, Ordering::Release);
         let claim = ring::claim(self.shape, &self.tail, |i| self.cell(i), slot, record)?;
-        let cell = &self.cells[claim.index];
-        cell[1].store(element, Ordering::Relaxed);
-        cell[2].store(!element, Ordering::Relaxed);
-        ring::publish(&cell[0], claim.position);
+        self.store(claim.index, element);
+        ring::publish(self.cell(claim.index), claim.position);
         self.pushed.fetch_add(1, Ordering::SeqCst);
         self.intents[slot].store(0, Ordering::Release);
         Ok(())
@@ -267,6 +271,39 @@ fn a_late_look() {
         });
         assert!(named);
         assert_eq!(queue.take_first(Take::Pop), Some(2));
+    });
+}
+
+/// Who looks past a push dies at every write: the others tell and take what they would.
+#[test]
+fn death_of_a_look() {
+    let explorer = Explorer::new("ring: death of a look");
+    explorer.each_death(2, |deaths: Deaths, at: Death| {
+        move || {
+            let queue = Queue::new(4);
+            let claim = |i| ring::claim(queue.shape, &queue.tail, |i| queue.cell(i), i, |_| ());
+            let first = claim(1).unwrap();
+            queue.store(first.index, 1);
+            [2, 3].map(|n| queue.push(2, n).unwrap());
+            let other = {
+                let queue = Arc::clone(&queue);
+                thread::spawn(move || [Take::Look, Take::Pop].map(|how| queue.take_first(how)))
+            };
+            let producer = {
+                let queue = Arc::clone(&queue);
+                thread::spawn(move || ring::publish(queue.cell(first.index), first.position))
+            };
+            let mut seen = None;
+            deaths.kill(at, || seen = queue.take_first(Take::Look));
+            let [told, taken] = other.join().unwrap();
+            producer.join().unwrap();
+            assert_eq!(told, taken);
+            let mut all = vec![taken.unwrap()];
+            all.extend(std::iter::from_fn(|| queue.take_first(Take::Pop)));
+            assert!(seen.is_none_or(|seen| all[..2].contains(&seen)));
+            all.retain(|&n| n != 1);
+            assert_eq!(all, [2, 3]);
+        }
     });
 }
 

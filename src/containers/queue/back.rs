@@ -9,7 +9,7 @@ use crate::engines::leases::{Entry, Survey, Table};
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
 use crate::participants::thread;
-use crate::protocol::ring;
+use crate::protocol::cells::is_ahead;
 
 /// An element that has come back, which the caller has copied.
 pub(super) struct Back {
@@ -84,9 +84,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
                 }
             }
         });
-        back.sort_by(|(one, _), (other, _)| {
-            ring::is_ahead(*one, *other).cmp(&ring::is_ahead(*other, *one))
-        });
+        back.sort_by(|(one, _), (other, _)| is_ahead(*one, *other).cmp(&is_ahead(*other, *one)));
         back
     }
 

@@ -85,7 +85,8 @@ impl<T: ShmSafe + Unpin> Raw<T> {
             }
             let foremost = &self.header.foremost;
             if foremost.is_open() {
-                // Whichever it is going to be, it is now; or there is none.
+                // Whichever it is going to be, it is now. If it comes to nothing, others have settled it, or
+                // something of what was copied is not still so.
                 let _ = self.take(Take::Look, changes, |_, _, _| {});
             }
             let told = foremost.position();

@@ -18,6 +18,9 @@ use crate::protocol::ring::{self, Take, Walk};
 /// How often who leases looks for an entry that others are about to give back.
 const LOOKS: u32 = 1000;
 
+/// How often a walk through a ring may come to no end. Others take that many laps meanwhile, or it is garbage.
+const LOSSES: u32 = 16;
+
 /// A ring that was gone past, although somebody is in the middle of a push there.
 struct Passed<'a> {
     ring: Ring,
@@ -82,7 +85,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         Some(unsafe { value.assume_init() })
     }
 
-    /// True if nothing can have come back yet, and no element was told to be the first.
+    /// True if nothing can have come back yet, and no element behind a push was told.
     #[inline(always)]
     fn is_plain(&self) -> bool {
         self.header.lease_block.load(Ordering::Acquire) == 0 && self.header.foremost.is_none()
@@ -149,7 +152,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
             let copy_here = || copy(ring, index, at);
             let cell = ring.cell(index);
             if let Some(taken) = ring::take_at(ring.shape, cell, at, how, valid, copy_here) {
-                if taken && how != Take::Look {
+                if taken && !how.leaves() {
                     self.header.foremost.is_over(at);
                 }
                 return taken.then_some((ring, at));
@@ -186,14 +189,25 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         (how, changes): (Take, u64),
         copy: &mut dyn FnMut(Ring, usize, u64),
     ) -> Result<Option<(Ring, u64)>, PopError> {
+        let mut losses = 0;
         loop {
             let valid = |walk: &Walk| self.is_first((how, changes), (ring, walk), passed);
             let cell = |index| ring.cell(index);
             let mut copy_here = |index, at| copy(ring, index, at);
             let taken = ring::take_if(ring.shape, ring.head(), &cell, how, &mut copy_here, &valid);
             let walk = match taken {
-                Ok(at) => return Ok(Some((ring, at))),
-                Err(walk) if walk.full.is_some() || walk.lost => return Ok(None),
+                Ok(at) => {
+                    if !how.leaves() && !self.header.foremost.is_none() {
+                        self.header.foremost.is_over(at);
+                    }
+                    return Ok(Some((ring, at)));
+                }
+                Err(walk) if walk.full.is_some() => return Ok(None),
+                Err(walk) if walk.lost && losses < LOSSES => {
+                    losses += 1;
+                    continue;
+                }
+                Err(walk) if walk.lost => return Err(PopError::Empty),
                 Err(walk) => walk,
             };
             // The walk came first: if there is no next ring, there was none then.

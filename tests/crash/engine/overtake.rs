@@ -88,17 +88,11 @@ impl<S: Arena> Explorer<'_, S> {
     ) -> Result<(), Halt> {
         stepper.into_child().end();
         self.tally.killed.add(1);
-        let here = Crash {
+        let killed = Crash {
             real: true,
-            ..self.end(
-                overtaker,
-                &Crash {
-                    real: true,
-                    ..stopped
-                },
-                true,
-            )?
+            ..stopped
         };
+        let here = self.end(overtaker, &killed, true)?;
         sweep();
         match self.survive(None, &here) {
             Ok(()) => Ok(()),
