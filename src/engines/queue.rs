@@ -102,6 +102,7 @@ pub(crate) struct Header {
     /// The tag of the producer that has waited and is not to be passed for ever, or 0: a hint, see
     /// `containers::queue::wait`.
     pub(crate) turn: AtomicU64,
+    /// The element that was told to be the first.
     pub(crate) foremost: Foremost,
     /// Who waits for an element, and who waits for room: see `engines::bell`.
     pub(crate) pushed: Apart,

@@ -14,7 +14,7 @@
 //! |-----------|----------------------------------------|------------------------------------------|
 //! | FREE n    | no element behind a push was told      | WRITING n, by who looks past a push      |
 //! | WRITING n | somebody looks past a push             | FULL p, by who has seen that p is the first, also if it is to be taken |
-//! | FULL p    | p is the first, as long as it is there | FREE p + 1, by who finds it taken        |
+//! | FULL p    | p is the first, as long as it is there | FREE p + 1, by who takes it, or finds it taken |
 //!
 //! Invariants
 //! 1. Words are distinct over time: a position is named only if its element was seen while the word was
@@ -30,6 +30,7 @@
 //! It is a word about the rings: what has come back from leases comes before all that.
 
 use super::cells::{Cell, Phase, position};
+use super::ring::Take;
 use crate::primitive::{AtomicU64, Ordering};
 
 /// The position of the element that was told to be the first. At first FREE 0, which is 0.
@@ -89,8 +90,32 @@ impl Foremost {
         is_open && still() && self.exchange(naming.pack(), Cell::new(Phase::Full, 0, at))
     }
 
-    /// The position that was told was found taken.
-    pub fn is_over(&self, at: u64) {
+    /// Takes the element that was told, or looks at it, by `take`, which answers whether it did; `None` if it
+    /// found it gone.
+    pub fn take_told(
+        &self,
+        at: u64,
+        how: Take,
+        take: impl FnOnce() -> Option<bool>,
+    ) -> Option<bool> {
+        let taken = take();
+        // Not before it is gone: who sees the word FREE takes another one.
+        if taken.is_none_or(|taken| taken && !how.leaves()) {
+            self.is_over(at);
+        }
+        taken
+    }
+
+    /// An element was taken that may have been named for that.
+    #[inline]
+    pub fn taken(&self, at: u64) {
+        if !self.is_none() {
+            self.is_over(at);
+        }
+    }
+
+    #[cold]
+    fn is_over(&self, at: u64) {
         let next = Cell::new(Phase::Free, 0, position(at.wrapping_add(1)));
         self.exchange(Cell::new(Phase::Full, 0, at).pack(), next);
     }

@@ -6,9 +6,9 @@
 
 use std::time::Duration;
 
-use shmkit::{Pool, PopError, PushRefusal, Queue, Shared, ShmSafe};
+use shmkit::{Lease, Pool, PopError, PushRefusal, Queue, Shared, ShmSafe, testing};
 
-use super::engine::{Case, Crash, Suite, progress};
+use super::engine::{Case, Crash, Doomed, Suite, progress};
 use super::in_pool::{self, InPool, ensure, happened, in_use, intact, pool};
 
 /// 24 bytes that belong together.
@@ -42,6 +42,8 @@ pub const RING: [u64; 33] = {
 pub struct World {
     pub pool: Pool,
     pub queue: Shared<Queue<Triple>>,
+    /// Who is stopped in the middle of a push, and has the place before all elements.
+    at_work: Option<u32>,
     /// Another queue, of the victim's.
     made: Option<Shared<Queue<Triple>>>,
     /// Bytes allocated once the queue has been used for everything.
@@ -80,8 +82,42 @@ impl World {
         World {
             pool,
             queue,
+            at_work: None,
             made: None,
             used,
+        }
+    }
+
+    /// A queue that has its cells, and nobody has leased anything of.
+    pub fn plain(capacity: usize) -> World {
+        let world = World::fresh(capacity);
+        world.push(&[0]);
+        assert!(world.queue.pop().is_ok());
+        world
+    }
+
+    /// A queue with these elements, and before them the place of somebody who is stopped in the middle of a
+    /// push, and lives.
+    pub fn behind_a_push(capacity: usize, elements: &[u64]) -> World {
+        let mut world = World::plain(capacity);
+        let (pool, queue) = (world.pool, &world.queue);
+        // It has its slot.
+        let prepare = || drop(pool.create(0_u64).expect("room"));
+        let mut stopped = Doomed::new(prepare, || {
+            queue.push(Triple::new(99)).expect("room");
+        });
+        stopped.go_on_until(|| pool.check_quiescent().to_string().contains("Writing"));
+        world.at_work = Some(stopped.stays());
+        world.push(elements);
+        world
+    }
+
+    /// Who is at work does not end it any more.
+    pub fn nobody_at_work(&mut self) {
+        if let Some(pid) = self.at_work.take() {
+            // SAFETY: it is stopped for good, in this image or until the case ends.
+            unsafe { testing::mark_dead(self.pool, pid) };
+            self.pool.recover();
         }
     }
 
@@ -294,8 +330,72 @@ pub fn cases(suite: &mut Suite) {
         |queue| assert_eq!(queue.pop().map(|e| e.0), Ok(32)),
         [&RING[32..], &[]],
     ));
+    past_a_push(suite);
     leases(suite);
     ends(suite);
+}
+
+fn untold() -> World {
+    World::behind_a_push(8, &[1, 2])
+}
+
+fn told() -> World {
+    let world = untold();
+    assert_eq!(world.queue.peek(), Some(Triple::new(1)));
+    world
+}
+
+/// What was told is gone.
+fn told_and_gone() -> World {
+    let world = told();
+    assert_eq!(world.queue.pop(), Ok(Triple::new(1)));
+    world
+}
+
+/// Looking and taking past a push that is on its way, and stays so until after the death.
+fn past_a_push(suite: &mut Suite) {
+    let mut past = |name: &str,
+                    setup: fn() -> World,
+                    operation: fn(&Queue<Triple>) -> Option<Triple>,
+                    [old, new]: [&'static [u64]; 2]| {
+        let case = in_pool::case(format!("queue/{name}"), setup)
+            .attach(World::enter)
+            .operation(move |world| {
+                assert_eq!(operation(&world.queue), Some(Triple::new(old[0])));
+                progress(1);
+            })
+            .verify(move |world, crash| {
+                // As long as that lasts nobody waits for it.
+                let [told, again] = [world.queue.peek(), world.queue.peek()];
+                let seen: Vec<Triple> = world.queue.iter().collect();
+                ensure(told == again && told == seen.first().copied(), || {
+                    format!("{told:?}, {again:?}, {seen:?}")
+                })?;
+                world.nobody_at_work();
+                intact(world.pool)?;
+                let found = world.emptied()?;
+                ensure(found.first().copied() == told.map(|e| e.0), || {
+                    format!("{told:?} told, {found:?} found")
+                })?;
+                happened(crash, found, old, new)?;
+                world.usable()
+            });
+        // A pop changes one word.
+        suite.run(case.at_least(4));
+    };
+    let [peek, pop]: [fn(&Queue<Triple>) -> _; 2] =
+        [|queue| queue.peek(), |queue| queue.pop().ok()];
+    past("peek past a push", untold, peek, [&[1, 2], &[1, 2]]);
+    past("pop past a push", untold, pop, [&[1, 2], &[2]]);
+    past("pop what was told", told, pop, [&[1, 2], &[2]]);
+    past(
+        "peek behind what was told",
+        told_and_gone,
+        peek,
+        [&[2], &[2]],
+    );
+    let lease = |queue: &Queue<Triple>| queue.lease().map(Lease::ack).ok();
+    past("lease what was told", told, lease, [&[1, 2], &[2]]);
 }
 
 fn leases(suite: &mut Suite) {

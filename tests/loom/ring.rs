@@ -7,7 +7,7 @@ use loom::thread;
 use shmkit::primitive::{AtomicU64, Ordering, fence};
 use shmkit::protocol::cells::{Cell, Phase, Shape};
 use shmkit::protocol::foremost::Foremost;
-use shmkit::protocol::ring::{self, Refused, Take, Walk};
+use shmkit::protocol::ring::{self, Claim, Refused, Take, Walk};
 
 use super::{Death, Deaths, Explorer};
 
@@ -50,6 +50,14 @@ impl Queue {
         self.cells[index][2].store(!element, Ordering::Relaxed);
     }
 
+    /// A push up to its end.
+    fn claims(&self, slot: usize, element: u64) -> Claim {
+        let cell = |i| self.cell(i);
+        let claim = ring::claim(self.shape, &self.tail, cell, slot, |_| ()).unwrap();
+        self.store(claim.index, element);
+        claim
+    }
+
     fn push(&self, slot: usize, element: u64) -> Result<(), Refused> {
         let record = |index| self.intents[slot].store(index as u64 + 1, Ordering::Release);
         let claim = ring::claim(self.shape, &self.tail, |i| self.cell(i), slot, record)?;
@@ -61,12 +69,13 @@ impl Queue {
     }
 
     fn pop(&self) -> Result<u64, Walk> {
-        self.take(Take::Pop, |_| true)
+        self.take(Take::Pop, |_| true).map(|(_, element)| element)
     }
 
-    fn take(&self, how: Take, valid: impl Fn(Option<&Walk>) -> bool) -> Result<u64, Walk> {
+    /// The first element, and its position.
+    fn take(&self, how: Take, valid: impl Fn(Option<&Walk>) -> bool) -> Result<(u64, u64), Walk> {
         let mut copied = (0, 0);
-        ring::take(
+        let at = ring::take(
             self.shape,
             &self.head,
             |i| self.cell(i),
@@ -75,7 +84,7 @@ impl Queue {
             |index, _| copied = self.element(index),
         )?;
         assert_eq!(copied.0, !copied.1, "torn");
-        Ok(copied.0)
+        Ok((at, copied.0))
     }
 
     fn element(&self, index: usize) -> (u64, u64) {
@@ -103,7 +112,12 @@ impl Queue {
         loop {
             let Some(at) = self.foremost.position() else {
                 match self.take(how, valid) {
-                    Ok(element) => return Some(element),
+                    Ok((at, element)) => {
+                        if how != Take::Look {
+                            self.foremost.taken(at);
+                        }
+                        return Some(element);
+                    }
                     Err(walk) if walk.full.is_none() => return None,
                     Err(_) => {}
                 }
@@ -112,15 +126,11 @@ impl Queue {
             let index = self.shape.index(at);
             let mut copied = (0, 0);
             let copy = || copied = self.element(index);
-            match ring::take_at(self.shape, cell(index), at, how, || true, copy) {
-                Some(true) => {
-                    if how != Take::Look {
-                        self.foremost.is_over(at);
-                    }
-                    return Some(copied.0);
-                }
-                Some(false) => {}
-                None => self.foremost.is_over(at),
+            let taken = self.foremost.take_told(at, how, || {
+                ring::take_at(self.shape, cell(index), at, how, || true, copy)
+            });
+            if taken == Some(true) {
+                return Some(copied.0);
             }
         }
     }
@@ -257,7 +267,7 @@ fn a_late_look() {
         let queue = Queue::new(4);
         let cell = |i| queue.cell(i);
         // A push that does not end, and two that have.
-        ring::claim(queue.shape, &queue.tail, cell, 1, |_| ()).unwrap();
+        queue.claims(1, 0);
         [1, 2].map(|n| queue.push(2, n).unwrap());
         let walk = queue.take(Take::Pop, |_| false).unwrap_err();
         let late = walk.full.unwrap();
@@ -281,9 +291,7 @@ fn death_of_a_look() {
     explorer.each_death(2, |deaths: Deaths, at: Death| {
         move || {
             let queue = Queue::new(4);
-            let claim = |i| ring::claim(queue.shape, &queue.tail, |i| queue.cell(i), i, |_| ());
-            let first = claim(1).unwrap();
-            queue.store(first.index, 1);
+            let first = queue.claims(1, 1);
             [2, 3].map(|n| queue.push(2, n).unwrap());
             let other = {
                 let queue = Arc::clone(&queue);
@@ -303,6 +311,32 @@ fn death_of_a_look() {
             assert!(seen.is_none_or(|seen| all[..2].contains(&seen)));
             all.retain(|&n| n != 1);
             assert_eq!(all, [2, 3]);
+        }
+    });
+}
+
+/// Who takes what was told dies at every write: nobody takes another one before that is gone.
+#[test]
+fn death_of_who_takes_what_was_told() {
+    let explorer = Explorer::new("ring: death of who takes what was told");
+    explorer.each_death(2, |deaths: Deaths, at: Death| {
+        move || {
+            let queue = Queue::new(4);
+            let first = queue.claims(1, 1);
+            queue.push(2, 2).unwrap();
+            assert_eq!(queue.take_first(Take::Look), Some(2));
+            let other = {
+                let queue = Arc::clone(&queue);
+                thread::spawn(move || {
+                    ring::publish(queue.cell(first.index), first.position);
+                    queue.take_first(Take::Pop)
+                })
+            };
+            deaths.kill(at, || _ = queue.take_first(Take::Pop));
+            let mut all: Vec<_> = other.join().unwrap().into_iter().collect();
+            all.extend(std::iter::from_fn(|| queue.take_first(Take::Pop)));
+            // Who died had one of them or none, and the other one is told no element that is behind it.
+            assert!([&[2, 1][..], &[1], &[2]].contains(&&all[..]), "{all:?}");
         }
     });
 }

@@ -145,22 +145,18 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         (how, changes): (Take, u64),
         mut copy: impl FnMut(Ring, usize, u64),
     ) -> Option<(Ring, u64)> {
-        let mut next = Some(first);
-        while let Some(ring) = next {
-            let index = ring.shape.index(at);
-            let valid = || self.none_was_back(changes);
-            let copy_here = || copy(ring, index, at);
-            let cell = ring.cell(index);
-            if let Some(taken) = ring::take_at(ring.shape, cell, at, how, valid, copy_here) {
-                if taken && !how.leaves() {
-                    self.header.foremost.is_over(at);
-                }
-                return taken.then_some((ring, at));
-            }
-            next = ring.next();
-        }
-        self.header.foremost.is_over(at);
-        None
+        let mut rings = std::iter::successors(Some(first), Ring::next);
+        let valid = || self.none_was_back(changes);
+        let mut taken_from = None;
+        let taken = self.header.foremost.take_told(at, how, || {
+            rings.find_map(|ring| {
+                let index = ring.shape.index(at);
+                taken_from = Some((ring, at));
+                let copy_here = || copy(ring, index, at);
+                ring::take_at(ring.shape, ring.cell(index), at, how, valid, copy_here)
+            })
+        });
+        taken_from.filter(|_| taken == Some(true))
     }
 
     /// Whether the element that a walk has found is the first: what was gone past is as it was, also in the
@@ -197,8 +193,8 @@ impl<T: ShmSafe + Unpin> Raw<T> {
             let taken = ring::take_if(ring.shape, ring.head(), &cell, how, &mut copy_here, &valid);
             let walk = match taken {
                 Ok(at) => {
-                    if !how.leaves() && !self.header.foremost.is_none() {
-                        self.header.foremost.is_over(at);
+                    if !how.leaves() {
+                        self.header.foremost.taken(at);
                     }
                     return Ok(Some((ring, at)));
                 }

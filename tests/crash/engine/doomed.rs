@@ -1,4 +1,4 @@
-//! Processes that die at chosen moments, for a `setup` that needs such dead.
+//! Processes that die, or stop, at chosen moments, for a `setup` that needs such.
 
 use std::time::Duration;
 
@@ -31,6 +31,12 @@ impl Doomed {
             self.0.step(LIMIT).expect("a step");
             assert!(!self.0.finished(), "the moment did not come");
         }
+    }
+
+    /// Leaves it as it is until the case ends; its pid.
+    pub fn stays(self) -> u32 {
+        let child = Box::leak(Box::new(self.0.into_child()));
+        child.pid() as u32
     }
 
     /// Kills it where it is, and reaps it.

@@ -66,6 +66,7 @@ impl Operation for Do {
 
     fn found(world: &mut World, _: &Crash) -> Result<VecDeque<u64>, String> {
         world.pool.recover();
+        world.nobody_at_work();
         intact(world.pool)?;
         Ok(world.emptied()?.into())
     }
@@ -105,14 +106,6 @@ fn number(popped: Result<Triple, PopError>) -> u64 {
         Err(PopError::Empty) => NONE,
         Err(error) => panic!("{error}"),
     }
-}
-
-/// A queue that has its cells, and nobody has leased anything of.
-fn plain(capacity: usize) -> World {
-    let world = World::fresh(capacity);
-    world.push(&[0]);
-    assert!(world.queue.pop().is_ok());
-    world
 }
 
 pub fn cases(suite: &mut Suite) {
@@ -178,7 +171,7 @@ pub fn cases(suite: &mut Suite) {
     );
     case(
         "push by push and peek, never leased",
-        || plain(8),
+        || World::plain(8),
         &[],
         &[Push(7)],
         &[Push(8), Peek],
@@ -246,11 +239,41 @@ pub fn cases(suite: &mut Suite) {
         &[Push(41), Pop, Pop],
     );
     case(
-        "peek past a push by all",
-        || World::new(8, &[]),
+        "push by all",
+        empty,
         &[],
         &[Push(7)],
         &[Push(8), Peek, Push(9), Walk(7), Pop, Peek, Lease],
+    );
+    // Somebody else is in the middle of a push before all these elements.
+    let behind = || World::behind_a_push(8, &[1, 2]);
+    case(
+        "peek past a push by pop",
+        behind,
+        &[1, 2],
+        &[Peek, Pop],
+        &[Pop],
+    );
+    case(
+        "peek past a push by all",
+        behind,
+        &[1, 2],
+        &[Peek, Peek],
+        &[Peek, Pop, Push(7), Peek, Pop, Walk(99)],
+    );
+    case(
+        "pop past a push by peek",
+        behind,
+        &[1, 2],
+        &[Pop, Push(7)],
+        &[Peek, Peek, Pop],
+    );
+    case(
+        "walk past a push by peek",
+        behind,
+        &[1, 2],
+        &[Walk(99), Pop],
+        &[Peek, Pop, Push(7)],
     );
     case(
         "walk of all places by all",
@@ -275,13 +298,13 @@ pub fn cases(suite: &mut Suite) {
     // The victim is in a ring that is left behind, all the way round.
     case(
         "push by a way round",
-        || plain(UNBOUNDED),
+        || World::plain(UNBOUNDED),
         &[],
         &[Push(7)],
         &ROUND,
     );
     let one = || {
-        let world = plain(UNBOUNDED);
+        let world = World::plain(UNBOUNDED);
         world.push(&[1]);
         world
     };
