@@ -1,14 +1,15 @@
-//! Locks for readers and writers beside std's and parking_lot's, and a buffer of bytes beside memcpy.
+//! Locks that several want beside std's and parking_lot's, and a buffer of bytes beside memcpy.
 //!
 //! Each round measures every contender once, so that what else the machine does meets all; the
 //! figures are medians over the rounds.
 
+use std::cell::Cell;
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use shmkit::process::scope;
-use shmkit::{Buffer, Pool, RwLock};
+use shmkit::{Buffer, Mutex, Pool, RwLock};
 
 const ROUNDS: usize = 31;
 
@@ -42,6 +43,69 @@ fn nanos(mut one: impl FnMut()) -> f64 {
         one();
     }
     began.elapsed().as_nanos() as f64 / f64::from(TIMES)
+}
+
+/// Nanoseconds of one of many that two threads do at once.
+fn two(one: &(dyn Fn() + Sync)) -> f64 {
+    std::thread::scope(|s| {
+        let other = s.spawn(|| nanos(one));
+        let here = nanos(one);
+        f64::midpoint(here, other.join().unwrap())
+    })
+}
+
+/// Some work: additions that wait for each other.
+fn work(steps: u64) -> u64 {
+    (0..steps).fold(0, |sum, step| black_box(sum + step))
+}
+
+/// Two threads that want a mutex, with so much work while they hold it, and half to one and a half times so much
+/// in between.
+fn mutexes_by_two(held: u64, between: u64) {
+    thread_local! {
+        static TURN: Cell<u64> = const { Cell::new(0) };
+    }
+    let pool = Pool::builder().create().unwrap();
+    let ours = pool.create(Mutex::new(0_u64)).unwrap();
+    let std = std::sync::Mutex::new(0_u64);
+    let parking_lot = parking_lot::Mutex::new(0_u64);
+    let pause = || {
+        let turn = TURN.with(|turn| turn.replace(turn.get().wrapping_add(0x9e37_79b9_7f4a_7c15)));
+        work(between / 2 + between * (turn >> 54) / 1024);
+    };
+    compare(
+        &format!("mutex_by_two_{held}_{between}"),
+        "ns",
+        &mut [
+            (
+                "std",
+                Box::new(|| {
+                    two(&|| {
+                        *std.lock().unwrap() += work(held);
+                        pause();
+                    })
+                }),
+            ),
+            (
+                "parking_lot",
+                Box::new(|| {
+                    two(&|| {
+                        *parking_lot.lock() += work(held);
+                        pause();
+                    })
+                }),
+            ),
+            (
+                "shmkit",
+                Box::new(|| {
+                    two(&|| {
+                        *ours.lock().unwrap() += work(held);
+                        pause();
+                    })
+                }),
+            ),
+        ],
+    );
 }
 
 fn rwlocks() {
@@ -91,13 +155,6 @@ fn rwlocks() {
             ("shmkit", Box::new(|| nanos(|| *ours.write().unwrap() += 1))),
         ],
     );
-    let two = |read: &(dyn Fn() + Sync)| {
-        std::thread::scope(|s| {
-            let other = s.spawn(|| nanos(read));
-            let one = nanos(read);
-            f64::midpoint(one, other.join().unwrap())
-        })
-    };
     compare(
         "rwlock_read_by_two",
         "ns",
@@ -228,6 +285,9 @@ fn pieces_by_two(len: usize) {
 
 fn main() {
     pieces_by_two(4 << 10);
+    for (held, between) in [(0, 0), (0, 20), (0, 50), (20, 100), (100, 400), (200, 1000)] {
+        mutexes_by_two(held, between);
+    }
     rwlocks();
     for len in [64, 4 << 10, 64 << 10, 1 << 20] {
         pieces(len);

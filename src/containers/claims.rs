@@ -48,6 +48,7 @@
 use std::ops::Range;
 
 use crate::layout::arena::Arena;
+use crate::participants::habit::Looks;
 use crate::participants::pid::ProcessId;
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
@@ -458,17 +459,14 @@ impl Claims {
     }
 }
 
-/// How often a word is looked at before anything slower is done.
-const SPINS: u32 = 100;
-
 /// Waits a while for an entry's word to change.
 #[cold]
 fn wait(arena: Arena, slot: &Slot, entry: &Entry, word: u64) {
-    for _ in 0..SPINS {
+    let mut looks = Looks::new();
+    while looks.go_on() {
         if entry.word.load(Ordering::Relaxed) != word {
             return;
         }
-        std::hint::spin_loop();
     }
     let waiting = word | WAITERS;
     let marked = word == waiting
@@ -487,19 +485,20 @@ fn wait(arena: Arena, slot: &Slot, entry: &Entry, word: u64) {
 #[cold]
 fn wait_for_element(arena: Arena, slot: &Slot, index: usize, first: u64) {
     /// Looks that give the processor away, before sleeping.
-    const YIELDS: u32 = 1000;
+    const YIELDS: u32 = 900;
     let other = arena.slot(index);
-    let mut looks = 0;
+    let (mut looks, mut yields) = (Looks::new(), 0);
     // Acquire: as in the caller.
     while other.watched.element.load(Ordering::SeqCst) == first {
         let owner = Tag::new(index, other.state().generation);
         if life::is_gone(arena, owner) && recovery::is_resolved(arena, owner) {
             return;
         }
-        looks += 1;
-        if looks < SPINS {
-            std::hint::spin_loop();
-        } else if looks < YIELDS {
+        if looks.go_on() {
+            continue;
+        }
+        if yields < YIELDS {
+            yields += 1;
             std::thread::yield_now();
         } else {
             // Stopped, perhaps: nobody wakes us, so this is over after a tick.

@@ -34,6 +34,57 @@ const UNTIMED: u32 = 6;
 /// A yield that takes longer has let others run than the other side.
 const YIELD: Duration = Duration::from_micros(500);
 
+/// Looks at a word that others change, where a wait is short if the other side runs: before anything slower is done.
+///
+/// A look takes the word's cache line away from who is about to change it. So the pauses between two get longer
+/// (Anderson, *The performance of spin lock alternatives for shared-memory multiprocessors*, 1990). They begin with
+/// some 80 nanoseconds: about what it costs to have the line come and go, and long enough for who comes
+/// back to it at once, who then has done several operations without a wait. `docs/measurements.md` has
+/// what that gives.
+pub(crate) struct Looks {
+    left: u32,
+    pauses: u32,
+    longest: u32,
+}
+
+impl Looks {
+    /// About 5 microseconds in all, what a sleep and a wake take.
+    const MOST: u32 = 9;
+    /// The first pause and the longest, in pauses of the processor.
+    const FIRST: u32 = 8;
+    const LONGEST: u32 = 64;
+
+    pub(crate) fn new() -> Self {
+        Looks {
+            left: Self::MOST,
+            pauses: Self::FIRST,
+            longest: Self::LONGEST,
+        }
+    }
+
+    /// Without longer pauses, for a microsecond: for who waits for somebody who will not come back to it at once.
+    pub(crate) fn steady() -> Self {
+        Looks {
+            left: 100,
+            pauses: 1,
+            longest: 1,
+        }
+    }
+
+    /// Pauses, if it is worth looking again.
+    pub(crate) fn go_on(&mut self) -> bool {
+        let Some(left) = self.left.checked_sub(1) else {
+            return false;
+        };
+        self.left = left;
+        for _ in 0..self.pauses {
+            std::hint::spin_loop();
+        }
+        self.pauses = (self.pauses * 2).min(self.longest);
+        true
+    }
+}
+
 /// Whether a way of waiting has paid of late.
 struct Habit {
     /// How often it is to be left out.

@@ -29,6 +29,7 @@
 use std::time::{Duration, Instant};
 
 use crate::layout::arena::Arena;
+use crate::participants::habit::Looks;
 use crate::participants::table::{Slot, SlotPhase};
 use crate::participants::tag::Tag;
 use crate::participants::{life, recovery};
@@ -43,9 +44,6 @@ use crate::sys::robust::OWNER_DIED;
 
 /// How long anybody sleeps without looking again: the longest that a lost wake costs.
 pub(crate) const TICK: Duration = Duration::from_millis(4);
-
-/// How often a word is looked at before sleeping on it.
-const SPINS: u32 = 100;
 
 /// A lock as it was found by who took it.
 #[derive(Debug, PartialEq, Eq)]
@@ -80,7 +78,17 @@ pub(crate) fn lock(
     let me = slot.tag();
     match try_fast(word, me) {
         Some(exchanged) => Ok(Taken::clean(exchanged)),
-        None => lock_slow(arena, slot, word, deadline),
+        None => lock_slow(arena, slot, word, deadline, Looks::new()),
+    }
+}
+
+/// As [`lock`], for who was told by the lock's holder, most likely: that one is about to give it back, not to come back
+/// to it.
+#[inline]
+pub(crate) fn relock(arena: Arena, slot: &Slot, word: &AtomicU64) -> Result<Taken, Refused> {
+    match try_fast(word, slot.tag()) {
+        Some(exchanged) => Ok(Taken::clean(exchanged)),
+        None => lock_slow(arena, slot, word, None, Looks::steady()),
     }
 }
 
@@ -90,10 +98,10 @@ fn lock_slow(
     slot: &Slot,
     word: &AtomicU64,
     deadline: Option<Instant>,
+    mut looks: Looks,
 ) -> Result<Taken, Refused> {
     let me = slot.tag();
-    let mut slept = 0;
-    let (mut spins, mut looked) = (0, false);
+    let (mut slept, mut looked) = (0, false);
     loop {
         let found = word.load(Ordering::Relaxed);
         match attempt(word, me, found, slept, |owner| is_over(arena, owner)) {
@@ -107,9 +115,7 @@ fn lock_slow(
             Err(Refused::Held) => return Err(Refused::Held),
             Err(_) => {}
         }
-        if spins < SPINS {
-            spins += 1;
-            std::hint::spin_loop();
+        if looks.go_on() {
             continue;
         }
         if deadline.is_some_and(|d| Instant::now() >= d) {
@@ -211,7 +217,7 @@ pub(crate) fn wait_until_free(
     word: &AtomicU64,
     deadline: Option<Instant>,
 ) -> Result<(), Refused> {
-    let (mut spins, mut looked) = (0, false);
+    let (mut looks, mut looked) = (Looks::new(), false);
     loop {
         let found = word.load(Ordering::Relaxed);
         let owner = Tag::of_word(found);
@@ -221,9 +227,7 @@ pub(crate) fn wait_until_free(
         if owner == slot.tag() {
             return Err(Refused::Held);
         }
-        if spins < SPINS {
-            spins += 1;
-            std::hint::spin_loop();
+        if looks.go_on() {
             continue;
         }
         if deadline.is_some_and(|d| Instant::now() >= d) {

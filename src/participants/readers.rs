@@ -13,6 +13,7 @@ use std::ops::Range;
 use std::time::Instant;
 
 use crate::layout::arena::Arena;
+use crate::participants::habit::Looks;
 use crate::participants::lock::{self, Exchanged};
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
@@ -90,18 +91,14 @@ fn wait_for(
     lock: u64,
     deadline: Option<Instant>,
 ) -> bool {
-    /// Looks before sleeping.
-    const SPINS: u32 = 100;
-    let (mut spins, mut looked) = (0, false);
+    let (mut looks, mut looked) = (Looks::new(), false);
     loop {
         // The owner before the entry: a later owner's entry is a reader that withdraws.
         let owner = Tag::new(index, arena.slot(index).state().generation);
         if !readers::names(entry, lock) || lock::is_over(arena, owner) {
             return true;
         }
-        if spins < SPINS {
-            spins += 1;
-            std::hint::spin_loop();
+        if looks.go_on() {
             continue;
         }
         if deadline.is_some_and(|d| Instant::now() >= d) {

@@ -370,7 +370,7 @@ impl Condvar {
         };
         let timed_out = attempt_awake((), deadline, || {}, notified).is_continue()
             && self.sleep(here, seen, deadline);
-        let locked = mutex.lock_until(here, None);
+        let locked = mutex.relock(here);
         condition.store(0, Ordering::Release);
         (locked, WaitTimeoutResult(timed_out))
     }

@@ -249,6 +249,13 @@ impl<T: ShmSafe> Mutex<T> {
         self.taken(here, taken)
     }
 
+    /// Locks after a wait for what the lock's holder has told.
+    #[cold]
+    pub(super) fn relock(&self, here: Here) -> Locked<'_, T> {
+        let taken = lock::relock(here.arena, here.slot, &self.word)?;
+        self.taken(here, taken)
+    }
+
     /// What the caller, who has just taken the lock, is given.
     #[inline]
     fn taken(&self, here: Here, taken: Taken) -> Locked<'_, T> {

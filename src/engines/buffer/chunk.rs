@@ -1,6 +1,7 @@
 //! Chunks: their layout, and what one alone can answer or do.
 
 use crate::layout::arena::Arena;
+use crate::participants::habit::Looks;
 use crate::primitive::{AtomicU64, Ordering};
 
 /// Levels of skips, each eight times as far as the one below.
@@ -190,25 +191,30 @@ impl Found {
 
 /// How long somebody else's copy is waited for: longer than a copy takes, unless its writer does not
 /// run.
-pub(super) struct Patience(u32);
+pub(super) struct Patience {
+    looks: Looks,
+    yields: u32,
+}
 
 impl Patience {
-    pub(super) const SPINS: u32 = 500;
-    pub(super) const YIELDS: u32 = 20;
-
     pub(super) fn new() -> Self {
-        Patience(0)
+        Patience {
+            looks: Looks::new(),
+            yields: 20,
+        }
     }
 
     /// True if it is worth looking again.
     pub(super) fn goes_on(&mut self) -> bool {
-        self.0 += 1;
-        if self.0 < Self::SPINS {
-            std::hint::spin_loop();
-        } else {
+        if self.looks.go_on() {
+            return true;
+        }
+        let more = self.yields > 0;
+        if more {
+            self.yields -= 1;
             std::thread::yield_now();
         }
-        self.0 < Self::SPINS + Self::YIELDS
+        more
     }
 }
 
