@@ -146,14 +146,15 @@ pub fn an_export_is_whole_or_nothing() {
     for _ in 0..20 {
         let mut command = Command::new(env!("CARGO_BIN_EXE_shmkit"));
         let mut child = command.args(export(&path("killed"))).spawn().unwrap();
+        let files_of_it = format!("/proc/{}/fd", child.id());
         let writes = || {
-            let open = std::fs::read_dir(format!("/proc/{}/fd", child.id())).ok()?;
+            let open = std::fs::read_dir(&files_of_it).ok()?;
             let of_ours = |link: std::path::PathBuf| link.starts_with(directory.path());
             let mut links = open.filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok());
             Some(links.any(of_ours))
         };
-        // Until it does, or has done.
-        while writes() == Some(false) {}
+        // Until it does, or has done: what has ended shows no files.
+        while writes() == Some(false) && child.try_wait().unwrap().is_none() {}
         child.kill().unwrap();
         if child.wait().unwrap().code().is_none() {
             assert_eq!(files(), 0);
