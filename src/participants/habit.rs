@@ -169,6 +169,16 @@ fn look_on<S, R>(
 mod tests {
     use super::*;
 
+    #[test]
+    fn looks_come_to_an_end() {
+        let pauses = |mut looks: Looks| -> Vec<u32> {
+            let next = || Some(looks.pauses).filter(|_| looks.go_on());
+            std::iter::from_fn(next).take(1000).collect()
+        };
+        assert_eq!(pauses(Looks::new()), [8, 16, 32, 64, 64, 64, 64, 64, 64]);
+        assert_eq!(pauses(Looks::steady()), [1; 100]);
+    }
+
     /// Looking on to its end would be some more attempts, and a yield.
     #[test]
     fn nothing_is_tried_beyond_the_deadline() {

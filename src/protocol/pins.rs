@@ -35,15 +35,10 @@ pub fn stamp(epoch: &AtomicU64) -> u64 {
 
 /// The oldest of the pins that are shown; the largest number if none is.
 ///
-/// The models check the fence. x86 needs none: the caller knows the [`stamp`] by now that it asks about, whoever has
-/// taken it. That was a locked instruction, so all see what was unlinked before it, and no load is made before an
-/// earlier one there.
+/// No fence: the caller knows the stamp by now that it asks about, by an Acquire at least if somebody else has
+/// taken it. So the fence of [`stamp`] happens before these loads, and orders them against that of [`show`].
 #[inline]
 pub fn oldest<'a>(pins: impl Iterator<Item = &'a AtomicU64>) -> u64 {
-    #[cfg(all(target_arch = "x86_64", not(shmkit_loom)))]
-    crate::primitive::compiler_fence(Ordering::SeqCst);
-    #[cfg(not(all(target_arch = "x86_64", not(shmkit_loom))))]
-    fence(Ordering::SeqCst);
     pins.map(|pin| pin.load(Ordering::SeqCst))
         .filter(|&pin| pin != 0)
         .min()

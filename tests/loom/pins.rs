@@ -13,6 +13,8 @@ struct Shared {
     pins: [AtomicU64; 2],
     /// Leads to object 0 or 1, as number + 1.
     link: AtomicU64,
+    /// The stamp for object 0, as somebody else reads it.
+    stamped: AtomicU64,
     objects: [UnsafeCell<bool>; 2],
 }
 
@@ -22,6 +24,7 @@ impl Shared {
             epoch: AtomicU64::new(1),
             pins: [AtomicU64::new(0), AtomicU64::new(0)],
             link: AtomicU64::new(1),
+            stamped: AtomicU64::new(0),
             objects: [UnsafeCell::new(true), UnsafeCell::new(true)],
         })
     }
@@ -37,15 +40,24 @@ impl Shared {
         pins::hide(&self.pins[viewer]);
     }
 
-    /// Makes the link lead elsewhere; frees what it led to, if that is possible.
-    fn replace(&self, new: u64) {
+    /// Makes the link lead elsewhere; what it led to, and the stamp for that.
+    fn unlink(&self, new: u64) -> (u64, u64) {
         // As `detect::change` does it.
         let old = self.link.swap(new, Ordering::AcqRel);
-        let stamp = pins::stamp(&self.epoch);
+        (old, pins::stamp(&self.epoch))
+    }
+
+    /// Frees what was unlinked, if that is possible.
+    fn free(&self, (old, stamp): (u64, u64)) {
         if pins::is_past(self.pins.iter(), stamp) {
             // SAFETY: nobody views it, or loom reports it.
             self.objects[old as usize - 1].with_mut(|there| unsafe { *there = false });
         }
+    }
+
+    /// Makes the link lead elsewhere; frees what it led to, if that is possible.
+    fn replace(&self, new: u64) {
+        self.free(self.unlink(new));
     }
 }
 
@@ -70,5 +82,32 @@ fn viewers_against_unlinking() {
         viewers
             .into_iter()
             .for_each(|viewer| viewer.join().unwrap());
+    });
+}
+
+/// Who frees has not unlinked it, but reads what the stamp was.
+#[test]
+fn a_viewer_against_who_frees_for_another() {
+    let explorer = Explorer::new("pins: a viewer against who frees for another");
+    explorer.run(3, || {
+        let shared = Shared::new();
+        let [viewer, unlinker] = [
+            |shared: &Shared| shared.view(0),
+            |shared: &Shared| {
+                let (_, stamp) = shared.unlink(0);
+                shared.stamped.store(stamp, Ordering::Release);
+            },
+        ]
+        .map(|does: fn(&Shared)| {
+            let shared = Arc::clone(&shared);
+            thread::spawn(move || does(&shared))
+        });
+        match shared.stamped.load(Ordering::Acquire) {
+            0 => {}
+            stamp => shared.free((1, stamp)),
+        }
+        [viewer, unlinker]
+            .into_iter()
+            .for_each(|other| other.join().unwrap());
     });
 }

@@ -268,7 +268,7 @@ fn a_late_look() {
         let cell = |i| queue.cell(i);
         // A push that does not end, and two that have.
         queue.claims(1, 0);
-        [1, 2].map(|n| queue.push(2, n).unwrap());
+        (1..3).for_each(|n| queue.push(2, n).unwrap());
         let walk = queue.take(Take::Pop, |_| false).unwrap_err();
         let late = walk.full.unwrap();
         assert_eq!(queue.take_first(Take::Look), Some(1));
@@ -292,7 +292,7 @@ fn death_of_a_look() {
         move || {
             let queue = Queue::new(4);
             let first = queue.claims(1, 1);
-            [2, 3].map(|n| queue.push(2, n).unwrap());
+            (2..4).for_each(|n| queue.push(2, n).unwrap());
             let other = {
                 let queue = Arc::clone(&queue);
                 thread::spawn(move || [Take::Look, Take::Pop].map(|how| queue.take_first(how)))
