@@ -36,6 +36,8 @@ pub enum Stopped {
     Indefinite { iteration: u32 },
     #[error("no convergence: the residual is {residual:.3e} after {iterations} iterations")]
     NoConvergence { iterations: u32, residual: f64 },
+    #[error("numbers too large for double precision after {iterations} iterations")]
+    Overflow { iterations: u32 },
 }
 
 impl From<BarrierError> for Stopped {

@@ -155,15 +155,15 @@ struct Worker<'a> {
 impl Worker<'_> {
     /// Every worker decides the same way at each branch, for all decide by the same sums.
     fn run(&mut self, goal: Goal, progress: &mut Progress) -> Result<(u32, f64), Stopped> {
-        let mut iteration = 0;
+        let mut iterations = 0;
         let mut before = f64::INFINITY;
         loop {
             let residual = self.true_residual()?;
-            let stuck = iteration >= goal.iterations || residual > 0.5 * before;
             if residual <= goal.tolerance {
-                return Ok((iteration, residual));
-            } else if stuck || !residual.is_finite() {
-                let iterations = iteration;
+                return Ok((iterations, residual));
+            } else if !residual.is_finite() {
+                return Err(Stopped::Overflow { iterations });
+            } else if iterations >= goal.iterations || residual > 0.5 * before {
                 return Err(Stopped::NoConvergence {
                     iterations,
                     residual,
@@ -173,24 +173,26 @@ impl Worker<'_> {
             self.precondition()?;
             // beta must be zero in the first step, which forgets the old p and s.
             let (mut gamma_before, mut alpha) = (f64::INFINITY, 1.0);
-            while iteration < goal.iterations {
+            while iterations < goal.iterations {
                 let sums = self.multiply()?;
                 let residual = sums.rho.sqrt() / self.system.norm;
-                progress.show(iteration, residual);
+                progress.show(iterations, residual);
                 if residual <= goal.tolerance || !residual.is_finite() {
                     break;
                 }
                 let beta = sums.gamma / gamma_before;
                 let curvature = sums.delta - beta * sums.gamma / alpha;
                 if sums.delta <= 0.0 || curvature < -ROUNDING * sums.delta {
-                    return Err(Stopped::Indefinite { iteration });
+                    return Err(Stopped::Indefinite {
+                        iteration: iterations,
+                    });
                 } else if curvature <= 0.0 {
                     break;
                 }
                 alpha = sums.gamma / curvature;
                 gamma_before = sums.gamma;
                 self.advance(Step { alpha, beta })?;
-                iteration += 1;
+                iterations += 1;
             }
         }
     }

@@ -36,7 +36,8 @@ use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::field::{Field, Part, Place};
-use super::type_info::{OwnedKind, Shape, TypeInfo};
+use super::owned::OwnedKind;
+use super::type_info::{Shape, TypeInfo};
 
 /// Mixed in first, so that a change of the scheme changes every fingerprint.
 const SCHEME: u64 = 1;

@@ -5,6 +5,7 @@
 //! - `local`: what this process knows of the pools that it has mapped.
 //! - `shm_safe`: the traits of types that may live in shared memory, for the standard types.
 //! - `type_info`: a type's description as data.
+//! - `owned`: which words of a value own pool memory.
 //! - `field`: what a description is made of.
 //! - `fnv`: a simple hash.
 //! - `fingerprint`: the description hashed, to compare types between programs.
@@ -15,14 +16,16 @@ pub(crate) mod fingerprint;
 pub(crate) mod fnv;
 pub(crate) mod header;
 pub(crate) mod local;
+mod owned;
 mod shm_safe;
 mod type_info;
 
 pub use field::{Field, Variant};
+pub use owned::{Engine, OwnedField, OwnedKind};
 #[doc(hidden)]
 pub use shm_safe::derive_support;
 pub use shm_safe::{KillSafe, ShmSafe};
-pub use type_info::{Engine, OwnedField, OwnedKind, TypeFn, TypeInfo};
+pub use type_info::{TypeFn, TypeInfo};
 
 #[cfg(test)]
 mod tests;

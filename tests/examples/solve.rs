@@ -242,6 +242,10 @@ fn files_that_are_no_matrix_to_solve() {
             format!("{real} symmetric\n3 3 6\n1 1 1\n2 1 -.9\n3 1 -.9\n2 2 1\n3 2 -.9\n3 3 1\n"),
             "not positive definite: p'Ap",
         ),
+        (
+            format!("{real} symmetric\n2 2 2\n1 1 1e300\n2 2 1e-300\n"),
+            "too large for double precision",
+        ),
     ];
     for (content, says) in cases {
         let file = scratch.file("case.mtx", content);

@@ -1,0 +1,272 @@
+//! [`Receiver`]: the right to receive, which is a lock held. What a death leaves: see the module above.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::time::{Duration, Instant};
+
+use super::Mailbox;
+use crate::ShmSafe;
+use crate::containers::queue::PopError;
+use crate::engines::bell::sleep_on_any;
+use crate::participants::tag::Tag;
+use crate::participants::{lock, thread};
+use crate::primitive::Ordering;
+use crate::sync::deadline;
+
+/// Why no message was received.
+///
+/// ```
+/// use shmkit::{Mailbox, Pool, RecvError};
+///
+/// let pool = Pool::builder().create()?;
+/// let mailbox = pool.create(Mailbox::<u32>::new(4))?;
+/// let receiver = mailbox.receiver()?;
+/// assert_eq!(receiver.try_recv(), Err(RecvError::Empty));
+/// mailbox.wake();
+/// assert_eq!(receiver.recv(), Err(RecvError::Woken));
+/// mailbox.close();
+/// assert_eq!(receiver.recv(), Err(RecvError::Closed));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RecvError {
+    /// Somebody has called [`Mailbox::wake`].
+    #[error("the receiver was woken")]
+    Woken,
+    /// There is no message, and the call does not wait.
+    #[error("there is no message")]
+    Empty,
+    /// There was no message all the time.
+    #[error("there was no message for the whole time limit")]
+    TimedOut,
+    /// The mailbox is closed, and there is no message left.
+    #[error("the mailbox is closed and empty")]
+    Closed,
+    /// The mailbox has no slots: there will never be a message.
+    #[error("the mailbox has no slots")]
+    NoSlots,
+    /// The receiver belongs to another process: this is a copy that a fork has made.
+    #[error("the receiver is that of a process that has forked")]
+    Forked,
+}
+
+/// The right to receive the messages of a [`Mailbox`].
+///
+/// It stays on its thread, and is given back when it is dropped. While a process has one it does not
+/// fork by `spawn`.
+///
+/// ```
+/// use shmkit::process::scope;
+/// use shmkit::{Mailbox, Pool};
+///
+/// let pool = Pool::builder().create()?;
+/// let mailbox = pool.create(Mailbox::new(4))?;
+/// let first = scope(|s| {
+///     s.spawn(|| mailbox.send(7_u32).unwrap()).unwrap();
+///     let receiver = mailbox.receiver().unwrap();
+///     receiver.recv().unwrap()
+/// });
+/// assert_eq!(first, 7);
+/// assert!(mailbox.receiver().is_ok(), "that one is dropped");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[must_use = "the mailbox has no receiver any more when this is dropped"]
+pub struct Receiver<'a, T: ShmSafe + Unpin> {
+    mailbox: &'a Mailbox<T>,
+    tag: Tag,
+    _one_thread: PhantomData<*const ()>,
+}
+
+impl<'a, T: ShmSafe + Unpin> Receiver<'a, T> {
+    /// For who has taken the mailbox's lock.
+    pub(super) fn new(mailbox: &'a Mailbox<T>, tag: Tag) -> Self {
+        Receiver {
+            mailbox,
+            tag,
+            _one_thread: PhantomData,
+        }
+    }
+
+    /// Receives a message, waiting for one.
+    ///
+    /// # Errors
+    ///
+    /// See [`RecvError`].
+    ///
+    /// # Crash behaviour
+    ///
+    /// The message is in the mailbox, or gone with the caller.
+    ///
+    /// ```
+    /// # use shmkit::{Mailbox, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let mailbox = pool.create(Mailbox::new(4))?;
+    /// let receiver = mailbox.receiver()?;
+    /// mailbox.send(7)?;
+    /// mailbox.send(8)?;
+    /// assert_eq!((receiver.recv()?, receiver.recv()?), (7, 8));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[inline]
+    pub fn recv(&self) -> Result<T, RecvError> {
+        self.recv_until(None)
+    }
+
+    /// Receives a message if there is one.
+    ///
+    /// # Errors
+    ///
+    /// As for [`recv`](Self::recv), and [`RecvError::Empty`].
+    ///
+    /// ```
+    /// # use shmkit::{Mailbox, Pool, RecvError};
+    /// # let pool = Pool::builder().create()?;
+    /// let mailbox = pool.create(Mailbox::new(4))?;
+    /// let receiver = mailbox.receiver()?;
+    /// mailbox.send(7)?;
+    /// assert_eq!(receiver.try_recv(), Ok(7));
+    /// assert_eq!(receiver.try_recv(), Err(RecvError::Empty));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[inline]
+    pub fn try_recv(&self) -> Result<T, RecvError> {
+        self.look(|| self.mailbox.messages.try_pop())
+    }
+
+    /// As [`recv`](Self::recv), for that time at most.
+    ///
+    /// # Errors
+    ///
+    /// As for [`recv`](Self::recv), and [`RecvError::TimedOut`].
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use shmkit::{Mailbox, Pool, RecvError};
+    /// # let pool = Pool::builder().create()?;
+    /// let mailbox = pool.create(Mailbox::new(4))?;
+    /// let receiver = mailbox.receiver()?;
+    /// mailbox.send(7)?;
+    /// let limit = Duration::from_millis(1);
+    /// assert_eq!(receiver.recv_timeout(limit), Ok(7));
+    /// assert_eq!(receiver.recv_timeout(limit), Err(RecvError::TimedOut));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn recv_timeout(&self, timeout: Duration) -> Result<T, RecvError> {
+        self.recv_until(deadline(timeout))
+    }
+
+    #[inline]
+    fn recv_until(&self, deadline: Option<Instant>) -> Result<T, RecvError> {
+        self.look(|| {
+            let messages = &self.mailbox.messages;
+            messages.pop_until(deadline, || {
+                if self.is_woken() {
+                    return Err(PopError::Closed);
+                }
+                messages.try_pop()
+            })
+        })
+    }
+
+    /// Looks for a wake, and for a message.
+    #[inline]
+    fn look(&self, pop: impl FnOnce() -> Result<T, PopError>) -> Result<T, RecvError> {
+        if thread::still_held(self.mailbox, self.tag).is_none() {
+            return Err(RecvError::Forked);
+        }
+        if self.is_woken() && self.mailbox.woken.swap(0, Ordering::SeqCst) != 0 {
+            return Err(RecvError::Woken);
+        }
+        pop().or_else(|error| self.refused(error))
+    }
+
+    #[cold]
+    fn refused(&self, error: PopError) -> Result<T, RecvError> {
+        // A wake ends a wait.
+        if self.mailbox.woken.swap(0, Ordering::SeqCst) != 0 {
+            return Err(RecvError::Woken);
+        }
+        Err(match error {
+            PopError::Empty => RecvError::Empty,
+            PopError::TimedOut => RecvError::TimedOut,
+            PopError::NoCapacity => RecvError::NoSlots,
+            _ => RecvError::Closed,
+        })
+    }
+
+    #[inline]
+    fn is_woken(&self) -> bool {
+        self.mailbox.woken.load(Ordering::SeqCst) != 0
+    }
+
+    /// True if a look would not find the mailbox empty: there is a message or a wake, or it is closed.
+    ///
+    /// ```
+    /// # use shmkit::{Mailbox, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let letters = pool.create(Mailbox::<u32>::new(4))?;
+    /// let receiver = letters.receiver()?;
+    /// assert!(!receiver.is_ready());
+    /// letters.send(7)?;
+    /// assert!(receiver.is_ready());
+    /// assert_eq!(receiver.recv()?, 7);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.is_woken() || !self.mailbox.is_empty() || self.mailbox.is_closed()
+    }
+
+    /// Waits until one of several receivers is [ready](Self::is_ready), for that time at most; the
+    /// first one that is. All mailboxes are in the same pool, or the wait is a little longer.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use shmkit::{Mailbox, Pool, Receiver};
+    ///
+    /// let pool = Pool::builder().create()?;
+    /// let (a, b) = (pool.create(Mailbox::new(4))?, pool.create(Mailbox::new(4))?);
+    /// let (ours, theirs) = (a.receiver()?, b.receiver()?);
+    /// b.send(7)?;
+    /// let limit = Duration::from_secs(1);
+    /// assert_eq!(Receiver::wait_any(&[&ours, &theirs], limit), Some(1));
+    /// assert_eq!(theirs.try_recv(), Ok(7));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn wait_any(receivers: &[&Self], timeout: Duration) -> Option<usize> {
+        let deadline = deadline(timeout);
+        let bells: Vec<_> = receivers
+            .iter()
+            .map(|receiver| receiver.mailbox.messages.pushes())
+            .collect();
+        loop {
+            let announced: Vec<_> = bells.iter().map(|bell| bell.announce()).collect();
+            if let Some(ready) = receivers.iter().position(|receiver| receiver.is_ready()) {
+                return Some(ready);
+            }
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return None;
+            }
+            sleep_on_any(&bells, &announced, deadline);
+        }
+    }
+}
+
+impl<T: ShmSafe + Unpin> Drop for Receiver<'_, T> {
+    fn drop(&mut self) {
+        if thread::still_held(self.mailbox, self.tag).is_some() {
+            lock::unlock(&self.mailbox.receiver, self.tag, 0);
+            thread::guard_dropped(self.mailbox);
+        }
+    }
+}
+
+impl<T: ShmSafe + Unpin> fmt::Debug for Receiver<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Receiver")
+            .field("mailbox", self.mailbox)
+            .finish()
+    }
+}
