@@ -11,11 +11,14 @@
 #[macro_use]
 #[path = "common/say.rs"]
 mod say;
+#[path = "common/ends.rs"]
+mod ends;
 
 use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
+use ends::{end_of, until_one_ends};
 use shmkit::process::{Scope, scope};
 use shmkit::{Mailbox, Pool, Shared, ShmSafe};
 
@@ -110,23 +113,35 @@ fn all_meet<'s>(
 ) -> Result<Vec<(u64, u32)>, Failure> {
     let place = s.spawn(move || {
         let done = mail.or_close(place(mail, arguments.meetings));
-        done.map_err(|e| e.to_string())
+        done.map(|()| NOBODY).map_err(|e| e.to_string())
     })?;
-    let creatures: Vec<_> = (0..arguments.creatures)
-        .map(|number| {
-            s.spawn(move || {
-                let end = mail.or_close(creature(mail, number));
-                end.map_err(|e| e.to_string())
-            })
-        })
-        .collect::<Result<_, _>>()?;
-    let mut ends = Vec::new();
-    for creature in creatures {
-        ends.push(creature.join()??);
+    let mut running = vec![(arguments.creatures as usize, end_of(&place)?, place)];
+    for number in 0..arguments.creatures {
+        let creature = s.spawn(move || {
+            let end = mail.or_close(creature(mail, number));
+            end.map_err(|e| e.to_string())
+        })?;
+        running.push((number as usize, end_of(&creature)?, creature));
     }
-    place.join()??;
+    let mut ends = vec![NOBODY; running.len()];
+    while !running.is_empty() {
+        until_one_ends(running.iter().map(|(_, end, _)| end));
+        let (done, still) = running
+            .into_iter()
+            .partition::<Vec<_>, _>(|(_, _, child)| child.is_finished());
+        running = still;
+        for (number, _, child) in done {
+            // One that was killed has closed nothing.
+            ends[number] =
+                mail.or_close(child.join().map_err(Failure::from).and_then(|end| Ok(end?)))?;
+        }
+    }
+    ends.truncate(arguments.creatures as usize);
     Ok(ends)
 }
+
+/// What the place has in common with the creatures.
+const NOBODY: (u64, u32) = (0, 0);
 
 fn meet(arguments: Arguments) -> Result<bool, Failure> {
     let pool = Pool::builder().create()?;

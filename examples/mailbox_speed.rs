@@ -9,11 +9,11 @@
 mod say;
 
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
 use shmkit::process::scope;
-use shmkit::{Mailbox, Pool, RecvError};
+use shmkit::{Mailbox, Pool, PushError, PushRefusal, RecvError};
 
 /// Sends small messages to another process.
 #[derive(Clone, Copy, Parser)]
@@ -53,6 +53,22 @@ fn receive(mailbox: &Mailbox<Message>) -> Result<(u64, u64), RecvError> {
     }
 }
 
+/// Sends a message, unless the receiver is over, as it is when it was killed: the mailbox does not know of that.
+fn send_unless(
+    mailbox: &Mailbox<Message>,
+    mut message: Message,
+    over: impl Fn() -> bool,
+) -> Result<(), PushError<Message>> {
+    /// How long it waits between two looks.
+    const LOOK: Duration = Duration::from_millis(100);
+    loop {
+        match mailbox.send_timeout(message, LOOK) {
+            Err(full) if full.cause == PushRefusal::TimedOut && !over() => message = full.value,
+            sent => return sent,
+        }
+    }
+}
+
 fn send(arguments: Arguments) -> Result<f64, Box<dyn std::error::Error>> {
     let pool = Pool::builder().create()?;
     let mailbox = pool.create(Mailbox::new(arguments.slots as usize))?;
@@ -64,7 +80,8 @@ fn send(arguments: Arguments) -> Result<f64, Box<dyn std::error::Error>> {
             mailbox.close();
             received.map_err(|error| error.to_string())
         })?;
-        let sent = (0..arguments.count).try_for_each(|n| mailbox.send(message(n)));
+        let over = || receiver.is_finished();
+        let sent = (0..arguments.count).try_for_each(|n| send_unless(&mailbox, message(n), over));
         mailbox.close();
         let received = receiver.join()??;
         sent?;

@@ -11,12 +11,15 @@
 #[macro_use]
 #[path = "common/say.rs"]
 mod say;
+#[path = "common/ends.rs"]
+mod ends;
 
 use std::io::{Read, Write};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
+use ends::{end_of, until_one_ends};
 use shmkit::process::scope;
 use shmkit::{Buffer, Pool};
 
@@ -118,9 +121,11 @@ fn pipe(arguments: Arguments) -> Result<f64, Box<dyn std::error::Error>> {
         let buffer = &*buffer;
         let consumer = s.spawn(|| and_close(buffer, consume(buffer)))?;
         let producer = s.spawn(move || and_close(buffer, produce(buffer, arguments)));
-        if producer.is_err() {
-            buffer.close()?;
+        if let Ok(producer) = &producer {
+            until_one_ends(&[end_of(&consumer)?, end_of(producer)?]);
         }
+        // One that was killed has not done so.
+        buffer.close()?;
         let consumed = consumer.join()??;
         producer?.join()??;
         Ok(consumed)

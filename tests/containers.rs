@@ -99,6 +99,7 @@ const CASES: &[common::Named] = table! {
     workers:
         disjoint_bands_in_parallel
         the_claims_of_the_killed_are_over
+        the_claims_of_threads_that_have_ended_are_over
         marks_of_the_killed_are_struck
         more_are_killed_than_there_are_claims
         a_forked_copy_of_a_claim_is_void
@@ -122,7 +123,8 @@ const CASES: &[common::Named] = table! {
         growth_makes_room
         an_update_lives_on_what_its_pin_held
         attempts_come_to_an_end
-        the_end_of_a_pin_frees_what_it_held;
+        the_end_of_a_pin_frees_what_it_held
+        idle_threads_hold_nothing_back;
     stopped:
         a_write_that_was_cut_off_is_completed
         claims_wait_for_elements_in_flight
@@ -130,7 +132,8 @@ const CASES: &[common::Named] = table! {
         a_stopped_producer_holds_up_nobody
         a_stopped_consumer_holds_up_nobody
         elements_that_come_and_go_are_not_missed
-        a_stopped_waiter_is_passed;
+        a_stopped_waiter_is_passed
+        a_stopped_waiter_takes_a_last_look;
     cells:
         cells_behave_like_variables
         cells_outside_of_a_pool
@@ -204,7 +207,8 @@ const CASES: &[common::Named] = table! {
         destroyed_queues_return_every_byte
         closed_queues
         leases_come_back
-        the_leases_of_the_killed_come_back;
+        the_leases_of_the_killed_come_back
+        the_leases_of_threads_that_have_ended_come_back;
     queue_users:
         producers_and_a_consumer
         producers_and_consumers
@@ -223,6 +227,7 @@ const CASES: &[common::Named] = table! {
         a_mailbox_has_one_receiver
         the_receiver_of_the_killed
         wakes
+        woken_by_a_thread_without_a_slot
         waiting_for_any
         mailboxes_refuse
         killed_senders_and_receivers;

@@ -279,6 +279,18 @@ fn words_are_counted() {
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{text}");
     assert!(text.contains("; as counted alone"), "{text}");
+    // What has no end is not begun with.
+    let pipe = scratch.0.join("pipe");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
+    let output = wordcount(&[scratch.0.as_os_str()]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("\n20 files, 100 words"), "{text}");
+    let output = wordcount(&[&pipe]);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        text.ends_with("pipe: neither a file nor a directory\n"),
+        "{text}"
+    );
     let output = wordcount(&["/nonexistent"]);
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(
@@ -372,6 +384,39 @@ fn words_are_counted_while_workers_are_killed() {
     assert!(output.status.success(), "{text}{errors}");
     assert!(text.contains("; as counted alone"), "{text}");
     assert!(kills > 2, "{kills} kills");
+}
+
+/// Whichever of its children is killed, an example ends, and says so.
+#[test]
+fn nobody_waits_for_the_killed() {
+    let cases: [(&[&str], usize); 3] = [
+        (&["chameneos", "100000000", "--creatures", "3"], 4),
+        (&["mailbox_speed", "1000000000000"], 1),
+        (&["pipeline", "--mib", "1000000"], 2),
+    ];
+    for (case, count) in cases {
+        for which in 0..count {
+            let mut command = Command::new(example(case[0]));
+            command.args(&case[1..]).stderr(Stdio::piped());
+            let program = command.stdout(Stdio::null()).spawn().expect("it starts");
+            let victim = loop {
+                match children(program.id()) {
+                    all if all.len() == count => break all[which],
+                    _ => std::thread::yield_now(),
+                }
+            };
+            let victim = rustix::process::Pid::from_raw(victim).expect("a process has a number");
+            rustix::process::kill_process(victim, rustix::process::Signal::KILL)
+                .expect("it is there");
+            let output = program.wait_with_output().expect("it ends");
+            let errors = String::from_utf8_lossy(&output.stderr);
+            assert!(
+                errors.starts_with(&format!("{}: ", case[0])),
+                "{case:?} {which}: {errors}"
+            );
+            assert_eq!(output.status.code(), Some(1), "{case:?} {which}: {errors}");
+        }
+    }
 }
 
 #[test]

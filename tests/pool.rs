@@ -43,6 +43,7 @@ const CASES: &[common::Named] = table! {
         forty_eight_pools
         created_open_and_unlinked
         invalid_names
+        without_proc
         a_taken_name
         a_creator_killed_at_any_time;
     attach:
@@ -58,6 +59,9 @@ const CASES: &[common::Named] = table! {
         another_pid_namespace
         a_child_in_another_namespace
         a_process_that_changes_its_time_namespace
+        while_it_grows
+        a_copy_gets_what_it_lacks
+        a_pool_that_came_by_descriptor_is_in_use
         observers_share_a_place
         another_pool_in_a_file_that_is_looked_at;
     damage:
@@ -81,6 +85,12 @@ const CASES: &[common::Named] = table! {
     damaged_words:
         a_table_full_of_empty_claims
         the_last_chunk_that_can_be_counted
+        a_chunk_in_a_small_block
+        the_last_position_there_is
+        a_permit_of_something_else
+        a_flag_that_no_writer_has_set
+        what_a_free_slot_reads_under
+        a_lock_taken_as_often_as_can_be_counted
         kept_runs_of_any_length
         kept_runs_that_are_not_told_of
         kept_runs_are_told_of_after_a_death

@@ -107,7 +107,10 @@ const CASES: &[Named] = table! {
         a_masters_output_is_flushed_once
         a_killed_master_leaves_nothing
         a_master_has_one_thread
-        a_worker_is_a_master_or_has_children;
+        a_worker_is_a_master_or_has_children
+        a_master_is_dropped_beside_a_thread_that_waits
+        a_worker_with_other_credentials_is_told
+        who_has_locked_the_output_is_not_waited_for;
     forks:
         a_fork_that_fails_holds_nothing
         a_child_that_is_killed_on_its_way_holds_nothing
@@ -117,6 +120,7 @@ const CASES: &[Named] = table! {
         two_threads_that_fork_at_once;
     managed:
         the_last_user_of_a_resource_ends_it
+        what_nobody_is_started_for_is_removed
         resources_are_limited
         the_next_run_removes_what_a_killed_one_left
         a_pool_that_somebody_uses_is_left

@@ -11,6 +11,7 @@
 //! | `gradients` | the iteration, as each worker runs it |
 //! | `progress`  | a line on the terminal |
 //! | `failure`   | what can go wrong |
+//! | `ends`      | waiting for whichever worker ends first |
 //! | `say`       | lines for a reader that may go away |
 //!
 //! The right-hand side is that of the solution `(1, ..., 1)`, so the error is known. The system is
@@ -20,6 +21,8 @@
 #[path = "../common/say.rs"]
 mod say;
 mod cholesky;
+#[path = "../common/ends.rs"]
+mod ends;
 mod failure;
 mod gradients;
 mod market;
@@ -27,18 +30,16 @@ mod matrix;
 mod progress;
 mod system;
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::thread::available_parallelism;
 
 use clap::Parser;
 use clap::builder::RangedU64ValueParser;
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use shmkit::Barrier;
-use shmkit::process::{ScopedJoinHandle, scope};
+use shmkit::process::scope;
 
+use ends::{end_of, until_one_ends};
 use failure::{Failure, Stopped};
 use gradients::{Goal, Member, Outcome};
 use matrix::Csr;
@@ -183,7 +184,7 @@ fn solve(system: &System, workers: usize, goal: Goal) -> Result<Outcome, Failure
                     let _ = child.kill();
                 }
             }
-            until_one_ends(running.iter().map(|(_, _, end)| end.as_fd()));
+            until_one_ends(running.iter().map(|(_, _, end)| end));
             let (done, still) = running
                 .into_iter()
                 .partition::<Vec<_>, _>(|(_, child, _)| child.is_finished());
@@ -197,21 +198,6 @@ fn solve(system: &System, workers: usize, goal: Goal) -> Result<Outcome, Failure
         }
         ended.outcome()
     })
-}
-
-/// Readable once the child has ended.
-fn end_of<R>(child: &ScopedJoinHandle<'_, R>) -> rustix::io::Result<OwnedFd> {
-    // Not joined yet, so the number is nobody else's.
-    let pid = Pid::from_raw(child.id().pid().cast_signed()).expect("a process has a number");
-    pidfd_open(pid, PidfdFlags::empty())
-}
-
-fn until_one_ends<'a>(ends: impl Iterator<Item = BorrowedFd<'a>>) {
-    let mut ends: Vec<_> = ends
-        .map(|end| PollFd::from_borrowed_fd(end, PollFlags::IN))
-        .collect();
-    // Whatever it answers, the children are looked at.
-    let _ = poll(&mut ends, None);
 }
 
 /// What is known of the workers that have ended.

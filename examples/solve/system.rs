@@ -39,7 +39,9 @@ pub struct System {
 /// Refuses a system that a pool of `limit` MiB has no room for.
 pub fn check_size(rows: u64, entries: u64, limit: u64) -> Result<(), Failure> {
     let (index, number) = (size_of::<u32>() as u64, size_of::<f64>() as u64);
-    let bytes = entries * (index + number) + rows * (index + 7 * number);
+    // What is read from a file may be any numbers.
+    let of_entries = entries.saturating_mul(index + number);
+    let bytes = of_entries.saturating_add(rows.saturating_mul(index + 7 * number));
     // And something for the pool's own tables.
     let needed = bytes.div_ceil(1 << 20) + 1;
     if needed > limit {

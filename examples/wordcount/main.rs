@@ -213,7 +213,16 @@ fn words(text: &str) -> impl Iterator<Item = &str> {
 
 /// Lists files, with those below directories; what is hidden and what builds leave is left out.
 fn collect(path: &Path, files: &mut Vec<PathBuf>) -> std::io::Result<()> {
-    if !std::fs::metadata(path)?.is_dir() {
+    let kind = std::fs::metadata(path)?;
+    if !kind.is_dir() {
+        if !kind.is_file() {
+            // A pipe, or a device, may have no end.
+            return Err(std::io::Error::other("neither a file nor a directory"));
+        }
+        // Who may not read it hears of that before anybody counts.
+        std::fs::File::open(path).map_err(|error| {
+            std::io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+        })?;
         files.push(path.into());
         return Ok(());
     }
@@ -223,7 +232,8 @@ fn collect(path: &Path, files: &mut Vec<PathBuf>) -> std::io::Result<()> {
         let name = entry.file_name();
         let name = name.to_string_lossy();
         let kind = entry.file_type()?;
-        if name.starts_with('.') || name == "target" && kind.is_dir() || kind.is_symlink() {
+        let is_either = kind.is_file() || kind.is_dir();
+        if name.starts_with('.') || name == "target" && kind.is_dir() || !is_either {
             continue;
         }
         collect(&entry.path(), files)?;

@@ -166,6 +166,27 @@ pub(crate) fn extend(arena: Arena, from: usize, count: usize) -> Result<(), Comm
     Ok(())
 }
 
+/// The ranges of a pool's file that are committed for what is said of its slices: offset and length.
+pub(crate) fn committed_tables(arena: Arena) -> [(usize, usize); 3] {
+    let slices = arena.slices();
+    let [tags, spans] = [TAGS, SPANS].map(|table| (table.offset, slices * table.entry));
+    [tags, spans, (FREE_HINTS.offset, slices.div_ceil(64) * 8)]
+}
+
+/// Those of the slices that have memory.
+pub(crate) fn committed_data(arena: Arena) -> impl Iterator<Item = (usize, usize)> {
+    let slices = arena.slices();
+    let has_memory =
+        move |&slice: &usize| slice::has_memory(arena.tag(slice).load(Ordering::Acquire));
+    let mut next = 0;
+    std::iter::from_fn(move || {
+        let start = (next..slices).find(has_memory)?;
+        let end = (start..slices).find(|slice| !has_memory(slice));
+        next = end.unwrap_or(slices);
+        Some((DATA.offset + start * SLICE, (next - start) * SLICE))
+    })
+}
+
 /// Sets the hint of every free slice.
 #[cold]
 pub(crate) fn rebuild_hints(arena: Arena) {

@@ -102,6 +102,14 @@ pub(crate) fn state(tag: u64) -> State {
     }
 }
 
+/// True if a slice with that tag has memory.
+pub(crate) fn has_memory(tag: u64) -> bool {
+    !matches!(
+        state(tag),
+        State::Free { kind: HOLE } | State::Claimed { kind: HOLE, .. }
+    )
+}
+
 impl Slot {
     /// True if that is the tag of a span of the slot's owner.
     #[inline(always)]

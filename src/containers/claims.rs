@@ -202,13 +202,14 @@ impl Entry {
     }
 
     fn range(&self) -> Range<usize> {
-        let load = |word: &AtomicU64| word.load(Ordering::Relaxed) as usize;
+        // Acquire: who is let pass by a later owner's range sees what the former one has done to the array.
+        let load = |word: &AtomicU64| word.load(Ordering::Acquire) as usize;
         load(&self.start)..load(&self.end)
     }
 
     fn set_range(&self, range: Range<usize>) {
-        self.start.store(range.start as u64, Ordering::Relaxed);
-        self.end.store(range.end as u64, Ordering::Relaxed);
+        self.start.store(range.start as u64, Ordering::Release);
+        self.end.store(range.end as u64, Ordering::Release);
     }
 
     /// The entry's state; what a dead owner leaves is put right. The caller holds the lock.
@@ -280,10 +281,13 @@ impl Claims {
         range: Range<usize>,
         mode: Mode,
     ) -> Result<Taken<'_>, Refusal> {
+        let mut looked = false;
         loop {
-            let attempt =
-                self.locked(arena, slot, || self.enter(arena, slot, range.clone(), mode))?;
-            match attempt {
+            let attempt = self.locked(arena, slot, || self.enter(arena, slot, range.clone(), mode));
+            if attempt.is_err() && self.look_for_parked(arena, &mut looked) {
+                continue;
+            }
+            match attempt? {
                 Attempt::Done(taken) => {
                     // Entered before the slots are looked at; pairs with the SeqCst of `pass`.
                     fence(Ordering::SeqCst);
@@ -400,6 +404,7 @@ impl Claims {
         index: usize,
         access: Access,
     ) -> Result<Pass<'a>, Refusal> {
+        let mut looked = false;
         loop {
             // Relaxed: our own.
             let before = slot.watched.element.load(Ordering::Relaxed);
@@ -418,8 +423,21 @@ impl Claims {
             }
             // Withdrawn, by invariant 4.
             drop(pass);
-            self.meet(arena, slot, index, access)?;
+            let met = self.meet(arena, slot, index, access);
+            if met.is_err() && self.look_for_parked(arena, &mut looked) {
+                continue;
+            }
+            met?;
         }
+    }
+
+    /// [Looks](lock::look_for_parked) for the dead among those who have claims and whose threads have ended. True if
+    /// it is worth a try; once a call.
+    #[cold]
+    fn look_for_parked(&self, arena: Arena, looked: &mut bool) -> bool {
+        let owner = |entry: &Entry| Tag::of_word(entry.word.load(Ordering::Relaxed));
+        let parked = |entry| lock::look_for_parked(arena, owner(entry), &mut false);
+        !std::mem::replace(looked, true) && self.used().iter().any(parked)
     }
 
     fn seems_claimed(&self, index: usize, access: Access) -> bool {

@@ -163,7 +163,10 @@ impl<T> Room<'_, T> {
     where
         T: Copy,
     {
-        self.0.fill(MaybeUninit::new(value));
+        // There may be 2^64 of no size.
+        if size_of::<T>() > 0 {
+            self.0.fill(MaybeUninit::new(value));
+        }
     }
 
     /// Copies `values`, which are as many as there is room for, and are not used any more or may

@@ -13,6 +13,7 @@ use std::ops::Deref;
 
 use super::Shared;
 use crate::ShmSafe;
+use crate::engines::limbo;
 use crate::layout::arena::Arena;
 use crate::layout::{Field, TypeInfo};
 use crate::participants::here::{Here, from_nowhere, here};
@@ -354,6 +355,7 @@ pub(super) fn unpin(slot: &'static Slot) {
     epoch::unpin(slot);
     thread::guard_dropped(slot);
     if let Some(arena) = Arena::containing(std::ptr::from_ref(slot).addr()) {
+        limbo::collect_after_look(arena, slot);
         dispose::retry(arena);
     }
 }

@@ -25,6 +25,7 @@ use super::queue::PushError;
 use super::queue::raw::Raw;
 use crate::ShmSafe;
 use crate::engines::queue::Root;
+use crate::layout::arena::Arena;
 use crate::layout::{Field, TypeInfo};
 use crate::participants::here::{Here, from_nowhere, here};
 use crate::participants::lock::{self, Taken};
@@ -266,8 +267,8 @@ impl<T: ShmSafe + Unpin> Mailbox<T> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn wake(&self) {
-        // A constant stays as it is: only what is in a pool is shared.
-        if here(self).is_ok() {
+        // A constant stays as it is: only what is in a pool is shared. It takes no slot.
+        if Arena::containing(std::ptr::from_ref(self).addr()).is_some() {
             self.woken.store(1, Ordering::SeqCst);
             self.messages.announce_push();
         }

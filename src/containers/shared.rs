@@ -51,6 +51,11 @@ unsafe impl<T: ShmSafe> Send for Shared<T> {}
 unsafe impl<T: ShmSafe> Sync for Shared<T> {}
 
 impl<T: ShmSafe> Shared<T> {
+    /// Whether this process has no other handle of the object.
+    pub(crate) fn is_the_only_one_here(&self) -> bool {
+        Arc::strong_count(&self.hold) == 1
+    }
+
     /// The handle of an object of type `T` that is held; `None` if the pool is damaged, and its
     /// entry leads to no place for a `T`.
     pub(crate) fn of(hold: Arc<Hold>) -> Option<Self> {

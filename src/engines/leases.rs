@@ -41,7 +41,7 @@ use crate::layout::arena::Arena;
 use crate::participants::lock;
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
-use crate::primitive::{AtomicU64, Ordering};
+use crate::primitive::{AtomicU64, Ordering, fence};
 use crate::protocol::cells::{Cell, Phase, is_ahead};
 use crate::protocol::ring;
 
@@ -228,6 +228,16 @@ impl Table {
         (survey, first)
     }
 
+    /// [Looks](lock::look_for_parked) for the dead among those who have leases and whose threads have ended. True if
+    /// it is worth another look.
+    #[cold]
+    pub(crate) fn look_for_parked(&self, arena: Arena) -> bool {
+        self.entries().any(|entry| {
+            let state = entry.state.load(Ordering::Relaxed);
+            state & STATE == HELD && lock::look_for_parked(arena, Tag::of_word(state), &mut false)
+        })
+    }
+
     /// Tells `each` the entries whose elements wait to be had again, with the elements' positions.
     pub(crate) fn each_back(&self, arena: Arena, mut each: impl FnMut(Entry, u64)) {
         for entry in self.entries() {
@@ -290,8 +300,10 @@ impl Entry {
         self.exchange(position << POSITION | BACK, next)
     }
 
-    /// The position, if the element is BACK.
+    /// The position, if the element is BACK. If it is so once more after the element was copied, that is whole.
     pub(crate) fn is_back(&self) -> Option<u64> {
+        // Before this look: pairs with the Release fence of who stores an element.
+        fence(Ordering::Acquire);
         // Acquire: the element.
         let state = self.state.load(Ordering::Acquire);
         (state & STATE == BACK).then_some(state >> POSITION)

@@ -49,6 +49,10 @@ const BATCH: u64 = 64;
 /// Or after so many bytes.
 const BATCH_BYTES: u64 = 256 << 10;
 
+/// What a slot notes in `collect_again`: that the end of its look is worth a collection; that it was.
+const AGAIN: u64 = 1;
+const FREED: u64 = 2;
+
 /// What every block begins with that may be retired.
 #[repr(C)]
 pub(crate) struct Retirable {
@@ -167,6 +171,35 @@ pub(crate) fn collect(arena: Arena, slot: &Slot) {
     }
     let left = list.bytes.load(Ordering::Relaxed);
     list.held.store(left, Ordering::Relaxed);
+    // Its own look may be what holds it back.
+    let looks = slot.pin_depth.load(Ordering::Relaxed) != 0;
+    slot.collect_again.set(match looks && left != 0 {
+        true => AGAIN,
+        false => 0,
+    });
+}
+
+/// Collects once more, if this thread, which has ended a look, has collected meanwhile and got nothing for that.
+#[inline]
+pub(crate) fn collect_after_look(arena: Arena, slot: &Slot) {
+    if slot.collect_again.get() != 0 {
+        collect_unless_looking(arena, slot);
+    }
+}
+
+#[cold]
+fn collect_unless_looking(arena: Arena, slot: &Slot) {
+    if slot.collect_again.get() == FREED {
+        slot.collect_again.set(0);
+    } else if slot.pin_depth.load(Ordering::Relaxed) == 0
+        && slot.intent.op.load(Ordering::Relaxed) == 0
+    {
+        let before = slot.limbo.head.load(Ordering::Relaxed);
+        collect(arena, slot);
+        if slot.limbo.head.load(Ordering::Relaxed) != before {
+            slot.collect_again.set(FREED);
+        }
+    }
 }
 
 /// Stamps everything that is not yet.
@@ -278,15 +311,20 @@ pub(crate) fn or_reap<R, E: Copy + Into<AllocError>>(
 }
 
 /// Frees what nobody holds, and what nobody looks at any more. True if something of that is what this
-/// thread has retired.
+/// thread has retired, or if the end of its last look has freed such.
 #[cold]
 pub(crate) fn make_room(arena: Arena) -> bool {
-    let oldest = || thread::slot(arena).map_or(0, |slot| slot.limbo.head.load(Ordering::Relaxed));
+    let slot = thread::slot(arena);
+    let oldest = || slot.map_or(0, |slot| slot.limbo.head.load(Ordering::Relaxed));
+    let freed = slot.is_ok_and(|slot| slot.collect_again.get() == FREED);
     let before = oldest();
     recovery::poll(arena);
     recovery::reap(arena);
     reap(arena);
-    before != 0 && before != oldest()
+    if let Ok(slot) = slot {
+        slot.collect_again.set(0);
+    }
+    freed || before != 0 && before != oldest()
 }
 
 /// Collects what this thread retired, and what those have left who are gone.
@@ -309,7 +347,10 @@ pub(crate) fn reap_left(arena: Arena) {
 /// Becomes each slot's next thread for a moment that has a list and no thread.
 #[cold]
 fn reap_others(arena: Arena) {
-    arena.header().limbo_left.store(0, Ordering::SeqCst);
+    // Read as well as written: who sees the hint sees the list that it is about.
+    if arena.header().limbo_left.swap(0, Ordering::SeqCst) == 0 {
+        return;
+    }
     for (index, slot) in arena.slots() {
         if slot.limbo.head.load(Ordering::Relaxed) == 0 || slot.state().phase != SlotPhase::Free {
             continue;

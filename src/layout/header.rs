@@ -1,7 +1,7 @@
 //! The first page of a pool: what it is, how far its tables reach, and its few shared words.
 //!
 //! The magic number is stored last, with Release, so a file that has it has everything before it.
-//! The part up to `watermarks` never changes afterwards. An attacher validates a private copy
+//! The part up to `file` never changes afterwards. An attacher validates a private copy
 //! ([`Identity::read`]) and compares the copy again once mapped.
 
 use super::arena::{DATA, HEADER_SIZE, PROCESSES, SLICE, SLOTS};
@@ -30,7 +30,9 @@ pub(crate) struct Header {
     /// Seconds since 1970.
     pub(crate) created: AtomicU64,
     pub(crate) options: AtomicU64,
-    _identity: [AtomicU64; 3],
+    _identity: [AtomicU64; 2],
+    /// The file that the pool lies in; no part of what it is. See `pool::copied`.
+    pub(crate) file: AtomicU64,
 
     pub(crate) watermarks: Watermarks,
 

@@ -30,7 +30,9 @@
 
 use std::cell::UnsafeCell;
 
-use crate::layout::arena::{Arena, GRANULE, HOLDS, OBJECTS, PROCESSES, SLICE_SHIFT, SLOTS};
+use crate::layout::arena::{
+    Arena, GRANULE, HOLDS, NAMES, OBJECTS, PROCESSES, SLICE_SHIFT, SLOTS, Table,
+};
 use crate::participants::asked::Asked;
 use crate::participants::pid::Pid;
 use crate::participants::tag::Tag;
@@ -80,6 +82,8 @@ pub(crate) struct Slot {
     pub(crate) permit_limit: AtomicU64,
     /// How many looks at shared objects the thread has open; its own business.
     pub(crate) pin_depth: AtomicU64,
+    /// What the end of the last of them is to do, or has done; see `engines::limbo`.
+    pub(crate) collect_again: Own,
 
     /// What the owner is in the middle of.
     pub(crate) intent: Intent,
@@ -473,11 +477,18 @@ impl Arena {
         unsafe { std::slice::from_raw_parts(row, words) }
     }
 
-    /// A word of the pool by its address, if there is one within the pool's memory: behind the last
-    /// slice there is none. Addresses in intents and permits may be garbage.
+    /// A word of a block, of an object's entry or of a name's, by its address. Addresses in intents and permits may be
+    /// garbage: nothing else of the pool is changed through them.
     pub(crate) fn word_at(self, address: usize) -> Option<&'static AtomicU64> {
-        let inside = (self.base()..self.slice_address(self.slices())).contains(&address);
-        // SAFETY: an aligned word of the mapped file, which reaches to the end of the last slice.
+        let watermarks = &self.header().watermarks;
+        let is_of = |table: Table, count: &AtomicU64| {
+            let count = (count.load(Ordering::Acquire) as usize).min(table.max);
+            address.wrapping_sub(self.base() + table.offset) < count * table.entry
+        };
+        let inside = self.room().contains(address)
+            || is_of(OBJECTS, &watermarks.objects)
+            || is_of(NAMES, &watermarks.names);
+        // SAFETY: an aligned word of the mapped file, which reaches to the end of the last slice; both tables are committed.
         // Who recorded the address accesses it through atomics, and keeps it from being freed.
         (inside && address.is_multiple_of(8))
             .then(|| unsafe { &*std::ptr::with_exposed_provenance::<AtomicU64>(address) })

@@ -22,7 +22,7 @@ use crate::layout::arena::{Arena, FIRST_GRANULE, GRANULE, GRANULES, SLOTS};
 use crate::layout::local;
 use crate::participants::table::{Slot, SlotPhase, SlotState};
 use crate::participants::tag::Tag;
-use crate::participants::{process, recovery};
+use crate::participants::{process, readers, recovery};
 use crate::primitive::Ordering;
 use crate::sys;
 use crate::sys::thread_end::ThreadEnd;
@@ -327,6 +327,7 @@ fn take(arena: Arena, index: usize, owner: Tag) -> bool {
     for permit in &slot.permits {
         permit.word.store(0, Ordering::Relaxed);
     }
+    readers::forget(slot);
     let start = match sys::process::tid() == sys::process::pid() {
         // The first thread has the start of its process, which has been read.
         true => arena.process(owner.slot()).start.load(Ordering::Relaxed),

@@ -9,12 +9,13 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 
 use super::observed::{self, File};
-use super::{Pool, create, fork, handles, layout_fingerprint};
+use super::{Pool, copied, create, fork, handles, layout_fingerprint};
 use crate::layout::arena::{Arena, DATA, NAMES, OBJECTS, PROCESSES, SLICE, SLOTS, TYPES, Table};
 use crate::layout::header::{Identity, MAGIC, VERSION, Watermarks};
 use crate::layout::local;
 use crate::participants::recovery;
 use crate::primitive::{AtomicU64, Ordering};
+use crate::sys::memory::CommitError;
 use crate::sys::{file_lock, memory, process};
 
 /// Why a pool was not attached. Nothing has changed.
@@ -86,6 +87,9 @@ pub enum AttachError {
     /// The pool was made in another time namespace, where start times mean other times.
     #[error("the pool belongs to another time namespace")]
     OtherTimeNamespace,
+    /// The file is a copy, and there is no memory for what the pool has and the copy lacks.
+    #[error("the pool's file is a copy that lacks memory: {0}")]
+    NoMemory(#[from] CommitError),
     /// Somebody is removing the pool.
     #[error("the pool is being removed")]
     BeingRemoved,
@@ -183,7 +187,7 @@ pub(super) fn open(name: &str) -> Result<Pool, AttachError> {
     if !named.is_ok_and(|named| (named.st_dev, named.st_ino) == (ours.st_dev, ours.st_ino)) {
         return Err(AttachError::BeingRemoved);
     }
-    from_fd(fd)
+    attach(fd)
 }
 
 /// Opens a named pool's file. A device or a pipe of that name is not waited for.
@@ -210,7 +214,15 @@ pub(super) fn unlink(name: &str) -> Result<(), UnlinkError> {
     })
 }
 
+/// Attaches the pool in a file that the caller has: nobody removes its name from here on.
 pub(crate) fn from_fd(fd: OwnedFd) -> Result<Pool, AttachError> {
+    if !file_lock::share(&fd)? {
+        return Err(AttachError::BeingRemoved);
+    }
+    attach(fd)
+}
+
+fn attach(fd: OwnedFd) -> Result<Pool, AttachError> {
     let identity = judge(fd.as_fd())?;
     if identity.pid_namespace != process::pid_namespace()? {
         return Err(AttachError::OtherPidNamespace);
@@ -240,14 +252,18 @@ pub(crate) fn from_fd(fd: OwnedFd) -> Result<Pool, AttachError> {
         }
         false => create::map(fd.as_fd(), base, len)?.ok_or(taken)?,
     };
-    if Identity::read(arena.header()) != identity {
+    let checked = match Identity::read(arena.header()) == identity {
+        true => copied::complete(arena, fd.as_fd()).map_err(AttachError::from),
+        false => Err(AttachError::DamagedHeader {
+            what: "it changes while it is read",
+        }),
+    };
+    if let Err(error) = checked {
         if !is_observed {
             // SAFETY: nobody else has seen the mapping.
             unsafe { memory::unmap(base, len) }?;
         }
-        return Err(AttachError::DamagedHeader {
-            what: "it changes while it is read",
-        });
+        return Err(error);
     }
     local::of(arena).set_mapped(fd.into_raw_fd(), len);
     drop(attaching);
@@ -334,7 +350,7 @@ pub(crate) fn judge(fd: BorrowedFd<'_>) -> Result<Identity, AttachError> {
     if !rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() {
         return Err(AttachError::NotAPool);
     }
-    let len = stat.st_size.max(0) as u64;
+    let len = |stat: &rustix::fs::Stat| stat.st_size.max(0) as u64;
     let mut bytes = [0; Identity::BYTES];
     let mut read = 0;
     while read < bytes.len() {
@@ -343,10 +359,13 @@ pub(crate) fn judge(fd: BorrowedFd<'_>) -> Result<Identity, AttachError> {
             Ok(n) => read += n,
             Err(rustix::io::Errno::INTR) => {}
             // A file of `/proc` has no length.
-            Err(_) if len == 0 => return Err(AttachError::NotAPool),
+            Err(_) if len(&stat) == 0 => return Err(AttachError::NotAPool),
             Err(other) => return Err(other.into()),
         }
     }
+    // A pool that grows gets longer before it says so.
+    let stat = rustix::fs::fstat(fd)?;
+    let len = len(&stat);
     let identity = Identity::parse(&bytes);
     if read >= 8 && identity.magic != MAGIC {
         return Err(AttachError::NotAPool);

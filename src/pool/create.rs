@@ -10,7 +10,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::mm::Advice;
 
 use super::attach::PoolName;
-use super::{Pool, fork, tell};
+use super::{Pool, copied, fork, tell};
 use crate::allocator::grow;
 use crate::layout::arena::{
     Arena, DATA, FIRST_GRANULE, GRANULE, GRANULES, HEADER_SIZE, SLICE, SLOTS,
@@ -388,6 +388,7 @@ impl PoolBuilder {
             });
         }
         fork::install();
+        let pid_namespace = process::pid_namespace()?;
         let len = DATA.offset + max * SLICE;
         let random = random_words()?;
         memory::commit(fd.as_raw_fd(), 0, HEADER_SIZE as u64)?;
@@ -402,7 +403,7 @@ impl PoolBuilder {
             max_slices: max as u64,
             max_slots: self.participants as u64 + 1,
             uuid: [random[0], random[1]],
-            pid_namespace: process::pid_namespace()?,
+            pid_namespace,
             time_namespace: process::time_namespace().unwrap_or(0),
             creator: process::pid().into(),
             created: unix_seconds(),
@@ -427,6 +428,7 @@ impl PoolBuilder {
         header.options.store(identity.options, Ordering::Relaxed);
         header.epoch.store(1, Ordering::Relaxed);
         apply_options(arena, identity.options);
+        copied::note(arena, Pool(arena).fd());
         recovery::begin_confirming(arena);
         grow::grow_by(arena, 0, initial)?;
         if self.prefault {

@@ -4,6 +4,7 @@
 //! |-----------|------|
 //! | `create`  | the builder; initialise, then publish |
 //! | `attach`  | judge a header, map, be refused with a reason |
+//! | `copied`  | copies of pools' files lack memory |
 //! | `blocks`  | memory of a pool: allocated, freed, grown |
 //! | `types`   | what types own, described in the pool |
 //! | `objects` | counted values, found by index; destroyed by anybody |
@@ -17,6 +18,7 @@
 
 pub(crate) mod attach;
 mod blocks;
+mod copied;
 mod create;
 pub(crate) mod dispose;
 pub(crate) mod fork;

@@ -11,7 +11,7 @@ use crate::allocator::grow;
 use crate::layout::arena::{Arena, NAMES};
 use crate::participants::table::Slot;
 use crate::participants::{detect, lock};
-use crate::primitive::{AtomicU64, Ordering};
+use crate::primitive::{AtomicU64, Ordering, fence};
 use crate::sys::memory::CommitError;
 
 /// The longest name, in bytes.
@@ -47,7 +47,27 @@ fn entries(arena: Arena) -> impl Iterator<Item = &'static NameEntry> {
 
 impl NameEntry {
     fn target(&self) -> Option<usize> {
-        (detect::value(self.link.load(Ordering::SeqCst)) as usize).checked_sub(1)
+        Self::target_of(self.link.load(Ordering::SeqCst))
+    }
+
+    fn target_of(link: u64) -> Option<usize> {
+        (detect::value(link) as usize).checked_sub(1)
+    }
+
+    /// The name and its object at one moment, for who does not hold the lock.
+    fn look(&self) -> Option<(String, usize)> {
+        loop {
+            // Acquire: what was written before the name was published.
+            let link = self.link.load(Ordering::Acquire);
+            let target = Self::target_of(link)?;
+            let (bytes, len) = self.bytes();
+            // If a byte is of a later name, then so is the link, which says who has changed it and when: pairs with the
+            // fence of `write`.
+            fence(Ordering::Acquire);
+            if self.link.load(Ordering::Relaxed) == link {
+                return Some((String::from_utf8_lossy(&bytes[..len]).into_owned(), target));
+            }
+        }
     }
 
     fn bytes(&self) -> ([u8; MAX_NAME], usize) {
@@ -67,6 +87,8 @@ impl NameEntry {
     }
 
     fn write(&self, name: &str) {
+        // Behind the store that has ended the former name: see `look`.
+        fence(Ordering::Release);
         let mut bytes = [0; MAX_NAME];
         bytes[..name.len()].copy_from_slice(name.as_bytes());
         for (chunk, word) in bytes.chunks_exact(8).zip(&self.bytes) {
@@ -141,13 +163,7 @@ pub(crate) fn remove(arena: Arena, slot: &Slot, name: &str) -> Option<usize> {
 
 /// Every name with its object.
 pub(crate) fn all(arena: Arena) -> Vec<(String, usize)> {
-    entries(arena)
-        .filter_map(|e| {
-            let target = e.target()?;
-            let (bytes, len) = e.bytes();
-            Some((String::from_utf8_lossy(&bytes[..len]).into_owned(), target))
-        })
-        .collect()
+    entries(arena).filter_map(NameEntry::look).collect()
 }
 
 /// Disposes of an object whose name was removed.

@@ -27,6 +27,8 @@ use std::any::Any;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use rustix::io::Errno;
 
@@ -182,11 +184,33 @@ fn live<T>(parent: u32, body: fn(&mut T) -> i32, given: &mut T, _abort: &AbortOn
         process::exit_now(EXIT_UNWRITTEN);
     }
     let code = body(given);
+    match process::task_count() {
+        Ok(1) => flush_all(),
+        _ => flush_beside_threads(),
+    }
+    fork::child_ending();
+    process::exit_now(code)
+}
+
+fn flush_all() {
     // Nobody is left to hear of output that cannot be written.
     std::mem::forget(io::stdout().flush());
     std::mem::forget(process::flush_c_stdio());
-    fork::child_ending();
-    process::exit_now(code)
+}
+
+/// Other threads end with the process, and may have what is to be flushed locked for ever. They are not waited for
+/// for long.
+#[cold]
+fn flush_beside_threads() {
+    const PATIENCE: Duration = Duration::from_millis(100);
+    let (done, flushed) = mpsc::channel();
+    let flush = move || {
+        flush_all();
+        let _ = done.send(());
+    };
+    if std::thread::Builder::new().spawn(flush).is_ok() {
+        let _ = flushed.recv_timeout(PATIENCE);
+    }
 }
 
 /// The message of a panic.

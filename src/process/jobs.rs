@@ -572,7 +572,7 @@ pub(super) fn tag(pool: Pool) -> Result<Tag, NoSlot> {
 }
 
 impl Shared<Control> {
-    /// Whether the master is dead, or has ended, as only peers live to see.
+    /// Whether the master is dead, or has ended, as peers live to see, and workers that the kernel does not end.
     pub(super) fn is_orphaned(&self) -> bool {
         self.peers.is_orphaned(self.pool().0)
     }

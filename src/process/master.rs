@@ -26,7 +26,8 @@
 //!
 //! # Crash behaviour
 //!
-//! A master that is killed takes its workers with it: the kernel sends them SIGKILL. The control
+//! A master that is killed takes its workers with it: the kernel sends them SIGKILL, but for one that has changed
+//! its credentials since, which the kernel forgets about then; it finds out as peers do. The control
 //! pool has no name and goes with the last of them. What was managed, the journal and the
 //! pid file stay, and the next run puts that right.
 
@@ -206,10 +207,18 @@ impl Master {
             return Self::named(&builder, name, watch);
         }
         let pool = builder.create()?;
-        let control = Control::create(pool).inspect_err(|_| {
+        let control = Self::fill(pool).inspect_err(|_| {
             // SAFETY: nothing was made in the pool, which nobody else has.
             unsafe { pool.unmap() };
         })?;
+        Ok(control)
+    }
+
+    /// The control block of a new pool, and whose it is: for those who may outlive the master.
+    fn fill(pool: Pool) -> Result<Shared<Control>, RunError> {
+        let tag = jobs::tag(pool).map_err(ObjectError::from)?;
+        let control = Control::create(pool)?;
+        control.peers.master.store(tag.word(), Ordering::Relaxed);
         Ok(control)
     }
 
@@ -236,10 +245,8 @@ impl Master {
         }
         let doorbell = watch.doorbell()?.as_raw_fd().unsigned_abs();
         let fill = |pool: Pool| {
-            let control = Control::create(pool)?;
+            let control = Self::fill(pool)?;
             let table = &control.peers;
-            let tag = jobs::tag(pool).map_err(ObjectError::from)?;
-            table.master.store(tag.word(), Ordering::Relaxed);
             table
                 .master_pid
                 .store(process::pid().into(), Ordering::Relaxed);
@@ -539,13 +546,18 @@ impl Drop for Master {
             let pool = control.pool();
             // Says so to peers that find the pool in this moment.
             control.stop();
-            // Nobody is left who uses any.
+            // Nobody is left who uses any; not those either who were to be started, or to be killed before they had.
+            (0..JOBS).for_each(|place| control.resources.clear_user(place));
             self.tend(&control);
             jobs::set_wake(pool, None);
-            // SAFETY: nothing of this process uses the pool from here on: handles of workers are
-            // names, and the only handle of the control block is dropped below, which finds that
-            // it holds nothing any more. The block goes with the pool, and not link by link.
-            unsafe { pool.unmap() };
+            // Safe code may have started threads since, or be within a join of this very thread: then the pool stays.
+            if process::task_count().is_ok_and(|tasks| tasks == 1) && control.is_the_only_one_here()
+            {
+                // SAFETY: nothing of this process uses the pool from here on: there is no other thread, handles of
+                // workers are names, and the only handle of the control block is dropped below, which finds that
+                // it holds nothing any more. The block goes with the pool, and not link by link.
+                unsafe { pool.unmap() };
+            }
             drop(control);
         }
         if let Some(journal) = self.journal.take() {

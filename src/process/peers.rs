@@ -231,8 +231,7 @@ impl Table {
         self.places().for_each(|(_, place)| place.wake());
     }
 
-    /// Whether there is no master any more. Only a run with a name asks: of any other, nobody is
-    /// left then.
+    /// Whether there is no master any more. Of most runs nobody is left then.
     pub(super) fn is_orphaned(&self, arena: Arena) -> bool {
         let master = self.master.load(Ordering::Acquire);
         master != 0 && life::is_gone(arena, Tag::of_word(master))

@@ -36,7 +36,7 @@ pub enum RunError {
         path: String,
     },
     /// A file could not be made or written.
-    #[error("{path}")]
+    #[error("the file {path} cannot be used")]
     File {
         /// The file.
         path: String,
@@ -98,7 +98,9 @@ pub enum RunError {
 ///
 /// fn first(worker: &Worker, total: Total) -> bool {
 ///     let adders = [1, 2, 3].map(|n| worker.start(&ADD, &(total, n)).unwrap());
-///     adders.map(|adder| adder.join().unwrap());
+///     for adder in adders {
+///         adder.join().unwrap();
+///     }
 ///     matches!(worker.start(&FAIL, &()).unwrap().join(), Err(JoinError::Signaled(6)))
 /// }
 ///

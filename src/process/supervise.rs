@@ -65,8 +65,10 @@ pub struct Backoff {
 /// Milliseconds, and times, that there is room for.
 const ROOM: u32 = (1 << 20) - 1;
 
+/// Rounded up: only no time is none.
 fn milliseconds(time: Duration) -> u32 {
-    u32::try_from(time.as_millis()).unwrap_or(ROOM).min(ROOM)
+    let whole = time.as_nanos().div_ceil(1_000_000);
+    u32::try_from(whole).unwrap_or(ROOM).min(ROOM)
 }
 
 impl Backoff {
@@ -250,4 +252,17 @@ pub(super) fn returned(job: &Job, outcome: u32) -> Result<(), JoinError> {
         Kind::NotStarted => JoinError::NotStarted(message()),
         Kind::OtherTypes => JoinError::OtherTypes(message()),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_short_wait_is_one() {
+        let backoff = Backoff::new(Duration::from_nanos(1)).at_most(Duration::from_secs(1));
+        let waits = [0, 1, 2, 20].map(|restarts| backoff.delay(restarts).as_millis());
+        assert_eq!(waits, [1, 2, 4, 1000]);
+        assert_eq!(Backoff::new(Duration::ZERO).delay(5), Duration::ZERO);
+    }
 }

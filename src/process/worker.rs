@@ -281,10 +281,11 @@ impl Worker {
                 return false;
             };
             // Where we outlive the master, it is looked for.
-            self.control.wait_stop(match self.by_name {
-                true => left.min(LOOK),
-                false => left,
-            });
+            self.control
+                .wait_stop(match self.by_name || !process::dies_with_parent() {
+                    true => left.min(LOOK),
+                    false => left,
+                });
         }
     }
 }

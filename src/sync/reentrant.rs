@@ -239,7 +239,8 @@ impl<T: ShmSafe> ReentrantMutex<T> {
             Ok(_) => self.depth.store(1, Ordering::Relaxed),
             Err(Refused::Held) => {
                 let depth = self.depth.load(Ordering::Relaxed);
-                self.depth.store(depth + 1, Ordering::Relaxed);
+                // Of a damaged pool, it may be any number.
+                self.depth.store(depth.saturating_add(1), Ordering::Relaxed);
             }
             Err(refused) => return Err(refused.into()),
         }

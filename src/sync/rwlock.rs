@@ -50,7 +50,7 @@ use super::lock_error::{LockError, LockResult};
 use super::orphan::process_of;
 use crate::layout::{Field, ShmSafe, TypeInfo};
 use crate::participants::here::{Here, here};
-use crate::participants::lock::{self, DIED, PANICKED};
+use crate::participants::lock::{self, DIED, PANICKED, Taken};
 use crate::participants::readers;
 use crate::participants::tag::Tag;
 use crate::primitive::{AtomicU64, Ordering, compiler_fence};
@@ -389,7 +389,7 @@ impl<T: ShmSafe> RwLock<T> {
     fn see_to_the_dead<G>(&self, here: Here) -> Result<(), LockError<G, WriteOrphan<'_, T>>> {
         match lock::try_lock(here.arena, here.slot, &self.word) {
             Ok(taken) => {
-                self.check(here, taken.from)?;
+                self.check(here, &taken)?;
                 lock::unlock_for_all(&self.word, here.slot.tag(), 0);
                 Ok(())
             }
@@ -432,7 +432,7 @@ impl<T: ShmSafe> RwLock<T> {
                 deadline,
             ),
         };
-        self.check(here, taken.from)?;
+        self.check(here, &taken)?;
         // By invariant 3.
         let Here { arena, slot } = here;
         if !readers::wait_for_all(arena, slot, &self.word, taken.exchanged, deadline) {
@@ -459,16 +459,17 @@ impl<T: ShmSafe> RwLock<T> {
         WriteGuard::new(self, here)
     }
 
-    /// The caller has taken the word, from `from` if that died with it: is the value valid?
+    /// The caller has taken the word: is the value valid?
     #[inline]
-    fn check<G>(&self, here: Here, from: Tag) -> Result<(), LockError<G, WriteOrphan<'_, T>>> {
+    fn check<G>(&self, here: Here, taken: &Taken) -> Result<(), LockError<G, WriteOrphan<'_, T>>> {
         // Relaxed: taking the word has acquired what its holders wrote.
         if self.dirty.load(Ordering::Relaxed) != 0 {
-            let owner = process_of(here.arena, from);
+            let owner = process_of(here.arena, taken.from);
             let guard = WriteGuard::new(self, here);
             return Err(LockError::OwnerDied(WriteOrphan::new(guard, owner)));
         }
-        if !from.is_nobody() {
+        // The dead has left it valid; or else it is a flag that nobody has set, of a damaged pool.
+        if taken.flags & DIED != 0 {
             lock::clear(&self.word, DIED);
         }
         Ok(())

@@ -299,6 +299,19 @@ pub fn what_does_not_fit_is_refused() {
     );
     import("new", &File::of("text", b"text\n"), 8, "no .npy file");
     import("new", &File::of("none", b""), 8, "no .npy file");
+    import("new", &File::of("much", &[b'['; 10_000]), 8, "no .npy file");
+    // It would take a reader longer than anybody lives.
+    let fields = format!("{}'<f8'{}", "[('a',".repeat(60), ")]".repeat(60));
+    let header = format!("{{'descr': {fields}, 'fortran_order': False, 'shape': (1,), }}\n");
+    let length = (header.len() as u16).to_le_bytes();
+    let bytes = [
+        b"\x93NUMPY\x01\x00",
+        &length[..],
+        header.as_bytes(),
+        &[0; 8],
+    ]
+    .concat();
+    import("new", &File::of("nested", &bytes), 8, "no plain numbers");
     import("new", &File::npy("|V7", false, "(2,)", &[0; 14]), 8, "");
     import(
         "",

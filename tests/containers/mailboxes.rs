@@ -416,3 +416,17 @@ pub fn killed_senders_and_receivers() {
     assert_eq!(allocated(pool), before);
     assert_sound(pool);
 }
+
+/// A wake is a word, which takes no slot.
+pub fn woken_by_a_thread_without_a_slot() {
+    let pool = Pool::builder().max_participants(1).create().unwrap();
+    let mailbox = pool.create(Mailbox::<u32>::new(4)).unwrap();
+    let receiver = mailbox.receiver().unwrap();
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            assert!(mailbox.receiver().is_err());
+            mailbox.wake();
+        });
+    });
+    assert_eq!(receiver.try_recv(), Err(RecvError::Woken));
+}

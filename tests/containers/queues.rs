@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use shmkit::process::scope;
 use shmkit::{AllocError, Pool, PopError, PushError, PushRefusal, Queue, Shared, ShmSafe};
 
-use crate::workers::{die, until, was_killed};
+use crate::workers::{die, left_by_a_thread_of_the_killed, until, was_killed};
 use crate::{Sealed, allocated, assert_sound, on_random, pool};
 
 pub fn queue<T: ShmSafe + Unpin>(capacity: usize) -> Shared<Queue<T>> {
@@ -376,4 +376,26 @@ pub fn the_leases_of_the_killed_come_back() {
         assert_eq!(queue.pop(), Err(PopError::Closed));
         child.unwrap().join().unwrap();
     });
+}
+
+/// As for claims: attempts that do not wait hear of such a death, too.
+pub fn the_leases_of_threads_that_have_ended_come_back() {
+    let ways: [fn(&Queue<u32>) -> bool; 6] = [
+        |queue| queue.try_pop().is_ok(),
+        |queue| queue.try_lease().is_ok(),
+        |queue| queue.pop_timeout(Duration::ZERO).is_ok(),
+        |queue| queue.len() == 1,
+        |queue| !queue.is_empty(),
+        |queue| queue.peek() == Some(7),
+    ];
+    for way in ways {
+        let queue = queue(4);
+        queue.push(7).unwrap();
+        left_by_a_thread_of_the_killed(|| std::mem::forget(queue.lease().unwrap()));
+        until(|| way(&queue));
+    }
+    let queue = queue(4);
+    queue.push(7).unwrap();
+    left_by_a_thread_of_the_killed(|| std::mem::forget(queue.lease().unwrap()));
+    until(|| queue.iter().eq([7]));
 }

@@ -2,13 +2,16 @@
 //! what is let go of under a pin, which goes when the pin ends.
 
 use std::cell::Cell;
+use std::sync::atomic::{AtomicU32, Ordering};
 
+use shmkit::process::scope;
 use shmkit::{
     AllocError, Array, Buffer, ChangeError, HashMap, Matrix, MultiMap, Pool, SharedCell, ShmSafe,
 };
 
-use crate::assert_sound;
 use crate::common::{TestPool, layout};
+use crate::workers::until;
+use crate::{assert_sound, pool};
 
 /// What makes a block of five slices, which is too few bytes to be collected by itself.
 type Large = [u64; 8192];
@@ -184,4 +187,51 @@ pub fn the_end_of_a_pin_frees_what_it_held() {
         assert!(left < 800, "{left} bytes are left after {name}");
     }
     assert_sound(*pool);
+}
+
+/// What a thread has unlinked goes when it has ended its look, not when it looks again.
+pub fn idle_threads_hold_nothing_back() {
+    type Large = [u64; 1 << 16];
+    fn large(n: u64) -> Large {
+        [n; 1 << 16]
+    }
+    fn idle(pool: Pool, work: impl Fn() + Sync) {
+        let step = pool.create(AtomicU32::new(0)).unwrap();
+        scope(|s| {
+            let child = s.spawn(|| {
+                work();
+                step.store(1, Ordering::SeqCst);
+                until(|| step.load(Ordering::SeqCst) == 2);
+            });
+            until(|| step.load(Ordering::SeqCst) == 1);
+            let left = pool.stats().retired.bytes;
+            step.store(2, Ordering::SeqCst);
+            child.unwrap().join().unwrap();
+            assert!(left < 512 << 10, "{left} bytes");
+        });
+    }
+    let pool = pool();
+    let map = pool.create(HashMap::<u32, Large>::new()).unwrap();
+    idle(pool, || {
+        for key in 0..4 {
+            map.insert(&key, large(1)).unwrap();
+        }
+        map.clear().unwrap();
+    });
+    idle(pool, || {
+        (0..3).for_each(|n| drop(map.insert(&1, large(n)).unwrap()));
+    });
+    let cell = pool.create(SharedCell::<Large>::new()).unwrap();
+    idle(pool, || (0..3).for_each(|n| cell.set(large(n)).unwrap()));
+    idle(pool, || {
+        cell.update(|_| large(7)).unwrap();
+    });
+    // Tables that a flat map has grown out of, and back.
+    let flat = pool.create(HashMap::<u64, u64>::new()).unwrap();
+    idle(pool, || {
+        for _ in 0..4 {
+            (0..50_000).for_each(|n| drop(flat.insert(&n, n).unwrap()));
+            (0..50_000).for_each(|n| drop(flat.remove(&n)));
+        }
+    });
 }

@@ -2,7 +2,7 @@
 //! brought there by single steps, so what happens next does not depend on who is how fast.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -425,4 +425,31 @@ pub fn a_stopped_waiter_is_passed() {
         );
         child.join().unwrap();
     });
+}
+
+/// Who was late finds what there was in time.
+pub fn a_stopped_waiter_takes_a_last_look() {
+    let limit = Duration::from_millis(200);
+    let is_late = |wait: &(dyn Fn() -> bool + Sync), meanwhile: &dyn Fn()| {
+        scope(|s| {
+            let since = Instant::now();
+            let child = s.spawn(|| assert!(wait())).unwrap();
+            until(|| sleeps(child.id().pid()));
+            let pid = Pid::from_raw(child.id().pid() as i32);
+            kill(pid, Signal::SIGSTOP).unwrap();
+            until(|| state(child.id().pid()) == 'T');
+            meanwhile();
+            until(|| since.elapsed() > 2 * limit);
+            kill(pid, Signal::SIGCONT).unwrap();
+            child.join().unwrap();
+        });
+    };
+    let queue = pool().create(Queue::bounded(1)).unwrap();
+    let push = || queue.push(7_u32).unwrap();
+    is_late(&|| queue.pop_timeout(limit) == Ok(7), &push);
+    push();
+    is_late(&|| queue.push_timeout(8, limit).is_ok(), &|| {
+        assert_eq!(queue.pop(), Ok(7));
+    });
+    assert_eq!(queue.pop(), Ok(8));
 }

@@ -285,3 +285,27 @@ pub fn killed_growers() {
     assert_eq!(allocated(pool), before);
     assert_sound(pool);
 }
+
+/// A process in which a thread does something and ends, and which then dies.
+pub fn left_by_a_thread_of_the_killed(work: impl Fn() + Sync) {
+    scope(|s| {
+        let child = s.spawn(|| {
+            std::thread::scope(|s| s.spawn(&work).join().unwrap());
+            die();
+        });
+        was_killed(child.unwrap());
+    });
+}
+
+/// Nobody waits for what they have, so nobody else would look for the dead.
+pub fn the_claims_of_threads_that_have_ended_are_over() {
+    let array = Array::filled_in(pool(), 8, 1_u64).unwrap();
+    let left = || left_by_a_thread_of_the_killed(|| std::mem::forget(array.claim_mut(..).unwrap()));
+    left();
+    until(|| array.claim_mut(..).is_ok());
+    left();
+    until(|| array.set(0, 3).is_ok());
+    left();
+    until(|| array.grow(10, 3).is_ok());
+    assert_eq!(array.get(9), Ok(3));
+}

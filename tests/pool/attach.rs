@@ -544,3 +544,59 @@ pub fn a_process_that_changes_its_time_namespace() {
     }
     drop(guard);
 }
+
+/// A pool that grows is as long as it says at every moment.
+pub fn while_it_grows() {
+    let (name, _) = name("growing");
+    let builder = Pool::builder().initial_size(16 << 10).max_size(512 << 20);
+    let pool = TestPool::of(builder.create_named(&name).unwrap());
+    let done = AtomicU64::new(0);
+    thread::scope(|s| {
+        s.spawn(|| {
+            for slices in 2..32_768 {
+                pool.grow_to(slices << 14).unwrap();
+            }
+            done.store(1, Ordering::Relaxed);
+        });
+        while done.load(Ordering::Relaxed) == 0 {
+            Observer::open(&name).unwrap();
+        }
+    });
+    Pool::unlink(&name).unwrap();
+}
+
+/// To a copy, what was never written to is a hole.
+pub fn a_copy_gets_what_it_lacks() {
+    let original = detached();
+    let memory =
+        |file: &File| std::os::linux::fs::MetadataExt::st_blocks(&file.metadata().unwrap());
+    let copied = copy(&original, original.metadata().unwrap().len());
+    assert!(memory(&copied) < memory(&original) / 2);
+    let pool = TestPool::of(attach(&copied).unwrap());
+    assert!(memory(&copied) >= memory(&original));
+    assert_eq!(*pool.named::<u64>("kept").unwrap(), 41);
+    // It lies there now: what is given back stays so.
+    pool.purge().unwrap();
+    let purged = memory(&copied);
+    drop(pool);
+    let pool = TestPool::of(attach(&copied).unwrap());
+    assert!(memory(&copied) <= purged);
+    assert_sound(*pool);
+}
+
+/// Nobody removes its name.
+pub fn a_pool_that_came_by_descriptor_is_in_use() {
+    use shmkit::inspect::{Removable, RemoveError, remove};
+    let (name, path) = name("descriptor");
+    drop(TestPool::of(Pool::builder().create_named(&name).unwrap()));
+    let file = File::options().read(true).write(true).open(path).unwrap();
+    let pool = TestPool::of(attach(&file).unwrap());
+    drop(file);
+    let refused = remove(&name, Removable::Pool);
+    assert!(
+        matches!(refused, Err(RemoveError::InUse { .. })),
+        "{refused:?}"
+    );
+    drop(pool);
+    remove(&name, Removable::Pool).unwrap();
+}

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use shmkit::{AttachError, CreateError, NoSlot, Pool, PoolBuilder, UnlinkError};
 
-use super::common::{TestPool, allocate, assert_sound, free, layout, program};
+use super::common::skip::skipped;
+use super::common::{TestPool, allocate, assert_sound, fork, free, layout, leave, program, reap};
 
 pub fn options() {
     let pool = TestPool::new();
@@ -302,4 +303,27 @@ pub fn a_creator_killed_at_any_time() {
         .iter()
         .find(|f| f.to_string_lossy().starts_with(&prefix));
     assert_eq!(left, None);
+}
+
+/// Where the system does not tell what is needed, nothing of a pool is left.
+pub fn without_proc() {
+    let directory = std::env::temp_dir().join(format!("shmkit-no-proc-{}", std::process::id()));
+    std::fs::create_dir(&directory).unwrap();
+    let Some(child) = fork() else {
+        let root = std::ffi::CString::new(directory.to_str().unwrap()).unwrap();
+        // SAFETY: system calls of a child that has one thread.
+        let changed = unsafe {
+            (libc::chroot(root.as_ptr()) == 0)
+                || (libc::unshare(libc::CLONE_NEWUSER) == 0 && libc::chroot(root.as_ptr()) == 0)
+        };
+        let refused = || matches!(Pool::builder().create(), Err(CreateError::System(_)));
+        let left = || (0x20..0x50).any(|granule| Pool::containing(granule << 40).is_some());
+        if !changed {
+            skipped("pools without /proc: this user may not change the root");
+        }
+        leave(!changed || ((0..2).all(|_| refused()) && !left()));
+    };
+    let status = reap(child);
+    std::fs::remove_dir(directory).unwrap();
+    assert_eq!(status, 0);
 }

@@ -1,6 +1,9 @@
 //! Single words that no use of a container stores, and that a stray write may.
 
-use shmkit::{AppendError, Array, Buffer, FreeError, ResizeError, testing};
+use std::time::Duration;
+
+use shmkit::sync::ReentrantMutex;
+use shmkit::{AppendError, Array, Buffer, FreeError, ResizeError, RwLock, Semaphore, testing};
 
 use super::common::{
     TestPool, allocate, assert_sound, fill, fork, free, leave, reap, try_free, verify,
@@ -183,4 +186,104 @@ pub fn kept_runs_that_are_not_told_of() {
     let whole = allocate(*pool, 1 << 20);
     free(*pool, whole);
     assert_sound(*pool);
+}
+
+/// A buffer names a block that is no chunk.
+pub fn a_chunk_in_a_small_block() {
+    let pool = TestPool::new();
+    let buffer = pool.create(Buffer::new()).unwrap();
+    let block = allocate(*pool, 16).expose_provenance().get();
+    damage(block, 0);
+    damage(block + 8, 0);
+    damage(
+        std::ptr::from_ref(&*buffer).expose_provenance(),
+        block as u64,
+    );
+    assert!(!pool.check_quiescent().is_ok());
+}
+
+/// There is no room behind it, and never will be.
+pub fn the_last_position_there_is() {
+    use std::io::Write;
+    /// Where a chunk has the position of its first byte.
+    const START: usize = 16;
+    let pool = TestPool::new();
+    let buffer = pool.create(Buffer::new()).unwrap();
+    buffer.append(b"bytes").unwrap();
+    let chunk = word(std::ptr::from_ref(&*buffer).expose_provenance()) as usize;
+    damage(chunk + START, u64::MAX - 7);
+    assert_eq!(buffer.append(b"12345"), Err(AppendError::Closed));
+    assert!((&*buffer).write(b"12345").is_err());
+}
+
+/// The first word of a slot, of those that a test damages, that is `value`.
+fn find(pool: &TestPool, slot: usize, value: u64) -> usize {
+    const SLOTS: usize = 16 << 20;
+    const SLOT: usize = 16 << 10;
+    let slot = pool.base() + SLOTS + slot * SLOT;
+    let mut words = (slot..slot + SLOT).step_by(8);
+    words.find(|&at| word(at) == value).unwrap()
+}
+
+/// Recovery gives the permits of the dead back to semaphores alone.
+pub fn a_permit_of_something_else() {
+    /// Where the header says how many slices there are.
+    const SLICES: usize = 168;
+    let pool = TestPool::new();
+    let semaphore = pool.create(Semaphore::new(2)).unwrap();
+    let at = std::ptr::from_ref(&*semaphore).expose_provenance() as u64;
+    let Some(child) = fork() else {
+        std::mem::forget(semaphore.acquire().unwrap());
+        leave(true);
+    };
+    assert_eq!(reap(child), 0);
+    let slices = pool.base() + SLICES;
+    let before = word(slices);
+    assert_eq!(before << 14, pool.stats().total as u64);
+    damage(find(&pool, 2, at), slices as u64);
+    pool.recover();
+    assert_eq!(word(slices), before);
+}
+
+/// A free lock says that a writer died, and its value is valid.
+pub fn a_flag_that_no_writer_has_set() {
+    const DIED: u64 = 4;
+    let pool = TestPool::new();
+    let lock = pool.create(RwLock::new(5_u64)).unwrap();
+    let at = std::ptr::from_ref(&*lock).expose_provenance();
+    damage(at, DIED);
+    assert_eq!(*lock.try_read().unwrap(), 5);
+    assert_eq!(word(at), 0);
+    damage(at, DIED);
+    *lock.write().unwrap() += 1;
+    assert_eq!((*lock.read().unwrap(), word(at)), (6, 0));
+}
+
+/// A slot that is free lists a lock.
+pub fn what_a_free_slot_reads_under() {
+    let pool = TestPool::new();
+    let lock = pool.create(RwLock::new(5_u64)).unwrap();
+    let at = std::ptr::from_ref(&*lock).expose_provenance() as u64;
+    let entry = std::thread::scope(|s| {
+        let reader = s.spawn(|| {
+            let _guard = lock.read().unwrap();
+            find(&pool, 2, at)
+        });
+        reader.join().unwrap()
+    });
+    damage(entry, at);
+    std::thread::scope(|s| {
+        s.spawn(|| assert!(lock.write_timeout(Duration::from_secs(60)).is_ok()));
+    });
+}
+
+/// Its depth is the largest number.
+pub fn a_lock_taken_as_often_as_can_be_counted() {
+    let pool = TestPool::new();
+    let lock = pool.create(ReentrantMutex::new(5_u64)).unwrap();
+    let at = std::ptr::from_ref(&*lock).expose_provenance();
+    let guard = lock.lock().unwrap();
+    damage(at + 8, u64::MAX);
+    assert!(lock.lock().is_ok());
+    drop(guard);
 }

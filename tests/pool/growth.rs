@@ -393,10 +393,36 @@ mod tempdir {
     }
 }
 
+/// A copy, without what was never written to, in a file system that has no room for that.
+fn a_copy_is_refused(original: &File, directory: &str) {
+    use rustix::fs::{SeekFrom, seek};
+    use std::os::unix::fs::FileExt;
+    let path = format!("{directory}/copy");
+    let copied = File::create_new(&path).unwrap();
+    copied.set_len(original.metadata().unwrap().len()).unwrap();
+    let mut end = 0;
+    while let Ok(start) = seek(original, SeekFrom::Data(end)) {
+        end = seek(original, SeekFrom::Hole(start)).unwrap();
+        let mut run = vec![0; (end - start) as usize];
+        original.read_exact_at(&mut run, start).unwrap();
+        copied.write_all_at(&run, start).unwrap();
+    }
+    // SAFETY: a pool of this program, that nobody uses.
+    let refused = unsafe { Pool::open(&path) };
+    let full = matches!(refused, Err(AttachError::NoMemory(CommitError::Full)));
+    assert!(full, "{refused:?}");
+    std::fs::remove_file(path).unwrap();
+}
+
 pub fn role_full_file_system() {
+    // Eight MiB that nothing was ever written to.
+    let untouched = TestPool::with(|b| b.initial_size(8 << 20).max_size(8 << 20));
+    let file = File::from(untouched.fd().try_clone_to_owned().unwrap());
+    drop(untouched);
     let Some(directory) = small_file_system() else {
         return;
     };
+    a_copy_is_refused(&file, &directory.0);
     let path = format!("{}/pool", directory.0);
     let pool = TestPool::of(Pool::builder().create_named(&path).unwrap());
     let kept = pool.create(5_u64).unwrap();

@@ -7,10 +7,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Stdio};
+use std::time::Duration;
 
 use shmkit::process::{
-    Config, Entry, Inherit, JournalError, Master, Resource, ResourceError, ResourceId, RunError,
-    StartOptions, run,
+    Backoff, Config, Entry, Inherit, JournalError, Master, Resource, ResourceError, ResourceId,
+    Restart, RunError, StartOptions, run,
 };
 use shmkit::{Pool, PoolBuilder};
 
@@ -441,4 +442,26 @@ static SHARE: Entry<PathBuf, ()> = Entry::new("share", |worker, path| {
 pub fn a_resource_announced_twice_is_one() {
     let dir = Scratch::new("shared");
     run(&Config::new(), &SHARE, dir.0.join("file")).unwrap();
+}
+
+static MANAGES_AND_ENDS: Entry<PathBuf, ()> = Entry::new("manages and ends", |worker, path| {
+    let managed = worker.resources().manage(Resource::File(path.clone()));
+    fs::write(path, "x").unwrap();
+    std::mem::forget(managed.unwrap());
+});
+
+/// Its user waits to be started again when the master goes.
+pub fn what_nobody_is_started_for_is_removed() {
+    let scratch = Scratch::new("nobody");
+    let path = scratch.0.join("file");
+    let mut master = Master::new(&Config::new()).unwrap();
+    let again = Restart::Always(Backoff::new(Duration::from_secs(1000)));
+    let options = StartOptions::new().restart(again);
+    let _handle = master
+        .start_with(options, &MANAGES_AND_ENDS, &path)
+        .unwrap();
+    while master.dispatch().unwrap().ended == 0 {}
+    assert!(path.exists());
+    drop(master);
+    assert!(!path.exists());
 }

@@ -1,11 +1,14 @@
 //! How a run ends, and what a master is while there is one.
 
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use shmkit::process::{Config, Entry, JoinError, Master, RunError, StartError, run};
 
 use super::masters::{FOR_EVER, SQUARE, UNIT};
 use super::{loop_for_ever, program};
+use crate::common::skip::skipped;
 use crate::common::{fork, leave, quietly, reap};
 
 static LEAVES_SOME: Entry<(), ()> = Entry::new("leaves some", |worker, ()| {
@@ -195,4 +198,85 @@ pub fn a_masters_output_is_flushed_once() {
     assert_eq!(printed.matches("before,").count(), 1, "{printed}");
     assert_eq!(printed.matches("end,").count(), 4, "{printed}");
     assert!(printed.contains("012"), "{printed}");
+}
+
+/// Handles may be sent to other threads, which safe code may start beside a master.
+pub fn a_master_is_dropped_beside_a_thread_that_waits() {
+    let Some(child) = fork() else {
+        let mut master = Master::new(&Config::new()).unwrap();
+        let handle = master.start(&FOR_EVER, &()).unwrap();
+        while master.workers() == 0 {
+            master.dispatch().unwrap();
+        }
+        let (tell, told) = std::sync::mpsc::channel();
+        let waits = std::thread::spawn(move || {
+            tell.send(nix::unistd::gettid()).unwrap();
+            handle.wait_timeout(Duration::from_secs(60))
+        });
+        let stat = format!("/proc/self/task/{}/stat", told.recv().unwrap());
+        while !std::fs::read_to_string(&stat).unwrap().contains(") S ") {
+            std::thread::yield_now();
+        }
+        drop(master);
+        leave(waits.join().unwrap().unwrap());
+    };
+    assert_eq!(reap(child), 0);
+}
+
+static CHANGES: Entry<i32, ()> = Entry::new("changes its credentials", |worker, fd| {
+    const OTHER: libc::uid_t = 65534;
+    // SAFETY: changes numbers of this process.
+    assert_eq!(unsafe { libc::setresuid(OTHER, OTHER, OTHER) }, 0);
+    let hung = worker.start(&FOR_EVER, &()).unwrap();
+    // SAFETY: the pipe's end, which this process has from its master.
+    let mut pipe = unsafe { <std::fs::File as std::os::fd::FromRawFd>::from_raw_fd(fd) };
+    pipe.write_all(b"!").unwrap();
+    let limit = Duration::from_secs(60);
+    let stops = worker.wait_stop(limit);
+    let joined = hung.wait_timeout(limit);
+    assert!(stops && !matches!(joined, Ok(false)), "{stops} {joined:?}");
+    pipe.write_all(b"told").unwrap();
+});
+
+/// The kernel does not end it with its master.
+pub fn a_worker_with_other_credentials_is_told() {
+    // SAFETY: asks for a number.
+    if unsafe { libc::geteuid() } != 0 {
+        return skipped("workers with other credentials: this user may not change them");
+    }
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let Some(master) = fork() else {
+        drop(reader);
+        let ended = run(&Config::new(), &CHANGES, writer.as_raw_fd());
+        leave(ended.is_ok());
+    };
+    drop(writer);
+    reader.read_exact(&mut [0]).unwrap();
+    let pid = nix::unistd::Pid::from_raw(master);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    assert_eq!(reap(master), 9);
+    let mut said = String::new();
+    reader.read_to_string(&mut said).unwrap();
+    assert_eq!(said, "told");
+}
+
+static LOCKS: Entry<(), u32> = Entry::new("locks", |_, ()| {
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let _out = std::io::stdout().lock();
+        tell.send(()).unwrap();
+        loop_for_ever();
+    });
+    told.recv().unwrap();
+    7
+});
+static ENDS_ALL_THE_SAME: Entry<(), u32> = Entry::new("ends all the same", |worker, ()| {
+    let locks = worker.start(&LOCKS, &()).unwrap();
+    assert!(locks.wait_timeout(Duration::from_secs(60)).unwrap());
+    locks.join().unwrap()
+});
+
+/// A thread ends with its process, whatever it has locked.
+pub fn who_has_locked_the_output_is_not_waited_for() {
+    assert_eq!(run(&Config::new(), &ENDS_ALL_THE_SAME, ()).unwrap(), 7);
 }

@@ -3,6 +3,7 @@
 use std::fs::{File, Metadata};
 use std::io::{BufReader, BufWriter, Write};
 use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use npyz::{NpyFile, Order, WriterBuilder};
@@ -164,12 +165,52 @@ fn write_to(out: impl Write, numbers: &Numbers, bytes: &[u8]) -> std::io::Result
     out.flush()
 }
 
+/// Whether a file's header has brackets within brackets within brackets, as types of several fields have. The reader takes
+/// twice as long for each level.
+fn is_nested(file: &File) -> std::io::Result<bool> {
+    /// Much more than the header of anything that can be stored takes.
+    const MOST: usize = 4096;
+    let mut bytes = [0; MOST];
+    let mut length = 0;
+    while length < MOST {
+        match file.read_at(&mut bytes[length..], length as u64) {
+            Ok(0) => break,
+            Ok(n) => length += n,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    // The version is behind the magic number, and then comes the header's length.
+    let (start, end) = match bytes {
+        // What is no such file has no header.
+        _ if !bytes.starts_with(b"\x93NUMPY") => return Ok(false),
+        [_, _, _, _, _, _, 1, _, a, b, ..] => (10, 10 + usize::from(u16::from_le_bytes([a, b]))),
+        [_, _, _, _, _, _, _, _, a, b, c, d, ..] => {
+            (12, 12 + u32::from_le_bytes([a, b, c, d]) as usize)
+        }
+    };
+    let mut depth = 0_i32;
+    let header = &bytes[start..end.clamp(start, MOST)];
+    let deepest = header.iter().map(|byte| {
+        depth += match byte {
+            b'(' | b'[' | b'{' => 1,
+            b')' | b']' | b'}' => -1,
+            _ => 0,
+        };
+        depth
+    });
+    Ok(end > MOST || deepest.max() > Some(2))
+}
+
 /// Reads a file.
 pub fn read(path: &Path) -> Outcome<Read> {
     let name = path.display().to_string();
     let unsuitable = |why: String| Failure::new(Code::Unsuitable, why).about(&name);
     let file = File::open(path).map_err(|error| Failure::from(error).about(&name))?;
     let length = file.metadata().map_or(0, |file| file.len());
+    if is_nested(&file).map_err(|error| unsuitable(format!("this is no .npy file: {error}")))? {
+        return Err(unsuitable("its elements are no plain numbers".into()));
+    }
     // The reader multiplies the lengths without looking, which panics where overflows do.
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));

@@ -33,6 +33,7 @@ use super::View;
 use super::link::Pinned;
 use super::store::{ChangeError, StoreError, with_room, with_room_for};
 use crate::ShmSafe;
+use crate::engines::limbo;
 use crate::engines::map::{Guess, Mode, Put};
 use crate::layout::arena::Arena;
 use crate::layout::{Field, TypeInfo};
@@ -187,6 +188,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
                 epoch::pin(place.0, place.1);
                 let stored = put(value);
                 epoch::unpin(place.1);
+                limbo::collect_after_look(place.0, place.1);
                 return Ok(stored?.replaced().map(Raw::<K, V, S, false>::copy));
             }
             let pinned = Pinned::new(place.0, place.1);

@@ -7,10 +7,13 @@ use std::slice::{ChunksExact, ChunksExactMut};
 
 use crate::containers::ranges::{Claim, ClaimMut};
 
-/// Where a row begins in its band; in none, if that is more than can be counted.
+/// Where a row begins in its band; in none, if that is more than can be counted, or rows have no elements.
 #[inline]
 const fn place_of(row: usize, columns: usize) -> usize {
-    row.saturating_mul(columns)
+    match columns {
+        0 => usize::MAX,
+        _ => row.saturating_mul(columns),
+    }
 }
 
 /// Rows one after the other.

@@ -36,6 +36,19 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         }
     }
 
+    /// Looks once a call, before it is said that there is nothing: who has leased something may be dead, and nobody has
+    /// noticed, as that thread had ended before. True if it is worth another look.
+    #[cold]
+    pub(super) fn look_for_parked(&self, looked: &mut bool) -> bool {
+        match (self.header.leases(Self::WORDS), self.arena()) {
+            (Some(table), Some(arena)) if !*looked => {
+                *looked = true;
+                table.look_for_parked(arena)
+            }
+            _ => false,
+        }
+    }
+
     /// How often what has come back was about to change: to be told to
     /// [`none_was_back`](Self::none_was_back).
     pub(super) fn changes(&self) -> u64 {

@@ -19,6 +19,14 @@ const fn rest<T>() -> usize {
     size_of::<T>() % 8
 }
 
+/// Before words are stored that were claimed just now: who copies any of them, and then looks again, sees that they were
+/// claimed. On x86 stores stay behind the exchange that has done so.
+#[inline(always)]
+fn behind_the_claim() {
+    #[cfg(not(target_arch = "x86_64"))]
+    crate::primitive::fence(Ordering::Release);
+}
+
 /// Stores a value's bytes.
 ///
 /// # Safety
@@ -26,6 +34,7 @@ const fn rest<T>() -> usize {
 /// `to` begins `words::<T>()` words of the pool that nobody else stores to now.
 #[inline]
 pub(super) unsafe fn store<T: ShmSafe>(value: &mut T, to: *const AtomicU64) {
+    behind_the_claim();
     let from = std::ptr::from_mut(value).cast::<u8>();
     if const { !T::TYPE.is_plain() } {
         // Padding counts as initialised from here on.
@@ -78,6 +87,7 @@ pub(super) unsafe fn load<T>(from: *const AtomicU64, to: &mut MaybeUninit<T>) {
 ///
 /// As for [`load`] and [`store`].
 pub(super) unsafe fn copy<T>(from: *const AtomicU64, to: *const AtomicU64) {
+    behind_the_claim();
     for i in 0..words::<T>() {
         // SAFETY: within the words by the caller's promise. Relaxed: as above.
         unsafe { (*to.add(i)).store((*from.add(i)).load(Ordering::Relaxed), Ordering::Relaxed) };

@@ -16,6 +16,7 @@ const SNAPSHOTS: usize = 16;
 
 impl<T: ShmSafe + Unpin> Raw<T> {
     pub(crate) fn len(&self) -> usize {
+        self.look_for_parked(&mut false);
         // What has come back first: it is nowhere else then, and what comes back later is in no ring.
         let mut all = self.survey().0.back;
         for ring in std::iter::successors(self.first_for_pop().ok(), Ring::next) {
@@ -26,6 +27,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
+        let mut looked = false;
         for _ in 0..ATTEMPTS {
             let changes = self.changes();
             if self.survey().0.back > 0 {
@@ -33,6 +35,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
             }
             match self.take(Take::See, changes, |_, _, _| {}) {
                 Ok(Some(_)) => return false,
+                Err(_) if self.look_for_parked(&mut looked) => {}
                 Err(_) if self.none_was_back(changes) => return true,
                 Ok(None) | Err(_) => {}
             }
@@ -45,6 +48,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         T: Copy,
     {
         let mut value = MaybeUninit::uninit();
+        let mut looked = false;
         for _ in 0..ATTEMPTS {
             let changes = self.changes();
             if let Some(back) = self.first_back(&mut value) {
@@ -61,6 +65,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
             match taken {
                 // SAFETY: copied from a cell that has not changed since.
                 Ok(Some(_)) => return Some(unsafe { value.assume_init() }),
+                Err(_) if self.look_for_parked(&mut looked) => {}
                 Err(_) if self.none_was_back(changes) => return None,
                 Ok(None) | Err(_) => {}
             }
@@ -72,6 +77,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
     where
         T: Copy,
     {
+        self.look_for_parked(&mut false);
         let mut elements = Vec::new();
         for _ in 0..SNAPSHOTS {
             let changes = self.changes();

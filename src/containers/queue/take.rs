@@ -93,6 +93,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
 
     fn pop_slow(&self) -> Result<T, PopError> {
         let mut value = MaybeUninit::uninit();
+        let mut looked = false;
         for _ in 0..ATTEMPTS {
             let changes = self.changes();
             if let Some(back) = self.first_back(&mut value) {
@@ -112,6 +113,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
                     // SAFETY: as in `pop_at_head`.
                     return Ok(unsafe { value.assume_init() });
                 }
+                Err(_) if self.look_for_parked(&mut looked) => {}
                 Err(refused) if self.none_was_back(changes) => return Err(refused),
                 Ok(None) | Err(_) => {}
             }
@@ -293,7 +295,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         let table = self.header.leases_or_make(arena, slot, Self::WORDS)?;
         let table = table.ok_or(PopError::TooManyLeases)?;
         let mut value = MaybeUninit::uninit();
-        let mut patience = LOOKS;
+        let (mut patience, mut looked) = (LOOKS, false);
         for _ in 0..ATTEMPTS {
             let changes = self.changes();
             if let Some(back) = self.first_back(&mut value) {
@@ -307,10 +309,14 @@ impl<T: ShmSafe + Unpin> Raw<T> {
             // Who would find nothing takes no entry from those who would.
             match self.take(Take::See, changes, |_, _, _| {}) {
                 Ok(Some(_)) => {}
+                Err(_) if self.look_for_parked(&mut looked) => continue,
                 Err(refused) if self.none_was_back(changes) => return Err(refused),
                 Ok(None) | Err(_) => continue,
             }
             let Some(entry) = table.take(slot, first.lap()) else {
+                if self.look_for_parked(&mut looked) {
+                    continue;
+                }
                 if patience == 0 || !table.is_full_for_now() {
                     return Err(PopError::TooManyLeases);
                 }

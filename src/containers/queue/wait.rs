@@ -144,10 +144,8 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         // Whose turn it is, and since when that is known.
         let mut held_back: Option<(u64, Instant)> = None;
         loop {
-            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                let cause = PushRefusal::TimedOut;
-                return Err(PushError { value, cause });
-            }
+            // Asked before the attempt, which is the last one if so.
+            let over = deadline.is_some_and(|deadline| Instant::now() >= deadline);
             let mine = header.take_turn(me);
             // By invariant 1.
             let called = room.called.announce();
@@ -163,6 +161,10 @@ impl<T: ShmSafe + Unpin> Raw<T> {
                     return done;
                 }
                 ControlFlow::Continue(same) => value = same,
+            }
+            if over {
+                let cause = PushRefusal::TimedOut;
+                return Err(PushError { value, cause });
             }
             let (bell, announced) = if mine {
                 (&room.called, called)
@@ -243,12 +245,14 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         }
         let bell = &self.header.pushed.0;
         loop {
-            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                return Err(PopError::TimedOut);
-            }
+            // Asked before the attempt, which is the last one if so.
+            let over = deadline.is_some_and(|deadline| Instant::now() >= deadline);
             let announced = bell.announce();
             if let ControlFlow::Break(done) = attempt(()) {
                 return done;
+            }
+            if over {
+                return Err(PopError::TimedOut);
             }
             bell.sleep(here, announced, Tag::NOBODY, deadline);
         }

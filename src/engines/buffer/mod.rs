@@ -228,7 +228,8 @@ impl Words {
 
     /// Refuses `len` bytes at a position beyond the capacity.
     fn admit(&self, position: u64, len: u64) -> Result<(), Refusal> {
-        let end = position.checked_add(len).ok_or(Refusal::Full)?;
+        // There is no room that anybody could wait for.
+        let end = position.checked_add(len).ok_or(Refusal::Closed)?;
         let overlooked = u64::from(cfg!(shmkit_planted = "buffer"));
         match self.capacity() {
             // `start` only rises, so what is admitted now fits later, too.

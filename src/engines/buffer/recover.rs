@@ -63,7 +63,7 @@ pub(in crate::engines) fn check(arena: Arena, first: usize, report: &mut CheckRe
         let state = chunk.chunk.state.load(Ordering::SeqCst);
         let (len, room) = (state & LEN, chunk.room());
         match block::usable_size(arena, chunk.address) {
-            Ok(size) if (size - HEADER) as u64 >= room && room >= len => {}
+            Ok(size) if size as u64 >= room.saturating_add(HEADER as u64) && room >= len => {}
             _ => problem("no block of its size"),
         }
         for hint in &mut hints {

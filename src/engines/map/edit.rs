@@ -257,8 +257,7 @@ impl<M: Mode> Drop for Edit<'_, M> {
         if self.emptied {
             growth::shrink_if_lonely(self.arena, self.slot, self.root, self.table, self.chunk);
         }
-        if !M::FLAT {
-            limbo::collect_now_and_then(self.arena, self.slot);
-        }
+        // In a flat map, tables that it has grown out of.
+        limbo::collect_now_and_then(self.arena, self.slot);
     }
 }

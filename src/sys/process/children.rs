@@ -56,6 +56,11 @@ pub(crate) fn die_with_parent(parent: u32) -> bool {
     set.is_ok() && now.is_none_or(|now| now == parent)
 }
 
+/// Whether that is still so: the kernel forgets it when a process changes its credentials.
+pub(crate) fn dies_with_parent() -> bool {
+    rustix::process::parent_process_death_signal().is_ok_and(|signal| signal.is_some())
+}
+
 /// How a child ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ended {

@@ -28,10 +28,13 @@ enum Do {
     Set(&'static str, u64),
     Remove(&'static str),
     Find(&'static str),
+    /// Which of the names there are, a bit each. No others.
+    All,
     FindOrCreate(&'static str, u64),
 }
 
-const NAMES: [&str; 4] = ["a", "b", "c", "d"];
+/// The last one is longer, and is in the place of the one that was removed first.
+const NAMES: [&str; 4] = ["a", "b", "c", "dddddddddd"];
 
 impl World {
     fn new() -> World {
@@ -83,6 +86,13 @@ impl Operation for Do {
                 Err(error) => panic!("{error}"),
             },
             Do::Find(name) => world.find(name),
+            Do::All => {
+                let place = |name: String| NAMES.iter().position(|known| *known == name);
+                let places = world.pool.names().into_iter().map(place);
+                places.fold(0, |all, place| {
+                    all | 1 << place.expect("a name that was set")
+                })
+            }
             Do::FindOrCreate(name, n) => *world.pool.named_or_create(name, || n).expect("room"),
         }
     }
@@ -96,12 +106,16 @@ impl Operation for Do {
             }
             Do::Remove(name) => model.remove(name).map_or(NONE, |_| 0),
             Do::Find(name) => model.get(name).copied().unwrap_or(NONE),
+            Do::All => {
+                let place = |name| NAMES.iter().position(|known| known == name).expect("known");
+                model.keys().fold(0, |all, name| all | 1 << place(name))
+            }
             Do::FindOrCreate(name, n) => *model.entry(name).or_insert(n),
         }
     }
 
     fn reads(self) -> bool {
-        matches!(self, Do::Find(_))
+        matches!(self, Do::Find(_) | Do::All)
     }
 
     fn waits(self, _: bool) -> bool {
@@ -133,7 +147,11 @@ pub fn cases(suite: &mut Suite) {
         suite.run(case.attach(enter));
     };
     case("set by set", &[Set("c", 7)], &[Set("c", 8)]);
-    case("set by another", &[Set("c", 7)], &[Set("d", 8), Find("a")]);
+    case(
+        "set by another",
+        &[Set("c", 7)],
+        &[Set("dddddddddd", 8), Find("a")],
+    );
     case("set anew by removal", &[Set("a", 7)], &[Remove("a")]);
     case(
         "removal by removal",
@@ -141,6 +159,11 @@ pub fn cases(suite: &mut Suite) {
         &[Remove("a"), Remove("b")],
     );
     case("removal by set", &[Remove("a")], &[Set("a", 8), Find("a")]);
+    case(
+        "all by a name in the place of another",
+        &[Find("a"), All],
+        &[Remove("b"), Set("dddddddddd", 8)],
+    );
     case("find by removal", &[Find("a")], &[Remove("a"), Set("c", 8)]);
     case(
         "find or create by the same",

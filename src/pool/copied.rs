@@ -1,0 +1,76 @@
+//! Copies of pools' files, which lack memory.
+//!
+//! # Rationale
+//!
+//! To whoever copies a file, what was committed and never written to is a hole like any other. So a copy has less memory
+//! than the pool believes to have, and where there is no more to be had, to touch a page of it is SIGBUS. Holes cannot
+//! be told from such memory by looking, and to commit all of it once more takes long. So the header names the file that it
+//! is in; who attaches a pool that lies in another file commits what the pool believes to have, and then puts that
+//! file's name there.
+//!
+//! | killed | leaves | and then |
+//! |--------|--------|----------|
+//! | before the name is stored | some more memory | the next one to attach does it again |
+//!
+//! Whoever does it beside others who use the copy already commits, at worst, what they have just given back.
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use rustix::fs::{AtFlags, StatxFlags};
+
+use super::attach;
+use crate::allocator::grow;
+use crate::layout::arena::{Arena, HOLDS};
+use crate::layout::fnv;
+use crate::primitive::Ordering;
+use crate::sys::memory::{self, CommitError};
+
+/// Notes that the pool lies in the file in which it is made.
+pub(super) fn note(arena: Arena, fd: BorrowedFd<'_>) {
+    let name = name(fd).unwrap_or(0);
+    arena.header().file.store(name, Ordering::Relaxed);
+}
+
+/// Commits what a pool believes to have, if it lies in another file than it did.
+pub(super) fn complete(arena: Arena, fd: BorrowedFd<'_>) -> Result<(), CommitError> {
+    let here = name(fd);
+    // Of a file without a name, it is not known.
+    if here == Some(arena.header().file.load(Ordering::Relaxed)) {
+        return Ok(());
+    }
+    // First: to look into a hole takes memory, too.
+    let tables = attach::committed(&arena.header().watermarks).into_iter();
+    let tables = tables.map(|(table, count)| (table.offset, count as usize * table.entry));
+    commit(fd, tables.chain(grow::committed_tables(arena)).collect())?;
+    let rows = arena
+        .processes()
+        .map(|(index, _)| (HOLDS.offset + index * HOLDS.entry, arena.held(index) / 8));
+    commit(fd, rows.chain(grow::committed_data(arena)).collect())?;
+    arena
+        .header()
+        .file
+        .store(here.unwrap_or(0), Ordering::Relaxed);
+    Ok(())
+}
+
+/// Commits ranges of a file, offset and length, if there is so much memory.
+fn commit(fd: BorrowedFd<'_>, ranges: Vec<(usize, usize)>) -> Result<(), CommitError> {
+    let wanted: u64 = ranges.iter().map(|&(_, len)| len as u64).sum();
+    let has = rustix::fs::fstat(fd).map_or(0, |stat| stat.st_blocks.max(0) as u64 * 512);
+    memory::check_limit(wanted.saturating_sub(has))?;
+    let mut ranges = ranges.into_iter().filter(|&(_, len)| len > 0);
+    ranges.try_for_each(|(offset, len)| memory::commit(fd.as_raw_fd(), offset as u64, len as u64))
+}
+
+/// What no other file has, as far as a number can say; not 0. The numbers of files begin anew with each file system, so
+/// the time at which it was made is part of it.
+fn name(fd: BorrowedFd<'_>) -> Option<u64> {
+    let stat = rustix::fs::fstat(fd).ok()?;
+    let made = rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::BTIME);
+    let made = made.map_or([0, 0], |made| {
+        [made.stx_btime.tv_sec as u64, made.stx_btime.tv_nsec.into()]
+    });
+    let words = [stat.st_dev, stat.st_ino, made[0], made[1]];
+    let hash = words.into_iter().fold(fnv::START, fnv::step);
+    Some(hash.max(1))
+}
