@@ -18,7 +18,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
-use ends::{end_of, until_one_ends};
+use ends::{end_of, those_that_ended};
 use shmkit::process::{Scope, scope};
 use shmkit::{Mailbox, Pool, Shared, ShmSafe};
 
@@ -125,12 +125,7 @@ fn all_meet<'s>(
     }
     let mut ends = vec![NOBODY; running.len()];
     while !running.is_empty() {
-        until_one_ends(running.iter().map(|(_, end, _)| end));
-        let (done, still) = running
-            .into_iter()
-            .partition::<Vec<_>, _>(|(_, _, child)| child.is_finished());
-        running = still;
-        for (number, _, child) in done {
+        for (number, _, child) in those_that_ended(&mut running) {
             // One that was killed has closed nothing.
             ends[number] =
                 mail.or_close(child.join().map_err(Failure::from).and_then(|end| Ok(end?)))?;

@@ -110,7 +110,8 @@ const CASES: &[Named] = table! {
         a_worker_is_a_master_or_has_children
         a_master_is_dropped_beside_a_thread_that_waits
         a_worker_with_other_credentials_is_told
-        who_has_locked_the_output_is_not_waited_for;
+        who_has_locked_the_output_is_not_waited_for
+        who_reads_the_output_is_waited_for;
     forks:
         a_fork_that_fails_holds_nothing
         a_child_that_is_killed_on_its_way_holds_nothing
@@ -177,7 +178,7 @@ const ROLES: &[Named] = table! {
     scopes: role_flush;
     parents: role_no_descriptor role_sigchld role_family;
     masters: role_ends;
-    run_ends: role_pid_file role_prints;
+    run_ends: role_pid_file role_prints role_fills;
     forks: role_failing_fork role_killed_on_its_way role_first_use role_unwatched role_fork_at_once;
     managed: role_makes;
     peers: role_peer role_odd_peer role_asking_peer role_leaving_peer role_waiting_peer;

@@ -1,4 +1,5 @@
 //! The ends of several children, in whichever order they come: who waits for one of them does not hear of the others.
+#![allow(dead_code, reason = "each example uses a part of it")]
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -11,6 +12,17 @@ pub fn end_of<R>(child: &ScopedJoinHandle<'_, R>) -> rustix::io::Result<OwnedFd>
     // Not joined yet, so the number is nobody else's.
     let pid = Pid::from_raw(child.id().pid().cast_signed()).expect("a process has a number");
     pidfd_open(pid, PidfdFlags::empty())
+}
+
+/// A child that is not joined yet, with what it is known by, and its [end](end_of).
+pub type Running<'s, N, R> = (N, OwnedFd, ScopedJoinHandle<'s, R>);
+
+/// Waits until one of them has ended, and takes those out who have.
+pub fn those_that_ended<'s, N, R>(running: &mut Vec<Running<'s, N, R>>) -> Vec<Running<'s, N, R>> {
+    until_one_ends(running.iter().map(|(_, end, _)| end));
+    running
+        .extract_if(.., |(_, _, child)| child.is_finished())
+        .collect()
 }
 
 /// Waits until one of them has ended.

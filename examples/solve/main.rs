@@ -39,7 +39,7 @@ use clap::builder::RangedU64ValueParser;
 use shmkit::Barrier;
 use shmkit::process::scope;
 
-use ends::{end_of, until_one_ends};
+use ends::{end_of, those_that_ended};
 use failure::{Failure, Stopped};
 use gradients::{Goal, Member, Outcome};
 use matrix::Csr;
@@ -168,7 +168,7 @@ fn solve(system: &System, workers: usize, goal: Goal) -> Result<Outcome, Failure
                 }
             };
             match end_of(&child) {
-                Ok(end) => running.push((worker, child, end)),
+                Ok(end) => running.push((worker, end, child)),
                 Err(error) => {
                     ended.failed(worker, error.to_string());
                     // It may have ended before. A child that is killed and not joined is a panic.
@@ -180,16 +180,11 @@ fn solve(system: &System, workers: usize, goal: Goal) -> Result<Outcome, Failure
         while !running.is_empty() {
             // The barrier does not know of a worker that never came there, but we do: the others wait in vain.
             if ended.is_failure() {
-                for (_, child, _) in &running {
+                for (_, _, child) in &running {
                     let _ = child.kill();
                 }
             }
-            until_one_ends(running.iter().map(|(_, _, end)| end));
-            let (done, still) = running
-                .into_iter()
-                .partition::<Vec<_>, _>(|(_, child, _)| child.is_finished());
-            running = still;
-            for (worker, child, _) in done {
+            for (worker, _, child) in those_that_ended(&mut running) {
                 match child.join() {
                     Ok(result) => ended.returned(result),
                     Err(error) => ended.failed(worker, error.to_string()),

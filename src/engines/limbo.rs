@@ -22,6 +22,10 @@
 //! | collect: `freeing` names the head | the same | recovery takes it off, then frees it |
 //! | collect: the head is the next one | only `freeing` names it | recovery frees it |
 //!
+//! A collection under the thread's own look gets nothing of what that holds back: it is noted, and done once more
+//! when the look ends ([`collect_after_look`]). A note that a thread has left when it died costs the slot's next one
+//! a collection, or an attempt to find room.
+//!
 //! Invariants
 //! 1. A list is touched by its slot's thread, or by who holds the life word.
 //! 2. The first word of a block is never 0 again once it was noted or retired.

@@ -88,7 +88,7 @@ pub enum AttachError {
     #[error("the pool belongs to another time namespace")]
     OtherTimeNamespace,
     /// The file is a copy, and there is no memory for what the pool has and the copy lacks.
-    #[error("the pool's file is a copy that lacks memory: {0}")]
+    #[error("the pool's file is a copy, and there is no memory for what it lacks")]
     NoMemory(#[from] CommitError),
     /// Somebody is removing the pool.
     #[error("the pool is being removed")]

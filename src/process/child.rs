@@ -24,7 +24,7 @@
 //! a child whose parent died before it could ask for that sees so and leaves.
 
 use std::any::Any;
-use std::io::{self, Write as _};
+use std::io::{self, StdoutLock, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc;
@@ -185,31 +185,37 @@ fn live<T>(parent: u32, body: fn(&mut T) -> i32, given: &mut T, _abort: &AbortOn
     }
     let code = body(given);
     match process::task_count() {
-        Ok(1) => flush_all(),
+        Ok(1) => {
+            flush_all(io::stdout().lock());
+        }
         _ => flush_beside_threads(),
     }
     fork::child_ending();
     process::exit_now(code)
 }
 
-fn flush_all() {
-    // Nobody is left to hear of output that cannot be written.
-    std::mem::forget(io::stdout().flush());
+/// Nobody is left to hear of output that cannot be written.
+fn flush_all(mut out: StdoutLock<'_>) {
+    std::mem::forget(out.flush());
     std::mem::forget(process::flush_c_stdio());
 }
 
-/// Other threads end with the process, and may have what is to be flushed locked for ever. They are not waited for
-/// for long.
+/// Other threads end with the process, and may have the output locked for ever: they are not waited for for long. Who
+/// reads it is.
 #[cold]
 fn flush_beside_threads() {
     const PATIENCE: Duration = Duration::from_millis(100);
-    let (done, flushed) = mpsc::channel();
+    let (tell, told) = mpsc::channel();
     let flush = move || {
-        flush_all();
-        let _ = done.send(());
+        let out = io::stdout().lock();
+        let _ = tell.send(());
+        flush_all(out);
     };
-    if std::thread::Builder::new().spawn(flush).is_ok() {
-        let _ = flushed.recv_timeout(PATIENCE);
+    let flusher = std::thread::Builder::new().spawn(flush);
+    if let Ok(flusher) = flusher
+        && told.recv_timeout(PATIENCE).is_ok()
+    {
+        let _ = flusher.join();
     }
 }
 

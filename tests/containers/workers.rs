@@ -286,15 +286,14 @@ pub fn killed_growers() {
     assert_sound(pool);
 }
 
-/// A process in which a thread does something and ends, and which then dies.
+/// A process in which a thread does something and ends, and which then dies. It is no scope's, which would recover it.
 pub fn left_by_a_thread_of_the_killed(work: impl Fn() + Sync) {
-    scope(|s| {
-        let child = s.spawn(|| {
-            std::thread::scope(|s| s.spawn(&work).join().unwrap());
-            die();
-        });
-        was_killed(child.unwrap());
-    });
+    let Some(child) = fork() else {
+        std::thread::scope(|s| s.spawn(&work).join().unwrap());
+        die();
+        leave(false);
+    };
+    assert_eq!(reap(child), 9);
 }
 
 /// Nobody waits for what they have, so nobody else would look for the dead.

@@ -232,7 +232,8 @@ static CHANGES: Entry<i32, ()> = Entry::new("changes its credentials", |worker, 
     let mut pipe = unsafe { <std::fs::File as std::os::fd::FromRawFd>::from_raw_fd(fd) };
     pipe.write_all(b"!").unwrap();
     let limit = Duration::from_secs(60);
-    let stops = worker.wait_stop(limit);
+    let since = std::time::Instant::now();
+    let stops = worker.wait_stop(limit) && since.elapsed() < limit;
     let joined = hung.wait_timeout(limit);
     assert!(stops && !matches!(joined, Ok(false)), "{stops} {joined:?}");
     pipe.write_all(b"told").unwrap();
@@ -279,4 +280,41 @@ static ENDS_ALL_THE_SAME: Entry<(), u32> = Entry::new("ends all the same", |work
 /// A thread ends with its process, whatever it has locked.
 pub fn who_has_locked_the_output_is_not_waited_for() {
     assert_eq!(run(&Config::new(), &ENDS_ALL_THE_SAME, ()).unwrap(), 7);
+}
+
+/// What a pipe holds.
+const PIPE: usize = 1 << 16;
+
+static FILLS: Entry<(), ()> = Entry::new("fills", |_, ()| {
+    std::thread::spawn(loop_for_ever);
+    let mut out = std::io::stdout();
+    out.write_all(&[b'.'; PIPE]).unwrap();
+    // Stays in the buffer.
+    out.write_all(b"end").unwrap();
+});
+
+pub fn role_fills() {
+    run(&Config::new(), &FILLS, ()).unwrap();
+}
+
+/// Who reads late gets all of it, whatever threads the worker has.
+pub fn who_reads_the_output_is_waited_for() {
+    let mut command = program("role_fills");
+    let mut child = command
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut output = child.stdout.take().unwrap();
+    while rustix::io::ioctl_fionread(&output).unwrap() < PIPE as u64 {
+        std::thread::yield_now();
+    }
+    // Longer than threads are waited for.
+    let since = std::time::Instant::now();
+    while since.elapsed() < Duration::from_millis(500) {
+        std::thread::yield_now();
+    }
+    let mut said = String::new();
+    output.read_to_string(&mut said).unwrap();
+    assert!(said.ends_with(".end"), "{}", said.len());
+    assert!(child.wait().unwrap().success());
 }
