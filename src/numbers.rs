@@ -165,8 +165,8 @@ pub enum NumbersError {
     Changing,
 }
 
-/// Where a value of some type has its elements: address and shape.
-type Extent = fn(Arena, usize) -> (usize, Vec<usize>);
+/// Where a value of some type has its elements: address and shape; `None` if it is damaged.
+type Extent = fn(Arena, usize) -> Option<(usize, Vec<usize>)>;
 
 /// A type that is made of numbers.
 struct Known {
@@ -184,19 +184,19 @@ fn fingerprint<T: ShmSafe>() -> u128 {
 
 /// As an [`Extent`]: `address` is that of a block of a matrix's layout, which an object of this very
 /// type has.
-fn matrix_extent<T: KillSafe + Unpin>(arena: Arena, address: usize) -> (usize, Vec<usize>) {
+fn matrix_extent<T: KillSafe + Unpin>(arena: Arena, address: usize) -> Option<(usize, Vec<usize>)> {
     // SAFETY: such a block is mapped and aligned, and a matrix consists of atomics.
     let matrix = unsafe { &*std::ptr::with_exposed_provenance::<Matrix<T>>(address) };
-    let (elements, shape) = matrix.extent(arena);
-    (elements, shape.into())
+    let (elements, shape) = matrix.extent(arena)?;
+    Some((elements, shape.into()))
 }
 
 /// The same for arrays.
-fn array_extent<T: KillSafe + Unpin>(arena: Arena, address: usize) -> (usize, Vec<usize>) {
+fn array_extent<T: KillSafe + Unpin>(arena: Arena, address: usize) -> Option<(usize, Vec<usize>)> {
     // SAFETY: as for matrices.
     let array = unsafe { &*std::ptr::with_exposed_provenance::<Array<T>>(address) };
-    let (elements, len) = array.extent(arena);
-    (elements, vec![len])
+    let (elements, len) = array.extent(arena)?;
+    Some((elements, vec![len]))
 }
 
 macro_rules! known {
@@ -224,7 +224,7 @@ macro_rules! known {
                 itemsize: size_of::<$t>(),
                 fingerprint: fingerprint::<$t>,
                 layout: Layout::new::<$t>(),
-                extent: |_, address| (address, Vec::new()),
+                extent: |_, address| Some((address, Vec::new())),
             },
         )+)*]
     };
@@ -282,11 +282,9 @@ pub(crate) fn named(arena: Arena, name: &str) -> Result<Numbers, NumbersError> {
     Err(NumbersError::Changing)
 }
 
-/// The same of an object, by its index; `None` if it is not made of numbers.
-pub(crate) fn of_object(arena: Arena, index: usize) -> Option<Numbers> {
-    (0..TRIES)
-        .find_map(|_| look_up(arena, index, || true))?
-        .ok()
+/// The same of an object, by its index; `None` if it keeps changing.
+pub(crate) fn of_object(arena: Arena, index: usize) -> Option<Result<Numbers, NumbersError>> {
+    (0..TRIES).find_map(|_| look_up(arena, index, || true))
 }
 
 /// What an object is, if it has not changed meanwhile and `is_still` the one that is meant. Nothing
@@ -317,7 +315,8 @@ fn look(arena: Arena, index: usize) -> Result<Numbers, NumbersError> {
         .find(|known| (known.fingerprint)() == ty.fingerprint)
         .ok_or(NumbersError::NotNumbers { type_name: ty.name })?;
     let place = objects::address_of(arena, index, known.layout).ok_or(NumbersError::Damaged)?;
-    let (address, shape) = (known.extent)(arena, place.addr().get());
+    let (address, shape) =
+        (known.extent)(arena, place.addr().get()).ok_or(NumbersError::Damaged)?;
     let mut strides = vec![known.itemsize; shape.len()];
     for dimension in (1..shape.len()).rev() {
         strides[dimension - 1] = strides[dimension].saturating_mul(shape[dimension]);

@@ -46,15 +46,18 @@ const CASES: &[Named] = table! {
         truncated_pools
         damaged_headers
         damaged_tables
+        damage_is_found
         bad_arguments
         names_that_a_terminal_would_obey
         a_reader_that_goes_away;
     removal:
         only_what_nobody_has_goes
         gc_takes_the_stale_alone
-        damaged_files_go_if_asked_to;
+        damaged_files_go_if_asked_to
+        others_pools_stay;
     terminal:
         top_on_a_terminal
+        top_is_ended_by_signals
         help_and_manual
         the_bench_measures;
 };

@@ -327,10 +327,24 @@ impl<T: KillSafe + Unpin> Array<T> {
     }
 
     /// Where the elements are at this moment, and how many, for who has no claim: the block may be
-    /// replaced meanwhile, and then this says something else.
-    pub(crate) fn extent(&self, arena: Arena) -> (usize, usize) {
-        let (elements, len) = self.elements(arena);
-        (elements.addr(), len)
+    /// replaced meanwhile, and then this says something else. `None` if they are in no block of the pool.
+    pub(crate) fn extent(&self, arena: Arena) -> Option<(usize, usize)> {
+        loop {
+            let address = self.storage.block.address();
+            if address == 0 {
+                return Some((0, 0));
+            }
+            let len = self.storage.block.len(arena);
+            let fits = address.is_multiple_of(align_of::<T>().max(8))
+                && len.checked_mul(size_of::<T>()).is_some_and(|bytes| {
+                    let room = block::usable_size(arena, address).unwrap_or(0);
+                    room.checked_sub(Self::OFFSET) >= Some(bytes)
+                });
+            // A block that was replaced is none any more.
+            if fits || self.storage.block.address() == address {
+                return fits.then(|| (address + Self::OFFSET, len));
+            }
+        }
     }
 
     /// Claims a range for reading. While the claim is there nobody writes to the range, and others

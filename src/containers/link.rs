@@ -16,11 +16,11 @@ use crate::ShmSafe;
 use crate::engines::limbo;
 use crate::layout::arena::Arena;
 use crate::layout::{Field, TypeInfo};
+use crate::participants::epoch;
 use crate::participants::here::{Here, from_nowhere, here};
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
 use crate::participants::thread::{self, NoSlot};
-use crate::participants::{detect, epoch};
 use crate::pool::{Pool, dispose, handles, intents, objects};
 use crate::primitive::{AtomicU64, Ordering};
 
@@ -112,7 +112,7 @@ impl<T: ShmSafe> Link<T> {
     }
 
     fn target(&self) -> Option<usize> {
-        (detect::value(self.word.load(Ordering::SeqCst)) as usize).checked_sub(1)
+        objects::target(self.word.load(Ordering::SeqCst))
     }
 
     /// True if the link leads nowhere.
@@ -188,7 +188,7 @@ impl<T: ShmSafe> Link<T> {
         let Here { arena, .. } = here(self).ok()?;
         loop {
             let word = self.word.load(Ordering::SeqCst);
-            let target = (detect::value(word) as usize).checked_sub(1)?;
+            let target = objects::target(word)?;
             let generation = arena.object(target)?.state().generation;
             let Some(hold) = handles::open(arena, target, generation).ok()? else {
                 // Destroyed since the link was read, so the link has been set since. Where it has

@@ -315,11 +315,16 @@ impl<T: KillSafe + Unpin> Matrix<T> {
     }
 
     /// As [`Array::extent`]: where the elements are, the rows and the columns.
-    pub(crate) fn extent(&self, arena: Arena) -> (usize, [usize; 2]) {
-        let (elements, len) = self.cells.extent(arena);
+    pub(crate) fn extent(&self, arena: Arena) -> Option<(usize, [usize; 2])> {
+        let (elements, len) = self.cells.extent(arena)?;
         let columns = self.columns.load(Ordering::Relaxed) as usize;
-        let rows = len.checked_div(columns).unwrap_or(0);
-        (elements, [rows, columns])
+        let rows = if len == 0 {
+            0
+        } else {
+            len.checked_div(columns)?
+        };
+        // By the invariant.
+        (rows * columns == len).then_some((elements, [rows, columns]))
     }
 
     /// Makes the matrix `rows` rows high; the new ones are full of `value`.

@@ -8,7 +8,6 @@ use serde::Serialize;
 use crate::Pool;
 use crate::allocator::walk;
 use crate::layout::arena::Arena;
-use crate::participants::detect;
 use crate::pool::objects::{self, Phase};
 use crate::pool::{names, types};
 
@@ -118,8 +117,7 @@ pub(super) fn leaks_of(arena: Arena) -> Leaks {
         for word in types::owned_words(arena, entry.kind(), *size) {
             if word.offset.is_multiple_of(8)
                 && word.kind == types::Owned::Link
-                && let value = detect::value(read(address + word.offset))
-                && let Some(target) = (value as usize).checked_sub(1)
+                && let Some(target) = objects::target(read(address + word.offset))
                 && seen.insert(target)
             {
                 objects.push(target);

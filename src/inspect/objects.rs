@@ -2,9 +2,11 @@
 
 use serde::Serialize;
 
+use crate::Pool;
 use crate::allocator::block;
+use crate::allocator::check::{CheckReport, Depth};
 use crate::layout::arena::Arena;
-use crate::numbers::{self, Numbers};
+use crate::numbers::{self, Numbers, NumbersError};
 use crate::participants::detect;
 use crate::pool::objects::{self, Phase};
 use crate::pool::{names, types};
@@ -45,7 +47,7 @@ pub struct ObjectReport {
     pub links: u32,
     /// Whether some process has a handle of it.
     pub held: bool,
-    /// Whether its block is one of the pool's, of its size.
+    /// Whether it is in no block of the pool that it fits into, or is made of numbers that are not.
     pub damaged: bool,
     /// What it looks like to who knows numbers only, if it is made of them.
     pub numbers: Option<Numbers>,
@@ -61,15 +63,18 @@ pub(super) fn objects_of(arena: Arena) -> Vec<ObjectReport> {
 
 fn report(arena: Arena, index: usize, named: &[(String, usize)]) -> Option<ObjectReport> {
     let entry = arena.object(index)?;
-    if entry.state().phase != Phase::Live {
+    let state = entry.state();
+    if state.phase != Phase::Live {
         return None;
     }
     let of_it = named.iter().filter(|(_, target)| *target == index);
     let described = types::described(arena, entry.kind());
     let address = entry.address.load(Ordering::Acquire) as usize;
     let size = described.as_ref().map_or(0, |ty| ty.size);
-    let room = block::usable_size(arena, address);
-    Some(ObjectReport {
+    let is_in_block = block::usable_size(arena, address).is_ok_and(|room| room >= size);
+    let numbers = numbers::of_object(arena, index);
+    let are_damaged = matches!(numbers, Some(Err(NumbersError::Damaged)));
+    let report = ObjectReport {
         index,
         names: of_it.map(|(name, _)| name.clone()).collect(),
         type_name: described.as_ref().map_or("?".into(), |ty| ty.name.clone()),
@@ -81,7 +86,25 @@ fn report(arena: Arena, index: usize, named: &[(String, usize)]) -> Option<Objec
         align: described.as_ref().map_or(0, |ty| ty.align),
         links: detect::value(entry.links.load(Ordering::SeqCst)),
         held: objects::is_held(arena, index),
-        damaged: described.is_none() || room.map_or(true, |room| room < size),
-        numbers: numbers::of_object(arena, index),
-    })
+        damaged: described.is_none() || !is_in_block || are_damaged,
+        numbers: numbers.and_then(Result::ok),
+    };
+    // Otherwise it was destroyed meanwhile.
+    (entry.state() == state).then_some(report)
+}
+
+/// As [`Pool::check`](crate::Pool::check), and that matrices and arrays of numbers have elements.
+pub(super) fn check(arena: Arena, depth: Depth) -> CheckReport {
+    let mut report = Pool(arena).check_to(depth);
+    if report.is_ok() {
+        for object in objects_of(arena).iter().filter(|object| object.damaged) {
+            let ObjectReport {
+                index, type_name, ..
+            } = object;
+            report.problem(format_args!(
+                "object {index} is a {type_name} whose elements are in no block"
+            ));
+        }
+    }
+    report
 }

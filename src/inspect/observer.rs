@@ -322,7 +322,7 @@ impl Observer {
     /// ```
     #[must_use]
     pub fn check(&self) -> CheckReport {
-        Pool(self.arena).check_to(Depth::Live)
+        objects::check(self.arena, Depth::Live)
     }
 
     /// What must hold while nobody uses the pool, as [`Pool::check_quiescent`]. What a dead process
@@ -339,7 +339,7 @@ impl Observer {
     /// ```
     #[must_use]
     pub fn check_quiescent(&self) -> CheckReport {
-        Pool(self.arena).check_to(Depth::Quiescent)
+        objects::check(self.arena, Depth::Quiescent)
     }
 
     /// What a named matrix, array or number looks like to who knows numbers only.

@@ -59,7 +59,7 @@ pub enum CreateError {
         base: usize,
     },
     /// No address range was free: the one asked for, or any that a pool can have.
-    #[error("no address range is free for the pool{}", .base.map_or(String::new(), |b| format!(" at {b:#x}")))]
+    #[error("no address range is free for the pool{}", .base.map_or(format!(": a process can have {GRANULES} mapped"), |b| format!(" at {b:#x}")))]
     AddressTaken {
         /// The address asked for, if one was.
         base: Option<usize>,

@@ -15,9 +15,11 @@
 //! | `observed` | pools that this process looks at |
 //! | `handles` | which objects this process holds |
 //! | `fork`    | what a fork does to all of it |
+//! | `check`   | what must hold of objects, types and names |
 
 pub(crate) mod attach;
 mod blocks;
+mod check;
 mod copied;
 mod create;
 pub(crate) mod dispose;
@@ -457,7 +459,7 @@ impl Pool {
         let mut report = CheckReport::default();
         allocator::check::check(self.0, depth, &mut report);
         limbo::check(self.0, depth, &mut report);
-        objects::check(self.0, depth, &mut report);
+        check::check(self.0, depth, &mut report);
         report
     }
 

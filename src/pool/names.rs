@@ -5,12 +5,15 @@
 //! names' lock. A holder that dies leaves an entry whose link is set or not; one whose link is not
 //! set is free, whatever its bytes.
 
+use std::collections::BTreeSet;
+
 use super::dispose;
-use super::intents;
+use super::{intents, objects};
+use crate::allocator::check::CheckReport;
 use crate::allocator::grow;
 use crate::layout::arena::{Arena, NAMES};
+use crate::participants::lock;
 use crate::participants::table::Slot;
-use crate::participants::{detect, lock};
 use crate::primitive::{AtomicU64, Ordering, fence};
 use crate::sys::memory::CommitError;
 
@@ -47,11 +50,7 @@ fn entries(arena: Arena) -> impl Iterator<Item = &'static NameEntry> {
 
 impl NameEntry {
     fn target(&self) -> Option<usize> {
-        Self::target_of(self.link.load(Ordering::SeqCst))
-    }
-
-    fn target_of(link: u64) -> Option<usize> {
-        (detect::value(link) as usize).checked_sub(1)
+        objects::target(self.link.load(Ordering::SeqCst))
     }
 
     /// The name and its object at one moment, for who does not hold the lock.
@@ -59,7 +58,7 @@ impl NameEntry {
         loop {
             // Acquire: what was written before the name was published.
             let link = self.link.load(Ordering::Acquire);
-            let target = Self::target_of(link)?;
+            let target = objects::target(link)?;
             let (bytes, len) = self.bytes();
             // If a byte is of a later name, then so is the link, which says who has changed it and when: pairs with the
             // fence of `write`.
@@ -170,4 +169,41 @@ pub(crate) fn all(arena: Arena) -> Vec<(String, usize)> {
 pub(crate) fn dispose(arena: Arena, object: usize) {
     dispose::dispose(arena, object);
     dispose::retry(arena);
+}
+
+/// Checks every name that there is; `is_there` says whether a link can lead to an object.
+pub(super) fn check(
+    arena: Arena,
+    quiet: bool,
+    report: &mut CheckReport,
+    mut is_there: impl FnMut(usize) -> bool,
+) {
+    let mut known = BTreeSet::new();
+    for (index, entry) in entries(arena).enumerate() {
+        let link = entry.link.load(Ordering::Acquire);
+        let Some(target) = objects::target(link) else {
+            continue;
+        };
+        let len = entry.len.load(Ordering::Relaxed) as usize;
+        let (bytes, _) = entry.bytes();
+        let name = bytes
+            .get(..len)
+            .and_then(|bytes| str::from_utf8(bytes).ok());
+        let wrong = if !is_there(target) {
+            Some(format!("leads to object {target}, which is not there"))
+        } else if name.is_none_or(str::is_empty) {
+            Some("is no name".into())
+        } else if quiet && !known.insert(name.map(str::to_owned)) {
+            Some(format!("is that of another object, too: {name:?}"))
+        } else {
+            None
+        };
+        fence(Ordering::Acquire);
+        // Otherwise it was removed meanwhile.
+        if let Some(wrong) = wrong
+            && entry.link.load(Ordering::SeqCst) == link
+        {
+            report.problem(format_args!("name {index} {wrong}"));
+        }
+    }
 }

@@ -32,9 +32,8 @@ use std::sync::Arc;
 
 use super::handles::{self, Hold};
 use super::{intents, types};
-use crate::allocator::check::{CheckReport, Depth};
 use crate::allocator::{AllocError, block, grow};
-use crate::engines::{self, limbo};
+use crate::engines::limbo;
 use crate::layout::arena::{Arena, OBJECTS};
 use crate::layout::local;
 use crate::participants::table::Slot;
@@ -327,6 +326,11 @@ pub(super) fn let_go(arena: Arena, index: usize) {
     }
 }
 
+/// The object that a link leads to, if it leads anywhere.
+pub(crate) fn target(link: u64) -> Option<usize> {
+    (detect::value(link) as usize).checked_sub(1)
+}
+
 /// Where an object's value is.
 pub(super) fn extent(arena: Arena, entry: &Entry) -> std::ops::Range<usize> {
     let address = entry.address.load(Ordering::Relaxed) as usize;
@@ -349,47 +353,4 @@ pub(crate) fn address_of(arena: Arena, index: usize, layout: Layout) -> Option<N
     let fits = address.is_multiple_of(layout.align())
         && block::usable_size(arena, address).is_ok_and(|size| size >= layout.size());
     fits.then(|| NonNull::new(std::ptr::with_exposed_provenance_mut(address)))?
-}
-
-/// Checks every entry.
-pub(super) fn check(arena: Arena, depth: Depth, report: &mut CheckReport) {
-    let quiet = depth == Depth::Quiescent;
-    for index in 0..arena.object_count() {
-        let Some(entry) = arena.object(index) else {
-            continue;
-        };
-        let phase = entry.state().phase;
-        if phase == Phase::Free {
-            continue;
-        }
-        report.objects += 1;
-        let links = detect::value(entry.links.load(Ordering::SeqCst));
-        if links > i32::MAX as u32 {
-            report.problem(format_args!("object {index} has {links} links"));
-        }
-        if !quiet {
-            continue;
-        }
-        let address = entry.address.load(Ordering::Relaxed) as usize;
-        if phase == Phase::Live && block::usable_size(arena, address).is_err() {
-            report.problem(format_args!("object {index} has no block at {address:#x}"));
-        }
-        if matches!(
-            phase,
-            Phase::Creating | Phase::Destroying | Phase::Condemned
-        ) {
-            report.problem(format_args!("object {index} is {phase:?} at rest"));
-        }
-        if phase == Phase::Live && links == 0 && !is_held(arena, index) {
-            report.problem(format_args!("object {index} is held by nobody"));
-        }
-        if phase == Phase::Live {
-            let room = block::usable_size(arena, address).unwrap_or(0);
-            for owned in types::owned_words(arena, entry.kind(), room) {
-                if let types::Owned::Engine(engine) = owned.kind {
-                    engines::check(arena, engine, address + owned.offset, report);
-                }
-            }
-        }
-    }
 }

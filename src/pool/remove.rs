@@ -8,8 +8,10 @@
 //! pool: then that one's name would go. Two removals by this module, or one and a creation, do not meet so.
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 
-use rustix::fs::OFlags;
+use nix::unistd::AccessFlags;
+use rustix::fs::{Mode, OFlags};
 
 use super::attach::{self, PoolName};
 use super::{AttachError, Pool, names};
@@ -154,8 +156,10 @@ fn judged(
     let name =
         PoolName::parse(name).ok_or_else(|| AttachError::InvalidName { name: name.into() })?;
     // To have the lock alone takes a file that may be written to.
-    let access = if really { OFlags::RDWR } else { OFlags::RDONLY };
-    let fd = attach::open_file(&name, access)?;
+    let fd = attach::open_file(&name, OFlags::RDWR).map_err(|error| match error {
+        AttachError::System(error) => RemoveError::System(error),
+        error => error.into(),
+    })?;
     let stat = rustix::fs::fstat(&fd)?;
     if !rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() {
         return Err(AttachError::NotAPool.into());
@@ -190,6 +194,21 @@ fn judged(
     }
     if really {
         rustix::fs::unlink(name.path())?;
+        return Ok(());
+    }
+    may_unlink(name.path(), stat.st_uid)
+}
+
+/// Whether the system would let this process remove the name of a file that belongs to `owner`.
+fn may_unlink(path: &str, owner: u32) -> Result<(), RemoveError> {
+    let directory = Path::new(path).parent().unwrap_or(Path::new("/"));
+    let wanted = AccessFlags::W_OK | AccessFlags::X_OK;
+    nix::unistd::eaccess(directory, wanted).map_err(std::io::Error::from)?;
+    let directory = rustix::fs::stat(directory)?;
+    let me = rustix::process::geteuid().as_raw();
+    let is_sticky = directory.st_mode & Mode::SVTX.as_raw_mode() != 0;
+    if is_sticky && ![0, owner, directory.st_uid].contains(&me) {
+        return Err(rustix::io::Errno::PERM.into());
     }
     Ok(())
 }

@@ -4,6 +4,7 @@
 //! the types' lock and published by its `ready` word, last; a writer that dies leaves an entry
 //! that is not ready, which the next writer writes over.
 
+use crate::allocator::check::CheckReport;
 use crate::allocator::grow;
 use crate::layout::arena::{Arena, TYPES};
 use crate::layout::{Engine, OwnedKind, ShmSafe, TypeInfo};
@@ -266,4 +267,44 @@ pub(crate) fn owned_words(
                 })
             })
     })
+}
+
+/// Checks every entry that was published: it never changes again.
+pub(super) fn check(arena: Arena, report: &mut CheckReport) {
+    for index in 0..count(arena) {
+        let Some(entry) = entry(arena, index) else {
+            continue;
+        };
+        let wrong = match entry.ready.load(Ordering::Acquire) {
+            0 => continue,
+            1 => entry.fault(),
+            _ => Some("is neither published nor not"),
+        };
+        if let Some(wrong) = wrong {
+            report.problem(format_args!("type {index} {wrong}"));
+        }
+    }
+}
+
+impl TypeEntry {
+    /// What no type can be.
+    fn fault(&self) -> Option<&'static str> {
+        let load = |word: &AtomicU64| word.load(Ordering::Relaxed);
+        let (size, align) = (load(&self.size), load(&self.align));
+        if !align.is_power_of_two() || !size.is_multiple_of(align) {
+            return Some("has a size that is no multiple of its alignment");
+        }
+        let Some(runs) = self.owned.get(..load(&self.fields) as usize) else {
+            return Some("has more fields than an entry holds");
+        };
+        let is_within = |run: &OwnedEntry| {
+            let (place, count) = (load(&run.place), load(&run.count));
+            let (offset, stride) = (place & 0xffff_ffff, place >> 32);
+            let last = (count & 0xffff_ffff).checked_sub(1)?;
+            let end = offset + stride.checked_mul(last)?.checked_add(8)?;
+            (end <= size && Owned::of_code(count >> 32).is_some()).then_some(())
+        };
+        let are_within = runs.iter().all(|run| is_within(run).is_some());
+        (!are_within).then_some("owns what is not within it")
+    }
 }

@@ -49,6 +49,11 @@ impl ObjectState {
     }
 }
 
+/// True if the word is that of a state.
+pub fn is_state(word: u64) -> bool {
+    ObjectState::unpack(word).pack() == word
+}
+
 /// The state in a word.
 #[inline]
 pub fn read(word: &AtomicU64) -> ObjectState {

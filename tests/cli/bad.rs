@@ -202,6 +202,79 @@ pub fn damaged_tables() {
     said(&["check", &name.0]);
 }
 
+/// What describes a pool's objects is written over: `check` says so, whether a process died in the pool or
+/// not, and nothing is exported that is not there.
+pub fn damage_is_found() {
+    let left = Name::new("left");
+    let pool = Pool::builder().create_named(&left.0).unwrap();
+    let header = {
+        let matrix = Matrix::from_fn_in(pool, 5, 7, |row, column| (row * column) as f64).unwrap();
+        pool.set_name("matrix", &matrix).unwrap();
+        let header = std::ptr::from_ref(&*matrix).addr() - pool.base();
+        header as u64
+    };
+    // SAFETY: nothing refers to it.
+    unsafe { pool.unmap() };
+    let died = Name::new("died");
+    drop(crashed(&died));
+    let [left_file, died_file] = [&left, &died].map(|name| {
+        let options = fs::File::options().read(true).write(true).clone();
+        options.open(name.path()).unwrap()
+    });
+    let cases = [
+        (&left, &left_file, "types", 2 << 20),
+        (&left, &left_file, "names", 3 << 20),
+        (&left, &left_file, "objects", 1 << 30),
+        (&left, &left_file, "a matrix", header),
+        (&died, &died_file, "types", 2 << 20),
+        (&died, &died_file, "names", 3 << 20),
+        (&died, &died_file, "objects", 1 << 30),
+        (&died, &died_file, "objects of the first pages", 40 << 30),
+    ];
+    for (name, file, what, at) in cases {
+        said(&["check", &name.0]);
+        let len = if at == header { 64 } else { 4096 };
+        let mut before = vec![0; len];
+        file.read_exact_at(&mut before, at).unwrap();
+        file.write_all_at(&vec![0xff; len], at).unwrap();
+        let output = shmkit(["check", &name.0, "--json"]);
+        assert_eq!(output.status.code(), Some(1), "{what}: {output:?}");
+        let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(found["ok"], false, "{what}");
+        let export = shmkit(["export", &name.0, "matrix", "/dev/null"]);
+        assert!(
+            matches!(export.status.code(), Some(3 | 5)),
+            "{what}: {export:?}"
+        );
+        file.write_all_at(&before, at).unwrap();
+    }
+    // The number of columns alone.
+    let mut matrix = [0; 64];
+    left_file.read_exact_at(&mut matrix, header).unwrap();
+    let columns = (0..64)
+        .step_by(8)
+        .filter(|&at| matrix[at..at + 8] == 7_u64.to_ne_bytes());
+    for at in columns {
+        for wrong in [0, 8, u64::MAX] {
+            left_file
+                .write_all_at(&u64::to_ne_bytes(wrong), header + at as u64)
+                .unwrap();
+            refused(&["export", &left.0, "matrix", "/dev/null"], 5, "damaged");
+            refused(&["check", &left.0], 1, "1 problems");
+            for command in ["info", "objects"] {
+                assert!(said(&[command, &left.0]).contains("damaged"));
+            }
+            left_file
+                .write_all_at(&7_u64.to_ne_bytes(), header + at as u64)
+                .unwrap();
+        }
+    }
+    for name in [left, died] {
+        said(&["check", &name.0]);
+        said(&["export", &name.0, "matrix", "/dev/null"]);
+    }
+}
+
 pub fn bad_arguments() {
     for arguments in [
         &[][..],

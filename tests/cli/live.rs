@@ -343,7 +343,7 @@ pub fn a_crashed_pool_is_checked() {
     let name = &*name.0;
     let listed = told(&["ls", "--prefix", name]);
     assert_eq!(
-        (&listed[0]["state"], &listed[0]["dead"]),
+        (&listed[0]["state"], &listed[0]["ended"]),
         (&"stale".into(), &1.into())
     );
     let check = told(&["check", name]);

@@ -396,6 +396,8 @@ pub fn imports_at_once() {
     }
     assert_eq!(*pool.named::<u64>("number").unwrap(), 7);
     assert!(pool.check().is_ok());
+    // They have left the pool.
+    assert_eq!(told(&["ls", "--prefix", &name.0])[0]["ended"], 0);
 }
 
 /// A Python that has NumPy: the system's, or the one that `.ci/install` has made for it.

@@ -1,10 +1,17 @@
 //! What is removed, and what is not.
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::io::ErrorKind;
+use std::os::unix::fs::PermissionsExt;
+use std::panic::catch_unwind;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::{Actor, Name, refused, said, told};
+use shmkit::Pool;
+use shmkit::inspect::{self, Removable, RemoveError};
+
+use crate::common::skip::skipped;
+use crate::{Actor, Name, common, refused, said, told};
 
 pub fn only_what_nobody_has_goes() {
     let name = Name::new("removed");
@@ -94,4 +101,51 @@ pub fn damaged_files_go_if_asked_to() {
     let output = crate::shmkit(["rm", &bad.0, &good.0, "--yes"]);
     assert_eq!(output.status.code(), Some(3));
     assert!(!Path::new(&good.path()).exists());
+}
+
+/// Who may not remove a pool is told so before, in the same words.
+pub fn others_pools_stay() {
+    const OTHER: u32 = 65_534;
+    // SAFETY: asks for a number.
+    if unsafe { libc::geteuid() } != 0 {
+        return skipped("the removal of others' pools: this takes two users");
+    }
+    let directory = std::env::temp_dir().join(crate::name("closed"));
+    fs::create_dir(&directory).unwrap();
+    let closed = directory.join("file");
+    let [sticky, private, own] = ["sticky", "private", "own"].map(Name::new);
+    for (name, mode) in [(&sticky, 0o666), (&private, 0o600), (&own, 0o600)] {
+        let pool = Pool::builder().create_named(&name.0).unwrap();
+        // SAFETY: nothing refers to it.
+        unsafe { pool.unmap() };
+        fs::set_permissions(name.path(), Permissions::from_mode(mode)).unwrap();
+    }
+    fs::write(&closed, "no pool").unwrap();
+    fs::set_permissions(&closed, Permissions::from_mode(0o666)).unwrap();
+    std::os::unix::fs::chown(own.path(), Some(OTHER), None).unwrap();
+    let closed = closed.to_str().unwrap();
+    let Some(child) = common::fork() else {
+        // SAFETY: changes this process's user.
+        assert_eq!(unsafe { libc::setresuid(OTHER, OTHER, OTHER) }, 0);
+        let well = catch_unwind(|| {
+            for name in [&*sticky.0, &private.0, closed] {
+                for found in [
+                    inspect::would_remove(name, Removable::AnyFile),
+                    inspect::remove(name, Removable::AnyFile),
+                ] {
+                    let Err(RemoveError::System(error)) = &found else {
+                        panic!("{name}: {found:?}");
+                    };
+                    assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{name}");
+                }
+            }
+            inspect::would_remove(&own.0, Removable::Pool).unwrap();
+            inspect::remove(&own.0, Removable::Pool).unwrap();
+        });
+        common::leave(well.is_ok());
+    };
+    assert_eq!(common::reap(child), 0);
+    assert!(Path::new(&sticky.path()).exists() && Path::new(closed).exists());
+    assert!(!Path::new(&own.path()).exists());
+    fs::remove_dir_all(&directory).unwrap();
 }

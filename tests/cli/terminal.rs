@@ -2,8 +2,9 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{FromRawFd, OwnedFd};
-use std::process::{Child, Command};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use crate::{Actor, Name, said, told};
@@ -62,42 +63,98 @@ impl Drop for Watched {
     }
 }
 
+/// The live view of a pool on a terminal, which shows all that it is to.
+struct Top {
+    child: Watched,
+    master: File,
+    /// The terminal's other end.
+    slave: OwnedFd,
+    screen: Vec<u8>,
+}
+
+impl Top {
+    fn start(name: &Name, actor: &Actor, interval: &str) -> Top {
+        let (master, slave) = terminal();
+        let child = Command::new(env!("CARGO_BIN_EXE_shmkit"))
+            .args(["top", &name.0, "--interval", interval])
+            .stdin(slave.try_clone().unwrap())
+            .stdout(slave.try_clone().unwrap())
+            .spawn();
+        let mut top = Top {
+            child: Watched(child.unwrap()),
+            master,
+            slave,
+            screen: Vec::new(),
+        };
+        let pid = actor.pid().to_string();
+        // Blanks are left out of what is drawn.
+        let parts = ["participants", "waited", "holds", &pid];
+        top.read_until(|top| {
+            let text = String::from_utf8_lossy(&top.screen);
+            parts.iter().all(|part| text.contains(part))
+        });
+        top
+    }
+
+    fn read_until(&mut self, mut is_there: impl FnMut(&mut Top) -> bool) {
+        let began = Instant::now();
+        while !is_there(self) {
+            let text = String::from_utf8_lossy(&self.screen);
+            assert!(began.elapsed() < Duration::from_secs(60), "{text}");
+            self.screen.extend(read(&mut self.master));
+        }
+    }
+
+    /// Waits for the end, and reads on, so that it is not held up by a full terminal.
+    fn end(mut self) -> (ExitStatus, String) {
+        self.read_until(|top| top.child.0.try_wait().unwrap().is_some());
+        self.screen.extend(read(&mut self.master));
+        let mut modes = std::mem::MaybeUninit::<libc::termios>::zeroed();
+        // SAFETY: a terminal of ours, and this frame's memory, of numbers.
+        let modes = unsafe {
+            assert_eq!(
+                libc::tcgetattr(self.slave.as_raw_fd(), modes.as_mut_ptr()),
+                0
+            );
+            modes.assume_init()
+        };
+        let cooked = libc::ICANON | libc::ECHO;
+        assert_eq!(modes.c_lflag & cooked, cooked);
+        let screen = String::from_utf8_lossy(&self.screen).into_owned();
+        (self.child.0.wait().unwrap(), screen)
+    }
+}
+
+/// What makes a terminal show what it showed before.
+const OTHER_SCREEN_ENDS: &str = "\x1b[?1049l";
+
 pub fn top_on_a_terminal() {
     let name = Name::new("top");
     let actor = Actor::start("role_holds", &name.0);
     for key in [&b"q"[..], b"\x1b", b"\x03"] {
-        let (mut master, slave) = terminal();
-        let child = Command::new(env!("CARGO_BIN_EXE_shmkit"))
-            .args(["top", &name.0, "--interval", "0.05"])
-            .stdin(slave.try_clone().unwrap())
-            .stdout(slave)
-            .spawn();
-        let mut child = Watched(child.unwrap());
-        let mut screen = Vec::new();
-        let began = Instant::now();
-        // Blanks are left out of what is drawn.
-        let shown = |screen: &[u8]| {
-            let text = String::from_utf8_lossy(screen).into_owned();
-            let pid = actor.pid().to_string();
-            ["participants", "waited", "holds", &pid]
-                .iter()
-                .all(|part| text.contains(part))
-        };
-        while !shown(&screen) {
-            let text = String::from_utf8_lossy(&screen);
-            assert!(began.elapsed() < Duration::from_secs(60), "{text}");
-            screen.extend(read(&mut master));
-        }
-        master.write_all(key).unwrap();
-        // Read on, so that it is not held up by a full terminal.
-        while child.0.try_wait().unwrap().is_none() {
-            assert!(
-                began.elapsed() < Duration::from_secs(60),
-                "{key:?} ends nothing"
-            );
-            read(&mut master);
-        }
-        assert!(child.0.wait().unwrap().success());
+        let mut top = Top::start(&name, &actor, "0.05");
+        top.master.write_all(key).unwrap();
+        let (status, screen) = top.end();
+        assert!(
+            status.success() && screen.contains(OTHER_SCREEN_ENDS),
+            "{key:?}: {status}"
+        );
+    }
+    actor.end();
+}
+
+/// A signal ends it at once, with the terminal as it was before.
+pub fn top_is_ended_by_signals() {
+    let name = Name::new("signals");
+    let actor = Actor::start("role_holds", &name.0);
+    for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM] {
+        let top = Top::start(&name, &actor, "3600");
+        let pid = top.child.0.id() as libc::pid_t;
+        // SAFETY: a child of ours that was not waited for.
+        assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+        let (status, screen) = top.end();
+        assert_eq!(status.signal(), Some(signal), "{status}");
+        assert!(screen.contains(OTHER_SCREEN_ENDS), "{screen}");
     }
     actor.end();
 }

@@ -150,6 +150,7 @@ pub fn forty_eight_pools() {
     let pools: Vec<_> = (0..48).map(|_| TestPool::new()).collect();
     let refused = Pool::builder().create().unwrap_err();
     assert!(matches!(refused, CreateError::AddressTaken { base: None }));
+    assert!(refused.to_string().contains("48"), "{refused}");
     drop(pools);
     TestPool::new();
 }

@@ -50,8 +50,8 @@ enum Command {
     /// Check everything that must hold of a pool.
     ///
     /// While it is used, only what holds at every instant is checked. A pool that nobody has is
-    /// checked whole; if dead processes left it in the middle of something, a copy is recovered and
-    /// checked.
+    /// checked whole; if dead processes left it in the middle of something and it is not damaged,
+    /// a copy is recovered and checked.
     Check { pool: String },
     /// Draw what lies where.
     Map {
@@ -238,8 +238,10 @@ impl Cli {
                 let pool = unsafe { Pool::open(&name) }
                     .map_err(|error| Failure::from(error).about(&pool))?;
                 let (dtype, shape) = (&read.dtype, &read.shape);
-                let stored = shmkit::numbers::store(pool, &object, dtype, shape, &read.bytes)
-                    .map_err(|error| Failure::from(error).about(&object))?;
+                let stored = shmkit::numbers::store(pool, &object, dtype, shape, &read.bytes);
+                // SAFETY: this program has one thread, and no handle of the pool.
+                unsafe { pool.unmap() };
+                let stored = stored.map_err(|error| Failure::from(error).about(&object))?;
                 let how = format!("{stored:?}").to_lowercase();
                 let shape = report::shape(&read.shape);
                 answer(
@@ -277,12 +279,15 @@ fn check(name: &str, json: bool) -> Outcome {
     let (how, found) = match info.state {
         PoolState::Live | PoolState::Idle => ("in use", observer.check()),
         _ if info.processes.is_empty() => ("at rest", observer.check_quiescent()),
-        _ => {
-            // SAFETY: it is recovered and checked, and no more.
-            let copy = unsafe { observer.into_copy() }.map_err(Failure::from)?;
-            copy.recover();
-            ("a copy, recovered", copy.check_quiescent())
-        }
+        _ => match observer.check() {
+            found if found.is_ok() => {
+                // SAFETY: it is recovered and checked, and no more.
+                let copy = unsafe { observer.into_copy() }.map_err(Failure::from)?;
+                copy.recover();
+                ("a copy, recovered", copy.check_quiescent())
+            }
+            found => ("not recovered", found),
+        },
     };
     let mut data = json!(found);
     data["checked"] = how.into();

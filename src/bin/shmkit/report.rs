@@ -95,7 +95,8 @@ fn alive(info: &Info) -> usize {
         .count()
 }
 
-fn dead(info: &Info) -> usize {
+/// Those that have not left the pool before they ended, by whatever cause.
+fn ended(info: &Info) -> usize {
     info.processes.len() - alive(info)
 }
 
@@ -104,7 +105,7 @@ pub fn list(all: &[Listed]) -> String {
         &"NAME",
         &"STATE",
         &"ATTACHED",
-        &"DEAD",
+        &"ENDED",
         &"SIZE",
         &"MEMORY",
         &"MAXIMUM",
@@ -119,7 +120,7 @@ pub fn list(all: &[Listed]) -> String {
                 &pool.name,
                 &state(info.state),
                 &alive(info),
-                &dead(info),
+                &ended(info),
                 &bytes(info.size as u64),
                 &bytes(info.memory),
                 &bytes(info.maximum as u64),
@@ -146,7 +147,7 @@ pub fn list_json(all: &[Listed]) -> Value {
             "path": pool.path,
             "state": info.state,
             "attached": alive(info),
-            "dead": dead(info),
+            "ended": ended(info),
             "info": info,
         }),
         Err(error) => json!({
@@ -294,7 +295,7 @@ fn processes(info: &Info) -> String {
     for process in &info.processes {
         rows.push(row([
             &process.process,
-            &if process.alive { "alive" } else { "dead" },
+            &if process.alive { "alive" } else { "ended" },
             &process.threads,
             &process.changing,
             &process.objects,
@@ -307,14 +308,16 @@ fn processes(info: &Info) -> String {
 fn numbers(objects: &[ObjectReport]) -> String {
     let mut rows = vec![row([&"NUMBERS", &"DTYPE", &"SHAPE", &"OFFSET"])];
     for object in objects {
-        if let Some(numbers) = &object.numbers {
-            for name in &object.names {
-                rows.push(row([
+        for name in &object.names {
+            match &object.numbers {
+                Some(numbers) => rows.push(row([
                     name,
                     &numbers.dtype,
                     &shape(&numbers.shape),
                     &numbers.offset,
-                ]));
+                ])),
+                None if object.damaged => rows.push(row([name, &"damaged", &"", &""])),
+                None => {}
             }
         }
     }

@@ -5,6 +5,7 @@
 //! allocated at least, and where there are less, freed.
 
 use std::collections::BTreeMap;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
@@ -15,6 +16,9 @@ use ratatui::widgets::{Block, Paragraph};
 use serde_json::{Value, json};
 use shmkit::Stats;
 use shmkit::inspect::{LockReport, Observer, Participant, ProcessReport, Span};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::iterator::Signals;
+use signal_hook::low_level::emulate_default_handler;
 
 use crate::failure::{Failure, Outcome};
 use crate::report::Column::{Number, Text};
@@ -121,7 +125,7 @@ impl View {
             let state = match process {
                 _ if participant.slot == 0 => "nobody",
                 Some(process) if process.alive => "alive",
-                _ => "dead",
+                _ => "ended",
             };
             let rates = self.rates(participant);
             rows.push(row([
@@ -171,12 +175,31 @@ fn signed(rate: f64) -> String {
     format!("{sign}{}", bytes(rate.abs() as u64))
 }
 
-/// Shows the pool on the terminal until somebody presses q, Escape or Ctrl-C.
+/// Held while something is drawn, and for good by who gives the terminal back.
+static SCREEN: Mutex<()> = Mutex::new(());
+
+/// Shows the pool on the terminal until somebody presses q, Escape or Ctrl-C, or a signal ends it.
 pub fn watch(observer: &Observer, name: &str, interval: Duration) -> Outcome {
+    give_back_when_signalled()?;
     let mut terminal = ratatui::try_init().map_err(Failure::from)?;
     let outcome = show(&mut terminal, observer, name, interval);
+    let _screen = SCREEN.lock();
     ratatui::restore();
     outcome.map_err(Failure::from)
+}
+
+/// From here on, a signal that ends the process finds the terminal as it was before.
+fn give_back_when_signalled() -> Outcome {
+    let mut signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM])?;
+    std::thread::spawn(move || {
+        if let Some(signal) = signals.forever().next() {
+            let _screen = SCREEN.lock();
+            // After a hangup there is none.
+            let _ = ratatui::try_restore();
+            let _ = emulate_default_handler(signal);
+        }
+    });
+    Ok(())
 }
 
 fn show(
@@ -187,6 +210,7 @@ fn show(
 ) -> std::io::Result<()> {
     let mut view = look_twice(observer, Duration::from_millis(50));
     loop {
+        let screen = SCREEN.lock();
         terminal.draw(|frame| {
             let [head, participants, locked] = Layout::vertical([
                 Constraint::Length(2),
@@ -203,6 +227,7 @@ fn show(
             frame.render_widget(part("participants", view.participants()), participants);
             frame.render_widget(part("held and waited for", locks(&view.now.locks)), locked);
         })?;
+        drop(screen);
         let next = view.now.at + interval;
         while let Some(left) = next.checked_duration_since(Instant::now()) {
             if !event::poll(left)? {
