@@ -52,6 +52,7 @@ const CASES: &[common::Named] = table! {
         never_allocated;
     full:
         every_class_fills_the_pool
+        empty_spans_are_used_in_a_full_pool
         large_blocks_fill_the_pool
         mixed_sizes_fill_the_pool
         memory_comes_back_to_other_classes

@@ -18,7 +18,7 @@
 //!
 //! Where the next block comes from, in this order: the word in hand; the current span's other
 //! words; its `remote` words; a PARTIAL span; a FULL span with a hint; a span that nobody owns;
-//! new slices; a larger pool; a FULL span with a free block.
+//! new slices; a larger pool; a FULL span with a free block; the slices of spans that are empty.
 
 use super::AllocError;
 use super::grow;
@@ -457,6 +457,42 @@ pub(crate) fn note_free(arena: Arena, slot: &Slot, span: &Span) {
             grow::purge_now_and_then(arena, slot);
         }
     }
+}
+
+/// Gives back the owner's spans of which all blocks are free: one that blocks were last taken from is kept for
+/// the next of its class, and others may have freed all of another. True if there were any.
+///
+/// Killed anywhere: a span of the dead, or claimed slices.
+#[cold]
+pub(crate) fn give_back_empty(arena: Arena, slot: &Slot) -> bool {
+    let mut given = false;
+    let mut give_back = |span: &Span| {
+        slot.forget(arena, span);
+        span.give_back(arena, slot.tag());
+        given = true;
+    };
+    for class in 0..CLASSES {
+        let cache = slot.cache(class);
+        if let Some((span, _)) = cache.current(arena)
+            && span.is_empty(arena)
+        {
+            cache.set_none(slot);
+            give_back(span);
+        }
+        for list in [cache.partial, cache.full] {
+            let mut next = list.0.load(Ordering::Relaxed);
+            // Bounded, should the links be garbage.
+            for _ in 0..arena.slices() {
+                let Some(span) = at(arena, next) else { break };
+                next = span.next.load(Ordering::Relaxed);
+                if span.is_empty(arena) {
+                    list.remove(arena, span);
+                    give_back(span);
+                }
+            }
+        }
+    }
+    given
 }
 
 /// Takes all spans out of a leaving owner's lists.

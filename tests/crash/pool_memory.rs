@@ -116,6 +116,27 @@ pub fn cases(suite: &mut Suite) {
         |w| w.allocate(1000, 1),
         either(2 * 1024, 3 * 1024),
     ));
+    let rest = 64 << 10;
+    let full = (16 << 20) - rest;
+    let empty_spans = case(
+        "allocate, with the room of two empty spans in a full pool",
+        move |w| w.allocate(full, 1),
+        |w| {
+            let run = w.blocks.remove(0);
+            w.allocate(64, 1);
+            w.allocate(2048, 1);
+            w.free();
+            w.blocks.push(run);
+        },
+        move |w| w.allocate(rest, 1),
+        unchanged,
+    );
+    // Room to use the pool.
+    suite.run(empty_spans.verify(move |w, crash| {
+        w.free();
+        let [full, rest] = [full, rest].map(|bytes| bytes as isize);
+        verify(w, crash, &either(-full, rest - full))
+    }));
     suite.run(case(
         "free, own",
         nothing,

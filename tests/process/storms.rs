@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -119,7 +119,7 @@ static CHURNS: Entry<PathBuf, ()> = Entry::new("churns", |worker, dir| {
             let path = dir.join(format!("{}-{n}", worker.id()));
             let file = worker.resources().manage(Resource::File(path)).unwrap();
             fs::write(file.path(), "content").unwrap();
-            let name = format!("churn-{}-{n}", std::process::id());
+            let name = format!("{}-{}-{n}", name_of(&dir), std::process::id());
             let semaphore = worker
                 .resources()
                 .manage(Resource::Semaphore(name))
@@ -128,6 +128,11 @@ static CHURNS: Entry<PathBuf, ()> = Entry::new("churns", |worker, dir| {
         }
     }
 });
+
+/// What the names of all semaphores of a run begin with: no other run's do.
+fn name_of(dir: &Path) -> &str {
+    dir.file_name().unwrap().to_str().unwrap()
+}
 
 /// A run that makes and removes without end.
 pub fn role_churn() {
@@ -138,11 +143,11 @@ pub fn role_churn() {
 
 static UNIT: Entry<(), ()> = Entry::new("unit", |_, ()| ());
 
-fn semaphores() -> Vec<String> {
+fn semaphores(dir: &Path) -> Vec<String> {
     let names = fs::read_dir("/dev/shm").unwrap();
     let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap_or_default());
     names
-        .filter(|name| name.starts_with("sem.churn-"))
+        .filter(|name| name.starts_with(&format!("sem.{}-", name_of(dir))))
         .collect()
 }
 
@@ -166,10 +171,10 @@ pub fn killed_masters_leave_nothing_after_the_next_start() {
         master.wait().unwrap();
         // The stream ends when the last of the workers has closed it, by dying.
         assert_eq!(output.read_to_end(&mut Vec::new()).unwrap(), 0);
-        left += fs::read_dir(&dir).unwrap().count() - 2 + semaphores().len();
+        left += fs::read_dir(&dir).unwrap().count() - 2 + semaphores(&dir).len();
         run(&config, &UNIT, ()).unwrap();
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 0, "round {round}");
-        assert_eq!(semaphores(), [""; 0], "round {round}");
+        assert_eq!(semaphores(&dir), [""; 0], "round {round}");
     }
     assert!(left > 0, "nothing was ever left: the kills came too early");
     fs::remove_dir(&dir).unwrap();
