@@ -106,6 +106,7 @@ const CASES: &[Named] = table! {
         a_panic_of_the_hook_comes_last
         a_masters_output_is_flushed_once
         a_killed_master_leaves_nothing
+        workers_have_no_descriptor_of_the_pid_file
         a_master_has_one_thread
         a_worker_is_a_master_or_has_children
         a_master_is_dropped_beside_a_thread_that_waits

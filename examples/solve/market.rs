@@ -26,6 +26,13 @@ pub fn read(path: &Path, limit: u64) -> Result<Csr, Failure> {
     let text = read_text(path).map_err(|error| in_file(error.to_string()))?;
     let header = Header::of(&text).map_err(in_file)?;
     system::check_size(header.rows as u64, header.stored_entries(), limit)?;
+    // Room is made for what the sizes say. Each row has an entry, on the diagonal, and each entry a line.
+    let most = text.len() as u64;
+    for (what, number) in [("rows", header.rows.into()), ("entries", header.entries)] {
+        if number > most {
+            return Err(in_file(format!("too short for {number} {what}")));
+        }
+    }
     check_indices(&text).map_err(in_file)?;
     let matrix = match header.field {
         Field::Real => load_coo_from_matrix_market_str::<f64>(&text),

@@ -481,6 +481,10 @@ impl<T: KillSafe + Unpin> Array<T> {
     where
         T: Copy,
     {
+        if elements.is_empty() {
+            here(self)?;
+            return Ok(self.len());
+        }
         let longer = |now: usize| {
             now.checked_add(elements.len())
                 .ok_or(ResizeError::Alloc(AllocError::TooLarge))

@@ -210,7 +210,11 @@ pub fn grows() {
     array.grow(5, 9).unwrap();
     assert_eq!(array.grow(4, 0), Err(ResizeError::Shorter { len: 5 }));
     assert_eq!(array.extend_from_slice(&[4, 4]), Ok(5));
-    assert_eq!(*array.claim(..).unwrap(), [1, 2, 9, 9, 9, 4, 4]);
+    let claim = array.claim(..).unwrap();
+    assert_eq!(*claim, [1, 2, 9, 9, 9, 4, 4]);
+    // Nothing is in nobody's way.
+    assert_eq!(array.extend_from_slice(&[]), Ok(7));
+    drop(claim);
     array.grow(100_000, 3).unwrap();
     assert_eq!(array.get(99_999), Ok(3));
     assert_sound(pool);

@@ -148,6 +148,12 @@ fn no_file_and_no_room() {
     let content = "%%MatrixMarket matrix coordinate real symmetric\n9 9 4000000000\n1 1 1\n";
     let file = scratch.file("large.mtx", content);
     refused(&solve(&[file]), "more than the pool's 4096 MiB");
+    for sizes in ["4000000000 4000000000 1", "9 9 4000000000"] {
+        let content = format!("%%MatrixMarket matrix coordinate real symmetric\n{sizes}\n1 1 1\n");
+        let file = scratch.file("short.mtx", content);
+        let arguments = [file.as_os_str(), "--pool-mib".as_ref(), "1000000".as_ref()];
+        refused(&solve(&arguments), "too short for 4000000000");
+    }
 }
 
 /// The bundled matrix, cut off at many places.

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use shmkit::sync::ReentrantMutex;
-use shmkit::{AppendError, Array, Buffer, FreeError, ResizeError, RwLock, Semaphore, testing};
+use shmkit::{
+    AppendError, Array, Buffer, FreeError, Gc, Heap, HeapError, ResizeError, RwLock, Semaphore, Tx,
+    testing,
+};
 
 use super::common::{
     TestPool, allocate, assert_sound, fill, fork, free, leave, reap, try_free, verify,
@@ -200,6 +203,41 @@ pub fn a_chunk_in_a_small_block() {
         block as u64,
     );
     assert!(!pool.check_quiescent().is_ok());
+}
+
+/// A chunk of a heap's log says that it has room beyond its block.
+pub fn a_log_longer_than_its_block() {
+    /// Where the heap names the chunk behind its own, and where that has its length.
+    const NEXT: usize = 9 * 8;
+    const SIZE: usize = 32;
+    let pool = TestPool::new();
+    let heap = pool.create(Heap::<Option<Gc<[u64]>>>::new(None)).unwrap();
+    let change = |len: usize, value: u64| {
+        heap.try_modify(|tx| {
+            let list = tx.root().ok_or(HeapError::NoObject)?;
+            tx.slice_mut(list, ..len)?.fill(value);
+            Ok::<_, HeapError>(())
+        })
+    };
+    let make = |tx: &mut Tx<'_, _>| {
+        *tx.root_mut()? = Some(tx.alloc_slice(&[1_u64; 3000])?);
+        Ok::<_, HeapError>(())
+    };
+    heap.try_modify(make).unwrap();
+    change(300, 2).unwrap();
+    let chunk = word(std::ptr::from_ref(&*heap).expose_provenance() + NEXT) as usize;
+    assert_eq!(word(chunk + SIZE), 4096 - 40);
+    let others: Vec<_> = (0..32).map(|_| allocate(*pool, 4096)).collect();
+    others.iter().for_each(|block| fill(*block, 4096));
+    for size in [4096 - 39, 1 << 16, u64::MAX] {
+        damage(chunk + SIZE, size);
+        assert!(change(3000, 3).is_err());
+        others.iter().for_each(|block| verify(*block));
+    }
+    damage(chunk + SIZE, 4096 - 40);
+    change(3000, 3).unwrap();
+    others.into_iter().for_each(|block| free(*pool, block));
+    assert_sound(*pool);
 }
 
 /// There is no room behind it, and never will be.

@@ -250,6 +250,12 @@ static GIVES_UP: Entry<Handle<Mutex<u32>>, u32> = Entry::new("gives up", |_, sta
     *starts.open().unwrap().lock().unwrap() += 1;
     std::process::abort()
 });
+static RETURNS_ONCE: Entry<(), u32> = Entry::new("returns once", |worker, ()| {
+    if worker.restarts() > 0 {
+        std::process::exit(0);
+    }
+    7
+});
 static SUPERVISOR: Entry<Handle<Mutex<u32>>, ()> = Entry::new("supervisor", |worker, starts| {
     let counted = starts.open().unwrap();
     let backoff = Backoff::new(Duration::from_millis(1));
@@ -288,6 +294,12 @@ static SUPERVISOR: Entry<Handle<Mutex<u32>>, ()> = Entry::new("supervisor", |wor
         .unwrap();
     hung.kill().unwrap();
     assert!(matches!(hung.join(), Err(JoinError::Signaled(9))));
+
+    // What the first has returned is dropped, and the last has returned nothing.
+    let always = StartOptions::new().restart(Restart::Always(backoff.times(1)));
+    let once = worker.start_with(always, &RETURNS_ONCE, &()).unwrap();
+    let joined = once.join();
+    assert!(matches!(joined, Err(JoinError::Exited(0))), "{joined:?}");
 });
 
 pub fn restarts_by_policy() {

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use shmkit::process::{Config, Entry, JoinError, Master, RunError, StartError, run};
@@ -89,6 +90,20 @@ pub fn a_killed_master_leaves_nothing() {
     assert!(path.exists(), "the file is left");
     run(&config, &UNIT, ()).unwrap();
     assert!(!path.exists(), "the next run has removed it");
+}
+
+static DESCRIPTORS: Entry<(), Vec<PathBuf>> = Entry::new("descriptors", |_, ()| {
+    let open = std::fs::read_dir("/proc/self/fd").unwrap();
+    // That of the directory itself is closed by now.
+    let lead_to = open.filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok());
+    lead_to.collect()
+});
+
+/// A worker's child that outlives all has no lock on the next run's file.
+pub fn workers_have_no_descriptor_of_the_pid_file() {
+    let path = std::env::temp_dir().join(format!("shmkit-descriptors-{}", std::process::id()));
+    let open = run(&Config::new().pid_file(&path), &DESCRIPTORS, ()).unwrap();
+    assert!(!open.is_empty() && !open.contains(&path), "{open:?}");
 }
 
 static ECHOES: Entry<(), ()> = Entry::new("echoes", |worker, ()| {

@@ -490,9 +490,7 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
                     debug_assert!(bytes > CHUNK);
                     let tx = self.words().tx();
                     self.fill(word, None, layout, |address| {
-                        if let Some(chunk) = Chunk::at(arena, address as u64) {
-                            chunk.begin(bytes, prev, tx);
-                        }
+                        Chunk::begin(arena, address as u64, prev, tx);
                     })?;
                 }
             }

@@ -142,12 +142,20 @@ impl Writer {
 impl Chunk {
     /// The chunk at an address, if there can be one.
     pub(crate) fn at(arena: Arena, address: u64) -> Option<&'static Chunk> {
+        let (chunk, bytes) = Self::in_block(arena, address)?;
+        let fits = chunk.size.load(Ordering::Relaxed) <= (bytes - CHUNK) as u64;
+        fits.then_some(chunk)
+    }
+
+    /// Where a chunk is, or can be, and the bytes of its block.
+    fn in_block(arena: Arena, address: u64) -> Option<(&'static Chunk, usize)> {
         let at = address as usize;
         // A block, so that a chain that is garbage ends where it has been freed.
-        let size = block::usable_size(arena, at).unwrap_or(0);
-        let inside = at.is_multiple_of(8) && size > CHUNK && arena.room_at(at) >= size;
+        let bytes = block::usable_size(arena, at).unwrap_or(0);
+        let inside = at.is_multiple_of(8) && bytes > CHUNK && arena.room_at(at) >= bytes;
         // SAFETY: aligned, in the pool's data, which stays mapped; five atomic words.
-        inside.then(|| unsafe { &*std::ptr::with_exposed_provenance::<Chunk>(at) })
+        let chunk = inside.then(|| unsafe { &*std::ptr::with_exposed_provenance::<Chunk>(at) });
+        Some((chunk?, bytes))
     }
 
     #[inline]
@@ -155,11 +163,14 @@ impl Chunk {
         self.next.load(Ordering::Acquire)
     }
 
-    /// Describes a new chunk of a block of `bytes`, behind the one at `prev`.
-    pub(crate) fn begin(&self, bytes: usize, prev: u64, tx: u64) {
-        self.next.store(0, Ordering::Relaxed);
-        self.size.store((bytes - CHUNK) as u64, Ordering::Relaxed);
-        self.start(prev, tx);
+    /// Describes a new chunk in a block, behind the one at `prev`.
+    pub(crate) fn begin(arena: Arena, address: u64, prev: u64, tx: u64) {
+        if let Some((chunk, bytes)) = Self::in_block(arena, address) {
+            chunk.next.store(0, Ordering::Relaxed);
+            let size = (bytes - CHUNK) as u64;
+            chunk.size.store(size, Ordering::Relaxed);
+            chunk.start(prev, tx);
+        }
     }
 
     /// Lets an empty chunk count.

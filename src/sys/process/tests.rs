@@ -149,6 +149,18 @@ fn a_child_lives_ends_and_is_reaped() {
     assert!(has_ended(child));
 }
 
+/// Whoever has adopted a child before it asked is not its parent.
+#[test]
+fn another_parent_is_told() {
+    let other = pid() + 1;
+    let child = forked(|| {
+        if !die_with_parent(other) {
+            exit_now(7);
+        }
+    });
+    assert_eq!(wait(child), Ended::Exited(7));
+}
+
 #[test]
 fn a_stopped_child_is_alive() {
     let (child, _writer) = sleeper();
