@@ -202,10 +202,13 @@ pub fn damaged_tables() {
     said(&["check", &name.0]);
 }
 
-/// What describes a pool's objects is written over: `check` says so, whether a process died in the pool or
-/// not, and nothing is exported that is not there.
+/// What describes a pool's objects is written over: `check` says so, whether a process has the pool, or died in
+/// it, or not, and nothing is exported that is not there.
 pub fn damage_is_found() {
-    let left = Name::new("left");
+    let (left, used) = (Name::new("left"), Name::new("used"));
+    let in_use = Pool::builder().create_named(&used.0).unwrap();
+    let kept = Matrix::from_fn_in(in_use, 1, 1, |_, _| 1_u8).unwrap();
+    in_use.set_name("matrix", &kept).unwrap();
     let pool = Pool::builder().create_named(&left.0).unwrap();
     let header = {
         let matrix = Matrix::from_fn_in(pool, 5, 7, |row, column| (row * column) as f64).unwrap();
@@ -217,11 +220,14 @@ pub fn damage_is_found() {
     unsafe { pool.unmap() };
     let died = Name::new("died");
     drop(crashed(&died));
-    let [left_file, died_file] = [&left, &died].map(|name| {
+    let [left_file, died_file, used_file] = [&left, &died, &used].map(|name| {
         let options = fs::File::options().read(true).write(true).clone();
         options.open(name.path()).unwrap()
     });
     let cases = [
+        (&used, &used_file, "types", 2 << 20),
+        (&used, &used_file, "names", 3 << 20),
+        (&used, &used_file, "objects", 1 << 30),
         (&left, &left_file, "types", 2 << 20),
         (&left, &left_file, "names", 3 << 20),
         (&left, &left_file, "objects", 1 << 30),
@@ -248,6 +254,17 @@ pub fn damage_is_found() {
         );
         file.write_all_at(&before, at).unwrap();
     }
+    // Single words of a type: its number of fields, and the first one's offset and kind.
+    for (word, value) in [(5, 26), (14, 1 << 20), (15, 1 | 99 << 32)] {
+        let at = (2 << 20) + 8 * word;
+        let mut before = [0; 8];
+        left_file.read_exact_at(&mut before, at).unwrap();
+        left_file
+            .write_all_at(&u64::to_ne_bytes(value), at)
+            .unwrap();
+        refused(&["check", &left.0], 1, "problems");
+        left_file.write_all_at(&before, at).unwrap();
+    }
     // The number of columns alone.
     let mut matrix = [0; 64];
     left_file.read_exact_at(&mut matrix, header).unwrap();
@@ -269,7 +286,7 @@ pub fn damage_is_found() {
                 .unwrap();
         }
     }
-    for name in [left, died] {
+    for name in [left, died, used] {
         said(&["check", &name.0]);
         said(&["export", &name.0, "matrix", "/dev/null"]);
     }
