@@ -1,4 +1,5 @@
-//! Everything that must hold of objects, their types and their names, checked.
+//! Everything that must hold of objects, their types and their names, checked; and that who takes part is in a
+//! state that there is.
 //!
 //! While others work, only what holds at every instant is checked: what an entry says while it is the
 //! same before and after we look. At rest ([`Depth::Quiescent`]) links are counted, too, and what a
@@ -17,16 +18,18 @@ use crate::allocator::check::{CheckReport, Depth};
 use crate::engines;
 use crate::layout::arena::Arena;
 use crate::participants::detect;
+use crate::participants::table::{ProcessState, SlotState};
 use crate::primitive::Ordering;
 use crate::protocol::lifecycle;
 
 /// How many links were found to lead to each object.
 type Links = BTreeMap<usize, u32>;
 
-/// Checks types, objects and names.
+/// Checks participants, types, objects and names.
 pub(super) fn check(arena: Arena, depth: Depth, report: &mut CheckReport) {
     let quiet = depth == Depth::Quiescent;
     let mut links = Links::new();
+    check_participants(arena, report);
     types::check(arena, report);
     for index in 0..arena.object_count() {
         if let Some(entry) = arena.object(index) {
@@ -42,6 +45,24 @@ pub(super) fn check(arena: Arena, depth: Depth, report: &mut CheckReport) {
     });
     if quiet {
         check_links(arena, &links, report);
+    }
+}
+
+/// Every state is one that there is.
+fn check_participants(arena: Arena, report: &mut CheckReport) {
+    for (index, record) in arena.processes() {
+        let word = record.state.load(Ordering::Acquire);
+        if ProcessState::unpack(word).pack() != word {
+            report.problem(format_args!(
+                "process record {index} has the state {word:#x}"
+            ));
+        }
+    }
+    for (index, slot) in arena.slots() {
+        let word = slot.state.load(Ordering::Acquire);
+        if SlotState::unpack(word).pack() != word {
+            report.problem(format_args!("slot {index} has the state {word:#x}"));
+        }
     }
 }
 
