@@ -37,7 +37,7 @@ pub use store::{StoreNumbersError, Stored, store};
 use crate::layout::arena::Arena;
 use crate::pool::objects::{self, Phase};
 use crate::pool::{names, types};
-use crate::primitive::Ordering;
+use crate::primitive::{Ordering, fence};
 use crate::{Array, KillSafe, Matrix, Pool, ShmSafe};
 
 /// What an object of numbers is.
@@ -274,19 +274,33 @@ pub(crate) fn named(arena: Arena, name: &str) -> Result<Numbers, NumbersError> {
         let all = names::all(arena);
         all.into_iter().find(|(known, _)| known == name)
     };
-    for _ in 0..TRIES {
-        let (_, index) = find().ok_or(NumbersError::NotFound)?;
+    look_again(|| {
+        let Some((_, index)) = find() else {
+            return Some(Err(NumbersError::NotFound));
+        };
         let is_still = || find().is_some_and(|(_, now)| now == index);
-        if let Some(found) = look_up(arena, index, is_still) {
-            return found;
-        }
-    }
-    Err(NumbersError::Changing)
+        look_up(arena, index, is_still)
+    })
 }
 
-/// The same of an object, by its index; `None` if it keeps changing.
-pub(crate) fn of_object(arena: Arena, index: usize) -> Option<Result<Numbers, NumbersError>> {
-    (0..TRIES).find_map(|_| look_up(arena, index, || true))
+/// The same of an object, by its index.
+pub(crate) fn of_object(arena: Arena, index: usize) -> Result<Numbers, NumbersError> {
+    look_again(|| look_up(arena, index, || true))
+}
+
+/// What the first look finds that finds anything but damage: where storage comes back to where it was, that may be none.
+fn look_again(
+    look: impl Fn() -> Option<Result<Numbers, NumbersError>>,
+) -> Result<Numbers, NumbersError> {
+    let mut last = NumbersError::Changing;
+    for _ in 0..TRIES {
+        match look() {
+            Some(Err(NumbersError::Damaged)) => last = NumbersError::Damaged,
+            Some(found) => return found,
+            None => {}
+        }
+    }
+    Err(last)
 }
 
 /// What an object is, if it has not changed meanwhile and `is_still` the one that is meant. Nothing
@@ -302,7 +316,9 @@ fn look_up(
     };
     let state = entry.state();
     let found = look(arena, index);
-    let unchanged = found == look(arena, index) && is_still() && entry.state() == state;
+    let again = look(arena, index);
+    fence(Ordering::Acquire);
+    let unchanged = found == again && is_still() && entry.state() == state;
     unchanged.then_some(found)
 }
 

@@ -58,6 +58,7 @@ const CASES: &[Named] = table! {
     terminal:
         top_on_a_terminal
         top_is_ended_by_signals
+        top_is_ended_when_it_is_stuck
         help_and_manual
         the_bench_measures;
 };

@@ -12,7 +12,6 @@
 //! is set until after, and nobody hands a named block out again.
 
 use std::alloc::Layout;
-use std::cell::Cell;
 
 use super::cache;
 use super::guard::{self, Guarded};
@@ -74,31 +73,16 @@ pub(crate) fn allocate_more(
         return Ok(guard::allocate(arena, slot, layout, record)?);
     }
     let Some(class) = size_class::class_of(layout) else {
-        let allocate = || run::allocate(arena, slot, layout, |address, _| record(address));
-        return Ok(or_give_back(arena, slot, allocate)?);
+        return Ok(run::allocate(arena, slot, layout, |address, _| {
+            record(address);
+        })?);
     };
     let cache = slot.cache(class);
     loop {
         if let Some(address) = cache.take(&record) {
             return Ok(address);
         }
-        or_give_back(arena, slot, || cache.replenish(arena, slot, class))?;
-    }
-}
-
-/// Tries once more, if there was no room, with that of the thread's empty spans.
-fn or_give_back<T>(
-    arena: Arena,
-    slot: &Slot,
-    attempt: impl Fn() -> Result<T, AllocError>,
-) -> Result<T, AllocError> {
-    match attempt() {
-        Err(AllocError::PoolFull | AllocError::NoMemory(_))
-            if cache::give_back_empty(arena, slot) =>
-        {
-            attempt()
-        }
-        done => done,
+        cache.replenish(arena, slot, class)?;
     }
 }
 
@@ -112,11 +96,9 @@ pub(crate) fn allocate_noting(
     if size_class::class_of(layout).is_some() {
         return Ok((allocate(arena, slot, layout, |_| {})?, false));
     }
-    or_give_back(arena, slot, || {
-        let zero = Cell::new(false);
-        let address = run::allocate(arena, slot, layout, |_, clean| zero.set(clean))?;
-        Ok((address, zero.get()))
-    })
+    let mut zero = false;
+    let address = run::allocate(arena, slot, layout, |_, clean| zero = clean)?;
+    Ok((address, zero))
 }
 
 /// Moves a block to one of another layout, with as much of its content as fits. It may stay where

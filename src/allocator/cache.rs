@@ -333,16 +333,24 @@ impl Cache<'_> {
         if let Some((span, word)) = adopt_orphan(arena, slot, class) {
             return Ok((span, Some(word)));
         }
-        match self.new_span(arena, slot, class) {
-            Ok(span) => Ok((span, span.stocked(0))),
-            // Looking for slices has made the spans of the dead nobody's. The last resort: a block or two
-            // that were not worth asking for.
-            Err(error) => match adopt_orphan(arena, slot, class)
-                .or_else(|| self.take_full(arena, usize::MAX))
-            {
-                Some((span, word)) => Ok((span, Some(word))),
-                None => Err(error),
-            },
+        let new = || {
+            let span = self.new_span(arena, slot, class)?;
+            Ok((span, span.stocked(0)))
+        };
+        let error = match new() {
+            Err(error) => error,
+            made => return made,
+        };
+        // Looking for slices has made the spans of the dead nobody's. And a block or two that were not
+        // worth asking for.
+        if let Some((span, word)) =
+            adopt_orphan(arena, slot, class).or_else(|| self.take_full(arena, usize::MAX))
+        {
+            return Ok((span, Some(word)));
+        }
+        match give_back_empty(arena, slot, TABLE[class].first_slices as usize, error) {
+            true => new(),
+            false => Err(error),
         }
     }
 
@@ -459,40 +467,35 @@ pub(crate) fn note_free(arena: Arena, slot: &Slot, span: &Span) {
     }
 }
 
-/// Gives back the owner's spans of which all blocks are free: one that blocks were last taken from is kept for
-/// the next of its class, and others may have freed all of another. True if there were any.
+/// So many slices could not be had: gives back the owner's current spans that are empty, which are kept for the next
+/// blocks of their classes as long as there is room elsewhere. True if it is worth another try.
+///
+/// Only the current ones: what others have freed of the rest is not looked for, as an owner may have very many, and
+/// who polls a full pool would look through all of them each time.
 ///
 /// Killed anywhere: a span of the dead, or claimed slices.
 #[cold]
-pub(crate) fn give_back_empty(arena: Arena, slot: &Slot) -> bool {
-    let mut given = false;
-    let mut give_back = |span: &Span| {
-        slot.forget(arena, span);
-        span.give_back(arena, slot.tag());
-        given = true;
+pub(crate) fn give_back_empty(arena: Arena, slot: &Slot, wanted: usize, why: AllocError) -> bool {
+    if !matches!(why, AllocError::PoolFull | AllocError::NoMemory(_)) {
+        return false;
+    }
+    let empty = |class| {
+        let (span, _) = slot.cache(class).current(arena)?;
+        (span.is_empty(arena) && span.is_sane(arena, span.slice(arena))).then_some(span)
     };
+    let slices = |span: &Span| span.slices.load(Ordering::Relaxed) as usize;
+    let own: usize = (0..CLASSES).filter_map(empty).map(slices).sum();
+    if own == 0 || own + grow::most_free(arena) < wanted {
+        return false;
+    }
     for class in 0..CLASSES {
-        let cache = slot.cache(class);
-        if let Some((span, _)) = cache.current(arena)
-            && span.is_empty(arena)
-        {
-            cache.set_none(slot);
-            give_back(span);
-        }
-        for list in [cache.partial, cache.full] {
-            let mut next = list.0.load(Ordering::Relaxed);
-            // Bounded, should the links be garbage.
-            for _ in 0..arena.slices() {
-                let Some(span) = at(arena, next) else { break };
-                next = span.next.load(Ordering::Relaxed);
-                if span.is_empty(arena) {
-                    list.remove(arena, span);
-                    give_back(span);
-                }
-            }
+        if let Some(span) = empty(class) {
+            slot.cache(class).set_none(slot);
+            slot.forget(arena, span);
+            span.give_back(arena, slot.tag());
         }
     }
-    given
+    true
 }
 
 /// Takes all spans out of a leaving owner's lists.

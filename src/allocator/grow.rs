@@ -103,6 +103,18 @@ pub(crate) fn claim_at(arena: Arena, slot: &Slot, start: usize, count: usize) ->
     slice::claim_these(arena, slot.tag(), start, count)
 }
 
+/// How many slices could be claimed at once at the most: free ones, and those that the pool can grow by.
+pub(crate) fn most_free(arena: Arena) -> usize {
+    let slices = arena.slices();
+    let is_free = |&index: &usize| {
+        let tag = arena.tag(index).load(Ordering::Relaxed);
+        matches!(slice::state(tag), slice::State::Free { .. })
+    };
+    let free = (0..slices).filter(is_free).count();
+    let most = arena.header().max_slices.load(Ordering::Relaxed) as usize;
+    free + most.saturating_sub(slices)
+}
+
 /// Grows the pool by `wanted` slices at least, or by as much as it can if that will do for `count`.
 #[cold]
 fn grow(arena: Arena, slot: &Slot, count: usize, wanted: usize) -> Result<(), AllocError> {

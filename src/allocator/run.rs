@@ -12,7 +12,7 @@
 use std::alloc::Layout;
 
 use super::AllocError;
-use super::{grow, kept, slice};
+use super::{cache, grow, kept, slice};
 use crate::layout::arena::{Arena, DATA, SLICE};
 use crate::participants::table::Slot;
 use crate::primitive::Ordering;
@@ -44,7 +44,11 @@ pub(crate) fn allocate(
     } else {
         align
     };
-    let start = grow::claim(arena, slot, count, preferred, align)?;
+    let claim = || grow::claim(arena, slot, count, preferred, align);
+    let start = match claim() {
+        Err(error) if cache::give_back_empty(arena, slot, count, error) => claim()?,
+        claimed => claimed?,
+    };
     let clean = slice::is_clean(arena, start, count);
     slice::tag_tails(arena, start, count);
     Ok(finish(arena, start, count, clean, record))

@@ -52,7 +52,7 @@ use crate::layout::{Field, TypeInfo};
 use crate::participants::here::{Here, here};
 use crate::pool::intents;
 use crate::pool::{ObjectError, OutOfMemory, Pool};
-use crate::primitive::{AtomicU64, Ordering};
+use crate::primitive::{AtomicU64, Ordering, fence};
 use crate::{KillSafe, ShmSafe};
 
 /// Locks for elements of more than 8 bytes.
@@ -79,10 +79,9 @@ impl BlockWord {
         self.0.load(Ordering::Acquire) as usize
     }
 
-    /// The length that the block begins with. The caller keeps the block from being replaced.
+    /// The length that the block at an address begins with. The caller keeps the block from being replaced.
     #[inline]
-    fn len(&self, arena: Arena) -> usize {
-        let address = self.address();
+    fn len(arena: Arena, address: usize) -> usize {
         if !address.is_multiple_of(8) || arena.room_at(address) < 8 {
             return 0;
         }
@@ -315,7 +314,7 @@ impl<T: KillSafe + Unpin> Array<T> {
     #[inline]
     fn elements(&self, arena: Arena) -> (*mut T, usize) {
         let address = self.storage.block.address();
-        let len = self.storage.block.len(arena);
+        let len = BlockWord::len(arena, address);
         let room = arena.room_at(address).saturating_sub(Self::OFFSET);
         let fit = room.checked_div(size_of::<T>()).unwrap_or(usize::MAX);
         let aligned = address.is_multiple_of(align_of::<T>());
@@ -334,12 +333,13 @@ impl<T: KillSafe + Unpin> Array<T> {
             if address == 0 {
                 return Some((0, 0));
             }
-            let len = self.storage.block.len(arena);
+            let len = BlockWord::len(arena, address);
             let fits = address.is_multiple_of(align_of::<T>().max(8))
                 && len.checked_mul(size_of::<T>()).is_some_and(|bytes| {
                     let room = block::usable_size(arena, address).unwrap_or(0);
                     room.checked_sub(Self::OFFSET) >= Some(bytes)
                 });
+            fence(Ordering::Acquire);
             // A block that was replaced is none any more.
             if fits || self.storage.block.address() == address {
                 return fits.then(|| (address + Self::OFFSET, len));

@@ -10,7 +10,7 @@ use crate::numbers::{self, Numbers, NumbersError};
 use crate::participants::detect;
 use crate::pool::objects::{self, Phase};
 use crate::pool::{names, types};
-use crate::primitive::Ordering;
+use crate::primitive::{Ordering, fence};
 
 /// An object of a pool.
 ///
@@ -73,7 +73,7 @@ fn report(arena: Arena, index: usize, named: &[(String, usize)]) -> Option<Objec
     let size = described.as_ref().map_or(0, |ty| ty.size);
     let is_in_block = block::usable_size(arena, address).is_ok_and(|room| room >= size);
     let numbers = numbers::of_object(arena, index);
-    let are_damaged = matches!(numbers, Some(Err(NumbersError::Damaged)));
+    let are_damaged = matches!(numbers, Err(NumbersError::Damaged));
     let report = ObjectReport {
         index,
         names: of_it.map(|(name, _)| name.clone()).collect(),
@@ -87,10 +87,13 @@ fn report(arena: Arena, index: usize, named: &[(String, usize)]) -> Option<Objec
         links: detect::value(entry.links.load(Ordering::SeqCst)),
         held: objects::is_held(arena, index),
         damaged: described.is_none() || !is_in_block || are_damaged,
-        numbers: numbers.and_then(Result::ok),
+        numbers: numbers.ok(),
     };
+    fence(Ordering::Acquire);
     // Otherwise it was destroyed meanwhile.
-    (entry.state() == state).then_some(report)
+    let now = entry.state();
+    let is_same = now.phase == Phase::Live && now.generation == state.generation;
+    is_same.then_some(report)
 }
 
 /// As [`Pool::check`](crate::Pool::check), and that matrices and arrays of numbers have elements.

@@ -196,16 +196,18 @@ fn judged(
         rustix::fs::unlink(name.path())?;
         return Ok(());
     }
-    may_unlink(name.path(), stat.st_uid)
+    may_unlink(name.path())
 }
 
-/// Whether the system would let this process remove the name of a file that belongs to `owner`.
-fn may_unlink(path: &str, owner: u32) -> Result<(), RemoveError> {
+/// Whether the system would let this process remove a name, as far as modes and owners say.
+fn may_unlink(path: &str) -> Result<(), RemoveError> {
     let directory = Path::new(path).parent().unwrap_or(Path::new("/"));
     let wanted = AccessFlags::W_OK | AccessFlags::X_OK;
     nix::unistd::eaccess(directory, wanted).map_err(std::io::Error::from)?;
     let directory = rustix::fs::stat(directory)?;
     let me = rustix::process::geteuid().as_raw();
+    // A symbolic link's own.
+    let owner = rustix::fs::lstat(path)?.st_uid;
     let is_sticky = directory.st_mode & Mode::SVTX.as_raw_mode() != 0;
     if is_sticky && ![0, owner, directory.st_uid].contains(&me) {
         return Err(rustix::io::Errno::PERM.into());

@@ -70,36 +70,25 @@ pub fn every_class_fills_the_pool() {
     }
 }
 
-/// A thread's last span of each class stays with it as long as there is room elsewhere, and so do those whose blocks
-/// others have freed.
+/// A thread's last span of each class stays with it as long as there is room elsewhere.
 pub fn empty_spans_are_used_in_a_full_pool() {
-    let pool = TestPool::with(|b| b.max_size(MAX));
-    let (give, given) = std::sync::mpsc::channel();
-    let (tell, told) = std::sync::mpsc::channel::<()>();
-    std::thread::scope(|s| {
-        let pool = &pool;
-        s.spawn(move || {
-            for size in class_sizes().into_iter().chain([40; 2000]) {
-                let block = pool.allocate(layout(size, 8)).unwrap().cast::<u8>();
-                give.send(block.as_ptr().expose_provenance()).unwrap();
-            }
-            // Its own: the current ones.
-            for size in class_sizes() {
-                let block = pool.allocate(layout(size, 8)).unwrap().cast();
-                free(**pool, block);
-            }
-            drop(give);
-            told.recv().unwrap();
-            let all = pool.allocate(layout(MAX, 8)).unwrap().cast();
-            free(**pool, all);
-            assert_all_free(**pool);
-        });
-        for block in given {
-            let block = std::ptr::with_exposed_provenance_mut(block);
-            free(**pool, NonNull::new(block).unwrap());
+    for (guard, most) in [(false, MAX), (true, MAX - (16 << 10))] {
+        let pool = TestPool::with(|b| b.max_size(MAX).guard(guard));
+        for size in class_sizes() {
+            let block = pool.allocate(layout(size, 8)).unwrap().cast();
+            free(*pool, block);
         }
-        tell.send(()).unwrap();
-    });
+        let spans = || -> usize { pool.stats().classes.iter().map(|class| class.spans).sum() };
+        let kept = spans();
+        assert!(kept > 20, "{kept}");
+        // They stay if they are of no use.
+        assert_eq!(pool.allocate(layout(MAX + 1, 8)), Err(AllocError::PoolFull));
+        assert_eq!(spans(), kept);
+        let all = pool.allocate(layout(most, 8)).unwrap().cast();
+        assert_eq!(spans(), 0);
+        free(*pool, all);
+        assert_all_free(*pool);
+    }
 }
 
 pub fn large_blocks_fill_the_pool() {

@@ -159,6 +159,31 @@ pub fn top_is_ended_by_signals() {
     actor.end();
 }
 
+/// The same where nobody reads what is drawn.
+pub fn top_is_ended_when_it_is_stuck() {
+    let name = Name::new("stuck");
+    let actor = Actor::start("role_holds", &name.0);
+    let mut top = Top::start(&name, &actor, "0.01");
+    // SAFETY: a terminal of ours.
+    let flow = |action| assert_eq!(unsafe { libc::tcflow(top.slave.as_raw_fd(), action) }, 0);
+    flow(libc::TCOOFF);
+    let pid = top.child.0.id();
+    let writes = format!("{} ", libc::SYS_write);
+    let is_stuck = || {
+        let call = std::fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap();
+        call.starts_with(&writes)
+    };
+    let began = Instant::now();
+    while !is_stuck() {
+        assert!(began.elapsed() < Duration::from_secs(60), "it is not stuck");
+    }
+    // SAFETY: a child of ours that was not waited for.
+    assert_eq!(unsafe { libc::kill(pid as libc::pid_t, libc::SIGTERM) }, 0);
+    let status = top.child.0.wait().unwrap();
+    assert_eq!(status.signal(), Some(libc::SIGTERM), "{status}");
+    actor.end();
+}
+
 pub fn help_and_manual() {
     let help = said(&["--help"]);
     let documented = include_str!("../../docs/cli.md");

@@ -5,7 +5,7 @@
 //! allocated at least, and where there are less, freed.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::sync::{Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
@@ -175,29 +175,40 @@ fn signed(rate: f64) -> String {
     format!("{sign}{}", bytes(rate.abs() as u64))
 }
 
-/// Held while something is drawn, and for good by who gives the terminal back.
+/// Held while something is done to the terminal, and for good by who gives it back.
 static SCREEN: Mutex<()> = Mutex::new(());
 
 /// Shows the pool on the terminal until somebody presses q, Escape or Ctrl-C, or a signal ends it.
 pub fn watch(observer: &Observer, name: &str, interval: Duration) -> Outcome {
     give_back_when_signalled()?;
+    let screen = SCREEN.lock();
     let mut terminal = ratatui::try_init().map_err(Failure::from)?;
+    drop(screen);
     let outcome = show(&mut terminal, observer, name, interval);
     let _screen = SCREEN.lock();
     ratatui::restore();
     outcome.map_err(Failure::from)
 }
 
-/// From here on, a signal that ends the process finds the terminal as it was before.
+/// From here on, a signal that ends the process finds the terminal as it was before; unless that takes nothing, as
+/// when nobody reads what is drawn: then it is not waited for.
 fn give_back_when_signalled() -> Outcome {
+    /// How long giving back may take.
+    const LIMIT: Duration = Duration::from_secs(1);
     let mut signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM])?;
     std::thread::spawn(move || {
-        if let Some(signal) = signals.forever().next() {
-            let _screen = SCREEN.lock();
+        let Some(signal) = signals.forever().next() else {
+            return;
+        };
+        let (tell, told) = mpsc::channel();
+        std::thread::spawn(move || {
+            std::mem::forget(SCREEN.lock());
             // After a hangup there is none.
             let _ = ratatui::try_restore();
-            let _ = emulate_default_handler(signal);
-        }
+            let _ = tell.send(());
+        });
+        let _ = told.recv_timeout(LIMIT);
+        let _ = emulate_default_handler(signal);
     });
     Ok(())
 }
