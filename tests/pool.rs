@@ -98,6 +98,7 @@ const CASES: &[common::Named] = table! {
         kept_runs_at_the_end_are_grown;
     inspect:
         participants_and_what_they_have
+        nothing_is_damaged_at_any_look
         a_map_of_the_data
         a_copy_is_not_the_pool_itself
         leaks_are_what_nobody_reaches

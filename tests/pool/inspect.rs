@@ -3,9 +3,11 @@
 use allocator_api2::vec::Vec as PoolVec;
 use shmkit::inspect::{self, Leaks, Observer, Use};
 use shmkit::process::scope;
-use shmkit::{Array, AttachError, Foreign, HashMap, Link, Pool, PoolAlloc, SharedCell, ShmSafe};
+use shmkit::{
+    Array, AttachError, Foreign, HashMap, Link, Matrix, Pool, PoolAlloc, SharedCell, ShmSafe,
+};
 
-use super::common::{TestPool, allocate, free};
+use super::common::{Random, TestPool, allocate, fork, free, leave, reap};
 
 #[derive(ShmSafe)]
 struct Node {
@@ -43,6 +45,68 @@ pub fn participants_and_what_they_have() {
     assert_eq!((all[0].slot, all[0].allocated), (0, 512));
     assert_eq!(all[1].allocated, 100 * 1024);
     small.into_iter().for_each(|block| free(*pool, block));
+}
+
+/// Makes objects of all kinds, names and links them, and removes them again, for ever.
+fn busy(pool: Pool, name: &str) {
+    loop {
+        let numbers = pool.named_or_create("numbers", Array::<u8>::new).unwrap();
+        let node = pool.named_or_create(name, node).unwrap();
+        let next = pool.create(self::node()).unwrap();
+        node.next.set(Some(&next)).unwrap();
+        node.next.set(Some(&node)).unwrap();
+        node.next.set(None).unwrap();
+        let matrix = Matrix::filled_in(pool, 2, 3, 0.5).unwrap();
+        let mine = format!("{name} matrix");
+        // Of one that has died.
+        let _ = pool.remove_name(&mine);
+        pool.set_name(&mine, &matrix).unwrap();
+        matrix.grow(20, 1.0).unwrap();
+        let _ = numbers.extend_from_slice(&[1; 7]);
+        if numbers.len() > 1_000 {
+            let _ = pool.remove_name("numbers");
+        }
+        let _ = pool.remove_name(name);
+        pool.remove_name(&mine).unwrap();
+    }
+}
+
+/// What holds at every instant does, whatever the living do, and whenever the others die.
+pub fn nothing_is_damaged_at_any_look() {
+    let name = format!("test-looks-{}", std::process::id());
+    let pool = TestPool::of(Pool::builder().create_named(&name).unwrap());
+    let observer = Observer::open(&name).unwrap();
+    Pool::unlink(&name).unwrap();
+    let mut random = Random::new(3);
+    let mut seen = 0;
+    for _ in 0..100 {
+        let children = ["first", "second"].map(|name| {
+            fork().unwrap_or_else(|| {
+                // SAFETY: changes what this process hears of; it goes with its case.
+                unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+                busy(*pool, name);
+                leave(false)
+            })
+        });
+        for _ in 0..random.below(60) {
+            let report = observer.check();
+            assert!(report.is_ok(), "{report}");
+            seen += report.objects;
+            let objects = observer.objects();
+            assert!(objects.iter().all(|object| !object.damaged), "{objects:?}");
+        }
+        for child in children {
+            // SAFETY: a child of ours that was not waited for.
+            assert_eq!(unsafe { libc::kill(child, libc::SIGKILL) }, 0);
+            reap(child);
+            let report = observer.check();
+            assert!(report.is_ok(), "{report}");
+        }
+        pool.recover();
+        let report = pool.check_quiescent();
+        assert!(report.is_ok(), "{report}");
+    }
+    assert!(seen > 0);
 }
 
 pub fn a_map_of_the_data() {
