@@ -55,6 +55,7 @@ use crate::participants::tag::Tag;
 use crate::participants::thread::{self, InPool};
 use crate::participants::{life, lock, recovery};
 use crate::primitive::{AtomicU64, Ordering, fence};
+use crate::protocol::claimed::{self, Bounds};
 use crate::sys::futex;
 
 /// How many claims an array can have at once.
@@ -201,15 +202,16 @@ impl Entry {
         }
     }
 
+    fn bounds(&self) -> Bounds<'_> {
+        [&self.start, &self.end]
+    }
+
     fn range(&self) -> Range<usize> {
-        // Acquire: who is let pass by a later owner's range sees what the former one has done to the array.
-        let load = |word: &AtomicU64| word.load(Ordering::Acquire) as usize;
-        load(&self.start)..load(&self.end)
+        claimed::range(self.bounds())
     }
 
     fn set_range(&self, range: Range<usize>) {
-        self.start.store(range.start as u64, Ordering::Release);
-        self.end.store(range.end as u64, Ordering::Release);
+        claimed::set_range(self.bounds(), range);
     }
 
     /// The entry's state; what a dead owner leaves is put right. The caller holds the lock.
@@ -441,12 +443,11 @@ impl Claims {
     }
 
     fn seems_claimed(&self, index: usize, access: Access) -> bool {
-        self.used().iter().any(|entry| {
-            let word = entry.word.load(Ordering::SeqCst);
-            !Tag::of_word(word).is_nobody()
-                && (access == Access::Writes || word & SHARED == 0)
-                && entry.range().contains(&index)
-        })
+        let counts = |word: u64| {
+            !Tag::of_word(word).is_nobody() && (access == Access::Writes || word & SHARED == 0)
+        };
+        let mut used = self.used().iter();
+        used.any(|entry| claimed::bars(&entry.word, entry.bounds(), index, counts))
     }
 
     /// Looks at the table closely: refuses, or waits, or finds nothing in the way.

@@ -9,6 +9,7 @@
 //! | `tag`       | (slot, generation), the name of an owner | everybody |
 //! | `bitmap`    | which blocks of a span are free | `allocator::span` |
 //! | `cells`     | the words of a queue's cells | `engines::queue` |
+//! | `claimed`   | ranges of an array that somebody uses alone | `containers::claims` |
 //! | `detect`    | a compare-exchange whose outcome can be told after its author's death | `participants::detect` |
 //! | `foremost`  | which element of a queue was told to be the first | `containers::queue` |
 //! | `lock_word` | a lock whose word names its owner | `participants::lock` |
@@ -25,6 +26,7 @@
 
 pub mod bitmap;
 pub mod cells;
+pub mod claimed;
 pub mod detect;
 pub mod foremost;
 pub mod keeping;

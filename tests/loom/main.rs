@@ -13,6 +13,7 @@
 #![cfg(shmkit_loom)]
 
 mod bitmaps;
+mod claimed;
 mod detect;
 mod keeping;
 mod lifecycle;

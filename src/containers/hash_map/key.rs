@@ -69,6 +69,13 @@ use crate::layout::arena::Arena;
 /// - Two keys are the same key exactly if their bytes are the same.
 /// - [`from_bytes`](Self::from_bytes) of a copy of the bytes at an address that is a multiple of
 ///   [`ALIGN`](Self::ALIGN) is that key.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be the key of a map",
+    label = "not `Key`",
+    note = "keys are told by their bytes: integers, `char`, `bool`, `Handle`s, `str`, `[u8]`, and arrays of keys; \
+            `#[derive(Key)]` admits structs of keys without padding and enums without fields; a float's bits are a \
+            key, by `f64::to_bits`"
+)]
 pub unsafe trait Key: Send + Sync + 'static {
     /// What tells programs which type of key a map has: the type itself, if that is `ShmSafe`.
     type Stored: ShmSafe;
