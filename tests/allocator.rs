@@ -53,6 +53,7 @@ const CASES: &[common::Named] = table! {
     full:
         every_class_fills_the_pool
         empty_spans_are_used_in_a_full_pool
+        given_back_spans_are_not_known
         large_blocks_fill_the_pool
         mixed_sizes_fill_the_pool
         memory_comes_back_to_other_classes
