@@ -24,7 +24,7 @@
 //! | `master` | [`Master`]: start, reap, shut down |
 //! | `peers` | the programs that take part in a run without being forked by its master |
 //! | `peer` | [`Peer`]: such a program, as it sees itself |
-//! | `signature` | what an entry's types look like to other programs |
+//! | `signature`, `shape` | what an entry's types look like to other programs |
 //! | `resource` | [`Resource`]: a file, a pool, a semaphore |
 //! | `resources` | [`Resources`]: what is removed when nobody uses it any more |
 //! | `journal` | what the next run removes after a crash |
@@ -54,6 +54,7 @@ mod resource;
 mod resources;
 mod run;
 mod scope;
+mod shape;
 mod signature;
 mod supervise;
 mod table;

@@ -1,16 +1,11 @@
 //! What an entry point's types look like to serde, as a number.
 //!
 //! Programs that are built separately agree on an entry by its name and on its types by this number.
-//! A type is traced (by the crate serde-reflection): its `Deserialize` is run on made-up input, which tells the
-//! names and order of fields, the variants, the kinds of numbers: all that decides about the bytes.
-//! A type that refuses made-up input (because it validates) is known by the name that the compiler
-//! gives it instead, which is the same in programs that have it from one crate.
+//! It is made of the types' shapes (`shape.rs`). Where a type refuses made-up input (because it validates), so that its shape
+//! is not known as a whole, the name that the compiler gives it counts as well, which is the same in programs that have
+//! it from one crate.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
-use serde_reflection::{Samples, Tracer, TracerConfig};
-
-use super::Wire;
+use super::{Wire, shape};
 use crate::layout::fnv;
 
 pub(super) fn hash(bytes: &[u8]) -> u64 {
@@ -20,24 +15,19 @@ pub(super) fn hash(bytes: &[u8]) -> u64 {
 
 /// A number that is equal where the bytes of both types mean the same.
 pub(super) fn signature<A: Wire, R: Wire>() -> u64 {
-    let mut bytes = shape::<A>();
+    let mut bytes = known_by::<A>();
     // Neither's end is the other's beginning.
     bytes.extend((bytes.len() as u64).to_le_bytes());
-    bytes.extend(shape::<R>());
+    bytes.extend(known_by::<R>());
     hash(&bytes)
 }
 
-fn shape<T: Wire>() -> Vec<u8> {
-    let traced = catch_unwind(AssertUnwindSafe(|| {
-        let mut tracer = Tracer::new(TracerConfig::default());
-        let (format, _) = tracer.trace_type::<T>(&Samples::new()).ok()?;
-        let registry = tracer.registry().ok()?;
-        postcard::to_stdvec(&(format, registry)).ok()
-    }));
-    match traced {
-        Ok(Some(bytes)) => bytes,
-        _ => std::any::type_name::<T>().into(),
+fn known_by<T: Wire>() -> Vec<u8> {
+    let (mut bytes, is_whole) = shape::of::<T>();
+    if !is_whole {
+        bytes.extend(std::any::type_name::<T>().as_bytes());
     }
+    bytes
 }
 
 #[cfg(test)]
@@ -45,67 +35,111 @@ mod tests {
     use super::*;
     use serde::{Deserialize, Serialize};
 
-    mod one {
-        use super::*;
-        #[derive(Serialize, Deserialize)]
-        pub struct Point {
-            pub x: f64,
-            pub y: Option<u32>,
-        }
-        #[derive(Serialize, Deserialize)]
-        pub enum Shape {
-            Empty,
-            At(Point),
-        }
-    }
+    /// The same types once more, in another place and with another number.
+    macro_rules! program {
+        ($program:ident $number:ty, $($last:ident)?) => {
+            mod $program {
+                use super::*;
 
-    mod other {
-        use super::*;
-        #[derive(Serialize, Deserialize)]
-        pub struct Point {
-            pub x: f64,
-            pub y: Option<u32>,
-        }
-        #[derive(Serialize, Deserialize)]
-        pub enum Shape {
-            Empty,
-            At(Point),
-        }
-    }
+                #[derive(Serialize, Deserialize)]
+                pub struct Point {
+                    pub x: f64,
+                    pub y: Option<$number>,
+                }
 
-    mod changed {
-        use super::*;
-        #[derive(Serialize, Deserialize)]
-        pub struct Point {
-            pub x: f64,
-            pub y: Option<u64>,
-        }
-        #[derive(Serialize, Deserialize)]
-        pub enum Shape {
-            Empty,
-            At(Point),
-        }
+                #[derive(Serialize, Deserialize)]
+                pub enum Shape {
+                    Empty,
+                    At(Point),
+                    Named { name: String, $($last: ())? },
+                }
+
+                #[derive(Serialize, Deserialize)]
+                pub struct Work {
+                    pub shapes: Vec<Shape>,
+                    pub how: Result<Shape, Option<Shape>>,
+                }
+
+                /// What comes first lies within itself.
+                #[derive(Serialize, Deserialize)]
+                pub enum Term {
+                    Sum(Box<Term>, Box<Term>),
+                    Call { name: String, arguments: Vec<Term> },
+                    Of(Box<Factor>),
+                    Number($number),
+                }
+
+                #[derive(Serialize, Deserialize)]
+                pub enum Factor {
+                    Of(Box<Term>),
+                    Shape(Box<Shape>),
+                }
+            }
+        };
     }
+    program!(one u32,);
+    program!(same u32,);
+    program!(number u64,);
+    program!(field u32, last);
 
     #[test]
     fn equal_shapes_have_equal_signatures() {
         let one = signature::<one::Shape, Vec<one::Point>>();
-        assert_eq!(one, signature::<other::Shape, Vec<other::Point>>());
-        assert_ne!(one, signature::<changed::Shape, Vec<one::Point>>());
-        assert_ne!(one, signature::<one::Shape, Vec<changed::Point>>());
+        assert_eq!(one, signature::<same::Shape, Vec<same::Point>>());
+        assert_ne!(one, signature::<number::Shape, Vec<one::Point>>());
+        assert_ne!(one, signature::<one::Shape, Vec<number::Point>>());
         assert_ne!(signature::<u32, u64>(), signature::<u64, u32>());
         assert_ne!(signature::<(), ()>(), signature::<(), Vec<()>>());
     }
 
+    #[test]
+    fn what_lies_deep_counts() {
+        let work = [
+            signature::<one::Work, ()>(),
+            signature::<same::Work, ()>(),
+            signature::<number::Work, ()>(),
+            signature::<field::Work, ()>(),
+        ];
+        assert_eq!(work[0], work[1]);
+        assert!(work[0] != work[2] && work[0] != work[3] && work[2] != work[3]);
+    }
+
+    #[test]
+    fn types_within_themselves_are_seen_to_their_ends() {
+        let (_, is_whole) = shape::of::<one::Term>();
+        assert!(is_whole);
+        let terms = [
+            signature::<one::Term, one::Factor>(),
+            signature::<same::Term, same::Factor>(),
+            signature::<number::Term, number::Factor>(),
+            signature::<field::Term, field::Factor>(),
+        ];
+        assert_eq!(terms[0], terms[1]);
+        assert!(terms[0] != terms[2] && terms[0] != terms[3] && terms[2] != terms[3]);
+    }
+
+    #[test]
+    fn types_without_end_have_names() {
+        #[derive(Serialize, Deserialize)]
+        enum Endless {
+            Cons(u8, Box<Endless>),
+        }
+        #[derive(Serialize, Deserialize)]
+        struct Ring(Box<Ring>);
+        assert!(!shape::of::<Endless>().1);
+        assert!(!shape::of::<Ring>().1);
+        assert!(!shape::of::<Vec<Ring>>().1);
+    }
+
     /// Fails on made-up input.
     #[derive(Serialize)]
-    struct Odd(u8);
+    struct Even(u8);
 
-    impl<'de> Deserialize<'de> for Odd {
+    impl<'de> Deserialize<'de> for Even {
         fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
             match u8::deserialize(from)? {
-                n if n % 2 == 1 => Ok(Odd(n)),
-                n => panic!("{n} is even"),
+                n if n % 2 == 0 => Ok(Even(n)),
+                n => panic!("{n} is odd"),
             }
         }
     }
@@ -114,10 +148,15 @@ mod tests {
     fn types_that_cannot_be_traced_have_names() {
         let hook = std::panic::take_hook();
         std::panic::set_hook(Box::new(|_| {}));
-        let (odd, same) = (signature::<Odd, ()>(), signature::<Odd, ()>());
+        let (even, same) = (signature::<Even, ()>(), signature::<Even, ()>());
+        let (with_more, more) = (
+            signature::<(u8, Even), ()>(),
+            signature::<(u16, Even), ()>(),
+        );
         std::panic::set_hook(hook);
-        assert_eq!(odd, same);
-        assert_ne!(odd, signature::<u8, ()>());
-        assert_eq!(Odd(3).0, 3);
+        assert_eq!(even, same);
+        assert_ne!(even, signature::<u8, ()>());
+        assert_ne!(with_more, more);
+        assert_eq!(Even(4).0, 4);
     }
 }
