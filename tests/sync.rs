@@ -86,6 +86,7 @@ const CASES: &[common::Named] = table! {
     recoverable:
         repaired_after_a_kill
         repaired_after_a_panic
+        repaired_after_a_panic_while_unwinding
         killed_while_repairing
         panic_while_repairing
         repaired_under_kills
@@ -96,6 +97,7 @@ const CASES: &[common::Named] = table! {
         a_dead_waiter_hurts_nobody
         setters_killed_at_random
         a_descriptor_per_process
+        a_descriptor_misses_nothing
         a_descriptor_takes_no_signal;
     scarce:
         a_death_is_seen_without_descriptors

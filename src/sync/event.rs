@@ -320,11 +320,18 @@ impl Event {
         let (theirs, ours) = UnixStream::pair()?;
         theirs.set_nonblocking(true)?;
         ours.set_nonblocking(true)?;
-        let watch = Watch {
+        let mut watch = Watch {
             word: address,
             _hold: hold.ok_or_else(outside)?,
             ours,
+            told: 0,
         };
+        // Now: the thread may begin when the event has been set, or cleared, since.
+        let found = self.word.load(Ordering::SeqCst);
+        watch.told = found / ONE;
+        if found & SET != 0 {
+            watch.tell();
+        }
         let thread = std::thread::Builder::new().name("shmkit-event".into());
         signals::blocked(|| thread.spawn(move || watch.run()))?;
         Ok(theirs.into())
@@ -352,26 +359,30 @@ struct Watch {
     _hold: Arc<Hold>,
     /// The other end of the descriptor.
     ours: UnixStream,
+    /// How often the event had been set when that was told last, or when the descriptor was made.
+    told: u64,
 }
 
 impl Watch {
     fn run(mut self) {
         // SAFETY: an event of an object that `_hold` holds (invariant 2), used through atomics.
         let event = unsafe { &*std::ptr::with_exposed_provenance::<Event>(self.word) };
-        let mut told = None;
         while self.is_open() {
             let found = event.word.load(Ordering::SeqCst);
-            let count = found / ONE;
-            // Set since it was told last; or at first, set now.
-            if told.map_or(found & SET != 0, |told| told != count) {
-                // Full: it is readable for certain. Closed: seen above.
-                let _ = self.ours.write(&[1]);
+            if found / ONE != self.told {
+                self.told = found / ONE;
+                self.tell();
             }
-            told = Some(count);
             if let Some(waiting) = event.announce(found) {
                 futex::wait(Arena::low_half(&event.word), waiting as u32, TICK);
             }
         }
+    }
+
+    /// Makes the descriptor readable.
+    fn tell(&mut self) {
+        // Full: it is readable for certain. Closed: `is_open` sees that.
+        let _ = self.ours.write(&[1]);
     }
 
     /// Whether the descriptor is open. Nobody has anything to say to us.

@@ -399,8 +399,13 @@ impl<T: Recover> Drop for RecoverableGuard<'_, T> {
     #[inline]
     fn drop(&mut self) {
         if let Some(slot) = self.holder.end(self.mutex) {
-            let unwound = self.holder.unwound();
-            let set = if unwound { PANICKED } else { 0 };
+            // Also if the thread was unwinding before there was a guard: it may have unwound twice, and a value that is
+            // in order is not harmed by a repair.
+            let set = if std::thread::panicking() {
+                PANICKED
+            } else {
+                0
+            };
             lock::unlock(&self.mutex.word, slot.tag(), set);
         }
     }

@@ -120,13 +120,7 @@ pub fn changes_live_on_what_they_outgrow() {
                 .map(drop)
                 .map_err(cause)
         },
-        |map, _| {
-            map.entry(&3)
-                .and_modify(|_| [7; 8])
-                .or_nothing()
-                .map(drop)
-                .map_err(cause)
-        },
+        |map, _| map.entry(&3).and_modify(|_| [7; 8]).or_nothing().map(drop),
     ];
     for change in changes {
         let insert = |map: &Map, key| drop(map.insert(&key, [0; 8]).unwrap());

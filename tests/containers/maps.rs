@@ -440,6 +440,8 @@ pub fn maps_outside_of_a_pool() {
     assert_eq!((refused.value, refused.cause), (5, ChangeError::NotInPool));
     assert_eq!(map.get_or_insert_with(&1, || 6).unwrap_err().value, 6);
     assert!(matches!(map.try_remove(&1), Err(ChangeError::NotInPool)));
+    let changed = map.entry(&1).and_modify(|n| n + 1).or_nothing();
+    assert!(matches!(changed, Err(ChangeError::NotInPool)));
     assert_eq!(map.clear(), Err(ChangeError::NotInPool));
     assert!(map.get(&1).is_none() && map.is_empty());
     assert_eq!(map.len(), 0);

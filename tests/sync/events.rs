@@ -171,6 +171,25 @@ pub fn a_descriptor_per_process() {
     until("the object goes", || pool.stats().allocated < before);
 }
 
+/// What has happened since there is a descriptor is told, also if its thread is late.
+pub fn a_descriptor_misses_nothing() {
+    let pool = one().pool();
+    for _ in 0..50 {
+        let event = pool.create(Event::new()).unwrap();
+        let descriptor = event.open_fd().unwrap();
+        event.set();
+        event.clear();
+        assert!(readable(&descriptor, LONG));
+    }
+    for _ in 0..50 {
+        let event = pool.create(Event::new()).unwrap();
+        event.set();
+        let descriptor = event.open_fd().unwrap();
+        event.clear();
+        assert!(readable(&descriptor, Duration::ZERO));
+    }
+}
+
 /// The signals that the calling thread does not take.
 fn blocked() -> libc::sigset_t {
     let mut set = std::mem::MaybeUninit::uninit();

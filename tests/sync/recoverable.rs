@@ -89,6 +89,32 @@ pub fn repaired_after_a_panic() {
     assert_eq!((guard.sum, guard.repairs), (3, 1));
 }
 
+/// Who unwinds already may lock, and panic once more.
+pub fn repaired_after_a_panic_while_unwinding() {
+    struct TidiesUp<'a>(&'a Lock);
+
+    impl Drop for TidiesUp<'_> {
+        fn drop(&mut self) {
+            let panicked = catch_unwind(AssertUnwindSafe(|| {
+                let mut guard = self.0.lock().unwrap();
+                guard.parts[0] = 3;
+                panic!("with the lock");
+            }));
+            assert!(panicked.is_err());
+        }
+    }
+
+    let lock = one();
+    quietly(|| {
+        let panicked = catch_unwind(AssertUnwindSafe(|| {
+            let _tidies_up = TidiesUp(&lock);
+            panic!("without the lock");
+        }));
+        assert!(panicked.is_err());
+    });
+    assert_eq!(lock.lock().unwrap().sum, 3);
+}
+
 pub fn killed_while_repairing() {
     let (reader, _) = HANGS.get_or_init(|| pipe().unwrap());
     let lock = one();

@@ -9,7 +9,7 @@ use super::raw::Stored;
 use super::{HashMap, Key, KeyHasher, Pinned, SipHash13, StoreError, View};
 use crate::ShmSafe;
 use crate::containers::ChangeError;
-use crate::containers::store::with_room;
+use crate::containers::store::{with_room, with_room_for};
 
 /// A key of a map; see [`HashMap::entry`].
 ///
@@ -298,7 +298,7 @@ impl<'a, K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, F: FnMut(&V) -> V>
     ///
     /// # Errors
     ///
-    /// As for [`or_insert`](Self::or_insert).
+    /// [`ChangeError`]: the map is as it was.
     ///
     /// # Panics
     ///
@@ -314,32 +314,22 @@ impl<'a, K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, F: FnMut(&V) -> V>
     /// assert!(!stock.contains_key("pears"));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn or_nothing(self) -> Result<Option<View<'a, V>>, StoreError<V>> {
+    pub fn or_nothing(self) -> Result<Option<View<'a, V>>, ChangeError> {
         let (MapEntry { map, key }, mut f) = (self.entry, self.f);
-        let Ok(place) = map.raw.place() else {
-            return Ok(None);
-        };
-        let attempt = |_| loop {
-            let pinned = Pinned::new(place.0, place.1);
-            let Some(seen) = map.raw.find(place.0, key) else {
-                return Ok(None);
-            };
-            let value = f(HashMap::<K, V, S>::value(&seen));
-            let unchanged = |now| now == Some(seen);
-            match map.put_seen(place, key, value, unchanged) {
-                Ok(Stored::Put { new, .. }) => {
+        let place = map.raw.place()?;
+        with_room_for(place.0, || {
+            loop {
+                let pinned = Pinned::new(place.0, place.1);
+                let Some(seen) = map.raw.find(place.0, key) else {
+                    return Ok(None);
+                };
+                let value = f(HashMap::<K, V, S>::value(&seen));
+                let unchanged = |now| now == Some(seen);
+                let put = map.put_seen(place, key, value, unchanged);
+                if let Stored::Put { new, .. } = put.map_err(|refused| refused.cause)? {
                     return Ok(Some(HashMap::<K, V, S>::view(pinned, new)));
                 }
-                Ok(Stored::Refused(..)) => {}
-                Err(StoreError { value, cause }) => {
-                    let value = Some(value);
-                    return Err(StoreError { value, cause });
-                }
             }
-        };
-        with_room(place.0, None, attempt).map_err(|refused| StoreError {
-            value: refused.value.expect("it was not stored"),
-            cause: refused.cause,
         })
     }
 }

@@ -72,7 +72,7 @@ use crate::layout::arena::Arena;
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be the key of a map",
     label = "not `Key`",
-    note = "keys are told by their bytes: integers, `char`, `bool`, `Handle`s, `str`, `[u8]`, and arrays of keys; \
+    note = "keys are told by their bytes: integers, `char`, `bool`, `Handle`s, `str`, `[u8]`, and arrays of numbers, `char` and `bool`; \
             `#[derive(Key)]` admits structs of keys without padding and enums without fields; a float's bits are a \
             key, by `f64::to_bits`"
 )]

@@ -64,7 +64,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
         value
     }
 
-    /// True if the key has a value.
+    /// True if the key has a value. Outside of a pool, and for a thread without a slot, none has.
     ///
     /// ```
     /// # use shmkit::{HashMap, Pool};
@@ -156,7 +156,8 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
     }
 
     /// How many entries there are: counted, which takes time in proportion to the size of the table.
-    /// Entries that are there all the time count once, others once or not at all.
+    /// Entries that are there all the time count once, others once or not at all. Outside of a pool, and for a thread
+    /// without a slot, there are none.
     ///
     /// ```
     /// # use shmkit::{HashMap, Pool};
@@ -173,7 +174,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
         self.raw.look(|_, entries| entries.count()).unwrap_or(0)
     }
 
-    /// True if there is no entry.
+    /// True if there is no entry, as [`len`](Self::len) counts.
     ///
     /// ```
     /// # use shmkit::{HashMap, Pool};
