@@ -319,7 +319,8 @@ impl<R: Trace + Unpin> Heap<R> {
     ///
     /// # Panics
     ///
-    /// If `f` does. Then all that it did is undone.
+    /// If `f` does, or an implementation of [`Trace`] in a collection that was due before or was needed meanwhile. Then
+    /// all that `f` did is undone.
     ///
     /// # Crash behaviour
     ///
@@ -352,7 +353,8 @@ impl<R: Trace + Unpin> Heap<R> {
     ///
     /// # Panics
     ///
-    /// If `f` does. Then all that it did is undone.
+    /// If `f` does, or an implementation of [`Trace`] in a collection that was due before or was needed meanwhile. Then
+    /// all that `f` did is undone.
     ///
     /// # Crash behaviour
     ///

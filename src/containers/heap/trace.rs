@@ -26,11 +26,12 @@ use crate::engines::heap::Table;
 ///
 /// Use the derive macro of the same name: a struct or an enum of fields that are all `Trace`.
 /// Implemented for numbers, `bool`, `char`, [`Gc`], and `Option`s, arrays and tuples of what is
-/// `Trace`. Not for atomics: what changes through `&self` is not undone.
+/// `Trace`. Not for atomics: what changes through `&self` is not undone, and is no part of a transaction. So it is for who
+/// implements it by hand for a type that has some.
 ///
 /// An implementation by hand calls `trace` for each part that may have ids. What it passes over is
 /// collected when nothing else leads there; its ids lead to `None` then. It runs while the heap is locked, so it must
-/// not use the heap; should it panic, nothing is collected.
+/// not use the heap; should it panic, nothing is collected, and the call that collected panics.
 ///
 /// ```
 /// use shmkit::{Gc, ShmSafe, Trace};
