@@ -32,8 +32,12 @@ impl File {
     /// A file as NumPy writes it, with any header.
     fn npy(descr: &str, fortran: bool, shape: &str, elements: &[u8]) -> File {
         let fortran = if fortran { "True" } else { "False" };
-        let mut header =
-            format!("{{'descr': '{descr}', 'fortran_order': {fortran}, 'shape': {shape}, }}");
+        let described = format!("'descr': '{descr}', 'fortran_order': {fortran}");
+        File::described(&described, shape, elements)
+    }
+
+    fn described(described: &str, shape: &str, elements: &[u8]) -> File {
+        let mut header = format!("{{{described}, 'shape': {shape}, }}");
         while (10 + header.len() + 1) % 64 != 0 {
             header.push(' ');
         }
@@ -300,18 +304,22 @@ pub fn what_does_not_fit_is_refused() {
     import("new", &File::of("text", b"text\n"), 8, "no .npy file");
     import("new", &File::of("none", b""), 8, "no .npy file");
     import("new", &File::of("much", &[b'['; 10_000]), 8, "no .npy file");
-    // It would take a reader longer than anybody lives.
-    let fields = format!("{}'<f8'{}", "[('a',".repeat(60), ")]".repeat(60));
-    let header = format!("{{'descr': {fields}, 'fortran_order': False, 'shape': (1,), }}\n");
-    let length = (header.len() as u16).to_le_bytes();
-    let bytes = [
-        b"\x93NUMPY\x01\x00",
-        &length[..],
-        header.as_bytes(),
-        &[0; 8],
-    ]
-    .concat();
-    import("new", &File::of("nested", &bytes), 8, "no plain numbers");
+    // They would take a reader longer than anybody lives.
+    let fields = format!("'descr': {}'<f8'{}", "[('a',".repeat(60), ")]".repeat(60));
+    let strings = format!(
+        "'{}': {}1{}, 'descr': '<f8'",
+        ")".repeat(60),
+        "[".repeat(60),
+        "]".repeat(60)
+    );
+    for nested in [fields, strings] {
+        let file = File::described(
+            &format!("{nested}, 'fortran_order': False"),
+            "(1,)",
+            &[0; 8],
+        );
+        import("new", &file, 8, "no plain numbers");
+    }
     import("new", &File::npy("|V7", false, "(2,)", &[0; 14]), 8, "");
     import(
         "",

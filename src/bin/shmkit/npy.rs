@@ -165,8 +165,8 @@ fn write_to(out: impl Write, numbers: &Numbers, bytes: &[u8]) -> std::io::Result
     out.flush()
 }
 
-/// Whether a file's header has brackets within brackets within brackets, as types of several fields have. The reader takes
-/// twice as long for each level.
+/// Whether a file's header has more brackets than its own and its shape's, as types of several fields have. The reader takes
+/// twice as long for each that lies in another. All that open one count: what is a string's own, only who reads the header knows.
 fn is_nested(file: &File) -> std::io::Result<bool> {
     /// Much more than the header of anything that can be stored takes.
     const MOST: usize = 4096;
@@ -189,17 +189,9 @@ fn is_nested(file: &File) -> std::io::Result<bool> {
             (12, 12 + u32::from_le_bytes([a, b, c, d]) as usize)
         }
     };
-    let mut depth = 0_i32;
     let header = &bytes[start..end.clamp(start, MOST)];
-    let deepest = header.iter().map(|byte| {
-        depth += match byte {
-            b'(' | b'[' | b'{' => 1,
-            b')' | b']' | b'}' => -1,
-            _ => 0,
-        };
-        depth
-    });
-    Ok(end > MOST || deepest.max() > Some(2))
+    let opens = |byte: &&u8| matches!(byte, b'(' | b'[' | b'{');
+    Ok(end > MOST || header.iter().filter(opens).count() > 2)
 }
 
 /// Reads a file.
