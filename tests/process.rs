@@ -119,7 +119,9 @@ const CASES: &[Named] = table! {
         a_pool_is_used_first_while_the_process_forks
         who_cannot_be_watched_is_looked_at
         a_restart_that_is_refused_is_tried_again
-        two_threads_that_fork_at_once;
+        two_threads_that_fork_at_once
+        what_a_copy_returns_is_no_result
+        a_copy_does_not_go_on_from_the_hook;
     managed:
         the_last_user_of_a_resource_ends_it
         what_nobody_is_started_for_is_removed

@@ -7,6 +7,10 @@
 //! no byte that was buffered before the fork. So the parent flushes first, the child leaves by
 //! `_exit`, and a guard aborts it should anything try to unwind into the frames it was forked in.
 //!
+//! A process that the closure forks by other means has a copy of all that in turn. If it comes back from the
+//! closure, it ends ([`end_copy_of`]): the result is the child's, which may have left it, and whose place may be
+//! another's by then.
+//!
 //! Where there may be other threads, the locks of standard output and error are taken across the
 //! fork, so that they belong to the forking thread in both processes, and no other thread leaves
 //! them locked in the child.
@@ -68,7 +72,7 @@ pub(super) struct Child {
     result: OwnedFd,
 }
 
-/// Forks a child that runs `body`, which writes the frame into the file it is given.
+/// Forks a child that runs `body`, which writes the frame into the file it is given, and is told the child's pid.
 ///
 /// # Safety
 ///
@@ -76,14 +80,16 @@ pub(super) struct Child {
 /// threads.
 pub(super) unsafe fn start(
     threads: OtherThreads,
-    body: &mut dyn FnMut(BorrowedFd<'_>) -> Result<(), Errno>,
+    body: &mut dyn FnMut(BorrowedFd<'_>, u32) -> Result<(), Errno>,
 ) -> Result<Child, SpawnError> {
     let result = frame::create().map_err(SpawnError::ResultFile)?;
     let file = result.as_fd();
     let mut whole = || {
-        let (written, code) = match catch_unwind(AssertUnwindSafe(|| body(file))) {
+        let own = process::pid();
+        let (written, code) = match catch_unwind(AssertUnwindSafe(|| body(file, own))) {
             Ok(written) => (written, 0),
             Err(payload) => {
+                end_copy_of(own, EXIT_PANIC);
                 let written = frame::replace(file, Kind::Panic, message_of(&*payload));
                 // Its destructor might panic again, and nobody needs it.
                 std::mem::forget(payload);
@@ -192,6 +198,16 @@ fn live<T>(parent: u32, body: fn(&mut T) -> i32, given: &mut T, _abort: &AbortOn
     }
     fork::child_ending();
     process::exit_now(code)
+}
+
+/// Ends a process that is not the one of that pid but one that it has forked, and that has come back from what is that
+/// one's alone. It flushes nothing, as what is buffered may be a copy.
+#[unsafe(link_section = ".shmkit.child")]
+pub(super) fn end_copy_of(own: u32, code: i32) {
+    if process::pid() != own {
+        fork::child_ending();
+        process::exit_now(code);
+    }
 }
 
 /// Nobody is left to hear of output that cannot be written.

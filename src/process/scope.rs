@@ -272,8 +272,9 @@ impl<'s> Scope<'s, '_> {
         R: Serialize + DeserializeOwned,
     {
         self.children.make_room();
-        let mut body = |file: std::os::fd::BorrowedFd<'_>| {
+        let mut body = |file: std::os::fd::BorrowedFd<'_>, own| {
             let value = f();
+            child::end_copy_of(own, 0);
             let written = frame::write_value(file, &value);
             // The value's owner is the parent now; the child ends without destructors.
             std::mem::forget(value);

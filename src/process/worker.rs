@@ -369,6 +369,7 @@ pub(super) fn perform(worker: &Worker, defined: &[Defined]) -> i32 {
             ((Kind::Panic, message), EXIT_PANIC)
         }
     };
+    child::end_copy_of(worker.pid, code);
     match store(job, pool, kind, encoded.bytes()) {
         Ok(()) => code,
         Err(_) => EXIT_UNWRITTEN,

@@ -1,9 +1,10 @@
 //! Forks that somebody else makes, and what other handlers of forks do.
 
 use std::alloc::Layout;
+use std::io::{PipeReader, Read as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -337,4 +338,105 @@ pub fn role_fork_at_once() {
 
 pub fn two_threads_that_fork_at_once() {
     role_succeeds("role_fork_at_once");
+}
+
+/// Has who is left behind by a child become a child of this process, for as long as this lives.
+struct Adopts;
+
+impl Adopts {
+    fn begin() -> Adopts {
+        rustix::process::set_child_subreaper(Some(rustix::process::getpid())).unwrap();
+        Adopts
+    }
+}
+
+impl Drop for Adopts {
+    fn drop(&mut self) {
+        rustix::process::set_child_subreaper(None).unwrap();
+    }
+}
+
+/// What a copy of a child waits for.
+static LATE: Mutex<Option<PipeReader>> = Mutex::new(None);
+
+/// Forks: the copy's pid, once it lives. It comes back later, or panics.
+fn forks(panics: bool) -> libc::pid_t {
+    let (lives, live) = std::io::pipe().unwrap();
+    if let Some(copy) = fork() {
+        super::listen(&lives);
+        return copy;
+    }
+    std::panic::set_hook(Box::new(|_| ()));
+    super::tell(&live);
+    super::listen(LATE.lock().unwrap().as_ref().unwrap());
+    assert!(!panics);
+    666
+}
+
+static FORKS: Entry<bool, libc::pid_t> = Entry::new("forks", |_, panics| forks(panics));
+
+pub fn what_a_copy_returns_is_no_result() {
+    let _adopts = Adopts::begin();
+    for (panics, code) in [(false, 0), (true, 101)] {
+        let (late, let_go) = std::io::pipe().unwrap();
+        *LATE.lock().unwrap() = Some(late);
+        let comes_back = |copy| {
+            super::tell(&let_go);
+            assert_eq!(reap(copy), code << 8);
+        };
+        let mut master = Master::new(&Config::new()).unwrap();
+        let forks = master.start(&FORKS, &panics).unwrap();
+        let copy = joined(&mut master, forks).unwrap();
+        // The next job has the same place.
+        let square = master.start(&SQUARE, &12).unwrap();
+        while !square.is_finished() {
+            poll(&mut [PollFd::new(&master, PollFlags::IN)], None).unwrap();
+            master.dispatch().unwrap();
+        }
+        comes_back(copy);
+        assert_eq!(joined(&mut master, square).unwrap(), 144);
+        master.finish().unwrap();
+
+        let (pids, pid) = std::io::pipe().unwrap();
+        scope(|s| {
+            let child = s.spawn(|| {
+                let copy = self::forks(panics);
+                rustix::io::write(&pid, &copy.to_ne_bytes()).unwrap();
+                copy
+            });
+            let child = child.unwrap();
+            let mut copy = [0; 4];
+            (&pids).read_exact(&mut copy).unwrap();
+            let copy = libc::pid_t::from_ne_bytes(copy);
+            while !child.is_finished() {
+                std::thread::yield_now();
+            }
+            comes_back(copy);
+            assert_eq!(child.join().unwrap(), copy);
+        });
+    }
+    *LATE.lock().unwrap() = None;
+}
+
+pub fn a_copy_does_not_go_on_from_the_hook() {
+    let master_itself = std::process::id();
+    let ended = std::rc::Rc::new(std::cell::Cell::new(None));
+    let seen = std::rc::Rc::clone(&ended);
+    let config = Config::new().on_end(move |end| {
+        if end.worker.number() == 1 {
+            seen.set(fork().map(reap));
+        }
+    });
+    let mut master = Master::new(&config).unwrap();
+    // The second one, so that the master has looked after the copy.
+    let [_, square] = [(); 2].map(|()| {
+        let square = master.start(&SQUARE, &12).unwrap();
+        let result = joined(&mut master, square);
+        if std::process::id() != master_itself {
+            leave(false);
+        }
+        result.unwrap()
+    });
+    assert_eq!((square, ended.get()), (144, Some(0)));
+    master.finish().unwrap();
 }

@@ -311,7 +311,10 @@ impl Master {
             return;
         };
         self.ran = Ran::Anything;
-        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| hook(end))) {
+        let called = catch_unwind(AssertUnwindSafe(|| hook(end)));
+        // Nobody else goes on with what the master does.
+        child::end_copy_of(self.owner, 0);
+        if let Err(payload) = called {
             match self.panicked {
                 None => self.panicked = Some(payload),
                 // Its destructor might panic again.
