@@ -103,6 +103,7 @@ const CASES: &[Named] = table! {
     run_ends:
         the_rest_is_asked_then_killed
         a_forked_copy_of_a_master_ends_nothing
+        who_wakes_a_master_that_is_gone_writes_nowhere_else
         a_panic_of_the_hook_comes_last
         a_masters_output_is_flushed_once
         a_killed_master_leaves_nothing

@@ -514,7 +514,8 @@ static LOCAL: [Local; GRANULES] = [const {
 /// What stands for a peer that has been dropped, where a job has its id.
 pub(super) const LEFT: u64 = u64::MAX - 1;
 
-/// The master's descriptor is open for as long as its control pool is mapped.
+/// The master's descriptor is open for as long as its control pool is mapped: also behind the master's end, where the pool
+/// stays for who is left ([`Watch::keep_counter`](crate::sys::watch::Watch::keep_counter)).
 pub(super) fn set_wake(pool: Pool, fd: Option<BorrowedFd<'_>>) {
     let raw = fd.map_or(0, |fd| fd.as_raw_fd().unsigned_abs() + 1);
     LOCAL[pool.0.granule()].wake.store(raw, Ordering::Relaxed);

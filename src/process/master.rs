@@ -527,6 +527,8 @@ impl Master {
 impl Drop for Master {
     fn drop(&mut self) {
         if self.owner != process::pid() {
+            // Handles of workers are left, which go on to wake the master.
+            self.watch.keep_counter();
             return;
         }
         self.stopping = true;
@@ -557,6 +559,8 @@ impl Drop for Master {
                 // workers are names, and the only handle of the control block is dropped below, which finds that
                 // it holds nothing any more. The block goes with the pool, and not link by link.
                 unsafe { pool.unmap() };
+            } else {
+                self.watch.keep_counter();
             }
             drop(control);
         }

@@ -8,6 +8,7 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
@@ -30,7 +31,7 @@ pub(crate) const FIRED: u64 = u64::MAX - 1;
 #[derive(Debug)]
 pub(crate) struct Watch {
     epoll: OwnedFd,
-    counter: OwnedFd,
+    counter: Arc<OwnedFd>,
     timer: OwnedFd,
     /// A pipe, both ends; see [`Watch::doorbell`].
     doorbell: Option<(OwnedFd, OwnedFd)>,
@@ -47,7 +48,7 @@ impl Watch {
     pub(crate) fn new() -> io::Result<Watch> {
         let watch = Watch {
             epoll: epoll::create(CreateFlags::CLOEXEC)?,
-            counter: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            counter: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?.into(),
             timer: timerfd_create(
                 TimerfdClockId::Monotonic,
                 TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
@@ -62,6 +63,11 @@ impl Watch {
     /// The descriptor to write to.
     pub(crate) fn counter(&self) -> BorrowedFd<'_> {
         self.counter.as_fd()
+    }
+
+    /// Leaves that open for as long as the process lives: somebody may know its number, and write to it when this is gone.
+    pub(crate) fn keep_counter(&self) {
+        std::mem::forget(Arc::clone(&self.counter));
     }
 
     /// A descriptor that processes which are no descendants can open through `/proc` and write to,
@@ -125,7 +131,7 @@ impl Watch {
         for event in ready {
             let token = event.data.u64();
             let source = match token {
-                WOKEN => Some(&self.counter),
+                WOKEN => Some(&*self.counter),
                 FIRED => Some(&self.timer),
                 RUNG => self.doorbell.as_ref().map(|(read, _)| read),
                 _ => None,

@@ -132,6 +132,45 @@ pub fn a_forked_copy_of_a_master_ends_nothing() {
     assert!(!path.exists() && !std::path::Path::new(&control).exists());
 }
 
+/// Files at the numbers that are free by now, and all that were written to.
+fn written_to(by: impl FnOnce()) -> usize {
+    let file = || rustix::fs::memfd_create(c"innocent", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    let files = [(); 16].map(|()| file());
+    by();
+    let length = |file: &std::os::fd::OwnedFd| rustix::fs::fstat(file).unwrap().st_size;
+    files.iter().filter(|file| length(file) > 0).count()
+}
+
+fn counters() -> Vec<PathBuf> {
+    let open = std::fs::read_dir("/proc/self/fd").unwrap();
+    let is_counter = |fd: &PathBuf| {
+        std::fs::read_link(fd).is_ok_and(|link| link.to_string_lossy().contains("[eventfd]"))
+    };
+    open.map(|fd| fd.unwrap().path())
+        .filter(is_counter)
+        .collect()
+}
+
+pub fn who_wakes_a_master_that_is_gone_writes_nowhere_else() {
+    let master = Master::new(&Config::new()).unwrap();
+    let unit = master.start(&UNIT, &()).unwrap();
+    let Some(child) = fork() else {
+        drop(master);
+        leave(written_to(|| unit.kill().unwrap()) == 0);
+    };
+    assert_eq!(reap(child), 0);
+    drop(master);
+    // Another thread may be about to write.
+    let Some(child) = fork() else {
+        let master = Master::new(&Config::new()).unwrap();
+        let thread = std::thread::spawn(std::thread::park);
+        let before = counters();
+        drop(master);
+        leave(!thread.is_finished() && before.len() == 1 && counters() == before);
+    };
+    assert_eq!(reap(child), 0);
+}
+
 pub fn a_panic_of_the_hook_comes_last() {
     let ends = std::rc::Rc::new(std::cell::Cell::new(0));
     let seen = std::rc::Rc::clone(&ends);
