@@ -159,6 +159,7 @@ const CASES: &[Named] = table! {
     peer_deaths:
         peers_outlive_their_master_by_little
         who_waits_for_a_dead_master_is_told
+        who_waits_for_a_master_that_is_gone_is_told
         a_doorbell_is_a_pipe
         what_a_killed_peer_used_is_removed
         what_a_killed_peer_held_is_free
@@ -185,7 +186,7 @@ const ROLES: &[Named] = table! {
     run_ends: role_pid_file role_prints role_fills;
     forks: role_failing_fork role_killed_on_its_way role_first_use role_unwatched role_fork_at_once;
     managed: role_makes;
-    peers: role_peer role_odd_peer role_asking_peer role_leaving_peer role_waiting_peer;
+    peers: role_peer role_odd_peer role_asking_peer role_leaving_peer role_waiting_peer role_late_peer;
     peer_deaths: role_named_master role_storm;
     storms: role_churn;
 };

@@ -21,8 +21,8 @@
 //! When the first worker has ended: requests are refused and jobs not started any more; workers
 //! that are left are asked to end ([`Worker::stop_requested`](super::Worker::stop_requested)), and idle
 //! peers leave; the rest is killed after [`Config::patience`], peers that still run a job among them;
-//! all are reaped and recovered; managed resources are removed; the journal, the pid file and the
-//! run's name go.
+//! all are reaped and recovered; what still has no process is refused; managed resources are removed; the journal, the pid
+//! file and the run's name go. Then the control pool says that there is no master, for the process may live on.
 //!
 //! # Crash behaviour
 //!
@@ -39,7 +39,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::panic::resume_unwind;
 use std::time::{Duration, Instant};
 
-use children::Process;
+use children::{ENDING, Process};
 use guests::Guest;
 
 use super::child::Ran;
@@ -423,7 +423,7 @@ impl Master {
                     );
                 }
                 Phase::Requested | Phase::Waiting if self.stopping => {
-                    self.refuse(place, "the run is coming to its end");
+                    self.refuse(place, ENDING);
                 }
                 Phase::Requested => started += usize::from(self.begin(place)),
                 Phase::Waiting => {
@@ -544,13 +544,17 @@ impl Drop for Master {
             // Peers that are left keep what they have, and find no master.
             remove::unlink_ours(control.pool(), &peer::pool_name(name));
         }
+        // Says so to peers that find the pool in this moment.
+        self.control().stop();
+        // What they have requested before they knew.
+        self.refuse_all();
         if let Some(control) = self.control.take() {
             let pool = control.pool();
-            // Says so to peers that find the pool in this moment.
-            control.stop();
             // Nobody is left who uses any; not those either who were to be started, or to be killed before they had.
             (0..JOBS).for_each(|place| control.resources.clear_user(place));
             self.tend(&control);
+            // What somebody is about to request nobody looks at any more.
+            control.peers.end();
             jobs::set_wake(pool, None);
             // Safe code may have started threads since, or be within a join of this very thread: then the pool stays.
             if process::task_count().is_ok_and(|tasks| tasks == 1) && control.is_the_only_one_here()

@@ -53,6 +53,9 @@ use crate::pool::{ObjectError, Pool};
 use crate::primitive::{AtomicU32, AtomicU64, Ordering};
 use crate::sys::futex;
 
+/// What stands for the master of a run that has ended; no tag.
+const OVER: u64 = u64::MAX;
+
 /// Peers that there can be at once.
 pub(super) const PEERS: usize = 256;
 
@@ -189,7 +192,7 @@ impl Place {
 /// All places.
 #[derive(ShmSafe)]
 pub(super) struct Table {
-    /// The master's thread, by its tag; 0 in a run that has no name.
+    /// The master's thread, by its tag; [`OVER`] once it has ended the run, which it may outlive.
     pub(super) master: AtomicU64,
     /// Its process.
     pub(super) master_pid: AtomicU64,
@@ -231,9 +234,19 @@ impl Table {
         self.places().for_each(|(_, place)| place.wake());
     }
 
+    /// The master's step, and its last: nobody waits for it any more.
+    pub(super) fn end(&self) {
+        self.master.store(OVER, Ordering::Release);
+        self.wake_all();
+    }
+
     /// Whether there is no master any more. Of most runs nobody is left then.
     pub(super) fn is_orphaned(&self, arena: Arena) -> bool {
         let master = self.master.load(Ordering::Acquire);
-        master != 0 && life::is_gone(arena, Tag::of_word(master))
+        match master {
+            0 => false,
+            OVER => true,
+            tag => life::is_gone(arena, Tag::of_word(tag)),
+        }
     }
 }

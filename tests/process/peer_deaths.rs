@@ -17,7 +17,7 @@ use super::loop_for_ever;
 use super::peers::{
     CALLS, COUNTS, KEEPS, Peers, RUN, USES, command, config, no_name_is_left, unique,
 };
-use crate::common::storm_time;
+use crate::common::{fork, leave, reap, storm_time};
 
 static FOR_EVER: Entry<(), ()> = Entry::new("for ever", |_, ()| loop_for_ever());
 
@@ -76,6 +76,26 @@ pub fn who_waits_for_a_dead_master_is_told() {
     assert_eq!(waits.codes(), [Some(19)]);
     // Neither came to look after the name.
     let _ = Pool::unlink(&format!("{name}.run"));
+}
+
+/// The master's process goes on, with a thread that keeps the control pool.
+pub fn who_waits_for_a_master_that_is_gone_is_told() {
+    let Some(child) = fork() else {
+        let name = unique("gone");
+        let master = Master::new(&config(&name)).unwrap();
+        let mut late = command("role_late_peer", &name);
+        late.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut late = late.spawn().unwrap();
+        let mut line = String::new();
+        let output = late.stdout.take().unwrap();
+        BufReader::new(output).read_line(&mut line).unwrap();
+        let thread = std::thread::spawn(std::thread::park);
+        drop(master);
+        // It is to go on.
+        drop(late.stdin.take());
+        leave(late.wait().unwrap().success() && !thread.is_finished());
+    };
+    assert_eq!(reap(child), 0);
 }
 
 /// A peer writes to what it finds at the number that the run names, so it looks what that is.

@@ -278,6 +278,29 @@ pub fn role_waiting_peer() {
     std::process::exit(19);
 }
 
+/// Tells that it is about to be requested, and waits until it is to be.
+#[derive(Serialize, Deserialize)]
+struct Late(#[serde(serialize_with = "late")] u8);
+
+fn late<S: serde::Serializer>(byte: &u8, to: S) -> Result<S::Ok, S::Error> {
+    println!("here");
+    std::io::stdin().read_line(&mut String::new()).unwrap();
+    to.serialize_u8(*byte)
+}
+
+/// Requests one job while there is a master, and one when there is none any more.
+pub fn role_late_peer() {
+    static LATE: Entry<Late, ()> = Entry::external("late");
+    let peer = attached();
+    let early = peer.start(&NOBODYS, &()).unwrap();
+    let late = peer.start(&LATE, &Late(0)).unwrap();
+    let limit = Duration::from_secs(10);
+    assert!(early.wait_timeout(limit).unwrap(), "it is requested still");
+    assert!(matches!(early.join(), Err(JoinError::NotStarted(_))));
+    let waited = late.wait_timeout(limit);
+    assert!(matches!(waited, Err(JoinError::NoSuchRun)), "{waited:?}");
+}
+
 pub fn unique(what: &str) -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);

@@ -59,6 +59,9 @@ impl Inherited<'_> {
     }
 }
 
+/// Why a job gets no process at the end.
+pub(super) const ENDING: &str = "the run is coming to its end";
+
 /// Why a job got no process.
 enum Unstarted {
     /// For want of something, which may be there later.
@@ -319,6 +322,16 @@ impl Master {
                 None => self.panicked = Some(payload),
                 // Its destructor might panic again.
                 Some(_) => std::mem::forget(payload),
+            }
+        }
+    }
+
+    /// At the end: what has no process gets none any more.
+    pub(super) fn refuse_all(&mut self) {
+        let control = self.control().clone();
+        for (place, job) in control.jobs() {
+            if matches!(job.state().phase(), Phase::Requested | Phase::Waiting) {
+                self.refuse(place, ENDING);
             }
         }
     }
