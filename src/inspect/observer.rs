@@ -25,7 +25,7 @@ use crate::layout::arena::Arena;
 use crate::layout::header::{DUMPABLE, HUGE_PAGES, Identity};
 use crate::numbers::{self, Numbers, NumbersError};
 use crate::pool::attach::{self, PoolName};
-use crate::pool::{AttachError, Pool};
+use crate::pool::{AttachError, Pool, copied};
 use crate::sys::memory;
 
 /// A named pool that is looked at and not used.
@@ -418,8 +418,7 @@ impl Observer {
             let end = base + self.identity.mapped_len();
             return Err(AttachError::AddressTaken { base, end });
         }
-        let copy = memory::memfd(c"shmkit-copy")?;
-        memory::copy_file(self.fd.as_fd(), copy.as_fd())?;
+        let copy = copied::in_memory(self.fd.as_fd())?;
         // What was committed and never written to counts as a hole, and was not copied.
         for (table, count) in attach::committed(&self.arena.header().watermarks) {
             let bytes = count * table.entry as u64;

@@ -87,8 +87,9 @@ pub enum AttachError {
     /// The pool was made in another time namespace, where start times mean other times.
     #[error("the pool belongs to another time namespace")]
     OtherTimeNamespace,
-    /// The file is a copy, and there is no memory for what the pool has and the copy lacks.
-    #[error("the pool's file is a copy, and there is no memory for what it lacks")]
+    /// The file is a copy, and there is no memory for what the pool has and the copy lacks; or is to be copied, and there
+    /// is none for that.
+    #[error("there is no memory for a copy of the pool, or for what its file, which is one, lacks")]
     NoMemory(#[from] CommitError),
     /// Somebody is removing the pool.
     #[error("the pool is being removed")]

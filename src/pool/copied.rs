@@ -14,11 +14,11 @@
 //!
 //! Whoever does it beside others who use the copy already commits, at worst, what they have just given back.
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, StatxFlags};
 
-use super::attach;
+use super::attach::{self, AttachError};
 use crate::allocator::grow;
 use crate::layout::arena::{Arena, HOLDS};
 use crate::layout::fnv;
@@ -53,13 +53,25 @@ pub(super) fn complete(arena: Arena, fd: BorrowedFd<'_>) -> Result<(), CommitErr
     Ok(())
 }
 
+/// A copy of a pool's file in a new one without a name, if there is so much memory.
+pub(crate) fn in_memory(fd: BorrowedFd<'_>) -> Result<OwnedFd, AttachError> {
+    memory::check_limit(memory_of(fd))?;
+    let copy = memory::memfd(c"shmkit-copy")?;
+    memory::copy_file(fd, copy.as_fd())?;
+    Ok(copy)
+}
+
 /// Commits ranges of a file, offset and length, if there is so much memory.
 fn commit(fd: BorrowedFd<'_>, ranges: Vec<(usize, usize)>) -> Result<(), CommitError> {
     let wanted: u64 = ranges.iter().map(|&(_, len)| len as u64).sum();
-    let has = rustix::fs::fstat(fd).map_or(0, |stat| stat.st_blocks.max(0) as u64 * 512);
-    memory::check_limit(wanted.saturating_sub(has))?;
+    memory::check_limit(wanted.saturating_sub(memory_of(fd)))?;
     let mut ranges = ranges.into_iter().filter(|&(_, len)| len > 0);
     ranges.try_for_each(|(offset, len)| memory::commit(fd.as_raw_fd(), offset as u64, len as u64))
+}
+
+/// Bytes of memory that a file takes.
+fn memory_of(fd: BorrowedFd<'_>) -> u64 {
+    rustix::fs::fstat(fd).map_or(0, |stat| stat.st_blocks.max(0) as u64 * 512)
 }
 
 /// What no other file has, as far as a number can say; not 0. The numbers of files begin anew with each file system, so

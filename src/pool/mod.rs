@@ -20,7 +20,7 @@
 pub(crate) mod attach;
 mod blocks;
 mod check;
-mod copied;
+pub(crate) mod copied;
 mod create;
 pub(crate) mod dispose;
 pub(crate) mod fork;

@@ -212,6 +212,19 @@ pub fn role_memory_limit() {
     assert_eq!(other[LIMIT / 3], 1);
     give_back(some);
     assert_sound(*pool);
+    drop(other);
+    // Nor is more copied than there is room for.
+    let file = File::from(pool.fd().try_clone_to_owned().unwrap());
+    fill(allocate(*pool, 32 * MIB), 32 * MIB);
+    drop(pool);
+    let observer = Observer::open(&format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap();
+    // SAFETY: nothing in it is opened.
+    let refused = unsafe { observer.into_copy() };
+    let limited = matches!(
+        refused,
+        Err(AttachError::NoMemory(CommitError::MemoryLimit { .. }))
+    );
+    assert!(limited, "{refused:?}");
     drop(group);
 }
 
