@@ -283,6 +283,8 @@ pub(crate) fn map_to_read(fd: BorrowedFd<'_>) -> Result<(Arena, Identity), Attac
     let arena = Arena::at(base);
     let is_there = attached_already(&identity, file).is_some();
     if !is_there && !observed::is(arena, file, len, &attaching) {
+        let copy = copied::to_look_at(fd)?;
+        let fd = copy.as_ref().map_or(fd, AsFd::as_fd);
         memory::map_to_read_at(fd, base, len).map_err(|error| match error.kind() {
             std::io::ErrorKind::AddrInUse => AttachError::AddressTaken {
                 base,

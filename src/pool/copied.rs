@@ -8,12 +8,16 @@
 //! is in; who attaches a pool that lies in another file commits what the pool believes to have, and then puts that
 //! file's name there.
 //!
+//! Who only looks cannot do so. In a file system that is memory, where to look into a hole takes some, a copy of the copy
+//! is looked at instead.
+//!
 //! | killed | leaves | and then |
 //! |--------|--------|----------|
 //! | before the name is stored | some more memory | the next one to attach does it again |
 //!
 //! Whoever does it beside others who use the copy already commits, at worst, what they have just given back.
 
+use std::mem::offset_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, StatxFlags};
@@ -22,6 +26,7 @@ use super::attach::{self, AttachError};
 use crate::allocator::grow;
 use crate::layout::arena::{Arena, HOLDS};
 use crate::layout::fnv;
+use crate::layout::header::Header;
 use crate::primitive::Ordering;
 use crate::sys::memory::{self, CommitError};
 
@@ -51,6 +56,18 @@ pub(super) fn complete(arena: Arena, fd: BorrowedFd<'_>) -> Result<(), CommitErr
         .file
         .store(here.unwrap_or(0), Ordering::Relaxed);
     Ok(())
+}
+
+/// A copy to look at, if to look at the file itself might take memory that is not there.
+pub(super) fn to_look_at(fd: BorrowedFd<'_>) -> Result<Option<OwnedFd>, AttachError> {
+    let mut word = [0; 8];
+    let read = rustix::io::pread(fd, &mut word, offset_of!(Header, file) as u64)?;
+    let is_original = read == word.len() && name(fd) == Some(u64::from_ne_bytes(word));
+    let is_memory = rustix::fs::fstatfs(fd)?.f_type == libc::TMPFS_MAGIC;
+    match is_original || !is_memory {
+        true => Ok(None),
+        false => in_memory(fd).map(Some),
+    }
 }
 
 /// A copy of a pool's file in a new one without a name, if there is so much memory.

@@ -420,6 +420,13 @@ fn a_copy_is_refused(original: &File, directory: &str) {
         original.read_exact_at(&mut run, start).unwrap();
         copied.write_all_at(&run, start).unwrap();
     }
+    // Who looks at it needs none of what it lacks.
+    without_memory(directory, || {
+        let observer = Observer::open(&path).unwrap();
+        let report = observer.check();
+        assert!(report.is_ok(), "{report}");
+        assert_eq!(observer.stats().total, 8 << 20);
+    });
     // What was refused once has not got what it lacks.
     for _ in 0..2 {
         // SAFETY: a pool of this program, that nobody uses.
