@@ -165,6 +165,12 @@ pub enum NumbersError {
     /// The object was given other storage again and again while it was read.
     #[error("the object keeps changing its size")]
     Changing,
+    /// This process has no memory for a copy of the elements.
+    #[error("there is no memory for {bytes} bytes")]
+    NoMemory {
+        /// What they take.
+        bytes: usize,
+    },
 }
 
 /// Where a value of some type has its elements: address and shape; `None` if it is damaged.
@@ -360,7 +366,7 @@ pub(crate) fn read(arena: Arena, name: &str) -> Result<(Numbers, Vec<u8>), Numbe
     // Whoever makes it grow replaces the storage, and may do so while we copy.
     for _ in 0..TRIES {
         let before = named(arena, name)?;
-        let bytes = copy(arena, &before).ok_or(NumbersError::Damaged)?;
+        let bytes = copy(arena, &before)?;
         if named(arena, name)? == before {
             return Ok((before, bytes));
         }
@@ -368,17 +374,19 @@ pub(crate) fn read(arena: Arena, name: &str) -> Result<(Numbers, Vec<u8>), Numbe
     Err(NumbersError::Changing)
 }
 
-fn copy(arena: Arena, numbers: &Numbers) -> Option<Vec<u8>> {
+fn copy(arena: Arena, numbers: &Numbers) -> Result<Vec<u8>, NumbersError> {
+    let mut copy = Vec::new();
     if numbers.is_empty() {
-        return Some(Vec::new());
+        return Ok(copy);
     }
-    let bytes = numbers.len().checked_mul(numbers.itemsize)?;
+    let bytes = numbers.len().checked_mul(numbers.itemsize);
+    let bytes = bytes.ok_or(NumbersError::Damaged)?;
     let start = arena.base() + numbers.offset;
     if bytes > arena.room_at(start) || !start.is_multiple_of(numbers.itemsize) {
-        return None;
+        return Err(NumbersError::Damaged);
     }
-    let mut copy = Vec::new();
-    copy.try_reserve_exact(bytes).ok()?;
+    let reserved = copy.try_reserve_exact(bytes);
+    reserved.map_err(|_| NumbersError::NoMemory { bytes })?;
     macro_rules! elements {
         ($atomic:ident) => {
             for address in (start..start + bytes).step_by(numbers.itemsize) {
@@ -395,5 +403,5 @@ fn copy(arena: Arena, numbers: &Numbers) -> Option<Vec<u8>> {
         4 => elements!(AtomicU32),
         _ => elements!(AtomicU64),
     }
-    Some(copy)
+    Ok(copy)
 }

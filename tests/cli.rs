@@ -35,6 +35,7 @@ const CASES: &[Named] = table! {
     numbers:
         matrices_and_arrays_travel
         an_export_is_whole_or_nothing
+        without_memory_nothing_travels
         orders_and_bytes_are_turned
         what_does_not_fit_is_refused
         claimed_numbers_are_not_overwritten

@@ -216,6 +216,40 @@ pub fn an_export_is_whole_or_nothing() {
     std::fs::remove_dir_all(&directory.0).unwrap();
 }
 
+/// To see elements takes no memory of one's own, to copy them does.
+pub fn without_memory_nothing_travels() {
+    use std::os::unix::process::CommandExt as _;
+    const LEN: usize = 64 << 20;
+    let name = Name::new("scarce");
+    let pool = Pool::builder().create_named(&name.0).unwrap();
+    let array = Array::filled_in(pool, LEN, 7_u8).unwrap();
+    pool.set_name("array", &array).unwrap();
+    let zeros = File::npy("|u1", false, &format!("({LEN},)"), &[]);
+    let file = std::fs::File::options().write(true).open(&zeros.0).unwrap();
+    let length = file.metadata().unwrap().len() + LEN as u64;
+    file.set_len(length).unwrap();
+    let limit = libc::rlimit {
+        rlim_cur: LEN as u64 / 2,
+        rlim_max: LEN as u64 / 2,
+    };
+    for (what, file) in [("export", "-"), ("import", zeros.path())] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_shmkit"));
+        command.args([what, &name.0, "array", file]);
+        // SAFETY: a system call, in the child that is about to become the command.
+        unsafe {
+            command.pre_exec(move || {
+                libc::setrlimit(libc::RLIMIT_DATA, &raw const limit);
+                Ok(())
+            })
+        };
+        let output = command.output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(9), "{what}: {errors}");
+        assert!(errors.contains("no memory for 67108864 bytes"), "{errors}");
+    }
+    assert_eq!(array.get(LEN - 1).unwrap(), 7);
+}
+
 pub fn orders_and_bytes_are_turned() {
     let name = Name::new("orders");
     let pool = pool(&name.0);

@@ -110,6 +110,7 @@ impl From<NumbersError> for Failure {
             NumbersError::NotFound => Code::NotFound,
             NumbersError::NotNumbers { .. } => Code::Unsuitable,
             NumbersError::Changing => Code::InUse,
+            NumbersError::NoMemory { .. } => Code::System,
             _ => Code::Damaged,
         };
         Failure::new(code, line(&error))

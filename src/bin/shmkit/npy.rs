@@ -226,25 +226,31 @@ pub fn read(path: &Path) -> Outcome<Read> {
     let whole = |len: u64| usize::try_from(len).map_err(|_| unsuitable("it is too large".into()));
     let shape = shape.into_iter().map(whole).collect::<Outcome<Vec<_>>>()?;
     let count = shape.iter().try_fold(1_usize, |n, &len| n.checked_mul(len));
-    if count.is_none_or(|count| count as u64 > length) {
-        return Err(unsuitable("it is shorter than its shape says".into()));
-    }
-    let bytes = with_type!(
+    let unreadable =
+        |error: &dyn std::error::Error| unsuitable(format!("it cannot be read: {error}"));
+    let mut bytes = Vec::new();
+    with_type!(
         dtype.as_str(),
         |T| {
-            let elements: Vec<T> = npy
-                .into_vec()
-                .map_err(|error| unsuitable(format!("it cannot be read: {error}")))?;
-            let elements = match (order, shape.as_slice()) {
-                (Order::Fortran, &[rows, columns]) => (0..rows * columns)
-                    .map(|i| elements[i % columns * rows + i / columns])
-                    .collect(),
-                _ => elements,
-            };
-            elements
-                .iter()
-                .flat_map(|element| element.to_ne_bytes())
-                .collect()
+            const SIZE: usize = size_of::<T>();
+            let needed = count.and_then(|count| count.checked_mul(SIZE));
+            let needed = needed.filter(|&needed| needed as u64 <= length);
+            let needed =
+                needed.ok_or_else(|| unsuitable("it is shorter than its shape says".into()))?;
+            bytes.try_reserve_exact(needed).map_err(|_| {
+                let why = format!("there is no memory for {needed} bytes");
+                Failure::new(Code::System, why).about(&name)
+            })?;
+            bytes.resize(needed, 0);
+            let places = bytes.as_chunks_mut::<SIZE>().0;
+            let elements = npy.data::<T>().map_err(|error| unreadable(&error))?;
+            for (i, element) in elements.enumerate() {
+                let at = match (order, shape.as_slice()) {
+                    (Order::Fortran, &[rows, columns]) => i % rows * columns + i / rows,
+                    _ => i,
+                };
+                places[at] = element.map_err(|error| unreadable(&error))?.to_ne_bytes();
+            }
         },
         return Err(unsuitable(format!(
             "elements of the type {described} cannot be stored"
