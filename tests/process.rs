@@ -94,6 +94,7 @@ const CASES: &[Named] = table! {
         restarts_by_policy
         what_the_joined_dead_held_is_free
         forged_handles_are_errors
+        nobody_finds_a_control_pool
         two_masters_in_one_process;
     crowds:
         thousands_one_after_another

@@ -13,7 +13,9 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::Key;
-use crate::layout::{Field, TypeInfo, local};
+use crate::layout::arena::Arena;
+use crate::layout::local::{self, Local};
+use crate::layout::{Field, TypeInfo};
 use crate::participants::thread::{self, NoSlot};
 use crate::pool::handles::{self, Hold};
 use crate::pool::{ObjectError, OutOfMemory, Pool, objects, types};
@@ -365,9 +367,21 @@ impl<T: ShmSafe> Handle<T> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn open(self) -> Result<Shared<T>, HandleError> {
-        let uuid = u128::from(self.uuid[0]) | u128::from(self.uuid[1]) << 64;
+        self.open_if(Local::is_shown)
+    }
+
+    /// The same of an object whose pool may be none that is shown to the user.
+    pub(crate) fn open_hidden(self) -> Result<Shared<T>, HandleError> {
+        self.open_if(Local::is_mapped)
+    }
+
+    fn open_if(self, is_meant: impl Fn(&Local) -> bool) -> Result<Shared<T>, HandleError> {
+        let is_it = |&arena: &Arena| {
+            let local = local::of(arena);
+            local.uuid() == self.uuid && is_meant(local)
+        };
         let arena = local::mapped()
-            .find(|&arena| Pool(arena).uuid() == uuid)
+            .find(is_it)
             .ok_or(HandleError::PoolNotAttached)?;
         thread::slot(arena)?;
         let hold =

@@ -6,7 +6,7 @@
 use std::os::fd::RawFd;
 
 use super::arena::{Arena, GRANULES};
-use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
 
 /// One process's own view of one pool.
 pub(crate) struct Local {
@@ -14,6 +14,11 @@ pub(crate) struct Local {
     /// for this process's pools is to find it.
     len: AtomicUsize,
     fd: AtomicI32,
+    /// The pool's, for who looks for it: of other pools nothing is read, which may be unmapped meanwhile.
+    uuid: [AtomicU64; 2],
+    /// Whether its user finds the pool by an address or a descriptor. Not so while it is being made, as it
+    /// goes if that fails, nor a run's control pool, which goes with the master.
+    shown: AtomicBool,
     /// The process's record in the pool, as a tag; 0 while there is none.
     process: AtomicU64,
     /// Guards that threads left behind when they ended.
@@ -30,6 +35,8 @@ static LOCALS: [Local; GRANULES] = [const {
     Local {
         len: AtomicUsize::new(0),
         fd: AtomicI32::new(-1),
+        uuid: [const { AtomicU64::new(0) }; 2],
+        shown: AtomicBool::new(false),
         process: AtomicU64::new(0),
         leaked_guards: AtomicUsize::new(0),
         job: AtomicU64::new(0),
@@ -56,9 +63,13 @@ impl Local {
         self.len.load(Ordering::Acquire) != 0
     }
 
-    /// Notes a mapping. The mapping itself is what excludes others from the granule.
-    pub(crate) fn set_mapped(&self, fd: RawFd, len: usize) {
+    /// Notes a mapping, which is not shown yet. The mapping itself is what excludes others from the granule.
+    pub(crate) fn set_mapped(&self, fd: RawFd, len: usize, uuid: [u64; 2]) {
         self.fd.store(fd, Ordering::Relaxed);
+        for (word, half) in self.uuid.iter().zip(uuid) {
+            word.store(half, Ordering::Relaxed);
+        }
+        self.shown.store(false, Ordering::Relaxed);
         self.process.store(0, Ordering::Relaxed);
         self.leaked_guards.store(0, Ordering::Relaxed);
         self.len.store(len, Ordering::Release);
@@ -68,6 +79,21 @@ impl Local {
     pub(crate) fn clear(&self) -> (usize, RawFd) {
         let len = self.len.swap(0, Ordering::AcqRel);
         (len, self.fd.swap(-1, Ordering::AcqRel))
+    }
+
+    /// Shows the pool to its user, until it is unmapped.
+    pub(crate) fn show(&self) {
+        self.shown.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_shown(&self) -> bool {
+        self.is_mapped() && self.shown.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn uuid(&self) -> [u64; 2] {
+        self.uuid
+            .each_ref()
+            .map(|half| half.load(Ordering::Relaxed))
     }
 
     /// Notes that the granule holds private memory.

@@ -238,6 +238,7 @@ fn attach(fd: OwnedFd) -> Result<Pool, AttachError> {
     // copies one that is not noted.
     let attaching = handles::lock();
     if let Some(known) = attached_already(&identity, file) {
+        local::of(known.0).show();
         return Ok(known);
     }
     let taken = AttachError::AddressTaken {
@@ -266,7 +267,8 @@ fn attach(fd: OwnedFd) -> Result<Pool, AttachError> {
         }
         return Err(error);
     }
-    local::of(arena).set_mapped(fd.into_raw_fd(), len);
+    local::of(arena).set_mapped(fd.into_raw_fd(), len, identity.uuid);
+    local::of(arena).show();
     drop(attaching);
     create::apply_options(arena, identity.options);
     recovery::poll(arena);

@@ -10,7 +10,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::mm::Advice;
 
 use super::attach::PoolName;
-use super::{Pool, copied, fork, tell};
+use super::{Pool, copied, fork, handles, tell};
 use crate::allocator::grow;
 use crate::layout::arena::{
     Arena, DATA, FIRST_GRANULE, GRANULE, GRANULES, HEADER_SIZE, SLICE, SLOTS,
@@ -116,6 +116,7 @@ pub struct PoolBuilder {
     dumpable: bool,
     guard: bool,
     participants: usize,
+    hidden: bool,
 }
 
 impl Default for PoolBuilder {
@@ -129,6 +130,7 @@ impl Default for PoolBuilder {
             dumpable: false,
             guard: false,
             participants: 1023,
+            hidden: false,
         }
     }
 }
@@ -283,6 +285,12 @@ impl PoolBuilder {
         self
     }
 
+    /// Makes a pool that the user of this process never finds: who made it may unmap it.
+    pub(crate) fn hidden(mut self) -> Self {
+        self.hidden = true;
+        self
+    }
+
     /// Makes a pool without a name, for this process and those that it forks or passes
     /// [`Pool::fd`] to.
     ///
@@ -298,6 +306,7 @@ impl PoolBuilder {
     /// ```
     pub fn create(&self) -> Result<Pool, CreateError> {
         let pool = self.make(memory::memfd(c"shmkit")?)?;
+        self.show(pool);
         self.told(pool, "without a name");
         Ok(pool)
     }
@@ -339,19 +348,10 @@ impl PoolBuilder {
         // Shared for life by every process: who removes leftovers must get the lock alone. Nobody has
         // a file yet that has no name.
         file_lock::share(&fd).map_err(CreateError::from)?;
-        let raw = fd.as_raw_fd();
         let pool = self.make(fd)?;
         let filled = fill(pool).and_then(|filled| {
-            let from = format!("/proc/self/fd/{raw}");
-            let flags = AtFlags::SYMLINK_FOLLOW;
-            match rustix::fs::linkat(CWD, from, CWD, name.path(), flags) {
-                Ok(()) => Ok(filled),
-                Err(rustix::io::Errno::EXIST) => {
-                    let path = name.path().into();
-                    Err(CreateError::NameTaken { path }.into())
-                }
-                Err(other) => Err(CreateError::from(other).into()),
-            }
+            self.publish(pool, &name)?;
+            Ok(filled)
         });
         match filled {
             Ok(filled) => {
@@ -359,10 +359,34 @@ impl PoolBuilder {
                 Ok((pool, filled))
             }
             Err(error) => {
-                // SAFETY: nobody has seen the pool, and what `fill` returned is dropped.
+                // SAFETY: the pool was not shown, and what `fill` returned is dropped.
                 unsafe { pool.unmap() };
                 Err(error)
             }
+        }
+    }
+
+    /// Gives the pool its name, and shows it.
+    fn publish(&self, pool: Pool, name: &PoolName) -> Result<(), CreateError> {
+        let from = format!("/proc/self/fd/{}", pool.fd().as_raw_fd());
+        // Another thread that opens it by the name has it only once it is shown.
+        let attaching = handles::lock();
+        match rustix::fs::linkat(CWD, from, CWD, name.path(), AtFlags::SYMLINK_FOLLOW) {
+            Ok(()) => self.show(pool),
+            Err(rustix::io::Errno::EXIST) => {
+                let path = name.path().into();
+                return Err(CreateError::NameTaken { path });
+            }
+            Err(other) => return Err(other.into()),
+        }
+        drop(attaching);
+        Ok(())
+    }
+
+    /// From here on nothing unmaps the pool but its user, or who has hidden it.
+    fn show(&self, pool: Pool) {
+        if !self.hidden {
+            local::of(pool.0).show();
         }
     }
 
@@ -393,7 +417,8 @@ impl PoolBuilder {
         let random = random_words()?;
         memory::commit(fd.as_raw_fd(), 0, HEADER_SIZE as u64)?;
         let arena = self.map(&fd, len, random[2])?;
-        local::of(arena).set_mapped(fd.into_raw_fd(), len);
+        let uuid = [random[0], random[1]];
+        local::of(arena).set_mapped(fd.into_raw_fd(), len, uuid);
         let pool = Pool(arena);
         let identity = Identity {
             magic: MAGIC,
@@ -402,7 +427,7 @@ impl PoolBuilder {
             base: arena.base() as u64,
             max_slices: max as u64,
             max_slots: self.participants as u64 + 1,
-            uuid: [random[0], random[1]],
+            uuid,
             pid_namespace,
             time_namespace: process::time_namespace().unwrap_or(0),
             creator: process::pid().into(),
@@ -412,7 +437,7 @@ impl PoolBuilder {
                 | if self.guard { GUARDED } else { 0 },
         };
         if let Err(error) = self.fill(arena, identity, initial) {
-            // SAFETY: nobody has seen the pool.
+            // SAFETY: the pool was not shown.
             unsafe { pool.unmap() };
             return Err(error);
         }
@@ -500,4 +525,42 @@ fn unix_seconds() -> u64 {
     std::time::UNIX_EPOCH
         .elapsed()
         .map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    /// Another thread that found the pool would be in it when it is unmapped, should the name be taken.
+    #[test]
+    fn nobody_finds_a_pool_that_is_being_made() {
+        let name = format!("test-{}-being-made", std::process::id());
+        let last = Cell::new(None);
+        let make = |builder: &PoolBuilder| {
+            builder.create_named_with(&name, |pool| {
+                assert_eq!(Pool::containing(pool.base()), None);
+                let object = pool.create(7_u32).unwrap();
+                assert_eq!(*object.handle().open_hidden().unwrap(), 7);
+                assert!(object.handle().open().is_err());
+                last.set(Some((pool.base(), object.handle())));
+                Ok::<_, CreateError>(object)
+            })
+        };
+        let (pool, object) = make(&PoolBuilder::default()).unwrap();
+        let taken = make(&PoolBuilder::default());
+        assert!(matches!(taken, Err(CreateError::NameTaken { .. })));
+        let (base, handle) = last.get().unwrap();
+        assert_eq!(Pool::containing(base), None);
+        assert!(handle.open_hidden().is_err());
+        // What is there, and what is never shown.
+        assert_eq!(Pool::containing(pool.base()), Some(pool));
+        assert_eq!(*object.handle().open().unwrap(), 7);
+        Pool::unlink(&name).unwrap();
+        let (hidden, object) = make(&PoolBuilder::default().hidden()).unwrap();
+        assert_eq!(Pool::containing(hidden.base()), None);
+        assert!(object.handle().open().is_err());
+        Pool::unlink(&name).unwrap();
+    }
 }

@@ -299,7 +299,8 @@ impl Pool {
         unsafe { BorrowedFd::borrow_raw(local::of(self.0).fd()) }
     }
 
-    /// The pool, of those that this process has attached, in whose address range an address lies.
+    /// The pool, of those that this process has attached, in whose address range an address lies. A run's
+    /// control pool is none of them.
     ///
     /// ```
     /// # use shmkit::Pool;
@@ -311,7 +312,8 @@ impl Pool {
     /// ```
     #[must_use]
     pub fn containing(address: usize) -> Option<Pool> {
-        Arena::containing(address).map(Pool)
+        let arena = Arena::containing(address)?;
+        local::of(arena).is_shown().then_some(Pool(arena))
     }
 
     /// The address at which every process has the pool.

@@ -88,7 +88,7 @@ impl<R: Wire> JoinHandle<R> {
     }
 
     fn open(&self) -> Result<Shared<Control>, JoinError> {
-        self.control.open().map_err(|_| JoinError::NoSuchRun)
+        self.control.open_hidden().map_err(|_| JoinError::NoSuchRun)
     }
 
     /// Waits for the worker to end, and gives what its function returned.

@@ -50,6 +50,7 @@ use super::pid_file::PidFile;
 use super::{Config, Entry, JoinHandle, Resource, RunError, StartError, StartOptions, Wire};
 use super::{peer, supervise, worker};
 use crate::containers::{NamedError, Shared};
+use crate::layout::local;
 use crate::pool::remove::{self, RemoveError};
 use crate::pool::{AttachError, CreateError, ObjectError, Pool, PoolBuilder, tell};
 use crate::primitive::Ordering;
@@ -202,7 +203,10 @@ impl Master {
 
     fn create_control(config: &Config, watch: &mut Watch) -> Result<Shared<Control>, RunError> {
         let size = size_of::<Control>().next_multiple_of(1 << 20);
-        let builder = Pool::builder().initial_size(size).max_participants(4095);
+        let builder = Pool::builder()
+            .initial_size(size)
+            .max_participants(4095)
+            .hidden();
         if let Some(name) = &config.name {
             return Self::named(&builder, name, watch);
         }
@@ -556,11 +560,14 @@ impl Drop for Master {
             // What somebody is about to request nobody looks at any more.
             control.peers.end();
             jobs::set_wake(pool, None);
-            // Safe code may have started threads since, or be within a join of this very thread: then the pool stays.
-            if process::task_count().is_ok_and(|tasks| tasks == 1) && control.is_the_only_one_here()
+            // Safe code may have started threads since, or be within a join of this very thread, and the pool may
+            // have been opened by its name: then it stays.
+            if process::task_count().is_ok_and(|tasks| tasks == 1)
+                && control.is_the_only_one_here()
+                && !local::of(pool.0).is_shown()
             {
-                // SAFETY: nothing of this process uses the pool from here on: there is no other thread, handles of
-                // workers are names, and the only handle of the control block is dropped below, which finds that
+                // SAFETY: nothing of this process uses the pool from here on: there is no other thread, the pool
+                // was shown to no user, handles of workers are names, and the only handle of the control block is dropped below, which finds that
                 // it holds nothing any more. The block goes with the pool, and not link by link.
                 unsafe { pool.unmap() };
             } else {

@@ -9,7 +9,7 @@ use shmkit::process::{
     RunError, StartOptions, WorkerId, run,
 };
 use shmkit::sync::Mutex;
-use shmkit::{Handle, Pool};
+use shmkit::{Handle, HandleError, Pool};
 
 use super::{loop_for_ever, quietly, role_succeeds};
 
@@ -402,6 +402,25 @@ static MISTYPED: Entry<(), ()> = Entry::new("mistyped", |worker, ()| {
 
 pub fn forged_handles_are_errors() {
     runs(&MISTYPED);
+}
+
+/// It goes with its master: what safe code had made in it would be gone as well.
+pub fn nobody_finds_a_control_pool() {
+    let pool = Pool::builder().create().unwrap();
+    let master = Master::new(&Config::new()).unwrap();
+    let granules = 0x20..0x50;
+    let found: Vec<_> = granules
+        .filter_map(|granule| Pool::containing(granule << 40))
+        .collect();
+    assert_eq!(found, [pool]);
+    // What begins with a descriptor of what is there.
+    let job = postcard::to_stdvec(&master.start(&SQUARE, &1).unwrap()).unwrap();
+    let (control, _): (Handle<u64>, _) = postcard::take_from_bytes(&job).unwrap();
+    let opened = control.open().map(|_| ());
+    assert_eq!(opened, Err(HandleError::PoolNotAttached));
+    master.finish().unwrap();
+    // SAFETY: nothing was made in it.
+    unsafe { pool.unmap() };
 }
 
 /// A program may have several masters: each has its own workers, and ends with them alone.
