@@ -297,6 +297,8 @@ fn destroy(arena: Arena, slot: &Slot, retired: Retired, work: &mut Vec<Retired>)
         // Held again since, or in somebody else's hands: whoever lets go of it disposes of it.
         return true;
     }
+    // By invariant 2 of `pool::objects`. A state that was listed at another time has a later stamp.
+    let stamp = stamp.max(entry.keeping.stamp());
     // Nobody has looked at a half destroyed one since it was whole.
     let is_seen = || !epoch::is_past(arena, stamp) || is_listed(arena, extent(arena, entry));
     if state.phase != Phase::Condemned && is_seen() {
@@ -343,5 +345,57 @@ fn destroy(arena: Arena, slot: &Slot, retired: Retired, work: &mut Vec<Retired>)
 pub(super) fn condemn(arena: Arena, owner: Tag, index: usize) {
     if let Some(entry) = arena.object(index) {
         lifecycle::condemn(&entry.state, owner.slot());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+    use crate::{Link, Pool};
+
+    /// Somebody looks at something else while an object is retired, for the first time and then as often as
+    /// there are versions. The first state is on the list still when another looks at the object.
+    #[test]
+    fn a_state_that_has_come_round_is_not_that_on_the_list() {
+        let pool = Pool::builder().create().unwrap();
+        let [elsewhere, link] = [(); 2].map(|()| pool.create(Link::<u64>::null()).unwrap());
+        elsewhere.set(Some(&pool.create(1).unwrap())).unwrap();
+        let object = pool.create(7_u64).unwrap();
+        let (handle, entry) = (object.handle(), pool.0.object(object.index()).unwrap());
+        let ((looks, look), (end, ends), (gone, is_gone)) = (channel(), channel(), channel());
+        std::thread::scope(|s| {
+            let elsewhere = &elsewhere;
+            s.spawn(move || {
+                let view = elsewhere.view().unwrap();
+                looks.send(()).unwrap();
+                ends.recv().unwrap();
+                // Tries what is on the list.
+                drop(view);
+                gone.send(()).unwrap();
+            });
+            look.recv().unwrap();
+            drop(object);
+            let retired = entry.state();
+            assert_eq!(retired.phase, Phase::Retired);
+
+            let object = handle.open().unwrap();
+            let before = ObjectState {
+                version: retired.version - 1,
+                ..entry.state()
+            };
+            entry.state.store(before.pack(), Ordering::SeqCst);
+            link.set(Some(&object)).unwrap();
+            let view = link.view().unwrap();
+            link.set(None).unwrap();
+            drop(object);
+            assert_eq!(entry.state(), retired);
+            end.send(()).unwrap();
+            is_gone.recv().unwrap();
+            assert_eq!(entry.state(), retired, "destroyed while it is looked at");
+            drop(view);
+            assert_eq!(entry.state().phase, Phase::Free);
+        });
     }
 }

@@ -20,7 +20,8 @@
 //!    see no bit and no link, turn to DESTROYING. All of it sequentially consistent, so one of the
 //!    two sees the other.
 //! 2. Each turn to RETIRED has a new version, so a destroyer's last step fails if the object was
-//!    held in between.
+//!    held in between. After 2^29 turns versions come round, and a state on somebody's list may look like
+//!    that of now: the stamp that counts is then the latest of any that was listed (`keeping`).
 //! 3. Who destroys has taken a stamp after RETIRED, after seeing no bit, and then no link (a holder may
 //!    link it and let go then): views that were opened while a link led here are past before the
 //!    object is destroyed. The stamp is its taker's own; others' later ones do not delay it.
@@ -73,6 +74,7 @@ impl Entry {
 
     /// Turns the entry to FREE, which nobody else can change.
     pub(super) fn free(&self, from: ObjectState) {
+        self.keeping.strike();
         let free = from.with(Phase::Free).pack();
         self.state.store(free, Ordering::SeqCst);
     }

@@ -2,18 +2,21 @@
 //!
 //! A *keeper* is a process with the object on a list of its own. Three words of the object's entry say
 //! so, and many may write them at once: the keeper's tag, the state that it has on its list, signed with
-//! its record's index, and the latest stamp of any state that was ever on a list. Invariants
+//! its record's index, and the latest stamp of any state that was ever on a list. Of the generation the
+//! signature has room for a part: so it is struck when the object is destroyed. Invariants
 //!
 //! 1. Who is found to keep a state has put it on its list: the two words that say so name the same
 //!    record, and who wrote both did that after listing it. Words of two writers, of whom one may be
 //!    dead half way, say nothing: nobody keeps the object then, and a walk looks at it.
-//! 2. The stamp is no older than that of a state that is found kept: it only rises, and comes first.
+//! 2. The stamp is no older than that of a state that is found kept: it only rises, and comes first. Nor
+//!    is it older than that of a state which is on a list and looks like one that was, as versions come
+//!    round: who takes a state off its list asks for it, too.
 //! 3. A walk is asked for after its asker has made what it leaves behind look unused, and nobody's. A
 //!    walk before that would pass it over, and no other would come.
 //!
 //! Killed anywhere: each death asks for a walk ([`end_holds`]), and none of what is written here is undone.
 
-use super::lifecycle::ObjectState;
+use super::lifecycle::{ObjectState, VERSIONS};
 use super::sweep::Sweep;
 use super::tag::Tag;
 use crate::primitive::{AtomicU64, Ordering};
@@ -29,11 +32,12 @@ pub struct Keeping {
     since: AtomicU64,
 }
 
-/// A retired state and the record of who has it on its list: 28 bits of the object's generation, the
+/// A retired state and the record of who has it on its list: 23 bits of the object's generation, the
 /// version, the record.
 fn sign(state: ObjectState, keeper: Tag) -> u64 {
-    u64::from(state.generation) << 36
-        | u64::from(state.version & 0xff_ffff) << 12
+    const RECORD_BITS: u32 = 12;
+    u64::from(state.generation) << (RECORD_BITS + VERSIONS.trailing_zeros())
+        | u64::from(state.version) << RECORD_BITS
         | keeper.slot() as u64
 }
 
@@ -63,7 +67,15 @@ impl Keeping {
         (!keeper.is_nobody() && is_signed).then_some(keeper)
     }
 
-    /// A stamp for the state that was found kept.
+    /// Strikes the signature, when nobody can list the object: it is being destroyed.
+    pub fn strike(&self) {
+        // Read first: hardly any object was ever kept. Relaxed: the end of the destruction comes behind it.
+        if self.kept.load(Ordering::Relaxed) != 0 {
+            self.kept.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// A stamp for the state that was found kept, or that was on a list.
     pub fn stamp(&self) -> u64 {
         self.since.load(Ordering::SeqCst)
     }

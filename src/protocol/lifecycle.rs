@@ -1,5 +1,12 @@
 //! The state of an object: held, retired, destroyed. Rationale, phases and invariants:
 //! `pool::objects`.
+//!
+//! ```text
+//! bit  0..3   the phase
+//! bit  3..32  the version: it rises with each turn to RETIRED, and comes round; or the slot of who is
+//!             creating or destroying the object
+//! bit 32..64  the generation
+//! ```
 
 use crate::primitive::{AtomicU64, Ordering};
 
@@ -21,9 +28,13 @@ pub struct ObjectState {
     pub generation: u32,
 }
 
+const PHASE_BITS: u32 = 3;
+/// The versions that there are.
+pub const VERSIONS: u32 = 1 << (32 - PHASE_BITS);
+
 impl ObjectState {
     pub const fn unpack(word: u64) -> Self {
-        let phase = match word & 0xff {
+        let phase = match word & ((1 << PHASE_BITS) - 1) {
             1 => Phase::Creating,
             2 => Phase::Live,
             3 => Phase::Retired,
@@ -33,14 +44,14 @@ impl ObjectState {
         };
         ObjectState {
             phase,
-            version: (word >> 8) as u32 & 0xff_ffff,
+            version: word as u32 >> PHASE_BITS,
             generation: (word >> 32) as u32,
         }
     }
 
     pub const fn pack(self) -> u64 {
         (self.generation as u64) << 32
-            | ((self.version & 0xff_ffff) as u64) << 8
+            | ((self.version % VERSIONS) as u64) << PHASE_BITS
             | self.phase as u64
     }
 
@@ -97,7 +108,8 @@ pub fn is_unused(is_linked: impl Fn() -> bool, is_held: impl Fn() -> bool) -> bo
 /// The time comes after the look, so who still sees the object began to look before it. Nobody
 /// finds it again without turning it to LIVE, since [`is_unused`] sees no hold before it sees no link;
 /// the next turn to RETIRED has another version. So the time belongs to the state, and others that
-/// retire the same object do not matter.
+/// retire the same object do not matter: until the version has come round. Who has not used the state
+/// at once asks for a later time that goes with it (`keeping`).
 #[inline]
 pub fn retire(
     word: &AtomicU64,
@@ -109,7 +121,7 @@ pub fn retire(
         match state.phase {
             Phase::Condemned => return Some((state, 0)),
             Phase::Live if is_unused() => {
-                let version = state.version.wrapping_add(1);
+                let version = (state.version + 1) % VERSIONS;
                 let retired = ObjectState {
                     phase: Phase::Retired,
                     version,
@@ -145,5 +157,28 @@ pub fn condemn(word: &AtomicU64, slot: usize) {
     let state = read(word);
     if state.phase == Phase::Destroying && state.version == slot as u32 {
         word.store(state.with(Phase::Condemned).pack(), Ordering::SeqCst);
+    }
+}
+
+#[cfg(all(test, not(shmkit_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_come_round() {
+        let live = ObjectState {
+            phase: Phase::Live,
+            version: VERSIONS - 1,
+            generation: 7,
+        };
+        assert!(is_state(live.pack()) && ObjectState::unpack(live.pack()) == live);
+        let word = AtomicU64::new(live.pack());
+        let first = ObjectState {
+            phase: Phase::Retired,
+            version: 0,
+            generation: 7,
+        };
+        assert_eq!(retire(&word, || true, || 5), Some((first, 5)));
+        assert_eq!(read(&word), first);
     }
 }

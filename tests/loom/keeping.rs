@@ -141,6 +141,7 @@ impl Process {
         if lifecycle::read(&table.state) != state {
             return true;
         }
+        let stamp = stamp.max(table.keeping.stamp());
         if state.phase != Phase::Condemned && !pins::is_past(table.pins(), stamp) {
             return false;
         }
@@ -149,6 +150,7 @@ impl Process {
             // SAFETY: nobody else is at it, or loom reports it.
             table.value.with_mut(|there| unsafe { *there = false });
             table.destroyed.store(true, Relaxed);
+            table.keeping.strike();
             table
                 .state
                 .store(mine.with(Phase::Free).pack(), Ordering::SeqCst);
