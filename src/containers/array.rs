@@ -40,11 +40,11 @@ use std::mem::offset_of;
 use std::ops::{Range, RangeBounds};
 use std::ptr::NonNull;
 
-use super::Shared;
 use super::claims::{Claims, Mode, Refusal};
 use super::elements::{self, Room};
 use super::ranges::{Claim, ClaimMut, Claimed};
 use super::refusals::{ClaimError, ResizeError, resolve};
+use super::{Contained, Shared};
 use crate::allocator::{AllocError, block};
 use crate::engines::limbo;
 use crate::layout::arena::Arena;
@@ -131,7 +131,7 @@ pub struct Array<T: KillSafe + Unpin> {
     storage: Storage,
     claims: Claims,
     stripes: [AtomicU64; STRIPES],
-    elements: PhantomData<T>,
+    elements: Contained<T>,
     _in_place: PhantomPinned,
 }
 

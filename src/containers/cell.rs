@@ -15,9 +15,9 @@ use std::marker::{PhantomData, PhantomPinned};
 use std::mem::{ManuallyDrop, offset_of};
 use std::ptr::NonNull;
 
-use super::View;
 use super::link::Pinned;
 use super::store::{ChangeError, StoreError, with_room_for};
+use super::{Contained, View};
 use crate::ShmSafe;
 use crate::engines::cell::CHANGE;
 use crate::engines::{change, limbo};
@@ -64,7 +64,7 @@ unsafe impl ShmSafe for CellWord {
 #[repr(C)]
 pub struct SharedCell<T: ShmSafe + Unpin> {
     word: CellWord,
-    value: PhantomData<T>,
+    value: Contained<T>,
     _in_place: PhantomPinned,
 }
 

@@ -52,7 +52,8 @@ use crate::primitive::{AtomicU64, Ordering};
 #[repr(transparent)]
 pub struct Link<T: ShmSafe> {
     word: AtomicU64,
-    target: PhantomData<fn() -> T>,
+    /// Invariant: another target is stored through `&`.
+    target: PhantomData<fn(T) -> T>,
     _in_place: PhantomPinned,
 }
 

@@ -42,6 +42,11 @@ mod refusals;
 mod shared;
 mod store;
 
+use std::marker::PhantomData;
+
+/// Marks a container of `T`s that are stored and taken through `&`: invariant in `T`, and of its auto traits.
+type Contained<T> = PhantomData<(fn(T) -> T, T)>;
+
 pub use array::Array;
 pub use buffer::{AppendError, Buffer, Position, RangeError};
 pub use buffer_io::{ByteChunks, BytesView, Reader};

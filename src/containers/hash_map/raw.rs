@@ -6,6 +6,7 @@ use std::marker::{PhantomData, PhantomPinned};
 
 use super::hasher::KeyHasher;
 use super::key::{Key, Node, key_of, word_of};
+use crate::containers::Contained;
 use crate::containers::View;
 use crate::containers::link::Pinned;
 use crate::containers::store::{ChangeError, StoreError};
@@ -33,9 +34,9 @@ unsafe impl ShmSafe for Root {
 pub(in crate::containers) struct Raw<K: ?Sized, V, S, const STACKED: bool> {
     pub(in crate::containers) root: Root,
     hints: Hints,
-    keys: PhantomData<fn(&K)>,
-    values: PhantomData<V>,
-    hasher: PhantomData<fn() -> S>,
+    keys: PhantomData<fn(&K) -> &K>,
+    values: Contained<V>,
+    hasher: PhantomData<fn(S) -> S>,
     _in_place: PhantomPinned,
 }
 

@@ -17,6 +17,7 @@ use std::marker::PhantomData;
 
 use super::element;
 use crate::ShmSafe;
+use crate::containers::Contained;
 use crate::engines::bell::Bell;
 use crate::engines::queue::Header;
 use crate::layout::arena::Arena;
@@ -31,7 +32,7 @@ pub(super) const ATTEMPTS: u32 = 1 << 20;
 #[repr(C)]
 pub(crate) struct Raw<T> {
     pub(super) header: Header,
-    elements: PhantomData<T>,
+    elements: Contained<T>,
 }
 
 impl<T> InPool for Raw<T> {}
