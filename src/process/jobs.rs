@@ -44,16 +44,18 @@
 //! | a taker, later | TAKEN, half empty | the master: FREE |
 
 use std::alloc::Layout;
+use std::mem::offset_of;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::table::{self, PHASE, StateWord, Used};
+use super::{peers, resources};
 use crate::ShmSafe;
 use crate::allocator::block;
 use crate::containers::{Link, Shared};
 use crate::layout::arena::{Arena, GRANULES};
-use crate::layout::local;
+use crate::layout::{Field, TypeInfo, local};
 use crate::participants::lock::TICK;
 use crate::participants::tag::Tag;
 use crate::participants::thread::{self, NoSlot};
@@ -386,15 +388,36 @@ pub(super) enum Untaken {
 }
 
 /// What a master and its workers share. All zeros is the empty one.
-#[derive(ShmSafe)]
+///
+/// Not derived: any crate can derive a type of the same name and fields, which would be the same type to
+/// who opens it by name or by a descriptor. A master calls what is written here.
+#[repr(C)]
 pub(super) struct Control {
     last_id: AtomicU64,
     used: Used,
     /// The master has asked for the end: what `Worker::wait_stop` sleeps on.
     stopping: AtomicU32,
-    pub(super) resources: super::resources::Table,
-    pub(super) peers: super::peers::Table,
+    pub(super) resources: resources::Table,
+    pub(super) peers: peers::Table,
     jobs: [Job; JOBS],
+}
+
+// SAFETY: every field is ShmSafe, and described at its place; no drop glue.
+unsafe impl ShmSafe for Control {
+    const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>(
+        "Control",
+        const {
+            &[
+                Field::at::<AtomicU64>("last_id", offset_of!(Self, last_id)),
+                Field::at::<Used>("used", offset_of!(Self, used)),
+                Field::at::<AtomicU32>("stopping", offset_of!(Self, stopping)),
+                Field::at::<resources::Table>("resources", offset_of!(Self, resources)),
+                Field::at::<peers::Table>("peers", offset_of!(Self, peers)),
+                Field::at::<[Job; JOBS]>("jobs", offset_of!(Self, jobs)),
+            ]
+        },
+    );
+    const OWNS: bool = true;
 }
 
 /// A place that the calling thread has claimed.
@@ -576,5 +599,33 @@ impl Shared<Control> {
     /// Whether the master is dead, or has ended, as peers live to see, and workers that the kernel does not end.
     pub(super) fn is_orphaned(&self) -> bool {
         self.peers.is_orphaned(self.pool().0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    mod alike {
+        use super::*;
+
+        #[derive(ShmSafe)]
+        #[repr(C)]
+        pub(super) struct Control {
+            last_id: AtomicU64,
+            used: Used,
+            stopping: AtomicU32,
+            resources: resources::Table,
+            peers: peers::Table,
+            jobs: [Job; JOBS],
+        }
+    }
+
+    #[test]
+    fn a_derived_type_of_the_same_name_and_fields_is_another() {
+        let (own, other) = (TypeInfo::of::<Control>(), TypeInfo::of::<alike::Control>());
+        assert_eq!((own.name(), own.size()), (other.name(), other.size()));
+        assert_eq!(own.owned_fields().len(), other.owned_fields().len());
+        assert_ne!(own.fingerprint(), other.fingerprint());
     }
 }
