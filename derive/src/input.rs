@@ -65,40 +65,36 @@ pub(crate) fn member(index: usize, field: &Field) -> (Member, String) {
 /// read, with their types: an attribute below the derive is expanded after it, and may change them.
 pub(crate) fn unchanged(krate: &Path, data: &Data) -> TokenStream {
     let this = Ident::new("this", Span::mixed_site());
+    // By value: a struct may be packed, and it may have become a union, out of which safe code moves nothing.
     let arms: Vec<_> = match data {
-        Data::Struct(data) => {
-            // No reference, for the struct may be packed.
-            let (members, types) = members(&data.fields);
-            let checks = members.iter().zip(types).map(|(member, ty)| {
-                quote_spanned!(ty.span()=> #krate::__private::is::<#ty>(&raw const #this.#member);)
-            });
-            vec![quote!(Self { #(#members: _),* } => { #(#checks)* })]
-        }
+        Data::Struct(data) => vec![arm(krate, &quote!(Self), &data.fields)],
         Data::Enum(data) => {
-            let arm = |variant: &syn::Variant| {
-                let (name, (members, types)) = (&variant.ident, members(&variant.fields));
-                let bindings: Vec<_> = (0..members.len())
-                    .map(|i| format_ident!("field_{i}"))
-                    .collect();
-                let checks = types.iter().zip(&bindings).map(|(ty, binding)| {
-                    quote_spanned!(ty.span()=> #krate::__private::is::<#ty>(#binding);)
-                });
-                quote!(Self::#name { #(#members: ref #bindings),* } => { #(#checks)* })
+            let of_each = |variant: &syn::Variant| {
+                let name = &variant.ident;
+                arm(krate, &quote!(Self::#name), &variant.fields)
             };
-            data.variants.iter().map(arm).collect()
+            data.variants.iter().map(of_each).collect()
         }
         Data::Union(_) => Vec::new(),
     };
     quote! {
-        let _ = |#this: &Self| match *#this {
+        let _ = |#this: Self| match #this {
             #(#arms)*
         };
     }
 }
 
-fn members(fields: &Fields) -> (Vec<Member>, Vec<&syn::Type>) {
-    let of_each = |(i, field)| (member(i, field).0, &field.ty);
-    fields.iter().enumerate().map(of_each).unzip()
+/// The arm of a match that takes the fields apart, which are all that there are, and looks at their types.
+fn arm(krate: &Path, of: &TokenStream, fields: &Fields) -> TokenStream {
+    let members = fields.iter().enumerate().map(|(i, f)| member(i, f).0);
+    let bindings: Vec<_> = (0..fields.len())
+        .map(|i| Ident::new(&format!("field_{i}"), Span::mixed_site()))
+        .collect();
+    let checks = fields.iter().zip(&bindings).map(|(field, binding)| {
+        let ty = &field.ty;
+        quote_spanned!(ty.span()=> #krate::__private::is::<#ty>(&raw const #binding);)
+    });
+    quote!(#of { #(#members: #bindings),* } => { #(#checks)* })
 }
 
 /// Whether a type has no parameters, so that its constants can be evaluated where it is defined.

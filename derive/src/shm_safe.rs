@@ -27,6 +27,7 @@ pub(crate) fn expand(input: DeriveInput) -> Result<TokenStream> {
     let krate = crate_path(&input.attrs)?;
     let Description {
         info,
+        checks,
         owns,
         image_bound,
     } = match &input.data {
@@ -57,6 +58,7 @@ pub(crate) fn expand(input: DeriveInput) -> Result<TokenStream> {
         unsafe impl #impl_generics #shm_safe for #name #type_generics #where_clause {
             const TYPE: &'static #krate::__private::TypeInfo = {
                 #unchanged
+                #(#checks)*
                 const { &#info }
             };
             const IMAGE_BOUND: bool = false #(|| #image_bound)*;
@@ -74,6 +76,8 @@ pub(crate) fn expand(input: DeriveInput) -> Result<TokenStream> {
 /// Expressions for the constants of the implementation.
 struct Description {
     info: TokenStream,
+    /// Statements that do not compile if the description is wrong.
+    checks: Vec<TokenStream>,
     owns: Vec<TokenStream>,
     image_bound: Vec<TokenStream>,
 }
@@ -98,6 +102,7 @@ fn of_struct(krate: &Path, input: &DeriveInput, fields: &Fields) -> Result<Descr
                 const { &[#(#described,)* #(#constants,)*] },
             )
         },
+        checks: Vec::new(),
         owns: on_each(
             fields,
             |ty| quote_spanned!(ty.span()=> #field_at::<#ty>("", 0).owns()),
@@ -122,9 +127,15 @@ fn of_enum(krate: &Path, input: &DeriveInput, data: &DataEnum) -> Result<Descrip
     let field_within = quote!(#krate::__private::Field::within);
 
     // Discriminants count up from the last explicit one, as the language says. They cannot be read
-    // off variants with fields. No name is introduced where the user's types and expressions are:
-    // they would mean it, where they mean something of their own.
+    // off variants with fields; off others they are compared, for an attribute below the derive may have
+    // changed them. No name is introduced where the user's types and expressions are: they would mean it,
+    // where they mean something of their own.
+    let has_units_only = data
+        .variants
+        .iter()
+        .all(|v| matches!(v.fields, Fields::Unit));
     let mut variants = Vec::new();
+    let mut checks = Vec::new();
     let (mut explicit, mut beyond) = (quote!(0), 0);
     let (mut owns, mut image_bound) = (Vec::new(), Vec::new());
     for variant in &data.variants {
@@ -138,6 +149,15 @@ fn of_enum(krate: &Path, input: &DeriveInput, data: &DataEnum) -> Result<Descrip
                 as ::core::primitive::i128
         };
         beyond += 1;
+        if has_units_only {
+            let name = &variant.ident;
+            checks.push(quote! {
+                ::core::assert!(
+                    Self::#name as ::core::primitive::i128 == #discriminant,
+                    "an attribute below the derive has changed the discriminant of a variant"
+                );
+            });
+        }
         let fields = variant.fields.iter().enumerate().map(|(i, field)| {
             let ((_, text), ty) = (member(i, field), &field.ty);
             quote_spanned!(ty.span()=> #field_within::<#ty>(#text))
@@ -164,6 +184,7 @@ fn of_enum(krate: &Path, input: &DeriveInput, data: &DataEnum) -> Result<Descrip
                 const { &[#(#variants),*] },
             )
         },
+        checks,
         owns,
         image_bound,
     })

@@ -33,4 +33,18 @@ struct LessKillSafe(u8);
 #[becomes(#[derive(ShmSafe)] struct LessKey(u8, bool);)]
 struct LessKey(u8);
 
+#[derive(ShmSafe)]
+#[becomes(union Union { field: u8 })]
+struct Union {
+    field: u8,
+}
+
+#[derive(ShmSafe)]
+#[becomes(#[repr(u8)] enum OtherDiscriminant { A, B = 200 })]
+#[repr(u8)]
+enum OtherDiscriminant {
+    A,
+    B,
+}
+
 fn main() {}
