@@ -82,8 +82,9 @@ pub fn derive_kill_safe(input: TokenStream) -> TokenStream {
         .into()
 }
 
-/// Implements `shmkit::Key` for a struct whose fields are all keys of one length (no floats, no
-/// `str`) with no padding between or behind them, or for an enum without fields. It must be `ShmSafe`.
+/// Implements `shmkit::Key` for a struct whose fields are keys that are told by all of their bytes (numbers,
+/// `bool`, `char`, arrays of such, and other derived keys; no floats, no `str`, no `Handle`) with no padding
+/// between or behind them, or for an enum without fields. It must be `ShmSafe`.
 /// Type parameters are bounded by `Key` and `ShmSafe`.
 ///
 /// `#[shmkit(crate = "path")]` is the same promise as with [`macro@ShmSafe`].
