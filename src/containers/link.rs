@@ -86,12 +86,21 @@ pub enum LinkError {
     /// The object is in another pool than the link.
     #[error("the object is in another pool than the link")]
     OtherPool,
+    /// As many links lead to the object as can be counted: 2^32 - 1.
+    #[error("too many links lead to the object")]
+    TooManyLinks,
     /// The thread has no slot in the pool.
     #[error(transparent)]
     NoSlot(#[from] NoSlot),
 }
 
 from_nowhere!(LinkError);
+
+impl From<intents::TooManyLinks> for LinkError {
+    fn from(_: intents::TooManyLinks) -> Self {
+        LinkError::TooManyLinks
+    }
+}
 
 impl<T: ShmSafe> Link<T> {
     /// A link that leads nowhere.
@@ -162,7 +171,7 @@ impl<T: ShmSafe> Link<T> {
             return Err(LinkError::OtherPool);
         }
         let new = to.map_or(0, |to| to.index() as u32 + 1);
-        if let Some(old) = intents::set_link(arena, slot, &self.word, new) {
+        if let Some(old) = intents::set_link(arena, slot, &self.word, new)? {
             dispose::dispose(arena, old);
             dispose::retry(arena);
         }
@@ -406,3 +415,25 @@ impl<T: ShmSafe + fmt::Debug> fmt::Debug for View<'_, T> {
 
 const _: () = assert!(size_of::<Option<View<'_, u8>>>() == 16);
 const _: () = assert!(size_of::<Link<u8>>() == 8 && Field::at::<Link<u8>>("link", 0).owns());
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::NamedError;
+
+    #[test]
+    fn what_cannot_be_counted_is_refused() {
+        let pool = Pool::builder().create().unwrap();
+        let (link, target) = (pool.create(Link::null()).unwrap(), pool.create(7).unwrap());
+        let links = &pool.0.object(target.index()).unwrap().links;
+        links.store(u32::MAX.into(), Ordering::SeqCst);
+        assert_eq!(link.set(Some(&target)), Err(LinkError::TooManyLinks));
+        assert!(link.is_null());
+        let named = pool.set_name("one more", &target);
+        assert_eq!(named, Err(NamedError::TooManyLinks));
+        assert_eq!(pool.names().len(), 0);
+        links.store(0, Ordering::SeqCst);
+        assert_eq!(link.set(Some(&target)), Ok(()));
+        assert!(pool.check().is_ok());
+    }
+}

@@ -47,6 +47,9 @@ pub enum NamedError {
     /// The pool has as many names as it can have.
     #[error("the pool's table of names is full")]
     TableFull,
+    /// As many names and links lead to the object as can be counted: 2^32 - 1.
+    #[error("too many links lead to the object")]
+    TooManyLinks,
     /// The object could not be made or held.
     #[error(transparent)]
     Object(#[from] ObjectError),
@@ -55,6 +58,16 @@ pub enum NamedError {
 impl From<NoSlot> for NamedError {
     fn from(no_slot: NoSlot) -> Self {
         NamedError::Object(no_slot.into())
+    }
+}
+
+impl From<names::EnterFailure> for NamedError {
+    fn from(failure: names::EnterFailure) -> Self {
+        match failure {
+            names::EnterFailure::TableFull => NamedError::TableFull,
+            names::EnterFailure::NoMemory(error) => error.into(),
+            names::EnterFailure::TooManyLinks => NamedError::TooManyLinks,
+        }
     }
 }
 
@@ -134,10 +147,7 @@ impl Pool {
             if names::find(self.0, name).is_some() {
                 return Err(NamedError::NameTaken);
             }
-            names::enter(self.0, slot, name, object.index()).map_err(|failure| match failure {
-                names::EnterFailure::TableFull => NamedError::TableFull,
-                names::EnterFailure::NoMemory(error) => error.into(),
-            })
+            Ok(names::enter(self.0, slot, name, object.index())?)
         })
     }
 
@@ -151,7 +161,7 @@ impl Pool {
     ) -> Result<(), NamedError> {
         let slot = thread::slot(self.0)?;
         let both = [from.index(), to.index()];
-        let passed = names::locked(self.0, slot, || names::pass_on(self.0, slot, name, both));
+        let passed = names::locked(self.0, slot, || names::pass_on(self.0, slot, name, both))?;
         passed.then_some(()).ok_or(NamedError::NotFound)
     }
 

@@ -43,9 +43,15 @@ pub(crate) fn change(
     detect::change(marks_in(arena), word, old, new, author_slot, sequence)
 }
 
-/// Changes the value by `step`, however often that takes; the new value.
+/// Changes the value by `step`, however often that takes; the new value, or `None` if there is none so large.
 #[inline]
-pub(crate) fn add(arena: Arena, word: &AtomicU64, step: i32, me: Tag, sequence: u64) -> u32 {
+pub(crate) fn add(
+    arena: Arena,
+    word: &AtomicU64,
+    step: i32,
+    me: Tag,
+    sequence: u64,
+) -> Option<u32> {
     detect::add(marks_in(arena), word, step, me.slot(), sequence)
 }
 

@@ -92,7 +92,7 @@ fn finish_giving(arena: Arena, owner: usize, entry: &Permit, sequence: u64) {
     };
     let left = detect::add(arena, word, 1, Tag::new(owner, 0), sequence);
     entry.word.store(0, Ordering::Release);
-    if left == 1 {
+    if left == Some(1) {
         futex::wake(Arena::low_half(word), 1);
     }
 }

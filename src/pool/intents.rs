@@ -93,20 +93,32 @@ fn counter(arena: Arena, reference: u64) -> Option<&'static AtomicU64> {
         .map(|entry| &entry.links)
 }
 
+/// As many links lead to the object as can be counted.
+pub(crate) struct TooManyLinks;
+
 /// Makes the link at `field` lead to `new` (index + 1, or 0 for nowhere), which the caller holds.
 /// What it led to before, if anything, as an index: the caller disposes of it.
-pub(crate) fn set_link(arena: Arena, slot: &Slot, field: &AtomicU64, new: u32) -> Option<usize> {
+pub(crate) fn set_link(
+    arena: Arena,
+    slot: &Slot,
+    field: &AtomicU64,
+    new: u32,
+) -> Result<Option<usize>, TooManyLinks> {
     let address = std::ptr::from_ref(field).addr() as u64;
     slot.intent.open(LINK, &[address, new.into(), 0, 0]);
     let counted = counter(arena, new.into());
     set_step(slot, slot.tag().slot(), COUNT_NEW, counted);
     if let Some(links) = counted {
         let sequence = slot.intent.arg(STEP) >> SEQUENCE;
-        detect::add(arena, links, 1, slot.tag(), sequence);
+        if detect::add(arena, links, 1, slot.tag(), sequence).is_none() {
+            // Not counted: nothing has happened.
+            slot.intent.close();
+            return Err(TooManyLinks);
+        }
     }
     let old = run_link(arena, slot, slot.tag().slot());
     slot.intent.close();
-    old
+    Ok(old)
 }
 
 /// Goes on to a step, the change of which is to `word`.

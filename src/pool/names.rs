@@ -37,6 +37,13 @@ pub(crate) enum EnterFailure {
     /// There are as many names as there can be.
     TableFull,
     NoMemory(CommitError),
+    TooManyLinks,
+}
+
+impl From<intents::TooManyLinks> for EnterFailure {
+    fn from(_: intents::TooManyLinks) -> Self {
+        EnterFailure::TooManyLinks
+    }
 }
 
 fn count(arena: Arena) -> usize {
@@ -140,24 +147,30 @@ pub(crate) fn enter(
         }
     };
     entry.write(name);
-    intents::set_link(arena, slot, &entry.link, object as u32 + 1);
+    intents::set_link(arena, slot, &entry.link, object as u32 + 1)?;
     Ok(())
 }
 
 /// Gives an object's name to another one, in one step; false if the first has it no more. The caller holds
 /// the lock, and both objects.
-pub(crate) fn pass_on(arena: Arena, slot: &Slot, name: &str, [from, to]: [usize; 2]) -> bool {
+pub(crate) fn pass_on(
+    arena: Arena,
+    slot: &Slot,
+    name: &str,
+    [from, to]: [usize; 2],
+) -> Result<bool, EnterFailure> {
     let Some(entry) = entries(arena).find(|e| e.target() == Some(from) && e.is(name)) else {
-        return false;
+        return Ok(false);
     };
-    intents::set_link(arena, slot, &entry.link, to as u32 + 1);
-    true
+    intents::set_link(arena, slot, &entry.link, to as u32 + 1)?;
+    Ok(true)
 }
 
 /// Removes a name; the object that had it, if there was one. The caller holds the lock.
 pub(crate) fn remove(arena: Arena, slot: &Slot, name: &str) -> Option<usize> {
     let entry = entries(arena).find(|e| e.target().is_some() && e.is(name))?;
-    intents::set_link(arena, slot, &entry.link, 0)
+    // A link that leads nowhere is not counted, and never refused.
+    intents::set_link(arena, slot, &entry.link, 0).ok()?
 }
 
 /// Every name with its object.

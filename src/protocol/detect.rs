@@ -97,7 +97,8 @@ pub fn change<'a>(
     .map(drop)
 }
 
-/// Changes the value by `step`, however often that takes; the new value.
+/// Changes the value by `step`, however often that takes; the new value. `None` if nothing has changed, as
+/// there is none so large. (Below 0 is a value of a damaged pool only.)
 #[inline]
 pub fn add<'a>(
     marks_of: impl Fn(usize) -> Option<Marks<'a>>,
@@ -105,12 +106,15 @@ pub fn add<'a>(
     step: i32,
     author_slot: usize,
     sequence: u64,
-) -> u32 {
+) -> Option<u32> {
     let mut old = word.load(Ordering::Acquire);
     loop {
-        let new = value(old).wrapping_add_signed(step);
+        let (new, beyond) = value(old).overflowing_add_signed(step);
+        if beyond && step > 0 {
+            return None;
+        }
         match change(&marks_of, word, old, new, author_slot, sequence) {
-            Ok(()) => return new,
+            Ok(()) => return Some(new),
             Err(found) => old = found,
         }
     }
@@ -143,4 +147,29 @@ pub fn happened(marks: Marks, word: &AtomicU64, slot: usize, sequence: u64) -> b
     let found = word.load(Ordering::SeqCst);
     (author(found) == slot && sequence_of(found) == sequence)
         || marks.help.load(Ordering::SeqCst) == noted(word, sequence)
+}
+
+#[cfg(all(test, not(shmkit_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_counted_changes_nothing() {
+        let [sequence, help] = [0, 0].map(AtomicU64::new);
+        let marks = Marks {
+            sequence: &sequence,
+            help: &help,
+        };
+        let word = AtomicU64::new(u64::from(u32::MAX - 1));
+        let add = |step| {
+            let next = next_sequence(marks, 1, Some(&word));
+            let added = add(|slot| (slot == 1).then_some(marks), &word, step, 1, next);
+            assert_eq!(happened(marks, &word, 1, next), added.is_some());
+            added
+        };
+        assert_eq!(add(1), Some(u32::MAX));
+        assert_eq!(add(1), None);
+        assert_eq!(value(word.load(Ordering::Relaxed)), u32::MAX);
+        assert_eq!(add(-1), Some(u32::MAX - 1));
+    }
 }
