@@ -140,6 +140,11 @@ impl Config {
     /// [`AlreadyRunning`](super::RunError::AlreadyRunning), and what is no run's control pool stays
     /// and has the name.
     ///
+    /// Who has been a peer has the control pool until its process ends. So a program that lives on is in the next run's way
+    /// if the master is killed, unless it finds out: a peer that [serves](super::Peer::serve) does, and removes the name, as
+    /// does who has dropped his [`Peer`](super::Peer) and [attaches](super::Peer::attach) to the run once more. Otherwise the
+    /// program is to be ended, or the name removed by [`Pool::unlink`](crate::Pool::unlink).
+    ///
     /// ```
     /// use shmkit::process::Config;
     /// let config = Config::new().name("squares");
