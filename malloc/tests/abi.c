@@ -288,6 +288,36 @@ static void forks(void) {
     for (int i = 0; i < 4; i++) CHECK(pthread_join(threads[i], NULL) == 0);
 }
 
+static char *held;
+
+/* What it has is never free, so that its span is none that a child could use for something else. */
+static void *sleeper(void *arg) {
+    held = malloc(100);
+    pthread_mutex_unlock(arg);
+    pause();
+    return NULL;
+}
+
+/* A child needs more than the heap has, block by block, when a thread of its parent's is one of the dead. */
+static void a_child_that_grows(void) {
+    pthread_mutex_t begun = PTHREAD_MUTEX_INITIALIZER;
+    pthread_t thread;
+    pthread_mutex_lock(&begun);
+    CHECK(pthread_create(&thread, NULL, sleeper, &begun) == 0);
+    pthread_mutex_lock(&begun);
+    pid_t pid = fork();
+    if (pid == 0) {
+        alarm(20);
+        /* The heap has 64 MiB at first. */
+        for (int i = 0; i < 3000000; i++) CHECK(malloc(any(32)));
+        _exit(0);
+    }
+    int status;
+    CHECK(waitpid(pid, &status, 0) == pid && status == 0);
+    CHECK(pthread_cancel(thread) == 0 && pthread_join(thread, NULL) == 0);
+    free(held);
+}
+
 /* A child that uses its parent's memory. */
 static void *spawner(void *arg) {
     (void)arg;
@@ -338,6 +368,7 @@ int main(int argc, char **argv) {
     if (argc > 1) return misuse(argv[1]);
     CHECK(early && early[999] == 7);
     atexit(at_exit);
+    a_child_that_grows();
     results();
     refusals();
     alignments();

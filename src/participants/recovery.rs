@@ -26,6 +26,7 @@ use std::ops::Range;
 use std::sync::OnceLock;
 
 use crate::layout::arena::Arena;
+use crate::layout::local;
 use crate::participants::table::{Process, ProcessPhase, ProcessState, Slot, SlotPhase, SlotState};
 use crate::participants::tag::Tag;
 use crate::participants::{life, permits, process, readers};
@@ -484,8 +485,14 @@ pub(crate) fn recover_all(arena: Arena) -> Recovered {
 }
 
 /// Frees what nobody holds, if some of it may have been left to whoever comes.
+///
+/// A private heap has no objects and nothing in limbo, and who looks for such needs a slot as threads have in
+/// pools; to get one may allocate.
 #[cold]
 pub(crate) fn reap_what_was_left(arena: Arena) {
+    if local::of(arena).is_private() {
+        return;
+    }
     let header = arena.header();
     if header.unreaped.is_due() || header.limbo_left.load(Ordering::Relaxed) != 0 {
         reap(arena);
