@@ -17,7 +17,7 @@
 //! | anywhere in the allocator | what a killed one leaves | as for a pool |
 //! | claiming a slot | FREE, or LIVE with nothing in it | usable, or recovered |
 //! | leaving a slot | LIVE | recovered |
-//! | recovering a slot | DEAD, its life word taken | the word is cleared, recovered |
+//! | recovering a slot | DEAD, SETTLED, FREE or claimed by another, its life word taken | the word is cleared; recovered, unless its owner is the thread that forked |
 //! | using the common slot | the lock, held by nobody | the slot is recovered, the lock free |
 //!
 //! A child made without the handler running (by `clone`) leaves unused what the other threads
@@ -209,9 +209,12 @@ pub(super) extern "C" fn in_child() {
     for (index, slot) in arena.slots() {
         let mine = std::ptr::from_ref(slot).addr() == thread_word::get();
         let idle = index == COMMON && !COMMON_LOCK.is_locked();
-        // Who was recovering it is not here.
-        let held = slot.state().phase == SlotPhase::Settled;
-        if !mine && (!idle || held) {
+        // Whoever was recovering it is not here, also if it has been claimed since. (Each page that is written to is
+        // copied.)
+        if slot.life.word.load(Ordering::Relaxed) != 0 {
+            slot.life.word.store(0, Ordering::Relaxed);
+        }
+        if !mine && !idle {
             declare_dead(slot);
         }
     }
@@ -223,4 +226,39 @@ pub(super) fn count(arena: Arena) -> usize {
     let live = |slot: &Slot| slot.state().phase == SlotPhase::Live;
     let own = arena.slots().filter(|(index, _)| *index != COMMON);
     own.filter(|(_, slot)| live(slot)).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a forked child finds where another thread was recovering a slot, or had just claimed one that was being
+    /// recovered.
+    #[test]
+    fn nobody_recovers_a_slot_in_a_new_child() {
+        use SlotPhase::{Dead, Free, Live, Settled};
+        for (common, phase) in [(true, Dead), (true, Settled), (true, Free), (false, Live)] {
+            let works = move || {
+                let arena = heap::known_or_new()?;
+                let own = with_slot(|_, slot| slot).ok()?;
+                let slot = if common { arena.slot(COMMON) } else { own };
+                let live = slot.state();
+                slot.turn(live, SlotState { phase, ..live });
+                slot.life.word.store(1, Ordering::Relaxed);
+                in_child();
+                (slot.life.word.load(Ordering::Relaxed) == 0).then_some(())?;
+                lend_common(arena).map(|_| return_common())
+            };
+            // SAFETY: the child uses the heap alone, and ends.
+            let child = unsafe { libc::fork() };
+            if child == 0 {
+                // SAFETY: ends the child.
+                unsafe { libc::_exit(i32::from(works().is_none())) };
+            }
+            let mut status = 0;
+            // SAFETY: a child of ours; the status is this frame's.
+            assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+            assert_eq!(status, 0, "{phase:?}, the common slot: {common}");
+        }
+    }
 }
