@@ -37,6 +37,7 @@ const CASES: &[common::Named] = table! {
         statistics_add_up
         purging_gives_memory_back
         free_memory_ages_and_goes_back
+        each_slice_ages_by_itself
         freed_memory_goes_back_within_two_seconds
         fragmentation_after_churn_is_bounded;
     model:

@@ -550,14 +550,14 @@ pub(crate) fn age(arena: Arena, me: Tag, all: bool) -> (usize, bool) {
             slice += 1;
         }
         let count = slice - start;
-        if count == 0 {
-            slice += 1;
-            continue;
+        if count > 0 {
+            // Refused (a sealed or foreign file system): the slices stay usable as holes.
+            let _ = arena.give_back(DATA.offset + start * SLICE, count * SLICE);
+            unclaim(arena, start, count);
+            given += count;
         }
-        // Refused (a sealed or foreign file system): the slices stay usable as holes.
-        let _ = arena.give_back(DATA.offset + start * SLICE, count * SLICE);
-        unclaim(arena, start, count);
-        given += count;
+        // What ended the batch has been looked at: if it was aged, it has its time.
+        slice += usize::from(count < BATCH);
     }
     (given * SLICE, more)
 }

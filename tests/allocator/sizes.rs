@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use shmkit::{AllocError, testing};
 
-use super::common::{Random, TestPool, allocate, assert_sound, blocks, fill, free, layout, verify};
+use super::common::{
+    Random, TestPool, address, allocate, assert_sound, blocks, fill, free, layout, verify,
+};
 
 const SLICE: usize = 16 << 10;
 
@@ -298,6 +300,30 @@ pub fn free_memory_ages_and_goes_back() {
     free(*pool, again);
     assert_eq!(pool.stats().allocated, 0);
     assert_sound(*pool);
+}
+
+/// What was freed a moment ago has its time, also where what is beside it goes back.
+pub fn each_slice_ages_by_itself() {
+    const SIZE: usize = 1 << 20;
+    let pool = TestPool::new();
+    let committed = || pool.stats().committed;
+    loop {
+        let [first, second] = [SIZE; 2].map(|size| allocate(*pool, size));
+        assert_eq!(address(first) + SIZE as u64, address(second));
+        let all = committed();
+        free(*pool, first);
+        testing::age(*pool);
+        free(*pool, second);
+        if committed() == all {
+            for left in [all - SIZE, all - 2 * SIZE] {
+                testing::age(*pool);
+                assert_eq!(committed(), left);
+            }
+            break;
+        }
+        // The clock has come to it by itself, which it does twice a second.
+        pool.purge().unwrap();
+    }
 }
 
 /// What was freed is the kernel's again within two seconds, if somebody allocates now and then.
