@@ -36,6 +36,7 @@ const CASES: &[common::Named] = table! {
     create:
         options
         prefaulted
+        mapped_as_it_is_committed
         invalid_sizes
         invalid_participants
         bases

@@ -149,10 +149,8 @@ fn grow(arena: Arena, slot: &Slot, count: usize, wanted: usize) -> Result<(), Al
         }
         other => other.map(|()| generous),
     }?;
-    if !private {
-        // Somebody needs it: it is about to be used.
-        slice::populate(arena, from, grown);
-    }
+    // Somebody needs it: it is about to be used.
+    slice::populate(arena, from, grown);
     Ok(())
 }
 

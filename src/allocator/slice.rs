@@ -49,6 +49,7 @@
 
 use super::kept;
 use crate::layout::arena::{Arena, DATA, FREE_HINTS, SLICE, SLICE_SHIFT, TAGS};
+use crate::layout::local;
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
 use crate::primitive::{AtomicU64, Ordering, fence};
@@ -419,7 +420,7 @@ fn commit_holes(arena: Arena, me: Tag, start: usize, count: usize) -> Result<(),
             unclaim(arena, start, count);
             return Err(error);
         }
-        populate(arena, first, len / SLICE);
+        populate(arena, first, len);
     }
     Ok(())
 }
@@ -432,11 +433,12 @@ pub(crate) fn is_clean(arena: Arena, start: usize, count: usize) -> bool {
     })
 }
 
-/// Maps committed slices into this process at once: a call is cheaper than a fault a page. Not
+/// Maps committed slices of a pool into this process at once: a call is cheaper than a fault a page. Not
 /// much at a time, as it may not be used soon; a kernel that cannot do it leaves it to the faults.
+/// Private memory is address space until it is touched.
 pub(crate) fn populate(arena: Arena, start: usize, count: usize) {
     const MOST: usize = (64 << 20) / SLICE;
-    if count <= MOST {
+    if count <= MOST && !local::of(arena).is_private() {
         let advice = rustix::mm::Advice::LinuxPopulateWrite;
         let _ = crate::sys::memory::advise(arena.slice_address(start), count * SLICE, advice);
     }

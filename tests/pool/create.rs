@@ -49,6 +49,20 @@ pub fn prefaulted() {
     assert!(resident(*eager) >= 16 << 20);
 }
 
+/// Not at the first touch of each page, when it is committed for somebody who needs it.
+pub fn mapped_as_it_is_committed() {
+    const SIZE: usize = 4 << 20;
+    let pool = TestPool::with(|b| b.initial_size(SIZE));
+    // First by growing, then where it was given back.
+    for _ in 0..2 {
+        let before = resident(*pool);
+        let blocks = [(); 2].map(|()| allocate(*pool, SIZE));
+        assert!(resident(*pool) >= before + SIZE as u64);
+        blocks.into_iter().for_each(|block| free(*pool, block));
+        pool.purge().unwrap();
+    }
+}
+
 fn refused(options: impl FnOnce(PoolBuilder) -> PoolBuilder) -> CreateError {
     let descriptors = || fs::read_dir("/proc/self/fd").unwrap().count();
     let before = descriptors();
