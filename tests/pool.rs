@@ -110,7 +110,8 @@ const CASES: &[common::Named] = table! {
         more_than_there_is_memory
         a_full_file_system
         a_memory_limit a_limit_of_file_sizes
-        memory_that_is_free_elsewhere;
+        memory_that_is_free_elsewhere
+        who_is_refused_takes_no_memory;
     named:
         by_name
         names_have_limits
@@ -149,7 +150,7 @@ const CASES: &[common::Named] = table! {
 const ROLES: &[common::Named] = table! {
     create: role_create;
     attach: role_by_name role_by_descriptor;
-    growth: role_full_file_system role_file_size role_free_elsewhere role_memory_limit;
+    growth: role_full_file_system role_file_size role_free_elsewhere role_refused role_memory_limit;
 };
 
 fn main() -> ExitCode {

@@ -8,7 +8,9 @@
 //! | before the watermark rises | committed memory that nobody uses | the next growth commits it again |
 //! | after, before the hints are set | free slices without a hint | recovery sets the hints |
 //!
-//! Two who grow at once commit the same memory; the watermark rises to the higher of the two.
+//! Two who grow at once commit the same memory; the watermark rises to the higher of the two. So nobody can
+//! give back what is beyond it, and what is not to be had is not begun with: what the file system has left
+//! is asked for before. Should others take of that meanwhile, who is refused leaves what a killed one does.
 
 use super::AllocError;
 use super::{kept, slice};
@@ -17,7 +19,7 @@ use crate::layout::local;
 use crate::participants::recovery;
 use crate::participants::table::Slot;
 use crate::primitive::{AtomicU64, Ordering};
-use crate::sys::memory::{self, CommitError};
+use crate::sys::memory::CommitError;
 
 /// The least by which a pool grows where it may, in slices: 4 MiB.
 const LEAST: usize = (4 << 20) / SLICE;
@@ -156,7 +158,7 @@ fn grow(arena: Arena, slot: &Slot, count: usize, wanted: usize) -> Result<(), Al
 
 /// Commits the slices `from..from + count` with their tables and raises the watermark.
 pub(crate) fn grow_by(arena: Arena, from: usize, count: usize) -> Result<(), CommitError> {
-    memory::check_limit((count * (SLICE + SPANS.entry + TAGS.entry)) as u64)?;
+    arena.check_limit((count * (SLICE + SPANS.entry + TAGS.entry)) as u64)?;
     extend(arena, from, count)
 }
 

@@ -31,7 +31,7 @@
 //!
 //! So what a dead owner leaves is, anywhere: claimed slices, each followed by zero or more tails
 //! that lead to it. [`abandon`] frees those tails from the highest down, then the slice; one that a run's
-//! length covers becomes its tail.
+//! length covers becomes its tail, and a hole gives back what memory it got.
 //!
 //! What is free ages: DIRTY slices become AGED, AGED ones holes ([`age`]), so that memory goes back
 //! which nobody has wanted for a while, and memory that comes and goes stays. A claimed AGED slice
@@ -411,12 +411,29 @@ pub(crate) fn unclaim(arena: Arena, start: usize, count: usize) {
     hint_free(arena, start, count);
 }
 
-fn commit_holes(arena: Arena, me: Tag, start: usize, count: usize) -> Result<(), CommitError> {
+/// The holes among slices that the caller has claimed: the first of each row, and how many.
+fn holes(arena: Arena, me: Tag, start: usize, end: usize) -> impl Iterator<Item = (usize, usize)> {
     let hole = claimed_tag(HOLE, me);
-    let is_hole = |&s: &usize| arena.tag(s).load(Ordering::Relaxed) == hole;
-    if let Some(first) = (start..start + count).find(is_hole) {
-        let len = start + count - first;
+    let is_hole = move |&slice: &usize| arena.tag(slice).load(Ordering::Relaxed) == hole;
+    let mut next = start;
+    std::iter::from_fn(move || {
+        let first = (next..end).find(is_hole)?;
+        next = (first..end).find(|slice| !is_hole(slice)).unwrap_or(end);
+        Some((first, next - first))
+    })
+}
+
+/// Commits the holes among claimed slices, or makes all free again, as they were.
+///
+/// Killed anywhere: claimed holes with memory, which [`abandon`] gives back.
+fn commit_holes(arena: Arena, me: Tag, start: usize, count: usize) -> Result<(), CommitError> {
+    let end = start + count;
+    for (first, len) in holes(arena, me, start, end) {
         if let Err(error) = arena.commit_again(DATA.offset + first * SLICE, len * SLICE) {
+            // Some of these are committed, and those before them.
+            for (first, len) in holes(arena, me, start, end) {
+                let _ = arena.give_back(DATA.offset + first * SLICE, len * SLICE);
+            }
             unclaim(arena, start, count);
             return Err(error);
         }
@@ -471,7 +488,8 @@ pub(crate) fn release(arena: Arena, start: usize, count: usize) {
 }
 
 /// Frees a claimed slice of a dead owner and the tails that lead to it, or makes it a tail of the run
-/// that covers it. The caller holds the dead owner's life word.
+/// that covers it. A hole that the dead had given memory, or not yet taken it, has none then. The caller holds
+/// the dead owner's life word.
 pub(crate) fn abandon(arena: Arena, claimed: usize, kind: u64) {
     let found = arena.tag(claimed).load(Ordering::Acquire);
     let State::Claimed { owner, .. } = state(found) else {
@@ -490,6 +508,10 @@ pub(crate) fn abandon(arena: Arena, claimed: usize, kind: u64) {
     // Tails were committed before they were tagged, and may hold anything.
     for slice in (claimed + 1..=claimed + tails).rev() {
         arena.tag(slice).store(DIRTY, Ordering::Release);
+    }
+    // Loaded again: it was changed before the look at the head, or is by nobody else (see the module).
+    if kind == HOLE && arena.tag(claimed).load(Ordering::Acquire) == found {
+        let _ = arena.give_back(DATA.offset + claimed * SLICE, SLICE);
     }
     let _ = change(kind);
     hint_free(arena, claimed, tails + 1);
@@ -522,7 +544,7 @@ fn covered(arena: Arena, claimed: usize, owner: Tag) -> Option<usize> {
 /// With `all`, of all of them; else of those that were AGED, and the others become so. What is kept
 /// becomes free slices first.
 ///
-/// Killed anywhere: the slices are claimed as holes and become holes again.
+/// Killed anywhere: the slices are claimed as holes, and [`abandon`] makes them such.
 pub(crate) fn age(arena: Arena, me: Tag, all: bool) -> (usize, bool) {
     const BATCH: usize = (4 << 20) / SLICE;
     let (mut given, mut more) = (0, false);

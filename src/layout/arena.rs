@@ -201,6 +201,16 @@ impl Arena {
         Ok(())
     }
 
+    /// Checks, as well as can be known, that so many bytes can be committed.
+    pub(crate) fn check_limit(self, bytes: u64) -> Result<(), CommitError> {
+        memory::check_limit(bytes)?;
+        let local = local::of(self);
+        if local.is_private() {
+            return Ok(());
+        }
+        memory::check_room(local.fd(), bytes)
+    }
+
     /// Commits a range of the pool, by offset.
     pub(crate) fn commit(self, offset: usize, len: usize) -> Result<(), CommitError> {
         let local = local::of(self);

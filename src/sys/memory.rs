@@ -322,6 +322,26 @@ pub(crate) fn check_limit(bytes: u64) -> Result<(), CommitError> {
     }
 }
 
+/// Checks that the file system has so much left, if its size is limited. One step is had whole, or the kernel
+/// refuses it and takes none: it may lie where memory has been committed already, and is not asked for.
+#[cold]
+pub(crate) fn check_room(fd: RawFd, bytes: u64) -> Result<(), CommitError> {
+    if bytes <= STEP {
+        return Ok(());
+    }
+    match rustix::fs::fstatfs(borrow(fd)) {
+        Ok(system) if system.f_blocks != 0 => {
+            let room = system.f_bavail.saturating_mul(system.f_bsize as u64);
+            if bytes > room {
+                Err(CommitError::Full)
+            } else {
+                Ok(())
+            }
+        }
+        _ => Ok(()),
+    }
+}
+
 /// As [`check_limit`], for the small amounts that come and go all the time: looks each time that this process
 /// has asked for so much since it looked last.
 #[cold]

@@ -20,6 +20,8 @@ pub struct World {
     pub before: usize,
     /// Bytes of memory that the pool had then.
     pub committed: usize,
+    /// Bytes of memory that its file had besides.
+    pub beside: usize,
     /// The child that is buried, in a survivor that is its parent.
     pub child: Option<u32>,
     /// What a parent holds whose handles are locked for a fork: never dropped.
@@ -66,6 +68,7 @@ impl World {
             pool,
             before: 0,
             committed: 0,
+            beside: 0,
             child: None,
             held: None,
             blocks: Vec::new(),
@@ -101,7 +104,14 @@ impl World {
     pub fn settled(mut self) -> World {
         let stats = self.pool.stats();
         (self.before, self.committed) = (stats.allocated, stats.committed);
+        self.beside = self.memory_beside();
         self
+    }
+
+    /// Bytes of memory that the pool's file has and that are no slice's.
+    pub fn memory_beside(&self) -> usize {
+        let file = rustix::fs::fstat(self.pool.fd()).expect("a file");
+        (file.st_blocks as usize * 512).saturating_sub(self.pool.stats().committed)
     }
 }
 

@@ -48,6 +48,16 @@ fn unchanged(more: isize, _: &Crash) -> bool {
     more == 0
 }
 
+/// Slices without memory have none: there is as much as before besides, and some slots.
+fn nothing_is_lost(world: &World) -> Result<(), String> {
+    const SLOTS: usize = 4 << 14;
+    world.pool.recover();
+    let (before, now) = (world.beside, world.memory_beside());
+    ensure(now <= before + SLOTS, || {
+        format!("{now} bytes that are no slice's, and {before} before")
+    })
+}
+
 /// Two runs that were freed have no memory any more when the operation has returned, but for the slice that the victim
 /// has taken of it.
 fn gives_back(name: &'static str, operation: impl Fn(&mut World) + 'static) -> Case<World> {
@@ -60,6 +70,7 @@ fn gives_back(name: &'static str, operation: impl Fn(&mut World) + 'static) -> C
         ensure(now + (13 << 14) <= before || !crash.finished, || {
             format!("{now} bytes of memory, and {before} before")
         })?;
+        nothing_is_lost(w)?;
         verify(w, crash, &unchanged)
     })
 }
@@ -182,6 +193,22 @@ pub fn cases(suite: &mut Suite) {
         |w| w.allocate(9 << 14, 1),
         either(0, 9 << 14),
     ));
+    let holes = |w: &mut World| {
+        w.allocate(20 << 14, 1);
+        w.free();
+        w.pool.purge().expect("a slot");
+    };
+    let of_holes = case(
+        "allocate a run of holes",
+        holes,
+        nothing,
+        |w| w.allocate(20 << 14, 1),
+        unchanged,
+    );
+    suite.run(of_holes.verify(|w, crash| {
+        nothing_is_lost(w)?;
+        verify(w, crash, &either(0, 20 << 14))
+    }));
     suite.run(case(
         "free another's run",
         |w| w.allocate(100_000, 1),

@@ -4,6 +4,7 @@ use std::ffi::CString;
 use std::fs::File;
 use std::io::{ErrorKind, Write as _};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -164,6 +165,12 @@ pub fn a_full_file_system() {
 
 pub fn memory_that_is_free_elsewhere() {
     let output = program("role_free_elsewhere").output().unwrap();
+    print!("{}", String::from_utf8_lossy(&output.stdout));
+    succeeded(&output);
+}
+
+pub fn who_is_refused_takes_no_memory() {
+    let output = program("role_refused").output().unwrap();
     print!("{}", String::from_utf8_lossy(&output.stdout));
     succeeded(&output);
 }
@@ -518,10 +525,16 @@ fn with_pool(directory: &str, does: impl FnOnce(Pool)) {
 
 /// Leaves no memory in a file system, while something is done.
 fn without_memory(directory: &str, does: impl FnOnce()) {
+    with_memory(directory, 0, does);
+}
+
+/// Leaves so much memory in a file system, while something is done.
+fn with_memory(directory: &str, left: u64, does: impl FnOnce()) {
     let path = format!("{directory}/filler");
     let mut file = File::create(&path).unwrap();
     let full = std::iter::repeat_with(|| file.write_all(&[1; 4096])).find_map(Result::err);
     assert_eq!(full.unwrap().kind(), ErrorKind::StorageFull);
+    file.set_len(file.metadata().unwrap().len() - left).unwrap();
     does();
     std::fs::remove_file(&path).unwrap();
 }
@@ -578,5 +591,38 @@ pub fn role_free_elsewhere() {
                 without_memory(&directory.0, || free(pool, allocate(pool, RUN)));
             },
         );
+    });
+}
+
+pub fn role_refused() {
+    const MIB: usize = 1 << 20;
+    /// What is said of slices may be committed for the next growth.
+    const TABLES: u64 = 128 << 10;
+    let Some(directory) = small_file_system() else {
+        return;
+    };
+    let file_of = |pool: Pool| File::from(pool.fd().try_clone_to_owned().unwrap());
+    let refuses = |pool: Pool, size| {
+        let memory = || file_of(pool).metadata().unwrap().blocks() * 512;
+        let slices = || (pool.stats().total, pool.stats().committed);
+        let (before, old) = (memory(), slices());
+        let full = Err(AllocError::NoMemory(CommitError::Full));
+        assert_eq!(pool.allocate(layout(size, 8)), full);
+        assert_eq!(slices(), old);
+        let after = memory();
+        assert!(
+            (before..=before + TABLES).contains(&after),
+            "{before} bytes before, {after} after"
+        );
+    };
+    // To grow: there is room for some of it.
+    with_pool(&directory.0, |pool| refuses(pool, 16 * MIB));
+    // For slices that gave theirs back: there is room for some of them.
+    with_pool(&directory.0, |pool| {
+        pool.grow_to(6 * MIB).unwrap();
+        free(pool, allocate(pool, 5 * MIB));
+        pool.purge().unwrap();
+        with_memory(&directory.0, 9 * MIB as u64 / 2, || refuses(pool, 5 * MIB));
+        free(pool, allocate(pool, 5 * MIB));
     });
 }
