@@ -48,6 +48,10 @@ use crate::participants::thread::NoSlot;
 ///
 /// Where the address space is limited (`ulimit -v`), the heap's maximum is half of the limit. A
 /// signal handler must not allocate: it may have interrupted the allocator.
+///
+/// A library that has it as its allocator and is loaded by a program (`dlopen`) must not be unloaded: threads
+/// that have allocated in it run code of the library when they end. Its linker can say so, by its `build.rs`:
+/// `cargo::rustc-link-arg-cdylib=-Wl,-z,nodelete`; or the program, by `RTLD_NODELETE`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PrivateAlloc(());
 
