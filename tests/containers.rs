@@ -133,6 +133,7 @@ const CASES: &[common::Named] = table! {
         a_stopped_consumer_holds_up_nobody
         elements_that_come_and_go_are_not_missed
         a_stopped_waiter_is_passed
+        who_has_little_time_passes_a_stopped_waiter
         a_stopped_waiter_takes_a_last_look;
     cells:
         cells_behave_like_variables

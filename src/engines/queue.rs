@@ -119,7 +119,7 @@ pub(crate) struct Room {
     pub(crate) bell: Bell,
     /// The bell of who has the turn.
     pub(crate) called: Bell,
-    /// How often it was passed.
+    /// How often it was passed; then, since when others hold back for it.
     pub(crate) passes: AtomicU64,
 }
 

@@ -103,7 +103,8 @@ fn believed(times: u64, start: u64, is_gone: impl Fn(u64) -> bool) -> bool {
     is_gone(start) && (start == 0 || !records::are_other_times_here(times) || is_gone(0))
 }
 
-fn microseconds() -> u64 {
+/// The monotonic clock, in microseconds.
+pub(crate) fn microseconds() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     now.tv_sec as u64 * 1_000_000 + now.tv_nsec as u64 / 1000
 }

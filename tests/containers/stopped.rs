@@ -427,6 +427,33 @@ pub fn a_stopped_waiter_is_passed() {
     });
 }
 
+/// The same for those who wait for less than they would hold back: what they are told is true, and is so for good
+/// once that producer is dead.
+pub fn who_has_little_time_passes_a_stopped_waiter() {
+    let queue = queue_of(pool(), Queue::bounded(1), 1);
+    scope(|s| {
+        let child = s.spawn(|| queue.push(Sealed::new(LATE)).unwrap()).unwrap();
+        until(|| sleeps(child.id().pid()));
+        let pid = Pid::from_raw(child.id().pid() as i32);
+        kill(pid, Signal::SIGSTOP).unwrap();
+        until(|| state(child.id().pid()) == 'T');
+        let passes = || {
+            for n in 0..100 {
+                assert!(queue.pop().unwrap().is_whole());
+                let limit = Duration::from_micros(n * 10);
+                queue.push_timeout(Sealed::new(n), limit).unwrap();
+                let refused = queue.push_timeout(Sealed::new(n), limit).unwrap_err();
+                assert_eq!(refused.cause, PushRefusal::TimedOut);
+            }
+        };
+        passes();
+        child.kill().unwrap();
+        was_killed(child);
+        passes();
+    });
+    assert_sound(queue.pool());
+}
+
 /// Who was late finds what there was in time.
 pub fn a_stopped_waiter_takes_a_last_look() {
     let limit = Duration::from_millis(200);

@@ -57,7 +57,7 @@ pub use refusals::{PopError, PushError, PushRefusal};
 /// - A *stopped* caller holds up nobody but itself, with two exceptions: stopped in the middle of a
 ///   push, or of taking an element into a lease, it keeps its place, and producers that have come
 ///   round to that place wait for it; and a producer stopped while it has the turn makes those who
-///   wait for room hold back for 40 ms, once.
+///   wait for room hold back for 40 ms, once for all of them.
 ///
 /// ```
 /// use shmkit::process::scope;

@@ -11,10 +11,13 @@
 //!
 //! | turn | killed before the next step leaves | and then |
 //! |------|-------------------------------------|----------|
-//! | taken, by a compare-exchange from 0 | the dead one's tag | who holds back, or rings in vain, clears it |
+//! | taken, by a compare-exchange from 0; then the passes are set to 0 | the dead one's tag, perhaps with the passes of the turn before | who waits for room, or rings in vain, clears it |
 //! | cleared by its owner, nobody rung | sleepers not woken | they look within a `lock::TICK` |
 //!
-//! A producer that is *stopped* with the turn has the others hold back for [`PATIENCE`], once. `try_push` holds back for nobody, as it does not wait: it may pass.
+//! A producer that is *stopped* with the turn has the others hold back for [`PATIENCE`], once: the word that counts the passes
+//! says since when, so it is one time for all of them, however short each one's own is. `try_push` holds back for
+//! nobody, as it does not wait: it may pass. So may the last attempt of a push whose time is over: whose turn it is does not
+//! make "there was no room" true.
 //!
 //! Who has the turn sleeps on a bell of its own, `called`, so that a pop wakes it and not another one.
 //! Who has slept and pushed rings once more: a ring is for one place, and there may be others.
@@ -31,14 +34,19 @@ use super::raw::Raw;
 use super::refusals::{PopError, PushError, PushRefusal};
 use crate::ShmSafe;
 use crate::engines::queue::Header;
+use crate::layout::arena::Arena;
 use crate::participants::habit::attempt_awake;
 use crate::participants::here::{Here, here};
-use crate::participants::lock;
 use crate::participants::tag::Tag;
+use crate::participants::{life, lock};
 use crate::primitive::Ordering;
 
 /// How many pushes may pass the one that has the turn.
 const PASSES: u64 = 8;
+
+/// In the word that counts the passes: they have ended, and the rest is since when others hold back, in microseconds of the
+/// monotonic clock.
+const SINCE: u64 = 1 << 63;
 
 /// How long others hold back for who has the turn and lives: longer than a busy machine takes to run
 /// it, so that only a stopped one is passed for good.
@@ -67,6 +75,18 @@ impl<T: ShmSafe + Unpin> Raw<T> {
             && self
                 .arena()
                 .is_some_and(|arena| lock::is_over(arena, Tag::of_word(turn)))
+        {
+            self.end_turn(turn);
+        }
+    }
+
+    /// Ends the turn of another who is dead, or for whom others have held back for long enough.
+    fn end_turn_of_another(&self, arena: Arena, me: u64) {
+        let turn = self.header.turn.load(Ordering::Relaxed);
+        if turn != 0
+            && turn != me
+            && (lock::is_over(arena, Tag::of_word(turn))
+                || self.header.was_waited_for(life::microseconds()))
         {
             self.end_turn(turn);
         }
@@ -141,11 +161,10 @@ impl<T: ShmSafe + Unpin> Raw<T> {
             ControlFlow::Break(done) => return done,
             ControlFlow::Continue(value) => value,
         };
-        // Whose turn it is, and since when that is known.
-        let mut held_back: Option<(u64, Instant)> = None;
         loop {
             // Asked before the attempt, which is the last one if so.
             let over = deadline.is_some_and(|deadline| Instant::now() >= deadline);
+            self.end_turn_of_another(waiter.arena, me);
             let mine = header.take_turn(me);
             // By invariant 1.
             let called = room.called.announce();
@@ -154,7 +173,12 @@ impl<T: ShmSafe + Unpin> Raw<T> {
             } else {
                 room.bell.announce()
             };
-            match self.attempt(me, value) {
+            let attempted = if over {
+                self.attempt_anyhow(me, value)
+            } else {
+                self.attempt(me, value)
+            };
+            match attempted {
                 ControlFlow::Break(done) => {
                     // A ring is for one place.
                     self.ring_room();
@@ -166,23 +190,14 @@ impl<T: ShmSafe + Unpin> Raw<T> {
                 let cause = PushRefusal::TimedOut;
                 return Err(PushError { value, cause });
             }
-            let (bell, announced) = if mine {
-                (&room.called, called)
+            let (bell, announced, owner) = if mine {
+                (&room.called, called, Tag::NOBODY)
             } else {
-                (&room.bell, announced)
+                // Its death wakes, too.
+                let turn = header.turn.load(Ordering::Relaxed);
+                (&room.bell, announced, Tag::of_word(turn))
             };
-            let owner = held_back.map_or(Tag::NOBODY, |(turn, _)| Tag::of_word(turn));
             bell.sleep(waiter, announced, owner, deadline);
-            let turn = header.turn.load(Ordering::Relaxed);
-            match held_back {
-                _ if turn == 0 || turn == me => held_back = None,
-                Some((other, since)) if other == turn => {
-                    if since.elapsed() >= PATIENCE || lock::is_over(waiter.arena, owner) {
-                        self.end_turn(turn);
-                    }
-                }
-                _ => held_back = Some((turn, Instant::now())),
-            }
         }
     }
 
@@ -191,6 +206,11 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         if self.header.is_to_hold_back(me) {
             return ControlFlow::Continue(value);
         }
+        self.attempt_anyhow(me, value)
+    }
+
+    /// Pushes, whoever has the turn.
+    fn attempt_anyhow(&self, me: u64, value: T) -> Attempt<T> {
         match self.try_push(value) {
             Err(PushError {
                 value,
@@ -280,11 +300,77 @@ impl Header {
             && self.closed.load(Ordering::SeqCst) == 0
     }
 
+    /// True if others have held back for who has the turn for [`PATIENCE`]; if they do so from now on, that is noted.
+    // Relaxed: a hint, as all that is about the turn.
+    fn was_waited_for(&self, now: u64) -> bool {
+        let passes = &self.popped.passes;
+        let found = passes.load(Ordering::Relaxed);
+        if found & SINCE != 0 {
+            // A time to come is another clock's, or garbage.
+            return now.wrapping_sub(found & !SINCE) >= PATIENCE.as_micros() as u64;
+        }
+        if found >= PASSES {
+            let since = now | SINCE;
+            let _ = passes.compare_exchange(found, since, Ordering::Relaxed, Ordering::Relaxed);
+        }
+        false
+    }
+
     /// The caller has pushed: if another has the turn, that one was passed.
     fn pushed_past(&self, me: u64) {
         let turn = self.turn.load(Ordering::Relaxed);
-        if turn != 0 && turn != me {
-            self.popped.passes.fetch_add(1, Ordering::Relaxed);
+        let passes = &self.popped.passes;
+        if turn != 0 && turn != me && passes.load(Ordering::Relaxed) < PASSES {
+            passes.fetch_add(1, Ordering::Relaxed);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OWNER: u64 = 16;
+    const OTHER: u64 = 32;
+
+    /// A queue where the turn was passed so often that others hold back.
+    fn passed() -> Header {
+        let header = Header::bounded(4);
+        assert!(header.take_turn(OWNER));
+        for _ in 0..PASSES {
+            assert!(!header.is_to_hold_back(OTHER) && !header.was_waited_for(1));
+            header.pushed_past(OTHER);
+        }
+        assert!(header.is_to_hold_back(OTHER) && !header.is_to_hold_back(OWNER));
+        header
+    }
+
+    #[test]
+    fn all_together_hold_back_for_one_time() {
+        let header = passed();
+        let patience = PATIENCE.as_micros() as u64;
+        let waited = [1000, 1001, 999 + patience, 1000 + patience].map(|now| {
+            // Who could not hold back any longer.
+            header.pushed_past(OTHER);
+            assert!(header.is_to_hold_back(OTHER));
+            header.was_waited_for(now)
+        });
+        assert_eq!(waited, [false, false, false, true]);
+    }
+
+    #[test]
+    fn a_new_turn_is_waited_for_anew() {
+        let header = passed();
+        assert!(!header.was_waited_for(1000));
+        header.turn.store(0, Ordering::Relaxed);
+        assert!(header.take_turn(OTHER) && !header.was_waited_for(u64::MAX >> 1));
+        assert!(!header.is_to_hold_back(OWNER));
+    }
+
+    #[test]
+    fn a_time_to_come_is_none() {
+        let header = passed();
+        assert!(!header.was_waited_for(1000));
+        assert!(header.was_waited_for(999));
     }
 }
