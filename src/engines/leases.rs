@@ -32,6 +32,10 @@
 //!    the first to after the second, they were BACK in between all the time, and no others ever.
 //!    (Whoever was about to do one of the two when the count was read has done it once at most, and for
 //!    an entry to be as it was takes both.) Who is killed in between has counted nothing.
+//! 4. Who takes an element that is BACK, or tells it, has read the count before the look that found it the first,
+//!    and the count is the same when he raises it, or has looked. So if an element comes back and then a later one
+//!    does, that is not had before it: who did not find the first one BACK has read the count before it was raised for
+//!    the second. If it is not the same he looks again: somebody has gone on, by something that comes back or is taken.
 
 use super::queue::{CELL, Header, LAP, LEASE, make, store};
 use super::word;
@@ -168,6 +172,14 @@ impl Table {
         self.count().fetch_add(1, Ordering::SeqCst);
     }
 
+    /// The same, by invariant 4: false if somebody has since there were so many `changes`.
+    pub(crate) fn announce_after(&self, changes: u64) -> bool {
+        let next = changes.wrapping_add(1);
+        self.count()
+            .compare_exchange(changes, next, Ordering::SeqCst, Ordering::Relaxed)
+            .is_ok()
+    }
+
     /// True if all entries are in use, some by those who have not got an element yet.
     pub(crate) fn is_full_for_now(&self) -> bool {
         (0..LEASES).any(|index| {
@@ -293,9 +305,8 @@ impl Entry {
     }
 
     /// Takes the element that is BACK, for good or, by a tag, for a lease. False if it has gone.
-    /// What the caller has copied before counts if this is true.
-    pub(crate) fn retake(&self, table: &Table, position: u64, lease: Option<Tag>) -> bool {
-        table.announce();
+    /// What the caller, who has [announced](Table::announce_after) it, has copied before counts if this is true.
+    pub(crate) fn retake(&self, position: u64, lease: Option<Tag>) -> bool {
         let next = lease.map_or(FREE, |me| me.word() | HELD);
         self.exchange(position << POSITION | BACK, next)
     }

@@ -15,12 +15,20 @@ use crate::protocol::cells::is_ahead;
 pub(super) struct Back {
     table: Table,
     pub(super) entry: Entry,
-    pub(super) position: u64,
+    position: u64,
+    /// What [`Table::changes`] was before it was looked for.
+    changes: u64,
 }
 
 impl Back {
+    /// Takes it; false if it has gone, or another may be the first by now.
     pub(super) fn retake(&self, lease: Option<Tag>) -> bool {
-        self.entry.retake(&self.table, self.position, lease)
+        self.table.announce_after(self.changes) && self.entry.retake(self.position, lease)
+    }
+
+    /// True if it is there still, and was the first when it was looked for.
+    pub(super) fn was_first(&self) -> bool {
+        self.entry.is_back() == Some(self.position) && self.table.changes() == self.changes
     }
 }
 
@@ -66,6 +74,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
     pub(super) fn first_back(&self, to: &mut MaybeUninit<T>) -> Option<Back> {
         for _ in 0..ATTEMPTS {
             let table = self.header.leases(Self::WORDS)?;
+            let changes = table.changes();
             let entry = self.survey().1?;
             // Else somebody has just had it, and there may be others.
             if let Some(position) = entry.is_back() {
@@ -75,6 +84,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
                     table,
                     entry,
                     position,
+                    changes,
                 });
             }
         }

@@ -52,7 +52,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         for _ in 0..ATTEMPTS {
             let changes = self.changes();
             if let Some(back) = self.first_back(&mut value) {
-                if back.entry.is_back() == Some(back.position) {
+                if back.was_first() {
                     // SAFETY: copied from an entry that has not changed since.
                     return Some(unsafe { value.assume_init() });
                 }

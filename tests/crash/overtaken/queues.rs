@@ -16,6 +16,8 @@ enum Do {
     Pop,
     Lease,
     Peek,
+    /// Leases so many and gives them back, first to last.
+    GiveBack(usize),
     /// Of all elements but one, which may be on its way, a number that tells them and their order.
     Walk(u64),
 }
@@ -33,6 +35,12 @@ impl Operation for Do {
             }
             Do::Pop => number(queue.try_pop()),
             Do::Lease => number(queue.try_lease().map(Lease::ack)),
+            Do::GiveBack(n) => {
+                let lease = |_| queue.try_lease().expect("an element");
+                let leases: Vec<_> = (0..n).map(lease).collect();
+                leases.into_iter().for_each(drop);
+                0
+            }
             Do::Peek => number(queue.peek().ok_or(PopError::Empty)),
             Do::Walk(but) => {
                 let seen: Vec<u64> = queue.iter().map(|element| number(Ok(element))).collect();
@@ -47,6 +55,7 @@ impl Operation for Do {
                 model.push_back(n);
                 0
             }
+            Do::GiveBack(_) => 0,
             Do::Pop | Do::Lease => model.pop_front().unwrap_or(NONE),
             Do::Peek => model.front().copied().unwrap_or(NONE),
             Do::Walk(but) => digest(model.make_contiguous(), but),
@@ -161,6 +170,21 @@ pub fn cases(suite: &mut Suite) {
     case("lease by pop", bounded, &[1, 2], &[Lease], &[Pop]);
     case("pop by lease", bounded, &[1, 2], &[Pop], &[Lease]);
     case("lease by lease", bounded, &[1, 2], &[Lease], &[Lease]);
+    // Of what comes back the first is had first, also by who has looked at its entry too early.
+    const ALL: usize = 16;
+    let leased = || {
+        let world = World::new(ALL, &RING[..ALL]);
+        let lease = |_| world.queue.lease().expect("an element");
+        let leases: Vec<_> = (0..ALL).map(lease).collect();
+        leases.into_iter().for_each(|lease| _ = lease.ack());
+        world.push(&RING[..ALL]);
+        world
+    };
+    let take: [(&str, &[Do]); 3] = [("pop", &[Pop]), ("lease", &[Lease]), ("peek", &[Peek, Pop])];
+    for (name, take) in take {
+        let name = format!("{name} by what comes back");
+        case(&name, leased, &RING[..ALL], take, &[GiveBack(ALL - 1)]);
+    }
     // What was looked at stays the first.
     case(
         "push by push and peek",
