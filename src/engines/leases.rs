@@ -334,17 +334,17 @@ impl Entry {
     /// Takes the entry from an owner that is over.
     fn bury(&self, table: &Table, arena: Arena) {
         let found = self.state.load(Ordering::Acquire);
-        let next = match found & STATE {
-            TAKING => FREE,
-            HELD => self.back(),
-            _ => return,
-        };
-        if lock::is_over(arena, Tag::of_word(found)) {
-            if next != FREE {
-                table.announce();
-            }
-            self.exchange(found, next);
+        let state = found & STATE;
+        if !matches!(state, TAKING | HELD) || !lock::is_over(arena, Tag::of_word(found)) {
+            return;
         }
+        let mut next = FREE;
+        if state == HELD {
+            table.announce();
+            // Only now: as long as it was not over the owner may have taken another element here, under the same word.
+            next = self.back();
+        }
+        self.exchange(found, next);
     }
 }
 
