@@ -89,6 +89,7 @@ const CASES: &[common::Named] = table! {
         buffer_refusals
         a_full_pool_loses_no_bytes
         deleting_returns_memory
+        deleting_from_closed_buffers_returns_memory
         views_keep_their_bytes
         appended_by_many
         killed_writers_tear_nothing

@@ -248,6 +248,34 @@ pub fn deleting_returns_memory() {
     assert_eq!(allocated(pool), before);
 }
 
+/// Also those that a closed one ends with, unless there was no memory when it was closed.
+pub fn deleting_from_closed_buffers_returns_memory() {
+    const LARGE: usize = 300_000;
+    let pool = Pool::builder().max_size(4 << 20).create().unwrap();
+    for is_full in [false, true] {
+        let buffer = pool.create(Buffer::new()).unwrap();
+        let before = allocated(pool);
+        buffer.append(&bytes(0, LARGE)).unwrap();
+        let other = pool.create(Buffer::new()).unwrap();
+        if is_full {
+            for size in [LARGE, 20_000, 5000, 700, 60, 1] {
+                while other.append(&bytes(1, size)).is_ok() {}
+            }
+        }
+        buffer.close().unwrap();
+        assert_eq!((buffer.end(), buffer.is_closed()), (LARGE as u64, true));
+        let view = buffer.view(0..LARGE as u64).unwrap();
+        assert_eq!(view.as_slice().unwrap(), bytes(0, LARGE));
+        drop(view);
+        drop(other);
+        buffer.clear().unwrap();
+        assert!(is_full || allocated(pool) <= before + (40 << 10));
+        assert_eq!(buffer.append(&[1]), Err(AppendError::Closed));
+        drop(buffer);
+        assert_sound(pool);
+    }
+}
+
 pub fn views_keep_their_bytes() {
     let pool = pool();
     let buffer = pool.create(Buffer::new()).unwrap();

@@ -1,5 +1,6 @@
 //! Chunks: their layout, and what one alone can answer or do.
 
+use super::SHARED_MAX;
 use crate::layout::arena::Arena;
 use crate::participants::habit::Looks;
 use crate::primitive::{AtomicU64, Ordering};
@@ -107,6 +108,11 @@ impl Found {
     #[inline]
     pub(crate) fn end(self) -> u64 {
         self.start().saturating_add(self.len())
+    }
+
+    /// True if it is the last one, and larger than those that appends share: it can go only once another follows.
+    pub(super) fn is_large_end(self) -> bool {
+        self.room() as usize > SHARED_MAX && matches!(self.next(), Next::None)
     }
 
     #[inline]

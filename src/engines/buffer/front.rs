@@ -1,7 +1,7 @@
 //! The front of a buffer: deleting, and freeing what nobody looks at any more.
 
 use super::chunk::{Found, Next};
-use super::{FREE, SHARED_MAX, Words, address_of};
+use super::{FREE, Words, address_of};
 use crate::allocator::block;
 use crate::layout::arena::Arena;
 use crate::participants::table::Slot;
@@ -28,8 +28,7 @@ impl Words {
         if self.start() < to {
             self.start.fetch_max(to, Ordering::SeqCst);
         }
-        let is_large = |last: Found| last.room() as usize > SHARED_MAX && last.end() == to;
-        if last.is_some_and(|last| is_large(last) && matches!(last.next(), Next::None)) {
+        if last.is_some_and(|last| last.is_large_end() && last.end() == to) {
             // Nothing is left, but in a large chunk: it can go once an empty one follows. It stays if there is no memory.
             let _ = self.append_chunk(arena, slot, &[]);
         }

@@ -49,6 +49,7 @@
 //! | with a private chunk | intent APPEND, not linked | the chunk is freed |
 //! | after the exchange that links it | intent APPEND, linked; hints behind | whoever comes moves the hints |
 //! | having sealed only | a sealed last chunk | the next append links a new one |
+//! | closing, behind a large chunk | an empty last chunk, not closed yet | as any other |
 //! | moving `start` | old chunks before it | the next truncation, or append without room, frees them |
 //! | with the lock of the front, at the hints or the stamp | hints, stamp or mark behind | the next holder goes on |
 //! | freeing | intent FREE | `oldest` leads past the chunk, and the chunk is freed |
@@ -426,6 +427,11 @@ impl Words {
         epoch::pin(arena, slot);
         loop {
             let last = self.last(arena);
+            // So that it can go once it is deleted. It stays if there is no memory.
+            if last.is_some_and(Found::is_large_end) && self.append_chunk(arena, slot, &[]).is_ok()
+            {
+                continue;
+            }
             let field = match last {
                 None => &self.oldest,
                 Some(last) => {
