@@ -428,7 +428,7 @@ impl Buffer {
         }
     }
 
-    /// How many bytes there are.
+    /// How many bytes there are. (0 if the thread has no slot in the pool.)
     ///
     /// ```
     /// # use shmkit::{Buffer, Pool};
@@ -446,7 +446,7 @@ impl Buffer {
         self.end().saturating_sub(start)
     }
 
-    /// True if there are none.
+    /// True if there are none. (Also if the thread has no slot in the pool.)
     ///
     /// ```
     /// # use shmkit::{Buffer, Pool};
@@ -514,7 +514,7 @@ impl Buffer {
         }
     }
 
-    /// Whether it is closed.
+    /// Whether it is closed. (False if the thread has no slot in the pool.)
     ///
     /// ```
     /// # use shmkit::{Buffer, Pool};

@@ -310,6 +310,8 @@ pub fn closed_queues() {
     assert!(queue.is_closed());
     assert_eq!(cause(queue.push(3)), Some(PushRefusal::Closed));
     assert_eq!(queue.pop(), Ok(2));
+    // Its own lease is nothing to wait for.
+    assert_eq!(queue.pop(), Err(PopError::Closed));
     drop(lease);
     assert_eq!(queue.pop(), Ok(1));
     assert_eq!(queue.pop(), Err(PopError::Closed));

@@ -445,7 +445,8 @@ impl<T: ShmSafe + Unpin> Queue<T> {
         self.raw.is_empty()
     }
 
-    /// How many elements there can be; `None` for any number.
+    /// How many elements can be pushed before one is taken; `None` for any number. A leased one has been
+    /// taken: so those that come back, 64 at most, are beyond it.
     ///
     /// ```
     /// # use shmkit::{Pool, Queue};
@@ -485,7 +486,8 @@ impl<T: ShmSafe + Unpin> Queue<T> {
     }
 
     /// Refuses all pushes from now on. What is in the queue can be popped; after that, pops answer
-    /// [`PopError::Closed`], or wait for elements that are leased, as these may come back.
+    /// [`PopError::Closed`], or wait for elements that others have leased, as these may come back. They do not wait
+    /// for the calling thread's own leases: what it gives back after `Closed` can be popped again.
     ///
     /// # Crash behaviour
     ///

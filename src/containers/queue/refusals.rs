@@ -102,7 +102,7 @@ pub enum PopError {
     /// There was no element all the time.
     #[error("there was no element for the whole time limit")]
     TimedOut,
-    /// It is closed, and there is no element left.
+    /// It is closed, and there is no element left, but for what the caller itself may give back from leases.
     #[error("it is closed and empty")]
     Closed,
     /// It has a capacity of 0: there will never be an element.
