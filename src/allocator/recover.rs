@@ -47,9 +47,7 @@ pub(crate) fn release_all(arena: Arena, dead: &[Tag]) {
     for index in 0..arena.slices() {
         let tag = arena.tag(index);
         match slice::state(tag.load(Ordering::Acquire)) {
-            State::Claimed { kind, owner } if is_dead(owner) => {
-                slice::abandon(arena, index, kind);
-            }
+            State::Claimed { owner, .. } if is_dead(owner) => slice::abandon(arena, index),
             State::Span { owner } if is_dead(owner) => {
                 orphans |= release_for_all(arena, owner, index);
             }
@@ -98,5 +96,42 @@ fn release_span(arena: Arena, owner: Tag, span: &Span) -> bool {
         if !emptied || cache::adopt(arena, owner, start).is_none() {
             return true;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::alloc::Layout;
+
+    use super::*;
+    use crate::Pool;
+    use crate::layout::arena::SLICE;
+
+    /// One has died who was extending a run. Before what it had claimed is abandoned, by who has looked at it, the run
+    /// is freed, and others have its slices.
+    #[test]
+    fn what_somebody_has_by_now_is_not_abandoned() {
+        let pool = Pool::builder().create().unwrap();
+        let arena = pool.0;
+        let (me, dead) = (Tag::new(1, 1), Tag::new(2, 1));
+        let run = pool.allocate(Layout::from_size_align(3 * SLICE, 1).unwrap());
+        let run = run.unwrap().cast();
+        let start = arena.slice_of(run.addr().get()).unwrap();
+        let claimed = start + 3;
+        assert!(slice::claim_these(arena, dead, claimed, 2));
+        arena.tag(start).store(slice::run_tag(5), Ordering::Release);
+        let found = arena.tag(claimed).load(Ordering::Acquire);
+
+        // SAFETY: allocated just now.
+        unsafe { pool.deallocate(run) }.unwrap();
+        pool.purge().unwrap();
+        assert!(slice::claim_these(arena, me, claimed, 2));
+        slice::tag_tails(arena, claimed, 2);
+        arena
+            .tag(claimed)
+            .store(slice::run_tag(2), Ordering::Release);
+        slice::abandon_found(arena, claimed, found);
+        let tags = [claimed, claimed + 1].map(|index| arena.tag(index).load(Ordering::Relaxed));
+        assert_eq!(tags, [slice::run_tag(2), slice::tail_tag(1)]);
     }
 }

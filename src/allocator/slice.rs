@@ -490,18 +490,26 @@ pub(crate) fn release(arena: Arena, start: usize, count: usize) {
 /// Frees a claimed slice of a dead owner and the tails that lead to it, or makes it a tail of the run
 /// that covers it. A hole that the dead had given memory, or not yet taken it, has none then. The caller holds
 /// the dead owner's life word.
-pub(crate) fn abandon(arena: Arena, claimed: usize, kind: u64) {
-    let found = arena.tag(claimed).load(Ordering::Acquire);
-    let State::Claimed { owner, .. } = state(found) else {
+pub(crate) fn abandon(arena: Arena, claimed: usize) {
+    abandon_found(arena, claimed, arena.tag(claimed).load(Ordering::Acquire));
+}
+
+/// The same of one that had the tag `found` a moment ago.
+pub(super) fn abandon_found(arena: Arena, claimed: usize, found: u64) {
+    let State::Claimed { kind, owner } = state(found) else {
         return;
     };
     let change = |to| {
         let tag = arena.tag(claimed);
         tag.compare_exchange(found, to, Ordering::AcqRel, Ordering::Relaxed)
     };
-    // After the load above: see the module.
+    // After the load: see the module.
     if let Some(back) = covered(arena, claimed, owner) {
         let _ = change(tail_tag(back));
+        return;
+    }
+    // It was changed before the look at the head, and may be anybody's; or is by nobody else.
+    if arena.tag(claimed).load(Ordering::Acquire) != found {
         return;
     }
     let tails = tails_of(arena, claimed);
@@ -509,8 +517,7 @@ pub(crate) fn abandon(arena: Arena, claimed: usize, kind: u64) {
     for slice in (claimed + 1..=claimed + tails).rev() {
         arena.tag(slice).store(DIRTY, Ordering::Release);
     }
-    // Loaded again: it was changed before the look at the head, or is by nobody else (see the module).
-    if kind == HOLE && arena.tag(claimed).load(Ordering::Acquire) == found {
+    if kind == HOLE {
         let _ = arena.give_back(DATA.offset + claimed * SLICE, SLICE);
     }
     let _ = change(kind);
