@@ -111,7 +111,8 @@ const CASES: &[common::Named] = table! {
         a_full_file_system
         a_memory_limit a_limit_of_file_sizes
         memory_that_is_free_elsewhere
-        who_is_refused_takes_no_memory;
+        who_is_refused_takes_no_memory
+        what_a_dead_one_took_is_no_others;
     named:
         by_name
         names_have_limits
@@ -150,7 +151,7 @@ const CASES: &[common::Named] = table! {
 const ROLES: &[common::Named] = table! {
     create: role_create;
     attach: role_by_name role_by_descriptor;
-    growth: role_full_file_system role_file_size role_free_elsewhere role_refused role_memory_limit;
+    growth: role_full_file_system role_file_size role_free_elsewhere role_refused role_left_behind role_memory_limit;
 };
 
 fn main() -> ExitCode {

@@ -10,16 +10,20 @@
 //!
 //! Two who grow at once commit the same memory; the watermark rises to the higher of the two. So nobody can
 //! give back what is beyond it, and what is not to be had is not begun with: what the file system has left
-//! is asked for before. Should others take of that meanwhile, who is refused leaves what a killed one does.
+//! is asked for before, but for what is committed already. Should others take of that meanwhile, who is refused
+//! leaves what a killed one does.
 
 use super::AllocError;
 use super::{kept, slice};
-use crate::layout::arena::{Arena, DATA, FREE_HINTS, SLICE, SPANS, TAGS, Table};
+use crate::layout::arena::{
+    Arena, DATA, FREE_HINTS, HEADER_SIZE, NAMES, OBJECTS, PROCESSES, SLICE, SLOTS, SPANS, TAGS,
+    TYPES, Table,
+};
 use crate::layout::local;
 use crate::participants::recovery;
 use crate::participants::table::Slot;
 use crate::primitive::{AtomicU64, Ordering};
-use crate::sys::memory::CommitError;
+use crate::sys::memory::{self, CommitError};
 
 /// The least by which a pool grows where it may, in slices: 4 MiB.
 const LEAST: usize = (4 << 20) / SLICE;
@@ -158,8 +162,32 @@ fn grow(arena: Arena, slot: &Slot, count: usize, wanted: usize) -> Result<(), Al
 
 /// Commits the slices `from..from + count` with their tables and raises the watermark.
 pub(crate) fn grow_by(arena: Arena, from: usize, count: usize) -> Result<(), CommitError> {
-    arena.check_limit((count * (SLICE + SPANS.entry + TAGS.entry)) as u64)?;
+    let bytes = count * (SLICE + SPANS.entry + TAGS.entry);
+    arena.check_limit(bytes as u64, || left_behind(arena))?;
     extend(arena, from, count)
+}
+
+/// Bytes of memory that a pool's file has and the pool does not know of: somebody has died while the pool grew, or
+/// makes it grow now. They are where the next growth needs them.
+#[cold]
+fn left_behind(arena: Arena) -> u64 {
+    let marks = &arena.header().watermarks;
+    let tables = [
+        (TYPES, &marks.types),
+        (NAMES, &marks.names),
+        (PROCESSES, &marks.processes),
+        (SLOTS, &marks.slots),
+        (OBJECTS, &marks.objects),
+    ];
+    let tables = tables.map(|(table, mark)| {
+        let count = mark.load(Ordering::Acquire) as usize;
+        count.min(table.max) * table.entry
+    });
+    let rows = arena.processes().map(|(index, _)| arena.held(index) / 8);
+    let slices = committed_tables(arena).into_iter();
+    let slices = slices.chain(committed_data(arena)).map(|(_, len)| len);
+    let known: usize = slices.chain(tables).chain(rows).sum();
+    memory::used_by(local::of(arena).fd()).saturating_sub((HEADER_SIZE + known) as u64)
 }
 
 /// As [`grow_by`], without asking whether there is so much memory.

@@ -201,14 +201,25 @@ impl Arena {
         Ok(())
     }
 
-    /// Checks, as well as can be known, that so many bytes can be committed.
-    pub(crate) fn check_limit(self, bytes: u64) -> Result<(), CommitError> {
-        memory::check_limit(bytes)?;
+    /// Checks, as well as can be known, that so many bytes can be committed, of which some may be had already: how many,
+    /// is asked if it matters.
+    pub(crate) fn check_limit(
+        self,
+        bytes: u64,
+        had: impl FnOnce() -> u64,
+    ) -> Result<(), CommitError> {
         let local = local::of(self);
         if local.is_private() {
-            return Ok(());
+            return memory::check_limit(bytes);
         }
-        memory::check_room(local.fd(), bytes)
+        let check = |bytes| {
+            memory::check_limit(bytes)?;
+            memory::check_room(local.fd(), bytes)
+        };
+        check(bytes).or_else(|refused| match had() {
+            0 => Err(refused),
+            had => check(bytes.saturating_sub(had)),
+        })
     }
 
     /// Commits a range of the pool, by offset.

@@ -72,7 +72,7 @@ pub(super) fn to_look_at(fd: BorrowedFd<'_>) -> Result<Option<OwnedFd>, AttachEr
 
 /// A copy of a pool's file in a new one without a name, if there is so much memory.
 pub(crate) fn in_memory(fd: BorrowedFd<'_>) -> Result<OwnedFd, AttachError> {
-    memory::check_limit(memory_of(fd))?;
+    memory::check_limit(memory::used_by(fd.as_raw_fd()))?;
     let copy = memory::memfd(c"shmkit-copy")?;
     memory::copy_file(fd, copy.as_fd())?;
     Ok(copy)
@@ -81,14 +81,9 @@ pub(crate) fn in_memory(fd: BorrowedFd<'_>) -> Result<OwnedFd, AttachError> {
 /// Commits ranges of a file, offset and length, if there is so much memory.
 fn commit(fd: BorrowedFd<'_>, ranges: Vec<(usize, usize)>) -> Result<(), CommitError> {
     let wanted: u64 = ranges.iter().map(|&(_, len)| len as u64).sum();
-    memory::check_limit(wanted.saturating_sub(memory_of(fd)))?;
+    memory::check_limit(wanted.saturating_sub(memory::used_by(fd.as_raw_fd())))?;
     let mut ranges = ranges.into_iter().filter(|&(_, len)| len > 0);
     ranges.try_for_each(|(offset, len)| memory::commit(fd.as_raw_fd(), offset as u64, len as u64))
-}
-
-/// Bytes of memory that a file takes.
-fn memory_of(fd: BorrowedFd<'_>) -> u64 {
-    rustix::fs::fstat(fd).map_or(0, |stat| stat.st_blocks.max(0) as u64 * 512)
 }
 
 /// What no other file has, as far as a number can say; not 0. The numbers of files begin anew with each file system, so

@@ -322,6 +322,11 @@ pub(crate) fn check_limit(bytes: u64) -> Result<(), CommitError> {
     }
 }
 
+/// Bytes of memory that a file has.
+pub(crate) fn used_by(fd: RawFd) -> u64 {
+    rustix::fs::fstat(borrow(fd)).map_or(0, |stat| stat.st_blocks.max(0) as u64 * 512)
+}
+
 /// Checks that the file system has so much left, if its size is limited. One step is had whole, or the kernel
 /// refuses it and takes none: it may lie where memory has been committed already, and is not asked for.
 #[cold]

@@ -175,6 +175,12 @@ pub fn who_is_refused_takes_no_memory() {
     succeeded(&output);
 }
 
+pub fn what_a_dead_one_took_is_no_others() {
+    let output = program("role_left_behind").output().unwrap();
+    print!("{}", String::from_utf8_lossy(&output.stdout));
+    succeeded(&output);
+}
+
 pub fn a_memory_limit() {
     let output = program("role_memory_limit").output().unwrap();
     print!("{}", String::from_utf8_lossy(&output.stdout));
@@ -624,5 +630,23 @@ pub fn role_refused() {
         pool.purge().unwrap();
         with_memory(&directory.0, 9 * MIB as u64 / 2, || refuses(pool, 5 * MIB));
         free(pool, allocate(pool, 5 * MIB));
+    });
+}
+
+/// One has died who was growing the pool: it had the memory, and had not said so. There is no more of it.
+pub fn role_left_behind() {
+    const MIB: u64 = 1 << 20;
+    let Some(directory) = small_file_system() else {
+        return;
+    };
+    with_pool(&directory.0, |pool| {
+        let run = allocate(pool, 512 << 10);
+        // The pool's first MiB begins at a multiple of that.
+        let end = (address(run) - pool.base() as u64) / MIB * MIB + MIB;
+        free(pool, run);
+        let none = rustix::fs::FallocateFlags::empty();
+        rustix::fs::fallocate(pool.fd(), none, end, 5 * MIB).unwrap();
+        pool.grow_to(6 << 20).unwrap();
+        free(pool, allocate(pool, 5 << 20));
     });
 }
