@@ -16,7 +16,7 @@
 //! | FREE        |                                     | TAKING, by a thread |
 //! | TAKING, tag | its owner is about to take an element | HELD by the owner or its recovery; FREE by the owner, or its recovery, or who meets it when the owner is over |
 //! | HELD, tag   | the owner has the element           | FREE by the owner: done; BACK by the owner, or by who meets it when the owner is over |
-//! | BACK, position | the element waits to be had again | FREE by who pops it; HELD by who leases it |
+//! | BACK, turn  | the element waits to be had again | FREE by who pops it; HELD by who leases it |
 //!
 //! "Over" is dead, with the intent resolved. The intent LEASE has the cell, the lap and the entry.
 //! If the cell says LEASING by the dead one, the element is taken: the entry becomes HELD, then the
@@ -24,8 +24,8 @@
 //!
 //! Invariants
 //! 1. The position and the element are stored while the entry is TAKING, by its owner.
-//! 2. An element has the same position each time it is BACK, and no other has it: an exchange from
-//!    BACK cannot mistake one for another.
+//! 2. Each time that an element becomes BACK has a turn of its own, what the count became then: an exchange from BACK
+//!    cannot mistake one for another, nor for the same one that has been had since and is BACK anew.
 //! 3. The count is raised between the look that finds an entry BACK and the exchange that takes the
 //!    element; and before an entry becomes BACK, by who has it or has found its owner over. So if two
 //!    looks find the same entries BACK, with the same elements, and the count has not changed from before
@@ -56,9 +56,9 @@ const FREE: u64 = 0;
 const TAKING: u64 = 1;
 const HELD: u64 = 2;
 const BACK: u64 = 3;
-/// A state is in the bits below a tag.
+/// A state is in the bits below a tag, or a turn.
 const STATE: u64 = Tag::FLAGS;
-const POSITION: u32 = STATE.count_ones();
+const TURN: u32 = STATE.count_ones();
 
 /// The argument of LEASE that names the entry.
 const ENTRY: usize = 2;
@@ -73,6 +73,13 @@ const FIRST_ENTRY: usize = 64;
 pub(crate) struct Entry {
     state: &'static AtomicU64,
     position: &'static AtomicU64,
+}
+
+/// An element that is BACK, as it was found.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Seen {
+    state: u64,
+    pub(crate) position: u64,
 }
 
 /// What the entries of a queue hold.
@@ -167,12 +174,14 @@ impl Table {
         self.count().load(Ordering::SeqCst)
     }
 
-    /// By invariant 3: somebody is about to change what is BACK.
-    fn announce(&self) {
-        self.count().fetch_add(1, Ordering::SeqCst);
+    /// By invariant 3: an element is about to be BACK. The state of that, by invariant 2.
+    fn announce(&self) -> u64 {
+        let turn = self.count().fetch_add(1, Ordering::SeqCst).wrapping_add(1);
+        turn << TURN | BACK
     }
 
-    /// The same, by invariant 4: false if somebody has since there were so many `changes`.
+    /// An element that is BACK is about to be taken, by invariant 4: false if somebody has counted since there were so many
+    /// `changes`.
     pub(crate) fn announce_after(&self, changes: u64) -> bool {
         let next = changes.wrapping_add(1);
         self.count()
@@ -227,7 +236,7 @@ impl Table {
             match state & STATE {
                 BACK => {
                     survey.back += 1;
-                    let is_earlier = |other: &Entry| is_ahead(other.position(), state >> POSITION);
+                    let is_earlier = |other: &Entry| is_ahead(other.position(), entry.position());
                     let overlooked = cfg!(shmkit_planted = "queue") && first.is_some();
                     if !overlooked && first.as_ref().is_none_or(is_earlier) {
                         first = Some(entry);
@@ -250,12 +259,12 @@ impl Table {
         })
     }
 
-    /// Tells `each` the entries whose elements wait to be had again, with the elements' positions.
-    pub(crate) fn each_back(&self, arena: Arena, mut each: impl FnMut(Entry, u64)) {
+    /// Tells `each` the entries whose elements wait to be had again.
+    pub(crate) fn each_back(&self, arena: Arena, mut each: impl FnMut(Entry, Seen)) {
         for entry in self.entries() {
             entry.bury(self, arena);
-            if let Some(position) = entry.is_back() {
-                each(entry, position);
+            if let Some(seen) = entry.is_back() {
+                each(entry, seen);
             }
         }
     }
@@ -270,10 +279,6 @@ impl Entry {
 
     fn position(&self) -> u64 {
         self.position.load(Ordering::Relaxed)
-    }
-
-    fn back(&self) -> u64 {
-        self.position() << POSITION | BACK
     }
 
     /// The first word of the element.
@@ -304,20 +309,21 @@ impl Entry {
         slot.intent.close();
     }
 
-    /// Takes the element that is BACK, for good or, by a tag, for a lease. False if it has gone.
+    /// Takes the element that was seen, for good or, by a tag, for a lease. False if somebody has had it since.
     /// What the caller, who has [announced](Table::announce_after) it, has copied before counts if this is true.
-    pub(crate) fn retake(&self, position: u64, lease: Option<Tag>) -> bool {
+    pub(crate) fn retake(&self, seen: Seen, lease: Option<Tag>) -> bool {
         let next = lease.map_or(FREE, |me| me.word() | HELD);
-        self.exchange(position << POSITION | BACK, next)
+        self.exchange(seen.state, next)
     }
 
-    /// The position, if the element is BACK. If it is so once more after the element was copied, that is whole.
-    pub(crate) fn is_back(&self) -> Option<u64> {
+    /// What is seen if the element is BACK. If it is the same once more after the element was copied, all of it is whole.
+    pub(crate) fn is_back(&self) -> Option<Seen> {
         // Before this look: pairs with the Release fence of who stores an element.
         fence(Ordering::Acquire);
         // Acquire: the element.
         let state = self.state.load(Ordering::Acquire);
-        (state & STATE == BACK).then_some(state >> POSITION)
+        let position = self.position();
+        (state & STATE == BACK).then_some(Seen { state, position })
     }
 
     /// The lease is over, the element consumed. The caller holds it.
@@ -327,8 +333,7 @@ impl Entry {
 
     /// The lease is over, and the element is to be had again. The caller holds it.
     pub(crate) fn give_back(&self, table: &Table) {
-        table.announce();
-        self.state.store(self.back(), Ordering::SeqCst);
+        self.state.store(table.announce(), Ordering::SeqCst);
     }
 
     /// Takes the entry from an owner that is over.
@@ -338,12 +343,10 @@ impl Entry {
         if !matches!(state, TAKING | HELD) || !lock::is_over(arena, Tag::of_word(found)) {
             return;
         }
-        let mut next = FREE;
-        if state == HELD {
-            table.announce();
-            // Only now: as long as it was not over the owner may have taken another element here, under the same word.
-            next = self.back();
-        }
+        let next = match state {
+            HELD => table.announce(),
+            _ => FREE,
+        };
         self.exchange(found, next);
     }
 }
@@ -388,7 +391,7 @@ pub(super) fn check(arena: Arena, header: &Header, report: &mut CheckReport) {
         let sound = match state & STATE {
             FREE => state == FREE,
             HELD => true,
-            BACK => state == entry.back(),
+            BACK => (1..=table.changes()).contains(&(state >> TURN)),
             _ => false,
         };
         if !sound {

@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use super::element;
 use super::raw::{ATTEMPTS, Raw};
 use crate::ShmSafe;
-use crate::engines::leases::{Entry, Survey, Table};
+use crate::engines::leases::{Entry, Seen, Survey, Table};
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
 use crate::participants::thread;
@@ -15,7 +15,7 @@ use crate::protocol::cells::is_ahead;
 pub(super) struct Back {
     table: Table,
     pub(super) entry: Entry,
-    position: u64,
+    seen: Seen,
     /// What [`Table::changes`] was before it was looked for.
     changes: u64,
 }
@@ -23,12 +23,12 @@ pub(super) struct Back {
 impl Back {
     /// Takes it; false if it has gone, or another may be the first by now.
     pub(super) fn retake(&self, lease: Option<Tag>) -> bool {
-        self.table.announce_after(self.changes) && self.entry.retake(self.position, lease)
+        self.table.announce_after(self.changes) && self.entry.retake(self.seen, lease)
     }
 
     /// True if it is there still, and was the first when it was looked for.
     pub(super) fn was_first(&self) -> bool {
-        self.entry.is_back() == Some(self.position) && self.table.changes() == self.changes
+        self.entry.is_back() == Some(self.seen) && self.table.changes() == self.changes
     }
 }
 
@@ -77,13 +77,13 @@ impl<T: ShmSafe + Unpin> Raw<T> {
             let changes = table.changes();
             let entry = self.survey().1?;
             // Else somebody has just had it, and there may be others.
-            if let Some(position) = entry.is_back() {
+            if let Some(seen) = entry.is_back() {
                 // SAFETY: an entry's words, which all access as atomics.
                 unsafe { element::load(entry.element(), to) };
                 return Some(Back {
                     table,
                     entry,
-                    position,
+                    seen,
                     changes,
                 });
             }
@@ -97,13 +97,13 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         let (Some(table), Some(arena)) = (self.header.leases(Self::WORDS), self.arena()) else {
             return back;
         };
-        table.each_back(arena, |entry, position| {
+        table.each_back(arena, |entry, seen| {
             let mut value = MaybeUninit::uninit();
             // SAFETY: as in `peek`.
             unsafe {
                 element::load(entry.element(), &mut value);
-                if entry.is_back() == Some(position) {
-                    back.push((position, value.assume_init()));
+                if entry.is_back() == Some(seen) {
+                    back.push((seen.position, value.assume_init()));
                 }
             }
         });
@@ -123,5 +123,30 @@ impl<T: ShmSafe + Unpin> Raw<T> {
         } else if self.is_closed() && self.header.pushed.0.has_sleepers() {
             self.header.pushed.0.ring_all();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Pool, Queue};
+
+    /// One is about to take what has come back. Meanwhile another leases that and gives it back, behind one that is to be
+    /// had before it.
+    #[test]
+    fn what_has_come_back_anew_is_not_what_was_looked_at() {
+        let pool = Pool::builder().create().unwrap();
+        let queue = pool.create(Queue::bounded(4)).unwrap();
+        (1..=2).for_each(|n| queue.push(n).unwrap());
+        let [first, second] = [(); 2].map(|()| queue.lease().unwrap());
+        drop(second);
+        let back = queue.raw.first_back(&mut MaybeUninit::uninit()).unwrap();
+        assert!(back.table.announce_after(back.changes));
+
+        let second = queue.lease().unwrap();
+        drop(first);
+        drop(second);
+        assert!(!back.entry.retake(back.seen, None));
+        assert_eq!([queue.pop(), queue.pop()], [Ok(1), Ok(2)]);
     }
 }
