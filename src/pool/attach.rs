@@ -248,9 +248,12 @@ fn attach(fd: OwnedFd) -> Result<Pool, AttachError> {
     let is_observed = observed::is(Arena::at(base), file, len, &attaching);
     let arena = match is_observed {
         true => {
-            // SAFETY: what is there is a mapping of the same file, for observers.
+            let arena = Arena::at(base);
+            // First: observers may look at a copy of the file, and are to find no holes in its place.
+            copied::supply(arena, fd.as_fd())?;
+            // SAFETY: what is there is a mapping of the same file, or of a copy, for observers.
             unsafe { memory::map_over(fd.as_fd(), base, len) }?;
-            Arena::at(base)
+            arena
         }
         false => create::map(fd.as_fd(), base, len)?.ok_or(taken)?,
     };

@@ -36,12 +36,21 @@ pub(super) fn note(arena: Arena, fd: BorrowedFd<'_>) {
     arena.header().file.store(name, Ordering::Relaxed);
 }
 
-/// Commits what a pool believes to have, if it lies in another file than it did.
+/// Commits what a pool believes to have, if it lies in another file than it did, and notes that.
 pub(super) fn complete(arena: Arena, fd: BorrowedFd<'_>) -> Result<(), CommitError> {
+    if let Some(name) = supply(arena, fd)? {
+        arena.header().file.store(name, Ordering::Relaxed);
+    }
+    Ok(())
+}
+
+/// Commits in a file what the pool, which may be mapped to be read only, believes to have, unless it lies there; the
+/// file's name then.
+pub(super) fn supply(arena: Arena, fd: BorrowedFd<'_>) -> Result<Option<u64>, CommitError> {
     let here = name(fd);
     // Of a file without a name, it is not known.
     if here == Some(arena.header().file.load(Ordering::Relaxed)) {
-        return Ok(());
+        return Ok(None);
     }
     // First: to look into a hole takes memory, too.
     let tables = attach::committed(&arena.header().watermarks).into_iter();
@@ -51,11 +60,7 @@ pub(super) fn complete(arena: Arena, fd: BorrowedFd<'_>) -> Result<(), CommitErr
         .processes()
         .map(|(index, _)| (HOLDS.offset + index * HOLDS.entry, arena.held(index) / 8));
     commit(fd, rows.chain(grow::committed_data(arena)).collect())?;
-    arena
-        .header()
-        .file
-        .store(here.unwrap_or(0), Ordering::Relaxed);
-    Ok(())
+    Ok(Some(here.unwrap_or(0)))
 }
 
 /// A copy to look at, if to look at the file itself might take memory that is not there.

@@ -1,7 +1,7 @@
 //! Where this process looks at pools without taking part in them.
 //!
 //! A pool has one place. So all observers of a pool share a mapping, and so does the process itself if it
-//! attaches the pool: that is mapped in the place of what the observers had, of the same file. Whoever is
+//! attaches the pool: that is mapped in the place of what the observers had, of the same file or of a copy. Whoever is
 //! the last to go unmaps it.
 //!
 //! Invariant: a granule is mapped while there are observers of what is there, or while a pool is.

@@ -111,7 +111,7 @@ pub(crate) fn map_at(fd: BorrowedFd<'_>, address: usize, len: usize) -> io::Resu
 ///
 /// # Safety
 ///
-/// That is a mapping of the same file and length.
+/// That is a mapping of the same file, or of a copy, of that length.
 pub(crate) unsafe fn map_over(fd: BorrowedFd<'_>, address: usize, len: usize) -> io::Result<()> {
     // SAFETY: by the caller's promise, what was there is there afterwards.
     let mapped = unsafe {
