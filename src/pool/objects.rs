@@ -74,9 +74,7 @@ impl Entry {
 
     /// Turns the entry to FREE, which nobody else can change.
     pub(super) fn free(&self, from: ObjectState) {
-        self.keeping.strike();
-        let free = from.with(Phase::Free).pack();
-        self.state.store(free, Ordering::SeqCst);
+        self.keeping.free(&self.state, from);
     }
 
     /// The index of the type.

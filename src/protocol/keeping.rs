@@ -16,7 +16,7 @@
 //!
 //! Killed anywhere: each death asks for a walk ([`end_holds`]), and none of what is written here is undone.
 
-use super::lifecycle::{ObjectState, VERSIONS};
+use super::lifecycle::{ObjectState, Phase, VERSIONS};
 use super::sweep::Sweep;
 use super::tag::Tag;
 use crate::primitive::{AtomicU64, Ordering};
@@ -67,12 +67,15 @@ impl Keeping {
         (!keeper.is_nobody() && is_signed).then_some(keeper)
     }
 
-    /// Strikes the signature, when nobody can list the object: it is being destroyed.
-    pub fn strike(&self) {
-        // Read first: hardly any object was ever kept. Relaxed: the end of the destruction comes behind it.
+    /// Turns the object to FREE, which is in a state that nobody else can change, and nobody can list: so the
+    /// signature is struck, before another object is there whose states look like this one's.
+    pub fn free(&self, word: &AtomicU64, from: ObjectState) {
+        // Read first: hardly any object was ever kept. Relaxed: the store of the state comes behind it.
         if self.kept.load(Ordering::Relaxed) != 0 {
             self.kept.store(0, Ordering::Relaxed);
         }
+        let free = from.with(Phase::Free).pack();
+        word.store(free, Ordering::SeqCst);
     }
 
     /// A stamp for the state that was found kept, or that was on a list.

@@ -150,10 +150,7 @@ impl Process {
             // SAFETY: nobody else is at it, or loom reports it.
             table.value.with_mut(|there| unsafe { *there = false });
             table.destroyed.store(true, Relaxed);
-            table.keeping.strike();
-            table
-                .state
-                .store(mine.with(Phase::Free).pack(), Ordering::SeqCst);
+            table.keeping.free(&table.state, mine);
         }
         table.intents[self.index].store(0, Ordering::Release);
         true
@@ -327,5 +324,39 @@ fn giving_up_against_a_walk() {
         let walker = walking.join().unwrap();
         table.hide();
         last.check(Some(walker));
+    });
+}
+
+/// Who destroys what was kept dies at any write. The next object of the entry that a state of the last one is the
+/// same of, but for bits of the generation that a signature has no room for, is kept by nobody.
+#[test]
+fn the_end_of_what_was_kept() {
+    /// Generations that look the same to a signature are so far apart.
+    const ROUND: u32 = 1 << 23;
+    let explorer = Explorer::new("keeping: the end of what was kept");
+    explorer.each_death(3, |deaths, at| {
+        move || {
+            let (table, [mut keeper, next, _]) = Table::new();
+            table.show();
+            keeper.let_go();
+            let kept = lifecycle::read(&table.state);
+            assert!(next.is_kept(kept));
+            table.hide();
+            let other = {
+                let table = Arc::clone(&table);
+                thread::spawn(move || {
+                    let free = lifecycle::read(&table.state);
+                    if free.phase == Phase::Free {
+                        let retired = ObjectState {
+                            generation: GENERATION + ROUND,
+                            ..kept
+                        };
+                        assert_eq!(table.keeping.keeper(retired), None, "kept by nobody");
+                    }
+                })
+            };
+            deaths.kill(at, || keeper.retry());
+            other.join().unwrap();
+        }
     });
 }
