@@ -166,19 +166,30 @@ mod tests {
 
     #[test]
     fn versions_come_round() {
+        // Even: what a version carried there would show.
+        let generation = 6;
         let live = ObjectState {
             phase: Phase::Live,
             version: VERSIONS - 1,
-            generation: 7,
+            generation,
         };
         assert!(is_state(live.pack()) && ObjectState::unpack(live.pack()) == live);
         let word = AtomicU64::new(live.pack());
         let first = ObjectState {
             phase: Phase::Retired,
             version: 0,
-            generation: 7,
+            generation,
         };
         assert_eq!(retire(&word, || true, || 5), Some((first, 5)));
         assert_eq!(read(&word), first);
+        // As the module's table says: all of the version's bits, and no other.
+        let none = first.with(Phase::Live).pack();
+        assert_eq!(live.pack() ^ none, 0xffff_fff8);
+        // The version after the last one does not reach the generation.
+        let next = ObjectState {
+            version: VERSIONS,
+            ..live
+        };
+        assert_eq!(next.pack(), none);
     }
 }
