@@ -14,6 +14,7 @@
 //! Invariant: if the array has elements, their number is a multiple of `columns`, which is not 0.
 
 mod bands;
+mod shape;
 
 use std::fmt;
 use std::marker::PhantomPinned;
@@ -32,7 +33,10 @@ use crate::pool::{ObjectError, OutOfMemory, Pool};
 use crate::primitive::{AtomicU64, Ordering};
 use crate::{KillSafe, ShmSafe};
 
+use shape::{count, flat};
+
 pub use bands::{RowBand, RowBandMut, Rows, RowsMut};
+pub use shape::ShapeError;
 
 /// A matrix in a pool: rows of equal length, used by many processes at once.
 ///
@@ -67,67 +71,6 @@ unsafe impl<T: KillSafe + Unpin> ShmSafe for Matrix<T> {
     );
     const IMAGE_BOUND: bool = T::IMAGE_BOUND;
     const OWNS: bool = true;
-}
-
-/// Why a matrix was not made, or not filled.
-///
-/// ```
-/// use shmkit::{Matrix, Pool, ShapeError};
-///
-/// let pool = Pool::builder().create()?;
-/// let ragged = Matrix::from_rows_in(pool, &[vec![1, 2], vec![3]]).err();
-/// assert_eq!(ragged, Some(ShapeError::Ragged { row: 1, len: 1, columns: 2 }));
-/// let empty = Matrix::filled_in(pool, 0, 5, 0_u8).err();
-/// assert_eq!(empty, Some(ShapeError::Empty { rows: 0, columns: 5 }));
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum ShapeError {
-    /// A matrix has a row and a column at least.
-    #[error("{rows} rows of {columns}: a matrix has one row and one column at least")]
-    Empty {
-        /// The rows that were asked for.
-        rows: usize,
-        /// The columns that were asked for.
-        columns: usize,
-    },
-    /// More elements than can be counted.
-    #[error("{rows} rows of {columns} are more elements than can be counted")]
-    Overflow {
-        /// The rows that were asked for.
-        rows: usize,
-        /// The columns that were asked for.
-        columns: usize,
-    },
-    /// A row is not as long as the first.
-    #[error("row {row} has {len} elements, and the first has {columns}")]
-    Ragged {
-        /// Which row.
-        row: usize,
-        /// Its length.
-        len: usize,
-        /// The first row's.
-        columns: usize,
-    },
-    /// The matrix has elements already.
-    #[error("the matrix has elements already")]
-    NotEmpty,
-    /// There is no room for it.
-    #[error(transparent)]
-    OutOfMemory(#[from] ObjectError),
-    /// Its elements could not be made, or it could not grow.
-    #[error(transparent)]
-    Resize(#[from] ResizeError),
-}
-
-/// The number of elements.
-fn count(rows: usize, columns: usize) -> Result<usize, ShapeError> {
-    if rows == 0 || columns == 0 {
-        return Err(ShapeError::Empty { rows, columns });
-    }
-    rows.checked_mul(columns)
-        .ok_or(ShapeError::Overflow { rows, columns })
 }
 
 impl<T: KillSafe + Unpin> Matrix<T> {
@@ -586,15 +529,6 @@ impl<T: KillSafe + Unpin> Matrix<T> {
         let (height, columns) = self.dims();
         let rows = resolve(rows, height)?;
         Ok((rows.start * columns..rows.end * columns, columns))
-    }
-}
-
-/// A fresh matrix has nobody else's claims: what is left is want of memory.
-fn flat(error: ShapeError) -> ShapeError {
-    match error {
-        ShapeError::Resize(ResizeError::Alloc(error)) => ObjectError::from(error).into(),
-        ShapeError::Resize(ResizeError::NoSlot(error)) => ObjectError::from(error).into(),
-        other => other,
     }
 }
 

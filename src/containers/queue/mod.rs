@@ -10,6 +10,7 @@
 //! | `element`  | elements as words |
 //! | `wait`     | waiting, and whose turn it is |
 //! | `lease`    | [`Lease`]: popped, but not for good |
+//! | `snapshot` | copies of all elements |
 //! | `refusals` | the errors |
 //!
 //! The steps on the cells are `protocol::ring`'s, with the reasons; what is done for the dead is
@@ -22,11 +23,11 @@ mod looks;
 mod push;
 pub(crate) mod raw;
 mod refusals;
+mod snapshot;
 mod take;
 mod wait;
 
 use std::fmt;
-use std::iter::FusedIterator;
 use std::marker::PhantomPinned;
 use std::mem::offset_of;
 use std::time::Duration;
@@ -39,6 +40,7 @@ use raw::Raw;
 
 pub use lease::Lease;
 pub use refusals::{PopError, PushError, PushRefusal};
+pub use snapshot::Snapshot;
 
 /// A queue for any number of producers and consumers in any number of processes.
 ///
@@ -533,45 +535,6 @@ impl<T: ShmSafe + Unpin> fmt::Debug for Queue<T> {
             .finish()
     }
 }
-
-/// The elements that were in a [`Queue`] at one moment; see [`Queue::iter`].
-///
-/// ```
-/// use shmkit::{Pool, Queue};
-///
-/// let pool = Pool::builder().create()?;
-/// let queue = pool.create(Queue::bounded(8))?;
-/// (1..=4).try_for_each(|n| queue.push(n))?;
-/// let all = queue.iter();
-/// queue.clear();
-/// assert_eq!(all.len(), 4, "as they were");
-/// assert!(all.rev().eq([4, 3, 2, 1]));
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
-#[derive(Clone, Debug)]
-pub struct Snapshot<T>(std::vec::IntoIter<T>);
-
-impl<T> Iterator for Snapshot<T> {
-    type Item = T;
-
-    fn next(&mut self) -> Option<T> {
-        self.0.next()
-    }
-
-    fn size_hint(&self) -> (usize, Option<usize>) {
-        self.0.size_hint()
-    }
-}
-
-impl<T> DoubleEndedIterator for Snapshot<T> {
-    fn next_back(&mut self) -> Option<T> {
-        self.0.next_back()
-    }
-}
-
-impl<T> ExactSizeIterator for Snapshot<T> {}
-
-impl<T> FusedIterator for Snapshot<T> {}
 
 /// An [unbounded](Queue::unbounded) one: so a struct that has queues can derive `Default`.
 ///
