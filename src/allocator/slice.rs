@@ -517,6 +517,7 @@ pub(super) fn abandon_found(arena: Arena, claimed: usize, found: u64) {
     for slice in (claimed + 1..=claimed + tails).rev() {
         arena.tag(slice).store(DIRTY, Ordering::Release);
     }
+    // Before others can take it, and store into it.
     if kind == HOLE {
         let _ = arena.give_back(DATA.offset + claimed * SLICE, SLICE);
     }

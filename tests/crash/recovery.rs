@@ -5,6 +5,7 @@ use shmkit::{Buffer, testing};
 
 use super::engine::{Case, Doomed, Suite};
 use super::pool::{World, case, elsewhere, nothing};
+use super::sync::slot;
 
 /// Bytes that three slices have, of 16 KiB each.
 const THREE: usize = 3 << 14;
@@ -88,6 +89,36 @@ fn freed_and_taken(world: &mut World) {
     doomed.die();
 }
 
+/// One has died who had just claimed a run of holes, before the hints said that they are no longer free. As soon as
+/// these are free again somebody else has them, and stores into them, before the recoverer goes on.
+fn holes_given_back_and_taken(world: &mut World) {
+    let pool = world.pool;
+    let with_slot = || slot(pool);
+    let mut doomed = Doomed::new(with_slot, || World::in_pool(pool).allocate(THREE, 1));
+    let mut recoverer = Doomed::new(with_slot, || {
+        pool.recover();
+    });
+    world.allocate(THREE, 1);
+    world.free();
+    pool.purge().expect("a slot");
+    let claimed = || testing::slices(pool).find("AAA");
+    assert_eq!(claimed(), None);
+    doomed.go_on_until(|| claimed().is_some());
+    let holes = claimed().expect("claimed");
+    doomed.die();
+    let are = |picture: &str| testing::slices(pool)[holes..].starts_with(picture);
+    recoverer.go_on_until(|| are("..."));
+    world.allocate(THREE, 1);
+    assert!(are("rtt"), "taken");
+    let block = world.blocks[0].as_ptr();
+    // SAFETY: just allocated, of so many bytes, which nobody else uses.
+    unsafe { block.write_bytes(1, THREE) };
+    recoverer.ends();
+    // SAFETY: as above.
+    let bytes = unsafe { std::slice::from_raw_parts(block, THREE) };
+    assert!(bytes.iter().all(|&byte| byte == 1), "given back");
+}
+
 /// The recoverer dies without the kernel's telling, if it is really killed: its list of words is none that the
 /// kernel knows.
 fn die_unmarked() {
@@ -148,6 +179,17 @@ pub fn cases(suite: &mut Suite) {
         },
         |more, _| more == 0,
     ));
+    suite.run(
+        case(
+            "free a run of holes that were taken from a recoverer",
+            holes_given_back_and_taken,
+            nothing,
+            World::free,
+            |more, crash| more == -(THREE as isize) || more == 0 && !crash.finished,
+        )
+        .without_second_order()
+        .without_real_kills(),
+    );
     let come_and_go = |world: &mut World| leave_slots(world, 1);
     suite.run(
         case(

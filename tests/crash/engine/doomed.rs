@@ -39,6 +39,12 @@ impl Doomed {
         child.pid() as u32
     }
 
+    /// Lets it go on to the end of its operation, and ends it.
+    pub fn ends(mut self) {
+        self.0.run_to_end(LIMIT).expect("an end");
+        self.die();
+    }
+
     /// Kills it where it is, and reaps it.
     pub fn die(self) {
         self.0.into_child().end();
