@@ -45,20 +45,14 @@ use crate::layout::arena::Arena;
 use crate::participants::lock;
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
-use crate::primitive::{AtomicU64, Ordering, fence};
+use crate::primitive::{AtomicU64, Ordering};
 use crate::protocol::cells::{Cell, Phase, is_ahead};
+pub(crate) use crate::protocol::leased::Seen;
+use crate::protocol::leased::{self, BACK, FREE, HELD, STATE, TAKING, TURN};
 use crate::protocol::ring;
 
 /// How many elements of a queue can be leased at a time.
 pub(crate) const LEASES: usize = 64;
-
-const FREE: u64 = 0;
-const TAKING: u64 = 1;
-const HELD: u64 = 2;
-const BACK: u64 = 3;
-/// A state is in the bits below a tag, or a turn.
-const STATE: u64 = Tag::FLAGS;
-const TURN: u32 = STATE.count_ones();
 
 /// The argument of LEASE that names the entry.
 const ENTRY: usize = 2;
@@ -73,13 +67,6 @@ const FIRST_ENTRY: usize = 64;
 pub(crate) struct Entry {
     state: &'static AtomicU64,
     position: &'static AtomicU64,
-}
-
-/// An element that is BACK, as it was found.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Seen {
-    state: u64,
-    pub(crate) position: u64,
 }
 
 /// What the entries of a queue hold.
@@ -177,7 +164,7 @@ impl Table {
     /// By invariant 3: an element is about to be BACK. The state of that, by invariant 2.
     fn announce(&self) -> u64 {
         let turn = self.count().fetch_add(1, Ordering::SeqCst).wrapping_add(1);
-        turn << TURN | BACK
+        leased::back(turn)
     }
 
     /// An element that is BACK is about to be taken, by invariant 4: false if somebody has counted since there were so many
@@ -288,7 +275,7 @@ impl Entry {
 
     /// Says what element it is going to be, before it is taken. By invariant 1.
     pub(crate) fn prepare(&self, slot: &Slot, cell: &AtomicU64, lap: u64, position: u64) {
-        self.position.store(position, Ordering::Relaxed);
+        leased::prepare(self.position, position);
         // The cell that is named so far is not ours: its lap does not matter.
         slot.intent.set_arg(LAP, lap);
         let address = std::ptr::from_ref(cell).addr() as u64;
@@ -313,17 +300,12 @@ impl Entry {
     /// What the caller, who has [announced](Table::announce_after) it, has copied before counts if this is true.
     pub(crate) fn retake(&self, seen: Seen, lease: Option<Tag>) -> bool {
         let next = lease.map_or(FREE, |me| me.word() | HELD);
-        self.exchange(seen.state, next)
+        self.exchange(seen.word, next)
     }
 
     /// What is seen if the element is BACK. If it is the same once more after the element was copied, all of it is whole.
     pub(crate) fn is_back(&self) -> Option<Seen> {
-        // Before this look: pairs with the Release fence of who stores an element.
-        fence(Ordering::Acquire);
-        // Acquire: the element.
-        let state = self.state.load(Ordering::Acquire);
-        let position = self.position();
-        (state & STATE == BACK).then_some(Seen { state, position })
+        leased::is_back(self.state, self.position)
     }
 
     /// The lease is over, the element consumed. The caller holds it.
@@ -338,16 +320,8 @@ impl Entry {
 
     /// Takes the entry from an owner that is over.
     fn bury(&self, table: &Table, arena: Arena) {
-        let found = self.state.load(Ordering::Acquire);
-        let state = found & STATE;
-        if !matches!(state, TAKING | HELD) || !lock::is_over(arena, Tag::of_word(found)) {
-            return;
-        }
-        let next = match state {
-            HELD => table.announce(),
-            _ => FREE,
-        };
-        self.exchange(found, next);
+        let is_over = |owner| lock::is_over(arena, owner);
+        leased::bury(self.state, is_over, || table.announce());
     }
 }
 

@@ -17,6 +17,7 @@
 //! | `readers`   | who reads under which lock | `participants::readers` |
 //! | `lifecycle` | held, retired, destroyed | `pool::objects`, `pool::dispose` |
 //! | `keeping`   | what is retired and not destroyed at once | `pool::dispose`, `participants` |
+//! | `leased`    | entries that elements of a queue are leased into | `engines::leases` |
 //! | `lines`     | entries of a hash map that are looked at and changed | `engines::map` |
 //! | `moving`    | how they move from a table to the next one | `engines::map` |
 //! | `ring`      | who has which cell of a queue, and in what order | `engines::queue`, `containers::queue` |
@@ -30,6 +31,7 @@ pub mod claimed;
 pub mod detect;
 pub mod foremost;
 pub mod keeping;
+pub mod leased;
 pub mod lifecycle;
 pub mod lines;
 pub mod lock_word;

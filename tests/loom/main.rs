@@ -16,6 +16,7 @@ mod bitmaps;
 mod claimed;
 mod detect;
 mod keeping;
+mod leased;
 mod lifecycle;
 mod lines;
 mod lock_word;
