@@ -153,7 +153,7 @@ pub(crate) fn collect_now_and_then(arena: Arena, slot: &Slot) {
         || list.fresh_bytes.load(Ordering::Relaxed) >= BATCH_BYTES
     {
         collect(arena, slot);
-        if arena.header().limbo_left.load(Ordering::Relaxed) != 0 {
+        if arena.header().limbo_left.is_told() {
             reap_others(arena);
         }
     }
@@ -287,13 +287,13 @@ pub(crate) fn recount(arena: Arena, slot: &Slot) {
         stamp_fresh(arena, list);
     }
     // Its thread may have been reaping, and have cleared this.
-    arena.header().limbo_left.store(1, Ordering::SeqCst);
+    arena.header().limbo_left.tell();
 }
 
 /// The slot is about to be nobody's: whoever reaps finds what is left.
 pub(crate) fn leave(arena: Arena, slot: &Slot) {
     if slot.limbo.head.load(Ordering::Relaxed) != 0 {
-        arena.header().limbo_left.store(1, Ordering::SeqCst);
+        arena.header().limbo_left.tell();
     }
 }
 
@@ -343,7 +343,7 @@ pub(crate) fn reap(arena: Arena) {
 /// Collects what those have left who are gone.
 #[inline]
 pub(crate) fn reap_left(arena: Arena) {
-    if arena.header().limbo_left.load(Ordering::Relaxed) != 0 {
+    if arena.header().limbo_left.is_told() {
         reap_others(arena);
     }
 }
@@ -351,8 +351,7 @@ pub(crate) fn reap_left(arena: Arena) {
 /// Becomes each slot's next thread for a moment that has a list and no thread.
 #[cold]
 fn reap_others(arena: Arena) {
-    // Read as well as written: who sees the hint sees the list that it is about.
-    if arena.header().limbo_left.swap(0, Ordering::SeqCst) == 0 {
+    if !arena.header().limbo_left.take() {
         return;
     }
     for (index, slot) in arena.slots() {

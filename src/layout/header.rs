@@ -6,6 +6,7 @@
 
 use super::arena::{DATA, HEADER_SIZE, PROCESSES, SLICE, SLOTS};
 use crate::primitive::{AtomicU64, Ordering};
+use crate::protocol::left::Left;
 use crate::protocol::sweep::Sweep;
 
 /// "shmkit" and a byte that text cannot hold.
@@ -55,7 +56,7 @@ pub(crate) struct Header {
     /// Objects may be there that nobody holds and nobody disposes of: see `pool::dispose`.
     pub(crate) unreaped: Sweep,
     /// Slots without a thread may have something in limbo: see `engines::limbo`.
-    pub(crate) limbo_left: AtomicU64,
+    pub(crate) limbo_left: Left,
     /// When the system was last asked about everybody, in milliseconds of the monotonic clock.
     pub(crate) confirmed_at: AtomicU64,
     /// How many groups of slots and records it was asked about.

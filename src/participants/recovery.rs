@@ -256,7 +256,7 @@ fn hold_settled(arena: Arena, index: usize) -> Option<Tag> {
 /// who reaps in between passes it over.
 pub(crate) fn note_retired(arena: Arena, slot: &Slot) {
     if slot.limbo.head.load(Ordering::Relaxed) != 0 {
-        arena.header().limbo_left.store(1, Ordering::SeqCst);
+        arena.header().limbo_left.tell();
     }
 }
 
@@ -494,7 +494,7 @@ pub(crate) fn reap_what_was_left(arena: Arena) {
         return;
     }
     let header = arena.header();
-    if header.unreaped.is_due() || header.limbo_left.load(Ordering::Relaxed) != 0 {
+    if header.unreaped.is_due() || header.limbo_left.is_told() {
         reap(arena);
     }
 }

@@ -18,6 +18,7 @@
 //! | `lifecycle` | held, retired, destroyed | `pool::objects`, `pool::dispose` |
 //! | `keeping`   | what is retired and not destroyed at once | `pool::dispose`, `participants` |
 //! | `leased`    | entries that elements of a queue are leased into | `engines::leases` |
+//! | `left`      | whether something was left behind | `engines::limbo` |
 //! | `lines`     | entries of a hash map that are looked at and changed | `engines::map` |
 //! | `moving`    | how they move from a table to the next one | `engines::map` |
 //! | `ring`      | who has which cell of a queue, and in what order | `engines::queue`, `containers::queue` |
@@ -32,6 +33,7 @@ pub mod detect;
 pub mod foremost;
 pub mod keeping;
 pub mod leased;
+pub mod left;
 pub mod lifecycle;
 pub mod lines;
 pub mod lock_word;

@@ -17,6 +17,7 @@ mod claimed;
 mod detect;
 mod keeping;
 mod leased;
+mod left;
 mod lifecycle;
 mod lines;
 mod lock_word;
