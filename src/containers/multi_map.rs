@@ -15,6 +15,7 @@ use crate::ShmSafe;
 use crate::engines::map::{Entry, Put, Stack};
 use crate::layout::arena::Arena;
 use crate::layout::{Field, TypeInfo};
+use crate::participants::table::Slot;
 
 /// A hash map in a pool whose keys have stacks of values. Reads never wait.
 ///
@@ -267,6 +268,81 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> MultiMap<K, V, S> {
             (arena, Raw::<K, V, S, true>::stack(arena, top), pinned)
         });
         Bindings { _map: self, found }
+    }
+
+    /// Calls `f` with every value and its key, as [`HashMap::iter`](crate::HashMap::iter) finds keys: of each
+    /// key the values that it has when it is come to, the one on top first. `f` may use the map.
+    ///
+    /// ```
+    /// # use shmkit::{MultiMap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let scopes = pool.create(MultiMap::<str, u32>::new())?;
+    /// for (name, value) in [("x", 1), ("x", 2), ("y", 3)] {
+    ///     scopes.push(name, value)?;
+    /// }
+    /// let mut all = Vec::new();
+    /// scopes.for_each(|name, &value| all.push(format!("{name}: {value}")));
+    /// all.sort();
+    /// assert_eq!(all, ["x: 1", "x: 2", "y: 3"]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn for_each(&self, mut f: impl FnMut(&K, &V)) {
+        self.raw.look(|arena, entries| {
+            for entry in entries {
+                let Some(key) = Raw::<K, V, S, true>::key(arena, &entry) else {
+                    continue;
+                };
+                for node in Raw::<K, V, S, true>::stack(arena, entry.value) {
+                    if let Some(value) = Raw::<K, V, S, true>::node_value(arena, node) {
+                        f(key, value);
+                    }
+                }
+            }
+        });
+    }
+
+    /// Removes all values that there are, hidden ones too, each on its own as by [`pop`](Self::pop). One that
+    /// is pushed meanwhile may be removed or stay.
+    ///
+    /// # Errors
+    ///
+    /// [`ChangeError`]; some may have been removed.
+    ///
+    /// # Crash behaviour
+    ///
+    /// Some are removed, and of each key those on top.
+    ///
+    /// ```
+    /// # use shmkit::{MultiMap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let scopes = pool.create(MultiMap::<str, u32>::new())?;
+    /// for (name, value) in [("x", 1), ("x", 2), ("y", 3)] {
+    ///     scopes.push(name, value)?;
+    /// }
+    /// scopes.clear()?;
+    /// assert!(scopes.is_empty() && scopes.get("x").is_none());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn clear(&self) -> Result<(), ChangeError> {
+        let place = self.raw.place()?;
+        with_room_for(place.0, || self.clear_once(place))
+    }
+
+    fn clear_once(&self, place: (Arena, &'static Slot)) -> Result<(), ChangeError> {
+        let _pinned = Pinned::new(place.0, place.1);
+        for entry in self.raw.entries(place.0) {
+            let Some(key) = Raw::<K, V, S, true>::key(place.0, &entry) else {
+                continue;
+            };
+            // Whatever is pushed on top of it goes first; with it all that were there are gone.
+            let lowest = Raw::<K, V, S, true>::stack(place.0, entry.value).last();
+            while let Some(popped) = self.raw.remove_if(place, key, None)? {
+                if lowest == Some(Raw::<K, V, S, true>::node(popped)) {
+                    break;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// How many values there are, hidden ones too: counted, as

@@ -33,6 +33,7 @@ enum Step {
     LookAway(usize),
     Fill(u16, u16),
     Drain(u16, u16),
+    Clear,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -47,6 +48,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0..4_usize).prop_map(Step::LookAway),
         1 => (key(), 1..200_u16).prop_map(|(k, n)| Step::Fill(k, n)),
         1 => (key(), 1..300_u16).prop_map(|(k, n)| Step::Drain(k, n)),
+        1 => Just(Step::Clear),
     ]
 }
 
@@ -100,13 +102,22 @@ where
                 let popped = map.pop(key(k).borrow()).map(|v| *v);
                 assert_eq!(popped, model.entry(k).or_default().pop());
             }),
+            Step::Clear => {
+                map.clear().unwrap();
+                model.clear();
+            }
         }
         let len = model.values().map(Vec::len).sum::<usize>();
         assert_eq!((map.len(), map.is_empty()), (len, len == 0));
     }
+    let mut met = Model::<Vec<u8>, Vec<V>>::new();
+    map.for_each(|key, &value| met.entry(key.bytes().into()).or_default().push(value));
     for (&k, stack) in &model {
         assert_eq!(values(map.get_all(key(k).borrow())), reversed(stack));
+        let met = met.remove(key(k).borrow().bytes());
+        assert_eq!(met.unwrap_or_default(), reversed(stack));
     }
+    assert!(met.is_empty());
     for (top, all, stack) in looks {
         assert_eq!(top.as_deref(), stack.last());
         assert_eq!(values(all), reversed(&stack));
@@ -154,6 +165,8 @@ pub fn stacks_outside_of_a_pool() {
     let refused = map.push("a", 1).unwrap_err();
     assert_eq!((refused.value, refused.cause), (1, ChangeError::NotInPool));
     assert!(map.pop("a").is_none() && map.get_all("a").next().is_none());
+    assert_eq!(map.clear(), Err(ChangeError::NotInPool));
+    map.for_each(|_, _| unreachable!());
 }
 
 pub fn killed_users_of_stacks_lose_nothing() {

@@ -1,4 +1,4 @@
-//! Maps of stacks: pushed to, popped, replaced, destroyed.
+//! Maps of stacks: pushed to, popped, replaced, cleared, destroyed.
 
 use shmkit::MultiMap;
 
@@ -64,6 +64,25 @@ fn check_others(map: &mut Named<Map>, crash: &Crash, from: u64, to: u64) -> Resu
     map.ends()
 }
 
+/// Of each key those on top are gone; of all that there are, all, if the victim was done.
+fn check_cleared(map: &mut Named<Map>, crash: &Crash) -> Result<(), String> {
+    sound(map.pool)?;
+    let mut left = all(map, 7);
+    ensure([2, 1].ends_with(&left), || format!("{left:?}"))?;
+    for key in [OTHERS, OTHERS + 1] {
+        let other = all(map, key);
+        ensure([key].ends_with(&other), || format!("{key}: {other:?}"))?;
+        left.extend(other);
+    }
+    ensure(map.len() == left.len(), || {
+        format!("{} of {left:?}", map.len())
+    })?;
+    ensure(left.is_empty() || !crash.done(), || {
+        format!("{left:?} are left")
+    })?;
+    map.ends()
+}
+
 fn case(
     name: &str,
     others: u64,
@@ -99,6 +118,12 @@ pub fn cases(suite: &mut Suite) {
         let old = map.replace(&7, 3).expect("room");
         assert_eq!(*old.expect("there"), 2);
     }));
+    suite.run(
+        case("multi_map/clear", 2, |map| {
+            map.clear().expect("cleared");
+        })
+        .verify(check_cleared),
+    );
     // With the key 7, a chunk of 48 gets full.
     let (full, more) = (46, 50);
     suite.run(

@@ -115,6 +115,10 @@ pub fn probe(pool: Pool) {
             };
         }
         black_box((map.len(), map.is_empty()));
+        map.for_each(|key, value| {
+            black_box((*key, *value));
+        });
+        let _ = map.clear();
     }
 }
 
