@@ -128,6 +128,7 @@ const CASES: &[Named] = table! {
         the_last_user_of_a_resource_ends_it
         what_nobody_is_started_for_is_removed
         resources_are_limited
+        devices_and_directories_stay
         the_next_run_removes_what_a_killed_one_left
         a_pool_that_somebody_uses_is_left
         damaged_journals_are_errors

@@ -38,7 +38,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use super::Resource;
@@ -317,6 +317,7 @@ pub(super) fn remove(resource: &Resource) -> io::Result<()> {
         return Ok(());
     };
     leads_there(resource)?;
+    is_no_device(&path)?;
     unless_gone(std::fs::remove_file(&path))
 }
 
@@ -326,6 +327,18 @@ fn leads_there(resource: &Resource) -> io::Result<()> {
     match resource.clone().absolute() == *resource {
         true => Ok(()),
         false => Err(io::Error::other("a link leads elsewhere")),
+    }
+}
+
+/// An error if there is a device, as there is for a directory: no run has made one for itself.
+fn is_no_device(path: &Path) -> io::Result<()> {
+    let is_device = std::fs::symlink_metadata(path).is_ok_and(|file| {
+        let kind = file.file_type();
+        kind.is_char_device() || kind.is_block_device()
+    });
+    match is_device {
+        true => Err(io::Error::other("it is a device")),
+        false => Ok(()),
     }
 }
 

@@ -20,7 +20,7 @@ use crate::pool::PoolName;
 #[non_exhaustive]
 pub enum Resource {
     /// A file, or a named pipe or socket; a relative path is taken from the working directory of
-    /// who announces it.
+    /// who announces it. A directory or a device of that name stays.
     File(PathBuf),
     /// A named pool; see [`PoolBuilder::create_named`](crate::PoolBuilder::create_named).
     Pool(String),

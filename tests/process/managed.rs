@@ -1,9 +1,9 @@
 //! Managed resources and the crash journal.
 
-use std::ffi::OsStr;
+use std::ffi::{CString, OsStr};
 use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Stdio};
@@ -154,6 +154,27 @@ pub fn the_last_user_of_a_resource_ends_it() {
     run(&dir.config(), &COUNTED, dir.0.clone()).unwrap();
     assert!(!dir.0.join("file").exists());
     assert!(!dir.journal().exists(), "an orderly end leaves no journal");
+}
+
+static STAYS: Entry<PathBuf, ()> = Entry::new("stays", |worker, dir| {
+    let name = CString::new(dir.join("device").into_os_string().into_vec()).unwrap();
+    // SAFETY: a call of the kernel. Everybody may make a device of the number 0.
+    let made = unsafe { libc::mknod(name.as_ptr(), libc::S_IFCHR | 0o600, 0) };
+    assert_eq!(made, 0, "{}", std::io::Error::last_os_error());
+    fs::create_dir(dir.join("directory")).unwrap();
+    fs::write(dir.join("file"), "").unwrap();
+    for name in ["device", "directory", "file"] {
+        let managed = worker.resources().manage(Resource::File(dir.join(name)));
+        drop(managed.unwrap());
+    }
+    wait_until_gone(&dir.join("file"));
+});
+
+pub fn devices_and_directories_stay() {
+    let dir = Scratch::new("stays");
+    run(&Config::new(), &STAYS, dir.0.clone()).unwrap();
+    assert!(fs::symlink_metadata(dir.0.join("device")).is_ok());
+    assert!(dir.0.join("directory").is_dir());
 }
 
 static PLACES: Entry<PathBuf, ()> = Entry::new("places", |worker, dir| {
