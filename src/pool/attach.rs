@@ -131,6 +131,13 @@ pub enum UnlinkError {
         /// Where it was looked for.
         path: String,
     },
+    /// What has the name does not start as a pool does. See [`inspect::remove`](crate::inspect::remove),
+    /// should it have been one.
+    #[error("{path} is no pool")]
+    NotAPool {
+        /// The file, which stays.
+        path: String,
+    },
     /// The system refused.
     #[error("the name could not be removed")]
     System(#[from] std::io::Error),
@@ -207,12 +214,31 @@ pub(crate) fn open_file(name: &PoolName, access: OFlags) -> Result<OwnedFd, Atta
 pub(super) fn unlink(name: &str) -> Result<(), UnlinkError> {
     let name =
         PoolName::parse(name).ok_or_else(|| UnlinkError::InvalidName { name: name.into() })?;
+    let path = || name.path().into();
+    let starts = open_file(&name, OFlags::RDONLY).and_then(|fd| starts_as_pool(fd.as_fd()));
+    match starts {
+        Ok(true) => {}
+        Ok(false) | Err(AttachError::NotAPool) => {
+            return Err(UnlinkError::NotAPool { path: path() });
+        }
+        Err(AttachError::System(error)) => return Err(UnlinkError::System(error)),
+        Err(_) => return Err(UnlinkError::NotFound { path: path() }),
+    }
     rustix::fs::unlink(name.path()).map_err(|errno| match errno {
-        rustix::io::Errno::NOENT => UnlinkError::NotFound {
-            path: name.path().into(),
-        },
+        rustix::io::Errno::NOENT => UnlinkError::NotFound { path: path() },
         other => UnlinkError::System(other.into()),
     })
+}
+
+/// True of pools, also of damaged ones and those of other versions.
+fn starts_as_pool(fd: BorrowedFd<'_>) -> Result<bool, AttachError> {
+    let stat = rustix::fs::fstat(fd)?;
+    if !rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() {
+        return Ok(false);
+    }
+    let mut magic = [0; size_of_val(&MAGIC)];
+    let read = rustix::io::retry_on_intr(|| rustix::io::pread(fd, &mut magic, 0))?;
+    Ok(read == magic.len() && u64::from_le_bytes(magic) == MAGIC)
 }
 
 /// Attaches the pool in a file that the caller has: nobody removes its name from here on.

@@ -266,7 +266,11 @@ impl Pool {
     ///
     /// # Errors
     ///
-    /// See [`UnlinkError`].
+    /// See [`UnlinkError`]. The name stays.
+    ///
+    /// # Crash behaviour
+    ///
+    /// The name is removed or it is not.
     ///
     /// ```
     /// # use shmkit::Pool;

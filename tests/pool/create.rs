@@ -245,6 +245,12 @@ pub fn a_taken_name() {
         Err(CreateError::NameTaken { path: found }) => assert_eq!(found, path),
         other => panic!("{other:?}"),
     }
+    for (name, path) in [(&*name, &*path), ("/dev/shm", "/dev/shm")] {
+        match Pool::unlink(name) {
+            Err(UnlinkError::NotAPool { path: found }) => assert_eq!(found, path),
+            other => panic!("{other:?}"),
+        }
+    }
     assert_eq!(fs::read(&path).unwrap(), b"something else");
     fs::remove_file(&path).unwrap();
     let pool = TestPool::of(Pool::builder().create_named(&name).unwrap());

@@ -154,7 +154,7 @@ pub fn a_pool_that_is_no_runs_has_the_name() {
             fs::write(&path, "no pool at all").unwrap();
         }
     }
-    Pool::unlink(&data).unwrap();
+    fs::remove_file(&path).unwrap();
     // What a dead master has left goes, also if another pool has its addresses.
     let left = Pool::builder().create_named(&data).unwrap();
     let base = Observer::open(&data).unwrap().info().base;
