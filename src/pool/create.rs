@@ -38,7 +38,8 @@ use crate::sys::{file_lock, process};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CreateError {
-    /// A name is empty, too long, or has characters that a file name cannot have.
+    /// A name is empty, longer than 200 bytes, or one that a file cannot have; or it has a slash and is no
+    /// absolute path.
     #[error("a pool cannot have the name {name:?}")]
     InvalidName {
         /// The name.
@@ -65,7 +66,9 @@ pub enum CreateError {
         base: Option<usize>,
     },
     /// A size is zero, the first is above the second, or the maximum is above 984 GiB.
-    #[error("a pool of {initial} bytes that can grow to {max} cannot be made")]
+    #[error(
+        "a pool of {initial} bytes that can grow to {max} cannot be made: it begins with 1 byte at least, and ends at 984 GiB at most"
+    )]
     InvalidSize {
         /// The initial size asked for.
         initial: usize,
@@ -73,7 +76,7 @@ pub enum CreateError {
         max: usize,
     },
     /// There must be room for 1 to 4095 participants.
-    #[error("a pool cannot have {count} participants")]
+    #[error("a pool cannot have {count} participants: there is room for 1 to 4095")]
     InvalidParticipants {
         /// The number asked for.
         count: usize,
@@ -298,6 +301,10 @@ impl PoolBuilder {
     ///
     /// See [`CreateError`].
     ///
+    /// # Crash behaviour
+    ///
+    /// What there is of it goes with the process.
+    ///
     /// ```
     /// let pool = shmkit::Pool::builder().max_size(64 << 20).create()?;
     /// let answer = pool.create(42_u64)?;
@@ -318,6 +325,10 @@ impl PoolBuilder {
     /// # Errors
     ///
     /// See [`CreateError`].
+    ///
+    /// # Crash behaviour
+    ///
+    /// The pool has its name and is whole, or there is nothing of it.
     ///
     /// ```
     /// # use shmkit::{CreateError, Pool};
