@@ -251,6 +251,12 @@ impl<T: ShmSafe> ReentrantMutex<T> {
     }
 }
 
+impl<T: ShmSafe + Default> Default for ReentrantMutex<T> {
+    fn default() -> Self {
+        ReentrantMutex::new(T::default())
+    }
+}
+
 impl<T: ShmSafe> fmt::Debug for ReentrantMutex<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let word = self.word.load(Ordering::Relaxed);

@@ -302,7 +302,7 @@ pub fn not_in_a_pool() {
         assert!(matches!(mutex.lock(), Err(LockError::NotInPool)));
         assert!(matches!(mutex.try_lock(), Err(LockError::NotInPool)));
     }
-    let reentrant = ReentrantMutex::new(0_u8);
+    let reentrant = ReentrantMutex::<u8>::default();
     assert_eq!(reentrant.lock().unwrap_err(), LockFailure::NotInPool);
 }
 
