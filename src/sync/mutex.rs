@@ -31,6 +31,7 @@ use std::fmt;
 use std::marker::PhantomPinned;
 use std::mem::offset_of;
 use std::ops::{Deref, DerefMut};
+use std::panic::RefUnwindSafe;
 use std::time::{Duration, Instant};
 
 use super::lock_error::{LockError, LockResult};
@@ -72,6 +73,9 @@ pub struct Mutex<T: ShmSafe> {
 // SAFETY: the value is reached by one thread at a time (invariants 1 and 2), and `T: ShmSafe` may
 // be sent from thread to thread; the word is atomic.
 unsafe impl<T: ShmSafe> Sync for Mutex<T> {}
+
+// As std's: what a panic leaves is told to the next one.
+impl<T: ShmSafe> RefUnwindSafe for Mutex<T> {}
 
 // SAFETY: an atomic word, a tag of the pool's own tables in it, and a value that is listed at its
 // place; no `Drop`. Between processes as between threads: the tag excludes both.

@@ -31,6 +31,7 @@ use std::fmt;
 use std::marker::PhantomPinned;
 use std::mem::offset_of;
 use std::ops::{Deref, DerefMut};
+use std::panic::RefUnwindSafe;
 use std::time::{Duration, Instant};
 
 use super::lock_error::LockFailure;
@@ -144,6 +145,9 @@ pub struct RecoverableMutex<T: Recover> {
 // SAFETY: the value is reached by one thread at a time (invariant 1), and `T: ShmSafe` may be sent
 // from thread to thread; the word is atomic.
 unsafe impl<T: Recover> Sync for RecoverableMutex<T> {}
+
+// What a panic leaves is repaired by the next one.
+impl<T: Recover> RefUnwindSafe for RecoverableMutex<T> {}
 
 // SAFETY: an atomic word, a tag of the pool's own tables in it, and a value that is listed at its
 // place; no `Drop`. Between processes as between threads: the tag excludes both.

@@ -41,6 +41,7 @@ use std::cell::UnsafeCell;
 use std::fmt;
 use std::marker::PhantomPinned;
 use std::mem::offset_of;
+use std::panic::RefUnwindSafe;
 use std::time::{Duration, Instant};
 
 pub use guards::{ReadGuard, WriteGuard, WriteOrphan};
@@ -87,6 +88,9 @@ pub struct RwLock<T: ShmSafe> {
 // SAFETY: the value is changed by one thread while nobody else reaches it, and shared otherwise
 // (invariants 2 and 3); `T: ShmSafe` may be sent and shared. The words are atomic.
 unsafe impl<T: ShmSafe> Sync for RwLock<T> {}
+
+// As std's: what a panic leaves is told to the next one.
+impl<T: ShmSafe> RefUnwindSafe for RwLock<T> {}
 
 // SAFETY: atomic words, a tag of the pool's own tables in one, and a value that is listed at its
 // place; no `Drop`. Between processes as between threads: lists and tag exclude both.

@@ -299,7 +299,7 @@ pub fn what_fails_is_undone() {
             panic!("no");
         })
     };
-    assert!(catch_unwind(AssertUnwindSafe(panics)).is_err());
+    assert!(catch_unwind(panics).is_err());
     unchanged("panicked");
     let failed: Result<(), HeapError> = heap.try_modify(|tx| {
         change(tx);

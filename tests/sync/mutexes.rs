@@ -1,7 +1,7 @@
 //! Mutexes of both kinds.
 
 use std::io::pipe;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::catch_unwind;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -219,11 +219,11 @@ pub fn second_crash() {
 pub fn poison_by_panic() {
     let mutex = one();
     quietly(|| {
-        let panicked = catch_unwind(AssertUnwindSafe(|| {
+        let panicked = catch_unwind(|| {
             let mut guard = mutex.lock().unwrap();
             guard[0] = 1;
             panic!("with the lock");
-        }));
+        });
         assert!(panicked.is_err());
         scope(|s| assert!(s.spawn(|| mutex.is_poisoned()).unwrap().join().unwrap()));
     });
@@ -262,10 +262,10 @@ pub fn unwinding_is_not_always_poison() {
     }
     let mutex = one();
     quietly(|| {
-        let _ = catch_unwind(AssertUnwindSafe(|| {
+        let _ = catch_unwind(|| {
             let _locks = Locks(&mutex);
             panic!("without the lock");
-        }));
+        });
     });
     assert_eq!(*mutex.lock().unwrap(), [1, 0]);
 }
@@ -488,10 +488,10 @@ pub fn reentrant_owner_killed() {
         assert!(told.unwrap().join().unwrap());
     });
     quietly(|| {
-        let _ = catch_unwind(AssertUnwindSafe(|| {
+        let _ = catch_unwind(|| {
             let _guard = mutex.lock().unwrap();
             panic!("with the lock");
-        }));
+        });
     });
     let guard = mutex.lock().unwrap();
     assert_eq!(ReentrantGuard::poison(&guard), Some(Poison::Panicked));

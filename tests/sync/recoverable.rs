@@ -1,7 +1,7 @@
 //! Mutexes that repair.
 
 use std::io::{PipeReader, PipeWriter, pipe};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::catch_unwind;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -77,11 +77,11 @@ pub fn repaired_after_a_kill() {
 pub fn repaired_after_a_panic() {
     let lock = one();
     quietly(|| {
-        let panicked = catch_unwind(AssertUnwindSafe(|| {
+        let panicked = catch_unwind(|| {
             let mut guard = lock.lock().unwrap();
             guard.parts[0] = 3;
             panic!("with the lock");
-        }));
+        });
         assert!(panicked.is_err());
     });
     assert!(format!("{lock:?}").contains("to_be_repaired: true"));
@@ -95,21 +95,21 @@ pub fn repaired_after_a_panic_while_unwinding() {
 
     impl Drop for TidiesUp<'_> {
         fn drop(&mut self) {
-            let panicked = catch_unwind(AssertUnwindSafe(|| {
+            let panicked = catch_unwind(|| {
                 let mut guard = self.0.lock().unwrap();
                 guard.parts[0] = 3;
                 panic!("with the lock");
-            }));
+            });
             assert!(panicked.is_err());
         }
     }
 
     let lock = one();
     quietly(|| {
-        let panicked = catch_unwind(AssertUnwindSafe(|| {
+        let panicked = catch_unwind(|| {
             let _tidies_up = TidiesUp(&lock);
             panic!("without the lock");
-        }));
+        });
         assert!(panicked.is_err());
     });
     assert_eq!(lock.lock().unwrap().sum, 3);
@@ -139,7 +139,7 @@ pub fn panic_while_repairing() {
     kill_holder(&lock);
     quietly(|| {
         for _ in 0..2 {
-            let panicked = catch_unwind(AssertUnwindSafe(|| drop(lock.lock())));
+            let panicked = catch_unwind(|| drop(lock.lock()));
             let told = panicked.unwrap_err();
             assert_eq!(*told.downcast_ref::<&str>().unwrap(), "cannot repair");
             // Free, and still to be repaired.

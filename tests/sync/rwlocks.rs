@@ -1,7 +1,7 @@
 //! Readers and writers.
 
 use std::io::pipe;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::catch_unwind;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -279,17 +279,17 @@ pub fn killed_writer_while_others_wait() {
 pub fn rwlock_poison() {
     let lock = one();
     quietly(|| {
-        let panicked = catch_unwind(AssertUnwindSafe(|| {
+        let panicked = catch_unwind(|| {
             lock.write().unwrap()[0] = 1;
             let _read = lock.read().unwrap();
             panic!("reading");
-        }));
+        });
         assert!(panicked.is_err() && !lock.is_poisoned());
-        let panicked = catch_unwind(AssertUnwindSafe(|| {
+        let panicked = catch_unwind(|| {
             let mut guard = lock.write().unwrap();
             guard[0] = 2;
             panic!("writing");
-        }));
+        });
         assert!(panicked.is_err() && lock.is_poisoned());
     });
     match lock.read() {
