@@ -277,6 +277,10 @@ impl<T: ShmSafe> fmt::Debug for Link<T> {
 /// cell.set([3, 4])?;
 /// assert_eq!(*seen, [1, 2], "as it was");
 /// assert_eq!(*cell.view().unwrap(), [3, 4]);
+/// // Printed, it is the value.
+/// let count = pool.create(SharedCell::new())?;
+/// count.set(7)?;
+/// assert_eq!(count.view().unwrap().to_string(), "7");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct View<'a, T: ShmSafe> {
@@ -404,6 +408,12 @@ impl<T: ShmSafe> Drop for View<'_, T> {
         {
             unpin(slot);
         }
+    }
+}
+
+impl<T: ShmSafe + fmt::Display> fmt::Display for View<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
     }
 }
 

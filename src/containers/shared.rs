@@ -40,6 +40,8 @@ use crate::{KillSafe, ShmSafe};
 /// let again = counter.clone();
 /// again.fetch_add(1, Ordering::Relaxed);
 /// assert_eq!(counter.load(Ordering::Relaxed), 2);
+/// // Printed, it is the object.
+/// assert_eq!(pool.create(7)?.to_string(), "7");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Shared<T: ShmSafe> {
@@ -141,6 +143,12 @@ impl<T: ShmSafe> Deref for Shared<T> {
         // SAFETY: the hold keeps the object alive, its type was compared when the handle was made,
         // and `T` is made to be shared between processes.
         unsafe { self.value.as_ref() }
+    }
+}
+
+impl<T: ShmSafe + fmt::Display> fmt::Display for Shared<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
     }
 }
 

@@ -34,7 +34,9 @@ use crate::participants::thread;
 ///     });
 ///     assert!(worker.unwrap().join().is_err());
 /// });
-/// assert_eq!(jobs.lease()?.ack(), 1);
+/// let job = jobs.lease()?;
+/// println!("job {job} again");
+/// assert_eq!(job.ack(), 1);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[must_use = "the element goes back to the queue when the lease is dropped"]
@@ -109,6 +111,12 @@ impl<T: ShmSafe + Unpin> Deref for Lease<'_, T> {
 impl<T: ShmSafe + Unpin> Drop for Lease<'_, T> {
     fn drop(&mut self) {
         self.settle(false);
+    }
+}
+
+impl<T: ShmSafe + Unpin + fmt::Display> fmt::Display for Lease<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.value.fmt(f)
     }
 }
 
