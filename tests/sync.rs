@@ -110,6 +110,7 @@ const CASES: &[common::Named] = table! {
         one_leader
         killed_before_waiting
         killed_while_waiting
+        the_only_one_who_waits_is_killed
         ended_before_waiting
         a_new_group
         reset_wakes

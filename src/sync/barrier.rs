@@ -28,11 +28,14 @@
 //! # What breaks a round
 //!
 //! A party is *gone* if its thread was killed or has ended (`participants::life`; a thread that ends
-//! with leaked guards counts as alive until its process is dead). A round is broken when
+//! with leaked guards counts as alive until its process is dead). A round is broken, by a party that waits, when
 //!
 //! a. a party is gone whose entry has the stamp of this round: it died arriving or waiting; or
 //! b. a party of the round before is gone and has not arrived in this one, and the group lives on:
 //!    another party of the round before is not gone, or has arrived in this one (CONTINUES).
+//!
+//! The last party to arrive asks nothing of this: all have arrived. So with two parties the death of the one
+//! that waits is found out by nobody.
 //!
 //! If the whole group of the round before is gone, the next round belongs to a new group, and
 //! nobody misses the old one. A thread that has never called `wait` is unknown; its death is no
@@ -316,7 +319,8 @@ impl Barrier {
     ///
     /// # Crash behaviour
     ///
-    /// A caller that is killed before the round has ended breaks it for the others.
+    /// A caller that is killed before the round has ended breaks it for those who wait. If nobody does by
+    /// then, it has arrived all the same: who is the last to arrive ends the round and looks for no dead.
     ///
     /// ```
     /// # use std::sync::atomic::{AtomicU32, Ordering};

@@ -114,6 +114,19 @@ pub fn killed_while_waiting() {
     assert!(!barrier.is_broken());
 }
 
+/// Nobody is left who waits with it, and it has arrived: the last one to come ends the round.
+pub fn the_only_one_who_waits_is_killed() {
+    let barrier = of(2);
+    scope(|s| {
+        let victim = s.spawn(|| barrier.wait().is_ok()).unwrap();
+        until_asleep(victim.id().pid());
+        kill(victim);
+        assert!(barrier.wait().unwrap().is_leader());
+        // It is missed in the next one.
+        assert_eq!(barrier.wait(), Err(BarrierError::Broken));
+    });
+}
+
 pub fn ended_before_waiting() {
     let barrier = of(2);
     scope(|s| {
