@@ -174,9 +174,11 @@ impl Tracer {
         branch.shape.is_none() && branch.tried.is_none_or(|tried| tried < self.news)
     }
 
+    /// Not through what is looked into already: of that, only the base is taken.
     fn leads_on(&self, branch: &Branch, seen: &mut HashSet<usize>) -> bool {
         branch.shape.iter().flat_map(|s| &s.nodes).any(|&next| {
-            seen.insert(next)
+            !self.nodes[next].is_open
+                && seen.insert(next)
                 && self.nodes[next]
                     .branches
                     .iter()

@@ -118,6 +118,39 @@ mod tests {
         assert!(terms[0] != terms[2] && terms[0] != terms[3] && terms[2] != terms[3]);
     }
 
+    /// What is left to be seen of one is not looked for through the other, which is looked into already.
+    #[test]
+    fn types_within_each_other_are_seen_to_their_ends() {
+        #[derive(Serialize, Deserialize)]
+        enum Outer {
+            Inner(Box<Inner>),
+            Left(One),
+        }
+        #[derive(Serialize, Deserialize)]
+        enum Inner {
+            Outer(Box<Outer>),
+            Left(Other),
+        }
+        #[derive(Serialize, Deserialize)]
+        enum One {
+            A,
+            B,
+            C,
+            D,
+            E,
+        }
+        #[derive(Serialize, Deserialize)]
+        enum Other {
+            A,
+            B,
+            C,
+            D,
+            E,
+        }
+        assert!(shape::of::<Outer>().1);
+        assert!(shape::of::<Inner>().1);
+    }
+
     #[test]
     fn types_without_end_have_names() {
         #[derive(Serialize, Deserialize)]
