@@ -595,37 +595,5 @@ pub(super) fn tag(pool: Pool) -> Result<Tag, NoSlot> {
     thread::slot(pool.0).map(|slot| slot.tag())
 }
 
-impl Shared<Control> {
-    /// Whether the master is dead, or has ended, as peers live to see, and workers that the kernel does not end.
-    pub(super) fn is_orphaned(&self) -> bool {
-        self.peers.is_orphaned(self.pool().0)
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    mod alike {
-        use super::*;
-
-        #[derive(ShmSafe)]
-        #[repr(C)]
-        pub(super) struct Control {
-            last_id: AtomicU64,
-            used: Used,
-            stopping: AtomicU32,
-            resources: resources::Table,
-            peers: peers::Table,
-            jobs: [Job; JOBS],
-        }
-    }
-
-    #[test]
-    fn a_derived_type_of_the_same_name_and_fields_is_another() {
-        let (own, other) = (TypeInfo::of::<Control>(), TypeInfo::of::<alike::Control>());
-        assert_eq!((own.name(), own.size()), (other.name(), other.size()));
-        assert_eq!(own.owned_fields().len(), other.owned_fields().len());
-        assert_ne!(own.fingerprint(), other.fingerprint());
-    }
-}
+mod tests;

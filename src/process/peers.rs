@@ -43,9 +43,10 @@
 
 use std::time::Duration;
 
-use super::jobs::{Kind, Payload};
+use super::jobs::{Control, Kind, Payload};
 use super::table::{self, PHASE, StateWord, Used};
 use crate::ShmSafe;
+use crate::containers::Shared;
 use crate::layout::arena::Arena;
 use crate::participants::life;
 use crate::participants::tag::Tag;
@@ -248,5 +249,12 @@ impl Table {
             OVER => true,
             tag => life::is_gone(arena, Tag::of_word(tag)),
         }
+    }
+}
+
+impl Shared<Control> {
+    /// Whether the master is dead, or has ended, as peers live to see, and workers that the kernel does not end.
+    pub(super) fn is_orphaned(&self) -> bool {
+        self.peers.is_orphaned(self.pool().0)
     }
 }
