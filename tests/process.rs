@@ -108,6 +108,9 @@ const CASES: &[Named] = table! {
         a_panic_of_the_hook_comes_last
         a_masters_output_is_flushed_once
         a_killed_master_leaves_nothing
+        what_is_requested_is_answered_before_there_is_no_run
+        the_dead_are_recovered_before_they_have_ended
+        a_copy_of_a_master_does_not_keep_it_awake
         workers_have_no_descriptor_of_the_pid_file
         a_master_has_one_thread
         a_worker_is_a_master_or_has_children
@@ -165,6 +168,8 @@ const CASES: &[Named] = table! {
         a_doorbell_is_a_pipe
         what_a_killed_peer_used_is_removed
         what_a_killed_peer_held_is_free
+        a_peer_that_dies_when_its_job_is_done_has_done_it
+        a_peer_that_is_dead_when_it_is_seen_is_forgotten
         peers_killed_at_random;
     faults:
         killed_holders_block_nobody

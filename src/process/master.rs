@@ -550,7 +550,7 @@ impl Drop for Master {
         }
         // Says so to peers that find the pool in this moment.
         self.control().stop();
-        // What they have requested before they knew.
+        // What they have requested before they knew. Before there is no master, so that who waits is told why.
         self.refuse_all();
         if let Some(control) = self.control.take() {
             let pool = control.pool();

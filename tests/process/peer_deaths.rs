@@ -1,12 +1,16 @@
 //! Peers whose master dies, masters whose peers die, and a storm of both.
 
+use std::cell::Cell;
 use std::io::{BufRead, BufReader};
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::{Child, Stdio};
+use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{WaitId, WaitIdOptions, waitid};
 use shmkit::process::{
     Backoff, Entry, JoinError, JoinHandle, Master, Restart, ResultError, RunError, StartOptions,
     run,
@@ -15,7 +19,7 @@ use shmkit::{HashMap, Pool};
 
 use super::loop_for_ever;
 use super::peers::{
-    CALLS, COUNTS, KEEPS, Peers, RUN, USES, command, config, no_name_is_left, unique,
+    ASKS, CALLS, COUNTS, KEEPS, Peers, RUN, USES, command, config, no_name_is_left, unique,
 };
 use crate::common::{fork, leave, reap, storm_time};
 
@@ -170,12 +174,81 @@ pub fn what_a_killed_peer_held_is_free() {
     // Types are described once.
     drop(pool.create([7_u64; 1000]).unwrap());
     let peers = Peers::start(&name, &["role_peer"]);
-    run(&config(&name), &KILLS_KEEPER, name.clone()).unwrap();
+    let allocated = Rc::new(Cell::new(0));
+    let seen = Rc::clone(&allocated);
+    let config = config(&name).on_end(move |end| {
+        if end.cause.is_err() {
+            seen.set(pool.stats().allocated);
+        }
+    });
+    run(&config, &KILLS_KEEPER, name.clone()).unwrap();
+    assert_eq!(allocated.get(), pool.stats().allocated);
     assert_eq!(peers.codes(), [None], "killed");
     Pool::unlink(&name).unwrap();
     drop(here);
     // SAFETY: the handle was dropped, and no other thread has used it.
     unsafe { pool.unmap() };
+}
+
+/// Whether the master is woken, by now or at all.
+fn is_woken(master: &Master, limit: Option<&Timespec>) -> bool {
+    poll(&mut [PollFd::new(master, PollFlags::IN)], limit).unwrap() > 0
+}
+
+/// Kills a peer that goes on to be there, as a zombie.
+fn kill(peer: &mut Child) {
+    peer.kill().unwrap();
+    let pid = rustix::process::Pid::from_child(peer);
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+    waitid(WaitId::Pid(pid), options).unwrap();
+}
+
+/// It is not done again, and its result is not lost.
+pub fn a_peer_that_dies_when_its_job_is_done_has_done_it() {
+    let name = unique("done");
+    let mut master = Master::new(&config(&name)).unwrap();
+    let mut peer = command("role_peer", &name);
+    peer.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut peer = peer.spawn().unwrap();
+    let mut answer = master.start(&ASKS, &7).unwrap();
+    while master.dispatch().unwrap().started == 0 {
+        is_woken(&master, None);
+    }
+    let mut line = String::new();
+    let output = peer.stdout.take().unwrap();
+    BufReader::new(output).read_line(&mut line).unwrap();
+    assert_eq!(line, "here\n");
+    // From here on nothing wakes it but that the job is done.
+    while is_woken(&master, Some(&Timespec::default())) {
+        master.dispatch().unwrap();
+    }
+    drop(peer.stdin.take());
+    is_woken(&master, None);
+    kill(&mut peer);
+    let answer = loop {
+        master.dispatch().unwrap();
+        match answer.try_join() {
+            Ok(answer) => break answer,
+            Err(again) => answer = again,
+        }
+    };
+    assert_eq!(answer.unwrap(), 7);
+    peer.wait().unwrap();
+    master.finish().unwrap();
+}
+
+/// Its number may be another's by then.
+pub fn a_peer_that_is_dead_when_it_is_seen_is_forgotten() {
+    let name = unique("seen");
+    let mut master = Master::new(&config(&name)).unwrap();
+    let mut peer = command("role_peer", &name).spawn().unwrap();
+    is_woken(&master, None);
+    kill(&mut peer);
+    let job = master.start(&ASKS, &7).unwrap();
+    assert_eq!(master.dispatch().unwrap().started, 0);
+    peer.wait().unwrap();
+    assert!(!job.is_finished());
+    master.finish().unwrap();
 }
 
 /// Jobs that are on their way at once.

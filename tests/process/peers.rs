@@ -45,6 +45,7 @@ static HANGS: Entry<(), ()> = Entry::external("hangs");
 pub static COUNTS: Entry<(String, u64), u64> = Entry::external("counts");
 static NOBODYS: Entry<(), ()> = Entry::external("nobody's");
 static OUTLIVES: Entry<(), ()> = Entry::external("outlives");
+pub static ASKS: Entry<u32, u32> = Entry::external("asks");
 pub static USES: Entry<PathBuf, ()> = Entry::external("uses");
 pub static KEEPS: Entry<String, ()> = Entry::external("keeps");
 
@@ -92,6 +93,11 @@ mod theirs {
         let managed = worker.resources().manage(file);
         let over = matches!(managed, Err(ResourceError::RunOver));
         std::process::exit(if stopped && over { 18 } else { 1 });
+    });
+    pub static ASKS: Entry<u32, u32> = Entry::new("asks", |_, n| {
+        println!("here");
+        std::io::stdin().read_line(&mut String::new()).unwrap();
+        n
     });
     pub static USES: Entry<PathBuf, ()> = Entry::new("uses", |worker, path| {
         let file = worker.resources().manage(Resource::File(path)).unwrap();
@@ -169,6 +175,7 @@ pub fn role_peer() {
         .define(&theirs::RELAY)
         .define(&theirs::HANGS)
         .define(&theirs::OUTLIVES)
+        .define(&theirs::ASKS)
         .define(&theirs::USES)
         .define(&theirs::KEEPS)
         .define(&theirs::COUNTS)

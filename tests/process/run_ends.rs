@@ -1,11 +1,16 @@
 //! How a run ends, and what a master is while there is one.
 
+use std::cell::{Cell, RefCell};
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use shmkit::process::{Config, Entry, JoinError, Master, RunError, StartError, run};
+use rustix::event::{PollFd, PollFlags, poll};
+use shmkit::process::{Config, Entry, JoinError, JoinHandle, Master, RunError, StartError, run};
+use shmkit::{Handle, Pool};
 
 use super::masters::{FOR_EVER, SQUARE, UNIT};
 use super::{loop_for_ever, program};
@@ -25,8 +30,6 @@ static POLITE: Entry<(), ()> = Entry::new("polite", |worker, ()| {
 });
 
 pub fn the_rest_is_asked_then_killed() {
-    use std::cell::Cell;
-    use std::rc::Rc;
     let counts = Rc::new(Cell::new((0, 0)));
     let seen = Rc::clone(&counts);
     // Polite ones end at once; only the hung ones use the patience up.
@@ -90,6 +93,90 @@ pub fn a_killed_master_leaves_nothing() {
     assert!(path.exists(), "the file is left");
     run(&config, &UNIT, ()).unwrap();
     assert!(!path.exists(), "the next run has removed it");
+}
+
+static ELSEWHERE: Entry<(), ()> = Entry::external("nobody's");
+
+/// Who looks meanwhile, as a peer may, finds it requested.
+pub fn what_is_requested_is_answered_before_there_is_no_run() {
+    let requested = Rc::new(RefCell::new(Vec::new()));
+    let found = Rc::new(RefCell::new(Vec::new()));
+    let (looked_at, finds) = (Rc::clone(&requested), Rc::clone(&found));
+    let config = Config::new().on_end(move |end| {
+        let is_refused = matches!(end.cause, Err(JoinError::NotStarted(_)));
+        for job in &*looked_at.borrow() {
+            let job: &JoinHandle<()> = job;
+            let over = job.wait_timeout(Duration::ZERO).ok();
+            finds.borrow_mut().push((is_refused, over));
+        }
+    });
+    let master = Master::new(&config).unwrap();
+    let start = |_| master.start(&ELSEWHERE, &()).unwrap();
+    requested.borrow_mut().extend((0..2).map(start));
+    drop(master);
+    let over = [true, false, true, true].map(|over| (true, Some(over)));
+    assert_eq!(*found.borrow(), over);
+}
+
+static KEEPER: Entry<Handle<AtomicU32>, ()> = Entry::new("keeper", |_, here| {
+    let here = here.open().unwrap();
+    let _kept = here.pool().create([7_u64; 1000]).unwrap();
+    here.store(1, Ordering::Release);
+    loop_for_ever();
+});
+
+pub fn the_dead_are_recovered_before_they_have_ended() {
+    let pool = Pool::builder().create().unwrap();
+    let here = pool.create(AtomicU32::new(0)).unwrap();
+    // Types are described once.
+    drop(pool.create([7_u64; 1000]).unwrap());
+    let allocated = Rc::new(Cell::new(0));
+    let seen = Rc::clone(&allocated);
+    let config = Config::new().on_end(move |_| seen.set(pool.stats().allocated));
+    let before = pool.stats().allocated;
+    let mut master = Master::new(&config).unwrap();
+    let keeper = master.start(&KEEPER, &here.handle()).unwrap();
+    master.dispatch().unwrap();
+    while here.load(Ordering::Acquire) == 0 {
+        std::thread::yield_now();
+    }
+    assert!(pool.stats().allocated > before);
+    keeper.kill().unwrap();
+    while !keeper.is_finished() {
+        poll(&mut [PollFd::new(&master, PollFlags::IN)], None).unwrap();
+        master.dispatch().unwrap();
+    }
+    assert_eq!(allocated.get(), before);
+    master.finish().unwrap();
+    drop(here);
+    // SAFETY: the last handle was dropped above.
+    unsafe { pool.unmap() };
+}
+
+/// It has the descriptors of processes that were alive when it was forked.
+pub fn a_copy_of_a_master_does_not_keep_it_awake() {
+    let mut master = Master::new(&Config::new()).unwrap();
+    let hangs = master.start(&FOR_EVER, &()).unwrap();
+    assert_eq!(master.dispatch().unwrap().started, 1);
+    let (told, tell) = std::io::pipe().unwrap();
+    let Some(child) = fork() else {
+        drop(tell);
+        super::sleep_on(&told);
+        leave(true);
+    };
+    hangs.kill().unwrap();
+    while !hangs.is_finished() {
+        poll(&mut [PollFd::new(&master, PollFlags::IN)], None).unwrap();
+        master.dispatch().unwrap();
+    }
+    // What has woken it is dealt with.
+    master.dispatch().unwrap();
+    let now = rustix::event::Timespec::default();
+    let events = poll(&mut [PollFd::new(&master, PollFlags::IN)], Some(&now)).unwrap();
+    drop(tell);
+    assert_eq!(reap(child), 0);
+    assert_eq!(events, 0);
+    master.finish().unwrap();
 }
 
 static DESCRIPTORS: Entry<(), Vec<PathBuf>> = Entry::new("descriptors", |_, ()| {
