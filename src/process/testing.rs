@@ -1,7 +1,7 @@
 //! The job table without a master, for the crash tests: its operations one by one.
 
 use super::jobs::{Control, Kind, Phase};
-use super::{Entry, JoinHandle, Resource, ResourceId, Resources, StartOptions, Worker};
+use super::{Entry, Inherit, JoinHandle, Resource, ResourceId, Resources, StartOptions, Worker};
 use super::{peers, supervise, worker};
 use crate::Pool;
 use crate::containers::Shared;
@@ -33,6 +33,12 @@ impl Jobs {
     /// As `Worker::start`.
     pub fn start(&self, argument: &Vec<u8>) -> JoinHandle<Vec<u8>> {
         worker::request(&self.0, None, StartOptions::new(), &ECHO, argument, false).expect("room")
+    }
+
+    /// The same for the job at a place, whose resources the new one inherits.
+    pub fn start_as(&self, starter: usize, argument: &Vec<u8>) -> JoinHandle<Vec<u8>> {
+        let options = StartOptions::new().inherit(Inherit::All);
+        worker::request(&self.0, Some(starter), options, &ECHO, argument, false).expect("room")
     }
 
     /// The process of a job does its work: the argument is the result. How many had one to do.

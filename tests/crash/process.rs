@@ -222,6 +222,24 @@ fn resources(suite: &mut Suite) {
             removed => Err(format!("removed {removed:?}")),
         }
     }));
+    // What the new one was to inherit is not left to the next that has its place.
+    let start = |world: &mut World| world.handle = Some(world.jobs.start_as(1, &argument()));
+    suite.run(case("start an heir", managed, start, |world, crash| {
+        let requested = world.jobs.work();
+        world.jobs.end();
+        if requested == 1 {
+            let handle = world.handle.take().unwrap_or_else(|| world.jobs.forge(2));
+            world.handle = Some(handle);
+            if !joined(world)? {
+                return Err("no result".into());
+            }
+            world.jobs.end_uses(0);
+        }
+        match world.jobs.end_uses(1) {
+            1 if requested == 1 || !crash.finished => Ok(()),
+            removed => Err(format!("removed {removed}, with {requested} jobs")),
+        }
+    }));
     // Asked for by another before, and not answered: it is one resource, and goes with its last user.
     let asked = |world: &mut World| world.jobs.request(1, &file());
     let request = |world: &mut World| world.jobs.request(2, &file());
