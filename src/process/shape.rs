@@ -8,8 +8,8 @@
 //! is left, the node's *base* is taken.
 //!
 //! Invariants
-//! 1. The base of a node is the first of its branches that was read to its end. All nodes within it had their bases by then.
-//!    So taking bases only ends.
+//! 1. The base of a node is the branch that was read to its end in the fewest steps. All nodes within it had bases by then,
+//!    of fewer steps, and get others of fewer only. So taking bases only ends, as early as it can.
 //! 2. A branch that could not be read is tried again only if something was tried or read since it was begun. So runs end:
 //!    of those that follow each other, all but the last one try or read a branch for the first time.
 
@@ -115,7 +115,8 @@ struct Node {
     /// Its kind and names.
     head: Shape,
     branches: Vec<Branch>,
-    base: Option<usize>,
+    /// A branch, and the steps that it took.
+    base: Option<(usize, usize)>,
     /// It is being looked into.
     is_open: bool,
 }
@@ -135,6 +136,8 @@ struct Tracer {
     nodes: Vec<Node>,
     /// How many branches were tried for the first time, or read to their end for the first time.
     news: usize,
+    /// How many times a node was met.
+    steps: usize,
     only_bases: bool,
     depth: usize,
 }
@@ -238,6 +241,8 @@ impl Reader<'_> {
         shape.kind(Kind::Node);
         shape.number(number);
         shape.nodes.push(number);
+        let steps = tracer.steps;
+        tracer.steps += 1;
 
         let node = &tracer.nodes[number];
         let to_see = match tracer.only_bases || node.is_open {
@@ -248,7 +253,7 @@ impl Reader<'_> {
         let shape = &mut within;
         let Some(index) = to_see else {
             let unknown = || Error::custom("it lies within itself, and no other branch is known");
-            let base = node.base.ok_or_else(unknown)?;
+            let (base, _) = node.base.ok_or_else(unknown)?;
             let before = std::mem::replace(&mut tracer.only_bases, true);
             let result = Reader { tracer, shape }.within(|reader| read(reader, base));
             tracer.only_bases = before;
@@ -259,10 +264,13 @@ impl Reader<'_> {
         branch.tried = Some(tracer.news);
         tracer.nodes[number].is_open = true;
         let result = Reader { tracer, shape }.within(|reader| read(reader, index));
+        let steps = tracer.steps - steps;
         let node = &mut tracer.nodes[number];
         node.is_open = false;
         if result.is_ok() {
-            node.base.get_or_insert(index);
+            if node.base.is_none_or(|(_, fewest)| steps < fewest) {
+                node.base = Some((index, steps));
+            }
             let branch = &mut node.branches[index];
             tracer.news += usize::from(branch.shape.is_none());
             branch.shape.get_or_insert(within);

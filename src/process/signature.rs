@@ -118,6 +118,19 @@ mod tests {
         assert!(terms[0] != terms[2] && terms[0] != terms[3] && terms[2] != terms[3]);
     }
 
+    /// What is taken of a type again and again is the least of it, or these would take for ever.
+    #[test]
+    fn many_types_of_three_of_the_next_are_seen_to_their_ends() {
+        #[derive(Serialize, Deserialize)]
+        enum Level<T> {
+            Three(Box<T>, Box<T>, Box<T>),
+            Nothing,
+        }
+        type Four<T> = Level<Level<Level<Level<T>>>>;
+        type Sixteen<T> = Four<Four<Four<Four<T>>>>;
+        assert!(shape::of::<Sixteen<Four<u8>>>().1);
+    }
+
     /// What is left to be seen of one is not looked for through the other, which is looked into already.
     #[test]
     fn types_within_each_other_are_seen_to_their_ends() {
