@@ -19,6 +19,8 @@ mod damaged_heap;
 mod damaged_maps;
 #[path = "pool/damaged_words.rs"]
 mod damaged_words;
+#[path = "pool/full_systems.rs"]
+mod full_systems;
 #[path = "pool/growth.rs"]
 mod growth;
 #[path = "pool/inspect.rs"]
@@ -108,8 +110,9 @@ const CASES: &[common::Named] = table! {
         four_gib_by_four_processes
         grow_to
         more_than_there_is_memory
+        a_memory_limit a_limit_of_file_sizes;
+    full_systems:
         a_full_file_system
-        a_memory_limit a_limit_of_file_sizes
         memory_that_is_free_elsewhere
         who_is_refused_takes_no_memory
         what_a_dead_one_took_is_no_others;
@@ -151,7 +154,8 @@ const CASES: &[common::Named] = table! {
 const ROLES: &[common::Named] = table! {
     create: role_create;
     attach: role_by_name role_by_descriptor;
-    growth: role_full_file_system role_file_size role_free_elsewhere role_refused role_left_behind role_memory_limit;
+    full_systems: role_full_file_system role_free_elsewhere role_refused role_left_behind;
+    growth: role_file_size role_memory_limit;
 };
 
 fn main() -> ExitCode {
