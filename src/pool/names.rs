@@ -6,12 +6,17 @@
 //! set is free, whatever its bytes.
 
 use std::collections::BTreeSet;
+use std::mem::offset_of;
+use std::os::fd::BorrowedFd;
+
+use rustix::io::Errno;
 
 use super::dispose;
 use super::{intents, objects};
 use crate::allocator::check::CheckReport;
 use crate::allocator::grow;
 use crate::layout::arena::{Arena, NAMES};
+use crate::layout::header::Identity;
 use crate::participants::lock;
 use crate::participants::table::Slot;
 use crate::primitive::{AtomicU64, Ordering, fence};
@@ -122,6 +127,44 @@ pub(crate) fn find(arena: Arena, name: &str) -> Option<usize> {
     entries(arena)
         .find(|e| e.target().is_some() && e.is(name))
         .and_then(NameEntry::target)
+}
+
+/// Whether a pool's file has an object of that name. It need not be mapped, and nobody has the pool who could
+/// rename what is there.
+pub(super) fn is_in_file(fd: BorrowedFd<'_>, name: &str) -> rustix::io::Result<bool> {
+    let mut header = [0; Identity::BYTES];
+    read_at(fd, &mut header, 0)?;
+    let [_, names, ..] = Identity::parse_watermarks(&header);
+    for index in 0..(names as usize).min(NAMES.max) {
+        let mut entry = [0; size_of::<NameEntry>()];
+        read_at(fd, &mut entry, NAMES.offset + index * NAMES.entry)?;
+        let word = |at: usize| {
+            entry[at..]
+                .first_chunk()
+                .map_or(0, |&w| u64::from_ne_bytes(w))
+        };
+        let len = word(offset_of!(NameEntry, len)) as usize;
+        let bytes = &entry[offset_of!(NameEntry, bytes)..];
+        if objects::target(word(offset_of!(NameEntry, link))).is_some()
+            && bytes.get(..len.min(MAX_NAME)) == Some(name.as_bytes())
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn read_at(fd: BorrowedFd<'_>, mut into: &mut [u8], mut at: usize) -> rustix::io::Result<()> {
+    while !into.is_empty() {
+        let read = match rustix::io::pread(fd, &mut *into, at as u64) {
+            Ok(0) => return Err(Errno::IO),
+            Err(Errno::INTR) => continue,
+            read => read?,
+        };
+        into = &mut into[read..];
+        at += read;
+    }
+    Ok(())
 }
 
 /// Names an object that the caller holds. The caller holds the lock, and the name is new.

@@ -101,21 +101,12 @@ pub fn remove(name: &str, what: Removable) -> Result<(), RemoveError> {
     judged(name, what, true, |_| true)
 }
 
-/// The same of a pool, if it has an object of that name; else it is as if it were none. One where none can
-/// be looked for is removed: it is of another version, or its addresses are taken here.
+/// The same of a pool, if it has an object of that name; else it is as if it were none. One of another version,
+/// where none can be looked for, is removed.
 pub(crate) fn remove_with(name: &str, object: &str) -> Result<(), RemoveError> {
-    judged(name, Removable::Pool, true, |fd| {
-        match attach::map_to_read(fd) {
-            Ok((arena, identity)) => {
-                // Nobody has the pool who could rename it.
-                let found = names::find(arena, object).is_some();
-                // SAFETY: nothing refers to it.
-                unsafe { attach::look_no_more(arena, &identity) };
-                found
-            }
-            Err(AttachError::AddressTaken { .. }) => true,
-            Err(error) => is_of_another_version(&error),
-        }
+    judged(name, Removable::Pool, true, |fd| match attach::judge(fd) {
+        Ok(_) => names::is_in_file(fd, object).unwrap_or(false),
+        Err(error) => is_of_another_version(&error),
     })
 }
 

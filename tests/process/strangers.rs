@@ -169,6 +169,27 @@ pub fn a_pool_that_is_no_runs_has_the_name() {
     unsafe { other.unmap() };
 }
 
+/// What lies where a pool would be does not make that a run's.
+pub fn a_pool_whose_addresses_are_taken_has_the_name() {
+    let name = format!("test-taken-{}", std::process::id());
+    let data = format!("{name}.run");
+    let pool = Pool::builder().create_named(&data).unwrap();
+    pool.set_name("answer", &pool.create(42_u64).unwrap())
+        .unwrap();
+    let base = pool.base();
+    // SAFETY: nothing refers to it.
+    unsafe { pool.unmap() };
+    let other = Pool::builder().base(base).create().unwrap();
+    let refused = Master::new(&Config::new().name(&name)).map(drop);
+    assert!(
+        matches!(refused, Err(RunError::Pool(CreateError::NameTaken { .. }))),
+        "{refused:?}"
+    );
+    Pool::unlink(&data).unwrap();
+    // SAFETY: nothing refers to it.
+    unsafe { other.unmap() };
+}
+
 pub fn a_name_that_is_another_runs_by_now_stays() {
     let name = format!("test-again-{}", std::process::id());
     let config = Config::new().name(&name);
