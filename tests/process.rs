@@ -151,6 +151,7 @@ const CASES: &[Named] = table! {
         links_are_not_followed
         a_pool_that_is_no_runs_has_the_name
         a_pool_whose_addresses_are_taken_has_the_name
+        a_directorys_name_is_no_files
         a_name_that_is_another_runs_by_now_stays;
     events:
         what_happens_is_logged

@@ -20,7 +20,8 @@ use crate::pool::PoolName;
 #[non_exhaustive]
 pub enum Resource {
     /// A file, or a named pipe or socket; a relative path is taken from the working directory of
-    /// who announces it. A directory or a device of that name stays.
+    /// who announces it. A directory or a device of that name stays, and a name that can only be a
+    /// directory's, as one that ends in a slash, is none.
     File(PathBuf),
     /// A named pool; see [`PoolBuilder::create_named`](crate::PoolBuilder::create_named).
     Pool(String),
@@ -40,9 +41,9 @@ impl Resource {
         /// Of a path, in bytes: the kernel's, with the zero behind it.
         const LONGEST: usize = 4096;
         match self {
-            Resource::File(path) => std::path::absolute(path).ok().filter(|path| {
+            Resource::File(name) => std::path::absolute(name).ok().filter(|path| {
                 let bytes = path.as_os_str().as_bytes();
-                bytes.len() < LONGEST && !bytes.contains(&0)
+                bytes.len() < LONGEST && !bytes.contains(&0) && ends_in_a_name(name)
             }),
             Resource::Pool(name) => Some(PoolName::parse(name)?.path().into()),
             Resource::Semaphore(name) => {
@@ -95,6 +96,13 @@ impl Resource {
             _ => return None,
         })
     }
+}
+
+/// Not so of `a/`, `a/.` and `a/..`, which can only be directories: were `a` a link to one, it is not what is meant.
+fn ends_in_a_name(path: &Path) -> bool {
+    let bytes = path.as_os_str().as_bytes();
+    path.file_name()
+        .is_some_and(|last| bytes.ends_with(last.as_bytes()))
 }
 
 /// The path without links and steps back before its last name. Directories that are not there yet

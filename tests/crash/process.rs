@@ -207,7 +207,7 @@ fn argument_encoded() -> Vec<u8> {
 
 fn file() -> Resource {
     // Longer than what needs no block.
-    Resource::File("/nowhere/".to_string().repeat(10).into())
+    Resource::File("/nowhere".repeat(10).into())
 }
 
 fn resources(suite: &mut Suite) {

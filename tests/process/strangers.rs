@@ -2,7 +2,7 @@
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use shmkit::inspect::Observer;
 use shmkit::process::{
@@ -188,6 +188,23 @@ pub fn a_pool_whose_addresses_are_taken_has_the_name() {
     Pool::unlink(&data).unwrap();
     // SAFETY: nothing refers to it.
     unsafe { other.unmap() };
+}
+
+static IS_NO_FILE: Entry<PathBuf, bool> = Entry::new("is no file", |worker, path| {
+    let managed = worker.resources().manage(Resource::File(path));
+    matches!(managed, Err(ResourceError::InvalidName))
+});
+
+/// A name that can only be a directory's is not taken for that of the link that leads there.
+pub fn a_directorys_name_is_no_files() {
+    let dir = Scratch::new("slash");
+    let link = dir.0.join("link");
+    fs::create_dir(dir.0.join("directory")).unwrap();
+    symlink("directory", &link).unwrap();
+    for name in ["link/", "link/.", "link/..", "directory/"] {
+        let is_none = run(&Config::new(), &IS_NO_FILE, dir.0.join(name)).unwrap();
+        assert!(is_none && link.is_symlink(), "{name}");
+    }
 }
 
 pub fn a_name_that_is_another_runs_by_now_stays() {
