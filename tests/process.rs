@@ -116,6 +116,7 @@ const CASES: &[Named] = table! {
         a_worker_is_a_master_or_has_children
         a_master_is_dropped_beside_a_thread_that_waits
         a_worker_with_other_credentials_is_told
+        a_worker_that_may_not_be_killed_is_asked
         who_has_locked_the_output_is_not_waited_for
         who_reads_the_output_is_waited_for;
     forks:

@@ -536,6 +536,8 @@ impl Drop for Master {
             return;
         }
         self.stopping = true;
+        // First, for those that we may not kill, and for peers that find the pool in this moment.
+        self.control().stop();
         for place in 0..self.running.len() {
             self.kill(place);
         }
@@ -548,8 +550,6 @@ impl Drop for Master {
             // Peers that are left keep what they have, and find no master.
             remove::unlink_ours(control.pool(), &peer::pool_name(name));
         }
-        // Says so to peers that find the pool in this moment.
-        self.control().stop();
         // What they have requested before they knew. Before there is no master, so that who waits is told why.
         self.refuse_all();
         if let Some(control) = self.control.take() {

@@ -402,6 +402,39 @@ pub fn a_worker_with_other_credentials_is_told() {
     assert_eq!(said, "told");
 }
 
+static OUTLIVES: Entry<i32, ()> = Entry::new("outlives", |worker, fd| {
+    // SAFETY: changes numbers of this process.
+    assert_eq!(unsafe { libc::setresuid(65534, 65534, 65534) }, 0);
+    // SAFETY: the pipe's end, which this process has from its master.
+    let mut pipe = unsafe { <std::fs::File as std::os::fd::FromRawFd>::from_raw_fd(fd) };
+    pipe.write_all(b"!").unwrap();
+    while !worker.wait_stop(Duration::from_secs(60)) {}
+});
+
+/// Who drops its master waits for what it may not kill.
+pub fn a_worker_that_may_not_be_killed_is_asked() {
+    // SAFETY: asks for a number.
+    if unsafe { libc::geteuid() } != 0 {
+        return skipped("workers with other credentials: this user may not change them");
+    }
+    let Some(child) = fork() else {
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let mut master = Master::new(&Config::new()).unwrap();
+        let worker = master.start(&OUTLIVES, &writer.as_raw_fd()).unwrap();
+        worker.detach();
+        master.dispatch().unwrap();
+        reader.read_exact(&mut [0]).unwrap();
+        // SAFETY: changes numbers of this process, and ends it if it waits for ever.
+        unsafe {
+            assert_eq!(libc::setresuid(65533, 65533, 65533), 0);
+            libc::alarm(20);
+        }
+        drop(master);
+        leave(true);
+    };
+    assert_eq!(reap(child), 0);
+}
+
 static LOCKS: Entry<(), u32> = Entry::new("locks", |_, ()| {
     let (tell, told) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
