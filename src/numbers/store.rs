@@ -1,7 +1,9 @@
 //! Numbers of other programs', put into a pool.
 
 use super::TRIES;
-use crate::{Array, ClaimError, KillSafe, Matrix, NamedError, OutOfMemory, Pool, ShapeError};
+use crate::{
+    AllocError, Array, ClaimError, KillSafe, Matrix, NamedError, OutOfMemory, Pool, ShapeError,
+};
 
 /// Why numbers were not stored.
 ///
@@ -157,10 +159,14 @@ where
         let bytes = bytes.len();
         return Err(StoreNumbersError::WrongLength { bytes, needed });
     }
-    let elements: Vec<T> = bytes
-        .chunks_exact(size_of::<T>())
-        .map(bytemuck::pod_read_unaligned)
-        .collect();
+    let mut elements: Vec<T> = Vec::new();
+    let reserved = elements.try_reserve_exact(bytes.len() / size_of::<T>());
+    reserved.map_err(|_| OutOfMemory {
+        value: (),
+        cause: AllocError::TooLarge.into(),
+    })?;
+    let each = bytes.chunks_exact(size_of::<T>());
+    elements.extend(each.map(bytemuck::pod_read_unaligned::<T>));
     for _ in 0..TRIES {
         match store_once(pool, name, shape, &elements) {
             // Somebody else has given the name to another object meanwhile, or removed it.
