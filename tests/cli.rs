@@ -6,6 +6,8 @@
 #[path = "cli/bad.rs"]
 mod bad;
 mod common;
+#[path = "cli/exports.rs"]
+mod exports;
 #[path = "cli/live.rs"]
 mod live;
 #[path = "cli/numbers.rs"]
@@ -42,6 +44,8 @@ const CASES: &[Named] = table! {
         imports_at_once
         a_killed_import_leaves_the_target_whole
         numpy_reads_and_writes_in_place;
+    exports:
+        a_pool_is_not_exported_over_itself;
     bad:
         what_is_no_pool
         truncated_pools

@@ -216,6 +216,10 @@ impl Cli {
             }
             Command::Export { pool, object, file } => {
                 let observer = observe(&pool)?;
+                if npy::are_one(&file, &observer.info().path) {
+                    let failure = Failure::new(Code::Unsuitable, "it is the pool itself");
+                    return Err(failure.about(&file.display().to_string()));
+                }
                 let (numbers, bytes) = observer
                     .read_numbers(&object)
                     .map_err(|error| Failure::from(error).about(&object))?;

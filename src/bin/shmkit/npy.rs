@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use npyz::{NpyFile, Order, WriterBuilder};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use shmkit::numbers::Numbers;
 
@@ -37,12 +37,18 @@ macro_rules! with_type {
 
 /// Whether a path stands for standard output: `-`, or what leads to the same, as `/dev/stdout` does.
 pub fn is_stdout(path: &Path) -> bool {
-    let same = || {
-        let place = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
-        let stdout = rustix::fs::fstat(std::io::stdout()).map(place);
-        stdout.is_ok() && stdout == rustix::fs::stat(path).map(place)
-    };
-    path.as_os_str() == "-" || same()
+    path.as_os_str() == "-" || leads_to(path, rustix::fs::fstat(std::io::stdout()))
+}
+
+/// Whether two paths lead to one file.
+pub fn are_one(path: &Path, other: &str) -> bool {
+    leads_to(path, rustix::fs::stat(other))
+}
+
+fn leads_to(path: &Path, file: rustix::io::Result<Stat>) -> bool {
+    let place = |stat: Stat| (stat.st_dev, stat.st_ino);
+    let file = file.map(place);
+    file.is_ok() && file == rustix::fs::stat(path).map(place)
 }
 
 /// Writes a file. One that cannot be written whole is not left behind, and what was there stays.

@@ -1,0 +1,52 @@
+//! Where an export does not go.
+
+use std::os::unix::fs::symlink;
+use std::path::PathBuf;
+
+use shmkit::inspect::Observer;
+use shmkit::{Array, Pool};
+
+use crate::{Name, refused};
+
+/// A pool with an array.
+fn pool(name: &Name) -> Pool {
+    let pool = Pool::builder()
+        .max_size(8 << 20)
+        .create_named(&name.0)
+        .unwrap();
+    let array = Array::filled_in(pool, 3, 1_u8).unwrap();
+    pool.set_name("array", &array).unwrap();
+    pool
+}
+
+/// A link that goes with the case.
+struct Link(PathBuf);
+
+impl Link {
+    fn to(place: &str) -> Link {
+        let link = std::env::temp_dir().join(crate::name("link"));
+        symlink(place, &link).unwrap();
+        Link(link)
+    }
+
+    fn path(&self) -> &str {
+        self.0.to_str().unwrap()
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// It would lose its name.
+pub fn a_pool_is_not_exported_over_itself() {
+    let name = Name::new("itself");
+    pool(&name);
+    let link = Link::to(&name.path());
+    for file in [&name.path(), link.path()] {
+        refused(&["export", &name.0, "array", file], 8, "the pool itself");
+        assert!(Observer::open(&name.0).is_ok());
+    }
+}
