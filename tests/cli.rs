@@ -45,7 +45,8 @@ const CASES: &[Named] = table! {
         a_killed_import_leaves_the_target_whole
         numpy_reads_and_writes_in_place;
     exports:
-        a_pool_is_not_exported_over_itself;
+        a_pool_is_not_exported_over_itself
+        a_link_that_leads_nowhere_stays;
     bad:
         what_is_no_pool
         truncated_pools

@@ -50,3 +50,17 @@ pub fn a_pool_is_not_exported_over_itself() {
         assert!(Observer::open(&name.0).is_ok());
     }
 }
+
+/// What it may lead to one day is not known, and it is no file that was asked to be replaced.
+pub fn a_link_that_leads_nowhere_stays() {
+    let name = Name::new("nowhere");
+    pool(&name);
+    let target = std::env::temp_dir().join(crate::name("target"));
+    let link = Link::to(target.to_str().unwrap());
+    refused(
+        &["export", &name.0, "array", link.path()],
+        9,
+        "leads nowhere",
+    );
+    assert!(link.0.is_symlink() && !target.exists());
+}

@@ -61,6 +61,9 @@ pub fn write(path: &Path, to_stdout: bool, numbers: &Numbers, bytes: &[u8]) -> O
         },
         // Into a device or a pipe.
         Ok(there) if !there.is_file() => open(path).and_then(|file| write_to(file, numbers, bytes)),
+        Err(_) if path.is_symlink() => {
+            Err(std::io::Error::other("it is a link that leads nowhere"))
+        }
         there => replace(path, there.ok().as_ref(), numbers, bytes),
     };
     written.map_err(|error| Failure::from(error).about(&path.display().to_string()))
