@@ -46,7 +46,8 @@ const CASES: &[Named] = table! {
         numpy_reads_and_writes_in_place;
     exports:
         a_pool_is_not_exported_over_itself
-        a_link_that_leads_nowhere_stays;
+        a_link_that_leads_nowhere_stays
+        a_file_stays_its_owners;
     bad:
         what_is_no_pool
         truncated_pools

@@ -1,12 +1,13 @@
 //! Where an export does not go.
 
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, chown, symlink};
 use std::path::PathBuf;
 
 use shmkit::inspect::Observer;
 use shmkit::{Array, Pool};
 
-use crate::{Name, refused};
+use crate::common::skip::skipped;
+use crate::{Name, refused, said};
 
 /// A pool with an array.
 fn pool(name: &Name) -> Pool {
@@ -19,7 +20,7 @@ fn pool(name: &Name) -> Pool {
     pool
 }
 
-/// A link that goes with the case.
+/// A file, or a link, that goes with the case.
 struct Link(PathBuf);
 
 impl Link {
@@ -63,4 +64,20 @@ pub fn a_link_that_leads_nowhere_stays() {
         "leads nowhere",
     );
     assert!(link.0.is_symlink() && !target.exists());
+}
+
+/// Who exports over another's file does not take it away.
+pub fn a_file_stays_its_owners() {
+    if rustix::process::geteuid().as_raw() != 0 {
+        return skipped("files of others: this user cannot give files away");
+    }
+    let name = Name::new("owner");
+    pool(&name);
+    let file = Link(std::env::temp_dir().join(crate::name("owned")));
+    std::fs::write(&file.0, "old").unwrap();
+    chown(&file.0, Some(65534), Some(65533)).unwrap();
+    said(&["export", &name.0, "array", file.path()]);
+    let now = std::fs::metadata(&file.0).unwrap();
+    assert!(now.len() > 3);
+    assert_eq!((now.uid(), now.gid()), (65534, 65533));
 }

@@ -3,7 +3,7 @@
 use std::fs::{File, Metadata};
 use std::io::{BufReader, BufWriter, Write};
 use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, fchown};
 use std::path::{Path, PathBuf};
 
 use npyz::{NpyFile, Order, WriterBuilder};
@@ -138,6 +138,8 @@ fn replace(
     let (mut name, file) = beside(&path)?;
     let written = write_to(&file, numbers, bytes).and_then(|()| {
         if let Some(there) = there {
+            // Where this user may. Before the mode, of which it takes a part.
+            let _ = fchown(&file, Some(there.uid()), Some(there.gid()));
             file.set_permissions(there.permissions())?;
         }
         let new = match &name {
