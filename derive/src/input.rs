@@ -5,8 +5,8 @@ use quote::{ToTokens, format_ident, quote, quote_spanned};
 use syn::ext::IdentExt;
 use syn::spanned::Spanned;
 use syn::{
-    Attribute, Data, Error, Field, Fields, GenericParam, Generics, Ident, Index, LitStr, Member,
-    Path, Result, TypeParamBound, parse_quote,
+    Attribute, Data, DeriveInput, Error, Field, Fields, GenericParam, Generics, Ident, Index,
+    LitStr, Member, Path, Result, TypeParamBound, parse_quote,
 };
 
 /// The path of the shmkit crate: `::shmkit`, or what `#[shmkit(crate = "path")]` says. All checks are
@@ -33,6 +33,26 @@ pub(crate) fn refuse_attributes<'a>(fields: impl IntoIterator<Item = &'a Field>)
         }
     }
     Ok(())
+}
+
+/// Who stores what is deprecated has been told so, or not, where the type is.
+pub(crate) fn allow_deprecated(input: &DeriveInput) -> Option<TokenStream> {
+    let (variants, fields): (Vec<_>, Vec<_>) = match &input.data {
+        Data::Struct(data) => (Vec::new(), data.fields.iter().collect()),
+        Data::Enum(data) => (
+            data.variants.iter().collect(),
+            data.variants.iter().flat_map(|v| &v.fields).collect(),
+        ),
+        Data::Union(_) => Default::default(),
+    };
+    let of_variants = variants.iter().flat_map(|variant| &variant.attrs);
+    let of_fields = fields.iter().flat_map(|field| &field.attrs);
+    let says_so = |attr: &Attribute| {
+        let allows = ["allow", "expect"].iter().any(|a| attr.path().is_ident(a));
+        attr.path().is_ident("deprecated") || allows && text(&attr.meta).contains("deprecated")
+    };
+    let mut all = input.attrs.iter().chain(of_variants).chain(of_fields);
+    all.any(says_so).then(|| quote!(#[allow(deprecated)]))
 }
 
 /// The generics with `bound` on every type parameter.

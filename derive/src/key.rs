@@ -6,10 +6,13 @@ use quote::{quote, quote_spanned};
 use syn::spanned::Spanned;
 use syn::{Data, DeriveInput, Error, Result};
 
-use crate::input::{bounded, crate_path, is_concrete, item, refuse_attributes, unchanged};
+use crate::input::{
+    allow_deprecated, bounded, crate_path, is_concrete, item, refuse_attributes, unchanged,
+};
 
 pub(crate) fn expand(input: DeriveInput) -> Result<TokenStream> {
     let krate = crate_path(&input.attrs)?;
+    let allow_deprecated = allow_deprecated(&input);
     let key = item(&krate, "Key");
     let shm_safe = item(&krate, "ShmSafe");
     let (checks, is_valid): (Vec<_>, _) = match &input.data {
@@ -61,6 +64,7 @@ pub(crate) fn expand(input: DeriveInput) -> Result<TokenStream> {
     let (impl_generics, type_generics, where_clause) = generics.split_for_impl();
     let evaluate = is_concrete(&input.generics).then(|| {
         quote! {
+            #allow_deprecated
             const _: ::core::option::Option<usize> = <#name as #key>::LEN;
         }
     });
@@ -68,6 +72,7 @@ pub(crate) fn expand(input: DeriveInput) -> Result<TokenStream> {
         // SAFETY: by `LEN`, which would not compile otherwise, every field is a key, there is no other, and
         // the type is plain: without padding, and without anything that is changed through `&`.
         #[automatically_derived]
+        #allow_deprecated
         unsafe impl #impl_generics #key for #name #type_generics #where_clause {
             type Stored = Self;
             const LEN: ::core::option::Option<usize> = {

@@ -6,10 +6,11 @@ use quote::{quote, quote_spanned};
 use syn::spanned::Spanned;
 use syn::{Data, DeriveInput, Error, Result};
 
-use crate::input::{bounded, crate_path, item, refuse_attributes, unchanged};
+use crate::input::{allow_deprecated, bounded, crate_path, item, refuse_attributes, unchanged};
 
 pub(crate) fn expand(input: DeriveInput) -> Result<TokenStream> {
     let krate = crate_path(&input.attrs)?;
+    let allow_deprecated = allow_deprecated(&input);
     let data = match &input.data {
         Data::Struct(data) => data,
         Data::Enum(data) => {
@@ -40,6 +41,7 @@ pub(crate) fn expand(input: DeriveInput) -> Result<TokenStream> {
     Ok(quote! {
         // SAFETY: every field is KillSafe, and there is no other, or `FIELDS` would not compile.
         #[automatically_derived]
+        #allow_deprecated
         unsafe impl #impl_generics #kill_safe for #name #type_generics #where_clause {
             const FIELDS: () = {
                 #unchanged

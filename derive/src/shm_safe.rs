@@ -14,7 +14,8 @@ use syn::{
 };
 
 use crate::input::{
-    bounded, crate_path, is_concrete, item, member, refuse_attributes, text, unchanged,
+    allow_deprecated, bounded, crate_path, is_concrete, item, member, refuse_attributes, text,
+    unchanged,
 };
 
 /// The representations that fix the layout of an enum. 128 bits are left out: no object needs
@@ -25,6 +26,7 @@ const INTEGERS: [&str; 10] = [
 
 pub(crate) fn expand(input: DeriveInput) -> Result<TokenStream> {
     let krate = crate_path(&input.attrs)?;
+    let allow_deprecated = allow_deprecated(&input);
     let Description {
         info,
         checks,
@@ -48,6 +50,7 @@ pub(crate) fn expand(input: DeriveInput) -> Result<TokenStream> {
     let (impl_generics, type_generics, where_clause) = generics.split_for_impl();
     let evaluate = is_concrete(&input.generics).then(|| {
         quote! {
+            #allow_deprecated
             const _: &#krate::__private::TypeInfo = <#name as #shm_safe>::TYPE;
         }
     });
@@ -55,6 +58,7 @@ pub(crate) fn expand(input: DeriveInput) -> Result<TokenStream> {
         // SAFETY: every field is ShmSafe and described, and there is no other, or `TYPE` would not
         // compile; with `ShmSafeTypesHaveNoDrop` below, a type with `Drop` would not either.
         #[automatically_derived]
+        #allow_deprecated
         unsafe impl #impl_generics #shm_safe for #name #type_generics #where_clause {
             const TYPE: &'static #krate::__private::TypeInfo = {
                 #unchanged
@@ -66,6 +70,7 @@ pub(crate) fn expand(input: DeriveInput) -> Result<TokenStream> {
         }
 
         #[automatically_derived]
+        #allow_deprecated
         impl #impl_generics #krate::__private::ShmSafeTypesHaveNoDrop
             for #name #type_generics #where_clause {}
 

@@ -5,10 +5,11 @@ use quote::{format_ident, quote, quote_spanned};
 use syn::spanned::Spanned;
 use syn::{Data, DeriveInput, Error, Fields, Result};
 
-use crate::input::{bounded, crate_path, item, member, refuse_attributes};
+use crate::input::{allow_deprecated, bounded, crate_path, item, member, refuse_attributes};
 
 pub(crate) fn expand(input: DeriveInput) -> Result<TokenStream> {
     let krate = crate_path(&input.attrs)?;
+    let allow_deprecated = allow_deprecated(&input);
     let trace = item(&krate, "Trace");
     let arms = match &input.data {
         Data::Struct(data) => vec![arm(&trace, &quote!(Self), &data.fields)?],
@@ -31,6 +32,7 @@ pub(crate) fn expand(input: DeriveInput) -> Result<TokenStream> {
     let (impl_generics, type_generics, where_clause) = generics.split_for_impl();
     Ok(quote! {
         #[automatically_derived]
+        #allow_deprecated
         impl #impl_generics #trace for #name #type_generics #where_clause {
             #[inline]
             fn trace(&self, tracer: &mut #tracer<'_>) {
