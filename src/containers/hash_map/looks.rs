@@ -156,8 +156,8 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
     }
 
     /// How many entries there are: counted, which takes time in proportion to the size of the table.
-    /// Entries that are there all the time count once, others once or not at all. Outside of a pool, and for a thread
-    /// without a slot, there are none.
+    /// Entries that are there all the time count once; others count or not, one that is removed and inserted again
+    /// perhaps twice. Outside of a pool, and for a thread without a slot, there are none.
     ///
     /// ```
     /// # use shmkit::{HashMap, Pool};
