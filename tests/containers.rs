@@ -199,6 +199,7 @@ const CASES: &[common::Named] = table! {
         stacks_behave_like_vecs
         pushes_live_on_what_they_outgrow
         stacks_outside_of_a_pool
+        a_stack_is_cleared_at_once
         killed_users_of_stacks_lose_nothing;
     queues:
         first_in_first_out

@@ -79,6 +79,7 @@ const CASES: &[common::Named] = table! {
         a_table_takes_nothing_behind_its_block
         a_table_finds_nothing_behind_its_block;
     damaged_maps:
+        a_stack_that_leads_in_a_circle_is_cleared
         a_chain_of_tables_has_an_end
         what_has_moved_away_is_not_looked_at
         hints_are_not_believed

@@ -115,7 +115,8 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> MultiMap<K, V, S> {
         self.store(key, value, Put::Push).map(drop)
     }
 
-    /// Puts a value in the place of the one on top; a view of that. What is hidden stays so.
+    /// Puts a value in the place of the one on top; a view of that. What is hidden stays so. A key that has no value
+    /// gets this one.
     ///
     /// # Errors
     ///
@@ -301,8 +302,9 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> MultiMap<K, V, S> {
         });
     }
 
-    /// Removes all values that there are, hidden ones too, each on its own as by [`pop`](Self::pop). One that
-    /// is pushed meanwhile may be removed or stay.
+    /// Removes all values that there are, hidden ones too, each on its own as by [`pop`](Self::pop). Who changes
+    /// what a key has does so before all of its values are removed, or after. One that is pushed meanwhile may be
+    /// removed or stay.
     ///
     /// # Errors
     ///
@@ -334,13 +336,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> MultiMap<K, V, S> {
             let Some(key) = Raw::<K, V, S, true>::key(place.0, &entry) else {
                 continue;
             };
-            // Whatever is pushed on top of it goes first; with it all that were there are gone.
-            let lowest = Raw::<K, V, S, true>::stack(place.0, entry.value).last();
-            while let Some(popped) = self.raw.remove_if(place, key, None)? {
-                if lowest == Some(Raw::<K, V, S, true>::node(popped)) {
-                    break;
-                }
-            }
+            self.raw.remove_all(place, key)?;
         }
         Ok(())
     }

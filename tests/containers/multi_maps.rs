@@ -169,6 +169,33 @@ pub fn stacks_outside_of_a_pool() {
     map.for_each(|_, _| unreachable!());
 }
 
+/// Who pops while a stack is cleared gets what was on top before, and nothing from the middle of it.
+pub fn a_stack_is_cleared_at_once() {
+    const VALUES: u64 = 5000;
+    let pool = TestPool::new();
+    let map = pool.create(MultiMap::<u64, u64>::new()).unwrap();
+    for _ in 0..20 {
+        (0..VALUES).for_each(|n| map.push(&7, n).unwrap());
+        let pops = AtomicU64::new(0);
+        let pop = || {
+            pops.fetch_add(1, Ordering::Relaxed);
+            map.pop(&7).map(|value| *value)
+        };
+        let popped: Vec<u64> = std::thread::scope(|s| {
+            let popper = s.spawn(|| std::iter::from_fn(&pop).collect());
+            while pops.load(Ordering::Relaxed) < 100 {
+                std::thread::yield_now();
+            }
+            map.clear().unwrap();
+            popper.join().unwrap()
+        });
+        let first = VALUES - popped.len() as u64;
+        assert!(popped.iter().rev().copied().eq(first..VALUES));
+        assert!(map.is_empty());
+    }
+    assert_sound(*pool);
+}
+
 pub fn killed_users_of_stacks_lose_nothing() {
     let pool = TestPool::new();
     let before = allocated(*pool);

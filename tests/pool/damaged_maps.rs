@@ -159,6 +159,22 @@ pub fn a_chain_of_tables_has_an_end() {
     }
 }
 
+/// The lowest value hides itself: each of the two goes once.
+pub fn a_stack_that_leads_in_a_circle_is_cleared() {
+    /// Where a value's node begins, and which one it hides, before the value.
+    const NODE: usize = 24;
+    const BELOW: usize = 8;
+    let pool = TestPool::new();
+    let stacks = pool.create(MultiMap::<u16, u64>::new()).unwrap();
+    (1..3).for_each(|n| stacks.push(&7, n).unwrap());
+    let mut all = stacks.get_all(&7);
+    let [top, below] = [(); 2].map(|()| address(all.next().unwrap()));
+    assert_eq!(word(top - BELOW), (below - NODE) as u64);
+    damage(below - BELOW, (below - NODE) as u64);
+    stacks.clear().unwrap();
+    assert_eq!(pool.stats().retired.blocks, 2);
+}
+
 /// Where a map has its hints, of so many bytes; where a table has its successor and its shape.
 const HINTS: std::ops::Range<usize> = 8..96;
 const SUCCESSOR: usize = 16;

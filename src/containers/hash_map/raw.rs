@@ -363,6 +363,20 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, const STACKED: bool> Raw
         Ok(removed.transpose()?.flatten())
     }
 
+    /// Removes all that the key has, while nobody else changes that. The caller is pinned.
+    pub(in crate::containers) fn remove_all(
+        &self,
+        place: (Arena, &'static Slot),
+        key: &K,
+    ) -> Result<(), ChangeError> {
+        const { assert!(STACKED) };
+        let bytes = key.bytes();
+        let (guess, _) = self.guess(key);
+        let size = Node::<K, V, STACKED>::size(bytes.len());
+        let removed = self.edit(place, (bytes, guess), false, |edit| edit.pop_all(size));
+        removed.map(drop)
+    }
+
     /// Under the key's lock a search finds what the key has. Not so in a damaged table: who goes by what a search
     /// has found, and tries again if it is another, would never end.
     #[cold]

@@ -13,7 +13,7 @@ use std::marker::PhantomData;
 use super::growth;
 use super::hints::{Guess, Hints};
 use super::split;
-use super::table::{State, Table, below as below_word, hidden_by};
+use super::table::{Stack, State, Table, below as below_word, hidden_by};
 use super::{CHANGE, DAMAGED, Mode};
 use crate::allocator::AllocError;
 use crate::engines::{change, limbo};
@@ -222,6 +222,20 @@ impl<M: Mode> Edit<'_, M> {
         change::open(self.slot, CHANGE, value);
         change::publish_alone(self.slot, value, found, hidden);
         change::finish(self.arena, self.slot, found, bytes);
+    }
+
+    /// Removes all of the key's nodes, of that many bytes each, in a stacked map, the one on top first. Nobody puts another
+    /// on top meanwhile.
+    pub(crate) fn pop_all(&mut self, bytes: usize) {
+        for node in Stack::new(self.arena, self.found.unwrap_or(0)) {
+            // What has gone already is met again where garbage leads in a circle.
+            let own = limbo::header(self.arena, node);
+            if own.is_none_or(|own| own.next.load(Ordering::Relaxed) != 0) {
+                break;
+            }
+            self.found = Some(node);
+            self.pop(bytes);
+        }
     }
 
     /// Removes the key, and its node, of that many bytes, if there are nodes.
