@@ -352,7 +352,7 @@ impl<T: KillSafe + Unpin> Array<T> {
     ///
     /// # Errors
     ///
-    /// See [`ClaimError`]. An empty range can always be claimed.
+    /// See [`ClaimError`]. An empty range within the array is in nobody's way.
     ///
     /// # Crash behaviour
     ///

@@ -274,7 +274,8 @@ impl<T: KillSafe + Unpin> Matrix<T> {
     ///
     /// # Errors
     ///
-    /// [`ShapeError::Empty`] if it has no columns yet, and [`ShapeError::Resize`].
+    /// [`ShapeError::Empty`] if it has no columns yet, or is to have no rows; [`ShapeError::Overflow`],
+    /// [`ShapeError::Resize`].
     ///
     /// # Crash behaviour
     ///

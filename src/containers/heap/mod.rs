@@ -315,7 +315,8 @@ impl<R: Trace + Unpin> Heap<R> {
     /// # Errors
     ///
     /// [`HeapError::WouldDeadlock`] if this thread has a view or a transaction of the heap already;
-    /// [`HeapError::NotInPool`], [`HeapError::NoSlot`]. Nothing was run then.
+    /// [`HeapError::NotInPool`], [`HeapError::NoSlot`]. Nothing was run then. [`HeapError::Forked`] in a child that was
+    /// forked within `f`.
     ///
     /// # Panics
     ///
