@@ -3,12 +3,13 @@
 //! What a master does when it reaps is done by the survivor. After it, a job is there or it is not, whole, and when all
 //! is joined nothing is left allocated.
 
+use serde::{Deserialize, Deserializer, Serialize};
 use shmkit::Pool;
-use shmkit::process::{JoinHandle, Resource, ResourceId};
+use shmkit::process::{JoinHandle, Resource, ResourceId, Wire};
 use shmkit::testing::{self, Jobs};
 
-use super::engine::{Case, Crash, Suite, Victim};
-use super::in_pool::InPool;
+use super::engine::{Case, Crash, Suite, Victim, progress};
+use super::in_pool::{InPool, ensure};
 
 struct World {
     pool: Pool,
@@ -96,14 +97,26 @@ fn intact(world: &World) -> Result<(), String> {
         .ok_or_else(|| report.to_string())
 }
 
-fn copy(handle: &JoinHandle<Vec<u8>>) -> JoinHandle<Vec<u8>> {
+/// A result. Who joins marks that it has been read.
+#[derive(Serialize)]
+struct Marked(Vec<u8>);
+
+impl<'de> Deserialize<'de> for Marked {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let bytes = Vec::deserialize(from)?;
+        progress(1);
+        Ok(Marked(bytes))
+    }
+}
+
+fn copy<R: Wire>(handle: &JoinHandle<Vec<u8>>) -> JoinHandle<R> {
     postcard::from_bytes(&postcard::to_stdvec(handle).expect("bytes")).expect("a handle")
 }
 
 /// Joins the handle of the set-up; whether there was a result, which must be right.
 fn joined(world: &mut World) -> Result<bool, String> {
-    match copy(world.handle.as_ref().expect("a handle")).join() {
-        Ok(result) if result == argument() => Ok(true),
+    match copy::<Marked>(world.handle.as_ref().expect("a handle")).join() {
+        Ok(Marked(result)) if result == argument() => Ok(true),
         Ok(_) => Err("the result is not what it was".into()),
         Err(shmkit::process::JoinError::AlreadyJoined) => Ok(false),
         Err(error) => Err(error.to_string()),
@@ -155,11 +168,14 @@ pub fn cases(suite: &mut Suite) {
         |world| drop(joined(world)),
         |world, crash| {
             let again = joined(world)?;
-            let wrong = crash.finished && again;
-            (!wrong).then_some(()).ok_or_else(|| "joined twice".into())
+            ensure(!(crash.finished && again), || "joined twice".into())?;
+            // Also of a job that was taken already.
+            ensure(again || crash.done(), || "the result is lost".into())
         },
     ));
-    let detach = |world: &mut World| copy(world.handle.as_ref().expect("a handle")).detach();
+    let detach = |world: &mut World| {
+        copy::<Vec<u8>>(world.handle.as_ref().expect("a handle")).detach();
+    };
     suite.run(case(
         "detach an ended one",
         ended,
@@ -191,7 +207,7 @@ pub fn cases(suite: &mut Suite) {
     let leave = |world: &mut World| world.jobs.leave(&argument_encoded());
     suite.run(case("leave a result", running, leave, |world, crash| {
         world.jobs.end();
-        let handle = copy(world.handle.as_ref().expect("a handle"));
+        let handle = copy::<Vec<u8>>(world.handle.as_ref().expect("a handle"));
         match handle.join() {
             Ok(result) if result == argument() => Ok(()),
             Err(shmkit::process::JoinError::Exited(0)) if !crash.finished => Ok(()),
