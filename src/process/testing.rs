@@ -5,6 +5,7 @@ use super::{Entry, Inherit, JoinHandle, Resource, ResourceId, Resources, StartOp
 use super::{peers, supervise, worker};
 use crate::Pool;
 use crate::containers::Shared;
+use crate::primitive::Ordering;
 use crate::sys::process::Ended;
 
 static ECHO: Entry<Vec<u8>, Vec<u8>> = Entry::new("echo", |_: &Worker, bytes| bytes);
@@ -145,19 +146,35 @@ impl Jobs {
 
     /// The job at a place is over; then what nobody uses is removed. How many resources that were.
     pub fn end_uses(&self, place: usize) -> usize {
-        self.0.resources.clear_user(place);
+        self.clear_uses(place);
         self.tend()
+    }
+
+    /// The job at a place is over; the master has not looked at the resources yet.
+    pub fn clear_uses(&self, place: usize) {
+        self.0.resources.clear_user(place);
+    }
+
+    /// This thread is the master, for who waits for it to see its death.
+    pub fn reign(&self) {
+        let tag = super::jobs::tag(self.0.pool()).expect("a slot");
+        self.0.peers.master.store(tag.word(), Ordering::Relaxed);
     }
 
     /// Answers requests for resources; how many were removed instead.
     pub fn tend(&self) -> usize {
         let mut removed = 0;
+        self.tend_with(|| removed += 1);
+        removed
+    }
+
+    /// The same, with what is done to remove one.
+    pub fn tend_with(&self, mut remove: impl FnMut()) {
         let remove = |_, _: &_| {
-            removed += 1;
+            remove();
             true
         };
         self.0.resources.tend(self.0.pool(), |_, _| Ok(()), remove);
-        removed
     }
 
     /// True if every place is free.

@@ -232,6 +232,10 @@ fn resources(suite: &mut Suite) {
         let id = world.resource.expect("an id");
         drop(world.jobs.resources(2).get(id).expect("it is there"));
     };
+    suite.run(removal(move |world| {
+        managed(world);
+        world.jobs.clear_uses(1);
+    }));
     suite.run(case("use a resource", managed, get, |world, _| {
         match (world.jobs.end_uses(2), world.jobs.end_uses(1)) {
             (0, 1) => Ok(()),
@@ -273,4 +277,40 @@ fn resources(suite: &mut Suite) {
             }
         },
     ));
+}
+
+/// The mark of a worker that got a resource which the master was about to remove.
+const HAD: u64 = 1;
+
+/// The master removes what nobody uses, and a worker gets it meanwhile. One sees the other.
+fn removal(unused: impl Fn(&mut World) + 'static) -> Case<World> {
+    // From then on it is gone: what is of interest is before.
+    let tend = |world: &mut World| world.jobs.tend_with(|| progress(1));
+    let case = case("remove a resource", unused, tend, |_, _| Ok(()));
+    case.attach(|world| world.jobs.reign())
+        .overtaken_by(|world| {
+            let id = world.resource.expect("an id");
+            // It uses it for good.
+            let got = world.jobs.resources(2).get(id).map(std::mem::forget);
+            if got.is_ok() {
+                progress(HAD);
+            }
+        })
+        .may_wait()
+        .verify(|world, crash| {
+            // With the master the run has ended.
+            if !crash.finished {
+                return Ok(());
+            }
+            world.pool.recover();
+            let had = crash.overtaken.is_some_and(|how| how.mark == HAD);
+            let (removed, later) = (crash.progress, world.jobs.end_uses(2));
+            let is_right = (removed, later) == if had { (0, 1) } else { (1, 0) };
+            ensure(is_right, || {
+                format!("removed {removed}, {later} later; had: {had}")
+            })?;
+            intact(world)
+        })
+        .without_second_order()
+        .without_real_kills()
 }
