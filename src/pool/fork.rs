@@ -13,7 +13,8 @@
 //! but that they are called in the parent. So the child gets the end of a pipe, which it closes once its
 //! records live: when nobody has it, and a record is still FORKING, there is no child for that. The parent
 //! looks at once, for a fork that has failed, and for children that were killed on their way when it forks
-//! again, reaps one of its own, or is asked to recover the pool.
+//! again, reaps one of its own, or is asked to recover the pool. If it is a child of ours that comes to its end,
+//! it waits for them a while: with its own record those go that it has made.
 
 use std::cell::{Cell, RefCell};
 use std::io::{PipeReader, PipeWriter};
@@ -312,9 +313,29 @@ pub(super) fn forget(arena: Arena) {
 }
 
 fn nobody_has_the_other_end(pipe: &PipeReader) -> bool {
+    nobody_will_have_the_other_end(pipe, Timespec::default())
+}
+
+/// Waits for that, so long at most.
+fn nobody_will_have_the_other_end(pipe: &PipeReader, limit: Timespec) -> bool {
     let mut end = [PollFd::new(pipe, PollFlags::empty())];
-    let polled = poll(&mut end, Some(&Timespec::default()));
+    let polled = poll(&mut end, Some(&limit));
     polled.is_ok() && end[0].revents().contains(PollFlags::HUP)
+}
+
+/// Waits until the children that are on their way live. One that is stopped, or has been, by a handler of
+/// somebody else's, is not waited for for long.
+#[cold]
+fn await_children() {
+    const PATIENCE: Timespec = Timespec {
+        tv_sec: 1,
+        tv_nsec: 0,
+    };
+    let handles = handles::lock();
+    for child in on_their_way().iter() {
+        nobody_will_have_the_other_end(&child.pipe, PATIENCE);
+    }
+    drop(handles);
 }
 
 /// Whether this process has handles of objects in the pool; asked while it forks.
@@ -403,6 +424,9 @@ fn give_up(why: &[u8]) -> ! {
 /// allowed any more.
 #[unsafe(link_section = ".shmkit.child")]
 pub(crate) fn child_ending() {
+    if COUNT.load(Ordering::Relaxed) != 0 {
+        await_children();
+    }
     // Other threads may be using what this process holds, until it has ended.
     if !sys::process::task_count().is_ok_and(|tasks| tasks == 1) {
         return;

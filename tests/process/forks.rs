@@ -154,6 +154,46 @@ pub fn a_child_that_is_killed_on_its_way_holds_nothing() {
     role_succeeds("role_killed_on_its_way");
 }
 
+/// Who is about to return once it has forked.
+static RETURNS: AtomicI32 = AtomicI32::new(0);
+
+/// In its child, before that comes to life: waits until it has ended, or sleeps.
+extern "C" fn await_return() {
+    let stat = format!("/proc/{}/stat", RETURNS.load(Ordering::Relaxed));
+    let runs = |line: String| {
+        line.rsplit(") ")
+            .next()
+            .is_some_and(|line| line.starts_with('R'))
+    };
+    while std::fs::read_to_string(&stat).is_ok_and(runs) {
+        std::thread::yield_now();
+    }
+}
+
+pub fn role_returns_at_once() {
+    // SAFETY: the handler does nothing that a child may not.
+    let done = unsafe { libc::pthread_atfork(None, None, Some(await_return)) };
+    assert_eq!(done, 0);
+    let pool = Pool::builder().create().unwrap();
+    let kept = pool.create(7_u64).unwrap();
+    let _adopts = Adopts::begin();
+    let copy = scope(|s| {
+        let child = s.spawn(|| {
+            // SAFETY: no memory is passed.
+            RETURNS.store(unsafe { libc::getpid() }, Ordering::Relaxed);
+            fork().unwrap_or_else(|| leave(*kept == 7))
+        });
+        child.unwrap().join().unwrap()
+    });
+    assert_eq!(reap(copy), 0);
+    pool.recover();
+    assert!(pool.check().is_ok(), "{}", pool.check());
+}
+
+pub fn who_returns_at_once_leaves_its_child_alive() {
+    role_succeeds("role_returns_at_once");
+}
+
 static POOL: OnceLock<Pool> = OnceLock::new();
 const WORD: Layout = Layout::new::<u64>();
 
