@@ -6,9 +6,9 @@
 
 use std::io::{PipeReader, PipeWriter, Read, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::process::{ExitCode, Output};
+use std::process::ExitCode;
 
-use common::{Named, no_child_left, open_descriptors, program, quietly};
+use common::{Named, no_child_left, open_descriptors, program, quietly, role_succeeds};
 
 mod common;
 #[path = "process/crowds.rs"]
@@ -131,6 +131,7 @@ const CASES: &[Named] = table! {
         a_copy_does_not_go_on_from_the_hook;
     managed:
         the_last_user_of_a_resource_ends_it
+        a_restarted_worker_keeps_what_it_inherited
         what_nobody_is_started_for_is_removed
         resources_are_limited
         devices_and_directories_stay
@@ -204,14 +205,6 @@ const ROLES: &[Named] = table! {
 
 fn main() -> ExitCode {
     common::run(CASES, ROLES)
-}
-
-/// Runs a role to its end.
-#[track_caller]
-fn role_succeeds(role: &str) -> Output {
-    let output = program(role).output().unwrap();
-    assert!(output.status.success(), "{role}: {output:?}");
-    output
 }
 
 fn panic_message(f: impl FnOnce()) -> String {

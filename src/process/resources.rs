@@ -280,7 +280,7 @@ impl Resources {
             place.release();
             return Err(ResourceError::RunOver);
         }
-        place.set(*user);
+        place.users.set(*user);
         uses.counts.insert(id, 1);
         drop(uses);
         place.state.store(word(REQUESTED, id));
@@ -336,7 +336,7 @@ impl Resources {
         if count > 1 {
             uses.counts.insert(id, count - 1);
         } else if !uses.over {
-            place.clear(self.0.user);
+            place.users.clear(self.0.user);
             jobs::wake_master(self.0.control.pool());
         }
     }

@@ -33,6 +33,9 @@ use crate::sys::process::Ended;
 /// assert_eq!(run(&Config::new(), &FIRST, ())?, 1);
 /// # Ok::<(), shmkit::process::RunError>(())
 /// ```
+///
+/// What the process that has ended got of managed [resources](super::Resources) is not used by the next one; what the
+/// worker inherited is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Restart {

@@ -147,11 +147,20 @@ pub fn program(role: &str) -> Command {
     command
 }
 
-/// Asserts that a role ran to its end.
+/// Asserts that a role ran to its end. What it printed may say what it has skipped.
 #[track_caller]
 pub fn succeeded(output: &Output) {
+    print!("{}", String::from_utf8_lossy(&output.stdout));
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{:?}: {text}", output.status);
+}
+
+/// Runs a role to its end.
+#[track_caller]
+pub fn role_succeeds(role: &str) -> Output {
+    let output = program(role).output().unwrap();
+    succeeded(&output);
+    output
 }
 
 /// How many threads the process has.

@@ -13,31 +13,23 @@ use shmkit::{
 use super::common::skip::skipped;
 use super::common::{
     Random, TestPool, address, allocate, assert_sound, fill, filled_by_the_dead, free, layout,
-    program, succeeded, verify,
+    role_succeeds, verify,
 };
 
 pub fn a_full_file_system() {
-    let output = program("role_full_file_system").output().unwrap();
-    print!("{}", String::from_utf8_lossy(&output.stdout));
-    succeeded(&output);
+    role_succeeds("role_full_file_system");
 }
 
 pub fn memory_that_is_free_elsewhere() {
-    let output = program("role_free_elsewhere").output().unwrap();
-    print!("{}", String::from_utf8_lossy(&output.stdout));
-    succeeded(&output);
+    role_succeeds("role_free_elsewhere");
 }
 
 pub fn who_is_refused_takes_no_memory() {
-    let output = program("role_refused").output().unwrap();
-    print!("{}", String::from_utf8_lossy(&output.stdout));
-    succeeded(&output);
+    role_succeeds("role_refused");
 }
 
 pub fn what_a_dead_one_took_is_no_others() {
-    let output = program("role_left_behind").output().unwrap();
-    print!("{}", String::from_utf8_lossy(&output.stdout));
-    succeeded(&output);
+    role_succeeds("role_left_behind");
 }
 
 /// Mounts a tmpfs of 8 MiB that is seen by this process alone, and goes with it.

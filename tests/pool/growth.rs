@@ -13,8 +13,8 @@ use shmkit::{AllocError, AttachError, CommitError, CreateError, GrowError, Pool}
 
 use super::common::skip::skipped;
 use super::common::{
-    Random, TestPool, address, allocate, assert_sound, block_at, fill, free, layout, program,
-    succeeded, verify,
+    Random, TestPool, address, allocate, assert_sound, block_at, fill, free, layout, role_succeeds,
+    verify,
 };
 
 pub fn four_gib_by_four_processes() {
@@ -153,9 +153,7 @@ pub fn more_than_there_is_memory() {
 }
 
 pub fn a_memory_limit() {
-    let output = program("role_memory_limit").output().unwrap();
-    print!("{}", String::from_utf8_lossy(&output.stdout));
-    succeeded(&output);
+    role_succeeds("role_memory_limit");
 }
 
 /// Fills a control group with a memory limit: refused, where more would have this process killed.
@@ -262,7 +260,7 @@ impl Drop for Group {
 }
 
 pub fn a_limit_of_file_sizes() {
-    succeeded(&program("role_file_size").output().unwrap());
+    role_succeeds("role_file_size");
 }
 
 /// Lets this process make files of so many bytes; what the limit was.

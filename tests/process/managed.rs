@@ -145,6 +145,41 @@ static COUNTED: Entry<PathBuf, ()> = Entry::new("counted", |worker, dir| {
     std::mem::forget(make());
 });
 
+/// What each process of a restarted worker has managed goes with it; what it has inherited stays to its end.
+static RESTARTED: Entry<(ResourceId, PathBuf), ()> =
+    Entry::new("restarted", |worker, (inherited, dir)| {
+        let path = |restarts| dir.join(format!("of {restarts}"));
+        let resources = worker.resources();
+        let kept = resources.get(inherited).unwrap();
+        let own = resources.manage(Resource::File(path(worker.restarts())));
+        let own = own.unwrap();
+        fs::write(own.path(), "").unwrap();
+        if worker.restarts() < 3 {
+            std::process::abort();
+        }
+        (0..3).for_each(|restarts| wait_until_gone(&path(restarts)));
+        assert!(kept.path().exists());
+    });
+
+static RESTARTS: Entry<PathBuf, ()> = Entry::new("restarts", |worker, dir| {
+    let inherited = Resource::File(dir.join("inherited"));
+    let inherited = worker.resources().manage(inherited).unwrap();
+    fs::write(inherited.path(), "").unwrap();
+    let ids = [inherited.id()];
+    let options = StartOptions::new()
+        .restart(Restart::OnCrash(Backoff::new(Duration::from_millis(1))))
+        .inherit(Inherit::These(&ids));
+    let restarted = worker.start_with(options, &RESTARTED, &(ids[0], dir));
+    drop(inherited);
+    restarted.unwrap().join().unwrap();
+});
+
+pub fn a_restarted_worker_keeps_what_it_inherited() {
+    let dir = Scratch::new("restarted");
+    run(&Config::new(), &RESTARTS, dir.0.clone()).unwrap();
+    assert_eq!(fs::read_dir(&dir.0).unwrap().count(), 0);
+}
+
 pub fn the_last_user_of_a_resource_ends_it() {
     let dir = Scratch::new("counted");
     run(&Config::new(), &COUNTED, dir.0.clone()).unwrap();

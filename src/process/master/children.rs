@@ -291,6 +291,7 @@ impl Master {
         let process = self.running.get_mut(place).and_then(Option::as_mut);
         if let (Some(wait), Some(process)) = (wait, process) {
             process.due = Some(Instant::now() + wait);
+            control.resources.clear_process(place);
             job.result.clear();
             job.restarts.fetch_add(1, Ordering::Relaxed);
             job.advance(Phase::Waiting);

@@ -17,7 +17,8 @@
 //!    bits. So of a `get` and a removal at once, one sees the other. A user that finds CHECKING sleeps
 //!    until the master has decided, as long as the master is there: also one that is stopped.
 //! 2. A worker's bits belong to its job's place, which nobody else has before the job is over; the
-//!    master clears them then.
+//!    master clears them then. When the job is to have another process, it clears those of what its
+//!    last one has got: what was inherited stays, which the starter says by a second bit.
 //!
 //! # Crash behaviour
 //!
@@ -25,7 +26,8 @@
 //! |---|---|---|
 //! | while CLAIMED | a place without a resource | the master: FREE |
 //! | REQUESTED or REFUSED | a request of nobody, once its job is over | the master: FREE |
-//! | a user | its bit | the master, when its job is over |
+//! | a user | its bit | the master, before the job is over or has another process |
+//! | a starter, between the bits of an heir | the heir's use, not yet one for good | the master: the job is none |
 //! | the master | the journal's records | the next run |
 //! | the master, while CHECKING | the record, of what is removed or not | the next run |
 //! | the master, with STUCK places | their records | the next run tries again; `keep` makes STUCK what stays |
@@ -58,6 +60,38 @@ pub(super) fn word(phase: u64, id: u64) -> u64 {
     id << ID_SHIFT | phase
 }
 
+/// A bit a job's place.
+#[derive(ShmSafe)]
+pub(super) struct Users([AtomicU64; JOBS / 64]);
+
+impl Users {
+    fn bit(&self, user: usize) -> (&AtomicU64, u64) {
+        (&self.0[user / 64 % (JOBS / 64)], 1 << (user % 64))
+    }
+
+    pub(super) fn set(&self, user: usize) {
+        let (word, bit) = self.bit(user);
+        word.fetch_or(bit, Ordering::SeqCst);
+    }
+
+    pub(super) fn clear(&self, user: usize) {
+        let (word, bit) = self.bit(user);
+        if word.load(Ordering::Relaxed) & bit != 0 {
+            word.fetch_and(!bit, Ordering::SeqCst);
+        }
+    }
+
+    fn has(&self, user: usize) -> bool {
+        let (word, bit) = self.bit(user);
+        word.load(Ordering::SeqCst) & bit != 0
+    }
+
+    fn wipe(&self) {
+        let wipe = |word: &AtomicU64| word.store(0, Ordering::Relaxed);
+        self.0.iter().for_each(wipe);
+    }
+}
+
 /// A resource's place.
 #[derive(ShmSafe)]
 pub(crate) struct Place {
@@ -65,8 +99,9 @@ pub(crate) struct Place {
     /// What those sleep on who wait for the master.
     pub(super) answered: AtomicU32,
     pub(super) kind: AtomicU32,
-    /// A bit a job's place.
-    users: [AtomicU64; JOBS / 64],
+    pub(super) users: Users,
+    /// Those who use it until their job is over for good.
+    heirs: Users,
     pub(super) name: Payload,
     /// Why it was refused.
     pub(super) answer: Payload,
@@ -86,38 +121,16 @@ impl Place {
         self.name.read(|name| Resource::of(kind, name))
     }
 
-    fn bit(&self, user: usize) -> (&AtomicU64, u64) {
-        (&self.users[user / 64 % (JOBS / 64)], 1 << (user % 64))
-    }
-
-    pub(super) fn set(&self, user: usize) {
-        let (word, bit) = self.bit(user);
-        word.fetch_or(bit, Ordering::SeqCst);
-    }
-
-    pub(super) fn clear(&self, user: usize) {
-        let (word, bit) = self.bit(user);
-        if word.load(Ordering::Relaxed) & bit != 0 {
-            word.fetch_and(!bit, Ordering::SeqCst);
-        }
-    }
-
-    fn is_used_by(&self, user: usize) -> bool {
-        let (word, bit) = self.bit(user);
-        word.load(Ordering::SeqCst) & bit != 0
-    }
-
     fn is_used(&self) -> bool {
         let used = |word: &AtomicU64| word.load(Ordering::SeqCst) != 0;
-        self.users.iter().any(used)
+        self.users.0.iter().any(used)
     }
 
     pub(super) fn release(&self) {
         self.name.clear();
         self.answer.clear();
-        self.users
-            .iter()
-            .for_each(|word| word.store(0, Ordering::Relaxed));
+        self.users.wipe();
+        self.heirs.wipe();
         self.state.store(FREE);
     }
 
@@ -159,8 +172,8 @@ impl Table {
         let Some(place) = self.find(id) else {
             return false;
         };
-        let had = place.is_used_by(user);
-        place.set(user);
+        let had = place.users.has(user);
+        place.users.set(user);
         loop {
             let answered = place.answered.load(Ordering::Acquire);
             // By invariant 1.
@@ -170,7 +183,7 @@ impl Table {
             }
             if state != word(CHECKING, id) || over() {
                 if !had {
-                    place.clear(user);
+                    place.users.clear(user);
                 }
                 return false;
             }
@@ -190,7 +203,7 @@ impl Table {
 
     /// The master's answer to who announces what is managed already: its id, and the use of it.
     fn lead_to(&self, announced: &Place, same: &Place) -> (Kind, Vec<u8>) {
-        for (from, to) in announced.users.iter().zip(&same.users) {
+        for (from, to) in announced.users.0.iter().zip(&same.users.0) {
             to.fetch_or(from.load(Ordering::SeqCst), Ordering::SeqCst);
         }
         let id = same.state.load() >> ID_SHIFT;
@@ -199,7 +212,7 @@ impl Table {
 
     /// The ids of what a user uses.
     pub(crate) fn used_by(&self, user: usize) -> impl Iterator<Item = ResourceId> {
-        let used = move |place: &&Place| place.is_used_by(user);
+        let used = move |place: &&Place| place.users.has(user);
         self.used().iter().filter(used).filter_map(|place| {
             let state = place.state.load();
             matches!(state & PHASE, MANAGED | CHECKING).then_some(ResourceId(state >> ID_SHIFT))
@@ -220,13 +233,27 @@ impl Table {
             Inherit::These(list) => list.to_vec(),
         };
         for id in list {
-            self.hold(id.0, to, over);
+            if self.hold(id.0, to, over)
+                && let Some(place) = self.find(id.0)
+            {
+                place.heirs.set(to);
+            }
         }
     }
 
     /// A job is over, or was never one.
     pub(crate) fn clear_user(&self, user: usize) {
-        self.used().iter().for_each(|place| place.clear(user));
+        for place in self.used() {
+            place.users.clear(user);
+            place.heirs.clear(user);
+        }
+    }
+
+    /// The process of a job is dead, and the job will have another.
+    pub(crate) fn clear_process(&self, user: usize) {
+        let got = |place: &&Place| !place.heirs.has(user);
+        let used = self.used().iter();
+        used.filter(got).for_each(|place| place.users.clear(user));
     }
 
     /// The places of what a crashed run has left and that could not be removed: see `STUCK`.
