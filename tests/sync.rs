@@ -104,7 +104,8 @@ const CASES: &[common::Named] = table! {
         waits_sleep_where_the_wait_is_refused
         a_handle_dropped_late_leaves_no_memory
         guards_of_one_pool_are_not_anothers
-        guards_are_dropped_late;
+        guards_are_dropped_late
+        pools_are_used_late;
     barriers:
         phases_by_processes
         one_leader

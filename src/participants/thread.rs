@@ -12,6 +12,7 @@
 //! 2. A slot whose thread ends goes back, unless the thread leaves guards behind (leaked ones):
 //!    somebody may still use what they protect, so the slot is parked until the process is dead.
 //!    Guards that other thread-locals have are dropped before that.
+//!    What uses a pool once its thread has left, as thread-locals' destructors may, has it leave again.
 
 use std::cell::Cell;
 use std::ffi::c_void;
@@ -258,8 +259,11 @@ pub(crate) fn guards_held() -> usize {
 
 #[cold]
 fn attach(arena: Arena) -> Result<&'static Slot, NoSlot> {
-    // The thread is ending, and has left: it would leave a slot behind, and the page.
-    AT_END.try_with(|_| ()).map_err(|_| NoSlot)?;
+    // A thread that is ending, and has left, leaves once more, as the last of all that it does. (Where the
+    // whole process is ending, the slot is that of a dead one.)
+    if AT_END.try_with(|_| ()).is_err() && !THREAD_END.ask((&raw const EMPTY).cast()) {
+        return Err(NoSlot);
+    }
     if PAGE.get().is_null() {
         let page = sys::memory::wipe_on_fork_page().map_err(|_| NoSlot)?;
         PAGE.set(page.cast());

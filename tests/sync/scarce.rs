@@ -3,12 +3,14 @@
 use std::cell::RefCell;
 use std::fs::{self, File};
 use std::mem::MaybeUninit;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use shmkit::process::scope;
 use shmkit::sync::{MutexGuard, Permit, ReadGuard};
-use shmkit::{LockError, Mutex, Pool, RwLock, Semaphore, Shared, inspect};
+use shmkit::{LockError, Mutex, Pool, Queue, RwLock, Semaphore, Shared, inspect};
 
+use super::common::{fork, leave, reap};
 use super::{LONG, shared, until};
 
 /// A child that is dead and was not reaped is found dead by who cannot open its `/proc`.
@@ -195,4 +197,61 @@ pub fn guards_are_dropped_late() {
     // Their slots are free again.
     assert!(slots() <= before + 1);
     assert!(scope(|s| s.spawn(|| ()).unwrap().join()).is_ok());
+}
+
+/// What a thread or a process is to push when it ends.
+static LAST: OnceLock<Shared<Queue<u32>>> = OnceLock::new();
+
+struct Pushes(u32);
+
+impl Drop for Pushes {
+    fn drop(&mut self) {
+        // A failure is seen by what is missing.
+        let _ = LAST.get().map(|last| last.try_push(self.0));
+    }
+}
+
+thread_local! {
+    static PUSHES: Pushes = const { Pushes(1) };
+}
+
+extern "C" fn push_at_exit() {
+    drop(Pushes(2));
+}
+
+/// The destructor of a thread-local that was made before the thread's first use of the pool, and what `atexit`
+/// was told, use the pool as all else does, though the thread has left it by then; and then it has left again.
+pub fn pools_are_used_late() {
+    let pool = Pool::builder().max_size(4 << 20).create().unwrap();
+    let last = LAST.get_or_init(|| pool.create(Queue::bounded(32)).unwrap());
+    let slots = || {
+        inspect::participants(pool)
+            .iter()
+            .filter(|one| one.slot != 0)
+            .count()
+    };
+    let before = slots();
+    for _ in 0..10 {
+        let thread = std::thread::spawn(|| {
+            PUSHES.with(|_| ());
+            last.push(0).unwrap();
+        });
+        thread.join().unwrap();
+        assert_eq!([last.try_pop(), last.try_pop()], [Ok(0), Ok(1)]);
+    }
+    assert!(slots() <= before + 1);
+    let Some(child) = fork() else {
+        last.push(0).unwrap();
+        // SAFETY: a function of this program.
+        if unsafe { libc::atexit(push_at_exit) } != 0 {
+            leave(false);
+        }
+        // SAFETY: this process has one thread.
+        unsafe { libc::exit(0) }
+    };
+    assert_eq!(reap(child), 0);
+    assert_eq!([last.try_pop(), last.try_pop()], [Ok(0), Ok(2)]);
+    pool.recover();
+    assert!(slots() <= before + 1);
+    assert!(pool.check_quiescent().is_ok());
 }
