@@ -166,7 +166,9 @@ pub(super) fn resolve(
         Excluded(&end) => end,
         Unbounded => len,
     };
-    if start > end || end > len {
+    // So many there may be, of no size; and none that has that number.
+    let no_last = matches!(range.end_bound(), Included(&usize::MAX));
+    if no_last || start > end || end > len {
         return Err(ClaimError::OutOfBounds { start, end, len });
     }
     Ok(start..end)

@@ -128,6 +128,10 @@ pub fn bounds() {
     let reversed = array.claim(2..1);
     assert!(reversed.is_err() && array.claim(..=3).is_err() && array.claim_mut(4..).is_err());
     assert!(array.claim(0..=usize::MAX).is_err() && array.claim(..=2).is_ok());
+    // Of no size there are as many as can be counted, and none behind them.
+    let many = Array::filled_in(pool(), usize::MAX, ()).unwrap();
+    assert_eq!(many.claim(..).unwrap().len(), usize::MAX);
+    assert!(many.claim(usize::MAX - 1..=usize::MAX).is_err());
 }
 
 fn sizes<T: KillSafe + Unpin + Copy + PartialEq + std::fmt::Debug>(pool: Pool, a: T, b: T) {
