@@ -232,6 +232,7 @@ const CASES: &[common::Named] = table! {
         wakes
         woken_by_a_thread_without_a_slot
         waiting_for_any
+        nothing_to_wait_for
         mailboxes_refuse
         killed_senders_and_receivers;
 };

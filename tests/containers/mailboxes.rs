@@ -11,6 +11,7 @@ use shmkit::{
     Mailbox, Pool, PushError, PushRefusal, Receiver, ReceiverError, RecvError, Shared, ShmSafe,
 };
 
+use crate::common::{fork, leave, reap};
 use crate::{Sealed, allocated, assert_sound, on_random, pool};
 
 const SHORT: Duration = Duration::from_millis(5);
@@ -106,7 +107,7 @@ impl<T: Copy> Model<T> {
     }
 
     fn is_ready(&self) -> bool {
-        self.woken || self.closed || !self.messages.is_empty()
+        self.woken || self.closed || self.slots == 0 || !self.messages.is_empty()
     }
 }
 
@@ -153,7 +154,7 @@ where
             },
             Step::Receive(i) => {
                 if let Some(receiver) = &receivers[i]
-                    && (models[i].is_ready() || slots[i] == 0)
+                    && models[i].is_ready()
                 {
                     let expected = models[i].receive(RecvError::Empty);
                     assert_eq!(receiver.recv(), expected);
@@ -295,6 +296,22 @@ pub fn wakes() {
         mailbox.wake();
         assert!(sleeper.unwrap().join().unwrap());
     });
+}
+
+/// Where there will never be a message nobody waits for one.
+pub fn nothing_to_wait_for() {
+    let (none, some) = (mailbox::<u64>(0), mailbox::<u64>(1));
+    let receiver = none.receiver().unwrap();
+    assert_eq!(Receiver::wait_any(&[&receiver], LONG), Some(0));
+    assert_eq!(receiver.recv(), Err(RecvError::NoSlots));
+    drop(receiver);
+    let receiver = some.receiver().unwrap();
+    let Some(child) = fork() else {
+        let ready = Receiver::wait_any(&[&receiver], LONG);
+        leave(ready == Some(0) && receiver.recv() == Err(RecvError::Forked));
+    };
+    assert_eq!(reap(child), 0);
+    assert_eq!(Receiver::wait_any(&[&receiver], SHORT), None);
 }
 
 pub fn waiting_for_any() {

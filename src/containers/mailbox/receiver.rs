@@ -200,7 +200,8 @@ impl<'a, T: ShmSafe + Unpin> Receiver<'a, T> {
         self.mailbox.woken.load(Ordering::SeqCst) != 0
     }
 
-    /// True if a look would not find the mailbox empty: there is a message or a wake, or it is closed.
+    /// True if a look would not find the mailbox empty: there is a message or a wake, or it is closed. Also if
+    /// there will never be a message: the mailbox has no slots, or this is a copy that a fork has made.
     ///
     /// ```
     /// # use shmkit::{Mailbox, Pool};
@@ -215,7 +216,9 @@ impl<'a, T: ShmSafe + Unpin> Receiver<'a, T> {
     /// ```
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.is_woken() || !self.mailbox.is_empty() || self.mailbox.is_closed()
+        let mailbox = self.mailbox;
+        let never = mailbox.capacity() == 0 || thread::still_held(mailbox, self.tag).is_none();
+        never || self.is_woken() || !mailbox.is_empty() || mailbox.is_closed()
     }
 
     /// Waits until one of several receivers is [ready](Self::is_ready), for that time at most; the
