@@ -87,8 +87,8 @@ pub enum Stored {
 }
 
 /// Puts numbers into the matrix (two dimensions) or array (one) of that name: over the elements of
-/// the one that there is, if it has the same type and shape, else into a new one. Of a number (no
-/// dimension) there may be references, so it is not changed: a new one takes over its name. `bytes`
+/// the one that there is, which must have the same type and shape, or into a new one if there is none. Of a
+/// number (no dimension) there may be references, so it is not changed: a new one takes over its name. `bytes`
 /// are the elements in row-major order and this machine's byte order.
 ///
 /// # Errors
