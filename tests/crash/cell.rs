@@ -2,12 +2,13 @@
 
 use shmkit::{Pool, Shared, SharedCell};
 
-use super::engine::{Case, Crash, Suite, progress};
+use super::engine::{Case, Crash, Doomed, Suite, progress};
 use super::in_pool::{self, InPool, ensure, happened, in_use, intact, pool, sound};
 
 pub type Value = [u64; 5];
 pub const OLD: Value = [1; 5];
 const NEW: Value = [2; 5];
+const THEIRS: Value = [3; 5];
 
 /// A pool with a cell that has a value and one that is empty.
 pub struct Bench {
@@ -54,6 +55,24 @@ impl Bench {
 
     pub fn cell(&self) -> &SharedCell<Value> {
         &self.cell
+    }
+
+    /// Two have died: one who has set a value, and one who has set another over it, and has not retired the first yet.
+    fn set_by_two_dead() -> Bench {
+        let bench = Bench::new();
+        let [mut first, mut second] = [THEIRS, NEW].map(|value| {
+            let prepare = || {
+                bench.cell().set(OLD).expect("set");
+                bench.pool.recover();
+            };
+            Doomed::new(prepare, || bench.cell().set(value).expect("set"))
+        });
+        for (dead, value) in [(&mut first, THEIRS), (&mut second, NEW)] {
+            dead.go_on_until(|| bench.cell().get() == Some(value));
+        }
+        first.die();
+        second.die();
+        bench
     }
 
     /// A list in limbo that no thread has.
@@ -136,6 +155,17 @@ pub fn cases(suite: &mut Suite) {
                 bench.pool.recover();
             })
             .verify(unchanged),
+    );
+    suite.run(
+        in_pool::case("cell/recover two who have set it", Bench::set_by_two_dead)
+            .operation(|bench| {
+                bench.pool.recover();
+                progress(1);
+            })
+            .verify(|bench, _| {
+                let value = bench.settled(bench.cell())?;
+                ensure(value == Some(NEW), || format!("{value:?}"))
+            }),
     );
     // Recovery alone, which frees nothing that is in limbo: the lists are right without that.
     let poll = |bench: &mut Bench| bench.pool.grow_to(0).map_err(|e| format!("{e:?}"));
