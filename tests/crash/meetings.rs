@@ -5,7 +5,7 @@ use std::time::Duration;
 use shmkit::sync::{AcquireError, BarrierError, WaitError};
 use shmkit::{Barrier, Event, Semaphore};
 
-use super::engine::{Crash, Suite};
+use super::engine::{Crash, Doomed, Suite};
 use super::in_pool::{self, ensure};
 use super::sync::{World, case, killed_in, nothing, says, slot};
 
@@ -169,15 +169,11 @@ fn is_at_rest(barrier: &Barrier) -> Result<(), String> {
     })
 }
 
-/// A barrier of three with one killed while it waits.
+/// A barrier of three with one killed as soon as it is counted.
 fn party_killed(barrier: &Barrier) {
-    killed_in(
-        barrier,
-        |barrier| {
-            let _ = barrier.wait();
-        },
-        |barrier| says(barrier, "arrived: 1"),
-    );
+    let mut party = Doomed::new(|| (), || _ = barrier.wait());
+    party.go_on_until(|| says(barrier, "arrived: 1"));
+    party.die();
 }
 
 fn barriers(suite: &mut Suite) {
