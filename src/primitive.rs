@@ -26,4 +26,4 @@ pub(crate) fn spared<R>(does: impl FnOnce() -> R) -> R {
 mod model;
 
 #[cfg(shmkit_loom)]
-pub use model::{AtomicU32, AtomicU64, Killed, Ordering, fence, kill_after};
+pub use model::{AtomicU32, AtomicU64, Killed, Ordering, fence, kill_after, without_fences};

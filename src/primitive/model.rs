@@ -4,7 +4,7 @@
 //! So an access that is SeqCst has a SeqCst fence before it, as compilers for POWER do it. That is
 //! a little more than the language promises (the fence orders what else is before it), so a model
 //! does not show that a SeqCst access next to a weaker one is enough. It does show that none is too
-//! weak by itself.
+//! weak by itself. A model that needs no such order shows the rest, with [`without_fences`].
 //!
 //! **Death.** A thread that has called [`kill_after`] ends by unwinding, with [`Killed`], instead of
 //! its n-th write. A death before a read is the same to all others as one after the write before
@@ -27,6 +27,18 @@ pub fn kill_after(writes: Option<usize>) {
     LEFT.with(|left| left.set(writes.map_or(0, |n| n + 1)));
 }
 
+thread_local! {
+    /// Whether SeqCst is AcqRel, for all threads of a model: they are one of the system's.
+    static BARE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs models with no fence before what is SeqCst.
+pub fn without_fences(models: impl FnOnce()) {
+    BARE.set(true);
+    models();
+    BARE.set(false);
+}
+
 fn before_write(ordering: Ordering) {
     LEFT.with(|left| match left.get() {
         0 => {}
@@ -38,7 +50,7 @@ fn before_write(ordering: Ordering) {
 }
 
 fn before(ordering: Ordering) {
-    if ordering == Ordering::SeqCst {
+    if ordering == Ordering::SeqCst && !BARE.get() {
         fence(Ordering::SeqCst);
     }
 }

@@ -191,3 +191,13 @@ pub const fn position(number: u64) -> u64 {
 pub const fn is_ahead(position: u64, of: u64) -> bool {
     (position.wrapping_sub(of) << POSITION) as i64 > 0
 }
+
+/// Before an element is stored whose place was claimed just now: who copies any of it, and then looks again, sees that it
+/// was claimed. Release: pairs with the Acquire fence of who looks again.
+///
+/// The models check the fence. On x86 stores stay behind the exchange that has claimed.
+#[inline(always)]
+pub fn behind_the_claim() {
+    #[cfg(any(not(target_arch = "x86_64"), shmkit_loom))]
+    crate::primitive::fence(Ordering::Release);
+}

@@ -29,7 +29,7 @@ pub fn back(turn: u64) -> u64 {
 /// Notes the position of the element that is about to come into the entry, by who has made it TAKING.
 #[inline]
 pub fn prepare(position: &AtomicU64, next: u64) {
-    // Release: pairs with the Acquire of who looks, who finds then that the word has changed.
+    // Release: pairs with the fence of the next look, which finds then that the word has changed.
     position.store(next, Ordering::Release);
 }
 
@@ -38,9 +38,10 @@ pub fn prepare(position: &AtomicU64, next: u64) {
 pub fn is_back(word: &AtomicU64, position: &AtomicU64) -> Option<Seen> {
     // Before this look: pairs with the Release fence of who stores an element.
     fence(Ordering::Acquire);
-    // Acquire: the element.
+    // Acquire: the element, and the position.
     let word = word.load(Ordering::Acquire);
-    let position = position.load(Ordering::Acquire);
+    // Relaxed: who finds one that was prepared since sees at the next look, behind its fence, that the word has changed.
+    let position = position.load(Ordering::Relaxed);
     (word & STATE == BACK).then_some(Seen { word, position })
 }
 
@@ -48,7 +49,8 @@ pub fn is_back(word: &AtomicU64, position: &AtomicU64) -> Option<Seen> {
 /// gives.
 #[inline]
 pub fn bury(word: &AtomicU64, is_over: impl FnOnce(Tag) -> bool, announce: impl FnOnce() -> u64) {
-    let found = word.load(Ordering::Acquire);
+    // Relaxed: the exchange says whether it still is so.
+    let found = word.load(Ordering::Relaxed);
     let state = found & STATE;
     if !matches!(state, TAKING | HELD) || !is_over(Tag::of_word(found)) {
         return;

@@ -4,8 +4,8 @@ use std::sync::Mutex as Ledger;
 
 use loom::sync::Arc;
 use loom::thread;
-use shmkit::primitive::{AtomicU64, Ordering, fence};
-use shmkit::protocol::cells::{Cell, Phase, Shape};
+use shmkit::primitive::{AtomicU64, Ordering, fence, without_fences};
+use shmkit::protocol::cells::{Cell, Phase, Shape, behind_the_claim};
 use shmkit::protocol::foremost::Foremost;
 use shmkit::protocol::ring::{self, Claim, Refused, Take, Walk};
 
@@ -46,6 +46,7 @@ impl Queue {
     }
 
     fn store(&self, index: usize, element: u64) {
+        behind_the_claim();
         self.cells[index][1].store(element, Ordering::Relaxed);
         self.cells[index][2].store(!element, Ordering::Relaxed);
     }
@@ -226,6 +227,33 @@ fn looks() {
         );
         assert!(popped == [1, 2] || popped == [2, 1], "{popped:?}");
     });
+}
+
+/// An element is looked at, while one pops it and another pushes into its cell: it is whole.
+#[test]
+fn a_copy_against_the_next() {
+    let explorer = Explorer::new("ring: a copy against the next");
+    let model = || {
+        let queue = Queue::new(1);
+        queue.push(1, 1).unwrap();
+        let popper = {
+            let queue = Arc::clone(&queue);
+            thread::spawn(move || _ = queue.pop())
+        };
+        let pusher = {
+            let queue = Arc::clone(&queue);
+            thread::spawn(move || _ = queue.push(2, 2))
+        };
+        let looker = {
+            let queue = Arc::clone(&queue);
+            thread::spawn(move || _ = queue.take(Take::Look, |_| true))
+        };
+        for thread in [popper, pusher, looker] {
+            thread.join().unwrap();
+        }
+    };
+    // Fences before the exchanges would say what the element is to say.
+    without_fences(|| explorer.run(2, model));
 }
 
 /// Two who look tell the same, while a push that both may go past is on its way.

@@ -8,6 +8,7 @@ use std::mem::MaybeUninit;
 use crate::ShmSafe;
 use crate::containers::elements::freeze;
 use crate::primitive::{AtomicU64, Ordering};
+use crate::protocol::cells::behind_the_claim;
 
 /// How many words an element takes.
 pub(super) const fn words<T>() -> usize {
@@ -17,14 +18,6 @@ pub(super) const fn words<T>() -> usize {
 /// Bytes of the last word, if the element does not fill it.
 const fn rest<T>() -> usize {
     size_of::<T>() % 8
-}
-
-/// Before words are stored that were claimed just now: who copies any of them, and then looks again, sees that they were
-/// claimed. On x86 stores stay behind the exchange that has done so.
-#[inline(always)]
-fn behind_the_claim() {
-    #[cfg(not(target_arch = "x86_64"))]
-    crate::primitive::fence(Ordering::Release);
 }
 
 /// Stores a value's bytes.
