@@ -500,10 +500,13 @@ pub fn a_resource_announced_twice_is_one() {
     run(&Config::new(), &SHARE, dir.0.join("file")).unwrap();
 }
 
-static MANAGES_AND_ENDS: Entry<PathBuf, ()> = Entry::new("manages and ends", |worker, path| {
+static LEAVES_AN_HEIR: Entry<PathBuf, ()> = Entry::new("leaves an heir", |worker, path| {
     let managed = worker.resources().manage(Resource::File(path.clone()));
     fs::write(path, "x").unwrap();
-    std::mem::forget(managed.unwrap());
+    let again = Restart::Always(Backoff::new(Duration::from_secs(1000)));
+    let options = StartOptions::new().restart(again).inherit(Inherit::All);
+    worker.start_with(options, &UNIT, &()).unwrap().detach();
+    drop(managed.unwrap());
 });
 
 /// Its user waits to be started again when the master goes.
@@ -511,12 +514,11 @@ pub fn what_nobody_is_started_for_is_removed() {
     let scratch = Scratch::new("nobody");
     let path = scratch.0.join("file");
     let mut master = Master::new(&Config::new()).unwrap();
-    let again = Restart::Always(Backoff::new(Duration::from_secs(1000)));
-    let options = StartOptions::new().restart(again);
-    let _handle = master
-        .start_with(options, &MANAGES_AND_ENDS, &path)
-        .unwrap();
-    while master.dispatch().unwrap().ended == 0 {}
+    let _handle = master.start(&LEAVES_AN_HEIR, &path).unwrap();
+    let mut ended = 0;
+    while ended != 2 {
+        ended += master.dispatch().unwrap().ended;
+    }
     assert!(path.exists());
     drop(master);
     assert!(!path.exists());
