@@ -155,7 +155,80 @@ mod exports {
         RecoverableMutex, ReentrantMutex, RwLock, Semaphore,
     };
     pub use crate::sys::memory::CommitError;
-    pub use shmkit_derive::{Key, KillSafe, ShmSafe, Trace};
+    /// ```
+    /// use shmkit::{HashMap, Key, Pool, ShmSafe};
+    ///
+    /// #[derive(Clone, Copy, ShmSafe, Key)]
+    /// struct Square {
+    ///     row: u8,
+    ///     column: u8,
+    /// }
+    ///
+    /// let pool = Pool::builder().create()?;
+    /// let pieces = pool.create(HashMap::<Square, char>::new())?;
+    /// pieces.insert(&Square { row: 0, column: 4 }, 'K')?;
+    /// assert_eq!(pieces.get_copied(&Square { row: 0, column: 4 }), Some('K'));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub use shmkit_derive::Key;
+    /// ```
+    /// use shmkit::{Array, KillSafe, Pool, ShmSafe};
+    ///
+    /// #[derive(Clone, Copy, ShmSafe, KillSafe)]
+    /// struct Point {
+    ///     x: f64,
+    ///     y: f64,
+    /// }
+    ///
+    /// let pool = Pool::builder().create()?;
+    /// let points = Array::filled_in(pool, 10, Point { x: 0.0, y: 0.0 })?;
+    /// points.set(3, Point { x: 1.0, y: 2.0 })?;
+    /// assert_eq!(points.get(3)?.y, 2.0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub use shmkit_derive::KillSafe;
+    /// ```
+    /// use shmkit::{Pool, ShmSafe};
+    ///
+    /// #[derive(ShmSafe)]
+    /// #[repr(u8)]
+    /// enum Shape {
+    ///     Point,
+    ///     Circle { radius: f64 },
+    /// }
+    ///
+    /// #[derive(ShmSafe)]
+    /// struct Item<T> {
+    ///     shape: Shape,
+    ///     more: Option<T>,
+    /// }
+    ///
+    /// let pool = Pool::builder().create()?;
+    /// let item = pool.create(Item { shape: Shape::Circle { radius: 0.5 }, more: Some(7_u32) })?;
+    /// assert_eq!(item.more, Some(7));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub use shmkit_derive::ShmSafe;
+    /// ```
+    /// use shmkit::{Gc, Heap, HeapError, Pool, ShmSafe, Trace};
+    ///
+    /// #[derive(ShmSafe, Trace)]
+    /// struct Node {
+    ///     value: u32,
+    ///     next: Option<Gc<Node>>,
+    /// }
+    ///
+    /// let pool = Pool::builder().create()?;
+    /// let list = pool.create(Heap::new(None::<Gc<Node>>))?;
+    /// list.try_modify(|tx| {
+    ///     let next = Some(tx.alloc(Node { value: 2, next: None })?);
+    ///     *tx.root_mut()? = Some(tx.alloc(Node { value: 1, next })?);
+    ///     Ok::<_, HeapError>(())
+    /// })?;
+    /// assert_eq!(list.collect()?.live, 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub use shmkit_derive::Trace;
 }
 
 #[cfg(not(shmkit_loom))]

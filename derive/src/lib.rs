@@ -1,4 +1,4 @@
-//! Derive macros for shmkit: use them through the `shmkit` crate, which documents the traits.
+//! Derive macros for shmkit: use them through the `shmkit` crate, which documents the traits, and has the examples.
 //!
 //! - `shm_safe`: the description of a struct or an enum, and the checks that make it safe.
 //! - `kill_safe`: the check of a struct's fields.
@@ -21,28 +21,6 @@ use syn::{DeriveInput, parse_macro_input};
 /// `#[shmkit(crate = "path")]` on the type names the path of the shmkit crate, if it is not
 /// `::shmkit`. What is found there makes the checks: who writes it vouches, as with an `unsafe impl`,
 /// that it is this crate or a re-export of it.
-///
-/// ```
-/// use shmkit::{Pool, ShmSafe};
-///
-/// #[derive(ShmSafe)]
-/// #[repr(u8)]
-/// enum Shape {
-///     Point,
-///     Circle { radius: f64 },
-/// }
-///
-/// #[derive(ShmSafe)]
-/// struct Item<T> {
-///     shape: Shape,
-///     more: Option<T>,
-/// }
-///
-/// let pool = Pool::builder().create()?;
-/// let item = pool.create(Item { shape: Shape::Circle { radius: 0.5 }, more: Some(7_u32) })?;
-/// assert_eq!(item.more, Some(7));
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
 #[proc_macro_derive(ShmSafe, attributes(shmkit))]
 pub fn derive_shm_safe(input: TokenStream) -> TokenStream {
     let input = parse_macro_input!(input as DeriveInput);
@@ -58,22 +36,6 @@ pub fn derive_shm_safe(input: TokenStream) -> TokenStream {
 /// process leaves may break it.
 ///
 /// `#[shmkit(crate = "path")]` is the same promise as with [`macro@ShmSafe`].
-///
-/// ```
-/// use shmkit::{Array, KillSafe, Pool, ShmSafe};
-///
-/// #[derive(Clone, Copy, ShmSafe, KillSafe)]
-/// struct Point {
-///     x: f64,
-///     y: f64,
-/// }
-///
-/// let pool = Pool::builder().create()?;
-/// let points = Array::filled_in(pool, 10, Point { x: 0.0, y: 0.0 })?;
-/// points.set(3, Point { x: 1.0, y: 2.0 })?;
-/// assert_eq!(points.get(3)?.y, 2.0);
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
 #[proc_macro_derive(KillSafe, attributes(shmkit))]
 pub fn derive_kill_safe(input: TokenStream) -> TokenStream {
     let input = parse_macro_input!(input as DeriveInput);
@@ -88,22 +50,6 @@ pub fn derive_kill_safe(input: TokenStream) -> TokenStream {
 /// Type parameters are bounded by `Key` and `ShmSafe`.
 ///
 /// `#[shmkit(crate = "path")]` is the same promise as with [`macro@ShmSafe`].
-///
-/// ```
-/// use shmkit::{HashMap, Key, Pool, ShmSafe};
-///
-/// #[derive(Clone, Copy, ShmSafe, Key)]
-/// struct Square {
-///     row: u8,
-///     column: u8,
-/// }
-///
-/// let pool = Pool::builder().create()?;
-/// let pieces = pool.create(HashMap::<Square, char>::new())?;
-/// pieces.insert(&Square { row: 0, column: 4 }, 'K')?;
-/// assert_eq!(pieces.get_copied(&Square { row: 0, column: 4 }), Some('K'));
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
 #[proc_macro_derive(Key, attributes(shmkit))]
 pub fn derive_key(input: TokenStream) -> TokenStream {
     let input = parse_macro_input!(input as DeriveInput);
@@ -116,26 +62,6 @@ pub fn derive_key(input: TokenStream) -> TokenStream {
 /// are bounded by `Trace`.
 ///
 /// `#[shmkit(crate = "path")]` is the same promise as with [`macro@ShmSafe`].
-///
-/// ```
-/// use shmkit::{Gc, Heap, HeapError, Pool, ShmSafe, Trace};
-///
-/// #[derive(ShmSafe, Trace)]
-/// struct Node {
-///     value: u32,
-///     next: Option<Gc<Node>>,
-/// }
-///
-/// let pool = Pool::builder().create()?;
-/// let list = pool.create(Heap::new(None::<Gc<Node>>))?;
-/// list.try_modify(|tx| {
-///     let next = Some(tx.alloc(Node { value: 2, next: None })?);
-///     *tx.root_mut()? = Some(tx.alloc(Node { value: 1, next })?);
-///     Ok::<_, HeapError>(())
-/// })?;
-/// assert_eq!(list.collect()?.live, 2);
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
 #[proc_macro_derive(Trace, attributes(shmkit))]
 pub fn derive_trace(input: TokenStream) -> TokenStream {
     let input = parse_macro_input!(input as DeriveInput);
