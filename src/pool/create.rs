@@ -411,7 +411,7 @@ impl PoolBuilder {
 
     fn make(&self, fd: OwnedFd) -> Result<Pool, CreateError> {
         let (initial, max) = (self.initial.div_ceil(SLICE), self.max / SLICE);
-        if initial == 0 || initial > max || max > DATA.max {
+        if initial == 0 || initial > max || self.max > DATA.max * SLICE {
             return Err(CreateError::InvalidSize {
                 initial: self.initial,
                 max: self.max,
