@@ -164,6 +164,12 @@ type Guards = (
     Permit<'static>,
 );
 
+/// How many threads have a slot.
+fn slots(pool: Pool) -> usize {
+    let all = inspect::participants(pool);
+    all.iter().filter(|one| one.slot != 0).count()
+}
+
 /// Guards that a thread-local has are given back by its destructor, also if it was made before the thread's
 /// first use of the pool: then it runs after shmkit's own.
 pub fn guards_are_dropped_late() {
@@ -171,13 +177,7 @@ pub fn guards_are_dropped_late() {
     let world = (Mutex::new(1_u32), RwLock::new(1_u32), Semaphore::new(1));
     let world: &'static Shared<_> =
         Box::leak(Box::new(pool.create(world).map_err(|e| e.cause).unwrap()));
-    let slots = || {
-        inspect::participants(pool)
-            .iter()
-            .filter(|one| one.slot != 0)
-            .count()
-    };
-    let before = slots();
+    let before = slots(pool);
     for _ in 0..10 {
         let thread = std::thread::spawn(move || {
             GUARDS.with_borrow_mut(Vec::clear);
@@ -195,7 +195,7 @@ pub fn guards_are_dropped_late() {
         assert_eq!(world.2.available_permits(), 1);
     }
     // Their slots are free again.
-    assert!(slots() <= before + 1);
+    assert!(slots(pool) <= before + 1);
     assert!(scope(|s| s.spawn(|| ()).unwrap().join()).is_ok());
 }
 
@@ -224,13 +224,7 @@ extern "C" fn push_at_exit() {
 pub fn pools_are_used_late() {
     let pool = Pool::builder().max_size(4 << 20).create().unwrap();
     let last = LAST.get_or_init(|| pool.create(Queue::bounded(32)).unwrap());
-    let slots = || {
-        inspect::participants(pool)
-            .iter()
-            .filter(|one| one.slot != 0)
-            .count()
-    };
-    let before = slots();
+    let before = slots(pool);
     for _ in 0..10 {
         let thread = std::thread::spawn(|| {
             PUSHES.with(|_| ());
@@ -239,7 +233,7 @@ pub fn pools_are_used_late() {
         thread.join().unwrap();
         assert_eq!([last.try_pop(), last.try_pop()], [Ok(0), Ok(1)]);
     }
-    assert!(slots() <= before + 1);
+    assert!(slots(pool) <= before + 1);
     let Some(child) = fork() else {
         last.push(0).unwrap();
         // SAFETY: a function of this program.
@@ -252,6 +246,6 @@ pub fn pools_are_used_late() {
     assert_eq!(reap(child), 0);
     assert_eq!([last.try_pop(), last.try_pop()], [Ok(0), Ok(2)]);
     pool.recover();
-    assert!(slots() <= before + 1);
+    assert!(slots(pool) <= before + 1);
     assert!(pool.check_quiescent().is_ok());
 }
