@@ -266,4 +266,14 @@ fn cases_of<V: Held>(suite: &mut Suite) {
     moving("moving", || Bench::moving(2));
     moving("moving many", || Bench::moving(4));
     moving("shrinking", Bench::shrinking);
+    // So many keys of one chunk that the smaller table is followed by another before all has moved to it; and then
+    // one of the chunk to which the victim moves something.
+    let mut crowd: Vec<Do> = (0..96).map(|n| Insert(2001 + 4 * n, n)).collect();
+    crowd.push(Insert(1010, 2));
+    suite.run(case::<V>(
+        "shrinking by a crowd",
+        Bench::shrinking,
+        &[Insert(1006, 1)],
+        &crowd,
+    ));
 }
