@@ -325,11 +325,42 @@ mod tests {
 
     use super::*;
 
+    fn empty() -> Box<Table> {
+        // SAFETY: it consists of atomics and links, of which zeros are valid.
+        unsafe { Box::<Table>::new_zeroed().assume_init() }
+    }
+
+    /// What was inherited is a job's to its end, and not that of the next job that has its place, or of the next
+    /// resource.
+    #[test]
+    fn who_comes_next_has_inherited_nothing() {
+        let table = empty();
+        let over = || false;
+        let place = table.claim(Tag::new(1, 1)).unwrap();
+        place.state.store(word(MANAGED, 7));
+        let inherit = Inherit::These(&[ResourceId(7), ResourceId(8)]);
+        table.bequeath(0, 1, inherit, &over);
+        table.clear_process(1);
+        assert!(place.is_used());
+        table.clear_user(1);
+        assert!(!place.is_used());
+        // Of the next job it is what it got.
+        let is_got = |id| {
+            assert!(table.hold(id, 1, &over) && place.is_used());
+            table.clear_process(1);
+            !place.is_used()
+        };
+        assert!(is_got(7));
+        table.bequeath(0, 1, inherit, &over);
+        place.release();
+        place.state.store(word(MANAGED, 8));
+        assert!(is_got(8));
+    }
+
     /// As if the master were stopped before it has decided: who waits for it looks now and then.
     #[test]
     fn who_meets_a_removal_sleeps() {
-        // SAFETY: it consists of atomics and links, of which zeros are valid.
-        let table = unsafe { Box::<Table>::new_zeroed().assume_init() };
+        let table = empty();
         let place = table.claim(Tag::new(1, 1)).unwrap();
         place.state.store(word(CHECKING, 7));
         let looks = AtomicU32::new(0);
