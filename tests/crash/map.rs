@@ -69,6 +69,8 @@ pub struct Bench<V: Held, S: KeyHasher = SipHash13> {
     ballast: Vec<NonNull<u8>>,
     /// The first key that the map does not have.
     pub new: u64,
+    /// More keys that it has.
+    pub crowd: Vec<u64>,
 }
 
 impl<V: Held, S: KeyHasher> InPool for Bench<V, S> {
@@ -93,6 +95,7 @@ impl<V: Held, S: KeyHasher> Bench<V, S> {
             map,
             ballast: Vec::new(),
             new: keys,
+            crowd: Vec::new(),
         }
     }
 
@@ -123,6 +126,35 @@ impl<V: Held, S: KeyHasher> Bench<V, S> {
         for key in 0..2 {
             bench.map.insert(&key, V::of(key)).expect("room");
         }
+        bench.pool().recover();
+        bench.map.close();
+        bench
+    }
+
+    /// A map of 16 chunks, of which all but one have one key at most, that has been given a smaller table by a removal. To
+    /// that the one with more has moved: it fills the chunk that it shares with the one of key 15, which is still to move.
+    pub fn crowded() -> Self {
+        const CHUNKS: u64 = 16;
+        const FULL: u64 = 7;
+        let mut bench = Self::moving(CHUNKS as usize / 2);
+        bench.open();
+        let map = &bench.map;
+        // It has to move before it can shrink.
+        (0..CHUNKS).for_each(|_| drop(map.insert(&0, V::of(0)).expect("room")));
+        let crowd = (1..96).map(|n| CHUNKS * n + FULL);
+        bench.crowd = crowd.chain([FULL + CHUNKS / 2]).collect();
+        for &key in &bench.crowd {
+            map.insert(&key, V::of(key)).expect("room");
+        }
+        while !bench.gets_a_table(CHUNKS as usize / 2, |map, new| {
+            if !bench.crowd.contains(&new) {
+                map.remove(&new);
+            }
+        }) {
+            bench.new -= 1;
+        }
+        assert_eq!(bench.new, CHUNKS - 2);
+        bench.map.insert(&FULL, V::of(FULL)).expect("room");
         bench.pool().recover();
         bench.map.close();
         bench

@@ -85,6 +85,7 @@ pub struct Case<S> {
     pub(super) overtaker: Option<Act<S>>,
     pub(super) may_wait: bool,
     pub(super) only_goes_on: bool,
+    pub(super) soon: bool,
     pub(super) fork: Fork,
     pub(super) limit: Duration,
     pub(super) cross_check: bool,
@@ -110,6 +111,7 @@ impl<S: Arena> Case<S> {
             overtaker: None,
             may_wait: false,
             only_goes_on: false,
+            soon: false,
             fork: Fork::Library,
             limit: Duration::from_secs(5),
             cross_check: false,
@@ -179,6 +181,13 @@ impl<S: Arena> Case<S> {
     /// does.
     pub fn only_goes_on(mut self) -> Self {
         self.only_goes_on = true;
+        self
+    }
+
+    /// The victim is overtaken in its first points first, not in some of everywhere: for one in which what matters
+    /// happens soon, long before its end.
+    pub fn soon(mut self) -> Self {
+        self.soon = true;
         self
     }
 

@@ -145,12 +145,23 @@ impl<'a, S: Arena> Explorer<'a, S> {
                 let point = &trail.points[index];
                 (index, point.way, point.finished)
             };
-            let points = spread(trail.points.len()).into_iter();
+            let order = |count| match self.case.soon {
+                true => (0..count).collect(),
+                false => spread(count),
+            };
+            let points = order(trail.points.len()).into_iter();
             self.tally.overtakings.put(points.map(at));
             let between = trail.before_the_last_mark();
-            let after = |index: usize| (between[index].0, between[index].1, false);
-            let between = spread(between.len()).into_iter();
-            self.tally.between.put(between.map(after));
+            let after = |&(index, way): &(usize, Way)| (index, way, false);
+            // Right before a change first: all that it follows from has been read.
+            let is_last = |pair: &[(usize, Way)]| pair[0].0 != pair[1].0;
+            let last = between.windows(2).filter(|pair| is_last(pair));
+            let last: Vec<_> = last.map(|pair| &pair[0]).collect();
+            let first = order(last.len()).into_iter().map(|index| last[index]);
+            let others = spread(between.len())
+                .into_iter()
+                .map(|index| &between[index]);
+            self.tally.between.put(first.chain(others).map(after));
         }
         let changes = |point: &Point| point.delta.first_offset().is_some();
         if order != 1 {

@@ -153,7 +153,10 @@ fn case<V: Held>(
 ) -> Case<Bench<V, InOrder>> {
     let both = [victim, overtaker].map(of_kind::<V>);
     let name = format!("{}/{name}", V::NAME);
-    let old = |bench: &Bench<V, InOrder>| (0..bench.new).map(|key| (key, key)).collect();
+    let old = |bench: &Bench<V, InOrder>| {
+        let keys = (0..bench.new).chain(bench.crowd.iter().copied());
+        keys.map(|key| (key, key)).collect()
+    };
     super::case(name, setup, old, both.each_ref().map(Vec::as_slice))
         .attach(Bench::enter)
         .survivor(Bench::open)
@@ -276,4 +279,12 @@ fn cases_of<V: Held>(suite: &mut Suite) {
         &[Insert(1006, 1)],
         &crowd,
     ));
+    // The victim moves an entry to a chunk that is full, and that has moved itself before the victim has its lock.
+    let to_a_crowd = case::<V>(
+        "shrinking to a crowd",
+        Bench::crowded,
+        &[Insert(15, 1)],
+        &[Insert(16 * 96 + 7, 2)],
+    );
+    suite.run(to_a_crowd.only_goes_on().soon());
 }
