@@ -60,6 +60,7 @@ const CASES: &[common::Named] = table! {
         an_address_that_is_taken
         by_two_threads_at_once
         another_pid_namespace
+        a_namespace_whose_proc_is_anothers
         a_child_in_another_namespace
         a_process_that_changes_its_time_namespace
         while_it_grows

@@ -14,7 +14,7 @@
 //!    own pid namespace. A missing `/proc/<tid>` is not: `/proc` may be absent, mounted with
 //!    `hidepid`, or belong to another pid namespace. It is confirmed by `kill` each time.
 //! 2. Numbers under `/proc` are believed only while `/proc/self` names our own pid, that is, while
-//!    that `/proc` counts processes as we do.
+//!    that `/proc` counts processes as we do. Where it does not, a pidfd tells whether a process has ended.
 //! 3. A task in state Z or X runs no more user code. A *process* whose leader is in that state may
 //!    have living threads, so each of them is looked at too.
 //! 4. Another start time behind the same number means that the number was used again, and so that
@@ -37,9 +37,10 @@ use std::io::{self, Write as _};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags, RawDir};
 use rustix::io::Errno;
-use rustix::process::{Pid, WaitId, WaitIdOptions};
+use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions};
 use rustix::thread::UnshareFlags;
 
 pub(crate) use children::*;
@@ -124,7 +125,7 @@ pub(crate) fn process_is_gone(pid: u32, start: u64) -> bool {
         return true;
     }
     if !proc_counts_as_we_do() {
-        return child_has_ended(leader);
+        return has_ended_unread(leader);
     }
     match read_stat(CWD, format_args!("/proc/{pid}/stat")) {
         // A start of 0 is unknown, and so no evidence.
@@ -133,7 +134,7 @@ pub(crate) fn process_is_gone(pid: u32, start: u64) -> bool {
         // The kernel counts the threads that are not yet released, the leader among them.
         Stat::Read(line) => line.threads <= 1 || all_threads(pid, StatLine::ended),
         Stat::Missing => no_such_task(leader),
-        Stat::Unreadable => child_has_ended(leader),
+        Stat::Unreadable => has_ended_unread(leader),
     }
 }
 
@@ -158,7 +159,7 @@ pub(crate) fn may_still_run(pid: u32, start: u64) -> bool {
     let Some(leader) = to_pid(pid) else {
         return false;
     };
-    let is_there = || !no_such_task(leader) && !child_has_ended(leader);
+    let is_there = || !no_such_task(leader) && !has_ended_unread(leader);
     if !proc_counts_as_we_do() {
         return is_there();
     }
@@ -333,14 +334,31 @@ fn no_such_task(task: Pid) -> bool {
     rustix::process::test_kill_process(task) == Err(Errno::SRCH)
 }
 
-/// Whether a process is a child of ours that has ended, with all its threads, and was not reaped. Takes
-/// no descriptor, so it is for when there are none. Leaves the child to who waits for it.
+/// Whether a process has ended, with all its threads, that was not reaped, for who cannot read of it: his
+/// `/proc` counts otherwise, or shows him nothing of others. Another one that has the number by now says the
+/// same of the former one, if it has ended.
+fn has_ended_unread(process: Pid) -> bool {
+    child_has_ended(process) || shows_its_end(process)
+}
+
+/// The same of a child of ours. Takes no descriptor, so it is for when there are none, too. Leaves the child to
+/// who waits for it.
 fn child_has_ended(child: Pid) -> bool {
     let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
     matches!(
         rustix::process::waitid(WaitId::Pid(child), look),
         Ok(Some(_))
     )
+}
+
+/// The same of anybody: the kernel says of a pidfd that it can be read once no thread is left.
+fn shows_its_end(process: Pid) -> bool {
+    let Ok(pidfd) = rustix::process::pidfd_open(process, PidfdFlags::empty()) else {
+        return false;
+    };
+    let now = Timespec::default();
+    let mut polled = [PollFd::new(&pidfd, PollFlags::IN)];
+    matches!(poll(&mut polled, Some(&now)), Ok(1..))
 }
 
 /// Whether `/proc` belongs to our pid namespace: its `self` then names our own pid.

@@ -9,13 +9,17 @@ use std::os::unix::process::CommandExt;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use shmkit::inspect::Observer;
+use shmkit::process::scope;
 use shmkit::sync::{LockError, Mutex};
 use shmkit::{AttachError, Pool, RecoverySummary};
 
 use super::common::skip::skipped;
-use super::common::{TestPool, allocate, assert_sound, fill, free, program, succeeded, verify};
+use super::common::{
+    TestPool, allocate, assert_sound, died, fill, free, program, succeeded, verify,
+};
 use super::create::name;
 
 /// Attaches to what a file holds.
@@ -453,6 +457,37 @@ pub fn another_pid_namespace() {
         i32::from(!matches!(outcome, Err(AttachError::OtherPidNamespace)))
     };
     let code = in_another_namespace(libc::CLONE_NEWPID, || (), attaches);
+    assert!(matches!(code, None | Some(0)), "{code:?}");
+}
+
+/// `/proc` is that of an outer namespace there. Who waits for a killed one goes on all the same, before that is
+/// reaped.
+pub fn a_namespace_whose_proc_is_anothers() {
+    let goes_on = || {
+        let pool = TestPool::new();
+        let lock = pool.create(Mutex::new(1_u64)).unwrap();
+        let next = scope(|s| {
+            let lock = &lock;
+            let holder = s.spawn(move || {
+                std::mem::forget(lock.lock().unwrap());
+                // SAFETY: ends this process.
+                unsafe { libc::raise(libc::SIGKILL) };
+            });
+            let holder = holder.unwrap();
+            while !holder.is_finished() {
+                thread::yield_now();
+            }
+            let next = s.spawn(|| match lock.lock_timeout(Duration::from_secs(20)) {
+                Err(LockError::OwnerDied(orphan)) => *orphan.into_guard(),
+                _ => 0,
+            });
+            let next = next.unwrap().join();
+            died(holder);
+            next.unwrap()
+        });
+        i32::from(next != 1)
+    };
+    let code = in_another_namespace(libc::CLONE_NEWPID, || (), goes_on);
     assert!(matches!(code, None | Some(0)), "{code:?}");
 }
 

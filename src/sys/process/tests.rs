@@ -149,6 +149,32 @@ fn a_child_lives_ends_and_is_reaped() {
     assert!(has_ended(child));
 }
 
+/// A zombie that another process leaves one, of which `/proc` is not asked.
+#[test]
+fn a_zombie_of_another_parent_has_ended() {
+    let (read, write) = pipe().unwrap();
+    let (hold, release) = pipe().unwrap();
+    let parent = forked(|| {
+        let zombie = forked(|| await_byte(&hold));
+        let _ = (&write).write(&zombie.to_ne_bytes());
+        while !has_ended(zombie) {
+            thread::yield_now();
+        }
+        let _ = (&write).write(b"!");
+        await_byte(&hold);
+    });
+    let mut number = [0; 4];
+    (&read).read_exact(&mut number).unwrap();
+    let zombie = to_pid(u32::from_ne_bytes(number)).unwrap();
+    assert!(!has_ended_unread(zombie), "it lives");
+    send_byte(&release);
+    await_byte(&read);
+    assert!(has_ended_unread(zombie));
+    assert!(!has_ended_unread(to_pid(parent).unwrap()), "it lives");
+    send_byte(&release);
+    assert_eq!(wait(parent), Ended::Exited(0));
+}
+
 /// Whoever has adopted a child before it asked is not its parent.
 #[test]
 fn another_parent_is_told() {
