@@ -80,6 +80,7 @@ const CASES: &[Named] = table! {
         no_descriptor_no_child
         a_thread_without_a_slot_may_fork
         sigchld_ignored
+        closed_streams_stay_closed
         reaped_by_somebody_else
         children_die_with_their_parent;
     masters:
@@ -193,7 +194,7 @@ const ROLES: &[Named] = table! {
     events: role_logs role_panicking_logger;
     ends: role_panic role_overflow;
     scopes: role_flush;
-    parents: role_no_descriptor role_sigchld role_family;
+    parents: role_no_descriptor role_sigchld role_closed_streams role_family;
     masters: role_ends;
     run_ends: role_pid_file role_prints role_fills;
     forks: role_failing_fork role_killed_on_its_way role_returns_at_once role_first_use role_unwatched role_fork_at_once;

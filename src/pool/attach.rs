@@ -16,7 +16,7 @@ use crate::layout::local;
 use crate::participants::recovery;
 use crate::primitive::{AtomicU64, Ordering};
 use crate::sys::memory::CommitError;
-use crate::sys::{file_lock, memory, process};
+use crate::sys::{descriptor, file_lock, memory, process};
 
 /// Why a pool was not attached. Nothing has changed.
 ///
@@ -201,14 +201,17 @@ pub(super) fn open(name: &str) -> Result<Pool, AttachError> {
 /// Opens a named pool's file. A device or a pipe of that name is not waited for.
 pub(crate) fn open_file(name: &PoolName, access: OFlags) -> Result<OwnedFd, AttachError> {
     let flags = access | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    rustix::fs::open(name.path(), flags, Mode::empty()).map_err(|errno| match errno {
-        rustix::io::Errno::NOENT => AttachError::NotFound {
-            path: name.path().into(),
-        },
-        // A directory; a socket, or a device that is not there.
-        rustix::io::Errno::ISDIR | rustix::io::Errno::NXIO => AttachError::NotAPool,
-        other => other.into(),
-    })
+    let opened = rustix::fs::open(name.path(), flags, Mode::empty());
+    opened
+        .and_then(descriptor::to_keep)
+        .map_err(|errno| match errno {
+            rustix::io::Errno::NOENT => AttachError::NotFound {
+                path: name.path().into(),
+            },
+            // A directory; a socket, or a device that is not there.
+            rustix::io::Errno::ISDIR | rustix::io::Errno::NXIO => AttachError::NotAPool,
+            other => other.into(),
+        })
 }
 
 pub(super) fn unlink(name: &str) -> Result<(), UnlinkError> {
@@ -243,6 +246,7 @@ fn starts_as_pool(fd: BorrowedFd<'_>) -> Result<bool, AttachError> {
 
 /// Attaches the pool in a file that the caller has: nobody removes its name from here on.
 pub(crate) fn from_fd(fd: OwnedFd) -> Result<Pool, AttachError> {
+    let fd = descriptor::to_keep(fd)?;
     if !file_lock::share(&fd)? {
         return Err(AttachError::BeingRemoved);
     }

@@ -20,7 +20,7 @@ use crate::layout::local;
 use crate::participants::recovery;
 use crate::primitive::Ordering;
 use crate::sys::memory::{self, CommitError};
-use crate::sys::{file_lock, process};
+use crate::sys::{descriptor, file_lock, process};
 
 /// Why no pool was made. Nothing is left of the attempt.
 ///
@@ -355,6 +355,7 @@ impl PoolBuilder {
             PoolName::parse(name).ok_or_else(|| CreateError::InvalidName { name: name.into() })?;
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         let fd = rustix::fs::open(name.directory(), flags, Mode::RUSR | Mode::WUSR)
+            .and_then(descriptor::to_keep)
             .map_err(CreateError::from)?;
         // Shared for life by every process: who removes leftovers must get the lock alone. Nobody has
         // a file yet that has no name.

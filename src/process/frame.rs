@@ -31,7 +31,7 @@ use rustix::fs::MemfdFlags;
 use rustix::io::Errno;
 use serde::Serialize;
 
-use crate::sys::file_size;
+use crate::sys::{descriptor, file_size};
 
 const MAGIC: u32 = u32::from_le_bytes(*b"SHMR");
 const HEADER: usize = size_of::<Header>();
@@ -80,10 +80,8 @@ impl Kind {
 
 /// An empty file for one frame.
 pub(super) fn create() -> io::Result<OwnedFd> {
-    Ok(rustix::fs::memfd_create(
-        c"shmkit-result",
-        MemfdFlags::CLOEXEC,
-    )?)
+    let file = rustix::fs::memfd_create(c"shmkit-result", MemfdFlags::CLOEXEC)?;
+    Ok(descriptor::to_keep(file)?)
 }
 
 /// Writes `value`, or why that was not possible.

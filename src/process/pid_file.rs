@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::FlockOperation;
 
 use super::RunError;
-use crate::sys::{file_size, process};
+use crate::sys::{descriptor, file_size, process};
 
 #[derive(Debug)]
 pub(super) struct PidFile {
@@ -82,8 +82,9 @@ pub(super) fn lock(path: &Path, mode: u32) -> Result<File, RunError> {
         options
             .mode(mode)
             .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
-        let file = options
+        let file: File = options
             .open(path)
+            .and_then(|file| Ok(descriptor::to_keep(file.into())?.into()))
             .map_err(|error| match error.raw_os_error() {
                 Some(libc::ELOOP) => failed(unsuitable("it is a symbolic link")),
                 _ => failed(error),

@@ -48,7 +48,7 @@ use crate::participants::thread::NoSlot;
 use crate::pool::handles::{self, Hold};
 use crate::pool::objects;
 use crate::primitive::{AtomicU64, Ordering};
-use crate::sys::{futex, signals};
+use crate::sys::{descriptor, futex, signals};
 
 const SET: u64 = 1;
 const WAITERS: u64 = 2;
@@ -318,6 +318,8 @@ impl Event {
         let (index, generation) = objects::containing(arena, address).ok_or_else(outside)?;
         let hold = handles::open(arena, index, generation).map_err(io::Error::other)?;
         let (theirs, ours) = UnixStream::pair()?;
+        let theirs = UnixStream::from(descriptor::to_keep(theirs.into())?);
+        let ours = UnixStream::from(descriptor::to_keep(ours.into())?);
         theirs.set_nonblocking(true)?;
         ours.set_nonblocking(true)?;
         let mut watch = Watch {

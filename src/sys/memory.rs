@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::fs::{CWD, FallocateFlags, MemfdFlags, SealFlags};
 use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags};
 
-use super::{file_size, process, refusal};
+use super::{descriptor, file_size, process, refusal};
 
 /// The most that one `fallocate` covers, in bytes.
 const STEP: u64 = 4 << 20;
@@ -62,6 +62,7 @@ pub enum CommitError {
 /// An empty memfd that cannot be shrunk.
 pub(crate) fn memfd(name: &CStr) -> io::Result<OwnedFd> {
     let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    let fd = descriptor::to_keep(fd)?;
     rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK)?;
     Ok(fd)
 }

@@ -4,6 +4,7 @@
 //! |-----------|----------|
 //! | `memory`  | memfds and files as pool backing: map at a fixed address, commit, punch, limits |
 //! | `call`    | system calls without the C library |
+//! | `descriptor` | descriptors to keep: none of the standard streams' |
 //! | `file_lock` | a file's lock: shared for life, taken by who removes, asked about |
 //! | `file_size` | whether a file may become so long |
 //! | `futex`   | sleep on one word or two, with a time limit; wake |
@@ -17,6 +18,7 @@
 //! | `watch`   | what a master sleeps on: a counter, a timer, pidfds |
 
 pub(crate) mod call;
+pub(crate) mod descriptor;
 pub(crate) mod file_lock;
 pub(crate) mod file_size;
 pub(crate) mod futex;

@@ -18,6 +18,8 @@ use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
 };
 
+use super::descriptor::to_keep;
+
 /// Events that are dealt with at once. Few, as after each fork each page of stack that is touched is copied.
 pub(crate) const AT_ONCE: usize = 32;
 
@@ -47,12 +49,12 @@ fn timespec(time: Duration) -> Timespec {
 impl Watch {
     pub(crate) fn new() -> io::Result<Watch> {
         let watch = Watch {
-            epoll: epoll::create(CreateFlags::CLOEXEC)?,
-            counter: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?.into(),
-            timer: timerfd_create(
+            epoll: to_keep(epoll::create(CreateFlags::CLOEXEC)?)?,
+            counter: to_keep(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)?.into(),
+            timer: to_keep(timerfd_create(
                 TimerfdClockId::Monotonic,
                 TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
-            )?,
+            )?)?,
             doorbell: None,
         };
         watch.add(watch.counter.as_fd(), WOKEN)?;
@@ -76,6 +78,7 @@ impl Watch {
         if self.doorbell.is_none() {
             let flags = rustix::pipe::PipeFlags::CLOEXEC | rustix::pipe::PipeFlags::NONBLOCK;
             let (read, write) = rustix::pipe::pipe_with(flags)?;
+            let (read, write) = (to_keep(read)?, to_keep(write)?);
             self.add(read.as_fd(), RUNG)?;
             self.doorbell = Some((read, write));
         }
@@ -158,7 +161,8 @@ impl AsFd for Watch {
 pub(crate) fn pidfd(pid: u32) -> io::Result<OwnedFd> {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
     let pid = pid.ok_or(rustix::io::Errno::SRCH)?;
-    Ok(rustix::process::pidfd_open(pid, PidfdFlags::empty())?)
+    let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
+    Ok(to_keep(pidfd)?)
 }
 
 /// Waits until a process has ended, `limit` at most.

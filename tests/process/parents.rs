@@ -2,10 +2,13 @@
 
 use std::io::{self, Read, Write, pipe};
 use std::os::fd::AsRawFd;
+use std::path::PathBuf;
 use std::process::Stdio;
 
-use shmkit::process::{JoinError, KillError, ResultError, SpawnError, scope};
-use shmkit::{ObjectError, Pool};
+use shmkit::process::{
+    Config, Entry, JoinError, KillError, Resource, ResultError, SpawnError, run, scope,
+};
+use shmkit::{Event, ObjectError, Pool};
 
 use super::{listen, loop_for_ever, no_child_left, open_descriptors, program, role_succeeds, tell};
 
@@ -142,6 +145,52 @@ pub fn role_sigchld() {
 
 pub fn sigchld_ignored() {
     role_succeeds("role_sigchld");
+}
+
+/// Whether nothing has the number of a standard stream.
+fn no_stream_is_open() -> bool {
+    // SAFETY: asks for flags.
+    (0..3).all(|fd| unsafe { libc::fcntl(fd, libc::F_GETFD) } == -1)
+}
+
+static SEES_STREAMS: Entry<(), bool> = Entry::new("sees streams", |_, ()| no_stream_is_open());
+static STARTS_ONE: Entry<PathBuf, bool> = Entry::new("starts one", |worker, path| {
+    let file = worker.resources().manage(Resource::File(path)).unwrap();
+    std::fs::write(file.path(), "content").unwrap();
+    worker.start(&SEES_STREAMS, &()).unwrap().join().unwrap() && no_stream_is_open()
+});
+
+/// A daemon's parent: what it makes has no number to which anybody prints.
+pub fn role_closed_streams() {
+    let name = format!("test-closed-{}", std::process::id());
+    let directory = std::env::temp_dir().join(&name);
+    std::fs::create_dir(&directory).unwrap();
+    // SAFETY: from here on nothing is printed, and the role's end is its code.
+    (0..3).for_each(|fd| unsafe { assert_eq!(libc::close(fd), 0) });
+    let pool = Pool::builder().create().unwrap();
+    let named = Pool::builder().create_named(&name).unwrap();
+    Pool::unlink(&name).unwrap();
+    let event = pool.create(Event::new()).unwrap();
+    assert!(no_stream_is_open());
+    let config = Config::new()
+        .name(&name)
+        .run_directory(&directory)
+        .pid_file(directory.join("pid"));
+    assert!(run(&config, &STARTS_ONE, directory.join("file")).unwrap());
+    assert!(scope(|s| s
+        .spawn(no_stream_is_open)
+        .unwrap()
+        .join()
+        .unwrap()));
+    std::fs::remove_dir(&directory).unwrap();
+    let descriptor = event.open_fd().unwrap();
+    assert!(no_stream_is_open());
+    assert!(pool.check().is_ok() && named.check().is_ok());
+    std::mem::forget(descriptor);
+}
+
+pub fn closed_streams_stay_closed() {
+    role_succeeds("role_closed_streams");
 }
 
 pub fn reaped_by_somebody_else() {
