@@ -44,6 +44,7 @@ const CASES: &[common::Named] = table! {
         bases
         participants_are_limited
         forty_eight_pools
+        private_memory_is_no_pools
         created_open_and_unlinked
         invalid_names
         without_proc
@@ -154,7 +155,7 @@ const CASES: &[common::Named] = table! {
 };
 
 const ROLES: &[common::Named] = table! {
-    create: role_create;
+    create: role_create role_legacy_layout;
     attach: role_by_name role_by_descriptor;
     full_systems: role_full_file_system role_free_elsewhere role_refused role_left_behind;
     growth: role_file_size role_memory_limit;

@@ -24,6 +24,7 @@
 //! The records are next to the header because each process that is forked touches both as it begins, and
 //! the kernel maps some pages around the one that is touched.
 
+use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 
 use super::header::Header;
@@ -122,6 +123,21 @@ const _: () = {
     assert!(TAGS.end() <= FREE_HINTS.offset && FREE_HINTS.end() <= SPANS.offset);
     assert!(SPANS.end() <= DATA.offset && DATA.end() <= GRANULE);
 };
+
+/// Bytes of address space that a pool takes of its granule, which has so many slices at most.
+///
+/// Whatever lies in the granule of a pool is taken for a part of it. So the pool takes all of the granule where the kernel
+/// places a process's own memory among the granules: in what it calls the legacy layout of an address space, or below
+/// a stack that may become very large.
+pub(crate) fn mapped_len(max_slices: usize) -> usize {
+    // The layout is that of the program, and stays until the next `exec`.
+    static SHARED_WITH_OTHERS: OnceLock<bool> = OnceLock::new();
+    let granules = FIRST_GRANULE * GRANULE..(FIRST_GRANULE + GRANULES) * GRANULE;
+    match SHARED_WITH_OTHERS.get_or_init(|| memory::places_mappings_in(granules)) {
+        true => GRANULE,
+        false => DATA.offset + max_slices * SLICE,
+    }
+}
 
 /// A mapped pool, by its base address. Copied freely; valid while the pool is mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -4,7 +4,7 @@
 //! The part up to `file` never changes afterwards. An attacher validates a private copy
 //! ([`Identity::read`]) and compares the copy again once mapped.
 
-use super::arena::{DATA, HEADER_SIZE, PROCESSES, SLICE, SLOTS};
+use super::arena::{self, DATA, HEADER_SIZE, PROCESSES, SLOTS};
 use crate::primitive::{AtomicU64, Ordering};
 use crate::protocol::left::Left;
 use crate::protocol::sweep::Sweep;
@@ -189,9 +189,9 @@ impl Identity {
         Identity::parse(&bytes)
     }
 
-    /// Bytes of address space that the pool needs.
+    /// Bytes of address space that the pool takes here.
     pub(crate) fn mapped_len(&self) -> usize {
-        DATA.offset + self.max_slices as usize * SLICE
+        arena::mapped_len(self.max_slices as usize)
     }
 
     /// True if the sizes are such as a creator can have chosen.

@@ -13,7 +13,7 @@ use super::attach::PoolName;
 use super::{Pool, copied, fork, handles, tell};
 use crate::allocator::grow;
 use crate::layout::arena::{
-    Arena, DATA, FIRST_GRANULE, GRANULE, GRANULES, HEADER_SIZE, SLICE, SLOTS,
+    self, Arena, DATA, FIRST_GRANULE, GRANULE, GRANULES, HEADER_SIZE, SLICE, SLOTS,
 };
 use crate::layout::header::{DUMPABLE, GUARDED, HUGE_PAGES, Identity, MAGIC, VERSION};
 use crate::layout::local;
@@ -425,7 +425,7 @@ impl PoolBuilder {
         }
         fork::install();
         let pid_namespace = process::pid_namespace()?;
-        let len = DATA.offset + max * SLICE;
+        let len = arena::mapped_len(max);
         let random = random_words()?;
         memory::commit(fd.as_raw_fd(), 0, HEADER_SIZE as u64)?;
         let arena = self.map(&fd, len, random[2])?;

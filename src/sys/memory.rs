@@ -16,6 +16,7 @@
 
 use std::ffi::CStr;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -185,6 +186,21 @@ pub(crate) fn reserve_at(address: usize, len: usize) -> io::Result<()> {
         )
     };
     placed(got, address, len)
+}
+
+/// Whether the range is where the kernel places mappings for which no address is asked; also if it places none.
+pub(crate) fn places_mappings_in(range: Range<usize>) -> bool {
+    const LEN: usize = 4096;
+    let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+    // SAFETY: a new mapping, without access.
+    let placed =
+        unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), LEN, ProtFlags::empty(), flags) };
+    let Ok(at) = placed else {
+        return true;
+    };
+    // SAFETY: nobody knows of it.
+    let _ = unsafe { rustix::mm::munmap(at, LEN) };
+    range.contains(&at.addr())
 }
 
 /// Removes a mapping.

@@ -2,12 +2,17 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::time::{Duration, Instant};
 
-use shmkit::{AttachError, CreateError, NoSlot, Pool, PoolBuilder, UnlinkError};
+use shmkit::{
+    AttachError, ChangeError, CreateError, NoSlot, Pool, PoolBuilder, SharedCell, UnlinkError,
+};
 
 use super::common::skip::skipped;
-use super::common::{TestPool, allocate, assert_sound, fork, free, layout, leave, program, reap};
+use super::common::{
+    TestPool, allocate, assert_sound, fork, free, layout, leave, program, reap, succeeded,
+};
 
 pub fn options() {
     let pool = TestPool::new();
@@ -167,6 +172,36 @@ pub fn forty_eight_pools() {
     assert!(refused.to_string().contains("48"), "{refused}");
     drop(pools);
     TestPool::new();
+}
+
+/// What lies in a pool's granule is taken for a part of it: so no memory of a process does, wherever the kernel places that.
+pub fn private_memory_is_no_pools() {
+    const LEGACY_LAYOUT: libc::c_ulong = 0x0020_0000;
+    let mut command = program("role_legacy_layout");
+    // SAFETY: a system call between fork and exec. Refused, the layout is the usual one.
+    unsafe {
+        command.pre_exec(|| {
+            libc::personality(LEGACY_LAYOUT);
+            Ok(())
+        })
+    };
+    succeeded(&command.output().unwrap());
+}
+
+pub fn role_legacy_layout() {
+    // Too large for the heap's other place.
+    let cells: Vec<_> = (0..100_000).map(|_| SharedCell::<u64>::new()).collect();
+    let base = std::ptr::from_ref(&cells[0]).addr() & !((1 << 40) - 1);
+    match Pool::builder().max_size(1 << 20).base(base).create() {
+        Err(CreateError::AddressTaken { .. }) => {}
+        Err(CreateError::InvalidBase { .. }) => return skipped("the legacy layout of memory"),
+        other => panic!("{other:?}"),
+    }
+    let small = |_| Pool::builder().max_size(1 << 20).create();
+    let pools: Vec<_> = (0..48).map_while(|i| small(i).ok()).collect();
+    assert!(pools.len() > 40);
+    let refused = cells[0].set(1).unwrap_err();
+    assert_eq!(refused.cause, ChangeError::NotInPool);
 }
 
 /// A name for a test's own pool, and where its file is.
