@@ -123,7 +123,7 @@ fn death_of_an_author() {
 /// The same, and who recovers it dies at every write too; one other author.
 #[test]
 fn death_of_the_recoverer() {
-    let explorer = Explorer::new("detect: death of an author, then of the recoverer");
+    let explorer = Explorer::without_fences("detect: death of an author, then of the recoverer");
     explorer.each_recovery(2, |victim, recoverer| {
         move || {
             let shared = Shared::new();

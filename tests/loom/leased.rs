@@ -3,7 +3,7 @@
 
 use loom::sync::Arc;
 use loom::thread;
-use shmkit::primitive::{AtomicU64, Ordering, without_fences};
+use shmkit::primitive::{AtomicU64, Ordering};
 use shmkit::protocol::cells::behind_the_claim;
 use shmkit::protocol::leased::{self, FREE, HELD, Seen, TAKING};
 use shmkit::protocol::tag::Tag;
@@ -66,8 +66,9 @@ impl Entry {
 /// An element that has come back is had by another, and the next one comes into the entry, while somebody copies it.
 #[test]
 fn a_copy_against_the_next() {
-    let explorer = Explorer::new("leased: a copy against the next");
-    let model = || {
+    // A fence before the second exchange would say what the position and the element are to say.
+    let explorer = Explorer::without_fences("leased: a copy against the next");
+    explorer.run(3, || {
         let entry = Entry::new(leased::back(1), 1);
         let other = {
             let entry = Arc::clone(&entry);
@@ -86,9 +87,7 @@ fn a_copy_against_the_next() {
             }
         }
         other.join().unwrap();
-    };
-    // A fence before the second exchange would say what the position and the element are to say.
-    without_fences(|| explorer.run(3, model));
+    });
 }
 
 /// A holder has another element in the same entry, under the same word, and dies, while somebody looks after it.

@@ -4,7 +4,7 @@ use std::sync::Mutex as Ledger;
 
 use loom::sync::Arc;
 use loom::thread;
-use shmkit::primitive::{AtomicU64, Ordering, fence, without_fences};
+use shmkit::primitive::{AtomicU64, Ordering, fence};
 use shmkit::protocol::cells::{Cell, Phase, Shape, behind_the_claim};
 use shmkit::protocol::foremost::Foremost;
 use shmkit::protocol::ring::{self, Claim, Refused, Take, Walk};
@@ -232,8 +232,9 @@ fn looks() {
 /// An element is looked at, while one pops it and another pushes into its cell: it is whole.
 #[test]
 fn a_copy_against_the_next() {
-    let explorer = Explorer::new("ring: a copy against the next");
-    let model = || {
+    // Fences before the exchanges would say what the element is to say.
+    let explorer = Explorer::without_fences("ring: a copy against the next");
+    explorer.run(2, || {
         let queue = Queue::new(1);
         queue.push(1, 1).unwrap();
         let popper = {
@@ -251,9 +252,7 @@ fn a_copy_against_the_next() {
         for thread in [popper, pusher, looker] {
             thread.join().unwrap();
         }
-    };
-    // Fences before the exchanges would say what the element is to say.
-    without_fences(|| explorer.run(2, model));
+    });
 }
 
 /// Two who look tell the same, while a push that both may go past is on its way.
