@@ -1,4 +1,5 @@
-//! A span's bitmaps: no block is handed out twice, none is lost, no free is refused.
+//! A span's bitmaps: no block is handed out twice, none is lost, no free is refused. Without fences but where one sees
+//! what another does after a step of its own.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
@@ -161,7 +162,7 @@ impl Span {
 /// that the owner goes from one to the other under the eyes of who frees.
 #[test]
 fn owner_against_freers() {
-    let explorer = Explorer::new("bitmaps: owner against freers");
+    let explorer = Explorer::without_fences("bitmaps: owner against freers");
     explorer.run(1, || {
         let span = Span::new(&[0, 65]);
         let others: Vec<_> = [(1, 1), (2, 64)]
@@ -185,7 +186,7 @@ fn owner_against_freers() {
 /// A block whose neighbours move from one set to the other: who frees it is not refused.
 #[test]
 fn no_free_is_refused() {
-    let explorer = Explorer::new("bitmaps: no free is refused");
+    let explorer = Explorer::without_fences("bitmaps: no free is refused");
     explorer.run(3, || {
         let span = Span::new(&[0, 65]);
         let other = Arc::clone(&span);
@@ -195,6 +196,22 @@ fn no_free_is_refused() {
         span.free(OWNER, second);
         span.collect();
         other.join().unwrap();
+        span.check();
+    });
+}
+
+/// A block that was freed is in one of the sets, for who knows that it was, while the owner moves it from the one to the
+/// other: so a second free of it is refused.
+#[test]
+fn a_second_free_is_refused() {
+    let explorer = Explorer::without_fences("bitmaps: a second free is refused");
+    explorer.run(3, || {
+        let span = Span::new(&[]);
+        let owner = Arc::clone(&span);
+        let owner = thread::spawn(move || owner.collect());
+        span.free(1, 1);
+        assert!(span.sets().is_free(place(1)), "1 is freed twice");
+        owner.join().unwrap();
         span.check();
     });
 }
@@ -308,14 +325,14 @@ fn dying_owner(deaths: Deaths, at: Death, recoverer: (Deaths, Death)) -> impl Fn
 /// The owner dies at every write, and so does who recovers what it left, while another frees.
 #[test]
 fn death_of_the_owner() {
-    let explorer = Explorer::new("bitmaps: death of the owner");
+    let explorer = Explorer::without_fences("bitmaps: death of the owner");
     explorer.each_death(2, |deaths, at| dying_owner(deaths, at, Default::default()));
 }
 
 /// And so does who recovers what it left.
 #[test]
 fn death_of_the_recoverer() {
-    let explorer = Explorer::new("bitmaps: death of the owner, then of the recoverer");
+    let explorer = Explorer::without_fences("bitmaps: death of the owner, then of the recoverer");
     explorer.each_recovery(1, |(deaths, at), recoverer| {
         dying_owner(deaths, at, recoverer)
     });
@@ -324,7 +341,7 @@ fn death_of_the_recoverer() {
 /// Who frees a block of another's dies at every write; recovery frees the block, once.
 #[test]
 fn death_of_a_freer() {
-    let explorer = Explorer::new("bitmaps: death of a freer");
+    let explorer = Explorer::without_fences("bitmaps: death of a freer");
     explorer.each_death(3, |deaths, at| {
         move || {
             let span = Span::new(&[0]);

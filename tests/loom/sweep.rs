@@ -49,7 +49,7 @@ impl Table {
 /// Something is left twice while somebody makes a walk.
 #[test]
 fn demands_against_a_walk() {
-    let explorer = Explorer::new("sweep: demands against a walk");
+    let explorer = Explorer::without_fences("sweep: demands against a walk");
     explorer.run(3, || {
         let table = Table::new();
         table.leave(1);
@@ -71,7 +71,7 @@ fn demands_against_a_walk() {
 /// Who makes a walk dies; its death asks for another.
 #[test]
 fn a_walker_dies() {
-    let explorer = Explorer::new("sweep: a walker dies");
+    let explorer = Explorer::without_fences("sweep: a walker dies");
     explorer.each_death(3, |deaths, at| {
         move || {
             let table = Table::new();
