@@ -25,6 +25,7 @@ use crate::participants::table::{Slot, SlotPhase, SlotState};
 use crate::participants::tag::Tag;
 use crate::participants::{process, readers, recovery};
 use crate::primitive::Ordering;
+use crate::protocol::pins;
 use crate::sys;
 use crate::sys::thread_end::ThreadEnd;
 
@@ -325,11 +326,11 @@ fn take(arena: Arena, index: usize, owner: Tag) -> bool {
     slot.intent.close();
     slot.pin_depth.store(0, Ordering::Relaxed);
     let watched = &slot.watched;
-    for word in [&watched.freeing, &watched.pin, &watched.element] {
-        word.store(0, Ordering::Relaxed);
-    }
-    for permit in &slot.permits {
-        permit.word.store(0, Ordering::Relaxed);
+    let shown = [&watched.freeing, &watched.pin, &watched.element];
+    let permits = slot.permits.iter().map(|permit| &permit.word);
+    for word in shown.into_iter().chain(permits) {
+        // As its last owner did: who sees this store alone is to see that all of his looks are over.
+        pins::hide(word);
     }
     readers::forget(slot);
     let start = match sys::process::tid() == sys::process::pid() {

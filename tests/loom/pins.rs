@@ -88,7 +88,7 @@ fn viewers_against_unlinking() {
 /// Who frees has not unlinked it, but reads what the stamp was.
 #[test]
 fn a_viewer_against_who_frees_for_another() {
-    let explorer = Explorer::new("pins: a viewer against who frees for another");
+    let explorer = Explorer::without_fences("pins: a viewer against who frees for another");
     explorer.run(3, || {
         let shared = Shared::new();
         let [viewer, unlinker] = [
@@ -109,5 +109,35 @@ fn a_viewer_against_who_frees_for_another() {
         [viewer, unlinker]
             .into_iter()
             .for_each(|other| other.join().unwrap());
+    });
+}
+
+/// A slot changes hands after a look, and its next owner hides the pin once more, whatever it is. Who frees what was looked
+/// at may see the second time alone.
+#[test]
+fn a_slot_changes_hands() {
+    let explorer = Explorer::without_fences("pins: a slot changes hands");
+    explorer.run(3, || {
+        let shared = Shared::new();
+        let life = Arc::new(AtomicU64::new(1));
+        let [former, next] = [
+            |shared: &Shared, life: &AtomicU64| {
+                shared.view(0);
+                life.swap(0, Ordering::SeqCst);
+            },
+            |shared: &Shared, life: &AtomicU64| {
+                let claimed = life.compare_exchange(0, 2, Ordering::SeqCst, Ordering::Relaxed);
+                if claimed.is_ok() {
+                    pins::hide(&shared.pins[0]);
+                }
+            },
+        ]
+        .map(|does: fn(&Shared, &AtomicU64)| {
+            let (shared, life) = (Arc::clone(&shared), Arc::clone(&life));
+            thread::spawn(move || does(&shared, &life))
+        });
+        shared.replace(0);
+        former.join().unwrap();
+        next.join().unwrap();
     });
 }
