@@ -124,6 +124,7 @@ const CASES: &[Named] = table! {
         a_fork_that_fails_holds_nothing
         a_child_that_is_killed_on_its_way_holds_nothing
         who_returns_at_once_leaves_its_child_alive
+        who_becomes_a_daemon_lives
         a_pool_is_used_first_while_the_process_forks
         who_cannot_be_watched_is_looked_at
         a_restart_that_is_refused_is_tried_again

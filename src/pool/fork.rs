@@ -12,16 +12,19 @@
 //! `spawn` sees that, and reaps its child. Of a fork that somebody else makes, the handlers hear nothing
 //! but that they are called in the parent. So the child gets the end of a pipe, which it closes once its
 //! records live: when nobody has it, and a record is still FORKING, there is no child for that. The parent
-//! looks at once, for a fork that has failed, and for children that were killed on their way when it forks
-//! again, reaps one of its own, or is asked to recover the pool. If it is a child of ours that comes to its end,
-//! it waits for them a while: with its own record those go that it has made.
+//! waits for that, a tenth of a second at most, before the fork returns: it may end at once, as one does that
+//! makes a daemon of its child, and with its own record those go that it has made. It looks again, for children
+//! that were killed on their way later, when it forks again, reaps one of its own, or is asked to recover the
+//! pool. If it is a child of ours that comes to its end, it waits once more.
 
 use std::cell::{Cell, RefCell};
 use std::io::{PipeReader, PipeWriter};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, Once, PoisonError};
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 
 use super::{dispose, handles, intents};
 use crate::allocator;
@@ -281,7 +284,7 @@ fn take_back_of_the_killed() {
     }
     let mut all = on_their_way();
     all.retain(|child| {
-        let ended = nobody_has_the_other_end(&child.pipe);
+        let ended = nobody_has_the_other_end(&child.pipe, Duration::ZERO);
         let records = attached().map(|arena| (arena, child.records[arena.granule()]));
         for (arena, record) in records.filter(|&(_, record)| ended && record != 0) {
             // Only of those that do not live.
@@ -312,28 +315,36 @@ pub(super) fn forget(arena: Arena) {
     drop(handles);
 }
 
-fn nobody_has_the_other_end(pipe: &PipeReader) -> bool {
-    nobody_will_have_the_other_end(pipe, Timespec::default())
-}
+/// How long a fork waits for its child to live: that may be stopped, or wait for us in a handler of somebody
+/// else's.
+const AT_THE_FORK: Duration = Duration::from_millis(100);
+/// How long who ends does.
+const AT_THE_END: Duration = Duration::from_secs(1);
 
-/// Waits for that, so long at most.
-fn nobody_will_have_the_other_end(pipe: &PipeReader, limit: Timespec) -> bool {
+/// Waits until nobody has the other end, so long at most; whether nobody has it.
+fn nobody_has_the_other_end(pipe: &PipeReader, limit: Duration) -> bool {
+    let start = Instant::now();
     let mut end = [PollFd::new(pipe, PollFlags::empty())];
-    let polled = poll(&mut end, Some(&limit));
-    polled.is_ok() && end[0].revents().contains(PollFlags::HUP)
+    loop {
+        let left = limit.saturating_sub(start.elapsed());
+        let left = Timespec {
+            tv_sec: left.as_secs() as i64,
+            tv_nsec: left.subsec_nanos().into(),
+        };
+        match poll(&mut end, Some(&left)) {
+            // A signal ends a wait; the next one takes what is left.
+            Err(Errno::INTR) => {}
+            polled => return polled.is_ok() && end[0].revents().contains(PollFlags::HUP),
+        }
+    }
 }
 
-/// Waits until the children that are on their way live. One that is stopped, or has been, by a handler of
-/// somebody else's, is not waited for for long.
+/// Waits until the children that are on their way live.
 #[cold]
 fn await_children() {
-    const PATIENCE: Timespec = Timespec {
-        tv_sec: 1,
-        tv_nsec: 0,
-    };
     let handles = handles::lock();
     for child in on_their_way().iter() {
-        nobody_will_have_the_other_end(&child.pipe, PATIENCE);
+        nobody_has_the_other_end(&child.pipe, AT_THE_END);
     }
     drop(handles);
 }
@@ -355,6 +366,8 @@ pub(crate) extern "C" fn in_parent() {
     let pipe = HELD.try_with(|held| held.borrow_mut().as_mut()?.pipe.take());
     if let Ok(Some((pipe, for_the_child))) = pipe {
         drop(for_the_child);
+        // The caller may end at once, and with its record would go the child's.
+        nobody_has_the_other_end(&pipe, AT_THE_FORK);
         let mut all = on_their_way();
         if all.len() < MANY {
             let records = CHILD.with(|child| std::array::from_fn(|i| child.records[i].get()));

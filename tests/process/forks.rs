@@ -3,7 +3,7 @@
 use std::alloc::Layout;
 use std::io::{PipeReader, Read as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -123,7 +123,8 @@ pub fn role_killed_on_its_way() {
     DIES_AFTER.store(go.as_raw_fd(), Ordering::Relaxed);
     let descriptors = open_descriptors();
     DIES.store(true, Ordering::Relaxed);
-    for _ in 0..50 {
+    // Few, as each fork waits a while for a child that waits for the parent.
+    for _ in 0..10 {
         let object = pool.create(7_u64).unwrap();
         let handle = object.handle();
         let killed = forked_with(|| {
@@ -192,6 +193,37 @@ pub fn role_returns_at_once() {
 
 pub fn who_returns_at_once_leaves_its_child_alive() {
     role_succeeds("role_returns_at_once");
+}
+
+/// It goes to the background as `daemon` has it, while others look for the dead.
+pub fn who_becomes_a_daemon_lives() {
+    const DAEMONS: u32 = 100;
+    let pool = Pool::builder().create().unwrap();
+    let lived = pool.create(AtomicU32::new(0)).unwrap();
+    for _ in 0..DAEMONS {
+        let first = fork().unwrap_or_else(|| {
+            if fork().is_none() {
+                lived.fetch_add(1, Ordering::Relaxed);
+            }
+            leave(true);
+        });
+        assert_eq!(reap(first), 0);
+        pool.recover();
+    }
+    let begun = Instant::now();
+    while lived.load(Ordering::Relaxed) < DAEMONS {
+        assert!(begun.elapsed().as_secs() < 20, "{lived:?} of {DAEMONS}");
+        std::thread::yield_now();
+    }
+    drop(lived);
+    // They are others' children: the kernel's mark tells of their ends.
+    while pool.stats().processes > 1 {
+        assert!(begun.elapsed().as_secs() < 20, "{}", pool.check());
+        pool.recover();
+    }
+    assert!(pool.check().is_ok(), "{}", pool.check());
+    // SAFETY: nothing refers to it.
+    unsafe { pool.unmap() };
 }
 
 static POOL: OnceLock<Pool> = OnceLock::new();
