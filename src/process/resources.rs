@@ -267,7 +267,11 @@ impl Resources {
         let pool = control.pool();
         let tag = jobs::tag(pool)?;
         let table = &control.resources;
-        let place = table.claim(tag).ok_or(ResourceError::TooMany)?;
+        let over = || control.is_orphaned();
+        let place = table.claim(tag, &over).ok_or_else(|| match over() {
+            true => ResourceError::RunOver,
+            false => ResourceError::TooMany,
+        })?;
         place.kind.store(resource.kind(), Ordering::Relaxed);
         if let Err(error) = place.name.store(pool, Kind::Value, &name) {
             place.release();

@@ -126,6 +126,17 @@ impl Place {
         self.users.0.iter().any(used)
     }
 
+    /// What to sleep on if the master is about to free the place, or to decide whether.
+    fn leaving(&self) -> Option<(&AtomicU32, u32)> {
+        let seen = self.answered.load(Ordering::Acquire);
+        let is_leaving = match self.state.load() & PHASE {
+            REQUESTED | REFUSED | MANAGED => !self.is_used(),
+            CHECKING => true,
+            _ => false,
+        };
+        is_leaving.then_some((&self.answered, seen))
+    }
+
     pub(super) fn release(&self) {
         self.name.clear();
         self.answer.clear();
@@ -151,11 +162,17 @@ impl Table {
         self.used.of(&self.places)
     }
 
-    /// Claims a free place.
-    pub(super) fn claim(&self, by: Tag) -> Option<&Place> {
+    /// Claims a free place, or one that the master is about to free, unless that is dead, as `over` says.
+    pub(super) fn claim(&self, by: Tag, over: &dyn Fn() -> bool) -> Option<&Place> {
         let claimed = by.word() | CLAIMED;
-        let index = self.used.claim(&self.places, |at| &at.state, claimed)?;
-        Some(&self.places[index])
+        loop {
+            if let Some(index) = self.used.claim(&self.places, |at| &at.state, claimed) {
+                return Some(&self.places[index]);
+            }
+            let leaving = self.used().iter().find_map(Place::leaving);
+            let (answered, seen) = leaving.filter(|_| !over())?;
+            futex::wait(answered, seen, TICK);
+        }
     }
 
     pub(super) fn find(&self, id: u64) -> Option<&Place> {
@@ -336,7 +353,7 @@ mod tests {
     fn who_comes_next_has_inherited_nothing() {
         let table = empty();
         let over = || false;
-        let place = table.claim(Tag::new(1, 1)).unwrap();
+        let place = table.claim(Tag::new(1, 1), &|| true).unwrap();
         place.state.store(word(MANAGED, 7));
         let inherit = Inherit::These(&[ResourceId(7), ResourceId(8)]);
         table.bequeath(0, 1, inherit, &over);
@@ -361,7 +378,7 @@ mod tests {
     #[test]
     fn who_meets_a_removal_sleeps() {
         let table = empty();
-        let place = table.claim(Tag::new(1, 1)).unwrap();
+        let place = table.claim(Tag::new(1, 1), &|| true).unwrap();
         place.state.store(word(CHECKING, 7));
         let looks = AtomicU32::new(0);
         std::thread::scope(|scope| {
