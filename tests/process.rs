@@ -173,6 +173,7 @@ const CASES: &[Named] = table! {
         who_waits_for_a_dead_master_is_told
         who_waits_for_a_master_that_is_gone_is_told
         a_doorbell_is_a_pipe
+        a_doorbell_is_not_looked_for_in_another_proc
         what_a_killed_peer_used_is_removed
         what_a_killed_peer_held_is_free
         a_peer_that_dies_when_its_job_is_done_has_done_it

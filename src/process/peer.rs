@@ -7,6 +7,7 @@
 //! The master is woken by a pipe of its own, which a peer opens through `/proc`: a program of the
 //! same user can. Between jobs a peer sleeps on its place in the table; see `peers.rs`.
 
+use std::io;
 use std::marker::PhantomData;
 
 use rustix::fs::{FileType, Mode, OFlags};
@@ -69,9 +70,9 @@ pub enum PeerError {
     /// The process is the master, or one of its workers.
     #[error("this process takes part in the run already")]
     Already,
-    /// The master cannot be woken: its process is another user's.
+    /// The master cannot be woken: its process is another user's, or `/proc` that of another PID namespace.
     #[error("the run's master cannot be reached")]
-    Unreachable(#[source] std::io::Error),
+    Unreachable(#[source] io::Error),
 }
 
 impl From<NoSlot> for PeerError {
@@ -183,6 +184,11 @@ impl Peer {
         if control.peers.is_orphaned(pool.0) {
             unlink(&control, &name);
             return Err(PeerError::MasterDied);
+        }
+        if !process::proc_counts_as_we_do() {
+            // What has the master's number there is another process.
+            let why = "/proc is that of another PID namespace";
+            return Err(PeerError::Unreachable(io::Error::other(why)));
         }
         let pid = control.peers.master_pid.load(Ordering::Relaxed);
         let number = control.peers.doorbell.load(Ordering::Relaxed);

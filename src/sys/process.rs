@@ -362,7 +362,7 @@ fn shows_its_end(process: Pid) -> bool {
 }
 
 /// Whether `/proc` belongs to our pid namespace: its `self` then names our own pid.
-fn proc_counts_as_we_do() -> bool {
+pub(crate) fn proc_counts_as_we_do() -> bool {
     let mut target = [MaybeUninit::<u8>::uninit(); 16];
     match rustix::fs::readlinkat_raw(CWD, c"/proc/self", &mut target) {
         Ok((name, _rest)) => number(name) == Some(u64::from(pid())),

@@ -1,7 +1,7 @@
 //! Peers whose master dies, masters whose peers die, and a storm of both.
 
 use std::cell::Cell;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, pipe};
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
@@ -12,15 +12,16 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 use shmkit::process::{
-    Backoff, Entry, JoinError, JoinHandle, Master, Restart, ResultError, RunError, StartOptions,
-    run,
+    Backoff, Entry, JoinError, JoinHandle, Master, Peer, PeerError, Restart, ResultError, RunError,
+    StartOptions, run,
 };
 use shmkit::{HashMap, Pool};
 
-use super::loop_for_ever;
 use super::peers::{
     ASKS, CALLS, COUNTS, KEEPS, Peers, RUN, USES, command, config, no_name_is_left, unique,
 };
+use super::{listen, loop_for_ever, tell};
+use crate::common::skip::skipped;
 use crate::common::{fork, leave, reap, storm_time};
 
 static FOR_EVER: Entry<(), ()> = Entry::new("for ever", |_, ()| loop_for_ever());
@@ -129,6 +130,67 @@ pub fn a_doorbell_is_a_pipe() {
     assert_eq!(std::fs::read(&path).unwrap(), b"precious");
     std::fs::remove_file(&path).unwrap();
     drop(master);
+    no_name_is_left(&name);
+}
+
+/// Of a namespace whose `/proc` is that of an outer one: there, the master's number is somebody else's. True
+/// if a peer refuses to look there.
+fn refuses_another_proc(name: &str) -> bool {
+    let (go, let_go) = pipe().unwrap();
+    let (attach, let_attach) = pipe().unwrap();
+    let Some(master) = fork() else {
+        let Some(peer) = fork() else {
+            listen(&attach);
+            // SAFETY: the pool is this program's.
+            let refused = unsafe { Peer::attach(name) };
+            leave(matches!(refused, Err(PeerError::Unreachable(_))));
+        };
+        listen(&go);
+        let master = Master::new(&config(name)).unwrap();
+        tell(&let_attach);
+        let refused = reap(peer) == 0;
+        drop(master);
+        leave(refused);
+    };
+    // What a peer would take for the doorbell, whatever its number is.
+    let others = (0..64).map(|_| pipe().unwrap()).collect::<Vec<_>>();
+    tell(&let_go);
+    let refused = reap(master) == 0;
+    drop(others);
+    refused
+}
+
+pub fn a_doorbell_is_not_looked_for_in_another_proc() {
+    const REFUSED: i32 = 77;
+    let name = unique("proc");
+    let first = fork().unwrap_or_else(|| {
+        let kind = libc::CLONE_NEWPID | libc::CLONE_NEWNS;
+        // SAFETY: changes what this child's children see; no memory is written.
+        let code = unsafe {
+            if libc::unshare(kind) != 0 && libc::unshare(libc::CLONE_NEWUSER | kind) != 0 {
+                REFUSED
+            } else {
+                let init = fork().unwrap_or_else(|| {
+                    let (none, proc) = (std::ptr::null(), c"proc".as_ptr());
+                    let private = libc::MS_REC | libc::MS_PRIVATE;
+                    let made = libc::mount(none, c"/".as_ptr(), none, private, none.cast()) == 0
+                        && libc::mount(proc, c"/proc".as_ptr(), proc, 0, none.cast()) == 0
+                        && libc::unshare(libc::CLONE_NEWPID) == 0;
+                    match made {
+                        true => leave(refuses_another_proc(&name)),
+                        false => libc::_exit(REFUSED),
+                    }
+                });
+                libc::WEXITSTATUS(reap(init))
+            }
+        };
+        // SAFETY: ends this child.
+        unsafe { libc::_exit(code) }
+    });
+    match libc::WEXITSTATUS(reap(first)) {
+        REFUSED => skipped("peers that see another /proc: this user may not mount one"),
+        code => assert_eq!(code, 0),
+    }
     no_name_is_left(&name);
 }
 

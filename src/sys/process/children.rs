@@ -12,7 +12,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use rustix::io::Errno;
 use rustix::process::{Signal, WaitId, WaitIdOptions, WaitOptions};
 
-use super::to_pid;
+use super::{proc_counts_as_we_do, to_pid};
 
 /// Which side of a fork the caller is on.
 #[derive(Debug)]
@@ -96,6 +96,9 @@ fn was_reaped(pidfd: BorrowedFd<'_>) -> bool {
 
 /// The exit status in the 52nd field of `/proc/PID/stat`, of which only a zombie's counts.
 fn zombie_status(pid: u32) -> Option<i32> {
+    if !proc_counts_as_we_do() {
+        return None;
+    }
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, fields) = stat.rsplit_once(')')?;
     let mut fields = fields.split_ascii_whitespace();
