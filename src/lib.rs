@@ -447,6 +447,27 @@ pub mod testing {
         }
     }
 
+    /// Slots and records without an owner that nobody can claim, as something is left to be done for who had them.
+    #[must_use]
+    pub fn stuck(pool: Pool) -> (usize, usize) {
+        use crate::participants::table::{ProcessPhase, SlotPhase};
+        let is_taken = |life: &RobustWord| life.word.load(Ordering::Relaxed) != 0;
+        let slots = pool.0.slots().filter(|(_, slot)| match slot.state().phase {
+            SlotPhase::Free => is_taken(&slot.life),
+            SlotPhase::Dead | SlotPhase::Settled => true,
+            SlotPhase::Live | SlotPhase::Parked => false,
+        });
+        let records = pool
+            .0
+            .processes()
+            .filter(|(_, record)| match record.state().phase {
+                ProcessPhase::Free => is_taken(&record.life),
+                ProcessPhase::Forking | ProcessPhase::Dead | ProcessPhase::Aborted => true,
+                ProcessPhase::Live => false,
+            });
+        (slots.count(), records.count())
+    }
+
     /// Does to the pool what the kernel does when the thread with that tid dies.
     ///
     /// # Safety

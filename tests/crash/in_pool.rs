@@ -138,9 +138,13 @@ pub fn in_use(pool: Pool, expected: usize) -> Result<(), String> {
     ensure(now == expected, || format!("{now} bytes, not {expected}"))
 }
 
-/// Recovers whoever is left to be recovered; the pool must be sound then.
+/// Recovers whoever is left to be recovered; the pool must be sound then, and all that they had can be had again.
 pub fn sound(pool: Pool) -> Result<(), String> {
     pool.recover();
+    let (slots, records) = testing::stuck(pool);
+    ensure((slots, records) == (0, 0), || {
+        format!("{slots} slots and {records} records are nobody's, and nobody can have them")
+    })?;
     intact(pool)
 }
 

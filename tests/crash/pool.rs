@@ -166,11 +166,7 @@ pub fn verify(
 ) -> Result<(), String> {
     let pool = world.pool;
     // What died in recovery is dead now too.
-    pool.recover();
-    let report = pool.check_quiescent();
-    if !report.is_ok() {
-        return Err(report.to_string());
-    }
+    in_pool::sound(pool)?;
     let stats = pool.stats();
     let more = stats.allocated as isize - world.before as isize;
     if !allocated(more, crash) {

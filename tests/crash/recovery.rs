@@ -4,7 +4,7 @@
 use shmkit::{Buffer, testing};
 
 use super::engine::{Case, Doomed, Suite};
-use super::pool::{World, case, elsewhere, nothing};
+use super::pool::{World, case, elsewhere, node, nothing};
 use super::sync::slot;
 
 /// Bytes that three slices have, of 16 KiB each.
@@ -119,6 +119,13 @@ fn holes_given_back_and_taken(world: &mut World) {
     assert!(bytes.iter().all(|&byte| byte == 1), "given back");
 }
 
+/// One has died who was about to fork: what it held is held by its child's record, too.
+fn about_to_fork(world: &mut World) {
+    let pool = world.pool;
+    let holds = move || std::mem::forget(pool.create(node(1)).expect("an object"));
+    Doomed::new(holds, testing::forking::before).ends();
+}
+
 /// The recoverer dies without the kernel's telling, if it is really killed: its list of words is none that the
 /// kernel knows.
 fn die_unmarked() {
@@ -190,6 +197,15 @@ pub fn cases(suite: &mut Suite) {
         .without_second_order()
         .without_real_kills(),
     );
+    suite.run(case(
+        "recover one who was about to fork",
+        about_to_fork,
+        nothing,
+        |world| {
+            world.pool.recover();
+        },
+        |more, _| more == -32,
+    ));
     let come_and_go = |world: &mut World| leave_slots(world, 1);
     suite.run(
         case(
