@@ -4,10 +4,12 @@ use std::fmt::{self, Debug, Formatter};
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use shmkit::sync::Permit;
 use shmkit::{Event, LockError, Mutex, RwLock, Semaphore, ShmSafe};
 
+use super::super::engine::progress;
 use super::super::engine::{Crash, Overtaken, Suite, Victim};
-use super::super::in_pool::ensure;
+use super::super::in_pool::{self, ensure};
 use super::super::sync::{World, nothing, slot};
 use super::{Operation, Order, told};
 
@@ -213,7 +215,48 @@ impl Operation for OfEvent {
     }
 }
 
+/// Whose list of permits has room for one more wants the last one of a semaphore, which another takes: there is room
+/// for one of another semaphore then.
+fn losers(suite: &mut Suite) {
+    /// A thread can have one more.
+    const HELD: u32 = 27;
+    let take = |permits: &Semaphore| permits.try_acquire().map(Permit::forget).is_ok();
+    let setup = || World::new((Semaphore::new(1), Semaphore::new(HELD + 1)), nothing);
+    suite.run(
+        in_pool::case("overtaken/semaphore/the last one by another", setup)
+            .attach(|world| {
+                let (_, others) = &*world.object;
+                (0..HELD).for_each(|_| std::mem::forget(others.try_acquire().expect("a permit")));
+            })
+            .operation(move |world| {
+                let (last, others) = &*world.object;
+                take(last);
+                progress(1 + u64::from(take(others)));
+            })
+            .overtaken_by(move |world| {
+                progress(1 + u64::from(take(&world.object.0)));
+            })
+            .verify(|world, crash| {
+                world.pool.recover();
+                world.intact("after recovery")?;
+                let (last, others) = &*world.object;
+                ensure(crash.progress != 1, || "there was no room".into())?;
+                let (last, others) = (last.available_permits(), others.available_permits());
+                ensure(last == 0 || last == 1 && !crash.done(), || {
+                    format!("{last} left")
+                })?;
+                let all = others == HELD + 1;
+                ensure(all && !crash.done() || others == HELD, || {
+                    format!("{others} others left")
+                })
+            })
+            .without_second_order()
+            .without_real_kills(),
+    );
+}
+
 pub fn cases(suite: &mut Suite) {
+    losers(suite);
     locks::<Mutex<u64>>(suite);
     locks::<RwLock<u64>>(suite);
     locks::<Permitted>(suite);
