@@ -1,5 +1,7 @@
 //! Readers and writers, and the mutex that repairs: every operation, killed after every change.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
 use shmkit::sync::{LockError, WriteOrphan};
 use shmkit::{KillSafe, Recover, RecoverableMutex, RwLock, ShmSafe};
 
@@ -100,6 +102,32 @@ fn rwlocks(suite: &mut Suite) {
                 format!("not told of {value:?}")
             })?;
             ensure(value.is_mix(OLD, NEW), || format!("{value:?}"))
+        },
+    ));
+    suite.run(case(
+        "rwlock, write and unwind",
+        || RwLock::new(OLD),
+        nothing,
+        |lock| {
+            let unwinds = || {
+                let mut guard = lock.write().expect("the lock");
+                guard.0 = HALF.0;
+                resume_unwind(Box::new(()))
+            };
+            catch_unwind(AssertUnwindSafe(unwinds)).expect_err("as told");
+        },
+        |lock, crash| {
+            let (value, told) = match lock.try_read() {
+                Ok(guard) => (*guard, None),
+                Err(LockError::Panicked(guard)) => (*guard, Some("a panic")),
+                Err(LockError::OwnerDied(orphan)) => (*orphan.into_guard(), Some("a death")),
+                Err(other) => return Err(format!("{other:?}")),
+            };
+            ensure(told.is_some() || value == OLD && !crash.finished, || {
+                format!("not told of {value:?}")
+            })?;
+            lock.clear_poison();
+            ensure(found(lock)? == (value, false), || "told again".into())
         },
     ));
     suite.run(
