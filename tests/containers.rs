@@ -171,6 +171,7 @@ const CASES: &[common::Named] = table! {
         heaps_outside_of_a_pool
         one_use_a_thread
         ids_are_checked
+        an_id_of_a_type_made_to_look_alike
         places_are_not_believed
         objects_are_saved_once
         what_fails_is_undone

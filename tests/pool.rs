@@ -124,6 +124,7 @@ const CASES: &[common::Named] = table! {
         names_have_limits
         a_name_keeps_its_object
         of_another_type
+        of_a_type_made_to_look_alike
         the_table_of_names_fills_up
         a_race_has_one_winner
         made_and_removed_at_once;

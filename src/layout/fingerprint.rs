@@ -19,14 +19,9 @@
 //!
 //! # The hash
 //!
-//! Two independent 64-bit lanes, each a chain of published bijective mixers, so that in one lane
-//! two inputs that differ in one word never collide. It guards against accidents, not against
-//! someone who looks for collisions.
-//!
-//! - Lane one: variant 13 of David Stafford, "Better Bit Mixing" (2011), which is the output
-//!   function of SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number
-//!   Generators", OOPSLA 2014), stepped by SplitMix64's golden-ratio increment.
-//! - Lane two: the 64-bit finaliser of MurmurHash3 (Austin Appleby, 2011, public domain).
+//! The first half of SHA-256. Whoever opens an object as another type has its bytes as that type's
+//! values, so a type that is *made* to have another's fingerprint, by a name or a constant that safe code chooses,
+//! must not be found by computing either. What safe code finds by trying takes 2^64 attempts.
 
 use core::any::TypeId;
 use std::cell::RefCell;
@@ -35,12 +30,14 @@ use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher, RandomState};
 // Not `crate::primitive`: the one word here belongs to the process and to no protocol.
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use sha2::{Digest, Sha256};
+
 use super::field::{Field, Part, Place};
 use super::owned::OwnedKind;
 use super::type_info::{Shape, TypeInfo};
 
 /// Mixed in first, so that a change of the scheme changes every fingerprint.
-const SCHEME: u64 = 1;
+const SCHEME: u64 = 2;
 
 /// The compiler that built this crate, and so every program image that contains it.
 const COMPILER: &str = env!("SHMKIT_RUSTC");
@@ -93,7 +90,7 @@ impl TypeInfo {
         let mut walk = Walk {
             compiler,
             nonce,
-            hash: Lanes::new(),
+            hash: Words::default(),
             numbers: HashMap::new(),
         };
         walk.hash.word(SCHEME);
@@ -106,7 +103,7 @@ impl TypeInfo {
 struct Walk {
     compiler: &'static str,
     nonce: fn() -> u64,
-    hash: Lanes,
+    hash: Words,
     numbers: HashMap<TypeId, u64>,
 }
 
@@ -262,26 +259,13 @@ pub(crate) fn image_nonce() -> u64 {
     }
 }
 
-/// The state of the hash; see the module's header.
-struct Lanes {
-    one: u64,
-    two: u64,
-}
+/// What is hashed.
+#[derive(Default)]
+struct Words(Sha256);
 
-/// SplitMix64's increment: 2^64 divided by the golden ratio, odd.
-const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
-
-impl Lanes {
-    const fn new() -> Self {
-        Self {
-            one: 0,
-            two: GOLDEN,
-        }
-    }
-
+impl Words {
     fn word(&mut self, word: u64) {
-        self.one = stafford13((self.one ^ word).wrapping_add(GOLDEN));
-        self.two = murmur3(self.two.rotate_left(31).wrapping_add(word));
+        self.0.update(word.to_le_bytes());
     }
 
     fn tag(&mut self, tag: Tag) {
@@ -293,6 +277,7 @@ impl Lanes {
         self.word((value >> 64) as u64);
     }
 
+    /// The length first, so that the end of one text is not the start of the next.
     fn text(&mut self, text: &str) {
         self.word(text.len() as u64);
         for chunk in text.as_bytes().chunks(8) {
@@ -303,20 +288,9 @@ impl Lanes {
     }
 
     fn finish(self) -> u128 {
-        u128::from(self.one) << 64 | u128::from(self.two)
+        let [half, _]: [[u8; 16]; 2] = bytemuck::cast(<[u8; 32]>::from(self.0.finalize()));
+        u128::from_be_bytes(half)
     }
-}
-
-const fn stafford13(mut x: u64) -> u64 {
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
-}
-
-const fn murmur3(mut x: u64) -> u64 {
-    x = (x ^ (x >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
-    x = (x ^ (x >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
-    x ^ (x >> 33)
 }
 
 #[cfg(test)]
@@ -324,24 +298,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mixers_are_the_published_ones() {
-        // The first output of SplitMix64 seeded with 0, and MurmurHash3's fmix64(1).
-        assert_eq!(stafford13(GOLDEN), 0xe220_a839_7b1d_cdaf);
-        assert_eq!(murmur3(1), 0xb456_bcfc_34c2_cb2c);
-    }
-
-    /// Other programs hold these in their pools: a change needs a new `SCHEME`.
-    #[test]
     fn fingerprints_stay() {
         // Computed by another implementation of what the module's header says.
         let golden = [
             (
                 TypeInfo::of::<u32>(),
-                0xb4e8_20b1_0aba_7c47_ac3f_9940_2173_dd1d,
+                0x027c_8e52_9416_090f_be68_fafd_0a63_bc79,
             ),
             (
                 TypeInfo::of::<[u32; 3]>(),
-                0x2b32_ffc6_9dd6_3407_89de_e9bb_ade5_b087,
+                0xb01c_6cc2_9149_fdb9_3bd8_fd5a_86a2_9a23,
             ),
         ];
         for (info, fingerprint) in golden {
@@ -352,9 +318,9 @@ mod tests {
     #[test]
     fn texts_are_told_apart_by_length() {
         let hash = |texts: &[&str]| {
-            let mut lanes = Lanes::new();
-            texts.iter().for_each(|text| lanes.text(text));
-            lanes.finish()
+            let mut words = Words::default();
+            texts.iter().for_each(|text| words.text(text));
+            words.finish()
         };
         assert_ne!(hash(&["a"]), hash(&["a\0"]));
         assert_ne!(hash(&["a", "b"]), hash(&["ab"]));

@@ -499,3 +499,30 @@ pub fn a_forked_copy_of_a_transaction_is_void() {
     assert_eq!((outcome, *heap.view().unwrap().root()), (Ok(()), 2));
     assert_sound(*pool);
 }
+
+/// Of the fingerprint that an earlier version gave types, the constant was computed.
+pub fn an_id_of_a_type_made_to_look_alike() {
+    #[derive(ShmSafe, Trace)]
+    struct Number<const A: u64>(u64);
+    #[derive(ShmSafe, Trace)]
+    struct Choice<const A: u64>(Kind, [u8; 7]);
+    #[derive(ShmSafe, Trace)]
+    #[repr(u8)]
+    enum Kind {
+        A,
+        B,
+        C,
+    }
+    assert!([Kind::A, Kind::B, Kind::C].len() == 3);
+
+    let pool = TestPool::new();
+    let heap = pool.create(Heap::new(())).unwrap();
+    let number = heap.modify(|tx| tx.alloc(Number::<0>(7))).unwrap().unwrap();
+    let bytes = postcard::to_stdvec(&number).unwrap();
+    let alike: Gc<Choice<0x7a9f_5756_a401_25ca>> = postcard::from_bytes(&bytes).unwrap();
+    let view = heap.view().unwrap();
+    assert_eq!(view.get(number).unwrap().0, 7);
+    assert!(view.get(alike).is_none());
+    drop(view);
+    assert_sound(*pool);
+}

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use shmkit::process::scope;
-use shmkit::{NamedError, Pool, Shared};
+use shmkit::{NamedError, Pool, Shared, ShmSafe};
 
 use super::common::{TestPool, assert_sound};
 
@@ -97,6 +97,32 @@ pub fn of_another_type() {
     drop(made);
     pool.remove_name("x").unwrap();
     assert_eq!(*pool.named_or_create("x", || 1_i64).unwrap(), 1);
+    assert_sound(*pool);
+}
+
+/// Of the fingerprint that an earlier version gave types, the constants were found in seven billion attempts.
+pub fn of_a_type_made_to_look_alike() {
+    #[derive(ShmSafe)]
+    struct X<const A: u128>(u64);
+    #[derive(ShmSafe)]
+    struct Y<const A: u128>(Kind, [u8; 7]);
+    #[derive(ShmSafe)]
+    #[repr(u8)]
+    enum Kind {
+        A,
+        B,
+        C,
+    }
+    type Number = X<0xd3ae_94da_11e8_180f_2155_f94a_c60c_ab48>;
+    type Choice = Y<0x95f3_fc97_8816_7366_9fd2_a91b_59a8_fc6f>;
+    assert!([Kind::A, Kind::B, Kind::C].len() == 3);
+
+    let pool = TestPool::new();
+    let number: Shared<Number> = pool.named_or_create("x", || X(7)).unwrap();
+    assert_eq!(number.0, 7);
+    let alike = pool.named::<Choice>("x").err();
+    assert_eq!(alike, Some(NamedError::OtherType));
+    drop(number);
     assert_sound(*pool);
 }
 

@@ -202,27 +202,29 @@ const KNOWN: usize = 64;
 struct Nothing;
 
 thread_local! {
-    /// Types of objects, and what entries say of such.
-    static KINDS: [Cell<(TypeId, u64)>; KNOWN] =
-        const { [const { Cell::new((TypeId::of::<Nothing>(), 0)) }; KNOWN] };
+    /// Types of objects, and their numbers.
+    static KINDS: [Cell<(TypeId, [u64; 2])>; KNOWN] =
+        const { [const { Cell::new((TypeId::of::<Nothing>(), [0; 2])) }; KNOWN] };
 }
 
-/// What an entry says of objects like `T`.
+/// What an entry of the heap says of objects like `T`.
 #[inline]
-pub(super) fn kind<T: ?Sized + Managed>() -> u64 {
+pub(super) fn kind<T: ?Sized + Managed>(table: &Table) -> u64 {
     let place = ((std::ptr::from_ref(T::Element::TYPE).addr() >> 4) + T::SHAPE as usize) % KNOWN;
     // The thread may be about to end.
-    match KINDS.try_with(|kinds| kinds[place].get()) {
+    let kind = match KINDS.try_with(|kinds| kinds[place].get()) {
         Ok((known, kind)) if known == TypeId::of::<T>() => kind,
         _ => learn_kind::<T>(place),
-    }
+    };
+    table.kind(kind)
 }
 
 #[cold]
 #[inline(never)]
-fn learn_kind<T: ?Sized + Managed>(place: usize) -> u64 {
-    let fingerprint = T::Element::TYPE.fingerprint() as u64;
-    let kind = fingerprint.rotate_left(T::SHAPE as u32) ^ T::SHAPE;
+fn learn_kind<T: ?Sized + Managed>(place: usize) -> [u64; 2] {
+    let fingerprint = T::Element::TYPE.fingerprint();
+    let low = (fingerprint as u64).rotate_left(T::SHAPE as u32) ^ T::SHAPE;
+    let kind = [low, (fingerprint >> 64) as u64];
     let _ = KINDS.try_with(|kinds| kinds[place].set((TypeId::of::<T>(), kind)));
     kind
 }
@@ -249,7 +251,7 @@ impl<T: ?Sized + Managed> Target<T> {
 #[inline]
 pub(super) fn find<T: ?Sized + Managed>(table: &Table, gc: Gc<T>) -> Option<Target<T>> {
     let entry = table.entry(gc.index())?;
-    let kind = kind::<T>();
+    let kind = kind::<T>(table);
     if table.stamp(entry) != gc.stamp.get() || entry.kind() != kind {
         return None;
     }

@@ -161,6 +161,13 @@ impl Table {
         self.bytes.saturating_sub(address.wrapping_sub(self.data))
     }
 
+    /// What an entry says of objects of a type whose number has 128 bits. Of two types it is the same by chance only: the
+    /// name is random, so no type can have been made to be taken for another one in this heap.
+    #[inline]
+    pub(crate) fn kind(&self, [low, high]: [u64; 2]) -> u64 {
+        low.wrapping_add(high.wrapping_mul(self.name))
+    }
+
     /// What an id has of an object of this heap beside its index, so that it names it for ever.
     #[inline]
     pub(crate) fn stamp(&self, entry: &Entry) -> u64 {

@@ -22,7 +22,7 @@ impl<R: Trace + Unpin> Tx<'_, R> {
         let layout = Layout::array::<T::Element>(len).map_err(|_| AllocError::TooLarge)?;
         let layout = Layout::from_size_align(layout.size().max(1), layout.align());
         let layout = layout.map_err(|_| AllocError::TooLarge)?;
-        let index = self.make_entry(gc::kind::<T>(), len, layout);
+        let index = self.make_entry(gc::kind::<T>(&self.table), len, layout);
         let index = index.map_err(Packed::unpack)?;
         let entry = self.table.entry(index).ok_or(AllocError::TooLarge)?;
         let place = std::ptr::with_exposed_provenance_mut(entry.address() as usize);
