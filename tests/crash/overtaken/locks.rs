@@ -3,9 +3,10 @@
 use std::fmt::{self, Debug, Formatter};
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use shmkit::sync::Permit;
-use shmkit::{Event, LockError, Mutex, RwLock, Semaphore, ShmSafe};
+use shmkit::{Condvar, Event, LockError, Mutex, RwLock, Semaphore, ShmSafe};
 
 use super::super::engine::progress;
 use super::super::engine::{Crash, Overtaken, Suite, Victim};
@@ -255,8 +256,72 @@ fn losers(suite: &mut Suite) {
     );
 }
 
+/// Who waits for a condition is told of what is notified once it waits: it has let go of the mutex, under which the
+/// condition has come true.
+fn notified(suite: &mut Suite) {
+    /// It is told of what comes in time by that, however late it goes on.
+    const LIMIT: Duration = Duration::from_millis(300);
+    const IN_TIME: u64 = 1;
+    const TOO_LATE: u64 = 2;
+    type Gate = (Mutex<u64>, Condvar, [AtomicU64; 2]);
+    let now = || {
+        SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |now| now.as_millis() as u64)
+    };
+    let setup = || {
+        World::new(
+            (Mutex::new(0), Condvar::new(), Default::default()),
+            nothing::<Gate>,
+        )
+    };
+    suite.run(
+        in_pool::case("overtaken/condvar/wait by notify", setup)
+            .attach(|world| slot(world.pool))
+            .operation(move |world| {
+                let (mutex, condvar, [start, _]) = &*world.object;
+                let guard = mutex.lock().expect("the lock");
+                start.store(now(), Ordering::Relaxed);
+                let late = *guard == 0 && {
+                    let waited = condvar.wait_timeout(guard, LIMIT);
+                    waited.expect("the lock").1.timed_out()
+                };
+                progress(if late { TOO_LATE } else { IN_TIME });
+            })
+            .overtaken_by(move |world| {
+                let (mutex, condvar, [_, end]) = &*world.object;
+                match mutex.lock() {
+                    Ok(mut guard) => *guard = 1,
+                    Err(LockError::OwnerDied(orphan)) => *orphan.into_guard() = 1,
+                    Err(refused) => panic!("{refused:?}"),
+                }
+                condvar.notify_one();
+                end.store(now(), Ordering::Relaxed);
+                progress(1);
+            })
+            .verify(|world, crash| {
+                world.pool.recover();
+                world.intact("after recovery")?;
+                let [start, end] = world
+                    .object
+                    .2
+                    .each_ref()
+                    .map(|time| time.load(Ordering::Relaxed));
+                // To the millisecond, and that of the end is not the notification's.
+                let in_time = end != 0 && end < start + LIMIT.as_millis() as u64 - 10;
+                ensure(!in_time || crash.progress != TOO_LATE, || "not told".into())
+            })
+            .may_wait()
+            .only_goes_on()
+            .soon()
+            .without_second_order()
+            .without_real_kills(),
+    );
+}
+
 pub fn cases(suite: &mut Suite) {
     losers(suite);
+    notified(suite);
     locks::<Mutex<u64>>(suite);
     locks::<RwLock<u64>>(suite);
     locks::<Permitted>(suite);
