@@ -202,30 +202,30 @@ const KNOWN: usize = 64;
 struct Nothing;
 
 thread_local! {
-    /// Types of objects, and their numbers.
-    static KINDS: [Cell<(TypeId, [u64; 2])>; KNOWN] =
-        const { [const { Cell::new((TypeId::of::<Nothing>(), [0; 2])) }; KNOWN] };
+    /// Types of objects, names of heaps, and what entries there say of such objects.
+    static KINDS: [Cell<(TypeId, u64, u64)>; KNOWN] =
+        const { [const { Cell::new((TypeId::of::<Nothing>(), 0, 0)) }; KNOWN] };
 }
 
 /// What an entry of the heap says of objects like `T`.
 #[inline]
 pub(super) fn kind<T: ?Sized + Managed>(table: &Table) -> u64 {
-    let place = ((std::ptr::from_ref(T::Element::TYPE).addr() >> 4) + T::SHAPE as usize) % KNOWN;
+    let place = (std::ptr::from_ref(T::Element::TYPE).addr() >> 4) + T::SHAPE as usize;
+    let place = (place ^ table.name as usize) % KNOWN;
     // The thread may be about to end.
-    let kind = match KINDS.try_with(|kinds| kinds[place].get()) {
-        Ok((known, kind)) if known == TypeId::of::<T>() => kind,
-        _ => learn_kind::<T>(place),
-    };
-    table.kind(kind)
+    match KINDS.try_with(|kinds| kinds[place].get()) {
+        Ok((known, name, kind)) if known == TypeId::of::<T>() && name == table.name => kind,
+        _ => learn_kind::<T>(table, place),
+    }
 }
 
 #[cold]
 #[inline(never)]
-fn learn_kind<T: ?Sized + Managed>(place: usize) -> [u64; 2] {
+fn learn_kind<T: ?Sized + Managed>(table: &Table, place: usize) -> u64 {
     let fingerprint = T::Element::TYPE.fingerprint();
     let low = (fingerprint as u64).rotate_left(T::SHAPE as u32) ^ T::SHAPE;
-    let kind = [low, (fingerprint >> 64) as u64];
-    let _ = KINDS.try_with(|kinds| kinds[place].set((TypeId::of::<T>(), kind)));
+    let kind = table.kind([low, (fingerprint >> 64) as u64]);
+    let _ = KINDS.try_with(|kinds| kinds[place].set((TypeId::of::<T>(), table.name, kind)));
     kind
 }
 
