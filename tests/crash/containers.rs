@@ -2,7 +2,7 @@
 
 use shmkit::{Array, KillSafe, Matrix, Pool, Shared, ShmSafe};
 
-use super::engine::{Case, Crash, Suite, progress};
+use super::engine::{Case, Crash, Doomed, Suite, progress};
 use super::in_pool::{self, InPool, ensure, happened, in_use, pool, sound};
 
 /// 24 bytes that belong together.
@@ -113,6 +113,49 @@ fn triple(bench: &mut Bench, crash: &Crash, old: &[Triple], new: Triple) -> Resu
     bench.unclaimed()
 }
 
+/// A claim of a part of what one had who was killed, and of more: who has it is told, and the next one is not.
+fn claim_of_a_dead_one() -> Case<Bench> {
+    let setup = || {
+        let bench = Bench::new();
+        let dies = || {
+            let mut claim = bench.numbers().claim_mut(1..4).expect("claimed");
+            claim.fill(9);
+            std::mem::forget(claim);
+        };
+        Doomed::new(|| (), dies).ends();
+        bench
+    };
+    in_pool::case("array/claim_mut what a dead one had", setup)
+        .attach(Bench::enter)
+        .operation(|bench| {
+            let mut claim = bench.numbers().claim_mut(2..5).expect("claimed");
+            assert!(claim.was_orphaned());
+            claim.fill(7);
+            drop(claim);
+            progress(1);
+        })
+        .verify(|bench, crash| {
+            sound(bench.pool)?;
+            let numbers = bench.numbers();
+            let values: Vec<_> = (2..5).map(|i| numbers.get(i).unwrap_or(99)).collect();
+            let told = |range| {
+                let claim = numbers.claim_mut(range);
+                claim
+                    .map(|claim| claim.was_orphaned())
+                    .map_err(|e| e.to_string())
+            };
+            ensure(told(1..2)?, || {
+                "not told of what nobody has had since".into()
+            })?;
+            let told = told(2..5)?;
+            ensure(told || values == [7; 3], || {
+                format!("not told of {values:?}")
+            })?;
+            ensure(!(told && crash.done()), || "told again".into())?;
+            bench.unclaimed()
+        })
+}
+
 /// What a death at every instruction must leave of arrays.
 pub fn cases(suite: &mut Suite) {
     suite.run(
@@ -184,6 +227,7 @@ pub fn cases(suite: &mut Suite) {
             ensure(!(done && orphaned), || "told of nothing".into())
         }),
     );
+    suite.run(claim_of_a_dead_one());
     suite.run(
         case("array/grow", |bench| {
             bench.numbers().grow(1000, 8).expect("grown")

@@ -36,8 +36,11 @@ impl Operation for Do {
             Do::Pop => number(queue.try_pop()),
             Do::Lease => number(queue.try_lease().map(Lease::ack)),
             Do::GiveBack(n) => {
-                let lease = |_| queue.try_lease().expect("an element");
-                let leases: Vec<_> = (0..n).map(lease).collect();
+                let lease = |_| match queue.try_lease() {
+                    Err(PopError::Closed) => None,
+                    leased => Some(leased.expect("an element")),
+                };
+                let leases: Vec<_> = (0..n).map_while(lease).collect();
                 leases.into_iter().for_each(drop);
                 0
             }
@@ -81,7 +84,10 @@ impl Operation for Do {
     }
 
     fn ends(world: &mut World) -> Result<(), String> {
-        world.usable()
+        match world.queue.is_closed() {
+            true => Ok(()),
+            false => world.usable(),
+        }
     }
 }
 
@@ -112,7 +118,7 @@ fn number(popped: Result<Triple, PopError>) -> u64 {
             assert_eq!(element, Triple::new(element.0), "torn");
             element.0
         }
-        Err(PopError::Empty) => NONE,
+        Err(PopError::Empty | PopError::Closed) => NONE,
         Err(error) => panic!("{error}"),
     }
 }
@@ -327,6 +333,16 @@ pub fn cases(suite: &mut Suite) {
         &[Push(7)],
         &ROUND,
     );
+    // It is left behind for good before the victim has a place there: one more than there are places in it.
+    let pushes = (100..133).map(Push);
+    let beyond: Vec<_> = pushes.chain([Pop; 33]).collect();
+    case(
+        "push by more than a ring",
+        || World::plain(UNBOUNDED),
+        &[],
+        &[Push(7)],
+        &beyond,
+    );
     let one = || {
         let world = World::plain(UNBOUNDED);
         world.push(&[1]);
@@ -353,5 +369,19 @@ pub fn cases(suite: &mut Suite) {
         &[40, 41],
         &[Pop],
         &[Push(50)],
+    );
+    let closed = || {
+        let world = World::new(8, &[1]);
+        world.queue.close();
+        world
+    };
+    case("pop of a closed one by pop", closed, &[1], &[Pop], &[Pop]);
+    // It is not at its end before what is leased has come back, or is done.
+    case(
+        "pop of a closed one by what comes back",
+        closed,
+        &[1],
+        &[Pop],
+        &[GiveBack(1)],
     );
 }
