@@ -126,15 +126,16 @@ impl Place {
         self.users.0.iter().any(used)
     }
 
-    /// What to sleep on if the master is about to free the place, or to decide whether.
-    fn leaving(&self) -> Option<(&AtomicU32, u32)> {
+    /// The place, and what its waiters' word holds, if the master is about to free it, or to decide whether, or has
+    /// freed it.
+    fn leaving(&self) -> Option<(&Place, u32)> {
         let seen = self.answered.load(Ordering::Acquire);
         let is_leaving = match self.state.load() & PHASE {
+            FREE | CHECKING => true,
             REQUESTED | REFUSED | MANAGED => !self.is_used(),
-            CHECKING => true,
             _ => false,
         };
-        is_leaving.then_some((&self.answered, seen))
+        is_leaving.then_some((self, seen))
     }
 
     pub(super) fn release(&self) {
@@ -169,9 +170,14 @@ impl Table {
             if let Some(index) = self.used.claim(&self.places, |at| &at.state, claimed) {
                 return Some(&self.places[index]);
             }
-            let leaving = self.used().iter().find_map(Place::leaving);
-            let (answered, seen) = leaving.filter(|_| !over())?;
-            futex::wait(answered, seen, TICK);
+            if over() {
+                return None;
+            }
+            let (place, seen) = self.used().iter().find_map(Place::leaving)?;
+            // One that is free by now was about to be when it was tried.
+            if place.state.load() != FREE {
+                futex::wait(&place.answered, seen, TICK);
+            }
         }
     }
 
@@ -400,5 +406,24 @@ mod tests {
             let most = start.elapsed().as_millis() / TICK.as_millis() + 3;
             assert!(looks <= most, "{looks} looks, {most} at most");
         });
+    }
+
+    /// The master frees the place when it has been tried, and before it is looked at.
+    #[test]
+    fn who_finds_the_place_free_that_goes_has_it() {
+        let table = empty();
+        for id in 1..=PLACES as u64 {
+            let place = table.claim(Tag::new(1, 1), &|| true).unwrap();
+            place.users.set(0);
+            place.state.store(word(MANAGED, id));
+        }
+        let claim = |over: &dyn Fn() -> bool| table.claim(Tag::new(1, 1), over).is_some();
+        assert!(!claim(&|| false));
+        let last = table.find(PLACES as u64).unwrap();
+        last.users.clear(0);
+        assert!(claim(&|| {
+            last.release();
+            false
+        }));
     }
 }
