@@ -133,8 +133,8 @@ pub(crate) fn process_is_gone(pid: u32, start: u64) -> bool {
         Stat::Read(line) if !line.ended() => false,
         // The kernel counts the threads that are not yet released, the leader among them.
         Stat::Read(line) => line.threads <= 1 || all_threads(pid, StatLine::ended),
-        Stat::Missing => no_such_task(leader),
-        Stat::Unreadable => has_ended_unread(leader),
+        // Also one that is hidden from us is missing there.
+        Stat::Missing | Stat::Unreadable => no_such_task(leader) || has_ended_unread(leader),
     }
 }
 

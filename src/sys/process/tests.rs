@@ -175,6 +175,61 @@ fn a_zombie_of_another_parent_has_ended() {
     assert_eq!(wait(parent), Ended::Exited(0));
 }
 
+/// Of another user's, where `/proc` names nothing of others.
+#[test]
+fn a_zombie_that_is_hidden_has_ended() {
+    const REFUSED: i32 = 77;
+    /// The zombie has ended, says who has another user's rights.
+    fn asks(zombie: u32) -> bool {
+        // SAFETY: a process without other threads changes its own rights.
+        let changed = unsafe {
+            libc::setgroups(0, std::ptr::null()) == 0
+                && libc::setresgid(65534, 65534, 65534) == 0
+                && libc::setresuid(65534, 65534, 65534) == 0
+        };
+        let is_hidden = matches!(
+            read_stat(CWD, format_args!("/proc/{zombie}/stat")),
+            Stat::Missing
+        );
+        changed && is_hidden && process_is_gone(zombie, 1) && !process_is_gone(1, 1)
+    }
+    /// The first process of a namespace, whose `/proc` hides each user's from others.
+    fn begins() -> i32 {
+        let (none, proc) = (std::ptr::null(), c"proc".as_ptr());
+        let (private, hides) = (libc::MS_REC | libc::MS_PRIVATE, c"hidepid=2".as_ptr());
+        // SAFETY: changes what this process sees; no memory is written.
+        let mounted = unsafe {
+            libc::mount(none, c"/".as_ptr(), none, private, none.cast()) == 0
+                && libc::mount(proc, c"/proc".as_ptr(), proc, 0, hides.cast()) == 0
+        };
+        if !mounted {
+            return REFUSED;
+        }
+        let zombie = forked(|| ());
+        while !has_ended(zombie) {
+            thread::yield_now();
+        }
+        let asker = forked(|| exit_now(i32::from(!asks(zombie))));
+        i32::from(wait(asker) != Ended::Exited(0))
+    }
+    let first = forked(|| {
+        // SAFETY: changes what this child's children see.
+        if unsafe { libc::unshare(libc::CLONE_NEWPID | libc::CLONE_NEWNS) } != 0 {
+            exit_now(REFUSED);
+        }
+        let init = forked(|| exit_now(begins()));
+        let code = match wait(init) {
+            Ended::Exited(code) => code,
+            _ => 1,
+        };
+        exit_now(code);
+    });
+    match wait(first) {
+        Ended::Exited(REFUSED) => eprintln!("skipped: this user may not mount a `/proc`"),
+        ended => assert_eq!(ended, Ended::Exited(0)),
+    }
+}
+
 /// Whoever has adopted a child before it asked is not its parent.
 #[test]
 fn another_parent_is_told() {
