@@ -35,7 +35,7 @@ use crate::participants::recovery::{self, Hooks};
 use crate::participants::table::ProcessPhase;
 use crate::participants::tag::Tag;
 use crate::participants::{life, process, thread};
-use crate::sys;
+use crate::sys::{self, descriptor};
 
 thread_local! {
     static HELD: RefCell<Option<Held>> = const { RefCell::new(None) };
@@ -240,13 +240,21 @@ extern "C" fn prepare() {
     });
     if made {
         // For want of descriptors: the record of a child that is not made stays until this process ends.
-        let pipe = std::io::pipe().ok();
+        let pipe = pipe_to_keep().ok();
         let _ = HELD.try_with(|held| {
             if let Some(held) = &mut *held.borrow_mut() {
                 held.pipe = pipe;
             }
         });
     }
+}
+
+/// The parent keeps its end for as long as the child is on its way.
+fn pipe_to_keep() -> std::io::Result<(PipeReader, PipeWriter)> {
+    let (read, write) = std::io::pipe()?;
+    let read = descriptor::to_keep(read.into())?;
+    let write = descriptor::to_keep(write.into())?;
+    Ok((read.into(), write.into()))
 }
 
 /// Keeps the process's other threads from opening and dropping handles, and from forking, until

@@ -4,6 +4,7 @@ use std::io::{self, Read, Write, pipe};
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use shmkit::process::{
     Config, Entry, JoinError, KillError, Resource, ResultError, SpawnError, run, scope,
@@ -11,6 +12,7 @@ use shmkit::process::{
 use shmkit::{Event, ObjectError, Pool};
 
 use super::{listen, loop_for_ever, no_child_left, open_descriptors, program, role_succeeds, tell};
+use crate::common::{fork, leave, reap};
 
 pub fn other_threads_are_refused() {
     let (reader, writer) = pipe().unwrap();
@@ -160,6 +162,13 @@ static STARTS_ONE: Entry<PathBuf, bool> = Entry::new("starts one", |worker, path
     worker.start(&SEES_STREAMS, &()).unwrap().join().unwrap() && no_stream_is_open()
 });
 
+static SEEN: AtomicBool = AtomicBool::new(false);
+
+/// While the process forks.
+extern "C" fn look_for_streams() {
+    SEEN.fetch_or(!no_stream_is_open(), Ordering::Relaxed);
+}
+
 /// A daemon's parent: what it makes has no number to which anybody prints.
 pub fn role_closed_streams() {
     let name = format!("test-closed-{}", std::process::id());
@@ -167,6 +176,10 @@ pub fn role_closed_streams() {
     std::fs::create_dir(&directory).unwrap();
     // SAFETY: from here on nothing is printed, and the role's end is its code.
     (0..3).for_each(|fd| unsafe { assert_eq!(libc::close(fd), 0) });
+    // Called after the pools' own, as it is there before.
+    // SAFETY: the handler looks at descriptors.
+    let done = unsafe { libc::pthread_atfork(Some(look_for_streams), None, None) };
+    assert_eq!(done, 0);
     let pool = Pool::builder().create().unwrap();
     let named = Pool::builder().create_named(&name).unwrap();
     Pool::unlink(&name).unwrap();
@@ -182,6 +195,8 @@ pub fn role_closed_streams() {
         .unwrap()
         .join()
         .unwrap()));
+    assert_eq!(reap(fork().unwrap_or_else(|| leave(true))), 0);
+    assert!(!SEEN.load(Ordering::Relaxed));
     std::fs::remove_dir(&directory).unwrap();
     let descriptor = event.open_fd().unwrap();
     assert!(no_stream_is_open());
