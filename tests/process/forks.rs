@@ -158,8 +158,14 @@ pub fn a_child_that_is_killed_on_its_way_holds_nothing() {
 /// Who is about to return once it has forked.
 static RETURNS: AtomicI32 = AtomicI32::new(0);
 
-/// In its child, before that comes to life: waits until it has ended, or sleeps.
+/// From which its child reads that the fork has returned.
+static RETURNED: AtomicI32 = AtomicI32::new(0);
+
+/// In its child, before that comes to life: waits until it goes on without the child, and has ended or sleeps.
 extern "C" fn await_return() {
+    let mut byte = 0_u8;
+    // SAFETY: the byte is written to.
+    unsafe { libc::read(RETURNED.load(Ordering::Relaxed), (&raw mut byte).cast(), 1) };
     let stat = format!("/proc/{}/stat", RETURNS.load(Ordering::Relaxed));
     let runs = |line: String| {
         line.rsplit(") ")
@@ -177,12 +183,16 @@ pub fn role_returns_at_once() {
     assert_eq!(done, 0);
     let pool = Pool::builder().create().unwrap();
     let kept = pool.create(7_u64).unwrap();
+    let (returned, has_returned) = rustix::pipe::pipe().unwrap();
     let _adopts = Adopts::begin();
     let copy = scope(|s| {
         let child = s.spawn(|| {
             // SAFETY: no memory is passed.
             RETURNS.store(unsafe { libc::getpid() }, Ordering::Relaxed);
-            fork().unwrap_or_else(|| leave(*kept == 7))
+            RETURNED.store(returned.as_raw_fd(), Ordering::Relaxed);
+            let copy = fork().unwrap_or_else(|| leave(*kept == 7));
+            assert_eq!(rustix::io::write(&has_returned, &[1]), Ok(1));
+            copy
         });
         child.unwrap().join().unwrap()
     });
