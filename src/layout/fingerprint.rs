@@ -51,7 +51,7 @@ impl TypeInfo {
     /// A hash of the type's structure, equal in all programs that see the same structure: what is
     /// compared when an object is asked for by its name, or by a handle. [`TypeInfo`] says what counts.
     ///
-    /// It guards against mistakes, not against somebody who looks for two types with one fingerprint.
+    /// No name and no constant in a type makes it one with another's: that takes 2^64 attempts.
     /// Builds do not matter to it, except that types with an `Option` or a `Duration` in them have another
     /// one with another compiler, and those [bound to an image](super::ShmSafe::IMAGE_BOUND) with another
     /// program.
