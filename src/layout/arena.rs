@@ -24,8 +24,7 @@
 //! The records are next to the header because each process that is forked touches both as it begins, and
 //! the kernel maps some pages around the one that is touched.
 
-use std::sync::OnceLock;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::header::Header;
 use super::local;
@@ -130,12 +129,20 @@ const _: () = {
 /// places a process's own memory among the granules: in what it calls the legacy layout of an address space, or below
 /// a stack that may become very large.
 pub(crate) fn mapped_len(max_slices: usize) -> usize {
-    // The layout is that of the program, and stays until the next `exec`.
-    static SHARED_WITH_OTHERS: OnceLock<bool> = OnceLock::new();
-    let granules = FIRST_GRANULE * GRANULE..(FIRST_GRANULE + GRANULES) * GRANULE;
-    match SHARED_WITH_OTHERS.get_or_init(|| memory::places_mappings_in(granules)) {
-        true => GRANULE,
-        false => DATA.offset + max_slices * SLICE,
+    const UNKNOWN: u8 = 0;
+    const OURS: u8 = 1;
+    const SHARED: u8 = 2;
+    // The layout is that of the program, and stays until the next `exec`: whoever asks is told the same. Not a `OnceLock`,
+    // for whose owner a forked child might wait.
+    static GRANULES_ARE: AtomicU8 = AtomicU8::new(UNKNOWN);
+    if GRANULES_ARE.load(Ordering::Relaxed) == UNKNOWN {
+        let granules = FIRST_GRANULE * GRANULE..(FIRST_GRANULE + GRANULES) * GRANULE;
+        let shared = memory::places_mappings_in(granules);
+        GRANULES_ARE.store(if shared { SHARED } else { OURS }, Ordering::Relaxed);
+    }
+    match GRANULES_ARE.load(Ordering::Relaxed) {
+        OURS => DATA.offset + max_slices * SLICE,
+        _ => GRANULE,
     }
 }
 
