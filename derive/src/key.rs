@@ -65,7 +65,7 @@ pub(crate) fn expand(input: DeriveInput) -> Result<TokenStream> {
     let evaluate = is_concrete(&input.generics).then(|| {
         quote! {
             #allow_deprecated
-            const _: ::core::option::Option<usize> = <#name as #key>::LEN;
+            const _: ::core::option::Option<::core::primitive::usize> = <#name as #key>::LEN;
         }
     });
     Ok(quote! {
@@ -75,34 +75,34 @@ pub(crate) fn expand(input: DeriveInput) -> Result<TokenStream> {
         #allow_deprecated
         unsafe impl #impl_generics #key for #name #type_generics #where_clause {
             type Stored = Self;
-            const LEN: ::core::option::Option<usize> = {
+            const LEN: ::core::option::Option<::core::primitive::usize> = {
                 #unchanged
                 #(#checks)*
                 #krate::__private::assert_plain::<Self>();
                 ::core::option::Option::Some(::core::mem::size_of::<Self>())
             };
-            const ALIGN: usize = ::core::mem::align_of::<Self>();
+            const ALIGN: ::core::primitive::usize = ::core::mem::align_of::<Self>();
 
             #[inline]
-            fn bytes(&self) -> &[u8] {
+            fn bytes(&self) -> &[::core::primitive::u8] {
                 const { #krate::__private::assert_plain::<Self>() };
                 // SAFETY: the value's own bytes, all of them initialised, as it is plain.
                 unsafe {
                     ::core::slice::from_raw_parts(
-                        ::core::ptr::from_ref(self).cast::<u8>(),
+                        ::core::ptr::from_ref(self).cast::<::core::primitive::u8>(),
                         ::core::mem::size_of::<Self>(),
                     )
                 }
             }
 
             #[inline]
-            unsafe fn from_bytes(bytes: &[u8]) -> &Self {
+            unsafe fn from_bytes(bytes: &[::core::primitive::u8]) -> &Self {
                 // SAFETY: by the caller's promise a copy of a value's bytes, aligned.
                 unsafe { &*bytes.as_ptr().cast::<Self>() }
             }
 
             #[inline]
-            fn is_valid(bytes: &[u8]) -> bool {
+            fn is_valid(bytes: &[::core::primitive::u8]) -> ::core::primitive::bool {
                 let _ = bytes;
                 #is_valid
             }

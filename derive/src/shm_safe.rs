@@ -65,8 +65,8 @@ pub(crate) fn expand(input: DeriveInput) -> Result<TokenStream> {
                 #(#checks)*
                 const { &#info }
             };
-            const IMAGE_BOUND: bool = false #(|| #image_bound)*;
-            const OWNS: bool = false #(|| #owns)*;
+            const IMAGE_BOUND: ::core::primitive::bool = false #(|| #image_bound)*;
+            const OWNS: ::core::primitive::bool = false #(|| #owns)*;
         }
 
         #[automatically_derived]

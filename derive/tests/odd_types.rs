@@ -55,6 +55,34 @@ mod without_prelude {
     }
 }
 
+/// Where the names of primitive types are others'.
+#[allow(dead_code, non_camel_case_types, unused_qualifications)]
+mod other_primitives {
+    use shmkit::{Key, KillSafe, ShmSafe, Trace};
+
+    pub struct bool;
+    pub struct char;
+    pub struct i128;
+    pub struct u8;
+    pub struct u32;
+    pub struct usize;
+
+    #[derive(ShmSafe, KillSafe, Key, Trace)]
+    pub struct Pair(pub ::core::primitive::u32, pub ::core::primitive::u32);
+
+    #[derive(ShmSafe, Key, Trace)]
+    #[repr(u8)]
+    pub enum Only {
+        One,
+        Two = 7,
+    }
+
+    #[derive(ShmSafe, Trace)]
+    pub struct Many<const N: ::core::primitive::usize, const C: ::core::primitive::char>(
+        pub [::core::primitive::u8; N],
+    );
+}
+
 /// Names that are keywords, and names that the macros use.
 #[derive(Clone, Copy, ShmSafe, KillSafe, Key, Trace)]
 pub struct Raw {
