@@ -190,6 +190,25 @@ mod tests {
         }
     }
 
+    /// What panics when it is dropped, unless that would be the end of the process.
+    struct Loud;
+
+    impl Drop for Loud {
+        fn drop(&mut self) {
+            assert!(std::thread::panicking(), "dropped");
+        }
+    }
+
+    /// Panics with that, on any input.
+    #[derive(Serialize)]
+    struct Refuses;
+
+    impl<'de> Deserialize<'de> for Refuses {
+        fn deserialize<D: serde::Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
+            std::panic::panic_any(Loud)
+        }
+    }
+
     #[test]
     fn types_that_cannot_be_traced_have_names() {
         let hook = std::panic::take_hook();
@@ -199,7 +218,9 @@ mod tests {
             signature::<(u8, Even), ()>(),
             signature::<(u16, Even), ()>(),
         );
+        let refuses = signature::<Refuses, ()>();
         std::panic::set_hook(hook);
+        assert_ne!(refuses, even);
         assert_eq!(even, same);
         assert_ne!(even, signature::<u8, ()>());
         assert_ne!(with_more, more);
