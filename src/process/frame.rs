@@ -187,7 +187,8 @@ impl<'a> Writer<'a> {
     }
 
     fn account(&mut self, done: Result<(), Errno>, length: usize) -> Result<(), Errno> {
-        self.failed = done.err();
+        // The first counts: who serialises may pass over an error, and go on.
+        self.failed = self.failed.or(done.err());
         self.written += length as u64;
         done
     }
@@ -329,5 +330,22 @@ impl<'a> Frame<'a> {
     /// The payload as a message.
     pub(super) fn message(&self) -> io::Result<String> {
         self.payload(|bytes| String::from_utf8_lossy(bytes).into_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    /// A type's code may go on behind an error, and what was to be written is not there.
+    #[test]
+    fn a_write_that_failed_is_not_made_good_by_the_next() {
+        let (closed, file) = (std::fs::File::open("/dev/null").unwrap(), create().unwrap());
+        let mut writer = Writer::new(closed.as_fd());
+        assert_eq!(writer.extend(&[1; 2 * LARGE]), Err(Errno::BADF));
+        writer.file = file.as_fd();
+        assert_eq!(writer.extend(&[1; 2 * LARGE]), Ok(()));
+        assert_eq!(writer.failed, Some(Errno::BADF));
     }
 }
