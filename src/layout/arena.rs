@@ -24,6 +24,7 @@
 //! The records are next to the header because each process that is forked touches both as it begins, and
 //! the kernel maps some pages around the one that is touched.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::header::Header;
@@ -144,6 +145,23 @@ pub(crate) fn mapped_len(max_slices: usize) -> usize {
         OURS => DATA.offset + max_slices * SLICE,
         _ => GRANULE,
     }
+}
+
+/// The order in which granules are tried for a pool. The last ones are for hidden pools, which a process has without
+/// having asked for them: what it opens by name does not find its address taken by such a one.
+pub(crate) fn granules_in_turn(hidden: bool, random: usize) -> impl Iterator<Item = usize> {
+    const FOR_HIDDEN: usize = 8;
+    let from_random = move |granules: Range<usize>| {
+        let start = granules.start;
+        (0..granules.len()).map(move |i| start + (random % granules.len() + i) % granules.len())
+    };
+    let (shown, hides) = (0..GRANULES - FOR_HIDDEN, GRANULES - FOR_HIDDEN..GRANULES);
+    let (first, then) = if hidden {
+        (hides, shown)
+    } else {
+        (shown, hides)
+    };
+    from_random(first).chain(from_random(then))
 }
 
 /// A mapped pool, by its base address. Copied freely; valid while the pool is mapped.
@@ -273,5 +291,24 @@ impl Arena {
         }
         memory::check_limit_now_and_then(len as u64)?;
         self.commit(offset, len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hidden_pools_take_no_place_of_others() {
+        let tried = |hidden, random| granules_in_turn(hidden, random).collect::<Vec<_>>();
+        for random in [0, 7, 1 << 40, usize::MAX] {
+            let (hidden, shown) = (tried(true, random), tried(false, random));
+            assert!(hidden[..8].iter().all(|place| shown[40..].contains(place)));
+            for mut all in [hidden, shown] {
+                all.sort_unstable();
+                assert!(all.into_iter().eq(0..GRANULES));
+            }
+        }
+        assert_ne!(tried(false, 1), tried(false, 2));
     }
 }
