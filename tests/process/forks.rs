@@ -123,8 +123,7 @@ pub fn role_killed_on_its_way() {
     DIES_AFTER.store(go.as_raw_fd(), Ordering::Relaxed);
     let descriptors = open_descriptors();
     DIES.store(true, Ordering::Relaxed);
-    // Few, as each fork waits a while for a child that waits for the parent.
-    for _ in 0..10 {
+    for _ in 0..50 {
         let object = pool.create(7_u64).unwrap();
         let handle = object.handle();
         let killed = forked_with(|| {

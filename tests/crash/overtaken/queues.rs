@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use shmkit::{Lease, PopError};
+use shmkit::{Lease, PopError, Queue};
 
 use super::super::engine::{Crash, Suite};
 use super::super::in_pool::intact;
@@ -33,20 +33,20 @@ impl Operation for Do {
                 queue.try_push(Triple::new(n)).expect("room");
                 0
             }
-            Do::Pop => number(queue.try_pop()),
-            Do::Lease => number(queue.try_lease().map(Lease::ack)),
+            Do::Pop => number(queue, queue.try_pop()),
+            Do::Lease => number(queue, queue.try_lease().map(Lease::ack)),
             Do::GiveBack(n) => {
                 let lease = |_| match queue.try_lease() {
-                    Err(PopError::Closed) => None,
+                    Err(PopError::Closed) if queue.is_closed() => None,
                     leased => Some(leased.expect("an element")),
                 };
                 let leases: Vec<_> = (0..n).map_while(lease).collect();
                 leases.into_iter().for_each(drop);
                 0
             }
-            Do::Peek => number(queue.peek().ok_or(PopError::Empty)),
+            Do::Peek => number(queue, queue.peek().ok_or(PopError::Empty)),
             Do::Walk(but) => {
-                let seen: Vec<u64> = queue.iter().map(|element| number(Ok(element))).collect();
+                let seen: Vec<u64> = queue.iter().map(|it| number(queue, Ok(it))).collect();
                 digest(&seen, but)
             }
         }
@@ -112,13 +112,14 @@ const ROUND: [Do; 64] = {
     all
 };
 
-fn number(popped: Result<Triple, PopError>) -> u64 {
+fn number(queue: &Queue<Triple>, popped: Result<Triple, PopError>) -> u64 {
     match popped {
         Ok(element) => {
             assert_eq!(element, Triple::new(element.0), "torn");
             element.0
         }
-        Err(PopError::Empty | PopError::Closed) => NONE,
+        Err(PopError::Empty) => NONE,
+        Err(PopError::Closed) if queue.is_closed() => NONE,
         Err(error) => panic!("{error}"),
     }
 }
