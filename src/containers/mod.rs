@@ -41,6 +41,8 @@ mod ranges;
 mod refusals;
 mod shared;
 mod store;
+#[cfg(test)]
+mod wakes;
 
 use std::marker::PhantomData;
 

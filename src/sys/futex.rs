@@ -11,7 +11,32 @@ use rustix::thread::futex::{self, Flags, Timespec, Wait, WaitFlags, WaitPtr, Wai
 
 use crate::primitive::AtomicU32;
 
+/// In tests of wakes: the sleeps of this thread have no time limit.
+#[cfg(test)]
+pub(crate) mod only_wakes {
+    use std::cell::Cell;
+
+    thread_local! {
+        static DEMANDED: Cell<bool> = const { Cell::new(false) };
+    }
+
+    /// From here on, to the thread's end.
+    pub(crate) fn demand() {
+        DEMANDED.set(true);
+    }
+
+    pub(super) fn is_demanded() -> bool {
+        DEMANDED.get()
+    }
+}
+
 fn timespec(limit: Duration) -> Timespec {
+    #[cfg(test)]
+    let limit = if only_wakes::is_demanded() {
+        Duration::from_secs(3600)
+    } else {
+        limit
+    };
     Timespec {
         tv_sec: limit.as_secs().min(i64::MAX as u64) as i64,
         tv_nsec: limit.subsec_nanos().into(),
@@ -58,9 +83,10 @@ pub(crate) fn wait_any(words: &[(&AtomicU32, u32)], limit: Duration) {
     }
     // futex_waitv takes an absolute time.
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let limit_of_all = timespec(limit);
     let mut deadline = Timespec {
-        tv_sec: now.tv_sec.saturating_add(timespec(limit).tv_sec),
-        tv_nsec: now.tv_nsec + i64::from(limit.subsec_nanos()),
+        tv_sec: now.tv_sec.saturating_add(limit_of_all.tv_sec),
+        tv_nsec: now.tv_nsec + limit_of_all.tv_nsec,
     };
     if deadline.tv_nsec >= 1_000_000_000 {
         deadline.tv_nsec -= 1_000_000_000;

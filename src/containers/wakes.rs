@@ -1,0 +1,326 @@
+//! Who sleeps is woken by what it waits for. A wake that is left out costs others a tick and nothing else, so no other
+//! test sees it: here sleeps have no time limit.
+
+use std::io::{Read, Write};
+use std::sync::mpsc;
+use std::time::Duration;
+use std::{fs, thread};
+
+use crate::sys::futex::only_wakes;
+use crate::sys::process;
+use crate::{
+    Barrier, Buffer, Condvar, Event, Heap, KillSafe, Mailbox, Mutex, Pool, PopError, Queue,
+    Receiver, Recover, RecoverableMutex, ReentrantMutex, RwLock, Semaphore, Shared, ShmSafe,
+};
+
+/// As often each case is tried: a thread may be asleep for something else when it is looked at.
+const ROUNDS: u32 = 5;
+
+#[derive(ShmSafe, KillSafe)]
+#[repr(transparent)]
+struct Total(u32);
+
+impl Recover for Total {
+    fn recover(&mut self) {}
+}
+
+fn create<T: ShmSafe>(value: T) -> Shared<T> {
+    Pool::builder().create().unwrap().create(value).unwrap()
+}
+
+/// What so many threads return who do the same, and sleep when `wake` begins.
+#[track_caller]
+fn all_woken<R: Send + 'static>(
+    count: usize,
+    sleeper: impl FnOnce() -> R + Send + Clone + 'static,
+    wake: impl FnOnce(),
+) -> Vec<R> {
+    let (end, ended) = mpsc::channel();
+    for _ in 0..count {
+        let (tell, told) = mpsc::channel();
+        let (sleeper, end) = (sleeper.clone(), end.clone());
+        let thread = thread::spawn(move || {
+            only_wakes::demand();
+            tell.send(process::tid()).unwrap();
+            let _ = end.send(sleeper());
+        });
+        let path = format!("/proc/self/task/{}/syscall", told.recv().unwrap());
+        let sleeps = [libc::SYS_futex, libc::SYS_futex_waitv].map(|call| format!("{call} "));
+        while !fs::read_to_string(&path).is_ok_and(|at| sleeps.iter().any(|s| at.starts_with(s))) {
+            assert!(!thread.is_finished(), "it has not slept");
+            thread::yield_now();
+        }
+    }
+    wake();
+    let patience = Duration::from_secs(60);
+    let next = |_| ended.recv_timeout(patience).expect("nobody has woken it");
+    (0..count).map(next).collect()
+}
+
+#[track_caller]
+fn woken<R: Send + 'static>(
+    sleeper: impl FnOnce() -> R + Send + Clone + 'static,
+    wake: impl FnOnce(),
+) -> R {
+    all_woken(1, sleeper, wake).remove(0)
+}
+
+#[test]
+fn of_mutexes() {
+    let mutex = create(Mutex::new(0));
+    let recoverable = create(RecoverableMutex::new(Total(0)));
+    let reentrant = create(ReentrantMutex::new(0));
+    for _ in 0..ROUNDS {
+        let (guard, theirs) = (mutex.lock().unwrap(), mutex.clone());
+        all_woken(3, move || *theirs.lock().unwrap() += 1, || drop(guard));
+        let (guard, theirs) = (recoverable.lock().unwrap(), recoverable.clone());
+        all_woken(3, move || theirs.lock().unwrap().0 += 1, || drop(guard));
+        let (outer, theirs) = (reentrant.lock().unwrap(), reentrant.clone());
+        drop(reentrant.lock().unwrap());
+        all_woken(3, move || drop(theirs.lock().unwrap()), || drop(outer));
+    }
+    assert_eq!(*mutex.lock().unwrap(), 3 * ROUNDS);
+    assert_eq!(recoverable.lock().unwrap().0, 3 * ROUNDS);
+}
+
+#[test]
+fn of_rw_locks() {
+    let lock = create(RwLock::new(0));
+    for _ in 0..ROUNDS {
+        let (writes, theirs) = (lock.write().unwrap(), lock.clone());
+        all_woken(3, move || *theirs.read().unwrap(), || drop(writes));
+        let (writes, theirs) = (lock.write().unwrap(), lock.clone());
+        all_woken(3, move || *theirs.write().unwrap() += 1, || drop(writes));
+        let (reads, theirs) = (lock.read().unwrap(), lock.clone());
+        all_woken(3, move || *theirs.write().unwrap() += 1, || drop(reads));
+    }
+    assert_eq!(*lock.read().unwrap(), 6 * ROUNDS);
+}
+
+#[test]
+fn of_semaphores() {
+    let semaphore = create(Semaphore::new(1));
+    for _ in 0..ROUNDS {
+        let permit = semaphore.acquire().unwrap();
+        let theirs = semaphore.clone();
+        // Each gives it back.
+        all_woken(3, move || drop(theirs.acquire()), || drop(permit));
+        semaphore.acquire().unwrap().forget();
+        let theirs = semaphore.clone();
+        let forget = move || theirs.acquire().unwrap().forget();
+        all_woken(3, forget, || semaphore.add_permits(4).unwrap());
+    }
+}
+
+#[test]
+fn of_condvars() {
+    let state = create((Mutex::new(0), Condvar::new()));
+    let waits = {
+        let theirs = state.clone();
+        move || {
+            let guard = theirs.0.lock().unwrap();
+            let mut guard = theirs.1.wait_while(guard, |tokens| *tokens == 0).unwrap();
+            *guard -= 1;
+        }
+    };
+    for _ in 0..ROUNDS {
+        woken(waits.clone(), || {
+            *state.0.lock().unwrap() += 1;
+            state.1.notify_one();
+        });
+        all_woken(3, waits.clone(), || {
+            *state.0.lock().unwrap() += 3;
+            state.1.notify_all();
+        });
+        all_woken(3, waits.clone(), || {
+            *state.0.lock().unwrap() += 3;
+            (0..3).for_each(|_| state.1.notify_one());
+        });
+    }
+}
+
+#[test]
+fn of_events_and_barriers() {
+    let event = create(Event::new());
+    for _ in 0..ROUNDS {
+        let theirs = event.clone();
+        all_woken(3, move || theirs.wait().unwrap(), || event.set());
+        assert!(event.clear());
+        // Of a next round those of this one would be missed, as their threads have ended.
+        let barriers = [(); 2].map(|()| create(Barrier::new(4)));
+        let [turned, reset] = barriers.clone();
+        let went_on = all_woken(3, move || turned.wait().is_ok(), || {
+            assert!(barriers[0].wait().unwrap().is_leader());
+        });
+        assert_eq!(went_on, [true; 3]);
+        let went_on = all_woken(3, move || reset.wait().is_ok(), || barriers[1].reset());
+        assert_eq!(went_on, [false; 3]);
+    }
+}
+
+#[test]
+fn of_queues() {
+    let bounded = create(Queue::bounded(2));
+    for queue in [bounded.clone(), create(Queue::unbounded())] {
+        for _ in 0..ROUNDS {
+            let theirs = queue.clone();
+            let pops = move || theirs.pop().unwrap();
+            let mut popped = all_woken(2, pops.clone(), || {
+                queue.push(1).unwrap();
+                queue.push(2).unwrap();
+            });
+            popped.sort_unstable();
+            assert_eq!(popped, [1, 2]);
+
+            queue.push(3).unwrap();
+            let lease = queue.lease().unwrap();
+            assert_eq!(woken(pops, || drop(lease)), 3);
+            let theirs = queue.clone();
+            let leases = move || theirs.lease().unwrap().ack();
+            woken(leases, || queue.push(4).unwrap());
+        }
+    }
+    for _ in 0..ROUNDS {
+        let theirs = bounded.clone();
+        let pushes = move || theirs.push(7).unwrap();
+        let fill = || (1..=2).for_each(|n| bounded.push(n).unwrap());
+        fill();
+        all_woken(2, pushes.clone(), || {
+            assert_eq!([bounded.pop(), bounded.pop()], [Ok(1), Ok(2)]);
+        });
+        assert_eq!([bounded.pop(), bounded.pop()], [Ok(7), Ok(7)]);
+        fill();
+        all_woken(2, pushes.clone(), || bounded.clear());
+        bounded.clear();
+        fill();
+        woken(pushes, || assert_eq!(bounded.lease().unwrap().ack(), 1));
+        bounded.clear();
+    }
+}
+
+#[test]
+fn of_queues_that_are_closed() {
+    for _ in 0..ROUNDS {
+        let full = create(Queue::bounded(1));
+        full.push(1).unwrap();
+        let theirs = full.clone();
+        let refused = all_woken(3, move || theirs.push(2).is_err(), || full.close());
+        assert_eq!(refused, [true; 3]);
+
+        for empty in [create(Queue::<u32>::bounded(1)), create(Queue::unbounded())] {
+            let theirs = empty.clone();
+            let refused = all_woken(3, move || theirs.pop(), || empty.close());
+            assert_eq!(refused, [Err(PopError::Closed); 3]);
+        }
+
+        let lease = full.lease().unwrap();
+        let theirs = full.clone();
+        let refused = all_woken(3, move || theirs.pop(), || assert_eq!(lease.ack(), 1));
+        assert_eq!(refused, [Err(PopError::Closed); 3]);
+    }
+}
+
+#[test]
+fn of_mailboxes() {
+    let mailboxes = [(); 2].map(|()| create(Mailbox::<u32>::new(1)));
+    let [mailbox, other] = &mailboxes;
+    for round in 0..ROUNDS {
+        let theirs = mailbox.clone();
+        let receives = move || theirs.receiver().unwrap().recv();
+        assert_eq!(
+            woken(receives.clone(), || mailbox.send(round).unwrap()),
+            Ok(round)
+        );
+        assert!(woken(receives, || mailbox.wake()).is_err());
+
+        let theirs = mailboxes.clone();
+        let waits = move || {
+            let receivers = theirs.each_ref().map(|mailbox| mailbox.receiver().unwrap());
+            let ready = Receiver::wait_any(&receivers.each_ref(), Duration::MAX);
+            receivers[1].recv().unwrap();
+            ready
+        };
+        assert_eq!(woken(waits, || other.send(1).unwrap()), Some(1));
+
+        mailbox.send(1).unwrap();
+        let theirs = mailbox.clone();
+        let sends = move || theirs.send(2).unwrap();
+        let receiver = mailbox.receiver().unwrap();
+        woken(sends, || assert_eq!(receiver.recv(), Ok(1)));
+        assert_eq!(receiver.recv(), Ok(2));
+    }
+    let theirs = mailbox.clone();
+    let receives = move || theirs.receiver().unwrap().recv().is_err();
+    assert!(woken(receives, || mailbox.close()));
+}
+
+#[test]
+fn of_buffers() {
+    for _ in 0..ROUNDS {
+        let buffer = create(Buffer::with_capacity(64));
+        let theirs = buffer.clone();
+        let reads = move || {
+            let mut bytes = [0; 8];
+            let from = theirs.start();
+            theirs.reader(from).read(&mut bytes).unwrap()
+        };
+        let read = all_woken(3, reads, || {
+            buffer.append(b"12345").unwrap();
+        });
+        assert_eq!(read, [5; 3]);
+        buffer.clear().unwrap();
+
+        let theirs = buffer.clone();
+        let writes = move || (&*theirs).write_all(&[1; 16]).unwrap();
+        let fill = || {
+            buffer.append(&[0; 64]).unwrap();
+        };
+        fill();
+        let from = buffer.start();
+        all_woken(3, writes.clone(), || {
+            buffer.truncate_front(from + 48).unwrap();
+        });
+        buffer.clear().unwrap();
+        fill();
+        all_woken(3, writes, || buffer.clear().unwrap());
+        buffer.clear().unwrap();
+
+        fill();
+        let theirs = buffer.clone();
+        let refused = move || (&*theirs).write_all(&[1]).is_err();
+        assert!(woken(refused, || buffer.close().unwrap()));
+        let buffer = create(Buffer::with_capacity(64));
+        let theirs = buffer.clone();
+        let reads = move || theirs.reader(0).read(&mut [0]).unwrap();
+        assert_eq!(all_woken(3, reads, || buffer.close().unwrap()), [0; 3]);
+    }
+}
+
+#[test]
+fn of_heaps() {
+    let heap = create(Heap::new(0));
+    for _ in 0..ROUNDS {
+        let theirs = heap.clone();
+        let modifies = move || theirs.modify(|tx| *tx.root_mut().unwrap() += 1).unwrap();
+        let view = heap.view().unwrap();
+        all_woken(3, modifies.clone(), || drop(view));
+        let theirs = heap.clone();
+        let views = move || drop(theirs.view().unwrap());
+        let (tell, told) = mpsc::channel();
+        let (go, gone) = mpsc::channel();
+        let theirs = heap.clone();
+        let holder = thread::spawn(move || {
+            let held = |_: &mut crate::Tx<'_, _>| {
+                tell.send(()).unwrap();
+                gone.recv().unwrap();
+            };
+            theirs.modify(held).unwrap();
+        });
+        told.recv().unwrap();
+        all_woken(3, modifies, || {
+            all_woken(3, views, || go.send(()).unwrap());
+        });
+        holder.join().unwrap();
+    }
+    assert_eq!(*heap.view().unwrap().root(), 6 * ROUNDS);
+}
