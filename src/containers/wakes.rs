@@ -2,7 +2,7 @@
 //! test sees it: here sleeps have no time limit.
 
 use std::io::{Read, Write};
-use std::sync::mpsc;
+use std::sync::{Arc, OnceLock, mpsc};
 use std::time::Duration;
 use std::{fs, thread};
 
@@ -25,7 +25,9 @@ impl Recover for Total {
 }
 
 fn create<T: ShmSafe>(value: T) -> Shared<T> {
-    Pool::builder().create().unwrap().create(value).unwrap()
+    static POOL: OnceLock<Pool> = OnceLock::new();
+    let pool = POOL.get_or_init(|| Pool::builder().create().unwrap());
+    pool.create(value).unwrap()
 }
 
 /// What so many threads return who do the same, and sleep when `wake` begins.
@@ -36,13 +38,18 @@ fn all_woken<R: Send + 'static>(
     wake: impl FnOnce(),
 ) -> Vec<R> {
     let (end, ended) = mpsc::channel();
+    let mut stay = Vec::new();
     for _ in 0..count {
         let (tell, told) = mpsc::channel();
         let (sleeper, end) = (sleeper.clone(), end.clone());
+        let (leave, stays) = mpsc::channel::<()>();
+        stay.push(leave);
         let thread = thread::spawn(move || {
             only_wakes::demand();
             tell.send(process::tid()).unwrap();
             let _ = end.send(sleeper());
+            // The end of a thread wakes others.
+            let _ = stays.recv();
         });
         let path = format!("/proc/self/task/{}/syscall", told.recv().unwrap());
         let sleeps = [libc::SYS_futex, libc::SYS_futex_waitv].map(|call| format!("{call} "));
@@ -105,10 +112,15 @@ fn of_semaphores() {
         let theirs = semaphore.clone();
         // Each gives it back.
         all_woken(3, move || drop(theirs.acquire()), || drop(permit));
-        semaphore.acquire().unwrap().forget();
+        let permit = semaphore.acquire().unwrap();
         let theirs = semaphore.clone();
         let forget = move || theirs.acquire().unwrap().forget();
-        all_woken(3, forget, || semaphore.add_permits(4).unwrap());
+        all_woken(3, forget.clone(), || semaphore.add_permits(3).unwrap());
+        semaphore.add_permits(1).unwrap();
+        let another = semaphore.acquire().unwrap();
+        // The second may find one there already.
+        all_woken(2, forget, || drop((permit, another)));
+        semaphore.add_permits(1).unwrap();
     }
 }
 
@@ -149,9 +161,13 @@ fn of_events_and_barriers() {
         // Of a next round those of this one would be missed, as their threads have ended.
         let barriers = [(); 2].map(|()| create(Barrier::new(4)));
         let [turned, reset] = barriers.clone();
-        let went_on = all_woken(3, move || turned.wait().is_ok(), || {
-            assert!(barriers[0].wait().unwrap().is_leader());
-        });
+        let went_on = all_woken(
+            3,
+            move || turned.wait().is_ok(),
+            || {
+                assert!(barriers[0].wait().unwrap().is_leader());
+            },
+        );
         assert_eq!(went_on, [true; 3]);
         let went_on = all_woken(3, move || reset.wait().is_ok(), || barriers[1].reset());
         assert_eq!(went_on, [false; 3]);
@@ -200,12 +216,15 @@ fn of_queues() {
 
 #[test]
 fn of_queues_that_are_closed() {
-    for _ in 0..ROUNDS {
+    for count in [1, 3].repeat(ROUNDS as usize) {
         let full = create(Queue::bounded(1));
         full.push(1).unwrap();
         let theirs = full.clone();
-        let refused = all_woken(3, move || theirs.push(2).is_err(), || full.close());
-        assert_eq!(refused, [true; 3]);
+        let refused = move || theirs.push(2).is_err();
+        assert_eq!(
+            all_woken(count, refused, || full.close()),
+            vec![true; count]
+        );
 
         for empty in [create(Queue::<u32>::bounded(1)), create(Queue::unbounded())] {
             let theirs = empty.clone();
@@ -323,4 +342,73 @@ fn of_heaps() {
         holder.join().unwrap();
     }
     assert_eq!(*heap.view().unwrap().root(), 6 * ROUNDS);
+}
+
+/// Not only who sleeps already: who is about to. Two threads each do `one` and `other` so often.
+#[track_caller]
+fn none_sleeps_for_ever(
+    one: impl Fn() + Send + Clone + 'static,
+    other: impl Fn() + Send + Clone + 'static,
+) {
+    const TIMES: u32 = 5000;
+    let (end, ended) = mpsc::channel();
+    for user in 0..4 {
+        let (one, other, end) = (one.clone(), other.clone(), end.clone());
+        thread::spawn(move || {
+            only_wakes::demand();
+            (0..TIMES).for_each(|_| if user % 2 == 0 { one() } else { other() });
+            end.send(()).unwrap();
+        });
+    }
+    let patience = Duration::from_secs(60);
+    (0..4).for_each(|_| ended.recv_timeout(patience).expect("somebody sleeps"));
+}
+
+#[test]
+fn of_who_is_about_to_sleep() {
+    let queue = create(Queue::bounded(1));
+    let theirs = queue.clone();
+    let push = move || theirs.push(1).unwrap();
+    none_sleeps_for_ever(push, move || assert_eq!(queue.pop(), Ok(1)));
+
+    let (permits, room) = (create(Semaphore::new(0)), create(Semaphore::new(1)));
+    let (taken, left) = (permits.clone(), room.clone());
+    let give = move || {
+        room.acquire().unwrap().forget();
+        permits.add_permits(1).unwrap();
+    };
+    none_sleeps_for_ever(give, move || {
+        taken.acquire().unwrap().forget();
+        left.add_permits(1).unwrap();
+    });
+
+    let place = create((Mutex::new(false), [Condvar::new(), Condvar::new()]));
+    let fill = move |full: bool| {
+        let place = place.clone();
+        move || {
+            let [mine, theirs] = [full, !full].map(|n| &place.1[usize::from(n)]);
+            let guard = place.0.lock().unwrap();
+            let mut guard = mine.wait_while(guard, |found| *found == full).unwrap();
+            *guard = full;
+            theirs.notify_one();
+        }
+    };
+    none_sleeps_for_ever(fill(true), fill(false));
+
+    let count = create(RwLock::new(0));
+    let theirs = count.clone();
+    let look = move || drop(theirs.read().unwrap());
+    none_sleeps_for_ever(look, move || *count.write().unwrap() += 1);
+
+    let buffer = create(Buffer::with_capacity(1));
+    let theirs = buffer.clone();
+    let append = move || (&*theirs).write_all(&[1]).unwrap();
+    // Two who read would have the same byte.
+    let turn = Arc::new(std::sync::Mutex::new(()));
+    none_sleeps_for_ever(append, move || {
+        let _mine = turn.lock().unwrap();
+        let from = buffer.start();
+        assert_eq!(buffer.reader(from).read(&mut [0]).unwrap(), 1);
+        buffer.truncate_front(from + 1).unwrap();
+    });
 }
