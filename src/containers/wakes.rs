@@ -1,13 +1,13 @@
 //! Who sleeps is woken by what it waits for. A wake that is left out costs others a tick and nothing else, so no other
 //! test sees it: here sleeps have no time limit.
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::sync::{Arc, OnceLock, mpsc};
 use std::time::Duration;
 use std::{fs, thread};
 
 use crate::sys::futex::only_wakes;
-use crate::sys::process;
+use crate::sys::process::{self, ForkResult};
 use crate::{
     Barrier, Buffer, Condvar, Event, Heap, KillSafe, Mailbox, Mutex, Pool, PopError, Queue,
     Receiver, Recover, RecoverableMutex, ReentrantMutex, RwLock, Semaphore, Shared, ShmSafe,
@@ -342,6 +342,60 @@ fn of_heaps() {
         holder.join().unwrap();
     }
     assert_eq!(*heap.view().unwrap().root(), 6 * ROUNDS);
+}
+
+/// All that sleep on what one has that is killed, and nobody looks.
+#[test]
+fn of_what_the_dead_had() {
+    for _ in 0..ROUNDS {
+        let mutexes = [(); 2].map(|()| create(Mutex::new(0)));
+        let (read, written) = (create(RwLock::new(0)), create(RwLock::new(0)));
+        let permits = create(Semaphore::new(1));
+        let (mut has_all, tell) = io::pipe().unwrap();
+        let parent = process::pid();
+        // SAFETY: the child locks, writes a byte and waits to be killed.
+        let child = match unsafe { process::fork() }.unwrap() {
+            ForkResult::Parent { child } => child,
+            ForkResult::Child => {
+                process::die_with_parent(parent);
+                let _all = (mutexes.each_ref().map(|mutex| mutex.lock()), read.read());
+                let _more = (written.write(), permits.acquire());
+                let _ = (&tell).write(b"!");
+                loop {
+                    thread::park();
+                }
+            }
+        };
+        has_all.read_exact(&mut [0]).unwrap();
+        let kill = || {
+            // SAFETY: a signal for our own child, which is not reaped yet.
+            assert_eq!(unsafe { libc::kill(child as i32, libc::SIGKILL) }, 0);
+        };
+        let [one, other] = mutexes;
+        let took_over = |died: Vec<bool>| assert!(died.contains(&true));
+        let locks = move || drop(read.write().unwrap());
+        let acquires = move || drop(permits.acquire().unwrap());
+        took_over(all_woken(
+            2,
+            move || one.lock().is_err(),
+            || {
+                took_over(all_woken(
+                    2,
+                    move || other.lock().is_err(),
+                    || {
+                        took_over(all_woken(
+                            2,
+                            move || written.read().is_err(),
+                            || {
+                                all_woken(2, locks, || drop(all_woken(2, acquires, kill)));
+                            },
+                        ));
+                    },
+                ));
+            },
+        ));
+        process::wait(child);
+    }
 }
 
 /// Not only who sleeps already: who is about to. Two threads each do `one` and `other` so often.
