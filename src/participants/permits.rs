@@ -130,9 +130,8 @@ pub(crate) fn recover(arena: Arena, owner: usize) {
         }
     }
     for (index, entry) in slot.permits.iter().enumerate() {
-        if let Some(word) = word_of(arena, entry) {
+        if word_of(arena, entry).is_some() {
             give(arena, owner, index);
-            futex::wake(Arena::low_half(word), u32::MAX);
         }
     }
 }

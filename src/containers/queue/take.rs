@@ -9,7 +9,6 @@ use super::lease::Lease;
 use super::raw::{ATTEMPTS, Raw};
 use super::refusals::PopError;
 use crate::ShmSafe;
-use crate::engines::leases::Survey;
 use crate::engines::queue::{NEVER, Ring};
 use crate::participants::here::{Here, here};
 use crate::primitive::Ordering;
@@ -273,11 +272,11 @@ impl<T: ShmSafe + Unpin> Raw<T> {
             ring::seal(last.cell(last.shape.index(walk.end)), walk.end);
             return Ok(());
         }
-        // What is leased may come back.
-        match self.survey().0 {
-            Survey { back: 1.., .. } => Ok(()),
-            Survey { held: 1.., .. } => Err(PopError::Empty),
-            _ => Err(PopError::Closed),
+        // What is leased may come back. (What has come back the caller looks for.)
+        if self.survey().0.held > 0 {
+            Err(PopError::Empty)
+        } else {
+            Err(PopError::Closed)
         }
     }
 
