@@ -7,7 +7,7 @@
 //! Nothing here allocates before the heap is there. What allocates afterwards (the C library,
 //! when it is told of the fork handler) finds it.
 
-use rustix::process::{Resource, getrlimit};
+use rustix::process::Resource;
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::threads;
@@ -19,7 +19,7 @@ use crate::layout::arena::{
 use crate::layout::local;
 use crate::pool;
 use crate::primitive::{AtomicU64, Ordering};
-use crate::sys::memory;
+use crate::sys::{limits, memory};
 
 /// Slices that the heap has from the start: 64 MiB, of address space until they are used.
 const INITIAL: usize = (64 << 20) / SLICE;
@@ -99,7 +99,7 @@ fn tables(slices: usize) -> [(usize, usize); 5] {
 
 /// Reserves address space in a granule where it is free, for as many slices as may be.
 fn reserve() -> Option<(Arena, usize)> {
-    let limit = getrlimit(Resource::As).current.unwrap_or(u64::MAX) / 2;
+    let limit = limits::of(Resource::As).unwrap_or(u64::MAX) / 2;
     let mut slices = DATA
         .max
         .min(limit as usize / (SLICE + SPANS.entry + TAGS.entry));

@@ -8,9 +8,10 @@ use std::os::fd::BorrowedFd;
 use rustix::io::{Errno, Result};
 use rustix::process::Resource;
 
+use super::limits;
+
 fn is_above_limit(len: u64) -> bool {
-    let limit = rustix::process::getrlimit(Resource::Fsize).current;
-    limit.is_some_and(|limit| len > limit)
+    limits::of(Resource::Fsize).is_some_and(|limit| len > limit)
 }
 
 /// Checks that the file may be made so long. What is within it already may be committed, however long it is.

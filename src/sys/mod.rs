@@ -8,6 +8,7 @@
 //! | `file_lock` | a file's lock: shared for life, taken by who removes, asked about |
 //! | `file_size` | whether a file may become so long |
 //! | `futex`   | sleep on one word or two, with a time limit; wake |
+//! | `limits`  | what this process may use |
 //! | `robust`  | words that the kernel marks when the thread that holds them dies |
 //! | `process` | who am I, does that task still live, fork, reap |
 //! | `refusal` | refusals on demand, for tests |
@@ -22,6 +23,7 @@ pub(crate) mod descriptor;
 pub(crate) mod file_lock;
 pub(crate) mod file_size;
 pub(crate) mod futex;
+pub(crate) mod limits;
 pub(crate) mod memory;
 pub(crate) mod process;
 pub(crate) mod refusal;

@@ -1,5 +1,6 @@
 //! Deaths and waits where the system does not give what they usually take.
 
+use std::alloc::{GlobalAlloc as _, Layout};
 use std::cell::RefCell;
 use std::fs::{self, File};
 use std::mem::MaybeUninit;
@@ -8,7 +9,9 @@ use std::time::Duration;
 
 use shmkit::process::scope;
 use shmkit::sync::{MutexGuard, Permit, ReadGuard};
-use shmkit::{LockError, Mutex, Pool, Queue, RwLock, Semaphore, Shared, inspect};
+use shmkit::{
+    Array, LockError, Mutex, Pool, PrivateAlloc, Queue, RwLock, Semaphore, Shared, inspect,
+};
 
 use super::common::{fork, leave, reap};
 use super::{LONG, shared, until};
@@ -89,6 +92,28 @@ pub fn waits_sleep_where_the_wait_is_refused() {
         });
         drop(guard);
     }
+}
+
+/// Services are hardened so that they cannot change their limits, and the same call tells these.
+pub fn limits_need_not_be_told() {
+    let pool = Pool::builder().create().unwrap();
+    let object = pool.create(1_u32).unwrap();
+    refuse(libc::SYS_prlimit64, libc::EPERM);
+    // More than there is: the pool grows, in the middle of a change.
+    let large = Array::filled_in(pool, 4 << 20, 1_u8).unwrap();
+    assert_eq!(large.get(5), Ok(1));
+    let other = Pool::builder().create().unwrap();
+    assert_eq!(*other.create(2_u32).unwrap(), 2);
+    let layout = Layout::new::<[u64; 8]>();
+    // SAFETY: the block is freed where it came from, with the same layout.
+    unsafe {
+        let block = PrivateAlloc::new().alloc(layout);
+        assert!(!block.is_null());
+        PrivateAlloc::new().dealloc(block, layout);
+    }
+    drop((object, large));
+    let report = pool.check_quiescent();
+    assert!(report.is_ok(), "{report}");
 }
 
 /// Drops what it holds as one of the last things of its thread.
