@@ -118,9 +118,9 @@ impl Config {
         self
     }
 
-    /// How many worker processes there may be at once; 4096, the most there can be, unless said
-    /// otherwise. The pools that the master has attached limit it too: to 1023 each unless made
-    /// for more. The join of a worker that is one too many answers
+    /// How many worker processes there may be at once; 4096, the most jobs there can be, unless said
+    /// otherwise. The control pool limits it, too: to 4094, less the peers; and the pools that the master
+    /// has attached: to 1023 each unless made for more. The join of a worker that is one too many answers
     /// [`JoinError::NotStarted`](super::JoinError::NotStarted).
     ///
     /// ```
