@@ -127,6 +127,7 @@ const CASES: &[Named] = table! {
         who_becomes_a_daemon_lives
         a_pool_is_used_first_while_the_process_forks
         who_cannot_be_watched_is_looked_at
+        who_gets_no_signal_by_descriptor_is_killed_by_number
         a_restart_that_is_refused_is_tried_again
         two_threads_that_fork_at_once
         what_a_copy_returns_is_no_result
@@ -199,7 +200,7 @@ const ROLES: &[Named] = table! {
     parents: role_no_descriptor role_sigchld role_closed_streams role_family;
     masters: role_ends;
     run_ends: role_pid_file role_prints role_fills;
-    forks: role_failing_fork role_killed_on_its_way role_returns_at_once role_first_use role_unwatched role_fork_at_once;
+    forks: role_failing_fork role_killed_on_its_way role_returns_at_once role_first_use role_unwatched role_unsignalled role_fork_at_once;
     managed: role_makes;
     peers: role_peer role_odd_peer role_asking_peer role_leaving_peer role_waiting_peer role_late_peer;
     peer_deaths: role_named_master role_storm;

@@ -175,8 +175,8 @@ pub(crate) fn wait_ended(pidfd: BorrowedFd<'_>, limit: Duration) {
     {}
 }
 
-/// Sends SIGKILL.
-pub(crate) fn kill(pidfd: BorrowedFd<'_>) {
-    // Fails if it has ended, or has changed its credentials.
-    let _ = rustix::process::pidfd_send_signal(pidfd, Signal::KILL);
+/// Sends SIGKILL; false if it was not sent: the process has been reaped or has changed its credentials, or a filter of
+/// system calls refuses this one.
+pub(crate) fn kill(pidfd: BorrowedFd<'_>) -> bool {
+    rustix::process::pidfd_send_signal(pidfd, Signal::KILL).is_ok()
 }

@@ -303,6 +303,24 @@ pub fn who_cannot_be_watched_is_looked_at() {
     role_succeeds("role_unwatched");
 }
 
+pub fn role_unsignalled() {
+    // As by a filter that knows the older call alone.
+    refuse([libc::SYS_pidfd_send_signal; 2], libc::ENOSYS);
+    let mut master = Master::new(&Config::new()).unwrap();
+    let hung = master.start(&FOR_EVER, &()).unwrap();
+    assert_eq!(master.dispatch().unwrap().started, 1);
+    hung.kill().unwrap();
+    let killed = joined(&mut master, hung);
+    assert!(matches!(killed, Err(JoinError::Signaled(libc::SIGKILL))));
+    master.start(&FOR_EVER, &()).unwrap().detach();
+    assert_eq!(master.dispatch().unwrap().started, 1);
+    master.finish().unwrap();
+}
+
+pub fn who_gets_no_signal_by_descriptor_is_killed_by_number() {
+    role_succeeds("role_unsignalled");
+}
+
 static FLAKY: Entry<(), u32> = Entry::new("flaky", |worker, ()| match worker.restarts() {
     0 => std::process::abort(),
     restarts => restarts,

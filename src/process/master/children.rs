@@ -86,12 +86,21 @@ impl Master {
     /// Ends the process that runs a job, wherever that is.
     pub(super) fn kill(&self, place: usize) {
         match self.running.get(place).and_then(Option::as_ref) {
-            Some(Process {
-                pidfd: Some(pidfd), ..
-            }) => watch::kill(pidfd.as_fd()),
-            // By invariant 1 the number is its own. Fails if it has changed its credentials.
-            Some(&Process { pid: pid @ 1.., .. }) => _ = process::kill(pid),
-            _ => self.guest_at(place).into_iter().for_each(watch::kill),
+            Some(&Process {
+                pid: pid @ 1..,
+                ref pidfd,
+                ..
+            }) => {
+                let killed = pidfd
+                    .as_ref()
+                    .is_some_and(|pidfd| watch::kill(pidfd.as_fd()));
+                if !killed {
+                    // By invariant 1 the number is its own. Fails if it has changed its credentials.
+                    let _ = process::kill(pid);
+                }
+            }
+            // What cannot be done here, the peer's job waits for its end.
+            _ => _ = self.guest_at(place).is_some_and(watch::kill),
         }
     }
 
