@@ -56,6 +56,7 @@ const CASES: &[Named] = table! {
         damage_is_found
         bad_arguments
         names_that_a_terminal_would_obey
+        names_that_are_no_text
         a_reader_that_goes_away;
     removal:
         only_what_nobody_has_goes

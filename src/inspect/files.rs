@@ -101,7 +101,7 @@ pub fn list(prefix: &str) -> std::io::Result<Vec<Listed>> {
         // Removed since it was listed.
         let there = !matches!(info, Err(AttachError::NotFound { .. }));
         there.then(|| Listed {
-            path: file.path().into(),
+            path: file.shown(),
             info,
             name,
         })

@@ -11,7 +11,8 @@
 //! with its last owner. There may be others of the same pool, and the process may attach it. It takes no `flock`, so it is in nobody's way; should the pool's name be
 //! removed meanwhile, the mapping stays good.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use rustix::fs::OFlags;
 use serde::Serialize;
@@ -118,10 +119,8 @@ impl Observer {
     /// # Pool::unlink(&name)?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn open(name: &str) -> Result<Observer, AttachError> {
-        let name =
-            PoolName::parse(name).ok_or_else(|| AttachError::InvalidName { name: name.into() })?;
-        Observer::of_file(&name)
+    pub fn open(name: &(impl AsRef<Path> + ?Sized)) -> Result<Observer, AttachError> {
+        Observer::of_file(&attach::parse(name.as_ref())?)
     }
 
     pub(super) fn of_file(name: &PoolName) -> Result<Observer, AttachError> {
@@ -130,9 +129,26 @@ impl Observer {
         Ok(Observer {
             arena,
             identity,
-            path: name.path().into(),
+            path: name.shown(),
             fd,
         })
+    }
+
+    /// The descriptor of the pool's file, open for reading only.
+    ///
+    /// ```
+    /// # use shmkit::{Pool, inspect::Observer};
+    /// # let name = format!("doc-observed-fd-{}", std::process::id());
+    /// # let pool = Pool::builder().max_size(4 << 20).create_named(&name)?;
+    /// let observer = Observer::open(&name)?;
+    /// let file = std::fs::File::from(observer.fd().try_clone_to_owned()?);
+    /// assert!(file.metadata()?.len() > 0);
+    /// # Pool::unlink(&name)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 
     /// What the pool is.

@@ -4,7 +4,10 @@
 //! value in it is one that a creator can have written and the file is as long as they say. What
 //! was mapped is compared with what was judged.
 
+use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 
@@ -150,41 +153,47 @@ pub(crate) const PREFIX: &str = "shmkit.";
 
 /// Where a named pool's file is.
 pub(crate) struct PoolName {
-    path: String,
+    path: PathBuf,
 }
 
 impl PoolName {
-    pub(crate) fn parse(name: &str) -> Option<Self> {
-        let last = name.rsplit('/').next()?;
+    pub(crate) fn parse(name: impl AsRef<Path>) -> Option<Self> {
+        let name = name.as_ref();
+        // Components would pass over a slash at the end.
+        let bytes = name.as_os_str().as_bytes();
+        let last = bytes.rsplit(|&byte| byte == b'/').next()?;
         let valid = !last.is_empty()
             && last.len() <= 200
-            && last != "."
-            && last != ".."
-            && !name.contains('\0')
-            && (name.starts_with('/') || !name.contains('/'));
-        let path = if name.starts_with('/') {
+            && last != b"."
+            && last != b".."
+            && !bytes.contains(&0)
+            && (name.is_absolute() || !bytes.contains(&b'/'));
+        let path = if name.is_absolute() {
             name.into()
         } else {
-            format!("{DIRECTORY}/{PREFIX}{name}")
+            let mut file = OsString::from(PREFIX);
+            file.push(name);
+            Path::new(DIRECTORY).join(file)
         };
         valid.then_some(PoolName { path })
     }
 
-    pub(crate) fn path(&self) -> &str {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    pub(super) fn directory(&self) -> &str {
-        match self.path.rfind('/') {
-            None | Some(0) => "/",
-            Some(at) => &self.path[..at],
-        }
+    /// The path as text, for errors and reports.
+    pub(crate) fn shown(&self) -> String {
+        self.path.display().to_string()
+    }
+
+    pub(super) fn directory(&self) -> &Path {
+        self.path.parent().unwrap_or(Path::new("/"))
     }
 }
 
-pub(super) fn open(name: &str) -> Result<Pool, AttachError> {
-    let name =
-        PoolName::parse(name).ok_or_else(|| AttachError::InvalidName { name: name.into() })?;
+pub(super) fn open(name: &Path) -> Result<Pool, AttachError> {
+    let name = parse(name)?;
     let fd = open_file(&name, OFlags::RDWR)?;
     // Whoever removes the name has the lock alone meanwhile: once we share it, the name is gone
     // already or it stays.
@@ -198,6 +207,12 @@ pub(super) fn open(name: &str) -> Result<Pool, AttachError> {
     attach(fd)
 }
 
+pub(crate) fn parse(name: &Path) -> Result<PoolName, AttachError> {
+    PoolName::parse(name).ok_or_else(|| AttachError::InvalidName {
+        name: name.display().to_string(),
+    })
+}
+
 /// Opens a named pool's file. A device or a pipe of that name is not waited for.
 pub(crate) fn open_file(name: &PoolName, access: OFlags) -> Result<OwnedFd, AttachError> {
     let flags = access | OFlags::CLOEXEC | OFlags::NONBLOCK;
@@ -205,19 +220,18 @@ pub(crate) fn open_file(name: &PoolName, access: OFlags) -> Result<OwnedFd, Atta
     opened
         .and_then(descriptor::to_keep)
         .map_err(|errno| match errno {
-            rustix::io::Errno::NOENT => AttachError::NotFound {
-                path: name.path().into(),
-            },
+            rustix::io::Errno::NOENT => AttachError::NotFound { path: name.shown() },
             // A directory; a socket, or a device that is not there.
             rustix::io::Errno::ISDIR | rustix::io::Errno::NXIO => AttachError::NotAPool,
             other => other.into(),
         })
 }
 
-pub(super) fn unlink(name: &str) -> Result<(), UnlinkError> {
-    let name =
-        PoolName::parse(name).ok_or_else(|| UnlinkError::InvalidName { name: name.into() })?;
-    let path = || name.path().into();
+pub(super) fn unlink(name: &Path) -> Result<(), UnlinkError> {
+    let name = PoolName::parse(name).ok_or_else(|| UnlinkError::InvalidName {
+        name: name.display().to_string(),
+    })?;
+    let path = || name.shown();
     let starts = open_file(&name, OFlags::RDONLY).and_then(|fd| starts_as_pool(fd.as_fd()));
     match starts {
         Ok(true) => {}

@@ -367,7 +367,7 @@ impl PoolBuilder {
         });
         match filled {
             Ok(filled) => {
-                self.told(pool, name.path());
+                self.told(pool, &name.shown());
                 Ok((pool, filled))
             }
             Err(error) => {
@@ -386,7 +386,7 @@ impl PoolBuilder {
         match rustix::fs::linkat(CWD, from, CWD, name.path(), AtFlags::SYMLINK_FOLLOW) {
             Ok(()) => self.show(pool),
             Err(rustix::io::Errno::EXIST) => {
-                let path = name.path().into();
+                let path = name.shown();
                 return Err(CreateError::NameTaken { path });
             }
             Err(other) => return Err(other.into()),

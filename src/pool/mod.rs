@@ -34,6 +34,7 @@ pub(crate) mod types;
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 
 pub(crate) use attach::PoolName;
 pub use attach::{AttachError, UnlinkError};
@@ -211,7 +212,7 @@ impl Pool {
     }
 
     /// Attaches to the pool of that name; see [`PoolBuilder::create_named`]. A process that has
-    /// it attached already gets the same handle again.
+    /// it attached already gets the same handle again. Of a file that was given another name, that need not be text.
     ///
     /// # Safety
     ///
@@ -231,9 +232,12 @@ impl Pool {
     /// Pool::unlink(&name)?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub unsafe fn open(name: &str) -> Result<Pool, AttachError> {
+    pub unsafe fn open(name: &(impl AsRef<Path> + ?Sized)) -> Result<Pool, AttachError> {
+        let name = name.as_ref();
         let pool = attach::open(name)?;
-        tell(|| log::debug!(target: LOG, "opened the pool {name} at {:#x}", pool.0.base()));
+        tell(
+            || log::debug!(target: LOG, "opened the pool {} at {:#x}", name.display(), pool.0.base()),
+        );
         Ok(pool)
     }
 
@@ -282,9 +286,10 @@ impl Pool {
     /// assert_eq!(*pool.create(7_u32)?, 7);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn unlink(name: &str) -> Result<(), UnlinkError> {
+    pub fn unlink(name: &(impl AsRef<Path> + ?Sized)) -> Result<(), UnlinkError> {
+        let name = name.as_ref();
         attach::unlink(name)?;
-        tell(|| log::debug!(target: LOG, "removed the name of the pool {name}"));
+        tell(|| log::debug!(target: LOG, "removed the name of the pool {}", name.display()));
         Ok(())
     }
 

@@ -97,17 +97,25 @@ pub enum Removable {
 /// # Pool::unlink(&name)?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub fn remove(name: &str, what: Removable) -> Result<(), RemoveError> {
-    judged(name, what, true, |_| true)
+pub fn remove(name: &(impl AsRef<Path> + ?Sized), what: Removable) -> Result<(), RemoveError> {
+    judged(name.as_ref(), what, true, |_| true)
 }
 
 /// The same of a pool, if it has an object of that name; else it is as if it were none. One of another version,
 /// where none can be looked for, is removed.
-pub(crate) fn remove_with(name: &str, object: &str) -> Result<(), RemoveError> {
-    judged(name, Removable::Pool, true, |fd| match attach::judge(fd) {
-        Ok(_) => names::is_in_file(fd, object).unwrap_or(false),
-        Err(error) => is_of_another_version(&error),
-    })
+pub(crate) fn remove_with(
+    name: &(impl AsRef<Path> + ?Sized),
+    object: &str,
+) -> Result<(), RemoveError> {
+    judged(
+        name.as_ref(),
+        Removable::Pool,
+        true,
+        |fd| match attach::judge(fd) {
+            Ok(_) => names::is_in_file(fd, object).unwrap_or(false),
+            Err(error) => is_of_another_version(&error),
+        },
+    )
 }
 
 fn is_of_another_version(error: &AttachError) -> bool {
@@ -134,18 +142,20 @@ fn is_of_another_version(error: &AttachError) -> bool {
 /// assert!(inspect::would_remove(&name, Removable::AnyFile).is_err());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub fn would_remove(name: &str, what: Removable) -> Result<(), RemoveError> {
-    judged(name, what, false, |_| true)
+pub fn would_remove(
+    name: &(impl AsRef<Path> + ?Sized),
+    what: Removable,
+) -> Result<(), RemoveError> {
+    judged(name.as_ref(), what, false, |_| true)
 }
 
 fn judged(
-    name: &str,
+    name: &Path,
     what: Removable,
     really: bool,
     is_meant: impl FnOnce(BorrowedFd<'_>) -> bool,
 ) -> Result<(), RemoveError> {
-    let name =
-        PoolName::parse(name).ok_or_else(|| AttachError::InvalidName { name: name.into() })?;
+    let name = attach::parse(name)?;
     // To have the lock alone takes a file that may be written to.
     let fd = attach::open_file(&name, OFlags::RDWR).map_err(|error| match error {
         AttachError::System(error) => RemoveError::System(error),
@@ -171,13 +181,13 @@ fn judged(
         false => !file_lock::is_held(&fd)?,
     };
     if !is_free {
-        let path = name.path().into();
+        let path = name.shown();
         return Err(RemoveError::InUse { path });
     }
     // Under the lock: the name still leads to what was judged.
     let now = rustix::fs::stat(name.path())?;
     if (now.st_dev, now.st_ino) != (stat.st_dev, stat.st_ino) {
-        let path = name.path().into();
+        let path = name.shown();
         return Err(AttachError::NotFound { path }.into());
     }
     if !is_meant(fd.as_fd()) {
@@ -191,8 +201,8 @@ fn judged(
 }
 
 /// Whether the system would let this process remove a name, as far as modes and owners say.
-fn may_unlink(path: &str) -> Result<(), RemoveError> {
-    let directory = Path::new(path).parent().unwrap_or(Path::new("/"));
+fn may_unlink(path: &Path) -> Result<(), RemoveError> {
+    let directory = path.parent().unwrap_or(Path::new("/"));
     let wanted = AccessFlags::W_OK | AccessFlags::X_OK;
     nix::unistd::eaccess(directory, wanted).map_err(std::io::Error::from)?;
     let directory = rustix::fs::stat(directory)?;

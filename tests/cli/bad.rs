@@ -1,6 +1,8 @@
 //! What is no pool, is damaged, or is asked wrongly: one line, a code, and never a panic.
 
+use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::FileExt;
 use std::process::{Command, Stdio};
 
@@ -388,4 +390,49 @@ pub fn a_reader_that_goes_away() {
         assert_eq!(output.status.code(), Some(9), "{command:?}");
     }
     let _ = shmkit(["ls"]);
+}
+
+/// Removed with the case, if it is still there.
+struct Renamed(OsString);
+
+impl Drop for Renamed {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// The name of a pool's file is a path like any other.
+pub fn names_that_are_no_text() {
+    let text = Name::new("renamed");
+    let pool = Pool::builder().create_named(&text.0).unwrap();
+    let matrix = Matrix::filled_in(pool, 2, 3, 1.5_f64).unwrap();
+    pool.set_name("matrix", &matrix).unwrap();
+    drop(matrix);
+    // SAFETY: nothing refers to it any more.
+    unsafe { pool.unmap() };
+    let no_text = |name: String| OsString::from_vec([name.as_bytes(), b"\xff"].concat());
+    let (name, path) = (no_text(text.0.clone()), Renamed(no_text(text.path())));
+    fs::rename(text.path(), &path.0).unwrap();
+    let file = std::env::temp_dir().join(crate::name("renamed.npy"));
+    let run = |command: &str, pool: &OsString, more: &[&OsStr]| {
+        let output = shmkit([&[OsStr::new(command), pool], more].concat());
+        (output.status.code(), output)
+    };
+    for pool in [&name, &path.0] {
+        for command in ["info", "top", "check", "map", "objects", "locks"] {
+            let (code, output) = run(command, pool, &["--json".as_ref()]);
+            assert_eq!(code, Some(0), "{command}: {output:?}");
+            serde_json::from_slice::<Value>(&output.stdout).unwrap();
+        }
+        for command in ["export", "import"] {
+            let (code, output) = run(command, pool, &["matrix".as_ref(), file.as_ref()]);
+            assert_eq!(code, Some(0), "{command}: {output:?}");
+        }
+        let (code, output) = run("export", pool, &["matrix".as_ref(), &path.0]);
+        assert_eq!(code, Some(8), "{output:?}");
+    }
+    fs::remove_file(file).unwrap();
+    let (code, output) = run("rm", &name, &["--yes".as_ref()]);
+    assert_eq!(code, Some(0), "{output:?}");
+    assert!(!fs::exists(&path.0).unwrap());
 }

@@ -1,6 +1,8 @@
 //! The command line: what is asked, and who answers.
 
+use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -36,10 +38,10 @@ enum Command {
         prefix: String,
     },
     /// Tell what a pool is, who uses it and how much, and where its numbers are.
-    Info { pool: String },
+    Info { pool: OsString },
     /// Watch a pool: participants, what they hold and wait for, how their memory grows.
     Top {
-        pool: String,
+        pool: OsString,
         /// Print one report and end, as where standard output is no terminal.
         #[arg(long)]
         once: bool,
@@ -52,21 +54,21 @@ enum Command {
     /// While it is used, only what holds at every instant is checked. A pool that nobody has is
     /// checked whole; if dead processes left it in the middle of something and it is not damaged,
     /// a copy is recovered and checked.
-    Check { pool: String },
+    Check { pool: OsString },
     /// Draw what lies where.
     Map {
-        pool: String,
+        pool: OsString,
         /// Draw SVG.
         #[arg(long)]
         svg: bool,
     },
     /// List the objects: names, types, sizes, where they are.
-    Objects { pool: String },
+    Objects { pool: OsString },
     /// List what threads hold and wait for.
-    Locks { pool: String },
+    Locks { pool: OsString },
     /// Write a named matrix, array or number to a .npy file.
     Export {
-        pool: String,
+        pool: OsString,
         /// The object's name.
         object: String,
         /// The file to make; `-` for standard output.
@@ -74,7 +76,7 @@ enum Command {
     },
     /// Read a .npy file into a named matrix, array or number: over one of the same shape, or a new one.
     Import {
-        pool: String,
+        pool: OsString,
         /// The object's name.
         object: String,
         /// The file to read.
@@ -92,7 +94,7 @@ enum Command {
     /// Remove pools that nobody has; without --yes, say whether it could be done.
     Rm {
         #[arg(required = true)]
-        pools: Vec<String>,
+        pools: Vec<OsString>,
         /// Do it.
         #[arg(long)]
         yes: bool,
@@ -158,17 +160,20 @@ fn written(printed: std::io::Result<()>) -> Outcome {
 }
 
 /// A POOL as the library takes it: a name, or a path from the root.
-fn place(pool: &str) -> std::io::Result<String> {
-    if !pool.contains('/') {
-        return Ok(pool.into());
+fn place(pool: &Path) -> std::io::Result<PathBuf> {
+    match pool.as_os_str().as_bytes().contains(&b'/') {
+        true => std::path::absolute(pool),
+        false => Ok(pool.into()),
     }
-    let path = std::path::absolute(Path::new(pool))?.into_os_string();
-    let no_text = |_| std::io::Error::other("the current directory's name is no text");
-    path.into_string().map_err(no_text)
 }
 
-fn observe(pool: &str) -> Outcome<Observer> {
-    Observer::open(&place(pool)?).map_err(|error| Failure::from(error).about(pool))
+fn observe(pool: &Path) -> Outcome<Observer> {
+    Observer::open(&place(pool)?).map_err(|error| Failure::from(error).about(&shown(pool)))
+}
+
+/// A path in a message.
+fn shown(path: &Path) -> String {
+    path.display().to_string()
 }
 
 impl Cli {
@@ -183,7 +188,7 @@ impl Cli {
                 answer(&|| report::list(&all), report::list_json(&all))
             }
             Command::Info { pool } => {
-                let observer = observe(&pool)?;
+                let observer = observe(pool.as_ref())?;
                 let info = report::Whole::of(&observer);
                 answer(&|| info.text(), info.json())
             }
@@ -192,31 +197,31 @@ impl Cli {
                 once,
                 interval,
             } => {
-                let observer = observe(&pool)?;
+                let observer = observe(pool.as_ref())?;
                 let interval = Duration::from_secs_f64(interval);
                 if once || json || !std::io::stdout().is_terminal() {
                     let view = top::look_twice(&observer, interval.min(Duration::from_millis(200)));
                     return answer(&|| view.text(), view.json());
                 }
-                top::watch(&observer, &pool, interval)
+                top::watch(&observer, &shown(pool.as_ref()), interval)
             }
-            Command::Check { pool } => check(&pool, json),
+            Command::Check { pool } => check(pool.as_ref(), json),
             Command::Map { pool, svg } => {
-                let map = observe(&pool)?.map();
+                let map = observe(pool.as_ref())?.map();
                 let drawn = || if svg { map.to_svg() } else { map.to_string() };
                 answer(&drawn, json!(map))
             }
             Command::Objects { pool } => {
-                let objects = observe(&pool)?.objects();
+                let objects = observe(pool.as_ref())?.objects();
                 answer(&|| report::objects(&objects), json!(objects))
             }
             Command::Locks { pool } => {
-                let locks = observe(&pool)?.locks();
+                let locks = observe(pool.as_ref())?.locks();
                 answer(&|| report::locks(&locks), json!(locks))
             }
             Command::Export { pool, object, file } => {
-                let observer = observe(&pool)?;
-                if npy::are_one(&file, &observer.info().path) {
+                let observer = observe(pool.as_ref())?;
+                if npy::are_one(&file, observer.fd()) {
                     let failure = Failure::new(Code::Unsuitable, "it is the pool itself");
                     return Err(failure.about(&file.display().to_string()));
                 }
@@ -237,10 +242,10 @@ impl Cli {
             }
             Command::Import { pool, object, file } => {
                 let read = npy::read(&file)?;
-                let name = place(&pool)?;
+                let name = place(pool.as_ref())?;
                 // SAFETY: by the user's word that the pool's programs cooperate with this one.
                 let pool = unsafe { Pool::open(&name) }
-                    .map_err(|error| Failure::from(error).about(&pool))?;
+                    .map_err(|error| Failure::from(error).about(&shown(pool.as_ref())))?;
                 let (dtype, shape) = (&read.dtype, &read.shape);
                 let stored = shmkit::numbers::store(pool, &object, dtype, shape, &read.bytes);
                 // SAFETY: this program has one thread, and no handle of the pool.
@@ -277,8 +282,9 @@ impl Cli {
     }
 }
 
-fn check(name: &str, json: bool) -> Outcome {
-    let observer = observe(name)?;
+fn check(pool: &Path, json: bool) -> Outcome {
+    let observer = observe(pool)?;
+    let name = shown(pool);
     let info = observer.info();
     let (how, found) = match info.state {
         PoolState::Live | PoolState::Idle => ("in use", observer.check()),
@@ -299,7 +305,7 @@ fn check(name: &str, json: bool) -> Outcome {
     print(&if json {
         format!("{data:#}\n")
     } else {
-        format!("{} ({how}): {found}\n", report::plain(name))
+        format!("{} ({how}): {found}\n", report::plain(&name))
     })?;
     if found.is_ok() {
         return Ok(());
@@ -334,7 +340,7 @@ fn told(yes: bool, removed: &[String], kept: &[(String, String)], json: bool) ->
 }
 
 /// Removes a pool, or says whether it could be.
-fn remove(pool: &str, what: Removable, yes: bool) -> Result<(), RemoveError> {
+fn remove(pool: &Path, what: Removable, yes: bool) -> Result<(), RemoveError> {
     let name = place(pool)?;
     match yes {
         true => inspect::remove(&name, what),
@@ -345,7 +351,7 @@ fn remove(pool: &str, what: Removable, yes: bool) -> Result<(), RemoveError> {
 fn gc(prefix: &str, yes: bool, json: bool) -> Outcome {
     let (mut removed, mut kept) = (Vec::new(), Vec::new());
     for pool in inspect::list(prefix)? {
-        match remove(&pool.name, Removable::Pool, yes) {
+        match remove(Path::new(&pool.name), Removable::Pool, yes) {
             Ok(()) => removed.push(pool.name),
             Err(RemoveError::Attach(AttachError::NotFound { .. })) => {}
             Err(error) => kept.push((pool.name, failure::line(&error))),
@@ -354,7 +360,7 @@ fn gc(prefix: &str, yes: bool, json: bool) -> Outcome {
     told(yes, &removed, &kept, json)
 }
 
-fn rm(pools: &[String], yes: bool, damaged: bool, json: bool) -> Outcome {
+fn rm(pools: &[OsString], yes: bool, damaged: bool, json: bool) -> Outcome {
     let (mut removed, mut first) = (Vec::new(), None);
     let mut kept = Vec::new();
     let what = match damaged {
@@ -362,11 +368,12 @@ fn rm(pools: &[String], yes: bool, damaged: bool, json: bool) -> Outcome {
         false => Removable::Pool,
     };
     for pool in pools {
+        let pool = Path::new(pool);
         match remove(pool, what, yes) {
-            Ok(()) => removed.push(pool.clone()),
+            Ok(()) => removed.push(shown(pool)),
             Err(error) => {
-                kept.push((pool.clone(), failure::line(&error)));
-                first = first.or(Some(Failure::from(error).about(pool)));
+                kept.push((shown(pool), failure::line(&error)));
+                first = first.or(Some(Failure::from(error).about(&shown(pool))));
             }
         }
     }

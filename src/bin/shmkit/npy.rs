@@ -2,7 +2,7 @@
 
 use std::fs::{File, Metadata};
 use std::io::{BufReader, BufWriter, Write};
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, fchown};
 use std::path::{Path, PathBuf};
 
@@ -40,9 +40,9 @@ pub fn is_stdout(path: &Path) -> bool {
     path.as_os_str() == "-" || leads_to(path, rustix::fs::fstat(std::io::stdout()))
 }
 
-/// Whether two paths lead to one file.
-pub fn are_one(path: &Path, other: &str) -> bool {
-    leads_to(path, rustix::fs::stat(other))
+/// Whether a path leads to a file that is open.
+pub fn are_one(path: &Path, other: BorrowedFd<'_>) -> bool {
+    leads_to(path, rustix::fs::fstat(other))
 }
 
 fn leads_to(path: &Path, file: rustix::io::Result<Stat>) -> bool {
