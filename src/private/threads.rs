@@ -232,6 +232,26 @@ pub(super) fn count(arena: Arena) -> usize {
 mod tests {
     use super::*;
 
+    unsafe extern "C" {
+        /// `fork` without handlers.
+        fn _Fork() -> libc::pid_t;
+    }
+
+    /// Whether something works in a child, which uses the heap alone.
+    fn works_in_a_child(works: impl FnOnce() -> Option<()>) -> bool {
+        // SAFETY: the child uses the heap alone, and ends. What the heap does at a fork is done where it is wanted.
+        let child = unsafe { _Fork() };
+        if child == 0 {
+            // SAFETY: ends the child.
+            unsafe { libc::_exit(i32::from(works().is_none())) };
+        }
+        let mut status = 0;
+        // SAFETY: a child of ours; the status is this frame's.
+        let reaped = unsafe { libc::waitpid(child, &raw mut status, 0) };
+        assert_eq!(reaped, child);
+        status == 0
+    }
+
     /// What a forked child finds where another thread was recovering a slot, or had just claimed one that was being
     /// recovered.
     #[test]
@@ -249,16 +269,37 @@ mod tests {
                 (slot.life.word.load(Ordering::Relaxed) == 0).then_some(())?;
                 lend_common(arena).map(|_| return_common())
             };
-            // SAFETY: the child uses the heap alone, and ends.
-            let child = unsafe { libc::fork() };
-            if child == 0 {
-                // SAFETY: ends the child.
-                unsafe { libc::_exit(i32::from(works().is_none())) };
-            }
-            let mut status = 0;
-            // SAFETY: a child of ours; the status is this frame's.
-            assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
-            assert_eq!(status, 0, "{phase:?}, the common slot: {common}");
+            let works = works_in_a_child(works);
+            assert!(works, "{phase:?}, the common slot: {common}");
         }
+    }
+
+    /// The parent's threads are not in the child, and nobody's death is marked.
+    #[test]
+    fn slots_of_the_parents_threads_are_free_in_a_child() {
+        let works = || {
+            let arena = heap::known_or_new()?;
+            with_slot(|_, _| ()).ok()?;
+            let mut others = COMMON + 1..arena.slot_count();
+            let slot = others.find_map(|index| take(arena, index))?;
+            in_child();
+            recovery::poll(arena);
+            (slot.state().phase == SlotPhase::Free).then_some(())
+        };
+        assert!(works_in_a_child(works));
+    }
+
+    /// A child that the heap has not heard of finds the common slot in the hands of somebody who is not there, in the
+    /// middle of whatever.
+    #[test]
+    fn what_somebody_had_of_the_common_slot_is_recovered_in_a_child() {
+        let arena = heap::known_or_new().unwrap();
+        let before = lend_common(arena).unwrap().state();
+        let works = works_in_a_child(|| {
+            let lent = lend_common(arena)?.state();
+            (lent.generation > before.generation).then_some(())
+        });
+        return_common();
+        assert!(works);
     }
 }
