@@ -65,6 +65,8 @@ const CASES: &[Named] = table! {
         is_finished;
     scopes:
         an_unjoined_failure_panics_the_scope
+        a_failure_that_is_swept_panics_the_scope
+        what_a_dead_child_held_goes_with_its_join
         a_joined_failure_does_not
         a_panic_of_the_scope_waits_for_children
         nothing_is_dropped_twice
@@ -104,6 +106,7 @@ const CASES: &[Named] = table! {
         the_dead_leave_no_place_in_use;
     run_ends:
         the_rest_is_asked_then_killed
+        nothing_is_started_at_the_end
         a_forked_copy_of_a_master_ends_nothing
         who_wakes_a_master_that_is_gone_writes_nowhere_else
         a_panic_of_the_hook_comes_last
@@ -134,6 +137,7 @@ const CASES: &[Named] = table! {
         a_copy_does_not_go_on_from_the_hook;
     managed:
         the_last_user_of_a_resource_ends_it
+        a_copy_of_a_use_ends_nothing
         a_restarted_worker_keeps_what_it_inherited
         what_nobody_is_started_for_is_removed
         resources_are_limited

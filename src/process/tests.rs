@@ -1,6 +1,23 @@
-//! Files that a child left half-written. All else is tested from outside, in a process with a single thread.
+//! Files that a child left half-written, and what is refused. All else is tested from outside, in a process with a single
+//! thread.
 
 use super::*;
+
+#[test]
+fn what_cannot_be_requested_has_no_place() {
+    static TAKES: Entry<Vec<u8>, ()> = Entry::new("takes", |_, _| ());
+    let pool = crate::Pool::builder().max_size(4 << 20).create().unwrap();
+    let control = jobs::Control::create(pool).unwrap();
+    let argument = vec![1; 8 << 20];
+    let options = StartOptions::new();
+    let refused = worker::request(&control, None, options, &TAKES, &argument, false);
+    assert!(matches!(refused, Err(StartError::NoMemory(_))));
+    let is_free = |job: &jobs::Job| job.state().phase() == jobs::Phase::Free;
+    assert!(control.jobs().all(|(_, job)| is_free(job)));
+    drop(control);
+    // SAFETY: nothing of it is left.
+    unsafe { pool.unmap() };
+}
 
 #[test]
 fn only_whole_frames_count() {

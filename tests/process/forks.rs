@@ -74,6 +74,16 @@ pub fn role_failing_fork() {
         matches!(handle.open(), Err(HandleError::Gone)),
         "it is held"
     );
+    // And of a child of ours.
+    let object = pool.create(9_u64).unwrap();
+    let refused = scope(|s| s.spawn(|| ()).err());
+    assert!(matches!(refused, Some(SpawnError::Fork(_))), "{refused:?}");
+    let handle = object.handle();
+    drop(object);
+    assert!(
+        matches!(handle.open(), Err(HandleError::Gone)),
+        "it is held"
+    );
     assert!(pool.check().is_ok(), "{}", pool.check());
 }
 

@@ -16,6 +16,7 @@ use shmkit::process::{
 use shmkit::{Pool, PoolBuilder};
 
 use super::{loop_for_ever, program};
+use crate::common::{fork, leave, reap};
 
 /// A directory that goes with the case.
 pub struct Scratch(pub PathBuf);
@@ -173,6 +174,27 @@ static RESTARTS: Entry<PathBuf, ()> = Entry::new("restarts", |worker, dir| {
     drop(inherited);
     restarted.unwrap().join().unwrap();
 });
+
+static FORKS: Entry<PathBuf, ()> = Entry::new("forks", |worker, path| {
+    let resources = worker.resources();
+    let file = resources.manage(Resource::File(path.clone())).unwrap();
+    fs::write(&path, "").unwrap();
+    let id = file.id();
+    let Some(child) = fork() else {
+        drop(file);
+        leave(true);
+    };
+    assert_eq!(reap(child), 0);
+    // The master has looked at what is used by then.
+    drop(resources.manage(Resource::File(path.with_extension("other"))));
+    assert!(path.exists() && resources.get(id).is_ok());
+    drop(file);
+});
+
+pub fn a_copy_of_a_use_ends_nothing() {
+    let dir = Scratch::new("copied");
+    run(&Config::new(), &FORKS, dir.0.join("file")).unwrap();
+}
 
 pub fn a_restarted_worker_keeps_what_it_inherited() {
     let dir = Scratch::new("restarted");

@@ -9,9 +9,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
-use shmkit::process::{Config, Entry, JoinError, JoinHandle, Master, RunError, StartError, run};
+use shmkit::process::{
+    Backoff, Config, Entry, JoinError, JoinHandle, Master, Restart, RunError, StartError,
+    StartOptions, run,
+};
 use shmkit::{Handle, Pool};
 
+use super::managed::Scratch;
 use super::masters::{FOR_EVER, SQUARE, UNIT};
 use super::{loop_for_ever, program};
 use crate::common::skip::skipped;
@@ -48,6 +52,26 @@ pub fn the_rest_is_asked_then_killed() {
     let (ended, killed) = counts.get();
     // The first one, the polite ones and the hung ones, as far as they were started.
     assert!((1..=4).contains(&ended) && killed <= 3, "{ended} {killed}");
+}
+
+/// What was requested is not started any more, and who is killed is not started again.
+pub fn nothing_is_started_at_the_end() {
+    let causes = Rc::new(RefCell::new(Vec::new()));
+    let seen = Rc::clone(&causes);
+    let config = Config::new().patience(Duration::ZERO).on_end(move |end| {
+        assert_eq!(end.restart_in, None);
+        seen.borrow_mut().push(format!("{:?}", end.cause));
+    });
+    let mut master = Master::new(&config).unwrap();
+    let again = StartOptions::new().restart(Restart::Always(Backoff::default()));
+    drop(master.start_with(again, &FOR_EVER, &()).unwrap());
+    assert_eq!(master.dispatch().unwrap().started, 1);
+    drop(master.start(&FOR_EVER, &()).unwrap());
+    master.finish().unwrap();
+    let causes = causes.borrow();
+    assert!(causes[0].contains("NotStarted"), "{causes:?}");
+    assert!(causes[1].contains("Signaled(9)"), "{causes:?}");
+    assert_eq!(causes.len(), 2);
 }
 
 static TELLS: Entry<(), ()> = Entry::new("tells", |worker, ()| {
@@ -186,11 +210,13 @@ static DESCRIPTORS: Entry<(), Vec<PathBuf>> = Entry::new("descriptors", |_, ()| 
     lead_to.collect()
 });
 
-/// A worker's child that outlives all has no lock on the next run's file.
+/// A worker's child that outlives all has no lock on the next run's files.
 pub fn workers_have_no_descriptor_of_the_pid_file() {
-    let path = std::env::temp_dir().join(format!("shmkit-descriptors-{}", std::process::id()));
-    let open = run(&Config::new().pid_file(&path), &DESCRIPTORS, ()).unwrap();
-    assert!(!open.is_empty() && !open.contains(&path), "{open:?}");
+    let dir = Scratch::new("descriptors");
+    let config = dir.config().pid_file(dir.0.join("pid"));
+    let open = run(&config, &DESCRIPTORS, ()).unwrap();
+    let is_ours = |path: &PathBuf| path.starts_with(&dir.0);
+    assert!(!open.is_empty() && !open.iter().any(is_ours), "{open:?}");
 }
 
 static ECHOES: Entry<(), ()> = Entry::new("echoes", |worker, ()| {

@@ -10,6 +10,7 @@ use super::{
     listen, loop_for_ever, no_child_left, open_descriptors, panic_message, quietly, role_succeeds,
     tell,
 };
+use crate::common::TestPool;
 
 pub fn an_unjoined_failure_panics_the_scope() {
     let message = panic_message(|| {
@@ -35,6 +36,39 @@ pub fn an_unjoined_failure_panics_the_scope() {
         });
     });
     assert!(message.contains("did not arrive"), "{message}");
+}
+
+/// Its handle is dropped, and it is reaped when others are started.
+pub fn a_failure_that_is_swept_panics_the_scope() {
+    let message = panic_message(|| {
+        scope(|s| {
+            let fails = s.spawn(|| -> u8 { std::process::exit(3) }).unwrap();
+            while !fails.is_finished() {
+                std::thread::yield_now();
+            }
+            drop(fails);
+            for _ in 0..40 {
+                drop(s.spawn(|| ()).unwrap());
+            }
+        });
+    });
+    assert!(message.contains("code 3"), "{message}");
+}
+
+/// Nobody else looks for the dead.
+pub fn what_a_dead_child_held_goes_with_its_join() {
+    let pool = TestPool::new();
+    drop(pool.create(1_u64).unwrap());
+    let before = pool.stats().allocated;
+    let of_child: Pool = *pool;
+    scope(|s| {
+        let dies = s.spawn(move || -> u8 {
+            std::mem::forget(of_child.create(2_u64).unwrap());
+            std::process::abort()
+        });
+        dies.unwrap().join().unwrap_err();
+        assert_eq!(pool.stats().allocated, before);
+    });
 }
 
 pub fn a_joined_failure_does_not() {

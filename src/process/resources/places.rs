@@ -408,6 +408,16 @@ mod tests {
         });
     }
 
+    /// The master is dead, in the middle of a removal.
+    #[test]
+    fn who_gets_nothing_uses_nothing() {
+        let table = empty();
+        let place = table.claim(Tag::new(1, 1), &|| true).unwrap();
+        place.state.store(word(CHECKING, 7));
+        assert!(!table.hold(7, 1, &|| true));
+        assert!(!place.is_used());
+    }
+
     /// The master frees the place when it has been tried, and before it is looked at.
     #[test]
     fn who_finds_the_place_free_that_goes_has_it() {
