@@ -464,7 +464,6 @@ impl Control {
                 self.resources.clear_user(place);
                 job.release();
             }
-            Phase::Ended if state.has(DETACHED) => job.release(),
             _ => {}
         }
     }

@@ -1,6 +1,6 @@
 //! The job table without a master, for the crash tests: its operations one by one.
 
-use super::jobs::{Control, Kind, Phase};
+use super::jobs::{Control, DETACHED, Kind, Phase};
 use super::{Entry, Inherit, JoinHandle, Resource, ResourceId, Resources, StartOptions, Worker};
 use super::{peers, supervise, worker};
 use crate::Pool;
@@ -87,9 +87,10 @@ impl Jobs {
             .0
             .jobs()
             .filter(|(_, job)| job.state().phase() == Phase::Running);
-        running.for_each(|(place, job)| {
-            job.end(supervise::pack(Ended::Exited(0)));
-            self.0.tidy(self.0.pool().0, place);
+        running.for_each(|(_, job)| {
+            if job.end(supervise::pack(Ended::Exited(0))).has(DETACHED) {
+                job.release();
+            }
         });
     }
 

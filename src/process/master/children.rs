@@ -350,7 +350,6 @@ impl Master {
     pub(super) fn refuse(&mut self, place: usize, why: &str) {
         let control = self.control().clone();
         if let Some(job) = control.job(place) {
-            job.result.clear();
             // Stored in part, if there is no memory for all of it.
             let _ = worker::store(job, control.pool(), Kind::NotStarted, why.as_bytes());
             self.end(place, supervise::NOT_STARTED);

@@ -50,7 +50,6 @@ impl Master {
         if let Some(name) = other
             && namesakes.all(|(_, known)| known != wanted)
         {
-            job.result.clear();
             let _ = worker::store(job, control.pool(), Kind::OtherTypes, name.as_bytes());
             self.end(place, supervise::NOT_STARTED);
             return false;
