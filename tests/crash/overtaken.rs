@@ -14,6 +14,8 @@ mod maps;
 mod multi_maps;
 mod names;
 mod queues;
+mod recoverers;
+mod takers;
 
 use std::fmt::Debug;
 
@@ -192,4 +194,6 @@ pub fn cases(suite: &mut Suite) {
     helpers::cases(suite);
     multi_maps::cases(suite);
     queues::cases(suite);
+    recoverers::cases(suite);
+    takers::cases(suite);
 }

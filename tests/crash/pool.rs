@@ -22,7 +22,7 @@ pub struct World {
     pub committed: usize,
     /// Bytes of memory that its file had besides.
     pub beside: usize,
-    /// The child that is buried, in a survivor that is its parent.
+    /// The child that is buried, in a survivor that is its parent; or who stays as it is until then.
     pub child: Option<u32>,
     /// What a parent holds whose handles are locked for a fork: never dropped.
     pub held: Option<&'static Shared<Node>>,

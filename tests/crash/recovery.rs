@@ -4,16 +4,17 @@
 use shmkit::{Buffer, testing};
 
 use super::engine::{Case, Doomed, Suite};
-use super::pool::{World, case, elsewhere, node, nothing};
+use super::pool::{World, case, elsewhere, node, nothing, verify};
 use super::sync::slot;
 
 /// Bytes that three slices have, of 16 KiB each.
 const THREE: usize = 3 << 14;
+const FIVE: usize = 5 << 14;
 /// What the recoverer has of its own.
 const OWN: usize = 3 * 64;
 
 /// Threads come, so many at once, and leave their slots.
-fn leave_slots(world: &mut World, count: usize) {
+pub fn leave_slots(world: &mut World, count: usize) {
     if count > 0 {
         elsewhere(world, |world| {
             world.allocate(64, 1);
@@ -119,6 +120,29 @@ fn holes_given_back_and_taken(world: &mut World) {
     assert!(bytes.iter().all(|&byte| byte == 1), "given back");
 }
 
+/// Somebody has claimed three slices and is stopped: the hints say still that they are free. Before them are three that were
+/// used, and are free, and two that were given back.
+fn claimed_behind_free(world: &mut World) {
+    let pool = world.pool;
+    let mut claims = Doomed::new(|| slot(pool), || World::in_pool(pool).allocate(THREE, 1));
+    world.allocate(THREE, 11);
+    let of_others: Vec<_> = world.blocks.drain(3..).collect();
+    let used = world.blocks.remove(1);
+    // What others have is released for good.
+    world.free();
+    pool.purge().expect("a slot");
+    world.allocate(2048, 1);
+    std::mem::take(&mut world.blocks);
+    claims.go_on_until(|| testing::slices(pool).contains("s..rttAAA"));
+    world.child = Some(claims.stays());
+    // And what is freed first is, when that is too much.
+    world.blocks = vec![used];
+    world.blocks.extend(of_others);
+    world.free();
+    let behind = testing::slices(pool).contains("s.....AAAk");
+    assert!(behind, "{}", testing::slices(pool));
+}
+
 /// One has died who was about to fork: what it held is held by its child's record, too.
 fn about_to_fork(world: &mut World) {
     let pool = world.pool;
@@ -197,6 +221,21 @@ pub fn cases(suite: &mut Suite) {
         .without_second_order()
         .without_real_kills(),
     );
+    let taken = case(
+        "claim slices of which some are taken",
+        claimed_behind_free,
+        nothing,
+        |world| world.allocate(FIVE, 1),
+        |_, _| true,
+    );
+    suite.run(taken.verify(|world, crash| {
+        let other = world.child.expect("who has claimed them");
+        // SAFETY: it does nothing any more.
+        unsafe { testing::mark_dead(world.pool, other) };
+        verify(world, crash, &|more, crash| {
+            more == FIVE as isize || more == 0 && !crash.finished
+        })
+    }));
     suite.run(case(
         "recover one who was about to fork",
         about_to_fork,
