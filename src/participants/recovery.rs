@@ -102,7 +102,7 @@ fn settle(arena: Arena, index: usize) -> bool {
         SlotPhase::Dead => {
             settle_held(arena, index, slot, dead);
             // SAFETY: acquired above.
-            unsafe { slot.life.give_back_marked() };
+            unsafe { slot.life.release() };
             return true;
         }
         SlotPhase::Free => {
@@ -238,7 +238,7 @@ fn hold_settled(arena: Arena, index: usize) -> Option<Tag> {
         return None;
     }
     let mark = slot.life.word.load(Ordering::Acquire);
-    // In a private heap the words of the dead are 0 after a fork.
+    // Nobody has it since it was settled, or who had it died.
     if (mark & OWNER_DIED == 0 && mark != 0) || !slot.life.acquire(mark).unwrap_or(false) {
         return None;
     }
