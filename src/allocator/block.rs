@@ -8,7 +8,7 @@
 //!
 //! Containers allocate *into* their intent: `record` is told the address before the block is
 //! taken, so a death in between is told from one before by the block's own bit or tag. They free
-//! *through* the slot's `freeing` word ([`free_recorded`]): it names the block from before its bit
+//! *through* the slot's `freeing` word ([`about_to_free`]): it names the block from before its bit
 //! is set until after, and nobody hands a named block out again.
 
 use std::alloc::Layout;
@@ -356,27 +356,29 @@ fn free_other(
     Ok(())
 }
 
-/// Frees a block of a container, so that a death on the way neither leaks it nor frees it twice:
-/// until the slot's `freeing` word is cleared, recovery frees what it names.
-pub(crate) fn free_recorded(arena: Arena, slot: &Slot, address: usize) -> Result<(), FreeError> {
-    about_to_free(slot, address as u64);
-    free_named(arena, slot, address)
-}
-
-/// Names in the slot's `freeing` word the block that is about to be freed for good. What others can see of that comes
-/// behind it: stores that release.
+/// Names in the slot's `freeing` word the block of a container that is about to be freed for good, so that a death on the
+/// way neither leaks it nor frees it twice: until the word is cleared, recovery frees what it names. What others can see of
+/// that comes behind it: stores that release.
 #[inline]
 pub(crate) fn about_to_free(slot: &Slot, address: u64) {
     slot.watched.freeing.store(address, Ordering::Release);
     compiler_fence(Ordering::SeqCst);
 }
 
-/// The same for a block that the `freeing` word names already.
+/// Frees a block that the `freeing` word names.
 pub(crate) fn free_named(arena: Arena, slot: &Slot, address: usize) -> Result<(), FreeError> {
     let clear = || slot.watched.freeing.store(0, Ordering::Release);
     let freed = free_with(arena, slot, address, clear);
     clear();
     freed
+}
+
+/// Frees a block with which all is done that the slot's intent is about: instead of that, the `freeing` word names it.
+pub(crate) fn close_and_free(arena: Arena, slot: &Slot, block: u64) {
+    about_to_free(slot, block);
+    slot.intent.close();
+    // A block that cannot be freed was none: there is nobody to tell.
+    let _ = free_named(arena, slot, block as usize);
 }
 
 /// Completes what the `freeing` word of a dead slot names. The caller holds the slot's life word.

@@ -15,7 +15,6 @@ pub(crate) fn next_block(arena: Arena, first: usize) -> Option<Named> {
     let named = word(arena, first as u64)?.load(Ordering::Acquire);
     (named != 0).then_some(Named {
         word: first as u64,
-        old: named,
         next: 0,
         block: named as usize,
     })
@@ -26,7 +25,7 @@ pub(crate) fn check(arena: Arena, first: usize, report: &mut CheckReport) {
     let Some(named) = next_block(arena, first) else {
         return;
     };
-    let listed = limbo::header(arena, named.old)
+    let listed = limbo::header(arena, named.block as u64)
         .is_none_or(|own| !matches!(own.next.load(Ordering::Acquire), 0 | limbo::END));
     if block::usable_size(arena, named.block).is_err() || listed {
         report.problem(format_args!("the cell at {first:#x} names no block"));

@@ -149,11 +149,7 @@ pub(crate) fn finish(arena: Arena, slot: &Slot, old_block: u64, bytes: usize) {
 /// The change will not happen: the new block, which nobody has seen, is freed.
 #[cold]
 pub(crate) fn abandon(arena: Arena, slot: &Slot, new_block: u64) {
-    block::about_to_free(slot, new_block);
-    slot.intent.set_arg(NEW_BLOCK, 0);
-    slot.intent.set_arg(STEP, PREPARING);
-    let _ = block::free_recorded(arena, slot, new_block as usize);
-    slot.intent.close();
+    block::close_and_free(arena, slot, new_block);
 }
 
 /// Completes or undoes a change of a dead thread. Repeatable.

@@ -54,9 +54,7 @@ pub(crate) const OP_SHIFT: u32 = 8;
 pub(crate) struct Named {
     /// The address of the word.
     pub(crate) word: u64,
-    /// What the word holds while it names the block.
-    pub(crate) old: u64,
-    /// What it holds afterwards: something else.
+    /// What it holds afterwards: something else than while it names the block.
     pub(crate) next: u64,
     /// The block's address.
     pub(crate) block: usize,

@@ -294,16 +294,15 @@ fn make_once(
         fill(block);
         let published =
             named_by.compare_exchange(0, block as u64, Ordering::AcqRel, Ordering::Relaxed);
-        if published.is_err() {
-            block::about_to_free(slot, block as u64);
-            slot.intent.set_arg(MADE, 0);
-            let _ = block::free_recorded(arena, slot, block);
+        match published {
+            Ok(_) => slot.intent.close(),
+            Err(_) => block::close_and_free(arena, slot, block as u64),
         }
     } else {
         // What was recorded was taken, or not.
         resolve(arena, slot, slot.tag(), MAKE);
+        slot.intent.close();
     }
-    slot.intent.close();
     made.map(drop)
 }
 
@@ -479,7 +478,6 @@ pub(super) fn next_block(arena: Arena, first: usize) -> Option<Named> {
             .unwrap_or(0);
         (block > NEVER).then_some(Named {
             word: at,
-            old: block,
             next,
             block: block as usize,
         })

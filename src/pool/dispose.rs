@@ -305,7 +305,7 @@ fn destroy(arena: Arena, slot: &Slot, retired: Retired, work: &mut Vec<Retired>)
         return false;
     }
     slot.intent
-        .open(intents::DESTROY, &[index as u64, 0, 0, 0, 0, 0]);
+        .open(intents::DESTROY, &[index as u64, 0, 0, 0, 0]);
     if let Some(destroying) = lifecycle::seize(&entry.state, state, slot.tag().slot()) {
         let address = entry.address.load(Ordering::Relaxed) as usize;
         if address != 0 {

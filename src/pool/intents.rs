@@ -9,7 +9,7 @@
 //! |---------|----------------------------------|------------------------------------------------|
 //! | CREATE  | entry, block                     | not yet LIVE: entry and block are free again |
 //! | LINK    | field, new, step and sequence, old | not counted yet: nothing happened; else completed |
-//! | DESTROY | entry, field, target, sequence, old, next | the field in flight is dropped; then CONDEMNED |
+//! | DESTROY | entry, field, target, sequence, next | the field in flight is dropped; then CONDEMNED |
 //! | REPLACE | field, old block, new block, length's word, length | field has the new one: the length is stored, and the old freed; else the new |
 //! | WRITE   | destination, length              | the bytes in the slot's redo area are written again |
 //!
@@ -52,8 +52,7 @@ const SEQUENCE: u32 = 2;
 const DESTROY_FIELD: usize = 1;
 const DESTROY_TARGET: usize = 2;
 const DESTROY_SEQUENCE: usize = 3;
-const DESTROY_OLD: usize = 4;
-const DESTROY_NEXT: usize = 5;
+const DESTROY_NEXT: usize = 4;
 
 /// Completes or undoes what the slot has open, and closes it. Can be repeated.
 pub(crate) fn resolve(arena: Arena, index: usize) {
@@ -74,6 +73,8 @@ pub(crate) fn resolve(arena: Arena, index: usize) {
         }
         DESTROY => {
             resolve_drop(arena, slot, index);
+            // Before others may destroy what is left.
+            block::finish_freeing(arena, slot, owner);
             dispose::condemn(arena, owner, arg(0) as usize);
         }
         REPLACE => resolve_replace(arena, slot, owner),
@@ -186,20 +187,10 @@ pub(super) fn drop_block(arena: Arena, slot: &Slot, field: u64) {
     let Some(owner) = word(arena, field) else {
         return;
     };
-    let address = owner.load(Ordering::Relaxed);
-    if address != 0 {
-        let block = address as usize;
-        let (word, old, next) = (field, address, 0);
-        drop_named(
-            arena,
-            slot,
-            Named {
-                word,
-                old,
-                next,
-                block,
-            },
-        );
+    let block = owner.load(Ordering::Relaxed) as usize;
+    if block != 0 {
+        let (word, next) = (field, 0);
+        drop_named(arena, slot, Named { word, next, block });
     }
 }
 
@@ -209,7 +200,6 @@ pub(super) fn drop_named(arena: Arena, slot: &Slot, named: Named) {
         return;
     };
     slot.intent.set_arg(DESTROY_FIELD, named.word);
-    slot.intent.set_arg(DESTROY_OLD, named.old);
     slot.intent.set_arg(DESTROY_NEXT, named.next);
     block::about_to_free(slot, named.block as u64);
     owner.store(named.next, Ordering::Release);
@@ -233,8 +223,7 @@ fn resolve_drop(arena: Arena, slot: &Slot, author: usize) {
         field.store(0, Ordering::Release);
         slot.intent.set_arg(DESTROY_SEQUENCE, 0);
     }
-    let freeing = slot.watched.freeing.load(Ordering::SeqCst);
-    if freeing != 0 && field.load(Ordering::Relaxed) == slot.intent.arg(DESTROY_OLD) {
+    if slot.watched.freeing.load(Ordering::SeqCst) != 0 {
         field.store(slot.intent.arg(DESTROY_NEXT), Ordering::Release);
     }
 }
@@ -271,11 +260,10 @@ pub(crate) fn replace_block<E>(
             length.word.store(length.len, Ordering::Release);
         }
         if old != 0 {
-            block::about_to_free(slot, old);
-            slot.intent.set_arg(1, 0);
-            let _ = block::free_named(arena, slot, old as usize);
+            block::close_and_free(arena, slot, old);
+        } else {
+            slot.intent.close();
         }
-        slot.intent.close();
     } else {
         resolve(arena, slot.tag().slot());
     }
@@ -293,7 +281,7 @@ fn resolve_replace(arena: Arena, slot: &Slot, owner: Tag) {
         }
         if old != 0 {
             block::about_to_free(slot, old);
-            slot.intent.set_arg(1, 0);
+            slot.intent.close();
         }
     } else if new != 0 {
         // Our own span's block, or a run: repeatable, see `release_for`.

@@ -234,7 +234,7 @@ fn abandon_create(arena: Arena, slot: &Slot, index: usize) {
     if block != 0 {
         block::about_to_free(slot, block);
         slot.intent.set_arg(intents::CREATE_BLOCK, 0);
-        let _ = block::free_recorded(arena, slot, block as usize);
+        let _ = block::free_named(arena, slot, block as usize);
     }
     undo_create(arena, slot.tag(), index, 0);
     slot.intent.close();

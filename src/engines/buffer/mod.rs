@@ -361,12 +361,11 @@ impl Words {
             self.link(arena, slot, own, bytes.len() as u64, last)
         });
         let block = slot.intent.arg(1);
-        if !matches!(outcome, Ok(Some(_))) && block != 0 {
-            block::about_to_free(slot, block);
-            slot.intent.set_arg(1, 0);
-            let _ = block::free_named(arena, slot, block as usize);
+        if matches!(outcome, Ok(Some(_))) || block == 0 {
+            slot.intent.close();
+        } else {
+            block::close_and_free(arena, slot, block);
         }
-        slot.intent.close();
         if let (Ok(Some(_)), Some(_)) = (&outcome, self.last(arena))
             && self.first.load(Ordering::SeqCst) == 0
         {

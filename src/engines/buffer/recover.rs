@@ -36,7 +36,6 @@ pub(in crate::engines) fn next_block(arena: Arena, first: usize) -> Option<Named
     };
     Some(Named {
         word: first as u64,
-        old,
         next,
         block: chunk.address,
     })

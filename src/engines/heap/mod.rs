@@ -178,12 +178,11 @@ fn words(arena: Arena, first: usize) -> Option<&'static Words> {
 pub(super) fn next_block(arena: Arena, first: usize, cursor: &mut usize) -> Option<Named> {
     let words = words(arena, first)?;
     let named = |word: &AtomicU64, next: u64| {
-        let old = word.load(Ordering::Acquire);
+        let block = word.load(Ordering::Acquire) as usize;
         Named {
             word: std::ptr::from_ref(word).addr() as u64,
-            old,
             next,
-            block: old as usize,
+            block,
         }
     };
     let table = words.table(arena);

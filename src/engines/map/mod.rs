@@ -169,7 +169,6 @@ pub(super) fn next_block(arena: Arena, first: usize, cursor: &mut usize) -> Opti
             *cursor -= 1;
             return Some(Named {
                 word: std::ptr::from_ref(&slot.value).addr() as u64,
-                old: node,
                 next: hidden,
                 block: node as usize,
             });
@@ -183,7 +182,6 @@ pub(super) fn next_block(arena: Arena, first: usize, cursor: &mut usize) -> Opti
             if let Some((word, table)) = last.parts(arena).rev().nth(1) {
                 return Some(Named {
                     word: std::ptr::from_ref(word).addr() as u64,
-                    old: word.load(Ordering::Relaxed),
                     next: 0,
                     block: table.address() as usize,
                 });
@@ -194,7 +192,6 @@ pub(super) fn next_block(arena: Arena, first: usize, cursor: &mut usize) -> Opti
     };
     Some(Named {
         word: named_by,
-        old: last.address(),
         next: 0,
         block: last.address() as usize,
     })
