@@ -119,7 +119,7 @@ impl Observer {
     /// # Pool::unlink(&name)?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn open(name: &(impl AsRef<Path> + ?Sized)) -> Result<Observer, AttachError> {
+    pub fn open(name: impl AsRef<Path>) -> Result<Observer, AttachError> {
         Observer::of_file(&attach::parse(name.as_ref())?)
     }
 

@@ -232,7 +232,7 @@ impl Pool {
     /// Pool::unlink(&name)?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub unsafe fn open(name: &(impl AsRef<Path> + ?Sized)) -> Result<Pool, AttachError> {
+    pub unsafe fn open(name: impl AsRef<Path>) -> Result<Pool, AttachError> {
         let name = name.as_ref();
         let pool = attach::open(name)?;
         tell(
@@ -286,7 +286,7 @@ impl Pool {
     /// assert_eq!(*pool.create(7_u32)?, 7);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn unlink(name: &(impl AsRef<Path> + ?Sized)) -> Result<(), UnlinkError> {
+    pub fn unlink(name: impl AsRef<Path>) -> Result<(), UnlinkError> {
         let name = name.as_ref();
         attach::unlink(name)?;
         tell(|| log::debug!(target: LOG, "removed the name of the pool {}", name.display()));

@@ -97,16 +97,13 @@ pub enum Removable {
 /// # Pool::unlink(&name)?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub fn remove(name: &(impl AsRef<Path> + ?Sized), what: Removable) -> Result<(), RemoveError> {
+pub fn remove(name: impl AsRef<Path>, what: Removable) -> Result<(), RemoveError> {
     judged(name.as_ref(), what, true, |_| true)
 }
 
 /// The same of a pool, if it has an object of that name; else it is as if it were none. One of another version,
 /// where none can be looked for, is removed.
-pub(crate) fn remove_with(
-    name: &(impl AsRef<Path> + ?Sized),
-    object: &str,
-) -> Result<(), RemoveError> {
+pub(crate) fn remove_with(name: impl AsRef<Path>, object: &str) -> Result<(), RemoveError> {
     judged(
         name.as_ref(),
         Removable::Pool,
@@ -142,10 +139,7 @@ fn is_of_another_version(error: &AttachError) -> bool {
 /// assert!(inspect::would_remove(&name, Removable::AnyFile).is_err());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub fn would_remove(
-    name: &(impl AsRef<Path> + ?Sized),
-    what: Removable,
-) -> Result<(), RemoveError> {
+pub fn would_remove(name: impl AsRef<Path>, what: Removable) -> Result<(), RemoveError> {
     judged(name.as_ref(), what, false, |_| true)
 }
 

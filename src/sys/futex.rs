@@ -11,25 +11,6 @@ use rustix::thread::futex::{self, Flags, Timespec, Wait, WaitFlags, WaitPtr, Wai
 
 use crate::primitive::AtomicU32;
 
-/// In tests of wakes: the sleeps of this thread have no time limit, but the short ones of who looks again and again.
-#[cfg(test)]
-pub(crate) mod only_wakes {
-    use std::cell::Cell;
-
-    thread_local! {
-        static DEMANDED: Cell<bool> = const { Cell::new(false) };
-    }
-
-    /// From here on, to the thread's end.
-    pub(crate) fn demand() {
-        DEMANDED.set(true);
-    }
-
-    pub(super) fn is_demanded() -> bool {
-        DEMANDED.get()
-    }
-}
-
 fn timespec(limit: Duration) -> Timespec {
     #[cfg(test)]
     let limit = if only_wakes::is_demanded() && limit > Duration::from_millis(1) {
@@ -130,5 +111,24 @@ pub(crate) fn wake_address(address: usize) {
                 0,
             );
         }
+    }
+}
+
+/// In tests of wakes: the sleeps of this thread have no time limit, but the short ones of who looks again and again.
+#[cfg(test)]
+pub(crate) mod only_wakes {
+    use std::cell::Cell;
+
+    thread_local! {
+        static DEMANDED: Cell<bool> = const { Cell::new(false) };
+    }
+
+    /// From here on, to the thread's end.
+    pub(crate) fn demand() {
+        DEMANDED.set(true);
+    }
+
+    pub(super) fn is_demanded() -> bool {
+        DEMANDED.get()
     }
 }

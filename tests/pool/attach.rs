@@ -345,7 +345,7 @@ pub fn by_two_threads_at_once() {
 /// Whoever looks at a pool has it where it is, as has who takes part; the last one takes it away.
 pub fn observers_share_a_place() {
     let file = detached();
-    let look = |file: &File| Observer::open(&format!("/proc/self/fd/{}", file.as_raw_fd()));
+    let look = |file: &File| Observer::open(format!("/proc/self/fd/{}", file.as_raw_fd()));
     let (one, other) = (look(&file).unwrap(), look(&file).unwrap());
     let objects = one.objects().len();
     assert_eq!(other.objects().len(), objects);
@@ -384,7 +384,7 @@ pub fn observers_share_a_place() {
 /// A file into which a longer pool is written while it is looked at: what is mapped is too short for that.
 pub fn another_pool_in_a_file_that_is_looked_at() {
     let file = detached();
-    let look = || Observer::open(&format!("/proc/self/fd/{}", file.as_raw_fd()));
+    let look = || Observer::open(format!("/proc/self/fd/{}", file.as_raw_fd()));
     let base = look().unwrap().info().base;
     let longer = {
         let pool = TestPool::with(|b| b.base(base).max_size(1 << 30));

@@ -199,7 +199,7 @@ pub fn role_memory_limit() {
     let file = File::from(pool.fd().try_clone_to_owned().unwrap());
     fill(allocate(*pool, 32 * MIB), 32 * MIB);
     drop(pool);
-    let observer = Observer::open(&format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap();
+    let observer = Observer::open(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap();
     // SAFETY: nothing in it is opened.
     let refused = unsafe { observer.into_copy() };
     let limited = matches!(
@@ -326,7 +326,7 @@ pub fn role_file_size() {
     drop(kept);
     drop(pool);
     // Nor is there room for a copy.
-    let observer = Observer::open(&format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap();
+    let observer = Observer::open(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap();
     limit_files(Some(1 << 20));
     // SAFETY: nothing in it is opened.
     match unsafe { observer.into_copy() } {

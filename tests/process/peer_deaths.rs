@@ -80,7 +80,7 @@ pub fn who_waits_for_a_dead_master_is_told() {
     assert_eq!(serves.codes(), [Some(18)]);
     assert_eq!(waits.codes(), [Some(19)]);
     // Neither came to look after the name.
-    let _ = Pool::unlink(&format!("{name}.run"));
+    let _ = Pool::unlink(format!("{name}.run"));
 }
 
 /// The master's process goes on, with a thread that keeps the control pool.

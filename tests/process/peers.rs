@@ -510,7 +510,7 @@ pub fn who_disagrees_is_refused() {
         matches!(running, Err(RunError::AlreadyRunning { .. })),
         "{running:?}"
     );
-    Pool::unlink(&format!("{name}.run")).unwrap();
+    Pool::unlink(format!("{name}.run")).unwrap();
     // SAFETY: nothing of it is in use: the handles above were dropped.
     unsafe { pool.unmap() };
 }

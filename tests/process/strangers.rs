@@ -211,7 +211,7 @@ pub fn a_name_that_is_another_runs_by_now_stays() {
     let name = format!("test-again-{}", std::process::id());
     let config = Config::new().name(&name);
     let first = Master::new(&config).unwrap();
-    Pool::unlink(&format!("{name}.run")).unwrap();
+    Pool::unlink(format!("{name}.run")).unwrap();
     let second = Master::new(&config).unwrap();
     first.finish().unwrap();
     let refused = Master::new(&config).map(drop);

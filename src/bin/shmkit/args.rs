@@ -168,7 +168,7 @@ fn place(pool: &Path) -> std::io::Result<PathBuf> {
 }
 
 fn observe(pool: &Path) -> Outcome<Observer> {
-    Observer::open(&place(pool)?).map_err(|error| Failure::from(error).about(&shown(pool)))
+    Observer::open(place(pool)?).map_err(|error| Failure::from(error).about(&shown(pool)))
 }
 
 /// A path in a message.
