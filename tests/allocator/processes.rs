@@ -1,6 +1,7 @@
 //! One pool, many processes: blocks freed by others than who allocated them; participants that
 //! come and go.
 
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use shmkit::process::scope;
@@ -104,11 +105,16 @@ pub fn freed_by_many_at_once() {
 pub fn threads_come_and_go() {
     let pool = TestPool::new();
     let shared = *pool;
+    // How much the pool needs is not to depend on how many of them happen to run at once.
+    let all = Barrier::new(4);
+    let meet = || {
+        all.wait();
+    };
     let mut total = 0;
     for generation in 0..200 {
         let kept: Vec<u64> = std::thread::scope(|s| {
             let workers: Vec<_> = (0..4)
-                .map(|seed| s.spawn(move || work(shared, generation * 4 + seed)))
+                .map(|seed| s.spawn(move || work(shared, generation * 4 + seed, meet)))
                 .collect();
             let kept = workers.into_iter().map(|w| w.join().unwrap());
             kept.collect()
@@ -128,8 +134,8 @@ pub fn threads_come_and_go() {
     assert_sound(*pool);
 }
 
-/// Allocates and frees blocks of all sizes; leaves one behind.
-fn work(pool: shmkit::Pool, seed: u64) -> u64 {
+/// Allocates blocks of all sizes, calls `meet`, and frees them; leaves one behind.
+fn work(pool: shmkit::Pool, seed: u64, meet: impl FnOnce()) -> u64 {
     let mut random = Random::new(seed + 1);
     let taken: Vec<_> = (0..300)
         .map(|_| {
@@ -140,6 +146,7 @@ fn work(pool: shmkit::Pool, seed: u64) -> u64 {
             block
         })
         .collect();
+    meet();
     let (last, rest) = taken.split_last().unwrap();
     for &block in rest {
         verify(block);
@@ -155,7 +162,8 @@ pub fn processes_come_and_go() {
     for generation in 0..GENERATIONS {
         scope(|s| {
             let pool = *pool;
-            let children = [0, 1].map(|seed| s.spawn(move || work(pool, generation * 2 + seed)));
+            let children =
+                [0, 1].map(|seed| s.spawn(move || work(pool, generation * 2 + seed, || ())));
             for child in children {
                 let block = child.unwrap().join().unwrap();
                 verify(block_at(block).unwrap());
