@@ -34,8 +34,10 @@ const CASES: &[common::Named] = table! {
         no_pool_can_hold_it
         reallocation
         runs_grow_where_they_lie
+        no_run_grows_beyond_the_pool
         statistics_add_up
         purging_gives_memory_back
+        spans_of_objects_go_back
         free_memory_ages_and_goes_back
         each_slice_ages_by_itself
         freed_memory_goes_back_within_two_seconds
@@ -59,7 +61,8 @@ const CASES: &[common::Named] = table! {
         mixed_sizes_fill_the_pool
         memory_comes_back_to_other_classes
         a_block_shrinks_in_a_full_pool
-        the_largest_free_block_is_told;
+        the_largest_free_block_is_told
+        slices_that_get_no_memory_are_as_before;
     kept:
         a_kept_run_is_taken_again
         what_is_kept_is_bounded

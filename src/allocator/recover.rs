@@ -105,7 +105,42 @@ mod tests {
 
     use super::*;
     use crate::Pool;
+    use crate::allocator::run;
     use crate::layout::arena::SLICE;
+    use crate::participants::thread;
+
+    /// All slices are a dead one's. What recovery frees of them is found by who looks for slices.
+    #[test]
+    fn what_is_abandoned_is_found_again() {
+        let pool = Pool::builder().create().unwrap();
+        let (arena, all) = (pool.0, pool.0.slices());
+        let (me, dead) = (Tag::new(1, 1), Tag::new(2, 1));
+        assert!(slice::claim_these(arena, dead, 0, all));
+        slice::tag_tails(arena, 0, all);
+        slice::abandon(arena, 0);
+        assert!(matches!(slice::claim(arena, me, all, 1), Ok(Some(0))));
+    }
+
+    /// Who extends a run tags what the dead had claimed of it first, also if there is no room for more: the
+    /// slices of two dead ones in a row would not be known to be the run's by who recovers the second one first.
+    #[test]
+    fn an_extension_begins_with_the_end_of_the_one_before() {
+        let pool = Pool::builder().create().unwrap();
+        let (arena, dead) = (pool.0, Tag::new(2, 1));
+        let run = |slices| {
+            let layout = Layout::from_size_align(slices * SLICE, 1).unwrap();
+            let run = pool.allocate(layout).unwrap().addr().get();
+            arena.slice_of(run).unwrap()
+        };
+        let start = run(3);
+        assert!(slice::claim_these(arena, dead, start + 3, 2));
+        arena.tag(start).store(slice::run_tag(5), Ordering::Release);
+        assert_eq!(run(3), start + 5);
+        let slot = thread::slot(arena).unwrap();
+        assert!(!run::extend(arena, slot, start, 5, 6));
+        let tags = [3, 4].map(|back| arena.tag(start + back).load(Ordering::Relaxed));
+        assert_eq!(tags, [slice::tail_tag(3), slice::tail_tag(4)]);
+    }
 
     /// One has died who was extending a run. Before what it had claimed is abandoned, by who has looked at it, the run
     /// is freed, and others have its slices.

@@ -2,7 +2,7 @@
 
 use std::ptr::NonNull;
 
-use shmkit::{AllocError, Pool};
+use shmkit::{AllocError, Pool, testing};
 
 use super::common::{Random, TestPool, assert_sound, fill, free, layout, verify};
 use super::sizes::class_sizes;
@@ -193,4 +193,36 @@ pub fn the_largest_free_block_is_told() {
     free(*pool, last);
     assert_eq!(pool.stats().largest_contiguous, 1 << 14);
     empty(*pool, taken);
+}
+
+/// Slices that were to be taken, some of them without memory, are as they were when they get none: free, found
+/// again, and without the memory that some of them had got by then.
+pub fn slices_that_get_no_memory_are_as_before() {
+    const SLICES: usize = 256;
+    let pool = TestPool::with(|b| b.initial_size(SLICES << 14).max_size(4 * SLICES << 14));
+    // Memory that is no slice's.
+    let beside = || {
+        let memory = rustix::fs::fstat(pool.fd()).unwrap().st_blocks as usize * 512;
+        memory - pool.stats().committed
+    };
+    let run = |slices: usize| pool.allocate(layout(slices << 14, 8)).map(|run| run.cast());
+    // Slices without memory, used ones of a run that is too long to be kept, and again such without memory.
+    let runs = [20, 130, 20].map(|slices| run(slices).unwrap());
+    let rest = run(SLICES - 170).unwrap();
+    free(*pool, runs[0]);
+    free(*pool, runs[2]);
+    pool.purge().unwrap();
+    free(*pool, runs[1]);
+    let before = beside();
+
+    testing::refuse_commits(Some(1));
+    let refused = run(170);
+    testing::refuse_commits(None);
+    assert!(refused.is_err());
+    assert_eq!(beside(), before);
+    let again = run(170).unwrap();
+    assert_eq!((again, pool.stats().total), (runs[0], SLICES << 14));
+    free(*pool, again);
+    free(*pool, rest);
+    assert_all_free(*pool);
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ptr::NonNull;
 use std::time::{Duration, Instant};
 
-use shmkit::{AllocError, testing};
+use shmkit::{AllocError, ReallocError, testing};
 
 use super::common::{
     Random, TestPool, address, allocate, assert_sound, blocks, fill, free, layout, verify,
@@ -208,6 +208,20 @@ pub fn runs_grow_where_they_lie() {
     assert_sound(*pool);
 }
 
+/// All that is free behind it and all that the pool can grow by is not enough, though the pool can grow.
+pub fn no_run_grows_beyond_the_pool() {
+    let (size, max) = (3 << 20, 6 << 20);
+    let pool = TestPool::with(|b| b.initial_size(4 << 20).max_size(max));
+    let block = allocate(*pool, size);
+    fill(block, size);
+    // SAFETY: nobody else uses the block.
+    let refused = unsafe { pool.reallocate(block, layout(max + 20 * SLICE, 8)) };
+    let full = ReallocError::Alloc(AllocError::PoolFull);
+    assert_eq!((refused, pool.usable_size(block)), (Err(full), Ok(size)));
+    verify(block);
+    assert_sound(*pool);
+}
+
 pub fn statistics_add_up() {
     let pool = TestPool::with(|b| b.initial_size(4 << 20).max_size(64 << 20));
     let fresh = pool.stats();
@@ -277,6 +291,22 @@ pub fn purging_gives_memory_back() {
         free(*pool, block);
     }
     assert_sound(*pool);
+}
+
+/// The last block of a span that a container frees takes the span with it, as any other does.
+pub fn spans_of_objects_go_back() {
+    let pool = TestPool::new();
+    let spans = || {
+        let classes = pool.stats().classes;
+        classes.iter().map(|class| class.spans).sum::<usize>()
+    };
+    // Some to a slice, and one to a slice.
+    let small: Vec<_> = (0..41).map(|_| pool.create([0_u8; 2000])).collect();
+    let large: Vec<_> = (0..3).map(|_| pool.create([0_u8; 16_000])).collect();
+    assert_eq!(spans(), 5);
+    drop((small, large));
+    // Those that blocks come from stay.
+    assert_eq!(spans(), 2);
 }
 
 pub fn free_memory_ages_and_goes_back() {
