@@ -199,7 +199,7 @@ pub fn the_largest_free_block_is_told() {
 /// again, and without the memory that some of them had got by then.
 pub fn slices_that_get_no_memory_are_as_before() {
     const SLICES: usize = 256;
-    let pool = TestPool::with(|b| b.initial_size(SLICES << 14).max_size(4 * SLICES << 14));
+    let pool = TestPool::with(|b| b.initial_size(SLICES << 14).max_size((4 * SLICES) << 14));
     // Memory that is no slice's.
     let beside = || {
         let memory = rustix::fs::fstat(pool.fd()).unwrap().st_blocks as usize * 512;

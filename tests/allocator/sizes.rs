@@ -301,8 +301,12 @@ pub fn spans_of_objects_go_back() {
         classes.iter().map(|class| class.spans).sum::<usize>()
     };
     // Some to a slice, and one to a slice.
-    let small: Vec<_> = (0..41).map(|_| pool.create([0_u8; 2000])).collect();
-    let large: Vec<_> = (0..3).map(|_| pool.create([0_u8; 16_000])).collect();
+    let small: Vec<_> = (0..41)
+        .map(|_| pool.create([0_u8; 2000]).unwrap())
+        .collect();
+    let large: Vec<_> = (0..3)
+        .map(|_| pool.create([0_u8; 16_000]).unwrap())
+        .collect();
     assert_eq!(spans(), 5);
     drop((small, large));
     // Those that blocks come from stay.
