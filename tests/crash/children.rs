@@ -73,11 +73,13 @@ pub fn cases(suite: &mut Suite) {
         .attach(nothing)
         .fork(Fork::Bare)
         .survivor(|_| forking::in_parent())
+        // Of a real death the parent hears in `given_back`: who recovers somebody before has a record of its own then,
+        // and plays the parent no more.
         .recover(|world| {
             if let Some(pid) = world.child {
                 reap(world, pid);
+                world.pool.recover();
             }
-            world.pool.recover();
             Ok(())
         })
         .bury(|world, victim| {
