@@ -3,9 +3,12 @@
 //! The victim is the child: it is forked without the library's hearing of it, and then takes the library's steps
 //! itself. The survivors take those of the parent, who reaps it. The parent's side is in `pool` ("spawn and join").
 
+use std::time::Duration;
+
+use shmkit::Pool;
 use shmkit::testing::{self, forking};
 
-use super::engine::{Crash, Fork, Suite};
+use super::engine::{Child, Crash, Ended, Fork, Suite};
 use super::in_pool::ensure;
 use super::pool::{World, case, node, nothing, verify};
 
@@ -16,9 +19,34 @@ fn reap(world: &World, pid: u32) {
     world.pool.recover();
 }
 
-/// The child's record and its holds are given back, and nobody else's.
+/// Longer than a recovery takes.
+const A_WHILE: Duration = Duration::from_secs(60);
+
+/// Somebody recovers who is not the parent, which hears of the death later. (Who plays the parent plays it no more once
+/// it recovers: it has a record of its own then.)
+fn recovered_by_another(pool: Pool) {
+    let other = Child::fork(Fork::Bare, || {
+        pool.recover();
+        Ok(())
+    });
+    let ended = other.expect("a process").wait(A_WHILE);
+    assert_eq!(ended, Ended::Exit(0), "who recovers");
+}
+
+/// The child's record and its holds are given back, and nobody else's; then the parent's.
 fn given_back(world: &mut World, crash: &Crash) -> Result<(), String> {
-    // A real death is told nobody earlier; of the others, the recovery may have been killed.
+    // Else the parent has died meanwhile.
+    if crash.later.is_none() {
+        to_the_parent(world, crash)?;
+        parent_dies(world.pool);
+    }
+    world.pool.recover();
+    participants(world, 1)?;
+    verify(world, crash, &|more, _| more == -32)
+}
+
+fn to_the_parent(world: &mut World, crash: &Crash) -> Result<(), String> {
+    // Of a real death it has not heard yet.
     reap(world, crash.victim.pid as u32);
     // The parent is played: whoever plays it has a record and a slot of its own.
     world.allocate(64, 1);
@@ -26,15 +54,15 @@ fn given_back(world: &mut World, crash: &Crash) -> Result<(), String> {
     participants(world, 2)?;
     verify(world, crash, &|more, _| more == 0)?;
     let value = world.held.map_or(0, |held| held.value);
-    ensure(value == 1, || format!("the object has become {value}"))?;
-    // Held by the parent alone, with whom it goes.
+    ensure(value == 1, || format!("the object has become {value}"))
+}
+
+/// With it goes the object, which it alone holds.
+fn parent_dies(pool: Pool) {
     // SAFETY: no preconditions.
     let parent = unsafe { libc::getppid() };
     // SAFETY: it only waits for this process, and does not use the pool any more.
-    unsafe { testing::mark_dead(world.pool, parent as u32) };
-    world.pool.recover();
-    participants(world, 1)?;
-    verify(world, crash, &|more, _| more == -32)
+    unsafe { testing::mark_dead(pool, parent as u32) };
 }
 
 /// So many processes have a record, and a thread each.
@@ -73,19 +101,21 @@ pub fn cases(suite: &mut Suite) {
         .attach(nothing)
         .fork(Fork::Bare)
         .survivor(|_| forking::in_parent())
-        // Of a real death the parent hears in `given_back`: who recovers somebody before has a record of its own then,
-        // and plays the parent no more.
         .recover(|world| {
-            if let Some(pid) = world.child {
-                reap(world, pid);
-                world.pool.recover();
+            match world.child {
+                Some(pid) => reap(world, pid),
+                None => recovered_by_another(world.pool),
             }
             Ok(())
         })
         .bury(|world, victim| {
             // SAFETY: its image is looked at from now on, and it does nothing any more.
             unsafe { testing::mark_dead(world.pool, victim.pid as u32) };
-            world.child = Some(victim.pid as u32);
+            match victim.recovered {
+                false => world.child = Some(victim.pid as u32),
+                // The parent's part was played.
+                true => parent_dies(world.pool),
+            }
         })
         .verify(given_back)
         .at_least(60),

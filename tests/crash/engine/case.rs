@@ -22,6 +22,8 @@ pub trait Arena {
 pub struct Victim {
     /// Its pid, and the tid of its one thread.
     pub pid: i32,
+    /// It died in the recovery from an earlier death.
+    pub recovered: bool,
 }
 
 /// Where the crash happened, for `verify`.

@@ -207,7 +207,10 @@ impl<'a, S: Arena> Explorer<'a, S> {
             let here = crash_at(&point, points.len(), stepper.pid(), crash);
             if crash.is_none_or(|crash| self.is_due(&point, points.len(), &crash)) {
                 self.tally.point(ground.is_some());
-                let buried = Victim { pid: stepper.pid() };
+                let buried = Victim {
+                    pid: stepper.pid(),
+                    recovered: crash.is_some(),
+                };
                 if let Err(text) = self.survive(Some((&image, buried)), &here) {
                     self.fail(&here, &point, &text)?;
                 }
@@ -503,7 +506,10 @@ pub(super) const NOWHERE: Crash = Crash {
     finished: false,
     real: false,
     overtaken: None,
-    victim: Victim { pid: 0 },
+    victim: Victim {
+        pid: 0,
+        recovered: false,
+    },
 };
 
 /// The crash at a point of the operation, or of the recovery from `earlier`.
@@ -517,7 +523,10 @@ pub(super) fn crash_at(point: &Point, index: usize, pid: i32, earlier: Option<Cr
             point: index,
             progress: point.progress,
             finished: point.finished,
-            victim: Victim { pid },
+            victim: Victim {
+                pid,
+                ..NOWHERE.victim
+            },
             ..NOWHERE
         },
     }

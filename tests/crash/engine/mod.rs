@@ -58,6 +58,6 @@ mod stepper;
 mod suite;
 
 pub use case::{Arena, Case, Crash, Overtaken, Victim};
-pub use child::{Child, Fork, progress};
+pub use child::{Child, Ended, Fork, progress};
 pub use doomed::Doomed;
 pub use suite::{Suite, in_parts};

@@ -19,7 +19,7 @@
 use std::time::Instant;
 
 use super::Arena;
-use super::case::{Case, Crash, Overtaken, Victim};
+use super::case::{Case, Crash, Overtaken};
 use super::child::{Child, Ended, Fork, roam, sweep, sweep_all};
 use super::explore::{Explorer, Halt, crash_at, describe};
 use super::image::{Image, View};
@@ -137,7 +137,7 @@ impl<S: Arena> Explorer<'_, S> {
             ..crash_at(point, index, stepper.pid(), Some(stopped))
         };
         self.tally.after.add(1);
-        let buried = Victim { pid: stepper.pid() };
+        let buried = here.victim;
         match self.survive(Some((image, buried)), &here) {
             Ok(()) => Ok(()),
             Err(text) => self.fail(&here, point, &text),

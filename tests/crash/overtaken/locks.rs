@@ -363,7 +363,10 @@ fn is_right_about_orders() -> bool {
             point: 0,
             later: None,
             real: false,
-            victim: Victim { pid: 0 },
+            victim: Victim {
+                pid: 0,
+                recovered: false,
+            },
         };
         Order::new(false, &[Set, Set, Look], &[Clear]).explains(&crash, &(looked == 1))
     };
