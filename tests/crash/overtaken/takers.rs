@@ -1,14 +1,17 @@
-//! Who frees blocks of containers, or recovers one who did, and is overtaken by one who takes all that is free: what that
-//! one has is not freed once more, whoever dies when.
+//! Who frees blocks of containers, or recovers one who did, and is overtaken by one who takes all that is free, blocks and
+//! entries of objects: what that one has is not freed once more, whoever dies when. Nor is what somebody takes as soon as
+//! the dead are settled.
 
+use std::cell::RefCell;
+use std::collections::HashSet;
 use std::ptr::NonNull;
 
 use shmkit::testing;
-use shmkit::{Array, Buffer, Pool, Shared};
+use shmkit::{Array, Buffer, Link, Pool, Shared};
 
 use super::super::engine::{Case, Doomed, Suite};
 use super::super::in_pool::{self, InPool, ensure, sound};
-use super::super::pool::{World, elsewhere};
+use super::super::pool::{Node, World, elsewhere, node};
 use super::super::recovery::leave_slots;
 use super::super::sync::slot;
 
@@ -16,7 +19,7 @@ use super::super::sync::slot;
 const ELEMENTS: usize = 6;
 const CHUNK: usize = 1000;
 /// More than there are in a span, of all sizes that their blocks may have.
-const TAKEN: [(usize, usize); 8] = [
+const BLOCKS: &[(usize, usize)] = &[
     (48, 400),
     (64, 300),
     (80, 250),
@@ -25,15 +28,27 @@ const TAKEN: [(usize, usize); 8] = [
     (2048, 20),
     (4096, 20),
     (8192, 20),
+    (size_of::<Array<u64>>(), 100),
+    (size_of::<Buffer>(), 100),
 ];
-const ROWS: usize = 1250;
+const ROWS: usize = 1450;
+/// As many objects as the table of a small pool has entries.
+const OBJECTS: usize = 64;
 
 struct Takers {
     pool: Pool,
     array: Shared<Array<u64>>,
     buffer: Shared<Buffer>,
-    /// The addresses of what was taken; 0 behind them.
+    /// What each of those who take has taken.
+    taken: [Taken; 2],
+}
+
+/// What was taken by one.
+struct Taken {
+    /// The addresses of blocks; 0 behind them.
     table: NonNull<[usize; ROWS]>,
+    /// Leads to the objects, each of which leads to the next.
+    chain: Shared<Link<Node>>,
 }
 
 impl InPool for Takers {
@@ -64,18 +79,16 @@ impl Takers {
                 buffer.append(&[7; CHUNK]).expect("room");
             }
             pool.set_name("chunks", &chunks).expect("named");
-            world.allocate(ROWS * size_of::<usize>(), 1);
+            world.allocate(ROWS * size_of::<usize>(), 2);
             made = Some((array, buffer));
         });
         let (array, buffer) = made.expect("made");
-        let table = world.blocks[0].cast::<[usize; ROWS]>();
-        // SAFETY: allocated above, of that length.
-        unsafe { table.write_bytes(0, 1) };
+        let taken = [0, 1].map(|one| Taken::nothing(pool, world.blocks[one]));
         Takers {
             pool,
             array,
             buffer,
-            table,
+            taken,
         }
     }
 
@@ -83,12 +96,30 @@ impl Takers {
         self.array.grow(2 * ELEMENTS, 2).expect("room");
     }
 
-    fn take(&mut self) {
-        self.pool.recover();
-        let mut world = World::in_pool(self.pool);
-        for (size, count) in TAKEN {
+    fn is_taken(&self) -> Result<(), String> {
+        sound(self.pool)?;
+        let mut seen = HashSet::new();
+        let mut taken = self.taken.iter();
+        taken.try_for_each(|taken| taken.is_there(self.pool, &mut seen))
+    }
+}
+
+impl Taken {
+    /// The block is one for a table.
+    fn nothing(pool: Pool, block: NonNull<u8>) -> Self {
+        let table = block.cast::<[usize; ROWS]>();
+        // SAFETY: allocated for that.
+        unsafe { table.write_bytes(0, 1) };
+        let chain = pool.create(Link::null()).expect("room");
+        Taken { table, chain }
+    }
+
+    fn take(&self, pool: Pool, blocks: &[(usize, usize)]) {
+        let mut world = World::in_pool(pool);
+        for &(size, count) in blocks {
             world.allocate(size, count);
         }
+        assert!(world.blocks.len() <= ROWS);
         for (row, block) in world.blocks.iter().enumerate() {
             // SAFETY: the table is a block of so many words, and nobody else writes to it.
             unsafe {
@@ -98,24 +129,42 @@ impl Takers {
                     .write(block.addr().get())
             };
         }
+        // Behind the blocks, as it looks for objects that nobody holds.
+        for value in 0..OBJECTS {
+            let object = pool.create(node(value as u64)).expect("room");
+            let next = self.chain.get();
+            object.next.set(next.as_ref()).expect("this pool's");
+            self.chain.set(Some(&object)).expect("this pool's");
+        }
     }
 
-    /// What was taken is no other's.
-    fn is_taken(&self) -> Result<(), String> {
-        sound(self.pool)?;
+    /// What was taken is no other's, as no block is that was `seen`.
+    fn is_there(&self, pool: Pool, seen: &mut HashSet<usize>) -> Result<(), String> {
         // SAFETY: as above; written before, and whole.
         let table = unsafe { self.table.read() };
         for address in table.into_iter().filter(|&address| address != 0) {
             let block = NonNull::new(address as *mut u8).ok_or("null")?;
-            let usable = self.pool.usable_size(block);
-            ensure(usable.is_ok(), || format!("{address:#x}: {usable:?}"))?;
+            let usable = pool.usable_size(block);
+            ensure(usable.is_ok() && seen.insert(address), || {
+                format!("{address:#x}: {usable:?}")
+            })?;
         }
-        Ok(())
+        let mut next = self.chain.get();
+        let mut missing = next.as_ref().map_or(0, |_| OBJECTS as u64);
+        while let Some(object) = next {
+            missing = missing.wrapping_sub(1);
+            let value = object.value;
+            ensure(value == missing, || format!("object {missing} is {value}"))?;
+            next = object.next.get();
+        }
+        ensure(missing == 0, || format!("{missing} objects are missing"))
     }
 }
 
+/// Besides objects so many blocks are taken of such sizes.
 fn case(
     name: &str,
+    blocks: &'static [(usize, usize)],
     setup: impl Fn(&Takers) + 'static,
     operation: impl Fn(&mut Takers) + 'static,
 ) -> Case<Takers> {
@@ -126,7 +175,15 @@ fn case(
     })
     .attach(|takers| slot(takers.pool))
     .operation(operation)
-    .overtaken_by(Takers::take)
+    .overtaken_by(move |takers| {
+        takers.pool.recover();
+        takers.taken[0].take(takers.pool, blocks);
+    })
+    .recover(move |takers| {
+        testing::settle(takers.pool);
+        takers.taken[1].take(takers.pool, blocks);
+        Ok(())
+    })
     .verify(|takers, _| takers.is_taken())
     .without_second_order()
     .without_real_kills()
@@ -141,6 +198,19 @@ fn destroys_and_dies(takers: &Takers) {
     doomed.die();
 }
 
+/// One dies in whose hands an object goes, when its block has become free.
+fn drops_and_dies(takers: &Takers) {
+    let object = takers.pool.create(node(1)).expect("room");
+    let block = NonNull::from(&*object).cast();
+    let object = RefCell::new(Some(object));
+    let drops = || drop(object.take());
+    let mut doomed = Doomed::new(|| slot(takers.pool), drops);
+    // The other has it as well since it was forked.
+    drops();
+    doomed.go_on_until(|| takers.pool.usable_size(block).is_err());
+    doomed.die();
+}
+
 /// One dies who has grown the array, before it has freed what that had.
 fn grows_and_dies(takers: &Takers) {
     let mut doomed = Doomed::new(|| slot(takers.pool), || takers.grow());
@@ -150,21 +220,23 @@ fn grows_and_dies(takers: &Takers) {
 
 pub fn cases(suite: &mut Suite) {
     let nothing = |_: &Takers| ();
-    suite.run(case("an array grows", nothing, |takers| takers.grow()));
-    suite.run(case("an array goes", nothing, |takers| {
+    suite.run(case("an array grows", BLOCKS, nothing, |takers| {
+        takers.grow();
+    }));
+    suite.run(case("an array goes", BLOCKS, nothing, |takers| {
         takers.pool.remove_name("gone").expect("the name");
     }));
-    suite.run(case("a buffer is cut", nothing, |takers| {
+    suite.run(case("a buffer is cut", BLOCKS, nothing, |takers| {
         let end = takers.buffer.end();
         takers.buffer.truncate_front(end).expect("bytes");
     }));
-    for (name, dies) in [
-        (
-            "one is recovered who grew an array",
-            grows_and_dies as fn(&_),
-        ),
-        ("one is recovered who destroyed a buffer", destroys_and_dies),
-    ] {
-        suite.run(case(name, dies, |takers| testing::settle(takers.pool)));
-    }
+    let recovered = |who, blocks, dies: fn(&Takers)| {
+        let name = format!("one is recovered who {who}");
+        case(&name, blocks, dies, |takers| testing::settle(takers.pool))
+    };
+    suite.run(recovered("grew an array", BLOCKS, grows_and_dies));
+    suite.run(recovered("destroyed a buffer", BLOCKS, destroys_and_dies));
+    // Who gets its entry is the case, and who recovers dies then.
+    let object = recovered("destroyed an object", &[], drops_and_dies);
+    suite.run(object.only_goes_on().soon());
 }
