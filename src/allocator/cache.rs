@@ -10,11 +10,12 @@
 //! asked for its first free block but for an eighth of its blocks at once.
 //!
 //! Lists link span records by slice index and are written by their owner alone; recovery does not
-//! read them. Others who free blocks set a hint, a bit a class, in the owner's slot; the owner
-//! looks through its FULL list when it needs a block and the hint is set: a few spans at a time,
-//! which go to the list's end, so that a span is claimed only where fewer than one in
-//! [`LOOKED_AT`] has anything. A hint that died with its setter is made good by the pool's
-//! `rescan` count, which each recovery raises and each owner compares when it runs out.
+//! read them. Others who free blocks set a hint, a bit a class, in the owner's slot, if theirs is the
+//! first in its word; so does the owner where it collects a word and leaves some behind. It looks
+//! through its FULL list when it needs a block and the hint is set: a few spans at a time, which go
+//! to the list's end, so that a span is claimed only where fewer than one in [`LOOKED_AT`] has
+//! anything. A hint that died with its setter is made good by the pool's `rescan` count, which each
+//! recovery raises and each owner compares when it runs out.
 //!
 //! Where the next block comes from, in this order: the word in hand; the current span's other
 //! words; its `remote` words; a PARTIAL span; a FULL span with a hint; a span that nobody owns;

@@ -29,12 +29,12 @@
 //! 4. A span goes back only when every block is free and no `freeing` word names one.
 
 use super::size_class::{self, MAX_BLOCKS, TABLE};
-use super::slice;
+use super::slice::{self, State};
 use crate::layout::arena::{Arena, SLICE, SPANS};
 use crate::participants::tag::Tag;
 use crate::primitive::{AtomicU32, AtomicU64, Ordering};
 pub(crate) use crate::protocol::bitmap::Place;
-use crate::protocol::bitmap::{Pair, Sets};
+use crate::protocol::bitmap::{self, Pair, Sets};
 
 pub(crate) const WORDS: usize = MAX_BLOCKS / 64;
 
@@ -218,11 +218,26 @@ impl Span {
     /// Moves what others freed to `freed`: the owner, or recovery for a dead one. True if there
     /// was anything.
     pub(crate) fn collect(&self, arena: Arena) -> bool {
-        self.sets().collect(self.words(), |taken| {
+        let collected = self.sets().collect(self.words(), |taken| {
             for place in self.being_freed(arena) {
                 taken[place.word() % WORDS] &= !place.bit();
             }
-        })
+        });
+        if collected.left {
+            self.tell_owner(arena);
+        }
+        collected.some
+    }
+
+    /// Tells whoever owns the span that there are blocks to collect, or will be.
+    #[cold]
+    fn tell_owner(&self, arena: Arena) {
+        let tag = arena.tag(self.slice(arena)).load(Ordering::Acquire);
+        if let State::Span { owner } = slice::state(tag)
+            && let Some(owner) = arena.owner_slot(owner)
+        {
+            bitmap::tell(&owner.inbox.freed_hints, 1 << self.class());
+        }
     }
 
     /// The blocks of the span that `freeing` words name.

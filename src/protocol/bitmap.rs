@@ -31,6 +31,16 @@ pub struct Pair {
 #[derive(Clone, Copy)]
 pub struct Sets<'a, const W: usize>(pub &'a [Pair; W]);
 
+/// What became of the blocks that others have freed.
+#[derive(Clone, Copy, Default)]
+pub struct Collected {
+    /// Some can be handed out now.
+    pub some: bool,
+    /// Some are left where they are: `freeing` words name them, or they came meanwhile, to others of their word. So who
+    /// freed one may not have [told](tell) the owner, who does it itself.
+    pub left: bool,
+}
+
 /// The word with the bit of a block.
 ///
 /// One instruction, where the compiler, which knows it from the test before, makes a mask of four.
@@ -155,27 +165,39 @@ impl<'a, const W: usize> Sets<'a, W> {
             .find(|&word| self.freed(word).load(Ordering::Relaxed) != 0)
     }
 
-    /// Moves what others freed to `freed`. True if there was anything. `keep_named` takes those
-    /// blocks out of the sets that it is given which `freeing` words name.
-    pub fn collect(&self, words: usize, keep_named: impl FnOnce(&mut [u64; W])) -> bool {
+    /// Moves what others freed to `freed`. `keep_named` takes those blocks out of the sets that it is given which
+    /// `freeing` words name.
+    pub fn collect(&self, words: usize, keep_named: impl FnOnce(&mut [u64; W])) -> Collected {
         let mut taken = [0; W];
         for (word, taken) in taken.iter_mut().enumerate().take(words) {
             // Acquire pairs with the Release of the or: what the other did with the block is done.
             *taken = self.remote(word).load(Ordering::SeqCst);
         }
-        if taken.iter().all(|&word| word == 0) {
-            return false;
+        let mut collected = Collected::default();
+        let found = taken;
+        if found.iter().all(|&word| word == 0) {
+            return collected;
         }
         // After the loads: who names a block later than this sets its bit later than those.
         keep_named(&mut taken);
-        for (word, &taken) in taken.iter().enumerate().filter(|&(_, &taken)| taken != 0) {
-            let freed = self.freed(word);
-            if cfg!(shmkit_planted = "allocator_crash") {
-                self.remote(word).fetch_and(!taken, Ordering::AcqRel);
-            }
-            freed.store(freed.load(Ordering::Relaxed) | taken, Ordering::Release);
-            self.remote(word).fetch_and(!taken, Ordering::AcqRel);
+        for (word, &taken) in taken
+            .iter()
+            .enumerate()
+            .filter(|&(word, _)| found[word] != 0)
+        {
+            let before = if taken == 0 {
+                found[word]
+            } else {
+                let freed = self.freed(word);
+                if cfg!(shmkit_planted = "allocator_crash") {
+                    self.remote(word).fetch_and(!taken, Ordering::AcqRel);
+                }
+                freed.store(freed.load(Ordering::Relaxed) | taken, Ordering::Release);
+                self.remote(word).fetch_and(!taken, Ordering::AcqRel)
+            };
+            collected.some |= taken != 0;
+            collected.left |= before & !taken != 0;
         }
-        taken.iter().any(|&word| word != 0)
+        collected
     }
 }

@@ -7,7 +7,7 @@ use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::thread;
 use shmkit::primitive::{AtomicU64, Ordering};
-use shmkit::protocol::bitmap::{Pair, Place, Sets, disown, take, tell, was_told};
+use shmkit::protocol::bitmap::{Collected, Pair, Place, Sets, disown, take, tell, was_told};
 
 use super::{Death, Deaths, Explorer};
 
@@ -75,14 +75,14 @@ impl Span {
         self.data[index].with_mut(|data| unsafe { *data += 1 });
     }
 
-    fn collect(&self) -> bool {
+    fn collect(&self) -> Collected {
         self.sets().collect(WORDS, |taken| self.keep_named(taken))
     }
 
     /// The word that blocks come from, as the owner goes from one to the next.
     fn stocked(&self) -> Option<usize> {
         let stocked = self.sets().stocked(WORDS, 0);
-        if stocked.is_none() && self.collect() {
+        if stocked.is_none() && self.collect().some {
             return self.sets().stocked(WORDS, 0);
         }
         stocked
@@ -107,18 +107,20 @@ impl Span {
         Some(block)
     }
 
-    /// As a container frees: through the thread's `freeing` word.
-    fn free(&self, thread: usize, block: u32) {
+    /// As a container frees: through the thread's `freeing` word. True if the owner is to be told.
+    fn free(&self, thread: usize, block: u32) -> bool {
         self.touch(block);
         self.freeing[thread].store(u64::from(block) + 1, Ordering::Release);
         self.had[block as usize].store(false, Relaxed);
-        if thread == OWNER {
+        let is_first = if thread == OWNER {
             assert!(self.sets().free_own(place(block)), "{block} is refused");
+            false
         } else {
             assert!(!self.sets().is_free(place(block)), "{block} is refused");
-            self.sets().free_remote(place(block));
-        }
+            self.sets().free_remote(place(block)) == 0
+        };
         self.freeing[thread].store(0, Ordering::Release);
+        is_first
     }
 
     fn release_for(&self, named: u64) {
@@ -217,36 +219,42 @@ fn a_second_free_is_refused() {
 }
 
 /// What others free is collected, or the owner has a hint that there is something: nobody's hint
-/// is spared because of one that the owner has looked after already.
+/// is spared because of one that the owner has looked after already. Two blocks of one word, or of two.
 #[test]
 fn frees_leave_a_hint() {
-    let explorer = Explorer::new("bitmaps: frees leave a hint");
-    explorer.run(3, || {
-        let span = Span::new(&[]);
-        let hints = Arc::new(AtomicU64::new(1));
-        let others: Vec<_> = [(1, 0), (2, 64)]
-            .map(|(thread, block)| {
-                let (span, hints) = (Arc::clone(&span), Arc::clone(&hints));
-                thread::spawn(move || {
-                    span.free(thread, block);
-                    tell(&hints, 1);
+    for (name, second) in [
+        ("bitmaps: frees of one word leave a hint", 1),
+        ("bitmaps: frees of two words leave a hint", 64),
+    ] {
+        let explorer = Explorer::new(name);
+        explorer.run(3, move || {
+            let span = Span::new(&[]);
+            let hints = Arc::new(AtomicU64::new(1));
+            let others: Vec<_> = [(1, 0), (2, second)]
+                .map(|(thread, block)| {
+                    let (span, hints) = (Arc::clone(&span), Arc::clone(&hints));
+                    thread::spawn(move || {
+                        if span.free(thread, block) {
+                            tell(&hints, 1);
+                        }
+                    })
                 })
-            })
-            .into();
-        for _ in 0..2 {
-            if was_told(&hints, 1) {
-                span.collect();
+                .into();
+            for _ in 0..2 {
+                if was_told(&hints, 1) && span.collect().left {
+                    tell(&hints, 1);
+                }
             }
-        }
-        for other in others {
-            other.join().unwrap();
-        }
-        let left = (0..WORDS).any(|word| span.sets().remote(word).load(Ordering::SeqCst) != 0);
-        assert!(
-            !left || hints.load(Ordering::SeqCst) == 1,
-            "nobody will look"
-        );
-    });
+            for other in others {
+                other.join().unwrap();
+            }
+            let left = (0..WORDS).any(|word| span.sets().remote(word).load(Ordering::SeqCst) != 0);
+            assert!(
+                !left || hints.load(Ordering::SeqCst) == 1,
+                "nobody will look"
+            );
+        });
+    }
 }
 
 /// An owner leaves while the last block is freed by another: the span goes back by one of the two.
@@ -349,7 +357,7 @@ fn death_of_a_freer() {
             let other = {
                 let span = Arc::clone(&span);
                 thread::spawn(move || {
-                    if deaths.kill(at, || span.free(1, 1)) {
+                    if deaths.kill(at, || drop(span.free(1, 1))) {
                         // Recovery comes later: the owner may have had the block again by then.
                         thread::yield_now();
                         span.finish_freeing(1);
