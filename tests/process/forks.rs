@@ -290,12 +290,8 @@ fn joined<R: Wire>(master: &mut Master, mut job: JoinHandle<R>) -> Result<R, Joi
     panic!("it does not end");
 }
 
-pub fn role_unwatched() {
-    let mut master = Master::new(&Config::new()).unwrap();
-    // As when the whole system has no file left, but for good.
-    refuse([libc::SYS_pidfd_open; 2], libc::ENFILE);
-    let square = master.start(&SQUARE, &12).unwrap();
-    assert_eq!(joined(&mut master, square).unwrap(), 144);
+/// Who hangs is killed, when that is asked for and at the end.
+fn hung_are_killed(mut master: Master) {
     let hung = master.start(&FOR_EVER, &()).unwrap();
     assert_eq!(master.dispatch().unwrap().started, 1);
     hung.kill().unwrap();
@@ -304,6 +300,15 @@ pub fn role_unwatched() {
     master.start(&FOR_EVER, &()).unwrap().detach();
     assert_eq!(master.dispatch().unwrap().started, 1);
     master.finish().unwrap();
+}
+
+pub fn role_unwatched() {
+    let mut master = Master::new(&Config::new()).unwrap();
+    // As when the whole system has no file left, but for good.
+    refuse([libc::SYS_pidfd_open; 2], libc::ENFILE);
+    let square = master.start(&SQUARE, &12).unwrap();
+    assert_eq!(joined(&mut master, square).unwrap(), 144);
+    hung_are_killed(master);
     // Where it is refused from the start, there is no master.
     let refused = Master::new(&Config::new()).map(drop);
     assert!(matches!(refused, Err(RunError::System(_))), "{refused:?}");
@@ -316,15 +321,7 @@ pub fn who_cannot_be_watched_is_looked_at() {
 pub fn role_unsignalled() {
     // As by a filter that knows the older call alone.
     refuse([libc::SYS_pidfd_send_signal; 2], libc::ENOSYS);
-    let mut master = Master::new(&Config::new()).unwrap();
-    let hung = master.start(&FOR_EVER, &()).unwrap();
-    assert_eq!(master.dispatch().unwrap().started, 1);
-    hung.kill().unwrap();
-    let killed = joined(&mut master, hung);
-    assert!(matches!(killed, Err(JoinError::Signaled(libc::SIGKILL))));
-    master.start(&FOR_EVER, &()).unwrap().detach();
-    assert_eq!(master.dispatch().unwrap().started, 1);
-    master.finish().unwrap();
+    hung_are_killed(Master::new(&Config::new()).unwrap());
 }
 
 pub fn who_gets_no_signal_by_descriptor_is_killed_by_number() {
