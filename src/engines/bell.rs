@@ -1,16 +1,7 @@
-//! Waking those who sleep until something in a container has changed.
+//! Waking those who sleep until something in a container has changed: the word is `protocol::bell`'s.
 //!
-//! ```text
-//! bit 0     somebody sleeps, or may
-//! bit 1..   counts the rings
-//! ```
-//!
-//! A sleeper sets the bit, looks once more, and sleeps while the word is as it left it. Who changes
-//! the container does so by a sequentially consistent change and then looks at the bit: one of the two
-//! sees the other. (A push is seen from its claim on. Should the element be a moment late, the
-//! sleeper's time limit is what it costs.) A ring that finds nobody asleep clears the
-//! bit; who is about to sleep then does not, as the word has changed, and who has begun to is woken. A ring that
-//! died with its ringer costs the sleepers their time limit, `lock::TICK`.
+//! A push is seen from its claim on. Should the element be a moment late, the sleeper's time limit is what it costs. So is a
+//! ring that died with its ringer: `lock::TICK`.
 
 use std::time::Instant;
 
@@ -18,15 +9,13 @@ use crate::layout::arena::Arena;
 use crate::participants::here::Here;
 use crate::participants::lock;
 use crate::participants::tag::Tag;
-use crate::primitive::{AtomicU64, Ordering};
+use crate::primitive::AtomicU64;
+use crate::protocol::bell;
 use crate::sys::futex;
 
 /// A word to sleep on until it is rung.
 #[repr(transparent)]
 pub(crate) struct Bell(AtomicU64);
-
-const ASLEEP: u64 = 1;
-const RING: u64 = 2;
 
 impl Bell {
     pub(crate) const fn new() -> Self {
@@ -52,7 +41,7 @@ impl Bell {
     /// True if somebody sleeps, or may.
     #[inline]
     pub(crate) fn has_sleepers(&self) -> bool {
-        self.0.load(Ordering::SeqCst) & ASLEEP != 0
+        bell::has_sleepers(&self.0)
     }
 
     /// Wakes so many; how many it were.
@@ -65,30 +54,19 @@ impl Bell {
     /// Counts a ring: what the word is now. To be followed by [`wake`](Self::wake), or by a ring of another
     /// bell.
     pub(crate) fn count(&self) -> u64 {
-        self.0.fetch_add(RING, Ordering::SeqCst).wrapping_add(RING)
+        bell::count(&self.0)
     }
 
     /// Wakes so many, for a ring that was [counted](Self::count); how many it were.
     pub(crate) fn wake(&self, rung: u64, most: u32) -> usize {
         let half = Arena::low_half(&self.0);
-        let woken = futex::wake(half, most);
-        let without = rung & !ASLEEP;
-        if woken == 0
-            && self
-                .0
-                .compare_exchange(rung, without, Ordering::SeqCst, Ordering::Relaxed)
-                .is_ok()
-        {
-            // Who has gone to sleep since, on a bit that another had left, would hear nothing any more.
-            return futex::wake(half, most);
-        }
-        woken
+        bell::wake(&self.0, rung, most, |most| futex::wake(half, most))
     }
 
     /// What the word is while the caller sleeps. To be followed by another look, and then by
     /// [`sleep`](Self::sleep).
     pub(crate) fn announce(&self) -> u64 {
-        self.0.fetch_or(ASLEEP, Ordering::SeqCst) | ASLEEP
+        bell::announce(&self.0)
     }
 
     /// As [`announce`](Self::announce), and changes the word if the bit was set: so a ring that found nobody

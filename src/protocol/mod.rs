@@ -7,6 +7,7 @@
 //! | module      | what | used by |
 //! |-------------|------|---------|
 //! | `tag`       | (slot, generation), the name of an owner | everybody |
+//! | `bell`      | a word to sleep on until it is rung | `engines::bell` |
 //! | `bitmap`    | which blocks of a span are free | `allocator::span` |
 //! | `cells`     | the words of a queue's cells | `engines::queue` |
 //! | `claimed`   | ranges of an array that somebody uses alone | `containers::claims` |
@@ -26,6 +27,7 @@
 //!
 //! Items are `pub` for the models; outside of them the module is private.
 
+pub mod bell;
 pub mod bitmap;
 pub mod cells;
 pub mod claimed;

@@ -12,6 +12,7 @@
 
 #![cfg(shmkit_loom)]
 
+mod bell;
 mod bitmaps;
 mod claimed;
 mod detect;
