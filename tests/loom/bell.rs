@@ -1,91 +1,113 @@
-//! The bell: who waits for an element gets one, without any time limit on its sleep.
+//! The bell: who waits for an element, or for room, gets it, without any time limit on its sleep.
 
 use loom::sync::{Arc, Condvar, Mutex};
-use loom::thread;
+use loom::thread::{self, JoinHandle};
 use shmkit::primitive::{AtomicU64, Ordering};
 use shmkit::protocol::bell;
 
 use super::Explorer;
 
-struct Queue {
-    elements: AtomicU64,
-    bell: AtomicU64,
-    /// How many sleep, as the kernel knows.
-    sleepers: (Mutex<usize>, Condvar),
+/// As `engines::bell`, on a kernel's list of sleepers.
+struct Bell {
+    word: AtomicU64,
+    sleepers: Mutex<usize>,
+    woken: Condvar,
 }
 
-impl Queue {
-    fn new(bell: u64) -> Arc<Self> {
-        Arc::new(Queue {
-            elements: AtomicU64::new(0),
-            bell: AtomicU64::new(bell),
-            sleepers: (Mutex::new(0), Condvar::new()),
-        })
+impl Bell {
+    fn new(word: u64) -> Self {
+        Bell {
+            word: AtomicU64::new(word),
+            sleepers: Mutex::new(0),
+            woken: Condvar::new(),
+        }
     }
 
     fn kernel_wakes(&self, most: u32) -> usize {
-        let mut asleep = self.sleepers.0.lock().unwrap();
-        let woken = (*asleep).min(most as usize);
-        *asleep -= woken;
-        for _ in 0..woken {
-            self.sleepers.1.notify_one();
-        }
+        let mut sleepers = self.sleepers.lock().unwrap();
+        let woken = (*sleepers).min(most as usize);
+        *sleepers -= woken;
+        (0..woken).for_each(|_| self.woken.notify_one());
         woken
     }
 
     fn sleep(&self, announced: u64) {
-        let mut asleep = self.sleepers.0.lock().unwrap();
-        if self.bell.load(Ordering::SeqCst) == announced {
-            *asleep += 1;
-            drop(self.sleepers.1.wait(asleep).unwrap());
+        let mut sleepers = self.sleepers.lock().unwrap();
+        if self.word.load(Ordering::SeqCst) == announced {
+            *sleepers += 1;
+            drop(self.woken.wait(sleepers).unwrap());
         }
     }
 
-    /// As `engines::bell`.
     fn ring(&self) {
-        if bell::has_sleepers(&self.bell) {
-            let rung = bell::count(&self.bell);
-            bell::wake(&self.bell, rung, 1, |most| self.kernel_wakes(most));
+        if bell::has_sleepers(&self.word) {
+            self.ring_out();
         }
     }
 
-    fn push(&self) {
-        self.elements.fetch_add(1, Ordering::SeqCst);
-        self.ring();
+    fn ring_out(&self) {
+        self.wake(bell::count(&self.word));
     }
 
-    fn try_pop(&self) -> bool {
-        let mut found = self.elements.load(Ordering::SeqCst);
+    fn wake(&self, rung: u64) {
+        bell::wake(&self.word, rung, 1, |most| self.kernel_wakes(most));
+    }
+}
+
+/// So many of what is waited for.
+struct Count(AtomicU64);
+
+impl Count {
+    fn add(&self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn take(&self) -> bool {
+        let mut found = self.0.load(Ordering::SeqCst);
         while found > 0 {
-            let taken = self.elements.compare_exchange(
-                found,
-                found - 1,
-                Ordering::SeqCst,
-                Ordering::SeqCst,
-            );
-            match taken {
+            let (order, less) = (Ordering::SeqCst, found - 1);
+            match self.0.compare_exchange(found, less, order, order) {
                 Ok(_) => return true,
                 Err(now) => found = now,
             }
         }
         false
     }
+}
+
+struct Elements {
+    count: Count,
+    bell: Bell,
+}
+
+impl Elements {
+    fn none(bell: u64) -> Arc<Self> {
+        Arc::new(Elements {
+            count: Count(AtomicU64::new(0)),
+            bell: Bell::new(bell),
+        })
+    }
+
+    fn push(&self) {
+        self.count.add();
+        self.bell.ring();
+    }
 
     /// As `containers::queue::wait`.
     fn pop(&self) {
         loop {
-            let announced = bell::announce(&self.bell);
-            if self.try_pop() {
+            let announced = bell::announce(&self.bell.word);
+            if self.count.take() {
                 return;
             }
-            self.sleep(announced);
+            self.bell.sleep(announced);
         }
     }
-}
 
-fn pops(queue: &Arc<Queue>) -> thread::JoinHandle<()> {
-    let queue = Arc::clone(queue);
-    thread::spawn(move || queue.pop())
+    fn popper(elements: &Arc<Self>) -> JoinHandle<()> {
+        let elements = Arc::clone(elements);
+        thread::spawn(move || elements.pop())
+    }
 }
 
 /// Two wait, on a bit that somebody has left, so a ring finds nobody asleep; for an element that another has taken. Then
@@ -94,11 +116,11 @@ fn pops(queue: &Arc<Queue>) -> thread::JoinHandle<()> {
 fn who_is_about_to_sleep_looks_again() {
     let explorer = Explorer::new("bell: who is about to sleep looks again");
     explorer.run(3, || {
-        let queue = Queue::new(1);
-        let waiters = [pops(&queue), pops(&queue)];
-        queue.ring();
-        queue.push();
-        queue.push();
+        let elements = Elements::none(1);
+        let waiters = [(), ()].map(|()| Elements::popper(&elements));
+        elements.bell.ring();
+        elements.push();
+        elements.push();
         for waiter in waiters {
             waiter.join().unwrap();
         }
@@ -110,15 +132,99 @@ fn who_is_about_to_sleep_looks_again() {
 fn all_are_woken_who_sleep_without_the_bit() {
     let explorer = Explorer::new("bell: all are woken who sleep without the bit");
     explorer.run(2, || {
-        let queue = Queue::new(1);
-        let waiters = [pops(&queue), pops(&queue)];
-        let other = Arc::clone(&queue);
+        let elements = Elements::none(1);
+        let waiters = [(), ()].map(|()| Elements::popper(&elements));
+        let other = Arc::clone(&elements);
         let other = thread::spawn(move || {
             other.push();
             other.push();
         });
-        queue.ring();
+        elements.bell.ring();
         other.join().unwrap();
+        for waiter in waiters {
+            waiter.join().unwrap();
+        }
+    });
+}
+
+/// Room, and whose turn it is to have it, as in `containers::queue::wait`; nobody is passed too often.
+struct Room {
+    count: Count,
+    bell: Bell,
+    called: Bell,
+    turn: AtomicU64,
+}
+
+impl Room {
+    fn none(bell: u64, called: u64) -> Arc<Self> {
+        Arc::new(Room {
+            count: Count(AtomicU64::new(0)),
+            bell: Bell::new(bell),
+            called: Bell::new(called),
+            turn: AtomicU64::new(0),
+        })
+    }
+
+    fn ring(&self) {
+        if !bell::has_sleepers(&self.bell.word) {
+            return;
+        }
+        let rung = bell::count(&self.bell.word);
+        match self.turn.load(Ordering::SeqCst) {
+            0 => self.bell.wake(rung),
+            _ => self.called.ring_out(),
+        }
+    }
+
+    fn add(&self) {
+        self.count.add();
+        self.ring();
+    }
+
+    fn take_turn(&self, me: u64) -> bool {
+        let order = Ordering::SeqCst;
+        let taken = self.turn.compare_exchange(0, me, order, order);
+        taken.is_ok() || taken == Err(me)
+    }
+
+    fn take(&self, me: u64) {
+        loop {
+            let mine = self.take_turn(me);
+            let called = bell::announce(&self.called.word);
+            if mine {
+                bell::count(&self.bell.word);
+            }
+            let announced = bell::announce(&self.bell.word);
+            if self.count.take() {
+                self.ring();
+                break;
+            }
+            match mine {
+                true => self.called.sleep(called),
+                false => self.bell.sleep(announced),
+            }
+        }
+        let order = Ordering::SeqCst;
+        if self.turn.compare_exchange(me, 0, order, order).is_ok() {
+            self.ring();
+        }
+    }
+
+    fn taker(room: &Arc<Self>, me: u64) -> JoinHandle<()> {
+        let room = Arc::clone(room);
+        thread::spawn(move || room.take(me))
+    }
+}
+
+/// Two wait for room, which comes for each.
+#[test]
+fn who_waits_for_room_has_it() {
+    let explorer = Explorer::new("bell: who waits for room has it");
+    explorer.run(3, || {
+        let room = Room::none(1, 1);
+        let waiters = [1, 2].map(|me| Room::taker(&room, me));
+        room.add();
+        room.add();
         for waiter in waiters {
             waiter.join().unwrap();
         }
