@@ -439,7 +439,7 @@ impl Cache<'_> {
 
     /// Puts a span that was adopted where its owner finds it.
     fn keep(&self, arena: Arena, slot: &Slot, span: &Span) {
-        if span.stocked(0).is_some() {
+        if stocked(arena, span, 0).is_some() {
             self.push_partial(arena, slot, span);
         } else {
             self.push_full(arena, span);
@@ -598,3 +598,35 @@ const _: () = assert!(
     size_class::CLASSES <= 64,
     "a bit a class in a word of hints"
 );
+
+#[cfg(test)]
+mod tests {
+    use std::alloc::Layout;
+
+    use super::*;
+    use crate::Pool;
+    use crate::participants::thread;
+
+    /// One has adopted a span that is of another class by now than he has looked for. All that is free of it others have
+    /// freed, who told nobody that he asks about that class.
+    #[test]
+    fn what_others_freed_of_a_span_before_it_was_kept_is_handed_out() {
+        let pool = Pool::builder().create().unwrap();
+        let (arena, slot) = (pool.0, thread::slot(pool.0).unwrap());
+        let layout = Layout::new::<[u64; 64]>();
+        let allocate = || pool.allocate(layout).unwrap().addr().get();
+        let first = allocate();
+        let start = arena.slice_of(first).unwrap();
+        let span = arena.span(start);
+        (1..span.blocks.load(Ordering::Relaxed)).for_each(|_| drop(allocate()));
+        let cache = slot.cache(span.class());
+        cache.set_none(slot);
+        let nobodys = slice::span_tag(Tag::NOBODY);
+        arena.tag(start).store(nobodys, Ordering::Release);
+        let place = span.place_of(first - arena.slice_address(start)).unwrap();
+        span.sets().free_remote(place);
+
+        cache.keep(arena, slot, adopt(arena, slot.tag(), start).unwrap());
+        assert_eq!(allocate(), first);
+    }
+}
