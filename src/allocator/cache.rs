@@ -11,11 +11,11 @@
 //!
 //! Lists link span records by slice index and are written by their owner alone; recovery does not
 //! read them. Others who free blocks set a hint, a bit a class, in the owner's slot, if theirs is the
-//! first in its word; so does the owner where it collects a word and leaves some behind. It looks
-//! through its FULL list when it needs a block and the hint is set: a few spans at a time, which go
-//! to the list's end, so that a span is claimed only where fewer than one in [`LOOKED_AT`] has
-//! anything. A hint that died with its setter is made good by the pool's `rescan` count, which each
-//! recovery raises and each owner compares when it runs out.
+//! first in its word; so does the owner for a span of which it may collect nothing yet, as the blocks
+//! are about to be freed again. It looks through its FULL list when it needs a block and the hint is
+//! set: a few spans at a time, which go to the list's end, so that a span is claimed only where fewer
+//! than one in [`LOOKED_AT`] has anything. A hint that died with its setter is made good by the pool's
+//! `rescan` count, which each recovery raises and each owner compares when it runs out.
 //!
 //! Where the next block comes from, in this order: the word in hand; the current span's other
 //! words; its `remote` words; a PARTIAL span; a FULL span with a hint; a span that nobody owns;
@@ -607,26 +607,58 @@ mod tests {
     use crate::Pool;
     use crate::participants::thread;
 
+    type Block = [u64; 64];
+
+    fn allocate(pool: &Pool) -> usize {
+        pool.allocate(Layout::new::<Block>()).unwrap().addr().get()
+    }
+
+    /// A block, and its span, of which all the others are handed out as well; and as others free it.
+    fn full(pool: &Pool) -> (usize, &'static Span, impl Fn()) {
+        let (arena, first) = (pool.0, allocate(pool));
+        let start = arena.slice_of(first).unwrap();
+        let span = arena.span(start);
+        (1..span.blocks.load(Ordering::Relaxed)).for_each(|_| drop(allocate(pool)));
+        let place = span.place_of(first - arena.slice_address(start)).unwrap();
+        (first, span, move || _ = span.sets().free_remote(place))
+    }
+
     /// One has adopted a span that is of another class by now than he has looked for. All that is free of it others have
     /// freed, who told nobody that he asks about that class.
     #[test]
     fn what_others_freed_of_a_span_before_it_was_kept_is_handed_out() {
         let pool = Pool::builder().create().unwrap();
         let (arena, slot) = (pool.0, thread::slot(pool.0).unwrap());
-        let layout = Layout::new::<[u64; 64]>();
-        let allocate = || pool.allocate(layout).unwrap().addr().get();
-        let first = allocate();
-        let start = arena.slice_of(first).unwrap();
-        let span = arena.span(start);
-        (1..span.blocks.load(Ordering::Relaxed)).for_each(|_| drop(allocate()));
-        let cache = slot.cache(span.class());
+        let (first, span, free) = full(&pool);
+        let (cache, start) = (slot.cache(span.class()), span.slice(arena));
         cache.set_none(slot);
         let nobodys = slice::span_tag(Tag::NOBODY);
         arena.tag(start).store(nobodys, Ordering::Release);
-        let place = span.place_of(first - arena.slice_address(start)).unwrap();
-        span.sets().free_remote(place);
+        free();
 
         cache.keep(arena, slot, adopt(arena, slot.tag(), start).unwrap());
-        assert_eq!(allocate(), first);
+        assert_eq!(allocate(&pool), first);
+    }
+
+    /// Others are about to free a block, once more if they have, when the owner looks for the last time. Who frees it has
+    /// told nobody.
+    #[test]
+    fn what_was_about_to_be_freed_is_handed_out_later() {
+        let pool = Pool::builder().create().unwrap();
+        let arena = pool.0;
+        let (first, _, free) = full(&pool);
+        // What another thread has left.
+        let theirs = std::thread::spawn(move || thread::slot(arena).unwrap().tag().slot());
+        let freeing = &arena.slot(theirs.join().unwrap()).watched.freeing;
+        freeing.store(first as u64, Ordering::SeqCst);
+        free();
+        let next = allocate(&pool);
+        freeing.store(0, Ordering::SeqCst);
+
+        let blocks = arena
+            .span(arena.slice_of(next).unwrap())
+            .blocks
+            .load(Ordering::Relaxed);
+        assert!((0..blocks).any(|_| allocate(&pool) == first));
     }
 }

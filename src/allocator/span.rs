@@ -34,7 +34,7 @@ use crate::layout::arena::{Arena, SLICE, SPANS};
 use crate::participants::tag::Tag;
 use crate::primitive::{AtomicU32, AtomicU64, Ordering};
 pub(crate) use crate::protocol::bitmap::Place;
-use crate::protocol::bitmap::{self, Pair, Sets};
+use crate::protocol::bitmap::{self, Collected, Pair, Sets};
 
 pub(crate) const WORDS: usize = MAX_BLOCKS / 64;
 
@@ -223,10 +223,10 @@ impl Span {
                 taken[place.word() % WORDS] &= !place.bit();
             }
         });
-        if collected.left {
+        if collected == Collected::Named {
             self.tell_owner(arena);
         }
-        collected.some
+        collected == Collected::Some
     }
 
     /// Tells whoever owns the span that there are blocks to collect, or will be.

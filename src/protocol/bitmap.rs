@@ -31,14 +31,15 @@ pub struct Pair {
 #[derive(Clone, Copy)]
 pub struct Sets<'a, const W: usize>(pub &'a [Pair; W]);
 
-/// What became of the blocks that others have freed.
-#[derive(Clone, Copy, Default)]
-pub struct Collected {
-    /// Some can be handed out now.
-    pub some: bool,
-    /// Some are left where they are: `freeing` words name them, or they came meanwhile, to others of their word. So who
-    /// freed one may not have [told](tell) the owner, who does it itself.
-    pub left: bool,
+/// What there was of blocks that others have freed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Collected {
+    Nothing,
+    /// Some are left where they are, as `freeing` words name them. The owner [is told](tell), which is to do it itself:
+    /// who frees one of them, or a neighbour, tells nobody if another one is there.
+    Named,
+    /// Some can be handed out. There may be more: the owner comes back when it has handed them out.
+    Some,
 }
 
 /// The word with the bit of a block.
@@ -173,31 +174,22 @@ impl<'a, const W: usize> Sets<'a, W> {
             // Acquire pairs with the Release of the or: what the other did with the block is done.
             *taken = self.remote(word).load(Ordering::SeqCst);
         }
-        let mut collected = Collected::default();
-        let found = taken;
-        if found.iter().all(|&word| word == 0) {
-            return collected;
+        if taken.iter().all(|&word| word == 0) {
+            return Collected::Nothing;
         }
         // After the loads: who names a block later than this sets its bit later than those.
         keep_named(&mut taken);
-        for (word, &taken) in taken
-            .iter()
-            .enumerate()
-            .filter(|&(word, _)| found[word] != 0)
-        {
-            let before = if taken == 0 {
-                found[word]
-            } else {
-                let freed = self.freed(word);
-                if cfg!(shmkit_planted = "allocator_crash") {
-                    self.remote(word).fetch_and(!taken, Ordering::AcqRel);
-                }
-                freed.store(freed.load(Ordering::Relaxed) | taken, Ordering::Release);
-                self.remote(word).fetch_and(!taken, Ordering::AcqRel)
-            };
-            collected.some |= taken != 0;
-            collected.left |= before & !taken != 0;
+        for (word, &taken) in taken.iter().enumerate().filter(|&(_, &taken)| taken != 0) {
+            let freed = self.freed(word);
+            if cfg!(shmkit_planted = "allocator_crash") {
+                self.remote(word).fetch_and(!taken, Ordering::AcqRel);
+            }
+            freed.store(freed.load(Ordering::Relaxed) | taken, Ordering::Release);
+            self.remote(word).fetch_and(!taken, Ordering::AcqRel);
         }
-        collected
+        match taken.iter().any(|&word| word != 0) {
+            true => Collected::Some,
+            false => Collected::Named,
+        }
     }
 }

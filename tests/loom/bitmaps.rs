@@ -79,10 +79,21 @@ impl Span {
         self.sets().collect(WORDS, |taken| self.keep_named(taken))
     }
 
+    /// As an owner that goes on to another span when all that it can collect of this one is handed out.
+    fn use_up(&self, hints: &AtomicU64) {
+        loop {
+            match self.collect() {
+                Collected::Some => {}
+                Collected::Named => return tell(hints, 1),
+                Collected::Nothing => return,
+            }
+        }
+    }
+
     /// The word that blocks come from, as the owner goes from one to the next.
     fn stocked(&self) -> Option<usize> {
         let stocked = self.sets().stocked(WORDS, 0);
-        if stocked.is_none() && self.collect().some {
+        if stocked.is_none() && self.collect() == Collected::Some {
             return self.sets().stocked(WORDS, 0);
         }
         stocked
@@ -241,8 +252,8 @@ fn frees_leave_a_hint() {
                 })
                 .into();
             for _ in 0..2 {
-                if was_told(&hints, 1) && span.collect().left {
-                    tell(&hints, 1);
+                if was_told(&hints, 1) {
+                    span.use_up(&hints);
                 }
             }
             for other in others {
