@@ -1,0 +1,60 @@
+use std::alloc::Layout;
+
+use super::*;
+use crate::Pool;
+use crate::participants::thread;
+
+type Block = [u64; 64];
+
+fn allocate(pool: &Pool) -> usize {
+    pool.allocate(Layout::new::<Block>()).unwrap().addr().get()
+}
+
+/// A block, and its span, of which all the others are handed out as well; and as others free it.
+fn full(pool: &Pool) -> (usize, &'static Span, impl Fn()) {
+    let (arena, first) = (pool.0, allocate(pool));
+    let start = arena.slice_of(first).unwrap();
+    let span = arena.span(start);
+    (1..span.blocks.load(Ordering::Relaxed)).for_each(|_| drop(allocate(pool)));
+    let place = span.place_of(first - arena.slice_address(start)).unwrap();
+    (first, span, move || _ = span.sets().free_remote(place))
+}
+
+/// One has adopted a span that is of another class by now than he has looked for. All that is free of it others have
+/// freed, who told nobody that he asks about that class.
+#[test]
+fn what_others_freed_of_a_span_before_it_was_kept_is_handed_out() {
+    let pool = Pool::builder().create().unwrap();
+    let (arena, slot) = (pool.0, thread::slot(pool.0).unwrap());
+    let (first, span, free) = full(&pool);
+    let (cache, start) = (slot.cache(span.class()), span.slice(arena));
+    cache.set_none(slot);
+    let nobodys = slice::span_tag(Tag::NOBODY);
+    arena.tag(start).store(nobodys, Ordering::Release);
+    free();
+
+    cache.keep(arena, slot, adopt(arena, slot.tag(), start).unwrap());
+    assert_eq!(allocate(&pool), first);
+}
+
+/// Others are about to free a block, once more if they have, when the owner looks for the last time. Who frees it has
+/// told nobody.
+#[test]
+fn what_was_about_to_be_freed_is_handed_out_later() {
+    let pool = Pool::builder().create().unwrap();
+    let arena = pool.0;
+    let (first, _, free) = full(&pool);
+    // What another thread has left.
+    let theirs = std::thread::spawn(move || thread::slot(arena).unwrap().tag().slot());
+    let freeing = &arena.slot(theirs.join().unwrap()).watched.freeing;
+    freeing.store(first as u64, Ordering::SeqCst);
+    free();
+    let next = allocate(&pool);
+    freeing.store(0, Ordering::SeqCst);
+
+    let blocks = arena
+        .span(arena.slice_of(next).unwrap())
+        .blocks
+        .load(Ordering::Relaxed);
+    assert!((0..blocks).any(|_| allocate(&pool) == first));
+}
