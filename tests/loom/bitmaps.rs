@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::thread;
-use shmkit::primitive::{AtomicU64, Ordering};
+use shmkit::primitive::{AtomicU64, Ordering, fence};
 use shmkit::protocol::bitmap::{Collected, Pair, Place, Sets, disown, take, tell, was_told};
 
 use super::{Death, Deaths, Explorer};
@@ -268,50 +268,175 @@ fn frees_leave_a_hint() {
     }
 }
 
-/// An owner leaves while the last block is freed by another: the span goes back by one of the two.
-#[test]
-fn an_empty_span_is_not_left_behind() {
-    const NOBODY: u64 = 0;
-    const FREER: u64 = 2;
-    const GONE: u64 = 3;
-    let explorer = Explorer::new("bitmaps: an empty span is not left behind");
-    explorer.run(3, || {
-        let span = Span::new(&[0, 1, 2, 64, 65]);
-        let tag = Arc::new(AtomicU64::new(1));
-        let is_empty = |span: &Span| {
-            let is_free = |&block: &u32| {
-                let place = place(block);
-                span.sets().free_bits(place.word()) & place.bit() != 0
-            };
-            let freeing = span.freeing.iter();
-            BLOCKS.iter().all(is_free)
-                && freeing.map(|word| word.load(Ordering::SeqCst)).sum::<u64>() == 0
-        };
-        let adopt = |tag: &AtomicU64, by| {
-            let taken = tag.compare_exchange(NOBODY, by, Ordering::AcqRel, Ordering::Relaxed);
-            taken.is_ok()
-        };
-        let freer = {
-            let (span, tag) = (Arc::clone(&span), Arc::clone(&tag));
-            thread::spawn(move || {
-                span.free(1, 66);
-                if tag.load(Ordering::SeqCst) == NOBODY && is_empty(&span) {
-                    adopt(&tag, FREER);
-                }
-            })
-        };
+/// A span that changes hands: its tag, and the hints that tell of blocks that were freed of it.
+struct Handed {
+    span: Arc<Span>,
+    tag: AtomicU64,
+    orphans: AtomicU64,
+    /// Of each owner.
+    hints: [AtomicU64; 3],
+}
+
+/// Who has the span. The first has it at the beginning.
+const NOBODY: u64 = 0;
+const FORMER: u64 = 1;
+const ADOPTER: u64 = 2;
+const GONE: u64 = 3;
+
+impl Handed {
+    fn new(free: &[u32]) -> Arc<Self> {
+        Arc::new(Handed {
+            span: Span::new(free),
+            tag: AtomicU64::new(FORMER),
+            orphans: AtomicU64::new(0),
+            hints: std::array::from_fn(|_| AtomicU64::new(0)),
+        })
+    }
+
+    fn is_empty(&self) -> bool {
+        let is_free = |&block: &u32| self.span.sets().is_free(place(block));
+        let is_named = |freeing: &AtomicU64| freeing.load(Ordering::SeqCst) != 0;
+        BLOCKS.iter().all(is_free) && !self.span.freeing.iter().any(is_named)
+    }
+
+    fn adopt(&self, by: u64) -> bool {
+        self.tag
+            .compare_exchange(NOBODY, by, Ordering::AcqRel, Ordering::Relaxed)
+            .is_ok()
+    }
+
+    fn tell_owner(&self, owner: u64) {
+        if let Some(hints) = self.hints.get(owner as usize) {
+            tell(hints, 1);
+        }
+    }
+
+    /// As `allocator::span::Span::collect`.
+    fn collect(&self) {
+        if self.span.collect() == Collected::Named {
+            self.tell_owner(self.tag.load(Ordering::Acquire));
+        }
+    }
+
+    /// As `allocator::block::free_elsewhere`, and `cache::note_orphan`.
+    fn free(&self, thread: usize, block: u32) {
+        let owner = self.tag.load(Ordering::Acquire);
+        let is_first = self.span.free(thread, block);
+        let now = self.tag.load(Ordering::SeqCst);
+        if now == NOBODY {
+            tell(&self.orphans, 1);
+            fence(Ordering::SeqCst);
+            if self.is_empty() && self.adopt(GONE) {
+                assert!(self.is_empty());
+            }
+        } else if now != GONE && (is_first || now != owner) {
+            self.tell_owner(now);
+        }
+    }
+
+    /// As `allocator::recover::release_own`.
+    fn leave(&self) {
+        let mut orphans = 1;
         loop {
-            span.collect();
-            if is_empty(&span) {
-                tag.store(GONE, Ordering::Release);
+            self.collect();
+            if self.is_empty() {
+                self.tag.store(GONE, Ordering::Release);
+                orphans = 0;
                 break;
             }
-            if !disown(&tag, NOBODY, || is_empty(&span)) || !adopt(&tag, 1) {
+            if !disown(&self.tag, NOBODY, || self.is_empty()) || !self.adopt(FORMER) {
                 break;
             }
         }
-        freer.join().unwrap();
-        assert_ne!(tag.load(Ordering::Relaxed), NOBODY, "left behind");
+        self.orphans.fetch_or(orphans, Ordering::SeqCst);
+    }
+
+    /// As `allocator::cache::adopt_orphan`.
+    fn adopt_orphan(&self) {
+        let sets = self.span.sets();
+        if !was_told(&self.orphans, 1)
+            || self.tag.load(Ordering::Acquire) != NOBODY
+            || (0..WORDS).all(|word| sets.free_bits(word) == 0)
+            || !self.adopt(ADOPTER)
+        {
+            return;
+        }
+        if sets.stocked(WORDS, 0).is_none() {
+            self.collect();
+        }
+        if sets.stocked(WORDS, 0).is_some() {
+            self.orphans.fetch_or(1, Ordering::SeqCst);
+        }
+    }
+
+    /// What is free somebody hands out, or is told of, or it has gone back.
+    fn check(&self) {
+        let is_set = |word: &AtomicU64| word.load(Ordering::SeqCst) != 0;
+        let sets = self.span.sets();
+        let freed = (0..WORDS).any(|word| is_set(sets.freed(word)));
+        let remote = (0..WORDS).any(|word| is_set(sets.remote(word)));
+        match self.tag.load(Ordering::SeqCst) {
+            NOBODY => {
+                assert!(!self.is_empty(), "left behind");
+                assert!(!freed && !remote || is_set(&self.orphans), "nobody asks");
+            }
+            ADOPTER => assert!(
+                freed || !remote || is_set(&self.hints[2]),
+                "he does not look"
+            ),
+            GONE => {}
+            owner => panic!("{owner} has left"),
+        }
+    }
+}
+
+/// An owner leaves while the last blocks are freed by others: the span goes back by one of them.
+#[test]
+fn an_empty_span_is_not_left_behind() {
+    for (name, free, last) in [
+        (
+            "bitmaps: an empty span is not left behind",
+            &[0, 1, 2, 64, 65][..],
+            &[66][..],
+        ),
+        ("bitmaps: nor by two", &[0, 1, 2, 65], &[64, 66]),
+    ] {
+        let explorer = Explorer::new(name);
+        explorer.run(3, move || {
+            let span = Handed::new(free);
+            let freers: Vec<_> = last
+                .iter()
+                .zip(1..)
+                .map(|(&block, thread)| {
+                    let span = Arc::clone(&span);
+                    thread::spawn(move || span.free(thread, block))
+                })
+                .collect();
+            span.leave();
+            freers.into_iter().for_each(|freer| freer.join().unwrap());
+            span.check();
+            assert_eq!(span.tag.load(Ordering::Relaxed), GONE, "left behind");
+        });
+    }
+}
+
+/// An owner leaves while a block is freed by another, and a third asks for such blocks: somebody has it, or is told.
+#[test]
+fn an_orphan_is_found() {
+    let explorer = Explorer::new("bitmaps: an orphan is found");
+    explorer.run(3, || {
+        let span = Handed::new(&[]);
+        let others = [
+            |span: &Handed| [0, 1].into_iter().for_each(|block| span.free(1, block)),
+            |span: &Handed| (0..2).for_each(|_| span.adopt_orphan()),
+        ]
+        .map(|does: fn(&Handed)| {
+            let span = Arc::clone(&span);
+            thread::spawn(move || does(&span))
+        });
+        span.leave();
+        others.into_iter().for_each(|other| other.join().unwrap());
+        span.check();
     });
 }
 
