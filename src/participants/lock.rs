@@ -20,6 +20,8 @@
 //! | after the exchange that frees it, before the wake | sleepers not woken | they look again within [`TICK`] |
 //! | woken, before taking it | a wake lost | as above |
 //!
+//! Who is woken and then gives up, as others were faster and his time is up, wakes the others.
+//!
 //! Invariants
 //! 1. The tag is changed from a live owner's to another only by that owner.
 //! 2. PANICKED and DIED stay until a holder clears them.
@@ -38,7 +40,7 @@ use crate::primitive::{AtomicU64, Ordering};
 pub(crate) use crate::protocol::lock_word::{
     DIED, Exchanged, PANICKED, Refused, WAITERS, clear, try_fast, unlock_fast,
 };
-use crate::protocol::lock_word::{announce, attempt, unlock_slow};
+use crate::protocol::lock_word::{announce, attempt, unlock_slow, was_woken_for_others};
 use crate::sys::futex;
 use crate::sys::robust::OWNER_DIED;
 
@@ -121,6 +123,9 @@ fn lock_slow(
         if deadline.is_some_and(|d| Instant::now() >= d) {
             if look_for_parked(arena, Tag::of_word(found), &mut looked) {
                 continue;
+            }
+            if was_woken_for_others(found, slept) {
+                futex::wake(Arena::low_half(word), u32::MAX);
             }
             return Err(Refused::TimedOut);
         }

@@ -84,6 +84,13 @@ pub fn announce(word: &AtomicU64, found: u64) -> Option<u64> {
     announced.then_some(waiting)
 }
 
+/// True if one who does not wait any more, and has found that word, is to wake the others: he may have been woken for all of
+/// them, and whoever has the lock since wakes nobody. `slept` is [`WAITERS`] if he has slept.
+#[inline]
+pub fn was_woken_for_others(found: u64, slept: u64) -> bool {
+    slept & !found & WAITERS != 0
+}
+
 /// Gives the lock back, setting flags. True if a sleeper is to be woken. The caller holds it.
 #[inline]
 pub fn unlock_slow(word: &AtomicU64, set: u64) -> bool {

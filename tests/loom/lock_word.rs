@@ -51,9 +51,9 @@ impl Lock {
         }
     }
 
-    /// As `participants::lock`, without the spinning.
-    fn lock(&self, slot: usize) {
-        let me = tag(slot);
+    /// As `participants::lock`, without the spinning: until the time is up, which it is after so many sleeps. False then.
+    fn lock_until(&self, slot: usize, sleeps: usize) -> bool {
+        let (me, mut left) = (tag(slot), sleeps);
         let flags = if lock_word::try_fast(&self.word, me).is_some() {
             0
         } else {
@@ -64,9 +64,20 @@ impl Lock {
                     Ok((flags, _)) => break flags,
                     Err(refused) => assert_eq!(refused, Refused::Busy),
                 }
+                if left == 0 {
+                    if lock_word::was_woken_for_others(found, slept) {
+                        let _queue = self.sleepers.0.lock().unwrap();
+                        self.sleepers.1.notify_all();
+                    }
+                    return false;
+                }
+                if Tag::of_word(found).is_nobody() {
+                    continue;
+                }
                 if let Some(waiting) = lock_word::announce(&self.word, found) {
                     self.sleep(waiting, Tag::of_word(found));
                     slept = WAITERS;
+                    left -= 1;
                 }
             }
         };
@@ -78,6 +89,11 @@ impl Lock {
         if told {
             lock_word::clear(&self.word, DIED);
         }
+        true
+    }
+
+    fn lock(&self, slot: usize) {
+        assert!(self.lock_until(slot, usize::MAX));
     }
 
     fn unlock(&self, slot: usize) {
@@ -135,5 +151,29 @@ fn death_of_a_holder() {
             let entered = lock.data.with(|data| unsafe { *data });
             assert!(entered == 3 || died && entered == 2);
         }
+    });
+}
+
+/// One is woken for the lock, but another one takes it, and then his time is up: a third one who sleeps gets it still.
+#[test]
+fn who_is_woken_gives_up() {
+    let explorer = Explorer::new("lock: who is woken gives up");
+    explorer.run(3, || {
+        let lock = Lock::new();
+        lock.lock(1);
+        let others: Vec<_> = [(2, 1), (3, usize::MAX)]
+            .map(|(slot, sleeps)| {
+                let lock = Arc::clone(&lock);
+                thread::spawn(move || {
+                    if lock.lock_until(slot, sleeps) {
+                        lock.unlock(slot);
+                    }
+                })
+            })
+            .into();
+        lock.unlock(1);
+        lock.lock(1);
+        lock.unlock(1);
+        others.into_iter().for_each(|other| other.join().unwrap());
     });
 }
