@@ -239,6 +239,21 @@ fn of_queues_that_are_closed() {
     }
 }
 
+/// One has the last element, which was given back: the others hear that no more will come.
+#[test]
+fn of_who_waits_behind_the_last_element() {
+    for _ in 0..ROUNDS {
+        let queue = create(Queue::bounded(1));
+        queue.push(1).unwrap();
+        let lease = queue.lease().unwrap();
+        queue.close();
+        let theirs = queue.clone();
+        let mut popped = all_woken(3, move || theirs.pop().ok(), || drop(lease));
+        popped.sort_unstable();
+        assert_eq!(popped, [None, None, Some(1)]);
+    }
+}
+
 #[test]
 fn of_mailboxes() {
     let mailboxes = [(); 2].map(|()| create(Mailbox::<u32>::new(1)));

@@ -118,10 +118,8 @@ impl<T: ShmSafe + Unpin> Raw<T> {
             Some(table) if !consumed => entry.give_back(&table),
             _ => entry.consume(),
         }
-        if !consumed {
+        if !consumed || self.is_closed() {
             self.header.pushed.0.ring();
-        } else if self.is_closed() && self.header.pushed.0.has_sleepers() {
-            self.header.pushed.0.ring_all();
         }
     }
 }

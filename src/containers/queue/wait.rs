@@ -269,6 +269,11 @@ impl<T: ShmSafe + Unpin> Raw<T> {
             let over = deadline.is_some_and(|deadline| Instant::now() >= deadline);
             let announced = bell.announce();
             if let ControlFlow::Break(done) = attempt(()) {
+                // A ring is for one. Of a queue that is closed this may have been the last element, or there is none: the
+                // others are to hear that.
+                if self.is_closed() {
+                    bell.ring_all();
+                }
                 return done;
             }
             if over {
