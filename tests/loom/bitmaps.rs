@@ -322,6 +322,8 @@ impl Handed {
     fn free(&self, thread: usize, block: u32) {
         let owner = self.tag.load(Ordering::Acquire);
         let is_first = self.span.free(thread, block);
+        // The free and the load are in one order. The owner has no fence but that of `disown`.
+        fence(Ordering::SeqCst);
         let now = self.tag.load(Ordering::SeqCst);
         if now == NOBODY {
             tell(&self.orphans, 1);
@@ -401,7 +403,7 @@ fn an_empty_span_is_not_left_behind() {
         ),
         ("bitmaps: nor by two", &[0, 1, 2, 65], &[64, 66]),
     ] {
-        let explorer = Explorer::new(name);
+        let explorer = Explorer::without_fences(name);
         explorer.run(3, move || {
             let span = Handed::new(free);
             let freers: Vec<_> = last
@@ -437,6 +439,25 @@ fn an_orphan_is_found() {
         span.leave();
         others.into_iter().for_each(|other| other.join().unwrap());
         span.check();
+    });
+}
+
+/// Who adopts what an owner has left finds it as that one left it: none of its blocks is handed out again.
+#[test]
+fn an_adopted_span_is_as_it_was_left() {
+    let explorer = Explorer::without_fences("bitmaps: an adopted span is as it was left");
+    explorer.run(3, || {
+        let handed = Handed::new(&[0, 1, 64]);
+        let heir = Arc::clone(&handed);
+        let heir = thread::spawn(move || {
+            if heir.adopt(ADOPTER) {
+                heir.span.allocate();
+            }
+        });
+        handed.span.allocate();
+        assert!(!disown(&handed.tag, NOBODY, || false));
+        heir.join().unwrap();
+        handed.span.check();
     });
 }
 
