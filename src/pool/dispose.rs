@@ -196,7 +196,7 @@ fn retry_some(arena: Arena) {
 fn walk_on(arena: Arena, piece: usize) {
     let due = &arena.header().unreaped;
     if due.is_due() && !is_busy(arena) {
-        if let Some(entries) = due.take(arena.object_count(), piece) {
+        if let Some(entries) = due.take(|| arena.object_count(), piece) {
             walk(arena, entries);
         }
         limbo::reap_left(arena);

@@ -40,16 +40,17 @@ impl Sweep {
         self.0.fetch_and(!ALL, Ordering::SeqCst);
     }
 
-    /// Takes the next entries upon the caller, at most `piece`, of a table that has `count`.
-    pub fn take(&self, count: usize, piece: usize) -> Option<Range<usize>> {
+    /// Takes the next entries upon the caller, at most `piece`, of a table that has `count`, which may grow.
+    pub fn take(&self, count: impl Fn() -> usize, piece: usize) -> Option<Range<usize>> {
         let mut word = self.0.load(Ordering::SeqCst);
         loop {
-            let left = ((word >> 32) as usize).min(count);
+            let entries = count();
+            let left = ((word >> 32) as usize).min(entries);
             // The word may be garbage, and the table of another length than at the last piece.
             let from = Some(word as u32 as usize)
-                .filter(|&from| from < count)
+                .filter(|&from| from < entries)
                 .unwrap_or(0);
-            let until = count.min(from + piece.min(left));
+            let until = entries.min(from + piece.min(left));
             let next = ((left - (until - from)) as u64) << 32 | until as u64;
             if word & ALL == 0 {
                 return None;
@@ -58,7 +59,13 @@ impl Sweep {
                 .0
                 .compare_exchange(word, next, Ordering::SeqCst, Ordering::SeqCst)
             {
-                Ok(_) => return Some(from..until),
+                Ok(_) => {
+                    // What is new in the table may have been asked for before, and is not counted in what is left.
+                    if count() != entries {
+                        self.demand();
+                    }
+                    return Some(from..until);
+                }
                 Err(now) => word = now,
             }
         }

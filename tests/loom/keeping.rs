@@ -168,7 +168,7 @@ impl Process {
 
     /// Makes the walk that is due, if one is.
     fn walk(&mut self) {
-        while self.table.due.take(1, 1).is_some() {
+        while self.table.due.take(|| 1, 1).is_some() {
             let oldest = pins::oldest(self.table.pins());
             let state = lifecycle::read(&self.table.state);
             match state.phase {

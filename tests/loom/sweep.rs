@@ -11,14 +11,17 @@ const ENTRIES: usize = 2;
 
 struct Table {
     due: Sweep,
+    /// How many entries there are: it only rises.
+    count: AtomicU64,
     /// 1: somebody must look at the entry.
     left: [AtomicU64; ENTRIES],
 }
 
 impl Table {
-    fn new() -> Arc<Self> {
+    fn new(count: usize) -> Arc<Self> {
         Arc::new(Table {
             due: Sweep::new(),
+            count: AtomicU64::new(count as u64),
             left: std::array::from_fn(|_| AtomicU64::new(0)),
         })
     }
@@ -29,7 +32,8 @@ impl Table {
     }
 
     fn look(&self) -> bool {
-        let Some(piece) = self.due.take(ENTRIES, 1) else {
+        let count = || self.count.load(Ordering::Acquire) as usize;
+        let Some(piece) = self.due.take(count, 1) else {
             return false;
         };
         for entry in piece {
@@ -51,7 +55,7 @@ impl Table {
 fn demands_against_a_walk() {
     let explorer = Explorer::without_fences("sweep: demands against a walk");
     explorer.run(3, || {
-        let table = Table::new();
+        let table = Table::new(ENTRIES);
         table.leave(1);
         let walker = {
             let table = Arc::clone(&table);
@@ -74,7 +78,7 @@ fn a_walker_dies() {
     let explorer = Explorer::without_fences("sweep: a walker dies");
     explorer.each_death(3, |deaths, at| {
         move || {
-            let table = Table::new();
+            let table = Table::new(ENTRIES);
             table.leave(1);
             let walker = {
                 let (table, deaths) = (Arc::clone(&table), deaths.clone());
@@ -88,5 +92,23 @@ fn a_walker_dies() {
             walker.join().unwrap();
             table.check();
         }
+    });
+}
+
+/// The table grows, and something is left in a new entry, while somebody makes a walk.
+#[test]
+fn a_table_grows() {
+    let explorer = Explorer::without_fences("sweep: a table grows");
+    explorer.run(3, || {
+        let table = Table::new(1);
+        table.leave(0);
+        let walker = {
+            let table = Arc::clone(&table);
+            thread::spawn(move || while table.look() {})
+        };
+        table.count.fetch_max(2, Ordering::AcqRel);
+        table.leave(1);
+        walker.join().unwrap();
+        table.check();
     });
 }
