@@ -514,7 +514,7 @@ fn death_of_a_freer() {
             let other = {
                 let span = Arc::clone(&span);
                 thread::spawn(move || {
-                    if deaths.kill(at, || drop(span.free(1, 1))) {
+                    if deaths.kill(at, || _ = span.free(1, 1)) {
                         // Recovery comes later: the owner may have had the block again by then.
                         thread::yield_now();
                         span.finish_freeing(1);

@@ -15,7 +15,7 @@ fn full(pool: &Pool) -> (usize, &'static Span, impl Fn()) {
     let (arena, first) = (pool.0, allocate(pool));
     let start = arena.slice_of(first).unwrap();
     let span = arena.span(start);
-    (1..span.blocks.load(Ordering::Relaxed)).for_each(|_| drop(allocate(pool)));
+    (1..span.blocks.load(Ordering::Relaxed)).for_each(|_| _ = allocate(pool));
     let place = span.place_of(first - arena.slice_address(start)).unwrap();
     (first, span, move || _ = span.sets().free_remote(place))
 }
