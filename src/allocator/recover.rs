@@ -142,6 +142,57 @@ mod tests {
         assert_eq!(tags, [slice::tail_tag(3), slice::tail_tag(4)]);
     }
 
+    /// The run is another one's by the time at which its head would change: what was claimed behind it is free again.
+    #[test]
+    fn what_is_not_extended_claims_nothing() {
+        let pool = Pool::builder().create().unwrap();
+        let arena = pool.0;
+        let run = pool.allocate(Layout::from_size_align(3 * SLICE, 1).unwrap());
+        let start = arena.slice_of(run.unwrap().addr().get()).unwrap();
+        let slot = thread::slot(arena).unwrap();
+        assert!(!run::extend(arena, slot, start, 4, 6));
+        for back in [4, 5] {
+            let tag = arena.tag(start + back).load(Ordering::Relaxed);
+            let state = slice::state(tag);
+            assert!(matches!(state, State::Free { .. }), "{back}: {state:?}");
+        }
+    }
+
+    /// Free slices of which no hint tells, all of a pool that cannot grow.
+    fn all_without_hints() -> Pool {
+        let pool = Pool::builder().create().unwrap();
+        let (arena, all) = (pool.0, pool.0.slices());
+        let header = arena.header();
+        header.max_slices.store(all as u64, Ordering::Relaxed);
+        assert!(slice::claim_these(arena, Tag::new(2, 1), 0, all));
+        for index in 0..all {
+            arena.tag(index).store(slice::DIRTY, Ordering::Release);
+        }
+        assert!(matches!(
+            slice::claim(arena, Tag::new(1, 1), 1, 1),
+            Ok(None)
+        ));
+        pool
+    }
+
+    /// Who was to set a hint has died: recovery does it.
+    #[test]
+    fn recovery_sets_hints() {
+        let pool = all_without_hints();
+        let (arena, all) = (pool.0, pool.0.slices());
+        release_all(arena, &[Tag::new(2, 1)]);
+        let claimed = slice::claim(arena, Tag::new(1, 1), all, 1);
+        assert!(matches!(claimed, Ok(Some(0))));
+    }
+
+    /// Before an allocation is refused, all is found that is free.
+    #[test]
+    fn what_no_hint_tells_of_comes_before_an_error() {
+        let pool = all_without_hints();
+        let layout = Layout::from_size_align(pool.0.slices() * SLICE, 1).unwrap();
+        pool.allocate(layout).unwrap();
+    }
+
     /// One has died who was extending a run. Before what it had claimed is abandoned, by who has looked at it, the run
     /// is freed, and others have its slices.
     #[test]
