@@ -40,6 +40,17 @@
 use super::cells::{Cell, Phase, Shape, is_ahead, position};
 use crate::primitive::{AtomicU64, Ordering, fence};
 
+/// Others were faster: they do more with the lines that they have now, if nobody takes those away at once.
+/// `docs/measurements.md` has what that gives.
+#[cold]
+fn step_back() {
+    /// Pauses of the processor: as long as several operations take.
+    const PAUSES: u32 = 32;
+    for _ in 0..PAUSES {
+        std::hint::spin_loop();
+    }
+}
+
 /// Why no position was claimed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
@@ -115,6 +126,7 @@ pub fn claim_at_tail<'a>(
             shape.go_on(tail, position);
             return Some(Claim { position, index });
         }
+        step_back();
     }
     None
 }
@@ -149,6 +161,7 @@ fn claim_further<'a>(
                         let position = at;
                         return Ok(Claim { position, index });
                     }
+                    step_back();
                     continue;
                 }
                 Phase::Sealed => return Err(Refused::Sealed),
@@ -235,11 +248,14 @@ pub fn take_at_head<'a>(
     let found = word.load(Ordering::SeqCst);
     if found == Cell::new(Phase::Full, 0, at).pack() {
         copy(index, position(at));
-        if valid() && exchange(shape, word, at, how) {
-            if !how.leaves() {
-                shape.go_on(head, at);
+        if valid() {
+            if exchange(shape, word, at, how) {
+                if !how.leaves() {
+                    shape.go_on(head, at);
+                }
+                return Some(position(at));
             }
-            return Some(position(at));
+            step_back();
         }
     }
     None
@@ -324,6 +340,7 @@ pub fn take_if<'a>(
             }
             return Ok(at);
         }
+        step_back();
     }
 }
 
