@@ -12,7 +12,7 @@ impl Slot {
     #[inline]
     fn marks(&self) -> Marks<'_> {
         Marks {
-            sequence: &self.watched.sequence,
+            latest: &self.watched.latest,
             help: &self.inbox.help,
         }
     }

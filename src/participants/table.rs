@@ -154,8 +154,8 @@ pub(crate) struct Watched {
     pub(crate) condition: AtomicU64,
     /// The element that it is copying.
     pub(crate) element: AtomicU64,
-    /// Counts the detectable changes of the owner.
-    pub(crate) sequence: AtomicU64,
+    /// The owner's latest detectable change; see `detect`.
+    pub(crate) latest: AtomicU64,
     /// The record of the owner's process, as a tag.
     pub(crate) process: AtomicU64,
     /// The pool's `rescan` when the allocator last looked.
@@ -165,7 +165,7 @@ pub(crate) struct Watched {
 /// What others write to a slot.
 #[repr(C, align(64))]
 pub(crate) struct Inbox {
-    /// The latest sequence of the owner that somebody has overwritten; see `detect`.
+    /// The latest change of the owner's that somebody has overwritten; see `detect`.
     pub(crate) help: AtomicU64,
     /// A bit a size class: somebody freed a block of a span of the owner. A hint.
     pub(crate) freed_hints: AtomicU64,

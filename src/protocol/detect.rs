@@ -7,20 +7,21 @@
 //! ```
 //!
 //! The author records (word, sequence) in its slot, then stores with its slot and sequence inside.
-//! Whoever overwrites another's change first notes that change's sequence in the author's slot, so
+//! Whoever overwrites another's change first notes that change in the author's slot, so
 //! the question "did my change happen?" is answered by the word or by the note.
 //! Source: Attiya, Ben-Baruch, Hendler: Nesting-Safe Recoverable Linearizability, PODC 2018; here
 //! with one note a slot instead of a matrix, which only ever rises.
 //!
 //! Invariants
 //! 1. A note is stored before the change that it is about is overwritten.
-//! 2. A note names the word too, and is stored only while its sequence is the author's latest: a
+//! 2. A note names the word too, and is stored only while it is of the author's latest change: a
 //!    helper that was stopped cannot put an old one in the place of a newer, and a mark that has
-//!    stood in some word since the sequences last went round is not taken for a new one.
+//!    stood in some other word since the sequences last went round is not taken for a new one, nor
+//!    noted in its place.
 //! 3. A slot has one change at a time in flight, and gives each a sequence that the word does not
 //!    carry already.
-//! 4. A change's sequence becomes the slot's latest only once nobody can ask about the one before:
-//!    the record of the change is written first, then the first attempt sets the sequence.
+//! 4. A change becomes the slot's latest only once nobody can ask about the one before: the record of
+//!    the change is written first, then the first attempt says that it is the latest.
 
 use crate::primitive::{AtomicU64, Ordering};
 
@@ -29,9 +30,9 @@ const SEQUENCES: u64 = 1 << 20;
 /// The words of a slot that this is about.
 #[derive(Clone, Copy)]
 pub struct Marks<'a> {
-    /// The sequence of its latest change. Its author's.
-    pub sequence: &'a AtomicU64,
-    /// The latest sequence that somebody has noted. Everybody's.
+    /// Its latest change, as it would be noted. Its author's.
+    pub latest: &'a AtomicU64,
+    /// The latest change that somebody has noted. Everybody's.
     pub help: &'a AtomicU64,
 }
 
@@ -59,17 +60,18 @@ fn noted(word: &AtomicU64, sequence: u64) -> u64 {
 }
 
 /// A sequence number for a change of the slot to `word`, if that is known already, about which
-/// nobody could be mistaken. It is the slot's latest from the first attempt at the change on; until
-/// then, its last change is noted.
+/// nobody could be mistaken; not 0, by which an intent says that no change is in flight. The change is
+/// the slot's latest from the first attempt at it on; until then, the one before is noted.
 #[inline]
 pub fn next_sequence(marks: Marks, slot: usize, word: Option<&AtomicU64>) -> u64 {
-    let mut next = (marks.sequence.load(Ordering::Relaxed).wrapping_add(1)) % SEQUENCES;
+    let after = |sequence| sequence % (SEQUENCES - 1) + 1;
+    let mut next = after(sequence_of(marks.latest.load(Ordering::Relaxed)));
     let carried = word
         .map(|word| word.load(Ordering::Relaxed))
         .filter(|&found| author(found) == slot)
         .map(sequence_of);
     while carried == Some(next) || next == sequence_of(marks.help.load(Ordering::Relaxed)) {
-        next = (next + 1) % SEQUENCES;
+        next = after(next);
     }
     next
 }
@@ -85,7 +87,7 @@ pub fn change<'a>(
     sequence: u64,
 ) -> Result<(), u64> {
     if let Some(mine) = marks_of(author_slot) {
-        mine.sequence.store(sequence, Ordering::SeqCst);
+        mine.latest.store(noted(word, sequence), Ordering::SeqCst);
     }
     note(marks_of, word, old);
     word.compare_exchange(
@@ -128,8 +130,8 @@ fn note<'a>(marks_of: impl Fn(usize) -> Option<Marks<'a>>, word: &AtomicU64, old
     };
     let note = noted(word, sequence_of(old));
     let mut known = marks.help.load(Ordering::Acquire);
-    // By invariant 2. The author set its sequence before it stored `old`, so it is seen here.
-    while known != note && marks.sequence.load(Ordering::Acquire) == sequence_of(old) {
+    // By invariant 2. The author said which its latest is before it stored `old`, so that is seen here.
+    while known != note && marks.latest.load(Ordering::Acquire) == note {
         match marks
             .help
             .compare_exchange(known, note, Ordering::AcqRel, Ordering::Acquire)
@@ -155,11 +157,9 @@ mod tests {
 
     #[test]
     fn what_cannot_be_counted_changes_nothing() {
-        let [sequence, help] = [0, 0].map(AtomicU64::new);
-        let marks = Marks {
-            sequence: &sequence,
-            help: &help,
-        };
+        let [latest, help] = [0, 0].map(AtomicU64::new);
+        let (latest, help) = (&latest, &help);
+        let marks = Marks { latest, help };
         let word = AtomicU64::new(u64::from(u32::MAX - 1));
         let add = |step| {
             let next = next_sequence(marks, 1, Some(&word));
@@ -171,5 +171,41 @@ mod tests {
         assert_eq!(add(1), None);
         assert_eq!(value(word.load(Ordering::Relaxed)), u32::MAX);
         assert_eq!(add(-1), Some(u32::MAX - 1));
+    }
+
+    /// A mark stands in another word since the sequences last went round, and is overwritten as well.
+    #[test]
+    fn a_mark_of_the_last_round_displaces_no_note() {
+        let words = [0; 5].map(AtomicU64::new);
+        let [latest, help, others, old, word] = &words;
+        let marks = Marks { latest, help };
+        let theirs = Marks {
+            latest: others,
+            help: others,
+        };
+        let marks_of = |slot| [None, Some(marks), Some(theirs)][slot];
+        let add = |word, slot, sequence| add(marks_of, word, 1, slot, sequence);
+        add(old, 1, 7);
+        add(word, 1, 8);
+        // And so on.
+        add(word, 1, 7);
+        add(word, 2, 1);
+        add(old, 2, 2);
+        assert!(happened(marks, word, 1, 7));
+    }
+
+    #[test]
+    fn sequences_go_round_without_0() {
+        let [latest, help, word] = &[0; 3].map(AtomicU64::new);
+        let marks = Marks { latest, help };
+        for (last, next) in [
+            (0, 1),
+            (1, 2),
+            (SEQUENCES - 2, SEQUENCES - 1),
+            (SEQUENCES - 1, 1),
+        ] {
+            latest.store(noted(word, last), Ordering::Relaxed);
+            assert_eq!(next_sequence(marks, 1, Some(word)), next);
+        }
     }
 }

@@ -9,7 +9,7 @@ use super::Explorer;
 
 /// A thread's slot; slot 0 is nobody's.
 struct Slot {
-    sequence: AtomicU64,
+    latest: AtomicU64,
     help: AtomicU64,
     /// The sequence of the change in flight, with bit 63 set.
     intent: AtomicU64,
@@ -27,7 +27,7 @@ impl Shared {
         Arc::new(Shared {
             word: AtomicU64::new(0),
             slots: std::array::from_fn(|_| Slot {
-                sequence: AtomicU64::new(0),
+                latest: AtomicU64::new(0),
                 help: AtomicU64::new(0),
                 intent: AtomicU64::new(0),
             }),
@@ -36,7 +36,7 @@ impl Shared {
 
     fn marks(&self, slot: usize) -> Marks<'_> {
         Marks {
-            sequence: &self.slots[slot].sequence,
+            latest: &self.slots[slot].latest,
             help: &self.slots[slot].help,
         }
     }
