@@ -7,10 +7,11 @@ use crate::participants::tag::Tag;
 use crate::primitive::AtomicU64;
 pub(crate) use crate::protocol::detect::value;
 use crate::protocol::detect::{self, Marks};
+use crate::protocol::permits::Pool;
 
 impl Slot {
     #[inline]
-    fn marks(&self) -> Marks<'_> {
+    pub(super) fn marks(&self) -> Marks<'_> {
         Marks {
             latest: &self.watched.latest,
             help: &self.inbox.help,
@@ -21,7 +22,7 @@ impl Slot {
 /// The marks of the slot that a word names, if it names one.
 #[inline]
 fn marks_in(arena: Arena) -> impl Fn(usize) -> Option<Marks<'static>> {
-    move |slot| (slot != 0 && slot < arena.slot_count()).then(|| arena.slot(slot).marks())
+    move |slot| arena.marks_of(slot)
 }
 
 /// A sequence number for a change of the slot `index` to `word`, if that is known already.

@@ -37,6 +37,7 @@ use crate::participants::asked::Asked;
 use crate::participants::pid::Pid;
 use crate::participants::tag::Tag;
 use crate::primitive::{AtomicU32, AtomicU64, Ordering};
+use crate::protocol::permits::Permit;
 use crate::sys::robust::RobustWord;
 
 /// A number in a slot that its owner alone looks at: not recovery, not a report. So it needs no
@@ -199,15 +200,6 @@ pub(crate) struct Limbo {
     pub(crate) bytes: AtomicU64,
     /// Bytes that could not be freed when that was last tried.
     pub(crate) held: AtomicU64,
-}
-
-/// A permit of a semaphore; see `permits`.
-#[repr(C)]
-pub(crate) struct Permit {
-    /// The semaphore's word; 0 for an unused entry.
-    pub(crate) word: AtomicU64,
-    /// What is being done with it.
-    pub(crate) state: AtomicU64,
 }
 
 /// What a process has in the pool.

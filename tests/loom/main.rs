@@ -23,6 +23,7 @@ mod lifecycle;
 mod lines;
 mod lock_word;
 mod moving;
+mod permits;
 mod pins;
 mod readers;
 mod ring;
