@@ -24,6 +24,7 @@
 //! | `lines`     | entries of a hash map that are looked at and changed | `engines::map` |
 //! | `moving`    | how they move from a table to the next one | `engines::map` |
 //! | `ring`      | who has which cell of a queue, and in what order | `engines::queue`, `containers::queue` |
+//! | `rounds`    | who has arrived at a barrier, and who is missing | `sync::barrier` |
 //! | `sweep`     | a walk over a table that many make, a piece each | `pool::dispose` |
 //!
 //! Items are `pub` for the models; outside of them the module is private.
@@ -45,5 +46,6 @@ pub mod permits;
 pub mod pins;
 pub mod readers;
 pub mod ring;
+pub mod rounds;
 pub mod sweep;
 pub mod tag;

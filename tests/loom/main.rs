@@ -27,6 +27,7 @@ mod permits;
 mod pins;
 mod readers;
 mod ring;
+mod rounds;
 mod split;
 mod sweep;
 
