@@ -14,6 +14,7 @@
 
 mod bell;
 mod bitmaps;
+mod chain;
 mod claimed;
 mod detect;
 mod keeping;

@@ -3,29 +3,31 @@
 
 use std::convert::Infallible;
 
+use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::thread;
 use shmkit::primitive::{AtomicU64, Ordering};
 use shmkit::protocol::lines::{self, Chunk, Line};
 use shmkit::protocol::lock_word::{self, DIED};
 use shmkit::protocol::moving::{self, RAW, READY};
+use shmkit::protocol::pins;
 use shmkit::protocol::tag::Tag;
 
 use super::lines::new_lines;
 use super::{Death, Deaths, Explorer};
 
 /// All keys begin in the first line.
-const HASH: u64 = 0;
+pub const HASH: u64 = 0;
 
 /// A table of one chunk.
-struct Table {
-    lock: AtomicU64,
-    state: AtomicU64,
+pub struct Table {
+    pub lock: AtomicU64,
+    pub state: AtomicU64,
     lines: Vec<Line>,
 }
 
 impl Table {
-    fn new(lines: usize, state: u64) -> Self {
+    pub fn new(lines: usize, state: u64) -> Self {
         Table {
             lock: AtomicU64::new(0),
             state: AtomicU64::new(state),
@@ -33,11 +35,11 @@ impl Table {
         }
     }
 
-    fn chunk(&self) -> Chunk<'_> {
+    pub fn chunk(&self) -> Chunk<'_> {
         Chunk(&self.lines)
     }
 
-    fn add(&self, key: u64, value: u64) {
+    pub fn add(&self, key: u64, value: u64) {
         assert!(lines::add(self.chunk(), HASH, key, value, |_| true));
     }
 }
@@ -49,7 +51,9 @@ pub fn lock(word: &AtomicU64, slot: usize, gone: &AtomicU64) {
     loop {
         let found = word.load(Ordering::Relaxed);
         if let Ok((flags, _)) = lock_word::attempt(word, me, found, 0, is_gone) {
-            lock_word::clear(word, flags & DIED);
+            if flags != 0 {
+                lock_word::clear(word, DIED);
+            }
             return;
         }
         thread::yield_now();
@@ -86,7 +90,12 @@ impl Map {
     }
 
     fn find(&self, key: u64) -> Option<u64> {
-        let search = |at: usize| lines::search(self.tables[at].chunk(), HASH, key, &|_| true);
+        self.find_if(key, |_| true)
+    }
+
+    /// The key, if that holds of its value, as of a node.
+    fn find_if(&self, key: u64, is_it: impl Fn(u64) -> bool) -> Option<u64> {
+        let search = |at: usize| lines::search(self.tables[at].chunk(), HASH, key, &is_it);
         let moved_to = |at: usize| {
             let successor = self.successor(at)?;
             moving::is_done(&self.tables[at].state).then_some(successor)
@@ -226,4 +235,44 @@ fn a_change_meets_a_move() {
 fn a_look_meets_a_move() {
     let explorer = Explorer::new("moving: a look meets a move");
     explorer.each_death(2, |deaths, at| model(deaths, at, true));
+}
+
+/// The node that an entry names is removed, and freed, where the entry has moved to. The entry that was left behind
+/// names it still, and leads nobody to it.
+#[test]
+fn what_has_moved_is_freed() {
+    let explorer = Explorer::new("moving: what has moved is freed");
+    explorer.run(2, || {
+        let map = Map::new();
+        let (epoch, pin) = (AtomicU64::new(1), AtomicU64::new(0));
+        let pool = Arc::new((epoch, pin, UnsafeCell::new(true)));
+        let remover = {
+            let (map, pool) = (Arc::clone(&map), Arc::clone(&pool));
+            thread::spawn(move || {
+                let (epoch, pin, node) = &*pool;
+                map.grow();
+                let Ok(()) = map.move_chunk(1, 0);
+                map.lock(1, 1);
+                let (place, _) = lines::look(map.tables[1].chunk(), HASH, 1, |_| true);
+                let place = place.unwrap();
+                let word = &map.tables[1].chunk().on_path(HASH, place.distance).word;
+                let new = lines::turned(word.load(Ordering::Relaxed), place.slot);
+                word.store(new, Ordering::Release);
+                map.unlock(1);
+                if pins::is_past([pin].into_iter(), pins::stamp(epoch)) {
+                    // SAFETY: nobody looks at it, or loom reports it.
+                    node.with_mut(|there| unsafe { *there = false });
+                }
+            })
+        };
+        let (epoch, pin, node) = &*pool;
+        pins::show(pin, epoch);
+        map.find_if(1, |_| {
+            // SAFETY: pinned: nobody frees it, or loom reports it.
+            assert!(node.with(|there| unsafe { *there }), "freed");
+            true
+        });
+        pins::hide(pin);
+        remover.join().unwrap();
+    });
 }

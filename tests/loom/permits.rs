@@ -198,7 +198,7 @@ fn death_of_a_holder() {
     });
 }
 
-/// Two wait for permits that are given back one after the other, of which the first wakes only one of them.
+/// Two sleep for permits that are given back one after the other, of which the first wakes only one of them.
 #[test]
 fn who_is_woken_wakes_another() {
     let explorer = Explorer::new("permits: who is woken wakes another");
@@ -206,6 +206,9 @@ fn who_is_woken_wakes_another() {
         let semaphore = Semaphore::new(2);
         let taken = [0; 2].map(|_| semaphore.acquire(1));
         let others = [2, 3].map(|slot| other(&semaphore, slot, usize::MAX));
+        while *semaphore.sleepers.0.lock().unwrap() < others.len() {
+            thread::yield_now();
+        }
         taken.into_iter().for_each(|index| semaphore.give(1, index));
         others.into_iter().for_each(|other| other.join().unwrap());
         semaphore.check();

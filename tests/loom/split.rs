@@ -107,6 +107,64 @@ impl Map {
         moving::follow(At::Before, search, moved_to)
     }
 
+    /// As `engines::map::find::Entries::read_lines`.
+    fn read_lines(&self, chunk: usize, found: &mut Vec<(u64, u64)>) {
+        for line in &self.chunks[chunk] {
+            let before = found.len();
+            let mut word = line.word.load(Ordering::SeqCst);
+            loop {
+                found.extend(lines::live(word).map(|i| {
+                    let key = line.slots[i].key.load(Ordering::Acquire);
+                    (key, line.slots[i].value.load(Ordering::Acquire))
+                }));
+                match line.word.load(Ordering::SeqCst) {
+                    now if now == word => break,
+                    now => word = now,
+                }
+                found.truncate(before);
+            }
+        }
+    }
+
+    /// As `read`: the entries of one of the two chunks.
+    fn read(&self, index: usize) -> Vec<(u64, u64)> {
+        let mut found = Vec::new();
+        loop {
+            if self.after[index].word.load(Ordering::Acquire) != RAW {
+                self.read_lines(index, &mut found);
+                return found;
+            }
+            if index == 1 {
+                return found;
+            }
+            let words = || {
+                self.chunks[0]
+                    .iter()
+                    .map(|line| line.word.load(Ordering::SeqCst))
+            };
+            let before: Vec<u64> = words().collect();
+            self.read_lines(0, &mut found);
+            if words().eq(before) {
+                found.sort_unstable();
+                found.dedup();
+                found.retain(|(key, _)| self::index(*key) == 0);
+                return found;
+            }
+            found.clear();
+        }
+    }
+
+    /// All entries.
+    fn entries(&self) -> Vec<(u64, u64)> {
+        let mut found = Vec::new();
+        self.read_lines(0, &mut found);
+        let followed = self.has_successor.load(Ordering::SeqCst) == 1;
+        if followed && moving::is_done(&self.before.word) {
+            found = [0, 1].map(|index| self.read(index)).concat();
+        }
+        found
+    }
+
     fn lock(&self, slot: usize, at: At) {
         lock(&self.state(at).lock, slot, &self.gone);
     }
@@ -262,6 +320,41 @@ fn a_look_meets_a_split() {
             model([(deaths, at), lives()], None, Some(key))
         });
     }
+}
+
+/// Who goes through all entries meanwhile, or after a death, when another does what was left, meets each key once.
+#[test]
+fn a_walk_meets_a_split() {
+    let explorer = Explorer::new("split: a walk meets a split");
+    let model = |deaths: Deaths, at: Death| {
+        move || {
+            let map = Map::new();
+            map.has_successor.store(1, Ordering::SeqCst);
+            let split = || {
+                let Ok(()) = map.split(1);
+            };
+            if at.is_some() && deaths.kill(at, split) {
+                map.gone.fetch_or(1 << 1, Ordering::SeqCst);
+            }
+            let walker = {
+                let map = Arc::clone(&map);
+                thread::spawn(move || {
+                    let [mut found, mut all] =
+                        [map.entries(), KEYS.map(|key| (key, 10 * key)).into()];
+                    found.sort_unstable();
+                    all.sort_unstable();
+                    assert_eq!(found, all);
+                })
+            };
+            let Ok(()) = map.split(2);
+            map.lock(2, At::After(0));
+            map.ready(0);
+            map.unlock(At::After(0));
+            walker.join().unwrap();
+        }
+    };
+    explorer.run(1, model(Deaths::default(), None));
+    explorer.each_death(1, model);
 }
 
 /// A key that stays, and one that leaves, is changed meanwhile: the change is not lost.
