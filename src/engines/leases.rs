@@ -46,10 +46,8 @@ use crate::participants::lock;
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
 use crate::primitive::{AtomicU64, Ordering};
-use crate::protocol::cells::{Cell, Phase, is_ahead};
-pub(crate) use crate::protocol::leased::Seen;
 use crate::protocol::leased::{self, BACK, FREE, HELD, STATE, TAKING, TURN};
-use crate::protocol::ring;
+pub(crate) use crate::protocol::leased::{Seen, Survey};
 
 /// How many elements of a queue can be leased at a time.
 pub(crate) const LEASES: usize = 64;
@@ -63,20 +61,7 @@ const CHANGES: usize = 16;
 const FIRST_ENTRY: usize = 64;
 
 /// An entry that an element can be leased into, or has been.
-#[derive(Clone, Copy)]
-pub(crate) struct Entry {
-    state: &'static AtomicU64,
-    position: &'static AtomicU64,
-}
-
-/// What the entries of a queue hold.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Survey {
-    /// Elements that wait to be had again.
-    pub(crate) back: usize,
-    /// Elements that others have, who may give them back.
-    pub(crate) held: usize,
-}
+pub(crate) type Entry = leased::Entry<'static>;
 
 /// The entries of a queue.
 #[derive(Clone, Copy)]
@@ -161,19 +146,10 @@ impl Table {
         self.count().load(Ordering::SeqCst)
     }
 
-    /// By invariant 3: an element is about to be BACK. The state of that, by invariant 2.
-    fn announce(&self) -> u64 {
-        let turn = self.count().fetch_add(1, Ordering::SeqCst).wrapping_add(1);
-        leased::back(turn)
-    }
-
     /// An element that is BACK is about to be taken, by invariant 4: false if somebody has counted since there were so many
     /// `changes`.
     pub(crate) fn announce_after(&self, changes: u64) -> bool {
-        let next = changes.wrapping_add(1);
-        self.count()
-            .compare_exchange(changes, next, Ordering::SeqCst, Ordering::Relaxed)
-            .is_ok()
+        leased::announce_after(self.count(), changes)
     }
 
     /// True if all entries are in use, some by those who have not got an element yet.
@@ -203,7 +179,7 @@ impl Table {
                 let address = std::ptr::from_ref(entry.state).addr() as u64;
                 slot.intent.open(LEASE, &[0, lap, address]);
                 self.used().fetch_max(*index as u64 + 1, Ordering::SeqCst);
-                let taken = entry.exchange(FREE, slot.tag().word() | TAKING);
+                let taken = entry.claim(slot.tag());
                 if !taken {
                     slot.intent.close();
                 }
@@ -215,25 +191,7 @@ impl Table {
     /// The entry whose element is to be had before all others, if there is one that waits. `me` is
     /// the caller, whose own leases do not count as held.
     pub(crate) fn survey(&self, arena: Arena, me: Tag) -> (Survey, Option<Entry>) {
-        let (mut survey, mut first) = (Survey::default(), None);
-        for entry in self.entries() {
-            entry.bury(self, arena);
-            // Acquire: the element and its position.
-            let state = entry.state.load(Ordering::Acquire);
-            match state & STATE {
-                BACK => {
-                    survey.back += 1;
-                    let is_earlier = |other: &Entry| is_ahead(other.position(), entry.position());
-                    let overlooked = cfg!(shmkit_planted = "queue") && first.is_some();
-                    if !overlooked && first.as_ref().is_none_or(is_earlier) {
-                        first = Some(entry);
-                    }
-                }
-                HELD | TAKING if Tag::of_word(state) != me => survey.held += 1,
-                _ => {}
-            }
-        }
-        (survey, first)
+        leased::survey(self.entries(), me, |entry| self.bury(entry, arena))
     }
 
     /// [Looks](lock::look_for_parked) for the dead among those who have leases and whose threads have ended. True if
@@ -249,79 +207,37 @@ impl Table {
     /// Tells `each` the entries whose elements wait to be had again.
     pub(crate) fn each_back(&self, arena: Arena, mut each: impl FnMut(Entry, Seen)) {
         for entry in self.entries() {
-            entry.bury(self, arena);
+            self.bury(&entry, arena);
             if let Some(seen) = entry.is_back() {
                 each(entry, seen);
             }
         }
     }
+
+    /// Ends the lease of an element that is to be had again, which the caller holds.
+    pub(crate) fn give_back(&self, entry: &Entry) {
+        entry.give_back(self.count());
+    }
+
+    /// Takes the entry from an owner that is over.
+    fn bury(&self, entry: &Entry, arena: Arena) {
+        entry.bury(self.count(), |owner| lock::is_over(arena, owner));
+    }
 }
 
 impl Entry {
-    fn exchange(&self, old: u64, new: u64) -> bool {
-        self.state
-            .compare_exchange(old, new, Ordering::SeqCst, Ordering::Relaxed)
-            .is_ok()
-    }
-
-    fn position(&self) -> u64 {
-        self.position.load(Ordering::Relaxed)
-    }
-
     /// The first word of the element.
     pub(crate) fn element(&self) -> *const AtomicU64 {
         std::ptr::from_ref(self.state).wrapping_add(2)
     }
 
     /// Says what element it is going to be, before it is taken. By invariant 1.
-    pub(crate) fn prepare(&self, slot: &Slot, cell: &AtomicU64, lap: u64, position: u64) {
-        leased::prepare(self.position, position);
+    pub(crate) fn record(&self, slot: &Slot, cell: &AtomicU64, lap: u64, position: u64) {
+        self.prepare(position);
         // The cell that is named so far is not ours: its lap does not matter.
         slot.intent.set_arg(LAP, lap);
         let address = std::ptr::from_ref(cell).addr() as u64;
         slot.intent.set_arg(CELL, address);
-    }
-
-    /// The element has been taken from its cell, which is LEASING: it is held.
-    pub(crate) fn hold(&self, slot: &Slot, cell: &AtomicU64, lap: u64) {
-        self.state
-            .store(slot.tag().word() | HELD, Ordering::Release);
-        ring::vacate(cell, slot.tag().slot(), lap);
-        slot.intent.close();
-    }
-
-    /// No element was taken.
-    pub(crate) fn abandon(&self, slot: &Slot) {
-        self.state.store(FREE, Ordering::Release);
-        slot.intent.close();
-    }
-
-    /// Takes the element that was seen, for good or, by a tag, for a lease. False if somebody has had it since.
-    /// What the caller, who has [announced](Table::announce_after) it, has copied before counts if this is true.
-    pub(crate) fn retake(&self, seen: Seen, lease: Option<Tag>) -> bool {
-        let next = lease.map_or(FREE, |me| me.word() | HELD);
-        self.exchange(seen.word, next)
-    }
-
-    /// What is seen if the element is BACK. If it is the same once more after the element was copied, all of it is whole.
-    pub(crate) fn is_back(&self) -> Option<Seen> {
-        leased::is_back(self.state, self.position)
-    }
-
-    /// The lease is over, the element consumed. The caller holds it.
-    pub(crate) fn consume(&self) {
-        self.state.store(FREE, Ordering::SeqCst);
-    }
-
-    /// The lease is over, and the element is to be had again. The caller holds it.
-    pub(crate) fn give_back(&self, table: &Table) {
-        self.state.store(table.announce(), Ordering::SeqCst);
-    }
-
-    /// Takes the entry from an owner that is over.
-    fn bury(&self, table: &Table, arena: Arena) {
-        let is_over = |owner| lock::is_over(arena, owner);
-        leased::bury(self.state, is_over, || table.announce());
     }
 }
 
@@ -330,16 +246,7 @@ pub(super) fn resolve(arena: Arena, slot: &Slot, owner: Tag, cell: Option<&Atomi
     let Some(state) = word(arena, slot.intent.arg(ENTRY)) else {
         return;
     };
-    let leased = cell.is_some_and(|cell| {
-        let seen = Cell::unpack(cell.load(Ordering::Acquire));
-        seen.phase == Phase::Leasing && seen.slot == owner.slot()
-    });
-    let (taking, held) = (owner.word() | TAKING, owner.word() | HELD);
-    let next = if leased { held } else { FREE };
-    let _ = state.compare_exchange(taking, next, Ordering::SeqCst, Ordering::Relaxed);
-    if let Some(cell) = cell {
-        ring::vacate(cell, owner.slot(), slot.intent.arg(LAP));
-    }
+    leased::resolve(state, cell, owner, slot.intent.arg(LAP));
 }
 
 /// Checks the entries at rest.

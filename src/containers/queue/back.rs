@@ -115,7 +115,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
     pub(super) fn settle(&self, entry: Entry, consumed: bool) {
         // Where there is a lease there is a table, but in a damaged pool.
         match self.header.leases(Self::WORDS) {
-            Some(table) if !consumed => entry.give_back(&table),
+            Some(table) if !consumed => table.give_back(&entry),
             _ => entry.consume(),
         }
         if !consumed || self.is_closed() {

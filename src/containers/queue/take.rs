@@ -330,19 +330,23 @@ impl<T: ShmSafe + Unpin> Raw<T> {
                     element::load(ring.element(index), &mut value);
                     element::copy::<T>(ring.element(index), entry.element());
                 }
-                entry.prepare(slot, ring.cell(index), ring.lap(), at);
+                entry.record(slot, ring.cell(index), ring.lap(), at);
             });
             match taken {
                 Ok(Some((ring, position))) => {
                     let cell = ring.cell(ring.shape.index(position));
-                    entry.hold(slot, cell, ring.lap());
+                    entry.hold(slot.tag(), cell, ring.lap());
+                    slot.intent.close();
                     self.ring_room();
                     // SAFETY: as in `pop_at_head`.
                     let value = unsafe { value.assume_init() };
                     return Ok(Lease::new(self, slot, entry, value));
                 }
                 // Or somebody else has had it: another look says why there is none.
-                Ok(None) | Err(_) => entry.abandon(slot),
+                Ok(None) | Err(_) => {
+                    entry.abandon();
+                    slot.intent.close();
+                }
             }
         }
         Err(PopError::Empty)
