@@ -28,6 +28,7 @@ mod permits;
 mod pins;
 mod readers;
 mod ring;
+mod rings;
 mod rounds;
 mod split;
 mod sweep;
