@@ -196,7 +196,6 @@ impl Room {
             }
             let announced = bell::announce(&self.bell.word);
             if self.count.take() {
-                self.ring();
                 break;
             }
             match mine {
@@ -228,5 +227,28 @@ fn who_waits_for_room_has_it() {
         for waiter in waiters {
             waiter.join().unwrap();
         }
+    });
+}
+
+/// One of three has not waited, and may have the turn when another is woken.
+#[test]
+fn who_comes_late_wakes_the_next() {
+    let explorer = Explorer::new("bell: who comes late wakes the next");
+    explorer.run(2, || {
+        let room = Room::none(1, 1);
+        let waiters = [1, 2].map(|me| Room::taker(&room, me));
+        let last = {
+            let room = Arc::clone(&room);
+            thread::spawn(move || {
+                room.add();
+                room.take(3);
+            })
+        };
+        room.add();
+        room.add();
+        for waiter in waiters {
+            waiter.join().unwrap();
+        }
+        last.join().unwrap();
     });
 }

@@ -19,8 +19,9 @@
 //! nobody, as it does not wait: it may pass. So may the last attempt of a push whose time is over: whose turn it is does not
 //! make "there was no room" true.
 //!
-//! Who has the turn sleeps on a bell of its own, `called`, so that a pop wakes it and not another one.
-//! Who has slept and pushed rings once more: a ring is for one place, and there may be others.
+//! Who has the turn sleeps on a bell of its own, `called`, so that a pop wakes it and not another one. A ring is for one
+//! place, and there may be others: whose turn is over rings once more. That is enough, as who has slept and pushed without
+//! the turn has seen it with somebody whose turn ends later.
 //!
 //! Invariants
 //! 1. A producer sets the turn before it says that it sleeps (by a change of the bell) and looks at
@@ -179,11 +180,7 @@ impl<T: ShmSafe + Unpin> Raw<T> {
                 self.attempt(me, value)
             };
             match attempted {
-                ControlFlow::Break(done) => {
-                    // A ring is for one place.
-                    self.ring_room();
-                    return done;
-                }
+                ControlFlow::Break(done) => return done,
                 ControlFlow::Continue(same) => value = same,
             }
             if over {
