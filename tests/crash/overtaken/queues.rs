@@ -192,6 +192,31 @@ pub fn cases(suite: &mut Suite) {
         let name = format!("{name} by what comes back");
         case(&name, leased, &RING[..ALL], take, &[GiveBack(ALL - 1)]);
     }
+    // Some have come back already.
+    let back = || {
+        let world = World::new(8, &[1, 2, 3]);
+        let leases = [(); 2].map(|()| world.queue.lease().expect("an element"));
+        drop(leases);
+        world
+    };
+    let take: [(&str, &[Do]); 3] = [("pop", &[Pop]), ("lease", &[Lease]), ("peek", &[Peek, Pop])];
+    for (name, take) in take {
+        let by = |by: &str| format!("{name} of what came back by {by}");
+        case(
+            &by("all"),
+            back,
+            &[1, 2, 3],
+            take,
+            &[Peek, Walk(7), Pop, Lease, Pop, Peek],
+        );
+        case(
+            &by("the same anew"),
+            back,
+            &[1, 2, 3],
+            take,
+            &[GiveBack(2), Peek, Pop],
+        );
+    }
     // What was looked at stays the first.
     case(
         "push by push and peek",
