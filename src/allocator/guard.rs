@@ -12,20 +12,20 @@
 //!
 //! | mark  | the block is | the gap | the rest |
 //! |-------|----------------------------------------|---------|----------|
-//! | other | free, and never was a guarded block    | any     | any      |
+//! | other | free                                   | any     | any      |
 //! | TAKEN | allocated, or about to be; or freed by recovery or a container | filled | the user's |
-//! | BUSY  | allocated or free, somebody is changing the rest | any | any |
-//! | FREED | free, or about to be                   | 0xDF    | 0xDF     |
+//! | FREED | free                                   | 0xDF    | 0xDF     |
+//! | FREED | allocated, and about to be freed       | any     | any      |
 //! | STRUCK | allocated for ever: it was written after it was freed | any | any |
 //!
 //! | step | stores, in this order |
 //! |------|-----------------------|
-//! | allocate | BUSY, the gap, the size, TAKEN; then the block is taken |
-//! | free | BUSY, 0xDF over all but size and mark, FREED; then the block is freed |
+//! | allocate | another mark, the gap, the size, TAKEN; then the block is taken |
+//! | free | FREED, 0xDF over all but size and mark; then the block is freed |
 //! | strike | STRUCK; then the block is taken |
 //!
-//! A kill between any two leaves a free block that claims nothing (BUSY, TAKEN), or an allocated one
-//! whose freer has died (BUSY, FREED): both are used and freed as others are. Nothing is to be repaired.
+//! A kill between any two leaves a free block that claims nothing, or an allocated one whose freer has
+//! died (FREED): both are used and freed as others are. Nothing is to be repaired.
 //! What a container frees under a record is not overwritten: recovery may have to read it again.
 //!
 //! A struck block is set aside, so that what was damaged can be looked at, and the allocation goes on with another. The check
@@ -56,8 +56,9 @@ const MARGIN: usize = TRAILER + 8;
 const GAP: u8 = 0xa5;
 const POISON: u8 = 0xdf;
 
+/// Any that is none of the others.
+const NOTHING: u64 = 0;
 const TAKEN: u64 = 0x7461_6b65_6e00_0000 << 8;
-const BUSY: u64 = 0x6275_7379_2e00_0000 << 8;
 const FREED: u64 = 0x6672_6565_6400_0000 << 8;
 const STRUCK: u64 = 0x7374_7275_6b00_0000 << 8;
 
@@ -148,7 +149,7 @@ impl Guarded {
             self.mark(STRUCK);
             return false;
         }
-        self.mark(BUSY);
+        self.mark(NOTHING);
         self.fill(size, GAP);
         self.word(TRAILER).store(size as u64, Ordering::Relaxed);
         self.mark(TAKEN);
@@ -157,7 +158,7 @@ impl Guarded {
 
     /// True if nothing was written beyond the end of the allocated block.
     fn is_intact(self) -> bool {
-        if self.is(BUSY) || self.is(FREED) {
+        if self.is(FREED) {
             return true;
         }
         let intact = |size| self.differs(size, GAP).is_none();
@@ -217,7 +218,7 @@ pub(crate) fn allocate(
         return run::allocate(arena, slot, with_margin, |address, _| {
             // Whatever the slices were before.
             if let Some(block) = Guarded::at(arena, address, bytes) {
-                block.mark(0);
+                block.mark(NOTHING);
                 block.prepare(size);
             }
             record(address);
@@ -247,7 +248,7 @@ pub(crate) fn wipe(arena: Arena, span: &Span) {
     let (start, size) = (arena.slice_address(span.slice(arena)), span.block_size());
     for block in 0..span.blocks.load(Ordering::Relaxed) as usize {
         if let Some(block) = Guarded::at(arena, start + block * size, size) {
-            block.mark(0);
+            block.mark(NOTHING);
         }
     }
 }
@@ -261,9 +262,8 @@ pub(crate) fn before_free(slot: &Slot, block: Guarded) -> Result<(), FreeError> 
         return Err(FreeError::Overrun);
     }
     if slot.watched.freeing.load(Ordering::Relaxed) != block.address as u64 {
-        block.mark(BUSY);
-        block.fill(0, POISON);
         block.mark(FREED);
+        block.fill(0, POISON);
     }
     Ok(())
 }
@@ -273,9 +273,7 @@ pub(crate) fn usable_size(block: Guarded) -> Result<usize, FreeError> {
     if block.is(STRUCK) {
         return Err(FreeError::NotAllocated);
     }
-    let known = [TAKEN, BUSY, FREED]
-        .into_iter()
-        .any(|state| block.is(state));
+    let known = block.is(TAKEN) || block.is(FREED);
     block.size().filter(|_| known).ok_or(FreeError::Overrun)
 }
 
@@ -307,5 +305,61 @@ fn check_span(arena: Arena, start: usize, report: &mut CheckReport) {
 fn report_on(block: Option<Guarded>, is_free: bool, report: &mut CheckReport) {
     if let Some(problem) = block.and_then(|block| block.problem(is_free)) {
         report.problem(format_args!("{problem}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ptr::NonNull;
+
+    use super::*;
+    use crate::Pool;
+
+    fn pool() -> Pool {
+        Pool::builder()
+            .guard(true)
+            .max_size(1 << 20)
+            .create()
+            .unwrap()
+    }
+
+    fn allocate(pool: &Pool, size: usize, align: usize) -> Option<NonNull<u8>> {
+        let layout = Layout::from_size_align(size, align).unwrap();
+        pool.allocate(layout).ok().map(NonNull::cast)
+    }
+
+    fn free(pool: &Pool, block: NonNull<u8>) {
+        // SAFETY: a block that the test has allocated, and nobody uses.
+        unsafe { pool.deallocate(block) }.unwrap();
+    }
+
+    /// Blocks lie where others of their size were freed, and of some of whose bytes others had use meanwhile: the second
+    /// slice of each two has been left alone.
+    #[test]
+    fn what_a_block_of_before_has_left_is_not_judged() {
+        // Two slices, of spans, and three.
+        for size in [32_700, 40_000] {
+            let pool = pool();
+            for (size, align) in [(size, 1), (100, 2 * SLICE), (size, 1)] {
+                let blocks: Vec<_> = std::iter::from_fn(|| allocate(&pool, size, align)).collect();
+                assert!(blocks.len() > 10);
+                blocks.into_iter().for_each(|block| free(&pool, block));
+            }
+            let report = pool.check_quiescent();
+            assert!(report.is_ok(), "{size}: {report}");
+        }
+    }
+
+    /// Who has found that a block was written to has died before it has taken it.
+    #[test]
+    fn a_block_that_is_about_to_be_struck_is_struck() {
+        let pool = pool();
+        let block = allocate(&pool, 100, 1).unwrap();
+        free(&pool, block);
+        let guarded = Guarded::at(pool.0, block.addr().get(), 128).unwrap();
+        guarded.mark(STRUCK);
+        assert_ne!(allocate(&pool, 100, 1), Some(block));
+        assert!(guarded.is(STRUCK));
+        assert_eq!(pool.check_quiescent().problems.len(), 1);
     }
 }
