@@ -307,16 +307,13 @@ fn free_guarded(arena: Arena, slot: &Slot, address: usize) -> Result<(), FreeErr
 fn free_elsewhere(arena: Arena, slot: &Slot, address: usize) -> Result<(), FreeError> {
     match locate(arena, address)? {
         Located::Block {
-            span,
-            start,
-            owner,
-            place,
+            span, start, place, ..
         } => {
             let overlooked = cfg!(shmkit_planted = "allocator") && span.class() >= 8;
             if span.is_free(place) && !overlooked {
                 return Err(FreeError::NotAllocated);
             }
-            free_other(arena, slot, span, start, owner, place)
+            free_other(arena, slot, span, start, place)
         }
         Located::Run { start, slices } => run::free(arena, slot, start, slices)
             .then_some(())
@@ -329,7 +326,6 @@ fn free_other(
     slot: &Slot,
     span: &'static Span,
     start: usize,
-    owner: Tag,
     place: Place,
 ) -> Result<(), FreeError> {
     let before = span.sets().free_remote(place);
@@ -343,13 +339,13 @@ fn free_other(
         return Err(FreeError::NotAllocated);
     }
     // Whoever owns the span by now is told: the owner of before may have left.
-    let State::Span { owner: now } = slice::state(arena.tag(start).load(Ordering::SeqCst)) else {
+    let State::Span { owner } = slice::state(arena.tag(start).load(Ordering::SeqCst)) else {
         return Ok(());
     };
-    if now.is_nobody() {
+    if owner.is_nobody() {
         cache::note_orphan(arena, slot, start);
-    } else if (before == 0 || now != owner)
-        && let Some(owner) = arena.owner_slot(now)
+    } else if before == 0
+        && let Some(owner) = arena.owner_slot(owner)
     {
         bitmap::tell(&owner.inbox.freed_hints, 1 << span.class());
     }

@@ -320,19 +320,18 @@ impl Handed {
 
     /// As `allocator::block::free_elsewhere`, and `cache::note_orphan`.
     fn free(&self, thread: usize, block: u32) {
-        let owner = self.tag.load(Ordering::Acquire);
         let is_first = self.span.free(thread, block);
         // The free and the load are in one order. The owner has no fence but that of `disown`.
         fence(Ordering::SeqCst);
-        let now = self.tag.load(Ordering::SeqCst);
-        if now == NOBODY {
+        let owner = self.tag.load(Ordering::SeqCst);
+        if owner == NOBODY {
             tell(&self.orphans, 1);
             fence(Ordering::SeqCst);
             if self.is_empty() && self.adopt(GONE) {
                 assert!(self.is_empty());
             }
-        } else if now != GONE && (is_first || now != owner) {
-            self.tell_owner(now);
+        } else if is_first && owner != GONE {
+            self.tell_owner(owner);
         }
     }
 
