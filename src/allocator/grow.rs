@@ -299,3 +299,53 @@ pub(crate) fn purge(arena: Arena, slot: &Slot) -> usize {
     arena.header().dirty.store(0, Ordering::Relaxed);
     slice::age(arena, slot.tag(), true).0
 }
+
+#[cfg(test)]
+mod tests {
+    use std::alloc::Layout;
+    use std::ptr::NonNull;
+
+    use super::*;
+    use crate::Pool;
+    use crate::participants::thread;
+
+    fn run(pool: &Pool, slices: usize) -> Option<NonNull<u8>> {
+        let layout = Layout::from_size_align(slices * SLICE, 1).unwrap();
+        pool.allocate(layout).ok().map(NonNull::cast)
+    }
+
+    fn free(pool: &Pool, run: NonNull<u8>) {
+        // SAFETY: a run that the test has allocated, and nobody uses.
+        unsafe { pool.deallocate(run) }.unwrap();
+    }
+
+    /// A pool all of which is kept as a run that no hint tells of, and which can grow by some slices.
+    #[test]
+    fn what_is_released_before_an_error_counts_for_a_growth() {
+        let pool = Pool::builder().create().unwrap();
+        let (header, all) = (pool.0.header(), pool.0.slices());
+        header.purged_at.store(u64::MAX, Ordering::Relaxed);
+        free(&pool, run(&pool, all).unwrap());
+        header.kept.store(0, Ordering::Relaxed);
+        header.max_slices.store(all as u64 + 10, Ordering::Relaxed);
+        assert!(run(&pool, all + 5).is_some());
+    }
+
+    /// What was freed before the first look goes back at the second one, though nothing is freed in between.
+    #[test]
+    fn who_looks_says_that_more_is_to_be_given_back() {
+        let pool = Pool::builder().create().unwrap();
+        let (arena, slot) = (pool.0, thread::slot(pool.0).unwrap());
+        let block = run(&pool, 3).unwrap();
+        let start = arena.slice_of(block.addr().get()).unwrap();
+        let look = || {
+            arena.header().purged_at.store(0, Ordering::Relaxed);
+            purge_now_and_then(arena, slot);
+            arena.tag(start).load(Ordering::Relaxed)
+        };
+        arena.header().purged_at.store(u64::MAX, Ordering::Relaxed);
+        free(&pool, block);
+        assert!(kept::release(arena, slot.tag(), start));
+        assert_eq!([look(), look()], [slice::AGED, slice::HOLE]);
+    }
+}

@@ -102,6 +102,7 @@ fn release_span(arena: Arena, owner: Tag, span: &Span) -> bool {
 #[cfg(test)]
 mod tests {
     use std::alloc::Layout;
+    use std::ptr::NonNull;
 
     use super::*;
     use crate::Pool;
@@ -183,6 +184,35 @@ mod tests {
         release_all(arena, &[Tag::new(2, 1)]);
         let claimed = slice::claim(arena, Tag::new(1, 1), all, 1);
         assert!(matches!(claimed, Ok(Some(0))));
+    }
+
+    /// Who was to tell of what is free has died: of spans that nobody owns, and of a run that is kept.
+    #[test]
+    fn recovery_tells_of_what_is_free() {
+        let pool = Pool::builder().create().unwrap();
+        let (arena, header) = (pool.0, pool.0.header());
+        let allocate = |size| {
+            let layout = Layout::from_size_align(size, 1).unwrap();
+            pool.allocate(layout).unwrap().cast::<u8>()
+        };
+        let slice_of = |block: NonNull<u8>| arena.slice_of(block.addr().get()).unwrap();
+        header.purged_at.store(u64::MAX, Ordering::Relaxed);
+        // SAFETY: allocated just now.
+        unsafe { pool.deallocate(allocate(50_000)) }.unwrap();
+        let allocated = || [100, 200].map(|size| slice_of(allocate(size)));
+        let [one, other] = std::thread::scope(|s| s.spawn(allocated).join().unwrap());
+        // All that there is of the other, by somebody who has died then.
+        let place = arena.span(other).place_of(0).unwrap();
+        arena.span(other).sets().free_remote(place);
+        for hints in [&header.kept, &header.orphans] {
+            hints.store(0, Ordering::Relaxed);
+        }
+
+        release_all(arena, &[Tag::new(2, 1)]);
+        assert_eq!(header.kept.load(Ordering::Relaxed), 1);
+        let state = slice::state(arena.tag(other).load(Ordering::Relaxed));
+        assert!(matches!(state, State::Free { .. }), "{state:?}");
+        assert_eq!(slice_of(allocate(100)), one);
     }
 
     /// Before an allocation is refused, all is found that is free.

@@ -115,3 +115,31 @@ pub(crate) fn free(arena: Arena, slot: &Slot, start: usize, count: usize) -> boo
     grow::purge_now_and_then(arena, slot);
     true
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Pool;
+    use crate::participants::thread;
+
+    /// What was never used is zero, and told to be. What was used is not.
+    #[test]
+    fn memory_that_was_never_used_is_told() {
+        let pool = Pool::builder().create().unwrap();
+        let (arena, slot) = (pool.0, thread::slot(pool.0).unwrap());
+        let layout = Layout::from_size_align(3 * SLICE, 1).unwrap();
+        arena.header().purged_at.store(u64::MAX, Ordering::Relaxed);
+        let told = || {
+            let told = std::cell::Cell::new(None);
+            let run = allocate(arena, slot, layout, |_, clean| told.set(Some(clean)));
+            (arena.slice_of(run.unwrap()).unwrap(), told.get().unwrap())
+        };
+        let (start, clean) = told();
+        assert!(clean);
+        assert!(free(arena, slot, start, 3));
+        assert_eq!(told(), (start, false), "kept");
+        assert!(free(arena, slot, start, 3));
+        assert!(kept::release_all(arena, slot.tag()));
+        assert_eq!(told(), (start, false), "used");
+    }
+}

@@ -1,4 +1,5 @@
 use std::alloc::Layout;
+use std::ptr::NonNull;
 
 use super::*;
 use crate::Pool;
@@ -8,6 +9,12 @@ type Block = [u64; 64];
 
 fn allocate(pool: &Pool) -> usize {
     pool.allocate(Layout::new::<Block>()).unwrap().addr().get()
+}
+
+fn free(pool: &Pool, block: usize) {
+    let block = std::ptr::with_exposed_provenance_mut(block);
+    // SAFETY: a block that the test has allocated, and nobody uses.
+    unsafe { pool.deallocate(NonNull::new(block).unwrap()) }.unwrap();
 }
 
 /// A block, and its span, of which all the others are handed out as well; and as others free it.
@@ -45,8 +52,8 @@ fn what_was_about_to_be_freed_is_handed_out_later() {
     let arena = pool.0;
     let (first, _, free) = full(&pool);
     // What another thread has left.
-    let theirs = std::thread::spawn(move || thread::slot(arena).unwrap().tag().slot());
-    let freeing = &arena.slot(theirs.join().unwrap()).watched.freeing;
+    let theirs = by_another(|| thread::slot(arena).unwrap().tag().slot());
+    let freeing = &arena.slot(theirs).watched.freeing;
     freeing.store(first as u64, Ordering::SeqCst);
     free();
     let next = allocate(&pool);
@@ -57,4 +64,43 @@ fn what_was_about_to_be_freed_is_handed_out_later() {
         .blocks
         .load(Ordering::Relaxed);
     assert!((0..blocks).any(|_| allocate(&pool) == first));
+}
+
+fn by_another<R: Send>(does: impl FnOnce() -> R + Send) -> R {
+    std::thread::scope(|s| s.spawn(does).join().unwrap())
+}
+
+/// Who needs blocks goes on with a span that another thread has left.
+#[test]
+fn a_span_of_who_has_left_is_found() {
+    let pool = Pool::builder().create().unwrap();
+    let theirs = by_another(|| allocate(&pool));
+    let [theirs, mine] = [theirs, allocate(&pool)].map(|block| pool.0.slice_of(block));
+    assert_eq!(theirs, mine);
+}
+
+/// No block was free of such a span when others asked. Now one is.
+#[test]
+fn a_block_that_was_freed_of_a_span_of_who_has_left_is_found() {
+    let pool = Pool::builder().create().unwrap();
+    let theirs = by_another(|| full(&pool).0);
+    // All others of the first span.
+    drop(full(&pool));
+    free(&pool, theirs);
+    assert_eq!(allocate(&pool), theirs);
+}
+
+/// All blocks of a span are free, and another thread may be about to free one of them once more.
+#[test]
+fn a_span_that_a_freeing_word_names_is_not_empty() {
+    let pool = Pool::builder().create().unwrap();
+    let (arena, block) = (pool.0, allocate(&pool));
+    let span = arena.span(arena.slice_of(block).unwrap());
+    let theirs = by_another(|| thread::slot(arena).unwrap().tag().slot());
+    let freeing = &arena.slot(theirs).watched.freeing;
+    free(&pool, block);
+    assert!(span.is_empty(arena));
+    freeing.store(block as u64, Ordering::SeqCst);
+    assert!(!span.is_empty(arena));
+    freeing.store(0, Ordering::SeqCst);
 }
