@@ -528,3 +528,33 @@ fn wait_for_element(arena: Arena, slot: &Slot, index: usize, first: u64) {
 }
 
 const _: () = assert!(size_of::<Claims>() == 16 + 24 * ENTRIES && MODE | WAITERS == Tag::FLAGS);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Pool;
+    use crate::participants::table::{SlotPhase, SlotState};
+
+    /// An array was growing when its grower died, and who is to complete that is stopped.
+    #[test]
+    fn what_a_dead_one_has_begun_is_waited_for() {
+        let pool = Pool::builder().create().unwrap();
+        let arena = pool.0;
+        let tag = move || thread::slot(arena).unwrap().tag();
+        let dead = std::thread::spawn(tag).join().unwrap();
+        let slot = arena.slot(dead.slot());
+        let free = slot.state();
+        let phase = SlotPhase::Dead;
+        assert!(slot.turn(free, SlotState { phase, ..free }));
+        slot.life.word.store(1, Ordering::SeqCst);
+        slot.intent.open(u64::MAX, &[]);
+
+        let entry = Entry::new();
+        let word = dead.word() | GROWING;
+        entry.word.store(word, Ordering::SeqCst);
+        assert!(matches!(entry.judge(arena), Seen::Unresolved(_)));
+        slot.intent.close();
+        assert!(matches!(entry.judge(arena), Seen::Free));
+        slot.life.word.store(0, Ordering::SeqCst);
+    }
+}

@@ -353,7 +353,57 @@ mod tests {
     use std::sync::mpsc::channel;
 
     use super::*;
-    use crate::{Link, Pool};
+    use crate::layout::arena::SLICE;
+    use crate::{Link, Pool, RwLock, Semaphore};
+
+    fn phase(arena: Arena, index: usize) -> Phase {
+        arena.object(index).unwrap().state().phase
+    }
+
+    /// A thread that is in the middle of an operation leaves what is to be destroyed to the next walk, and makes none.
+    #[test]
+    fn who_is_busy_destroys_nothing() {
+        let pool = Pool::builder().create().unwrap();
+        let (arena, slot) = (pool.0, thread::slot(pool.0).unwrap());
+        let object = pool.create(7_u64).unwrap();
+        let index = object.index();
+        let layout = std::alloc::Layout::from_size_align(SLICE, 1).unwrap();
+        let block = pool.allocate(layout).unwrap().addr().get();
+        let is_block = || block::usable_size(arena, block).is_ok();
+
+        slot.intent.open(intents::WRITE, &[0, 0]);
+        limbo::retire(arena, slot, block as u64, SLICE);
+        drop(object);
+        retry(arena);
+        reap(arena);
+        assert_eq!(phase(arena, index), Phase::Retired);
+        assert!(arena.header().unreaped.is_due());
+        assert!(is_block());
+        slot.intent.close();
+
+        retry(arena);
+        assert_eq!(phase(arena, index), Phase::Free);
+        reap(arena);
+        assert!(!is_block());
+    }
+
+    /// A thread's lists name what lies in an object, after all handles to it are gone.
+    #[test]
+    fn what_a_leaked_guard_leads_to_stays() {
+        let pool = Pool::builder().create().unwrap();
+        let semaphore = pool.create(Semaphore::new(1)).unwrap();
+        let lock = pool.create(RwLock::new(7_u64)).unwrap();
+        std::mem::forget(semaphore.acquire().unwrap());
+        std::mem::forget(lock.read().unwrap());
+        let indices = [semaphore.index(), lock.index()];
+        drop((semaphore, lock));
+        reap(pool.0);
+        assert_eq!(
+            indices.map(|index| phase(pool.0, index)),
+            [Phase::Retired; 2]
+        );
+        give_up_postponed(pool.0);
+    }
 
     /// Somebody looks at something else while an object is retired, for the first time and then as often as
     /// there are versions. The first state is on the list still when another looks at the object.

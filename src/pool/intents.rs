@@ -329,3 +329,48 @@ fn redo(arena: Arena, slot: &Slot) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::participants::thread;
+    use crate::{Link, Pool};
+
+    /// One has died who was at a link of what it destroyed, and so have those who went on. Once that is done others may
+    /// destroy the rest, and the word is anybody's.
+    #[test]
+    fn a_link_is_dropped_once() {
+        for counted in [false, true] {
+            let pool = Pool::builder().create().unwrap();
+            let (arena, slot) = (pool.0, thread::slot(pool.0).unwrap());
+            let (me, author) = (slot.tag(), slot.tag().slot());
+            let target = pool.create(7_u64).unwrap();
+            let link = pool.create(Link::null()).unwrap();
+            link.set(Some(&target)).unwrap();
+            let reference = target.index() as u64 + 1;
+            let links = counter(arena, reference).unwrap();
+            let field = arena.object(link.index()).unwrap();
+            let field = field.address.load(Ordering::Relaxed);
+            let owned = word(arena, field).unwrap();
+            let count = || detect::value(links.load(Ordering::Relaxed));
+            assert_eq!(
+                (count(), detect::value(owned.load(Ordering::Relaxed))),
+                (1, reference as u32)
+            );
+
+            let sequence = detect::next_sequence(slot, author, Some(links));
+            let arguments = [link.index() as u64, field, reference, sequence, 0];
+            slot.intent.open(DESTROY, &arguments);
+            if counted {
+                detect::add(arena, links, -1, me, sequence);
+            }
+            resolve_drop(arena, slot, author);
+            assert_eq!((count(), owned.load(Ordering::Relaxed)), (0, 0));
+            owned.store(9, Ordering::Relaxed);
+            resolve_drop(arena, slot, author);
+            assert_eq!((count(), owned.load(Ordering::Relaxed)), (0, 9));
+            owned.store(0, Ordering::Relaxed);
+            slot.intent.close();
+        }
+    }
+}
