@@ -2,7 +2,7 @@
 
 use std::alloc::Layout;
 
-use shmkit::testing;
+use shmkit::{Pool, testing};
 
 use super::engine::{Case, Crash, Suite};
 use super::in_pool::ensure;
@@ -20,15 +20,45 @@ fn run_with_room(world: &mut World, size: usize) {
     world.blocks.push(run);
 }
 
-/// Free slices in a row: three that were used, three without memory, three that were used.
+/// A small pool, and what is free of it with [`slices_of_all_kinds`].
+const ALL: usize = 1 << 20;
+const NINE: usize = 9 << 14;
+
+/// All that is free of a full pool, in a row: three slices that were used, three without memory, three that were used.
 fn slices_of_all_kinds(world: &mut World) {
     world.allocate(3 << 14, 3);
+    world.allocate(ALL - NINE, 1);
+    let rest = world.blocks.pop();
     let mut around = std::mem::take(&mut world.blocks);
     world.blocks.push(around.remove(1));
     world.free();
     world.pool.purge().expect("a slot");
     world.blocks = around;
     world.free();
+    world.blocks.extend(rest);
+}
+
+/// Takes those slices, or as much as can be had.
+fn takes_all_kinds(
+    name: &'static str,
+    operation: impl Fn(&mut World) + 'static,
+    allocated: impl Fn(isize, &Crash) -> bool + 'static,
+) -> Case<World> {
+    let world = || World::in_pool(Pool::builder().max_size(ALL).create().expect("a pool"));
+    let taken = case_in(
+        world,
+        name,
+        slices_of_all_kinds,
+        nothing,
+        operation,
+        unchanged,
+    );
+    taken.verify(move |w, crash| {
+        // Room to use the pool.
+        w.free();
+        let rest = (ALL - NINE) as isize;
+        verify(w, crash, &|more, crash| allocated(more + rest, crash))
+    })
 }
 
 /// So many bytes before the operation, so many when it has returned, and one or the other meanwhile.
@@ -186,12 +216,20 @@ pub fn cases(suite: &mut Suite) {
         run_comes_and_goes,
         either(7 << 14, 0),
     ));
-    suite.run(case(
+    suite.run(takes_all_kinds(
         "allocate a run of used slices and holes",
-        slices_of_all_kinds,
-        nothing,
-        |w| w.allocate(9 << 14, 1),
-        either(0, 9 << 14),
+        |w| w.allocate(NINE, 1),
+        either(0, NINE as isize),
+    ));
+    suite.run(takes_all_kinds(
+        "allocate a run of used slices and holes that get no memory",
+        |w| {
+            testing::refuse_commits(Some(0));
+            let layout = Layout::from_size_align(NINE, 16).expect("a layout");
+            w.pool.allocate(layout).expect_err("no memory");
+            testing::refuse_commits(None);
+        },
+        unchanged,
     ));
     let holes = |w: &mut World| {
         w.allocate(20 << 14, 1);

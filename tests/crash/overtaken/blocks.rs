@@ -1,12 +1,15 @@
 //! Blocks of the allocator. Each has its bytes in it, some words of which tell where it is, and is in a table that lies in
 //! the first block.
 
+use std::cell::Cell;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::super::engine::{Crash, Suite};
-use super::super::in_pool::{ensure, sound};
-use super::super::pool::{World, use_it};
+use shmkit::Shared;
+
+use super::super::engine::{Case, Crash, Suite};
+use super::super::in_pool::{self, ensure, sound};
+use super::super::pool::{World, use_it, verify};
 use super::super::sync::slot;
 use super::Operation;
 
@@ -132,8 +135,30 @@ impl Operation for Do {
 const RUN: usize = 3 << 14;
 const SMALL: usize = 2048;
 
+/// An object is a run, of which another has the slices as soon as they are free.
+fn object_by_run() -> Case<World> {
+    type Run = [u64; RUN / 8];
+    thread_local!(static OBJECT: Cell<Option<Shared<Run>>> = const { Cell::new(None) });
+    in_pool::case("overtaken/block/an object by run", || {
+        World::new().settled()
+    })
+    .attach(|world| OBJECT.set(Some(world.pool.create([0; RUN / 8]).expect("an object"))))
+    .operation(|_| drop(OBJECT.take()))
+    .overtaken_by(|world| {
+        world.pool.purge().expect("a slot");
+        world.allocate(RUN, 1);
+    })
+    .verify(|world, crash| {
+        let runs = isize::from(crash.overtaken.is_some());
+        verify(world, crash, &|more, _| more == runs * RUN as isize)
+    })
+    .without_second_order()
+    .without_real_kills()
+}
+
 pub fn cases(suite: &mut Suite) {
     use Do::*;
+    suite.run(object_by_run());
     let mut case = |name: &str, (size, count): (usize, usize), victim: &[Do], overtaker: &[Do]| {
         let setup = move || {
             let mut world = World::new();
