@@ -290,13 +290,6 @@ pub(crate) fn recount(arena: Arena, slot: &Slot) {
     arena.header().limbo_left.tell();
 }
 
-/// The slot is about to be nobody's: whoever reaps finds what is left.
-pub(crate) fn leave(arena: Arena, slot: &Slot) {
-    if slot.limbo.head.load(Ordering::Relaxed) != 0 {
-        arena.header().limbo_left.tell();
-    }
-}
-
 /// Does what needs memory, with an intent of its own: once more if there is none, and what the dead held
 /// and what is in limbo was freed. (With the intent open nothing of that could be.)
 #[inline]
@@ -359,13 +352,11 @@ fn reap_others(arena: Arena) {
             continue;
         }
         match thread::borrow(arena, index) {
-            // Its end does not forget what is left.
             Some(slot) => {
                 collect(arena, slot);
-                leave(arena, slot);
                 thread::give_back(arena, slot);
             }
-            None => leave(arena, slot),
+            None => recovery::note_retired(arena, slot),
         }
     }
 }

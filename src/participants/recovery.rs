@@ -522,37 +522,4 @@ pub(crate) fn release_own(arena: Arena, slot: &Slot) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::Pool;
-    use crate::participants::thread;
-
-    /// One has died who looked at something, had a lock for reading, and was at an element: nobody waits for that.
-    #[test]
-    fn a_settled_slot_holds_nothing_up() {
-        let pool = Pool::builder().create().unwrap();
-        let arena = pool.0;
-        let index = std::thread::scope(|s| {
-            let comes = || thread::slot(arena).map(|slot| slot.tag().slot());
-            s.spawn(comes).join().unwrap().unwrap()
-        });
-        let slot = arena.slot(index);
-        let words = [
-            &slot.watched.pin,
-            &slot.pin_depth,
-            &slot.watched.element,
-            &slot.reading.locks[0],
-            &slot.reading.limit,
-        ];
-        for word in words {
-            word.store(1, Ordering::Relaxed);
-        }
-        let (free, phase) = (slot.state(), SlotPhase::Dead);
-        assert!(slot.turn(free, SlotState { phase, ..free }));
-        let rescan = arena.header().rescan.load(Ordering::Relaxed);
-        assert!(settle_slot(arena, index));
-        assert_eq!(words.map(|word| word.load(Ordering::Relaxed)), [0; 5]);
-        assert_ne!(arena.header().rescan.load(Ordering::Relaxed), rescan);
-        assert_eq!(slot.state().phase, SlotPhase::Settled);
-    }
-}
+mod tests;

@@ -161,10 +161,7 @@ pub(super) fn install() {
 pub(crate) fn teach_recovery() {
     recovery::install(Hooks {
         resolve: intents::resolve,
-        leave: |arena, slot| {
-            limbo::collect(arena, slot);
-            limbo::leave(arena, slot);
-        },
+        leave: limbo::collect,
         release_memory: allocator::recover::release_all,
         release_own: allocator::recover::release_own,
         reap: dispose::reap,

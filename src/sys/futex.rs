@@ -114,6 +114,12 @@ pub(crate) fn wake_address(address: usize) {
     }
 }
 
+/// In tests of wakes: whether somebody sleeps on the word, and so could be moved, as he is to where he is.
+#[cfg(test)]
+pub(crate) fn is_slept_on(word: &AtomicU32) -> bool {
+    futex::requeue(word, Flags::empty(), 0, 1, word).unwrap() == 1
+}
+
 /// In tests of wakes: the sleeps of this thread have no time limit, but the short ones of who looks again and again.
 #[cfg(test)]
 pub(crate) mod only_wakes {
