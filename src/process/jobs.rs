@@ -15,7 +15,7 @@
 //! | FREE | any worker | CLAIMED by its tag |
 //! | CLAIMED | the claimant | REQUESTED, or FREE if it gives up |
 //! | REQUESTED, WAITING | the master | RUNNING, ENDED |
-//! | RUNNING | the master | ENDED, WAITING; REQUESTED, if no peer takes it after all |
+//! | RUNNING | the master | ENDED, WAITING |
 //! | ENDED | who joins or detaches; the master, if detached | TAKEN |
 //! | TAKEN | the taker | FREE |
 //! | any with an id | any worker | the same with the flag DETACHED or KILL |

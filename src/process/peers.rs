@@ -26,8 +26,8 @@
 //!
 //! 1. The fields of a place belong to the peer while it is CLAIMED, and are not written from then on
 //!    until it is FREE, but for `job`, which is the master's while it is IDLE.
-//! 2. A job that a peer runs is RUNNING in the table of jobs from before RUNS until the master has
-//!    seen DONE or the peer's death.
+//! 2. A job that a peer runs is RUNNING in the table of jobs for the master, which turns both words and is the
+//!    only one to look, until it has seen DONE or the peer's death.
 //! 3. The place names the peer's thread in the control pool. A peer is dead if that is gone.
 //!
 //! # Crash behaviour

@@ -55,7 +55,6 @@ impl Master {
             return false;
         }
         let id = job.state().id();
-        let before = job.state().phase();
         for (index, peer) in self.peers.iter_mut().enumerate() {
             let Some(peer) = peer else { continue };
             let has = peer.defined.iter().any(|(_, known)| *known == wanted);
@@ -65,14 +64,12 @@ impl Master {
             if peer.job.is_some() || at.state() != peers::State::of(peers::Phase::Idle, peer.tag) {
                 continue;
             }
-            // By the table's invariant 2.
-            job.advance(Phase::Running);
             if at.assign(peer.tag, Assigned { place, id }) {
+                job.advance(Phase::Running);
                 peer.job = Some(place);
                 *self.running_at(place) = Some(Process::ELSEWHERE);
                 return true;
             }
-            job.advance(before);
         }
         false
     }
@@ -205,5 +202,76 @@ impl Master {
                 self.peer_died(index);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::catch_unwind;
+
+    use super::*;
+    use crate::process::Config;
+    use crate::sys::process::ForkResult;
+
+    /// Its place is another's then, whatever it did.
+    #[test]
+    fn a_dead_peer_has_no_place() {
+        // A master has one thread, as a forked child has.
+        // SAFETY: the child uses a pool of its own, and ends.
+        match unsafe { process::fork() }.unwrap() {
+            ForkResult::Parent { child } => {
+                assert_eq!(process::wait(child), process::Ended::Exited(0));
+            }
+            ForkResult::Child => {
+                let outcome = catch_unwind(peers_die);
+                process::exit_now(i32::from(outcome.is_err()));
+            }
+        }
+    }
+
+    fn peers_die() {
+        let mut master = Master::new(&Config::new()).unwrap();
+        let control = master.control().clone();
+        // Nobody's, as if its thread were gone.
+        let tag = Tag::new(2, 1);
+        let claim = || {
+            let index = control.peers.claim(tag).unwrap();
+            assert_eq!(index, 0);
+            let place = control.peers.place(index).unwrap();
+            (place, peers::State::of(peers::Phase::Claimed, tag))
+        };
+        let is_free = |place: &peers::Place| place.state().phase() == peers::Phase::Free;
+        let guest = |job| Guest {
+            tag,
+            pid: 1,
+            pidfd: watch::pidfd(process::pid()).unwrap(),
+            defined: Vec::new(),
+            job,
+        };
+        use peers::Phase::{Claimed, Done, Idle, Left, Runs};
+        for phase in [Claimed, Idle, Left, Runs] {
+            let (place, claimed) = claim();
+            assert!(place.turn(claimed, phase));
+            if phase == Runs {
+                master.peers = vec![Some(guest(Some(0)))];
+                assert!(master.peer_died(0));
+            } else {
+                master.peers = (phase == Left)
+                    .then(|| Some(guest(None)))
+                    .into_iter()
+                    .collect();
+                assert!(master.look_at_peers(&control));
+            }
+            assert!(is_free(place), "{phase:?}");
+            assert!(master.peers.iter().all(Option::is_none), "{phase:?}");
+        }
+        // One that lives is idle again, and hears of it.
+        let (place, claimed) = claim();
+        assert!(place.turn(claimed, Done));
+        master.peers = vec![Some(guest(None))];
+        let heard = place.changed();
+        assert!(master.look_at_peers(&control));
+        assert_eq!(place.state().phase(), Idle);
+        assert_ne!(place.changed(), heard);
     }
 }
