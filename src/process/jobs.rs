@@ -270,7 +270,7 @@ impl Payload {
             self.kind.store(0, Ordering::Release);
         }
         if !self.block.is_null() {
-            // Refused only to a thread without a slot: then the next to use the place does it.
+            // Refused only to a thread without a slot: whose place it is has one.
             let _ = self.block.set(None);
         }
     }
@@ -472,9 +472,6 @@ impl Control {
     pub(super) fn claim(&self, by: Tag) -> Option<Claimed<'_>> {
         let claimed = State::held(Phase::Claimed, by);
         let index = self.used.claim(&self.jobs, |job| &job.state, claimed.0)?;
-        let job = &self.jobs[index];
-        job.result.clear();
-        job.argument.clear();
         Some(Claimed {
             control: self,
             index,

@@ -218,9 +218,7 @@ impl Table {
     /// Claims a free place.
     pub(super) fn claim(&self, by: Tag) -> Option<usize> {
         let claimed = State::of(Phase::Claimed, by);
-        let index = self.used.claim(&self.places, |at| &at.state, claimed.0)?;
-        self.places[index].defined.clear();
-        Some(index)
+        self.used.claim(&self.places, |at| &at.state, claimed.0)
     }
 
     /// Whether the caller, and nobody else, is to remove the run's name. The master is dead.
