@@ -1,6 +1,4 @@
-//! Whose type the control block is, and the end of a job that somebody sleeps on.
-
-use rustix::thread::futex::{Flags, requeue};
+//! Whose type the control block is, the end of a job that somebody sleeps on, and what is asked of one meanwhile.
 
 use super::*;
 
@@ -32,23 +30,52 @@ fn a_derived_type_of_the_same_name_and_fields_is_another() {
 fn who_sleeps_on_a_job_is_woken_by_its_end() {
     // SAFETY: it consists of atomics and links, of which zeros are valid.
     let job = unsafe { Box::<Job>::new_zeroed().assume_init() };
-    let elsewhere = AtomicU32::new(0);
-    let moved = |from, to| requeue(from, Flags::empty(), 0, 1, to).unwrap();
+    assert_is_woken(&job.ended, || _ = job.end(0x100));
+}
+
+/// Who waits for it may do so without a tick.
+#[test]
+fn who_sleeps_until_the_run_comes_to_its_end_is_woken() {
+    // SAFETY: as above.
+    let control = unsafe { Box::<Control>::new_zeroed().assume_init() };
+    let peer = control.peers.claim(Tag::new(1, 1)).unwrap();
+    let changed = || control.peers.place(peer).unwrap().changed();
+    let before = changed();
+    assert_is_woken(&control.stopping, || control.stop());
+    let stopping = changed();
+    control.peers.end();
+    assert!(before != stopping && changed() != stopping);
+}
+
+/// Of a word that changes with the wake, and was 0.
+#[track_caller]
+fn assert_is_woken(word: &AtomicU32, wake: impl FnOnce()) {
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            while job.ended.load(Ordering::Acquire) == 0 {
-                futex::wait(&job.ended, 0, Duration::from_secs(3600));
+            while word.load(Ordering::Acquire) == 0 {
+                futex::wait(word, 0, Duration::from_secs(3600));
             }
         });
-        // It sleeps once it can be moved.
-        while moved(&job.ended, &elsewhere) == 0 {
+        while !futex::is_slept_on(word) {
             std::thread::yield_now();
         }
-        assert_eq!(moved(&elsewhere, &job.ended), 1);
-        job.end(0x100);
-        // It would be moved if it still slept.
-        let asleep = moved(&job.ended, &elsewhere);
-        futex::wake(&elsewhere, 1);
-        assert_eq!(asleep, 0);
+        wake();
+        let asleep = futex::is_slept_on(word);
+        futex::wake(word, 1);
+        assert!(!asleep);
     });
+}
+
+#[test]
+fn what_was_asked_of_a_job_stays_asked() {
+    // SAFETY: as above.
+    let job = unsafe { Box::<Job>::new_zeroed().assume_init() };
+    for flag in [DETACHED, KILL] {
+        job.state.store(State::of(Phase::Requested, 1, 0).0);
+        assert!(job.flag(1, flag));
+        for phase in [Phase::Running, Phase::Waiting, Phase::Running, Phase::Ended] {
+            job.advance(phase);
+            assert_eq!(job.state(), State::of(phase, 1, flag));
+        }
+    }
 }
