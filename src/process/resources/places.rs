@@ -436,4 +436,25 @@ mod tests {
             false
         }));
     }
+
+    /// Its record is that of its place.
+    #[test]
+    fn what_cannot_be_removed_keeps_its_place() {
+        let pool = Pool::builder().create().unwrap();
+        let table = empty();
+        let claim = || table.claim(Tag::new(1, 1), &|| true).unwrap();
+        let [removed, stays] = [(); 2].map(|()| claim());
+        for (place, id) in [(removed, 7), (stays, 8)] {
+            let file = Resource::File(format!("/{id}").into());
+            place.kind.store(file.kind(), Ordering::Relaxed);
+            let name = file.name().unwrap();
+            place.name.store(pool, Kind::Value, &name).unwrap();
+            place.state.store(word(MANAGED, id));
+        }
+        let remove = |_, file: &Resource| *file == Resource::File("/7".into());
+        table.tend(pool, |_, _| Ok(()), remove);
+        assert_eq!(stays.state.load(), word(STUCK, 8));
+        let next = [(); 2].map(|()| std::ptr::from_ref(claim()));
+        assert!(next[0] == removed && next[1] != stays);
+    }
 }
