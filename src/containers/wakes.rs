@@ -3,10 +3,13 @@
 
 use std::io::{self, Read, Write};
 use std::sync::{Arc, OnceLock, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{fs, thread};
 
-use crate::sys::futex::only_wakes;
+use crate::layout::arena::Arena;
+use crate::participants::{lock, thread as slots};
+use crate::primitive::{AtomicU32, AtomicU64, Ordering};
+use crate::sys::futex::{self, only_wakes};
 use crate::sys::process::{self, ForkResult};
 use crate::{
     Barrier, Buffer, Condvar, Event, Heap, KillSafe, Mailbox, Mutex, Pool, PopError, Queue,
@@ -414,6 +417,45 @@ fn of_what_the_dead_had() {
             },
         ));
         process::wait(child);
+    }
+}
+
+/// One was woken, as the lock was given back, but somebody else has it already, whose giving back would wake nobody.
+#[test]
+fn of_who_waits_behind_one_who_gives_up() {
+    let word = create(AtomicU64::new(0));
+    let arena = word.pool().0;
+    let slot = move || slots::slot(arena).unwrap();
+    let me = slot().tag();
+    let held = lock::lock(arena, slot(), &word, None);
+    assert!(held.is_ok());
+    const LIMIT: Duration = Duration::from_millis(500);
+    let (theirs, first) = (word.clone(), Arc::new(AtomicU32::new(1)));
+    let waits = move || {
+        let is_first = first.swap(0, Ordering::Relaxed) == 1;
+        let limit = is_first.then(|| Instant::now() + LIMIT);
+        let taken = lock::lock(arena, slot(), &theirs, limit);
+        if taken.is_ok() {
+            lock::unlock(&theirs, slot().tag(), 0);
+        }
+        taken.map(drop)
+    };
+    let announced = || word.load(Ordering::Relaxed) & lock::WAITERS != 0;
+    let outcomes = all_woken(2, waits, || {
+        // Past the limit of the first, who sleeps already.
+        thread::sleep(LIMIT);
+        // Given back, and taken by another, before who is woken looks.
+        word.store(me.word(), Ordering::Relaxed);
+        assert_eq!(futex::wake(Arena::low_half(&word), 1), 1);
+        let given = Instant::now();
+        while !announced() {
+            assert!(given.elapsed().as_secs() < 60, "the other sleeps still");
+            thread::yield_now();
+        }
+        lock::unlock(&word, me, 0);
+    });
+    for one in [Err(lock::Refused::TimedOut), Ok(())] {
+        assert!(outcomes.contains(&one), "{outcomes:?}");
     }
 }
 
