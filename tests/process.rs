@@ -47,6 +47,7 @@ mod strangers;
 const CASES: &[Named] = table! {
     results:
         results_are_typed
+        errors_are_results
         results_of_every_length
         a_result_of_100_mb
         borrows_are_shared_and_copied

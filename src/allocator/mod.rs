@@ -35,6 +35,8 @@ pub(crate) mod span;
 pub(crate) mod stats;
 pub(crate) mod walk;
 
+use serde::{Deserialize, Serialize};
+
 use crate::participants::thread::NoSlot;
 use crate::sys::memory::CommitError;
 
@@ -51,7 +53,7 @@ use crate::sys::memory::CommitError;
 /// }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum AllocError {
     /// The pool has reached its maximum, and has no free room of that size.
@@ -142,7 +144,7 @@ impl From<AllocError> for Packed {
 /// }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum FreeError {
     /// The address is not in the data of this pool.
@@ -180,7 +182,7 @@ pub enum FreeError {
 /// }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum ReallocError {
     /// It is no block.

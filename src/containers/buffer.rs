@@ -5,6 +5,8 @@ use std::io;
 use std::marker::PhantomPinned;
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
+
 use super::buffer_io::{BytesView, Reader};
 use crate::ShmSafe;
 use crate::allocator::AllocError;
@@ -95,7 +97,7 @@ unsafe impl ShmSafe for Buffer {
 /// assert_eq!(small.append(&[0]), Err(AppendError::Closed));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum AppendError {
     /// There is no room for it now.
@@ -146,7 +148,7 @@ impl From<AppendError> for io::Error {
 /// assert_eq!(log.view(2..7).err(), Some(RangeError::BeyondEnd { end: 6 }));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum RangeError {
     /// Some of them have been deleted.

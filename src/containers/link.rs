@@ -11,6 +11,8 @@ use std::marker::{PhantomData, PhantomPinned};
 use std::num::NonZeroU64;
 use std::ops::Deref;
 
+use serde::{Deserialize, Serialize};
+
 use super::Shared;
 use crate::ShmSafe;
 use crate::engines::limbo;
@@ -77,7 +79,7 @@ unsafe impl<T: ShmSafe> ShmSafe for Link<T> {
 /// assert_eq!(Link::<u32>::null().set(None), Err(LinkError::NotInPool));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum LinkError {
     /// The link is not part of an object in a pool.

@@ -21,6 +21,8 @@ use std::marker::PhantomPinned;
 use std::mem::offset_of;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::queue::PushError;
 use super::queue::raw::Raw;
 use crate::ShmSafe;
@@ -110,7 +112,7 @@ unsafe impl<T: ShmSafe + Unpin> ShmSafe for Mailbox<T> {
 /// assert_eq!(nowhere.receiver().err(), Some(ReceiverError::NotInPool));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum ReceiverError {
     /// Somebody alive has it, perhaps this thread.

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::Shared;
 use crate::ShmSafe;
 use crate::allocator::AllocError;
@@ -23,7 +25,7 @@ use crate::sys::memory::CommitError;
 /// assert_eq!(taken, Err(NamedError::NameTaken));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum NamedError {
     /// There is no object of that name.

@@ -2,6 +2,8 @@
 
 use std::ops::{Range, RangeBounds};
 
+use serde::{Deserialize, Serialize};
+
 use crate::allocator::AllocError;
 use crate::participants::here::from_nowhere;
 use crate::participants::pid::ProcessId;
@@ -19,7 +21,7 @@ use crate::participants::thread::NoSlot;
 /// numbers.set(2, 7)?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum ElementError {
     /// There is no such element.
@@ -76,7 +78,7 @@ pub enum ElementError {
 /// assert_eq!(beyond, Some(ClaimError::OutOfBounds { start: 2, end: 5, len: 4 }));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum ClaimError {
     /// The range goes beyond the end, or ends before it starts.
@@ -119,7 +121,7 @@ pub enum ClaimError {
 /// assert_eq!(numbers.len(), 4);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum ResizeError {
     /// Some of it is claimed.

@@ -332,7 +332,7 @@ unsafe impl<T: ShmSafe> Key for Handle<T> {
 /// assert_eq!(handle.open().err(), Some(HandleError::Gone));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum HandleError {
     /// This process has not attached the pool that the object is in.

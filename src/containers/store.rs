@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use crate::allocator::AllocError;
 use crate::engines::limbo;
 use crate::layout::arena::Arena;
@@ -20,7 +22,7 @@ use crate::participants::thread::NoSlot;
 /// assert_eq!(nowhere.update(|_| 1_u32), Err(ChangeError::NotInPool));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum ChangeError {
     /// No block for what is new.
@@ -48,7 +50,7 @@ from_nowhere!(ChangeError);
 /// assert_eq!(refused.value[0], map.len() as u64);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[error("the value was not stored")]
 pub struct StoreError<T> {
     /// The value.

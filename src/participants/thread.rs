@@ -18,6 +18,8 @@ use std::cell::Cell;
 use std::ffi::c_void;
 use std::ptr::NonNull;
 
+use serde::{Deserialize, Serialize};
+
 use crate::layout::ShmSafe;
 use crate::layout::arena::{Arena, FIRST_GRANULE, GRANULE, GRANULES, SLOTS};
 use crate::layout::local;
@@ -42,7 +44,7 @@ use crate::sys::thread_end::ThreadEnd;
 /// });
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[error("the pool has no free slot for this thread, and the system or its limit allows no more")]
 pub struct NoSlot;
 

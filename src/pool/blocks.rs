@@ -3,6 +3,8 @@
 use std::alloc::Layout;
 use std::ptr::NonNull;
 
+use serde::{Deserialize, Serialize};
+
 use super::{LOG, Pool, tell};
 use crate::allocator::{self, AllocError, FreeError, Packed, ReallocError, block};
 use crate::layout::arena::SLICE;
@@ -24,7 +26,7 @@ use crate::sys::memory::CommitError;
 /// assert_eq!(small.stats().total, 4 << 20);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum GrowError {
     /// More than the pool's maximum.

@@ -36,6 +36,8 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
+
 pub(crate) use attach::PoolName;
 pub use attach::{AttachError, UnlinkError};
 pub use blocks::GrowError;
@@ -99,7 +101,7 @@ pub struct Pool(pub(crate) Arena);
 /// });
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[error("no object was made")]
 pub struct OutOfMemory<T = ()> {
     /// The value.
@@ -133,7 +135,7 @@ impl<T> std::fmt::Debug for OutOfMemory<T> {
 /// assert_eq!(cause, ObjectError::Alloc(AllocError::PoolFull));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum ObjectError {
     /// No block for it.
@@ -212,7 +214,8 @@ impl Pool {
     }
 
     /// Attaches to the pool of that name; see [`PoolBuilder::create_named`]. A process that has
-    /// it attached already gets the same handle again. Of a file that was given another name, that need not be text.
+    /// it attached already gets the same handle again. A file that was renamed is found under a name that is no
+    /// text, too.
     ///
     /// # Safety
     ///

@@ -4,6 +4,8 @@
 //! the types' lock and published by its `ready` word, last; a writer that dies leaves an entry
 //! that is not ready, which the next writer writes over.
 
+use serde::{Deserialize, Serialize};
+
 use crate::allocator::check::CheckReport;
 use crate::allocator::grow;
 use crate::layout::arena::{Arena, TYPES};
@@ -88,7 +90,7 @@ pub(crate) struct OwnedWord {
 /// assert_eq!(error.cause, ObjectError::Type(TypeError::TooManyOwners));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum TypeError {
     /// The pool describes as many types as it can.

@@ -22,12 +22,24 @@ use crate::layout::fingerprint::image_nonce;
 use crate::layout::fnv;
 use crate::primitive::Ordering;
 
-/// What can travel to a worker and back: everything that serde serialises.
+/// What can travel to a worker and back: everything that serde serialises. Of an object in a pool its
+/// [`Handle`](crate::Handle) travels; so do the errors of containers and locks that are plain values.
 ///
 /// ```
-/// fn assert_wire<T: shmkit::process::Wire>() {}
+/// use shmkit::process::Wire;
+/// use shmkit::{Handle, PopError, Queue};
+///
+/// fn assert_wire<T: Wire>() {}
 /// assert_wire::<Vec<(String, u64)>>();
+/// assert_wire::<Handle<Queue<u64>>>();
+/// assert_wire::<Result<u64, PopError>>();
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot travel to a worker and back",
+    label = "not `Wire`",
+    note = "what travels is serialised by serde: derive `serde::Serialize` and `serde::Deserialize`; of an object in \
+            a pool its `Handle` travels, which `Shared::handle` gives and `Handle::open` takes"
+)]
 pub trait Wire: Serialize + DeserializeOwned {}
 
 impl<T: Serialize + DeserializeOwned> Wire for T {}

@@ -5,6 +5,8 @@
 use std::fmt;
 use std::marker::PhantomPinned;
 
+use serde::{Deserialize, Serialize};
+
 use crate::layout::arena::Arena;
 use crate::layout::{Field, ShmSafe, TypeInfo};
 use crate::participants::here::{from_nowhere, here};
@@ -111,7 +113,7 @@ impl BarrierWaitResult {
 /// assert_eq!(Barrier::new(1).wait(), Err(BarrierError::NotInPool));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum BarrierError {
     /// A party is gone, or somebody has reset the barrier meanwhile.

@@ -38,6 +38,8 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 use super::deadline;
 use crate::layout::arena::Arena;
 use crate::layout::{Field, ShmSafe, TypeInfo};
@@ -101,7 +103,7 @@ unsafe impl ShmSafe for Event {
 /// assert_eq!(Event::new().wait(), Err(WaitError::NotInPool));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum WaitError {
     /// It was not set all the time.

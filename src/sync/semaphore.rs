@@ -31,6 +31,8 @@ use std::fmt;
 use std::marker::{PhantomData, PhantomPinned};
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 use super::deadline;
 use crate::layout::arena::{Arena, SLOTS};
 use crate::layout::{Field, ShmSafe, TypeInfo};
@@ -94,7 +96,7 @@ unsafe impl ShmSafe for Semaphore {
 /// assert_eq!((refused, held.len()), (AcquireError::TooManyHeld, 28));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum AcquireError {
     /// There is none left, and the call does not wait.
@@ -127,7 +129,7 @@ from_nowhere!(AcquireError);
 /// assert_eq!(permits.available_permits(), 1);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum AddPermitsError {
     /// There would be more than [`Semaphore::MAX_PERMITS`].

@@ -3,8 +3,13 @@
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 use shmkit::process::{Config, JoinError, Master, ResultError, RunError, scope};
+use shmkit::sync::BarrierError;
+use shmkit::{
+    AllocError, Array, Barrier, ClaimError, ElementError, ObjectError, PushRefusal, Queue,
+};
 
 use super::{quietly, role_succeeds};
+use crate::common::TestPool;
 
 #[derive(Debug, PartialEq, Clone, Serialize, Deserialize)]
 enum Shape {
@@ -41,6 +46,42 @@ pub fn results_are_typed() {
             label: Some("ö".into()),
         };
         assert_eq!(circle.join().unwrap(), expected);
+    });
+}
+
+/// What containers and locks refuse, a child can return as it is.
+pub fn errors_are_results() {
+    let pool = TestPool::with(|builder| builder.max_size(1 << 20));
+    let world = pool
+        .create((Barrier::new(0), Queue::bounded(1), Array::<u8>::new()))
+        .unwrap();
+    let (barrier, queue, array) = &*world;
+    queue.push(7_u8).unwrap();
+    scope(|s| {
+        let meets = s.spawn(|| barrier.wait().map(|result| result.is_leader()));
+        assert_eq!(meets.unwrap().join().unwrap(), Err(BarrierError::Parties));
+        let pushes = s.spawn(|| queue.try_push(8)).unwrap();
+        let refused = pushes.join().unwrap().unwrap_err();
+        assert_eq!((refused.value, refused.cause), (8, PushRefusal::Full));
+        let reads = s.spawn(|| array.get(3)).unwrap();
+        assert_eq!(
+            reads.join().unwrap(),
+            Err(ElementError::OutOfBounds { index: 3, len: 0 })
+        );
+        let allocates = s.spawn(|| pool.create([0_u8; 2 << 20]).map(drop).map_err(|e| e.cause));
+        assert_eq!(
+            allocates.unwrap().join().unwrap(),
+            Err(ObjectError::Alloc(AllocError::PoolFull))
+        );
+        let claims = s.spawn(|| array.claim(1..3).map(drop)).unwrap();
+        assert!(matches!(
+            claims.join().unwrap(),
+            Err(ClaimError::OutOfBounds {
+                start: 1,
+                end: 3,
+                ..
+            })
+        ));
     });
 }
 

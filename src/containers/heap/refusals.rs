@@ -1,5 +1,7 @@
 //! Why heaps refuse.
 
+use serde::{Deserialize, Serialize};
+
 use crate::allocator::AllocError;
 use crate::containers::store::{ChangeError, StoreError};
 use crate::participants::here::from_nowhere;
@@ -19,7 +21,7 @@ use crate::sync::LockError;
 /// assert_eq!(heap.collect(), Err(HeapError::WouldDeadlock));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum HeapError {
     /// This thread has a view or a transaction of the heap already.

@@ -4,6 +4,8 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 use super::Mailbox;
 use crate::ShmSafe;
 use crate::containers::queue::PopError;
@@ -28,7 +30,7 @@ use crate::sync::deadline;
 /// assert_eq!(receiver.recv(), Err(RecvError::Closed));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum RecvError {
     /// Somebody has called [`Mailbox::wake`].

@@ -1,5 +1,7 @@
 //! The shape that a matrix is to have, and why it does not get it.
 
+use serde::{Deserialize, Serialize};
+
 use super::super::ResizeError;
 use crate::pool::ObjectError;
 
@@ -15,7 +17,7 @@ use crate::pool::ObjectError;
 /// assert_eq!(empty, Some(ShapeError::Empty { rows: 0, columns: 5 }));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum ShapeError {
     /// A matrix has a row and a column at least.

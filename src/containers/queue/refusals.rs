@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use crate::allocator::AllocError;
 use crate::participants::here::from_nowhere;
 use crate::participants::thread::NoSlot;
@@ -21,7 +23,7 @@ use crate::participants::thread::NoSlot;
 /// assert_eq!((refused.value.0, refused.cause), (2, PushRefusal::Full));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[error("the value was not pushed")]
 pub struct PushError<T> {
     /// The value.
@@ -54,7 +56,7 @@ impl<T> fmt::Debug for PushError<T> {
 /// assert_eq!(nothing.push(7).unwrap_err().cause, PushRefusal::NoCapacity);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum PushRefusal {
     /// There is no room, and the call does not wait.
@@ -93,7 +95,7 @@ pub enum PushRefusal {
 /// assert_eq!(Queue::<u32>::unbounded().pop(), Err(PopError::NotInPool));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum PopError {
     /// There is no element, and the call does not wait.
