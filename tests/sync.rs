@@ -116,6 +116,7 @@ const CASES: &[common::Named] = table! {
         ended_before_waiting
         a_new_group
         reset_wakes
+        who_never_came_is_missed
         more_threads_than_parties
         barrier_errors;
     deaths:

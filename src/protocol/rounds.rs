@@ -22,7 +22,7 @@
 //! |-------|------|----|
 //! | k of n arrived | k + 1 | a party |
 //! | n - 1 of n     | phase + 1, none arrived | the last party |
-//! | any of n       | BROKEN | whoever finds a party lost, by the rule below |
+//! | any of n       | BROKEN | whoever finds a party lost, by the rule below, or [aborts](Rounds::abort) it |
 //! | any            | reset + 1, none arrived, not BROKEN | [`Rounds::reset`] |
 //!
 //! # What breaks a round
@@ -39,7 +39,7 @@
 //!
 //! If the whole group of the round before is gone, the next round belongs to a new group, and
 //! nobody misses the old one. A thread that has never called `wait` is unknown; its death is no
-//! concern of the barrier's.
+//! concern of the barrier's, but of who reaps it.
 //!
 //! | killed | leaves | and then |
 //! |--------|--------|----------|
@@ -118,12 +118,21 @@ impl State {
         self.0 & BROKEN != 0
     }
 
+    /// Whether the round goes on, by what the state is now.
+    pub fn goes_on(self, now: State) -> bool {
+        now.stamp() == self.stamp() && !now.is_broken()
+    }
+
     fn with_arrival(self) -> State {
         State(self.0 + (1 << COUNT_SHIFT))
     }
 
     fn next_phase(self) -> State {
         State(self.stamp().wrapping_add(PHASE) << STAMP_SHIFT)
+    }
+
+    fn broken(self) -> State {
+        State(self.0 | BROKEN)
     }
 
     fn reset(self) -> State {
@@ -154,7 +163,7 @@ impl Entry {
 pub enum Over {
     /// All have arrived.
     Ended,
-    /// A party is gone, or somebody has reset the barrier.
+    /// A party is gone, or somebody has aborted the barrier, or reset it.
     Broken,
 }
 
@@ -223,8 +232,18 @@ impl<'a> Rounds<'a> {
             if !self.is_party_lost(state, &is_gone) {
                 return Ok(state);
             }
-            if self.turn(state, State(state.0 | BROKEN)) {
+            if self.turn(state, state.broken()) {
                 wake();
+            }
+        }
+    }
+
+    /// Breaks the barrier. Those who sleep are to be woken.
+    pub fn abort(self) {
+        loop {
+            let state = self.state();
+            if state.is_broken() || self.turn(state, state.broken()) {
+                return;
             }
         }
     }

@@ -4,11 +4,13 @@
 
 use std::fmt;
 use std::marker::PhantomPinned;
+use std::ops::ControlFlow;
 
 use serde::{Deserialize, Serialize};
 
 use crate::layout::arena::Arena;
 use crate::layout::{Field, ShmSafe, TypeInfo};
+use crate::participants::habit::attempt_awake;
 use crate::participants::here::{from_nowhere, here};
 use crate::participants::tag::Tag;
 use crate::participants::thread::NoSlot;
@@ -28,7 +30,7 @@ const ENTRIES: usize = 2 * Barrier::MAX_PARTIES as usize;
 /// If a thread that has taken part is killed, or ends, and the others are waiting for it, they are
 /// told ([`BarrierError::Broken`]). The barrier stays broken until it is [`reset`](Self::reset).
 /// Known are those who arrived in the round before, and those who have arrived. Who is killed before
-/// its first `wait` is not known: the parent that reaps it can tell.
+/// its first `wait` is not known: whoever reaps it can tell the others by [`abort`](Self::abort).
 ///
 /// When all threads of one group have ended, another group may use the barrier.
 ///
@@ -116,8 +118,8 @@ impl BarrierWaitResult {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum BarrierError {
-    /// A party is gone, or somebody has reset the barrier meanwhile.
-    #[error("a party of the barrier is gone, or the barrier was reset")]
+    /// A party is gone, or somebody has aborted the barrier, or reset it meanwhile.
+    #[error("a party of the barrier is gone, or the barrier was aborted or reset")]
     Broken,
     /// The barrier was made for no party, or for more than [`Barrier::MAX_PARTIES`].
     #[error("a barrier has 1 to {} parties", Barrier::MAX_PARTIES)]
@@ -223,6 +225,16 @@ impl Barrier {
                 return Ok(BarrierWaitResult(true));
             }
         };
+        // The loop tells what has ended the look.
+        let _ = attempt_awake(
+            (),
+            None,
+            || (),
+            |()| match round.goes_on(rounds.state()) {
+                true => ControlFlow::Continue(()),
+                false => ControlFlow::Break(()),
+            },
+        );
         let mut in_vain = false;
         loop {
             let state = match rounds.look(round, is_gone, || self.wake()) {
@@ -237,6 +249,35 @@ impl Barrier {
             let low = Arena::low_half(&self.state);
             in_vain = lock::slept_in_vain(arena, slot, low, state.low(), Tag::NOBODY, None);
         }
+    }
+
+    /// Breaks the barrier: who waits now, and who comes later, is told, until it is
+    /// [`reset`](Self::reset). For who knows that a party will not come. (A reset alone says so to those
+    /// who wait already, and the next to come would wait for a party that is not there.)
+    ///
+    /// # Crash behaviour
+    ///
+    /// A caller that is killed has broken it or not.
+    ///
+    /// ```
+    /// # use shmkit::process::scope;
+    /// # use shmkit::sync::{Barrier, BarrierError};
+    /// # let pool = shmkit::Pool::builder().create()?;
+    /// let barrier = pool.create(Barrier::new(2))?;
+    /// scope(|s| {
+    ///     let waits = s.spawn(|| barrier.wait().is_err()).unwrap();
+    ///     let dies = s.spawn::<_, ()>(|| std::process::abort()).unwrap();
+    ///     if dies.join().is_err() {
+    ///         barrier.abort();
+    ///     }
+    ///     assert!(waits.join().unwrap());
+    /// });
+    /// assert_eq!(barrier.wait(), Err(BarrierError::Broken));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn abort(&self) {
+        self.rounds().abort();
+        self.wake();
     }
 
     /// Makes the barrier as new: it is not broken, and has no parties yet. Those who wait, also
@@ -271,7 +312,9 @@ impl Barrier {
     /// # use shmkit::sync::{Barrier, BarrierError};
     /// # let pool = shmkit::Pool::builder().create()?;
     /// let barrier = pool.create(Barrier::new(2))?;
-    /// // A death breaks it; as new it is whole.
+    /// assert!(!barrier.is_broken());
+    /// barrier.abort();
+    /// assert!(barrier.is_broken());
     /// barrier.reset();
     /// assert!(!barrier.is_broken());
     /// # Ok::<(), Box<dyn std::error::Error>>(())

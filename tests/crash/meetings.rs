@@ -211,6 +211,27 @@ fn barriers(suite: &mut Suite) {
         )
         .at_least(3),
     );
+    suite.run(
+        case(
+            "barrier, abort",
+            || Barrier::new(1),
+            meets,
+            Barrier::abort,
+            move |barrier, crash| {
+                let broken = barrier.is_broken();
+                ensure(broken || !crash.finished, || "not broken".into())?;
+                if broken {
+                    let result = barrier.wait().err();
+                    ensure(result == Some(BarrierError::Broken), || {
+                        format!("{result:?}")
+                    })?;
+                    barrier.reset();
+                }
+                waits(barrier, crash)
+            },
+        )
+        .at_least(3),
+    );
     // How often it looks before it finds the dead one out depends on the clock.
     suite.run(
         case(

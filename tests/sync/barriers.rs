@@ -190,6 +190,31 @@ pub fn reset_wakes() {
     });
 }
 
+/// Who waits is told, and who comes later; what one knows that nobody else does.
+pub fn who_never_came_is_missed() {
+    let barrier = of(3);
+    let told = || barrier.wait().err() == Some(BarrierError::Broken);
+    scope(|s| {
+        let waits = s.spawn(told).unwrap();
+        until_asleep(waits.id().pid());
+        let dies = s.spawn::<_, ()>(|| std::process::abort()).unwrap();
+        dies.join().unwrap_err();
+        barrier.abort();
+        let late = s.spawn(told).unwrap();
+        assert!(waits.join().unwrap() && late.join().unwrap());
+    });
+    barrier.abort();
+    assert!(barrier.is_broken());
+    // As new: who was told is no party any more.
+    barrier.reset();
+    scope(|s| {
+        for _ in 0..3 {
+            s.spawn(|| barrier.wait().map(|_| ()).unwrap()).unwrap();
+        }
+    });
+    assert!(!barrier.is_broken());
+}
+
 pub fn more_threads_than_parties() {
     // Nine threads meet in pairs: as many leaders as pairs, and one is left over.
     let world = shared((
@@ -222,11 +247,9 @@ pub fn more_threads_than_parties() {
         until("four pairs", || returned.load(Ordering::SeqCst) == 8);
         assert_eq!(leaders.load(Ordering::SeqCst), 4);
         assert!(!barrier.is_broken());
-        // It may not have arrived yet, and would wait for ever if it came after the last reset.
-        until("the one left over", || {
-            barrier.reset();
-            refused.load(Ordering::SeqCst) == 1
-        });
+        // It may not have arrived yet.
+        barrier.abort();
+        until("the one left over", || refused.load(Ordering::SeqCst) == 1);
         for _ in 0..8 {
             tell(&writer);
         }
