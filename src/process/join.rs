@@ -54,7 +54,7 @@ pub enum JoinError {
     #[error("the entry point {0:?} has other types in the program that serves it")]
     OtherTypes(String),
     /// The caller is the master, which must not wait for a worker, or the worker itself.
-    #[error("a process that waits for this one would wait for ever")]
+    #[error("neither the master nor the worker itself can wait for the worker")]
     WouldDeadlock,
     /// The calling process does not take part in the run that the handle is of, or no more; or that
     /// run is over.

@@ -488,7 +488,8 @@ impl Master {
         );
     }
 
-    /// Ends the run, as the module's header says: asks, waits, kills.
+    /// Ends the run: workers that are left are asked to end
+    /// ([`Worker::stop_requested`](super::Worker::stop_requested)), waited for ([`Config::patience`]), then killed.
     ///
     /// # Errors
     ///

@@ -72,9 +72,9 @@ use crate::layout::arena::Arena;
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be the key of a map",
     label = "not `Key`",
-    note = "keys are told by their bytes: integers, `char`, `bool`, `Handle`s, `str`, `[u8]`, and arrays of numbers, `char` and `bool`; \
-            `#[derive(Key)]` admits structs of keys without padding and enums without fields; a float's bits are a \
-            key, by `f64::to_bits`"
+    note = "keys are told by their bytes: integers, `char`, `bool`, `Handle`s, `str` (for `String`s), \
+            `[u8]` (for vectors), and arrays of numbers, `char` and `bool`; `#[derive(Key)]` admits structs of \
+            keys without padding and enums without fields; a float's bits are a key, by `f64::to_bits`"
 )]
 pub unsafe trait Key: Send + Sync + 'static {
     /// What tells programs which type of key a map has: the type itself, if that is `ShmSafe`.

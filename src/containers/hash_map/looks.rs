@@ -91,8 +91,9 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
     /// All entries, in no order. An entry that is there all the time is seen once; one that is
     /// inserted, removed or replaced meanwhile may be seen or not, also both as it was and as it is.
     ///
-    /// The iterator keeps what it shows: while it is there, nothing that is removed is freed.
-    /// Outside of a pool, and for a thread without a slot, there is nothing.
+    /// The iterator keeps what it shows: while it is there, nothing that is removed is freed. It shows each entry
+    /// until it goes on to the next one, so a `for` loop does not take it: see also [`for_each`](Self::for_each) and
+    /// [`iter_copied`](Self::iter_copied). Outside of a pool, and for a thread without a slot, there is nothing.
     ///
     /// ```
     /// # use shmkit::{HashMap, Pool};
