@@ -27,6 +27,7 @@ use crate::participants::epoch;
 use crate::participants::here::{Here, here};
 use crate::participants::table::Slot;
 use crate::primitive::{AtomicU64, Ordering};
+use crate::protocol::step_back;
 
 /// The word of a cell.
 #[repr(transparent)]
@@ -253,8 +254,9 @@ impl<T: ShmSafe + Unpin> SharedCell<T> {
         epoch::pin(arena, slot);
         let word = &self.word.0;
         let mut old = word.load(Ordering::SeqCst);
-        while let Err(now) = change::publish(arena, slot, word, (old, old), block) {
-            old = now;
+        while !change::publish(arena, slot, word, (old, old), block) {
+            step_back();
+            old = word.load(Ordering::SeqCst);
         }
         change::finish(arena, slot, old, size_of::<Block<T>>());
         limbo::collect_now_and_then(arena, slot);
@@ -305,14 +307,13 @@ impl<T: ShmSafe + Unpin> SharedCell<T> {
             let new = f(Self::value_in(arena, old).map(|value| unsafe { value.as_ref() }));
             let (_, _, block) = self.prepare()?;
             Self::fill(arena, block, new);
-            match change::publish(arena, slot, &self.word.0, (old, old), block) {
-                Ok(()) => {
-                    change::finish(arena, slot, old, size_of::<Block<T>>());
-                    limbo::collect_now_and_then(arena, slot);
-                    return Ok(());
-                }
-                Err(_) => change::abandon(arena, slot, block),
+            if change::publish(arena, slot, &self.word.0, (old, old), block) {
+                change::finish(arena, slot, old, size_of::<Block<T>>());
+                limbo::collect_now_and_then(arena, slot);
+                return Ok(());
             }
+            change::abandon(arena, slot, block);
+            step_back();
         }
     }
 

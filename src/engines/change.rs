@@ -92,17 +92,15 @@ pub(crate) fn open(slot: &Slot, op: u64, word: &AtomicU64) {
 /// The block is about to be named no more by the word that names it: by invariant 1.
 #[inline]
 pub(crate) fn note(arena: Arena, block: u64) {
-    if let Some(own) = limbo::header(arena, block)
-        && own.next.load(Ordering::Relaxed) == 0
-    {
-        // By somebody else otherwise; never undone.
+    if let Some(own) = limbo::header(arena, block) {
+        // Not 0: somebody else has; never undone. (To look first would fetch the line twice, if another wrote it.)
         let _ = own
             .next
             .compare_exchange(0, END, Ordering::SeqCst, Ordering::Relaxed);
     }
 }
 
-/// Publishes `new` if the word still is `old`, which names `old_block` (0 for none). The intent
+/// Publishes `new` if the word still is `old`, which names `old_block` (0 for none); whether it was. The intent
 /// is open, and the new block's own words are set.
 #[inline]
 pub(crate) fn publish(
@@ -111,13 +109,13 @@ pub(crate) fn publish(
     word: &AtomicU64,
     (old, old_block): (u64, u64),
     new: u64,
-) -> Result<(), u64> {
+) -> bool {
     announce(slot, old_block, new);
     if old_block != 0 {
         note(arena, old_block);
     }
-    word.compare_exchange(old, new, Ordering::SeqCst, Ordering::Acquire)
-        .map(drop)
+    word.compare_exchange(old, new, Ordering::SeqCst, Ordering::Relaxed)
+        .is_ok()
 }
 
 /// Stores `new`. The caller keeps all others from the word.

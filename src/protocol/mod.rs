@@ -49,3 +49,14 @@ pub mod ring;
 pub mod rounds;
 pub mod sweep;
 pub mod tag;
+
+/// An exchange was lost, as others were faster: they do more with the lines that they have now, if nobody takes those
+/// away at once. `docs/measurements.md` has what that gives.
+#[cold]
+pub(crate) fn step_back() {
+    /// Pauses of the processor: as long as several operations take.
+    const PAUSES: u32 = 32;
+    for _ in 0..PAUSES {
+        std::hint::spin_loop();
+    }
+}

@@ -38,18 +38,8 @@
 //! enough: Henzinger, Sezgin, Vafeiadis, *Aspect-Oriented Linearizability Proofs*, CONCUR 2013.
 
 use super::cells::{Cell, Phase, Shape, is_ahead, position};
+use super::step_back;
 use crate::primitive::{AtomicU64, Ordering, fence};
-
-/// Others were faster: they do more with the lines that they have now, if nobody takes those away at once.
-/// `docs/measurements.md` has what that gives.
-#[cold]
-fn step_back() {
-    /// Pauses of the processor: as long as several operations take.
-    const PAUSES: u32 = 32;
-    for _ in 0..PAUSES {
-        std::hint::spin_loop();
-    }
-}
 
 /// Why no position was claimed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

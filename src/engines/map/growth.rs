@@ -85,9 +85,10 @@ fn add(
     }
     let made = change::prepare(arena, slot, CHANGE, word, shape.layout())?;
     Table::make(made, shape, kind, before);
-    match change::publish(arena, slot, word, (0, 0), made) {
-        Ok(()) => change::finish(arena, slot, 0, 0),
-        Err(_) => change::abandon(arena, slot, made),
+    if change::publish(arena, slot, word, (0, 0), made) {
+        change::finish(arena, slot, 0, 0);
+    } else {
+        change::abandon(arena, slot, made);
     }
     Ok(())
 }
