@@ -1,15 +1,16 @@
-//! Locks that several want beside std's and parking_lot's, and a buffer of bytes beside memcpy.
+//! Locks that several want beside std's and parking_lot's, what is waited for beside std's barrier and POSIX's semaphore,
+//! and a buffer of bytes beside memcpy.
 //!
 //! Each round measures every contender once, so that what else the machine does meets all; the
 //! figures are medians over the rounds.
 
-use std::cell::Cell;
+use std::cell::{Cell, UnsafeCell};
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use shmkit::process::scope;
-use shmkit::{Buffer, Mutex, Pool, RwLock};
+use shmkit::{Barrier, Buffer, Event, Mutex, Pool, RwLock, Semaphore};
 
 const ROUNDS: usize = 31;
 
@@ -36,13 +37,16 @@ fn compare(what: &str, unit: &str, contenders: &mut [Contender<'_>]) {
 }
 
 /// Nanoseconds of one of many.
-fn nanos(mut one: impl FnMut()) -> f64 {
-    const TIMES: u32 = 200_000;
+fn nanos(one: impl FnMut()) -> f64 {
+    nanos_of(200_000, one)
+}
+
+fn nanos_of(times: u32, mut one: impl FnMut()) -> f64 {
     let began = Instant::now();
-    for _ in 0..TIMES {
+    for _ in 0..times {
         one();
     }
-    began.elapsed().as_nanos() as f64 / f64::from(TIMES)
+    began.elapsed().as_nanos() as f64 / f64::from(times)
 }
 
 /// Nanoseconds of one of many that two threads do at once.
@@ -187,6 +191,151 @@ fn rwlocks() {
     );
 }
 
+/// A semaphore of POSIX, of one permit or none.
+struct Posix(UnsafeCell<libc::sem_t>);
+
+// SAFETY: a semaphore is for several threads, by the calls below alone.
+unsafe impl Sync for Posix {}
+
+impl Posix {
+    fn new(permits: u32) -> Box<Self> {
+        // SAFETY: bytes that `sem_init` makes a semaphore of, where they stay.
+        let made = Box::new(Posix(UnsafeCell::new(unsafe { std::mem::zeroed() })));
+        // SAFETY: as above.
+        assert_eq!(unsafe { libc::sem_init(made.0.get(), 1, permits) }, 0);
+        made
+    }
+
+    fn wait(&self) {
+        // SAFETY: made by `new`.
+        while unsafe { libc::sem_wait(self.0.get()) } != 0 {}
+    }
+
+    fn post(&self) {
+        // SAFETY: made by `new`.
+        assert_eq!(unsafe { libc::sem_post(self.0.get()) }, 0);
+    }
+}
+
+fn semaphores() {
+    let pool = Pool::builder().create().unwrap();
+    let posix = Posix::new(1);
+    let ours = pool.create(Semaphore::new(1)).unwrap();
+    let theirs = || {
+        posix.wait();
+        posix.post();
+    };
+    let permit = || drop(ours.acquire().unwrap());
+    compare(
+        "semaphore",
+        "ns",
+        &mut [
+            ("posix", Box::new(|| nanos(theirs))),
+            ("shmkit", Box::new(|| nanos(permit))),
+        ],
+    );
+    compare(
+        "semaphore_by_two",
+        "ns",
+        &mut [
+            ("posix", Box::new(|| two(&theirs))),
+            ("shmkit", Box::new(|| two(&permit))),
+        ],
+    );
+}
+
+/// Nanoseconds of a round of two threads that wait for each other.
+fn meeting(one: &(dyn Fn() + Sync), other: &(dyn Fn() + Sync)) -> f64 {
+    const TIMES: u32 = 2_000;
+    std::thread::scope(|s| {
+        s.spawn(|| nanos_of(TIMES, other));
+        nanos_of(TIMES, one)
+    })
+}
+
+fn meetings() {
+    let pool = Pool::builder().create().unwrap();
+    let std = std::sync::Barrier::new(2);
+    let theirs = || {
+        std.wait();
+    };
+    compare(
+        "barrier_of_two",
+        "ns",
+        &mut [
+            ("std", Box::new(|| meeting(&theirs, &theirs))),
+            (
+                "shmkit",
+                Box::new(|| {
+                    // A thread that has ended would be missed.
+                    let ours = pool.create(Barrier::new(2)).unwrap();
+                    let waits = || {
+                        ours.wait().unwrap();
+                    };
+                    meeting(&waits, &waits)
+                }),
+            ),
+        ],
+    );
+    let posix = [(); 2].map(|()| Posix::new(0));
+    let permits = [(); 2].map(|()| pool.create(Semaphore::new(0)).unwrap());
+    let events = [(); 2].map(|()| pool.create(Event::new()).unwrap());
+    let take = |i: usize| permits[i].acquire().unwrap().forget();
+    let add = |i: usize| permits[i].add_permits(1).unwrap();
+    let comes = |i: usize| {
+        events[i].wait().unwrap();
+        events[i].clear();
+    };
+    compare(
+        "there_and_back",
+        "ns",
+        &mut [
+            (
+                "posix",
+                Box::new(|| {
+                    let ping = || {
+                        posix[0].post();
+                        posix[1].wait();
+                    };
+                    let pong = || {
+                        posix[0].wait();
+                        posix[1].post();
+                    };
+                    meeting(&ping, &pong)
+                }),
+            ),
+            (
+                "shmkit, semaphores",
+                Box::new(|| {
+                    let ping = || {
+                        add(0);
+                        take(1);
+                    };
+                    let pong = || {
+                        take(0);
+                        add(1);
+                    };
+                    meeting(&ping, &pong)
+                }),
+            ),
+            (
+                "shmkit, events",
+                Box::new(|| {
+                    let ping = || {
+                        events[0].set();
+                        comes(1);
+                    };
+                    let pong = || {
+                        comes(0);
+                        events[1].set();
+                    };
+                    meeting(&ping, &pong)
+                }),
+            ),
+        ],
+    );
+}
+
 /// Gigabytes a second, of pieces of `len` bytes.
 fn bandwidth(len: usize, mut one: impl FnMut()) -> f64 {
     let times = ((8 << 20) / len) as u32;
@@ -289,6 +438,8 @@ fn main() {
         mutexes_by_two(held, between);
     }
     rwlocks();
+    semaphores();
+    meetings();
     for len in [64, 4 << 10, 64 << 10, 1 << 20] {
         pieces(len);
     }

@@ -5,8 +5,8 @@ use crate::layout::arena::Arena;
 use crate::participants::table::Slot;
 use crate::primitive::{AtomicU64, Ordering};
 use crate::protocol::detect::Marks;
-pub(crate) use crate::protocol::permits::TakeFailure;
-use crate::protocol::permits::{self, Holder, Pool};
+use crate::protocol::permits::{self, Holder};
+pub(crate) use crate::protocol::permits::{MOST, Pool, TakeFailure, add, announce, give_up, left};
 use crate::sys::futex;
 
 impl Pool<'static> for Arena {
@@ -20,8 +20,8 @@ impl Pool<'static> for Arena {
         self.word_at(address as usize)
     }
 
-    fn wake(self, word: &AtomicU64) {
-        futex::wake(Arena::low_half(word), 1);
+    fn wake(self, word: &AtomicU64, most: u32) {
+        futex::wake(Arena::low_half(word), most);
     }
 }
 
@@ -35,12 +35,20 @@ fn holder(slot: &Slot, index: usize) -> Holder<'_> {
     }
 }
 
-/// Takes a permit if there is one; the index of its entry.
-pub(crate) fn try_take(arena: Arena, slot: &Slot, word: &AtomicU64) -> Result<usize, TakeFailure> {
-    permits::try_take(arena, holder(slot, slot.tag().slot()), word)
+/// Takes a permit if there is one: the index of its entry, and how many are left. `slept` is true of who has slept until one
+/// came.
+#[inline]
+pub(crate) fn try_take(
+    arena: Arena,
+    slot: &Slot,
+    word: &AtomicU64,
+    slept: bool,
+) -> Result<(usize, u32), TakeFailure> {
+    permits::try_take(arena, holder(slot, slot.tag().slot()), word, slept)
 }
 
 /// Gives back a permit of a slot's.
+#[inline]
 pub(crate) fn give(arena: Arena, owner: usize, index: usize) {
     permits::give(arena, holder(arena.slot(owner), owner), index);
 }

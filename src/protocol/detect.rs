@@ -87,7 +87,8 @@ pub fn change<'a>(
     sequence: u64,
 ) -> Result<(), u64> {
     if let Some(mine) = marks_of(author_slot) {
-        mine.latest.store(noted(word, sequence), Ordering::SeqCst);
+        // Release: behind the record of the change, by invariant 4; the exchange below is behind it.
+        mine.latest.store(noted(word, sequence), Ordering::Release);
     }
     note(marks_of, word, old);
     word.compare_exchange(

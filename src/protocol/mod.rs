@@ -14,7 +14,7 @@
 //! | `detect`    | a compare-exchange whose outcome can be told after its author's death | `participants::detect` |
 //! | `foremost`  | which element of a queue was told to be the first | `containers::queue` |
 //! | `lock_word` | a lock whose word names its owner | `participants::lock` |
-//! | `permits`   | who holds permits of which semaphore | `participants::permits` |
+//! | `permits`   | how many permits of a semaphore are left, and who holds which | `participants::permits` |
 //! | `pins`      | what may still be looked at is not freed | `participants::epoch` |
 //! | `readers`   | who reads under which lock | `participants::readers` |
 //! | `lifecycle` | held, retired, destroyed | `pool::objects`, `pool::dispose` |

@@ -1,6 +1,7 @@
-//! The list of permits that a thread holds, by which the dead one's come back.
+//! The word of a semaphore, and the list of permits that a thread holds, by which the dead one's come back.
 //!
-//! A semaphore is a counter word (`detect`); its value is the number of permits left.
+//! The word is a counter (`detect`) of the permits that are left; where none is, it says whether somebody may sleep until one
+//! comes. What that is for, and its states: `sync::semaphore`.
 //!
 //! | entry's state | meaning | a death here |
 //! |-----------|----------------------------------|----------------------------------|
@@ -19,6 +20,12 @@ const TAKING: u64 = 1;
 const HELD: u64 = 2;
 const GIVING: u64 = 3;
 const SEQUENCE_SHIFT: u32 = 2;
+
+/// In the counter's value, set while no permit is left: somebody may sleep.
+pub const WAITERS: u32 = 1 << 31;
+
+/// The most permits that a word can count.
+pub const MOST: u32 = WAITERS - 1;
 
 /// An entry of the list.
 #[repr(C)]
@@ -44,8 +51,8 @@ pub trait Pool<'a>: Copy {
     fn marks_of(self, slot: usize) -> Option<Marks<'a>>;
     /// The word at an address that an entry names.
     fn word(self, address: u64) -> Option<&'a AtomicU64>;
-    /// Wakes one of those who sleep on a word.
-    fn wake(self, word: &AtomicU64);
+    /// Wakes so many of those who sleep on a word.
+    fn wake(self, word: &AtomicU64, most: u32);
 }
 
 /// Why no permit was taken.
@@ -57,19 +64,52 @@ pub enum TakeFailure {
     ListFull,
 }
 
-/// Takes a permit if there is one; the index of its entry.
+/// How many permits are left.
+#[inline]
+pub fn left(word: u64) -> u32 {
+    detect::value(word) & !WAITERS
+}
+
+/// Says that somebody is about to sleep until a permit comes: what the word's low half is meanwhile, if there still is none.
+/// The last change stays the word's.
+#[inline]
+pub fn announce(word: &AtomicU64) -> Option<u32> {
+    let found = word.load(Ordering::Relaxed);
+    let waiting = found | u64::from(WAITERS);
+    let announced = left(found) == 0
+        && (found == waiting
+            || word
+                .compare_exchange(found, waiting, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok());
+    announced.then_some(detect::value(waiting))
+}
+
+/// One who has slept goes without a permit: he may have been woken for all others who sleep, and who gives a permit back
+/// since wakes nobody.
+pub fn give_up<'a>(pool: impl Pool<'a>, word: &AtomicU64) {
+    if detect::value(word.load(Ordering::Relaxed)) & WAITERS == 0 {
+        pool.wake(word, u32::MAX);
+    }
+}
+
+/// Takes a permit if there is one: the index of its entry, and how many are left. Who takes the last one after a sleep
+/// (`slept`) says that others may sleep still: the wake may have been meant for all of them. If he leaves some he is to wake
+/// another.
+#[inline]
 pub fn try_take<'a>(
     pool: impl Pool<'a>,
     holder: Holder,
     word: &AtomicU64,
-) -> Result<usize, TakeFailure> {
-    let mut old = word.load(Ordering::Acquire);
-    if detect::value(old) == 0 {
-        return Err(TakeFailure::NoneLeft);
-    }
+    slept: bool,
+) -> Result<(usize, u32), TakeFailure> {
     let mut entries = holder.permits.iter();
     let free = entries.position(|entry| entry.word.load(Ordering::Relaxed) == 0);
     let index = free.ok_or(TakeFailure::ListFull)?;
+    // Acquire: what its author has said of the change that is there.
+    let mut old = word.load(Ordering::Acquire);
+    if left(old) == 0 {
+        return Err(TakeFailure::NoneLeft);
+    }
     let entry = &holder.permits[index];
     if holder.limit.load(Ordering::Relaxed) <= index as u64 {
         holder.limit.store(index as u64 + 1, Ordering::Release);
@@ -80,23 +120,17 @@ pub fn try_take<'a>(
         .store(TAKING | sequence << SEQUENCE_SHIFT, Ordering::Release);
     entry
         .word
-        .store(std::ptr::from_ref(word).addr() as u64, Ordering::SeqCst);
-    let change = |old| {
-        let new = detect::value(old) - 1;
-        detect::change(
-            |slot| pool.marks_of(slot),
-            word,
-            old,
-            new,
-            holder.slot,
-            sequence,
-        )
+        .store(std::ptr::from_ref(word).addr() as u64, Ordering::Release);
+    let change = |old, new| {
+        let marks_of = |slot| pool.marks_of(slot);
+        detect::change(marks_of, word, old, new, holder.slot, sequence)
     };
-    while detect::value(old) > 0 {
-        match change(old) {
+    while let Some(rest) = left(old).checked_sub(1) {
+        let waiters = if slept && rest == 0 { WAITERS } else { 0 };
+        match change(old, rest | waiters) {
             Ok(()) => {
                 entry.state.store(HELD, Ordering::Release);
-                return Ok(index);
+                return Ok((index, rest));
             }
             Err(found) => old = found,
         }
@@ -107,23 +141,56 @@ pub fn try_take<'a>(
 
 /// Gives a permit back, and wakes a sleeper if there was none to have: a sleeper that takes one and
 /// leaves more wakes the next. The holder is alive or dead.
+#[inline]
 pub fn give<'a>(pool: impl Pool<'a>, holder: Holder, index: usize) {
     let entry = &holder.permits[index];
     let sequence = detect::next_sequence(holder.marks, holder.slot, word_of(pool, entry));
     entry
         .state
-        .store(GIVING | sequence << SEQUENCE_SHIFT, Ordering::SeqCst);
+        .store(GIVING | sequence << SEQUENCE_SHIFT, Ordering::Release);
     finish_giving(pool, holder.slot, entry, sequence);
 }
 
+#[inline]
 fn finish_giving<'a>(pool: impl Pool<'a>, slot: usize, entry: &Permit, sequence: u64) {
     let Some(word) = word_of(pool, entry) else {
         return;
     };
-    let left = detect::add(|slot| pool.marks_of(slot), word, 1, slot, sequence);
+    let wakes = put(pool, word, (1, MOST), slot, sequence);
     forget(entry);
-    if left == Some(1) {
-        pool.wake(word);
+    if wakes == Some(true) {
+        pool.wake(word, 1);
+    }
+}
+
+/// Adds permits that nobody held, up to `most` in all, and wakes so many sleepers. False if that would be more.
+pub fn add<'a>(pool: impl Pool<'a>, word: &AtomicU64, permits: u32, most: u32) -> bool {
+    // Nobody's change: nobody asks whether it happened.
+    let wakes = put(pool, word, (permits, most), 0, 0);
+    if wakes == Some(true) {
+        pool.wake(word, permits);
+    }
+    wakes.is_some()
+}
+
+/// Adds permits, up to `most` in all, as a change of that author: whether somebody may sleep. `None` if that would be more.
+#[inline]
+fn put<'a>(
+    pool: impl Pool<'a>,
+    word: &AtomicU64,
+    (permits, most): (u32, u32),
+    author: usize,
+    sequence: u64,
+) -> Option<bool> {
+    // Acquire: see `try_take`.
+    let mut old = word.load(Ordering::Acquire);
+    loop {
+        let new = left(old).checked_add(permits).filter(|&new| new <= most)?;
+        let marks_of = |slot| pool.marks_of(slot);
+        match detect::change(marks_of, word, old, new, author, sequence) {
+            Ok(()) => return Some(detect::value(old) & WAITERS != 0),
+            Err(found) => old = found,
+        }
     }
 }
 

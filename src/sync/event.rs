@@ -33,6 +33,7 @@
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::marker::PhantomPinned;
+use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -43,6 +44,7 @@ use serde::{Deserialize, Serialize};
 use super::deadline;
 use crate::layout::arena::Arena;
 use crate::layout::{Field, ShmSafe, TypeInfo};
+use crate::participants::habit::attempt_awake;
 use crate::participants::here::{from_nowhere, here};
 use crate::participants::lock::{self, TICK};
 use crate::participants::tag::Tag;
@@ -259,11 +261,23 @@ impl Event {
         let here = here(self)?;
         let first = self.word.load(Ordering::SeqCst);
         let half = Arena::low_half(&self.word);
-        loop {
+        // What the word is, as long as it was not set.
+        let unset = || {
             let found = self.word.load(Ordering::SeqCst);
-            if found & SET != 0 || found / ONE != first / ONE {
+            (found & SET == 0 && found / ONE == first / ONE).then_some(found)
+        };
+        let attempt = |()| match unset() {
+            Some(_) => ControlFlow::Continue(()),
+            None => ControlFlow::Break(()),
+        };
+        if unset().is_some() {
+            // The loop tells what has ended the look.
+            let _ = attempt_awake((), deadline, || (), attempt);
+        }
+        loop {
+            let Some(found) = unset() else {
                 return Ok(());
-            }
+            };
             if deadline.is_some_and(|d| Instant::now() >= d) {
                 return Err(WaitError::TimedOut);
             }

@@ -7,28 +7,36 @@
 //! counter's changes are detectable: recovery knows whether the dead one's last change happened.
 //! Permits that are added are nobody's, so adding is one exchange and needs no list.
 //!
-//! | counter | sleepers |
-//! |---------|----------|
-//! | 0 | may sleep on its low half |
-//! | from 0 to more | one is woken for each permit that came |
-//! | more | who took one after a sleep and left some wakes another |
+//! Who finds none looks on for a moment (`habit`), and then sleeps on the word's low half, once it says
+//! WAITERS: who gives a permit back, and does not find that, makes no call to the kernel.
+//!
+//! | left | WAITERS | sleepers |
+//! |------|---------|----------|
+//! | 0 | set | may sleep |
+//! | 0 | not | one is on his way who sets it again, or finds a permit; or there are none |
+//! | more | not | one for each permit that came was woken; who takes one after a sleep and leaves some wakes another |
 //!
 //! | killed | leaves | and then |
 //! |--------|--------|----------|
 //! | taking or giving a permit | an entry TAKING or GIVING | recovery gives the permit back, once |
 //! | with a permit | an entry HELD | recovery gives it back |
 //! | adding permits, before the exchange | nothing | |
-//! | adding permits, after it | sleepers not woken | they look within `lock::TICK` |
-//! | woken, before it takes a permit | the others asleep | as above |
+//! | giving or adding, after it | sleepers not woken, WAITERS clear | they look within `lock::TICK` |
+//! | about to sleep | WAITERS, perhaps for nobody | a wake for nobody |
+//! | woken, before it takes a permit | the others asleep | as above, or recovery wakes one |
 //!
 //! Invariants
 //! 1. The counter and the listed permits together are what was made and added, less what was
 //!    forgotten.
 //! 2. The counter is at most [`Semaphore::MAX_PERMITS`] after adding, and all slots together list
-//!    no more than what is left to `u32::MAX`: giving back does not overflow.
+//!    no more than what is left to `permits::MOST`: giving back does not overflow.
+//! 3. Where somebody sleeps, WAITERS is set, or somebody lives who was woken, or is about to wake one. So WAITERS is set
+//!    before a sleep, by who takes the last permit after one, and cleared by who wakes; who slept and goes without a permit
+//!    wakes the others, if it is clear.
 
 use std::fmt;
 use std::marker::{PhantomData, PhantomPinned};
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -36,15 +44,15 @@ use serde::{Deserialize, Serialize};
 use super::deadline;
 use crate::layout::arena::{Arena, SLOTS};
 use crate::layout::{Field, ShmSafe, TypeInfo};
+use crate::participants::habit::attempt_awake;
 use crate::participants::here::{Here, arena_at, from_nowhere, here};
-use crate::participants::permits::{self, TakeFailure};
+use crate::participants::permits::{self, Pool as _, TakeFailure};
 use crate::participants::table::PERMITS;
 use crate::participants::tag::Tag;
 use crate::participants::thread;
 use crate::participants::thread::NoSlot;
-use crate::participants::{detect, lock, recovery};
+use crate::participants::{lock, recovery};
 use crate::primitive::{AtomicU64, Ordering};
-use crate::sys::futex;
 
 /// A number of permits to be had by any number of threads and processes.
 ///
@@ -150,7 +158,7 @@ impl Semaphore {
     /// assert_eq!(full.add_permits(1), Err(AddPermitsError::Overflow));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub const MAX_PERMITS: u32 = u32::MAX - (PERMITS * SLOTS.max) as u32;
+    pub const MAX_PERMITS: u32 = permits::MOST - (PERMITS * SLOTS.max) as u32;
 
     /// A semaphore, to be put into a pool.
     ///
@@ -186,7 +194,7 @@ impl Semaphore {
     /// ```
     #[must_use]
     pub fn available_permits(&self) -> u32 {
-        detect::value(self.word.load(Ordering::Relaxed))
+        permits::left(self.word.load(Ordering::Relaxed))
     }
 
     /// Takes a permit, waiting for one. A thread holds 28 at most, of all semaphores of the pool.
@@ -230,11 +238,14 @@ impl Semaphore {
     #[inline]
     pub fn try_acquire(&self) -> Result<Permit<'_>, AcquireError> {
         let here = here(self)?;
-        match self.take(here) {
+        match self.take(here, false) {
             // The dead's, if somebody tries again and again.
-            Err(TakeFailure::NoneLeft) if recovery::settle_in_turn(here.arena) => self.take(here),
+            Err(TakeFailure::NoneLeft) if recovery::settle_in_turn(here.arena) => {
+                self.take(here, false)
+            }
             taken => taken,
         }
+        .map(|(permit, _)| permit)
         .map_err(refused)
     }
 
@@ -284,28 +295,19 @@ impl Semaphore {
         if permits == 0 {
             return Ok(());
         }
-        let mut old = self.word.load(Ordering::Acquire);
-        loop {
-            let new = detect::value(old)
-                .checked_add(permits)
-                .filter(|&new| new <= Self::MAX_PERMITS)
-                .ok_or(AddPermitsError::Overflow)?;
-            // Nobody's change: nobody asks whether it happened.
-            match detect::change(arena, &self.word, old, new, 0, 0) {
-                Ok(()) => break,
-                Err(found) => old = found,
-            }
+        match permits::add(arena, &self.word, permits, Self::MAX_PERMITS) {
+            true => Ok(()),
+            false => Err(AddPermitsError::Overflow),
         }
-        futex::wake(Arena::low_half(&self.word), permits);
-        Ok(())
     }
 
     #[inline]
     fn acquire_until(&self, deadline: Option<Instant>) -> Result<Permit<'_>, AcquireError> {
         let here = here(self)?;
-        match self.take(here) {
+        match self.take(here, false) {
             Err(TakeFailure::NoneLeft) => self.acquire_slow(here, deadline),
-            taken => taken.map_err(refused),
+            Err(failure) => Err(refused(failure)),
+            Ok((permit, _)) => Ok(permit),
         }
     }
 
@@ -315,39 +317,55 @@ impl Semaphore {
         here: Here,
         deadline: Option<Instant>,
     ) -> Result<Permit<'_>, AcquireError> {
+        let attempt = |()| match self.take(here, false) {
+            Err(TakeFailure::NoneLeft) => ControlFlow::Continue(()),
+            taken => ControlFlow::Break(taken),
+        };
+        if let ControlFlow::Break(taken) = attempt_awake((), deadline, || (), attempt) {
+            return taken.map(|(permit, _)| permit).map_err(refused);
+        }
         let low = Arena::low_half(&self.word);
+        let (mut slept, mut is_late) = (false, false);
         loop {
+            match self.take(here, slept) {
+                Err(TakeFailure::NoneLeft) => {}
+                Err(failure) => return Err(refused(failure)),
+                Ok((permit, rest)) => {
+                    if slept && rest > 0 {
+                        here.arena.wake(&self.word, 1);
+                    }
+                    return Ok(permit);
+                }
+            }
+            if is_late {
+                if slept {
+                    permits::give_up(here.arena, &self.word);
+                }
+                return Err(AcquireError::TimedOut);
+            }
             if deadline.is_some_and(|d| Instant::now() >= d) {
                 // The dead's, if somebody asks for a short time again and again.
                 recovery::settle_in_turn(here.arena);
-                return self.take(here).map_err(|failure| match failure {
-                    TakeFailure::NoneLeft => AcquireError::TimedOut,
-                    other => refused(other),
-                });
-            }
-            lock::sleep(here.arena, here.slot, low, 0, Tag::NOBODY, deadline);
-            match self.take(here) {
-                Err(TakeFailure::NoneLeft) => {}
-                taken => {
-                    if self.available_permits() > 0 {
-                        futex::wake(low, 1);
-                    }
-                    return taken.map_err(refused);
-                }
+                is_late = true;
+            } else if let Some(waiting) = permits::announce(&self.word) {
+                lock::sleep(here.arena, here.slot, low, waiting, Tag::NOBODY, deadline);
+                slept = true;
             }
         }
     }
 
+    /// A permit, and how many are left.
     #[inline]
-    fn take(&self, here: Here) -> Result<Permit<'_>, TakeFailure> {
-        let index = permits::try_take(here.arena, here.slot, &self.word)?;
+    fn take(&self, here: Here, slept: bool) -> Result<(Permit<'_>, u32), TakeFailure> {
+        let (index, rest) = permits::try_take(here.arena, here.slot, &self.word, slept)?;
         thread::guard_made(here.slot);
-        Ok(Permit {
+        let permit = Permit {
             semaphore: self,
             tag: here.slot.tag(),
             index,
             _one_thread: PhantomData,
-        })
+        };
+        Ok((permit, rest))
     }
 }
 

@@ -102,6 +102,23 @@ fn semaphores(suite: &mut Suite) {
         },
         |semaphore, _| has(semaphore, 1),
     ));
+    // How often it looks depends on the clock, so no two runs are alike.
+    suite.run(
+        case(
+            "semaphore, acquire_timeout, and give back to who may sleep",
+            || Semaphore::new(1),
+            nothing,
+            |semaphore| {
+                let permit = semaphore.acquire().expect("a permit");
+                let late = semaphore.acquire_timeout(Duration::from_millis(60));
+                assert_eq!(late.map(|_| ()), Err(AcquireError::TimedOut));
+                drop(permit);
+            },
+            |semaphore, _| has(semaphore, 1),
+        )
+        .without_second_order()
+        .without_real_kills(),
+    );
     suite.run(
         case(
             "semaphore, recover a dead holder's",

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
 use shmkit::primitive::{AtomicU64, Ordering};
-use shmkit::protocol::detect::{self, Marks};
-use shmkit::protocol::permits::{self, Holder, Permit, Pool, TakeFailure};
+use shmkit::protocol::detect::Marks;
+use shmkit::protocol::permits::{self, Holder, MOST, Permit, Pool, TakeFailure};
 
 use super::{Death, Deaths, Explorer};
 
@@ -40,8 +40,8 @@ struct Semaphore {
     word: AtomicU64,
     slots: [Slot; SLOTS],
     /// The kernel's list of sleepers, and how many they are.
-    sleepers: (Mutex<usize>, Condvar),
-    /// The ledger: permits, and how many are held.
+    sleepers: (Mutex<u32>, Condvar),
+    /// The ledger: permits, also those that will be added, and how many are held.
     permits: usize,
     held: AtomicUsize,
 }
@@ -55,18 +55,27 @@ impl<'a> Pool<'a> for &'a Semaphore {
         (address != 0).then_some(&self.word)
     }
 
-    fn wake(self, _: &AtomicU64) {
-        self.wake_some(1);
+    fn wake(self, _: &AtomicU64, most: u32) {
+        let mut sleepers = self.sleepers.0.lock().unwrap();
+        for _ in 0..most.min(*sleepers) {
+            *sleepers -= 1;
+            self.sleepers.1.notify_one();
+        }
     }
 }
 
 impl Semaphore {
     fn new(permits: usize) -> Arc<Self> {
+        Semaphore::with_more(permits, 0)
+    }
+
+    /// So many, to which `more` will be added.
+    fn with_more(permits: usize, more: usize) -> Arc<Self> {
         Arc::new(Semaphore {
             word: AtomicU64::new(permits as u64),
             slots: std::array::from_fn(|_| Slot::new()),
             sleepers: (Mutex::new(0), Condvar::new()),
-            permits,
+            permits: permits + more,
             held: AtomicUsize::new(0),
         })
     }
@@ -83,31 +92,23 @@ impl Semaphore {
     }
 
     fn left(&self) -> u32 {
-        detect::value(self.word.load(Ordering::Relaxed))
+        permits::left(self.word.load(Ordering::Relaxed))
     }
 
-    fn wake_some(&self, most: usize) {
+    /// Sleeps while the word's low half is as expected, without any time limit.
+    fn sleep(&self, expected: u32) {
         let mut sleepers = self.sleepers.0.lock().unwrap();
-        for _ in 0..most.min(*sleepers) {
-            *sleepers -= 1;
-            self.sleepers.1.notify_one();
-        }
-    }
-
-    /// Sleeps while none is left, without any time limit.
-    fn sleep(&self) {
-        let mut sleepers = self.sleepers.0.lock().unwrap();
-        if detect::value(self.word.load(Ordering::SeqCst)) == 0 {
+        if self.word.load(Ordering::SeqCst) as u32 == expected {
             *sleepers += 1;
             drop(self.sleepers.1.wait(sleepers).unwrap());
         }
     }
 
-    fn take(&self, slot: usize) -> Option<usize> {
-        match permits::try_take(self, self.holder(slot), &self.word) {
-            Ok(index) => {
+    fn take(&self, slot: usize, slept: bool) -> Option<(usize, u32)> {
+        match permits::try_take(self, self.holder(slot), &self.word, slept) {
+            Ok(taken) => {
                 assert!(self.held.fetch_add(1, Relaxed) < self.permits, "too many");
-                Some(index)
+                Some(taken)
             }
             Err(failure) => {
                 assert_eq!(failure, TakeFailure::NoneLeft);
@@ -116,22 +117,28 @@ impl Semaphore {
         }
     }
 
-    /// As `Semaphore::acquire_timeout`: until the time is up, which it is after so many sleeps.
+    /// As `Semaphore::acquire_timeout`, without the looks: until the time is up, which it is after so many sleeps.
     fn acquire_until(&self, slot: usize, mut sleeps: usize) -> Option<usize> {
-        let mut taken = self.take(slot);
-        let at_once = taken.is_some();
-        while taken.is_none() {
-            if sleeps == 0 {
-                return self.take(slot);
+        let mut slept = false;
+        loop {
+            if let Some((index, rest)) = self.take(slot, slept) {
+                if slept && rest > 0 {
+                    self.wake(&self.word, 1);
+                }
+                return Some(index);
             }
-            self.sleep();
-            sleeps -= 1;
-            taken = self.take(slot);
+            if sleeps == 0 {
+                if slept {
+                    permits::give_up(self, &self.word);
+                }
+                return None;
+            }
+            if let Some(waiting) = permits::announce(&self.word) {
+                self.sleep(waiting);
+                slept = true;
+                sleeps -= 1;
+            }
         }
-        if !at_once && self.left() > 0 {
-            self.wake_some(1);
-        }
-        taken
     }
 
     fn acquire(&self, slot: usize) -> usize {
@@ -149,7 +156,7 @@ impl Semaphore {
         self.held.fetch_sub(held, Relaxed);
         recoverers.kill(*at, || permits::recover(self, self.holder(slot)));
         permits::recover(self, self.holder(slot));
-        self.wake_some(usize::MAX);
+        self.wake(&self.word, u32::MAX);
     }
 
     fn check(&self) {
@@ -198,6 +205,22 @@ fn death_of_a_holder() {
     });
 }
 
+/// Three want one permit, or two; each gets one.
+#[test]
+fn everybody_gets_one() {
+    for (permits, preemptions) in [(1, 2), (2, 1)] {
+        let explorer = Explorer::new("permits: everybody gets one");
+        explorer.run(preemptions, move || {
+            let semaphore = Semaphore::new(permits);
+            let others = [2, 3].map(|slot| other(&semaphore, slot, usize::MAX));
+            let index = semaphore.acquire(1);
+            semaphore.give(1, index);
+            others.into_iter().for_each(|other| other.join().unwrap());
+            semaphore.check();
+        });
+    }
+}
+
 /// Two sleep for permits that are given back one after the other, of which the first wakes only one of them.
 #[test]
 fn who_is_woken_wakes_another() {
@@ -206,7 +229,7 @@ fn who_is_woken_wakes_another() {
         let semaphore = Semaphore::new(2);
         let taken = [0; 2].map(|_| semaphore.acquire(1));
         let others = [2, 3].map(|slot| other(&semaphore, slot, usize::MAX));
-        while *semaphore.sleepers.0.lock().unwrap() < others.len() {
+        while *semaphore.sleepers.0.lock().unwrap() < 2 {
             thread::yield_now();
         }
         taken.into_iter().for_each(|index| semaphore.give(1, index));
@@ -215,19 +238,36 @@ fn who_is_woken_wakes_another() {
     });
 }
 
-/// The time of one of them may be up once he was woken, for a permit that another one has taken.
+/// One comes back and one is added, for two who wait, and another one takes one in between.
+#[test]
+fn those_that_come_are_had() {
+    let explorer = Explorer::new("permits: those that come are had");
+    explorer.run(2, || {
+        let semaphore = Semaphore::with_more(1, 1);
+        let index = semaphore.acquire(1);
+        let others = [2, 3].map(|slot| other(&semaphore, slot, usize::MAX));
+        semaphore.give(1, index);
+        assert!(permits::add(&*semaphore, &semaphore.word, 1, MOST));
+        if let Some((index, _)) = semaphore.take(1, false) {
+            semaphore.give(1, index);
+        }
+        others.into_iter().for_each(|other| other.join().unwrap());
+        semaphore.check();
+    });
+}
+
+/// One is woken, but another one takes the permit, and then his time is up: a third one who sleeps gets it still.
 #[test]
 fn who_is_woken_gives_up() {
     let explorer = Explorer::new("permits: who is woken gives up");
-    explorer.run(1, || {
+    explorer.run(2, || {
         let semaphore = Semaphore::new(1);
         let index = semaphore.acquire(1);
         let others =
             [(2, 1), (3, usize::MAX)].map(|(slot, sleeps)| other(&semaphore, slot, sleeps));
         semaphore.give(1, index);
-        if let Some(index) = semaphore.acquire_until(1, 0) {
-            semaphore.give(1, index);
-        }
+        let index = semaphore.acquire(1);
+        semaphore.give(1, index);
         others.into_iter().for_each(|other| other.join().unwrap());
         semaphore.check();
     });
