@@ -323,3 +323,21 @@ fn mark(entry: &Entry, round: State) {
     // The exchange that follows releases it.
     entry.arrived.store(mark, Ordering::Release);
 }
+
+#[cfg(all(test, not(shmkit_loom)))]
+mod tests {
+    use super::*;
+
+    /// Another has arrived between its mark and its exchange.
+    #[test]
+    fn who_marks_again_continues_still() {
+        let [owner, arrived] = [0; 2].map(AtomicU64::new);
+        let (entry, round) = (Entry { owner, arrived }, State(State::NEW));
+        entry.arrived.store(round.stamp_before(), Ordering::Relaxed);
+        for found in [round, round.with_arrival()] {
+            mark(&entry, found);
+            let mark = entry.arrived.load(Ordering::Relaxed);
+            assert_eq!(mark, round.stamp() | CONTINUES);
+        }
+    }
+}

@@ -346,21 +346,3 @@ impl fmt::Debug for Barrier {
             .finish()
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Another has arrived between its mark and its exchange.
-    #[test]
-    fn who_marks_again_continues_still() {
-        let barrier = Barrier::new(3);
-        let (entry, round) = (&barrier.entries[0], barrier.state());
-        entry.arrived.store(round.stamp_before(), Ordering::Relaxed);
-        for found in [round, round.with_arrival()] {
-            barrier.mark(entry, found);
-            let mark = entry.arrived.load(Ordering::Relaxed);
-            assert_eq!(mark, round.stamp() | CONTINUES);
-        }
-    }
-}
