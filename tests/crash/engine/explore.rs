@@ -196,6 +196,9 @@ impl<'a, S: Arena> Explorer<'a, S> {
         if crash.is_none() && self.case.overtaker.is_some() {
             stepper.trace = Some(Vec::new());
         }
+        if crash.is_some() {
+            self.run_between_writes(&mut stepper);
+        }
         let (mut points, mut between) = (Vec::new(), Vec::new());
         let mut next = Some(Point {
             way: Way::default(),
@@ -233,6 +236,17 @@ impl<'a, S: Arena> Explorer<'a, S> {
             between,
             victim,
         })
+    }
+
+    /// For a victim whose points alone are asked for.
+    pub(super) fn run_between_writes(&self, stepper: &mut Stepper) {
+        if !self.is_cross_checked() {
+            stepper.run_between_writes();
+        }
+    }
+
+    fn is_cross_checked(&self) -> bool {
+        self.case.cross_check || self.settings.cross_check
     }
 
     /// Whether the time of a short run is over.
@@ -322,7 +336,7 @@ impl<'a, S: Arena> Explorer<'a, S> {
             arena: base..base + self.state.mapped_len() as u64,
             view,
             limit: self.case.limit,
-            cross_check: self.case.cross_check || self.settings.cross_check,
+            cross_check: self.is_cross_checked(),
         };
         let before = stepper.steps;
         let next = stepper.advance(&scene, &mut self.decoder, image);
@@ -387,6 +401,7 @@ impl<'a, S: Arena> Explorer<'a, S> {
     /// As [`kill_at`](Self::kill_at), at the point with that number of this run: for an operation that takes another way each time.
     fn step_and_kill(&mut self, index: usize) -> Result<(), Halt> {
         let (mut stepper, view, mut image) = self.start(None, None)?;
+        self.run_between_writes(&mut stepper);
         let mut last = Point {
             way: Way::default(),
             progress: 0,

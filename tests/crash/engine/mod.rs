@@ -40,6 +40,7 @@
 //! | `explore.rs` | the orders of crashes |
 //! | `overtake.rs` | another process's operation in the middle of the victim's |
 //! | `stepper.rs` | a victim under ptrace |
+//! | `shutter.rs` | a victim that runs from write to write |
 //! | `decode.rs` | what an instruction may write |
 //! | `image.rs` | copies of the arena and their differences |
 //! | `child.rs` | forking, waiting, cleaning up |
@@ -54,6 +55,7 @@ mod image;
 mod overtake;
 #[path = "../../common/pick.rs"]
 mod pick;
+mod shutter;
 mod stepper;
 mod suite;
 

@@ -109,6 +109,7 @@ impl<S: Arena> Explorer<'_, S> {
         last: Point,
         stopped: Crash,
     ) -> Result<(), Halt> {
+        self.run_between_writes(&mut stepper);
         let mut index = 0;
         let mut next = Some(Point {
             progress: stepper.progress(),

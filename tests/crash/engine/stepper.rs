@@ -9,7 +9,8 @@
 //! next write, at no particular granularity.
 //!
 //! Who is to be killed at a point that another victim was stepped to runs there ([`Way`]), stopped by the processor
-//! each time it comes to the point's instruction: that costs nothing beside stepping.
+//! each time it comes to the point's instruction: that costs nothing beside stepping. Where only the points matter and not
+//! the way to them, a victim runs to the next write, see [`super::shutter`].
 //!
 //! A victim dies with its tracer (`PTRACE_O_EXITKILL`).
 
@@ -25,6 +26,7 @@ use libc::user_regs_struct as Regs;
 use super::child::{Child, Ended};
 use super::decode::{Decoder, Effect};
 use super::image::{Delta, Image, View};
+use super::shutter::Shutter;
 
 /// How much longer a loop, or a whole run, may take than the limit for one system call.
 pub const SLOWER: u32 = 5;
@@ -70,10 +72,10 @@ pub struct Scene<'a> {
 
 /// A stopped victim.
 pub struct Stepper {
-    child: Child,
-    regs: Regs,
+    pub(super) child: Child,
+    pub(super) regs: Regs,
     /// To be delivered with the next step.
-    signal: i32,
+    pub(super) signal: i32,
     progress: u64,
     finished: bool,
     pub steps: u64,
@@ -83,6 +85,8 @@ pub struct Stepper {
     ranges: Vec<(u64, u64)>,
     /// The way to each instruction that was stepped, if somebody wants it.
     pub trace: Option<Vec<Way>>,
+    /// For a victim that runs from write to write: the ways to its points are none.
+    pub(super) shutter: Option<Shutter>,
 }
 
 /// The victim's side: runs `body` between two stops. The tracer never lets it get past the second.
@@ -100,11 +104,11 @@ pub fn perform(body: impl FnOnce() -> Result<(), String>) -> Result<(), String> 
     Ok(())
 }
 
-fn failed(what: &str) -> String {
+pub(super) fn failed(what: &str) -> String {
     format!("{what}: {}", io::Error::last_os_error())
 }
 
-fn ended_early(child: &Child, ended: Ended) -> String {
+pub(super) fn ended_early(child: &Child, ended: Ended) -> String {
     let text = child.text();
     match ended {
         Ended::Never => format!("the victim hangs {}", child.place()),
@@ -120,7 +124,7 @@ impl Stepper {
             Ended::Stop(libc::SIGSTOP) => {}
             other => return Err(ended_early(&child, other)),
         }
-        let options = libc::PTRACE_O_EXITKILL;
+        let options = libc::PTRACE_O_EXITKILL | libc::PTRACE_O_TRACESYSGOOD;
         // SAFETY: the child is our stopped tracee; PTRACE_SETOPTIONS takes its options as a number.
         if unsafe { libc::ptrace(libc::PTRACE_SETOPTIONS, child.pid(), 0, options) } == -1 {
             return Err(failed("PTRACE_SETOPTIONS"));
@@ -138,7 +142,13 @@ impl Stepper {
             way: Way::default(),
             ranges: Vec::new(),
             trace: None,
+            shutter: None,
         })
+    }
+
+    /// Has it run from write to write from here on.
+    pub fn run_between_writes(&mut self) {
+        self.shutter = Some(Shutter::new());
     }
 
     pub fn pid(&self) -> i32 {
@@ -170,6 +180,7 @@ impl Stepper {
     ) -> Result<Option<Point>, String> {
         let began = Instant::now();
         while !self.finished {
+            self.run_to_write(scene)?;
             let before = self.regs;
             if self.steps.is_multiple_of(LOOK_AT_CLOCK) && began.elapsed() > scene.limit * SLOWER {
                 return Err(format!(
@@ -179,7 +190,8 @@ impl Stepper {
             }
             self.note_way();
             let effect = decoder.effect(self.child.pid(), &before, &mut self.ranges);
-            let whole = self.step(scene.limit)? || matches!(effect, Effect::Anything);
+            let unknown = matches!(effect, Effect::Anything);
+            let whole = self.step(scene.limit)? || unknown;
             if let Effect::String { from, size } = effect {
                 let to = self.regs.rdi;
                 self.ranges
@@ -190,6 +202,9 @@ impl Stepper {
             } else {
                 self.look(scene, image)
             };
+            if let Some(shutter) = &mut self.shutter {
+                shutter.note(whole || !self.ranges.is_empty(), unknown);
+            }
             let mut delta = told.map_err(|error| format!("reading the arena: {error}"))?;
             if scene.cross_check && !whole {
                 let missed = scene
@@ -321,10 +336,7 @@ impl Stepper {
     /// Lets the victim go on, by that request, to its next stop.
     fn resume(&mut self, request: libc::c_uint, limit: Duration) -> Result<(), String> {
         let signal = std::mem::take(&mut self.signal);
-        // SAFETY: the child is our stopped tracee; the address is ignored and the data is a signal number.
-        if unsafe { libc::ptrace(request, self.child.pid(), 0, signal) } == -1 {
-            return Err(failed("letting a victim go on"));
-        }
+        self.go(request, signal)?;
         match self.child.wait(limit) {
             Ended::Stop(libc::SIGTRAP) => {}
             Ended::Stop(libc::SIGSTOP) => self.finished = true,
@@ -334,9 +346,17 @@ impl Stepper {
         self.regs = registers(self.child.pid())?;
         Ok(())
     }
+
+    pub(super) fn go(&self, request: libc::c_uint, signal: i32) -> Result<(), String> {
+        // SAFETY: the child is our stopped tracee; the address is ignored and the data is a signal number.
+        if unsafe { libc::ptrace(request, self.child.pid(), 0, signal) } == -1 {
+            return Err(failed("letting a victim go on"));
+        }
+        Ok(())
+    }
 }
 
-fn registers(pid: i32) -> Result<Regs, String> {
+pub(super) fn registers(pid: i32) -> Result<Regs, String> {
     // SAFETY: all-zero is a valid user_regs_struct.
     let mut regs: Regs = unsafe { std::mem::zeroed() };
     // SAFETY: the process is our stopped tracee, and `regs` is a valid place of the type the request fills.
