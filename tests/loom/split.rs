@@ -253,12 +253,7 @@ impl Map {
 type Both = [(Deaths, Death); 2];
 
 /// `changed` gets another value while the chunk is split, and `sought` is looked for.
-fn model(
-    keys: &'static [u64],
-    both: Both,
-    changed: Option<u64>,
-    sought: Option<u64>,
-) -> impl Fn() {
+fn model(keys: &'static [u64], both: Both, changed: Option<u64>, sought: Option<u64>) -> impl Fn() {
     move || {
         let map = Map::new(keys);
         let [mover, writer] = both.clone();
