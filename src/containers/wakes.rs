@@ -162,8 +162,8 @@ fn of_events_and_barriers() {
         all_woken(3, move || theirs.wait().unwrap(), || event.set());
         assert!(event.clear());
         // Of a next round those of this one would be missed, as their threads have ended.
-        let barriers = [(); 2].map(|()| create(Barrier::new(4)));
-        let [turned, reset] = barriers.clone();
+        let barriers = [(); 3].map(|()| create(Barrier::new(4)));
+        let [turned, reset, aborted] = barriers.clone();
         let went_on = all_woken(
             3,
             move || turned.wait().is_ok(),
@@ -173,6 +173,8 @@ fn of_events_and_barriers() {
         );
         assert_eq!(went_on, [true; 3]);
         let went_on = all_woken(3, move || reset.wait().is_ok(), || barriers[1].reset());
+        assert_eq!(went_on, [false; 3]);
+        let went_on = all_woken(3, move || aborted.wait().is_ok(), || barriers[2].abort());
         assert_eq!(went_on, [false; 3]);
     }
 }

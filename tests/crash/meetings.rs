@@ -186,6 +186,19 @@ fn is_at_rest(barrier: &Barrier) -> Result<(), String> {
     })
 }
 
+/// Who waits at a broken one is told; it is reset then. Whether it was broken.
+fn mended(barrier: &Barrier) -> Result<bool, String> {
+    let was_broken = barrier.is_broken();
+    if was_broken {
+        let result = barrier.wait().err();
+        ensure(result == Some(BarrierError::Broken), || {
+            format!("{result:?}")
+        })?;
+        barrier.reset();
+    }
+    Ok(was_broken)
+}
+
 /// A barrier of three with one killed as soon as it is counted.
 fn party_killed(barrier: &Barrier) {
     let mut party = Doomed::new(|| (), || _ = barrier.wait());
@@ -235,15 +248,8 @@ fn barriers(suite: &mut Suite) {
             meets,
             Barrier::abort,
             move |barrier, crash| {
-                let broken = barrier.is_broken();
+                let broken = mended(barrier)?;
                 ensure(broken || !crash.finished, || "not broken".into())?;
-                if broken {
-                    let result = barrier.wait().err();
-                    ensure(result == Some(BarrierError::Broken), || {
-                        format!("{result:?}")
-                    })?;
-                    barrier.reset();
-                }
                 waits(barrier, crash)
             },
         )
@@ -280,15 +286,8 @@ fn barriers(suite: &mut Suite) {
             },
             Barrier::reset,
             |barrier, crash| {
-                let broken = barrier.is_broken();
+                let broken = mended(barrier)?;
                 ensure(!(broken && crash.finished), || "not reset".into())?;
-                if broken {
-                    let result = barrier.wait().err();
-                    ensure(result == Some(BarrierError::Broken), || {
-                        format!("{result:?}")
-                    })?;
-                    barrier.reset();
-                }
                 is_at_rest(barrier)
             },
         )

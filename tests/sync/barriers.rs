@@ -201,7 +201,10 @@ pub fn who_never_came_is_missed() {
         dies.join().unwrap_err();
         barrier.abort();
         let late = s.spawn(told).unwrap();
-        assert!(waits.join().unwrap() && late.join().unwrap());
+        for party in [waits, late] {
+            until("told", || party.is_finished());
+            assert!(party.join().unwrap());
+        }
     });
     barrier.abort();
     assert!(barrier.is_broken());
