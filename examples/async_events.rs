@@ -46,10 +46,7 @@ struct Office {
 fn main() -> ExitCode {
     match run(Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("async_events: {error}");
-            ExitCode::FAILURE
-        }
+        Err(error) => say::failed(&*error),
     }
 }
 

@@ -168,9 +168,6 @@ fn main() -> ExitCode {
             eprintln!("chameneos: that is not twice the meetings");
             ExitCode::FAILURE
         }
-        Err(error) => {
-            eprintln!("chameneos: {error}");
-            ExitCode::FAILURE
-        }
+        Err(error) => say::failed(&*error),
     }
 }

@@ -41,11 +41,11 @@ struct Measured {
 
 #[derive(Debug, thiserror::Error)]
 enum Failure {
-    #[error("a worker was not started: {0}")]
+    #[error("a worker was not started")]
     Start(#[from] StartError),
-    #[error("a worker failed: {0}")]
+    #[error("a worker failed")]
     Join(#[from] JoinError),
-    #[error("a fork failed: {0}")]
+    #[error("a fork failed")]
     Fork(#[from] nix::Error),
     #[error("a worker computed {0} wrongly")]
     Wrong(u64),
@@ -53,7 +53,7 @@ enum Failure {
 
 /// The first worker.
 fn measure(worker: &Worker, arguments: Arguments) -> Result<Measured, String> {
-    measured(worker, &arguments).map_err(|failure| failure.to_string())
+    measured(worker, &arguments).map_err(|failure| say::why(&failure))
 }
 
 fn measured(worker: &Worker, arguments: &Arguments) -> Result<Measured, Failure> {
@@ -111,7 +111,7 @@ fn main() -> ExitCode {
     let measured = match run(&Config::new(), &MEASURE, arguments) {
         Ok(Ok(measured)) => measured,
         Ok(Err(failure)) => return failed(&failure),
-        Err(error) => return failed(&error.to_string()),
+        Err(error) => return say::failed(&error),
     };
     if let Some(seconds) = measured.fork_seconds {
         say!("fork and wait: {:.0} a second", count as f64 / seconds);

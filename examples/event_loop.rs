@@ -103,10 +103,7 @@ impl Connection {
 fn main() -> ExitCode {
     match serve(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("event_loop: {error}");
-            ExitCode::FAILURE
-        }
+        Err(error) => say::failed(&*error),
     }
 }
 

@@ -103,9 +103,6 @@ fn main() -> ExitCode {
             say!("rate: {:.0} a second", arguments.count as f64 / seconds);
             ExitCode::SUCCESS
         }
-        Err(error) => {
-            eprintln!("mailbox_speed: {error}");
-            ExitCode::FAILURE
-        }
+        Err(error) => say::failed(&*error),
     }
 }

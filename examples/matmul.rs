@@ -276,9 +276,6 @@ fn main() -> ExitCode {
             say!("products: right");
             ExitCode::SUCCESS
         }
-        Err(error) => {
-            eprintln!("matmul: {error}");
-            ExitCode::FAILURE
-        }
+        Err(error) => say::failed(&*error),
     }
 }

@@ -148,9 +148,6 @@ fn main() -> ExitCode {
             say!("rate: {:.0} MiB/s", arguments.mib as f64 / seconds);
             ExitCode::SUCCESS
         }
-        Err(error) => {
-            eprintln!("pipeline: {error}");
-            ExitCode::FAILURE
-        }
+        Err(error) => say::failed(&*error),
     }
 }

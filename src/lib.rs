@@ -135,7 +135,7 @@ mod exports {
         ClaimError, ClaimMut, CompareError, ElementError, Foreign, Handle, HandleError, HashMap,
         Iter, Key, Link, LinkError, Matrix, MultiMap, PoolAlloc, Position, RangeError, Reader,
         ResizeError, RowBand, RowBandMut, Rows, RowsMut, ShapeError, Shared, SharedCell,
-        StoreError, View,
+        StoreError, View, Writer,
     };
     pub use crate::containers::{
         Collected, Gc, Heap, HeapError, HeapStats, HeapView, Managed, Trace, Tracer, Tx,

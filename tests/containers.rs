@@ -95,6 +95,7 @@ const CASES: &[common::Named] = table! {
         killed_writers_tear_nothing
         killed_deleters_lose_nothing
         a_stopped_writer_blocks_nobody
+        readers_and_writers_give_up
         readers_and_writers_wait
         closing_wakes_all;
     workers:

@@ -512,6 +512,9 @@ fn processes_are_not_started() {
         let errors = String::from_utf8_lossy(&output.stderr);
         let one_line = errors.starts_with(&format!("{}: ", case[0])) && errors.lines().count() == 1;
         assert!(one_line, "{descriptors} {case:?}: {errors}");
+        // What it comes from, too.
+        let told = errors.contains("Too many open files");
+        assert!(told, "{descriptors} {case:?}: {errors}");
         assert_eq!(output.status.code(), Some(1), "{descriptors} {case:?}");
     }
 }

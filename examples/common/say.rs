@@ -1,7 +1,10 @@
-//! `say!`: `println!` for a program whose reader may go away, as `head` does, which is no failure.
+//! `say!`: `println!` for a program whose reader may go away, as `head` does, which is no failure. And what is said of one.
+#![allow(dead_code, reason = "each example uses a part of it")]
 
+use std::error::Error;
 use std::fmt::Arguments;
 use std::io::{ErrorKind, Write as _};
+use std::process::ExitCode;
 
 macro_rules! say {
     ($($text:tt)*) => { $crate::say::line(format_args!($($text)*)) };
@@ -15,4 +18,20 @@ pub fn line(text: Arguments<'_>) {
         eprintln!("{error}");
         std::process::exit(1);
     }
+}
+
+/// What went wrong, and what that comes from.
+pub fn why(error: &(dyn Error + 'static)) -> String {
+    let mut words = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        words += &format!(": {error}");
+        cause = error.source();
+    }
+    words
+}
+
+pub fn failed(error: &(dyn Error + 'static)) -> ExitCode {
+    eprintln!("{}: {}", env!("CARGO_BIN_NAME"), why(error));
+    ExitCode::FAILURE
 }

@@ -2,14 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::say;
+
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Failure(pub String);
 
-impl<E: std::error::Error> From<E> for Failure {
+impl<E: std::error::Error + 'static> From<E> for Failure {
     fn from(error: E) -> Self {
-        Failure(match error.source() {
-            Some(source) => format!("{error}: {source}"),
-            None => error.to_string(),
-        })
+        Failure(say::why(&error))
     }
 }

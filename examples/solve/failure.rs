@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 use shmkit::ClaimError;
 use shmkit::sync::BarrierError;
 
+use crate::say;
+
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
@@ -44,13 +46,13 @@ impl From<BarrierError> for Stopped {
     fn from(error: BarrierError) -> Self {
         match error {
             BarrierError::Broken => Stopped::Broken,
-            other => Stopped::Sharing(other.to_string()),
+            other => Stopped::Sharing(say::why(&other)),
         }
     }
 }
 
 impl From<ClaimError> for Stopped {
     fn from(error: ClaimError) -> Self {
-        Stopped::Sharing(error.to_string())
+        Stopped::Sharing(say::why(&error))
     }
 }

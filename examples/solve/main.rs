@@ -81,10 +81,7 @@ fn main() -> ExitCode {
     let options = Options::parse();
     let report = match run(&options) {
         Ok(report) => report,
-        Err(failure) => {
-            eprintln!("solve: {failure}");
-            return ExitCode::FAILURE;
-        }
+        Err(failure) => return say::failed(&failure),
     };
     say!("{report}");
     ExitCode::SUCCESS
@@ -153,7 +150,7 @@ fn solve(system: &System, workers: usize, goal: Goal) -> Result<Outcome, Failure
     let barrier = system
         .pool()
         .create(Barrier::new(workers as u32))
-        .map_err(|refused| Failure::Pool(refused.cause.to_string()))?;
+        .map_err(|refused| Failure::Pool(say::why(&refused.cause)))?;
     let barrier = &*barrier;
     scope(|s| {
         let mut running = Vec::with_capacity(workers);
@@ -163,14 +160,14 @@ fn solve(system: &System, workers: usize, goal: Goal) -> Result<Outcome, Failure
             let child = match s.spawn(move || gradients::solve(system, barrier, member, goal)) {
                 Ok(child) => child,
                 Err(error) => {
-                    ended.failed(worker, error.to_string());
+                    ended.failed(worker, say::why(&error));
                     continue;
                 }
             };
             match end_of(&child) {
                 Ok(end) => running.push((worker, end, child)),
                 Err(error) => {
-                    ended.failed(worker, error.to_string());
+                    ended.failed(worker, say::why(&error));
                     // It may have ended before. A child that is killed and not joined is a panic.
                     let _ = child.kill();
                     let _ = child.join();
@@ -187,7 +184,7 @@ fn solve(system: &System, workers: usize, goal: Goal) -> Result<Outcome, Failure
             for (worker, _, child) in those_that_ended(&mut running) {
                 match child.join() {
                     Ok(result) => ended.returned(result),
-                    Err(error) => ended.failed(worker, error.to_string()),
+                    Err(error) => ended.failed(worker, say::why(&error)),
                 }
             }
         }

@@ -6,6 +6,7 @@ use shmkit::{Array, KillSafe, Pool, Shared};
 
 use crate::failure::Failure;
 use crate::matrix::Csr;
+use crate::say;
 
 /// A matrix is cut into this many blocks of rows however many workers there are, so that every
 /// number of workers up to this does the same arithmetic, to the last bit. Most small numbers of
@@ -72,7 +73,7 @@ impl System {
         let pool = Pool::builder()
             .max_size((limit as usize) << 20)
             .create()
-            .map_err(|error| Failure::Pool(error.to_string()))?;
+            .map_err(|error| Failure::Pool(say::why(&error)))?;
         let blocks = BLOCKS.max(workers).min(rows);
         let zeros = || filled(pool, &vec![0.0; rows]);
         Ok(System {
@@ -111,7 +112,7 @@ impl System {
     /// How far the solution is from the known one, at worst.
     pub fn error(&self) -> Result<f64, Failure> {
         let x = self.x.claim(..);
-        let x = x.map_err(|error| Failure::Pool(error.to_string()))?;
+        let x = x.map_err(|error| Failure::Pool(say::why(&error)))?;
         Ok(x.iter().map(|x| (x - 1.0).abs()).fold(0.0, f64::max))
     }
 }
@@ -128,5 +129,5 @@ fn norm(vector: &[f64]) -> f64 {
 
 fn filled<T: KillSafe + Unpin + Copy>(pool: Pool, from: &[T]) -> Result<Shared<Array<T>>, Failure> {
     Array::from_fn_in(pool, from.len(), |i| from[i])
-        .map_err(|refused| Failure::Pool(refused.cause.to_string()))
+        .map_err(|refused| Failure::Pool(say::why(&refused.cause)))
 }

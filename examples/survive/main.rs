@@ -45,10 +45,7 @@ fn main() -> ExitCode {
     match run(&arguments) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("survive: {error}");
-            ExitCode::FAILURE
-        }
+        Err(error) => say::failed(&*error),
     }
 }
 

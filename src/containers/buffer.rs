@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use super::buffer_io::{BytesView, Reader};
+use super::buffer_io::{BytesView, Reader, Writer};
 use crate::ShmSafe;
 use crate::allocator::AllocError;
 use crate::engines::buffer::{NO_CAPACITY, Refusal, Words};
@@ -339,6 +339,23 @@ impl Buffer {
     #[must_use]
     pub fn reader(&self, from: Position) -> Reader<'_> {
         Reader::new(self, from)
+    }
+
+    /// Appends as [`std::io::Write`] and waits for room, for a limited time if that is wanted; so does
+    /// `&Buffer`, for ever.
+    ///
+    /// ```
+    /// # use std::io::Write;
+    /// # use shmkit::{Buffer, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let log = pool.create(Buffer::new())?;
+    /// writeln!(log.writer(), "{} lines", 1)?;
+    /// assert_eq!(log.len(), 8);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn writer(&self) -> Writer<'_> {
+        Writer::new(self)
     }
 
     /// Deletes all bytes before a position. Their memory is free when nobody looks at them any more.

@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::iter::FusedIterator;
 use std::marker::PhantomData;
 use std::ops::{ControlFlow, Range};
+use std::time::{Duration, Instant};
 
 use super::buffer::{AppendError, Buffer, Position, RangeError};
 use super::link::unpin;
@@ -16,6 +17,7 @@ use crate::participants::habit::attempt_awake;
 use crate::participants::here::{Here, here};
 use crate::participants::tag::Tag;
 use crate::participants::thread;
+use crate::sync::deadline;
 
 /// Bytes of a [`Buffer`], in place. While a view is open nothing that is deleted meanwhile is freed.
 ///
@@ -252,7 +254,8 @@ impl fmt::Debug for ByteChunks<'_> {
     }
 }
 
-/// Reads a [`Buffer`] from a position on, and waits for what is not there yet. It deletes nothing.
+/// Reads a [`Buffer`] from a position on, and waits for what is not there yet: as long as it
+/// [may](Self::set_timeout). It deletes nothing.
 ///
 /// Bytes that others deleted before they were read are an error of kind `InvalidInput`, with a
 /// [`RangeError`] inside. After [`Buffer::close`] it comes to an end.
@@ -274,11 +277,16 @@ impl fmt::Debug for ByteChunks<'_> {
 pub struct Reader<'a> {
     buffer: &'a Buffer,
     position: Position,
+    timeout: Option<Duration>,
 }
 
 impl<'a> Reader<'a> {
     pub(super) fn new(buffer: &'a Buffer, position: Position) -> Self {
-        Reader { buffer, position }
+        Reader {
+            buffer,
+            position,
+            timeout: None,
+        }
     }
 
     /// The position of the next byte to be read.
@@ -298,6 +306,27 @@ impl<'a> Reader<'a> {
     pub fn position(&self) -> Position {
         self.position
     }
+
+    /// How long each read waits at the most: for ever with `None`, as at first. One that has waited
+    /// in vain is an error of kind `TimedOut`, and has read nothing.
+    ///
+    /// ```
+    /// # use std::io::{ErrorKind, Read};
+    /// # use std::time::Duration;
+    /// # use shmkit::{Buffer, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let pipe = pool.create(Buffer::new())?;
+    /// let mut reader = pipe.reader(0);
+    /// reader.set_timeout(Some(Duration::from_millis(1)));
+    /// let nothing = reader.read(&mut [0; 9]);
+    /// assert_eq!(nothing.unwrap_err().kind(), ErrorKind::TimedOut);
+    /// pipe.append(b"late")?;
+    /// assert_eq!(reader.read(&mut [0; 9])?, 4);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn set_timeout(&mut self, timeout: Option<Duration>) {
+        self.timeout = timeout;
+    }
 }
 
 impl Read for Reader<'_> {
@@ -312,7 +341,8 @@ impl Read for Reader<'_> {
             let (end, closed) = state();
             end > self.position || closed || words.start() > self.position
         };
-        wait(&words.arrivals, here, ready);
+        let deadline = self.timeout.and_then(deadline);
+        wait(&words.arrivals, here, deadline, ready)?;
         let read = match self.buffer.read_at(self.position, into) {
             // A position beyond the end of a closed buffer.
             Err(RangeError::BeyondEnd { .. }) => 0,
@@ -324,25 +354,79 @@ impl Read for Reader<'_> {
 }
 
 /// Waits until it is ready, which those who make it so tell by the bell.
-fn wait(bell: &Bell, here: Here, ready: impl Fn() -> bool) {
+fn wait(
+    bell: &Bell,
+    here: Here,
+    deadline: Option<Instant>,
+    ready: impl Fn() -> bool,
+) -> io::Result<()> {
     let look = |()| match ready() {
         true => ControlFlow::Break(()),
         false => ControlFlow::Continue(()),
     };
-    if look(()).is_continue() && attempt_awake((), None, || (), look).is_continue() {
-        bell.wait(here, ready);
+    let is_ready = look(()).is_break()
+        || attempt_awake((), deadline, || (), look).is_break()
+        || bell.wait(here, deadline, ready);
+    is_ready.then_some(()).ok_or(io::ErrorKind::TimedOut.into())
+}
+
+/// Writes to a [`Buffer`], and waits for room: as long as it [may](Self::set_timeout). Each call of
+/// `write` appends what there is room for, as one append.
+///
+/// A full pool, a closed buffer or one without any capacity is an error at once, with an
+/// [`AppendError`] inside.
+///
+/// ```
+/// use std::io::Write;
+/// use shmkit::{Buffer, Pool};
+///
+/// let pool = Pool::builder().create()?;
+/// let pipe = pool.create(Buffer::with_capacity(6))?;
+/// assert_eq!(pipe.writer().write(b"first, second")?, 6);
+/// assert_eq!(pipe.view(0..6)?.to_vec(), b"first,");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Writer<'a> {
+    buffer: &'a Buffer,
+    timeout: Option<Duration>,
+}
+
+impl<'a> Writer<'a> {
+    pub(super) fn new(buffer: &'a Buffer) -> Self {
+        let timeout = None;
+        Writer { buffer, timeout }
+    }
+
+    /// How long each `write` waits at the most: for ever with `None`, as at first. One that has waited
+    /// in vain is an error of kind `TimedOut`, and has written nothing.
+    ///
+    /// ```
+    /// # use std::io::{ErrorKind, Write};
+    /// # use std::time::Duration;
+    /// # use shmkit::{Buffer, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let pipe = pool.create(Buffer::with_capacity(5))?;
+    /// let mut writer = pipe.writer();
+    /// writer.set_timeout(Some(Duration::from_millis(1)));
+    /// writer.write_all(b"early")?;
+    /// assert_eq!(writer.write(b"late").unwrap_err().kind(), ErrorKind::TimedOut);
+    /// pipe.truncate_front(5)?;
+    /// writer.write_all(b"late")?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn set_timeout(&mut self, timeout: Option<Duration>) {
+        self.timeout = timeout;
     }
 }
 
-/// Writing waits for room, and then appends as much as there is room for: each call of `write` is
-/// an append of its own.
-impl Write for &Buffer {
+impl Write for Writer<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if bytes.is_empty() {
             return Ok(0);
         }
-        let here = here(*self).map_err(RangeError::from)?;
-        let words = self.words();
+        let here = here(self.buffer).map_err(RangeError::from)?;
+        let words = self.buffer.words();
         let room = || {
             let start = words.start();
             let (end, closed) = here.pinned(|| words.end(here.arena));
@@ -352,19 +436,31 @@ impl Write for &Buffer {
             }
         };
         if words.capacity() == Some(0) {
-            return Ok(self.append(bytes).map(|_| bytes.len())?);
+            return Ok(self.buffer.append(bytes).map(|_| bytes.len())?);
         }
+        let deadline = self.timeout.and_then(deadline);
         loop {
             let len = (bytes.len() as u64).min(room()) as usize;
             if len > 0 {
-                match self.append(&bytes[..len]) {
+                match self.buffer.append(&bytes[..len]) {
                     // Others were faster.
                     Err(AppendError::Full) => {}
                     appended => return Ok(appended.map(|_| len)?),
                 }
             }
-            wait(&words.departures, here, || room() > 0);
+            wait(&words.departures, here, deadline, || room() > 0)?;
         }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// As [`Buffer::writer`], without a time limit.
+impl Write for &Buffer {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.writer().write(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {

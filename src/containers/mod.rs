@@ -51,7 +51,7 @@ type Contained<T> = PhantomData<(fn(T) -> T, T)>;
 
 pub use array::Array;
 pub use buffer::{AppendError, Buffer, Position, RangeError};
-pub use buffer_io::{ByteChunks, BytesView, Reader};
+pub use buffer_io::{ByteChunks, BytesView, Reader, Writer};
 pub use cell::SharedCell;
 pub use foreign::{Foreign, PoolAlloc};
 pub use hash_map::{

@@ -84,14 +84,22 @@ impl Bell {
         lock::sleep(here.arena, here.slot, low, word, owner, deadline);
     }
 
-    /// Sleeps until `ready` says so, which those who make it so tell by a ring.
-    pub(crate) fn wait(&self, here: Here, ready: impl Fn() -> bool) {
+    /// Sleeps until `ready` says so, which those who make it so tell by a ring. False if it does not in time.
+    pub(crate) fn wait(
+        &self,
+        here: Here,
+        deadline: Option<Instant>,
+        ready: impl Fn() -> bool,
+    ) -> bool {
         loop {
             let announced = self.announce();
             if ready() {
-                return;
+                return true;
             }
-            self.sleep(here, announced, Tag::NOBODY, None);
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return false;
+            }
+            self.sleep(here, announced, Tag::NOBODY, deadline);
         }
     }
 }

@@ -419,7 +419,8 @@ pub(crate) fn judge(fd: BorrowedFd<'_>) -> Result<Identity, AttachError> {
     let stat = rustix::fs::fstat(fd)?;
     let len = len(&stat);
     let identity = Identity::parse(&bytes);
-    if read >= 8 && identity.magic != MAGIC {
+    // Also what ends before the magic number does.
+    if !bytes[..read].starts_with(&MAGIC.to_le_bytes()[..read.min(8)]) {
         return Err(AttachError::NotAPool);
     }
     if read < bytes.len() {

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -543,6 +544,56 @@ pub fn readers_and_writers_wait() {
     assert_sound(pipe.pool());
 }
 
+fn until_asleep(child: u32) {
+    let asleep = || {
+        let stat = std::fs::read_to_string(format!("/proc/{child}/stat")).unwrap();
+        stat.rsplit(')').next().unwrap().starts_with(" S")
+    };
+    while !asleep() {
+        std::thread::yield_now();
+    }
+}
+
+pub fn readers_and_writers_give_up() {
+    let pipe = bounded(10);
+    let (mut reader, mut writer) = (pipe.reader(0), pipe.writer());
+    let gives_up = |limit, result: std::io::Result<usize>, began: Instant| {
+        assert_eq!(result.unwrap_err().kind(), ErrorKind::TimedOut);
+        assert!(began.elapsed() >= limit);
+    };
+    for limit in [0, 20].map(Duration::from_millis) {
+        reader.set_timeout(Some(limit));
+        let began = Instant::now();
+        gives_up(limit, reader.read(&mut [0; 4]), began);
+        writer.set_timeout(Some(limit));
+        // What there is room for.
+        assert_eq!(writer.write(&bytes(5, 14)).unwrap(), 10);
+        let began = Instant::now();
+        gives_up(limit, writer.write(b"more"), began);
+        pipe.clear().unwrap();
+        reader = pipe.reader(pipe.end());
+    }
+    assert_eq!(
+        (pipe.start(), pipe.end()),
+        (20, 20),
+        "nothing was lost, or doubled"
+    );
+    writer.write_all(&bytes(6, 10)).unwrap();
+    scope(|s| {
+        let reads = || {
+            let mut reader = pipe.reader(30);
+            reader.set_timeout(Some(Duration::MAX));
+            reader.read(&mut [0; 8]).unwrap()
+        };
+        let reads = s.spawn(reads).unwrap();
+        until_asleep(reads.id().pid());
+        pipe.truncate_front(24).unwrap();
+        assert_eq!(writer.write(b"better late").unwrap(), 4);
+        assert_eq!(reads.join().unwrap(), 4);
+    });
+    assert_sound(pipe.pool());
+}
+
 pub fn closing_wakes_all() {
     let pipe = bounded(10);
     pipe.append(&[1; 10]).unwrap();
@@ -551,14 +602,8 @@ pub fn closing_wakes_all() {
         let writes = s.spawn(|| (&mut &*pipe).write(&[1; 4]).is_err());
         let (reads, writes) = (reads.unwrap(), writes.unwrap());
         // Asleep, or not yet begun; if so, they find it closed.
-        for child in [reads.id().pid(), writes.id().pid()] {
-            let asleep = || {
-                let stat = std::fs::read_to_string(format!("/proc/{child}/stat")).unwrap();
-                stat.rsplit(')').next().unwrap().starts_with(" S")
-            };
-            while !asleep() {
-                std::thread::yield_now();
-            }
+        for child in [&reads.id(), &writes.id()] {
+            until_asleep(child.pid());
         }
         pipe.close().unwrap();
         assert_eq!(reads.join().unwrap(), 0);

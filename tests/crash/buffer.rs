@@ -3,6 +3,9 @@
 //! Whatever died, the bytes are those before or those after the operation, they can be appended to
 //! and deleted, and the memory is that of the chunks and nothing else.
 
+use std::io::{ErrorKind, Read};
+use std::time::Duration;
+
 use shmkit::{AppendError, Buffer, Pool, Shared, testing};
 
 use super::engine::{Case, Crash, Suite, progress};
@@ -276,6 +279,18 @@ fn appends(suite: &mut Suite) {
         || (0, bytes(1, 40)),
         || (0, bytes(1, 40)),
     ));
+    let in_vain = case("read in vain", one, |world| {
+        let mut reader = world.buffer().reader(40);
+        reader.set_timeout(Some(Duration::from_millis(500)));
+        let nothing = reader.read(&mut [0; 8]).map_err(|error| error.kind());
+        assert_eq!(nothing, Err(ErrorKind::TimedOut));
+    });
+    // How often it looks depends on the clock, so no two runs are alike.
+    suite.run(
+        either(in_vain, || (0, bytes(1, 40)), || (0, bytes(1, 40)))
+            .without_second_order()
+            .without_real_kills(),
+    );
 }
 
 fn deletions(suite: &mut Suite) {

@@ -110,7 +110,7 @@ fn semaphores(suite: &mut Suite) {
             nothing,
             |semaphore| {
                 let permit = semaphore.acquire().expect("a permit");
-                let late = semaphore.acquire_timeout(Duration::from_millis(60));
+                let late = semaphore.acquire_timeout(Duration::from_millis(500));
                 assert_eq!(late.map(|_| ()), Err(AcquireError::TimedOut));
                 drop(permit);
             },
@@ -330,7 +330,7 @@ fn events(suite: &mut Suite) {
             Event::new,
             nothing,
             |event| {
-                let waited = event.wait_timeout(Duration::from_millis(60));
+                let waited = event.wait_timeout(Duration::from_millis(500));
                 assert_eq!(waited, Err(WaitError::TimedOut));
             },
             |event, _| ensure(!event_works(event)?, || "set by nobody".into()),

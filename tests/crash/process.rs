@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Deserializer, Serialize};
 use shmkit::Pool;
-use shmkit::process::{JoinHandle, Resource, ResourceId, Wire};
+use shmkit::process::{JoinError, JoinHandle, Resource, ResourceId, Wire};
 use shmkit::testing::{self, Jobs};
 
 use super::engine::{Case, Crash, Suite, Victim, progress};
@@ -118,7 +118,7 @@ fn joined(world: &mut World) -> Result<bool, String> {
     match copy::<Marked>(world.handle.as_ref().expect("a handle")).join() {
         Ok(Marked(result)) if result == argument() => Ok(true),
         Ok(_) => Err("the result is not what it was".into()),
-        Err(shmkit::process::JoinError::AlreadyJoined) => Ok(false),
+        Err(JoinError::AlreadyJoined) => Ok(false),
         Err(error) => Err(error.to_string()),
     }
 }
@@ -210,11 +210,62 @@ pub fn cases(suite: &mut Suite) {
         let handle = copy::<Vec<u8>>(world.handle.as_ref().expect("a handle"));
         match handle.join() {
             Ok(result) if result == argument() => Ok(()),
-            Err(shmkit::process::JoinError::Exited(0)) if !crash.finished => Ok(()),
+            Err(JoinError::Exited(0)) if !crash.finished => Ok(()),
             other => Err(format!("{other:?}")),
         }
     }));
+    suite.run(ending("end by join", false));
+    suite.run(ending("end of a detached one by join", true));
     resources(suite);
+}
+
+/// The mark of who got what it asked for.
+const HAD: u64 = 1;
+
+/// The master hears that a job has ended, which left no result, and the job is joined meanwhile: the joiner hears how it
+/// has ended, or that it has not; and nobody hears of a detached one.
+fn ending(name: &'static str, is_detached: bool) -> Case<World> {
+    let handle = |world: &World| copy::<Vec<u8>>(world.handle.as_ref().expect("a handle"));
+    let running = move |world: &mut World| {
+        world.handle = Some(world.jobs.start(&argument()));
+        world.jobs.run();
+        if is_detached {
+            handle(world).detach();
+        }
+    };
+    // Whether it was there to be joined.
+    let heard = |joined: Result<Vec<u8>, JoinError>| match joined {
+        Err(JoinError::Exited(0)) => Ok(true),
+        Err(JoinError::AlreadyJoined) => Ok(false),
+        other => Err(format!("{other:?}")),
+    };
+    case(name, running, |world| world.jobs.end(), |_, _| Ok(()))
+        .attach(|world| world.jobs.reign())
+        .overtaken_by(move |world| {
+            let joined = handle(world).try_join();
+            if joined.is_ok_and(|joined| heard(joined).expect("how it has ended")) {
+                progress(HAD);
+            }
+        })
+        .verify(move |world, crash| {
+            // With the master the run has ended.
+            if !crash.finished {
+                return Ok(());
+            }
+            world.pool.recover();
+            world.jobs.tidy();
+            let had = crash.overtaken.is_some_and(|how| how.mark == HAD);
+            let late = heard(handle(world).join())?;
+            let times = u8::from(had) + u8::from(late);
+            ensure(times == u8::from(!is_detached), || {
+                format!("joined meanwhile: {had}, later: {late}")
+            })?;
+            ensure(world.jobs.is_empty(), || "a job is left".into())?;
+            intact(world)
+        })
+        .without_second_order()
+        .without_real_kills()
+        .at_least(3)
 }
 
 fn argument_encoded() -> Vec<u8> {
@@ -278,9 +329,6 @@ fn resources(suite: &mut Suite) {
         },
     ));
 }
-
-/// The mark of a worker that got a resource which the master was about to remove.
-const HAD: u64 = 1;
 
 /// The master removes what nobody uses, and a worker gets it meanwhile. One sees the other.
 fn removal(unused: impl Fn(&mut World) + 'static) -> Case<World> {

@@ -360,7 +360,7 @@ fn condvars(suite: &mut Suite) {
             nothing,
             |(mutex, condvar)| {
                 let guard = mutex.lock().expect("the lock");
-                let waited = condvar.wait_timeout(guard, Duration::from_millis(60));
+                let waited = condvar.wait_timeout(guard, Duration::from_millis(500));
                 assert!(waited.expect("the lock again").1.timed_out());
             },
             can_wait,

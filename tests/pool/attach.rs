@@ -127,7 +127,16 @@ pub fn memfd(content: &[u8]) -> File {
 }
 
 pub fn not_a_pool() {
-    for content in [&[0; 10_000][..], b"#!/bin/sh\n", b"shmkit\xf0\x02", &[0; 8]] {
+    let zeros = [0; 10_000];
+    let contents = [
+        &zeros[..],
+        &zeros[..8],
+        &zeros[..1],
+        b"#!/bin/sh\n",
+        b"shmkit\xf0\x02",
+        b"nopool",
+    ];
+    for content in contents {
         let refused = attach(memfd(content));
         assert!(matches!(refused, Err(AttachError::NotAPool)), "{refused:?}");
     }

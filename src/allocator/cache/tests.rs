@@ -90,6 +90,34 @@ fn a_block_that_was_freed_of_a_span_of_who_has_left_is_found() {
     assert_eq!(allocate(&pool), theirs);
 }
 
+/// The same, and others may be about to free it once more, so that who has adopted the span for it goes on without it.
+#[test]
+fn a_block_of_a_span_that_was_adopted_in_vain_is_found_later() {
+    let pool = Pool::builder().create().unwrap();
+    let arena = pool.0;
+    let me = thread::slot(arena).unwrap().tag();
+    let (first, start) = by_another(|| {
+        let (first, span, _) = full(&pool);
+        (first, span.slice(arena))
+    });
+    let theirs = by_another(|| thread::slot(arena).unwrap().tag().slot());
+    let freeing = &arena.slot(theirs).watched.freeing;
+    freeing.store(first as u64, Ordering::SeqCst);
+    free(&pool, first);
+    let next = allocate(&pool);
+    assert_ne!(next, first);
+    assert_eq!(
+        arena.tag(start).load(Ordering::Relaxed),
+        slice::span_tag(me)
+    );
+    freeing.store(0, Ordering::SeqCst);
+
+    // As soon as a span is needed again.
+    let others = arena.span(arena.slice_of(next).unwrap());
+    let blocks = others.blocks.load(Ordering::Relaxed);
+    assert!((0..blocks).any(|_| allocate(&pool) == first));
+}
+
 /// All blocks of a span are free, and another thread may be about to free one of them once more.
 #[test]
 fn a_span_that_a_freeing_word_names_is_not_empty() {
