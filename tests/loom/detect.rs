@@ -103,7 +103,7 @@ impl Shared {
 #[test]
 fn death_of_an_author() {
     let explorer = Explorer::new("detect: death of an author");
-    let model = |deaths, at| {
+    explorer.each_death(2, |deaths, at| {
         let (victim, nobody) = ((deaths, at), Default::default());
         move || {
             let shared = Shared::new();
@@ -117,9 +117,7 @@ fn death_of_an_author() {
             others.into_iter().for_each(|other| other.join().unwrap());
             assert_eq!(shared.value(), 2 + begun);
         }
-    };
-    explorer.run(2, model(Default::default(), None));
-    explorer.each_death(1, model);
+    });
 }
 
 /// The same, and who recovers it dies at every write too; one other author.

@@ -17,8 +17,6 @@ use super::{Death, Deaths, Explorer};
 const HASH: u64 = 0;
 /// The first one stays in the chunk, and so does the last, which is in the second line; the others leave.
 const KEYS: [u64; 4] = [2, 1, 3, 4];
-/// One of each kind, in one line.
-const FEW: [u64; 2] = [2, 1];
 
 /// The chunk that a key belongs to afterwards.
 fn index(key: u64) -> usize {
@@ -42,8 +40,6 @@ impl State {
 
 /// A flat map: a table of one chunk, and from a store on its successor, of that chunk and another one.
 struct Map {
-    /// Which it has.
-    keys: &'static [u64],
     before: State,
     after: [State; 2],
     chunks: [Vec<Line>; 2],
@@ -62,9 +58,8 @@ enum At {
 }
 
 impl Map {
-    fn new(keys: &'static [u64]) -> Arc<Self> {
+    fn new() -> Arc<Self> {
         let map = Map {
-            keys,
             before: State::new(READY),
             after: [State::new(RAW), State::new(RAW)],
             chunks: [new_lines(2), new_lines(2)],
@@ -72,7 +67,7 @@ impl Map {
             gone: AtomicU64::new(0),
             over: AtomicU64::new(0),
         };
-        for &key in keys {
+        for key in KEYS {
             assert!(lines::add(map.chunk(0), HASH, key, 10 * key, |_| true));
         }
         // The other one's memory was something else before.
@@ -253,9 +248,9 @@ impl Map {
 type Both = [(Deaths, Death); 2];
 
 /// `changed` gets another value while the chunk is split, and `sought` is looked for.
-fn model(keys: &'static [u64], both: Both, changed: Option<u64>, sought: Option<u64>) -> impl Fn() {
+fn model(both: Both, changed: Option<u64>, sought: Option<u64>) -> impl Fn() {
     move || {
-        let map = Map::new(keys);
+        let map = Map::new();
         let [mover, writer] = both.clone();
         let kill = |slot: usize, (deaths, at): (Deaths, Death), work: fn(&Map, u64)| {
             let map = Arc::clone(&map);
@@ -291,7 +286,7 @@ fn model(keys: &'static [u64], both: Both, changed: Option<u64>, sought: Option<
         let now = changed.and_then(|key| map.find(key));
         assert!(now == Some(11) || !over, "{now:?}");
         let all_are_there = || {
-            for &key in map.keys {
+            for key in KEYS {
                 let value = if changed == Some(key) {
                     now
                 } else {
@@ -308,8 +303,7 @@ fn model(keys: &'static [u64], both: Both, changed: Option<u64>, sought: Option<
         map.ready(0);
         map.unlock(At::After(0));
         all_are_there();
-        let half = map.keys.len() / 2;
-        assert_eq!([0, 1].map(|index| map.chunk(index).count()), [half; 2]);
+        assert_eq!([map.chunk(0).count(), map.chunk(1).count()], [2, 2]);
     }
 }
 
@@ -317,15 +311,14 @@ fn lives() -> (Deaths, Death) {
     (Deaths::default(), None)
 }
 
-/// Keys that stay and keys that leave are there all the time for who looks. What he can see of a mover that dies is what
-/// he sees of one that is preempted there until the look is over: deaths are for what is done afterwards.
+/// Keys that stay and keys that leave are there all the time for who looks.
 #[test]
 fn a_look_meets_a_split() {
     let explorer = Explorer::new("split: a look meets a split");
-    let model = |mover, key| model(&KEYS, [mover, lives()], None, Some(key));
     for key in KEYS {
-        explorer.run(2, model(lives(), key));
-        explorer.each_death(1, |deaths, at| model((deaths, at), key));
+        explorer.each_death(2, |deaths, at| {
+            model([(deaths, at), lives()], None, Some(key))
+        });
     }
 }
 
@@ -335,7 +328,7 @@ fn a_walk_meets_a_split() {
     let explorer = Explorer::new("split: a walk meets a split");
     let model = |deaths: Deaths, at: Death| {
         move || {
-            let map = Map::new(&KEYS);
+            let map = Map::new();
             map.has_successor.store(1, Ordering::SeqCst);
             let split = || {
                 let Ok(()) = map.split(1);
@@ -370,7 +363,7 @@ fn a_change_meets_a_split() {
     let explorer = Explorer::new("split: a change meets a split");
     for key in [1, 4] {
         explorer.each_death(2, |deaths, at| {
-            model(&KEYS, [(deaths, at), lives()], Some(key), None)
+            model([(deaths, at), lives()], Some(key), None)
         });
     }
 }
@@ -379,9 +372,9 @@ fn a_change_meets_a_split() {
 #[test]
 fn a_look_and_a_change_meet_a_split() {
     let explorer = Explorer::new("split: a look and a change meet a split");
-    for key in FEW {
+    for key in [1, 4] {
         explorer.each_death(1, |deaths, at| {
-            model(&FEW, [(deaths, at), lives()], Some(key), Some(key))
+            model([(deaths, at), lives()], Some(key), Some(key))
         });
     }
 }
@@ -391,8 +384,6 @@ fn a_look_and_a_change_meet_a_split() {
 fn a_change_meets_a_split_and_dies() {
     let explorer = Explorer::new("split: a change meets a split and dies");
     for key in [1, 4] {
-        explorer.each_recovery(1, |mover, writer| {
-            model(&KEYS, [mover, writer], Some(key), None)
-        });
+        explorer.each_recovery(1, |mover, writer| model([mover, writer], Some(key), None));
     }
 }
