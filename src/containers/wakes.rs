@@ -1,12 +1,14 @@
 //! Who sleeps is woken by what it waits for. A wake that is left out costs others a tick and nothing else, so no other
 //! test sees it: here sleeps have no time limit.
 
+use std::cell::Cell;
 use std::io::{self, Read, Write};
 use std::sync::{Arc, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use crate::layout::arena::Arena;
+use crate::participants::here::here;
 use crate::participants::{lock, thread as slots};
 use crate::primitive::{AtomicU32, AtomicU64, Ordering};
 use crate::sys::futex::{self, only_wakes};
@@ -479,6 +481,29 @@ fn none_sleeps_for_ever(
     }
     let patience = Duration::from_secs(60);
     (0..4).for_each(|_| ended.recv_timeout(patience).expect("somebody sleeps"));
+}
+
+/// Somebody makes it ready, and rings, right behind the look of who is about to sleep; nobody does in time for another.
+#[test]
+fn of_who_has_looked() {
+    let buffer = create(Buffer::new());
+    let (end, ended) = mpsc::channel();
+    thread::spawn(move || {
+        only_wakes::demand();
+        let (bell, here) = (&buffer.words().arrivals, here(&*buffer).ok().unwrap());
+        let is_ready = Cell::new(false);
+        let looks = || {
+            let was_ready = is_ready.replace(true);
+            bell.ring_all();
+            was_ready
+        };
+        end.send(bell.wait(here, None, looks)).unwrap();
+        let late = Some(Instant::now());
+        end.send(bell.wait(here, late, || false)).unwrap();
+    });
+    for came in [true, false] {
+        assert_eq!(ended.recv_timeout(Duration::from_secs(60)), Ok(came));
+    }
 }
 
 #[test]
