@@ -143,7 +143,7 @@ mod exports {
     pub use crate::containers::{FoldHash, KeyHasher, MapEntry, ModifyEntry, SipHash13};
     pub use crate::containers::{Lease, PopError, PushError, PushRefusal, Queue, Snapshot};
     pub use crate::containers::{Mailbox, Receiver, ReceiverError, RecvError};
-    pub use crate::layout::{KillSafe, ShmSafe, TypeInfo};
+    pub use crate::layout::{KillSafe, Movable, ShmSafe, TypeInfo};
     pub use crate::participants::thread::NoSlot;
     pub use crate::pool::{
         AttachError, CreateError, GrowError, ObjectError, OutOfMemory, Pool, PoolBuilder,

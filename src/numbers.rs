@@ -38,7 +38,7 @@ use crate::layout::arena::Arena;
 use crate::pool::objects::{self, Phase};
 use crate::pool::{names, types};
 use crate::primitive::{Ordering, fence};
-use crate::{Array, KillSafe, Matrix, Pool, ShmSafe};
+use crate::{Array, KillSafe, Matrix, Movable, Pool, ShmSafe};
 
 /// What an object of numbers is.
 ///
@@ -192,7 +192,10 @@ fn fingerprint<T: ShmSafe>() -> u128 {
 
 /// As an [`Extent`]: `address` is that of a block of a matrix's layout, which an object of this very
 /// type has.
-fn matrix_extent<T: KillSafe + Unpin>(arena: Arena, address: usize) -> Option<(usize, Vec<usize>)> {
+fn matrix_extent<T: KillSafe + Movable>(
+    arena: Arena,
+    address: usize,
+) -> Option<(usize, Vec<usize>)> {
     // SAFETY: such a block is mapped and aligned, and a matrix consists of atomics.
     let matrix = unsafe { &*std::ptr::with_exposed_provenance::<Matrix<T>>(address) };
     let (elements, shape) = matrix.extent(arena)?;
@@ -200,7 +203,10 @@ fn matrix_extent<T: KillSafe + Unpin>(arena: Arena, address: usize) -> Option<(u
 }
 
 /// The same for arrays.
-fn array_extent<T: KillSafe + Unpin>(arena: Arena, address: usize) -> Option<(usize, Vec<usize>)> {
+fn array_extent<T: KillSafe + Movable>(
+    arena: Arena,
+    address: usize,
+) -> Option<(usize, Vec<usize>)> {
     // SAFETY: as for matrices.
     let array = unsafe { &*std::ptr::with_exposed_provenance::<Array<T>>(address) };
     let (elements, len) = array.extent(arena)?;

@@ -53,7 +53,7 @@ use crate::participants::here::{Here, here};
 use crate::pool::intents;
 use crate::pool::{ObjectError, OutOfMemory, Pool};
 use crate::primitive::{AtomicU64, Ordering, fence};
-use crate::{KillSafe, ShmSafe};
+use crate::{KillSafe, Movable, ShmSafe};
 
 /// Locks for elements of more than 8 bytes.
 const STRIPES: usize = 4;
@@ -127,7 +127,7 @@ struct Storage {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[repr(C)]
-pub struct Array<T: KillSafe + Unpin> {
+pub struct Array<T: KillSafe + Movable> {
     storage: Storage,
     claims: Claims,
     stripes: [AtomicU64; STRIPES],
@@ -136,7 +136,7 @@ pub struct Array<T: KillSafe + Unpin> {
 }
 
 // SAFETY: atomics, and a block of `T`s, which is listed at its place. No drop glue.
-unsafe impl<T: KillSafe + Unpin> ShmSafe for Array<T> {
+unsafe impl<T: KillSafe + Movable> ShmSafe for Array<T> {
     const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>(
         "Array",
         const {
@@ -150,7 +150,7 @@ unsafe impl<T: KillSafe + Unpin> ShmSafe for Array<T> {
     const OWNS: bool = true;
 }
 
-impl<T: KillSafe + Unpin> Array<T> {
+impl<T: KillSafe + Movable> Array<T> {
     /// Elements are accessed by one instruction.
     const ATOMIC: bool = elements::is_atomic::<T>();
 
@@ -554,13 +554,13 @@ impl<T: KillSafe + Unpin> Array<T> {
     }
 }
 
-impl<T: KillSafe + Unpin> Default for Array<T> {
+impl<T: KillSafe + Movable> Default for Array<T> {
     fn default() -> Self {
         Array::new()
     }
 }
 
-impl<T: KillSafe + Unpin> fmt::Debug for Array<T> {
+impl<T: KillSafe + Movable> fmt::Debug for Array<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Array")
             .field("len", &self.len())

@@ -18,7 +18,6 @@ use std::ptr::NonNull;
 use super::link::Pinned;
 use super::store::{ChangeError, StoreError, with_room_for};
 use super::{Contained, View};
-use crate::ShmSafe;
 use crate::engines::cell::CHANGE;
 use crate::engines::{change, limbo};
 use crate::layout::arena::Arena;
@@ -28,6 +27,7 @@ use crate::participants::here::{Here, here};
 use crate::participants::table::Slot;
 use crate::primitive::{AtomicU64, Ordering};
 use crate::protocol::step_back;
+use crate::{Movable, ShmSafe};
 
 /// The word of a cell.
 #[repr(transparent)]
@@ -63,14 +63,14 @@ unsafe impl ShmSafe for CellWord {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[repr(C)]
-pub struct SharedCell<T: ShmSafe + Unpin> {
+pub struct SharedCell<T: ShmSafe + Movable> {
     word: CellWord,
     value: Contained<T>,
     _in_place: PhantomPinned,
 }
 
 // SAFETY: one atomic word, listed at its place; no drop glue.
-unsafe impl<T: ShmSafe + Unpin> ShmSafe for SharedCell<T> {
+unsafe impl<T: ShmSafe + Movable> ShmSafe for SharedCell<T> {
     const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>(
         "SharedCell",
         const {
@@ -92,7 +92,7 @@ struct Block<T> {
     value: ManuallyDrop<T>,
 }
 
-impl<T: ShmSafe + Unpin> SharedCell<T> {
+impl<T: ShmSafe + Movable> SharedCell<T> {
     /// An empty cell. It can be filled once it is in a pool.
     ///
     /// ```
@@ -335,13 +335,13 @@ impl<T: ShmSafe + Unpin> SharedCell<T> {
     }
 }
 
-impl<T: ShmSafe + Unpin> Default for SharedCell<T> {
+impl<T: ShmSafe + Movable> Default for SharedCell<T> {
     fn default() -> Self {
         SharedCell::new()
     }
 }
 
-impl<T: ShmSafe + Unpin + fmt::Debug> fmt::Debug for SharedCell<T> {
+impl<T: ShmSafe + Movable + fmt::Debug> fmt::Debug for SharedCell<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.view() {
             Some(value) => f.debug_tuple("SharedCell").field(&value).finish(),

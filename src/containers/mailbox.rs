@@ -25,7 +25,6 @@ use serde::{Deserialize, Serialize};
 
 use super::queue::PushError;
 use super::queue::raw::Raw;
-use crate::ShmSafe;
 use crate::engines::queue::Root;
 use crate::layout::arena::Arena;
 use crate::layout::{Field, TypeInfo};
@@ -34,6 +33,7 @@ use crate::participants::lock::{self, Taken};
 use crate::participants::thread::{self, NoSlot};
 use crate::primitive::{AtomicU64, Ordering};
 use crate::sync::deadline;
+use crate::{Movable, ShmSafe};
 
 mod receiver;
 
@@ -74,7 +74,7 @@ pub use receiver::{Receiver, RecvError};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[repr(C)]
-pub struct Mailbox<T: ShmSafe + Unpin> {
+pub struct Mailbox<T: ShmSafe + Movable> {
     messages: Raw<T>,
     /// The receiver's lock: a word of `participants::lock`.
     receiver: AtomicU64,
@@ -84,7 +84,7 @@ pub struct Mailbox<T: ShmSafe + Unpin> {
 }
 
 // SAFETY: as for a queue, and two atomic words, one with a tag of the pool's own table.
-unsafe impl<T: ShmSafe + Unpin> ShmSafe for Mailbox<T> {
+unsafe impl<T: ShmSafe + Movable> ShmSafe for Mailbox<T> {
     const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>(
         "Mailbox",
         const {
@@ -128,7 +128,7 @@ pub enum ReceiverError {
 
 from_nowhere!(ReceiverError);
 
-impl<T: ShmSafe + Unpin> Mailbox<T> {
+impl<T: ShmSafe + Movable> Mailbox<T> {
     /// A mailbox for so many messages, to be put into a pool.
     ///
     /// # Panics
@@ -364,7 +364,7 @@ impl<T: ShmSafe + Unpin> Mailbox<T> {
     }
 }
 
-impl<T: ShmSafe + Unpin> fmt::Debug for Mailbox<T> {
+impl<T: ShmSafe + Movable> fmt::Debug for Mailbox<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Mailbox")
             .field("len", &self.len())

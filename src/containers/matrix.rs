@@ -31,7 +31,7 @@ use crate::layout::arena::Arena;
 use crate::layout::{Field, TypeInfo};
 use crate::pool::{ObjectError, OutOfMemory, Pool};
 use crate::primitive::{AtomicU64, Ordering};
-use crate::{KillSafe, ShmSafe};
+use crate::{KillSafe, Movable, ShmSafe};
 
 use shape::{count, flat};
 
@@ -57,14 +57,14 @@ pub use shape::ShapeError;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[repr(C)]
-pub struct Matrix<T: KillSafe + Unpin> {
+pub struct Matrix<T: KillSafe + Movable> {
     cells: Array<T>,
     columns: AtomicU64,
     _in_place: PhantomPinned,
 }
 
 // SAFETY: an array, which is described at its place, and a number. No drop glue.
-unsafe impl<T: KillSafe + Unpin> ShmSafe for Matrix<T> {
+unsafe impl<T: KillSafe + Movable> ShmSafe for Matrix<T> {
     const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>(
         "Matrix",
         const { &[Field::at::<Array<T>>("cells", offset_of!(Self, cells))] },
@@ -73,7 +73,7 @@ unsafe impl<T: KillSafe + Unpin> ShmSafe for Matrix<T> {
     const OWNS: bool = true;
 }
 
-impl<T: KillSafe + Unpin> Matrix<T> {
+impl<T: KillSafe + Movable> Matrix<T> {
     /// A matrix without elements. In a pool it can be [filled](Self::fill).
     ///
     /// ```
@@ -533,13 +533,13 @@ impl<T: KillSafe + Unpin> Matrix<T> {
     }
 }
 
-impl<T: KillSafe + Unpin> Default for Matrix<T> {
+impl<T: KillSafe + Movable> Default for Matrix<T> {
     fn default() -> Self {
         Matrix::new()
     }
 }
 
-impl<T: KillSafe + Unpin> fmt::Debug for Matrix<T> {
+impl<T: KillSafe + Movable> fmt::Debug for Matrix<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Matrix")
             .field("dims", &self.dims())

@@ -11,11 +11,11 @@ use super::View;
 use super::hash_map::{Found, Key, KeyHasher, Raw, Root, SipHash13, Stored};
 use super::link::Pinned;
 use super::store::{ChangeError, StoreError, with_room, with_room_for};
-use crate::ShmSafe;
 use crate::engines::map::{Entry, Put, Stack};
 use crate::layout::arena::Arena;
 use crate::layout::{Field, TypeInfo};
 use crate::participants::table::Slot;
+use crate::{Movable, ShmSafe};
 
 /// A hash map in a pool whose keys have stacks of values. Reads never wait.
 ///
@@ -37,12 +37,12 @@ use crate::participants::table::Slot;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[repr(C)]
-pub struct MultiMap<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher = SipHash13> {
+pub struct MultiMap<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher = SipHash13> {
     raw: Raw<K, V, S, true>,
 }
 
 // SAFETY: an atomic word, listed at its place, and atomic hints; no drop glue.
-unsafe impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> ShmSafe for MultiMap<K, V, S> {
+unsafe impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> ShmSafe for MultiMap<K, V, S> {
     const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>(
         "MultiMap",
         const {
@@ -59,7 +59,7 @@ unsafe impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> ShmSafe for Multi
     const OWNS: bool = true;
 }
 
-impl<K: ?Sized + Key, V: ShmSafe + Unpin> MultiMap<K, V> {
+impl<K: ?Sized + Key, V: ShmSafe + Movable> MultiMap<K, V> {
     /// An empty map. It can be filled once it is in a pool.
     ///
     /// ```
@@ -76,7 +76,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin> MultiMap<K, V> {
     }
 }
 
-impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> MultiMap<K, V, S> {
+impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> MultiMap<K, V, S> {
     /// An empty map of which `S` hashes the keys. It can be filled once it is in a pool.
     ///
     /// ```
@@ -398,18 +398,18 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> MultiMap<K, V, S> {
 /// assert_eq!(seen, [2, 1], "as they were");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub struct Bindings<'a, K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher = SipHash13> {
+pub struct Bindings<'a, K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher = SipHash13> {
     _map: &'a MultiMap<K, V, S>,
     found: Option<(Arena, Stack, Pinned)>,
 }
 
-impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> fmt::Debug for Bindings<'_, K, V, S> {
+impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> fmt::Debug for Bindings<'_, K, V, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Bindings").finish_non_exhaustive()
     }
 }
 
-impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> Bindings<'_, K, V, S> {
+impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> Bindings<'_, K, V, S> {
     /// The next value.
     ///
     /// ```
@@ -431,13 +431,13 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> Bindings<'_, K, V, S> {
     }
 }
 
-impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> Default for MultiMap<K, V, S> {
+impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> Default for MultiMap<K, V, S> {
     fn default() -> Self {
         MultiMap::with_hasher()
     }
 }
 
-impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> fmt::Debug for MultiMap<K, V, S> {
+impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> fmt::Debug for MultiMap<K, V, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MultiMap")
             .field("len", &self.len())

@@ -24,7 +24,7 @@ pub use field::{Field, Variant};
 pub use owned::{Engine, OwnedField, OwnedKind};
 #[doc(hidden)]
 pub use shm_safe::derive_support;
-pub use shm_safe::{KillSafe, ShmSafe};
+pub use shm_safe::{KillSafe, Movable, ShmSafe};
 pub use type_info::{TypeFn, TypeInfo};
 
 #[cfg(test)]

@@ -163,6 +163,30 @@ pub unsafe trait KillSafe: ShmSafe {
     const FIELDS: () = ();
 }
 
+/// What may be carried into a container and out of it: [`Unpin`], by another name.
+///
+/// Locks, links, events and containers are used where they are, by whoever may wait for them, so they are not
+/// `Unpin`, and no container takes them by value. This trait holds for all types that are `Unpin`, so there is
+/// nothing to implement; it is here for what the compiler says where one is not. Generic code may ask for either.
+///
+/// ```
+/// use shmkit::{Movable, Queue, ShmSafe};
+///
+/// fn drain<T: ShmSafe + Movable>(queue: &Queue<T>) -> Vec<T> {
+///     std::iter::from_fn(|| queue.try_pop().ok()).collect()
+/// }
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is used where it is, and cannot be moved",
+    label = "not `Movable`",
+    note = "locks, links and containers, and types that have such fields, are neither copied nor moved; \
+            where values are stored, a `Handle` (`Shared::handle`) stands for an object that is allocated by itself"
+)]
+pub trait Movable: Unpin {}
+
+#[diagnostic::do_not_recommend]
+impl<T: ?Sized + Unpin> Movable for T {}
+
 /// What the derive macros' output calls.
 #[doc(hidden)]
 pub mod derive_support {

@@ -2,7 +2,8 @@
 
 use super::TRIES;
 use crate::{
-    AllocError, Array, ClaimError, KillSafe, Matrix, NamedError, OutOfMemory, Pool, ShapeError,
+    AllocError, Array, ClaimError, KillSafe, Matrix, Movable, NamedError, OutOfMemory, Pool,
+    ShapeError,
 };
 
 /// Why numbers were not stored.
@@ -150,7 +151,7 @@ fn store_as<T>(
     bytes: &[u8],
 ) -> Result<Stored, StoreNumbersError>
 where
-    T: bytemuck::Pod + KillSafe + Unpin,
+    T: bytemuck::Pod + KillSafe + Movable,
 {
     let count = shape.iter().try_fold(1_usize, |n, &len| n.checked_mul(len));
     let needed = count.and_then(|count| count.checked_mul(size_of::<T>()));
@@ -185,7 +186,7 @@ fn store_once<T>(
     elements: &[T],
 ) -> Result<Stored, StoreNumbersError>
 where
-    T: bytemuck::Pod + KillSafe + Unpin,
+    T: bytemuck::Pod + KillSafe + Movable,
 {
     let other = |found: Vec<usize>| StoreNumbersError::OtherShape {
         found,

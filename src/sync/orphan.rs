@@ -6,7 +6,7 @@ use std::mem::ManuallyDrop;
 
 use super::mutex::MutexGuard;
 use crate::layout::arena::Arena;
-use crate::layout::{KillSafe, ShmSafe};
+use crate::layout::{KillSafe, Movable, ShmSafe};
 use crate::participants::lock::{self, DIED, PANICKED};
 use crate::participants::pid::ProcessId;
 use crate::participants::tag::Tag;
@@ -113,7 +113,7 @@ impl<T: ShmSafe, G: Exclusive<T>> Orphan<'_, T, G> {
     /// ```
     pub fn reset(self, value: T) -> G
     where
-        T: Unpin,
+        T: Movable,
     {
         const { T::TYPE.assert_moves() };
         // SAFETY: the caller has the lock, and nobody had access to the value since it was taken. The old one is

@@ -36,7 +36,7 @@ use std::time::{Duration, Instant};
 
 use super::lock_error::LockFailure;
 use super::{Holder, deadline};
-use crate::layout::{Field, KillSafe, ShmSafe, TypeInfo};
+use crate::layout::{Field, KillSafe, Movable, ShmSafe, TypeInfo};
 use crate::participants::here::{Here, here};
 use crate::participants::lock::{self, DIED, PANICKED, Refused, Taken};
 use crate::participants::tag::Tag;
@@ -65,7 +65,7 @@ use crate::primitive::{AtomicU64, Ordering};
 /// assert_eq!(votes.sum, 6);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub trait Recover: KillSafe + Unpin {
+pub trait Recover: KillSafe + Movable {
     /// Puts the value right.
     ///
     /// It runs under the lock, in whoever locks next after a holder was killed or panicked. It may

@@ -6,14 +6,14 @@ use super::super::claims::{Access, Pass, Refusal};
 use super::super::elements;
 use super::super::refusals::ElementError;
 use super::{Array, STRIPES};
-use crate::KillSafe;
 use crate::layout::arena::Arena;
 use crate::participants::here::{Here, here};
 use crate::participants::lock;
 use crate::participants::table::Slot;
 use crate::pool::intents::WRITE_MAX;
+use crate::{KillSafe, Movable};
 
-impl<T: KillSafe + Unpin> Array<T> {
+impl<T: KillSafe + Movable> Array<T> {
     /// The place of an element. `_pass` keeps the block there.
     #[inline]
     fn element(

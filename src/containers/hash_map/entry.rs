@@ -7,9 +7,9 @@ use std::fmt;
 
 use super::raw::Stored;
 use super::{HashMap, Key, KeyHasher, Pinned, SipHash13, StoreError, View};
-use crate::ShmSafe;
 use crate::containers::ChangeError;
 use crate::containers::store::{with_room, with_room_for};
+use crate::{Movable, ShmSafe};
 
 /// A key of a map; see [`HashMap::entry`].
 ///
@@ -24,12 +24,12 @@ use crate::containers::store::{with_room, with_room_for};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[must_use = "nothing was done with the entry yet"]
-pub struct MapEntry<'a, K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher = SipHash13> {
+pub struct MapEntry<'a, K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher = SipHash13> {
     map: &'a HashMap<K, V, S>,
     key: &'a K,
 }
 
-impl<'a, K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> MapEntry<'a, K, V, S> {
+impl<'a, K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> MapEntry<'a, K, V, S> {
     pub(super) fn new(map: &'a HashMap<K, V, S>, key: &'a K) -> Self {
         MapEntry { map, key }
     }
@@ -161,7 +161,7 @@ impl<'a, K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> MapEntry<'a, K, V, S
     }
 }
 
-impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> fmt::Debug for MapEntry<'_, K, V, S> {
+impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> fmt::Debug for MapEntry<'_, K, V, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MapEntry").finish_non_exhaustive()
     }
@@ -181,12 +181,12 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> fmt::Debug for MapEntry<
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[must_use = "nothing is done before it is said what if there is no value"]
-pub struct ModifyEntry<'a, K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, F> {
+pub struct ModifyEntry<'a, K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher, F> {
     entry: MapEntry<'a, K, V, S>,
     f: F,
 }
 
-impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, F> fmt::Debug
+impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher, F> fmt::Debug
     for ModifyEntry<'_, K, V, S, F>
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -194,7 +194,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, F> fmt::Debug
     }
 }
 
-impl<'a, K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, F: FnMut(&V) -> V>
+impl<'a, K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher, F: FnMut(&V) -> V>
     ModifyEntry<'a, K, V, S, F>
 {
     /// Changes the key's value, or gives it this one if it has none. A view of what it has then.

@@ -1,13 +1,13 @@
 //! Looking at what there is in a map, without changing it: what is found is found under a pin.
 
 use super::{HashMap, Iter, Key, KeyHasher, Raw};
-use crate::ShmSafe;
 use crate::containers::View;
 use crate::containers::link::Pinned;
 use crate::engines::map::Mode;
 use crate::participants::epoch;
+use crate::{Movable, ShmSafe};
 
-impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
+impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> HashMap<K, V, S> {
     /// A view of the value of a key; `None` if there is none (or the thread has no slot in the
     /// pool). While a view is open, nothing that it could see is freed.
     ///

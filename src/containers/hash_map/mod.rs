@@ -32,13 +32,13 @@ use std::mem::offset_of;
 use super::View;
 use super::link::Pinned;
 use super::store::{ChangeError, StoreError, with_room, with_room_for};
-use crate::ShmSafe;
 use crate::engines::limbo;
 use crate::engines::map::{Guess, Mode, Put};
 use crate::layout::arena::Arena;
 use crate::layout::{Field, TypeInfo};
 use crate::participants::epoch;
 use crate::participants::table::Slot;
+use crate::{Movable, ShmSafe};
 
 pub use self::entry::{MapEntry, ModifyEntry};
 pub use self::hasher::{FoldHash, KeyHasher, SipHash13};
@@ -67,12 +67,12 @@ pub(super) use self::raw::{Found, Raw, Root, Stored};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[repr(C)]
-pub struct HashMap<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher = SipHash13> {
+pub struct HashMap<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher = SipHash13> {
     raw: Raw<K, V, S, false>,
 }
 
 // SAFETY: an atomic word, listed at its place, and atomic hints; no drop glue.
-unsafe impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> ShmSafe for HashMap<K, V, S> {
+unsafe impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> ShmSafe for HashMap<K, V, S> {
     const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>(
         "HashMap",
         const {
@@ -89,7 +89,7 @@ unsafe impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> ShmSafe for HashM
     const OWNS: bool = true;
 }
 
-impl<K: ?Sized + Key, V: ShmSafe + Unpin> HashMap<K, V> {
+impl<K: ?Sized + Key, V: ShmSafe + Movable> HashMap<K, V> {
     /// An empty map. It can be filled once it is in a pool.
     ///
     /// ```
@@ -106,7 +106,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin> HashMap<K, V> {
     }
 }
 
-impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> HashMap<K, V, S> {
+impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> HashMap<K, V, S> {
     /// An empty map of which `S` hashes the keys. It can be filled once it is in a pool.
     ///
     /// ```
@@ -570,13 +570,13 @@ impl<V: ShmSafe> fmt::Debug for CompareError<'_, V> {
     }
 }
 
-impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher> Default for HashMap<K, V, S> {
+impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> Default for HashMap<K, V, S> {
     fn default() -> Self {
         HashMap::with_hasher()
     }
 }
 
-impl<K: ?Sized + Key + fmt::Debug, V: ShmSafe + Unpin + fmt::Debug, S: KeyHasher> fmt::Debug
+impl<K: ?Sized + Key + fmt::Debug, V: ShmSafe + Movable + fmt::Debug, S: KeyHasher> fmt::Debug
     for HashMap<K, V, S>
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

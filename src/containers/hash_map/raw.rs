@@ -17,7 +17,7 @@ use crate::participants::epoch;
 use crate::participants::here::{Here, here};
 use crate::participants::table::Slot;
 use crate::primitive::{AtomicU64, Ordering};
-use crate::{AllocError, ShmSafe};
+use crate::{AllocError, Movable, ShmSafe};
 
 /// The address of a map's table.
 #[repr(transparent)]
@@ -68,7 +68,7 @@ impl<V> Stored<V> {
     }
 }
 
-impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, const STACKED: bool> Mode
+impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher, const STACKED: bool> Mode
     for Raw<K, V, S, STACKED>
 {
     const FLAT: bool = !STACKED
@@ -88,7 +88,9 @@ impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, const STACKED: bool> Mod
     }
 }
 
-impl<K: ?Sized + Key, V: ShmSafe + Unpin, S: KeyHasher, const STACKED: bool> Raw<K, V, S, STACKED> {
+impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher, const STACKED: bool>
+    Raw<K, V, S, STACKED>
+{
     pub(in crate::containers) const fn new() -> Self {
         Raw {
             root: Root(AtomicU64::new(0)),

@@ -45,13 +45,13 @@ pub use trace::{Trace, Tracer};
 pub use tx::Tx;
 pub use view::HeapView;
 
-use crate::ShmSafe;
 use crate::allocator::block;
 use crate::engines::heap::Words;
 use crate::layout::{Engine, Field, TypeInfo};
 use crate::participants::here::{Here, arena_at, here};
 use crate::primitive::AtomicU64;
 use crate::sync::{LockError, RwLock, WriteGuard, WriteOrphan};
+use crate::{Movable, ShmSafe};
 
 /// A collection comes when so many bytes were allocated since the last one, or as many as that left.
 const LEAST_DEBT: u64 = 1 << 20;
@@ -102,7 +102,7 @@ const LEAST_DEBT: u64 = 1 << 20;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[repr(transparent)]
-pub struct Heap<R: Trace + Unpin> {
+pub struct Heap<R: Trace + Movable> {
     lock: RwLock<Body<R>>,
 }
 
@@ -145,7 +145,7 @@ unsafe impl<R: Trace> ShmSafe for Body<R> {
 }
 
 // SAFETY: the lock, described at its place.
-unsafe impl<R: Trace + Unpin> ShmSafe for Heap<R> {
+unsafe impl<R: Trace + Movable> ShmSafe for Heap<R> {
     const TYPE: &'static TypeInfo =
         &TypeInfo::library::<Self>("Heap", const { &[Field::at::<RwLock<Body<R>>>("lock", 0)] });
     const IMAGE_BOUND: bool = R::IMAGE_BOUND;
@@ -206,7 +206,7 @@ pub struct HeapStats {
     pub overhead: usize,
 }
 
-impl<R: Trace + Unpin> Heap<R> {
+impl<R: Trace + Movable> Heap<R> {
     /// A heap with a root and nothing else. It can be used once it is in a pool.
     ///
     /// A root that owns pool memory does not compile:
@@ -541,13 +541,13 @@ impl<R: Trace + Unpin> Heap<R> {
     }
 }
 
-impl<R: Trace + Unpin + Default> Default for Heap<R> {
+impl<R: Trace + Movable + Default> Default for Heap<R> {
     fn default() -> Self {
         Heap::new(R::default())
     }
 }
 
-impl<R: Trace + Unpin> fmt::Debug for Heap<R> {
+impl<R: Trace + Movable> fmt::Debug for Heap<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Heap").finish_non_exhaustive()
     }

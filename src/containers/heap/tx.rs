@@ -21,6 +21,7 @@ use self::recorded::{About, PART, Recorded};
 use super::gc::{self, Gc, Managed, Target};
 use super::trace::{Elements, Trace};
 use super::{Body, HeapError, LEAST_DEBT};
+use crate::Movable;
 use crate::allocator::{AllocError, Packed, block};
 use crate::containers::refusals::{ClaimError, resolve};
 use crate::containers::store::StoreError;
@@ -50,7 +51,7 @@ use crate::sync::WriteGuard;
 /// })?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub struct Tx<'t, R: Trace + Unpin> {
+pub struct Tx<'t, R: Trace + Movable> {
     guard: WriteGuard<'t, Body<R>>,
     here: Here,
     /// That of `here` when the transaction began.
@@ -69,7 +70,7 @@ pub struct Tx<'t, R: Trace + Unpin> {
     _brand: PhantomData<fn(&'t ()) -> &'t ()>,
 }
 
-impl<'t, R: Trace + Unpin> Tx<'t, R> {
+impl<'t, R: Trace + Movable> Tx<'t, R> {
     /// A transaction on a heap that is locked.
     ///
     /// It is made where it is used, and not moved: the processor waits for the parts of what is copied as
@@ -292,7 +293,7 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[inline]
-    pub fn alloc<T: Trace + Unpin>(&mut self, value: T) -> Result<Gc<T>, StoreError<T>> {
+    pub fn alloc<T: Trace + Movable>(&mut self, value: T) -> Result<Gc<T>, StoreError<T>> {
         const { assert!(!T::OWNS && !T::IMAGE_BOUND, "an object owns no pool memory") };
         const { T::TYPE.assert_moves() };
         match self.make::<T>(1) {
@@ -323,7 +324,7 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
     /// assert_eq!(heap.view()?.get(primes), Some(&[2, 3, 5][..]));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn alloc_slice<T: Trace + Unpin + Copy>(
+    pub fn alloc_slice<T: Trace + Movable + Copy>(
         &mut self,
         elements: &[T],
     ) -> Result<Gc<[T]>, HeapError> {
@@ -348,7 +349,7 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
     /// assert_eq!(heap.view()?.get(squares), Some(&[0, 1, 4, 9][..]));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn alloc_slice_with<T: Trace + Unpin>(
+    pub fn alloc_slice_with<T: Trace + Movable>(
         &mut self,
         len: usize,
         mut f: impl FnMut(usize) -> T,
@@ -517,7 +518,7 @@ impl<'t, R: Trace + Unpin> Tx<'t, R> {
     }
 }
 
-impl<R: Trace + Unpin> Drop for Tx<'_, R> {
+impl<R: Trace + Movable> Drop for Tx<'_, R> {
     #[inline]
     fn drop(&mut self) {
         if !self.over && self.is_mine() {
@@ -528,7 +529,7 @@ impl<R: Trace + Unpin> Drop for Tx<'_, R> {
     }
 }
 
-impl<R: Trace + Unpin + fmt::Debug> fmt::Debug for Tx<'_, R> {
+impl<R: Trace + Movable + fmt::Debug> fmt::Debug for Tx<'_, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Tx")
             .field("root", self.root())

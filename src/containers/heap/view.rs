@@ -6,6 +6,7 @@ use std::fmt;
 use super::Body;
 use super::gc::{self, Gc, Managed};
 use super::trace::Trace;
+use crate::Movable;
 use crate::engines::heap::Table;
 use crate::sync::ReadGuard;
 
@@ -37,12 +38,12 @@ use crate::sync::ReadGuard;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[must_use = "the heap is locked while there is a view"]
-pub struct HeapView<'a, R: Trace + Unpin> {
+pub struct HeapView<'a, R: Trace + Movable> {
     pub(super) guard: ReadGuard<'a, Body<R>>,
     pub(super) table: Table,
 }
 
-impl<R: Trace + Unpin> HeapView<'_, R> {
+impl<R: Trace + Movable> HeapView<'_, R> {
     /// The root.
     ///
     /// ```
@@ -82,7 +83,7 @@ impl<R: Trace + Unpin> HeapView<'_, R> {
     }
 }
 
-impl<R: Trace + Unpin + fmt::Debug> fmt::Debug for HeapView<'_, R> {
+impl<R: Trace + Movable + fmt::Debug> fmt::Debug for HeapView<'_, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HeapView")
             .field("root", self.root())

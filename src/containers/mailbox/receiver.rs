@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::Mailbox;
-use crate::ShmSafe;
 use crate::containers::queue::PopError;
 use crate::engines::bell::sleep_on_any;
 use crate::participants::tag::Tag;
 use crate::participants::{lock, thread};
 use crate::primitive::Ordering;
 use crate::sync::deadline;
+use crate::{Movable, ShmSafe};
 
 /// Why no message was received.
 ///
@@ -74,13 +74,13 @@ pub enum RecvError {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[must_use = "the mailbox has no receiver any more when this is dropped"]
-pub struct Receiver<'a, T: ShmSafe + Unpin> {
+pub struct Receiver<'a, T: ShmSafe + Movable> {
     mailbox: &'a Mailbox<T>,
     tag: Tag,
     _one_thread: PhantomData<*const ()>,
 }
 
-impl<'a, T: ShmSafe + Unpin> Receiver<'a, T> {
+impl<'a, T: ShmSafe + Movable> Receiver<'a, T> {
     /// For who has taken the mailbox's lock.
     pub(super) fn new(mailbox: &'a Mailbox<T>, tag: Tag) -> Self {
         Receiver {
@@ -259,7 +259,7 @@ impl<'a, T: ShmSafe + Unpin> Receiver<'a, T> {
     }
 }
 
-impl<T: ShmSafe + Unpin> Drop for Receiver<'_, T> {
+impl<T: ShmSafe + Movable> Drop for Receiver<'_, T> {
     fn drop(&mut self) {
         if thread::still_held(self.mailbox, self.tag).is_some() {
             lock::unlock(&self.mailbox.receiver, self.tag, 0);
@@ -268,7 +268,7 @@ impl<T: ShmSafe + Unpin> Drop for Receiver<'_, T> {
     }
 }
 
-impl<T: ShmSafe + Unpin> fmt::Debug for Receiver<'_, T> {
+impl<T: ShmSafe + Movable> fmt::Debug for Receiver<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Receiver")
             .field("mailbox", self.mailbox)

@@ -4,12 +4,12 @@ use std::mem::MaybeUninit;
 
 use super::element;
 use super::raw::{ATTEMPTS, Raw};
-use crate::ShmSafe;
 use crate::engines::leases::{Entry, Seen, Survey, Table};
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
 use crate::participants::thread;
 use crate::protocol::cells::is_ahead;
+use crate::{Movable, ShmSafe};
 
 /// An element that has come back, which the caller has copied.
 pub(super) struct Back {
@@ -32,7 +32,7 @@ impl Back {
     }
 }
 
-impl<T: ShmSafe + Unpin> Raw<T> {
+impl<T: ShmSafe + Movable> Raw<T> {
     /// What the entries of leases hold.
     pub(super) fn survey(&self) -> (Survey, Option<Entry>) {
         match (self.header.leases(Self::WORDS), self.arena()) {

@@ -5,11 +5,11 @@ use std::marker::PhantomData;
 use std::ops::Deref;
 
 use super::raw::Raw;
-use crate::ShmSafe;
 use crate::engines::leases::Entry;
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
 use crate::participants::thread;
+use crate::{Movable, ShmSafe};
 
 /// An element that was popped, but not for good.
 ///
@@ -40,7 +40,7 @@ use crate::participants::thread;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[must_use = "the element goes back to the queue when the lease is dropped"]
-pub struct Lease<'a, T: ShmSafe + Unpin> {
+pub struct Lease<'a, T: ShmSafe + Movable> {
     queue: &'a Raw<T>,
     /// Of who has it.
     tag: Tag,
@@ -50,9 +50,9 @@ pub struct Lease<'a, T: ShmSafe + Unpin> {
 }
 
 // SAFETY: a shared lease offers a shared look at the value.
-unsafe impl<T: ShmSafe + Unpin> Sync for Lease<'_, T> {}
+unsafe impl<T: ShmSafe + Movable> Sync for Lease<'_, T> {}
 
-impl<'a, T: ShmSafe + Unpin> Lease<'a, T> {
+impl<'a, T: ShmSafe + Movable> Lease<'a, T> {
     /// A lease of the entry, which the slot, this thread's, holds.
     #[inline]
     pub(super) fn new(queue: &'a Raw<T>, slot: &'static Slot, entry: Entry, value: T) -> Self {
@@ -100,7 +100,7 @@ impl<'a, T: ShmSafe + Unpin> Lease<'a, T> {
     }
 }
 
-impl<T: ShmSafe + Unpin> Deref for Lease<'_, T> {
+impl<T: ShmSafe + Movable> Deref for Lease<'_, T> {
     type Target = T;
 
     fn deref(&self) -> &T {
@@ -108,19 +108,19 @@ impl<T: ShmSafe + Unpin> Deref for Lease<'_, T> {
     }
 }
 
-impl<T: ShmSafe + Unpin> Drop for Lease<'_, T> {
+impl<T: ShmSafe + Movable> Drop for Lease<'_, T> {
     fn drop(&mut self) {
         self.settle(false);
     }
 }
 
-impl<T: ShmSafe + Unpin + fmt::Display> fmt::Display for Lease<'_, T> {
+impl<T: ShmSafe + Movable + fmt::Display> fmt::Display for Lease<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.value.fmt(f)
     }
 }
 
-impl<T: ShmSafe + Unpin + fmt::Debug> fmt::Debug for Lease<'_, T> {
+impl<T: ShmSafe + Movable + fmt::Debug> fmt::Debug for Lease<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Lease").field(&self.value).finish()
     }

@@ -7,14 +7,14 @@ use std::mem::MaybeUninit;
 
 use super::element;
 use super::raw::{ATTEMPTS, Raw};
-use crate::ShmSafe;
 use crate::engines::queue::Ring;
 use crate::protocol::ring::{self, Take, Walk};
+use crate::{Movable, ShmSafe};
 
 /// How often a snapshot is tried before it is taken as it comes.
 const SNAPSHOTS: usize = 16;
 
-impl<T: ShmSafe + Unpin> Raw<T> {
+impl<T: ShmSafe + Movable> Raw<T> {
     pub(crate) fn len(&self) -> usize {
         self.look_for_parked(&mut false);
         // What has come back first: it is nowhere else then, and what comes back later is in no ring.

@@ -32,10 +32,10 @@ use std::marker::PhantomPinned;
 use std::mem::offset_of;
 use std::time::Duration;
 
-use crate::ShmSafe;
 use crate::engines::queue::Root;
 use crate::layout::{Field, TypeInfo};
 use crate::sync::deadline;
+use crate::{Movable, ShmSafe};
 use raw::Raw;
 
 pub use lease::Lease;
@@ -87,14 +87,14 @@ pub use snapshot::Snapshot;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[repr(C)]
-pub struct Queue<T: ShmSafe + Unpin> {
+pub struct Queue<T: ShmSafe + Movable> {
     raw: Raw<T>,
     _in_place: PhantomPinned,
 }
 
 // SAFETY: atomics, and blocks of `T`s that the engine finds from the root, which is listed at its
 // place. Elements are sent from process to process, which `T: ShmSafe` allows. No drop glue.
-unsafe impl<T: ShmSafe + Unpin> ShmSafe for Queue<T> {
+unsafe impl<T: ShmSafe + Movable> ShmSafe for Queue<T> {
     const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>(
         "Queue",
         const {
@@ -109,7 +109,7 @@ unsafe impl<T: ShmSafe + Unpin> ShmSafe for Queue<T> {
     const OWNS: bool = true;
 }
 
-impl<T: ShmSafe + Unpin> Queue<T> {
+impl<T: ShmSafe + Movable> Queue<T> {
     /// A queue with so many places, to be put into a pool.
     ///
     /// # Panics
@@ -526,7 +526,7 @@ impl<T: ShmSafe + Unpin> Queue<T> {
     }
 }
 
-impl<T: ShmSafe + Unpin> fmt::Debug for Queue<T> {
+impl<T: ShmSafe + Movable> fmt::Debug for Queue<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Queue")
             .field("len", &self.len())
@@ -553,13 +553,13 @@ impl<T: ShmSafe + Unpin> fmt::Debug for Queue<T> {
 /// work.done.push(work.todo.pop()?)?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-impl<T: ShmSafe + Unpin> Default for Queue<T> {
+impl<T: ShmSafe + Movable> Default for Queue<T> {
     fn default() -> Self {
         Queue::unbounded()
     }
 }
 
-impl<T: ShmSafe + Unpin + Copy> IntoIterator for &Queue<T> {
+impl<T: ShmSafe + Movable + Copy> IntoIterator for &Queue<T> {
     type Item = T;
     type IntoIter = Snapshot<T>;
 

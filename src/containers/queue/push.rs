@@ -6,15 +6,15 @@
 use super::element;
 use super::raw::Raw;
 use super::refusals::{PushError, PushRefusal};
-use crate::ShmSafe;
 use crate::engines::queue::{CELL, PUSH, Ring};
 use crate::participants::here::{Here, here};
 use crate::participants::table::Slot;
 use crate::participants::thread;
 use crate::primitive::Ordering;
 use crate::protocol::ring::{self, Claim, Refused};
+use crate::{Movable, ShmSafe};
 
-impl<T: ShmSafe + Unpin> Raw<T> {
+impl<T: ShmSafe + Movable> Raw<T> {
     #[inline(always)]
     pub(crate) fn try_push(&self, value: T) -> Result<(), PushError<T>> {
         match self.push_at_tail(value, 0) {

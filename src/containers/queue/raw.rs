@@ -16,7 +16,6 @@
 use std::marker::PhantomData;
 
 use super::element;
-use crate::ShmSafe;
 use crate::containers::Contained;
 use crate::engines::bell::Bell;
 use crate::engines::queue::Header;
@@ -24,6 +23,7 @@ use crate::layout::arena::Arena;
 use crate::participants::recovery;
 use crate::participants::thread::InPool;
 use crate::primitive::Ordering;
+use crate::{Movable, ShmSafe};
 
 /// How often an operation begins anew because others were faster. Where the cells are garbage it would
 /// do so for ever; then there is nothing.
@@ -37,7 +37,7 @@ pub(crate) struct Raw<T> {
 
 impl<T> InPool for Raw<T> {}
 
-impl<T: ShmSafe + Unpin> Raw<T> {
+impl<T: ShmSafe + Movable> Raw<T> {
     pub(super) const WORDS: usize = element::words::<T>();
 
     pub(crate) const fn bounded(cells: usize) -> Self {

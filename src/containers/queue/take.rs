@@ -8,11 +8,11 @@ use super::element;
 use super::lease::Lease;
 use super::raw::{ATTEMPTS, Raw};
 use super::refusals::PopError;
-use crate::ShmSafe;
 use crate::engines::queue::{NEVER, Ring};
 use crate::participants::here::{Here, here};
 use crate::primitive::Ordering;
 use crate::protocol::ring::{self, Take, Walk};
+use crate::{Movable, ShmSafe};
 
 /// How often who leases looks for an entry that others are about to give back.
 const LOOKS: u32 = 1000;
@@ -35,7 +35,7 @@ impl Passed<'_> {
     }
 }
 
-impl<T: ShmSafe + Unpin> Raw<T> {
+impl<T: ShmSafe + Movable> Raw<T> {
     #[inline(always)]
     pub(crate) fn try_pop(&self) -> Result<T, PopError> {
         match self.pop_at_head() {

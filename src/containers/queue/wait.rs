@@ -33,7 +33,6 @@ use std::time::{Duration, Instant};
 
 use super::raw::Raw;
 use super::refusals::{PopError, PushError, PushRefusal};
-use crate::ShmSafe;
 use crate::engines::queue::Header;
 use crate::layout::arena::Arena;
 use crate::participants::habit::attempt_awake;
@@ -41,6 +40,7 @@ use crate::participants::here::{Here, here};
 use crate::participants::tag::Tag;
 use crate::participants::{life, lock};
 use crate::primitive::Ordering;
+use crate::{Movable, ShmSafe};
 
 /// How many pushes may pass the one that has the turn.
 const PASSES: u64 = 8;
@@ -56,7 +56,7 @@ const PATIENCE: Duration = Duration::from_millis(40);
 /// What an attempt came to that is to be made again: the value, and whether it held back.
 type Attempt<T> = ControlFlow<Result<(), PushError<T>>, T>;
 
-impl<T: ShmSafe + Unpin> Raw<T> {
+impl<T: ShmSafe + Movable> Raw<T> {
     /// Wakes who waits for room.
     #[inline]
     pub(super) fn ring_room(&self) {

@@ -3,12 +3,13 @@
 use super::super::trace::{Trace, Tracer};
 use super::super::{Collected, LEAST_DEBT};
 use super::Tx;
+use crate::Movable;
 use crate::allocator::{AllocError, Packed, block};
 use crate::engines::heap::What;
 use crate::participants::here::Here;
 use crate::primitive::Ordering;
 
-impl<R: Trace + Unpin> Tx<'_, R> {
+impl<R: Trace + Movable> Tx<'_, R> {
     /// Runs something that allocates; once more after a collection, should the pool be full.
     pub(super) fn with_room<O>(
         &mut self,

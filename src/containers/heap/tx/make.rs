@@ -6,13 +6,14 @@ use std::ptr::NonNull;
 use super::super::gc::{self, Gc, Managed};
 use super::super::trace::{Elements, Trace};
 use super::{About, Tx};
+use crate::Movable;
 use crate::allocator::{AllocError, Packed};
 use crate::engines::heap::{Record, What, Words};
 use crate::participants::here::Here;
 use crate::pool::intents::Length;
 use crate::primitive::Ordering;
 
-impl<R: Trace + Unpin> Tx<'_, R> {
+impl<R: Trace + Movable> Tx<'_, R> {
     /// Makes an object of so many elements, which the caller fills before anything else.
     #[inline(always)]
     pub(super) fn make<T: ?Sized + Managed>(
@@ -96,12 +97,12 @@ impl<R: Trace + Unpin> Tx<'_, R> {
 
 /// An object that is being filled. Dropped, it is no object any more: an id that is guessed, or read
 /// from bytes, would lead to what is not there. Killed meanwhile: its birth is undone.
-pub(super) struct Unfilled<'a, 't, R: Trace + Unpin> {
+pub(super) struct Unfilled<'a, 't, R: Trace + Movable> {
     pub(super) tx: &'a Tx<'t, R>,
     pub(super) index: usize,
 }
 
-impl<R: Trace + Unpin> Drop for Unfilled<'_, '_, R> {
+impl<R: Trace + Movable> Drop for Unfilled<'_, '_, R> {
     fn drop(&mut self) {
         let Here { arena, slot } = self.tx.here;
         let words = self.tx.words();
