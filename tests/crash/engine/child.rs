@@ -217,13 +217,36 @@ impl Child {
     }
 
     fn state(&self) -> Option<char> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).ok()?;
-        stat.rsplit(") ").next()?.chars().next()
+        self.stat().first()?.chars().next()
+    }
+
+    /// How long it has had a processor.
+    fn run_time(&self) -> Duration {
+        let stat = self.stat();
+        let ticks = stat
+            .iter()
+            .skip(11)
+            .take(2)
+            .flat_map(|field| field.parse::<u64>());
+        // SAFETY: sysconf has no preconditions.
+        let each_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) } as u64;
+        Duration::from_millis(ticks.sum::<u64>() * 1000 / each_second)
+    }
+
+    /// The fields of its `stat`, from its state on; none if it is gone.
+    fn stat(&self) -> Vec<String> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
+        let fields = stat.rsplit(") ").next().unwrap_or_default();
+        fields.split_ascii_whitespace().map(String::from).collect()
     }
 
     /// Waits until it ends or stops. Needs a [`Ticker`] for `limit` to be kept.
+    ///
+    /// Who is about to run when that is over gets a processor for as long once more: on a busy machine it may not
+    /// hang, but wait for its turn.
     pub fn wait(&mut self, limit: Duration) -> Ended {
         let deadline = Instant::now() + limit;
+        let mut enough = None;
         loop {
             let mut status = 0;
             // SAFETY: `status` is a valid place, and the pid is that of our own unreaped child.
@@ -239,7 +262,11 @@ impl Child {
                 self.pid
             );
             if Instant::now() > deadline {
-                return Ended::Never;
+                let is_runnable = matches!(self.state(), Some('R' | 'D'));
+                let run_time = self.run_time();
+                if !is_runnable || run_time > *enough.get_or_insert(run_time + limit) {
+                    return Ended::Never;
+                }
             }
         }
     }
