@@ -533,6 +533,7 @@ impl<T: KillSafe + Movable> Array<T> {
                     }
                     let room = std::slice::from_raw_parts_mut(elements.add(old).cast(), new - old);
                     fill(Room(room));
+                    elements::freeze(start.cast());
                 }
                 Ok::<usize, AllocError>(address)
             };

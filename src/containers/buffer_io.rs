@@ -32,6 +32,7 @@ use crate::sync::deadline;
 /// assert_eq!(view.as_slice(), Some(&b"value"[..]), "as it was");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+#[must_use = "the bytes stay as long as the view does"]
 pub struct BytesView<'a> {
     buffer: &'a Buffer,
     tag: Tag,

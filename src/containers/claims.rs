@@ -183,16 +183,6 @@ fn wake(entry: &Entry, word: u64) {
     }
 }
 
-/// The process of an owner.
-fn process_of(arena: Arena, owner: Tag) -> ProcessId {
-    let record = arena
-        .owner_slot(owner)
-        .map(|slot| Tag::of_word(slot.watched.process.load(Ordering::Acquire)).slot())
-        .filter(|&index| index != 0 && index < arena.process_count());
-    let pid = record.map_or(0, |index| arena.process(index).pid.get());
-    ProcessId::of_pid(pid)
-}
-
 impl Entry {
     const fn new() -> Self {
         Entry {
@@ -323,7 +313,7 @@ impl Claims {
                     if word & GROWING != 0 {
                         return Ok(Attempt::Wait(entry, word));
                     }
-                    return Err(Refusal::Claimed(process_of(arena, Tag::of_word(word))));
+                    return refused_by(arena, entry, word);
                 }
                 Seen::Held(_) => {}
                 Seen::Unresolved(word) => return Ok(Attempt::Wait(entry, word)),
@@ -464,7 +454,7 @@ impl Claims {
                         return Ok(Attempt::Wait(entry, word));
                     }
                     Seen::Held(word) if access == Access::Writes || word & SHARED == 0 => {
-                        return Err(Refusal::Claimed(process_of(arena, Tag::of_word(word))));
+                        return refused_by(arena, entry, word);
                     }
                     _ => {}
                 }
@@ -475,6 +465,15 @@ impl Claims {
             wait(arena, slot, entry, word);
         }
         Ok(())
+    }
+}
+
+/// What an attempt comes to that a claim is in the way of. A claim whose owner ends just now is waited for.
+#[cold]
+fn refused_by<'a, T>(arena: Arena, entry: &'a Entry, word: u64) -> Result<Attempt<'a, T>, Refusal> {
+    match arena.process_of(Tag::of_word(word)) {
+        Some(by) => Err(Refusal::Claimed(by)),
+        None => Ok(Attempt::Wait(entry, word)),
     }
 }
 

@@ -185,6 +185,10 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> MultiMap<K, V, S> {
     ///
     /// [`ChangeError`]; the map is as it was.
     ///
+    /// # Crash behaviour
+    ///
+    /// The value is removed, and its memory comes back once nobody looks at it; or the map is as it was.
+    ///
     /// ```
     /// # use shmkit::{MultiMap, Pool};
     /// # let pool = Pool::builder().create()?;

@@ -6,6 +6,7 @@ use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
 use super::claims::Taken;
+use super::elements::freeze;
 
 /// A claimed range, or an empty one, which needs no claim.
 pub(super) struct Claimed<'a, T> {
@@ -30,6 +31,13 @@ impl<'a, T> Claimed<'a, T> {
     }
 }
 
+impl<T> Drop for Claimed<'_, T> {
+    fn drop(&mut self) {
+        // Before the claim is over, as then elements are read as integers: with what padding was written.
+        freeze(self.first.as_ptr().cast());
+    }
+}
+
 /// A range of an array, claimed for reading; see [`Array::claim`](crate::Array::claim).
 ///
 /// ```
@@ -45,6 +53,7 @@ impl<'a, T> Claimed<'a, T> {
 /// numbers.set(3, 0)?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+#[must_use = "the claim is over when this is dropped"]
 pub struct Claim<'a, T>(pub(super) Claimed<'a, T>);
 
 impl<T> Deref for Claim<'_, T> {
@@ -116,6 +125,7 @@ impl<T: fmt::Debug> fmt::Debug for Claim<'_, T> {
 /// assert_eq!((sum, claim.as_ref()), (50, &[20, 30][..]));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+#[must_use = "the claim is over when this is dropped"]
 pub struct ClaimMut<'a, T> {
     claimed: Claimed<'a, T>,
     _invariant: PhantomData<&'a mut T>,

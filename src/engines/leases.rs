@@ -107,11 +107,14 @@ impl Header {
             .and_then(|size| size.checked_add(FIRST_ENTRY))
             .ok_or(AllocError::TooLarge)?;
         make(arena, slot, &self.lease_block, size, |start| {
-            store(start, words as u64);
-            store(start + USED, 0);
-            store(start + CHANGES, 0);
-            for index in 0..LEASES {
-                store(start + FIRST_ENTRY + index * 8 * (2 + words), FREE);
+            // SAFETY: `make` fills a new block of `size` bytes: up to the end of the last entry.
+            unsafe {
+                store(start, words as u64);
+                store(start + USED, 0);
+                store(start + CHANGES, 0);
+                for index in 0..LEASES {
+                    store(start + FIRST_ENTRY + index * 8 * (2 + words), FREE);
+                }
             }
         })
     }

@@ -247,21 +247,28 @@ fn make_ring(
         .and_then(|size| size.checked_mul(count)?.checked_add(FIRST_CELL))
         .ok_or(AllocError::TooLarge)?;
     make(arena, slot, named_by, size, |start| {
-        store(start, cells);
-        store(start + 8, words as u64);
-        store(start + NEXT, 0);
-        store(start + TAIL, base);
-        store(start + HEAD, base);
-        for index in 0..count {
-            let free = Cell::new(Phase::Free, 0, base + index as u64);
-            store(start + FIRST_CELL + index * 8 * (1 + words), free.pack());
+        // SAFETY: `make` fills a new block of `size` bytes: up to the end of the last cell.
+        unsafe {
+            store(start, cells);
+            store(start + 8, words as u64);
+            store(start + NEXT, 0);
+            store(start + TAIL, base);
+            store(start + HEAD, base);
+            for index in 0..count {
+                let free = Cell::new(Phase::Free, 0, base + index as u64);
+                store(start + FIRST_CELL + index * 8 * (1 + words), free.pack());
+            }
         }
     })
 }
 
 /// Stores a word in a new block.
-pub(super) fn store(address: usize, value: u64) {
-    // SAFETY: callers are filling a block that they have just allocated, and nobody else knows.
+///
+/// # Safety
+///
+/// The word is in a block that the caller has just allocated, and that nobody else knows.
+pub(super) unsafe fn store(address: usize, value: u64) {
+    // SAFETY: the caller's promise; blocks are aligned to words.
     unsafe { std::ptr::with_exposed_provenance_mut::<u64>(address).write(value) };
 }
 

@@ -34,7 +34,7 @@ use crate::layout::arena::{
     Arena, GRANULE, HOLDS, NAMES, OBJECTS, PROCESSES, SLICE_SHIFT, SLOTS, Table,
 };
 use crate::participants::asked::Asked;
-use crate::participants::pid::Pid;
+use crate::participants::pid::{Pid, ProcessId};
 use crate::participants::tag::Tag;
 use crate::primitive::{AtomicU32, AtomicU64, Ordering};
 use crate::protocol::permits::Permit;
@@ -410,6 +410,21 @@ impl Arena {
     #[inline]
     pub(crate) fn owner_slot(self, tag: Tag) -> Option<&'static Slot> {
         (tag.slot() != 0 && tag.slot() < self.slot_count()).then(|| self.slot(tag.slot()))
+    }
+
+    /// The process of an owner, which may have died, as long as neither its slot nor its record is another's.
+    pub(crate) fn process_of(self, owner: Tag) -> Option<ProcessId> {
+        let slot = self.owner_slot(owner)?;
+        let process = Tag::of_word(slot.watched.process.load(Ordering::Acquire));
+        if process.is_nobody() || process.slot() >= self.process_count() {
+            return None;
+        }
+        let record = self.process(process.slot());
+        let pid = record.pid.get();
+        // Both generations are read after what they vouch for.
+        let same = record.state().generation == process.generation()
+            && slot.state().generation == owner.generation();
+        (same && pid != 0).then(|| ProcessId::of_pid(pid))
     }
 
     /// The time namespace in which start times mean what they do in the pool; 0 if that is unknown.

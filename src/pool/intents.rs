@@ -54,6 +54,17 @@ const DESTROY_TARGET: usize = 2;
 const DESTROY_SEQUENCE: usize = 3;
 const DESTROY_NEXT: usize = 4;
 
+/// Arguments of REPLACE.
+const REPLACE_FIELD: usize = 0;
+const REPLACE_OLD: usize = 1;
+const REPLACE_NEW: usize = 2;
+const REPLACE_LENGTH_WORD: usize = 3;
+const REPLACE_LENGTH: usize = 4;
+
+/// Arguments of WRITE.
+const WRITE_TO: usize = 0;
+const WRITE_LENGTH: usize = 1;
+
 /// Completes or undoes what the slot has open, and closes it. Can be repeated.
 pub(crate) fn resolve(arena: Arena, index: usize) {
     let slot = arena.slot(index);
@@ -250,7 +261,7 @@ pub(crate) fn replace_block<E>(
     let (word, len) = length.map_or((0, 0), |length| (address(length.word), length.len));
     slot.intent
         .open(REPLACE, &[address(field), old, 0, word, len]);
-    let made = make(&|address| slot.intent.set_arg(2, address as u64));
+    let made = make(&|address| slot.intent.set_arg(REPLACE_NEW, address as u64));
     if let Ok(address) = made {
         // It happened from this store on.
         field.store(address as u64, Ordering::Release);
@@ -271,13 +282,14 @@ pub(crate) fn replace_block<E>(
 }
 
 fn resolve_replace(arena: Arena, slot: &Slot, owner: Tag) {
-    let Some(field) = word(arena, slot.intent.arg(0)) else {
+    let Some(field) = word(arena, slot.intent.arg(REPLACE_FIELD)) else {
         return;
     };
-    let (old, new) = (slot.intent.arg(1), slot.intent.arg(2));
+    let old = slot.intent.arg(REPLACE_OLD);
+    let new = slot.intent.arg(REPLACE_NEW);
     if new != 0 && field.load(Ordering::Acquire) == new {
-        if let Some(length) = word(arena, slot.intent.arg(3)) {
-            length.store(slot.intent.arg(4), Ordering::Release);
+        if let Some(length) = word(arena, slot.intent.arg(REPLACE_LENGTH_WORD)) {
+            length.store(slot.intent.arg(REPLACE_LENGTH), Ordering::Release);
         }
         if old != 0 {
             block::about_to_free(slot, old);
@@ -314,7 +326,8 @@ pub(crate) unsafe fn write(slot: &Slot, destination: *mut u8, source: *const u8,
 }
 
 fn redo(arena: Arena, slot: &Slot) {
-    let (destination, len) = (slot.intent.arg(0) as usize, slot.intent.arg(1) as usize);
+    let destination = slot.intent.arg(WRITE_TO) as usize;
+    let len = slot.intent.arg(WRITE_LENGTH) as usize;
     let end = destination.checked_add(len);
     let inside = arena.slice_of(destination).is_some()
         && len <= WRITE_MAX

@@ -12,8 +12,8 @@
 //! | [`Barrier`] | all arrive before any goes on | the others are told that it is broken |
 //!
 //! All of them are parts of values in a pool, used in place through `&self`. They are words: nothing
-//! is registered anywhere, and nothing is to be freed. A `static` or local one is inert: its
-//! operations answer `NotInPool`.
+//! is registered anywhere, and nothing is to be freed. Outside a pool, as a
+//! `static` or a local variable, operations that lock or wait answer `NotInPool`.
 //!
 //! # Rationale
 //!

@@ -35,7 +35,7 @@ use std::panic::RefUnwindSafe;
 use std::time::{Duration, Instant};
 
 use super::lock_error::{LockError, LockResult};
-use super::orphan::{Exclusive, Orphan, process_of};
+use super::orphan::{Exclusive, Orphan};
 use super::{Holder, deadline};
 use crate::layout::{Field, ShmSafe, TypeInfo};
 use crate::participants::here::{Here, here};
@@ -265,7 +265,7 @@ impl<T: ShmSafe> Mutex<T> {
     fn taken(&self, here: Here, taken: Taken) -> Locked<'_, T> {
         let guard = MutexGuard::new(self, here.slot);
         if taken.flags & DIED != 0 {
-            let owner = process_of(here.arena, taken.from);
+            let owner = here.arena.process_of(taken.from);
             Err(LockError::OwnerDied(Orphan::new(guard, owner)))
         } else if taken.flags & PANICKED != 0 {
             Err(LockError::Panicked(guard))

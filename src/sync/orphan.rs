@@ -5,12 +5,10 @@ use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
 
 use super::mutex::MutexGuard;
-use crate::layout::arena::Arena;
 use crate::layout::{KillSafe, Movable, ShmSafe};
 use crate::participants::lock::{self, DIED, PANICKED};
 use crate::participants::pid::ProcessId;
-use crate::participants::tag::Tag;
-use crate::primitive::{AtomicU64, Ordering};
+use crate::primitive::AtomicU64;
 
 /// What an orphan needs of a guard.
 pub trait Exclusive<T> {
@@ -202,19 +200,4 @@ impl<T: ShmSafe, G: Exclusive<T>> fmt::Debug for Orphan<'_, T, G> {
             .field("owner", &self.owner)
             .finish_non_exhaustive()
     }
-}
-
-/// The process of an owner that has died, as long as neither its slot nor its record is another's.
-pub(super) fn process_of(arena: Arena, owner: Tag) -> Option<ProcessId> {
-    let slot = arena.owner_slot(owner)?;
-    let process = Tag::of_word(slot.watched.process.load(Ordering::Acquire));
-    if process.is_nobody() || process.slot() >= arena.process_count() {
-        return None;
-    }
-    let record = arena.process(process.slot());
-    let pid = record.pid.get();
-    // Both generations are read after what they vouch for.
-    let same = record.state().generation == process.generation()
-        && slot.state().generation == owner.generation();
-    (same && pid != 0).then(|| ProcessId::of_pid(pid))
 }

@@ -48,7 +48,6 @@ pub use guards::{ReadGuard, WriteGuard, WriteOrphan};
 
 use super::deadline;
 use super::lock_error::{LockError, LockResult};
-use super::orphan::process_of;
 use crate::layout::{Field, ShmSafe, TypeInfo};
 use crate::participants::here::{Here, here};
 use crate::participants::lock::{self, DIED, PANICKED, Taken};
@@ -468,7 +467,7 @@ impl<T: ShmSafe> RwLock<T> {
     fn check<G>(&self, here: Here, taken: &Taken) -> Result<(), LockError<G, WriteOrphan<'_, T>>> {
         // Relaxed: taking the word has acquired what its holders wrote.
         if self.dirty.load(Ordering::Relaxed) != 0 {
-            let owner = process_of(here.arena, taken.from);
+            let owner = here.arena.process_of(taken.from);
             let guard = WriteGuard::new(self, here);
             return Err(LockError::OwnerDied(WriteOrphan::new(guard, owner)));
         }

@@ -100,7 +100,7 @@ impl<T: Copy> Model<T> {
         }
         let message = self.messages.pop_front();
         message.ok_or(match (self.slots, self.closed) {
-            (0, _) => RecvError::NoSlots,
+            (0, _) => RecvError::NoCapacity,
             (_, true) => RecvError::Closed,
             (_, false) => empty,
         })
@@ -303,7 +303,7 @@ pub fn nothing_to_wait_for() {
     let (none, some) = (mailbox::<u64>(0), mailbox::<u64>(1));
     let receiver = none.receiver().unwrap();
     assert_eq!(Receiver::wait_any(&[&receiver], LONG), Some(0));
-    assert_eq!(receiver.recv(), Err(RecvError::NoSlots));
+    assert_eq!(receiver.recv(), Err(RecvError::NoCapacity));
     drop(receiver);
     let receiver = some.receiver().unwrap();
     let Some(child) = fork() else {
@@ -355,7 +355,7 @@ pub fn mailboxes_refuse() {
     let none = mailbox(0);
     let refused = none.send(5_u8).unwrap_err();
     assert_eq!((refused.value, refused.cause), (5, PushRefusal::NoCapacity));
-    assert_eq!(none.receiver().unwrap().recv(), Err(RecvError::NoSlots));
+    assert_eq!(none.receiver().unwrap().recv(), Err(RecvError::NoCapacity));
 
     let closed = mailbox(2);
     closed.send(1_u8).unwrap();

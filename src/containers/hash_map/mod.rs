@@ -243,6 +243,10 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> HashMap<K, V, S> {
     ///
     /// [`ChangeError`]; the map is as it was.
     ///
+    /// # Crash behaviour
+    ///
+    /// The entry is removed, and its memory comes back once nobody looks at it; or the map is as it was.
+    ///
     /// ```
     /// # use shmkit::{ChangeError, HashMap, Pool};
     /// # let pool = Pool::builder().create()?;
@@ -478,6 +482,10 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> HashMap<K, V, S> {
     ///
     /// If `f` does.
     ///
+    /// # Crash behaviour
+    ///
+    /// What was removed before the caller died is removed; the rest stays.
+    ///
     /// ```
     /// # use shmkit::{HashMap, Pool};
     /// # let pool = Pool::builder().create()?;
@@ -517,6 +525,10 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> HashMap<K, V, S> {
     /// # Errors
     ///
     /// [`ChangeError`]; some may have been removed.
+    ///
+    /// # Crash behaviour
+    ///
+    /// As for [`retain`](Self::retain).
     ///
     /// ```
     /// # use shmkit::{HashMap, Pool};

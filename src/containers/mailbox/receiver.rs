@@ -47,7 +47,7 @@ pub enum RecvError {
     Closed,
     /// The mailbox has no slots: there will never be a message.
     #[error("the mailbox has no slots")]
-    NoSlots,
+    NoCapacity,
     /// The receiver belongs to another process: this is a copy that a fork has made.
     #[error("the receiver is that of a process that has forked")]
     Forked,
@@ -192,7 +192,7 @@ impl<'a, T: ShmSafe + Movable> Receiver<'a, T> {
         Err(match error {
             PopError::Empty => RecvError::Empty,
             PopError::TimedOut => RecvError::TimedOut,
-            PopError::NoCapacity => RecvError::NoSlots,
+            PopError::NoCapacity => RecvError::NoCapacity,
             _ => RecvError::Closed,
         })
     }

@@ -95,6 +95,7 @@ rows!(RowsMut, &'a mut [T]);
 /// assert!(table.row_mut(2).is_err(), "nobody writes there meanwhile");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+#[must_use = "the claim is over when this is dropped"]
 pub struct RowBand<'a, T> {
     pub(super) claim: Claim<'a, T>,
     pub(super) columns: usize,
@@ -115,6 +116,7 @@ pub struct RowBand<'a, T> {
 /// assert_eq!(*table.rows(..)?, [1, 2, 30, 40, 0, 60]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+#[must_use = "the claim is over when this is dropped"]
 pub struct RowBandMut<'a, T> {
     pub(super) claim: ClaimMut<'a, T>,
     pub(super) columns: usize,
@@ -263,6 +265,12 @@ impl<T> RowBandMut<'_, T> {
     #[inline]
     pub fn iter_rows_mut(&mut self) -> RowsMut<'_, T> {
         RowsMut(self.claim.chunks_exact_mut(self.columns.max(1)))
+    }
+}
+
+impl<T> AsMut<[T]> for RowBandMut<'_, T> {
+    fn as_mut(&mut self) -> &mut [T] {
+        &mut self.claim
     }
 }
 

@@ -225,16 +225,19 @@ impl Patience {
 }
 
 /// Copies bytes to where nobody reads: beyond those that count. False if that is not in the pool.
+///
+/// # Safety
+///
+/// `to` is in a chunk's room behind the bytes that count, where the caller alone writes: it made the chunk, or
+/// made it BUSY. The chunk is not freed meanwhile, as the caller is pinned.
 #[inline]
-pub(super) fn copy(arena: Arena, bytes: &[u8], to: usize) -> bool {
+pub(super) unsafe fn copy(arena: Arena, bytes: &[u8], to: usize) -> bool {
     if arena.room_at(to) < bytes.len() {
         return false;
     }
     let to = std::ptr::with_exposed_provenance_mut::<u8>(to);
-    // SAFETY: committed data of the pool, in a chunk's room behind the bytes that count, which the
-    // caller alone writes to (it made the chunk, or made it BUSY) and nobody reads; the chunk is
-    // not freed, as the caller is pinned. `bytes` may be bytes of this buffer that count, so not
-    // these.
+    // SAFETY: committed data of the pool, to which nobody else has access by the caller's promise.
+    // `bytes` may be bytes of this buffer that count, so not these.
     unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
     true
 }

@@ -314,7 +314,9 @@ impl Words {
             if busy.is_err() {
                 continue;
             }
-            if !copy(arena, bytes, last.data().saturating_add(used as usize)) {
+            let to = last.data().saturating_add(used as usize);
+            // SAFETY: behind the bytes that count of a chunk that we made BUSY; all of this runs under a pin.
+            if !unsafe { copy(arena, bytes, to) } {
                 return Ok(None);
             }
             // The bytes count from this exchange on; unless the chunk was sealed meanwhile.
@@ -357,7 +359,8 @@ impl Words {
             own.chunk.next.store(0, Ordering::Relaxed);
             own.chunk.room.store(room as u64, Ordering::Relaxed);
             own.chunk.state.store(bytes.len() as u64, Ordering::Relaxed);
-            copy(arena, bytes, own.data());
+            // SAFETY: the room of a new chunk, which nobody else knows.
+            unsafe { copy(arena, bytes, own.data()) };
             self.link(arena, slot, own, bytes.len() as u64, last)
         });
         let block = slot.intent.arg(1);
