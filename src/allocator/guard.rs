@@ -46,7 +46,6 @@ use crate::layout::arena::{Arena, SLICE};
 use crate::layout::header::GUARDED;
 use crate::participants::table::Slot;
 use crate::primitive::{AtomicU64, Ordering, compiler_fence};
-use crate::sys::refusal;
 
 /// Bytes of size and mark.
 const TRAILER: usize = 16;
@@ -205,7 +204,8 @@ pub(crate) fn allocate(
     layout: Layout,
     record: impl Fn(usize),
 ) -> Result<usize, AllocError> {
-    if refusal::BLOCKS.refuses() {
+    #[cfg(feature = "testing")]
+    if crate::sys::refusal::BLOCKS.refuses() {
         return Err(AllocError::PoolFull);
     }
     let size = layout.size();

@@ -526,6 +526,7 @@ impl Buffer {
     }
 
     /// Bytes that its chunks take. Nobody uses it meanwhile.
+    #[cfg(feature = "testing")]
     pub(crate) fn memory(&self) -> usize {
         match here(self) {
             Ok(here) => here.pinned(|| self.words.memory(here.arena)),

@@ -67,6 +67,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 /// For the crash tests: the job table by itself.
+#[cfg(feature = "testing")]
 #[doc(hidden)]
 pub mod testing;
 

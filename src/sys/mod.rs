@@ -26,6 +26,7 @@ pub(crate) mod futex;
 pub(crate) mod limits;
 pub(crate) mod memory;
 pub(crate) mod process;
+#[cfg(feature = "testing")]
 pub(crate) mod refusal;
 pub(crate) mod robust;
 pub(crate) mod signals;

@@ -14,8 +14,11 @@ use super::pool::{World, case, node, nothing, verify};
 
 /// What a parent does once it knows of the death: of that child it knows the number since the fork.
 fn reap(world: &World, pid: u32) {
-    forking::forked(pid);
-    forking::reaped(pid);
+    // SAFETY: it is reaped, as the harness says.
+    unsafe {
+        forking::forked(pid);
+        forking::reaped(pid);
+    }
     world.pool.recover();
 }
 
@@ -77,7 +80,8 @@ pub fn cases(suite: &mut Suite) {
     let object = |world: &mut World| {
         let held = world.pool.create(node(1)).expect("a node");
         world.held = Some(Box::leak(Box::new(held)));
-        forking::before();
+        // SAFETY: the harness forks next.
+        unsafe { forking::before() };
     };
     let life = |world: &mut World| {
         // SAFETY: the one child of the process that set up, forked behind `before`.

@@ -69,7 +69,7 @@ impl Bench {
     fn claimable(&self) -> Result<bool, String> {
         let numbers = self.numbers();
         let claim = numbers.claim_mut(..).map_err(|e| format!("{e}"))?;
-        self.triples.claim_mut(..).map_err(|e| format!("{e}"))?;
+        let _triples = self.triples.claim_mut(..).map_err(|e| format!("{e}"))?;
         Ok(claim.was_orphaned())
     }
 

@@ -147,7 +147,11 @@ fn claimed_behind_free(world: &mut World) {
 fn about_to_fork(world: &mut World) {
     let pool = world.pool;
     let holds = move || std::mem::forget(pool.create(node(1)).expect("an object"));
-    Doomed::new(holds, testing::forking::before).ends();
+    Doomed::new(holds, || {
+        // SAFETY: it dies there.
+        unsafe { testing::forking::before() }
+    })
+    .ends();
 }
 
 /// The recoverer dies without the kernel's telling, if it is really killed: its list of words is none that the

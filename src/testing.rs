@@ -1,0 +1,261 @@
+//! What the tests of this package ask for and do that no user may: the feature `testing`.
+
+use crate::Pool;
+use crate::layout::local;
+use crate::primitive::Ordering;
+use crate::sys::robust::{OWNER_DIED, RobustWord, TID, WAITERS};
+
+/// Lets free memory age, as time does: what was dirty is aged, what was aged goes back.
+pub fn age(pool: Pool) {
+    let slot = crate::participants::thread::slot(pool.0).expect("a slot");
+    crate::allocator::slice::age(pool.0, slot.tag(), false);
+}
+pub use crate::process::testing::Jobs;
+
+/// Leaves the pool as a thread does that ends. It may come back.
+pub fn leave(pool: Pool) {
+    crate::participants::thread::leave(pool.0);
+}
+
+/// What this library does around a fork, step by step, for a fork of which it does not hear.
+pub mod forking {
+    use crate::pool::fork;
+
+    /// Before it: makes the child's records. Until [`in_parent`], the process's handles are locked.
+    ///
+    /// # Safety
+    ///
+    /// The thread forks now, and says so by [`in_parent`] and [`in_child`]; or it dies, or there is no child.
+    pub unsafe fn before() {
+        let made = fork::before_fork(false, false);
+        assert!(made.is_ok(), "no record for a child");
+    }
+
+    /// After it.
+    pub fn in_parent() {
+        fork::in_parent();
+    }
+
+    /// The parent has heard the number of the child.
+    ///
+    /// # Safety
+    ///
+    /// It is the number of the child, or of nobody.
+    pub unsafe fn forked(pid: u32) {
+        fork::forked(pid);
+    }
+
+    /// The parent has reaped the child.
+    ///
+    /// # Safety
+    ///
+    /// It has.
+    pub unsafe fn reaped(pid: u32) {
+        fork::child_reaped(pid);
+    }
+
+    /// Records that are not free, of processes and of children on their way.
+    pub fn records(pool: crate::Pool) -> usize {
+        let free = crate::participants::table::ProcessPhase::Free;
+        let taken = pool.0.processes().filter(|(_, p)| p.state().phase != free);
+        taken.count()
+    }
+
+    /// The child comes to life.
+    ///
+    /// # Safety
+    ///
+    /// The process is the one child that was forked after [`before`], by the thread that called it.
+    pub unsafe fn in_child() {
+        fork::in_child();
+    }
+
+    /// The child ends in order.
+    ///
+    /// # Safety
+    ///
+    /// It uses nothing of its pools any more.
+    pub unsafe fn ending() {
+        fork::child_ending();
+    }
+}
+
+/// Does what others wait for of the dead, and leaves their memory as it is: as who waits does.
+pub fn settle(pool: Pool) {
+    crate::participants::recovery::settle_all(pool.0);
+}
+
+/// A letter a slice: `.` for a free one, `s` and `r` for the first of a span and of a run, `t` for one
+/// of their others, `k` for the first of a run that is kept, and `A` to `Z` for one that is claimed by slot
+/// 1 to 26.
+pub fn slices(pool: Pool) -> String {
+    use crate::allocator::slice::{self, State};
+    let tags = (0..pool.0.slices()).map(|slice| pool.0.tag(slice).load(Ordering::Relaxed));
+    let letter = |tag| match slice::state(tag) {
+        State::Free { .. } => '.',
+        State::Span { .. } => 's',
+        State::Run { .. } => 'r',
+        State::Kept { .. } => 'k',
+        State::Tail { .. } => 't',
+        State::Claimed { owner, .. } => ('A'..='Z').nth(owner.slot() - 1).unwrap_or('?'),
+        State::Garbage => '?',
+    };
+    tags.map(letter).collect()
+}
+
+/// Refuses, after so many, every block of a guarded pool, or none.
+pub fn refuse_blocks(granted: Option<usize>) {
+    crate::sys::refusal::BLOCKS.after(granted);
+}
+
+/// Refuses, after so many, all memory that pools of this process commit, or none.
+pub fn refuse_commits(granted: Option<usize>) {
+    crate::sys::refusal::COMMITS.after(granted);
+}
+
+/// Bytes of address space that the pool has.
+pub fn mapped_len(pool: Pool) -> usize {
+    local::of(pool.0).len()
+}
+
+/// How many links lead to each object that there is.
+pub fn link_counts(pool: Pool) -> Vec<u32> {
+    (0..pool.0.object_count())
+        .filter_map(|i| pool.0.object(i))
+        .filter(|entry| entry.state().phase == crate::pool::objects::Phase::Live)
+        .map(|entry| crate::participants::detect::value(entry.links.load(Ordering::SeqCst)))
+        .collect()
+}
+
+/// Bytes that the chunks of a buffer take, which nobody uses.
+pub fn buffer_memory(buffer: &crate::Buffer) -> usize {
+    buffer.memory()
+}
+
+/// Participants of one thread, for the fuzzer: which of them it is, and their deaths.
+#[cfg(fuzzing)]
+pub mod participants {
+    use crate::Pool;
+    use crate::participants::table::{Slot, SlotPhase, SlotState};
+    use crate::participants::thread;
+    use crate::primitive::{Killed, Ordering, kill_after};
+    use crate::sys::robust::TID;
+
+    /// A participant. It has a slot from the first time that it acts.
+    #[allow(missing_debug_implementations, reason = "for the fuzzer alone")]
+    pub struct Participant(Option<&'static Slot>);
+
+    /// Does what the kernel does when a thread dies that has this slot: it holds its own life
+    /// word, and that of the dead one whom it was recovering.
+    fn mark_held(pool: Pool, slot: &Slot) {
+        let tid = crate::sys::process::tid();
+        for (_, other) in pool.0.slots() {
+            let held = other.life.word.load(Ordering::Relaxed) & TID == tid;
+            let lives = other.state().phase == SlotPhase::Live;
+            if held && (!lives || std::ptr::eq(slot, other)) {
+                // SAFETY: held by this thread, as the word says.
+                unsafe { other.life.give_back_marked() };
+            }
+        }
+    }
+
+    impl Participant {
+        /// Not in the pool yet.
+        ///
+        /// # Safety
+        ///
+        /// What it does when it is killed is in the pool alone: whatever it has on the stack, a
+        /// guard or `&mut`, is not used any more, although the thread goes on.
+        pub const unsafe fn new() -> Participant {
+            Participant(None)
+        }
+
+        /// Does something as this participant, who is killed before its write number `writes`
+        /// from here, if that is given. `None` if it was; it has no slot then.
+        pub fn act<R>(
+            &mut self,
+            pool: Pool,
+            writes: Option<usize>,
+            does: impl FnOnce() -> R,
+        ) -> Option<R> {
+            thread::play(pool.0, self.0);
+            let slot = thread::slot(pool.0).expect("the pool has room for its participants");
+            let guards = thread::guards(pool.0);
+            kill_after(writes);
+            let does = std::panic::AssertUnwindSafe(does);
+            let done = std::panic::catch_unwind(does);
+            kill_after(None);
+            thread::play(pool.0, None);
+            self.0 = done.is_ok().then_some(slot);
+            match done {
+                Ok(result) => Some(result),
+                Err(killed) if killed.is::<Killed>() => {
+                    thread::set_guards(pool.0, guards);
+                    let state = slot.state();
+                    // Who is leaving may have left.
+                    if state.phase == SlotPhase::Live {
+                        let phase = SlotPhase::Dead;
+                        slot.turn(state, SlotState { phase, ..state });
+                    }
+                    mark_held(pool, slot);
+                    None
+                }
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+
+        /// Leaves the pool, as a thread that ends does; is killed as in [`Participant::act`]. `None` if it was.
+        pub fn leave(&mut self, pool: Pool, writes: Option<usize>) -> Option<()> {
+            let left = match self.0 {
+                Some(_) => self.act(pool, writes, || thread::leave(pool.0)),
+                None => Some(()),
+            };
+            self.0 = None;
+            left
+        }
+    }
+}
+
+/// Slots and records without an owner that nobody can claim, as something is left to be done for who had them.
+#[must_use]
+pub fn stuck(pool: Pool) -> (usize, usize) {
+    use crate::participants::table::{ProcessPhase, SlotPhase};
+    let is_taken = |life: &RobustWord| life.word.load(Ordering::Relaxed) != 0;
+    let slots = pool.0.slots().filter(|(_, slot)| match slot.state().phase {
+        SlotPhase::Free => is_taken(&slot.life),
+        SlotPhase::Dead | SlotPhase::Settled => true,
+        SlotPhase::Live | SlotPhase::Parked => false,
+    });
+    let records = pool
+        .0
+        .processes()
+        .filter(|(_, record)| match record.state().phase {
+            ProcessPhase::Free => is_taken(&record.life),
+            ProcessPhase::Forking | ProcessPhase::Dead | ProcessPhase::Aborted => true,
+            ProcessPhase::Live => false,
+        });
+    (slots.count(), records.count())
+}
+
+/// Does to the pool what the kernel does when the thread with that tid dies.
+///
+/// # Safety
+///
+/// It is dead, or never uses again what it has of the pool: others take that over.
+pub unsafe fn mark_dead(pool: Pool, tid: u32) {
+    let mark = |life: &RobustWord| {
+        let word = life.word.load(Ordering::Relaxed);
+        if word & TID == tid && word & OWNER_DIED == 0 {
+            life.word
+                .store(word & WAITERS | OWNER_DIED, Ordering::SeqCst);
+        }
+    };
+    pool.0.slots().for_each(|(_, slot)| mark(&slot.life));
+    pool.0.processes().for_each(|(_, record)| {
+        if record.life.word.load(Ordering::Relaxed) & TID == tid {
+            // The process itself may only be stopped: let its number be another's.
+            record.start.store(1, Ordering::Relaxed);
+        }
+        mark(&record.life);
+    });
+}
