@@ -419,7 +419,7 @@ impl Cache<'_> {
         let (start, slices) = match grow::claim(arena, slot, slices, 1, 1) {
             Ok(start) => (start, slices),
             // Too fragmented or too full for a large one: a small one may still fit.
-            Err(AllocError::PoolFull | AllocError::NoMemory(_)) if !first => {
+            Err(why) if why.is_full() && !first => {
                 let least = shape.first_slices as usize;
                 (grow::claim(arena, slot, least, 1, 1)?, least)
             }
@@ -477,7 +477,7 @@ pub(crate) fn note_free(arena: Arena, slot: &Slot, span: &Span) {
 /// Killed anywhere: a span of the dead, or claimed slices.
 #[cold]
 pub(crate) fn give_back_empty(arena: Arena, slot: &Slot, wanted: usize, why: AllocError) -> bool {
-    if !matches!(why, AllocError::PoolFull | AllocError::NoMemory(_)) {
+    if !why.is_full() {
         return false;
     }
     let empty = |class| {

@@ -70,6 +70,13 @@ pub enum AllocError {
     NoSlot(#[from] NoSlot),
 }
 
+impl AllocError {
+    /// Whether there may be room once something is freed.
+    pub(crate) fn is_full(self) -> bool {
+        matches!(self, AllocError::PoolFull | AllocError::NoMemory(_))
+    }
+}
+
 /// An [`AllocError`] in a word: so that what fails seldom returns in registers, and the functions
 /// that call it need no room on the stack.
 #[derive(Clone, Copy)]

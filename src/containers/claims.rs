@@ -252,16 +252,8 @@ impl Claims {
 
     /// Runs `f`, no user's code, under the lock.
     fn locked<R>(&self, arena: Arena, slot: &Slot, f: impl FnOnce() -> R) -> R {
-        match lock::lock(arena, slot, &self.lock, None) {
-            Ok(taken) if taken.flags == 0 => {}
-            // The table is right at every instant; there is nothing to repair.
-            Ok(taken) => lock::clear(&self.lock, taken.flags),
-            // It covers no user's code: only a damaged pool says that we hold it already.
-            Err(_) => {}
-        }
-        let result = f();
-        lock::unlock(&self.lock, slot.tag(), 0);
-        result
+        // The table is right at every instant; there is nothing to repair.
+        lock::with(arena, slot, &self.lock, f)
     }
 
     /// Claims a range, which is not empty, or says why not. Waits for operations on elements that

@@ -89,10 +89,7 @@ pub(super) fn with_room<T, R>(
 /// Makes room if there was none. True if there may be some now, or if this is the first time.
 #[cold]
 fn is_worth_another(arena: Arena, cause: ChangeError, attempts: &mut u32) -> bool {
-    let no_room = matches!(
-        cause,
-        ChangeError::Alloc(AllocError::PoolFull | AllocError::NoMemory(_))
-    );
+    let no_room = matches!(cause, ChangeError::Alloc(why) if why.is_full());
     *attempts += 1;
     no_room && *attempts < ATTEMPTS && (limbo::make_room(arena) || *attempts == 1)
 }

@@ -297,9 +297,8 @@ pub(crate) fn or_reap<R, E: Copy + Into<AllocError>>(
     arena: Arena,
     attempt: impl Fn() -> Result<R, E>,
 ) -> Result<R, E> {
-    let is_full = |error: E| matches!(error.into(), AllocError::PoolFull | AllocError::NoMemory(_));
     match attempt() {
-        Err(error) if is_full(error) => {
+        Err(error) if error.into().is_full() => {
             make_room(arena);
             attempt()
         }

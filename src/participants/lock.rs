@@ -178,6 +178,40 @@ fn try_lock_slow(arena: Arena, slot: &Slot, word: &AtomicU64) -> Result<Taken, R
     }
 }
 
+/// Takes a lock of the library's own, whose data is right at every instant: what a dead holder was doing has happened
+/// or has not, by invariant 3, so its flags are cleared and nothing is repaired.
+///
+/// A caller that holds the lock already, which only a damaged pool says, goes on as if it had taken it.
+#[inline]
+pub(crate) fn take(arena: Arena, slot: &Slot, word: &AtomicU64) {
+    if let Ok(taken) = lock(arena, slot, word, None) {
+        forget_dead(word, taken);
+    }
+}
+
+/// As [`take`], if the lock can be had now.
+#[inline]
+pub(crate) fn try_take(arena: Arena, slot: &Slot, word: &AtomicU64) -> bool {
+    let taken = try_lock(arena, slot, word);
+    taken.map(|taken| forget_dead(word, taken)).is_ok()
+}
+
+/// Runs `f`, none of a user's code, under a lock that it [takes](take).
+#[inline]
+pub(crate) fn with<R>(arena: Arena, slot: &Slot, word: &AtomicU64, f: impl FnOnce() -> R) -> R {
+    take(arena, slot, word);
+    let result = f();
+    unlock(word, slot.tag(), 0);
+    result
+}
+
+#[inline]
+fn forget_dead(word: &AtomicU64, taken: Taken) {
+    if taken.flags != 0 {
+        clear(word, taken.flags);
+    }
+}
+
 /// True if the owner is gone and has nothing half done: by invariant 3 its locks may be taken.
 pub(crate) fn is_over(arena: Arena, owner: Tag) -> bool {
     life::is_gone(arena, owner) && recovery::is_resolved(arena, owner)

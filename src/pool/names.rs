@@ -113,13 +113,7 @@ impl NameEntry {
 
 /// Runs `f` under the names' lock.
 pub(crate) fn locked<R>(arena: Arena, slot: &Slot, f: impl FnOnce() -> R) -> R {
-    let word = &arena.header().names_lock;
-    // Refused only to who holds it already, and `f` is one of this layer's own steps.
-    let _ = lock::lock(arena, slot, word, None);
-    lock::clear(word, lock::DIED);
-    let result = f();
-    lock::unlock(word, slot.tag(), 0);
-    result
+    lock::with(arena, slot, &arena.header().names_lock, f)
 }
 
 /// The object of that name. The caller holds the lock, so it stays named meanwhile.

@@ -138,16 +138,12 @@ pub(crate) fn index_of<T: ShmSafe>(arena: Arena, slot: &Slot) -> Result<usize, T
     if let Some(index) = find(arena, fingerprint) {
         return Ok(index);
     }
-    let word = &arena.header().types_lock;
-    // Refused only to who holds it already, and nobody enters types while entering one.
-    let _ = lock::lock(arena, slot, word, None);
-    lock::clear(word, lock::DIED);
-    let entered = match find(arena, fingerprint) {
-        Some(index) => Ok(index),
-        None => enter(arena, slot, T::TYPE, fingerprint),
-    };
-    lock::unlock(word, slot.tag(), 0);
-    entered
+    lock::with(arena, slot, &arena.header().types_lock, || {
+        match find(arena, fingerprint) {
+            Some(index) => Ok(index),
+            None => enter(arena, slot, T::TYPE, fingerprint),
+        }
+    })
 }
 
 /// Enters a type. The caller holds the lock.

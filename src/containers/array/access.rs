@@ -52,16 +52,8 @@ impl<T: KillSafe + Movable> Array<T> {
             return Ok(f(slot, place));
         }
         let stripe = &self.stripes[index % STRIPES];
-        match lock::lock(arena, slot, stripe, None) {
-            Ok(taken) if taken.flags == 0 => {}
-            // What its dead holder was writing has been written by now: `lock`'s invariant 3.
-            Ok(taken) => lock::clear(stripe, taken.flags),
-            // One element at a time: only a damaged pool says that we hold it already.
-            Err(_) => {}
-        }
-        let result = f(slot, place);
-        lock::unlock(stripe, slot.tag(), 0);
-        Ok(result)
+        // What a dead holder was writing has been written by now, by its intent.
+        Ok(lock::with(arena, slot, stripe, || f(slot, place)))
     }
 
     /// A copy of an element.

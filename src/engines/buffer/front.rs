@@ -72,12 +72,9 @@ impl Words {
     /// Frees chunks that are before `start`, as far as nobody looks at them, the caller included. True if it
     /// freed any.
     pub(crate) fn free_old(&self, arena: Arena, slot: &Slot) -> bool {
-        match lock::try_lock(arena, slot, &self.lock) {
-            Ok(taken) if taken.flags == 0 => {}
-            // What a dead holder did is done or not: by the intent, or by what is done anew here.
-            Ok(taken) => lock::clear(&self.lock, taken.flags),
-            // Somebody else is at it.
-            Err(_) => return false,
+        // What a dead holder did is done or not: by the intent, or by what is done anew here.
+        if !lock::try_take(arena, slot, &self.lock) {
+            return false;
         }
         let freed = self.reclaim_locked(arena, slot);
         lock::unlock(&self.lock, slot.tag(), 0);

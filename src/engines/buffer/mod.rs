@@ -257,7 +257,9 @@ impl Words {
         {
             outcome = pinned();
         }
-        if let Err(Refusal::Alloc(AllocError::PoolFull | AllocError::NoMemory(_))) = outcome {
+        if let Err(Refusal::Alloc(why)) = outcome
+            && why.is_full()
+        {
             limbo::make_room(arena);
             outcome = pinned();
         }

@@ -24,26 +24,11 @@ use crate::primitive::{AtomicU64, Ordering};
 use crate::protocol::lines::{self, Chunk, Place};
 use crate::protocol::moving;
 
-/// Takes the lock of a chunk. What a dead holder was doing has happened or not by then.
+/// Takes the lock of a chunk. What a dead holder was doing has happened or not by then; nobody locks a chunk twice, by
+/// invariant 5 of the map.
 #[inline]
 pub(super) fn lock(arena: Arena, slot: &Slot, state: &State) {
-    // Refused only to who holds it already: nobody locks a chunk twice, by invariant 5 of the map.
-    if lock::lock(arena, slot, &state.lock, None).is_ok_and(|taken| taken.flags != 0) {
-        lock::clear(&state.lock, lock::DIED);
-    }
-}
-
-/// Takes the lock if it can be had now.
-pub(super) fn try_lock(arena: Arena, slot: &Slot, state: &State) -> bool {
-    match lock::try_lock(arena, slot, &state.lock) {
-        Ok(taken) => {
-            if taken.flags != 0 {
-                lock::clear(&state.lock, lock::DIED);
-            }
-            true
-        }
-        Err(_) => false,
-    }
+    lock::take(arena, slot, &state.lock);
 }
 
 /// The lock of the chunk that a key belongs to, and what is there for the key.

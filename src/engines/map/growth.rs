@@ -172,7 +172,7 @@ fn take(arena: Arena, slot: &Slot, state: &State, waits: bool) -> Result<(), All
         edit::lock(arena, slot, state);
         return Ok(());
     }
-    edit::try_lock(arena, slot, state)
+    lock::try_take(arena, slot, &state.lock)
         .then_some(())
         .ok_or(LATER)
 }

@@ -4,7 +4,7 @@ use super::super::trace::{Trace, Tracer};
 use super::super::{Collected, LEAST_DEBT};
 use super::Tx;
 use crate::Movable;
-use crate::allocator::{AllocError, Packed, block};
+use crate::allocator::{Packed, block};
 use crate::engines::heap::What;
 use crate::participants::here::Here;
 use crate::primitive::Ordering;
@@ -66,8 +66,5 @@ impl<R: Trace + Movable> Tx<'_, R> {
 }
 
 fn is_full(error: Packed) -> bool {
-    matches!(
-        error.unpack(),
-        AllocError::PoolFull | AllocError::NoMemory(_)
-    )
+    error.unpack().is_full()
 }
