@@ -24,13 +24,13 @@ use crate::{Movable, ShmSafe};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[must_use = "nothing was done with the entry yet"]
-pub struct MapEntry<'a, K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher = SipHash13> {
-    map: &'a HashMap<K, V, S>,
-    key: &'a K,
+pub struct MapEntry<'m, 'k, K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher = SipHash13> {
+    map: &'m HashMap<K, V, S>,
+    key: &'k K,
 }
 
-impl<'a, K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> MapEntry<'a, K, V, S> {
-    pub(super) fn new(map: &'a HashMap<K, V, S>, key: &'a K) -> Self {
+impl<'m, 'k, K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> MapEntry<'m, 'k, K, V, S> {
+    pub(super) fn new(map: &'m HashMap<K, V, S>, key: &'k K) -> Self {
         MapEntry { map, key }
     }
 
@@ -44,7 +44,7 @@ impl<'a, K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> MapEntry<'a, K, V,
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[must_use]
-    pub fn key(&self) -> &'a K {
+    pub fn key(&self) -> &'k K {
         self.key
     }
 
@@ -60,7 +60,7 @@ impl<'a, K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> MapEntry<'a, K, V,
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[must_use]
-    pub fn get(&self) -> Option<View<'a, V>> {
+    pub fn get(&self) -> Option<View<'m, V>> {
         self.map.get(self.key)
     }
 
@@ -79,7 +79,7 @@ impl<'a, K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> MapEntry<'a, K, V,
     /// assert_eq!(stock.get_copied("apples"), Some(5));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn insert(self, value: V) -> Result<Option<View<'a, V>>, StoreError<V>> {
+    pub fn insert(self, value: V) -> Result<Option<View<'m, V>>, StoreError<V>> {
         self.map.insert(self.key, value)
     }
 
@@ -98,7 +98,7 @@ impl<'a, K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> MapEntry<'a, K, V,
     /// assert!(stock.is_empty());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn remove(self) -> Result<Option<View<'a, V>>, ChangeError> {
+    pub fn remove(self) -> Result<Option<View<'m, V>>, ChangeError> {
         self.map.try_remove(self.key)
     }
 
@@ -114,9 +114,12 @@ impl<'a, K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> MapEntry<'a, K, V,
     /// let stock = pool.create(HashMap::<str, u32>::new())?;
     /// assert_eq!(*stock.entry("apples").or_insert(3)?, 3);
     /// assert_eq!(*stock.entry("apples").or_insert(5)?, 3);
+    /// // The view does not need the key.
+    /// let pears = stock.entry(&String::from("pears")).or_insert(7)?;
+    /// assert_eq!(*pears, 7);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn or_insert(self, value: V) -> Result<View<'a, V>, StoreError<V>> {
+    pub fn or_insert(self, value: V) -> Result<View<'m, V>, StoreError<V>> {
         self.map.get_or_insert_with(self.key, || value)
     }
 
@@ -139,7 +142,7 @@ impl<'a, K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> MapEntry<'a, K, V,
     /// assert_eq!(*lengths.entry("apples").or_insert_with(|| unreachable!("it is there"))?, 6);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn or_insert_with(self, f: impl FnOnce() -> V) -> Result<View<'a, V>, StoreError<V>> {
+    pub fn or_insert_with(self, f: impl FnOnce() -> V) -> Result<View<'m, V>, StoreError<V>> {
         self.map.get_or_insert_with(self.key, f)
     }
 
@@ -156,12 +159,12 @@ impl<'a, K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> MapEntry<'a, K, V,
     /// assert_eq!(visits.get_copied("Ada"), Some(3));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn and_modify<F: FnMut(&V) -> V>(self, f: F) -> ModifyEntry<'a, K, V, S, F> {
+    pub fn and_modify<F: FnMut(&V) -> V>(self, f: F) -> ModifyEntry<'m, 'k, K, V, S, F> {
         ModifyEntry { entry: self, f }
     }
 }
 
-impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> fmt::Debug for MapEntry<'_, K, V, S> {
+impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> fmt::Debug for MapEntry<'_, '_, K, V, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MapEntry").finish_non_exhaustive()
     }
@@ -181,21 +184,21 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> fmt::Debug for MapEntr
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[must_use = "nothing is done before it is said what if there is no value"]
-pub struct ModifyEntry<'a, K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher, F> {
-    entry: MapEntry<'a, K, V, S>,
+pub struct ModifyEntry<'m, 'k, K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher, F> {
+    entry: MapEntry<'m, 'k, K, V, S>,
     f: F,
 }
 
 impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher, F> fmt::Debug
-    for ModifyEntry<'_, K, V, S, F>
+    for ModifyEntry<'_, '_, K, V, S, F>
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ModifyEntry").finish_non_exhaustive()
     }
 }
 
-impl<'a, K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher, F: FnMut(&V) -> V>
-    ModifyEntry<'a, K, V, S, F>
+impl<'m, 'k, K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher, F: FnMut(&V) -> V>
+    ModifyEntry<'m, 'k, K, V, S, F>
 {
     /// Changes the key's value, or gives it this one if it has none. A view of what it has then.
     ///
@@ -223,7 +226,7 @@ impl<'a, K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher, F: FnMut(&V) -> V>
     /// assert_eq!(*visits.entry("Ada").and_modify(|n| n + 1).or_insert(1)?, 2);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn or_insert(self, value: V) -> Result<View<'a, V>, StoreError<V>> {
+    pub fn or_insert(self, value: V) -> Result<View<'m, V>, StoreError<V>> {
         self.or_insert_with(|| value)
     }
 
@@ -248,7 +251,7 @@ impl<'a, K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher, F: FnMut(&V) -> V>
     /// assert_eq!(*visit("Ada")?, [2, 77]);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn or_insert_with(self, make: impl FnOnce() -> V) -> Result<View<'a, V>, StoreError<V>> {
+    pub fn or_insert_with(self, make: impl FnOnce() -> V) -> Result<View<'m, V>, StoreError<V>> {
         let (MapEntry { map, key }, mut f) = (self.entry, self.f);
         let place = match map.raw.place() {
             Ok(place) => place,
@@ -314,7 +317,7 @@ impl<'a, K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher, F: FnMut(&V) -> V>
     /// assert!(!stock.contains_key("pears"));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn or_nothing(self) -> Result<Option<View<'a, V>>, ChangeError> {
+    pub fn or_nothing(self) -> Result<Option<View<'m, V>>, ChangeError> {
         let (MapEntry { map, key }, mut f) = (self.entry, self.f);
         let place = map.raw.place()?;
         with_room_for(place.0, || {

@@ -210,7 +210,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> HashMap<K, V, S> {
     /// assert_eq!(*counts.entry("fish").or_insert(0)?, 0);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn entry<'a>(&'a self, key: &'a K) -> MapEntry<'a, K, V, S> {
+    pub fn entry<'m, 'k>(&'m self, key: &'k K) -> MapEntry<'m, 'k, K, V, S> {
         MapEntry::new(self, key)
     }
 
