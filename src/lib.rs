@@ -138,7 +138,7 @@ mod exports {
         StoreError, View, Writer,
     };
     pub use crate::containers::{
-        Collected, Gc, Heap, HeapError, HeapStats, HeapView, Managed, Trace, Tracer, Tx,
+        Collected, Gc, GcTarget, Heap, HeapError, HeapStats, HeapView, Trace, Tracer, Tx,
     };
     pub use crate::containers::{FoldHash, KeyHasher, MapEntry, ModifyEntry, SipHash13};
     pub use crate::containers::{Lease, PopError, PushError, PushRefusal, Queue, Snapshot};

@@ -41,7 +41,7 @@ use std::ops::{Range, RangeBounds};
 use std::ptr::NonNull;
 
 use super::claims::{Claims, Mode, Refusal};
-use super::elements::{self, Room};
+use super::elements::{self, NewElements};
 use super::ranges::{Claim, ClaimMut, Claimed};
 use super::refusals::{ClaimError, ResizeError, resolve};
 use super::{Contained, Shared};
@@ -261,7 +261,7 @@ impl<T: KillSafe + Movable> Array<T> {
     fn made_in(
         pool: Pool,
         len: usize,
-        fill: impl Fn(Room<'_, T>),
+        fill: impl Fn(NewElements<'_, T>),
     ) -> Result<Shared<Self>, OutOfMemory> {
         let array = pool.create(Self::new()).map_err(|refused| OutOfMemory {
             value: (),
@@ -498,7 +498,7 @@ impl<T: KillSafe + Movable> Array<T> {
     pub(super) fn reshape(
         &self,
         plan: impl FnOnce(usize) -> Result<usize, ResizeError>,
-        fill: impl Fn(Room<'_, T>),
+        fill: impl Fn(NewElements<'_, T>),
     ) -> Result<usize, ResizeError> {
         let Here { arena, slot } = here(self)?;
         let everything = 0..usize::MAX;
@@ -532,7 +532,7 @@ impl<T: KillSafe + Movable> Array<T> {
                         elements.copy_from_nonoverlapping(source, old);
                     }
                     let room = std::slice::from_raw_parts_mut(elements.add(old).cast(), new - old);
-                    fill(Room(room));
+                    fill(NewElements(room));
                     elements::freeze(start.cast());
                 }
                 Ok::<usize, AllocError>(address)

@@ -157,9 +157,9 @@ pub(super) unsafe fn write<T>(slot: &Slot, place: *mut T, value: &T) {
 }
 
 /// New elements that are to be written.
-pub(super) struct Room<'a, T>(pub(super) &'a mut [MaybeUninit<T>]);
+pub(super) struct NewElements<'a, T>(pub(super) &'a mut [MaybeUninit<T>]);
 
-impl<T> Room<'_, T> {
+impl<T> NewElements<'_, T> {
     pub(super) fn fill(self, value: T)
     where
         T: Copy,

@@ -33,7 +33,7 @@ use crate::pool::{ObjectError, OutOfMemory, Pool};
 use crate::primitive::{AtomicU64, Ordering};
 use crate::{KillSafe, Movable, ShmSafe};
 
-use shape::{count, flat};
+use shape::count;
 
 pub use bands::{RowBand, RowBandMut, Rows, RowsMut};
 pub use shape::ShapeError;
@@ -123,7 +123,7 @@ impl<T: KillSafe + Movable> Matrix<T> {
     {
         count(rows, columns)?;
         let matrix = Self::empty_in(pool)?;
-        matrix.fill(rows, columns, value).map_err(flat)?;
+        matrix.fill(rows, columns, value)?;
         Ok(matrix)
     }
 
@@ -201,8 +201,7 @@ impl<T: KillSafe + Movable> Matrix<T> {
     /// `cells` are private, and not used afterwards: their bytes move.
     fn of_cells(pool: Pool, columns: usize, cells: &[T]) -> Result<Shared<Self>, ShapeError> {
         let matrix = Self::empty_in(pool)?;
-        let shaped = matrix.shape(cells.len(), columns, |room| room.copy_from(cells));
-        shaped.map_err(flat)?;
+        matrix.shape(cells.len(), columns, |room| room.copy_from(cells))?;
         Ok(matrix)
     }
 
@@ -237,7 +236,7 @@ impl<T: KillSafe + Movable> Matrix<T> {
         &self,
         len: usize,
         columns: usize,
-        fill: impl Fn(super::elements::Room<'_, T>),
+        fill: impl Fn(super::elements::NewElements<'_, T>),
     ) -> Result<(), ShapeError> {
         let mut was_empty = true;
         let from_nothing = |now| {
@@ -275,7 +274,7 @@ impl<T: KillSafe + Movable> Matrix<T> {
     /// # Errors
     ///
     /// [`ShapeError::Empty`] if it has no columns yet, or is to have no rows; [`ShapeError::Overflow`],
-    /// [`ShapeError::Resize`].
+    /// [`ShapeError::Resize`], [`ShapeError::OutOfMemory`]. The matrix is as it was.
     ///
     /// # Crash behaviour
     ///

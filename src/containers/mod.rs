@@ -57,7 +57,7 @@ pub use foreign::{Foreign, PoolAlloc};
 pub use hash_map::{
     CompareError, FoldHash, HashMap, Iter, Key, KeyHasher, MapEntry, ModifyEntry, SipHash13, is_key,
 };
-pub use heap::{Collected, Gc, Heap, HeapError, HeapStats, HeapView, Managed, Trace, Tracer, Tx};
+pub use heap::{Collected, Gc, GcTarget, Heap, HeapError, HeapStats, HeapView, Trace, Tracer, Tx};
 pub use link::{Link, LinkError, View};
 pub use mailbox::{Mailbox, Receiver, ReceiverError, RecvError};
 pub use matrix::{Matrix, RowBand, RowBandMut, Rows, RowsMut, ShapeError};

@@ -108,7 +108,7 @@ impl<T: ?Sized> fmt::Debug for Gc<T> {
 
 // SAFETY: numbers that mean the same in every process, compared with the heap at each use. They own
 // nothing. The target is mentioned, not stored.
-unsafe impl<T: ?Sized + Managed> ShmSafe for Gc<T> {
+unsafe impl<T: ?Sized + GcTarget> ShmSafe for Gc<T> {
     const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>(
         "Gc",
         const {
@@ -130,10 +130,10 @@ mod sealed {
 /// What an id can lead to: a value of a type that is [`Trace`], a slice of such, or a `str`.
 ///
 /// ```
-/// use shmkit::{Gc, Heap, HeapError, Managed, Pool};
+/// use shmkit::{Gc, Heap, HeapError, GcTarget, Pool};
 ///
 /// /// Whether an id, of whatever kind of object, leads somewhere.
-/// fn is_there<T: ?Sized + Managed>(heap: &Heap<()>, id: Gc<T>) -> Result<bool, HeapError> {
+/// fn is_there<T: ?Sized + GcTarget>(heap: &Heap<()>, id: Gc<T>) -> Result<bool, HeapError> {
 ///     Ok(heap.view()?.get(id).is_some())
 /// }
 ///
@@ -145,7 +145,7 @@ mod sealed {
 /// assert!(!is_there(&heap, value?)? && !is_there(&heap, text?)?);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub trait Managed: sealed::Sealed + 'static {
+pub trait GcTarget: sealed::Sealed + 'static {
     /// What it consists of.
     #[doc(hidden)]
     type Element: Trace;
@@ -163,7 +163,7 @@ const VALUE: u64 = 0;
 const SLICE: u64 = 1;
 const STR: u64 = 2;
 
-impl<T: Trace> Managed for T {
+impl<T: Trace> GcTarget for T {
     type Element = T;
     const SHAPE: u64 = VALUE;
 
@@ -173,7 +173,7 @@ impl<T: Trace> Managed for T {
     }
 }
 
-impl<T: Trace> Managed for [T] {
+impl<T: Trace> GcTarget for [T] {
     type Element = T;
     const SHAPE: u64 = SLICE;
 
@@ -183,7 +183,7 @@ impl<T: Trace> Managed for [T] {
     }
 }
 
-impl Managed for str {
+impl GcTarget for str {
     type Element = u8;
     const SHAPE: u64 = STR;
 
@@ -209,7 +209,7 @@ thread_local! {
 
 /// What an entry of the heap says of objects like `T`.
 #[inline]
-pub(super) fn kind<T: ?Sized + Managed>(table: &Table) -> u64 {
+pub(super) fn kind<T: ?Sized + GcTarget>(table: &Table) -> u64 {
     let place = (std::ptr::from_ref(T::Element::TYPE).addr() >> 4) + T::SHAPE as usize;
     let place = (place ^ table.name as usize) % KNOWN;
     // The thread may be about to end.
@@ -221,7 +221,7 @@ pub(super) fn kind<T: ?Sized + Managed>(table: &Table) -> u64 {
 
 #[cold]
 #[inline(never)]
-fn learn_kind<T: ?Sized + Managed>(table: &Table, place: usize) -> u64 {
+fn learn_kind<T: ?Sized + GcTarget>(table: &Table, place: usize) -> u64 {
     let fingerprint = T::Element::TYPE.fingerprint();
     let low = (fingerprint as u64).rotate_left(T::SHAPE as u32) ^ T::SHAPE;
     let kind = table.kind([low, (fingerprint >> 64) as u64]);
@@ -230,13 +230,13 @@ fn learn_kind<T: ?Sized + Managed>(table: &Table, place: usize) -> u64 {
 }
 
 /// An object that an id leads to.
-pub(super) struct Target<T: ?Sized + Managed> {
+pub(super) struct Target<T: ?Sized + GcTarget> {
     pub(super) entry: &'static Entry,
     pub(super) elements: NonNull<T::Element>,
     pub(super) len: usize,
 }
 
-impl<T: ?Sized + Managed> Target<T> {
+impl<T: ?Sized + GcTarget> Target<T> {
     #[inline]
     pub(super) fn value(&self) -> NonNull<T> {
         T::at(self.elements, self.len)
@@ -249,7 +249,7 @@ impl<T: ?Sized + Managed> Target<T> {
 /// Its address is made of the id where that says the same as the entry, so that the processor can go on there
 /// before it has the entry: on the way from object to object it waits for one line a step, not for two.
 #[inline]
-pub(super) fn find<T: ?Sized + Managed>(table: &Table, gc: Gc<T>) -> Option<Target<T>> {
+pub(super) fn find<T: ?Sized + GcTarget>(table: &Table, gc: Gc<T>) -> Option<Target<T>> {
     let entry = table.entry(gc.index())?;
     let kind = kind::<T>(table);
     if table.stamp(entry) != gc.stamp.get() || entry.kind() != kind {

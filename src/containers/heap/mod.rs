@@ -39,7 +39,7 @@ use std::mem::offset_of;
 
 use serde::Serialize;
 
-pub use gc::{Gc, Managed};
+pub use gc::{Gc, GcTarget};
 pub use refusals::HeapError;
 pub use trace::{Trace, Tracer};
 pub use tx::Tx;

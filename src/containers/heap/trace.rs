@@ -18,7 +18,7 @@ use std::num::{
 };
 use std::time::Duration;
 
-use super::gc::{self, Gc, Managed};
+use super::gc::{self, Gc, GcTarget};
 use crate::ShmSafe;
 use crate::engines::heap::Table;
 
@@ -204,7 +204,7 @@ impl<'a> Tracer<'a> {
     /// assert_eq!(heap.collect()?.freed, 1);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn visit<T: ?Sized + Managed>(&mut self, gc: Gc<T>) {
+    pub fn visit<T: ?Sized + GcTarget>(&mut self, gc: Gc<T>) {
         if gc::find(self.table, gc).is_some() {
             self.mark(gc.index(), Elements::of::<T::Element>());
         }
@@ -254,7 +254,7 @@ without_ids! {
     NonZeroI8 NonZeroI16 NonZeroI32 NonZeroI64 NonZeroI128 NonZeroIsize
 }
 
-impl<T: ?Sized + Managed> Trace for Gc<T> {
+impl<T: ?Sized + GcTarget> Trace for Gc<T> {
     #[inline]
     fn trace(&self, tracer: &mut Tracer<'_>) {
         tracer.visit(*self);

@@ -18,7 +18,7 @@ use std::ptr::NonNull;
 
 use self::make::Unfilled;
 use self::recorded::{About, PART, Recorded};
-use super::gc::{self, Gc, Managed, Target};
+use super::gc::{self, Gc, GcTarget, Target};
 use super::trace::{Elements, Trace};
 use super::{Body, HeapError, LEAST_DEBT};
 use crate::Movable;
@@ -205,7 +205,7 @@ impl<'t, R: Trace + Movable> Tx<'t, R> {
     /// ```
     #[inline]
     #[must_use]
-    pub fn get<T: ?Sized + Managed>(&self, gc: Gc<T>) -> Option<&T> {
+    pub fn get<T: ?Sized + GcTarget>(&self, gc: Gc<T>) -> Option<&T> {
         let target = gc::find(&self.table, gc)?;
         // SAFETY: an object of that type; by the heap's invariant 1, with the borrow of `self`.
         Some(unsafe { target.value().as_ref() })
@@ -229,7 +229,7 @@ impl<'t, R: Trace + Movable> Tx<'t, R> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[inline]
-    pub fn get_mut<T: ?Sized + Managed>(&mut self, gc: Gc<T>) -> Result<&mut T, HeapError> {
+    pub fn get_mut<T: ?Sized + GcTarget>(&mut self, gc: Gc<T>) -> Result<&mut T, HeapError> {
         let target = self.find(gc)?;
         if !self.recorded.has_whole(gc.index(), target.entry) {
             self.recorded.note(target.entry);
@@ -391,13 +391,13 @@ impl<'t, R: Trace + Movable> Tx<'t, R> {
         Ok(gc)
     }
 
-    fn find<T: ?Sized + Managed>(&self, gc: Gc<T>) -> Result<Target<T>, HeapError> {
+    fn find<T: ?Sized + GcTarget>(&self, gc: Gc<T>) -> Result<Target<T>, HeapError> {
         gc::find(&self.table, gc).ok_or(HeapError::NoObject)
     }
 
     /// Records some elements of an object as they are.
     #[inline(always)]
-    fn save<T: ?Sized + Managed>(
+    fn save<T: ?Sized + GcTarget>(
         &mut self,
         gc: Gc<T>,
         target: &Target<T>,
@@ -427,7 +427,7 @@ impl<'t, R: Trace + Movable> Tx<'t, R> {
 
     #[cold]
     #[inline(never)]
-    fn save_in_more_room<T: ?Sized + Managed>(
+    fn save_in_more_room<T: ?Sized + GcTarget>(
         &mut self,
         gc: Gc<T>,
         record: Record,

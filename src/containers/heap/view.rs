@@ -4,7 +4,7 @@
 use std::fmt;
 
 use super::Body;
-use super::gc::{self, Gc, Managed};
+use super::gc::{self, Gc, GcTarget};
 use super::trace::Trace;
 use crate::Movable;
 use crate::engines::heap::Table;
@@ -75,7 +75,7 @@ impl<R: Trace + Movable> HeapView<'_, R> {
     /// ```
     #[inline]
     #[must_use]
-    pub fn get<T: ?Sized + Managed>(&self, gc: Gc<T>) -> Option<&T> {
+    pub fn get<T: ?Sized + GcTarget>(&self, gc: Gc<T>) -> Option<&T> {
         let target = gc::find(&self.table, gc)?;
         // SAFETY: an object of that type; locked for reading, so by invariant 1 nobody has a mutable
         // reference, and nothing is freed.

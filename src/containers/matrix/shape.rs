@@ -52,9 +52,9 @@ pub enum ShapeError {
     /// There is no room for it.
     #[error(transparent)]
     OutOfMemory(#[from] ObjectError),
-    /// Its elements could not be made, or it could not grow.
+    /// It could not grow, for another reason than want of memory.
     #[error(transparent)]
-    Resize(#[from] ResizeError),
+    Resize(ResizeError),
 }
 
 /// The number of elements.
@@ -66,11 +66,13 @@ pub(super) fn count(rows: usize, columns: usize) -> Result<usize, ShapeError> {
         .ok_or(ShapeError::Overflow { rows, columns })
 }
 
-/// A fresh matrix has nobody else's claims: what is left is want of memory.
-pub(super) fn flat(error: ShapeError) -> ShapeError {
-    match error {
-        ShapeError::Resize(ResizeError::Alloc(error)) => ObjectError::from(error).into(),
-        ShapeError::Resize(ResizeError::NoSlot(error)) => ObjectError::from(error).into(),
-        other => other,
+/// Want of memory is said in one way.
+impl From<ResizeError> for ShapeError {
+    fn from(error: ResizeError) -> Self {
+        match error {
+            ResizeError::Alloc(error) => ObjectError::from(error).into(),
+            ResizeError::NoSlot(error) => ObjectError::from(error).into(),
+            other => ShapeError::Resize(other),
+        }
     }
 }

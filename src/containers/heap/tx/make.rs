@@ -3,7 +3,7 @@
 use std::alloc::Layout;
 use std::ptr::NonNull;
 
-use super::super::gc::{self, Gc, Managed};
+use super::super::gc::{self, Gc, GcTarget};
 use super::super::trace::{Elements, Trace};
 use super::{About, Tx};
 use crate::Movable;
@@ -16,7 +16,7 @@ use crate::primitive::Ordering;
 impl<R: Trace + Movable> Tx<'_, R> {
     /// Makes an object of so many elements, which the caller fills before anything else.
     #[inline(always)]
-    pub(super) fn make<T: ?Sized + Managed>(
+    pub(super) fn make<T: ?Sized + GcTarget>(
         &mut self,
         len: usize,
     ) -> Result<(Gc<T>, NonNull<T::Element>), AllocError> {
