@@ -11,6 +11,7 @@ use proptest::prelude::*;
 use shmkit::process::{SpawnError, scope};
 use shmkit::{AllocError, AppendError, Buffer, Pool, RangeError, Shared, ShmSafe};
 
+use crate::workers::until;
 use crate::{allocated, assert_sound, on_random, pool};
 
 fn one() -> Shared<Buffer> {
@@ -549,30 +550,36 @@ fn until_asleep(child: u32) {
         let stat = std::fs::read_to_string(format!("/proc/{child}/stat")).unwrap();
         stat.rsplit(')').next().unwrap().starts_with(" S")
     };
-    while !asleep() {
-        std::thread::yield_now();
-    }
+    until(asleep);
 }
 
 pub fn readers_and_writers_give_up() {
     let pipe = bounded(10);
-    let (mut reader, mut writer) = (pipe.reader(0), pipe.writer());
-    let gives_up = |limit, result: std::io::Result<usize>, began: Instant| {
-        assert_eq!(result.unwrap_err().kind(), ErrorKind::TimedOut);
-        assert!(began.elapsed() >= limit);
-    };
-    for limit in [0, 20].map(Duration::from_millis) {
+    let give_up = |limit: Duration| {
+        let (mut reader, mut writer) = (pipe.reader(pipe.end()), pipe.writer());
+        let gives_up = |result: std::io::Result<usize>, began: Instant| {
+            assert_eq!(result.unwrap_err().kind(), ErrorKind::TimedOut);
+            assert!(began.elapsed() >= limit);
+        };
         reader.set_timeout(Some(limit));
         let began = Instant::now();
-        gives_up(limit, reader.read(&mut [0; 4]), began);
+        gives_up(reader.read(&mut [0; 4]), began);
         writer.set_timeout(Some(limit));
         // What there is room for.
         assert_eq!(writer.write(&bytes(5, 14)).unwrap(), 10);
         let began = Instant::now();
-        gives_up(limit, writer.write(b"more"), began);
+        gives_up(writer.write(b"more"), began);
         pipe.clear().unwrap();
-        reader = pipe.reader(pipe.end());
+    };
+    for limit in [0, 20].map(Duration::from_millis) {
+        scope(|s| {
+            let they = s.spawn(|| give_up(limit)).unwrap();
+            until(|| they.is_finished());
+            they.join().unwrap();
+        });
     }
+    let mut writer = pipe.writer();
+    writer.set_timeout(Some(Duration::from_millis(20)));
     assert_eq!(
         (pipe.start(), pipe.end()),
         (20, 20),

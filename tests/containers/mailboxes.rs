@@ -12,6 +12,7 @@ use shmkit::{
 };
 
 use crate::common::{fork, leave, reap};
+use crate::workers::until;
 use crate::{Sealed, allocated, assert_sound, on_random, pool};
 
 const SHORT: Duration = Duration::from_millis(5);
@@ -19,12 +20,6 @@ const LONG: Duration = Duration::from_secs(60);
 
 fn mailbox<T: ShmSafe + Unpin>(slots: usize) -> Shared<Mailbox<T>> {
     pool().create(Mailbox::new(slots)).ok().unwrap()
-}
-
-fn until(done: impl Fn() -> bool) {
-    while !done() {
-        std::thread::yield_now();
-    }
 }
 
 /// What is done to one of two mailboxes, or to both.

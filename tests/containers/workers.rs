@@ -1,6 +1,7 @@
 //! Arrays used by several processes, some of which are killed.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, raise};
 use shmkit::process::{JoinError, ScopedJoinHandle, scope};
@@ -19,9 +20,15 @@ pub fn was_killed(child: ScopedJoinHandle<'_, ()>) {
     assert!(matches!(end, Err(JoinError::Signaled(9))), "{end:?}");
 }
 
+/// Longer than anything takes, on whatever machine.
+const LONG: Duration = Duration::from_secs(60);
+
 /// Waits for others, who do not sleep.
+#[track_caller]
 pub fn until(done: impl Fn() -> bool) {
+    let began = Instant::now();
     while !done() {
+        assert!(began.elapsed() < LONG, "others never come so far");
         std::thread::yield_now();
     }
 }
