@@ -1,8 +1,8 @@
 //! Attaching to pools that others made.
 //!
-//! The header is read into private memory and judged there; the file is mapped only once every
-//! value in it is one that a creator can have written and the file is as long as they say. What
-//! was mapped is compared with what was judged.
+//! The header is read into private memory and judged there. The file is mapped only once every
+//! value in the header is one that a creator can have written, and the file is as long as they say.
+//! What was mapped is then compared with what was judged.
 
 use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
@@ -48,7 +48,7 @@ pub enum AttachError {
         /// Where it was looked for.
         path: String,
     },
-    /// It is no regular file, or does not start as pools do.
+    /// The file is no regular file, or does not start as pools do.
     #[error("this is no pool: it does not start with a pool's magic number")]
     NotAPool,
     /// The file is shorter than a pool, or than its own header says.
@@ -65,12 +65,12 @@ pub enum AttachError {
         /// The pool's version.
         found: u64,
     },
-    /// The pool's version is ours, but its tables are laid out otherwise: another build or target.
+    /// The pool has our version, but its tables are laid out differently: another build or target.
     #[error(
         "the pool's tables are laid out otherwise: it was made by another build or for another target"
     )]
     OtherLayout,
-    /// A value of the header is none that a pool can have.
+    /// A value of the header is not one that a pool can have.
     #[error("the pool's header is damaged: {what}")]
     DamagedHeader {
         /// Which value.
@@ -90,11 +90,11 @@ pub enum AttachError {
     /// The pool was made in another time namespace, where start times mean other times.
     #[error("the pool belongs to another time namespace")]
     OtherTimeNamespace,
-    /// The file is a copy, and there is no memory for what the pool has and the copy lacks; or is to be copied, and there
-    /// is none for that.
+    /// The file is a copy, and there is no memory for what the pool has and the copy lacks; or the
+    /// file is to be copied, and there is no memory for that.
     #[error("there is no memory for a copy of the pool, or for what its file, which is one, lacks")]
     NoMemory(#[from] CommitError),
-    /// Somebody is removing the pool.
+    /// Another process is removing the pool.
     #[error("the pool is being removed")]
     BeingRemoved,
     /// The system refused.
@@ -134,8 +134,8 @@ pub enum UnlinkError {
         /// Where it was looked for.
         path: String,
     },
-    /// What has the name does not start as a pool does. See [`inspect::remove`](crate::inspect::remove),
-    /// should it have been one.
+    /// The file of that name does not start as a pool does. If it was a pool, see
+    /// [`inspect::remove`](crate::inspect::remove).
     #[error("{path} is no pool")]
     NotAPool {
         /// The file, which stays.
@@ -146,9 +146,9 @@ pub enum UnlinkError {
     System(#[from] std::io::Error),
 }
 
-/// Where plain names lead to.
+/// The directory in which pools with plain names have their files.
 pub(crate) const DIRECTORY: &str = "/dev/shm";
-/// What their files' names begin with.
+/// What the names of those files begin with.
 pub(crate) const PREFIX: &str = "shmkit.";
 
 /// Where a named pool's file is.
@@ -159,7 +159,7 @@ pub(crate) struct PoolName {
 impl PoolName {
     pub(crate) fn parse(name: impl AsRef<Path>) -> Option<Self> {
         let name = name.as_ref();
-        // Components would pass over a slash at the end.
+        // `Path::components` would skip a slash at the end.
         let bytes = name.as_os_str().as_bytes();
         let last = bytes.rsplit(|&byte| byte == b'/').next()?;
         let valid = !last.is_empty()
@@ -195,8 +195,8 @@ impl PoolName {
 pub(super) fn open(name: &Path) -> Result<Pool, AttachError> {
     let name = parse(name)?;
     let fd = open_file(&name, OFlags::RDWR)?;
-    // Whoever removes the name has the lock alone meanwhile: once we share it, the name is gone
-    // already or it stays.
+    // A process that removes the name holds the lock exclusively while it does so: once we share
+    // the lock, the name is either gone already or stays.
     if !file_lock::share(&fd)? {
         return Err(AttachError::BeingRemoved);
     }
@@ -213,7 +213,7 @@ pub(crate) fn parse(name: &Path) -> Result<PoolName, AttachError> {
     })
 }
 
-/// Opens a named pool's file. A device or a pipe of that name is not waited for.
+/// Opens a named pool's file. If a device or a pipe has that name, this does not wait for it.
 pub(crate) fn open_file(name: &PoolName, access: OFlags) -> Result<OwnedFd, AttachError> {
     let flags = access | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let opened = rustix::fs::open(name.path(), flags, Mode::empty());
@@ -221,7 +221,7 @@ pub(crate) fn open_file(name: &PoolName, access: OFlags) -> Result<OwnedFd, Atta
         .and_then(descriptor::to_keep)
         .map_err(|errno| match errno {
             rustix::io::Errno::NOENT => AttachError::NotFound { path: name.shown() },
-            // A directory; a socket, or a device that is not there.
+            // A directory; or a socket, or a device that does not exist.
             rustix::io::Errno::ISDIR | rustix::io::Errno::NXIO => AttachError::NotAPool,
             other => other.into(),
         })
@@ -247,7 +247,7 @@ pub(super) fn unlink(name: &Path) -> Result<(), UnlinkError> {
     })
 }
 
-/// True of pools, also of damaged ones and those of other versions.
+/// True for pools, including damaged ones and those of other versions.
 fn starts_as_pool(fd: BorrowedFd<'_>) -> Result<bool, AttachError> {
     let stat = rustix::fs::fstat(fd)?;
     if !rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() {
@@ -258,7 +258,7 @@ fn starts_as_pool(fd: BorrowedFd<'_>) -> Result<bool, AttachError> {
     Ok(read == magic.len() && u64::from_le_bytes(magic) == MAGIC)
 }
 
-/// Attaches the pool in a file that the caller has: nobody removes its name from here on.
+/// Attaches the pool in a file that the caller has open: nobody removes its name from here on.
 pub(crate) fn from_fd(fd: OwnedFd) -> Result<Pool, AttachError> {
     let fd = descriptor::to_keep(fd)?;
     if !file_lock::share(&fd)? {
@@ -278,8 +278,8 @@ fn attach(fd: OwnedFd) -> Result<Pool, AttachError> {
     let (base, len) = (identity.base as usize, identity.mapped_len());
     fork::install();
     let file = File::of(fd.as_fd())?;
-    // One thread at a time: until it is noted, a mapping looks like somebody else's. And no fork
-    // copies one that is not noted.
+    // One thread at a time: until a mapping is noted, it looks like somebody else's. Nor does a
+    // fork copy a mapping that is not noted.
     let attaching = handles::lock();
     if let Some(known) = attached_already(&identity, file) {
         local::of(known.0).show();
@@ -293,9 +293,10 @@ fn attach(fd: OwnedFd) -> Result<Pool, AttachError> {
     let arena = match is_observed {
         true => {
             let arena = Arena::at(base);
-            // First: observers may look at a copy of the file, and are to find no holes in its place.
+            // First: observers may be looking at a copy of the file, and must find no holes in its
+            // place.
             copied::supply(arena, fd.as_fd())?;
-            // SAFETY: what is there is a mapping of the same file, or of a copy, for observers.
+            // SAFETY: what is mapped there is the same file, or a copy of it, for observers.
             unsafe { memory::map_over(fd.as_fd(), base, len) }?;
             arena
         }
@@ -322,8 +323,9 @@ fn attach(fd: OwnedFd) -> Result<Pool, AttachError> {
     Ok(Pool(arena))
 }
 
-/// Maps a pool to look at it, as [`from_fd`] does to use it. Nothing in it changes, it is none of
-/// this process's pools, and the namespaces do not matter. Ends with [`look_no_more`].
+/// Maps a pool to look at it, as [`from_fd`] does to use it. Nothing in the pool changes, it does
+/// not become one of this process's pools, and the namespaces do not matter. Ends with
+/// [`look_no_more`].
 pub(crate) fn map_to_read(fd: BorrowedFd<'_>) -> Result<(Arena, Identity), AttachError> {
     let identity = judge(fd)?;
     let file = File::of(fd)?;
@@ -350,30 +352,31 @@ pub(crate) fn map_to_read(fd: BorrowedFd<'_>) -> Result<(Arena, Identity), Attac
 ///
 /// # Safety
 ///
-/// What that gave refers to the pool no more.
+/// What [`map_to_read`] returned no longer refers to the pool.
 pub(crate) unsafe fn look_no_more(arena: Arena, identity: &Identity) {
     let leaving = handles::lock();
     observed::leave(arena, &leaving);
     if observed::count(arena, &leaving) == 0 && !local::of(arena).is_mapped() {
-        // SAFETY: by the caller's promise; no other observer is there, and no pool.
+        // SAFETY: by the caller's promise; no other observer uses the mapping, and no pool does.
         let _ = unsafe { memory::unmap(arena.base(), identity.mapped_len()) };
     }
 }
 
-/// Whether one observer alone has the place.
+/// Whether exactly one observer uses the place, and no pool.
 pub(crate) fn is_seen_by_one(arena: Arena) -> bool {
     let kept = handles::lock();
     observed::count(arena, &kept) == 1 && !local::of(arena).is_mapped()
 }
 
-/// This process's handle of the same pool, if it has it mapped: not of one that a copy of its file holds.
+/// This process's handle of the same pool, if it has that pool mapped. A pool in a copy of the file
+/// is another one.
 fn attached_already(identity: &Identity, file: File) -> Option<Pool> {
     let pool = Pool(Arena::containing(identity.base as usize)?);
     let is_same = || File::of(pool.fd()).is_ok_and(|mapped| mapped == file);
     (Identity::read(pool.0.header()) == *identity && is_same()).then_some(pool)
 }
 
-/// The tables that are committed up to their watermarks.
+/// The tables that are committed up to their watermarks, with these watermarks.
 fn tables([types, names, processes, slots, objects]: [u64; 5]) -> [(Table, u64); 5] {
     [
         (TYPES, types),
@@ -384,7 +387,7 @@ fn tables([types, names, processes, slots, objects]: [u64; 5]) -> [(Table, u64);
     ]
 }
 
-/// The same of a pool that was judged.
+/// The same for a pool that was judged.
 pub(crate) fn committed(watermarks: &Watermarks) -> [(Table, u64); 5] {
     let of = |word: &AtomicU64, table: Table| word.load(Ordering::Acquire).min(table.max as u64);
     tables([
@@ -396,7 +399,7 @@ pub(crate) fn committed(watermarks: &Watermarks) -> [(Table, u64); 5] {
     ])
 }
 
-/// Reads the header of a file and tells what is wrong with it, if anything is.
+/// Reads the header of a file and reports what is wrong with it, if anything is.
 pub(crate) fn judge(fd: BorrowedFd<'_>) -> Result<Identity, AttachError> {
     let stat = rustix::fs::fstat(fd)?;
     if !rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() {
@@ -415,11 +418,11 @@ pub(crate) fn judge(fd: BorrowedFd<'_>) -> Result<Identity, AttachError> {
             Err(other) => return Err(other.into()),
         }
     }
-    // A pool that grows gets longer before it says so.
+    // A pool that grows lengthens its file before its header says so.
     let stat = rustix::fs::fstat(fd)?;
     let len = len(&stat);
     let identity = Identity::parse(&bytes);
-    // Also what ends before the magic number does.
+    // Including a file that ends before the magic number does.
     if !bytes[..read].starts_with(&MAGIC.to_le_bytes()[..read.min(8)]) {
         return Err(AttachError::NotAPool);
     }
@@ -456,7 +459,7 @@ pub(crate) fn judge(fd: BorrowedFd<'_>) -> Result<Identity, AttachError> {
     if slices == 0 || limits.iter().any(|(value, max)| value > max) {
         return damaged("its watermarks");
     }
-    // 0 would show no pin, and the largest ones come round to it.
+    // An epoch of 0 would look like no pin, and the largest ones wrap round to it.
     if !(1..1 << 62).contains(&Identity::parse_epoch(&bytes)) {
         return damaged("its epoch");
     }
@@ -464,7 +467,7 @@ pub(crate) fn judge(fd: BorrowedFd<'_>) -> Result<Identity, AttachError> {
     if len < needed {
         return Err(AttachError::Truncated { len, needed });
     }
-    // What the tables are said to hold was committed.
+    // What the header says the tables hold must have been committed.
     let tables = tables([types, names, processes, slots, objects]);
     let committed: u64 = tables.iter().map(|(table, n)| n * table.entry as u64).sum();
     if stat.st_blocks.max(0) as u64 * 512 < committed {

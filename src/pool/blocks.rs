@@ -1,4 +1,4 @@
-//! A pool's memory, for users: blocks of it, and how much there is.
+//! A pool's memory, for users: blocks of it, and how much of it there is.
 
 use std::alloc::Layout;
 use std::ptr::NonNull;
@@ -41,7 +41,7 @@ pub enum GrowError {
 }
 
 impl Pool {
-    /// Allocates a block. It is the caller's until freed; a caller that dies leaks it.
+    /// Allocates a block. It is the caller's until it is freed; a caller that dies leaks it.
     ///
     /// # Errors
     ///
@@ -165,7 +165,7 @@ impl Pool {
         Ok(NonNull::slice_from_raw_parts(pointer, new.size()))
     }
 
-    /// Bytes that the block at `pointer` has, which may be more than were asked for.
+    /// The size in bytes of the block at `pointer`, which may be more than was asked for.
     ///
     /// # Errors
     ///
@@ -183,15 +183,15 @@ impl Pool {
         block::usable_size(self.0, pointer.addr().get())
     }
 
-    /// Makes the pool at least that large, in bytes of data.
+    /// Grows the pool to at least this many bytes of data.
     ///
     /// # Errors
     ///
-    /// See [`GrowError`]. What has grown by then stays.
+    /// See [`GrowError`]. Whatever the pool has grown by then stays.
     ///
     /// # Crash behaviour
     ///
-    /// The pool has grown, by all of it or by a part, or it has not.
+    /// The pool has grown by the whole amount, by a part of it, or not at all.
     ///
     /// ```
     /// # use shmkit::Pool;
@@ -216,8 +216,9 @@ impl Pool {
         Ok(())
     }
 
-    /// Gives the memory of free slices back to the kernel; how many bytes. They stay part of the
-    /// pool. This happens by itself too, some time after much was freed.
+    /// Gives the memory of free slices back to the kernel, and returns how many bytes that is. The
+    /// slices stay part of the pool. This also happens by itself, some time after much memory was
+    /// freed.
     ///
     /// # Errors
     ///

@@ -1,12 +1,12 @@
-//! Everything that must hold of objects, their types and their names, checked; and that who takes part is in a
-//! state that there is.
+//! Checks everything that must hold of objects, their types and their names, and that every
+//! participant is in a valid state.
 //!
-//! While others work, only what holds at every instant is checked: what an entry says while it is the
-//! same before and after we look. At rest ([`Depth::Quiescent`]) links are counted, too, and what a
-//! value owns is looked at.
+//! While others work, only what holds at every instant is checked: what an entry says, provided
+//! that it is the same before and after we look. At rest ([`Depth::Quiescent`]), links are counted
+//! too, and what a value owns is looked at.
 //!
-//! A report is of what the words say. Damage that makes other words which could be there, another
-//! number in a value for instance, is found by nobody.
+//! A report covers what the words say. Damage that leaves another valid value, such as another
+//! number in a value, is not found.
 
 use std::collections::BTreeMap;
 
@@ -48,7 +48,7 @@ pub(super) fn check(arena: Arena, depth: Depth, report: &mut CheckReport) {
     }
 }
 
-/// Every state is one that there is.
+/// Every participant's state is one of those that exist.
 fn check_participants(arena: Arena, report: &mut CheckReport) {
     for (index, record) in arena.processes() {
         let word = record.state.load(Ordering::Acquire);
@@ -71,7 +71,7 @@ fn is_there(entry: &Entry) -> bool {
     matches!(entry.state().phase, Phase::Live | Phase::Retired)
 }
 
-/// What holds at every instant.
+/// Checks what holds at every instant.
 fn check_entry(arena: Arena, index: usize, entry: &Entry, report: &mut CheckReport) {
     let word = entry.state.load(Ordering::SeqCst);
     if !lifecycle::is_state(word) {
@@ -105,7 +105,7 @@ fn check_entry(arena: Arena, index: usize, entry: &Entry, report: &mut CheckRepo
         },
     };
     fence(Ordering::Acquire);
-    // Otherwise it was destroyed meanwhile.
+    // Otherwise the object was destroyed meanwhile.
     if let Some(wrong) = wrong
         && entry.state.load(Ordering::SeqCst) == word
     {
@@ -113,7 +113,7 @@ fn check_entry(arena: Arena, index: usize, entry: &Entry, report: &mut CheckRepo
     }
 }
 
-/// What holds while nobody does anything.
+/// Checks what holds while nobody does anything.
 fn check_at_rest(
     arena: Arena,
     index: usize,
@@ -164,8 +164,8 @@ fn check_at_rest(
     }
 }
 
-/// Compares the links that were found with those that are counted. There may be more of these: of links in memory
-/// that no type describes, such as a raw block's.
+/// Compares the links that were found with those that are counted. More may be counted than found:
+/// links in memory that no type describes, such as a raw block's, are not found.
 fn check_links(arena: Arena, found: &Links, report: &mut CheckReport) {
     for index in 0..arena.object_count() {
         let Some(entry) = arena.object(index).filter(|entry| is_there(entry)) else {

@@ -2,20 +2,22 @@
 //!
 //! # Rationale
 //!
-//! To whoever copies a file, what was committed and never written to is a hole like any other. So a copy has less memory
-//! than the pool believes to have, and where there is no more to be had, to touch a page of it is SIGBUS. Holes cannot
-//! be told from such memory by looking, and to commit all of it once more takes long. So the header names the file that it
-//! is in; who attaches a pool that lies in another file commits what the pool believes to have, and then puts that
-//! file's name there.
+//! To a program that copies a file, memory that was committed and never written to is a hole like
+//! any other. So a copy has less memory than the pool believes it has, and if no more can be had,
+//! touching a page of it raises SIGBUS. Looking cannot tell holes from such memory, and committing
+//! all of it once more takes long. So the header names the file that the pool is in. A process that
+//! attaches a pool that lies in another file commits what the pool believes it has, and then stores
+//! that file's name there.
 //!
-//! Who only looks cannot do so. In a file system that is memory, where to look into a hole takes some, a copy of the copy
-//! is looked at instead.
+//! A process that only looks cannot do so. In a file system that is memory, where looking into a
+//! hole takes memory, it looks at a copy of the copy instead.
 //!
 //! | killed | leaves | and then |
 //! |--------|--------|----------|
-//! | before the name is stored | some more memory | the next one to attach does it again |
+//! | before the name is stored | some more memory | the next process to attach does it again |
 //!
-//! Whoever does it beside others who use the copy already commits, at worst, what they have just given back.
+//! A process that does this while others use the copy already commits, at worst, what they have
+//! just given back.
 
 use std::mem::offset_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -36,7 +38,8 @@ pub(super) fn note(arena: Arena, fd: BorrowedFd<'_>) {
     arena.header().file.store(name, Ordering::Relaxed);
 }
 
-/// Commits what a pool believes to have, if it lies in another file than it did, and notes that.
+/// Commits what a pool believes it has, if it lies in another file than before, and notes that
+/// file.
 pub(super) fn complete(arena: Arena, fd: BorrowedFd<'_>) -> Result<(), CommitError> {
     if let Some(name) = supply(arena, fd)? {
         arena.header().file.store(name, Ordering::Relaxed);
@@ -44,15 +47,15 @@ pub(super) fn complete(arena: Arena, fd: BorrowedFd<'_>) -> Result<(), CommitErr
     Ok(())
 }
 
-/// Commits in a file what the pool, which may be mapped to be read only, believes to have, unless it lies there; the
-/// file's name then.
+/// Commits in a file what the pool, which may be mapped read-only, believes it has, unless the pool
+/// already lies in that file; returns the file's name if it did so.
 pub(super) fn supply(arena: Arena, fd: BorrowedFd<'_>) -> Result<Option<u64>, CommitError> {
     let here = name(fd);
-    // Of a file without a name, it is not known.
+    // For a file without a name, this is not known.
     if here == Some(arena.header().file.load(Ordering::Relaxed)) {
         return Ok(None);
     }
-    // First: to look into a hole takes memory, too.
+    // First: looking into a hole takes memory, too.
     let tables = attach::committed(&arena.header().watermarks).into_iter();
     let tables = tables.map(|(table, count)| (table.offset, count as usize * table.entry));
     commit(fd, tables.chain(grow::committed_tables(arena)).collect())?;
@@ -63,7 +66,7 @@ pub(super) fn supply(arena: Arena, fd: BorrowedFd<'_>) -> Result<Option<u64>, Co
     Ok(Some(here.unwrap_or(0)))
 }
 
-/// A copy to look at, if to look at the file itself might take memory that is not there.
+/// A copy to look at, if looking at the file itself might take memory that is not there.
 pub(super) fn to_look_at(fd: BorrowedFd<'_>) -> Result<Option<OwnedFd>, AttachError> {
     let mut word = [0; 8];
     let read = rustix::io::pread(fd, &mut word, offset_of!(Header, file) as u64)?;
@@ -75,7 +78,7 @@ pub(super) fn to_look_at(fd: BorrowedFd<'_>) -> Result<Option<OwnedFd>, AttachEr
     }
 }
 
-/// A copy of a pool's file in a new one without a name, if there is so much memory.
+/// A copy of a pool's file in a new one without a name, if there is enough memory for it.
 pub(crate) fn in_memory(fd: BorrowedFd<'_>) -> Result<OwnedFd, AttachError> {
     memory::check_limit(memory::used_by(fd.as_raw_fd()))?;
     let copy = memory::memfd(c"shmkit-copy")?;
@@ -83,7 +86,7 @@ pub(crate) fn in_memory(fd: BorrowedFd<'_>) -> Result<OwnedFd, AttachError> {
     Ok(copy)
 }
 
-/// Commits ranges of a file, offset and length, if there is so much memory.
+/// Commits ranges of a file, given as offset and length, if there is enough memory for them.
 fn commit(fd: BorrowedFd<'_>, ranges: Vec<(usize, usize)>) -> Result<(), CommitError> {
     let wanted: u64 = ranges.iter().map(|&(_, len)| len as u64).sum();
     memory::check_limit(wanted.saturating_sub(memory::used_by(fd.as_raw_fd())))?;
@@ -91,8 +94,8 @@ fn commit(fd: BorrowedFd<'_>, ranges: Vec<(usize, usize)>) -> Result<(), CommitE
     ranges.try_for_each(|(offset, len)| memory::commit(fd.as_raw_fd(), offset as u64, len as u64))
 }
 
-/// What no other file has, as far as a number can say; not 0. The numbers of files begin anew with each file system, so
-/// the time at which it was made is part of it.
+/// A number that no other file has, as far as a number can guarantee that; not 0. Inode numbers
+/// begin anew with each file system, so the time at which the file was made is part of it.
 fn name(fd: BorrowedFd<'_>) -> Option<u64> {
     let stat = rustix::fs::fstat(fd).ok()?;
     let made = rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::BTIME);

@@ -1,8 +1,8 @@
 //! Making pools.
 //!
-//! A pool is made whole before anybody can find it: a memfd is nobody else's until it is passed
-//! on, and a named pool is a file without a name until it is ready, then linked into place. A
-//! creator that dies leaves nothing.
+//! A pool is made whole before anybody can find it: a memfd belongs to this process alone until it
+//! is passed on, and a named pool is a file without a name until it is ready, then linked into
+//! place. A creator that dies leaves nothing.
 
 use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 
@@ -38,20 +38,20 @@ use crate::sys::{descriptor, file_lock, process};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CreateError {
-    /// A name is empty, longer than 200 bytes, or one that a file cannot have; or it has a slash and is no
-    /// absolute path.
+    /// The name is empty, longer than 200 bytes, or not one that a file can have; or it has a slash
+    /// and is not an absolute path.
     #[error("a pool cannot have the name {name:?}")]
     InvalidName {
         /// The name.
         name: String,
     },
-    /// There is a pool, or another file, of that name.
+    /// There is already a pool, or another file, of that name.
     #[error("the name is taken: {path}")]
     NameTaken {
         /// The file that has it.
         path: String,
     },
-    /// The base address asked for is not one that a pool can have.
+    /// The requested base address is not one that a pool can have.
     #[error(
         "a pool cannot be based at {base:#x}: bases are multiples of 1 TiB from 0x200000000000 to 0x4f0000000000"
     )]
@@ -59,26 +59,27 @@ pub enum CreateError {
         /// The address.
         base: usize,
     },
-    /// No address range was free: the one asked for, or any that a pool can have.
+    /// No address range was free: neither the requested one, nor, without a request, any that a
+    /// pool can have.
     #[error("no address range is free for the pool{}", .base.map_or(format!(": a process can have {GRANULES} mapped"), |b| format!(" at {b:#x}")))]
     AddressTaken {
-        /// The address asked for, if one was.
+        /// The requested address, if there was one.
         base: Option<usize>,
     },
-    /// A size is zero, the first is above the second, or the maximum is above 984 GiB.
+    /// A size is zero, the initial size is above the maximum, or the maximum is above 984 GiB.
     #[error(
         "a pool of {initial} bytes that can grow to {max} cannot be made: it begins with 1 byte at least, and ends at 984 GiB at most"
     )]
     InvalidSize {
-        /// The initial size asked for.
+        /// The requested initial size.
         initial: usize,
-        /// The maximum asked for.
+        /// The requested maximum.
         max: usize,
     },
     /// There must be room for 1 to 4095 participants.
     #[error("a pool cannot have {count} participants: there is room for 1 to 4095")]
     InvalidParticipants {
-        /// The number asked for.
+        /// The requested number.
         count: usize,
     },
     /// No memory for the initial size.
@@ -139,8 +140,7 @@ impl Default for PoolBuilder {
 }
 
 impl PoolBuilder {
-    /// Bytes of data that the pool has from the start: 1 MiB unless said otherwise. Rounded up to
-    /// 16 KiB.
+    /// Bytes of data that the pool has from the start: 1 MiB by default. Rounded up to 16 KiB.
     ///
     /// ```
     /// # use shmkit::Pool;
@@ -154,8 +154,8 @@ impl PoolBuilder {
         self
     }
 
-    /// Bytes of data that the pool can grow to: 984 GiB, the most there can be, unless said
-    /// otherwise. This is address space; memory is taken as the pool grows. Rounded down to 16 KiB.
+    /// Bytes of data that the pool can grow to: by default 984 GiB, the most there can be. This is
+    /// address space; memory is taken as the pool grows. Rounded down to 16 KiB.
     ///
     /// ```
     /// # use shmkit::{GrowError, Pool};
@@ -169,7 +169,7 @@ impl PoolBuilder {
         self
     }
 
-    /// The address at which every process maps the pool; chosen at random unless said otherwise.
+    /// The address at which every process maps the pool; chosen at random by default.
     ///
     /// ```
     /// # use shmkit::{CreateError, Pool};
@@ -185,7 +185,7 @@ impl PoolBuilder {
         self
     }
 
-    /// Maps every page of the initial size now, so that the first use of it is not slower.
+    /// Maps every page of the initial size now, so that its first use is not slower.
     ///
     /// ```
     /// # use shmkit::Pool;
@@ -199,7 +199,7 @@ impl PoolBuilder {
         self
     }
 
-    /// Asks for huge pages. A kernel that refuses them leaves ordinary ones; see
+    /// Asks for huge pages. If the kernel refuses them, the pool has ordinary pages; see
     /// [`Pool::huge_pages`].
     ///
     /// ```
@@ -218,7 +218,7 @@ impl PoolBuilder {
         self
     }
 
-    /// Includes the pool in core dumps. It is left out otherwise: writing a big pool to a file
+    /// Includes the pool in core dumps. By default it is left out: writing a big pool to a file
     /// delays the moment at which others learn of a death by seconds.
     ///
     /// ```
@@ -237,19 +237,20 @@ impl PoolBuilder {
         self
     }
 
-    /// Guards the blocks: what is written past a block's end, or into one that was freed, is found,
-    /// for whoever looks for such an error in a program that uses blocks directly.
+    /// Guards the blocks: what is written past a block's end, or into a block that was freed, is
+    /// found. This is for finding such errors in a program that uses blocks directly.
     ///
-    /// - A free of a block that was written past its end is refused with [`FreeError::Overrun`]; the
-    ///   block stays allocated. So is a question for its size, if the damage reaches that.
+    /// - A free of a block that was written past its end is refused with [`FreeError::Overrun`];
+    ///   the block stays allocated. So is a request for its size, if the damage reaches what
+    ///   records that.
     /// - A freed block that was written to is set aside when its turn to be allocated comes.
     /// - [`Pool::check_quiescent`] names each such block, and where it was written to.
     ///
-    /// A block takes 24 bytes more, is filled when it is freed, and is looked at byte by byte when it
+    /// A block takes 24 bytes more, is filled when it is freed, and is checked byte by byte when it
     /// is allocated: everything is several times slower. Pools that are not guarded pay nothing.
-    /// [`Pool::usable_size`] is what was asked for, and [`Pool::reallocate`] moves the block always.
-    /// Not found: reads, writes to blocks larger than 32 KiB after they were freed, and writes that
-    /// put the very bytes there that the guard has put there.
+    /// [`Pool::usable_size`] is what was asked for, and [`Pool::reallocate`] always moves the
+    /// block. Not found: reads, writes to blocks larger than 32 KiB after they were freed, and
+    /// writes that put there the very bytes that the guard has put there.
     ///
     /// [`FreeError::Overrun`]: crate::FreeError::Overrun
     ///
@@ -270,8 +271,8 @@ impl PoolBuilder {
         self
     }
 
-    /// How many threads of all processes can use the pool at once, and how many processes:
-    /// 1023 unless said otherwise, 4095 at most. Each takes 16 KiB once it does.
+    /// How many threads of all processes can use the pool at once, and how many processes: 1023 by
+    /// default, 4095 at most. Each takes 16 KiB once it uses the pool.
     ///
     /// ```
     /// # use shmkit::{LockError, Mutex, Pool};
@@ -288,7 +289,7 @@ impl PoolBuilder {
         self
     }
 
-    /// Makes a pool that the user of this process never finds: who made it may unmap it.
+    /// Makes a pool that the user of this process never finds: the code that made it may unmap it.
     pub(crate) fn hidden(mut self) -> Self {
         self.hidden = true;
         self
@@ -303,7 +304,7 @@ impl PoolBuilder {
     ///
     /// # Crash behaviour
     ///
-    /// What there is of it goes with the process.
+    /// Whatever exists of the pool goes with the process.
     ///
     /// ```
     /// let pool = shmkit::Pool::builder().max_size(64 << 20).create()?;
@@ -328,7 +329,7 @@ impl PoolBuilder {
     ///
     /// # Crash behaviour
     ///
-    /// The pool has its name and is whole, or there is nothing of it.
+    /// The pool has its name and is whole, or nothing of it exists.
     ///
     /// ```
     /// # use shmkit::{CreateError, Pool};
@@ -344,8 +345,8 @@ impl PoolBuilder {
             .map(|(pool, ())| pool)
     }
 
-    /// The same, with something in it before anybody can find it. What `fill` has of the pool
-    /// besides what it returns is gone when it returns.
+    /// The same, with something in the pool before anybody can find it. Whatever `fill` has of the
+    /// pool, besides what it returns, must be gone when it returns.
     pub(crate) fn create_named_with<T, E: From<CreateError>>(
         &self,
         name: &str,
@@ -357,8 +358,8 @@ impl PoolBuilder {
         let fd = rustix::fs::open(name.directory(), flags, Mode::RUSR | Mode::WUSR)
             .and_then(descriptor::to_keep)
             .map_err(CreateError::from)?;
-        // Shared for life by every process: who removes leftovers must get the lock alone. Nobody has
-        // a file yet that has no name.
+        // Every process shares the lock for life; a process that removes leftovers must get it
+        // exclusively. Nobody else can have a file that has no name yet.
         file_lock::share(&fd).map_err(CreateError::from)?;
         let pool = self.make(fd)?;
         let filled = fill(pool).and_then(|filled| {
@@ -381,7 +382,7 @@ impl PoolBuilder {
     /// Gives the pool its name, and shows it.
     fn publish(&self, pool: Pool, name: &PoolName) -> Result<(), CreateError> {
         let from = format!("/proc/self/fd/{}", pool.fd().as_raw_fd());
-        // Another thread that opens it by the name has it only once it is shown.
+        // Another thread that opens the pool by this name gets it only once it is shown.
         let attaching = handles::lock();
         match rustix::fs::linkat(CWD, from, CWD, name.path(), AtFlags::SYMLINK_FOLLOW) {
             Ok(()) => self.show(pool),
@@ -395,14 +396,14 @@ impl PoolBuilder {
         Ok(())
     }
 
-    /// From here on nothing unmaps the pool but its user, or who has hidden it.
+    /// From here on, nothing unmaps the pool except its user, or the code that hid it.
     fn show(&self, pool: Pool) {
         if !self.hidden {
             local::of(pool.0).show();
         }
     }
 
-    /// An event of the log: nobody has the pool yet, and nothing is locked.
+    /// Logs the creation: nobody else has the pool yet, and nothing is locked.
     fn told(&self, pool: Pool, name: &str) {
         let (base, initial, max) = (pool.0.base(), self.initial, self.max);
         tell(
@@ -456,7 +457,7 @@ impl PoolBuilder {
         Ok(pool)
     }
 
-    /// Gives a mapped, empty file its content; the magic number last.
+    /// Gives a mapped, empty file its content; the magic number is stored last.
     fn fill(&self, arena: Arena, identity: Identity, initial: usize) -> Result<(), CreateError> {
         let header = arena.header();
         header
@@ -493,7 +494,7 @@ impl PoolBuilder {
     }
 }
 
-/// True if pools can be based at the address.
+/// True if a pool can be based at the address.
 pub(super) fn is_base(base: usize) -> bool {
     base.is_multiple_of(GRANULE)
         && (FIRST_GRANULE..FIRST_GRANULE + GRANULES).contains(&(base / GRANULE))
@@ -512,11 +513,11 @@ pub(super) fn map(fd: BorrowedFd<'_>, base: usize, len: usize) -> std::io::Resul
 pub(super) fn apply_options(arena: Arena, options: u64) {
     let (start, len) = (arena.base(), local::of(arena).len());
     if options & DUMPABLE == 0 {
-        // Refused: dumps are larger, and nothing else.
+        // If it is refused, dumps are larger, and nothing else.
         let _ = memory::advise(start, len, Advice::LinuxDontDump);
     }
     if options & HUGE_PAGES != 0 {
-        // Refused: see `Pool::huge_pages`.
+        // If it is refused: see `Pool::huge_pages`.
         let _ = memory::advise(
             start + DATA.offset,
             len - DATA.offset,
@@ -544,7 +545,8 @@ mod tests {
 
     use super::*;
 
-    /// Another thread that found the pool would be in it when it is unmapped, should the name be taken.
+    /// If the name is taken, the pool is unmapped; another thread that had found it would then be
+    /// in it.
     #[test]
     fn nobody_finds_a_pool_that_is_being_made() {
         let name = format!("test-{}-being-made", std::process::id());
@@ -565,7 +567,7 @@ mod tests {
         let (base, handle) = last.get().unwrap();
         assert_eq!(Pool::containing(base), None);
         assert!(handle.open_hidden().is_err());
-        // What is there, and what is never shown.
+        // A pool that is shown, and then one that never is.
         assert_eq!(Pool::containing(pool.base()), Some(pool));
         assert_eq!(*object.handle().open().unwrap(), 7);
         Pool::unlink(&name).unwrap();

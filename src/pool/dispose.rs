@@ -1,17 +1,19 @@
-//! The end of objects: retired when nothing holds them, destroyed when nobody looks any more.
+//! The end of objects: retired when nothing holds them, destroyed when nobody looks at them any
+//! more.
 //!
-//! What is still looked at is *postponed*: a list of this process names it, and the entry names the
-//! process, its *keeper*, with the state that is on the list and its stamp. Each end of a look tries some
-//! of the list again. What nobody has on a list (its keeper died, or left, or could not list it) is found
-//! by a walk over the table, which every death asks for; whoever ends a look makes a piece of it. The walk
-//! passes over what a living process keeps and somebody still looks at, so that it is cheap however much
-//! is postponed; what nobody looks at any more it destroys for a keeper that may be stopped.
+//! An object that somebody still looks at is *postponed*: a list of this process names it, and the
+//! entry names the process, its *keeper*, with the state that is on the list and its stamp. Each
+//! end of a look tries some objects of the list again. An object that nobody has on a list (its
+//! keeper died, or left, or could not list it) is found by a walk over the table, which every death
+//! asks for; whoever ends a look does a piece of it. The walk passes over an object that a living
+//! process keeps and somebody still looks at, so that it is cheap however much is postponed; one
+//! that nobody looks at any more it destroys on behalf of a keeper that may be stopped.
 //!
 //! Invariants, beside those of `pool::objects`
-//! 1. While a living process is found to keep a state (`protocol::keeping`), that is on its list, or it is
-//!    about to try it: a walk does not list the object.
-//! 2. An object that is RETIRED and is not kept in that state is in the hands of who retired it, which may
-//!    have listed it, or a walk is due (`Header::unreaped`).
+//! 1. While a living process is found to keep a state (`protocol::keeping`), that state is on its
+//!    list, or the process is about to try the object: a walk does not list the object.
+//! 2. An object that is RETIRED and is not kept in that state is in the hands of the thread that
+//!    retired it, which may have listed it, or a walk is due (`Header::unreaped`).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Mutex;
@@ -30,15 +32,15 @@ use crate::primitive::Ordering;
 use crate::protocol::keeping;
 use crate::protocol::lifecycle::{self, ObjectState, Phase};
 
-/// Destroys the object if nothing holds it, and then what it led to, and so on. What somebody
-/// still looks at is left for [`retry`].
+/// Destroys the object if nothing holds it, then what it led to, and so on. What somebody still
+/// looks at is left for [`retry`].
 pub(crate) fn dispose(arena: Arena, index: usize) {
     if let Some(retired) = retire(arena, index) {
         destroy_all(arena, retired, false);
     }
 }
 
-/// An object that nothing held, the state in which that was seen, and the epoch of then.
+/// An object that nothing held, the state in which that was seen, and the epoch at that time.
 #[derive(Clone, Copy)]
 struct Retired {
     index: usize,
@@ -46,8 +48,8 @@ struct Retired {
     stamp: u64,
 }
 
-/// Destroys what was retired, and then what it led to, and so on. What is still looked at is postponed,
-/// the first unless it is `kept` already.
+/// Destroys what was retired, then what it led to, and so on. What is still looked at is postponed,
+/// the first object only if it is not `kept` already.
 fn destroy_all(arena: Arena, first: Retired, kept: bool) {
     let slot = thread::slot(arena);
     let Some(slot) = slot.ok().filter(|slot| !slot.intent.is_open()) else {
@@ -64,14 +66,14 @@ fn destroy_all(arena: Arena, first: Retired, kept: bool) {
     }
 }
 
-/// Objects that could not be destroyed because somebody looked at them, by the pool's base, in the
-/// order of their stamps but for those that something else than a look held up.
+/// Objects that could not be destroyed because somebody looked at them, by the pool's base. They
+/// are in the order of their stamps, except for those that something other than a look held up.
 static POSTPONED: Mutex<BTreeMap<usize, VecDeque<Retired>>> = Mutex::new(BTreeMap::new());
-/// How many they are, at least roughly.
+/// How many there are, at least roughly.
 static POSTPONED_COUNT: AtomicUsize = AtomicUsize::new(0);
 
 fn postpone(arena: Arena, retired: Retired) {
-    // Held by another thread, which a fork may have left behind: somebody reaps instead.
+    // Another thread holds it, which a fork may have left behind: somebody else reaps instead.
     let Ok(mut all) = POSTPONED.try_lock() else {
         return leave_to_others(arena, &[retired]);
     };
@@ -82,7 +84,8 @@ fn postpone(arena: Arena, retired: Retired) {
     }
 }
 
-/// For objects that are on no list of this process now, and to be destroyed: somebody's walk finds them.
+/// For objects that are to be destroyed and are now on no list of this process: somebody's walk
+/// finds them.
 fn leave_to_others(arena: Arena, all: &[Retired]) {
     let entries = all.iter().filter_map(|one| arena.object(one.index));
     let all = entries.map(|entry| &entry.keeping);
@@ -94,9 +97,9 @@ fn me(arena: Arena) -> Tag {
     Tag::of_word(local::of(arena).process())
 }
 
-/// The first of the postponed that nobody looks at any more, which it is no longer.
+/// Takes from the list the first postponed object that nobody looks at any more.
 fn take_postponed(arena: Arena, oldest: u64) -> Option<Retired> {
-    // Not locked for nothing: a master would have a page copied at each end of a child.
+    // Not locked without need: a master would have a page copied at the end of each child.
     if POSTPONED_COUNT.load(Ordering::Relaxed) == 0 {
         return None;
     }
@@ -130,7 +133,8 @@ pub(super) fn let_go_of_all(arena: Arena) {
             let index = number * 64 + bits.trailing_zeros() as usize;
             bits &= bits - 1;
             clear_hold(arena, row, index);
-            // Else the entry need not be touched, in a table of its own: who lets go of it last disposes of it.
+            // Otherwise the entry, which lies in a table of its own, need not be touched: the
+            // process that lets go of the object last disposes of it.
             if !is_held(arena, index) {
                 dispose(arena, index);
             }
@@ -142,10 +146,10 @@ pub(super) fn let_go_of_all(arena: Arena) {
 /// Gives up what this process has postponed: it is about to leave the pool.
 #[unsafe(link_section = ".shmkit.child")]
 pub(super) fn give_up_postponed(arena: Arena) {
-    /// Others have the lock for a moment each. Where a fork has left it locked for good, this process
+    /// Others have the lock for a moment each. If a fork has left it locked for good, this process
     /// has never postponed anything.
     const TRIES: usize = 1000;
-    // Not locked for nothing: a child that is ending would have a page copied.
+    // Not locked without need: a child that is ending would have a page copied.
     if POSTPONED_COUNT.load(Ordering::Relaxed) == 0 {
         return;
     }
@@ -178,9 +182,9 @@ pub(crate) fn retry(arena: Arena) {
 
 #[cold]
 fn retry_some(arena: Arena) {
-    /// At most so many at once, so that no single end of a look takes long.
+    /// At most this many at once, so that no single end of a look takes long.
     const SOME: usize = 16;
-    /// Entries of the table that one end of a look makes of a walk.
+    /// Entries of the table that one end of a look covers of a walk.
     const PIECE: usize = 256;
     walk_on(arena, PIECE);
     let oldest = epoch::oldest(arena);
@@ -192,7 +196,7 @@ fn retry_some(arena: Arena) {
     }
 }
 
-/// Makes a piece of the walk that is due, if one is.
+/// Does a piece of the walk that is due, if one is.
 fn walk_on(arena: Arena, piece: usize) {
     let due = &arena.header().unreaped;
     if due.is_due() && !is_busy(arena) {
@@ -203,8 +207,8 @@ fn walk_on(arena: Arena, piece: usize) {
     }
 }
 
-/// What a parent does when a child has died: all there is to do where objects are few, or else its
-/// share.
+/// What a parent does when a child has died: all there is to do if there are few objects, otherwise
+/// its share.
 pub(super) fn reap_some(arena: Arena) {
     /// Entries of the table.
     const PIECE: usize = 4096;
@@ -235,8 +239,8 @@ pub(crate) fn reap(arena: Arena) {
     limbo::reap(arena);
 }
 
-/// Disposes of what is unused among these entries. What a living process keeps is destroyed if nobody
-/// looks at it any more, and left to its keeper otherwise.
+/// Disposes of the unused objects among these entries. One that a living process keeps is destroyed
+/// if nobody looks at it any more, and left to its keeper otherwise.
 fn walk(arena: Arena, entries: std::ops::Range<usize>) {
     let oldest = epoch::oldest(arena);
     for index in entries {
@@ -299,7 +303,7 @@ fn destroy(arena: Arena, slot: &Slot, retired: Retired, work: &mut Vec<Retired>)
     }
     // By invariant 2 of `pool::objects`. A state that was listed at another time has a later stamp.
     let stamp = stamp.max(entry.keeping.stamp());
-    // Nobody has looked at a half destroyed one since it was whole.
+    // Nobody has looked at a half-destroyed object since it was whole.
     let is_seen = || !epoch::is_past(arena, stamp) || is_listed(arena, extent(arena, entry));
     if state.phase != Phase::Condemned && is_seen() {
         return false;
@@ -309,7 +313,8 @@ fn destroy(arena: Arena, slot: &Slot, retired: Retired, work: &mut Vec<Retired>)
     if let Some(destroying) = lifecycle::seize(&entry.state, state, slot.tag().slot()) {
         let address = entry.address.load(Ordering::Relaxed) as usize;
         if address != 0 {
-            // A word outside of the block is none of the value's, whatever the type's entry says.
+            // A word outside the block does not belong to the value, whatever the type's entry
+            // says.
             let room = block::usable_size(arena, address).unwrap_or(0);
             for owned in types::owned_words(arena, entry.kind(), room) {
                 let field = (address + owned.offset) as u64;
@@ -341,7 +346,7 @@ fn destroy(arena: Arena, slot: &Slot, retired: Retired, work: &mut Vec<Retired>)
     true
 }
 
-/// What recovery does for a dead destroyer, once the step on the way is finished.
+/// What recovery does for a dead destroyer, once the step in flight is finished.
 pub(super) fn condemn(arena: Arena, owner: Tag, index: usize) {
     if let Some(entry) = arena.object(index) {
         lifecycle::condemn(&entry.state, owner.slot());
@@ -360,7 +365,8 @@ mod tests {
         arena.object(index).unwrap().state().phase
     }
 
-    /// A thread that is in the middle of an operation leaves what is to be destroyed to the next walk, and makes none.
+    /// A thread that is in the middle of an operation leaves what is to be destroyed to the next
+    /// walk, and does no walk itself.
     #[test]
     fn who_is_busy_destroys_nothing() {
         let pool = Pool::builder().create().unwrap();
@@ -387,7 +393,7 @@ mod tests {
         assert!(!is_block());
     }
 
-    /// A thread's lists name what lies in an object, after all handles to it are gone.
+    /// A thread's lists name what lies in an object after all handles to it are gone.
     #[test]
     fn what_a_leaked_guard_leads_to_stays() {
         let pool = Pool::builder().create().unwrap();
@@ -405,8 +411,9 @@ mod tests {
         give_up_postponed(pool.0);
     }
 
-    /// Somebody looks at something else while an object is retired, for the first time and then as often as
-    /// there are versions. The first state is on the list still when another looks at the object.
+    /// Somebody looks at something else while an object is retired, for the first time and then as
+    /// many times as there are versions. The first state is still on the list when somebody else
+    /// looks at the object.
     #[test]
     fn a_state_that_has_come_round_is_not_that_on_the_list() {
         let pool = Pool::builder().create().unwrap();

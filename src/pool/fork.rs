@@ -1,21 +1,22 @@
 //! What happens to pools when the process forks, whoever forks it.
 //!
-//! `pthread_atfork` handlers, installed with the first pool. Before: the child's record is made
-//! in every pool (unless `spawn` has made it already, which can say why it cannot). In the child:
-//! the records come to life, and whatever this process's copy of the parent's memory says about
-//! slots is forgotten. A child for which there is no record, and which has inherited handles, exits at
-//! once: they would be nobody's. Without handles it makes its record when it needs one, as in a pool that
-//! its parent used for the first time between `prepare` and the fork.
+//! `pthread_atfork` handlers, installed with the first pool. Before: the child's record is made in
+//! every pool (unless `spawn`, which can report why it cannot be made, has made it already). In the
+//! child: the records come to life, and whatever this process's copy of the parent's memory says
+//! about slots is forgotten. A child for which there is no record, and which has inherited handles,
+//! exits at once: they would be nobody's. Without handles it makes its record when it needs one, as
+//! in a pool that its parent used for the first time between `prepare` and the fork.
 //!
 //! # A fork that fails
 //!
-//! `spawn` sees that, and reaps its child. Of a fork that somebody else makes, the handlers hear nothing
-//! but that they are called in the parent. So the child gets the end of a pipe, which it closes once its
-//! records live: when nobody has it, and a record is still FORKING, there is no child for that. The parent
-//! waits for that, a tenth of a second at most, before the fork returns: it may end at once, as one does that
-//! makes a daemon of its child, and with its own record those go that it has made. It looks again, for children
-//! that were killed on their way later, when it forks again, reaps one of its own, or is asked to recover the
-//! pool. If it is a child of ours that comes to its end, it waits once more.
+//! `spawn` sees that, and reaps its child. For a fork that somebody else makes, all that the
+//! handlers learn is that they are called in the parent. So the child gets an end of a pipe, which
+//! it closes once its records live: when nobody has that end, and a record is still FORKING, there
+//! is no child for that record. The parent waits for that, a tenth of a second at most, before the
+//! fork returns: it may end at once, as a process does that turns its child into a daemon, and the
+//! records that it has made go with its own. It looks again, for children that were killed on their
+//! way later, when it forks again, reaps one of its own, or is asked to recover the pool. If it is
+//! a child of ours, it waits once more when it comes to its end.
 
 use std::cell::{Cell, RefCell};
 use std::io::{PipeReader, PipeWriter};
@@ -42,20 +43,20 @@ thread_local! {
     static CHILD: Child = const { Child::none() };
 }
 
-/// The child of the thread's fork on its way, or of the last one: other threads may fork as soon as the
-/// handles are released, before this one hears how its fork went. It is with what else a fork writes to,
-/// because each page that is written to is copied.
+/// The child of the fork that this thread is making, or of its last one: other threads may fork as
+/// soon as the handles are released, before this one learns how its fork went. It lies beside the
+/// other data that a fork writes to, because each page that is written to is copied.
 struct Child {
-    /// It is of a fork on its way.
+    /// It belongs to a fork in progress.
     is_new: Cell<bool>,
-    /// The process has no other threads, which are to be kept from what a fork must not meet.
+    /// The process has no other threads that would have to be kept from what a fork must not meet.
     alone: Cell<bool>,
-    /// When that began, by the [clock of starts](sys::process::start); 0 if the child is to ask for its
-    /// start.
+    /// When the fork began, by the [clock of starts](sys::process::start); 0 if the child is to ask
+    /// for its start itself.
     since: Cell<u64>,
-    /// The time namespace that it will be in, if that is known.
+    /// The time namespace that the child will be in, if that is known.
     times: Cell<Option<u64>>,
-    /// The records made for it, as tags, by the pools' granules.
+    /// The records made for the child, as tags, by the pools' granules.
     records: [Cell<u64>; GRANULES],
 }
 
@@ -70,7 +71,7 @@ impl Child {
         }
     }
 
-    /// Begins with another, unless that has been done for this fork.
+    /// Begins with a new child, unless that has been done for this fork.
     fn begin(&self) {
         if !self.is_new.replace(true) {
             self.since.set(sys::process::start::clock());
@@ -83,12 +84,12 @@ impl Child {
         (!record.is_nobody()).then_some(record)
     }
 
-    /// The pools in which it has no record.
+    /// The pools in which the child has no record.
     fn missing(&self) -> impl Iterator<Item = Arena> {
         attached().filter(|&arena| self.record(arena).is_none())
     }
 
-    /// Makes its record in a pool; it will be in that time namespace.
+    /// Makes the child's record in a pool; the child will be in time namespace `times`.
     fn reserve(&self, arena: Arena, times: Option<u64>) -> Result<(), Refused> {
         match process::are_other_times(arena.times(), times) {
             Some(true) => return Err(Refused::OtherTimes),
@@ -100,13 +101,13 @@ impl Child {
         Ok(())
     }
 
-    /// The fork is over, for this side of it. Whether the process had no other threads.
+    /// The fork is over for this side of it. Returns whether the process had no other threads.
     fn end(&self) -> bool {
         self.is_new.set(false);
         self.alone.replace(false)
     }
 
-    /// Takes its records back: there is no child for them.
+    /// Takes the records back: there is no child for them.
     fn take_back(&self) {
         for arena in attached() {
             if let Some(record) = self.record(arena) {
@@ -125,23 +126,26 @@ struct Held {
     pipe: Option<(PipeReader, PipeWriter)>,
 }
 
-/// A child of somebody else's fork whose records do not live yet.
+/// A child of somebody else's fork, whose records do not live yet.
 struct OnItsWay {
-    /// Nobody has the other end once they do, or once there is no child.
+    /// Nobody has the other end once the records live, or if there is no child.
     pipe: PipeReader,
-    /// Its records, as tags, by the pools' granules.
+    /// The child's records, as tags, by the pools' granules.
     records: [u64; GRANULES],
 }
 
-/// So many are remembered. The records of one more stay until this process ends, if it is killed.
+/// This many are remembered. The records of one more stay until this process ends, if that child is
+/// killed.
 const MANY: usize = 16;
 
-/// Used by who keeps the [handles](handles::lock), so that nobody has it while another forks.
+/// Used only by a thread that keeps the [handles](handles::lock), so that nobody has it while
+/// another thread forks.
 static ON_THEIR_WAY: Mutex<Vec<OnItsWay>> = Mutex::new(Vec::new());
-/// How many they are. Where there are none the list is not locked, which would have a page copied.
+/// How many there are. If there are none, the list is not locked, since that would have a page
+/// copied.
 static COUNT: AtomicUsize = AtomicUsize::new(0);
 
-/// Teaches the layers below what this one does, and hooks into forks. Once a process.
+/// Tells the layers below what this one does, and hooks into forks. Once per process.
 pub(super) fn install() {
     static INSTALLED: Once = Once::new();
     INSTALLED.call_once(|| {
@@ -157,7 +161,7 @@ pub(super) fn install() {
     });
 }
 
-/// Teaches recovery what the layers above it do for the dead.
+/// Tells recovery what the layers above it do for the dead.
 pub(crate) fn teach_recovery() {
     recovery::install(Hooks {
         resolve: intents::resolve,
@@ -180,9 +184,10 @@ pub(crate) enum Refused {
     OtherTimes,
 }
 
-/// Makes the records of the child that this thread is about to fork. An error cancels the fork; else it
-/// follows, and [`forked`] or [`fork_failed`]. With `as_before`, nothing has run in this thread since it was
-/// called last that could have changed the namespaces of children. `alone`: this is the only thread.
+/// Makes the records of the child that this thread is about to fork. On an error the fork is
+/// cancelled; otherwise the fork follows, then [`forked`] or [`fork_failed`]. `as_before`: since
+/// the last call, nothing has run in this thread that could have changed the namespaces of
+/// children. `alone`: this is the only thread.
 pub(crate) fn before_fork(as_before: bool, alone: bool) -> Result<(), Refused> {
     if attached().next().is_none() {
         return Ok(());
@@ -209,7 +214,7 @@ pub(crate) fn fork_failed() {
     CHILD.with(Child::take_back);
 }
 
-/// The last fork made this process: now its records can be told from others on their way.
+/// The last fork made this process: its records can now be told from others on their way.
 pub(crate) fn forked(pid: u32) {
     CHILD.with(|child| {
         for arena in attached() {
@@ -236,7 +241,8 @@ extern "C" fn prepare() {
         made.count() > 0
     });
     if made {
-        // For want of descriptors: the record of a child that is not made stays until this process ends.
+        // If there are no descriptors, there is no pipe: the record of a child that is not made
+        // then stays until this process ends.
         let pipe = pipe_to_keep().ok();
         let _ = HELD.try_with(|held| {
             if let Some(held) = &mut *held.borrow_mut() {
@@ -255,13 +261,13 @@ fn pipe_to_keep() -> std::io::Result<(PipeReader, PipeWriter)> {
 }
 
 /// Keeps the process's other threads from opening and dropping handles, and from forking, until
-/// this one has forked. Where there are none, the lock is left alone: on either side of the fork it would have
-/// a page copied.
+/// this one has forked. If there are no other threads, the lock is left alone: it would have a page
+/// copied on either side of the fork.
 fn keep_handles(child: &Child) {
     if child.alone.get() {
         return;
     }
-    // A fork during the destruction of thread-locals goes without.
+    // A fork during the destruction of thread-locals goes without the lock.
     let _ = HELD.try_with(|held| {
         let mut held = held.borrow_mut();
         if held.is_none() {
@@ -281,8 +287,8 @@ fn on_their_way() -> std::sync::MutexGuard<'static, Vec<OnItsWay>> {
     ON_THEIR_WAY.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Takes the records back of those that were killed on their way, and forgets those that have come to
-/// life. The caller keeps the handles.
+/// Takes back the records of children that were killed on their way, and forgets those children
+/// whose records have come to life. The caller keeps the handles.
 fn take_back_of_the_killed() {
     if COUNT.load(Ordering::Relaxed) == 0 {
         return;
@@ -292,7 +298,7 @@ fn take_back_of_the_killed() {
         let ended = nobody_has_the_other_end(&child.pipe, Duration::ZERO);
         let records = attached().map(|arena| (arena, child.records[arena.granule()]));
         for (arena, record) in records.filter(|&(_, record)| ended && record != 0) {
-            // Only of those that do not live.
+            // This changes only records that do not live.
             process::abort_child(arena, Tag::of_word(record));
         }
         !ended
@@ -300,9 +306,9 @@ fn take_back_of_the_killed() {
     COUNT.store(all.len(), Ordering::Relaxed);
 }
 
-/// The same, for who does not keep the handles.
+/// The same, for a caller that does not keep the handles.
 pub(super) fn recover_children() {
-    // As above: the lock is not taken for nothing.
+    // As above: the lock is not taken without need.
     if COUNT.load(Ordering::Relaxed) == 0 {
         return;
     }
@@ -311,7 +317,7 @@ pub(super) fn recover_children() {
     drop(handles);
 }
 
-/// The pool is about to be unmapped: the next one at its place has other records.
+/// Called when the pool is about to be unmapped: the next one at its place has other records.
 pub(super) fn forget(arena: Arena) {
     let handles = handles::lock();
     for child in on_their_way().iter_mut() {
@@ -320,13 +326,13 @@ pub(super) fn forget(arena: Arena) {
     drop(handles);
 }
 
-/// How long a fork waits for its child to live: that may be stopped, or wait for us in a handler of somebody
-/// else's.
+/// How long a fork waits for its child to live: the child may be stopped, or wait for us in
+/// somebody else's handler.
 const AT_THE_FORK: Duration = Duration::from_millis(100);
-/// How long who ends does.
+/// How long a process that ends waits.
 const AT_THE_END: Duration = Duration::from_secs(1);
 
-/// Waits until nobody has the other end, so long at most; whether nobody has it.
+/// Waits until nobody has the other end, at most `limit`; returns whether nobody has it.
 fn nobody_has_the_other_end(pipe: &PipeReader, limit: Duration) -> bool {
     let start = Instant::now();
     let mut end = [PollFd::new(pipe, PollFlags::empty())];
@@ -337,7 +343,7 @@ fn nobody_has_the_other_end(pipe: &PipeReader, limit: Duration) -> bool {
             tv_nsec: left.subsec_nanos().into(),
         };
         match poll(&mut end, Some(&left)) {
-            // A signal ends a wait; the next one takes what is left.
+            // A signal ended the wait; the next one takes what time is left.
             Err(Errno::INTR) => {}
             polled => return polled.is_ok() && end[0].revents().contains(PollFlags::HUP),
         }
@@ -356,7 +362,7 @@ fn await_children() {
 
 /// Whether this process has handles of objects in the pool; asked while it forks.
 fn has_handles(arena: Arena) -> bool {
-    // During the destruction of thread-locals nobody knows.
+    // During the destruction of thread-locals, this is not known.
     HELD.try_with(|held| match &*held.borrow() {
         Some(held) => handles::any_in(arena, &held.holds),
         None => true,
@@ -371,7 +377,7 @@ pub(crate) extern "C" fn in_parent() {
     let pipe = HELD.try_with(|held| held.borrow_mut().as_mut()?.pipe.take());
     if let Ok(Some((pipe, for_the_child))) = pipe {
         drop(for_the_child);
-        // The caller may end at once, and with its record would go the child's.
+        // The caller may end at once, and the child's record would go with its own.
         nobody_has_the_other_end(&pipe, AT_THE_FORK);
         let mut all = on_their_way();
         if all.len() < MANY {
@@ -387,7 +393,8 @@ pub(crate) extern "C" fn in_parent() {
 
 #[unsafe(link_section = ".shmkit.child")]
 pub(crate) extern "C" fn in_child() {
-    // Held if somebody has it, as a fork during the destruction of thread-locals does not keep him away.
+    // It is locked here if another thread had it, since a fork during the destruction of
+    // thread-locals does not keep other threads from it.
     if COUNT.load(Ordering::Relaxed) != 0
         && let Ok(mut siblings) = ON_THEIR_WAY.try_lock()
     {
@@ -416,7 +423,7 @@ fn come_to_life(arena: Arena, child: &Child, start: &mut Option<u64>) {
     if record.is_none() && !has_handles(arena) {
         return local.set_process(0);
     }
-    // Where the clock is given, the parent has looked at the times before it made a record.
+    // If the clock is given, the parent has looked at the times before it made the record.
     let looked = record.is_some() && child.since.get() != 0;
     let other_times = || !looked && process::are_other_times_here(arena.times());
     if process::has_other_numbers(arena) || other_times() {
@@ -438,14 +445,14 @@ fn give_up(why: &[u8]) -> ! {
     sys::process::exit_now(70);
 }
 
-/// Called by a child that ends in order, as the last thing before `_exit`: neither a panic nor an unwinding is
-/// allowed any more.
+/// Called by a child that ends in an orderly way, as the last thing before `_exit`: neither a panic
+/// nor unwinding is allowed any more.
 #[unsafe(link_section = ".shmkit.child")]
 pub(crate) fn child_ending() {
     if COUNT.load(Ordering::Relaxed) != 0 {
         await_children();
     }
-    // Other threads may be using what this process holds, until it has ended.
+    // Other threads may use what this process holds until it has ended.
     if !sys::process::task_count().is_ok_and(|tasks| tasks == 1) {
         return;
     }
@@ -456,7 +463,8 @@ pub(crate) fn child_ending() {
     }
 }
 
-/// The child that had this pid has ended, in whatever way, and been reaped: the number may already be another's.
+/// The child that had this pid has ended, in whatever way, and been reaped: the number may already
+/// belong to another process.
 pub(crate) fn child_reaped(pid: u32) {
     recover_children();
     for arena in attached() {

@@ -1,8 +1,8 @@
 //! Which objects this process holds.
 //!
 //! Handles are counted in the process's own memory; the pool knows only whether the process holds
-//! an object at all. A fork copies the counts with the handles, and the pool layer has given the
-//! child a hold on everything by then.
+//! an object at all. A fork copies the counts with the handles; by then the pool layer has given
+//! the child a hold on everything.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -20,13 +20,13 @@ pub(crate) struct Hold {
 }
 
 type Holds = HashMap<(usize, usize), Weak<Hold>>;
-/// The holds of this process, while nobody else opens and drops handles.
+/// The holds of this process, while no other thread opens or drops handles.
 pub(super) type Locked = MutexGuard<'static, Option<Holds>>;
 
 static HOLDS: Mutex<Option<Holds>> = Mutex::new(None);
 
-/// The process's holds, locked; also kept while a pool is attached or unmapped. Nothing that runs under
-/// the lock can panic half way.
+/// The process's holds, locked; also locked while a pool is attached or unmapped. Nothing that runs
+/// under the lock can panic halfway.
 pub(super) fn lock() -> Locked {
     HOLDS.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -37,8 +37,8 @@ pub(super) fn any_in(arena: Arena, holds: &Option<Holds>) -> bool {
     all.any(|(&(base, _), hold)| base == arena.base() && hold.strong_count() > 0)
 }
 
-/// Holds an object that is being made: `make` sets the hold bit and lets the object be. Nobody
-/// opens and drops handles meanwhile, so nobody takes the bit for that of a failed attempt.
+/// Holds an object that is being made: `make` sets the hold bit and brings the object into being.
+/// Nobody opens or drops handles meanwhile, so nobody takes the bit for that of a failed attempt.
 pub(super) fn enter(arena: Arena, index: usize, generation: u32, make: impl FnOnce()) -> Arc<Hold> {
     let mut holds = lock();
     make();
@@ -62,14 +62,15 @@ pub(crate) fn open(
     let mut guard = lock();
     let holds = guard.get_or_insert_default();
     if let Some(known) = holds.get(&(arena.base(), index)).and_then(Weak::upgrade) {
-        // It may turn out the last handle, whose end takes the lock.
+        // It may turn out to be the last handle, and dropping that takes the lock.
         drop(guard);
-        // Of another generation: then this one is no more, and the bit is not ours to clear.
+        // If it has another generation, this object no longer exists, and the bit is not ours to
+        // clear.
         return Ok((known.generation == generation).then_some(known));
     }
     if !objects::hold(arena, index, generation)? {
         drop(guard);
-        // Our bit may have been what kept somebody from disposing of what is there now.
+        // Our bit may have kept somebody from disposing of what is there now.
         dispose::dispose(arena, index);
         dispose::retry(arena);
         return Ok(None);
@@ -96,7 +97,7 @@ impl Drop for Hold {
             let mut holds = lock();
             let holds = holds.get_or_insert_default();
             let key = (self.arena.base(), self.index);
-            // Somebody may have opened it anew since the last handle went.
+            // Somebody may have opened it anew since the last handle was dropped.
             match holds.get(&key) {
                 Some(weak) if std::ptr::eq(weak.as_ptr(), self) => holds.remove(&key),
                 _ => return,

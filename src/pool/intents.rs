@@ -2,15 +2,15 @@
 //! thread that died in the middle.
 //!
 //! A thread has one intent at a time, in its slot. These functions work on the intent of a given
-//! slot: their own thread's, or a dead one's whose life word the caller holds. Resolving is
-//! running the same steps again from the one that was in flight.
+//! slot: the calling thread's own, or that of a dead thread whose life word the caller holds.
+//! Resolving means running the same steps again, from the one that was in flight.
 //!
 //! | intent | arguments | resolved by |
 //! |---------|----------------------------------|------------------------------------------------|
 //! | CREATE  | entry, block                     | not yet LIVE: entry and block are free again |
 //! | LINK    | field, new, step and sequence, old | not counted yet: nothing happened; else completed |
 //! | DESTROY | entry, field, target, sequence, next | the field in flight is dropped; then CONDEMNED |
-//! | REPLACE | field, old block, new block, length's word, length | field has the new one: the length is stored, and the old freed; else the new |
+//! | REPLACE | field, old block, new block, length's word, length | field has the new one: the length is stored, and the old one freed; else the new one is freed |
 //! | WRITE   | destination, length              | the bytes in the slot's redo area are written again |
 //!
 //! Intents of containers are their engines' business (`engines`).
@@ -93,7 +93,7 @@ pub(crate) fn resolve(arena: Arena, index: usize) {
         op => engines::resolve(arena, slot, owner, op),
     }
     block::finish_freeing(arena, slot, owner);
-    // Others wait for this, and not for the rest.
+    // Others wait for the intent to be closed, and not for the rest.
     slot.intent.close();
     limbo::recount(arena, slot);
 }
@@ -105,11 +105,11 @@ fn counter(arena: Arena, reference: u64) -> Option<&'static AtomicU64> {
         .map(|entry| &entry.links)
 }
 
-/// As many links lead to the object as can be counted.
+/// As many links as can be counted lead to the object.
 pub(crate) struct TooManyLinks;
 
 /// Makes the link at `field` lead to `new` (index + 1, or 0 for nowhere), which the caller holds.
-/// What it led to before, if anything, as an index: the caller disposes of it.
+/// Returns the index of what it led to before, if anything; the caller disposes of it.
 pub(crate) fn set_link(
     arena: Arena,
     slot: &Slot,
@@ -133,7 +133,7 @@ pub(crate) fn set_link(
     Ok(old)
 }
 
-/// Goes on to a step, the change of which is to `word`.
+/// Goes on to a step that changes `word`.
 fn set_step(slot: &Slot, author: usize, step: u64, word: Option<&AtomicU64>) {
     slot.intent.set_arg(
         STEP,
@@ -141,7 +141,7 @@ fn set_step(slot: &Slot, author: usize, step: u64, word: Option<&AtomicU64>) {
     );
 }
 
-/// Runs LINK from its step on, once the new object is counted.
+/// Runs LINK from its current step on, once the new object is counted.
 fn run_link(arena: Arena, slot: &Slot, author: usize) -> Option<usize> {
     let me = Tag::new(author, 0);
     let field = word(arena, slot.intent.arg(FIELD))?;
@@ -154,7 +154,7 @@ fn run_link(arena: Arena, slot: &Slot, author: usize) -> Option<usize> {
         step = slot.intent.arg(STEP);
     }
     if step & 3 == SWAP {
-        // Asked also the first time, when the answer is no.
+        // This is asked the first time, too, when the answer is no.
         if !done(step, field) {
             let mut found = field.load(Ordering::Acquire);
             loop {
@@ -177,14 +177,15 @@ fn run_link(arena: Arena, slot: &Slot, author: usize) -> Option<usize> {
     Some(old as usize - 1)
 }
 
-/// Takes the link at a field of an object that is being destroyed; the index of what it led to.
+/// Takes the link at a field of an object that is being destroyed; returns the index of what it led
+/// to.
 pub(super) fn drop_link(arena: Arena, slot: &Slot, field: u64) -> Option<usize> {
     let link = word(arena, field)?;
     let target = detect::value(link.load(Ordering::Relaxed));
     let links = counter(arena, target.into())?;
     slot.intent.set_arg(DESTROY_FIELD, field);
     slot.intent.set_arg(DESTROY_TARGET, target.into());
-    // The sequence is what says that the step is on its way.
+    // The sequence, once set, says that the step is in flight.
     let sequence = detect::next_sequence(slot, slot.tag().slot(), Some(links));
     slot.intent.set_arg(DESTROY_SEQUENCE, sequence);
     detect::add(arena, links, -1, slot.tag(), sequence);
@@ -205,7 +206,8 @@ pub(super) fn drop_block(arena: Arena, slot: &Slot, field: u64) {
     }
 }
 
-/// Frees a block of an object under destruction, and makes the word that names it name it no more.
+/// Frees a block of an object under destruction, and makes the word that named it name the next
+/// one.
 pub(super) fn drop_named(arena: Arena, slot: &Slot, named: Named) {
     let Some(owner) = word(arena, named.word) else {
         return;
@@ -215,11 +217,11 @@ pub(super) fn drop_named(arena: Arena, slot: &Slot, named: Named) {
     block::about_to_free(slot, named.block as u64);
     owner.store(named.next, Ordering::Release);
     compiler_fence(Ordering::SeqCst);
-    // A block that cannot be freed was none: there is nobody to tell.
+    // A block that cannot be freed was not one: there is nobody to tell.
     let _ = block::free_named(arena, slot, named.block);
 }
 
-/// Finishes the field that a dead destroyer was at.
+/// Finishes the field that a dead destroyer was working on.
 fn resolve_drop(arena: Arena, slot: &Slot, author: usize) {
     let Some(field) = word(arena, slot.intent.arg(DESTROY_FIELD)) else {
         return;
@@ -239,16 +241,16 @@ fn resolve_drop(arena: Arena, slot: &Slot, author: usize) {
     }
 }
 
-/// A word that says how long a block is, and what it is to say of a new one.
+/// A word that says how long a block is, and what it is to say of a new block.
 #[derive(Clone, Copy)]
 pub(crate) struct Length<'a> {
     pub(crate) word: &'a AtomicU64,
     pub(crate) len: u64,
 }
 
-/// Replaces the block that `field` names by a new one, which `make` allocates (telling its address
-/// beforehand) and fills; and says how long it is, if there is a word for that. The caller keeps
-/// everybody else from the field.
+/// Replaces the block that `field` names by a new one, which `make` allocates (reporting its
+/// address beforehand) and fills; then stores its length, if there is a word for that. The caller
+/// keeps everybody else from the field.
 pub(crate) fn replace_block<E>(
     arena: Arena,
     slot: &Slot,
@@ -263,11 +265,11 @@ pub(crate) fn replace_block<E>(
         .open(REPLACE, &[address(field), old, 0, word, len]);
     let made = make(&|address| slot.intent.set_arg(REPLACE_NEW, address as u64));
     if let Ok(address) = made {
-        // It happened from this store on.
+        // From this store on, the replacement has happened.
         field.store(address as u64, Ordering::Release);
         compiler_fence(Ordering::SeqCst);
         if let Some(length) = length {
-            // Release: who reads it finds the block.
+            // Release: a thread that reads the length finds the block.
             length.word.store(length.len, Ordering::Release);
         }
         if old != 0 {
@@ -296,7 +298,7 @@ fn resolve_replace(arena: Arena, slot: &Slot, owner: Tag) {
             slot.intent.close();
         }
     } else if new != 0 {
-        // Our own span's block, or a run: repeatable, see `release_for`.
+        // The block of our own span, or a run: repeatable, see `release_for`.
         block::release_for(arena, owner, new as usize);
     }
 }
@@ -304,8 +306,8 @@ fn resolve_replace(arena: Arena, slot: &Slot, owner: Tag) {
 /// The most bytes that [`write`] writes.
 pub(crate) const WRITE_MAX: usize = REDO_WORDS * 8;
 
-/// Writes bytes so that a death leaves all of them or none. The caller keeps others from the
-/// destination, which is in the pool, until the intent is resolved.
+/// Writes bytes so that a death leaves all of them written or none. The caller keeps others from
+/// the destination, which is in the pool, until the intent is resolved.
 ///
 /// # Safety
 ///
@@ -349,8 +351,9 @@ mod tests {
     use crate::participants::thread;
     use crate::{Link, Pool};
 
-    /// One has died who was at a link of what it destroyed, and so have those who went on. Once that is done others may
-    /// destroy the rest, and the word is anybody's.
+    /// A thread has died at a link of an object that it was destroying, and so have those that
+    /// continued its work. Once the link is dropped, others may destroy the rest, and the word may
+    /// be reused.
     #[test]
     fn a_link_is_dropped_once() {
         for counted in [false, true] {

@@ -2,9 +2,9 @@
 //!
 //! | module    | what |
 //! |-----------|------|
-//! | `create`  | the builder; initialise, then publish |
-//! | `attach`  | judge a header, map, be refused with a reason |
-//! | `copied`  | copies of pools' files lack memory |
+//! | `create`  | the builder; initialises a pool, then publishes it |
+//! | `attach`  | judges a header and maps the pool, or is refused with a reason |
+//! | `copied`  | supplies the memory that copies of pools' files lack |
 //! | `blocks`  | memory of a pool: allocated, freed, grown |
 //! | `types`   | what types own, described in the pool |
 //! | `objects` | counted values, found by index; destroyed by anybody |
@@ -57,12 +57,12 @@ use crate::participants::table::{ProcessPhase, SlotPhase};
 use crate::participants::thread::{self, NoSlot};
 use crate::primitive::Ordering;
 
-/// The target of this layer's log events. They are told by the caller of an operation, when it is
-/// done: never under a lock or an intent, nor by recovery itself, nor around a fork.
+/// The target of this layer's log events. The caller of an operation logs them when the operation
+/// is done: never under a lock or an intent, nor in recovery itself, nor around a fork.
 const LOG: &str = "shmkit::pool";
 
-/// Tells of an event. A logger is a user's code: a panic of it is printed, and goes no further, for it
-/// would lose what was done.
+/// Logs an event. A logger is user code: if it panics, the panic is printed and goes no further,
+/// since it would lose what was done.
 pub(crate) fn tell(event: impl FnOnce()) {
     if let Err(payload) = catch_unwind(AssertUnwindSafe(event)) {
         // Its destructor might panic again.
@@ -149,7 +149,7 @@ pub enum ObjectError {
     NoSlot(#[from] NoSlot),
 }
 
-/// Who was recovered by a call.
+/// What a call has recovered.
 ///
 /// ```
 /// use shmkit::{Pool, RecoverySummary};
@@ -168,7 +168,7 @@ pub struct RecoverySummary {
     pub processes: usize,
 }
 
-/// A hash of the sizes that programs must agree on to share a pool. The header's version answers
+/// A hash of the sizes that programs must agree on to share a pool. The header's version accounts
 /// for the rest: where fields lie, and what their values mean.
 pub(crate) const fn layout_fingerprint() -> u64 {
     use crate::allocator::{cache::Caches, size_class, span::Span};
@@ -200,7 +200,7 @@ pub(crate) const fn layout_fingerprint() -> u64 {
 }
 
 impl Pool {
-    /// How a pool is to be made.
+    /// A builder that says how a pool is to be made.
     ///
     /// ```
     /// # use shmkit::Pool;
@@ -213,18 +213,18 @@ impl Pool {
         PoolBuilder::default()
     }
 
-    /// Attaches to the pool of that name; see [`PoolBuilder::create_named`]. A process that has
-    /// it attached already gets the same handle again. A file that was renamed is found under a name that is no
-    /// text, too.
+    /// Attaches to the pool of that name; see [`PoolBuilder::create_named`]. A process that has it
+    /// attached already gets the same handle again. A renamed file is found even if its name is not
+    /// valid text.
     ///
     /// # Safety
     ///
-    /// Only programs that cooperate map the pool: a file can be written by others after every
-    /// check, and equal names and layouts must mean equal invariants.
+    /// Only cooperating programs map the pool: others could write to the file after every check,
+    /// and equal names and layouts must mean equal invariants.
     ///
     /// # Errors
     ///
-    /// See [`AttachError`]. A damaged, truncated or foreign file is told from a pool.
+    /// See [`AttachError`]. Damaged, truncated and foreign files are told from pools.
     ///
     /// ```
     /// # use shmkit::Pool;
@@ -244,7 +244,7 @@ impl Pool {
         Ok(pool)
     }
 
-    /// Attaches to a pool by a descriptor of its memory, as [`Pool::fd`] gives it.
+    /// Attaches to a pool through a descriptor of its memory, such as [`Pool::fd`] returns.
     ///
     /// # Safety
     ///
@@ -269,7 +269,8 @@ impl Pool {
         Ok(pool)
     }
 
-    /// Removes a pool's name. Processes that have the pool keep it; its memory goes with the last.
+    /// Removes a pool's name. Processes that have the pool keep it; its memory goes with the last
+    /// of them.
     ///
     /// # Errors
     ///
@@ -311,8 +312,8 @@ impl Pool {
         unsafe { BorrowedFd::borrow_raw(local::of(self.0).fd()) }
     }
 
-    /// The pool, of those that this process has attached, in whose address range an address lies. A run's
-    /// control pool is none of them.
+    /// The pool that this process has attached whose address range contains the address, if there
+    /// is one. A run's control pool is not found.
     ///
     /// ```
     /// # use shmkit::Pool;
@@ -328,7 +329,7 @@ impl Pool {
         local::of(arena).is_shown().then_some(Pool(arena))
     }
 
-    /// The address at which every process has the pool.
+    /// The address at which every process has the pool mapped.
     ///
     /// ```
     /// # use shmkit::Pool;
@@ -356,7 +357,8 @@ impl Pool {
         u128::from(low.load(Ordering::Relaxed)) | u128::from(high.load(Ordering::Relaxed)) << 64
     }
 
-    /// Whether the kernel would back the pool with huge pages: asked for, and not refused.
+    /// Whether the kernel would back the pool with huge pages: they were asked for, and are not
+    /// refused.
     ///
     /// ```
     /// # use shmkit::Pool;
@@ -380,8 +382,8 @@ impl Pool {
         entry.is_some_and(|entry| types::is(self.0, entry.kind(), T::TYPE.fingerprint()))
     }
 
-    /// Does now what is to be done for dead participants, and frees what nobody holds any more.
-    /// It is done anyway by whoever needs it; a supervisor calls this when a worker has died.
+    /// Does now what is to be done for dead participants, and frees what nobody holds any more. Any
+    /// participant that needs this does it anyway; a supervisor calls it when a worker has died.
     ///
     /// ```
     /// # use shmkit::Pool;
@@ -450,8 +452,8 @@ impl Pool {
         self.check_to(Depth::Live)
     }
 
-    /// Checks everything that must hold while nobody is using the pool. Of the dead, once they are
-    /// [recovered](Self::recover): what is still theirs is reported.
+    /// Checks everything that must hold while nobody is using the pool. Whatever still belongs to
+    /// dead participants is reported, so [recover](Self::recover) them first.
     ///
     /// ```
     /// # use std::alloc::Layout;
@@ -477,14 +479,14 @@ impl Pool {
         report
     }
 
-    /// Takes the pool out of this process's address space.
+    /// Unmaps the pool from this process's address space.
     ///
     /// For tests and fuzzers, which make many pools: a process can have 48 mapped.
     ///
     /// # Safety
     ///
-    /// Nothing of this process refers to the pool any more: no handle, guard, block or thread
-    /// other than the calling one that has used it and has not ended.
+    /// Nothing in this process refers to the pool any more: no handle, guard or block, and no
+    /// thread other than the calling one that has used the pool and has not ended.
     ///
     /// ```
     /// # use shmkit::Pool;

@@ -1,9 +1,9 @@
 //! Names of objects.
 //!
 //! A name is an entry with the name's bytes and a link, and exists while the link leads somewhere:
-//! setting the link publishes the name, clearing it removes it. Entries are changed under the
-//! names' lock. A holder that dies leaves an entry whose link is set or not; one whose link is not
-//! set is free, whatever its bytes.
+//! setting the link publishes the name, and clearing it removes the name. Entries are changed under
+//! the names' lock. If the holder of the lock dies, it leaves an entry whose link is set or is not;
+//! an entry whose link is not set is free, whatever its bytes.
 
 use std::collections::BTreeSet;
 use std::mem::offset_of;
@@ -65,15 +65,15 @@ impl NameEntry {
         objects::target(self.link.load(Ordering::SeqCst))
     }
 
-    /// The name and its object at one moment, for who does not hold the lock.
+    /// The name and its object at one moment, for a caller that does not hold the lock.
     fn look(&self) -> Option<(String, usize)> {
         loop {
-            // Acquire: what was written before the name was published.
+            // Acquire: shows what was written before the name was published.
             let link = self.link.load(Ordering::Acquire);
             let target = objects::target(link)?;
             let (bytes, len) = self.bytes();
-            // If a byte is of a later name, then so is the link, which says who has changed it and when: pairs with the
-            // fence of `write`.
+            // If a byte belongs to a later name, then so does the link, which says who changed it
+            // and when: pairs with the fence of `write`.
             fence(Ordering::Acquire);
             if self.link.load(Ordering::Relaxed) == link {
                 return Some((String::from_utf8_lossy(&bytes[..len]).into_owned(), target));
@@ -98,7 +98,7 @@ impl NameEntry {
     }
 
     fn write(&self, name: &str) {
-        // Behind the store that has ended the former name: see `look`.
+        // After the store that ended the former name: see `look`.
         fence(Ordering::Release);
         let mut bytes = [0; MAX_NAME];
         bytes[..name.len()].copy_from_slice(name.as_bytes());
@@ -116,15 +116,15 @@ pub(crate) fn locked<R>(arena: Arena, slot: &Slot, f: impl FnOnce() -> R) -> R {
     lock::with(arena, slot, &arena.header().names_lock, f)
 }
 
-/// The object of that name. The caller holds the lock, so it stays named meanwhile.
+/// The object of that name. The caller holds the lock, so the object stays named meanwhile.
 pub(crate) fn find(arena: Arena, name: &str) -> Option<usize> {
     entries(arena)
         .find(|e| e.target().is_some() && e.is(name))
         .and_then(NameEntry::target)
 }
 
-/// Whether a pool's file has an object of that name. It need not be mapped, and nobody has the pool who could
-/// rename what is there.
+/// Whether a pool's file has an object of that name. The pool need not be mapped; nobody may have
+/// it who could rename its objects.
 pub(super) fn is_in_file(fd: BorrowedFd<'_>, name: &str) -> rustix::io::Result<bool> {
     let mut header = [0; Identity::BYTES];
     read_at(fd, &mut header, 0)?;
@@ -188,8 +188,8 @@ pub(crate) fn enter(
     Ok(())
 }
 
-/// Gives an object's name to another one, in one step; false if the first has it no more. The caller holds
-/// the lock, and both objects.
+/// Gives an object's name to another object, in one step; false if the first has it no longer. The
+/// caller holds the lock, and both objects.
 pub(crate) fn pass_on(
     arena: Arena,
     slot: &Slot,
@@ -203,10 +203,10 @@ pub(crate) fn pass_on(
     Ok(true)
 }
 
-/// Removes a name; the object that had it, if there was one. The caller holds the lock.
+/// Removes a name; returns the object that had it, if there was one. The caller holds the lock.
 pub(crate) fn remove(arena: Arena, slot: &Slot, name: &str) -> Option<usize> {
     let entry = entries(arena).find(|e| e.target().is_some() && e.is(name))?;
-    // A link that leads nowhere is not counted, and never refused.
+    // A link to nowhere is not counted, and never refused.
     intents::set_link(arena, slot, &entry.link, 0).ok()?
 }
 
@@ -221,7 +221,7 @@ pub(crate) fn dispose(arena: Arena, object: usize) {
     dispose::retry(arena);
 }
 
-/// Checks every name that there is; `is_there` says whether a link can lead to an object.
+/// Checks every name that exists; `is_there` says whether a link can lead to an object.
 pub(super) fn check(
     arena: Arena,
     quiet: bool,
@@ -249,7 +249,7 @@ pub(super) fn check(
             None
         };
         fence(Ordering::Acquire);
-        // Otherwise it was removed meanwhile.
+        // Otherwise the name was removed meanwhile.
         if let Some(wrong) = wrong
             && entry.link.load(Ordering::SeqCst) == link
         {

@@ -1,30 +1,32 @@
 //! Objects: values in the pool that are found by index and counted.
 //!
-//! An object has an entry in a table that never moves and is never unmapped, and a block that
-//! holds the value. It lives as long as a process *holds* it (a bit in the process's row of
-//! `HOLDS`, set while the process has handles) or a *link* in the pool leads to it (counted in the
-//! entry, by detectable changes). Holds are not counted: who drops the last one reads the rows of
-//! all processes, and recovery of a process clears its row.
+//! An object has an entry in a table that never moves and is never unmapped, and a block that holds
+//! the value. It lives as long as a process *holds* it (a bit in the process's row of `HOLDS`, set
+//! while the process has handles) or a *link* in the pool leads to it (counted in the entry, by
+//! detectable changes). Holds are not counted: a process that drops its hold reads the rows of all
+//! processes, and recovery of a process clears its row.
 //!
 //! | phase | meaning | next, by whom |
 //! |------------|------------------------------------------------|--------------------------------|
 //! | FREE       | no object                                      | CREATING, by a creator |
 //! | CREATING   | its creator's intent names it                  | LIVE; FREE if its creator dies |
-//! | LIVE       | an object                                      | RETIRED, by who sees nothing hold it |
-//! | RETIRED    | nothing holds it, or so it seemed              | LIVE, by who wants to hold it; DESTROYING, by who sees that nothing does and the epoch is past |
+//! | LIVE       | an object                                      | RETIRED, by a thread that sees nothing hold it |
+//! | RETIRED    | nothing holds it, or so it seemed              | LIVE, by a thread that is to hold it; DESTROYING, by a thread that sees that nothing holds it and the epoch is past |
 //! | DESTROYING | the destroyer's intent names it                | FREE; CONDEMNED if the destroyer dies |
 //! | CONDEMNED  | half destroyed                                 | DESTROYING, by anybody |
 //!
 //! Invariants
 //! 1. To hold: set the bit, then see LIVE, or turn RETIRED to LIVE. To destroy: turn to RETIRED,
-//!    see no bit and no link, turn to DESTROYING. All of it sequentially consistent, so one of the
-//!    two sees the other.
+//!    see no bit and no link, turn to DESTROYING. All of it is sequentially consistent, so one of
+//!    the two sees the other.
 //! 2. Each turn to RETIRED has a new version, so a destroyer's last step fails if the object was
-//!    held in between. After 2^29 turns versions come round, and a state on somebody's list may look like
-//!    that of now: the stamp that counts is then the latest of any that was listed (`keeping`).
-//! 3. Who destroys has taken a stamp after RETIRED, after seeing no bit, and then no link (a holder may
-//!    link it and let go then): views that were opened while a link led here are past before the
-//!    object is destroyed. The stamp is its taker's own; others' later ones do not delay it.
+//!    held in between. After 2^29 turns versions come round, and a state on somebody's list may
+//!    look like the present one: the stamp that counts is then the latest of any that was listed
+//!    (`keeping`).
+//! 3. A destroyer has taken a stamp after RETIRED, after seeing no bit, and then no link (a holder
+//!    may link the object and let go then): views that were opened while a link led here are past
+//!    before the object is destroyed. The stamp is its taker's own; others' later ones do not delay
+//!    it.
 //! 4. The generation rises when an entry is taken, so a descriptor of a former object finds none.
 
 use std::alloc::Layout;
@@ -57,7 +59,7 @@ pub(crate) struct Entry {
     pub(crate) address: AtomicU64,
     /// The type's index.
     kind: AtomicU64,
-    /// The process that has the object on its list of postponed: see `dispose`.
+    /// The process that has the object on its list of postponed objects: see `dispose`.
     pub(super) keeping: Keeping,
 }
 
@@ -72,7 +74,7 @@ impl Entry {
         lifecycle::turn(&self.state, from, to)
     }
 
-    /// Turns the entry to FREE, which nobody else can change.
+    /// Turns the entry, which nobody else can change, to FREE.
     pub(super) fn free(&self, from: ObjectState) {
         self.keeping.free(&self.state, from);
     }
@@ -102,8 +104,8 @@ pub(crate) struct NewObject {
     pub(crate) layout: Layout,
 }
 
-/// Makes an object, held by this process. `init` writes the value; it is no user's code. A pool that
-/// is full is tried again once what nobody holds any more is freed.
+/// Makes an object, held by this process. `init` writes the value; it is not user code. If the pool
+/// is full, this is tried again once what nobody holds any more is freed.
 pub(crate) fn create(
     arena: Arena,
     slot: &Slot,
@@ -164,11 +166,11 @@ fn reserve(arena: Arena, slot: &Slot, layout: Layout) -> Result<Reserved, AllocE
 
 /// Turns a free entry to CREATING, with the intent open that says so.
 ///
-/// The search goes round the table, and the table grows where it has passed very many in a row
-/// that are taken. What is retired while somebody looks makes runs of some length: to pass them
-/// once a round costs less than a larger table does at every walk over it.
+/// The search goes round the table, and the table grows once it has passed very many taken entries
+/// in a row. What is retired while somebody looks makes runs of some length: passing them once a
+/// round costs less than a larger table does at every walk over it.
 fn take_entry(arena: Arena, slot: &Slot) -> Result<(usize, ObjectState), CommitError> {
-    /// Entries that the table grows by, and that are looked at from one note of the place to the next.
+    /// Entries by which the table grows, and which are looked at before the place is noted again.
     const STEP: usize = 64;
     /// Entries that are looked at before the table grows.
     const MOST: usize = 64 * STEP;
@@ -201,7 +203,7 @@ fn take_entry(arena: Arena, slot: &Slot) -> Result<(usize, ObjectState), CommitE
         match grown {
             Ok(()) => from = count,
             Err(error) if all => return Err(error),
-            // There may be free ones further off.
+            // There may be free entries further off.
             Err(_) => (from, all) = (0, true),
         }
     }
@@ -230,7 +232,7 @@ fn take(arena: Arena, slot: &Slot, index: usize) -> Option<ObjectState> {
 /// Undoes our own creation.
 fn abandon_create(arena: Arena, slot: &Slot, index: usize) {
     let block = slot.intent.arg(intents::CREATE_BLOCK);
-    // A block that was not taken is told from one that was by its bit.
+    // The block's bit tells whether the block was taken.
     if block != 0 {
         block::about_to_free(slot, block);
         slot.intent.set_arg(intents::CREATE_BLOCK, 0);
@@ -246,7 +248,7 @@ pub(super) fn undo_create(arena: Arena, owner: Tag, index: usize, address: usize
         return;
     };
     let state = entry.state();
-    // CREATING has the author's slot for a version: another's creation is not ours to undo.
+    // CREATING has the author's slot as its version: another's creation is not ours to undo.
     if state.phase != Phase::Creating || state.version != owner.slot() as u32 {
         return;
     }
@@ -297,7 +299,7 @@ pub(crate) fn held_by(arena: Arena, row: usize) -> usize {
 }
 
 /// Makes this process hold an object, if it is still there. The caller keeps the process's other
-/// threads from holding and dropping meanwhile.
+/// threads from taking and dropping holds meanwhile.
 pub(super) fn hold(arena: Arena, index: usize, generation: u32) -> Result<bool, CommitError> {
     let row = process::current_index(arena);
     let Some(entry) = arena.object(index) else {
@@ -313,14 +315,14 @@ pub(super) fn hold(arena: Arena, index: usize, generation: u32) -> Result<bool, 
     Ok(false)
 }
 
-/// Ends this process's hold. The caller keeps its other threads from holding meanwhile, and
-/// disposes of the object afterwards.
+/// Ends this process's hold. The caller keeps the process's other threads from taking holds
+/// meanwhile, and disposes of the object afterwards.
 pub(super) fn let_go(arena: Arena, index: usize) {
     let known = Tag::of_word(local::of(arena).process());
     if known.is_nobody() {
         return;
     }
-    // A child of a fork that no handler saw holds nothing: its parent does.
+    // A child of a fork that no handler saw holds nothing: the hold is its parent's.
     if arena.process(known.slot()).pid.get() == crate::sys::process::pid() {
         clear_hold(arena, known.slot(), index);
     }
@@ -337,7 +339,7 @@ pub(super) fn extent(arena: Arena, entry: &Entry) -> std::ops::Range<usize> {
     address..address.saturating_add(types::size(arena, entry.kind()))
 }
 
-/// The object that an address of the pool lies in, and its generation.
+/// The object in which an address of the pool lies, and its generation.
 pub(crate) fn containing(arena: Arena, address: usize) -> Option<(usize, u32)> {
     (0..arena.object_count()).find_map(|index| {
         let entry = arena.object(index)?;
@@ -347,7 +349,7 @@ pub(crate) fn containing(arena: Arena, address: usize) -> Option<(usize, u32)> {
     })
 }
 
-/// The value's address, if the index is that of an object with a block that the layout fits into.
+/// The value's address, if the index is that of an object whose block fits the layout.
 pub(crate) fn address_of(arena: Arena, index: usize, layout: Layout) -> Option<NonNull<u8>> {
     let address = arena.object(index)?.address.load(Ordering::Acquire) as usize;
     let fits = address.is_multiple_of(layout.align())

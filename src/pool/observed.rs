@@ -1,8 +1,8 @@
 //! Where this process looks at pools without taking part in them.
 //!
-//! A pool has one place. So all observers of a pool share a mapping, and so does the process itself if it
-//! attaches the pool: that is mapped in the place of what the observers had, of the same file or of a copy. Whoever is
-//! the last to go unmaps it.
+//! A pool has one place. So all observers of a pool share a mapping, and the process shares it too
+//! if it attaches the pool: the pool is then mapped in the place of what the observers had, which
+//! was of the same file or of a copy. The last of them to go unmaps it.
 //!
 //! Invariant: a granule is mapped while there are observers of what is there, or while a pool is.
 
@@ -23,8 +23,8 @@ impl File {
     }
 }
 
-/// What is mapped in a granule for observers. How much tells the pool from another that was written into the
-/// same file since.
+/// What is mapped in a granule for observers. The length tells the pool from another that was
+/// written into the same file since.
 #[derive(Clone, Copy)]
 struct Seen {
     file: File,
@@ -34,7 +34,8 @@ struct Seen {
 
 type All = [Option<Seen>; GRANULES];
 
-/// Used by who keeps the handles, so that no fork copies it locked, and nobody maps or unmaps meanwhile.
+/// Used only by a thread that keeps the handles, so that no fork copies it locked, and nobody maps
+/// or unmaps meanwhile.
 static ALL: Mutex<All> = Mutex::new([None; GRANULES]);
 
 fn with<R>(_kept: &Locked, f: impl FnOnce(&mut All) -> R) -> R {
@@ -48,14 +49,14 @@ pub(super) fn count(arena: Arena, kept: &Locked) -> usize {
     })
 }
 
-/// Whether so much of a file is mapped there for observers.
+/// Whether `len` bytes of a file are mapped there for observers.
 pub(super) fn is(arena: Arena, file: File, len: usize, kept: &Locked) -> bool {
     with(kept, |all| {
         all[arena.granule()].is_some_and(|seen| (seen.file, seen.len) == (file, len))
     })
 }
 
-/// There is one more observer of the file, of which so much is mapped there.
+/// There is one more observer of the file, of which `len` bytes are mapped there.
 pub(super) fn enter(arena: Arena, file: File, len: usize, kept: &Locked) {
     with(kept, |all| {
         let observers = 0;
@@ -68,7 +69,7 @@ pub(super) fn enter(arena: Arena, file: File, len: usize, kept: &Locked) {
     });
 }
 
-/// There is one less.
+/// There is one observer less.
 pub(super) fn leave(arena: Arena, kept: &Locked) {
     with(kept, |all| {
         let there = &mut all[arena.granule()];

@@ -1,11 +1,13 @@
 //! Removing named pools that nobody has.
 //!
-//! Every process that has a named pool shares its file's lock for life (`sys::file_lock`). So whoever
-//! gets it alone knows that nobody has the pool, and that nobody gets it meanwhile.
+//! Every process that has a named pool shares its file's lock for life (`sys::file_lock`). So a
+//! process that gets the lock exclusively knows that nobody has the pool, and that nobody gets it
+//! meanwhile.
 //!
-//! Linux removes names, not files. Between the last look at the name and its removal, somebody would have to
-//! remove the name without that lock (as [`Pool::unlink`] and `rm` do), and somebody else to give it to another
-//! pool: then that one's name would go. Two removals by this module, or one and a creation, do not meet so.
+//! Linux removes names, not files. Between the last look at the name and its removal, one process
+//! could remove the name without that lock (as [`Pool::unlink`] and `rm` do), and another could
+//! give it to another pool: that pool's name would then go. Two removals by this module, or one and
+//! a creation, do not conflict in this way.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
@@ -34,7 +36,7 @@ use crate::sys::file_lock;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RemoveError {
-    /// It is none, or cannot be opened.
+    /// It is not a pool, or cannot be opened.
     #[error(transparent)]
     Attach(#[from] AttachError),
     /// Some process has it.
@@ -71,7 +73,7 @@ impl From<rustix::io::Errno> for RemoveError {
 pub enum Removable {
     /// A pool, of this version or another.
     Pool,
-    /// A file that is damaged or no pool, too.
+    /// Any file, including a damaged pool or one that is no pool.
     AnyFile,
 }
 
@@ -101,8 +103,8 @@ pub fn remove(name: impl AsRef<Path>, what: Removable) -> Result<(), RemoveError
     judged(name.as_ref(), what, true, |_| true)
 }
 
-/// The same of a pool, if it has an object of that name; else it is as if it were none. One of another version,
-/// where none can be looked for, is removed.
+/// The same for a pool that has an object of that name; any other is treated as if it were no pool.
+/// A pool of another version, where no object can be looked for, is removed.
 pub(crate) fn remove_with(name: impl AsRef<Path>, object: &str) -> Result<(), RemoveError> {
     judged(
         name.as_ref(),
@@ -122,7 +124,7 @@ fn is_of_another_version(error: &AttachError) -> bool {
     )
 }
 
-/// Whether [`remove`] would remove it now. It is in nobody's way.
+/// Whether [`remove`] would remove it now. This is in nobody's way.
 ///
 /// # Errors
 ///
@@ -150,7 +152,7 @@ fn judged(
     is_meant: impl FnOnce(BorrowedFd<'_>) -> bool,
 ) -> Result<(), RemoveError> {
     let name = attach::parse(name)?;
-    // To have the lock alone takes a file that may be written to.
+    // Taking the lock exclusively needs a file that is open for writing.
     let fd = attach::open_file(&name, OFlags::RDWR).map_err(|error| match error {
         AttachError::System(error) => RemoveError::System(error),
         error => error.into(),
@@ -169,7 +171,7 @@ fn judged(
         ) if what == Removable::AnyFile => {}
         Err(error) => return Err(error.into()),
     }
-    // Who only asks is in nobody's way.
+    // A caller that only asks is in nobody's way.
     let is_free = match really {
         true => file_lock::take(&fd)?,
         false => !file_lock::is_held(&fd)?,
@@ -201,7 +203,7 @@ fn may_unlink(path: &Path) -> Result<(), RemoveError> {
     nix::unistd::eaccess(directory, wanted).map_err(std::io::Error::from)?;
     let directory = rustix::fs::stat(directory)?;
     let me = rustix::process::geteuid().as_raw();
-    // A symbolic link's own.
+    // If it is a symbolic link, the link's own owner.
     let owner = rustix::fs::lstat(path)?.st_uid;
     let is_sticky = directory.st_mode & Mode::SVTX.as_raw_mode() != 0;
     if is_sticky && ![0, owner, directory.st_uid].contains(&me) {
@@ -210,8 +212,8 @@ fn may_unlink(path: &Path) -> Result<(), RemoveError> {
     Ok(())
 }
 
-/// Removes a name if it is that of a pool that this process has, and which the caller knows to be
-/// of no use to anybody. A name that leads elsewhere stays.
+/// Removes a name if it is that of a pool that this process has, and that the caller knows to be of
+/// no use to anybody. A name that leads elsewhere stays.
 pub(crate) fn unlink_ours(pool: Pool, name: &str) {
     let Some(name) = PoolName::parse(name) else {
         return;
@@ -220,7 +222,8 @@ pub(crate) fn unlink_ours(pool: Pool, name: &str) {
     if let (Ok(ours), Ok(named)) = (ours, named)
         && (ours.st_dev, ours.st_ino) == (named.st_dev, named.st_ino)
     {
-        // Nobody removes it by the rule above while we have the pool, and it is given to no other before.
+        // While we have the pool, nobody removes the name by the rule above, so it is not given to
+        // another pool first.
         let _ = rustix::fs::unlink(name.path());
     }
 }

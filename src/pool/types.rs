@@ -17,7 +17,7 @@ use crate::sys::memory::CommitError;
 
 /// Runs of owned words that an entry can list.
 pub(super) const FIELDS: usize = 25;
-/// Bytes of its name that an entry keeps, for reports.
+/// Bytes of the type's name that an entry keeps, for reports.
 const NAME: usize = 64;
 
 /// A type's entry.
@@ -28,7 +28,7 @@ struct TypeEntry {
     size: AtomicU64,
     align: AtomicU64,
     fields: AtomicU64,
-    /// The name without path and parameters, cut, and filled up with zeros.
+    /// The name without path and parameters, truncated, and padded with zeros.
     name: [AtomicU64; NAME / 8],
     owned: [OwnedEntry; FIELDS],
 }
@@ -52,7 +52,7 @@ pub(crate) enum Owned {
     Engine(Engine),
 }
 
-/// What stands for each kind in an entry; an engine's number is above [`ENGINE`].
+/// The code of each kind in an entry; an engine's code is its number plus [`ENGINE`].
 const LINK: u64 = 1;
 const BLOCK: u64 = 2;
 const ENGINE: u64 = 16;
@@ -236,8 +236,8 @@ pub(super) fn size(arena: Arena, index: usize) -> usize {
     entry(arena, index).map_or(0, |e| e.size.load(Ordering::Relaxed) as usize)
 }
 
-/// The owning words of a value of the type in a block of `room` bytes; what lies outside of the
-/// value or the block is left out.
+/// The owning words of a value of the type in a block of `room` bytes; what lies outside the value
+/// or the block is left out.
 pub(crate) fn owned_words(
     arena: Arena,
     index: usize,
@@ -252,7 +252,7 @@ pub(crate) fn owned_words(
         let count = run.count.load(Ordering::Relaxed);
         let (offset, stride) = (place & 0xffff_ffff, place >> 32);
         let kind = Owned::of_code(count >> 32);
-        // Words overlap in garbage alone; a step each keeps the walk within `size`.
+        // Words overlap only in garbage; at least a word per step keeps the walk within `size`.
         let (stride, count) = (stride.max(8), count & 0xffff_ffff);
         (0..count)
             .map(move |i| offset.saturating_add(i * stride) as usize)
@@ -285,7 +285,7 @@ pub(super) fn check(arena: Arena, report: &mut CheckReport) {
 }
 
 impl TypeEntry {
-    /// What no type can be.
+    /// What is wrong with the entry, if it is one that no type can have.
     fn fault(&self) -> Option<&'static str> {
         let load = |word: &AtomicU64| word.load(Ordering::Relaxed);
         let (size, align) = (load(&self.size), load(&self.align));
