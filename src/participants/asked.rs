@@ -1,45 +1,47 @@
 //! How often the system is asked whether a process still runs.
 //!
-//! A process one of whose threads has died may live on: then each look at what the dead thread held would
-//! ask about it, and so would those of all other threads and processes. So the answer stands for a while
-//! in the record of the process, for all of them: the longer, the more often there was none but that.
-//! Who asks takes that time for himself first, so one asks and the others go on as if it lived.
+//! A process one of whose threads has died may live on: then each look at what the dead thread held
+//! would ask about the process, and so would the looks of all other threads and processes. So the
+//! answer stands for a while in the record of the process, for all of them: the longer, the more
+//! often the answer was that the process lives. A thread that asks first takes that time for
+//! itself, so one asks and the others go on as if the process lived.
 //!
 //! | killed | leaves |
 //! |---|---|
-//! | before the answer is had | a time until which nobody asks: [`MOST`] at most |
+//! | before it has the answer | a time until which nobody asks: [`MOST`] at most |
 
 use crate::primitive::{AtomicU64, Ordering};
 
-/// Microseconds of the monotonic clock until which nobody asks, and in the lowest bits how often somebody
-/// has.
+/// Microseconds of the monotonic clock until which nobody asks; in the lowest bits, how often
+/// somebody has asked.
 #[repr(transparent)]
 pub(crate) struct Asked(AtomicU64);
 
-/// Bits that count.
+/// The number of bits that hold the count.
 const COUNT: u32 = 3;
-/// Where the count ends.
+/// The highest count.
 const OFTEN: u64 = 6;
 /// The longest that an answer stands, in microseconds: a little more than a `lock::TICK`.
 const MOST: u64 = apart(OFTEN);
 
-/// How long an answer stands that is the one of that number.
+/// How long the answer of number `count` stands.
 const fn apart(count: u64) -> u64 {
     64 << count
 }
 
 impl Asked {
-    /// Another process is asked about from now on: by who has its record, before it is LIVE.
+    /// The record is another process's from now on. Called by the thread that has the record,
+    /// before it is LIVE.
     pub(crate) fn forget(&self) {
         self.0.store(0, Ordering::Relaxed);
     }
 
-    /// What `lives` says, or true if that was asked a short while ago, or is being asked.
+    /// The result of `lives`, or true if that was asked a short while ago, or is being asked.
     // Relaxed: no other memory goes with the answer.
     pub(crate) fn or_ask(&self, now: impl Fn() -> u64, lives: impl FnOnce() -> bool) -> bool {
         let known = self.0.load(Ordering::Relaxed);
         let (until, count) = (known >> COUNT, OFTEN.min(known % (1 << COUNT)));
-        // A time further off than any is garbage.
+        // A time further off than any that is ever stored is garbage.
         if (1..=MOST).contains(&until.saturating_sub(now())) {
             return true;
         }
@@ -56,7 +58,7 @@ impl Asked {
         }
         let alive = lives();
         if alive {
-            // However long that took. Not if the record has become another process's.
+            // However long the answer took. Not if the record has become another process's.
             change(mine, next());
         }
         alive
@@ -68,7 +70,7 @@ mod tests {
     use super::*;
     use std::cell::Cell;
 
-    /// A process that lives, the time, and how often somebody asked.
+    /// A process that may live, the time, and how often somebody asked.
     struct World {
         asked: Asked,
         now: Cell<u64>,
@@ -84,11 +86,11 @@ mod tests {
             }
         }
 
-        /// Somebody looks; whether he takes the process for one that lives.
+        /// Somebody looks; returns whether it takes the process for one that lives.
         fn look(&self, lives: bool) -> bool {
             let asks = || {
                 self.times.set(self.times.get() + 1);
-                // What others see who come meanwhile.
+                // What others see that come meanwhile.
                 assert!(self.asked.or_ask(|| self.now.get(), || unreachable!()));
                 lives
             };

@@ -25,13 +25,14 @@ fn marks_in(arena: Arena) -> impl Fn(usize) -> Option<Marks<'static>> {
     move |slot| arena.marks_of(slot)
 }
 
-/// A sequence number for a change of the slot `index` to `word`, if that is known already.
+/// A sequence number for a change to `word`, if that is known already, by the slot `index`.
 #[inline]
 pub(crate) fn next_sequence(slot: &Slot, index: usize, word: Option<&AtomicU64>) -> u64 {
     detect::next_sequence(slot.marks(), index, word)
 }
 
-/// Stores `new` with the author's mark if the word is still `old`. Gives the word found otherwise.
+/// Stores `new` with the author's mark if the word is still `old`. Otherwise returns the word
+/// found.
 #[inline]
 pub(crate) fn change(
     arena: Arena,
@@ -44,7 +45,8 @@ pub(crate) fn change(
     detect::change(marks_in(arena), word, old, new, author_slot, sequence)
 }
 
-/// Changes the value by `step`, however often that takes; the new value, or `None` if there is none so large.
+/// Changes the value by `step`, retrying as often as needed; returns the new value, or `None` if
+/// there is none so large.
 #[inline]
 pub(crate) fn add(
     arena: Arena,
@@ -56,7 +58,7 @@ pub(crate) fn add(
     detect::add(marks_in(arena), word, step, me.slot(), sequence)
 }
 
-/// Whether the change `sequence` of the slot happened. Asked when its author does nothing more.
+/// Whether the slot's change `sequence` happened. Asked only when its author does nothing more.
 pub(crate) fn happened(arena: Arena, word: &AtomicU64, slot: usize, sequence: u64) -> bool {
     detect::happened(arena.slot(slot).marks(), word, slot, sequence)
 }

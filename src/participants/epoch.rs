@@ -1,14 +1,14 @@
 //! Pins: what a thread may still be looking at is not freed.
 //!
-//! A thread that follows a pointer into the pool which others may unlink shows the epoch of its
-//! start in its slot. Whoever unlinks something stamps it with the epoch and advances the epoch;
-//! the thing may be freed once every pin shown is later than the stamp.
+//! A thread that follows a pointer into the pool that others may unlink shows, in its slot, the
+//! epoch at which it started. A thread that unlinks something stamps it with the epoch and advances
+//! the epoch; the thing may be freed once every pin shown is later than the stamp.
 //!
 //! Why that is enough: a pin later than the stamp was read from the epoch after the unlinking, so
-//! its owner cannot find the thing any more. A pin that is not shown yet when the pins are read
-//! will be followed by a look at a link that is already gone (both sides put a full fence
-//! between). A dead owner's pin counts until its intent is resolved; a stopped one's holds memory
-//! up, and nothing else.
+//! its owner cannot find the thing any more. If a pin is not shown yet when the pins are read, its
+//! owner then looks at a link that is already gone (both sides put a full fence between the two). A
+//! dead owner's pin counts until its intent is resolved; a stopped owner's pin delays the freeing
+//! of memory, and nothing else.
 
 use crate::layout::arena::Arena;
 use crate::participants::table::Slot;
@@ -40,13 +40,13 @@ pub(crate) fn stamp(arena: Arena) -> u64 {
     pins::stamp(&arena.header().epoch)
 }
 
-/// The oldest epoch that somebody has been looking since; the largest number if nobody is. What
-/// was stamped before it is past.
+/// The oldest epoch since which somebody has been looking; the largest number if nobody is.
+/// Whatever was stamped before it is past.
 pub(crate) fn oldest(arena: Arena) -> u64 {
     pins::oldest(arena.slots().map(|(_, slot)| &slot.watched.pin))
 }
 
-/// True if nobody can still be looking at what was stamped so.
+/// True if nobody can still be looking at what has that stamp.
 pub(crate) fn is_past(arena: Arena, stamp: u64) -> bool {
     pins::is_past(arena.slots().map(|(_, slot)| &slot.watched.pin), stamp)
 }

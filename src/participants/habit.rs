@@ -1,19 +1,21 @@
-//! What is done before sleeping: looking on, and letting others run once.
+//! What is done before sleeping: looking again for a while, and letting others run once.
 //!
 //! # Rationale
 //!
-//! A sleep costs two system calls and, mostly, a change of processor that takes as long as hundreds of
-//! elements. Three cases of what is best cannot be told apart beforehand, and change:
+//! A sleep costs two system calls and, mostly, a switch to another thread that takes as long as
+//! hundreds of elements. Three cases differ in what is best; they cannot be told apart beforehand,
+//! and they change:
 //!
 //! | the other side | what ends the wait soonest |
 //! |---|---|
 //! | runs on another processor | looking again and again |
-//! | waits for this processor, and nobody else does | a yield: it runs at once, and may do much before it is back here |
-//! | sleeps, or there are others who want to run | sleeping: who is woken runs before those |
+//! | waits for this processor, and nobody else does | a yield: it runs at once, and may do much before control is back here |
+//! | sleeps, or others want to run | sleeping: a thread that is woken runs before those |
 //!
-//! So each thread tries, and leaves out for a while what has not paid: once, then twice as often with each
-//! failure in a row, up to [`MOST`]. A thread that waits often pays next to nothing for tries in vain, and one
-//! for which looking has paid goes on with it. These are a thread's own notes; a wrong one costs some time.
+//! So each thread tries, and skips for a while what has not paid off: once, then twice as often
+//! with each failure in a row, up to [`MOST`] times. A thread that waits often pays next to nothing
+//! for attempts in vain, and one for which looking has paid off goes on with it. These notes are a
+//! thread's own; a wrong one costs some time.
 
 use std::cell::Cell;
 use std::ops::ControlFlow;
@@ -21,30 +23,33 @@ use std::time::{Duration, Instant};
 
 use crossbeam_utils::Backoff;
 
-/// How often a way is left out at most before it is tried again.
+/// How often a way of waiting is skipped, at most, before it is tried again.
 const MOST: u32 = 1 << 10;
 
-/// How long looking on goes on: about what waking somebody on another processor takes, so that who has just
-/// woken the other side may see its answer.
+/// How long looking goes on: about as long as waking a thread on another processor takes, so that a
+/// thread that has just woken the other side may see its answer.
 const LOOKING: Duration = Duration::from_micros(25);
 
-/// Pauses of the processor before the first look. Who looks at once is right behind the other side, and takes the line away
-/// to which that adds what comes next: `docs/measurements.md`, One behind the other.
+/// Pauses of the processor before the first look. A thread that looks at once is right behind the
+/// other side, and takes away the cache line to which the other side adds what comes next:
+/// `docs/measurements.md`, One behind the other.
 const APART: u32 = 16;
 
-/// The looks before the clock is looked at.
+/// The number of looks before the clock is read.
 const UNTIMED: u32 = 6;
 
-/// A yield that takes longer has let others run than the other side.
+/// A yield that takes longer has let others run besides the other side.
 const YIELD: Duration = Duration::from_micros(500);
 
-/// Looks at a word that others change, where a wait is short if the other side runs: before anything slower is done.
+/// Looks at a word that others change, for a wait that is short if the other side runs: before
+/// anything slower is done.
 ///
-/// A look takes the word's cache line away from who is about to change it. So the pauses between two get longer
-/// (Anderson, *The performance of spin lock alternatives for shared-memory multiprocessors*, 1990). They begin with
-/// some 80 nanoseconds: about what it costs to have the line come and go, and long enough for who comes
-/// back to it at once, who then has done several operations without a wait. `docs/measurements.md` has
-/// what that gives.
+/// A look takes the word's cache line away from the thread that is about to change it. So the
+/// pauses between two looks get longer (Anderson, *The performance of spin lock alternatives for
+/// shared-memory multiprocessors*, 1990). They begin at some 80 nanoseconds: about what it costs to
+/// have the line come and go, and long enough for a thread that comes back to the word at once,
+/// which has then done several operations without a wait. `docs/measurements.md` has what that
+/// gives.
 pub(crate) struct Looks {
     left: u32,
     pauses: u32,
@@ -52,7 +57,7 @@ pub(crate) struct Looks {
 }
 
 impl Looks {
-    /// About 5 microseconds in all, what a sleep and a wake take.
+    /// About 5 microseconds in all, as long as a sleep and a wake take.
     const MOST: u32 = 9;
     /// The first pause and the longest, in pauses of the processor.
     const FIRST: u32 = 8;
@@ -66,7 +71,8 @@ impl Looks {
         }
     }
 
-    /// Without longer pauses, for a microsecond: for who waits for somebody who will not come back to it at once.
+    /// Without longer pauses, for a microsecond: for a thread that waits for another that will not
+    /// come back to the word at once.
     pub(crate) fn steady() -> Self {
         Looks {
             left: 100,
@@ -89,11 +95,11 @@ impl Looks {
     }
 }
 
-/// Whether a way of waiting has paid of late.
+/// Whether a way of waiting has paid off lately.
 struct Habit {
-    /// How often it is to be left out.
+    /// How many more times it is to be skipped.
     left_out: Cell<u32>,
-    /// How often it will be after the next failure.
+    /// How many times it will be skipped after the next failure.
     next: Cell<u32>,
 }
 
@@ -123,9 +129,9 @@ thread_local! {
     static YIELDS: Habit = const { Habit::new() };
 }
 
-/// Attempts it for a moment, as far as that has paid and `deadline` allows: who has little time left does
-/// not give the processor to others, who may keep it for long. `about_to_yield` is called before it is given
-/// to them.
+/// Attempts it for a moment, as far as that has paid off and `deadline` allows: a thread that has
+/// little time left does not yield the processor to others, which may keep it for long.
+/// `about_to_yield` is called before a yield.
 pub(crate) fn attempt_awake<S, R>(
     mut state: S,
     deadline: Option<Instant>,
@@ -186,7 +192,7 @@ mod tests {
         assert_eq!(pauses(Looks::steady()), [1; 100]);
     }
 
-    /// Looking on to its end would be some more attempts, and a yield.
+    /// Looking until the end of its time would be some more attempts, and a yield.
     #[test]
     fn nothing_is_tried_beyond_the_deadline() {
         let (mut attempts, mut yields) = (0, 0);
@@ -202,7 +208,7 @@ mod tests {
     fn what_does_not_pay_is_left_out_more_and_more() {
         let habit = Habit::new();
         let tried = (0..5000).filter(|_| habit.is_due().then(|| habit.note(false)).is_some());
-        // 1 + 2 + 4 + ... are left out, then MOST each time.
+        // 1 + 2 + 4 + ... times it is skipped, then MOST times after each failure.
         assert_eq!(tried.count(), 14);
         while !habit.is_due() {}
         habit.note(true);

@@ -45,7 +45,7 @@ fn arrive(address: usize) -> Result<Here, Nowhere> {
 }
 
 impl Here {
-    /// Runs `f` while nothing that it can reach is freed. It is no user's code.
+    /// Runs `f` while nothing that it can reach is freed. `f` is not user code.
     pub(crate) fn pinned<R>(self, f: impl FnOnce() -> R) -> R {
         epoch::pin(self.arena, self.slot);
         let result = f();
@@ -54,7 +54,7 @@ impl Here {
     }
 }
 
-/// Errors with the variants `NotInPool` and `NoSlot(NoSlot)`.
+/// Implements `From<Nowhere>` for errors with the variants `NotInPool` and `NoSlot(NoSlot)`.
 macro_rules! from_nowhere {
     ($($error:ty),+) => {
         $(impl From<$crate::participants::here::Nowhere> for $error {

@@ -2,19 +2,20 @@
 //!
 //! A false verdict would make two owners of one thing, so there are only these grounds for death:
 //!
-//! 1. the kernel has marked the life word (0.1 ms after a kill), and the process has no other thread
-//!    that may still run: what the dead thread held may be in use by its sisters, which a SIGKILL
-//!    stops a moment later, and an end of the thread alone does not stop at all;
+//! 1. the kernel has marked the life word (0.1 ms after a kill), and the process has no other
+//!    thread that may still run: what the dead thread held may be in use by its sisters, which a
+//!    SIGKILL stops a moment later, and which an end of that thread alone does not stop at all;
 //! 2. the slot has gone on to another generation, or is marked DEAD already;
-//! 3. the slow check ([`confirm`]) has positive evidence about the very task: it is no more, or is
-//!    a zombie, or another task has its number. It then marks the word as the kernel would have,
-//!    so that there is one path from here on. Any error on the way means alive.
+//! 3. the slow check ([`confirm`]) has positive evidence about the very task: it no longer exists,
+//!    or is a zombie, or another task has its number. The check then marks the word as the kernel
+//!    would have, so that there is one path from here on. Any error on the way means alive.
 //!
-//! A start time is evidence for who reads times as they are in the pool: a thread may have changed to
-//! another time namespace since it began to use the pool. So functions here are told the pool's
-//! (`times`, 0 if that is unknown), and ask for the thread's before they believe a start.
+//! A start time is evidence only for a thread to which times mean what they mean in the pool: a
+//! thread may have changed to another time namespace since it began to use the pool. So functions
+//! here are given the pool's namespace (`times`, 0 if that is unknown), and ask for the thread's
+//! before they believe a start.
 //!
-//! The third finds out about those who recover the dead as well, should they die unmarked.
+//! The third ground also covers those that recover the dead, should they die unmarked.
 //!
 //! A task that is stopped lives.
 
@@ -26,7 +27,7 @@ use crate::primitive::Ordering;
 use crate::sys::process::{self, TaskState};
 use crate::sys::robust::{OWNER_DIED, RobustWord, TID, WAITERS};
 
-/// True if the owner is dead for certain, or has left.
+/// True if the owner is certainly dead, or has left.
 #[inline]
 pub(crate) fn is_gone(arena: Arena, owner: Tag) -> bool {
     let Some(slot) = arena.owner_slot(owner) else {
@@ -37,14 +38,15 @@ pub(crate) fn is_gone(arena: Arena, owner: Tag) -> bool {
         return true;
     }
     match state.phase {
-        // The state is read before the mark: a mark seen now is this generation's or a later one's.
+        // The state is read before the mark: a mark seen now belongs to this generation or a later
+        // one.
         SlotPhase::Live => slot.life.owner_died() && bury(arena, slot, state),
         SlotPhase::Parked => false,
         SlotPhase::Dead | SlotPhase::Settled | SlotPhase::Free => true,
     }
 }
 
-/// As [`is_gone`] at rest, for who only reads: nothing is noted.
+/// As [`is_gone`] at rest, for a caller that only reads: nothing is noted.
 pub(crate) fn is_gone_at_rest(arena: Arena, owner: Tag) -> bool {
     arena.owner_slot(owner).is_none_or(|slot| {
         let state = slot.state();
@@ -57,15 +59,16 @@ pub(crate) fn is_gone_at_rest(arena: Arena, owner: Tag) -> bool {
     })
 }
 
-/// Turns a LIVE slot whose word is marked to DEAD, so that everybody sees it from now on, also
-/// while the life word is held by who recovers it. False if it is too early: see ground 1.
+/// Turns a LIVE slot whose word is marked to DEAD, so that everybody sees it from now on, even
+/// while the life word is held by a thread that recovers the slot. False if it is too early: see
+/// ground 1.
 #[cold]
 pub(crate) fn bury(arena: Arena, slot: &Slot, live: SlotState) -> bool {
     let process = Tag::of_word(slot.watched.process.load(Ordering::Acquire));
     if process.slot() < arena.process_count() {
         let record = arena.process(process.slot());
         let state = record.state();
-        // A record that has gone on says that the process is gone.
+        // If the record has gone on to another state, the process is gone.
         if state.generation == process.generation()
             && state.phase == ProcessPhase::Live
             && !bury_process(record, state, arena.times())
@@ -80,7 +83,8 @@ pub(crate) fn bury(arena: Arena, slot: &Slot, live: SlotState) -> bool {
     slot.turn(live, dead) || slot.state() != live
 }
 
-/// The same for a record. So one that is gone is asked about once, however many slots it has left.
+/// The same for a record. So a process that is gone is asked about once, however many slots it has
+/// left.
 #[cold]
 pub(crate) fn bury_process(record: &Process, live: ProcessState, times: u64) -> bool {
     let sisters_run = || {
@@ -98,7 +102,8 @@ pub(crate) fn bury_process(record: &Process, live: ProcessState, times: u64) -> 
     record.turn(live, dead) || record.state() != live
 }
 
-/// Whether somebody is gone, as is said of his start, or else of a start that is unknown.
+/// Whether a process or thread is gone, judged by its start, or, where times differ, as if its
+/// start were unknown.
 fn believed(times: u64, start: u64, is_gone: impl Fn(u64) -> bool) -> bool {
     is_gone(start) && (start == 0 || !records::are_other_times_here(times) || is_gone(0))
 }
@@ -111,10 +116,10 @@ pub(crate) fn microseconds() -> u64 {
 
 /// Looks for evidence that the kernel's mark was missed, and sets it if so.
 ///
-/// The word is its claimant's, whose start is known, or is held by who recovers the slot or is about to
-/// claim it: of him the number is known alone, so another task that has it keeps him alive. He is no
-/// claimant with the same number: he has seen the slot before it became LIVE, or has buried it, so he lived
-/// when the claimant did.
+/// The word belongs to its claimant, whose start is known; or it is held by a thread that recovers
+/// the slot, or is about to claim it. Of such a thread only the number is known, so another task
+/// with that number keeps it alive. It cannot be mistaken for a claimant with the same number: it
+/// has seen the slot before that became LIVE, or has buried it, so it lived when the claimant did.
 #[cold]
 pub(crate) fn confirm(slot: &Slot, times: u64) {
     let before = slot.state();
@@ -128,7 +133,7 @@ pub(crate) fn confirm(slot: &Slot, times: u64) {
     let found = process::start_time(word & TID);
     let gone = believed(times, start, |start| match found {
         TaskState::Dead => true,
-        // A start of 0 is unknown, and no evidence.
+        // A start of 0 is unknown, and is not evidence.
         TaskState::Alive { start: other } => is_claimant && start != 0 && other != start,
         TaskState::Unknown => false,
     });
@@ -138,9 +143,9 @@ pub(crate) fn confirm(slot: &Slot, times: u64) {
     }
 }
 
-/// As [`confirm`], for a process: every thread of it must be gone. Also finds out about one whose word
-/// nobody holds, as it has unmapped the pool and left guards behind. Of one that is marked an earlier answer
-/// counts no more.
+/// As [`confirm`], for a process: every thread of it must be gone. Also covers a process whose word
+/// nobody holds, because it has unmapped the pool and left guards behind. If the word is marked
+/// already, an earlier answer to whether the process runs no longer counts.
 #[cold]
 pub(crate) fn confirm_process(record: &Process, times: u64) {
     let before = record.state();
@@ -157,7 +162,7 @@ pub(crate) fn confirm_process(record: &Process, times: u64) {
         ProcessPhase::Live if tid == 0 || u64::from(tid) == holder => {
             believed(times, start, |start| process::process_is_gone(pid, start))
         }
-        // Somebody recovers the record, or is about to claim it.
+        // Another thread recovers the record, or is about to claim it.
         _ => tid != 0 && process::start_time(tid) == TaskState::Dead,
     };
     if gone && record.state() == before {
@@ -177,7 +182,7 @@ fn mark(life: &RobustWord, found: u32) {
 pub(super) mod tests {
     use super::*;
 
-    /// What lies in a pool that nobody has used.
+    /// A value as it lies in a pool that nobody has used.
     pub(crate) fn zeroed<T>() -> &'static T {
         let layout = std::alloc::Layout::new::<T>();
         // SAFETY: a block of the type's layout, leaked, for a type that consists of numbers.
@@ -202,13 +207,13 @@ pub(super) mod tests {
         slot.holder.store(4_000_000, Ordering::Relaxed);
         confirm(slot, 0);
         assert_eq!(slot.life.word.load(Ordering::Relaxed), parent());
-        // The claimant's number is another task's now.
+        // The claimant's number now belongs to another task.
         slot.holder.store(parent().into(), Ordering::Relaxed);
         confirm(slot, 0);
         assert_eq!(slot.life.word.load(Ordering::Relaxed), OWNER_DIED);
     }
 
-    /// A task that is no more: this process has reaped it.
+    /// A task that no longer exists: this process has reaped it.
     fn gone() -> u32 {
         let mut child = std::process::Command::new("true").spawn().unwrap();
         child.wait().unwrap();
@@ -225,7 +230,7 @@ pub(super) mod tests {
             let generation = 1;
             let state = SlotState { phase, generation };
             slot.state.store(state.pack(), Ordering::Relaxed);
-            // The number of the claimant, who is dead: it may be another's now.
+            // The number of the claimant, which is dead: it may now be another task's.
             if phase != Live {
                 slot.life.word.store(parent(), Ordering::Relaxed);
                 confirm(slot, 0);

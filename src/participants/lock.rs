@@ -1,26 +1,27 @@
 //! A lock whose word names its owner.
 //!
 //! ```text
-//! bit 0     WAITERS   somebody sleeps, or may
+//! bit 0     WAITERS   a thread sleeps, or may
 //! bit 1     PANICKED  a holder unwound with it
-//! bit 2     DIED      a holder died with it, and nobody has put right what it left
+//! bit 2     DIED      a holder died with it, and nobody has repaired what it left
 //! bit 4..   the owner's tag; 0 while free
 //! ```
 //!
-//! Free to held is one compare-exchange, held to free another; nothing is listed anywhere, as a
-//! tag whose owner is gone tells all: whoever meets it takes the lock over, with DIED set, by a
-//! compare-exchange from that very word. Sleepers sleep on the lock's word and the owner's life
-//! word at once, so a death wakes one of them without anybody's help; the others are woken by it,
-//! by recovery, or by their own time limit.
+//! Free to held is one compare-exchange, held to free another. Nothing is listed anywhere, since a
+//! tag whose owner is gone tells all: a thread that meets it takes the lock over, with DIED set, by
+//! a compare-exchange from that very word. Sleepers sleep on the lock's word and the owner's life
+//! word at once, so a death wakes one of them without anybody's help; the others are woken by that
+//! one, by recovery, or by their own time limit.
 //!
 //! | killed | leaves | and then |
 //! |--------|--------|----------|
 //! | before the exchange that takes it | nothing | |
-//! | holding it | the dead tag | the next one takes it over |
+//! | holding it | the dead tag | the next thread takes it over |
 //! | after the exchange that frees it, before the wake | sleepers not woken | they look again within [`TICK`] |
 //! | woken, before taking it | a wake lost | as above |
 //!
-//! Who is woken and then gives up, as others were faster and his time is up, wakes the others.
+//! A thread that is woken and then gives up, because others were faster and its time is up, wakes
+//! the others.
 //!
 //! Invariants
 //! 1. The tag is changed from a live owner's to another only by that owner.
@@ -44,15 +45,15 @@ use crate::protocol::lock_word::{announce, attempt, unlock_slow, was_woken_for_o
 use crate::sys::futex;
 use crate::sys::robust::OWNER_DIED;
 
-/// How long anybody sleeps without looking again: the longest that a lost wake costs.
+/// How long a thread sleeps without looking again: the longest delay that a lost wake causes.
 pub(crate) const TICK: Duration = Duration::from_millis(4);
 
-/// A lock as it was found by who took it.
+/// A lock as the thread that took it found it.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Taken {
     /// PANICKED and DIED.
     pub(crate) flags: u64,
-    /// The dead owner that it was taken from; nobody if it was free.
+    /// The dead owner from which it was taken; nobody if it was free.
     pub(crate) from: Tag,
     pub(crate) exchanged: Exchanged,
 }
@@ -84,8 +85,8 @@ pub(crate) fn lock(
     }
 }
 
-/// As [`lock`], for who was told by the lock's holder, most likely: that one is about to give it back, not to come back
-/// to it.
+/// As [`lock`], for a thread that was most likely woken by the lock's holder: that holder is about
+/// to give the lock back, and not to come back to it.
 #[inline]
 pub(crate) fn relock(arena: Arena, slot: &Slot, word: &AtomicU64) -> Result<Taken, Refused> {
     match try_fast(word, slot.tag()) {
@@ -130,7 +131,7 @@ fn lock_slow(
             return Err(Refused::TimedOut);
         }
         if Tag::of_word(found).is_nobody() {
-            // Lost a free lock to another taker. WAITERS on a free lock would wake nobody.
+            // A free lock was lost to another taker. WAITERS on a free lock would wake nobody.
             continue;
         }
         if let Some(waiting) = announce(word, found) {
@@ -142,7 +143,7 @@ fn lock_slow(
                 Tag::of_word(found),
                 deadline,
             );
-            // Others may sleep too: whoever takes it after a sleep must wake the next.
+            // Others may sleep too: a thread that takes the lock after a sleep must wake the next.
             slept = WAITERS;
         }
     }
@@ -217,9 +218,10 @@ pub(crate) fn is_over(arena: Arena, owner: Tag) -> bool {
     life::is_gone(arena, owner) && recovery::is_resolved(arena, owner)
 }
 
-/// Looks for dead processes, for one who is not to wait for an owner whose thread has ended already: no
-/// word tells of such an owner's end, so who tries again and again would never hear of it. True if it is
-/// worth a try; once for each call that is not to wait.
+/// Looks for dead processes, for a thread that is not to wait for an owner whose thread has ended
+/// already. No word tells of such an owner's end, so a thread that tries again and again would
+/// never learn of it. True if another attempt is worthwhile; at most once for each call that is not
+/// to wait.
 #[cold]
 pub(crate) fn look_for_parked(arena: Arena, owner: Tag, looked: &mut bool) -> bool {
     let phase = |slot: &Slot| slot.state().phase;
@@ -290,9 +292,9 @@ fn unlock_and_wake(word: &AtomicU64, set: u64) {
     }
 }
 
-/// Sleeps while `word` holds `value` and the owner lives, a [`TICK`] at most. Who slept for nothing
-/// does what others may wait for of the dead: no lock that could be had waits for it.
-/// Returns for any reason.
+/// Sleeps while `word` holds `value` and the owner lives, a [`TICK`] at most. A thread that slept
+/// for nothing does for the dead what others may wait for; no lock that could be had waits for
+/// that. Returns for any reason.
 #[cold]
 pub(crate) fn sleep(
     arena: Arena,
@@ -307,8 +309,8 @@ pub(crate) fn sleep(
     }
 }
 
-/// As [`sleep`], for who has to look at something before anything is done for the dead: that is left to
-/// the caller if this is true.
+/// As [`sleep`], for a thread that has to look at something before anything is done for the dead:
+/// if this returns true, doing so is left to the caller.
 #[cold]
 pub(crate) fn slept_in_vain(
     arena: Arena,
@@ -328,8 +330,8 @@ pub(crate) fn slept_in_vain(
         Some(other) => {
             let seen = other.life.ask_for_wake();
             if seen & OWNER_DIED != 0 || life::is_gone(arena, owner) {
-                // Somebody resolves what it was doing, or another thread of its process may still run: mostly not
-                // for long.
+                // Another thread resolves what the owner was doing, or another thread of the
+                // owner's process may still run: mostly not for long.
                 if !is_over(arena, owner) {
                     futex::wait(word, value, left.min(Duration::from_micros(200)));
                 }
@@ -343,10 +345,10 @@ pub(crate) fn slept_in_vain(
     if let Some(other) = arena.owner_slot(owner)
         && life::is_gone(arena, owner)
     {
-        // The mark that woke us wakes one sleeper only.
+        // The mark that woke us wakes only one sleeper.
         futex::wake(&other.life.word, u32::MAX);
         return false;
     }
-    // What is waited for may be the dead's, or a wake may have died with its sender.
+    // A dead owner may have what is waited for, or a wake may have died with its sender.
     word.load(Ordering::Relaxed) == value
 }

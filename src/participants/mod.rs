@@ -1,4 +1,4 @@
-//! Who is attached to a pool, who of them lives, and what is done for the dead.
+//! Who is attached to a pool, which of them live, and what is done for the dead.
 //!
 //! | module     | what |
 //! |------------|------|

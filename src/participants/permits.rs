@@ -1,5 +1,5 @@
-//! Permits of semaphores: who holds one is listed in its slot, so that the dead one's come back
-//! (`protocol::permits`).
+//! Permits of semaphores: a thread that holds one lists it in its slot, so that a dead thread's
+//! permits come back (`protocol::permits`).
 
 use crate::layout::arena::Arena;
 use crate::participants::table::Slot;
@@ -35,8 +35,8 @@ fn holder(slot: &Slot, index: usize) -> Holder<'_> {
     }
 }
 
-/// Takes a permit if there is one: the index of its entry, and how many are left. `slept` is true of who has slept until one
-/// came.
+/// Takes a permit if there is one: returns the index of its entry, and how many are left. `slept`
+/// is true for a thread that has slept until one came.
 #[inline]
 pub(crate) fn try_take(
     arena: Arena,
@@ -47,7 +47,7 @@ pub(crate) fn try_take(
     permits::try_take(arena, holder(slot, slot.tag().slot()), word, slept)
 }
 
-/// Gives back a permit of a slot's.
+/// Gives back a permit that a slot holds.
 #[inline]
 pub(crate) fn give(arena: Arena, owner: usize, index: usize) {
     permits::give(arena, holder(arena.slot(owner), owner), index);
@@ -63,7 +63,7 @@ pub(crate) fn recover(arena: Arena, owner: usize) {
     permits::recover(arena, holder(arena.slot(owner), owner));
 }
 
-/// True if anybody holds a permit of a counter within the addresses.
+/// True if anybody holds a permit of a counter within the address range.
 pub(crate) fn any_within(arena: Arena, range: std::ops::Range<usize>) -> bool {
     arena.slots().any(|(_, slot)| {
         let limit = slot.permit_limit.load(Ordering::Acquire) as usize;

@@ -1,12 +1,13 @@
 //! Process ids: [`ProcessId`], as users see it, and `Pid`, the one in a process's record.
 //!
-//! # The record's
+//! # The id in the record
 //!
-//! A parent notes its child's id when `fork` has returned. By then the child may have lived and ended,
-//! and its record may be another process's, whose id must stay: who is taken for a process that is gone
-//! is declared dead. So the word holds the id, and above it the low 32 bits of the record's generation,
-//! and a parent notes only in place of an id that is missing in its child's generation. Who looks for a
-//! child by its id asks for the id in the generation that the record has, and is told no former owner's.
+//! A parent notes its child's id when `fork` has returned. By then the child may have lived and
+//! ended, and its record may be another process's, whose id must stay: a process that is taken for
+//! one that is gone is declared dead. So the word holds the id, and above it the low 32 bits of the
+//! record's generation. A parent notes the id only if the word has no id and has its child's
+//! generation. A thread that looks for a child by its id asks for the id in the generation that the
+//! record has, and is never given a former owner's.
 //!
 //! | Who | stores | a kill after it leaves |
 //! |---|---|---|
@@ -22,7 +23,7 @@ use crate::primitive::{AtomicU64, Ordering};
 
 /// Names a process of the toolkit.
 ///
-/// It may travel in results and messages. It is a name only: the process may have ended.
+/// It may be passed in results and messages. It is only a name: the process may have ended.
 ///
 /// ```
 /// # use shmkit::process::scope;
@@ -58,7 +59,7 @@ impl fmt::Display for ProcessId {
     }
 }
 
-/// The id, or 0 while it is not known.
+/// The id, or 0 while it is not known, with the generation that it belongs to.
 #[repr(transparent)]
 pub(crate) struct Pid(AtomicU64);
 
@@ -72,19 +73,20 @@ impl Pid {
         self.0.load(Ordering::Acquire) as u32
     }
 
-    /// The id of the record's owner in that generation, as far as it is known.
+    /// The id of the record's owner in that generation, if it is known.
     pub(crate) fn of(&self, generation: u64) -> Option<u32> {
         let found = self.0.load(Ordering::Acquire);
         let pid = found as u32;
         (pid != 0 && found == word(generation, pid)).then_some(pid)
     }
 
-    /// By who has the record: in that generation it is now this process's.
+    /// Called by the thread that has the record: in that generation, the id is now `pid`.
     pub(crate) fn set(&self, generation: u64, pid: u32) {
         self.0.store(word(generation, pid), Ordering::Release);
     }
 
-    /// By a parent, of its child: nothing, if the child has said so itself, or the record is another's.
+    /// Called by a parent, for its child: does nothing if the child has stored its id itself, or
+    /// the record is another's.
     pub(crate) fn note(&self, generation: u64, pid: u32) {
         let _ = self.0.compare_exchange(
             word(generation, 0),
@@ -105,7 +107,7 @@ mod tests {
         assert_eq!(pid.of(0), None);
         pid.set(5, 70);
         assert_eq!(pid.of(5), Some(70));
-        // Taken again, by a parent that has not said yet that the id is not known.
+        // Taken again, by a parent that has not yet stored that the id is not known.
         assert_eq!(pid.of(6), None);
         pid.set(6, 0);
         assert_eq!((pid.of(5), pid.of(6)), (None, None));
@@ -121,7 +123,7 @@ mod tests {
         assert_eq!(pid.get(), 70);
         pid.note(5, 71);
         assert_eq!(pid.get(), 70);
-        // Its next owner, who lives, and one that is on its way.
+        // Its next owner, which lives, and one that is on its way.
         for (generation, owner) in [(6, 80), (7, 0)] {
             pid.set(generation, owner);
             pid.note(5, 70);

@@ -1,14 +1,14 @@
 //! This process's record in each pool, and what becomes of it at a fork.
 //!
-//! A child gets a record of its own before it exists: the parent makes one in phase FORKING,
-//! copies its own holds into it, forks, and the child turns it LIVE. So at no moment are the
-//! objects that the child inherits held by nobody, whoever of the two is killed when.
+//! A child gets a record of its own before it exists: the parent makes one in phase FORKING, copies
+//! its own holds into it, and forks; then the child turns it LIVE. So the objects that the child
+//! inherits are held at every moment, whichever of the two is killed, and when.
 //!
 //! | killed | leaves | repaired by |
 //! |--------|--------|-------------|
 //! | parent before the fork | a FORKING record without a child | recovery of the parent aborts it |
 //! | parent after the fork  | a FORKING record, a child on its way | recovery aborts it or the child turns it LIVE: one exchange decides; an aborted child exits |
-//! | child before LIVE | a FORKING record without a child | the parent aborts it when it reaps the child, or looks (`pool/fork.rs`), or recovery of the parent |
+//! | child before LIVE | a FORKING record without a child | the parent aborts it when it reaps the child, or looks (`pool/fork.rs`); or recovery of the parent does |
 //! | (a fork that fails) | a FORKING record without a child | the parent aborts it at once |
 //! | either later | its LIVE record | recovery |
 
@@ -31,8 +31,8 @@ pub(crate) fn current(arena: Arena) -> Option<Tag> {
     known(arena).or_else(|| make(arena))
 }
 
-/// Takes this process's life word if it is marked, as the thread that had it has ended: else all others
-/// would have to ask the system, again and again, whether the process lives.
+/// Takes this process's life word if it is marked because the thread that had it has ended:
+/// otherwise all others would have to ask the system, again and again, whether the process lives.
 ///
 /// Killed anywhere: the word is marked.
 pub(crate) fn keep_life(arena: Arena) {
@@ -47,7 +47,7 @@ pub(crate) fn keep_life(arena: Arena) {
     }
 }
 
-/// One thread of the process at a time: two records for one process would be one too many.
+/// One thread of the process at a time: a process must not have two records.
 #[cold]
 fn make(arena: Arena) -> Option<Tag> {
     static ONE: ThreadLock = ThreadLock::new();
@@ -64,7 +64,8 @@ fn make(arena: Arena) -> Option<Tag> {
 /// This process's record, if it has one.
 fn known(arena: Arena) -> Option<Tag> {
     let known = Tag::of_word(local::of(arena).process());
-    // Another pid: we are a child of a fork that no handler saw, and the record is our parent's.
+    // If the pid differs, we are a child of a fork that no handler saw, and the record is our
+    // parent's.
     let ours = |tag: &Tag| arena.process(tag.slot()).pid.get() == sys::process::pid();
     (!known.is_nobody()).then_some(known).filter(ours)
 }
@@ -74,8 +75,8 @@ pub(crate) fn current_index(arena: Arena) -> usize {
     Tag::of_word(local::of(arena).process()).slot()
 }
 
-/// None as well where the numbers of processes, or their times, mean others than in the pool: nobody there
-/// could tell whether this process lives, and it could not tell of them.
+/// Also `None` where process numbers, or start times, mean something else than in the pool: nobody
+/// there could tell whether this process lives, and it could not tell whether they do.
 fn claim(arena: Arena) -> Option<Tag> {
     let numbers = arena.header().pid_namespace.load(Ordering::Relaxed);
     if sys::process::pid_namespace().ok() != Some(numbers) || are_other_times_here(arena.times()) {
@@ -117,7 +118,8 @@ fn describe(record: &Process, generation: u64, start: u64) {
     record.start.store(start, Ordering::Release);
 }
 
-/// Finds a record that `take` takes, among those there are, the dead once recovered, and new ones.
+/// Finds a record that `take` takes: among those that exist, among the dead once they are
+/// recovered, and among new ones.
 fn find(arena: Arena, take: impl Fn(usize, &Process) -> Option<Tag>) -> Option<Tag> {
     let max = arena.header().max_processes();
     let mut attempt = 0;
@@ -131,7 +133,7 @@ fn find(arena: Arena, take: impl Fn(usize, &Process) -> Option<Tag>) -> Option<T
         }
         let watermark = &arena.header().watermarks.processes;
         if count < max && arena.raise(PROCESSES, watermark, count.max(1) + 1).is_ok() {
-            // No attempt: others may take what is added, until there are `max`.
+            // This is not an attempt: others may take what is added, until there are `max`.
             continue;
         }
         if attempt > 0 {
@@ -162,12 +164,12 @@ pub(crate) fn commit_holds(arena: Arena, index: usize, objects: usize) -> Result
     Ok(())
 }
 
-/// Makes a record for a child that is about to be forked, holding all that this process holds.
+/// Makes a record for a child that is about to be forked, which holds all that this process holds.
 /// The caller keeps other threads from changing the holds until the fork is done.
 pub(crate) fn reserve_child(arena: Arena) -> Option<Tag> {
     let me = current(arena)?.slot();
     let child = find(arena, |index, record| {
-        // Held while it is taken, so that nobody claims it for himself meanwhile.
+        // The word is held while the record is taken, so that nobody claims it meanwhile.
         if !record.life.acquire(0).unwrap_or(false) {
             return None;
         }
@@ -214,21 +216,22 @@ pub(crate) fn abort_child(arena: Arena, child: Tag) {
     }
 }
 
-/// Whether this process, a child of one that takes part, was forked into another PID namespace: what
-/// [`claim`] asks, for less.
+/// Whether this process, a child of one that takes part, was forked into another PID namespace: the
+/// question that [`claim`] asks, at less cost.
 pub(crate) fn has_other_numbers(arena: Arena) -> bool {
     let numbers = arena.header().pid_namespace.load(Ordering::Relaxed);
-    // A parent in an outer namespace is not seen.
+    // A parent in an outer namespace is not visible.
     rustix::process::getppid().is_none() && sys::process::pid_namespace().ok() != Some(numbers)
 }
 
-/// Whether start times mean others to this thread than in a pool of that time namespace. Who cannot read
-/// about it reads no times either, and draws no conclusions from them.
+/// Whether start times mean something else to this thread than in a pool of that time namespace. A
+/// thread that cannot read its time namespace cannot read start times either, and draws no
+/// conclusions from them.
 pub(crate) fn are_other_times_here(times: u64) -> bool {
     times != 0 && are_other_times(times, sys::process::time_namespace()).unwrap_or(false)
 }
 
-/// Whether a time namespace is another than a pool's, if both are known.
+/// Whether a time namespace differs from a pool's, if both are known.
 pub(crate) fn are_other_times(times: u64, namespace: Option<u64>) -> Option<bool> {
     namespace.filter(|_| times != 0).map(|other| other != times)
 }
@@ -270,8 +273,8 @@ pub(crate) fn become_child(arena: Arena, child: Tag, start: u64) -> bool {
     }
 }
 
-/// The word, if nobody alive has it; else sleeps. Who looks for a free record has the word of another for a
-/// moment; or, if he is stopped then, until he goes on or dies.
+/// The word, if nobody alive has it; otherwise sleeps. A thread that looks for a free record has
+/// the word of another for a moment; or, if it is stopped then, until it goes on or dies.
 fn word_of_nobody(life: &RobustWord) -> Option<u32> {
     let word = life.word.load(Ordering::Acquire);
     if word & TID == 0 {
@@ -284,8 +287,8 @@ fn word_of_nobody(life: &RobustWord) -> Option<u32> {
     None
 }
 
-/// The pool is about to be unmapped: this thread's list of words to be marked must not lead there.
-/// If the process stays, slow checks find out about its end.
+/// Called when the pool is about to be unmapped: this thread's robust list must not lead there. If
+/// the process stays, slow checks find out about its end.
 pub(crate) fn give_up_life(arena: Arena) {
     let index = current_index(arena);
     if index == 0 {
@@ -298,8 +301,8 @@ pub(crate) fn give_up_life(arena: Arena) {
     }
 }
 
-/// Leaves the pool, of which the process uses nothing any more and holds nothing any more.
-/// A process that has leaked guards stays: its record is recovered once it is dead.
+/// Leaves the pool, of which the process no longer uses or holds anything. A process that has
+/// leaked guards stays: its record is recovered once it is dead.
 #[unsafe(link_section = ".shmkit.child")]
 pub(crate) fn leave(arena: Arena) {
     let known = Tag::of_word(local::of(arena).process());
@@ -309,7 +312,7 @@ pub(crate) fn leave(arena: Arena) {
     local::of(arena).set_process(0);
     let record = arena.process(known.slot());
     recovery::abort_children(arena, known.slot());
-    // A walk for what nobody has held any more is asked for only then.
+    // Only if there are holds is a walk asked for, to find what nobody holds any more.
     if arena
         .hold_row(known.slot())
         .any(|word| word.load(Ordering::Relaxed) != 0)
@@ -327,7 +330,7 @@ pub(crate) fn leave(arena: Arena) {
         // SAFETY: the word holds this thread's tid.
         unsafe { record.life.release() };
     } else {
-        // Its thread has ended, perhaps.
+        // The thread that took it may have ended.
         recovery::recover_process(arena, known.slot());
     }
 }

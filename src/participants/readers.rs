@@ -1,9 +1,10 @@
-//! Who reads under which lock: each thread lists in its slot the locks that it reads under.
+//! Which thread reads under which lock: each thread lists in its slot the locks under which it
+//! reads.
 //!
-//! A reader writes to its own slot alone, so readers do not slow each other down, and a dead one
-//! needs nobody to give anything back: its list is a dead slot's, which does not count. Who wants
-//! to write pays for it, and looks at the lists of all threads. Why reader and writer cannot miss
-//! each other: `protocol::readers`.
+//! A reader writes only to its own slot, so readers do not slow each other down, and nobody needs
+//! to give anything back for a dead one: its list is a dead slot's, which does not count. The cost
+//! is the writer's, which looks at the lists of all threads. Why reader and writer cannot miss each
+//! other: `protocol::readers`.
 //!
 //! | killed | leaves |
 //! |--------|--------|
@@ -27,14 +28,14 @@ fn address(word: &AtomicU64) -> u64 {
     std::ptr::from_ref(word).addr() as u64
 }
 
-/// Lists a lock, by its word. What the caller loads from the word from here on is newer
-/// than what any writer has seen that does not see the entry.
+/// Lists a lock, by its word. What the caller loads from the word from here on is newer than what
+/// any writer has seen that does not see the entry.
 #[inline]
 pub(crate) fn enter(slot: &Slot, word: &AtomicU64) -> Result<(), NotListed> {
     readers::enter(&slot.reading.locks, &slot.reading.limit, address(word)).map(drop)
 }
 
-/// Strikes the entry of a lock, and wakes who waits for that, if anybody may.
+/// Strikes the entry of a lock, and wakes those that wait for that, if there may be any.
 #[inline]
 pub(crate) fn leave(slot: &Slot, word: &AtomicU64) {
     let Some(entry) = own(slot, word) else {
@@ -47,13 +48,13 @@ pub(crate) fn leave(slot: &Slot, word: &AtomicU64) {
     }
 }
 
-/// True if the thread of this slot, the caller's, lists the lock.
+/// True if the caller's thread, which has this slot, lists the lock.
 #[inline]
 pub(crate) fn lists(slot: &Slot, word: &AtomicU64) -> bool {
     own(slot, word).is_some()
 }
 
-/// The entry of a lock, if the thread of this slot, the caller's, lists it.
+/// The entry of a lock, if the caller's thread, which has this slot, lists it.
 #[inline]
 fn own<'a>(slot: &'a Slot, word: &AtomicU64) -> Option<&'a AtomicU64> {
     readers::own(&slot.reading.locks, &slot.reading.limit, address(word))
@@ -64,7 +65,7 @@ fn used(slot: &Slot) -> impl Iterator<Item = &AtomicU64> {
     readers::used(&slot.reading.locks, &slot.reading.limit)
 }
 
-/// Waits until nobody who lives lists the lock, whose word the caller has taken; until `deadline`
+/// Waits until no living thread lists the lock, whose word the caller has taken; until `deadline`
 /// at most (for ever if `None`). False if the time is up.
 pub(crate) fn wait_for_all(
     arena: Arena,
@@ -93,7 +94,8 @@ fn wait_for(
 ) -> bool {
     let (mut looks, mut looked) = (Looks::new(), false);
     loop {
-        // The owner before the entry: a later owner's entry is a reader that withdraws.
+        // The owner is read before the entry: if the entry is a later owner's, that is a reader
+        // that withdraws.
         let owner = Tag::new(index, arena.slot(index).state().generation);
         if !readers::names(entry, lock) || lock::is_over(arena, owner) {
             return true;
@@ -120,7 +122,7 @@ pub(crate) fn forget(slot: &Slot) {
     slot.reading.limit.store(0, Ordering::Release);
 }
 
-/// True if anybody lists a lock within the addresses.
+/// True if anybody lists a lock within the address range.
 pub(crate) fn any_within(arena: Arena, range: &Range<usize>) -> bool {
     fence(Ordering::SeqCst);
     arena

@@ -1,26 +1,27 @@
 //! What is done for the dead.
 //!
-//! Any survivor does it: who waits and finds a dead owner, who attaches, who is about to grow the
-//! pool, a supervisor, whoever asks. Recovery of a slot is the robust acquisition of its dead life
-//! word, so there is one at a time, and should it die too the word is marked again and the next
-//! one goes on. Every step can be repeated; none allocates, locks, panics, or uses the
-//! recoverer's own slot. Order:
+//! Any survivor does it: a thread that waits and finds a dead owner, that attaches, or that is
+//! about to grow the pool; a supervisor; or whoever asks. Recovery of a slot is the robust
+//! acquisition of its dead life word, so one thread at a time does it; if that thread dies too, the
+//! word is marked again and the next one goes on. Every step can be repeated; none allocates,
+//! locks, panics, or uses the recoverer's own slot. Order:
 //!
-//! 1. the phase becomes DEAD (by whoever notices first; no life word needed);
+//! 1. the phase becomes DEAD (set by whoever notices first; no life word needed);
 //! 2. the intent: the operation in flight happens or does not. From here on others may take the
-//!    dead one's locks;
-//! 3. permits go back, reads are over, sleepers are woken, the pin goes. The slot is SETTLED: nobody
-//!    waits for anything of it any more;
+//!    dead thread's locks;
+//! 3. permits go back, reads are over, sleepers are woken, the pin goes. The slot is SETTLED:
+//!    nobody waits for anything of it any more;
 //! 4. the allocator gives its spans to nobody, so that anybody can take them;
 //! 5. the slot is FREE, the life word 0.
 //!
-//! To settle a slot takes microseconds, and who waits settles all of the dead, and no more. Step 4 takes
-//! as long as the pool is large, once for all who are SETTLED: it is for those who need memory or
-//! a slot, who attach, who supervise, and who ask.
+//! Settling a slot takes microseconds; a thread that waits settles all of the dead, and does no
+//! more. Step 4 takes time in proportion to the size of the pool, once for all slots that are
+//! SETTLED: it is for threads that need memory or a slot, attach, supervise, or ask.
 //!
-//! For a process, once its slots are settled: records that it made for children which never came to
-//! life, slots that its ended threads left parked, then the objects it held. Objects that nobody holds any more are
-//! freed afterwards by an ordinary operation of the caller ([`Hooks::reap`]), not by recovery.
+//! For a process, once its slots are settled: the records that it made for children that never came
+//! to life, the slots that its ended threads left parked, then the objects it held. Objects that
+//! nobody holds any more are freed afterwards by an ordinary operation of the caller
+//! ([`Hooks::reap`]), not by recovery.
 
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -37,11 +38,11 @@ use crate::sys::robust::{OWNER_DIED, TID};
 
 /// What the layers above do for the dead.
 pub(crate) struct Hooks {
-    /// Completes or undoes the open intent of a dead slot and closes it. Repeatable.
+    /// Completes or undoes the open intent of a dead slot, and closes it. Can be repeated.
     pub(crate) resolve: fn(Arena, usize),
-    /// Frees what a thread that is about to leave can free of what it has retired.
+    /// Frees what can be freed of the blocks that a thread that is about to leave has retired.
     pub(crate) leave: fn(Arena, &Slot),
-    /// Hands the memory of these dead, in the order of their slots, to nobody. Repeatable.
+    /// Gives the memory of these dead, in the order of their slots, to nobody. Can be repeated.
     pub(crate) release_memory: fn(Arena, &[Tag]),
     /// The same for a thread that is about to leave.
     pub(crate) release_own: fn(Arena, &Slot),
@@ -51,7 +52,7 @@ pub(crate) struct Hooks {
 
 static HOOKS: OnceLock<Hooks> = OnceLock::new();
 
-/// Tells recovery what the layers above want done. The first call counts.
+/// Tells recovery what the layers above want done. Only the first call counts.
 pub(crate) fn install(hooks: Hooks) {
     let _ = HOOKS.set(hooks);
 }
@@ -63,7 +64,7 @@ pub(crate) struct Recovered {
     pub(crate) processes: usize,
 }
 
-/// True if a gone owner has no operation half done.
+/// True if an owner that is gone has no operation half done.
 #[inline]
 pub(crate) fn is_resolved(arena: Arena, owner: Tag) -> bool {
     let Some(slot) = arena.owner_slot(owner) else {
@@ -79,11 +80,12 @@ pub(crate) fn is_resolved(arena: Arena, owner: Tag) -> bool {
         }
 }
 
-/// Settles the slot, if it is dead and nobody else is at it. True if it did.
+/// Settles the slot, if it is dead and no other thread is settling it. True if this call settled
+/// it.
 #[cold]
 fn settle(arena: Arena, index: usize) -> bool {
     let slot = arena.slot(index);
-    // The state first: a mark seen then is that generation's, or a later one's.
+    // The state first: a mark seen then belongs to that generation, or to a later one.
     let state = slot.state();
     let mark = slot.life.word.load(Ordering::Acquire);
     let marked = mark & OWNER_DIED != 0;
@@ -110,8 +112,8 @@ fn settle(arena: Arena, index: usize) -> bool {
             // SAFETY: acquired above.
             unsafe { slot.life.release() };
         }
-        // The mark was a later generation's than the one looked at above, whose thread is buried
-        // before its word is acquired (see `life::confirm`); or somebody else was faster.
+        // The mark belonged to a later generation than the one looked at above, whose thread is
+        // buried before its word is acquired (see `life::confirm`); or another thread was faster.
         SlotPhase::Live | SlotPhase::Parked | SlotPhase::Settled => {
             // SAFETY: acquired above.
             unsafe { give_back(slot, mark) };
@@ -155,11 +157,12 @@ fn settle_held(arena: Arena, index: usize, slot: &Slot, dead: SlotState) {
     slot.turn(dead, SlotState { phase, ..dead });
 }
 
-/// Settles the slot; should somebody else be at it, gives him a moment. True if it was dead and is
-/// settled now.
+/// Settles the slot; if another thread is doing so, gives it a moment. True if the slot was dead
+/// and is settled now.
 #[cold]
 pub(crate) fn settle_slot(arena: Arena, index: usize) -> bool {
-    /// Looks, should somebody else have the life word: mostly to resolve the intent, which is short.
+    /// How often to look while another thread has the life word: mostly to resolve the intent,
+    /// which is short.
     const LOOKS: usize = 100;
     let mut was_dead = false;
     for _ in 0..LOOKS {
@@ -175,18 +178,18 @@ pub(crate) fn settle_slot(arena: Arena, index: usize) -> bool {
     false
 }
 
-/// Recovers the slot if it is dead and nobody else is at it: it is FREE then.
+/// Recovers the slot if it is dead and no other thread is at it: it is FREE then.
 #[cold]
 pub(crate) fn recover_slot(arena: Arena, index: usize) {
     settle_slot(arena, index);
     free_settled(arena, index..index + 1);
 }
 
-/// Steps 4 and 5, for those of the slots that are settled and that nobody else is at: one walk over
-/// the pool's memory for all of them.
+/// Steps 4 and 5, for those of the slots that are settled and that no other thread is at: one walk
+/// over the pool's memory for all of them.
 ///
-/// Their life words are held at once. Should this thread die, the kernel marks all of them again, as
-/// it goes through 2048 entries of a thread's list.
+/// Their life words are held at once. If this thread dies, the kernel marks all of them again,
+/// since it goes through 2048 entries of a thread's list.
 #[cold]
 fn free_settled(arena: Arena, slots: Range<usize>) {
     const AT_ONCE: usize = 256;
@@ -214,8 +217,8 @@ fn free_settled(arena: Arena, slots: Range<usize>) {
     }
 }
 
-/// Gives others who are releasing the memory of the dead a moment to be done, for one who would be
-/// refused memory or a slot else.
+/// Gives others that are releasing the memory of the dead a moment to finish, for a thread that
+/// would otherwise be refused memory or a slot.
 #[cold]
 pub(crate) fn let_others_free(arena: Arena) {
     const LOOKS: usize = 100;
@@ -231,14 +234,14 @@ pub(crate) fn let_others_free(arena: Arena) {
     }
 }
 
-/// Acquires the life word of a settled slot; the tag of the dead.
+/// Acquires the life word of a settled slot; returns the tag of the dead owner.
 fn hold_settled(arena: Arena, index: usize) -> Option<Tag> {
     let slot = arena.slot(index);
     if slot.state().phase != SlotPhase::Settled {
         return None;
     }
     let mark = slot.life.word.load(Ordering::Acquire);
-    // Nobody has it since it was settled, or who had it died.
+    // Nobody has had it since it was settled, or the thread that had it died.
     if (mark & OWNER_DIED == 0 && mark != 0) || !slot.life.acquire(mark).unwrap_or(false) {
         return None;
     }
@@ -246,21 +249,22 @@ fn hold_settled(arena: Arena, index: usize) -> Option<Tag> {
     if now.phase == SlotPhase::Settled {
         return Some(Tag::new(index, now.generation));
     }
-    // Somebody else has freed it, and the mark is a later generation's.
+    // Another thread has freed it, and the mark belongs to a later generation.
     // SAFETY: acquired above.
     unsafe { give_back(slot, mark) };
     None
 }
 
-/// Tells whoever reaps that a slot which is FREE has retired blocks left. After the turn to FREE:
-/// who reaps in between passes it over.
+/// Tells whoever reaps that a FREE slot has retired blocks left. Called after the turn to FREE,
+/// since a thread that reaps before that passes the slot over.
 pub(crate) fn note_retired(arena: Arena, slot: &Slot) {
     if slot.limbo.head.load(Ordering::Relaxed) != 0 {
         arena.header().limbo_left.tell();
     }
 }
 
-/// Recovers the record if its process is dead and nobody else is at it. True if it did.
+/// Recovers the record if its process is dead and no other thread is at it. True if this call did
+/// so.
 #[cold]
 pub(crate) fn recover_process(arena: Arena, index: usize) -> bool {
     let record = arena.process(index);
@@ -277,7 +281,7 @@ pub(crate) fn recover_process(arena: Arena, index: usize) -> bool {
         return false;
     }
     if record.state().phase == ProcessPhase::Live {
-        // As for slots: the mark was a later generation's.
+        // As for slots: the mark belonged to a later generation.
         // SAFETY: acquired above.
         unsafe { record.life.give_back_marked() };
         return false;
@@ -327,7 +331,7 @@ fn finish_process(arena: Arena, index: usize, record: &Process) -> bool {
 }
 
 /// Takes back the records that the process `parent` made for children that have not come to life.
-/// Called by that process, or by who recovers it.
+/// Called by that process, or by a thread that recovers it.
 #[unsafe(link_section = ".shmkit.child")]
 pub(crate) fn abort_children(arena: Arena, parent: usize) {
     for (index, record) in arena.processes() {
@@ -335,14 +339,14 @@ pub(crate) fn abort_children(arena: Arena, parent: usize) {
         if state.parent as usize != parent {
             continue;
         }
-        // Aborted: who took it back died half way.
+        // If Aborted: the thread that took the record back died halfway.
         if matches!(state.phase, ProcessPhase::Forking | ProcessPhase::Aborted) {
             abort(arena, index, state);
         }
     }
 }
 
-/// Takes a record back that was in that state, if its child has not come to life meanwhile.
+/// Takes back a record that was in that state, unless its child has come to life meanwhile.
 pub(crate) fn abort(arena: Arena, index: usize, state: ProcessState) {
     let record = arena.process(index);
     let aborted = ProcessState {
@@ -351,7 +355,7 @@ pub(crate) fn abort(arena: Arena, index: usize, state: ProcessState) {
     };
     // The child's own step is a compare-exchange from the same word: one of the two wins.
     if state == aborted || record.turn(state, aborted) {
-        // What its parent has let go of since was held by this record alone.
+        // Whatever its parent has let go of since was held by this record alone.
         drop_holds(arena, index);
         record.turn(
             aborted,
@@ -364,13 +368,13 @@ pub(crate) fn abort(arena: Arena, index: usize, state: ProcessState) {
     }
 }
 
-/// Lets go of every object that a process held, and asks for a walk that finds those it alone held, and
-/// those on its list.
+/// Lets go of every object that a process held, and asks for a walk that finds those that it alone
+/// held, and those on its list.
 pub(crate) fn drop_holds(arena: Arena, index: usize) {
     keeping::end_holds(arena.hold_row(index), &arena.header().unreaped);
 }
 
-/// Looks at every life word and recovers whoever is marked dead. Cheap when nobody is.
+/// Looks at every life word and recovers every participant that is marked dead. Cheap when none is.
 #[cold]
 pub(crate) fn poll(arena: Arena) -> Recovered {
     let done = settle_all(arena);
@@ -378,7 +382,7 @@ pub(crate) fn poll(arena: Arena) -> Recovered {
     done
 }
 
-/// As [`poll`], but for the memory of the dead: what others may be waiting for.
+/// As [`poll`], except for the memory of the dead: only what others may be waiting for.
 #[cold]
 pub(crate) fn settle_all(arena: Arena) -> Recovered {
     process::keep_life(arena);
@@ -403,17 +407,17 @@ pub(crate) fn settle_all(arena: Arena) -> Recovered {
     done
 }
 
-/// As [`settle_all`], by one of those who wait only, or are refused: once in a while is enough for all
+/// As [`settle_all`], for threads that only wait, or are refused: once in a while is enough for all
 /// of them. True if this was the time.
 #[cold]
 pub(crate) fn settle_in_turn(arena: Arena) -> bool {
-    /// Milliseconds: a little less than a `lock::TICK`, so that nobody is in his own way.
+    /// Milliseconds: a little less than a `lock::TICK`, so that no thread is in its own way.
     const APART: u64 = 3;
     let polled_at = &arena.header().polled_at;
     let time = its_time(polled_at, APART);
     if time {
         settle_all(arena);
-        // However long that took: the next turn comes after it.
+        // However long that took, the next turn comes after it.
         polled_at.store(milliseconds(), Ordering::Relaxed);
     }
     time
@@ -424,11 +428,11 @@ fn milliseconds() -> u64 {
     now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000
 }
 
-/// True if so many milliseconds have passed since somebody was told so last.
+/// True if `apart` milliseconds have passed since this last returned true to anybody.
 fn its_time(at: &AtomicU64, apart: u64) -> bool {
     let now = milliseconds();
     let last = at.load(Ordering::Relaxed);
-    // A clock that is behind is another boot's, or garbage's.
+    // A clock that is behind belongs to another boot, or the word is garbage.
     let passed = now.wrapping_sub(last) >= apart;
     passed
         && at
@@ -436,13 +440,13 @@ fn its_time(at: &AtomicU64, apart: u64) -> bool {
             .is_ok()
 }
 
-/// A new pool: there is nobody yet whom the system could be asked about.
+/// For a new pool: there is nobody yet about whom the system could be asked.
 pub(crate) fn begin_confirming(arena: Arena) {
     its_time(&arena.header().confirmed_at, 0);
 }
 
-/// Asks the system about some of those who are not marked, and about all within a few seconds:
-/// whoever happens to be the one to ask is not held up for long.
+/// Asks the system about some of those that are not marked, and so about all of them within a few
+/// seconds: the thread that happens to ask is not held up for long.
 fn confirm_now_and_then(arena: Arena) {
     const APART: u64 = 100;
     const SOME: usize = 32;
@@ -455,7 +459,7 @@ fn confirm_now_and_then(arena: Arena) {
     let first = turn as usize % groups * SOME;
     for index in first..first + SOME {
         if index < slots {
-            // 0 is nobody's.
+            // Slot 0 is nobody's.
             if index > 0 {
                 life::confirm(arena.slot(index), arena.times());
             }
@@ -465,7 +469,7 @@ fn confirm_now_and_then(arena: Arena) {
     }
 }
 
-/// Looks for deaths that the kernel's marks do not tell of.
+/// Looks for deaths that the kernel has not marked.
 #[cold]
 pub(crate) fn confirm_all(arena: Arena) {
     for (_, slot) in arena.slots() {
@@ -476,7 +480,7 @@ pub(crate) fn confirm_all(arena: Arena) {
     }
 }
 
-/// Recovers everybody who is dead, and frees what nobody holds then.
+/// Recovers every participant that is dead, and then frees what nobody holds.
 pub(crate) fn recover_all(arena: Arena) -> Recovered {
     confirm_all(arena);
     let done = poll(arena);
@@ -484,10 +488,10 @@ pub(crate) fn recover_all(arena: Arena) -> Recovered {
     done
 }
 
-/// Frees what nobody holds, if some of it may have been left to whoever comes.
+/// Frees what nobody holds, if some of it may have been left to whoever comes next.
 ///
-/// A private heap has no objects and nothing in limbo, and who looks for such needs a slot as threads have in
-/// pools; to get one may allocate.
+/// A private heap has no objects and nothing in limbo, and a thread that looks for these needs a
+/// slot as threads have in pools; getting one may allocate.
 #[cold]
 pub(crate) fn reap_what_was_left(arena: Arena) {
     if local::of(arena).is_private() {

@@ -1,32 +1,34 @@
 //! Thread slots and process records, as they lie in the pool.
 //!
-//! A slot belongs to one thread: what it is doing (the intent), what it caches, what it looks at.
-//! A record belongs to one process: which objects it holds handles of. Both are claimed by taking
-//! their robust life word, so there is no moment at which a claimant can die unseen.
+//! A slot belongs to one thread: it has what the thread is doing (the intent), what it caches, and
+//! what it looks at. A record belongs to one process: it says of which objects the process holds
+//! handles. Both are claimed by taking their robust life word, so there is no moment at which a
+//! claimant can die unseen.
 //!
 //! | slot's phase | life word | meaning | next, by whom |
 //! |--------|------|---------------------------------------------|----------------------------|
 //! | FREE   | 0    | nobody's                                     | LIVE, new generation, by the claimant |
 //! | FREE   | tid  | being claimed, or being left                 | as above                   |
 //! | LIVE   | tid  | its thread works                             | FREE by itself, PARKED by itself, DEAD by anybody once the life word says so |
-//! | PARKED | 0    | its thread ended and left guards behind      | DEAD, by who recovers the process |
-//! | DEAD   | any  | what others wait for is to be done, or is    | SETTLED, by the holder of the life word |
-//! | SETTLED | any | its memory is to be released, or is          | FREE, by the holder of the life word |
+//! | PARKED | 0    | its thread ended and left guards behind      | DEAD, by the thread that recovers the process |
+//! | DEAD   | any  | what others wait for is still to be done, or is being done | SETTLED, by the holder of the life word |
+//! | SETTLED | any | its memory is still to be released, or is being released | FREE, by the holder of the life word |
 //!
 //! | record's phase | life word | meaning | next, by whom |
 //! |---------|------|-------------------------------------------|-------------------------------|
 //! | FREE    | 0    | nobody's                                  | LIVE by a claimant; FORKING by a parent |
-//! | FORKING | 0    | made for a child; holds what its parent holds | LIVE by the child; ABORTED by the parent or who recovers it |
+//! | FORKING | 0    | made for a child; holds what its parent holds | LIVE by the child; ABORTED by the parent or by a thread that recovers the parent |
 //! | LIVE    | tid  | the process works                         | FREE by itself, DEAD by anybody |
-//! | LIVE    | OWNER_DIED | the thread that held the word ended, the process perhaps did not | DEAD by anybody once it has; held again by another of its threads |
+//! | LIVE    | OWNER_DIED | the thread that held the word ended, the process perhaps did not | DEAD by anybody once the process has ended; held again by another of its threads |
 //! | LIVE    | 0    | the process has unmapped the pool, and left guards behind | DEAD by anybody once it has ended |
 //! | DEAD, ABORTED | any | to be recovered                        | FREE                          |
 //!
 //! Invariants
 //! 1. Only the holder of the life word leaves DEAD and SETTLED; everybody may enter DEAD.
-//! 2. The generation rises when a slot becomes LIVE (a record: LIVE or FORKING), never else.
+//! 2. The generation rises when a slot becomes LIVE (a record: LIVE or FORKING), and at no other
+//!    time.
 //! 3. A slot becomes FREE only when nothing in the pool needs its owner any more: its intent is
-//!    resolved, its permits are back, its spans are somebody else's or nobody's.
+//!    resolved, its permits are back, its spans belong to somebody else or to nobody.
 
 use std::cell::UnsafeCell;
 
@@ -40,13 +42,14 @@ use crate::primitive::{AtomicU32, AtomicU64, Ordering};
 use crate::protocol::permits::Permit;
 use crate::sys::robust::RobustWord;
 
-/// A number in a slot that its owner alone looks at: not recovery, not a report. So it needs no
-/// atomic access, which the compiler would not merge with what is done with it.
+/// A number in a slot that only its owner looks at, neither recovery nor a report. So it needs no
+/// atomic access, which the compiler would not merge with what is done with the number.
 #[repr(transparent)]
 pub(crate) struct Own<N = u64>(UnsafeCell<N>);
 
-// SAFETY: only the thread that has claimed the slot calls `get` and `set`. Claims of a slot are in
-// order: each acquires the life word (or, in a private heap, the state) that the last owner released.
+// SAFETY: only the thread that has claimed the slot calls `get` and `set`. Claims of a slot are
+// ordered: each acquires the life word (or, in a private heap, the state) that the last owner
+// released.
 unsafe impl<N: Send> Sync for Own<N> {}
 
 impl<N: Copy> Own<N> {
@@ -66,8 +69,8 @@ impl<N: Copy> Own<N> {
 /// What a thread has in the pool.
 #[repr(C, align(64))]
 pub(crate) struct Slot {
-    /// Spans of this owner that blocks were freed of lately; see `allocator::known`. First, so that
-    /// an entry's place in it is one in the slot.
+    /// Spans of this owner in which blocks were freed lately; see `allocator::known`. First, so
+    /// that an entry's offset in this field is its offset in the slot.
     pub(crate) known: [Own; KNOWN_WORDS],
 
     pub(crate) life: RobustWord,
@@ -77,13 +80,13 @@ pub(crate) struct Slot {
     pub(crate) tag: AtomicU64,
     /// When the owner's thread started, in the kernel's ticks. 0 while unknown.
     pub(crate) start: AtomicU64,
-    /// The tid of the owner's thread, which the life word has as long as that lives.
+    /// The tid of the owner's thread, which is in the life word as long as that thread lives.
     pub(crate) holder: AtomicU64,
     /// Entries of `permits` from here on are unused.
     pub(crate) permit_limit: AtomicU64,
     /// How many looks at shared objects the thread has open; its own business.
     pub(crate) pin_depth: AtomicU64,
-    /// What the end of the last of them is to do, or has done; see `engines::limbo`.
+    /// What the end of the last of these looks is to do, or has done; see `engines::limbo`.
     pub(crate) collect_again: Own,
 
     /// What the owner is in the middle of.
@@ -95,7 +98,8 @@ pub(crate) struct Slot {
     /// Written by others.
     pub(crate) inbox: Inbox,
 
-    /// What the owner has unlinked and may still be looked at; its own business, see `engines::limbo`.
+    /// What the owner has unlinked and others may still look at; its own business, see
+    /// `engines::limbo`.
     pub(crate) limbo: Limbo,
 
     /// Permits of semaphores that the owner holds.
@@ -104,8 +108,8 @@ pub(crate) struct Slot {
     /// The allocator's caches of this owner; its own business.
     pub(crate) caches: [Own; CACHE_WORDS],
 
-    /// Runs that were freed in the slot and may be taken again: see `allocator::kept`. It outlives the
-    /// slot's owner.
+    /// Runs that were freed through the slot and may be taken again: see `allocator::kept`. They
+    /// outlive the slot's owner.
     pub(crate) kept: [Own; KEPT_WORDS],
 
     /// A word that is always 0.
@@ -135,7 +139,7 @@ pub(crate) const REDO_WORDS: usize = 512;
 
 const _: () = assert!(size_of::<Slot>() <= SLOTS.entry);
 
-/// A write-ahead record: `op` is stored after the arguments and cleared when all is done.
+/// A write-ahead record: `op` is stored after the arguments, and cleared when all is done.
 #[repr(C, align(64))]
 pub(crate) struct Intent {
     pub(crate) op: AtomicU64,
@@ -147,11 +151,11 @@ pub(crate) struct Intent {
 pub(crate) struct Watched {
     /// The block that is being freed for good: nobody may hand it out yet.
     pub(crate) freeing: AtomicU64,
-    /// The epoch since which the thread looks at shared objects; 0 for not at all.
+    /// The epoch since which the thread has looked at shared objects; 0 if it does not.
     pub(crate) pin: AtomicU64,
-    /// The word that it sleeps on.
+    /// The word on which it sleeps.
     pub(crate) waiting_on: AtomicU64,
-    /// The condition variable that it has not returned from.
+    /// The condition variable from which it has not returned.
     pub(crate) condition: AtomicU64,
     /// The element that it is copying.
     pub(crate) element: AtomicU64,
@@ -166,16 +170,16 @@ pub(crate) struct Watched {
 /// What others write to a slot.
 #[repr(C, align(64))]
 pub(crate) struct Inbox {
-    /// The latest change of the owner's that somebody has overwritten; see `detect`.
+    /// The owner's latest change that somebody has overwritten; see `detect`.
     pub(crate) help: AtomicU64,
-    /// A bit a size class: somebody freed a block of a span of the owner. A hint.
+    /// A bit for each size class: somebody freed a block of a span of the owner. A hint.
     pub(crate) freed_hints: AtomicU64,
 }
 
 /// How many locks a thread can read under at once.
 pub(crate) const READS: usize = 31;
 
-/// Locks that a thread reads under, by address; 0 for an unused entry. Written by the owner alone.
+/// Locks under which a thread reads, by address; 0 for an unused entry. Written only by the owner.
 #[repr(C, align(64))]
 pub(crate) struct Reading {
     /// Entries from here on are unused. Never lowered while the slot has an owner.
@@ -183,7 +187,7 @@ pub(crate) struct Reading {
     pub(crate) locks: [AtomicU64; READS],
 }
 
-/// Retired blocks, oldest first; see `engines::limbo`. It outlives the slot's owner.
+/// Retired blocks, oldest first; see `engines::limbo`. They outlive the slot's owner.
 #[repr(C, align(64))]
 pub(crate) struct Limbo {
     /// The oldest block; 0 for none.
@@ -198,7 +202,7 @@ pub(crate) struct Limbo {
     /// Blocks with a stamp, and their bytes.
     pub(crate) blocks: AtomicU64,
     pub(crate) bytes: AtomicU64,
-    /// Bytes that could not be freed when that was last tried.
+    /// Bytes that could not be freed at the last attempt.
     pub(crate) held: AtomicU64,
 }
 
@@ -215,10 +219,10 @@ pub(crate) struct Process {
     pub(crate) holder: AtomicU64,
     /// How many bits of the record's row of [`HOLDS`] are committed.
     pub(crate) held: AtomicU64,
-    /// Until when the process is not asked about, once a thread of it has died.
+    /// Until when nobody asks whether the process runs, once a thread of it has died.
     pub(crate) asked: Asked,
-    /// The bits of the first objects, in place of those in the row: where there are no others, a process
-    /// that comes and goes does not touch the row.
+    /// The bits of the first objects, in place of those in the row: if there are no others, a
+    /// process that comes and goes does not touch the row.
     pub(crate) holds: [AtomicU64; HOLD_WORDS],
 }
 
@@ -332,19 +336,19 @@ impl Slot {
 }
 
 impl Intent {
-    /// Records what is about to be done. From here a death is resolved by the operation's rule.
+    /// Records what is about to be done. From here on, a death is resolved by the operation's rule.
     #[inline]
     pub(crate) fn open(&self, op: u64, args: &[u64]) {
         debug_assert_eq!(self.op.load(Ordering::Relaxed), 0, "one intent at a time");
         for (place, &value) in self.args.iter().zip(args) {
             place.store(value, Ordering::Relaxed);
         }
-        // Program order is all a kill leaves behind; Release keeps the compiler to it.
+        // A kill leaves only program order behind; Release keeps the compiler to it.
         self.op.store(op, Ordering::Release);
         crate::primitive::compiler_fence(Ordering::SeqCst);
     }
 
-    /// All is done.
+    /// All is done: clears the intent.
     #[inline]
     pub(crate) fn close(&self) {
         crate::primitive::compiler_fence(Ordering::SeqCst);
@@ -475,7 +479,7 @@ impl Arena {
         }
     }
 
-    /// The row outside of the record, whose first words are not used.
+    /// The row outside the record, whose first words are not used.
     fn outer_holds(self, process: usize) -> &'static [AtomicU64] {
         let words = self.held(process) / 64;
         let row = self.pointer::<AtomicU64>(HOLDS.offset + process * HOLDS.entry);
@@ -484,8 +488,8 @@ impl Arena {
         unsafe { std::slice::from_raw_parts(row, words) }
     }
 
-    /// A word of a block, of an object's entry or of a name's, by its address. Addresses in intents and permits may be
-    /// garbage: nothing else of the pool is changed through them.
+    /// A word of a block, of an object's entry, or of a name's entry, by its address. Addresses in
+    /// intents and permits may be garbage: nothing else in the pool is changed through them.
     pub(crate) fn word_at(self, address: usize) -> Option<&'static AtomicU64> {
         let watermarks = &self.header().watermarks;
         let is_of = |table: Table, count: &AtomicU64| {
@@ -495,22 +499,23 @@ impl Arena {
         let inside = self.room().contains(address)
             || is_of(OBJECTS, &watermarks.objects)
             || is_of(NAMES, &watermarks.names);
-        // SAFETY: an aligned word of the mapped file, which reaches to the end of the last slice; both tables are committed.
-        // Who recorded the address accesses it through atomics, and keeps it from being freed.
+        // SAFETY: an aligned word of the mapped file, which reaches to the end of the last slice;
+        // both tables are committed. Whoever recorded the address accesses it through atomics, and
+        // keeps it from being freed.
         (inside && address.is_multiple_of(8))
             .then(|| unsafe { &*std::ptr::with_exposed_provenance::<AtomicU64>(address) })
     }
 
-    /// How many bytes of the pool's slices lie behind an address, itself included.
+    /// How many bytes of the pool's slices lie at an address and behind it.
     #[inline]
     pub(crate) fn room_at(self, address: usize) -> usize {
         self.room().at(address)
     }
 
-    /// Where the pool's slices are, for who asks for more than one address.
+    /// Where the pool's slices are, for a caller that asks about more than one address.
     #[inline]
     pub(crate) fn room(self) -> Room {
-        // The watermark alone: see `slice_of`.
+        // The watermark suffices: see `slice_of`.
         let slices = self.header().watermarks.slices.load(Ordering::Acquire) as usize;
         Room {
             first: self.slice_address(0),
@@ -536,14 +541,15 @@ pub(crate) struct Room {
 }
 
 impl Room {
-    /// How many bytes of them lie behind an address, itself included.
+    /// How many bytes of the slices lie at an address and behind it.
     #[inline]
     pub(crate) fn at(self, address: usize) -> usize {
-        // A number too large is an address before the first slice.
+        // If the subtraction wraps to a number too large, the address is before the first slice.
         self.bytes.saturating_sub(address.wrapping_sub(self.first))
     }
 
-    /// True if an address is in one of them: and with it all that is there, if that is aligned to its size, or to more.
+    /// True if an address is in one of the slices; and with it all that is there, if that is
+    /// aligned to its size, or to more.
     #[inline]
     pub(crate) fn contains(self, address: usize) -> bool {
         address.wrapping_sub(self.first) < self.bytes

@@ -1,18 +1,19 @@
 //! This thread's slot in each pool.
 //!
-//! The way to it is one load, of a thread-local pointer to the slot in the pool used last, and a look
-//! at a table whether that is the pool; else the table has an entry for the pool's granule. A thread
-//! without a slot has null there (at first, in a table that all threads share and nobody writes), and
-//! the cold path claims one. The table lies in a page that reads as zero in a forked child, so a child
-//! never uses its parent's slot, even after a fork that no handler saw. Nobody waits for the table: its
-//! answer is what the processor expects, and the slot is not found by way of it.
+//! Finding it takes one load, of a thread-local pointer to the slot in the pool used last, and a
+//! look at a table to see whether that is the pool; otherwise the table has an entry for the pool's
+//! granule. A thread without a slot has null there (at first, in a table that all threads share and
+//! nobody writes), and the cold path claims one. The table lies in a page that reads as zero in a
+//! forked child, so a child never uses its parent's slot, even after a fork that no handler saw.
+//! Nothing waits for the table: the processor predicts its answer, and the slot is not found by way
+//! of it.
 //!
 //! Invariants
-//! 1. A table's entry is null or the slot that this very thread of this very process claimed.
-//! 2. A slot whose thread ends goes back, unless the thread leaves guards behind (leaked ones):
-//!    somebody may still use what they protect, so the slot is parked until the process is dead.
-//!    Guards that other thread-locals have are dropped before that.
-//!    What uses a pool once its thread has left, as thread-locals' destructors may, has it leave again.
+//! 1. A table's entry is null, or the slot that this very thread of this very process claimed.
+//! 2. When a slot's thread ends, the slot goes back, unless the thread leaves (leaked) guards
+//!    behind: somebody may still use what they protect, so the slot is parked until the process is
+//!    dead. Guards that other thread-locals have are dropped before that. If a thread uses a pool
+//!    after it has left, as destructors of thread-locals may, it leaves again.
 
 use std::cell::Cell;
 use std::ffi::c_void;
@@ -48,16 +49,16 @@ use crate::sys::thread_end::ThreadEnd;
 #[error("the pool has no free slot for this thread, and the system or its limit allows no more")]
 pub struct NoSlot;
 
-/// Entries of a table: a power of two, so that a granule's number cut short is an index.
+/// Entries of a table: a power of two, so that a truncated granule number is an index.
 const ENTRIES: usize = GRANULES.next_power_of_two();
 
 #[repr(C)]
 struct ThreadTable {
-    /// The entry of a granule is that of the low bits of its number.
+    /// A granule's entry is at the index given by the low bits of its number.
     slots: [Cell<*const Slot>; ENTRIES],
-    /// The base of the pool that was used last; 0 is no pool's.
+    /// The base of the pool that was used last; no pool has the base 0.
     recent: Cell<usize>,
-    /// Guards, claims, permits and views that the thread has of what is in a granule's pool.
+    /// How many guards, claims, permits and views the thread has of what is in a granule's pool.
     guards: [Cell<usize>; ENTRIES],
 }
 
@@ -73,7 +74,8 @@ static EMPTY: EmptyTable = EmptyTable(ThreadTable {
     guards: [const { Cell::new(0) }; ENTRIES],
 });
 
-/// What a thread finds its slots by. Side by side, so that the second is found with the first.
+/// How a thread finds its slots. The two are side by side, so that the second is found with the
+/// first.
 struct Mine {
     table: Cell<*const ThreadTable>,
     /// The thread's slot in the pool that was used last, if the table says that there is one.
@@ -86,7 +88,7 @@ thread_local! {
     };
     /// The page for the thread's table, if it has one.
     static PAGE: Cell<*const ThreadTable> = const { Cell::new(std::ptr::null()) };
-    /// Leaves the pools when the thread ends, or sees to it that they are left.
+    /// Leaves the pools when the thread ends, or makes sure that they are left.
     static AT_END: AtEnd = const { AtEnd };
 }
 
@@ -94,8 +96,8 @@ struct AtEnd;
 
 impl Drop for AtEnd {
     fn drop(&mut self) {
-        // Another thread-local may have a guard, and be dropped later, as it was made earlier. The value is
-        // no more than one that is not null.
+        // Another thread-local that was made earlier, and so is dropped later, may have a guard.
+        // The value passed only has to be non-null.
         let has_guard = |arena: Arena| table().guards(arena.base()).get() != 0;
         if !local::mapped().any(has_guard)
             || !THREAD_END.ask(MINE.with(|mine| mine.table.get()).cast())
@@ -111,7 +113,7 @@ unsafe extern "C" fn thread_ends(_: *mut c_void) {
     leave_all();
 }
 
-/// Leaves all pools, as the last of what this thread does with them.
+/// Leaves all pools, as the last thing that this thread does with them.
 fn leave_all() {
     for arena in local::mapped() {
         leave(arena);
@@ -123,7 +125,7 @@ fn leave_all() {
     }
 }
 
-/// In a forked child: the thread's page is empty, and not touched before it is needed.
+/// In a forked child: the thread's page is empty, and is not touched before it is needed.
 // Not inlined elsewhere, where the address of the thread-local would be a call.
 #[inline(never)]
 #[unsafe(link_section = ".shmkit.child")]
@@ -133,19 +135,19 @@ pub(crate) fn begin_child() {
 
 #[inline]
 fn table() -> &'static ThreadTable {
-    // SAFETY: the pointer is to the static table or to this thread's page, which is unmapped by `leave_all` alone,
-    // behind its setting the pointer back.
+    // SAFETY: the pointer is to the static table or to this thread's page, which only `leave_all`
+    // unmaps, after it has set the pointer back.
     unsafe { &*MINE.with(|mine| mine.table.get()) }
 }
 
 impl ThreadTable {
-    /// The entry of the granule that holds `address`, which is one of those that hold pools.
+    /// The entry of the granule that contains `address`, which is one of those that hold pools.
     #[inline(always)]
     fn entry(&self, address: usize) -> &Cell<*const Slot> {
         &self.slots[index(address)]
     }
 
-    /// The same, of guards.
+    /// The same for guards.
     #[inline(always)]
     fn guards(&self, address: usize) -> &Cell<usize> {
         &self.guards[index(address)]
@@ -167,7 +169,7 @@ pub(crate) fn slot(arena: Arena) -> Result<&'static Slot, NoSlot> {
     }
 }
 
-/// The same, for another pool than the last one.
+/// The same for another pool than the one used last.
 #[cold]
 #[inline(never)]
 fn look_up(arena: Arena) -> Result<&'static Slot, NoSlot> {
@@ -189,12 +191,13 @@ pub(crate) fn known_slot(arena: Arena) -> Option<&'static Slot> {
     if table().recent.get() != arena.base() {
         return None;
     }
-    // SAFETY: before the base of a pool the slot there is stored, by invariant 1 this thread's.
+    // SAFETY: the slot there is stored before the base of a pool is; by invariant 1 it is this
+    // thread's.
     Some(unsafe { slot.as_ref() })
 }
 
-/// A type of which values lie in pools, so that the address of one says in which. No reference is one: the
-/// address of a reference is a local variable's, and says nothing.
+/// A type whose values lie in pools, so that a value's address tells in which pool. No reference is
+/// one: the address of a reference is that of a local variable, and tells nothing.
 pub(crate) trait InPool {}
 
 impl<T: ShmSafe> InPool for T {}
@@ -220,16 +223,16 @@ pub(crate) fn slot_in(arena: Arena) -> Option<&'static Slot> {
     unsafe { table().entry(arena.base()).get().as_ref() }
 }
 
-/// The slot with which a guard was made: `tag` is what a guard keeps, and `near` is in the same pool.
-/// `None` if this thread, in this process, has not got that slot.
+/// The slot with which a guard was made: `tag` is what the guard keeps, and `near` is in the same
+/// pool. `None` if this thread, in this process, does not have that slot.
 ///
-/// So it is for a copy of a guard that a fork has made: the child never uses its parent's slot, and if it
-/// gets that slot once the parent is dead, then with another generation. And so it is after the thread has
-/// left the pool.
+/// That is the case for a copy of a guard that a fork has made: the child never uses its parent's
+/// slot, and if it gets that slot once the parent is dead, then with another generation. It is also
+/// the case after the thread has left the pool.
 #[inline]
 pub(crate) fn still_held<T: InPool>(near: &T, tag: Tag) -> Option<&'static Slot> {
     let address = std::ptr::from_ref(near).addr();
-    // The fuzzer's dead unwind, which the dead do not.
+    // The fuzzer's dead unwind, which the real dead do not.
     #[cfg(fuzzing)]
     if crate::primitive::is_killed() {
         return None;
@@ -253,7 +256,7 @@ pub(crate) fn guard_dropped<T: InPool>(near: &T) {
     guards.set(guards.get().saturating_sub(1));
 }
 
-/// Guards that this thread has, and those that ended threads left behind.
+/// How many guards this thread has, plus those that ended threads left behind.
 pub(crate) fn guards_held() -> usize {
     let of_pool =
         |arena: Arena| table().guards(arena.base()).get() + local::of(arena).leaked_guards();
@@ -262,8 +265,8 @@ pub(crate) fn guards_held() -> usize {
 
 #[cold]
 fn attach(arena: Arena) -> Result<&'static Slot, NoSlot> {
-    // A thread that is ending, and has left, leaves once more, as the last of all that it does. (Where the
-    // whole process is ending, the slot is that of a dead one.)
+    // A thread that is ending, and has left, leaves once more, as the last thing that it does. (If
+    // the whole process is ending, the slot is that of a dead thread.)
     if AT_END.try_with(|_| ()).is_err() && !THREAD_END.ask((&raw const EMPTY).cast()) {
         return Err(NoSlot);
     }
@@ -279,8 +282,8 @@ fn attach(arena: Arena) -> Result<&'static Slot, NoSlot> {
     Ok(slot)
 }
 
-/// Claims a free slot, or a new one. Before there are more, all of the dead are recovered, by one walk: who
-/// comes next finds their slots free.
+/// Claims a free slot, or a new one. Before slots are added, all of the dead are recovered, in one
+/// walk: the next thread finds their slots free.
 fn claim(arena: Arena, process: Tag) -> Option<usize> {
     let max = arena.header().max_slots.load(Ordering::Relaxed) as usize;
     let mut attempt = 0;
@@ -292,7 +295,7 @@ fn claim(arena: Arena, process: Tag) -> Option<usize> {
         let watermark = &arena.header().watermarks.slots;
         match attempt {
             0 => {}
-            // No attempt: others may take what is added, until there are `max`.
+            // This is not an attempt: others may take what is added, until there are `max`.
             _ if count < max && arena.raise(SLOTS, watermark, count.max(1) + 1).is_ok() => continue,
             1 => {}
             2 => recovery::confirm_all(arena),
@@ -324,21 +327,22 @@ fn take(arena: Arena, index: usize, owner: Tag) -> bool {
     slot.tag.store(tag.word(), Ordering::Relaxed);
     slot.watched.process.store(owner.word(), Ordering::Relaxed);
     slot.clear_caches();
-    // The rest is as its last owner left it: nothing is open, unless the pool is damaged.
+    // The rest is as the last owner left it: nothing is open, unless the pool is damaged.
     slot.intent.close();
     slot.pin_depth.store(0, Ordering::Relaxed);
     let watched = &slot.watched;
     let shown = [&watched.freeing, &watched.pin, &watched.element];
     let permits = slot.permits.iter().map(|permit| &permit.word);
     for word in shown.into_iter().chain(permits) {
-        // As its last owner did: who sees this store alone is to see that all of his looks are over.
+        // As the last owner did: a thread that sees only this store must see that all of that
+        // owner's looks are over.
         pins::hide(word);
     }
     readers::forget(slot);
     let start = match sys::process::tid() == sys::process::pid() {
         // The first thread has the start of its process, which has been read.
         true => arena.process(owner.slot()).start.load(Ordering::Relaxed),
-        // Not known in the pool's times: the process has changed to others.
+        // Not known in the pool's times: the process has changed to another time namespace.
         false if process::are_other_times_here(arena.times()) => 0,
         false => sys::process::own_thread_start(),
     };
@@ -353,9 +357,9 @@ fn take(arena: Arena, index: usize, owner: Tag) -> bool {
     true
 }
 
-/// Makes this thread the next one of a free slot besides its own, until it [gives it
-/// back](give_back): to finish what the former one has left. Should it die, the slot is recovered
-/// like any other.
+/// Makes this thread the next owner of a free slot besides its own, until it [gives it
+/// back](give_back): to finish what the former owner has left. If the thread dies, the slot is
+/// recovered like any other.
 pub(crate) fn borrow(arena: Arena, index: usize) -> Option<&'static Slot> {
     let process = process::current(arena)?;
     take(arena, index, process).then(|| arena.slot(index))
@@ -392,13 +396,13 @@ pub(crate) fn leave(arena: Arena) {
         table().recent.set(0);
         slot.turn(live, SlotState { phase, ..live });
         recovery::note_retired(arena, slot);
-        // SAFETY: the slot was this thread's, so its life word is.
+        // SAFETY: the slot was this thread's, so its life word is, too.
         unsafe { slot.life.release() };
     }
 }
 
-/// For the fuzzer: guards that the thread has in the pool, and its having no more than so many: those that
-/// died with a participant are nobody's.
+/// For the fuzzer: reads how many guards the thread has in the pool, and sets the number: guards
+/// that died with a participant are nobody's.
 #[cfg(fuzzing)]
 pub(crate) fn guards(arena: Arena) -> usize {
     table().guards(arena.base()).get()
@@ -410,7 +414,7 @@ pub(crate) fn set_guards(arena: Arena, guards: usize) {
     table().guards(arena.base()).set(guards);
 }
 
-/// For the fuzzer: makes another of this thread's slots, or none, the one that it uses.
+/// For the fuzzer: makes the thread use another of its slots, or none.
 #[cfg(fuzzing)]
 pub(crate) fn play(arena: Arena, slot: Option<&'static Slot>) {
     if !std::ptr::eq(table(), &EMPTY.0) {
@@ -425,7 +429,7 @@ mod tests {
     use super::*;
     use std::sync::atomic::AtomicU64;
 
-    /// What one of these says of a type is ambiguous, and does not compile, if the type is [`InPool`].
+    /// For a type that is [`InPool`], calling `says` is ambiguous, and does not compile.
     trait NotInPool<A> {
         fn says() {}
     }

@@ -5,7 +5,7 @@ use crate::participants::thread;
 use crate::primitive::AtomicU32;
 use crate::{Pool, SharedCell};
 
-/// The slot that a thread had who has done that.
+/// The slot that a thread had that has done `does`.
 fn left_by(arena: Arena, does: impl FnOnce() + Send) -> usize {
     let comes = || {
         does();
@@ -14,13 +14,14 @@ fn left_by(arena: Arena, does: impl FnOnce() + Send) -> usize {
     std::thread::scope(|s| s.spawn(comes).join().unwrap())
 }
 
-/// As if its thread had died.
+/// As if the slot's thread had died.
 fn dies(slot: &Slot) {
     let (free, phase) = (slot.state(), SlotPhase::Dead);
     assert!(slot.turn(free, SlotState { phase, ..free }));
 }
 
-/// One has died who looked at something, had a lock for reading, and was at an element: nobody waits for that.
+/// A thread has died that looked at something, had a lock for reading, and was at an element:
+/// nobody waits for that.
 #[test]
 fn a_settled_slot_holds_nothing_up() {
     let arena = Pool::builder().create().unwrap().0;
@@ -44,7 +45,8 @@ fn a_settled_slot_holds_nothing_up() {
     assert_eq!(slot.state().phase, SlotPhase::Settled);
 }
 
-/// Not by looking again after a tick: the dead one may have had the wake that was meant for one of them.
+/// Not by looking again after a tick: the dead thread may have received the wake that was meant for
+/// one of them.
 #[test]
 fn who_sleeps_where_a_dead_one_slept_is_woken() {
     let arena = Pool::builder().create().unwrap().0;
@@ -81,7 +83,7 @@ fn who_sleeps_where_a_dead_one_slept_is_woken() {
     assert_eq!(named.map(|name| name.load(Ordering::Relaxed)), [0; 2]);
 }
 
-/// Who looks for it before a slot is free passes it over.
+/// A thread that looks for retired blocks before a slot is free passes the slot over.
 #[test]
 fn who_frees_a_slot_tells_of_what_it_has_retired() {
     let pool = Pool::builder().create().unwrap();
@@ -106,7 +108,7 @@ fn who_frees_a_slot_tells_of_what_it_has_retired() {
     assert!(is_told(), "by who has borrowed it");
 }
 
-/// Who has begun to take a child's record back has died in the middle.
+/// A process that had begun to take a child's record back has died in the middle.
 #[test]
 fn a_record_that_is_half_taken_back_is_freed() {
     let pool = Pool::builder().create().unwrap();
