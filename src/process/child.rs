@@ -2,14 +2,15 @@
 //!
 //! # The child's side
 //!
-//! The child gets a copy of everything its parent owns, and must not act as a second owner: it
-//! runs no destructor but those of what the closure itself made, no `atexit` handler, and flushes
-//! no byte that was buffered before the fork. So the parent flushes first, the child leaves by
-//! `_exit`, and a guard aborts it should anything try to unwind into the frames it was forked in.
+//! The child gets a copy of everything its parent owns, and must not act as a second owner: it runs
+//! no destructors except those of what the closure itself made, and no `atexit` handlers, and
+//! flushes no byte that was buffered before the fork. So the parent flushes first, the child leaves
+//! by `_exit`, and a guard aborts it if anything tries to unwind into the frames in which it was
+//! forked.
 //!
-//! A process that the closure forks by other means has a copy of all that in turn. If it comes back from the
-//! closure, it ends ([`end_copy_of`]): the result is the child's, which may have left it, and whose place may be
-//! another's by then.
+//! A process that the closure forks by other means has in turn a copy of all that. If it returns
+//! from the closure, it ends ([`end_copy_of`]): the result is for the child to write, which may
+//! have written it already, and the child's place may be another's by then.
 //!
 //! Where there may be other threads, the locks of standard output and error are taken across the
 //! fork, so that they belong to the forking thread in both processes, and no other thread leaves
@@ -17,15 +18,15 @@
 //!
 //! # The parent's side
 //!
-//! A child is known by its pid, which is reliable until it is reaped, and it is reaped here alone.
-//! A program that ignores SIGCHLD, or waits for children it did not start, takes that from us: the
-//! status is lost then (the result is not), and if it also starts a whole cycle of pids meanwhile
-//! (32768 at least), a number may name another of its own children.
+//! A child is known by its pid, which is reliable until it is reaped, and it is reaped only here. A
+//! program that ignores SIGCHLD, or waits for children that it did not start, takes that from us:
+//! the status is then lost (the result is not), and if the program also starts a whole cycle of
+//! pids meanwhile (32768 at least), a number may name another of its own children.
 //!
 //! # Crash behaviour
 //!
-//! A parent that dies between any two steps takes the child with it: the kernel sends SIGKILL, and
-//! a child whose parent died before it could ask for that sees so and leaves.
+//! A parent that dies between any two steps takes the child with it: the kernel sends SIGKILL. A
+//! child whose parent died before it could ask for that signal notices this and exits.
 
 use std::any::Any;
 use std::io::{self, StdoutLock, Write as _};
@@ -44,12 +45,12 @@ use crate::pool::fork::{self, Refused};
 use crate::pool::tell;
 use crate::sys::process::{self, Ended, ForkResult};
 
-/// Exit code after a panic, the one that Rust programs use.
+/// Exit code after a panic: the one that Rust programs use.
 pub(super) const EXIT_PANIC: i32 = 101;
 /// Exit code of a child that could write no frame at all (`EX_IOERR`).
 pub(super) const EXIT_UNWRITTEN: i32 = 74;
 
-/// Whether a process may fork that has other threads.
+/// Whether a process that has other threads may fork.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum OtherThreads {
     Refused,
@@ -60,8 +61,9 @@ pub(super) enum OtherThreads {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ran {
     Anything,
-    /// The master's own code: nothing is buffered, and children will be in the namespaces that the last
-    /// one is in. To look for the one would have pages copied after each fork, the other asks `/proc`.
+    /// Only the master's own code: nothing is buffered, and children will be in the same namespaces
+    /// as the last one. Checking the former would have pages copied after each fork; the latter
+    /// means asking `/proc`.
     OwnCode,
 }
 
@@ -72,7 +74,8 @@ pub(super) struct Child {
     result: OwnedFd,
 }
 
-/// Forks a child that runs `body`, which writes the frame into the file it is given, and is told the child's pid.
+/// Forks a child that runs `body`, which is given the file into which it writes the frame, and the
+/// child's pid.
 ///
 /// # Safety
 ///
@@ -91,7 +94,7 @@ pub(super) unsafe fn start(
             Err(payload) => {
                 end_copy_of(own, EXIT_PANIC);
                 let written = frame::replace(file, Kind::Panic, message_of(&*payload));
-                // Its destructor might panic again, and nobody needs it.
+                // The payload's destructor might panic again, and nobody needs the payload.
                 std::mem::forget(payload);
                 (written, EXIT_PANIC)
             }
@@ -102,13 +105,13 @@ pub(super) unsafe fn start(
             EXIT_UNWRITTEN
         }
     };
-    // SAFETY: writing the frame is all that is added to `body`, which the caller vouches for.
+    // SAFETY: only writing the frame is added to `body`, for which the caller vouches.
     let pid = unsafe { begin(threads, Ran::Anything, |whole| whole(), &mut whole) }?;
     Ok(Child { pid, result })
 }
 
-/// Forks a child that runs `body` with what it is given, and exits with the code that it gives; the child's
-/// pid.
+/// Forks a child that runs `body` with `given`, and exits with the code that `body` returns.
+/// Returns the child's pid.
 ///
 /// # Safety
 ///
@@ -164,8 +167,8 @@ pub(super) unsafe fn begin<T>(
     }
 }
 
-/// What cannot be flushed stays in the buffer, and a copy of it goes into the child, where it
-/// would be flushed again. Nothing comes of it if nobody reads any more.
+/// What cannot be flushed stays in the buffer, and a copy of it goes into the child, where it would
+/// be flushed again. If nobody reads the output any more, this has no consequence.
 fn flushed(result: io::Result<()>) -> Result<(), SpawnError> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -200,8 +203,9 @@ fn live<T>(parent: u32, body: fn(&mut T) -> i32, given: &mut T, _abort: &AbortOn
     process::exit_now(code)
 }
 
-/// Ends a process that is not the one of that pid but one that it has forked, and that has come back from what is that
-/// one's alone. It flushes nothing, as what is buffered may be a copy.
+/// Ends this process if it is not the one with pid `own` but one that that process has forked, and
+/// that has returned from what only that process is to run. It flushes nothing, since what is
+/// buffered may be a copy.
 #[unsafe(link_section = ".shmkit.child")]
 pub(super) fn end_copy_of(own: u32, code: i32) {
     if process::pid() != own {
@@ -210,14 +214,14 @@ pub(super) fn end_copy_of(own: u32, code: i32) {
     }
 }
 
-/// Nobody is left to hear of output that cannot be written.
+/// Errors are ignored: nobody is left who could be told of output that cannot be written.
 fn flush_all(mut out: StdoutLock<'_>) {
     std::mem::forget(out.flush());
     std::mem::forget(process::flush_c_stdio());
 }
 
-/// Other threads end with the process, and may have the output locked for ever: they are not waited for for long. Who
-/// reads it is.
+/// Other threads end with the process, and may have the output locked for ever: they are not waited
+/// for for long. A reader of the output is waited for.
 #[cold]
 fn flush_beside_threads() {
     const PATIENCE: Duration = Duration::from_millis(100);
@@ -247,7 +251,7 @@ pub(super) fn message_of(payload: &(dyn Any + Send)) -> &str {
 }
 
 impl Child {
-    /// Waits for the end, reaps the child, and tells what became of it. `decode` is given the
+    /// Waits for the child to end, reaps it, and reports what became of it. `decode` is given the
     /// bytes of the value.
     pub(super) fn finish<T>(
         self,
@@ -265,7 +269,7 @@ impl Child {
         self.reaped(ended, |_| Ok(()))
     }
 
-    /// As [`finish_unread`](Self::finish_unread), if the child has ended; else gives it back.
+    /// As [`finish_unread`](Self::finish_unread), if the child has ended; otherwise gives it back.
     pub(super) fn try_finish_unread(self) -> Result<Result<(), JoinError>, Child> {
         match process::try_wait(self.pid) {
             Some(ended) => Ok(self.reaped(ended, |_| Ok(()))),
@@ -280,7 +284,7 @@ impl Child {
     ) -> Result<T, JoinError> {
         fork::child_reaped(self.pid);
         tell(|| log::debug!(target: LOG, "process {} has ended: {ended:?}", self.pid));
-        // Whatever it wrote, a child that was killed did not come to its end in order.
+        // Whatever it wrote, a child that was killed did not come to an orderly end.
         if let Ended::Signaled(signal) = ended {
             return Err(JoinError::Signaled(signal));
         }

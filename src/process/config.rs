@@ -1,4 +1,4 @@
-//! [`Config`]: what a run is to be like; [`StartOptions`]: what a worker is.
+//! [`Config`]: how a run is set up; [`StartOptions`]: how a worker is started.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use super::{Entry, Inherit, Restart, Wire, WorkerEnd};
 
 type Hook = dyn Fn(&WorkerEnd);
 
-/// How a [`run`](super::run), or a [`Master`](super::Master), is to be.
+/// How a [`run`](super::run), or a [`Master`](super::Master), is set up.
 ///
 /// ```
 /// use shmkit::process::Config;
@@ -59,10 +59,10 @@ impl Config {
         Config::default()
     }
 
-    /// A file that holds the master's pid while it runs. It is locked as long, so that a second
-    /// run with the same file is refused; one that a killed master has left is taken over. A file that
-    /// holds anything else than a number, a symbolic link, and what is no regular file are refused,
-    /// and stay as they are.
+    /// A file that holds the master's pid while it runs. It is locked for that time, so that a
+    /// second run with the same file is refused; a file that a killed master has left is taken
+    /// over. A file that holds anything other than a number, a symbolic link, and anything that is
+    /// not a regular file are refused, and stay as they are.
     ///
     /// ```
     /// use shmkit::process::{Config, Entry, run};
@@ -79,11 +79,11 @@ impl Config {
         self
     }
 
-    /// A directory, made if need be, for the crash journal of [`Resources`](super::Resources). It
-    /// serves one run at a time, which removes what a crashed one has left there. A journal that
-    /// somebody else may have written is refused, and nothing is removed that it names: see
-    /// [`JournalError`](super::JournalError). Without a directory, nothing is journalled: what a
-    /// killed master leaves, stays.
+    /// A directory for the crash journal of [`Resources`](super::Resources), which is made if it
+    /// does not exist. It serves one run at a time, which removes what a crashed run has left
+    /// there. A journal that another user may have written is refused, and nothing that it names is
+    /// removed: see [`JournalError`](super::JournalError). Without a directory, nothing is
+    /// journalled: what a killed master leaves stays.
     ///
     /// ```
     /// use shmkit::process::{Config, Entry, run};
@@ -103,8 +103,8 @@ impl Config {
     }
 
     /// How long workers that are left when the first one has returned are given to end by
-    /// themselves, once they are asked to (see [`Worker::stop_requested`]): 100 ms unless said
-    /// otherwise. Then they are killed.
+    /// themselves, once they are asked to (see [`Worker::stop_requested`]): 100 ms by default. Then
+    /// they are killed.
     ///
     /// [`Worker::stop_requested`]: super::Worker::stop_requested
     ///
@@ -118,10 +118,10 @@ impl Config {
         self
     }
 
-    /// How many worker processes there may be at once; 4096, the most jobs there can be, unless said
-    /// otherwise. The control pool limits it, too: to 4094, less the peers; and the pools that the master
-    /// has attached: to 1023 each unless made for more. The join of a worker that is one too many answers
-    /// [`JoinError::NotStarted`](super::JoinError::NotStarted).
+    /// How many worker processes there may be at once; by default 4096, the most jobs there can be.
+    /// The control pool limits this too: to 4094, less the peers. So do the pools that the master
+    /// has attached: to 1023 each, unless they were made for more. Joining a worker that is one too
+    /// many returns [`JoinError::NotStarted`](super::JoinError::NotStarted).
     ///
     /// ```
     /// use shmkit::process::Config;
@@ -133,17 +133,19 @@ impl Config {
         self
     }
 
-    /// A name by which other programs find the run and take part in it as [peers](super::Peer):
-    /// one that a [named pool](crate::PoolBuilder::create_named) can have, for the run's control
-    /// pool is that of `NAME.run`. What a killed master has left under it is removed, once
-    /// nobody has it any more; a run that is on is
-    /// [`AlreadyRunning`](super::RunError::AlreadyRunning), and what is no run's control pool stays
-    /// and has the name.
+    /// A name by which other programs find the run and take part in it as [peers](super::Peer). It
+    /// must be one that a [named pool](crate::PoolBuilder::create_named) can have, since the run's
+    /// control pool is named `NAME.run`. What a killed master has left under the name is removed,
+    /// once nobody has it any more. If a run of that name is in progress, the new one is refused
+    /// with [`AlreadyRunning`](super::RunError::AlreadyRunning). Anything else that is not a run's
+    /// control pool stays, and the name counts as taken.
     ///
-    /// Who has been a peer has the control pool until its process ends. So a program that lives on is in the next run's way
-    /// if the master is killed, unless it finds out: a peer that [serves](super::Peer::serve) does, and removes the name, as
-    /// does who has dropped his [`Peer`](super::Peer) and [attaches](super::Peer::attach) to the run once more. Otherwise the
-    /// program is to be ended, or the name removed by [`Pool::unlink`](crate::Pool::unlink).
+    /// A program that has been a peer has the control pool until its process ends. So if the master
+    /// is killed, a program that lives on is in the next run's way, unless it finds out: a peer
+    /// that [serves](super::Peer::serve) does, and removes the name. So does a program that has
+    /// dropped its [`Peer`](super::Peer) and [attaches](super::Peer::attach) to the run once more.
+    /// Otherwise the program must be ended, or the name removed by
+    /// [`Pool::unlink`](crate::Pool::unlink).
     ///
     /// ```
     /// use shmkit::process::Config;
@@ -156,7 +158,7 @@ impl Config {
     }
 
     /// Lets other programs start this entry by its name. An entry that is itself
-    /// [external](super::Entry::external) is none that this program has, and changes nothing.
+    /// [external](super::Entry::external) is not one that this program has, and changes nothing.
     ///
     /// ```
     /// use shmkit::process::{Config, Entry};
@@ -169,14 +171,14 @@ impl Config {
         self
     }
 
-    /// A function that the master calls whenever a worker has ended, after whoever joins that was
-    /// told.
+    /// A function that the master calls whenever a worker has ended, after those that join the
+    /// worker have been told.
     ///
     /// # Panics
     ///
-    /// A panic of the function goes on in [`run`](super::run), [`Master::dispatch`] or
-    /// [`Master::finish`], once all that was to be done is done: the first one, if there are
-    /// several. When the master is dropped it is printed, and goes no further.
+    /// If the function panics, the panic goes on in [`run`](super::run), [`Master::dispatch`] or
+    /// [`Master::finish`], once everything that was to be done is done; if there are several, the
+    /// first one does. When the master is dropped, the panic is printed, and goes no further.
     ///
     /// [`Master::dispatch`]: super::Master::dispatch
     /// [`Master::finish`]: super::Master::finish
@@ -219,7 +221,7 @@ pub struct StartOptions<'a> {
 }
 
 impl<'a> StartOptions<'a> {
-    /// It is started once.
+    /// Options with which the worker is started once.
     ///
     /// ```
     /// use shmkit::process::StartOptions;
@@ -230,7 +232,7 @@ impl<'a> StartOptions<'a> {
         StartOptions::default()
     }
 
-    /// Whether it is started again when it has ended.
+    /// Whether the worker is started again when it has ended.
     ///
     /// ```
     /// use shmkit::process::{Backoff, Restart, StartOptions};
@@ -242,7 +244,7 @@ impl<'a> StartOptions<'a> {
         self
     }
 
-    /// Which of the caller's managed resources it uses from its start.
+    /// Which of the caller's managed resources the worker uses from its start.
     ///
     /// ```
     /// use shmkit::process::{Inherit, StartOptions};

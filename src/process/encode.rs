@@ -1,7 +1,7 @@
 //! Values as bytes, in postcard's encoding.
 //!
 //! What fits into a job's place is written on the stack: a worker with a short argument and a short
-//! result touches no heap on their behalf, and each page that it does not touch is one that the
+//! result does not touch the heap for them, and each page that it does not touch is one that the
 //! kernel need not copy.
 
 use postcard::ser_flavors::Flavor;
@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 
 use super::jobs::INLINE;
 
-/// Bytes on their way.
+/// Encoded bytes.
 pub(super) struct Encoded {
     inline: [u8; INLINE],
     used: usize,
@@ -19,7 +19,7 @@ pub(super) struct Encoded {
 }
 
 impl Encoded {
-    /// No constant: it would be copied from a page of constants, which a fork does not map.
+    /// Not a constant: that would be copied from a page of constants, which a fork does not map.
     #[inline]
     fn empty() -> Encoded {
         Encoded {
@@ -29,7 +29,7 @@ impl Encoded {
         }
     }
 
-    /// A value, or why there is none.
+    /// Encodes a value, or says why it cannot be encoded.
     pub(super) fn of<T: Serialize>(value: &T) -> Result<Encoded, String> {
         let mut serializer = postcard::Serializer {
             output: Encoded::empty(),
@@ -100,7 +100,8 @@ impl Flavor for Encoded {
     #[inline]
     fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
         match bytes.len() {
-            // A number's, byte by byte: where the C library copies bytes is one more page to be mapped.
+            // A number, byte by byte: copying bytes is a call of the C library, and one more page
+            // to be mapped.
             ..=10 if self.spilled.is_empty() => bytes.iter().for_each(|&byte| self.push(byte)),
             _ => self.extend(bytes),
         }
@@ -112,7 +113,7 @@ impl Flavor for Encoded {
     }
 }
 
-/// A value of all the bytes.
+/// Decodes a value from all of the bytes.
 pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     let mut deserializer = postcard::Deserializer::from_bytes(bytes);
     let value = T::deserialize(&mut deserializer).map_err(|error| error.to_string())?;

@@ -1,14 +1,14 @@
 //! [`Entry`]: a function that can be started as a process of its own.
 //!
 //! All workers are forked from one master, so they have the same program image at the same
-//! addresses, and a request carries two addresses: of the entry's function, and of the one that
-//! knows its types. Both are code. The entry itself may be data that its worker alone has, and
-//! nobody else reads it. A third word, a hash of both with the image's nonce, says that they come
-//! from this image; the master's children call nothing that has none.
+//! addresses, and a request carries two addresses: that of the entry's function, and that of the
+//! function that knows its types. Both are code. The entry itself may be data that only its worker
+//! has, and nobody else reads it. A third word, a hash of both with the image's nonce, says that
+//! they come from this image; the master's children call nothing that lacks it.
 //!
 //! Programs that were built separately share no addresses. Between them a request carries two
 //! numbers, the hash of the entry's name and the signature of its types (`signature.rs`), and is
-//! answered by who has [defined](super::Config::define) an entry with both.
+//! answered by a program that has [defined](super::Config::define) an entry with both.
 
 use std::sync::OnceLock;
 
@@ -22,8 +22,9 @@ use crate::layout::fingerprint::image_nonce;
 use crate::layout::fnv;
 use crate::primitive::Ordering;
 
-/// What can travel to a worker and back: everything that serde serialises. Of an object in a pool its
-/// [`Handle`](crate::Handle) travels; so do the errors of containers and locks that are plain values.
+/// What can be passed to a worker and back: everything that serde serialises. For an object in a
+/// pool, its [`Handle`](crate::Handle) is passed; errors of containers and locks that are plain
+/// values can be passed, too.
 ///
 /// ```
 /// use shmkit::process::Wire;
@@ -44,11 +45,11 @@ pub trait Wire: Serialize + DeserializeOwned {}
 
 impl<T: Serialize + DeserializeOwned> Wire for T {}
 
-/// An entry point: a function that workers can be started with, by name and with its types.
+/// An entry point: a function with which workers can be started, by name and with its types.
 ///
-/// Usually it is a static; an entry that a worker has made or leaked does as well, as a worker is
-/// started with the function and not with the entry. The function is of the program, or of a
-/// library that was loaded before [`run`](super::run): what a worker loads, others do not have.
+/// Usually it is a static; an entry that a worker has made or leaked works too, since a worker is
+/// started with the function and not with the entry. The function belongs to the program, or to a
+/// library that was loaded before [`run`](super::run): what one worker loads, others do not have.
 ///
 /// ```
 /// use shmkit::process::{Config, Entry, Worker, run};
@@ -89,8 +90,8 @@ impl<A: Wire, R: Wire> Entry<A, R> {
     }
 
     /// An entry point of another program, which has [defined](super::Peer::define) one of that name
-    /// and with types that look the same to serde. What is started with it waits for such a
-    /// program.
+    /// and with types that look the same to serde. A worker that is started with it waits for such
+    /// a program.
     ///
     /// ```
     /// use shmkit::process::Entry;
@@ -130,15 +131,15 @@ impl<A, R> std::fmt::Debug for Entry<A, R> {
     }
 }
 
-/// What a call gave: bytes, and what they are.
+/// The result of a call: bytes, and what they are.
 pub(super) type Answer = (Kind, Encoded);
 
-/// A call of an [`Entry`] whose types are forgotten.
+/// A call of an [`Entry`] whose types are erased.
 type Call = fn(usize, &Worker, &[u8]) -> Answer;
 
 fn call<A: Wire, R: Wire>(function: usize, worker: &Worker, argument: &[u8]) -> Answer {
     let function = std::ptr::with_exposed_provenance::<()>(function);
-    // SAFETY: `pair` made it of a function of this very type, together with the address of this
+    // SAFETY: `pair` made it from a function of this very type, together with the address of this
     // one, and `described` has found both to be of this image, where code is at one address.
     let function = unsafe { std::mem::transmute::<*const (), fn(&Worker, A) -> R>(function) };
     let argument = match decode(argument) {
@@ -147,7 +148,7 @@ fn call<A: Wire, R: Wire>(function: usize, worker: &Worker, argument: &[u8]) -> 
     };
     let value = function(worker, argument);
     let encoded = Encoded::of(&value);
-    // The value's owner is whoever joins; a worker ends without destructors.
+    // The value now belongs to whoever joins; a worker ends without destructors.
     std::mem::forget(value);
     match encoded {
         Ok(bytes) => (Kind::Value, bytes),
@@ -155,7 +156,7 @@ fn call<A: Wire, R: Wire>(function: usize, worker: &Worker, argument: &[u8]) -> 
     }
 }
 
-/// What a call needs: who knows the types, and the address of the function.
+/// What a call needs: the function that knows the types, and the address of the entry's function.
 fn pair<A: Wire, R: Wire>(function: fn(&Worker, A) -> R) -> (Call, usize) {
     (call::<A, R>, (function as *const ()).expose_provenance())
 }
@@ -165,7 +166,7 @@ fn seal(words: [u64; 2]) -> u64 {
     words.into_iter().fold(start, fnv::step)
 }
 
-/// An entry that programs find by its name.
+/// An entry that other programs find by its name.
 #[derive(Clone, Copy)]
 pub(super) struct Defined {
     pub(super) name: &'static str,
@@ -173,7 +174,7 @@ pub(super) struct Defined {
     pair: (Call, usize),
 }
 
-/// What stands for an entry between programs.
+/// What identifies an entry between programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Known {
     pub(super) name: u64,
@@ -202,7 +203,7 @@ pub(super) fn define<A: Wire, R: Wire>(entry: &'static Entry<A, R>) -> Option<De
     })
 }
 
-/// Says in the job what is to be called. Between programs (`by_name`) that is a name.
+/// Stores in the job what is to be called. Between programs (`by_name`) that is a name.
 pub(super) fn describe<A: Wire, R: Wire>(job: &Job, entry: &'static Entry<A, R>, by_name: bool) {
     let words = match entry.function {
         Some(function) if !by_name => {
@@ -227,8 +228,8 @@ pub(super) fn wanted(job: &Job) -> Option<Known> {
     (call == 0).then_some(Known { name, signature })
 }
 
-/// Who knows the types, and what is to be called; `None` if no process of this image said so, and it
-/// is none of those that this program has defined.
+/// The function that knows the types, and what is to be called. `None` if no process of this image
+/// stored that, and it is not one of the entries that this program has defined.
 #[unsafe(link_section = ".shmkit.child")]
 pub(super) fn described(job: &Job, defined: &[Defined]) -> Option<(Call, usize)> {
     if let Some(wanted) = wanted(job) {

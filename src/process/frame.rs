@@ -14,13 +14,13 @@
 //!
 //! # Crash behaviour
 //!
-//! The child may be killed at any instruction, inside a system call too. A frame counts only if
+//! The child may be killed at any instruction, even inside a system call. A frame counts only if
 //! its header is there *and* the file is exactly as long as the header says. A result of more than
 //! [`LARGE`] bytes is streamed into the file behind a header of zeros, and the header is written
 //! last. A smaller one is written with its header by a single call; the kernel lengthens a file
-//! only after the bytes are in it, and from the front, so that a file of the full length is whole.
+//! only after the bytes are in it, and from the front, so a file of the full length is whole.
 //!
-//! A child that cannot write for want of memory says so in a frame without payload, and if even
+//! A child that cannot write for lack of memory says so in a frame without payload, and if even
 //! that fails, exits with code 74 (`EX_IOERR`), which its join reports as an exit.
 
 use std::io;
@@ -45,7 +45,7 @@ const LARGE: usize = 1 << 16;
 struct Header {
     magic: u32,
     kind: u32,
-    /// Of the payload alone.
+    /// Of the payload only.
     length: u64,
 }
 
@@ -84,11 +84,11 @@ pub(super) fn create() -> io::Result<OwnedFd> {
     Ok(descriptor::to_keep(file)?)
 }
 
-/// Writes `value`, or why that was not possible.
+/// Writes `value`, or why it could not be written.
 ///
 /// # Errors
 ///
-/// Not even the latter could be written.
+/// Not even the reason could be written.
 pub(super) fn write_value<T: Serialize>(file: BorrowedFd<'_>, value: &T) -> Result<(), Errno> {
     let mut writer = Writer::new(file);
     let encoded = postcard::serialize_with_flavor(value, Sink(&mut writer));
@@ -104,7 +104,7 @@ pub(super) fn write_value<T: Serialize>(file: BorrowedFd<'_>, value: &T) -> Resu
     replace(file, Kind::WriteFailed, &message)
 }
 
-/// Writes a message in the place of whatever the file holds.
+/// Writes a message in place of whatever the file holds.
 pub(super) fn replace(file: BorrowedFd<'_>, kind: Kind, message: &str) -> Result<(), Errno> {
     rustix::fs::ftruncate(file, 0)?;
     let mut writer = Writer::new(file);
@@ -118,7 +118,7 @@ struct Writer<'a> {
     small: [u8; SMALL],
     /// Takes the place of `small` when that is full; empty until then.
     large: Vec<u8>,
-    /// The length in use of the buffer, whose bytes follow the first `written` ones.
+    /// How many bytes of the buffer are in use; they follow the first `written` bytes of the file.
     used: usize,
     written: u64,
     /// The error that ended the writing: postcard's own errors have no room for it.
@@ -127,7 +127,7 @@ struct Writer<'a> {
 
 impl<'a> Writer<'a> {
     fn new(file: BorrowedFd<'a>) -> Self {
-        // The header's place is taken from the start, with zeros.
+        // The header's place is reserved from the start, with zeros.
         Writer {
             file,
             small: [0; SMALL],
@@ -187,7 +187,7 @@ impl<'a> Writer<'a> {
     }
 
     fn account(&mut self, done: Result<(), Errno>, length: usize) -> Result<(), Errno> {
-        // The first counts: who serialises may pass over an error, and go on.
+        // The first error counts: the code that serialises may ignore an error, and go on.
         self.failed = self.failed.or(done.err());
         self.written += length as u64;
         done
@@ -338,7 +338,7 @@ mod tests {
     use super::*;
     use std::os::fd::AsFd;
 
-    /// A type's code may go on behind an error, and what was to be written is not there.
+    /// A type's code may go on after an error, although what was to be written is not there.
     #[test]
     fn a_write_that_failed_is_not_made_good_by_the_next() {
         let (closed, file) = (std::fs::File::open("/dev/null").unwrap(), create().unwrap());

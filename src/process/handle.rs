@@ -1,9 +1,9 @@
-//! [`JoinHandle`]: a started worker, as whoever holds the handle sees it.
+//! [`JoinHandle`]: a started worker, as the holder of its handle sees it.
 //!
-//! A handle is a name (the control block's descriptor, a place, an id) and owns nothing. So it can
-//! be copied by serde into another worker, and a handle that is lost costs a place in the table
-//! until the run ends. Ids are never used again, so an old handle finds a place whose id is
-//! another, and says [`JoinError::AlreadyJoined`].
+//! A handle is a name (the control block's descriptor, a place, an id) and owns nothing. So serde
+//! can copy it into another worker, and a handle that is lost costs a place in the table until the
+//! run ends. Ids are never used again, so an old handle finds a place with another id, and returns
+//! [`JoinError::AlreadyJoined`].
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -20,9 +20,9 @@ use crate::primitive::Ordering;
 
 /// A worker that was started by [`Worker::start`](super::Worker::start).
 ///
-/// It is a name that serde can copy: an argument or a result may contain it. Any worker of the
-/// run may join it, and one does. Dropping it changes nothing: what nobody joins or
-/// [detaches](Self::detach) is kept until the run ends.
+/// It is a name that serde can copy: an argument or a result may contain it. Any worker of the run
+/// may join the started worker, and exactly one of them can. Dropping the handle changes nothing: a
+/// worker that nobody joins or [detaches](Self::detach) is kept until the run ends.
 ///
 /// ```
 /// use shmkit::process::{Config, Entry, JoinError, JoinHandle, run};
@@ -82,7 +82,7 @@ impl<R: Wire> JoinHandle<R> {
     fn job<'a>(&self, control: &'a Shared<Control>) -> Result<&'a Job, JoinError> {
         control
             .job(self.place as usize)
-            // No job has the id 0, which a place without one shows.
+            // No job has the id 0, which is what a place without a job shows.
             .filter(|_| self.id != 0)
             .ok_or(JoinError::AlreadyJoined)
     }
@@ -91,7 +91,7 @@ impl<R: Wire> JoinHandle<R> {
         self.control.open_hidden().map_err(|_| JoinError::NoSuchRun)
     }
 
-    /// Waits for the worker to end, and gives what its function returned.
+    /// Waits for the worker to end, and returns what its function returned.
     ///
     /// # Errors
     ///
@@ -119,7 +119,7 @@ impl<R: Wire> JoinHandle<R> {
         let control = self.open()?;
         let me = jobs::me(control.pool());
         loop {
-            // Asked first: what had ended before the run was over has its result.
+            // Asked first: a job that had ended before the run was over has its result.
             let over = control.is_orphaned();
             if let Some(joined) = self.poll(&control) {
                 return joined;
@@ -134,7 +134,7 @@ impl<R: Wire> JoinHandle<R> {
         }
     }
 
-    /// As [`join`](Self::join), if the worker has ended; else gives the handle back.
+    /// As [`join`](Self::join), if the worker has ended; otherwise gives the handle back.
     ///
     /// # Errors
     ///
@@ -164,7 +164,8 @@ impl<R: Wire> JoinHandle<R> {
         }
     }
 
-    /// As [`try_join`](Self::try_join), with the handle's own control block: none if the worker has not ended.
+    /// As [`try_join`](Self::try_join), with the handle's own control block: `None` if the worker
+    /// has not ended.
     pub(super) fn poll(&self, control: &Shared<Control>) -> Option<Result<R, JoinError>> {
         let taken = self.taken(control, |job| {
             let outcome = job.outcome.load(Ordering::Relaxed);
@@ -179,8 +180,8 @@ impl<R: Wire> JoinHandle<R> {
         }
     }
 
-    /// Runs `f` with the ended job, which is the caller's, and empties its place. No error if it
-    /// has not ended.
+    /// Takes the ended job for the caller, runs `f` with it, and empties its place. The error is
+    /// `None` if the job has not ended.
     fn taken<T>(
         &self,
         control: &Shared<Control>,
@@ -218,7 +219,7 @@ impl<R: Wire> JoinHandle<R> {
             .is_ok_and(|control| self.job(&control).is_ok_and(|job| job.is_over(self.id)))
     }
 
-    /// Lets the worker run, and nobody will join it.
+    /// Lets the worker run on; nobody will join it.
     ///
     /// ```
     /// use shmkit::process::{Config, Entry, run};
@@ -234,12 +235,13 @@ impl<R: Wire> JoinHandle<R> {
         let Ok(control) = self.open() else { return };
         let Ok(job) = self.job(&control) else { return };
         if !job.flag(self.id, DETACHED) {
-            // It has ended, so that its place is to be emptied here; or it is another's by now.
+            // It has ended, so its place must be emptied here; or the place is another job's by
+            // now.
             let _ = self.taken(&control, |_| ());
         }
     }
 
-    /// Has the master end the worker by SIGKILL. It is not started again, whatever its policy.
+    /// Asks the master to end the worker by SIGKILL. It is not started again, whatever its policy.
     ///
     /// # Errors
     ///
@@ -267,8 +269,8 @@ impl<R: Wire> JoinHandle<R> {
         Ok(())
     }
 
-    /// Waits for the worker to end, no longer than `timeout`; whether it has, for good. In the master it is
-    /// of no use: nothing is dispatched meanwhile.
+    /// Waits for the worker to end, no longer than `timeout`; returns whether it has ended for
+    /// good. In the master this is of no use: nothing is dispatched meanwhile.
     ///
     /// # Errors
     ///
@@ -305,7 +307,7 @@ impl<R: Wire> JoinHandle<R> {
     }
 }
 
-/// Deserialising is the user's code, and may panic.
+/// Deserialising is user code, and may panic.
 struct ReleaseOnDrop<'a>(&'a Job);
 
 impl Drop for ReleaseOnDrop<'_> {

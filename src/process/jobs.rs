@@ -16,18 +16,18 @@
 //! | CLAIMED | the claimant | REQUESTED, or FREE if it gives up |
 //! | REQUESTED, WAITING | the master | RUNNING, ENDED |
 //! | RUNNING | the master | ENDED, WAITING |
-//! | ENDED | who joins or detaches; the master, if detached | TAKEN |
+//! | ENDED | a thread that joins or detaches; the master, if detached | TAKEN |
 //! | TAKEN | the taker | FREE |
 //! | any with an id | any worker | the same with the flag DETACHED or KILL |
 //!
 //! # Invariants
 //!
-//! 1. An id names one job for ever: it comes from a counter, and who has a handle compares it. So
-//!    a place that is used again is not mistaken for the job that had it.
-//! 2. The fields of a place belong to whom its word names: to the claimant while CLAIMED, to the
-//!    master, or the job's own process, from REQUESTED to ENDED, to the taker while TAKEN.
+//! 1. An id names one job for ever: it comes from a counter, and every operation on a handle
+//!    compares it. So a place that is used again is not mistaken for the job that had it.
+//! 2. The fields of a place belong to whatever its word names: to the claimant while CLAIMED, to
+//!    the master, or the job's own process, from REQUESTED to ENDED, to the taker while TAKEN.
 //! 3. The master waits for no worker: it only exchanges words. A worker that is stopped or hangs
-//!    holds up nobody.
+//!    delays nobody.
 //! 4. CLAIMED and TAKEN name a thread. If it is gone, the master puts the place right.
 //!
 //! # Crash behaviour
@@ -68,7 +68,7 @@ pub(super) const JOBS: usize = 4096;
 /// Bytes of an argument or a result that need no block of their own.
 pub(super) const INLINE: usize = 48;
 
-/// Somebody has asked that nobody will join the job.
+/// Somebody has detached the job: nobody will join it.
 pub(super) const DETACHED: u64 = 0x10;
 /// Somebody has asked for the job's end.
 pub(super) const KILL: u64 = 0x20;
@@ -131,7 +131,7 @@ impl State {
     }
 }
 
-/// What a payload is.
+/// What a payload contains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub(super) enum Kind {
@@ -147,11 +147,11 @@ pub(super) enum Kind {
     WriteFailed = 4,
     /// Why the argument could not be deserialised.
     BadArgument = 5,
-    /// Why there was no process; the master's word.
+    /// Why there was no process; stored by the master.
     NotStarted = 6,
-    /// The name of an entry that has other types where it is defined; the master's word.
+    /// The name of an entry that has other types where it is defined; stored by the master.
     OtherTypes = 7,
-    /// The file that has the name of a pool that is to be managed; the master's word.
+    /// The file that has the name of a pool that is to be managed; stored by the master.
     NameTaken = 8,
 }
 
@@ -174,7 +174,7 @@ impl Kind {
     }
 }
 
-/// The head of a block of bytes, which follow it. They are written before anybody sees them.
+/// The head of a block of bytes, which follow it. They are written before anybody sees the block.
 #[derive(ShmSafe)]
 pub(super) struct Bytes {
     length: u64,
@@ -205,7 +205,8 @@ impl Bytes {
         let usable = block::usable_size(this.pool().0, start).unwrap_or(Self::HEAD);
         let length = usize::try_from(this.length).unwrap_or(usize::MAX);
         let length = length.min(usable - Self::HEAD);
-        // SAFETY: within the block, which `this` keeps, and nobody writes to after it was made.
+        // SAFETY: within the block, which `this` keeps alive, and to which nobody writes after it
+        // was made.
         unsafe {
             std::slice::from_raw_parts(
                 std::ptr::with_exposed_provenance(start + Self::HEAD),
@@ -219,14 +220,14 @@ impl Bytes {
 #[derive(ShmSafe)]
 pub(super) struct Payload {
     kind: AtomicU32,
-    /// Of what is inline; the block knows its own length.
+    /// The length of the inline bytes; the block knows its own length.
     length: AtomicU32,
     inline: [AtomicU64; INLINE / 8],
     block: Link<Bytes>,
 }
 
 impl Payload {
-    /// Puts the bytes there. The kind is stored last: until then there is nothing.
+    /// Stores the bytes. The kind is stored last: until then there is no payload.
     #[unsafe(link_section = ".shmkit.child")]
     pub(super) fn store(&self, pool: Pool, kind: Kind, bytes: &[u8]) -> Result<(), ObjectError> {
         if bytes.len() <= INLINE {
@@ -270,7 +271,8 @@ impl Payload {
             self.kind.store(0, Ordering::Release);
         }
         if !self.block.is_null() {
-            // Refused only to a thread without a slot: whose place it is has one.
+            // Refused only to a thread without a slot: the thread to which the place belongs has
+            // one.
             let _ = self.block.set(None);
         }
     }
@@ -290,7 +292,8 @@ pub(super) struct Job {
     pub(super) restarts: AtomicU32,
     /// The policy; see `supervise.rs`.
     pub(super) policy: AtomicU64,
-    /// The function and the static, and what says that they are this image's; see `entry.rs`.
+    /// The entry's function and the one that knows its types, and the word that says that both are
+    /// of this image; see `entry.rs`.
     pub(super) call: [AtomicU64; 3],
     pub(super) argument: Payload,
     pub(super) result: Payload,
@@ -306,7 +309,7 @@ impl Job {
         self.state.turn(from.0, to.0)
     }
 
-    /// The master's step: the phase changes, the flags stay. The word as it is then.
+    /// The master's step: the phase changes, the flags stay. Returns the new word.
     pub(super) fn advance(&self, to: Phase) -> State {
         loop {
             let from = self.state();
@@ -339,7 +342,7 @@ impl Job {
         }
     }
 
-    /// Takes the ended job `id`, for the calling thread, or says where it is.
+    /// Takes the ended job `id` for the calling thread, or says why not.
     pub(super) fn take(&self, id: u64, by: Tag) -> Result<(), Untaken> {
         loop {
             let state = self.state();
@@ -355,13 +358,13 @@ impl Job {
         }
     }
 
-    /// Whether the job `id` has ended, or is not there any more.
+    /// Whether the job `id` has ended, or is no longer there.
     pub(super) fn is_over(&self, id: u64) -> bool {
         let state = self.state();
         state.id() != id || state.phase() == Phase::Ended
     }
 
-    /// Sleeps until the job has perhaps ended.
+    /// Sleeps until the job may have ended.
     pub(super) fn wait(&self, id: u64, limit: Duration) {
         let ended = self.ended.load(Ordering::Acquire);
         if !self.is_over(id) {
@@ -369,9 +372,9 @@ impl Job {
         }
     }
 
-    /// Empties the place. The caller has TAKEN or CLAIMED it, or is the master and nobody has.
+    /// Empties the place. The caller has TAKEN or CLAIMED it, or is the master and nobody has it.
     pub(super) fn release(&self) {
-        // First, for it tells `repair` how far we came.
+        // First, since it tells `tidy` how far we got.
         self.outcome.store(0, Ordering::Release);
         self.result.clear();
         self.argument.clear();
@@ -387,10 +390,10 @@ pub(super) enum Untaken {
     Gone,
 }
 
-/// What a master and its workers share. All zeros is the empty one.
+/// What a master and its workers share. All zeros is a valid, empty one.
 ///
-/// Not derived: any crate can derive a type of the same name and fields, which would be the same type to
-/// who opens it by name or by a descriptor. A master calls what is written here.
+/// Not derived: any crate can derive a type of the same name and fields, and code that opens it by
+/// name or by a descriptor would take the two for one type. A master calls what is written here.
 #[repr(C)]
 pub(super) struct Control {
     last_id: AtomicU64,
@@ -427,8 +430,8 @@ pub(super) struct Claimed<'a> {
 }
 
 impl Control {
-    /// Makes the control block of a new master, in a pool from which nothing was ever freed. What
-    /// such a pool gives is zero, and zeros are valid: the block consists of atomics and links. So
+    /// Makes the control block of a new master, in a pool in which nothing was ever freed. Memory
+    /// from such a pool is zero, and zeros are valid: the block consists of atomics and links. So
     /// its 300 pages are not touched before they are used.
     pub(super) fn create(pool: Pool) -> Result<Shared<Control>, ObjectError> {
         pool.create_with(Layout::new::<Control>(), |place| {
@@ -448,7 +451,7 @@ impl Control {
         self.used.of(&self.jobs).iter().enumerate()
     }
 
-    /// The master's step: puts a place right that a dead worker, or nobody, has left (invariant 4).
+    /// The master's step: repairs a place that a dead worker, or nobody, has left (invariant 4).
     pub(super) fn tidy(&self, arena: Arena, place: usize) {
         let Some(job) = self.job(place) else { return };
         let state = job.state();
@@ -459,8 +462,8 @@ impl Control {
                 job.turn(state, ended);
             }
             Phase::Taken | Phase::Claimed => {
-                // What a claimant was about to leave to its worker. Before the place is free, for
-                // the next one to have it leaves something there at once.
+                // What the claimant was about to leave to its worker. Cleared before the place is
+                // free, since the next one to have the place leaves something there at once.
                 self.resources.clear_user(place);
                 job.release();
             }
@@ -488,7 +491,7 @@ impl Control {
         self.stopping.load(Ordering::Acquire) != 0
     }
 
-    /// Sleeps until the run is perhaps coming to its end.
+    /// Sleeps until the run may be coming to its end.
     pub(super) fn wait_stop(&self, limit: Duration) {
         futex::wait(&self.stopping, 0, limit);
     }
@@ -499,7 +502,7 @@ impl<'a> Claimed<'a> {
         &self.control.jobs[self.index]
     }
 
-    /// Publishes the job; its id. The master is to be woken.
+    /// Publishes the job; returns its id. The caller must then wake the master.
     pub(super) fn request(self) -> u64 {
         let id = self.control.last_id.fetch_add(1, Ordering::Relaxed) + 1;
         let job = self.job();
@@ -517,9 +520,9 @@ impl<'a> Claimed<'a> {
 
 /// What this process knows of the control pool at a granule; private memory, copied by a fork.
 struct Local {
-    /// The descriptor that wakes the master, + 1.
+    /// The number of the descriptor that wakes the master, plus 1.
     wake: AtomicU32,
-    /// A peer's, of which `wake` is the number.
+    /// A peer's descriptor, whose number is in `wake`.
     doorbell: Mutex<Option<OwnedFd>>,
 }
 
@@ -530,20 +533,21 @@ static LOCAL: [Local; GRANULES] = [const {
     }
 }; GRANULES];
 
-/// What stands for a peer that has been dropped, where a job has its id.
+/// What `me` returns for a peer that has been dropped, in place of a job's id.
 pub(super) const LEFT: u64 = u64::MAX - 1;
 
-/// The master's descriptor is open for as long as its control pool is mapped: also behind the master's end, where the pool
-/// stays for who is left ([`Watch::keep_counter`](crate::sys::watch::Watch::keep_counter)).
+/// The master's descriptor is open for as long as its control pool is mapped: even after the
+/// master's end, if the pool stays for those that are left
+/// ([`Watch::keep_counter`](crate::sys::watch::Watch::keep_counter)).
 pub(super) fn set_wake(pool: Pool, fd: Option<BorrowedFd<'_>>) {
     let raw = fd.map_or(0, |fd| fd.as_raw_fd().unsigned_abs() + 1);
     LOCAL[pool.0.granule()].wake.store(raw, Ordering::Relaxed);
     set_me(pool, 0);
 }
 
-/// A peer's descriptor. It stays open for good, as the pool stays mapped: what the peer has started
-/// or managed may be in other threads, which wake the master after the peer is dropped. The next
-/// peer of the pool has it in the place of the former one's.
+/// Keeps a peer's descriptor. It stays open for good, as the pool stays mapped: what the peer has
+/// started or managed may be in other threads, which wake the master after the peer is dropped. The
+/// descriptor of the next peer of the pool takes its place.
 pub(super) fn set_doorbell(pool: Pool, doorbell: OwnedFd) -> rustix::io::Result<()> {
     let kept = &LOCAL[pool.0.granule()].doorbell;
     let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
@@ -558,8 +562,8 @@ pub(super) fn set_doorbell(pool: Pool, doorbell: OwnedFd) -> rustix::io::Result<
     Ok(())
 }
 
-/// Whether this process takes part in the run of the pool: it can wake the master, and is no peer
-/// that was dropped.
+/// Whether this process takes part in the run of the pool: it can wake the master, and is not a
+/// peer that was dropped.
 pub(super) fn takes_part(pool: Pool) -> bool {
     let wake = LOCAL[pool.0.granule()].wake.load(Ordering::Relaxed);
     wake != 0 && me(pool) != LEFT
@@ -569,7 +573,7 @@ pub(super) fn set_me(pool: Pool, id: u64) {
     local::of(pool.0).set_job(id);
 }
 
-/// The job that this process, or the worker that it descends from, runs; 0 for the master.
+/// The job that this process runs, or the worker from which it descends; 0 for the master.
 pub(super) fn me(pool: Pool) -> u64 {
     local::of(pool.0).job()
 }
@@ -581,7 +585,7 @@ pub(super) fn wake_master(pool: Pool) {
         // SAFETY: open for as long as the pool is mapped, which the caller's handle says it is:
         // the master's by `set_wake`, a peer's by `set_doorbell`.
         let fd = unsafe { BorrowedFd::borrow_raw(raw.cast_signed()) };
-        // A full counter wakes the master as well.
+        // If the counter is full, the master is awake anyway.
         let _ = rustix::io::write(fd, &1_u64.to_ne_bytes());
     }
 }

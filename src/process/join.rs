@@ -1,9 +1,9 @@
-//! [`ScopedJoinHandle`] and what a join can answer.
+//! [`ScopedJoinHandle`] and what a join can return.
 //!
 //! # Crash behaviour
 //!
-//! A handle is a place in its scope's list, no more: the scope reaps the child of a handle that
-//! was dropped or forgotten.
+//! A handle is only a place in its scope's list: the scope reaps the child of a handle that was
+//! dropped or forgotten.
 
 use std::fmt;
 use std::io;
@@ -16,7 +16,7 @@ use super::encode::decode;
 use super::scope::Children;
 use crate::sys::process;
 
-/// Why a child gave no result. It concerns this child alone: its siblings and its parent go on.
+/// Why a child gave no result. This concerns only that child: its siblings and its parent go on.
 ///
 /// ```
 /// use shmkit::process::{JoinError, scope};
@@ -34,11 +34,12 @@ pub enum JoinError {
     /// The process exited with this code, zero included, before its closure returned.
     #[error("the process exited with code {0} before it had a result")]
     Exited(i32),
-    /// This signal ended the process. A call of `abort` and a stack overflow are seen so, too.
+    /// This signal ended the process. A call of `abort` and a stack overflow also appear as
+    /// signals.
     #[error("the process was ended by signal {0}")]
     Signaled(i32),
     /// Somebody else has joined the process and has its result. A [`ScopedJoinHandle`], which
-    /// `join` consumes, never answers so.
+    /// `join` consumes, never returns this.
     #[error("the process was joined before")]
     AlreadyJoined,
     /// The closure returned, but its value did not arrive.
@@ -56,8 +57,8 @@ pub enum JoinError {
     /// The caller is the master, which must not wait for a worker, or the worker itself.
     #[error("neither the master nor the worker itself can wait for the worker")]
     WouldDeadlock,
-    /// The calling process does not take part in the run that the handle is of, or no more; or that
-    /// run is over.
+    /// The calling process does not take part in the run to which the handle belongs, or no longer
+    /// does; or that run is over.
     #[error("this process does not take part in the run that the worker belongs to")]
     NoSuchRun,
 }
@@ -75,18 +76,18 @@ pub enum ResultError {
     /// The value's `Serialize` failed in the child; the text says why.
     #[error("the result could not be serialised: {0}")]
     Encode(String),
-    /// The bytes are not what the type's `Deserialize` accepts: it is no inverse of its
+    /// The type's `Deserialize` does not accept the bytes: it is not the inverse of its
     /// `Serialize`, or needs a self-describing format.
     #[error("the result could not be deserialised: {0}")]
     Decode(String),
-    /// The child could not write the value, mostly for want of memory.
+    /// The child could not write the value, mostly for lack of memory.
     #[error("the result could not be written")]
     Write(#[source] io::Error),
     /// The parent could not read the value.
     #[error("the result could not be read")]
     Read(#[source] io::Error),
-    /// There is no complete value, and why is unknown: the child's exit status went to somebody
-    /// else, because SIGCHLD is ignored or other code in this process waits for any child.
+    /// There is no complete value, and the reason is unknown: the child's exit status went to
+    /// somebody else, because SIGCHLD is ignored or other code in this process waits for any child.
     #[error("the process left no result, and its exit status was taken by somebody else")]
     Lost,
 }
@@ -125,7 +126,7 @@ pub enum KillError {
 /// ```
 pub struct ScopedJoinHandle<'s, R> {
     children: &'s Children,
-    /// Names the child in the list, for pids repeat.
+    /// Names the child in the list, since pids repeat.
     serial: u64,
     pid: u32,
     result: PhantomData<fn() -> R>,
@@ -156,7 +157,7 @@ impl<'s, R> ScopedJoinHandle<'s, R> {
         ProcessId::of_pid(self.pid)
     }
 
-    /// Waits for the child to end, and gives what its closure returned.
+    /// Waits for the child to end, and returns what its closure returned.
     ///
     /// # Errors
     ///
@@ -165,11 +166,11 @@ impl<'s, R> ScopedJoinHandle<'s, R> {
     ///
     /// # Panics
     ///
-    /// Where the `Deserialize` of `R` does. The child is reaped then.
+    /// If the `Deserialize` of `R` panics. The child has then been reaped.
     ///
     /// # Crash behaviour
     ///
-    /// A child that is killed wakes its joiner at once. One that is stopped is waited for.
+    /// A child that is killed wakes its joiner at once. If the child is stopped, the join waits.
     ///
     /// ```
     /// # use shmkit::process::{JoinError, scope};
@@ -195,7 +196,7 @@ impl<'s, R> ScopedJoinHandle<'s, R> {
     ///
     /// # Errors
     ///
-    /// [`KillError::Ended`] if it ended before, else what the kernel answered.
+    /// [`KillError::Ended`] if it ended before, otherwise what the kernel answered.
     ///
     /// ```
     /// # use shmkit::process::{JoinError, scope};
@@ -206,7 +207,8 @@ impl<'s, R> ScopedJoinHandle<'s, R> {
     /// });
     /// ```
     pub fn kill(&self) -> Result<(), KillError> {
-        // What has not been waited for keeps its number, so this is the child and nobody else.
+        // A child that has not been waited for keeps its number, so the number names this child and
+        // no other.
         if process::has_ended(self.pid) {
             return Err(KillError::Ended);
         }

@@ -1,5 +1,5 @@
-//! The crash journal: what a run has made outside of its pools, so that the next one can remove
-//! what a crash has left.
+//! The crash journal: what a run has made outside its pools, so that the next run can remove what a
+//! crash has left.
 //!
 //! A file `journal` in the run directory, written by the master alone:
 //!
@@ -10,17 +10,17 @@
 //! ```
 //!
 //! A block has 4 KiB, and is written by one call within one page: the kernel looks for a fatal
-//! signal between pages only, so a block is there or not. So nothing is appended, nothing has to
-//! be replayed in order, and the file does not grow: what it says is what there is.
+//! signal only between pages, so a block is there or it is not. So nothing is appended, nothing has
+//! to be replayed in order, and the file does not grow: it lists what exists now.
 //!
 //! # Invariants
 //!
-//! 1. A record is written before the resource may be made, and struck after it is removed. So what
-//!    is there is in the journal.
-//! 2. The file is locked while a run uses it, and never replaced: who has the lock is alone.
+//! 1. A record is written before the resource may be made, and struck after it is removed. So
+//!    whatever exists is in the journal.
+//! 2. The file is locked while a run uses it, and never replaced: a run that has the lock is alone.
 //! 3. All blocks are checked before anything is removed.
-//! 4. Only this user can have written the file: it is its own, and nobody else may write to it. So
-//!    whoever can make files in the directory cannot have any removed that it names.
+//! 4. Only this user can have written the file: it is this user's, and nobody else may write to it.
+//!    So whoever can make files in the directory cannot have anything removed by naming it there.
 //!
 //! # Crash behaviour
 //!
@@ -32,8 +32,9 @@
 //! | after a removal, before the record is struck | a record without the thing | strikes it |
 //! | while it removes what was left | a part of it | removes the rest |
 //!
-//! What cannot be removed, what a link leads to by now, and a pool that somebody has, keeps its record
-//! and its place, and is in no run's way. It is tried again when the run ends, and by the next one.
+//! Anything that cannot be removed, to which a link leads by now, or that is a pool that somebody
+//! has, keeps its record and its place, and is in no run's way. It is tried again when the run
+//! ends, and by the next run.
 
 use std::fs::File;
 use std::io;
@@ -53,11 +54,11 @@ use crate::sys::file_size;
 const BLOCK: usize = 4096;
 const MAGIC: [u8; 8] = *b"shmkjrnl";
 const VERSION: u32 = 1;
-/// Kinds of resources, which a journal counts from 0.
+/// The number of the first kind of resource, which a journal counts from 0.
 const FIRST_KIND: u32 = 1;
 const LENGTH: u64 = (BLOCK * (1 + PLACES)) as u64;
 
-/// Why a journal was not taken. Nothing was removed, and the file is as it was.
+/// Why a journal was not accepted. Nothing was removed, and the file is as it was.
 ///
 /// ```
 /// use shmkit::process::{Config, Entry, JournalError, RunError, run};
@@ -76,31 +77,32 @@ const LENGTH: u64 = (BLOCK * (1 + PLACES)) as u64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum JournalError {
-    /// The file is no journal.
+    /// The file is not a journal.
     #[error("it is no journal")]
     Foreign,
     /// It was written by a version that this one does not know.
     #[error("it is of version {version}")]
     Version {
-        /// Which.
+        /// Its version.
         version: u32,
     },
-    /// It is shorter or longer than a journal is.
+    /// It is shorter or longer than a journal.
     #[error("it has {length} bytes, and not {LENGTH}")]
     Truncated {
-        /// Bytes that it has.
+        /// The number of bytes that it has.
         length: u64,
     },
     /// A record is damaged.
     #[error("record {record} is damaged")]
     Corrupt {
-        /// Which, from 0.
+        /// The number of the record, from 0.
         record: usize,
     },
-    /// Somebody else may have written it: it is not this user's, or others may write to it.
+    /// Another user may have written it: it does not belong to this user, or others may write to
+    /// it.
     #[error("it is user {owner}'s and has the mode {mode:o}: somebody else may have written it")]
     NotOurs {
-        /// Whose it is.
+        /// The user that owns it.
         owner: u32,
         /// Its permissions.
         mode: u32,
@@ -110,7 +112,7 @@ pub enum JournalError {
 /// What a crashed run has left, by place.
 pub(super) type Left = Vec<(usize, Resource)>;
 
-/// A journal that this run has.
+/// The journal of this run.
 #[derive(Debug)]
 pub(super) struct Journal {
     file: File,
@@ -118,8 +120,8 @@ pub(super) struct Journal {
 }
 
 impl Journal {
-    /// Takes the journal of a run directory, both made if need be. With it what a crashed run has
-    /// left, by place.
+    /// Takes the journal of a run directory; both are made if they do not exist. Returns with it
+    /// what a crashed run has left, by place.
     pub(super) fn open(directory: &Path) -> Result<(Journal, Left), RunError> {
         let failed = |path: &Path, error: io::Error| RunError::File {
             path: path.display().to_string(),
@@ -143,9 +145,9 @@ impl Journal {
         }
     }
 
-    /// Removes what a crashed run has left. The places of what could not be removed, whose records
-    /// stay for the next run to try: a directory has the name now, the file is not ours to remove,
-    /// or somebody has the pool.
+    /// Removes what a crashed run has left. Returns the places of what could not be removed, whose
+    /// records stay for the next run to try: the name is now a directory's, the file is not ours to
+    /// remove, or somebody has the pool.
     pub(super) fn clear(&self, left: Left) -> Vec<usize> {
         let stays = |(place, resource): (usize, Resource)| {
             let cleared = remove_left(&resource).and_then(|()| self.strike(place));
@@ -158,7 +160,7 @@ impl Journal {
         left.into_iter().filter_map(stays).collect()
     }
 
-    /// Every record; a new file is given its header and its length.
+    /// Reads every record; a new file is given its header and its length.
     fn read(&self) -> io::Result<Result<Left, JournalError>> {
         let metadata = self.file.metadata()?;
         let (owner, mode) = (metadata.uid(), metadata.mode() & 0o7777);
@@ -172,7 +174,7 @@ impl Journal {
             }
             let mut block = [0; BLOCK];
             block[..16].copy_from_slice(&header(VERSION));
-            // Before there is a part of it.
+            // Checked before a part of it is written.
             file_size::check_write(LENGTH)?;
             self.write(&block, 0)?;
             self.file.set_len(LENGTH)?;
@@ -208,7 +210,7 @@ impl Journal {
         Ok(Ok(records))
     }
 
-    /// Says that there may be a resource from now on.
+    /// Records that the resource may exist from now on.
     pub(super) fn record(&self, place: usize, resource: &Resource) -> io::Result<()> {
         let mut block = [0; BLOCK];
         let name = resource.name().unwrap_or_default();
@@ -219,13 +221,13 @@ impl Journal {
         block[4..8].copy_from_slice(&crc.to_le_bytes());
         let recorded = self.write(&block, offset(place));
         if recorded.is_err() {
-            // No part of it may stay, for the next run would take it for damage.
+            // No part of it may stay, since the next run would take it for damage.
             let _ = self.strike(place);
         }
         recorded
     }
 
-    /// Says that the resource is there no more.
+    /// Records that the resource no longer exists.
     pub(super) fn strike(&self, place: usize) -> io::Result<()> {
         self.write(&[0; BLOCK], offset(place))
     }
@@ -235,8 +237,8 @@ impl Journal {
         self.file.write_all_at(block, at)
     }
 
-    /// The run is over: what was left is tried once more, and the file goes if it names nothing. The
-    /// lock is held until then.
+    /// The run is over: what was left is tried once more, and the file is removed if it names
+    /// nothing. The lock is held until then.
     pub(super) fn finish(self) -> io::Result<()> {
         match self.read()?.map(|left| self.clear(left)) {
             Ok(kept) if kept.is_empty() => pid_file::remove(&self.file, &self.path),
@@ -244,7 +246,7 @@ impl Journal {
         }
     }
 
-    /// There is no run: the file goes if it names nothing.
+    /// There is no run: the file is removed if it names nothing.
     pub(super) fn close(self) -> io::Result<()> {
         match self.read()? {
             Ok(records) if records.is_empty() => pid_file::remove(&self.file, &self.path),
@@ -295,8 +297,8 @@ fn parse(block: &[u8; BLOCK]) -> Result<Option<Resource>, ()> {
     }
 }
 
-/// Removes what a crashed run has left, but for what is no pool's file and has a pool's name. A pool
-/// that somebody has, who is no process of that run, is an error.
+/// Removes what a crashed run has left, including a file that has a pool's name and is not a pool.
+/// It is an error if somebody has the pool who is not a process of that run.
 fn remove_left(resource: &Resource) -> io::Result<()> {
     let Resource::Pool(name) = resource else {
         return remove(resource);
@@ -311,7 +313,7 @@ fn remove_left(resource: &Resource) -> io::Result<()> {
     }
 }
 
-/// Removes what a resource is, if it is there.
+/// Removes a resource, if it exists.
 pub(super) fn remove(resource: &Resource) -> io::Result<()> {
     let Some(path) = resource.path() else {
         return Ok(());
@@ -321,8 +323,8 @@ pub(super) fn remove(resource: &Resource) -> io::Result<()> {
     unless_gone(std::fs::remove_file(&path))
 }
 
-/// An error if there is a link on the way by now, which there was not when the resource was announced:
-/// it leads to what nobody has announced.
+/// An error if there is now a link on the way, which there was not when the resource was announced:
+/// it leads to something that nobody has announced.
 fn leads_there(resource: &Resource) -> io::Result<()> {
     match resource.clone().absolute() == *resource {
         true => Ok(()),
@@ -330,7 +332,7 @@ fn leads_there(resource: &Resource) -> io::Result<()> {
     }
 }
 
-/// An error if there is a device, as there is for a directory: no run has made one for itself.
+/// An error if the path is a device, as for a directory: no run has made one for itself.
 fn is_no_device(path: &Path) -> io::Result<()> {
     let is_device = std::fs::symlink_metadata(path).is_ok_and(|file| {
         let kind = file.file_type();

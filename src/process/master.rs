@@ -1,35 +1,36 @@
 //! [`Master`]: the process that starts the workers, reaps them, and does nothing else.
 //!
 //! It has one thread and little memory, so that forking it is cheap and safe. It sleeps on one
-//! descriptor: the counter that requests come by, a timer for restarts, a pidfd a worker. Every
-//! event is dealt with by a walk over the job table up to the highest place in use, which is short
-//! and finds also what a dead worker could not announce. What is done for its own children is in
-//! `children.rs`, what for peers in `guests.rs`.
+//! descriptor: the counter through which requests come, a timer for restarts, and a pidfd per
+//! worker. Every event is handled by a walk over the job table up to the highest place in use,
+//! which is short and also finds what a dead worker could not announce. What is done for its own
+//! children is in `children.rs`, what is done for peers in `guests.rs`.
 //!
 //! # Invariants
 //!
 //! 1. A process of ours is in `running` from its fork until it is reaped, at the job's place.
 //! 2. A process is reaped, and recovered in every pool, before its job's state says that it has
-//!    ended: who has joined a dead worker finds what it held taken back.
+//!    ended: a process that has joined a dead worker finds that what it held has been taken back.
 //! 3. A peer is in `peers` from when it was first seen idle until it has left or is recovered, with
 //!    the job that it runs. That job is in `running`, without a process of ours.
-//! 4. The descriptor for a child's pidfd is there before the fork. Should the kernel have no memory
+//! 4. The descriptor for a child's pidfd is reserved before the fork. If the kernel has no memory
 //!    for the watch, the child runs all the same: it is looked at every 100 ms until it is watched.
 //!
 //! # Shutdown
 //!
-//! When the first worker has ended: requests are refused and jobs not started any more; workers
-//! that are left are asked to end ([`Worker::stop_requested`](super::Worker::stop_requested)), and idle
-//! peers leave; the rest is killed after [`Config::patience`], peers that still run a job among them;
-//! all are reaped and recovered; what still has no process is refused; managed resources are removed; the journal, the pid
-//! file and the run's name go. Then the control pool says that there is no master, for the process may live on.
+//! When the first worker has ended: requests are refused and jobs are no longer started; workers
+//! that are left are asked to end ([`Worker::stop_requested`](super::Worker::stop_requested)), and
+//! idle peers leave; the rest are killed after [`Config::patience`], including peers that still run
+//! a job; all are reaped and recovered; jobs that still have no process are refused; managed
+//! resources are removed; the journal, the pid file and the run's name are removed. Then the
+//! control pool says that there is no master, since the process may live on.
 //!
 //! # Crash behaviour
 //!
-//! A master that is killed takes its workers with it: the kernel sends them SIGKILL, but for one that has changed
-//! its credentials since, which the kernel forgets about then; it finds out as peers do. The control
-//! pool has no name and goes with the last of them. What was managed, the journal and the
-//! pid file stay, and the next run puts that right.
+//! A master that is killed takes its workers with it: the kernel sends them SIGKILL. The exception
+//! is a worker that has changed its credentials since, for which the kernel then forgets to do so;
+//! it finds out as peers do. The control pool has no name and goes with the last of them. What was
+//! managed, the journal and the pid file stay, and the next run cleans that up.
 
 mod children;
 mod guests;
@@ -57,18 +58,20 @@ use crate::primitive::Ordering;
 use crate::sys::process;
 use crate::sys::watch::{self, Watch};
 
-/// The target of the log events of processes. The master and the parents of a scope tell them.
+/// The target of the log events of processes. The master and the parents of a scope log them.
 pub(super) const LOG: &str = "shmkit::process";
 
-/// When a process is looked at again that could not be watched, or started again.
+/// When to look again at a process that could not be watched, or to try again one that could not be
+/// started.
 const AGAIN: Duration = Duration::from_millis(100);
 
-/// A master for a program that has an event loop of its own: it is polled for being readable, and
-/// then [dispatched](Self::dispatch).
+/// A master for a program that has an event loop of its own: the loop polls it for being readable,
+/// and then [dispatches](Self::dispatch) it.
 ///
-/// The program stays single-threaded, and stays in the thread that made the master. It may have several
-/// masters, each with its own workers. These are forked with copies of what the others have: of a
-/// [pid file or a run directory](Config::pid_file) of another master they keep the lock until they end.
+/// The program stays single-threaded, and stays in the thread that made the master. It may have
+/// several masters, each with its own workers. These are forked with copies of what the other
+/// masters have: if another master has a [pid file or a run directory](Config::pid_file), they keep
+/// its lock until they end.
 ///
 /// ```
 /// use shmkit::process::{Config, Entry, Master};
@@ -103,13 +106,14 @@ pub struct Master {
     /// By place in the table of peers.
     peers: Vec<Option<Guest>>,
     stopping: bool,
-    /// Since the last fork.
+    /// What may have run since the last fork.
     ran: Ran,
-    /// Whose all this is: a process that it forks, by whatever means, has a copy.
+    /// The process to which all this belongs: a process that it forks, by whatever means, has a
+    /// copy.
     owner: u32,
     pid_file: Option<PidFile>,
     journal: Option<Journal>,
-    /// A panic of the hook, which goes on when all is done that there was to do.
+    /// A panic of the hook, which goes on when everything that was to be done is done.
     panicked: Option<Box<dyn Any + Send>>,
 }
 
@@ -171,7 +175,7 @@ impl Master {
             Ok(control) => control,
             Err(error) => {
                 if let Some((journal, _)) = journal {
-                    // Nothing is lost if it stays.
+                    // If this fails, the journal stays, and nothing is lost.
                     let _ = journal.close();
                 }
                 return Err(error);
@@ -179,7 +183,7 @@ impl Master {
         };
         let pool = control.pool();
         jobs::set_wake(pool, Some(watch.counter()));
-        // Last: who is refused has removed nothing.
+        // Last: a master that is refused has removed nothing.
         let journal = journal.map(|(journal, left)| {
             control.resources.keep(&journal.clear(left));
             journal
@@ -218,7 +222,8 @@ impl Master {
         Ok(control)
     }
 
-    /// The control block of a new pool, and whose it is: for those who may outlive the master.
+    /// Makes the control block of a new pool, and stores whose it is, for those that may outlive
+    /// the master.
     fn fill(pool: Pool) -> Result<Shared<Control>, RunError> {
         let tag = jobs::tag(pool).map_err(ObjectError::from)?;
         let control = Control::create(pool)?;
@@ -233,7 +238,7 @@ impl Master {
         watch: &mut Watch,
     ) -> Result<Shared<Control>, RunError> {
         let name = &peer::pool_name(name);
-        // What a killed master has left. Whatever else is there is in the way.
+        // Removes what a killed master has left. Whatever else is there is in the way.
         match remove::remove_with(name, peer::CONTROL) {
             Err(RemoveError::InUse { path }) => return Err(RunError::AlreadyRunning { path }),
             Err(RemoveError::Attach(
@@ -264,7 +269,7 @@ impl Master {
         };
         match builder.create_named_with(name, fill) {
             Ok((_, control)) => Ok(control),
-            // Somebody else was faster.
+            // Another master was faster.
             Err(RunError::Pool(CreateError::NameTaken { path })) => {
                 Err(RunError::AlreadyRunning { path })
             }
@@ -334,7 +339,7 @@ impl Master {
         worker::request(self.control(), None, options, entry, argument, false)
     }
 
-    /// Worker processes that there are.
+    /// How many worker processes there are.
     ///
     /// ```
     /// use shmkit::process::{Config, Entry, Master};
@@ -351,17 +356,17 @@ impl Master {
         self.count
     }
 
-    /// Does what there is to do, without waiting: starts what is requested, reaps and recovers
+    /// Does what there is to do, without waiting: starts what is requested, and reaps and recovers
     /// what has ended. Call it when the master is readable, in the thread that made it.
     ///
     /// # Errors
     ///
-    /// [`RunError::System`], if the kernel refuses what it should not. The master can go on.
-    /// [`RunError::Forked`] in a process that was forked otherwise than by the master.
+    /// [`RunError::System`] if the kernel refuses what it should not. The master can go on.
+    /// [`RunError::Forked`] in a process that was not forked by the master.
     ///
     /// # Panics
     ///
-    /// If the function of [`Config::on_end`] does; all else is done before.
+    /// If the function given to [`Config::on_end`] panics; everything else is done before that.
     ///
     /// ```
     /// use shmkit::process::{Config, Entry, Master};
@@ -377,7 +382,7 @@ impl Master {
         self.turn(Some(Duration::ZERO))
     }
 
-    /// Waits for events, `limit` at most, and deals with them.
+    /// Waits for events, at most `limit`, and handles them.
     pub(super) fn turn(&mut self, limit: Option<Duration>) -> Result<Dispatched, RunError> {
         self.check_owner()?;
         let mut done = Dispatched::default();
@@ -434,7 +439,7 @@ impl Master {
                     if self.due(place, now).is_none() {
                         started += usize::from(self.begin(place));
                     }
-                    // Also if it could not be started.
+                    // Even if it could not be started.
                     self.due(place, now).into_iter().for_each(&mut not_before);
                 }
             }
@@ -458,7 +463,7 @@ impl Master {
         process.due.filter(|&at| at > now)
     }
 
-    /// What a copy does would be done to the master's own workers and files.
+    /// An error in a copy: what it did would be done to the master's own workers and files.
     fn check_owner(&self) -> Result<(), RunError> {
         match self.owner == process::pid() {
             true => Ok(()),
@@ -466,13 +471,13 @@ impl Master {
         }
     }
 
-    /// Answers requests about resources, and removes what nobody uses.
+    /// Answers requests for resources, and removes what nobody uses.
     fn tend(&self, control: &Shared<Control>) {
         let journal = self.journal.as_ref();
         control.resources.tend(
             control.pool(),
             |place, resource| {
-                // A pool is made by who finds no other: what is there now is somebody else's.
+                // Whoever makes a pool must find no other: one that exists now is somebody else's.
                 let path = resource.path().unwrap_or_default();
                 if matches!(resource, Resource::Pool(_)) && path.symlink_metadata().is_ok() {
                     return Err((Kind::NameTaken, String::new()));
@@ -493,7 +498,8 @@ impl Master {
     ///
     /// # Errors
     ///
-    /// [`RunError::System`]. Workers that are left are killed nevertheless, by the drop.
+    /// [`RunError::System`]. Workers that are left are nevertheless killed, when the master is
+    /// dropped.
     /// [`RunError::Forked`]; nothing has changed.
     ///
     /// # Panics
@@ -532,12 +538,12 @@ impl Master {
 impl Drop for Master {
     fn drop(&mut self) {
         if self.owner != process::pid() {
-            // Handles of workers are left, which go on to wake the master.
+            // Handles of workers are left, through which the master is still woken.
             self.watch.keep_counter();
             return;
         }
         self.stopping = true;
-        // First, for those that we may not kill, and for peers that find the pool in this moment.
+        // First, for workers that we may not kill, and for peers that find the pool at this moment.
         self.control().stop();
         for place in 0..self.running.len() {
             self.kill(place);
@@ -551,25 +557,28 @@ impl Drop for Master {
             // Peers that are left keep what they have, and find no master.
             remove::unlink_ours(control.pool(), &peer::pool_name(name));
         }
-        // What they have requested before they knew. Before there is no master, so that who waits is told why.
+        // Refuses what they requested before they knew. This comes before there is no master, so
+        // that those that wait are told why.
         self.refuse_all();
         if let Some(control) = self.control.take() {
             let pool = control.pool();
-            // Nobody is left who uses any; not those either who were to be started, or to be killed before they had.
+            // Nobody is left who uses any resource; nor are those left that were to be started, or
+            // were killed before they had started.
             (0..JOBS).for_each(|place| control.resources.clear_user(place));
             self.tend(&control);
-            // What somebody is about to request nobody looks at any more.
+            // From here on, nobody looks at what somebody may be about to request.
             control.peers.end();
             jobs::set_wake(pool, None);
-            // Safe code may have started threads since, or be within a join of this very thread, and the pool may
-            // have been opened by its name: then it stays.
+            // Safe code may have started threads since, or be within a join on this very thread,
+            // and the pool may have been opened by its name: then the pool stays.
             if process::task_count().is_ok_and(|tasks| tasks == 1)
                 && control.is_the_only_one_here()
                 && !local::of(pool.0).is_shown()
             {
-                // SAFETY: nothing of this process uses the pool from here on: there is no other thread, the pool
-                // was shown to no user, handles of workers are names, and the only handle of the control block is dropped below, which finds that
-                // it holds nothing any more. The block goes with the pool, and not link by link.
+                // SAFETY: nothing in this process uses the pool from here on: there is no other
+                // thread, the pool was shown to no user, handles of workers are names, and the only
+                // handle of the control block is dropped below, which finds that it no longer holds
+                // anything. The block goes with the pool, and not link by link.
                 unsafe { pool.unmap() };
             } else {
                 self.watch.keep_counter();
@@ -577,10 +586,10 @@ impl Drop for Master {
             drop(control);
         }
         if let Some(journal) = self.journal.take() {
-            // Nothing is lost if it stays.
+            // If this fails, the journal stays, and nothing is lost.
             let _ = journal.finish();
         }
-        // Its destructor might panic, and nobody is left to be told.
+        // The payload's destructor might panic, and nobody is left to be told.
         std::mem::forget(self.panicked.take());
     }
 }

@@ -3,17 +3,17 @@
 //!
 //! [`scope`] is for work that begins and ends in one function. [`run`] is for a program made of
 //! workers: the calling process becomes the master, which does nothing but start workers, reap
-//! them, and put right what the dead have left. A run with a [name](Config::name) can be joined by
+//! them, and repair what the dead have left. A run with a [name](Config::name) can be joined by
 //! programs that were started separately: [`Peer`].
 //!
 //! | Module | Content |
 //! |---|---|
 //! | `scope` | [`scope`], [`Scope`], and the list of the children that are still to be waited for |
-//! | `join` | [`ScopedJoinHandle`] and what a join can answer |
+//! | `join` | [`ScopedJoinHandle`] and what a join can return |
 //! | `child` | one child: the fork, its life up to `_exit`, its end as the parent sees it |
 //! | `frame` | the file that carries a result from child to parent |
 //! | `entry` | [`Entry`]: a function that can be started as a process |
-//! | `table` | the words of such tables, and who may change them |
+//! | `table` | the state words of the tables in the control pool, and who may change them |
 //! | `encode` | values to bytes and back |
 //! | `jobs` | the table that master and workers share; the states of a job |
 //! | `worker` | [`Worker`]: what a running entry point is given |
@@ -33,9 +33,9 @@
 //!
 //! # Crash behaviour
 //!
-//! A child may be killed at any instruction. Its join answers [`JoinError::Signaled`], its siblings
-//! and its parent go on, and a result that it had begun to write is never taken for a whole one.
-//! A parent that is killed takes its children with it, and they take theirs.
+//! A child may be killed at any instruction. Its join returns [`JoinError::Signaled`], its siblings
+//! and its parent go on, and a result that it had begun to write is never taken for a whole one. A
+//! parent that is killed takes its children with it, and they take theirs.
 
 mod child;
 mod config;
@@ -86,8 +86,8 @@ pub use scope::{Scope, SpawnError, scope};
 pub use supervise::{Backoff, Restart, WorkerEnd};
 pub use worker::{StartError, Worker};
 
-/// The number of a worker of a [`run`]: 1 for the first one, then one more each time. A worker that
-/// is started again keeps it.
+/// The number of a worker of a [`run`]: 1 for the first worker, and one more for each further one.
+/// A worker that is started again keeps its number.
 ///
 /// ```
 /// use shmkit::process::{Config, Entry, WorkerId, run};

@@ -1,11 +1,11 @@
-//! [`Peer`]: a program that was started separately, in a run that it has found by its name.
+//! [`Peer`]: a program that was started separately, in a run that it has found by the run's name.
 //!
 //! The control pool of a named run can be opened like any named pool, and lies at the same address
-//! in the peer. What the peer cannot have is the master's memory: so it calls nothing by its
-//! address, and entries are known by their names and types on both sides.
+//! in the peer. What the peer cannot have is the master's memory: so it calls nothing by address,
+//! and entries are known by their names and types on both sides.
 //!
-//! The master is woken by a pipe of its own, which a peer opens through `/proc`: a program of the
-//! same user can. Between jobs a peer sleeps on its place in the table; see `peers.rs`.
+//! The master is woken through a pipe of its own, which a peer opens through `/proc`: a program of
+//! the same user can do so. Between jobs a peer sleeps on its place in the table; see `peers.rs`.
 
 use std::io;
 use std::marker::PhantomData;
@@ -26,8 +26,8 @@ use crate::sys::{descriptor, process};
 /// The control block's name in the control pool of a named run.
 pub(super) const CONTROL: &str = "shmkit run";
 
-/// The name of a run's control pool: not that of any pool of the user's. Of a name that no pool can have,
-/// that name itself, which is refused then.
+/// The name of a run's control pool, which differs from that of any pool of the user's. For a name
+/// that no pool can have, that name itself, which is then refused.
 pub(super) fn pool_name(run: &str) -> String {
     match PoolName::parse(run) {
         Some(_) => format!("{run}.run"),
@@ -35,10 +35,10 @@ pub(super) fn pool_name(run: &str) -> String {
     }
 }
 
-/// What stands for a peer outside of its jobs, where a worker has its number.
+/// What stands for a peer outside its jobs, in place of a worker's number.
 const OUTSIDE: u64 = u64::MAX;
 
-/// Why a program does not take part in a run, or does no more.
+/// Why a program does not take part in a run, or no longer does.
 ///
 /// ```
 /// use shmkit::process::{Peer, PeerError};
@@ -49,10 +49,10 @@ const OUTSIDE: u64 = u64::MAX;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PeerError {
-    /// There is no pool of the run's name, or it is none of this version's.
+    /// There is no pool of the run's name, or it is not of this version.
     #[error(transparent)]
     Attach(#[from] AttachError),
-    /// The pool of that name is no run's.
+    /// The pool of that name is not a run's.
     #[error("the pool of that name is not that of a run")]
     NotARun,
     /// The run was made by another version of the library.
@@ -70,7 +70,8 @@ pub enum PeerError {
     /// The process is the master, or one of its workers.
     #[error("this process takes part in the run already")]
     Already,
-    /// The master cannot be woken: its process is another user's, or `/proc` that of another PID namespace.
+    /// The master cannot be woken: its process belongs to another user, or `/proc` to another PID
+    /// namespace.
     #[error("the run's master cannot be reached")]
     Unreachable(#[source] io::Error),
 }
@@ -81,24 +82,25 @@ impl From<NoSlot> for PeerError {
     }
 }
 
-/// A program in a run that it was not forked by: it runs jobs of the entries that it
-/// [defines](Self::define), and starts and joins others like any worker.
+/// A program that takes part in a run and was not forked by its master: it runs jobs of the entries
+/// that it [defines](Self::define), and starts and joins workers like any worker.
 ///
 /// Entries are found by their names, and agree if their types look the same to serde: the same
-/// names and order of fields and variants, the same kinds of numbers. A job whose entry has other types in
-/// the program that defines it ends with [`JoinError::OtherTypes`](super::JoinError::OtherTypes).
-/// One that nobody defines waits until somebody does.
+/// names and order of fields and variants, and the same kinds of numbers. A job whose entry has
+/// other types in the program that defines it ends with
+/// [`JoinError::OtherTypes`](super::JoinError::OtherTypes). A job whose entry nobody defines waits
+/// until somebody does.
 ///
 /// A peer runs one job at a time. Start several processes to run several at once.
 ///
 /// # Crash behaviour
 ///
 /// A peer that is killed is recovered in the control pool, and in every other pool that the master
-/// has, before the join of the job that it ran answers. The answer is the signal, if the system still tells it
-/// ([`JoinError::Signaled`](super::JoinError::Signaled)), else
-/// [`ResultError::Lost`](super::ResultError::Lost): the peer is a child of somebody else, who may have
-/// taken its status first. Its job is started again by another peer if
-/// its [`Restart`](super::Restart) says so.
+/// has, before joining the job that it ran returns. The join returns the signal, if the system
+/// still reports it ([`JoinError::Signaled`](super::JoinError::Signaled)), otherwise
+/// [`ResultError::Lost`](super::ResultError::Lost): the peer is a child of another process, which
+/// may have taken its status first. Another peer starts its job again if the job's
+/// [`Restart`](super::Restart) says so.
 ///
 /// If the master dies, [`serve`](Self::serve) ends.
 ///
@@ -132,7 +134,7 @@ pub struct Peer {
     name: String,
     control: Shared<Control>,
     defined: Vec<Defined>,
-    /// The run knows a peer by its thread.
+    /// The run identifies a peer by its thread.
     _thread: PhantomData<*const ()>,
 }
 
@@ -153,10 +155,9 @@ impl Peer {
     ///
     /// # Errors
     ///
-    /// See [`PeerError`]. The run has not changed. Once mapped, a control pool stays so, as every
-    /// pool does: a program that is to take part in dozens of runs, one after another, executes
-    /// itself anew.
-    ///
+    /// See [`PeerError`]. The run has not changed. Once mapped, a control pool stays mapped, as
+    /// every pool does: a program that is to take part in dozens of runs, one after another, must
+    /// `exec` itself anew.
     /// ```no_run
     /// use shmkit::process::{Entry, Peer};
     ///
@@ -186,13 +187,14 @@ impl Peer {
             return Err(PeerError::MasterDied);
         }
         if !process::proc_counts_as_we_do() {
-            // What has the master's number there is another process.
+            // The process with the master's number there is another one.
             let why = "/proc is that of another PID namespace";
             return Err(PeerError::Unreachable(io::Error::other(why)));
         }
         let pid = control.peers.master_pid.load(Ordering::Relaxed);
         let number = control.peers.doorbell.load(Ordering::Relaxed);
-        // Read as well: a pipe that somebody reads sends nobody a signal, should the master die.
+        // Opened for reading, too: writing to a pipe that has a reader raises no signal, should the
+        // master die.
         let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
         let path = format!("/proc/{pid}/fd/{number}");
         let opened = rustix::fs::open(path, flags, Mode::empty()).and_then(|doorbell| {
@@ -203,7 +205,8 @@ impl Peer {
                 _ => Err(rustix::io::Errno::BADF),
             }
         });
-        // The master lives after it was opened, so it is not that of a later process of its number.
+        // The master still lives after its pipe was opened, so the pipe is not that of a later
+        // process with its number.
         if control.peers.is_orphaned(pool.0) {
             return Err(PeerError::MasterDied);
         }
@@ -218,8 +221,8 @@ impl Peer {
         })
     }
 
-    /// Lets this process run jobs of an entry, from [`serve`](Self::serve) on. One that is
-    /// [external](Entry::external) is no entry that this program has, and changes nothing.
+    /// Lets this process run jobs of an entry, from [`serve`](Self::serve) on. An entry that is
+    /// [external](Entry::external) is not one that this program has, and changes nothing.
     ///
     /// ```no_run
     /// use shmkit::process::{Entry, Peer};
@@ -235,9 +238,8 @@ impl Peer {
         self
     }
 
-    /// Starts a worker: of an entry that the master's program has
-    /// [defined](super::Config::define), in a process that the master forks; of one that some peer
-    /// has defined, there.
+    /// Starts a worker: if the master's program has [defined](super::Config::define) the entry, in
+    /// a process that the master forks; if a peer has defined it, in that peer.
     ///
     /// # Errors
     ///
@@ -303,7 +305,8 @@ impl Peer {
         worker::is_ending(&self.control)
     }
 
-    /// Runs jobs of the entries that were defined, until the run comes to its end; how many.
+    /// Runs jobs of the entries that were defined, until the run comes to its end; returns how
+    /// many.
     ///
     /// # Errors
     ///
@@ -340,7 +343,7 @@ impl Peer {
         jobs::wake_master(pool);
         let mut done = 0;
         loop {
-            // Before all that is looked at, so that no change is slept over.
+            // Read before anything is looked at, so that no change is slept through.
             let changed = place.changed();
             let state = place.state();
             match state.phase() {
@@ -356,9 +359,9 @@ impl Peer {
                 }
                 // The master is about to see it.
                 _ if table.is_orphaned(pool.0) => {
-                    // Our having the pool is not to be in the next run's way.
+                    // The next run must not be hindered because we have the pool.
                     unlink(control, &self.name);
-                    // It may have come to its end in order while we did not look.
+                    // The run may have ended in an orderly way while we did not look.
                     let ended = control.is_stopping().then_some(done);
                     return ended.ok_or(PeerError::MasterDied);
                 }
@@ -374,9 +377,9 @@ impl Peer {
     }
 }
 
-/// Removes the name of a run whose master is dead; one process does, once. A second one might look
-/// at the name before it is gone, and remove it when it is the next run's. While the first has the
-/// pool, no other run is given the name before it is removed.
+/// Removes the name of a run whose master is dead; only one process does so, once. A second one
+/// might look at the name before it is gone, and remove it when it is the next run's. While the
+/// first process has the pool, the name is not given to another run before it is removed.
 fn unlink(control: &Shared<Control>, name: &str) {
     if control.peers.claim_name() {
         remove::unlink_ours(control.pool(), name);
@@ -385,7 +388,7 @@ fn unlink(control: &Shared<Control>, name: &str) {
 
 impl Drop for Peer {
     fn drop(&mut self) {
-        // Handles of what it has started may be joined later on.
+        // Handles of what the peer has started may still be joined later.
         jobs::set_me(self.control.pool(), jobs::LEFT);
     }
 }

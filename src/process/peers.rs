@@ -1,9 +1,10 @@
 //! The table of peers in the control pool: programs that take part in a run without being forked by
 //! its master.
 //!
-//! A peer runs jobs of the entries that it has defined, one at a time, in its own process. Who runs
-//! what is decided by the master alone: a peer says that it is idle, the master gives it a job, the
-//! peer says that it is done. So nothing has to be repaired that two of them may have begun.
+//! A peer runs jobs of the entries that it has defined, one at a time, in its own process. The
+//! master alone decides which peer runs what: a peer says that it is idle, the master gives it a
+//! job, and the peer says that it is done. So nothing has to be repaired that two of them may have
+//! begun.
 //!
 //! ```text
 //! FREE ──> CLAIMED(tag) ──> IDLE(tag) ──> RUNS(tag) ──> DONE(tag) ──> IDLE(tag)
@@ -24,11 +25,11 @@
 //!
 //! # Invariants
 //!
-//! 1. The fields of a place belong to the peer while it is CLAIMED, and are not written from then on
-//!    until it is FREE, but for `job`, which is the master's while it is IDLE.
-//! 2. A job that a peer runs is RUNNING in the table of jobs for the master, which turns both words and is the
-//!    only one to look, until it has seen DONE or the peer's death.
-//! 3. The place names the peer's thread in the control pool. A peer is dead if that is gone.
+//! 1. The fields of a place belong to the peer while it is CLAIMED, and are not written from then
+//!    on until it is FREE, except for `job`, which belongs to the master while the place is IDLE.
+//! 2. A job that a peer runs is RUNNING in the table of jobs. The master turns both words and alone
+//!    looks at them, until it has seen DONE or the peer's death.
+//! 3. The place names the peer's thread in the control pool. A peer is dead if that thread is gone.
 //!
 //! # Crash behaviour
 //!
@@ -54,13 +55,13 @@ use crate::pool::{ObjectError, Pool};
 use crate::primitive::{AtomicU32, AtomicU64, Ordering};
 use crate::sys::futex;
 
-/// What stands for the master of a run that has ended; no tag.
+/// Stands for the master of a run that has ended; not a tag.
 const OVER: u64 = u64::MAX;
 
 /// Peers that there can be at once.
 pub(super) const PEERS: usize = 256;
 
-/// Where a peer is.
+/// The state of a peer's place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
     Free = 0,
@@ -103,7 +104,7 @@ pub(super) struct Assigned {
     pub(super) id: u64,
 }
 
-/// Bits for the place.
+/// How many bits the place takes.
 const PLACE_BITS: u32 = 12;
 const _: () = assert!(super::jobs::JOBS <= 1 << PLACE_BITS);
 
@@ -126,7 +127,7 @@ pub(super) struct Place {
     state: StateWord,
     pub(super) pid: AtomicU64,
     job: AtomicU64,
-    /// What the peer sleeps on: it changes with the state, when the master changes that.
+    /// What the peer sleeps on: changed whenever the master changes the state.
     changed: AtomicU32,
     /// What the peer has defined: pairs of a name and a signature, in postcard's encoding.
     pub(super) defined: Payload,
@@ -154,12 +155,12 @@ impl Place {
         given
     }
 
-    /// For [`wait`](Self::wait); read before what is waited for is looked at.
+    /// For [`wait`](Self::wait); read before the caller looks at what it waits for.
     pub(super) fn changed(&self) -> u32 {
         self.changed.load(Ordering::Acquire)
     }
 
-    /// The peer sleeps until the master has perhaps done something since `changed` was read.
+    /// The peer sleeps until the master may have done something since `changed` was read.
     pub(super) fn wait(&self, changed: u32, limit: Duration) {
         futex::wait(&self.changed, changed, limit);
     }
@@ -169,7 +170,7 @@ impl Place {
         futex::wake(&self.changed, u32::MAX);
     }
 
-    /// Makes known what the peer is. It has claimed the place.
+    /// Publishes what the peer has defined. The peer has claimed the place.
     pub(super) fn enter(&self, pool: Pool, pid: u32, defined: &[u8]) -> Result<(), ObjectError> {
         self.pid.store(pid.into(), Ordering::Relaxed);
         self.defined.store(pool, Kind::Value, defined)?;
@@ -184,7 +185,7 @@ impl Place {
         self.state.store(0);
     }
 
-    /// Whether the peer is dead, and what its thread was doing has happened or not.
+    /// Whether the peer is dead, and whatever its thread was doing has either happened or not.
     pub(super) fn is_gone(&self, arena: Arena) -> bool {
         table::is_abandoned(arena, self.state.load())
     }
@@ -195,11 +196,11 @@ impl Place {
 pub(super) struct Table {
     /// The master's thread, by its tag; [`OVER`] once it has ended the run, which it may outlive.
     pub(super) master: AtomicU64,
-    /// Its process.
+    /// The master's process.
     pub(super) master_pid: AtomicU64,
-    /// The descriptor of the master's by which it is woken, as that process numbers it.
+    /// The descriptor through which the master is woken, as numbered in the master's process.
     pub(super) doorbell: AtomicU32,
-    /// Set by who removes the name of a run whose master is dead.
+    /// Set by the process that removes the name of a run whose master is dead.
     name_claimed: AtomicU32,
     used: Used,
     places: [Place; PEERS],
@@ -228,7 +229,7 @@ impl Table {
             .is_ok()
     }
 
-    /// Something has happened that concerns all.
+    /// Something has happened that concerns all peers.
     pub(super) fn wake_all(&self) {
         self.places().for_each(|(_, place)| place.wake());
     }
@@ -239,7 +240,7 @@ impl Table {
         self.wake_all();
     }
 
-    /// Whether there is no master any more. Of most runs nobody is left then.
+    /// Whether there is no longer a master. In most runs, nobody is left by then.
     pub(super) fn is_orphaned(&self, arena: Arena) -> bool {
         let master = self.master.load(Ordering::Acquire);
         match master {
@@ -251,7 +252,8 @@ impl Table {
 }
 
 impl Shared<Control> {
-    /// Whether the master is dead, or has ended, as peers live to see, and workers that the kernel does not end.
+    /// Whether the master is dead, or has ended. Peers live to see that, and workers that the
+    /// kernel does not end.
     pub(super) fn is_orphaned(&self) -> bool {
         self.peers.is_orphaned(self.pool().0)
     }

@@ -1,11 +1,12 @@
 //! The pid file: it says who the master is, and its lock that there is one.
 //!
-//! A file that holds anything but a number is none, and stays as it is; so does what a symbolic link leads
-//! to, and what is no regular file. Files are known by their absolute paths, for the program may go to another
-//! directory before the run ends, and are removed if they are still the ones that were locked.
+//! A file that holds anything but a number is not a pid file, and stays as it is; so does whatever
+//! a symbolic link leads to, and anything that is not a regular file. Files are known by their
+//! absolute paths, since the program may change its directory before the run ends, and are removed
+//! only if they are still the ones that were locked.
 //!
-//! The lock goes with the last copy of its descriptor; workers close theirs as they start. So it
-//! is free once a killed master and the workers that were just being forked are gone.
+//! The lock goes with the last copy of its descriptor; workers close theirs as they start. So it is
+//! free once a killed master and the workers that were just being forked are gone.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _};
@@ -22,7 +23,7 @@ use crate::sys::{descriptor, file_size, process};
 pub(super) struct PidFile {
     file: File,
     path: PathBuf,
-    /// Whose it is: a process that it forks has a copy.
+    /// The process to which it belongs: a process that it forks has a copy.
     owner: u32,
 }
 
@@ -38,7 +39,7 @@ impl PidFile {
             let error = io::Error::new(io::ErrorKind::InvalidData, "it is no pid file");
             return Err(failed(error));
         }
-        // From here on it goes with what is returned, or with the error.
+        // From here on the file is removed with what is returned, or with the error.
         let pid_file = PidFile {
             file,
             path,
@@ -56,7 +57,7 @@ impl PidFile {
 
 /// Whether a file holds a number, or nothing.
 fn is_number(file: &File) -> io::Result<bool> {
-    /// Longer than any, with the spaces around it.
+    /// Longer than any number, with the spaces around it.
     const SOME: u64 = 40;
     let mut text = Vec::new();
     file.take(SOME).read_to_end(&mut text)?;
@@ -64,8 +65,8 @@ fn is_number(file: &File) -> io::Result<bool> {
     Ok((text.len() as u64) < SOME && text.trim_ascii().iter().all(is_digit))
 }
 
-/// Opens a regular file, made with that mode if need be, and locks it. A symbolic link is not followed: it
-/// could lead from a directory that others can write to, to any file of ours.
+/// Opens a regular file, made with that mode if it does not exist, and locks it. A symbolic link is
+/// not followed: in a directory to which others can write, it could lead to any file of ours.
 ///
 /// # Errors
 ///
@@ -78,7 +79,7 @@ pub(super) fn lock(path: &Path, mode: u32) -> Result<File, RunError> {
     loop {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
-        // Nor is a pipe waited for.
+        // Nor does this wait for a pipe.
         options
             .mode(mode)
             .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
@@ -101,7 +102,8 @@ pub(super) fn lock(path: &Path, mode: u32) -> Result<File, RunError> {
             }
             Err(error) => return Err(failed(error.into())),
         }
-        // Its last owner may have removed it between the two steps: then it is another by now.
+        // Its last owner may have removed it between the two steps: then the name is another file's
+        // by now.
         if is_at(&file, path).map_err(failed)? {
             return Ok(file);
         }
@@ -118,7 +120,7 @@ fn is_at(file: &File, path: &Path) -> io::Result<bool> {
     Ok(std::fs::symlink_metadata(path).map(inode).ok() == Some(ours))
 }
 
-/// Removes a file that was locked, unless another has its name by now.
+/// Removes a file that was locked, unless another file has its name by now.
 pub(super) fn remove(file: &File, path: &Path) -> io::Result<()> {
     match is_at(file, path)? {
         true => std::fs::remove_file(path),

@@ -19,9 +19,9 @@ use crate::pool::PoolName;
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Resource {
-    /// A file, or a named pipe or socket; a relative path is taken from the working directory of
-    /// who announces it. A directory or a device of that name stays, and a name that can only be a
-    /// directory's, as one that ends in a slash, is none.
+    /// A file, or a named pipe or socket. A relative path is taken from the working directory of
+    /// the process that announces it. A directory or a device of that name stays, and a name that
+    /// can only be a directory's, such as one that ends in a slash, is not valid.
     File(PathBuf),
     /// A named pool; see [`PoolBuilder::create_named`](crate::PoolBuilder::create_named).
     Pool(String),
@@ -30,7 +30,7 @@ pub enum Resource {
 }
 
 impl Resource {
-    /// The file that it is; `None` if it has a name that none can have.
+    /// The path of its file; `None` if no file can have its name.
     ///
     /// ```
     /// use shmkit::process::Resource;
@@ -38,7 +38,7 @@ impl Resource {
     /// ```
     #[must_use]
     pub fn path(&self) -> Option<PathBuf> {
-        /// Of a path, in bytes: the kernel's, with the zero behind it.
+        /// The longest path, in bytes: the kernel's limit, with the terminating zero.
         const LONGEST: usize = 4096;
         match self {
             Resource::File(name) => std::path::absolute(name).ok().filter(|path| {
@@ -54,8 +54,9 @@ impl Resource {
         }
     }
 
-    /// The same, from whatever directory it is seen, and whatever way its name leads there: the
-    /// links in it are followed but for the last one, which is what is removed.
+    /// The same resource, named independently of the current directory and of the way its name
+    /// leads there: links in the name are followed, except for the last one, which is what is
+    /// removed.
     pub(super) fn absolute(self) -> Resource {
         match (&self, self.path()) {
             (Resource::File(_), Some(path)) => Resource::File(direct(&path)),
@@ -98,14 +99,15 @@ impl Resource {
     }
 }
 
-/// Not so of `a/`, `a/.` and `a/..`, which can only be directories: were `a` a link to one, it is not what is meant.
+/// Not so for `a/`, `a/.` and `a/..`, which can only be directories: if `a` is a link to one, the
+/// link is not what is meant.
 fn ends_in_a_name(path: &Path) -> bool {
     let bytes = path.as_os_str().as_bytes();
     path.file_name()
         .is_some_and(|last| bytes.ends_with(last.as_bytes()))
 }
 
-/// The path without links and steps back before its last name. Directories that are not there yet
+/// The path without links and steps back before its last name. Directories that do not exist yet
 /// stay as they are named.
 fn direct(path: &Path) -> PathBuf {
     if path.file_name().is_none() {

@@ -1,14 +1,14 @@
-//! Managed resources: what lives outside of pools and has to go when nobody uses it any more.
+//! Managed resources: what lives outside pools and has to go when nobody uses it any more.
 //!
-//! A worker announces a resource, *before* it makes it; the master writes the announcement to its
-//! journal, and from then on the resource has an id, by which other workers find it. Who uses it
-//! is a bit a worker in the resource's place. When the last bit goes, by a drop or by a death, the
-//! master removes the resource, and then strikes it from the journal. The places, and what a kill
-//! leaves of them, are in `places.rs`; here is a worker's side.
+//! A worker announces a resource *before* it makes it; the master writes the announcement to its
+//! journal, and from then on the resource has an id, by which other workers find it. Each worker
+//! that uses it has a bit in the resource's place. When the last bit goes, because a use is dropped
+//! or a worker dies, the master removes the resource, and then strikes it from the journal. The
+//! places, and what a kill leaves of them, are in `places.rs`; a worker's side is here.
 //!
 //! Within a process, uses are counted in private memory, and bits change under its lock. A peer
-//! ends its job under the lock before the master hears of it: what other threads of the peer keep
-//! of the job's changes no bit from then on.
+//! ends its job under that lock before the master hears of it: whatever other threads of the peer
+//! keep of the job's uses changes no bit from then on.
 
 mod places;
 
@@ -31,8 +31,8 @@ use crate::pool::ObjectError;
 use crate::primitive::Ordering;
 use crate::sys::{futex, process};
 
-/// Names a managed resource of a run; it may travel in arguments and results. It is never given
-/// to another one. See [`Resources`] for an example.
+/// Names a managed resource of a run; it may be passed in arguments and results. The same id is
+/// never given to another resource. See [`Resources`] for an example.
 ///
 /// ```
 /// use shmkit::process::{Config, Entry, Resource, run};
@@ -48,7 +48,7 @@ use crate::sys::{futex, process};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ResourceId(u64);
 
-/// Why a resource is not managed, or not to be had.
+/// Why a resource is not managed, or cannot be used.
 ///
 /// ```
 /// use shmkit::process::{Config, Entry, Resource, run};
@@ -67,11 +67,11 @@ pub struct ResourceId(u64);
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ResourceError {
-    /// It has a name that no such thing can have.
+    /// It has a name that no such resource can have.
     #[error("no resource can have that name")]
     InvalidName,
-    /// It is a pool that is yet to be made, and there is a pool, or another file, of that name. That
-    /// stays.
+    /// It is a pool that is yet to be made, and there already is a pool, or another file, of that
+    /// name. That file stays.
     #[error("the pool's name is taken: {path}")]
     NameTaken {
         /// The file that has it.
@@ -80,8 +80,8 @@ pub enum ResourceError {
     /// It is gone: nobody used it any more.
     #[error("the resource is gone")]
     Gone,
-    /// The run is over: its master is dead. Or the job is, that a [peer](super::Peer) ran: a thread
-    /// that it has left behind uses nothing in its name.
+    /// The run is over: its master is dead. Or the job that a [peer](super::Peer) ran is over: a
+    /// thread that the job has left behind can use nothing on its behalf.
     #[error("the run is over, or the job")]
     RunOver,
     /// There are 256 managed resources.
@@ -98,8 +98,8 @@ pub enum ResourceError {
     NoSlot(#[from] NoSlot),
 }
 
-/// Which managed resources a started worker uses from its start, among those that its starter
-/// uses: so they are there when it asks for them. It uses them until it has ended for good.
+/// Which managed resources a started worker uses from its start, among those that its starter uses:
+/// so they exist when it asks for them. It uses them until it has ended for good.
 ///
 /// ```
 /// use shmkit::process::{Inherit, StartOptions};
@@ -118,7 +118,7 @@ pub enum Inherit<'a> {
     These(&'a [ResourceId]),
 }
 
-/// The managed resources of a run, as a worker sees them; from
+/// The managed resources of a run, as a worker sees them; obtained from
 /// [`Worker::resources`](super::Worker::resources).
 ///
 /// ```
@@ -147,14 +147,14 @@ struct Inner {
     control: Shared<Control>,
     user: usize,
     pid: u32,
-    /// How often this process uses what (see the module). What it inherited has one use more, which
-    /// never ends.
+    /// How often this process uses which resource (see the module). An inherited resource has one
+    /// use more, which never ends.
     uses: Mutex<Uses>,
 }
 
 struct Uses {
     counts: HashMap<u64, usize>,
-    /// The job is over, and its place perhaps another's.
+    /// The job is over, and its place may be another's.
     over: bool,
 }
 
@@ -178,16 +178,16 @@ impl Resources {
         self.0.uses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The job is about to be over, in a process that goes on. What it used is the master's to clear.
+    /// The job is about to be over, in a process that goes on. The master clears what the job used.
     pub(super) fn end(&self) {
         self.uses().over = true;
     }
 
     /// Has a resource removed when nobody uses it any more, at the latest when the run ends.
-    /// Announce it *before* it is made: with a journal ([`Config::run_directory`]), then, no crash
-    /// leaves it behind. What is managed already is got. A file, or a semaphore, that is there
-    /// already is removed like one that is made later; the name of a pool must be free. From then on
-    /// the name is the run's, and what has it in the end is removed.
+    /// Announce it *before* it is made: then, with a journal ([`Config::run_directory`]), no crash
+    /// leaves it behind. If it is managed already, this returns a use of it. A file or a semaphore
+    /// that exists already is removed like one that is made later; the name of a pool must be free.
+    /// From then on the name is the run's, and whatever has that name in the end is removed.
     ///
     /// # Errors
     ///
@@ -195,7 +195,7 @@ impl Resources {
     ///
     /// # Crash behaviour
     ///
-    /// A caller that dies may have had it managed; then it is removed.
+    /// If the caller dies, the resource may already be managed; it is then removed.
     ///
     /// [`Config::run_directory`]: super::Config::run_directory
     ///
@@ -227,7 +227,7 @@ impl Resources {
                 REQUESTED if self.0.control.is_orphaned() => return Err(ResourceError::RunOver),
                 REQUESTED => futex::wait(&place.answered, answered, TICK),
                 REFUSED if place.answer.kind() == Kind::Value => {
-                    // Others have announced it before us, and we have its bit: see `lead_to`.
+                    // Others have announced it before us, and it has our bit: see `lead_to`.
                     let same = place
                         .answer
                         .read(|id| Some(u64::from_ne_bytes(*id.as_array()?)));
@@ -278,7 +278,7 @@ impl Resources {
             return Err(error.into());
         }
         let id = table.last_id.fetch_add(1, Ordering::Relaxed) + 1;
-        // Ours from the start, so that it is not unused at any moment.
+        // Our bit is set from the start, so that the resource is not unused at any moment.
         let mut uses = self.uses();
         if uses.over {
             place.release();
@@ -292,7 +292,7 @@ impl Resources {
         Ok((id, place))
     }
 
-    /// A use of the resource with that id.
+    /// Starts a use of the resource with that id.
     ///
     /// # Errors
     ///
@@ -352,8 +352,8 @@ impl fmt::Debug for Resources {
     }
 }
 
-/// A use of a managed resource: it is there at least until the last use of any worker is dropped.
-/// A child that a worker forks uses it in the worker's name.
+/// A use of a managed resource: the resource exists at least until the last use of any worker is
+/// dropped. A child that a worker forks uses it on the worker's behalf.
 ///
 /// ```
 /// use shmkit::process::{Config, Entry, Resource, run};
@@ -379,7 +379,7 @@ pub struct Managed {
 }
 
 impl Managed {
-    /// By which other workers get it.
+    /// The id by which other workers get it.
     ///
     /// ```
     /// use shmkit::process::{Config, Entry, Resource, run};
@@ -397,7 +397,7 @@ impl Managed {
         ResourceId(self.id)
     }
 
-    /// What it is.
+    /// What the resource is.
     ///
     /// ```
     /// use shmkit::process::{Config, Entry, Resource, run};
@@ -415,7 +415,7 @@ impl Managed {
         &self.resource
     }
 
-    /// Its file.
+    /// The path of its file.
     ///
     /// ```
     /// use shmkit::process::{Config, Entry, Resource, run};
@@ -430,14 +430,14 @@ impl Managed {
     /// ```
     #[must_use]
     pub fn path(&self) -> PathBuf {
-        // Only what has a path is managed.
+        // Only a resource that has a path is managed.
         self.resource.path().unwrap_or_default()
     }
 }
 
 impl Drop for Managed {
     fn drop(&mut self) {
-        // A forked child has copies of its parent's uses, and the parent has the bit.
+        // A forked child has copies of its parent's uses; the bit belongs to the parent.
         if self.resources.0.pid == process::pid()
             && let Some(place) = self.resources.0.control.resources.find(self.id)
         {

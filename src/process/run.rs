@@ -20,10 +20,11 @@ pub enum RunError {
     /// The control pool could not be made.
     #[error("the control pool could not be made")]
     Pool(#[from] CreateError),
-    /// Nor what is in it.
+    /// What is in the control pool could not be made.
     #[error("the control pool has no memory")]
     NoMemory(#[from] ObjectError),
-    /// The process has other threads: what it forks would find their locks locked for ever.
+    /// The process has other threads: a process that it forks would find their locks locked for
+    /// ever.
     #[error("this process has {tasks} threads; a master has one")]
     MultiThreaded {
         /// The number of threads, the caller's included.
@@ -54,10 +55,10 @@ pub enum RunError {
         #[source]
         error: JournalError,
     },
-    /// The process is no master: it was forked from one by other means, and has a copy.
+    /// The process is not a master: it was forked from one by other means, and has a copy.
     #[error("this process has but a copy of the master")]
     Forked,
-    /// The first worker was not asked for.
+    /// The first worker could not be requested.
     #[error("the first worker could not be started")]
     Start(#[from] StartError),
     /// The first worker gave no result.
@@ -68,11 +69,11 @@ pub enum RunError {
     System(#[from] io::Error),
 }
 
-/// Makes the calling process a master, runs `first` as its first worker, and gives what that
-/// returned. Workers that are left then are ended; see [`Config::patience`].
+/// Makes the calling process a master, runs `first` as its first worker, and returns what that
+/// returned. Workers that are then left are ended; see [`Config::patience`].
 ///
-/// Workers are always forked by the master, from its main thread's state, so a worker inherits
-/// what the master has: make pools before the run, and hand descriptors of what is in them
+/// Workers are always forked by the master, from the state of its main thread, so a worker inherits
+/// what the master has: make pools before the run, and pass descriptors of what is in them
 /// ([`Handle`](crate::Handle)) to the entry points.
 ///
 /// # Errors
@@ -81,8 +82,8 @@ pub enum RunError {
 ///
 /// # Crash behaviour
 ///
-/// A worker may be killed at any instruction; see [`JoinHandle::join`](super::JoinHandle::join). If the calling *thread*
-/// dies, the workers are killed.
+/// A worker may be killed at any instruction; see [`JoinHandle::join`](super::JoinHandle::join). If
+/// the calling *thread* dies, the workers are killed.
 ///
 /// ```
 /// use shmkit::process::{Config, Entry, JoinError, Worker, run};

@@ -4,15 +4,15 @@
 //!
 //! A forked child works on a copy of its parent's memory. What it changes there is lost, and what
 //! it owns there is owned twice. The bounds `Copy + Send`, and `Scope: !Sync`, turn that into
-//! errors of the compiler: a closure that captures `&mut`, an owned value, `&Cell`, a handle or the
-//! scope itself is refused, while shared references and `Copy` handles pass.
+//! compiler errors: a closure that captures `&mut`, an owned value, `&Cell`, a handle or the scope
+//! itself is refused, while shared references and `Copy` handles pass.
 //!
 //! # Invariants
 //!
 //! 1. A child is in the list from its fork until somebody takes it out to reap it, and whoever
 //!    takes it out reaps it. So none is reaped twice, and none is left when `scope` returns.
 //! 2. The list is ordered by serial number, so a handle finds its child by bisection.
-//! 3. No borrow of the list is held while a child is waited for, or while anybody else's code runs.
+//! 3. No borrow of the list is held while a child is waited for, or while any other code runs.
 //!
 //! # Crash behaviour
 //!
@@ -72,13 +72,13 @@ pub enum SpawnError {
     #[error("a pool has no free process record for the child")]
     NoProcessRecord,
     /// Children of this thread would be in another time namespace than a pool that this process has
-    /// attached: nobody could tell whether they live, nor they of others.
+    /// attached: nobody could tell whether they live, and they could not tell whether others do.
     #[error("the child would be in another time namespace than a pool")]
     OtherTimeNamespace,
     /// The threads of this process could not be counted.
     #[error("the threads of this process could not be counted")]
     Tasks(#[source] io::Error),
-    /// The file for the result could not be made, mostly for want of descriptors.
+    /// The file for the result could not be made, mostly for lack of descriptors.
     #[error("no file for the result could be made")]
     ResultFile(#[source] io::Error),
     /// Buffered output could not be written, and would have been copied into the child.
@@ -94,7 +94,8 @@ pub enum SpawnError {
 ///
 /// # Panics
 ///
-/// If `f` panics, after the children were waited for; and if a child failed that was not joined.
+/// If `f` panics, after the children have been waited for; and if a child failed that was not
+/// joined.
 ///
 /// # Crash behaviour
 ///
@@ -119,7 +120,7 @@ pub fn scope<'env, T>(f: impl for<'s> FnOnce(&'s Scope<'s, 'env>) -> T) -> T {
         scope: PhantomData,
         env: PhantomData,
     };
-    // Nothing that `f` left half-done is seen by anyone, for the panic goes on below.
+    // Nobody sees what `f` left half done, since the panic goes on below.
     let outcome = catch_unwind(AssertUnwindSafe(|| f(&scope)));
     let failure = scope.children.finish_all();
     match (outcome, failure) {
@@ -133,7 +134,7 @@ pub fn scope<'env, T>(f: impl for<'s> FnOnce(&'s Scope<'s, 'env>) -> T) -> T {
 
 /// Where child processes are started; made by [`scope`].
 ///
-/// It is neither `Send` nor `Sync`, and so reaches no child:
+/// It is neither `Send` nor `Sync`, and so cannot be passed to a child:
 ///
 /// ```compile_fail
 /// shmkit::process::scope(|s| {
@@ -156,7 +157,7 @@ pub struct Scope<'s, 'env: 's> {
 }
 
 impl<'s> Scope<'s, '_> {
-    /// Forks a child that runs `f`, and sends back what it returns.
+    /// Forks a child that runs `f`, and sends back what `f` returns.
     ///
     /// The child works on a copy of this process's memory as it is now; only shared memory is
     /// shared. It ends with `f`: no destructor of the copied values, no `atexit` handler and no
@@ -170,8 +171,8 @@ impl<'s> Scope<'s, '_> {
     ///
     /// # Crash behaviour
     ///
-    /// A child that panics, exits, is killed or cannot send its value says so in its join, and
-    /// nowhere else.
+    /// If a child panics, exits, is killed or cannot send its value, its join returns an error;
+    /// nothing else is affected.
     ///
     /// ```
     /// # use shmkit::process::scope;
@@ -218,13 +219,13 @@ impl<'s> Scope<'s, '_> {
     /// As [`spawn`](Self::spawn), in a process that may have other threads.
     ///
     /// The other threads do not exist in the child. The locks of the allocator and of stdio (those
-    /// of glibc, and of [`std::io::stdout`] and [`std::io::stderr`]) are seen to; this call
-    /// therefore waits for a thread that holds one of the latter.
+    /// of glibc, and of [`std::io::stdout`] and [`std::io::stderr`]) are taken care of; for that,
+    /// this call waits for a thread that holds one of the latter.
     ///
     /// # Safety
     ///
-    /// `f` must do nothing in the child that relies on what another thread had locked or half
-    /// done at the moment of the fork: such a lock is never released there, and such data never
+    /// In the child, `f` must do nothing that relies on what another thread had locked or half done
+    /// at the moment of the fork: such a lock is never released there, and such data is never
     /// completed.
     ///
     /// # Errors
@@ -233,8 +234,8 @@ impl<'s> Scope<'s, '_> {
     ///
     /// # Crash behaviour
     ///
-    /// As for `spawn`; the child dies with the thread that started it, which the scope holds until
-    /// then.
+    /// As for `spawn`; the child dies with the thread that started it, which stays in the scope
+    /// until then.
     ///
     /// ```
     /// # use shmkit::process::{SpawnError, scope};
@@ -276,11 +277,11 @@ impl<'s> Scope<'s, '_> {
             let value = f();
             child::end_copy_of(own, 0);
             let written = frame::write_value(file, &value);
-            // The value's owner is the parent now; the child ends without destructors.
+            // The value now belongs to the parent; the child ends without destructors.
             std::mem::forget(value);
             written
         };
-        // SAFETY: passed on to our caller; serialising and writing are all that is added to `f`.
+        // SAFETY: passed on to our caller; only serialising and writing are added to `f`.
         let child = unsafe { child::start(threads, &mut body) }?;
         let pid = child.pid;
         let serial = self.children.add(child);
@@ -302,7 +303,7 @@ impl fmt::Debug for Scope<'_, '_> {
 pub(super) struct Children {
     list: RefCell<Vec<Entry>>,
     next_serial: Cell<u64>,
-    /// The length at which children without a handle are looked through.
+    /// The list length at which children without a handle are looked through.
     sweep_at: Cell<usize>,
     /// The first child that failed with nobody to join it.
     failure: RefCell<Option<(u32, JoinError)>>,
@@ -378,7 +379,7 @@ impl Children {
         }
     }
 
-    /// Waits for all children; the first failure.
+    /// Waits for all children; returns the first failure.
     fn finish_all(&self) -> Option<(u32, JoinError)> {
         for entry in self.list.take() {
             let pid = entry.child.pid;

@@ -1,17 +1,21 @@
-//! The shape of a type, as bytes: what its `Deserialize` asks for when it is run on made-up input, which decides
-//! about the bytes that it reads. Names and order of fields, names of variants, kinds of numbers.
+//! The shape of a type, as bytes: what its `Deserialize` asks for when it is run on made-up input,
+//! which decides how the bytes that it reads are interpreted. Names and order of fields, names of
+//! variants, kinds of numbers.
 //!
-//! Where a type branches (enums; an option, a sequence, a map, which have something or nothing) one run sees one
-//! branch, and the same type may lie within itself, for ever if the same branch were taken there. So each such type is
-//! a *node*, told from others by its visitor's type, with a shape for each branch, and runs are made until none has
-//! news. A run goes where something is left to be seen. Within a node that is looked into already, and where nothing
+//! Where a type branches (enums; an option, a sequence or a map, which has something or nothing),
+//! one run sees one branch, and the same type may lie within itself, for ever if the same branch
+//! were taken there. So each such type is a *node*, told from others by its visitor's type, with a
+//! shape for each branch, and runs are made until none finds anything new. A run goes where
+//! something is left to be seen. Within a node that is being looked into already, and where nothing
 //! is left, the node's *base* is taken.
 //!
 //! Invariants
-//! 1. The base of a node is the branch that was read to its end in the fewest steps. All nodes within it had bases by then,
-//!    of fewer steps, and get others of fewer only. So taking bases only ends, as early as it can.
-//! 2. A branch that could not be read is tried again only if something was tried or read since it was begun. So runs end:
-//!    of those that follow each other, all but the last one try or read a branch for the first time.
+//! 1. The base of a node is the branch that was read to its end in the fewest steps. All nodes
+//!    within it had bases by then, with fewer steps, and these are only replaced by ones with still
+//!    fewer. So taking only bases ends, as early as it can.
+//! 2. A branch that could not be read is tried again only if something was tried or read since it
+//!    was begun. So runs come to an end: of the runs that follow each other, all but the last one
+//!    try or read a branch for the first time.
 
 use std::any::TypeId;
 use std::collections::{HashMap, HashSet};
@@ -23,10 +27,11 @@ use serde::de::{
     MapAccess, SeqAccess, VariantAccess, Visitor,
 };
 
-/// How deep types may lie in each other.
+/// How deep types may be nested.
 const DEEPEST: usize = 200;
 
-/// The bytes, and whether they are all of it: not so of a type that refuses made-up input.
+/// The bytes, and whether they are the whole shape: they are not for a type that refuses made-up
+/// input.
 pub(super) fn of<T: DeserializeOwned>() -> (Vec<u8>, bool) {
     let mut tracer = Tracer::default();
     loop {
@@ -36,7 +41,7 @@ pub(super) fn of<T: DeserializeOwned>() -> (Vec<u8>, bool) {
             shape: &mut root,
         };
         let read = catch_unwind(AssertUnwindSafe(|| T::deserialize(reader).is_ok()));
-        // What it panicked with is kept: its destructor might panic again.
+        // The panic's payload is leaked: its destructor might panic again.
         let read = read.map_err(std::mem::forget);
         let is_whole = matches!(read, Ok(true)) && tracer.nodes.iter().all(Node::is_whole);
         if is_whole || read.is_err() || tracer.news == before {
@@ -81,7 +86,7 @@ enum Kind {
 #[derive(Default)]
 struct Shape {
     bytes: Vec<u8>,
-    /// Nodes that it has.
+    /// The nodes that it contains.
     nodes: Vec<usize>,
 }
 
@@ -107,9 +112,9 @@ impl Shape {
 
 #[derive(Default)]
 struct Branch {
-    /// Once it was read to its end.
+    /// Set once it was read to its end.
     shape: Option<Shape>,
-    /// What [`Tracer::news`] was when it was tried last.
+    /// The value of [`Tracer::news`] when it was last tried.
     tried: Option<usize>,
 }
 
@@ -162,7 +167,7 @@ impl Tracer {
         all.bytes
     }
 
-    /// A branch of the node that is to be seen, or leads to one.
+    /// A branch of the node that is still to be seen, or leads to one.
     fn branch_to_see(&self, node: usize) -> Option<usize> {
         let branches = &self.nodes[node].branches;
         let mut seen = HashSet::from([node]);
@@ -179,7 +184,7 @@ impl Tracer {
         branch.shape.is_none() && branch.tried.is_none_or(|tried| tried < self.news)
     }
 
-    /// Not through what is looked into already: of that, only the base is taken.
+    /// Not through a node that is being looked into already: of that, only the base is taken.
     fn leads_on(&self, branch: &Branch, seen: &mut HashSet<usize>) -> bool {
         branch.shape.iter().flat_map(|s| &s.nodes).any(|&next| {
             !self.nodes[next].is_open
@@ -206,7 +211,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Has `read` read what lies within.
+    /// Has `read` read what lies within, one level deeper.
     fn within<R>(mut self, read: impl FnOnce(Reader<'_>) -> Result<R, Error>) -> Result<R, Error> {
         if self.tracer.depth == DEEPEST {
             return Err(Error::custom("types lie too deep in each other"));
@@ -280,7 +285,7 @@ impl Reader<'_> {
         result
     }
 
-    /// Has `visit` read so many elements.
+    /// Has `visit` read `count` elements.
     fn elements<R>(
         self,
         count: usize,

@@ -1,9 +1,9 @@
 //! What an entry point's types look like to serde, as a number.
 //!
-//! Programs that are built separately agree on an entry by its name and on its types by this number.
-//! It is made of the types' shapes (`shape.rs`). Where a type refuses made-up input (because it validates), so that its shape
-//! is not known as a whole, the name that the compiler gives it counts as well, which is the same in programs that have
-//! it from one crate.
+//! Programs that are built separately agree on an entry by its name, and on its types by this
+//! number. It is made from the types' shapes (`shape.rs`). If a type refuses made-up input (because
+//! it validates), so that its whole shape is not known, the name that the compiler gives it counts
+//! as well; this is the same in programs that have the type from one crate.
 
 use super::{Wire, shape};
 use crate::layout::fnv;
@@ -13,10 +13,10 @@ pub(super) fn hash(bytes: &[u8]) -> u64 {
     bytes.iter().fold(fnv::START, step)
 }
 
-/// A number that is equal where the bytes of both types mean the same.
+/// A number that is equal if the bytes of both types mean the same.
 pub(super) fn signature<A: Wire, R: Wire>() -> u64 {
     let mut bytes = known_by::<A>();
-    // Neither's end is the other's beginning.
+    // So that neither's end can be taken for the other's beginning.
     bytes.extend((bytes.len() as u64).to_le_bytes());
     bytes.extend(known_by::<R>());
     hash(&bytes)
@@ -35,7 +35,7 @@ mod tests {
     use super::*;
     use serde::{Deserialize, Serialize};
 
-    /// The same types once more, in another place and with another number.
+    /// The same types once more, in another place and with another number type.
     macro_rules! program {
         ($program:ident $number:ty, $($last:ident)?) => {
             mod $program {
@@ -60,7 +60,7 @@ mod tests {
                     pub how: Result<Shape, Option<Shape>>,
                 }
 
-                /// What comes first lies within itself.
+                /// What comes first contains itself.
                 #[derive(Serialize, Deserialize)]
                 pub enum Term {
                     Sum(Box<Term>, Box<Term>),
@@ -118,7 +118,8 @@ mod tests {
         assert!(terms[0] != terms[2] && terms[0] != terms[3] && terms[2] != terms[3]);
     }
 
-    /// What is taken of a type again and again is the least of it, or these would take for ever.
+    /// What is taken of a type again and again is its smallest branch; otherwise these would take
+    /// for ever.
     #[test]
     fn many_types_of_three_of_the_next_are_seen_to_their_ends() {
         #[derive(Serialize, Deserialize)]
@@ -131,7 +132,8 @@ mod tests {
         assert!(shape::of::<Sixteen<Four<u8>>>().1);
     }
 
-    /// What is left to be seen of one is not looked for through the other, which is looked into already.
+    /// What is left to be seen of one type is not looked for through the other, which is being
+    /// looked into already.
     #[test]
     fn types_within_each_other_are_seen_to_their_ends() {
         #[derive(Serialize, Deserialize)]
@@ -190,7 +192,7 @@ mod tests {
         }
     }
 
-    /// What panics when it is dropped, unless that would be the end of the process.
+    /// A value that panics when it is dropped, unless that would end the process.
     struct Loud;
 
     impl Drop for Loud {
@@ -199,7 +201,7 @@ mod tests {
         }
     }
 
-    /// Panics with that, on any input.
+    /// Panics with a [`Loud`], on any input.
     #[derive(Serialize)]
     struct Refuses;
 

@@ -1,8 +1,8 @@
 //! Supervision: how a worker ended, and whether it is started again.
 //!
-//! The policy and the number of restarts lie in the job's place, so they cost the master no
-//! memory of its own. The wait before a restart is a time at which the master's timer fires: the
-//! master sleeps for nobody.
+//! The policy and the number of restarts lie in the job's place, so they cost the master no memory
+//! of its own. The wait before a restart is a time at which the master's timer fires: the master
+//! never sleeps on a worker's behalf.
 
 use std::time::Duration;
 
@@ -11,9 +11,9 @@ use super::{JoinError, ResultError, WorkerId};
 use crate::primitive::Ordering;
 use crate::sys::process::Ended;
 
-/// Whether a worker is started again when it has ended; see [`StartOptions`](super::StartOptions). A
-/// restart that is refused, by the system or because there are as many workers as there may be, is
-/// tried again. A master that has other threads, or holds guards, by then, ends it with
+/// Whether a worker is started again when it has ended; see [`StartOptions`](super::StartOptions).
+/// If a restart is refused, by the system or because there are as many workers as there may be, it
+/// is tried again. If by then the master has other threads, or holds guards, the worker ends with
 /// [`JoinError::NotStarted`].
 ///
 /// ```
@@ -34,16 +34,17 @@ use crate::sys::process::Ended;
 /// # Ok::<(), shmkit::process::RunError>(())
 /// ```
 ///
-/// What the process that has ended got of managed [resources](super::Resources) is not used by the next one; what the
-/// worker inherited is.
+/// The next process does not use the managed [resources](super::Resources) that the ended process
+/// got itself; it does use those that the worker inherited.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Restart {
-    /// It is not.
+    /// It is not started again.
     #[default]
     Never,
-    /// After a panic, an exit or a signal. Its join waits until it returns, or was started as often
-    /// as it may be. One that was ended by [`JoinHandle::kill`](super::JoinHandle::kill) stays so.
+    /// After a panic, an exit or a signal. Its join waits until it returns, or has been started as
+    /// often as it may be. A worker that was ended by [`JoinHandle::kill`](super::JoinHandle::kill)
+    /// is not started again.
     OnCrash(Backoff),
     /// Also when it has returned; the value is dropped.
     Always(Backoff),
@@ -65,17 +66,18 @@ pub struct Backoff {
     times: u32,
 }
 
-/// Milliseconds, and times, that there is room for.
+/// The most milliseconds, and times, for which there is room.
 const ROOM: u32 = (1 << 20) - 1;
 
-/// Rounded up: only no time is none.
+/// Rounded up: only a time of zero gives zero.
 fn milliseconds(time: Duration) -> u32 {
     let whole = time.as_nanos().div_ceil(1_000_000);
     u32::try_from(whole).unwrap_or(ROOM).min(ROOM)
 }
 
 impl Backoff {
-    /// Waits that start with `first`, 17 minutes at most, and end at 60 times that; any number.
+    /// Waits that start with `first`, at most 17 minutes, and end at 60 times that; any number of
+    /// restarts.
     ///
     /// ```
     /// use shmkit::process::Backoff;
@@ -93,7 +95,7 @@ impl Backoff {
         }
     }
 
-    /// The longest wait, 17 minutes at most.
+    /// The longest wait, at most 17 minutes.
     ///
     /// ```
     /// use shmkit::process::Backoff;
@@ -106,8 +108,8 @@ impl Backoff {
         self
     }
 
-    /// How often a worker is started again; then its end is final. About a million at most, which
-    /// stands for "for ever".
+    /// How often a worker is started again; after that, its end is final. About a million at most,
+    /// which stands for "for ever".
     ///
     /// ```
     /// use shmkit::process::Backoff;
@@ -180,7 +182,7 @@ pub(super) fn wait_before_restart(job: &Job, outcome: u32) -> Option<Duration> {
     backoff.wait(job.restarts.load(Ordering::Relaxed))
 }
 
-/// The time until a restart is tried again that was refused: as before the one that was.
+/// The time until a restart that was refused is tried again: the same as before the restart itself.
 pub(super) fn wait_before_retry(job: &Job) -> Duration {
     match Restart::unpack(job.policy.load(Ordering::Relaxed)) {
         Restart::OnCrash(backoff) | Restart::Always(backoff) => {
@@ -191,7 +193,7 @@ pub(super) fn wait_before_retry(job: &Job) -> Duration {
     }
 }
 
-/// A worker has ended; given to the hook of [`Config::on_end`](super::Config::on_end).
+/// The end of a worker; passed to the hook of [`Config::on_end`](super::Config::on_end).
 ///
 /// ```
 /// use shmkit::process::{Config, Entry, run};
@@ -211,11 +213,11 @@ pub(super) fn wait_before_retry(job: &Job) -> Duration {
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct WorkerEnd {
-    /// Which.
+    /// Which worker.
     pub worker: WorkerId,
-    /// Why, or that it returned.
+    /// Why it ended, or that it returned.
     pub cause: Result<(), JoinError>,
-    /// When it is started again, if it is.
+    /// In what time it is started again, if it is.
     pub restart_in: Option<Duration>,
 }
 
@@ -234,7 +236,7 @@ pub(super) fn pack(ended: Ended) -> u32 {
 /// Whether an ended job has a value, and why it has none.
 pub(super) fn returned(job: &Job, outcome: u32) -> Result<(), JoinError> {
     let low = (outcome & 0xff).cast_signed();
-    // Whatever it wrote, a process that was killed did not come to its end in order.
+    // Whatever it wrote, a process that was killed did not come to an orderly end.
     if outcome >> 8 == 2 {
         return Err(JoinError::Signaled(low));
     }
@@ -246,7 +248,7 @@ pub(super) fn returned(job: &Job, outcome: u32) -> Result<(), JoinError> {
     Err(match kind {
         Kind::Value => return Ok(()),
         Kind::None if outcome >> 8 == 1 => JoinError::Exited(low),
-        // The latter is a resource's.
+        // The latter is only used for resources.
         Kind::None | Kind::NameTaken => ResultError::Lost.into(),
         Kind::Panic => JoinError::Panicked(message()),
         Kind::EncodeFailed => ResultError::Encode(message()).into(),

@@ -1,14 +1,15 @@
-//! What the tables of the control pool have in common: places of a fixed number, each with a state
-//! word, of which some first ones were ever used.
+//! What the tables of the control pool have in common: a fixed number of places, each with a state
+//! word, of which a first part has ever been used.
 //!
-//! A state word has its phase in the low four bits. Above it is what the phase needs: the tag of the
-//! thread that holds the place, or the id of what is there. Zero is a place that is free.
+//! A state word has its phase in the low four bits. Above it is what the phase needs: the tag of
+//! the thread that holds the place, or the id of what is there. Zero is a place that is free.
 //!
 //! # Crash behaviour
 //!
-//! A claimant that dies leaves its tag in the word, for the master to see that it is gone
+//! A claimant that dies leaves its tag in the word, so that the master sees that it is gone
 //! ([`is_abandoned`]). If it dies before it has raised `used`, the place is past the ones that the
-//! master walks until another claims it or one behind it: it is held, and nothing is lost but that.
+//! master walks, until another thread claims it or one behind it: the place stays held, and nothing
+//! else is lost.
 
 use crate::ShmSafe;
 use crate::layout::arena::Arena;
@@ -24,7 +25,7 @@ pub(super) const PHASE: u64 = 0xf;
 pub(super) struct StateWord(AtomicU64);
 
 impl StateWord {
-    /// Sequentially consistent, for what is decided by two words; see `resources.rs`.
+    /// Sequentially consistent, for decisions that depend on two words; see `resources.rs`.
     pub(super) fn load(&self) -> u64 {
         self.0.load(Ordering::SeqCst)
     }
@@ -42,7 +43,7 @@ impl StateWord {
     }
 }
 
-/// How many first places of a table were ever used.
+/// How many places at the start of a table were ever used.
 #[derive(ShmSafe)]
 pub(super) struct Used(AtomicU32);
 
@@ -53,7 +54,7 @@ impl Used {
         &places[..used.min(places.len())]
     }
 
-    /// Claims a free place, the lowest, so that walks are short.
+    /// Claims the lowest free place, so that walks are short.
     pub(super) fn claim<T>(
         &self,
         places: &[T],
@@ -69,7 +70,8 @@ impl Used {
     }
 }
 
-/// Whether the thread that a word names is dead, and what it was doing has happened or not.
+/// Whether the thread that a word names is dead, and whatever it was doing has either happened or
+/// not.
 pub(super) fn is_abandoned(arena: Arena, word: u64) -> bool {
     lock::is_over(arena, Tag::of_word(word))
 }

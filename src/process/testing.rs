@@ -25,7 +25,7 @@ impl Jobs {
     ///
     /// # Safety
     ///
-    /// Who has it plays the master and the processes of all jobs, one step after the other and in
+    /// The caller plays the master and the processes of all jobs, one step after the other and in
     /// the order in which they would do them.
     pub unsafe fn create(pool: Pool) -> Jobs {
         Jobs(Control::create(pool).expect("room"))
@@ -42,7 +42,8 @@ impl Jobs {
         worker::request(&self.0, Some(starter), options, &ECHO, argument, false).expect("room")
     }
 
-    /// The process of a job does its work: the argument is the result. How many had one to do.
+    /// The process of each job does its work: the argument is the result. Returns how many had work
+    /// to do.
     pub fn work(&self) -> usize {
         let requested = self
             .0
@@ -59,7 +60,7 @@ impl Jobs {
             .count()
     }
 
-    /// Jobs get processes, which do nothing.
+    /// Jobs get processes that do nothing.
     pub fn run(&self) {
         let requested = self
             .0
@@ -81,7 +82,7 @@ impl Jobs {
         worker::store(job, self.0.pool(), Kind::Value, result).expect("room");
     }
 
-    /// The master hears that the processes of all running jobs have ended.
+    /// The master learns that the processes of all running jobs have ended.
     pub fn end(&self) {
         let running = self
             .0
@@ -116,7 +117,7 @@ impl Jobs {
         place.enter(pool, 1, defined).expect("room");
     }
 
-    /// How many peers there are, on their way or come.
+    /// How many peers there are, including those that are still coming.
     pub fn peers(&self) -> usize {
         let there = |(_, place): &(_, &peers::Place)| place.state().phase() != peers::Phase::Free;
         self.0.peers.places().filter(there).count()
@@ -145,7 +146,8 @@ impl Jobs {
         self.resources(place).request(resource).expect("room");
     }
 
-    /// The job at a place is over; then what nobody uses is removed. How many resources that were.
+    /// The job at a place is over; then what nobody uses is removed. Returns how many resources
+    /// that were.
     pub fn end_uses(&self, place: usize) -> usize {
         self.clear_uses(place);
         self.tend()
@@ -156,20 +158,20 @@ impl Jobs {
         self.0.resources.clear_user(place);
     }
 
-    /// This thread is the master, for who waits for it to see its death.
+    /// This thread is the master, so that those that wait for the master see its death.
     pub fn reign(&self) {
         let tag = super::jobs::tag(self.0.pool()).expect("a slot");
         self.0.peers.master.store(tag.word(), Ordering::Relaxed);
     }
 
-    /// Answers requests for resources; how many were removed instead.
+    /// Answers requests for resources; returns how many resources were removed.
     pub fn tend(&self) -> usize {
         let mut removed = 0;
         self.tend_with(|| removed += 1);
         removed
     }
 
-    /// The same, with what is done to remove one.
+    /// The same, with a function that is called to remove each.
     pub fn tend_with(&self, mut remove: impl FnMut()) {
         let remove = |_, _: &_| {
             remove();

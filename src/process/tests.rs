@@ -1,5 +1,5 @@
-//! Files that a child left half-written, and what is refused. All else is tested from outside, in a process with a single
-//! thread.
+//! Files that a child left half-written, and requests that are refused. Everything else is tested
+//! from outside, in a process with a single thread.
 
 use super::*;
 
@@ -15,7 +15,7 @@ fn what_cannot_be_requested_has_no_place() {
     let is_free = |job: &jobs::Job| job.state().phase() == jobs::Phase::Free;
     assert!(control.jobs().all(|(_, job)| is_free(job)));
     drop(control);
-    // SAFETY: nothing of it is left.
+    // SAFETY: nothing refers to it any more.
     unsafe { pool.unmap() };
 }
 
@@ -42,7 +42,7 @@ fn only_whole_frames_count() {
             frame::Frame::load(&file).unwrap().is_none(),
             "longer than it says"
         );
-        // Shorter and shorter, for making it longer would add zeros.
+        // Shorter and shorter, since making it longer would add zeros.
         let cuts = [size - 1, size / 2, 16, 15, 8, 1];
         for cut in (0..size).rev().filter(|cut| cuts.contains(cut)) {
             rustix::fs::ftruncate(&file, cut).unwrap();

@@ -1,7 +1,7 @@
 //! [`Worker`]: a process of a run, as its own function sees it; and how it starts others.
 //!
-//! A start is a request in the job table, and one write that wakes the master. It does not wait
-//! for the fork: should that fail, the join says so.
+//! A start is a request in the job table, and one write that wakes the master. It does not wait for
+//! the fork: if that fails, the join reports it.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,7 +19,7 @@ use crate::pool::{ObjectError, Pool};
 use crate::primitive::Ordering;
 use crate::sys::process;
 
-/// A master that dies wakes no peer. It is looked for that often.
+/// A master that dies wakes no peer. Peers look for it this often.
 pub(super) const LOOK: Duration = Duration::from_millis(20);
 
 /// Whether a run is coming to its end, or has come to it.
@@ -27,7 +27,7 @@ pub(super) fn is_ending(control: &Shared<Control>) -> bool {
     control.is_stopping() || control.is_orphaned()
 }
 
-/// Why no worker was asked for. Nothing has changed.
+/// Why no worker was requested. Nothing has changed.
 ///
 /// ```
 /// use shmkit::process::{Config, Entry, StartError, run};
@@ -61,12 +61,12 @@ pub enum StartError {
     /// The run has as many threads as it can have.
     #[error(transparent)]
     NoSlot(#[from] NoSlot),
-    /// The process is no master: it was forked from one by other means, and has a copy.
+    /// The process is not a master: it was forked from one by other means, and has a copy.
     #[error("this process has but a copy of the master")]
     Forked,
 }
 
-/// What an entry point is given of the run it is part of.
+/// What an entry point is given of the run to which it belongs.
 ///
 /// ```
 /// use shmkit::process::{Config, Entry, run};
@@ -142,16 +142,16 @@ impl Worker {
     }
 
     /// Starts a worker: the master forks a process that calls the entry's function. It inherits
-    /// what the *master* had when the run began, its pools among it, and nothing of the caller.
+    /// what the *master* had when the run began, including its pools, and nothing from the caller.
     ///
     /// # Errors
     ///
-    /// See [`StartError`]. That the fork failed is said by the join.
+    /// See [`StartError`]. If the fork fails, the join reports it.
     ///
     /// # Crash behaviour
     ///
-    /// The worker is started or it is not. It is a child of the master, and lives on when the
-    /// caller dies.
+    /// The worker is started or it is not. It is a child of the master, and lives on if the caller
+    /// dies.
     ///
     /// ```
     /// use shmkit::process::{Config, Entry, run};
@@ -206,7 +206,7 @@ impl Worker {
         )
     }
 
-    /// What the run manages.
+    /// The managed resources of the run.
     ///
     /// ```
     /// use shmkit::process::{Config, Entry, run};
@@ -224,15 +224,15 @@ impl Worker {
             .get_or_init(|| Resources::new(self.control.clone(), self.place, self.pid))
     }
 
-    /// The job is done, and the process goes on: its place is another job's soon.
+    /// The job is done, and the process goes on: its place may soon be another job's.
     pub(super) fn end_uses(&self) {
         if let Some(resources) = self.resources.get() {
             resources.end();
         }
     }
 
-    /// Whether the run is coming to its end, and this worker should too. A master that is dead is
-    /// one, for a [peer](super::Peer).
+    /// Whether the run is coming to its end, and this worker should too. For a [peer](super::Peer),
+    /// a dead master counts as that, too.
     ///
     /// ```
     /// use shmkit::process::{Config, Entry, run};
@@ -253,8 +253,8 @@ impl Worker {
         is_ending(&self.control)
     }
 
-    /// Waits until the run is coming to its end, `limit` at most; whether it is. For a worker that
-    /// serves until then.
+    /// Waits until the run is coming to its end, at most `limit`; returns whether it is. For a
+    /// worker that serves until then.
     ///
     /// ```
     /// use shmkit::process::{Config, Entry, run};
@@ -280,7 +280,7 @@ impl Worker {
             let Some(left) = limit.checked_sub(start.elapsed()) else {
                 return false;
             };
-            // Where we outlive the master, it is looked for.
+            // If we outlive the master, we look for it.
             self.control
                 .wait_stop(match self.by_name || !process::dies_with_parent() {
                     true => left.min(LOOK),
@@ -311,7 +311,7 @@ pub(super) fn request<A: Wire, R: Wire>(
         return Err(StartError::Stopping);
     }
     let pool = control.pool();
-    // The user's code, before anything is claimed.
+    // This is user code, called before anything is claimed.
     let encoded = Encoded::of(argument).map_err(StartError::Encode)?;
     let place = control.claim(jobs::tag(pool)?).ok_or(StartError::TooMany)?;
     let job = place.job();
@@ -333,9 +333,9 @@ pub(super) fn request<A: Wire, R: Wire>(
     Ok(JoinHandle::new(control, index, id))
 }
 
-/// The life of a worker, in the child: calls the function, and leaves what it gave in the job's
-/// place. The code to exit with. It takes the child's own copy of the handle, which is not counted
-/// anew, and like all that a worker leaves behind goes with the process.
+/// The life of a worker, in the child: calls the function, and leaves its result in the job's
+/// place. Returns the exit code. It takes the child's own copy of the handle, which is not counted
+/// anew, and, like everything that a worker leaves behind, goes with the process.
 #[unsafe(link_section = ".shmkit.child")]
 pub(super) fn live(control: Shared<Control>, place: usize, id: u64, defined: &[Defined]) -> i32 {
     let worker = Worker::new(control, place, id, false);
@@ -344,8 +344,8 @@ pub(super) fn live(control: Shared<Control>, place: usize, id: u64, defined: &[D
     code
 }
 
-/// Calls the function of a job, and leaves what it gave in the job's place. The code that a
-/// process of its own would exit with.
+/// Calls the function of a job, and leaves its result in the job's place. Returns the code with
+/// which a process of its own would exit.
 #[unsafe(link_section = ".shmkit.child")]
 pub(super) fn perform(worker: &Worker, defined: &[Defined]) -> i32 {
     let Some(job) = worker.control.job(worker.place) else {
@@ -364,7 +364,7 @@ pub(super) fn perform(worker: &Worker, defined: &[Defined]) -> i32 {
         Ok(answer) => (answer, 0),
         Err(payload) => {
             let message = child::message_of(&*payload).into();
-            // Its destructor might panic again, and nobody needs it.
+            // The payload's destructor might panic again, and nobody needs the payload.
             std::mem::forget(payload);
             ((Kind::Panic, message), EXIT_PANIC)
         }
@@ -376,8 +376,8 @@ pub(super) fn perform(worker: &Worker, defined: &[Defined]) -> i32 {
     }
 }
 
-/// Leaves what a job gave in its place. For want of memory, a message is cut, and a value replaced
-/// by why it is missing: what is short needs no block.
+/// Leaves the result of a job in its place. For lack of memory, a message is cut, and a value is
+/// replaced by the reason why it is missing: a short payload needs no block.
 #[unsafe(link_section = ".shmkit.child")]
 pub(super) fn store(job: &Job, pool: Pool, kind: Kind, bytes: &[u8]) -> Result<(), ObjectError> {
     let Err(error) = job.result.store(pool, kind, bytes) else {

@@ -1,4 +1,5 @@
-//! Whose type the control block is, the end of a job that somebody sleeps on, and what is asked of one meanwhile.
+//! The type of the control block, the end of a job on which a thread sleeps, and what is asked of a
+//! job meanwhile.
 
 use super::*;
 
@@ -25,7 +26,7 @@ fn a_derived_type_of_the_same_name_and_fields_is_another() {
     assert_ne!(own.fingerprint(), other.fingerprint());
 }
 
-/// Not by looking again after a tick.
+/// By the wake, and not by looking again after a tick.
 #[test]
 fn who_sleeps_on_a_job_is_woken_by_its_end() {
     // SAFETY: it consists of atomics and links, of which zeros are valid.
@@ -33,7 +34,7 @@ fn who_sleeps_on_a_job_is_woken_by_its_end() {
     assert_is_woken(&job.ended, || _ = job.end(0x100));
 }
 
-/// Who waits for it may do so without a tick.
+/// A thread that waits for the end of the run may do so without a tick.
 #[test]
 fn who_sleeps_until_the_run_comes_to_its_end_is_woken() {
     // SAFETY: as above.
@@ -47,7 +48,7 @@ fn who_sleeps_until_the_run_comes_to_its_end_is_woken() {
     assert!(before != stopping && changed() != stopping);
 }
 
-/// Of a word that changes with the wake, and was 0.
+/// Asserts this for a word that was 0, and that changes with the wake.
 #[track_caller]
 fn assert_is_woken(word: &AtomicU32, wake: impl FnOnce()) {
     std::thread::scope(|scope| {

@@ -1,4 +1,4 @@
-//! The master's own children: their forks, their ends, and what follows from an end.
+//! The master's own children: their forks, their ends, and what follows from those.
 //!
 //! See the invariants in `master.rs`.
 
@@ -21,14 +21,14 @@ use crate::sys::watch;
 pub(super) struct Process {
     /// 0 once it is reaped, until the job is started again; and while a peer runs the job.
     pid: u32,
-    /// `None` while there is none to be had.
+    /// `None` while there is no descriptor for it.
     pidfd: Option<OwnedFd>,
-    /// When it is started again.
+    /// When it is to be started again.
     pub(super) due: Option<Instant>,
 }
 
 impl Process {
-    /// A peer's, which is watched as such.
+    /// Stands for a peer's process, which is watched as a peer's.
     pub(super) const ELSEWHERE: Process = Process {
         pid: 0,
         pidfd: None,
@@ -59,14 +59,14 @@ impl Inherited<'_> {
     }
 }
 
-/// Why a job gets no process at the end.
+/// Why a job gets no process when the run ends.
 pub(super) const ENDING: &str = "the run is coming to its end";
 
 /// Why a job got no process.
 enum Unstarted {
-    /// For want of something, which may be there later.
+    /// Something was missing that may be available later.
     Now(String),
-    /// As the master's program is, it may not fork.
+    /// In its present state, the master's program may not fork.
     Forbidden(String),
 }
 
@@ -83,7 +83,7 @@ impl Master {
         }
     }
 
-    /// Ends the process that runs a job, wherever that is.
+    /// Kills the process that runs a job, wherever that is.
     pub(super) fn kill(&self, place: usize) {
         match self.running.get(place).and_then(Option::as_ref) {
             Some(&Process {
@@ -95,11 +95,12 @@ impl Master {
                     .as_ref()
                     .is_some_and(|pidfd| watch::kill(pidfd.as_fd()));
                 if !killed {
-                    // By invariant 1 the number is its own. Fails if it has changed its credentials.
+                    // By invariant 1 the number is its own. Fails if the process has changed its
+                    // credentials.
                     let _ = process::kill(pid);
                 }
             }
-            // What cannot be done here, the peer's job waits for its end.
+            // If the peer cannot be killed from here, its job waits for it to end.
             _ => _ = self.guest_at(place).is_some_and(watch::kill),
         }
     }
@@ -115,7 +116,7 @@ impl Master {
     }
 
     /// A job that is to be started again and cannot be for the time being is tried later. False if
-    /// it is no such job.
+    /// this is not such a job.
     fn postpone(&mut self, place: usize, why: &str) -> bool {
         let control = self.control().clone();
         let waiting = |job: &&Job| job.state().phase() == Phase::Waiting;
@@ -144,7 +145,7 @@ impl Master {
             return Err(Unstarted::Forbidden("no such job".into()));
         };
         let id = job.state().id();
-        // Room, before there is something that needs it.
+        // Makes room before there is something that needs it.
         self.running_at(place);
         // By invariant 4: closed again just before the pidfd is opened.
         let spare = self.watch.counter().try_clone_to_owned();
@@ -196,15 +197,15 @@ impl Master {
         Ok(())
     }
 
-    /// A descriptor of the process at a place, which is watched.
+    /// A pidfd of the process at a place, which is watched from now on.
     fn watched(&self, pid: u32, place: usize) -> io::Result<OwnedFd> {
         let pidfd = watch::pidfd(pid)?;
         self.watch.add(pidfd.as_fd(), place as u64)?;
         Ok(pidfd)
     }
 
-    /// Sees which processes have ended that could not be watched, and watches the others if it can;
-    /// how many have ended.
+    /// Finds out which of the processes that could not be watched have ended, and watches the
+    /// others if it can. Returns how many have ended.
     pub(super) fn look_at_unwatched(&mut self) -> usize {
         let mut ended = 0;
         for place in std::mem::take(&mut self.unwatched) {
@@ -244,7 +245,7 @@ impl Master {
     #[unsafe(link_section = ".shmkit.child")]
     fn close_in_child(&self, spare: BorrowedFd<'_>) {
         let close = |fd: BorrowedFd<'_>| {
-            // SAFETY: the child never comes back to who owns the descriptor, and leaves without
+            // SAFETY: the child never returns to the owner of the descriptor, and ends without
             // destructors, so it is neither used nor closed again.
             unsafe { rustix::io::close(fd.as_raw_fd()) };
         };
@@ -278,7 +279,7 @@ impl Master {
         self.end(place, supervise::pack(ended));
     }
 
-    /// A job is over, or its process is and it will have another.
+    /// A job is over; or only its process is, and the job will have another.
     pub(super) fn end(&mut self, place: usize, outcome: u32) {
         let control = self.control().clone();
         let Some(job) = control.job(place) else {
@@ -318,25 +319,25 @@ impl Master {
         }
     }
 
-    /// The user's code: should it panic, what is being done is done first; see `walk`.
+    /// This calls user code: if it panics, what is in progress is finished first; see `walk`.
     fn call_hook(&mut self, end: &WorkerEnd) {
         let Some(hook) = &self.config.on_end else {
             return;
         };
         self.ran = Ran::Anything;
         let called = catch_unwind(AssertUnwindSafe(|| hook(end)));
-        // Nobody else goes on with what the master does.
+        // No other process may go on with what the master does.
         child::end_copy_of(self.owner, 0);
         if let Err(payload) = called {
             match self.panicked {
                 None => self.panicked = Some(payload),
-                // Its destructor might panic again.
+                // The payload's destructor might panic again.
                 Some(_) => std::mem::forget(payload),
             }
         }
     }
 
-    /// At the end: what has no process gets none any more.
+    /// At the end of the run: jobs that have no process no longer get one.
     pub(super) fn refuse_all(&mut self) {
         let control = self.control().clone();
         for (place, job) in control.jobs() {
@@ -350,7 +351,7 @@ impl Master {
     pub(super) fn refuse(&mut self, place: usize, why: &str) {
         let control = self.control().clone();
         if let Some(job) = control.job(place) {
-            // Stored in part, if there is no memory for all of it.
+            // Cut short, if there is no memory for all of it.
             let _ = worker::store(job, control.pool(), Kind::NotStarted, why.as_bytes());
             self.end(place, supervise::NOT_STARTED);
         }

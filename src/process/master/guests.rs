@@ -1,4 +1,4 @@
-//! Peers, as the master sees them: programs that are no children of its own.
+//! Peers, as the master sees them: programs that are not its children.
 //!
 //! See the invariants in `master.rs`, and `peers.rs` for what a peer does.
 
@@ -18,7 +18,7 @@ use crate::process::{supervise, worker};
 use crate::sys::process;
 use crate::sys::watch;
 
-/// A process that is no child of ours.
+/// A process that is not a child of ours.
 pub(super) struct Guest {
     tag: Tag,
     pid: u32,
@@ -29,8 +29,8 @@ pub(super) struct Guest {
 }
 
 impl Master {
-    /// Gives a job to an idle peer that has its entry. If there is none it waits, unless the entry
-    /// has other types wherever it is.
+    /// Gives a job to an idle peer that has its entry. If there is none, the job waits, unless the
+    /// entry has other types wherever it is defined.
     pub(super) fn assign(
         &mut self,
         control: &Shared<Control>,
@@ -81,8 +81,8 @@ impl Master {
         Some(peer.pidfd.as_fd())
     }
 
-    /// Sees which peers have come, have done their job, or have left. False if some that have come
-    /// could not be taken in, and are to be looked at again.
+    /// Finds out which peers have come, have done their job, or have left. False if some that have
+    /// come could not be admitted, and must be looked at again.
     pub(super) fn look_at_peers(&mut self, control: &Shared<Control>) -> bool {
         let arena = control.pool().0;
         let mut all = true;
@@ -113,7 +113,7 @@ impl Master {
         all
     }
 
-    /// A peer has come. False if it cannot be watched, for the time being.
+    /// A peer has come. False if it cannot be watched for the time being.
     fn admit(&mut self, control: &Shared<Control>, index: usize) -> bool {
         let Some(place) = control.peers.place(index) else {
             return true;
@@ -124,7 +124,8 @@ impl Master {
             self.watch.add(pidfd.as_fd(), (JOBS + index) as u64)?;
             Ok(pidfd)
         });
-        // The process lived after its descriptor was had, so it is the descriptor's process.
+        // The process still lived after its descriptor was opened, so the descriptor is that
+        // process's.
         if place.is_gone(control.pool().0) {
             place.release();
             return true;
@@ -191,9 +192,10 @@ impl Master {
         ran
     }
 
-    /// At the end: peers that ran a job have been killed, and what their jobs used is used no more.
+    /// At the end of the run: peers that ran a job have been killed, and what their jobs used is no
+    /// longer used.
     pub(super) fn await_killed_peers(&mut self) {
-        /// One that the kernel does not let us kill is not waited for any longer.
+        /// How long to wait. One that the kernel does not let us kill is waited for no longer.
         const LIMIT: Duration = Duration::from_secs(1);
         for index in 0..self.peers.len() {
             let peer = self.peers[index].as_ref();
@@ -213,10 +215,10 @@ mod tests {
     use crate::process::Config;
     use crate::sys::process::ForkResult;
 
-    /// Its place is another's then, whatever it did.
+    /// Afterwards its place may be another's, whatever the peer did.
     #[test]
     fn a_dead_peer_has_no_place() {
-        // A master has one thread, as a forked child has.
+        // A master needs a process with one thread, such as a forked child.
         // SAFETY: the child uses a pool of its own, and ends.
         match unsafe { process::fork() }.unwrap() {
             ForkResult::Parent { child } => {
@@ -232,7 +234,7 @@ mod tests {
     fn peers_die() {
         let mut master = Master::new(&Config::new()).unwrap();
         let control = master.control().clone();
-        // Nobody's, as if its thread were gone.
+        // A tag of nobody, as if its thread were gone.
         let tag = Tag::new(2, 1);
         let claim = || {
             let index = control.peers.claim(tag).unwrap();
@@ -265,7 +267,7 @@ mod tests {
             assert!(is_free(place), "{phase:?}");
             assert!(master.peers.iter().all(Option::is_none), "{phase:?}");
         }
-        // One that lives is idle again, and hears of it.
+        // A peer that lives is idle again, and is told so.
         let (place, claimed) = claim();
         assert!(place.turn(claimed, Done));
         master.peers = vec![Some(guest(None))];

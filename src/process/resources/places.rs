@@ -6,19 +6,21 @@
 //!  │                                     └──> REFUSED(id) ──> FREE      │  (master, once seen)
 //!  └──> STUCK(0) (keep, at the start)                                   └──> STUCK(id) (tend)
 //!
-//! STUCK: it could not be removed. The place stays so for the run, that its record is not written over.
+//! STUCK: it could not be removed. The place stays so for the run, so that its record is not overwritten.
 //!
-//! What two announce at once is one resource: the master gives the second the use of the first.
+//! If two workers announce the same at once, it is one resource: the master gives the second the use of the first.
 //! ```
 //!
 //! # Invariants
 //!
 //! 1. A user sets its bit, then looks at the state; the master stores CHECKING, then looks at the
-//!    bits. So of a `get` and a removal at once, one sees the other. A user that finds CHECKING sleeps
-//!    until the master has decided, as long as the master is there: also one that is stopped.
+//!    bits. So if a `get` and a removal happen at once, one sees the other. A user that finds
+//!    CHECKING sleeps until the master has decided, as long as there is a master, even one that is
+//!    stopped.
 //! 2. A worker's bits belong to its job's place, which nobody else has before the job is over; the
-//!    master clears them then. When the job is to have another process, it clears those of what its
-//!    last one has got: what was inherited stays, which the starter says by a second bit.
+//!    master then clears them. When the job is to have another process, the master clears the bits
+//!    of what the last process got itself. What was inherited stays; the starter marks that by a
+//!    second bit.
 //!
 //! # Crash behaviour
 //!
@@ -27,10 +29,10 @@
 //! | while CLAIMED | a place without a resource | the master: FREE |
 //! | REQUESTED or REFUSED | a request of nobody, once its job is over | the master: FREE |
 //! | a user | its bit | the master, before the job is over or has another process |
-//! | a starter, between the bits of an heir | the heir's use, not yet one for good | the master: the job is none |
+//! | a starter, between the bits of an heir | the heir's use, not yet permanent | the master: there is no such job |
 //! | the master | the journal's records | the next run |
-//! | the master, while CHECKING | the record, of what is removed or not | the next run |
-//! | the master, with STUCK places | their records | the next run tries again; `keep` makes STUCK what stays |
+//! | the master, while CHECKING | the record of a resource that may or may not have been removed | the next run |
+//! | the master, with STUCK places | their records | the next run tries again; `keep` makes STUCK what cannot be removed |
 
 use super::{Inherit, ResourceId};
 use crate::ShmSafe;
@@ -60,7 +62,7 @@ pub(super) fn word(phase: u64, id: u64) -> u64 {
     id << ID_SHIFT | phase
 }
 
-/// A bit a job's place.
+/// A bit for each job's place.
 #[derive(ShmSafe)]
 pub(super) struct Users([AtomicU64; JOBS / 64]);
 
@@ -96,11 +98,11 @@ impl Users {
 #[derive(ShmSafe)]
 pub(crate) struct Place {
     pub(super) state: StateWord,
-    /// What those sleep on who wait for the master.
+    /// What threads that wait for the master sleep on.
     pub(super) answered: AtomicU32,
     pub(super) kind: AtomicU32,
     pub(super) users: Users,
-    /// Those who use it until their job is over for good.
+    /// Those that use it until their job is over for good.
     heirs: Users,
     pub(super) name: Payload,
     /// Why it was refused.
@@ -126,8 +128,8 @@ impl Place {
         self.users.0.iter().any(used)
     }
 
-    /// The place, and what its waiters' word holds, if the master is about to free it, or to decide whether, or has
-    /// freed it.
+    /// The place, and the value of `answered`, if the master is about to free the place, or to
+    /// decide whether to, or has freed it.
     fn leaving(&self) -> Option<(&Place, u32)> {
         let seen = self.answered.load(Ordering::Acquire);
         let is_leaving = match self.state.load() & PHASE {
@@ -163,7 +165,8 @@ impl Table {
         self.used.of(&self.places)
     }
 
-    /// Claims a free place, or one that the master is about to free, unless that is dead, as `over` says.
+    /// Claims a free place, or one that the master is about to free, unless the master is dead, as
+    /// `over` tells.
     pub(super) fn claim(&self, by: Tag, over: &dyn Fn() -> bool) -> Option<&Place> {
         let claimed = by.word() | CLAIMED;
         loop {
@@ -174,7 +177,7 @@ impl Table {
                 return None;
             }
             let (place, seen) = self.used().iter().find_map(Place::leaving)?;
-            // One that is free by now was about to be when it was tried.
+            // One that is free by now was about to be freed when it was tried.
             if place.state.load() != FREE {
                 futex::wait(&place.answered, seen, TICK);
             }
@@ -189,8 +192,8 @@ impl Table {
         self.used().iter().find(has)
     }
 
-    /// Sets the user's bit, if the resource is there. `over` says that the master is dead, which
-    /// else would be waited for.
+    /// Sets the user's bit, if the resource exists. `over` tells whether the master is dead, for
+    /// which this would otherwise wait.
     pub(super) fn hold(&self, id: u64, user: usize, over: &dyn Fn() -> bool) -> bool {
         let Some(place) = self.find(id) else {
             return false;
@@ -224,7 +227,8 @@ impl Table {
         })
     }
 
-    /// The master's answer to who announces what is managed already: its id, and the use of it.
+    /// The master's answer to a worker that announces what is managed already: its id, and the use
+    /// of it.
     fn lead_to(&self, announced: &Place, same: &Place) -> (Kind, Vec<u8>) {
         for (from, to) in announced.users.0.iter().zip(&same.users.0) {
             to.fetch_or(from.load(Ordering::SeqCst), Ordering::SeqCst);
@@ -242,7 +246,7 @@ impl Table {
         })
     }
 
-    /// Has a worker that is about to be started use what its starter uses.
+    /// Makes a worker that is about to be started a user of what its starter uses.
     pub(crate) fn bequeath(
         &self,
         from: usize,
@@ -264,7 +268,7 @@ impl Table {
         }
     }
 
-    /// A job is over, or was never one.
+    /// A job is over, or never came to be.
     pub(crate) fn clear_user(&self, user: usize) {
         for place in self.used() {
             place.users.clear(user);
@@ -279,15 +283,16 @@ impl Table {
         used.filter(got).for_each(|place| place.users.clear(user));
     }
 
-    /// The places of what a crashed run has left and that could not be removed: see `STUCK`.
+    /// Keeps the places of what a crashed run has left and that could not be removed: see `STUCK`.
     pub(crate) fn keep(&self, places: &[usize]) {
         for place in places.iter().filter_map(|&place| self.places.get(place)) {
             place.state.store(word(STUCK, 0));
         }
     }
 
-    /// The master's work: answers requests, removes what nobody uses. `journal` records a resource
-    /// at a place, or says why not, in an answer of that kind; `remove` removes one, and strikes it, if it can.
+    /// The master's work: answers requests, and removes what nobody uses. `journal` records a
+    /// resource at a place, or says why not, in an answer of that kind; `remove` removes one and
+    /// strikes it, and returns whether it could.
     pub(crate) fn tend(
         &self,
         pool: Pool,
@@ -312,7 +317,7 @@ impl Table {
                     };
                     if let Err((kind, why)) = &recorded {
                         let cut = &why[..why.len().min(jobs::INLINE)];
-                        // What is so short needs no memory.
+                        // An answer that short needs no memory.
                         let _ = place.answer.store(pool, *kind, cut);
                     }
                     let phase = if recorded.is_ok() { MANAGED } else { REFUSED };
@@ -353,8 +358,8 @@ mod tests {
         unsafe { Box::<Table>::new_zeroed().assume_init() }
     }
 
-    /// What was inherited is a job's to its end, and not that of the next job that has its place, or of the next
-    /// resource.
+    /// What was inherited belongs to a job to its end, and not to the next job at its place, nor to
+    /// the next resource.
     #[test]
     fn who_comes_next_has_inherited_nothing() {
         let table = empty();
@@ -367,7 +372,7 @@ mod tests {
         assert!(place.is_used());
         table.clear_user(1);
         assert!(!place.is_used());
-        // Of the next job it is what it got.
+        // For the next job, this is something that it got itself.
         let is_got = |id| {
             assert!(table.hold(id, 1, &over) && place.is_used());
             table.clear_process(1);
@@ -380,7 +385,8 @@ mod tests {
         assert!(is_got(8));
     }
 
-    /// As if the master were stopped before it has decided: who waits for it looks now and then.
+    /// As if the master were stopped before it has decided: a thread that waits for it looks now
+    /// and then.
     #[test]
     fn who_meets_a_removal_sleeps() {
         let table = empty();
@@ -396,7 +402,7 @@ mod tests {
                 };
                 table.hold(7, 1, &count)
             });
-            // As many looks as take some ticks, for who sleeps in between.
+            // As many looks as take several ticks, if the thread sleeps in between.
             while looks.load(Ordering::SeqCst) < 8 {
                 std::thread::yield_now();
             }
@@ -418,7 +424,8 @@ mod tests {
         assert!(!place.is_used());
     }
 
-    /// The master frees the place when it has been tried, and before it is looked at.
+    /// The master frees the place after the claim has been tried, and before the place is looked
+    /// at.
     #[test]
     fn who_finds_the_place_free_that_goes_has_it() {
         let table = empty();
@@ -437,7 +444,7 @@ mod tests {
         }));
     }
 
-    /// Its record is that of its place.
+    /// The record of a place is that of its resource.
     #[test]
     fn what_cannot_be_removed_keeps_its_place() {
         let pool = Pool::builder().create().unwrap();
