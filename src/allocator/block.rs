@@ -1,15 +1,15 @@
 //! The way in: allocate, free, usable size.
 //!
 //! The common allocation is a look at the thread's cache of the class, a bit scan and one store;
-//! the common free is a look at the spans that the thread has freed into lately (`known`), a
-//! division by multiplication, a test of the bitmaps and one store; where nothing is known, the
-//! slice's tag says whose it is. A free by anybody else is one atomic or.
-//! All else is in functions of their own, so that these are short.
+//! the common free is a look at the spans into which the thread has freed lately (`known`), a
+//! division by multiplication, a test of the bitmaps and one store; if nothing is known, the
+//! slice's tag says who owns the block. A free by any other thread is one atomic or. Everything
+//! else is in functions of its own, so that these are short.
 //!
-//! Containers allocate *into* their intent: `record` is told the address before the block is
-//! taken, so a death in between is told from one before by the block's own bit or tag. They free
+//! Containers allocate *into* their intent: `record` is told the address before the block is taken,
+//! so the block's own bit or tag tells whether a death came before or after that. They free
 //! *through* the slot's `freeing` word ([`about_to_free`]): it names the block from before its bit
-//! is set until after, and nobody hands a named block out again.
+//! is set until after, and nobody hands out a named block again.
 
 use std::alloc::Layout;
 
@@ -24,7 +24,7 @@ use crate::participants::tag::Tag;
 use crate::primitive::{Ordering, compiler_fence};
 use crate::protocol::bitmap;
 
-/// Allocates a block; its address. `record` is told the address before the block is taken.
+/// Allocates a block; returns its address. `record` is told the address before the block is taken.
 #[inline(always)]
 pub(crate) fn allocate(
     arena: Arena,
@@ -35,7 +35,7 @@ pub(crate) fn allocate(
     allocate_packed(arena, slot, layout, record).map_err(Packed::unpack)
 }
 
-/// The same, for who hands an error on in registers.
+/// The same, for a caller that passes an error on in registers.
 #[inline(always)]
 pub(crate) fn allocate_packed(
     arena: Arena,
@@ -49,18 +49,18 @@ pub(crate) fn allocate_packed(
     }
 }
 
-/// A block, if the word in hand has one: all that most allocations take.
+/// A block, if the word in hand has one: most allocations need no more than this.
 #[inline(always)]
 pub(crate) fn at_hand(slot: &Slot, layout: Layout, record: impl Fn(usize)) -> Option<usize> {
     if !size_class::is_plain(layout) {
         return None;
     }
     let class = size_class::class_of(layout)?;
-    // SAFETY: what `class_of` gives is a class.
+    // SAFETY: what `class_of` returns is a class.
     unsafe { slot.known_cache(class) }.take(record)
 }
 
-/// A block, whatever the layout and the cache.
+/// A block, whatever the layout and the state of the cache.
 #[cold]
 #[inline(never)]
 pub(crate) fn allocate_more(
@@ -86,7 +86,7 @@ pub(crate) fn allocate_more(
     }
 }
 
-/// Allocates a block; its address, and whether it is known to be zero.
+/// Allocates a block; returns its address, and whether it is known to be zero.
 #[inline]
 pub(crate) fn allocate_noting(
     arena: Arena,
@@ -114,7 +114,7 @@ pub(crate) unsafe fn reallocate(
     new: Layout,
 ) -> Result<usize, ReallocError> {
     let usable = usable_size(arena, address)?;
-    // Of a guarded pool it stays only if it is of that size.
+    // In a guarded pool, it stays only if it has exactly that size.
     let aligned =
         address.is_multiple_of(new.align()) && (!guard::is_on(arena) || new.size() == usable);
     if aligned && new.size() <= usable && new.size() >= usable / 2 {
@@ -125,11 +125,11 @@ pub(crate) unsafe fn reallocate(
     }
     let moved = match allocate(arena, slot, new, |_| {}) {
         Ok(moved) => moved,
-        // There is no smaller block for it: it stays.
+        // There is no smaller block for it: it stays where it is.
         Err(_) if aligned && new.size() <= usable => return Ok(address),
         Err(error) => return Err(error.into()),
     };
-    // SAFETY: both blocks are at least that long, and different ones, as both are allocated.
+    // SAFETY: both blocks are at least that long, and distinct, since both are allocated.
     unsafe {
         let from = std::ptr::with_exposed_provenance::<u8>(address);
         let to = std::ptr::with_exposed_provenance_mut::<u8>(moved);
@@ -139,7 +139,7 @@ pub(crate) unsafe fn reallocate(
     Ok(moved)
 }
 
-/// Makes a run larger where it lies. False if that cannot be, or it is no run.
+/// Makes a run larger where it lies. False if that is not possible, or it is not a run.
 #[cold]
 fn extend(arena: Arena, slot: &Slot, address: usize, size: usize) -> bool {
     match locate(arena, address) {
@@ -200,7 +200,8 @@ fn locate(arena: Arena, address: usize) -> Result<Located, FreeError> {
     }
 }
 
-/// The block of a span that starts at an address, unless the span is none: a tag of a damaged file.
+/// The block of a span that starts at an address, unless this is not a span: a tag of a damaged
+/// file.
 #[inline]
 fn place_in(arena: Arena, span: &Span, start: usize, address: usize) -> Result<Place, FreeError> {
     if !span.is_described(arena, start) {
@@ -216,7 +217,7 @@ pub(crate) fn free(arena: Arena, slot: &Slot, address: usize) -> Result<(), Free
     free_with(arena, slot, address, || {})
 }
 
-/// Frees a block; `freed` is told at once when a block of the thread's own is free. (All others
+/// Frees a block; `freed` is called as soon as a block of the thread's own is free. (All others
 /// clear the `freeing` word themselves.)
 #[inline(always)]
 fn free_with(
@@ -238,8 +239,7 @@ fn free_with(
 /// Counts a block that the span's owner, the caller, has freed.
 #[inline(always)]
 fn took_back(arena: Arena, slot: &Slot, span: &Span) {
-    // SAFETY: the owner's alone, as nobody else looks at it: no atomic access, so that it is one
-    // instruction.
+    // SAFETY: only the owner looks at it: no atomic access, so that it is one instruction.
     let until = unsafe { &mut *span.until.as_ptr() };
     *until = until.wrapping_sub(1);
     if *until == 0 {
@@ -303,7 +303,7 @@ fn free_guarded(arena: Arena, slot: &Slot, address: usize) -> Result<(), FreeErr
     free_elsewhere(arena, slot, address)
 }
 
-/// Frees what is no block of a span of this thread's.
+/// Frees a block that is not in one of this thread's spans.
 fn free_elsewhere(arena: Arena, slot: &Slot, address: usize) -> Result<(), FreeError> {
     match locate(arena, address)? {
         Located::Block {
@@ -331,14 +331,14 @@ fn free_other(
     let before = span.sets().free_remote(place);
     let freeing = &slot.watched.freeing;
     if freeing.load(Ordering::Relaxed) != 0 {
-        // SeqCst, before the load below: who makes the span nobody's, and is not seen there, sees that
-        // the block is not about to be freed again.
+        // SeqCst, before the load below: if a thread that gives up the span is not seen there, it
+        // sees that the block is not about to be freed again.
         freeing.store(0, Ordering::SeqCst);
     }
     if before & place.bit() != 0 {
         return Err(FreeError::NotAllocated);
     }
-    // Whoever owns the span by now is told: the owner of before may have left.
+    // The present owner of the span is told: the previous one may have left.
     let State::Span { owner } = slice::state(arena.tag(start).load(Ordering::SeqCst)) else {
         return Ok(());
     };
@@ -352,9 +352,10 @@ fn free_other(
     Ok(())
 }
 
-/// Names in the slot's `freeing` word the block of a container that is about to be freed for good, so that a death on the
-/// way neither leaks it nor frees it twice: until the word is cleared, recovery frees what it names. What others can see of
-/// that comes behind it: stores that release.
+/// Names, in the slot's `freeing` word, the block of a container that is about to be freed for
+/// good, so that a death on the way neither leaks it nor frees it twice: until the word is cleared,
+/// recovery frees what it names. Whatever others can see of the free comes after this store: those
+/// stores release.
 #[inline]
 pub(crate) fn about_to_free(slot: &Slot, address: u64) {
     slot.watched.freeing.store(address, Ordering::Release);
@@ -369,11 +370,12 @@ pub(crate) fn free_named(arena: Arena, slot: &Slot, address: usize) -> Result<()
     freed
 }
 
-/// Frees a block with which all is done that the slot's intent is about: instead of that, the `freeing` word names it.
+/// Frees a block whose free completes what the slot's intent is about: the `freeing` word names it
+/// in place of the intent.
 pub(crate) fn close_and_free(arena: Arena, slot: &Slot, block: u64) {
     about_to_free(slot, block);
     slot.intent.close();
-    // A block that cannot be freed was none: there is nobody to tell.
+    // A block that cannot be freed was not one: there is nobody to tell.
     let _ = free_named(arena, slot, block as usize);
 }
 
@@ -386,7 +388,7 @@ pub(crate) fn finish_freeing(arena: Arena, slot: &Slot, owner: Tag) {
     }
 }
 
-/// Frees a block in a dead owner's name. Can be repeated as long as nobody hands the block out:
+/// Frees a block on behalf of a dead owner. Can be repeated as long as nobody hands the block out:
 /// while a `freeing` word names it, or its span belongs to the dead owner.
 pub(crate) fn release_for(arena: Arena, owner: Tag, address: usize) {
     match locate(arena, address) {
@@ -409,7 +411,7 @@ pub(crate) fn release_for(arena: Arena, owner: Tag, address: usize) {
     }
 }
 
-/// Bytes of the block at an address.
+/// The size in bytes of the block at an address.
 pub(crate) fn usable_size(arena: Arena, address: usize) -> Result<usize, FreeError> {
     match locate(arena, address)? {
         Located::Block { span, place, .. } if span.is_free(place) => Err(FreeError::NotAllocated),

@@ -1,25 +1,27 @@
-//! An owner's spans of a class: the one that blocks come from, those with free blocks, the rest.
+//! An owner's spans of a class: the one that blocks come from, those with free blocks, and the
+//! rest.
 //!
-//! | place   | meaning | `until`, the owner's frees that are left, leads to |
+//! | place   | meaning | when `until`, the owner's remaining frees, reaches 0 |
 //! |---------|---------|------------------------------------------------|
 //! | CURRENT | blocks come from it                         | a look at the clock, for memory to be given back |
-//! | PARTIAL | in the list of spans with free blocks       | empty: the span goes back |
-//! | FULL    | in the list of spans without, or with few, as far as the owner knows | an eighth is free: PARTIAL |
+//! | PARTIAL | in the list of spans with free blocks       | it is empty: the span goes back |
+//! | FULL    | in the list of spans without, or with few, as far as the owner knows | an eighth is free: it becomes PARTIAL |
 //!
-//! A free counts `until` down and is done, unless that leads to 0. So a span that was full is not
-//! asked for its first free block but for an eighth of its blocks at once.
+//! A free counts `until` down, and no more unless that reaches 0. So a span that was full is not
+//! looked at for its first free block, but for an eighth of its blocks at once.
 //!
-//! Lists link span records by slice index and are written by their owner alone; recovery does not
-//! read them. Others who free blocks set a hint, a bit a class, in the owner's slot, if theirs is the
-//! first in its word; so does the owner for a span of which it may collect nothing yet, as the blocks
-//! are about to be freed again. It looks through its FULL list when it needs a block and the hint is
-//! set: a few spans at a time, which go to the list's end, so that a span is claimed only where fewer
-//! than one in [`LOOKED_AT`] has anything. A hint that died with its setter is made good by the pool's
-//! `rescan` count, which each recovery raises and each owner compares when it runs out.
+//! Lists link span records by slice index and are written only by their owner; recovery does not
+//! read them. Others that free blocks set a hint, a bit for each class, in the owner's slot, if
+//! theirs is the first in its word; so does the owner for a span from which it may collect nothing
+//! yet, because the blocks are about to be freed again. The owner looks through its FULL list when
+//! it needs a block and the hint is set: a few spans at a time, which go to the list's end, so that
+//! a new span is claimed only if fewer than one in [`LOOKED_AT`] has anything. A hint that died
+//! with its setter is made up for by the pool's `rescan` count, which each recovery raises and each
+//! owner compares when it runs out.
 //!
 //! Where the next block comes from, in this order: the word in hand; the current span's other
-//! words; its `remote` words; a PARTIAL span; a FULL span with a hint; a span that nobody owns;
-//! new slices; a larger pool; a FULL span with a free block; the slices of spans that are empty.
+//! words; its `remote` words; a PARTIAL span; a FULL span with a hint; a span that nobody owns; new
+//! slices; a larger pool; a FULL span with a free block; the slices of spans that are empty.
 
 use super::AllocError;
 use super::grow;
@@ -39,21 +41,21 @@ pub(crate) const FULL: u32 = 3;
 
 /// How many FULL spans are looked at before another way is tried.
 const LOOKED_AT: usize = 8;
-/// Frees in the current span from one look at the clock to the next.
+/// Frees in the current span between two looks at the clock.
 const PERIOD: u32 = 4096;
 
-/// An owner's spans, in its slot: each array has an element a class, so that the way to one is the
-/// class alone.
+/// An owner's spans, in its slot. Each array has an element for each class, so that the class alone
+/// locates an element.
 #[repr(C)]
 pub(crate) struct Caches {
-    /// The address of the word of `freed`, of the current span, that blocks come from; that of
-    /// [`Slot::nothing`] for none. Never null in the cache of an owner.
+    /// The address of the word of `freed`, in the current span, that blocks come from; that of
+    /// [`Slot::nothing`] if there is none. Never null in the cache of an owner.
     word: [Own; CLASSES],
     /// The same in a [guarded](super::guard) pool, where there is never a word at hand.
     guarded: [Own; CLASSES],
     /// The address of that word's first block.
     base: [Own; CLASSES],
-    /// Bytes a block.
+    /// Bytes per block.
     size: [Own; CLASSES],
     partial: [List; CLASSES],
     full: [List; CLASSES],
@@ -81,7 +83,7 @@ impl Slot {
     #[inline]
     pub(crate) fn cache(&self, class: usize) -> Cache<'_> {
         assert!(class < CLASSES);
-        // SAFETY: compared just now.
+        // SAFETY: checked just now.
         let mut cache = unsafe { self.known_cache(class) };
         if guard::is_on(self.arena()) {
             cache.word = &self.caches().guarded[class];
@@ -96,7 +98,7 @@ impl Slot {
         unsafe { &*self.caches.as_ptr().cast::<Caches>() }
     }
 
-    /// The cache from which most allocations are served: without a word at hand in a guarded pool.
+    /// The cache from which most allocations are served: in a guarded pool, it has no word at hand.
     ///
     /// # Safety
     ///
@@ -119,7 +121,7 @@ impl Slot {
 }
 
 impl Slot {
-    /// A claimant of the slot has no spans.
+    /// Clears the caches: a claimant of the slot has no spans.
     pub(crate) fn clear_caches(&self) {
         for word in &self.caches {
             word.set(0);
@@ -153,7 +155,7 @@ impl List {
 
     fn push_front(&self, arena: Arena, span: &Span, place: u32) {
         self.push(arena, span, place);
-        // The list closes from the first to the last: to begin one earlier is enough.
+        // The list is circular, from the last to the first: starting it one earlier is enough.
         let index = span.slice(arena) as u32 + 1;
         let first = self.0.load(Ordering::Relaxed);
         if first != index {
@@ -175,15 +177,16 @@ impl List {
         } else if let Some(other) = at(arena, previous) {
             other.next.store(next, Ordering::Relaxed);
         }
-        // The next one's neighbour, or the first one's, if this was the last.
+        // The next one's neighbour; or, if this was the last, the first one's.
         if let Some(other) = at(arena, next).or_else(|| self.first(arena)) {
             other.previous.store(previous, Ordering::Relaxed);
         }
         span.place.store(0, Ordering::Relaxed);
     }
 
-    /// True if the span is in the list, by its links and its neighbours'. A span that the owner has not
-    /// put there is in none: in a damaged file a tag may name who comes next.
+    /// True if the span is in the list, judged by its links and its neighbours'. A span that the
+    /// owner has not put there is in none: in a damaged file, a tag may name an owner that is yet
+    /// to come.
     fn holds(&self, arena: Arena, span: &Span) -> bool {
         let index = span.slice(arena) as u32 + 1;
         let slices = arena.slices();
@@ -229,13 +232,13 @@ impl Cache<'_> {
         .then_some(address)
     }
 
-    /// There is no current span.
+    /// From now on there is no current span.
     fn set_none(&self, slot: &Slot) {
         let nothing = std::ptr::from_ref(&slot.nothing).expose_provenance();
         self.word.set(nothing as u64);
     }
 
-    /// The current span and which of its words is in hand.
+    /// The current span, and which of its words is in hand.
     fn current(&self, arena: Arena) -> Option<(&'static Span, usize)> {
         let address = self.word.get() as usize;
         let offset = address.checked_sub(arena.base() + SPANS.offset)?;
@@ -268,7 +271,7 @@ impl Cache<'_> {
         self.word.set(word as u64);
     }
 
-    /// Puts a span whose blocks are handed out, but for fewer than an eighth, into the FULL list.
+    /// Puts a span of which fewer than an eighth of the blocks are free into the FULL list.
     fn push_full(&self, arena: Arena, span: &Span) {
         let eighth = span.blocks.load(Ordering::Relaxed) / 8;
         let free = span.count_free();
@@ -317,7 +320,7 @@ impl Cache<'_> {
         }
     }
 
-    /// A span to take blocks from, which is in no list any more, and a word of it that has some.
+    /// A span to take blocks from, which is no longer in any list, and a word of it that has some.
     fn find_span(
         &self,
         arena: Arena,
@@ -342,8 +345,8 @@ impl Cache<'_> {
             Err(error) => error,
             made => return made,
         };
-        // Looking for slices has made the spans of the dead nobody's. And a block or two that were not
-        // worth asking for.
+        // Looking for slices has made the spans of the dead nobody's. There may also be a block or
+        // two that were not worth looking for before.
         if let Some((span, word)) =
             adopt_orphan(arena, slot, class).or_else(|| self.take_full(arena, usize::MAX))
         {
@@ -381,7 +384,8 @@ impl Cache<'_> {
         found
     }
 
-    /// A span of the FULL list with free blocks, among so many. Those without go to the list's end.
+    /// A span with free blocks, among the first `at_most` of the FULL list. Those without go to the
+    /// list's end.
     fn take_full(&self, arena: Arena, at_most: usize) -> Option<(&'static Span, usize)> {
         let last = self.full.last(arena);
         for _ in 0..at_most {
@@ -401,7 +405,7 @@ impl Cache<'_> {
 
     /// A span of new slices.
     ///
-    /// Killed before the head is tagged: claimed slices, which recovery frees. After: an empty
+    /// If killed before the head is tagged: claimed slices, which recovery frees. After: an empty
     /// span of a dead owner.
     fn new_span(
         &self,
@@ -447,7 +451,7 @@ impl Cache<'_> {
     }
 }
 
-/// As many blocks of the span were taken back as `until` said.
+/// As many blocks of the span were freed by its owner as `until` said.
 #[cold]
 #[inline(never)]
 pub(crate) fn note_free(arena: Arena, slot: &Slot, span: &Span) {
@@ -468,13 +472,15 @@ pub(crate) fn note_free(arena: Arena, slot: &Slot, span: &Span) {
     }
 }
 
-/// So many slices could not be had: gives back the owner's current spans that are empty, which are kept for the next
-/// blocks of their classes as long as there is room elsewhere. True if it is worth another try.
+/// `wanted` slices could not be had: gives back the owner's current spans that are empty, which are
+/// otherwise kept for the next blocks of their classes as long as there is room elsewhere. True if
+/// another attempt is worthwhile.
 ///
-/// Only the current ones: what others have freed of the rest is not looked for, as an owner may have very many, and
-/// who polls a full pool would look through all of them each time.
+/// Only the current ones: blocks that others have freed in the rest are not looked for, since an
+/// owner may have very many spans, and a thread that polls a full pool would look through all of
+/// them each time.
 ///
-/// Killed anywhere: a span of the dead, or claimed slices.
+/// Killed anywhere: leaves a span of the dead, or claimed slices.
 #[cold]
 pub(crate) fn give_back_empty(arena: Arena, slot: &Slot, wanted: usize, why: AllocError) -> bool {
     if !why.is_full() {
@@ -516,8 +522,8 @@ pub(crate) fn take_all(arena: Arena, slot: &Slot, mut each: impl FnMut(&Span)) {
     }
 }
 
-/// A word of the span that has blocks to hand out, from word `from` on, or once what others freed
-/// is collected. `None` if all are handed out.
+/// A word of the span that has blocks to hand out, from word `from` on, or, if none has, once what
+/// others freed is collected. `None` if all are handed out.
 fn stocked(arena: Arena, span: &Span, from: usize) -> Option<usize> {
     let stocked = span.stocked(from);
     if stocked.is_none() && span.collect(arena) {
@@ -526,8 +532,8 @@ fn stocked(arena: Arena, span: &Span, from: usize) -> Option<usize> {
     stocked
 }
 
-/// Makes a span that nobody owns one of `owner`'s. Its record is as recovery or a leaving owner left
-/// it: settled. A damaged one stays nobody's.
+/// Makes a span that nobody owns one of `owner`'s. Its record is settled, as recovery or a leaving
+/// owner left it. A damaged one stays nobody's.
 pub(crate) fn adopt(arena: Arena, owner: Tag, start: usize) -> Option<&'static Span> {
     let span = arena.span(start);
     if !span.is_sane(arena, start) {
@@ -546,14 +552,14 @@ pub(crate) fn adopt(arena: Arena, owner: Tag, start: usize) -> Option<&'static S
     Some(span)
 }
 
-/// A block of a span that nobody owns has been freed: whoever needs one of the class adopts the span.
-/// Who frees does not, or it would keep what it has no use for; but a span of which nothing is left
-/// goes back, as nobody else may ever need its class.
+/// A block of a span that nobody owns has been freed: a thread that needs one of the class adopts
+/// the span. The thread that frees does not, or it would keep what it has no use for; but a span
+/// that has become empty goes back, since nobody else may ever need its class.
 pub(crate) fn note_orphan(arena: Arena, slot: &Slot, start: usize) {
     let span = arena.span(start);
     bitmap::tell(&arena.header().orphans, 1 << span.class());
-    // Of two who free the last two blocks at once, and have withdrawn their `freeing` words, one sees
-    // that the other has.
+    // Of two threads that free the last two blocks at once, and have cleared their `freeing` words,
+    // one sees that the other has.
     fence(Ordering::SeqCst);
     if span.is_empty(arena)
         && let Some(span) = adopt(arena, slot.tag(), start)
@@ -575,7 +581,7 @@ fn adopt_orphan(arena: Arena, slot: &Slot, class: usize) -> Option<(&'static Spa
             continue;
         };
         let span = arena.span(start);
-        // Who frees a block of a full one tells again.
+        // A free of a block of a full one sets the hint again.
         if !owner.is_nobody() || span.class() != class || span.count_free() == 0 {
             continue;
         }

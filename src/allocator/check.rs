@@ -1,4 +1,4 @@
-//! Everything that must hold of the allocator's words, checked.
+//! Checks everything that must hold of the allocator's words.
 //!
 //! While others work, only what holds at every instant is checked; at rest
 //! ([`Depth::Quiescent`]), everything.
@@ -19,7 +19,7 @@ use crate::primitive::Ordering;
 pub(crate) enum Depth {
     /// Others may be at work.
     Live,
-    /// Nobody is.
+    /// Nobody is at work.
     Quiescent,
 }
 
@@ -38,7 +38,7 @@ pub(crate) enum Depth {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct CheckReport {
-    /// What is wrong, a line each; the first hundred.
+    /// What is wrong, one line each; at most the first hundred.
     pub problems: Vec<String>,
     /// Slices looked at.
     pub slices: usize,
@@ -100,7 +100,7 @@ pub(crate) fn check(arena: Arena, depth: Depth, report: &mut CheckReport) {
     }
 }
 
-/// Checks what starts at a slice; how many slices that is.
+/// Checks what starts at a slice; returns how many slices that is.
 fn check_at(
     arena: Arena,
     depth: Depth,
@@ -181,7 +181,7 @@ fn check_extent(
         }
         slices
     } else {
-        // It may be changing: what follows is looked at for itself.
+        // It may be changing: the slice that follows is looked at by itself.
         1
     }
 }

@@ -8,10 +8,11 @@
 //! | before the watermark rises | committed memory that nobody uses | the next growth commits it again |
 //! | after, before the hints are set | free slices without a hint | recovery sets the hints |
 //!
-//! Two who grow at once commit the same memory; the watermark rises to the higher of the two. So nobody can
-//! give back what is beyond it, and what is not to be had is not begun with: what the file system has left
-//! is asked for before, but for what is committed already. Should others take of that meanwhile, who is refused
-//! leaves what a killed one does.
+//! Two threads that grow the pool at once commit the same memory; the watermark rises to the higher
+//! of the two. So nobody can give back what is beyond it, and growth that cannot be had is not
+//! begun: the space left in the file system is asked for first, not counting what is committed
+//! already. If others take some of it meanwhile, a thread that is refused leaves what a killed one
+//! does.
 
 use super::AllocError;
 use super::{kept, slice};
@@ -25,20 +26,21 @@ use crate::participants::table::Slot;
 use crate::primitive::{AtomicU64, Ordering};
 use crate::sys::memory::{self, CommitError};
 
-/// The least by which a pool grows where it may, in slices: 4 MiB.
+/// The least by which a pool grows if it may, in slices: 4 MiB.
 const LEAST: usize = (4 << 20) / SLICE;
-/// The first step of a small pool comes in two pieces, as many stay small: the first of them, 1 MiB.
+/// The first step of a small pool comes in two pieces, since many pools stay small; the first piece
+/// is 1 MiB.
 const FIRST: usize = (1 << 20) / SLICE;
-/// The most that it grows beyond what is asked for: 64 MiB.
+/// The most that it grows beyond what was requested: 64 MiB.
 const MOST: usize = (64 << 20) / SLICE;
-/// The file may not become that long; but a shorter one may do.
+/// The file may not become that long; but a shorter one may suffice.
 const TOO_LONG: CommitError = CommitError::System(rustix::io::Errno::FBIG.raw_os_error());
-/// Milliseconds from one giving back to the next: what is free goes back after one to two times
-/// that, if somebody allocates or frees meanwhile.
+/// Milliseconds between two rounds of giving memory back: free memory goes back after one to two
+/// times this, if somebody allocates or frees meanwhile.
 const APART: u64 = 500;
 
 /// Claims slices, growing the pool if it must. The first is at a multiple of `preferred` slices if
-/// such are free, at one of `align` otherwise.
+/// such slices are free, otherwise at a multiple of `align`.
 pub(crate) fn claim(
     arena: Arena,
     slot: &Slot,
@@ -59,10 +61,10 @@ pub(crate) fn claim(
         Ok(None) | Err(CommitError::Full | CommitError::MemoryLimit { .. }) => {}
         Err(error) => return Err(error.into()),
     }
-    // What the dead had comes before what the kernel has.
+    // What the dead had is tried before memory from the kernel.
     recovery::poll(arena);
     recovery::reap_what_was_left(arena);
-    // What is free and without memory is found as well: it gets that of what is free elsewhere.
+    // Free slices without memory are found, too: they get the memory of free slices elsewhere.
     let claim = || or_purge(arena, slot, || slice::claim(arena, me, count, align));
     for attempt in 0.. {
         if let Some(start) = claim()? {
@@ -73,8 +75,8 @@ pub(crate) fn claim(
             Ok(()) => break,
             Err(error) => {
                 recovery::let_others_free(arena);
-                // The last resort: hints may have died with somebody, and room may be left that
-                // only the tags know of.
+                // The last resort: hints may have died with their setter, and there may be room of
+                // which only the tags know.
                 let released = kept::release_all(arena, me);
                 rebuild_hints(arena);
                 if let Some(start) = claim()? {
@@ -100,7 +102,7 @@ pub(crate) fn claim_at(arena: Arena, slot: &Slot, start: usize, count: usize) ->
         let tag = arena.tag(slice).load(Ordering::Relaxed);
         matches!(slice::state(tag), slice::State::Free { .. })
     };
-    // Not tried if it is in vain: claiming and unclaiming disturbs others.
+    // Not tried if it would be in vain: claiming and unclaiming disturbs others.
     let free = (start..end.min(start + count)).all(is_free);
     let missing = (start + count).saturating_sub(end);
     if !free || (missing > 0 && grow(arena, slot, missing, missing).is_err()) {
@@ -109,7 +111,7 @@ pub(crate) fn claim_at(arena: Arena, slot: &Slot, start: usize, count: usize) ->
     slice::claim_these(arena, slot.tag(), start, count)
 }
 
-/// How many slices could be claimed at once at the most: free ones, and those that the pool can grow by.
+/// The most slices that could be claimed at once: free ones, and those by which the pool can grow.
 pub(crate) fn most_free(arena: Arena) -> usize {
     let slices = arena.slices();
     let is_free = |&index: &usize| {
@@ -121,12 +123,13 @@ pub(crate) fn most_free(arena: Arena) -> usize {
     free + most.saturating_sub(slices)
 }
 
-/// Grows the pool by `wanted` slices at least, or by as much as it can if that will do for `count`.
+/// Grows the pool by at least `wanted` slices, or, if that suffices for `count`, by as many as it
+/// can.
 #[cold]
 fn grow(arena: Arena, slot: &Slot, count: usize, wanted: usize) -> Result<(), AllocError> {
     let from = arena.slices();
     let room = arena.header().max_slices.load(Ordering::Relaxed) as usize - from;
-    // What is free at the end counts too: the new slices come right behind it.
+    // What is free at the end counts, too: the new slices come right behind it.
     let free_at_end = (0..from)
         .rev()
         .take_while(|&s| {
@@ -140,7 +143,7 @@ fn grow(arena: Arena, slot: &Slot, count: usize, wanted: usize) -> Result<(), Al
     }
     let (count, wanted) = (count.min(room), wanted.min(room));
     // An eighth more, so that the number of steps stays small as the pool gets large.
-    // Private memory is address space until it is touched: few large steps cost less.
+    // Private memory is only address space until it is touched: a few large steps cost less.
     let private = local::of(arena).is_private();
     let least = match from {
         _ if private => MOST,
@@ -155,7 +158,7 @@ fn grow(arena: Arena, slot: &Slot, count: usize, wanted: usize) -> Result<(), Al
         }
         other => other.map(|()| generous),
     }?;
-    // Somebody needs it: it is about to be used.
+    // A caller needs it: it is about to be used.
     slice::populate(arena, from, grown);
     Ok(())
 }
@@ -167,8 +170,8 @@ pub(crate) fn grow_by(arena: Arena, from: usize, count: usize) -> Result<(), Com
     extend(arena, from, count)
 }
 
-/// Bytes of memory that a pool's file has and the pool does not know of: somebody has died while the pool grew, or
-/// makes it grow now. They are where the next growth needs them.
+/// Bytes of memory that a pool's file has and the pool does not know of: a thread has died while it
+/// grew the pool, or is growing it now. They are where the next growth needs them.
 #[cold]
 fn left_behind(arena: Arena) -> u64 {
     let marks = &arena.header().watermarks;
@@ -190,7 +193,7 @@ fn left_behind(arena: Arena) -> u64 {
     memory::used_by(local::of(arena).fd()).saturating_sub((HEADER_SIZE + known) as u64)
 }
 
-/// As [`grow_by`], without asking whether there is so much memory.
+/// As [`grow_by`], without asking whether there is enough memory.
 pub(crate) fn extend(arena: Arena, from: usize, count: usize) -> Result<(), CommitError> {
     for table in [TAGS, SPANS, DATA] {
         arena.commit(table.offset + from * table.entry, count * table.entry)?;
@@ -206,14 +209,15 @@ pub(crate) fn extend(arena: Arena, from: usize, count: usize) -> Result<(), Comm
     Ok(())
 }
 
-/// The ranges of a pool's file that are committed for what is said of its slices: offset and length.
+/// The ranges of a pool's file that are committed for the tables about its slices: offset and
+/// length.
 pub(crate) fn committed_tables(arena: Arena) -> [(usize, usize); 3] {
     let slices = arena.slices();
     let [tags, spans] = [TAGS, SPANS].map(|table| (table.offset, slices * table.entry));
     [tags, spans, (FREE_HINTS.offset, slices.div_ceil(64) * 8)]
 }
 
-/// Those of the slices that have memory.
+/// The ranges of those slices that have memory.
 pub(crate) fn committed_data(arena: Arena) -> impl Iterator<Item = (usize, usize)> {
     let slices = arena.slices();
     let has_memory =
@@ -253,7 +257,7 @@ pub(crate) fn purge_now_and_then(arena: Arena, slot: &Slot) {
             .compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed)
             .is_ok()
     {
-        // Cleared before the look: what is freed from here on sets it again.
+        // Cleared before the look: a free from here on sets it again.
         header.dirty.store(0, Ordering::Relaxed);
         if slice::age(arena, slot.tag(), false).1 {
             header.dirty.store(1, Ordering::Relaxed);
@@ -261,8 +265,8 @@ pub(crate) fn purge_now_and_then(arena: Arena, slot: &Slot) {
     }
 }
 
-/// Raises a table's watermark. If there is no other memory for it, free slices give theirs, and those
-/// that the dead had.
+/// Raises a table's watermark. If there is no other memory for it, free slices give theirs,
+/// including those that the dead had.
 pub(crate) fn raise(
     arena: Arena,
     slot: &Slot,
@@ -273,8 +277,8 @@ pub(crate) fn raise(
     or_purge(arena, slot, || arena.raise(table, watermark, count))
 }
 
-/// Does what commits memory; if there is none, gives back that of free slices, and of those that the
-/// dead had, and does it again.
+/// Runs `commit`, which commits memory; if there is none, gives back that of free slices, including
+/// those that the dead had, and runs it again.
 pub(crate) fn or_purge<T>(
     arena: Arena,
     slot: &Slot,
@@ -294,7 +298,7 @@ pub(crate) fn or_purge<T>(
     commit()
 }
 
-/// Gives the memory of all free slices back; how many bytes.
+/// Gives back the memory of all free slices; returns how many bytes.
 pub(crate) fn purge(arena: Arena, slot: &Slot) -> usize {
     arena.header().dirty.store(0, Ordering::Relaxed);
     slice::age(arena, slot.tag(), true).0
@@ -315,11 +319,12 @@ mod tests {
     }
 
     fn free(pool: &Pool, run: NonNull<u8>) {
-        // SAFETY: a run that the test has allocated, and nobody uses.
+        // SAFETY: a run that the test has allocated, and that nobody uses.
         unsafe { pool.deallocate(run) }.unwrap();
     }
 
-    /// A pool all of which is kept as a run that no hint tells of, and which can grow by some slices.
+    /// A pool that is entirely kept as a run, of which no hint tells, and that can grow by some
+    /// slices.
     #[test]
     fn what_is_released_before_an_error_counts_for_a_growth() {
         let pool = Pool::builder().create().unwrap();
@@ -331,7 +336,8 @@ mod tests {
         assert!(run(&pool, all + 5).is_some());
     }
 
-    /// What was freed before the first look goes back at the second one, though nothing is freed in between.
+    /// What was freed before the first look goes back at the second one, although nothing is freed
+    /// in between.
     #[test]
     fn who_looks_says_that_more_is_to_be_given_back() {
         let pool = Pool::builder().create().unwrap();

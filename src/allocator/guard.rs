@@ -1,4 +1,4 @@
-//! Guard mode: writes past a block's end, and writes to a block after it was freed, are found.
+//! Guard mode: finds writes past a block's end, and writes to a block after it was freed.
 //!
 //! A guarded pool ([`GUARDED`](crate::layout::header::GUARDED), a bit of the header that never
 //! changes) has more in a block than was asked for:
@@ -16,7 +16,7 @@
 //! | TAKEN | allocated, or about to be; or freed by recovery or a container | filled | the user's |
 //! | FREED | free                                   | 0xDF    | 0xDF     |
 //! | FREED | allocated, and about to be freed       | any     | any      |
-//! | STRUCK | allocated for ever: it was written after it was freed | any | any |
+//! | STRUCK | allocated for ever: it was written to after it was freed | any | any |
 //!
 //! | step | stores, in this order |
 //! |------|-----------------------|
@@ -24,16 +24,17 @@
 //! | free | FREED, 0xDF over all but size and mark; then the block is freed |
 //! | strike | STRUCK; then the block is taken |
 //!
-//! A kill between any two leaves a free block that claims nothing, or an allocated one whose freer has
-//! died (FREED): both are used and freed as others are. Nothing is to be repaired.
-//! What a container frees under a record is not overwritten: recovery may have to read it again.
+//! A kill between any two leaves a free block that claims nothing, or an allocated one whose freer
+//! has died (FREED): both are used and freed as others are. Nothing has to be repaired. What a
+//! container frees under a record is not overwritten: recovery may have to read it again.
 //!
-//! A struck block is set aside, so that what was damaged can be looked at, and the allocation goes on with another. The check
-//! reports it, each block whose gap is damaged, and each freed one that was written to.
+//! A struck block is set aside, so that the damage can be looked at, and the allocation goes on
+//! with another. The check reports it, and each block whose gap is damaged, and each freed one that
+//! was written to.
 //!
 //! None of this is on the common path. In a guarded pool there is never a word at hand
-//! ([`Slot::cache`] keeps the current one elsewhere) nor a known span, so that every allocation and
-//! every free takes the way for all that is seldom, and the flag is looked at there.
+//! ([`Slot::cache`] keeps the current one elsewhere) nor a known span, so every allocation and
+//! every free takes the slow path, and the flag is looked at there.
 
 use std::alloc::Layout;
 
@@ -47,15 +48,15 @@ use crate::layout::header::GUARDED;
 use crate::participants::table::Slot;
 use crate::primitive::{AtomicU64, Ordering, compiler_fence};
 
-/// Bytes of size and mark.
+/// Bytes taken by size and mark.
 const TRAILER: usize = 16;
-/// Bytes a block beyond what is asked for, at least.
+/// Bytes in a block beyond what was asked for, at least.
 const MARGIN: usize = TRAILER + 8;
 
 const GAP: u8 = 0xa5;
 const POISON: u8 = 0xdf;
 
-/// Any that is none of the others.
+/// Any value that is none of the others.
 const NOTHING: u64 = 0;
 const TAKEN: u64 = 0x7461_6b65_6e00_0000 << 8;
 const FREED: u64 = 0x6672_6565_6400_0000 << 8;
@@ -75,7 +76,7 @@ pub(crate) struct Guarded {
 }
 
 impl Guarded {
-    /// The block of so many bytes at an address, unless no such can be there.
+    /// The block of `bytes` bytes at an address, unless no such block can be there.
     pub(crate) fn at(arena: Arena, address: usize, bytes: usize) -> Option<Self> {
         let possible = bytes > MARGIN && bytes <= arena.room_at(address);
         possible.then_some(Guarded { address, bytes })
@@ -84,11 +85,11 @@ impl Guarded {
     fn word(self, from_end: usize) -> &'static AtomicU64 {
         let address = self.address + self.bytes - from_end;
         // SAFETY: the last words of a block, whose size is a multiple of 16, in a pool that stays
-        // mapped; they are accessed as atomics alone.
+        // mapped; they are accessed only as atomics.
         unsafe { &*std::ptr::with_exposed_provenance(address) }
     }
 
-    /// The mark of a state, which that of an allocated block shares with its size.
+    /// The mark for a state; for an allocated block, it depends on the block's size too.
     fn mark_of(self, state: u64) -> u64 {
         let size = self.word(TRAILER).load(Ordering::Acquire);
         let with = if state == TAKEN {
@@ -100,7 +101,8 @@ impl Guarded {
     }
 
     fn mark(self, state: u64) {
-        // What comes before is written before, and what comes after it after: see the table.
+        // What comes before is written before, and what comes after is written after: see the
+        // table.
         compiler_fence(Ordering::SeqCst);
         self.word(8).store(self.mark_of(state), Ordering::Release);
         compiler_fence(Ordering::SeqCst);
@@ -110,7 +112,7 @@ impl Guarded {
         self.word(8).load(Ordering::Acquire) == self.mark_of(state)
     }
 
-    /// Bytes that were asked for, if that is a number that can have been.
+    /// The number of bytes that were asked for, if it is one that can have been.
     fn size(self) -> Option<usize> {
         let size = self.word(TRAILER).load(Ordering::Acquire) as usize;
         (size <= self.bytes - MARGIN).then_some(size)
@@ -121,8 +123,8 @@ impl Guarded {
         let start = from.next_multiple_of(8);
         let odd = std::ptr::with_exposed_provenance_mut::<u8>(self.address + from);
         let words = std::ptr::with_exposed_provenance::<AtomicU64>(self.address + start);
-        // SAFETY: within the block, before its trailer, which starts at a multiple of 8 as the block
-        // does; the caller has the block, or is about to, so that nobody else accesses it.
+        // SAFETY: within the block, before its trailer, which starts at a multiple of 8 as the
+        // block does; the caller has the block, or is about to, so nobody else accesses it.
         let words = unsafe {
             odd.write_bytes(with, start - from);
             std::slice::from_raw_parts(words, (self.bytes - TRAILER - start) / 8)
@@ -132,17 +134,17 @@ impl Guarded {
         }
     }
 
-    /// Where the bytes from `from` to the trailer are first something else.
+    /// The offset of the first byte, from `from` to the trailer, that is not `expected`.
     fn differs(self, from: usize, expected: u8) -> Option<usize> {
         (from..self.bytes - TRAILER).find(|offset| {
             let byte = std::ptr::with_exposed_provenance::<u8>(self.address + offset);
-            // SAFETY: within the block. Volatile: whoever writes there should not.
+            // SAFETY: within the block. Volatile, because a thread that should not may write there.
             unsafe { byte.read_volatile() != expected }
         })
     }
 
-    /// Makes a free block ready to be allocated. False if it was written after it was freed: it is
-    /// to be taken all the same, and forgotten.
+    /// Makes a free block ready to be allocated. False if it was written to after it was freed: it
+    /// must be taken all the same, and forgotten.
     fn prepare(self, size: usize) -> bool {
         if self.is(STRUCK) || (self.is(FREED) && self.differs(0, POISON).is_some()) {
             self.mark(STRUCK);
@@ -216,7 +218,7 @@ pub(crate) fn allocate(
     let Some(class) = size_class::class_of(with_margin) else {
         let bytes = with_margin.size().next_multiple_of(SLICE);
         return run::allocate(arena, slot, with_margin, |address, _| {
-            // Whatever the slices were before.
+            // Whatever the slices held before.
             if let Some(block) = Guarded::at(arena, address, bytes) {
                 block.mark(NOTHING);
                 block.prepare(size);
@@ -243,7 +245,7 @@ pub(crate) fn allocate(
     }
 }
 
-/// The blocks of a new span claim nothing. Before its head is tagged.
+/// Makes the blocks of a new span claim nothing. Called before its head is tagged.
 pub(crate) fn wipe(arena: Arena, span: &Span) {
     let (start, size) = (arena.slice_address(span.slice(arena)), span.block_size());
     for block in 0..span.blocks.load(Ordering::Relaxed) as usize {
@@ -253,7 +255,8 @@ pub(crate) fn wipe(arena: Arena, span: &Span) {
     }
 }
 
-/// Judges an allocated block that is about to be freed, and overwrites it, unless a container frees it.
+/// Judges an allocated block that is about to be freed, and overwrites it, unless a container frees
+/// it.
 pub(crate) fn before_free(slot: &Slot, block: Guarded) -> Result<(), FreeError> {
     if block.is(STRUCK) {
         return Err(FreeError::NotAllocated);
@@ -268,7 +271,7 @@ pub(crate) fn before_free(slot: &Slot, block: Guarded) -> Result<(), FreeError> 
     Ok(())
 }
 
-/// Bytes of an allocated block that were asked for.
+/// The number of bytes that were asked for in an allocated block.
 pub(crate) fn usable_size(block: Guarded) -> Result<usize, FreeError> {
     if block.is(STRUCK) {
         return Err(FreeError::NotAllocated);
@@ -329,12 +332,12 @@ mod tests {
     }
 
     fn free(pool: &Pool, block: NonNull<u8>) {
-        // SAFETY: a block that the test has allocated, and nobody uses.
+        // SAFETY: a block that the test has allocated, and that nobody uses.
         unsafe { pool.deallocate(block) }.unwrap();
     }
 
-    /// Blocks lie where others of their size were freed, and of some of whose bytes others had use meanwhile: the second
-    /// slice of each two has been left alone.
+    /// Blocks lie where others of their size were freed, and where others have used some of the
+    /// bytes meanwhile: the second slice of each two has been left alone.
     #[test]
     fn what_a_block_of_before_has_left_is_not_judged() {
         // Two slices, of spans, and three.
@@ -350,7 +353,7 @@ mod tests {
         }
     }
 
-    /// Who has found that a block was written to has died before it has taken it.
+    /// A thread has found that a block was written to, and died before it took the block.
     #[test]
     fn a_block_that_is_about_to_be_struck_is_struck() {
         let pool = pool();

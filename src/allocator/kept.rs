@@ -1,24 +1,26 @@
 //! Runs that are free and whole, kept for the next allocation of just their size.
 //!
-//! To claim a run and to free it costs an exchange and two stores a slice. So one of up to [`MOST`]
-//! slices that is freed is *kept*: its head says KEPT and how many slices, and its tails stay tails. Who
-//! freed it notes where it is, in its slot, and takes it with one exchange when it needs such a run.
-//! A note is a hint, of this owner or of one before: the tag decides.
+//! Claiming a run and freeing it costs an exchange and two stores for each slice. So a freed run of
+//! up to [`MOST`] slices is *kept*: its head says KEPT and how many slices, and its tails stay
+//! tails. The thread that freed it notes in its slot where the run is, and takes it with one
+//! exchange when it needs such a run. A note is a hint, left by this owner or an earlier one: the
+//! tag decides.
 //!
-//! What is kept is free. Anybody may [`release`] it, so that its slices serve for anything: who needs
-//! slices before the pool grows or is full, who gives memory back, and who extends the run before it.
-//! What a slot has noted is bounded; what is too much is released, the oldest first. So is what was not
-//! needed when slices were, for spans or runs, twice since it was noted: else what stays would be put behind
-//! it, and large runs would not find room.
+//! What is kept is free. Anybody may [`release`] it, so that its slices can be used for anything: a
+//! thread that needs slices before the pool grows or is full, one that gives memory back, and one
+//! that extends the run before it. What a slot has noted is bounded; what is too much is released,
+//! the oldest first. So is a run that has not been needed although slices were, for spans or runs,
+//! twice since it was noted: otherwise what stays would be put behind it, and large runs would not
+//! find room.
 //!
 //! | step | stores, in this order | killed in between leaves | and then |
 //! |---------|---------------------------------------------|-----------------------|------------------|
-//! | keep    | the head is claimed, `freeing` cleared, KEPT, the hints of the header, the note | a claimed head and its tails; a kept run that nobody has noted, or that no hint tells of | recovery frees the first, and sets the hint where it finds a kept run |
+//! | keep    | the head is claimed, `freeing` cleared, KEPT, the hints of the header, the note | a claimed head and its tails; a kept run that nobody has noted, or that no hint tells of | recovery frees the former, and sets the hint where it finds a kept run |
 //! | take    | the note is struck, the head is claimed, RUN | the same              | the same         |
 //! | release | the head is claimed, tails from the highest down, the head | a claimed head and some tails | recovery frees them |
 //!
-//! The head is not KEPT before `freeing` is cleared: until then a recovery may free what that names, and
-//! nobody else may have it.
+//! The head does not become KEPT before `freeing` is cleared: until then a recovery may free what
+//! that word names, and nobody else may have it.
 //!
 //! Invariant: behind a kept head there are its tails, and no slice that is claimed.
 
@@ -28,15 +30,16 @@ use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
 use crate::primitive::Ordering;
 
-/// The longest run that is kept, in slices: just not 2 MiB, as those lie at multiples of their size.
+/// The longest run that is kept, in slices: just less than 2 MiB, since those lie at multiples of
+/// their size.
 const MOST: usize = (2 << 20) / SLICE - 1;
 /// The most that a slot notes in all, in slices.
 const ROOM: usize = (2 << 20) / SLICE;
-/// What is kept is released when others were needed so often.
+/// A kept run is released when other slices were needed this often.
 const MISSES: u64 = 2;
-/// A note is the first slice times that, and the number of slices;
+/// A note is the first slice times `COUNTS`, plus the number of slices,
 const COUNTS: u64 = 256;
-/// and how often others were needed, times that.
+/// plus `MISS` times how often other slices were needed.
 const MISS: u64 = 1 << 40;
 
 const _: () = assert!(MOST < COUNTS as usize);
@@ -49,8 +52,9 @@ pub(crate) fn keep(arena: Arena, slot: &Slot, start: usize, count: usize) -> boo
     }
     let tag = slice::kept_tag(count);
     arena.tag(start).store(tag, Ordering::Release);
-    // Behind that, for who clears them and then looks. No fence is between the two: a hint that is lost so is set by the
-    // next one, and before an error all is searched.
+    // After that store, since those that clear them look afterwards. There is no fence between the
+    // two: if a hint is lost in this way, the next one sets it, and before an error everything is
+    // searched.
     let header = arena.header();
     for hint in [&header.dirty, &header.kept] {
         if hint.load(Ordering::Relaxed) == 0 {
@@ -61,7 +65,7 @@ pub(crate) fn keep(arena: Arena, slot: &Slot, start: usize, count: usize) -> boo
     true
 }
 
-/// Notes a run, before all others, and releases those for which there is no room any more.
+/// Notes a run, before all others, and releases those for which there is no longer room.
 fn note(arena: Arena, slot: &Slot, mut noted: u64) {
     let mut sum = 0;
     for place in &slot.kept {
@@ -78,7 +82,8 @@ fn note(arena: Arena, slot: &Slot, mut noted: u64) {
     release_noted(arena, slot, noted);
 }
 
-/// Slices are needed, and none that the slot has noted would do: releases what has seen that often enough.
+/// Slices are needed, and no noted run would do: releases the noted runs that have seen that often
+/// enough.
 #[cold]
 pub(crate) fn missed(arena: Arena, slot: &Slot) {
     for place in slot.kept.iter().filter(|place| place.get() != 0) {
@@ -100,7 +105,8 @@ fn release_noted(arena: Arena, slot: &Slot, noted: u64) {
     }
 }
 
-/// Takes a run of so many slices that the slot has noted: its head is claimed, its tails are tagged.
+/// Takes a run of `count` slices that the slot has noted: its head is claimed, its tails are
+/// tagged.
 pub(crate) fn take(arena: Arena, slot: &Slot, count: usize) -> Option<usize> {
     for place in &slot.kept {
         let noted = place.get();
@@ -137,7 +143,7 @@ pub(crate) fn release(arena: Arena, me: Tag, start: usize) -> bool {
     {
         return false;
     }
-    // Those that are: its length may be garbage.
+    // Those tails that exist: the length in the tag may be garbage.
     let tails = slice::tails_of(arena, start);
     slice::release(arena, start, tails + 1);
     true
@@ -151,7 +157,7 @@ pub(crate) fn release_if_any(arena: Arena, me: Tag) -> bool {
 /// Releases all that is kept. True if something was.
 #[cold]
 pub(crate) fn release_all(arena: Arena, me: Tag) -> bool {
-    // Cleared before the look: what is kept from here on sets it again.
+    // Cleared before the look: a run that is kept from here on sets it again.
     arena.header().kept.store(0, Ordering::Relaxed);
     let (mut any, mut slice) = (false, 0);
     while slice < arena.slices() {

@@ -1,19 +1,20 @@
-//! The spans that an owner has freed blocks of lately: found by a block's address alone.
+//! The spans in which an owner has freed blocks lately, found by a block's address alone.
 //!
-//! The long way from an address to a span leads by the pool's extent, the slice's tag and the
-//! span's record. An owner notes where that led to, in a table in its slot with an entry for each
-//! slice of its own (a direct-mapped cache by the slice's number), so that the next free of a block
-//! in the slice is a subtraction, a multiplication and a comparison away from its bit. The comparison
-//! answers three questions at once (see [`size_class::divide`]): whether the entry is of the address's
-//! slice, whether it is in use, and whether a block starts at the address.
+//! The long way from an address to a span goes through the pool's extent, the slice's tag and the
+//! span's record. An owner notes where that led, in a table in its slot, with an entry for each of
+//! its slices (a direct-mapped cache by the slice's number), so that the next free of a block in
+//! the slice is a subtraction, a multiplication and a comparison away from its bit. The comparison
+//! answers three questions at once (see [`size_class::divide`]): whether the entry is for the
+//! address's slice, whether it is in use, and whether a block starts at the address.
 //!
 //! Nothing here has to be right after a death: a claimant of the slot clears the table, so it is
-//! only ever read by who has written it. The order of the stores means nothing.
+//! only ever read by the thread that has written it. The order of the stores does not matter.
 //!
 //! Invariants
-//! 1. An entry is all zero, or it describes a span that belongs to the slot's owner: a span goes
-//!    back ([`Slot::forget`]) or becomes nobody's (as the owner leaves) only.
-//! 2. `blocks` is at most [`MAX_BLOCKS`]: what is below it is in the bitmaps.
+//! 1. An entry is all zero, or it describes a span that belongs to the slot's owner: a span ceases
+//!    to belong to it only by going back ([`Slot::forget`]) or becoming nobody's (as the owner
+//!    leaves).
+//! 2. `blocks` is at most [`MAX_BLOCKS`]: an index below it is in the bitmaps.
 
 use super::size_class::{self, MAX_BLOCKS};
 use super::span::{Place, Span, WORDS};
@@ -22,11 +23,11 @@ use crate::participants::table::{KNOWN_WORDS, Own, Slot};
 use crate::primitive::Ordering;
 use crate::protocol::bitmap::Sets;
 
-/// How many entries there are: those of 4 MiB.
+/// The number of entries: enough for 4 MiB.
 const ENTRIES: usize = 256;
 
-/// What lies at slices of the owner's: each array has an element an entry, so that the way to one is
-/// the entry's number alone.
+/// What lies at slices of the owner's. Each array has an element for each entry, so that the
+/// entry's number alone locates an element.
 #[repr(C)]
 struct Known {
     /// The address of the span's first block.
@@ -37,13 +38,13 @@ struct Known {
     words: [Own; ENTRIES],
     /// How many blocks the span has; 0 in an entry that is not in use.
     blocks: [Own<u32>; ENTRIES],
-    /// Division again.
+    /// Part of the division, too.
     shift: [Own<u32>; ENTRIES],
 }
 
 const _: () = assert!(size_of::<Known>() == size_of::<[Own; KNOWN_WORDS]>());
 
-/// The entry of the slice that an address lies in.
+/// The entry for the slice in which an address lies.
 #[inline(always)]
 const fn entry_of(address: usize) -> usize {
     (address >> SLICE_SHIFT) % ENTRIES
@@ -57,7 +58,7 @@ impl Words {
     /// The bitmaps.
     #[inline(always)]
     pub(crate) fn sets(self) -> Sets<'static, WORDS> {
-        // SAFETY: made by `known_block` alone, of an entry in use, which by invariant 1 has the
+        // SAFETY: made only by `known_block`, from an entry in use, which by invariant 1 has the
         // address of a record's bitmaps; records stay mapped and consist of atomics.
         Sets(unsafe { &*std::ptr::with_exposed_provenance(self.0) })
     }
@@ -77,8 +78,8 @@ impl Slot {
         unsafe { &*self.known.as_ptr().cast() }
     }
 
-    /// The block that starts at an address, if that is known to be one of the owner's spans, and the
-    /// span's bitmaps.
+    /// The block that starts at an address, if that is known to be in one of the owner's spans, and
+    /// the span's bitmaps.
     #[inline(always)]
     pub(crate) fn known_block(&self, address: usize) -> Option<(Place, Words)> {
         let (known, entry) = (self.known(), entry_of(address));
@@ -96,10 +97,10 @@ impl Slot {
         ))
     }
 
-    /// Notes a span of the owner's, for blocks in the slice that an address lies in.
+    /// Notes a span of the owner's, for blocks in the slice in which an address lies.
     pub(crate) fn note_known(&self, arena: Arena, span: &Span, address: usize) {
         let start = arena.slice_address(span.slice(arena));
-        // The address of the record is what is exposed: the record is found by that of its words.
+        // The record's address is the one exposed: the record is found by the address of its words.
         let words = std::ptr::from_ref(span).expose_provenance() + Span::WORDS_AT;
         let (known, entry) = (self.known(), entry_of(address));
         let blocks = span.blocks.load(Ordering::Relaxed);

@@ -12,13 +12,13 @@
 //! | `known`      | from an address to an owner's span, the short way |
 //! | `block`      | allocate, free, usable size: the way in |
 //! | `recover`    | what an owner leaves behind becomes anybody's |
-//! | `guard`      | writes past a block's end or after it was freed, found |
-//! | `check`      | everything that must hold, checked |
-//! | `stats`      | how much of what |
-//! | `walk`       | every block |
+//! | `guard`      | finds writes past a block's end, and to a block after it was freed |
+//! | `check`      | checks everything that must hold |
+//! | `stats`      | how much memory is used for what |
+//! | `walk`       | goes through every block |
 //!
-//! What recovery relies on is authoritative and complete in the tags and bitmaps; lists, hints
-//! and counters are conveniences of the living that recovery ignores and rebuilds.
+//! What recovery relies on is authoritative and complete in the tags and bitmaps; lists, hints and
+//! counters are conveniences of the living, which recovery ignores and rebuilds.
 
 pub(crate) mod block;
 pub(crate) mod cache;
@@ -157,14 +157,14 @@ pub enum FreeError {
     /// The address is not in the data of this pool.
     #[error("the address is not a block of this pool")]
     Foreign,
-    /// The address is inside of a block, or of room that is no block's.
+    /// The address is inside a block, or in room that belongs to no block.
     #[error("the address is not the start of a block")]
     Interior,
-    /// There is no block now: it has been freed already.
+    /// There is no block there now: it has been freed already.
     #[error("the block has been freed already")]
     NotAllocated,
-    /// Something was written beyond the end of the block. Only a [guarded](crate::PoolBuilder::guard)
-    /// pool finds that. The block stays allocated, as it is.
+    /// Something was written beyond the end of the block. Only a
+    /// [guarded](crate::PoolBuilder::guard) pool finds that. The block stays allocated, as it is.
     #[error("the block was written beyond its end")]
     Overrun,
     /// The thread has no slot in the pool.
@@ -192,10 +192,10 @@ pub enum FreeError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum ReallocError {
-    /// It is no block.
+    /// The address is not that of a block.
     #[error(transparent)]
     NotABlock(#[from] FreeError),
-    /// No block of the new size.
+    /// There is no block of the new size.
     #[error(transparent)]
     Alloc(#[from] AllocError),
 }

@@ -1,12 +1,12 @@
-//! What an owner leaves behind becomes anybody's: run for the dead by recovery, and by a thread
-//! that leaves for itself.
+//! What an owner leaves behind becomes available to all: recovery does this for the dead, and a
+//! thread that leaves does it for itself.
 //!
-//! Who leaves goes through its own lists: between two operations it has nothing else. For the dead
-//! it is one walk over the tags, for any number of them, as their lists are not to be relied on.
-//! Claimed slices of an owner are freed; what others freed of its spans is collected, and they become
-//! nobody's, or go back if they are empty. Every step is done in a name that is an owner's of these, so
-//! that a death in the middle leaves what the next walk finds again. Who needs a span of the class, or
-//! frees a block of it, takes it over.
+//! A thread that leaves goes through its own lists: between two operations it has nothing else. For
+//! the dead it is one walk over the tags, for any number of them, since their lists cannot be
+//! relied on. Claimed slices of an owner are freed; what others freed of its spans is collected,
+//! and the spans become nobody's, or go back if they are empty. Every step is done in the name of
+//! one of these owners, so that a death in the middle leaves what the next walk finds again. A
+//! thread that needs a span of the class, or frees the last block of one, takes it over.
 
 use super::cache;
 use super::slice::{self, State};
@@ -17,7 +17,7 @@ use crate::participants::tag::Tag;
 use crate::primitive::Ordering;
 use crate::protocol::bitmap;
 
-/// Releases all spans of a thread that leaves. The caller is the thread.
+/// Releases all spans of a thread that leaves. The caller is that thread.
 pub(crate) fn release_own(arena: Arena, slot: &Slot) {
     let owner = slot.tag();
     let mut orphans = 0;
@@ -29,12 +29,12 @@ pub(crate) fn release_own(arena: Arena, slot: &Slot) {
     arena.header().orphans.fetch_or(orphans, Ordering::SeqCst);
 }
 
-/// Releases all slices that these have claimed and all spans that they own. They are in the order of
-/// their slots, and the caller holds their life words.
+/// Releases all slices that these dead have claimed and all spans that they own. The tags are in
+/// the order of their slots, and the caller holds their life words.
 pub(crate) fn release_all(arena: Arena, dead: &[Tag]) {
     let Some(&first) = dead.first() else { return };
     debug_assert!(dead.is_sorted_by_key(|tag| tag.slot()));
-    // Neighbours are mostly one owner's.
+    // Neighbouring slices mostly belong to one owner.
     let mut last = (Tag::NOBODY, false);
     let mut is_dead = |owner: Tag| {
         if owner != last.0 {
@@ -51,9 +51,10 @@ pub(crate) fn release_all(arena: Arena, dead: &[Tag]) {
             State::Span { owner } if is_dead(owner) => {
                 orphans |= release_for_all(arena, owner, index);
             }
-            // Who was to release it may have died having cleared the hint.
+            // A thread that was to release it may have died after it cleared the hint.
             State::Kept { .. } => arena.header().kept.store(1, Ordering::Relaxed),
-            // Nobody's too: who was to give it back, or the hint, may have died.
+            // Nobody's spans, too: the thread that was to give it back, or to set the hint, may
+            // have died.
             State::Span { owner } if owner.is_nobody() => {
                 orphans |= if adopt_empty(arena, first, index) {
                     release_for_all(arena, first, index)
@@ -68,21 +69,22 @@ pub(crate) fn release_all(arena: Arena, dead: &[Tag]) {
     arena.header().orphans.fetch_or(orphans, Ordering::SeqCst);
 }
 
-/// Makes a span of the owner's nobody's, or gives it back; the bit of its class in the first case.
+/// Makes a span of the owner's nobody's, or gives it back; returns the bit of its class in the
+/// first case.
 fn release_for_all(arena: Arena, owner: Tag, start: usize) -> u64 {
     let span = arena.span(start);
-    // Asked before it may be another's.
+    // Read before it may belong to another owner.
     let class = span.class();
     u64::from(release_span(arena, owner, span)) << class
 }
 
-/// Makes a span of nobody's that is empty the owner's. True if it did.
+/// Makes an empty span that nobody owns the owner's. True if it did.
 fn adopt_empty(arena: Arena, owner: Tag, start: usize) -> bool {
     arena.span(start).is_empty(arena) && cache::adopt(arena, owner, start).is_some()
 }
 
-/// Collects what others freed of a span of the owner's; gives it back if it is empty, and makes it
-/// nobody's otherwise. True if it is nobody's.
+/// Collects what others freed of a span of the owner's; gives the span back if it is empty, and
+/// makes it nobody's otherwise. True if it is now nobody's.
 fn release_span(arena: Arena, owner: Tag, span: &Span) -> bool {
     let start = span.slice(arena);
     loop {
@@ -110,7 +112,8 @@ mod tests {
     use crate::layout::arena::SLICE;
     use crate::participants::thread;
 
-    /// All slices are a dead one's. What recovery frees of them is found by who looks for slices.
+    /// All slices belong to a dead owner. A thread that looks for slices finds what recovery frees
+    /// of them.
     #[test]
     fn what_is_abandoned_is_found_again() {
         let pool = Pool::builder().create().unwrap();
@@ -122,8 +125,9 @@ mod tests {
         assert!(matches!(slice::claim(arena, me, all, 1), Ok(Some(0))));
     }
 
-    /// Who extends a run tags what the dead had claimed of it first, also if there is no room for more: the
-    /// slices of two dead ones in a row would not be known to be the run's by who recovers the second one first.
+    /// A thread that extends a run first tags what the dead had claimed for it, even if there is no
+    /// room for more: with slices of two dead owners in a row, a recovery of the second one first
+    /// would not know that they belong to the run.
     #[test]
     fn an_extension_begins_with_the_end_of_the_one_before() {
         let pool = Pool::builder().create().unwrap();
@@ -143,7 +147,8 @@ mod tests {
         assert_eq!(tags, [slice::tail_tag(3), slice::tail_tag(4)]);
     }
 
-    /// The run is another one's by the time at which its head would change: what was claimed behind it is free again.
+    /// The run is another one by the time at which its head would change: what was claimed behind
+    /// it is free again.
     #[test]
     fn what_is_not_extended_claims_nothing() {
         let pool = Pool::builder().create().unwrap();
@@ -159,7 +164,7 @@ mod tests {
         }
     }
 
-    /// Free slices of which no hint tells, all of a pool that cannot grow.
+    /// Free slices of which no hint tells, which are all that a pool has that cannot grow.
     fn all_without_hints() -> Pool {
         let pool = Pool::builder().create().unwrap();
         let (arena, all) = (pool.0, pool.0.slices());
@@ -176,7 +181,7 @@ mod tests {
         pool
     }
 
-    /// Who was to set a hint has died: recovery does it.
+    /// The thread that was to set a hint has died: recovery sets it.
     #[test]
     fn recovery_sets_hints() {
         let pool = all_without_hints();
@@ -186,7 +191,8 @@ mod tests {
         assert!(matches!(claimed, Ok(Some(0))));
     }
 
-    /// Who was to tell of what is free has died: of spans that nobody owns, and of a run that is kept.
+    /// The thread that was to tell of what is free has died: of spans that nobody owns, and of a
+    /// run that is kept.
     #[test]
     fn recovery_tells_of_what_is_free() {
         let pool = Pool::builder().create().unwrap();
@@ -201,7 +207,7 @@ mod tests {
         unsafe { pool.deallocate(allocate(50_000)) }.unwrap();
         let allocated = || [100, 200].map(|size| slice_of(allocate(size)));
         let [one, other] = std::thread::scope(|s| s.spawn(allocated).join().unwrap());
-        // All that there is of the other, by somebody who has died then.
+        // Frees the only block in the other span, as another thread does that then dies.
         let place = arena.span(other).place_of(0).unwrap();
         arena.span(other).sets().free_remote(place);
         for hints in [&header.kept, &header.orphans] {
@@ -215,7 +221,7 @@ mod tests {
         assert_eq!(slice_of(allocate(100)), one);
     }
 
-    /// Before an allocation is refused, all is found that is free.
+    /// Before an allocation is refused, everything that is free is found.
     #[test]
     fn what_no_hint_tells_of_comes_before_an_error() {
         let pool = all_without_hints();
@@ -223,8 +229,8 @@ mod tests {
         pool.allocate(layout).unwrap();
     }
 
-    /// One has died who was extending a run. Before what it had claimed is abandoned, by who has looked at it, the run
-    /// is freed, and others have its slices.
+    /// A thread has died that was extending a run. Before a thread that has looked at it abandons
+    /// what the dead one had claimed, the run is freed, and others have its slices.
     #[test]
     fn what_somebody_has_by_now_is_not_abandoned() {
         let pool = Pool::builder().create().unwrap();

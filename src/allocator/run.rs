@@ -3,11 +3,11 @@
 //! | killed | leaves | and then |
 //! |--------|--------|----------|
 //! | before the head is tagged | claimed slices and tails | recovery frees them |
-//! | after | an allocated run | it is what the dead one alone knew of, unless an intent names it |
+//! | after | an allocated run | only the dead thread knew of it, unless an intent names it |
 //! | in `free`, before the head is claimed | an allocated run | not freed; a `freeing` word says so |
 //! | after | a claimed head and some tails, or a kept run | recovery frees the first; see `kept` |
 //! | in `extend`, before the head's length changes | claimed slices behind the run | recovery frees them |
-//! | after | claimed slices within the run | recovery, or who frees or extends the run, makes them tails |
+//! | after | claimed slices within the run | recovery makes them tails, or the thread that frees or extends the run |
 
 use std::alloc::Layout;
 
@@ -20,8 +20,8 @@ use crate::primitive::Ordering;
 /// Runs of this size start at a multiple of it, so that huge pages can back them.
 const HUGE: usize = 2 << 20;
 
-/// Allocates a run. `record` is told, before the run exists, its address and whether its memory
-/// was never used, so that it is zero.
+/// Allocates a run. Before the run exists, `record` is told its address, and whether its memory was
+/// never used, and so is zero.
 #[cold]
 pub(crate) fn allocate(
     arena: Arena,
@@ -54,7 +54,7 @@ pub(crate) fn allocate(
     Ok(finish(arena, start, count, clean, record))
 }
 
-/// Makes what is claimed and has its tails a run; its address.
+/// Makes claimed slices whose tails are tagged a run; returns its address.
 #[inline]
 fn finish(
     arena: Arena,
@@ -70,8 +70,8 @@ fn finish(
     address
 }
 
-/// Makes a run of `count` slices one of `wanted`, which is more, where it lies. False if it cannot
-/// be, or is no such run any more; nothing has changed then.
+/// Makes a run of `count` slices one of `wanted` slices, which is more, where it lies. False if
+/// that is not possible, or it is no longer such a run; then nothing has changed.
 #[cold]
 pub(crate) fn extend(arena: Arena, slot: &Slot, start: usize, count: usize, wanted: usize) -> bool {
     slice::finish_extension(arena, start, count);
@@ -107,7 +107,7 @@ pub(crate) fn free(arena: Arena, slot: &Slot, start: usize, count: usize) -> boo
     {
         return false;
     }
-    // The claim is the record from here on.
+    // From here on, the claim is the record.
     slot.watched.freeing.store(0, Ordering::Release);
     if !kept::keep(arena, slot, start, count) {
         slice::release(arena, start, count);
@@ -122,7 +122,7 @@ mod tests {
     use crate::Pool;
     use crate::participants::thread;
 
-    /// What was never used is zero, and told to be. What was used is not.
+    /// Memory that was never used is zero, and reported as such. Memory that was used is not.
     #[test]
     fn memory_that_was_never_used_is_told() {
         let pool = Pool::builder().create().unwrap();

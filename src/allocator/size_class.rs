@@ -1,8 +1,8 @@
-//! Block sizes: steps of 16 bytes to 128, then four steps a doubling to 32 KiB. Larger blocks are
-//! runs of slices.
+//! Block sizes: steps of 16 bytes up to 128, then four steps for each doubling up to 32 KiB. Larger
+//! blocks are runs of slices.
 //!
-//! A span holds at most 1024 blocks (16 bitmap words) and at least eight. An owner's first span
-//! of a class is a small one, so that one block of each class does not take megabytes.
+//! A span holds at most 1024 blocks (16 bitmap words) and at least eight. An owner's first span of
+//! a class is a small one, so that one block of each class does not take megabytes.
 
 use std::alloc::Layout;
 
@@ -20,23 +20,24 @@ pub(crate) const MAX_BLOCKS: usize = 1024;
 /// One size class.
 #[derive(Clone, Copy)]
 pub(crate) struct Class {
-    /// Bytes a block.
+    /// Bytes per block.
     pub(crate) size: u32,
     /// Slices of an owner's first span.
     pub(crate) first_slices: u32,
     /// Slices of its further spans.
     pub(crate) slices: u32,
-    /// That of the size: see [`divide`].
+    /// The inverse of the size: see [`divide`].
     pub(crate) inverse: u64,
 }
 
 /// The number of the block that begins at an offset, or a number that no block of a span has: one
-/// multiplication and one rotation, and what is compared with the number of blocks says all.
+/// multiplication and one rotation, and a comparison with the number of blocks then tells which it
+/// is.
 ///
-/// `inverse` is that of the size's odd factor modulo 2^64, `shift` the exponent of its factor of two.
-/// So this maps each 64-bit number to another one, and the multiples of the size to their quotients:
-/// no other offset, however far away, gets a number as small as theirs (Granlund, Montgomery,
-/// *Division by invariant integers using multiplication*, 1994, section 9).
+/// `inverse` is that of the size's odd factor modulo 2^64, `shift` the exponent of its factor of
+/// two. So this maps each 64-bit number to a different one, and the multiples of the size to their
+/// quotients: no other offset, however far away, gets a number as small as theirs (Granlund,
+/// Montgomery, *Division by invariant integers using multiplication*, 1994, section 9).
 #[inline(always)]
 pub(crate) const fn divide(offset: u64, inverse: u64, shift: u32) -> u64 {
     offset.wrapping_mul(inverse).rotate_right(shift)
@@ -100,8 +101,8 @@ const fn size_of_class(index: usize) -> usize {
     }
 }
 
-/// The class of each size up to [`MAX_BLOCK`], by the size in steps of 16 bytes. No static, which
-/// another crate would look up the address of.
+/// The class of each size up to [`MAX_BLOCK`], by the size in steps of 16 bytes. Not a static,
+/// whose address another crate would have to look up.
 const CLASS_OF: &[u8; MAX_BLOCK / 16 + 1] = &{
     let mut classes = [0; MAX_BLOCK / 16 + 1];
     let (mut step, mut class) = (1, 0);
@@ -121,7 +122,7 @@ fn class_of_size(size: usize) -> usize {
     CLASS_OF[(size + 15) >> 4] as usize
 }
 
-/// The class for a layout, or `None` if it takes a run.
+/// The class for a layout, or `None` if it needs a run.
 #[inline(always)]
 pub(crate) fn class_of(layout: Layout) -> Option<usize> {
     if is_plain(layout) {
@@ -130,7 +131,7 @@ pub(crate) fn class_of(layout: Layout) -> Option<usize> {
     class_of_aligned(layout)
 }
 
-/// True if the size alone says the class.
+/// True if the size alone determines the class.
 #[inline(always)]
 pub(crate) fn is_plain(layout: Layout) -> bool {
     layout.align() <= 16 && layout.size() <= MAX_BLOCK
@@ -179,7 +180,7 @@ mod tests {
                     .then_some(offset / size);
                 assert_eq!(quotient, exact, "{offset} by {size}");
             }
-            // What lies below the span, or far away.
+            // Offsets below the span, or far away.
             for far in (1..MAX_SPAN as u64).flat_map(|n| [n.wrapping_neg(), n << 32, n << 45]) {
                 let multiple = far.is_multiple_of(size) && far / size < blocks;
                 assert!(by(far) >= blocks || multiple, "{far:#x} by {size}");

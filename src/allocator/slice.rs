@@ -15,31 +15,32 @@
 //! | RUN    | number of slices   | first slice of a run               | committed           |
 //! | TAIL   | distance to the first slice | further slice of a span or run, or of a kept one | committed |
 //!
-//! Taking n slices: each is claimed, from the lowest up; committed where it is a hole; the tails
-//! are tagged from the lowest up; the head is tagged last, and that is the moment at which they
-//! are allocated. Behind the first one, DIRTY and AGED slices become its tails at once, up to one that is
-//! neither: what they were need not be known any more. Giving them back: the head is claimed, and that is
-//! the moment at which they are free; tails are tagged from the highest down, the head last. Or, of a
-//! run, the head is claimed and then KEPT, and the tails stay (`kept`).
+//! Taking n slices: each is claimed, from the lowest up, and committed if it is a hole; the tails
+//! are tagged from the lowest up; the head is tagged last, and that is the moment at which they are
+//! allocated. Behind the first one, DIRTY and AGED slices become its tails at once, up to one that
+//! is neither: what they were need not be known any more. Giving them back: the head is claimed,
+//! and that is the moment at which they are free; tails are tagged from the highest down, the head
+//! last. Or, for a run, the head is claimed and then becomes KEPT, and the tails stay (`kept`).
 //!
-//! A run is extended where it lies: the slices behind it are claimed and committed; the head's length
-//! becomes the larger one, which is the moment; what is claimed within the run is tagged as tails, from
-//! the lowest up ([`finish_extension`]), by its owner, by recovery, or by who frees or extends the run
-//! before that. All three change claimed tags by compare-exchange alone, and who frees does so before it
-//! claims the head. So a claimed slice that is looked at before its head, and found uncovered, has been
-//! changed meanwhile or will not be by anybody else.
+//! A run is extended where it lies: the slices behind it are claimed and committed; the head's
+//! length becomes the larger one, which is the moment at which the run is extended; what is claimed
+//! within the run is tagged as tails, from the lowest up ([`finish_extension`]), by its owner, by
+//! recovery, or by a thread that frees or extends the run before that. All three change claimed
+//! tags only by compare-exchange, and a thread that frees does so before it claims the head. So if
+//! a claimed slice is looked at before its head, and is found not to be covered, it has been
+//! changed meanwhile, or nobody else will change it.
 //!
 //! So what a dead owner leaves is, anywhere: claimed slices, each followed by zero or more tails
-//! that lead to it. [`abandon`] frees those tails from the highest down, then the slice; one that a run's
-//! length covers becomes its tail, and a hole gives back what memory it got.
+//! that lead to it. [`abandon`] frees those tails from the highest down, then the slice. A slice
+//! that a run's length covers becomes the run's tail, and a hole gives back what memory it got.
 //!
-//! What is free ages: DIRTY slices become AGED, AGED ones holes ([`age`]), so that memory goes back
-//! which nobody has wanted for a while, and memory that comes and goes stays. A claimed AGED slice
-//! is a claimed DIRTY one.
+//! What is free ages: DIRTY slices become AGED, and AGED ones become holes ([`age`]), so that
+//! memory that nobody has wanted for a while goes back, and memory that comes and goes stays. A
+//! claimed AGED slice is a claimed DIRTY one.
 //!
-//! A bit a slice says "free" in `FREE_HINTS`. It is a hint: set after a tag becomes free, cleared
-//! after it is claimed, checked against the tag by who uses it, rebuilt by each recovery and
-//! before an allocation fails.
+//! A bit for each slice says "free" in `FREE_HINTS`. It is a hint: set after a tag becomes free,
+//! cleared after it is claimed, checked against the tag by every thread that uses it, and rebuilt
+//! by each recovery and before an allocation fails.
 //!
 //! Invariants
 //! 1. A claimed tag is changed only by its owner, or by the holder of the dead owner's life word, or,
@@ -64,7 +65,7 @@ const RUN: u64 = 4;
 const TAIL: u64 = 5;
 pub(crate) const AGED: u64 = 6;
 const KEPT: u64 = 7;
-/// Added to a free kind: claimed, and what it was.
+/// Added to a free kind: the slice is claimed, and was of that kind.
 const CLAIMED: u64 = 8;
 
 /// A tag, taken apart.
@@ -185,12 +186,12 @@ impl Arena {
         self.base() + DATA.offset + (slice << SLICE_SHIFT)
     }
 
-    /// The slice that an address lies in, if it is one of the pool's.
+    /// The slice in which an address lies, if it is one of the pool's.
     #[inline(always)]
     pub(crate) fn slice_of(self, address: usize) -> Option<usize> {
         let slice = address.wrapping_sub(self.base() + DATA.offset) >> SLICE_SHIFT;
-        // The watermark alone: it was compared with the maximum when the pool was attached, and
-        // who grows the pool compares it.
+        // The watermark suffices: it was compared with the maximum when the pool was attached, and
+        // a thread that grows the pool compares it.
         let slices = &self.header().watermarks.slices;
         (slice < slices.load(Ordering::Acquire) as usize).then_some(slice)
     }
@@ -292,8 +293,8 @@ fn find(arena: Arena, count: usize, align: usize, from: usize) -> Option<usize> 
     None
 }
 
-/// Claims `count` free slices in a row, committed, the first at a multiple of `align` slices.
-/// `None` if no such are known; an error if they cannot be committed.
+/// Claims `count` free slices in a row, and commits them; the first is at a multiple of `align`
+/// slices. `None` if no such slices are known; an error if they cannot be committed.
 pub(crate) fn claim(
     arena: Arena,
     me: Tag,
@@ -337,8 +338,9 @@ pub(crate) fn claim(
     }
 }
 
-/// Claims exactly these slices, and says whether a hole is among them; or none, and tells which one was not
-/// free. With `alone` they are no part of a run: those that need not be claimed become the first one's tails.
+/// Claims exactly these slices, and tells whether a hole is among them; or claims none, and tells
+/// which one was not free. With `alone`, they are not part of a run: those that need not be claimed
+/// become the first one's tails.
 fn claim_at(arena: Arena, me: Tag, start: usize, count: usize, alone: bool) -> Result<bool, usize> {
     let (mut tails, mut has_holes) = (alone, false);
     for slice in start..start + count {
@@ -350,7 +352,7 @@ fn claim_at(arena: Arena, me: Tag, start: usize, count: usize, alone: bool) -> R
         };
         has_holes |= kind == HOLE;
         let kind = if kind == AGED { DIRTY } else { kind };
-        // Behind another one that is claimed recovery would find no tail of the first one.
+        // Behind another slice that is claimed, recovery would find no tail of the first one.
         tails &= slice == start || kind == DIRTY;
         let to = if tails && slice != start {
             tail_tag(slice - start)
@@ -378,13 +380,13 @@ pub(crate) fn claim_these(arena: Arena, me: Tag, start: usize, count: usize) -> 
     claimed.is_ok_and(|has_holes| !has_holes || commit_holes(arena, me, start, count).is_ok())
 }
 
-/// Tags what is claimed within a run of so many slices as its tails.
+/// Tags what is claimed within a run of `count` slices as its tails.
 pub(crate) fn finish_extension(arena: Arena, start: usize, count: usize) {
     let claimed = |back: usize| {
         let tag = arena.tag(start + back).load(Ordering::Acquire);
         matches!(state(tag), State::Claimed { .. }).then_some(tag)
     };
-    // They are tagged from the lowest up, so all are if the last one is.
+    // They are tagged from the lowest up, so all are tagged if the last one is.
     let first = (1..count).rev().take_while(|&back| claimed(back).is_some());
     for back in first.last().unwrap_or(count)..count {
         if let Some(found) = claimed(back) {
@@ -398,7 +400,8 @@ pub(crate) fn finish_extension(arena: Arena, start: usize, count: usize) {
     }
 }
 
-/// Makes slices free again that are claimed, or tails of the first one, which is: as they were before.
+/// Makes slices free again, as they were before: slices that are claimed, or tails of the first
+/// one, which is claimed.
 pub(crate) fn unclaim(arena: Arena, start: usize, count: usize) {
     for slice in (start..start + count).rev() {
         let tag = arena.tag(slice);
@@ -423,14 +426,14 @@ fn holes(arena: Arena, me: Tag, start: usize, end: usize) -> impl Iterator<Item 
     })
 }
 
-/// Commits the holes among claimed slices, or makes all free again, as they were.
+/// Commits the holes among claimed slices, or makes all of the slices free again, as they were.
 ///
-/// Killed anywhere: claimed holes with memory, which [`abandon`] gives back.
+/// Killed anywhere: leaves claimed holes with memory, which [`abandon`] gives back.
 fn commit_holes(arena: Arena, me: Tag, start: usize, count: usize) -> Result<(), CommitError> {
     let end = start + count;
     for (first, len) in holes(arena, me, start, end) {
         if let Err(error) = arena.commit_again(DATA.offset + first * SLICE, len * SLICE) {
-            // Some of these are committed, and those before them.
+            // Some of these are committed, and so are those before them.
             for (first, len) in holes(arena, me, start, end) {
                 let _ = arena.give_back(DATA.offset + first * SLICE, len * SLICE);
             }
@@ -450,9 +453,9 @@ pub(crate) fn is_clean(arena: Arena, start: usize, count: usize) -> bool {
     })
 }
 
-/// Maps committed slices of a pool into this process at once: a call is cheaper than a fault a page. Not
-/// much at a time, as it may not be used soon; a kernel that cannot do it leaves it to the faults.
-/// Private memory is address space until it is touched.
+/// Maps committed slices of a pool into this process at once: a call is cheaper than a fault for
+/// each page. Not too many at a time, since they may not be used soon; a kernel that cannot do this
+/// leaves it to the faults. Private memory is only address space until it is touched.
 pub(crate) fn populate(arena: Arena, start: usize, count: usize) {
     const MOST: usize = (64 << 20) / SLICE;
     if count <= MOST && !local::of(arena).is_private() {
@@ -461,9 +464,9 @@ pub(crate) fn populate(arena: Arena, start: usize, count: usize) {
     }
 }
 
-/// Tags the tails of claimed slices; what remains is to tag the head.
+/// Tags the tails of claimed slices; the head then remains to be tagged.
 pub(crate) fn tag_tails(arena: Arena, start: usize, count: usize) {
-    // From the lowest up, here and when they were claimed: so all are if the last one is.
+    // From the lowest up, here and when they were claimed: so all are tagged if the last one is.
     let last = arena.tag(start + count - 1).load(Ordering::Relaxed);
     if count > 1 && last == tail_tag(count - 1) {
         return;
@@ -487,14 +490,14 @@ pub(crate) fn release(arena: Arena, start: usize, count: usize) {
     }
 }
 
-/// Frees a claimed slice of a dead owner and the tails that lead to it, or makes it a tail of the run
-/// that covers it. A hole that the dead had given memory, or not yet taken it, has none then. The caller holds
-/// the dead owner's life word.
+/// Frees a claimed slice of a dead owner and the tails that lead to it, or makes it a tail of the
+/// run that covers it. A hole, whether the dead owner had given it memory, or had not yet taken its
+/// memory away, has none afterwards. The caller holds the dead owner's life word.
 pub(crate) fn abandon(arena: Arena, claimed: usize) {
     abandon_found(arena, claimed, arena.tag(claimed).load(Ordering::Acquire));
 }
 
-/// The same of one that had the tag `found` a moment ago.
+/// The same for a slice that had the tag `found` a moment ago.
 pub(super) fn abandon_found(arena: Arena, claimed: usize, found: u64) {
     let State::Claimed { kind, owner } = state(found) else {
         return;
@@ -508,7 +511,8 @@ pub(super) fn abandon_found(arena: Arena, claimed: usize, found: u64) {
         let _ = change(tail_tag(back));
         return;
     }
-    // It was changed before the look at the head, and may be anybody's; or is by nobody else.
+    // Either it was changed before the look at the head, and may be anybody's; or nobody else
+    // changes it.
     if arena.tag(claimed).load(Ordering::Acquire) != found {
         return;
     }
@@ -517,7 +521,7 @@ pub(super) fn abandon_found(arena: Arena, claimed: usize, found: u64) {
     for slice in (claimed + 1..=claimed + tails).rev() {
         arena.tag(slice).store(DIRTY, Ordering::Release);
     }
-    // Before others can take it, and store into it.
+    // Before others can take the slice, and store into it.
     if kind == HOLE {
         let _ = arena.give_back(DATA.offset + claimed * SLICE, SLICE);
     }
@@ -548,11 +552,11 @@ fn covered(arena: Arena, claimed: usize, owner: Tag) -> Option<usize> {
     }
 }
 
-/// Gives the memory of free slices back; bytes given, and whether there is more to give later.
-/// With `all`, of all of them; else of those that were AGED, and the others become so. What is kept
-/// becomes free slices first.
+/// Gives back the memory of free slices; returns how many bytes, and whether there is more to give
+/// later. With `all`, this covers all free slices; otherwise those that were AGED, and the others
+/// become AGED. What is kept first becomes free slices.
 ///
-/// Killed anywhere: the slices are claimed as holes, and [`abandon`] makes them such.
+/// Killed anywhere: the slices are claimed as holes, and [`abandon`] makes them holes.
 pub(crate) fn age(arena: Arena, me: Tag, all: bool) -> (usize, bool) {
     const BATCH: usize = (4 << 20) / SLICE;
     let (mut given, mut more) = (0, false);
@@ -583,12 +587,13 @@ pub(crate) fn age(arena: Arena, me: Tag, all: bool) -> (usize, bool) {
         }
         let count = slice - start;
         if count > 0 {
-            // Refused (a sealed or foreign file system): the slices stay usable as holes.
+            // If it is refused (a sealed or foreign file system), the slices stay usable as holes.
             let _ = arena.give_back(DATA.offset + start * SLICE, count * SLICE);
             unclaim(arena, start, count);
             given += count;
         }
-        // What ended the batch has been looked at: if it was aged, it has its time.
+        // The slice that ended the batch has been looked at: if it was just aged, it stays for a
+        // while.
         slice += usize::from(count < BATCH);
     }
     (given * SLICE, more)

@@ -1,6 +1,7 @@
 //! Spans: blocks of one size class, and the bitmaps that say which are free.
 //!
-//! Two sets of bits, a bit a block. A block is free if and only if it is in one of them:
+//! Two sets of bits, with a bit for each block. A block is free if and only if it is in one of
+//! them:
 //!
 //! | bits | who writes | what |
 //! |--------------|-----------|--------------------------------------------------------------|
@@ -15,17 +16,19 @@
 //! | collect | `freed[k] |= t`, `remote[k] &= !t`, for t in `remote[k]` | owner |
 //! | recover | collect                                        | holder of the dead owner's life word |
 //!
-//! A kill between any two stores leaves a block in two sets, which is as free as in one, and never
-//! in none that was in one. (Clearing first, or exchanging `remote` with 0, would lose blocks.)
+//! A kill between any two stores may leave a block in both sets, which is as free as in one; it
+//! never removes a block from both. (Clearing first, or exchanging `remote` with 0, would lose
+//! blocks.)
 //!
-//! Which word blocks come from is the owner's business, in its cache: there is nothing to recover.
+//! Which word blocks come from is the owner's business, and is in its cache: there is nothing to
+//! recover.
 //!
 //! Invariants
-//! 1. `freed` is written by the owner that the slice's tag names, or for it.
-//! 2. `collect` leaves in `remote` any block that a slot's `freeing` word names: until that word
-//!    is cleared, a recovery may set the block's bit again.
-//! 3. `class`, `inverse`, `size`, `blocks` and `slices` are constant from before the head's
-//!    tag until the head is claimed.
+//! 1. `freed` is written by the owner that the slice's tag names, or on its behalf.
+//! 2. `collect` leaves in `remote` any block that a slot's `freeing` word names: until that word is
+//!    cleared, a recovery may set the block's bit again.
+//! 3. `class`, `inverse`, `size`, `blocks` and `slices` are constant from before the head's tag
+//!    until the head is claimed.
 //! 4. A span goes back only when every block is free and no `freeing` word names one.
 
 use super::size_class::{self, MAX_BLOCKS, TABLE};
@@ -48,7 +51,7 @@ pub(crate) struct Span {
     pub(crate) class: AtomicU32,
     pub(crate) slices: AtomicU32,
 
-    /// The owner looks at the span again after so many more frees of its own. A hint.
+    /// The owner looks at the span again after this many more frees of its own. A hint.
     pub(crate) until: AtomicU32,
     /// Which of the owner's lists it is in: see `cache`.
     pub(crate) place: AtomicU32,
@@ -58,8 +61,8 @@ pub(crate) struct Span {
 
     _spare: AtomicU64,
 
-    /// The words of both sets by turns. Who frees looks at both; side by side they are one line,
-    /// and the first pair is in the line of all the rest.
+    /// The words of both sets, alternating. A thread that frees looks at both; side by side they
+    /// are in one line, and the first pair is in the same line as everything else.
     words: [Pair; WORDS],
 }
 
@@ -115,20 +118,20 @@ impl Span {
         }
     }
 
-    /// The size class; garbage is bounded.
+    /// The size class; garbage is clamped to a valid class.
     #[inline]
     pub(crate) fn class(&self) -> usize {
         (self.class.load(Ordering::Relaxed) as usize).min(TABLE.len() - 1)
     }
 
-    /// Bytes a block.
+    /// Bytes per block.
     #[inline]
     pub(crate) fn block_size(&self) -> usize {
         self.size.load(Ordering::Relaxed) as usize
     }
 
-    /// True if what is constant of the record is as [`Span::describe`] writes it: in a damaged file it
-    /// need not be.
+    /// True if the constant part of the record is as [`Span::describe`] writes it: in a damaged
+    /// file it need not be.
     pub(crate) fn is_described(&self, arena: Arena, start: usize) -> bool {
         let slices = self.slices.load(Ordering::Relaxed) as usize;
         let Some(class) = TABLE.get(self.class.load(Ordering::Relaxed) as usize) else {
@@ -136,7 +139,7 @@ impl Span {
         };
         let room = slices * SLICE;
         let blocks = u64::from(self.blocks.load(Ordering::Relaxed));
-        // As many blocks as fit, without a division.
+        // As many blocks as fit, checked without a division.
         let left = (room as u64).checked_sub(blocks * u64::from(class.size));
         slices >= 1
             && slices <= class.slices as usize
@@ -146,8 +149,8 @@ impl Span {
             && left.is_some_and(|left| left < class.size.into())
     }
 
-    /// True if the record is such as [`Span::describe`] and the owners since can have left it: the
-    /// span of nobody in a damaged file need not be.
+    /// True if [`Span::describe`] and the owners since then can have left the record as it is: in a
+    /// damaged file, this need not be so for a span that nobody owns.
     pub(crate) fn is_sane(&self, arena: Arena, start: usize) -> bool {
         let leads_here = |back: usize| {
             let tag = arena.tag(start + back).load(Ordering::Acquire);
@@ -187,7 +190,7 @@ impl Span {
         Sets(&self.words)
     }
 
-    /// The block that starts at a distance from the span's start, or `None` if none does.
+    /// The block that starts at an offset from the span's start, or `None` if none does.
     #[inline(always)]
     pub(crate) fn place_of(&self, offset: usize) -> Option<Place> {
         let shift = self.size.load(Ordering::Relaxed).trailing_zeros();
@@ -215,8 +218,8 @@ impl Span {
         self.sets().stocked(self.words(), from)
     }
 
-    /// Moves what others freed to `freed`: the owner, or recovery for a dead one. True if there
-    /// was anything.
+    /// Moves what others freed to `freed`; called by the owner, or by recovery for a dead one. True
+    /// if there was anything.
     pub(crate) fn collect(&self, arena: Arena) -> bool {
         let collected = self.sets().collect(self.words(), |taken| {
             for place in self.being_freed(arena) {
@@ -229,7 +232,7 @@ impl Span {
         collected == Collected::Some
     }
 
-    /// Tells whoever owns the span that there are blocks to collect, or will be.
+    /// Tells the owner of the span, if any, that there are blocks to collect, or will be.
     #[cold]
     fn tell_owner(&self, arena: Arena) {
         let tag = arena.tag(self.slice(arena)).load(Ordering::Acquire);
@@ -258,7 +261,7 @@ impl Span {
     /// Gives the span's slices back. The caller owns it, and it [is empty](Span::is_empty).
     pub(crate) fn give_back(&self, arena: Arena, owner: Tag) {
         let start = self.slice(arena);
-        // Bounded, should the record be garbage.
+        // Bounded, in case the record is garbage.
         let count = (self.slices.load(Ordering::Relaxed) as usize).clamp(1, arena.slices() - start);
         arena
             .tag(start)

@@ -1,4 +1,5 @@
-//! How much of what: counted from the tags and bitmaps, so a death falsifies nothing.
+//! How much memory is used for what: counted from the tags and bitmaps, so a death falsifies
+//! nothing.
 
 use serde::Serialize;
 
@@ -32,7 +33,7 @@ pub struct Stats {
     /// Bytes of data that are not allocated: free slices, and free blocks in spans.
     pub free: usize,
     /// Bytes of the largest block that fits without growing: free slices in a row, or a free block
-    /// of a span (of its owner, if it has one).
+    /// of a span (which only its owner can use, if it has one).
     pub largest_contiguous: usize,
     /// Bytes of data that have memory; the rest was given back to the kernel.
     pub committed: usize,
@@ -71,9 +72,9 @@ pub struct Stats {
 pub struct RetiredStats {
     /// Blocks that were unlinked and are not freed yet. They count as allocated.
     pub blocks: usize,
-    /// Their bytes.
+    /// How many bytes these have.
     pub bytes: usize,
-    /// Bytes that could not be freed when that was last tried, because somebody still looks: a
+    /// Bytes that could not be freed at the last attempt, because somebody still looks at them: a
     /// process that is stopped with a view open, or in an operation, holds them back.
     pub held_back: usize,
 }
@@ -94,9 +95,9 @@ pub struct RetiredStats {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct ClassStats {
-    /// Bytes a block; 0 for runs, which are of many sizes.
+    /// Bytes per block; 0 for runs, which have many sizes.
     pub block_size: usize,
-    /// Spans of the size.
+    /// How many spans there are of the size.
     pub spans: usize,
     /// Blocks that are allocated.
     pub allocated: usize,
@@ -106,7 +107,7 @@ pub struct ClassStats {
     pub allocated_bytes: usize,
 }
 
-/// Counts the data; the participants are the caller's to add.
+/// Counts the data; the caller adds the participants.
 pub(crate) fn count(arena: Arena) -> Stats {
     let end = arena.slices();
     let mut classes = [ClassStats::default(); CLASSES];
@@ -134,7 +135,7 @@ pub(crate) fn count(arena: Arena) -> Stats {
             State::Free { kind } | State::Claimed { kind, .. } if kind == HOLE => holes += 1,
             State::Run { slices } => {
                 stats.runs.allocated += 1;
-                // Bounded, should the tag be garbage.
+                // Bounded, in case the tag is garbage.
                 stats.runs.allocated_bytes += slices.min(end - index) * SLICE;
             }
             State::Span { .. } => {

@@ -1,4 +1,4 @@
-//! Every allocated block, by the tags and bitmaps.
+//! Goes through every allocated block, by the tags and bitmaps.
 
 use super::slice::{self, State};
 use super::span::Place;

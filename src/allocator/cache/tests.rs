@@ -13,11 +13,12 @@ fn allocate(pool: &Pool) -> usize {
 
 fn free(pool: &Pool, block: usize) {
     let block = std::ptr::with_exposed_provenance_mut(block);
-    // SAFETY: a block that the test has allocated, and nobody uses.
+    // SAFETY: a block that the test has allocated, and that nobody uses.
     unsafe { pool.deallocate(NonNull::new(block).unwrap()) }.unwrap();
 }
 
-/// A block, and its span, of which all the others are handed out as well; and as others free it.
+/// A block, and its span, whose other blocks are all handed out as well; and a function that frees
+/// the block as another thread does.
 fn full(pool: &Pool) -> (usize, &'static Span, impl Fn()) {
     let (arena, first) = (pool.0, allocate(pool));
     let start = arena.slice_of(first).unwrap();
@@ -27,8 +28,9 @@ fn full(pool: &Pool) -> (usize, &'static Span, impl Fn()) {
     (first, span, move || _ = span.sets().free_remote(place))
 }
 
-/// One has adopted a span that is of another class by now than he has looked for. All that is free of it others have
-/// freed, who told nobody that he asks about that class.
+/// A thread has adopted a span that by now is of another class than the one it was looking for. All
+/// of its free blocks were freed by others, which did not set the hint that would make the thread
+/// look at that class.
 #[test]
 fn what_others_freed_of_a_span_before_it_was_kept_is_handed_out() {
     let pool = Pool::builder().create().unwrap();
@@ -44,8 +46,8 @@ fn what_others_freed_of_a_span_before_it_was_kept_is_handed_out() {
     assert_eq!(allocate(&pool), first);
 }
 
-/// Others are about to free a block, once more if they have, when the owner looks for the last time. Who frees it has
-/// told nobody.
+/// Another thread is about to free a block, or may free it once more, when the owner looks for the
+/// last time. The thread that frees it has set no hint.
 #[test]
 fn what_was_about_to_be_freed_is_handed_out_later() {
     let pool = Pool::builder().create().unwrap();
@@ -70,7 +72,7 @@ fn by_another<R: Send>(does: impl FnOnce() -> R + Send) -> R {
     std::thread::scope(|s| s.spawn(does).join().unwrap())
 }
 
-/// Who needs blocks goes on with a span that another thread has left.
+/// A thread that needs blocks goes on with a span that another thread has left.
 #[test]
 fn a_span_of_who_has_left_is_found() {
     let pool = Pool::builder().create().unwrap();
@@ -79,7 +81,7 @@ fn a_span_of_who_has_left_is_found() {
     assert_eq!(theirs, mine);
 }
 
-/// No block was free of such a span when others asked. Now one is.
+/// No block of such a span was free when others looked. Now one is.
 #[test]
 fn a_block_that_was_freed_of_a_span_of_who_has_left_is_found() {
     let pool = Pool::builder().create().unwrap();
@@ -90,7 +92,8 @@ fn a_block_that_was_freed_of_a_span_of_who_has_left_is_found() {
     assert_eq!(allocate(&pool), theirs);
 }
 
-/// The same, and others may be about to free it once more, so that who has adopted the span for it goes on without it.
+/// The same, and others may be about to free the block once more, so that the thread that has
+/// adopted the span for it goes on without it.
 #[test]
 fn a_block_of_a_span_that_was_adopted_in_vain_is_found_later() {
     let pool = Pool::builder().create().unwrap();
