@@ -2,9 +2,9 @@
 //!
 //! A pool lies at the start of a *granule*, a terabyte of address space at a multiple of a
 //! terabyte. Every table has a fixed place in the granule, sized for the largest pool, so that a
-//! pointer leads to its metadata by shifts and constants alone and a pool needs no description
-//! of its geometry. The places are address space, not memory: a table is committed as far as its
-//! *watermark* in the header says, and nobody touches it beyond.
+//! pointer leads to its metadata by shifts and constants alone and a pool needs no description of
+//! its geometry. The places are address space, not memory: a table is committed as far as its
+//! *watermark* in the header says, and nobody touches it beyond that.
 //!
 //! ```text
 //! offset      size     entries            what                          watermark
@@ -21,7 +21,7 @@
 //! 40 GiB      984 GiB  62 Mi x 16 KiB     data                          slices
 //! ```
 //!
-//! The records are next to the header because each process that is forked touches both as it begins, and
+//! The records are next to the header because each forked process touches both as it begins, and
 //! the kernel maps some pages around the one that is touched.
 
 use std::ops::Range;
@@ -68,7 +68,8 @@ pub(crate) const OBJECTS: Table = Table {
     entry: 64,
     max: 16 * MIB,
 };
-/// A bitmap over the objects for each process record; the bits of the first ones are in the record.
+/// A bitmap over the objects for each process record; the bits of the first objects are in the
+/// record.
 pub(crate) const HOLDS: Table = Table {
     offset: 2 * GIB,
     entry: OBJECTS.max / 8,
@@ -104,9 +105,9 @@ const MAX_SLICES: usize = 984 * GIB / SLICE;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Table {
     pub(crate) offset: usize,
-    /// Bytes an entry.
+    /// Bytes per entry.
     pub(crate) entry: usize,
-    /// The most entries there can be.
+    /// The most entries that there can be.
     pub(crate) max: usize,
 }
 
@@ -124,17 +125,17 @@ const _: () = {
     assert!(SPANS.end() <= DATA.offset && DATA.end() <= GRANULE);
 };
 
-/// Bytes of address space that a pool takes of its granule, which has so many slices at most.
+/// Bytes of address space that a pool with at most `max_slices` slices takes of its granule.
 ///
-/// Whatever lies in the granule of a pool is taken for a part of it. So the pool takes all of the granule where the kernel
-/// places a process's own memory among the granules: in what it calls the legacy layout of an address space, or below
-/// a stack that may become very large.
+/// Whatever lies in the granule of a pool is taken for a part of it. So the pool takes the whole
+/// granule if the kernel places a process's own memory among the granules: in what it calls the
+/// legacy layout of an address space, or below a stack that may become very large.
 pub(crate) fn mapped_len(max_slices: usize) -> usize {
     const UNKNOWN: u8 = 0;
     const OURS: u8 = 1;
     const SHARED: u8 = 2;
-    // The layout is that of the program, and stays until the next `exec`: whoever asks is told the same. Not a `OnceLock`,
-    // for whose owner a forked child might wait.
+    // The layout is a property of the program, and stays until the next `exec`: every caller gets
+    // the same answer. Not a `OnceLock`, for whose owner a forked child might wait.
     static GRANULES_ARE: AtomicU8 = AtomicU8::new(UNKNOWN);
     if GRANULES_ARE.load(Ordering::Relaxed) == UNKNOWN {
         let granules = FIRST_GRANULE * GRANULE..(FIRST_GRANULE + GRANULES) * GRANULE;
@@ -147,8 +148,9 @@ pub(crate) fn mapped_len(max_slices: usize) -> usize {
     }
 }
 
-/// The order in which granules are tried for a pool. The last ones are for hidden pools, which a process has without
-/// having asked for them: what it opens by name does not find its address taken by such a one.
+/// The order in which granules are tried for a pool. The last ones are for hidden pools, which a
+/// process has without having asked for them: so a pool that it opens by name does not find its
+/// address taken by one of those.
 pub(crate) fn granules_in_turn(hidden: bool, random: usize) -> impl Iterator<Item = usize> {
     const FOR_HIDDEN: usize = 8;
     let from_random = move |granules: Range<usize>| {
@@ -187,7 +189,7 @@ impl Arena {
         self.0
     }
 
-    /// The index of its granule among those that hold pools.
+    /// The index of the arena's granule among those that hold pools.
     #[inline]
     pub(crate) fn granule(self) -> usize {
         (self.0 / GRANULE) - FIRST_GRANULE
@@ -203,8 +205,8 @@ impl Arena {
     ///
     /// # Safety
     ///
-    /// `index` is below the table's watermark, and `T` is what the table holds: made of atomics
-    /// only, of the entry's size at most, valid for all bytes.
+    /// `index` is below the table's watermark, and `T` is what the table holds: made only of
+    /// atomics, at most of the entry's size, valid for all bytes.
     #[inline]
     pub(crate) unsafe fn entry<T>(self, table: Table, index: usize) -> &'static T {
         debug_assert!(index < table.max && size_of::<T>() <= table.entry);
@@ -222,7 +224,8 @@ impl Arena {
 
     /// Commits entries of a table up to `count` and raises its watermark to it.
     ///
-    /// Killed anywhere: committed memory beyond a watermark, which the next call commits again.
+    /// Killed anywhere: leaves committed memory beyond a watermark, which the next call commits
+    /// again.
     #[cold]
     pub(crate) fn raise(
         self,
@@ -242,8 +245,8 @@ impl Arena {
         Ok(())
     }
 
-    /// Checks, as well as can be known, that so many bytes can be committed, of which some may be had already: how many,
-    /// is asked if it matters.
+    /// Checks, as well as can be known, that `bytes` bytes can be committed. The pool may have some
+    /// of them already; how many is asked, by `had`, only if it matters.
     pub(crate) fn check_limit(
         self,
         bytes: u64,

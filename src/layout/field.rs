@@ -6,7 +6,7 @@ use super::ShmSafe;
 use super::type_info::{Shape, TypeFn, TypeInfo};
 
 /// A type that is stored inside another, with what a constructor must know of it at compile time
-/// (where functions such as [`TypeFn`] cannot be called).
+/// (when functions such as [`TypeFn`] cannot be called).
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Part {
     pub(super) ty: TypeFn,
@@ -32,7 +32,7 @@ impl Part {
     }
 }
 
-/// A named piece of a type: a field, a type or a constant it has as parameter.
+/// A named piece of a type: a field, or a type or constant that it has as a parameter.
 ///
 /// ```
 /// use core::mem::offset_of;
@@ -80,7 +80,7 @@ pub(super) enum Place {
 }
 
 impl Field {
-    /// A field of type `F` that is stored `offset` bytes from the start.
+    /// A field of type `F` that is stored at an offset of `offset` bytes from the start.
     ///
     /// ```
     /// # use shmkit::layout::Field;
@@ -293,7 +293,7 @@ impl Variant {
     }
 }
 
-/// Whether something that is stored in a type stays where it is.
+/// Whether a type of that shape stores something that must stay where it is.
 pub(super) const fn has_in_place(shape: Shape) -> bool {
     match shape {
         Shape::Scalar | Shape::Owned(_) => false,
@@ -324,7 +324,7 @@ const fn any_in_place(fields: &[Field]) -> bool {
     false
 }
 
-/// Whether a type of that shape and size consists of plain ones, without gaps.
+/// Whether a type of that shape and size consists of plain types, without gaps.
 pub(super) const fn is_plain(shape: Shape, size: usize) -> bool {
     match shape {
         Shape::Scalar | Shape::Owned(_) | Shape::Library(_) => false,
@@ -355,8 +355,8 @@ pub(super) const fn is_plain(shape: Shape, size: usize) -> bool {
     }
 }
 
-/// Bytes of an enum without fields with that `repr`, padding aside; 0 if it is none that such an enum
-/// has.
+/// The size in bytes of an enum without fields that has that `repr`, padding aside; 0 for a `repr`
+/// that no such enum has.
 const fn size_of_repr(repr: &str) -> usize {
     match repr.as_bytes() {
         b"u8" | b"i8" => 1,

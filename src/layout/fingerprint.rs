@@ -1,8 +1,8 @@
-//! Type fingerprints: 128 bits that are equal where the layouts and the names are.
+//! Type fingerprints: 128 bits that are equal if the layouts and the names are.
 //!
 //! A named object stores the fingerprint of its type, and a program that opens it by name compares
-//! it with its own. Programs are built separately, so nothing that depends on one build goes in
-//! where a type can be another program's: no address, no [`TypeId`], no module path.
+//! that with its own. Programs are built separately, so nothing that depends on one build is
+//! included if a type can be another program's: no address, no [`TypeId`], no module path.
 //!
 //! # What is hashed
 //!
@@ -12,16 +12,17 @@
 //! number of distinct types however often they refer to each other, and equal trees get equal
 //! numbers in every program.
 //!
-//! Two things go in only where needed: the compiler's version for layouts that it does not promise
-//! (most layouts are told by their offsets), and the image's nonce for types that are bound to one
-//! program image. Those have the hash of their [`TypeId`] as well, which says in one image what
-//! fields do not: `Foreign<A>` describes nothing of `A`.
+//! Two things are included only if needed: the compiler's version for layouts that it does not
+//! promise (most layouts are identified by their offsets), and the image's nonce for types that are
+//! bound to one program image. Those include the hash of their [`TypeId`] as well, which within one
+//! image tells apart what fields do not: `Foreign<A>` describes nothing of `A`.
 //!
 //! # The hash
 //!
-//! The first half of SHA-256. Whoever opens an object as another type has its bytes as that type's
-//! values, so a type that is *made* to have another's fingerprint, by a name or a constant that safe code chooses,
-//! must not be found by computing either. What safe code finds by trying takes 2^64 attempts.
+//! The first half of SHA-256. Code that opens an object as another type gets its bytes as that
+//! type's values. So it must not be possible to *make* a type that has another's fingerprint by
+//! computing a name or a constant, which safe code chooses. Finding one by trial takes safe code
+//! 2^64 attempts.
 
 use core::any::TypeId;
 use std::cell::RefCell;
@@ -48,13 +49,14 @@ thread_local! {
 }
 
 impl TypeInfo {
-    /// A hash of the type's structure, equal in all programs that see the same structure: what is
-    /// compared when an object is asked for by its name, or by a handle. [`TypeInfo`] says what counts.
+    /// A hash of the type's structure, equal in all programs that see the same structure: this is
+    /// compared when an object is asked for by its name, or by a handle. [`TypeInfo`] says what
+    /// counts.
     ///
-    /// No name and no constant in a type makes it one with another's: that takes 2^64 attempts.
-    /// Builds do not matter to it, except that types with an `Option` or a `Duration` in them have another
-    /// one with another compiler, and those [bound to an image](super::ShmSafe::IMAGE_BOUND) with another
-    /// program.
+    /// No choice of a name or a constant in a type gives it another type's fingerprint: that takes
+    /// 2^64 attempts. The build does not matter, with two exceptions: types with an `Option` or a
+    /// `Duration` in them have another fingerprint with another compiler, and those [bound to an
+    /// image](super::ShmSafe::IMAGE_BOUND) have another one in another program.
     ///
     /// ```
     /// use shmkit::{ShmSafe, TypeInfo};
@@ -72,7 +74,7 @@ impl TypeInfo {
     /// assert_ne!(old, TypeInfo::of::<new::Point>().fingerprint());
     /// ```
     pub fn fingerprint(&'static self) -> u128 {
-        // While the thread's locals are torn down there is no cache, and none is needed.
+        // While the thread's locals are torn down, there is no cache, and none is needed.
         let known = KNOWN.try_with(|known| known.borrow().get(&self.id).copied());
         if let Ok(Some(fingerprint)) = known {
             return fingerprint;
@@ -99,7 +101,7 @@ impl TypeInfo {
     }
 }
 
-/// A depth-first walk over a type and everything it speaks of.
+/// A depth-first walk over a type and everything that it refers to.
 struct Walk {
     compiler: &'static str,
     nonce: fn() -> u64,
@@ -131,7 +133,7 @@ enum Tag {
 
 impl Walk {
     fn visit(&mut self, info: &'static TypeInfo) {
-        // A scalar is as short as its number.
+        // A scalar takes no more words than its number would.
         if !matches!(info.shape, Shape::Scalar) {
             let next = self.numbers.len() as u64;
             if let Some(&number) = self.numbers.get(&info.id) {
@@ -239,9 +241,9 @@ impl Walk {
 
 /// A number that tells this program image's processes from those of other images.
 ///
-/// It is random at first use and inherited through fork. Whoever maps a pool or forks asks for it
-/// beforehand, so that parents and children agree. A word and not a `OnceLock`: a fork while
-/// another thread initialises it would leave the child waiting for ever.
+/// It is random at first use and inherited through fork. Code that maps a pool or forks asks for it
+/// beforehand, so that parents and children agree. It is a word and not a `OnceLock`: a fork while
+/// another thread initialises that would leave the child waiting for ever.
 #[unsafe(link_section = ".shmkit.child")]
 pub(crate) fn image_nonce() -> u64 {
     static NONCE: AtomicU64 = AtomicU64::new(0);
@@ -299,7 +301,7 @@ mod tests {
 
     #[test]
     fn fingerprints_stay() {
-        // Computed by another implementation of what the module's header says.
+        // Computed by another implementation of what the module's header describes.
         let golden = [
             (
                 TypeInfo::of::<u32>(),
@@ -353,7 +355,7 @@ mod tests {
         assert_eq!(numbers.compute(), numbers.compute());
         let text = TypeInfo::of::<Foreign<&'static str>>();
         assert_ne!(numbers.compute(), text.compute());
-        // Inside of another, too.
+        // Inside another type, too.
         let (numbers, text) = (
             TypeInfo::of::<(u8, [Foreign<[usize; 2]>; 2])>(),
             TypeInfo::of::<(u8, [Foreign<&'static str>; 2])>(),

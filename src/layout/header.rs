@@ -1,8 +1,8 @@
 //! The first page of a pool: what it is, how far its tables reach, and its few shared words.
 //!
 //! The magic number is stored last, with Release, so a file that has it has everything before it.
-//! The part up to `file` never changes afterwards. An attacher validates a private copy
-//! ([`Identity::read`]) and compares the copy again once mapped.
+//! The part up to `file` never changes afterwards. An attaching process validates a private copy
+//! ([`Identity::read`]), and compares the copy with the header again once that is mapped.
 
 use super::arena::{self, DATA, HEADER_SIZE, PROCESSES, SLOTS};
 use crate::primitive::{AtomicU64, Ordering};
@@ -32,18 +32,18 @@ pub(crate) struct Header {
     pub(crate) created: AtomicU64,
     pub(crate) options: AtomicU64,
     _identity: [AtomicU64; 2],
-    /// The file that the pool lies in; no part of what it is. See `pool::copied`.
+    /// The file in which the pool lies; not part of the pool's identity. See `pool::copied`.
     pub(crate) file: AtomicU64,
 
     pub(crate) watermarks: Watermarks,
 
     /// The epoch of reclamation; see `participants::epoch`.
     pub(crate) epoch: AtomicU64,
-    /// Bumped by each recovery: hints may have died with somebody.
+    /// Raised by each recovery: hints may have died with their setter.
     pub(crate) rescan: AtomicU64,
     /// Slots recovered since the pool was made.
     pub(crate) recoveries: AtomicU64,
-    /// A bit a size class: spans without an owner may exist. A hint.
+    /// A bit for each size class: spans without an owner may exist. A hint.
     pub(crate) orphans: AtomicU64,
     /// Where the last search for free slices ended. A hint.
     pub(crate) search: AtomicU64,
@@ -53,20 +53,20 @@ pub(crate) struct Header {
     pub(crate) kept: AtomicU64,
     /// When memory was last given back, in milliseconds of the monotonic clock.
     pub(crate) purged_at: AtomicU64,
-    /// Objects may be there that nobody holds and nobody disposes of: see `pool::dispose`.
+    /// There may be objects that nobody holds and nobody disposes of: see `pool::dispose`.
     pub(crate) unreaped: Sweep,
     /// Slots without a thread may have something in limbo: see `engines::limbo`.
     pub(crate) limbo_left: Left,
-    /// When the system was last asked about everybody, in milliseconds of the monotonic clock.
+    /// When the system was last asked about participants, in milliseconds of the monotonic clock.
     pub(crate) confirmed_at: AtomicU64,
     /// How many groups of slots and records it was asked about.
     pub(crate) confirmed: AtomicU64,
-    /// When somebody who waits last looked for the dead, in the same.
+    /// When a waiting thread last looked for the dead, by the same clock.
     pub(crate) polled_at: AtomicU64,
-    /// Where the search for a free object entry goes on. A hint.
+    /// Where the search for a free object entry continues. A hint.
     pub(crate) object_cursor: AtomicU64,
 
-    /// Held (see `participants::lock`) while the table of types is added to.
+    /// Held (see `participants::lock`) while something is added to the table of types.
     pub(crate) types_lock: AtomicU64,
     /// Held while the table of names is changed.
     pub(crate) names_lock: AtomicU64,
@@ -171,7 +171,7 @@ impl Identity {
         u64::from_ne_bytes(word)
     }
 
-    /// Writes everything but the magic number, then that.
+    /// Writes everything except the magic number, then the magic number.
     pub(crate) fn publish(&self, header: &Header) {
         let fields = header.identity();
         for (field, value) in fields.iter().zip(self.words()).skip(1) {
@@ -180,7 +180,7 @@ impl Identity {
         header.magic.store(self.magic, Ordering::Release);
     }
 
-    /// Reads it from a mapped header.
+    /// Reads the identity from a mapped header.
     pub(crate) fn read(header: &Header) -> Self {
         let mut bytes = [0; Self::BYTES];
         for (chunk, field) in bytes.chunks_exact_mut(8).zip(header.identity()) {
@@ -189,12 +189,12 @@ impl Identity {
         Identity::parse(&bytes)
     }
 
-    /// Bytes of address space that the pool takes here.
+    /// Bytes of address space that the pool takes in this process.
     pub(crate) fn mapped_len(&self) -> usize {
         arena::mapped_len(self.max_slices as usize)
     }
 
-    /// True if the sizes are such as a creator can have chosen.
+    /// True if the sizes are ones that a creator can have chosen.
     pub(crate) fn sizes_valid(&self) -> bool {
         (1..=DATA.max as u64).contains(&self.max_slices)
             && (2..=SLOTS.max as u64).contains(&self.max_slots)

@@ -1,7 +1,7 @@
-//! What a process knows of each pool for itself: the descriptor, the length, its own record.
+//! What a process keeps about each pool for itself: the descriptor, the length, its own record.
 //!
-//! One entry a granule, in a static: found by the pool's base address without a lock, and the
-//! same in a forked child, whose fork handler replaces what differs there.
+//! There is one entry for each granule, in a static: found by the pool's base address without a
+//! lock, and the same in a forked child, whose fork handler replaces what differs there.
 
 use std::os::fd::RawFd;
 
@@ -10,21 +10,23 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering}
 
 /// One process's own view of one pool.
 pub(crate) struct Local {
-    /// Bytes mapped; 0 while no pool is. The private heap (`private`) is no pool: nobody who asks
-    /// for this process's pools is to find it.
+    /// Bytes mapped; 0 while no pool is. The private heap (`private`) is not a pool: code that asks
+    /// for this process's pools must not find it.
     len: AtomicUsize,
     fd: AtomicI32,
-    /// The pool's, for who looks for it: of other pools nothing is read, which may be unmapped meanwhile.
+    /// The pool's, for code that looks for the pool: nothing is read from other pools, which may be
+    /// unmapped meanwhile.
     uuid: [AtomicU64; 2],
-    /// Whether its user finds the pool by an address or a descriptor. Not so while it is being made, as it
-    /// goes if that fails, nor a run's control pool, which goes with the master.
+    /// Whether its user can find the pool by an address or a descriptor. Not while it is being
+    /// made, since it goes if that fails; nor if it is a run's control pool, which goes with the
+    /// master.
     shown: AtomicBool,
     /// The process's record in the pool, as a tag; 0 while there is none.
     process: AtomicU64,
-    /// Guards that threads left behind when they ended.
+    /// How many guards threads left behind when they ended.
     leaked_guards: AtomicUsize,
-    /// The job that the process runs, if the pool is a run's control pool; see `process/jobs.rs`. Here as a
-    /// forked child writes to this page anyway.
+    /// The job that the process runs, if the pool is a run's control pool; see `process/jobs.rs`.
+    /// It is here because a forked child writes to this page anyway.
     job: AtomicU64,
 }
 
@@ -63,7 +65,8 @@ impl Local {
         self.len.load(Ordering::Acquire) != 0
     }
 
-    /// Notes a mapping, which is not shown yet. The mapping itself is what excludes others from the granule.
+    /// Notes a mapping, which is not shown yet. The mapping itself is what keeps others out of the
+    /// granule.
     pub(crate) fn set_mapped(&self, fd: RawFd, len: usize, uuid: [u64; 2]) {
         self.fd.store(fd, Ordering::Relaxed);
         for (word, half) in self.uuid.iter().zip(uuid) {
@@ -134,9 +137,9 @@ impl Local {
         self.leaked_guards.fetch_add(count, Ordering::Relaxed);
     }
 
-    /// In a forked child: they are the parent's.
+    /// In a forked child: forgets the leaked guards, which are the parent's.
     pub(crate) fn forget_leaked_guards(&self) {
-        // Each page that is written to is copied.
+        // Not stored without need: each page that is written to is copied.
         if self.leaked_guards() != 0 {
             self.leaked_guards.store(0, Ordering::Relaxed);
         }

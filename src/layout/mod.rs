@@ -1,8 +1,8 @@
 //! Where things lie in a pool, and what types look like there.
 //!
 //! - `arena`: the address space of a pool; where each table lies.
-//! - `header`: the first page: what says that a file is a pool, and which.
-//! - `local`: what this process knows of the pools that it has mapped.
+//! - `header`: the first page: what says that a file is a pool, and which one.
+//! - `local`: what this process keeps about the pools that it has mapped.
 //! - `shm_safe`: the traits of types that may live in shared memory, for the standard types.
 //! - `type_info`: a type's description as data.
 //! - `owned`: which words of a value own pool memory.

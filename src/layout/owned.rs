@@ -1,4 +1,4 @@
-//! What a value owns in the pool, and where: all that anybody needs who destroys it.
+//! What a value owns in the pool, and where: all that a thread needs to know that destroys it.
 
 use super::field::Place;
 use super::type_info::{Shape, TypeFn, TypeInfo};
@@ -20,13 +20,14 @@ use super::type_info::{Shape, TypeFn, TypeInfo};
 pub enum OwnedKind {
     /// A counted reference to an object of the given type in the same pool.
     Link(TypeFn),
-    /// The address of a raw block that belongs to this field alone, or zero.
+    /// The address of a raw block that belongs only to this field, or zero.
     Block,
     /// The first word of a container of the library, which owns what its engine says.
     Engine(Engine),
 }
 
-/// The containers of this library that own more than a block, by the engine that knows what.
+/// The containers of this library that own more than a block, by the engine that knows what they
+/// own.
 ///
 /// The numbers are part of a pool's format.
 ///
@@ -67,8 +68,8 @@ impl Engine {
     }
 }
 
-/// Owning words at `offset`, `offset + stride`, ..., `count` of them, in a value of the type that
-/// was asked; see [`TypeInfo::owned_fields`].
+/// `count` owning words at `offset`, `offset + stride`, and so on, in a value of the type that was
+/// asked; see [`TypeInfo::owned_fields`].
 ///
 /// ```
 /// use shmkit::{Link, TypeInfo};
@@ -82,9 +83,9 @@ impl Engine {
 pub struct OwnedField {
     /// Where the first word is, in bytes from the start of the value.
     pub offset: u32,
-    /// From one word to the next, in bytes.
+    /// The distance from one word to the next, in bytes.
     pub stride: u32,
-    /// How many words.
+    /// How many words there are.
     pub count: u32,
     /// What each word owns.
     pub kind: OwnedKind,
@@ -139,7 +140,7 @@ impl TypeInfo {
     }
 }
 
-/// The words `f` of each of `len` neighbours that are `size` bytes apart.
+/// The words of field `f` in each of `len` neighbouring elements that are `size` bytes apart.
 fn repeat(f: OwnedField, size: u32, len: u32) -> Vec<OwnedField> {
     let shifted = |stride, count, (times, distance): (u32, u32)| -> Vec<OwnedField> {
         let at = |i| OwnedField {

@@ -4,15 +4,16 @@
 //! # Rationale
 //!
 //! A value in a pool is seen by several processes, at the same address but in different programs,
-//! and it outlives any of them. So it holds nothing that means something in one process only
-//! (references, raw pointers, functions, the standard library's locks), and its destruction runs
-//! no code of its type: the process that destroys it may not contain that code. [`ShmSafe::TYPE`]
-//! says as data what a destructor would do.
+//! and it outlives any of them. So it holds nothing that is meaningful in only one process
+//! (references, raw pointers, functions, the standard library's locks), and its destruction runs no
+//! code of its type: the process that destroys it may not contain that code. [`ShmSafe::TYPE`]
+//! describes as data what a destructor would do.
 //!
 //! [`KillSafe`] is about SIGKILL in the middle of a copy. Types for which *every* bit pattern is
 //! valid qualify. `bool`, `char`, `NonZero*`, `Duration` and enums have invalid patterns: the mix
-//! of 0x0100 and 0x0001 is zero. (One byte cannot tear, so `bool` alone would do, but the rule
-//! "any bits" is easier to keep.) Padding does not matter: its bytes carry nothing, before or after.
+//! of 0x0100 and 0x0001 is zero. (One byte cannot tear, so `bool` alone would be fine, but the rule
+//! "any bits" is easier to keep.) Padding does not matter: its bytes carry nothing, before or
+//! after.
 
 use core::marker::PhantomData;
 use core::mem::{MaybeUninit, offset_of};
@@ -58,18 +59,19 @@ use super::type_info::TypeInfo;
 /// assert_shm_safe::<Counter<[f32; 4]>>();
 /// ```
 ///
-/// Deriving it says that a value written by any program with a type of the same fingerprint is
-/// good for this one. Fingerprints hold names and layouts, not paths: where unsafe code relies on
-/// an invariant of private fields, give the type a name of its own.
+/// Deriving it states that a value written by any program with a type of the same fingerprint is
+/// valid for this one. Fingerprints cover names and layouts, not paths: if unsafe code relies on an
+/// invariant of private fields, give the type a unique name.
 ///
-/// A crate that re-exports this one says where to: `#[shmkit(crate = "path")]`. The checks are what
-/// that path leads to, so the attribute is a promise like that of an `unsafe impl`: it is this crate.
+/// A crate that re-exports this one states where: `#[shmkit(crate = "path")]`. The checks are
+/// whatever that path leads to, so the attribute is a promise like that of an `unsafe impl`: that
+/// it is this crate.
 ///
 /// # Safety
 ///
 /// - A value means the same in every process that maps its pool: it holds no address of memory
-///   outside the pool and no handle of one process. If it means so only to processes of one
-///   program image, [`IMAGE_BOUND`](Self::IMAGE_BOUND) is true.
+///   outside the pool and no handle of one process. If that is so only for processes of one program
+///   image, [`IMAGE_BOUND`](Self::IMAGE_BOUND) is true.
 /// - [`TYPE`](Self::TYPE) describes `Self`: every stored value that is `ShmSafe` in its own right
 ///   is listed at its offset, and so is every word that owns pool memory.
 /// - [`OWNS`](Self::OWNS) is true if some field owns pool memory.
@@ -95,8 +97,8 @@ pub unsafe trait ShmSafe: Send + Sync + 'static {
     /// ```
     const TYPE: &'static TypeInfo;
 
-    /// Whether values mean something in one program image only, because they hold the address of
-    /// a static or a function of it.
+    /// Whether values are meaningful in only one program image, because they hold the address of a
+    /// static or a function in it.
     ///
     /// ```
     /// # use shmkit::{Foreign, ShmSafe};
@@ -111,7 +113,7 @@ pub unsafe trait ShmSafe: Send + Sync + 'static {
     /// ```
     const IMAGE_BOUND: bool = false;
 
-    /// Whether some field owns pool memory: a link, the storage of an array.
+    /// Whether some field owns pool memory, such as a link or the storage of an array.
     ///
     /// ```
     /// # use shmkit::{Array, ShmSafe};
@@ -127,7 +129,7 @@ pub unsafe trait ShmSafe: Send + Sync + 'static {
     const OWNS: bool = false;
 }
 
-/// A [`ShmSafe`] type of which every byte-wise mix of two valid values is a valid value.
+/// A [`ShmSafe`] type for which every byte-wise mix of two valid values is a valid value.
 ///
 /// A process that is killed while it overwrites a value leaves some old bytes and some new ones.
 /// What it leaves of a `KillSafe` value is a value: perhaps not one that anybody wrote, but one
@@ -149,8 +151,8 @@ pub unsafe trait ShmSafe: Send + Sync + 'static {
 ///
 /// # Safety
 ///
-/// For any two valid values, taking each byte from either gives a valid value, also in the sense
-/// of what unsafe code relies on. `Self` owns no pool memory.
+/// For any two valid values, taking each byte from either gives a valid value, also with regard to
+/// what unsafe code relies on. `Self` owns no pool memory.
 #[diagnostic::on_unimplemented(
     message = "a half-written `{Self}` may be invalid",
     label = "not `KillSafe`",
@@ -163,11 +165,12 @@ pub unsafe trait KillSafe: ShmSafe {
     const FIELDS: () = ();
 }
 
-/// What may be carried into a container and out of it: [`Unpin`], by another name.
+/// What can be moved into a container and out of it: [`Unpin`], by another name.
 ///
-/// Locks, links, events and containers are used where they are, by whoever may wait for them, so they are not
-/// `Unpin`, and no container takes them by value. This trait holds for all types that are `Unpin`, so there is
-/// nothing to implement; it is here for what the compiler says where one is not. Generic code may ask for either.
+/// Locks, links, events and containers are used where they are, by threads that may wait for them,
+/// so they are not `Unpin`, and no container takes them by value. This trait holds for all types
+/// that are `Unpin`, so there is nothing to implement; it exists for the message that the compiler
+/// gives if a type is not. Generic code may require either.
 ///
 /// ```
 /// use shmkit::{Movable, Queue, ShmSafe};
@@ -203,13 +206,13 @@ pub mod derive_support {
     )]
     impl<T: ?Sized + Drop> ShmSafeTypesHaveNoDrop for T {}
 
-    /// Compiles for the address of a `T` only.
+    /// Compiles only for the address of a `T`.
     pub const fn is<T: ?Sized>(_: *const T) {}
 
-    /// Compiles for kill-safe types only.
+    /// Compiles only for kill-safe types.
     pub const fn kill_safe<T: KillSafe>() {}
 
-    /// Compiles for types only whose values are their bytes: see `TypeInfo::is_plain`.
+    /// Compiles only for types whose values are their bytes: see `TypeInfo::is_plain`.
     pub const fn assert_plain<T: ShmSafe>() {
         assert!(
             T::TYPE.is_plain(),
@@ -217,7 +220,7 @@ pub mod derive_support {
         );
     }
 
-    /// False, unless the field owns pool memory: then this does not compile.
+    /// False. If the field owns pool memory, this does not compile.
     pub const fn owns_nothing(field: Field) -> bool {
         assert!(
             !field.owns(),
@@ -273,7 +276,7 @@ any_bits! {
     AtomicI8 AtomicI16 AtomicI32 AtomicI64 AtomicIsize
 }
 
-/// The library's own words, where the fuzzer has made them others than the standard library's.
+/// The library's own words, if the fuzzer has made them other types than the standard library's.
 #[cfg(fuzzing)]
 mod mortal {
     use super::{ShmSafe, TypeInfo};
@@ -282,7 +285,7 @@ mod mortal {
     scalars! { AtomicU32 AtomicU64 }
 }
 
-// SAFETY: two numbers; their order is the compiler's choice, which the fingerprint says.
+// SAFETY: two numbers; their order is the compiler's choice, which the fingerprint includes.
 unsafe impl ShmSafe for Duration {
     const TYPE: &'static TypeInfo = &TypeInfo::scalar::<Self>("Duration").compiler_layout();
 }
@@ -317,8 +320,8 @@ unsafe impl<T: ShmSafe, const N: usize> ShmSafe for [T; N] {
 // SAFETY: a mix of two arrays is an array of mixes.
 unsafe impl<T: KillSafe, const N: usize> KillSafe for [T; N] {}
 
-// SAFETY: a `T` or nothing, and a `T` that owns does not compile, so nothing is left to describe
-// by offset. The layout is the compiler's choice, which the fingerprint says.
+// SAFETY: a `T` or nothing, and a `T` that owns does not compile, so nothing is left to describe by
+// offset. The layout is the compiler's choice, which the fingerprint includes.
 unsafe impl<T: ShmSafe> ShmSafe for Option<T> {
     const TYPE: &'static TypeInfo =
         &TypeInfo::library::<Self>("Option", const { &[Field::within::<T>("Some")] })
@@ -336,8 +339,8 @@ unsafe impl<T: KillSafe> ShmSafe for MaybeUninit<T> {
     const OWNS: bool = owns_nothing(Field::within::<T>("T"));
 }
 
-// SAFETY: every bit pattern is a value, and if both values were initialised, `T: KillSafe` says
-// that the mix is.
+// SAFETY: every bit pattern is a value, and if both values were initialised, so is the mix, by `T:
+// KillSafe`.
 unsafe impl<T: KillSafe> KillSafe for MaybeUninit<T> {}
 
 macro_rules! tuples {

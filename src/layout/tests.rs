@@ -42,7 +42,7 @@ fn fingerprint<T: ShmSafe>() -> u128 {
     TypeInfo::of::<T>().fingerprint()
 }
 
-/// Offset, stride, count of each owned field, and the name of a link's target.
+/// Offset, stride and count of each owned field, and the name of a link's target.
 fn owned<T: ShmSafe>() -> Vec<(u32, u32, u32, &'static str)> {
     let describe = |f: OwnedField| {
         let target = match f.kind {
@@ -148,8 +148,8 @@ variations! {
     e_bool { #[repr(usize)] pub enum E { A(bool) } }
 }
 
-/// The macro's output has no constants that a field's type would mean instead of its own, and its
-/// integers are not those that the user calls so.
+/// The macro's output has no constants that would capture names in a field's type, and its integers
+/// are not the ones to which the user gives those names.
 #[test]
 fn a_types_names_mean_what_they_mean_in_it() {
     assert_eq!(fingerprint::<e_constant::E>(), fingerprint::<e_bool::E>());
@@ -285,7 +285,7 @@ fn recursive_types_have_fingerprints() {
     assert_eq!(fingerprint::<Node>(), fingerprint::<Node>());
 }
 
-/// Each level speaks of the one below twice: a walk without memory would take 2^64 steps.
+/// Each level refers to the one below twice: a walk without memory would take 2^64 steps.
 #[test]
 fn shared_types_are_visited_once() {
     #[derive(ShmSafe)]
@@ -309,7 +309,7 @@ fn a_type_met_again_is_told_by_its_number() {
     assert_ne!(fingerprint::<(X, Y, X)>(), fingerprint::<(X, Y, Y)>());
 }
 
-/// Types that differ in a flag only.
+/// Types that differ only in a flag.
 macro_rules! flagged {
     ($($module:ident $bound:literal $($with:ident)?;)*) => {$(
         mod $module {
@@ -341,7 +341,7 @@ fn image_and_compiler_show_in_the_fingerprint() {
         fingerprint::<plain::Flagged>(),
         fingerprint::<compiler::Flagged>()
     );
-    // Through a link as well, although the link itself is bound to no image.
+    // Through a link as well, although the link itself is not bound to an image.
     assert_ne!(
         fingerprint::<TestLink<plain::Flagged>>(),
         fingerprint::<TestLink<image::Flagged>>()
@@ -418,7 +418,7 @@ fn owned_fields_of_arrays_are_strided() {
 
 #[test]
 fn owned_fields_of_arrays_of_structs_with_arrays() {
-    // Few rows: an entry per row. Many rows: an entry per cell.
+    // Few rows: an entry for each row. Many rows: an entry for each cell.
     assert_eq!(
         owned::<[Row; 2]>(),
         [(8, 8, 3, "block"), (40, 8, 3, "block")]
@@ -450,7 +450,7 @@ fn owned_fields_of_arrays_of_structs_with_arrays() {
     );
 }
 
-/// Every word that `owned_fields` lists, against an enumeration by hand.
+/// Compares every word that `owned_fields` lists with an enumeration by hand.
 #[test]
 fn owned_fields_list_every_word_once() {
     fn words<T: ShmSafe>() -> Vec<u32> {

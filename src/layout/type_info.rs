@@ -11,16 +11,17 @@
 //! that refers to itself is refused by the compiler, and a list node that holds a link to a list
 //! node is exactly that; a pointer to a function that would return it is not.
 //!
-//! A `TypeInfo` names its type by [`TypeId`]. Addresses do not do: a constant may be duplicated,
+//! A `TypeInfo` names its type by [`TypeId`]. Addresses would not do: a constant may be duplicated,
 //! and different types may be merged.
 //!
 //! # Invariants, checked when the constant is evaluated
 //!
 //! 1. A described type has no drop glue.
-//! 2. It says [`ShmSafe::OWNS`] if and only if a field of it does, or it is an owning word itself.
-//! 3. It says [`ShmSafe::IMAGE_BOUND`] if a field of it does.
+//! 2. It states [`ShmSafe::OWNS`] if and only if a field of it does, or it is an owning word
+//!    itself.
+//! 3. It states [`ShmSafe::IMAGE_BOUND`] if a field of it does.
 //! 4. Every placed field lies inside the type; owning fields are aligned.
-//! 5. What sits at an offset that depends on a discriminant owns nothing.
+//! 5. A field whose offset depends on a discriminant owns nothing.
 //! 6. A type that owns has at most 4 GiB, so `u32` holds the offsets of its owned fields.
 //! 7. What a container takes by value, or a guard lends as `&mut`, may be moved.
 
@@ -63,19 +64,20 @@ pub type TypeFn = fn() -> &'static TypeInfo;
 ///
 /// # What is compared, and when
 ///
-/// A program attaches a pool without saying which types it will look for, so attaching compares none of
-/// them: only the format of the pool and the places of the library's own tables
-/// ([`AttachError::OtherVersion`], [`AttachError::OtherLayout`]). A type is compared whenever an object is
-/// reached by something that does not carry its type: a name ([`Pool::named`], [`Pool::named_or_create`])
-/// or a [`Handle`] that came from elsewhere. Then the [fingerprint](Self::fingerprint) that is stored with
-/// the object must be that of the type asked for; if it is not, the answer is an error, and no byte
-/// of the object is looked at.
+/// A program attaches a pool without saying which types it will look for, so attaching compares no
+/// types: only the format of the pool and the places of the library's own tables
+/// ([`AttachError::OtherVersion`], [`AttachError::OtherLayout`]). A type is compared whenever an
+/// object is reached by something that does not carry its type: a name ([`Pool::named`],
+/// [`Pool::named_or_create`]) or a [`Handle`] that came from elsewhere. Then the
+/// [fingerprint](Self::fingerprint) that is stored with the object must be that of the requested
+/// type; if it is not, an error is returned, and no byte of the object is looked at.
 ///
-/// Of one fingerprint are types with the same name (without its path), size and alignment, made of fields
-/// with the same names, in the same places, of types with the same fingerprint. So a program that is built
-/// anew agrees with the one that made the pool until it changes such a type; a field that has come, gone,
-/// moved, or has another name or type makes it another type. Where the compiler places fields as it likes,
-/// the places are compared. To go on with a pool of an older program, keep the older type and copy:
+/// Types have the same fingerprint if they have the same name (without its path), size and
+/// alignment, and are made of fields with the same names, in the same places, of types with the
+/// same fingerprint. So a program that is rebuilt agrees with the one that made the pool until it
+/// changes such a type; if a field is added, removed or moved, or gets another name or type, it
+/// becomes another type. If the compiler chooses where fields are placed, the places are compared.
+/// To continue with a pool of an older program, keep the older type and copy:
 ///
 /// ```
 /// use shmkit::{NamedError, Pool, ShmSafe};
@@ -115,7 +117,7 @@ pub struct TypeInfo {
     pub(super) image_bound: bool,
     /// A value stays where it is: it owns pool memory, or others know its address.
     pub(super) in_place: bool,
-    /// A value is its bytes and no more: no padding, nothing that is changed through `&`.
+    /// A value is its bytes and nothing more: no padding, nothing that is changed through `&`.
     pub(super) plain: bool,
 }
 
@@ -134,7 +136,7 @@ pub(super) enum Shape {
         parameters: &'static [Field],
         variants: &'static [Variant],
     },
-    /// A type whose inside belongs to a library; fields say what of its parameters it holds.
+    /// A type whose inside belongs to a library; fields describe what it holds of its parameters.
     Library(&'static [Field]),
     /// One word that owns pool memory.
     Owned(OwnedKind),
@@ -152,12 +154,12 @@ impl TypeInfo {
         T::TYPE
     }
 
-    /// Describes a type that its name and size identify.
+    /// Describes a type that is identified by its name and size.
     ///
     /// # Panics
     ///
-    /// When the constant is evaluated, at compile time, as all constructors do: if the type has drop glue,
-    /// or owns pool memory.
+    /// When the constant is evaluated, at compile time, as all constructors do: if the type has
+    /// drop glue or owns pool memory.
     ///
     /// ```
     /// # use shmkit::{ShmSafe, TypeInfo};
@@ -180,8 +182,8 @@ impl TypeInfo {
     ///
     /// # Panics
     ///
-    /// At compile time: if that is not the type's size, or [`ShmSafe::OWNS`] and [`ShmSafe::IMAGE_BOUND`]
-    /// do not say of the type what they say of `E`.
+    /// At compile time: if that is not the type's size, or if the [`ShmSafe::OWNS`] and
+    /// [`ShmSafe::IMAGE_BOUND`] of the type do not agree with those of `E`.
     ///
     /// ```
     /// # use shmkit::{Link, ShmSafe, TypeInfo};
@@ -211,13 +213,13 @@ impl TypeInfo {
         Self::new::<T>(name, Shape::Sequence { element, len })
     }
 
-    /// Describes a struct or a tuple. Its fields are made by [`Field::at`], and every field is
+    /// Describes a struct or a tuple. Its fields are made by [`Field::at`], and every field must be
     /// listed.
     ///
     /// # Panics
     ///
-    /// At compile time: if a field does not lie in the type, or [`ShmSafe::OWNS`] and
-    /// [`ShmSafe::IMAGE_BOUND`] do not say of the type what they say of the fields.
+    /// At compile time: if a field does not lie in the type, or if the [`ShmSafe::OWNS`] and
+    /// [`ShmSafe::IMAGE_BOUND`] of the type do not agree with those of the fields.
     ///
     /// ```
     /// # use shmkit::layout::Field;
@@ -245,8 +247,8 @@ impl TypeInfo {
     ///
     /// # Panics
     ///
-    /// At compile time: if the type or a field of it owns pool memory, or a field is bound to an image and
-    /// the type does not say so.
+    /// At compile time: if the type or a field of it owns pool memory, or if a field is bound to an
+    /// image and the type does not state that.
     ///
     /// ```
     /// # use shmkit::layout::Variant;
@@ -295,10 +297,10 @@ impl TypeInfo {
 
     /// Describes a type of a library whose inside is the library's own affair, such as `Mutex<T>`.
     ///
-    /// `fields` lists what belongs to the user: values stored inside ([`Field::at`]) and types
-    /// that are only spoken of ([`Field::mention`]). A field in an `UnsafeCell` is listed as what
-    /// the cell holds. The name stands for everything else; a library that changes the inside
-    /// changes the name.
+    /// `fields` lists what belongs to the user: values stored inside ([`Field::at`]) and types that
+    /// are only referred to ([`Field::mention`]). A field in an `UnsafeCell` is listed as what the
+    /// cell holds. The name stands for everything else; a library that changes the inside changes
+    /// the name.
     ///
     /// ```
     /// use core::mem::offset_of;
@@ -349,7 +351,7 @@ impl TypeInfo {
         Self::owned::<T>(name, OwnedKind::Link(TypeInfo::of::<Target>))
     }
 
-    /// Describes a word that holds the address of a block that it alone owns, or zero.
+    /// Describes a word that holds the address of a block that only it owns, or zero.
     ///
     /// ```
     /// # use std::sync::atomic::AtomicU64;
@@ -384,8 +386,8 @@ impl TypeInfo {
         Self::new::<T>(name, Shape::Owned(kind))
     }
 
-    /// Marks a type whose layout is the compiler's choice and cannot be described. Its
-    /// fingerprint mixes in the compiler's version.
+    /// Marks a type whose layout is the compiler's choice and cannot be described. The compiler's
+    /// version is mixed into its fingerprint.
     ///
     /// ```
     /// # use shmkit::{ShmSafe, TypeInfo};
@@ -409,12 +411,12 @@ impl TypeInfo {
         self
     }
 
-    /// Marks a type of which each value stays where it is, although it owns no pool memory:
-    /// others know its address, as those who wait for a lock do. Types that own, and types with a
-    /// field that stays, do so anyway.
+    /// Marks a type whose values stay where they are, although they own no pool memory: others know
+    /// their address, such as threads that wait for a lock. Types that own, and types with a field
+    /// that stays, stay anyway.
     ///
-    /// Such values are not moved: containers do not take them, guards do not lend them as `&mut`.
-    /// (`Unpin` alone would not do: it is a safe trait.)
+    /// Such values are not moved: containers do not take them, and guards do not lend them as
+    /// `&mut`. (`Unpin` alone would not do: it is a safe trait.)
     ///
     /// ```compile_fail,E0080
     /// # use std::sync::atomic::AtomicU32;
@@ -437,21 +439,21 @@ impl TypeInfo {
         self
     }
 
-    /// Marks a type whose values are their bytes, as numbers are.
+    /// Marks a type whose values are just their bytes, as for numbers.
     #[must_use]
     pub(super) const fn plain(mut self) -> Self {
         self.plain = true;
         self
     }
 
-    /// For the description of a container of `T`s, which come and go by value.
+    /// For the description of a container of `T`s, which are moved in and out by value.
     #[must_use]
     pub(crate) const fn holding<T: ShmSafe>(self) -> Self {
         T::TYPE.assert_moves();
         self
     }
 
-    /// Does not compile for a type of which values stay where they are.
+    /// Does not compile for a type whose values stay where they are.
     pub(crate) const fn assert_moves(&self) {
         assert!(
             !self.in_place,
@@ -460,7 +462,7 @@ impl TypeInfo {
         );
     }
 
-    /// Whether a value of the type is its bytes and no more: no padding, and nothing that is
+    /// Whether a value of the type is its bytes and nothing more: no padding, and nothing that is
     /// changed through `&`.
     pub(crate) const fn is_plain(&self) -> bool {
         self.plain
@@ -521,7 +523,7 @@ impl TypeInfo {
 
 impl fmt::Debug for TypeInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not the children: types may be recursive.
+        // Without the children: types may be recursive.
         f.debug_struct("TypeInfo")
             .field("name", &self.name)
             .field("size", &self.size)
