@@ -1,11 +1,11 @@
 //! System calls without the C library, for a child that was just forked.
 //!
-//! A fork copies no page tables of code. So a function of the C library, or of the kernel's page of
-//! functions, that a child calls for one system call costs it a page fault besides.
+//! A fork copies no page tables for code. So each function of the C library, or of the kernel's
+//! page of functions, that a child calls for a system call costs it a page fault as well.
 
 use rustix::io::Errno;
 
-/// Calls the kernel with these arguments; what it answers.
+/// Makes a system call with these arguments; returns the kernel's answer.
 ///
 /// # Safety
 ///
@@ -15,8 +15,8 @@ use rustix::io::Errno;
 pub(crate) unsafe fn bare(number: libc::c_long, arguments: [usize; 3]) -> Result<usize, Errno> {
     let [first, second, third] = arguments;
     let answer: isize;
-    // SAFETY: the kernel's convention, by which it changes these registers and no others, and no memory
-    // but what the call says, which is the caller's promise.
+    // SAFETY: by the kernel's convention, the call changes these registers and no others, and no
+    // memory except what the call specifies, which is the caller's promise.
     unsafe {
         std::arch::asm!(
             "syscall",
@@ -35,7 +35,7 @@ pub(crate) unsafe fn bare(number: libc::c_long, arguments: [usize; 3]) -> Result
     }
 }
 
-/// The same, by the C library.
+/// The same, through the C library.
 ///
 /// # Safety
 ///

@@ -1,9 +1,10 @@
-//! A lock on a file that many have shared, that one can get who finds nobody, and that can be asked
-//! about without being taken.
+//! A lock on a file that many processes share, that a process can take exclusively if it finds no
+//! sharer, and that can be queried without being taken.
 //!
-//! Locks of the open file description (`F_OFD_SETLK`), so a forked child has its parent's, and the
-//! lock is gone with its last descriptor, however the last process ends. (`flock` cannot be asked
-//! about: who wants to know must take it, and is in others' way meanwhile.)
+//! These are locks of the open file description (`F_OFD_SETLK`), so a forked child has its
+//! parent's, and the lock is gone with its last descriptor, however the last process ends. (`flock`
+//! cannot be queried: a process that wants to know must take the lock, and is in others' way
+//! meanwhile.)
 
 use std::io;
 use std::os::fd::AsFd;
@@ -30,17 +31,17 @@ fn set(fd: impl AsFd, of: i32) -> io::Result<bool> {
     }
 }
 
-/// Shares the lock, unless somebody has it alone: then false.
+/// Shares the lock, unless somebody has it exclusively: then false.
 pub(crate) fn share(fd: impl AsFd) -> io::Result<bool> {
     set(fd, libc::F_RDLCK)
 }
 
-/// Gets the lock alone, unless somebody shares it: then false. The file is open for writing.
+/// Takes the lock exclusively, unless somebody shares it: then false. The file is open for writing.
 pub(crate) fn take(fd: impl AsFd) -> io::Result<bool> {
     set(fd, libc::F_WRLCK)
 }
 
-/// True if anybody has the lock by another descriptor than this one and its copies.
+/// True if anybody has the lock through another descriptor than this one and its copies.
 pub(crate) fn is_held(fd: impl AsFd) -> io::Result<bool> {
     let mut asked = whole(libc::F_WRLCK);
     fcntl(fd, FcntlArg::F_OFD_GETLK(&mut asked))?;

@@ -1,7 +1,7 @@
-//! How long a file this process may write (`RLIMIT_FSIZE`). To try more would not only fail with `EFBIG` but
-//! send SIGXFSZ, which ends the process. So it is looked at before.
+//! How long a file this process may write (`RLIMIT_FSIZE`). Attempting more would not only fail
+//! with `EFBIG` but also send SIGXFSZ, which ends the process. So the limit is checked first.
 //!
-//! Contract: a limit that is lowered meanwhile, by another thread or process, is not seen.
+//! Contract: if another thread or process lowers the limit meanwhile, that is not seen.
 
 use std::os::fd::BorrowedFd;
 
@@ -14,7 +14,8 @@ fn is_above_limit(len: u64) -> bool {
     limits::of(Resource::Fsize).is_some_and(|limit| len > limit)
 }
 
-/// Checks that the file may be made so long. What is within it already may be committed, however long it is.
+/// Checks that the file may become `len` bytes long. What lies within its present length may be
+/// committed, however long it is.
 pub(crate) fn check_length(fd: BorrowedFd<'_>, len: u64) -> Result<()> {
     match is_above_limit(len) && len > rustix::fs::fstat(fd)?.st_size.max(0) as u64 {
         true => Err(Errno::FBIG),
@@ -22,7 +23,8 @@ pub(crate) fn check_length(fd: BorrowedFd<'_>, len: u64) -> Result<()> {
     }
 }
 
-/// Checks that a regular file may be written to up to there. That counts within its length, too.
+/// Checks that a regular file may be written to up to `end`. The limit applies within its length,
+/// too.
 pub(crate) fn check_write(end: u64) -> Result<()> {
     match is_above_limit(end) {
         true => Err(Errno::FBIG),

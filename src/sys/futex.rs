@@ -1,7 +1,7 @@
 //! Sleeping on words of shared memory.
 //!
 //! Contract: a wait returns for any reason whatever (a wake, a changed value, a signal, the time
-//! limit); callers re-read the words and decide. Nobody relies on being woken: every sleep has a
+//! limit); callers re-read the words and decide. No caller relies on being woken: every sleep has a
 //! time limit, so a wake that died with its sender costs time and nothing else.
 
 use std::time::Duration;
@@ -24,14 +24,14 @@ fn timespec(limit: Duration) -> Timespec {
     }
 }
 
-/// Sleeps while `word` holds `value`, `limit` at most. Shared between processes.
+/// Sleeps while `word` holds `value`, at most `limit`. Works between processes.
 #[cold]
 pub(crate) fn wait(word: &AtomicU32, value: u32, limit: Duration) {
-    // Every outcome means "look again", so none is told apart.
+    // Every outcome means "look again", so outcomes are not distinguished.
     let _ = futex::wait(word, Flags::empty(), value, Some(&timespec(limit)));
 }
 
-/// Sleeps while both words hold their values, `limit` at most.
+/// Sleeps while both words hold their values, at most `limit`.
 ///
 /// Falls back to sleeping on the first word, for a millisecond at most, on a kernel without
 /// `futex_waitv` (before 5.16).
@@ -40,10 +40,10 @@ pub(crate) fn wait_two(a: (&AtomicU32, u32), b: (&AtomicU32, u32), limit: Durati
     wait_any(&[a, b], limit);
 }
 
-/// How many words [`wait_any`] can sleep on.
+/// The most words on which [`wait_any`] can sleep.
 pub(crate) const WORDS: usize = 128;
 
-/// The same for any number of words, up to [`WORDS`]. Of none, the time limit is left.
+/// The same for any number of words, up to [`WORDS`]. With no words, it sleeps for the time limit.
 #[cold]
 pub(crate) fn wait_any(words: &[(&AtomicU32, u32)], limit: Duration) {
     let Some(&first) = words.first() else {
@@ -79,7 +79,7 @@ pub(crate) fn wait_any(words: &[(&AtomicU32, u32)], limit: Duration) {
         Some(&deadline),
         futex::ClockId::Monotonic,
     );
-    // An old kernel does not have it, and some filters of system calls refuse it in other words.
+    // An old kernel does not have it, and some system-call filters refuse it with other errors.
     let has_slept = matches!(
         outcome,
         Ok(_) | Err(Errno::AGAIN | Errno::TIMEDOUT | Errno::INTR)
@@ -89,13 +89,13 @@ pub(crate) fn wait_any(words: &[(&AtomicU32, u32)], limit: Duration) {
     }
 }
 
-/// Wakes up to `count` sleepers on `word`; how many there were.
+/// Wakes up to `count` sleepers on `word`; returns how many there were.
 pub(crate) fn wake(word: &AtomicU32, count: u32) -> usize {
     // Fails only for an address that is not mapped, which a reference cannot be.
     futex::wake(word, Flags::empty(), count.min(i32::MAX as u32)).unwrap_or(0)
 }
 
-/// Wakes everybody who sleeps on the word at `address`, which need not be a word any more: the
+/// Wakes every thread that sleeps on the word at `address`, which need no longer be a word: the
 /// kernel looks the address up and reads nothing there.
 pub(crate) fn wake_address(address: usize) {
     if address != 0 && address.is_multiple_of(4) {
@@ -114,13 +114,15 @@ pub(crate) fn wake_address(address: usize) {
     }
 }
 
-/// In tests of wakes: whether somebody sleeps on the word, and so could be moved, as he is to where he is.
+/// In tests of wakes: whether a thread sleeps on the word. It then can be requeued to the very word
+/// that it sleeps on.
 #[cfg(test)]
 pub(crate) fn is_slept_on(word: &AtomicU32) -> bool {
     futex::requeue(word, Flags::empty(), 0, 1, word).unwrap() == 1
 }
 
-/// In tests of wakes: the sleeps of this thread have no time limit, but the short ones of who looks again and again.
+/// In tests of wakes: this thread's sleeps have no time limit, except the short ones of a thread
+/// that looks again and again.
 #[cfg(test)]
 pub(crate) mod only_wakes {
     use std::cell::Cell;

@@ -1,13 +1,14 @@
 //! What this process may use.
 //!
-//! Contract: a limit that the system does not tell is none. Filters of system calls refuse the question, too, as
-//! they cannot tell it from a change, and it is asked in the middle of changes to a pool: it must not panic.
+//! Contract: a limit that the system does not report counts as none. Some system-call filters
+//! refuse the query, too, since they cannot tell it from a change, and it is made in the middle of
+//! changes to a pool: it must not panic.
 
 use std::mem::MaybeUninit;
 
 use rustix::process::Resource;
 
-/// The limit that holds now, in the unit of the resource; `None` if there is none.
+/// The current limit, in the unit of the resource; `None` if there is none.
 pub(crate) fn of(resource: Resource) -> Option<u64> {
     let mut limit = MaybeUninit::<libc::rlimit>::uninit();
     // SAFETY: the call fills in the local, or fails.

@@ -1,16 +1,16 @@
 //! The memory behind a pool: a memfd or a file of a tmpfs, mapped whole at one fixed address.
 //!
 //! The mapping reaches far past the end of the file. Memory exists once it is *committed*
-//! (`fallocate`), which fails with an error where touching it would end in SIGBUS. No single call
-//! covers more than 4 MiB: `fallocate` holds the inode's lock, and everybody else who commits
-//! would wait for a long one.
+//! (`fallocate`), which fails with an error where touching the memory would end in SIGBUS. No
+//! single call covers more than 4 MiB: `fallocate` holds the inode's lock, and all others that
+//! commit would wait for a long call.
 //!
 //! Private memory is reserved without access (so that neither core dumps nor a strict overcommit
 //! policy count a terabyte of it), and committed by giving access to it.
 //!
 //! `mlockall` counts all of either as locked. Without `MCL_ONFAULT` it also fills what a file's
-//! length covers, holes between the tables and holes that were punched, and private memory as it
-//! is committed; and locked private memory is not given back.
+//! length covers, including holes between the tables and holes that were punched, and private
+//! memory as it is committed; and locked private memory is not given back.
 //!
 //! Nothing here touches the heap, which may be what is being grown.
 
@@ -55,8 +55,8 @@ pub enum CommitError {
         /// Bytes that may still be used, by the kernel's own estimate.
         available: u64,
     },
-    /// Another error of the system, by number; `EFBIG` if the file would be longer than this process may
-    /// make one (`RLIMIT_FSIZE`).
+    /// Another system error, by number; `EFBIG` if the file would become longer than this process
+    /// may make a file (`RLIMIT_FSIZE`).
     #[error("the system refused memory: {}", io::Error::from_raw_os_error(*.0))]
     System(i32),
 }
@@ -81,11 +81,11 @@ pub(crate) fn copy_file(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<
     while at < len {
         at = match rustix::fs::seek(from, SeekFrom::Data(at)) {
             Ok(data) => data,
-            // Nothing but a hole is left.
+            // Only a hole is left.
             Err(rustix::io::Errno::NXIO) => break,
             Err(other) => return Err(other.into()),
         };
-        // Not what it has grown by meanwhile.
+        // Without what the file has grown by meanwhile.
         let end = rustix::fs::seek(from, SeekFrom::Hole(at))?.min(len);
         while at < end {
             let room = buffer.len().min((end - at) as usize);
@@ -109,14 +109,15 @@ pub(crate) fn map_at(fd: BorrowedFd<'_>, address: usize, len: usize) -> io::Resu
     map_as(fd, address, len, ProtFlags::READ | ProtFlags::WRITE)
 }
 
-/// As [`map_at`], in the place of what is mapped there. If it fails, that is there still, or a mapping to read;
-/// where the kernel has taken it away and gives none, the process aborts: others look there.
+/// As [`map_at`], in place of what is mapped there. If it fails, that mapping is still there, or
+/// another one for reading; if the kernel has removed it and provides none, the process aborts,
+/// since others look there.
 ///
 /// # Safety
 ///
-/// That is a mapping of the same file, or of a copy, of that length.
+/// What is mapped there is the same file, or a copy of it, of that length.
 pub(crate) unsafe fn map_over(fd: BorrowedFd<'_>, address: usize, len: usize) -> io::Result<()> {
-    // SAFETY: by the caller's promise, what was there is there afterwards.
+    // SAFETY: by the caller's promise, what was there before is there afterwards.
     let mapped = unsafe {
         rustix::mm::mmap(
             std::ptr::with_exposed_provenance_mut(address),
@@ -136,7 +137,7 @@ pub(crate) unsafe fn map_over(fd: BorrowedFd<'_>, address: usize, len: usize) ->
     Ok(mapped.map(drop)?)
 }
 
-/// As [`map_at`], to be read only; the file may be open for reading only.
+/// As [`map_at`], for reading only; the file may be open only for reading.
 pub(crate) fn map_to_read_at(fd: BorrowedFd<'_>, address: usize, len: usize) -> io::Result<()> {
     map_as(fd, address, len, ProtFlags::READ)
 }
@@ -166,7 +167,7 @@ fn placed(
         other => io::Error::from(other),
     })?;
     if got.addr() != address {
-        // A kernel before 4.17 takes the flag for a hint.
+        // A kernel before 4.17 takes the flag as a hint.
         // SAFETY: this is the mapping made just now; nobody has seen it.
         unsafe { rustix::mm::munmap(got, len)? };
         return Err(io::ErrorKind::AddrInUse.into());
@@ -189,7 +190,8 @@ pub(crate) fn reserve_at(address: usize, len: usize) -> io::Result<()> {
     placed(got, address, len)
 }
 
-/// Whether the range is where the kernel places mappings for which no address is asked; also if it places none.
+/// Whether the kernel places mappings for which no address is requested in the range; true also if
+/// it places none.
 pub(crate) fn places_mappings_in(range: Range<usize>) -> bool {
     const LEN: usize = 4096;
     let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
@@ -199,7 +201,7 @@ pub(crate) fn places_mappings_in(range: Range<usize>) -> bool {
     let Ok(at) = placed else {
         return true;
     };
-    // SAFETY: nobody knows of it.
+    // SAFETY: nobody knows of the mapping.
     let _ = unsafe { rustix::mm::munmap(at, LEN) };
     range.contains(&at.addr())
 }
@@ -215,17 +217,19 @@ pub(crate) unsafe fn unmap(address: usize, len: usize) -> io::Result<()> {
         .map_err(Into::into)
 }
 
-/// Asks that the range be left out of core dumps, or be backed by huge pages.
+/// Gives the kernel advice about a range: to leave it out of core dumps, to back it with huge
+/// pages, or to map its pages now.
 pub(crate) fn advise(address: usize, len: usize, advice: Advice) -> io::Result<()> {
-    // SAFETY: the advice values used by the pool (DONTDUMP, HUGEPAGE) change no content.
+    // SAFETY: the advice values used by the pool (DONTDUMP, HUGEPAGE, POPULATE_WRITE) change no
+    // content.
     unsafe { rustix::mm::madvise(std::ptr::with_exposed_provenance_mut(address), len, advice) }
         .map_err(Into::into)
 }
 
 /// A private page for a process's own tables that reads as zero in a forked child.
 pub(crate) fn wipe_on_fork_page() -> io::Result<*mut u8> {
-    // SAFETY: a new anonymous mapping at an address of the kernel's choice; its content is
-    // zeroed in a child, which is what the advice is for.
+    // SAFETY: a new anonymous mapping at an address of the kernel's choice; its content is zeroed
+    // in a child, which is the purpose of the advice.
     unsafe {
         let page = rustix::mm::mmap_anonymous(
             std::ptr::null_mut(),
@@ -240,7 +244,7 @@ pub(crate) fn wipe_on_fork_page() -> io::Result<*mut u8> {
 
 /// Unmaps a page from [`wipe_on_fork_page`] that nobody uses any more.
 pub(crate) fn drop_page(page: *mut u8) {
-    // SAFETY: a page of its own, which the caller gives up.
+    // SAFETY: a separate page, which the caller gives up.
     let _ = unsafe { rustix::mm::munmap(page.cast(), 4096) };
 }
 
@@ -271,7 +275,7 @@ fn fallocate(fd: RawFd, flags: FallocateFlags, offset: u64, len: u64) -> Result<
     Ok(())
 }
 
-/// Commits a range of the file: it may be touched afterwards without SIGBUS. What was there stays.
+/// Commits a range of the file: it can then be touched without SIGBUS. Existing content stays.
 #[cold]
 pub(crate) fn commit(fd: RawFd, offset: u64, len: u64) -> Result<(), CommitError> {
     #[cfg(feature = "testing")]
@@ -294,13 +298,13 @@ pub(crate) fn punch(fd: RawFd, offset: u64, len: u64) -> Result<(), CommitError>
     )
 }
 
-/// Commits a range of reserved private memory. What was there stays.
+/// Commits a range of reserved private memory. Existing content stays.
 #[cold]
 pub(crate) fn commit_private(address: usize, len: usize) -> Result<(), CommitError> {
     let page = rustix::param::page_size();
     let start = address / page * page;
     let len = (address + len).next_multiple_of(page) - start;
-    // SAFETY: the range is a pool's own; access is only added to it.
+    // SAFETY: the range is a pool's own; access to it is only added.
     let done = unsafe {
         rustix::mm::mprotect(
             std::ptr::with_exposed_provenance_mut(start),
@@ -315,7 +319,7 @@ pub(crate) fn commit_private(address: usize, len: usize) -> Result<(), CommitErr
 }
 
 /// Gives a range of committed private memory back to the kernel. It reads as zero afterwards, and
-/// needs not be committed again.
+/// need not be committed again.
 #[cold]
 pub(crate) fn discard(address: usize, len: usize) -> Result<(), CommitError> {
     // SAFETY: the range is of slices that the caller has claimed: nobody needs their content.
@@ -326,9 +330,9 @@ pub(crate) fn discard(address: usize, len: usize) -> Result<(), CommitError> {
     done.map_err(|errno| CommitError::System(errno.raw_os_error()))
 }
 
-/// Checks, as well as can be known, that `bytes` more of memory can be had: by the machine's
-/// estimate and by the control group's limit. A `fallocate` past either would not fail but call
-/// for the out-of-memory killer.
+/// Checks, as well as can be known, that `bytes` more bytes of memory are available: by the
+/// machine's estimate and by the control group's limit. A `fallocate` past either would not fail
+/// but invoke the out-of-memory killer.
 #[cold]
 pub(crate) fn check_limit(bytes: u64) -> Result<(), CommitError> {
     let available = machine_available()
@@ -341,13 +345,14 @@ pub(crate) fn check_limit(bytes: u64) -> Result<(), CommitError> {
     }
 }
 
-/// Bytes of memory that a file has.
+/// How many bytes of memory a file has.
 pub(crate) fn used_by(fd: RawFd) -> u64 {
     rustix::fs::fstat(borrow(fd)).map_or(0, |stat| stat.st_blocks.max(0) as u64 * 512)
 }
 
-/// Checks that the file system has so much left, if its size is limited. One step is had whole, or the kernel
-/// refuses it and takes none: it may lie where memory has been committed already, and is not asked for.
+/// Checks that the file system has that much room left, if its size is limited. A single step is
+/// granted whole, or the kernel refuses it and takes nothing; it may also lie where memory has been
+/// committed already. So it is not checked.
 #[cold]
 pub(crate) fn check_room(fd: RawFd, bytes: u64) -> Result<(), CommitError> {
     if bytes <= STEP {
@@ -366,8 +371,8 @@ pub(crate) fn check_room(fd: RawFd, bytes: u64) -> Result<(), CommitError> {
     }
 }
 
-/// As [`check_limit`], for the small amounts that come and go all the time: looks each time that this process
-/// has asked for so much since it looked last.
+/// As [`check_limit`], for the small amounts that come and go all the time: checks only once this
+/// process has asked for a certain amount since the last check.
 #[cold]
 pub(crate) fn check_limit_now_and_then(bytes: u64) -> Result<(), CommitError> {
     const SO_MUCH: u64 = 4 << 20;
@@ -379,7 +384,7 @@ pub(crate) fn check_limit_now_and_then(bytes: u64) -> Result<(), CommitError> {
     if unchecked < SO_MUCH {
         return Ok(());
     }
-    // What is refused leaves the count where it is: the next one looks too.
+    // A refusal leaves the count as it is: the next call checks too.
     check_limit(bytes.max(SO_MUCH))?;
     UNCHECKED.store(0, Ordering::Relaxed);
     Ok(())
@@ -403,7 +408,7 @@ fn machine_available() -> Option<u64> {
         .checked_mul(1024)
 }
 
-/// What the tightest memory limit on the path to the root of the control groups leaves.
+/// What remains under the tightest memory limit on the path to the root of the control groups.
 fn group_available() -> Option<u64> {
     let mut buffer = [0; 4096];
     let groups = read_small(c"/proc/self/cgroup", &mut buffer)?.lines();
@@ -420,17 +425,19 @@ fn group_available() -> Option<u64> {
     available.min()
 }
 
-/// What control groups say about memory, by the version of their interface. (Linux's
+/// What control groups report about memory, by the version of their interface. (Linux's
 /// Documentation/admin-guide/cgroup-v2, and cgroup-v1/memory.)
 struct GroupFiles {
     root: &'static str,
     limit: &'static str,
     used: &'static str,
-    /// In `memory.stat`: the part of what is used that the kernel takes back before it refuses any.
+    /// In `memory.stat`: the part of the usage that the kernel reclaims before it refuses any
+    /// memory.
     cached: [&'static str; 2],
 }
 
-/// No limit, in version 1: all pages that can be counted. In version 2 it is no number.
+/// Means no limit in version 1: all pages that can be counted. In version 2, no limit is not a
+/// number.
 const NO_LIMIT: u64 = i64::MAX as u64 / 65536 * 65536;
 
 impl GroupFiles {
@@ -451,7 +458,7 @@ impl GroupFiles {
         let mut group = group.trim_end_matches('/');
         let mut least = None;
         loop {
-            // Where there is none, what is used need not be asked: that takes longest.
+            // If there is no limit, the usage need not be read: that takes longest.
             let limit = self.number(group, self.limit);
             if let Some(limit) = limit.filter(|&limit| limit < NO_LIMIT) {
                 let used = self.number(group, self.used)?;

@@ -5,8 +5,8 @@
 //! | `memory`  | memfds and files as pool backing: map at a fixed address, commit, punch, limits |
 //! | `call`    | system calls without the C library |
 //! | `descriptor` | descriptors to keep: none of the standard streams' |
-//! | `file_lock` | a file's lock: shared for life, taken by who removes, asked about |
-//! | `file_size` | whether a file may become so long |
+//! | `file_lock` | a file's lock: shared for life, taken by a process that removes the file, queried |
+//! | `file_size` | whether a file may become that long |
 //! | `futex`   | sleep on one word or two, with a time limit; wake |
 //! | `limits`  | what this process may use |
 //! | `robust`  | words that the kernel marks when the thread that holds them dies |
@@ -15,7 +15,7 @@
 //! | `signals` | start a thread that takes no signal |
 //! | `thread_end` | what a thread does last |
 //! | `thread_lock` | a lock between this process's threads that no fork leaves locked |
-//! | `thread_word` | one word a thread, without a call |
+//! | `thread_word` | one word for each thread, without a call |
 //! | `watch`   | what a master sleeps on: a counter, a timer, pidfds |
 
 pub(crate) mod call;

@@ -1,8 +1,8 @@
-//! Processes and tasks: who they are, and whether they live. What starts, awaits and ends *our own*
-//! children is in `children`.
+//! Processes and tasks: who they are, and whether they live. Starting, awaiting and ending *our
+//! own* children is in `children`.
 //!
-//! Answers questions about *any* task, and is called by recovery code: it takes no lock, does not
-//! panic, and reads `/proc` through buffers on the stack, so it touches no heap.
+//! This answers questions about *any* task, and is called by recovery code: it takes no lock, does
+//! not panic, and reads `/proc` through buffers on the stack, so it touches no heap.
 //!
 //! # Evidence of death
 //!
@@ -10,15 +10,16 @@
 //! wait. So every answer that says dead rests on positive evidence, and whatever cannot be read
 //! means alive:
 //!
-//! 1. `kill(tid, 0)` answering `ESRCH` is evidence, because the kernel looks the number up in our
+//! 1. `kill(tid, 0)` returning `ESRCH` is evidence, because the kernel looks the number up in our
 //!    own pid namespace. A missing `/proc/<tid>` is not: `/proc` may be absent, mounted with
-//!    `hidepid`, or belong to another pid namespace. It is confirmed by `kill` each time.
+//!    `hidepid`, or belong to another pid namespace. So it is confirmed by `kill` each time.
 //! 2. Numbers under `/proc` are believed only while `/proc/self` names our own pid, that is, while
-//!    that `/proc` counts processes as we do. Where it does not, a pidfd tells whether a process has ended.
+//!    that `/proc` counts processes as we do. If it does not, a pidfd tells whether a process has
+//!    ended.
 //! 3. A task in state Z or X runs no more user code. A *process* whose leader is in that state may
 //!    have living threads, so each of them is looked at too.
-//! 4. Another start time behind the same number means that the number was used again, and so that
-//!    its former bearer is gone. Start times count clock ticks (10 ms) since boot, shifted by the
+//! 4. Another start time behind the same number means that the number was used again, and so its
+//!    former bearer is gone. Start times count clock ticks (10 ms) since boot, shifted by the
 //!    reader's time namespace: callers compare only those read in the same one.
 //!
 //! # Crash behaviour
@@ -101,10 +102,10 @@ pub(crate) fn own_thread_start() -> u64 {
     own_start_in(c"/proc/thread-self/stat", tid())
 }
 
-/// Every worker asks this, so it takes three calls. The number that the line begins with is ours if
-/// that `/proc` counts processes as we do.
+/// Every worker calls this, so it takes only three system calls. The number at the beginning of the
+/// line is ours if that `/proc` counts processes as we do.
 fn own_start_in(path: &CStr, id: u32) -> u64 {
-    // Not zeroed, for that would be the child's first call of a function in another page.
+    // Not zeroed, since that would be the child's first call of a function in another page.
     let mut text = [MaybeUninit::uninit(); 1024];
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let read = rustix::fs::openat(CWD, path, flags, Mode::empty())
@@ -128,12 +129,12 @@ pub(crate) fn process_is_gone(pid: u32, start: u64) -> bool {
         return has_ended_unread(leader);
     }
     match read_stat(CWD, format_args!("/proc/{pid}/stat")) {
-        // A start of 0 is unknown, and so no evidence.
+        // A start of 0 is unknown, and so is not evidence.
         Stat::Read(line) if start != 0 && line.start != start => true,
         Stat::Read(line) if !line.ended() => false,
         // The kernel counts the threads that are not yet released, the leader among them.
         Stat::Read(line) => line.threads <= 1 || all_threads(pid, StatLine::ended),
-        // Also one that is hidden from us is missing there.
+        // A process that is hidden from us is missing there, too.
         Stat::Missing | Stat::Unreadable => no_such_task(leader) || has_ended_unread(leader),
     }
 }
@@ -151,9 +152,10 @@ pub(crate) fn is_thread_of_ours(tid: u32) -> bool {
     }
 }
 
-/// Whether the process that had the id `pid` and the start time `start`, one thread of which has
-/// died, may have a thread that still runs user code. One that was killed may for as long as some
-/// are on their way into `exit`; one that went on to another program (`exec`) does until it ends.
+/// Whether the process that had the id `pid` and the start time `start`, one of whose threads has
+/// died, may have a thread that still runs user code. A process that was killed may have one while
+/// some threads are on their way into `exit`; one that has moved on to another program (`exec`) has
+/// one until it ends.
 #[cold]
 pub(crate) fn may_still_run(pid: u32, start: u64) -> bool {
     let Some(leader) = to_pid(pid) else {
@@ -164,7 +166,7 @@ pub(crate) fn may_still_run(pid: u32, start: u64) -> bool {
         return is_there();
     }
     match read_stat(CWD, format_args!("/proc/{pid}/stat")) {
-        // A start of 0 is unknown, and so no evidence.
+        // A start of 0 is unknown, and so is not evidence.
         Stat::Read(line) if start != 0 && line.start != start => false,
         Stat::Read(line) if line.threads <= 1 => !line.ending(),
         Stat::Read(_) => !all_threads(pid, StatLine::ending),
@@ -176,18 +178,18 @@ pub(crate) fn may_still_run(pid: u32, start: u64) -> bool {
 ///
 /// # Errors
 ///
-/// Whatever `stat` answers, for instance where `/proc` is not mounted.
+/// Whatever `stat` returns, for instance if `/proc` is not mounted.
 pub(crate) fn pid_namespace() -> io::Result<u64> {
     Ok(rustix::fs::stat(c"/proc/thread-self/ns/pid")?.st_ino)
 }
 
-/// The time namespace of the calling thread; `None` where the kernel has none (before 5.6) or it
+/// The time namespace of the calling thread; `None` if the kernel has none (before 5.6) or it
 /// cannot be read.
 pub(crate) fn time_namespace() -> Option<u64> {
     Some(rustix::fs::stat(c"/proc/thread-self/ns/time").ok()?.st_ino)
 }
 
-/// The time namespace that children of the calling thread will be in; as [`time_namespace`].
+/// The time namespace in which children of the calling thread will be; as [`time_namespace`].
 pub(crate) fn time_namespace_of_children() -> Option<u64> {
     let path = c"/proc/thread-self/ns/time_for_children";
     Some(rustix::fs::stat(path).ok()?.st_ino)
@@ -195,29 +197,29 @@ pub(crate) fn time_namespace_of_children() -> Option<u64> {
 
 /// The number of tasks of this process that may still run user code.
 ///
-/// A thread that was joined may linger in the kernel for some microseconds. It counts no more
-/// from the moment when it entered `exit`, which is before its joiner was woken.
+/// A thread that was joined may linger in the kernel for some microseconds. It no longer counts
+/// from the moment when it enters `exit`, which is before its joiner is woken.
 ///
 /// # Errors
 ///
-/// Whatever `/proc/self/task` answers.
+/// Whatever `/proc/self/task` returns.
 pub(crate) fn task_count() -> io::Result<usize> {
-    // Changes nothing: the kernel refuses it to who has other threads, and it is a tenth of a look into
-    // `/proc`. A sandbox may refuse it to all.
+    // Changes nothing: the kernel refuses it to a process that has other threads, and it costs a
+    // tenth of a look into `/proc`. A sandbox may refuse it to all processes.
     let thread = UnshareFlags::from_bits_retain(libc::CLONE_THREAD as u32);
     // SAFETY: no file descriptors are unshared.
     if unsafe { rustix::thread::unshare_unsafe(thread) }.is_ok() {
         return Ok(1);
     }
     let path = c"/proc/self/task";
-    // The directory has a link per task besides the two that every directory has.
+    // The directory has a link for each task besides the two that every directory has.
     if rustix::fs::stat(path)?.st_nlink == 3 {
         return Ok(1);
     }
     count_tasks(path)
 }
 
-/// The slow way, apart because its buffers would cost the fork a page of stack.
+/// The slow way, kept separate because its buffers would cost the fork a page of stack.
 #[cold]
 #[inline(never)]
 fn count_tasks(path: &CStr) -> io::Result<usize> {
@@ -233,7 +235,7 @@ fn count_tasks(path: &CStr) -> io::Result<usize> {
     Ok(count.max(1))
 }
 
-/// One line of `/proc/<tid>/stat`, as far as it is of use here.
+/// One line of `/proc/<tid>/stat`, as far as it is needed here.
 #[derive(Debug, PartialEq, Eq)]
 struct StatLine {
     state: u8,
@@ -243,10 +245,11 @@ struct StatLine {
 }
 
 impl StatLine {
-    /// Field 2, the command, is enclosed in parentheses, and may contain spaces and parentheses
-    /// itself; nothing behind it does. So the fields are counted from the last one that closes.
+    /// Field 2, the command, is enclosed in parentheses, and may itself contain spaces and
+    /// parentheses; nothing behind it does. So the fields are counted from the last closing
+    /// parenthesis.
     fn parse(text: &[u8]) -> Option<StatLine> {
-        /// The command ends before: it has 63 bytes at the most, each of which may be escaped.
+        /// The command ends before this: it has at most 63 bytes, each of which may be escaped.
         const COMMAND: usize = 160;
         let beginning = &text[..text.len().min(COMMAND)];
         let close = beginning.iter().rposition(|&byte| byte == b')')?;
@@ -269,7 +272,7 @@ impl StatLine {
         matches!(self.state, b'Z' | b'X' | b'x')
     }
 
-    /// On the way there, and past its last instruction of user code.
+    /// Whether it is on its way to the end, and past its last instruction of user code.
     fn ending(&self) -> bool {
         self.ended() || self.flags & PF_EXITING != 0
     }
@@ -334,15 +337,16 @@ fn no_such_task(task: Pid) -> bool {
     rustix::process::test_kill_process(task) == Err(Errno::SRCH)
 }
 
-/// Whether a process has ended, with all its threads, that was not reaped, for who cannot read of it: his
-/// `/proc` counts otherwise, or shows him nothing of others. Another one that has the number by now says the
-/// same of the former one, if it has ended.
+/// Whether a process that was not reaped has ended, with all its threads. For a caller that cannot
+/// read about it: its `/proc` counts differently, or shows nothing of other users' processes. If
+/// another process has the number by now, and has ended, the answer is right for the former one,
+/// too.
 fn has_ended_unread(process: Pid) -> bool {
     child_has_ended(process) || shows_its_end(process)
 }
 
-/// The same of a child of ours. Takes no descriptor, so it is for when there are none, too. Leaves the child to
-/// who waits for it.
+/// The same for a child of ours. Takes no descriptor, so it also works when there are none. Leaves
+/// the child to the code that waits for it.
 fn child_has_ended(child: Pid) -> bool {
     let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
     matches!(
@@ -351,7 +355,7 @@ fn child_has_ended(child: Pid) -> bool {
     )
 }
 
-/// The same of anybody: the kernel says of a pidfd that it can be read once no thread is left.
+/// The same for any process: the kernel reports a pidfd as readable once no thread is left.
 fn shows_its_end(process: Pid) -> bool {
     let Ok(pidfd) = rustix::process::pidfd_open(process, PidfdFlags::empty()) else {
         return false;
@@ -370,7 +374,7 @@ pub(crate) fn proc_counts_as_we_do() -> bool {
     }
 }
 
-/// Calls `visit` with each task in a `task` directory until it answers `false`.
+/// Calls `visit` with each task in a `task` directory until it returns `false`.
 fn each_task(path: &CStr, mut visit: impl FnMut(BorrowedFd<'_>, u32) -> bool) -> io::Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let dir = rustix::fs::openat(CWD, path, flags, Mode::empty())?;
@@ -378,7 +382,7 @@ fn each_task(path: &CStr, mut visit: impl FnMut(BorrowedFd<'_>, u32) -> bool) ->
     let mut entries = RawDir::new(&dir, &mut entries);
     while let Some(entry) = entries.next() {
         let id = number(entry?.file_name().to_bytes()).and_then(|id| u32::try_from(id).ok());
-        // What is not a number is "." or "..".
+        // Anything that is not a number is "." or "..".
         if id.is_some_and(|id| !visit(dir.as_fd(), id)) {
             break;
         }
@@ -386,7 +390,7 @@ fn each_task(path: &CStr, mut visit: impl FnMut(BorrowedFd<'_>, u32) -> bool) ->
     Ok(())
 }
 
-/// The tasks that one reading of a `task` directory named, reduced to what tells two sets apart.
+/// The tasks that one reading of a `task` directory named, reduced to what distinguishes two sets.
 #[derive(Default, PartialEq, Eq)]
 struct Listing {
     count: u64,
@@ -403,12 +407,12 @@ impl Listing {
     }
 }
 
-/// Whether every thread of a process has ended, or is about to, as `is_over` says of one.
+/// Whether every thread of a process has ended, or is about to, as `is_over` says of one thread.
 ///
-/// A living thread could start another one after the directory was read, and then end before it
-/// is looked at. So the directory is read again: if it names the same tasks as before, and the
-/// kernel counts no more than these, then all tasks there were had ended before the second
-/// reading began, and those that ended start none.
+/// A living thread could start another one after the directory was read, and then end before it is
+/// looked at. So the directory is read again: if it names the same tasks as before, and the kernel
+/// counts no more than these, then all existing tasks had ended before the second reading began,
+/// and tasks that have ended start none.
 fn all_threads(pid: u32, is_over: impl Fn(&StatLine) -> bool) -> bool {
     let (mut first, mut second) = (Listing::default(), Listing::default());
     let mut all = true;

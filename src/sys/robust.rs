@@ -1,17 +1,16 @@
 //! Words that the kernel marks at once when the thread that holds them dies.
 //!
-//! A [`RobustWord`] sits in the pool. While a thread holds it, it holds the thread's tid and is an
-//! entry of that thread's robust list; when the thread ends for whatever reason (SIGKILL, exit,
-//! `exec`), the kernel replaces the tid by `OWNER_DIED` and wakes one sleeper. This happens
-//! before the process is torn down, within a fraction of a millisecond.
+//! A [`RobustWord`] sits in the pool. While a thread holds it, it contains the thread's tid and is
+//! an entry of that thread's robust list; when the thread ends for whatever reason (SIGKILL, exit,
+//! `exec`), the kernel replaces the tid by `OWNER_DIED` and wakes one sleeper. This happens before
+//! the process is torn down, within a fraction of a millisecond.
 //!
 //! A thread has one robust list, registered by the C library for `pthread` robust mutexes. This
-//! module adds its entries to that list instead of registering another, which would take the
-//! library's own away. The list's shape is the kernel's interface except for two things that the
-//! library adds, and both hold for glibc and were checked at run time where they can be: a word
-//! lies 32 bytes before its link ([`RobustError::ForeignList`] otherwise), and the word before a
-//! link points back.
-//! Source: the kernel's `Documentation/locking/robust-futex-ABI.rst`.
+//! module adds its entries to that list instead of registering another, which would displace the
+//! library's own. The list's shape is the kernel's interface except for two things that the library
+//! adds. Both hold for glibc, and are checked at run time where they can be: a word lies 32 bytes
+//! before its link ([`RobustError::ForeignList`] otherwise), and the word before a link points
+//! back. Source: the kernel's `Documentation/locking/robust-futex-ABI.rst`.
 //!
 //! | word                | meaning |
 //! |---------------------|---------|
@@ -20,12 +19,12 @@
 //! | OWNER_DIED, maybe WAITERS | its holder died and nobody has taken it over |
 //!
 //! Invariants
-//! 1. `pending` names the word before it is taken and until it is linked: a kill between leaves a
-//!    word that the kernel marks all the same.
+//! 1. `pending` names the word before it is taken and until it is linked: a kill in between leaves
+//!    a word that the kernel marks all the same.
 //! 2. Only the holder writes `previous` and `next`. They are addresses of the holder's process and
 //!    mean nothing to others.
-//! 3. A forked child starts with an empty list (the C library sees to it), so it never touches its
-//!    parent's entries.
+//! 3. A forked child starts with an empty list (the C library ensures that), so it never touches
+//!    its parent's entries.
 
 use std::cell::Cell;
 
@@ -48,7 +47,7 @@ pub(crate) struct RobustWord {
     next: AtomicU64,
 }
 
-/// From a link to its word; equal to glibc's, whose list the entries join.
+/// The offset from a link to its word; equal to glibc's, whose list the entries join.
 const WORD_FROM_LINK: isize = -32;
 const _: () = {
     let word = std::mem::offset_of!(RobustWord, word) as isize;
@@ -68,16 +67,16 @@ struct ListHead {
 /// Why no robust word can be held by this thread.
 #[derive(Debug, thiserror::Error)]
 pub enum RobustError {
-    /// The kernel would not tell the thread's robust list.
+    /// The kernel does not report the thread's robust list.
     #[error("the thread's robust list cannot be read: {0}")]
     NoList(std::io::Error),
-    /// The C library's list is of another shape than glibc's.
+    /// The C library's list has another shape than glibc's.
     #[error("the C library's robust list has words at {0} from their links; glibc's are at -32")]
     ForeignList(isize),
 }
 
 thread_local! {
-    /// This thread's list and the tid it was asked for with; a forked child has another tid.
+    /// This thread's list and the tid for which it was read; a forked child has another tid.
     static LIST: Cell<(*mut ListHead, u32)> = const { Cell::new((std::ptr::null_mut(), 0)) };
 }
 
@@ -123,8 +122,8 @@ impl RobustWord {
         self.word.load(Ordering::Acquire) & OWNER_DIED != 0
     }
 
-    /// Has a sleeper woken when the holder gives the word back or dies. The word as it is now, which a
-    /// sleeper sleeps on if somebody holds it.
+    /// Asks for a sleeper to be woken when the holder gives the word back or dies. Returns the word
+    /// as it is now, on which a sleeper sleeps if some thread holds it.
     pub(crate) fn ask_for_wake(&self) -> u32 {
         let mut seen = self.word.load(Ordering::Acquire);
         while seen != 0 && seen & (OWNER_DIED | WAITERS) == 0 {
@@ -151,8 +150,8 @@ impl RobustWord {
     fn enter(&self, expected: u32) -> Result<bool, RobustError> {
         let (head, tid) = list()?;
         let link = self.link();
-        // SAFETY: `head` is this thread's list head, which the kernel and this thread alone
-        // access; every link in it belongs to a word held by this thread, so it is mapped.
+        // SAFETY: `head` is this thread's list head, which only the kernel and this thread access;
+        // every link in it belongs to a word held by this thread, so it is mapped.
         unsafe {
             (&raw mut (*head).pending).write_volatile(link);
             compiler_fence(Ordering::SeqCst);
@@ -182,7 +181,7 @@ impl RobustWord {
         }
     }
 
-    /// Gives the word back, leaving `0` in it, and wakes whoever slept on it.
+    /// Gives the word back, leaving `0` in it, and wakes the threads that slept on it.
     ///
     /// # Safety
     ///
@@ -193,8 +192,8 @@ impl RobustWord {
         spared(|| unsafe { self.leave(0) });
     }
 
-    /// Gives the word back as the kernel leaves the word of a dead thread: it was taken over from
-    /// one, and it is too early to do anything about it.
+    /// Gives the word back in the state in which the kernel leaves a dead thread's word: it was
+    /// taken over from one, and it is too early to do anything about it.
     ///
     /// # Safety
     ///
@@ -212,7 +211,7 @@ impl RobustWord {
         let Ok((head, tid)) = list() else { return };
         debug_assert_eq!(self.word.load(Ordering::Relaxed) & TID, tid);
         let link = self.link();
-        // SAFETY: as the caller holds the word it is linked in this thread's list, whose
+        // SAFETY: since the caller holds the word, it is linked in this thread's list, whose
         // neighbours are words held by this thread or the head itself.
         unsafe {
             (&raw mut (*head).pending).write_volatile(link);

@@ -2,22 +2,23 @@
 
 use std::mem::MaybeUninit;
 
-/// Runs `f` with every signal blocked for this thread. A thread that it starts inherits that: what is
-/// sent to the process is left to the threads of the program, which may have blocked it to await it.
+/// Runs `f` with every signal blocked for this thread. A thread that it starts inherits that:
+/// signals sent to the process are left to the threads of the program, which may have blocked them
+/// to await them.
 pub(crate) fn blocked<T>(f: impl FnOnce() -> T) -> T {
-    /// What the thread took before, also behind a panic.
+    /// The signal mask that the thread had before, restored even after a panic.
     struct Restore(libc::sigset_t);
     impl Drop for Restore {
         fn drop(&mut self) {
-            // SAFETY: the set is read, and was written by the call that this one undoes.
+            // SAFETY: the set is only read, and was written by the call that this one undoes.
             unsafe {
                 libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, std::ptr::null_mut())
             };
         }
     }
     let (mut all, mut before) = (MaybeUninit::uninit(), MaybeUninit::uninit());
-    // SAFETY: both sets are this frame's, and written before they are read: neither call can fail with
-    // these arguments.
+    // SAFETY: both sets belong to this frame, and are written before they are read: neither call
+    // can fail with these arguments.
     let _restore = unsafe {
         libc::sigfillset(all.as_mut_ptr());
         libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr());

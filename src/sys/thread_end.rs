@@ -1,9 +1,9 @@
 //! What a thread does last: a `pthread` key, whose destructor the C library calls when those of all
 //! thread-locals have run.
 //!
-//! glibc's `start_thread` calls `__call_tls_dtors`, with which thread-locals are registered, and then
-//! `__nptl_deallocate_tsd`, for the keys. The first thread of a process has no such end if it returns from
-//! `main`: the process has.
+//! glibc's `start_thread` calls `__call_tls_dtors`, with which thread-locals are registered, and
+//! then `__nptl_deallocate_tsd`, for the keys. If the first thread of a process returns from
+//! `main`, it has no such end: the process ends.
 
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,12 +21,12 @@ impl ThreadEnd {
         ThreadEnd { key, does }
     }
 
-    /// Has it done when this thread ends, with that value, which is not null. False if the system has no
-    /// room for it. May allocate.
+    /// Arranges for it to be done with that value, which is not null, when this thread ends. False
+    /// if the system has no room for it. May allocate.
     pub(crate) fn ask(&self, value: *const c_void) -> bool {
         debug_assert!(!value.is_null());
         let Some(key) = self.key() else { return false };
-        // SAFETY: the key is never deleted; what is done with the value is the caller's.
+        // SAFETY: the key is never deleted; the caller answers for what is done with the value.
         unsafe { libc::pthread_setspecific(key, value) == 0 }
     }
 

@@ -6,9 +6,9 @@
 //! | 0    | free |
 //! | tid  | held by that thread |
 //!
-//! A fork copies the word while another thread may hold it, and that thread is not in the child.
-//! So who waits asks the kernel whether the holder is a thread of this process, and takes the lock
-//! of one that is not. It is for short, rare work: waiting is yielding.
+//! A fork copies the word while another thread may hold it, and that thread is not in the child. So
+//! a thread that waits asks the kernel whether the holder is a thread of this process, and takes
+//! the lock from one that is not. It is for short, rare work: waiting is yielding.
 
 use super::process;
 use crate::primitive::{AtomicU32, Ordering};
@@ -20,7 +20,7 @@ pub(crate) struct ThreadLock(AtomicU32);
 pub(crate) enum Taken {
     /// It was free.
     Free,
-    /// From a holder who is not in this process: what the lock protects is as that one left it.
+    /// From a holder that is not in this process: what the lock protects is as that holder left it.
     FromTheGone,
 }
 
@@ -44,7 +44,7 @@ impl ThreadLock {
         }
     }
 
-    /// The caller holds it.
+    /// Frees the lock, which the caller holds.
     pub(crate) fn unlock(&self) {
         self.0.store(0, Ordering::Release);
     }

@@ -1,4 +1,4 @@
-//! One word a thread, found in the fewest loads: this thread's slot of the private heap.
+//! One word for each thread, found with the fewest loads: this thread's slot of the private heap.
 //!
 //! In a shared library, `thread_local!` calls a function of the C library for each access (the
 //! "general dynamic" model), which is a third of the cost of a small allocation. The word is
@@ -41,7 +41,7 @@ mod word {
 
     #[inline]
     pub(crate) fn set(value: usize) {
-        // SAFETY: as for `get`; nobody but these two functions knows of the word.
+        // SAFETY: as for `get`; only these two functions know of the word.
         unsafe {
             asm!(
                 "mov {offset}, qword ptr [rip + shmkit_private_slot@GOTTPOFF]",

@@ -1,7 +1,7 @@
 //! What a master sleeps on: an epoll descriptor over a counter that others write to, a timer, and
-//! one pidfd a child.
+//! one pidfd for each child.
 //!
-//! Contract: level-triggered, so an event that is not dealt with comes again. Descriptors are
+//! Contract: level-triggered, so an event that is not handled comes again. Descriptors are
 //! closed on `exec`. A fork copies them, and an entry in an epoll set lives as long as any copy of
 //! its descriptor, so [`Watch::remove`] comes before a close.
 
@@ -20,7 +20,8 @@ use rustix::time::{
 
 use super::descriptor::to_keep;
 
-/// Events that are dealt with at once. Few, as after each fork each page of stack that is touched is copied.
+/// How many events are handled at once. Few, because after each fork each page of stack that is
+/// touched is copied.
 pub(crate) const AT_ONCE: usize = 32;
 
 /// The counter was written to.
@@ -67,13 +68,14 @@ impl Watch {
         self.counter.as_fd()
     }
 
-    /// Leaves that open for as long as the process lives: somebody may know its number, and write to it when this is gone.
+    /// Leaves the counter open for as long as the process lives: somebody may know its number, and
+    /// write to it when this is gone.
     pub(crate) fn keep_counter(&self) {
         std::mem::forget(Arc::clone(&self.counter));
     }
 
-    /// A descriptor that processes which are no descendants can open through `/proc` and write to,
-    /// which they cannot with the counter.
+    /// A descriptor that processes that are not descendants can open through `/proc` and write to,
+    /// which they cannot do with the counter.
     pub(crate) fn doorbell(&mut self) -> io::Result<BorrowedFd<'_>> {
         if self.doorbell.is_none() {
             let flags = rustix::pipe::PipeFlags::CLOEXEC | rustix::pipe::PipeFlags::NONBLOCK;
@@ -86,7 +88,7 @@ impl Watch {
         Ok(write.as_fd())
     }
 
-    /// Those that nobody but the master needs.
+    /// The descriptors that only the master needs.
     pub(crate) fn private(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let doorbell = self.doorbell.as_ref();
         let all = [
@@ -105,7 +107,7 @@ impl Watch {
     }
 
     pub(crate) fn remove(&self, fd: BorrowedFd<'_>) {
-        // Fails only for what is not watched.
+        // Fails only for a descriptor that is not watched.
         let _ = epoll::delete(&self.epoll, fd);
     }
 
@@ -121,8 +123,8 @@ impl Watch {
         Ok(())
     }
 
-    /// Sleeps until there are events, `limit` at most (`None`: without limit), and calls `f` with
-    /// the token of each, of [`AT_ONCE`] at most.
+    /// Sleeps until there are events, at most `limit` (`None`: without limit), and calls `f` with
+    /// the token of each, at most [`AT_ONCE`].
     pub(crate) fn wait(&self, limit: Option<Duration>, mut f: impl FnMut(u64)) -> io::Result<()> {
         let mut events = [MaybeUninit::<Event>::uninit(); AT_ONCE];
         let limit = limit.map(timespec);
@@ -140,7 +142,8 @@ impl Watch {
                 _ => None,
             };
             if let Some(source) = source {
-                // Emptied before it is dealt with: what comes later comes again, and what a pipe has more.
+                // Emptied before it is handled: what is written later comes again, and so does what
+                // is left in a pipe.
                 let _ = rustix::io::read(source, &mut [0; 128]);
             }
             f(token);
@@ -156,8 +159,8 @@ impl AsFd for Watch {
     }
 }
 
-/// A descriptor of the process `pid`, a child that has not been reaped or one that lives; readable
-/// once it has ended.
+/// A descriptor of the process `pid`, which is a child that has not been reaped, or a living
+/// process; readable once the process has ended.
 pub(crate) fn pidfd(pid: u32) -> io::Result<OwnedFd> {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
     let pid = pid.ok_or(rustix::io::Errno::SRCH)?;
@@ -165,18 +168,18 @@ pub(crate) fn pidfd(pid: u32) -> io::Result<OwnedFd> {
     Ok(to_keep(pidfd)?)
 }
 
-/// Waits until a process has ended, `limit` at most.
+/// Waits until a process has ended, at most `limit`.
 pub(crate) fn wait_ended(pidfd: BorrowedFd<'_>, limit: Duration) {
     let start = Instant::now();
     let mut polled = [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)];
-    // A signal ends a wait; the next one takes what is left.
+    // A signal ends a wait; the next one takes what time is left.
     while let Some(left) = limit.checked_sub(start.elapsed())
         && poll(&mut polled, Some(&timespec(left))) == Err(rustix::io::Errno::INTR)
     {}
 }
 
-/// Sends SIGKILL; false if it was not sent: the process has been reaped or has changed its credentials, or a filter of
-/// system calls refuses this one.
+/// Sends SIGKILL; false if it was not sent: the process has been reaped or has changed its
+/// credentials, or a system-call filter refuses this call.
 pub(crate) fn kill(pidfd: BorrowedFd<'_>) -> bool {
     rustix::process::pidfd_send_signal(pidfd, Signal::KILL).is_ok()
 }

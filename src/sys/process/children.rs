@@ -1,6 +1,6 @@
 //! Our own children: how they start, how they end, and how they are ended.
 //!
-//! What there is to know of the end of a process that is no child of ours is here, too.
+//! What can be learned about the end of a process that is not our child is here, too.
 //!
 //! # Crash behaviour
 //!
@@ -29,7 +29,7 @@ pub(crate) enum ForkResult {
 ///
 /// With other threads running, the child must confine itself to what is allowed after such a
 /// fork: locks that those threads held stay locked in the child for ever. In the child, nothing
-/// may return or unwind into the frames of the caller that belong to the parent alone.
+/// may return or unwind into the frames of the caller that belong only to the parent.
 ///
 /// # Errors
 ///
@@ -56,7 +56,7 @@ pub(crate) fn die_with_parent(parent: u32) -> bool {
     set.is_ok() && now.is_none_or(|now| now == parent)
 }
 
-/// Whether that is still so: the kernel forgets it when a process changes its credentials.
+/// Whether that still holds: the kernel forgets it when a process changes its credentials.
 pub(crate) fn dies_with_parent() -> bool {
     rustix::process::parent_process_death_signal().is_ok_and(|signal| signal.is_some())
 }
@@ -73,12 +73,12 @@ pub(crate) enum Ended {
     Unknown,
 }
 
-/// How a process has ended that is no child of ours: known to the kernel while it is a zombie, and, for
-/// who has its pidfd, after it was reaped (Linux 6.15).
+/// How a process that is not our child has ended. The kernel knows this while the process is a
+/// zombie, and, for a caller that has its pidfd, after it was reaped (Linux 6.15).
 pub(crate) fn ended_elsewhere(pid: u32, pidfd: BorrowedFd<'_>) -> Ended {
-    // The number is its own as long as it was not reaped, which the kernel says afterwards.
+    // The number is its own as long as the process was not reaped, which is checked afterwards.
     let status = zombie_status(pid).filter(|_| !was_reaped(pidfd));
-    // Whoever was not read as a zombie, or was reaped since, is asked for here.
+    // A process that was not read as a zombie, or was reaped since, is queried here.
     let status = status.or_else(|| reaped_status(pidfd));
     status.map_or(Ended::Unknown, |status| match status & 0x7f {
         0 => Ended::Exited(status >> 8 & 0xff),
@@ -94,7 +94,7 @@ fn was_reaped(pidfd: BorrowedFd<'_>) -> bool {
     sent != 0 && io::Error::last_os_error().raw_os_error() == Some(libc::ESRCH)
 }
 
-/// The exit status in the 52nd field of `/proc/PID/stat`, of which only a zombie's counts.
+/// The exit status in the 52nd field of `/proc/PID/stat`, which is valid only for a zombie.
 fn zombie_status(pid: u32) -> Option<i32> {
     if !proc_counts_as_we_do() {
         return None;
@@ -127,7 +127,7 @@ fn reaped_status(pidfd: BorrowedFd<'_>) -> Option<i32> {
         ids: [0; 11],
         status: 0,
     };
-    // SAFETY: the call fills in a structure of the size that its number says.
+    // SAFETY: the call fills in a structure of the size that is encoded in its number.
     let got = unsafe { libc::ioctl(pidfd.as_raw_fd(), GET_INFO, &raw mut info) };
     (got == 0 && info.mask & EXIT != 0).then_some(info.status)
 }
@@ -156,13 +156,13 @@ fn wait_with(pid: u32, options: WaitOptions) -> Option<Ended> {
                 if let Some(signal) = status.terminating_signal() {
                     return Some(Ended::Signaled(signal));
                 }
-                // Stopped or continued: reported only to a tracer, and no end.
+                // Stopped or continued: reported only to a tracer, and not an end.
                 if options.contains(WaitOptions::NOHANG) {
                     return None;
                 }
             }
             Err(Errno::INTR) => {}
-            // ECHILD: it is no child of ours any more.
+            // ECHILD: it is no longer a child of ours.
             Err(_) => return Some(Ended::Unknown),
         }
     }

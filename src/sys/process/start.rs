@@ -1,14 +1,15 @@
-//! The start time of a child that was just forked, without a look into `/proc`, which would take more
-//! of its time than all else that it does.
+//! The start time of a child that was just forked, without a look into `/proc`, which would take
+//! more of its time than everything else that it does.
 //!
 //! The kernel takes a process's start from the clock that is `CLOCK_BOOTTIME`, in nanoseconds, and
-//! `/proc` shows it in ticks, both shifted by the reader's time namespace. So a child that is in the
-//! time namespace of its parent knows its own start if the parent has read that clock before the fork,
-//! the child reads it after, and both are in the same tick. Else it asks `/proc`.
+//! `/proc` shows it in ticks, both shifted by the reader's time namespace. So a child that is in
+//! the time namespace of its parent knows its own start if the parent has read that clock before
+//! the fork, the child reads it after the fork, and both readings are in the same tick. Otherwise
+//! it asks `/proc`.
 //!
-//! A start that is wrong would have a process taken for dead that lives. So the clock is believed only
-//! after `/proc` has shown, of one child of this process or of one that it descends from, what the
-//! clock says.
+//! With a wrong start, a living process would be taken for dead. So the clock is believed only
+//! after `/proc` has shown what the clock says, for one child of this process or of a process from
+//! which it descends.
 //!
 //! # Crash behaviour
 //!
@@ -21,15 +22,15 @@ use super::{TaskState, own_start, start_time};
 
 /// Nanoseconds of a tick.
 const TICK: u64 = 10_000_000;
-/// A start that is so near to the edge of a tick is asked for: what is read in a program and what the
-/// kernel reads may differ by some nanoseconds.
+/// A start that is this near to the edge of a tick is read from `/proc`: what a program reads and
+/// what the kernel reads may differ by some nanoseconds.
 const EDGE: u64 = 100_000;
 
 const UNKNOWN: u8 = 0;
 const BELIEVED: u8 = 1;
 const REFUTED: u8 = 2;
 
-/// What `/proc` has shown of the clock. Relaxed: no other memory goes with it.
+/// What `/proc` has shown about the clock. Relaxed: no other memory goes with it.
 static CLOCK: AtomicU8 = AtomicU8::new(UNKNOWN);
 
 /// The clock that starts are taken from. Never 0.
@@ -43,22 +44,25 @@ pub(crate) fn clock() -> u64 {
     ];
     // SAFETY: the call writes seconds and nanoseconds, two words on every 64-bit system, to the local.
     if unsafe { call::bare(libc::SYS_clock_gettime, arguments) }.is_err() {
-        // A filter of system calls may refuse it, and does not see who reads the clock by the C library.
+        // A system-call filter may refuse it, and does not see the clock being read through the C
+        // library.
         let read = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
         now = [read.tv_sec, read.tv_nsec];
     }
     1.max(now[0] as u64 * 1_000_000_000 + now[1] as u64)
 }
 
-/// The tick in which something began that began between two readings of the clock, if that is certain.
+/// The tick in which something began, if it began between two readings of the clock and the tick is
+/// certain.
 fn tick_between(before: u64, after: u64) -> Option<u64> {
     let first = before.saturating_sub(EDGE) / TICK;
     let last = after.checked_add(EDGE)? / TICK;
     (before <= after && first == last).then_some(first)
 }
 
-/// The start of this process, whose parent has read the clock before it forked it; 0 if it cannot be
-/// known. With 0 for the clock, as where the child may be in another time namespace, `/proc` is asked.
+/// The start of this process, whose parent read the clock before it forked this process; 0 if it
+/// cannot be known. If `before` is 0, for instance because the child may be in another time
+/// namespace, `/proc` is asked.
 #[unsafe(link_section = ".shmkit.child")]
 pub(crate) fn own_start_since(before: u64) -> u64 {
     let known = (before != 0 && CLOCK.load(Ordering::Relaxed) == BELIEVED)
@@ -67,8 +71,8 @@ pub(crate) fn own_start_since(before: u64) -> u64 {
     known.unwrap_or_else(own_start)
 }
 
-/// Asks `/proc` once whether the clock can be believed: of a child just forked, not reaped yet, and in
-/// this process's time namespace, before whose fork the clock was read.
+/// Asks `/proc` once whether the clock can be believed, about a child that was just forked, is not
+/// yet reaped and is in this process's time namespace. The clock was read before the fork.
 pub(crate) fn compare(child: u32, before: u64) {
     if before == 0 || CLOCK.load(Ordering::Relaxed) != UNKNOWN {
         return;

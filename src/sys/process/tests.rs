@@ -63,7 +63,7 @@ fn stat_line_of_any_command() {
             "{command}"
         );
     }
-    // A prefix is never taken for another start time.
+    // A prefix is never taken for a line with another start time.
     let whole = line("cat) R");
     for len in 0..whole.len() {
         let start = StatLine::parse(&whole.as_bytes()[..len]).map(|line| line.start);
@@ -149,7 +149,7 @@ fn a_child_lives_ends_and_is_reaped() {
     assert!(has_ended(child));
 }
 
-/// A zombie that another process leaves one, of which `/proc` is not asked.
+/// A zombie that another process leaves unreaped, and about which `/proc` is not asked.
 #[test]
 fn a_zombie_of_another_parent_has_ended() {
     let (read, write) = pipe().unwrap();
@@ -175,11 +175,12 @@ fn a_zombie_of_another_parent_has_ended() {
     assert_eq!(wait(parent), Ended::Exited(0));
 }
 
-/// Of another user's, where `/proc` names nothing of others.
+/// A zombie of another user, where `/proc` names nothing of others.
 #[test]
 fn a_zombie_that_is_hidden_has_ended() {
     const REFUSED: i32 = 77;
-    /// No pool of another test hears of it, which would end it in another namespace.
+    /// No fork handler runs, so no pool of another test learns of it; that would end a child in
+    /// another namespace.
     fn forked(child: impl FnOnce()) -> u32 {
         // SAFETY: as in the other function of this name.
         match unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) } {
@@ -190,11 +191,11 @@ fn a_zombie_that_is_hidden_has_ended() {
             pid => u32::try_from(pid).unwrap(),
         }
     }
-    /// The zombie has ended, says who has another user's rights.
+    /// Whether the zombie is found to have ended by a process with another user's rights.
     fn asks(zombie: u32) -> bool {
         const NOBODY: libc::uid_t = 65534;
-        // The library's own functions wait for threads that have just been made, of which this process is a copy without
-        // them.
+        // The library's own functions wait for threads that have just been made; this process is a
+        // copy without those threads.
         // SAFETY: a process without other threads changes its own rights.
         let changed = unsafe {
             let none = std::ptr::null::<libc::gid_t>();
@@ -208,7 +209,8 @@ fn a_zombie_that_is_hidden_has_ended() {
         );
         changed && is_hidden && process_is_gone(zombie, 1) && !process_is_gone(1, 1)
     }
-    /// The first process of a namespace, whose `/proc` hides each user's from others.
+    /// Runs as the first process of a namespace, whose `/proc` hides each user's processes from
+    /// others.
     fn begins() -> i32 {
         let (none, proc) = (std::ptr::null(), c"proc".as_ptr());
         let (private, hides) = (libc::MS_REC | libc::MS_PRIVATE, c"hidepid=2".as_ptr());
@@ -245,7 +247,7 @@ fn a_zombie_that_is_hidden_has_ended() {
     }
 }
 
-/// Whoever has adopted a child before it asked is not its parent.
+/// A process that has adopted a child before the child asked is not its parent.
 #[test]
 fn another_parent_is_told() {
     let other = pid() + 1;
@@ -292,8 +294,8 @@ fn threads_outlive_their_leader() {
             exit_now(0)
         });
         if thread.is_ok() {
-            // SAFETY: ends this thread alone, which holds nothing that the other one needs; the
-            // memory that the other one borrows stays mapped, as no stack is given back.
+            // SAFETY: ends only this thread, which holds nothing that the other one needs; the
+            // memory that the other one borrows stays mapped, since no stack is given back.
             unsafe { libc::syscall(libc::SYS_exit, 0) };
         }
     });
