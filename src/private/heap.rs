@@ -1,11 +1,11 @@
-//! The one private heap of the process: made by whoever first allocates.
+//! The one private heap of the process, made by the thread that first allocates.
 //!
-//! The heap is an arena like a pool's, over private anonymous memory. Address space is reserved
-//! for each table at its place; what is committed is made accessible. A limit of the process's
-//! address space (`RLIMIT_AS`) makes the heap's maximum smaller: it takes half at most.
+//! The heap is an arena like a pool's, over private anonymous memory. Address space is reserved for
+//! each table at its place; what is committed is made accessible. A limit on the process's address
+//! space (`RLIMIT_AS`) makes the heap's maximum smaller: it takes at most half of that.
 //!
-//! Nothing here allocates before the heap is there. What allocates afterwards (the C library,
-//! when it is told of the fork handler) finds it.
+//! Nothing here allocates before the heap exists. Code that allocates afterwards (the C library,
+//! when the fork handler is registered with it) finds the heap.
 
 use rustix::process::Resource;
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -21,11 +21,12 @@ use crate::pool;
 use crate::primitive::{AtomicU64, Ordering};
 use crate::sys::{limits, memory};
 
-/// Slices that the heap has from the start: 64 MiB, of address space until they are used.
+/// Slices that the heap has from the start: 64 MiB, which is address space until they are used.
 const INITIAL: usize = (64 << 20) / SLICE;
-/// Bytes of data from which on the heap asks for huge pages: a small program does not take one.
+/// From this many bytes of data on, the heap asks for huge pages: a small program does not take
+/// one.
 const HUGE_FROM: usize = 2 << 20;
-/// The fewest slices that a heap is made for.
+/// The fewest slices for which a heap is made.
 const LEAST: usize = (1 << 20) / SLICE;
 
 /// The heap's base address; 0 while there is none.
@@ -53,7 +54,7 @@ fn make() -> Option<Arena> {
         return known();
     }
     let (start, len) = (arena.slice_address(0), slices * SLICE);
-    // Refused: it has ordinary pages.
+    // If this is refused, the heap has ordinary pages.
     let _ = memory::advise(
         start + HUGE_FROM,
         len.saturating_sub(HUGE_FROM),
@@ -65,8 +66,9 @@ fn make() -> Option<Arena> {
         give_up(arena, slices);
         return Some(Arena::at(other as usize));
     }
-    // SAFETY: the handler is a function of this program and does what a forked child may do. If it
-    // cannot be installed, children leave unused what their parent's other threads had cached.
+    // SAFETY: the handler is a function of this program and does only what a forked child may do.
+    // If it cannot be installed, children leave unused what their parent's other threads had
+    // cached.
     let _ = unsafe { libc::pthread_atfork(None, None, Some(threads::in_child)) };
     Some(arena)
 }
@@ -77,14 +79,14 @@ fn fill(arena: Arena, slices: usize) -> Option<()> {
     header.max_slices.store(slices as u64, Ordering::Relaxed);
     header.max_slots.store(SLOTS.max as u64, Ordering::Relaxed);
     header.epoch.store(1, Ordering::Relaxed);
-    // A strict overcommit policy may refuse the first.
+    // A strict overcommit policy may refuse the first amount.
     [INITIAL, LEAST]
         .into_iter()
         .find_map(|count| grow::extend(arena, 0, count.min(slices)).ok())?;
     threads::make_common(arena)
 }
 
-/// The tables that a private heap uses, as offset and length for so many slices.
+/// The tables that a private heap with `slices` slices uses, as offset and length.
 fn tables(slices: usize) -> [(usize, usize); 5] {
     let sized = |offset: usize, entry: usize, count: usize| (offset, count * entry);
     [
@@ -97,7 +99,7 @@ fn tables(slices: usize) -> [(usize, usize); 5] {
     .map(|(offset, len)| (offset, len.next_multiple_of(rustix::param::page_size())))
 }
 
-/// Reserves address space in a granule where it is free, for as many slices as may be.
+/// Reserves address space in a granule where it is free, for as many slices as possible.
 fn reserve() -> Option<(Arena, usize)> {
     let limit = limits::of(Resource::As).unwrap_or(u64::MAX) / 2;
     let mut slices = DATA

@@ -5,9 +5,9 @@
 //! | `heap`    | the one heap of the process, made at the first allocation |
 //! | `threads` | which slot a thread uses; what a fork does to the heap |
 //!
-//! The heap is laid out as a pool is and served by the same code. It has no processes, objects or
-//! names: a forked child gets a copy of it, as of all private memory. Nothing on the way to a block
-//! allocates, takes a descriptor for longer than one call, prints, or changes `errno`.
+//! The heap is laid out like a pool and served by the same code. It has no processes, objects or
+//! names: a forked child gets a copy of it, as of all private memory. No allocation or free
+//! allocates elsewhere, holds a descriptor for longer than one call, prints, or changes `errno`.
 
 mod heap;
 mod threads;
@@ -21,11 +21,12 @@ use crate::allocator::{AllocError, FreeError, ReallocError, block, grow};
 use crate::participants::recovery;
 use crate::participants::thread::NoSlot;
 
-/// The allocator over memory of this process alone, as a program's global allocator.
+/// The allocator over memory that only this process has, as a program's global allocator.
 ///
-/// Each process has one private heap; every `PrivateAlloc` means that one. It grows to 984 GiB, and
-/// gives memory back to the kernel some time after much was freed. A forked child has a copy of it:
-/// the thread that forked goes on, and what the parent's other threads had at hand is recovered.
+/// Each process has one private heap; every `PrivateAlloc` refers to that one. It grows up to 984
+/// GiB, and gives memory back to the kernel some time after much was freed. A forked child has a
+/// copy of it: the thread that forked goes on, and what the parent's other threads had cached is
+/// recovered.
 ///
 /// ```
 /// use shmkit::PrivateAlloc;
@@ -40,18 +41,19 @@ use crate::participants::thread::NoSlot;
 ///
 /// # Misuse
 ///
-/// A pointer that is no block, or was freed before, is refused by [`PrivateAlloc::deallocate`] with
-/// an error, and ends the process with a message if it comes through [`GlobalAlloc`], which has no
-/// way to tell. (Two frees of one block at the same moment may both succeed.)
+/// A pointer that is not a block, or was freed before, is refused by [`PrivateAlloc::deallocate`]
+/// with an error. It ends the process with a message if it comes through [`GlobalAlloc`], which has
+/// no way to report an error. (Two frees of one block at the same moment may both succeed.)
 ///
 /// # Limits
 ///
-/// Where the address space is limited (`ulimit -v`), the heap's maximum is half of the limit. A
-/// signal handler must not allocate: it may have interrupted the allocator.
+/// If the address space is limited (`ulimit -v`), the heap's maximum is half of the limit. A signal
+/// handler must not allocate: it may have interrupted the allocator.
 ///
-/// A library that has it as its allocator and is loaded by a program (`dlopen`) must not be unloaded: threads
-/// that have allocated in it run code of the library when they end. Its linker can say so, by its `build.rs`:
-/// `cargo::rustc-link-arg-cdylib=-Wl,-z,nodelete`; or the program, by `RTLD_NODELETE`.
+/// A library that has it as its allocator and is loaded by a program (`dlopen`) must not be
+/// unloaded: threads that have allocated in it run code of the library when they end. The library
+/// can ensure that through its linker, by its `build.rs`:
+/// `cargo::rustc-link-arg-cdylib=-Wl,-z,nodelete`; or the program can, by `RTLD_NODELETE`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PrivateAlloc(());
 
@@ -158,7 +160,7 @@ impl PrivateAlloc {
         threads::with_slot(|arena, slot| block::free(arena, slot, address))?
     }
 
-    /// Frees a block. If it is refused the process is ended, with a message.
+    /// Frees a block. If that is refused, the process is ended, with a message.
     ///
     /// # Safety
     ///
@@ -221,7 +223,7 @@ impl PrivateAlloc {
         Ok(pointer(moved.map_err(FreeError::from)??)?)
     }
 
-    /// Bytes that a block has, which may be more than were asked for.
+    /// The size in bytes of a block, which may be more than was asked for.
     ///
     /// # Errors
     ///
@@ -241,7 +243,7 @@ impl PrivateAlloc {
         block::usable_size(arena, block.addr().get())
     }
 
-    /// Gives the memory of free slices back to the kernel; how many bytes.
+    /// Gives the memory of free slices back to the kernel, and returns how many bytes that is.
     ///
     /// # Errors
     ///
@@ -324,8 +326,8 @@ fn pointer(address: usize) -> Result<NonNull<u8>, AllocError> {
     NonNull::new(std::ptr::with_exposed_provenance_mut(address)).ok_or(AllocError::PoolFull)
 }
 
-// SAFETY: blocks are of the layout asked for, nobody else's until they are freed, and stay where
-// they are; nothing here unwinds.
+// SAFETY: blocks have the requested layout, belong to nobody else until they are freed, and stay
+// where they are; nothing here unwinds.
 unsafe impl GlobalAlloc for PrivateAlloc {
     #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
@@ -342,7 +344,8 @@ unsafe impl GlobalAlloc for PrivateAlloc {
     #[inline]
     unsafe fn dealloc(&self, block: *mut u8, _layout: Layout) {
         if let Some(block) = NonNull::new(block) {
-            // SAFETY: by the caller's promise, a block of this heap that nobody uses any more.
+            // SAFETY: by the caller's promise, this is a block of this heap that nobody uses any
+            // more.
             unsafe { self.deallocate_or_abort(block) };
         }
     }
@@ -353,7 +356,7 @@ unsafe impl GlobalAlloc for PrivateAlloc {
         let (Some(block), Ok(new)) = (NonNull::new(block), new) else {
             return std::ptr::null_mut();
         };
-        // SAFETY: by the caller's promise, a block of this heap.
+        // SAFETY: by the caller's promise, this is a block of this heap.
         match unsafe { self.reallocate(block, new) } {
             Ok(moved) => moved.as_ptr(),
             Err(ReallocError::NotABlock(error)) => refuse(block, error),
@@ -362,7 +365,8 @@ unsafe impl GlobalAlloc for PrivateAlloc {
     }
 }
 
-/// The program has freed what is no block: it is ended, with a message, before it does more harm.
+/// The program has freed something that is not a block: it is ended, with a message, before it does
+/// more harm.
 #[cold]
 fn refuse(block: NonNull<u8>, error: FreeError) -> ! {
     use std::io::Write as _;

@@ -1,27 +1,28 @@
 //! Which slot of the private heap a thread uses.
 //!
-//! A thread's own, claimed when it first allocates and left when it ends: found by the thread's
-//! word (`sys::thread_word`), left by the destructor of a `pthread` key. A thread that can have none
-//! uses slot 1, the common one, under a lock: it is ending and has left already (destructors that
-//! run later, and the C library itself, go on freeing), or there are more threads than slots.
+//! It is the thread's own, claimed when the thread first allocates and left when it ends: found by
+//! the thread's word (`sys::thread_word`), left by the destructor of a `pthread` key. A thread that
+//! can have none uses slot 1, the common one, under a lock: it is ending and has left already
+//! (destructors that run later, and the C library itself, go on freeing), or there are more threads
+//! than slots.
 //!
-//! No other process sees the heap, so nobody has to find out about deaths: life words are not
-//! used, and a slot is claimed by its state alone. There is one way in which a thread vanishes: a
-//! fork, whose child has a copy of the heap and one thread. That thread keeps its slot; the other
-//! threads' slots become DEAD, at whatever instruction each was, and are recovered as any dead
-//! owner's when the child needs memory. So no lock is taken around a fork, and a child that only
-//! calls `exec` does no work.
+//! No other process sees the heap, so nobody has to find out about deaths: life words are not used,
+//! and a slot is claimed by its state alone. There is one way in which a thread vanishes: a fork,
+//! whose child has a copy of the heap and one thread. That thread keeps its slot; the other
+//! threads' slots become DEAD, at whatever instruction each thread was, and are recovered like any
+//! dead owner's when the child needs memory. So no lock is taken around a fork, and a child that
+//! only calls `exec` does no work.
 //!
 //! | a thread of the parent, at the fork | leaves in the child | and then |
 //! |---|---|---|
-//! | anywhere in the allocator | what a killed one leaves | as for a pool |
+//! | anywhere in the allocator | what a killed thread leaves | as for a pool |
 //! | claiming a slot | FREE, or LIVE with nothing in it | usable, or recovered |
 //! | leaving a slot | LIVE | recovered |
-//! | recovering a slot | DEAD, SETTLED, FREE or claimed by another, its life word taken | the word is cleared; recovered, unless its owner is the thread that forked |
+//! | recovering a slot | DEAD, SETTLED, FREE or claimed by another, its life word taken | the word is cleared; the slot is recovered, unless its owner is the thread that forked |
 //! | using the common slot | the lock, held by nobody | the slot is recovered, the lock free |
 //!
-//! A child made without the handler running (by `clone`) leaves unused what the other threads
-//! had. One made by `vfork` runs on its parent's memory, as its parent's thread.
+//! A child that is made without running the handler (by `clone`) leaves unused what the other
+//! threads had. One that is made by `vfork` runs on its parent's memory, as its parent's thread.
 
 use std::ffi::c_void;
 use std::num::NonZeroUsize;
@@ -39,11 +40,12 @@ use crate::sys::thread_word;
 
 use super::heap;
 
-/// The thread's word if the thread has left. Otherwise it is 0 or the slot's address.
+/// The thread's word once the thread has left. Otherwise it is 0 or the slot's address.
 const LEFT: usize = 1;
-/// The slot of all who have none.
+/// The slot for all threads that have none.
 const COMMON: usize = 1;
-/// Beside a slot's address: it is the common one, to be given back. The slots' addresses are even.
+/// Added to a slot's address: it is the common slot, which must be given back. The slots' addresses
+/// are even.
 const IS_COMMON: usize = 1;
 /// How many slots are committed at once.
 const STEP: usize = 8;
@@ -55,7 +57,7 @@ static LEFT_LAST: AtomicU64 = AtomicU64::new(0);
 /// Leaves a thread's slot.
 static THREAD_END: ThreadEnd = ThreadEnd::new(thread_ends);
 
-/// Does something with a slot of the heap. It must not itself ask for one.
+/// Calls `does` with a slot of the heap. `does` must not itself ask for one.
 #[inline(always)]
 pub(super) fn with_slot<R>(does: impl FnOnce(Arena, &'static Slot) -> R) -> Result<R, NoSlot> {
     let mut word = thread_word::get();
@@ -63,7 +65,8 @@ pub(super) fn with_slot<R>(does: impl FnOnce(Arena, &'static Slot) -> R) -> Resu
         word = new_or_common().ok_or(NoSlot)?.get();
     }
     // SAFETY: the word is the address of a slot that is this thread's until `return_common`, or for
-    // good. It is committed, consists of atomics and stays mapped as long as the process lives.
+    // good. The slot is committed, consists of atomics and stays mapped as long as the process
+    // lives.
     let slot = unsafe { &*std::ptr::with_exposed_provenance::<Slot>(word & !IS_COMMON) };
     let result = does(Arena::at(word & !(GRANULE - 1)), slot);
     if word & IS_COMMON != 0 {
@@ -101,7 +104,7 @@ fn attach(arena: Arena) -> Option<&'static Slot> {
 }
 
 unsafe extern "C" fn thread_ends(slot: *mut c_void) {
-    // SAFETY: the value that `attach` gave the key: a slot, which stays mapped.
+    // SAFETY: the value that `attach` passed with the key: a slot, which stays mapped.
     leave(unsafe { &*slot.cast::<Slot>() });
 }
 
@@ -177,7 +180,7 @@ fn lend_common(arena: Arena) -> Option<&'static Slot> {
             _ => recovery::recover_slot(arena, COMMON),
         }
         if slot.state().phase != SlotPhase::Free {
-            // Another thread of this process is at it.
+            // Another thread of this process is recovering it.
             std::thread::yield_now();
         }
     }
@@ -209,8 +212,8 @@ pub(super) extern "C" fn in_child() {
     for (index, slot) in arena.slots() {
         let mine = std::ptr::from_ref(slot).addr() == thread_word::get();
         let idle = index == COMMON && !COMMON_LOCK.is_locked();
-        // Whoever was recovering it is not here, also if it has been claimed since. (Each page that is written to is
-        // copied.)
+        // A thread that was recovering it is not in this process, even if the slot has been claimed
+        // since. (The word is not cleared without need: each page that is written to is copied.)
         if slot.life.word.load(Ordering::Relaxed) != 0 {
             slot.life.word.store(0, Ordering::Relaxed);
         }
@@ -237,9 +240,10 @@ mod tests {
         fn _Fork() -> libc::pid_t;
     }
 
-    /// Whether something works in a child, which uses the heap alone.
+    /// Whether something works in a child, which uses only the heap.
     fn works_in_a_child(works: impl FnOnce() -> Option<()>) -> bool {
-        // SAFETY: the child uses the heap alone, and ends. What the heap does at a fork is done where it is wanted.
+        // SAFETY: the child uses only the heap, and ends. What the heap does at a fork is called
+        // where the test needs it.
         let child = unsafe { _Fork() };
         if child == 0 {
             // SAFETY: ends the child.
@@ -252,8 +256,8 @@ mod tests {
         status == 0
     }
 
-    /// What a forked child finds where another thread was recovering a slot, or had just claimed one that was being
-    /// recovered.
+    /// What a forked child finds if another thread was recovering a slot, or if the forking thread
+    /// had just claimed one that another was recovering.
     #[test]
     fn nobody_recovers_a_slot_in_a_new_child() {
         use SlotPhase::{Dead, Free, Live, Settled};
@@ -274,7 +278,7 @@ mod tests {
         }
     }
 
-    /// The parent's threads are not in the child, and nobody's death is marked.
+    /// The parent's threads are not in the child, and no death is marked.
     #[test]
     fn slots_of_the_parents_threads_are_free_in_a_child() {
         let works = || {
@@ -289,8 +293,8 @@ mod tests {
         assert!(works_in_a_child(works));
     }
 
-    /// A child that the heap has not heard of finds the common slot in the hands of somebody who is not there, in the
-    /// middle of whatever.
+    /// The heap was not told of this child, which finds the common slot held by a thread that is
+    /// not there, which was in the middle of something.
     #[test]
     fn what_somebody_had_of_the_common_slot_is_recovered_in_a_child() {
         let arena = heap::known_or_new().unwrap();
