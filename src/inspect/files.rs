@@ -1,8 +1,8 @@
-//! The named pools that there are, and whether anybody has them.
+//! The named pools that exist, and whether anybody has them.
 //!
 //! Every process that has a named pool shares its file's lock for life (`sys::file_lock`), so the
-//! system says whether anybody has the pool. Process ids are shown and never judged by: they repeat,
-//! and mean other processes elsewhere.
+//! system knows whether anybody has the pool. Process ids are shown, but no decision depends on
+//! them: they repeat, and mean other processes elsewhere.
 
 use std::os::fd::BorrowedFd;
 
@@ -31,7 +31,7 @@ use crate::sys::file_lock;
 pub enum PoolState {
     /// Living processes take part in it.
     Live,
-    /// Somebody has it and takes no part now.
+    /// Somebody has it, but takes no part at present.
     Idle,
     /// Nobody has it: it can be removed.
     Stale,
@@ -51,15 +51,16 @@ pub enum PoolState {
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Listed {
-    /// The name, as [`Pool::open`](crate::Pool::open) takes it.
+    /// The name, as [`Pool::open`](crate::Pool::open) accepts it.
     pub name: String,
     /// The file.
     pub path: String,
-    /// What it is, or why it is none.
+    /// What the pool is, or why the file is not one.
     pub info: Result<Info, AttachError>,
 }
 
-/// Whether anybody has the file. The system is asked where no living process says that it takes part.
+/// Whether anybody has the file. The system is asked if no living process is recorded as taking
+/// part.
 pub(super) fn state(fd: BorrowedFd<'_>, processes: &[ProcessReport]) -> PoolState {
     if processes.iter().any(|process| process.alive) {
         return PoolState::Live;
@@ -70,12 +71,12 @@ pub(super) fn state(fd: BorrowedFd<'_>, processes: &[ProcessReport]) -> PoolStat
     }
 }
 
-/// The named pools in `/dev/shm` whose names begin with `prefix`, by name: every file there that is
-/// named as pools are.
+/// The named pools in `/dev/shm` whose names begin with `prefix`, sorted by name: every file there
+/// that is named as pools are.
 ///
 /// # Errors
 ///
-/// Those of reading the directory.
+/// Those that reading the directory returns.
 ///
 /// ```
 /// # use shmkit::Pool;
@@ -98,7 +99,7 @@ pub fn list(prefix: &str) -> std::io::Result<Vec<Listed>> {
     let listed = names.into_iter().filter_map(|name| {
         let file = PoolName::parse(&name)?;
         let info = Observer::of_file(&file).map(|observer| observer.info());
-        // Removed since it was listed.
+        // Not listed if it has been removed since the directory was read.
         let there = !matches!(info, Err(AttachError::NotFound { .. }));
         there.then(|| Listed {
             path: file.shown(),

@@ -27,7 +27,7 @@ use crate::pool::{names, types};
 pub struct Leaks {
     /// Objects that are reached from no name and no handle: cycles of links.
     pub objects: usize,
-    /// Blocks, as address and bytes; those of such objects too.
+    /// Blocks, as address and size in bytes; those of such objects too.
     pub blocks: Vec<(usize, usize)>,
 }
 
@@ -48,7 +48,7 @@ impl Leaks {
         self.blocks.is_empty()
     }
 
-    /// Bytes of all blocks.
+    /// The number of bytes of all blocks.
     ///
     /// ```
     /// # use shmkit::{Pool, inspect};
@@ -67,10 +67,11 @@ impl Leaks {
 
 /// The blocks that are reached from no named object and no handle, while nobody is using the pool.
 ///
-/// A block is reached if an object that is reached has it, links to it, or if any word of a reached
-/// block is an address in it, or names it as maps name their nodes. So a leak can be missed, where
-/// a number happens to look like a name, but not invented, but for one thing: a raw block ([`Pool::allocate`]) that only private memory knows of is
-/// reported: the pool does not know that it is in use.
+/// A block is reached if an object that is reached has it or links to it, or if any word of a
+/// reached block is an address in it, or names it as maps name their nodes. So a leak can be
+/// missed, if a number happens to look like a name, but none is invented, with one exception: a raw
+/// block ([`Pool::allocate`]) of which only private memory knows is reported, since the pool does
+/// not know that it is in use.
 ///
 /// ```
 /// # use shmkit::{Pool, inspect};
@@ -137,7 +138,7 @@ pub(super) fn leaks_of(arena: Arena) -> Leaks {
     }
 }
 
-/// Notes the block that an address lies in, and the blocks that words of its content lead to.
+/// Notes the block in which an address lies, and the blocks to which words of its content lead.
 fn reach(blocks: &BTreeMap<usize, usize>, address: usize, reached: &mut BTreeSet<usize>) {
     let within = |address: usize| {
         let (start, size) = blocks.range(..=address).next_back()?;
@@ -157,7 +158,7 @@ fn reach(blocks: &BTreeMap<usize, usize>, address: usize, reached: &mut BTreeSet
 
 /// A word of an allocated block.
 fn read(address: usize) -> u64 {
-    // SAFETY: a whole word, at a multiple of eight, of a block that the pool's tags say is
-    // allocated, so it is mapped and committed. Others may write to it: the load is atomic.
+    // SAFETY: a whole word, at a multiple of eight, of a block that is allocated according to the
+    // pool's tags, so it is mapped and committed. Others may write to it: the load is atomic.
     unsafe { &*std::ptr::with_exposed_provenance::<AtomicU64>(address) }.load(Ordering::Relaxed)
 }

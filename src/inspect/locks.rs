@@ -1,10 +1,10 @@
-//! Who holds what, and who waits for whom.
+//! Which threads hold what, and which wait for which.
 //!
-//! No list of what a thread holds is kept anywhere (`docs/design.md`), so it is looked for: what a
-//! thread sleeps on and reads under stands in its slot, and what it holds has its tag in it. The
-//! tag is looked for in the values of the objects (not in the storage that arrays and containers
-//! have elsewhere): locks, claims of ranges and leases are found, whether somebody waits for them
-//! or not. A number of a user's that happens to be a living thread's tag is found, too.
+//! No list of what a thread holds is kept anywhere (`docs/design.md`), so it is searched for: what
+//! a thread sleeps on and reads under is in its slot, and what it holds contains its tag. The tag
+//! is searched for in the values of the objects (not in the storage that arrays and containers have
+//! elsewhere): locks, claims of ranges and leases are found, whether anybody waits for them or not.
+//! A number of a user's that happens to equal a living thread's tag is found, too.
 
 use std::collections::BTreeMap;
 
@@ -20,7 +20,7 @@ use crate::pool::objects::Phase;
 use crate::pool::{names, types};
 use crate::primitive::{AtomicU64, Ordering};
 
-/// How a thread has to do with a word.
+/// What a thread has to do with a word.
 ///
 /// ```
 /// use shmkit::inspect::{Observer, Why};
@@ -43,13 +43,13 @@ pub enum Why {
     Holds,
     /// It reads under the lock.
     Reads,
-    /// It has a permit of the semaphore.
+    /// It holds a permit of the semaphore.
     Permit,
     /// It sleeps on the word.
     Waits,
 }
 
-/// A thread that has to do with a word.
+/// A thread that has something to do with a word.
 ///
 /// ```
 /// use shmkit::inspect::Observer;
@@ -71,13 +71,13 @@ pub enum Why {
 pub struct LockThread {
     /// Its slot.
     pub slot: usize,
-    /// Its process's id; 0 where that is not known.
+    /// Its process's id; 0 if that is not known.
     pub process: u32,
-    /// How.
+    /// What it has to do with the word.
     pub why: Why,
 }
 
-/// A word that threads hold, read under, or sleep on.
+/// A word that threads hold, under which they read, or on which they sleep.
 ///
 /// ```
 /// use shmkit::inspect::Observer;
@@ -99,16 +99,17 @@ pub struct LockThread {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct LockReport {
-    /// Where it is, in bytes from the start of the pool's file.
+    /// Where the word is, in bytes from the start of the pool's file.
     pub offset: usize,
-    /// What it is part of: an object's name, or its type and number, or one of the pool's own locks.
+    /// What it is part of: an object's name, or its type and number, or one of the pool's own
+    /// locks.
     pub within: String,
-    /// Who has to do with it.
+    /// The threads that have something to do with it.
     pub threads: Vec<LockThread>,
 }
 
 impl LockReport {
-    /// How many sleep on it.
+    /// How many threads sleep on it.
     ///
     /// ```
     /// use shmkit::inspect::Observer;

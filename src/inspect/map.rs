@@ -1,4 +1,4 @@
-//! What lies where in a pool, as data, as text, and as a drawing.
+//! What lies where in a pool: as data, as text, and as a drawing.
 
 use std::fmt::{self, Write as _};
 
@@ -30,18 +30,18 @@ pub enum Use {
     },
     /// Blocks of one size.
     Span {
-        /// The slot of its owner; 0 for nobody.
+        /// The slot of its owner; 0 if nobody owns it.
         owner: usize,
-        /// Bytes a block.
+        /// Bytes per block.
         block: usize,
         /// Blocks that are allocated.
         used: usize,
-        /// Blocks that there are.
+        /// Blocks in all.
         blocks: usize,
     },
     /// One block of whole slices.
     Run,
-    /// On its way from one use to another.
+    /// Changing from one use to another.
     Changing,
 }
 
@@ -62,7 +62,7 @@ pub struct Part {
     pub start: usize,
     /// How many slices of 16 KiB it has.
     pub slices: usize,
-    /// What they are used for.
+    /// What these slices are used for.
     pub usage: Use,
 }
 
@@ -77,7 +77,7 @@ pub struct Part {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Map {
-    /// The parts, one behind the other, all slices of the pool.
+    /// The parts, in order, which together cover all slices of the pool.
     pub parts: Vec<Part>,
 }
 
@@ -122,11 +122,12 @@ fn span_use(arena: Arena, start: usize, owner: Tag) -> Use {
     }
 }
 
-/// Slices in a row of a drawn map.
+/// The number of slices in a row of a drawn map.
 const ROW: usize = 64;
 
 impl Part {
-    /// `.` free, `_` free without memory, `0` to `9` a span and how full it is, `#` a run.
+    /// `.` for free, `_` for free without memory, `0` to `9` for a span and how full it is, `#` for
+    /// a run.
     fn letter(&self) -> char {
         match self.usage {
             Use::Free { holes } if holes == self.slices => '_',
@@ -178,7 +179,8 @@ impl fmt::Display for Map {
 }
 
 impl Map {
-    /// The map as a drawing in SVG: 64 slices a row, each part with a title that says what it is.
+    /// The map as a drawing in SVG: 64 slices to a row, each part with a title that says what it
+    /// is.
     ///
     /// ```
     /// # use shmkit::{Pool, inspect};

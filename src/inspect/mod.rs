@@ -1,7 +1,7 @@
 //! Reports about a pool, as data: who has how much, what lies where, what nobody can reach.
 //!
-//! All of it is counted from the pool's authoritative words when it is asked for; nothing is kept.
-//! Nothing is printed: the reports can be looked through, or shown (`Display`).
+//! All of it is counted from the pool's authoritative words when a report is requested; nothing is
+//! kept. Nothing is printed: the reports can be examined, or shown (`Display`).
 //!
 //! ```
 //! use shmkit::{Pool, inspect};
@@ -16,18 +16,18 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! An [`Observer`] looks at a pool without taking part in it: it needs no slot, no cooperation, and
-//! the right to read the file, no more. The command `shmkit` shows what this module reports.
+//! An [`Observer`] looks at a pool without taking part in it: it needs no slot and no cooperation,
+//! only the right to read the file. The command `shmkit` shows what this module reports.
 //!
 //! | module | what |
 //! |---|---|
-//! | `participants` | who takes part, who has how much |
+//! | `participants` | who takes part, and who has how much |
 //! | `map` | what lies where |
 //! | `leaks` | what nobody can reach |
 //! | `objects` | the objects and their types |
-//! | `locks` | who holds what, who waits for whom |
+//! | `locks` | which threads hold what, and which wait for which |
 //! | `observer` | [`Observer`]: all of this from outside |
-//! | `files` | the named pools that there are |
+//! | `files` | the named pools that exist |
 
 mod files;
 mod leaks;

@@ -33,7 +33,7 @@ pub struct ObjectReport {
     pub index: usize,
     /// Its names, if it has any.
     pub names: Vec<String>,
-    /// Its type's name, without path and parameters, the first 64 bytes.
+    /// Its type's name, without path and parameters, at most the first 64 bytes.
     pub type_name: String,
     /// Its type's fingerprint, in hexadecimal: equal in programs that agree on the type.
     pub fingerprint: String,
@@ -43,17 +43,18 @@ pub struct ObjectReport {
     pub size: usize,
     /// The value's alignment.
     pub align: usize,
-    /// Links that lead to it, names included.
+    /// How many links lead to it, names included.
     pub links: u32,
     /// Whether some process has a handle of it.
     pub held: bool,
-    /// Whether it is in no block of the pool that it fits into, or is made of numbers that are not.
+    /// Whether it is not in a block of the pool that it fits into, or is made of numbers that are
+    /// not.
     pub damaged: bool,
-    /// What it looks like to who knows numbers only, if it is made of them.
+    /// What it looks like to a program that knows only numbers, if it is made of them.
     pub numbers: Option<Numbers>,
 }
 
-/// Every object that there is, in the order of the table.
+/// Every existing object, in the order of the table.
 pub(super) fn objects_of(arena: Arena) -> Vec<ObjectReport> {
     let named = names::all(arena);
     (0..arena.object_count())
@@ -96,7 +97,8 @@ fn report(arena: Arena, index: usize, named: &[(String, usize)]) -> Option<Objec
     is_same.then_some(report)
 }
 
-/// As [`Pool::check`](crate::Pool::check), and that matrices and arrays of numbers have elements.
+/// As [`Pool::check`](crate::Pool::check), and also checks that matrices and arrays of numbers have
+/// their elements.
 pub(super) fn check(arena: Arena, depth: Depth) -> CheckReport {
     let mut report = Pool(arena).check_to(depth);
     if report.is_ok() {

@@ -2,13 +2,14 @@
 //!
 //! # Rationale
 //!
-//! Taking part in a pool means to claim a slot, to recover the dead, to write. Who administers pools
-//! wants none of it: the pool may be full, crashed, or another version's business. So the file is
-//! mapped for reading only, at the pool's address (the pool is full of addresses), and every
-//! report is made from loads. That nothing is changed is the kernel's promise, not ours.
+//! Taking part in a pool means claiming a slot, recovering the dead, and writing. Someone who
+//! administers pools wants none of that: the pool may be full, crashed, or of another version. So
+//! the file is mapped only for reading, at the pool's address (the pool is full of addresses), and
+//! every report is made from loads. That nothing is changed is guaranteed by the kernel, not by us.
 //!
-//! An observer is none of the process's pools: [`Pool::containing`] does not find it, and it goes
-//! with its last owner. There may be others of the same pool, and the process may attach it. It takes no `flock`, so it is in nobody's way; should the pool's name be
+//! An observer is not one of the process's pools: [`Pool::containing`] does not find it, and its
+//! mapping goes with its last owner. There may be other observers of the same pool, and the process
+//! may attach it. It takes no lock on the file, so it is in nobody's way; if the pool's name is
 //! removed meanwhile, the mapping stays good.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -72,23 +73,23 @@ pub struct Observer {
 pub struct Info {
     /// The pool's file.
     pub path: String,
-    /// What no other pool has, in hexadecimal.
+    /// A number that no other pool has, in hexadecimal.
     pub uuid: String,
     /// Whether anybody has it.
     pub state: PoolState,
-    /// Counts changes of the layout.
+    /// The layout version, which counts changes of the layout.
     pub version: u64,
-    /// The address at which every process has it.
+    /// The address at which every process has it mapped.
     pub base: usize,
-    /// Bytes of data that there are now.
+    /// Bytes of data that it has now.
     pub size: usize,
-    /// Bytes of data that there can be.
+    /// Bytes of data to which it can grow.
     pub maximum: usize,
     /// Bytes of memory that the file takes, tables included.
     pub memory: u64,
-    /// Who made it.
+    /// The id of the process that made it.
     pub creator: u32,
-    /// When, in seconds since 1970.
+    /// When it was made, in seconds since 1970.
     pub created: u64,
     /// The file's owner.
     pub owner: u32,
@@ -98,13 +99,13 @@ pub struct Info {
     pub core_dumps: bool,
     /// Whether huge pages were asked for.
     pub huge_pages: bool,
-    /// Who takes part, and who has died and is not recovered yet.
+    /// The processes that take part, and those that have died and are not recovered yet.
     pub processes: Vec<ProcessReport>,
 }
 
 impl Observer {
     /// Looks at the pool of that name; a name that starts with a slash is the path of a file, which
-    /// may be `/proc/PID/fd/N` of a pool without a name. The right to read is all that is needed.
+    /// may be `/proc/PID/fd/N` for a pool without a name. Only the right to read is needed.
     ///
     /// # Errors
     ///
@@ -134,7 +135,7 @@ impl Observer {
         })
     }
 
-    /// The descriptor of the pool's file, open for reading only.
+    /// The descriptor of the pool's file, open only for reading.
     ///
     /// ```
     /// # use shmkit::{Pool, inspect::Observer};
@@ -151,7 +152,7 @@ impl Observer {
         self.fd.as_fd()
     }
 
-    /// What the pool is.
+    /// What the pool is, and who uses it.
     ///
     /// ```
     /// # use shmkit::{Pool, inspect::Observer};
@@ -188,7 +189,7 @@ impl Observer {
         }
     }
 
-    /// How its memory is used, at about this moment.
+    /// How the pool's memory is used, at about this moment.
     ///
     /// ```
     /// # use shmkit::{Pool, inspect::Observer};
@@ -205,7 +206,7 @@ impl Observer {
         Pool(self.arena).stats()
     }
 
-    /// Who takes part, and who has died and is not recovered yet.
+    /// The processes that take part, and those that have died and are not recovered yet.
     ///
     /// ```
     /// # use shmkit::{Pool, inspect::Observer};
@@ -239,7 +240,7 @@ impl Observer {
         participants::participants_of(self.arena)
     }
 
-    /// Every span, at about this moment. Two such lists tell what was allocated and freed between
+    /// Every span, at about this moment. Two such lists show what was allocated and freed between
     /// them; see `docs/cli.md` on `top`.
     ///
     /// ```
@@ -275,7 +276,7 @@ impl Observer {
         map::map_of(self.arena)
     }
 
-    /// As [`leaks`](super::leaks()): right while nobody uses the pool.
+    /// As [`leaks`](super::leaks()): correct while nobody uses the pool.
     ///
     /// ```
     /// # use shmkit::{Pool, inspect::Observer};
@@ -309,7 +310,7 @@ impl Observer {
     }
 
     /// The words that threads hold or wait for. What a thread holds is found by its tag: a number
-    /// that happens to look like one is found, too.
+    /// that happens to look like a tag is found, too.
     ///
     /// ```
     /// # use shmkit::{Pool, inspect::Observer};
@@ -325,7 +326,7 @@ impl Observer {
         locks::locks_of(self.arena)
     }
 
-    /// What must hold at every instant, as [`Pool::check`].
+    /// Checks what must hold at every instant, as [`Pool::check`].
     ///
     /// ```
     /// # use shmkit::{Pool, inspect::Observer};
@@ -341,8 +342,8 @@ impl Observer {
         objects::check(self.arena, Depth::Live)
     }
 
-    /// What must hold while nobody uses the pool, as [`Pool::check_quiescent`]. What a dead process
-    /// left and nobody has put right yet is reported as a problem.
+    /// Checks what must hold while nobody uses the pool, as [`Pool::check_quiescent`]. Whatever a
+    /// dead process left and nobody has repaired yet is reported as a problem.
     ///
     /// ```
     /// # use shmkit::{Pool, inspect::Observer};
@@ -358,7 +359,7 @@ impl Observer {
         objects::check(self.arena, Depth::Quiescent)
     }
 
-    /// What a named matrix, array or number looks like to who knows numbers only.
+    /// What a named matrix, array or number looks like to a program that knows only numbers.
     ///
     /// # Errors
     ///
@@ -379,7 +380,7 @@ impl Observer {
     }
 
     /// The same, with a copy of its elements as bytes. Each element is one that was there at some
-    /// moment, and not all at the same moment if somebody writes to them.
+    /// moment, but not all of them were there at the same moment if somebody writes to them.
     ///
     /// # Errors
     ///
@@ -400,21 +401,20 @@ impl Observer {
         numbers::read(self.arena, name)
     }
 
-    /// A copy of the pool in memory of this process, to recover and check as one likes: nobody else
-    /// has it, and the pool itself stays as it is. To recover and check it no promise is needed: that
-    /// believes nothing that it reads. But the copy is one of the process's pools, with objects that
-    /// are found by their names.
+    /// A copy of the pool in memory of this process, to recover and check at will: nobody else has
+    /// it, and the pool itself stays as it is. Recovering and checking it needs no promise, since
+    /// they trust nothing that they read. But the copy is one of the process's pools, with objects
+    /// that can be found by their names.
     ///
     /// # Safety
     ///
-    /// While it is mapped, nothing in it is opened; or what is promised to [`Pool::open`] holds of the
-    /// programs that wrote the file.
+    /// While the copy is mapped, nothing in it is opened; or the programs that wrote the file keep
+    /// the promise that [`Pool::open`] requires.
     ///
     /// # Errors
     ///
-    /// As for [`Pool::from_fd`]; [`AttachError::AddressTaken`] if this process has the pool itself, or
-    /// another observer of it.
-    /// The copy of a pool that is used meanwhile is of no use.
+    /// As for [`Pool::from_fd`]; [`AttachError::AddressTaken`] if this process has the pool itself,
+    /// or another observer of it. If the pool is in use while it is copied, the copy is of no use.
     ///
     /// ```
     /// # use shmkit::{Pool, inspect::Observer};
@@ -441,7 +441,7 @@ impl Observer {
             memory::commit(copy.as_raw_fd(), table.offset as u64, bytes)
                 .map_err(std::io::Error::other)?;
         }
-        // Its place is where the observer was.
+        // The copy's place is where the observer was.
         drop(self);
         attach::from_fd(copy)
     }
@@ -449,7 +449,7 @@ impl Observer {
 
 impl Drop for Observer {
     fn drop(&mut self) {
-        // SAFETY: what refers to it is borrowed from this observer.
+        // SAFETY: everything that refers to the mapping is borrowed from this observer.
         unsafe { attach::look_no_more(self.arena, &self.identity) };
     }
 }

@@ -28,17 +28,17 @@ use crate::sys::process;
 pub struct Participant {
     /// Its slot; 0 stands for nobody: what ended and dead threads left, for anybody to take.
     pub slot: usize,
-    /// Its process's id; 0 where that is not known.
+    /// Its process's id; 0 if that is not known.
     pub process: u32,
-    /// Spans that it has.
+    /// How many spans it has.
     pub spans: usize,
-    /// Bytes of these.
+    /// Bytes of these spans.
     pub bytes: usize,
-    /// Bytes of the blocks in them that are allocated, by whomever they are used.
+    /// Bytes of the blocks in them that are allocated, no matter who uses these.
     pub allocated: usize,
 }
 
-/// A span, which a thread has blocks of one size from.
+/// A span, from which a thread takes blocks of one size.
 ///
 /// ```
 /// # use shmkit::{Pool, inspect::Observer};
@@ -55,11 +55,11 @@ pub struct Participant {
 pub struct Span {
     /// Its first address.
     pub start: usize,
-    /// Its bytes.
+    /// How many bytes it has.
     pub bytes: usize,
-    /// The slot of whoever has it; 0 stands for nobody.
+    /// The slot of its owner; 0 stands for nobody.
     pub slot: usize,
-    /// Bytes of its blocks that are allocated.
+    /// How many bytes of its blocks are allocated.
     pub allocated: usize,
 }
 
@@ -81,7 +81,8 @@ pub(super) fn spans_of(arena: Arena) -> impl Iterator<Item = Span> {
     })
 }
 
-/// Who has how much: nobody first, if nobody has anything, then the threads by their slots.
+/// Who has how much: first nobody, if there is anything that nobody has, then the threads by their
+/// slots.
 ///
 /// Blocks of whole slices (above 32 KiB) have no owner and are not counted here.
 ///
@@ -122,7 +123,7 @@ pub(super) fn participants_of(arena: Arena) -> Vec<Participant> {
     all.into_values().collect()
 }
 
-/// The process of a slot's thread; 0 where that is not known.
+/// The process of a slot's thread; 0 if that is not known.
 pub(super) fn pid_of(arena: Arena, slot: &Slot) -> u32 {
     let record = Tag::of_word(slot.watched.process.load(Ordering::Acquire));
     let known = record.slot() != 0 && record.slot() < arena.process_count();
@@ -130,7 +131,7 @@ pub(super) fn pid_of(arena: Arena, slot: &Slot) -> u32 {
     pid.unwrap_or(0)
 }
 
-/// A process that takes part in a pool, or did and is not recovered yet.
+/// A process that takes part in a pool, or did so and is not recovered yet.
 ///
 /// ```
 /// # use shmkit::{Pool, inspect::Observer};
@@ -146,18 +147,18 @@ pub(super) fn pid_of(arena: Arena, slot: &Slot) -> u32 {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct ProcessReport {
-    /// Its id, in the namespace of the pool's processes; 0 for a child on its way.
+    /// Its id, in the namespace of the pool's processes; 0 for a child that is being forked.
     pub process: u32,
-    /// Whether it lives, as far as can be told from here.
+    /// Whether it lives, as far as this process can tell.
     pub alive: bool,
-    /// Its program's name, if the system tells.
+    /// Its program's name, if the system reports it.
     pub command: Option<String>,
-    /// Threads of it that have a slot.
+    /// How many of its threads have a slot.
     pub threads: usize,
-    /// How many of these are in the middle of a change: after a death, somebody is to complete or
+    /// How many of these are in the middle of a change: after a death, somebody must complete or
     /// undo it.
     pub changing: usize,
-    /// Objects that it has handles of.
+    /// How many objects it has handles of.
     pub objects: usize,
 }
 
@@ -192,13 +193,13 @@ fn in_our_namespace(arena: Arena) -> bool {
     process::pid_namespace().is_ok_and(|ours| ours == theirs)
 }
 
-/// Nothing is noted: who only looks buries nobody.
+/// Nothing is noted: a process that only looks buries nobody.
 fn is_alive(record: &Process, here: bool) -> bool {
     let pid = record.pid.get();
     let gone = || process::process_is_gone(pid, record.start.load(Ordering::Acquire));
     match record.state().phase {
         ProcessPhase::Forking => true,
-        // The mark is one thread's death.
+        // The mark means only that one thread died.
         ProcessPhase::Live if here => !gone(),
         ProcessPhase::Live => !record.life.owner_died(),
         ProcessPhase::Free | ProcessPhase::Dead | ProcessPhase::Aborted => false,
