@@ -33,7 +33,7 @@ pub struct Cli {
 enum Command {
     /// List the named pools: size, owner, who is attached, whether anybody has it.
     Ls {
-        /// Only those whose names begin so.
+        /// Only those whose names begin with this.
         #[arg(long, default_value = "")]
         prefix: String,
     },
@@ -42,7 +42,7 @@ enum Command {
     /// Watch a pool: participants, what they hold and wait for, how their memory grows.
     Top {
         pool: OsString,
-        /// Print one report and end, as where standard output is no terminal.
+        /// Print one report and end, as when standard output is not a terminal.
         #[arg(long)]
         once: bool,
         /// Seconds between two looks.
@@ -87,22 +87,22 @@ enum Command {
         /// Do it.
         #[arg(long)]
         yes: bool,
-        /// Only those whose names begin so.
+        /// Only those whose names begin with this.
         #[arg(long, default_value = "")]
         prefix: String,
     },
-    /// Remove pools that nobody has; without --yes, say whether it could be done.
+    /// Remove pools that nobody has; without --yes, say whether they could be removed.
     Rm {
         #[arg(required = true)]
         pools: Vec<OsString>,
         /// Do it.
         #[arg(long)]
         yes: bool,
-        /// Also files that are damaged, or no pools.
+        /// Also remove files that are damaged or are not pools.
         #[arg(long)]
         damaged: bool,
     },
-    /// Measure some rates of allocator, locks and containers on this machine.
+    /// Measure some rates of the allocator, locks and containers on this machine.
     RunBench {
         /// Seconds for each figure.
         #[arg(long, default_value_t = 0.2, value_parser = seconds)]
@@ -121,7 +121,8 @@ fn seconds(text: &str) -> Result<f64, String> {
     }
 }
 
-/// The arguments, or why they are none: help and version, which are no failure, are printed here.
+/// The arguments, or why there are none: help and version, which are not failures, are printed
+/// here.
 pub fn parse() -> Outcome<Cli> {
     Cli::try_parse().map_err(|error| {
         let code = if error.use_stderr() {
@@ -130,7 +131,7 @@ pub fn parse() -> Outcome<Cli> {
             Code::Problems
         };
         if code == Code::Usage {
-            // The first lines say it; the rest is how to use the command.
+            // The first lines are the message; the rest explains how to use the command.
             let text = error.render().to_string();
             let mut said = text.split("\n\n").next().unwrap_or_default().to_owned();
             if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
@@ -146,12 +147,12 @@ pub fn parse() -> Outcome<Cli> {
     })
 }
 
-/// Prints a whole answer.
+/// Prints a complete answer.
 fn print(text: &str) -> Outcome {
     written(std::io::stdout().write_all(text.as_bytes()))
 }
 
-/// What was printed must have come out. A reader that has gone away has seen enough.
+/// Checks that what was printed has been written. A reader that has gone away has seen enough.
 fn written(printed: std::io::Result<()>) -> Outcome {
     match printed.and_then(|()| std::io::stdout().flush()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
@@ -243,7 +244,7 @@ impl Cli {
             Command::Import { pool, object, file } => {
                 let read = npy::read(&file)?;
                 let name = place(pool.as_ref())?;
-                // SAFETY: by the user's word that the pool's programs cooperate with this one.
+                // SAFETY: the user states that the pool's programs cooperate with this one.
                 let pool = unsafe { Pool::open(&name) }
                     .map_err(|error| Failure::from(error).about(&shown(pool.as_ref())))?;
                 let (dtype, shape) = (&read.dtype, &read.shape);
@@ -291,7 +292,7 @@ fn check(pool: &Path, json: bool) -> Outcome {
         _ if info.processes.is_empty() => ("at rest", observer.check_quiescent()),
         _ => match observer.check() {
             found if found.is_ok() => {
-                // SAFETY: it is recovered and checked, and no more.
+                // SAFETY: the copy is only recovered and checked.
                 let copy = unsafe { observer.into_copy() }.map_err(Failure::from)?;
                 copy.recover();
                 ("a copy, recovered", copy.check_quiescent())
@@ -317,7 +318,7 @@ fn check(pool: &Path, json: bool) -> Outcome {
     ))
 }
 
-/// What became, or would become, of a pool.
+/// What was done, or would be done, with each pool.
 fn told(yes: bool, removed: &[String], kept: &[(String, String)], json: bool) -> Outcome {
     let data = json!({
         "dry_run": !yes,
@@ -339,7 +340,7 @@ fn told(yes: bool, removed: &[String], kept: &[(String, String)], json: bool) ->
     print(&if json { format!("{data:#}\n") } else { text })
 }
 
-/// Removes a pool, or says whether it could be.
+/// Removes a pool, or tells whether it could be removed.
 fn remove(pool: &Path, what: Removable, yes: bool) -> Result<(), RemoveError> {
     let name = place(pool)?;
     match yes {
@@ -378,7 +379,7 @@ fn rm(pools: &[OsString], yes: bool, damaged: bool, json: bool) -> Outcome {
         }
     }
     match first {
-        // One line says it all.
+        // A single line is enough.
         Some(failure) if pools.len() == 1 => Err(failure),
         Some(failure) => told(yes, &removed, &kept, json).and(Err(failure)),
         None => told(yes, &removed, &kept, json),

@@ -23,7 +23,7 @@ fn refused(error: impl std::error::Error) -> Failure {
     Failure::new(Code::System, line(&error))
 }
 
-/// Repeats `f` for that time; the rate.
+/// Repeats `f` for that time; returns the rate.
 fn rate(name: &'static str, limit: Duration, mut f: impl FnMut(u64)) -> Rate {
     let start = Instant::now();
     let mut count = 0;

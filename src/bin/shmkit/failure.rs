@@ -6,7 +6,7 @@ use shmkit::inspect::RemoveError;
 use shmkit::numbers::{NumbersError, StoreNumbersError};
 use shmkit::{AttachError, NamedError};
 
-/// Exit codes. The table in [`HELP`] and in `docs/cli.md` says the same.
+/// Exit codes. The tables in [`HELP`] and in `docs/cli.md` list the same codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Code {
     Problems = 1,
@@ -37,7 +37,7 @@ Exit codes:
 #[derive(Debug)]
 pub struct Failure {
     pub code: Code,
-    /// `None` if everything was said.
+    /// `None` if everything has been printed already.
     pub message: Option<String>,
 }
 
@@ -52,7 +52,7 @@ impl Failure {
         }
     }
 
-    /// Says which pool, object or file it is about.
+    /// Adds which pool, object or file it is about.
     pub fn about(mut self, what: &str) -> Self {
         self.message = self.message.map(|message| format!("{what}: {message}"));
         self

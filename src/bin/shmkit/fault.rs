@@ -1,8 +1,8 @@
 //! Panics and faults as one line and an exit code.
 //!
-//! What is read from a pool is checked, so neither happens with a pool that is sound. A damaged one
-//! that leads a report astray all the same, out of the pool's memory for instance, is to end in a
-//! line like any other error, not in a dump.
+//! What is read from a pool is checked, so neither happens with a sound pool. If a damaged pool
+//! nevertheless leads a report astray, for instance out of the pool's memory, the command must end
+//! with one line, as for any other error, and not with a core dump.
 
 use crate::failure::Code;
 
@@ -25,7 +25,7 @@ pub fn install() {
         eprintln!("shmkit: the pool is damaged: a report could not be made{place}");
     }));
     for signal in [libc::SIGSEGV, libc::SIGBUS] {
-        // SAFETY: zeros are a valid `sigaction`; the handler calls what is async-signal-safe only.
+        // SAFETY: zeros are a valid `sigaction`; the handler calls only what is async-signal-safe.
         unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
             action.sa_sigaction = on_fault as extern "C" fn(libc::c_int) as usize;
@@ -35,8 +35,8 @@ pub fn install() {
     }
 }
 
-/// Where a file may not become so long (`RLIMIT_FSIZE`), a write is to fail, and not to end the program.
+/// If a file may not become that long (`RLIMIT_FSIZE`), a write must fail, and not end the program.
 pub fn ignore_size_limit() {
-    // SAFETY: no handler is given. Nobody else of this program asks for the signal.
+    // SAFETY: no handler is installed. No other code in this program uses the signal.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }

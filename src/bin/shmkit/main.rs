@@ -1,6 +1,7 @@
-//! The command `shmkit`: what pools there are, what is in them, and the removal of leftovers.
+//! The command `shmkit`: which pools exist, what is in them, and the removal of leftovers.
 //!
-//! Arguments and printing only. What is printed comes from `shmkit::inspect` and `shmkit::numbers`.
+//! This has only arguments and printing. What is printed comes from `shmkit::inspect` and
+//! `shmkit::numbers`.
 //!
 //! | module | what |
 //! |---|---|
@@ -11,7 +12,7 @@
 //! | `npy` | matrices, arrays and numbers to and from `.npy` files |
 //! | `top` | the live view |
 //! | `bench` | rates of this machine |
-//! | `fault` | a damaged pool that leads astray ends in a message |
+//! | `fault` | turns panics and faults over a damaged pool into a message |
 
 mod args;
 mod bench;
@@ -29,11 +30,11 @@ fn main() -> std::process::ExitCode {
     let failure = match outcome {
         Ok(Ok(())) => return std::process::ExitCode::SUCCESS,
         Ok(Err(failure)) => failure,
-        // Told by the hook.
+        // The hook has printed the message.
         Err(_) => return failure::Code::Damaged.into(),
     };
     if let Some(message) = &failure.message {
-        // Nobody is left to tell if this fails.
+        // If this fails, there is nobody left to tell.
         let line = format!("shmkit: {}\n", report::plain(message));
         let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
     }

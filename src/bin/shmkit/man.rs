@@ -4,7 +4,8 @@ use clap::Command;
 use clap_mangen::Man;
 use clap_mangen::roff::Roff;
 
-/// The page, for `man`. `Man::render` would refer to a page of its own for each command, and there is none.
+/// The page, for `man`. `Man::render` would refer to a separate page for each command, and there
+/// are none.
 pub fn page(command: Command) -> std::io::Result<String> {
     let root = Man::new(command.clone().disable_help_subcommand(true));
     let mut page = Vec::new();
@@ -22,7 +23,7 @@ pub fn page(command: Command) -> std::io::Result<String> {
     root.render_extra_section(&mut page)?;
     root.render_version_section(&mut page)?;
     let page = String::from_utf8_lossy(&page);
-    // Each part begins as a page does.
+    // Each part begins like a page.
     let beginning = Roff::new().render();
     Ok(beginning.clone() + &page.replace(&beginning, ""))
 }
@@ -43,7 +44,7 @@ fn commands_part(command: &Command, page: &mut Vec<u8>) -> std::io::Result<()> {
     if command.get_arguments().next().is_some() {
         part.render_options_section(&mut text)?;
     }
-    // What are sections of a page are paragraphs here.
+    // Sections of a page become paragraphs here.
     for line in String::from_utf8_lossy(&text).lines() {
         let line = if line.starts_with(".SH") { ".PP" } else { line };
         page.extend(line.bytes().chain([b'\n']));

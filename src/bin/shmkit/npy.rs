@@ -35,7 +35,8 @@ macro_rules! with_type {
     };
 }
 
-/// Whether a path stands for standard output: `-`, or what leads to the same, as `/dev/stdout` does.
+/// Whether a path stands for standard output: `-`, or a path that leads to the same file, such as
+/// `/dev/stdout`.
 pub fn is_stdout(path: &Path) -> bool {
     path.as_os_str() == "-" || leads_to(path, rustix::fs::fstat(std::io::stdout()))
 }
@@ -51,15 +52,16 @@ fn leads_to(path: &Path, file: rustix::io::Result<Stat>) -> bool {
     file.is_ok() && file == rustix::fs::stat(path).map(place)
 }
 
-/// Writes a file. One that cannot be written whole is not left behind, and what was there stays.
+/// Writes a file. A file that cannot be written completely is not left behind, and what was there
+/// stays.
 pub fn write(path: &Path, to_stdout: bool, numbers: &Numbers, bytes: &[u8]) -> Outcome {
     let written = match std::fs::metadata(path) {
         _ if to_stdout => match write_to(std::io::stdout().lock(), numbers, bytes) {
-            // Whoever reads has had enough.
+            // The reader has seen enough.
             Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
             written => written,
         },
-        // Into a device or a pipe.
+        // Written directly into a device or a pipe.
         Ok(there) if !there.is_file() => open(path).and_then(|file| write_to(file, numbers, bytes)),
         Err(_) if path.is_symlink() => {
             Err(std::io::Error::other("it is a link that leads nowhere"))
@@ -69,20 +71,20 @@ pub fn write(path: &Path, to_stdout: bool, numbers: &Numbers, bytes: &[u8]) -> O
     written.map_err(|error| Failure::from(error).about(&path.display().to_string()))
 }
 
-/// A new file in the same directory: without a name, so that it goes with this process, if the file system
-/// has such files, and `/proc`, which is needed to name it in the end, is there. Else it has a name, and stays if
-/// this process is killed.
+/// A new file in the same directory. It has no name, so that it goes with this process, if the file
+/// system supports such files and `/proc`, which is needed to name the file in the end, is there.
+/// Otherwise it has a name, and stays if this process is killed.
 fn beside(path: &Path) -> std::io::Result<(Option<PathBuf>, File)> {
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
     let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
-    // As other new files: the process's mask is taken from it.
+    // The same mode as for other new files: the process's mask is subtracted from it.
     match rustix::fs::open(directory, flags, Mode::from_raw_mode(0o666)) {
         Ok(file) if Path::new("/proc/self/fd").exists() => return Ok((None, file.into())),
         Ok(_) => {}
-        // What a file system says that has none, or a kernel.
+        // What a file system, or a kernel, returns that does not support such files.
         Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT | Errno::INVAL) => {}
         Err(error) => return Err(error.into()),
     }
@@ -90,7 +92,7 @@ fn beside(path: &Path) -> std::io::Result<(Option<PathBuf>, File)> {
     Ok((Some(name), file))
 }
 
-/// Makes something with a name that nothing has in the same directory.
+/// Makes something in the same directory, with a name that nothing else there has.
 fn named<T>(
     path: &Path,
     make: impl Fn(&Path) -> std::io::Result<T>,
@@ -99,14 +101,14 @@ fn named<T>(
     loop {
         let new = path.with_file_name(format!(".shmkit-export-{number}"));
         match make(&new) {
-            // Of one that was killed.
+            // The file of a process that was killed.
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => number += 1,
             made => return Ok((new, made?)),
         }
     }
 }
 
-/// Gives a file without a name one.
+/// Gives a name to a file without one.
 fn link(file: &File, name: &Path) -> std::io::Result<()> {
     let from = format!("/proc/self/fd/{}", file.as_raw_fd());
     Ok(rustix::fs::linkat(
@@ -122,7 +124,7 @@ fn open(path: &Path) -> std::io::Result<File> {
     File::options().write(true).open(path)
 }
 
-/// Puts a new file in the place of what is there, once it is whole.
+/// Puts a new file in the place of an existing one, once the new file is complete.
 fn replace(
     path: &Path,
     there: Option<&Metadata>,
@@ -131,21 +133,22 @@ fn replace(
 ) -> std::io::Result<()> {
     let mut path = path.to_owned();
     if there.is_some() {
-        // Only what may be written to is replaced, and what a symbolic link leads to, not the link.
+        // Only a file that may be written to is replaced; if the path is a symbolic link, its
+        // target is, and not the link.
         open(&path)?;
         path = path.canonicalize()?;
     }
     let (mut name, file) = beside(&path)?;
     let written = write_to(&file, numbers, bytes).and_then(|()| {
         if let Some(there) = there {
-            // Where this user may. Before the mode, of which it takes a part.
+            // If this user may. Before the mode is set, since this clears a part of the mode.
             let _ = fchown(&file, Some(there.uid()), Some(there.gid()));
             file.set_permissions(there.permissions())?;
         }
         let new = match &name {
             Some(new) => new,
             None if there.is_none() && link(&file, &path).is_ok() => return Ok(()),
-            // Only what has a name takes the place of another, in the next step.
+            // Only a file with a name can take the place of another, in the next step.
             None => name.insert(named(&path, |new| link(&file, new))?.0),
         };
         std::fs::rename(new, &path)
@@ -176,10 +179,12 @@ fn write_to(out: impl Write, numbers: &Numbers, bytes: &[u8]) -> std::io::Result
     out.flush()
 }
 
-/// Whether a file's header has more brackets than its own and its shape's, as types of several fields have. The reader takes
-/// twice as long for each that lies in another. All that open one count: what is a string's own, only who reads the header knows.
+/// Whether a file's header has more brackets than its own and its shape's, as it has for types of
+/// several fields. The reader takes twice as long for each bracket that lies in another. Every
+/// opening bracket counts: whether one belongs to a string is only known to code that parses the
+/// header.
 fn is_nested(file: &File) -> std::io::Result<bool> {
-    /// Much more than the header of anything that can be stored takes.
+    /// Much more than the header of anything that can be stored needs.
     const MOST: usize = 4096;
     let mut bytes = [0; MOST];
     let mut length = 0;
@@ -191,9 +196,9 @@ fn is_nested(file: &File) -> std::io::Result<bool> {
             Err(error) => return Err(error),
         }
     }
-    // The version is behind the magic number, and then comes the header's length.
+    // The version is behind the magic number, followed by the header's length.
     let (start, end) = match bytes {
-        // What is no such file has no header.
+        // A file of another kind has no header.
         _ if !bytes.starts_with(b"\x93NUMPY") => return Ok(false),
         [_, _, _, _, _, _, 1, _, a, b, ..] => (10, 10 + usize::from(u16::from_le_bytes([a, b]))),
         [_, _, _, _, _, _, _, _, a, b, c, d, ..] => {
@@ -214,7 +219,8 @@ pub fn read(path: &Path) -> Outcome<Read> {
     if is_nested(&file).map_err(|error| unsuitable(format!("this is no .npy file: {error}")))? {
         return Err(unsuitable("its elements are no plain numbers".into()));
     }
-    // The reader multiplies the lengths without looking, which panics where overflows do.
+    // The reader multiplies the lengths without checking, which panics in builds with overflow
+    // checks.
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
     let opened = std::panic::catch_unwind(move || NpyFile::new(BufReader::new(file)));
@@ -231,7 +237,7 @@ pub fn read(path: &Path) -> Outcome<Read> {
     }
     let described = npy.dtype().descr();
     let described = described.trim_matches('\'');
-    // The reader turns big-endian elements round.
+    // The reader converts big-endian elements.
     let dtype = described.replacen('>', "<", 1);
     let order = npy.order();
     let whole = |len: u64| usize::try_from(len).map_err(|_| unsuitable("it is too large".into()));

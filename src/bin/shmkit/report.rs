@@ -4,12 +4,12 @@ use serde_json::{Value, json};
 use shmkit::Stats;
 use shmkit::inspect::{Info, Listed, LockReport, ObjectReport, Observer, Participant, PoolState};
 
-/// What a column has.
+/// What a column contains.
 #[derive(Clone, Copy)]
 pub enum Column {
-    /// To the left.
+    /// Aligned to the left.
     Text,
-    /// To the right, the head too.
+    /// Aligned to the right, including the heading.
     Number,
 }
 
@@ -40,8 +40,8 @@ pub fn row<const N: usize>(cells: [&dyn std::fmt::Display; N]) -> [String; N] {
     cells.map(|cell| plain(&cell.to_string()))
 }
 
-/// Text for a terminal and for one line. Names come from pools and from files: characters that would end
-/// the line, or that a terminal obeys or does not show, are written out.
+/// Text for a terminal and for one line. Names come from pools and from files: characters that
+/// would end the line, or that a terminal interprets or does not show, are escaped.
 pub fn plain(text: &str) -> String {
     let mut plain = String::new();
     for c in text.chars() {
@@ -53,7 +53,7 @@ pub fn plain(text: &str) -> String {
     plain
 }
 
-/// Bytes for people.
+/// A number of bytes, formatted for people.
 pub fn bytes(count: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
     let mut value = count as f64;
@@ -95,7 +95,7 @@ fn alive(info: &Info) -> usize {
         .count()
 }
 
-/// Those that have not left the pool before they ended, by whatever cause.
+/// The processes that have ended, by whatever cause, without leaving the pool.
 fn ended(info: &Info) -> usize {
     info.processes.len() - alive(info)
 }
@@ -112,7 +112,7 @@ pub fn list(all: &[Listed]) -> String {
         &"UID",
         &"CREATOR",
     ])];
-    // The text of an error is no cell.
+    // The text of an error does not fit into a cell.
     let mut bad = String::new();
     for pool in all {
         match &pool.info {
@@ -159,7 +159,7 @@ pub fn list_json(all: &[Listed]) -> Value {
     all.iter().map(of).collect()
 }
 
-/// All that `info` tells.
+/// Everything that `info` shows.
 pub struct Whole {
     info: Info,
     stats: Stats,

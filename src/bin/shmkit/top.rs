@@ -1,8 +1,8 @@
 //! The live view: who takes part, what is held and waited for, how the memory changes.
 //!
-//! An allocation is counted nowhere, so that it stays cheap. What is shown is by how much the
-//! allocated bytes of each span have changed since the last look: where there are more, so much was
-//! allocated at least, and where there are less, freed.
+//! Allocations are not counted anywhere, so that they stay cheap. What is shown is how much the
+//! allocated bytes of each span have changed since the last look: if they have increased, at least
+//! that much was allocated, and if they have decreased, at least that much was freed.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, mpsc};
@@ -29,7 +29,7 @@ struct Look {
     at: Instant,
     stats: Stats,
     participants: Vec<Participant>,
-    /// By their addresses.
+    /// By address.
     spans: BTreeMap<usize, Span>,
     processes: Vec<ProcessReport>,
     locks: Vec<LockReport>,
@@ -48,7 +48,7 @@ impl Look {
     }
 }
 
-/// Bytes a second.
+/// Bytes per second.
 struct Rates {
     allocated: f64,
     freed: f64,
@@ -73,8 +73,8 @@ impl View {
         (now as f64 - before as f64) / seconds
     }
 
-    /// Bytes a second that were allocated, and that were freed, in the spans that a participant has
-    /// now: so many at least.
+    /// Bytes per second that were allocated, and that were freed, in the spans that a participant
+    /// has now: at least this many.
     fn rates(&self, participant: &Participant) -> Rates {
         let of_it = |span: &&Span| span.slot == participant.slot;
         let (mut allocated, mut freed) = (0, 0);
@@ -84,7 +84,7 @@ impl View {
             allocated += span.allocated.saturating_sub(before);
             freed += before.saturating_sub(span.allocated);
         }
-        // What it has given back was empty by then.
+        // A span that it has given back was empty by then.
         let gone = |span: &&Span| !self.now.spans.contains_key(&span.start);
         let given_back = self.before.spans.values().filter(of_it).filter(gone);
         freed += given_back.map(|span| span.allocated).sum::<usize>();
@@ -175,7 +175,7 @@ fn signed(rate: f64) -> String {
     format!("{sign}{}", bytes(rate.abs() as u64))
 }
 
-/// Held while something is done to the terminal, and for good by who gives it back.
+/// Held while something is done to the terminal, and kept for good by the thread that restores it.
 static SCREEN: Mutex<()> = Mutex::new(());
 
 /// Shows the pool on the terminal until somebody presses q, Escape or Ctrl-C, or a signal ends it.
@@ -190,10 +190,10 @@ pub fn watch(observer: &Observer, name: &str, interval: Duration) -> Outcome {
     outcome.map_err(Failure::from)
 }
 
-/// From here on, a signal that ends the process finds the terminal as it was before; unless that takes nothing, as
-/// when nobody reads what is drawn: then it is not waited for.
+/// From here on, a signal that ends the process first restores the terminal. If the terminal
+/// accepts nothing, because nobody reads what is drawn, this is waited for only for a limited time.
 fn give_back_when_signalled() -> Outcome {
-    /// How long giving back may take.
+    /// How long restoring the terminal may take.
     const LIMIT: Duration = Duration::from_secs(1);
     let mut signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM])?;
     std::thread::spawn(move || {
@@ -203,7 +203,7 @@ fn give_back_when_signalled() -> Outcome {
         let (tell, told) = mpsc::channel();
         std::thread::spawn(move || {
             std::mem::forget(SCREEN.lock());
-            // After a hangup there is none.
+            // After a hangup there is no terminal.
             let _ = ratatui::try_restore();
             let _ = tell.send(());
         });
