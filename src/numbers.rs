@@ -1,14 +1,15 @@
-//! Matrices and arrays of numbers, as programs see them that know nothing of this library.
+//! Matrices and arrays of numbers, as seen by programs that know nothing of this library.
 //!
 //! A pool is a file, and the elements of a [`Matrix`] or an [`Array`] lie in it in one piece, in
-//! row-major order. So whoever knows where (offset, shape, strides, element type) can map the file
-//! and read and write them in place, NumPy's `memmap` for instance; see `docs/numpy.md`.
+//! row-major order. So a program that knows where they are (offset, shape, strides, element type)
+//! can map the file and read and write them in place, for instance with NumPy's `memmap`; see
+//! `docs/numpy.md`.
 //!
 //! # Rationale
 //!
-//! A pool knows the types of its objects by their fingerprints only. There are few types that are
+//! A pool knows the types of its objects only by their fingerprints. There are few types that are
 //! made of numbers, and this program can compute the fingerprint of each, so nothing has to be
-//! stored: a fingerprint that is none of these is not a matrix of numbers.
+//! stored: an object whose fingerprint is none of these is not made of numbers.
 //!
 //! ```
 //! use shmkit::{Matrix, Pool, numbers};
@@ -40,7 +41,7 @@ use crate::pool::{names, types};
 use crate::primitive::{Ordering, fence};
 use crate::{Array, KillSafe, Matrix, Movable, Pool, ShmSafe};
 
-/// What an object of numbers is.
+/// The kind of an object of numbers.
 ///
 /// ```
 /// use shmkit::numbers::{self, Kind};
@@ -63,7 +64,7 @@ pub enum Kind {
     Matrix,
     /// An [`Array`]: one dimension.
     Array,
-    /// A number, or an atomic one: no dimension.
+    /// A single number, plain or atomic: no dimension.
     Scalar,
 }
 
@@ -85,7 +86,7 @@ pub enum Kind {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Numbers {
-    /// What holds them.
+    /// What kind of object holds them.
     pub kind: Kind,
     /// The element type as NumPy writes it: byte order, kind, bytes (`<f8`, `|u1`).
     pub dtype: &'static str,
@@ -93,9 +94,9 @@ pub struct Numbers {
     pub offset: usize,
     /// The length of each dimension.
     pub shape: Vec<usize>,
-    /// Bytes from an element to the next one in each dimension.
+    /// Bytes from one element to the next in each dimension.
     pub strides: Vec<usize>,
-    /// Bytes an element.
+    /// Bytes per element.
     pub itemsize: usize,
 }
 
@@ -153,13 +154,13 @@ pub enum NumbersError {
     /// There is no object of that name.
     #[error("the pool has no object of that name")]
     NotFound,
-    /// The object is no matrix, array or number of a type that other programs know.
+    /// The object is not a matrix, an array or a number of a type that other programs know.
     #[error("the object is a {type_name}, not a matrix, an array or a number")]
     NotNumbers {
         /// The name of its type.
         type_name: String,
     },
-    /// The object's entry in the pool leads to no block of its size.
+    /// The object's entry in the pool does not lead to a block of its size.
     #[error("the object of that name is damaged")]
     Damaged,
     /// The object was given other storage again and again while it was read.
@@ -168,7 +169,7 @@ pub enum NumbersError {
     /// This process has no memory for a copy of the elements.
     #[error("there is no memory for {bytes} bytes")]
     NoMemory {
-        /// What they take.
+        /// The number of bytes that the elements need.
         bytes: usize,
     },
 }
@@ -190,8 +191,8 @@ fn fingerprint<T: ShmSafe>() -> u128 {
     T::TYPE.fingerprint()
 }
 
-/// As an [`Extent`]: `address` is that of a block of a matrix's layout, which an object of this very
-/// type has.
+/// An [`Extent`]: `address` is that of a block with a matrix's layout, which belongs to an object
+/// of this very type.
 fn matrix_extent<T: KillSafe + Movable>(
     arena: Arena,
     address: usize,
@@ -259,7 +260,7 @@ static KNOWN: &[Known] = known! {
     "<i8": i64, isize, AtomicI64, AtomicIsize;
 };
 
-/// What a named matrix, array or number of a pool looks like at this moment. A matrix that grows
+/// What a named matrix, array or number in a pool looks like at this moment. A matrix that grows
 /// moves.
 ///
 /// # Errors
@@ -278,7 +279,7 @@ pub fn describe(pool: Pool, name: &str) -> Result<Numbers, NumbersError> {
     named(pool.0, name)
 }
 
-/// How often something is looked at that keeps changing.
+/// How often to look again at something that keeps changing.
 const TRIES: usize = 16;
 
 pub(crate) fn named(arena: Arena, name: &str) -> Result<Numbers, NumbersError> {
@@ -295,12 +296,13 @@ pub(crate) fn named(arena: Arena, name: &str) -> Result<Numbers, NumbersError> {
     })
 }
 
-/// The same of an object, by its index.
+/// The same for an object, by its index.
 pub(crate) fn of_object(arena: Arena, index: usize) -> Result<Numbers, NumbersError> {
     look_again(|| look_up(arena, index, || true))
 }
 
-/// What the first look finds that finds anything but damage: where storage comes back to where it was, that may be none.
+/// The first result of `look` that is not damage: if storage returns to its former place, what
+/// looks like damage may be none.
 fn look_again(
     look: impl Fn() -> Option<Result<Numbers, NumbersError>>,
 ) -> Result<Numbers, NumbersError> {
@@ -316,8 +318,9 @@ fn look_again(
 }
 
 /// What an object is, if it has not changed meanwhile and `is_still` the one that is meant. Nothing
-/// is held or pinned, as an observer cannot: so the object may be destroyed, and its storage replaced,
-/// while we look. What two looks agree on was there, if the entry was the same before and after.
+/// is held or pinned, since an observer cannot do that: so the object may be destroyed, and its
+/// storage replaced, while we look. What two looks agree on was there, if the entry was the same
+/// before and after.
 fn look_up(
     arena: Arena,
     index: usize,
@@ -351,7 +354,7 @@ fn look(arena: Arena, index: usize) -> Result<Numbers, NumbersError> {
     for dimension in (1..shape.len()).rev() {
         strides[dimension - 1] = strides[dimension].saturating_mul(shape[dimension]);
     }
-    // Of no elements the place says nothing.
+    // If there are no elements, the place means nothing.
     let is_empty = shape.contains(&0);
     Ok(Numbers {
         kind: known.kind,
@@ -367,9 +370,9 @@ fn look(arena: Arena, index: usize) -> Result<Numbers, NumbersError> {
     })
 }
 
-/// The numbers and a copy of their bytes.
+/// The numbers, with a copy of their bytes.
 pub(crate) fn read(arena: Arena, name: &str) -> Result<(Numbers, Vec<u8>), NumbersError> {
-    // Whoever makes it grow replaces the storage, and may do so while we copy.
+    // A thread that makes the object grow replaces the storage, and may do so while we copy.
     for _ in 0..TRIES {
         let before = named(arena, name)?;
         let bytes = copy(arena, &before)?;
@@ -396,8 +399,9 @@ fn copy(arena: Arena, numbers: &Numbers) -> Result<Vec<u8>, NumbersError> {
     macro_rules! elements {
         ($atomic:ident) => {
             for address in (start..start + bytes).step_by(numbers.itemsize) {
-                // SAFETY: an aligned element within the pool's data. Others access it as one, too,
-                // or have claimed it: then this is a race of the caller's making, on plain bytes.
+                // SAFETY: an aligned element within the pool's data. Others also access it as an
+                // atomic, or have claimed it: then this is a race of the caller's making, on plain
+                // bytes.
                 let element = unsafe { &*std::ptr::with_exposed_provenance::<$atomic>(address) };
                 copy.extend_from_slice(&element.load(Ordering::Relaxed).to_ne_bytes());
             }

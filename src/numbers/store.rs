@@ -1,4 +1,4 @@
-//! Numbers of other programs', put into a pool.
+//! Puts numbers of other programs into a pool.
 
 use super::TRIES;
 use crate::{
@@ -24,35 +24,36 @@ pub enum StoreNumbersError {
     /// Elements of that type cannot be stored.
     #[error("elements of the type {dtype} cannot be stored")]
     UnknownType {
-        /// The type that was asked for.
+        /// The requested type.
         dtype: String,
     },
-    /// Matrices have two dimensions, arrays have one, numbers none, and none is 0 in a matrix.
+    /// Matrices have two dimensions, arrays one, and single numbers none; in a matrix, no dimension
+    /// is 0.
     #[error("numbers of the shape {shape:?} cannot be stored")]
     UnknownShape {
-        /// The shape that was asked for.
+        /// The requested shape.
         shape: Vec<usize>,
     },
-    /// There are fewer or more bytes than the shape says.
+    /// There are fewer or more bytes than the shape requires.
     #[error("there are {bytes} bytes, and the shape asks for {needed}")]
     WrongLength {
-        /// Bytes that there are.
+        /// The number of bytes given.
         bytes: usize,
-        /// Bytes that there must be.
+        /// The number of bytes needed.
         needed: usize,
     },
     /// The object of that name has another shape.
     #[error("the object of that name has the shape {found:?}, and the numbers have {shape:?}")]
     OtherShape {
-        /// The object's.
+        /// The object's shape.
         found: Vec<usize>,
-        /// The numbers'.
+        /// The numbers' shape.
         shape: Vec<usize>,
     },
     /// The object of that name is of another type, or has no room for its name.
     #[error(transparent)]
     Named(#[from] NamedError),
-    /// The name led to another object each time that it was looked at.
+    /// The name led to a different object each time it was looked up.
     #[error("the name keeps changing its object")]
     Changing,
     /// Somebody has claimed elements of the object.
@@ -83,14 +84,15 @@ pub enum StoreNumbersError {
 pub enum Stored {
     /// A new object has them.
     Created,
-    /// The object of that name has them now; of a number, a new object that has taken over the name.
+    /// The object of that name has them now; for a single number, a new object that has taken over
+    /// the name.
     Overwritten,
 }
 
 /// Puts numbers into the matrix (two dimensions) or array (one) of that name: over the elements of
-/// the one that there is, which must have the same type and shape, or into a new one if there is none. Of a
-/// number (no dimension) there may be references, so it is not changed: a new one takes over its name. `bytes`
-/// are the elements in row-major order and this machine's byte order.
+/// the existing one, which must have the same type and shape, or into a new one if there is none. A
+/// single number (no dimension) may have references to it, so it is not changed: a new one takes
+/// over its name. `bytes` are the elements in row-major order and this machine's byte order.
 ///
 /// # Errors
 ///
@@ -98,9 +100,9 @@ pub enum Stored {
 ///
 /// # Crash behaviour
 ///
-/// A new object has its name and all its numbers, or there is none. Overwriting is the work of an
-/// exclusive claim: a death in the middle leaves some old numbers and some new ones, each whole, and
-/// the claim is over. The name of a number leads to the old one or to the new one.
+/// A new object has its name and all its numbers, or there is none. Overwriting is done under an
+/// exclusive claim: a death in the middle leaves some old numbers and some new ones, each whole,
+/// and the claim is over. The name of a single number leads to the old one or to the new one.
 ///
 /// ```
 /// # use shmkit::{Array, Pool, numbers};
@@ -135,11 +137,11 @@ pub fn store(
     }
 }
 
-/// Copies, with one store an element: of a process that is killed on the way, each is the old one or
-/// the new one.
+/// Copies, with one store for each element: if the process is killed on the way, each element is
+/// the old one or the new one.
 fn overwrite<T: bytemuck::Pod + KillSafe>(target: &mut [T], elements: &[T]) {
     for (target, element) in target.iter_mut().zip(elements) {
-        // SAFETY: a place of the slice, which is ours to write to.
+        // SAFETY: a place in the slice, to which we may write.
         unsafe { std::ptr::write_volatile(target, *element) };
     }
 }
@@ -170,7 +172,7 @@ where
     elements.extend(each.map(bytemuck::pod_read_unaligned::<T>));
     for _ in 0..TRIES {
         match store_once(pool, name, shape, &elements) {
-            // Somebody else has given the name to another object meanwhile, or removed it.
+            // Another participant has given the name to another object meanwhile, or removed it.
             Err(StoreNumbersError::Named(NamedError::NameTaken | NamedError::NotFound)) => {}
             other => return other,
         }
@@ -178,7 +180,8 @@ where
     Err(StoreNumbersError::Changing)
 }
 
-/// The same of as many elements as the shape says; an error too if the name gets or loses its object meanwhile.
+/// The same for as many elements as the shape requires; it is also an error if the name gets or
+/// loses its object meanwhile.
 fn store_once<T>(
     pool: Pool,
     name: &str,
