@@ -1,14 +1,14 @@
 //! Atomics for the models: loom's, with two things added.
 //!
-//! **Sequential consistency.** loom takes a SeqCst access for AcqRel, and models SeqCst fences only.
-//! So an access that is SeqCst has a SeqCst fence before it, as compilers for POWER do it. That is
-//! a little more than the language promises (the fence orders what else is before it), so a model
-//! does not show that a SeqCst access next to a weaker one is enough. It does show that none is too
-//! weak by itself. A model that needs no such order shows the rest, with [`without_fences`].
+//! **Sequential consistency.** loom treats a SeqCst access as AcqRel, and models only SeqCst
+//! fences. So a SeqCst access has a SeqCst fence before it, as compilers for POWER do it. That is a
+//! little more than the language promises (the fence orders what else is before it), so a model
+//! does not show that a SeqCst access next to a weaker one is enough. It does show that no access
+//! is too weak by itself. A model that needs no such order shows the rest, with [`without_fences`].
 //!
-//! **Death.** A thread that has called [`kill_after`] ends by unwinding, with [`Killed`], instead of
-//! its n-th write. A death before a read is the same to all others as one after the write before
-//! it, so these are all deaths that there are.
+//! **Death.** A thread that has called [`kill_after`] ends by unwinding, with [`Killed`], instead
+//! of performing its n-th write. To all others, a death before a read is the same as one after the
+//! write before it, so these are all the deaths that are possible.
 
 use std::cell::Cell;
 
@@ -18,21 +18,21 @@ pub use loom::sync::atomic::{Ordering, fence};
 pub struct Killed;
 
 loom::thread_local! {
-    /// Writes that the thread has left, plus 1; 0 if it lives for ever.
+    /// How many writes the thread has left, plus 1; 0 if it lives for ever.
     static LEFT: Cell<usize> = Cell::new(0);
 }
 
-/// Lets this thread write `writes` times more, for `Some`, or for ever.
+/// For `Some`, lets this thread make `writes` more writes; otherwise it lives for ever.
 pub fn kill_after(writes: Option<usize>) {
     LEFT.with(|left| left.set(writes.map_or(0, |n| n + 1)));
 }
 
 thread_local! {
-    /// Whether SeqCst is AcqRel, for all threads of a model: they are one of the system's.
+    /// Whether SeqCst is AcqRel, for all threads of a model: these run in one system thread.
     static BARE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs models with no fence before what is SeqCst.
+/// Runs models without a fence before SeqCst accesses.
 pub fn without_fences(models: impl FnOnce()) {
     BARE.set(true);
     models();

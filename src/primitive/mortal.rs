@@ -1,8 +1,8 @@
 //! Atomics for the fuzzer: std's, with death added.
 //!
 //! A thread that has called [`kill_after`] stops short of its n-th write from then on, by unwinding
-//! with [`Killed`]: what it has written is what a process leaves that is killed there. A death before
-//! a read is the same to all others as one after the write before it.
+//! with [`Killed`]: what it has written by then is what a process leaves that is killed there. To
+//! all others, a death before a read is the same as one after the write before it.
 
 use std::cell::Cell;
 use std::ops::Deref;
@@ -13,24 +13,25 @@ use std::sync::atomic::{self, Ordering};
 pub struct Killed;
 
 thread_local! {
-    /// Writes that the thread has left, plus 1; 0 if it lives for ever; [`DEAD`].
+    /// How many writes the thread has left, plus 1; 0 if it lives for ever; or [`DEAD`].
     static LEFT: Cell<usize> = const { Cell::new(0) };
 }
 
-/// What [`LEFT`] is from a thread's death until it is said that it lives.
+/// The value of [`LEFT`] from a thread's death until the thread is declared alive again.
 const DEAD: usize = usize::MAX;
 
-/// Whether this thread has been killed, and is unwinding: it is to change nothing on its way.
+/// Whether this thread has been killed and is unwinding: it must change nothing on its way.
 pub fn is_killed() -> bool {
     LEFT.get() == DEAD
 }
 
-/// Lets this thread write `writes` times more, for `Some`, or for ever.
+/// For `Some`, lets this thread make `writes` more writes; otherwise it lives for ever.
 pub fn kill_after(writes: Option<usize>) {
     LEFT.set(writes.map_or(0, |n| n + 1));
 }
 
-/// Does something in which the thread does not die: what the kernel sees to when a thread does.
+/// Does something during which the thread does not die: what the kernel takes care of when a thread
+/// dies.
 pub fn spared<R>(does: impl FnOnce() -> R) -> R {
     let left = LEFT.replace(0);
     let done = does();
@@ -70,7 +71,7 @@ macro_rules! atomic {
         #[repr(transparent)]
         pub struct $name(atomic::$name);
 
-        // What only reads.
+        // Operations that only read.
         impl Deref for $name {
             type Target = atomic::$name;
 
