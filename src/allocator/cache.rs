@@ -7,7 +7,7 @@
 //! | PARTIAL | in the list of spans with free blocks       | it is empty: the span goes back |
 //! | FULL    | in the list of spans without, or with few, as far as the owner knows | an eighth is free: it becomes PARTIAL |
 //!
-//! A free counts `until` down, and no more unless that reaches 0. So a span that was full is not
+//! A free counts `until` down, and is done unless that reaches 0. So a span that was full is not
 //! looked at for its first free block, but for an eighth of its blocks at once.
 //!
 //! Lists link span records by slice index and are written only by their owner; recovery does not

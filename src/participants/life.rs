@@ -102,8 +102,8 @@ pub(crate) fn bury_process(record: &Process, live: ProcessState, times: u64) -> 
     record.turn(live, dead) || record.state() != live
 }
 
-/// Whether a process or thread is gone, judged by its start, or, where times differ, as if its
-/// start were unknown.
+/// Whether a process or thread is gone, as `is_gone` says of its start; if start times mean
+/// something else here, it must say the same of an unknown start.
 fn believed(times: u64, start: u64, is_gone: impl Fn(u64) -> bool) -> bool {
     is_gone(start) && (start == 0 || !records::are_other_times_here(times) || is_gone(0))
 }

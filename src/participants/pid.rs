@@ -1,6 +1,6 @@
 //! Process ids: [`ProcessId`], as users see it, and `Pid`, the one in a process's record.
 //!
-//! # The id in the record
+//! # The record's
 //!
 //! A parent notes its child's id when `fork` has returned. By then the child may have lived and
 //! ended, and its record may be another process's, whose id must stay: a process that is taken for

@@ -59,8 +59,8 @@ pub enum CreateError {
         /// The address.
         base: usize,
     },
-    /// No address range was free: neither the requested one, nor, without a request, any that a
-    /// pool can have.
+    /// No address range was free: the requested one is taken, or, if none was requested, all that a
+    /// pool can have are.
     #[error("no address range is free for the pool{}", .base.map_or(format!(": a process can have {GRANULES} mapped"), |b| format!(" at {b:#x}")))]
     AddressTaken {
         /// The requested address, if there was one.

@@ -123,8 +123,8 @@ pub(crate) fn find(arena: Arena, name: &str) -> Option<usize> {
         .and_then(NameEntry::target)
 }
 
-/// Whether a pool's file has an object of that name. The pool need not be mapped; nobody may have
-/// it who could rename its objects.
+/// Whether a pool's file has an object of that name. The pool need not be mapped; no process may
+/// have it that could rename its objects.
 pub(super) fn is_in_file(fd: BorrowedFd<'_>, name: &str) -> rustix::io::Result<bool> {
     let mut header = [0; Identity::BYTES];
     read_at(fd, &mut header, 0)?;

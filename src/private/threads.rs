@@ -293,8 +293,8 @@ mod tests {
         assert!(works_in_a_child(works));
     }
 
-    /// The heap was not told of this child, which finds the common slot held by a thread that is
-    /// not there, which was in the middle of something.
+    /// The heap was not told of this child. The child finds the common slot held by a thread that
+    /// is not there, and that was in the middle of something.
     #[test]
     fn what_somebody_had_of_the_common_slot_is_recovered_in_a_child() {
         let arena = heap::known_or_new().unwrap();

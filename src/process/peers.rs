@@ -27,8 +27,8 @@
 //!
 //! 1. The fields of a place belong to the peer while it is CLAIMED, and are not written from then
 //!    on until it is FREE, except for `job`, which belongs to the master while the place is IDLE.
-//! 2. A job that a peer runs is RUNNING in the table of jobs. The master turns both words and alone
-//!    looks at them, until it has seen DONE or the peer's death.
+//! 2. A job that a peer runs is RUNNING in the table of jobs until the master has seen DONE or the
+//!    peer's death. The master turns both words, and is the only one to look.
 //! 3. The place names the peer's thread in the control pool. A peer is dead if that thread is gone.
 //!
 //! # Crash behaviour
