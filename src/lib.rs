@@ -3,11 +3,11 @@
 //! A [`Pool`] is memory that several processes have mapped at the same address. It hosts an
 //! allocator, locks ([`sync`]), containers and objects of your own types (`#[derive(ShmSafe)]`),
 //! used from every process through ordinary references: [`Array`], [`Matrix`], [`SharedCell`],
-//! [`HashMap`], [`MultiMap`], [`Queue`], [`Mailbox`], [`Buffer`], [`Heap`]. [`process::scope`] starts
-//! worker processes; [`process::run`] is a master whose workers start one another. A worker that is
-//! killed, at whatever instruction, leaves nothing locked, torn or leaked; whoever meets what it
-//! held takes it over. The feature `cli` builds the command `shmkit`, which lists, inspects and
-//! removes pools.
+//! [`HashMap`], [`MultiMap`], [`Queue`], [`Mailbox`], [`Buffer`], [`Heap`]. [`process::scope`]
+//! starts worker processes; [`process::run`] is a master whose workers start one another. A worker
+//! that is killed, at whatever instruction, leaves nothing locked, torn or leaked; any process that
+//! comes to what it held takes that over. The feature `cli` builds the command `shmkit`, which
+//! lists, inspects and removes pools.
 //!
 //! ```
 //! use shmkit::process::scope;
@@ -28,7 +28,7 @@
 //!
 //! # Layers
 //!
-//! Imports point downward only. [`guide::design`] says why things are as they are,
+//! Imports point downward only. [`guide::design`] explains the design decisions,
 //! [`guide::recovery`] what a kill leaves, operation by operation, and [`guide::tutorial`] how to
 //! begin.
 //!
@@ -85,7 +85,7 @@ pub mod sync;
 #[cfg(not(shmkit_loom))]
 mod sys;
 
-// All that there is for the models of `tests/loom`.
+// Everything that is compiled for the models of `tests/loom`.
 #[cfg(not(shmkit_loom))]
 mod primitive;
 #[cfg(shmkit_loom)]
@@ -105,7 +105,7 @@ pub use exports::*;
 #[doc = include_str!("../README.md")]
 mod readme {}
 
-/// So do those of the document on NumPy.
+/// So do the examples of the document on NumPy.
 #[cfg(all(doctest, not(shmkit_loom)))]
 #[doc = include_str!("../docs/numpy.md")]
 mod numpy {}
