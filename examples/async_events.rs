@@ -1,5 +1,5 @@
 //! Worker processes push their results to a queue in shared memory; a task of tokio awaits them, beside
-//! other tasks of its thread, which are not held up.
+//! other tasks on the same thread, which are not held up.
 //!
 //! ```text
 //! async_events [--workers N] [--results M]
@@ -59,7 +59,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
     let office = pool.create(office).map_err(|refused| refused.to_string())?;
     let (found, ticks) = scope(|s| {
         let found = have_found(s, &office, arguments);
-        // After a failure there are workers left, who would wait for room.
+        // After a failure there are workers left, which would wait for room.
         office.found.close();
         found
     })?;
@@ -69,13 +69,13 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What all workers find; and how often a clock struck meanwhile.
+/// Everything that the workers find, and how often a clock ticked meanwhile.
 fn have_found<'s>(
     s: &'s Scope<'s, '_>,
     office: &'s Office,
     arguments: Arguments,
 ) -> Result<(Vec<u64>, u32), Failure> {
-    // The processes before the runtime: its threads would not be theirs.
+    // The processes are started before the runtime, whose threads would not exist in them.
     let workers: Vec<_> = (0..arguments.workers)
         .map(|worker| s.spawn(move || find(office, worker, arguments)))
         .collect::<Result<_, _>>()?;
@@ -90,7 +90,7 @@ fn have_found<'s>(
     Ok(found)
 }
 
-/// A worker: of the prime numbers one, and then each time the one after as many as there are workers.
+/// A worker: finds the prime numbers that are its share, which is one of every N for N workers.
 fn find(office: &Office, worker: usize, arguments: Arguments) {
     let is_prime = |n: &u64| {
         (2..)
@@ -104,14 +104,14 @@ fn find(office: &Office, worker: usize, arguments: Arguments) {
     for prime in own.take(arguments.results) {
         match office.found.push(prime) {
             Ok(()) => office.news.set(),
-            // Nobody takes it any more.
+            // Nobody takes the results any more.
             Err(refused) if refused.cause == PushRefusal::Closed => return,
             Err(refused) => panic!("{refused}"),
         }
     }
 }
 
-/// Takes what is found until the workers have ended; and how often a clock struck meanwhile.
+/// Takes what is found until the workers have ended; also returns how often a clock ticked meanwhile.
 async fn await_results(
     office: &Office,
     ended: impl Fn() -> bool,
@@ -122,7 +122,7 @@ async fn await_results(
     let mut clock = tokio::time::interval(Duration::from_millis(1));
     let (mut found, mut ticks) = (Vec::new(), 0);
     loop {
-        // Before the look: what they pushed is there then.
+        // Checked before the queue: everything that ended workers pushed is there then.
         let last = ended();
         office.news.clear();
         loop {

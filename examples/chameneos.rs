@@ -5,8 +5,8 @@
 //! chameneos [MEETINGS] [--creatures N]
 //! ```
 //!
-//! After so many meetings the place sends everybody home. The meetings of all creatures then sum to
-//! twice those of the place, which is what the program exits with 1 for if it is not so.
+//! After that many meetings the place sends all creatures home. The meetings of all creatures then
+//! sum to twice those of the place; if not, the program exits with 1.
 
 #[macro_use]
 #[path = "common/say.rs"]
@@ -35,7 +35,7 @@ struct Arguments {
 
 const COLOURS: [&str; 3] = ["blue", "red", "yellow"];
 
-/// A creature has come.
+/// A creature has arrived.
 #[derive(Clone, Copy, Debug, ShmSafe)]
 struct Visit {
     creature: u32,
@@ -50,7 +50,8 @@ struct Answer {
 
 const CLOSED: u32 = u32::MAX;
 
-/// The colour of a creature after a meeting: its own if both had the same, else the third.
+/// The colour of a creature after a meeting: its own if both had the same, otherwise the third
+/// colour.
 fn complement(own: u32, mate: u32) -> u32 {
     if own == mate { own } else { 3 - own - mate }
 }
@@ -61,12 +62,12 @@ type Failure = Box<dyn std::error::Error>;
 #[derive(Clone, Copy)]
 struct Mail<'a> {
     visits: &'a Mailbox<Visit>,
-    /// By creature.
+    /// The mailboxes of the creatures, by number.
     answers: &'a [Shared<Mailbox<Answer>>],
 }
 
 impl Mail<'_> {
-    /// Ends all who wait for mail, if somebody has failed: they would wait for ever.
+    /// Ends all waits for mail if a process has failed: they would never end by themselves.
     fn or_close<T, E>(self, result: Result<T, E>) -> Result<T, E> {
         if result.is_err() {
             self.visits.close();
@@ -76,7 +77,7 @@ impl Mail<'_> {
     }
 }
 
-/// The place: pairs the creatures in the order of their coming, then sends all of them home.
+/// The place: pairs the creatures in the order of their arrival, then sends all of them home.
 fn place(mail: Mail<'_>, meetings: u64) -> Result<(), Failure> {
     let visits = mail.visits.receiver()?;
     let answer = |to: Visit, mate| mail.answers[to.creature as usize].send(Answer { mate });
@@ -105,7 +106,7 @@ fn creature(mail: Mail<'_>, creature: u32) -> Result<(u64, u32), Failure> {
     }
 }
 
-/// Has the place and the creatures at it; each one's meetings, and its colour at the end.
+/// Runs the place and the creatures; returns each creature's meetings, and its colour at the end.
 fn all_meet<'s>(
     s: &'s Scope<'s, '_>,
     mail: Mail<'s>,
@@ -126,7 +127,7 @@ fn all_meet<'s>(
     let mut ends = vec![NOBODY; running.len()];
     while !running.is_empty() {
         for (number, _, child) in those_that_ended(&mut running) {
-            // One that was killed has closed nothing.
+            // A process that was killed has closed nothing.
             ends[number] =
                 mail.or_close(child.join().map_err(Failure::from).and_then(|end| Ok(end?)))?;
         }
@@ -135,7 +136,7 @@ fn all_meet<'s>(
     Ok(ends)
 }
 
-/// What the place has in common with the creatures.
+/// What the place shares with the creatures.
 const NOBODY: (u64, u32) = (0, 0);
 
 fn meet(arguments: Arguments) -> Result<bool, Failure> {

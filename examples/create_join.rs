@@ -1,5 +1,5 @@
-//! Starts worker processes and joins them, one after another or many at once, and says how many a
-//! second; beside it, the same by bare fork, exit and wait.
+//! Starts worker processes and joins them, one after another or many at once, and prints how many
+//! per second; for comparison, it can do the same by bare fork, exit and wait.
 //!
 //! ```text
 //! create_join [--count N] [--at-once M] [--against-fork]
@@ -57,7 +57,7 @@ fn measure(worker: &Worker, arguments: Arguments) -> Result<Measured, String> {
 }
 
 fn measured(worker: &Worker, arguments: &Arguments) -> Result<Measured, Failure> {
-    // In rounds, so that both sides see the same machine.
+    // In rounds, so that both sides run under the same conditions.
     const ROUNDS: u64 = 10;
     let (mut ours, mut forks) = (Vec::new(), Vec::new());
     let mut left = arguments.count;
@@ -92,7 +92,7 @@ fn start_and_join(worker: &Worker, count: u64, at_once: u64) -> Result<(), Failu
     Ok(())
 }
 
-/// By the bare system call, without what libraries do around a fork.
+/// Forks by the bare system call, without what libraries do around a fork.
 fn fork_and_wait() -> Result<(), nix::Error> {
     // SAFETY: no memory and no stack is passed, so this forks; the child only exits.
     let child = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };

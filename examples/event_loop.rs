@@ -5,9 +5,10 @@
 //! event_loop [--port P] [--connections N]
 //! ```
 //!
-//! Prints `port: P`, then answers a line with a number by the number's square; a line that a
-//! worker cannot make sense of kills that worker alone, and a connection that fails is dropped
-//! alone. A client that sends no more still gets its answers. Ends after N connections.
+//! Prints `port: P`, then answers a line with a number by the number's square. A line that a worker
+//! cannot parse kills only that worker, and a connection that fails is dropped without effect on
+//! others. A client that sends no more still gets its answers. The program ends after N
+//! connections.
 
 #[macro_use]
 #[path = "common/say.rs"]
@@ -43,16 +44,16 @@ static SQUARE: Entry<String, u64> = Entry::new("square", |_, line| {
 const MASTER: Token = Token(0);
 const LISTENER: Token = Token(1);
 
-/// Lines are shorter, in bytes.
+/// Lines must be shorter than this, in bytes.
 const TOO_LONG: usize = 1 << 10;
 
 type Failure = Box<dyn std::error::Error>;
 
 struct Connection {
     stream: BufReader<TcpStream>,
-    /// As far as it has arrived.
+    /// The input as far as it has arrived.
     line: Vec<u8>,
-    /// How many answers are to come.
+    /// How many answers are still to come.
     questions: usize,
     /// No more lines come; the client may still wait for answers.
     is_read: bool,
@@ -67,7 +68,7 @@ impl Connection {
         if self.line.len() == TOO_LONG {
             return Err(io::Error::other("a line is too long"));
         }
-        // If it is no text, a worker will say so.
+        // If it is not text, a worker will say so.
         let line = String::from_utf8_lossy(&self.line).into_owned();
         self.line.clear();
         Ok(line)
@@ -88,7 +89,7 @@ impl Connection {
         Ok(())
     }
 
-    /// All that was asked is answered, and nothing more will be.
+    /// Whether all that was asked has been answered, and nothing more will be asked.
     fn is_over(&self) -> bool {
         self.is_read && self.questions == 0
     }
@@ -128,7 +129,7 @@ fn serve(arguments: &Arguments) -> Result<(), Failure> {
         }
         for event in &events {
             match event.token() {
-                // mio tells of changes only, so all that there is is dealt with.
+                // mio reports only changes, so everything that is pending is dealt with.
                 MASTER => while master.dispatch()? != Default::default() {},
                 LISTENER => {}
                 token => {
@@ -145,7 +146,8 @@ fn serve(arguments: &Arguments) -> Result<(), Failure> {
                 }
             }
         }
-        // Whatever has happened: one that was refused, for want of descriptors, is asked for again.
+        // Whatever has happened: a connection that was refused for lack of descriptors is tried
+        // again.
         while let Some(mut stream) = accept(&listener) {
             accepted += 1;
             let token = Token(LISTENER.0 + accepted as usize);
@@ -169,12 +171,12 @@ fn serve(arguments: &Arguments) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The next connection, if there is one that can be had.
+/// The next connection, if there is one that can be accepted.
 fn accept(listener: &TcpListener) -> Option<TcpStream> {
     loop {
         match would_block(listener.accept()) {
             Ok(accepted) => return accepted.map(|(stream, _)| stream),
-            // By the client. There may be others behind it.
+            // Aborted by the client. There may be others behind it.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
                 eprintln!("event_loop: no connection is accepted: {error}");
@@ -184,7 +186,7 @@ fn accept(listener: &TcpListener) -> Option<TcpStream> {
     }
 }
 
-/// Whether something has failed, for which a connection is dropped; says so.
+/// Whether something has failed for which a connection is dropped; prints a message if so.
 fn is_dropped(done: io::Result<()>) -> bool {
     if let Err(error) = &done {
         eprintln!("event_loop: a connection is dropped: {error}");
@@ -192,7 +194,7 @@ fn is_dropped(done: io::Result<()>) -> bool {
     done.is_err()
 }
 
-/// Answers what has been computed, and gives back what has not.
+/// Sends the answers that have been computed, and gives back the jobs whose answers have not.
 fn answer(
     questions: Vec<(Token, JoinHandle<u64>)>,
     connections: &mut HashMap<Token, Connection>,

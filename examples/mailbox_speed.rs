@@ -1,4 +1,4 @@
-//! Sends small messages to another process, and says how many a second.
+//! Sends small messages to another process, and prints how many per second.
 //!
 //! ```text
 //! mailbox_speed [COUNT] [--slots N]
@@ -28,7 +28,7 @@ struct Arguments {
 
 type Message = [u64; 3];
 
-/// What the messages sum to, whose numbers are counted on.
+/// The sum of the messages, which are consecutive numbers.
 fn expected(count: u64) -> u64 {
     (0..count).fold(0, |sum, n| {
         message(n).iter().fold(sum, |s, x| s.wrapping_add(*x))
@@ -39,7 +39,7 @@ fn message(n: u64) -> Message {
     [n, n ^ 1, n.rotate_left(7)]
 }
 
-/// Receives until the mailbox is closed; how many, and their sum.
+/// Receives until the mailbox is closed; returns how many messages came, and their sum.
 fn receive(mailbox: &Mailbox<Message>) -> Result<(u64, u64), RecvError> {
     let receiver = mailbox.receiver().map_err(|_| RecvError::Closed)?;
     let (mut count, mut sum) = (0, 0_u64);
@@ -53,13 +53,14 @@ fn receive(mailbox: &Mailbox<Message>) -> Result<(u64, u64), RecvError> {
     }
 }
 
-/// Sends a message, unless the receiver is over, as it is when it was killed: the mailbox does not know of that.
+/// Sends a message, unless the receiver has ended, for instance because it was killed: the mailbox does not know
+/// of that.
 fn send_unless(
     mailbox: &Mailbox<Message>,
     mut message: Message,
     over: impl Fn() -> bool,
 ) -> Result<(), PushError<Message>> {
-    /// How long it waits between two looks.
+    /// How long it waits between two checks.
     const LOOK: Duration = Duration::from_millis(100);
     loop {
         match mailbox.send_timeout(message, LOOK) {
@@ -76,7 +77,7 @@ fn send(arguments: Arguments) -> Result<f64, Box<dyn std::error::Error>> {
     let (count, sum) = scope(|s| -> Result<_, Box<dyn std::error::Error>> {
         let receiver = s.spawn(|| {
             let received = receive(&mailbox);
-            // If that has failed, nobody makes room.
+            // If the receiver has failed, nobody makes room.
             mailbox.close();
             received.map_err(|error| error.to_string())
         })?;

@@ -1,10 +1,10 @@
 //! Multiplies matrices on worker processes: many small ones, and one large one by bands of rows.
 //! The products are compared with those of one process alone.
 //!
-//! What is timed is the multiplication, on both sides with all memory mapped. Mapping it costs a
-//! process that was just forked more than multiplying small matrices: a page of memory is a fault
-//! when it is used for the first time. The time with that, and with starting and joining the
-//! workers, is printed as well.
+//! The multiplication is timed, on both sides with all memory mapped. Mapping it costs a process
+//! that was just forked more than multiplying small matrices: each page of memory causes a fault
+//! when it is used for the first time. The time including that, and including starting and joining
+//! the workers, is printed as well.
 //!
 //! ```text
 //! matmul [--count N] [--small S] [--large L] [--workers W]
@@ -44,7 +44,7 @@ struct Arguments {
     workers: u32,
 }
 
-/// The factors and products of a batch, one matrix below the other, and which is next.
+/// The factors and products of a batch, one matrix below the other, and which one is next.
 #[derive(Clone, Copy, Serialize, Deserialize)]
 struct Batch {
     order: usize,
@@ -52,7 +52,7 @@ struct Batch {
     right: Handle<Matrix<f64>>,
     product: Handle<Matrix<f64>>,
     next: Handle<Next>,
-    /// Passed by all workers at the beginning of what is timed.
+    /// All workers pass it at the beginning of what is timed.
     gate: Handle<Barrier>,
     workers: u32,
 }
@@ -67,8 +67,8 @@ static MULTIPLY: Entry<(Batch, u32), Result<Spent, String>> =
         multiply(worker, batch, workers).map_err(|e| e.to_string())
     });
 
-/// When a worker has worked, in seconds of the clock that all processes share, and how much of that
-/// it had a processor.
+/// When a worker has worked, in seconds of the clock that all processes share, and for how much of
+/// that time it had a processor.
 #[derive(Clone, Copy, Serialize, Deserialize)]
 struct Share {
     begun: f64,
@@ -79,14 +79,14 @@ struct Share {
 /// Seconds.
 #[derive(Clone, Copy, Serialize, Deserialize)]
 struct Spent {
-    /// That passed.
+    /// Wall time.
     wall: f64,
-    /// In which a processor was at it: of all that were, the one that had most.
+    /// Processor time: that of the worker that had the most.
     processor: f64,
 }
 
-/// What this process has had of a processor. It tells what the work was, on a machine whose other
-/// programs take their share of the time that passes.
+/// The processor time of this process. It tells how much work there was, on a machine where other
+/// programs take their share of the wall time.
 fn processor_seconds() -> f64 {
     seconds(ClockId::ProcessCPUTime)
 }
@@ -99,8 +99,8 @@ fn seconds(clock: ClockId) -> f64 {
 /// How often the first worker looks at all others while it waits for one.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// The first worker: has others do the work, and gives what it took them. If one fails, those who
-/// wait for it at the gate are ended with the run.
+/// The first worker: has others do the work, and returns the time that it took them. If one fails,
+/// those that wait for it at the gate are ended with the run.
 fn multiply(worker: &Worker, batch: Batch, workers: u32) -> Result<Spent, Box<dyn Error>> {
     let mut running = (0..workers)
         .map(|_| worker.start(&WORK, &batch))
@@ -146,15 +146,16 @@ impl Batch {
             };
             let factor = left.rows(band.clone())?;
             let mut target = product.rows_mut(band.clone())?;
-            // The matrix that these rows are of.
+            // The matrix to which these rows belong.
             let matrix = band.start / self.order * self.order;
             let other = right.rows(matrix..matrix + self.order)?;
             gemm(self.order, band.len(), &factor, &other, &mut target);
         }
     }
 
-    /// The next rows of the product for a worker: a matrix of many; of a single one, its share. A
-    /// multiplication begins by packing the whole other matrix, so a worker does that once.
+    /// The next rows of the product for a worker: one matrix if there are many; its share of the
+    /// rows if there is only one. A multiplication begins by packing the whole other matrix, so a
+    /// worker does that once.
     fn take(&self, next: &Next, rows: usize) -> Option<Range<usize>> {
         let step = match rows == self.order {
             true => rows.div_ceil(self.workers as usize),
@@ -165,7 +166,7 @@ impl Batch {
     }
 }
 
-/// Has this process's memory map filled, by looking at something in each page.
+/// Fills this process's page tables, by reading something in each page.
 fn map(matrix: &Matrix<f64>) -> Result<(), Box<dyn Error>> {
     let rows = matrix.rows(..)?;
     let sum: f64 = rows.iter().step_by(4096 / size_of::<f64>()).sum();
@@ -204,7 +205,7 @@ fn element(seed: usize, row: usize, column: usize) -> f64 {
     ((row * 31 + column * 17 + seed) % 13) as f64 - 6.0
 }
 
-/// Multiplies `count` matrices of an order, and reports.
+/// Multiplies `count` matrices of one order, and reports.
 fn report(name: &str, order: usize, count: usize, workers: u32) -> Result<(), Box<dyn Error>> {
     let pool = Pool::builder().create()?;
     let rows = order * count;
@@ -226,7 +227,7 @@ fn report(name: &str, order: usize, count: usize, workers: u32) -> Result<(), Bo
     let spent = run(&Config::new(), &MULTIPLY, (batch, workers))??;
     let whole = start.elapsed().as_secs_f64();
 
-    // Written, so that it is mapped.
+    // It is written to, so that it is mapped.
     let mut alone = vec![f64::NAN; rows * order];
     let (left, right) = (left.rows(..)?, right.rows(..)?);
     let (start, busy) = (Instant::now(), processor_seconds());

@@ -73,21 +73,21 @@ fn produce(mut buffer: &Buffer, arguments: Arguments) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Ends who waits for bytes, or for room, when this side has.
+/// Closes the buffer when this side ends, which ends the other side's wait for bytes or for room.
 fn and_close<T>(buffer: &Buffer, result: std::io::Result<T>) -> Result<T, String> {
     let closed = buffer.close().map_err(|error| error.to_string());
     let value = result.map_err(|error| error.to_string())?;
     closed.map(|()| value)
 }
 
-/// The checksum of all there is, until the buffer is closed; and how much it was.
+/// The checksum of all bytes until the buffer is closed, and their number.
 fn consume(buffer: &Buffer) -> std::io::Result<(u32, u64)> {
     let (mut checksum, mut at) = (crc32fast::Hasher::new(), 0);
     let mut one = [0];
     loop {
         let end = buffer.end();
         if end == at {
-            // Waits for more: the first byte of it is copied.
+            // Waits for more: the first byte of that is copied.
             if buffer.reader(at).read(&mut one)? == 0 {
                 return Ok((checksum.finalize(), at));
             }
@@ -103,7 +103,7 @@ fn consume(buffer: &Buffer) -> std::io::Result<(u32, u64)> {
     }
 }
 
-/// What the bytes' checksum is, without another process.
+/// The checksum of the bytes, computed without another process.
 fn checksum(arguments: Arguments) -> u32 {
     let (mut checksum, mut pieces) = (crc32fast::Hasher::new(), Pieces::new(arguments));
     while let Some(piece) = pieces.next() {
@@ -124,7 +124,7 @@ fn pipe(arguments: Arguments) -> Result<f64, Box<dyn std::error::Error>> {
         if let Ok(producer) = &producer {
             until_one_ends(&[end_of(&consumer)?, end_of(producer)?]);
         }
-        // One that was killed has not done so.
+        // A process that was killed has not closed it.
         buffer.close()?;
         let consumed = consumer.join()??;
         producer?.join()??;

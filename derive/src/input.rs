@@ -9,8 +9,8 @@ use syn::{
     LitStr, Member, Path, Result, TypeParamBound, parse_quote,
 };
 
-/// The path of the shmkit crate: `::shmkit`, or what `#[shmkit(crate = "path")]` says. All checks are
-/// behind it: the attribute is part of what the user vouches for, and documented so.
+/// The path of the shmkit crate: `::shmkit`, or what `#[shmkit(crate = "path")]` says. All checks are made by
+/// the code at that path: the attribute is part of what the user vouches for, and is documented so.
 pub(crate) fn crate_path(attrs: &[Attribute]) -> Result<Path> {
     let mut path = parse_quote!(::shmkit);
     for attr in attrs.iter().filter(|attr| attr.path().is_ident("shmkit")) {
@@ -25,7 +25,7 @@ pub(crate) fn crate_path(attrs: &[Attribute]) -> Result<Path> {
     Ok(path)
 }
 
-/// Refuses `#[shmkit(..)]` where it says nothing.
+/// Refuses `#[shmkit(..)]` where it has no meaning.
 pub(crate) fn refuse_attributes<'a>(fields: impl IntoIterator<Item = &'a Field>) -> Result<()> {
     for attr in fields.into_iter().flat_map(|field| &field.attrs) {
         if attr.path().is_ident("shmkit") {
@@ -35,7 +35,8 @@ pub(crate) fn refuse_attributes<'a>(fields: impl IntoIterator<Item = &'a Field>)
     Ok(())
 }
 
-/// Who stores what is deprecated has been told so, or not, where the type is.
+/// A user who stores a deprecated type has been warned, or has silenced the warning, where the type is
+/// defined.
 pub(crate) fn allow_deprecated(input: &DeriveInput) -> Option<TokenStream> {
     let (variants, fields): (Vec<_>, Vec<_>) = match &input.data {
         Data::Struct(data) => (Vec::new(), data.fields.iter().collect()),
@@ -73,7 +74,7 @@ pub(crate) fn item(krate: &Path, item: &str) -> Path {
     parse_quote!(#krate::#name)
 }
 
-/// How a field is called in an expression, and in text.
+/// How a field is named in an expression, and in text.
 pub(crate) fn member(index: usize, field: &Field) -> (Member, String) {
     match &field.ident {
         Some(ident) => (Member::Named(ident.clone()), ident.unraw().to_string()),
@@ -85,7 +86,8 @@ pub(crate) fn member(index: usize, field: &Field) -> (Member, String) {
 /// read, with their types: an attribute below the derive is expanded after it, and may change them.
 pub(crate) fn unchanged(krate: &Path, data: &Data) -> TokenStream {
     let this = Ident::new("this", Span::mixed_site());
-    // By value: a struct may be packed, and it may have become a union, out of which safe code moves nothing.
+    // By value: a struct may be packed, and it may have become a union, from which safe code cannot move
+    // anything.
     let arms: Vec<_> = match data {
         Data::Struct(data) => vec![arm(krate, &quote!(Self), &data.fields)],
         Data::Enum(data) => {
@@ -104,7 +106,7 @@ pub(crate) fn unchanged(krate: &Path, data: &Data) -> TokenStream {
     }
 }
 
-/// The arm of a match that takes the fields apart, which are all that there are, and looks at their types.
+/// The arm of a match that destructures the fields, all of them, and checks their types.
 fn arm(krate: &Path, of: &TokenStream, fields: &Fields) -> TokenStream {
     let members = fields.iter().enumerate().map(|(i, f)| member(i, f).0);
     let bindings: Vec<_> = (0..fields.len())

@@ -1,5 +1,5 @@
-//! `#[derive(Key)]`: a struct or a field-less enum is told by its bytes, if those say all and nothing
-//! more: each field is a key itself, and there are no gaps between them.
+//! `#[derive(Key)]`: a struct or a field-less enum is identified by its bytes. They must represent the
+//! value and nothing else: each field is a key itself, and there are no gaps between the fields.
 
 use proc_macro2::TokenStream;
 use quote::{quote, quote_spanned};

@@ -4,7 +4,8 @@
 //! - `kill_safe`: the check of a struct's fields.
 //! - `key`: the check of a struct's fields, and of its padding.
 //! - `trace`: shows each field to a heap's tracer.
-//! - `input`: what they read from the type: attributes, generics; and that it is what the compiler sees.
+//! - `input`: what the macros read from the type: attributes and generics; and the check that this is what the
+//!   compiler sees.
 
 mod input;
 mod key;
@@ -18,9 +19,9 @@ use syn::{DeriveInput, parse_macro_input};
 /// Implements `shmkit::ShmSafe` for a struct, or for an enum with `#[repr(u8)]` or the like, whose
 /// fields are all `ShmSafe`. Type parameters are bounded by `ShmSafe`.
 ///
-/// `#[shmkit(crate = "path")]` on the type names the path of the shmkit crate, if it is not
-/// `::shmkit`. What is found there makes the checks: who writes it vouches, as with an `unsafe impl`,
-/// that it is this crate or a re-export of it.
+/// `#[shmkit(crate = "path")]` on the type names the path of the shmkit crate, if it is not `::shmkit`. The code at
+/// that path makes the checks: by writing the attribute you vouch, as with an `unsafe impl`, that the path leads to
+/// this crate or to a re-export of it.
 #[proc_macro_derive(ShmSafe, attributes(shmkit))]
 pub fn derive_shm_safe(input: TokenStream) -> TokenStream {
     let input = parse_macro_input!(input as DeriveInput);
@@ -44,10 +45,10 @@ pub fn derive_kill_safe(input: TokenStream) -> TokenStream {
         .into()
 }
 
-/// Implements `shmkit::Key` for a struct whose fields are keys that are told by all of their bytes (numbers,
-/// `bool`, `char`, arrays of such, and other derived keys; no floats, no `str`, no `Handle`) with no padding
-/// between or behind them, or for an enum without fields. It must be `ShmSafe`.
-/// Type parameters are bounded by `Key` and `ShmSafe`.
+/// Implements `shmkit::Key` for a struct whose fields are keys that are identified by all of their bytes (numbers,
+/// `bool`, `char`, arrays of these, and other derived keys; no floats, no `str`, no `Handle`) without padding
+/// between or behind them, or for an enum without fields. The type must be `ShmSafe`. Type parameters are bounded
+/// by `Key` and `ShmSafe`.
 ///
 /// `#[shmkit(crate = "path")]` is the same promise as with [`macro@ShmSafe`].
 #[proc_macro_derive(Key, attributes(shmkit))]

@@ -18,8 +18,8 @@ use crate::input::{
     unchanged,
 };
 
-/// The representations that fix the layout of an enum. 128 bits are left out: no object needs
-/// them, and discriminants fit into an `i128` this way.
+/// The representations that fix the layout of an enum. Those of 128 bits are left out: no object needs
+/// them, and this way discriminants fit into an `i128`.
 const INTEGERS: [&str; 10] = [
     "u8", "u16", "u32", "u64", "usize", "i8", "i16", "i32", "i64", "isize",
 ];
@@ -91,8 +91,8 @@ fn of_struct(krate: &Path, input: &DeriveInput, fields: &Fields) -> Result<Descr
     refuse_attributes(fields)?;
     let name = input.ident.unraw().to_string();
     let constants = constants(krate, &input.generics);
-    // All that is said of a field goes through one function, so that a field that does not qualify
-    // is one error and not three.
+    // Everything about a field goes through one function, so that a field that does not qualify gives one
+    // error and not three.
     let field_at = quote!(#krate::__private::Field::at);
     let described = fields.iter().enumerate().map(|(i, field)| {
         let ((member, text), ty) = (member(i, field), &field.ty);
@@ -131,10 +131,10 @@ fn of_enum(krate: &Path, input: &DeriveInput, data: &DataEnum) -> Result<Descrip
     let constants = constants(krate, &input.generics);
     let field_within = quote!(#krate::__private::Field::within);
 
-    // Discriminants count up from the last explicit one, as the language says. They cannot be read
-    // off variants with fields; off others they are compared, for an attribute below the derive may have
-    // changed them. No name is introduced where the user's types and expressions are: they would mean it,
-    // where they mean something of their own.
+    // Discriminants count up from the last explicit one, as the language says. They cannot be read from
+    // variants with fields; those of other variants are compared, because an attribute below the derive
+    // may have changed them. No name is introduced where the user's types and expressions are: they would
+    // refer to it, where they mean something of their own.
     let has_units_only = data
         .variants
         .iter()
@@ -199,14 +199,14 @@ fn on_each(fields: &Fields, f: impl Fn(&syn::Type) -> TokenStream) -> Vec<TokenS
     fields.iter().map(|field| f(&field.ty)).collect()
 }
 
-/// Const parameters tell types apart, so their values belong into the description.
+/// Const parameters tell types apart, so their values belong in the description.
 fn constants(krate: &Path, generics: &Generics) -> Vec<TokenStream> {
     let constant = |param: &GenericParam| match param {
         GenericParam::Const(param) => {
             let (ident, name) = (&param.ident, param.ident.unraw().to_string());
             let value = match text(&param.ty).as_str() {
-                // It becomes an integer by way of u32 only, of which a number of another type that
-                // has this name would lose a part.
+                // A `char` becomes an integer only by way of u32, which would cut off a part of a number
+                // if another type had this name.
                 "char" => quote! {
                     ::core::convert::identity::<::core::primitive::char>(#ident)
                         as ::core::primitive::u32
@@ -222,7 +222,7 @@ fn constants(krate: &Path, generics: &Generics) -> Vec<TokenStream> {
     generics.params.iter().filter_map(constant).collect()
 }
 
-/// What an enum's `repr` attribute says of its layout.
+/// What an enum's `repr` attribute says about its layout.
 struct Repr {
     integer: Ident,
     text: String,
@@ -234,7 +234,7 @@ impl Repr {
         for attr in attrs.iter().filter(|attr| attr.path().is_ident("repr")) {
             let hints = attr.parse_args_with(Punctuated::<Meta, Token![,]>::parse_terminated)?;
             for hint in hints {
-                // Alignment, the other hint there is, shows in the type's own.
+                // Alignment, the other possible hint, shows in the alignment of the type itself.
                 if let Meta::Path(path) = hint
                     && let Some(ident) = path.get_ident()
                 {

@@ -1,1 +1,1 @@
-//! Tests of the derive macros, and of what must not compile; nothing else is here.
+//! Tests of the derive macros, and of code that must not compile; nothing else is here.

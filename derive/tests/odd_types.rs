@@ -1,5 +1,5 @@
-//! What derives write compiles for every type that the compiler takes, and without a warning: also where
-//! the user's names are those of the prelude, or where there is no prelude.
+//! The output of the derives compiles for every type that the compiler accepts, and without a warning:
+//! also where the user's names are those of the prelude, or where there is no prelude.
 
 #![deny(warnings)]
 #![allow(missing_docs, missing_debug_implementations)]
@@ -10,7 +10,7 @@ use std::marker::PhantomData;
 
 use shmkit::{Gc, Key, KillSafe, Pool, ShmSafe, Trace};
 
-/// Where nothing of the prelude can be named, and its names are others'.
+/// Nothing of the prelude can be named here, and its names mean other things.
 #[allow(dead_code, non_camel_case_types)]
 mod without_prelude {
     #![no_implicit_prelude]
@@ -55,7 +55,7 @@ mod without_prelude {
     }
 }
 
-/// Where the names of primitive types are others'.
+/// The names of primitive types mean other things here.
 #[allow(dead_code, non_camel_case_types, unused_qualifications)]
 mod other_primitives {
     use shmkit::{Key, KillSafe, ShmSafe, Trace};
@@ -141,7 +141,7 @@ pub struct Packed {
 #[repr(C, align(16))]
 pub struct Aligned(pub u128);
 
-/// What is not to be used any more is stored all the same.
+/// Deprecated types can be stored all the same.
 #[derive(Clone, Copy, ShmSafe, Key, Trace)]
 #[repr(u8)]
 pub enum Deprecated {

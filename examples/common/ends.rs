@@ -1,4 +1,5 @@
-//! The ends of several children, in whichever order they come: who waits for one of them does not hear of the others.
+//! The ends of several children, in whichever order they come, which joining one child after the other would not
+//! show.
 #![allow(dead_code, reason = "each example uses a part of it")]
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -9,15 +10,15 @@ use shmkit::process::ScopedJoinHandle;
 
 /// Readable once the child has ended.
 pub fn end_of<R>(child: &ScopedJoinHandle<'_, R>) -> rustix::io::Result<OwnedFd> {
-    // Not joined yet, so the number is nobody else's.
+    // Not joined yet, so its pid is not reused.
     let pid = Pid::from_raw(child.id().pid().cast_signed()).expect("a process has a number");
     pidfd_open(pid, PidfdFlags::empty())
 }
 
-/// A child that is not joined yet, with what it is known by, and its [end](end_of).
+/// A child that is not joined yet, with a key that identifies it, and its [end](end_of).
 pub type Running<'s, N, R> = (N, OwnedFd, ScopedJoinHandle<'s, R>);
 
-/// Waits until one of them has ended, and takes those out who have.
+/// Waits until one of them has ended, and takes out those that have.
 pub fn those_that_ended<'s, N, R>(running: &mut Vec<Running<'s, N, R>>) -> Vec<Running<'s, N, R>> {
     until_one_ends(running.iter().map(|(_, end, _)| end));
     running
@@ -31,6 +32,6 @@ pub fn until_one_ends<'a>(ends: impl IntoIterator<Item = &'a OwnedFd>) {
         .into_iter()
         .map(|end| PollFd::from_borrowed_fd(end.as_fd(), PollFlags::IN))
         .collect();
-    // Whatever it answers, the children are looked at.
+    // Whatever it returns, the children are checked.
     let _ = poll(&mut ends, None);
 }

@@ -1,4 +1,5 @@
-//! `say!`: `println!` for a program whose reader may go away, as `head` does, which is no failure. And what is said of one.
+//! `say!`: `println!` for a program whose reader may go away, as `head` does, which is not a failure. Also the message
+//! that is printed for a failure.
 #![allow(dead_code, reason = "each example uses a part of it")]
 
 use std::error::Error;
@@ -10,7 +11,7 @@ macro_rules! say {
     ($($text:tt)*) => { $crate::say::line(format_args!($($text)*)) };
 }
 
-/// Writes a line, and ends the program if it cannot be written though there is somebody to read it.
+/// Writes a line. If that fails for another reason than that the reader has gone, ends the program.
 pub fn line(text: Arguments<'_>) {
     if let Err(error) = writeln!(std::io::stdout(), "{text}")
         && error.kind() != ErrorKind::BrokenPipe
@@ -20,7 +21,7 @@ pub fn line(text: Arguments<'_>) {
     }
 }
 
-/// What went wrong, and what that comes from.
+/// What went wrong, and its causes.
 pub fn why(error: &(dyn Error + 'static)) -> String {
     let mut words = error.to_string();
     let mut cause = error.source();

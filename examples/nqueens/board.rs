@@ -1,21 +1,22 @@
-//! Solutions, and what of them is the same up to symmetry.
+//! Solutions, and which of them are the same up to symmetry.
 //!
-//! A board is a word with four bits a column: the row of its queen. Mirrors are done to all columns
-//! at once. The eight symmetries are two mirrors, applied to the board and to its transposition.
+//! A board is a word with four bits per column: the row of the column's queen. Mirrors are done to all
+//! columns at once. The eight symmetries are two mirrors, applied to the board and to its transposition.
 
 use std::hash::{BuildHasherDefault, Hasher};
 
-/// Boards of up to so many rows fit in a word.
+/// Boards of up to this many rows fit in a word.
 pub const LARGEST: u32 = 16;
 
-/// A part of the search: the rows of the queens in the first two columns, below one another's reach.
+/// A part of the search: the rows of the queens in the first two columns, which do not attack each
+/// other.
 #[derive(Clone, Copy)]
 pub struct Part {
     first: u32,
     second: u32,
 }
 
-/// All parts of the search on a board of that size.
+/// All parts of the search on a board of the given size.
 pub fn parts(size: u32) -> Vec<Part> {
     let pairs = (0..size).flat_map(|first| (0..size).map(move |second| Part { first, second }));
     // There is no second column on the smallest board.
@@ -52,7 +53,7 @@ pub fn search<E>(
 /// The columns that have queens.
 #[derive(Clone, Copy)]
 struct Columns {
-    /// A bit a row.
+    /// A bit per row.
     all: u32,
     depth: u32,
     board: u64,
@@ -67,7 +68,7 @@ struct Attacks {
 }
 
 impl Attacks {
-    /// With a queen in that row of the next column, for the column after it.
+    /// The same for the column after the next, with a queen in that row of the next column.
     fn with(self, row: u32) -> Attacks {
         Attacks {
             rows: self.rows | row,
@@ -86,8 +87,9 @@ impl Columns {
         }
     }
 
-    /// Fills the columns that are left, in every way, as long as `found` says so. Whether it does is all
-    /// that is returned: in a register, where an error would be handed from column to column.
+    /// Fills the columns that are left, in every way, as long as `found` says to go on. Only whether it
+    /// does is returned: that fits into a register, while an error would have to be handed from column
+    /// to column.
     fn fill(self, attacks: Attacks, found: &mut impl FnMut(u64) -> bool) -> bool {
         let mut free = self.all & !(attacks.rows | attacks.rising | attacks.falling);
         while free != 0 {
@@ -106,7 +108,7 @@ impl Columns {
     }
 }
 
-/// The least of the boards that a board becomes by turning and mirroring.
+/// The smallest of the boards that a board becomes by turning and mirroring.
 pub fn representative(size: u32, board: u64) -> u64 {
     let mut transposed = 0;
     for column in 0..size {

@@ -1,11 +1,11 @@
 //! Workers that send what they find to one or two collectors, each with a set of its own. The first
-//! worker is one of these.
+//! worker is one of the collectors.
 //!
-//! A batch says whether it is the last of its part of the search, so a collector knows what it has
-//! all of. A searcher that is killed in the middle of a part leaves the part to others, who send
-//! all of it again: a set does not mind. A collector that is killed loses its set. The next one
-//! therefore begins a new *round*, in which it asks for all parts again; batches that were begun
-//! for an earlier round are boards like any others, but finish nothing.
+//! A batch says whether it is the last of its part of the search, so a collector knows which parts it
+//! has completely. A searcher that is killed in the middle of a part leaves the part to others, which
+//! send all of it again: that does not change a set. A collector that is killed loses its set. The next
+//! one therefore begins a new *round*, in which it asks for all parts again; the boards of batches that
+//! were begun for an earlier round count like any others, but those batches finish no part.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -18,7 +18,8 @@ use crate::board::{Boards, parts, representative, search};
 use crate::failure::Failure;
 use crate::maps::options;
 
-/// Boards in a batch: as many as make the way to a collector, and its waking, cheap for each.
+/// The number of boards in a batch: enough to make the cost per board of sending them, and of waking
+/// the collector, small.
 const BATCH: usize = 510;
 
 /// What is sent to a collector.
@@ -26,7 +27,7 @@ const BATCH: usize = 510;
 pub struct Batch {
     round: u32,
     part: u32,
-    /// 1 if the part is finished with it.
+    /// 1 if the part is finished with this batch.
     last: u32,
     len: u32,
     boards: [u64; BATCH],
@@ -49,7 +50,7 @@ impl Collector {
     }
 }
 
-/// What all workers know.
+/// What all workers share.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Shared {
     pub size: u32,
@@ -85,7 +86,7 @@ fn count(worker: &Worker, (shared, workers): (Shared, u32)) -> Result<u64, Failu
             break;
         }
     }
-    // Whatever they still search is known.
+    // The boards that they still search for are known already.
     queue.close();
     queue.clear();
     others.searchers.into_iter().for_each(JoinHandle::detach);
@@ -102,9 +103,9 @@ struct Others {
 }
 
 impl Others {
-    /// Adds up what those collectors have that have returned. Their mail is refused from now on, for a
-    /// searcher would wait for room in it. A searcher that has ended by now has failed, and its part of
-    /// the search may be nobody's: then no collector would ever have all.
+    /// Adds up what the collectors that have returned have found. Their mail is refused from now on,
+    /// because a searcher would wait for room in it. A searcher that has ended by now has failed, and
+    /// its part of the search may be lost: then no collector would ever have all parts.
     fn look(&mut self, shared: &Shared, limit: Duration) -> Result<(), Failure> {
         for searcher in std::mem::take(&mut self.searchers) {
             match searcher.try_join() {
@@ -136,7 +137,8 @@ fn collect(worker: &Worker, (shared, number): (Shared, usize)) -> Result<u64, Fa
     gather(&shared, number, round, || Ok(()))
 }
 
-/// Receives until all parts are finished; how many boards there were. Looks up when there is no mail.
+/// Receives until all parts are finished, and returns how many boards there were. Calls `look_up` when
+/// there is no mail.
 fn gather(
     shared: &Shared,
     number: usize,
@@ -204,7 +206,7 @@ fn search_and_send(_: &Worker, shared: Shared) -> Result<(), Failure> {
     }
 }
 
-/// Sends a batch. A collector that has all it needs refuses it, which is well.
+/// Sends a batch. A collector that has all it needs refuses it, which is not an error.
 fn send(to: &Collector, batch: Batch) -> Result<(), Failure> {
     match to.mail.send(batch) {
         Err(refused) if refused.cause != PushRefusal::Closed => Err(refused.cause.into()),

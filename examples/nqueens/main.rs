@@ -5,8 +5,8 @@
 //! nqueens [-n N] [--mode seq|sht|sht2|mp|mp2] [--workers W]
 //! ```
 //!
-//! All solutions are searched for, and each is reduced to the least of the eight boards that it is
-//! the same as. What differs is where those are brought together:
+//! All solutions are searched for, and each is reduced to the smallest of the eight boards that
+//! are the same up to symmetry. The modes differ in where these are collected:
 //!
 //! | mode | by |
 //! |---|---|

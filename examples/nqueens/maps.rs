@@ -1,7 +1,8 @@
 //! Workers that share one or two hash maps.
 //!
 //! The parts of the search are in a queue, and are leased: the part of a worker that is killed
-//! comes back, and is searched again. That does no harm, for what a map has it has once.
+//! comes back, and is searched again. That does no harm, because a map holds each board only
+//! once.
 //!
 //! The first worker starts the others, and searches as they do.
 
@@ -37,7 +38,7 @@ pub fn options() -> StartOptions<'static> {
 }
 
 fn count(worker: &Worker, (shared, workers): (Shared, u32)) -> Result<u64, Failure> {
-    // Before there is anything to search, for they take a while to come.
+    // Started before there is anything to search, because they take a while to start.
     let others: Result<Vec<_>, _> = (1..workers)
         .map(|_| worker.start_with(options(), &SEARCH, &shared))
         .collect();

@@ -16,12 +16,13 @@ use std::ops::Range;
 
 use crate::matrix::View;
 
-/// How much of a dropped term goes to the diagonal. It must be less than 1 here for another reason,
-/// too: equal row sums would make the solution of all ones that we look for the first guess.
+/// How much of a dropped term goes to the diagonal. Here it must be less than 1 for another reason
+/// too: with equal row sums, the first guess would already be the solution that is searched for,
+/// which is all ones.
 const RELAXATION: f64 = 0.95;
 
-/// A pivot must keep this part of its diagonal entry. Below that the block is no M-matrix or
-/// nearly singular.
+/// A pivot must keep at least this fraction of its diagonal entry. If it does not, the block is not
+/// an M-matrix or is nearly singular.
 const SMALLEST_PIVOT: f64 = 1e-6;
 
 /// The factors of one block. `L'` is kept by rows, and so `L` by columns.
@@ -36,9 +37,9 @@ pub struct Factors {
 }
 
 impl Factors {
-    /// Factors the block of those rows and columns. If a pivot comes out too small, the diagonal
-    /// is raised until none does (Manteuffel, Math. Comp. 34, 1980), at last so far that the
-    /// factors are hardly more than the diagonal.
+    /// Factors the block of the given rows and columns. If a pivot comes out too small, the
+    /// diagonal is raised until none does (Manteuffel, Math. Comp. 34, 1980), in the end so far
+    /// that the factors are hardly more than the diagonal.
     pub fn of(matrix: View<'_>, block: Range<usize>) -> Factors {
         let mut shift = 0.0;
         loop {

@@ -2,8 +2,8 @@
 //!
 //! This is the variant of Chronopoulos and Gear (J. Comput. Appl. Math. 25, 1989; also Saad,
 //! section 12.3, on reordering the inner products): all sums of an iteration are over vectors that
-//! exist after one multiplication, so the workers wait for each other twice in an iteration and
-//! not three times. With the residual `r`, the preconditioner `M` and the matrix `A`:
+//! exist after one multiplication, so the workers wait for each other only twice in an iteration
+//! instead of three times. With the residual `r`, the preconditioner `M` and the matrix `A`:
 //!
 //! ```text
 //! u = M^-1 r                                                 barrier: u is whole
@@ -12,10 +12,10 @@
 //! p = u + beta p,  s = w + beta s,  x = x + alpha p,  r = r - alpha s
 //! ```
 //!
-//! `p` is the search direction, `s = A p`, and the divisor of `alpha` is `p'Ap`. That the latter
-//! two are updated and not computed costs some digits (Carson, Rozloznik, Strakos, Tichy and Tuma,
-//! SIAM J. Sci. Comput. 40, 2018), so once the updated residual is small enough the true one is
-//! computed, and the iteration starts again from there if that is not.
+//! `p` is the search direction, `s = A p`, and the divisor of `alpha` is `p'Ap`. Updating the
+//! latter two instead of computing them costs some digits (Carson, Rozloznik, Strakos, Tichy and
+//! Tuma, SIAM J. Sci. Comput. 40, 2018), so once the updated residual is small enough, the true one
+//! is computed, and if that is not small enough, the iteration starts again from there.
 //!
 //! # Who may touch what
 //!
@@ -27,8 +27,8 @@
 //! | sums there, next `u` whole  | own rows, exclusive | all, shared, for a moment |
 //! | `u` whole, sums there       | all, shared         | own blocks, exclusive     |
 //!
-//! A claim is given back before the barrier, so what the next phase asks for is free. A mistake
-//! here would be a refused claim, not a race.
+//! A claim is given back before the barrier, so what the next phase claims is free. A mistake here
+//! would cause a refused claim, not a race.
 
 use std::ops::Range;
 use std::time::Instant;
@@ -49,12 +49,12 @@ pub struct Member {
     pub workers: usize,
 }
 
-/// What is asked for.
+/// What result is asked for.
 #[derive(Clone, Copy)]
 pub struct Goal {
-    /// The norm of the residual, in parts of that of `b`.
+    /// The norm of the residual, relative to that of `b`.
     pub tolerance: f64,
-    /// So many iterations must do.
+    /// The maximum number of iterations.
     pub iterations: u32,
 }
 
@@ -62,16 +62,16 @@ pub struct Goal {
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Outcome {
     pub iterations: u32,
-    /// The true residual, in parts of `b`.
+    /// The true residual, relative to `b`.
     pub residual: f64,
     pub seconds: f64,
 }
 
-/// `p'Ap` is a difference. A negative one that is no more than this part of the minuend may be
-/// rounding; then the iteration starts again.
+/// `p'Ap` is computed as a difference. A negative result that is no larger than this fraction of
+/// the minuend may be due to rounding; then the iteration starts again.
 const ROUNDING: f64 = 1e-8;
 
-/// Solves the system together with the other members, who all call this.
+/// Solves the system together with the other workers, which all call this.
 pub fn solve(
     system: &System,
     barrier: &Barrier,
@@ -106,7 +106,7 @@ pub fn solve(
         blocks,
         band,
     };
-    // Left by another run.
+    // Left by an earlier run.
     worker.x.fill(0.0);
     let mut progress = Progress::new(member.worker == 0, goal.tolerance);
     barrier.wait()?;
@@ -153,7 +153,7 @@ struct Worker<'a> {
 }
 
 impl Worker<'_> {
-    /// Every worker decides the same way at each branch, for all decide by the same sums.
+    /// Every worker decides the same way at each branch, because all decide by the same sums.
     fn run(&mut self, goal: Goal, progress: &mut Progress) -> Result<(u32, f64), Stopped> {
         let mut iterations = 0;
         let mut before = f64::INFINITY;
@@ -171,7 +171,7 @@ impl Worker<'_> {
             }
             before = residual;
             self.precondition()?;
-            // beta must be zero in the first step, which forgets the old p and s.
+            // beta must be zero in the first step, which discards the old p and s.
             let (mut gamma_before, mut alpha) = (f64::INFINITY, 1.0);
             while iterations < goal.iterations {
                 let sums = self.multiply()?;
@@ -197,7 +197,7 @@ impl Worker<'_> {
         }
     }
 
-    /// `r = b - A x`, and its norm in parts of that of `b`.
+    /// `r = b - A x`, and its norm relative to that of `b`.
     fn true_residual(&mut self) -> Result<f64, Stopped> {
         self.system
             .u
@@ -261,7 +261,8 @@ impl Worker<'_> {
         self.total()
     }
 
-    /// The new vectors, ending with the new `u`. Block by block, while a block is in the cache.
+    /// The new vectors, ending with the new `u`. Computed block by block, while a block is in the
+    /// cache.
     fn advance(&mut self, step: Step) -> Result<(), Stopped> {
         {
             let mut u = self.system.u.claim_mut(self.band.clone())?;
@@ -294,7 +295,7 @@ impl Worker<'_> {
         SUMS * self.blocks.start..SUMS * self.blocks.end
     }
 
-    /// The sums over all blocks, added in the same order by everybody.
+    /// The sums over all blocks, added in the same order by every worker.
     fn total(&self) -> Result<Sums, Stopped> {
         let all = self.system.sums.claim(..)?;
         let sum = |which: usize| all.iter().skip(which).step_by(SUMS).sum();

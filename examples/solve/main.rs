@@ -5,7 +5,7 @@
 //! | module      | what |
 //! |-------------|------|
 //! | `market`    | reading Matrix Market files |
-//! | `matrix`    | compressed rows, what can be told of a matrix, the model problem |
+//! | `matrix`    | compressed rows, what can be checked of a matrix, the model problem |
 //! | `system`    | matrix and vectors in a pool |
 //! | `cholesky`  | the preconditioner |
 //! | `gradients` | the iteration, as each worker runs it |
@@ -87,7 +87,7 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Solves the system with one worker and with several; what is to be printed.
+/// Solves the system with one worker and with several, and returns what is to be printed.
 fn run(options: &Options) -> Result<String, Failure> {
     let mut matrix = read(options)?;
     matrix.check()?;
@@ -168,14 +168,15 @@ fn solve(system: &System, workers: usize, goal: Goal) -> Result<Outcome, Failure
                 Ok(end) => running.push((worker, end, child)),
                 Err(error) => {
                     ended.failed(worker, say::why(&error));
-                    // It may have ended before. A child that is killed and not joined is a panic.
+                    // It may have ended before. A child that is killed and not joined makes the scope panic.
                     let _ = child.kill();
                     let _ = child.join();
                 }
             }
         }
         while !running.is_empty() {
-            // The barrier does not know of a worker that never came there, but we do: the others wait in vain.
+            // The barrier does not know of a worker that never reached it, but this process does: the others
+            // wait in vain.
             if ended.is_failure() {
                 for (_, _, child) in &running {
                     let _ = child.kill();
@@ -212,7 +213,7 @@ impl Ended {
                 self.slowest = Some(outcome);
             }
             Ok(_) => {}
-            // That somebody is missing is what the others say; why is better.
+            // The others only report that a worker is missing; that worker's own error is better.
             Err(reason) if self.stopped.is_none() || reason != Stopped::Broken => {
                 self.stopped = Some(reason);
             }

@@ -1,10 +1,10 @@
 //! Reading Matrix Market files (<https://math.nist.gov/MatrixMarket/formats.html>).
 //!
-//! The parser is that of `nalgebra-sparse`, which counts the entries, knows the ranges of indices
-//! and expands symmetric files. It has no answer to some files, though: an index of more than 64
-//! bits makes it panic, and a real matrix whose entries are integers is refused. So the parts of a
-//! file that decide about that are looked at first, which also gives better messages: the header,
-//! the line of sizes, and that the first two words of each entry are indices.
+//! The parser is that of `nalgebra-sparse`, which counts the entries, knows the ranges of indices and
+//! expands symmetric files. It cannot handle some files, though: an index of more than 64 bits makes it
+//! panic, and a real matrix whose entries are integers is refused. So the parts of a file on which that
+//! depends are checked first, which also gives better messages: the header, the line of sizes, and that
+//! the first two words of each entry are indices.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -26,7 +26,8 @@ pub fn read(path: &Path, limit: u64) -> Result<Csr, Failure> {
     let text = read_text(path).map_err(|error| in_file(error.to_string()))?;
     let header = Header::of(&text).map_err(in_file)?;
     system::check_size(header.rows as u64, header.stored_entries(), limit)?;
-    // Room is made for what the sizes say. Each row has an entry, on the diagonal, and each entry a line.
+    // The sizes decide how much memory is allocated, so they are checked: each row has an entry, on the
+    // diagonal, and each entry a line.
     let most = text.len() as u64;
     for (what, number) in [("rows", header.rows.into()), ("entries", header.entries)] {
         if number > most {
@@ -36,7 +37,7 @@ pub fn read(path: &Path, limit: u64) -> Result<Csr, Failure> {
     check_indices(&text).map_err(in_file)?;
     let matrix = match header.field {
         Field::Real => load_coo_from_matrix_market_str::<f64>(&text),
-        // Read as what every f64 can hold; larger integers are refused.
+        // Read as integers that an f64 can hold exactly; larger ones are refused.
         Field::Integer => load_coo_from_matrix_market_str::<i32>(&text).map(|matrix| {
             let (rows, columns) = (matrix.nrows(), matrix.ncols());
             let (i, j, values) = matrix.disassemble();

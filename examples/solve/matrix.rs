@@ -61,13 +61,13 @@ impl Csr {
         matrix
     }
 
-    /// Brings the largest entry into a range in which neither squares nor reciprocals of numbers like it leave
-    /// that of `f64`. The matrix is one with the same solutions: a power of two times what it was. For one that has
-    /// passed [`check`](Self::check), so has entries.
+    /// Scales the matrix so that its largest entry lies in a range in which neither squares nor reciprocals of such
+    /// numbers leave the range of `f64`. The scaled matrix has the same solutions: it is multiplied by a power of
+    /// two. The matrix must have passed [`check`](Self::check), so it has entries.
     pub fn scale(&mut self) {
         const STEP: f64 = (1_u128 << 100) as f64;
         let largest = |values: &[f64]| values.iter().fold(0.0_f64, |most, x| most.max(x.abs()));
-        // In steps: the reciprocal of a number may be none.
+        // In steps: the reciprocal of a number may be out of range.
         while largest(&self.values) > STEP {
             self.values.iter_mut().for_each(|value| *value /= STEP);
         }
@@ -76,10 +76,9 @@ impl Csr {
         }
     }
 
-    /// Whether the matrix can be symmetric and positive definite. Complete for symmetry; for
-    /// definiteness these are the two conditions that can be read off the entries: a positive
-    /// diagonal, and positive 2 by 2 principal minors (Horn and Johnson, "Matrix Analysis",
-    /// 7.1.P1). The iteration finds the rest.
+    /// Whether the matrix can be symmetric and positive definite. The check is complete for symmetry; for
+    /// definiteness it tests the two conditions that can be read off the entries: a positive diagonal, and positive
+    /// 2 by 2 principal minors (Horn and Johnson, "Matrix Analysis", 7.1.P1). The iteration finds the rest.
     pub fn check(&self) -> Result<(), Failure> {
         let view = self.view();
         let mut diagonal = Vec::with_capacity(self.rows());
@@ -140,7 +139,7 @@ impl<'a> View<'a> {
             .zip(self.values[span].iter().copied())
     }
 
-    /// The entry in that place, which is zero if none is stored.
+    /// The entry in the given place, which is zero if none is stored.
     fn entry(self, row: usize, column: usize) -> f64 {
         let span = self.span(row);
         let found = self.columns[span.clone()].binary_search(&(column as u32));

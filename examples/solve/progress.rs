@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// How often it is worth looking.
+/// How often the line is updated.
 const PERIOD: Duration = Duration::from_millis(100);
 
 /// A line on the terminal, if there is one.
@@ -17,9 +17,9 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// `wanted`: this worker is the one that draws. Nothing is drawn for a run that is over before
-    /// the first period is. The bar has no thread of its own, which a process that forks must not
-    /// have.
+    /// `wanted`: this worker is the one that draws. Nothing is drawn for a run that ends before
+    /// the first period does. The bar has no thread of its own, because a process that forks must
+    /// not have one.
     pub fn new(wanted: bool, tolerance: f64) -> Progress {
         let style = ProgressStyle::with_template("{bar:30} {msg} [{elapsed}]");
         let bar = (wanted && stderr().is_terminal()).then(|| {

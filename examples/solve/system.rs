@@ -8,12 +8,12 @@ use crate::failure::Failure;
 use crate::matrix::Csr;
 use crate::say;
 
-/// A matrix is cut into this many blocks of rows however many workers there are, so that every
-/// number of workers up to this does the same arithmetic, to the last bit. Most small numbers of
-/// workers divide it.
+/// A matrix is cut into this many blocks of rows, however many workers there are, so that with
+/// any number of workers up to this the arithmetic is the same, to the last bit. Most small
+/// numbers of workers divide it.
 pub const BLOCKS: usize = 12;
 
-/// Numbers that a block contributes to the sums over all of them.
+/// How many numbers a block contributes to the sums over all blocks.
 pub const SUMS: usize = 3;
 
 /// A system `A x = b`, and what the workers share while they solve it. The names of the vectors
@@ -40,10 +40,10 @@ pub struct System {
 /// Refuses a system that a pool of `limit` MiB has no room for.
 pub fn check_size(rows: u64, entries: u64, limit: u64) -> Result<(), Failure> {
     let (index, number) = (size_of::<u32>() as u64, size_of::<f64>() as u64);
-    // What is read from a file may be any numbers.
+    // The sizes are read from a file and may be any numbers.
     let of_entries = entries.saturating_mul(index + number);
     let bytes = of_entries.saturating_add(rows.saturating_mul(index + 7 * number));
-    // And something for the pool's own tables.
+    // Plus some room for the pool's own tables.
     let needed = bytes.div_ceil(1 << 20) + 1;
     if needed > limit {
         return Err(Failure::TooLarge { needed, limit });
@@ -98,7 +98,7 @@ impl System {
         self.x.pool()
     }
 
-    /// The blocks that are a worker's.
+    /// The blocks that belong to a worker.
     pub fn share(&self, worker: usize, workers: usize) -> Range<usize> {
         self.blocks * worker / workers..self.blocks * (worker + 1) / workers
     }

@@ -7,7 +7,7 @@
 //!
 //! At the end nothing may be lost, doubled, torn, stuck or leaked; the program says what it found
 //! and exits with 1 if anything is wrong. See `world.rs` for what the workers do, and `stalls.rs`
-//! for what is a stall of ours and what is the scheduler's.
+//! for which stalls count and which are due to the scheduler.
 
 #[macro_use]
 #[path = "../common/say.rs"]
@@ -84,7 +84,8 @@ fn run(arguments: &Arguments) -> Result<bool, Box<dyn std::error::Error>> {
     Ok(problems.is_empty() && report.is_ok())
 }
 
-/// Kills and replaces workers until the time is up, then stops the rest; how many were killed.
+/// Kills and replaces workers until the time is up, then stops the rest; returns how many were
+/// killed.
 fn storm<'s>(
     s: &'s Scope<'s, '_>,
     world: &'s World,
@@ -92,18 +93,19 @@ fn storm<'s>(
 ) -> Result<u64, Box<dyn std::error::Error>> {
     let mut workers = Vec::new();
     let killed = kill_and_replace(s, world, arguments, &mut workers);
-    // Also after an error: the scope waits for all that have been started.
+    // Also after an error: the scope waits for all workers that have been started.
     world.stop();
     let mut kills = 0;
-    // All of them are joined: one that was killed and is not is a panic.
+    // All of them are joined: a child that was killed and is not joined makes the scope panic.
     for end in workers.into_iter().map(ended).collect::<Vec<_>>() {
         kills += u64::from(end?);
     }
     Ok(kills + killed?)
 }
 
-/// Starts the workers, then kills and replaces one at a time until the time is up; how many of those
-/// have ended. `all` has the others: who is to work, by number, and then who was killed.
+/// Starts the workers, then kills and replaces one at a time until the time is up; returns how many
+/// of the killed ones have ended. `all` has the others: the workers by number, and after them those
+/// that were killed.
 fn kill_and_replace<'s>(
     s: &'s Scope<'s, '_>,
     world: &'s World,
@@ -124,7 +126,8 @@ fn kill_and_replace<'s>(
     let pace = Duration::from_millis(arguments.kill_every_ms);
     let mut due = begun;
     loop {
-        // The killer's pace: by the clock, so that what a kill and a wake-up take is made up for.
+        // The killer's pace follows the clock, so that the time that a kill and a wake-up take is
+        // made up for.
         due += pace;
         std::thread::sleep(due.min(end).saturating_duration_since(Instant::now()));
         if Instant::now() >= end {
@@ -146,7 +149,8 @@ fn kill_and_replace<'s>(
     }
 }
 
-/// Waits for a worker; whether it was killed. Any end but a kill or an orderly one is an error.
+/// Waits for a worker, and returns whether it was killed. Any end other than a kill or an orderly
+/// one is an error.
 fn ended(worker: ScopedJoinHandle<'_, ()>) -> Result<bool, JoinError> {
     match worker.join() {
         Ok(()) => Ok(false),

@@ -1,15 +1,15 @@
-//! How long a round of a worker's took, and how much of that it was held up by the others: the rest
-//! is the system's, which gave the processor to somebody else while the worker was ready to run.
+//! How long a worker's round took, and for how much of that the worker was held up by the others. The rest is
+//! due to the system, which gave the processor to another process while the worker was ready to run.
 
 use std::time::{Duration, Instant};
 
-/// Rounds up to this long are not looked into: all of one counts as held up.
+/// Rounds up to this long are not examined: all of their time counts as held up.
 const SHORT: Duration = Duration::from_millis(1);
 
 /// Watches the rounds of the thread that leads its process.
 pub struct Stalls {
     looked: Instant,
-    /// The wait for a processor of the thread's whole life, as of then.
+    /// How long the thread had waited for a processor in its whole life, as of then.
     waited: Duration,
 }
 
@@ -21,8 +21,8 @@ impl Stalls {
         }
     }
 
-    /// A round that began at `started` is over: how long it took, and how much of that others held it
-    /// up, to a millisecond or two.
+    /// A round that began at `started` is over: returns how long it took, and for how much of that others
+    /// held it up, to a millisecond or two.
     #[inline]
     pub fn round(&mut self, started: Instant) -> (Duration, Duration) {
         let now = Instant::now();

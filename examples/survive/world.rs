@@ -1,12 +1,13 @@
 //! The state that the workers share, what each does to it, and what must be true in the end.
 //!
-//! - A ledger under a mutex: each worker adds 1 to its own line and to the total. It acknowledges
-//!   outside of the lock, in a cell of its own. Who gets the lock of a worker that died inside
-//!   puts the total right. In the end the total is the sum of the lines, and each line is what its
-//!   worker has acknowledged, or one more where it died between the two.
-//! - Links to objects that carry a checksum: workers replace them and look at others'. In the end
-//!   all objects are gone.
-//! - A semaphore: permits are taken and given back, also for the dead. In the end all are there.
+//! - A ledger under a mutex: each worker adds 1 to its own line and to the total. It acknowledges that
+//!   outside of the lock, in a cell of its own. If a worker died while it held the lock, the next holder
+//!   corrects the total. In the end the total is the sum of the lines, and each line is what its worker
+//!   has acknowledged, or one more if the worker died between the two.
+//! - Links to objects that carry a checksum: workers replace their own and look at those of others. In the
+//!   end all objects are gone.
+//! - A semaphore: permits are taken and given back, also for the dead. In the end all of them are
+//!   available.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -16,7 +17,7 @@ use shmkit::{KillSafe, Link, Pool, Shared, ShmSafe};
 
 use crate::stalls::Stalls;
 
-/// The most workers at once.
+/// The maximum number of workers at once.
 pub const MAX_WORKERS: usize = 64;
 const LINKS: usize = 16;
 const PERMITS: u32 = 3;
@@ -31,11 +32,12 @@ pub struct World {
     inside: AtomicU64,
     stop: AtomicBool,
     operations: AtomicU64,
-    /// When each began its round. Nanoseconds.
+    /// When each worker began its round, in nanoseconds.
     since: [AtomicU64; MAX_WORKERS],
     /// Nanoseconds.
     longest: AtomicU64,
-    /// Nanoseconds: the longest that somebody was held up by others, the system's choices apart.
+    /// Nanoseconds: the longest time for which a worker was held up by others, not counting the
+    /// scheduler's choices.
     longest_held_up: AtomicU64,
     torn: AtomicU64,
 }
@@ -94,7 +96,7 @@ impl World {
     /// Times count from `epoch`.
     pub fn work(self: &World, index: usize, epoch: Instant) {
         let pool = pool_of(self);
-        // One may have died between its entry and its acknowledgement.
+        // The worker's predecessor may have died between its entry and its acknowledgement.
         let line = self.ledger().lines[index];
         self.acknowledged[index].store(line, Ordering::Relaxed);
         let mut round = line;
@@ -153,17 +155,18 @@ impl World {
         }
     }
 
-    /// Goes through the gate that lets only some in at once.
+    /// Passes the semaphore, which lets only some workers in at once.
     fn pass(&self) {
         let permit = self.permits.acquire().expect("a permit");
         self.inside.fetch_add(1, Ordering::Relaxed);
         drop(permit);
     }
 
-    /// That worker, which was born then, is about to be killed: the round that it is in counts as a stall.
+    /// The worker, which was started at the given time, is about to be killed: the round that it is in
+    /// counts as a stall.
     pub fn note_victim(&self, index: usize, born: Duration, now: Duration) {
         let since = Duration::from_nanos(self.since[index].load(Ordering::Relaxed));
-        // Else it has not begun any: the time is its predecessor's.
+        // Otherwise it has not begun a round: the time is its predecessor's.
         if since > born {
             raise(&self.longest, now.saturating_sub(since));
         }
@@ -185,7 +188,7 @@ impl World {
         Duration::from_nanos(self.longest_held_up.load(Ordering::Relaxed))
     }
 
-    /// Clears what is left and tells what is wrong. Nobody works any more.
+    /// Clears what is left and reports what is wrong. No worker runs any more.
     pub fn settle(&self) -> Vec<String> {
         let mut problems = Vec::new();
         let ledger = *self.ledger();
@@ -221,7 +224,7 @@ impl World {
     }
 }
 
-/// Makes it that duration, if it is less.
+/// Raises it to the given duration, if it is less.
 fn raise(nanoseconds: &AtomicU64, to: Duration) {
     let to = to.as_nanos() as u64;
     if nanoseconds.load(Ordering::Relaxed) < to {

@@ -4,13 +4,15 @@
 //! wordcount [--workers W] [--top N] [PATH..]
 //! ```
 //!
-//! A directory stands for the files in it and below; without a path it is this repository. The
-//! workers take files from a shared list, one at a time, and count into a shared map. At the end
-//! the map is compared with what one process counts alone; the program exits with 1 if they differ.
+//! A directory stands for the files in it and in its subdirectories; without a path, this
+//! repository is read. The workers take files from a shared list, one at a time, and count into a
+//! shared map. At the end the map is compared with what one process counts alone; the program exits
+//! with 1 if they differ.
 //!
 //! Workers may be killed at any moment. A worker that is started again goes on with the file that
-//! it had claimed. What it had counted of it by then is not counted twice: the count of a word says
-//! for each worker in which file that worker last added to it, and both are stored at once.
+//! it had claimed. The words of that file that it had counted by then are not counted twice: the
+//! count of a word also records, for each worker, in which file that worker last added to it, and
+//! both are stored at once.
 
 #[macro_use]
 #[path = "../common/say.rs"]
@@ -44,19 +46,19 @@ struct Arguments {
     top: usize,
 }
 
-/// How often there is a word.
+/// How often a word occurs.
 #[derive(Clone, Copy, ShmSafe)]
 struct Count {
     count: u64,
-    /// By worker: the file, from 1, whose words it has added last.
+    /// By worker: the file, counted from 1, whose words it has added last.
     last: [u32; MOST_WORKERS],
 }
 
-/// What all workers know.
+/// What all workers share.
 #[derive(Clone, Copy, Serialize, Deserialize)]
 struct Shared {
     counts: Handle<HashMap<str, Count>>,
-    /// By file: [`FREE`], [`DONE`], or the worker that has claimed it, from 1.
+    /// By file: [`FREE`], [`DONE`], or the worker that has claimed it, counted from 1.
     claims: Handle<Array<u32>>,
     next: Handle<AtomicUsize>,
 }
@@ -128,7 +130,7 @@ fn compared(mut arguments: Arguments) -> Result<bool, Box<dyn Error>> {
     Ok(same)
 }
 
-/// The first worker: starts the others, who are started again when they are killed.
+/// The first worker: starts the others, which are started again when they are killed.
 fn count_all(worker: &Worker, shared: Shared, workers: u32) -> Result<(), Box<dyn Error>> {
     let waits = Backoff::new(Duration::from_millis(1)).at_most(Duration::from_millis(20));
     let options = StartOptions::new().restart(Restart::OnCrash(waits.times(1000)));
@@ -141,9 +143,9 @@ fn count_all(worker: &Worker, shared: Shared, workers: u32) -> Result<(), Box<dy
     Ok(())
 }
 
-/// Counts the words of files until there are none left: first of the one that this worker had
-/// claimed before it was killed, if it was; at the end of those whose claimant came no further than
-/// to their number.
+/// Counts the words of files until there are none left: first those of the file that this worker
+/// had claimed before it was killed, if it was; at the end those of files whose claimant got no
+/// further than taking their number.
 fn count_files(shared: &Shared, me: u32) -> Result<(), Box<dyn Error>> {
     let files = FILES.get().expect("made before the workers");
     let (counts, claims) = (shared.counts.open()?, shared.claims.open()?);
@@ -159,7 +161,7 @@ fn count_files(shared: &Shared, me: u32) -> Result<(), Box<dyn Error>> {
             continue;
         }
         let text = read(&files[file]);
-        // The words of one file first: so the frequent ones are not fought for.
+        // The words of one file are counted first, to reduce contention for the frequent ones.
         let mut own = Model::new();
         for word in words(&text) {
             *own.entry(word).or_insert(0) += 1;
@@ -198,7 +200,7 @@ fn add(
 
 /// The text of a file, as far as it is text.
 fn read(file: &Path) -> String {
-    // What cannot be read has no words: it may have gone since it was listed.
+    // A file that cannot be read has no words: it may have been removed since it was listed.
     let bytes = std::fs::read(file).unwrap_or_default();
     String::from_utf8_lossy(&bytes).into_owned()
 }
@@ -208,15 +210,15 @@ fn words(text: &str) -> impl Iterator<Item = &str> {
         .filter(|word| !word.is_empty())
 }
 
-/// Lists files, with those below directories; what is hidden and what builds leave is left out.
+/// Lists files, including those in directories; hidden files and build output are left out.
 fn collect(path: &Path, files: &mut Vec<PathBuf>) -> std::io::Result<()> {
     let kind = std::fs::metadata(path)?;
     if !kind.is_dir() {
         if !kind.is_file() {
-            // A pipe, or a device, may have no end.
+            // A pipe or a device may have no end.
             return Err(std::io::Error::other("neither a file nor a directory"));
         }
-        // Who may not read it hears of that before anybody counts.
+        // If a file cannot be read, that is reported before any counting starts.
         std::fs::File::open(path).map_err(|error| {
             std::io::Error::new(error.kind(), format!("{}: {error}", path.display()))
         })?;

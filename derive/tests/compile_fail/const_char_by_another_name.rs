@@ -1,6 +1,6 @@
 use shmkit::ShmSafe;
 
-// Of which `as u32` would lose a half, and with it what tells `S<1>` from another.
+// `as u32` would cut off half of such a number, and with it what may tell `S<1>` from another type.
 #[allow(non_camel_case_types)]
 type char = u64;
 

@@ -3,7 +3,7 @@ use shmkit::{Semaphore, SharedCell, ShmSafe};
 #[derive(ShmSafe)]
 struct Held(Semaphore);
 
-// Safe code may say so of any type.
+// Safe code may implement `Unpin` for any type.
 impl Unpin for Held {}
 
 #[derive(ShmSafe)]

@@ -3,7 +3,7 @@ use shmkit::{Event, Mailbox, ShmSafe};
 #[derive(ShmSafe)]
 struct Held(Option<Event>);
 
-// Safe code may say so of any type.
+// Safe code may implement `Unpin` for any type.
 impl Unpin for Held {}
 
 #[derive(ShmSafe)]

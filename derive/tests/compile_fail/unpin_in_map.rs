@@ -3,7 +3,7 @@ use shmkit::{HashMap, Link, ShmSafe};
 #[derive(ShmSafe)]
 struct Held(Link<u64>);
 
-// Safe code may say so of any type.
+// Safe code may implement `Unpin` for any type.
 impl Unpin for Held {}
 
 #[derive(ShmSafe)]

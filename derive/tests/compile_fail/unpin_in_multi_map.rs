@@ -3,7 +3,7 @@ use shmkit::{Mutex, MultiMap, ShmSafe};
 #[derive(ShmSafe)]
 struct Held([Mutex<u64>; 2]);
 
-// Safe code may say so of any type.
+// Safe code may implement `Unpin` for any type.
 impl Unpin for Held {}
 
 #[derive(ShmSafe)]

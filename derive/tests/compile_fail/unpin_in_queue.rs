@@ -3,7 +3,7 @@ use shmkit::{HashMap, Queue, ShmSafe};
 #[derive(ShmSafe)]
 struct Held(HashMap<u64, u64>);
 
-// Safe code may say so of any type.
+// Safe code may implement `Unpin` for any type.
 impl Unpin for Held {}
 
 #[derive(ShmSafe)]

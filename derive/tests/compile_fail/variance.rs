@@ -3,8 +3,8 @@ use std::marker::PhantomData;
 use shmkit::sync::{Mutex, RwLock};
 use shmkit::{Array, Foreign, HashMap, KillSafe, Link, Mailbox, Matrix, MultiMap, Queue, ShmSafe, SharedCell};
 
-// Whatever can be called with any text can be called with a static one. Of a container of the former none of
-// the latter is made: through it a function would be stored that keeps the text.
+// A function that takes any text also takes a static one. A container of the former must not become one of the
+// latter all the same: a function that keeps the text could be stored through it.
 type Any = Foreign<for<'a> fn(&'a str)>;
 type Static = Foreign<fn(&'static str)>;
 
@@ -43,7 +43,7 @@ fn rwlock(of_any: &RwLock<Any>) -> &RwLock<Static> {
 #[derive(ShmSafe)]
 struct Number<T>(u64, PhantomData<T>);
 
-// SAFETY: it is only looked at whether this compiles.
+// SAFETY: this is only checked for whether it compiles.
 unsafe impl<T: ShmSafe> KillSafe for Number<T> {}
 
 fn array(of_any: &Array<Number<Any>>) -> &Array<Number<Static>> {

@@ -2,7 +2,7 @@
 
 use proc_macro::TokenStream;
 
-/// Puts another item in the place of the one that it stands at.
+/// Replaces the item to which it is applied by another one.
 #[proc_macro_attribute]
 pub fn becomes(other: TokenStream, _: TokenStream) -> TokenStream {
     other
