@@ -1,7 +1,7 @@
-//! The command `shmkit`, from outside: on every kind of pool, and on what is none.
+//! The command `shmkit`, from outside: on every kind of pool, and on files that are not pools.
 //!
-//! Cases run each in a process of its own; what needs a pool that others use, or have left, starts
-//! a copy of this program in a role.
+//! Each case runs in a process of its own; a case that needs a pool that others use, or have left,
+//! starts a copy of this program in a role.
 
 #[path = "cli/bad.rs"]
 mod bad;

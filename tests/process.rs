@@ -1,8 +1,8 @@
 //! Scopes of forked children, from outside.
 //!
-//! `spawn` demands a process with a single thread: the cases run in order in one process. A case that
-//! would change it for good (ignored signals, unflushed output, death) is a role, in a copy of this
-//! program.
+//! `spawn` requires a process with a single thread: the cases run in order in one process. A case
+//! that would change the process for good (ignored signals, unflushed output, death) is a role, in a
+//! copy of this program.
 
 use std::io::{PipeReader, PipeWriter, Read, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};

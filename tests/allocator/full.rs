@@ -1,4 +1,5 @@
-//! Pools that are full: an error that says so, and all of it back when the blocks are freed.
+//! Full pools: allocation fails with an error that says so, and all memory is available again when the blocks
+//! are freed.
 
 use std::ptr::NonNull;
 

@@ -1,4 +1,5 @@
-//! Guarded pools: what is written past a block's end or after its free is found, and nothing else.
+//! Guarded pools: writes past a block's end or after its free are found, and nothing else is
+//! reported.
 
 use std::ptr::NonNull;
 

@@ -1,4 +1,4 @@
-//! Runs that are kept when they are freed: they are taken again, and free for everything else.
+//! Runs that are kept when they are freed: they can be taken again, and are free for everything else.
 
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};

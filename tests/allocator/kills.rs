@@ -1,9 +1,9 @@
-//! Deaths by the thousand: groups of workers, the threads of one process each, get SIGKILL after a
-//! random time, at whatever instructions they are, while another group goes on.
+//! Thousands of deaths: groups of workers, each the threads of one process, get SIGKILL after a
+//! random time, at whatever instructions they are executing, while another group goes on.
 //!
-//! Workers allocate and free blocks, and make and link objects. Of a death, one raw block at most
-//! may be left that only the dead one knew of; what objects had is all free or linked again. That
-//! is counted to the byte whenever all are dead.
+//! Workers allocate and free blocks, and make and link objects. Each death may leave at most one
+//! raw block that only the dead worker knew of; everything that objects had is free or linked
+//! again. That is counted to the byte whenever all are dead.
 
 use std::env;
 use std::sync::atomic::{AtomicU64, Ordering};

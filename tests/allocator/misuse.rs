@@ -1,4 +1,4 @@
-//! Misuse is an error, and changes nothing.
+//! Misuse gives an error, and changes nothing.
 
 use std::ptr::NonNull;
 

@@ -1,4 +1,4 @@
-//! Random operations against a model: which blocks there are, and what is in them.
+//! Random operations, compared with a model: which blocks there are, and what is in them.
 
 use std::collections::BTreeMap;
 use std::ptr::NonNull;

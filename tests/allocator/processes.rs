@@ -1,5 +1,5 @@
-//! One pool, many processes: blocks freed by others than who allocated them; participants that
-//! come and go.
+//! One pool, many processes: blocks freed by processes other than those that allocated them; participants
+//! that come and go.
 
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,4 +1,4 @@
-//! What is no pool, is damaged, or is asked wrongly: one line, a code, and never a panic.
+//! Files that are not pools, damaged pools, and wrong arguments: one line, an exit code, and never a panic.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;

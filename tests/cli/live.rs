@@ -1,4 +1,4 @@
-//! Reports about pools that are used, full, stopped, or left behind.
+//! Reports about pools that are in use, full, stopped, or left behind.
 
 use std::process::{Command, Stdio};
 use std::sync::atomic::AtomicU64;

@@ -1,4 +1,4 @@
-//! Matrices and arrays to files and back, and in place by NumPy.
+//! Matrices and arrays: written to files and read back, and used in place by NumPy.
 
 use std::io::Read;
 use std::path::PathBuf;

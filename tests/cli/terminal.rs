@@ -1,4 +1,4 @@
-//! What is for people: the live view, the help, the manual, the bench.
+//! Output for people: the live view, the help, the manual, the bench.
 
 use std::fs::File;
 use std::io::{Read, Write};

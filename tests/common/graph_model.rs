@@ -1,4 +1,4 @@
-//! A graph in private memory, and the same in a heap: what transactions of any steps are compared with, by
+//! A graph in private memory, and the same graph in a heap: transactions of any steps are compared with it, by
 //! `containers/graphs.rs` and by the fuzzer.
 
 use shmkit::{Gc, Heap, HeapError, ShmSafe, Trace, Tx};

@@ -1,8 +1,8 @@
-//! Linearizability: a recorder of what processes did to an object, and a check of the record.
+//! Linearizability: a recorder of what processes do to an object, and a check of the record.
 //!
 //! An operation that was called and has not returned, because its process was killed, may have taken
 //! effect or not. The check is Wing's and Gong's search (*Testing and verifying concurrent objects*,
-//! 1993) with Lowe's table of what was tried (*Testing for linearizability*, 2017).
+//! 1993) with Lowe's table of the states that were tried (*Testing for linearizability*, 2017).
 
 use std::collections::HashSet;
 use std::hash::Hash;

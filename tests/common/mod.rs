@@ -1,8 +1,8 @@
-//! What the test programs that fork share: the harness, and pools that go with their case.
+//! What the test programs that fork share: the harness, and pools that are removed with their case.
 //!
-//! The cases of a program run in order, in one process or each in its own; arguments pick those
-//! whose name contains one of them: see [`pick`]. What needs a program of
-//! its own runs in a copy of this one, started with the argument `role:<its name>`.
+//! The cases of a program run in order, in one process or each in its own; arguments select the cases whose
+//! names contain one of them: see [`pick`]. A case that needs a program of its own runs a copy of this one,
+//! started with the argument `role:<its name>`.
 #![allow(dead_code, reason = "each program uses a part of it")]
 
 pub mod linear;

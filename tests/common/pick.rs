@@ -1,5 +1,5 @@
-//! Which cases the command line picks. It is read as that of Rust's own harness, as far as it is about
-//! cases: `cargo test NAME` gives the same to every test program.
+//! Which cases the command line selects. It is read like that of Rust's own harness, as far as it
+//! selects cases, because `cargo test NAME` passes the same arguments to every test program.
 
 use std::env;
 

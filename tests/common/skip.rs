@@ -1,4 +1,4 @@
-//! What a test does that lacks something of the machine.
+//! What a test does if the machine lacks something that it needs.
 
 use std::fs::File;
 use std::io::Write as _;

@@ -1,4 +1,4 @@
-//! Heaps that several processes use, some of which are killed: balances add up.
+//! Heaps that several processes use, some of which are killed: the balances must add up.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 

@@ -1,4 +1,4 @@
-//! Cells: against a variable, shared by processes, some of which are killed.
+//! Cells: compared with a variable, and shared by processes, some of which are killed.
 
 use std::cell::Cell;
 use std::fmt::Debug;

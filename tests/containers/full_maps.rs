@@ -1,4 +1,4 @@
-//! Hash maps in pools that have no room left.
+//! Hash maps in pools without room.
 
 use shmkit::{AllocError, ChangeError, CompareError, HashMap, Pool, ShmSafe, StoreError};
 

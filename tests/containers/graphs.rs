@@ -1,4 +1,5 @@
-//! Heaps against an ordinary graph in private memory: transactions that end in every way.
+//! Heaps, compared with an ordinary graph in private memory: transactions that end in
+//! every possible way.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 

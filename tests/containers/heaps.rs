@@ -1,4 +1,4 @@
-//! Heaps: what objects there can be, ids, refusals, undoing, collections.
+//! Heaps: the kinds of objects, ids, refusals, undoing, collections.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 

@@ -1,4 +1,5 @@
-//! Recorded histories of cells, maps and heaps, from six processes of which some are killed: linearizable.
+//! Recorded histories of cells, maps and heaps, from six processes, some of which are killed, must be
+//! linearizable.
 //!
 //! `SHMKIT_HISTORIES` says how many of each kind are recorded and checked.
 

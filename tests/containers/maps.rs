@@ -1,4 +1,4 @@
-//! Hash maps: against std's, with keys of all kinds, in one process.
+//! Hash maps: compared with std's, with keys of all kinds, in one process.
 
 use std::collections::HashMap as Model;
 use std::panic::{AssertUnwindSafe, catch_unwind};

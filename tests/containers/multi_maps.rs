@@ -1,4 +1,4 @@
-//! Stacks of values by keys: against a model, and with workers that are killed.
+//! Stacks of values by keys: compared with a model, and with workers that are killed.
 
 use std::borrow::Borrow;
 use std::collections::HashMap as Model;

@@ -1,5 +1,5 @@
-//! No memory, at each place in turn where an operation asks for some: an error, nothing lost, and
-//! the same operation succeeds when there is memory again.
+//! Memory is refused at each place in turn where an operation asks for some: the result is an error,
+//! nothing is lost, and the same operation succeeds when there is memory again.
 
 use std::ptr::NonNull;
 

@@ -1,5 +1,5 @@
-//! Containers in full pools where there would be room, in limbo or held back by the caller's own pin; and
-//! what is let go of under a pin, which goes when the pin ends.
+//! Containers in full pools that would have room, but it is in limbo or held back by the caller's own
+//! pin; and what is released under a pin, which is freed when the pin ends.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -1,5 +1,6 @@
-//! Elements whose writer is stopped in the middle of the copy, and operations of queues that are. They are
-//! brought there by single steps, so what happens next does not depend on who is how fast.
+//! Elements whose writer is stopped in the middle of the copy, and queue operations that are stopped. The
+//! processes are brought to that point by single steps, so what happens next does not depend on their relative
+//! speed.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};

@@ -1,7 +1,7 @@
 //! Recorded histories of queues, mailboxes and buffers, see `histories`.
 //!
-//! What a killed process has leased comes back at some time, or has not yet. What was refused for want of
-//! room has changed nothing, and is left out.
+//! What a killed process had leased comes back at some time, or has not come back yet. Operations that
+//! were refused for lack of room have changed nothing, and are left out.
 
 use shmkit::{Buffer, Lease, Mailbox, Queue, RangeError, RecvError, Shared};
 

@@ -1,7 +1,7 @@
 //! Buffers: appended to, read, deleted from, closed, destroyed, and killed after every change.
 //!
-//! Whatever died, the bytes are those before or those after the operation, they can be appended to
-//! and deleted, and the memory is that of the chunks and nothing else.
+//! Whatever died, the bytes are those from before or from after the operation, more can be appended and they can
+//! be deleted, and the allocated memory is that of the chunks and nothing else.
 
 use std::io::{ErrorKind, Read};
 use std::time::Duration;

@@ -1,7 +1,7 @@
 //! A child's side of a fork: it comes to life, and ends in order, killed after every change.
 //!
-//! The victim is the child: it is forked without the library's hearing of it, and then takes the library's steps
-//! itself. The survivors take those of the parent, who reaps it. The parent's side is in `pool` ("spawn and join").
+//! The victim is the child: it is forked without the library noticing, and then takes the library's steps itself. The
+//! survivors take the steps of the parent, which reaps it. The parent's side is in `pool` ("spawn and join").
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Heaps: transactions that end well and otherwise, undoing for the dead, collections, destruction.
+//! Heaps: transactions that succeed and that fail, undoing for the dead, collections, destruction.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 

@@ -1,4 +1,4 @@
-//! Cases whose world is a pool and what lies in it: what they are to the engine, and how their dead are buried.
+//! Cases whose world is a pool and what lies in it: how they look to the engine, and how their dead are buried.
 
 use std::fmt::Debug;
 use std::ops::Deref;

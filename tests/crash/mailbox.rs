@@ -1,4 +1,5 @@
-//! Mailboxes: what they add to queues. Sending and receiving are pushing and popping, which `queue` has.
+//! Mailboxes: what they add to queues. Sending and receiving are pushing and popping, which `queue`
+//! tests.
 
 use shmkit::{Mailbox, Pool, RecvError, Shared};
 

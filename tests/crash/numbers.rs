@@ -1,5 +1,6 @@
-//! What `shmkit import` does to a pool: a new matrix is there whole or not at all, and of one that is
-//! overwritten each element is the old one or the new one. A number's name has the old one or the new one.
+//! What `shmkit import` does to a pool: a new matrix is there completely or not at all, and in one that is
+//! overwritten each element is the old one or the new one. A number's name leads to the old number or to
+//! the new one.
 
 use shmkit::numbers::{Stored, store};
 use shmkit::{Matrix, NamedError, Pool};

@@ -1,5 +1,5 @@
-//! Operations that are stopped at each of their points, and overtaken by others: what both sides were told, and what is
-//! there in the end, must be explained by one order of the operations.
+//! Operations that are stopped at each of their points, and overtaken by others: the results that both sides got, and
+//! the final state, must be explained by one order of the operations.
 
 mod arrays;
 mod blocks;

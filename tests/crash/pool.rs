@@ -1,9 +1,9 @@
 //! The pool, objects, links, names, processes: every operation, killed after every change. The allocator's are in
 //! `pool_memory`.
 //!
-//! After recovery the pool's full check must pass, and what is allocated must be what the operation says: a block
-//! that was being allocated or freed is allocated or free, and what a container operation had is one or the other
-//! with nothing left over. Then the survivor uses the pool.
+//! After recovery the pool's full check must pass, and what is allocated must be what the operation allows: a block
+//! that was being allocated or freed is either allocated or free, and a container operation has either happened or
+//! not, with nothing left over. Then the survivor uses the pool.
 
 use std::alloc::Layout;
 use std::ptr::NonNull;

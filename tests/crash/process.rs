@@ -1,7 +1,7 @@
 //! The job table of a master: every step of a worker, killed after every change.
 //!
-//! What a master does when it reaps is done by the survivor. After it, a job is there or it is not, whole, and when all
-//! is joined nothing is left allocated.
+//! The survivor does what a master does when it reaps. After that, a job is either there completely or not at all, and
+//! when everything is joined, nothing is left allocated.
 
 use serde::{Deserialize, Deserializer, Serialize};
 use shmkit::Pool;

@@ -1,8 +1,8 @@
 //! Queues: every operation, killed after every change.
 //!
-//! After recovery the full check must pass, the elements must be what they were or what the operation makes them, in
-//! order, and every place must be of use: the survivor fills the queue and empties it. No byte is lost: as much is
-//! allocated then as for a queue that nobody died with.
+//! After recovery the full check must pass, the elements must be those from before or from after the operation, in
+//! order, and every place must be usable: the survivor fills the queue and empties it. No byte is lost: as much is
+//! allocated then as for a queue with which no process died.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! The recovery of three who died in the middle of the allocator, next to each other, killed after every
-//! change: then four are dead, and the fourth has the life words of the others.
+//! The recovery of three processes that died in the middle of allocator operations, next to each other in the pool. The
+//! recovery is killed after every change: then four are dead, and the fourth has the life words of the others.
 
 use shmkit::{Buffer, testing};
 

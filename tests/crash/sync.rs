@@ -1,8 +1,8 @@
-//! Locks: every operation, killed after every change. And what all cases of `sync` have in common.
+//! Locks: every operation, killed after every change. Also what all cases of `sync` have in common.
 //!
 //! The objects are held by the process that sets up, so that nothing is freed meanwhile. After recovery the pool's
-//! full check must pass with as much allocated as before, and the survivor uses the object: it must not hang, and
-//! it must be told of what died.
+//! full check must pass with as much allocated as before, and the survivor uses the object: it must not hang, and it
+//! must be told of the death.
 
 use std::fmt::Debug;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,4 +1,4 @@
-//! The test of the test: a toy pool, operations on it that keep its promises, and some that break one each.
+//! The test of the test: a toy pool, operations on it that keep its promises, and some that each break one.
 //!
 //! The pool is a bank of accounts under a lock with a write-ahead record. Every word is an atomic at a fixed offset:
 //!

@@ -1,4 +1,4 @@
-//! The bell: who waits for an element, or for room, gets it, without any time limit on its sleep.
+//! The bell: a thread that waits for an element, or for room, gets it, without any time limit on its sleep.
 
 use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread::{self, JoinHandle};

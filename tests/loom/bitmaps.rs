@@ -1,5 +1,5 @@
-//! A span's bitmaps: no block is handed out twice, none is lost, no free is refused. Without fences but where one sees
-//! what another does after a step of its own.
+//! A span's bitmaps: no block is handed out twice, none is lost, no free is refused. There are no fences except where a
+//! thread must see what another does after a step of its own.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 

@@ -1,5 +1,6 @@
-//! A hash map's table moves on before all has moved to it: whoever stands at the oldest one, with a key to look
-//! for or to change, comes through, also where he who brings entries past the one in the middle is killed.
+//! A hash map's table is replaced again before everything has moved to it: a thread at the oldest table, with a
+//! key to look for or to change, still succeeds, even if a thread that moves entries past the table in the middle
+//! is killed.
 
 use loom::sync::Arc;
 use loom::thread;

@@ -1,4 +1,4 @@
-//! Claims of ranges one after the other in the same entry, and who wants an element of the first.
+//! Claims of ranges one after the other in the same entry, and a thread that wants an element of the first.
 
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;

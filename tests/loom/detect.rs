@@ -1,4 +1,4 @@
-//! Detectable changes: each happens exactly once, whoever dies on the way.
+//! Detectable changes: each happens exactly once, whichever thread dies on the way.
 
 use loom::sync::Arc;
 use loom::thread;

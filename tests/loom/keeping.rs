@@ -1,5 +1,5 @@
-//! What is retired and still looked at: never destroyed under who looks, never lost, whoever keeps it,
-//! gives it up or dies.
+//! Objects that are retired and still looked at: never destroyed while a thread looks, and never lost, whoever
+//! keeps them, gives them up or dies.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};

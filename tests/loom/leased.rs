@@ -1,5 +1,5 @@
-//! Entries of leases: who copies what has come back has it whole, with its position, and what a dead holder had last comes
-//! back. And all of them together: no element is lost, doubled, or had out of order.
+//! Entries of leases: a thread that copies an element that has come back gets it whole, with its position, and what a
+//! dead holder had last comes back. And for all entries together: no element is lost, doubled, or popped out of order.
 
 use std::collections::BTreeSet;
 use std::sync::Mutex as Ledger;

@@ -1,4 +1,5 @@
-//! What is left behind in many places: whoever is told of it finds it, and nobody else has to.
+//! Things that are left behind in many places: a thread that is told of them finds them, and
+//! no other thread has to search.
 
 use loom::sync::Arc;
 use loom::thread;

@@ -1,4 +1,5 @@
-//! The lines of a hash map: what is looked for while it is changed, and passed.
+//! The lines of a hash map: keys that are looked for while lines are changed, and while entries pass lines
+//! that are full.
 
 use loom::sync::Arc;
 use loom::thread;

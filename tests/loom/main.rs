@@ -5,10 +5,9 @@
 //! RUSTFLAGS="--cfg shmkit_loom" cargo test --test loom --release -- --nocapture
 //! ```
 //!
-//! The models run the product's code and add what the pool does around it. Who dies ends by
-//! unwinding instead of its n-th write (`primitive::model`), for every n; what recovery does then
-//! runs after that, as the kernel marks a life word after all that its owner wrote. Numbers of
-//! preemptions are bounded where a model would take too long.
+//! The models run the product's code and add what the pool does around it. A thread that dies unwinds in place of its
+//! n-th write (`primitive::model`), for every n; recovery runs after that, because the kernel marks a life word after
+//! everything that its owner wrote. The number of preemptions is bounded where a model would take too long.
 
 #![cfg(shmkit_loom)]
 

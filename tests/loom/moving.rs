@@ -1,5 +1,5 @@
-//! The chunk of a hash map moves to the next table: by somebody who is killed on the way, by whoever
-//! comes next, and while somebody changes a key that may have its lock already.
+//! The chunk of a hash map moves to the next table: by a thread that is killed on the way, by the thread that comes
+//! next, and while another thread changes a key and may have the chunk's lock already.
 
 use std::convert::Infallible;
 

@@ -1,4 +1,5 @@
-//! Permits of a semaphore: no more are held than there are, all come back, and who waits for one gets it.
+//! Permits of a semaphore: no more are held than there are, all come back, and a thread that waits for one gets
+//! it.
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 

@@ -1,4 +1,4 @@
-//! Pins: what somebody views is not freed.
+//! Pins: what a thread views is not freed.
 
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;

@@ -1,4 +1,4 @@
-//! Readers that list what they read under, and a writer that looks at the lists.
+//! Readers that list the locks that they read under, and a writer that looks at the lists.
 
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;

@@ -1,4 +1,5 @@
-//! The cells of a queue: nothing lost, doubled or torn, in order, and nobody in the way of anybody.
+//! The cells of a queue: nothing is lost, doubled or torn, everything comes in order, and no thread blocks
+//! another.
 
 use std::sync::Mutex as Ledger;
 

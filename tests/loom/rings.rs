@@ -1,7 +1,8 @@
-//! An unbounded queue, of several rings: nothing is lost, doubled or had out of order while one is left for the next.
+//! An unbounded queue, of several rings: nothing is lost, doubled or popped out of order while one ring is left for the
+//! next.
 //!
-//! What takes an element from one of several rings is written out here, as `containers::queue::take` has it, and what
-//! pushes as `containers::queue::push`; the steps in a ring are the product's.
+//! Taking an element from one of several rings is written out here, as in `containers::queue::take`, and so is pushing,
+//! as in `containers::queue::push`; the steps in a ring are the product's code.
 
 use loom::sync::Arc;
 use loom::thread;

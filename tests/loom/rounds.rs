@@ -1,5 +1,5 @@
-//! The rounds of a barrier: nobody goes on before all have arrived, nobody waits for a known dead, and nothing is
-//! broken without a death.
+//! The rounds of a barrier: nobody goes on before all have arrived, nobody waits for a party that is known to be
+//! dead, and no round is broken without a death.
 
 use std::sync::atomic::{AtomicU64 as Ledger, Ordering::Relaxed};
 

@@ -1,5 +1,6 @@
-//! The chunk of a hash map's table becomes one of two of a table that has it, too: by somebody who is killed on the
-//! way, by whoever comes next, and while keys that stay and keys that leave are looked for and changed.
+//! A chunk of a hash map's table is split in two in a larger table that has the chunk too: by a thread that is
+//! killed on the way, by the thread that comes next, and while keys that stay and keys that leave are looked for
+//! and changed.
 
 use std::convert::Infallible;
 

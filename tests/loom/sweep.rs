@@ -1,4 +1,5 @@
-//! Walks by pieces: what was there at a demand is looked at, by whomever, before nothing is due.
+//! Walks in pieces: whatever was there when a walk was asked for is looked at, by whichever
+//! thread, before no walk is due any more.
 
 use loom::sync::Arc;
 use loom::thread;

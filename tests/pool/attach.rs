@@ -1,4 +1,4 @@
-//! Attaching: by name and descriptor, and everything that is refused.
+//! Attaching: by name and by descriptor, and everything that is refused.
 
 use std::cell::Cell;
 use std::fs::{self, File};

@@ -1,5 +1,5 @@
-//! Pools whose words were changed at random: an error, or a pool that can be asked everything
-//! without a crash and without an end.
+//! Pools whose words were changed at random: the result is an error, or a pool on which every operation
+//! runs without crashing or looping for ever.
 
 use std::fs::File;
 use std::os::fd::AsFd;

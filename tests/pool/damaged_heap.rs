@@ -1,4 +1,4 @@
-//! A heap whose words are to be changed, and what is asked of it then.
+//! A heap whose words are to be changed, and the operations that are run on it then.
 
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};

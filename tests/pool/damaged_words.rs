@@ -1,4 +1,4 @@
-//! Single words that no use of a container stores, and that a stray write may.
+//! Single words with values that no use of a container stores, but that a stray write may.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Reports: who has how much, what lies where, what leaks.
+//! Reports: how much each participant has, what lies where, what leaks.
 
 use allocator_api2::vec::Vec as PoolVec;
 use shmkit::inspect::{self, Leaks, Observer, Use};

@@ -1,4 +1,4 @@
-//! Objects from within the pool, and collections of other crates.
+//! Objects reached from within the pool, and collections of other crates.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

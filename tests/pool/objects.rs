@@ -1,4 +1,4 @@
-//! Objects from the outside: counted handles, and descriptors.
+//! Objects, from outside: counted handles, and descriptors.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

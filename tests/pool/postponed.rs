@@ -1,5 +1,5 @@
-//! What is let go of while somebody looks is freed by who let go of it, or after him by whoever
-//! ends a look: nobody has to ask for it.
+//! What is released while a thread views it is freed by the thread that released it, or after
+//! that by any thread that ends a view: nobody has to ask for it.
 
 use shmkit::process::scope;
 use shmkit::{Link, Pool, Semaphore, Shared, ShmSafe, View};

@@ -1,4 +1,4 @@
-//! Many workers: one after another, at once, more than there may be, and all of them dying.
+//! Many workers: one after another, at once, more than the limit, and all of them dying.
 
 use shmkit::process::{Config, Entry, JoinError, Worker, run};
 

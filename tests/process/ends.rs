@@ -1,4 +1,4 @@
-//! Children that end otherwise than by returning.
+//! Children that end in other ways than by returning.
 
 use std::io::{PipeWriter, pipe};
 use std::process::Command;

@@ -1,5 +1,5 @@
-//! What breaks other systems of this kind when a worker is killed, or when a pool is small: each
-//! as a program of a master, a victim, and others who go on.
+//! What breaks other systems of this kind when a worker is killed, or when a pool is small: each case is a
+//! program with a master, a victim, and others that go on.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};

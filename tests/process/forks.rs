@@ -1,4 +1,4 @@
-//! Forks that somebody else makes, and what other handlers of forks do.
+//! Forks that the program makes by other means, and what other fork handlers do.
 
 use std::alloc::Layout;
 use std::io::{PipeReader, Read as _};

@@ -1,4 +1,4 @@
-//! What the state of the parent makes of a spawn.
+//! How the state of the parent affects a spawn.
 
 use std::io::{self, Read, Write, pipe};
 use std::os::fd::AsRawFd;

@@ -1,4 +1,5 @@
-//! Files that a run is told to use and that are another's, or become another's meanwhile.
+//! Files that a run is told to use and that belong to another user or program, or come to
+//! do so meanwhile.
 
 use std::env::{current_dir, set_current_dir};
 use std::fs;

@@ -1,4 +1,4 @@
-//! How a run ends, and what a master is while there is one.
+//! How a run ends, and what is different in a process while it is a master.
 
 use std::cell::{Cell, RefCell};
 use std::io::{Read, Write};

@@ -1,4 +1,4 @@
-//! What a run neither removes nor opens: it is somebody else's, or may be.
+//! Files that a run neither removes nor opens, because they belong to others, or may.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown, symlink};

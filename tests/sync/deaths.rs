@@ -1,4 +1,4 @@
-//! When deaths are found out about, and what is done then by those who wait.
+//! When deaths are noticed, and what the waiting threads do then.
 
 use std::io::{PipeReader, PipeWriter, pipe};
 use std::process;

@@ -1,4 +1,4 @@
-//! Deaths and waits where the system does not give what they usually take.
+//! Deaths and waits when the system refuses the resources that handling them usually takes.
 
 use std::alloc::{GlobalAlloc as _, Layout};
 use std::cell::RefCell;

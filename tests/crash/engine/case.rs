@@ -1,4 +1,4 @@
-//! What the author of a case writes: the arena, the operation, and what must be true after a crash.
+//! What the author of a case provides: the arena, the operation, and what must be true after a crash.
 
 use std::os::fd::RawFd;
 use std::time::Duration;

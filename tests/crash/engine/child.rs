@@ -1,4 +1,4 @@
-//! Child processes: how the engine forks them, hears from them, waits for them and gets rid of them.
+//! Child processes: how the engine forks them, gets reports from them, waits for them and gets rid of them.
 //!
 //! Nothing here may outlive the test, and nothing here may end a process that the test did not start.
 //! Three nets, each catching what the one before it lets through:

@@ -1,4 +1,4 @@
-//! What the next instruction may write: so that only writes into the arena cost a comparison.
+//! What the next instruction may write, so that only writes into the arena cost a comparison.
 //!
 //! Comparing the whole arena after each instruction would find every change and cost tens of microseconds a step.
 //! Instead, the instruction is decoded before it runs, and the addresses of its memory operands that are written are
@@ -10,9 +10,9 @@
 //! | `Ranges` | each written operand has a known address and size | those of them that are in the arena |
 //! | `Anything` | system calls, scatters, xsave, whatever cannot be read or decoded | everything |
 //!
-//! Doubt means `Anything`. A string instruction under `rep` traps after each iteration, and writes between where
-//! its destination register stood before the step and where it stands after. That the answers are right is tested
-//! and not believed: the cross-check compares everything after every step, and reports a change that was not foretold.
+//! Doubt means `Anything`. A string instruction under `rep` traps after each iteration, and writes between the address
+//! in its destination register before the step and the one after it. That the answers are right is tested: the
+//! cross-check compares everything after every step, and reports a change that was not predicted.
 
 use std::collections::HashMap;
 

@@ -1,4 +1,4 @@
-//! Processes that die, or stop, at chosen moments, for a `setup` that needs such.
+//! Processes that die, or stop, at chosen moments, for a `setup` that needs them.
 
 use std::time::Duration;
 

@@ -1,9 +1,9 @@
-//! The orders of crashes: following an operation or a recovery from change to change, with a survivor at each.
+//! First- and second-order crashes: follows an operation or a recovery from change to change, with a survivor at each.
 //!
 //! [`Explorer::explore`] is recursive over images. On the arena it follows the operation; on an image it follows the
-//! recovery. Each point is tried at once by a survivor on a copy; the path is kept as differences ([`Trail`]), from
-//! which the images to go on from are made again when their turn comes. The victims of a path stay as zombies until the path has been explored,
-//! so that their pids name nobody else.
+//! recovery. Each point is tried at once by a survivor on a copy. The path is kept as differences ([`Trail`]), from
+//! which the images to continue from are made again when their turn comes. The victims of a path stay zombies until the
+//! path has been explored, so that their pids are not reused.
 
 use std::time::Instant;
 

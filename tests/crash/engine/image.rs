@@ -4,9 +4,9 @@
 //! everything here works on data extents (`SEEK_DATA`, `SEEK_HOLE`), never on the mapping as a whole. A hole and
 //! a page of zeros are the same image: reading a hole through a mapping turns it into the other.
 //!
-//! A [`View`] is the harness's eye on the live memory of a stopped victim, an [`Image`] is what was seen there last,
-//! and a [`Delta`] is one step from image to image. A trail of deltas replays to any image on the way, at
-//! a cost in memory that follows what was written and not the size of the arena.
+//! A [`View`] is the harness's access to the live memory of a stopped victim, an [`Image`] is what was seen there
+//! last, and a [`Delta`] is one step from image to image. A trail of deltas can be replayed to any image on the way,
+//! at a cost in memory that depends on what was written and not on the size of the arena.
 
 use std::collections::BTreeMap;
 use std::io;

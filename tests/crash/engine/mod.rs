@@ -1,7 +1,7 @@
 //! Death at every instruction: an engine that enumerates crashes of an operation on shared memory.
 //!
 //! A killed process leaves a prefix of its stores, in program order. So the states that a crash of one operation can
-//! leave behind are countable: one for each instruction that changes the arena. The engine visits all of them.
+//! leave behind can be enumerated: one for each instruction that changes the arena. The engine visits all of them.
 //!
 //! ```text
 //!  runner (a process per case)                    victim
@@ -17,21 +17,21 @@
 //! ```
 //!
 //! * First order: every change of the arena by the operation, its start, its end, every mark given to [`progress`].
-//! * Second order: from an image of the first order, `recover` itself is stepped, and each of its changes is followed by
-//!   the recovery and verification by another survivor. All images in full mode, a spread of them in a short run: the
-//!   middle one whatever the time, if need be with some of its recovery's points only.
+//! * Second order: from an image of the first order, `recover` itself is stepped, and each of its changes is followed
+//!   by the recovery and verification by another survivor. All images in full mode, a sample of them in a short run:
+//!   the middle one in any case, if need be with only some of its recovery's points.
 //! * Real kills: the case is run again in a new process to a random point, the victim is killed there with SIGKILL
 //!   and reaped, and a survivor recovers the arena itself, with the kernel's marks of death instead of `bury`'s.
 //! * Overtaken: the case is run again in a new process to a point, the victim is stopped there, alive, and another
 //!   process does an operation of its own, for which it must not need the victim (or may wait for it, if the case says
-//!   so). Then the victim goes on, on what it finds changed, with a survivor after each of its changes as in the first
-//!   order. At each point, then after each other instruction (what was read may be out of date), or in some of these
-//!   places in a short run.
+//!   so). Then the victim goes on with the arena as the other left it, with a survivor after each of its changes as in
+//!   the first order. This is done at each point, then after each other instruction (what was read may be out of date),
+//!   or in some of these places in a short run.
 //!
-//! Each case has processes of its own, so a case may leave anything behind in its address space. What a case must
-//! keep to: the runner has one thread; the arena is a memfd mapped shared from its offset 0; the operation does not wait
-//! for something that only another process can do, unless that process was started by `setup`; children that the
-//! operation forks die with it. While such processes write to the arena, an image of it is not one moment's.
+//! Each case has processes of its own, so a case may leave anything behind in its address space. Rules for a case: the
+//! runner has one thread; the arena is a memfd mapped shared from its offset 0; the operation does not wait for
+//! something that only another process can do, unless that process was started by `setup`; children that the operation
+//! forks die with it. While such processes write to the arena, an image of it is not one moment's.
 //!
 //! | file | |
 //! |---|---|

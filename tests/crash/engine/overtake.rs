@@ -8,13 +8,13 @@
 //!    arena changed? a survivor on a copy             (stopped)
 //! ```
 //!
-//! All of it happens on the arena itself: what the victim goes on with is in its registers and its memory, so it must
-//! find what it left, changed by nobody but the overtaker. The marks of both are in the crashes that follow, so that
-//! `verify` can ask for an order of their operations that explains what they came to.
+//! All of it happens on the arena itself: the victim's state is in its registers and its memory, so it must find the
+//! arena as it left it, changed by nobody but the overtaker. The crashes that follow have the marks of both, so that
+//! `verify` can require an order of their operations that explains the results.
 //!
 //! An overtaker that has to wait for the victim sleeps, if the case says that it may. Then the victim runs to its end,
-//! both at once, and there is one survivor, in the end (where the case says that it only goes on, one before and one
-//! then); and in another process it is killed, and the overtaker must come through without it.
+//! both at once, and there is one survivor, at the end (if the case says that the overtaker only goes on, one before
+//! and one at the end); and in another process the victim is killed, and the overtaker must finish without it.
 
 use std::time::Instant;
 

@@ -1,20 +1,21 @@
-//! Running from one write to the arena to the next, instead of stepping all that lies between.
+//! Running from one write to the arena to the next, instead of stepping through everything in between.
 //!
-//! Where only the changes matter and not how they are come to, as in the recovery, the arena is shut: its pages become
-//! read-only in the victim, which then runs. It stops by itself before whatever could change the arena:
+//! Where only the changes matter and not the instructions between them, as in the recovery, the arena is shut: its
+//! pages become read-only in the victim, which then runs. It stops by itself before anything that could change the
+//! arena:
 //!
 //! | stops at | by | is then |
 //! |---|---|---|
 //! | a write to the arena | SIGSEGV, which the victim never sees | stepped, the arena open |
-//! | a system call | `PTRACE_SYSEMU`, by which none is done | gone back to, and stepped, the arena open |
+//! | a system call | `PTRACE_SYSEMU`, which skips the call | repeated, and stepped, the arena open |
 //! | any other signal | the signal | delivered with a step, the arena open |
 //!
-//! So the changes told are those that stepping tells. The victim has to make the pages read-only itself: it is made to
-//! call `mprotect` at the [`gate`], with its registers put back afterwards. As that costs some steps' time, the next
-//! few instructions after a write are stepped, too.
+//! So the same changes are reported as by stepping. The victim has to make the pages read-only itself: it is made to
+//! call `mprotect` at the [`gate`], with its registers put back afterwards. As that takes as long as some steps, the
+//! next few instructions after a write are stepped too.
 //!
-//! What the processor writes for other threads of the victim cannot be shut out: a victim that has more than one, or starts
-//! one, is stepped all the way. Its children have their own pages, which are open when they are forked.
+//! The writes of other threads of the victim cannot be caught this way: a victim that has more than one thread, or
+//! starts one, is stepped all the way. Its children have their own pages, which are open when they are forked.
 
 use std::io;
 use std::ops::Range;

@@ -1,16 +1,17 @@
-//! A victim under ptrace: from its first stop to its last, one instruction at a time, each change of the arena told.
+//! A victim under ptrace: run from its first stop to its last, one instruction at a time; each change of the arena is
+//! reported.
 //!
 //! The victim is forked, brings itself into position, asks to be traced and stops itself (SIGSTOP); runs its body;
-//! stops itself again. What lies between the stops is stepped. Each step yields at most one [`Point`]: the arena, or
+//! stops itself again. Everything between the stops is stepped. Each step yields at most one [`Point`]: the arena, or
 //! the mark that the victim gave to `progress`, differs from what it was before that instruction. Nothing between two
 //! points is left out, because only one instruction lies between two looks, and [`super::decode`] errs towards looking.
 //!
 //! Other threads and children of the victim are not traced: what they do to the arena is seen with the victim's
 //! next write, at no particular granularity.
 //!
-//! Who is to be killed at a point that another victim was stepped to runs there ([`Way`]), stopped by the processor
-//! each time it comes to the point's instruction: that costs nothing beside stepping. Where only the points matter and not
-//! the way to them, a victim runs to the next write, see [`super::shutter`].
+//! A victim that is to be killed at a point to which another victim was stepped runs there ([`Way`]), stopped by the
+//! processor each time it comes to the point's instruction: compared with stepping that costs nothing. Where only the
+//! points matter and not the way to them, a victim runs to the next write, see [`super::shutter`].
 //!
 //! A victim dies with its tracer (`PTRACE_O_EXITKILL`).
 

@@ -3,13 +3,13 @@
 //! | variable | |
 //! |---|---|
 //! | `SHMKIT_CRASH=full` | second order from every image, many real kills, overtaken in every place, no budget |
-//! | `SHMKIT_CRASH_BUDGET_MS` | how long a case may go on to new images of second order in a short run (3000); it goes to the middle one, and some points of its recovery, all the same; so long, too, it is overtaken in points, and half as long between them |
+//! | `SHMKIT_CRASH_BUDGET_MS` | how long a case may go on to new images of second order in a short run (3000); the middle image, and some points of its recovery, are tried in any case; a case is overtaken in points for as long, and between them for half as long |
 //! | `SHMKIT_CRASH_CHECK=1` | step all, and compare the whole arena at every step |
 //! | `SHMKIT_CRASH_SEED` | where real kills fall |
 //! | `SHMKIT_CRASH_VERBOSE=1` | print the unexpected failures of deliberately broken cases too |
-//! | `SHMKIT_CRASH_PART=I/N` | every N-th case only, from the I-th on; without it a process a processor shares them out |
+//! | `SHMKIT_CRASH_PART=I/N` | every N-th case only, from the I-th on; without it the cases are shared out to one process per processor |
 //!
-//! Arguments that are no flags select cases whose name contains one of them; `--list` names them all.
+//! Arguments that are not flags select cases whose name contains one of them; `--list` names them all.
 
 use std::io;
 use std::process::{Command, ExitCode};

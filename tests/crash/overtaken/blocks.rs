@@ -1,5 +1,5 @@
-//! Blocks of the allocator. Each has its bytes in it, some words of which tell where it is, and is in a table that lies in
-//! the first block.
+//! Blocks of the allocator. Each block is filled with bytes of its own, some words of which tell where it is, and is
+//! listed in a table that lies in the first block.
 
 use std::cell::Cell;
 use std::ptr::NonNull;

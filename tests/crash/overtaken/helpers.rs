@@ -1,5 +1,5 @@
-//! Maps whose entries are moving: who is stopped holds up those who change something in the chunk that it changes, and
-//! in the one that it moves for the others, but nobody else.
+//! Maps whose entries are moving: a process that is stopped holds up the processes that change something in the chunk
+//! that it changes, or in the one that it moves for the others, but no other process.
 
 use std::ops::Range;
 use std::sync::mpsc;

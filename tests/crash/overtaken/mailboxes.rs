@@ -1,4 +1,4 @@
-//! Mailboxes. Their receiver is one at a time.
+//! Mailboxes. A mailbox has one receiver at a time.
 
 use std::collections::VecDeque;
 

@@ -1,5 +1,5 @@
-//! Who recovers the dead, or takes back what was made for a child, and is overtaken: what he has looked at is somebody
-//! else's when he goes on.
+//! A process that recovers the dead, or takes back what was made for a child, and is overtaken: what it has looked at
+//! belongs to another process when it goes on.
 
 use std::io::{PipeReader, PipeWriter, Read as _, Write as _};
 

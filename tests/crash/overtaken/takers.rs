@@ -1,6 +1,6 @@
-//! Who frees blocks of containers, or recovers one who did, and is overtaken by one who takes all that is free, blocks and
-//! entries of objects: what that one has is not freed once more, whoever dies when. Nor is what somebody takes as soon as
-//! the dead are settled.
+//! A process that frees blocks of containers, or recovers one that did, and is overtaken by one that takes everything
+//! that is free, blocks and entries of objects: what the overtaker has is not freed once more, whichever process dies,
+//! and whenever. Nor is what a process takes as soon as the dead are settled.
 
 use std::cell::RefCell;
 use std::collections::HashSet;

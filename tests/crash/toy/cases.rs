@@ -1,4 +1,4 @@
-//! What the engine must find right, and what it must catch: operations and recoveries of the bank.
+//! What the engine must accept, and what it must catch: operations and recoveries of the bank.
 
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
