@@ -3,33 +3,35 @@
 //! # Rationale
 //!
 //! The elements are in a block of their own, so that an array can be a field and can grow; the
-//! block begins with its length, so that one store of its address changes both. Elements of 1, 2,
-//! 4 or 8 bytes are read and written by one atomic access. Larger ones, up to `intents::WRITE_MAX`, are
-//! copied under one of a few owner-tagged locks, and written through the slot's redo area, so that
-//! a killed writer leaves the old element or the new one. Ranges are `claims`' business.
+//! block begins with its length, so that one store of its address changes both. Elements of 1, 2, 4 or
+//! 8 bytes are read and written by one atomic access. Larger ones, up to `intents::WRITE_MAX`, are
+//! copied under one of a few owner-tagged locks, and written through the slot's redo area, so that a
+//! killed writer leaves the old element or the new one. Claimed ranges are handled in `claims`.
 //!
-//! Constructors call the user's closure first, for elements in private memory, then make the empty
-//! object, then give it its storage. So a closure that panics, or re-enters, or is killed, leaves
-//! nothing in the pool; the price is a second copy for a while.
+//! Constructors first call the user's closure, which makes the elements in private memory, then
+//! make the empty object, then give it its storage. So a closure that panics, re-enters or is
+//! killed leaves nothing in the pool; the price is that a second copy of the elements exists for a
+//! while.
 //!
 //! | operation | killed | leaves |
 //! |---|---|---|
-//! | constructor | before the storage is there | an empty array that the dead process held: it goes |
+//! | constructor | before the storage is there | an empty array held by the dead process: it is destroyed |
 //! | `set`, up to 8 bytes | | the old element or the new one |
 //! | `set`, larger | before WRITE is open | the old element |
-//! | | after | the new element: recovery writes it again, before the stripe's lock is had |
+//! | | after | the new element: recovery writes it again, before the stripe's lock can be taken |
 //! | `update` | | as `set` |
 //! | growing | before the block's address is stored | the old storage; the new block is freed (REPLACE) |
 //! | | after | the new storage; recovery stores the length, and frees the old block |
 //!
 //! Invariants
-//! 1. The block is replaced under a GROWING claim only: while an operation's pass or a claim of
-//!    one element or more exists, the block stays.
-//! 2. Elements are accessed by the owner of an exclusive claim alone; or by owners of shared claims
-//!    and by reading operations, none of which writes; or by operations only.
-//! 3. Of operations only: all accesses to an element are atomic, or all are under its stripe's lock.
-//! 4. The length never shrinks, and `len` is stored before a claim of growing is over: by the one that
-//!    grows it, or by the recovery that resolves its intent.
+//! 1. The block is replaced only under a GROWING claim: while an operation's pass or a claim of at
+//!    least one element exists, the block stays.
+//! 2. An element is accessed only by the owner of an exclusive claim; or by owners of shared claims
+//!    and by reading operations, none of which write; or only by operations.
+//! 3. Where only operations access an element, all of these accesses are atomic, or all are under
+//!    its stripe's lock.
+//! 4. The length never shrinks, and `len` is stored before a GROWING claim ends: by the thread that
+//!    grows the array, or by the recovery that resolves its intent.
 
 mod access;
 
@@ -58,11 +60,11 @@ use crate::{KillSafe, Movable, ShmSafe};
 /// Locks for elements of more than 8 bytes.
 const STRIPES: usize = 4;
 
-/// The address of a block that the array owns.
+/// The address of the block that the array owns.
 #[repr(transparent)]
 struct BlockWord(AtomicU64);
 
-// SAFETY: an address within the pool; `TYPE` says that it owns a block.
+// SAFETY: an address within the pool; `TYPE` says that the word owns a block.
 unsafe impl ShmSafe for BlockWord {
     const TYPE: &'static TypeInfo = &TypeInfo::block::<Self>("BlockWord");
     const OWNS: bool = true;
@@ -79,14 +81,14 @@ impl BlockWord {
         self.0.load(Ordering::Acquire) as usize
     }
 
-    /// The length that the block at an address begins with. The caller keeps the block from being replaced.
+    /// The length with which the block at `address` begins. The caller keeps the block from being replaced.
     #[inline]
     fn len(arena: Arena, address: usize) -> usize {
         if !address.is_multiple_of(8) || arena.room_at(address) < 8 {
             return 0;
         }
-        // SAFETY: a block of this array, which the caller keeps there; its first word is its
-        // length, which is not written any more. In a damaged pool it is a word of some slice.
+        // SAFETY: a block of this array, which the caller keeps in place; its first word is its
+        // length, which is no longer written. In a damaged pool it is a word of some slice.
         let len = unsafe { &*std::ptr::with_exposed_provenance::<AtomicU64>(address) };
         len.load(Ordering::Relaxed) as usize
     }
@@ -95,21 +97,22 @@ impl BlockWord {
 /// Where the elements are: a block that begins with its length.
 #[repr(C)]
 struct Storage {
-    /// The block's address, or 0. Replaced by the holder of a GROWING claim.
+    /// The block's address, or 0. It is replaced by the holder of a GROWING claim.
     block: BlockWord,
-    /// The length, for those who do not look into the block: stored after the block.
+    /// The length, for readers that do not look into the block. It is stored after the block's
+    /// address.
     len: AtomicU64,
 }
 
-/// An array in a pool, used by many processes at once.
+/// An array in a pool that many processes can use at once.
 ///
 /// Elements are read and written one at a time with [`get`](Self::get), [`set`](Self::set) and
-/// [`update`](Self::update), each of them atomic; or a range is [claimed](Self::claim_mut) and then
-/// is a slice like any other. The two exclude each other.
+/// [`update`](Self::update), each of which is atomic; or a range is [claimed](Self::claim_mut) and
+/// can then be used as an ordinary slice. The two ways exclude each other.
 ///
 /// An array is an object of its own (`filled_in`, `from_fn_in`, `from_slice_in`), or a field of the
-/// user's struct: [`Array::new`] is empty, and [`grow`](Self::grow) gives it elements once it is in
-/// a pool.
+/// user's struct: [`Array::new`] makes an empty one, and [`grow`](Self::grow) gives it elements
+/// once it is in a pool.
 ///
 /// ```
 /// use shmkit::{Array, Pool};
@@ -135,7 +138,7 @@ pub struct Array<T: KillSafe + Movable> {
     _in_place: PhantomPinned,
 }
 
-// SAFETY: atomics, and a block of `T`s, which is listed at its place. No drop glue.
+// SAFETY: atomics, and a block of `T`s, which is listed at its offset. No drop glue.
 unsafe impl<T: KillSafe + Movable> ShmSafe for Array<T> {
     const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>(
         "Array",
@@ -151,7 +154,7 @@ unsafe impl<T: KillSafe + Movable> ShmSafe for Array<T> {
 }
 
 impl<T: KillSafe + Movable> Array<T> {
-    /// Elements are accessed by one instruction.
+    /// Whether each element is accessed by one instruction.
     const ATOMIC: bool = elements::is_atomic::<T>();
 
     /// Where the elements begin in the block.
@@ -161,7 +164,7 @@ impl<T: KillSafe + Movable> Array<T> {
         8
     };
 
-    /// An array without elements. In a pool it can [`grow`](Self::grow).
+    /// An array without elements. Once it is in a pool it can [`grow`](Self::grow).
     ///
     /// ```
     /// # use shmkit::{Array, Pool};
@@ -186,7 +189,7 @@ impl<T: KillSafe + Movable> Array<T> {
         }
     }
 
-    /// Makes an array of `len` times `value`.
+    /// Makes an array of `len` elements, each of them `value`.
     ///
     /// # Errors
     ///
@@ -211,7 +214,7 @@ impl<T: KillSafe + Movable> Array<T> {
     }
 
     /// Makes an array of `f(0)`, `f(1)` and so on. `f` runs before anything is done in the pool;
-    /// the elements are in private memory until it has run for all of them.
+    /// the elements are kept in private memory until `f` has run for all of them.
     ///
     /// # Errors
     ///
@@ -257,7 +260,7 @@ impl<T: KillSafe + Movable> Array<T> {
         Self::made_in(pool, elements.len(), |room| room.copy_from(elements))
     }
 
-    /// Makes an array whose elements `fill`, no user's code, writes.
+    /// Makes an array whose elements are written by `fill`, which runs none of the user's code.
     fn made_in(
         pool: Pool,
         len: usize,
@@ -275,7 +278,7 @@ impl<T: KillSafe + Movable> Array<T> {
         }
     }
 
-    /// How many elements there are.
+    /// The number of elements.
     ///
     /// ```
     /// # use shmkit::{Array, Pool};
@@ -292,7 +295,7 @@ impl<T: KillSafe + Movable> Array<T> {
         self.storage.len.load(Ordering::Acquire) as usize
     }
 
-    /// True if there are none.
+    /// True if there are no elements.
     ///
     /// ```
     /// # use shmkit::{Array, Pool};
@@ -309,8 +312,8 @@ impl<T: KillSafe + Movable> Array<T> {
         self.len() == 0
     }
 
-    /// The first element's place, and how many there are: in a damaged pool no more than lie in
-    /// its memory. The caller keeps the block from being replaced.
+    /// The address of the first element, and the number of elements; in a damaged pool, no more
+    /// than lie in its memory. The caller keeps the block from being replaced.
     #[inline]
     fn elements(&self, arena: Arena) -> (*mut T, usize) {
         let address = self.storage.block.address();
@@ -325,8 +328,9 @@ impl<T: KillSafe + Movable> Array<T> {
         )
     }
 
-    /// Where the elements are at this moment, and how many, for who has no claim: the block may be
-    /// replaced meanwhile, and then this says something else. `None` if they are in no block of the pool.
+    /// Where the elements are at this moment, and how many there are, for a caller that has no claim: the
+    /// block may be replaced at any time, after which this gives something else. `None` if they are in no
+    /// block of the pool.
     pub(crate) fn extent(&self, arena: Arena) -> Option<(usize, usize)> {
         loop {
             let address = self.storage.block.address();
@@ -340,23 +344,23 @@ impl<T: KillSafe + Movable> Array<T> {
                     room.checked_sub(Self::OFFSET) >= Some(bytes)
                 });
             fence(Ordering::Acquire);
-            // A block that was replaced is none any more.
+            // A block that was replaced need not be a block any more.
             if fits || self.storage.block.address() == address {
                 return fits.then(|| (address + Self::OFFSET, len));
             }
         }
     }
 
-    /// Claims a range for reading. While the claim is there nobody writes to the range, and others
-    /// may claim it for reading, too. An array has 62 claims at a time at most.
+    /// Claims a range for reading. While the claim exists nobody writes to the range, and others
+    /// may claim it for reading, too. An array can have at most 62 claims at a time.
     ///
     /// # Errors
     ///
-    /// See [`ClaimError`]. An empty range within the array is in nobody's way.
+    /// See [`ClaimError`]. An empty range within the array conflicts with no other claim.
     ///
     /// # Crash behaviour
     ///
-    /// The claim of a dead process is over.
+    /// The claim of a dead process has ended.
     ///
     /// ```
     /// # use shmkit::{Array, Pool};
@@ -373,7 +377,7 @@ impl<T: KillSafe + Movable> Array<T> {
         self.claim_as(range, Mode::Shared).map(Claim)
     }
 
-    /// Claims a range for writing. While the claim is there nobody else reads or writes it.
+    /// Claims a range for writing. While the claim exists nobody else reads or writes the range.
     ///
     /// # Errors
     ///
@@ -381,8 +385,8 @@ impl<T: KillSafe + Movable> Array<T> {
     ///
     /// # Crash behaviour
     ///
-    /// The claim of a dead process is over. What it was writing may be half written, and the next
-    /// one who claims the range exclusively is told so: [`ClaimMut::was_orphaned`].
+    /// The claim of a dead process has ended. What that process was writing may be half written;
+    /// the next one to claim the range exclusively is told so by [`ClaimMut::was_orphaned`].
     ///
     /// ```
     /// # use shmkit::{Array, Pool};
@@ -413,7 +417,7 @@ impl<T: KillSafe + Movable> Array<T> {
                     Refusal::TooMany => ClaimError::TooManyClaims,
                 })?;
             let (elements, len) = self.elements(arena);
-            // The array never shrinks, but what `len` says may be damaged.
+            // The array never shrinks, but `len` may be damaged.
             if range.end > len {
                 let Range { start, end } = range;
                 return Err(ClaimError::OutOfBounds { start, end, len });
@@ -426,15 +430,16 @@ impl<T: KillSafe + Movable> Array<T> {
     }
 
     /// Makes the array `len` elements long; the new ones are `value`. Waits for operations on
-    /// elements, which then find the new elements.
+    /// elements that are under way; later ones find the new elements.
     ///
     /// # Errors
     ///
-    /// See [`ResizeError`]. An array with claims does not grow, nor does one that is longer.
+    /// See [`ResizeError`]. An array with claims does not grow, nor does one that is already
+    /// longer.
     ///
     /// # Crash behaviour
     ///
-    /// The array has grown or not.
+    /// The array has grown, or it has not.
     ///
     /// ```
     /// # use shmkit::{Array, Pool};
@@ -459,7 +464,7 @@ impl<T: KillSafe + Movable> Array<T> {
         Ok(())
     }
 
-    /// Appends elements; the index of the first.
+    /// Appends elements, and returns the index of the first.
     ///
     /// # Errors
     ///
@@ -492,9 +497,10 @@ impl<T: KillSafe + Movable> Array<T> {
         self.reshape(longer, |room| room.copy_from(elements))
     }
 
-    /// Replaces the block by a longer one, whose new elements `fill` writes: no user's code, as
-    /// the intent is open. `plan` is told the length and says the new one, with everybody else
-    /// kept out, who wait also while room is made for the block. The former length.
+    /// Replaces the block by a longer one, whose new elements are written by `fill`, and returns
+    /// the former length. `fill` runs none of the user's code, as the intent is open. `plan` is
+    /// given the length and returns the new one while everybody else is kept out; the others also
+    /// wait while room is made for the block.
     pub(super) fn reshape(
         &self,
         plan: impl FnOnce(usize) -> Result<usize, ResizeError>,
@@ -507,7 +513,8 @@ impl<T: KillSafe + Movable> Array<T> {
             .take(arena, slot, everything, Mode::Growing)
             .map_err(|refusal| match refusal {
                 Refusal::Claimed(by) => ResizeError::Claimed { by },
-                // All claims overlap everything, and marks are merged: so the claims are of nothing.
+                // Every claim of an element overlaps this one, and orphan marks are merged: so a
+                // full table has only claims of nothing.
                 Refusal::TooMany => ResizeError::TooManyClaims,
             })?;
         let (source, old) = self.elements(arena);
@@ -524,7 +531,7 @@ impl<T: KillSafe + Movable> Array<T> {
                 let address = block::allocate(arena, slot, layout, record)?;
                 let start = std::ptr::with_exposed_provenance_mut::<u8>(address);
                 // SAFETY: a new block of that layout, which nobody else has; the old one has `old`
-                // elements, which nobody writes to while we have the claim.
+                // elements, to which nobody writes while we hold the claim.
                 unsafe {
                     start.cast::<u64>().write(new as u64);
                     let elements = start.add(Self::OFFSET).cast::<T>();

@@ -16,7 +16,7 @@ use crate::participants::here::{from_nowhere, here};
 use crate::participants::thread::NoSlot;
 use crate::primitive::AtomicU64;
 
-/// A place in a [`Buffer`]: how many bytes were appended before it. It never changes.
+/// A position in a [`Buffer`]: the number of bytes that were appended before it. It never changes.
 ///
 /// ```
 /// use shmkit::{Buffer, Pool, Position};
@@ -34,8 +34,8 @@ pub type Position = u64;
 /// A stream of bytes that any number of processes append to, read in place, and delete from the
 /// front.
 ///
-/// An append is atomic, whatever its size: readers see all of it or nothing, and its bytes are next
-/// to each other. Bytes keep their positions for ever, also when those before them are deleted.
+/// An append is atomic, whatever its size: readers see all of it or nothing, and its bytes are
+/// contiguous. Bytes keep their positions for ever, even when those before them are deleted.
 /// Reading neither waits nor copies. A buffer may have a [capacity](Self::with_capacity); then
 /// [writing](#impl-Write-for-%26Buffer) waits for room.
 ///
@@ -43,9 +43,9 @@ pub type Position = u64;
 ///
 /// # Crash behaviour
 ///
-/// A writer that is killed has appended all of it or nothing. A writer that is stopped in the middle
-/// of an append holds up nobody; memory that is deleted meanwhile is freed when it goes on. So does
-/// an open [`BytesView`].
+/// A writer that is killed has appended everything or nothing. A writer that is stopped in the
+/// middle of an append holds up nobody, but memory that is deleted meanwhile is freed only when it
+/// goes on. An open [`BytesView`] delays the freeing of memory in the same way.
 ///
 /// ```
 /// use shmkit::{Buffer, Pool};
@@ -66,11 +66,11 @@ pub struct Buffer {
     _in_place: PhantomPinned,
 }
 
-/// The first word of a buffer: what owns its chunks.
+/// The first word of a buffer, which owns its chunks.
 #[repr(transparent)]
 struct Chain(AtomicU64);
 
-// SAFETY: an address within the pool; `TYPE` says that it owns what the engine says.
+// SAFETY: an address within the pool; `TYPE` says that the word owns what the engine says.
 unsafe impl ShmSafe for Chain {
     const TYPE: &'static TypeInfo = &TypeInfo::engine::<Self>("Chain", Engine::Buffer);
     const OWNS: bool = true;
@@ -100,19 +100,19 @@ unsafe impl ShmSafe for Buffer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum AppendError {
-    /// There is no room for it now.
+    /// There is no room for the bytes now.
     #[error("the buffer is full")]
     Full,
-    /// There will never be room for it: it is longer than the buffer's capacity.
+    /// There will never be room for the bytes: they are longer than the buffer's capacity.
     #[error("{len} bytes are more than the buffer's capacity")]
     TooLong {
-        /// How long it is.
+        /// The number of bytes.
         len: usize,
     },
     /// The buffer is closed.
     #[error("the buffer is closed")]
     Closed,
-    /// No memory for it.
+    /// There is no memory for the bytes.
     #[error(transparent)]
     Alloc(#[from] AllocError),
     /// The buffer is not part of an object in a pool.
@@ -135,7 +135,7 @@ impl From<AppendError> for io::Error {
     }
 }
 
-/// Why bytes could not be had.
+/// Why bytes could not be read or deleted, or a buffer not be closed.
 ///
 /// ```
 /// use shmkit::{Buffer, Pool, RangeError};
@@ -183,7 +183,7 @@ impl From<RangeError> for io::Error {
 }
 
 impl Buffer {
-    /// An empty buffer without bounds, to be put into a pool.
+    /// An empty buffer without a bound on its size, to be put into a pool.
     ///
     /// ```
     /// # use shmkit::{Buffer, Pool};
@@ -198,8 +198,8 @@ impl Buffer {
         Self::of_capacity(NO_CAPACITY)
     }
 
-    /// An empty buffer that holds no more than `capacity` bytes at a time. One of 0 bytes refuses whatever
-    /// is appended ([`AppendError::TooLong`]).
+    /// An empty buffer that holds no more than `capacity` bytes at a time. One with a capacity of 0
+    /// refuses every append ([`AppendError::TooLong`]).
     ///
     /// ```
     /// # use shmkit::{AppendError, Buffer, Pool};
@@ -225,7 +225,7 @@ impl Buffer {
         &self.words
     }
 
-    /// Appends bytes; the position of the first one. It does not wait.
+    /// Appends bytes, and returns the position of the first. It does not wait.
     ///
     /// # Errors
     ///
@@ -270,7 +270,8 @@ impl Buffer {
         })
     }
 
-    /// The bytes of a range, in place. They stay as long as the view, whoever deletes them.
+    /// A view of the bytes of a range, in place. They stay as long as the view exists, even if
+    /// somebody deletes them.
     ///
     /// # Errors
     ///
@@ -292,11 +293,11 @@ impl Buffer {
         BytesView::open(self, range)
     }
 
-    /// Copies bytes from a position on, as many as there are and fit; how many.
+    /// Copies bytes, starting at a position: as many as there are and as fit. Returns how many.
     ///
     /// # Errors
     ///
-    /// See [`RangeError`]. At the end itself there are none.
+    /// See [`RangeError`]. It is no error to read at the end itself: nothing is copied.
     ///
     /// ```
     /// # use shmkit::{Buffer, Pool};
@@ -321,8 +322,8 @@ impl Buffer {
         Ok(done)
     }
 
-    /// A reader that begins at a position. It waits for what is not there yet, until the buffer is
-    /// [closed](Self::close).
+    /// A reader that begins at a position. It waits for bytes that have not been appended yet,
+    /// until the buffer is [closed](Self::close).
     ///
     /// ```
     /// # use std::io::Read;
@@ -341,8 +342,8 @@ impl Buffer {
         Reader::new(self, from)
     }
 
-    /// Appends as [`std::io::Write`] and waits for room, for a limited time if that is wanted; so does
-    /// `&Buffer`, for ever.
+    /// A writer that appends through [`std::io::Write`] and waits for room, for a limited time if that
+    /// is set. `&Buffer` does the same without a time limit.
     ///
     /// ```
     /// # use std::io::Write;
@@ -358,8 +359,8 @@ impl Buffer {
         Writer::new(self)
     }
 
-    /// Deletes all bytes before a position. Their memory is free when nobody looks at them any more.
-    /// Nothing happens if they have been deleted already.
+    /// Deletes all bytes before a position. Their memory is freed when nobody is looking at them any
+    /// more. Nothing happens if they have been deleted already.
     ///
     /// # Errors
     ///
@@ -367,8 +368,8 @@ impl Buffer {
     ///
     /// # Crash behaviour
     ///
-    /// A caller that is killed has deleted them or not. Memory that it had not freed by then is freed
-    /// by the next one to delete.
+    /// A caller that is killed has deleted the bytes, or it has not. Memory that it had not freed by
+    /// then is freed by the next caller that deletes.
     ///
     /// ```
     /// # use shmkit::{Buffer, Pool, RangeError};
@@ -387,7 +388,8 @@ impl Buffer {
         truncated.map_err(|end| RangeError::BeyondEnd { end })
     }
 
-    /// Deletes all bytes that there are at some moment of the call. Positions go on from there.
+    /// Deletes all bytes that are in the buffer at some moment of the call. Positions continue from
+    /// there.
     ///
     /// # Errors
     ///
@@ -447,7 +449,7 @@ impl Buffer {
         }
     }
 
-    /// How many bytes there are. (0 if the thread has no slot in the pool.)
+    /// The number of bytes. (0 if the thread has no slot in the pool.)
     ///
     /// ```
     /// # use shmkit::{Buffer, Pool};
@@ -460,12 +462,12 @@ impl Buffer {
     /// ```
     #[must_use]
     pub fn len(&self) -> u64 {
-        // The start first: it does not pass an end that is read later.
+        // The start is read first: it never passes an end that is read later.
         let start = self.start();
         self.end().saturating_sub(start)
     }
 
-    /// True if there are none. (Also if the thread has no slot in the pool.)
+    /// True if there are no bytes. (Also if the thread has no slot in the pool.)
     ///
     /// ```
     /// # use shmkit::{Buffer, Pool};
@@ -483,7 +485,7 @@ impl Buffer {
         self.len() == 0
     }
 
-    /// The most bytes that it holds at a time; `None` for any number.
+    /// The greatest number of bytes that the buffer holds at a time; `None` if there is no bound.
     ///
     /// ```
     /// # use shmkit::{Buffer, Pool};
@@ -497,7 +499,8 @@ impl Buffer {
         self.words.capacity()
     }
 
-    /// Says that nothing will be appended any more: readers come to the end, writers fail.
+    /// Closes the buffer, so that nothing can be appended any more: readers come to the end,
+    /// writers fail.
     ///
     /// # Errors
     ///
@@ -505,7 +508,7 @@ impl Buffer {
     ///
     /// # Crash behaviour
     ///
-    /// A caller that is killed has closed it or not.
+    /// A caller that is killed has closed the buffer, or it has not.
     ///
     /// ```
     /// # use std::io::Read;
@@ -534,7 +537,7 @@ impl Buffer {
         }
     }
 
-    /// Whether it is closed. (False if the thread has no slot in the pool.)
+    /// True if the buffer is closed. (False if the thread has no slot in the pool.)
     ///
     /// ```
     /// # use shmkit::{Buffer, Pool};

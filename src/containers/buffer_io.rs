@@ -1,4 +1,4 @@
-//! The bytes of a [`Buffer`]: in place, and as a stream that waits.
+//! Access to the bytes of a [`Buffer`]: in place, and as a stream that waits.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -19,7 +19,7 @@ use crate::participants::tag::Tag;
 use crate::participants::thread;
 use crate::sync::deadline;
 
-/// Bytes of a [`Buffer`], in place. While a view is open nothing that is deleted meanwhile is freed.
+/// Bytes of a [`Buffer`], in place. While a view is open, nothing that is deleted is freed.
 ///
 /// ```
 /// use shmkit::{Buffer, Pool};
@@ -37,12 +37,12 @@ pub struct BytesView<'a> {
     buffer: &'a Buffer,
     tag: Tag,
     range: Range<Position>,
-    /// The chunk with the first byte, if there is any.
+    /// The chunk with the first byte, if there are any bytes.
     first: Option<Found>,
     _one_thread: PhantomData<*const ()>,
 }
 
-// SAFETY: through a shared view there are bytes that nobody writes, and nothing else.
+// SAFETY: a shared view gives access to bytes that nobody writes, and to nothing else.
 unsafe impl Sync for BytesView<'_> {}
 
 impl<'a> BytesView<'a> {
@@ -52,7 +52,7 @@ impl<'a> BytesView<'a> {
         }
         let Here { arena, slot } = here(buffer)?;
         epoch::pin(arena, slot);
-        // From here on its end unpins.
+        // From here on, dropping the view unpins.
         thread::guard_made(slot);
         let mut view = BytesView {
             buffer,
@@ -76,7 +76,7 @@ impl<'a> BytesView<'a> {
         Ok(view)
     }
 
-    /// The positions of the bytes.
+    /// The range of positions that the bytes have.
     ///
     /// ```
     /// # use shmkit::{Buffer, Pool};
@@ -91,7 +91,7 @@ impl<'a> BytesView<'a> {
         self.range.clone()
     }
 
-    /// How many bytes.
+    /// The number of bytes.
     ///
     /// ```
     /// # use shmkit::{Buffer, Pool};
@@ -106,7 +106,7 @@ impl<'a> BytesView<'a> {
         (self.range.end - self.range.start) as usize
     }
 
-    /// True if there are none.
+    /// True if there are no bytes.
     ///
     /// ```
     /// # use shmkit::{Buffer, Pool};
@@ -122,7 +122,8 @@ impl<'a> BytesView<'a> {
         self.range.is_empty()
     }
 
-    /// The bytes as the slices in which they are. What was appended at once is in one of them.
+    /// The bytes, as the slices in which they are stored. The bytes of one append are all in one
+    /// slice.
     ///
     /// ```
     /// # use shmkit::{Buffer, Pool};
@@ -143,7 +144,7 @@ impl<'a> BytesView<'a> {
         }
     }
 
-    /// The bytes, if they are next to each other.
+    /// The bytes as one slice, if they are contiguous.
     ///
     /// ```
     /// # use shmkit::{Buffer, Pool};
@@ -161,7 +162,7 @@ impl<'a> BytesView<'a> {
         (slice.len() == self.len()).then_some(slice)
     }
 
-    /// A copy.
+    /// A copy of the bytes.
     ///
     /// ```
     /// # use shmkit::{Buffer, Pool};
@@ -180,7 +181,7 @@ impl<'a> BytesView<'a> {
 
 impl Drop for BytesView<'_> {
     fn drop(&mut self) {
-        // A forked child has a copy of its parent's view, and not its pin.
+        // A forked child has a copy of its parent's view, but not its pin.
         if let Some(slot) = thread::still_held(self.buffer, self.tag)
             && let Some(arena) = Arena::containing(std::ptr::from_ref(slot).addr())
         {
@@ -222,7 +223,7 @@ impl fmt::Debug for BytesView<'_> {
 #[derive(Clone)]
 pub struct ByteChunks<'a> {
     next: Option<Found>,
-    /// What is to come.
+    /// The positions that are still to come.
     range: Range<Position>,
     view: PhantomData<&'a BytesView<'a>>,
 }
@@ -233,7 +234,7 @@ impl<'a> Iterator for ByteChunks<'a> {
     fn next(&mut self) -> Option<&'a [u8]> {
         while !self.range.is_empty() {
             let chunk = self.next?;
-            // SAFETY: the view, which lives for `'a`, pinned before it found the first chunk.
+            // SAFETY: the view, which lives for `'a`, has pinned before it found the first chunk.
             let (bytes, next) = unsafe { chunk.bytes::<'a>(self.range.start, self.range.end) };
             self.next = next;
             self.range.start += bytes.len() as u64;
@@ -255,11 +256,11 @@ impl fmt::Debug for ByteChunks<'_> {
     }
 }
 
-/// Reads a [`Buffer`] from a position on, and waits for what is not there yet: as long as it
-/// [may](Self::set_timeout). It deletes nothing.
+/// Reads a [`Buffer`] from a position on, and waits for bytes that have not been appended yet, up
+/// to a [time limit](Self::set_timeout) if there is one. It deletes nothing.
 ///
-/// Bytes that others deleted before they were read are an error of kind `InvalidInput`, with a
-/// [`RangeError`] inside. After [`Buffer::close`] it comes to an end.
+/// If bytes were deleted before they were read, the result is an error of kind `InvalidInput`, with
+/// a [`RangeError`] inside. After [`Buffer::close`] the reader comes to an end.
 ///
 /// ```
 /// use std::io::{Read, Write};
@@ -308,8 +309,8 @@ impl<'a> Reader<'a> {
         self.position
     }
 
-    /// How long each read waits at the most: for ever with `None`, as at first. One that has waited
-    /// in vain is an error of kind `TimedOut`, and has read nothing.
+    /// Sets how long each read waits at most: for ever with `None`, which is the default. A read
+    /// that has waited in vain gives an error of kind `TimedOut`, and has read nothing.
     ///
     /// ```
     /// # use std::io::{ErrorKind, Read};
@@ -345,7 +346,7 @@ impl Read for Reader<'_> {
         let deadline = self.timeout.and_then(deadline);
         wait(&words.arrivals, here, deadline, ready)?;
         let read = match self.buffer.read_at(self.position, into) {
-            // A position beyond the end of a closed buffer.
+            // The position is beyond the end of a closed buffer.
             Err(RangeError::BeyondEnd { .. }) => 0,
             read => read?,
         };
@@ -354,7 +355,7 @@ impl Read for Reader<'_> {
     }
 }
 
-/// Waits until it is ready, which those who make it so tell by the bell.
+/// Waits until `ready` holds. Whoever makes it so rings the bell.
 fn wait(
     bell: &Bell,
     here: Here,
@@ -371,10 +372,10 @@ fn wait(
     is_ready.then_some(()).ok_or(io::ErrorKind::TimedOut.into())
 }
 
-/// Writes to a [`Buffer`], and waits for room: as long as it [may](Self::set_timeout). Each call of
-/// `write` appends what there is room for, as one append.
+/// Writes to a [`Buffer`], and waits for room, up to a [time limit](Self::set_timeout) if there is
+/// one. Each call of `write` appends as many bytes as there is room for, as one append.
 ///
-/// A full pool, a closed buffer or one without any capacity is an error at once, with an
+/// A full pool, a closed buffer or a buffer with a capacity of 0 gives an error at once, with an
 /// [`AppendError`] inside.
 ///
 /// ```
@@ -399,8 +400,8 @@ impl<'a> Writer<'a> {
         Writer { buffer, timeout }
     }
 
-    /// How long each `write` waits at the most: for ever with `None`, as at first. One that has waited
-    /// in vain is an error of kind `TimedOut`, and has written nothing.
+    /// Sets how long each `write` waits at most: for ever with `None`, which is the default. A write
+    /// that has waited in vain gives an error of kind `TimedOut`, and has written nothing.
     ///
     /// ```
     /// # use std::io::{ErrorKind, Write};
@@ -444,7 +445,7 @@ impl Write for Writer<'_> {
             let len = (bytes.len() as u64).min(room()) as usize;
             if len > 0 {
                 match self.buffer.append(&bytes[..len]) {
-                    // Others were faster.
+                    // Others took the room first.
                     Err(AppendError::Full) => {}
                     appended => return Ok(appended.map(|_| len)?),
                 }
@@ -458,7 +459,7 @@ impl Write for Writer<'_> {
     }
 }
 
-/// As [`Buffer::writer`], without a time limit.
+/// Writes as [`Buffer::writer`] does, without a time limit.
 impl Write for &Buffer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.writer().write(bytes)

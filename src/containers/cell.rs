@@ -1,8 +1,8 @@
-//! A value that is replaced as a whole, and read without waiting.
+//! [`SharedCell`]: a value that is only replaced as a whole, and read without waiting.
 //!
-//! The value is in a block that is never written again once the cell names it. Changing the value
-//! is making the cell name another block (`engines::change`); who still looks at the old one has
-//! pinned it (`engines::limbo`).
+//! The value is in a block that is never written again once the cell names it. To change the value,
+//! the cell is made to name another block (`engines::change`); a reader that still looks at the old
+//! one has pinned it (`engines::limbo`).
 //!
 //! | operation | happens at | killed before | killed after |
 //! |---|---|---|---|
@@ -33,17 +33,18 @@ use crate::{Movable, ShmSafe};
 #[repr(transparent)]
 struct CellWord(AtomicU64);
 
-// SAFETY: an address within the pool; `TYPE` says whose engine knows what it owns.
+// SAFETY: an address within the pool; `TYPE` says which engine knows what it owns.
 unsafe impl ShmSafe for CellWord {
     const TYPE: &'static TypeInfo = &TypeInfo::engine::<Self>("CellWord", Engine::Cell);
     const OWNS: bool = true;
 }
 
-/// A value in a pool that is replaced as a whole: readers never wait, and never see a half.
+/// A value in a pool that is only replaced as a whole: readers never wait, and never see a
+/// half-written value.
 ///
 /// A new cell is empty. [`get`](Self::get) copies the value out, [`view`](Self::view) looks at it
-/// in place; both give `None` while the cell is empty, and for a cell outside of a pool. For a
-/// value that can be taken out again, store an `Option`.
+/// in place; both give `None` while the cell is empty, and for a cell that is not in a pool. To be
+/// able to take the value out again, store an `Option`.
 ///
 /// ```
 /// use shmkit::{Pool, SharedCell, ShmSafe};
@@ -69,7 +70,7 @@ pub struct SharedCell<T: ShmSafe + Movable> {
     _in_place: PhantomPinned,
 }
 
-// SAFETY: one atomic word, listed at its place; no drop glue.
+// SAFETY: one atomic word, listed at its offset; no drop glue.
 unsafe impl<T: ShmSafe + Movable> ShmSafe for SharedCell<T> {
     const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>(
         "SharedCell",
@@ -113,8 +114,8 @@ impl<T: ShmSafe + Movable> SharedCell<T> {
         }
     }
 
-    /// Where the value is in the block that the word names; `None` also for what can be no block, which
-    /// static garbage may name.
+    /// Where the value is in the block that the word names; `None` if there is none, or if the word is
+    /// garbage and names something that cannot be a block.
     #[inline]
     fn value_in(arena: Arena, block: u64) -> Option<NonNull<T>> {
         let address = block as usize;
@@ -127,7 +128,8 @@ impl<T: ShmSafe + Movable> SharedCell<T> {
         NonNull::new(block.wrapping_add(offset_of!(Block<T>, value)).cast())
     }
 
-    /// A copy of the value; `None` if the cell is empty (or the thread has no slot in the pool).
+    /// Returns a copy of the value; `None` if the cell is empty (or the thread has no slot in the
+    /// pool).
     ///
     /// ```
     /// # use shmkit::{Pool, SharedCell};
@@ -153,8 +155,8 @@ impl<T: ShmSafe + Movable> SharedCell<T> {
         value
     }
 
-    /// A look at the value, in place; `None` if the cell is empty (or the thread has no slot in
-    /// the pool). While the view is open, nothing that it could see is freed.
+    /// Returns a view of the value, in place; `None` if the cell is empty (or the thread has no
+    /// slot in the pool). While the view is open, nothing that it could see is freed.
     ///
     /// ```
     /// # use shmkit::{Pool, SharedCell};
@@ -174,7 +176,8 @@ impl<T: ShmSafe + Movable> SharedCell<T> {
         self.view_pinned(arena, slot, self.word.0.load(Ordering::SeqCst))
     }
 
-    /// A view of a block that was read under the pin, which ends with the view.
+    /// A view of the value in a block whose address was read under the pin. The pin ends with the
+    /// view.
     #[inline]
     fn view_pinned(&self, arena: Arena, slot: &'static Slot, block: u64) -> Option<View<'_, T>> {
         let Some(value) = Self::value_in(arena, block) else {
@@ -186,7 +189,7 @@ impl<T: ShmSafe + Movable> SharedCell<T> {
         Some(View::pinned(unsafe { value.as_ref() }, slot))
     }
 
-    /// True if nothing was set yet.
+    /// True if no value has been set yet.
     ///
     /// ```
     /// # use shmkit::{Pool, SharedCell};
@@ -226,7 +229,7 @@ impl<T: ShmSafe + Movable> SharedCell<T> {
         self.replace(value).map(drop)
     }
 
-    /// Sets the value; a view of what it was, `None` if the cell was empty.
+    /// Sets the value, and returns a view of what it was; `None` if the cell was empty.
     ///
     /// # Errors
     ///
@@ -264,7 +267,7 @@ impl<T: ShmSafe + Movable> SharedCell<T> {
     }
 
     /// Sets the value to what `f` makes of it (of `None` while the cell is empty). `f` runs again
-    /// if somebody else sets the value meanwhile, and if there was no room before memory was given
+    /// if somebody else sets the value meanwhile, or if there was no room until memory was given
     /// back. Nothing is locked while it runs.
     ///
     /// # Errors
@@ -294,7 +297,8 @@ impl<T: ShmSafe + Movable> SharedCell<T> {
         with_room_for(arena, || self.update_once((arena, slot), &mut f))
     }
 
-    /// The pin of an attempt has ended when there was no room: what it held back can go.
+    /// One attempt of `update`. If there was no room, its pin has ended when it returns, so what
+    /// the pin held back can be freed.
     fn update_once(
         &self,
         (arena, slot): (Arena, &'static Slot),

@@ -1,14 +1,15 @@
-//! Who uses which elements of an array: the table of claims, and how element operations and
-//! claims keep out of each other's way.
+//! Which participant uses which elements of an array: the table of claims, and how element
+//! operations and claims keep out of each other's way.
 //!
 //! # Rationale
 //!
 //! A claimed range is a plain slice, so nobody else may touch it, not even for one element. An
-//! element operation is far too short to enter a range in a table. So it is Dekker's scheme: the
-//! operation shows the array in its thread's slot and then looks at the table; a claimer enters
-//! its range and then looks at the slots. One of the two sees the other. The operation withdraws
-//! and answers; the claimer waits, for as long as a copy takes. What is shown counts up, so a
-//! claimer waits for one operation of a thread at most.
+//! element operation is far too short to enter a range in a table. So the two use Dekker's scheme:
+//! the operation shows the array in its thread's slot and then looks at the table; a claimer enters
+//! its range and then looks at the slots. At least one of the two sees the other. The operation
+//! then withdraws and reports the claim; the claimer waits, for as long as a copy takes. What a
+//! slot shows includes a count that goes up, so a claimer waits for at most one operation of each
+//! thread.
 //!
 //! An entry's `word`:
 //!
@@ -20,10 +21,10 @@
 //! bit 4.. the owner's tag
 //! ```
 //!
-//! | word | meaning | next, by whom |
+//! | word | meaning | next word, and who stores it |
 //! |------|---------|---------------|
 //! | 0 | free | held, by the holder of the lock |
-//! | tag and mode | held | 0 by its owner; if the owner is dead, as below by the holder of the lock |
+//! | tag and mode | held | 0, by its owner; if the owner is dead, as below, by the holder of the lock |
 //! | tag of a dead owner, SHARED | over | 0 |
 //! | tag of a dead owner, GROWING | over, once its intent is resolved | 0 |
 //! | tag of a dead owner, EXCLUSIVE | over; the range may be half written | ORPHAN |
@@ -31,17 +32,18 @@
 //!
 //! | killed | leaves |
 //! |--------|--------|
-//! | before the entry's word is stored | nothing that counts |
+//! | before the entry's word is stored | nothing that has an effect |
 //! | after it, at any time before the word is cleared | an entry of a dead owner |
-//! | while orphan marks are struck | marks of a range that is claimed: the next claimer hears of it, too |
+//! | while orphan marks are struck | marks of a range that is claimed: the next claimer is told of them, too |
 //! | while two marks are merged | a mark that is too wide |
-//! | in an element operation | a word in a dead slot, which does not count once its intent is resolved |
+//! | in an element operation | a word in a dead slot, which has no effect once the slot's intent is resolved |
 //!
 //! Invariants
 //! 1. Ranges and ORPHAN marks are changed under the lock, and a range only while its word is 0 or
-//!    ORPHAN. Outside of the lock a range may be read torn; who acts on it looks again under it.
+//!    ORPHAN. Outside of the lock a range may be read torn; a thread that acts on it looks again
+//!    under the lock.
 //! 2. Every entry that is not 0 is below `high`.
-//! 3. Of two entries with live owners that overlap, both are SHARED.
+//! 3. If two entries with live owners overlap, both are SHARED.
 //! 4. Nobody waits under the lock, and nobody waits for a claim while showing an element, except
 //!    for the lock of a stripe, whose holder waits for nothing.
 
@@ -58,7 +60,7 @@ use crate::primitive::{AtomicU64, Ordering, fence};
 use crate::protocol::claimed::{self, Bounds};
 use crate::sys::futex;
 
-/// How many claims an array can have at once.
+/// The number of claims that an array can have at once.
 const ENTRIES: usize = 62;
 
 const WAITERS: u64 = lock::WAITERS;
@@ -68,9 +70,10 @@ const GROWING: u64 = 8;
 const MODE: u64 = SHARED | EXCLUSIVE | GROWING;
 const ORPHAN: u64 = EXCLUSIVE;
 
-/// What a slot shows in `watched.element`: the array's claims, two flags, a count.
+/// What a slot shows in `watched.element`: the address of the array's claims, two flags and a
+/// count.
 mod shown {
-    /// An operation is on.
+    /// An operation is under way.
     pub(super) const ACTIVE: u64 = 1;
     /// It writes.
     pub(super) const WRITES: u64 = 2;
@@ -115,7 +118,7 @@ pub(super) struct Claims {
     entries: [Entry; ENTRIES],
 }
 
-/// Why there is no claim, or no access.
+/// Why a claim or an access was refused.
 pub(super) enum Refusal {
     Claimed(ProcessId),
     TooMany,
@@ -126,14 +129,14 @@ enum Seen {
     Free,
     Orphan,
     Held(u64),
-    /// The owner is dead, and somebody is about to resolve what it was doing.
+    /// The owner is dead, and what it was doing is not resolved yet.
     Unresolved(u64),
 }
 
-/// What an attempt under the lock came to.
+/// The outcome of an attempt under the lock.
 enum Attempt<'a, T> {
     Done(T),
-    /// Somebody has to be waited for who will not be long.
+    /// The caller has to wait for this entry's owner, which will not take long.
     Wait(&'a Entry, u64),
 }
 
@@ -144,7 +147,7 @@ pub(super) struct Taken<'a> {
 }
 
 impl Taken<'_> {
-    /// Whether it is this thread's. A copy in a forked child is not.
+    /// Whether the claim is this thread's. A copy in a forked child is not.
     pub(super) fn is_ours(&self) -> bool {
         let owner = Tag::of_word(self.entry.word.load(Ordering::Relaxed));
         thread::known_slot_near(self.entry).is_some_and(|slot| slot.tag() == owner)
@@ -154,7 +157,7 @@ impl Taken<'_> {
 impl Drop for Taken<'_> {
     fn drop(&mut self) {
         if self.is_ours() {
-            // Release: who finds the entry free sees what was written under the claim.
+            // Release: whoever finds the entry free sees what was written under the claim.
             let was = self.entry.word.swap(0, Ordering::SeqCst);
             wake(self.entry, was);
             thread::guard_dropped(self.entry);
@@ -162,7 +165,7 @@ impl Drop for Taken<'_> {
     }
 }
 
-/// An element operation that nothing is in the way of, until it is dropped.
+/// An element operation that no claim is in the way of, until this is dropped.
 pub(super) struct Pass<'a> {
     slot: &'a Slot,
     shown: u64,
@@ -204,7 +207,7 @@ impl Entry {
         claimed::set_range(self.bounds(), range);
     }
 
-    /// The entry's state; what a dead owner leaves is put right. The caller holds the lock.
+    /// The entry's state. What a dead owner has left is put right first. The caller holds the lock.
     fn judge(&self, arena: Arena) -> Seen {
         // Acquire pairs with the Release of the last owner.
         let word = self.word.load(Ordering::SeqCst);
@@ -250,14 +253,14 @@ impl Claims {
         &self.entries[..high.min(ENTRIES)]
     }
 
-    /// Runs `f`, no user's code, under the lock.
+    /// Runs `f`, which runs none of the user's code, under the lock.
     fn locked<R>(&self, arena: Arena, slot: &Slot, f: impl FnOnce() -> R) -> R {
         // The table is right at every instant; there is nothing to repair.
         lock::with(arena, slot, &self.lock, f)
     }
 
     /// Claims a range, which is not empty, or says why not. Waits for operations on elements that
-    /// are under way, and for an array that is just growing.
+    /// are under way, and for a growing that is under way to end.
     pub(super) fn take(
         &self,
         arena: Arena,
@@ -331,7 +334,7 @@ impl Claims {
         Ok(Attempt::Done(Taken { entry, orphaned }))
     }
 
-    /// Makes one mark of two, and the other's entry free. The caller holds the lock.
+    /// Merges two marks into one, and frees the other's entry. The caller holds the lock.
     fn merge_orphans(&self) -> Option<usize> {
         let is_mark = |entry: &Entry| entry.word.load(Ordering::Relaxed) == ORPHAN;
         let kept = self.entries.iter().position(is_mark)?;
@@ -342,8 +345,8 @@ impl Claims {
         Some(freed)
     }
 
-    /// Takes a range, which is claimed now, out of all marks; a mark on both sides of it stays
-    /// whole. The caller holds the lock.
+    /// Takes a range, which is claimed now, out of all marks; a mark that extends beyond both ends
+    /// of the range stays whole. The caller holds the lock.
     fn strike_orphans(&self, range: &Range<usize>) {
         for entry in self.used() {
             let mark = entry.range();
@@ -363,7 +366,7 @@ impl Claims {
         std::ptr::from_ref(self).addr() as u64
     }
 
-    /// Waits until nobody is in an operation that began before the claim was entered.
+    /// Waits until every operation that began before the claim was entered has ended.
     fn wait_for_elements(&self, arena: Arena, slot: &Slot, mode: Mode) {
         let minds = |word: u64| {
             word & shown::ACTIVE != 0
@@ -379,7 +382,7 @@ impl Claims {
         }
     }
 
-    /// Lets an operation on an element pass, unless it is claimed.
+    /// Lets an operation on an element pass, unless the element is claimed.
     #[inline]
     pub(super) fn pass<'a>(
         &self,
@@ -390,7 +393,7 @@ impl Claims {
     ) -> Result<Pass<'a>, Refusal> {
         let mut looked = false;
         loop {
-            // Relaxed: our own.
+            // Relaxed: the word is our own.
             let before = slot.watched.element.load(Ordering::Relaxed);
             let writes = if access == Access::Writes {
                 shown::WRITES
@@ -415,8 +418,8 @@ impl Claims {
         }
     }
 
-    /// [Looks](lock::look_for_parked) for the dead among those who have claims and whose threads have ended. True if
-    /// it is worth a try; once a call.
+    /// [Looks](lock::look_for_parked) for dead owners of claims whose threads had ended before. True if another try
+    /// is worthwhile; at most once a call.
     #[cold]
     fn look_for_parked(&self, arena: Arena, looked: &mut bool) -> bool {
         let owner = |entry: &Entry| Tag::of_word(entry.word.load(Ordering::Relaxed));
@@ -432,7 +435,7 @@ impl Claims {
         used.any(|entry| claimed::bars(&entry.word, entry.bounds(), index, counts))
     }
 
-    /// Looks at the table closely: refuses, or waits, or finds nothing in the way.
+    /// Looks at the table again under the lock: refuses, or waits, or finds nothing in the way.
     #[cold]
     fn meet(&self, arena: Arena, slot: &Slot, index: usize, access: Access) -> Result<(), Refusal> {
         let attempt = self.locked(arena, slot, || {
@@ -491,10 +494,11 @@ fn wait(arena: Arena, slot: &Slot, entry: &Entry, word: u64) {
     }
 }
 
-/// Waits until a slot shows something else than `first`, or its owner is dead and resolved.
+/// Waits until a slot shows something other than `first`, or its owner is dead and its intent is
+/// resolved.
 #[cold]
 fn wait_for_element(arena: Arena, slot: &Slot, index: usize, first: u64) {
-    /// Looks that give the processor away, before sleeping.
+    /// The number of looks that yield the processor, before sleeping.
     const YIELDS: u32 = 900;
     let other = arena.slot(index);
     let (mut looks, mut yields) = (Looks::new(), 0);
@@ -511,7 +515,7 @@ fn wait_for_element(arena: Arena, slot: &Slot, index: usize, first: u64) {
             yields += 1;
             std::thread::yield_now();
         } else {
-            // Stopped, perhaps: nobody wakes us, so this is over after a tick.
+            // The other is stopped, perhaps. Nobody wakes us, so this sleep ends after a tick.
             let half = Arena::low_half(&other.watched.element);
             lock::sleep(arena, slot, half, first as u32, owner, None);
         }
@@ -526,7 +530,8 @@ mod tests {
     use crate::Pool;
     use crate::participants::table::{SlotPhase, SlotState};
 
-    /// An array was growing when its grower died, and who is to complete that is stopped.
+    /// The thread that was growing an array has died, and the one that is to complete the growing
+    /// is stopped.
     #[test]
     fn what_a_dead_one_has_begun_is_waited_for() {
         let pool = Pool::builder().create().unwrap();

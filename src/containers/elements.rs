@@ -12,17 +12,17 @@ use crate::participants::table::Slot;
 use crate::pool::intents::{self, WRITE_MAX};
 use crate::primitive::{AtomicU32, AtomicU64, Ordering};
 
-/// Elements of this type are accessed by one instruction.
+/// Whether elements of this type are accessed by one instruction.
 pub(super) const fn is_atomic<T>() -> bool {
     matches!(size_of::<T>(), 1 | 2 | 4 | 8) && size_of::<T>() == align_of::<T>()
 }
 
-/// Makes memory initialised: with what it holds, as far as the machine goes. To the compiler, the
-/// assembler code, of which there is none, may have written there.
+/// Makes memory initialised. The machine keeps the bytes that are there; for the compiler, the
+/// (empty) assembler code may have written them.
 #[inline(always)]
 pub(super) fn freeze(bytes: *mut u8) {
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-    // SAFETY: there are no instructions. A pointer to memory of ours is given away.
+    // SAFETY: there are no instructions. The pointer that is passed is to memory of ours.
     unsafe {
         std::arch::asm!("/* {0} */", in(reg) bytes, options(nostack, preserves_flags));
     }
@@ -44,7 +44,7 @@ pub(super) fn to_bits<T>(value: T) -> u64 {
     }
 }
 
-/// The value whose bytes [`to_bits`] gave, or [`load`].
+/// The value whose bytes [`to_bits`] or [`load`] gave.
 ///
 /// # Safety
 ///
@@ -57,7 +57,7 @@ pub(super) unsafe fn of_bits<T>(bits: u64) -> T {
     unsafe { (&raw const bits).cast::<T>().read() }
 }
 
-/// Runs `$code` with `$word` as the atomic that lies at `$place`.
+/// Runs `$code` with `$word` as the atomic at `$place`.
 macro_rules! with_atomic {
     ($t:ty, $place:expr, |$word:ident, $int:ident| $code:expr) => {
         match size_of::<$t>() {
@@ -69,8 +69,8 @@ macro_rules! with_atomic {
     };
     (@ $atomic:ident, $integer:ident, $place:expr, $word:ident, $int:ident, $code:expr) => {{
         type $int = $integer;
-        // SAFETY: by the caller's promise an element of this size is there, aligned to its size,
-        // and everybody accesses it atomically.
+        // SAFETY: by the caller's promise an element of this size is at that address, aligned to
+        // its size, and everybody accesses it atomically.
         let $word = unsafe { &*$place.cast::<$atomic>() };
         $code
     }};
@@ -80,7 +80,7 @@ macro_rules! with_atomic {
 ///
 /// # Safety
 ///
-/// `place` holds a `T`, for which [`is_atomic`] holds, and all accesses to it are atomic now.
+/// `place` holds a `T`, for which [`is_atomic`] is true, and all accesses to it are atomic now.
 #[inline]
 #[allow(
     clippy::useless_conversion,
@@ -105,7 +105,7 @@ pub(super) unsafe fn store<T>(place: *mut T, bits: u64) {
         .store(bits as Int, Ordering::Release));
 }
 
-/// Overwrites an element if its bytes are `old`; what they are otherwise.
+/// Overwrites an element if its bytes are `old`; otherwise gives the bytes that it has.
 ///
 /// # Safety
 ///
@@ -131,11 +131,11 @@ pub(super) unsafe fn exchange<T>(place: *mut T, old: u64, new: u64) -> Result<()
 /// `place` holds a `T`, which nobody writes to meanwhile.
 pub(super) unsafe fn copy_bytes<T>(place: *const T, to: &mut MaybeUninit<T>) {
     let to = to.as_mut_ptr().cast::<u8>();
-    // SAFETY: both are that long; as bytes, so that padding is copied, too.
+    // SAFETY: both are that long. They are copied as bytes, so that padding is copied, too.
     unsafe { to.copy_from_nonoverlapping(place.cast::<u8>(), size_of::<T>()) };
 }
 
-/// The bytes of a value, initialised or not, as they are.
+/// The bytes of a value as they are, whether initialised or not.
 pub(super) fn frozen_bytes<T>(value: &mut MaybeUninit<T>) -> &[u8] {
     let start = value.as_mut_ptr().cast::<u8>();
     freeze(start);
@@ -143,12 +143,13 @@ pub(super) fn frozen_bytes<T>(value: &mut MaybeUninit<T>) -> &[u8] {
     unsafe { std::slice::from_raw_parts(start, size_of::<T>()) }
 }
 
-/// Overwrites an element of up to [`WRITE_MAX`] bytes, all of it or, should we die, nothing.
+/// Overwrites an element of up to [`WRITE_MAX`] bytes: all of it, or nothing if we die before the
+/// write is recorded.
 ///
 /// # Safety
 ///
-/// `place` is in a pool of which `slot` is this thread's, and holds a `T`. Nobody else accesses it,
-/// until this thread's intent is resolved should it die.
+/// `place` is in a pool in which `slot` is this thread's slot, and holds a `T`. Nobody else
+/// accesses it; should this thread die, nobody does until its intent is resolved.
 pub(super) unsafe fn write<T>(slot: &Slot, place: *mut T, value: &T) {
     debug_assert!(size_of::<T>() <= WRITE_MAX);
     let source = std::ptr::from_ref(value).cast::<u8>();
@@ -164,14 +165,14 @@ impl<T> NewElements<'_, T> {
     where
         T: Copy,
     {
-        // There may be 2^64 of no size.
+        // There may be 2^64 elements of size 0.
         if size_of::<T>() > 0 {
             self.0.fill(MaybeUninit::new(value));
         }
     }
 
-    /// Copies `values`, which are as many as there is room for, and are not used any more or may
-    /// be copied.
+    /// Copies `values`, which are as many as there is room for. Either they are not used any more,
+    /// or they may be copied.
     pub(super) fn copy_from(self, values: &[T]) {
         debug_assert_eq!(values.len(), self.0.len());
         let len = values.len().min(self.0.len());

@@ -1,5 +1,5 @@
-//! Other crates' collections in the pool: [`PoolAlloc`] is their allocator, [`Foreign`] the word of
-//! the programmer that one may be shared.
+//! Other crates' collections in the pool: [`PoolAlloc`] is their allocator, and [`Foreign`] is the
+//! programmer's promise that a collection may be shared.
 
 use std::alloc::Layout;
 use std::fmt;
@@ -15,7 +15,7 @@ use crate::layout::arena::Arena;
 use crate::pool::Pool;
 
 /// A pool as an allocator for collections that take one (`allocator_api2::vec::Vec`,
-/// `hashbrown::HashMap`). From [`Pool::allocator`].
+/// `hashbrown::HashMap`). It comes from [`Pool::allocator`].
 ///
 /// ```
 /// use allocator_api2::vec::Vec;
@@ -38,7 +38,7 @@ use crate::pool::Pool;
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct PoolAlloc(NonNull<u8>);
 
-// SAFETY: the address of a pool's header, of which everything is atomic.
+// SAFETY: the address of a pool's header, all of which is atomic.
 unsafe impl Send for PoolAlloc {}
 // SAFETY: as above.
 unsafe impl Sync for PoolAlloc {}
@@ -49,8 +49,8 @@ impl Pool {
     /// # Safety
     ///
     /// Collections that use it stay in this pool and this program image, are put into the pool
-    /// through [`Foreign`] if they are shared, and are not used by both sides of a fork
-    /// otherwise: after a fork both would own the same blocks.
+    /// through [`Foreign`] if they are shared, and otherwise are not used by both sides of a fork:
+    /// after a fork both would own the same blocks.
     ///
     /// ```
     /// # use shmkit::Pool;
@@ -91,7 +91,7 @@ unsafe impl Allocator for PoolAlloc {
     unsafe fn deallocate(&self, pointer: NonNull<u8>, layout: Layout) {
         if layout.size() != 0 {
             // SAFETY: by the caller's promise, the block is this allocator's and not used any more.
-            // A block that is refused was none; the collection has no way to be told.
+            // If it is refused, it was not a block; there is no way to tell the collection.
             let _ = unsafe { self.pool().deallocate(pointer) };
         }
     }
@@ -103,11 +103,11 @@ impl fmt::Debug for PoolAlloc {
     }
 }
 
-/// A value of another crate's type in the pool, for processes forked from one program.
+/// A value of another crate's type in the pool, for processes that were forked from one program.
 ///
-/// Its `Drop` is never run: an object is destroyed by whichever process lets go of it last, or
-/// by recovery, which do not know the type. Empty a collection before its object goes, or its
-/// memory stays allocated until the pool is gone.
+/// Its `Drop` is never run: an object is destroyed by whichever process lets go of it last, or by
+/// recovery, and neither may know the type. Empty a collection before its object is destroyed, or
+/// its memory stays allocated until the pool is gone.
 ///
 /// ```
 /// use allocator_api2::vec::Vec;
@@ -142,11 +142,11 @@ impl<T: Send + Sync + 'static> Foreign<T> {
     ///
     /// # Safety
     ///
-    /// The value refers only to itself, to the pool, and to statics of this program image, in
-    /// which alone it is used; it keeps to that whatever is done with it. (A hashbrown map that
-    /// has been empty points at a static of the binary: fine within one image. A hasher must not
-    /// keep state outside of the map.) What a killed process leaves of it is not looked at, except
-    /// through `unsafe` code that knows.
+    /// The value refers only to itself, to the pool, and to statics of this program image, and is
+    /// used only in this image; this stays so whatever is done with it. (A hashbrown map that has
+    /// been empty points at a static of the binary, which is fine within one image. A hasher must
+    /// not keep state outside of the map.) What a killed process leaves of the value is not looked
+    /// at, except through `unsafe` code that knows what it finds.
     ///
     /// ```
     /// # use std::time::Instant;

@@ -1,9 +1,10 @@
 //! Objects from within the pool: a [`Link`] is a counted reference that is itself part of a value,
 //! so lists, trees and graphs are made of ordinary structs.
 //!
-//! A link is one word: the target's index + 1, with the mark of who stored it (`detect`). Setting
-//! it counts the new target, swaps the word, uncounts the old one (`intents`). Reading it for good
-//! holds the target and looks at the link again; a [`View`] pins the epoch instead.
+//! A link is one word: the target's index + 1, with the mark of the thread that stored it
+//! (`detect`). Setting it counts the new target, swaps the word, and uncounts the old target
+//! (`intents`). To get a handle, a reader holds the target and looks at the link again; a [`View`]
+//! pins the epoch instead.
 
 use std::alloc::Layout;
 use std::fmt;
@@ -28,11 +29,12 @@ use crate::primitive::{AtomicU64, Ordering};
 
 /// A counted reference to an object of the same pool, as a field of another object.
 ///
-/// Nullable, changed in place through `&self`, atomically. Cycles of links keep each other alive.
+/// It may be null, and is changed atomically, in place, through `&self`. Objects in a cycle of
+/// links keep each other alive.
 ///
 /// # Crash behaviour
 ///
-/// [`Link::set`] happened or did not, with all counts right.
+/// [`Link::set`] has happened or it has not, and all counts are right.
 ///
 /// ```
 /// use shmkit::{Link, Pool, ShmSafe};
@@ -54,7 +56,7 @@ use crate::primitive::{AtomicU64, Ordering};
 #[repr(transparent)]
 pub struct Link<T: ShmSafe> {
     word: AtomicU64,
-    /// Invariant: another target is stored through `&`.
+    /// Invariant in `T`: another target is stored through `&`.
     target: PhantomData<fn(T) -> T>,
     _in_place: PhantomPinned,
 }
@@ -88,7 +90,7 @@ pub enum LinkError {
     /// The object is in another pool than the link.
     #[error("the object is in another pool than the link")]
     OtherPool,
-    /// As many links lead to the object as can be counted: 2^32 - 1.
+    /// The object already has as many links to it as can be counted: 2^32 - 1.
     #[error("too many links lead to the object")]
     TooManyLinks,
     /// The thread has no slot in the pool.
@@ -143,7 +145,8 @@ impl<T: ShmSafe> Link<T> {
         self.target().is_none()
     }
 
-    /// Makes the link lead to an object, or nowhere. What it led to goes if nothing else holds it.
+    /// Makes the link lead to an object, or nowhere. The object that it led to is destroyed if
+    /// nothing else holds it.
     ///
     /// # Errors
     ///
@@ -151,8 +154,8 @@ impl<T: ShmSafe> Link<T> {
     ///
     /// # Crash behaviour
     ///
-    /// The link leads to the one or to the other, and no object is counted wrongly. If the caller is killed
-    /// before what nobody holds is gone, others destroy it.
+    /// The link leads to the old target or to the new one, and no object is counted wrongly. If the caller
+    /// is killed before it has destroyed an object that nobody holds, others destroy it.
     ///
     /// ```
     /// # use shmkit::{HandleError, Link, Pool};
@@ -180,8 +183,8 @@ impl<T: ShmSafe> Link<T> {
         Ok(())
     }
 
-    /// A handle of the object that the link leads to; `None` if it leads nowhere (or the process
-    /// has no record in the pool, and there is room for none).
+    /// Returns a handle of the object that the link leads to; `None` if it leads nowhere (or if the
+    /// process has no record in the pool, and there is no room for one).
     ///
     /// ```
     /// # use shmkit::{Link, Pool};
@@ -203,8 +206,8 @@ impl<T: ShmSafe> Link<T> {
             let target = objects::target(word)?;
             let generation = arena.object(target)?.state().generation;
             let Some(hold) = handles::open(arena, target, generation).ok()? else {
-                // Destroyed since the link was read, so the link has been set since. Where it has
-                // not, the pool is damaged.
+                // The object was destroyed after the link was read, so the link has been set since.
+                // If it has not, the pool is damaged.
                 if self.word.load(Ordering::SeqCst) == word {
                     return None;
                 }
@@ -217,8 +220,8 @@ impl<T: ShmSafe> Link<T> {
         }
     }
 
-    /// A look at the object that the link leads to, without counting; `None` if it leads nowhere,
-    /// or the thread has no slot in the pool.
+    /// Returns a view of the object that the link leads to, without counting it; `None` if the link
+    /// leads nowhere, or the thread has no slot in the pool.
     ///
     /// While a view is open, nothing that it could see is freed.
     ///
@@ -244,8 +247,8 @@ impl<T: ShmSafe> Link<T> {
             epoch::unpin(slot);
             return None;
         };
-        // SAFETY: linked at a moment within the pin, so not destroyed before the pin ends; of type
-        // `T`, as only handles of `T` are linked here.
+        // SAFETY: the object was linked at a moment within the pin, so it is not destroyed before
+        // the pin ends; it is of type `T`, as only handles of `T` are linked here.
         Some(View::pinned(unsafe { value.cast::<T>().as_ref() }, slot))
     }
 }
@@ -266,9 +269,10 @@ impl<T: ShmSafe> fmt::Debug for Link<T> {
     }
 }
 
-/// A look at a value that others may unlink meanwhile, but not free; or at a copy of a small one.
+/// A view of a value, which others may unlink meanwhile but not free; or of a copy of a small
+/// value.
 ///
-/// Two words, of which `None` is one of the values, as such a pair is handed on in registers.
+/// It takes two words, and so does an `Option` of it, as such a pair is passed in registers.
 ///
 /// ```
 /// # use shmkit::{Pool, SharedCell};
@@ -286,14 +290,15 @@ impl<T: ShmSafe> fmt::Debug for Link<T> {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct View<'a, T: ShmSafe> {
-    /// Where the value is; of a copy, a word that begins with it.
+    /// The address of the value; for a copy, a word that begins with the value.
     seen: *const (),
-    /// The tag of the slot that is pinned for it, or [`COPY`].
+    /// The tag of the slot that is pinned for the view, or [`COPY`].
     pinned_by: NonZeroU64,
     value: PhantomData<&'a T>,
 }
 
-/// What pinned a copy: nobody, whose tag is no number of a slot.
+/// In place of a tag if the view is of a copy, for which nobody is pinned. It is not the tag of a
+/// slot.
 const COPY: NonZeroU64 = NonZeroU64::MIN;
 const _: () = assert!(COPY.get() & Tag::MASK == 0);
 
@@ -303,19 +308,20 @@ impl<'a, T: ShmSafe> View<'a, T> {
         size_of::<T>() <= 8 && self.pinned_by == COPY
     }
 
-    /// A view of a value that is pinned by `slot`, this thread's; the pin ends with it.
+    /// A view of a value that is pinned by `slot`, which is this thread's. The pin ends with the
+    /// view.
     #[inline]
     pub(super) fn pinned(value: &'a T, slot: &'static Slot) -> Self {
         thread::guard_made(slot);
         View::held(value, slot.tag())
     }
 
-    /// The same, counted as a guard already.
+    /// The same, if the pin is already counted as a guard.
     #[inline]
     fn held(value: &'a T, tag: Tag) -> Self {
         View {
             seen: std::ptr::from_ref(value).cast(),
-            // Nobody pins anything: a slot has a tag.
+            // The tag is never 0, as a slot has a tag.
             pinned_by: NonZeroU64::new(tag.word()).unwrap_or(COPY),
             value: PhantomData,
         }
@@ -325,8 +331,8 @@ impl<'a, T: ShmSafe> View<'a, T> {
     ///
     /// # Safety
     ///
-    /// The word begins with the bytes of a `T`, which is no larger and no more aligned than a word,
-    /// and plain.
+    /// The word begins with the bytes of a `T`. `T` is no larger and no more aligned than a word,
+    /// and is plain.
     #[inline]
     pub(super) unsafe fn of_word(word: u64) -> Self {
         debug_assert!(size_of::<T>() <= 8 && align_of::<T>() <= 8 && T::TYPE.is_plain());
@@ -338,7 +344,7 @@ impl<'a, T: ShmSafe> View<'a, T> {
     }
 }
 
-/// A pin of this thread, counted as a guard: ends when it is dropped, also by a panic.
+/// A pin of this thread, counted as a guard. It ends when this is dropped, also by a panic.
 pub(super) struct Pinned {
     slot: &'static Slot,
     tag: Tag,
@@ -357,15 +363,15 @@ impl Pinned {
         }
     }
 
-    /// A view of a value that was found under the pin, which goes on with the view.
+    /// A view of a value that was found under the pin. The pin lasts as long as the view.
     #[inline]
     pub(super) fn view<'a, T: ShmSafe>(self, value: &'a T) -> View<'a, T> {
         View::held(value, std::mem::ManuallyDrop::new(self).tag)
     }
 }
 
-/// The end of a pin under which the user's code may have run: of what was let go of meanwhile, some
-/// goes now.
+/// Ends a pin under which the user's code may have run. Some of what was let go of meanwhile is
+/// freed now.
 #[inline]
 pub(super) fn unpin(slot: &'static Slot) {
     epoch::unpin(slot);
@@ -379,7 +385,7 @@ pub(super) fn unpin(slot: &'static Slot) {
 impl Drop for Pinned {
     #[inline]
     fn drop(&mut self) {
-        // A forked child has a copy of its parent's, and not its pin.
+        // A forked child has a copy of its parent's `Pinned`, but not its pin.
         if thread::still_held(self.slot, self.tag).is_some() {
             unpin(self.slot);
         }
@@ -392,7 +398,8 @@ impl<T: ShmSafe> Deref for View<'_, T> {
     #[inline]
     fn deref(&self) -> &T {
         if self.is_copy() {
-            // SAFETY: it was made of a word that begins with a plain value's bytes, which nobody changes.
+            // SAFETY: the view was made of a word that begins with a plain value's bytes, and nobody
+            // changes the word.
             unsafe { &*(&raw const self.seen).cast::<T>() }
         } else {
             // SAFETY: a pinned view was made of a reference.
@@ -404,7 +411,7 @@ impl<T: ShmSafe> Deref for View<'_, T> {
 impl<T: ShmSafe> Drop for View<'_, T> {
     #[inline]
     fn drop(&mut self) {
-        // A forked child has a copy of its parent's view, and not its pin.
+        // A forked child has a copy of its parent's view, but not its pin.
         if !self.is_copy()
             && let Some(slot) = thread::still_held(&**self, Tag::of_word(self.pinned_by.get()))
         {

@@ -2,16 +2,16 @@
 //!
 //! # Rationale
 //!
-//! The messages are in a queue (`containers::queue`), with all that it promises. Who receives holds
-//! an owner-tagged lock (`participants::lock`) for as long as it has a [`Receiver`]: so there is one
-//! at a time, and the lock of a dead one is taken over by the next. A wake is one more word, which
-//! the receiver looks at before it looks for messages.
+//! The messages are in a queue (`containers::queue`), with all that it promises. The receiving
+//! thread holds an owner-tagged lock (`participants::lock`) for as long as it has a [`Receiver`]: so
+//! there is one receiver at a time, and the lock of a dead one is taken over by the next. A wake is
+//! one more word, which the receiver looks at before it looks for messages.
 //!
 //! | killed | leaves | and then |
 //! |--------|--------|----------|
 //! | sending | as a push | |
 //! | receiving | as a pop | |
-//! | with the receiver | the dead tag | whoever asks for the receiver next gets it |
+//! | holding the receiver | the dead tag | whoever asks for the receiver next gets it |
 //! | waking, before the word is set | nothing | |
 //! | waking, after it | a receiver that sleeps on | it looks within `lock::TICK` |
 //! | woken, before it returns | no wake | the wake has died with the receiver |
@@ -39,17 +39,17 @@ mod receiver;
 
 pub use receiver::{Receiver, RecvError};
 
-/// Messages from any number of senders to one receiver, in whatever processes.
+/// Messages from any number of senders to one receiver, in any processes.
 ///
-/// The receiver is whoever has called [`receiver`](Self::receiver) and not dropped what it got.
-/// Messages wait for it, also while there is none. A mailbox has a fixed number of slots; senders
-/// wait while all are taken.
+/// The receiver is whoever has called [`receiver`](Self::receiver) and has not dropped the result.
+/// Messages wait in the mailbox, also while there is no receiver. A mailbox has a fixed number of
+/// slots; senders wait while all of them are taken.
 ///
 /// # Crash behaviour
 ///
-/// Sending and receiving are a push and a pop of a [`Queue`](crate::Queue): they happened or did not,
-/// and nobody waits for the dead. If the receiver dies, the next one to ask becomes the receiver, and
-/// finds the messages that the dead one had not taken.
+/// Sending and receiving are a push and a pop of a [`Queue`](crate::Queue): they have happened or
+/// they have not, and nobody waits for the dead. If the receiver dies, the next thread to ask becomes
+/// the receiver, and finds the messages that the dead one had not taken.
 ///
 /// ```
 /// use shmkit::process::scope;
@@ -83,7 +83,7 @@ pub struct Mailbox<T: ShmSafe + Movable> {
     _in_place: PhantomPinned,
 }
 
-// SAFETY: as for a queue, and two atomic words, one with a tag of the pool's own table.
+// SAFETY: as for a queue; and two atomic words, one of which holds a tag of the pool's own table.
 unsafe impl<T: ShmSafe + Movable> ShmSafe for Mailbox<T> {
     const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>(
         "Mailbox",
@@ -99,7 +99,7 @@ unsafe impl<T: ShmSafe + Movable> ShmSafe for Mailbox<T> {
     const OWNS: bool = true;
 }
 
-/// Why there is no [`Receiver`] to be had.
+/// Why the caller does not become the [`Receiver`].
 ///
 /// ```
 /// use shmkit::{Mailbox, Pool, ReceiverError};
@@ -115,7 +115,7 @@ unsafe impl<T: ShmSafe + Movable> ShmSafe for Mailbox<T> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum ReceiverError {
-    /// Somebody alive has it, perhaps this thread.
+    /// Somebody who is alive has it, perhaps this thread.
     #[error("the mailbox has a receiver")]
     Taken,
     /// The mailbox is not part of an object in a pool.
@@ -129,11 +129,11 @@ pub enum ReceiverError {
 from_nowhere!(ReceiverError);
 
 impl<T: ShmSafe + Movable> Mailbox<T> {
-    /// A mailbox for so many messages, to be put into a pool.
+    /// A mailbox for `capacity` messages, to be put into a pool.
     ///
     /// # Panics
     ///
-    /// If there are more than 2^32.
+    /// If `capacity` is more than 2^32.
     ///
     /// ```
     /// # use shmkit::{Mailbox, Pool};
@@ -162,7 +162,7 @@ impl<T: ShmSafe + Movable> Mailbox<T> {
     ///
     /// # Crash behaviour
     ///
-    /// The message is sent, whole, or not.
+    /// The whole message is sent, or nothing.
     ///
     /// ```
     /// # use shmkit::{Mailbox, Pool};
@@ -199,7 +199,7 @@ impl<T: ShmSafe + Movable> Mailbox<T> {
         self.messages.try_push(message)
     }
 
-    /// As [`send`](Self::send), for that time at most.
+    /// As [`send`](Self::send), but waits for at most that time.
     ///
     /// # Errors
     ///
@@ -220,7 +220,7 @@ impl<T: ShmSafe + Movable> Mailbox<T> {
         self.messages.push_until(message, deadline(timeout))
     }
 
-    /// Makes the caller the receiver, until it drops what it gets.
+    /// Makes the caller the receiver, until it drops the result.
     ///
     /// # Errors
     ///
@@ -228,7 +228,7 @@ impl<T: ShmSafe + Movable> Mailbox<T> {
     ///
     /// # Crash behaviour
     ///
-    /// The receiver of a dead process is to be had again.
+    /// If the process that is the receiver is killed, another caller can become the receiver.
     ///
     /// ```
     /// # use shmkit::{Mailbox, Pool};
@@ -245,19 +245,21 @@ impl<T: ShmSafe + Movable> Mailbox<T> {
         let Here { arena, slot } = here(self)?;
         let Taken { flags, .. } =
             lock::try_lock(arena, slot, &self.receiver).map_err(|_| ReceiverError::Taken)?;
-        // What a dead receiver was doing has happened or not: there is nothing to be put right.
+        // What a dead receiver was doing has happened or it has not: there is nothing to be put
+        // right.
         lock::clear(&self.receiver, flags);
         thread::guard_made(slot);
         Ok(Receiver::new(self, slot.tag()))
     }
 
-    /// Wakes the receiver without a message: its wait, or else its next look, answers
-    /// [`RecvError::Woken`]. Wakes that the receiver has not seen yet are one. One that comes during a
-    /// receive may be seen by the next.
+    /// Wakes the receiver without a message: its wait, or otherwise its next look, gives
+    /// [`RecvError::Woken`]. Several wakes that the receiver has not seen yet count as one. A wake
+    /// that comes during a receive may be seen by the next one.
     ///
     /// # Crash behaviour
     ///
-    /// The receiver is woken or not; if the caller is killed in between, within milliseconds.
+    /// The receiver is woken, or it is not; if the caller is killed in between, it may be woken a
+    /// few milliseconds later.
     ///
     /// ```
     /// # use shmkit::{Mailbox, Pool, RecvError};
@@ -269,14 +271,14 @@ impl<T: ShmSafe + Movable> Mailbox<T> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn wake(&self) {
-        // A constant stays as it is: only what is in a pool is shared. It takes no slot.
+        // A constant must not be changed: only what is in a pool is shared. This takes no slot.
         if Arena::containing(std::ptr::from_ref(self).addr()).is_some() {
             self.woken.store(1, Ordering::SeqCst);
             self.messages.announce_push();
         }
     }
 
-    /// How many messages wait.
+    /// The number of messages that wait.
     ///
     /// ```
     /// # use shmkit::{Mailbox, Pool};
@@ -310,7 +312,7 @@ impl<T: ShmSafe + Movable> Mailbox<T> {
         self.messages.is_empty()
     }
 
-    /// How many messages can wait.
+    /// The number of messages that can wait.
     ///
     /// ```
     /// # use shmkit::{Mailbox, Pool};
@@ -329,7 +331,7 @@ impl<T: ShmSafe + Movable> Mailbox<T> {
     ///
     /// # Crash behaviour
     ///
-    /// The mailbox is closed or not.
+    /// The mailbox is closed, or it is not.
     ///
     /// ```
     /// # use shmkit::{Mailbox, Pool, PushRefusal, RecvError};

@@ -1,15 +1,15 @@
-//! Matrices: an [`Array`] and the length of its rows.
+//! [`Matrix`]: an [`Array`] and the length of its rows.
 //!
 //! The elements are in row-major order, so a band of rows is a range of the array, claimed and
 //! sliced as such. The length of a row is stored before there are elements, by the holder of the
-//! claim of an array without any, and never changes once there are: so the number of rows is what
-//! the array's length says, and one word decides about both dimensions.
+//! GROWING claim of the empty array, and never changes once there are elements. So the number of
+//! rows follows from the array's length, and one word decides about both dimensions.
 //!
 //! | killed | leaves |
 //! |--------|--------|
-//! | filling, before the array has its storage | an empty matrix; what the columns are says nothing |
+//! | filling, before the array has its storage | an empty matrix; `columns` means nothing |
 //! | after | the matrix |
-//! | else | what the array leaves |
+//! | otherwise | what the array leaves |
 //!
 //! Invariant: if the array has elements, their number is a multiple of `columns`, which is not 0.
 
@@ -38,9 +38,9 @@ use shape::count;
 pub use bands::{RowBand, RowBandMut, Rows, RowsMut};
 pub use shape::ShapeError;
 
-/// A matrix in a pool: rows of equal length, used by many processes at once.
+/// A matrix in a pool, made of rows of equal length, that many processes can use at once.
 ///
-/// As an [`Array`], with bands of rows for ranges.
+/// It is used as an [`Array`] is, with bands of rows in place of ranges.
 ///
 /// ```
 /// use shmkit::{Matrix, Pool};
@@ -63,7 +63,7 @@ pub struct Matrix<T: KillSafe + Movable> {
     _in_place: PhantomPinned,
 }
 
-// SAFETY: an array, which is described at its place, and a number. No drop glue.
+// SAFETY: an array, which is described at its offset, and a number. No drop glue.
 unsafe impl<T: KillSafe + Movable> ShmSafe for Matrix<T> {
     const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>(
         "Matrix",
@@ -74,7 +74,7 @@ unsafe impl<T: KillSafe + Movable> ShmSafe for Matrix<T> {
 }
 
 impl<T: KillSafe + Movable> Matrix<T> {
-    /// A matrix without elements. In a pool it can be [filled](Self::fill).
+    /// A matrix without elements. Once it is in a pool it can be [filled](Self::fill).
     ///
     /// ```
     /// # use shmkit::{Matrix, Pool};
@@ -127,8 +127,9 @@ impl<T: KillSafe + Movable> Matrix<T> {
         Ok(matrix)
     }
 
-    /// Makes a matrix of what `f` answers for row and column. `f` runs row by row, before
-    /// anything is done in the pool; the elements are in private memory until it has run for all.
+    /// Makes a matrix of what `f` returns for each row and column. `f` runs row by row, before
+    /// anything is done in the pool; the elements are kept in private memory until `f` has run for
+    /// all of them.
     ///
     /// # Errors
     ///
@@ -178,7 +179,8 @@ impl<T: KillSafe + Movable> Matrix<T> {
         let reserved = cells.try_reserve_exact(count(rows.len(), columns)?);
         reserved.map_err(|_| ObjectError::from(AllocError::TooLarge))?;
         for (index, row) in rows.iter().enumerate() {
-            // Once: it is the caller's code, which may answer otherwise the next time.
+            // Called once only: it is the caller's code, which may return something else the next
+            // time.
             let row = row.as_ref();
             let len = row.len();
             if len != columns {
@@ -198,7 +200,7 @@ impl<T: KillSafe + Movable> Matrix<T> {
             .map_err(|OutOfMemory { cause, .. }| cause.into())
     }
 
-    /// `cells` are private, and not used afterwards: their bytes move.
+    /// `cells` are in private memory and are not used afterwards: their bytes move.
     fn of_cells(pool: Pool, columns: usize, cells: &[T]) -> Result<Shared<Self>, ShapeError> {
         let matrix = Self::empty_in(pool)?;
         matrix.shape(cells.len(), columns, |room| room.copy_from(cells))?;
@@ -244,7 +246,8 @@ impl<T: KillSafe + Movable> Matrix<T> {
             if !was_empty {
                 return Err(ResizeError::Shorter { len: now });
             }
-            // Nobody asks for the columns of an empty matrix. Release comes with the block.
+            // Relaxed: nobody asks for the columns of an empty matrix, and the store of the block's
+            // address is a Release.
             self.columns.store(columns as u64, Ordering::Relaxed);
             Ok(len)
         };
@@ -256,7 +259,7 @@ impl<T: KillSafe + Movable> Matrix<T> {
         Ok(())
     }
 
-    /// As [`Array::extent`]: where the elements are, the rows and the columns.
+    /// As [`Array::extent`]: where the elements are, and the numbers of rows and columns.
     pub(crate) fn extent(&self, arena: Arena) -> Option<(usize, [usize; 2])> {
         let (elements, len) = self.cells.extent(arena)?;
         let columns = self.columns.load(Ordering::Relaxed) as usize;
@@ -269,7 +272,7 @@ impl<T: KillSafe + Movable> Matrix<T> {
         (rows * columns == len).then_some((elements, [rows, columns]))
     }
 
-    /// Makes the matrix `rows` rows high; the new ones are full of `value`.
+    /// Makes the matrix `rows` rows high; every element of the new rows is `value`.
     ///
     /// # Errors
     ///
@@ -278,7 +281,7 @@ impl<T: KillSafe + Movable> Matrix<T> {
     ///
     /// # Crash behaviour
     ///
-    /// The matrix has grown or not.
+    /// The matrix has grown, or it has not.
     ///
     /// ```
     /// # use shmkit::{Matrix, Pool};
@@ -296,14 +299,14 @@ impl<T: KillSafe + Movable> Matrix<T> {
         let (_, columns) = self.dims();
         let len = count(rows, columns)?;
         self.cells.grow(len, value).map_err(|error| match error {
-            // Others may have made it grow meanwhile.
+            // Others may have made the matrix grow meanwhile.
             ResizeError::Shorter { len } => ResizeError::Shorter { len: len / columns },
             other => other,
         })?;
         Ok(())
     }
 
-    /// How many rows and columns there are; both are 0 in a matrix without elements.
+    /// The numbers of rows and columns; both are 0 for a matrix without elements.
     ///
     /// ```
     /// # use shmkit::{Matrix, Pool};
@@ -325,7 +328,7 @@ impl<T: KillSafe + Movable> Matrix<T> {
         }
     }
 
-    /// True if it has no elements yet.
+    /// True if the matrix has no elements yet.
     ///
     /// ```
     /// # use shmkit::{Matrix, Pool};
@@ -344,7 +347,7 @@ impl<T: KillSafe + Movable> Matrix<T> {
 
     #[inline]
     fn index(&self, row: usize, column: usize) -> Result<usize, ElementError> {
-        // In this order: columns that were stored for a filling that failed are nobody's.
+        // In this order, as columns that were stored for a filling that failed have no meaning.
         let len = self.cells.len();
         let columns = self.columns.load(Ordering::Relaxed) as usize;
         if column >= columns || len == 0 {
@@ -359,12 +362,12 @@ impl<T: KillSafe + Movable> Matrix<T> {
             })
     }
 
-    /// A copy of an element.
+    /// Returns a copy of an element.
     ///
     /// # Errors
     ///
-    /// See [`ElementError`]. An element of more than 4096 bytes is accessed by claims only:
-    /// [`ElementError::TooLarge`].
+    /// See [`ElementError`]. An element of more than 4096 bytes can only be accessed through
+    /// claims: [`ElementError::TooLarge`].
     ///
     /// ```
     /// # use shmkit::{ElementError, Matrix, Pool};
@@ -391,7 +394,7 @@ impl<T: KillSafe + Movable> Matrix<T> {
     ///
     /// # Crash behaviour
     ///
-    /// All of the element is overwritten, or nothing.
+    /// All of the element is overwritten, or none of it.
     ///
     /// ```
     /// # use shmkit::{Matrix, Pool};
@@ -406,7 +409,7 @@ impl<T: KillSafe + Movable> Matrix<T> {
         self.cells.set(self.index(row, column)?, value)
     }
 
-    /// Replaces an element by what `f` makes of it; what it was. `f` may run again: see
+    /// Replaces an element by what `f` makes of it, and returns what it was. `f` may run again: see
     /// [`Array::update`].
     ///
     /// # Errors
@@ -445,7 +448,7 @@ impl<T: KillSafe + Movable> Matrix<T> {
     ///
     /// # Errors
     ///
-    /// See [`ClaimError`], with rows for elements.
+    /// See [`ClaimError`], where rows take the place of elements.
     ///
     /// ```
     /// # use shmkit::{Matrix, Pool};
@@ -524,7 +527,7 @@ impl<T: KillSafe + Movable> Matrix<T> {
         Ok(RowBandMut { claim, columns })
     }
 
-    /// The elements of some rows, and the columns.
+    /// The range of elements of some rows, and the number of columns.
     fn band(&self, rows: impl RangeBounds<usize>) -> Result<(Range<usize>, usize), ClaimError> {
         let (height, columns) = self.dims();
         let rows = resolve(rows, height)?;

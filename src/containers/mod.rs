@@ -1,4 +1,4 @@
-//! What lives in pools and is used from several processes at once.
+//! Containers and handles: what lives in pools and is used by several processes at once.
 //!
 //! | module   | what |
 //! |----------|------|
@@ -6,14 +6,14 @@
 //! | `named`  | objects by name |
 //! | `link`   | [`Link`], [`View`]: objects from within the pool |
 //! | `array`  | [`Array`]: elements, or claimed ranges as slices |
-//! | `cell`   | [`SharedCell`]: a value that is replaced as a whole |
-//! | `matrix` | [`Matrix`]: the same by rows |
+//! | `cell`   | [`SharedCell`]: a value that is only replaced as a whole |
+//! | `matrix` | [`Matrix`]: an array with rows and columns |
 //! | `buffer` | [`Buffer`]: a stream of bytes at positions that never change |
 //! | `buffer_io` | [`BytesView`], [`Reader`]: its bytes, in place and as a stream |
 //! | `hash_map` | [`HashMap`]: values by keys |
-//! | `heap` | [`Heap`]: objects that lead to each other, changed by transactions |
+//! | `heap` | [`Heap`]: objects that refer to each other, changed by transactions |
 //! | `multi_map` | [`MultiMap`]: stacks of values by keys |
-//! | `claims` | who uses which elements of an array |
+//! | `claims` | which participant uses which elements of an array |
 //! | `ranges` | [`Claim`], [`ClaimMut`]: claimed ranges |
 //! | `refusals` | the errors of arrays |
 //! | `store`  | the errors of containers that allocate |
@@ -46,7 +46,8 @@ mod wakes;
 
 use std::marker::PhantomData;
 
-/// Marks a container of `T`s that are stored and taken through `&`: invariant in `T`, and of its auto traits.
+/// Marks a container of `T`s that are stored and taken through `&`: it is invariant in `T`, and has the auto
+/// traits of `T`.
 type Contained<T> = PhantomData<(fn(T) -> T, T)>;
 
 pub use array::Array;

@@ -1,8 +1,9 @@
-//! A map whose keys have stacks of values: [`push`](MultiMap::push) hides what was there,
-//! [`pop`](MultiMap::pop) brings it back.
+//! [`MultiMap`]: a map whose keys have stacks of values. [`push`](MultiMap::push) hides the value
+//! that was there, [`pop`](MultiMap::pop) brings it back.
 //!
-//! A hash map (`engines::map`) of which each node names the one that it hides. Pushing and popping
-//! change the same word that inserting and replacing change, so the crash contract is the same.
+//! It is a hash map (`engines::map`) in which each node names the node that it hides. Pushing and
+//! popping change the same word that inserting and replacing change, so the crash contract is the
+//! same.
 
 use std::fmt;
 use std::mem::offset_of;
@@ -41,7 +42,7 @@ pub struct MultiMap<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher = SipHas
     raw: Raw<K, V, S, true>,
 }
 
-// SAFETY: an atomic word, listed at its place, and atomic hints; no drop glue.
+// SAFETY: an atomic word, listed at its offset, and atomic hints; no drop glue.
 unsafe impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> ShmSafe for MultiMap<K, V, S> {
     const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>(
         "MultiMap",
@@ -77,7 +78,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable> MultiMap<K, V> {
 }
 
 impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> MultiMap<K, V, S> {
-    /// An empty map of which `S` hashes the keys. It can be filled once it is in a pool.
+    /// An empty map whose keys are hashed by `S`. It can be filled once it is in a pool.
     ///
     /// ```
     /// # use shmkit::{FoldHash, MultiMap, Pool};
@@ -92,7 +93,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> MultiMap<K, V, S> {
         MultiMap { raw: Raw::new() }
     }
 
-    /// Gives the key a value, which hides the ones that it has.
+    /// Gives the key a value, which hides those that it already has.
     ///
     /// # Errors
     ///
@@ -115,8 +116,8 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> MultiMap<K, V, S> {
         self.store(key, value, Put::Push).map(drop)
     }
 
-    /// Puts a value in the place of the one on top; a view of that. What is hidden stays so. A key that has no value
-    /// gets this one.
+    /// Replaces the value on top by another one, and returns a view of the old one. Hidden values stay hidden. A key
+    /// that has no value gets this one.
     ///
     /// # Errors
     ///
@@ -155,14 +156,14 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> MultiMap<K, V, S> {
         })
     }
 
-    /// Takes the value on top away; a view of it. The one that it hid is there again.
+    /// Removes the value on top, and returns a view of it. The value that it hid is visible again.
     ///
-    /// As [`HashMap::remove`](crate::HashMap::remove) it may fail in a full pool;
-    /// [`try_pop`](Self::try_pop) tells.
+    /// Like [`HashMap::remove`](crate::HashMap::remove), it may fail in a full pool;
+    /// [`try_pop`](Self::try_pop) says so.
     ///
     /// # Crash behaviour
     ///
-    /// The value is on top, or it is not there.
+    /// The value is on top, or it has been removed.
     ///
     /// ```
     /// # use shmkit::{MultiMap, Pool};
@@ -179,7 +180,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> MultiMap<K, V, S> {
         self.try_pop(key).ok().flatten()
     }
 
-    /// As [`pop`](Self::pop), and says why nothing was taken.
+    /// As [`pop`](Self::pop), but if nothing could be removed, says why.
     ///
     /// # Errors
     ///
@@ -209,7 +210,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> MultiMap<K, V, S> {
         })
     }
 
-    /// A view of the key's value on top.
+    /// Returns a view of the key's value on top.
     ///
     /// ```
     /// # use shmkit::{MultiMap, Pool};
@@ -250,7 +251,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> MultiMap<K, V, S> {
         self.get(key).is_some()
     }
 
-    /// The key's values at one moment, the one on top first.
+    /// Returns the key's values at one moment, the one on top first.
     ///
     /// ```
     /// # use shmkit::{MultiMap, Pool};
@@ -275,8 +276,9 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> MultiMap<K, V, S> {
         Bindings { _map: self, found }
     }
 
-    /// Calls `f` with every value and its key, as [`HashMap::iter`](crate::HashMap::iter) finds keys: of each
-    /// key the values that it has when it is come to, the one on top first. `f` may use the map.
+    /// Calls `f` with every key and value. Keys are found as by [`HashMap::iter`](crate::HashMap::iter); for
+    /// each key, `f` is called with the values that it has when the walk comes to it, the one on top first.
+    /// `f` may use the map.
     ///
     /// ```
     /// # use shmkit::{MultiMap, Pool};
@@ -306,17 +308,17 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> MultiMap<K, V, S> {
         });
     }
 
-    /// Removes all values that there are, hidden ones too, each on its own as by [`pop`](Self::pop). Who changes
-    /// what a key has does so before all of its values are removed, or after. One that is pushed meanwhile may be
-    /// removed or stay.
+    /// Removes all values, including hidden ones, each on its own as [`pop`](Self::pop) does. A change of a key's
+    /// values by somebody else comes before all of them are removed, or after. A value that is pushed meanwhile
+    /// may be removed or stay.
     ///
     /// # Errors
     ///
-    /// [`ChangeError`]; some may have been removed.
+    /// [`ChangeError`]; some values may have been removed.
     ///
     /// # Crash behaviour
     ///
-    /// Some are removed, and of each key those on top.
+    /// Some values have been removed; of each key, those on top.
     ///
     /// ```
     /// # use shmkit::{MultiMap, Pool};
@@ -345,8 +347,8 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> MultiMap<K, V, S> {
         Ok(())
     }
 
-    /// How many values there are, hidden ones too: counted, as
-    /// [`HashMap::len`](crate::HashMap::len) does.
+    /// Counts the values, including hidden ones, as [`HashMap::len`](crate::HashMap::len) counts
+    /// entries.
     ///
     /// ```
     /// # use shmkit::{MultiMap, Pool};
@@ -385,7 +387,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> MultiMap<K, V, S> {
 
 /// The values of a key; see [`MultiMap::get_all`].
 ///
-/// Not an `Iterator`: what it gives is there as long as it is itself, and not longer.
+/// It is not an `Iterator`, as a value is only valid as long as the `Bindings` exists.
 ///
 /// ```
 /// use shmkit::{MultiMap, Pool};
@@ -414,7 +416,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> fmt::Debug for Binding
 }
 
 impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> Bindings<'_, K, V, S> {
-    /// The next value.
+    /// Returns the next value.
     ///
     /// ```
     /// # use shmkit::{MultiMap, Pool};

@@ -1,4 +1,4 @@
-//! Objects by name. The table of names: `pool::names`.
+//! Objects by name. For the table of names, see `pool::names`.
 
 use std::sync::Arc;
 
@@ -34,7 +34,7 @@ pub enum NamedError {
     /// The object of that name is of another type.
     #[error("the object of that name is of another type")]
     OtherType,
-    /// There is an object of that name already.
+    /// Another object has that name already.
     #[error("the pool has an object of that name already")]
     NameTaken,
     /// The object to be named is in another pool.
@@ -46,10 +46,10 @@ pub enum NamedError {
     /// The name is empty or longer than 232 bytes.
     #[error("a name has 1 to 232 bytes")]
     InvalidName,
-    /// The pool has as many names as it can have.
+    /// The pool already has as many names as it can have.
     #[error("the pool's table of names is full")]
     TableFull,
-    /// As many names and links lead to the object as can be counted: 2^32 - 1.
+    /// The object already has as many names and links as can be counted: 2^32 - 1.
     #[error("too many links lead to the object")]
     TooManyLinks,
     /// The object could not be made or held.
@@ -80,11 +80,11 @@ impl From<CommitError> for NamedError {
 }
 
 impl Pool {
-    /// The object of that name.
+    /// Returns the object of that name.
     ///
     /// # Errors
     ///
-    /// [`NamedError::NotFound`], or [`NamedError::OtherType`] if it is none of type `T`.
+    /// [`NamedError::NotFound`], or [`NamedError::OtherType`] if it is not of type `T`.
     ///
     /// ```
     /// # use shmkit::{NamedError, Pool};
@@ -112,12 +112,12 @@ impl Pool {
         if !types::is(self.0, entry.kind(), T::TYPE.fingerprint()) {
             return Err(NamedError::OtherType);
         }
-        // A name keeps its object alive, and the lock keeps the name.
+        // A name keeps its object alive, and while we have the lock the name cannot go.
         let hold = handles::open(self.0, index, entry.state().generation)?;
         hold.map(Some).ok_or(NamedError::Damaged)
     }
 
-    /// Gives an object a name, by which other processes find it. The name keeps it alive.
+    /// Gives an object a name, by which other processes find it. The name keeps the object alive.
     ///
     /// # Errors
     ///
@@ -125,7 +125,7 @@ impl Pool {
     ///
     /// # Crash behaviour
     ///
-    /// The object has the name, and is kept by it, or it has not.
+    /// The object has the name and is kept alive by it, or it does not have the name.
     ///
     /// ```
     /// # use shmkit::Pool;
@@ -153,8 +153,8 @@ impl Pool {
         })
     }
 
-    /// Gives the name of an object to another one, in one step. Who looks for the name finds one or the
-    /// other, which is of the same type.
+    /// Gives the name of an object to another one of the same type, in one step. Whoever looks for the
+    /// name finds the one or the other.
     pub(crate) fn pass_name_on<T: ShmSafe>(
         self,
         name: &str,
@@ -167,9 +167,9 @@ impl Pool {
         passed.then_some(()).ok_or(NamedError::NotFound)
     }
 
-    /// The object of that name, made by `init` if there is none. Of several that make it at once
-    /// one wins, and all get the same object; the values of the others are dropped, so `init` may
-    /// run in vain.
+    /// Returns the object of that name, and makes it with `init` if there is none. If several
+    /// callers make it at once, one of them wins, and all get the same object; the values of the
+    /// others are dropped, so `init` may run in vain.
     ///
     /// # Errors
     ///
@@ -181,7 +181,7 @@ impl Pool {
     ///
     /// # Crash behaviour
     ///
-    /// The object is there under its name, whole, or there is none. `init` runs while nothing is locked.
+    /// The whole object exists under its name, or there is none. `init` runs while nothing is locked.
     ///
     /// ```
     /// # use std::sync::atomic::{AtomicU64, Ordering};
@@ -211,14 +211,14 @@ impl Pool {
                 Err(error) => return Err(error),
             }
             match self.named(name) {
-                // Removed in between: ours may be the one now.
+                // The other object was removed in between: ours may get the name now.
                 Err(NamedError::NotFound) => {}
                 other => return other,
             }
         }
     }
 
-    /// Removes a name. The object goes when nothing else holds it.
+    /// Removes a name. The object is destroyed when nothing else holds it.
     ///
     /// # Errors
     ///
@@ -226,7 +226,8 @@ impl Pool {
     ///
     /// # Crash behaviour
     ///
-    /// The name is there or gone. An object that nothing holds then is destroyed, by others if need be.
+    /// The name is there, or it is gone. An object that nothing holds then is destroyed, if need be by
+    /// others.
     ///
     /// ```
     /// # use shmkit::{NamedError, Pool};
@@ -246,7 +247,7 @@ impl Pool {
         Ok(())
     }
 
-    /// Every name of the pool.
+    /// Returns every name in the pool.
     ///
     /// ```
     /// # use shmkit::Pool;

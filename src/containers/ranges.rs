@@ -8,18 +8,19 @@ use std::ptr::NonNull;
 use super::claims::Taken;
 use super::elements::freeze;
 
-/// A claimed range, or an empty one, which needs no claim.
+/// A claimed range, or an empty range, which needs no claim.
 pub(super) struct Claimed<'a, T> {
-    /// The first element, in a block that stays there while the claim does.
+    /// The first element, in a block that stays in place as long as the claim exists.
     first: NonNull<T>,
     len: usize,
     taken: Option<Taken<'a>>,
-    /// A claim is its thread's: the fork of its process, or its end, would copy or end it.
+    /// A claim belongs to its thread: it would be copied by a fork of the process, and ends with
+    /// the process.
     _one_thread: PhantomData<*const ()>,
 }
 
 impl<'a, T> Claimed<'a, T> {
-    /// The claim of `len` elements at `first`; of none without `taken`.
+    /// The claim of `len` elements at `first`; without `taken`, of no elements.
     pub(super) fn new(first: NonNull<T>, len: usize, taken: Option<Taken<'a>>) -> Self {
         debug_assert_eq!(len == 0, taken.is_none());
         Claimed {
@@ -61,8 +62,9 @@ impl<T> Deref for Claim<'_, T> {
 
     #[inline]
     fn deref(&self) -> &[T] {
-        // SAFETY: elements of the block, which stays while the claim does; nobody writes to them,
-        // as operations and exclusive claims are refused. Without elements, a dangling pointer.
+        // SAFETY: elements of the block, which stays as long as the claim exists; nobody writes to
+        // them, as operations that write and exclusive claims are refused. Without elements, a
+        // dangling pointer.
         unsafe { std::slice::from_raw_parts(self.0.first.as_ptr(), self.0.len) }
     }
 }
@@ -142,9 +144,10 @@ impl<'a, T> ClaimMut<'a, T> {
     /// True if a process died with an exclusive claim of some of these elements, and nobody has
     /// claimed them exclusively since. They may be half written: each byte is an old or a new one.
     ///
-    /// It errs on one side only: it is also true of elements between those of several dead claims
-    /// once the table of claims is full of those, and of a dead claim's elements on both sides of
-    /// those that were claimed since.
+    /// It errs on one side only: it is also true for elements between those of several dead claims,
+    /// once the table of claims is full of such claims; and, where elements in the middle of a dead
+    /// claim have been claimed exclusively since, it remains true for all elements of the dead
+    /// claim.
     ///
     /// ```
     /// # use shmkit::process::scope;

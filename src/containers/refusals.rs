@@ -1,4 +1,4 @@
-//! Why arrays and matrices refuse.
+//! The errors of arrays and matrices.
 
 use std::ops::{Range, RangeBounds};
 
@@ -27,28 +27,28 @@ pub enum ElementError {
     /// There is no such element.
     #[error("index {index} of an array of {len}")]
     OutOfBounds {
-        /// What was asked for.
+        /// The index that was asked for.
         index: usize,
-        /// How many elements there are.
+        /// The number of elements.
         len: usize,
     },
     /// The matrix has no such row.
     #[error("row {row} of a matrix of {rows} rows")]
     RowOutOfBounds {
-        /// What was asked for.
+        /// The index that was asked for.
         row: usize,
-        /// How many rows there are.
+        /// The number of rows.
         rows: usize,
     },
     /// The matrix has no such column.
     #[error("column {column} of a matrix of {columns} columns")]
     ColumnOutOfBounds {
-        /// What was asked for.
+        /// The index that was asked for.
         column: usize,
-        /// How many columns there are.
+        /// The number of columns.
         columns: usize,
     },
-    /// It is part of a claimed range.
+    /// The element is part of a claimed range.
     #[error("the element is claimed by process {by}")]
     Claimed {
         /// Whose claim it is; perhaps the caller's own.
@@ -88,16 +88,16 @@ pub enum ClaimError {
         start: usize,
         /// Its end.
         end: usize,
-        /// How many there are.
+        /// The number of elements.
         len: usize,
     },
-    /// It overlaps a claim, and one of the two is exclusive.
+    /// The range overlaps a claim, and one of the two is exclusive.
     #[error("the range overlaps a claim of process {by}")]
     Claimed {
         /// Whose claim it is; perhaps the caller's own.
         by: ProcessId,
     },
-    /// As many ranges are claimed as an array can have claims.
+    /// The array already has as many claims as it can have.
     #[error("the array has 62 claims already")]
     TooManyClaims,
     /// The array is not part of an object in a pool.
@@ -124,25 +124,26 @@ pub enum ClaimError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum ResizeError {
-    /// Some of it is claimed.
+    /// Some of the array is claimed.
     #[error("process {by} has a claim")]
     Claimed {
         /// Whose claim it is; perhaps the caller's own.
         by: ProcessId,
     },
-    /// It is longer than that already.
+    /// The array is already longer than that.
     #[error("there are {len} already")]
     Shorter {
-        /// How many there are.
+        /// The number of elements.
         len: usize,
     },
-    /// It has as many claims as it can have, and all of them of nothing: only a damaged pool says so.
+    /// The array has as many claims as it can have, and all of them are of empty ranges. This happens
+    /// only in a damaged pool.
     #[error("the array has 62 claims already")]
     TooManyClaims,
-    /// No block for the elements.
+    /// There is no block for the elements.
     #[error(transparent)]
     Alloc(#[from] AllocError),
-    /// It is not part of an object in a pool.
+    /// The array is not part of an object in a pool.
     #[error("the array is not in a pool")]
     NotInPool,
     /// The thread has no slot in the pool.
@@ -168,7 +169,7 @@ pub(super) fn resolve(
         Excluded(&end) => end,
         Unbounded => len,
     };
-    // So many there may be, of no size; and none that has that number.
+    // There may be `usize::MAX` elements of size 0, but none of them has that index.
     let no_last = matches!(range.end_bound(), Included(&usize::MAX));
     if no_last || start > end || end > len {
         return Err(ClaimError::OutOfBounds { start, end, len });

@@ -1,5 +1,5 @@
-//! Objects from the outside: [`Shared`], a process's counted handle, and [`Handle`], a descriptor
-//! that can be stored and sent.
+//! Access to objects from outside of the pool: [`Shared`], a process's counted handle, and
+//! [`Handle`], a descriptor that can be stored and sent.
 
 use std::alloc::Layout;
 use std::fmt;
@@ -22,14 +22,15 @@ use crate::pool::{ObjectError, OutOfMemory, Pool, objects, types};
 use crate::sys::memory::CommitError;
 use crate::{KillSafe, ShmSafe};
 
-/// A handle of an object in a pool: it keeps the object alive and gives access to it.
+/// A handle of an object in a pool. It keeps the object alive and gives access to it.
 ///
-/// Handles are counted in the process's own memory, so cloning and dropping one does not touch the
-/// pool unless it is the process's last. A forked child has its parent's handles as its own.
+/// Handles are counted in the process's own memory, so cloning or dropping one does not touch the
+/// pool, unless it is the process's last handle of the object. A forked child has its parent's
+/// handles as its own.
 ///
 /// # Crash behaviour
 ///
-/// What a process held is released when it is recovered.
+/// What a process held is released when the dead process is recovered.
 ///
 /// ```
 /// use shmkit::Pool;
@@ -55,19 +56,19 @@ unsafe impl<T: ShmSafe> Send for Shared<T> {}
 unsafe impl<T: ShmSafe> Sync for Shared<T> {}
 
 impl<T: ShmSafe> Shared<T> {
-    /// Whether this process has no other handle of the object.
+    /// True if this process has no other handle of the object.
     pub(crate) fn is_the_only_one_here(&self) -> bool {
         Arc::strong_count(&self.hold) == 1
     }
 
-    /// The handle of an object of type `T` that is held; `None` if the pool is damaged, and its
-    /// entry leads to no place for a `T`.
+    /// The handle of an object of type `T` that is held; `None` if the pool is damaged, so that the
+    /// object's entry leads to no place for a `T`.
     pub(crate) fn of(hold: Arc<Hold>) -> Option<Self> {
         let value = objects::address_of(hold.arena, hold.index, Layout::new::<T>())?.cast();
         Some(Shared { value, hold })
     }
 
-    /// A descriptor of the object, which does not keep it alive.
+    /// Returns a descriptor of the object. It does not keep the object alive.
     ///
     /// ```
     /// # use shmkit::Pool;
@@ -90,7 +91,7 @@ impl<T: ShmSafe> Shared<T> {
         }
     }
 
-    /// Whether two handles are of the same object.
+    /// True if two handles are of the same object.
     ///
     /// ```
     /// # use shmkit::{Pool, Shared};
@@ -102,7 +103,7 @@ impl<T: ShmSafe> Shared<T> {
     /// ```
     #[must_use]
     pub fn ptr_eq(this: &Self, other: &Self) -> bool {
-        // An object without bytes has none of its own address.
+        // The descriptors are compared, as an object of size 0 has no address of its own.
         this.handle() == other.handle()
     }
 
@@ -159,12 +160,12 @@ impl<T: ShmSafe + fmt::Debug> fmt::Debug for Shared<T> {
 }
 
 impl Pool {
-    /// Puts a value into the pool, as an object that lives as long as somebody has a handle of it
+    /// Puts a value into the pool, as an object that lives as long as somebody has a handle of it,
     /// or a link leads to it.
     ///
     /// # Errors
     ///
-    /// The value comes back with the reason.
+    /// The value is given back, with the reason.
     ///
     /// # Crash behaviour
     ///
@@ -182,8 +183,8 @@ impl Pool {
     pub fn create<T: ShmSafe>(self, value: T) -> Result<Shared<T>, OutOfMemory<T>> {
         let value = ManuallyDrop::new(value);
         let made = self.create_with(Layout::new::<T>(), |place| {
-            // SAFETY: a new block of T's layout, which nobody else has; the value is moved there,
-            // as it is not used again once the object is made.
+            // SAFETY: a new block of `T`'s layout, which nobody else has; the value is moved there,
+            // and is not used again once the object is made.
             unsafe {
                 place
                     .cast::<T>()
@@ -210,11 +211,12 @@ impl Pool {
     }
 }
 
-/// A descriptor of an object: copied, stored in pools, sent to other processes. It does not keep
-/// the object alive; opening it says whether the object is still there.
+/// A descriptor of an object, which can be copied, stored in pools, and sent to other processes. It
+/// does not keep the object alive; opening it says whether the object still exists.
 ///
-/// A descriptor names the pool by its uuid and the object by a number that is not given to another
-/// object for 2^32 objects in the same place of the table, so it never leads to another object.
+/// A descriptor names the pool by its uuid, and the object by a number that is given to another
+/// object only after 2^32 objects in the same place of the table. So it never leads to another
+/// object.
 ///
 /// ```
 /// use shmkit::{Handle, Pool};
@@ -228,7 +230,7 @@ impl Pool {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// It can be a key of maps in and outside of pools:
+/// It can be the key of maps, in pools and outside of them:
 ///
 /// ```
 /// use std::collections::HashSet;
@@ -268,7 +270,7 @@ unsafe impl<T: ShmSafe> ShmSafe for Handle<T> {
         },
     );
 }
-// SAFETY: any numbers are a descriptor; opening one checks every part.
+// SAFETY: any numbers form a descriptor; opening one checks every part.
 unsafe impl<T: ShmSafe> KillSafe for Handle<T> {}
 
 impl<T: ShmSafe> Clone for Handle<T> {
@@ -299,8 +301,8 @@ impl<T: ShmSafe> Hash for Handle<T> {
     }
 }
 
-// SAFETY: 24 bytes of integers without padding, by which two descriptors are the same or not; any are a
-// descriptor.
+// SAFETY: 24 bytes of integers without padding, which are equal exactly if two descriptors are the
+// same; any bytes form a descriptor.
 unsafe impl<T: ShmSafe> Key for Handle<T> {
     type Stored = Self;
     const LEN: Option<usize> = Some(size_of::<Self>());
@@ -313,7 +315,7 @@ unsafe impl<T: ShmSafe> Key for Handle<T> {
     }
 
     unsafe fn from_bytes(bytes: &[u8]) -> &Self {
-        // SAFETY: by the caller's promise a descriptor's bytes, aligned.
+        // SAFETY: by the caller's promise they are a descriptor's bytes, aligned.
         unsafe { &*bytes.as_ptr().cast() }
     }
 }
@@ -341,22 +343,23 @@ pub enum HandleError {
     /// The object has been destroyed.
     #[error("the object is gone")]
     Gone,
-    /// The object is of another type: the descriptor was made from other bytes.
+    /// The object is of another type: the descriptor was made from other bytes, not from a handle
+    /// of the object.
     #[error("the object is of another type")]
     OtherType,
     /// The object's entry in the pool leads to no block of its size: the pool is damaged.
     #[error("the object is damaged")]
     Damaged,
-    /// No memory to note that the process holds the object.
+    /// There is no memory to note that the process holds the object.
     #[error(transparent)]
     NoMemory(#[from] CommitError),
-    /// The process has no record in the pool, and there is room for none.
+    /// The process has no record in the pool, and there is no room for one.
     #[error(transparent)]
     NoSlot(#[from] NoSlot),
 }
 
 impl<T: ShmSafe> Handle<T> {
-    /// A handle of the object, if it is still there.
+    /// Returns a handle of the object, if it still exists.
     ///
     /// # Errors
     ///
@@ -378,7 +381,7 @@ impl<T: ShmSafe> Handle<T> {
         self.open_if(Local::is_shown)
     }
 
-    /// The same of an object whose pool may be none that is shown to the user.
+    /// The same for an object whose pool may be one that is not shown to the user.
     pub(crate) fn open_hidden(self) -> Result<Shared<T>, HandleError> {
         self.open_if(Local::is_mapped)
     }

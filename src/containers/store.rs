@@ -1,4 +1,4 @@
-//! Why something was not stored in a container.
+//! The errors of containers that allocate, and how storing is tried again.
 
 use std::fmt;
 
@@ -25,7 +25,7 @@ use crate::participants::thread::NoSlot;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum ChangeError {
-    /// No block for what is new.
+    /// There is no block for what is to be stored.
     #[error(transparent)]
     Alloc(#[from] AllocError),
     /// The container is not part of an object in a pool.
@@ -38,7 +38,7 @@ pub enum ChangeError {
 
 from_nowhere!(ChangeError);
 
-/// A value was not stored; here it is back. The container is as it was.
+/// A value was not stored, and is given back. The container is as it was.
 ///
 /// ```
 /// use shmkit::{ChangeError, HashMap, Pool};
@@ -55,19 +55,20 @@ from_nowhere!(ChangeError);
 pub struct StoreError<T> {
     /// The value.
     pub value: T,
-    /// Why.
+    /// Why it was not stored.
     #[source]
     pub cause: ChangeError,
 }
 
-/// How often something is tried: more often than a map has tables that it has outgrown. Each attempt may
-/// leave something to be freed for ever, where the user's code is part of it.
+/// How often an operation is tried: more often than a map can have tables that it has outgrown. There is
+/// a limit because, where the user's code is part of an attempt, each attempt may leave something to be
+/// freed, for ever.
 const ATTEMPTS: u32 = 64;
 
-/// Tries to store `value`: once more, with what came back, if there was no room, and again as long as
-/// an attempt leaves something to be freed, up to [`ATTEMPTS`]. `attempt` pins itself, and its pin has
-/// ended by then: so what it has held back can go, above all a table of a map's that has moved by this
-/// very attempt.
+/// Tries to store `value`. If there was no room, tries once more with the value that came back, and
+/// again as long as an attempt leaves something to be freed, up to [`ATTEMPTS`] times. `attempt` pins
+/// on its own, and its pin has ended when it returns; so what the pin held back can be freed, above
+/// all a map's old table, whose move this very attempt has completed.
 #[inline]
 pub(super) fn with_room<T, R>(
     arena: Arena,
@@ -75,7 +76,7 @@ pub(super) fn with_room<T, R>(
     mut attempt: impl FnMut(T) -> Result<R, StoreError<T>>,
 ) -> Result<R, StoreError<T>> {
     let mut attempts = 0;
-    // In one place, so that it becomes part of the caller.
+    // `attempt` is called in one place only, so that it is inlined.
     loop {
         match attempt(value) {
             Err(refused) if is_worth_another(arena, refused.cause, &mut attempts) => {
@@ -86,7 +87,7 @@ pub(super) fn with_room<T, R>(
     }
 }
 
-/// Makes room if there was none. True if there may be some now, or if this is the first time.
+/// Makes room if there was none. True if there may be room now, or if this is the first time.
 #[cold]
 fn is_worth_another(arena: Arena, cause: ChangeError, attempts: &mut u32) -> bool {
     let no_room = matches!(cause, ChangeError::Alloc(why) if why.is_full());
@@ -94,7 +95,7 @@ fn is_worth_another(arena: Arena, cause: ChangeError, attempts: &mut u32) -> boo
     no_room && *attempts < ATTEMPTS && (limbo::make_room(arena) || *attempts == 1)
 }
 
-/// The same for what has no value at hand.
+/// The same for an operation that has no value to give back.
 #[inline]
 pub(super) fn with_room_for<R>(
     arena: Arena,

@@ -1,5 +1,5 @@
-//! Who sleeps is woken by what it waits for. A wake that is left out costs others a tick and nothing else, so no other
-//! test sees it: here sleeps have no time limit.
+//! Tests that whoever sleeps is woken by what it waits for. A wake that is missing costs the sleeper a tick and
+//! nothing else, so no other test notices it: here sleeps have no time limit.
 
 use std::cell::Cell;
 use std::io::{self, Read, Write};
@@ -18,7 +18,8 @@ use crate::{
     Receiver, Recover, RecoverableMutex, ReentrantMutex, RwLock, Semaphore, Shared, ShmSafe,
 };
 
-/// As often each case is tried: a thread may be asleep for something else when it is looked at.
+/// How often each case is tried. More than once, as a thread may be asleep for another reason when
+/// it is looked at.
 const ROUNDS: u32 = 5;
 
 #[derive(ShmSafe, KillSafe)]
@@ -35,7 +36,8 @@ fn create<T: ShmSafe>(value: T) -> Shared<T> {
     pool.create(value).unwrap()
 }
 
-/// What so many threads return who do the same, and sleep when `wake` begins.
+/// Runs `sleeper` in `count` threads, which all sleep when `wake` begins, and gives what they
+/// return.
 #[track_caller]
 fn all_woken<R: Send + 'static>(
     count: usize,
@@ -115,7 +117,7 @@ fn of_semaphores() {
     for _ in 0..ROUNDS {
         let permit = semaphore.acquire().unwrap();
         let theirs = semaphore.clone();
-        // Each gives it back.
+        // Each of them gives its permit back.
         all_woken(3, move || drop(theirs.acquire()), || drop(permit));
         let permit = semaphore.acquire().unwrap();
         let theirs = semaphore.clone();
@@ -123,7 +125,7 @@ fn of_semaphores() {
         all_woken(3, forget.clone(), || semaphore.add_permits(3).unwrap());
         semaphore.add_permits(1).unwrap();
         let another = semaphore.acquire().unwrap();
-        // The second may find one there already.
+        // The second may find a permit that is there already.
         all_woken(2, forget, || drop((permit, another)));
         semaphore.add_permits(1).unwrap();
     }
@@ -163,7 +165,7 @@ fn of_events_and_barriers() {
         let theirs = event.clone();
         all_woken(3, move || theirs.wait().unwrap(), || event.set());
         assert!(event.clear());
-        // Of a next round those of this one would be missed, as their threads have ended.
+        // A second round would miss the parties of this one, as their threads have ended.
         let barriers = [(); 3].map(|()| create(Barrier::new(4)));
         let [turned, reset, aborted] = barriers.clone();
         let went_on = all_woken(
@@ -246,7 +248,8 @@ fn of_queues_that_are_closed() {
     }
 }
 
-/// One has the last element, which was given back: the others hear that no more will come.
+/// One waiter gets the last element, which was given back: the others are told that no more will
+/// come.
 #[test]
 fn of_who_waits_behind_the_last_element() {
     for _ in 0..ROUNDS {
@@ -366,8 +369,8 @@ fn of_heaps() {
     assert_eq!(*heap.view().unwrap().root(), 6 * ROUNDS);
 }
 
-/// All that sleep on what one had that was killed, by whoever recovers. (Without it some would wait for a tick: those who
-/// are woken by the kernel do what they need, and perhaps no more.)
+/// All threads that sleep on what a killed process had are woken by whoever recovers it. (Otherwise some would wait for
+/// a tick: those that are woken by the kernel do what they need, and perhaps no more.)
 #[test]
 fn of_what_the_dead_had() {
     for _ in 0..ROUNDS {
@@ -424,7 +427,8 @@ fn of_what_the_dead_had() {
     }
 }
 
-/// One was woken, as the lock was given back, but somebody else has it already, whose giving back would wake nobody.
+/// One waiter was woken, as the lock was given back, but somebody else has already taken it, and would wake nobody
+/// when giving it back.
 #[test]
 fn of_who_waits_behind_one_who_gives_up() {
     let word = create(AtomicU64::new(0));
@@ -446,9 +450,9 @@ fn of_who_waits_behind_one_who_gives_up() {
     };
     let announced = || word.load(Ordering::Relaxed) & lock::WAITERS != 0;
     let outcomes = all_woken(2, waits, || {
-        // Past the limit of the first, who sleeps already.
+        // Past the limit of the first waiter, which is asleep already.
         thread::sleep(LIMIT);
-        // Given back, and taken by another, before who is woken looks.
+        // The lock is given back, and taken by another, before the woken thread looks.
         word.store(me.word(), Ordering::Relaxed);
         assert_eq!(futex::wake(Arena::low_half(&word), 1), 1);
         let given = Instant::now();
@@ -463,7 +467,8 @@ fn of_who_waits_behind_one_who_gives_up() {
     }
 }
 
-/// Not only who sleeps already: who is about to. Two threads each do `one` and `other` so often.
+/// Tests threads that are about to sleep, not only those that are asleep. Two threads do `one` and
+/// two do `other`, each `TIMES` times.
 #[track_caller]
 fn none_sleeps_for_ever(
     one: impl Fn() + Send + Clone + 'static,
@@ -483,7 +488,8 @@ fn none_sleeps_for_ever(
     (0..4).for_each(|_| ended.recv_timeout(patience).expect("somebody sleeps"));
 }
 
-/// Somebody makes it ready, and rings, right behind the look of who is about to sleep; nobody does in time for another.
+/// Right after the look of a thread that is about to sleep, somebody makes its condition true and rings; for another
+/// thread, nobody does so in time.
 #[test]
 fn of_who_has_looked() {
     let buffer = create(Buffer::new());
@@ -545,7 +551,7 @@ fn of_who_is_about_to_sleep() {
     let buffer = create(Buffer::with_capacity(1));
     let theirs = buffer.clone();
     let append = move || (&*theirs).write_all(&[1]).unwrap();
-    // Two who read would have the same byte.
+    // Two readers would get the same byte.
     let turn = Arc::new(std::sync::Mutex::new(()));
     none_sleeps_for_ever(append, move || {
         let _mine = turn.lock().unwrap();

@@ -1,4 +1,5 @@
-//! Elements of an [`Array`] one at a time. Deaths and invariants: `containers::array`.
+//! Access to the elements of an [`Array`] one at a time. For what a kill leaves and the invariants,
+//! see `containers::array`.
 
 use std::mem::MaybeUninit;
 
@@ -14,7 +15,7 @@ use crate::pool::intents::WRITE_MAX;
 use crate::{KillSafe, Movable};
 
 impl<T: KillSafe + Movable> Array<T> {
-    /// The place of an element. `_pass` keeps the block there.
+    /// The address of an element. `_pass` keeps the block in place.
     #[inline]
     fn element(
         &self,
@@ -29,8 +30,8 @@ impl<T: KillSafe + Movable> Array<T> {
         Ok(elements.wrapping_add(index))
     }
 
-    /// Runs `f` with the element's place, which no claim covers meanwhile. Elements that are not
-    /// accessed by one instruction are under their stripe's lock.
+    /// Runs `f` with the element's address, while no claim covers the element. For an element that
+    /// is not accessed by one instruction, its stripe's lock is held.
     #[inline]
     fn with_element<R>(
         &self,
@@ -56,12 +57,12 @@ impl<T: KillSafe + Movable> Array<T> {
         Ok(lock::with(arena, slot, stripe, || f(slot, place)))
     }
 
-    /// A copy of an element.
+    /// Returns a copy of an element.
     ///
     /// # Errors
     ///
     /// See [`ElementError`]. An element that is claimed for reading can be read. One of more than
-    /// 4096 bytes is accessed by claims only: [`ElementError::TooLarge`].
+    /// 4096 bytes can only be accessed through claims: [`ElementError::TooLarge`].
     ///
     /// ```
     /// # use shmkit::{Array, ElementError, Pool};
@@ -77,9 +78,9 @@ impl<T: KillSafe + Movable> Array<T> {
         T: Copy,
     {
         self.with_element(index, Access::Reads, |_, place| {
-            // SAFETY: the pass keeps the block there, `index` is below its length, and by
-            // invariants 2 and 3 all access the element atomically, or nobody writes to it while
-            // we hold its stripe's lock.
+            // SAFETY: the pass keeps the block in place, `index` is below its length, and by
+            // invariants 2 and 3 everybody accesses the element atomically, or nobody writes to it
+            // while we hold its stripe's lock.
             unsafe {
                 if Self::ATOMIC {
                     elements::of_bits(elements::load(place))
@@ -98,7 +99,7 @@ impl<T: KillSafe + Movable> Array<T> {
     ///
     /// # Crash behaviour
     ///
-    /// All of the element is overwritten, or nothing.
+    /// All of the element is overwritten, or none of it.
     ///
     /// ```
     /// # use shmkit::{Array, Pool};
@@ -112,7 +113,7 @@ impl<T: KillSafe + Movable> Array<T> {
     pub fn set(&self, index: usize, value: T) -> Result<(), ElementError> {
         self.with_element(index, Access::Writes, |slot, place| {
             // SAFETY: as in `get`; and should we die writing bytes, nobody accesses the element until
-            // the intent is resolved, as the stripe's lock and the pass count until then.
+            // the intent is resolved, as the stripe's lock and the pass remain in force until then.
             unsafe {
                 if Self::ATOMIC {
                     elements::store(place, elements::to_bits(value));
@@ -123,8 +124,8 @@ impl<T: KillSafe + Movable> Array<T> {
         })
     }
 
-    /// Replaces an element by what `f` makes of it; what it was. `f` runs again if somebody else
-    /// changes the element meanwhile. Nothing is locked or claimed while `f` runs.
+    /// Replaces an element by what `f` makes of it, and returns what it was. `f` runs again if
+    /// somebody else changes the element meanwhile. Nothing is locked or claimed while `f` runs.
     ///
     /// # Errors
     ///

@@ -1,7 +1,7 @@
-//! A key of a map, and what is to be done with it at once.
+//! [`MapEntry`]: a key of a map, on which one atomic operation is done.
 //!
-//! Nothing is locked between [`HashMap::entry`] and the call that does something: that call is one
-//! operation of the map, and happens at one store.
+//! Nothing is locked between [`HashMap::entry`] and the call that does something. That call is one
+//! operation of the map, and takes effect by one store.
 
 use std::fmt;
 
@@ -48,7 +48,7 @@ impl<'m, 'k, K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> MapEntry<'m, '
         self.key
     }
 
-    /// A view of the key's value, as [`HashMap::get`].
+    /// Returns a view of the key's value, as [`HashMap::get`] does.
     ///
     /// ```
     /// # use shmkit::{HashMap, Pool};
@@ -64,7 +64,7 @@ impl<'m, 'k, K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> MapEntry<'m, '
         self.map.get(self.key)
     }
 
-    /// Gives the key a value, as [`HashMap::insert`].
+    /// Gives the key a value, as [`HashMap::insert`] does.
     ///
     /// # Errors
     ///
@@ -83,7 +83,7 @@ impl<'m, 'k, K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> MapEntry<'m, '
         self.map.insert(self.key, value)
     }
 
-    /// Takes the key's value away, as [`HashMap::try_remove`].
+    /// Removes the key's value, as [`HashMap::try_remove`] does.
     ///
     /// # Errors
     ///
@@ -102,7 +102,7 @@ impl<'m, 'k, K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> MapEntry<'m, '
         self.map.try_remove(self.key)
     }
 
-    /// A view of the key's value, which is the one given here if it has none.
+    /// Gives the key this value if it has none, and returns a view of the key's value.
     ///
     /// # Errors
     ///
@@ -123,8 +123,8 @@ impl<'m, 'k, K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> MapEntry<'m, '
         self.map.get_or_insert_with(self.key, || value)
     }
 
-    /// The same with a value that `f` makes, if it is needed: once, also if somebody else turns out to
-    /// be first.
+    /// As [`or_insert`](Self::or_insert), with a value that `f` makes if it is needed. `f` runs at
+    /// most once, even if somebody else stores a value first.
     ///
     /// # Errors
     ///
@@ -146,8 +146,8 @@ impl<'m, 'k, K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> MapEntry<'m, '
         self.map.get_or_insert_with(self.key, f)
     }
 
-    /// If the key has a value, it is to become what `f` makes of it; what if it has none, the next call
-    /// says. The two are one operation.
+    /// Says that the key's value, if it has one, is to become what `f` makes of it. The next call says
+    /// what happens if the key has none. The two are one operation.
     ///
     /// ```
     /// # use shmkit::{HashMap, Pool};
@@ -200,10 +200,11 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher, F> fmt::Debug
 impl<'m, 'k, K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher, F: FnMut(&V) -> V>
     ModifyEntry<'m, 'k, K, V, S, F>
 {
-    /// Changes the key's value, or gives it this one if it has none. A view of what it has then.
+    /// Changes the key's value, or gives the key this one if it has none. Returns a view of the
+    /// value that the key has then.
     ///
     /// The closure of [`and_modify`](MapEntry::and_modify) runs again if somebody else changes the
-    /// key's value meanwhile, and if there was no room before memory was given back. It runs without a
+    /// key's value meanwhile, or if there was no room until memory was given back. It runs without a
     /// lock.
     ///
     /// # Errors
@@ -230,7 +231,8 @@ impl<'m, 'k, K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher, F: FnMut(&V) -
         self.or_insert_with(|| value)
     }
 
-    /// The same with a value that `make` makes if it is needed: once at most.
+    /// As [`or_insert`](Self::or_insert), with a value that `make` makes if it is needed. `make`
+    /// runs at most once.
     ///
     /// # Errors
     ///
@@ -263,7 +265,8 @@ impl<'m, 'k, K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher, F: FnMut(&V) -
             }
         };
         let mut make = Some(make);
-        // What was made but not stored; or, behind an error, what `f` gave.
+        // The first of the pair is what was made but not stored; the second, after an error, is
+        // what `f` gave.
         let attempt = |(mut made, _): (Option<V>, Option<V>)| loop {
             let pinned = Pinned::new(place.0, place.1);
             let seen = map.raw.find(place.0, key);
@@ -297,7 +300,7 @@ impl<'m, 'k, K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher, F: FnMut(&V) -
         })
     }
 
-    /// Changes the key's value if it has one; a view of what it has then.
+    /// Changes the key's value if it has one, and returns a view of the value that it has then.
     ///
     /// # Errors
     ///

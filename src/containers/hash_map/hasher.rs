@@ -6,8 +6,8 @@ use crate::engines::map;
 /// A way to hash keys: the third parameter of [`HashMap`](crate::HashMap) and
 /// [`MultiMap`](crate::MultiMap).
 ///
-/// The seed is drawn when a map gets its first entry, and lies in the map: so the hash is the same in
-/// every process, and another one in every map.
+/// The seed is drawn when a map gets its first entry, and is stored in the map. So the hash is the
+/// same in every process, and different in every map.
 ///
 /// ```
 /// use shmkit::{KeyHasher, HashMap, Pool, ShmSafe};
@@ -32,11 +32,11 @@ use crate::engines::map;
 ///
 /// # Safety
 ///
-/// [`hash`](Self::hash) gives the same for the same arguments, in every program. It does not panic,
-/// and does not use a pool: it is called while a lock is held.
+/// [`hash`](Self::hash) gives the same result for the same arguments, in every program. It does not
+/// panic, and does not use a pool: it is called while a lock is held.
 pub unsafe trait KeyHasher: ShmSafe {
-    /// The hash of a key's bytes. All bits count: the upper half tells which part of a table a key
-    /// belongs to, the lowest bits where in there.
+    /// The hash of a key's bytes. All bits matter: the upper half gives the part of a table that a
+    /// key belongs to, and the lowest bits its place in there.
     ///
     /// ```
     /// use shmkit::{KeyHasher, SipHash13};
@@ -48,8 +48,8 @@ pub unsafe trait KeyHasher: ShmSafe {
     fn hash(seed: [u64; 2], bytes: &[u8]) -> u64;
 }
 
-/// SipHash-1-3, as std's maps have it: whoever chooses the keys, and does not know the seed, cannot
-/// make them collide. What a map takes if nothing else is said.
+/// SipHash-1-3, the hash of std's maps: whoever chooses the keys, but does not know the seed,
+/// cannot make them collide. It is the default.
 ///
 /// ```
 /// use shmkit::{HashMap, Pool, Shared, SipHash13};
@@ -72,9 +72,9 @@ unsafe impl KeyHasher for SipHash13 {
     }
 }
 
-/// A hash of two multiplications a word, several times as fast as [`SipHash13`] for short keys. It is
-/// seeded, so keys that were chosen beforehand do not collide; it is not made to withstand somebody
-/// who can try out many keys and measure how long that takes.
+/// A hash that takes two multiplications a word, and is several times as fast as [`SipHash13`] for
+/// short keys. It is seeded, so keys that were chosen beforehand do not collide; it is not made to
+/// withstand somebody who can try out many keys and measure how long that takes.
 ///
 /// ```
 /// use shmkit::{FoldHash, HashMap, Pool};

@@ -1,4 +1,4 @@
-//! Going through a map under a pin.
+//! [`Iter`]: iteration over the entries of a map, under a pin.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ use crate::{Movable, ShmSafe};
 
 /// The entries of a map; see [`HashMap::iter`].
 ///
-/// Not an `Iterator`: what it gives is there as long as the iterator is, and not longer.
+/// It is not an `Iterator`, as an entry is only valid as long as the iterator exists.
 ///
 /// ```
 /// # use shmkit::{HashMap, Pool};
@@ -31,7 +31,7 @@ use crate::{Movable, ShmSafe};
 pub struct Iter<'a, K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher = SipHash13> {
     map: &'a HashMap<K, V, S>,
     entries: Option<Entries<Raw<K, V, S, false>>>,
-    /// The one that is being looked at: in a flat map a copy.
+    /// The entry that is being looked at; in a flat map, a copy of it.
     current: Option<(Entry, Found)>,
     _pinned: Option<Pinned>,
 }
@@ -54,7 +54,7 @@ impl<'a, K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> Iter<'a, K, V, S> 
         }
     }
 
-    /// The next entry.
+    /// Returns the next entry.
     ///
     /// ```
     /// # use shmkit::{HashMap, Pool};
@@ -76,7 +76,7 @@ impl<'a, K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> Iter<'a, K, V, S> 
         let entry = entries.find(|entry| Raw::<K, V, S, false>::key(arena, entry).is_some())?;
         let found = Raw::<K, V, S, false>::found(&entry);
         let (entry, found) = self.current.insert((entry, found));
-        // Found under the pin, which lasts as long as `self`.
+        // It was found under the pin, which lasts as long as `self`.
         let key = Raw::<K, V, S, false>::key(arena, entry)?;
         Some((key, Raw::<K, V, S, false>::value(found)))
     }

@@ -1,4 +1,4 @@
-//! What can be a key, and how a key and a value lie in a node.
+//! [`Key`]: what can be a key; and how a key and a value are laid out in a node.
 
 use std::alloc::Layout;
 use std::marker::PhantomData;
@@ -10,11 +10,12 @@ use crate::engines::limbo::Retirable;
 use crate::layout::TypeInfo;
 use crate::layout::arena::Arena;
 
-/// A type that is told by its bytes, so that it can be the key of a [`HashMap`](crate::HashMap).
+/// A type whose values are identified by their bytes, so that it can be the key of a
+/// [`HashMap`](crate::HashMap).
 ///
 /// Keys are hashed and compared as bytes, so they mean the same in every program. Integers, `char`,
-/// `bool`, arrays of these, `str` and `[u8]` are keys. Derive it for a struct of keys without padding
-/// between them, or for an enum without fields:
+/// `bool`, arrays of these, `str` and `[u8]` are keys. The trait can be derived for a struct of keys
+/// without padding between them, or for an enum without fields:
 ///
 /// ```
 /// use shmkit::{HashMap, Key, Pool, ShmSafe};
@@ -32,7 +33,7 @@ use crate::layout::arena::Arena;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// By hand:
+/// An implementation by hand:
 ///
 /// ```
 /// use shmkit::{Key, ShmSafe};
@@ -64,11 +65,11 @@ use crate::layout::arena::Arena;
 ///
 /// # Safety
 ///
-/// - [`bytes`](Self::bytes) has no padding in it, does not change, is of [`LEN`](Self::LEN)
-///   bytes if that says so, and panics never. It does not use a pool.
+/// - [`bytes`](Self::bytes) gives bytes without padding, which do not change, and as many as
+///   [`LEN`](Self::LEN) says if it is not `None`. It never panics, and does not use a pool.
 /// - Two keys are the same key exactly if their bytes are the same.
-/// - [`from_bytes`](Self::from_bytes) of a copy of the bytes at an address that is a multiple of
-///   [`ALIGN`](Self::ALIGN) is that key.
+/// - [`from_bytes`](Self::from_bytes) of a copy of the bytes, at an address that is a multiple of
+///   [`ALIGN`](Self::ALIGN), gives that key.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be the key of a map",
     label = "not `Key`",
@@ -77,11 +78,12 @@ use crate::layout::arena::Arena;
             keys without padding and enums without fields; a float's bits are a key, by `f64::to_bits`"
 )]
 pub unsafe trait Key: Send + Sync + 'static {
-    /// What tells programs which type of key a map has: the type itself, if that is `ShmSafe`.
+    /// The type by which programs recognise a map's type of key: the type itself, if that is
+    /// `ShmSafe`.
     type Stored: ShmSafe;
-    /// How many bytes every key has; `None` if that differs.
+    /// The number of bytes that every key has; `None` if it differs from key to key.
     const LEN: Option<usize>;
-    /// What the address of a key is a multiple of.
+    /// The alignment of a key: its address is a multiple of this.
     const ALIGN: usize;
 
     /// The key as bytes.
@@ -98,7 +100,8 @@ pub unsafe trait Key: Send + Sync + 'static {
     ///
     /// # Safety
     ///
-    /// They are a copy of a key's bytes, at a multiple of [`ALIGN`](Self::ALIGN).
+    /// The bytes are a copy of a key's bytes, at an address that is a multiple of
+    /// [`ALIGN`](Self::ALIGN).
     ///
     /// ```
     /// use shmkit::Key;
@@ -109,10 +112,10 @@ pub unsafe trait Key: Send + Sync + 'static {
     /// ```
     unsafe fn from_bytes(bytes: &[u8]) -> &Self;
 
-    /// Whether bytes of the right number are a key's: asked before a map gives out a key that lies
-    /// in its pool, where a stray write of whatever process may have damaged it. Such an entry is
-    /// passed over. All are unless this is written: a type that has bytes which are no value's says
-    /// which.
+    /// Whether these bytes, which have the right length, are those of a key. A map asks this before
+    /// it gives out a key that lies in its pool, where a stray write of any process may have
+    /// damaged it; a damaged entry is passed over. By default all bytes are valid: a type for which
+    /// some bytes are not a value has to override this.
     ///
     /// ```
     /// use shmkit::Key;
@@ -127,7 +130,7 @@ pub unsafe trait Key: Send + Sync + 'static {
     }
 }
 
-/// Compiles for keys only: what the derive macro asks of fields.
+/// Compiles for keys only. The derive macro checks fields with it.
 #[doc(hidden)]
 pub const fn is_key<T: Key>() {}
 
@@ -137,7 +140,7 @@ macro_rules! plain_keys {
         plain_keys!(@ [const N: usize] [$ty; N], $ty, $valid);
     )+};
     (@ [$($parameter:tt)*] $ty:ty, $part:ty, $valid:expr) => {
-        // SAFETY: without padding; equal bytes are equal values.
+        // SAFETY: the types have no padding; equal bytes are equal values.
         unsafe impl<$($parameter)*> Key for $ty {
             type Stored = Self;
             const LEN: Option<usize> = Some(size_of::<Self>());
@@ -152,7 +155,7 @@ macro_rules! plain_keys {
 
             #[inline]
             unsafe fn from_bytes(bytes: &[u8]) -> &Self {
-                // SAFETY: by the caller's promise a value's bytes, aligned.
+                // SAFETY: by the caller's promise they are a value's bytes, aligned.
                 unsafe { &*bytes.as_ptr().cast() }
             }
 
@@ -204,7 +207,7 @@ unsafe impl Key for str {
 
     #[inline]
     unsafe fn from_bytes(bytes: &[u8]) -> &Self {
-        // SAFETY: by the caller's promise a copy of a string's.
+        // SAFETY: by the caller's promise they are a copy of a string's bytes.
         unsafe { std::str::from_utf8_unchecked(bytes) }
     }
 
@@ -231,7 +234,7 @@ unsafe impl Key for [u8] {
     }
 }
 
-/// A word that begins with those bytes, eight at most.
+/// A word that begins with these bytes, of which there are at most eight.
 #[inline]
 pub(super) fn word_of(bytes: &[u8]) -> u64 {
     let mut word = [0; 8];
@@ -239,22 +242,23 @@ pub(super) fn word_of(bytes: &[u8]) -> u64 {
     u64::from_ne_bytes(word)
 }
 
-/// The key of that many bytes that a word begins with; `None` if they are damaged.
+/// The key, of `len` bytes, with which a word begins; `None` if its bytes are damaged.
 ///
 /// # Safety
 ///
-/// It does; and a word is aligned for it.
+/// The word begins with such a key, and is aligned for it.
 #[inline]
 pub(super) unsafe fn key_of<K: ?Sized + Key>(word: &u64, len: usize) -> Option<&K> {
     let first = std::ptr::from_ref(word).cast::<u8>();
     // SAFETY: bytes of the word.
     let bytes = unsafe { std::slice::from_raw_parts(first, len.min(8)) };
-    // SAFETY: a key's, aligned by the caller's promise.
+    // SAFETY: a key's bytes, aligned by the caller's promise.
     K::is_valid(bytes).then(|| unsafe { K::from_bytes(bytes) })
 }
 
-/// A node with a key and a value, by its address: what `limbo` needs, the key's length unless
-/// all are the same, the value, the key. In a stacked map, before these, which node it hides.
+/// A node with a key and a value, given by its address. It consists of what `limbo` needs, the
+/// key's length unless all keys have the same, the value, and the key. In a stacked map, the
+/// address of the node that it hides follows what `limbo` needs.
 pub(super) struct Node<K: ?Sized, V, const STACKED: bool>(PhantomData<(*const K, V)>);
 
 impl<K: ?Sized + Key, V, const STACKED: bool> Node<K, V, STACKED> {
@@ -277,7 +281,7 @@ impl<K: ?Sized + Key, V, const STACKED: bool> Node<K, V, STACKED> {
         if align > 8 { align } else { 8 }
     };
 
-    /// Bytes of a node with a key of `len` bytes.
+    /// The size of a node with a key of `len` bytes.
     #[inline]
     pub(super) fn size(len: usize) -> usize {
         Self::KEY_AT + len
@@ -298,8 +302,8 @@ impl<K: ?Sized + Key, V, const STACKED: bool> Node<K, V, STACKED> {
     ///
     /// # Safety
     ///
-    /// The block at `node` is new, and has the layout for the key. If it stays, the value is not used
-    /// any more where it was (nor dropped: no `ShmSafe` type is).
+    /// The block at `node` is new, and has the layout for the key. If the node is kept, the value is
+    /// no longer used where it was (nor dropped: no `ShmSafe` type is).
     #[inline]
     pub(super) unsafe fn write(node: u64, key: &[u8], value: &V) {
         // SAFETY: within the block, by the caller's promise and the constants above.
@@ -312,11 +316,12 @@ impl<K: ?Sized + Key, V, const STACKED: bool> Node<K, V, STACKED> {
         }
     }
 
-    /// The bytes of the key; `None` also where no whole node can be, which static garbage may name.
+    /// The bytes of the key; `None` if no whole node can be at that address, which a word that is
+    /// garbage may give.
     ///
     /// # Safety
     ///
-    /// A word of such a map named the node, and the node stays as long as `'a`.
+    /// A word of such a map named the node, and the node stays for at least `'a`.
     #[inline]
     pub(super) unsafe fn bytes<'a>(arena: Arena, node: u64) -> Option<&'a [u8]> {
         let room = arena.room_at(node as usize);
@@ -328,12 +333,12 @@ impl<K: ?Sized + Key, V, const STACKED: bool> Node<K, V, STACKED> {
             // SAFETY: in committed data of the pool, aligned, and before the key.
             None => unsafe { Self::at::<u64>(node, Self::LEN_AT).read() as usize },
         };
-        // SAFETY: in committed data; by the caller's promise nobody writes to it.
+        // SAFETY: in committed data; by the caller's promise nobody writes there.
         (len <= room - Self::KEY_AT)
             .then(|| unsafe { std::slice::from_raw_parts(Self::at(node, Self::KEY_AT), len) })
     }
 
-    /// The key, if [`bytes`](Self::bytes) gives any that are not damaged.
+    /// The key, if [`bytes`](Self::bytes) gives bytes, and they are not damaged.
     ///
     /// # Safety
     ///
@@ -346,7 +351,7 @@ impl<K: ?Sized + Key, V, const STACKED: bool> Node<K, V, STACKED> {
         Some(unsafe { K::from_bytes(bytes) })
     }
 
-    /// Where the value is in a node that has a key.
+    /// The address of the value in a node that has a key.
     #[inline]
     pub(super) fn value(node: u64) -> NonNull<V> {
         let value = Self::at(node, Self::VALUE_AT);

@@ -1,4 +1,4 @@
-//! Looking at what there is in a map, without changing it: what is found is found under a pin.
+//! Look-ups in a map and walks over it, which do not change it. Everything is found under a pin.
 
 use super::{HashMap, Iter, Key, KeyHasher, Raw};
 use crate::containers::View;
@@ -8,8 +8,8 @@ use crate::participants::epoch;
 use crate::{Movable, ShmSafe};
 
 impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> HashMap<K, V, S> {
-    /// A view of the value of a key; `None` if there is none (or the thread has no slot in the
-    /// pool). While a view is open, nothing that it could see is freed.
+    /// Returns a view of the value of a key; `None` if there is none (or the thread has no slot in
+    /// the pool). While a view is open, nothing that it could see is freed.
     ///
     /// ```
     /// # use shmkit::{HashMap, Pool};
@@ -28,7 +28,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> HashMap<K, V, S> {
         let guess = self.raw.guess(key);
         let (arena, slot) = self.raw.place().ok()?;
         if Raw::<K, V, S, false>::FLAT {
-            // A copy, for which the pin goes on no longer than this: so it is no guard.
+            // The value is copied, so the pin ends here, and is not counted as a guard.
             epoch::pin(arena, slot);
             let found = self.raw.find_guessed(arena, key, guess);
             epoch::unpin(slot);
@@ -39,7 +39,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> HashMap<K, V, S> {
         Some(Self::view(pinned, found))
     }
 
-    /// A copy of the value of a key.
+    /// Returns a copy of the value of a key.
     ///
     /// ```
     /// # use shmkit::{HashMap, Pool};
@@ -64,7 +64,8 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> HashMap<K, V, S> {
         value
     }
 
-    /// True if the key has a value. Outside of a pool, and for a thread without a slot, none has.
+    /// True if the key has a value. For a map that is not in a pool, and for a thread without a
+    /// slot, no key has one.
     ///
     /// ```
     /// # use shmkit::{HashMap, Pool};
@@ -88,12 +89,14 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> HashMap<K, V, S> {
         found
     }
 
-    /// All entries, in no order. An entry that is there all the time is seen once; one that is
-    /// inserted, removed or replaced meanwhile may be seen or not, also both as it was and as it is.
+    /// Returns an iterator over all entries, in no particular order. An entry that is there all the
+    /// time is seen once; one that is inserted, removed or replaced meanwhile may be seen or not, or
+    /// be seen both as it was and as it is.
     ///
-    /// The iterator keeps what it shows: while it is there, nothing that is removed is freed. It shows each entry
-    /// until it goes on to the next one, so a `for` loop does not take it: see also [`for_each`](Self::for_each) and
-    /// [`iter_copied`](Self::iter_copied). Outside of a pool, and for a thread without a slot, there is nothing.
+    /// While the iterator exists, nothing that is removed is freed. An entry is only valid until the iterator goes
+    /// on to the next one, so it cannot be used in a `for` loop: see also [`for_each`](Self::for_each) and
+    /// [`iter_copied`](Self::iter_copied). For a map that is not in a pool, and for a thread without a slot, there
+    /// are no entries.
     ///
     /// ```
     /// # use shmkit::{HashMap, Pool};
@@ -114,7 +117,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> HashMap<K, V, S> {
         Iter::new(self)
     }
 
-    /// Calls `f` with every entry, as [`iter`](Self::iter) finds them. It may use the map.
+    /// Calls `f` with every entry that [`iter`](Self::iter) would find. `f` may use the map.
     ///
     /// ```
     /// # use shmkit::{HashMap, Pool};
@@ -134,7 +137,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> HashMap<K, V, S> {
         }
     }
 
-    /// Copies of all entries, as [`iter`](Self::iter) finds them.
+    /// Returns an iterator over copies of all entries that [`iter`](Self::iter) would find.
     ///
     /// ```
     /// # use shmkit::{HashMap, Pool};
@@ -156,9 +159,9 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> HashMap<K, V, S> {
         std::iter::from_fn(move || entries.next().map(|(&key, &value)| (key, value)))
     }
 
-    /// How many entries there are: counted, which takes time in proportion to the size of the table.
-    /// Entries that are there all the time count once; others count or not, one that is removed and inserted again
-    /// perhaps twice. Outside of a pool, and for a thread without a slot, there are none.
+    /// Counts the entries, in time proportional to the size of the table. Entries that are there all the time
+    /// count once; others count or not, and one that is removed and inserted again may count twice. For a map that
+    /// is not in a pool, and for a thread without a slot, the result is 0.
     ///
     /// ```
     /// # use shmkit::{HashMap, Pool};
@@ -175,7 +178,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> HashMap<K, V, S> {
         self.raw.look(|_, entries| entries.count()).unwrap_or(0)
     }
 
-    /// True if there is no entry, as [`len`](Self::len) counts.
+    /// True if there is no entry that [`len`](Self::len) would count.
     ///
     /// ```
     /// # use shmkit::{HashMap, Pool};

@@ -1,13 +1,13 @@
-//! A hash map whose readers never wait. How it works: `engines::map`.
+//! [`HashMap`]: a hash map whose readers never wait. For how it works, see `engines::map`.
 //!
 //! | module | what |
 //! |--------|------|
-//! | `raw`  | what it has in common with [`MultiMap`](crate::MultiMap) |
-//! | `key`  | [`Key`], and how a key and a value lie in a node |
-//! | `hasher` | [`KeyHasher`], and the hashes that there are |
-//! | `entry` | what can be done with a key at once |
-//! | `looks` | looking at what there is, without changing it |
-//! | `iter` | what there is in a map |
+//! | `raw`  | the part that it has in common with [`MultiMap`](crate::MultiMap) |
+//! | `key`  | [`Key`], and how a key and a value are laid out in a node |
+//! | `hasher` | [`KeyHasher`], and the two hashes |
+//! | `entry` | [`MapEntry`]: a key on which one atomic operation is done |
+//! | `looks` | look-ups and walks, which change nothing |
+//! | `iter` | [`Iter`]: iteration over the entries |
 //!
 //! | operation | happens at | killed before | killed after |
 //! |---|---|---|---|
@@ -15,9 +15,9 @@
 //! | `remove` | the store of a word | nothing | the node, if any, goes to limbo |
 //! | `retain`, `clear` | each node's own store | what was removed by then is removed | |
 //!
-//! No code of users runs under a lock or an intent: closures run on what was found under a pin, and
-//! what they gave is stored only if that still is what there is. (Keys are compared under the lock:
-//! as bytes, by this library.)
+//! No user's code runs under a lock or an intent: closures run on what was found under a pin, and
+//! what they return is stored only if the map still has what was found. (Keys are compared under
+//! the lock, but as bytes, by this library.)
 
 mod entry;
 mod hasher;
@@ -46,11 +46,11 @@ pub use self::iter::Iter;
 pub use self::key::{Key, is_key};
 pub(super) use self::raw::{Found, Raw, Root, Stored};
 
-/// A hash map in a pool: reads never wait for anybody.
+/// A hash map in a pool. Reads never wait for anybody.
 ///
-/// Values are never changed in place; they are replaced, and looked at through a [`View`], which
-/// keeps what it shows. Keys are hashed with a secret of the map's own. The map grows and shrinks a
-/// little with each change.
+/// Values are never changed in place: they are replaced as a whole, and looked at through a
+/// [`View`], which keeps what it shows. Keys are hashed with a secret of the map's own. The map
+/// grows and shrinks a little at a time, with each change.
 ///
 /// ```
 /// use shmkit::{HashMap, Pool};
@@ -71,7 +71,7 @@ pub struct HashMap<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher = SipHash
     raw: Raw<K, V, S, false>,
 }
 
-// SAFETY: an atomic word, listed at its place, and atomic hints; no drop glue.
+// SAFETY: an atomic word, listed at its offset, and atomic hints; no drop glue.
 unsafe impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> ShmSafe for HashMap<K, V, S> {
     const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>(
         "HashMap",
@@ -107,7 +107,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable> HashMap<K, V> {
 }
 
 impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> HashMap<K, V, S> {
-    /// An empty map of which `S` hashes the keys. It can be filled once it is in a pool.
+    /// An empty map whose keys are hashed by `S`. It can be filled once it is in a pool.
     ///
     /// ```
     /// # use shmkit::{FoldHash, HashMap, Pool};
@@ -132,7 +132,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> HashMap<K, V, S> {
         Raw::<K, V, S, false>::value(found)
     }
 
-    /// Gives the key a value; a view of the one that it had.
+    /// Gives the key a value, and returns a view of the one that it had.
     ///
     /// # Errors
     ///
@@ -140,7 +140,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> HashMap<K, V, S> {
     ///
     /// # Crash behaviour
     ///
-    /// The key has the new value, or what it had.
+    /// The key has the new value, or what it had before.
     ///
     /// ```
     /// # use shmkit::{HashMap, Pool};
@@ -197,7 +197,8 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> HashMap<K, V, S> {
         })
     }
 
-    /// A key, and what is to be done with it: each of the calls that end an entry is one operation.
+    /// Returns an entry for a key, on which one operation is then done: each of the calls that end
+    /// an entry is atomic.
     ///
     /// ```
     /// # use shmkit::{HashMap, Pool};
@@ -214,15 +215,15 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> HashMap<K, V, S> {
         MapEntry::new(self, key)
     }
 
-    /// Takes the key's value away; a view of it.
+    /// Removes the key's value, and returns a view of it.
     ///
     /// A full pool is no obstacle, except while the map is moving to another table: a key whose part
-    /// of the table cannot be moved stays, and `None` is the answer. [`try_remove`](Self::try_remove)
-    /// tells the two apart.
+    /// of the table cannot be moved stays, and the result is `None`. [`try_remove`](Self::try_remove)
+    /// distinguishes this from a key without a value.
     ///
     /// # Crash behaviour
     ///
-    /// The key has its value or none.
+    /// The key has its value, or none.
     ///
     /// ```
     /// # use shmkit::{HashMap, Pool};
@@ -237,7 +238,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> HashMap<K, V, S> {
         self.try_remove(key).ok().flatten()
     }
 
-    /// As [`remove`](Self::remove), and says why nothing was removed.
+    /// As [`remove`](Self::remove), but if nothing could be removed, says why.
     ///
     /// # Errors
     ///
@@ -267,9 +268,10 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> HashMap<K, V, S> {
         })
     }
 
-    /// Gives the key what `f` makes of its value: `None` for no value, both ways. A view of the value
-    /// that the key had before. `f` runs again if somebody else changes the key's value meanwhile, and
-    /// if there was no room before memory was given back; nothing is locked while it runs.
+    /// Gives the key what `f` makes of its value, and returns a view of the value that the key had
+    /// before. `f` is given `None` if the key has no value, and returns `None` to leave it without
+    /// one. `f` runs again if somebody else changes the key's value meanwhile, or if there was no room
+    /// until memory was given back; nothing is locked while it runs.
     ///
     /// # Errors
     ///
@@ -330,7 +332,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> HashMap<K, V, S> {
         }
     }
 
-    /// Gives the key a value if what it has still is what was seen. The caller is pinned.
+    /// Gives the key a value if it still has what was seen. The caller is pinned.
     fn put_seen(
         &self,
         place: (Arena, &'static Slot),
@@ -346,12 +348,13 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> HashMap<K, V, S> {
             .put(place, (key, guess.0), value, Put::Replace, unchanged)
     }
 
-    /// Stores `new` (`None` for no value) if the key's value is `current`; a view of what it was.
+    /// Stores `new` (`None` for no value) if the key's value is `current`, and returns a view of
+    /// what it was.
     ///
     /// # Errors
     ///
-    /// [`CompareError::Other`] with a view of the value that the key has instead; or why the new
-    /// value was not stored. The map is as it was.
+    /// [`CompareError::Other`], with a view of the value that the key has instead; or the reason
+    /// why the new value was not stored. The map is as it was.
     ///
     /// # Crash behaviour
     ///
@@ -386,7 +389,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> HashMap<K, V, S> {
         }
     }
 
-    /// What it was; or what there is instead.
+    /// Gives the value that the key had, or what it has instead.
     #[allow(clippy::type_complexity, reason = "two outcomes, each a value or none")]
     fn compare_exchange_once(
         &self,
@@ -419,8 +422,9 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> HashMap<K, V, S> {
         }
     }
 
-    /// A view of the key's value, which is what `f` gives if it has none. Of several who do this at
-    /// a time one stores its value, and the others get to see that.
+    /// Returns a view of the key's value; if it has none, gives it the one that `f` makes. If
+    /// several callers do this at the same time, one of them stores its value, and the others see
+    /// that value.
     ///
     /// # Errors
     ///
@@ -470,13 +474,13 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> HashMap<K, V, S> {
         })
     }
 
-    /// Removes all entries of which `f` does not hold. Each is removed on its own; what is inserted or
-    /// replaced meanwhile may stay without having been asked about. If there was no room before memory
-    /// was given back, `f` is asked again about those that are left.
+    /// Removes all entries for which `f` returns `false`. Each is removed on its own; what is inserted
+    /// or replaced meanwhile may stay without `f` having been called for it. If there was no room
+    /// until memory was given back, `f` is called again for the entries that are left.
     ///
     /// # Errors
     ///
-    /// [`ChangeError`]; some may have been removed.
+    /// [`ChangeError`]; some entries may have been removed.
     ///
     /// # Panics
     ///
@@ -508,7 +512,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> HashMap<K, V, S> {
     ) -> Result<(), ChangeError> {
         let _pinned = Pinned::new(place.0, place.1);
         for entry in self.raw.entries(place.0) {
-            // Found under the pin.
+            // It was found under the pin.
             let found = Raw::<K, V, S, false>::found(&entry);
             let Some(key) = Raw::<K, V, S, false>::key(place.0, &entry) else {
                 continue;
@@ -524,7 +528,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> HashMap<K, V, S> {
     ///
     /// # Errors
     ///
-    /// [`ChangeError`]; some may have been removed.
+    /// [`ChangeError`]; some entries may have been removed.
     ///
     /// # Crash behaviour
     ///

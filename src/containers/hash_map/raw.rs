@@ -1,4 +1,4 @@
-//! A map from keys to values: what `HashMap` and `MultiMap` have in common.
+//! A map from keys to values: the part that `HashMap` and `MultiMap` have in common.
 //!
 //! Keys and values of a word each lie in the table (a *flat* map), all others in nodes.
 
@@ -23,13 +23,13 @@ use crate::{AllocError, Movable, ShmSafe};
 #[repr(transparent)]
 pub(in crate::containers) struct Root(AtomicU64);
 
-// SAFETY: an address within the pool; `TYPE` says whose engine knows what it owns.
+// SAFETY: an address within the pool; `TYPE` says which engine knows what it owns.
 unsafe impl ShmSafe for Root {
     const TYPE: &'static TypeInfo = &TypeInfo::engine::<Self>("Root", Engine::Map);
     const OWNS: bool = true;
 }
 
-/// A map: one word, and hints. `STACKED`: nodes hide others.
+/// A map: one word, and hints. If it is `STACKED`, nodes hide others.
 #[repr(C)]
 pub(in crate::containers) struct Raw<K: ?Sized, V, S, const STACKED: bool> {
     pub(in crate::containers) root: Root,
@@ -40,17 +40,17 @@ pub(in crate::containers) struct Raw<K: ?Sized, V, S, const STACKED: bool> {
     _in_place: PhantomPinned,
 }
 
-/// A value that was found: in a flat map itself, otherwise its node's address. The same value of a
-/// key, as long as its finder is pinned, if it is the same word: an entry of a flat map has nothing
-/// by which two equal values could be told apart.
+/// A value that was found: in a flat map the value itself, otherwise its node's address. As long as
+/// the finder is pinned, two words that are the same stand for the same value of a key (in a flat
+/// map, equal values cannot be told apart).
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(in crate::containers) struct Found(u64);
 
-/// What came of storing a value.
+/// The outcome of storing a value.
 pub(in crate::containers) enum Stored<V> {
     /// It is stored, in place of another.
     Put { new: Found, old: Option<Found> },
-    /// What the key has was not agreed to; the value is back.
+    /// The value that the key has was not agreed to; the new value is given back.
     Refused(
         #[allow(dead_code, reason = "dropped without a lock held")] V,
         Option<Found>,
@@ -58,7 +58,7 @@ pub(in crate::containers) enum Stored<V> {
 }
 
 impl<V> Stored<V> {
-    /// What the value took the place of.
+    /// What the value has replaced.
     #[inline]
     pub(in crate::containers) fn replaced(self) -> Option<Found> {
         match self {
@@ -109,7 +109,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher, const STACKED: bool>
         Ok((arena, slot))
     }
 
-    /// What the engine asks of a key.
+    /// What the engine needs to know of a key.
     #[inline(always)]
     fn words_of(seed: [u64; 2], key: &[u8]) -> Guess {
         let hash = S::hash(seed, key);
@@ -117,20 +117,21 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher, const STACKED: bool>
         Guess { seed, hash, key }
     }
 
-    /// Begins with a key: best before anything else, and in the caller, where what is known stays in registers.
+    /// Hashes a key, and begins to fetch its line. It is best called before anything else, and is inlined, so
+    /// that what is known stays in registers.
     #[inline(always)]
     pub(in crate::containers) fn guess(&self, key: &K) -> (Guess, Near) {
         let guess = Self::words_of(self.hints.seed(), key.bytes());
         (guess, self.hints.fetch(guess.hash))
     }
 
-    /// What a key has. The caller is pinned.
+    /// The value that a key has. The caller is pinned.
     #[inline(always)]
     pub(in crate::containers) fn find(&self, arena: Arena, key: &K) -> Option<Found> {
         self.find_guessed(arena, key, self.guess(key))
     }
 
-    /// The same.
+    /// The same, after [`guess`](Self::guess).
     #[inline(always)]
     pub(in crate::containers) fn find_guessed(
         &self,
@@ -140,7 +141,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher, const STACKED: bool>
     ) -> Option<Found> {
         let root = self.root.0.load(Ordering::SeqCst);
         let bytes = key.bytes();
-        // By value: what is found at once needs none of it in memory.
+        // Captured by value: if the key is found at once, none of this has to be in memory.
         let words = move |seed| Self::words_of(seed, bytes);
         let is_it = move |value| Self::is(arena, value, bytes);
         map::find(arena, root, guess, words, is_it).map(Found)
@@ -153,7 +154,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher, const STACKED: bool>
         Self::FLAT || unsafe { Node::<K, V, STACKED>::bytes(arena, value) == Some(key) }
     }
 
-    /// The value that was found, as long as the caller is pinned.
+    /// The value that was found. It is valid as long as the caller is pinned.
     #[inline]
     pub(in crate::containers) fn value(found: &Found) -> &V {
         if Self::FLAT {
@@ -170,15 +171,15 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher, const STACKED: bool>
         unsafe { Node::<K, V, STACKED>::value(found.0).as_ref() }
     }
 
-    /// The values of a key whose node on top is `top` (0 for none), that one first. The caller is
-    /// pinned since before it found it until it is done.
+    /// The nodes of a key whose node on top is `top` (0 for none), that one first. The caller is
+    /// pinned from before it found `top` until it is done.
     pub(in crate::containers) fn stack(arena: Arena, top: u64) -> Stack {
         const { assert!(STACKED) };
         Stack::new(arena, top)
     }
 
-    /// The value in a node of a [`stack`](Self::stack), as long as the caller is pinned; `None` for
-    /// what can be none.
+    /// The value in a node of a [`stack`](Self::stack), valid as long as the caller is pinned;
+    /// `None` if no node can be at that address.
     #[inline]
     pub(in crate::containers) fn node_value<'a>(arena: Arena, node: u64) -> Option<&'a V> {
         const { assert!(STACKED) };
@@ -205,8 +206,8 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher, const STACKED: bool>
         unsafe { View::of_word(found.0) }
     }
 
-    /// The key of an entry, as long as the caller is pinned; `None` for what can be none, which has
-    /// no value either.
+    /// The key of an entry, valid as long as the caller is pinned; `None` for what cannot be an
+    /// entry, which has no value either.
     #[inline]
     pub(in crate::containers) fn key(arena: Arena, entry: &map::Entry) -> Option<&K> {
         // SAFETY: a flat map's slots begin with the key's bytes, and are aligned for it by `FLAT`; a
@@ -223,13 +224,14 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher, const STACKED: bool>
         Found(entry.value)
     }
 
-    /// The node of what was found in a map that has nodes.
+    /// The address of the node that was found, in a map that has nodes.
     pub(in crate::containers) fn node(found: Found) -> u64 {
         const { assert!(STACKED) };
         found.0
     }
 
-    /// Has `with` change something under the lock of what the key belongs to. The caller is pinned.
+    /// Has `with` change something under the lock of the chunk that the key belongs to. The caller
+    /// is pinned.
     #[inline]
     fn edit<R>(
         &self,
@@ -252,8 +254,8 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher, const STACKED: bool>
         )?)
     }
 
-    /// Gives the key of a flat map a value if `may` agrees to the one that it has. `None`, and nothing is done, if that takes
-    /// more than it mostly does.
+    /// Gives the key of a flat map a value if `may` agrees to the one that it has. Gives `None`, and does nothing, if
+    /// this is not the simple and common case.
     #[inline]
     pub(in crate::containers) fn put_at_once(
         &self,
@@ -317,7 +319,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher, const STACKED: bool>
                 Ok(Some(Ok(Some((None, old))))) => {
                     return Ok(Stored::Refused(value, old));
                 }
-                // The chunk is full; the table has a successor now.
+                // The chunk was full; the table has a successor now.
                 Ok(Some(Ok(None)) | None) => continue,
                 Ok(Some(Err(cause))) => cause.into(),
                 Err(cause) => cause,
@@ -335,7 +337,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher, const STACKED: bool>
         word_of(unsafe { std::slice::from_raw_parts(first, size_of::<V>()) })
     }
 
-    /// Removes the key; if `only` is given, only if it has that. The caller is pinned.
+    /// Removes the key; if `only` is given, only if the key has that value. The caller is pinned.
     pub(in crate::containers) fn remove_if(
         &self,
         place: (Arena, &'static Slot),
@@ -365,7 +367,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher, const STACKED: bool>
         Ok(removed.transpose()?.flatten())
     }
 
-    /// Removes all that the key has, while nobody else changes that. The caller is pinned.
+    /// Removes all values of the key, while nobody else changes them. The caller is pinned.
     pub(in crate::containers) fn remove_all(
         &self,
         place: (Arena, &'static Slot),
@@ -379,8 +381,9 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher, const STACKED: bool>
         removed.map(drop)
     }
 
-    /// Under the key's lock a search finds what the key has. Not so in a damaged table: who goes by what a search
-    /// has found, and tries again if it is another, would never end.
+    /// Checks that a search, under the key's lock, finds what the key has. In a damaged table it may not; a
+    /// caller that goes by what a search has found, and tries again if the key has something else, would then
+    /// never end.
     #[cold]
     fn is_what_is_found(
         &self,
@@ -395,7 +398,8 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher, const STACKED: bool>
         }
     }
 
-    /// What `f` makes of the entries. `None` outside of a pool, and for a thread without a slot.
+    /// What `f` makes of the entries; `None` for a map that is not in a pool, and for a thread
+    /// without a slot.
     pub(in crate::containers) fn look<R>(
         &self,
         f: impl FnOnce(Arena, Entries<Self>) -> R,

@@ -17,14 +17,14 @@ use crate::layout::{Field, ShmSafe, TypeInfo};
 /// The id of an object in a [`Heap`](super::Heap), a copyable value that may be kept anywhere: in
 /// other objects of the heap, in other containers, across transactions.
 ///
-/// It is no reference. Each access compares it with the heap: an id of another heap, of an object
-/// that was collected, or bytes that never were an id lead to `None`. It keeps an object alive
-/// only where [`Trace`] finds it, in the root or in an object that is reached from there. An object that
-/// is not reached may be found until a collection frees it; if who collects dies, what it refers to may be freed
-/// before it.
+/// It is not a reference. Each access compares it with the heap: an id of another heap, an id of an object that
+/// was collected, and bytes that never were an id lead to `None`. An id keeps an object alive only where
+/// [`Trace`] finds it, in the root or in an object that is reached from the root. An object that is not reached
+/// can still be found until a collection frees it; if the process that collects dies, what the object refers to
+/// may be freed before the object itself.
 ///
-/// 16 bytes; an `Option` of it takes no more. Serialised, it can be an argument or a result of another
-/// process.
+/// An id takes 16 bytes, and so does an `Option` of it. It can be serialised, and so be passed to and
+/// returned from another process.
 ///
 /// ```
 /// # use shmkit::{Heap, Pool};
@@ -43,8 +43,8 @@ use crate::layout::{Field, ShmSafe, TypeInfo};
 pub struct Gc<T: ?Sized> {
     /// The heap's name and the entry's generation in one.
     stamp: NonZeroU64,
-    /// Where the object is, as [`Table::place`] says, so that the processor need not wait for the entry.
-    /// Never believed: an object is where its entry says.
+    /// Where the object is, as given by [`Table::place`], so that the processor need not wait for the
+    /// entry. It is never relied on: an object is where its entry says.
     place: u32,
     index: u32,
     target: PhantomData<fn() -> Box<T>>,
@@ -53,11 +53,11 @@ pub struct Gc<T: ?Sized> {
 const _: () = assert!(size_of::<Option<Gc<u64>>>() == 16);
 
 impl<T: ?Sized> Gc<T> {
-    /// That of the object whose entry this is.
+    /// The id of the object that an entry belongs to.
     #[inline]
     pub(super) fn new(table: &Table, index: usize, entry: &Entry) -> Self {
         Gc {
-            // Of a heap whose words are damaged, it is one that leads nowhere.
+            // If the heap's words are damaged, the id is one that leads nowhere.
             stamp: NonZeroU64::new(table.stamp(entry)).unwrap_or(NonZeroU64::MIN),
             index: index as u32,
             place: table.place(entry.address() as usize),
@@ -65,7 +65,7 @@ impl<T: ?Sized> Gc<T> {
         }
     }
 
-    /// Its place in the table of its heap.
+    /// The object's index in the table of its heap.
     #[inline]
     pub(super) fn index(self) -> usize {
         self.index as usize
@@ -127,7 +127,7 @@ mod sealed {
     impl Sealed for str {}
 }
 
-/// What an id can lead to: a value of a type that is [`Trace`], a slice of such, or a `str`.
+/// What an id can lead to: a value of a type that is [`Trace`], a slice of such values, or a `str`.
 ///
 /// ```
 /// use shmkit::{Gc, Heap, HeapError, GcTarget, Pool};
@@ -154,7 +154,7 @@ pub trait GcTarget: sealed::Sealed + 'static {
     #[doc(hidden)]
     const SHAPE: u64;
 
-    /// The object of so many elements at an address.
+    /// The object of `len` elements at an address.
     #[doc(hidden)]
     fn at(elements: NonNull<Self::Element>, len: usize) -> NonNull<Self>;
 }
@@ -190,29 +190,30 @@ impl GcTarget for str {
     #[inline]
     fn at(elements: NonNull<u8>, len: usize) -> NonNull<str> {
         let bytes = std::ptr::slice_from_raw_parts_mut(elements.as_ptr(), len);
-        // SAFETY: the address that was none of null.
+        // SAFETY: the address is that of the elements, which was not null.
         unsafe { NonNull::new_unchecked(bytes as *mut str) }
     }
 }
 
-/// Types of objects that a thread remembers.
+/// The number of object types that a thread remembers.
 const KNOWN: usize = 64;
 
-/// Nobody's type.
+/// A type that no object has.
 struct Nothing;
 
 thread_local! {
-    /// Types of objects, names of heaps, and what entries there say of such objects.
+    /// Types of objects, names of heaps, and the kind that entries in that heap have for objects of
+    /// that type.
     static KINDS: [Cell<(TypeId, u64, u64)>; KNOWN] =
         const { [const { Cell::new((TypeId::of::<Nothing>(), 0, 0)) }; KNOWN] };
 }
 
-/// What an entry of the heap says of objects like `T`.
+/// The kind that an entry of the heap has for objects of type `T`.
 #[inline]
 pub(super) fn kind<T: ?Sized + GcTarget>(table: &Table) -> u64 {
     let place = (std::ptr::from_ref(T::Element::TYPE).addr() >> 4) + T::SHAPE as usize;
     let place = (place ^ table.name as usize) % KNOWN;
-    // The thread may be about to end.
+    // This fails if the thread is about to end.
     match KINDS.try_with(|kinds| kinds[place].get()) {
         Ok((known, name, kind)) if known == TypeId::of::<T>() && name == table.name => kind,
         _ => learn_kind::<T>(table, place),
@@ -243,11 +244,12 @@ impl<T: ?Sized + GcTarget> Target<T> {
     }
 }
 
-/// The object that an id leads to, if it is one of this heap's, is there, and of its type. The
-/// caller has the heap's lock.
+/// The object that an id leads to, if it belongs to this heap, still exists, and is of the id's
+/// type. The caller has the heap's lock.
 ///
-/// Its address is made of the id where that says the same as the entry, so that the processor can go on there
-/// before it has the entry: on the way from object to object it waits for one line a step, not for two.
+/// Where the id gives the same address as the entry, the id's address is used, so that the processor can go
+/// on there before it has loaded the entry: on the way from object to object it waits for one cache line a
+/// step, not for two.
 #[inline]
 pub(super) fn find<T: ?Sized + GcTarget>(table: &Table, gc: Gc<T>) -> Option<Target<T>> {
     let entry = table.entry(gc.index())?;
@@ -273,7 +275,7 @@ pub(super) fn find<T: ?Sized + GcTarget>(table: &Table, gc: Gc<T>) -> Option<Tar
         }
         address
     };
-    // Of what is none, it is 0.
+    // The address is 0 if there is no object.
     let elements = NonNull::new(std::ptr::with_exposed_provenance_mut::<T::Element>(at))?;
     Some(Target {
         entry,
@@ -282,8 +284,8 @@ pub(super) fn find<T: ?Sized + GcTarget>(table: &Table, gc: Gc<T>) -> Option<Tar
     })
 }
 
-/// The same number, but the compiler does not know that: where something is equal to it, it does not take that
-/// instead.
+/// Gives the same number, without the compiler knowing: so where something compares equal to it, the compiler
+/// does not use one in place of the other.
 #[inline(always)]
 fn hidden(mut number: usize) -> usize {
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]

@@ -1,18 +1,18 @@
-//! [`Heap`]: objects that lead to each other, changed by transactions.
+//! [`Heap`]: objects that refer to each other, changed by transactions.
 //!
 //! | module    | what |
 //! |-----------|------|
 //! | `gc`      | [`Gc`]: ids, and how they are checked |
 //! | `trace`   | [`Trace`]: the ids that a value has; marking |
-//! | `view`    | [`HeapView`]: a look, which locks too |
+//! | `view`    | [`HeapView`]: reading, which locks the heap too |
 //! | `tx`      | [`Tx`]: a transaction, and a collection within one |
 //! | `refusals`| the errors |
 //!
-//! How changes are undone, and what a kill leaves: `engines::heap`.
+//! For how changes are undone, and what a kill leaves, see `engines::heap`.
 //!
-//! The lock is an [`RwLock`] around the words of the engine and the root. A heap that is locked has no
-//! transaction under way: who takes the lock of a dead writer undoes first. A writer that panics undoes
-//! as it unwinds, so the lock's poison means nothing here.
+//! The lock is an [`RwLock`] around the words of the engine and the root. When the lock has been taken,
+//! no earlier transaction is half done: whoever takes the lock of a dead writer undoes first. A writer
+//! that panics undoes its changes as it unwinds, so the lock's poison means nothing here.
 //!
 //! | lock taken | what is found | what is done |
 //! |---|---|---|
@@ -22,9 +22,10 @@
 //!
 //! Invariants
 //! 1. References to the root and to objects exist only while the heap is locked; `&mut` ones only under
-//!    a [`Tx`], one at a time, of what is logged or new.
+//!    a [`Tx`], one at a time, and only to what is logged or new.
 //! 2. What a collection within a transaction frees is reached neither from the heap as it is now nor
-//!    as it was before, and is no part of the transaction. So undoing finds all that it needs.
+//!    from the heap as it was before, and is no part of the transaction. So undoing finds all that
+//!    it needs.
 
 mod gc;
 mod refusals;
@@ -53,25 +54,26 @@ use crate::primitive::AtomicU64;
 use crate::sync::{LockError, RwLock, WriteGuard, WriteOrphan};
 use crate::{Movable, ShmSafe};
 
-/// A collection comes when so many bytes were allocated since the last one, or as many as that left.
+/// A collection is due when this many bytes were allocated since the last one, or as many as that
+/// one left, whichever is more.
 const LEAST_DEBT: u64 = 1 << 20;
 
-/// A root and the objects that are reached from it, in a pool: a graph of ordinary structs, with cycles
-/// if need be.
+/// A root and the objects that are reached from it, in a pool: a graph of ordinary structs, which may
+/// have cycles.
 ///
-/// Objects are made, read and changed in a transaction, [`modify`](Self::modify), one at a time, or read in a
-/// [`view`](Self::view), by many at once. They lead to each other by ids ([`Gc`]), and are freed by a
-/// [collection](Self::collect) when nothing leads from the root to them any more. Collections come by
-/// themselves: before a transaction, when as much was allocated since the last one as that had left (1 MiB
-/// at least), and in a transaction, when the pool is full.
+/// Objects are made, read and changed in a transaction ([`modify`](Self::modify)), of which there is one at a
+/// time, or read in a [`view`](Self::view), of which there can be many at once. They refer to each other by
+/// ids ([`Gc`]), and are freed by a [collection](Self::collect) when nothing leads from the root to them any
+/// more. Collections also happen on their own: before a transaction, if as much was allocated since the last
+/// one as that one had left (but at least 1 MiB), and in a transaction, if the pool is full.
 ///
-/// The root and the objects own no pool memory: they are no links, locks or containers.
+/// The root and the objects own no pool memory: they cannot contain links, locks or containers.
 ///
 /// # Crash behaviour
 ///
 /// If a process is killed in a transaction, the transaction has not happened: the next one to use the heap
-/// undoes it. If a transaction panics, it has not happened either. One that is killed with a view leaves
-/// nothing behind; in a collection, it leaves some garbage to the next.
+/// undoes it. If a transaction panics, it has not happened either. A process that is killed with a view
+/// leaves nothing behind; one that is killed in a collection leaves some garbage to the next collection.
 ///
 /// ```
 /// use shmkit::{Gc, Heap, Pool, ShmSafe, Trace};
@@ -114,22 +116,22 @@ struct Body<R> {
     _in_place: PhantomPinned,
 }
 
-// SAFETY: the root is shared as the module's invariant 1 says, and may be; the words are atomic, but for
-// bytes that only who has the lock for writing uses.
+// SAFETY: the root is shared as the module's invariant 1 says, and its type allows that; the words are
+// atomic, except for bytes that only the holder of the lock for writing uses.
 unsafe impl<R: Trace> Sync for Body<R> {}
 
 /// The first word of a heap.
 #[repr(transparent)]
 struct Objects(AtomicU64);
 
-// SAFETY: an address within the pool; `TYPE` says whose engine knows what it owns.
+// SAFETY: an address within the pool; `TYPE` says which engine knows what it owns.
 unsafe impl ShmSafe for Objects {
     const TYPE: &'static TypeInfo = &TypeInfo::engine::<Self>("Objects", Engine::Heap);
     const OWNS: bool = true;
 }
 
-// SAFETY: atomics and bytes, of which the first word is listed as what it is, and the root, listed at its
-// place. No drop glue.
+// SAFETY: atomics and bytes, the first word of which is listed as what it is, and the root, listed at its
+// offset. No drop glue.
 unsafe impl<R: Trace> ShmSafe for Body<R> {
     const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>(
         "HeapBody",
@@ -144,7 +146,7 @@ unsafe impl<R: Trace> ShmSafe for Body<R> {
     const OWNS: bool = true;
 }
 
-// SAFETY: the lock, described at its place.
+// SAFETY: the lock, described at its offset.
 unsafe impl<R: Trace + Movable> ShmSafe for Heap<R> {
     const TYPE: &'static TypeInfo =
         &TypeInfo::library::<Self>("Heap", const { &[Field::at::<RwLock<Body<R>>>("lock", 0)] });
@@ -172,17 +174,17 @@ unsafe impl<R: Trace + Movable> ShmSafe for Heap<R> {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Collected {
-    /// Objects that were freed.
+    /// The number of objects that were freed.
     pub freed: usize,
-    /// Bytes of their blocks.
+    /// The size of their blocks, in bytes.
     pub freed_bytes: usize,
-    /// Objects that are left.
+    /// The number of objects that are left.
     pub live: usize,
-    /// Bytes of their blocks.
+    /// The size of their blocks, in bytes.
     pub live_bytes: usize,
 }
 
-/// What a heap has.
+/// What a heap contains.
 ///
 /// ```
 /// use shmkit::{Heap, Pool};
@@ -198,11 +200,11 @@ pub struct Collected {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct HeapStats {
-    /// Objects, those that a collection would free among them.
+    /// The number of objects, including those that a collection would free.
     pub objects: usize,
-    /// Bytes of their blocks.
+    /// The size of their blocks, in bytes.
     pub bytes: usize,
-    /// Bytes of the heap's table and log.
+    /// The size of the heap's table and log, in bytes.
     pub overhead: usize,
 }
 
@@ -225,8 +227,8 @@ impl<R: Trace + Movable> Heap<R> {
     /// let heap = Heap::new(Owner(Link::null()));
     /// ```
     ///
-    /// Nor does it hold another crate's collection: a transaction that is undone brings its bytes back, but
-    /// not the block that they led to.
+    /// Nor can it hold another crate's collection: undoing a transaction brings the collection's bytes
+    /// back, but not the block that they led to.
     ///
     /// ```compile_fail,E0080
     /// # use shmkit::{Foreign, Heap, ShmSafe, Trace, Tracer};
@@ -251,7 +253,7 @@ impl<R: Trace + Movable> Heap<R> {
     /// ```
     #[must_use]
     pub const fn new(root: R) -> Self {
-        // An undo brings back bytes: those of a collection whose block is gone, too.
+        // An undo brings back bytes, also those of another crate's collection whose block is gone.
         const {
             assert!(
                 !R::OWNS && !R::IMAGE_BOUND,
@@ -268,7 +270,8 @@ impl<R: Trace + Movable> Heap<R> {
         }
     }
 
-    /// A look at the heap as it is: it cannot change while there is a view. Waits while there is a transaction.
+    /// Returns a view of the heap, which cannot change while the view exists. Waits while there is a
+    /// transaction.
     ///
     /// # Errors
     ///
@@ -277,7 +280,7 @@ impl<R: Trace + Movable> Heap<R> {
     ///
     /// # Crash behaviour
     ///
-    /// One that is killed with a view hinders nobody.
+    /// A process that is killed with a view hinders nobody.
     ///
     /// ```
     /// # use shmkit::{Heap, HeapError, Pool};
@@ -295,37 +298,38 @@ impl<R: Trace + Movable> Heap<R> {
         loop {
             match self.lock.read() {
                 Ok(guard) | Err(LockError::Panicked(guard)) => {
-                    // It is in a pool, as there is a guard.
+                    // The heap is in a pool, as there is a guard.
                     let arena = arena_at(std::ptr::from_ref(self).addr());
                     let table = guard.words.table(arena);
                     return Ok(HeapView { guard, table });
                 }
-                // Undoes.
+                // This undoes what the dead writer did.
                 Err(LockError::OwnerDied(orphan)) => drop(self.take_over(orphan)?),
                 Err(other) => return Err(other.into()),
             }
         }
     }
 
-    /// Runs `f` as a transaction: nobody else sees anything of what it changes until it is over, and
-    /// then all of it. Waits until there is no view and no other transaction.
+    /// Runs `f` as a transaction: nobody else sees any of its changes until the transaction is over,
+    /// and then all of them. Waits until there is no view and no other transaction.
     ///
-    /// What `f` has done stays whatever it returns; [`try_modify`](Self::try_modify) undoes if `f` fails.
+    /// What `f` has done is kept whatever it returns; [`try_modify`](Self::try_modify) undoes it if `f`
+    /// fails.
     ///
     /// # Errors
     ///
     /// [`HeapError::WouldDeadlock`] if this thread has a view or a transaction of the heap already;
-    /// [`HeapError::NotInPool`], [`HeapError::NoSlot`]. Nothing was run then. [`HeapError::Forked`] in a child that was
-    /// forked within `f`.
+    /// [`HeapError::NotInPool`], [`HeapError::NoSlot`]. In these cases `f` was not run. [`HeapError::Forked`] in a
+    /// child that was forked within `f`.
     ///
     /// # Panics
     ///
-    /// If `f` does, or an implementation of [`Trace`] in a collection that was due before or was needed meanwhile. Then
-    /// all that `f` did is undone.
+    /// If `f` does, or an implementation of [`Trace`] in a collection that was due before the transaction or was needed
+    /// in it. Then all that `f` did is undone.
     ///
     /// # Crash behaviour
     ///
-    /// All of it has happened, or nothing: it happens when `f` has returned.
+    /// The whole transaction has happened, or none of it: it takes effect when `f` has returned.
     ///
     /// ```
     /// # use shmkit::{Heap, Pool};
@@ -346,16 +350,16 @@ impl<R: Trace + Movable> Heap<R> {
         Ok(outcome)
     }
 
-    /// As [`modify`](Self::modify), but if `f` fails, all that it did is undone.
+    /// As [`modify`](Self::modify), but if `f` fails, everything that it did is undone.
     ///
     /// # Errors
     ///
-    /// What `f` returns; or as for [`modify`](Self::modify).
+    /// The error that `f` returns; otherwise as for [`modify`](Self::modify).
     ///
     /// # Panics
     ///
-    /// If `f` does, or an implementation of [`Trace`] in a collection that was due before or was needed meanwhile. Then
-    /// all that `f` did is undone.
+    /// If `f` does, or an implementation of [`Trace`] in a collection that was due before the transaction or was needed
+    /// in it. Then all that `f` did is undone.
     ///
     /// # Crash behaviour
     ///
@@ -391,7 +395,8 @@ impl<R: Trace + Movable> Heap<R> {
 
     /// Frees every object that is not reached from the root. Waits until there is no view and no transaction.
     ///
-    /// It takes time in proportion to all objects, and a bit of private memory for each.
+    /// It takes time proportional to the number of all objects, and one bit of private memory for
+    /// each.
     ///
     /// # Errors
     ///
@@ -403,8 +408,8 @@ impl<R: Trace + Movable> Heap<R> {
     ///
     /// # Crash behaviour
     ///
-    /// Each object has been freed or not; none that is reached has. One that remains may refer to one that was freed:
-    /// both are unreached, and such an id leads to `None`.
+    /// Each object has been freed or not, and none that is reached has been. One that remains may refer to one that
+    /// was freed: neither is reached, and such an id leads to `None`.
     ///
     /// ```
     /// # use shmkit::{Gc, Heap, HeapError, Pool};
@@ -460,7 +465,8 @@ impl<R: Trace + Movable> Heap<R> {
         Ok(stats)
     }
 
-    /// How many objects there are, those that a collection would free among them. As [`stats`](Self::stats).
+    /// The number of objects, including those that a collection would free. It counts as
+    /// [`stats`](Self::stats) does.
     ///
     /// # Errors
     ///
@@ -480,7 +486,7 @@ impl<R: Trace + Movable> Heap<R> {
         Ok(self.stats()?.objects)
     }
 
-    /// Whether there is no object.
+    /// True if there is no object.
     ///
     /// # Errors
     ///
@@ -500,7 +506,7 @@ impl<R: Trace + Movable> Heap<R> {
         Ok(view.table.objects().next().is_none())
     }
 
-    /// Locks for writing; what a dead writer did is undone.
+    /// Locks the heap for writing, and undoes what a dead writer did.
     #[inline(always)]
     fn write(&self) -> Result<(WriteGuard<'_, Body<R>>, Here), HeapError> {
         let here = here(&self.lock)?;
@@ -530,10 +536,10 @@ impl<R: Trace + Movable> Heap<R> {
         &self,
         orphan: WriteOrphan<'a, Body<R>>,
     ) -> Result<WriteGuard<'a, Body<R>>, HeapError> {
-        // Before there is a guard, which dropped would say that all is undone.
+        // Done before there is a guard, as dropping the guard would say that everything is undone.
         let Here { arena, slot } = here(&self.lock)?;
-        // SAFETY: of atomics, and a root that nobody refers to before it is undone. Should we die
-        // meanwhile, the next one gets an orphan again.
+        // SAFETY: atomics, and a root that nobody refers to before everything is undone. Should we
+        // die meanwhile, the next one gets an orphan again.
         let guard = unsafe { orphan.assume_valid() };
         let root = guard.root.get().cast::<u8>();
         guard.words.undo(arena, slot, (root, size_of::<R>()));

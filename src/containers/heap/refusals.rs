@@ -1,4 +1,4 @@
-//! Why heaps refuse.
+//! The errors of heaps.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,7 +8,7 @@ use crate::participants::here::from_nowhere;
 use crate::participants::thread::NoSlot;
 use crate::sync::LockError;
 
-/// Why a heap was not looked at or changed. It is as it was.
+/// Why a heap was not read or changed. It is as it was.
 ///
 /// ```
 /// use shmkit::{Heap, HeapError, Pool};
@@ -37,16 +37,17 @@ pub enum HeapError {
         start: usize,
         /// Its end.
         end: usize,
-        /// How many there are.
+        /// The number of elements.
         len: usize,
     },
-    /// No block, even after a collection: for an object, the table, or the bytes that are saved.
+    /// There was no block for an object, the table, or the bytes to be saved, even after a
+    /// collection.
     #[error(transparent)]
     Alloc(#[from] AllocError),
-    /// The thread reads under as many locks of the pool as it can.
+    /// The thread already reads under as many locks of the pool as it can.
     #[error("the thread reads under as many locks as a thread can")]
     TooManyReads,
-    /// The process was forked within the transaction, which is the parent's.
+    /// This process was forked within the transaction, which belongs to its parent.
     #[error("the transaction is the parent process's")]
     Forked,
     /// The heap is not part of an object in a pool.
@@ -75,7 +76,8 @@ impl<G, O> From<LockError<G, O>> for HeapError {
             LockError::TooManyReads => HeapError::TooManyReads,
             LockError::NotInPool => HeapError::NotInPool,
             LockError::NoSlot(no_slot) => HeapError::NoSlot(no_slot),
-            // The others are answered where the lock is taken, or come with a time limit.
+            // The other errors are handled where the lock is taken, or only occur with a time
+            // limit.
             _ => HeapError::WouldDeadlock,
         }
     }

@@ -3,12 +3,12 @@
 //! # Rationale
 //!
 //! Which object an id leads to is data, but where ids are in a value (in some variant of an enum, say)
-//! is known best by the type's code, and the type of what an id leads to is known by the type of the id.
-//! So marking runs code, beginning with the root's, in programs that have the root's type: nobody
-//! else can ask for a collection. Recovery, undoing and destroying need none of it.
+//! is best known to the type's code, and the type of an id says what type it leads to. So marking runs
+//! code, beginning with the root type's, in programs that have the root's type: nobody else can ask for
+//! a collection. Recovery, undoing and destroying need none of this code.
 //!
-//! A wrong implementation can do no harm but one: an object that it does not find is collected, and
-//! its ids lead to `None`. So the trait is safe.
+//! A wrong implementation can do only one kind of harm: an object that it does not find is
+//! collected, and its ids lead to `None`. So the trait is safe.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -24,14 +24,14 @@ use crate::engines::heap::Table;
 
 /// A type whose values may be objects of a [`Heap`](super::Heap), or its root.
 ///
-/// Use the derive macro of the same name: a struct or an enum of fields that are all `Trace`.
-/// Implemented for numbers, `bool`, `char`, [`Gc`], and `Option`s, arrays and tuples of what is
-/// `Trace`. Not for atomics: what changes through `&self` is not undone, and is no part of a transaction. So it is for who
-/// implements it by hand for a type that has some.
+/// Use the derive macro of the same name, for a struct or an enum whose fields are all `Trace`. The trait is
+/// implemented for numbers, `bool`, `char`, [`Gc`], and `Option`s, arrays and tuples of types that are `Trace`. It is
+/// not implemented for atomics: what changes through `&self` is not undone, and is no part of a transaction. The same
+/// holds for a type with atomics for which the trait is implemented by hand.
 ///
-/// An implementation by hand calls `trace` for each part that may have ids. What it passes over is
-/// collected when nothing else leads there; its ids lead to `None` then. It runs while the heap is locked, so it must
-/// not use the heap; should it panic, nothing is collected, and the call that collected panics.
+/// An implementation by hand calls `trace` for each part that may contain ids. An object whose ids it leaves out is
+/// collected when nothing else leads to it; the ids lead to `None` then. The method runs while the heap is locked, so
+/// it must not use the heap. If it panics, nothing is collected, and the call that collects panics.
 ///
 /// ```
 /// use shmkit::{Gc, ShmSafe, Trace};
@@ -80,7 +80,7 @@ pub trait Trace: ShmSafe {
 #[derive(Clone, Copy)]
 pub(super) struct Elements {
     size: usize,
-    /// Traces so many, which need not be aligned.
+    /// Traces that many elements, which need not be aligned.
     trace: unsafe fn(*const u8, usize, &mut Tracer<'_>),
 }
 
@@ -92,14 +92,14 @@ impl Elements {
         }
     }
 
-    /// What has no ids.
+    /// Elements that have no ids.
     pub(super) const NONE: Elements = Elements::of::<()>();
 
-    /// Traces what so many bytes have of `len` elements at most.
+    /// Traces the elements that lie in `room` bytes, but at most `len` of them.
     ///
     /// # Safety
     ///
-    /// The bytes are of such elements, and nobody changes them meanwhile.
+    /// The bytes are those of such elements, and nobody changes them meanwhile.
     pub(super) unsafe fn trace(
         self,
         bytes: *const u8,
@@ -108,7 +108,7 @@ impl Elements {
         tracer: &mut Tracer<'_>,
     ) {
         if let Some(most) = room.checked_div(self.size) {
-            // SAFETY: by the caller's promise; as many as there are bytes for.
+            // SAFETY: by the caller's promise; no more elements than there are bytes for.
             unsafe { (self.trace)(bytes, len.min(most), tracer) };
         }
     }
@@ -116,23 +116,24 @@ impl Elements {
 
 /// # Safety
 ///
-/// So many `E`s are there, perhaps not aligned, and nobody changes them meanwhile.
+/// `count` values of type `E` are at that address, perhaps not aligned, and nobody changes them
+/// meanwhile.
 unsafe fn trace_elements<E: Trace>(bytes: *const u8, count: usize, tracer: &mut Tracer<'_>) {
     let elements = bytes.cast::<E>();
     for i in 0..count {
-        // SAFETY: one of those that are there.
+        // SAFETY: one of the `count` elements.
         let element = unsafe { elements.add(i) };
         if element.is_aligned() {
             // SAFETY: as above, and aligned.
             unsafe { &*element }.trace(tracer);
         } else {
-            // SAFETY: as above. A copy is as good, for `ShmSafe` types have no drop glue.
+            // SAFETY: as above. A copy does as well, as `ShmSafe` types have no drop glue.
             unsafe { element.read_unaligned() }.trace(tracer);
         }
     }
 }
 
-/// What a collection has found.
+/// The objects that a collection has found.
 ///
 /// ```
 /// use shmkit::{Gc, Heap, HeapError, Pool, ShmSafe, Trace, Tracer};
@@ -156,9 +157,9 @@ unsafe fn trace_elements<E: Trace>(bytes: *const u8, count: usize, tracer: &mut 
 /// ```
 pub struct Tracer<'a> {
     table: &'a Table,
-    /// A bit an entry.
+    /// One bit for each entry.
     marks: Vec<u64>,
-    /// Objects that were found, and are to be traced.
+    /// Objects that were found and are still to be traced.
     todo: Vec<(usize, Elements)>,
 }
 
@@ -177,7 +178,7 @@ impl<'a> Tracer<'a> {
         }
     }
 
-    /// Shows an id. One that leads to no object is passed over.
+    /// Shows an id to the collection. An id that leads to no object is ignored.
     ///
     /// ```
     /// use shmkit::{Gc, Heap, Pool, ShmSafe, Trace, Tracer};
@@ -210,7 +211,7 @@ impl<'a> Tracer<'a> {
         }
     }
 
-    /// Notes that an object is found, and what it consists of.
+    /// Notes that an object was found, and what it consists of.
     pub(super) fn mark(&mut self, index: usize, elements: Elements) {
         if let Some(word) = self.marks.get_mut(index / 64)
             && *word >> (index % 64) & 1 == 0
@@ -220,7 +221,7 @@ impl<'a> Tracer<'a> {
         }
     }
 
-    /// Traces what was found until nothing is left.
+    /// Traces the objects that were found until none is left.
     pub(super) fn run(&mut self) {
         while let Some((index, elements)) = self.todo.pop() {
             if let Some(entry) = self.table.entry(index) {

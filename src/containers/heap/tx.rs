@@ -1,9 +1,10 @@
 //! [`Tx`]: a transaction.
 //!
 //! The heap is locked for writing. Before a `&mut` to something is given out, its bytes are in the log;
-//! before an entry gets a block, its index is. Once the closure is over, one store voids the log.
+//! before an entry gets a block, the entry's index is in the log. Once the closure has returned, one
+//! store voids the log.
 //!
-//! A private list has what each record is about (`recorded`).
+//! A private list says what each record is about (`recorded`).
 
 mod collect;
 mod make;
@@ -36,7 +37,7 @@ use crate::sync::WriteGuard;
 
 /// A transaction on a [`Heap`](super::Heap): see [`Heap::modify`](super::Heap::modify).
 ///
-/// What it gives out borrows from it, so there is one `&mut` at a time.
+/// The references that it gives out borrow from it, so there is one `&mut` at a time.
 ///
 /// ```
 /// # use shmkit::{Gc, Heap, HeapError, Pool};
@@ -54,16 +55,17 @@ use crate::sync::WriteGuard;
 pub struct Tx<'t, R: Trace + Movable> {
     guard: WriteGuard<'t, Body<R>>,
     here: Here,
-    /// That of `here` when the transaction began.
+    /// The tag of the slot in `here` when the transaction began.
     tag: Tag,
     table: Table,
     writer: Writer,
-    /// What each record of the log is about, in order.
+    /// What each record of the log is about, in the order of the records.
     recorded: Recorded,
     root_saved: bool,
-    /// Ranges of slices that are saved, if any are: object and start, and the end. None touch.
+    /// The ranges of slices that are saved, if there are any: the key is object and start, the
+    /// value is the end. No two ranges touch.
     ranges: Option<BTreeMap<(usize, usize), usize>>,
-    /// A collection has been made: another one would free nothing.
+    /// A collection has been made in this transaction: another one would free nothing.
     swept: bool,
     over: bool,
     /// No other heap's transaction can take its place.
@@ -73,8 +75,8 @@ pub struct Tx<'t, R: Trace + Movable> {
 impl<'t, R: Trace + Movable> Tx<'t, R> {
     /// A transaction on a heap that is locked.
     ///
-    /// It is made where it is used, and not moved: the processor waits for the parts of what is copied as
-    /// soon as it is made.
+    /// It is made in the place where it is used, and not moved: if something is copied right after it was
+    /// made, the processor waits for all its parts.
     #[inline(always)]
     pub(super) fn begin(guard: WriteGuard<'t, Body<R>>, here: Here) -> Self {
         guard.words.draw_name();
@@ -98,7 +100,8 @@ impl<'t, R: Trace + Movable> Tx<'t, R> {
         &self.guard.words
     }
 
-    /// Collects if enough was allocated since that was done last. Before anything is done.
+    /// Collects if enough was allocated since the last collection. Called before anything else is
+    /// done.
     #[inline]
     pub(super) fn collect_if_due(&mut self) {
         let words = self.words();
@@ -108,7 +111,7 @@ impl<'t, R: Trace + Movable> Tx<'t, R> {
         }
     }
 
-    /// There is another table, or more of the pool.
+    /// Looks the table up again, as it was replaced or the pool has grown.
     #[cold]
     fn look_up_table(&mut self) {
         self.table = self.words().table(self.here.arena);
@@ -120,7 +123,7 @@ impl<'t, R: Trace + Movable> Tx<'t, R> {
         thread::still_held(self.here.slot, self.tag).is_some()
     }
 
-    /// Makes all of it count.
+    /// Commits the transaction.
     #[inline]
     pub(super) fn commit(&mut self) -> Result<(), HeapError> {
         self.over = true;
@@ -154,11 +157,11 @@ impl<'t, R: Trace + Movable> Tx<'t, R> {
         unsafe { &*self.guard.root.get() }
     }
 
-    /// The root, to be changed.
+    /// Returns the root, to be changed.
     ///
     /// # Errors
     ///
-    /// [`HeapError::Alloc`] if there is no room to save what it is.
+    /// [`HeapError::Alloc`] if there is no room to save its bytes.
     ///
     /// ```
     /// # use shmkit::{Heap, Pool};
@@ -188,7 +191,7 @@ impl<'t, R: Trace + Movable> Tx<'t, R> {
         Ok(unsafe { &mut *self.guard.root.get() })
     }
 
-    /// The object; `None` if the id is none of an object that is in this heap.
+    /// Returns the object; `None` if the id does not lead to an object of this heap.
     ///
     /// ```
     /// # use shmkit::{Heap, HeapError, Pool};
@@ -211,13 +214,15 @@ impl<'t, R: Trace + Movable> Tx<'t, R> {
         Some(unsafe { target.value().as_ref() })
     }
 
-    /// The object, to be changed.
+    /// Returns the object, to be changed.
     ///
-    /// The first time in a transaction, all of it is saved. [`slice_mut`](Self::slice_mut) saves a part.
+    /// The first time in a transaction, all of the object is saved. [`slice_mut`](Self::slice_mut) saves
+    /// only a part.
     ///
     /// # Errors
     ///
-    /// [`HeapError::NoObject`], or [`HeapError::Alloc`] if there is no room to save what it is.
+    /// [`HeapError::NoObject`], or [`HeapError::Alloc`] if there is no room to save the object's
+    /// bytes.
     ///
     /// ```
     /// # use shmkit::{Heap, Pool};
@@ -240,7 +245,7 @@ impl<'t, R: Trace + Movable> Tx<'t, R> {
         Ok(unsafe { target.value().as_mut() })
     }
 
-    /// A part of a slice, to be changed; only the part is saved.
+    /// Returns a part of a slice, to be changed. Only this part is saved.
     ///
     /// # Errors
     ///
@@ -273,7 +278,7 @@ impl<'t, R: Trace + Movable> Tx<'t, R> {
             self.save(gc, &target, range.clone(), PART)?;
             self.cover(gc.index(), range.clone());
         }
-        // SAFETY: as in `get_mut`, of a part that is saved.
+        // SAFETY: as in `get_mut`; the part is saved.
         Ok(unsafe { &mut target.value().as_mut()[range] })
     }
 
@@ -331,7 +336,7 @@ impl<'t, R: Trace + Movable> Tx<'t, R> {
         self.alloc_slice_with(elements.len(), |i| elements[i])
     }
 
-    /// Makes an object that is a slice of so many elements, each of which `f` makes of its index.
+    /// Makes an object that is a slice of `len` elements, each of which `f` makes from its index.
     ///
     /// # Errors
     ///
@@ -339,7 +344,7 @@ impl<'t, R: Trace + Movable> Tx<'t, R> {
     ///
     /// # Panics
     ///
-    /// If `f` does. There is no object then, also if the panic is caught and the transaction goes on.
+    /// If `f` does. No object is made then, even if the panic is caught and the transaction goes on.
     ///
     /// ```
     /// # use shmkit::{Heap, Pool};
@@ -405,7 +410,7 @@ impl<'t, R: Trace + Movable> Tx<'t, R> {
         whole: usize,
     ) -> Result<(), HeapError> {
         let size = size_of::<T::Element>();
-        // Made where it goes, for the same reason as the transaction.
+        // The record is made in its place, for the same reason as the transaction.
         let record = || Record {
             what: What::Object(gc.index()),
             offset: range.start * size,
@@ -434,7 +439,7 @@ impl<'t, R: Trace + Movable> Tx<'t, R> {
         about: About,
     ) -> Result<(), HeapError> {
         let saved = self.with_room(|tx| {
-            // A collection may have freed it, if nothing leads there.
+            // A collection may have freed the object, if nothing leads to it.
             let is_there = tx.find(gc).is_ok();
             if is_there {
                 tx.record(&record, about)?;
@@ -455,7 +460,7 @@ impl<'t, R: Trace + Movable> Tx<'t, R> {
     /// Notes that the range of a slice is saved.
     fn cover(&mut self, index: usize, mut range: std::ops::Range<usize>) {
         let ranges = self.ranges.get_or_insert_default();
-        // Those that overlap or touch become one with it.
+        // Ranges that overlap or touch it are merged with it.
         while let Some((&(of, start), &end)) = ranges.range(..=(index, range.end)).next_back()
             && of == index
             && end >= range.start
@@ -476,14 +481,14 @@ impl<'t, R: Trace + Movable> Tx<'t, R> {
         Ok(())
     }
 
-    /// Makes room in the log to save so many bytes.
+    /// Makes room in the log to save `len` bytes.
     #[cold]
     fn go_on(&mut self, len: usize) -> Result<(), Packed> {
         let Here { arena, .. } = self.here;
         loop {
             match self.guard.words.go_on(arena, &mut self.writer, len) {
                 Room::Ready => return Ok(()),
-                // No block is of use.
+                // The log is damaged: no block would help.
                 Room::Damaged => return Err(AllocError::TooLarge.into()),
                 Room::More(word, bytes, prev) => {
                     let layout = Layout::from_size_align(bytes, 16);
@@ -498,7 +503,7 @@ impl<'t, R: Trace + Movable> Tx<'t, R> {
         }
     }
 
-    /// Makes a word name a new block, in place of the one that it names. `init` may run twice.
+    /// Makes a word name a new block instead of the one that it names. `init` may run twice.
     #[inline]
     fn fill(
         &self,

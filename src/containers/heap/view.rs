@@ -1,4 +1,4 @@
-//! [`HeapView`]: the root and the objects as they are, which do not change meanwhile.
+//! [`HeapView`]: the root and the objects, which do not change while they are looked at.
 //! Invariants: `containers::heap`.
 
 use std::fmt;
@@ -10,9 +10,9 @@ use crate::Movable;
 use crate::engines::heap::Table;
 use crate::sync::ReadGuard;
 
-/// A look at a heap, which does not change meanwhile.
+/// A view of a heap, which does not change while the view exists.
 ///
-/// It is a lock: transactions and collections wait for it. It stays on its thread:
+/// A view is a lock: transactions and collections wait for it. It stays on its thread:
 ///
 /// ```compile_fail,E0277
 /// # let pool = shmkit::Pool::builder().create().unwrap();
@@ -61,7 +61,7 @@ impl<R: Trace + Movable> HeapView<'_, R> {
         unsafe { &*self.guard.root.get() }
     }
 
-    /// The object; `None` if the id is none of an object that is in this heap.
+    /// Returns the object; `None` if the id does not lead to an object of this heap.
     ///
     /// ```
     /// # use shmkit::{Heap, Pool};

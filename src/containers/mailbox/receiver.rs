@@ -1,4 +1,5 @@
-//! [`Receiver`]: the right to receive, which is a lock held. What a death leaves: see the module above.
+//! [`Receiver`]: the right to receive, which is a lock that is held. For what a death leaves, see the
+//! module above.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -39,7 +40,7 @@ pub enum RecvError {
     /// There is no message, and the call does not wait.
     #[error("there is no message")]
     Empty,
-    /// There was no message all the time.
+    /// There was no message until the time was up.
     #[error("there was no message for the whole time limit")]
     TimedOut,
     /// The mailbox is closed, and there is no message left.
@@ -55,8 +56,8 @@ pub enum RecvError {
 
 /// The right to receive the messages of a [`Mailbox`].
 ///
-/// It stays on its thread, and is given back when it is dropped. While a process has one it does not
-/// fork by `spawn`.
+/// It stays on its thread, and is given back when it is dropped. While a process has a receiver, it
+/// cannot fork by `spawn`.
 ///
 /// ```
 /// use shmkit::process::scope;
@@ -81,7 +82,7 @@ pub struct Receiver<'a, T: ShmSafe + Movable> {
 }
 
 impl<'a, T: ShmSafe + Movable> Receiver<'a, T> {
-    /// For who has taken the mailbox's lock.
+    /// Called by the thread that has taken the mailbox's lock.
     pub(super) fn new(mailbox: &'a Mailbox<T>, tag: Tag) -> Self {
         Receiver {
             mailbox,
@@ -98,7 +99,7 @@ impl<'a, T: ShmSafe + Movable> Receiver<'a, T> {
     ///
     /// # Crash behaviour
     ///
-    /// The message is in the mailbox, or gone with the caller.
+    /// The message is in the mailbox, or is lost with the caller.
     ///
     /// ```
     /// # use shmkit::{Mailbox, Pool};
@@ -136,7 +137,7 @@ impl<'a, T: ShmSafe + Movable> Receiver<'a, T> {
         self.look(|| self.mailbox.messages.try_pop())
     }
 
-    /// As [`recv`](Self::recv), for that time at most.
+    /// As [`recv`](Self::recv), but waits for at most that time.
     ///
     /// # Errors
     ///
@@ -202,8 +203,9 @@ impl<'a, T: ShmSafe + Movable> Receiver<'a, T> {
         self.mailbox.woken.load(Ordering::SeqCst) != 0
     }
 
-    /// True if a look would not find the mailbox empty: there is a message or a wake, or it is closed. Also if
-    /// there will never be a message: the mailbox has no slots, or this is a copy that a fork has made.
+    /// True if [`try_recv`](Self::try_recv) would not give [`RecvError::Empty`]: there is a message or a wake,
+    /// or the mailbox is closed. Also true if there will never be a message, as the mailbox has no slots, or
+    /// as this is a copy made by a fork.
     ///
     /// ```
     /// # use shmkit::{Mailbox, Pool};
@@ -223,8 +225,9 @@ impl<'a, T: ShmSafe + Movable> Receiver<'a, T> {
         never || self.is_woken() || !mailbox.is_empty() || mailbox.is_closed()
     }
 
-    /// Waits until one of several receivers is [ready](Self::is_ready), for that time at most; the
-    /// first one that is. All mailboxes are in the same pool, or the wait is a little longer.
+    /// Waits until one of several receivers is [ready](Self::is_ready), for at most that time, and
+    /// returns the index of the first one that is. If the mailboxes are not all in the same pool,
+    /// the wait may be a little longer.
     ///
     /// ```
     /// use std::time::Duration;

@@ -1,4 +1,5 @@
-//! Bands of rows: what claims of a [`Matrix`](super::Matrix) lend, as a slice of all elements and row by row.
+//! Bands of rows, which claims of a [`Matrix`](super::Matrix) give access to: as a slice of all elements, or
+//! row by row.
 
 use std::fmt;
 use std::iter::FusedIterator;
@@ -7,7 +8,8 @@ use std::slice::{ChunksExact, ChunksExactMut};
 
 use crate::containers::ranges::{Claim, ClaimMut};
 
-/// Where a row begins in its band; in none, if that is more than can be counted, or rows have no elements.
+/// Where a row begins in its band. If that overflows, or if rows have no elements, it is a place beyond
+/// every band.
 #[inline]
 const fn place_of(row: usize, columns: usize) -> usize {
     match columns {
@@ -16,7 +18,7 @@ const fn place_of(row: usize, columns: usize) -> usize {
     }
 }
 
-/// Rows one after the other.
+/// An iterator over rows.
 ///
 /// ```
 /// use shmkit::{Matrix, Pool};
@@ -33,7 +35,7 @@ const fn place_of(row: usize, columns: usize) -> usize {
 #[derive(Debug)]
 pub struct Rows<'a, T>(ChunksExact<'a, T>);
 
-/// Rows one after the other, for writing.
+/// An iterator over rows, for writing.
 ///
 /// ```
 /// use shmkit::{Matrix, Pool};
@@ -83,7 +85,8 @@ macro_rules! rows {
 rows!(Rows, &'a [T]);
 rows!(RowsMut, &'a mut [T]);
 
-/// A band of rows, claimed for reading; as a slice, its elements in row-major order.
+/// A band of rows, claimed for reading. It dereferences to a slice of its elements, in row-major
+/// order.
 ///
 /// ```
 /// use shmkit::{Matrix, Pool};
@@ -101,7 +104,8 @@ pub struct RowBand<'a, T> {
     pub(super) columns: usize,
 }
 
-/// A band of rows, claimed for writing; as a slice, its elements in row-major order.
+/// A band of rows, claimed for writing. It dereferences to a slice of its elements, in row-major
+/// order.
 ///
 /// ```
 /// use shmkit::{Matrix, Pool};
@@ -125,7 +129,7 @@ pub struct RowBandMut<'a, T> {
 macro_rules! band {
     ($band:ident) => {
         impl<T> $band<'_, T> {
-            /// How many rows and columns the band has.
+            /// The numbers of rows and columns of the band.
             ///
             /// ```
             /// # use shmkit::{Matrix, Pool};
@@ -141,7 +145,7 @@ macro_rules! band {
                 (self.claim.len() / self.columns.max(1), self.columns)
             }
 
-            /// A row of the band, counted from its first.
+            /// Returns a row of the band, counted from the band's first row.
             ///
             /// # Panics
             ///
@@ -161,7 +165,7 @@ macro_rules! band {
                 &self.claim[place_of(row, self.columns)..][..self.columns]
             }
 
-            /// The rows, one after the other.
+            /// Returns an iterator over the rows.
             ///
             /// ```
             /// # use shmkit::{Matrix, Pool};
@@ -229,7 +233,7 @@ impl<T> RowBandMut<'_, T> {
         self.claim.was_orphaned()
     }
 
-    /// A row of the band, counted from its first, for writing.
+    /// Returns a row of the band, counted from the band's first row, for writing.
     ///
     /// # Panics
     ///
@@ -250,7 +254,7 @@ impl<T> RowBandMut<'_, T> {
         &mut self.claim[place_of(row, self.columns)..][..self.columns]
     }
 
-    /// The rows, one after the other, for writing.
+    /// Returns an iterator over the rows, for writing.
     ///
     /// ```
     /// # use shmkit::{Matrix, Pool};

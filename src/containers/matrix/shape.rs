@@ -1,4 +1,4 @@
-//! The shape that a matrix is to have, and why it does not get it.
+//! [`ShapeError`]: why a matrix does not get the shape that it is to have.
 
 use serde::{Deserialize, Serialize};
 
@@ -20,7 +20,7 @@ use crate::pool::ObjectError;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum ShapeError {
-    /// A matrix has a row and a column at least.
+    /// A matrix has at least one row and one column.
     #[error("{rows} rows of {columns}: a matrix has one row and one column at least")]
     Empty {
         /// The rows that were asked for.
@@ -28,7 +28,7 @@ pub enum ShapeError {
         /// The columns that were asked for.
         columns: usize,
     },
-    /// More elements than can be counted.
+    /// There would be more elements than can be counted.
     #[error("{rows} rows of {columns} are more elements than can be counted")]
     Overflow {
         /// The rows that were asked for.
@@ -39,17 +39,17 @@ pub enum ShapeError {
     /// A row is not as long as the first.
     #[error("row {row} has {len} elements, and the first has {columns}")]
     Ragged {
-        /// Which row.
+        /// The index of the row.
         row: usize,
         /// Its length.
         len: usize,
-        /// The first row's.
+        /// The length of the first row.
         columns: usize,
     },
     /// The matrix has elements already.
     #[error("the matrix has elements already")]
     NotEmpty,
-    /// There is no room for it.
+    /// There is no room for the matrix.
     #[error(transparent)]
     OutOfMemory(#[from] ObjectError),
     /// It could not grow, for another reason than want of memory.

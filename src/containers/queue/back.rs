@@ -1,4 +1,4 @@
-//! Elements that have come back from leases: see `engines::leases`.
+//! Elements that have come back from leases. See `engines::leases`.
 
 use std::mem::MaybeUninit;
 
@@ -16,17 +16,17 @@ pub(super) struct Back {
     table: Table,
     pub(super) entry: Entry,
     seen: Seen,
-    /// What [`Table::changes`] was before it was looked for.
+    /// What [`Table::changes`] was before the element was looked for.
     changes: u64,
 }
 
 impl Back {
-    /// Takes it; false if it has gone, or another may be the first by now.
+    /// Takes the element; false if it has gone, or if another may be the first by now.
     pub(super) fn retake(&self, lease: Option<Tag>) -> bool {
         self.table.announce_after(self.changes) && self.entry.retake(self.seen, lease)
     }
 
-    /// True if it is there still, and was the first when it was looked for.
+    /// True if the element is still there, and was the first when it was looked for.
     pub(super) fn was_first(&self) -> bool {
         self.entry.is_back() == Some(self.seen) && self.table.changes() == self.changes
     }
@@ -44,8 +44,9 @@ impl<T: ShmSafe + Movable> Raw<T> {
         }
     }
 
-    /// Looks once a call, before it is said that there is nothing: who has leased something may be dead, and nobody has
-    /// noticed, as that thread had ended before. True if it is worth another look.
+    /// To be called before saying that there is nothing; looks at most once per call of the operation. A process that
+    /// has leased something may be dead without anybody having noticed, as its thread had ended before. True if another
+    /// look is worthwhile.
     #[cold]
     pub(super) fn look_for_parked(&self, looked: &mut bool) -> bool {
         match (self.header.leases(Self::WORDS), self.arena()) {
@@ -57,28 +58,28 @@ impl<T: ShmSafe + Movable> Raw<T> {
         }
     }
 
-    /// How often what has come back was about to change: to be told to
+    /// How often the set of elements that have come back was about to change. To be passed to
     /// [`none_was_back`](Self::none_was_back).
     pub(super) fn changes(&self) -> u64 {
         let table = self.header.leases(Self::WORDS);
         table.map_or(0, |table| table.changes())
     }
 
-    /// True if no element was back since a look that found none, before which the caller had asked
-    /// for the [`changes`](Self::changes).
+    /// True if no element has come back since a look that found none. Before that look, the caller
+    /// had asked for the [`changes`](Self::changes).
     pub(super) fn none_was_back(&self, changes: u64) -> bool {
         self.survey().0.back == 0 && self.changes() == changes
     }
 
-    /// Copies the element that has come back and is to be had next, if there is one.
+    /// Copies the next of the elements that have come back, if there is one.
     pub(super) fn first_back(&self, to: &mut MaybeUninit<T>) -> Option<Back> {
         for _ in 0..ATTEMPTS {
             let table = self.header.leases(Self::WORDS)?;
             let changes = table.changes();
             let entry = self.survey().1?;
-            // Else somebody has just had it, and there may be others.
+            // Otherwise somebody has just taken it, and there may be others.
             if let Some(seen) = entry.is_back() {
-                // SAFETY: an entry's words, which all access as atomics.
+                // SAFETY: an entry's words, which everybody accesses as atomics.
                 unsafe { element::load(entry.element(), to) };
                 return Some(Back {
                     table,
@@ -111,9 +112,9 @@ impl<T: ShmSafe + Movable> Raw<T> {
         back
     }
 
-    /// Ends a lease, which the caller has: somebody may be waiting for what it was about.
+    /// Ends a lease, which the caller has. Somebody may be waiting for its element.
     pub(super) fn settle(&self, entry: Entry, consumed: bool) {
-        // Where there is a lease there is a table, but in a damaged pool.
+        // Where there is a lease there is a table, except in a damaged pool.
         match self.header.leases(Self::WORDS) {
             Some(table) if !consumed => table.give_back(&entry),
             _ => entry.consume(),
@@ -129,8 +130,8 @@ mod tests {
     use super::*;
     use crate::{Pool, Queue};
 
-    /// One is about to take what has come back. Meanwhile another leases that and gives it back, behind one that is to be
-    /// had before it.
+    /// A thread is about to take an element that has come back. Meanwhile another leases that element and gives it
+    /// back, after one that comes before it.
     #[test]
     fn what_has_come_back_anew_is_not_what_was_looked_at() {
         let pool = Pool::builder().create().unwrap();

@@ -1,6 +1,6 @@
-//! Elements as words: how a value gets into a cell, and out of one that may change meanwhile.
+//! Elements as words: how a value gets into a cell, and out of a cell that may change meanwhile.
 //!
-//! A consumer copies an element before it knows that the element is its own, so both sides go by
+//! A consumer copies an element before it knows that the element is its own, so both sides use
 //! atomic words. What was copied becomes a value only once it is known to be whole.
 
 use std::mem::MaybeUninit;
@@ -10,12 +10,12 @@ use crate::containers::elements::freeze;
 use crate::primitive::{AtomicU64, Ordering};
 use crate::protocol::cells::behind_the_claim;
 
-/// How many words an element takes.
+/// The number of words that an element takes.
 pub(super) const fn words<T>() -> usize {
     size_of::<T>().div_ceil(8)
 }
 
-/// Bytes of the last word, if the element does not fill it.
+/// The number of bytes in the last word, if the element does not fill it; otherwise 0.
 const fn rest<T>() -> usize {
     size_of::<T>() % 8
 }
@@ -50,7 +50,7 @@ pub(super) unsafe fn store<T: ShmSafe>(value: &mut T, to: *const AtomicU64) {
     }
 }
 
-/// Copies an element, or what a cell holds while it changes.
+/// Copies an element, or whatever a cell holds while it changes.
 ///
 /// # Safety
 ///
@@ -61,7 +61,7 @@ pub(super) unsafe fn load<T>(from: *const AtomicU64, to: &mut MaybeUninit<T>) {
     // SAFETY: within the words by the caller's promise, and within the value.
     unsafe {
         for i in 0..size_of::<T>() / 8 {
-            // Relaxed: the exchange that comes next says whether it counts.
+            // Relaxed: the exchange that comes next says whether the copy is valid.
             let word = (*from.add(i)).load(Ordering::Relaxed);
             to.add(8 * i).cast::<u64>().write_unaligned(word);
         }

@@ -1,4 +1,4 @@
-//! A leased element: see `engines::leases`.
+//! [`Lease`]: a leased element. See `engines::leases`.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -14,10 +14,10 @@ use crate::{Movable, ShmSafe};
 /// An element that was popped, but not for good.
 ///
 /// [`ack`](Self::ack) consumes it. A lease that is dropped gives the element back, to be popped
-/// before all others; and so does the death of its process. What is seen is a copy: changes to
-/// atomics in it are not in the element that goes back.
+/// before all others, and so does the death of its process. The lease shows a copy of the element:
+/// changes to atomics in it are not in the element that goes back.
 ///
-/// Leases stay on their thread. While a process has leases it does not fork by `spawn`.
+/// Leases stay on their thread. While a process has leases, it cannot fork by `spawn`.
 ///
 /// ```
 /// use shmkit::process::scope;
@@ -42,18 +42,18 @@ use crate::{Movable, ShmSafe};
 #[must_use = "the element goes back to the queue when the lease is dropped"]
 pub struct Lease<'a, T: ShmSafe + Movable> {
     queue: &'a Raw<T>,
-    /// Of who has it.
+    /// The tag of the thread that has the lease.
     tag: Tag,
     entry: Entry,
     value: T,
     _one_thread: PhantomData<*const ()>,
 }
 
-// SAFETY: a shared lease offers a shared look at the value.
+// SAFETY: a shared lease gives shared access to the value.
 unsafe impl<T: ShmSafe + Movable> Sync for Lease<'_, T> {}
 
 impl<'a, T: ShmSafe + Movable> Lease<'a, T> {
-    /// A lease of the entry, which the slot, this thread's, holds.
+    /// A lease of the entry, which `slot` holds. The slot is this thread's.
     #[inline]
     pub(super) fn new(queue: &'a Raw<T>, slot: &'static Slot, entry: Entry, value: T) -> Self {
         thread::guard_made(slot);
@@ -68,18 +68,18 @@ impl<'a, T: ShmSafe + Movable> Lease<'a, T> {
 
     #[inline]
     fn settle(&self, consumed: bool) {
-        // A forked copy settles nothing.
+        // A copy in a forked child settles nothing.
         if thread::still_held(self.queue, self.tag).is_some() {
             self.queue.settle(self.entry, consumed);
             thread::guard_dropped(self.queue);
         }
     }
 
-    /// Consumes the element; its value.
+    /// Consumes the element, and returns its value.
     ///
     /// # Crash behaviour
     ///
-    /// A caller that is killed has consumed it, or it is had again.
+    /// A caller that is killed has consumed the element, or it can be popped again.
     ///
     /// ```
     /// # use shmkit::{Pool, Queue};

@@ -1,7 +1,8 @@
-//! Looking at what there is, without taking it.
+//! Looking at elements without taking them.
 //!
-//! The first element is told as `protocol::foremost` says. All of them are looked at twice: what the first
-//! look has copied, the second one must find unchanged. Then they were there in between, and no others.
+//! The first element is reported as `protocol::foremost` says. All elements are looked at twice: the
+//! second look must find unchanged what the first one has copied. Then these elements were in the queue in
+//! between, and no others.
 
 use std::mem::MaybeUninit;
 
@@ -11,13 +12,14 @@ use crate::engines::queue::Ring;
 use crate::protocol::ring::{self, Take, Walk};
 use crate::{Movable, ShmSafe};
 
-/// How often a snapshot is tried before it is taken as it comes.
+/// How often a snapshot is tried before it is taken as it is.
 const SNAPSHOTS: usize = 16;
 
 impl<T: ShmSafe + Movable> Raw<T> {
     pub(crate) fn len(&self) -> usize {
         self.look_for_parked(&mut false);
-        // What has come back first: it is nowhere else then, and what comes back later is in no ring.
+        // Elements that have come back are counted first: they are nowhere else then, and one that
+        // comes back later is in no ring.
         let mut all = self.survey().0.back;
         for ring in std::iter::successors(self.first_for_pop().ok(), Ring::next) {
             let cell = |index| ring.cell(index);
@@ -91,8 +93,8 @@ impl<T: ShmSafe + Movable> Raw<T> {
             }
             let foremost = &self.header.foremost;
             if foremost.is_open() {
-                // Whichever it is going to be, it is now. If it comes to nothing, others have settled it, or
-                // something of what was copied is not still so.
+                // This settles which element is named. If it fails, others have settled that, or something
+                // that was copied has changed.
                 let _ = self.take(Take::Look, changes, |_, _, _| {});
             }
             let told = foremost.position();
@@ -100,12 +102,13 @@ impl<T: ShmSafe + Movable> Raw<T> {
             if let Some(told) = told.filter(|&told| told >= back.len()) {
                 elements[back.len()..=told].rotate_right(1);
             }
-            // The moment is the end of the last walk. What the others have seen is still so then.
+            // The snapshot is of the moment when the last walk ended. What the other walks have
+            // seen was still so then.
             let whole = walks.iter().rev().enumerate().all(|(after, (ring, walk))| {
                 let cell = |index| ring.cell(index);
                 walk.still(ring.shape, &cell) && (after == 0 || walk.is_at_end(ring.shape, &cell))
             });
-            // And between the two looks at what has come back.
+            // That moment also lies between the two looks at what has come back.
             let positions = |back: &[(u64, T)]| back.iter().map(|&(at, _)| at).collect::<Vec<_>>();
             if whole && positions(&self.all_back()) == positions(&back) && self.changes() == changes
             {
@@ -123,8 +126,8 @@ impl<T: ShmSafe + Movable> Raw<T> {
         let cell = |index| ring.cell(index);
         ring::visit(ring.shape, ring.head(), cell, |index, at| {
             let mut value = MaybeUninit::uninit();
-            // SAFETY: a cell's words, which all access as atomics; copied from a cell that has
-            // not changed meanwhile.
+            // SAFETY: a cell's words, which everybody accesses as atomics; copied from a cell that
+            // has not changed meanwhile.
             unsafe {
                 element::load(ring.element(index), &mut value);
                 if ring::is_full(ring.cell(index), at) {

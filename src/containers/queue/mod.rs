@@ -2,19 +2,19 @@
 //!
 //! | module     | what |
 //! |------------|------|
-//! | `raw`      | a queue of elements of one type, what a kill leaves of its operations, its end |
+//! | `raw`      | a queue of elements of one type; what a kill leaves of its operations; closing |
 //! | `push`     | pushing |
 //! | `take`     | popping, leasing |
-//! | `back`     | what has come back from leases |
-//! | `looks`    | what there is |
+//! | `back`     | elements that have come back from leases |
+//! | `looks`    | looking at elements without taking them |
 //! | `element`  | elements as words |
-//! | `wait`     | waiting, and whose turn it is |
-//! | `lease`    | [`Lease`]: popped, but not for good |
+//! | `wait`     | waiting, and which producer has the turn |
+//! | `lease`    | [`Lease`]: an element that was popped, but not for good |
 //! | `snapshot` | copies of all elements |
 //! | `refusals` | the errors |
 //!
-//! The steps on the cells are `protocol::ring`'s, with the reasons; what is done for the dead is
-//! `engines::queue`'s and `engines::leases`'.
+//! The steps on the cells, and the reasons for them, are in `protocol::ring`; what is done for the
+//! dead is in `engines::queue` and `engines::leases`.
 
 mod back;
 mod element;
@@ -44,22 +44,23 @@ pub use snapshot::Snapshot;
 
 /// A queue for any number of producers and consumers in any number of processes.
 ///
-/// First in, first out: an element that was pushed before another push began is popped first. What
-/// a consumer must not lose should it die, it takes by [`lease`](Self::lease).
+/// First in, first out: an element that was pushed before another push began is popped first. A
+/// consumer takes elements that must not be lost if it dies by [`lease`](Self::lease).
 ///
-/// A queue is a constant until it is in a pool and used for the first time, when the memory for all
-/// its places is allocated. A capacity of 0 is refused at each use.
+/// A queue is a mere constant until it is in a pool and used for the first time; then the memory
+/// for all its places is allocated. A capacity of 0 is refused at each use.
 ///
 /// # Crash behaviour
 ///
-/// - A push whose caller is killed happened or did not. A place that was claimed and not filled is
-///   free again, once producers have come round to it; consumers go past it at once, and nobody waits
-///   for the dead.
-/// - A pop whose caller is killed happened or did not. If it did, the element is gone with the caller.
-/// - A *stopped* caller holds up nobody but itself, with two exceptions: stopped in the middle of a
-///   push, or of taking an element into a lease, it keeps its place, and producers that have come
-///   round to that place wait for it; and a producer stopped while it has the turn makes those who
-///   wait for room hold back for 40 ms, once for all of them.
+/// - A push whose caller is killed has happened or it has not. A place that was claimed and not
+///   filled is free again once producers have come round to it; consumers go past it at once, and
+///   nobody waits for the dead.
+/// - A pop whose caller is killed has happened or it has not. If it has, the element is lost with the
+///   caller.
+/// - A *stopped* caller holds up nobody but itself, with two exceptions: a caller that is stopped
+///   in the middle of a push, or of taking an element into a lease, keeps its place, and producers
+///   that have come round to that place wait for it; and a producer that is stopped while it has
+///   the turn makes those that wait for room hold back for 40 ms, once for all of them.
 ///
 /// ```
 /// use shmkit::process::scope;
@@ -93,7 +94,7 @@ pub struct Queue<T: ShmSafe + Movable> {
 }
 
 // SAFETY: atomics, and blocks of `T`s that the engine finds from the root, which is listed at its
-// place. Elements are sent from process to process, which `T: ShmSafe` allows. No drop glue.
+// offset. Elements are sent from process to process, which `T: ShmSafe` allows. No drop glue.
 unsafe impl<T: ShmSafe + Movable> ShmSafe for Queue<T> {
     const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>(
         "Queue",
@@ -110,7 +111,7 @@ unsafe impl<T: ShmSafe + Movable> ShmSafe for Queue<T> {
 }
 
 impl<T: ShmSafe + Movable> Queue<T> {
-    /// A queue with so many places, to be put into a pool.
+    /// A queue with `capacity` places, to be put into a pool.
     ///
     /// # Panics
     ///
@@ -133,8 +134,8 @@ impl<T: ShmSafe + Movable> Queue<T> {
         }
     }
 
-    /// A queue with any number of places, to be put into a pool: it gets more when it needs them, as
-    /// long as the pool has memory. As with a `VecDeque`, it keeps them.
+    /// A queue with an unlimited number of places, to be put into a pool. It gets more places when
+    /// it needs them, as long as the pool has memory. As a `VecDeque` does, it keeps them.
     ///
     /// ```
     /// # use shmkit::{Pool, Queue};
@@ -160,7 +161,7 @@ impl<T: ShmSafe + Movable> Queue<T> {
     ///
     /// # Crash behaviour
     ///
-    /// The element is in the queue, or not; see [`Queue`].
+    /// The element is in the queue, or it is not; see [`Queue`].
     ///
     /// ```
     /// # use shmkit::{Pool, Queue};
@@ -196,7 +197,7 @@ impl<T: ShmSafe + Movable> Queue<T> {
         self.raw.try_push(value)
     }
 
-    /// As [`push`](Self::push), for that time at most.
+    /// As [`push`](Self::push), but waits for at most that time.
     ///
     /// # Errors
     ///
@@ -225,8 +226,8 @@ impl<T: ShmSafe + Movable> Queue<T> {
     ///
     /// # Crash behaviour
     ///
-    /// The element is in the queue, or gone with the caller; see [`lease`](Self::lease) for elements
-    /// that must not be lost.
+    /// The element is in the queue, or it is lost with the caller; see [`lease`](Self::lease) for
+    /// elements that must not be lost.
     ///
     /// ```
     /// # use shmkit::{Pool, PopError, Queue};
@@ -263,7 +264,7 @@ impl<T: ShmSafe + Movable> Queue<T> {
         self.raw.try_pop()
     }
 
-    /// As [`pop`](Self::pop), for that time at most.
+    /// As [`pop`](Self::pop), but waits for at most that time.
     ///
     /// # Errors
     ///
@@ -292,8 +293,9 @@ impl<T: ShmSafe + Movable> Queue<T> {
     ///
     /// # Crash behaviour
     ///
-    /// The element of a dead holder is had again, before all others. If the holder is stopped, or
-    /// ends its thread and leaks the lease, it stays leased until the holder's process is dead.
+    /// The element of a dead holder can be popped again, before all others. If the holder is
+    /// stopped, or if its thread ends and leaks the lease, the element stays leased until the
+    /// holder's process is dead.
     ///
     /// ```
     /// # use shmkit::{Pool, Queue};
@@ -346,7 +348,7 @@ impl<T: ShmSafe + Movable> Queue<T> {
         self.raw.try_lease()
     }
 
-    /// As [`lease`](Self::lease), for that time at most.
+    /// As [`lease`](Self::lease), but waits for at most that time.
     ///
     /// # Errors
     ///
@@ -369,9 +371,9 @@ impl<T: ShmSafe + Movable> Queue<T> {
             .pop_until(deadline(timeout), || self.raw.try_lease())
     }
 
-    /// A copy of the first element, if there is one. It may be popped by somebody else at any moment, and is
-    /// what the next pop gives, but for what comes back from a lease meanwhile. A push that is on its way,
-    /// and perhaps stopped, comes behind it.
+    /// Returns a copy of the first element, if there is one. The element may be popped by somebody else at
+    /// any moment. It is what the next pop gives, unless another one comes back from a lease meanwhile. A
+    /// push that is under way, and perhaps stopped, comes after it.
     ///
     /// ```
     /// # use shmkit::{Pool, Queue};
@@ -391,9 +393,10 @@ impl<T: ShmSafe + Movable> Queue<T> {
         self.raw.peek()
     }
 
-    /// Copies of all elements, as they were at one moment, first to last. If the queue changes too
-    /// fast for that: of those that are in it all the while, and perhaps of some that come or go. What
-    /// somebody was just pushing or popping may come between them later, or before.
+    /// Returns copies of all elements, as they were at one moment, first to last. If the queue changes
+    /// too fast for that, they are copies of the elements that are in the queue all the time, and
+    /// perhaps of some that come or go. Elements that were being pushed or popped at that moment may
+    /// come between the copied ones, later or before.
     ///
     /// ```
     /// # use shmkit::{Pool, Queue};
@@ -412,8 +415,9 @@ impl<T: ShmSafe + Movable> Queue<T> {
         Snapshot(self.raw.snapshot().into_iter())
     }
 
-    /// How many elements there are. Leased ones are not counted. They are counted one by one, so it
-    /// takes as long as there are many, and what comes and goes meanwhile may be counted or not.
+    /// Counts the elements, without those that are leased. They are counted one by one, so it takes
+    /// time proportional to their number, and elements that come or go meanwhile may be counted or
+    /// not.
     ///
     /// ```
     /// # use shmkit::{Pool, Queue};
@@ -431,7 +435,7 @@ impl<T: ShmSafe + Movable> Queue<T> {
         self.raw.len()
     }
 
-    /// True if there are none.
+    /// True if there are no elements.
     ///
     /// ```
     /// # use shmkit::{Pool, Queue};
@@ -447,8 +451,9 @@ impl<T: ShmSafe + Movable> Queue<T> {
         self.raw.is_empty()
     }
 
-    /// How many elements can be pushed before one is taken; `None` for any number. A leased one has been
-    /// taken: so those that come back, 64 at most, are beyond it.
+    /// The number of elements that can be pushed before one is taken; `None` if there is no limit. A
+    /// leased element has been taken, so those that come back, at most 64, are in addition to this
+    /// number.
     ///
     /// ```
     /// # use shmkit::{Pool, Queue};
@@ -462,12 +467,12 @@ impl<T: ShmSafe + Movable> Queue<T> {
         self.raw.capacity()
     }
 
-    /// Pops as many elements as there are now. Each pop is atomic, the whole is not. Leased elements
-    /// stay, and may come back.
+    /// Pops as many elements as there are now. Each pop is atomic, but the whole is not. Leased
+    /// elements stay leased, and may come back.
     ///
     /// # Crash behaviour
     ///
-    /// A caller that is killed has popped the first few of them.
+    /// A caller that is killed has popped some of the elements, the first ones.
     ///
     /// ```
     /// # use shmkit::{Pool, Queue};
@@ -487,13 +492,14 @@ impl<T: ShmSafe + Movable> Queue<T> {
         }
     }
 
-    /// Refuses all pushes from now on. What is in the queue can be popped; after that, pops answer
+    /// Refuses all pushes from now on. Elements that are in the queue can be popped; after that, pops give
     /// [`PopError::Closed`], or wait for elements that others have leased, as these may come back. They do not wait
-    /// for the calling thread's own leases: what it gives back after `Closed` can be popped again.
+    /// for the calling thread's own leases; what that thread gives back after `Closed` can be popped again.
     ///
     /// # Crash behaviour
     ///
-    /// The queue is closed or not. Who sleeps when the caller is killed finds out within milliseconds.
+    /// The queue is closed, or it is not. Threads that sleep when the caller is killed find out within
+    /// milliseconds.
     ///
     /// ```
     /// # use shmkit::{Pool, PopError, PushRefusal, Queue};
@@ -536,7 +542,7 @@ impl<T: ShmSafe + Movable> fmt::Debug for Queue<T> {
     }
 }
 
-/// An [unbounded](Queue::unbounded) one: so a struct that has queues can derive `Default`.
+/// An [unbounded](Queue::unbounded) queue, so that a struct with queues can derive `Default`.
 ///
 /// ```
 /// use shmkit::{Pool, Queue, ShmSafe};

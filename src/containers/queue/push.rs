@@ -1,7 +1,7 @@
-//! Pushing: to the last ring, or to one that is made behind it.
+//! Pushing: to the last ring, or to a new one that follows it.
 //!
-//! Mostly all is as it was the last time: [`push_at_tail`](Raw::push_at_tail). Whatever is not is found out
-//! anew by what comes after it.
+//! Mostly everything is as it was the last time, which is the case for [`push_at_tail`](Raw::push_at_tail).
+//! The functions that are called after it find out again whatever has changed.
 
 use super::element;
 use super::raw::Raw;
@@ -23,8 +23,8 @@ impl<T: ShmSafe + Movable> Raw<T> {
         }
     }
 
-    /// Pushes at the tail of the ring that is known, if nothing is in the way, and `unless` is 0. Part of the
-    /// caller, so that the element comes in registers.
+    /// Pushes at the tail of the ring that is known, if nothing is in the way, and `unless` is 0. It is
+    /// inlined, so that the element is passed in registers.
     #[inline(always)]
     pub(super) fn push_at_tail(&self, mut value: T, unless: u64) -> Result<(), T> {
         let Some(ring) = self.header.back(Self::WORDS) else {
@@ -54,7 +54,7 @@ impl<T: ShmSafe + Movable> Raw<T> {
         }
     }
 
-    /// Ends a push whose place is claimed.
+    /// Completes a push whose place has been claimed.
     #[inline(always)]
     fn fill(&self, slot: &Slot, ring: Ring, claim: Claim, value: &mut T) {
         let Claim { position, index } = claim;
@@ -75,7 +75,7 @@ impl<T: ShmSafe + Movable> Raw<T> {
         }
     }
 
-    /// The first push of a thread, or of all.
+    /// The first push of a thread, or the first of all.
     fn push_first(&self, value: T) -> Result<(), PushError<T>> {
         match self.first_for_push() {
             Ok((here, ring)) => {
@@ -101,9 +101,10 @@ impl<T: ShmSafe + Movable> Raw<T> {
         Ok((here, ring.ok_or(PushRefusal::Closed)?))
     }
 
-    /// Pushes to a ring. If it is refused, there may be another one.
+    /// Pushes to a ring. If this is refused, there may be another ring.
     fn push_to(&self, slot: &Slot, ring: Ring, mut value: T) -> Result<(), (T, Refused)> {
-        // After the ring was found: where it is a new one, that is before it can be told to be the end.
+        // Asked after the ring was found: if it is a new one, a consumer that took the ring before it
+        // for the end had seen `closed` set by then, and so do we.
         if self.header.closed.load(Ordering::SeqCst) != 0 || ring.is_over() {
             return Err((value, Refused::Sealed));
         }
@@ -126,7 +127,7 @@ impl<T: ShmSafe + Movable> Raw<T> {
         }
     }
 
-    /// Pushes to a ring, or to one after it.
+    /// Pushes to a ring, or to one that follows it.
     fn push_from(&self, slot: &Slot, mut ring: Ring, mut value: T) -> Result<(), PushError<T>> {
         loop {
             let refused = match self.push_to(slot, ring, value) {

@@ -1,17 +1,17 @@
-//! A queue of elements of one type, without its public face: what [`Queue`](super::Queue) and
+//! A queue of elements of one type, without its public interface: what [`Queue`](super::Queue) and
 //! [`Mailbox`](crate::Mailbox) are made of.
 //!
 //! | operation | happens at | killed before leaves | killed after leaves |
 //! |-----------|-----------------------|---------------------------------|----------------------|
 //! | push      | the cell becomes FULL | intent PUSH: the cell is free   | the element; a sleeper not woken looks within `lock::TICK` |
-//! | pop       | the cell becomes free | nothing                         | the element is gone with the caller |
-//! | lease     | the cell becomes LEASING | intent LEASE: the entry is free | the element is BACK: had again before all others |
+//! | pop       | the cell becomes free | nothing                         | the element is lost with the caller |
+//! | lease     | the cell becomes LEASING | intent LEASE: the entry is free | the element is BACK: popped before all others |
 //! | lease acknowledged | the entry is free | BACK                         | consumed |
 //! | close     | the word is set       | nothing                         | sleepers look within `lock::TICK` |
-//! | seal      | the cell becomes SEALED | nothing                       | "closed" is told from here on |
+//! | seal      | the cell becomes SEALED | nothing                       | "closed" is reported from here on |
 //!
-//! A closed queue is *sealed* by who finds it empty, before it says so: a push that had looked at the
-//! word before it was set cannot come later than that.
+//! A closed queue is *sealed* by a consumer that finds it empty, before the consumer says so: then a
+//! push that had looked at the word before it was set can no longer come.
 
 use std::marker::PhantomData;
 
@@ -26,7 +26,7 @@ use crate::primitive::Ordering;
 use crate::{Movable, ShmSafe};
 
 /// How often an operation begins anew because others were faster. Where the cells are garbage it would
-/// do so for ever; then there is nothing.
+/// do so for ever; after this many times, the queue is taken to be empty.
 pub(super) const ATTEMPTS: u32 = 1 << 20;
 
 #[repr(C)]
@@ -67,7 +67,7 @@ impl<T: ShmSafe + Movable> Raw<T> {
     }
 
     pub(crate) fn close(&self) {
-        // By something in a pool or by nobody: a constant stays as it is.
+        // Only a queue in a pool is closed: a constant must not be changed.
         if self.arena().is_some() {
             self.header.closed.store(1, Ordering::SeqCst);
             self.header.pushed.0.ring_out(u32::MAX);
@@ -76,17 +76,18 @@ impl<T: ShmSafe + Movable> Raw<T> {
         }
     }
 
-    /// The bell of who waits for an element.
+    /// The bell on which threads wait for an element.
     pub(crate) fn pushes(&self) -> &Bell {
         &self.header.pushed.0
     }
 
-    /// Has who waits for an element look again.
+    /// Makes a thread that waits for an element look again.
     pub(crate) fn announce_push(&self) {
         self.header.pushed.0.ring();
     }
 
-    /// Settles the slot that holds something up, if it is dead. True if there is something new.
+    /// Settles the slot that holds something up, if its owner is dead. True if something may have
+    /// changed.
     #[cold]
     pub(super) fn recovers(&self, slot: usize) -> bool {
         self.arena().is_some_and(|arena| {

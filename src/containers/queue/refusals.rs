@@ -1,4 +1,4 @@
-//! Why queues and mailboxes refuse.
+//! The errors of queues and mailboxes.
 
 use std::fmt;
 
@@ -62,19 +62,19 @@ pub enum PushRefusal {
     /// There is no room, and the call does not wait.
     #[error("there is no room")]
     Full,
-    /// There was no room all the time.
+    /// There was no room until the time was up.
     #[error("there was no room for the whole time limit")]
     TimedOut,
-    /// It is closed.
+    /// The queue or mailbox is closed.
     #[error("it is closed")]
     Closed,
-    /// It has a capacity of 0: nothing can ever be pushed.
+    /// The queue has a capacity of 0: nothing can ever be pushed.
     #[error("it has a capacity of 0")]
     NoCapacity,
-    /// No block for the elements.
+    /// There is no block for the elements.
     #[error(transparent)]
     Alloc(#[from] AllocError),
-    /// It is not part of an object in a pool.
+    /// The queue or mailbox is not part of an object in a pool.
     #[error("it is not in a pool")]
     NotInPool,
     /// The thread has no slot in the pool.
@@ -101,22 +101,23 @@ pub enum PopError {
     /// There is no element, and the call does not wait.
     #[error("there is no element")]
     Empty,
-    /// There was no element all the time.
+    /// There was no element until the time was up.
     #[error("there was no element for the whole time limit")]
     TimedOut,
-    /// It is closed, and there is no element left, but for what the caller itself may give back from leases.
+    /// The queue is closed, and there is no element left, except those that the calling thread itself may
+    /// give back from leases.
     #[error("it is closed and empty")]
     Closed,
-    /// It has a capacity of 0: there will never be an element.
+    /// The queue has a capacity of 0: there will never be an element.
     #[error("it has a capacity of 0")]
     NoCapacity,
-    /// As many elements are leased as a queue can lease out, which is 64.
+    /// As many elements are leased as a queue can lease out: 64.
     #[error("64 elements are leased already")]
     TooManyLeases,
-    /// No block for the leases.
+    /// There is no block for the leases.
     #[error(transparent)]
     Alloc(#[from] AllocError),
-    /// It is not part of an object in a pool.
+    /// The queue or mailbox is not part of an object in a pool.
     #[error("it is not in a pool")]
     NotInPool,
     /// The thread has no slot in the pool.

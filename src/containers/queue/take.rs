@@ -1,6 +1,7 @@
 //! Taking the first element: for good, or into a lease.
 //!
-//! What has come back from leases is had before all others; then it is the rings' turn, first to last.
+//! Elements that have come back from leases are taken before all others; then come the rings, first to
+//! last.
 
 use std::mem::MaybeUninit;
 
@@ -14,13 +15,14 @@ use crate::primitive::Ordering;
 use crate::protocol::ring::{self, Take, Walk};
 use crate::{Movable, ShmSafe};
 
-/// How often who leases looks for an entry that others are about to give back.
+/// How often a thread that leases looks for an entry that others are about to give back.
 const LOOKS: u32 = 1000;
 
-/// How often a walk through a ring may come to no end. Others take that many laps meanwhile, or it is garbage.
+/// How often a walk through a ring may come to no end. If it does so more often, others have gone round that
+/// many times meanwhile, or the ring is garbage.
 const LOSSES: u32 = 16;
 
-/// A ring that was gone past, although somebody is in the middle of a push there.
+/// A ring that a walk has passed although somebody is in the middle of a push there.
 struct Passed<'a> {
     ring: Ring,
     walk: Walk,
@@ -28,7 +30,7 @@ struct Passed<'a> {
 }
 
 impl Passed<'_> {
-    /// Whether each of those pushes still goes on, here and before.
+    /// True if each of those pushes is still under way, in this ring and in those before.
     fn still(&self) -> bool {
         self.walk.still(self.ring.shape, &|i| self.ring.cell(i))
             && self.before.is_none_or(Passed::still)
@@ -44,22 +46,22 @@ impl<T: ShmSafe + Movable> Raw<T> {
         }
     }
 
-    /// Pops at the head of the ring that is known, where nothing was ever leased. Part of the caller, so
-    /// that the element goes on in registers.
+    /// Pops at the head of the ring that is known, if nothing was ever leased. It is inlined, so that
+    /// the element is passed on in registers.
     #[inline(always)]
     pub(super) fn pop_at_head(&self) -> Option<T> {
         let ring = self.header.front(Self::WORDS)?;
         let mut value = MaybeUninit::uninit();
-        // SAFETY: a cell's words, which all access as atomics.
+        // SAFETY: a cell's words, which everybody accesses as atomics.
         let copy = |index, _| unsafe { element::load(ring.element(index), &mut value) };
         let (cell, valid) = (|index| ring.cell(index), || self.is_plain());
         ring::take_at_head(ring.shape, ring.head(), cell, Take::Pop, valid, copy)?;
         self.ring_room();
-        // SAFETY: copied from an element that is ours now, as the position was taken.
+        // SAFETY: copied from an element that is ours now, as we have taken the position.
         Some(unsafe { value.assume_init() })
     }
 
-    /// Pops, wherever the element is.
+    /// Pops the first element, wherever it is.
     #[cold]
     pub(super) fn pop_further(&self) -> Result<T, PopError> {
         match self.pop_from_front() {
@@ -68,7 +70,7 @@ impl<T: ShmSafe + Movable> Raw<T> {
         }
     }
 
-    /// As [`pop_at_head`](Self::pop_at_head), wherever in the ring it is.
+    /// As [`pop_at_head`](Self::pop_at_head), wherever in the ring the element is.
     fn pop_from_front(&self) -> Option<T> {
         let ring = self.header.front(Self::WORDS)?;
         if !self.is_plain() {
@@ -84,7 +86,7 @@ impl<T: ShmSafe + Movable> Raw<T> {
         Some(unsafe { value.assume_init() })
     }
 
-    /// True if nothing can have come back yet, and no element behind a push was told.
+    /// True if nothing can have come back yet, and no element behind a push was reported.
     #[inline(always)]
     fn is_plain(&self) -> bool {
         self.header.lease_block.load(Ordering::Acquire) == 0 && self.header.foremost.is_none()
@@ -97,12 +99,12 @@ impl<T: ShmSafe + Movable> Raw<T> {
             let changes = self.changes();
             if let Some(back) = self.first_back(&mut value) {
                 if back.retake(None) {
-                    // SAFETY: copied from an entry whose element it is.
+                    // SAFETY: copied from an entry, and it is that entry's element.
                     return Ok(unsafe { value.assume_init() });
                 }
                 continue;
             }
-            // SAFETY: a cell's words, which all access as atomics.
+            // SAFETY: a cell's words, which everybody accesses as atomics.
             let taken = self.take(Take::Pop, changes, |ring, index, _| unsafe {
                 element::load(ring.element(index), &mut value);
             });
@@ -120,9 +122,9 @@ impl<T: ShmSafe + Movable> Raw<T> {
         Err(PopError::Empty)
     }
 
-    /// Takes the first element of all rings: where it was. `None` if another attempt may find what
-    /// this one has not, also among what has come back: the caller has looked for that, and before for
-    /// how many were `changes`.
+    /// Takes the first element of all rings, and returns where it was. `None` if another attempt may
+    /// find what this one has not, also among elements that have come back. The caller has looked for
+    /// those, and before that has read `changes`.
     pub(super) fn take(
         &self,
         how: Take,
@@ -137,7 +139,7 @@ impl<T: ShmSafe + Movable> Raw<T> {
         }
     }
 
-    /// The same where a position was told to be the first.
+    /// The same if a position was reported as the first.
     #[cold]
     fn take_foremost(
         &self,
@@ -160,8 +162,8 @@ impl<T: ShmSafe + Movable> Raw<T> {
         taken_from.filter(|_| taken == Some(true))
     }
 
-    /// Whether the element that a walk has found is the first: what was gone past is as it was, also in the
-    /// rings before, and nothing has come back.
+    /// True if the element that a walk has found is the first: what the walk has passed is as it was, also
+    /// in the rings before, and nothing has come back.
     fn is_first(
         &self,
         (how, changes): (Take, u64),
@@ -177,8 +179,8 @@ impl<T: ShmSafe + Movable> Raw<T> {
             && self.none_was_back(changes)
     }
 
-    /// The same from a ring on. `passed` are those before it in which somebody is in the middle of a
-    /// push. Each is twice as large as the one before, so there are few.
+    /// The same, starting with a ring. `passed` are the rings before it in which somebody is in the
+    /// middle of a push. Each ring is twice as large as the one before, so there are few.
     fn take_behind(
         &self,
         mut ring: Ring,
@@ -207,7 +209,8 @@ impl<T: ShmSafe + Movable> Raw<T> {
                 Err(walk) if walk.lost => return Err(PopError::Empty),
                 Err(walk) => walk,
             };
-            // The walk came first: if there is no next ring, there was none then.
+            // This is asked after the walk: if there is no next ring now, there was none at the
+            // time of the walk.
             let next = ring.next();
             if !passed.is_none_or(Passed::still)
                 || walk.pending.is_some_and(|pending| self.recovers(pending))
@@ -255,7 +258,8 @@ impl<T: ShmSafe + Movable> Raw<T> {
             } else if !self.is_closed() {
                 return Err(PopError::Empty);
             }
-            // Sealed, without cells; or what it names is no ring.
+            // Seals a queue without cells. If this fails and there still is no first ring, the word
+            // names something else.
             let sealed = block.compare_exchange(0, NEVER, Ordering::SeqCst, Ordering::Relaxed);
             if sealed.is_err() && self.header.first(Self::WORDS).is_none() {
                 return Err(PopError::Closed);
@@ -263,7 +267,7 @@ impl<T: ShmSafe + Movable> Raw<T> {
         }
     }
 
-    /// What is to be said when nothing is in any ring; `Ok` if another look may find something else.
+    /// The answer when nothing is in any ring; `Ok` if another look may find something.
     fn nothing(&self, last: Ring, walk: &Walk, others_pending: bool) -> Result<(), PopError> {
         if !self.is_closed() || walk.pending.is_some() || walk.around || others_pending {
             return Err(PopError::Empty);
@@ -272,7 +276,7 @@ impl<T: ShmSafe + Movable> Raw<T> {
             ring::seal(last.cell(last.shape.index(walk.end)), walk.end);
             return Ok(());
         }
-        // What is leased may come back. (What has come back the caller looks for.)
+        // Elements that are leased may come back. (The caller looks for those that have come back.)
         if self.survey().0.held > 0 {
             Err(PopError::Empty)
         } else {
@@ -281,7 +285,7 @@ impl<T: ShmSafe + Movable> Raw<T> {
     }
 
     pub(crate) fn try_lease(&self) -> Result<Lease<'_, T>, PopError> {
-        // What comes back are the bytes as they were, and what they led to may be gone.
+        // An element that comes back has its bytes as they were, but what they led to may be gone.
         const {
             assert!(
                 !T::IMAGE_BOUND,
@@ -305,7 +309,8 @@ impl<T: ShmSafe + Movable> Raw<T> {
                 }
                 continue;
             }
-            // Who would find nothing takes no entry from those who would.
+            // A caller that would find no element must not take an entry from those that would find
+            // one.
             match self.take(Take::See, changes, |_, _, _| {}) {
                 Ok(Some(_)) => {}
                 Err(_) if self.look_for_parked(&mut looked) => continue,
@@ -342,7 +347,7 @@ impl<T: ShmSafe + Movable> Raw<T> {
                     let value = unsafe { value.assume_init() };
                     return Ok(Lease::new(self, slot, entry, value));
                 }
-                // Or somebody else has had it: another look says why there is none.
+                // Or somebody else has taken it: another look says why there is none.
                 Ok(None) | Err(_) => {
                     entry.abandon();
                     slot.intent.close();

@@ -1,32 +1,33 @@
-//! Waiting for an element, and for room; and that who waits for room gets it.
+//! Waiting for an element, and for room; and how a thread that waits for room is made sure to get
+//! it.
 //!
 //! # Rationale
 //!
-//! Who sleeps until there is room loses it, mostly, to those who need not be woken. So a producer that
-//! is about to give its processor to others asks for the *turn*, one word with its tag. While somebody has it, the others may pass
-//! that producer [`PASSES`] times, and then hold back until it has pushed. Then the next one that
-//! has waited asks. So of the pushes that wait, each gets a share, whatever the scheduler does.
+//! A producer that sleeps until there is room mostly loses that room to producers that need not be woken. So a producer
+//! that is about to give its processor to others asks for the *turn*, one word with its tag. While somebody has the
+//! turn, the others may pass that producer [`PASSES`] times, and then hold back until it has pushed. Then the next one
+//! that has waited asks. So each of the pushes that wait gets a share, whatever the scheduler does.
 //!
-//! The turn is a hint. No push needs it to be right, so it is no part of what recovery does:
+//! The turn is a hint. No push needs it to be right, so recovery does not deal with it:
 //!
 //! | turn | killed before the next step leaves | and then |
 //! |------|-------------------------------------|----------|
-//! | taken, by a compare-exchange from 0; then the passes are set to 0 | the dead one's tag, perhaps with the passes of the turn before | who waits for room, or rings in vain, clears it |
+//! | taken, by a compare-exchange from 0; then the passes are set to 0 | the dead one's tag, perhaps with the passes of the turn before | whoever waits for room, or rings in vain, clears it |
 //! | cleared by its owner, nobody rung | sleepers not woken | they look within a `lock::TICK` |
 //!
-//! A producer that is *stopped* with the turn has the others hold back for [`PATIENCE`], once: the word that counts the passes
-//! says since when, so it is one time for all of them, however short each one's own is. `try_push` holds back for
-//! nobody, as it does not wait: it may pass. So may the last attempt of a push whose time is over: whose turn it is does not
-//! make "there was no room" true.
+//! A producer that is *stopped* with the turn makes the others hold back for [`PATIENCE`], once: the word that counts
+//! the passes also says since when they hold back, so this time runs once for all of them, however short the time limit
+//! of each one is. `try_push` holds back for nobody, as it does not wait: it may pass. So may the last attempt of a
+//! push whose time is over: that somebody else has the turn would not make "there was no room" true.
 //!
-//! Who has the turn sleeps on a bell of its own, `called`, so that a pop wakes it and not another one. A ring is for one
-//! place, and there may be others: whose turn is over rings once more. That is enough, as who has slept and pushed without
-//! the turn has seen it with somebody whose turn ends later.
+//! The producer with the turn sleeps on a bell of its own, `called`, so that a pop wakes it and not another one. A ring
+//! is for one place, and there may be more: a producer whose turn is over rings once more. That is enough, as a
+//! producer that has slept and then pushed without the turn has seen somebody else with it, whose turn ends later.
 //!
 //! Invariants
-//! 1. A producer sets the turn before it says that it sleeps (by a change of the bell) and looks at
+//! 1. A producer sets the turn before it announces its sleep (by a change of the bell) and looks at
 //!    the queue. A consumer rings by a change of the bell and then looks at the turn. So the ring
-//!    goes to who has the turn, or comes before its look.
+//!    goes to the producer with the turn, or comes before its look.
 
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
@@ -42,22 +43,23 @@ use crate::participants::{life, lock};
 use crate::primitive::Ordering;
 use crate::{Movable, ShmSafe};
 
-/// How many pushes may pass the one that has the turn.
+/// The number of pushes that may pass the producer with the turn.
 const PASSES: u64 = 8;
 
-/// In the word that counts the passes: they have ended, and the rest is since when others hold back, in microseconds of the
-/// monotonic clock.
+/// A flag in the word that counts the passes: no more are allowed, and the rest of the word is the time since when
+/// others hold back, in microseconds of the monotonic clock.
 const SINCE: u64 = 1 << 63;
 
-/// How long others hold back for who has the turn and lives: longer than a busy machine takes to run
-/// it, so that only a stopped one is passed for good.
+/// How long others hold back for a live producer with the turn: longer than a busy machine takes to
+/// run it, so that only a stopped one is passed for good.
 const PATIENCE: Duration = Duration::from_millis(40);
 
-/// What an attempt came to that is to be made again: the value, and whether it held back.
+/// The outcome of an attempt: the result of the push, or the value, if the attempt is to be made
+/// again.
 type Attempt<T> = ControlFlow<Result<(), PushError<T>>, T>;
 
 impl<T: ShmSafe + Movable> Raw<T> {
-    /// Wakes who waits for room.
+    /// Wakes a thread that waits for room.
     #[inline]
     pub(super) fn ring_room(&self) {
         if self.header.popped.bell.has_sleepers() {
@@ -81,7 +83,8 @@ impl<T: ShmSafe + Movable> Raw<T> {
         }
     }
 
-    /// Ends the turn of another who is dead, or for whom others have held back for long enough.
+    /// Ends the turn of another producer that is dead, or for which others have held back for long
+    /// enough.
     fn end_turn_of_another(&self, arena: Arena, me: u64) {
         let turn = self.header.turn.load(Ordering::Relaxed);
         if turn != 0
@@ -93,7 +96,7 @@ impl<T: ShmSafe + Movable> Raw<T> {
         }
     }
 
-    /// Ends a turn, and has the next one look.
+    /// Ends a turn, and makes the next producer look.
     fn end_turn(&self, turn: u64) {
         let header = &self.header;
         let word = &header.turn;
@@ -163,7 +166,7 @@ impl<T: ShmSafe + Movable> Raw<T> {
             ControlFlow::Continue(value) => value,
         };
         loop {
-            // Asked before the attempt, which is the last one if so.
+            // Asked before the attempt: if the time is over, the attempt is the last one.
             let over = deadline.is_some_and(|deadline| Instant::now() >= deadline);
             self.end_turn_of_another(waiter.arena, me);
             let mine = header.take_turn(me);
@@ -190,7 +193,7 @@ impl<T: ShmSafe + Movable> Raw<T> {
             let (bell, announced, owner) = if mine {
                 (&room.called, called, Tag::NOBODY)
             } else {
-                // Its death wakes, too.
+                // The death of the turn's owner wakes us, too.
                 let turn = header.turn.load(Ordering::Relaxed);
                 (&room.bell, announced, Tag::of_word(turn))
             };
@@ -198,7 +201,7 @@ impl<T: ShmSafe + Movable> Raw<T> {
         }
     }
 
-    /// Pushes, or holds back for who has the turn.
+    /// Pushes, or holds back for the producer with the turn.
     fn attempt(&self, me: u64, value: T) -> Attempt<T> {
         if self.header.is_to_hold_back(me) {
             return ControlFlow::Continue(value);
@@ -206,7 +209,7 @@ impl<T: ShmSafe + Movable> Raw<T> {
         self.attempt_anyhow(me, value)
     }
 
-    /// Pushes, whoever has the turn.
+    /// Pushes, no matter who has the turn.
     fn attempt_anyhow(&self, me: u64, value: T) -> Attempt<T> {
         match self.try_push(value) {
             Err(PushError {
@@ -220,7 +223,7 @@ impl<T: ShmSafe + Movable> Raw<T> {
         }
     }
 
-    /// Pops, and waits for an element until then.
+    /// Pops, waiting for an element until `deadline`.
     #[inline(always)]
     pub(crate) fn pop_by(&self, deadline: Option<Instant>) -> Result<T, PopError> {
         match self.pop_at_head() {
@@ -262,12 +265,12 @@ impl<T: ShmSafe + Movable> Raw<T> {
         }
         let bell = &self.header.pushed.0;
         loop {
-            // Asked before the attempt, which is the last one if so.
+            // Asked before the attempt: if the time is over, the attempt is the last one.
             let over = deadline.is_some_and(|deadline| Instant::now() >= deadline);
             let announced = bell.announce();
             if let ControlFlow::Break(done) = attempt(()) {
-                // A ring is for one. Of a queue that is closed this may have been the last element, or there is none: the
-                // others are to hear that.
+                // A ring wakes only one sleeper. If the queue is closed, this may have been the last element, or there
+                // was none: the others are to be told.
                 if self.is_closed() {
                     bell.ring_all();
                 }
@@ -282,7 +285,7 @@ impl<T: ShmSafe + Movable> Raw<T> {
 }
 
 impl Header {
-    /// Takes the turn if it is nobody's; whether the caller has it.
+    /// Takes the turn if nobody has it; true if the caller has it now.
     fn take_turn(&self, me: u64) -> bool {
         let taken = self
             .turn
@@ -293,7 +296,8 @@ impl Header {
         taken.is_ok() || taken == Err(me)
     }
 
-    /// True if another has the turn, and was passed often enough. A closed queue refuses at once.
+    /// True if another has the turn, and was passed often enough. False for a closed queue, which
+    /// refuses at once.
     fn is_to_hold_back(&self, me: u64) -> bool {
         let turn = self.turn.load(Ordering::Relaxed);
         turn != 0
@@ -302,13 +306,14 @@ impl Header {
             && self.closed.load(Ordering::SeqCst) == 0
     }
 
-    /// True if others have held back for who has the turn for [`PATIENCE`]; if they do so from now on, that is noted.
-    // Relaxed: a hint, as all that is about the turn.
+    /// True if others have held back for the producer with the turn for [`PATIENCE`]. If they begin to hold back now,
+    /// that is noted.
+    // Relaxed: a hint, as is everything about the turn.
     fn was_waited_for(&self, now: u64) -> bool {
         let passes = &self.popped.passes;
         let found = passes.load(Ordering::Relaxed);
         if found & SINCE != 0 {
-            // A time to come is another clock's, or garbage.
+            // A time in the future is from another clock, or garbage.
             return now.wrapping_sub(found & !SINCE) >= PATIENCE.as_micros() as u64;
         }
         if found >= PASSES {
@@ -318,7 +323,7 @@ impl Header {
         false
     }
 
-    /// The caller has pushed: if another has the turn, that one was passed.
+    /// Called after a push: if another has the turn, it was passed.
     fn pushed_past(&self, me: u64) {
         let turn = self.turn.load(Ordering::Relaxed);
         let passes = &self.popped.passes;
@@ -352,7 +357,7 @@ mod tests {
         let header = passed();
         let patience = PATIENCE.as_micros() as u64;
         let waited = [1000, 1001, 999 + patience, 1000 + patience].map(|now| {
-            // Who could not hold back any longer.
+            // A producer that could not hold back any longer.
             header.pushed_past(OTHER);
             assert!(header.is_to_hold_back(OTHER));
             header.was_waited_for(now)

@@ -10,7 +10,7 @@ use crate::participants::here::Here;
 use crate::primitive::Ordering;
 
 impl<R: Trace + Movable> Tx<'_, R> {
-    /// Runs something that allocates; once more after a collection, should the pool be full.
+    /// Runs `f`, which allocates; if the pool is full, runs it once more after a collection.
     pub(super) fn with_room<O>(
         &mut self,
         mut f: impl FnMut(&mut Self) -> Result<O, Packed>,
@@ -31,7 +31,7 @@ impl<R: Trace + Movable> Tx<'_, R> {
         let words = self.words();
         let mut tracer = Tracer::new(&self.table);
         self.root().trace(&mut tracer);
-        // What the transaction has saved or made, and what the saved bytes led to.
+        // Marks what the transaction has saved or made, and what the saved bytes lead to.
         let mut recorded = (0..self.recorded.len()).rev();
         words.records(arena, |record| {
             let about = recorded.next().and_then(|place| self.recorded.get(place));

@@ -14,7 +14,7 @@ use crate::pool::intents::Length;
 use crate::primitive::Ordering;
 
 impl<R: Trace + Movable> Tx<'_, R> {
-    /// Makes an object of so many elements, which the caller fills before anything else.
+    /// Makes an object of `len` elements, which the caller fills before anything else.
     #[inline(always)]
     pub(super) fn make<T: ?Sized + GcTarget>(
         &mut self,
@@ -33,7 +33,8 @@ impl<R: Trace + Movable> Tx<'_, R> {
         ))
     }
 
-    /// Makes an entry of the table that of a new object, which has a block; its index.
+    /// Takes an entry of the table for a new object, allocates the object's block, and returns the
+    /// entry's index.
     fn make_entry(&mut self, kind: u64, len: usize, layout: Layout) -> Result<usize, Packed> {
         self.with_room(|tx| {
             let (index, entry) = loop {
@@ -48,7 +49,7 @@ impl<R: Trace + Movable> Tx<'_, R> {
                 bytes: std::ptr::null(),
                 len: 0,
             };
-            // It has no ids before it is filled.
+            // The object has no ids before it is filled.
             let about = About {
                 whole: index,
                 elements: const { &Elements::NONE },
@@ -88,15 +89,16 @@ impl<R: Trace + Movable> Tx<'_, R> {
         Ok(())
     }
 
-    /// The object that was made last is filled.
+    /// Notes that the object that was made last has been filled.
     pub(super) fn made<E: Trace>(&mut self) {
         let elements = const { &Elements::of::<E>() };
         self.recorded.set_elements_of_last(elements);
     }
 }
 
-/// An object that is being filled. Dropped, it is no object any more: an id that is guessed, or read
-/// from bytes, would lead to what is not there. Killed meanwhile: its birth is undone.
+/// An object that is being filled. If this is dropped, the object is freed: an id that is guessed,
+/// or read from bytes, would otherwise lead to elements that do not exist. If the process is killed
+/// meanwhile, the object's birth is undone.
 pub(super) struct Unfilled<'a, 't, R: Trace + Movable> {
     pub(super) tx: &'a Tx<'t, R>,
     pub(super) index: usize,

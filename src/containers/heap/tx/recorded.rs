@@ -1,7 +1,7 @@
 //! What the records of a transaction's log are about: a private list, of which the first few are in the transaction itself.
 //!
-//! An object of which all is saved or made is found there by looking through the list as long as it is short, then by
-//! a place that its entry notes.
+//! Whether all of an object is saved, or was made, is found by searching the list as long as it is short, and later
+//! by the place in the list that the object's entry notes.
 
 use std::mem::MaybeUninit;
 
@@ -11,15 +11,15 @@ use crate::engines::heap::{Entry, Table};
 /// What a record of the log is about.
 #[derive(Clone, Copy)]
 pub(super) struct About {
-    /// The object of which all is saved, or that is made; [`PART`] for anything else.
+    /// The index of an object all of which is saved, or that was made; [`PART`] for anything else.
     pub(super) whole: usize,
     pub(super) elements: &'static Elements,
 }
 
-/// No object's index.
+/// An index that no object has.
 pub(super) const PART: usize = usize::MAX;
 
-/// Enough for most transactions: they ask for no memory.
+/// The number of records that is enough for most transactions, which then allocate no memory.
 const FEW: usize = 8;
 
 /// The list, in the order of the records.
@@ -27,7 +27,7 @@ pub(super) struct Recorded {
     len: usize,
     /// Filled up to `len`.
     few: [MaybeUninit<About>; FEW],
-    /// Those behind.
+    /// What follows after these.
     more: Vec<About>,
 }
 
@@ -46,7 +46,8 @@ impl Recorded {
         self.len
     }
 
-    /// Adds one. The object that it is about, if that is whole, has been [noted](Self::note).
+    /// Adds an entry to the list. If it is about a whole object, that object has been
+    /// [noted](Self::note).
     #[inline]
     pub(super) fn push(&mut self, table: &Table, about: About) {
         match self.few.get_mut(self.len) {
@@ -59,7 +60,7 @@ impl Recorded {
     #[cold]
     fn push_behind(&mut self, table: &Table, about: About) {
         if self.more.is_empty() {
-            // From here on nobody looks through the first.
+            // From here on the first few are not searched any more.
             for place in 0..FEW {
                 let entry = self.get(place).and_then(|about| table.entry(about.whole));
                 entry.inspect(|entry| entry.set_noted(place));
@@ -68,8 +69,8 @@ impl Recorded {
         self.more.push(about);
     }
 
-    /// Notes in an object's entry that the next one is about all of it, should that be needed. An entry is not written
-    /// to for the first few: others read it.
+    /// Notes in an object's entry, if needed, that the next record is about the whole object. For the first few
+    /// records the entry is not written to, as others read it.
     #[inline]
     pub(super) fn note(&self, entry: &Entry) {
         if self.len >= FEW {
@@ -77,8 +78,8 @@ impl Recorded {
         }
     }
 
-    /// Whether one of them is about all of an object. A note of another transaction leads to one about something
-    /// else, or to none.
+    /// Whether one of the records is about the whole of an object. A note that another transaction has left
+    /// leads to a record about something else, or to none.
     #[inline]
     pub(super) fn has_whole(&self, index: usize, entry: &Entry) -> bool {
         match self.few.get(..self.len) {
@@ -104,7 +105,7 @@ impl Recorded {
         }
     }
 
-    /// Says of the last one what it consists of.
+    /// Says what the object of the last record consists of.
     #[inline]
     pub(super) fn set_elements_of_last(&mut self, elements: &'static Elements) {
         let Some(last) = self.len.checked_sub(1) else {
