@@ -1,6 +1,6 @@
-//! [`Barrier`]: nobody goes on before all have arrived, or some are known not to.
+//! [`Barrier`]: nobody goes on before all have arrived, or it is known that some will not.
 //!
-//! What a round is, what breaks it, and what a death leaves: `protocol::rounds`.
+//! For what a round is, what breaks it, and what a death leaves, see `protocol::rounds`.
 
 use std::fmt;
 use std::marker::PhantomPinned;
@@ -19,18 +19,19 @@ use crate::primitive::{AtomicU64, Ordering};
 use crate::protocol::rounds::{Entry, Over, Rounds, State};
 use crate::sys::futex;
 
-/// Those of a round, and as many of the round before.
+/// The number of entries: for the parties of a round, and as many of the round before.
 const ENTRIES: usize = 2 * Barrier::MAX_PARTIES as usize;
 
 /// A meeting point: [`wait`](Self::wait) returns when as many threads as the barrier was made for
-/// have called it, of whatever processes. It can be used again and again.
+/// have called it, in any processes. A barrier can be used again and again.
 ///
 /// # Crash behaviour
 ///
-/// If a thread that has taken part is killed, or ends, and the others are waiting for it, they are
-/// told ([`BarrierError::Broken`]). The barrier stays broken until it is [`reset`](Self::reset).
-/// Known are those who arrived in the round before, and those who have arrived. Who is killed before
-/// its first `wait` is not known: whoever reaps it can tell the others by [`abort`](Self::abort).
+/// If a thread that has taken part is killed or ends, and the others are waiting for it, they are
+/// told ([`BarrierError::Broken`]). The barrier stays broken until it is [`reset`](Self::reset). It
+/// knows the threads that arrived in the round before, and those that have arrived in this one. It
+/// does not know a thread that is killed before its first `wait`: whoever reaps that process can
+/// tell the others by [`abort`](Self::abort).
 ///
 /// When all threads of one group have ended, another group may use the barrier.
 ///
@@ -58,7 +59,7 @@ pub struct Barrier {
     _in_place: PhantomPinned,
 }
 
-// SAFETY: atomic words, with tags of the pool's own tables in some; no `Drop`.
+// SAFETY: atomic words, some of which hold tags of the pool's own tables; no `Drop`.
 unsafe impl ShmSafe for Barrier {
     const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>(
         "Barrier",
@@ -69,7 +70,7 @@ unsafe impl ShmSafe for Barrier {
 
 const _: () = assert!(size_of::<Barrier>() == (2 + 2 * ENTRIES) * 8);
 
-/// Which of those that met the caller was.
+/// Whether the caller was the one thread of the round that is its leader.
 ///
 /// ```
 /// use shmkit::sync::Barrier;
@@ -88,7 +89,7 @@ const _: () = assert!(size_of::<Barrier>() == (2 + 2 * ENTRIES) * 8);
 pub struct BarrierWaitResult(bool);
 
 impl BarrierWaitResult {
-    /// True for one of them, the last to arrive.
+    /// True for one thread of each round, the last to arrive.
     ///
     /// ```
     /// # use shmkit::sync::Barrier;
@@ -103,7 +104,7 @@ impl BarrierWaitResult {
     }
 }
 
-/// Why a wait ended without all having arrived.
+/// Why a wait ended although not all have arrived.
 ///
 /// ```
 /// use shmkit::sync::{Barrier, BarrierError};
@@ -121,10 +122,10 @@ pub enum BarrierError {
     /// A party is gone, or somebody has aborted the barrier, or reset it meanwhile.
     #[error("a party of the barrier is gone, or the barrier was aborted or reset")]
     Broken,
-    /// The barrier was made for no party, or for more than [`Barrier::MAX_PARTIES`].
+    /// The barrier was made for 0 parties, or for more than [`Barrier::MAX_PARTIES`].
     #[error("a barrier has 1 to {} parties", Barrier::MAX_PARTIES)]
     Parties,
-    /// More threads that are alive have used the barrier than it can remember.
+    /// More threads that are still alive have used the barrier than it can remember.
     #[error("more threads use the barrier than it can remember")]
     TooManyThreads,
     /// The barrier is not part of an object in a pool.
@@ -149,8 +150,8 @@ impl Barrier {
     /// ```
     pub const MAX_PARTIES: u32 = 64;
 
-    /// A barrier for `parties` threads, to be put into a pool. A number that it cannot have is an
-    /// error of [`wait`](Self::wait).
+    /// A barrier for `parties` threads, to be put into a pool. If a barrier cannot have that
+    /// number, [`wait`](Self::wait) gives an error.
     ///
     /// ```
     /// # use shmkit::sync::Barrier;
@@ -186,8 +187,9 @@ impl Barrier {
     ///
     /// # Crash behaviour
     ///
-    /// A caller that is killed before the round has ended breaks it for those who wait. If nobody does by
-    /// then, it has arrived all the same: who is the last to arrive ends the round and looks for no dead.
+    /// A caller that is killed before the round has ended breaks the round for those that wait. If nobody
+    /// is waiting by then, the dead caller has arrived all the same: the last to arrive ends the round,
+    /// and does not look for dead parties.
     ///
     /// ```
     /// # use std::sync::atomic::{AtomicU32, Ordering};
@@ -225,7 +227,7 @@ impl Barrier {
                 return Ok(BarrierWaitResult(true));
             }
         };
-        // The loop tells what has ended the look.
+        // The loop finds out what has ended this.
         let _ = attempt_awake(
             (),
             None,
@@ -242,7 +244,7 @@ impl Barrier {
                 Err(Over::Broken) => return Err(BarrierError::Broken),
                 Err(Over::Ended) => return Ok(BarrierWaitResult(false)),
             };
-            // After the look for lost parties, which need not be settled to be missed.
+            // Done after the look for lost parties, which need not be settled to be missed.
             if in_vain {
                 recovery::settle_in_turn(arena);
             }
@@ -251,13 +253,14 @@ impl Barrier {
         }
     }
 
-    /// Breaks the barrier: who waits now, and who comes later, is told, until it is
-    /// [`reset`](Self::reset). For who knows that a party will not come. (A reset alone says so to those
-    /// who wait already, and the next to come would wait for a party that is not there.)
+    /// Breaks the barrier: threads that wait now, and threads that come later, are told, until it is
+    /// [`reset`](Self::reset). This is for a caller that knows that a party will not come. (A reset
+    /// alone tells only the threads that wait already; the next to come would wait for the missing
+    /// party.)
     ///
     /// # Crash behaviour
     ///
-    /// A caller that is killed has broken it or not.
+    /// A caller that is killed has broken the barrier, or it has not.
     ///
     /// ```
     /// # use shmkit::process::scope;
@@ -280,12 +283,12 @@ impl Barrier {
         self.wake();
     }
 
-    /// Makes the barrier as new: it is not broken, and has no parties yet. Those who wait, also
-    /// those who have not woken up yet since the round ended, are told that it was broken.
+    /// Makes the barrier as good as new: it is not broken, and knows no parties. Threads that wait
+    /// are told that it was broken; so are those that have not woken up since their round ended.
     ///
     /// # Crash behaviour
     ///
-    /// A caller that is killed has reset it or not.
+    /// A caller that is killed has reset the barrier, or it has not.
     ///
     /// ```
     /// # use shmkit::sync::{Barrier, BarrierError};
@@ -306,7 +309,7 @@ impl Barrier {
         self.wake();
     }
 
-    /// Whether the barrier is broken, and every wait would answer so.
+    /// True if the barrier is broken, so that every wait would say so.
     ///
     /// ```
     /// # use shmkit::sync::{Barrier, BarrierError};

@@ -2,23 +2,24 @@
 //!
 //! # Rationale
 //!
-//! A waiter reads the counter, unlocks, and sleeps while the counter is what it read. A notification
-//! counts and wakes. As the counter is read with the mutex held, a notification for a change made
-//! under the mutex afterwards changes the counter: none is missed. The number of notifications
-//! and the number of waiters are kept nowhere, so there is nothing that a death can put wrong.
-//! Before it sleeps a waiter looks at the counter for a moment, as far as that has paid (`participants::habit`).
+//! A waiter reads the counter, unlocks, and sleeps while the counter is what it read. A notification raises the
+//! counter and wakes. As the counter is read with the mutex held, a notification for a change that is made under
+//! the mutex afterwards changes the counter: none is missed. Neither the number of pending notifications nor the
+//! number of waiters is stored anywhere, so there is nothing that a death can put wrong. Before it sleeps, a
+//! waiter watches the counter for a moment, as far as that has paid off so far (`participants::habit`).
 //!
 //! | killed | leaves | and then |
 //! |--------|--------|----------|
 //! | the notifier, after counting | a counter that has changed, sleepers not woken | they see it within `lock::TICK` |
 //! | a waiter that was woken, before it acts | a counter that has changed | the others see it within `lock::TICK`, or when recovery wakes them (`watched.condition`) |
-//! | a waiter that has the mutex again | a dead tag | the next waiter gets `OwnerDied` |
+//! | a waiter that has the mutex again | a dead tag | the next to lock the mutex gets `OwnerDied` |
 //!
 //! Invariants
 //! 1. The counter only rises (modulo 2^32, which is more than one sleep can miss).
 //! 2. `watched.condition` names the condition variable from before the unlock until the mutex is
 //!    held again.
-//! 3. A wait ends once the counter is not what it was: with more wake-ups than notifications.
+//! 3. A wait ends once the counter is not what it was, so there are more wake-ups than
+//!    notifications.
 
 use std::fmt;
 use std::marker::PhantomPinned;
@@ -38,12 +39,13 @@ use crate::participants::tag::Tag;
 use crate::primitive::{AtomicU32, Ordering};
 use crate::sys::futex;
 
-/// A place to wait for what others do under a [`Mutex`](crate::Mutex).
+/// A condition variable: a place to wait for changes that others make under a
+/// [`Mutex`](crate::Mutex).
 ///
-/// A wait may end without a notification, so what is waited for is to be checked in a loop, or by
-/// [`wait_while`](Self::wait_while). That is more common than with the standard library's: after
-/// [`notify_one`](Self::notify_one) one waiter is woken at once, and the others look too within a
-/// few milliseconds, because the one that was woken may be dead.
+/// A wait may end without a notification, so check the condition in a loop, or use
+/// [`wait_while`](Self::wait_while). This is more common than with the standard library's condition
+/// variable: after [`notify_one`](Self::notify_one) one waiter is woken at once, and the others
+/// also look within a few milliseconds, because the one that was woken may be dead.
 ///
 /// # Crash behaviour
 ///
@@ -86,7 +88,7 @@ unsafe impl ShmSafe for Condvar {
     .in_place();
 }
 
-/// Whether a wait ended because its time was up.
+/// Says whether a wait ended because its time was up.
 ///
 /// ```
 /// use std::time::Duration;
@@ -132,7 +134,7 @@ impl WaitTimeoutResult {
 }
 
 impl Condvar {
-    /// A condition variable that nobody waits for, to be put into a pool.
+    /// A condition variable on which nobody waits, to be put into a pool.
     ///
     /// ```
     /// # use shmkit::{Condvar, LockError, Mutex, Pool};
@@ -152,7 +154,7 @@ impl Condvar {
         }
     }
 
-    /// Wakes one waiter, if there is one. Others may look, too.
+    /// Wakes one waiter, if there is one. Others may wake up and look, too.
     ///
     /// ```
     /// # use shmkit::{Condvar, Mutex, Pool};
@@ -195,8 +197,8 @@ impl Condvar {
     }
 
     fn notify(&self, count: u32) {
-        // Release pairs with the Acquire of the waiter that sees it; without the mutex held it is
-        // all that orders the notifier's stores before what the waiter does.
+        // Release pairs with the Acquire of the waiter that sees it. If the mutex is not held, this
+        // alone orders the notifier's stores before what the waiter does.
         self.counter.fetch_add(1, Ordering::Release);
         futex::wake(&self.counter, count);
     }
@@ -206,12 +208,12 @@ impl Condvar {
     /// # Errors
     ///
     /// Those of [`Mutex::lock`](crate::Mutex::lock); in particular `OwnerDied` if somebody was killed
-    /// with the mutex meanwhile. [`LockError::NotInPool`], with the mutex unlocked, if the condition
-    /// variable is not part of an object in a pool.
+    /// while holding the mutex meanwhile. [`LockError::NotInPool`], with the mutex unlocked, if the
+    /// condition variable is not part of an object in a pool.
     ///
     /// # Crash behaviour
     ///
-    /// A waiter that is killed is as one that never waited, or it has the mutex.
+    /// A waiter that is killed is like one that never waited, or it holds the mutex.
     ///
     /// ```
     /// # use shmkit::{Condvar, Mutex, Pool};
@@ -275,7 +277,8 @@ impl Condvar {
         Ok(guard)
     }
 
-    /// As [`wait`](Self::wait), for that time at most; locking again is not limited by it.
+    /// As [`wait`](Self::wait), but for at most that time. The time limit does not apply to locking
+    /// again.
     ///
     /// # Errors
     ///
@@ -301,7 +304,8 @@ impl Condvar {
         both(locked, result)
     }
 
-    /// As [`wait_while`](Self::wait_while), for that time at most; `condition` is asked once more when it is over.
+    /// As [`wait_while`](Self::wait_while), but for at most that time; `condition` is called once more when the
+    /// time is over.
     ///
     /// # Errors
     ///
@@ -355,7 +359,8 @@ impl Condvar {
             return (Err(LockError::NotInPool), WaitTimeoutResult(false));
         }
         let mutex = MutexGuard::mutex(&guard);
-        // Not the guard's own slot: in a forked child the guard is a copy, and the slot its parent's.
+        // The guard's own slot is not used: in a forked child the guard is a copy, and its slot is
+        // the parent's.
         let here = match here(mutex) {
             Ok(here) => here,
             Err(nowhere) => return (Err(nowhere.into()), WaitTimeoutResult(false)),
@@ -375,7 +380,7 @@ impl Condvar {
         (locked, WaitTimeoutResult(timed_out))
     }
 
-    /// Sleeps as long as the counter is what was seen; true if the time is over before.
+    /// Sleeps as long as the counter is what was seen; true if the time is over before it changes.
     fn sleep(&self, here: Here, seen: u32, deadline: Option<Instant>) -> bool {
         while self.counter.load(Ordering::Acquire) == seen {
             if deadline.is_some_and(|d| Instant::now() >= d) {
@@ -388,7 +393,7 @@ impl Condvar {
     }
 }
 
-/// What a wait with a limit answers.
+/// The result of a wait with a time limit.
 fn both<T: ShmSafe>(
     locked: Locked<'_, T>,
     result: WaitTimeoutResult,

@@ -1,11 +1,12 @@
-//! [`Event`]: a flag to wait for, also in a poll loop.
+//! [`Event`]: a flag that can be waited for, also in a poll loop.
 //!
 //! # Rationale
 //!
-//! A set event stays set until it is cleared, so nothing depends on who was waiting when: a waiter
-//! that is killed takes nothing with it, and whoever looks later sees the same. The use is: make
-//! the work known, then set; and clear, then look for work. Setting and clearing are exchanges of
-//! one word, so of a setter and a clearer that meet, the setter's work is seen or the event is set.
+//! A set event stays set until it is cleared, so nothing depends on who was waiting at what time: a
+//! waiter that is killed takes nothing with it, and whoever looks later sees the same. It is used
+//! like this: one side makes work known, then sets the event; the other clears the event, then
+//! looks for work. Setting and clearing are exchanges of one word, so if the two meet, either the
+//! setter's work is seen or the event is set.
 //!
 //! ```text
 //! bit 0     SET
@@ -17,17 +18,18 @@
 //! |--------|--------|----------|
 //! | setting, before the exchange | nothing | |
 //! | setting, after it | a set event, sleepers not woken | they look again within `lock::TICK` |
-//! | waiting | WAITERS | a wake-up for nobody |
+//! | waiting | WAITERS | a wake-up that nobody needs |
 //!
 //! # Descriptors
 //!
-//! A descriptor is a thing of one process and cannot be kept in a pool, and a setter in another
-//! process cannot reach it. So each descriptor has a thread of its own process that sleeps on the
-//! word like any waiter, writes to the other end of a socket pair when the event was set, and ends
-//! when the descriptor is closed. It holds the object that the event is part of, and takes no signal.
+//! A descriptor belongs to one process and cannot be kept in a pool, and a setter in another process
+//! cannot reach it. So each descriptor has a thread in its own process, which sleeps on the word as
+//! any waiter does, writes to the other end of a socket pair when the event was set, and ends when
+//! the descriptor is closed. The thread holds the object that the event is part of, and takes no
+//! signals.
 //!
 //! Invariants
-//! 1. The count rises with each change from not set to set, and never else.
+//! 1. The count rises with each change from not set to set, and at no other time.
 //! 2. The word that a descriptor's thread looks at is part of an object that the thread holds.
 
 use std::fmt;
@@ -58,14 +60,14 @@ const SET: u64 = 1;
 const WAITERS: u64 = 2;
 const ONE: u64 = 4;
 
-/// A flag that any process sets, and any number of threads and poll loops wait for.
+/// A flag that any process can set, and that any number of threads and poll loops can wait for.
 ///
-/// It stays set until [`clear`](Self::clear).
+/// It stays set until [`clear`](Self::clear) is called.
 ///
 /// # Crash behaviour
 ///
-/// The death of a waiter changes nothing. A setter that is killed has set it, and then all waiters
-/// go on (4 ms later if it died before it woke them), or has not.
+/// The death of a waiter changes nothing. A setter that is killed has set the event, or it has not;
+/// if it has, all waiters go on (up to 4 ms later if it died before it woke them).
 ///
 /// ```
 /// use shmkit::{Event, Pool};
@@ -93,7 +95,7 @@ unsafe impl ShmSafe for Event {
     .in_place();
 }
 
-/// Why a wait ended without the event.
+/// Why a wait ended although the event was not set.
 ///
 /// ```
 /// use std::time::Duration;
@@ -108,7 +110,7 @@ unsafe impl ShmSafe for Event {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum WaitError {
-    /// It was not set all the time.
+    /// The event was not set before the time was up.
     #[error("the event was not set for the whole time limit")]
     TimedOut,
     /// The event is not part of an object in a pool.
@@ -139,7 +141,8 @@ impl Event {
         }
     }
 
-    /// Sets it, and wakes all who wait. What was written before is seen by who goes on.
+    /// Sets the event, and wakes all waiters. What was written before is seen by the threads that
+    /// go on.
     ///
     /// # Crash behaviour
     ///
@@ -169,7 +172,7 @@ impl Event {
             } else {
                 ((found & !WAITERS) | SET).wrapping_add(ONE)
             };
-            // An exchange also where nothing changes: whoever clears it next sees what was
+            // An exchange even if nothing changes: whoever clears the event next sees what was
             // written before.
             match self
                 .word
@@ -185,7 +188,8 @@ impl Event {
         }
     }
 
-    /// Clears it; whether it was set. Clear first, and then look for what it was set for.
+    /// Clears the event, and returns whether it was set. Clear it first, and then look for what it
+    /// was set for.
     ///
     /// ```
     /// # use shmkit::{Event, Pool};
@@ -200,7 +204,7 @@ impl Event {
         self.word.fetch_and(!SET, Ordering::SeqCst) & SET != 0
     }
 
-    /// Whether it is set at this moment.
+    /// True if the event is set at this moment.
     ///
     /// ```
     /// # use shmkit::{Event, Pool};
@@ -216,7 +220,8 @@ impl Event {
         self.word.load(Ordering::SeqCst) & SET != 0
     }
 
-    /// Waits until it is set. Also goes on if it is set and cleared again meanwhile.
+    /// Waits until the event is set. The wait also ends if the event is set and cleared again
+    /// meanwhile.
     ///
     /// # Errors
     ///
@@ -237,7 +242,7 @@ impl Event {
         self.wait_until(None)
     }
 
-    /// As [`wait`](Self::wait), for that time at most.
+    /// As [`wait`](Self::wait), but for at most that time.
     ///
     /// # Errors
     ///
@@ -261,7 +266,7 @@ impl Event {
         let here = here(self)?;
         let first = self.word.load(Ordering::SeqCst);
         let half = Arena::low_half(&self.word);
-        // What the word is, as long as it was not set.
+        // The word, as long as the event has not been set since `first`.
         let unset = || {
             let found = self.word.load(Ordering::SeqCst);
             (found & SET == 0 && found / ONE == first / ONE).then_some(found)
@@ -271,7 +276,7 @@ impl Event {
             None => ControlFlow::Break(()),
         };
         if unset().is_some() {
-            // The loop tells what has ended the look.
+            // The loop finds out what has ended this.
             let _ = attempt_awake((), deadline, || (), attempt);
         }
         loop {
@@ -288,7 +293,8 @@ impl Event {
         }
     }
 
-    /// Says that somebody is about to sleep on `found`; what to sleep on, if that still is the word.
+    /// Announces that somebody is about to sleep on `found`. Gives the value to sleep on, if the
+    /// word still was `found`.
     fn announce(&self, found: u64) -> Option<u64> {
         let waiting = found | WAITERS;
         self.word
@@ -297,15 +303,15 @@ impl Event {
             .then_some(waiting)
     }
 
-    /// A descriptor for `poll`, `epoll` and what is built on them. It becomes readable when the event
-    /// is set, and is so at once if the event is set now.
+    /// Returns a descriptor for `poll`, `epoll` and what is built on them. It becomes readable when
+    /// the event is set; if the event is set now, it is readable at once.
     ///
-    /// It does not block. Read all there is to make it unreadable again, then clear the event, then
-    /// look for what it was set for.
+    /// The descriptor is non-blocking. To use it again, read all there is, so that it is not
+    /// readable any more; then clear the event; then look for what the event was set for.
     ///
-    /// It costs a thread, which wakes up every 4 ms while nothing happens. With it the process has
-    /// more than one thread, so `spawn` is refused from then on; the thread ends, 4 ms later at
-    /// most, when the descriptor and all its duplicates are closed. It takes none of the program's signals.
+    /// Each descriptor costs a thread, which wakes up every 4 ms while nothing happens. With it the process
+    /// has more than one thread, so `spawn` is refused from then on. The thread ends at most 4 ms after the
+    /// descriptor and all its duplicates are closed. It takes none of the program's signals.
     ///
     /// # Errors
     ///
@@ -344,7 +350,7 @@ impl Event {
             ours,
             told: 0,
         };
-        // Now: the thread may begin when the event has been set, or cleared, since.
+        // Read here, as the event may be set or cleared before the thread begins.
         let found = self.word.load(Ordering::SeqCst);
         watch.told = found / ONE;
         if found & SET != 0 {
@@ -370,14 +376,15 @@ impl fmt::Debug for Event {
     }
 }
 
-/// What the thread of a descriptor has.
+/// The state of the thread of a descriptor.
 struct Watch {
     /// The event's address.
     word: usize,
     _hold: Arc<Hold>,
     /// The other end of the descriptor.
     ours: UnixStream,
-    /// How often the event had been set when that was told last, or when the descriptor was made.
+    /// How often the event had been set when this was last reported, or when the descriptor was
+    /// made.
     told: u64,
 }
 
@@ -399,11 +406,12 @@ impl Watch {
 
     /// Makes the descriptor readable.
     fn tell(&mut self) {
-        // Full: it is readable for certain. Closed: `is_open` sees that.
+        // If the socket is full, the descriptor is certainly readable; if it is closed, `is_open`
+        // notices.
         let _ = self.ours.write(&[1]);
     }
 
-    /// Whether the descriptor is open. Nobody has anything to say to us.
+    /// True if the descriptor is open. What is written to it is ignored.
     fn is_open(&mut self) -> bool {
         let mut ignored = [0; 64];
         match self.ours.read(&mut ignored) {

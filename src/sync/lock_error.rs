@@ -1,4 +1,4 @@
-//! [`LockError`]: why a lock was not simply locked, whichever lock it is.
+//! [`LockError`]: why a lock of any kind was not simply locked.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -8,15 +8,15 @@ use crate::participants::lock::Refused;
 use crate::participants::readers::NotListed;
 use crate::participants::thread::NoSlot;
 
-/// What locking gives: the guard, or why it is not simply that.
+/// The result of locking: the guard, or why it is not simply that.
 pub type LockResult<G, O> = Result<G, LockError<G, O>>;
 
-/// Why a lock was not simply locked. `G` is the guard that was asked for, and `O` what is had instead of
-/// it after a death.
+/// Why a lock was not simply locked. `G` is the guard that was asked for, and `O` is what is given in
+/// its place after a death.
 ///
-/// With [`Panicked`](Self::Panicked) and [`OwnerDied`](Self::OwnerDied) the lock is held, and released when
-/// they are dropped. So the error borrows the lock, and `?` does not turn it into a `Box<dyn Error>`: match it
-/// first, or take its text.
+/// With [`Panicked`](Self::Panicked) and [`OwnerDied`](Self::OwnerDied) the lock is held, and is released when
+/// the error is dropped. So the error borrows the lock, and `?` does not turn it into a `Box<dyn Error>`:
+/// match it first, or take its text.
 ///
 /// ```
 /// use shmkit::{LockError, Mutex, Pool, RwLock};
@@ -38,22 +38,25 @@ pub type LockResult<G, O> = Result<G, LockError<G, O>>;
 #[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum LockError<G, O> {
-    /// It is locked, and a holder has panicked with it. The value is valid, but may be half changed.
+    /// The lock is held now; an earlier holder panicked with it. The value is valid, but may be half
+    /// changed.
     #[error("a holder of the lock panicked")]
     Panicked(G),
-    /// It is locked (a [`RwLock`](super::RwLock) for writing), and a holder was killed with it.
+    /// The lock is held now (a [`RwLock`](super::RwLock) for writing); an earlier holder was killed
+    /// with it.
     #[error("a holder of the lock was killed")]
     OwnerDied(O),
-    /// This thread has it already.
+    /// This thread has the lock already.
     #[error("this thread has the lock already")]
     WouldDeadlock,
-    /// Somebody else has it, and the call does not wait.
+    /// Somebody else has the lock, and the call does not wait.
     #[error("the lock is held")]
     WouldBlock,
-    /// Others have had it all the time.
+    /// Others had the lock until the time was up.
     #[error("the lock was held for the whole time limit")]
     TimedOut,
-    /// The thread reads under as many locks of the pool as it can. (Only of a [`RwLock`](super::RwLock).)
+    /// The thread already reads under as many locks of the pool as it can. (Only for a
+    /// [`RwLock`](super::RwLock).)
     #[error("the thread reads under as many locks as a thread can")]
     TooManyReads,
     /// The lock is not part of an object in a pool.
@@ -64,9 +67,9 @@ pub enum LockError<G, O> {
     NoSlot(#[from] NoSlot),
 }
 
-/// Why a lock was not taken that tells in other ways of those who had it: a
-/// [`ReentrantMutex`](super::ReentrantMutex) or a [`RecoverableMutex`](super::RecoverableMutex). Nothing is
-/// held, so `?` hands it on.
+/// Why a [`ReentrantMutex`](super::ReentrantMutex) or a [`RecoverableMutex`](super::RecoverableMutex) was
+/// not taken: locks that report in other ways what happened to earlier holders. Nothing is held, so `?` can
+/// pass the error on.
 ///
 /// ```
 /// use shmkit::sync::LockFailure;
@@ -84,7 +87,7 @@ pub enum LockError<G, O> {
 pub type LockFailure = LockError<Infallible, Infallible>;
 
 impl<G, O> LockError<G, O> {
-    /// The same, with what `f` makes of the guard.
+    /// The same error, with what `f` makes of the guard.
     pub(super) fn map<H>(self, f: impl FnOnce(G) -> H) -> LockError<H, O> {
         match self {
             LockError::Panicked(guard) => LockError::Panicked(f(guard)),

@@ -1,12 +1,12 @@
 //! Locks and meeting points for processes that may be killed while they use them.
 //!
-//! | Type | What | A party is killed |
+//! | Type | What | If a party is killed |
 //! |---|---|---|
-//! | [`Mutex`] | one at a time | the next one gets an [`Orphan`] |
-//! | [`ReentrantMutex`] | one thread at a time, shared access | the next one's guard says so |
-//! | [`RecoverableMutex`] | one at a time | the next one repairs the value |
-//! | [`RwLock`] | many readers or one writer | a reader vanishes; a writer leaves a [`WriteOrphan`] |
-//! | [`Condvar`] | wait for news under a mutex | waiters look again |
+//! | [`Mutex`] | one holder at a time | the next holder gets an [`Orphan`] |
+//! | [`ReentrantMutex`] | one thread at a time, shared access | the next holder's guard says so |
+//! | [`RecoverableMutex`] | one holder at a time | the next holder repairs the value |
+//! | [`RwLock`] | many readers or one writer | a reader leaves nothing; a writer leaves a [`WriteOrphan`] |
+//! | [`Condvar`] | wait for a change under a mutex | waiters look again |
 //! | [`Semaphore`] | permits | its permits come back |
 //! | [`Event`] | wait until it is set, also in a poll loop | nothing |
 //! | [`Barrier`] | all arrive before any goes on | the others are told that it is broken |
@@ -17,16 +17,17 @@
 //!
 //! # Rationale
 //!
-//! Owners are named by their slot's tag (`participants`), so whoever waits can ask whether the one
-//! it waits for lives. A sleep lasts a few milliseconds at most before the sleeper looks again,
-//! which makes every wake-up an optimisation: one that died with its sender costs time only.
+//! Owners are named by their slot's tag (`participants`), so a thread that waits can ask whether
+//! the one it waits for is alive. A sleep lasts at most a few milliseconds before the sleeper looks
+//! again, which makes every wake-up an optimisation: one that dies with its sender only costs time.
 //!
 //! # Threads and forks
 //!
-//! Guards and permits stay on their thread. A thread that ends with leaked ones does not release
-//! them: what they protect may still be in use. They are released when the process is dead.
-//! [`Scope::spawn`](crate::process::Scope::spawn) refuses to fork while there are any. In a
-//! process forked by other means the copies of guards are void: dropping them does nothing.
+//! Guards and permits stay on their thread. A thread that ends with leaked guards or permits does
+//! not release them, as what they protect may still be in use. They are released when the process
+//! is dead. [`Scope::spawn`](crate::process::Scope::spawn) refuses to fork while there are any. In
+//! a process that was forked by other means, the copies of guards are void: dropping them does
+//! nothing.
 
 /// A guard is printed as the value that it guards.
 macro_rules! shown_as_value {
@@ -73,23 +74,25 @@ pub use reentrant::{Poison, ReentrantGuard, ReentrantMutex};
 pub use rwlock::{ReadGuard, RwLock, WriteGuard, WriteOrphan};
 pub use semaphore::{AcquireError, AddPermitsError, Permit, Semaphore};
 
-/// What every guard of a lock has beside the lock: by whom that was taken.
+/// What every guard of a lock has besides the lock: which thread has taken it.
 ///
-/// One word, as a guard of two is handed on in registers. A bigger one goes through memory, where the
-/// processor waits for its parts each time it is copied: that takes three times as long as the lock.
+/// It is one word, as a guard of two words is passed in registers. A larger guard goes through
+/// memory, where the processor waits for its parts each time it is copied: that takes three times as
+/// long as the lock itself.
 #[derive(Clone, Copy)]
 struct Holder {
-    /// The tag with which the thread took the lock, and [`UNWINDING`](Self::UNWINDING).
+    /// The tag with which the thread took the lock, and perhaps [`UNWINDING`](Self::UNWINDING).
     word: u64,
     _one_thread: PhantomData<*const ()>,
 }
 
 impl Holder {
-    /// The thread was unwinding when the guard was made, so its unwinding is not the guard's.
+    /// The thread was already unwinding when the guard was made, so the unwinding says nothing
+    /// about the guard.
     const UNWINDING: u64 = 1;
 
-    /// The calling thread has taken `lock` with `slot`. What is counted is found by the lock, whose address
-    /// is known before the slot's is.
+    /// The holder for the calling thread, which has taken `lock` with `slot`. The guard is counted by way
+    /// of the lock, whose address is known before the slot's.
     #[inline]
     fn new<T: InPool>(lock: &T, slot: &'static Slot) -> Self {
         const { assert!(Self::UNWINDING & Tag::FLAGS != 0) };
@@ -115,8 +118,8 @@ impl Holder {
         }
     }
 
-    /// The guard of `lock` ends. The slot with which to unlock, if this thread, in this process, still
-    /// has it.
+    /// Ends the guard of `lock`. Gives the slot with which to unlock, if this thread of this process
+    /// still has the lock.
     #[inline]
     fn end<T: InPool>(&self, lock: &T) -> Option<&'static Slot> {
         let slot = thread::still_held(lock, Tag::of_word(self.word))?;
@@ -124,14 +127,14 @@ impl Holder {
         Some(slot)
     }
 
-    /// Whether the thread has begun to unwind with the guard.
+    /// True if the thread has begun to unwind since the guard was made.
     #[inline]
     fn unwound(&self) -> bool {
         self.word & Self::UNWINDING == 0 && std::thread::panicking()
     }
 }
 
-/// The moment after which a wait gives up; `None` if it is beyond what the clock can say.
+/// The moment after which a wait gives up; `None` if it is beyond the range of the clock.
 pub(crate) fn deadline(timeout: std::time::Duration) -> Option<std::time::Instant> {
     std::time::Instant::now().checked_add(timeout)
 }

@@ -2,10 +2,10 @@
 //!
 //! # Rationale
 //!
-//! The word names the holder, so relocking is an error and not a deadlock, and a dead holder is
-//! found out by whoever wants the lock. What a dead holder leaves is not a valid `T`: SIGKILL stops
-//! inside a `memcpy`. So its lock is handed on as an [`Orphan`], which has no access to the value
-//! until the value is made valid again.
+//! The word names the holder, so relocking is an error and not a deadlock, and whoever wants the
+//! lock finds out that its holder is dead. What a dead holder leaves need not be a valid `T`:
+//! SIGKILL can strike in the middle of a `memcpy`. So its lock is handed on as an [`Orphan`], which
+//! has no access to the value until the value is made valid again.
 //!
 //! | word | meaning | next |
 //! |------|---------|------|
@@ -23,7 +23,7 @@
 //!
 //! Invariants
 //! 1. A guard or an orphan exists only on the thread whose tag is in the word.
-//! 2. References to the value come from guards alone.
+//! 2. References to the value come only from guards.
 //! 3. DIED is cleared only by a holder, once the value is valid.
 
 use std::cell::UnsafeCell;
@@ -44,15 +44,15 @@ use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
 use crate::primitive::{AtomicU64, Ordering};
 
-/// A lock around a value, for any number of threads and processes.
+/// A mutual exclusion lock around a value, for any number of threads and processes.
 ///
-/// It always checks for errors: a thread that locks what it has locked already is told so.
+/// It always checks for errors: a thread that locks a mutex that it already holds is told so.
 ///
 /// # Crash behaviour
 ///
 /// If a holder is killed, the next one to lock gets [`LockError::OwnerDied`] with the lock held,
-/// within milliseconds and without a supervisor. However many die one after another, somebody gets
-/// it in the end.
+/// within milliseconds and without a supervisor. However many holders die one after another,
+/// somebody gets the lock in the end.
 ///
 /// ```
 /// use shmkit::{Mutex, Pool};
@@ -74,11 +74,11 @@ pub struct Mutex<T: ShmSafe> {
 // be sent from thread to thread; the word is atomic.
 unsafe impl<T: ShmSafe> Sync for Mutex<T> {}
 
-// As std's: what a panic leaves is told to the next one.
+// As for std's mutex: what a panic leaves is reported to the next holder.
 impl<T: ShmSafe> RefUnwindSafe for Mutex<T> {}
 
-// SAFETY: an atomic word, a tag of the pool's own tables in it, and a value that is listed at its
-// place; no `Drop`. Between processes as between threads: the tag excludes both.
+// SAFETY: an atomic word, which holds a tag of the pool's own tables, and a value that is listed at
+// its offset; no `Drop`. It works between processes as between threads: the tag excludes both.
 unsafe impl<T: ShmSafe> ShmSafe for Mutex<T> {
     const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>(
         "Mutex",
@@ -117,16 +117,17 @@ impl<T: ShmSafe> Mutex<T> {
         }
     }
 
-    /// Locks it, waiting as long as somebody who lives holds it.
+    /// Locks the mutex, waiting as long as a live thread holds it.
     ///
     /// # Errors
     ///
     /// See [`LockError`]; [`Panicked`](LockError::Panicked) and [`OwnerDied`](LockError::OwnerDied)
-    /// have the lock, and release it when they are dropped.
+    /// hold the lock, and release it when they are dropped.
     ///
     /// # Crash behaviour
     ///
-    /// A caller that is killed has the lock or not. If it has, the next one gets an [`Orphan`].
+    /// A caller that is killed holds the lock, or it does not. If it does, the next one to lock
+    /// gets an [`Orphan`].
     ///
     /// ```
     /// # use shmkit::{LockError, Mutex, Pool};
@@ -151,7 +152,7 @@ impl<T: ShmSafe> Mutex<T> {
         }
     }
 
-    /// Locks it if nobody who lives holds it.
+    /// Locks the mutex if no live thread holds it.
     ///
     /// # Errors
     ///
@@ -175,7 +176,7 @@ impl<T: ShmSafe> Mutex<T> {
         self.taken(here, taken)
     }
 
-    /// As [`lock`](Self::lock), for that time at most.
+    /// As [`lock`](Self::lock), but waits for at most that time.
     ///
     /// # Errors
     ///
@@ -201,7 +202,7 @@ impl<T: ShmSafe> Mutex<T> {
         self.lock_until(here, deadline(timeout))
     }
 
-    /// Whether a holder has panicked, and nobody has called [`clear_poison`](Self::clear_poison)
+    /// True if a holder has panicked, and nobody has called [`clear_poison`](Self::clear_poison)
     /// since.
     ///
     /// ```
@@ -219,12 +220,12 @@ impl<T: ShmSafe> Mutex<T> {
     /// ```
     #[must_use]
     pub fn is_poisoned(&self) -> bool {
-        // Relaxed: a hint to who does not hold the lock, and exact to who does.
+        // Relaxed: a hint for a thread that does not hold the lock, and exact for one that does.
         self.word.load(Ordering::Relaxed) & PANICKED != 0
     }
 
-    /// Says that the value is in order although a holder panicked: it is locked without
-    /// [`LockError::Panicked`] from now on. The death of a holder is another matter, and stays.
+    /// Says that the value is in order although a holder panicked: from now on, locking does not
+    /// give [`LockError::Panicked`]. That a holder was killed is not forgotten by this.
     ///
     /// ```
     /// # use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -253,14 +254,14 @@ impl<T: ShmSafe> Mutex<T> {
         self.taken(here, taken)
     }
 
-    /// Locks after a wait for what the lock's holder has told.
+    /// Locks again after a wait for something that the lock's holder has announced.
     #[cold]
     pub(super) fn relock(&self, here: Here) -> Locked<'_, T> {
         let taken = lock::relock(here.arena, here.slot, &self.word)?;
         self.taken(here, taken)
     }
 
-    /// What the caller, who has just taken the lock, is given.
+    /// What the caller, which has just taken the lock, is given.
     #[inline]
     fn taken(&self, here: Here, taken: Taken) -> Locked<'_, T> {
         let guard = MutexGuard::new(self, here.slot);
@@ -294,8 +295,8 @@ impl<T: ShmSafe> fmt::Debug for Mutex<T> {
 
 /// The lock on a [`Mutex`], held; released when it is dropped.
 ///
-/// The value can be changed through it if it is `Unpin`. Values that own pool memory are not: they
-/// are used in place through `&self`.
+/// The value can be changed through the guard if it is `Unpin`. Values that own pool memory are not
+/// `Unpin`: they are used in place, through `&self`.
 ///
 /// ```compile_fail,E0080
 /// use shmkit::{Pool, Mutex, Semaphore, ShmSafe};
@@ -313,7 +314,7 @@ impl<T: ShmSafe> fmt::Debug for Mutex<T> {
 ///
 /// # Crash behaviour
 ///
-/// A process killed with a guard leaves an [`Orphan`] to the next.
+/// A process that is killed with a guard leaves an [`Orphan`] to the next one to lock.
 ///
 /// ```
 /// use shmkit::{LockError, Mutex, Pool};
@@ -333,7 +334,7 @@ pub struct MutexGuard<'a, T: ShmSafe> {
     holder: Holder,
 }
 
-// SAFETY: through a shared guard there is `&T` and nothing else.
+// SAFETY: a shared guard gives access to `&T` and nothing else.
 unsafe impl<T: ShmSafe> Sync for MutexGuard<'_, T> {}
 
 impl<'a, T: ShmSafe> MutexGuard<'a, T> {
@@ -400,8 +401,8 @@ impl<T: ShmSafe> Exclusive<T> for MutexGuard<'_, T> {
     }
 
     fn abandon(&self) {
-        // DIED is in the word since the lock was taken, and stays, by invariant 3. A panic meanwhile
-        // is not about the value, which nobody saw.
+        // DIED has been in the word since the lock was taken, and stays, by invariant 3. A panic
+        // meanwhile says nothing about the value, which nobody saw.
         self.release(0);
     }
 }

@@ -1,4 +1,4 @@
-//! [`Orphan`]: a lock whose holder was killed, in the hands of the next.
+//! [`Orphan`]: a lock whose holder was killed, as the next holder gets it.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -18,14 +18,14 @@ pub trait Exclusive<T> {
     /// The value.
     fn value(&self) -> *mut T;
 
-    /// Unlocks, and says no more of the value than was said before.
+    /// Unlocks, without changing what the word says about the value.
     fn abandon(&self);
 }
 
-/// The lock of a holder that was killed. It is held now, but there is no access to the value, of
-/// which the dead one may have written a part.
+/// A lock whose holder was killed. The caller holds it now, but has no access to the value, which
+/// the dead holder may have written in part.
 ///
-/// Dropped, it unlocks, and the next one to lock gets an orphan again.
+/// Dropping an orphan releases the lock, and the next one to lock gets an orphan again.
 ///
 /// ```
 /// use shmkit::{LockError, Mutex, Pool, process};
@@ -52,7 +52,8 @@ pub struct Orphan<'a, T: ShmSafe, G: Exclusive<T> = MutexGuard<'a, T>> {
 }
 
 impl<T: ShmSafe, G: Exclusive<T>> Orphan<'_, T, G> {
-    /// A guard of a lock whose last holder was killed, so that the value may be invalid.
+    /// Makes an orphan of a guard of a lock whose last holder was killed, so that the value may be
+    /// invalid.
     pub(super) fn new(guard: G, owner: Option<ProcessId>) -> Self {
         Orphan {
             guard: ManuallyDrop::new(guard),
@@ -61,8 +62,9 @@ impl<T: ShmSafe, G: Exclusive<T>> Orphan<'_, T, G> {
         }
     }
 
-    /// The process that died with the lock. `None` if it is not known any more: the lock has gone
-    /// through the hands of somebody who dropped an orphan, or another uses what named the dead.
+    /// The process that died with the lock. `None` if that is not known any more: somebody held the
+    /// lock since and dropped an orphan, or the slot or record that named the dead process now
+    /// belongs to another.
     ///
     /// ```
     /// # use shmkit::{LockError, Mutex, Pool, process};
@@ -87,11 +89,11 @@ impl<T: ShmSafe, G: Exclusive<T>> Orphan<'_, T, G> {
         self.owner
     }
 
-    /// Replaces the value, and has the lock as if nothing had happened.
+    /// Replaces the value, and returns an ordinary guard.
     ///
     /// # Crash behaviour
     ///
-    /// Killed anywhere: the next one gets an orphan.
+    /// If the caller is killed at any point, the next one to lock gets an orphan.
     ///
     /// ```
     /// # use shmkit::{LockError, Mutex, Pool, process};
@@ -114,13 +116,14 @@ impl<T: ShmSafe, G: Exclusive<T>> Orphan<'_, T, G> {
         T: Movable,
     {
         const { T::TYPE.assert_moves() };
-        // SAFETY: the caller has the lock, and nobody had access to the value since it was taken. The old one is
-        // not dropped: a `ShmSafe` type has no drop glue.
+        // SAFETY: the caller has the lock, and nobody has had access to the value since it was taken. The old
+        // value is not dropped: a `ShmSafe` type has no drop glue.
         unsafe { self.guard.value().write(value) };
         self.cleared(DIED | PANICKED)
     }
 
-    /// Takes the value as it is: some bytes that the dead one wrote, and others that it did not.
+    /// Takes the value as it is: some bytes that the dead holder wrote, and others that it had not
+    /// written yet.
     ///
     /// ```
     /// # use shmkit::{LockError, Mutex, Pool, process};
@@ -150,8 +153,8 @@ impl<T: ShmSafe, G: Exclusive<T>> Orphan<'_, T, G> {
     ///
     /// # Safety
     ///
-    /// The value is a valid `T`: whatever holders do with it leaves a valid value when it is cut off
-    /// between any two instructions.
+    /// The value is a valid `T`: whatever holders do with it leaves a valid value if they are
+    /// stopped between any two instructions.
     ///
     /// ```
     /// # use shmkit::{LockError, Mutex, Pool, ShmSafe, process};
@@ -179,7 +182,8 @@ impl<T: ShmSafe, G: Exclusive<T>> Orphan<'_, T, G> {
         self.cleared(DIED)
     }
 
-    /// Called when the value is valid, so that a death before hands on an orphan once more.
+    /// Clears flags, and gives the guard. Called once the value is valid, so that after a death
+    /// before that, the next holder gets an orphan again.
     fn cleared(self, flags: u64) -> G {
         let mut this = ManuallyDrop::new(self);
         lock::clear(this.guard.word(), flags);

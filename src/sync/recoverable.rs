@@ -2,9 +2,9 @@
 //!
 //! # Rationale
 //!
-//! A value that can tell from any of its bytes how to be put right needs no orphans: who locks next
-//! after a death repairs it first, under the lock. A panic of a holder leaves a half changed value
-//! just as well, so it is repaired the same way, and there is no poison.
+//! If a value can always be put right from the bytes that a death leaves, no orphans are needed:
+//! the next holder after a death repairs it first, under the lock. A panic of a holder also leaves
+//! a half-changed value, so that is repaired in the same way, and there is no poison.
 //!
 //! The word is that of a mutex (`participants::lock`):
 //!
@@ -20,10 +20,10 @@
 //! |--------|--------|----------|
 //! | with a guard | a dead tag; or PANICKED | the next one repairs |
 //! | while it repairs, also in `recover` | a dead tag; or the flags as they were | the next one repairs anew |
-//! | after the flags are cleared | as with a guard | the next one repairs what is in order: no harm |
+//! | after the flags are cleared | as with a guard | the next one repairs what is in order, without harm |
 //!
 //! Invariants
-//! 1. A guard exists only on the thread whose tag is in the word; references come from guards alone.
+//! 1. A guard exists only on the thread whose tag is in the word; references come only from guards.
 //! 2. PANICKED and DIED are cleared only after `recover` has returned.
 
 use std::cell::UnsafeCell;
@@ -42,7 +42,7 @@ use crate::participants::lock::{self, DIED, PANICKED, Refused, Taken};
 use crate::participants::tag::Tag;
 use crate::primitive::{AtomicU64, Ordering};
 
-/// A value that can be put right whatever a killed process has left of a change to it.
+/// A value that can be put right, whatever a killed process has left of a change to it.
 ///
 /// ```
 /// use shmkit::{KillSafe, Recover, ShmSafe};
@@ -68,9 +68,10 @@ use crate::primitive::{AtomicU64, Ordering};
 pub trait Recover: KillSafe + Movable {
     /// Puts the value right.
     ///
-    /// It runs under the lock, in whoever locks next after a holder was killed or panicked. It may
-    /// be killed or panic itself, anywhere; then it runs again, on what it left. So it must come to
-    /// the same end however often it is begun, and do nothing to a value that is in order.
+    /// It runs under the lock, in the next process that locks after a holder was killed or
+    /// panicked. It may itself be killed or panic at any point; then it runs again, on what it
+    /// left. So it must come to the same result however often it is begun, and must not change a
+    /// value that is in order.
     ///
     /// ```
     /// # use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -97,13 +98,13 @@ pub trait Recover: KillSafe + Movable {
     fn recover(&mut self);
 }
 
-/// A lock around a value that is repaired, by [`Recover::recover`], when a holder was killed or
+/// A lock around a value that is repaired, by [`Recover::recover`], after a holder was killed or
 /// panicked.
 ///
 /// # Crash behaviour
 ///
-/// If a holder is killed, the next one to lock repairs the value and has it. If that one is killed
-/// meanwhile, the next one does.
+/// If a holder is killed, the next one to lock repairs the value and then has the lock. If that one
+/// is killed meanwhile, the one after it does the same.
 ///
 /// ```
 /// use shmkit::{KillSafe, Pool, Recover, RecoverableMutex, ShmSafe};
@@ -146,11 +147,11 @@ pub struct RecoverableMutex<T: Recover> {
 // from thread to thread; the word is atomic.
 unsafe impl<T: Recover> Sync for RecoverableMutex<T> {}
 
-// What a panic leaves is repaired by the next one.
+// What a panic leaves is repaired by the next holder.
 impl<T: Recover> RefUnwindSafe for RecoverableMutex<T> {}
 
-// SAFETY: an atomic word, a tag of the pool's own tables in it, and a value that is listed at its
-// place; no `Drop`. Between processes as between threads: the tag excludes both.
+// SAFETY: an atomic word, which holds a tag of the pool's own tables, and a value that is listed at
+// its offset; no `Drop`. It works between processes as between threads: the tag excludes both.
 unsafe impl<T: Recover> ShmSafe for RecoverableMutex<T> {
     const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>(
         "RecoverableMutex",
@@ -193,8 +194,8 @@ impl<T: Recover> RecoverableMutex<T> {
         }
     }
 
-    /// Locks it, waiting as long as somebody who lives holds it, and repairs the value if a holder
-    /// was killed or panicked.
+    /// Locks the mutex, waiting as long as a live thread holds it, and repairs the value if a
+    /// holder was killed or panicked.
     ///
     /// # Errors
     ///
@@ -202,11 +203,13 @@ impl<T: Recover> RecoverableMutex<T> {
     ///
     /// # Panics
     ///
-    /// If [`Recover::recover`] does. The lock is free then, and the next one to lock repairs.
+    /// If [`Recover::recover`] does. The lock is free then, and the next one to lock repairs the
+    /// value.
     ///
     /// # Crash behaviour
     ///
-    /// A caller that is killed has the lock or not. If it has, the next one repairs.
+    /// A caller that is killed holds the lock, or it does not. If it does, the next one to lock
+    /// repairs the value.
     ///
     /// ```
     /// # use shmkit::{KillSafe, Pool, Recover, RecoverableMutex, ShmSafe, process};
@@ -235,7 +238,7 @@ impl<T: Recover> RecoverableMutex<T> {
         self.lock_until(None)
     }
 
-    /// Locks it if nobody who lives holds it.
+    /// Locks the mutex if no live thread holds it.
     ///
     /// # Errors
     ///
@@ -266,7 +269,8 @@ impl<T: Recover> RecoverableMutex<T> {
         self.outcome(here, lock::try_lock(here.arena, here.slot, &self.word))
     }
 
-    /// As [`lock`](Self::lock), for that time at most. (Repairing takes its time.)
+    /// As [`lock`](Self::lock), but waits for at most that time. (The time for a repair is not
+    /// limited.)
     ///
     /// # Errors
     ///
@@ -367,7 +371,7 @@ pub struct RecoverableGuard<'a, T: Recover> {
     holder: Holder,
 }
 
-// SAFETY: through a shared guard there is `&T` and nothing else.
+// SAFETY: a shared guard gives access to `&T` and nothing else.
 unsafe impl<T: Recover> Sync for RecoverableGuard<'_, T> {}
 
 impl<T: Recover> RecoverableGuard<'_, T> {
@@ -403,8 +407,8 @@ impl<T: Recover> Drop for RecoverableGuard<'_, T> {
     #[inline]
     fn drop(&mut self) {
         if let Some(slot) = self.holder.end(self.mutex) {
-            // Also if the thread was unwinding before there was a guard: it may have unwound twice, and a value that is
-            // in order is not harmed by a repair.
+            // This is done even if the thread was unwinding before there was a guard: there may have been a second
+            // panic, and a repair does no harm to a value that is in order.
             let set = if std::thread::panicking() {
                 PANICKED
             } else {

@@ -1,26 +1,27 @@
-//! [`ReentrantMutex`]: a lock that its holder may take again. Shared access only.
+//! [`ReentrantMutex`]: a lock that its holder may take again, and that gives shared access only.
 //!
 //! # Rationale
 //!
 //! Two guards of one thread may exist at once, so they give `&T`. With shared access only, what a
-//! killed holder leaves is a valid `T`: it changed it through atomics, or through types that see to
-//! themselves. So a death is told and no obstacle: [`ReentrantGuard::poison`].
+//! killed holder leaves is a valid `T`: it has changed the value only through atomics, or through
+//! types that take care of themselves. So a death is reported ([`ReentrantGuard::poison`]), but is
+//! no obstacle.
 //!
 //! The word is that of a mutex (`participants::lock`), with `depth` beside it:
 //!
 //! | word | depth |
 //! |------|-------|
-//! | free | any; it means nothing |
-//! | held | how many guards the holder has, once it has stored 1 |
+//! | free | any number; it has no meaning |
+//! | held | the number of guards that the holder has, once it has stored 1 |
 //!
 //! | killed | leaves | and then |
 //! |--------|--------|----------|
-//! | between taking the word and storing 1 | a dead tag, an old depth | who takes over stores 1 |
+//! | between taking the word and storing 1 | a dead tag, an old depth | the one that takes over stores 1 |
 //! | between changing the depth and anything else | a dead tag, that depth | as above |
 //!
 //! Invariants
 //! 1. Only the holder of the word touches `depth`.
-//! 2. Who takes the word stores 1 before it has a guard.
+//! 2. A thread that takes the word stores 1 before it has a guard.
 
 use std::fmt;
 use std::marker::PhantomPinned;
@@ -40,7 +41,8 @@ use crate::primitive::{AtomicU64, Ordering};
 ///
 /// # Crash behaviour
 ///
-/// If a holder is killed, the next one gets the lock at once, and its guard says what happened.
+/// If a holder is killed, the next one to lock gets the lock at once, and its guard says what
+/// happened.
 ///
 /// ```
 /// use std::sync::atomic::{AtomicU32, Ordering};
@@ -62,8 +64,8 @@ pub struct ReentrantMutex<T: ShmSafe> {
     _in_place: PhantomPinned,
 }
 
-// SAFETY: atomic words, a tag of the pool's own tables in one, and a value that is listed at its
-// place; no `Drop`.
+// SAFETY: atomic words, one of which holds a tag of the pool's own tables, and a value that is
+// listed at its offset; no `Drop`.
 unsafe impl<T: ShmSafe> ShmSafe for ReentrantMutex<T> {
     const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>(
         "ReentrantMutex",
@@ -100,9 +102,9 @@ unsafe impl<T: ShmSafe> ShmSafe for ReentrantMutex<T> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Poison {
-    /// It panicked with the lock held.
+    /// The holder panicked with the lock held.
     Panicked,
-    /// It was killed with the lock held.
+    /// The holder was killed with the lock held.
     OwnerDied,
 }
 
@@ -128,7 +130,8 @@ impl<T: ShmSafe> ReentrantMutex<T> {
         }
     }
 
-    /// Locks it, once more if this thread has it, waiting as long as somebody else who lives has it.
+    /// Locks the mutex, waiting as long as another live thread holds it. If this thread holds it
+    /// already, it is locked once more.
     ///
     /// # Errors
     ///
@@ -136,7 +139,8 @@ impl<T: ShmSafe> ReentrantMutex<T> {
     ///
     /// # Crash behaviour
     ///
-    /// A caller that is killed has the lock or not; if it has, it passes to the next.
+    /// A caller that is killed holds the lock, or it does not; if it does, the lock passes to the
+    /// next one.
     ///
     /// ```
     /// # use shmkit::sync::ReentrantMutex;
@@ -156,7 +160,7 @@ impl<T: ShmSafe> ReentrantMutex<T> {
         self.lock_until(None)
     }
 
-    /// Locks it if nobody else who lives has it.
+    /// Locks the mutex if no other live thread holds it.
     ///
     /// # Errors
     ///
@@ -178,7 +182,7 @@ impl<T: ShmSafe> ReentrantMutex<T> {
         self.outcome(here, lock::try_lock(here.arena, here.slot, &self.word))
     }
 
-    /// As [`lock`](Self::lock), for that time at most.
+    /// As [`lock`](Self::lock), but waits for at most that time.
     ///
     /// # Errors
     ///
@@ -234,12 +238,12 @@ impl<T: ShmSafe> ReentrantMutex<T> {
         here: Here,
         taken: Result<Taken, Refused>,
     ) -> Result<ReentrantGuard<'_, T>, LockFailure> {
-        // Relaxed throughout: by invariant 1 the word orders what different threads do to `depth`.
+        // Relaxed throughout: by invariant 1, the word orders what different threads do to `depth`.
         match taken {
             Ok(_) => self.depth.store(1, Ordering::Relaxed),
             Err(Refused::Held) => {
                 let depth = self.depth.load(Ordering::Relaxed);
-                // Of a damaged pool, it may be any number.
+                // In a damaged pool, it may be any number.
                 self.depth.store(depth.saturating_add(1), Ordering::Relaxed);
             }
             Err(refused) => return Err(refused.into()),
@@ -287,11 +291,12 @@ pub struct ReentrantGuard<'a, T: ShmSafe> {
     holder: Holder,
 }
 
-// SAFETY: through a shared guard there is `&T` and a look at the word, and nothing else.
+// SAFETY: a shared guard gives access to `&T` and a look at the word, and nothing else.
 unsafe impl<T: ShmSafe> Sync for ReentrantGuard<'_, T> {}
 
 impl<T: ShmSafe> ReentrantGuard<'_, T> {
-    /// What happened to a holder since the last [`ReentrantMutex::clear_poison`], the worse if both.
+    /// What happened to a holder since the last [`ReentrantMutex::clear_poison`]; if both happened,
+    /// the worse.
     ///
     /// ```
     /// # use std::panic::{AssertUnwindSafe, catch_unwind};

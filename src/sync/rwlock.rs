@@ -2,19 +2,19 @@
 //!
 //! # Rationale
 //!
-//! A reader must be found out when it is killed, so it is listed, in its own slot
-//! (`participants::readers`); the lock's word (`participants::lock`) names the writer only. So a
-//! read is one exchange on a line of the reader's own, and readers on all processors at once do not
+//! It must be noticed when a reader is killed, so each reader is listed, in its own slot
+//! (`participants::readers`); the lock's word (`participants::lock`) names only the writer. So a
+//! read is one exchange on a cache line of the reader's own, and readers on all processors do not
 //! disturb each other. A writer takes the word, which keeps new readers out, and waits for those
-//! that are listed: writers do not starve, and pay for a look at the slots of all threads.
+//! that are listed: writers do not starve, but have to look at the slots of all threads.
 //!
 //! A writer that is killed while it waits for readers has changed nothing, and the readers go on.
-//! `dirty` tells that from a writer killed while it wrote.
+//! `dirty` distinguishes it from a writer that was killed while it wrote.
 //!
 //! | word | dirty | meaning | next |
 //! |------|---|---------|------|
 //! | free             | 0 | the value is valid; listed threads read | held |
-//! | free, PANICKED   | 0 | valid, a writer unwound | as above: [`LockError::Panicked`] |
+//! | free, PANICKED   | 0 | valid; a writer unwound | as above: [`LockError::Panicked`] |
 //! | held             | 0 | valid; the holder waits for listed threads | dirty; or free: it gives up |
 //! | held             | 1 | the holder may be changing the value; nobody reads | held, 0, by its holder |
 //! | free, DIED       | 1 | perhaps not valid; nobody reads | held: [`LockError::OwnerDied`] |
@@ -29,11 +29,11 @@
 //! | unlocking, once it is not dirty | a dead tag, or sleepers not woken | the lock, at their next look |
 //!
 //! Invariants
-//! 1. `dirty` is changed by the holder of the word alone. It is 1 from before a [`WriteGuard`] exists
+//! 1. `dirty` is changed only by the holder of the word. It is 1 from before a [`WriteGuard`] exists
 //!    until after the value is valid again.
 //! 2. A [`ReadGuard`] exists only on a thread that lists the lock, and that has seen the word free and
 //!    without DIED after listing it.
-//! 3. `dirty` becomes 1 only when nobody who lives lists the lock and has seen the word free.
+//! 3. `dirty` becomes 1 only when no live thread lists the lock and has seen the word free.
 
 mod guards;
 
@@ -55,15 +55,15 @@ use crate::participants::readers;
 use crate::participants::tag::Tag;
 use crate::primitive::{AtomicU64, Ordering, compiler_fence};
 
-/// A lock around a value, for many readers at once or one writer, in any number of threads and
-/// processes.
+/// A reader-writer lock around a value, for many readers at once or one writer, in any number of
+/// threads and processes.
 ///
-/// Writers that wait keep new readers out. A thread that locks what it has locked already, in
-/// whatever way, is told so. A thread can read under 31 locks at once.
+/// Writers that wait keep new readers out. A thread that locks a lock that it already holds, for
+/// reading or for writing, is told so. A thread can read under 31 locks at once.
 ///
 /// # Crash behaviour
 ///
-/// If a reader is killed, its lock is gone. If a writer is killed with a guard, the next one to
+/// If a reader is killed, it no longer counts. If a writer is killed with a guard, the next one to
 /// lock, for reading or for writing, gets [`LockError::OwnerDied`] with the lock held.
 ///
 /// ```
@@ -88,11 +88,12 @@ pub struct RwLock<T: ShmSafe> {
 // (invariants 2 and 3); `T: ShmSafe` may be sent and shared. The words are atomic.
 unsafe impl<T: ShmSafe> Sync for RwLock<T> {}
 
-// As std's: what a panic leaves is told to the next one.
+// As for std's lock: what a panic leaves is reported to the next holder.
 impl<T: ShmSafe> RefUnwindSafe for RwLock<T> {}
 
-// SAFETY: atomic words, a tag of the pool's own tables in one, and a value that is listed at its
-// place; no `Drop`. Between processes as between threads: lists and tag exclude both.
+// SAFETY: atomic words, one of which holds a tag of the pool's own tables, and a value that is
+// listed at its offset; no `Drop`. It works between processes as between threads: lists and tag
+// exclude both.
 unsafe impl<T: ShmSafe> ShmSafe for RwLock<T> {
     const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>(
         "RwLock",
@@ -141,7 +142,7 @@ impl<T: ShmSafe> RwLock<T> {
         }
     }
 
-    /// Locks it for reading, waiting as long as somebody who lives writes or waits to write.
+    /// Locks for reading, waiting as long as a live thread writes or waits to write.
     ///
     /// # Errors
     ///
@@ -168,7 +169,7 @@ impl<T: ShmSafe> RwLock<T> {
         self.read_with(Patience::Until(None))
     }
 
-    /// Locks it for reading if nobody who lives writes or waits to write.
+    /// Locks for reading if no live thread writes or waits to write.
     ///
     /// # Errors
     ///
@@ -191,7 +192,7 @@ impl<T: ShmSafe> RwLock<T> {
         self.read_with(Patience::None)
     }
 
-    /// As [`read`](Self::read), for that time at most.
+    /// As [`read`](Self::read), but waits for at most that time.
     ///
     /// # Errors
     ///
@@ -219,7 +220,7 @@ impl<T: ShmSafe> RwLock<T> {
         self.read_with(Patience::Until(deadline(timeout)))
     }
 
-    /// Locks it for writing, waiting as long as somebody who lives reads or writes.
+    /// Locks for writing, waiting as long as a live thread reads or writes.
     ///
     /// # Errors
     ///
@@ -228,7 +229,7 @@ impl<T: ShmSafe> RwLock<T> {
     /// # Crash behaviour
     ///
     /// A caller that is killed while it waits leaves the lock and the value as they are. One that
-    /// is killed with the lock leaves a [`WriteOrphan`] to the next.
+    /// is killed with the lock leaves a [`WriteOrphan`] to the next one to lock.
     ///
     /// ```
     /// # use shmkit::{LockError, Pool, RwLock};
@@ -247,7 +248,7 @@ impl<T: ShmSafe> RwLock<T> {
         self.write_with(Patience::Until(None))
     }
 
-    /// Locks it for writing if nobody who lives reads or writes. Readers that come while it finds
+    /// Locks for writing if no live thread reads or writes. Readers that come while the call finds
     /// this out may find the lock taken.
     ///
     /// # Errors
@@ -271,7 +272,7 @@ impl<T: ShmSafe> RwLock<T> {
         self.write_with(Patience::None)
     }
 
-    /// As [`write`](Self::write), for that time at most.
+    /// As [`write`](Self::write), but waits for at most that time.
     ///
     /// # Errors
     ///
@@ -299,7 +300,7 @@ impl<T: ShmSafe> RwLock<T> {
         self.write_with(Patience::Until(deadline(timeout)))
     }
 
-    /// Whether a writer has panicked, and nobody has called [`clear_poison`](Self::clear_poison)
+    /// True if a writer has panicked, and nobody has called [`clear_poison`](Self::clear_poison)
     /// since.
     ///
     /// ```
@@ -321,12 +322,12 @@ impl<T: ShmSafe> RwLock<T> {
     /// ```
     #[must_use]
     pub fn is_poisoned(&self) -> bool {
-        // Relaxed: a hint to who does not hold the lock, and exact to who does.
+        // Relaxed: a hint for a thread that does not hold the lock, and exact for one that does.
         self.word.load(Ordering::Relaxed) & PANICKED != 0
     }
 
-    /// Says that the value is in order although a writer panicked. The death of a writer is another
-    /// matter, and stays.
+    /// Says that the value is in order although a writer panicked. That a writer was killed is not
+    /// forgotten by this.
     ///
     /// ```
     /// # use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -359,7 +360,7 @@ impl<T: ShmSafe> RwLock<T> {
         }
     }
 
-    /// Reads although the word was not 0 after the lock was listed.
+    /// Locks for reading when the word was not 0 after the lock was listed.
     #[cold]
     fn read_slow(&self, here: Here, patience: Patience) -> Read<'_, T> {
         let mut looked = false;
@@ -388,7 +389,8 @@ impl<T: ShmSafe> RwLock<T> {
         }
     }
 
-    /// Takes the word from the dead: frees it if the value is valid, answers with an orphan if not.
+    /// Takes the word from a dead holder: frees it if the value is valid, and gives an orphan if
+    /// not.
     fn see_to_the_dead<G>(&self, here: Here) -> Result<(), LockError<G, WriteOrphan<'_, T>>> {
         match lock::try_lock(here.arena, here.slot, &self.word) {
             Ok(taken) => {
@@ -401,8 +403,8 @@ impl<T: ShmSafe> RwLock<T> {
         }
     }
 
-    /// Locks it for writing, for who is `here`, if it is free and no writer has left a flag; then waits for readers.
-    /// `None` if there is more to it: [`write`](Self::write) sees to that.
+    /// Locks for writing, as the thread of `here`, if the lock is free and no writer has left a flag; then waits for
+    /// readers. `None` in all other cases, which [`write`](Self::write) deals with.
     #[inline(always)]
     pub(crate) fn write_if_free(&self, here: Here) -> Option<WriteGuard<'_, T>> {
         let Here { arena, slot } = here;
@@ -453,7 +455,7 @@ impl<T: ShmSafe> RwLock<T> {
         }
     }
 
-    /// The caller has the word, and nobody reads.
+    /// Makes the guard for a caller that has the word, when nobody reads.
     #[inline]
     fn written(&self, here: Here) -> WriteGuard<'_, T> {
         self.dirty.store(1, Ordering::Release);
@@ -462,7 +464,7 @@ impl<T: ShmSafe> RwLock<T> {
         WriteGuard::new(self, here)
     }
 
-    /// The caller has taken the word: is the value valid?
+    /// The caller has taken the word. Checks whether the value is valid.
     #[inline]
     fn check<G>(&self, here: Here, taken: &Taken) -> Result<(), LockError<G, WriteOrphan<'_, T>>> {
         // Relaxed: taking the word has acquired what its holders wrote.
@@ -471,7 +473,8 @@ impl<T: ShmSafe> RwLock<T> {
             let guard = WriteGuard::new(self, here);
             return Err(LockError::OwnerDied(WriteOrphan::new(guard, owner)));
         }
-        // The dead has left it valid; or else it is a flag that nobody has set, of a damaged pool.
+        // The dead holder has left the value valid; or the pool is damaged, and this is a flag that
+        // nobody has set.
         if taken.flags & DIED != 0 {
             lock::clear(&self.word, DIED);
         }

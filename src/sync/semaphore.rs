@@ -1,20 +1,21 @@
 //! [`Semaphore`]: a counter of permits (`participants::detect`), and in each thread's slot a list of
-//! those it holds (`participants::permits`).
+//! those that it holds (`participants::permits`).
 //!
 //! # Rationale
 //!
-//! A permit that is held must come back when its holder is killed, so its holder is listed. The
-//! counter's changes are detectable: recovery knows whether the dead one's last change happened.
-//! Permits that are added are nobody's, so adding is one exchange and needs no list.
+//! A permit that is held must come back when its holder is killed, so the holder lists it. The
+//! counter's changes are detectable: recovery knows whether a dead thread's last change happened.
+//! Permits that are added belong to nobody, so adding is one exchange and needs no list.
 //!
-//! Who finds none looks on for a moment (`habit`), and then sleeps on the word's low half, once it says
-//! WAITERS: who gives a permit back, and does not find that, makes no call to the kernel.
+//! A thread that finds no permit keeps looking for a moment (`habit`), and then sleeps on the word's
+//! low half, once that says WAITERS. A thread that gives a permit back and does not find WAITERS makes
+//! no call to the kernel.
 //!
 //! | left | WAITERS | sleepers |
 //! |------|---------|----------|
 //! | 0 | set | may sleep |
-//! | 0 | not | one is on his way who sets it again, or finds a permit; or there are none |
-//! | more | not | one for each permit that came was woken; who takes one after a sleep and leaves some wakes another |
+//! | 0 | not set | one thread is under way that sets it again, or finds a permit; or there are none |
+//! | more | not set | for each permit that came one was woken; after a sleep, one that leaves some wakes another |
 //!
 //! | killed | leaves | and then |
 //! |--------|--------|----------|
@@ -22,17 +23,17 @@
 //! | with a permit | an entry HELD | recovery gives it back |
 //! | adding permits, before the exchange | nothing | |
 //! | giving or adding, after it | sleepers not woken, WAITERS clear | they look within `lock::TICK` |
-//! | about to sleep | WAITERS, perhaps for nobody | a wake for nobody |
+//! | about to sleep | WAITERS, perhaps for nobody | a wake that nobody needs |
 //! | woken, before it takes a permit | the others asleep | as above, or recovery wakes one |
 //!
 //! Invariants
-//! 1. The counter and the listed permits together are what was made and added, less what was
-//!    forgotten.
+//! 1. The counter and the listed permits together are the number of permits that were made and
+//!    added, less those that were forgotten.
 //! 2. The counter is at most [`Semaphore::MAX_PERMITS`] after adding, and all slots together list
-//!    no more than what is left to `permits::MOST`: giving back does not overflow.
-//! 3. Where somebody sleeps, WAITERS is set, or somebody lives who was woken, or is about to wake one. So WAITERS is set
-//!    before a sleep, by who takes the last permit after one, and cleared by who wakes; who slept and goes without a permit
-//!    wakes the others, if it is clear.
+//!    no more than the difference to `permits::MOST`: giving back does not overflow.
+//! 3. If somebody sleeps, WAITERS is set, or there is a live thread that was woken or is about to wake one. So WAITERS
+//!    is set before a sleep, and by a thread that takes the last permit after a sleep; it is cleared by a thread that
+//!    wakes; and a thread that has slept and goes without a permit wakes the others, if WAITERS is clear.
 
 use std::fmt;
 use std::marker::{PhantomData, PhantomPinned};
@@ -54,12 +55,13 @@ use crate::participants::thread::NoSlot;
 use crate::participants::{lock, recovery};
 use crate::primitive::{AtomicU64, Ordering};
 
-/// A number of permits to be had by any number of threads and processes.
+/// A number of permits that any number of threads and processes can acquire.
 ///
 /// # Crash behaviour
 ///
-/// The permits of a process that is killed come back, also one that it was just taking or giving
-/// back. Those that it consumed ([`Permit::forget`]) or added do not.
+/// The permits of a process that is killed come back, including one that it was just taking or
+/// giving back. Those that it has consumed ([`Permit::forget`]) do not come back, and those that it
+/// has added are not taken away.
 ///
 /// ```
 /// use shmkit::{Pool, Semaphore};
@@ -107,13 +109,13 @@ unsafe impl ShmSafe for Semaphore {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum AcquireError {
-    /// There is none left, and the call does not wait.
+    /// There is no permit left, and the call does not wait.
     #[error("no permit is left")]
     WouldBlock,
-    /// There was none left all the time.
+    /// There was no permit left until the time was up.
     #[error("no permit was left for the whole time limit")]
     TimedOut,
-    /// The thread holds as many permits, of all semaphores of the pool, as it can: 28.
+    /// The thread already holds as many permits as it can, of all semaphores of the pool together: 28.
     #[error("the thread holds as many permits as a thread can")]
     TooManyHeld,
     /// The semaphore is not part of an object in a pool.
@@ -149,7 +151,7 @@ pub enum AddPermitsError {
 }
 
 impl Semaphore {
-    /// The most permits that can be available after adding some.
+    /// The greatest number of permits that can be available after adding some.
     ///
     /// ```
     /// # use shmkit::sync::{AddPermitsError, Semaphore};
@@ -182,7 +184,7 @@ impl Semaphore {
         }
     }
 
-    /// How many permits are available at this moment.
+    /// The number of permits that are available at this moment.
     ///
     /// ```
     /// # use shmkit::sync::Semaphore;
@@ -197,7 +199,8 @@ impl Semaphore {
         permits::left(self.word.load(Ordering::Relaxed))
     }
 
-    /// Takes a permit, waiting for one. A thread holds 28 at most, of all semaphores of the pool.
+    /// Takes a permit, waiting for one. A thread can hold at most 28 permits, of all semaphores of
+    /// the pool together.
     ///
     /// # Errors
     ///
@@ -205,7 +208,7 @@ impl Semaphore {
     ///
     /// # Crash behaviour
     ///
-    /// A caller that is killed has taken none, or its permit comes back.
+    /// A caller that is killed has taken no permit, or its permit comes back.
     ///
     /// ```
     /// # use shmkit::sync::Semaphore;
@@ -239,7 +242,7 @@ impl Semaphore {
     pub fn try_acquire(&self) -> Result<Permit<'_>, AcquireError> {
         let here = here(self)?;
         match self.take(here, false) {
-            // The dead's, if somebody tries again and again.
+            // Gets back the permits of the dead, for callers that try again and again.
             Err(TakeFailure::NoneLeft) if recovery::settle_in_turn(here.arena) => {
                 self.take(here, false)
             }
@@ -249,7 +252,7 @@ impl Semaphore {
         .map_err(refused)
     }
 
-    /// As [`acquire`](Self::acquire), for that time at most.
+    /// As [`acquire`](Self::acquire), but waits for at most that time.
     ///
     /// # Errors
     ///
@@ -344,7 +347,8 @@ impl Semaphore {
                 return Err(AcquireError::TimedOut);
             }
             if deadline.is_some_and(|d| Instant::now() >= d) {
-                // The dead's, if somebody asks for a short time again and again.
+                // Gets back the permits of the dead, for callers that ask again and again with a
+                // short time limit.
                 recovery::settle_in_turn(here.arena);
                 is_late = true;
             } else if let Some(waiting) = permits::announce(&self.word) {
@@ -354,7 +358,7 @@ impl Semaphore {
         }
     }
 
-    /// A permit, and how many are left.
+    /// Takes a permit, and says how many are left.
     #[inline]
     fn take(&self, here: Here, slept: bool) -> Result<(Permit<'_>, u32), TakeFailure> {
         let (index, rest) = permits::try_take(here.arena, here.slot, &self.word, slept)?;
@@ -384,7 +388,7 @@ impl fmt::Debug for Semaphore {
     }
 }
 
-/// A permit of a [`Semaphore`]; given back when it is dropped.
+/// A permit of a [`Semaphore`]. It is given back when it is dropped.
 ///
 /// ```
 /// use shmkit::sync::Semaphore;
@@ -406,11 +410,12 @@ pub struct Permit<'a> {
     _one_thread: PhantomData<*const ()>,
 }
 
-// SAFETY: a shared permit offers nothing.
+// SAFETY: a shared permit gives access to nothing.
 unsafe impl Sync for Permit<'_> {}
 
 impl Permit<'_> {
-    /// Consumes the permit: it does not come back, unless by [`Semaphore::add_permits`].
+    /// Consumes the permit: it does not come back, unless it is replaced by
+    /// [`Semaphore::add_permits`].
     ///
     /// # Crash behaviour
     ///

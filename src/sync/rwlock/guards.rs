@@ -1,4 +1,5 @@
-//! What a [`RwLock`] is held with, and how it is released. Invariants and deaths: `sync::rwlock`.
+//! The guards of a [`RwLock`], and how it is released. For invariants and what a kill leaves, see
+//! `sync::rwlock`.
 
 use std::ops::{Deref, DerefMut};
 
@@ -15,7 +16,7 @@ use crate::primitive::{AtomicU64, Ordering};
 ///
 /// # Crash behaviour
 ///
-/// A process killed with it leaves nothing behind.
+/// A process that is killed with the guard leaves nothing behind.
 ///
 /// ```
 /// use shmkit::{Pool, RwLock};
@@ -35,7 +36,7 @@ pub struct ReadGuard<'a, T: ShmSafe> {
     holder: Holder,
 }
 
-// SAFETY: through a shared guard there is `&T` and nothing else.
+// SAFETY: a shared guard gives access to `&T` and nothing else.
 unsafe impl<T: ShmSafe> Sync for ReadGuard<'_, T> {}
 
 impl<'a, T: ShmSafe> ReadGuard<'a, T> {
@@ -50,7 +51,7 @@ impl<'a, T: ShmSafe> ReadGuard<'a, T> {
 }
 
 impl<T: ShmSafe> RwLock<T> {
-    /// A [`ReadGuard`] ends. It is not given by its address: so it can stay in registers.
+    /// Ends a [`ReadGuard`]. The guard is not passed by its address, so it can stay in registers.
     #[inline]
     fn end_reading(&self, holder: Holder) {
         if let Some(slot) = holder.end(self) {
@@ -80,8 +81,8 @@ shown_as_value!(ReadGuard, ShmSafe);
 
 /// The lock on a [`RwLock`], held for writing; released when it is dropped.
 ///
-/// The value can be changed through it if it is `Unpin`. Values that own pool memory are not: they
-/// are used in place through `&self`.
+/// The value can be changed through the guard if it is `Unpin`. Values that own pool memory are not
+/// `Unpin`: they are used in place, through `&self`.
 ///
 /// ```compile_fail,E0080
 /// use shmkit::{Pool, RwLock, Semaphore, ShmSafe};
@@ -99,7 +100,7 @@ shown_as_value!(ReadGuard, ShmSafe);
 ///
 /// # Crash behaviour
 ///
-/// A process killed with it leaves a [`WriteOrphan`] to the next.
+/// A process that is killed with the guard leaves a [`WriteOrphan`] to the next one to lock.
 ///
 /// ```
 /// use shmkit::{Pool, RwLock, sync::LockError};
@@ -119,7 +120,7 @@ pub struct WriteGuard<'a, T: ShmSafe> {
     holder: Holder,
 }
 
-// SAFETY: through a shared guard there is `&T` and nothing else.
+// SAFETY: a shared guard gives access to `&T` and nothing else.
 unsafe impl<T: ShmSafe> Sync for WriteGuard<'_, T> {}
 
 impl<'a, T: ShmSafe> WriteGuard<'a, T> {
@@ -159,7 +160,8 @@ impl<T: ShmSafe> Drop for WriteGuard<'_, T> {
     fn drop(&mut self) {
         if let Some(slot) = self.holder.end(self.lock) {
             if self.holder.unwound() {
-                // Before the value is said to be valid, so that a death between does not hide it.
+                // Stored before the value is said to be valid, so that a death in between does not
+                // hide it.
                 self.lock.word.fetch_or(PANICKED, Ordering::Relaxed);
             }
             // Release: after all stores to the value.
@@ -182,7 +184,7 @@ impl<T: ShmSafe> Exclusive<T> for WriteGuard<'_, T> {
 
     fn abandon(&self) {
         if let Some(slot) = self.holder.end(self.lock) {
-            // Dirty stays, by invariant 1.
+            // `dirty` stays 1, by invariant 1.
             lock::unlock_for_all(&self.lock.word, slot.tag(), DIED);
         }
     }
