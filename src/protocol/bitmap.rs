@@ -1,4 +1,4 @@
-//! The two sets of bits of a span. Rationale, steps and invariants: `allocator::span`.
+//! The two sets of bits of a span. For the rationale, steps and invariants, see `allocator::span`.
 
 use crate::primitive::{AtomicU64, Ordering, fence};
 
@@ -7,7 +7,7 @@ use crate::primitive::{AtomicU64, Ordering, fence};
 pub struct Place(pub u32);
 
 impl Place {
-    /// The word of the sets that has its bit.
+    /// The index of the word that has its bit, in either set.
     #[inline(always)]
     pub fn word(self) -> usize {
         self.0 as usize / 64
@@ -20,31 +20,33 @@ impl Place {
     }
 }
 
-/// A word of each set.
+/// One word of each set.
 #[repr(C)]
 pub struct Pair {
     pub freed: AtomicU64,
     pub remote: AtomicU64,
 }
 
-/// The sets of a span, of `W` words at most.
+/// The sets of a span, of at most `W` words each.
 #[derive(Clone, Copy)]
 pub struct Sets<'a, const W: usize>(pub &'a [Pair; W]);
 
-/// What there was of blocks that others have freed.
+/// What was found of blocks that others have freed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Collected {
     Nothing,
-    /// Some are left where they are, as `freeing` words name them. The owner [is told](tell), which is to do it itself:
-    /// who frees one of them, or a neighbour, tells nobody if another one is there.
+    /// Some are left where they are, as `freeing` words name them. The owner [is told](tell); the caller has to do
+    /// that, since a thread that frees one of them, or a neighbour, tells nobody if another bit is set already.
     Named,
-    /// Some can be handed out. There may be more: the owner comes back when it has handed them out.
+    /// Some can be handed out. There may be more: the owner looks again when it has handed these
+    /// out.
     Some,
 }
 
-/// The word with the bit of a block.
+/// The word, with the bit of a block set.
 ///
-/// One instruction, where the compiler, which knows it from the test before, makes a mask of four.
+/// It is one instruction; the compiler, which knows from the test before that the bit is clear,
+/// would compute a mask in four.
 #[cfg(all(target_arch = "x86_64", not(shmkit_loom)))]
 #[inline(always)]
 fn with_bit(word: u64, block: u32) -> u64 {
@@ -63,8 +65,8 @@ fn with_bit(word: u64, block: u32) -> u64 {
     word | Place(block).bit()
 }
 
-/// Takes the lowest block of a word of `freed`; its number in the word. `record` is told it
-/// beforehand. The caller is the owner.
+/// Takes the lowest block of a word of `freed`; true if there was one. `record` is given the
+/// block's number in the word beforehand. The caller is the owner.
 #[inline(always)]
 pub fn take(word: &AtomicU64, record: impl FnOnce(u32)) -> bool {
     let free = word.load(Ordering::Relaxed);
@@ -72,16 +74,16 @@ pub fn take(word: &AtomicU64, record: impl FnOnce(u32)) -> bool {
         return false;
     }
     record(free.trailing_zeros());
-    // The block is allocated by this store. Only the owner writes the word.
+    // The block is allocated from this store on. Only the owner writes the word.
     word.store(free & (free - 1), Ordering::Release);
     true
 }
 
-/// Tells an owner that somebody has freed a block of a span of its own: after the free.
+/// Tells an owner that somebody has freed a block of one of its spans. Called after the free.
 #[inline]
 pub fn tell(hints: &AtomicU64, hint: u64) {
-    // Set still: the owner, who clears it and then looks, has not looked yet. The free and the
-    // load, the owner's exchange and its look are in one order.
+    // If the hint is still set, the owner, which clears it and then looks, has not looked yet. The
+    // free and this load, and the owner's exchange and its look, are all in one total order.
     if hints.load(Ordering::SeqCst) & hint == 0 {
         hints.fetch_or(hint, Ordering::SeqCst);
     }
@@ -97,12 +99,13 @@ pub fn was_told(hints: &AtomicU64, hint: u64) -> bool {
     told
 }
 
-/// Makes a span nobody's, of which others may free the last blocks meanwhile; who frees looks at the tag
-/// after that. True if the span is empty now, and perhaps nobody else knows: the caller is to take it back.
+/// Gives up the ownership of a span. Others may free its last blocks meanwhile; a thread that frees a block
+/// looks at the tag after that. True if the span is empty now, and perhaps nobody else knows: the caller
+/// has to take it back.
 #[inline]
 pub fn disown(tag: &AtomicU64, nobodys: u64, is_empty: impl FnOnce() -> bool) -> bool {
     tag.store(nobodys, Ordering::Release);
-    // Who freed the last block and still saw an owner did that before this.
+    // If a thread that freed the last block still saw an owner, it freed the block before this.
     fence(Ordering::SeqCst);
     is_empty()
 }
@@ -120,7 +123,7 @@ impl<'a, const W: usize> Sets<'a, W> {
         &self.0[word % W].remote
     }
 
-    /// Frees a block, unless it is free. The caller is the owner. True if it did.
+    /// Frees a block, unless it is free already. True if it did. The caller is the owner.
     #[inline]
     pub fn free_own(&self, place: Place) -> bool {
         let remote = self.remote(place.word()).load(Ordering::Acquire);
@@ -129,12 +132,12 @@ impl<'a, const W: usize> Sets<'a, W> {
         if (remote | free) & place.bit() != 0 {
             return false;
         }
-        // The block is free by this store. Only the owner writes the word.
+        // The block is free from this store on. Only the owner writes the word.
         freed.store(with_bit(free, place.0), Ordering::Release);
         true
     }
 
-    /// Frees a block of another's; what had been freed so before.
+    /// Frees a block of a span that another owns, and gives the bits that had been set so before.
     #[inline]
     pub fn free_remote(&self, place: Place) -> u64 {
         // Release: what this thread did with the block is done before the owner hands it out again.
@@ -142,22 +145,22 @@ impl<'a, const W: usize> Sets<'a, W> {
             .fetch_or(place.bit(), Ordering::SeqCst)
     }
 
-    /// True if the block is in one of the sets. Read in this order, a block that was freed before
-    /// the call, in the order that synchronisation gives, is always found.
+    /// True if the block is in one of the sets. As they are read in this order, a block whose
+    /// freeing happened before the call is always found.
     #[inline]
     pub fn is_free(&self, place: Place) -> bool {
         self.free_bits(place.word()) & place.bit() != 0
     }
 
-    /// The free blocks of a word, of both sets. Who has cleared a hint before sees what a free that
-    /// raised it earlier has set.
+    /// The free blocks of a word, of both sets. A caller that has cleared a hint before sees the
+    /// bits of the frees that had raised the hint.
     #[inline]
     pub fn free_bits(&self, word: usize) -> u64 {
         let remote = self.remote(word).load(Ordering::SeqCst);
         remote | self.freed(word).load(Ordering::Acquire)
     }
 
-    /// A word with blocks in `freed`, the first from word `from` on, around.
+    /// A word with blocks in `freed`: the first one from word `from` on, wrapping around.
     #[inline]
     pub fn stocked(&self, words: usize, from: usize) -> Option<usize> {
         let from = from.min(words);
@@ -166,18 +169,20 @@ impl<'a, const W: usize> Sets<'a, W> {
             .find(|&word| self.freed(word).load(Ordering::Relaxed) != 0)
     }
 
-    /// Moves what others freed to `freed`. `keep_named` takes those blocks out of the sets that it is given which
-    /// `freeing` words name.
+    /// Moves the blocks that others have freed to `freed`. `keep_named` removes those that `freeing` words name
+    /// from the sets that it is given.
     pub fn collect(&self, words: usize, keep_named: impl FnOnce(&mut [u64; W])) -> Collected {
         let mut taken = [0; W];
         for (word, taken) in taken.iter_mut().enumerate().take(words) {
-            // Acquire pairs with the Release of the or: what the other did with the block is done.
+            // Acquire pairs with the Release of the `fetch_or`: what the other did with the block
+            // is done.
             *taken = self.remote(word).load(Ordering::SeqCst);
         }
         if taken.iter().all(|&word| word == 0) {
             return Collected::Nothing;
         }
-        // After the loads: who names a block later than this sets its bit later than those.
+        // After the loads: a thread that names a block later than this sets its bit later than
+        // those loads.
         keep_named(&mut taken);
         for (word, &taken) in taken.iter().enumerate().filter(|&(_, &taken)| taken != 0) {
             let freed = self.freed(word);

@@ -1,4 +1,4 @@
-//! The words of a queue's cells, and positions: what `ring` is about.
+//! The words of a queue's cells, and positions, on which `ring` is built.
 //!
 //! ```text
 //! bit  0..3   phase
@@ -6,8 +6,8 @@
 //! bit 15..64  position: the lap, and below it the cell's index
 //! ```
 //!
-//! Positions are compared round the corner. Not all numbers are positions: a lap is a power of two, and may
-//! be of more positions than there are cells.
+//! Positions wrap around, and are compared accordingly. Not all numbers are positions: a lap is a power of
+//! two, and may be longer than there are cells.
 
 use crate::primitive::{AtomicU64, Ordering};
 
@@ -66,7 +66,7 @@ impl Cell {
     }
 }
 
-/// How many cells there are, and how positions come from that.
+/// The number of cells, and how positions follow from it.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
     cells: u64,
@@ -74,10 +74,10 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// The most cells that there can be.
+    /// The greatest number of cells.
     pub const MAX: u64 = 1 << 32;
 
-    /// The shape of so many cells, 1 to [`MAX`](Self::MAX).
+    /// The shape of a ring of `cells` cells, from 1 to [`MAX`](Self::MAX).
     #[inline]
     pub const fn new(cells: u64) -> Self {
         debug_assert!(cells >= 1 && cells <= Self::MAX);
@@ -93,7 +93,7 @@ impl Shape {
         Shape { cells, shift: log }
     }
 
-    /// The binary logarithm of the [lap](Self::lap), 32 at most.
+    /// The binary logarithm of the [lap](Self::lap), at most 32.
     #[inline]
     pub const fn log(self) -> u32 {
         self.shift
@@ -104,13 +104,13 @@ impl Shape {
         self.cells as usize
     }
 
-    /// From a position to the next one of the same cell.
+    /// The distance from a position to the next one of the same cell.
     #[inline]
     pub const fn lap(self) -> u64 {
         1 << self.shift
     }
 
-    /// The cell of a position; the first one if the position is none.
+    /// The index of a position's cell; that of the first cell if the number is not a position.
     #[inline]
     pub const fn index(self, position: u64) -> usize {
         let index = position & (self.lap() - 1);
@@ -131,23 +131,24 @@ impl Shape {
         }
     }
 
-    /// The position that a hint says.
+    /// The position that a hint gives.
     #[inline]
     pub(super) fn hint(self, word: &AtomicU64) -> u64 {
-        // Acquire: what is before the position is seen claimed, or taken. So a claim here comes after
-        // those before it also to who learns of it from the claimant alone.
+        // Acquire: everything before the position is seen as claimed, or taken. So a claim made here
+        // comes after those before it, even for a thread that learns of it only from the claimant.
         word.load(Ordering::Acquire) & MASK
     }
 
-    /// A hint as it is: what is above the bits of a position falls off where a word is made of it, and
-    /// where its cell is looked for.
+    /// A hint as it is: bits above those of a position are dropped when a word is made of it, and when
+    /// its cell is looked up.
     #[inline(always)]
     pub(super) fn hint_as_it_is(self, word: &AtomicU64) -> u64 {
         // Acquire: see `hint`.
         word.load(Ordering::Acquire)
     }
 
-    /// Sets a hint to the position after `at`, which it was; if it has changed since, it may be ahead.
+    /// Sets a hint, which was `at`, to the position after that. If it has changed since, it may be
+    /// ahead, and is left alone.
     #[inline(always)]
     pub(super) fn go_on(self, word: &AtomicU64, at: u64) {
         if word.load(Ordering::Relaxed) == at {
@@ -166,15 +167,15 @@ impl Shape {
         }
     }
 
-    /// More steps than a walk takes on words that make sense.
+    /// More steps than a walk takes on words that are valid.
     #[inline]
     pub(super) const fn patience(self) -> u64 {
         self.cells * 4 + 64
     }
 }
 
-/// The cell of what is no position. Cold, so that the processor guesses that it is one, and does not wait
-/// for the number of cells.
+/// The cell of a number that is not a position. Cold, so that the processor predicts that a number is a
+/// position, and does not wait for the number of cells.
 #[cold]
 #[inline(never)]
 const fn no_position() -> usize {
@@ -186,16 +187,16 @@ pub const fn position(number: u64) -> u64 {
     number & MASK
 }
 
-/// Whether a position is later than another, round the corner.
+/// True if a position is later than another, where positions wrap around.
 #[inline]
 pub const fn is_ahead(position: u64, of: u64) -> bool {
     (position.wrapping_sub(of) << POSITION) as i64 > 0
 }
 
-/// Before an element is stored whose place was claimed just now: who copies any of it, and then looks again, sees that it
-/// was claimed. Release: pairs with the Acquire fence of who looks again.
+/// To be called before an element is stored whose place was just claimed: a thread that copies any part of it, and then
+/// looks again, sees that the place was claimed. Release: pairs with the Acquire fence of the thread that looks again.
 ///
-/// The models check the fence. On x86 stores stay behind the exchange that has claimed.
+/// The models check the fence. On x86, stores stay behind the exchange that has claimed the place.
 #[inline(always)]
 pub fn behind_the_claim() {
     #[cfg(any(not(target_arch = "x86_64"), shmkit_loom))]

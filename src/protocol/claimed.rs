@@ -1,9 +1,9 @@
-//! An entry of a table of claims: a range of elements, and the word that says who has it and how. Rationale, words and
-//! invariants: `containers::claims`.
+//! An entry of a table of claims: a range of elements, and the word that says who has claimed it, and in which mode.
+//! For the rationale, words and invariants, see `containers::claims`.
 //!
-//! Who only wants one element looks at the entry without its lock, the word first: so the range may be a later
-//! claim's than the word. If that range lets the element pass, the claim that the word is of is over, and what was
-//! done under it must be seen: the bounds are stored with Release, and loaded with Acquire.
+//! A thread that only wants one element looks at the entry without its lock, the word first: so the range may be
+//! that of a later claim than the word. If that range lets the element pass, the claim of the word is over, and
+//! what was done under it must be seen. So the bounds are stored with Release, and loaded with Acquire.
 
 use std::ops::Range;
 
@@ -12,14 +12,14 @@ use crate::primitive::{AtomicU64, Ordering};
 /// Where the range begins and ends.
 pub type Bounds<'a> = [&'a AtomicU64; 2];
 
-/// The range, torn perhaps for who has no lock.
+/// The range; perhaps torn, if the caller does not hold the lock.
 #[inline]
 pub fn range(bounds: Bounds<'_>) -> Range<usize> {
     let [start, end] = bounds.map(|word| word.load(Ordering::Acquire) as usize);
     start..end
 }
 
-/// Changes the range. By the holder of the lock, who has seen that the last claim is over.
+/// Changes the range. Called by the holder of the lock, which has seen that the last claim is over.
 #[inline]
 pub fn set_range(bounds: Bounds<'_>, range: Range<usize>) {
     for (word, bound) in bounds.into_iter().zip([range.start, range.end]) {
@@ -27,7 +27,7 @@ pub fn set_range(bounds: Bounds<'_>, range: Range<usize>) {
     }
 }
 
-/// Whether a claim seems to be in the way of an element; `counts` says of a word whether its claim could be.
+/// True if a claim seems to be in the way of an element. `counts` says whether the claim of a word could be.
 #[inline]
 pub fn bars(
     word: &AtomicU64,
@@ -35,6 +35,6 @@ pub fn bars(
     index: usize,
     counts: impl FnOnce(u64) -> bool,
 ) -> bool {
-    // SeqCst: whoever looks has shown what it wants before.
+    // SeqCst: the caller has shown before what it wants.
     counts(word.load(Ordering::SeqCst)) && range(bounds).contains(&index)
 }

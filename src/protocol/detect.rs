@@ -1,4 +1,5 @@
-//! A counter word whose changes can be told apart after their author's death.
+//! A counter word for which it can be determined, after a thread's death, whether its last change
+//! happened.
 //!
 //! ```text
 //! bit  0..32  the value
@@ -6,20 +7,20 @@
 //! bit 44..64  that slot's sequence number for the change
 //! ```
 //!
-//! The author records (word, sequence) in its slot, then stores with its slot and sequence inside.
-//! Whoever overwrites another's change first notes that change in the author's slot, so
-//! the question "did my change happen?" is answered by the word or by the note.
-//! Source: Attiya, Ben-Baruch, Hendler: Nesting-Safe Recoverable Linearizability, PODC 2018; here
-//! with one note a slot instead of a matrix, which only ever rises.
+//! The author of a change records (word, sequence) in its slot, then stores a word with its slot
+//! and sequence inside. Whoever overwrites another's change first notes that change in the author's
+//! slot, so the question "did my change happen?" is answered by the word or by the note. Source:
+//! Attiya, Ben-Baruch, Hendler: Nesting-Safe Recoverable Linearizability, PODC 2018; here with one
+//! note for each slot instead of a matrix, and the note only ever rises.
 //!
 //! Invariants
-//! 1. A note is stored before the change that it is about is overwritten.
-//! 2. A note names the word too, and is stored only while it is of the author's latest change: a
-//!    helper that was stopped cannot put an old one in the place of a newer, and a mark that has
-//!    stood in some other word since the sequences last went round is not taken for a new one, nor
-//!    noted in its place.
-//! 3. A slot has one change at a time in flight, and gives each a sequence that the word does not
-//!    carry already.
+//! 1. A note is stored before the change that it names is overwritten.
+//! 2. A note names the word too, and is stored only while it is about the author's latest change: a
+//!    helper that was stopped cannot replace a newer note by an old one, and a mark that has been
+//!    in some other word since the sequence numbers last wrapped around is not taken for a new one,
+//!    nor noted in its place.
+//! 3. A slot has one change in flight at a time, and gives each change a sequence that the word
+//!    does not carry already.
 //! 4. A change becomes the slot's latest only once nobody can ask about the one before: the record of
 //!    the change is written first, then the first attempt says that it is the latest.
 
@@ -27,12 +28,12 @@ use crate::primitive::{AtomicU64, Ordering};
 
 const SEQUENCES: u64 = 1 << 20;
 
-/// The words of a slot that this is about.
+/// The words of a slot that are used here.
 #[derive(Clone, Copy)]
 pub struct Marks<'a> {
-    /// Its latest change, as it would be noted. Its author's.
+    /// Its latest change, as it would be noted. Written by the author.
     pub latest: &'a AtomicU64,
-    /// The latest change that somebody has noted. Everybody's.
+    /// The latest change that somebody has noted. Written by anybody.
     pub help: &'a AtomicU64,
 }
 
@@ -54,14 +55,14 @@ const fn compose(value: u32, slot: usize, sequence: u64) -> u64 {
     value as u64 | (slot as u64) << 32 | sequence << 44
 }
 
-/// What is noted of a change.
+/// The note for a change.
 fn noted(word: &AtomicU64, sequence: u64) -> u64 {
     sequence << 44 | ((std::ptr::from_ref(word).addr() as u64 >> 3) & ((1 << 44) - 1))
 }
 
-/// A sequence number for a change of the slot to `word`, if that is known already, about which
-/// nobody could be mistaken; not 0, by which an intent says that no change is in flight. The change is
-/// the slot's latest from the first attempt at it on; until then, the one before is noted.
+/// A sequence number for a change of the slot to `word`, if that is known already, that cannot be
+/// mistaken for another. It is never 0, by which an intent says that no change is in flight. The
+/// change is the slot's latest from the first attempt at it on; until then, the one before is noted.
 #[inline]
 pub fn next_sequence(marks: Marks, slot: usize, word: Option<&AtomicU64>) -> u64 {
     let after = |sequence| sequence % (SEQUENCES - 1) + 1;
@@ -76,7 +77,8 @@ pub fn next_sequence(marks: Marks, slot: usize, word: Option<&AtomicU64>) -> u64
     next
 }
 
-/// Stores `new` with the author's mark if the word is still `old`. Gives the word found otherwise.
+/// Stores `new` with the author's mark if the word is still `old`. Otherwise gives the word that
+/// was found.
 #[inline]
 pub fn change<'a>(
     marks_of: impl Fn(usize) -> Option<Marks<'a>>,
@@ -87,7 +89,8 @@ pub fn change<'a>(
     sequence: u64,
 ) -> Result<(), u64> {
     if let Some(mine) = marks_of(author_slot) {
-        // Release: behind the record of the change, by invariant 4; the exchange below is behind it.
+        // Release: after the record of the change, by invariant 4; the exchange below comes after
+        // it.
         mine.latest.store(noted(word, sequence), Ordering::Release);
     }
     note(marks_of, word, old);
@@ -100,8 +103,8 @@ pub fn change<'a>(
     .map(drop)
 }
 
-/// Changes the value by `step`, however often that takes; the new value. `None` if nothing has changed, as
-/// there is none so large. (Below 0 is a value of a damaged pool only.)
+/// Changes the value by `step`, with as many attempts as that takes, and gives the new value. `None` if
+/// nothing was changed, as the value would be too large. (Only in a damaged pool can it get below 0.)
 #[inline]
 pub fn add<'a>(
     marks_of: impl Fn(usize) -> Option<Marks<'a>>,
@@ -123,7 +126,7 @@ pub fn add<'a>(
     }
 }
 
-/// Tells the author of `old` that its change is about to be overwritten, so that it happened.
+/// Notes for the author of `old` that its change has happened, as it is about to be overwritten.
 #[inline]
 fn note<'a>(marks_of: impl Fn(usize) -> Option<Marks<'a>>, word: &AtomicU64, old: u64) {
     let Some(marks) = marks_of(author(old)) else {
@@ -131,7 +134,8 @@ fn note<'a>(marks_of: impl Fn(usize) -> Option<Marks<'a>>, word: &AtomicU64, old
     };
     let note = noted(word, sequence_of(old));
     let mut known = marks.help.load(Ordering::Acquire);
-    // By invariant 2. The author said which its latest is before it stored `old`, so that is seen here.
+    // By invariant 2. The author stored which change is its latest before it stored `old`, so that is
+    // seen here.
     while known != note && marks.latest.load(Ordering::Acquire) == note {
         match marks
             .help
@@ -143,7 +147,7 @@ fn note<'a>(marks_of: impl Fn(usize) -> Option<Marks<'a>>, word: &AtomicU64, old
     }
 }
 
-/// Whether the change `sequence` of the slot to `word` happened. Asked when its author does
+/// True if the change `sequence` of the slot to `word` happened. Called when its author does
 /// nothing more.
 pub fn happened(marks: Marks, word: &AtomicU64, slot: usize, sequence: u64) -> bool {
     // The word first: if it is overwritten between the two loads, the note is there by invariant 1.
@@ -174,7 +178,8 @@ mod tests {
         assert_eq!(add(-1), Some(u32::MAX - 1));
     }
 
-    /// A mark stands in another word since the sequences last went round, and is overwritten as well.
+    /// A mark has been in another word since the sequence numbers last wrapped around, and is also
+    /// overwritten.
     #[test]
     fn a_mark_of_the_last_round_displaces_no_note() {
         let words = [0; 5].map(AtomicU64::new);

@@ -1,4 +1,5 @@
-//! The entries that elements of a queue are leased into. Rationale, states, invariants: `engines::leases`.
+//! The entries that elements of a queue are leased into. For the rationale, states and invariants, see
+//! `engines::leases`.
 
 use super::cells::{Cell, Phase, is_ahead};
 use super::ring;
@@ -9,7 +10,7 @@ pub const FREE: u64 = 0;
 pub const TAKING: u64 = 1;
 pub const HELD: u64 = 2;
 pub const BACK: u64 = 3;
-/// A state is in the bits below a tag, or a turn.
+/// The state is in the bits below a tag, or a turn.
 pub const STATE: u64 = Tag::FLAGS;
 /// Where the turn begins in a word that is BACK.
 pub const TURN: u32 = STATE.count_ones();
@@ -21,19 +22,20 @@ pub struct Seen {
     pub position: u64,
 }
 
-/// The word of an element that waits to be had again, since that turn.
+/// The word of an element that waits to be taken again, since that turn.
 #[inline]
 pub fn back(turn: u64) -> u64 {
     turn << TURN | BACK
 }
 
-/// Counts that an element is about to be BACK. The state of that.
+/// Counts that an element is about to be BACK, and gives the word for that.
 #[inline]
 pub fn announce(changes: &AtomicU64) -> u64 {
     back(changes.fetch_add(1, Ordering::SeqCst).wrapping_add(1))
 }
 
-/// Counts that an element that is BACK is about to be taken: false if somebody has counted since there were so many.
+/// Counts that an element that is BACK is about to be taken. False if somebody has counted since the count was
+/// `known`.
 #[inline]
 pub fn announce_after(changes: &AtomicU64, known: u64) -> bool {
     let next = known.wrapping_add(1);
@@ -42,7 +44,7 @@ pub fn announce_after(changes: &AtomicU64, known: u64) -> bool {
         .is_ok()
 }
 
-/// The words of an entry, but for the element's.
+/// The words of an entry, except those of the element.
 #[derive(Clone, Copy, Debug)]
 pub struct Entry<'a> {
     pub state: &'a AtomicU64,
@@ -63,63 +65,68 @@ impl Entry<'_> {
         self.exchange(FREE, me.word() | TAKING)
     }
 
-    /// Notes the position of the element that is about to come into the entry, by who has claimed it and stored the element.
+    /// Notes the position of the element that is about to come into the entry. Called by the thread that has claimed
+    /// the entry and stored the element.
     #[inline]
     pub fn prepare(&self, next: u64) {
-        // Relaxed: as the element, which was stored before, it is behind the Release fence of who stores one. That pairs with
-        // the fence of the next look, which finds then that the word has changed.
+        // Relaxed: like the element, which was stored before, it comes after the Release fence of the thread that
+        // stores an element. That fence pairs with the fence of the next look, which then finds that the word has
+        // changed.
         self.position.store(next, Ordering::Relaxed);
     }
 
-    /// The element has been taken from its cell, which is LEASING: it is held.
+    /// Makes the entry HELD. The element has been taken from its cell, which is LEASING and is
+    /// freed now.
     #[inline]
     pub fn hold(&self, me: Tag, cell: &AtomicU64, lap: u64) {
         self.state.store(me.word() | HELD, Ordering::Release);
         ring::vacate(cell, me.slot(), lap);
     }
 
-    /// No element was taken.
+    /// Frees the entry, as no element was taken.
     #[inline]
     pub fn abandon(&self) {
         self.state.store(FREE, Ordering::Release);
     }
 
-    /// What is seen if the element is BACK. If it is the same once more after the element was copied, all of it is whole.
+    /// What is seen if the element is BACK. If the same is seen again after the element was copied, the copy is whole.
     #[inline]
     pub fn is_back(&self) -> Option<Seen> {
-        // Before this look: pairs with the Release fence of who stores an element.
+        // Before this look: pairs with the Release fence of the thread that stores an element.
         fence(Ordering::Acquire);
         // Acquire: the element, and the position.
         let word = self.state.load(Ordering::Acquire);
-        // Relaxed: who finds one that was prepared since sees at the next look, behind its fence, that the word has changed.
+        // Relaxed: a thread that finds a position that was prepared since sees at the next look, after its fence, that
+        // the word has changed.
         let position = self.position.load(Ordering::Relaxed);
         (word & STATE == BACK).then_some(Seen { word, position })
     }
 
-    /// Takes the element that was seen, for good or, by a tag, for a lease. False if somebody has had it since.
-    /// What the caller, who has [announced](announce_after) it, has copied before counts if this is true.
+    /// Takes the element that was seen, for good or, with a tag, for a lease. False if somebody has taken it
+    /// since. The caller has [announced](announce_after) this; if the result is true, what it has copied before
+    /// is valid.
     #[inline]
     pub fn retake(&self, seen: Seen, lease: Option<Tag>) -> bool {
         let next = lease.map_or(FREE, |me| me.word() | HELD);
         self.exchange(seen.word, next)
     }
 
-    /// The lease is over, the element consumed. The caller holds it.
+    /// Ends the lease, with the element consumed. The caller holds it.
     #[inline]
     pub fn consume(&self) {
         self.state.store(FREE, Ordering::SeqCst);
     }
 
-    /// The lease is over, and the element is to be had again. The caller holds it.
+    /// Ends the lease, with the element to be taken again. The caller holds it.
     #[inline]
     pub fn give_back(&self, changes: &AtomicU64) {
         self.state.store(announce(changes), Ordering::SeqCst);
     }
 
-    /// Takes the entry from an owner that is over: it is free, or its element comes back.
+    /// Takes the entry from an owner that is over: it becomes free, or its element comes back.
     #[inline]
     pub fn bury(&self, changes: &AtomicU64, is_over: impl FnOnce(Tag) -> bool) {
-        // Relaxed: the exchange says whether it still is so.
+        // Relaxed: the exchange says whether this is still so.
         let found = self.state.load(Ordering::Relaxed);
         let state = found & STATE;
         if !matches!(state, TAKING | HELD) || !is_over(Tag::of_word(found)) {
@@ -136,21 +143,21 @@ impl Entry<'_> {
 /// What the entries of a queue hold.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Survey {
-    /// Elements that wait to be had again.
+    /// The number of elements that wait to be taken again.
     pub back: usize,
-    /// Elements that others have, who may give them back.
+    /// The number of elements that others have, and may give back.
     pub held: usize,
 }
 
-/// The entry whose element is to be had before all others, if there is one that waits. `me` is the caller, whose own
-/// leases do not count as held. `bury` is told each entry before it is looked at.
+/// What the entries hold, and the entry whose element is to be taken before all others, if one waits. `me` is the
+/// caller, whose own leases do not count as held. `bury` is given each entry before it is looked at.
 pub fn survey<'a>(
     entries: impl Iterator<Item = Entry<'a>>,
     me: Tag,
     bury: impl Fn(&Entry<'a>),
 ) -> (Survey, Option<Entry<'a>>) {
     let (mut survey, mut first) = (Survey::default(), None);
-    // Relaxed: behind the look at the state.
+    // Relaxed: after the look at the state.
     let position = |entry: &Entry<'_>| entry.position.load(Ordering::Relaxed);
     for entry in entries {
         bury(&entry);
@@ -172,8 +179,8 @@ pub fn survey<'a>(
     (survey, first)
 }
 
-/// Ends what a dead owner was about: what is in the cell that it has named, if it has named one, it had taken, or not.
-/// Can be repeated.
+/// Ends what a dead owner was doing. The cell that it has named, if it has named one, says whether it had taken the
+/// element. Can be repeated.
 pub fn resolve(state: &AtomicU64, cell: Option<&AtomicU64>, owner: Tag, lap: u64) {
     let leased = cell.is_some_and(|cell| {
         let seen = Cell::unpack(cell.load(Ordering::Acquire));

@@ -1,13 +1,15 @@
-//! Whether there may be something that was left behind, in one of many places.
+//! A word that says whether something may have been left behind, in one of many places.
 //!
-//! Who leaves something says so then; who looks for what was left takes the word back first. So he sees whatever
-//! was left before that, by all whose word he takes, and what is left later is told by another.
+//! A thread that leaves something sets the word afterwards; a thread that looks for what was left first takes
+//! the word back. So the latter sees whatever was left before by every thread that had set the word, and for
+//! what is left later the word is set again.
 //!
-//! Killed between the two: what was left is told by nobody. Each death says it again (`engines::limbo`).
+//! If a thread is killed between leaving something and setting the word, nothing says so; but each death
+//! sets the word again (`engines::limbo`).
 
 use crate::primitive::{AtomicU64, Ordering};
 
-/// The word. Zero: nothing was left.
+/// The word. Zero means that nothing was left.
 #[repr(transparent)]
 pub struct Left(AtomicU64);
 
@@ -17,9 +19,10 @@ impl Left {
         Left(AtomicU64::new(0))
     }
 
-    /// Says so. The caller has left it.
+    /// Says that something was left. The caller has left it before.
     pub fn tell(&self) {
-        // Read as well as written: who takes it sees what all have left who said so before.
+        // The word is read as well as written: a thread that takes it sees what was left by all
+        // threads that set it before.
         self.0.swap(1, Ordering::SeqCst);
     }
 
@@ -29,9 +32,9 @@ impl Left {
         self.0.load(Ordering::Relaxed) != 0
     }
 
-    /// Takes the word back. If this is true, the caller looks in all places.
+    /// Takes the word back. If this is true, the caller has to look in all places.
     pub fn take(&self) -> bool {
-        // Read as well as written: who takes it sees what it is about.
+        // The word is read as well as written, so that the caller sees what was left.
         self.0.swap(0, Ordering::SeqCst) != 0
     }
 }

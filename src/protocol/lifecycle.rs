@@ -1,4 +1,4 @@
-//! The state of an object: held, retired, destroyed. Rationale, phases and invariants:
+//! The state of an object: held, retired, destroyed. For the rationale, phases and invariants, see
 //! `pool::objects`.
 //!
 //! ```text
@@ -29,7 +29,7 @@ pub struct ObjectState {
 }
 
 const PHASE_BITS: u32 = 3;
-/// The versions that there are.
+/// The number of versions.
 pub const VERSIONS: u32 = 1 << (32 - PHASE_BITS);
 
 impl ObjectState {
@@ -71,15 +71,15 @@ pub fn read(word: &AtomicU64) -> ObjectState {
     ObjectState::unpack(word.load(Ordering::SeqCst))
 }
 
-/// Turns one state to another, if it still is the one.
+/// Changes a state from one to another, if it still is the first.
 #[inline]
 pub fn turn(word: &AtomicU64, from: ObjectState, to: ObjectState) -> bool {
     word.compare_exchange(from.pack(), to.pack(), Ordering::SeqCst, Ordering::Relaxed)
         .is_ok()
 }
 
-/// True if the object of that generation is there, and stays while the caller's bit is set, which
-/// it was before the call.
+/// True if the object of that generation exists, and stays as long as the caller's bit is set. The
+/// bit was set before the call.
 #[inline]
 pub fn hold(word: &AtomicU64, generation: u32) -> bool {
     loop {
@@ -94,22 +94,24 @@ pub fn hold(word: &AtomicU64, generation: u32) -> bool {
     }
 }
 
-/// True if no process and then no link holds the object: a holder may link it, and let go of it then.
+/// True if no process, and after that no link, holds the object: a holder may link it, and then let
+/// go of it.
 #[inline]
 pub fn is_unused(is_linked: impl Fn() -> bool, is_held: impl Fn() -> bool) -> bool {
-    // A link is quicker to see than that no process holds it.
+    // The first look is a short cut: a link is found faster than it is found that no process holds
+    // the object.
     !is_linked() && !is_held() && !is_linked()
 }
 
-/// Turns the object to RETIRED if nothing holds it. Its state, if it is RETIRED or CONDEMNED, and
-/// the time at which nothing led to it, by `now`: for the caller alone. Once that is past, nobody
-/// looks at the object while it has that state.
+/// Turns the object to RETIRED if nothing holds it. If it is RETIRED or CONDEMNED, gives its state,
+/// and a time, by `now`, at which nothing led to it; both are for the caller only. Once that time
+/// is past, nobody looks at the object while it has that state.
 ///
-/// The time comes after the look, so who still sees the object began to look before it. Nobody
-/// finds it again without turning it to LIVE, since [`is_unused`] sees no hold before it sees no link;
-/// the next turn to RETIRED has another version. So the time belongs to the state, and others that
-/// retire the same object do not matter: until the version has come round. Who has not used the state
-/// at once asks for a later time that goes with it (`keeping`).
+/// The time is taken after the look, so a thread that still sees the object began to look before it.
+/// Nobody finds the object again without turning it to LIVE, since [`is_unused`] sees no hold before
+/// it sees no link; the next turn to RETIRED has another version. So the time belongs to the state,
+/// and others that retire the same object do not matter, until the version has wrapped around. A
+/// process that has not used the state at once asks for a later time that goes with it (`keeping`).
 #[inline]
 pub fn retire(
     word: &AtomicU64,
@@ -131,8 +133,9 @@ pub fn retire(
             }
             Phase::Retired if is_unused() => return Some((state, now())),
             Phase::Retired => {
-                // It only seemed so; or it did when we looked, and whoever held it then has let go of
-                // it since, seen it RETIRED, and will find it changed: so we look again.
+                // It only seemed unused. Or it is held now; but whoever held it when we looked may
+                // have let go of it since, and have seen it RETIRED: it will find the state changed,
+                // so we look again.
                 turn(word, state, state.with(Phase::Live));
             }
             _ => return None,
@@ -140,8 +143,8 @@ pub fn retire(
     }
 }
 
-/// Turns an object that was [retired](retire) to DESTROYING, by the slot, if nobody held it since.
-/// The time at which it was retired is past.
+/// Turns an object that was [retired](retire) to DESTROYING, by the slot, if nobody has held it
+/// since. The time at which it was retired is past.
 #[inline]
 pub fn seize(word: &AtomicU64, state: ObjectState, slot: usize) -> Option<ObjectState> {
     let destroying = ObjectState {
@@ -152,7 +155,7 @@ pub fn seize(word: &AtomicU64, state: ObjectState, slot: usize) -> Option<Object
     turn(word, state, destroying).then_some(destroying)
 }
 
-/// Turns DESTROYING by that slot, who is dead, to CONDEMNED.
+/// Turns DESTROYING by that slot, whose owner is dead, to CONDEMNED.
 pub fn condemn(word: &AtomicU64, slot: usize) {
     let state = read(word);
     if state.phase == Phase::Destroying && state.version == slot as u32 {
@@ -166,7 +169,7 @@ mod tests {
 
     #[test]
     fn versions_come_round() {
-        // Even: what a version carried there would show.
+        // An even number, so that a carry from the version would show.
         let generation = 6;
         let live = ObjectState {
             phase: Phase::Live,
@@ -182,7 +185,7 @@ mod tests {
         };
         assert_eq!(retire(&word, || true, || 5), Some((first, 5)));
         assert_eq!(read(&word), first);
-        // As the module's table says: all of the version's bits, and no other.
+        // As the module's table says: all of the version's bits differ, and no others.
         let none = first.with(Phase::Live).pack();
         assert_eq!(live.pack() ^ none, 0xffff_fff8);
         // The version after the last one does not reach the generation.

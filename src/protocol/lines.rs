@@ -1,4 +1,4 @@
-//! The lines of a hash map's chunk: looked at by many, changed by one.
+//! The lines of a hash map's chunk, which many look at and one thread at a time changes.
 //!
 //! ```text
 //! line      64 bytes: a word about the slots, three slots of two words, a word of nothing
@@ -7,36 +7,37 @@
 //!
 //! | line's word | bits   | meaning |
 //! |-------------|--------|---------|
-//! | LIVE        | 0..3   | one a slot: it holds an entry |
-//! | PASSED      | 3..12  | for how many entries a search goes on past this line; too many after a death |
+//! | LIVE        | 0..3   | one bit for each slot: it holds an entry |
+//! | PASSED      | 3..12  | for how many entries a search goes on past this line; after a death, perhaps too many |
 //! | VERSION     | 12..64 | raised with each change of this word |
 //!
-//! The lowest bits of a hash give the line where the search in a chunk begins. It goes on from line to
-//! line, round the chunk, until nothing has passed, and never leaves it. Counting what passed instead of
-//! leaving tombstones is F14's way (Bronson, Shi: *Open-sourcing F14 for faster, more memory-efficient
-//! hash tables*, 2019).
+//! The lowest bits of a hash give the line where the search in a chunk begins. The search goes on from
+//! line to line, wrapping around in the chunk, until it comes to a line that no entry has passed. It
+//! never leaves the chunk. Counting what passed instead of leaving tombstones is F14's way (Bronson,
+//! Shi: *Open-sourcing F14 for faster, more memory-efficient hash tables*, 2019).
 //!
-//! Who changes something keeps all others from it. A slot without an entry may be written to as one
-//! likes: no look takes it for anything before the line's word says so. So a change is one store, of the
-//! line's word (an entry comes or goes) or of a slot's second word (another value).
+//! A thread that changes something keeps all others from changing the chunk. A slot without an entry may
+//! be written to in any way: no look takes it for an entry before the line's word says so. So a change
+//! is one store, of the line's word (an entry comes or goes) or of a slot's second word (another value).
 //!
-//! A line is read between two loads of its word. Its version tells that no slot of it was vacated
-//! and filled again meanwhile; then the value's word is the key's. It is raised by stores that end
-//! a change, never by one that begins: so a writer that is stopped or dies halfway is not seen at
-//! all, and a look begins anew only because another change has ended.
+//! A line is read between two loads of its word. If the version is the same, no slot was vacated
+//! and filled again meanwhile, so the value's word belongs to the key. The version is raised by
+//! stores that end a change, never when a change begins: so a writer that is stopped or dies
+//! halfway is not noticed at all, and a look begins anew only because another change has ended.
 //!
 //! | step of an insertion | killed after it leaves | and then |
 //! |----------------------|------------------------|----------|
-//! | the lines before count one more | counts that are too high | looks go further than they need |
-//! | the slot is filled | bytes of nobody | the next one fills it |
+//! | the lines before it count one more | counts that are too high | looks go further than they need to |
+//! | the slot is filled | bytes that belong to nobody | the next one fills it |
 //! | the line's word | the entry | nothing is left to do |
 //!
-//! An entry stays where it was put until it is removed, with one exception: a chunk that half of the entries leave
-//! ([`Rest`]) brings those that stay to where their searches begin. It is there before it is no more where it was.
+//! An entry stays where it was put until it is removed, with one exception: when half of the entries leave a chunk
+//! ([`Rest`]), those that stay are brought to the lines where their searches begin. Such an entry is in the new
+//! place before it is removed from the old one.
 
 use crate::primitive::{AtomicU64, Ordering};
 
-/// Slots of a line.
+/// The number of slots in a line.
 pub const SLOTS: usize = 3;
 
 const LIVE: u64 = (1 << SLOTS) - 1;
@@ -45,7 +46,7 @@ const PASSED: u64 = 0x1ff << PASSED_SHIFT;
 const ONE_PASSED: u64 = 1 << PASSED_SHIFT;
 const ONE_VERSION: u64 = 1 << 12;
 
-/// No chunk has more lines: what passes one of them can be counted.
+/// The greatest number of lines in a chunk: with it, the entries that pass a line can be counted.
 pub const MOST_LINES: usize = 32;
 
 const _: () = assert!(MOST_LINES * SLOTS < (PASSED >> PASSED_SHIFT) as usize);
@@ -62,21 +63,21 @@ pub struct Line {
     pub slots: [Slot; SLOTS],
 }
 
-/// The lines of a chunk: a power of two of them.
+/// The lines of a chunk. Their number is a power of two.
 #[derive(Clone, Copy)]
 pub struct Chunk<'a>(pub &'a [Line]);
 
 impl<'a> Chunk<'a> {
-    /// The lines in the order in which a key is searched.
+    /// The lines in the order in which a key is searched for.
     #[inline]
     pub fn path(self, hash: u64) -> impl Iterator<Item = &'a Line> {
         (0..self.0.len()).map(move |distance| self.on_path(hash, distance))
     }
 
-    /// The line that is so far from where a key's search begins.
+    /// The line at that distance from the line where a key's search begins.
     #[inline]
     pub fn on_path(self, hash: u64, distance: usize) -> &'a Line {
-        // The lines are a power of two.
+        // The number of lines is a power of two.
         &self.0[(hash as usize).wrapping_add(distance) & (self.0.len() - 1)]
     }
 
@@ -86,7 +87,7 @@ impl<'a> Chunk<'a> {
         words.all(|word| word & LIVE == 0)
     }
 
-    /// How many entries there are.
+    /// The number of entries.
     pub fn count(self) -> usize {
         let words = self.0.iter().map(|line| line.word.load(Ordering::Relaxed));
         words.map(|word| (word & LIVE).count_ones() as usize).sum()
@@ -99,8 +100,9 @@ pub fn live(word: u64) -> impl Iterator<Item = usize> {
     (0..SLOTS).filter(move |i| word >> i & 1 != 0)
 }
 
-/// The slots of a line that hold an entry with that first word, a bit each. All are compared: which one it is cannot be
-/// foretold, and behind a branch that was foretold wrongly nothing has begun when the line comes from memory.
+/// The slots of a line that hold an entry with that first word, as one bit each. All slots are compared: which one it
+/// is cannot be predicted, and after a mispredicted branch nothing has been started by the time the line comes from
+/// memory.
 #[inline]
 fn with_key(line: &Line, word: u64, key: u64) -> u64 {
     let mut bits = 0;
@@ -111,7 +113,7 @@ fn with_key(line: &Line, word: u64, key: u64) -> u64 {
     bits & word
 }
 
-/// The numbers of the bits that are set, the lowest first.
+/// The indices of the bits that are set, the lowest first.
 #[inline]
 fn each(mut bits: u64) -> impl Iterator<Item = usize> {
     std::iter::from_fn(move || {
@@ -134,13 +136,13 @@ pub fn is_passed(word: u64) -> bool {
     word & PASSED != 0
 }
 
-/// True if the line has no entry, and none further on.
+/// True if the line has no entry, and no entry has passed it.
 #[inline]
 pub fn is_idle(word: u64) -> bool {
     word & (LIVE | PASSED) == 0
 }
 
-/// The line's word once the slot holds an entry that it did not, or the other way round.
+/// The line's word after the slot has got an entry, or has lost it.
 #[inline]
 pub fn turned(word: u64, slot: usize) -> u64 {
     (word ^ 1 << slot).wrapping_add(ONE_VERSION)
@@ -150,21 +152,21 @@ pub fn turned(word: u64, slot: usize) -> u64 {
 pub enum Said {
     /// The value's word.
     Value(u64),
-    /// It is not here.
+    /// The key is not in the chunk.
     Nothing,
-    /// It is not in this line, but may be in the next.
+    /// The key is not in this line, but may be in the next.
     GoesOn,
-    /// The line has changed meanwhile: it is to be asked again.
+    /// The line has changed meanwhile: it has to be asked again.
     Changed,
 }
 
-/// Whether the line has an entry of a key of which `is_it` holds.
+/// Looks in a line for an entry with that first word, for whose value `is_it` is true.
 #[inline]
 pub fn ask(line: &Line, key: u64, is_it: impl Fn(u64) -> bool) -> Said {
     let word = line.word.load(Ordering::SeqCst);
     for slot in each(with_key(line, word, key)) {
-        // Acquire, as the key's: who has seen what a slot was filled with anew sees the word that it was
-        // vacated with.
+        // Acquire, as for the key: a thread that has seen what a slot was filled with anew also sees the
+        // line's word by which the slot was vacated.
         let value = line.slots[slot].value.load(Ordering::Acquire);
         if line.word.load(Ordering::SeqCst) != word {
             return Said::Changed;
@@ -180,11 +182,12 @@ pub fn ask(line: &Line, key: u64, is_it: impl Fn(u64) -> bool) -> Said {
     }
 }
 
-/// The value's word of the entry of a key of which `is_it` holds.
+/// The value's word of the entry with that first word for whose value `is_it` is true.
 ///
-/// A key's place in a chunk changes by being removed and inserted again, so one walk finds it or a moment at which it
-/// was not there. Or it is brought to the line where its search begins before it is taken from where it was (`Rest`): who
-/// has looked there before and here after finds that the former has changed, and begins anew.
+/// A key's place in a chunk changes when it is removed and inserted again; then one walk finds either the key or a
+/// moment at which it was not there. Or its entry is brought to the line where its search begins before it is removed
+/// from the old line (`Rest`): a search that has looked at the first line before that, and at the old line after it,
+/// finds that the first line has changed, and begins anew.
 #[inline]
 pub fn search(chunk: Chunk, hash: u64, key: u64, is_it: &impl Fn(u64) -> bool) -> Option<u64> {
     let first = chunk.on_path(hash, 0);
@@ -212,14 +215,15 @@ fn walk(chunk: Chunk, hash: u64, key: u64, is_it: &impl Fn(u64) -> bool) -> Opti
     None
 }
 
-/// Where in a chunk something is: how many lines from where the search began, and which slot.
+/// A place in a chunk: the distance, in lines, from where the search began, and the slot.
 #[derive(Clone, Copy)]
 pub struct Place {
     pub distance: usize,
     pub slot: usize,
 }
 
-/// The key's slot and value; or the first slot that it could have. Who keeps all others from the chunk.
+/// The key's slot and value, or the first slot that it could have. The caller keeps all others from
+/// changing the chunk.
 #[inline(always)]
 pub fn look(
     chunk: Chunk,
@@ -246,8 +250,8 @@ pub fn look(
     (place, None)
 }
 
-/// Writes an entry into a slot that has none. It is there once the word that is given has the value
-/// that is given. Who keeps all others from the chunk.
+/// Writes an entry into a slot that has none. It is there once the returned word is given the
+/// returned value. The caller keeps all others from changing the chunk.
 #[inline]
 pub fn fill<'a>(
     chunk: Chunk<'a>,
@@ -269,11 +273,12 @@ fn fill_slot(line: &Line, slot: usize, key: u64, value: u64) -> u64 {
     turned(line.word.load(Ordering::Relaxed), slot)
 }
 
-/// Gives the key at a place a value that needs no other store: in place of its own, or as a new entry. Who keeps all
-/// others from the chunk.
+/// Gives the key at a place a value, in place of its own or as a new entry, where no other store is needed for this.
+/// The caller keeps all others from changing the chunk.
 #[inline]
 pub fn put(chunk: Chunk, hash: u64, place: Place, (key, value): (u64, u64), is_there: bool) {
-    // Release: who finds the entry finds its words, and what the node's author has written.
+    // Release: a thread that finds the entry finds its words, and what the node's author has
+    // written.
     if is_there {
         let line = chunk.on_path(hash, place.distance);
         line.slots[place.slot].value.store(value, Ordering::Release);
@@ -283,8 +288,8 @@ pub fn put(chunk: Chunk, hash: u64, place: Place, (key, value): (u64, u64), is_t
     }
 }
 
-/// Gives a key such a value if its search ends in the line where it begins, and if `may` agrees to the value that it has, which
-/// is given back. Who keeps all others from the chunk.
+/// The same, if the key's search ends in the line where it begins, and `may` agrees to the value that the key has,
+/// which is returned. The caller keeps all others from changing the chunk.
 #[inline(always)]
 pub fn put_first(
     line: &Line,
@@ -306,8 +311,8 @@ pub fn put_first(
     Some(None)
 }
 
-/// Gives a chunk an entry, unless it has one of which `is_it` holds; false if there is no room. Who keeps
-/// all others from the chunk.
+/// Adds an entry to a chunk, unless it has one for which `is_it` is true; false if there is no room. The
+/// caller keeps all others from changing the chunk.
 pub fn add(chunk: Chunk, hash: u64, key: u64, value: u64, is_it: impl Fn(u64) -> bool) -> bool {
     match look(chunk, hash, key, is_it) {
         (_, Some(_)) => true,
@@ -315,7 +320,7 @@ pub fn add(chunk: Chunk, hash: u64, key: u64, value: u64, is_it: impl Fn(u64) ->
     }
 }
 
-/// The same where the chunk is known not to have it.
+/// The same, if the chunk is known not to have the entry.
 #[inline]
 pub fn add_new(chunk: Chunk, hash: u64, key: u64, value: u64) -> bool {
     let mut path = chunk.path(hash).enumerate();
@@ -335,10 +340,11 @@ fn add_at(chunk: Chunk, hash: u64, place: Option<Place>, key: u64, value: u64) -
     true
 }
 
-/// Makes lines without entries of memory that may hold anything. Nobody looks at it yet.
+/// Makes lines without entries of memory that may hold anything. Nobody looks at the memory yet.
 pub fn clear(chunk: Chunk) {
     for line in chunk.0 {
-        // New memory is zeros, and who reads it first gets more of it at a page fault.
+        // New memory is all zeros, and a page fault brings in more of it at once if it is first
+        // read and not written.
         if line.word.load(Ordering::Relaxed) != 0 {
             line.word.store(0, Ordering::Relaxed);
         }
@@ -347,14 +353,15 @@ pub fn clear(chunk: Chunk) {
 
 /// What is left of a chunk once some of its entries are elsewhere.
 pub struct Rest {
-    /// What the lines' words are then, without the version.
+    /// What the lines' words become then, without the version.
     words: [u64; MOST_LINES],
-    /// Where the searches for the entries begin that stay.
+    /// Where the searches begin for the entries that stay.
     firsts: [[u8; SLOTS]; MOST_LINES],
 }
 
 impl Rest {
-    /// Asks for the hash of each entry, and whether it stays. Who keeps all others from the chunk.
+    /// Asks for the hash of each entry, and whether it stays. The caller keeps all others from
+    /// changing the chunk.
     pub fn of<E>(
         chunk: Chunk,
         mut stays: impl FnMut(u64, u64) -> Result<(u64, bool), E>,
@@ -382,16 +389,17 @@ impl Rest {
         Ok(rest)
     }
 
-    /// Takes the others out of the chunk, a line at a time, and then brings each that stays to the line where the
-    /// search for it begins, if there is room now. Who keeps all others from the chunk, and has since it was asked.
+    /// Removes the entries that do not stay from the chunk, a line at a time, and then brings each that stays to
+    /// the line where the search for it begins, if there is room now. The caller keeps all others from changing the
+    /// chunk, and has done so since before it made this `Rest`.
     ///
     /// | killed | after it leaves |
     /// |--------|-----------------|
-    /// | between two lines | some of those that are elsewhere |
-    /// | an entry is where its search begins | the entry twice, the other one [a copy](is_copy) |
-    /// | it is taken from where it was | counts that are too high |
+    /// | between two lines | some of the entries that belong elsewhere |
+    /// | once an entry is where its search begins | the entry twice; the one in the old place is [a copy](is_copy) |
+    /// | once it is removed from the old place | counts that are too high |
     ///
-    /// All of which the same done once more takes away.
+    /// Doing the same once more puts all of this right.
     pub fn leave(&self, chunk: Chunk) {
         for (line, rest) in chunk.0.iter().zip(self.words) {
             let word = line.word.load(Ordering::Relaxed);
@@ -443,7 +451,7 @@ pub fn is_copy(chunk: Chunk, at: usize, hash: u64, (key, value): (u64, u64)) -> 
             .any(|i| first.slots[i].value.load(Ordering::Acquire) == value)
 }
 
-/// Calls `f` with the words of each entry. Who keeps all others from the chunk.
+/// Calls `f` with the words of each entry. The caller keeps all others from changing the chunk.
 pub fn entries<E>(chunk: Chunk, mut f: impl FnMut(u64, u64) -> Result<(), E>) -> Result<(), E> {
     for line in chunk.0 {
         for slot in each(line.word.load(Ordering::Relaxed) & LIVE).map(|i| &line.slots[i]) {
@@ -454,7 +462,7 @@ pub fn entries<E>(chunk: Chunk, mut f: impl FnMut(u64, u64) -> Result<(), E>) ->
     Ok(())
 }
 
-/// One entry more that passes the lines before `distance` on the path.
+/// Counts one more entry that passes the lines before `distance` on the path.
 #[inline]
 fn pass(chunk: Chunk, hash: u64, distance: usize) {
     for line in chunk.path(hash).take(distance) {
@@ -466,8 +474,8 @@ fn pass(chunk: Chunk, hash: u64, distance: usize) {
     }
 }
 
-/// One less, after it has gone. A count that was at its highest is not known any more, and stays. Who
-/// keeps all others from the chunk.
+/// Counts one entry less, after the entry has gone. A count that had reached its maximum is not known
+/// any more, and stays. The caller keeps all others from changing the chunk.
 #[inline]
 pub fn unpass(chunk: Chunk, hash: u64, distance: usize) {
     let overlooked = usize::from(cfg!(shmkit_planted = "hash_map"));

@@ -1,4 +1,5 @@
-//! The word of a lock, which names its owner. Rationale, states and invariants: `participants::lock`.
+//! The word of a lock, which names its owner. For the rationale, states and invariants, see
+//! `participants::lock`.
 
 use std::marker::PhantomData;
 
@@ -20,12 +21,12 @@ pub enum Refused {
     TimedOut,
 }
 
-/// That this thread has taken a lock, by an exchange of its word: nothing else makes one. Who looks at
-/// the [readers](super::readers) afterwards shows it.
+/// Evidence that this thread has taken a lock by an exchange of its word: nothing else makes one. It
+/// has to be shown in order to look at the [readers](super::readers) afterwards.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Exchanged(PhantomData<*const ()>);
 
-/// Takes a lock that is free and has no flags. The short way for the common case.
+/// Takes a lock that is free and has no flags: the fast path for the common case.
 #[inline]
 pub fn try_fast(word: &AtomicU64, me: Tag) -> Option<Exchanged> {
     // Acquire pairs with the Release of the last holder's unlock.
@@ -41,8 +42,9 @@ pub fn unlock_fast(word: &AtomicU64, me: Tag) -> bool {
         .is_ok()
 }
 
-/// One attempt to turn `found` into a word with our tag; the flags it was found with. `is_gone`
-/// says that an owner is dead and what it was doing under the lock has happened or not.
+/// Makes one attempt to turn `found` into a word with our tag, and gives the flags that it was
+/// found with. `is_gone` says whether an owner is dead, and what it was doing under the lock is
+/// resolved.
 #[inline]
 pub fn attempt(
     word: &AtomicU64,
@@ -73,7 +75,8 @@ pub fn attempt(
     }
 }
 
-/// Says that somebody is about to sleep on `found`; what to sleep on, if that still is the word.
+/// Announces that somebody is about to sleep on `found`. Gives the word to sleep on, if the word
+/// still was `found`.
 #[inline]
 pub fn announce(word: &AtomicU64, found: u64) -> Option<u64> {
     let waiting = found | WAITERS;
@@ -84,14 +87,16 @@ pub fn announce(word: &AtomicU64, found: u64) -> Option<u64> {
     announced.then_some(waiting)
 }
 
-/// True if one who does not wait any more, and has found that word, is to wake the others: he may have been woken for all of
-/// them, and whoever has the lock since wakes nobody. `slept` is [`WAITERS`] if he has slept.
+/// True if a thread that does not wait any more, and has found that word, has to wake the others: it may have been
+/// woken for all of them, and whoever has taken the lock since would wake nobody. `slept` is [`WAITERS`] if the thread
+/// has slept.
 #[inline]
 pub fn was_woken_for_others(found: u64, slept: u64) -> bool {
     slept & !found & WAITERS != 0
 }
 
-/// Gives the lock back, setting flags. True if a sleeper is to be woken. The caller holds it.
+/// Gives the lock back, setting flags. True if a sleeper has to be woken. The caller holds the
+/// lock.
 #[inline]
 pub fn unlock_slow(word: &AtomicU64, set: u64) -> bool {
     let mut found = word.load(Ordering::Relaxed);
@@ -105,7 +110,7 @@ pub fn unlock_slow(word: &AtomicU64, set: u64) -> bool {
     }
 }
 
-/// Clears flags of a lock. The caller holds it, or does not mind who does.
+/// Clears flags of a lock. The caller holds the lock, or it does not matter who holds it.
 pub fn clear(word: &AtomicU64, flags: u64) {
     word.fetch_and(!flags, Ordering::Relaxed);
 }

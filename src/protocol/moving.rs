@@ -1,25 +1,26 @@
-//! A hash map's entries move from a table to its successor, a chunk at a time, by whoever comes by.
+//! How a hash map's entries move from a table to its successor, a chunk at a time, by whichever
+//! thread comes by.
 //!
-//! Entries move by being copied to where they are to be, unless they are there, as a successor has its predecessor's
-//! chunk, too. They count where they were until all are copied and one store says so. Nobody looks for them in the new place before that, and nobody changes
-//! them in the old one. So who is killed halfway leaves copies that nobody sees, and who goes on leaves
-//! out what is there already.
+//! Entries are moved by copying them to their new place, unless they are there already, as a successor may share its
+//! predecessor's chunk. The old entries count until all are copied and one store says so. Nobody looks for entries in
+//! the new place before that, and nobody changes them in the old one. So a thread that is killed halfway leaves copies
+//! that nobody sees, and the one that goes on skips what is there already.
 //!
 //! | a chunk's state | meaning |
 //! |-----------------|---------|
-//! | RAW   | nobody has written to the chunk's lines, and nobody reads them; or they are the ones of the table before, and have entries that do not belong here |
-//! | READY | they are lines |
-//! | DONE  | its keys are in the successor; what is in the lines is nobody's concern, or the successor's |
+//! | RAW   | nobody has written to the chunk's lines, and nobody reads them; or they are shared with the table before, and have entries that do not belong here |
+//! | READY | the lines can be used |
+//! | DONE  | its keys are in the successor; what is in the lines has no meaning, or belongs to the successor |
 //!
-//! A table has a successor from one store on. Before that its keys are changed under their chunk's lock;
-//! after that they are moved first, under the same lock. So who has locked a chunk looks once more
+//! One store gives a table its successor. Before that, keys are changed under their chunk's lock; after
+//! that, they are moved first, under the same lock. So a thread that has locked a chunk looks once more
 //! whether there is a successor: if not, nobody moves the chunk before the lock is given back.
 //!
 //! | step of a move | killed after it leaves | and then |
 //! |------|------------------------|----------|
-//! | the chunk to move to has lines | RAW, or READY | made anew, or used |
-//! | an entry is copied | two entries, of which the old one counts | the next one finds it copied |
-//! | the chunk is DONE | nothing is left to do; or the chunk is RAW in the successor | who has its lock there next makes it ready |
+//! | the chunk to move to has been made READY | RAW, or READY | made anew, or used |
+//! | an entry is copied | two entries, of which the old one counts | the next thread finds it copied |
+//! | the chunk is DONE | nothing is left to do; or the chunk is RAW in the successor | the next to lock it there makes it ready |
 
 use crate::primitive::{AtomicU64, Ordering};
 
@@ -27,9 +28,10 @@ pub const RAW: u64 = 0;
 pub const READY: u64 = 1;
 pub const DONE: u64 = 2;
 
-/// What `search` finds in a table (see `lines`), or in one that its entries have moved to by then. That is asked before
-/// the search, as what they have left behind may name nodes that were freed since (no node that is named where
-/// they had not moved when the caller was pinned already is). And behind it, as what was found may be out of date.
+/// Gives what `search` finds in a table (see `lines`), or in one that its entries have moved to by then. Whether they
+/// have moved is asked before the search, as the entries that were left behind may name nodes that were freed since
+/// (but if the entries had not moved when the caller was already pinned, no node that they name is freed). It is asked
+/// again after the search, as what was found may be out of date.
 #[inline]
 pub fn follow<T: Copy>(
     mut table: T,
@@ -49,12 +51,13 @@ pub fn follow<T: Copy>(
     }
 }
 
-/// Has `make` make lines of a raw chunk's; true if it was one. Who keeps all others from it.
+/// Has `make` make the lines of a raw chunk; true if it was raw. The caller keeps all others from
+/// changing the chunk.
 pub fn ready(state: &AtomicU64, make: impl FnOnce()) -> bool {
     let is_raw = state.load(Ordering::Relaxed) == RAW;
     if is_raw {
         make();
-        // Release: behind the lines, should the caller die.
+        // Release: after the lines, should the caller die.
         state.store(READY, Ordering::Release);
     }
     is_raw
@@ -66,15 +69,16 @@ pub fn is_done(state: &AtomicU64) -> bool {
     state.load(Ordering::SeqCst) == DONE
 }
 
-/// Moves a ready chunk unless it is done, of a table that has a successor: `copy` brings its entries to where
-/// they are to be, unless they are there. On an error they count where they were. Who keeps all others
-/// from the chunk.
+/// Moves a ready chunk of a table that has a successor, unless it is done: `copy` brings its entries to their
+/// new places, unless they are there already. On an error, the old entries still count. The caller keeps all
+/// others from changing the chunk.
 pub fn hand_over<E>(state: &AtomicU64, copy: impl FnOnce() -> Result<(), E>) -> Result<(), E> {
     if is_done(state) {
         return Ok(());
     }
     copy()?;
-    // SeqCst: who sees it sees the copies, and nobody changes one who has not seen it.
+    // SeqCst: a thread that sees DONE sees the copies, and no thread changes a copy without having
+    // seen DONE.
     state.store(DONE, Ordering::SeqCst);
     Ok(())
 }
@@ -96,8 +100,8 @@ pub fn lock_last<T: Copy, E>(
             continue;
         }
         lock(table);
-        // With a successor the chunk may have been moved, or half moved by somebody who was killed or
-        // found no room. Without one nobody begins to move it while we have the lock.
+        // If there is a successor, the chunk may have been moved, or half moved by somebody who was
+        // killed or found no room. If there is none, nobody begins to move it while we have the lock.
         if successor(table).is_none() {
             return Ok(table);
         }

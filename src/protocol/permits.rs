@@ -1,7 +1,8 @@
-//! The word of a semaphore, and the list of permits that a thread holds, by which the dead one's come back.
+//! The word of a semaphore, and the list of permits that a thread holds, by which a dead thread's permits
+//! come back.
 //!
-//! The word is a counter (`detect`) of the permits that are left; where none is, it says whether somebody may sleep until one
-//! comes. What that is for, and its states: `sync::semaphore`.
+//! The word is a counter (`detect`) of the permits that are left; if there are none, it says whether somebody may be
+//! asleep until one comes. For the purpose of this, and the states, see `sync::semaphore`.
 //!
 //! | entry's state | meaning | a death here |
 //! |-----------|----------------------------------|----------------------------------|
@@ -10,8 +11,9 @@
 //! | HELD      | a permit is held                 | give it back |
 //! | GIVING n  | change n gives it back, or did   | did it happen? forget : give it back |
 //!
-//! The entry is written before the counter is changed and struck after. Recovery runs the same
-//! steps in the dead one's name, with a new sequence of the dead one's slot, so it can die itself.
+//! The entry is written before the counter is changed, and cleared after. Recovery runs the same
+//! steps in the dead thread's name, with a new sequence of the dead thread's slot, so recovery may
+//! itself be killed.
 
 use crate::primitive::{AtomicU64, Ordering};
 use crate::protocol::detect::{self, Marks};
@@ -21,10 +23,10 @@ const HELD: u64 = 2;
 const GIVING: u64 = 3;
 const SEQUENCE_SHIFT: u32 = 2;
 
-/// In the counter's value, set while no permit is left: somebody may sleep.
+/// In the counter's value: somebody may be asleep. Set only while no permit is left.
 pub const WAITERS: u32 = 1 << 31;
 
-/// The most permits that a word can count.
+/// The greatest number of permits that a word can count.
 pub const MOST: u32 = WAITERS - 1;
 
 /// An entry of the list.
@@ -32,11 +34,11 @@ pub const MOST: u32 = WAITERS - 1;
 pub struct Permit {
     /// The semaphore's word; 0 for an unused entry.
     pub word: AtomicU64,
-    /// What is being done with it.
+    /// What is being done with the permit.
     pub state: AtomicU64,
 }
 
-/// A slot, by its number, its list, and what it has for `detect`.
+/// A slot: its number, its list, and its words for `detect`.
 #[derive(Clone, Copy)]
 pub struct Holder<'a> {
     pub slot: usize,
@@ -46,32 +48,33 @@ pub struct Holder<'a> {
     pub marks: Marks<'a>,
 }
 
-/// The pool: where a slot's marks are, where a word is, and who sleeps on one.
+/// What is needed from the pool: a slot's marks, the word at an address, and waking those that
+/// sleep on a word.
 pub trait Pool<'a>: Copy {
     fn marks_of(self, slot: usize) -> Option<Marks<'a>>;
     /// The word at an address that an entry names.
     fn word(self, address: u64) -> Option<&'a AtomicU64>;
-    /// Wakes so many of those who sleep on a word.
+    /// Wakes up to `most` of those that sleep on a word.
     fn wake(self, word: &AtomicU64, most: u32);
 }
 
 /// Why no permit was taken.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum TakeFailure {
-    /// There is none left.
+    /// There is no permit left.
     NoneLeft,
-    /// The thread holds as many as a slot can list.
+    /// The thread holds as many permits as a slot can list.
     ListFull,
 }
 
-/// How many permits are left.
+/// The number of permits that are left.
 #[inline]
 pub fn left(word: u64) -> u32 {
     detect::value(word) & !WAITERS
 }
 
-/// Says that somebody is about to sleep until a permit comes: what the word's low half is meanwhile, if there still is none.
-/// The last change stays the word's.
+/// Announces that somebody is about to sleep until a permit comes. Gives the word's low half to sleep on, if there
+/// still is no permit. The mark of the last change stays in the word.
 #[inline]
 pub fn announce(word: &AtomicU64) -> Option<u32> {
     let found = word.load(Ordering::Relaxed);
@@ -84,17 +87,17 @@ pub fn announce(word: &AtomicU64) -> Option<u32> {
     announced.then_some(detect::value(waiting))
 }
 
-/// One who has slept goes without a permit: he may have been woken for all others who sleep, and who gives a permit back
-/// since wakes nobody.
+/// Called when a thread that has slept goes without a permit: it may have been woken for all others that sleep, and a
+/// thread that gives a permit back after that wakes nobody.
 pub fn give_up<'a>(pool: impl Pool<'a>, word: &AtomicU64) {
     if detect::value(word.load(Ordering::Relaxed)) & WAITERS == 0 {
         pool.wake(word, u32::MAX);
     }
 }
 
-/// Takes a permit if there is one: the index of its entry, and how many are left. Who takes the last one after a sleep
-/// (`slept`) says that others may sleep still: the wake may have been meant for all of them. If he leaves some he is to wake
-/// another.
+/// Takes a permit if there is one, and gives the index of its entry and how many are left. A thread that takes the last
+/// one after a sleep (`slept`) marks that others may still sleep, as the wake may have been meant for all of them. If
+/// it leaves some permits, it has to wake another thread.
 #[inline]
 pub fn try_take<'a>(
     pool: impl Pool<'a>,
@@ -105,7 +108,7 @@ pub fn try_take<'a>(
     let mut entries = holder.permits.iter();
     let free = entries.position(|entry| entry.word.load(Ordering::Relaxed) == 0);
     let index = free.ok_or(TakeFailure::ListFull)?;
-    // Acquire: what its author has said of the change that is there.
+    // Acquire: what the author of the word's change has said of it.
     let mut old = word.load(Ordering::Acquire);
     if left(old) == 0 {
         return Err(TakeFailure::NoneLeft);
@@ -139,8 +142,8 @@ pub fn try_take<'a>(
     Err(TakeFailure::NoneLeft)
 }
 
-/// Gives a permit back, and wakes a sleeper if there was none to have: a sleeper that takes one and
-/// leaves more wakes the next. The holder is alive or dead.
+/// Gives a permit back, and wakes a sleeper if somebody may be asleep; a sleeper that takes a
+/// permit and leaves more wakes the next. The holder is alive or dead.
 #[inline]
 pub fn give<'a>(pool: impl Pool<'a>, holder: Holder, index: usize) {
     let entry = &holder.permits[index];
@@ -163,9 +166,10 @@ fn finish_giving<'a>(pool: impl Pool<'a>, slot: usize, entry: &Permit, sequence:
     }
 }
 
-/// Adds permits that nobody held, up to `most` in all, and wakes so many sleepers. False if that would be more.
+/// Adds permits that nobody held, up to a total of `most`, and wakes as many sleepers. False if the total would
+/// be more.
 pub fn add<'a>(pool: impl Pool<'a>, word: &AtomicU64, permits: u32, most: u32) -> bool {
-    // Nobody's change: nobody asks whether it happened.
+    // A change without an author: nobody asks whether it happened.
     let wakes = put(pool, word, (permits, most), 0, 0);
     if wakes == Some(true) {
         pool.wake(word, permits);
@@ -173,7 +177,8 @@ pub fn add<'a>(pool: impl Pool<'a>, word: &AtomicU64, permits: u32, most: u32) -
     wakes.is_some()
 }
 
-/// Adds permits, up to `most` in all, as a change of that author: whether somebody may sleep. `None` if that would be more.
+/// Adds permits, up to a total of `most`, as a change of that author, and says whether somebody may be asleep. `None`
+/// if the total would be more.
 #[inline]
 fn put<'a>(
     pool: impl Pool<'a>,
@@ -194,7 +199,7 @@ fn put<'a>(
     }
 }
 
-/// Consumes a permit for good: it is listed no more and will not come back.
+/// Consumes a permit for good: it is no longer listed and will not come back.
 pub fn forget(entry: &Permit) {
     entry.word.store(0, Ordering::Release);
 }
@@ -206,7 +211,7 @@ fn word_of<'a>(pool: impl Pool<'a>, entry: &Permit) -> Option<&'a AtomicU64> {
 
 /// Gives back every permit of a dead holder. Called by the holder of its life word.
 ///
-/// The change that was in flight, if any, comes first: it is the latest of the slot only until
+/// The change that was in flight, if any, is dealt with first: it is the slot's latest only until
 /// the next one (`detect`, invariant 3).
 pub fn recover<'a>(pool: impl Pool<'a>, holder: Holder) {
     let (slot, marks) = (holder.slot, holder.marks);

@@ -1,8 +1,8 @@
-//! Pins and stamps. Why they are enough: `participants::epoch`.
+//! Pins and stamps. For why they are enough, see `participants::epoch`.
 
 use crate::primitive::{AtomicU64, Ordering, fence};
 
-/// Shows the epoch of now: what is unlinked from here on is not freed before [`hide`].
+/// Shows the present epoch: what is unlinked from here on is not freed before [`hide`].
 ///
 /// The models check the store and the fence. On x86 one exchange is both, at half the cost: every
 /// locked instruction is a full barrier there.
@@ -23,7 +23,7 @@ pub fn hide(pin: &AtomicU64) {
     pin.store(0, Ordering::Release);
 }
 
-/// The stamp for something that was unlinked just now. As in [`show`], x86 needs no fence beside the locked
+/// The stamp for something that was just unlinked. As in [`show`], x86 needs no fence besides the locked
 /// instruction.
 #[inline]
 pub fn stamp(epoch: &AtomicU64) -> u64 {
@@ -33,10 +33,11 @@ pub fn stamp(epoch: &AtomicU64) -> u64 {
     epoch.fetch_add(1, Ordering::SeqCst)
 }
 
-/// The oldest of the pins that are shown; the largest number if none is.
+/// The oldest of the pins that are shown; the largest number if there are none.
 ///
-/// No fence: the caller knows the stamp by now that it asks about, by an Acquire at least if somebody else has
-/// taken it. So the fence of [`stamp`] happens before these loads, and orders them against that of [`show`].
+/// There is no fence here: the caller already knows the stamp that it asks about, by an Acquire at least if
+/// somebody else has taken it. So the fence of [`stamp`] happens before these loads, and orders them against
+/// the fence of [`show`].
 #[inline]
 pub fn oldest<'a>(pins: impl Iterator<Item = &'a AtomicU64>) -> u64 {
     pins.map(|pin| pin.load(Ordering::SeqCst))
@@ -45,7 +46,7 @@ pub fn oldest<'a>(pins: impl Iterator<Item = &'a AtomicU64>) -> u64 {
         .unwrap_or(u64::MAX)
 }
 
-/// True if nobody can still be looking at what was stamped so.
+/// True if nobody can still be looking at what has this stamp.
 #[inline]
 pub fn is_past<'a>(pins: impl Iterator<Item = &'a AtomicU64>, stamp: u64) -> bool {
     oldest(pins) > stamp

@@ -1,12 +1,13 @@
-//! A list of what a thread reads under, which it alone writes to, and writers look at.
+//! The list of the locks that a thread reads under. Only the thread itself writes to it, and
+//! writers look at it.
 //!
-//! It is Dekker's scheme, as with hazard pointers (Michael 2004): the reader lists the lock and
-//! then looks at the lock's word; the writer takes the word and then looks at the lists. All of it
-//! is sequentially consistent, so one of the two sees the other. The reader withdraws; the writer
-//! waits.
+//! This is Dekker's scheme, as with hazard pointers (Michael 2004): the reader lists the lock and
+//! then looks at the lock's word; the writer takes the word and then looks at the lists. All of
+//! this is sequentially consistent, so one of the two sees the other. The reader withdraws; the
+//! writer waits.
 //!
 //! Invariants
-//! 1. An entry of a living thread that names a lock is struck by that thread alone.
+//! 1. An entry of a live thread that names a lock is cleared only by that thread.
 //! 2. Every entry in use is below the list's limit.
 
 use crate::primitive::{AtomicU64, Ordering};
@@ -15,17 +16,17 @@ use crate::protocol::lock_word::Exchanged;
 /// Why a lock was not listed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum NotListed {
-    /// The thread lists it already.
+    /// The thread lists the lock already.
     Already,
-    /// The thread lists as many as it can.
+    /// The thread lists as many locks as it can.
     Full,
 }
 
-/// Lists a lock, by its address; the entry. What the caller loads from the lock's word from here
-/// on is newer than what any writer has seen that does not see the entry.
+/// Lists a lock, by its address, and gives the index of the entry. What the caller loads from the
+/// lock's word from here on is newer than what any writer has seen that does not see the entry.
 #[inline]
 pub fn enter(entries: &[AtomicU64], limit: &AtomicU64, lock: u64) -> Result<usize, NotListed> {
-    // Relaxed: our own.
+    // Relaxed: the list is our own.
     let below = limit.load(Ordering::Relaxed) as usize;
     let mut free = below;
     for (index, entry) in entries.iter().take(below).enumerate() {
@@ -49,17 +50,17 @@ pub fn enter(entries: &[AtomicU64], limit: &AtomicU64, lock: u64) -> Result<usiz
 pub fn own<'a>(entries: &'a [AtomicU64], limit: &AtomicU64, lock: u64) -> Option<&'a AtomicU64> {
     let below = limit.load(Ordering::Relaxed) as usize;
     let mut entries = entries.iter().take(below);
-    // Relaxed: our own.
+    // Relaxed: the list is our own.
     entries.find(|entry| entry.load(Ordering::Relaxed) == lock)
 }
 
-/// Strikes an entry. Release pairs with the Acquire of who waits for it.
+/// Clears an entry. Release pairs with the Acquire of the writer that waits for it.
 #[inline]
 pub fn strike(entry: &AtomicU64) {
     entry.store(0, Ordering::Release);
 }
 
-/// The entries that may be in use. Acquire, behind [`before_looking`].
+/// The entries that may be in use. Acquire, after [`before_looking`].
 #[inline]
 pub fn used<'a>(
     entries: &'a [AtomicU64],
@@ -72,8 +73,8 @@ pub fn used<'a>(
 /// To be called by a writer between taking the word, which is done with Acquire alone, and looking
 /// at the lists: pairs with the SeqCst of [`enter`] and of the reader's look at the word.
 ///
-/// The models check the fence. On x86 the exchange that has taken the word is one, which the caller
-/// shows to have made.
+/// The models check the fence. On x86 the exchange that has taken the word is a full fence, and the
+/// caller shows that it has made one.
 #[inline]
 pub fn before_looking(_: Exchanged) {
     #[cfg(all(target_arch = "x86_64", not(shmkit_loom)))]
@@ -82,7 +83,7 @@ pub fn before_looking(_: Exchanged) {
     crate::primitive::fence(Ordering::SeqCst);
 }
 
-/// True if an entry names the lock. Acquire, behind [`before_looking`].
+/// True if an entry names the lock. Acquire, after [`before_looking`].
 #[inline]
 pub fn names(entry: &AtomicU64, lock: u64) -> bool {
     entry.load(Ordering::Acquire) == lock

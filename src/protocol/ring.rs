@@ -1,41 +1,42 @@
-//! The cells of a bounded queue: who has which, and in what order.
+//! The cells of a bounded queue: which thread has which cell, and in what order.
 //!
 //! # Rationale
 //!
-//! Every push gets a *position*, the next one, and every position has a cell, a lap later the same
-//! one again. One exchange of the cell's word claims the position and names the claimant, so a
-//! position cannot be lost with its claimant. The words *are* the queue: `head` and `tail` are
-//! hints, stored plainly and walked forward from, so a stale one costs a few steps.
+//! Every push gets a *position*, the next one, and every position has a cell; a lap later, the same
+//! cell comes again. One exchange of the cell's word claims the position and names the claimant, so
+//! a position cannot be lost with its claimant. The words *are* the queue: `head` and `tail` are
+//! hints, stored plainly; walks go forward from them, so a stale hint costs a few steps.
 //!
-//! Who takes an element copies it first and then takes it by the exchange that frees the cell. A
-//! consumer holds nothing, ever, and its death or stop delays nobody. A producer that is stopped
-//! with its element half written is gone past: it delays its own element (and, after a lap, the
-//! producers that come to its cell). What a word looks like: `cells`.
+//! A consumer first copies an element, and then takes it by the exchange that frees the cell. A
+//! consumer never holds anything, and its death or stop delays nobody. If a producer is stopped
+//! with its element half written, others go past it: it delays its own element (and, after a lap,
+//! the producers that come to its cell). For what a word looks like, see `cells`.
 //!
 //! | phase | position | meaning | next, by whom |
 //! |---------|-----|---------------------------------|------------------------------------------|
-//! | FREE    | p   | p is nobody's yet               | WRITING p, by a producer; SEALED p, by a consumer of a closed queue |
+//! | FREE    | p   | nobody has p yet                | WRITING p, by a producer; SEALED p, by a consumer of a closed queue |
 //! | WRITING | p   | the slot writes the element     | FULL p, by itself; FREE p + lap, by its recovery |
-//! | FULL    | p   | an element                      | FREE p + lap, by who takes it; LEASING p |
+//! | FULL    | p   | an element                      | FREE p + lap, or LEASING p, by its taker |
 //! | LEASING | p   | the slot has taken the element and is about to free the cell | FREE p + lap, by itself or its recovery |
 //! | SEALED  | p   | nothing is pushed any more      | |
 //!
 //! Invariants
-//! 1. A position is claimed only when all before it have been: the claimant saw that. So where a
-//!    word is FREE p, nothing at p or beyond has been claimed.
-//! 2. Words are distinct over time, as positions rise: who exchanges one has not missed a change.
-//!    (Positions are 49 bits, and are compared round the corner.)
-//! 3. The words of the element are stored between WRITING and FULL only, by the slot named.
+//! 1. A position is claimed only when all before it have been claimed: the claimant has seen that.
+//!    So where a word is FREE p, nothing at p or beyond has been claimed.
+//! 2. Words are distinct over time, as positions rise: a thread whose exchange succeeds has not
+//!    missed a change. (Positions have 49 bits, and wrap around.)
+//! 3. The words of the element are stored only between WRITING and FULL, by the slot that is named.
 //! 4. A consumer takes p only if each earlier position was seen taken, or was seen WRITING *after* p
-//!    was seen FULL. So no push that ended before p's began is overtaken: first in, first out. (Who
-//!    looks at p and leaves it there does what `foremost` says, besides; who takes what was named so
-//!    relies on who has named it.)
-//! 5. "Empty" is answered when there was a moment with nothing FULL: the first unclaimed position
-//!    was seen, and after that each one gone past was still WRITING.
+//!    was seen FULL. So no push that ended before p's began is overtaken: first in, first out. (A
+//!    thread that looks at p and leaves it there also does what `foremost` says; a thread that takes
+//!    an element that was named there relies on the thread that has named it.)
+//! 5. "Empty" is reported only if there was a moment with nothing FULL: the first unclaimed
+//!    position was seen, and after that each position that was passed was still WRITING.
 //! 6. `head` is only ever set past positions that are all taken, `tail` past claimed ones.
 //!
-//! Sources: cells with a turn each are Vyukov's bounded queue (2011); why invariants 4 and 5 are
-//! enough: Henzinger, Sezgin, Vafeiadis, *Aspect-Oriented Linearizability Proofs*, CONCUR 2013.
+//! Sources: cells that each have a turn are from Vyukov's bounded queue (2011); for why invariants
+//! 4 and 5 are enough, see Henzinger, Sezgin, Vafeiadis, *Aspect-Oriented Linearizability Proofs*,
+//! CONCUR 2013.
 
 use super::cells::{Cell, Phase, Shape, is_ahead, position};
 use super::step_back;
@@ -44,13 +45,13 @@ use crate::primitive::{AtomicU64, Ordering, fence};
 /// Why no position was claimed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
-    /// All cells are taken. What holds up the next one, if that is an operation on its way.
+    /// All cells are taken. Gives what holds up the next one, if that is an operation under way.
     Full(Option<Busy>),
     /// Nothing is pushed any more.
     Sealed,
 }
 
-/// An operation on its way that a push has come round to.
+/// An operation under way that a push has come round to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Busy {
     slot: usize,
@@ -59,8 +60,9 @@ pub struct Busy {
 }
 
 impl Busy {
-    /// Whether the push is worth another attempt: `settles` says that it has settled that slot, which was
-    /// dead; or the cell has changed meanwhile, as it does when somebody else was faster to settle it.
+    /// True if the push is worth another attempt: `settles` says that it has settled that slot, whose
+    /// owner was dead; or the cell has changed meanwhile, as it does if somebody else has settled the
+    /// slot first.
     pub fn is_over<'a>(
         &self,
         cell: impl Fn(usize) -> &'a AtomicU64,
@@ -78,7 +80,7 @@ pub struct Claim {
     pub index: usize,
 }
 
-/// Claims the next position for the slot. `record` is told the cell before each attempt.
+/// Claims the next position for the slot. `record` is given the cell's index before each attempt.
 pub fn claim<'a>(
     shape: Shape,
     tail: &AtomicU64,
@@ -92,7 +94,8 @@ pub fn claim<'a>(
     }
 }
 
-/// The first step of [`claim`], which mostly is all. `None` if it is not, or if others were faster.
+/// The first step of [`claim`], which is mostly enough. `None` if it is not, or if others were
+/// faster.
 #[inline(always)]
 pub fn claim_at_tail<'a>(
     shape: Shape,
@@ -134,7 +137,7 @@ fn claim_further<'a>(
     while patience > 0 {
         let index = shape.index(at);
         let word = cell(index);
-        // Acquire: who freed the cell has read it.
+        // Acquire: the thread that freed the cell has finished reading it.
         let found = word.load(Ordering::Acquire);
         let seen = Cell::unpack(found);
         if seen.position == at {
@@ -142,7 +145,7 @@ fn claim_further<'a>(
                 Phase::Free => {
                     record(index);
                     let claimed = Cell::new(Phase::Writing, slot, at).pack();
-                    // SeqCst: before the look at who sleeps; see `engines::bell`.
+                    // SeqCst: before the look whether somebody sleeps; see `engines::bell`.
                     if word
                         .compare_exchange(found, claimed, Ordering::SeqCst, Ordering::Relaxed)
                         .is_ok()
@@ -158,7 +161,8 @@ fn claim_further<'a>(
                 _ => at = shape.next(at),
             }
         } else if is_ahead(seen.position, at) {
-            // Claimed the lap before that, and by invariant 1 all before have been, too.
+            // The position a lap before the cell's was claimed, and so were, by invariant 1, all
+            // before it.
             at = shape.next(position(seen.position.wrapping_sub(shape.lap())));
         } else {
             let busy = matches!(seen.phase, Phase::Writing | Phase::Leasing);
@@ -173,10 +177,11 @@ fn claim_further<'a>(
     Err(Refused::Full(None))
 }
 
-/// Ends what [`claim`] began: the element is there.
+/// Ends what [`claim`] began: the element is published.
 #[inline]
 pub fn publish(word: &AtomicU64, position: u64) {
-    // By the table nobody else changes a WRITING word while its slot lives. Release: the element.
+    // As the table says, nobody else changes a WRITING word while its slot's owner lives. Release:
+    // the element.
     word.store(
         Cell::new(Phase::Full, 0, position).pack(),
         Ordering::Release,
@@ -188,11 +193,11 @@ pub fn publish(word: &AtomicU64, position: u64) {
 pub enum Take {
     /// It is gone, and the cell is free.
     Pop,
-    /// It is gone, and the cell is LEASING by the slot, who is to [`vacate`] it.
+    /// It is gone, and the cell is LEASING by the slot, which has to [`vacate`] it.
     Lease(usize),
-    /// It stays, and was the first.
+    /// It stays; it has to be the first.
     Look,
-    /// It stays; that there is one is all that counts.
+    /// It stays; it only matters that there is one.
     See,
 }
 
@@ -202,9 +207,9 @@ impl Take {
     }
 }
 
-/// Takes the first element; its position, or else a walk that found none. `copy` is told a cell, and
-/// the position, whose element is to be copied: what it has copied counts if this was the last call.
-/// `valid` is as for [`take_if`]; it is told no walk if there was none.
+/// Takes the first element, and gives its position; otherwise gives a walk that found none. `copy`
+/// is given the cell and the position of an element to copy; what it has copied in its last call is
+/// what is taken. `valid` is as for [`take_if`], but is given no walk if there was none.
 pub fn take<'a>(
     shape: Shape,
     head: &AtomicU64,
@@ -221,7 +226,8 @@ pub fn take<'a>(
     }
 }
 
-/// The first step of [`take`], which mostly is all. `None` if it is not, or if others were faster.
+/// The first step of [`take`], which is mostly enough. `None` if it is not, or if others were
+/// faster.
 #[inline(always)]
 pub fn take_at_head<'a>(
     shape: Shape,
@@ -251,8 +257,8 @@ pub fn take_at_head<'a>(
     None
 }
 
-/// Takes the element at a position, if `valid` is true once it was seen. `None` if there is none;
-/// whether it was taken.
+/// Takes the element at a position, if `valid` is true once it was seen, and says whether it was
+/// taken. `None` if there is no element.
 pub fn take_at(
     shape: Shape,
     word: &AtomicU64,
@@ -267,7 +273,7 @@ pub fn take_at(
     })
 }
 
-/// Whether the element of that position is there. By invariant 2, what was copied of it between two
+/// True if the element of that position is there. By invariant 2, what was copied of it between two
 /// such answers is whole.
 #[inline]
 pub fn is_full(word: &AtomicU64, at: u64) -> bool {
@@ -284,7 +290,7 @@ fn exchange(shape: Shape, word: &AtomicU64, at: u64, how: Take) -> bool {
         Take::Lease(slot) => Cell::new(Phase::Leasing, slot, at),
         Take::Look | Take::See => return is_full(word, at),
     };
-    // Release: the copy was made before. SeqCst: before the look at who sleeps.
+    // Release: the copy was made before. SeqCst: before the look whether somebody sleeps.
     word.compare_exchange(
         Cell::new(Phase::Full, 0, at).pack(),
         next.pack(),
@@ -294,8 +300,9 @@ fn exchange(shape: Shape, word: &AtomicU64, at: u64, how: Take) -> bool {
     .is_ok()
 }
 
-/// The same if `valid` is true after the element was seen, of which it is told the walk: that nothing has
-/// come where the caller has looked before. If it is not, the walk is the answer; also if it was lost.
+/// As [`take`], but only if `valid` is true after the element was seen: that is, if nothing has come
+/// where the caller has looked before. `valid` is given the walk that found the element. If it is false,
+/// or if the walk was lost, the walk is the result.
 #[cold]
 pub fn take_if<'a>(
     shape: Shape,
@@ -314,7 +321,7 @@ pub fn take_if<'a>(
             }
             continue;
         };
-        // Invariant 4. Whether the element is there is seen where it is taken.
+        // Invariant 4. Whether the element itself is still there is seen when it is taken.
         if walk.pending.is_some() && !walk.still(shape, cell) {
             continue;
         }
@@ -339,21 +346,22 @@ pub fn take_if<'a>(
 pub struct Walk {
     /// The first position that is not taken.
     first: u64,
-    /// Where the walk ended: behind the element; if there is none, at the first unclaimed position, or at
+    /// Where the walk ended: after the element; if there is none, at the first unclaimed position, or at
     /// the one whose cell is kept.
     pub end: u64,
     /// The first element's position.
     pub full: Option<u64>,
-    /// How many WRITING were gone past, and the slot of the first.
+    /// How many WRITING cells were passed, and the slot of the first.
     writing: usize,
     pub pending: Option<usize>,
-    /// How many elements were.
+    /// How many elements were passed or found.
     visited: usize,
-    /// It came to no end, as others were too fast; or what it goes by is garbage.
+    /// The walk came to no end, as others were too fast, or as the words are garbage.
     pub lost: bool,
-    /// It ended where nothing is pushed any more.
+    /// The walk ended where nothing is pushed any more.
     pub sealed: bool,
-    /// It ended at a cell that somebody has kept for a lap: nothing is pushed beyond while that is so.
+    /// The walk ended at a cell that somebody has kept for a lap: as long as this is so, nothing is
+    /// pushed there or beyond.
     pub around: bool,
 }
 
@@ -397,8 +405,8 @@ impl Walk {
                 walk.end = shape.next(at);
             } else if is_ahead(seen.position, at) {
                 walk.end = shape.next(at);
-                // What was claimed a lap ago has others before it that may still be WRITING; what
-                // was claimed two laps ago has not.
+                // Before a position that was claimed a lap ago, others may still be WRITING; before
+                // one that was claimed two laps ago, none can be.
                 let old = position(seen.position.wrapping_sub(shape.lap() << 1));
                 if walk.pending.is_none() && is_ahead(old, at) {
                     walk.end = shape.next(old);
@@ -416,8 +424,8 @@ impl Walk {
         walk
     }
 
-    /// Whether each that was WRITING, or visited, still is as it was: they change but once, so counting is
-    /// enough. And whether the cell that is kept for a lap still is. Not if the walk was lost.
+    /// True if each cell that was WRITING, or visited, still is as it was (they change only once, so
+    /// counting is enough), and if a cell that was kept for a lap still is. False if the walk was lost.
     pub fn still<'a>(&self, shape: Shape, cell: &impl Fn(usize) -> &'a AtomicU64) -> bool {
         if self.lost || self.around && !self.is_kept(shape, cell) {
             return false;
@@ -438,14 +446,14 @@ impl Walk {
         left == (0, 0)
     }
 
-    /// Whether somebody still keeps the cell where it ended, from a lap before.
+    /// True if somebody still keeps the cell where the walk ended, from a lap before.
     fn is_kept<'a>(&self, shape: Shape, cell: &impl Fn(usize) -> &'a AtomicU64) -> bool {
         // SeqCst: see `foremost`.
         let seen = Cell::unpack(cell(shape.index(self.end)).load(Ordering::SeqCst));
         is_ahead(self.end, seen.position)
     }
 
-    /// Whether nothing was claimed yet where it ended.
+    /// True if nothing has been claimed yet where the walk ended.
     pub fn is_at_end<'a>(&self, shape: Shape, cell: &impl Fn(usize) -> &'a AtomicU64) -> bool {
         let seen = Cell::unpack(cell(shape.index(self.end)).load(Ordering::SeqCst));
         match seen.phase {
@@ -455,7 +463,7 @@ impl Walk {
     }
 }
 
-/// Lets nothing be pushed at the first unclaimed position, or beyond. False if it has been claimed.
+/// Prevents pushes at the first unclaimed position and beyond. False if it has been claimed.
 pub fn seal(word: &AtomicU64, position: u64) -> bool {
     word.compare_exchange(
         Cell::new(Phase::Free, 0, position).pack(),
@@ -466,7 +474,8 @@ pub fn seal(word: &AtomicU64, position: u64) -> bool {
     .is_ok()
 }
 
-/// Frees a cell that the slot is at, which is dead or our own; what it was doing there.
+/// Frees a cell that the slot is using, and gives what it was doing there. The slot's owner is
+/// dead, or the slot is our own.
 ///
 /// Can be repeated. Nobody else changes a word that names a slot.
 pub fn vacate(word: &AtomicU64, slot: usize, lap: u64) -> Option<Cell> {
@@ -480,8 +489,9 @@ pub fn vacate(word: &AtomicU64, slot: usize, lap: u64) -> Option<Cell> {
     Some(seen)
 }
 
-/// Tells `each` the cells and positions of the elements, first to last. If the walk that is the answer is
-/// [`still`](Walk::still) right later, all of them were in the queue at the moment of its end, and no others.
+/// Calls `each` with the cells and positions of the elements, first to last. If [`still`](Walk::still) is
+/// true later for the walk that is returned, all of them were in the queue at the moment when the walk ended,
+/// and no others.
 pub fn visit<'a>(
     shape: Shape,
     head: &AtomicU64,

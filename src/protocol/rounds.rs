@@ -1,11 +1,12 @@
-//! The rounds of a barrier: who has arrived, and whether a party is gone without whom a round cannot end.
+//! The rounds of a barrier: which parties have arrived, and whether a party is gone without which a round
+//! cannot end.
 //!
 //! # Rationale
 //!
-//! An arrival is one exchange on the state word, which counts those of the present round; the last
-//! one turns the round, so there is no moment at which all have arrived and nobody has said so.
-//! Before it, the party marks its entry with the round. The entries decide nothing but one
-//! question: is a party gone without whom the round cannot end?
+//! An arrival is one exchange on the state word, which counts the arrivals of the present round;
+//! the last one turns the round, so there is no moment at which all have arrived and the word does
+//! not say so. Before the exchange, the party marks its entry with the round. The entries decide
+//! only one question: is a party gone without which the round cannot end?
 //!
 //! ```text
 //! state   bit 0       BROKEN
@@ -34,12 +35,12 @@
 //! b. a party of the round before is gone and has not arrived in this one, and the group lives on:
 //!    another party of the round before is not gone, or has arrived in this one (CONTINUES).
 //!
-//! The last party to arrive asks nothing of this: all have arrived. So with two parties the death of the one
-//! that waits is found out by nobody.
+//! The last party to arrive asks none of this: all have arrived. So with two parties, nobody finds out about
+//! the death of the one that waits.
 //!
 //! If the whole group of the round before is gone, the next round belongs to a new group, and
-//! nobody misses the old one. A thread that has never called `wait` is unknown; its death is no
-//! concern of the barrier's, but of who reaps it.
+//! nobody misses the old one. A thread that has never called `wait` is unknown; the barrier does
+//! not deal with its death, which is left to whoever reaps it.
 //!
 //! | killed | leaves | and then |
 //! |--------|--------|----------|
@@ -49,11 +50,11 @@
 //! | after turning the round or breaking it, before the wake | sleepers not woken | they look within `lock::TICK` |
 //!
 //! Invariants
-//! 1. Stamps only rise, but for resets after 2^16, so an old stamp never becomes that of this round
-//!    or of the round before.
+//! 1. Stamps only rise (except that resets wrap around after 2^16), so an old stamp never becomes
+//!    that of this round or of the round before.
 //! 2. An entry's owner is replaced only when it is gone and its stamp is older than the round
 //!    before; only its owner stores its stamp.
-//! 3. A party that has been counted in a round has marked its entry with that round before.
+//! 3. A party that is counted in a round has marked its entry with that round before.
 //!
 //! # Nobody waits for ever for a known dead party
 //!
@@ -64,8 +65,8 @@
 //! either somebody of the old group is alive or has arrived, and W finds rule b, or all of
 //! it is gone without having arrived: then W's round is that of a new group, to which D does not
 //! belong. An entry is not taken from D before that round is over (invariant 2). So W breaks the
-//! round, unless the state has changed meanwhile; a change is an arrival, of which there are n at
-//! most, or ends W's round.
+//! round, unless the state has changed meanwhile; a change is an arrival, of which there are at most
+//! n, or ends W's round.
 
 use crate::primitive::{AtomicU64, Ordering};
 use crate::protocol::tag::Tag;
@@ -74,9 +75,9 @@ const BROKEN: u64 = 1;
 const COUNT_SHIFT: u32 = 1;
 const COUNT: u64 = 0x7f << COUNT_SHIFT;
 const STAMP_SHIFT: u32 = 8;
-/// One phase, in a stamp; below it are the resets.
+/// One phase in a stamp; the bits below count the resets.
 const PHASE: u64 = 1 << 16;
-/// In an entry: the party had arrived at the round before as well.
+/// In an entry: the party had also arrived at the round before.
 const CONTINUES: u64 = 1 << 63;
 
 /// The state word, taken apart.
@@ -84,14 +85,15 @@ const CONTINUES: u64 = 1 << 63;
 pub struct State(u64);
 
 impl State {
-    /// Of a new barrier: from phase 2, so that a stamp of 0 is older than the round before.
+    /// The state of a new barrier. It begins with phase 2, so that a stamp of 0 is older than the
+    /// round before.
     pub const NEW: u64 = (2 * PHASE) << STAMP_SHIFT;
 
     fn stamp(self) -> u64 {
         self.0 >> STAMP_SHIFT
     }
 
-    /// The stamp of the round before, if that was completed and not reset.
+    /// The stamp of the round before, if that round was completed and not reset.
     fn stamp_before(self) -> u64 {
         self.stamp().wrapping_sub(PHASE)
     }
@@ -104,12 +106,12 @@ impl State {
         self.stamp() % PHASE
     }
 
-    /// What to sleep on.
+    /// The half of the word to sleep on.
     pub fn low(self) -> u32 {
         self.0 as u32
     }
 
-    /// How many have arrived.
+    /// The number of parties that have arrived.
     pub fn arrived(self) -> u64 {
         (self.0 & COUNT) >> COUNT_SHIFT
     }
@@ -118,7 +120,7 @@ impl State {
         self.0 & BROKEN != 0
     }
 
-    /// Whether the round goes on, by what the state is now.
+    /// True if the round goes on, judging by the present state.
     pub fn goes_on(self, now: State) -> bool {
         now.stamp() == self.stamp() && !now.is_broken()
     }
@@ -158,7 +160,7 @@ impl Entry {
     }
 }
 
-/// Why a party does not wait for the others.
+/// Why a party does not wait for the others any more.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Over {
     /// All have arrived.
@@ -180,14 +182,16 @@ impl<'a> Rounds<'a> {
     }
 
     fn turn(self, from: State, to: State) -> bool {
-        // AcqRel: what a party did before it arrived is seen by all who go on after the last one.
+        // AcqRel: what a party did before it arrived is seen by all that go on after the last one
+        // has arrived.
         self.state
             .compare_exchange(from.0, to.0, Ordering::AcqRel, Ordering::Relaxed)
             .is_ok()
     }
 
-    /// The party with that entry arrives, one of so many: the round, to look after, or that it is over. If it
-    /// has ended, the others are to be woken.
+    /// Makes the party with that entry arrive, as one of `parties`. Gives the round, to be passed to
+    /// [`look`](Self::look), or why the wait is over. If the round has ended, the caller has to wake the
+    /// others.
     pub fn arrive(self, entry: &Entry, parties: u64) -> Result<State, Over> {
         loop {
             let state = self.state();
@@ -209,8 +213,9 @@ impl<'a> Rounds<'a> {
         }
     }
 
-    /// What has become of a round that the caller has arrived at: the state to sleep on, or that it is over.
-    /// `wake` wakes the others, should a party be found lost; `is_gone` says whether one is.
+    /// Finds out what has become of a round at which the caller has arrived: gives the state to sleep on, or
+    /// why the wait is over. `wake` wakes the others if a party is found to be lost; `is_gone` says whether
+    /// one is gone.
     pub fn look(
         self,
         round: State,
@@ -238,7 +243,7 @@ impl<'a> Rounds<'a> {
         }
     }
 
-    /// Breaks the barrier. Those who sleep are to be woken.
+    /// Breaks the barrier. The caller has to wake the sleepers.
     pub fn abort(self) {
         loop {
             let state = self.state();
@@ -248,7 +253,7 @@ impl<'a> Rounds<'a> {
         }
     }
 
-    /// Makes the barrier as new. Those who sleep are to be woken.
+    /// Makes the barrier as good as new. The caller has to wake the sleepers.
     pub fn reset(self) {
         loop {
             let state = self.state();
@@ -258,11 +263,12 @@ impl<'a> Rounds<'a> {
         }
     }
 
-    /// Whether the round is to be broken, by the rules in the header.
+    /// True if the round is to be broken, by the rules in the module's header.
     fn is_party_lost(self, round: State, is_gone: impl Fn(Tag) -> bool) -> bool {
         let (mut missed, mut lives_on) = (false, false);
         for entry in self.entries {
-            // The mark first: an entry that gets another owner meanwhile has an old mark then.
+            // The mark is read first: an entry that gets another owner meanwhile had an old mark
+            // then.
             let arrived = entry.arrived.load(Ordering::Acquire);
             let owner = entry.owner();
             let stamp = arrived & !CONTINUES;
@@ -280,7 +286,7 @@ impl<'a> Rounds<'a> {
         missed && lives_on
     }
 
-    /// A thread's entry, claimed now if need be; `None` if all are taken.
+    /// A thread's entry, which is claimed now if it has none; `None` if all are taken.
     pub fn entry(self, me: Tag, is_gone: impl Fn(Tag) -> bool) -> Option<&'a Entry> {
         let mut entries = self.entries.iter();
         if let Some(mine) = entries.find(|entry| entry.owner() == me) {
@@ -296,12 +302,13 @@ impl<'a> Rounds<'a> {
         })
     }
 
-    /// Whether nobody misses the owner of the entry, now and later (invariant 1).
+    /// True if nobody misses the owner of the entry, now or later (invariant 1).
     fn is_unused(self, entry: &Entry, owner: Tag, is_gone: impl Fn(Tag) -> bool) -> bool {
         if owner.is_nobody() {
             return true;
         }
-        // The owner first: once it is gone its stamp stays. Then the round, which only rises.
+        // First the owner: once it is gone, its stamp stays. The round comes last, as it only
+        // rises.
         let gone = is_gone(owner);
         let stamp = entry.stamp();
         let state = self.state();
@@ -328,7 +335,7 @@ fn mark(entry: &Entry, round: State) {
 mod tests {
     use super::*;
 
-    /// Another has arrived between its mark and its exchange.
+    /// Another party has arrived between this party's mark and its exchange.
     #[test]
     fn who_marks_again_continues_still() {
         let [owner, arrived] = [0; 2].map(AtomicU64::new);

@@ -1,21 +1,23 @@
-//! A walk over a table that is asked for at times, and made by many, a piece each.
+//! A walk over a table, which is asked for now and then, and of which several threads make a piece
+//! each.
 //!
-//! One word: how many entries are left to be looked at, and where to go on. Who takes a piece
-//! takes it off the word first and looks at it then, so that whoever asks for a walk in between
-//! gets a whole one: his demand comes before the piece is taken off (and the piece is looked at
-//! after it), or it sets what is left back to all.
+//! One word says how many entries are left to be looked at, and where to go on. A thread that makes
+//! a piece first takes it off the word and then looks at it, so that whoever asks for a walk in
+//! between gets a whole one: either the demand comes before the piece is taken off (and the piece
+//! is looked at after the demand), or it sets what is left back to the whole table.
 //!
-//! Killed with a piece taken: the piece is not looked at. Each death asks for a walk of its own.
+//! If a thread is killed after it has taken a piece, the piece is not looked at; but each death
+//! asks for a new walk.
 
 use std::ops::Range;
 
 use crate::primitive::{AtomicU64, Ordering};
 
-/// The word. Zero: nothing is asked for.
+/// The word. Zero means that nothing is asked for.
 #[repr(transparent)]
 pub struct Sweep(AtomicU64);
 
-/// What is left, in the upper half, while all is.
+/// The upper half, which says what is left, when everything is left.
 const ALL: u64 = 0xffff_ffff << 32;
 
 impl Sweep {
@@ -35,18 +37,20 @@ impl Sweep {
         self.0.load(Ordering::Relaxed) & ALL != 0
     }
 
-    /// Takes the whole walk upon the caller.
+    /// Takes the whole walk, which the caller is going to make.
     pub fn take_all(&self) {
         self.0.fetch_and(!ALL, Ordering::SeqCst);
     }
 
-    /// Takes the next entries upon the caller, at most `piece`, of a table that has `count`, which may grow.
+    /// Takes the next piece of the walk, of at most `piece` entries, which the caller is going to make. The
+    /// table has `count` entries, and may grow.
     pub fn take(&self, count: impl Fn() -> usize, piece: usize) -> Option<Range<usize>> {
         let mut word = self.0.load(Ordering::SeqCst);
         loop {
             let entries = count();
             let left = ((word >> 32) as usize).min(entries);
-            // The word may be garbage, and the table of another length than at the last piece.
+            // The word may be garbage, and the table's length may have changed since the last
+            // piece.
             let from = Some(word as u32 as usize)
                 .filter(|&from| from < entries)
                 .unwrap_or(0);
@@ -60,7 +64,7 @@ impl Sweep {
                 .compare_exchange(word, next, Ordering::SeqCst, Ordering::SeqCst)
             {
                 Ok(_) => {
-                    // What is new in the table may have been asked for before, and is not counted in what is left.
+                    // The demand may include new entries, which are not counted in what is left.
                     if count() != entries {
                         self.demand();
                     }

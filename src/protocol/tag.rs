@@ -7,9 +7,9 @@
 //! ```
 //!
 //! A slot gets a new generation with each owner, so a tag is never mistaken for another's. The low
-//! 32 bits hold the flags, the slot and the low generation bits: what a futex can sleep on.
+//! 32 bits, on which a futex can sleep, hold the flags, the slot and the low generation bits.
 
-/// An owner of something in the pool. Zero is nobody.
+/// An owner of something in the pool. Zero means nobody.
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 pub struct Tag(u64);
 
@@ -17,7 +17,7 @@ impl Tag {
     pub const NOBODY: Tag = Tag(0);
     /// The bits of a word that hold a tag.
     pub const MASK: u64 = !Self::FLAGS;
-    /// The bits of a word that are left for flags.
+    /// The bits of a word that are available for flags.
     pub const FLAGS: u64 = 0xf;
 
     pub const fn new(slot: usize, generation: u64) -> Self {
