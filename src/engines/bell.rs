@@ -1,7 +1,8 @@
-//! Waking those who sleep until something in a container has changed: the word is `protocol::bell`'s.
+//! Waking threads that sleep until something in a container has changed. For the word, see
+//! `protocol::bell`.
 //!
-//! A push is seen from its claim on. Should the element be a moment late, the sleeper's time limit is what it costs. So is a
-//! ring that died with its ringer: `lock::TICK`.
+//! A push is noticed from its claim on. If the element comes a moment later, this costs the sleeper at most its time
+//! limit, `lock::TICK`; and so does a ring that is lost because the ringer died.
 
 use std::time::Instant;
 
@@ -38,39 +39,40 @@ impl Bell {
         }
     }
 
-    /// True if somebody sleeps, or may.
+    /// True if somebody sleeps, or may be asleep.
     #[inline]
     pub(crate) fn has_sleepers(&self) -> bool {
         bell::has_sleepers(&self.0)
     }
 
-    /// Wakes so many; how many it were.
+    /// Rings for up to `most` sleepers, and says how many it woke.
     #[cold]
     pub(crate) fn ring_out(&self, most: u32) -> usize {
         let rung = self.count();
         self.wake(rung, most)
     }
 
-    /// Counts a ring: what the word is now. To be followed by [`wake`](Self::wake), or by a ring of another
-    /// bell.
+    /// Counts a ring, and gives what the word is now. To be followed by [`wake`](Self::wake), or by a ring
+    /// of another bell.
     pub(crate) fn count(&self) -> u64 {
         bell::count(&self.0)
     }
 
-    /// Wakes so many, for a ring that was [counted](Self::count); how many it were.
+    /// Wakes up to `most` sleepers, for a ring that was [counted](Self::count), and says how many
+    /// it woke.
     pub(crate) fn wake(&self, rung: u64, most: u32) -> usize {
         let half = Arena::low_half(&self.0);
         bell::wake(&self.0, rung, most, |most| futex::wake(half, most))
     }
 
-    /// What the word is while the caller sleeps. To be followed by another look, and then by
-    /// [`sleep`](Self::sleep).
+    /// Announces a sleep, and gives the word on which the caller sleeps. To be followed by another
+    /// look, and then by [`sleep`](Self::sleep).
     pub(crate) fn announce(&self) -> u64 {
         bell::announce(&self.0)
     }
 
-    /// As [`announce`](Self::announce), and changes the word if the bit was set: so a ring that found nobody
-    /// asleep before does not clear the bit any more.
+    /// As [`announce`](Self::announce), but changes the word even if the bit was set already: so a ring that
+    /// found nobody asleep before no longer clears the bit.
     pub(crate) fn announce_anew(&self) -> u64 {
         self.count();
         self.announce()
@@ -84,7 +86,7 @@ impl Bell {
         lock::sleep(here.arena, here.slot, low, word, owner, deadline);
     }
 
-    /// Sleeps until `ready` says so, which those who make it so tell by a ring. False if it does not in time.
+    /// Sleeps until `ready` is true; whoever makes it so rings. False if that does not happen in time.
     pub(crate) fn wait(
         &self,
         here: Here,
@@ -105,7 +107,7 @@ impl Bell {
 }
 
 /// Sleeps until a ring of one of several bells since each was [announced](Bell::announce), for a short time
-/// at most. Beyond 128 bells, the others are looked at after that time.
+/// at most. If there are more than 128 bells, those beyond are looked at after that time.
 pub(crate) fn sleep_on_any(bells: &[&Bell], announced: &[u64], deadline: Option<Instant>) {
     let left = deadline.map_or(lock::TICK, |deadline| {
         deadline

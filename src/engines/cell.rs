@@ -1,4 +1,4 @@
-//! A cell: one word, which names a block or is 0. All there is to it is `change`.
+//! A cell: one word, which names a block or is 0. It is changed as described in `change`.
 
 use super::{Named, OP_SHIFT, limbo, word};
 use crate::allocator::block;
@@ -20,7 +20,8 @@ pub(crate) fn next_block(arena: Arena, first: usize) -> Option<Named> {
     })
 }
 
-/// A cell names a block that is in no list. It may be noted: by who died before the exchange.
+/// Checks a cell: it names a block that is in no list. The block may be noted, by a thread that
+/// died before the exchange.
 pub(crate) fn check(arena: Arena, first: usize, report: &mut CheckReport) {
     let Some(named) = next_block(arena, first) else {
         return;

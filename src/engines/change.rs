@@ -1,8 +1,8 @@
-//! One word is made to name another block: the one change that containers consist of.
+//! How a word is made to name another block: the only kind of change that these containers make.
 //!
-//! A new block is allocated into the intent and filled; then one compare-exchange (or, by who keeps
-//! all others from the word, a store) publishes it; then what the word named before is retired. The
-//! thread is pinned from before it reads the word until the intent is closed.
+//! A new block is allocated into the intent and filled; then one compare-exchange (or a store, if
+//! the caller keeps all others from the word) publishes it; then what the word named before is
+//! retired. The thread is pinned from before it reads the word until the intent is closed.
 //!
 //! | step | word | killed before the next step: recovery |
 //! |------|------|----------------------------------------|
@@ -12,14 +12,16 @@
 //! | PUBLISHING | the new | retires the old block, once |
 //! | PUBLISHING | another's again, the new one *noted* | the same |
 //!
-//! Whether the change happened is asked of the word, and then of the new block: whoever is about to
-//! overwrite a word that names a block *notes* that in the block first. As the pin of the author holds
-//! until its intent is resolved, neither block is freed or used for anything else before.
+//! The word, and then the new block, say whether the change happened: whoever is about to overwrite a
+//! word that names a block first *notes* that in the block. As the author's pin holds until its intent
+//! is resolved, neither block is freed or used for anything else before that.
 //!
 //! Invariants
 //! 1. A block is noted before the word that names it is changed.
-//! 2. PUBLISHING is stored once the block's own words are set, and the intent has the old one.
-//! 3. A change that names no new block (a removal) is made by who keeps all others from the word.
+//! 2. PUBLISHING is stored once the new block's own words are set, and the intent has the old
+//!    block.
+//! 3. A change that names no new block (a removal) is made only by a thread that keeps all others
+//!    from the word.
 
 use std::alloc::Layout;
 
@@ -42,7 +44,7 @@ const PREPARING: u64 = 0;
 const PUBLISHING: u64 = 1;
 
 /// Opens an intent for a change of `word` and allocates the new block, which is not noted. If there
-/// is no room, nothing is open.
+/// is no room, no intent is left open.
 #[inline]
 pub(crate) fn prepare(
     arena: Arena,
@@ -74,7 +76,7 @@ fn prepare_once(
             Ok(address as u64)
         }
         Err(error) => {
-            // It names a block that was not taken.
+            // The intent names a block that was not taken.
             slot.intent.set_arg(NEW_BLOCK, 0);
             slot.intent.close();
             Err(error)
@@ -82,26 +84,27 @@ fn prepare_once(
     }
 }
 
-/// Opens an intent for a change of `word` to something that is no new block.
+/// Opens an intent for a change of `word` to something that is not a new block.
 #[inline]
 pub(crate) fn open(slot: &Slot, op: u64, word: &AtomicU64) {
     let address = std::ptr::from_ref(word).addr() as u64;
     slot.intent.open(op, &[address, 0, 0, 0, PREPARING]);
 }
 
-/// The block is about to be named no more by the word that names it: by invariant 1.
+/// Notes that the word that names the block is about to be changed: by invariant 1.
 #[inline]
 pub(crate) fn note(arena: Arena, block: u64) {
     if let Some(own) = limbo::header(arena, block) {
-        // Not 0: somebody else has; never undone. (To look first would fetch the line twice, if another wrote it.)
+        // If this is not 0, somebody else has noted it; a note is never undone. (Looking first would fetch the
+        // cache line twice if another thread had written it.)
         let _ = own
             .next
             .compare_exchange(0, END, Ordering::SeqCst, Ordering::Relaxed);
     }
 }
 
-/// Publishes `new` if the word still is `old`, which names `old_block` (0 for none); whether it was. The intent
-/// is open, and the new block's own words are set.
+/// Publishes `new` if the word still is `old`, which names `old_block` (0 for none), and says whether it did.
+/// The intent is open, and the new block's own words are set.
 #[inline]
 pub(crate) fn publish(
     arena: Arena,
@@ -122,7 +125,8 @@ pub(crate) fn publish(
 #[inline]
 pub(crate) fn publish_alone(slot: &Slot, word: &AtomicU64, old_block: u64, new: u64) {
     announce(slot, old_block, new);
-    // Release: who finds the word finds the block filled. What it named is stamped behind a fence.
+    // Release: a thread that finds the word finds the block filled. What the word named before is
+    // stamped after a fence.
     word.store(new, Ordering::Release);
 }
 
@@ -133,8 +137,8 @@ fn announce(slot: &Slot, old_block: u64, new: u64) {
     slot.intent.set_arg(STEP, PUBLISHING);
 }
 
-/// The change happened: what the word named goes to limbo, and the intent is closed. The caller
-/// [collects](limbo::collect_now_and_then) once it has given back its locks.
+/// Ends a change that has happened: what the word named goes to limbo, and the intent is closed.
+/// The caller [collects](limbo::collect_now_and_then) once it has given back its locks.
 #[inline]
 pub(crate) fn finish(arena: Arena, slot: &Slot, old_block: u64, bytes: usize) {
     compiler_fence(Ordering::SeqCst);
@@ -144,7 +148,7 @@ pub(crate) fn finish(arena: Arena, slot: &Slot, old_block: u64, bytes: usize) {
     slot.intent.close();
 }
 
-/// The change will not happen: the new block, which nobody has seen, is freed.
+/// Gives up a change: the new block, which nobody has seen, is freed.
 #[cold]
 pub(crate) fn abandon(arena: Arena, slot: &Slot, new_block: u64) {
     block::close_and_free(arena, slot, new_block);
@@ -155,7 +159,7 @@ pub(crate) fn resolve(arena: Arena, slot: &Slot, owner: Tag) {
     let arg = |i: usize| slot.intent.arg(i);
     let (new_block, old_block) = (arg(NEW_BLOCK), arg(OLD_BLOCK));
     let happened = arg(STEP) == PUBLISHING && {
-        // The word first: it is overwritten after the note.
+        // The word is read first: it is overwritten after the note.
         let named =
             word(arena, arg(WORD)).is_some_and(|word| word.load(Ordering::SeqCst) == arg(NEW_WORD));
         let noted = || {

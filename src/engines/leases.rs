@@ -1,8 +1,8 @@
-//! Leased elements of queues: taken, but not for good.
+//! Leased elements of queues: elements that were taken, but not for good.
 //!
-//! A leased element lies in an entry that names its holder. When the holder is done the entry is
-//! free; when it gives the element back, or dies, the element is had again before all others of
-//! the queue.
+//! A leased element lies in an entry that names its holder. When the holder is done, the entry
+//! becomes free; when the holder gives the element back, or dies, the element is taken again before
+//! all others of the queue.
 //!
 //! ```text
 //! block    0    words of an element
@@ -14,28 +14,31 @@
 //! | state       | meaning | next, by whom |
 //! |-------------|-------------------------------------|----------------------------------------|
 //! | FREE        |                                     | TAKING, by a thread |
-//! | TAKING, tag | its owner is about to take an element | HELD by the owner or its recovery; FREE by the owner, or its recovery, or who meets it when the owner is over |
-//! | HELD, tag   | the owner has the element           | FREE by the owner: done; BACK by the owner, or by who meets it when the owner is over |
-//! | BACK, turn  | the element waits to be had again | FREE by who pops it; HELD by who leases it |
+//! | TAKING, tag | its owner is about to take an element | HELD by the owner or its recovery; FREE by the owner, or its recovery, or whoever meets it when the owner is over |
+//! | HELD, tag   | the owner has the element           | FREE by the owner: done; BACK by the owner, or by whoever meets it when the owner is over |
+//! | BACK, turn  | the element waits to be taken again | FREE by whoever pops it; HELD by whoever leases it |
 //!
-//! "Over" is dead, with the intent resolved. The intent LEASE has the cell, the lap and the entry.
-//! If the cell says LEASING by the dead one, the element is taken: the entry becomes HELD, then the
-//! cell free. If not, and the entry is TAKING, it becomes free.
+//! An owner is "over" if it is dead and its intent is resolved. The intent LEASE has the cell, the
+//! lap and the entry. If the cell says LEASING by the dead owner, the element was taken: the entry
+//! becomes HELD, and then the cell becomes free. If not, and the entry is TAKING, the entry becomes
+//! free.
 //!
 //! Invariants
 //! 1. The position and the element are stored while the entry is TAKING, by its owner.
-//! 2. Each time that an element becomes BACK has a turn of its own, what the count became then: an exchange from BACK
-//!    cannot mistake one for another, nor for the same one that has been had since and is BACK anew.
+//! 2. Each time an element becomes BACK, it gets a new turn: what the count became then. So an exchange from BACK
+//!    cannot mistake one element for another, nor for the same one that has been taken since and is BACK anew.
 //! 3. The count is raised between the look that finds an entry BACK and the exchange that takes the
-//!    element; and before an entry becomes BACK, by who has it or has found its owner over. So if two
-//!    looks find the same entries BACK, with the same elements, and the count has not changed from before
-//!    the first to after the second, they were BACK in between all the time, and no others ever.
-//!    (Whoever was about to do one of the two when the count was read has done it once at most, and for
-//!    an entry to be as it was takes both.) Who is killed in between has counted nothing.
-//! 4. Who takes an element that is BACK, or tells it, has read the count before the look that found it the first,
-//!    and the count is the same when he raises it, or has looked. So if an element comes back and then a later one
-//!    does, that is not had before it: who did not find the first one BACK has read the count before it was raised for
-//!    the second. If it is not the same he looks again: somebody has gone on, by something that comes back or is taken.
+//!    element; and before an entry becomes BACK, by the thread that has it or has found its owner over.
+//!    So if two looks find the same entries BACK, with the same elements, and the count has not changed
+//!    from before the first look to after the second, these entries were BACK all the time in between,
+//!    and no others were at any time. (A thread that was about to do one of the two when the count was
+//!    read has done it at most once, and for an entry to be as it was takes both.) If a thread is killed
+//!    in between, it has only counted something that did not happen.
+//! 4. A thread that takes an element that is BACK, or reports it, has read the count before the look that found it to
+//!    be the first, and the count is the same when the thread raises it, or has looked. So if an element comes back,
+//!    and then a later one does, the later one is not taken first: a thread that did not find the first one BACK has
+//!    read the count before it was raised for the second. If the count is not the same, the thread looks again:
+//!    somebody has made progress, by something that came back or was taken.
 
 use super::queue::{CELL, Header, LAP, LEASE, make, store};
 use super::word;
@@ -49,18 +52,18 @@ use crate::primitive::{AtomicU64, Ordering};
 use crate::protocol::leased::{self, BACK, FREE, HELD, STATE, TAKING, TURN};
 pub(crate) use crate::protocol::leased::{Seen, Survey};
 
-/// How many elements of a queue can be leased at a time.
+/// The number of elements of a queue that can be leased at a time.
 pub(crate) const LEASES: usize = 64;
 
 /// The argument of LEASE that names the entry.
 const ENTRY: usize = 2;
 
-/// Where the block has the number of entries that were ever used.
+/// The offset in the block of the number of entries that were ever used.
 const USED: usize = 8;
 const CHANGES: usize = 16;
 const FIRST_ENTRY: usize = 64;
 
-/// An entry that an element can be leased into, or has been.
+/// An entry into which an element can be, or has been, leased.
 pub(crate) type Entry = leased::Entry<'static>;
 
 /// The entries of a queue.
@@ -74,10 +77,10 @@ impl Header {
     /// The entries, if they have been made.
     #[inline]
     pub(crate) fn leases(&self, words: usize) -> Option<Table> {
-        // Acquire: they are filled in.
+        // Acquire: the entries are filled in.
         let address = self.lease_block.load(Ordering::Acquire) as usize;
         let stride = 8 * (2 + words);
-        // Static garbage may name anything.
+        // If the word is garbage, it may name anything.
         let fits = address != 0
             && address.is_multiple_of(64)
             && self.arena().room_at(address) >= FIRST_ENTRY + LEASES * stride;
@@ -87,7 +90,7 @@ impl Header {
         })
     }
 
-    /// The entries, made now if need be; `None` if what is named is none.
+    /// The entries, which are made now if need be; `None` if the word names something else.
     pub(crate) fn leases_or_make(
         &self,
         arena: Arena,
@@ -124,8 +127,8 @@ impl Table {
     fn entry(&self, index: usize) -> Entry {
         let state =
             std::ptr::with_exposed_provenance::<AtomicU64>(self.first + index * self.stride);
-        // SAFETY: the block has `LEASES` entries, which callers' indexes are below, in the pool's
-        // data, and stays as long as the queue does; an entry begins with two atomic words.
+        // SAFETY: the block has `LEASES` entries, which is above all callers' indexes; it is in the
+        // pool's data, and stays as long as the queue does; an entry begins with two atomic words.
         unsafe {
             Entry {
                 state: &*state,
@@ -149,13 +152,14 @@ impl Table {
         self.count().load(Ordering::SeqCst)
     }
 
-    /// An element that is BACK is about to be taken, by invariant 4: false if somebody has counted since there were so many
-    /// `changes`.
+    /// Counts that an element that is BACK is about to be taken, by invariant 4. False if somebody has counted since
+    /// the count was `changes`.
     pub(crate) fn announce_after(&self, changes: u64) -> bool {
         leased::announce_after(self.count(), changes)
     }
 
-    /// True if all entries are in use, some by those who have not got an element yet.
+    /// Asked when no entry could be taken. True if that is so only for now: an entry is free again,
+    /// or its owner has not got an element yet.
     pub(crate) fn is_full_for_now(&self) -> bool {
         (0..LEASES).any(|index| {
             let state = self.entry(index).state.load(Ordering::Relaxed);
@@ -170,7 +174,8 @@ impl Table {
         (0..used.min(LEASES)).map(move |index| table.entry(index))
     }
 
-    /// An entry for an element that the thread is about to take, with the intent open that says so.
+    /// Takes an entry for an element that the thread is about to take, and opens the intent that
+    /// says so.
     pub(crate) fn take(&self, slot: &Slot, lap: u64) -> Option<Entry> {
         (0..LEASES)
             .map(|index| self.entry(index))
@@ -191,14 +196,14 @@ impl Table {
             .map(|(_, entry)| entry)
     }
 
-    /// The entry whose element is to be had before all others, if there is one that waits. `me` is
-    /// the caller, whose own leases do not count as held.
+    /// What the entries hold, and the entry whose element is to be taken before all others, if one
+    /// waits. `me` is the caller, whose own leases do not count as held.
     pub(crate) fn survey(&self, arena: Arena, me: Tag) -> (Survey, Option<Entry>) {
         leased::survey(self.entries(), me, |entry| self.bury(entry, arena))
     }
 
-    /// [Looks](lock::look_for_parked) for the dead among those who have leases and whose threads have ended. True if
-    /// it is worth another look.
+    /// [Looks](lock::look_for_parked) for dead holders of leases whose threads had ended before. True if another
+    /// look is worthwhile.
     #[cold]
     pub(crate) fn look_for_parked(&self, arena: Arena) -> bool {
         self.entries().any(|entry| {
@@ -207,7 +212,7 @@ impl Table {
         })
     }
 
-    /// Tells `each` the entries whose elements wait to be had again.
+    /// Calls `each` with the entries whose elements wait to be taken again.
     pub(crate) fn each_back(&self, arena: Arena, mut each: impl FnMut(Entry, Seen)) {
         for entry in self.entries() {
             self.bury(&entry, arena);
@@ -217,7 +222,7 @@ impl Table {
         }
     }
 
-    /// Ends the lease of an element that is to be had again, which the caller holds.
+    /// Ends a lease, which the caller holds, and makes the element available again.
     pub(crate) fn give_back(&self, entry: &Entry) {
         entry.give_back(self.count());
     }
@@ -234,17 +239,17 @@ impl Entry {
         std::ptr::from_ref(self.state).wrapping_add(2)
     }
 
-    /// Says what element it is going to be, before it is taken. By invariant 1.
+    /// Records which element the entry is going to hold, before it is taken. By invariant 1.
     pub(crate) fn record(&self, slot: &Slot, cell: &AtomicU64, lap: u64, position: u64) {
         self.prepare(position);
-        // The cell that is named so far is not ours: its lap does not matter.
+        // The cell that the intent names so far is not ours, so its lap does not matter.
         slot.intent.set_arg(LAP, lap);
         let address = std::ptr::from_ref(cell).addr() as u64;
         slot.intent.set_arg(CELL, address);
     }
 }
 
-/// Resolves LEASE. `cell` is what the intent names, if it names one yet.
+/// Resolves LEASE. `cell` is the cell that the intent names, if it names one yet.
 pub(super) fn resolve(arena: Arena, slot: &Slot, owner: Tag, cell: Option<&AtomicU64>) {
     let Some(state) = word(arena, slot.intent.arg(ENTRY)) else {
         return;

@@ -1,18 +1,20 @@
-//! Limbo: what was unlinked from a container and may still be looked at.
+//! Limbo: blocks that were unlinked from a container and may still be looked at.
 //!
-//! A block that readers follow a word to cannot be freed when it is unlinked: somebody may have
-//! read the word just before. It is *retired* instead. Each slot has a list of the blocks that its
-//! thread retired, oldest first, chained through the two words that every such block begins with.
-//! Now and then its thread *collects*: it stamps what is new (one stamp for all of it), and frees
-//! from the front what every pin shown is later than (`participants::epoch`).
+//! A block that readers find by following a word cannot be freed when it is unlinked: somebody may
+//! have read the word just before. It is *retired* instead. Each slot has a list of the blocks that
+//! its thread has retired, oldest first, chained through the two words with which every such block
+//! begins. Now and then the thread *collects*: it stamps what is new (one stamp for all of it), and
+//! frees, from the front, the blocks whose stamps are older than every pin that is shown
+//! (`participants::epoch`).
 //!
 //! | first word of a block | meaning |
 //! |-----------------------|---------|
-//! | 0 | linked, or not yet; nobody has overwritten the word that names it |
-//! | [`END`] | noted: it was linked once (see `change`); or the last one of a list |
-//! | an address | in a list, and this is the next one |
+//! | 0 | linked, or not linked yet; nobody has overwritten the word that names it |
+//! | [`END`] | noted: it was linked once (see `change`); or it is the last one of a list |
+//! | an address | in a list; this is the address of the next one |
 //!
-//! The second word is the owner's until the block is retired, and then 0 until it is stamped.
+//! The second word belongs to the owner until the block is retired, and is then 0 until the block
+//! is stamped.
 //!
 //! | step | killed after it leaves | and then |
 //! |------|------------------------|----------|
@@ -22,20 +24,20 @@
 //! | collect: `freeing` names the head | the same | recovery takes it off, then frees it |
 //! | collect: the head is the next one | only `freeing` names it | recovery frees it |
 //!
-//! A collection under the thread's own look gets nothing of what that holds back: it is noted, and done once more
-//! when the look ends ([`collect_after_look`]). A note that a thread has left when it died costs the slot's next one
-//! a collection, or an attempt to find room.
+//! A collection while the thread itself is pinned cannot free what its own pin holds back: this is noted, and the
+//! collection is repeated when the pin ends ([`collect_after_look`]). If a thread leaves such a note when it dies,
+//! it costs the slot's next thread a collection, or an attempt to find room.
 //!
 //! Invariants
-//! 1. A list is touched by its slot's thread, or by who holds the life word.
-//! 2. The first word of a block is never 0 again once it was noted or retired.
+//! 1. A list is accessed only by its slot's thread, or by the holder of the life word.
+//! 2. The first word of a block is never 0 again once the block was noted or retired.
 //! 3. The tail is 0, or in the list. It becomes 0 before the last block leaves.
-//! 4. An intent retires one block at a time, and nothing is collected under it: so whether it did is
-//!    told by the list's last block.
+//! 4. An intent retires one block at a time, and nothing is collected under it: so the list's last
+//!    block says whether it has done so.
 //!
-//! A list outlives its thread: it stays in the slot for the slot's next one, and anybody may
-//! [`reap`] it by being that next one for a moment. So recovery frees nothing and there is one
-//! way to free. Source of the scheme: Fraser, *Practical lock-freedom*, 2004.
+//! A list outlives its thread: it stays in the slot for the slot's next thread, and anybody may
+//! [`reap`] it by being that next thread for a moment. So recovery frees nothing, and there is only
+//! one way to free. Source of the scheme: Fraser, *Practical lock-freedom*, 2004.
 
 use crate::allocator::check::{CheckReport, Depth};
 use crate::allocator::stats::RetiredStats;
@@ -45,28 +47,29 @@ use crate::participants::table::{Limbo, Slot, SlotPhase};
 use crate::participants::{epoch, recovery, thread};
 use crate::primitive::{AtomicU64, Ordering, compiler_fence};
 
-/// What a first word says that leads to no other block; see the table above.
+/// A first word that leads to no other block; see the table above.
 pub(crate) const END: u64 = 1;
 
-/// A list is collected after so many blocks.
+/// A list is collected after this many blocks.
 const BATCH: u64 = 64;
-/// Or after so many bytes.
+/// Or after this many bytes.
 const BATCH_BYTES: u64 = 256 << 10;
 
-/// What a slot notes in `collect_again`: that the end of its look is worth a collection; that it was.
+/// What a slot notes in `collect_again`: that a collection is worthwhile when the pin ends; or that
+/// it was.
 const AGAIN: u64 = 1;
 const FREED: u64 = 2;
 
-/// What every block begins with that may be retired.
+/// What every block that may be retired begins with.
 #[repr(C)]
 pub(crate) struct Retirable {
     /// See the module's table.
     pub(crate) next: AtomicU64,
-    /// The owner's until the block is retired; then the stamp, or 0.
+    /// Belongs to the owner until the block is retired; then the stamp, or 0.
     pub(crate) stamp: AtomicU64,
 }
 
-/// The first words of a block; `None` for what can be none.
+/// The first words of a block; `None` if no block can be at that address.
 #[inline]
 pub(crate) fn header(arena: Arena, block: u64) -> Option<&'static Retirable> {
     let inside = block.is_multiple_of(16) && arena.slice_of(block as usize).is_some();
@@ -96,16 +99,16 @@ fn last(arena: Arena, list: &Limbo) -> u64 {
             next => at = next,
         }
     }
-    // A cycle, of garbage: what was in it is not found any more.
+    // The list is garbage and goes in a circle: the blocks that were in it are not found any more.
     0
 }
 
-/// More blocks than a list has that makes sense.
+/// More blocks than a valid list has.
 pub(crate) fn most(arena: Arena) -> usize {
     arena.slices() * crate::allocator::size_class::MAX_BLOCKS
 }
 
-/// Puts a block of `added` bytes that was unlinked into the slot's list.
+/// Puts a block of `added` bytes, which was unlinked, into the slot's list.
 ///
 /// By invariant 4 the caller has an intent open that names the block, and closes it before
 /// it [collects](collect_now_and_then).
@@ -138,7 +141,7 @@ pub(crate) fn retire(arena: Arena, slot: &Slot, block: u64, added: usize) {
     list.fresh_bytes.store(bytes, Ordering::Relaxed);
 }
 
-/// The same for a dead thread, which may have done it itself.
+/// The same for a dead thread, which may have done it already.
 pub(crate) fn retire_once(arena: Arena, slot: &Slot, block: u64, added: usize) {
     if last(arena, &slot.limbo) != block {
         retire(arena, slot, block, added);
@@ -159,7 +162,8 @@ pub(crate) fn collect_now_and_then(arena: Arena, slot: &Slot) {
     }
 }
 
-/// Frees what nobody can look at any more of what the slot retired. The slot is this thread's.
+/// Of the blocks that the slot has retired, frees those that nobody can look at any more. The slot
+/// is this thread's.
 #[cold]
 pub(crate) fn collect(arena: Arena, slot: &Slot) {
     let list = &slot.limbo;
@@ -169,13 +173,13 @@ pub(crate) fn collect(arena: Arena, slot: &Slot) {
     stamp_fresh(arena, list);
     free_past(arena, slot);
     if list.head.load(Ordering::Relaxed) != 0 {
-        // Perhaps it is the dead who look.
+        // Perhaps the remaining pins are those of dead threads.
         recovery::settle_all(arena);
         free_past(arena, slot);
     }
     let left = list.bytes.load(Ordering::Relaxed);
     list.held.store(left, Ordering::Relaxed);
-    // Its own look may be what holds it back.
+    // This thread's own pin may be what holds the rest back.
     let looks = slot.pin_depth.load(Ordering::Relaxed) != 0;
     slot.collect_again.set(match looks && left != 0 {
         true => AGAIN,
@@ -183,7 +187,7 @@ pub(crate) fn collect(arena: Arena, slot: &Slot) {
     });
 }
 
-/// Collects once more, if this thread, which has ended a look, has collected meanwhile and got nothing for that.
+/// Collects once more, if this thread, which has ended a pin, has collected under it and was held back by it.
 #[inline]
 pub(crate) fn collect_after_look(arena: Arena, slot: &Slot) {
     if slot.collect_again.get() != 0 {
@@ -206,7 +210,7 @@ fn collect_unless_looking(arena: Arena, slot: &Slot) {
     }
 }
 
-/// Stamps everything that is not yet.
+/// Stamps everything that is not stamped yet.
 fn stamp_fresh(arena: Arena, list: &Limbo) {
     let stamp = epoch::stamp(arena);
     let mut block = list.fresh_from.load(Ordering::Relaxed);
@@ -232,7 +236,7 @@ fn size(arena: Arena, block: u64) -> u64 {
     block::usable_size(arena, block as usize).map_or(0, |size| size as u64)
 }
 
-/// Frees from the front what is past.
+/// Frees, from the front, what nobody can look at any more.
 fn free_past(arena: Arena, slot: &Slot) {
     let list = &slot.limbo;
     let oldest = epoch::oldest(arena);
@@ -259,13 +263,13 @@ fn free_past(arena: Arena, slot: &Slot) {
         block::about_to_free(slot, head);
         list.head.store(next, Ordering::Release);
         compiler_fence(Ordering::SeqCst);
-        // A block that cannot be freed was none: there is nobody to tell.
+        // If the block cannot be freed, it was not a block; there is nobody to report this to.
         let _ = block::free_named(arena, slot, head as usize);
     }
 }
 
-/// Takes a block off the list of a dead slot that its thread was freeing. Before that block is
-/// freed; repeatable.
+/// Takes the block that a dead slot's thread was freeing off the slot's list. Called before that
+/// block is freed; repeatable.
 pub(crate) fn take_off(arena: Arena, slot: &Slot) {
     let freeing = slot.watched.freeing.load(Ordering::SeqCst);
     let list = &slot.limbo;
@@ -286,12 +290,13 @@ pub(crate) fn recount(arena: Arena, slot: &Slot) {
     if head != 0 {
         stamp_fresh(arena, list);
     }
-    // Its thread may have been reaping, and have cleared this.
+    // The slot's thread may have been reaping, and may have cleared this.
     arena.header().limbo_left.tell();
 }
 
-/// Does what needs memory, with an intent of its own: once more if there is none, and what the dead held
-/// and what is in limbo was freed. (With the intent open nothing of that could be.)
+/// Runs `attempt`, which needs memory and opens an intent of its own. If there is no memory, frees what
+/// the dead held and what is in limbo, and runs it once more. (With the intent open, none of that could
+/// be freed.)
 #[inline]
 pub(crate) fn or_reap<R, E: Copy + Into<AllocError>>(
     arena: Arena,
@@ -306,8 +311,8 @@ pub(crate) fn or_reap<R, E: Copy + Into<AllocError>>(
     }
 }
 
-/// Frees what nobody holds, and what nobody looks at any more. True if something of that is what this
-/// thread has retired, or if the end of its last look has freed such.
+/// Frees what nobody holds, and what nobody looks at any more. True if this includes something that
+/// this thread has retired, or if such a thing was freed when its last pin ended.
 #[cold]
 pub(crate) fn make_room(arena: Arena) -> bool {
     let slot = thread::slot(arena);
@@ -323,7 +328,7 @@ pub(crate) fn make_room(arena: Arena) -> bool {
     freed || before != 0 && before != oldest()
 }
 
-/// Collects what this thread retired, and what those have left who are gone.
+/// Collects what this thread has retired, and what threads that are gone have left.
 #[cold]
 pub(crate) fn reap(arena: Arena) {
     if let Ok(slot) = thread::slot(arena) {
@@ -332,7 +337,7 @@ pub(crate) fn reap(arena: Arena) {
     reap_left(arena);
 }
 
-/// Collects what those have left who are gone.
+/// Collects what threads that are gone have left.
 #[inline]
 pub(crate) fn reap_left(arena: Arena) {
     if arena.header().limbo_left.is_told() {
@@ -340,7 +345,7 @@ pub(crate) fn reap_left(arena: Arena) {
     }
 }
 
-/// Becomes each slot's next thread for a moment that has a list and no thread.
+/// For each slot that has a list but no thread, becomes its next thread for a moment.
 #[cold]
 fn reap_others(arena: Arena) {
     if !arena.header().limbo_left.take() {
@@ -360,7 +365,7 @@ fn reap_others(arena: Arena) {
     }
 }
 
-/// Counts what is in limbo, at about one moment.
+/// Counts what is in limbo, at roughly one moment.
 pub(crate) fn count(arena: Arena) -> RetiredStats {
     let mut sum = RetiredStats::default();
     for (_, slot) in arena.slots() {
@@ -369,7 +374,7 @@ pub(crate) fn count(arena: Arena) -> RetiredStats {
             continue;
         }
         let read = |word: &AtomicU64| word.load(Ordering::Relaxed) as usize;
-        // Garbage may be any numbers.
+        // In a damaged pool these may be any numbers.
         let add = |sum: &mut usize, word| *sum = sum.saturating_add(read(word));
         add(&mut sum.blocks, &list.blocks);
         add(&mut sum.blocks, &list.fresh);
@@ -381,7 +386,7 @@ pub(crate) fn count(arena: Arena) -> RetiredStats {
     sum
 }
 
-/// Checks that every list is one, of blocks that are allocated.
+/// Checks that every list is a valid list of allocated blocks.
 pub(crate) fn check(arena: Arena, depth: Depth, report: &mut CheckReport) {
     if depth != Depth::Quiescent {
         return;

@@ -1,32 +1,32 @@
 //! What every process must know of the containers, whether its program uses them or not: how an
-//! operation that died is resolved, what a container owns, and what must hold of it.
+//! operation whose thread died is resolved, what a container owns, and what a check verifies.
 //!
-//! A container has two parts. Its *engine*, here, works on words and blocks, knows no types of
-//! users, and is found by a number; the typed face is in `containers`. So a survivor from another
-//! program, which has never heard of a value's type, can resolve what a dead thread was doing to
-//! it, and can destroy the container.
+//! A container has two parts. Its *engine*, here, works on words and blocks, knows no user's types,
+//! and is found by a number; the typed interface is in `containers`. So a survivor from another
+//! program, which does not know a value's type, can resolve what a dead thread was doing to it, and
+//! can destroy the container.
 //!
-//! An engine offers, each found here by its number:
+//! An engine offers these functions, which are found here by its number:
 //!
 //! | what | when |
 //! |---|---|
-//! | [`resolve`] | a thread died with an intent of the engine open; repeatable, as all of recovery |
-//! | [`next_block`] | the container is being destroyed: what is to be freed next |
+//! | [`resolve`] | a thread died with an intent of the engine open; repeatable, like all of recovery |
+//! | [`next_block`] | the container is being destroyed: gives what is to be freed next |
 //! | [`check`] | a full check of the pool at rest |
 //!
 //! | module   | what |
 //! |----------|------|
-//! | `limbo`  | what was unlinked and may still be looked at |
-//! | `bell`   | waking those who wait for a container |
-//! | `change` | one word is made to name another block |
+//! | `limbo`  | blocks that were unlinked and may still be looked at |
+//! | `bell`   | waking threads that wait for a container |
+//! | `change` | how a word is made to name another block |
 //! | `cell`   | a word that names a block |
 //! | `buffer` | a chain of chunks of bytes |
 //! | `queue`  | rings of cells |
-//! | `leases` | elements that are popped, but not for good |
+//! | `leases` | elements that were popped, but not for good |
 //! | `map`    | words that name nodes, by the hash of their keys |
 //! | `heap`   | objects in a table, and a log to undo changes of them |
 //!
-//! Intents of an engine have its number in the bits from [`OP_SHIFT`] up; what is below, and the
+//! Intents of an engine have its number in the bits from [`OP_SHIFT`] up; the bits below, and the
 //! arguments, are the engine's own.
 
 pub(crate) mod bell;
@@ -54,19 +54,19 @@ pub(crate) const OP_SHIFT: u32 = 8;
 pub(crate) struct Named {
     /// The address of the word.
     pub(crate) word: u64,
-    /// What it holds afterwards: something else than while it names the block.
+    /// What the word holds afterwards: something other than while it names the block.
     pub(crate) next: u64,
     /// The block's address.
     pub(crate) block: usize,
 }
 
-/// A word of the pool by its address. Intents name words of committed tables, or of objects that
-/// their author's process held when it opened the intent, and holds until the intent is resolved.
+/// A word of the pool, by its address. Intents name words of committed tables, or of objects that
+/// the author's process held when it opened the intent, and holds until the intent is resolved.
 pub(crate) fn word(arena: Arena, address: u64) -> Option<&'static AtomicU64> {
     arena.word_at(address as usize)
 }
 
-/// Completes or undoes what a dead thread had open, if the operation is an engine's. The caller
+/// Completes or undoes the operation that a dead thread had open, if it is an engine's. The caller
 /// holds the slot's life word, frees what `freeing` names afterwards, and closes the intent.
 pub(crate) fn resolve(arena: Arena, slot: &Slot, owner: Tag, op: u64) {
     match Engine::numbered((op >> OP_SHIFT) as u32) {
@@ -79,8 +79,8 @@ pub(crate) fn resolve(arena: Arena, slot: &Slot, owner: Tag, op: u64) {
     }
 }
 
-/// The next block to free of a container that is being destroyed, and nobody uses; `first` is the
-/// address of its first word. `None` when it owns no more.
+/// The next block to free of a container that is being destroyed, and that nobody uses; `first` is
+/// the address of its first word. `None` when it owns no more blocks.
 ///
 /// The caller frees the block and stores [`Named::next`] before it asks again, perhaps after
 /// a death with everything but `cursor` forgotten. `cursor` starts at 0 and is the engine's own.

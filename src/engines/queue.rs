@@ -1,8 +1,9 @@
-//! Queues, as every process knows them: where their cells are, how an operation that died is
-//! resolved, what there is to free and to check.
+//! Queues, as every process knows them: where their cells are, how an operation whose thread died
+//! is resolved, and what there is to free and to check.
 //!
-//! A queue is a [`Header`], part of a value, and blocks that are made at first use, as a queue begins
-//! as a constant: a *ring* of cells (`protocol::ring`), and the entries of leases (`engines::leases`).
+//! A queue is a [`Header`], which is part of a value, and blocks: a *ring* of cells
+//! (`protocol::ring`), and the entries of leases (`engines::leases`). The blocks are made at first
+//! use, as a queue begins as a constant.
 //!
 //! ```text
 //! ring     0    number of cells
@@ -12,30 +13,31 @@
 //!          384  cells, each a word and the element
 //! ```
 //!
-//! An unbounded queue whose ring is full gets another one, twice as large, and goes on in that. As
-//! with a `VecDeque`, the memory stays: all rings together are twice the largest. Nothing is freed
-//! while the queue is there, so nobody needs to say that it looks.
+//! An unbounded queue whose ring is full gets another ring, twice as large, and goes on in that. As
+//! with a `VecDeque`, the memory is kept: all rings together are twice as large as the largest.
+//! Nothing is freed while the queue exists, so nobody needs a pin to look at it.
 //!
 //! Invariants
-//! 1. A ring's next one, once there, stays. Who pushes goes to the last ring that it sees, so a push
-//!    to a ring that has a next one began before any push to the next one ended.
+//! 1. A ring's next ring, once it is there, stays. A push goes to the last ring that it sees, so a
+//!    push to a ring that has a next one began before any push to the next one ended.
 //! 2. Consumers go on to the next ring when the one before is empty and sealed. If somebody is in
-//!    the middle of a push there, they take from the next only what they see before that push ends:
-//!    see `protocol::ring`, invariants 4 and 5, which are so kept from ring to ring.
-//! 3. `front` and `back` are rings of the chain, or 0; all before `front` are empty and sealed, and
-//!    nobody is in the middle of anything there.
+//!    the middle of a push there, they take from the next ring only what they see before that push
+//!    ends: see `protocol::ring`, invariants 4 and 5, which are kept from ring to ring in this way.
+//! 3. `front` and `back` are rings of the chain, or 0; all rings before `front` are empty and
+//!    sealed, and nobody is in the middle of anything there.
 //!
 //! | intent  | arguments | resolved by |
 //! |---------|-----------------------|-----------------------------------------------------|
-//! | PUSH    | cell, lap             | the cell names the dead one as WRITING: it is free again |
+//! | PUSH    | cell, lap             | if the cell names the dead owner as WRITING, it becomes free again |
 //! | LEASE   | cell, lap, entry      | see `engines::leases` |
-//! | MAKE    | word, block           | the word does not name the block: it is freed |
+//! | MAKE    | word, block           | if the word does not name the block, the block is freed |
 //!
 //! Looking at the first element may name it foremost, which leaves nothing to resolve: see
 //! `protocol::foremost`.
 //!
-//! A cell names who is at it by the slot's index alone. That is enough, because an intent is open
-//! meanwhile, and a slot has no new owner before the old one's intent is resolved.
+//! A cell names the thread that is using it only by the slot's index. That is enough, because the
+//! thread's intent is open meanwhile, and a slot gets no new owner before the old one's intent is
+//! resolved.
 
 use std::alloc::Layout;
 
@@ -63,63 +65,64 @@ pub(super) const LAP: usize = 1;
 /// The argument of MAKE that names the block.
 const MADE: usize = 1;
 
-/// What stands in the place of the cells' address where none are to be made any more.
+/// Stored in place of the cells' address when no cells are to be made any more.
 pub(crate) const NEVER: u64 = 1;
 
-/// The bits of a ring's hint that are not the address, a multiple of 64.
+/// The bits of a ring's hint that are not part of the address, which is a multiple of 64.
 const LOG: u64 = 63;
 
-/// What is where in a ring's block.
+/// The offsets in a ring's block.
 const NEXT: usize = 16;
 const TAIL: usize = 128;
 const HEAD: usize = 256;
 const FIRST_CELL: usize = 384;
 
-/// From the positions of a ring to those of the next one, at least. There are 28 rings at most, so all
-/// positions together are less than half of those that there are.
+/// The least distance from the positions of a ring to those of the next one. There are at most 28
+/// rings, so all positions that are used at once span less than half of the range of positions.
 const GAP: u64 = 1 << 40;
 
-/// How many cells the first ring of an unbounded queue has.
+/// The number of cells in the first ring of an unbounded queue.
 const FIRST_CELLS: u64 = 32;
 
-/// What a queue is before it has cells, and what all its users look at.
+/// All that a queue has before it has cells, and what all its users look at.
 #[repr(C, align(128))]
 pub(crate) struct Header {
     /// The address of the first ring; 0 while there is none, [`NEVER`] if there will be none.
     pub(crate) block: Root,
     /// The address of the lease entries' block, or 0.
     pub(crate) lease_block: AtomicU64,
-    /// How many cells the first ring has, and 1 if there may be more. Written once, before the queue
-    /// is in a pool.
+    /// The number of cells in the first ring; and 1 if there may be more rings. Written once, before
+    /// the queue is in a pool.
     cells: u64,
     growing: u64,
     /// Not 0 if pushing is over.
     pub(crate) closed: AtomicU64,
-    /// The rings that are popped from, and pushed to: hints, or 0. The binary logarithm of the ring's lap
-    /// is in the lowest bits, so that nothing waits for it.
+    /// The rings that are popped from and pushed to: hints, or 0. The binary logarithm of the ring's lap
+    /// is in the lowest bits, so that nothing has to wait for it.
     front: AtomicU64,
     back: AtomicU64,
-    /// The tag of the producer that has waited and is not to be passed for ever, or 0: a hint, see
+    /// The tag of the producer that has waited and must not be passed for ever, or 0. A hint; see
     /// `containers::queue::wait`.
     pub(crate) turn: AtomicU64,
-    /// The element that was told to be the first.
+    /// The element that was reported as the first.
     pub(crate) foremost: Foremost,
-    /// Who waits for an element, and who waits for room: see `engines::bell`.
+    /// The bells for threads that wait for an element, and for threads that wait for room: see
+    /// `engines::bell`.
     pub(crate) pushed: Apart,
     pub(crate) popped: Room,
 }
 
-/// A bell with its cache lines to itself, that is written when somebody sleeps.
+/// A bell that has its cache lines to itself, as it is written when somebody sleeps.
 #[repr(C, align(128))]
 pub(crate) struct Apart(pub(crate) Bell);
 
-/// The same for those who wait for room, one of whom may have the turn.
+/// The same for producers that wait for room, one of which may have the turn.
 #[repr(C, align(128))]
 pub(crate) struct Room {
     pub(crate) bell: Bell,
-    /// The bell of who has the turn.
+    /// The bell of the producer that has the turn.
     pub(crate) called: Bell,
-    /// How often it was passed; then, since when others hold back for it.
+    /// How often that producer was passed; later, since when others hold back for it.
     pub(crate) passes: AtomicU64,
 }
 
@@ -134,7 +137,7 @@ unsafe impl ShmSafe for Root {
 }
 
 impl Header {
-    /// A queue of so many cells, up to [`Shape::MAX`].
+    /// A queue of `cells` cells, at most [`Shape::MAX`].
     pub(crate) const fn bounded(cells: usize) -> Self {
         assert!(
             cells as u64 <= Shape::MAX,
@@ -167,20 +170,21 @@ impl Header {
         }
     }
 
-    /// How many elements there can be; `None` for any number.
+    /// The number of elements that there can be; `None` if there is no limit.
     #[inline]
     pub(crate) fn capacity(&self) -> Option<usize> {
         (self.growing == 0).then_some(self.cells as usize)
     }
 
-    /// The ring that is pushed to, as far as that is known. `words` is what an element takes.
+    /// The ring that is pushed to, if that is known. `words` is the number of words that an element
+    /// takes.
     #[inline]
     pub(crate) fn back(&self, words: usize) -> Option<Ring> {
         // Acquire: the ring is filled in.
         self.hinted(self.back.load(Ordering::Acquire), words)
     }
 
-    /// The ring that is popped from, as far as that is known.
+    /// The ring that is popped from, if that is known.
     #[inline]
     pub(crate) fn front(&self, words: usize) -> Option<Ring> {
         self.hinted(self.front.load(Ordering::Acquire), words)
@@ -205,21 +209,21 @@ impl Header {
         (hint > LOG).then(|| Ring::of_hint(self.arena(), hint, words))?
     }
 
-    /// The ring at an address that is one of this queue's words. `None` for 0, [`NEVER`], and what can be
-    /// none.
+    /// The ring at an address, which is the value of one of this queue's words. `None` for 0, [`NEVER`],
+    /// and an address at which no ring can be.
     #[inline]
     fn ring(&self, address: u64, words: usize) -> Option<Ring> {
         // Only a queue in a pool names a ring.
         (address > NEVER).then(|| Ring::at(self.arena(), address, words))?
     }
 
-    /// The arena of a queue that names something.
+    /// The arena of a queue that names something, so that it is in a pool.
     #[inline]
     pub(super) fn arena(&self) -> Arena {
         Arena::at(std::ptr::from_ref(self).addr() & !(GRANULE - 1))
     }
 
-    /// The first ring, made now if need be; `None` if there will be none.
+    /// The first ring, which is made now if need be; `None` if there will be none.
     #[cold]
     pub(crate) fn make_first(
         &self,
@@ -232,7 +236,7 @@ impl Header {
     }
 }
 
-/// Makes a ring for a word that names none. Its positions begin with `base`.
+/// Makes a ring for a word that names none. The ring's positions begin with `base`.
 fn make_ring(
     arena: Arena,
     slot: &Slot,
@@ -272,8 +276,8 @@ pub(super) unsafe fn store(address: usize, value: u64) {
     unsafe { std::ptr::with_exposed_provenance_mut::<u64>(address).write(value) };
 }
 
-/// Makes a block for a word that names none, unless somebody else is first. `fill` is told where
-/// the block is.
+/// Makes a block for a word that names none, unless somebody else is first. `fill` is given the
+/// block's address.
 pub(super) fn make(
     arena: Arena,
     slot: &Slot,
@@ -306,7 +310,7 @@ fn make_once(
             Err(_) => block::close_and_free(arena, slot, block as u64),
         }
     } else {
-        // What was recorded was taken, or not.
+        // The block that was recorded may have been allocated, or not.
         resolve(arena, slot, slot.tag(), MAKE);
         slot.intent.close();
     }
@@ -322,8 +326,8 @@ pub(crate) struct Ring {
 }
 
 impl Ring {
-    /// The ring at an address that a queue names; `None` if none can be there, which static garbage may
-    /// say. What its cells say is looked at where they are used.
+    /// The ring at an address that a queue names; `None` if no ring can be there, in which case the
+    /// word is garbage. The words of the cells are checked where they are used.
     fn at(arena: Arena, address: u64, words: usize) -> Option<Ring> {
         let cells = word(arena, address)?.load(Ordering::Relaxed);
         let log = (1..=Shape::MAX)
@@ -333,7 +337,7 @@ impl Ring {
         Ring::of_hint(arena, hint, words).filter(|ring| ring.hint() == hint)
     }
 
-    /// The same by a [`hint`](Self::hint).
+    /// The same for a [`hint`](Self::hint).
     #[inline(always)]
     fn of_hint(arena: Arena, hint: u64, words: usize) -> Option<Ring> {
         let (address, log) = ((hint & !LOG) as usize, (hint & LOG) as u32);
@@ -344,7 +348,8 @@ impl Ring {
             (*std::ptr::with_exposed_provenance::<AtomicU64>(address)).load(Ordering::Relaxed)
         };
         let stride = 8 * (1 + words);
-        // From 1 to as many as there is room for. Whatever the logarithm, no other cell is come to.
+        // From 1 to as many cells as there is room for. Whatever the logarithm is, no other cell is
+        // used.
         (cells.wrapping_sub(1) < (room / stride) as u64).then(|| Ring {
             address,
             shape: Shape::with_log(cells, log),
@@ -352,7 +357,7 @@ impl Ring {
         })
     }
 
-    /// Its address, and the binary logarithm of its lap.
+    /// The ring's address, and the binary logarithm of its lap.
     fn hint(&self) -> u64 {
         self.address as u64 | u64::from(self.shape.log())
     }
@@ -360,7 +365,7 @@ impl Ring {
     #[inline]
     fn word(&self, offset: usize) -> &'static AtomicU64 {
         // SAFETY: a word of the ring, which stays as long as the queue does; callers' offsets are
-        // those of atomic words of its block, which is in the pool's data by `at`.
+        // those of atomic words in its block, which is in the pool's data, as `at` has checked.
         unsafe { &*std::ptr::with_exposed_provenance(self.address + offset) }
     }
 
@@ -401,11 +406,11 @@ impl Ring {
     /// Not 0 if pushing goes on in another ring.
     #[inline(always)]
     pub(crate) fn successor(&self) -> u64 {
-        // SeqCst: before what is pushed to the next one.
+        // SeqCst: before anything is pushed to the next ring.
         self.word(NEXT).load(Ordering::SeqCst)
     }
 
-    /// The arena that it lies in.
+    /// The arena that the ring is in.
     #[inline(always)]
     pub(crate) fn arena(&self) -> Arena {
         Arena::at(self.address & !(GRANULE - 1))
@@ -416,12 +421,13 @@ impl Ring {
     pub(crate) fn next(&self) -> Option<Ring> {
         let words = self.stride / 8 - 1;
         let arena = self.arena();
-        // Each is twice as large as the one before. So there are few, also where garbage names them.
+        // Each ring is twice as large as the one before. So there are few, even if garbage names
+        // them.
         Ring::at(arena, self.successor(), words)
             .filter(|next| next.shape.cells() == 2 * self.shape.cells())
     }
 
-    /// The ring that follows, made now if need be.
+    /// The ring that follows, which is made now if need be.
     #[cold]
     pub(crate) fn make_next(&self, arena: Arena, slot: &Slot) -> Result<Option<Ring>, AllocError> {
         let cells = self.shape.cells() as u64 * 2;
@@ -429,8 +435,8 @@ impl Ring {
             return Err(AllocError::TooLarge);
         }
         if !self.is_over() {
-            // Positions rise from ring to ring, so that those of leased elements are all different:
-            // nobody is so slow here that others push as much meanwhile.
+            // Positions rise from ring to ring, so that those of leased elements are all different.
+            // Nobody is so slow here that others push that many elements meanwhile.
             let lap = Shape::new(cells).lap();
             let seen = Cell::unpack(self.cell(0).load(Ordering::Relaxed)).position;
             let last = seen + GAP;
@@ -451,7 +457,7 @@ impl Ring {
 /// Resolves what a dead thread was doing to a queue.
 pub(super) fn resolve(arena: Arena, slot: &Slot, owner: Tag, op: u64) {
     let Some(first) = word(arena, slot.intent.arg(0)) else {
-        // Before a cell was recorded: nothing but, perhaps, a lease's entry.
+        // No cell was recorded yet: there is nothing to resolve except, perhaps, a lease's entry.
         if op == LEASE {
             leases::resolve(arena, slot, owner, None);
         }
@@ -475,7 +481,7 @@ pub(super) fn next_block(arena: Arena, first: usize) -> Option<Named> {
     let named = |at: u64, next| {
         let block = word(arena, at)?.load(Ordering::Acquire);
         let cells = |ring| word(arena, ring).map_or(0, |cells| cells.load(Ordering::Acquire));
-        // The next one is twice as large: so there is an end, also where garbage names it.
+        // The next ring is twice as large, so there is an end, even if garbage names it.
         let is_next = |next: &u64| cells(*next) == cells(block).saturating_mul(2);
         let next = (next && block > NEVER)
             .then(|| word(arena, block.saturating_add(NEXT as u64)))
@@ -489,7 +495,7 @@ pub(super) fn next_block(arena: Arena, first: usize) -> Option<Named> {
             block: block as usize,
         })
     };
-    // The two words are the header's first.
+    // These are the first two words of the header.
     named(first as u64, true).or_else(|| named(first as u64 + 8, false))
 }
 
@@ -498,8 +504,8 @@ pub(super) fn check(arena: Arena, first: usize, report: &mut CheckReport) {
     if arena.room_at(first) < size_of::<Header>() || !first.is_multiple_of(128) {
         return report.problem(format_args!("a queue at {first:#x} is not in the pool"));
     }
-    // SAFETY: aligned committed data, where the type's description places a header; it is made of
-    // atomics, but for numbers that are not written any more.
+    // SAFETY: aligned committed data, where the type's description places a header; it consists of
+    // atomics, and of numbers that are not written any more.
     let header = unsafe { &*std::ptr::with_exposed_provenance::<Header>(first) };
     let mut block = header.block.0.load(Ordering::Acquire);
     let mut expected = header.cells;
@@ -518,7 +524,7 @@ pub(super) fn check(arena: Arena, first: usize, report: &mut CheckReport) {
     leases::check(arena, header, report);
 }
 
-/// Checks a ring; the address of the next one.
+/// Checks a ring, and gives the address of the next one.
 fn check_cells(arena: Arena, expected: u64, block: usize, report: &mut CheckReport) -> Option<u64> {
     let Ok(size) = block::usable_size(arena, block) else {
         report.problem(format_args!("a queue has no block at {block:#x}"));

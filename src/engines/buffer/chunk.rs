@@ -1,28 +1,29 @@
-//! Chunks: their layout, and what one alone can answer or do.
+//! Chunks: their layout, and what needs only one chunk.
 
 use super::SHARED_MAX;
 use crate::layout::arena::Arena;
 use crate::participants::habit::Looks;
 use crate::primitive::{AtomicU64, Ordering};
 
-/// Levels of skips, each eight times as far as the one below.
+/// The number of levels of skips. Each level reaches eight times as far as the one below.
 pub(super) const LEVELS: usize = 8;
 pub(super) const RADIX_SHIFT: u32 = 3;
 
-/// What a chunk begins with; the bytes follow at [`HEADER`].
+/// The header of a chunk; the bytes follow at [`HEADER`].
 #[repr(C)]
 pub(super) struct Chunk {
     pub(super) next: AtomicU64,
     pub(super) state: AtomicU64,
     pub(super) start: AtomicU64,
-    /// How many bytes fit.
+    /// The number of bytes that fit.
     pub(super) room: AtomicU64,
-    /// One more than that of the chunk before.
+    /// One more than the index of the chunk before.
     pub(super) index: AtomicU64,
     pub(super) skips: [Skip; LEVELS],
 }
 
-/// An earlier chunk, and its start: so it is known without a look at it, as it may be freed.
+/// An earlier chunk, and its start. The start is kept here so that it is known without looking at
+/// the chunk, which may be freed.
 #[repr(C)]
 pub(super) struct Skip {
     pub(super) chunk: AtomicU64,
@@ -36,7 +37,7 @@ pub(super) const SEALED: u64 = 1 << 63;
 pub(super) const BUSY: u64 = 1 << 62;
 pub(super) const LEN: u64 = BUSY - 1;
 
-/// In the place of a next chunk: there will be none.
+/// In the place of the next chunk's address: there will be no next chunk.
 pub(super) const CLOSED: u64 = 1;
 
 /// What follows a chunk.
@@ -55,8 +56,8 @@ pub(crate) struct Found {
 }
 
 impl Found {
-    /// The chunk at an address, as far as the pool has data there. What it says is checked where it
-    /// is used.
+    /// The chunk at an address, if the pool has data there. The chunk's words are checked where
+    /// they are used.
     #[inline]
     pub(super) fn at(arena: Arena, address: u64) -> Option<Found> {
         let address = address as usize;
@@ -73,11 +74,11 @@ impl Found {
     #[inline]
     pub(super) fn next(self) -> Next {
         match self.chunk.next.load(Ordering::SeqCst) {
-            // None can be counted after it, which static garbage says.
+            // No chunk can have an index after this one. The word is garbage.
             0 if self.index() == u64::MAX => Next::Closed,
             0 => Next::None,
             CLOSED => Next::Closed,
-            // An address that is none ends the chain.
+            // An address at which there is no chunk ends the chain.
             address => Found::at(self.arena, address)
                 .filter(|next| next.index() > self.index())
                 .map_or(Next::Closed, Next::Chunk),
@@ -99,7 +100,7 @@ impl Found {
         self.chunk.room.load(Ordering::Relaxed)
     }
 
-    /// How many bytes count. Acquire pairs with the exchange that made them count.
+    /// The number of bytes that count. Acquire pairs with the exchange that made them count.
     #[inline]
     pub(super) fn len(self) -> u64 {
         (self.chunk.state.load(Ordering::SeqCst) & LEN).min(self.room())
@@ -110,7 +111,8 @@ impl Found {
         self.start().saturating_add(self.len())
     }
 
-    /// True if it is the last one, and larger than those that appends share: it can go only once another follows.
+    /// True if it is the last chunk, and larger than those that appends share: it can be freed only once another
+    /// follows.
     pub(super) fn is_large_end(self) -> bool {
         self.room() as usize > SHARED_MAX && matches!(self.next(), Next::None)
     }
@@ -120,7 +122,7 @@ impl Found {
         self.address + HEADER
     }
 
-    /// The bytes from position `from` to `to`, as far as this chunk has them; and the chunk after it.
+    /// The bytes from position `from` to `to` that this chunk has, and the chunk after it.
     ///
     /// # Safety
     ///
@@ -136,7 +138,7 @@ impl Found {
         }
         let address = self.data().saturating_add((from - start) as usize);
         let len = (end - from) as usize;
-        // Static garbage may say anything.
+        // If the words are garbage, they may say anything.
         let last = address.saturating_add(len - 1);
         if self.arena.slice_of(last).is_none() {
             return (&[], next);
@@ -147,7 +149,8 @@ impl Found {
         (unsafe { std::slice::from_raw_parts(pointer, len) }, next)
     }
 
-    /// Seals the chunk, giving a writer the time that a copy takes; its final length.
+    /// Seals the chunk, after giving a writer the time that a copy takes, and gives its final
+    /// length.
     pub(super) fn seal(self) -> u64 {
         let mut patience = Patience::new();
         loop {
@@ -170,7 +173,8 @@ impl Found {
 }
 
 impl Found {
-    /// Makes the chunk, which is not linked yet, the one after `last`, from position `start` on.
+    /// Prepares the chunk, which is not linked yet, to be the one after `last`, from position
+    /// `start` on.
     pub(super) fn follow(self, last: Option<Found>, start: u64) {
         let index = last.map_or(0, |last| last.index().saturating_add(1));
         self.chunk.start.store(start, Ordering::Relaxed);
@@ -195,8 +199,8 @@ impl Found {
     }
 }
 
-/// How long somebody else's copy is waited for: longer than a copy takes, unless its writer does not
-/// run.
+/// How long to wait for somebody else's copy: longer than a copy takes, unless its writer is not
+/// running.
 pub(super) struct Patience {
     looks: Looks,
     yields: u32,
@@ -210,7 +214,7 @@ impl Patience {
         }
     }
 
-    /// True if it is worth looking again.
+    /// True if another look is worthwhile.
     pub(super) fn goes_on(&mut self) -> bool {
         if self.looks.go_on() {
             return true;

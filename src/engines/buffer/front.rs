@@ -1,4 +1,4 @@
-//! The front of a buffer: deleting, and freeing what nobody looks at any more.
+//! The front of a buffer: deleting, and freeing chunks that nobody looks at any more.
 
 use super::chunk::{Found, Next};
 use super::{FREE, Words, address_of};
@@ -8,14 +8,16 @@ use crate::participants::table::Slot;
 use crate::participants::{epoch, lock};
 use crate::primitive::{Ordering, compiler_fence};
 
-/// That no hint leads to a chunk before this one any more. No death shows whether the hints were moved before
-/// the stamp was taken, for the next holder of the lock takes another one: so the stamp asks for this.
+/// Evidence that no hint leads to a chunk before this one any more. Killing a thread cannot show whether the
+/// hints were moved before the stamp was taken, as the next holder of the lock takes another stamp; so
+/// `stamp` asks for this.
 struct Unlinked {
     before: Found,
 }
 
 impl Words {
-    /// Gives up the bytes before a position; or what the end is, if that is before the position.
+    /// Deletes the bytes before a position; if the end is before the position, gives the end
+    /// instead.
     pub(crate) fn truncate(&self, arena: Arena, slot: &Slot, to: u64) -> Result<(), u64> {
         epoch::pin(arena, slot);
         let last = self.last(arena);
@@ -24,12 +26,13 @@ impl Words {
             epoch::unpin(slot);
             return Err(end);
         }
-        // Who has gone beyond it rings for that.
+        // A caller that has gone beyond this position rings for that.
         if self.start() < to {
             self.start.fetch_max(to, Ordering::SeqCst);
         }
         if last.is_some_and(|last| last.is_large_end() && last.end() == to) {
-            // Nothing is left, but in a large chunk: it can go once an empty one follows. It stays if there is no memory.
+            // No bytes are left, but the last chunk is a large one. It can be freed once an empty one follows. If there
+            // is no memory, it stays.
             let _ = self.append_chunk(arena, slot, &[]);
         }
         let old = self.has_old(arena);
@@ -41,7 +44,7 @@ impl Words {
         Ok(())
     }
 
-    /// True if there are chunks to free, by who is not pinned then. The caller is.
+    /// True if there are chunks to free. The caller is pinned, and must not be when they are freed.
     #[inline]
     pub(crate) fn has_old(&self, arena: Arena) -> bool {
         let start = self.start();
@@ -69,8 +72,7 @@ impl Words {
         bytes
     }
 
-    /// Frees chunks that are before `start`, as far as nobody looks at them, the caller included. True if it
-    /// freed any.
+    /// Frees the chunks before `start` at which nobody looks, including the caller. True if it freed any.
     pub(crate) fn free_old(&self, arena: Arena, slot: &Slot) -> bool {
         // What a dead holder did is done or not: by the intent, or by what is done anew here.
         if !lock::try_take(arena, slot, &self.lock) {
@@ -81,14 +83,14 @@ impl Words {
         freed
     }
 
-    /// The caller has the lock, so nobody else frees chunks.
+    /// As [`free_old`](Self::free_old). The caller has the lock, so nobody else frees chunks.
     fn reclaim_locked(&self, arena: Arena, slot: &Slot) -> bool {
         let mut freed = self.free_stamped(arena, slot);
         let Some(oldest) = Found::at(arena, self.oldest.load(Ordering::SeqCst)) else {
             return freed;
         };
         if oldest.index() < self.stamped.load(Ordering::Relaxed) {
-            // Still looked at: a new stamp would only be later.
+            // The stamped chunks are still looked at, and a new stamp would only be later.
             return freed;
         }
         let start = self.start();
@@ -106,7 +108,7 @@ impl Words {
         freed
     }
 
-    /// Moves the hints to a chunk, as far as they are behind it.
+    /// Moves those hints to a chunk that are behind it.
     fn unlink_before(&self, arena: Arena, first: Found) -> Unlinked {
         self.first.store(first.address as u64, Ordering::Release);
         loop {
@@ -128,10 +130,10 @@ impl Words {
         }
     }
 
-    /// Stamps what is unlinked, by invariant 3: who is pinned later than the stamp, which is taken behind a full
-    /// fence, has found the hints moved.
+    /// Stamps what is unlinked, by invariant 3: a thread that is pinned later than the stamp, which is taken
+    /// after a full fence, has found the hints moved.
     fn stamp(&self, arena: Arena, unlinked: Unlinked) {
-        // By invariant 4, which is about kills and who has the lock next.
+        // By invariant 4, which is about kills, and the next holder of the lock.
         self.stamp.store(epoch::stamp(arena), Ordering::Release);
         compiler_fence(Ordering::SeqCst);
         self.stamped
@@ -156,10 +158,10 @@ impl Words {
             let args = [address_of(field), old.address as u64, next];
             slot.intent.open(FREE, &args);
             block::about_to_free(slot, old.address as u64);
-            // Release: what `next` says of itself. By invariant 3 nobody who looks finds the old one here.
+            // Release: the words of `next`. By invariant 3, no thread that looks finds the old one here.
             field.store(next, Ordering::Release);
             compiler_fence(Ordering::SeqCst);
-            // A block that cannot be freed was none: there is nobody to tell.
+            // If the block cannot be freed, it was not a block; there is nobody to report this to.
             let _ = block::free_named(arena, slot, old.address);
             slot.intent.close();
             freed = true;

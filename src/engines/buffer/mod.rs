@@ -3,29 +3,30 @@
 //! | file | what |
 //! |---|---|
 //! | `mod.rs` | the words, appending, finding a position, closing |
-//! | `chunk.rs` | chunks: their layout, and what one alone can answer or do |
-//! | `front.rs` | deleting, and freeing what nobody looks at any more |
-//! | `recover.rs` | what recovery, destruction and the check know |
+//! | `chunk.rs` | chunks: their layout, and what needs only one chunk |
+//! | `front.rs` | deleting, and freeing chunks that nobody looks at any more |
+//! | `recover.rs` | recovery, destruction and the check |
 //!
 //! # Rationale
 //!
 //! A chunk is a block with a header. It covers the positions from its `start` on; its `state` says
-//! how many of them, so one store makes an append visible, whole. A small append is copied behind
-//! the bytes that count, and then the state is raised. A large one, or one for which there is no
-//! room, is copied into a private chunk, and one exchange of the last chunk's `next` links it. That
-//! also gives it its position: the last chunk is sealed first, so its end is final.
+//! how many of them, so one store makes a whole append visible. A small append is copied behind the
+//! bytes that count, and then the state is raised. A large append, or one for which there is no
+//! room, is copied into a private chunk, and one exchange of the last chunk's `next` links that
+//! chunk. This also gives the append its position: the last chunk is sealed first, so its end is
+//! final.
 //!
-//! Nobody waits for anybody. Who finds a chunk BUSY for longer than a copy takes seals it, and goes
-//! on in a new one; the writer that was stopped or killed has written where nothing counts, and if
-//! it lives it finds out and copies its bytes to another place. The price is what was left of the
-//! chunk.
+//! Nobody waits for anybody. A writer that finds a chunk BUSY for longer than a copy takes seals
+//! it, and goes on in a new one. The writer that was stopped or killed has written where nothing
+//! counts; if it is alive, it finds that out and copies its bytes to another place. The price is
+//! the room that was left in the chunk.
 //!
-//! Chunks before `start` are unlinked from the hints, stamped and freed when all pins are past
-//! (`participants::epoch`), by whoever has the lock of the front; nobody waits for that lock. Every
-//! other access is under a pin.
+//! Chunks before `start` are unlinked from the hints, stamped, and freed when all pins are past the
+//! stamp (`participants::epoch`), by whoever has the lock of the front; nobody waits for that lock.
+//! Every other access is under a pin.
 //!
-//! A position is found from the last chunk backward: each chunk has, for each power of 8, the place
-//! of the latest chunk before it whose index is a multiple of that power.
+//! A position is found from the last chunk backwards: each chunk has, for each power of 8, the
+//! address of the latest chunk before it whose index is a multiple of that power.
 //!
 //! ```text
 //!  oldest        first                      last
@@ -34,36 +35,37 @@
 //!  [ past     ]   sealed      sealed        may be filled
 //! ```
 //!
-//! | chunk's state | next | meaning | next state, by whom |
+//! | chunk's state | next | meaning | next state, and who stores it |
 //! |--------------|---|----------------------------------|------------------------------------|
-//! | len          | 0 | the last one                     | BUSY by a writer; SEALED by anybody |
+//! | len          | 0 | the last chunk                   | BUSY by a writer; SEALED by anybody |
 //! | len, BUSY    | 0 | somebody writes behind len       | a larger len by that writer; SEALED by anybody |
 //! | len, SEALED  | 0 | no more bytes                    | |
-//! | len, SEALED  | a chunk | that one has the bytes from here on | |
-//! | len, SEALED  | CLOSED  | the end for good           | |
+//! | len, SEALED  | a chunk | the next chunk has the bytes from here on | |
+//! | len, SEALED  | CLOSED  | the buffer ends here for good | |
 //!
 //! | killed | leaves | and then |
 //! |--------|--------|----------|
 //! | copying behind the bytes that count | BUSY | the next writer seals the chunk |
 //! | after the state is raised | the append | |
 //! | with a private chunk | intent APPEND, not linked | the chunk is freed |
-//! | after the exchange that links it | intent APPEND, linked; hints behind | whoever comes moves the hints |
-//! | having sealed only | a sealed last chunk | the next append links a new one |
-//! | closing, behind a large chunk | an empty last chunk, not closed yet | as any other |
+//! | after the exchange that links it | intent APPEND, linked; hints that lag behind | whoever comes moves the hints |
+//! | having only sealed | a sealed last chunk | the next append links a new one |
+//! | closing, behind a large chunk | an empty last chunk, not closed yet | it is used as any other |
 //! | moving `start` | old chunks before it | the next truncation, or append without room, frees them |
-//! | with the lock of the front, at the hints or the stamp | hints, stamp or mark behind | the next holder goes on |
+//! | with the lock of the front, at the hints or the stamp | hints, stamp or mark left behind | the next holder goes on |
 //! | freeing | intent FREE | `oldest` leads past the chunk, and the chunk is freed |
 //!
 //! Invariants
-//! 1. Bytes that count are never written again; `start`, `room`, `index` and the skips of a linked
-//!    chunk neither.
-//! 2. A chunk is linked by the exchange of the last one's `next` from 0, after that one is sealed.
-//! 3. A chunk is stamped only when neither `first` nor `last` names it or one before it, and its bytes
-//!    are before `start`. So what a pinned thread reaches from the hints, and every chunk with bytes
-//!    from `start` on, is not freed before the pin ends.
+//! 1. Bytes that count are never written again; nor are `start`, `room`, `index` and the skips of a
+//!    linked chunk.
+//! 2. A chunk is linked by the exchange of the last chunk's `next` from 0, after that chunk was
+//!    sealed.
+//! 3. A chunk is stamped only when neither `first` nor `last` names it or a chunk before it, and its
+//!    bytes are before `start`. So no chunk that a pinned thread reaches from the hints, and no chunk
+//!    with bytes from `start` on, is freed before the pin ends.
 //! 4. `stamp` is taken before `stamped` is raised, and `stamped` is raised before a chunk below it is
 //!    freed.
-//! 5. The hints never go back.
+//! 5. The hints never move backwards.
 
 mod chunk;
 mod front;
@@ -84,28 +86,28 @@ use chunk::{BUSY, CLOSED, HEADER, LEN, Next, Patience, SEALED, Skip, copy};
 pub(crate) use chunk::Found;
 pub(super) use recover::{check, next_block, resolve};
 
-/// A buffer's words. All zero is an empty one without bounds. What changes with each deletion has a cache
-/// line of its own: who appends looks at the others.
+/// A buffer's words. All zeros are an empty buffer without a bound. The words that change with each
+/// deletion have a cache line of their own, as appends look at the other words.
 #[repr(C, align(64))]
 pub(crate) struct Words {
-    /// The first chunk that is not freed; 0 or CLOSED if there never was one.
+    /// The first chunk that is not freed; 0 or CLOSED if there never was a chunk.
     oldest: AtomicU64,
-    /// A hint: a chunk, none before which has bytes from `start` on.
+    /// A hint: a chunk such that no chunk before it has bytes from `start` on.
     first: AtomicU64,
-    /// A hint: a chunk that was the last one.
+    /// A hint: a chunk that was the last one at some time.
     last: AtomicU64,
     /// The lock of the front.
     lock: AtomicU64,
-    /// Chunks whose index is below `stamped` were unlinked before this stamp was taken.
+    /// The chunks whose index is below `stamped` were unlinked before this stamp was taken.
     stamp: AtomicU64,
     stamped: AtomicU64,
-    /// The most bytes from `start` to the end, or [`NO_CAPACITY`].
+    /// The greatest number of bytes from `start` to the end, or [`NO_CAPACITY`].
     capacity: AtomicU64,
-    /// Bytes arrived, or the end did.
+    /// Rung when bytes were appended, or the buffer was closed.
     pub(crate) arrivals: Bell,
-    /// Bytes at positions before it are gone.
+    /// Bytes at positions before this one are gone.
     start: AtomicU64,
-    /// Room was made, or the end arrived.
+    /// Rung when room was made, or the buffer was closed.
     pub(crate) departures: Bell,
 }
 
@@ -115,7 +117,8 @@ pub(crate) const NO_CAPACITY: u64 = u64::MAX;
 /// The smallest and the largest block for chunks that several appends share.
 const SHARED_MIN: usize = 512;
 const SHARED_MAX: usize = 32 << 10;
-/// Longer appends get a chunk of their own at once, so that they copy at the same time.
+/// Longer appends get a chunk of their own at once, so that several of them can copy at the same
+/// time.
 const IN_PLACE_MAX: usize = 8 << 10;
 
 /// Intents of this engine.
@@ -150,12 +153,12 @@ impl Words {
         self.start.load(Ordering::SeqCst)
     }
 
-    /// The most bytes that there can be; `None` for any number.
+    /// The greatest number of bytes that there can be; `None` if there is no bound.
     pub(crate) fn capacity(&self) -> Option<u64> {
         Some(self.capacity.load(Ordering::Relaxed)).filter(|&capacity| capacity != NO_CAPACITY)
     }
 
-    /// The last chunk, and the hint moved to it. The caller is pinned.
+    /// The last chunk; moves the hint to it. The caller is pinned.
     #[inline]
     fn last(&self, arena: Arena) -> Option<Found> {
         let hint = self.last.load(Ordering::SeqCst);
@@ -170,8 +173,9 @@ impl Words {
             last = next;
         }
         if last.address as u64 != hint {
-            // Fails if somebody else has moved it; by invariant 5, never back: whoever has moved
-            // it since has moved it further, and no address comes back while we are pinned.
+            // This fails if somebody else has moved the hint. By invariant 5 it is never moved
+            // back: whoever has moved it since has moved it further, and no address is reused while
+            // we are pinned.
             let _ = self.last.compare_exchange(
                 hint,
                 last.address as u64,
@@ -182,8 +186,8 @@ impl Words {
         Some(last)
     }
 
-    /// True if nothing can follow the last chunk, or nothing can be the first one: it is closed, or what
-    /// is named there is no chunk, which static garbage may say.
+    /// True if nothing can follow the last chunk, or if nothing can become the first one: the buffer is
+    /// closed, or the word is garbage and names something that is not a chunk.
     fn is_over(&self, arena: Arena, last: Option<Found>) -> bool {
         match last {
             Some(last) => matches!(last.next(), Next::Closed),
@@ -197,13 +201,13 @@ impl Words {
     /// The position after the last byte, and whether that is final. The caller is pinned.
     pub(crate) fn end(&self, arena: Arena) -> (u64, bool) {
         let last = self.last(arena);
-        // Closed before the end is read, so that the end is final then.
+        // This is asked before the end is read: if the buffer is closed, the end is final.
         let closed = self.is_over(arena, last);
         (last.map_or(0, Found::end), closed)
     }
 
-    /// The chunk with the byte at a position, which is not before `start` and before the end. The
-    /// caller has been pinned since before it compared.
+    /// The chunk with the byte at a position, which is before the end and not before `start`. The
+    /// caller has been pinned since before it compared the position with these.
     pub(crate) fn find(&self, arena: Arena, position: u64) -> Option<Found> {
         if let Some(first) = Found::at(arena, self.first.load(Ordering::SeqCst))
             && (first.start()..first.end()).contains(&position)
@@ -229,11 +233,11 @@ impl Words {
 
     /// Refuses `len` bytes at a position beyond the capacity.
     fn admit(&self, position: u64, len: u64) -> Result<(), Refusal> {
-        // There is no room that anybody could wait for.
+        // No position can be so large, so there is no room that anybody could wait for.
         let end = position.checked_add(len).ok_or(Refusal::Closed)?;
         let overlooked = u64::from(cfg!(shmkit_planted = "buffer"));
         match self.capacity() {
-            // `start` only rises, so what is admitted now fits later, too.
+            // `start` only rises, so what is admitted now also fits later.
             Some(capacity)
                 if end.saturating_sub(self.start()) > capacity.saturating_add(overlooked) =>
             {
@@ -243,7 +247,7 @@ impl Words {
         }
     }
 
-    /// Appends bytes; their position.
+    /// Appends bytes, and gives their position.
     pub(crate) fn append(&self, arena: Arena, slot: &Slot, bytes: &[u8]) -> Result<u64, Refusal> {
         let pinned = || {
             epoch::pin(arena, slot);
@@ -269,7 +273,8 @@ impl Words {
     }
 
     fn append_pinned(&self, arena: Arena, slot: &Slot, bytes: &[u8]) -> Result<u64, Refusal> {
-        // Each time others were faster; but in a chain of garbage that has no end.
+        // Each attempt that fails means that others were faster; but in a chain that is garbage
+        // this might go on for ever.
         for _ in 0..1 << 16 {
             if bytes.len() <= IN_PLACE_MAX
                 && let Some(position) = self.append_in_place(arena, bytes)?
@@ -283,7 +288,7 @@ impl Words {
         Err(Refusal::Closed)
     }
 
-    /// Appends within the last chunk, if there is room and nobody in the way.
+    /// Appends within the last chunk, if there is room and nobody is in the way.
     #[inline]
     fn append_in_place(&self, arena: Arena, bytes: &[u8]) -> Result<Option<u64>, Refusal> {
         let len = bytes.len() as u64;
@@ -321,7 +326,7 @@ impl Words {
             if !unsafe { copy(arena, bytes, to) } {
                 return Ok(None);
             }
-            // The bytes count from this exchange on; unless the chunk was sealed meanwhile.
+            // The bytes count from this exchange on, unless the chunk was sealed meanwhile.
             let counted = chunk.state.compare_exchange(
                 state | BUSY,
                 used + len,
@@ -334,7 +339,8 @@ impl Words {
         }
     }
 
-    /// Appends by a new chunk; `None` if another came first, and there may be room in that one.
+    /// Appends a new chunk with the bytes. `None` if another chunk was linked first, and may have
+    /// room for them.
     #[cold]
     fn append_chunk(
         &self,
@@ -374,7 +380,7 @@ impl Words {
         if let (Ok(Some(_)), Some(_)) = (&outcome, self.last(arena))
             && self.first.load(Ordering::SeqCst) == 0
         {
-            // The first chunk of all is the first one.
+            // The buffer's very first chunk also becomes `first`.
             let oldest = self.oldest.load(Ordering::SeqCst);
             let _ = self
                 .first
@@ -397,8 +403,8 @@ impl Words {
         Some(wanted.max(needed.next_power_of_two()))
     }
 
-    /// Links a chunk that is the caller's own, and filled; its position. `last` was the last one a while ago. The
-    /// intent APPEND is open.
+    /// Links a chunk that is filled and the caller's own, and gives its position. `last` was the last chunk a
+    /// while ago. The intent APPEND is open.
     fn link(
         &self,
         arena: Arena,
@@ -426,12 +432,13 @@ impl Words {
         }
     }
 
-    /// No more bytes from here on.
+    /// Closes the buffer: no bytes can be appended from here on.
     pub(crate) fn close(&self, arena: Arena, slot: &Slot) {
         epoch::pin(arena, slot);
         loop {
             let last = self.last(arena);
-            // So that it can go once it is deleted. It stays if there is no memory.
+            // Appends an empty chunk, so that the large one can be freed once its bytes are
+            // deleted. If there is no memory, it stays.
             if last.is_some_and(Found::is_large_end) && self.append_chunk(arena, slot, &[]).is_ok()
             {
                 continue;

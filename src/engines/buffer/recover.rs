@@ -1,4 +1,4 @@
-//! What recovery, destruction and the check know of a buffer.
+//! Recovery, destruction and the check of a buffer.
 
 use super::chunk::{CLOSED, Found, HEADER, LEN, Next, SEALED};
 use super::{APPEND, FREE, Words};

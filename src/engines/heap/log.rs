@@ -1,13 +1,13 @@
-//! The log: records of what a transaction overwrites and makes, in chunks. The first is part of the heap, and
-//! enough for most transactions; the others are blocks, which go with the transaction, but for the first of them if
-//! it is of the smallest size: that stays, for the next transaction that needs one.
+//! The log: records of what a transaction overwrites and makes, in chunks. The first chunk is part of the heap, and
+//! enough for most transactions. The others are blocks, which are freed at the end of the transaction, except for
+//! the first of them if it has the smallest size: that one is kept for the next transaction that needs one.
 //!
 //! ```text
 //! chunk:   next  prev  tx  used  size  | bytes, record | bytes, record | ...
 //! record:  what  offset  len  total     (behind its bytes, so that the log is read from its end)
 //! ```
 //!
-//! A chunk's record counts once `used` includes it, and the chunk has the heap's `tx` (`heap`,
+//! A chunk's record counts if `used` includes it and the chunk has the heap's `tx` (`heap`,
 //! invariants 2 and 3). So one store of `tx` voids the whole log.
 
 use std::cell::UnsafeCell;
@@ -19,25 +19,25 @@ use crate::layout::arena::Arena;
 use crate::participants::table::Slot;
 use crate::primitive::{AtomicU64, Ordering, compiler_fence};
 
-/// What a chunk begins with.
+/// The header of a chunk.
 #[repr(C)]
 pub(crate) struct Chunk {
     pub(super) next: AtomicU64,
     prev: AtomicU64,
     tx: AtomicU64,
-    /// Bytes that count.
+    /// The number of bytes that count.
     used: AtomicU64,
-    /// Bytes that there are.
+    /// The number of bytes in the chunk.
     size: AtomicU64,
 }
 
-/// Bytes of a chunk's header.
+/// The size of a chunk's header.
 pub(crate) const CHUNK: usize = size_of::<Chunk>();
-/// Bytes of a record without what it saves.
+/// The size of a record without what it saves.
 const RECORD: usize = 32;
-/// Bytes of the first chunk for records: a heap with a small root takes a kibibyte.
+/// The bytes for records in the first chunk: with these, a heap with a small root takes a kibibyte.
 const FIRST: usize = 880;
-/// Blocks for chunks: the smallest, and the largest that is not for one record alone.
+/// The sizes of blocks for chunks: the smallest, and the largest that is not for a single record.
 const SMALLEST: usize = 4 << 10;
 const LARGEST: usize = 64 << 10;
 
@@ -63,7 +63,7 @@ impl First {
     }
 }
 
-/// What a record is about, as it is in the log.
+/// What a record is about, as encoded in the log.
 const ROOT: u64 = 1 << 32;
 const BIRTH: u64 = 1 << 33;
 
@@ -74,11 +74,11 @@ pub(crate) enum What {
     Root,
     /// Bytes of an object.
     Object(usize),
-    /// The object is made by the transaction.
+    /// An object that the transaction makes.
     Birth(usize),
 }
 
-/// A record, and where the bytes are that it saves.
+/// A record, and where the bytes are that it saves or has saved.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Record {
     pub(crate) what: What,
@@ -90,21 +90,21 @@ pub(crate) struct Record {
 /// Whether the log has room.
 pub(crate) enum Room<'a> {
     Ready,
-    /// This word, which is empty, wants to name a chunk of so many bytes, that
-    /// is [made](Chunk::begin) to follow another.
+    /// There is no room: this word, which is empty, has to be made to name a new chunk of that many
+    /// bytes, which is [prepared](Chunk::begin) to follow the one at that address.
     More(&'a AtomicU64, usize, u64),
     /// The log is garbage.
     Damaged,
 }
 
-/// Where a transaction is in the log: compared with the pool once for each chunk.
+/// Where a transaction is in the log. It is compared with the pool once for each chunk.
 pub(crate) struct Writer {
     /// The last chunk that counts.
     chunk: &'static Chunk,
-    /// Its bytes that count, and that there are.
+    /// The number of its bytes that count, and of those that there are.
     used: usize,
     room: usize,
-    /// The log has blocks that go with the transaction.
+    /// The log has blocks that are freed at the end of the transaction.
     pub(crate) is_long: bool,
 }
 
@@ -122,8 +122,8 @@ impl Writer {
             What::Birth(index) => BIRTH | index as u64,
         };
         let words = [what, record.offset as u64, record.len as u64, total as u64];
-        // SAFETY: `total` bytes behind those that count are the chunk's, by its room, and nobody
-        // else uses them, by the heap's invariant 1; the caller has `len` bytes to be saved.
+        // SAFETY: `total` bytes behind those that count belong to the chunk, by its room, and
+        // nobody else uses them, by the heap's invariant 1; the caller has `len` bytes to be saved.
         unsafe {
             let bytes = self.chunk.byte(self.used);
             bytes.copy_from(record.bytes, record.len);
@@ -133,7 +133,7 @@ impl Writer {
         compiler_fence(Ordering::SeqCst);
         self.used += total;
         self.chunk.used.store(self.used as u64, Ordering::Release);
-        // By the heap's invariant 2: before the stores that it is about.
+        // By the heap's invariant 2: before the stores that the record is about.
         compiler_fence(Ordering::SeqCst);
         true
     }
@@ -147,10 +147,11 @@ impl Chunk {
         fits.then_some(chunk)
     }
 
-    /// Where a chunk is, or can be, and the bytes of its block.
+    /// Where a chunk is, or can be, and the size of its block.
     fn in_block(arena: Arena, address: u64) -> Option<(&'static Chunk, usize)> {
         let at = address as usize;
-        // A block, so that a chain that is garbage ends where it has been freed.
+        // It has to be a block, so that a chain that is garbage ends where its block has been
+        // freed.
         let bytes = block::usable_size(arena, at).unwrap_or(0);
         let inside = at.is_multiple_of(8) && bytes > CHUNK && arena.room_at(at) >= bytes;
         // SAFETY: aligned, in the pool's data, which stays mapped; five atomic words.
@@ -173,7 +174,7 @@ impl Chunk {
         }
     }
 
-    /// Lets an empty chunk count.
+    /// Makes an empty chunk count.
     #[inline]
     fn start(&self, prev: u64, tx: u64) {
         self.used.store(0, Ordering::Relaxed);
@@ -185,13 +186,13 @@ impl Chunk {
         std::ptr::from_ref(self).addr()
     }
 
-    /// Bytes for records.
+    /// The number of bytes for records.
     fn room(&self, arena: Arena) -> usize {
         let size = self.size.load(Ordering::Relaxed) as usize;
         size.min(arena.room_at(self.address()).saturating_sub(CHUNK))
     }
 
-    /// Whether it is kept, if it is the first one behind that of the heap.
+    /// True if the chunk is kept when it is the first one after that of the heap.
     fn stays(&self, arena: Arena) -> bool {
         self.room(arena) <= SMALLEST - CHUNK
     }
@@ -205,7 +206,7 @@ impl Chunk {
         std::ptr::with_exposed_provenance_mut(self.address() + CHUNK + at)
     }
 
-    /// The record that ends at an offset, and where it begins; `None` for garbage.
+    /// The record that ends at an offset, and where it begins; `None` if it is garbage.
     fn record_before(&self, end: usize) -> Option<(Record, usize)> {
         let at = end.checked_sub(RECORD)?;
         // SAFETY: within the bytes that count, by the caller's offset.
@@ -232,7 +233,7 @@ impl Chunk {
     }
 }
 
-/// Bytes that a record takes which saves so many.
+/// The number of bytes that a record takes if it saves `len` bytes.
 fn total(len: usize) -> usize {
     len.next_multiple_of(8) + RECORD
 }
@@ -246,7 +247,7 @@ impl Words {
             next = chunk.next();
             Some(chunk)
         })
-        // In garbage they might go round in a circle.
+        // In garbage, they might lead in a circle.
         .take(arena.slices())
     }
 
@@ -258,7 +259,7 @@ impl Words {
             .take_while(move |chunk| chunk.tx.load(Ordering::Acquire) == tx)
     }
 
-    /// Begins a log. By who has the lock for writing, when there is nothing to undo.
+    /// Begins a log. Called by the holder of the lock for writing, when there is nothing to undo.
     #[inline]
     pub(crate) fn writer(&self) -> Writer {
         let chunk = &self.log.chunk;
@@ -269,14 +270,14 @@ impl Words {
             chunk: unsafe { &*std::ptr::from_ref(chunk) },
             used: 0,
             room: FIRST,
-            // Who takes a lock over from the dead has seen to what they left.
+            // A thread that takes the lock over from a dead one has dealt with what that left.
             is_long: false,
         }
     }
 
-    /// Lets the writer go on in a chunk that has room to save so many bytes.
+    /// Lets the writer go on in a chunk that has room to save `len` bytes.
     pub(crate) fn go_on<'a>(&'a self, arena: Arena, writer: &mut Writer, len: usize) -> Room<'a> {
-        // One that a dead transaction has left, and a new one.
+        // Enough for a chunk that a dead transaction has left, and a new one.
         const HOPS: usize = 4;
         for _ in 0..HOPS {
             if writer.room - writer.used >= total(len) {
@@ -285,7 +286,7 @@ impl Words {
             let (next, prev) = (&writer.chunk.next, writer.chunk.address() as u64);
             let address = next.load(Ordering::Acquire);
             match Chunk::at(arena, address) {
-                // It would be freed in favour of the new one.
+                // What the word names is not a chunk; it would be freed in favour of a new chunk.
                 None if address != 0 => break,
                 Some(chunk) => {
                     if chunk.tx.load(Ordering::Relaxed) != self.tx() {
@@ -308,7 +309,7 @@ impl Words {
         Room::Damaged
     }
 
-    /// Every record that counts, the latest first.
+    /// Calls `each` with every record that counts, the latest first.
     pub(crate) fn records(&self, arena: Arena, mut each: impl FnMut(Record)) {
         let mut chunks = self.counting(arena).count();
         let mut chunk = self.counting(arena).last();
@@ -327,8 +328,8 @@ impl Words {
         }
     }
 
-    /// Undoes the transaction, and ends it. `root` is where the root is, and its size; nobody has
-    /// a reference to it or to any object.
+    /// Undoes the transaction, and ends it. `root` is the address of the root, and its size; nobody
+    /// has a reference to it or to any object.
     pub(crate) fn undo(&self, arena: Arena, slot: &Slot, root: (*mut u8, usize)) {
         let table = self.table(arena);
         self.records(arena, |record| {
@@ -363,7 +364,7 @@ impl Words {
         self.trim(arena, slot);
     }
 
-    /// Frees the blocks of the log that do not stay, once nothing of it counts.
+    /// Frees the blocks of the log that are not kept, once nothing in the log counts.
     #[cold]
     pub(crate) fn trim(&self, arena: Arena, slot: &Slot) {
         let first = &self.log.chunk.next;

@@ -7,39 +7,42 @@
 //!
 //! # Rationale
 //!
-//! A graph is changed in many places at once, so changes are made in place, by one at a time, with
-//! the old bytes written ahead into a log. The heap's lock is an `RwLock`, whose `dirty` says that
-//! its holder died: whoever takes it then undoes what the log has before anybody looks. So there is
-//! nothing for recovery to do but the one block that was on its way in or out.
+//! A change of a graph touches many places, so changes are made in place, by one thread at a time,
+//! and the old bytes are first written to a log. The heap's lock is an `RwLock`, whose `dirty` says
+//! that its holder died: whoever takes the lock then undoes what the log has, before anybody looks.
+//! So recovery has to deal only with the one block that was just being allocated or freed.
 //!
-//! The log is bytes and indexes. Undoing, freeing and destroying know no types; what leads from object
-//! to object is known to programs that have the root's type, and only they mark (`containers::heap`).
+//! The log consists of bytes and indexes. Undoing, freeing and destroying need no types; only programs
+//! that have the root's type know what leads from object to object, and only they mark
+//! (`containers::heap`).
 //!
 //! | word | meaning | next |
 //! |------|---------|------|
 //! | lock not dirty | no chunk of the log has the number `tx`; the heap is whole | dirty |
 //! | dirty, no chunk with `tx` | nothing has been changed, or all is committed or undone | the first chunk, empty |
-//! | dirty, chunks with `tx` | what they have is to be undone, should the holder die | `tx` + 1: that is the commit |
+//! | dirty, chunks with `tx` | what they record is to be undone, should the holder die | `tx` + 1: that is the commit |
 //!
 //! | killed | leaves | and then |
 //! |--------|--------|----------|
 //! | before a record counts | bytes behind the end of the log | |
-//! | once it counts, before what it records | a record of nothing: an image of what is there, or a birth without a block | undoing it changes nothing |
+//! | once it counts, before what it records | a record without effect: an image of what is there, or a birth without a block | undoing it changes nothing |
 //! | filling an empty word with a block (`pool::intents`, REPLACE) | the block is named, or freed by recovery | undone with its birth; a log that is larger |
-//! | replacing the table by a larger one (the same) | either, the other freed by recovery | a table that is larger |
-//! | changing an object | old and new bytes | the next one to lock writes the old ones back |
+//! | replacing the table by a larger one (the same) | either; recovery frees the other | a table that is larger |
+//! | changing an object | old and new bytes | the next to lock for writing writes the old ones back |
 //! | at the commit: before `tx` rises | all records | undone |
-//! | after | a log that does not count | the next one to lock has nothing to undo |
+//! | after | a log that does not count | the next writer has nothing to undo |
 //! | undoing | some of it undone | done again from the end: images and births can be repeated |
 //! | freeing a block: intent DROP | the word names the block, or `freeing` does | recovery takes it from the word, then frees it |
 //!
 //! Invariants
-//! 1. Everything here is changed by who holds the heap's lock for writing, and read by who holds it.
-//! 2. A record counts, by the store of its chunk's `used`, before what it records is done.
-//! 3. A chunk counts if it has the number `tx`. Those that do come first in the chain, which begins in the
-//!    heap itself; all others are empty room, and between transactions there is none but the first and one
-//!    block of the smallest size, unless somebody was killed on the way.
-//! 4. A word that names a block names it alone.
+//! 1. Everything here is changed only by the holder of the heap's lock for writing, and read only by
+//!    holders of the lock.
+//! 2. A record counts before what it records is done; it counts from the store of its chunk's
+//!    `used` on.
+//! 3. A chunk counts if it has the number `tx`. Those that count come first in the chain, which begins in
+//!    the heap itself; all others are free room. Between transactions there are only the first one and
+//!    perhaps one block of the smallest size, unless somebody was killed on the way.
+//! 4. A block is named by only one word.
 //! 5. Words of the table and of the log are what the engine wrote, or garbage: every address is
 //!    compared with the pool before it is followed.
 
@@ -57,24 +60,26 @@ use crate::primitive::{AtomicU64, Ordering, compiler_fence};
 pub(crate) use log::{CHUNK, Chunk, Record, Room, What, Writer};
 pub(crate) use table::{Entry, Table};
 
-/// Frees the block that a word names: arguments are the word, what it is to name next, the block.
+/// Frees the block that a word names. The arguments are the word, what it is to name next, and the
+/// block.
 const DROP: u64 = (Engine::Heap as u64) << OP_SHIFT | 1;
 
 /// A heap's words. New ones are those of an empty heap.
 #[repr(C)]
 pub(crate) struct Words {
-    /// The block of the table, and its entries.
+    /// The block of the table, and the number of its entries.
     pub(crate) table: AtomicU64,
     pub(crate) entries: AtomicU64,
-    /// The number of the transaction that is under way, or comes next.
+    /// The number of the transaction that is under way, or else of the next one.
     tx: AtomicU64,
-    /// What ids of this heap have, so that no other heap's are taken for its own. 0 until it is drawn.
+    /// The heap's name, which is part of its ids, so that ids of other heaps are not taken for its
+    /// own. 0 until it is drawn.
     name: AtomicU64,
-    /// A hint: entries below are taken.
+    /// A hint: the entries below this index are taken.
     cursor: AtomicU64,
-    /// A hint: bytes that were allocated since the last collection.
+    /// A hint: the number of bytes that were allocated since the last collection.
     pub(crate) debt: AtomicU64,
-    /// A hint: how many are to be, until there is the next one.
+    /// A hint: the number of bytes after which the next collection is due.
     pub(crate) limit: AtomicU64,
     log: log::First,
 }
@@ -99,7 +104,7 @@ impl Words {
         self.name.load(Ordering::Relaxed)
     }
 
-    /// Draws the heap's name, if it has none. By who has the lock for writing.
+    /// Draws the heap's name, if it has none. Called by the holder of the lock for writing.
     #[inline]
     pub(crate) fn draw_name(&self) -> u64 {
         match self.name() {
@@ -110,7 +115,7 @@ impl Words {
 
     #[cold]
     fn invent_name(&self) -> u64 {
-        // Less than half of what a word holds, so that no stamp is 0.
+        // Less than half of a word's range, so that no stamp is 0.
         let name = (super::map::seed()[0] >> 1).max(1);
         self.name.store(name, Ordering::Release);
         name
@@ -129,7 +134,7 @@ impl Words {
         (table != 0).then_some(table).into_iter().chain(chunks)
     }
 
-    /// Ends the transaction: nothing of the log counts from here on.
+    /// Ends the transaction: nothing in the log counts from here on.
     #[inline]
     pub(crate) fn end(&self) {
         // After all changes to objects, which are plain stores.
@@ -147,7 +152,7 @@ pub(crate) fn drop_block(arena: Arena, slot: &Slot, word: &AtomicU64, next: u64)
     block::about_to_free(slot, old);
     word.store(next, Ordering::Release);
     compiler_fence(Ordering::SeqCst);
-    // A block that cannot be freed was none: there is nobody to tell.
+    // If the block cannot be freed, it was not a block; there is nobody to report this to.
     let _ = block::free_named(arena, slot, old as usize);
     slot.intent.close();
 }
@@ -167,8 +172,8 @@ pub(super) fn resolve(arena: Arena, slot: &Slot, op: u64) {
 /// A heap's words, if they are in the pool.
 fn words(arena: Arena, first: usize) -> Option<&'static Words> {
     word(arena, first as u64)?;
-    // SAFETY: an aligned address with as much of the pool's data behind it; all atomic, but for the bytes of the
-    // log's records, which are in an `UnsafeCell`.
+    // SAFETY: an aligned address with that much of the pool's data behind it; all atomic, except for the bytes
+    // of the log's records, which are in an `UnsafeCell`.
     (arena.room_at(first) >= size_of::<Words>())
         .then(|| unsafe { &*std::ptr::with_exposed_provenance::<Words>(first) })
 }

@@ -1,15 +1,16 @@
-//! The table of objects: entries in one block, which is replaced by one of twice the length when all are
-//! taken. So an id leads to its object by way of one load.
+//! The table of objects: entries in one block, which is replaced by one of twice the length when all
+//! entries are taken. So it takes one load to get from an id to its object.
 //!
 //! | entry | meaning |
 //! |-------|---------|
 //! | `address` 0 | free; the rest is what it was |
-//! | else | an object of `len` elements, whose block this is |
+//! | otherwise | an object of `len` elements; this is the address of its block |
 //!
-//! The generation rises each time that an entry is taken. So an id, which has the index, and the sum of heap's name and
-//! generation as its stamp, names one object for ever (heaps have names of 63 random bits); an entry whose generation has come to its end is not taken
-//! any more. There is no list of free entries to keep in step: the search for one goes on from a
-//! cursor, past what is taken, once round between collections.
+//! The generation rises each time that an entry is taken. So an id, which has the index, and the sum of the heap's name
+//! and the generation as its stamp, names one object for ever (heaps have names of 63 random bits). An entry whose
+//! generation has reached its maximum is not taken any more. There is no list of free entries that would have to be
+//! kept consistent: the search for a free entry goes on from a cursor, past entries that are taken, and goes round once
+//! between collections.
 
 use std::cell::Cell;
 use std::collections::HashSet;
@@ -21,27 +22,28 @@ use crate::layout::arena::{Arena, SLICE};
 use crate::participants::table::Slot;
 use crate::primitive::{AtomicU32, AtomicU64, Ordering};
 
-/// Entries of the first table.
+/// The number of entries in the first table.
 const FIRST: usize = 64;
 
 /// An object's entry.
 #[repr(C)]
 pub(crate) struct Entry {
-    /// Its block; 0 for none.
+    /// The address of its block; 0 for none.
     pub(crate) address: AtomicU64,
-    /// What its elements are.
+    /// What kind its elements are.
     kind: AtomicU64,
-    /// How many.
+    /// The number of its elements.
     len: AtomicU64,
     generation: AtomicU32,
-    /// Where a transaction has noted that it has saved or made all of it. Only the note itself counts.
+    /// Where a transaction has noted that it has saved or made the whole object. This is only a hint
+    /// at the note, which alone counts.
     noted: AtomicU32,
 }
 
-/// Bytes from one place to the next. All blocks are at places.
+/// The number of bytes from one place to the next. All blocks begin at places.
 const PLACE: usize = 8;
 
-/// Bytes of an entry.
+/// The size of an entry.
 const ENTRY: usize = size_of::<Entry>();
 
 const _: () = assert!(ENTRY == 32, "two in a line");
@@ -74,7 +76,7 @@ impl Entry {
 
     #[inline]
     pub(crate) fn set_noted(&self, place: usize) {
-        // Cut short, it is another's note, which does not count.
+        // If the number is truncated, it leads to another object's note, which does not count.
         self.noted.store(place as u32, Ordering::Relaxed);
     }
 
@@ -93,26 +95,27 @@ impl Entry {
     }
 }
 
-/// How many tables a thread remembers.
+/// The number of tables that a thread remembers.
 const KNOWN: usize = 16;
 
 thread_local! {
     /// Tables that the thread has compared with their blocks, so that a transaction need not: the heap's name, the
-    /// address, the entries. A heap's tables only grow, so a block that had the room has it while it is the table:
-    /// but for a file that is damaged while it is not mapped, and mapped again; there it is in the pool all the same.
+    /// address, and the number of entries. A heap's tables only grow, so a block that had the room has it as long as
+    /// it is the table. The exception is a file that is damaged while it is not mapped, and mapped again; but even
+    /// then the table is within the pool.
     static TABLES: [Cell<(u64, usize, usize)>; KNOWN] = const { [const { Cell::new((0, 0, 0)) }; KNOWN] };
 }
 
-/// A heap's table, compared with the pool once for all look-ups: good while the caller has the heap's lock,
-/// and neither replaces the table nor asks for blocks that the pool had no room for.
+/// A heap's table, compared with the pool once for all look-ups. It is valid while the caller has the
+/// heap's lock, and neither replaces the table nor asks for blocks for which the pool has to grow.
 #[derive(Clone, Copy)]
 pub(crate) struct Table {
     base: usize,
     entries: usize,
-    /// Where the pool's data begins, and its bytes.
+    /// Where the pool's data begins, and its size.
     data: usize,
     bytes: usize,
-    /// That of the heap.
+    /// The name of the heap.
     pub(crate) name: u64,
 }
 
@@ -128,17 +131,17 @@ impl Table {
         }
     }
 
-    /// Whether the thread has compared the table with its block before. In a copy of that pool, which is shorter, it
-    /// need not be in the pool.
+    /// True if the thread has compared the table with its block before, and the table is in the pool; in a shorter
+    /// copy of the same pool it need not be.
     #[inline]
     fn is_known(&self) -> bool {
         let (name, base, entries) = (self.name, self.base, self.entries);
         TABLES.with(|tables| tables[name as usize % KNOWN].get() == (name, base, entries))
-            // Of a number that is remembered, it does not overflow.
+            // For a number of entries that is remembered, this does not overflow.
             && self.room_at(base) >= entries.wrapping_mul(ENTRY)
     }
 
-    /// How many entries there are.
+    /// The number of entries.
     #[inline]
     pub(crate) fn entries(&self) -> usize {
         self.entries
@@ -149,33 +152,35 @@ impl Table {
     pub(crate) fn entry(&self, index: usize) -> Option<&'static Entry> {
         (index < self.entries).then(|| {
             let entry = std::ptr::with_exposed_provenance::<Entry>(self.base + index * ENTRY);
-            // SAFETY: aligned, in committed data of the pool (what a thread remembers is compared with it, a
-            // block is in it); an entry consists of atomics.
+            // SAFETY: aligned, in committed data of the pool (a table that a thread remembers is compared
+            // with that, and a block is in it); an entry consists of atomics.
             unsafe { &*entry }
         })
     }
 
-    /// How many bytes of the pool's data lie behind an address, itself included.
+    /// The number of bytes of the pool's data from an address on.
     #[inline]
     pub(crate) fn room_at(&self, address: usize) -> usize {
         self.bytes.saturating_sub(address.wrapping_sub(self.data))
     }
 
-    /// What an entry says of objects of a type whose number has 128 bits. Of two types it is the same by chance only: the
-    /// name is random, so no type can have been made to be taken for another one in this heap.
+    /// The kind in the entries of objects of a type, given the type's number, which has 128 bits. Two types have the
+    /// same kind only by chance: the heap's name is random, so no type can have been designed to be taken for another
+    /// one in this heap.
     #[inline]
     pub(crate) fn kind(&self, [low, high]: [u64; 2]) -> u64 {
         low.wrapping_add(high.wrapping_mul(self.name))
     }
 
-    /// What an id has of an object of this heap beside its index, so that it names it for ever.
+    /// What an id of an object of this heap has besides the index, so that it names this object for
+    /// ever.
     #[inline]
     pub(crate) fn stamp(&self, entry: &Entry) -> u64 {
         self.name.wrapping_add(entry.generation().into())
     }
 
-    /// Where a block is, as a number that an id has room for: its place in the data. Of a block that is beyond 32 GiB,
-    /// it is another's.
+    /// Where a block is, as a number for which an id has room: its place in the data. For a block beyond 32 GiB, it is
+    /// the place of another block.
     #[inline]
     pub(crate) fn place(&self, address: usize) -> u32 {
         (address.wrapping_sub(self.data) / PLACE) as u32
@@ -187,19 +192,19 @@ impl Table {
         self.data.wrapping_add(place as usize * PLACE)
     }
 
-    /// As [`has_room`](Self::has_room), of what is at a place; false if that is not enough to say so.
+    /// As [`has_room`](Self::has_room), for a place; false if the place is not enough to decide.
     #[inline]
     pub(crate) fn has_room_at(&self, place: u32, bytes: usize, align: usize) -> bool {
         let last = self.bytes.checked_sub(bytes);
         align <= PLACE && last.is_some_and(|last| place as usize <= last / PLACE)
     }
 
-    /// Whether so many bytes, so aligned, are at an address, in the pool's data.
+    /// True if that many bytes, with that alignment, are at an address in the pool's data.
     #[inline]
     pub(crate) fn has_room(&self, address: usize, bytes: usize, align: usize) -> bool {
         let shift = align.trailing_zeros();
-        // The data begins at a slice. Bits that the alignment wants to be 0 get to the top, so that one comparison
-        // finds out all that can be wrong.
+        // The data begins at a slice. The bits that the alignment requires to be 0 are moved to the top, so that
+        // one comparison checks everything.
         let at = address.wrapping_sub(self.data).rotate_right(shift);
         let last = self.bytes.checked_sub(bytes);
         last.is_some_and(|last| at <= last >> shift)
@@ -214,7 +219,8 @@ impl Table {
     }
 }
 
-/// As many of a table's entries as its block has room for; remembers one that has it for all.
+/// The number of a table's entries for which its block has room. If it has room for all, the table
+/// is remembered.
 #[cold]
 fn bounded(arena: Arena, name: u64, base: usize, entries: usize) -> usize {
     let room = match block::usable_size(arena, base) {
@@ -228,8 +234,8 @@ fn bounded(arena: Arena, name: u64, base: usize, entries: usize) -> usize {
 }
 
 impl Words {
-    /// The table, of no more entries than its block has room for: what lies behind is others', should the length be
-    /// garbage. One that is no block has none.
+    /// The table, with no more entries than its block has room for: if the length is garbage, what lies behind the
+    /// block belongs to others. If the address is not that of a block, there are no entries.
     #[inline]
     pub(crate) fn table(&self, arena: Arena) -> Table {
         let base = self.table.load(Ordering::Acquire) as usize;
@@ -242,13 +248,14 @@ impl Words {
         Table { entries, ..table }
     }
 
-    /// How many entries the next table has, and bytes; `None` if an index could not name them all.
+    /// The number of entries and bytes of the next table; `None` if an index could not name all
+    /// entries.
     pub(crate) fn next_table(table: &Table) -> Option<(usize, usize)> {
         let entries = (table.entries * 2).max(FIRST);
         (entries <= u32::MAX as usize).then_some((entries, entries * ENTRY))
     }
 
-    /// Makes a new block of so many bytes the same table, with free entries behind.
+    /// Copies the table to a new block of `bytes` bytes, with free entries behind.
     ///
     /// # Safety
     ///
@@ -257,8 +264,8 @@ impl Words {
         let from = std::ptr::with_exposed_provenance::<u8>(table.base);
         let to = std::ptr::with_exposed_provenance_mut::<u8>(to);
         let old = table.entries * ENTRY;
-        // SAFETY: entries that are there, which nobody changes but the caller; and a block of `bytes`,
-        // which are more.
+        // SAFETY: entries that exist, which nobody but the caller changes; and a block of `bytes`
+        // bytes, which is larger.
         unsafe {
             if old != 0 {
                 to.copy_from(from, old);

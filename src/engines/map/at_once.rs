@@ -1,9 +1,9 @@
-//! What mostly happens, in as few instructions as can be: the table is the one that the map's hints mean, it is not
-//! moving, and a search ends in the line where it begins. Whatever is otherwise is nobody's concern here:
-//! nothing is done then, and `find` and `edit` begin anew.
+//! The most common case, in as few instructions as possible: the table is the one that the map's hints are about,
+//! it is not moving, and a search ends in the line where it begins. In all other cases nothing is done here, and
+//! `find` and `edit` begin anew.
 //!
-//! A value that is put is one store under the chunk's lock, as in `edit`: who is killed before it leaves the lock, and
-//! bytes in a slot of nobody.
+//! Putting a value is one store under the chunk's lock, as in `edit`: a thread that is killed before the store leaves
+//! the lock, and bytes in a slot without an entry.
 
 use super::hints::{Guess, Near};
 use super::table::Header;
@@ -14,8 +14,8 @@ use crate::primitive::Ordering;
 use crate::protocol::lines::{self, Chunk, Said};
 use crate::protocol::moving::READY;
 
-/// What there is for the key. `None` if it takes more than a look to tell. The caller is pinned since before it read
-/// `root`.
+/// What the table has for the key; `None` if it takes more than one look to find out. The caller has been pinned
+/// since before it read `root`.
 #[inline(always)]
 pub(super) fn find_at_once(
     arena: Arena,
@@ -27,7 +27,7 @@ pub(super) fn find_at_once(
     let room = arena.room();
     let header = near.header(room, root, seed)?;
     let line = near.line(room)?;
-    // Before the search and behind it: see `moving::follow`.
+    // Asked before the search and after it: see `moving::follow`.
     if !is_last(header) {
         return None;
     }
@@ -44,8 +44,8 @@ fn search(chunk: Chunk, hash: u64, key: u64, is_it: impl Fn(u64) -> bool) -> Opt
     lines::search(chunk, hash, key, &is_it)
 }
 
-/// Gives the key a value in a flat map, if `may` agrees to the one that it has, which is given back. `None` if that takes
-/// more, or is not agreed to. The caller is pinned since before it read `root`.
+/// Gives the key a value in a flat map, if `may` agrees to the one that it has, which is returned. `None` if this is
+/// not the common case, or if `may` does not agree. The caller has been pinned since before it read `root`.
 #[inline]
 pub(crate) fn put_at_once(
     (arena, slot): (Arena, &Slot),
@@ -64,7 +64,8 @@ pub(crate) fn put_at_once(
     }
     lock::try_fast(&state.lock, slot.tag())?;
     let mut put = None;
-    // Once more, with the lock: see `moving::lock_last`. Who has split the chunk may have been killed before it was ready.
+    // Asked once more, with the lock: see `moving::lock_last`. The thread that has split the chunk may have been killed
+    // before the chunk was ready.
     if is_last(header) && state.word.load(Ordering::Relaxed) == READY {
         put = match lines::put_first(line, (key, value), &may) {
             None => put_further(chunk, hash, (key, value), may),

@@ -1,11 +1,11 @@
 //! Changes of a map, under the lock of a chunk.
 //!
 //! A change is one store, of a line's word (an entry comes or goes) or of a slot's second word (another
-//! value): see `protocol::lines` for what a kill leaves in the lines. Before it, in a map that is not flat,
-//! the node is made: a block that the intent names, and that recovery frees.
+//! value): see `protocol::lines` for what a kill leaves in the lines. Before this, in a map that is not
+//! flat, the node is made: a block that the intent names, and that recovery frees.
 //!
-//! A removal is the line's word first, then the counts of what passed the lines before, which a kill may
-//! leave too high. They are right again when the chunk is moved.
+//! A removal first changes the line's word, then the counts of entries that have passed the lines
+//! before, which a kill may leave too high. They are right again when the chunk is moved.
 
 use std::alloc::Layout;
 use std::marker::PhantomData;
@@ -31,7 +31,7 @@ pub(super) fn lock(arena: Arena, slot: &Slot, state: &State) {
     lock::take(arena, slot, &state.lock);
 }
 
-/// The lock of the chunk that a key belongs to, and what is there for the key.
+/// The lock of the chunk that a key belongs to, and what the chunk has for the key.
 pub(crate) struct Edit<'a, M: Mode> {
     arena: Arena,
     slot: &'a Slot,
@@ -45,28 +45,29 @@ pub(crate) struct Edit<'a, M: Mode> {
     place: Option<Place>,
     /// The key's value.
     found: Option<u64>,
-    /// A line was left without entries: is the table too large? To be asked without the lock.
+    /// A line was left without entries, so the table may be too large. That is examined without the
+    /// lock.
     emptied: bool,
     mode: PhantomData<fn() -> M>,
 }
 
-/// What a new node does to the one that the key has.
+/// What a new node does to the node that the key has.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Put {
-    /// It takes its place, and goes to limbo.
+    /// The new node replaces the old one, which goes to limbo.
     Replace,
-    /// The same in a stacked map: what the former one hid, this one hides.
+    /// The same in a stacked map: the new node hides what the old one hid.
     ReplaceTop,
-    /// It hides it, in a stacked map.
+    /// The new node hides the old one, in a stacked map.
     Push,
 }
 
-/// Locks the chunk of a key, of which `of` gives the words by the map's seed, in the table where the
-/// key is to be changed now, looks for the key, and has `with` make the change. The caller is pinned.
-/// A map without a table gets one if `make`; `None` if not.
+/// Locks the chunk of a key in the table where the key is to be changed now, looks for the key, and
+/// has `with` make the change. `of` gives the key's words, by the map's seed. The caller is pinned. A
+/// map without a table gets one if `make` is true; otherwise the result is `None`.
 ///
-/// An edit is made where it is used and not handed on: it is large, and the processor waits for the
-/// parts of what is copied as soon as it is made.
+/// An edit is made in the place where it is used, and not passed on: it is large, and if something
+/// is copied right after it was made, the processor waits for its parts.
 #[inline]
 pub(crate) fn edit<M: Mode, R>(
     arena: Arena,
@@ -124,7 +125,8 @@ pub(crate) fn edit<M: Mode, R>(
 }
 
 impl<M: Mode> Edit<'_, M> {
-    /// The key's value, if it has one: itself in a flat map, otherwise its node's address.
+    /// The key's value, if it has one: the value itself in a flat map, otherwise its node's
+    /// address.
     #[inline]
     pub(crate) fn found(&self) -> Option<u64> {
         self.found
@@ -143,8 +145,9 @@ impl<M: Mode> Edit<'_, M> {
         Ok(true)
     }
 
-    /// Makes a node that `fill_node` writes (no user's code) the key's, in place of the one it has;
-    /// its address. `None` in a full chunk: the table grows, and the caller begins anew.
+    /// Gives the key a new node, in place of the one that it has, and returns the node's address.
+    /// `fill_node`, which runs none of the user's code, writes it. `None` in a full chunk: the
+    /// table grows, and the caller begins anew.
     #[inline]
     pub(crate) fn put(
         &mut self,
@@ -192,7 +195,8 @@ impl<M: Mode> Edit<'_, M> {
         growth::grow(self.arena, self.slot, self.table)
     }
 
-    /// Removes the key's node, of that many bytes, in a stacked map: what it hides is there again.
+    /// Removes the key's node, of that many bytes, in a stacked map: what it hides is visible
+    /// again.
     pub(crate) fn pop(&mut self, bytes: usize) {
         let (Some(place), Some(found)) = (self.place, self.found) else {
             return;
@@ -213,7 +217,7 @@ impl<M: Mode> Edit<'_, M> {
     /// on top meanwhile.
     pub(crate) fn pop_all(&mut self, bytes: usize) {
         for node in Stack::new(self.arena, self.found.unwrap_or(0)) {
-            // What has gone already is met again where garbage leads in a circle.
+            // If garbage leads in a circle, a node is met again that has gone already.
             let own = limbo::header(self.arena, node);
             if own.is_none_or(|own| own.next.load(Ordering::Relaxed) != 0) {
                 break;
@@ -223,7 +227,7 @@ impl<M: Mode> Edit<'_, M> {
         }
     }
 
-    /// Removes the key, and its node, of that many bytes, if there are nodes.
+    /// Removes the key, and its node, of that many bytes, if the map has nodes.
     pub(crate) fn remove(&mut self, bytes: usize) {
         let (Some(place), Some(found)) = (self.place, self.found.take()) else {
             return;
@@ -246,7 +250,7 @@ impl<M: Mode> Edit<'_, M> {
 impl<M: Mode> Drop for Edit<'_, M> {
     #[inline]
     fn drop(&mut self) {
-        // The fuzzer's dead unwind, which the dead do not.
+        // In the fuzzer, threads that are "killed" unwind, which really killed ones do not.
         #[cfg(fuzzing)]
         if crate::primitive::is_killed() {
             return;
@@ -256,7 +260,7 @@ impl<M: Mode> Drop for Edit<'_, M> {
         if self.emptied {
             growth::shrink_if_lonely(self.arena, self.slot, self.root, self.table, self.chunk);
         }
-        // In a flat map, tables that it has grown out of.
+        // In a flat map, this collects tables that it has outgrown.
         limbo::collect_now_and_then(self.arena, self.slot);
     }
 }

@@ -1,6 +1,6 @@
-//! Look-ups: loads only, and no waiting.
+//! Look-ups, which only load, and never wait.
 //!
-//! How a chunk is searched, and when what was found counts: `protocol::lines` and
+//! For how a chunk is searched, and when what was found counts, see `protocol::lines` and
 //! `protocol::moving`.
 
 use super::Mode;
@@ -12,8 +12,8 @@ use crate::primitive::Ordering;
 use crate::protocol::lines::{self, Chunk, live};
 use crate::protocol::moving;
 
-/// The value's word of the entry of a key of which `is_it` holds. The caller is pinned since before it
-/// read `root`.
+/// The value's word of a key's entry, for which `is_it` is true. The caller has been pinned since
+/// before it read `root`.
 #[inline(always)]
 pub(crate) fn find(
     arena: Arena,
@@ -53,7 +53,7 @@ pub(crate) struct Entry {
     pub(crate) value: u64,
 }
 
-/// The hashes that belong to a chunk of a table of so many chunks.
+/// The hashes that belong to one chunk of a table of `chunks` chunks.
 #[derive(Clone, Copy)]
 struct Class {
     chunks: usize,
@@ -66,7 +66,7 @@ impl Class {
         index: 0,
     };
 
-    /// What both have in common, one of which is part of the other.
+    /// The hashes that both classes have in common. One of the two is part of the other.
     fn common(self, other: Class) -> Self {
         if self.chunks > other.chunks {
             self
@@ -84,22 +84,23 @@ impl Class {
 
 /// The entries of a map, a chunk at a time.
 ///
-/// A chunk is read whole, and only then it is asked whether it is done. If so, what was read is
-/// forgotten, and the chunks are read that its keys were moved to, of which it may be the same. So
-/// an entry that stays is seen once, and growth meanwhile costs a walk down and no more.
+/// First the whole chunk is read, and only then it is asked whether it is done. If so, what was
+/// read is discarded, and the chunks to which its keys were moved are read instead; the same chunk
+/// may be among them. So an entry that stays is seen once, and growth meanwhile costs no more than
+/// a walk down the chain.
 pub(crate) struct Entries<M> {
     arena: Arena,
     table: Option<Table>,
     index: usize,
-    /// Chunks of successors that are to be read, and for which hashes.
+    /// Chunks of successors that are still to be read, and for which hashes.
     work: Vec<(Table, usize, Class)>,
-    /// What is left of the chunk at hand.
+    /// The remaining entries of the present chunk.
     found: Vec<Entry>,
     mode: std::marker::PhantomData<fn() -> M>,
 }
 
 impl<M: Mode> Entries<M> {
-    /// The caller is pinned from before it read `root` until it is done.
+    /// The caller is pinned from before it read `root` until it is done with this.
     pub(crate) fn new(arena: Arena, root: u64) -> Self {
         Entries {
             arena,
@@ -145,12 +146,13 @@ impl<M: Mode> Entries<M> {
             if !table.is_inherited(index) {
                 break false;
             }
-            // Entries may be brought from one line to another: all of it is of one moment.
+            // Entries may be brought from one line to another, so everything has to be read at one
+            // moment.
             let words = || chunk.0.iter().map(|line| line.word.load(Ordering::SeqCst));
             let before: Vec<u64> = words().collect();
             self.read_lines(chunk);
             if words().eq(before) {
-                // Some may be there twice, and nothing else is the same.
+                // Some entries may be there twice, and no others are equal.
                 self.found.sort_unstable();
                 self.found.dedup();
                 break true;
@@ -166,7 +168,8 @@ impl<M: Mode> Entries<M> {
                 self.work
                     .extend(targets.map(|index| (successor, index, class)));
             }
-            // Some belong to other chunks of the table, or to other ones of a larger table before.
+            // Some entries belong to other chunks of the table, or to other chunks of a larger
+            // table before it.
             _ if is_raw || chunks < class.chunks => {
                 let seed = table.seed();
                 self.found.retain(|entry| {

@@ -1,26 +1,27 @@
-//! Tables and their successors: made, moved to, retired.
+//! Tables and their successors: how they are made, moved to, and retired.
 //!
-//! A table of full chunks grows where it lies: its successor has its chunks, and as many of its own (`shape`). A
-//! chunk's entries are split between it and the one that is so many behind (`split`). A short chunk is followed by one
-//! of twice the length, and a table that gets smaller by a table with nothing in common: there all entries are copied.
+//! A table whose chunks have the full length grows in place: its successor has the same chunks, and as many of its own
+//! (`shape`). A chunk's entries are split between it and the chunk that comes that many chunks later (`split`). A
+//! short chunk is followed by one of twice the length, and a table that gets smaller by a table that shares nothing
+//! with it: there, all entries are copied.
 //!
-//! A chunk counts until its state is DONE, and then the copies of its entries do (`protocol::moving`). Nobody looks for a
-//! key in the successor before that, and no key of the chunk changes, for whoever wants to change it moves the chunk
-//! first. So who is killed halfway leaves copies that nobody sees, and who goes on leaves out what is there already:
-//! nothing has to be recorded.
+//! A chunk counts until its state is DONE; from then on the copies of its entries count (`protocol::moving`). Nobody
+//! looks for a key in the successor before that, and no key of the chunk changes, as whoever wants to change it moves
+//! the chunk first. So a thread that is killed halfway leaves copies that nobody sees, and the one that goes on skips
+//! what is there already: nothing has to be recorded.
 //!
 //! | step | killed after it leaves | and then |
 //! |------|------------------------|----------|
 //! | a table is made | a block that the intent names | freed, unless it was published |
 //! | the chunk's lock is taken | the dead tag | taken over |
 //! | the steps of a move | see `protocol::moving` | |
-//! | the table has its retirer | the table | the root goes on, the table's blocks go to limbo |
-//! | the intent says which block is next | some in limbo | it goes there, unless it is the last one there, and the others |
+//! | the table has its retirer | the table | the root is moved on, the table's blocks go to limbo |
+//! | the intent says which block is next | some blocks in limbo | it goes there, unless it is the last one there; so do the others |
 //!
-//! A table that has grown where it lies is not retired: it is part of its successor, which is retired with all its parts.
+//! A table that has grown in place is not retired: it is part of its successor, which is retired with all its parts.
 //!
-//! A successor may get one itself before all is moved to it. An entry then moves to the last table
-//! of the chain in which its chunk is not done.
+//! A successor may itself get a successor before everything is moved to it. An entry then moves to
+//! the last table of the chain in which its chunk is not done.
 
 use super::edit;
 use super::shape::Shape;
@@ -40,17 +41,17 @@ use crate::protocol::moving;
 /// The argument of RETIRE that says which of the table's blocks is next.
 const PART: usize = 3;
 
-/// What there is instead of waiting; nobody is told.
+/// The error that stands for not waiting; it is not reported to anybody.
 const LATER: AllocError = DAMAGED;
 
-/// Chunks that are looked at for whether a table is too large.
+/// The number of chunks that are examined to find out whether a table is too large.
 const SAMPLE: usize = 8;
 
 /// More tables than a chain has: each is larger than the one before, unless that is nearly empty, and is
 /// followed by another only if it is full before all has moved to it.
 const MOST_TABLES: usize = 64;
 
-/// A table with fewer entries a chunk wants to be smaller.
+/// A table with fewer entries per chunk should be smaller.
 fn lonely(shape: Shape) -> usize {
     shape.capacity() / 8
 }
@@ -71,7 +72,8 @@ pub(super) fn first<M: Mode>(
     add(arena, slot, root, Shape::FIRST, kind, None)
 }
 
-/// Makes a table that `word` names, unless it names one already: a map's first one, or what comes after `before`.
+/// Makes a table that `word` names, unless it names one already: a map's first table, or the one that comes after
+/// `before`.
 fn add(
     arena: Arena,
     slot: &Slot,
@@ -113,8 +115,8 @@ pub(super) fn grow(arena: Arena, slot: &Slot, table: Table) -> Result<(), AllocE
     table.successor(arena).map(drop).ok_or(DAMAGED)
 }
 
-/// A line of the chunk has no entry any more: gives the table a smaller successor if the chunk has
-/// none and others have few.
+/// Called when a line of the chunk has no entry any more. Gives the table a smaller successor if
+/// the chunk has no entries and others have few.
 #[cold]
 pub(super) fn shrink_if_lonely(
     arena: Arena,
@@ -126,7 +128,7 @@ pub(super) fn shrink_if_lonely(
     let Some(smaller) = table.shape().smaller() else {
         return;
     };
-    // If it is not the root, entries are still on their way here.
+    // If the table is not the root, entries are still being moved here.
     if !chunk.is_empty() || root.load(Ordering::Relaxed) != table.address() {
         return;
     }
@@ -138,7 +140,7 @@ pub(super) fn shrink_if_lonely(
     }
 }
 
-/// Moves the chunk's entries to the table's successor. On an error it counts as before.
+/// Moves the chunk's entries to the table's successor. On an error, the chunk counts as before.
 pub(super) fn move_chunk<M: Mode>(
     arena: Arena,
     slot: &Slot,
@@ -148,7 +150,8 @@ pub(super) fn move_chunk<M: Mode>(
     move_chunk_at::<M>(arena, slot, (table, index), 0, true)
 }
 
-/// The same, for the sake of entries of so many tables before. Who does not wait for locks may be told that it has not moved.
+/// The same, called in order to move entries that come from a table `depth` tables before. If `waits` is false, locks
+/// are not waited for, and the result may be that the chunk was not moved.
 fn move_chunk_at<M: Mode>(
     arena: Arena,
     slot: &Slot,
@@ -166,7 +169,7 @@ fn move_chunk_at<M: Mode>(
     moved
 }
 
-/// Takes a lock; if it would have to be waited for, only if it `waits`.
+/// Takes a lock. Waits for it only if `waits` is true.
 fn take(arena: Arena, slot: &Slot, state: &State, waits: bool) -> Result<(), AllocError> {
     if waits {
         edit::lock(arena, slot, state);
@@ -177,7 +180,7 @@ fn take(arena: Arena, slot: &Slot, state: &State, waits: bool) -> Result<(), All
         .ok_or(LATER)
 }
 
-/// The same by who holds the chunk's lock.
+/// The same for a caller that holds the chunk's lock.
 fn move_locked<M: Mode>(
     arena: Arena,
     slot: &Slot,
@@ -188,11 +191,12 @@ fn move_locked<M: Mode>(
     let Some(successor) = table.successor(arena) else {
         return Ok(());
     };
-    // By somebody who had the lock meanwhile. Then the lock in the successor may be anybody's.
+    // Somebody who had the lock meanwhile has moved the chunk. Then anybody may have the lock in
+    // the successor.
     if table.is_done(index) {
         return Ok(());
     }
-    // If nothing was moved here yet, nothing will be: it goes past.
+    // If nothing was moved here yet, nothing will be: it moves directly to the successor.
     ready::<M>(table, index);
     if successor.is_inherited(0) {
         return split::<M>(arena, slot, (table, index), successor);
@@ -202,8 +206,8 @@ fn move_locked<M: Mode>(
     })
 }
 
-/// Copies the entries of a chunk whose lock the caller holds to the table's successor, at that depth of the
-/// chain, or further on. All of them go to one chunk.
+/// Copies the entries of a chunk, whose lock the caller holds, to the table's successor, which is at that
+/// depth of the chain, or to a table after it. In the successor, all of them belong to one chunk.
 fn copy_all<M: Mode>(
     arena: Arena,
     slot: &Slot,
@@ -230,7 +234,8 @@ fn copy_all<M: Mode>(
     })?;
     lock::unlock(&state.lock, slot.tag(), 0);
     if left {
-        // What found no room there goes further on, or to a table that is made for it.
+        // Entries that found no room there go to a table further on, or to one that is made for
+        // them.
         lines::entries(chunk, |key, value| {
             let hash = M::hash_of(seed, key);
             copy::<M>(arena, slot, (successor, depth), hash, (key, value), waits)
@@ -239,9 +244,9 @@ fn copy_all<M: Mode>(
     Ok(())
 }
 
-/// Copies one entry to a table, or to one of its successors, unless it is there. The caller holds
-/// the lock of the chunk that it is in. The table is at that depth of the chain, of which garbage may be
-/// made that goes on for ever.
+/// Copies one entry to a table, or to one of its successors, unless it is there already. The caller
+/// holds the lock of the chunk that the entry is in. `depth` is the depth of the table in the chain; it
+/// is limited, as a chain that is garbage may go on for ever.
 fn copy<M: Mode>(
     arena: Arena,
     slot: &Slot,
@@ -260,23 +265,23 @@ fn copy<M: Mode>(
         let state = to.state(index);
         take(arena, slot, state, waits)?;
         ready::<M>(to, index);
-        // It may have got a successor meanwhile, and have been moved there.
+        // The table may have got a successor meanwhile, and the chunk may have been moved there.
         let done = to.is_done(index);
         let added = !done && add_to::<M>(to.chunk(index), hash, key, value);
         lock::unlock(&state.lock, slot.tag(), 0);
         if added {
             return Ok(());
         }
-        // A table of which a chunk is done has a successor.
+        // A table that has a chunk that is done has a successor.
         grow(arena, slot, to)?;
     }
     Err(DAMAGED)
 }
 
-/// Moves one more chunk of a table that has a successor. When there is none left, the table goes.
+/// Moves one more chunk of a table that has a successor. When none is left, the table is given up.
 pub(super) fn help<M: Mode>(arena: Arena, slot: &Slot, root: &AtomicU64, table: Table) {
     if root.load(Ordering::SeqCst) != table.address() {
-        // A table before it has to go first; or it has gone.
+        // A table before this one has to go first, or this one has gone.
         return;
     }
     let header = table.header;
@@ -284,8 +289,9 @@ pub(super) fn help<M: Mode>(arena: Arena, slot: &Slot, root: &AtomicU64, table: 
     let index = if next < table.chunks() {
         next
     } else {
-        // All are somebody's; who died or failed has left some.
-        // Acquire and Release: what is before that is done for who has not looked at it, too.
+        // Every chunk was taken by somebody; threads that died or failed have left some. Acquire
+        // and Release: the chunks before `done` are also seen as done by a thread that has not
+        // looked at them.
         let from = header.done.load(Ordering::Acquire) as usize;
         let left = (from..table.chunks()).find(|&index| !table.is_done(index));
         let before = left.unwrap_or(table.chunks());
@@ -296,13 +302,13 @@ pub(super) fn help<M: Mode>(arena: Arena, slot: &Slot, root: &AtomicU64, table: 
         };
         left
     };
-    // Who holds it may be moving it, and who holds the one that it moves to may change something there. A stopped one is
-    // not waited for.
+    // The holder of its lock may be moving it, and the holder of the lock of the chunk that it moves to may be changing
+    // something there. If such a holder is stopped, it is not waited for.
     let _ = move_chunk_at::<M>(arena, slot, (table, index), 0, false);
 }
 
-/// All chunks of the table, which is the root, are done: the root goes on. If it is not part of its successor, one thread
-/// retires the table.
+/// Called when all chunks of the table, which is the root, are done: makes the root name the successor. If the table is
+/// not part of its successor, one thread retires it.
 #[cold]
 fn complete(arena: Arena, slot: &Slot, root: &AtomicU64, table: Table) {
     let Some(successor) = table.successor(arena) else {
@@ -343,7 +349,7 @@ fn retire(arena: Arena, slot: &Slot, table: Table, retire: impl Fn(Arena, &Slot,
     }
 }
 
-/// Completes what a dead thread was retiring, if it was the one to do so.
+/// Completes the retiring of a table by a dead thread, if that thread was the one to do so.
 pub(super) fn resolve_retire(arena: Arena, slot: &Slot, owner: Tag) {
     let (table, next) = (slot.intent.arg(1), slot.intent.arg(2));
     let mine = Table::at(arena, table)

@@ -1,16 +1,17 @@
-//! The hashes: keyed ones, so that who chooses the keys cannot choose where they collide. The seed is
-//! in the table, so it is the same hash in every process.
+//! The hashes. They are seeded, so that whoever chooses the keys cannot choose where they collide.
+//! The seed is in the table, so the hash is the same in every process.
 //!
-//! SipHash-1-3: Aumasson, Bernstein, *SipHash: a fast short-input PRF*, INDOCRYPT 2012; one round a
-//! word and three at the end, as most hash tables take it.
+//! SipHash-1-3: Aumasson, Bernstein, *SipHash: a fast short-input PRF*, INDOCRYPT 2012; one round
+//! for each word and three at the end, the variant that most hash tables use.
 //!
-//! The folded one multiplies two words to 128 bits and adds the halves without carry, as wyhash (Wang
-//! Yi) does. It is several times as fast, and nobody has claimed that it withstands who can measure.
+//! The folded hash multiplies two words to 128 bits and adds the halves without carry, as wyhash
+//! (Wang Yi) does. It is several times as fast, and nobody has claimed that it withstands an attacker
+//! who can measure times.
 
-/// Seeds a table that nobody has used.
+/// A seed for a table that nobody has used yet.
 pub(crate) fn seed() -> [u64; 2] {
     let mut bytes = [0; 16];
-    // Without the system's randomness, what differs from table to table and from run to run.
+    // Without the system's randomness, takes what differs from table to table and from run to run.
     if rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).is_err() {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
         bytes[..8].copy_from_slice(&(now.tv_nsec as u64).to_ne_bytes());
@@ -24,7 +25,8 @@ pub(crate) fn seed() -> [u64; 2] {
 /// A fast hash of a key's bytes.
 #[inline]
 pub(crate) fn folded(seed: [u64; 2], bytes: &[u8]) -> u64 {
-    // Odd, and half of the bits set: digits of the golden ratio and of the root of two.
+    // The constants are odd, and about half of their bits are set: digits of the golden ratio and
+    // of the square root of two.
     const A: u64 = 0x9e37_79b9_7f4a_7c15;
     const B: u64 = 0xb504_f333_f9de_6485;
     let fold = |a: u64, b: u64| {
@@ -43,8 +45,8 @@ pub(crate) fn folded(seed: [u64; 2], bytes: &[u8]) -> u64 {
     fold(fold(state ^ end, seed[1] ^ B) ^ A, seed[0] ^ B)
 }
 
-/// SipHash-1-3 of a key's bytes. That of a word becomes part of the caller: until the hash is there, nothing is asked of
-/// memory, and an operation less far away is begun in the meantime.
+/// SipHash-1-3 of a key's bytes. The hash of a word is inlined: until it is there, nothing is requested from memory,
+/// and with a call the processor would look less far ahead for operations to begin in the meantime.
 #[inline(always)]
 pub(crate) fn sip(seed: [u64; 2], bytes: &[u8]) -> u64 {
     match <&[u8; 8]>::try_from(bytes) {

@@ -1,9 +1,9 @@
-//! What a map itself knows of its table, beside the root: hints. An operation begins with them, so that it has asked
-//! for the memory that it will need before it pins or locks anything: those are full fences, behind which no load
-//! starts before they are over.
+//! Hints: what a map itself knows of its table, besides the root. An operation begins with them, so that it has
+//! requested the memory that it will need before it pins or locks anything: pins and locks are full fences, and no
+//! later load starts before a fence is over.
 //!
-//! Nothing is believed: seed, shape and the place of the part at hand are compared with what the table's header says,
-//! and an address is only fetched from before that.
+//! Hints are never relied on: the seed, the shape and the place of the part in question are compared with the table's
+//! header; before that, an address is only used for a prefetch.
 
 use super::shape::{MOST_LINES_LOG, has_many, index_and_part, states_start};
 use super::table::{Header, State, Table};
@@ -12,11 +12,11 @@ use crate::participants::table::Room;
 use crate::primitive::{AtomicU32, AtomicU64, Ordering};
 use crate::protocol::lines::{Chunk, Line, MOST_LINES};
 
-/// Binary logarithm of the bytes of a chunk, if there are several.
+/// Binary logarithm of the size of a chunk in bytes, if there are several chunks.
 const CHUNK_SHIFT: u32 = MOST_LINES_LOG + size_of::<Line>().trailing_zeros();
 
-/// Parts that there are hints of: a power of two. The next ones, of a table that has more, take the places of the first
-/// ones, in which only one key of 65,536 is by then.
+/// The number of parts for which there are hints, a power of two. If a table has more parts, the later ones take the
+/// places of the first ones, which then hold only one key in 65,536.
 const HINTED: usize = 16;
 
 const _: () = assert!(GRANULE >> CHUNK_SHIFT < i32::MAX as usize);
@@ -27,7 +27,8 @@ pub(crate) struct Hints {
     /// As in the table's header.
     shape: AtomicU64,
     seed: [AtomicU64; 2],
-    /// Where its parts are, as in its header, but in chunks from the beginning of the pool, in which that is not many.
+    /// Where its parts are, as in its header, but counted in chunks from the beginning of the pool, which makes the
+    /// numbers small.
     parts: [AtomicU32; HINTED],
 }
 
@@ -40,7 +41,8 @@ pub(crate) struct Guess {
 }
 
 impl Guess {
-    /// The same by the table's own seed.
+    /// The guess itself if it was made with the table's seed; otherwise the same with the table's
+    /// seed.
     #[inline]
     pub(super) fn or(self, table: Table, of: impl FnOnce([u64; 2]) -> Guess) -> Guess {
         if self.seed == table.seed() {
@@ -73,7 +75,8 @@ impl Hints {
         std::ptr::from_ref(self).addr() & !(GRANULE - 1)
     }
 
-    /// Asks for the line where the search for a key begins, and for the next; where that is.
+    /// Prefetches the line where the search for a key begins, and the next one, and says where that
+    /// is.
     #[inline]
     pub(crate) fn fetch(&self, hash: u64) -> Near {
         let word = self.shape.load(Ordering::Relaxed);
@@ -84,7 +87,7 @@ impl Hints {
             .wrapping_add_signed((chunks as isize) << CHUNK_SHIFT);
         let chunk = base.wrapping_add(index << CHUNK_SHIFT);
         let line = chunk + (hash as usize & (MOST_LINES - 1)) * size_of::<Line>();
-        // One search of six goes on to the next line, and where it does cannot be foretold.
+        // One search in six goes on to the next line, and it cannot be predicted which.
         fetch(line);
         fetch(line.wrapping_add(size_of::<Line>()));
         Near {
@@ -95,7 +98,8 @@ impl Hints {
         }
     }
 
-    /// Who changes something in a chunk of a table that has no successor leaves the hints right.
+    /// Sets the hints. A thread that changes something in a chunk of a table without a successor
+    /// leaves the hints right.
     #[inline]
     pub(super) fn set(&self, table: Table, index: usize) {
         let part = table.shape().part(index);
@@ -117,14 +121,14 @@ impl Hints {
         self.shape.store(table.shape().word(), Ordering::Relaxed);
     }
 
-    /// Where a table's part is.
+    /// Where a part of a table is, as the number for the hints.
     #[inline]
     fn number(&self, table: Table, part: usize) -> u32 {
         (table.part(part).wrapping_sub(self.pool()) >> CHUNK_SHIFT) as u32
     }
 }
 
-/// Asks for the cache line of an address, whatever it is.
+/// Prefetches the cache line of an address, which may be any number.
 #[inline]
 fn fetch(address: usize) {
     #[cfg(target_arch = "x86_64")]
@@ -141,7 +145,8 @@ fn fetch(address: usize) {
 /// Where the search for a key begins, most likely.
 #[derive(Clone, Copy)]
 pub(crate) struct Near {
-    /// Of a table whose header has that word and, of that part, that it is there.
+    /// Valid for a table whose header has this word, and has this part in the place that the hint
+    /// gives.
     word: u64,
     part: usize,
     base: usize,
@@ -149,14 +154,14 @@ pub(crate) struct Near {
 }
 
 impl Near {
-    /// True for what is nowhere, as in a table of a single chunk.
+    /// True if the hints give no place, as for a table of a single chunk.
     #[inline]
     pub(crate) fn is_none(self) -> bool {
         !has_many(self.word)
     }
 
-    /// The header of the table that `root` names; `None` unless it is of the shape that was meant, with that seed, and has
-    /// the part where it was meant to be. No more of it is believed.
+    /// The header of the table that `root` names; `None` unless it has the shape that the hints say, and that seed, and
+    /// has the part where the hints say. Nothing else of it is relied on.
     #[inline]
     pub(super) fn header(self, room: Room, root: u64, seed: [u64; 2]) -> Option<&'static Header> {
         let address = root as usize;
@@ -165,8 +170,8 @@ impl Near {
         if !fits {
             return None;
         }
-        // SAFETY: in committed data of the pool, aligned, and so are the words of the parts behind it, as it is aligned to
-        // more than all of that; atomics only.
+        // SAFETY: in committed data of the pool, aligned, and so are the words of the parts behind it, as it is aligned
+        // to more than the size of all of them; atomics only.
         let (header, part) = unsafe {
             let header: &Header = &*std::ptr::with_exposed_provenance(address);
             (header, header.part(self.part))

@@ -2,50 +2,52 @@
 //!
 //! # Rationale
 //!
-//! Reads are to wait for nobody, each change is to be one store, and what costs time is memory that
-//! is not cached. So an entry is two words in a table, a line of which holds three of them and the
-//! word that says which there are, with a version. Where keys and values fit into a word each, that
-//! is all (a *flat* map): a read is one line. Otherwise the words are the key's hash and the address
-//! of a node with key and value, which is never written again.
+//! Reads must wait for nobody, each change must be one store, and what costs time is memory that is
+//! not cached. So an entry is two words in a table. A line of the table holds three entries, and a
+//! word that says which of them are there, with a version. If keys and values fit into a word each,
+//! that is all (a *flat* map): a read takes one line. Otherwise the two words are the key's hash and
+//! the address of a node with key and value, which is never written again.
 //!
-//! Who changes something holds the lock of its chunk, 32 lines; a stopped writer holds up writers of
-//! these and nobody else, a dead one's lock is taken over once its intent is resolved. In a flat map
-//! there is no intent: one store makes the change. With nodes a change is `change`: a node is
-//! allocated into the intent, one store publishes it, what was there before goes to limbo.
+//! A thread that changes something holds the lock of its chunk of 32 lines. A stopped writer holds
+//! up other writers in this chunk and nobody else; a dead writer's lock is taken over once its
+//! intent is resolved. In a flat map there is no intent: one store makes the change. With nodes, a
+//! change is as in `change`: a node is allocated into the intent, one store publishes it, and what
+//! was there before goes to limbo.
 //!
-//! A chunk that gets full, or a table that gets empty, is given a *successor*, twice or half as
-//! large. From then on whoever wants to change something in a chunk moves that chunk's entries over
-//! first, and then one more chunk; so a table is moved by who uses it, in small steps, and its
-//! successor's chunks are cleared when they are first moved to. A table of full chunks that grows keeps them, and half
-//! of the entries stay where they are. Others are copied under the locks of the chunks in both tables; the old one counts
-//! until its chunk is DONE. When all chunks are done the root becomes the successor.
+//! When a chunk gets full, or the table gets nearly empty, the table is given a *successor* that is twice or half as
+//! large. From then on, whoever wants to change something in a chunk first moves that chunk's entries over, and then
+//! one more chunk. So a table is moved by the threads that use it, in small steps, and its successor's chunks are
+//! cleared when entries are first moved to them. A table whose chunks have the full length keeps them when it grows,
+//! and half of the entries stay where they are. Others are copied under the locks of the chunks in both tables; the old
+//! entry counts until its chunk is DONE. When all chunks are done, the successor becomes the root.
 //!
 //! | module   | what |
 //! |----------|------|
 //! | `shape`  | how large a table is, and what follows from that |
-//! | `table`  | where things lie |
+//! | `table`  | the layout of a table |
 //! | `hints`  | what a map knows of its table without looking |
-//! | `at_once` | what mostly happens, in few instructions |
-//! | `find`   | look-ups, and what there is in all |
+//! | `at_once` | the most common case, in few instructions |
+//! | `find`   | look-ups, and walks over all entries |
 //! | `edit`   | insert, replace, remove |
 //! | `growth` | tables and their successors |
-//! | `split`  | a chunk becomes two |
+//! | `split`  | how one chunk becomes two |
 //! | `hash`   | the hashes |
 //!
 //! | intent | killed before | killed after |
 //! |--------|---------------|--------------|
 //! | CHANGE (`change`) | the node, or table, is freed | the old node goes to limbo |
-//! | RETIRE | the table has its retirer: nothing | the root goes on, the table goes to limbo with all its parts |
+//! | RETIRE | the table has its retirer: nothing | the root is moved on, the table goes to limbo with all its parts |
 //!
 //! Invariants
-//! 1. Lines of a chunk, and its state, are changed by who holds its lock: of a chunk that two tables have, the lock that it
-//!    has in the first one in which it is not done.
+//! 1. The lines of a chunk, and its state, are changed only by the holder of its lock. For a chunk that two tables
+//!    share, this is the lock that it has in the first of them in which it is not done.
 //! 2. A key is changed, and looked for, in a table only if its chunk is done in every table before.
-//! 3. A chunk is done only if every entry of it is in a table after, in the first one in which its
+//! 3. A chunk is done only if every entry of it is in a later table, in the first one in which its
 //!    chunk is not done.
-//! 4. A slot that is live was filled before its line's word said so, with a version that no word
-//!    before had.
-//! 5. Locks are taken along the chain of successors, and in a table by index.
+//! 4. A slot that is live was filled before its line's word said so, with a version that no earlier
+//!    word had.
+//! 5. Locks are taken in the order of the chain of successors, and within a table in the order of
+//!    the index.
 
 mod at_once;
 mod edit;
@@ -84,7 +86,7 @@ const ENGINE: u64 = (Engine::Map as u64) << OP_SHIFT;
 const CHANGE: u64 = ENGINE;
 const RETIRE: u64 = ENGINE | 2;
 
-/// What kind of entries a map has.
+/// The kind of entries that a map has.
 pub(crate) trait Mode {
     /// Keys and values are in the slots; there are no nodes.
     const FLAT: bool;
@@ -104,7 +106,7 @@ pub(super) fn resolve(arena: Arena, slot: &Slot, owner: Tag, op: u64) {
     }
 }
 
-/// What is answered where static garbage has taken the place of a table.
+/// The error if garbage has taken the place of a table.
 pub(crate) const DAMAGED: AllocError = AllocError::TooLarge;
 
 /// A map's tables, the root first.
@@ -113,7 +115,7 @@ fn tables(arena: Arena, root: u64) -> impl Iterator<Item = Table> {
     std::iter::successors(Table::at(arena, root), next)
 }
 
-/// Whether an entry of the table at `depth` of the chain counts: with that hash, in that chunk.
+/// True if an entry with that hash, in that chunk of the table at `depth` of the chain, counts.
 fn counts(tables: &[Table], depth: usize, index: usize, hash: u64) -> bool {
     let (before, table) = (&tables[..depth], tables[depth]);
     !table.is_done(index)
@@ -121,13 +123,13 @@ fn counts(tables: &[Table], depth: usize, index: usize, hash: u64) -> bool {
         && before.iter().all(|table| table.is_done(table.index(hash)))
 }
 
-/// What a map under destruction owns next: nodes, then tables, the last one first. (The tables before
-/// tell which entries of a table count.)
+/// The next block that a map under destruction owns: nodes, then tables, the last one first. (The
+/// tables before a table are needed to say which of its entries count.)
 pub(super) fn next_block(arena: Arena, first: usize, cursor: &mut usize) -> Option<Named> {
     let root = crate::engines::word(arena, first as u64)?.load(Ordering::Acquire);
     let tables: Vec<Table> = tables(arena, root).collect();
     let last = tables.last()?;
-    // The nodes go before any part of the root does.
+    // The nodes are freed before any part of the root is.
     let has_nodes = !last.kind().flat && tables[0].is_whole();
     // The cursor counts the slots of all tables.
     let mut before = 0;
@@ -138,7 +140,7 @@ pub(super) fn next_block(arena: Arena, first: usize, cursor: &mut usize) -> Opti
             let (index, at) = ((*cursor - before) / a_chunk, (*cursor - before) % a_chunk);
             *cursor += 1;
             let line = &table.chunk(index).0[at / SLOTS];
-            // Who has split it was killed, and may have left entries twice.
+            // The thread that has split the chunk was killed, and may have left entries twice.
             if at == 0
                 && table.is_inherited(index)
                 && (depth == 0 || tables[depth - 1].is_done(index))
@@ -155,17 +157,17 @@ pub(super) fn next_block(arena: Arena, first: usize, cursor: &mut usize) -> Opti
                 slot.key.load(Ordering::Acquire),
                 slot.value.load(Ordering::Acquire),
             );
-            // 0: it is gone already.
+            // 0: the node is freed already.
             if node == 0 || !counts(&tables, depth, index, hash) {
                 continue;
             }
-            // A node that is gone already is met again where garbage leads in a circle.
+            // If garbage leads in a circle, a node is met again that is freed already.
             let hidden = if kind.stacked && block::usable_size(arena, node as usize).is_ok() {
                 hidden_by(arena, node)
             } else {
                 0
             };
-            // The same slot again, for what was hidden.
+            // The same slot is looked at again, for the node that was hidden.
             *cursor -= 1;
             return Some(Named {
                 word: std::ptr::from_ref(&slot.value).addr() as u64,
@@ -178,7 +180,7 @@ pub(super) fn next_block(arena: Arena, first: usize, cursor: &mut usize) -> Opti
     }
     let named_by = match tables.len() {
         1 => {
-            // Nothing else has the tables that it has grown from.
+            // Only this table still names the tables from which it has grown.
             if let Some((word, table)) = last.parts(arena).rev().nth(1) {
                 return Some(Named {
                     word: std::ptr::from_ref(word).addr() as u64,

@@ -1,8 +1,9 @@
-//! How large a table is, by binary logarithms: what follows from them takes shifts and no more.
+//! The size of a table, as binary logarithms: everything that follows from them can be computed
+//! with shifts.
 //!
-//! A table that takes the place of one half its size lies in *parts*: the chunks that the one before had, and as many
-//! of its own. The one before may have been of parts itself. So the first part has the chunks of a table that was made
-//! in one piece, and each part behind it as many as all before it.
+//! A table that replaces one of half its size consists of *parts*: the chunks of the table before, and as many chunks
+//! of its own. The table before may itself have consisted of parts. So the first part has the chunks of a table that
+//! was made in one piece, and each later part has as many chunks as all parts before it.
 
 use std::alloc::Layout;
 
@@ -11,21 +12,21 @@ use crate::protocol::lines::{Line, MOST_LINES, SLOTS};
 
 use super::table::{Header, State};
 
-/// Binary logarithm of the lines of a chunk of a map that is not small.
+/// Binary logarithm of the number of lines in a chunk, for a map that is not small.
 pub(super) const MOST_LINES_LOG: u32 = MOST_LINES.trailing_zeros();
-/// Binary logarithm of the lines of a map's first chunk.
+/// Binary logarithm of the number of lines in a map's first chunk.
 const FIRST_LINES_LOG: u32 = 2;
-/// Of more chunks than any pool has room for.
+/// Binary logarithm of a number of chunks for which no pool has room.
 const MOST_CHUNKS_LOG: u32 = 29;
 /// More parts than a table has: a power of two.
 pub(super) const PARTS: usize = 32;
 
 const _: () = assert!(MOST_CHUNKS_LOG + 1 < PARTS as u32);
 
-/// A table's chunks, those of its first part, and the lines of a chunk.
+/// The number of a table's chunks, of those in its first part, and of the lines in a chunk.
 ///
-/// In one word, which a table's header has: the number of chunks less one; the same of the first part; 0 for chunks of
-/// as many lines as there can be.
+/// The word in a table's header has the number of chunks less one; the same for the first part; and 0 if the chunks
+/// have the greatest number of lines.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Shape {
     chunks_log: u32,
@@ -37,8 +38,8 @@ pub(super) struct Shape {
 const FIRST_SHIFT: u32 = 32;
 const LINES_SHIFT: u32 = 62;
 
-/// The chunk that a hash belongs to in a table of several chunks whose header has that word, and its part: for who has no
-/// instruction to spare. Any word has such answers.
+/// The chunk to which a hash belongs, in a table of several chunks whose header has that word, and the chunk's part.
+/// For callers that cannot spare an instruction. Any word gives some result.
 #[inline]
 pub(super) fn index_and_part(word: u64, hash: u64) -> (usize, usize) {
     let index = hash >> 32 & word & u64::from(u32::MAX);
@@ -60,7 +61,7 @@ impl Shape {
         lines_log: FIRST_LINES_LOG,
     };
 
-    /// What a table's header says; `None` for what no table is like.
+    /// The shape that a table's header gives; `None` if no table has such a shape.
     #[inline]
     pub(super) fn of(word: u64) -> Option<Shape> {
         let shape = Shape {
@@ -68,7 +69,7 @@ impl Shape {
             first_log: u64::BITS - (word << 2 >> (FIRST_SHIFT + 2)).leading_zeros(),
             lines_log: MOST_LINES_LOG - (word >> LINES_SHIFT) as u32,
         };
-        // A table that has several chunks has full ones.
+        // If a table has several chunks, they have the full length.
         let is_one = shape.chunks_log <= MOST_CHUNKS_LOG
             && shape.first_log <= shape.chunks_log
             && (shape.lines_log == MOST_LINES_LOG || shape.chunks_log == 0)
@@ -83,8 +84,8 @@ impl Shape {
         less_one(self.chunks_log) | less_one(self.first_log) << FIRST_SHIFT | lines << LINES_SHIFT
     }
 
-    /// Twice as large: a single chunk gets longer until it has all lines that a chunk can have, then there is one part
-    /// more.
+    /// The shape of twice the size: a single chunk gets longer until it has the greatest number of lines; after that,
+    /// there is one more part.
     pub(super) fn larger(self) -> Shape {
         if self.lines_log < MOST_LINES_LOG {
             let lines_log = self.lines_log + 1;
@@ -95,7 +96,7 @@ impl Shape {
         }
     }
 
-    /// Half as large, in one piece, unless it is the smallest.
+    /// The shape of half the size, in one piece, unless it is the smallest.
     pub(super) fn smaller(self) -> Option<Shape> {
         if self.chunks_log > 0 {
             let chunks_log = self.chunks_log - 1;
@@ -120,12 +121,12 @@ impl Shape {
         1 << self.lines_log
     }
 
-    /// Slots a chunk.
+    /// The number of slots in a chunk.
     pub(super) fn capacity(self) -> usize {
         self.lines() * SLOTS
     }
 
-    /// Bytes of a chunk, of which its address is a multiple.
+    /// The size of a chunk in bytes; its address is a multiple of this.
     #[inline]
     pub(super) fn chunk_bytes(self) -> usize {
         size_of::<Line>() << self.lines_log
@@ -137,7 +138,7 @@ impl Shape {
         self.first_log as usize
     }
 
-    /// The number of its last part, which is its own. The others are those of the tables before.
+    /// The number of its last part, which is its own. The others belong to the tables before.
     #[inline]
     pub(super) fn own_part(self) -> usize {
         self.chunks_log as usize
@@ -170,7 +171,7 @@ impl Shape {
         }
     }
 
-    /// Bytes of all that comes before the chunks.
+    /// The number of bytes before the chunks.
     #[inline]
     pub(super) fn states_end(self) -> usize {
         states_start(self.chunks_log != 0) + (size_of::<State>() << self.chunks_log)
@@ -181,27 +182,28 @@ impl Shape {
         self.states_end().next_multiple_of(self.chunk_bytes())
     }
 
-    /// Bytes of its own chunks.
+    /// The size of its own chunks, in bytes.
     #[inline]
     pub(super) fn body(self) -> usize {
         (self.chunks() - self.own_first()) * self.chunk_bytes()
     }
 
-    /// The chunk that a hash belongs to: by the lowest bits of its upper half, so that a chunk of a table half the size
-    /// is this table's chunk of that number and the one that is so many behind.
+    /// The chunk to which a hash belongs, given by the lowest bits of the hash's upper half. So a chunk of a table of
+    /// half the size becomes this table's chunk of the same number, and the one that comes that many chunks later.
     #[inline]
     pub(super) fn index(self, hash: u64) -> usize {
         (hash >> 32) as usize & (self.chunks() - 1)
     }
 
-    /// Of the table's block.
+    /// The layout of the table's block.
     pub(super) fn layout(self) -> Layout {
         let size = self.front() + self.body();
         Layout::from_size_align(size, self.chunk_bytes()).expect("less than a pool")
     }
 }
 
-/// Where the states of the chunks begin, in bytes from the header: behind where the parts are, if there are several chunks.
+/// Where the states of the chunks begin, in bytes from the header: after the words that say where the parts are, if
+/// there are several chunks.
 #[inline]
 pub(super) const fn states_start(has_many: bool) -> usize {
     let parts = if has_many {

@@ -1,23 +1,25 @@
-//! A chunk of a table becomes one of two of a successor that has it, too.
+//! How a chunk of a table becomes two chunks of a successor that shares it.
 //!
-//! Half of the entries stay where they are. The others belong to the chunk that is as many behind as the table has, and
-//! are copied there. From then on the successor counts, and they are taken out of the chunk; and those that stay and did
-//! not fit into the line where the search for them begins are brought there, where there is room now.
+//! Half of the entries stay where they are. The others belong to the chunk that comes as many chunks later as the table
+//! has, and are copied there. From then on the successor counts, and these entries are removed from the old chunk.
+//! Entries that stay, but did not fit into the line where the search for them begins, are brought to that line if there
+//! is room now.
 //!
 //! | step, under the locks of the chunk in both tables | killed after it leaves | and then |
 //! |---|---|---|
 //! | entries are copied | copies that do not count | the next one finds them |
-//! | the chunk is DONE | entries that do not belong to it, which nobody looks for there | taken out |
-//! | a line is rid of them | the same in other lines | taken out |
-//! | an entry is where its search begins | the entry twice, the same | the copy is taken away |
-//! | the copy is taken away | counts that are too high | counted anew |
+//! | the chunk is DONE | entries that do not belong to it, which nobody looks for there | they are removed |
+//! | they are removed from a line | the same in other lines | they are removed |
+//! | an entry is where its search begins | the same entry twice | the copy is removed |
+//! | the copy is removed | counts that are too high | counted anew |
 //! | the chunk is READY in the successor | nothing is left to do | |
 //!
-//! All but the first is done by who has copied, or else by whoever takes the chunk's lock in the successor next
-//! ([`ready`]). Until then who goes through the entries leaves out what does not belong there.
+//! All steps but the first are done by the thread that has copied, or otherwise by whoever next takes the
+//! chunk's lock in the successor ([`ready`]). Until then, a walk over the entries skips those that do not
+//! belong there.
 //!
-//! The locks in the successor are taken before the chunk is DONE, when nobody else asks for them: so who moves a chunk for
-//! the sake of the table waits for nobody who changes something in it.
+//! The locks in the successor are taken before the chunk is DONE, when nobody else asks for them: so a thread that
+//! moves a chunk to help with the table waits for no thread that changes something in it.
 
 use std::convert::Infallible;
 
@@ -30,15 +32,16 @@ use crate::participants::table::Slot;
 use crate::protocol::lines::{self, Chunk, Rest};
 use crate::protocol::moving;
 
-/// Makes a chunk ready whose lock the caller holds, which is done in the table before. True if it was not ready.
+/// Makes a chunk ready that is done in the table before. The caller holds its lock. True if the chunk was not
+/// ready.
 #[inline]
 pub(super) fn ready<M: Mode>(table: Table, index: usize) -> bool {
     let state = &table.state(index).word;
     moving::ready(state, || make_ready(table, index, M::hash_of))
 }
 
-/// One of the table's own has no entries at first. One that it has from the table before has some that are elsewhere now:
-/// who has copied them was killed.
+/// A chunk of the table's own has no entries at first. A chunk that it shares with the table before still has some that
+/// are elsewhere now, as the thread that has copied them was killed.
 #[cold]
 pub(super) fn make_ready(table: Table, index: usize, hash_of: impl Fn([u64; 2], u64) -> u64) {
     let chunk = table.chunk(index);
@@ -53,7 +56,8 @@ pub(super) fn make_ready(table: Table, index: usize, hash_of: impl Fn([u64; 2], 
     rest.leave(chunk);
 }
 
-/// Moves what belongs elsewhere in a successor that has the chunk, too. The chunk is not done, and the caller holds its lock.
+/// Moves the entries that belong elsewhere in a successor that shares the chunk. The chunk is not done, and the caller
+/// holds its lock.
 pub(super) fn split<M: Mode>(
     arena: Arena,
     slot: &Slot,
@@ -75,7 +79,8 @@ pub(super) fn split<M: Mode>(
     split
 }
 
-/// Copies the entries that belong to the chunk that is so many behind as the table has; what is left.
+/// Copies the entries that belong to the chunk that comes as many chunks later as the table has, and
+/// gives what is left.
 fn copy_upper<M: Mode>(
     arena: Arena,
     slot: &Slot,
@@ -97,14 +102,15 @@ fn copy_upper<M: Mode>(
             } else {
                 add_to::<M>(to, hash, key, value)
             };
-        // There is room, but where there is static garbage.
+        // There is room, except in a damaged pool.
         is_there.then_some((hash, stays)).ok_or(DAMAGED)
     });
     lock::unlock(&state.lock, slot.tag(), 0);
     rest
 }
 
-/// Gives a chunk an entry, unless it has it; false if there is no room. Who holds the chunk's lock.
+/// Adds an entry to a chunk, unless the chunk has it; false if there is no room. The caller holds
+/// the chunk's lock.
 pub(super) fn add_to<M: Mode>(chunk: Chunk, hash: u64, key: u64, value: u64) -> bool {
     lines::add(chunk, hash, key, value, |found| M::FLAT || found == value)
 }

@@ -1,4 +1,4 @@
-//! Where things lie in a map: a table of chunks of lines of slots.
+//! The layout of a map's table: chunks of lines of slots.
 //!
 //! ```text
 //! map       root: the address of a table; 0 at first
@@ -14,7 +14,8 @@
 //! A *flat* map has the key in a slot's first word and the value in the second. In any other the
 //! first word is the key's hash, and the second the address of a node.
 //!
-//! The upper half of a hash gives the chunk, its lowest bits where in there: see `protocol::lines`.
+//! The upper half of a hash gives the chunk, and its lowest bits give the place in the chunk: see
+//! `protocol::lines`.
 
 use super::shape::{Shape, states_start};
 use crate::engines::limbo::{self, Retirable};
@@ -23,29 +24,30 @@ use crate::primitive::{AtomicU64, Ordering};
 use crate::protocol::lines::{self, Chunk, Line};
 use crate::protocol::moving::{self, RAW};
 
-/// What a table begins with.
+/// The header of a table.
 #[repr(C, align(64))]
 pub(super) struct Header {
     own: Retirable,
     /// The table that this one's entries move to; 0 for none.
     pub(super) successor: AtomicU64,
-    /// How many tables the map had before this one: so garbage leads in no circle.
+    /// The number of tables that the map had before this one. With it, garbage cannot lead in a
+    /// circle.
     number: AtomicU64,
     /// See `shape`.
     pub(super) shape: AtomicU64,
     seed: [AtomicU64; 2],
     /// STACKED and FLAT.
     kind: AtomicU64,
-    /// The tag of who retires the table; 0 while nobody does.
+    /// The tag of the thread that retires the table; 0 while nobody does.
     pub(super) retirer: AtomicU64,
-    /// The next chunk that nobody has set about to move. A hint.
+    /// The next chunk that nobody has begun to move. A hint.
     pub(super) cursor: AtomicU64,
     /// All chunks before this one are done. A hint.
     pub(super) done: AtomicU64,
 }
 
 impl Header {
-    /// What is at an address, as far as the pool has data there.
+    /// The header at an address, if the pool has data there.
     #[inline]
     pub(super) fn at(arena: Arena, address: usize) -> Option<&'static Self> {
         let is_possible =
@@ -60,12 +62,12 @@ impl Header {
         [word(0), word(1)]
     }
 
-    /// The word that says where a part is: where the table's first chunk would be if the part's chunks had all others of
-    /// the table before them.
+    /// The word that says where a part is. It gives the address at which the table's first chunk would be if all
+    /// earlier chunks of the table came right before the part's chunks.
     ///
     /// # Safety
     ///
-    /// There is room in the pool for so many words and one behind the header.
+    /// There is room in the pool for `part + 1` words behind the header.
     #[inline]
     pub(super) unsafe fn part(&'static self, part: usize) -> &'static AtomicU64 {
         let words = std::ptr::from_ref(self).addr() + size_of::<Header>();
@@ -81,10 +83,10 @@ const STACKED: u64 = 1;
 /// There are no nodes.
 const FLAT: u64 = 2;
 
-/// What there is about a chunk besides its lines: close together, so that they stay cached.
+/// What a chunk has besides its lines. These are close together, so that they stay cached.
 #[repr(C)]
 pub(super) struct State {
-    /// Held (`participants::lock`) by who changes something in the chunk.
+    /// The lock (`participants::lock`), held by a thread that changes something in the chunk.
     pub(super) lock: AtomicU64,
     /// RAW, READY or DONE.
     pub(super) word: AtomicU64,
@@ -92,7 +94,7 @@ pub(super) struct State {
 
 const _: () = assert!(size_of::<Line>() == 64 && size_of::<Header>() == 128);
 
-/// What a map's tables have in common, and which of them one is.
+/// What a map's tables have in common, and which of them this one is.
 #[derive(Clone, Copy)]
 pub(super) struct Kind {
     pub(super) number: u64,
@@ -102,7 +104,7 @@ pub(super) struct Kind {
 }
 
 impl Kind {
-    /// Of the table that follows.
+    /// The kind of the table that follows.
     pub(super) fn next(self) -> Self {
         Kind {
             number: self.number.wrapping_add(1),
@@ -111,17 +113,17 @@ impl Kind {
     }
 }
 
-/// A table, found to lie in the pool.
+/// A table that was found to lie in the pool.
 #[derive(Clone, Copy)]
 pub(super) struct Table {
     pub(super) header: &'static Header,
-    /// Where its own part is, as the header said when it was compared with the room that there is.
+    /// Where its own part is, as the header said when that was compared with the room in the pool.
     own: usize,
     shape: Shape,
 }
 
 impl Table {
-    /// The table at an address that a word of the map gave; `None` for 0 and for garbage.
+    /// The table at an address that a word of the map has given; `None` for 0 and for garbage.
     #[inline]
     pub(super) fn at(arena: Arena, address: u64) -> Option<Self> {
         let address = address as usize;
@@ -130,7 +132,7 @@ impl Table {
         if arena.room_at(address) < shape.states_end() {
             return None;
         }
-        // SAFETY: they come before the states, for which there is room.
+        // SAFETY: the words of the parts come before the states, for which there is room.
         let own = unsafe { header.part(shape.own_part()) }.load(Ordering::Relaxed) as usize;
         let table = Table { header, own, shape };
         let first = table.own_chunk();
@@ -138,8 +140,8 @@ impl Table {
         fits.then_some(table)
     }
 
-    /// Makes a table of the block at `address`, which has the layout for it. It comes after `before`, whose parts it has
-    /// if it has several; if there is none, its chunks are ready.
+    /// Makes a table of the block at `address`, which has the layout for it. The table comes after `before`, and shares
+    /// its parts if it has several parts itself; if there is no table before, its chunks are ready.
     pub(super) fn make(address: u64, shape: Shape, kind: Kind, before: Option<Table>) {
         let start = std::ptr::with_exposed_provenance_mut::<u8>(address as usize);
         // SAFETY: a new block of that layout that nobody else sees yet; all zeros are a header and
@@ -205,7 +207,7 @@ impl Table {
         self.shape.chunks()
     }
 
-    /// The chunk that a hash belongs to.
+    /// The chunk to which a hash belongs.
     #[inline]
     pub(super) fn index(self, hash: u64) -> usize {
         self.shape.index(hash)
@@ -214,7 +216,8 @@ impl Table {
     #[inline]
     fn part_word(self, part: usize) -> &'static AtomicU64 {
         debug_assert!(part <= self.shape.own_part());
-        // SAFETY: they come before the states, for which there is room (`at` has compared).
+        // SAFETY: the words of the parts come before the states, for which there is room (`at` has
+        // checked).
         unsafe { self.header.part(part) }
     }
 
@@ -235,13 +238,14 @@ impl Table {
         self.own.wrapping_add(before)
     }
 
-    /// True if the chunk is one that the table before had.
+    /// True if the chunk is shared with the table before.
     #[inline]
     pub(super) fn is_inherited(self, index: usize) -> bool {
         index < self.shape.own_first()
     }
 
-    /// The lines of a chunk. (Of one of the table's own, where static garbage has taken the place of where another is.)
+    /// The lines of a chunk. (If the word that says where the chunk is has become garbage, those of one of the table's
+    /// own chunks.)
     #[inline]
     pub(super) fn chunk(self, index: usize) -> Chunk<'static> {
         debug_assert!(index < self.chunks());
@@ -256,8 +260,8 @@ impl Table {
             chunk = self.own_chunk();
         }
         let lines = std::ptr::with_exposed_provenance(chunk);
-        // SAFETY: all own chunks are in the committed data (`at` has compared), and any other is if it fits there;
-        // aligned; atomics only.
+        // SAFETY: all own chunks are in the committed data (`at` has checked), and any other is used only if it
+        // fits there; aligned; atomics only.
         Chunk(unsafe { std::slice::from_raw_parts(lines, self.shape.lines()) })
     }
 
@@ -271,7 +275,8 @@ impl Table {
         debug_assert!(index < self.chunks());
         let first = self.header_address() + states_start(self.chunks() > 1);
         let state = std::ptr::with_exposed_provenance::<State>(first);
-        // SAFETY: one a chunk, for which there is room (`at` has compared); atomics only.
+        // SAFETY: there is one for each chunk, for which there is room (`at` has checked); atomics
+        // only.
         unsafe { &*state.wrapping_add(index) }
     }
 
@@ -281,8 +286,8 @@ impl Table {
         self.state(index).word.load(Ordering::Acquire) != RAW
     }
 
-    /// True if an entry of that hash in the chunk can be one that counts: in a raw one that the table has from the one
-    /// before there are others, and in any other raw one there is nothing.
+    /// True if an entry with that hash in the chunk can be one that counts. A raw chunk that is shared with the table
+    /// before also has entries that do not belong to it, and any other raw chunk has none.
     pub(super) fn may_hold(self, index: usize, hash: u64) -> bool {
         self.is_ready(index) || self.is_inherited(index) && self.index(hash) == index
     }
@@ -293,8 +298,8 @@ impl Table {
         moving::is_done(&self.state(index).word)
     }
 
-    /// The table that this one's entries move to: the one with the next number. (What else static
-    /// garbage may name is none.)
+    /// The table that this one's entries move to: the one with the next number. (If the word is
+    /// garbage and names anything else, there is none.)
     #[inline]
     pub(super) fn successor(self, arena: Arena) -> Option<Self> {
         match self.header.successor.load(Ordering::SeqCst) {
@@ -317,8 +322,8 @@ impl Table {
         Table::at(arena, address).filter(is_next)
     }
 
-    /// The tables whose own chunks it has, itself the last, each with the word that says where they are. (None that
-    /// are not there, as static garbage has taken the place of that word.)
+    /// The tables whose own chunks this table has, the last of which is the table itself, each with the word that
+    /// says where they are. (A table is left out if that word has become garbage and it is not there.)
     pub(super) fn parts(
         self,
         arena: Arena,
@@ -335,15 +340,15 @@ impl Table {
         })
     }
 
-    /// True if it has all its parts, which it has until it is being destroyed.
+    /// True if the table has all its parts. It has them until it is being destroyed.
     pub(super) fn is_whole(self) -> bool {
         let parts = self.shape.first_part()..=self.shape.own_part();
         parts.map(|part| self.part(part)).all(|place| place != 0)
     }
 }
 
-/// The nodes of a key of a stacked map, the one on top first: as many as there can be at most,
-/// should garbage lead in a circle.
+/// The nodes of a key of a stacked map, the one on top first. In case garbage leads in a circle,
+/// the number is limited to as many as there can be.
 pub(crate) struct Stack {
     arena: Arena,
     next: u64,
@@ -351,7 +356,7 @@ pub(crate) struct Stack {
 }
 
 impl Stack {
-    /// The caller is pinned since before it read which one is on top (0 for none).
+    /// `top` is the node on top (0 for none). The caller has been pinned since before it read it.
     pub(crate) fn new(arena: Arena, top: u64) -> Self {
         let left = limbo::most(arena);
         Stack {
@@ -373,7 +378,7 @@ impl Iterator for Stack {
     }
 }
 
-/// The word of a node of a stacked map that says which node it hides.
+/// The word, in a node of a stacked map, that says which node it hides.
 pub(super) fn below(arena: Arena, node: u64) -> Option<&'static AtomicU64> {
     let inside = limbo::header(arena, node.wrapping_add(16)).is_some();
     // SAFETY: in committed data of the pool, aligned; nodes consist of words there.
