@@ -1,4 +1,4 @@
-//! Arrays of plain values: elements one at a time, or claimed ranges as slices.
+//! Arrays of plain values, accessed one element at a time, or as claimed ranges, which are slices.
 //!
 //! # Rationale
 //!

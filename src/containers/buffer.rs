@@ -1,4 +1,5 @@
-//! [`Buffer`]: a stream of bytes at positions that never change. How it works: `engines::buffer`.
+//! [`Buffer`]: a stream of bytes at positions that never change. For how it works, see
+//! `engines::buffer`.
 
 use std::fmt;
 use std::io;
@@ -151,13 +152,13 @@ impl From<AppendError> for io::Error {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum RangeError {
-    /// Some of them have been deleted.
+    /// Some of the bytes have been deleted.
     #[error("bytes before position {start} have been deleted")]
     Deleted {
         /// Where the buffer starts.
         start: Position,
     },
-    /// Some of them have not been appended.
+    /// Some of the bytes have not been appended yet.
     #[error("the buffer ends at position {end}")]
     BeyondEnd {
         /// Where the buffer ended.

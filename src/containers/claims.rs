@@ -174,7 +174,7 @@ pub(super) struct Pass<'a> {
 impl Drop for Pass<'_> {
     #[inline]
     fn drop(&mut self) {
-        // Release pairs with the claimer's Acquire: what was copied is copied.
+        // Release pairs with the claimer's Acquire: the copy is complete.
         let over = self.shown & !shown::ACTIVE;
         self.slot.watched.element.store(over, Ordering::Release);
     }
@@ -276,7 +276,8 @@ impl Claims {
             }
             match attempt? {
                 Attempt::Done(taken) => {
-                    // Entered before the slots are looked at; pairs with the SeqCst of `pass`.
+                    // The claim is entered before the slots are looked at; pairs with the SeqCst of
+                    // `pass`.
                     fence(Ordering::SeqCst);
                     self.wait_for_elements(arena, slot, mode);
                     return Ok(taken);
@@ -402,13 +403,14 @@ impl Claims {
             };
             let count = (before & shown::COUNT).wrapping_add(shown::ONE);
             let shown = count | self.address() | shown::ACTIVE | writes;
-            // SeqCst, as are the loads of the table: shown before the table is looked at.
+            // SeqCst, like the loads of the table: the array is shown before the table is looked
+            // at.
             slot.watched.element.store(shown, Ordering::SeqCst);
             let pass = Pass { slot, shown };
             if self.high.load(Ordering::SeqCst) == 0 || !self.seems_claimed(index, access) {
                 return Ok(pass);
             }
-            // Withdrawn, by invariant 4.
+            // The operation is withdrawn before waiting, by invariant 4.
             drop(pass);
             let met = self.meet(arena, slot, index, access);
             if met.is_err() && self.look_for_parked(arena, &mut looked) {

@@ -52,8 +52,8 @@ pub(super) fn to_bits<T>(value: T) -> u64 {
 #[inline]
 pub(super) unsafe fn of_bits<T>(bits: u64) -> T {
     debug_assert!(is_atomic::<T>() && cfg!(target_endian = "little"));
-    // SAFETY: the low end of a word, which is large and aligned enough, holds a `T` by the
-    // caller's promise.
+    // SAFETY: the low end of the word, which is large enough and sufficiently aligned, holds a `T`
+    // by the caller's promise.
     unsafe { (&raw const bits).cast::<T>().read() }
 }
 

@@ -9,7 +9,7 @@
 //! | `cell`   | [`SharedCell`]: a value that is only replaced as a whole |
 //! | `matrix` | [`Matrix`]: an array with rows and columns |
 //! | `buffer` | [`Buffer`]: a stream of bytes at positions that never change |
-//! | `buffer_io` | [`BytesView`], [`Reader`]: its bytes, in place and as a stream |
+//! | `buffer_io` | [`BytesView`], [`Reader`]: a buffer's bytes, in place and as a stream |
 //! | `hash_map` | [`HashMap`]: values by keys |
 //! | `heap` | [`Heap`]: objects that refer to each other, changed by transactions |
 //! | `multi_map` | [`MultiMap`]: stacks of values by keys |

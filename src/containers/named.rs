@@ -40,7 +40,7 @@ pub enum NamedError {
     /// The object to be named is in another pool.
     #[error("the object is in another pool")]
     OtherPool,
-    /// The object's entry in the pool leads to no block of its size: the pool is damaged.
+    /// The pool is damaged: the object's entry leads to no block of its size.
     #[error("the object of that name is damaged")]
     Damaged,
     /// The name is empty or longer than 232 bytes.

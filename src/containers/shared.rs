@@ -50,7 +50,8 @@ pub struct Shared<T: ShmSafe> {
     hold: Arc<Hold>,
 }
 
-// SAFETY: gives shared access to a `T` that is Sync (by `ShmSafe`), and the hold is Send and Sync.
+// SAFETY: it gives shared access to a `T` that is Sync (by `ShmSafe`), and the hold is Send and
+// Sync.
 unsafe impl<T: ShmSafe> Send for Shared<T> {}
 // SAFETY: as above.
 unsafe impl<T: ShmSafe> Sync for Shared<T> {}
@@ -141,8 +142,8 @@ impl<T: ShmSafe> Deref for Shared<T> {
 
     #[inline]
     fn deref(&self) -> &T {
-        // SAFETY: the hold keeps the object alive, its type was compared when the handle was made,
-        // and `T` is made to be shared between processes.
+        // SAFETY: the hold keeps the object alive, its type was checked when the handle was made,
+        // and `T` may be shared between processes.
         unsafe { self.value.as_ref() }
     }
 }
@@ -347,7 +348,7 @@ pub enum HandleError {
     /// of the object.
     #[error("the object is of another type")]
     OtherType,
-    /// The object's entry in the pool leads to no block of its size: the pool is damaged.
+    /// The pool is damaged: the object's entry leads to no block of its size.
     #[error("the object is damaged")]
     Damaged,
     /// There is no memory to note that the process holds the object.

@@ -55,7 +55,7 @@ fn all_woken<R: Send + 'static>(
             only_wakes::demand();
             tell.send(process::tid()).unwrap();
             let _ = end.send(sleeper());
-            // The end of a thread wakes others.
+            // Not ended yet, as the end of a thread wakes others.
             let _ = stays.recv();
         });
         let path = format!("/proc/self/task/{}/syscall", told.recv().unwrap());

@@ -1,6 +1,7 @@
 //! A map from keys to values: the part that `HashMap` and `MultiMap` have in common.
 //!
-//! Keys and values of a word each lie in the table (a *flat* map), all others in nodes.
+//! If keys and values fit into a word each, they are in the table itself (a *flat* map); all others
+//! are in nodes.
 
 use std::marker::{PhantomData, PhantomPinned};
 
@@ -48,7 +49,7 @@ pub(in crate::containers) struct Found(u64);
 
 /// The outcome of storing a value.
 pub(in crate::containers) enum Stored<V> {
-    /// It is stored, in place of another.
+    /// The value is stored, perhaps in place of another.
     Put { new: Found, old: Option<Found> },
     /// The value that the key has was not agreed to; the new value is given back.
     Refused(

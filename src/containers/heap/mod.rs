@@ -434,7 +434,8 @@ impl<R: Trace + Movable> Heap<R> {
         Ok(collected)
     }
 
-    /// Counts objects and bytes, in time proportional to the largest number of objects that there ever were.
+    /// Counts objects and bytes, in time proportional to the largest number of objects that the heap ever
+    /// had.
     ///
     /// # Errors
     ///

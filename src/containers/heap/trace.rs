@@ -51,7 +51,7 @@ use crate::engines::heap::Table;
             atomics, locks, links and containers do not qualify, for what they change is not undone"
 )]
 pub trait Trace: ShmSafe {
-    /// Shows all ids that the value has to the tracer.
+    /// Shows all ids that are in the value to the tracer.
     ///
     /// ```
     /// # use shmkit::{Gc, Heap, HeapError, Pool, ShmSafe, Trace, Tracer};

@@ -286,8 +286,8 @@ impl<'t, R: Trace + Movable> Tx<'t, R> {
     ///
     /// # Errors
     ///
-    /// The value comes back if the pool is full, even after a collection. The transaction goes on as it
-    /// was.
+    /// [`StoreError`], with the value, if the pool is full even after a collection. The transaction
+    /// goes on as it was.
     ///
     /// ```
     /// # use shmkit::{Heap, Pool};
@@ -340,7 +340,7 @@ impl<'t, R: Trace + Movable> Tx<'t, R> {
     ///
     /// # Errors
     ///
-    /// [`HeapError::Alloc`], as for [`alloc`](Self::alloc). `f` has not run then.
+    /// [`HeapError::Alloc`], as for [`alloc`](Self::alloc). In that case `f` has not run.
     ///
     /// # Panics
     ///
@@ -391,7 +391,7 @@ impl<'t, R: Trace + Movable> Tx<'t, R> {
     /// ```
     pub fn alloc_str(&mut self, text: &str) -> Result<Gc<str>, HeapError> {
         let (gc, place) = self.make::<str>(text.len())?;
-        // SAFETY: a new block for as many bytes, which nobody else has.
+        // SAFETY: a new block for that many bytes, which nobody else has.
         unsafe { place.copy_from_nonoverlapping(NonNull::from(text).cast(), text.len()) };
         Ok(gc)
     }

@@ -24,13 +24,13 @@ const fn rest<T>() -> usize {
 ///
 /// # Safety
 ///
-/// `to` begins `words::<T>()` words of the pool that nobody else stores to now.
+/// `to` is the first of `words::<T>()` words of the pool to which nobody else stores now.
 #[inline]
 pub(super) unsafe fn store<T: ShmSafe>(value: &mut T, to: *const AtomicU64) {
     behind_the_claim();
     let from = std::ptr::from_mut(value).cast::<u8>();
     if const { !T::TYPE.is_plain() } {
-        // Padding counts as initialised from here on.
+        // From here on, padding counts as initialised.
         freeze(from);
     }
     // SAFETY: within the value, and within the words by the caller's promise.
@@ -54,7 +54,7 @@ pub(super) unsafe fn store<T: ShmSafe>(value: &mut T, to: *const AtomicU64) {
 ///
 /// # Safety
 ///
-/// `from` begins `words::<T>()` words of the pool, which others only access as atomics.
+/// `from` is the first of `words::<T>()` words of the pool, which others access only as atomics.
 #[inline]
 pub(super) unsafe fn load<T>(from: *const AtomicU64, to: &mut MaybeUninit<T>) {
     let to = to.as_mut_ptr().cast::<u8>();

@@ -310,7 +310,7 @@ impl<T: ShmSafe + Movable> Queue<T> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
-    /// What comes back are the element's bytes, so another crate's collection cannot be leased:
+    /// Only the element's bytes come back, so another crate's collection cannot be leased:
     ///
     /// ```compile_fail,E0080
     /// # use shmkit::{Foreign, Pool, Queue};

@@ -82,7 +82,7 @@ impl<R: Trace + Movable> Tx<'_, R> {
             len: entries as u64,
         };
         self.fill(&self.words().table, Some(length), layout, |address| {
-            // SAFETY: a new block of as many bytes.
+            // SAFETY: a new block of that many bytes.
             unsafe { Words::copy_table(&table, address, bytes) };
         })?;
         self.look_up_table();
