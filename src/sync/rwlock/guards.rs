@@ -190,7 +190,7 @@ impl<T: ShmSafe> Exclusive<T> for WriteGuard<'_, T> {
     }
 }
 
-/// The lock of a writer that was killed, held for writing: see [`Orphan`].
+/// The lock of a writer that was killed, now held for writing: see [`Orphan`].
 ///
 /// ```
 /// use shmkit::{LockError, Pool, RwLock, process};
