@@ -82,8 +82,8 @@ pub(crate) fn resolve(arena: Arena, slot: &Slot, owner: Tag, op: u64) {
 /// The next block to free of a container that is being destroyed, and that nobody uses; `first` is
 /// the address of its first word. `None` when it owns no more blocks.
 ///
-/// The caller frees the block and stores [`Named::next`] before it asks again, perhaps after
-/// a death with everything but `cursor` forgotten. `cursor` starts at 0 and is the engine's own.
+/// The caller frees the block and stores [`Named::next`] before it asks again. `cursor` starts at
+/// 0, again after the death of a caller, and is the engine's own.
 pub(crate) fn next_block(
     arena: Arena,
     engine: Engine,

@@ -43,8 +43,8 @@
 //!    the heap itself; all others are free room. Between transactions there are only the first one and
 //!    perhaps one block of the smallest size, unless somebody was killed on the way.
 //! 4. A block is named by only one word.
-//! 5. Words of the table and of the log are what the engine wrote, or garbage: every address is
-//!    compared with the pool before it is followed.
+//! 5. Words of the table and of the log may be garbage instead of what the engine wrote: every
+//!    address is compared with the pool before it is followed.
 
 mod log;
 mod table;

@@ -47,8 +47,8 @@ const LATER: AllocError = DAMAGED;
 /// The number of chunks that are examined to find out whether a table is too large.
 const SAMPLE: usize = 8;
 
-/// More tables than a chain has: each is larger than the one before, unless that is nearly empty, and is
-/// followed by another only if it is full before all has moved to it.
+/// More tables than a chain has: each table is larger than the one before, unless that one is nearly
+/// empty, and it is followed by another only if it is full before everything has moved to it.
 const MOST_TABLES: usize = 64;
 
 /// A table with fewer entries per chunk should be smaller.

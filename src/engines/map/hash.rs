@@ -109,7 +109,7 @@ fn round(v: &mut [u64; 4]) {
 mod tests {
     use super::*;
 
-    /// The same as std's hasher, which is SipHash-1-3 with a seed of zeros.
+    /// It gives the same as std's hasher, which is SipHash-1-3 with a seed of zeros.
     #[test]
     #[allow(
         deprecated,

@@ -11,8 +11,8 @@
 //!           0; key and value
 //! ```
 //!
-//! A *flat* map has the key in a slot's first word and the value in the second. In any other the
-//! first word is the key's hash, and the second the address of a node.
+//! A *flat* map has the key in a slot's first word and the value in the second. In any other map
+//! the first word is the key's hash, and the second the address of a node.
 //!
 //! The upper half of a hash gives the chunk, and its lowest bits give the place in the chunk: see
 //! `protocol::lines`.
