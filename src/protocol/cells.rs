@@ -46,7 +46,7 @@ impl Cell {
         }
     }
 
-    /// What the word says; garbage is SEALED.
+    /// What the word says; garbage is read as SEALED.
     #[inline]
     pub const fn unpack(word: u64) -> Self {
         let slot = (word >> 3 & 0xfff) as usize;
@@ -87,7 +87,7 @@ impl Shape {
         }
     }
 
-    /// The same, with the binary logarithm of the [lap](Self::lap) at hand.
+    /// The same, given the binary logarithm of the [lap](Self::lap).
     #[inline]
     pub const fn with_log(cells: u64, log: u32) -> Self {
         Shape { cells, shift: log }

@@ -150,7 +150,8 @@ fn note<'a>(marks_of: impl Fn(usize) -> Option<Marks<'a>>, word: &AtomicU64, old
 /// True if the change `sequence` of the slot to `word` happened. Called when its author does
 /// nothing more.
 pub fn happened(marks: Marks, word: &AtomicU64, slot: usize, sequence: u64) -> bool {
-    // The word first: if it is overwritten between the two loads, the note is there by invariant 1.
+    // The word is read first: if it is overwritten between the two loads, the note is there by
+    // invariant 1.
     let found = word.load(Ordering::SeqCst);
     (author(found) == slot && sequence_of(found) == sequence)
         || marks.help.load(Ordering::SeqCst) == noted(word, sequence)

@@ -24,7 +24,7 @@ use super::sweep::Sweep;
 use super::tag::Tag;
 use crate::primitive::{AtomicU64, Ordering};
 
-/// The words of an entry. All zero: nobody has kept the object yet.
+/// The words of an entry. All zeros mean that nobody has kept the object yet.
 #[repr(C)]
 pub struct Keeping {
     /// The keeper, as a tag, or 0.
@@ -58,7 +58,7 @@ impl Keeping {
     pub fn keep(&self, state: ObjectState, stamp: u64, me: Tag) {
         // By invariant 2.
         self.since.fetch_max(stamp, Ordering::SeqCst);
-        // In this order: a former owner of the same record may have signed that state.
+        // In this order, as a former owner of the same record may have signed that state.
         self.kept.store(sign(state, me), Ordering::SeqCst);
         self.keeper.store(me.word(), Ordering::SeqCst);
     }

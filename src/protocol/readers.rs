@@ -70,8 +70,9 @@ pub fn used<'a>(
     entries.iter().take(limit)
 }
 
-/// To be called by a writer between taking the word, which is done with Acquire alone, and looking
-/// at the lists: pairs with the SeqCst of [`enter`] and of the reader's look at the word.
+/// To be called by a writer after it has taken the word, which is done with Acquire only, and
+/// before it looks at the lists. Pairs with the SeqCst of [`enter`] and of the reader's look at the
+/// word.
 ///
 /// The models check the fence. On x86 the exchange that has taken the word is a full fence, and the
 /// caller shows that it has made one.

@@ -282,7 +282,7 @@ pub fn is_full(word: &AtomicU64, at: u64) -> bool {
     word.load(Ordering::Acquire) == Cell::new(Phase::Full, 0, at).pack()
 }
 
-/// Takes the element at a position, if it still is there.
+/// Takes the element at a position, if it is still there.
 #[inline]
 fn exchange(shape: Shape, word: &AtomicU64, at: u64, how: Take) -> bool {
     let next = match how {
@@ -412,7 +412,7 @@ impl Walk {
                     walk.end = shape.next(old);
                 }
             } else {
-                // All the way round.
+                // The walk has come all the way round.
                 walk.around = true;
                 return walk;
             }

@@ -28,8 +28,8 @@
 //!
 //! # What breaks a round
 //!
-//! A party is *gone* if its thread was killed or has ended (`participants::life`; a thread that ends
-//! with leaked guards counts as alive until its process is dead). A round is broken, by a party that waits, when
+//! A party is *gone* if its thread was killed or has ended (`participants::life`; a thread that ends with leaked
+//! guards counts as alive until its process is dead). A party that waits breaks the round when
 //!
 //! a. a party is gone whose entry has the stamp of this round: it died arriving or waiting; or
 //! b. a party of the round before is gone and has not arrived in this one, and the group lives on:
@@ -52,8 +52,8 @@
 //! Invariants
 //! 1. Stamps only rise (except that resets wrap around after 2^16), so an old stamp never becomes
 //!    that of this round or of the round before.
-//! 2. An entry's owner is replaced only when it is gone and its stamp is older than the round
-//!    before; only its owner stores its stamp.
+//! 2. An entry's owner is replaced only when the owner is gone and the entry's stamp is older than
+//!    the round before; only the owner stores the stamp.
 //! 3. A party that is counted in a round has marked its entry with that round before.
 //!
 //! # Nobody waits for ever for a known dead party
