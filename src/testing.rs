@@ -5,23 +5,26 @@ use crate::layout::local;
 use crate::primitive::Ordering;
 use crate::sys::robust::{OWNER_DIED, RobustWord, TID, WAITERS};
 
-/// Lets free memory age, as time does: what was dirty is aged, what was aged goes back.
+/// Lets free memory age, as time does: what was dirty becomes aged, what was aged goes back to
+/// the kernel.
 pub fn age(pool: Pool) {
     let slot = crate::participants::thread::slot(pool.0).expect("a slot");
     crate::allocator::slice::age(pool.0, slot.tag(), false);
 }
 pub use crate::process::testing::Jobs;
 
-/// Leaves the pool as a thread does that ends. It may come back.
+/// Leaves the pool as a thread that ends does. The thread may come back.
 pub fn leave(pool: Pool) {
     crate::participants::thread::leave(pool.0);
 }
 
-/// What this library does around a fork, step by step, for a fork of which it does not hear.
+/// What this library does around a fork, step by step, for a fork that it does not notice by
+/// itself.
 pub mod forking {
     use crate::pool::fork;
 
-    /// Before it: makes the child's records. Until [`in_parent`], the process's handles are locked.
+    /// Before the fork: makes the child's records. Until [`in_parent`], the process's handles
+    /// are locked.
     ///
     /// # Safety
     ///
@@ -31,16 +34,16 @@ pub mod forking {
         assert!(made.is_ok(), "no record for a child");
     }
 
-    /// After it.
+    /// After the fork, in the parent.
     pub fn in_parent() {
         fork::in_parent();
     }
 
-    /// The parent has heard the number of the child.
+    /// The parent has learned the pid of the child.
     ///
     /// # Safety
     ///
-    /// It is the number of the child, or of nobody.
+    /// It is the pid of the child, or of nobody.
     pub unsafe fn forked(pid: u32) {
         fork::forked(pid);
     }
@@ -49,12 +52,13 @@ pub mod forking {
     ///
     /// # Safety
     ///
-    /// It has.
+    /// As for [`forked`], and the parent has.
     pub unsafe fn reaped(pid: u32) {
         fork::child_reaped(pid);
     }
 
-    /// Records that are not free, of processes and of children on their way.
+    /// The number of records that are not free: those of processes and of children that are
+    /// being forked.
     pub fn records(pool: crate::Pool) -> usize {
         let free = crate::participants::table::ProcessPhase::Free;
         let taken = pool.0.processes().filter(|(_, p)| p.state().phase != free);
@@ -74,20 +78,21 @@ pub mod forking {
     ///
     /// # Safety
     ///
-    /// It uses nothing of its pools any more.
+    /// The child uses nothing of its pools any more.
     pub unsafe fn ending() {
         fork::child_ending();
     }
 }
 
-/// Does what others wait for of the dead, and leaves their memory as it is: as who waits does.
+/// Settles the dead, which is all that others wait for, and leaves their memory as it is, as a
+/// thread that waits does.
 pub fn settle(pool: Pool) {
     crate::participants::recovery::settle_all(pool.0);
 }
 
-/// A letter a slice: `.` for a free one, `s` and `r` for the first of a span and of a run, `t` for one
-/// of their others, `k` for the first of a run that is kept, and `A` to `Z` for one that is claimed by slot
-/// 1 to 26.
+/// A letter per slice: `.` for a free one, `s` and `r` for the first of a span and of a run,
+/// `t` for their other slices, `k` for the first of a run that is kept, and `A` to `Z` for one
+/// that is claimed by slot 1 to 26.
 pub fn slices(pool: Pool) -> String {
     use crate::allocator::slice::{self, State};
     let tags = (0..pool.0.slices()).map(|slice| pool.0.tag(slice).load(Ordering::Relaxed));
@@ -103,22 +108,24 @@ pub fn slices(pool: Pool) -> String {
     tags.map(letter).collect()
 }
 
-/// Refuses, after so many, every block of a guarded pool, or none.
+/// Refuses every block of a guarded pool after that many have been granted; with `None`,
+/// refuses none.
 pub fn refuse_blocks(granted: Option<usize>) {
     crate::sys::refusal::BLOCKS.after(granted);
 }
 
-/// Refuses, after so many, all memory that pools of this process commit, or none.
+/// Refuses all memory that pools of this process commit after that many commits; with `None`,
+/// refuses none.
 pub fn refuse_commits(granted: Option<usize>) {
     crate::sys::refusal::COMMITS.after(granted);
 }
 
-/// Bytes of address space that the pool has.
+/// The bytes of address space that the pool has.
 pub fn mapped_len(pool: Pool) -> usize {
     local::of(pool.0).len()
 }
 
-/// How many links lead to each object that there is.
+/// How many links lead to each live object.
 pub fn link_counts(pool: Pool) -> Vec<u32> {
     (0..pool.0.object_count())
         .filter_map(|i| pool.0.object(i))
@@ -127,12 +134,12 @@ pub fn link_counts(pool: Pool) -> Vec<u32> {
         .collect()
 }
 
-/// Bytes that the chunks of a buffer take, which nobody uses.
+/// The bytes that the chunks of a buffer take. Nobody else uses the buffer meanwhile.
 pub fn buffer_memory(buffer: &crate::Buffer) -> usize {
     buffer.memory()
 }
 
-/// Participants of one thread, for the fuzzer: which of them it is, and their deaths.
+/// Several participants played by one thread, for the fuzzer, and their deaths.
 #[cfg(fuzzing)]
 pub mod participants {
     use crate::Pool;
@@ -145,8 +152,8 @@ pub mod participants {
     #[allow(missing_debug_implementations, reason = "for the fuzzer alone")]
     pub struct Participant(Option<&'static Slot>);
 
-    /// Does what the kernel does when a thread dies that has this slot: it holds its own life
-    /// word, and that of the dead one whom it was recovering.
+    /// Does what the kernel does when a thread that has this slot dies: marks the life words
+    /// that it holds, which are its own and that of a dead participant that it was recovering.
     fn mark_held(pool: Pool, slot: &Slot) {
         let tid = crate::sys::process::tid();
         for (_, other) in pool.0.slots() {
@@ -164,14 +171,14 @@ pub mod participants {
         ///
         /// # Safety
         ///
-        /// What it does when it is killed is in the pool alone: whatever it has on the stack, a
-        /// guard or `&mut`, is not used any more, although the thread goes on.
+        /// What it is doing when it is killed concerns the pool alone: whatever it has on the
+        /// stack, a guard or `&mut`, is not used any more, although the thread goes on.
         pub const unsafe fn new() -> Participant {
             Participant(None)
         }
 
-        /// Does something as this participant, who is killed before its write number `writes`
-        /// from here, if that is given. `None` if it was; it has no slot then.
+        /// Does something as this participant, which is killed before its write number `writes`
+        /// from here, if that is given. Returns `None` if it was killed; it has no slot then.
         pub fn act<R>(
             &mut self,
             pool: Pool,
@@ -192,7 +199,7 @@ pub mod participants {
                 Err(killed) if killed.is::<Killed>() => {
                     thread::set_guards(pool.0, guards);
                     let state = slot.state();
-                    // Who is leaving may have left.
+                    // A participant that was leaving may have left.
                     if state.phase == SlotPhase::Live {
                         let phase = SlotPhase::Dead;
                         slot.turn(state, SlotState { phase, ..state });
@@ -204,7 +211,8 @@ pub mod participants {
             }
         }
 
-        /// Leaves the pool, as a thread that ends does; is killed as in [`Participant::act`]. `None` if it was.
+        /// Leaves the pool, as a thread that ends does, or is killed as in
+        /// [`Participant::act`]. Returns `None` if it was killed.
         pub fn leave(&mut self, pool: Pool, writes: Option<usize>) -> Option<()> {
             let left = match self.0 {
                 Some(_) => self.act(pool, writes, || thread::leave(pool.0)),
@@ -216,7 +224,8 @@ pub mod participants {
     }
 }
 
-/// Slots and records without an owner that nobody can claim, as something is left to be done for who had them.
+/// Slots and records without an owner that nobody can claim, because something is left to be
+/// done for their last owners.
 #[must_use]
 pub fn stuck(pool: Pool) -> (usize, usize) {
     use crate::participants::table::{ProcessPhase, SlotPhase};
@@ -241,7 +250,7 @@ pub fn stuck(pool: Pool) -> (usize, usize) {
 ///
 /// # Safety
 ///
-/// It is dead, or never uses again what it has of the pool: others take that over.
+/// The thread is dead, or never again uses what it has of the pool: others take that over.
 pub unsafe fn mark_dead(pool: Pool, tid: u32) {
     let mark = |life: &RobustWord| {
         let word = life.word.load(Ordering::Relaxed);
@@ -253,7 +262,7 @@ pub unsafe fn mark_dead(pool: Pool, tid: u32) {
     pool.0.slots().for_each(|(_, slot)| mark(&slot.life));
     pool.0.processes().for_each(|(_, record)| {
         if record.life.word.load(Ordering::Relaxed) & TID == tid {
-            // The process itself may only be stopped: let its number be another's.
+            // The process itself may only be stopped: let its pid seem to be another process's.
             record.start.store(1, Ordering::Relaxed);
         }
         mark(&record.life);

@@ -425,7 +425,7 @@ impl Arena {
         }
         let record = self.process(process.slot());
         let pid = record.pid.get();
-        // Both generations are read after what they vouch for.
+        // Both generations are read after the data whose validity they confirm.
         let same = record.state().generation == process.generation()
             && slot.state().generation == owner.generation();
         (same && pid != 0).then(|| ProcessId::of_pid(pid))

@@ -74,7 +74,7 @@ impl Words {
 
     /// Frees the chunks before `start` at which nobody looks, including the caller. True if it freed any.
     pub(crate) fn free_old(&self, arena: Arena, slot: &Slot) -> bool {
-        // What a dead holder did is done or not: by the intent, or by what is done anew here.
+        // What a dead holder was doing is completed, by its intent, or is done anew here.
         if !lock::try_take(arena, slot, &self.lock) {
             return false;
         }
