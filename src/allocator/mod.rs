@@ -77,8 +77,8 @@ impl AllocError {
     }
 }
 
-/// An [`AllocError`] in a word: so that what fails seldom returns in registers, and the functions
-/// that call it need no room on the stack.
+/// An [`AllocError`] in a word: so that a rare failure is returned in registers, and the functions
+/// that return it need no room on the stack.
 #[derive(Clone, Copy)]
 pub(crate) struct Packed(u64);
 

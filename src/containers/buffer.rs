@@ -529,7 +529,7 @@ impl Buffer {
         Ok(())
     }
 
-    /// Bytes that its chunks take. Nobody uses it meanwhile.
+    /// The number of bytes that its chunks take. Nobody uses the buffer meanwhile.
     #[cfg(feature = "testing")]
     pub(crate) fn memory(&self) -> usize {
         match here(self) {

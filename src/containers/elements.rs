@@ -1,8 +1,8 @@
 //! How elements of arrays are copied: by one instruction, or as bytes.
 //!
-//! A value may have padding, whose bytes the language calls uninitialised wherever they are. Where bytes are compared,
-//! or become an integer, they are first passed through [`freeze`]: new elements when they have been filled in, those of
-//! a claim when it ends.
+//! A value may have padding, whose bytes the language calls uninitialised wherever they are. Before
+//! bytes are compared, or become an integer, they are passed through [`freeze`]: new elements when
+//! they have been filled in, those of a claim when it ends.
 
 use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicU8, AtomicU16};

@@ -149,7 +149,7 @@ fn lock_slow(
     }
 }
 
-/// Takes the lock if it can be had now.
+/// Takes the lock if that is possible now.
 #[inline]
 pub(crate) fn try_lock(arena: Arena, slot: &Slot, word: &AtomicU64) -> Result<Taken, Refused> {
     match try_fast(word, slot.tag()) {

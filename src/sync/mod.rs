@@ -11,9 +11,9 @@
 //! | [`Event`] | wait until it is set, also in a poll loop | nothing |
 //! | [`Barrier`] | all arrive before any goes on | the others are told that it is broken |
 //!
-//! All of them are parts of values in a pool, used in place through `&self`. They are words: nothing
-//! is registered anywhere, and nothing is to be freed. Outside a pool, as a
-//! `static` or a local variable, operations that lock or wait answer `NotInPool`.
+//! All of them are parts of values in a pool, used in place through `&self`. They consist of words:
+//! nothing is registered anywhere, and nothing has to be freed. In a `static` or a local variable,
+//! operations that lock or wait return `NotInPool`.
 //!
 //! # Rationale
 //!

@@ -146,7 +146,7 @@ mod sealed {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub trait GcTarget: sealed::Sealed + 'static {
-    /// What it consists of.
+    /// The type of the elements that it consists of.
     #[doc(hidden)]
     type Element: Trace;
 

@@ -49,7 +49,7 @@ pub enum RecvError {
     /// The mailbox has no slots: there will never be a message.
     #[error("the mailbox has no slots")]
     NoCapacity,
-    /// The receiver belongs to another process: this is a copy that a fork has made.
+    /// The receiver belongs to another process: this is a copy made by a fork.
     #[error("the receiver is that of a process that has forked")]
     Forked,
 }

@@ -57,7 +57,7 @@ impl Words {
         })
     }
 
-    /// Bytes of all chunks that are not freed. Nobody frees any meanwhile.
+    /// The number of bytes in all chunks that are not freed. Nobody frees any meanwhile.
     #[cfg(feature = "testing")]
     pub(crate) fn memory(&self, arena: Arena) -> usize {
         let mut at = Found::at(arena, self.oldest.load(Ordering::SeqCst));
