@@ -107,7 +107,7 @@ impl<T: ?Sized> fmt::Debug for Gc<T> {
 }
 
 // SAFETY: numbers that mean the same in every process, compared with the heap at each use. They own
-// nothing. The target is mentioned, not stored.
+// nothing. The target type is only named; no value of it is stored.
 unsafe impl<T: ?Sized + GcTarget> ShmSafe for Gc<T> {
     const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>(
         "Gc",
