@@ -66,13 +66,17 @@ pub(super) fn supply(arena: Arena, fd: BorrowedFd<'_>) -> Result<Option<u64>, Co
     Ok(Some(here.unwrap_or(0)))
 }
 
-/// A copy to look at, if looking at the file itself might take memory that is not there.
-pub(super) fn to_look_at(fd: BorrowedFd<'_>) -> Result<Option<OwnedFd>, AttachError> {
+/// Whether the pool has been in this file before, of which only that it is a pool's is known yet.
+pub(super) fn is_original(fd: BorrowedFd<'_>) -> rustix::io::Result<bool> {
     let mut word = [0; 8];
     let read = rustix::io::pread(fd, &mut word, offset_of!(Header, file) as u64)?;
-    let is_original = read == word.len() && name(fd) == Some(u64::from_ne_bytes(word));
+    Ok(read == word.len() && name(fd) == Some(u64::from_ne_bytes(word)))
+}
+
+/// A copy to look at, if looking at the file itself might take memory that is not there.
+pub(super) fn to_look_at(fd: BorrowedFd<'_>) -> Result<Option<OwnedFd>, AttachError> {
     let is_memory = rustix::fs::fstatfs(fd)?.f_type == libc::TMPFS_MAGIC;
-    match is_original || !is_memory {
+    match is_original(fd)? || !is_memory {
         true => Ok(None),
         false => in_memory(fd).map(Some),
     }

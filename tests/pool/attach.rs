@@ -158,20 +158,22 @@ pub fn not_a_pool() {
     assert!(matches!(refused, Err(AttachError::NotAPool)), "{refused:?}");
 }
 
-/// A copy of a pool's file, up to `len`, as far as there is data.
+/// A copy of a pool's file, up to `len`, with holes where there is none, and where there are only zeros.
 fn copy(original: &File, len: u64) -> File {
     use rustix::fs::{SeekFrom, seek};
     let made = memfd(&[]);
     made.set_len(len).unwrap();
     let mut at = 0;
-    let mut buffer = vec![0; 1 << 20];
+    let mut buffer = [0; 4096];
     while let Ok(start) = seek(original, SeekFrom::Data(at)) {
         let end = seek(original, SeekFrom::Hole(start)).unwrap().min(len);
         at = start;
         while at < end {
             let step = buffer.len().min((end - at) as usize);
             let read = original.read_at(&mut buffer[..step], at).unwrap();
-            made.write_all_at(&buffer[..read], at).unwrap();
+            if buffer[..read] != [0; 4096][..read] {
+                made.write_all_at(&buffer[..read], at).unwrap();
+            }
             at += read as u64;
         }
         if at >= len {
@@ -280,6 +282,8 @@ pub fn damaged_values() {
             damaged(file, WATERMARKS + 8 * i as u64, value, "its watermarks");
         }
     }
+    // Within the limits, but more than there is memory for.
+    damaged(file, WATERMARKS + 32, 1 << 20, "its watermarks");
     damaged(file, WATERMARKS + 40, 0, "its watermarks");
     // As many slices as there may be, but the file has not grown to them.
     let short = with_word(file, WATERMARKS + 40, 512);
@@ -625,6 +629,23 @@ pub fn a_copy_gets_what_it_lacks() {
     drop(pool);
     let pool = TestPool::of(attach(&copied).unwrap());
     assert!(memory(&copied) <= purged);
+    assert_sound(*pool);
+    // Of the tables as well, most may never have been written to.
+    let new = TestPool::with(|b| b.max_size(8 << 20));
+    let all = std::sync::Barrier::new(100);
+    std::thread::scope(|s| {
+        for _ in 0..100 {
+            s.spawn(|| {
+                new.create(0_u8).unwrap();
+                all.wait();
+            });
+        }
+    });
+    let original = File::from(new.fd().try_clone_to_owned().unwrap());
+    drop(new);
+    let copied = copy(&original, original.metadata().unwrap().len());
+    let pool = TestPool::of(attach(&copied).unwrap());
+    assert!(memory(&copied) >= memory(&original));
     assert_sound(*pool);
 }
 
