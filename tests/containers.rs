@@ -96,6 +96,7 @@ const CASES: &[common::Named] = table! {
         killed_deleters_lose_nothing
         a_stopped_writer_blocks_nobody
         readers_and_writers_give_up
+        records_stay_whole
         readers_and_writers_wait
         closing_wakes_all;
     workers:

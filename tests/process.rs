@@ -172,6 +172,7 @@ const CASES: &[Named] = table! {
         peers_start_and_join
         every_end_of_a_peer_has_its_cause
         who_disagrees_is_refused
+        what_nobody_can_define_is_refused
         what_a_dropped_peer_started_is_joined
         a_thread_that_a_job_left_uses_nothing;
     peer_deaths:

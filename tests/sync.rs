@@ -117,6 +117,7 @@ const CASES: &[common::Named] = table! {
         a_new_group
         reset_wakes
         who_never_came_is_missed
+        who_gives_up_breaks_it
         more_threads_than_parties
         barrier_errors;
     deaths:

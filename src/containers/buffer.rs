@@ -110,6 +110,9 @@ pub enum AppendError {
         /// The number of bytes.
         len: usize,
     },
+    /// There was no room for the bytes in time; see [`Writer::append`](crate::Writer::append).
+    #[error("there was no room in the buffer in time")]
+    TimedOut,
     /// The buffer is closed.
     #[error("the buffer is closed")]
     Closed,
@@ -128,6 +131,7 @@ impl From<AppendError> for io::Error {
     fn from(error: AppendError) -> Self {
         let kind = match error {
             AppendError::Full => io::ErrorKind::WouldBlock,
+            AppendError::TimedOut => io::ErrorKind::TimedOut,
             AppendError::Closed => io::ErrorKind::BrokenPipe,
             AppendError::Alloc(_) | AppendError::NoSlot(_) => io::ErrorKind::OutOfMemory,
             AppendError::TooLong { .. } | AppendError::NotInPool => io::ErrorKind::InvalidInput,
@@ -347,11 +351,11 @@ impl Buffer {
     /// is set. `&Buffer` does the same without a time limit.
     ///
     /// ```
-    /// # use std::io::Write;
     /// # use shmkit::{Buffer, Pool};
     /// # let pool = Pool::builder().create()?;
-    /// let log = pool.create(Buffer::new())?;
-    /// writeln!(log.writer(), "{} lines", 1)?;
+    /// let log = pool.create(Buffer::with_capacity(1 << 16))?;
+    /// // Whole, whoever else writes; and once there is room for it.
+    /// log.writer().append(format!("{} lines\n", 1).as_bytes())?;
     /// assert_eq!(log.len(), 8);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```

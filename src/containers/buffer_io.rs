@@ -344,7 +344,9 @@ impl Read for Reader<'_> {
             end > self.position || closed || words.start() > self.position
         };
         let deadline = self.timeout.and_then(deadline);
-        wait(&words.arrivals, here, deadline, ready)?;
+        if !wait(&words.arrivals, here, deadline, ready) {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
         let read = match self.buffer.read_at(self.position, into) {
             // The position is beyond the end of a closed buffer.
             Err(RangeError::BeyondEnd { .. }) => 0,
@@ -355,25 +357,21 @@ impl Read for Reader<'_> {
     }
 }
 
-/// Waits until `ready` holds. Whoever makes it so rings the bell.
-fn wait(
-    bell: &Bell,
-    here: Here,
-    deadline: Option<Instant>,
-    ready: impl Fn() -> bool,
-) -> io::Result<()> {
+/// Waits until `ready` holds. Whoever makes it so rings the bell. False if that does not happen in time.
+fn wait(bell: &Bell, here: Here, deadline: Option<Instant>, ready: impl Fn() -> bool) -> bool {
     let look = |()| match ready() {
         true => ControlFlow::Break(()),
         false => ControlFlow::Continue(()),
     };
-    let is_ready = look(()).is_break()
+    look(()).is_break()
         || attempt_awake((), deadline, || (), look).is_break()
-        || bell.wait(here, deadline, ready);
-    is_ready.then_some(()).ok_or(io::ErrorKind::TimedOut.into())
+        || bell.wait(here, deadline, ready)
 }
 
 /// Writes to a [`Buffer`], and waits for room, up to a [time limit](Self::set_timeout) if there is
-/// one. Each call of `write` appends as many bytes as there is room for, as one append.
+/// one. Each call of `write` appends as many bytes as there is room for, as one append. Records that
+/// must stay whole are [appended](Self::append) instead: `write_all` and `writeln!` make several
+/// calls.
 ///
 /// A full pool, a closed buffer or a buffer with a capacity of 0 gives an error at once, with an
 /// [`AppendError`] inside.
@@ -420,6 +418,76 @@ impl<'a> Writer<'a> {
     pub fn set_timeout(&mut self, timeout: Option<Duration>) {
         self.timeout = timeout;
     }
+
+    /// Appends all of the bytes, as one append, as soon as there is room for all of them. Returns
+    /// the position of the first one.
+    ///
+    /// [`write`](Write::write), and what is made of it, as [`write_all`](Write::write_all) and
+    /// `writeln!`, may append in several parts, between which others may append; this does not. A
+    /// long append may wait for long while others take what room there is for short ones.
+    ///
+    /// # Errors
+    ///
+    /// See [`AppendError`]; [`AppendError::TimedOut`] if there was no room within the
+    /// [time limit](Self::set_timeout). Nothing was appended then.
+    ///
+    /// # Crash behaviour
+    ///
+    /// As for [`Buffer::append`].
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use shmkit::{AppendError, Buffer, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let pipe = pool.create(Buffer::with_capacity(12))?;
+    /// let mut writer = pipe.writer();
+    /// writer.set_timeout(Some(Duration::from_millis(1)));
+    /// assert_eq!(writer.append(b"one line\n"), Ok(0));
+    /// assert_eq!(writer.append(b"another\n"), Err(AppendError::TimedOut));
+    /// pipe.truncate_front(9)?;
+    /// assert_eq!(writer.append(b"another\n"), Ok(9));
+    /// assert_eq!(writer.append(&[0; 13]), Err(AppendError::TooLong { len: 13 }));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn append(&mut self, bytes: &[u8]) -> Result<Position, AppendError> {
+        let (position, _) = self.append_some(bytes, bytes.len())?;
+        Ok(position)
+    }
+
+    /// Appends as many bytes as there is room for, once that is `least` of them: where, and how many.
+    fn append_some(&self, bytes: &[u8], least: usize) -> Result<(Position, usize), AppendError> {
+        let here = here(self.buffer)?;
+        let words = self.buffer.words();
+        let capacity = words.capacity().unwrap_or(u64::MAX);
+        let room = || {
+            let start = words.start();
+            let (end, closed) = here.pinned(|| words.end(here.arena));
+            match closed {
+                false => capacity.saturating_sub(end.saturating_sub(start)),
+                true => u64::MAX,
+            }
+        };
+        let deadline = self.timeout.and_then(deadline);
+        loop {
+            // More than there will ever be room for is refused at once.
+            let room_now = if capacity < least as u64 {
+                u64::MAX
+            } else {
+                room()
+            };
+            let len = (bytes.len() as u64).min(room_now) as usize;
+            if len >= least {
+                match self.buffer.append(&bytes[..len]) {
+                    // Others took the room first.
+                    Err(AppendError::Full) => {}
+                    appended => return appended.map(|position| (position, len)),
+                }
+            }
+            if !wait(&words.departures, here, deadline, || room() >= least as u64) {
+                return Err(AppendError::TimedOut);
+            }
+        }
+    }
 }
 
 impl Write for Writer<'_> {
@@ -427,31 +495,7 @@ impl Write for Writer<'_> {
         if bytes.is_empty() {
             return Ok(0);
         }
-        let here = here(self.buffer).map_err(RangeError::from)?;
-        let words = self.buffer.words();
-        let room = || {
-            let start = words.start();
-            let (end, closed) = here.pinned(|| words.end(here.arena));
-            match words.capacity() {
-                Some(capacity) if !closed => capacity.saturating_sub(end.saturating_sub(start)),
-                _ => u64::MAX,
-            }
-        };
-        if words.capacity() == Some(0) {
-            return Ok(self.buffer.append(bytes).map(|_| bytes.len())?);
-        }
-        let deadline = self.timeout.and_then(deadline);
-        loop {
-            let len = (bytes.len() as u64).min(room()) as usize;
-            if len > 0 {
-                match self.buffer.append(&bytes[..len]) {
-                    // Others took the room first.
-                    Err(AppendError::Full) => {}
-                    appended => return Ok(appended.map(|_| len)?),
-                }
-            }
-            wait(&words.departures, here, deadline, || room() > 0)?;
-        }
+        Ok(self.append_some(bytes, 1).map(|(_, len)| len)?)
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -91,7 +91,8 @@ impl<A: Wire, R: Wire> Entry<A, R> {
 
     /// An entry point of another program, which has [defined](super::Peer::define) one of that name
     /// and with types that look the same to serde. A worker that is started with it waits for such
-    /// a program.
+    /// a program; in a run without a [name](super::Config::name), which no other program can find,
+    /// it is refused ([`JoinError::NotStarted`](super::JoinError::NotStarted)).
     ///
     /// ```
     /// use shmkit::process::Entry;

@@ -23,7 +23,7 @@
 //! |-------|------|----|
 //! | k of n arrived | k + 1 | a party |
 //! | n - 1 of n     | phase + 1, none arrived | the last party |
-//! | any of n       | BROKEN | whoever finds a party lost, by the rule below, or [aborts](Rounds::abort) it |
+//! | any of n       | BROKEN | whoever finds a party lost, by the rule below, gives itself up for lost, or [aborts](Rounds::abort) it |
 //! | any            | reset + 1, none arrived, not BROKEN | [`Rounds::reset`] |
 //!
 //! # What breaks a round

@@ -2,12 +2,15 @@
 //!
 //! For what a round is, what breaks it, and what a death leaves, see `protocol::rounds`.
 
+use std::cell::Cell;
 use std::fmt;
 use std::marker::PhantomPinned;
 use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use super::deadline;
 use crate::layout::arena::Arena;
 use crate::layout::{Field, ShmSafe, TypeInfo};
 use crate::participants::habit::attempt_awake;
@@ -31,7 +34,8 @@ const ENTRIES: usize = 2 * Barrier::MAX_PARTIES as usize;
 /// told ([`BarrierError::Broken`]). The barrier stays broken until it is [`reset`](Self::reset). It
 /// knows the threads that arrived in the round before, and those that have arrived in this one. It
 /// does not know a thread that is killed before its first `wait`: whoever reaps that process can
-/// tell the others by [`abort`](Self::abort).
+/// tell the others by [`abort`](Self::abort), as in [`Config::on_end`](crate::process::Config::on_end),
+/// or they give up after a [time limit](Self::wait_timeout).
 ///
 /// When all threads of one group have ended, another group may use the barrier.
 ///
@@ -122,6 +126,9 @@ pub enum BarrierError {
     /// A party is gone, or somebody has aborted the barrier, or reset it meanwhile.
     #[error("a party of the barrier is gone, or the barrier was aborted or reset")]
     Broken,
+    /// Not all have arrived in time. The barrier is broken now.
+    #[error("not all parties of the barrier arrived in time")]
+    TimedOut,
     /// The barrier was made for 0 parties, or for more than [`Barrier::MAX_PARTIES`].
     #[error("a barrier has 1 to {} parties", Barrier::MAX_PARTIES)]
     Parties,
@@ -209,6 +216,37 @@ impl Barrier {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn wait(&self) -> Result<BarrierWaitResult, BarrierError> {
+        self.wait_until(None)
+    }
+
+    /// As [`wait`](Self::wait), for that time at most. A wait that ends too early for the others
+    /// breaks the barrier, so that they do not wait for a party that has given up; it has to be
+    /// [`reset`](Self::reset) before it is used again.
+    ///
+    /// # Errors
+    ///
+    /// See [`BarrierError`]; [`BarrierError::TimedOut`] for the thread whose time is up, and
+    /// [`BarrierError::Broken`] for the others.
+    ///
+    /// # Crash behaviour
+    ///
+    /// As for [`wait`](Self::wait).
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use shmkit::sync::{Barrier, BarrierError};
+    /// # let pool = shmkit::Pool::builder().create()?;
+    /// let barrier = pool.create(Barrier::new(2))?;
+    /// let alone = barrier.wait_timeout(Duration::from_millis(1));
+    /// assert_eq!(alone, Err(BarrierError::TimedOut));
+    /// assert_eq!(barrier.wait(), Err(BarrierError::Broken));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn wait_timeout(&self, timeout: Duration) -> Result<BarrierWaitResult, BarrierError> {
+        self.wait_until(deadline(timeout))
+    }
+
+    fn wait_until(&self, deadline: Option<Instant>) -> Result<BarrierWaitResult, BarrierError> {
         let here = here(self)?;
         let parties = self.parties.load(Ordering::Relaxed);
         if !(1..=u64::from(Self::MAX_PARTIES)).contains(&parties) {
@@ -230,7 +268,7 @@ impl Barrier {
         // The loop finds out what has ended this.
         let _ = attempt_awake(
             (),
-            None,
+            deadline,
             || (),
             |()| match round.goes_on(rounds.state()) {
                 true => ControlFlow::Continue(()),
@@ -239,8 +277,18 @@ impl Barrier {
         );
         let mut in_vain = false;
         loop {
-            let state = match rounds.look(round, is_gone, || self.wake()) {
+            let is_late = deadline.is_some_and(|deadline| Instant::now() >= deadline);
+            let broken_here = Cell::new(false);
+            let broken = || {
+                broken_here.set(true);
+                self.wake();
+            };
+            // A party whose time is up is as good as gone: by rule a, it breaks its round itself.
+            let state = match rounds.look(round, |owner| is_late || is_gone(owner), broken) {
                 Ok(state) => state,
+                Err(Over::Broken) if is_late && broken_here.get() => {
+                    return Err(BarrierError::TimedOut);
+                }
                 Err(Over::Broken) => return Err(BarrierError::Broken),
                 Err(Over::Ended) => return Ok(BarrierWaitResult(false)),
             };
@@ -249,7 +297,7 @@ impl Barrier {
                 recovery::settle_in_turn(arena);
             }
             let low = Arena::low_half(&self.state);
-            in_vain = lock::slept_in_vain(arena, slot, low, state.low(), Tag::NOBODY, None);
+            in_vain = lock::slept_in_vain(arena, slot, low, state.low(), Tag::NOBODY, deadline);
         }
     }
 

@@ -601,6 +601,55 @@ pub fn readers_and_writers_give_up() {
     assert_sound(pipe.pool());
 }
 
+/// Whole records by two writers and through a small buffer: nothing comes between the bytes of one.
+pub fn records_stay_whole() {
+    const RECORDS: u8 = 200;
+    let pipe = bounded(100);
+    scope(|s| {
+        let writes = |number: u8| {
+            let mut writer = pipe.writer();
+            for record in 0..RECORDS {
+                let len = 1 + usize::from(record) % 60;
+                writer
+                    .append(&[&[number, len as u8], &vec![record; len][..]].concat())
+                    .unwrap();
+            }
+        };
+        let writers = [0, 1].map(|number| s.spawn(move || writes(number)).unwrap());
+        let mut reader = pipe.reader(0);
+        let mut next = [0; 2];
+        for _ in 0..2 * u64::from(RECORDS) {
+            let mut head = [0; 2];
+            reader.read_exact(&mut head).unwrap();
+            let [number, len] = head.map(usize::from);
+            let mut record = vec![0; len];
+            reader.read_exact(&mut record).unwrap();
+            assert!(
+                record.iter().all(|&byte| byte == next[number]),
+                "{number}: {record:?}"
+            );
+            next[number] += 1;
+            pipe.truncate_front(reader.position()).unwrap();
+        }
+        assert_eq!(next, [RECORDS; 2]);
+        for writer in writers {
+            writer.join().unwrap();
+        }
+    });
+    let mut writer = pipe.writer();
+    assert_eq!(
+        writer.append(&[0; 101]),
+        Err(AppendError::TooLong { len: 101 })
+    );
+    writer.append(&[7; 100]).unwrap();
+    writer.set_timeout(Some(Duration::ZERO));
+    assert_eq!(writer.append(&[7]), Err(AppendError::TimedOut));
+    assert_eq!(writer.append(&[]), Ok(pipe.end()));
+    pipe.close().unwrap();
+    assert_eq!(writer.append(&[7]), Err(AppendError::Closed));
+    assert_sound(pipe.pool());
+}
+
 pub fn closing_wakes_all() {
     let pipe = bounded(10);
     pipe.append(&[1; 10]).unwrap();

@@ -51,8 +51,12 @@ pub fn append(buffer: &Buffer, number: u8, len: usize) -> u64 {
 
 impl World {
     pub fn new(setup: impl Fn(&Buffer)) -> World {
+        World::of(Buffer::new(), setup)
+    }
+
+    fn of(buffer: Buffer, setup: impl Fn(&Buffer)) -> World {
         let pool = in_pool::pool();
-        let buffer = pool.create(Buffer::new()).expect("room");
+        let buffer = pool.create(buffer).expect("room");
         let others = pool.stats().allocated;
         setup(&buffer);
         World {
@@ -285,7 +289,27 @@ fn appends(suite: &mut Suite) {
         let nothing = reader.read(&mut [0; 8]).map_err(|error| error.kind());
         assert_eq!(nothing, Err(ErrorKind::TimedOut));
     });
+    const BOUND: usize = 20_000;
+    let bounded = || {
+        World::of(Buffer::with_capacity(BOUND as u64), |buffer| {
+            append(buffer, 1, 40);
+        })
+    };
+    let written_in_vain = in_pool::case("buffer/append in vain".to_owned(), bounded)
+        .attach(World::enter)
+        .operation(|world| {
+            let mut writer = world.buffer().writer();
+            writer.set_timeout(Some(Duration::from_millis(500)));
+            let nothing = writer.append(&bytes(2, BOUND));
+            assert_eq!(nothing, Err(AppendError::TimedOut));
+            progress(1);
+        });
     // How often it looks depends on the clock, so no two runs are alike.
+    suite.run(
+        either(written_in_vain, || (0, bytes(1, 40)), || (0, bytes(1, 40)))
+            .without_second_order()
+            .without_real_kills(),
+    );
     suite.run(
         either(in_vain, || (0, bytes(1, 40)), || (0, bytes(1, 40)))
             .without_second_order()

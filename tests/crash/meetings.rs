@@ -276,6 +276,35 @@ fn barriers(suite: &mut Suite) {
         )
         .without_real_kills(),
     );
+    // The same, for how often it looks before its time is up.
+    suite.run(
+        case(
+            "barrier, wait in vain",
+            || Barrier::new(2),
+            nothing,
+            |barrier| {
+                let result = barrier.wait_timeout(Duration::from_millis(500));
+                assert_eq!(result.err(), Some(BarrierError::TimedOut));
+            },
+            |barrier, crash| {
+                let counted = says(barrier, "arrived: 1, broken: false");
+                let broken = barrier.is_broken();
+                ensure(broken || !crash.finished, || "not broken".into())?;
+                match barrier.wait_timeout(Duration::from_millis(1)) {
+                    // The last to arrive.
+                    Ok(result) if counted && result.is_leader() => {}
+                    Err(BarrierError::TimedOut) if !counted && !broken => {}
+                    // It died with a mark that is not counted, if it has not broken it.
+                    Err(BarrierError::Broken) if !counted => {}
+                    other => return Err(format!("{other:?}")),
+                }
+                barrier.reset();
+                is_at_rest(barrier)
+            },
+        )
+        .without_second_order()
+        .without_real_kills(),
+    );
     suite.run(
         case(
             "barrier, reset of a broken one",

@@ -468,6 +468,20 @@ static DISAGREES: Entry<(), ()> = Entry::new("disagrees", |worker, ()| {
     waits.detach();
 });
 
+/// A run without a name has no peers.
+pub fn what_nobody_can_define_is_refused() {
+    static STARTS: Entry<(), bool> = Entry::new("starts", |worker, ()| {
+        let refused = worker.start(&NOBODYS, &()).unwrap().join();
+        matches!(refused, Err(JoinError::NotStarted(_)))
+    });
+    assert!(run(&Config::new(), &STARTS, ()).unwrap());
+    let refused = run(&Config::new(), &NOBODYS, ());
+    assert!(
+        matches!(refused, Err(RunError::First(JoinError::NotStarted(_)))),
+        "{refused:?}"
+    );
+}
+
 pub fn who_disagrees_is_refused() {
     let name = unique("odd");
     let peers = Peers::start(&name, &["role_odd_peer"]);

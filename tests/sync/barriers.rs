@@ -2,12 +2,13 @@
 
 use std::io::pipe;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use shmkit::process::scope;
 use shmkit::sync::BarrierError;
 use shmkit::{Barrier, Shared};
 
-use super::{count, kill, listen, shared, tell, tell_and_hang, until, until_asleep};
+use super::{LONG, count, kill, listen, shared, tell, tell_and_hang, until, until_asleep};
 
 fn of(parties: u32) -> Shared<Barrier> {
     shared(Barrier::new(parties))
@@ -36,6 +37,45 @@ pub fn phases_by_processes() {
         }
     });
     assert_eq!(steps.load(Ordering::SeqCst), PARTIES * PHASES);
+}
+
+/// They break it for all, and not a round that has ended or that they are not in.
+pub fn who_gives_up_breaks_it() {
+    let barrier = of(3);
+    for limit in [0, 20].map(Duration::from_millis) {
+        scope(|s| {
+            let told = || barrier.wait().err() == Some(BarrierError::Broken);
+            let waits = s.spawn(told).unwrap();
+            until_asleep(waits.id().pid());
+            let began = Instant::now();
+            let gives_up = || barrier.wait_timeout(limit).err() == Some(BarrierError::TimedOut);
+            let gives_up = s.spawn(gives_up).unwrap();
+            for party in [gives_up, waits] {
+                until("told", || party.is_finished());
+                assert!(party.join().unwrap());
+            }
+            assert!(began.elapsed() >= limit);
+        });
+        assert!(barrier.is_broken());
+        let late = barrier.wait_timeout(limit);
+        assert_eq!(late, Err(BarrierError::Broken));
+        barrier.reset();
+    }
+    let world = shared((Barrier::new(2), AtomicU64::new(0)));
+    let (barrier, leaders) = &*world;
+    scope(|s| {
+        for _ in 0..2 {
+            s.spawn(|| {
+                for limit in [LONG, Duration::MAX].into_iter().cycle().take(100) {
+                    if barrier.wait_timeout(limit).unwrap().is_leader() {
+                        count(leaders);
+                    }
+                }
+            })
+            .unwrap();
+        }
+    });
+    assert_eq!(leaders.load(Ordering::SeqCst), 100);
 }
 
 pub fn one_leader() {

@@ -47,6 +47,12 @@ impl Master {
             .filter(|(_, known)| known.name == wanted.name)
             .peekable();
         let other = namesakes.peek().map(|(name, _)| (*name).to_owned());
+        if other.is_none() && self.config.name.is_none() {
+            drop(namesakes);
+            let why = "no program can define its entry point, as the run has no name";
+            self.refuse(place, why);
+            return false;
+        }
         if let Some(name) = other
             && namesakes.all(|(_, known)| known != wanted)
         {
