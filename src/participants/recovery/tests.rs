@@ -113,16 +113,25 @@ fn who_frees_a_slot_tells_of_what_it_has_retired() {
 fn a_record_that_is_half_taken_back_is_freed() {
     let pool = Pool::builder().create().unwrap();
     let _held = pool.create(1_u64).unwrap();
-    let (arena, me) = (pool.0, process::current_index(pool.0));
+    let arena = pool.0;
     let child = process::reserve_child(arena).unwrap().slot();
     let record = arena.process(child);
+    // Another parent: a child that another test forks meanwhile is not to lose its record.
+    let parent = u16::MAX;
     let (forking, phase) = (record.state(), ProcessPhase::Aborted);
-    assert!(record.turn(forking, ProcessState { phase, ..forking }));
+    assert!(record.turn(
+        forking,
+        ProcessState {
+            phase,
+            parent,
+            ..forking
+        }
+    ));
     let holds = || {
         let held = |word: &&AtomicU64| word.load(Ordering::Relaxed) != 0;
         arena.hold_row(child).filter(held).count()
     };
     assert_eq!(holds(), 1);
-    abort_children(arena, me);
+    abort_children(arena, parent.into());
     assert_eq!((record.state().phase, holds()), (ProcessPhase::Free, 0));
 }
