@@ -149,3 +149,30 @@ impl Local {
         self.leaked_guards.load(Ordering::Relaxed)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_knows_nothing_of_the_pool_before() {
+        let place = Local {
+            len: AtomicUsize::new(0),
+            fd: AtomicI32::new(-1),
+            uuid: [const { AtomicU64::new(0) }; 2],
+            shown: AtomicBool::new(false),
+            process: AtomicU64::new(0),
+            leaked_guards: AtomicUsize::new(0),
+            job: AtomicU64::new(0),
+        };
+        place.set_mapped(3, 4096, [1, 2]);
+        place.show();
+        // It has left a guard behind, and so has not left.
+        place.set_process(5);
+        place.leak_guards(1);
+        assert_eq!(place.clear(), (4096, 3));
+        place.set_mapped(4, 8192, [3, 4]);
+        let known = (place.is_shown(), place.process(), place.leaked_guards());
+        assert_eq!(known, (false, 0, 0));
+    }
+}

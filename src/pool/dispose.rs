@@ -393,6 +393,45 @@ mod tests {
         assert!(!is_block());
     }
 
+    /// Another process has the record by now of one that has died: nobody has on a list what that one had there.
+    #[test]
+    fn what_a_records_former_owner_has_kept_is_nobodys() {
+        let pool = Pool::builder().create().unwrap();
+        let (arena, object) = (pool.0, pool.create(7_u64).unwrap());
+        let entry = arena.object(object.index()).unwrap();
+        let (state, me) = (entry.state(), me(arena));
+        for (keeper, keeps) in [
+            (Tag::new(me.slot(), me.generation() + 1), false),
+            (me, true),
+        ] {
+            entry.keeping.keep(state, 1, keeper);
+            assert_eq!(is_kept(arena, entry, state), keeps);
+        }
+    }
+
+    /// Not only once memory is short, or once so much was retired by somebody else.
+    #[test]
+    fn what_those_have_retired_who_are_gone_goes_with_a_walk() {
+        let pool = Pool::builder().create().unwrap();
+        let arena = pool.0;
+        let link = pool.create(Link::null()).unwrap();
+        link.set(Some(&pool.create(1_u64).unwrap())).unwrap();
+        let layout = std::alloc::Layout::from_size_align(SLICE, 1).unwrap();
+        let retires = || {
+            let block = pool.allocate(layout).unwrap().addr().get();
+            let slot = thread::slot(arena).unwrap();
+            limbo::retire(arena, slot, block as u64, SLICE);
+            block
+        };
+        let view = link.view().unwrap();
+        let block = std::thread::scope(|s| s.spawn(retires).join().unwrap());
+        drop(view);
+        assert!(block::usable_size(arena, block).is_ok());
+        arena.header().unreaped.demand();
+        retry(arena);
+        assert!(block::usable_size(arena, block).is_err());
+    }
+
     /// A thread's lists name what lies in an object after all handles to it are gone.
     #[test]
     fn what_a_leaked_guard_leads_to_stays() {

@@ -108,3 +108,38 @@ impl Drop for Hold {
         dispose::retry(self.arena);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Pool;
+
+    /// Between the end of the last handle and what follows from it, another thread has opened the object anew.
+    #[test]
+    fn a_hold_that_ends_late_is_not_the_next_ones_end() {
+        let pool = Pool::builder().create().unwrap();
+        let object = pool.create(7_u64).unwrap();
+        let (arena, index) = (pool.0, object.index());
+        let generation = arena.object(index).unwrap().state().generation;
+        drop(Hold {
+            arena,
+            index,
+            generation,
+        });
+        assert!(objects::is_held(arena, index));
+        let again = object.handle().open().unwrap();
+        drop(object);
+        assert_eq!(*again, 7);
+    }
+
+    /// Nor does he hold what comes there next.
+    #[test]
+    fn who_comes_too_late_holds_nothing() {
+        let pool = Pool::builder().create().unwrap();
+        let object = pool.create(7_u64).unwrap();
+        let (handle, index) = (object.handle(), object.index());
+        drop(object);
+        assert!(handle.open().is_err());
+        assert!(!objects::is_held(pool.0, index));
+    }
+}

@@ -348,8 +348,34 @@ fn redo(arena: Arena, slot: &Slot) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layout::arena::DATA;
     use crate::participants::thread;
     use crate::{Link, Pool};
+
+    #[test]
+    fn nothing_is_written_again_where_nothing_can_have_been() {
+        let pool = Pool::builder().initial_size(1 << 20).create().unwrap();
+        let (arena, slot) = (pool.0, thread::slot(pool.0).unwrap());
+        let end = arena.base() + DATA.offset + (1 << 20);
+        let last = word(arena, end as u64 - 8).unwrap();
+        let beyond = WRITE_MAX + 8;
+        for (destination, len) in [
+            (end - 8, 16),
+            (end - beyond, beyond),
+            (end, 8),
+            (0, 8),
+            (usize::MAX - 4, 8),
+        ] {
+            slot.intent.open(WRITE, &[destination as u64, len as u64]);
+            slot.redo
+                .iter()
+                .for_each(|word| word.store(9, Ordering::Relaxed));
+            last.store(7, Ordering::Relaxed);
+            redo(arena, slot);
+            assert_eq!(last.load(Ordering::Relaxed), 7, "{len} at {destination:#x}");
+            slot.intent.close();
+        }
+    }
 
     /// A thread has died at a link of an object that it was destroying, and so have those that
     /// continued its work. Once the link is dropped, others may destroy the rest, and the word may

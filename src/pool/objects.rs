@@ -356,3 +356,41 @@ pub(crate) fn address_of(arena: Arena, index: usize, layout: Layout) -> Option<N
         && block::usable_size(arena, address).is_ok_and(|size| size >= layout.size());
     fits.then(|| NonNull::new(std::ptr::with_exposed_provenance_mut(address)))?
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Pool;
+    use crate::participants::thread;
+
+    /// Their numbers do not begin anew: a descriptor of the first object there would lead to another one.
+    #[test]
+    fn an_entry_has_an_end() {
+        let pool = Pool::builder().create().unwrap();
+        let (arena, slot) = (pool.0, thread::slot(pool.0).unwrap());
+        let index = pool.create(7_u64).unwrap().index();
+        let entry = arena.object(index).unwrap();
+        let free = entry.state();
+        assert_eq!(free.phase, Phase::Free);
+        let generation = u32::MAX;
+        let last = ObjectState { generation, ..free };
+        assert!(entry.turn(free, last));
+        assert!(take(arena, slot, index).is_none());
+        assert_eq!(entry.state(), last);
+    }
+
+    /// One has died who was about to take an entry, which another has taken.
+    #[test]
+    fn anothers_creation_is_not_undone() {
+        let pool = Pool::builder().create().unwrap();
+        let (arena, slot) = (pool.0, thread::slot(pool.0).unwrap());
+        let (index, taken) = take_entry(arena, slot).unwrap();
+        let me = slot.tag().slot();
+        let entry = arena.object(index).unwrap();
+        undo_create(arena, Tag::new(me + 1, 0), index, 0);
+        assert_eq!(entry.state(), taken);
+        undo_create(arena, Tag::new(me, 0), index, 0);
+        assert_eq!(entry.state().phase, Phase::Free);
+        slot.intent.close();
+    }
+}
