@@ -236,6 +236,9 @@ enum Marked<const N: u64> {
 }
 
 #[derive(ShmSafe)]
+struct Wide<const N: u128>;
+
+#[derive(ShmSafe)]
 struct Initial<const C: char, const B: bool>;
 
 #[test]
@@ -248,6 +251,10 @@ fn parameters_that_are_not_stored_tell_types_apart() {
     assert_ne!(
         fingerprint::<Generic<u8, 1>>(),
         fingerprint::<Generic<u8, 2>>()
+    );
+    assert_ne!(
+        fingerprint::<Wide<1>>(),
+        fingerprint::<Wide<{ 1 + (1 << 64) }>>()
     );
     assert_ne!(
         fingerprint::<Initial<'a', true>>(),

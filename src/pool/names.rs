@@ -257,3 +257,49 @@ pub(super) fn check(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Pool;
+    use crate::participants::thread;
+
+    /// Who had the name may have lost it since it was asked for.
+    #[test]
+    fn a_name_is_passed_on_by_who_has_it() {
+        let pool = Pool::builder().create().unwrap();
+        let (arena, slot) = (pool.0, thread::slot(pool.0).unwrap());
+        let [one, other] = [1, 2].map(|value: u64| pool.create(value).unwrap());
+        pool.set_name("it", &one).unwrap();
+        let pass = |from, to| pass_on(arena, slot, "it", [from, to]).ok();
+        let (one, other) = (one.index(), other.index());
+        assert_eq!(pass(other, one), Some(false));
+        assert_eq!(
+            (pass(one, other), find(arena, "it")),
+            (Some(true), Some(other))
+        );
+    }
+
+    #[test]
+    fn damaged_names_are_found() {
+        let pool = Pool::builder().create().unwrap();
+        for name in ["one", "two"] {
+            pool.set_name(name, &pool.create(7_u64).unwrap()).unwrap();
+        }
+        let entry = entries(pool.0).nth(1).unwrap();
+        let problems = || pool.check_quiescent().problems.len();
+        for (name, damaged) in [("one", 1), ("", 1), ("two", 0)] {
+            entry.write(name);
+            assert_eq!(problems(), damaged, "{name:?}");
+        }
+        let link = entry.link.load(Ordering::Relaxed);
+        // To an object that was never made.
+        let reference = pool.0.object_count() as u64;
+        entry
+            .link
+            .store(link >> 32 << 32 | reference, Ordering::Relaxed);
+        assert_eq!(pool.check().problems.len(), 1);
+        entry.link.store(link, Ordering::Relaxed);
+        assert_eq!(problems(), 0);
+    }
+}

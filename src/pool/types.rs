@@ -306,3 +306,40 @@ impl TypeEntry {
         (!are_within).then_some("owns what is not within it")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::participants::thread;
+    use crate::{Link, Pool};
+
+    /// Its writer has died before: the next one writes over it.
+    #[test]
+    fn an_entry_that_is_not_ready_is_the_next_ones() {
+        let pool = Pool::builder().create().unwrap();
+        let (arena, slot) = (pool.0, thread::slot(pool.0).unwrap());
+        let index = index_of::<u8>(arena, slot).unwrap();
+        let ready = &entry(arena, index).unwrap().ready;
+        for (state, problems) in [(2, 1), (1, 0), (0, 0)] {
+            ready.store(state, Ordering::Relaxed);
+            assert_eq!(pool.check().problems.len(), problems, "{state}");
+        }
+        assert_eq!(index_of::<u16>(arena, slot).unwrap(), index);
+        assert_eq!(ready.load(Ordering::Relaxed), 1);
+    }
+
+    /// Whatever the entry says of a value, no more words of it are looked at than there are.
+    #[test]
+    fn a_value_owns_what_is_within_it() {
+        let pool = Pool::builder().create().unwrap();
+        let (arena, slot) = (pool.0, thread::slot(pool.0).unwrap());
+        let index = index_of::<[Link<u8>; 2]>(arena, slot).unwrap();
+        let words = |room| owned_words(arena, index, room).take(3).count();
+        assert_eq!((words(16), words(8), words(0)), (2, 1, 0));
+        let run = &entry(arena, index).unwrap().owned[0];
+        run.place.store(0, Ordering::Relaxed);
+        run.count
+            .store(u64::from(u32::MAX) | LINK << 32, Ordering::Relaxed);
+        assert_eq!((words(16), words(8), words(0)), (2, 1, 0));
+    }
+}
