@@ -230,3 +230,58 @@ impl RobustWord {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::sys::futex;
+
+    fn free() -> RobustWord {
+        RobustWord {
+            word: AtomicU32::new(0),
+            _gap: [const { AtomicU32::new(0) }; 5],
+            previous: AtomicU64::new(0),
+            next: AtomicU64::new(0),
+        }
+    }
+
+    /// Not by looking again.
+    #[test]
+    fn who_sleeps_is_woken_by_who_gives_the_word_back() {
+        let robust = &free();
+        assert!(robust.acquire(0).unwrap());
+        std::thread::scope(|s| {
+            s.spawn(|| {
+                let seen = robust.ask_for_wake();
+                while robust.word.load(Ordering::Acquire) == seen {
+                    futex::wait(&robust.word, seen, Duration::from_secs(3600));
+                }
+            });
+            while !futex::is_slept_on(&robust.word) {
+                std::thread::yield_now();
+            }
+            // SAFETY: acquired above.
+            unsafe { robust.release() };
+            let asleep = futex::is_slept_on(&robust.word);
+            futex::wake(&robust.word, 1);
+            assert!(!asleep);
+        });
+    }
+
+    /// Of those who sleep on a dead one's word the kernel wakes one. The others are left to who takes it over.
+    #[test]
+    fn who_takes_a_word_over_knows_of_those_who_sleep() {
+        let robust = free();
+        for (found, sleepers) in [(0, 0), (OWNER_DIED, 0), (OWNER_DIED | WAITERS, WAITERS)] {
+            robust.word.store(found, Ordering::Relaxed);
+            assert_eq!(robust.ask_for_wake(), found);
+            assert!(robust.acquire(found).unwrap());
+            assert_eq!(robust.word.load(Ordering::Relaxed) & !TID, sleepers);
+            // SAFETY: acquired above.
+            unsafe { robust.release() };
+            assert_eq!(robust.word.load(Ordering::Relaxed), 0);
+        }
+    }
+}

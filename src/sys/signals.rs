@@ -26,3 +26,25 @@ pub(crate) fn blocked<T>(f: impl FnOnce() -> T) -> T {
     };
     f()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_blocked() -> bool {
+        let mut now = MaybeUninit::uninit();
+        // SAFETY: the set is this frame's, and is written before it is read.
+        unsafe {
+            libc::pthread_sigmask(libc::SIG_SETMASK, std::ptr::null(), now.as_mut_ptr());
+            libc::sigismember(now.as_ptr(), libc::SIGUSR1) == 1
+        }
+    }
+
+    #[test]
+    fn signals_are_taken_again() {
+        assert_eq!((blocked(is_blocked), is_blocked()), (true, false));
+        let panics = || blocked(|| std::panic::resume_unwind(Box::new(())));
+        assert!(std::panic::catch_unwind(panics).is_err());
+        assert!(!is_blocked());
+    }
+}

@@ -94,6 +94,11 @@ fn own_identity() {
     assert!(proc_counts_as_we_do());
     assert!(!process_is_gone(pid(), own_start()));
     assert!(process_is_gone(pid(), own_start() + 1));
+    assert!(may_still_run(pid(), own_start()));
+    assert!(!may_still_run(pid(), own_start() + 1));
+    // Whose start is not known may be this one.
+    assert!(!process_is_gone(pid(), 0));
+    assert!(may_still_run(pid(), 0));
 }
 
 #[test]
