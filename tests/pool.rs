@@ -48,8 +48,10 @@ const CASES: &[common::Named] = table! {
         created_open_and_unlinked
         invalid_names
         without_proc
+        without_memory_nothing_is_left
         a_taken_name
-        a_creator_killed_at_any_time;
+        a_creator_killed_at_any_time
+        a_pool_without_a_name_is_not_cut_off;
     attach:
         by_name_from_another_program
         by_descriptor_through_exec
@@ -66,7 +68,8 @@ const CASES: &[common::Named] = table! {
         a_process_that_changes_its_time_namespace
         while_it_grows
         a_copy_gets_what_it_lacks
-        a_pool_that_came_by_descriptor_is_in_use
+        a_pool_that_others_made_is_in_use
+        who_attaches_leaves_it_out_of_dumps
         observers_share_a_place
         another_pool_in_a_file_that_is_looked_at;
     damage:
@@ -137,7 +140,10 @@ const CASES: &[common::Named] = table! {
         forged_handles
         handles_travel
         inherited_handles
-        the_dead_let_go;
+        the_dead_let_go
+        who_ends_lets_go
+        a_copy_of_which_no_handler_knows_lets_go_of_nothing
+        a_free_entry_is_found_however_far_off_it_is;
     postponed:
         the_dead_postponed_it
         who_has_left_postponed_it

@@ -223,7 +223,9 @@ const MAX_SLICES: u64 = 32;
 const MAX_SLOTS: u64 = 40;
 const PID_NAMESPACE: u64 = 64;
 const TIME_NAMESPACE: u64 = 72;
+const FILE: u64 = 120;
 const WATERMARKS: u64 = 128;
+const EPOCH: u64 = 192;
 
 /// What attaching says to a pool with one word of its header changed.
 fn with_word(file: &File, at: u64, value: u64) -> AttachError {
@@ -285,6 +287,11 @@ pub fn damaged_values() {
     // Within the limits, but more than there is memory for.
     damaged(file, WATERMARKS + 32, 1 << 20, "its watermarks");
     damaged(file, WATERMARKS + 40, 0, "its watermarks");
+    // As many objects as there may be, but the file has no memory for them.
+    damaged(file, WATERMARKS + 32, 16 << 20, "its watermarks");
+    for epoch in [0, 1 << 62, u64::MAX] {
+        damaged(file, EPOCH, epoch, "its epoch");
+    }
     // As many slices as there may be, but the file has not grown to them.
     let short = with_word(file, WATERMARKS + 40, 512);
     assert!(matches!(short, AttachError::Truncated { .. }), "{short:?}");
@@ -624,6 +631,12 @@ pub fn a_copy_gets_what_it_lacks() {
     assert!(memory(&copied) >= memory(&original));
     assert_eq!(*pool.named::<u64>("kept").unwrap(), 41);
     // It lies there now: what is given back stays so.
+    let lies_in = |file: &File| {
+        let mut word = [0; 8];
+        file.read_exact_at(&mut word, FILE).unwrap();
+        word
+    };
+    assert_ne!(lies_in(&copied), lies_in(&original));
     pool.purge().unwrap();
     let purged = memory(&copied);
     drop(pool);
@@ -649,19 +662,33 @@ pub fn a_copy_gets_what_it_lacks() {
     assert_sound(*pool);
 }
 
-/// Nobody removes its name.
-pub fn a_pool_that_came_by_descriptor_is_in_use() {
+/// Each process does so for itself.
+pub fn who_attaches_leaves_it_out_of_dumps() {
+    let file = detached();
+    let pool = TestPool::of(attach(&file).unwrap());
+    let smaps = fs::read_to_string("/proc/self/smaps").unwrap();
+    let (_, mapping) = smaps.split_once(&format!("{:x}-", pool.base())).unwrap();
+    let flags = mapping.lines().find(|line| line.starts_with("VmFlags"));
+    assert!(flags.unwrap().contains(" dd"), "{flags:?}");
+}
+
+/// Nobody removes its name, whichever way it came.
+pub fn a_pool_that_others_made_is_in_use() {
     use shmkit::inspect::{Removable, RemoveError, remove};
     let (name, path) = name("descriptor");
     drop(TestPool::of(Pool::builder().create_named(&name).unwrap()));
-    let file = File::options().read(true).write(true).open(path).unwrap();
-    let pool = TestPool::of(attach(&file).unwrap());
-    drop(file);
-    let refused = remove(&name, Removable::Pool);
-    assert!(
-        matches!(refused, Err(RemoveError::InUse { .. })),
-        "{refused:?}"
-    );
-    drop(pool);
+    let by_descriptor = || attach(File::options().read(true).write(true).open(&path).unwrap());
+    // SAFETY: a pool of this program.
+    let by_name = || unsafe { Pool::open(&name) };
+    let ways: [&dyn Fn() -> Result<Pool, AttachError>; 2] = [&by_descriptor, &by_name];
+    for comes in ways {
+        let pool = TestPool::of(comes().unwrap());
+        let refused = remove(&name, Removable::Pool);
+        assert!(
+            matches!(refused, Err(RemoveError::InUse { .. })),
+            "{refused:?}"
+        );
+        drop(pool);
+    }
     remove(&name, Removable::Pool).unwrap();
 }

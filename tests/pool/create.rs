@@ -6,7 +6,8 @@ use std::os::unix::process::CommandExt;
 use std::time::{Duration, Instant};
 
 use shmkit::{
-    AttachError, ChangeError, CreateError, NoSlot, Pool, PoolBuilder, SharedCell, UnlinkError,
+    AttachError, ChangeError, CommitError, CreateError, NoSlot, Pool, PoolBuilder, SharedCell,
+    UnlinkError,
 };
 
 use super::common::skip::skipped;
@@ -382,4 +383,24 @@ pub fn without_proc() {
     let status = reap(child);
     std::fs::remove_dir(directory).unwrap();
     assert_eq!(status, 0);
+}
+
+/// Neither a descriptor nor one of the 48 places.
+pub fn without_memory_nothing_is_left() {
+    for _ in 0..49 {
+        let refused = Pool::builder().initial_size(900 << 30).create();
+        let limited = matches!(
+            refused,
+            Err(CreateError::NoMemory(CommitError::MemoryLimit { .. }))
+        );
+        assert!(limited, "{refused:?}");
+    }
+}
+
+/// What others have mapped would end them where they touch it.
+pub fn a_pool_without_a_name_is_not_cut_off() {
+    let pool = TestPool::new();
+    let refused = rustix::fs::ftruncate(pool.fd(), 0);
+    assert_eq!(refused, Err(rustix::io::Errno::PERM));
+    assert_sound(*pool);
 }

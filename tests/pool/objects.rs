@@ -3,9 +3,9 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use shmkit::process::scope;
-use shmkit::{Handle, HandleError, ObjectError, Shared};
+use shmkit::{Handle, HandleError, ObjectError, Shared, testing};
 
-use super::common::{Random, TestPool, assert_sound};
+use super::common::{Random, TestPool, assert_sound, leave, reap};
 
 pub fn counts() {
     let pool = TestPool::new();
@@ -230,4 +230,53 @@ pub fn the_dead_let_go() {
     }
     let stats = pool.stats();
     assert_eq!((stats.threads, stats.processes), (1, 1));
+}
+
+/// Nobody asks for a walk over the table for who ends in order: he destroys what he alone held.
+pub fn who_ends_lets_go() {
+    let pool = TestPool::new();
+    let inherited = pool.create(1_u32).unwrap();
+    let before = pool.stats().allocated;
+    scope(|s| {
+        let (pool, inherited) = (*pool, &inherited);
+        let child = s.spawn(move || {
+            let kept: Vec<_> = (0..100_u64).map(|i| pool.create(i).unwrap()).collect();
+            std::mem::forget((kept, inherited.clone()));
+        });
+        child.unwrap().join().unwrap();
+    });
+    assert_eq!(*inherited, 1);
+    assert_eq!(pool.stats().allocated, before);
+    assert_sound(*pool);
+}
+
+/// Its handles are its parent's.
+pub fn a_copy_of_which_no_handler_knows_lets_go_of_nothing() {
+    let pool = TestPool::new();
+    let object = pool.create(7_u64).unwrap();
+    let before = pool.stats().allocated;
+    // SAFETY: a fork of a process that has one thread.
+    let child = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
+    if child == 0 {
+        drop(object);
+        leave(true);
+    }
+    assert_eq!(reap(child.try_into().unwrap()), 0);
+    pool.recover();
+    assert_eq!((*object, pool.stats().allocated), (7, before));
+    assert_sound(*pool);
+}
+
+/// Where there is no memory for more entries.
+pub fn a_free_entry_is_found_however_far_off_it_is() {
+    let pool = TestPool::new();
+    // As many as a table has that has grown in steps, and the search begins anew.
+    let mut objects: Vec<_> = (0..12_800).map(|i: u64| pool.create(i).unwrap()).collect();
+    drop(objects.remove(12_000));
+    testing::refuse_commits(Some(0));
+    let made = pool.create(1_u64);
+    testing::refuse_commits(None);
+    objects.push(made.unwrap());
+    drop(objects);
+    assert_sound(*pool);
 }
