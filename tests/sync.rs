@@ -127,6 +127,7 @@ const CASES: &[common::Named] = table! {
         tries_find_the_dead
         a_process_without_its_first_thread
         a_process_that_has_unmapped_the_pool
+        a_thread_that_has_unmapped_the_pool
         a_new_thread_recovers_all_of_the_dead
         processes_without_their_first_threads;
 };

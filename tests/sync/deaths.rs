@@ -372,3 +372,15 @@ pub fn processes_without_their_first_threads() {
     // There is the slow check, of some of them, each 100 ms.
     assert!(asked < 400, "{asked} reads");
 }
+
+/// What the system marks when the thread ends is in a list, which does not lead to where the pool was.
+pub fn a_thread_that_has_unmapped_the_pool() {
+    let [pool, other] = [(); 2].map(|()| Pool::builder().create().unwrap());
+    let mutex = pool.create(Mutex::new(1_u32)).unwrap();
+    // So the process does not leave the pool.
+    std::mem::forget(mutex.lock().unwrap());
+    std::mem::forget(mutex);
+    // SAFETY: what refers to it is used no more.
+    unsafe { pool.unmap() };
+    assert_eq!(*other.create(2_u32).unwrap(), 2);
+}
