@@ -75,7 +75,8 @@ const CASES: &[Named] = table! {
         two_hundred_leave_nothing
         abandoned_children_are_swept
         nested_scopes
-        a_full_pool_refuses_a_child;
+        a_full_pool_refuses_a_child
+        a_refused_child_has_no_record;
     parents:
         other_threads_are_refused
         a_joined_thread_is_no_other_thread
@@ -129,6 +130,7 @@ const CASES: &[Named] = table! {
         a_child_that_is_killed_on_its_way_holds_nothing
         who_returns_at_once_leaves_its_child_alive
         who_becomes_a_daemon_lives
+        a_child_without_a_record_ends
         a_pool_is_used_first_while_the_process_forks
         who_cannot_be_watched_is_looked_at
         who_gets_no_signal_by_descriptor_is_killed_by_number

@@ -17,7 +17,7 @@ use shmkit::{HandleError, Pool};
 
 use super::masters::{FOR_EVER, SQUARE};
 use super::role_succeeds;
-use crate::common::{fork, leave, open_descriptors, reap};
+use crate::common::{TestPool, fork, leave, open_descriptors, reap};
 
 /// From here on, the kernel refuses two calls with an error.
 fn refuse(calls: [libc::c_long; 2], error: i32) {
@@ -545,4 +545,13 @@ pub fn a_copy_does_not_go_on_from_the_hook() {
     });
     assert_eq!((square, ended.get()), (144, Some(0)));
     master.finish().unwrap();
+}
+
+/// What it inherits would be nobody's.
+pub fn a_child_without_a_record_ends() {
+    let pool = TestPool::with(|b| b.max_participants(1));
+    let kept = pool.create(7_u64).unwrap();
+    let status = forked();
+    assert!(libc::WIFEXITED(status));
+    assert_eq!((libc::WEXITSTATUS(status), *kept), (70, 7));
 }

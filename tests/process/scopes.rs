@@ -2,8 +2,8 @@
 
 use std::io::{self, PipeWriter, Read, Write, pipe};
 
-use shmkit::Pool;
 use shmkit::process::{JoinError, SpawnError, scope};
+use shmkit::{Pool, testing};
 
 use super::results::Bad;
 use super::{
@@ -293,4 +293,21 @@ pub fn a_full_pool_refuses_a_child() {
     drop(shared);
     // SAFETY: nothing refers to the pool any more, and no child has it.
     unsafe { pool.unmap() };
+}
+
+/// No pool keeps a record for a child that another has no room for.
+pub fn a_refused_child_has_no_record() {
+    let pool = TestPool::new();
+    // Above it, as records are made in that order.
+    let above = |granules: usize| {
+        let base = pool.base() + (granules << 40);
+        let small = Pool::builder().max_participants(1).base(base).create();
+        small.ok().map(TestPool::of)
+    };
+    let full = (1..48).find_map(above).unwrap();
+    let shared = [pool.create(5_u32).unwrap(), full.create(6).unwrap()];
+    let refused = scope(|s| s.spawn(|| ()).map(drop));
+    assert!(matches!(refused, Err(SpawnError::NoProcessRecord)));
+    assert_eq!(testing::forking::records(*pool), 1);
+    drop(shared);
 }
