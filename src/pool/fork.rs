@@ -12,7 +12,7 @@
 //! `spawn` sees that, and reaps its child. For a fork that somebody else makes, all that the
 //! handlers learn is that they are called in the parent. So the child gets an end of a pipe, which
 //! it closes once its records live: when nobody has that end, and a record is still FORKING, there
-//! is no child for that record. The parent waits for that, a tenth of a second at most, before the
+//! is no child for that record. The parent waits for that, half a second at most, before the
 //! fork returns: it may end at once, as a process does that turns its child into a daemon, and the
 //! records that it has made go with its own. It looks again, for children that were killed on their
 //! way later, when it forks again, reaps one of its own, or is asked to recover the pool. If it is
@@ -328,7 +328,7 @@ pub(super) fn forget(arena: Arena) {
 
 /// How long a fork waits for its child to live: the child may be stopped, or wait for us in
 /// somebody else's handler.
-const AT_THE_FORK: Duration = Duration::from_millis(100);
+const AT_THE_FORK: Duration = Duration::from_millis(500);
 /// How long a process that ends waits.
 const AT_THE_END: Duration = Duration::from_secs(1);
 
