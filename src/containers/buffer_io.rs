@@ -458,24 +458,20 @@ impl<'a> Writer<'a> {
     fn append_some(&self, bytes: &[u8], least: usize) -> Result<(Position, usize), AppendError> {
         let here = here(self.buffer)?;
         let words = self.buffer.words();
-        let capacity = words.capacity().unwrap_or(u64::MAX);
         let room = || {
             let start = words.start();
             let (end, closed) = here.pinned(|| words.end(here.arena));
-            match closed {
-                false => capacity.saturating_sub(end.saturating_sub(start)),
-                true => u64::MAX,
+            match words.capacity() {
+                // More than there will ever be room for is refused at once.
+                Some(capacity) if !closed && least as u64 <= capacity => {
+                    capacity.saturating_sub(end.saturating_sub(start))
+                }
+                _ => u64::MAX,
             }
         };
         let deadline = self.timeout.and_then(deadline);
         loop {
-            // More than there will ever be room for is refused at once.
-            let room_now = if capacity < least as u64 {
-                u64::MAX
-            } else {
-                room()
-            };
-            let len = (bytes.len() as u64).min(room_now) as usize;
+            let len = (bytes.len() as u64).min(room()) as usize;
             if len >= least {
                 match self.buffer.append(&bytes[..len]) {
                     // Others took the room first.
