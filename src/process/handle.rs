@@ -138,7 +138,7 @@ impl<R: Wire> JoinHandle<R> {
     ///
     /// # Errors
     ///
-    /// The handle: the worker has not ended.
+    /// The handle: the worker has not ended, and the run is not over.
     ///
     /// ```
     /// use shmkit::process::{Config, Entry, run};
@@ -158,9 +158,16 @@ impl<R: Wire> JoinHandle<R> {
     /// # Ok::<(), shmkit::process::RunError>(())
     /// ```
     pub fn try_join(self) -> Result<Result<R, JoinError>, Self> {
-        match self.open() {
-            Ok(control) => self.poll(&control).ok_or(self),
-            Err(error) => Ok(Err(error)),
+        let control = match self.open() {
+            Ok(control) => control,
+            Err(error) => return Ok(Err(error)),
+        };
+        // Asked first, as in `join`.
+        let over = control.is_orphaned();
+        match self.poll(&control) {
+            Some(joined) => Ok(joined),
+            None if over => Ok(Err(JoinError::NoSuchRun)),
+            None => Err(self),
         }
     }
 
@@ -199,7 +206,7 @@ impl<R: Wire> JoinHandle<R> {
         Ok(result)
     }
 
-    /// Whether the worker has ended for good, in whatever way.
+    /// Whether the worker has ended for good, in whatever way, or the run is over: whether a join answers at once.
     ///
     /// ```
     /// use shmkit::process::{Config, Entry, run};
@@ -215,8 +222,10 @@ impl<R: Wire> JoinHandle<R> {
     /// ```
     #[must_use]
     pub fn is_finished(&self) -> bool {
-        self.open()
-            .is_ok_and(|control| self.job(&control).is_ok_and(|job| job.is_over(self.id)))
+        let Ok(control) = self.open() else {
+            return true;
+        };
+        control.is_orphaned() || self.job(&control).map_or(true, |job| job.is_over(self.id))
     }
 
     /// Lets the worker run on; nobody will join it.

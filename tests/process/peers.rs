@@ -275,8 +275,15 @@ pub fn a_thread_that_a_job_left_uses_nothing() {
 /// Joins what does not end while there is a master.
 pub fn role_waiting_peer() {
     let peer = attached();
+    let polled = peer.start(&NOBODYS, &()).unwrap();
     match peer.start(&OUTLIVES, &()).unwrap().join() {
         Err(JoinError::NoSuchRun) => {}
+        other => panic!("{other:?}"),
+    }
+    // Who only looks is told as well.
+    assert!(polled.is_finished());
+    match polled.try_join() {
+        Ok(Err(JoinError::NoSuchRun)) => {}
         other => panic!("{other:?}"),
     }
     assert!(peer.stop_requested());
