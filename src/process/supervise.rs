@@ -42,9 +42,10 @@ pub enum Restart {
     /// It is not started again.
     #[default]
     Never,
-    /// After a panic, an exit or a signal. Its join waits until it returns, or has been started as
-    /// often as it may be. A worker that was ended by [`JoinHandle::kill`](super::JoinHandle::kill)
-    /// is not started again.
+    /// After a panic, an exit or a signal. Joining the job waits until it returns, or was started as
+    /// often as it may be. A job that was ended by [`JoinHandle::kill`](super::JoinHandle::kill)
+    /// stays ended, and so does one whose argument could not be deserialised, or whose result could
+    /// not be serialised or written.
     OnCrash(Backoff),
     /// Also when it has returned; the value is dropped.
     Always(Backoff),
@@ -172,10 +173,20 @@ impl Restart {
     }
 }
 
+/// Whether another process might fare better: an argument that cannot be read and a result that
+/// cannot be written stay so.
+fn is_crash(cause: JoinError) -> bool {
+    use JoinError::{Exited, NoResult, Panicked, Signaled};
+    matches!(
+        cause,
+        Panicked(_) | Exited(_) | Signaled(_) | NoResult(ResultError::Lost)
+    )
+}
+
 /// The time until the job, whose process has ended, is started again; `None` if it is not.
 pub(super) fn wait_before_restart(job: &Job, outcome: u32) -> Option<Duration> {
     let backoff = match Restart::unpack(job.policy.load(Ordering::Relaxed)) {
-        Restart::OnCrash(backoff) if returned(job, outcome).is_err() => backoff,
+        Restart::OnCrash(backoff) if returned(job, outcome).is_err_and(is_crash) => backoff,
         Restart::Always(backoff) => backoff,
         _ => return None,
     };

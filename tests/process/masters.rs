@@ -300,7 +300,38 @@ static SUPERVISOR: Entry<Handle<Mutex<u32>>, ()> = Entry::new("supervisor", |wor
     let once = worker.start_with(always, &RETURNS_ONCE, &()).unwrap();
     let joined = once.join();
     assert!(matches!(joined, Err(JoinError::Exited(0))), "{joined:?}");
+
+    // What cannot be read or written is no crash, and would be so again.
+    let again = on_crash(backoff.times(2));
+    let unread = worker.start_with(again, &UNREAD, &Unread(())).unwrap();
+    let joined = unread.join();
+    assert!(
+        matches!(joined, Err(JoinError::BadArgument(_))),
+        "{joined:?}"
+    );
+    let unwritten = worker.start_with(again, &UNWRITTEN, &()).unwrap();
+    assert!(matches!(
+        unwritten.join(),
+        Err(JoinError::NoResult(ResultError::Encode(_)))
+    ));
 });
+
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Unread(#[serde(deserialize_with = "unread")] ());
+
+fn unread<'de, D: serde::Deserializer<'de>>(_: D) -> Result<(), D::Error> {
+    Err(serde::de::Error::custom("as it is"))
+}
+
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Unwritten(#[serde(serialize_with = "unwritten")] ());
+
+fn unwritten<S: serde::Serializer>(_: &(), _: S) -> Result<S::Ok, S::Error> {
+    Err(serde::ser::Error::custom("as it is"))
+}
+
+static UNREAD: Entry<Unread, ()> = Entry::new("unread", |_, _| ());
+static UNWRITTEN: Entry<(), Unwritten> = Entry::new("unwritten", |_, ()| Unwritten(()));
 
 pub fn restarts_by_policy() {
     use std::cell::RefCell;
@@ -326,7 +357,7 @@ pub fn restarts_by_policy() {
     let crashes = [(true, ms(1)), (true, ms(2)), (true, ms(4))];
     assert_eq!(of(2), [&crashes[..], &[(false, None)]].concat());
     assert_eq!(of(3), [&crashes[..2], &[(true, None)]].concat());
-    assert_eq!(of(1), [(false, None)]);
+    assert_eq!([of(1), of(8), of(9)], [(); 3].map(|()| [(false, None)]));
     drop(starts);
     // SAFETY: the last handle was dropped above.
     unsafe { pool.unmap() };
