@@ -98,6 +98,7 @@ const CASES: &[Named] = table! {
         who_must_not_wait_does_not
         restarts_by_policy
         what_the_joined_dead_held_is_free
+        what_a_dead_joiner_had_taken_is_left_to_the_next
         forged_handles_are_errors
         nobody_finds_a_control_pool
         two_masters_in_one_process;

@@ -42,8 +42,8 @@ pub enum Restart {
     /// It is not started again.
     #[default]
     Never,
-    /// After a panic, an exit or a signal. Joining the job waits until it returns, or was started as
-    /// often as it may be. A job that was ended by [`JoinHandle::kill`](super::JoinHandle::kill)
+    /// After a panic, an exit or a signal. Joining the worker waits until it returns, or was started as
+    /// often as it may be. A worker that was ended by [`JoinHandle::kill`](super::JoinHandle::kill)
     /// stays ended, and so does one whose argument could not be deserialised, or whose result could
     /// not be serialised or written.
     OnCrash(Backoff),

@@ -278,7 +278,7 @@ pub fn a_pool_is_used_first_while_the_process_forks() {
 }
 
 /// Sleeps on the master until a job has ended.
-fn joined<R: Wire>(master: &mut Master, mut job: JoinHandle<R>) -> Result<R, JoinError> {
+pub fn joined<R: Wire>(master: &mut Master, mut job: JoinHandle<R>) -> Result<R, JoinError> {
     let began = Instant::now();
     while began.elapsed() < Duration::from_secs(60) {
         match job.try_join() {

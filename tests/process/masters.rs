@@ -1,5 +1,7 @@
 //! A master and its workers: starts, joins, ends of all kinds.
 
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -11,6 +13,7 @@ use shmkit::process::{
 use shmkit::sync::Mutex;
 use shmkit::{Handle, HandleError, Pool};
 
+use super::forks::joined;
 use super::{loop_for_ever, quietly, role_succeeds};
 
 pub static SQUARE: Entry<u64, u64> = Entry::new("square", |_, n| n * n);
@@ -334,8 +337,6 @@ static UNREAD: Entry<Unread, ()> = Entry::new("unread", |_, _| ());
 static UNWRITTEN: Entry<(), Unwritten> = Entry::new("unwritten", |_, ()| Unwritten(()));
 
 pub fn restarts_by_policy() {
-    use std::cell::RefCell;
-    use std::rc::Rc;
     let pool = Pool::builder().create().unwrap();
     let starts = pool.create(Mutex::new(0)).unwrap();
     let ends = Rc::new(RefCell::new(Vec::new()));
@@ -361,6 +362,41 @@ pub fn restarts_by_policy() {
     drop(starts);
     // SAFETY: the last handle was dropped above.
     unsafe { pool.unmap() };
+}
+
+/// A result whose reader dies.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Kills(#[serde(deserialize_with = "kills")] ());
+
+fn kills<'de, D: serde::Deserializer<'de>>(_: D) -> Result<(), D::Error> {
+    std::process::abort()
+}
+
+static DIES: Entry<JoinHandle<Kills>, ()> =
+    Entry::new("dies as it joins", |_, handle| drop(handle.join()));
+
+/// Who hears of its end finds it there.
+pub fn what_a_dead_joiner_had_taken_is_left_to_the_next() {
+    let unit = Rc::new(Cell::new(None::<JoinHandle<()>>));
+    let left = Rc::clone(&unit);
+    let config = Config::new().on_end(move |end| {
+        if end.cause.is_err() {
+            left.take().unwrap().try_join().unwrap().unwrap();
+        }
+    });
+    let mut master = Master::new(&config).unwrap();
+    let job = master.start(&UNIT, &()).unwrap();
+    while !job.is_finished() {
+        poll(&mut [PollFd::new(&master, PollFlags::IN)], None).unwrap();
+        master.dispatch().unwrap();
+    }
+    let kills = postcard::from_bytes(&postcard::to_stdvec(&job).unwrap()).unwrap();
+    unit.set(Some(job));
+    let dies = master.start(&DIES, &kills).unwrap();
+    let dies = joined(&mut master, dies);
+    assert!(matches!(dies, Err(JoinError::Signaled(libc::SIGABRT))));
+    assert!(unit.take().is_none());
+    master.finish().unwrap();
 }
 
 static HOLDER: Entry<Handle<Mutex<u32>>, ()> = Entry::new("holder", |_, lock| {

@@ -275,8 +275,17 @@ impl Master {
         }
         let ended = process::wait(pid);
         fork::child_reaped(pid);
+        self.tidy();
         self.count -= 1;
         self.end(place, supervise::pack(ended));
+    }
+
+    /// By invariant 2: repairs the places that a process which has ended has left.
+    pub(super) fn tidy(&self) {
+        let control = self.control();
+        for (place, _) in control.jobs() {
+            control.tidy(control.pool().0, place);
+        }
     }
 
     /// A job is over; or only its process is, and the job will have another.

@@ -183,6 +183,7 @@ impl Master {
         let ran = peer.job.is_some();
         let ended = process::ended_elsewhere(peer.pid, peer.pidfd.as_fd());
         fork::child_reaped(peer.pid);
+        self.tidy();
         let place = control.peers.place(index);
         // It may have done its job, or have left, before it died.
         let state = place.map(|place| place.state().phase());
