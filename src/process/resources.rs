@@ -321,6 +321,8 @@ impl Resources {
         let count = uses.counts.get(&id).copied().unwrap_or(0);
         let over = || self.0.control.is_orphaned();
         if count == 0 && !table.hold(id, self.0.user, &over) {
+            // The place may be another's by now, whose end the master has seen while we had it.
+            jobs::wake_master(self.0.control.pool());
             return Err(ResourceError::Gone);
         }
         let resource = table.find(id).and_then(Place::resource);

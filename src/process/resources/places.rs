@@ -349,9 +349,15 @@ impl Table {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
     use std::time::Instant;
 
+    use rustix::event::{EventfdFlags, eventfd};
+
     use super::*;
+    use crate::process::jobs::Control;
+    use crate::process::{ResourceError, Resources};
+    use crate::sys::process::pid;
 
     fn empty() -> Box<Table> {
         // SAFETY: it consists of atomics and links, of which zeros are valid.
@@ -438,10 +444,58 @@ mod tests {
         assert!(!claim(&|| false));
         let last = table.find(PLACES as u64).unwrap();
         last.users.clear(0);
+        // A master that is dead frees nothing.
+        assert!(!claim(&|| true));
         assert!(claim(&|| {
             last.release();
             false
         }));
+    }
+
+    /// Its announcement has a place until then.
+    #[test]
+    fn who_is_led_to_what_others_have_announced_has_one_use() {
+        let pool = Pool::builder().create().unwrap();
+        let control = Control::create(pool).unwrap();
+        let [first, second] = [0, 1].map(|user| Resources::new(control.clone(), user, pid()));
+        let table = &control.resources;
+        let count = |phase| {
+            let is = |place: &&Place| place.state.load() & PHASE == phase;
+            table.used().iter().filter(is).count()
+        };
+        let tend = || table.tend(pool, |_, _| Ok(()), |_, _| true);
+        let file = Resource::File("/announced/twice".into());
+        first.request(&file).unwrap();
+        std::thread::scope(|scope| {
+            let led = scope.spawn(|| second.manage(file.clone()).unwrap());
+            while count(REQUESTED) < 2 {
+                std::thread::yield_now();
+            }
+            tend();
+            let led = led.join().unwrap();
+            tend();
+            assert_eq!((count(MANAGED), count(REFUSED)), (1, 0));
+            table.clear_user(0);
+            tend();
+            assert_eq!(count(MANAGED), 1);
+            drop(led);
+        });
+        tend();
+        assert_eq!(count(FREE), 2);
+    }
+
+    /// The place that it has looked at may have been another's by then, whose end had to wait for that.
+    #[test]
+    fn who_finds_a_resource_gone_has_the_master_look() {
+        let pool = Pool::builder().create().unwrap();
+        let control = Control::create(pool).unwrap();
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        let counter = eventfd(0, flags).unwrap();
+        jobs::set_wake(pool, Some(counter.as_fd()));
+        let gone = Resources::new(control, 0, pid()).get(ResourceId(7));
+        jobs::set_wake(pool, None);
+        assert!(matches!(gone, Err(ResourceError::Gone)));
+        assert_eq!(rustix::io::read(&counter, &mut [0; 8]), Ok(8));
     }
 
     /// The record of a place is that of its resource.
