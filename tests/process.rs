@@ -119,9 +119,12 @@ const CASES: &[Named] = table! {
         the_dead_are_recovered_before_they_have_ended
         a_copy_of_a_master_does_not_keep_it_awake
         workers_have_no_descriptor_of_the_pid_file
+        a_worker_has_of_its_master_what_wakes_it
         a_master_has_one_thread
         a_worker_is_a_master_or_has_children
         a_master_is_dropped_beside_a_thread_that_waits
+        a_master_is_dropped_within_a_join
+        a_control_pool_that_was_opened_stays_when_its_master_is_dropped
         a_worker_with_other_credentials_is_told
         a_worker_that_may_not_be_killed_is_asked
         who_has_locked_the_output_is_not_waited_for
@@ -185,9 +188,12 @@ const CASES: &[Named] = table! {
         a_doorbell_is_a_pipe
         a_doorbell_is_not_looked_for_in_another_proc
         what_a_killed_peer_used_is_removed
+        a_peer_that_ends_its_job_when_it_is_asked_is_not_killed
         what_a_killed_peer_held_is_free
         a_peer_that_dies_when_its_job_is_done_has_done_it
         a_peer_that_is_dead_when_it_is_seen_is_forgotten
+        who_has_the_types_is_found_among_others
+        a_peer_that_cannot_be_watched_is_looked_at_again
         peers_killed_at_random;
     faults:
         killed_holders_block_nobody

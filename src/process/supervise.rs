@@ -273,6 +273,19 @@ pub(super) fn returned(job: &Job, outcome: u32) -> Result<(), JoinError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Pool;
+
+    /// It was killed on its way from there to its end.
+    #[test]
+    fn who_was_killed_has_returned_nothing() {
+        let pool = Pool::builder().create().unwrap();
+        // SAFETY: it consists of atomics and links, of which zeros are valid.
+        let job = unsafe { Box::<Job>::new_zeroed().assume_init() };
+        job.result.store(pool, Kind::Value, &[7]).unwrap();
+        assert!(returned(&job, pack(Ended::Exited(0))).is_ok());
+        let killed = returned(&job, pack(Ended::Signaled(9)));
+        assert!(matches!(killed, Err(JoinError::Signaled(9))));
+    }
 
     #[test]
     fn a_short_wait_is_one() {

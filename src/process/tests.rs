@@ -20,6 +20,29 @@ fn what_cannot_be_requested_has_no_place() {
 }
 
 #[test]
+fn what_there_is_no_room_for_is_replaced_by_why() {
+    let pool = crate::Pool::builder().max_size(4 << 20).create().unwrap();
+    let control = jobs::Control::create(pool).unwrap();
+    let left = |place, kind| {
+        let job = control.job(place).unwrap();
+        worker::store(job, pool, kind, &vec![b'x'; 8 << 20]).unwrap();
+        supervise::returned(job, supervise::pack(crate::sys::process::Ended::Exited(0)))
+    };
+    let value = left(0, jobs::Kind::Value);
+    assert!(
+        matches!(value, Err(JoinError::NoResult(ResultError::Write(_)))),
+        "{value:?}"
+    );
+    match left(1, jobs::Kind::Panic) {
+        Err(JoinError::Panicked(message)) => assert_eq!(message, "x".repeat(jobs::INLINE)),
+        other => panic!("{other:?}"),
+    }
+    drop(control);
+    // SAFETY: nothing of it is left.
+    unsafe { pool.unmap() };
+}
+
+#[test]
 fn only_whole_frames_count() {
     use std::os::fd::AsFd;
     // Read by one call, by several, and written by several.

@@ -337,7 +337,13 @@ static FLAKY: Entry<(), u32> = Entry::new("flaky", |worker, ()| match worker.res
 pub fn a_restart_that_is_refused_is_tried_again() {
     let wait = Duration::from_millis(1);
     let again = StartOptions::new().restart(Restart::OnCrash(Backoff::new(wait).times(1)));
-    let mut master = Master::new(&Config::new()).unwrap();
+    let always = StartOptions::new().restart(Restart::Always(Backoff::new(wait).times(2)));
+    // A job that gets no process is over, whatever its policy.
+    let config = Config::new().on_end(|end| {
+        let is_refused = matches!(end.cause, Err(JoinError::NotStarted(_)));
+        assert!(!is_refused || end.restart_in.is_none(), "{end:?}");
+    });
+    let mut master = Master::new(&config).unwrap();
     let flaky = master.start_with(again, &FLAKY, &()).unwrap();
     while master.dispatch().unwrap().ended == 0 {
         poll(&mut [PollFd::new(&master, PollFlags::IN)], None).unwrap();
@@ -351,13 +357,13 @@ pub fn a_restart_that_is_refused_is_tried_again() {
         assert_eq!(master.dispatch().unwrap().started, 0);
     }
     // What was never started stays so, and says it.
-    let never = master.start(&SQUARE, &2).unwrap();
+    let never = master.start_with(always, &SQUARE, &2).unwrap();
     let never = joined(&mut master, never);
     assert!(matches!(never, Err(JoinError::NotStarted(_))), "{never:?}");
     setrlimit(Resource::Nofile, before).unwrap();
     assert_eq!(joined(&mut master, flaky).unwrap(), 1);
     // Who has other threads is told at once.
-    let flaky = master.start_with(again, &FLAKY, &()).unwrap();
+    let flaky = master.start_with(always, &FLAKY, &()).unwrap();
     assert_eq!(master.dispatch().unwrap().started, 1);
     let (tell, told) = std::sync::mpsc::channel::<()>();
     let thread = std::thread::spawn(move || told.recv());

@@ -15,6 +15,7 @@ use shmkit::process::{
 };
 use shmkit::{Pool, PoolBuilder};
 
+use super::masters::FOR_EVER;
 use super::{loop_for_ever, program};
 use crate::common::{fork, leave, reap};
 
@@ -129,6 +130,12 @@ static COUNTED: Entry<PathBuf, ()> = Entry::new("counted", |worker, dir| {
             "it is gone"
         );
     }
+    // What is not inherited is not used.
+    let file = make();
+    let hangs = worker.start(&FOR_EVER, &()).unwrap();
+    drop(file);
+    wait_until_gone(&path);
+    hangs.kill().unwrap();
     for no_name in [
         Resource::Pool("a/b".into()),
         Resource::Semaphore("/".into()),
@@ -255,12 +262,14 @@ static PLACES: Entry<PathBuf, ()> = Entry::new("places", |worker, dir| {
     let mut long = dir.into_os_string();
     long.push("/x".repeat((4095 - long.len()) / 2));
     let long = Resource::File(long.into());
-    // The master is still removing the others.
-    let refused = worker.resources().manage(long);
-    assert!(
-        matches!(refused, Err(ResourceError::Journal(_))),
-        "{refused:?}"
-    );
+    // The master is still removing the others. Who is refused has no place.
+    for _ in 0..300 {
+        let refused = worker.resources().manage(long.clone());
+        assert!(
+            matches!(refused, Err(ResourceError::Journal(_))),
+            "{refused:?}"
+        );
+    }
 });
 
 pub fn resources_are_limited() {

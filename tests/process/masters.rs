@@ -1,6 +1,7 @@
 //! A master and its workers: starts, joins, ends of all kinds.
 
 use std::cell::{Cell, RefCell};
+use std::panic::catch_unwind;
 use std::rc::Rc;
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -184,6 +185,7 @@ pub fn the_first_worker_fails() {
     });
 }
 
+static NOBODYS: Entry<(), ()> = Entry::external("nobody's");
 static TRIES: Entry<(), ()> = Entry::new("tries", |worker, ()| {
     let hung = worker.start(&FOR_EVER, &()).unwrap();
     let hung = hung.try_join().expect_err("it has not ended");
@@ -203,6 +205,12 @@ static TRIES: Entry<(), ()> = Entry::new("tries", |worker, ()| {
     let copy = postcard_copy(&forgotten);
     forgotten.detach();
     assert!(matches!(copy.join(), Err(JoinError::AlreadyJoined)));
+
+    // One that has not ended is nobody's either.
+    let waits = worker.start(&NOBODYS, &()).unwrap();
+    let copy = postcard_copy(&waits);
+    waits.detach();
+    assert!(matches!(copy.kill(), Err(KillError::Ended)));
 });
 
 fn postcard_copy<R: shmkit::process::Wire>(handle: &JoinHandle<R>) -> JoinHandle<R> {
@@ -464,8 +472,21 @@ static MISTYPED: Entry<(), ()> = Entry::new("mistyped", |worker, ()| {
         next_bytes.starts_with(control_and_place),
         "the place is in use again"
     );
-    next.join().unwrap();
+    // So it is when a joiner has panicked.
+    let panics: JoinHandle<Panics> = postcard::from_bytes(&next_bytes).unwrap();
+    quietly(|| catch_unwind(|| panics.join().map(drop)).unwrap_err());
+    let last = worker.start(&UNIT, &()).unwrap();
+    let last_bytes = postcard::to_stdvec(&last).unwrap();
+    assert!(last_bytes.starts_with(control_and_place));
+    last.join().unwrap();
 });
+
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Panics(#[serde(deserialize_with = "panics")] ());
+
+fn panics<'de, D: serde::Deserializer<'de>>(_: D) -> Result<(), D::Error> {
+    panic!("while it is read")
+}
 
 pub fn forged_handles_are_errors() {
     runs(&MISTYPED);

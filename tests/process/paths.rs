@@ -28,7 +28,7 @@ pub fn what_is_no_pid_file_stays() {
         assert_eq!(fs::read_to_string(&path).unwrap(), text, "it is as it was");
     }
     // What killed masters leave, this one's and others.
-    for text in ["", "12345\n", " 7 "] {
+    for text in ["", "12345\n", " 7 ", "1234567890123\n"] {
         fs::write(&path, text).unwrap();
         let master = Master::new(&config).unwrap();
         let written = fs::read_to_string(&path).unwrap();

@@ -10,15 +10,17 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{WaitId, WaitIdOptions, waitid};
+use rustix::process::{Resource, Rlimit, WaitId, WaitIdOptions, getrlimit, setrlimit, waitid};
 use shmkit::process::{
     Backoff, Entry, JoinError, JoinHandle, Master, Peer, PeerError, Restart, ResultError, RunError,
     StartOptions, run,
 };
 use shmkit::{HashMap, Pool};
 
+use super::forks::joined;
 use super::peers::{
-    ASKS, CALLS, COUNTS, KEEPS, Peers, RUN, USES, command, config, no_name_is_left, unique,
+    AREA, ASKS, CALLS, COUNTS, KEEPS, POLITE, Peers, RUN, Shape, USES, command, config,
+    no_name_is_left, unique,
 };
 use super::{listen, loop_for_ever, tell};
 use crate::common::skip::skipped;
@@ -79,8 +81,14 @@ pub fn who_waits_for_a_dead_master_is_told() {
     master.wait().unwrap();
     assert_eq!(serves.codes(), [Some(18)]);
     assert_eq!(waits.codes(), [Some(19)]);
-    // Neither came to look after the name.
-    let _ = Pool::unlink(format!("{name}.run"));
+    // Neither came to look after the name. Who comes next does.
+    let Some(child) = fork() else {
+        // SAFETY: the run of the case.
+        let late = unsafe { Peer::attach(&name) };
+        leave(matches!(late, Err(PeerError::MasterDied)));
+    };
+    assert_eq!(reap(child), 0);
+    no_name_is_left(&name);
 }
 
 /// The master's process goes on, with a thread that keeps the control pool.
@@ -201,13 +209,46 @@ static LEAVES: Entry<PathBuf, ()> = Entry::new("leaves a peer at work", |worker,
     }
 });
 
+/// When its job has ended, of which the master tells.
 pub fn what_a_killed_peer_used_is_removed() {
     let name = unique("used");
     let path = std::env::temp_dir().join(&name);
     let peers = Peers::start(&name, &["role_peer"]);
-    run(&config(&name), &LEAVES, path.clone()).unwrap();
+    let killed = Rc::new(Cell::new(0));
+    let (seen, used) = (Rc::clone(&killed), path.clone());
+    let config = config(&name).on_end(move |end| {
+        let is_killed = matches!(end.cause, Err(JoinError::Signaled(9)));
+        assert!(end.cause.is_ok() || is_killed && used.exists(), "{end:?}");
+        seen.set(seen.get() + u32::from(is_killed));
+    });
+    run(&config, &LEAVES, path.clone()).unwrap();
     assert!(!path.exists());
+    assert_eq!(killed.get(), 1);
     assert_eq!(peers.codes(), [None], "killed");
+}
+
+static LEAVES_POLITE: Entry<PathBuf, ()> = Entry::new("leaves a polite one", |worker, path| {
+    worker.start(&POLITE, &path).unwrap().detach();
+    while !path.exists() {
+        std::thread::yield_now();
+    }
+});
+
+pub fn a_peer_that_ends_its_job_when_it_is_asked_is_not_killed() {
+    let name = unique("polite");
+    let path = std::env::temp_dir().join(&name);
+    let peers = Peers::start(&name, &["role_peer"]);
+    let ended = Rc::new(Cell::new(0));
+    let seen = Rc::clone(&ended);
+    let config = config(&name).patience(Duration::from_secs(600));
+    let config = config.on_end(move |end| {
+        assert!(end.cause.is_ok(), "{end:?}");
+        seen.set(seen.get() + 1);
+    });
+    run(&config, &LEAVES_POLITE, path.clone()).unwrap();
+    assert_eq!(ended.get(), 2);
+    assert!(!path.exists());
+    assert_eq!(peers.codes(), [Some(0)]);
 }
 
 static KILLS_KEEPER: Entry<String, ()> = Entry::new("kills a keeper", |worker, name| {
@@ -311,6 +352,48 @@ pub fn a_peer_that_is_dead_when_it_is_seen_is_forgotten() {
     peer.wait().unwrap();
     assert!(!job.is_finished());
     master.finish().unwrap();
+}
+
+/// Wherever else it has others.
+pub fn who_has_the_types_is_found_among_others() {
+    let name = unique("types");
+    let mut master = Master::new(&config(&name)).unwrap();
+    let peer = Peers::start(&name, &["role_peer"]);
+    is_woken(&master, None);
+    master.dispatch().unwrap();
+    let odd = Peers::start(&name, &["role_odd_peer"]);
+    is_woken(&master, None);
+    master.dispatch().unwrap();
+    let area = master.start(&AREA, &Shape::Empty).unwrap();
+    assert_eq!(joined(&mut master, area).unwrap(), 0.0);
+    master.finish().unwrap();
+    assert_eq!([peer, odd].map(Peers::codes).concat(), [Some(0); 2]);
+}
+
+/// For want of a descriptor, when it comes.
+pub fn a_peer_that_cannot_be_watched_is_looked_at_again() {
+    let name = unique("unwatched");
+    let mut master = Master::new(&config(&name)).unwrap();
+    let peers = Peers::start(&name, &["role_peer"]);
+    is_woken(&master, None);
+    let before = getrlimit(Resource::Nofile);
+    let current = Some(3);
+    setrlimit(Resource::Nofile, Rlimit { current, ..before }).unwrap();
+    let area = master.start(&AREA, &Shape::Empty).unwrap();
+    // From here on nothing wakes it but the timer.
+    while is_woken(&master, Some(&Timespec::default())) {
+        assert_eq!(master.dispatch().unwrap().started, 0);
+    }
+    setrlimit(Resource::Nofile, before).unwrap();
+    let limit = Timespec {
+        tv_sec: 60,
+        tv_nsec: 0,
+    };
+    assert!(is_woken(&master, Some(&limit)));
+    assert_eq!(master.dispatch().unwrap().started, 1);
+    assert_eq!(joined(&mut master, area).unwrap(), 0.0);
+    master.finish().unwrap();
+    assert_eq!(peers.codes(), [Some(0)]);
 }
 
 /// Jobs that are on their way at once.

@@ -20,7 +20,7 @@ use super::{loop_for_ever, program};
 
 /// What travels: with names, an option, a variant.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-enum Shape {
+pub enum Shape {
     Empty,
     Square { side: f64, label: Option<String> },
 }
@@ -36,7 +36,7 @@ enum End {
 }
 
 // What the master's program knows of the peers' entries.
-static AREA: Entry<Shape, f64> = Entry::external("area");
+pub static AREA: Entry<Shape, f64> = Entry::external("area");
 static ECHO: Entry<Vec<u8>, Vec<u8>> = Entry::external("echo");
 static PID: Entry<(), u32> = Entry::external("pid");
 static ENDS: Entry<End, u32> = Entry::external("ends");
@@ -48,6 +48,7 @@ static OUTLIVES: Entry<(), ()> = Entry::external("outlives");
 pub static ASKS: Entry<u32, u32> = Entry::external("asks");
 pub static USES: Entry<PathBuf, ()> = Entry::external("uses");
 pub static KEEPS: Entry<String, ()> = Entry::external("keeps");
+pub static POLITE: Entry<PathBuf, ()> = Entry::external("polite");
 
 /// The peers' own.
 mod theirs {
@@ -103,6 +104,12 @@ mod theirs {
         let file = worker.resources().manage(Resource::File(path)).unwrap();
         std::fs::write(file.path(), "").unwrap();
         loop_for_ever()
+    });
+    /// Goes on for a while when it is asked to end: until the master has looked.
+    pub static POLITE: Entry<PathBuf, ()> = Entry::new("polite", |worker, path| {
+        std::fs::write(&path, "").unwrap();
+        assert!(worker.wait_stop(Duration::from_secs(600)));
+        worker.resources().manage(Resource::File(path)).unwrap();
     });
     pub static KEEPS: Entry<String, ()> = Entry::new("keeps", |_, name| {
         // SAFETY: the pool of the case, by its name.
@@ -178,6 +185,7 @@ pub fn role_peer() {
         .define(&theirs::ASKS)
         .define(&theirs::USES)
         .define(&theirs::KEEPS)
+        .define(&theirs::POLITE)
         .define(&theirs::COUNTS)
         .define(&theirs::LEAVES_IT);
     match peer.serve() {

@@ -9,14 +9,17 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
+use serde::{Deserialize, Deserializer, Serialize};
 use shmkit::process::{
     Backoff, Config, Entry, JoinError, JoinHandle, Master, Restart, RunError, StartError,
     StartOptions, run,
 };
 use shmkit::{Handle, Pool};
 
+use super::forks::joined;
 use super::managed::Scratch;
 use super::masters::{FOR_EVER, SQUARE, UNIT};
+use super::peers::{self, AREA, Peers, Shape, unique};
 use super::{loop_for_ever, program};
 use crate::common::skip::skipped;
 use crate::common::{fork, leave, quietly, reap};
@@ -219,6 +222,28 @@ pub fn workers_have_no_descriptor_of_the_pid_file() {
     assert!(!open.is_empty() && !open.iter().any(is_ours), "{open:?}");
 }
 
+/// However many workers and peers there are.
+pub fn a_worker_has_of_its_master_what_wakes_it() {
+    // What is no file.
+    let open = |links: Vec<PathBuf>| links.into_iter().filter(|link| !link.has_root());
+    let own = std::fs::read_dir("/proc/self/fd").unwrap();
+    let own = own.filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok());
+    let before: Vec<_> = open(own.collect()).collect();
+    let name = unique("descriptors");
+    let mut master = Master::new(&peers::config(&name)).unwrap();
+    let peer = Peers::start(&name, &["role_peer"]);
+    let area = master.start(&AREA, &Shape::Empty).unwrap();
+    assert_eq!(joined(&mut master, area).unwrap(), 0.0);
+    master.start(&FOR_EVER, &()).unwrap().detach();
+    assert_eq!(master.dispatch().unwrap().started, 1);
+    let theirs = master.start(&DESCRIPTORS, &()).unwrap();
+    let theirs = open(joined(&mut master, theirs).unwrap());
+    let new: Vec<_> = theirs.filter(|link| !before.contains(link)).collect();
+    assert_eq!(new, [PathBuf::from("anon_inode:[eventfd]")]);
+    master.finish().unwrap();
+    assert_eq!(peer.codes(), [Some(0)]);
+}
+
 static ECHOES: Entry<(), ()> = Entry::new("echoes", |worker, ()| {
     while !worker.wait_stop(Duration::from_secs(60)) {}
 });
@@ -356,6 +381,13 @@ pub fn role_prints() {
     print!("before,");
     let config = Config::new().on_end(|_| print!("end,"));
     run(&config, &THREE, ()).unwrap();
+    let mut master = Master::new(&Config::new()).unwrap();
+    for _ in 0..2 {
+        print!("between,");
+        master.start(&UNIT, &()).unwrap().detach();
+        assert_eq!(master.dispatch().unwrap().started, 1);
+    }
+    master.finish().unwrap();
 }
 
 /// What is printed in the master is printed by no worker that it forks later.
@@ -364,6 +396,7 @@ pub fn a_masters_output_is_flushed_once() {
     let printed = String::from_utf8(output.stdout).unwrap();
     assert_eq!(printed.matches("before,").count(), 1, "{printed}");
     assert_eq!(printed.matches("end,").count(), 4, "{printed}");
+    assert_eq!(printed.matches("between,").count(), 2, "{printed}");
     assert!(printed.contains("012"), "{printed}");
 }
 
@@ -386,6 +419,47 @@ pub fn a_master_is_dropped_beside_a_thread_that_waits() {
         }
         drop(master);
         leave(waits.join().unwrap().unwrap());
+    };
+    assert_eq!(reap(child), 0);
+}
+
+thread_local! {
+    static MASTER: Cell<Option<Master>> = const { Cell::new(None) };
+}
+
+/// A result that ends the run where it is read.
+#[derive(Serialize, Deserialize)]
+struct Ends(#[serde(deserialize_with = "end")] u8);
+
+fn end<'de, D: Deserializer<'de>>(from: D) -> Result<u8, D::Error> {
+    drop(MASTER.take());
+    u8::deserialize(from)
+}
+
+static ENDS: Entry<(), Ends> = Entry::new("ends the run", |_, ()| Ends(7));
+
+pub fn a_master_is_dropped_within_a_join() {
+    let Some(child) = fork() else {
+        let mut master = Master::new(&Config::new()).unwrap();
+        let ends = master.start(&ENDS, &()).unwrap();
+        while !ends.is_finished() {
+            master.dispatch().unwrap();
+        }
+        MASTER.set(Some(master));
+        let read = matches!(ends.try_join(), Ok(Ok(Ends(7))));
+        leave(read && MASTER.take().is_none());
+    };
+    assert_eq!(reap(child), 0);
+}
+
+pub fn a_control_pool_that_was_opened_stays_when_its_master_is_dropped() {
+    let Some(child) = fork() else {
+        let name = unique("opened");
+        let master = Master::new(&peers::config(&name)).unwrap();
+        // SAFETY: the pool made just now.
+        let pool = unsafe { Pool::open(format!("{name}.run")) }.unwrap();
+        drop(master);
+        leave(pool.check().is_ok());
     };
     assert_eq!(reap(child), 0);
 }

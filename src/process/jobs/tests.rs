@@ -80,3 +80,12 @@ fn what_was_asked_of_a_job_stays_asked() {
         }
     }
 }
+
+/// A second one might remove the next run's.
+#[test]
+fn one_process_removes_the_name_of_a_run() {
+    // SAFETY: as above.
+    let control = unsafe { Box::<Control>::new_zeroed().assume_init() };
+    let claims = [(); 2].map(|()| control.peers.claim_name());
+    assert_eq!(claims, [true, false]);
+}

@@ -282,5 +282,9 @@ mod tests {
         assert!(master.look_at_peers(&control));
         assert_eq!(place.state().phase(), Idle);
         assert_ne!(place.changed(), heard);
+        // As it does of a job.
+        let heard = place.changed();
+        assert!(place.assign(tag, Assigned { place: 0, id: 1 }));
+        assert_ne!(place.changed(), heard);
     }
 }
