@@ -10,8 +10,8 @@
 //!
 //! 1. A process of ours is in `running` from its fork until it is reaped, at the job's place.
 //! 2. A process is reaped, and recovered in every pool, before its job's state says that it has
-//!    ended: a process that has joined a dead worker finds that what it held has been taken back, and what it was
-//!    joining available again.
+//!    ended: a process that has joined a dead worker finds that what the worker held has been taken
+//!    back, and that what it was joining can be joined again.
 //! 3. A peer is in `peers` from when it was first seen idle until it has left or is recovered, with
 //!    the job that it runs. That job is in `running`, without a process of ours.
 //! 4. The descriptor for a child's pidfd is reserved before the fork. If the kernel has no memory
