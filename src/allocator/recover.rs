@@ -107,16 +107,16 @@ mod tests {
     use std::ptr::NonNull;
 
     use super::*;
-    use crate::Pool;
     use crate::allocator::run;
     use crate::layout::arena::SLICE;
     use crate::participants::thread;
+    use crate::pool::Scratch;
 
     /// All slices belong to a dead owner. A thread that looks for slices finds what recovery frees
     /// of them.
     #[test]
     fn what_is_abandoned_is_found_again() {
-        let pool = Pool::builder().create().unwrap();
+        let pool = Scratch::new();
         let (arena, all) = (pool.0, pool.0.slices());
         let (me, dead) = (Tag::new(1, 1), Tag::new(2, 1));
         assert!(slice::claim_these(arena, dead, 0, all));
@@ -130,7 +130,7 @@ mod tests {
     /// would not know that they belong to the run.
     #[test]
     fn an_extension_begins_with_the_end_of_the_one_before() {
-        let pool = Pool::builder().create().unwrap();
+        let pool = Scratch::new();
         let (arena, dead) = (pool.0, Tag::new(2, 1));
         let run = |slices| {
             let layout = Layout::from_size_align(slices * SLICE, 1).unwrap();
@@ -151,7 +151,7 @@ mod tests {
     /// it is free again.
     #[test]
     fn what_is_not_extended_claims_nothing() {
-        let pool = Pool::builder().create().unwrap();
+        let pool = Scratch::new();
         let arena = pool.0;
         let run = pool.allocate(Layout::from_size_align(3 * SLICE, 1).unwrap());
         let start = arena.slice_of(run.unwrap().addr().get()).unwrap();
@@ -165,8 +165,8 @@ mod tests {
     }
 
     /// Free slices of which no hint tells, which are all that a pool has that cannot grow.
-    fn all_without_hints() -> Pool {
-        let pool = Pool::builder().create().unwrap();
+    fn all_without_hints() -> Scratch {
+        let pool = Scratch::new();
         let (arena, all) = (pool.0, pool.0.slices());
         let header = arena.header();
         header.max_slices.store(all as u64, Ordering::Relaxed);
@@ -195,7 +195,7 @@ mod tests {
     /// run that is kept.
     #[test]
     fn recovery_tells_of_what_is_free() {
-        let pool = Pool::builder().create().unwrap();
+        let pool = Scratch::new();
         let (arena, header) = (pool.0, pool.0.header());
         let allocate = |size| {
             let layout = Layout::from_size_align(size, 1).unwrap();
@@ -233,7 +233,7 @@ mod tests {
     /// what the dead one had claimed, the run is freed, and others have its slices.
     #[test]
     fn what_somebody_has_by_now_is_not_abandoned() {
-        let pool = Pool::builder().create().unwrap();
+        let pool = Scratch::new();
         let arena = pool.0;
         let (me, dead) = (Tag::new(1, 1), Tag::new(2, 1));
         let run = pool.allocate(Layout::from_size_align(3 * SLICE, 1).unwrap());

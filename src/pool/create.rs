@@ -321,7 +321,8 @@ impl PoolBuilder {
 
     /// Makes a pool that unrelated processes can [open](Pool::open) by name until it is
     /// [unlinked](Pool::unlink). A plain name stands for `/dev/shm/shmkit.NAME`; one that starts
-    /// with a slash is the path of the file to be, in a directory of a tmpfs.
+    /// with a slash is the path of the file to be. It should be in a tmpfs: to a disk, the kernel writes
+    /// what has changed in the pool again and again, which makes nothing durable.
     ///
     /// # Errors
     ///

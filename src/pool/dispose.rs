@@ -359,7 +359,8 @@ mod tests {
 
     use super::*;
     use crate::layout::arena::SLICE;
-    use crate::{Link, Pool, RwLock, Semaphore};
+    use crate::pool::Scratch;
+    use crate::{Link, RwLock, Semaphore};
 
     fn phase(arena: Arena, index: usize) -> Phase {
         arena.object(index).unwrap().state().phase
@@ -369,7 +370,7 @@ mod tests {
     /// walk, and does no walk itself.
     #[test]
     fn who_is_busy_destroys_nothing() {
-        let pool = Pool::builder().create().unwrap();
+        let pool = Scratch::new();
         let (arena, slot) = (pool.0, thread::slot(pool.0).unwrap());
         let object = pool.create(7_u64).unwrap();
         let index = object.index();
@@ -396,7 +397,7 @@ mod tests {
     /// Another process has the record by now of one that has died: nobody has on a list what that one had there.
     #[test]
     fn what_a_records_former_owner_has_kept_is_nobodys() {
-        let pool = Pool::builder().create().unwrap();
+        let pool = Scratch::new();
         let (arena, object) = (pool.0, pool.create(7_u64).unwrap());
         let entry = arena.object(object.index()).unwrap();
         let (state, me) = (entry.state(), me(arena));
@@ -412,7 +413,7 @@ mod tests {
     /// Not only once memory is short, or once so much was retired by somebody else.
     #[test]
     fn what_those_have_retired_who_are_gone_goes_with_a_walk() {
-        let pool = Pool::builder().create().unwrap();
+        let pool = Scratch::new();
         let arena = pool.0;
         let link = pool.create(Link::null()).unwrap();
         link.set(Some(&pool.create(1_u64).unwrap())).unwrap();
@@ -435,7 +436,7 @@ mod tests {
     /// A thread's lists name what lies in an object after all handles to it are gone.
     #[test]
     fn what_a_leaked_guard_leads_to_stays() {
-        let pool = Pool::builder().create().unwrap();
+        let pool = Scratch::new();
         let semaphore = pool.create(Semaphore::new(1)).unwrap();
         let lock = pool.create(RwLock::new(7_u64)).unwrap();
         std::mem::forget(semaphore.acquire().unwrap());
@@ -455,7 +456,7 @@ mod tests {
     /// looks at the object.
     #[test]
     fn a_state_that_has_come_round_is_not_that_on_the_list() {
-        let pool = Pool::builder().create().unwrap();
+        let pool = Scratch::new();
         let [elsewhere, link] = [(); 2].map(|()| pool.create(Link::<u64>::null()).unwrap());
         elsewhere.set(Some(&pool.create(1).unwrap())).unwrap();
         let object = pool.create(7_u64).unwrap();

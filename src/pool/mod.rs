@@ -521,3 +521,36 @@ impl std::fmt::Debug for Pool {
         write!(f, "Pool({:#x})", self.base())
     }
 }
+
+/// A pool that a test has to itself, unmapped at the test's end: a process can have only so many.
+#[cfg(test)]
+pub(crate) struct Scratch {
+    pool: Pool,
+}
+
+#[cfg(test)]
+impl Scratch {
+    pub(crate) fn new() -> Scratch {
+        let pool = Pool::builder().create().expect("a new pool");
+        Scratch { pool }
+    }
+}
+
+#[cfg(test)]
+impl std::ops::Deref for Scratch {
+    type Target = Pool;
+
+    fn deref(&self) -> &Pool {
+        &self.pool
+    }
+}
+
+#[cfg(test)]
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // SAFETY: what the test has of the pool was made after this, so it is gone by now.
+            unsafe { self.pool.unmap() };
+        }
+    }
+}

@@ -261,13 +261,13 @@ pub(super) fn check(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Pool;
     use crate::participants::thread;
+    use crate::pool::Scratch;
 
     /// Who had the name may have lost it since it was asked for.
     #[test]
     fn a_name_is_passed_on_by_who_has_it() {
-        let pool = Pool::builder().create().unwrap();
+        let pool = Scratch::new();
         let (arena, slot) = (pool.0, thread::slot(pool.0).unwrap());
         let [one, other] = [1, 2].map(|value: u64| pool.create(value).unwrap());
         pool.set_name("it", &one).unwrap();
@@ -282,7 +282,7 @@ mod tests {
 
     #[test]
     fn damaged_names_are_found() {
-        let pool = Pool::builder().create().unwrap();
+        let pool = Scratch::new();
         for name in ["one", "two"] {
             pool.set_name(name, &pool.create(7_u64).unwrap()).unwrap();
         }

@@ -310,13 +310,14 @@ impl TypeEntry {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Link;
     use crate::participants::thread;
-    use crate::{Link, Pool};
+    use crate::pool::Scratch;
 
     /// Its writer has died before: the next one writes over it.
     #[test]
     fn an_entry_that_is_not_ready_is_the_next_ones() {
-        let pool = Pool::builder().create().unwrap();
+        let pool = Scratch::new();
         let (arena, slot) = (pool.0, thread::slot(pool.0).unwrap());
         let index = index_of::<u8>(arena, slot).unwrap();
         let ready = &entry(arena, index).unwrap().ready;
@@ -331,7 +332,7 @@ mod tests {
     /// Whatever the entry says of a value, no more words of it are looked at than there are.
     #[test]
     fn a_value_owns_what_is_within_it() {
-        let pool = Pool::builder().create().unwrap();
+        let pool = Scratch::new();
         let (arena, slot) = (pool.0, thread::slot(pool.0).unwrap());
         let index = index_of::<[Link<u8>; 2]>(arena, slot).unwrap();
         let words = |room| owned_words(arena, index, room).take(3).count();

@@ -284,8 +284,7 @@ mod tests {
         let works = || {
             let arena = heap::known_or_new()?;
             with_slot(|_, _| ()).ok()?;
-            let mut others = COMMON + 1..arena.slot_count();
-            let slot = others.find_map(|index| take(arena, index))?;
+            let slot = claim(arena)?;
             in_child();
             recovery::poll(arena);
             (slot.state().phase == SlotPhase::Free).then_some(())

@@ -4,6 +4,7 @@ use std::ptr::NonNull;
 use super::*;
 use crate::Pool;
 use crate::participants::thread;
+use crate::pool::Scratch;
 
 type Block = [u64; 64];
 
@@ -33,7 +34,7 @@ fn full(pool: &Pool) -> (usize, &'static Span, impl Fn()) {
 /// look at that class.
 #[test]
 fn what_others_freed_of_a_span_before_it_was_kept_is_handed_out() {
-    let pool = Pool::builder().create().unwrap();
+    let pool = Scratch::new();
     let (arena, slot) = (pool.0, thread::slot(pool.0).unwrap());
     let (first, span, free) = full(&pool);
     let (cache, start) = (slot.cache(span.class()), span.slice(arena));
@@ -50,7 +51,7 @@ fn what_others_freed_of_a_span_before_it_was_kept_is_handed_out() {
 /// last time. The thread that frees it has set no hint.
 #[test]
 fn what_was_about_to_be_freed_is_handed_out_later() {
-    let pool = Pool::builder().create().unwrap();
+    let pool = Scratch::new();
     let arena = pool.0;
     let (first, _, free) = full(&pool);
     // What another thread has left.
@@ -75,7 +76,7 @@ fn by_another<R: Send>(does: impl FnOnce() -> R + Send) -> R {
 /// A thread that needs blocks goes on with a span that another thread has left.
 #[test]
 fn a_span_of_who_has_left_is_found() {
-    let pool = Pool::builder().create().unwrap();
+    let pool = Scratch::new();
     let theirs = by_another(|| allocate(&pool));
     let [theirs, mine] = [theirs, allocate(&pool)].map(|block| pool.0.slice_of(block));
     assert_eq!(theirs, mine);
@@ -84,7 +85,7 @@ fn a_span_of_who_has_left_is_found() {
 /// No block of such a span was free when others looked. Now one is.
 #[test]
 fn a_block_that_was_freed_of_a_span_of_who_has_left_is_found() {
-    let pool = Pool::builder().create().unwrap();
+    let pool = Scratch::new();
     let theirs = by_another(|| full(&pool).0);
     // All others of the first span.
     drop(full(&pool));
@@ -96,7 +97,7 @@ fn a_block_that_was_freed_of_a_span_of_who_has_left_is_found() {
 /// adopted the span for it goes on without it.
 #[test]
 fn a_block_of_a_span_that_was_adopted_in_vain_is_found_later() {
-    let pool = Pool::builder().create().unwrap();
+    let pool = Scratch::new();
     let arena = pool.0;
     let me = thread::slot(arena).unwrap().tag();
     let (first, start) = by_another(|| {
@@ -124,7 +125,7 @@ fn a_block_of_a_span_that_was_adopted_in_vain_is_found_later() {
 /// All blocks of a span are free, and another thread may be about to free one of them once more.
 #[test]
 fn a_span_that_a_freeing_word_names_is_not_empty() {
-    let pool = Pool::builder().create().unwrap();
+    let pool = Scratch::new();
     let (arena, block) = (pool.0, allocate(&pool));
     let span = arena.span(arena.slice_of(block).unwrap());
     let theirs = by_another(|| thread::slot(arena).unwrap().tag().slot());

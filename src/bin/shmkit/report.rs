@@ -1,5 +1,7 @@
 //! Reports as text and as JSON.
 
+use std::time::{Duration, UNIX_EPOCH};
+
 use serde_json::{Value, json};
 use shmkit::Stats;
 use shmkit::inspect::{Info, Listed, LockReport, ObjectReport, Observer, Participant, PoolState};
@@ -78,6 +80,14 @@ pub fn shape(shape: &[usize]) -> String {
             .collect::<Vec<_>>()
             .join(" x "),
     }
+}
+
+/// A time in seconds after 1970, as far as a calendar has it.
+fn time(seconds: u64) -> String {
+    /// The last second of the year 9999.
+    const LAST: u64 = 253_402_300_799;
+    let time = UNIX_EPOCH + Duration::from_secs(seconds.min(LAST));
+    humantime::format_rfc3339_seconds(time).to_string()
 }
 
 fn state(state: PoolState) -> &'static str {
@@ -207,7 +217,7 @@ impl Whole {
             row([&"layout version", &info.version]),
             row([
                 &"created",
-                &format!("by process {}, {} s after 1970", info.creator, info.created),
+                &format!("by process {}, {}", info.creator, time(info.created)),
             ]),
             row([&"owner", &format!("uid {}", info.owner)]),
             row([
