@@ -72,10 +72,15 @@ impl Local {
         for (word, half) in self.uuid.iter().zip(uuid) {
             word.store(half, Ordering::Relaxed);
         }
+        self.forget();
+        self.len.store(len, Ordering::Release);
+    }
+
+    /// Forgets what the pool that was mapped here before has left behind.
+    fn forget(&self) {
         self.shown.store(false, Ordering::Relaxed);
         self.process.store(0, Ordering::Relaxed);
         self.leaked_guards.store(0, Ordering::Relaxed);
-        self.len.store(len, Ordering::Release);
     }
 
     /// Notes that the mapping is about to go; returns its length and descriptor.
@@ -101,6 +106,7 @@ impl Local {
 
     /// Notes that the granule holds private memory.
     pub(crate) fn set_private(&self) {
+        self.forget();
         self.fd.store(PRIVATE, Ordering::Release);
     }
 
@@ -174,5 +180,11 @@ mod tests {
         place.set_mapped(4, 8192, [3, 4]);
         let known = (place.is_shown(), place.process(), place.leaked_guards());
         assert_eq!(known, (false, 0, 0));
+        // Nor does private memory, which has no table of processes.
+        place.set_process(5);
+        place.leak_guards(1);
+        assert_eq!(place.clear(), (8192, 4));
+        place.set_private();
+        assert_eq!((place.process(), place.leaked_guards()), (0, 0));
     }
 }
