@@ -299,6 +299,9 @@ impl Pool {
 
     /// The descriptor of the pool's memory, to be passed to another process.
     ///
+    /// It is for nothing else: as with `/proc/self/mem`, a write to it changes memory under those
+    /// that use it.
+    ///
     /// ```
     /// # use shmkit::Pool;
     /// let pool = Pool::builder().initial_size(8 << 20).create()?;

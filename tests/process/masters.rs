@@ -185,7 +185,6 @@ pub fn the_first_worker_fails() {
     });
 }
 
-static NOBODYS: Entry<(), ()> = Entry::external("nobody's");
 static TRIES: Entry<(), ()> = Entry::new("tries", |worker, ()| {
     let hung = worker.start(&FOR_EVER, &()).unwrap();
     let hung = hung.try_join().expect_err("it has not ended");
@@ -207,9 +206,9 @@ static TRIES: Entry<(), ()> = Entry::new("tries", |worker, ()| {
     assert!(matches!(copy.join(), Err(JoinError::AlreadyJoined)));
 
     // One that has not ended is nobody's either.
-    let waits = worker.start(&NOBODYS, &()).unwrap();
-    let copy = postcard_copy(&waits);
-    waits.detach();
+    let runs = worker.start(&FOR_EVER, &()).unwrap();
+    let copy = postcard_copy(&runs);
+    runs.detach();
     assert!(matches!(copy.kill(), Err(KillError::Ended)));
 });
 

@@ -270,8 +270,9 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> HashMap<K, V, S> {
 
     /// Gives the key what `f` makes of its value, and returns a view of the value that the key had
     /// before. `f` is given `None` if the key has no value, and returns `None` to leave it without
-    /// one. `f` runs again if somebody else changes the key's value meanwhile, or if there was no room
-    /// until memory was given back; nothing is locked while it runs.
+    /// one. `f` runs again if the key's value has changed meanwhile, or if there was no room until
+    /// memory was given back; nothing is locked while it runs. (So an `f` that itself changes the
+    /// value of this key each time would run for ever.)
     ///
     /// # Errors
     ///
