@@ -398,8 +398,9 @@ impl<'a> Writer<'a> {
         Writer { buffer, timeout }
     }
 
-    /// Sets how long each `write` waits at most: for ever with `None`, which is the default. A write
-    /// that has waited in vain gives an error of kind `TimedOut`, and has written nothing.
+    /// Sets how long each `write` and [`append`](Self::append) waits at most: for ever with `None`,
+    /// which is the default. One that has waited in vain gives an error of kind `TimedOut`, and has
+    /// written nothing.
     ///
     /// ```
     /// # use std::io::{ErrorKind, Write};
@@ -475,6 +476,9 @@ impl<'a> Writer<'a> {
             if len >= least {
                 match self.buffer.append(&bytes[..len]) {
                     // Others took the room first.
+                    Err(AppendError::Full) if deadline.is_some_and(|d| Instant::now() >= d) => {
+                        return Err(AppendError::TimedOut);
+                    }
                     Err(AppendError::Full) => {}
                     appended => return appended.map(|position| (position, len)),
                 }

@@ -470,6 +470,10 @@ impl Claims {
 fn refused_by<'a, T>(arena: Arena, entry: &'a Entry, word: u64) -> Result<Attempt<'a, T>, Refusal> {
     match arena.process_of(Tag::of_word(word)) {
         Some(by) => Err(Refusal::Claimed(by)),
+        // Still held, by nobody who is known: the pool is damaged.
+        None if matches!(entry.judge(arena), Seen::Held(held) if held == word) => {
+            Err(Refusal::Claimed(ProcessId::of_pid(0)))
+        }
         None => Ok(Attempt::Wait(entry, word)),
     }
 }

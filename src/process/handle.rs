@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::jobs::{self, Control, DETACHED, Job, KILL, Untaken};
 use super::{JoinError, KillError, ResultError, Wire, WorkerId};
 use super::{encode, supervise};
-use crate::containers::{Handle, Shared};
+use crate::containers::{Handle, HandleError, Shared};
 use crate::participants::lock::TICK;
 use crate::primitive::Ordering;
 
@@ -222,8 +222,11 @@ impl<R: Wire> JoinHandle<R> {
     /// ```
     #[must_use]
     pub fn is_finished(&self) -> bool {
-        let Ok(control) = self.open() else {
-            return true;
+        let control = match self.control.open_hidden() {
+            Ok(control) => control,
+            // This thread cannot tell.
+            Err(HandleError::NoSlot(_) | HandleError::NoMemory(_)) => return false,
+            Err(_) => return true,
         };
         control.is_orphaned() || self.job(&control).map_or(true, |job| job.is_over(self.id))
     }

@@ -23,7 +23,7 @@
 //! |-------|------|----|
 //! | k of n arrived | k + 1 | a party |
 //! | n - 1 of n     | phase + 1, none arrived | the last party |
-//! | any of n       | BROKEN | whoever finds a party lost, by the rule below, gives itself up for lost, or [aborts](Rounds::abort) it |
+//! | any of n       | BROKEN | whoever finds a party lost, by the rules below, [gives up](Rounds::give_up), or [aborts](Rounds::abort) it |
 //! | any            | reset + 1, none arrived, not BROKEN | [`Rounds::reset`] |
 //!
 //! # What breaks a round
@@ -125,6 +125,18 @@ impl State {
         now.stamp() == self.stamp() && !now.is_broken()
     }
 
+    /// Why the wait of a party that arrived at this round is over, judging by the present state.
+    fn is_over(self, now: State) -> Option<Over> {
+        // After a reset it is unknown whether the round had ended before.
+        if now.resets() != self.resets() {
+            return Some(Over::Broken);
+        }
+        if now.phase() != self.phase() {
+            return Some(Over::Ended);
+        }
+        now.is_broken().then_some(Over::Broken)
+    }
+
     fn with_arrival(self) -> State {
         State(self.0 + (1 << COUNT_SHIFT))
     }
@@ -165,7 +177,7 @@ impl Entry {
 pub enum Over {
     /// All have arrived.
     Ended,
-    /// A party is gone, or somebody has aborted the barrier, or reset it.
+    /// A party is gone or has given up, or somebody has aborted the barrier, or reset it.
     Broken,
 }
 
@@ -224,21 +236,26 @@ impl<'a> Rounds<'a> {
     ) -> Result<State, Over> {
         loop {
             let state = self.state();
-            // After a reset it is unknown whether the round had ended before.
-            if state.resets() != round.resets() {
-                return Err(Over::Broken);
-            }
-            if state.phase() != round.phase() {
-                return Err(Over::Ended);
-            }
-            if state.is_broken() {
-                return Err(Over::Broken);
+            if let Some(over) = round.is_over(state) {
+                return Err(over);
             }
             if !self.is_party_lost(state, &is_gone) {
                 return Ok(state);
             }
             if self.turn(state, state.broken()) {
                 wake();
+            }
+        }
+    }
+
+    /// Ends the wait of a caller that has arrived at a round and gives up: breaks the round, unless it is
+    /// over, and then returns why. If it was broken here, the caller has to wake the others.
+    pub fn give_up(self, round: State) -> Option<Over> {
+        loop {
+            let state = self.state();
+            let over = round.is_over(state);
+            if over.is_some() || self.turn(state, state.broken()) {
+                return over;
             }
         }
     }

@@ -2,7 +2,6 @@
 //!
 //! For what a round is, what breaks it, and what a death leaves, see `protocol::rounds`.
 
-use std::cell::Cell;
 use std::fmt;
 use std::marker::PhantomPinned;
 use std::ops::ControlFlow;
@@ -123,8 +122,8 @@ impl BarrierWaitResult {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum BarrierError {
-    /// A party is gone, or somebody has aborted the barrier, or reset it meanwhile.
-    #[error("a party of the barrier is gone, or the barrier was aborted or reset")]
+    /// A party is gone or has given up, or somebody has aborted the barrier, or reset it meanwhile.
+    #[error("a party of the barrier is gone or has given up, or the barrier was aborted or reset")]
     Broken,
     /// Not all have arrived in time. The barrier is broken now.
     #[error("not all parties of the barrier arrived in time")]
@@ -277,27 +276,31 @@ impl Barrier {
         );
         let mut in_vain = false;
         loop {
-            let is_late = deadline.is_some_and(|deadline| Instant::now() >= deadline);
-            let broken_here = Cell::new(false);
-            let broken = || {
-                broken_here.set(true);
-                self.wake();
-            };
-            // A party whose time is up is as good as gone: by rule a, it breaks its round itself.
-            let state = match rounds.look(round, |owner| is_late || is_gone(owner), broken) {
+            let state = match rounds.look(round, is_gone, || self.wake()) {
                 Ok(state) => state,
-                Err(Over::Broken) if is_late && broken_here.get() => {
-                    return Err(BarrierError::TimedOut);
-                }
-                Err(Over::Broken) => return Err(BarrierError::Broken),
-                Err(Over::Ended) => return Ok(BarrierWaitResult(false)),
+                Err(over) => return Self::outcome(over),
             };
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                let Some(over) = rounds.give_up(round) else {
+                    self.wake();
+                    return Err(BarrierError::TimedOut);
+                };
+                return Self::outcome(over);
+            }
             // Done after the look for lost parties, which need not be settled to be missed.
             if in_vain {
                 recovery::settle_in_turn(arena);
             }
             let low = Arena::low_half(&self.state);
             in_vain = lock::slept_in_vain(arena, slot, low, state.low(), Tag::NOBODY, deadline);
+        }
+    }
+
+    /// The result of a party that was not the last to arrive.
+    fn outcome(over: Over) -> Result<BarrierWaitResult, BarrierError> {
+        match over {
+            Over::Ended => Ok(BarrierWaitResult(false)),
+            Over::Broken => Err(BarrierError::Broken),
         }
     }
 

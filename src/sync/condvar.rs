@@ -31,7 +31,7 @@ use super::deadline;
 use super::lock_error::{LockError, LockResult};
 use super::mutex::{Locked, MutexGuard};
 use crate::layout::arena::Arena;
-use crate::layout::{Field, ShmSafe, TypeInfo};
+use crate::layout::{Field, Movable, ShmSafe, TypeInfo};
 use crate::participants::habit::attempt_awake;
 use crate::participants::here::{Here, here};
 use crate::participants::lock;
@@ -266,7 +266,7 @@ impl Condvar {
     /// });
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn wait_while<'a, T: ShmSafe + Unpin>(
+    pub fn wait_while<'a, T: ShmSafe + Movable>(
         &self,
         mut guard: MutexGuard<'a, T>,
         mut condition: impl FnMut(&mut T) -> bool,
@@ -329,7 +329,7 @@ impl Condvar {
     /// assert!(!result.timed_out());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn wait_timeout_while<'a, T: ShmSafe + Unpin>(
+    pub fn wait_timeout_while<'a, T: ShmSafe + Movable>(
         &self,
         mut guard: MutexGuard<'a, T>,
         timeout: Duration,

@@ -37,7 +37,7 @@ use std::time::{Duration, Instant};
 use super::lock_error::{LockError, LockResult};
 use super::orphan::{Exclusive, Orphan};
 use super::{Holder, deadline};
-use crate::layout::{Field, ShmSafe, TypeInfo};
+use crate::layout::{Field, Movable, ShmSafe, TypeInfo};
 use crate::participants::here::{Here, here};
 use crate::participants::lock::{self, DIED, PANICKED, Taken};
 use crate::participants::table::Slot;
@@ -372,7 +372,7 @@ impl<T: ShmSafe> Deref for MutexGuard<'_, T> {
     }
 }
 
-impl<T: ShmSafe + Unpin> DerefMut for MutexGuard<'_, T> {
+impl<T: ShmSafe + Movable> DerefMut for MutexGuard<'_, T> {
     #[inline]
     fn deref_mut(&mut self) -> &mut T {
         const { T::TYPE.assert_moves() };

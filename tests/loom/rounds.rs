@@ -1,5 +1,5 @@
 //! The rounds of a barrier: nobody goes on before all have arrived, nobody waits for a party that is known to be
-//! dead, and no round is broken without a death.
+//! dead, and no round is broken without a death or a party that gives up.
 
 use std::sync::atomic::{AtomicU64 as Ledger, Ordering::Relaxed};
 
@@ -152,6 +152,32 @@ fn rounds_one_after_the_other() {
         let mine = party(&barrier, 1, &[1, 2], 0..2);
         let last = [mine, other].map(|party| party.join().unwrap().unwrap());
         assert_eq!(last.iter().sum::<usize>(), 2);
+    });
+}
+
+/// One of two gives up at once. Either both have arrived by then, or the other is told.
+#[test]
+fn a_party_gives_up() {
+    const ALL: &[usize] = &[1, 2];
+    let explorer = Explorer::new("rounds: a party gives up");
+    explorer.run(2, || {
+        let barrier = Barrier::new(2);
+        let other = party(&barrier, 2, ALL, 0..1);
+        let ended = match barrier.arrive(1) {
+            Ok(round) => match barrier.rounds().give_up(round) {
+                Some(over) => over == Over::Ended,
+                None => {
+                    barrier.wake();
+                    false
+                }
+            },
+            Err(over) => {
+                barrier.wake();
+                over == Over::Ended
+            }
+        };
+        assert_eq!(other.join().unwrap().is_ok(), ended);
+        assert_eq!(barrier.rounds().state().is_broken(), !ended);
     });
 }
 

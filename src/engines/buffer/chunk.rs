@@ -156,7 +156,7 @@ impl Found {
         loop {
             let state = self.chunk.state.load(Ordering::SeqCst);
             if state & SEALED != 0 {
-                return state & LEN;
+                return self.len();
             }
             if state & BUSY != 0 && patience.goes_on() {
                 continue;

@@ -6,7 +6,7 @@ use std::ops::{Deref, DerefMut};
 use super::super::Holder;
 use super::super::orphan::{Exclusive, Orphan};
 use super::RwLock;
-use crate::layout::ShmSafe;
+use crate::layout::{Movable, ShmSafe};
 use crate::participants::here::Here;
 use crate::participants::lock::{self, DIED, PANICKED};
 use crate::participants::readers;
@@ -145,7 +145,7 @@ impl<T: ShmSafe> Deref for WriteGuard<'_, T> {
     }
 }
 
-impl<T: ShmSafe + Unpin> DerefMut for WriteGuard<'_, T> {
+impl<T: ShmSafe + Movable> DerefMut for WriteGuard<'_, T> {
     #[inline]
     fn deref_mut(&mut self) -> &mut T {
         const { T::TYPE.assert_moves() };
