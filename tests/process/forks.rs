@@ -133,8 +133,7 @@ pub fn role_killed_on_its_way() {
     DIES_AFTER.store(go.as_raw_fd(), Ordering::Relaxed);
     let descriptors = open_descriptors();
     DIES.store(true, Ordering::Relaxed);
-    // Few: each fork waits for as long as it may.
-    for _ in 0..10 {
+    for _ in 0..50 {
         let object = pool.create(7_u64).unwrap();
         let handle = object.handle();
         let killed = forked_with(|| {
