@@ -11,6 +11,7 @@ use crate::layout::arena::Arena;
 use crate::participants::here::here;
 use crate::participants::{lock, thread as slots};
 use crate::primitive::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::BarrierError;
 use crate::sys::futex::{self, only_wakes};
 use crate::sys::process::{self, ForkResult};
 use crate::{
@@ -166,8 +167,8 @@ fn of_events_and_barriers() {
         all_woken(3, move || theirs.wait().unwrap(), || event.set());
         assert!(event.clear());
         // A second round would miss the parties of this one, as their threads have ended.
-        let barriers = [(); 3].map(|()| create(Barrier::new(4)));
-        let [turned, reset, aborted] = barriers.clone();
+        let barriers = [4, 4, 4, 5].map(|parties| create(Barrier::new(parties)));
+        let [turned, reset, aborted, given_up] = barriers.clone();
         let went_on = all_woken(
             3,
             move || turned.wait().is_ok(),
@@ -179,6 +180,15 @@ fn of_events_and_barriers() {
         let went_on = all_woken(3, move || reset.wait().is_ok(), || barriers[1].reset());
         assert_eq!(went_on, [false; 3]);
         let went_on = all_woken(3, move || aborted.wait().is_ok(), || barriers[2].abort());
+        assert_eq!(went_on, [false; 3]);
+        let went_on = all_woken(
+            3,
+            move || given_up.wait().is_ok(),
+            || {
+                let late = barriers[3].wait_timeout(Duration::ZERO);
+                assert_eq!(late, Err(BarrierError::TimedOut));
+            },
+        );
         assert_eq!(went_on, [false; 3]);
     }
 }

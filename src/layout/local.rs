@@ -33,17 +33,7 @@ pub(crate) struct Local {
 /// In place of a descriptor: the granule holds private memory.
 const PRIVATE: RawFd = -2;
 
-static LOCALS: [Local; GRANULES] = [const {
-    Local {
-        len: AtomicUsize::new(0),
-        fd: AtomicI32::new(-1),
-        uuid: [const { AtomicU64::new(0) }; 2],
-        shown: AtomicBool::new(false),
-        process: AtomicU64::new(0),
-        leaked_guards: AtomicUsize::new(0),
-        job: AtomicU64::new(0),
-    }
-}; GRANULES];
+static LOCALS: [Local; GRANULES] = [const { Local::new() }; GRANULES];
 
 /// The entry of a pool's granule.
 #[inline]
@@ -60,6 +50,18 @@ pub(crate) fn mapped() -> impl Iterator<Item = Arena> {
 }
 
 impl Local {
+    const fn new() -> Self {
+        Local {
+            len: AtomicUsize::new(0),
+            fd: AtomicI32::new(-1),
+            uuid: [const { AtomicU64::new(0) }; 2],
+            shown: AtomicBool::new(false),
+            process: AtomicU64::new(0),
+            leaked_guards: AtomicUsize::new(0),
+            job: AtomicU64::new(0),
+        }
+    }
+
     #[inline]
     pub(crate) fn is_mapped(&self) -> bool {
         self.len.load(Ordering::Acquire) != 0
@@ -162,15 +164,7 @@ mod tests {
 
     #[test]
     fn a_place_knows_nothing_of_the_pool_before() {
-        let place = Local {
-            len: AtomicUsize::new(0),
-            fd: AtomicI32::new(-1),
-            uuid: [const { AtomicU64::new(0) }; 2],
-            shown: AtomicBool::new(false),
-            process: AtomicU64::new(0),
-            leaked_guards: AtomicUsize::new(0),
-            job: AtomicU64::new(0),
-        };
+        let place = Local::new();
         place.set_mapped(3, 4096, [1, 2]);
         place.show();
         // It has left a guard behind, and so has not left.
