@@ -196,10 +196,11 @@ impl<R: Wire> JoinHandle<R> {
     ) -> Result<T, Option<JoinError>> {
         let tag = jobs::tag(control.pool()).map_err(|_| JoinError::NoSuchRun)?;
         let job = self.job(control)?;
-        job.take(self.id, tag).map_err(|untaken| match untaken {
-            Untaken::NotEnded => None,
-            Untaken::Gone => Some(JoinError::AlreadyJoined),
-        })?;
+        job.take(control.pool().0, self.id, tag)
+            .map_err(|untaken| match untaken {
+                Untaken::NotEnded => None,
+                Untaken::Gone => Some(JoinError::AlreadyJoined),
+            })?;
         let release = ReleaseOnDrop(job);
         let result = f(job);
         drop(release);

@@ -17,7 +17,7 @@
 //! | REQUESTED, WAITING | the master | RUNNING, ENDED |
 //! | RUNNING | the master | ENDED, WAITING |
 //! | ENDED | a thread that joins or detaches; the master, if detached | TAKEN |
-//! | TAKEN | the taker | FREE |
+//! | TAKEN | the taker; if it is gone, a thread that joins or detaches, and the master | FREE; ENDED |
 //! | any with an id | any worker | the same with the flag DETACHED or KILL |
 //!
 //! # Invariants
@@ -28,7 +28,8 @@
 //!    the master, or the job's own process, from REQUESTED to ENDED, to the taker while TAKEN.
 //! 3. The master waits for no worker: it only exchanges words. A worker that is stopped or hangs
 //!    delays nobody.
-//! 4. CLAIMED and TAKEN name a thread. If it is gone, the master puts the place right.
+//! 4. CLAIMED and TAKEN name a thread. If it is gone, the master puts the place right. A thread that joins a job does
+//!    not wait for that, as the master may not learn of each death: it makes the job ENDED again itself.
 //!
 //! # Crash behaviour
 //!
@@ -40,7 +41,7 @@
 //! | while CLAIMED | a place with no job | the master, when it reaps: FREE |
 //! | REQUESTED, before the master is woken | a job | the master, when it reaps, finds it |
 //! | the job's process, before its kind is stored | no result | the master: ENDED with the cause |
-//! | a taker, before it strikes the outcome | TAKEN, with the outcome | the master: ENDED again |
+//! | a taker, before it strikes the outcome | TAKEN, with the outcome | the master, or who joins: ENDED again |
 //! | a taker, later | TAKEN, half empty | the master: FREE |
 
 use std::alloc::Layout;
@@ -343,7 +344,10 @@ impl Job {
     }
 
     /// Takes the ended job `id` for the calling thread, or says why not.
-    pub(super) fn take(&self, id: u64, by: Tag) -> Result<(), Untaken> {
+    pub(super) fn take(&self, arena: Arena, id: u64, by: Tag) -> Result<(), Untaken> {
+        if let Some(state) = self.abandoned(arena) {
+            self.put_back(state);
+        }
         loop {
             let state = self.state();
             if state.id() != id || state.has(DETACHED) {
@@ -356,6 +360,26 @@ impl Job {
                 return Ok(());
             }
         }
+    }
+
+    /// The state, if it names a thread that is gone.
+    fn abandoned(&self, arena: Arena) -> Option<State> {
+        let state = self.state();
+        let is_held = matches!(state.phase(), Phase::Taken | Phase::Claimed);
+        (is_held && table::is_abandoned(arena, state.0)).then_some(state)
+    }
+
+    /// Makes the job ENDED again that a thread had taken which is gone; false if it has struck the outcome. By
+    /// invariant 4.
+    fn put_back(&self, state: State) -> bool {
+        let has_outcome =
+            state.phase() == Phase::Taken && self.outcome.load(Ordering::Acquire) != 0;
+        if has_outcome {
+            // The outcome and the id are those of this state, if the word is still the same.
+            let ended = State::of(Phase::Ended, self.id.load(Ordering::Relaxed), 0);
+            self.turn(state, ended);
+        }
+        has_outcome
     }
 
     /// Whether the job `id` has ended, or is no longer there.
@@ -454,20 +478,15 @@ impl Control {
     /// The master's step: repairs a place that a dead worker, or nobody, has left (invariant 4).
     pub(super) fn tidy(&self, arena: Arena, place: usize) {
         let Some(job) = self.job(place) else { return };
-        let state = job.state();
-        match state.phase() {
-            Phase::Taken | Phase::Claimed if !table::is_abandoned(arena, state.0) => {}
-            Phase::Taken if job.outcome.load(Ordering::Acquire) != 0 => {
-                let ended = State::of(Phase::Ended, job.id.load(Ordering::Relaxed), 0);
-                job.turn(state, ended);
-            }
-            Phase::Taken | Phase::Claimed => {
-                // What the claimant was about to leave to its worker. Cleared before the place is
-                // free, since the next one to have the place leaves something there at once.
-                self.resources.clear_user(place);
-                job.release();
-            }
-            _ => {}
+        let Some(state) = job.abandoned(arena) else {
+            return;
+        };
+        // Otherwise a joiner has put the job back meanwhile, and taken it.
+        if !job.put_back(state) && job.state() == state {
+            // What the claimant was about to leave to its worker. Cleared before the place is
+            // free, since the next one to have the place leaves something there at once.
+            self.resources.clear_user(place);
+            job.release();
         }
     }
 

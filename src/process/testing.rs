@@ -71,6 +71,12 @@ impl Jobs {
         });
     }
 
+    /// True if somebody has taken the job at the first place, to join it.
+    pub fn is_taken(&self) -> bool {
+        let job = self.0.job(0).expect("a place");
+        job.state().phase() == Phase::Taken
+    }
+
     /// A handle of the job `id` at the first place, which was made by a process that is dead.
     pub fn forge(&self, id: u64) -> JoinHandle<Vec<u8>> {
         JoinHandle::new(&self.0, 0, id)

@@ -8,7 +8,7 @@ use shmkit::Pool;
 use shmkit::process::{JoinError, JoinHandle, Resource, ResourceId, Wire};
 use shmkit::testing::{self, Jobs};
 
-use super::engine::{Case, Crash, Suite, Victim, progress};
+use super::engine::{Case, Crash, Doomed, Suite, Victim, progress};
 use super::in_pool::{InPool, ensure};
 
 struct World {
@@ -57,11 +57,7 @@ fn case(
         setup(&mut world);
         world
     })
-    .attach(|world| {
-        let block = world.pool.allocate(std::alloc::Layout::new::<u8>());
-        // SAFETY: allocated just now.
-        unsafe { world.pool.deallocate(block.expect("a slot").cast()) }.expect("a free");
-    })
+    .attach(|world| enter(world))
     .operation(operation)
     .bury(|world: &mut World, victim: &Victim| {
         // SAFETY: its image is looked at from now on, and it does nothing any more.
@@ -77,16 +73,25 @@ fn case(
         world.jobs.tidy();
         intact(world)?;
         check(world, crash)?;
-        intact(world)?;
-        let now = world.pool.stats().allocated;
-        if now != world.before {
-            return Err(format!("{now} bytes allocated, not {}", world.before));
-        }
-        match world.jobs.is_empty() {
-            true => Ok(()),
-            false => Err("a job is left".into()),
-        }
+        at_rest(world)
     })
+}
+
+/// The caller has its slot.
+fn enter(world: &World) {
+    let block = world.pool.allocate(std::alloc::Layout::new::<u8>());
+    // SAFETY: allocated just now.
+    unsafe { world.pool.deallocate(block.expect("a slot").cast()) }.expect("a free");
+}
+
+/// Nothing is left of any job.
+fn at_rest(world: &World) -> Result<(), String> {
+    intact(world)?;
+    let now = world.pool.stats().allocated;
+    ensure(now == world.before, || {
+        format!("{now} bytes allocated, not {}", world.before)
+    })?;
+    ensure(world.jobs.is_empty(), || "a job is left".into())
 }
 
 fn intact(world: &World) -> Result<(), String> {
@@ -216,7 +221,82 @@ pub fn cases(suite: &mut Suite) {
     }));
     suite.run(ending("end by join", false));
     suite.run(ending("end of a detached one by join", true));
+    half_joined(suite);
     resources(suite);
+}
+
+/// A job whose joiner was killed as soon as it had taken it, and the master has not heard of that.
+fn half_joined(suite: &mut Suite) {
+    let left = |world: &mut World| {
+        world.handle = Some(world.jobs.start(&argument()));
+        world.jobs.work();
+        world.jobs.end();
+        let mut joiner = Doomed::new(
+            || enter(world),
+            || drop(copy::<Vec<u8>>(world.handle.as_ref().expect("a handle")).join()),
+        );
+        joiner.go_on_until(|| world.jobs.is_taken());
+        joiner.die();
+        world.pool.recover();
+    };
+    let join = |world: &mut World| {
+        let joined = joined(world);
+        assert!(joined.expect("a result"), "it was there to be joined");
+    };
+    let unheard = case("join what a joiner has left", left, join, |_, _| Ok(()))
+        .recover(|world| {
+            world.pool.recover();
+            Ok(())
+        })
+        .verify(move |world, crash| {
+            world.pool.recover();
+            let again = joined(world)?;
+            ensure(!(crash.finished && again), || "joined twice".into())?;
+            ensure(again || crash.done(), || "the result is lost".into())?;
+            world.jobs.tidy();
+            at_rest(world)
+        });
+    suite.run(unheard);
+    // Who joins then has the place for another job, which the master leaves alone.
+    let both = case(
+        "tidy by join and start",
+        left,
+        |world| world.jobs.tidy(),
+        |_, _| Ok(()),
+    )
+    .attach(|world| world.jobs.reign())
+    .overtaken_by(|world| {
+        let joined = copy::<Marked>(world.handle.as_ref().expect("a handle")).try_join();
+        if matches!(joined, Ok(Ok(_))) {
+            let _started = world.jobs.start(&argument());
+            progress(HAD);
+        }
+    })
+    .verify(|world, crash| {
+        // With the master the run has ended.
+        if !crash.finished {
+            return Ok(());
+        }
+        world.pool.recover();
+        let had = crash.overtaken.is_some_and(|how| how.mark == HAD);
+        let again = joined(world)?;
+        ensure(had != again, || {
+            format!("joined meanwhile: {had}, later: {again}")
+        })?;
+        let started = world.jobs.work();
+        ensure(started == usize::from(had), || format!("{started} started"))?;
+        world.jobs.end();
+        if had {
+            world.handle = Some(world.jobs.forge(3));
+            ensure(joined(world)?, || "no result".into())?;
+        }
+        world.jobs.tidy();
+        at_rest(world)
+    })
+    .without_second_order()
+    .without_real_kills()
+    .at_least(3);
+    suite.run(both);
 }
 
 /// The mark of who got what it asked for.
