@@ -8,7 +8,7 @@
 //! block    0    words of an element
 //!          8    how many entries were ever used
 //!          16   how often an element was about to be BACK, or to be taken that was
-//!          64   entries, each a state, the element's position, and the element
+//!          64   entries, each a state, the element's position, how often it was leased, and the element
 //! ```
 //!
 //! | state       | meaning | next, by whom |
@@ -39,6 +39,8 @@
 //!    and then a later one does, the later one is not taken first: a thread that did not find the first one BACK has
 //!    read the count before it was raised for the second. If the count is not the same, the thread looks again:
 //!    somebody has made progress, by something that came back or was taken.
+//! 5. The number of attempts is 0 when an entry becomes HELD for the first time; after that the holder raises it, before
+//!    it gives the lease to its caller. So a holder that is killed in between has not made an attempt.
 
 use super::queue::{CELL, Header, LAP, LEASE, make, store};
 use super::word;
@@ -62,6 +64,8 @@ const ENTRY: usize = 2;
 const USED: usize = 8;
 const CHANGES: usize = 16;
 const FIRST_ENTRY: usize = 64;
+/// The words of an entry before those of the element.
+const HEAD: usize = 3;
 
 /// An entry into which an element can be, or has been, leased.
 pub(crate) type Entry = leased::Entry<'static>;
@@ -79,7 +83,7 @@ impl Header {
     pub(crate) fn leases(&self, words: usize) -> Option<Table> {
         // Acquire: the entries are filled in.
         let address = self.lease_block.load(Ordering::Acquire) as usize;
-        let stride = 8 * (2 + words);
+        let stride = 8 * (HEAD + words);
         // If the word is garbage, it may name anything.
         let fits = address != 0
             && address.is_multiple_of(64)
@@ -105,7 +109,7 @@ impl Header {
 
     #[cold]
     fn make_leases(&self, arena: Arena, slot: &Slot, words: usize) -> Result<(), AllocError> {
-        let size = (2 + words)
+        let size = (HEAD + words)
             .checked_mul(8 * LEASES)
             .and_then(|size| size.checked_add(FIRST_ENTRY))
             .ok_or(AllocError::TooLarge)?;
@@ -116,7 +120,7 @@ impl Header {
                 store(start + USED, 0);
                 store(start + CHANGES, 0);
                 for index in 0..LEASES {
-                    store(start + FIRST_ENTRY + index * 8 * (2 + words), FREE);
+                    store(start + FIRST_ENTRY + index * 8 * (HEAD + words), FREE);
                 }
             }
         })
@@ -236,11 +240,27 @@ impl Table {
 impl Entry {
     /// The first word of the element.
     pub(crate) fn element(&self) -> *const AtomicU64 {
-        std::ptr::from_ref(self.state).wrapping_add(2)
+        std::ptr::from_ref(self.state).wrapping_add(HEAD)
+    }
+
+    /// How often the element has been leased. Only the owner of the entry touches it.
+    fn attempts(&self) -> &AtomicU64 {
+        // SAFETY: a word of the entry, before the element.
+        unsafe { &*std::ptr::from_ref(self.state).wrapping_add(HEAD - 1) }
+    }
+
+    /// Counts that the element is leased, and says how often it has been. Called once for each lease, by its holder,
+    /// before anybody sees the element. By invariant 5.
+    pub(crate) fn count_attempt(&self) -> u32 {
+        // Relaxed: what the holder before has stored is known since the exchange that took the entry, as the element is.
+        let attempts = self.attempts().load(Ordering::Relaxed).saturating_add(1);
+        self.attempts().store(attempts, Ordering::Relaxed);
+        u32::try_from(attempts).unwrap_or(u32::MAX)
     }
 
     /// Records which element the entry is going to hold, before it is taken. By invariant 1.
     pub(crate) fn record(&self, slot: &Slot, cell: &AtomicU64, lap: u64, position: u64) {
+        self.attempts().store(0, Ordering::Relaxed);
         self.prepare(position);
         // The cell that the intent names so far is not ours, so its lap does not matter.
         slot.intent.set_arg(LAP, lap);
@@ -265,7 +285,9 @@ pub(super) fn check(arena: Arena, header: &Header, report: &mut CheckReport) {
     }
     let words = word(arena, address).map_or(0, |w| w.load(Ordering::Relaxed) as usize);
     let size = block::usable_size(arena, address as usize).unwrap_or(0);
-    let needed = words.checked_add(2).and_then(|n| n.checked_mul(8 * LEASES));
+    let needed = words
+        .checked_add(HEAD)
+        .and_then(|n| n.checked_mul(8 * LEASES));
     if needed.is_none_or(|needed| needed > size.saturating_sub(FIRST_ENTRY)) {
         report.problem(format_args!(
             "leases at {address:#x} of {words} words have {size} bytes"

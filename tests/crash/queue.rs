@@ -173,6 +173,10 @@ impl World {
             }
             let leased = queue.try_lease().map_err(|e| format!("{e}"))?;
             ensure(leased.0 == 100, || format!("{} leased", leased.0))?;
+            let attempts = leased.attempts();
+            ensure(attempts == 1, || {
+                format!("{attempts} attempts of a new element")
+            })?;
             drop(leased);
             let popped = self.emptied()?;
             ensure(popped == all, || format!("{popped:?} for {all:?}"))?;
@@ -398,6 +402,34 @@ fn past_a_push(suite: &mut Suite) {
     past("lease what was told", told, lease, [&[1, 2], &[2]]);
 }
 
+/// Each lease that its holder had counts, and none that it was killed before it had.
+fn attempts(suite: &mut Suite) {
+    const LEASES: u32 = 2;
+    let counted = in_pool::case("queue/lease, attempts", || World::new(4, &[1]))
+        .attach(World::enter)
+        .operation(|world| {
+            for attempt in 1..=LEASES {
+                let lease = world.queue.lease().expect("an element");
+                assert_eq!(lease.attempts(), attempt);
+                progress(attempt.into());
+            }
+        })
+        .verify(|world, crash| {
+            world.pool.recover();
+            intact(world.pool)?;
+            let had = crash.progress as u32;
+            let attempts = world.queue.try_lease().map(|lease| lease.attempts());
+            let right = had + 1..=(had + 2).min(LEASES + 1);
+            ensure(attempts.is_ok_and(|n| right.contains(&n)), || {
+                format!("{attempts:?} in {right:?}")
+            })?;
+            let left = world.emptied()?;
+            ensure(left == [1], || format!("{left:?}"))?;
+            world.usable()
+        });
+    suite.run(counted);
+}
+
 fn leases(suite: &mut Suite) {
     suite.run(case(
         "lease",
@@ -420,6 +452,7 @@ fn leases(suite: &mut Suite) {
         |queue| assert_eq!(queue.lease().expect("an element").ack().0, 1),
         [&[1, 2, 3], &[2, 3]],
     ));
+    attempts(suite);
     let given_back = || {
         let world = World::new(4, &[1, 2, 3]);
         let queue = &world.queue;

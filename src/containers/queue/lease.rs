@@ -45,6 +45,7 @@ pub struct Lease<'a, T: ShmSafe + Movable> {
     /// The tag of the thread that has the lease.
     tag: Tag,
     entry: Entry,
+    attempts: u32,
     value: T,
     _one_thread: PhantomData<*const ()>,
 }
@@ -60,6 +61,7 @@ impl<'a, T: ShmSafe + Movable> Lease<'a, T> {
         Lease {
             queue,
             tag: slot.tag(),
+            attempts: entry.count_attempt(),
             entry,
             value,
             _one_thread: PhantomData,
@@ -73,6 +75,30 @@ impl<'a, T: ShmSafe + Movable> Lease<'a, T> {
             self.queue.settle(self.entry, consumed);
             thread::guard_dropped(self.queue);
         }
+    }
+
+    /// How often the element has been leased, including this time: 1 at first. A higher number means that it was given
+    /// back, or that a process died with it. An element that kills each worker that has it comes back first each time:
+    /// after some attempts it should be put aside.
+    ///
+    /// ```
+    /// # use shmkit::{Pool, Queue};
+    /// # let pool = Pool::builder().create()?;
+    /// let [jobs, failed] = [pool.create(Queue::bounded(8))?, pool.create(Queue::bounded(8))?];
+    /// jobs.push("bad job".len())?;
+    /// while let Ok(job) = jobs.try_lease() {
+    ///     if job.attempts() > 3 {
+    ///         failed.push(*job)?;
+    ///         job.ack();
+    ///     }
+    /// }
+    /// assert_eq!((jobs.len(), failed.len()), (0, 1));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[inline]
+    #[must_use]
+    pub fn attempts(&self) -> u32 {
+        self.attempts
     }
 
     /// Consumes the element, and returns its value.
