@@ -135,7 +135,7 @@ mod exports {
         ClaimError, ClaimMut, CompareError, ElementError, Foreign, Handle, HandleError, HashMap,
         Iter, Key, Link, LinkError, Matrix, MultiMap, PoolAlloc, Position, RangeError, Reader,
         ResizeError, RowBand, RowBandMut, Rows, RowsMut, ShapeError, Shared, SharedCell,
-        StoreError, View, Writer,
+        StoreError, Value, View, Writer,
     };
     pub use crate::containers::{
         Collected, Gc, GcTarget, Heap, HeapError, HeapStats, HeapView, Trace, Tracer, Tx,

@@ -15,6 +15,8 @@ mod arrays;
 mod banks;
 #[path = "containers/buffers.rs"]
 mod buffers;
+#[path = "containers/byte_maps.rs"]
+mod byte_maps;
 #[path = "containers/cells.rs"]
 mod cells;
 #[path = "containers/claims.rs"]
@@ -147,6 +149,15 @@ const CASES: &[common::Named] = table! {
         updates_of_a_cell_are_counted
         killed_setters_of_cells_lose_nothing
         a_stopped_viewer_holds_up_memory_only;
+    byte_maps:
+        bytes_behave_like_stds
+        bytes_of_all_lengths
+        maps_of_bytes_outside_of_a_pool
+        maps_of_bytes_are_told_apart
+        damaged_lengths_are_passed_over
+        a_full_pool_keeps_the_bytes
+        replaced_bytes_are_counted
+        the_killed_leave_bytes_whole;
     maps:
         behaves_like_stds
         grows_and_shrinks

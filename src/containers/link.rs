@@ -14,7 +14,7 @@ use std::ops::Deref;
 
 use serde::{Deserialize, Serialize};
 
-use super::Shared;
+use super::{Shared, Value};
 use crate::ShmSafe;
 use crate::engines::limbo;
 use crate::layout::arena::Arena;
@@ -289,7 +289,7 @@ impl<T: ShmSafe> fmt::Debug for Link<T> {
 /// assert_eq!(count.view().unwrap().to_string(), "7");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub struct View<'a, T: ShmSafe> {
+pub struct View<'a, T: ?Sized + Value> {
     /// The address of the value; for a copy, a word that begins with the value.
     seen: *const (),
     /// The tag of the slot that is pinned for the view, or [`COPY`].
@@ -302,25 +302,33 @@ pub struct View<'a, T: ShmSafe> {
 const COPY: NonZeroU64 = NonZeroU64::MIN;
 const _: () = assert!(COPY.get() & Tag::MASK == 0);
 
-impl<'a, T: ShmSafe> View<'a, T> {
+impl<'a, T: ?Sized + Value> View<'a, T> {
     #[inline]
     fn is_copy(&self) -> bool {
-        size_of::<T>() <= 8 && self.pinned_by == COPY
+        T::FITS_WORD && self.pinned_by == COPY
     }
 
     /// A view of a value that is pinned by `slot`, which is this thread's. The pin ends with the
     /// view.
     #[inline]
-    pub(super) fn pinned(value: &'a T, slot: &'static Slot) -> Self {
+    pub(super) fn pinned(value: &'a T, slot: &'static Slot) -> Self
+    where
+        T: Sized,
+    {
         thread::guard_made(slot);
-        View::held(value, slot.tag())
+        // SAFETY: it is a value, for as long as the reference.
+        unsafe { View::held(std::ptr::from_ref(value).cast(), slot.tag()) }
     }
 
-    /// The same, if the pin is already counted as a guard.
+    /// A view of the value at an address, if the pin is already counted as a guard.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Value::at`], for as long as the pin.
     #[inline]
-    fn held(value: &'a T, tag: Tag) -> Self {
+    unsafe fn held(seen: *const (), tag: Tag) -> Self {
         View {
-            seen: std::ptr::from_ref(value).cast(),
+            seen,
             // The tag is never 0, as a slot has a tag.
             pinned_by: NonZeroU64::new(tag.word()).unwrap_or(COPY),
             value: PhantomData,
@@ -331,11 +339,10 @@ impl<'a, T: ShmSafe> View<'a, T> {
     ///
     /// # Safety
     ///
-    /// The word begins with the bytes of a `T`. `T` is no larger and no more aligned than a word,
-    /// and is plain.
+    /// The word begins with the bytes of a `T`, and `T` [fits into a word](Value::FITS_WORD).
     #[inline]
     pub(super) unsafe fn of_word(word: u64) -> Self {
-        debug_assert!(size_of::<T>() <= 8 && align_of::<T>() <= 8 && T::TYPE.is_plain());
+        debug_assert!(T::FITS_WORD);
         View {
             seen: std::ptr::without_provenance(word as usize),
             pinned_by: COPY,
@@ -363,10 +370,15 @@ impl Pinned {
         }
     }
 
-    /// A view of a value that was found under the pin. The pin lasts as long as the view.
+    /// A view of the value at an address, which was found under the pin. The pin lasts as long as the view.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Value::at`], for as long as the pin.
     #[inline]
-    pub(super) fn view<'a, T: ShmSafe>(self, value: &'a T) -> View<'a, T> {
-        View::held(value, std::mem::ManuallyDrop::new(self).tag)
+    pub(super) unsafe fn view<'a, T: ?Sized + Value>(self, seen: *const ()) -> View<'a, T> {
+        // SAFETY: by the caller's promise.
+        unsafe { View::held(seen, std::mem::ManuallyDrop::new(self).tag) }
     }
 }
 
@@ -392,7 +404,7 @@ impl Drop for Pinned {
     }
 }
 
-impl<T: ShmSafe> Deref for View<'_, T> {
+impl<T: ?Sized + Value> Deref for View<'_, T> {
     type Target = T;
 
     #[inline]
@@ -400,33 +412,36 @@ impl<T: ShmSafe> Deref for View<'_, T> {
         if self.is_copy() {
             // SAFETY: the view was made of a word that begins with a plain value's bytes, and nobody
             // changes the word.
-            unsafe { &*(&raw const self.seen).cast::<T>() }
+            unsafe { T::at((&raw const self.seen).cast()) }
         } else {
-            // SAFETY: a pinned view was made of a reference.
-            unsafe { &*self.seen.cast::<T>() }
+            // SAFETY: as `held` was promised.
+            unsafe { T::at(self.seen.cast()) }
         }
     }
 }
 
-impl<T: ShmSafe> Drop for View<'_, T> {
+impl<T: ?Sized + Value> Drop for View<'_, T> {
     #[inline]
     fn drop(&mut self) {
         // A forked child has a copy of its parent's view, but not its pin.
-        if !self.is_copy()
-            && let Some(slot) = thread::still_held(&**self, Tag::of_word(self.pinned_by.get()))
-        {
+        if self.is_copy() {
+            return;
+        }
+        let tag = Tag::of_word(self.pinned_by.get());
+        // SAFETY: a value that is pinned is in a pool.
+        if let Some(slot) = unsafe { thread::still_held_near(self.seen.addr(), tag) } {
             unpin(slot);
         }
     }
 }
 
-impl<T: ShmSafe + fmt::Display> fmt::Display for View<'_, T> {
+impl<T: ?Sized + Value + fmt::Display> fmt::Display for View<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         (**self).fmt(f)
     }
 }
 
-impl<T: ShmSafe + fmt::Debug> fmt::Debug for View<'_, T> {
+impl<T: ?Sized + Value + fmt::Debug> fmt::Debug for View<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         (**self).fmt(f)
     }

@@ -18,6 +18,7 @@
 //! | `refusals` | the errors of arrays |
 //! | `store`  | the errors of containers that allocate |
 //! | `elements` | how elements are copied |
+//! | `value`  | [`Value`]: what maps hold and views show |
 //! | `queue`  | [`Queue`]: first in, first out |
 //! | `mailbox`| [`Mailbox`]: many senders, one receiver |
 //! | `foreign`| [`PoolAlloc`], [`Foreign`]: other crates' collections |
@@ -41,6 +42,7 @@ mod ranges;
 mod refusals;
 mod shared;
 mod store;
+mod value;
 #[cfg(test)]
 mod wakes;
 
@@ -48,7 +50,7 @@ use std::marker::PhantomData;
 
 /// Marks a container of `T`s that are stored and taken through `&`: it is invariant in `T`, and has the auto
 /// traits of `T`.
-type Contained<T> = PhantomData<(fn(T) -> T, T)>;
+type Contained<T> = PhantomData<(fn(&T) -> &T, T)>;
 
 pub use array::Array;
 pub use buffer::{AppendError, Buffer, Position, RangeError};
@@ -69,3 +71,4 @@ pub use ranges::{Claim, ClaimMut};
 pub use refusals::{ClaimError, ElementError, ResizeError};
 pub use shared::{Handle, HandleError, Shared};
 pub use store::{ChangeError, StoreError};
+pub use value::Value;

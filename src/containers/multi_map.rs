@@ -9,9 +9,9 @@ use std::fmt;
 use std::mem::offset_of;
 
 use super::View;
-use super::hash_map::{Found, Key, KeyHasher, Raw, Root, SipHash13, Stored};
+use super::hash_map::{Found, Key, KeyHasher, Raw, Root, SipHash13};
 use super::link::Pinned;
-use super::store::{ChangeError, StoreError, with_room, with_room_for};
+use super::store::{ChangeError, StoreError, with_room_for};
 use crate::engines::map::{Entry, Put, Stack};
 use crate::layout::arena::Arena;
 use crate::layout::{Field, TypeInfo};
@@ -147,13 +147,12 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> MultiMap<K, V, S> {
             Err(cause) => return Err(StoreError { value, cause }),
         };
         let (guess, _) = self.raw.guess(key);
-        with_room(place.0, value, |value| {
+        let stored = with_room_for(place.0, || {
             let pinned = Pinned::new(place.0, place.1);
-            match self.raw.put(place, (key, guess), value, put, |_| true)? {
-                Stored::Put { old: Some(old), .. } => Ok(Some(Self::view(pinned, old))),
-                _ => Ok(None),
-            }
-        })
+            let stored = self.raw.put(place, (key, guess), &value, put, |_| true)?;
+            Ok(stored.replaced().map(|old| Self::view(pinned, old)))
+        });
+        stored.map_err(|cause| StoreError { value, cause })
     }
 
     /// Removes the value on top, and returns a view of it. The value that it hid is visible again.

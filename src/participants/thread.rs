@@ -231,13 +231,23 @@ pub(crate) fn slot_in(arena: Arena) -> Option<&'static Slot> {
 /// the case after the thread has left the pool.
 #[inline]
 pub(crate) fn still_held<T: InPool>(near: &T, tag: Tag) -> Option<&'static Slot> {
-    let address = std::ptr::from_ref(near).addr();
+    // SAFETY: `near` is in a pool.
+    unsafe { still_held_near(std::ptr::from_ref(near).addr(), tag) }
+}
+
+/// The same, for an address.
+///
+/// # Safety
+///
+/// It is in a pool.
+#[inline]
+pub(crate) unsafe fn still_held_near(address: usize, tag: Tag) -> Option<&'static Slot> {
     // The fuzzer's dead unwind, which the real dead do not.
     #[cfg(fuzzing)]
     if crate::primitive::is_killed() {
         return None;
     }
-    // SAFETY: by invariant 1; `near` is in a pool, so its granule has an entry.
+    // SAFETY: by invariant 1; the address is in a pool, by the caller's promise, so its granule has an entry.
     let slot = unsafe { table().entry(address).get().as_ref() };
     slot.filter(|slot| slot.tag() == tag)
 }

@@ -61,7 +61,7 @@ pub fn a_mixed_load_of_processes() {
     assert_sound(*pool);
 }
 
-fn killed_at_work(pool: Pool, rounds: u64, work: impl Fn(u64, &AtomicU64) + Copy + Send) {
+pub fn killed_at_work(pool: Pool, rounds: u64, work: impl Fn(u64, &AtomicU64) + Copy + Send) {
     let steps = pool.create(AtomicU64::new(0)).unwrap();
     for round in 0..rounds {
         scope(|s| {

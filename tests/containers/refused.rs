@@ -160,6 +160,9 @@ pub fn maps_refused() {
     by_both(64, HashMap::<u64, [u64; 20]>::new, |_, map| {
         (0..64).all(|key| map.insert(&key, [key; 20]).is_ok())
     });
+    by_both(64, HashMap::<u64, [u8]>::new, |_, map| {
+        (0..64).all(|key| map.insert_bytes(&key, &vec![7; key as usize * 40]).is_ok())
+    });
     by_both(20, MultiMap::<str, u64>::new, |_, map| {
         (0..20).all(|n| map.push(&format!("{}", n % 5), n).is_ok())
     });

@@ -1,6 +1,7 @@
 //! The cases, and their run.
 
 mod buffer;
+mod byte_map;
 mod cell;
 mod children;
 mod containers;
@@ -44,6 +45,7 @@ pub fn run() -> ExitCode {
     heap::cases(&mut suite);
     map::cases(&mut suite);
     str_map::cases(&mut suite);
+    byte_map::cases(&mut suite);
     multi_map::cases(&mut suite);
     queue::cases(&mut suite);
     mailbox::cases(&mut suite);

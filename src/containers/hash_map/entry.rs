@@ -277,12 +277,11 @@ impl<'m, 'k, K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher, F: FnMut(&V) -
                     None => make.take().expect("what it made is kept")(),
                 },
             };
-            let unchanged = |now| now == seen;
-            match map.put_seen(place, key, value, unchanged) {
+            match map.put_seen(place, key, &value, seen) {
                 Ok(Stored::Put { new, .. }) => return Ok(HashMap::<K, V, S>::view(pinned, new)),
-                Ok(Stored::Refused(value, _)) if seen.is_none() => made = Some(value),
-                Ok(Stored::Refused(..)) => {}
-                Err(StoreError { value, cause }) => {
+                Ok(Stored::Refused(_)) if seen.is_none() => made = Some(value),
+                Ok(Stored::Refused(_)) => {}
+                Err(cause) => {
                     let value = match seen {
                         None => (Some(value), None),
                         Some(_) => (made, Some(value)),
@@ -330,9 +329,8 @@ impl<'m, 'k, K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher, F: FnMut(&V) -
                     return Ok(None);
                 };
                 let value = f(HashMap::<K, V, S>::value(&seen));
-                let unchanged = |now| now == Some(seen);
-                let put = map.put_seen(place, key, value, unchanged);
-                if let Stored::Put { new, .. } = put.map_err(|refused| refused.cause)? {
+                let put = map.put_seen(place, key, &value, Some(seen));
+                if let Stored::Put { new, .. } = put? {
                     return Ok(Some(HashMap::<K, V, S>::view(pinned, new)));
                 }
             }

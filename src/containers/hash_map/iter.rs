@@ -6,8 +6,9 @@ use super::hasher::KeyHasher;
 use super::key::Key;
 use super::raw::{Found, Raw};
 use super::{HashMap, Pinned, SipHash13};
+use crate::Movable;
+use crate::containers::Value;
 use crate::engines::map::{Entries, Entry};
-use crate::{Movable, ShmSafe};
 
 /// The entries of a map; see [`HashMap::iter`].
 ///
@@ -28,7 +29,7 @@ use crate::{Movable, ShmSafe};
 /// assert_eq!(sum, 285);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub struct Iter<'a, K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher = SipHash13> {
+pub struct Iter<'a, K: ?Sized + Key, V: ?Sized + Value + Movable, S: KeyHasher = SipHash13> {
     map: &'a HashMap<K, V, S>,
     entries: Option<Entries<Raw<K, V, S, false>>>,
     /// The entry that is being looked at; in a flat map, a copy of it.
@@ -36,13 +37,13 @@ pub struct Iter<'a, K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher = SipHas
     _pinned: Option<Pinned>,
 }
 
-impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> fmt::Debug for Iter<'_, K, V, S> {
+impl<K: ?Sized + Key, V: ?Sized + Value + Movable, S: KeyHasher> fmt::Debug for Iter<'_, K, V, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Iter").finish_non_exhaustive()
     }
 }
 
-impl<'a, K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> Iter<'a, K, V, S> {
+impl<'a, K: ?Sized + Key, V: ?Sized + Value + Movable, S: KeyHasher> Iter<'a, K, V, S> {
     pub(super) fn new(map: &'a HashMap<K, V, S>) -> Self {
         let pinned = map.raw.place().ok();
         let pinned = pinned.map(|(arena, slot)| (arena, Pinned::new(arena, slot)));

@@ -2,10 +2,10 @@
 
 use std::alloc::Layout;
 use std::marker::PhantomData;
-use std::ptr::NonNull;
 
 use crate::ShmSafe;
 use crate::allocator::AllocError;
+use crate::containers::Value;
 use crate::engines::limbo::Retirable;
 use crate::layout::TypeInfo;
 use crate::layout::arena::Arena;
@@ -259,9 +259,11 @@ pub(super) unsafe fn key_of<K: ?Sized + Key>(word: &u64, len: usize) -> Option<&
 /// A node with a key and a value, given by its address. It consists of what `limbo` needs, the
 /// key's length unless all keys have the same, the value, and the key. In a stacked map, the
 /// address of the node that it hides follows what `limbo` needs.
-pub(super) struct Node<K: ?Sized, V, const STACKED: bool>(PhantomData<(*const K, V)>);
+pub(super) struct Node<K: ?Sized, V: ?Sized, const STACKED: bool>(
+    PhantomData<(*const K, *const V)>,
+);
 
-impl<K: ?Sized + Key, V, const STACKED: bool> Node<K, V, STACKED> {
+impl<K: ?Sized + Key, V: ?Sized + Value, const STACKED: bool> Node<K, V, STACKED> {
     const LEN_AT: usize = size_of::<Retirable>() + 8 * STACKED as usize;
     const VALUE_AT: usize = {
         let before = if K::LEN.is_some() {
@@ -269,28 +271,48 @@ impl<K: ?Sized + Key, V, const STACKED: bool> Node<K, V, STACKED> {
         } else {
             Self::LEN_AT + 8
         };
-        before.next_multiple_of(align_of::<V>())
+        before.next_multiple_of(V::ALIGN)
     };
-    const KEY_AT: usize = (Self::VALUE_AT + size_of::<V>()).next_multiple_of(K::ALIGN);
+    const TAIL_AT: usize = Self::VALUE_AT + V::SIZE;
     const ALIGN: usize = {
-        let align = if align_of::<V>() > K::ALIGN {
-            align_of::<V>()
+        let align = if V::ALIGN > K::ALIGN {
+            V::ALIGN
         } else {
             K::ALIGN
         };
         if align > 8 { align } else { 8 }
     };
 
+    /// Where the key is, behind a value with a tail of that size.
+    #[inline]
+    fn key_at(tail: usize) -> Option<usize> {
+        Self::TAIL_AT
+            .checked_add(tail)?
+            .checked_next_multiple_of(K::ALIGN)
+    }
+
     /// The size of a node with a key of `len` bytes.
     #[inline]
-    pub(super) fn size(len: usize) -> usize {
-        Self::KEY_AT + len
+    fn size(len: usize, tail: usize) -> Option<usize> {
+        Self::key_at(tail)?.checked_add(len)
     }
 
     #[inline]
-    pub(super) fn layout(len: usize) -> Result<Layout, AllocError> {
-        let size = Self::KEY_AT.checked_add(len).ok_or(AllocError::TooLarge)?;
+    pub(super) fn layout(len: usize, value: &V) -> Result<Layout, AllocError> {
+        let size = Self::size(len, value.tail()).ok_or(AllocError::TooLarge)?;
         Layout::from_size_align(size, Self::ALIGN).map_err(|_| AllocError::TooLarge)
+    }
+
+    /// The size of a node that has a key of `len` bytes.
+    ///
+    /// # Safety
+    ///
+    /// As for [`bytes`](Self::bytes), which has given the key.
+    #[inline]
+    pub(super) unsafe fn size_of(node: u64, len: usize) -> usize {
+        // SAFETY: by the caller's promise.
+        let tail = unsafe { V::tail_at(Self::value(node)) };
+        Self::size(len, tail).unwrap_or(0)
     }
 
     #[inline]
@@ -302,22 +324,23 @@ impl<K: ?Sized + Key, V, const STACKED: bool> Node<K, V, STACKED> {
     ///
     /// # Safety
     ///
-    /// The block at `node` is new, and has the layout for the key. If the node is kept, the value is
+    /// The block at `node` is new, and has the layout for the key and the value. If the node is kept, the value is
     /// no longer used where it was (nor dropped: no `ShmSafe` type is).
     #[inline]
     pub(super) unsafe fn write(node: u64, key: &[u8], value: &V) {
+        let key_at = Self::key_at(value.tail()).expect("there is a layout");
         // SAFETY: within the block, by the caller's promise and the constants above.
         unsafe {
             if K::LEN.is_none() {
                 Self::at::<u64>(node, Self::LEN_AT).write(key.len() as u64);
             }
-            Self::at::<V>(node, Self::VALUE_AT).copy_from_nonoverlapping(value, 1);
-            Self::at::<u8>(node, Self::KEY_AT).copy_from_nonoverlapping(key.as_ptr(), key.len());
+            value.write(Self::at(node, Self::VALUE_AT));
+            Self::at::<u8>(node, key_at).copy_from_nonoverlapping(key.as_ptr(), key.len());
         }
     }
 
     /// The bytes of the key; `None` if no whole node can be at that address, which a word that is
-    /// garbage may give.
+    /// garbage may give. If there is a key, the value is whole, too.
     ///
     /// # Safety
     ///
@@ -325,17 +348,21 @@ impl<K: ?Sized + Key, V, const STACKED: bool> Node<K, V, STACKED> {
     #[inline]
     pub(super) unsafe fn bytes<'a>(arena: Arena, node: u64) -> Option<&'a [u8]> {
         let room = arena.room_at(node as usize);
-        if room < Self::KEY_AT || !(node as usize).is_multiple_of(Self::ALIGN) {
+        if room < Self::TAIL_AT || !(node as usize).is_multiple_of(Self::ALIGN) {
             return None;
         }
-        let len = match K::LEN {
-            Some(len) => len,
-            // SAFETY: in committed data of the pool, aligned, and before the key.
-            None => unsafe { Self::at::<u64>(node, Self::LEN_AT).read() as usize },
+        // SAFETY: in committed data of the pool, aligned, and before the tail.
+        let (len, tail) = unsafe {
+            let len = match K::LEN {
+                Some(len) => len,
+                None => Self::at::<u64>(node, Self::LEN_AT).read() as usize,
+            };
+            (len, V::tail_at(Self::value(node)))
         };
+        let key_at = Self::key_at(tail).filter(|&key_at| key_at <= room)?;
         // SAFETY: in committed data; by the caller's promise nobody writes there.
-        (len <= room - Self::KEY_AT)
-            .then(|| unsafe { std::slice::from_raw_parts(Self::at(node, Self::KEY_AT), len) })
+        (len <= room - key_at)
+            .then(|| unsafe { std::slice::from_raw_parts(Self::at(node, key_at), len) })
     }
 
     /// The key, if [`bytes`](Self::bytes) gives bytes, and they are not damaged.
@@ -353,9 +380,8 @@ impl<K: ?Sized + Key, V, const STACKED: bool> Node<K, V, STACKED> {
 
     /// The address of the value in a node that has a key.
     #[inline]
-    pub(super) fn value(node: u64) -> NonNull<V> {
-        let value = Self::at(node, Self::VALUE_AT);
-        NonNull::new(value).expect("nodes are not at zero")
+    pub(super) fn value(node: u64) -> *const u8 {
+        Self::at(node, Self::VALUE_AT)
     }
 }
 

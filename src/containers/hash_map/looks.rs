@@ -1,13 +1,13 @@
 //! Look-ups in a map and walks over it, which do not change it. Everything is found under a pin.
 
 use super::{HashMap, Iter, Key, KeyHasher, Raw};
-use crate::containers::View;
+use crate::Movable;
 use crate::containers::link::Pinned;
+use crate::containers::{Value, View};
 use crate::engines::map::Mode;
 use crate::participants::epoch;
-use crate::{Movable, ShmSafe};
 
-impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> HashMap<K, V, S> {
+impl<K: ?Sized + Key, V: ?Sized + Value + Movable, S: KeyHasher> HashMap<K, V, S> {
     /// Returns a view of the value of a key; `None` if there is none (or the thread has no slot in
     /// the pool). While a view is open, nothing that it could see is freed.
     ///

@@ -7,6 +7,8 @@
 //! | `hasher` | [`KeyHasher`], and the two hashes |
 //! | `entry` | [`MapEntry`]: a key on which one atomic operation is done |
 //! | `looks` | look-ups and walks, which change nothing |
+//! | `changes` | changes, given the value by reference |
+//! | `bytes` | the same of a map whose values are bytes |
 //! | `iter` | [`Iter`]: iteration over the entries |
 //!
 //! | operation | happens at | killed before | killed after |
@@ -19,6 +21,8 @@
 //! what they return is stored only if the map still has what was found. (Keys are compared under
 //! the lock, but as bytes, by this library.)
 
+mod bytes;
+mod changes;
 mod entry;
 mod hasher;
 mod iter;
@@ -29,28 +33,30 @@ mod raw;
 use std::fmt;
 use std::mem::offset_of;
 
-use super::View;
 use super::link::Pinned;
-use super::store::{ChangeError, StoreError, with_room, with_room_for};
-use crate::engines::limbo;
-use crate::engines::map::{Guess, Mode, Put};
-use crate::layout::arena::Arena;
+use super::store::{ChangeError, StoreError, with_room_for};
+use super::{Value, View};
+use crate::engines::map::{Guess, Mode};
 use crate::layout::{Field, TypeInfo};
-use crate::participants::epoch;
-use crate::participants::table::Slot;
 use crate::{Movable, ShmSafe};
 
+use self::changes::Place;
 pub use self::entry::{MapEntry, ModifyEntry};
 pub use self::hasher::{FoldHash, KeyHasher, SipHash13};
 pub use self::iter::Iter;
+pub(super) use self::key::Bytes;
 pub use self::key::{Key, is_key};
-pub(super) use self::raw::{Found, Raw, Root, Stored};
+use self::raw::Stored;
+pub(super) use self::raw::{Found, Raw, Root};
 
 /// A hash map in a pool. Reads never wait for anybody.
 ///
 /// Values are never changed in place: they are replaced as a whole, and looked at through a
 /// [`View`], which keeps what it shows. Keys are hashed with a secret of the map's own. The map
 /// grows and shrinks a little at a time, with each change.
+///
+/// Keys and values are of types with a fixed size, or of as many bytes as each of them has: keys are
+/// `str` or `[u8]` then, and values `[u8]` (see [`insert_bytes`](Self::insert_bytes)).
 ///
 /// ```
 /// use shmkit::{HashMap, Pool};
@@ -67,29 +73,31 @@ pub(super) use self::raw::{Found, Raw, Root, Stored};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[repr(C)]
-pub struct HashMap<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher = SipHash13> {
+pub struct HashMap<K: ?Sized + Key, V: ?Sized + Value + Movable, S: KeyHasher = SipHash13> {
     raw: Raw<K, V, S, false>,
 }
 
 // SAFETY: an atomic word, listed at its offset, and atomic hints; no drop glue.
-unsafe impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> ShmSafe for HashMap<K, V, S> {
+unsafe impl<K: ?Sized + Key, V: ?Sized + Value + Movable, S: KeyHasher> ShmSafe
+    for HashMap<K, V, S>
+{
     const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>(
         "HashMap",
         const {
             &[
                 Field::at::<Root>("root", offset_of!(Self, raw.root)),
                 Field::mention::<K::Stored>("K"),
-                Field::mention::<V>("V"),
+                Field::mention::<V::Described>("V"),
                 Field::mention::<S>("S"),
             ]
         },
     )
-    .holding::<V>();
-    const IMAGE_BOUND: bool = V::IMAGE_BOUND || <K::Stored as ShmSafe>::IMAGE_BOUND;
+    .holding::<V::Described>();
+    const IMAGE_BOUND: bool = V::Described::IMAGE_BOUND || <K::Stored as ShmSafe>::IMAGE_BOUND;
     const OWNS: bool = true;
 }
 
-impl<K: ?Sized + Key, V: ShmSafe + Movable> HashMap<K, V> {
+impl<K: ?Sized + Key, V: ?Sized + Value + Movable> HashMap<K, V> {
     /// An empty map. It can be filled once it is in a pool.
     ///
     /// ```
@@ -106,7 +114,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable> HashMap<K, V> {
     }
 }
 
-impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> HashMap<K, V, S> {
+impl<K: ?Sized + Key, V: ?Sized + Value + Movable, S: KeyHasher> HashMap<K, V, S> {
     /// An empty map whose keys are hashed by `S`. It can be filled once it is in a pool.
     ///
     /// ```
@@ -120,99 +128,6 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> HashMap<K, V, S> {
     #[must_use]
     pub const fn with_hasher() -> Self {
         HashMap { raw: Raw::new() }
-    }
-
-    #[inline]
-    fn view<'a>(pinned: Pinned, found: Found) -> View<'a, V> {
-        Raw::<K, V, S, false>::view(pinned, found)
-    }
-
-    #[inline]
-    fn value(found: &Found) -> &V {
-        Raw::<K, V, S, false>::value(found)
-    }
-
-    /// Gives the key a value, and returns a view of the one that it had.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`], with the value; the map is as it was.
-    ///
-    /// # Crash behaviour
-    ///
-    /// The key has the new value, or what it had before.
-    ///
-    /// ```
-    /// # use shmkit::{HashMap, Pool};
-    /// # let pool = Pool::builder().create()?;
-    /// let ages = pool.create(HashMap::<str, u32>::new())?;
-    /// assert!(ages.insert("Ada", 35)?.is_none());
-    /// assert_eq!(ages.insert("Ada", 36)?.as_deref(), Some(&35));
-    /// assert_eq!(ages.get_copied("Ada"), Some(36));
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn insert(&self, key: &K, value: V) -> Result<Option<View<'_, V>>, StoreError<V>> {
-        let guess = self.raw.guess(key);
-        let place = match self.raw.place() {
-            Ok(place) => place,
-            Err(cause) => return Err(StoreError { value, cause }),
-        };
-        match self.raw.put_at_once(place, guess, &value, |_| true) {
-            Some(stored) => Ok(stored.replaced().map(Raw::<K, V, S, false>::copy)),
-            None if Raw::<K, V, S, false>::FLAT => self.insert_apart(place, (key, guess.0), value),
-            None => self.insert_anyhow(place, (key, guess.0), value),
-        }
-    }
-
-    #[inline(never)]
-    fn insert_apart(
-        &self,
-        place: (Arena, &'static Slot),
-        key: (&K, Guess),
-        value: V,
-    ) -> Result<Option<View<'_, V>>, StoreError<V>> {
-        self.insert_anyhow(place, key, value)
-    }
-
-    #[inline]
-    fn insert_anyhow(
-        &self,
-        place: (Arena, &'static Slot),
-        key: (&K, Guess),
-        value: V,
-    ) -> Result<Option<View<'_, V>>, StoreError<V>> {
-        let put = |value| self.raw.put(place, key, value, Put::Replace, |_| true);
-        with_room(place.0, value, |value| {
-            if Raw::<K, V, S, false>::FLAT {
-                // As in `get`.
-                epoch::pin(place.0, place.1);
-                let stored = put(value);
-                epoch::unpin(place.1);
-                limbo::collect_after_look(place.0, place.1);
-                return Ok(stored?.replaced().map(Raw::<K, V, S, false>::copy));
-            }
-            let pinned = Pinned::new(place.0, place.1);
-            let old = put(value)?.replaced();
-            Ok(old.map(|old| Self::view(pinned, old)))
-        })
-    }
-
-    /// Returns an entry for a key, on which one operation is then done: each of the calls that end
-    /// an entry is atomic.
-    ///
-    /// ```
-    /// # use shmkit::{HashMap, Pool};
-    /// # let pool = Pool::builder().create()?;
-    /// let counts = pool.create(HashMap::<str, u64>::new())?;
-    /// for word in "the cat and the dog and the bird".split(' ') {
-    ///     counts.entry(word).and_modify(|n| n + 1).or_insert(1)?;
-    /// }
-    /// assert_eq!(counts.get_copied("the"), Some(3));
-    /// assert_eq!(*counts.entry("fish").or_insert(0)?, 0);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn entry<'m, 'k>(&'m self, key: &'k K) -> MapEntry<'m, 'k, K, V, S> {
-        MapEntry::new(self, key)
     }
 
     /// Removes the key's value, and returns a view of it.
@@ -268,213 +183,6 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> HashMap<K, V, S> {
         })
     }
 
-    /// Gives the key what `f` makes of its value, and returns a view of the value that the key had
-    /// before. `f` is given `None` if the key has no value, and returns `None` to leave it without
-    /// one. `f` runs again if the key's value has changed meanwhile, or if there was no room until
-    /// memory was given back; nothing is locked while it runs. (So an `f` that itself changes the
-    /// value of this key each time would run for ever.)
-    ///
-    /// # Errors
-    ///
-    /// [`ChangeError`]; the map is as it was.
-    ///
-    /// # Panics
-    ///
-    /// If `f` does. The map is as it was.
-    ///
-    /// # Crash behaviour
-    ///
-    /// As for [`insert`](Self::insert).
-    ///
-    /// ```
-    /// # use shmkit::{HashMap, Pool};
-    /// # let pool = Pool::builder().create()?;
-    /// let counts = pool.create(HashMap::<str, u64>::new())?;
-    /// for word in ["a", "b", "a"] {
-    ///     counts.update(word, |count| Some(count.map_or(1, |n| n + 1)))?;
-    /// }
-    /// assert_eq!(counts.get_copied("a"), Some(2));
-    /// counts.update("b", |_| None)?;
-    /// assert!(!counts.contains_key("b"));
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn update(
-        &self,
-        key: &K,
-        mut f: impl FnMut(Option<&V>) -> Option<V>,
-    ) -> Result<Option<View<'_, V>>, ChangeError> {
-        let place = self.raw.place()?;
-        with_room_for(place.0, || self.update_once(place, key, &mut f))
-    }
-
-    fn update_once(
-        &self,
-        place: (Arena, &'static Slot),
-        key: &K,
-        f: &mut impl FnMut(Option<&V>) -> Option<V>,
-    ) -> Result<Option<View<'_, V>>, ChangeError> {
-        loop {
-            let pinned = Pinned::new(place.0, place.1);
-            let seen = self.raw.find(place.0, key);
-            let unchanged = match f(seen.as_ref().map(Self::value)) {
-                Some(value) => {
-                    let put = self.put_seen(place, key, value, |now| now == seen);
-                    let put = put.map_err(|refused| refused.cause)?;
-                    matches!(put, Stored::Put { .. })
-                }
-                None => match seen {
-                    Some(seen) => self.raw.remove_if(place, key, Some(seen))?.is_some(),
-                    None => true,
-                },
-            };
-            if unchanged {
-                return Ok(seen.map(|seen| Self::view(pinned, seen)));
-            }
-        }
-    }
-
-    /// Gives the key a value if it still has what was seen. The caller is pinned.
-    fn put_seen(
-        &self,
-        place: (Arena, &'static Slot),
-        key: &K,
-        value: V,
-        unchanged: impl Fn(Option<Found>) -> bool,
-    ) -> Result<Stored<V>, StoreError<V>> {
-        let guess = self.raw.guess(key);
-        if let Some(stored) = self.raw.put_at_once(place, guess, &value, &unchanged) {
-            return Ok(stored);
-        }
-        self.raw
-            .put(place, (key, guess.0), value, Put::Replace, unchanged)
-    }
-
-    /// Stores `new` (`None` for no value) if the key's value is `current`, and returns a view of
-    /// what it was.
-    ///
-    /// # Errors
-    ///
-    /// [`CompareError::Other`], with a view of the value that the key has instead; or the reason
-    /// why the new value was not stored. The map is as it was.
-    ///
-    /// # Crash behaviour
-    ///
-    /// As for [`insert`](Self::insert).
-    ///
-    /// ```
-    /// # use shmkit::{CompareError, HashMap, Pool};
-    /// # let pool = Pool::builder().create()?;
-    /// let owners = pool.create(HashMap::<u32, u32>::new())?;
-    /// assert!(owners.compare_exchange(&7, None, Some(1)).is_ok());
-    /// match owners.compare_exchange(&7, None, Some(2)) {
-    ///     Err(CompareError::Other(Some(owner))) => assert_eq!(*owner, 1),
-    ///     _ => unreachable!("it has an owner"),
-    /// }
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn compare_exchange(
-        &self,
-        key: &K,
-        current: Option<&V>,
-        new: Option<V>,
-    ) -> Result<Option<View<'_, V>>, CompareError<'_, V>>
-    where
-        V: PartialEq + Clone,
-    {
-        let place = self.raw.place().map_err(CompareError::Change)?;
-        let attempt = || self.compare_exchange_once(place, key, current, &new);
-        match with_room_for(place.0, attempt) {
-            Ok(Ok(was)) => Ok(was),
-            Ok(Err(other)) => Err(CompareError::Other(other)),
-            Err(cause) => Err(CompareError::Change(cause)),
-        }
-    }
-
-    /// Gives the value that the key had, or what it has instead.
-    #[allow(clippy::type_complexity, reason = "two outcomes, each a value or none")]
-    fn compare_exchange_once(
-        &self,
-        place: (Arena, &'static Slot),
-        key: &K,
-        current: Option<&V>,
-        new: &Option<V>,
-    ) -> Result<Result<Option<View<'_, V>>, Option<View<'_, V>>>, ChangeError>
-    where
-        V: PartialEq + Clone,
-    {
-        loop {
-            let pinned = Pinned::new(place.0, place.1);
-            let seen = self.raw.find(place.0, key);
-            if seen.as_ref().map(Self::value) != current {
-                return Ok(Err(seen.map(|seen| Self::view(pinned, seen))));
-            }
-            let unchanged = match (new, seen) {
-                (Some(value), _) => {
-                    let put = self.put_seen(place, key, value.clone(), |now| now == seen);
-                    let put = put.map_err(|refused| refused.cause)?;
-                    matches!(put, Stored::Put { .. })
-                }
-                (None, Some(seen)) => self.raw.remove_if(place, key, Some(seen))?.is_some(),
-                (None, None) => true,
-            };
-            if unchanged {
-                return Ok(Ok(seen.map(|seen| Self::view(pinned, seen))));
-            }
-        }
-    }
-
-    /// Returns a view of the key's value; if it has none, gives it the one that `f` makes. If
-    /// several callers do this at the same time, one of them stores its value, and the others see
-    /// that value.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`], with the value; the map is as it was.
-    ///
-    /// # Panics
-    ///
-    /// If `f` does. The map is as it was.
-    ///
-    /// # Crash behaviour
-    ///
-    /// As for [`insert`](Self::insert).
-    ///
-    /// ```
-    /// # use shmkit::{HashMap, Pool};
-    /// # let pool = Pool::builder().create()?;
-    /// let squares = pool.create(HashMap::<u64, u64>::new())?;
-    /// assert_eq!(*squares.get_or_insert_with(&12, || 12 * 12)?, 144);
-    /// assert_eq!(*squares.get_or_insert_with(&12, || unreachable!("it is there"))?, 144);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn get_or_insert_with(
-        &self,
-        key: &K,
-        f: impl FnOnce() -> V,
-    ) -> Result<View<'_, V>, StoreError<V>> {
-        if let Some(found) = self.get(key) {
-            return Ok(found);
-        }
-        let value = f();
-        let place = match self.raw.place() {
-            Ok(place) => place,
-            Err(cause) => return Err(StoreError { value, cause }),
-        };
-        let (guess, _) = self.raw.guess(key);
-        with_room(place.0, value, |value| {
-            let pinned = Pinned::new(place.0, place.1);
-            let none = |now: Option<Found>| now.is_none();
-            let stored = self
-                .raw
-                .put(place, (key, guess), value, Put::Replace, none)?;
-            let found = match stored {
-                Stored::Put { new, .. } => new,
-                Stored::Refused(_, found) => found.expect("refused because there is one"),
-            };
-            Ok(Self::view(pinned, found))
-        })
-    }
-
     /// Removes all entries for which `f` returns `false`. Each is removed on its own; what is inserted
     /// or replaced meanwhile may stay without `f` having been called for it. If there was no room
     /// until memory was given back, `f` is called again for the entries that are left.
@@ -508,7 +216,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> HashMap<K, V, S> {
 
     fn retain_once(
         &self,
-        place: (Arena, &'static Slot),
+        place: Place,
         f: &mut impl FnMut(&K, &V) -> bool,
     ) -> Result<(), ChangeError> {
         let _pinned = Pinned::new(place.0, place.1);
@@ -551,6 +259,189 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> HashMap<K, V, S> {
     }
 }
 
+impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> HashMap<K, V, S> {
+    /// Gives the key a value, and returns a view of the one that it had.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`], with the value; the map is as it was.
+    ///
+    /// # Crash behaviour
+    ///
+    /// The key has the new value, or what it had before.
+    ///
+    /// ```
+    /// # use shmkit::{HashMap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let ages = pool.create(HashMap::<str, u32>::new())?;
+    /// assert!(ages.insert("Ada", 35)?.is_none());
+    /// assert_eq!(ages.insert("Ada", 36)?.as_deref(), Some(&35));
+    /// assert_eq!(ages.get_copied("Ada"), Some(36));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn insert(&self, key: &K, value: V) -> Result<Option<View<'_, V>>, StoreError<V>> {
+        let guess = self.raw.guess(key);
+        let place = match self.raw.place() {
+            Ok(place) => place,
+            Err(cause) => return Err(StoreError { value, cause }),
+        };
+        match self.raw.put_at_once(place, guess, &value, |_| true) {
+            Some(stored) => Ok(stored.replaced().map(Raw::<K, V, S, false>::copy)),
+            None if Raw::<K, V, S, false>::FLAT => self.insert_apart(place, (key, guess.0), value),
+            None => self.insert_anyhow(place, (key, guess.0), value),
+        }
+    }
+
+    #[inline(never)]
+    fn insert_apart(
+        &self,
+        place: Place,
+        key: (&K, Guess),
+        value: V,
+    ) -> Result<Option<View<'_, V>>, StoreError<V>> {
+        self.insert_anyhow(place, key, value)
+    }
+
+    #[inline]
+    fn insert_anyhow(
+        &self,
+        place: Place,
+        key: (&K, Guess),
+        value: V,
+    ) -> Result<Option<View<'_, V>>, StoreError<V>> {
+        self.put(place, key, &value)
+            .map_err(|cause| StoreError { value, cause })
+    }
+
+    /// Returns an entry for a key, on which one operation is then done: each of the calls that end
+    /// an entry is atomic.
+    ///
+    /// ```
+    /// # use shmkit::{HashMap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let counts = pool.create(HashMap::<str, u64>::new())?;
+    /// for word in "the cat and the dog and the bird".split(' ') {
+    ///     counts.entry(word).and_modify(|n| n + 1).or_insert(1)?;
+    /// }
+    /// assert_eq!(counts.get_copied("the"), Some(3));
+    /// assert_eq!(*counts.entry("fish").or_insert(0)?, 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn entry<'m, 'k>(&'m self, key: &'k K) -> MapEntry<'m, 'k, K, V, S> {
+        MapEntry::new(self, key)
+    }
+
+    /// Gives the key what `f` makes of its value, and returns a view of the value that the key had
+    /// before. `f` is given `None` if the key has no value, and returns `None` to leave it without
+    /// one. `f` runs again if the key's value has changed meanwhile, or if there was no room until
+    /// memory was given back; nothing is locked while it runs. (So an `f` that itself changes the
+    /// value of this key each time would run for ever.)
+    ///
+    /// # Errors
+    ///
+    /// [`ChangeError`]; the map is as it was.
+    ///
+    /// # Panics
+    ///
+    /// If `f` does. The map is as it was.
+    ///
+    /// # Crash behaviour
+    ///
+    /// As for [`insert`](Self::insert).
+    ///
+    /// ```
+    /// # use shmkit::{HashMap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let counts = pool.create(HashMap::<str, u64>::new())?;
+    /// for word in ["a", "b", "a"] {
+    ///     counts.update(word, |count| Some(count.map_or(1, |n| n + 1)))?;
+    /// }
+    /// assert_eq!(counts.get_copied("a"), Some(2));
+    /// counts.update("b", |_| None)?;
+    /// assert!(!counts.contains_key("b"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn update(
+        &self,
+        key: &K,
+        f: impl FnMut(Option<&V>) -> Option<V>,
+    ) -> Result<Option<View<'_, V>>, ChangeError> {
+        self.update_by(key, f)
+    }
+
+    /// Stores `new` (`None` for no value) if the key's value is `current`, and returns a view of
+    /// what it was.
+    ///
+    /// # Errors
+    ///
+    /// [`CompareError::Other`], with a view of the value that the key has instead; or the reason
+    /// why the new value was not stored. The map is as it was.
+    ///
+    /// # Crash behaviour
+    ///
+    /// As for [`insert`](Self::insert).
+    ///
+    /// ```
+    /// # use shmkit::{CompareError, HashMap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let owners = pool.create(HashMap::<u32, u32>::new())?;
+    /// assert!(owners.compare_exchange(&7, None, Some(1)).is_ok());
+    /// match owners.compare_exchange(&7, None, Some(2)) {
+    ///     Err(CompareError::Other(Some(owner))) => assert_eq!(*owner, 1),
+    ///     _ => unreachable!("it has an owner"),
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn compare_exchange(
+        &self,
+        key: &K,
+        current: Option<&V>,
+        new: Option<V>,
+    ) -> Result<Option<View<'_, V>>, CompareError<'_, V>>
+    where
+        V: PartialEq,
+    {
+        self.exchange_if(key, current, new.as_ref())
+    }
+
+    /// Returns a view of the key's value; if it has none, gives it the one that `f` makes. If
+    /// several callers do this at the same time, one of them stores its value, and the others see
+    /// that value.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`], with the value; the map is as it was.
+    ///
+    /// # Panics
+    ///
+    /// If `f` does. The map is as it was.
+    ///
+    /// # Crash behaviour
+    ///
+    /// As for [`insert`](Self::insert).
+    ///
+    /// ```
+    /// # use shmkit::{HashMap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let squares = pool.create(HashMap::<u64, u64>::new())?;
+    /// assert_eq!(*squares.get_or_insert_with(&12, || 12 * 12)?, 144);
+    /// assert_eq!(*squares.get_or_insert_with(&12, || unreachable!("it is there"))?, 144);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn get_or_insert_with(
+        &self,
+        key: &K,
+        f: impl FnOnce() -> V,
+    ) -> Result<View<'_, V>, StoreError<V>> {
+        if let Some(found) = self.get(key) {
+            return Ok(found);
+        }
+        let value = f();
+        self.put_new(key, &value)
+            .map_err(|cause| StoreError { value, cause })
+    }
+}
+
 /// Why a [`HashMap::compare_exchange`] changed nothing.
 ///
 /// ```
@@ -568,7 +459,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> HashMap<K, V, S> {
 /// ```
 #[derive(thiserror::Error)]
 #[non_exhaustive]
-pub enum CompareError<'a, V: ShmSafe> {
+pub enum CompareError<'a, V: ?Sized + Value> {
     /// The key has another value, or none.
     #[error("the key has another value")]
     Other(Option<View<'a, V>>),
@@ -577,7 +468,7 @@ pub enum CompareError<'a, V: ShmSafe> {
     Change(ChangeError),
 }
 
-impl<V: ShmSafe> fmt::Debug for CompareError<'_, V> {
+impl<V: ?Sized + Value> fmt::Debug for CompareError<'_, V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             CompareError::Other(None) => f.write_str("Other(None)"),
@@ -587,14 +478,14 @@ impl<V: ShmSafe> fmt::Debug for CompareError<'_, V> {
     }
 }
 
-impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> Default for HashMap<K, V, S> {
+impl<K: ?Sized + Key, V: ?Sized + Value + Movable, S: KeyHasher> Default for HashMap<K, V, S> {
     fn default() -> Self {
         HashMap::with_hasher()
     }
 }
 
-impl<K: ?Sized + Key + fmt::Debug, V: ShmSafe + Movable + fmt::Debug, S: KeyHasher> fmt::Debug
-    for HashMap<K, V, S>
+impl<K: ?Sized + Key + fmt::Debug, V: ?Sized + Value + Movable + fmt::Debug, S: KeyHasher>
+    fmt::Debug for HashMap<K, V, S>
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut map = f.debug_map();

@@ -8,9 +8,9 @@ use std::marker::{PhantomData, PhantomPinned};
 use super::hasher::KeyHasher;
 use super::key::{Key, Node, key_of, word_of};
 use crate::containers::Contained;
-use crate::containers::View;
 use crate::containers::link::Pinned;
-use crate::containers::store::{ChangeError, StoreError};
+use crate::containers::store::ChangeError;
+use crate::containers::{Value, View};
 use crate::engines::map::{self, Edit, Entries, Guess, Hints, Mode, Near, Put, Stack};
 use crate::layout::arena::Arena;
 use crate::layout::{Engine, TypeInfo};
@@ -18,7 +18,7 @@ use crate::participants::epoch;
 use crate::participants::here::{Here, here};
 use crate::participants::table::Slot;
 use crate::primitive::{AtomicU64, Ordering};
-use crate::{AllocError, Movable, ShmSafe};
+use crate::{AllocError, ShmSafe};
 
 /// The address of a map's table.
 #[repr(transparent)]
@@ -32,7 +32,7 @@ unsafe impl ShmSafe for Root {
 
 /// A map: one word, and hints. If it is `STACKED`, nodes hide others.
 #[repr(C)]
-pub(in crate::containers) struct Raw<K: ?Sized, V, S, const STACKED: bool> {
+pub(in crate::containers) struct Raw<K: ?Sized, V: ?Sized, S, const STACKED: bool> {
     pub(in crate::containers) root: Root,
     hints: Hints,
     keys: PhantomData<fn(&K) -> &K>,
@@ -48,17 +48,14 @@ pub(in crate::containers) struct Raw<K: ?Sized, V, S, const STACKED: bool> {
 pub(in crate::containers) struct Found(u64);
 
 /// The outcome of storing a value.
-pub(in crate::containers) enum Stored<V> {
+pub(in crate::containers) enum Stored {
     /// The value is stored, perhaps in place of another.
     Put { new: Found, old: Option<Found> },
-    /// The value that the key has was not agreed to; the new value is given back.
-    Refused(
-        #[allow(dead_code, reason = "dropped without a lock held")] V,
-        Option<Found>,
-    ),
+    /// The value that the key has was not agreed to.
+    Refused(Option<Found>),
 }
 
-impl<V> Stored<V> {
+impl Stored {
     /// What the value has replaced.
     #[inline]
     pub(in crate::containers) fn replaced(self) -> Option<Found> {
@@ -69,15 +66,11 @@ impl<V> Stored<V> {
     }
 }
 
-impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher, const STACKED: bool> Mode
+impl<K: ?Sized + Key, V: ?Sized + Value, S: KeyHasher, const STACKED: bool> Mode
     for Raw<K, V, S, STACKED>
 {
-    const FLAT: bool = !STACKED
-        && matches!(K::LEN, Some(len) if len <= 8)
-        && K::ALIGN <= 8
-        && size_of::<V>() <= 8
-        && align_of::<V>() <= 8
-        && V::TYPE.is_plain();
+    const FLAT: bool =
+        !STACKED && matches!(K::LEN, Some(len) if len <= 8) && K::ALIGN <= 8 && V::FITS_WORD;
     const STACKED: bool = STACKED;
 
     #[inline]
@@ -89,9 +82,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher, const STACKED: bool> M
     }
 }
 
-impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher, const STACKED: bool>
-    Raw<K, V, S, STACKED>
-{
+impl<K: ?Sized + Key, V: ?Sized + Value, S: KeyHasher, const STACKED: bool> Raw<K, V, S, STACKED> {
     pub(in crate::containers) const fn new() -> Self {
         Raw {
             root: Root(AtomicU64::new(0)),
@@ -160,7 +151,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher, const STACKED: bool>
     pub(in crate::containers) fn value(found: &Found) -> &V {
         if Self::FLAT {
             // SAFETY: the word begins with the value's bytes, and is aligned for it, by `FLAT`.
-            unsafe { &*(&raw const found.0).cast::<V>() }
+            unsafe { V::at((&raw const found.0).cast()) }
         } else {
             Self::in_node(*found)
         }
@@ -169,7 +160,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher, const STACKED: bool>
     #[inline]
     fn in_node<'a>(found: Found) -> &'a V {
         // SAFETY: as in `is`, and it has a key; nobody writes to it.
-        unsafe { Node::<K, V, STACKED>::value(found.0).as_ref() }
+        unsafe { V::at(Node::<K, V, STACKED>::value(found.0)) }
     }
 
     /// The nodes of a key whose node on top is `top` (0 for none), that one first. The caller is
@@ -195,7 +186,8 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher, const STACKED: bool>
         if Self::FLAT {
             Self::copy(found)
         } else {
-            pinned.view(Self::in_node(found))
+            // SAFETY: as in `in_node`, as long as it is pinned.
+            unsafe { pinned.view(Node::<K, V, STACKED>::value(found.0).cast()) }
         }
     }
 
@@ -264,7 +256,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher, const STACKED: bool>
         (guess, near): (Guess, Near),
         value: &V,
         may: impl Fn(Option<Found>) -> bool,
-    ) -> Option<Stored<V>> {
+    ) -> Option<Stored> {
         if !Self::FLAT || near.is_none() {
             return None;
         }
@@ -284,18 +276,12 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher, const STACKED: bool>
         &self,
         place: (Arena, &'static Slot),
         (key, guess): (&K, Guess),
-        value: V,
+        value: &V,
         put: Put,
         may: impl Fn(Option<Found>) -> bool,
-    ) -> Result<Stored<V>, StoreError<V>> {
+    ) -> Result<Stored, ChangeError> {
         let bytes = key.bytes();
-        let layout = match Node::<K, V, STACKED>::layout(bytes.len()) {
-            Ok(layout) => layout,
-            Err(cause) => {
-                let cause = cause.into();
-                return Err(StoreError { value, cause });
-            }
-        };
+        let layout = Node::<K, V, STACKED>::layout(bytes.len(), value)?;
         loop {
             let done = self.edit(place, (bytes, guess), true, |edit| {
                 let old = edit.found().map(Found);
@@ -304,38 +290,42 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher, const STACKED: bool>
                     return Ok(Some((None, old)));
                 }
                 let new = if Self::FLAT {
-                    let word = Self::word_of_value(&value);
+                    let word = Self::word_of_value(value);
                     edit.put_flat(word).map(|done| done.then_some(word))
                 } else {
                     let fill = |node| {
-                        // SAFETY: a new block, of the layout for the key.
-                        unsafe { Node::<K, V, STACKED>::write(node, bytes, &value) };
+                        // SAFETY: a new block, of the layout for the key and the value.
+                        unsafe { Node::<K, V, STACKED>::write(node, bytes, value) };
                     };
-                    edit.put(layout, Node::<K, V, STACKED>::size(bytes.len()), put, fill)
+                    edit.put(layout, Self::size_of(old, bytes), put, fill)
                 };
                 new.map(|new| new.map(|new| (Some(Found(new)), old)))
-            });
-            let cause = match done {
-                Ok(Some(Ok(Some((Some(new), old))))) => return Ok(Stored::Put { new, old }),
-                Ok(Some(Ok(Some((None, old))))) => {
-                    return Ok(Stored::Refused(value, old));
-                }
+            })?;
+            match done.transpose()?.flatten() {
+                Some((Some(new), old)) => return Ok(Stored::Put { new, old }),
+                Some((None, old)) => return Ok(Stored::Refused(old)),
                 // The chunk was full; the table has a successor now.
-                Ok(Some(Ok(None)) | None) => continue,
-                Ok(Some(Err(cause))) => cause.into(),
-                Err(cause) => cause,
-            };
-            return Err(StoreError { value, cause });
+                None => {}
+            }
         }
     }
 
     /// The word of a value of a flat map.
     #[inline]
     fn word_of_value(value: &V) -> u64 {
-        const { assert!(!Self::FLAT || size_of::<V>() <= 8) };
+        const { assert!(!Self::FLAT || V::FITS_WORD) };
         let first = std::ptr::from_ref(value).cast::<u8>();
         // SAFETY: the value's own bytes, all of them initialised, as it is plain by `FLAT`.
-        word_of(unsafe { std::slice::from_raw_parts(first, size_of::<V>()) })
+        word_of(unsafe { std::slice::from_raw_parts(first, V::SIZE) })
+    }
+
+    /// The size of the node that the key has; 0 if there is none.
+    #[inline]
+    fn size_of(found: Option<Found>, key: &[u8]) -> usize {
+        found.map_or(0, |found| {
+            // SAFETY: a node that was found, under the pin, to have this key.
+            unsafe { Node::<K, V, STACKED>::size_of(found.0, key.len()) }
+        })
     }
 
     /// Removes the key; if `only` is given, only if the key has that value. The caller is pinned.
@@ -356,11 +346,12 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher, const STACKED: bool>
             if found.is_none() {
                 return Ok(None);
             }
-            let size = Node::<K, V, STACKED>::size(bytes.len());
             if STACKED {
-                edit.pop(size);
+                edit.pop(Self::size_of(found, bytes));
+            } else if Self::FLAT {
+                edit.remove(0);
             } else {
-                edit.remove(size);
+                edit.remove(Self::size_of(found, bytes));
             }
             Ok(found)
         })?;
@@ -377,8 +368,10 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher, const STACKED: bool>
         const { assert!(STACKED) };
         let bytes = key.bytes();
         let (guess, _) = self.guess(key);
-        let size = Node::<K, V, STACKED>::size(bytes.len());
-        let removed = self.edit(place, (bytes, guess), false, |edit| edit.pop_all(size));
+        let removed = self.edit(place, (bytes, guess), false, |edit| {
+            // All values of a stacked map have the same size.
+            edit.pop_all(Self::size_of(edit.found().map(Found), bytes));
+        });
         removed.map(drop)
     }
 
