@@ -481,8 +481,10 @@ pub(super) fn next_block(arena: Arena, first: usize) -> Option<Named> {
     let named = |at: u64, next| {
         let block = word(arena, at)?.load(Ordering::Acquire);
         let cells = |ring| word(arena, ring).map_or(0, |cells| cells.load(Ordering::Acquire));
-        // The next ring is twice as large, so there is an end, even if garbage names it.
-        let is_next = |next: &u64| cells(*next) == cells(block).saturating_mul(2);
+        // The next ring is twice as large, and none is empty, so there is an end, even if garbage
+        // names it.
+        let now = cells(block);
+        let is_next = |next: &u64| now > 0 && now.checked_mul(2) == Some(cells(*next));
         let next = (next && block > NEVER)
             .then(|| word(arena, block.saturating_add(NEXT as u64)))
             .flatten()

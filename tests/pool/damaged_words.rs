@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use shmkit::sync::ReentrantMutex;
 use shmkit::{
-    AppendError, Array, Buffer, FreeError, Gc, Heap, HeapError, ResizeError, RwLock, Semaphore, Tx,
-    testing,
+    AppendError, Array, Buffer, FreeError, Gc, Heap, HeapError, Queue, ResizeError, RwLock,
+    Semaphore, Tx, testing,
 };
 
 use super::common::{
@@ -203,6 +203,30 @@ pub fn a_chunk_in_a_small_block() {
         block as u64,
     );
     assert!(!pool.check_quiescent().is_ok());
+}
+
+/// A ring is its own next ring, and has as many cells as twice as many.
+pub fn a_ring_that_leads_to_itself() {
+    /// Where a ring has the address of the next one.
+    const NEXT: usize = 16;
+    let pool = TestPool::new();
+    for cells in [0, u64::MAX] {
+        let Some(child) = fork() else {
+            let queue = pool.create(Queue::bounded(4)).unwrap();
+            queue.push(1_u64).unwrap();
+            let ring = word(std::ptr::from_ref(&*queue).expose_provenance()) as usize;
+            assert_eq!(word(ring), 4);
+            damage(ring, cells);
+            damage(ring + NEXT, ring as u64);
+            // SAFETY: ends this process if it frees the ring for ever.
+            unsafe { libc::alarm(20) };
+            drop(queue);
+            leave(pool.check().objects == 0);
+        };
+        assert_eq!(reap(child), 0);
+    }
+    pool.recover();
+    assert_sound(*pool);
 }
 
 /// A chunk of a heap's log says that it has room beyond its block.
