@@ -95,6 +95,7 @@ const CASES: &[common::Named] = table! {
         a_table_full_of_empty_claims
         the_last_chunk_that_can_be_counted
         a_chunk_in_a_small_block
+        blocks_larger_than_the_pool
         a_ring_that_leads_to_itself
         a_log_longer_than_its_block
         the_last_position_there_is

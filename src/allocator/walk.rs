@@ -1,5 +1,6 @@
 //! Goes through every allocated block, by the tags and bitmaps.
 
+use super::size_class::TABLE;
 use super::slice::{self, State};
 use super::span::Place;
 use crate::layout::arena::{Arena, SLICE};
@@ -79,16 +80,19 @@ fn piece(arena: Arena, start: usize, end: usize) -> Piece {
     }
 }
 
-/// The allocated blocks of a span, as address and size.
+/// The allocated blocks of a span, as address and size. They are in the pool's data, even if the
+/// record is damaged, or becomes another span's meanwhile.
 pub(crate) fn blocks_of_span(arena: Arena, start: usize) -> impl Iterator<Item = (usize, usize)> {
     let span = arena.span(start);
-    let size = span.size.load(Ordering::Relaxed) as usize;
+    let size = TABLE[span.class()].size as usize;
     let base = arena.slice_address(start);
-    (0..span.words()).flat_map(move |word| {
+    let end = arena.slice_address(arena.slices());
+    let blocks = (0..span.words()).flat_map(move |word| {
         let used = span.all(word) & !span.sets().free_bits(word);
         let bits = (0..64).filter(move |bit| used >> bit & 1 != 0);
         bits.map(move |bit| (base + (word * 64 + bit) * size, size))
-    })
+    });
+    blocks.take_while(move |(address, size)| address + size <= end)
 }
 
 /// Every block of a span, allocated or not, and its address.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use shmkit::sync::ReentrantMutex;
 use shmkit::{
     AppendError, Array, Buffer, FreeError, Gc, Heap, HeapError, Queue, ResizeError, RwLock,
-    Semaphore, Tx, testing,
+    Semaphore, Tx, inspect, testing,
 };
 
 use super::common::{
@@ -226,6 +226,43 @@ pub fn a_ring_that_leads_to_itself() {
         assert_eq!(reap(child), 0);
     }
     pool.recover();
+    assert_sound(*pool);
+}
+
+/// A span's record says that its blocks are of any size: a report reads none beyond the pool.
+pub fn blocks_larger_than_the_pool() {
+    /// Where the data is, and the records of spans; bytes of a slice and of a record.
+    const DATA: usize = 40 << 30;
+    const SPANS: usize = 12 << 30;
+    const SLICE: usize = 16 << 10;
+    const RECORD: usize = 320;
+    let pool = TestPool::with(|b| b.initial_size(1 << 20).max_size(1 << 20));
+    let object = pool.create([7_u64; 8]).unwrap();
+    let address = std::ptr::from_ref(&*object).expose_provenance();
+    let slice = (address - pool.base() - DATA) / SLICE;
+    // The size, and the number of blocks.
+    let sizes = pool.base() + SPANS + slice * RECORD + 8;
+    let before = word(sizes);
+    assert_eq!(before as u32, 64);
+    for size in [u32::MAX, 1 << 20, 3, 0] {
+        damage(sizes, before & !u64::from(u32::MAX) | u64::from(size));
+        let Some(child) = fork() else {
+            leave(inspect::leaks(*pool).is_empty());
+        };
+        assert_eq!(reap(child), 0);
+    }
+    damage(sizes, before);
+    // The same, where the class is damaged: the largest there is.
+    let class = sizes + 8;
+    let before = word(class);
+    damage(class, before | u64::from(u32::MAX));
+    let Some(child) = fork() else {
+        let _ = inspect::leaks(*pool);
+        leave(true);
+    };
+    assert_eq!(reap(child), 0);
+    damage(class, before);
+    drop(object);
     assert_sound(*pool);
 }
 
