@@ -113,6 +113,7 @@ const CASES: &[common::Named] = table! {
         a_map_of_the_data
         a_copy_is_not_the_pool_itself
         leaks_are_what_nobody_reaches
+        a_large_block_takes_no_memory_to_look_into
         containers_reach_what_they_own;
     growth:
         four_gib_by_four_processes

@@ -144,14 +144,19 @@ fn reach(blocks: &BTreeMap<usize, usize>, address: usize, reached: &mut BTreeSet
         let (start, size) = blocks.range(..=address).next_back()?;
         (address - start < *size).then_some((*start, *size))
     };
-    let mut todo = vec![address];
-    while let Some(address) = todo.pop() {
+    // Each block is in it once, so it does not grow with what the blocks have in them.
+    let mut todo = Vec::new();
+    let mut note = |address: usize, todo: &mut Vec<_>| {
         if let Some((start, size)) = within(address)
             && reached.insert(start)
         {
-            for at in (start..start + size).step_by(8) {
-                todo.push(read(at) as usize);
-            }
+            todo.push((start, size));
+        }
+    };
+    note(address, &mut todo);
+    while let Some((start, size)) = todo.pop() {
+        for at in (start..start + size).step_by(8) {
+            note(read(at) as usize, &mut todo);
         }
     }
 }

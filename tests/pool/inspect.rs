@@ -1,6 +1,7 @@
 //! Reports: how much each participant has, what lies where, what leaks.
 
 use allocator_api2::vec::Vec as PoolVec;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use shmkit::inspect::{self, Leaks, Observer, Use};
 use shmkit::process::scope;
 use shmkit::{
@@ -201,6 +202,23 @@ pub fn leaks_are_what_nobody_reaches() {
     drop((one, other));
     let leaks = inspect::leaks(*pool);
     assert_eq!((leaks.objects, leaks.blocks.len()), (2, before + 3));
+}
+
+pub fn a_large_block_takes_no_memory_to_look_into() {
+    let pool = TestPool::with(|b| b.max_size(64 << 20));
+    let large = allocate(*pool, 32 << 20);
+    let names_it = pool.create(large.expose_provenance().get()).unwrap();
+    let Some(child) = fork() else {
+        let used = std::fs::read_to_string("/proc/self/statm").unwrap();
+        let pages: u64 = used.split(' ').next().unwrap().parse().unwrap();
+        let before = getrlimit(Resource::As);
+        let current = Some(pages * rustix::param::page_size() as u64 + (8 << 20));
+        setrlimit(Resource::As, Rlimit { current, ..before }).unwrap();
+        leave(inspect::leaks(*pool).is_empty());
+    };
+    assert_eq!(reap(child), 0);
+    drop(names_it);
+    free(*pool, large);
 }
 
 pub fn containers_reach_what_they_own() {
