@@ -5,19 +5,19 @@ use std::io::{self, Read, Write};
 use std::iter::FusedIterator;
 use std::marker::PhantomData;
 use std::ops::{ControlFlow, Range};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::buffer::{AppendError, Buffer, Position, RangeError};
 use super::link::unpin;
 use crate::engines::bell::Bell;
 use crate::engines::buffer::Found;
 use crate::layout::arena::Arena;
+use crate::participants::deadline::Deadline;
 use crate::participants::epoch;
 use crate::participants::habit::attempt_awake;
 use crate::participants::here::{Here, here};
 use crate::participants::tag::Tag;
 use crate::participants::thread;
-use crate::sync::deadline;
 
 /// Bytes of a [`Buffer`], in place. While a view is open, nothing that is deleted is freed.
 ///
@@ -343,7 +343,7 @@ impl Read for Reader<'_> {
             let (end, closed) = state();
             end > self.position || closed || words.start() > self.position
         };
-        let deadline = self.timeout.and_then(deadline);
+        let deadline = self.timeout.map_or(Deadline::NEVER, Deadline::after);
         if !wait(&words.arrivals, here, deadline, ready) {
             return Err(io::ErrorKind::TimedOut.into());
         }
@@ -358,7 +358,7 @@ impl Read for Reader<'_> {
 }
 
 /// Waits until `ready` holds. Whoever makes it so rings the bell. False if that does not happen in time.
-fn wait(bell: &Bell, here: Here, deadline: Option<Instant>, ready: impl Fn() -> bool) -> bool {
+fn wait(bell: &Bell, here: Here, deadline: Deadline, ready: impl Fn() -> bool) -> bool {
     let look = |()| match ready() {
         true => ControlFlow::Break(()),
         false => ControlFlow::Continue(()),
@@ -470,13 +470,13 @@ impl<'a> Writer<'a> {
                 _ => u64::MAX,
             }
         };
-        let deadline = self.timeout.and_then(deadline);
+        let deadline = self.timeout.map_or(Deadline::NEVER, Deadline::after);
         loop {
             let len = (bytes.len() as u64).min(room()) as usize;
             if len >= least {
                 match self.buffer.append(&bytes[..len]) {
                     // Others took the room first.
-                    Err(AppendError::Full) if deadline.is_some_and(|d| Instant::now() >= d) => {
+                    Err(AppendError::Full) if deadline.is_over() => {
                         return Err(AppendError::TimedOut);
                     }
                     Err(AppendError::Full) => {}

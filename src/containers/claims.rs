@@ -50,6 +50,7 @@
 use std::ops::Range;
 
 use crate::layout::arena::Arena;
+use crate::participants::deadline::Deadline;
 use crate::participants::habit::Looks;
 use crate::participants::pid::ProcessId;
 use crate::participants::table::Slot;
@@ -496,7 +497,7 @@ fn wait(arena: Arena, slot: &Slot, entry: &Entry, word: u64) {
     if marked {
         let half = Arena::low_half(&entry.word);
         let owner = Tag::of_word(word);
-        lock::sleep(arena, slot, half, waiting as u32, owner, None);
+        lock::sleep(arena, slot, half, waiting as u32, owner, Deadline::NEVER);
     }
 }
 
@@ -523,7 +524,7 @@ fn wait_for_element(arena: Arena, slot: &Slot, index: usize, first: u64) {
         } else {
             // The other is stopped, perhaps. Nobody wakes us, so this sleep ends after a tick.
             let half = Arena::low_half(&other.watched.element);
-            lock::sleep(arena, slot, half, first as u32, owner, None);
+            lock::sleep(arena, slot, half, first as u32, owner, Deadline::NEVER);
         }
     }
 }

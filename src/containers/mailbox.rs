@@ -28,11 +28,11 @@ use super::queue::raw::Raw;
 use crate::engines::queue::Root;
 use crate::layout::arena::Arena;
 use crate::layout::{Field, TypeInfo};
+use crate::participants::deadline::Deadline;
 use crate::participants::here::{Here, from_nowhere, here};
 use crate::participants::lock::{self, Taken};
 use crate::participants::thread::{self, NoSlot};
 use crate::primitive::{AtomicU64, Ordering};
-use crate::sync::deadline;
 use crate::{Movable, ShmSafe};
 
 mod receiver;
@@ -176,7 +176,7 @@ impl<T: ShmSafe + Movable> Mailbox<T> {
     /// ```
     #[inline]
     pub fn send(&self, message: T) -> Result<(), PushError<T>> {
-        self.messages.push_until(message, None)
+        self.messages.push_until(message, Deadline::NEVER)
     }
 
     /// Sends a message if there is room.
@@ -217,7 +217,7 @@ impl<T: ShmSafe + Movable> Mailbox<T> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn send_timeout(&self, message: T, timeout: Duration) -> Result<(), PushError<T>> {
-        self.messages.push_until(message, deadline(timeout))
+        self.messages.push_until(message, Deadline::after(timeout))
     }
 
     /// Makes the caller the receiver, until it drops the result.

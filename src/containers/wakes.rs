@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use crate::layout::arena::Arena;
+use crate::participants::deadline::Deadline;
 use crate::participants::here::here;
 use crate::participants::{lock, thread as slots};
 use crate::primitive::{AtomicU32, AtomicU64, Ordering};
@@ -445,13 +446,17 @@ fn of_who_waits_behind_one_who_gives_up() {
     let arena = word.pool().0;
     let slot = move || slots::slot(arena).unwrap();
     let me = slot().tag();
-    let held = lock::lock(arena, slot(), &word, None);
+    let held = lock::lock(arena, slot(), &word, Deadline::NEVER);
     assert!(held.is_ok());
     const LIMIT: Duration = Duration::from_millis(500);
     let (theirs, first) = (word.clone(), Arc::new(AtomicU32::new(1)));
     let waits = move || {
         let is_first = first.swap(0, Ordering::Relaxed) == 1;
-        let limit = is_first.then(|| Instant::now() + LIMIT);
+        let limit = if is_first {
+            Deadline::after(LIMIT)
+        } else {
+            Deadline::NEVER
+        };
         let taken = lock::lock(arena, slot(), &theirs, limit);
         if taken.is_ok() {
             lock::unlock(&theirs, slot().tag(), 0);
@@ -513,8 +518,8 @@ fn of_who_has_looked() {
             bell.ring_all();
             was_ready
         };
-        end.send(bell.wait(here, None, looks)).unwrap();
-        let late = Some(Instant::now());
+        end.send(bell.wait(here, Deadline::NEVER, looks)).unwrap();
+        let late = Deadline::after(Duration::ZERO);
         end.send(bell.wait(here, late, || false)).unwrap();
     });
     for came in [true, false] {

@@ -4,9 +4,8 @@
 //! A push is noticed from its claim on. If the element comes a moment later, this costs the sleeper at most its time
 //! limit, `lock::TICK`; and so does a ring that is lost because the ringer died.
 
-use std::time::Instant;
-
 use crate::layout::arena::Arena;
+use crate::participants::deadline::Deadline;
 use crate::participants::here::Here;
 use crate::participants::lock;
 use crate::participants::tag::Tag;
@@ -80,25 +79,20 @@ impl Bell {
 
     /// Sleeps until a ring since [`announce`](Self::announce), or the death of `owner`, for a short time at
     /// most.
-    pub(crate) fn sleep(&self, here: Here, announced: u64, owner: Tag, deadline: Option<Instant>) {
+    pub(crate) fn sleep(&self, here: Here, announced: u64, owner: Tag, deadline: Deadline) {
         let low = Arena::low_half(&self.0);
         let word = announced as u32;
         lock::sleep(here.arena, here.slot, low, word, owner, deadline);
     }
 
     /// Sleeps until `ready` is true; whoever makes it so rings. False if that does not happen in time.
-    pub(crate) fn wait(
-        &self,
-        here: Here,
-        deadline: Option<Instant>,
-        ready: impl Fn() -> bool,
-    ) -> bool {
+    pub(crate) fn wait(&self, here: Here, deadline: Deadline, ready: impl Fn() -> bool) -> bool {
         loop {
             let announced = self.announce();
             if ready() {
                 return true;
             }
-            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            if deadline.is_over() {
                 return false;
             }
             self.sleep(here, announced, Tag::NOBODY, deadline);
@@ -108,17 +102,12 @@ impl Bell {
 
 /// Sleeps until a ring of one of several bells since each was [announced](Bell::announce), for a short time
 /// at most. If there are more than 128 bells, those beyond are looked at after that time.
-pub(crate) fn sleep_on_any(bells: &[&Bell], announced: &[u64], deadline: Option<Instant>) {
-    let left = deadline.map_or(lock::TICK, |deadline| {
-        deadline
-            .saturating_duration_since(Instant::now())
-            .min(lock::TICK)
-    });
+pub(crate) fn sleep_on_any(bells: &[&Bell], announced: &[u64], deadline: Deadline) {
     let words: Vec<_> = bells
         .iter()
         .zip(announced)
         .take(futex::WORDS)
         .map(|(bell, &word)| (Arena::low_half(&bell.0), word as u32))
         .collect();
-    futex::wait_any(&words, left);
+    futex::wait_any(&words, deadline.left(lock::TICK));
 }

@@ -23,6 +23,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_utils::Backoff;
 
+use crate::participants::deadline::Deadline;
+
 /// How often a way of waiting is skipped, at most, before it is tried again.
 const MOST: u32 = 1 << 10;
 
@@ -134,7 +136,7 @@ thread_local! {
 /// `about_to_yield` is called before a yield.
 pub(crate) fn attempt_awake<S, R>(
     mut state: S,
-    deadline: Option<Instant>,
+    deadline: Deadline,
     about_to_yield: impl FnOnce(),
     mut attempt: impl FnMut(S) -> ControlFlow<R, S>,
 ) -> ControlFlow<R, S> {
@@ -143,8 +145,7 @@ pub(crate) fn attempt_awake<S, R>(
         LOOKS.with(|habit| habit.note(looked.is_break()));
         state = looked?;
     }
-    let has_time = |deadline| deadline > Instant::now() + YIELD;
-    if deadline.is_none_or(has_time) && YIELDS.with(Habit::is_due) {
+    if deadline.leaves(YIELD) && YIELDS.with(Habit::is_due) {
         about_to_yield();
         let since = Instant::now();
         std::thread::yield_now();
@@ -157,7 +158,7 @@ pub(crate) fn attempt_awake<S, R>(
 
 fn look_on<S, R>(
     mut state: S,
-    deadline: Option<Instant>,
+    deadline: Deadline,
     mut attempt: impl FnMut(S) -> ControlFlow<R, S>,
 ) -> ControlFlow<R, S> {
     for _ in 0..APART {
@@ -169,9 +170,8 @@ fn look_on<S, R>(
         pauses.spin();
         state = attempt(state)?;
     }
-    let end = Instant::now() + LOOKING;
-    let end = deadline.map_or(end, |deadline| deadline.min(end));
-    while Instant::now() < end {
+    let end = Deadline::after(deadline.left(LOOKING));
+    while !end.is_over() {
         pauses.spin();
         state = attempt(state)?;
     }
@@ -200,7 +200,7 @@ mod tests {
             attempts += 1;
             ControlFlow::<(), ()>::Continue(())
         };
-        let _ = attempt_awake((), Some(Instant::now()), || yields += 1, again);
+        let _ = attempt_awake((), Deadline::after(Duration::ZERO), || yields += 1, again);
         assert_eq!((attempts, yields), (UNTIMED, 0));
     }
 

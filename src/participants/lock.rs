@@ -29,9 +29,10 @@
 //! 3. A dead owner's lock is taken only when its intent is resolved: what it was doing under the
 //!    lock has happened or not by then.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::layout::arena::Arena;
+use crate::participants::deadline::Deadline;
 use crate::participants::habit::Looks;
 use crate::participants::table::{Slot, SlotPhase};
 use crate::participants::tag::Tag;
@@ -70,13 +71,13 @@ impl Taken {
     }
 }
 
-/// Takes the lock, waiting until `deadline` (for ever if `None`).
+/// Takes the lock, waiting until `deadline`.
 #[inline]
 pub(crate) fn lock(
     arena: Arena,
     slot: &Slot,
     word: &AtomicU64,
-    deadline: Option<Instant>,
+    deadline: Deadline,
 ) -> Result<Taken, Refused> {
     let me = slot.tag();
     match try_fast(word, me) {
@@ -91,7 +92,7 @@ pub(crate) fn lock(
 pub(crate) fn relock(arena: Arena, slot: &Slot, word: &AtomicU64) -> Result<Taken, Refused> {
     match try_fast(word, slot.tag()) {
         Some(exchanged) => Ok(Taken::clean(exchanged)),
-        None => lock_slow(arena, slot, word, None, Looks::steady()),
+        None => lock_slow(arena, slot, word, Deadline::NEVER, Looks::steady()),
     }
 }
 
@@ -100,7 +101,7 @@ fn lock_slow(
     arena: Arena,
     slot: &Slot,
     word: &AtomicU64,
-    deadline: Option<Instant>,
+    deadline: Deadline,
     mut looks: Looks,
 ) -> Result<Taken, Refused> {
     let me = slot.tag();
@@ -121,7 +122,7 @@ fn lock_slow(
         if looks.go_on() {
             continue;
         }
-        if deadline.is_some_and(|d| Instant::now() >= d) {
+        if deadline.is_over() {
             if look_for_parked(arena, Tag::of_word(found), &mut looked) {
                 continue;
             }
@@ -185,7 +186,7 @@ fn try_lock_slow(arena: Arena, slot: &Slot, word: &AtomicU64) -> Result<Taken, R
 /// A caller that holds the lock already, which only a damaged pool says, goes on as if it had taken it.
 #[inline]
 pub(crate) fn take(arena: Arena, slot: &Slot, word: &AtomicU64) {
-    if let Ok(taken) = lock(arena, slot, word, None) {
+    if let Ok(taken) = lock(arena, slot, word, Deadline::NEVER) {
         forget_dead(word, taken);
     }
 }
@@ -249,14 +250,13 @@ pub(crate) fn unlock_for_all(word: &AtomicU64, me: Tag, set: u64) {
     }
 }
 
-/// Waits until no living owner holds the lock, without taking it, until `deadline` at most (for
-/// ever if `None`).
+/// Waits until no living owner holds the lock, without taking it, until `deadline` at most.
 #[cold]
 pub(crate) fn wait_until_free(
     arena: Arena,
     slot: &Slot,
     word: &AtomicU64,
-    deadline: Option<Instant>,
+    deadline: Deadline,
 ) -> Result<(), Refused> {
     let (mut looks, mut looked) = (Looks::new(), false);
     loop {
@@ -271,7 +271,7 @@ pub(crate) fn wait_until_free(
         if looks.go_on() {
             continue;
         }
-        if deadline.is_some_and(|d| Instant::now() >= d) {
+        if deadline.is_over() {
             if look_for_parked(arena, owner, &mut looked) {
                 continue;
             }
@@ -302,7 +302,7 @@ pub(crate) fn sleep(
     word: &crate::primitive::AtomicU32,
     value: u32,
     owner: Tag,
-    deadline: Option<Instant>,
+    deadline: Deadline,
 ) {
     if slept_in_vain(arena, slot, word, value, owner, deadline) {
         recovery::settle_in_turn(arena);
@@ -318,11 +318,9 @@ pub(crate) fn slept_in_vain(
     word: &crate::primitive::AtomicU32,
     value: u32,
     owner: Tag,
-    deadline: Option<Instant>,
+    deadline: Deadline,
 ) -> bool {
-    let left = deadline.map_or(TICK, |d| {
-        d.saturating_duration_since(Instant::now()).min(TICK)
-    });
+    let left = deadline.left(TICK);
     slot.watched
         .waiting_on
         .store(std::ptr::from_ref(word).addr() as u64, Ordering::Release);

@@ -9,6 +9,7 @@
 //! | `process`  | this process's record; what happens at fork |
 //! | `pid`      | the process id in a process's record |
 //! | `life`     | the verdict: does that owner live? |
+//! | `deadline` | until when a wait goes on |
 //! | `habit`    | what is done before sleeping |
 //! | `asked`    | how often the system is asked about a process |
 //! | `lock`     | a lock whose word names its owner, so that a dead owner's can be taken over |
@@ -19,6 +20,7 @@
 //! | `recovery` | what is done for a dead slot or process, in order |
 
 pub(crate) mod asked;
+pub(crate) mod deadline;
 pub(crate) mod detect;
 pub(crate) mod epoch;
 pub(crate) mod habit;

@@ -11,9 +11,9 @@
 //! | anywhere between listing a lock and striking it | an entry in a dead slot, which does not count once its intent is resolved, and is cleared by recovery |
 
 use std::ops::Range;
-use std::time::Instant;
 
 use crate::layout::arena::Arena;
+use crate::participants::deadline::Deadline;
 use crate::participants::habit::Looks;
 use crate::participants::lock::{self, Exchanged};
 use crate::participants::table::Slot;
@@ -66,13 +66,13 @@ fn used(slot: &Slot) -> impl Iterator<Item = &AtomicU64> {
 }
 
 /// Waits until no living thread lists the lock, whose word the caller has taken; until `deadline`
-/// at most (for ever if `None`). False if the time is up.
+/// at most. False if the time is up.
 pub(crate) fn wait_for_all(
     arena: Arena,
     slot: &Slot,
     word: &AtomicU64,
     exchanged: Exchanged,
-    deadline: Option<Instant>,
+    deadline: Deadline,
 ) -> bool {
     let lock = address(word);
     readers::before_looking(exchanged);
@@ -90,7 +90,7 @@ fn wait_for(
     slot: &Slot,
     (index, entry): (usize, &AtomicU64),
     lock: u64,
-    deadline: Option<Instant>,
+    deadline: Deadline,
 ) -> bool {
     let (mut looks, mut looked) = (Looks::new(), false);
     loop {
@@ -103,7 +103,7 @@ fn wait_for(
         if looks.go_on() {
             continue;
         }
-        if deadline.is_some_and(|d| Instant::now() >= d) {
+        if deadline.is_over() {
             if lock::look_for_parked(arena, owner, &mut looked) {
                 continue;
             }

@@ -5,13 +5,13 @@
 use std::fmt;
 use std::marker::PhantomPinned;
 use std::ops::ControlFlow;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::deadline;
 use crate::layout::arena::Arena;
 use crate::layout::{Field, ShmSafe, TypeInfo};
+use crate::participants::deadline::Deadline;
 use crate::participants::habit::attempt_awake;
 use crate::participants::here::{from_nowhere, here};
 use crate::participants::tag::Tag;
@@ -215,7 +215,7 @@ impl Barrier {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn wait(&self) -> Result<BarrierWaitResult, BarrierError> {
-        self.wait_until(None)
+        self.wait_until(Deadline::NEVER)
     }
 
     /// As [`wait`](Self::wait), for that time at most. A wait that ends too early for the others
@@ -242,10 +242,10 @@ impl Barrier {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn wait_timeout(&self, timeout: Duration) -> Result<BarrierWaitResult, BarrierError> {
-        self.wait_until(deadline(timeout))
+        self.wait_until(Deadline::after(timeout))
     }
 
-    fn wait_until(&self, deadline: Option<Instant>) -> Result<BarrierWaitResult, BarrierError> {
+    fn wait_until(&self, deadline: Deadline) -> Result<BarrierWaitResult, BarrierError> {
         let here = here(self)?;
         let parties = self.parties.load(Ordering::Relaxed);
         if !(1..=u64::from(Self::MAX_PARTIES)).contains(&parties) {
@@ -280,7 +280,7 @@ impl Barrier {
                 Ok(state) => state,
                 Err(over) => return Self::outcome(over),
             };
-            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            if deadline.is_over() {
                 let Some(over) = rounds.give_up(round) else {
                     self.wake();
                     return Err(BarrierError::TimedOut);

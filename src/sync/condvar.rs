@@ -24,14 +24,14 @@
 use std::fmt;
 use std::marker::PhantomPinned;
 use std::ops::ControlFlow;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::Orphan;
-use super::deadline;
 use super::lock_error::{LockError, LockResult};
 use super::mutex::{Locked, MutexGuard};
 use crate::layout::arena::Arena;
 use crate::layout::{Field, Movable, ShmSafe, TypeInfo};
+use crate::participants::deadline::Deadline;
 use crate::participants::habit::attempt_awake;
 use crate::participants::here::{Here, here};
 use crate::participants::lock;
@@ -236,7 +236,7 @@ impl Condvar {
         &self,
         guard: MutexGuard<'a, T>,
     ) -> LockResult<MutexGuard<'a, T>, Orphan<'a, T>> {
-        self.wait_until(guard, None).0
+        self.wait_until(guard, Deadline::NEVER).0
     }
 
     /// Waits as long as the condition is true.
@@ -300,7 +300,7 @@ impl Condvar {
         guard: MutexGuard<'a, T>,
         timeout: Duration,
     ) -> LockResult<(MutexGuard<'a, T>, WaitTimeoutResult), Orphan<'a, T>> {
-        let (locked, result) = self.wait_until(guard, deadline(timeout));
+        let (locked, result) = self.wait_until(guard, Deadline::after(timeout));
         both(locked, result)
     }
 
@@ -335,7 +335,7 @@ impl Condvar {
         timeout: Duration,
         mut condition: impl FnMut(&mut T) -> bool,
     ) -> LockResult<(MutexGuard<'a, T>, WaitTimeoutResult), Orphan<'a, T>> {
-        let deadline = deadline(timeout);
+        let deadline = Deadline::after(timeout);
         let mut over = WaitTimeoutResult(false);
         loop {
             if !condition(&mut guard) {
@@ -352,7 +352,7 @@ impl Condvar {
     fn wait_until<'a, T: ShmSafe>(
         &self,
         guard: MutexGuard<'a, T>,
-        deadline: Option<Instant>,
+        deadline: Deadline,
     ) -> (Locked<'a, T>, WaitTimeoutResult) {
         let address = std::ptr::from_ref(self).addr();
         if Arena::containing(address).is_none() {
@@ -381,9 +381,9 @@ impl Condvar {
     }
 
     /// Sleeps as long as the counter is what was seen; true if the time is over before it changes.
-    fn sleep(&self, here: Here, seen: u32, deadline: Option<Instant>) -> bool {
+    fn sleep(&self, here: Here, seen: u32, deadline: Deadline) -> bool {
         while self.counter.load(Ordering::Acquire) == seen {
-            if deadline.is_some_and(|d| Instant::now() >= d) {
+            if deadline.is_over() {
                 return true;
             }
             let Here { arena, slot } = here;

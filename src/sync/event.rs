@@ -39,13 +39,13 @@ use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::deadline;
 use crate::layout::arena::Arena;
 use crate::layout::{Field, ShmSafe, TypeInfo};
+use crate::participants::deadline::Deadline;
 use crate::participants::habit::attempt_awake;
 use crate::participants::here::{from_nowhere, here};
 use crate::participants::lock::{self, TICK};
@@ -239,7 +239,7 @@ impl Event {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn wait(&self) -> Result<(), WaitError> {
-        self.wait_until(None)
+        self.wait_until(Deadline::NEVER)
     }
 
     /// As [`wait`](Self::wait), but for at most that time.
@@ -259,10 +259,10 @@ impl Event {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn wait_timeout(&self, timeout: Duration) -> Result<(), WaitError> {
-        self.wait_until(deadline(timeout))
+        self.wait_until(Deadline::after(timeout))
     }
 
-    fn wait_until(&self, deadline: Option<Instant>) -> Result<(), WaitError> {
+    fn wait_until(&self, deadline: Deadline) -> Result<(), WaitError> {
         let here = here(self)?;
         let first = self.word.load(Ordering::SeqCst);
         let half = Arena::low_half(&self.word);
@@ -283,7 +283,7 @@ impl Event {
             let Some(found) = unset() else {
                 return Ok(());
             };
-            if deadline.is_some_and(|d| Instant::now() >= d) {
+            if deadline.is_over() {
                 return Err(WaitError::TimedOut);
             }
             if let Some(waiting) = self.announce(found) {

@@ -133,8 +133,3 @@ impl Holder {
         self.word & Self::UNWINDING == 0 && std::thread::panicking()
     }
 }
-
-/// The moment after which a wait gives up; `None` if it is beyond the range of the clock.
-pub(crate) fn deadline(timeout: std::time::Duration) -> Option<std::time::Instant> {
-    std::time::Instant::now().checked_add(timeout)
-}

@@ -32,12 +32,13 @@ use std::marker::PhantomPinned;
 use std::mem::offset_of;
 use std::ops::{Deref, DerefMut};
 use std::panic::RefUnwindSafe;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use super::Holder;
 use super::lock_error::{LockError, LockResult};
 use super::orphan::{Exclusive, Orphan};
-use super::{Holder, deadline};
 use crate::layout::{Field, Movable, ShmSafe, TypeInfo};
+use crate::participants::deadline::Deadline;
 use crate::participants::here::{Here, here};
 use crate::participants::lock::{self, DIED, PANICKED, Taken};
 use crate::participants::table::Slot;
@@ -148,7 +149,7 @@ impl<T: ShmSafe> Mutex<T> {
         if lock::try_fast(&self.word, here.slot.tag()).is_some() {
             Ok(MutexGuard::new(self, here.slot))
         } else {
-            self.lock_until(here, None)
+            self.lock_until(here, Deadline::NEVER)
         }
     }
 
@@ -199,7 +200,7 @@ impl<T: ShmSafe> Mutex<T> {
     /// ```
     pub fn lock_timeout(&self, timeout: Duration) -> LockResult<MutexGuard<'_, T>, Orphan<'_, T>> {
         let here = here(self)?;
-        self.lock_until(here, deadline(timeout))
+        self.lock_until(here, Deadline::after(timeout))
     }
 
     /// True if a holder has panicked, and nobody has called [`clear_poison`](Self::clear_poison)
@@ -249,7 +250,7 @@ impl<T: ShmSafe> Mutex<T> {
     }
 
     #[cold]
-    pub(super) fn lock_until(&self, here: Here, deadline: Option<Instant>) -> Locked<'_, T> {
+    pub(super) fn lock_until(&self, here: Here, deadline: Deadline) -> Locked<'_, T> {
         let taken = lock::lock(here.arena, here.slot, &self.word, deadline)?;
         self.taken(here, taken)
     }

@@ -32,11 +32,12 @@ use std::marker::PhantomPinned;
 use std::mem::offset_of;
 use std::ops::{Deref, DerefMut};
 use std::panic::RefUnwindSafe;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use super::Holder;
 use super::lock_error::LockFailure;
-use super::{Holder, deadline};
 use crate::layout::{Field, KillSafe, Movable, ShmSafe, TypeInfo};
+use crate::participants::deadline::Deadline;
 use crate::participants::here::{Here, here};
 use crate::participants::lock::{self, DIED, PANICKED, Refused, Taken};
 use crate::participants::tag::Tag;
@@ -235,7 +236,7 @@ impl<T: Recover> RecoverableMutex<T> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn lock(&self) -> Result<RecoverableGuard<'_, T>, LockFailure> {
-        self.lock_until(None)
+        self.lock_until(Deadline::NEVER)
     }
 
     /// Locks the mutex if no live thread holds it.
@@ -301,13 +302,10 @@ impl<T: Recover> RecoverableMutex<T> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn lock_timeout(&self, timeout: Duration) -> Result<RecoverableGuard<'_, T>, LockFailure> {
-        self.lock_until(deadline(timeout))
+        self.lock_until(Deadline::after(timeout))
     }
 
-    fn lock_until(
-        &self,
-        deadline: Option<Instant>,
-    ) -> Result<RecoverableGuard<'_, T>, LockFailure> {
+    fn lock_until(&self, deadline: Deadline) -> Result<RecoverableGuard<'_, T>, LockFailure> {
         let here = here(self)?;
         let taken = lock::lock(here.arena, here.slot, &self.word, deadline);
         self.outcome(here, taken)

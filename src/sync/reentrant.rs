@@ -27,11 +27,12 @@ use std::fmt;
 use std::marker::PhantomPinned;
 use std::mem::offset_of;
 use std::ops::Deref;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use super::Holder;
 use super::lock_error::LockFailure;
-use super::{Holder, deadline};
 use crate::layout::{Field, ShmSafe, TypeInfo};
+use crate::participants::deadline::Deadline;
 use crate::participants::here::{Here, here};
 use crate::participants::lock::{self, DIED, PANICKED, Refused, Taken};
 use crate::participants::tag::Tag;
@@ -157,7 +158,7 @@ impl<T: ShmSafe> ReentrantMutex<T> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn lock(&self) -> Result<ReentrantGuard<'_, T>, LockFailure> {
-        self.lock_until(None)
+        self.lock_until(Deadline::NEVER)
     }
 
     /// Locks the mutex if no other live thread holds it.
@@ -204,7 +205,7 @@ impl<T: ShmSafe> ReentrantMutex<T> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn lock_timeout(&self, timeout: Duration) -> Result<ReentrantGuard<'_, T>, LockFailure> {
-        self.lock_until(deadline(timeout))
+        self.lock_until(Deadline::after(timeout))
     }
 
     /// Forgets that a holder panicked or was killed.
@@ -227,7 +228,7 @@ impl<T: ShmSafe> ReentrantMutex<T> {
         lock::clear(&self.word, PANICKED | DIED);
     }
 
-    fn lock_until(&self, deadline: Option<Instant>) -> Result<ReentrantGuard<'_, T>, LockFailure> {
+    fn lock_until(&self, deadline: Deadline) -> Result<ReentrantGuard<'_, T>, LockFailure> {
         let here = here(self)?;
         let taken = lock::lock(here.arena, here.slot, &self.word, deadline);
         self.outcome(here, taken)

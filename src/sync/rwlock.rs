@@ -42,13 +42,13 @@ use std::fmt;
 use std::marker::PhantomPinned;
 use std::mem::offset_of;
 use std::panic::RefUnwindSafe;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 pub use guards::{ReadGuard, WriteGuard, WriteOrphan};
 
-use super::deadline;
 use super::lock_error::{LockError, LockResult};
 use crate::layout::{Field, ShmSafe, TypeInfo};
+use crate::participants::deadline::Deadline;
 use crate::participants::here::{Here, here};
 use crate::participants::lock::{self, DIED, PANICKED, Taken};
 use crate::participants::readers;
@@ -117,7 +117,7 @@ type Written<'a, T> = LockResult<WriteGuard<'a, T>, WriteOrphan<'a, T>>;
 #[derive(Clone, Copy)]
 enum Patience {
     None,
-    Until(Option<Instant>),
+    Until(Deadline),
 }
 
 impl<T: ShmSafe> RwLock<T> {
@@ -166,7 +166,7 @@ impl<T: ShmSafe> RwLock<T> {
     /// ```
     #[inline]
     pub fn read(&self) -> LockResult<ReadGuard<'_, T>, WriteOrphan<'_, T>> {
-        self.read_with(Patience::Until(None))
+        self.read_with(Patience::Until(Deadline::NEVER))
     }
 
     /// Locks for reading if no live thread writes or waits to write.
@@ -217,7 +217,7 @@ impl<T: ShmSafe> RwLock<T> {
         &self,
         timeout: Duration,
     ) -> LockResult<ReadGuard<'_, T>, WriteOrphan<'_, T>> {
-        self.read_with(Patience::Until(deadline(timeout)))
+        self.read_with(Patience::Until(Deadline::after(timeout)))
     }
 
     /// Locks for writing, waiting as long as a live thread reads or writes.
@@ -245,7 +245,7 @@ impl<T: ShmSafe> RwLock<T> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn write(&self) -> LockResult<WriteGuard<'_, T>, WriteOrphan<'_, T>> {
-        self.write_with(Patience::Until(None))
+        self.write_with(Patience::Until(Deadline::NEVER))
     }
 
     /// Locks for writing if no live thread reads or writes. Readers that come while the call finds
@@ -297,7 +297,7 @@ impl<T: ShmSafe> RwLock<T> {
         &self,
         timeout: Duration,
     ) -> LockResult<WriteGuard<'_, T>, WriteOrphan<'_, T>> {
-        self.write_with(Patience::Until(deadline(timeout)))
+        self.write_with(Patience::Until(Deadline::after(timeout)))
     }
 
     /// True if a writer has panicked, and nobody has called [`clear_poison`](Self::clear_poison)
@@ -418,7 +418,7 @@ impl<T: ShmSafe> RwLock<T> {
             return None;
         }
         // By invariant 3.
-        readers::wait_for_all(arena, slot, &self.word, exchanged, None);
+        readers::wait_for_all(arena, slot, &self.word, exchanged, Deadline::NEVER);
         Some(self.written(here))
     }
 
@@ -430,7 +430,7 @@ impl<T: ShmSafe> RwLock<T> {
         let (taken, deadline) = match patience {
             Patience::None => (
                 lock::try_lock(here.arena, here.slot, &self.word)?,
-                Some(Instant::now()),
+                Deadline::after(Duration::ZERO),
             ),
             Patience::Until(deadline) => (
                 lock::lock(here.arena, here.slot, &self.word, deadline)?,

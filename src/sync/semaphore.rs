@@ -38,13 +38,13 @@
 use std::fmt;
 use std::marker::{PhantomData, PhantomPinned};
 use std::ops::ControlFlow;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::deadline;
 use crate::layout::arena::{Arena, SLOTS};
 use crate::layout::{Field, ShmSafe, TypeInfo};
+use crate::participants::deadline::Deadline;
 use crate::participants::habit::attempt_awake;
 use crate::participants::here::{Here, arena_at, from_nowhere, here};
 use crate::participants::permits::{self, Pool as _, TakeFailure};
@@ -222,7 +222,7 @@ impl Semaphore {
     /// ```
     #[inline]
     pub fn acquire(&self) -> Result<Permit<'_>, AcquireError> {
-        self.acquire_until(None)
+        self.acquire_until(Deadline::NEVER)
     }
 
     /// Takes a permit if one is available.
@@ -269,7 +269,7 @@ impl Semaphore {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn acquire_timeout(&self, timeout: Duration) -> Result<Permit<'_>, AcquireError> {
-        self.acquire_until(deadline(timeout))
+        self.acquire_until(Deadline::after(timeout))
     }
 
     /// Adds permits.
@@ -305,7 +305,7 @@ impl Semaphore {
     }
 
     #[inline]
-    fn acquire_until(&self, deadline: Option<Instant>) -> Result<Permit<'_>, AcquireError> {
+    fn acquire_until(&self, deadline: Deadline) -> Result<Permit<'_>, AcquireError> {
         let here = here(self)?;
         match self.take(here, false) {
             Err(TakeFailure::NoneLeft) => self.acquire_slow(here, deadline),
@@ -315,11 +315,7 @@ impl Semaphore {
     }
 
     #[cold]
-    fn acquire_slow(
-        &self,
-        here: Here,
-        deadline: Option<Instant>,
-    ) -> Result<Permit<'_>, AcquireError> {
+    fn acquire_slow(&self, here: Here, deadline: Deadline) -> Result<Permit<'_>, AcquireError> {
         let attempt = |()| match self.take(here, false) {
             Err(TakeFailure::NoneLeft) => ControlFlow::Continue(()),
             taken => ControlFlow::Break(taken),
@@ -346,7 +342,7 @@ impl Semaphore {
                 }
                 return Err(AcquireError::TimedOut);
             }
-            if deadline.is_some_and(|d| Instant::now() >= d) {
+            if deadline.is_over() {
                 // Gets back the permits of the dead, for callers that ask again and again with a
                 // short time limit.
                 recovery::settle_in_turn(here.arena);

@@ -3,17 +3,17 @@
 
 use std::fmt;
 use std::marker::PhantomData;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::Mailbox;
 use crate::containers::queue::PopError;
 use crate::engines::bell::sleep_on_any;
+use crate::participants::deadline::Deadline;
 use crate::participants::tag::Tag;
 use crate::participants::{lock, thread};
 use crate::primitive::Ordering;
-use crate::sync::deadline;
 use crate::{Movable, ShmSafe};
 
 /// Why no message was received.
@@ -113,7 +113,7 @@ impl<'a, T: ShmSafe + Movable> Receiver<'a, T> {
     /// ```
     #[inline]
     pub fn recv(&self) -> Result<T, RecvError> {
-        self.recv_until(None)
+        self.recv_until(Deadline::NEVER)
     }
 
     /// Receives a message if there is one.
@@ -156,11 +156,11 @@ impl<'a, T: ShmSafe + Movable> Receiver<'a, T> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn recv_timeout(&self, timeout: Duration) -> Result<T, RecvError> {
-        self.recv_until(deadline(timeout))
+        self.recv_until(Deadline::after(timeout))
     }
 
     #[inline]
-    fn recv_until(&self, deadline: Option<Instant>) -> Result<T, RecvError> {
+    fn recv_until(&self, deadline: Deadline) -> Result<T, RecvError> {
         self.look(|| {
             let messages = &self.mailbox.messages;
             messages.pop_until(deadline, || {
@@ -244,7 +244,7 @@ impl<'a, T: ShmSafe + Movable> Receiver<'a, T> {
     /// ```
     #[must_use]
     pub fn wait_any(receivers: &[&Self], timeout: Duration) -> Option<usize> {
-        let deadline = deadline(timeout);
+        let deadline = Deadline::after(timeout);
         let bells: Vec<_> = receivers
             .iter()
             .map(|receiver| receiver.mailbox.messages.pushes())
@@ -254,7 +254,7 @@ impl<'a, T: ShmSafe + Movable> Receiver<'a, T> {
             if let Some(ready) = receivers.iter().position(|receiver| receiver.is_ready()) {
                 return Some(ready);
             }
-            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            if deadline.is_over() {
                 return None;
             }
             sleep_on_any(&bells, &announced, deadline);

@@ -34,7 +34,7 @@ use std::time::Duration;
 
 use crate::engines::queue::Root;
 use crate::layout::{Field, TypeInfo};
-use crate::sync::deadline;
+use crate::participants::deadline::Deadline;
 use crate::{Movable, ShmSafe};
 use raw::Raw;
 
@@ -174,7 +174,7 @@ impl<T: ShmSafe + Movable> Queue<T> {
     /// ```
     #[inline]
     pub fn push(&self, value: T) -> Result<(), PushError<T>> {
-        self.raw.push_until(value, None)
+        self.raw.push_until(value, Deadline::NEVER)
     }
 
     /// Pushes an element if there is room.
@@ -215,7 +215,7 @@ impl<T: ShmSafe + Movable> Queue<T> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn push_timeout(&self, value: T, timeout: Duration) -> Result<(), PushError<T>> {
-        self.raw.push_until(value, deadline(timeout))
+        self.raw.push_until(value, Deadline::after(timeout))
     }
 
     /// Pops the first element, waiting for one.
@@ -241,7 +241,7 @@ impl<T: ShmSafe + Movable> Queue<T> {
     /// ```
     #[inline]
     pub fn pop(&self) -> Result<T, PopError> {
-        self.raw.pop_by(None)
+        self.raw.pop_by(Deadline::NEVER)
     }
 
     /// Pops the first element if there is one.
@@ -282,7 +282,7 @@ impl<T: ShmSafe + Movable> Queue<T> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn pop_timeout(&self, timeout: Duration) -> Result<T, PopError> {
-        self.raw.pop_by(deadline(timeout))
+        self.raw.pop_by(Deadline::after(timeout))
     }
 
     /// Leases the first element, waiting for one. Up to 64 elements of a queue can be leased at a time.
@@ -320,7 +320,7 @@ impl<T: ShmSafe + Movable> Queue<T> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn lease(&self) -> Result<Lease<'_, T>, PopError> {
-        self.raw.pop_until(None, || self.raw.try_lease())
+        self.raw.pop_until(Deadline::NEVER, || self.raw.try_lease())
     }
 
     /// Leases the first element if there is one.
@@ -368,7 +368,7 @@ impl<T: ShmSafe + Movable> Queue<T> {
     /// ```
     pub fn lease_timeout(&self, timeout: Duration) -> Result<Lease<'_, T>, PopError> {
         self.raw
-            .pop_until(deadline(timeout), || self.raw.try_lease())
+            .pop_until(Deadline::after(timeout), || self.raw.try_lease())
     }
 
     /// Returns a copy of the first element, if there is one. The element may be popped by somebody else at

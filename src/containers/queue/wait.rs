@@ -30,12 +30,13 @@
 //!    goes to the producer with the turn, or comes before its look.
 
 use std::ops::ControlFlow;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::raw::Raw;
 use super::refusals::{PopError, PushError, PushRefusal};
 use crate::engines::queue::Header;
 use crate::layout::arena::Arena;
+use crate::participants::deadline::Deadline;
 use crate::participants::habit::attempt_awake;
 use crate::participants::here::{Here, here};
 use crate::participants::tag::Tag;
@@ -110,11 +111,7 @@ impl<T: ShmSafe + Movable> Raw<T> {
     }
 
     #[inline(always)]
-    pub(crate) fn push_until(
-        &self,
-        value: T,
-        deadline: Option<Instant>,
-    ) -> Result<(), PushError<T>> {
+    pub(crate) fn push_until(&self, value: T, deadline: Deadline) -> Result<(), PushError<T>> {
         // Relaxed: a hint.
         match self.push_at_tail(value, self.header.turn.load(Ordering::Relaxed)) {
             Ok(()) => Ok(()),
@@ -123,7 +120,7 @@ impl<T: ShmSafe + Movable> Raw<T> {
     }
 
     #[cold]
-    fn push_late(&self, value: T, deadline: Option<Instant>) -> Result<(), PushError<T>> {
+    fn push_late(&self, value: T, deadline: Deadline) -> Result<(), PushError<T>> {
         if self.header.turn.load(Ordering::Relaxed) != 0 {
             return self.push_waiting(value, deadline);
         }
@@ -136,7 +133,7 @@ impl<T: ShmSafe + Movable> Raw<T> {
         }
     }
 
-    fn push_waiting(&self, value: T, deadline: Option<Instant>) -> Result<(), PushError<T>> {
+    fn push_waiting(&self, value: T, deadline: Deadline) -> Result<(), PushError<T>> {
         let here = match here(self) {
             Ok(here) => here,
             Err(nowhere) => {
@@ -154,7 +151,7 @@ impl<T: ShmSafe + Movable> Raw<T> {
         &self,
         waiter: Here,
         value: T,
-        deadline: Option<Instant>,
+        deadline: Deadline,
     ) -> Result<(), PushError<T>> {
         let header = &self.header;
         let me = waiter.slot.tag().word();
@@ -167,7 +164,7 @@ impl<T: ShmSafe + Movable> Raw<T> {
         };
         loop {
             // Asked before the attempt: if the time is over, the attempt is the last one.
-            let over = deadline.is_some_and(|deadline| Instant::now() >= deadline);
+            let over = deadline.is_over();
             self.end_turn_of_another(waiter.arena, me);
             let mine = header.take_turn(me);
             // By invariant 1.
@@ -225,7 +222,7 @@ impl<T: ShmSafe + Movable> Raw<T> {
 
     /// Pops, waiting for an element until `deadline`.
     #[inline(always)]
-    pub(crate) fn pop_by(&self, deadline: Option<Instant>) -> Result<T, PopError> {
+    pub(crate) fn pop_by(&self, deadline: Deadline) -> Result<T, PopError> {
         match self.pop_at_head() {
             Some(value) => Ok(value),
             None => self.pop_late(deadline),
@@ -233,14 +230,14 @@ impl<T: ShmSafe + Movable> Raw<T> {
     }
 
     #[cold]
-    fn pop_late(&self, deadline: Option<Instant>) -> Result<T, PopError> {
+    fn pop_late(&self, deadline: Deadline) -> Result<T, PopError> {
         self.pop_until(deadline, || self.pop_further())
     }
 
     #[inline(always)]
     pub(crate) fn pop_until<R>(
         &self,
-        deadline: Option<Instant>,
+        deadline: Deadline,
         mut pop: impl FnMut() -> Result<R, PopError>,
     ) -> Result<R, PopError> {
         match pop() {
@@ -252,7 +249,7 @@ impl<T: ShmSafe + Movable> Raw<T> {
     #[cold]
     fn pop_waiting<R>(
         &self,
-        deadline: Option<Instant>,
+        deadline: Deadline,
         mut pop: impl FnMut() -> Result<R, PopError>,
     ) -> Result<R, PopError> {
         let mut attempt = |()| match pop() {
@@ -266,7 +263,7 @@ impl<T: ShmSafe + Movable> Raw<T> {
         let bell = &self.header.pushed.0;
         loop {
             // Asked before the attempt: if the time is over, the attempt is the last one.
-            let over = deadline.is_some_and(|deadline| Instant::now() >= deadline);
+            let over = deadline.is_over();
             let announced = bell.announce();
             if let ControlFlow::Break(done) = attempt(()) {
                 // A ring wakes only one sleeper. If the queue is closed, this may have been the last element, or there
