@@ -4,7 +4,7 @@ use std::fmt;
 use std::io::{self, Read, Write};
 use std::iter::FusedIterator;
 use std::marker::PhantomData;
-use std::ops::{ControlFlow, Range};
+use std::ops::Range;
 use std::time::Duration;
 
 use super::buffer::{AppendError, Buffer, Position, RangeError};
@@ -14,7 +14,6 @@ use crate::engines::buffer::Found;
 use crate::layout::arena::Arena;
 use crate::participants::deadline::Deadline;
 use crate::participants::epoch;
-use crate::participants::habit::attempt_awake;
 use crate::participants::here::{Here, here};
 use crate::participants::tag::Tag;
 use crate::participants::thread;
@@ -359,13 +358,8 @@ impl Read for Reader<'_> {
 
 /// Waits until `ready` holds. Whoever makes it so rings the bell. False if that does not happen in time.
 fn wait(bell: &Bell, here: Here, deadline: Deadline, ready: impl Fn() -> bool) -> bool {
-    let look = |()| match ready() {
-        true => ControlFlow::Break(()),
-        false => ControlFlow::Continue(()),
-    };
-    look(()).is_break()
-        || attempt_awake((), deadline, || (), look).is_break()
-        || bell.wait(here, deadline, ready)
+    let look = || ready().then_some(());
+    look().or_else(|| bell.wait(here, deadline, look)).is_some()
 }
 
 /// Writes to a [`Buffer`], and waits for room, up to a [time limit](Self::set_timeout) if there is

@@ -516,11 +516,13 @@ fn of_who_has_looked() {
         let looks = || {
             let was_ready = is_ready.replace(true);
             bell.ring_all();
-            was_ready
+            was_ready.then_some(())
         };
-        end.send(bell.wait(here, Deadline::NEVER, looks)).unwrap();
+        let came = bell.wait_asleep(here, Deadline::NEVER, looks);
+        end.send(came.is_some()).unwrap();
         let late = Deadline::after(Duration::ZERO);
-        end.send(bell.wait(here, late, || false)).unwrap();
+        let came = bell.wait_asleep(here, late, || None::<()>);
+        end.send(came.is_some()).unwrap();
     });
     for came in [true, false] {
         assert_eq!(ended.recv_timeout(Duration::from_secs(60)), Ok(came));

@@ -6,6 +6,7 @@
 
 use crate::layout::arena::Arena;
 use crate::participants::deadline::Deadline;
+use crate::participants::habit::attempt_awake;
 use crate::participants::here::Here;
 use crate::participants::lock;
 use crate::participants::tag::Tag;
@@ -85,15 +86,37 @@ impl Bell {
         lock::sleep(here.arena, here.slot, low, word, owner, deadline);
     }
 
-    /// Sleeps until `ready` is true; whoever makes it so rings. False if that does not happen in time.
-    pub(crate) fn wait(&self, here: Here, deadline: Deadline, ready: impl Fn() -> bool) -> bool {
+    /// Attempts something until that succeeds, and sleeps meanwhile; whoever makes it possible rings.
+    /// `None` if that does not happen in time.
+    #[inline]
+    pub(crate) fn wait<R>(
+        &self,
+        here: Here,
+        deadline: Deadline,
+        mut attempt: impl FnMut() -> Option<R>,
+    ) -> Option<R> {
+        if let done @ Some(_) = attempt_awake(deadline, &mut attempt) {
+            return done;
+        }
+        self.wait_asleep(here, deadline, attempt)
+    }
+
+    #[inline(always)]
+    pub(crate) fn wait_asleep<R>(
+        &self,
+        here: Here,
+        deadline: Deadline,
+        mut attempt: impl FnMut() -> Option<R>,
+    ) -> Option<R> {
         loop {
+            // Asked before the attempt: if the time is over, the attempt is the last one.
+            let over = deadline.is_over();
             let announced = self.announce();
-            if ready() {
-                return true;
+            if let Some(done) = attempt() {
+                return Some(done);
             }
-            if deadline.is_over() {
-                return false;
+            if over {
+                return None;
             }
             self.sleep(here, announced, Tag::NOBODY, deadline);
         }

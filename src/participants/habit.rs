@@ -133,8 +133,21 @@ thread_local! {
 
 /// Attempts it for a moment, as far as that has paid off and `deadline` allows: a thread that has
 /// little time left does not yield the processor to others, which may keep it for long.
-/// `about_to_yield` is called before a yield.
-pub(crate) fn attempt_awake<S, R>(
+#[inline]
+pub(crate) fn attempt_awake<R>(
+    deadline: Deadline,
+    mut attempt: impl FnMut() -> Option<R>,
+) -> Option<R> {
+    let attempt = |()| match attempt() {
+        Some(done) => ControlFlow::Break(done),
+        None => ControlFlow::Continue(()),
+    };
+    attempt_awake_with((), deadline, || {}, attempt).break_value()
+}
+
+/// As [`attempt_awake`], with a state that goes from one attempt to the next. `about_to_yield` is
+/// called before a yield.
+pub(crate) fn attempt_awake_with<S, R>(
     mut state: S,
     deadline: Deadline,
     about_to_yield: impl FnOnce(),
@@ -200,7 +213,7 @@ mod tests {
             attempts += 1;
             ControlFlow::<(), ()>::Continue(())
         };
-        let _ = attempt_awake((), Deadline::after(Duration::ZERO), || yields += 1, again);
+        let _ = attempt_awake_with((), Deadline::after(Duration::ZERO), || yields += 1, again);
         assert_eq!((attempts, yields), (UNTIMED, 0));
     }
 

@@ -4,7 +4,6 @@
 
 use std::fmt;
 use std::marker::PhantomPinned;
-use std::ops::ControlFlow;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -265,15 +264,7 @@ impl Barrier {
             }
         };
         // The loop finds out what has ended this.
-        let _ = attempt_awake(
-            (),
-            deadline,
-            || (),
-            |()| match round.goes_on(rounds.state()) {
-                true => ControlFlow::Continue(()),
-                false => ControlFlow::Break(()),
-            },
-        );
+        let _ = attempt_awake(deadline, || (!round.goes_on(rounds.state())).then_some(()));
         let mut in_vain = false;
         loop {
             let state = match rounds.look(round, is_gone, || self.wake()) {

@@ -23,7 +23,6 @@
 
 use std::fmt;
 use std::marker::PhantomPinned;
-use std::ops::ControlFlow;
 use std::time::Duration;
 
 use super::Orphan;
@@ -369,12 +368,9 @@ impl Condvar {
         condition.store(address as u64, Ordering::Release);
         let seen = self.counter.load(Ordering::Acquire);
         drop(guard);
-        let notified = |()| match self.counter.load(Ordering::Acquire) == seen {
-            true => ControlFlow::Continue(()),
-            false => ControlFlow::Break(()),
-        };
-        let timed_out = attempt_awake((), deadline, || {}, notified).is_continue()
-            && self.sleep(here, seen, deadline);
+        let notified = || (self.counter.load(Ordering::Acquire) != seen).then_some(());
+        let timed_out =
+            attempt_awake(deadline, notified).is_none() && self.sleep(here, seen, deadline);
         let locked = mutex.relock(here);
         condition.store(0, Ordering::Release);
         (locked, WaitTimeoutResult(timed_out))

@@ -35,7 +35,6 @@
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::marker::PhantomPinned;
-use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -271,13 +270,9 @@ impl Event {
             let found = self.word.load(Ordering::SeqCst);
             (found & SET == 0 && found / ONE == first / ONE).then_some(found)
         };
-        let attempt = |()| match unset() {
-            Some(_) => ControlFlow::Continue(()),
-            None => ControlFlow::Break(()),
-        };
         if unset().is_some() {
             // The loop finds out what has ended this.
-            let _ = attempt_awake((), deadline, || (), attempt);
+            let _ = attempt_awake(deadline, || unset().is_none().then_some(()));
         }
         loop {
             let Some(found) = unset() else {

@@ -37,7 +37,6 @@
 
 use std::fmt;
 use std::marker::{PhantomData, PhantomPinned};
-use std::ops::ControlFlow;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -316,11 +315,11 @@ impl Semaphore {
 
     #[cold]
     fn acquire_slow(&self, here: Here, deadline: Deadline) -> Result<Permit<'_>, AcquireError> {
-        let attempt = |()| match self.take(here, false) {
-            Err(TakeFailure::NoneLeft) => ControlFlow::Continue(()),
-            taken => ControlFlow::Break(taken),
+        let attempt = || match self.take(here, false) {
+            Err(TakeFailure::NoneLeft) => None,
+            taken => Some(taken),
         };
-        if let ControlFlow::Break(taken) = attempt_awake((), deadline, || (), attempt) {
+        if let Some(taken) = attempt_awake(deadline, attempt) {
             return taken.map(|(permit, _)| permit).map_err(refused);
         }
         let low = Arena::low_half(&self.word);

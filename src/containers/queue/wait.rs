@@ -37,7 +37,7 @@ use super::refusals::{PopError, PushError, PushRefusal};
 use crate::engines::queue::Header;
 use crate::layout::arena::Arena;
 use crate::participants::deadline::Deadline;
-use crate::participants::habit::attempt_awake;
+use crate::participants::habit::attempt_awake_with;
 use crate::participants::here::{Here, here};
 use crate::participants::tag::Tag;
 use crate::participants::{life, lock};
@@ -158,7 +158,7 @@ impl<T: ShmSafe + Movable> Raw<T> {
         let room = &header.popped;
         let about_to_yield = || _ = header.take_turn(me);
         let attempt = |value| self.attempt(me, value);
-        let mut value = match attempt_awake(value, deadline, about_to_yield, attempt) {
+        let mut value = match attempt_awake_with(value, deadline, about_to_yield, attempt) {
             ControlFlow::Break(done) => return done,
             ControlFlow::Continue(value) => value,
         };
@@ -252,32 +252,18 @@ impl<T: ShmSafe + Movable> Raw<T> {
         deadline: Deadline,
         mut pop: impl FnMut() -> Result<R, PopError>,
     ) -> Result<R, PopError> {
-        let mut attempt = |()| match pop() {
-            Err(PopError::Empty) => ControlFlow::Continue(()),
-            other => ControlFlow::Break(other),
+        let attempt = || match pop() {
+            Err(PopError::Empty) => None,
+            other => Some(other),
         };
-        let here = here(self)?;
-        if let ControlFlow::Break(done) = attempt_awake((), deadline, || (), &mut attempt) {
-            return done;
-        }
         let bell = &self.header.pushed.0;
-        loop {
-            // Asked before the attempt: if the time is over, the attempt is the last one.
-            let over = deadline.is_over();
-            let announced = bell.announce();
-            if let ControlFlow::Break(done) = attempt(()) {
-                // A ring wakes only one sleeper. If the queue is closed, this may have been the last element, or there
-                // was none: the others are to be told.
-                if self.is_closed() {
-                    bell.ring_all();
-                }
-                return done;
-            }
-            if over {
-                return Err(PopError::TimedOut);
-            }
-            bell.sleep(here, announced, Tag::NOBODY, deadline);
+        let done = bell.wait(here(self)?, deadline, attempt);
+        // A ring wakes only one sleeper. If the queue is closed, this may have been the last element, or there was none:
+        // the others are to be told.
+        if done.is_some() && self.is_closed() {
+            bell.ring_all();
         }
+        done.unwrap_or(Err(PopError::TimedOut))
     }
 }
 
