@@ -66,7 +66,7 @@ use crate::primitive::{AtomicU64, Ordering};
 /// ```
 #[repr(C)]
 pub struct Mutex<T: ShmSafe> {
-    word: AtomicU64,
+    pub(super) word: AtomicU64,
     value: UnsafeCell<T>,
     _in_place: PhantomPinned,
 }
@@ -81,16 +81,7 @@ impl<T: ShmSafe> RefUnwindSafe for Mutex<T> {}
 // SAFETY: an atomic word, which holds a tag of the pool's own tables, and a value that is listed at
 // its offset; no `Drop`. It works between processes as between threads: the tag excludes both.
 unsafe impl<T: ShmSafe> ShmSafe for Mutex<T> {
-    const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>(
-        "Mutex",
-        const {
-            &[
-                Field::at::<std::sync::atomic::AtomicU64>("word", 0),
-                Field::at::<T>("value", offset_of!(Self, value)),
-            ]
-        },
-    )
-    .in_place();
+    const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>("Mutex", Self::FIELDS).in_place();
     const IMAGE_BOUND: bool = T::IMAGE_BOUND;
     const OWNS: bool = T::OWNS;
 }
@@ -98,6 +89,11 @@ unsafe impl<T: ShmSafe> ShmSafe for Mutex<T> {
 pub(super) type Locked<'a, T> = LockResult<MutexGuard<'a, T>, Orphan<'a, T>>;
 
 impl<T: ShmSafe> Mutex<T> {
+    pub(super) const FIELDS: &'static [Field] = &[
+        Field::at::<std::sync::atomic::AtomicU64>("word", 0),
+        Field::at::<T>("value", offset_of!(Self, value)),
+    ];
+
     /// An unlocked mutex, to be put into a pool.
     ///
     /// ```
@@ -341,7 +337,7 @@ unsafe impl<T: ShmSafe> Sync for MutexGuard<'_, T> {}
 impl<'a, T: ShmSafe> MutexGuard<'a, T> {
     /// The calling thread has taken the lock with `slot`.
     #[inline]
-    fn new(mutex: &'a Mutex<T>, slot: &'static Slot) -> Self {
+    pub(super) fn new(mutex: &'a Mutex<T>, slot: &'static Slot) -> Self {
         MutexGuard {
             mutex,
             holder: Holder::new(mutex, slot),
@@ -355,7 +351,7 @@ impl<'a, T: ShmSafe> MutexGuard<'a, T> {
 
     /// Gives the lock back with flags set.
     #[inline]
-    fn release(&self, set: u64) {
+    pub(super) fn release(&self, set: u64) {
         if let Some(slot) = self.holder.end(self.mutex) {
             lock::unlock(&self.mutex.word, slot.tag(), set);
         }

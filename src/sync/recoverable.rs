@@ -6,7 +6,7 @@
 //! the next holder after a death repairs it first, under the lock. A panic of a holder also leaves
 //! a half-changed value, so that is repaired in the same way, and there is no poison.
 //!
-//! The word is that of a mutex (`participants::lock`):
+//! It is a [`Mutex`] whose word is read in another way:
 //!
 //! | word | meaning | next |
 //! |------|---------|------|
@@ -23,25 +23,21 @@
 //! | after the flags are cleared | as with a guard | the next one repairs what is in order, without harm |
 //!
 //! Invariants
-//! 1. A guard exists only on the thread whose tag is in the word; references come only from guards.
-//! 2. PANICKED and DIED are cleared only after `recover` has returned.
+//! 1. PANICKED and DIED are cleared only after `recover` has returned.
 
-use std::cell::UnsafeCell;
 use std::fmt;
-use std::marker::PhantomPinned;
-use std::mem::offset_of;
+use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
-use std::panic::RefUnwindSafe;
 use std::time::Duration;
 
-use super::Holder;
 use super::lock_error::LockFailure;
-use crate::layout::{Field, KillSafe, Movable, ShmSafe, TypeInfo};
+use super::mutex::{Mutex, MutexGuard};
+use crate::layout::{KillSafe, Movable, ShmSafe, TypeInfo};
 use crate::participants::deadline::Deadline;
 use crate::participants::here::{Here, here};
 use crate::participants::lock::{self, DIED, PANICKED, Refused, Taken};
 use crate::participants::tag::Tag;
-use crate::primitive::{AtomicU64, Ordering};
+use crate::primitive::Ordering;
 
 /// A value that can be put right, whatever a killed process has left of a change to it.
 ///
@@ -137,33 +133,13 @@ pub trait Recover: KillSafe + Movable {
 /// assert_eq!(votes.lock()?.sum, 2);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[repr(C)]
-pub struct RecoverableMutex<T: Recover> {
-    word: AtomicU64,
-    value: UnsafeCell<T>,
-    _in_place: PhantomPinned,
-}
+#[repr(transparent)]
+pub struct RecoverableMutex<T: Recover>(Mutex<T>);
 
-// SAFETY: the value is reached by one thread at a time (invariant 1), and `T: ShmSafe` may be sent
-// from thread to thread; the word is atomic.
-unsafe impl<T: Recover> Sync for RecoverableMutex<T> {}
-
-// What a panic leaves is repaired by the next holder.
-impl<T: Recover> RefUnwindSafe for RecoverableMutex<T> {}
-
-// SAFETY: an atomic word, which holds a tag of the pool's own tables, and a value that is listed at
-// its offset; no `Drop`. It works between processes as between threads: the tag excludes both.
+// SAFETY: a mutex, which is `ShmSafe`.
 unsafe impl<T: Recover> ShmSafe for RecoverableMutex<T> {
-    const TYPE: &'static TypeInfo = &TypeInfo::library::<Self>(
-        "RecoverableMutex",
-        const {
-            &[
-                Field::at::<std::sync::atomic::AtomicU64>("word", 0),
-                Field::at::<T>("value", offset_of!(Self, value)),
-            ]
-        },
-    )
-    .in_place();
+    const TYPE: &'static TypeInfo =
+        &TypeInfo::library::<Self>("RecoverableMutex", Mutex::<T>::FIELDS).in_place();
     const IMAGE_BOUND: bool = T::IMAGE_BOUND;
     const OWNS: bool = T::OWNS;
 }
@@ -188,11 +164,7 @@ impl<T: Recover> RecoverableMutex<T> {
     /// ```
     #[must_use]
     pub const fn new(value: T) -> Self {
-        RecoverableMutex {
-            word: AtomicU64::new(0),
-            value: UnsafeCell::new(value),
-            _in_place: PhantomPinned,
-        }
+        RecoverableMutex(Mutex::new(value))
     }
 
     /// Locks the mutex, waiting as long as a live thread holds it, and repairs the value if a
@@ -267,7 +239,7 @@ impl<T: Recover> RecoverableMutex<T> {
     /// ```
     pub fn try_lock(&self) -> Result<RecoverableGuard<'_, T>, LockFailure> {
         let here = here(self)?;
-        self.outcome(here, lock::try_lock(here.arena, here.slot, &self.word))
+        self.outcome(here, lock::try_lock(here.arena, here.slot, &self.0.word))
     }
 
     /// As [`lock`](Self::lock), but waits for at most that time. (The time for a repair is not
@@ -307,7 +279,7 @@ impl<T: Recover> RecoverableMutex<T> {
 
     fn lock_until(&self, deadline: Deadline) -> Result<RecoverableGuard<'_, T>, LockFailure> {
         let here = here(self)?;
-        let taken = lock::lock(here.arena, here.slot, &self.word, deadline);
+        let taken = lock::lock(here.arena, here.slot, &self.0.word, deadline);
         self.outcome(here, taken)
     }
 
@@ -318,10 +290,7 @@ impl<T: Recover> RecoverableMutex<T> {
         taken: Result<Taken, Refused>,
     ) -> Result<RecoverableGuard<'_, T>, LockFailure> {
         let taken = taken?;
-        let mut guard = RecoverableGuard {
-            mutex: self,
-            holder: Holder::new(self, here.slot),
-        };
+        let mut guard = RecoverableGuard(ManuallyDrop::new(MutexGuard::new(&self.0, here.slot)));
         if taken.flags != 0 {
             guard.repair();
         }
@@ -337,7 +306,7 @@ impl<T: Recover + Default> Default for RecoverableMutex<T> {
 
 impl<T: Recover> fmt::Debug for RecoverableMutex<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let word = self.word.load(Ordering::Relaxed);
+        let word = self.0.word.load(Ordering::Relaxed);
         f.debug_struct("RecoverableMutex")
             .field("locked", &!Tag::of_word(word).is_nobody())
             .field("to_be_repaired", &(word & (PANICKED | DIED) != 0))
@@ -364,20 +333,14 @@ impl<T: Recover> fmt::Debug for RecoverableMutex<T> {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[must_use = "the lock is released when the guard is dropped"]
-pub struct RecoverableGuard<'a, T: Recover> {
-    mutex: &'a RecoverableMutex<T>,
-    holder: Holder,
-}
-
-// SAFETY: a shared guard gives access to `&T` and nothing else.
-unsafe impl<T: Recover> Sync for RecoverableGuard<'_, T> {}
+pub struct RecoverableGuard<'a, T: Recover>(ManuallyDrop<MutexGuard<'a, T>>);
 
 impl<T: Recover> RecoverableGuard<'_, T> {
     #[cold]
     fn repair(&mut self) {
         self.recover();
-        // By invariant 2.
-        lock::clear(&self.mutex.word, PANICKED | DIED);
+        // By invariant 1.
+        lock::clear(&MutexGuard::mutex(&self.0).word, PANICKED | DIED);
     }
 }
 
@@ -386,34 +349,24 @@ impl<T: Recover> Deref for RecoverableGuard<'_, T> {
 
     #[inline]
     fn deref(&self) -> &T {
-        // SAFETY: by invariant 1 no other thread has a reference, and by the borrow of the guard
-        // nobody has a mutable one.
-        unsafe { &*self.mutex.value.get() }
+        &self.0
     }
 }
 
 impl<T: Recover> DerefMut for RecoverableGuard<'_, T> {
     #[inline]
     fn deref_mut(&mut self) -> &mut T {
-        // SAFETY: by invariant 1 no other thread has a reference, and by the borrow of the guard
-        // nobody else has one.
-        unsafe { &mut *self.mutex.value.get() }
+        &mut self.0
     }
 }
 
 impl<T: Recover> Drop for RecoverableGuard<'_, T> {
     #[inline]
     fn drop(&mut self) {
-        if let Some(slot) = self.holder.end(self.mutex) {
-            // This is done even if the thread was unwinding before there was a guard: there may have been a second
-            // panic, and a repair does no harm to a value that is in order.
-            let set = if std::thread::panicking() {
-                PANICKED
-            } else {
-                0
-            };
-            lock::unlock(&self.mutex.word, slot.tag(), set);
-        }
+        // This is set even if the thread was unwinding before there was a guard: there may have been a second panic, and
+        // a repair does no harm to a value that is in order.
+        let is_panicking = std::thread::panicking();
+        self.0.release(if is_panicking { PANICKED } else { 0 });
     }
 }
 
