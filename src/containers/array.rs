@@ -42,7 +42,7 @@ use std::mem::offset_of;
 use std::ops::{Range, RangeBounds};
 use std::ptr::NonNull;
 
-use super::claims::{Claims, Mode, Refusal};
+use super::claims::{ClaimRefusal, Claims, Mode};
 use super::elements::{self, NewElements};
 use super::ranges::{Claim, ClaimMut, Claimed};
 use super::refusals::{ClaimError, ResizeError, resolve};
@@ -413,8 +413,8 @@ impl<T: KillSafe + Movable> Array<T> {
                 .claims
                 .take(arena, slot, range.clone(), mode)
                 .map_err(|refusal| match refusal {
-                    Refusal::Claimed(by) => ClaimError::Claimed { by },
-                    Refusal::TooMany => ClaimError::TooManyClaims,
+                    ClaimRefusal::Claimed(by) => ClaimError::Claimed { by },
+                    ClaimRefusal::TooMany => ClaimError::TooManyClaims,
                 })?;
             let (elements, len) = self.elements(arena);
             // The array never shrinks, but `len` may be damaged.
@@ -512,10 +512,10 @@ impl<T: KillSafe + Movable> Array<T> {
             .claims
             .take(arena, slot, everything, Mode::Growing)
             .map_err(|refusal| match refusal {
-                Refusal::Claimed(by) => ResizeError::Claimed { by },
+                ClaimRefusal::Claimed(by) => ResizeError::Claimed { by },
                 // Every claim of an element overlaps this one, and orphan marks are merged: so a
                 // full table has only claims of nothing.
-                Refusal::TooMany => ResizeError::TooManyClaims,
+                ClaimRefusal::TooMany => ResizeError::TooManyClaims,
             })?;
         let (source, old) = self.elements(arena);
         let new = plan(old)?;

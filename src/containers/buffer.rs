@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::buffer_io::{BytesView, Reader, Writer};
 use crate::ShmSafe;
 use crate::allocator::AllocError;
-use crate::engines::buffer::{NO_CAPACITY, Refusal, Words};
+use crate::engines::buffer::{AppendRefusal, NO_CAPACITY, Words};
 use crate::layout::{Engine, Field, TypeInfo};
 use crate::participants::here::{from_nowhere, here};
 use crate::participants::thread::NoSlot;
@@ -269,9 +269,9 @@ impl Buffer {
         }
         let appended = self.words.append(here.arena, here.slot, bytes);
         appended.map_err(|refusal| match refusal {
-            Refusal::Full => AppendError::Full,
-            Refusal::Closed => AppendError::Closed,
-            Refusal::Alloc(error) => AppendError::Alloc(error),
+            AppendRefusal::Full => AppendError::Full,
+            AppendRefusal::Closed => AppendError::Closed,
+            AppendRefusal::Alloc(error) => AppendError::Alloc(error),
         })
     }
 

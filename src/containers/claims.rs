@@ -120,7 +120,7 @@ pub(super) struct Claims {
 }
 
 /// Why a claim or an access was refused.
-pub(super) enum Refusal {
+pub(super) enum ClaimRefusal {
     Claimed(ProcessId),
     TooMany,
 }
@@ -268,7 +268,7 @@ impl Claims {
         slot: &Slot,
         range: Range<usize>,
         mode: Mode,
-    ) -> Result<Taken<'_>, Refusal> {
+    ) -> Result<Taken<'_>, ClaimRefusal> {
         let mut looked = false;
         loop {
             let attempt = self.locked(arena, slot, || self.enter(arena, slot, range.clone(), mode));
@@ -295,7 +295,7 @@ impl Claims {
         slot: &Slot,
         range: Range<usize>,
         mode: Mode,
-    ) -> Result<Attempt<'_, Taken<'_>>, Refusal> {
+    ) -> Result<Attempt<'_, Taken<'_>>, ClaimRefusal> {
         let used = self.used();
         let (mut free, mut needed, mut orphaned) = (None, 0, false);
         for (index, entry) in used.iter().enumerate() {
@@ -319,7 +319,7 @@ impl Claims {
         }
         let next = (used.len() < ENTRIES).then_some(used.len());
         let place = free.or(next).or_else(|| self.merge_orphans());
-        let place = place.ok_or(Refusal::TooMany)?;
+        let place = place.ok_or(ClaimRefusal::TooMany)?;
         let entry = &self.entries[place];
         entry.set_range(range.clone());
         let high = needed.max(place + 1);
@@ -392,7 +392,7 @@ impl Claims {
         slot: &'a Slot,
         index: usize,
         access: Access,
-    ) -> Result<Pass<'a>, Refusal> {
+    ) -> Result<Pass<'a>, ClaimRefusal> {
         let mut looked = false;
         loop {
             // Relaxed: the word is our own.
@@ -440,7 +440,13 @@ impl Claims {
 
     /// Looks at the table again under the lock: refuses, or waits, or finds nothing in the way.
     #[cold]
-    fn meet(&self, arena: Arena, slot: &Slot, index: usize, access: Access) -> Result<(), Refusal> {
+    fn meet(
+        &self,
+        arena: Arena,
+        slot: &Slot,
+        index: usize,
+        access: Access,
+    ) -> Result<(), ClaimRefusal> {
         let attempt = self.locked(arena, slot, || {
             for entry in self.used() {
                 if !entry.range().contains(&index) {
@@ -468,12 +474,16 @@ impl Claims {
 
 /// What an attempt comes to that a claim is in the way of. A claim whose owner ends just now is waited for.
 #[cold]
-fn refused_by<'a, T>(arena: Arena, entry: &'a Entry, word: u64) -> Result<Attempt<'a, T>, Refusal> {
+fn refused_by<'a, T>(
+    arena: Arena,
+    entry: &'a Entry,
+    word: u64,
+) -> Result<Attempt<'a, T>, ClaimRefusal> {
     match arena.process_of(Tag::of_word(word)) {
-        Some(by) => Err(Refusal::Claimed(by)),
+        Some(by) => Err(ClaimRefusal::Claimed(by)),
         // Still held, by nobody who is known: the pool is damaged.
         None if matches!(entry.judge(arena), Seen::Held(held) if held == word) => {
-            Err(Refusal::Claimed(ProcessId::of_pid(0)))
+            Err(ClaimRefusal::Claimed(ProcessId::of_pid(0)))
         }
         None => Ok(Attempt::Wait(entry, word)),
     }

@@ -109,7 +109,7 @@ pub(crate) struct Header {
     /// The bells for threads that wait for an element, and for threads that wait for room: see
     /// `engines::bell`.
     pub(crate) pushed: Apart,
-    pub(crate) popped: Room,
+    pub(crate) popped: RoomBells,
 }
 
 /// A bell that has its cache lines to itself, as it is written when somebody sleeps.
@@ -118,7 +118,7 @@ pub(crate) struct Apart(pub(crate) Bell);
 
 /// The same for producers that wait for room, one of which may have the turn.
 #[repr(C, align(128))]
-pub(crate) struct Room {
+pub(crate) struct RoomBells {
     pub(crate) bell: Bell,
     /// The bell of the producer that has the turn.
     pub(crate) called: Bell,
@@ -162,7 +162,7 @@ impl Header {
             turn: AtomicU64::new(0),
             foremost: Foremost(AtomicU64::new(0)),
             pushed: Apart(Bell::new()),
-            popped: Room {
+            popped: RoomBells {
                 bell: Bell::new(),
                 called: Bell::new(),
                 passes: AtomicU64::new(0),

@@ -496,7 +496,7 @@ impl Arena {
             let count = (count.load(Ordering::Acquire) as usize).min(table.max);
             address.wrapping_sub(self.base() + table.offset) < count * table.entry
         };
-        let inside = self.room().contains(address)
+        let inside = self.data_range().contains(address)
             || is_of(OBJECTS, &watermarks.objects)
             || is_of(NAMES, &watermarks.names);
         // SAFETY: an aligned word of the mapped file, which reaches to the end of the last slice;
@@ -509,15 +509,15 @@ impl Arena {
     /// How many bytes of the pool's slices lie at an address and behind it.
     #[inline]
     pub(crate) fn room_at(self, address: usize) -> usize {
-        self.room().at(address)
+        self.data_range().room_at(address)
     }
 
     /// Where the pool's slices are, for a caller that asks about more than one address.
     #[inline]
-    pub(crate) fn room(self) -> Room {
+    pub(crate) fn data_range(self) -> DataRange {
         // The watermark suffices: see `slice_of`.
         let slices = self.header().watermarks.slices.load(Ordering::Acquire) as usize;
-        Room {
+        DataRange {
             first: self.slice_address(0),
             bytes: slices << SLICE_SHIFT,
         }
@@ -535,15 +535,15 @@ impl Arena {
 
 /// The pool's slices, as many as there were at a moment.
 #[derive(Clone, Copy)]
-pub(crate) struct Room {
+pub(crate) struct DataRange {
     first: usize,
     bytes: usize,
 }
 
-impl Room {
+impl DataRange {
     /// How many bytes of the slices lie at an address and behind it.
     #[inline]
-    pub(crate) fn at(self, address: usize) -> usize {
+    pub(crate) fn room_at(self, address: usize) -> usize {
         // If the subtraction wraps to a number too large, the address is before the first slice.
         self.bytes.saturating_sub(address.wrapping_sub(self.first))
     }

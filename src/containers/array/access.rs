@@ -3,7 +3,7 @@
 
 use std::mem::MaybeUninit;
 
-use super::super::claims::{Access, Pass, Refusal};
+use super::super::claims::{Access, ClaimRefusal, Pass};
 use super::super::elements;
 use super::super::refusals::ElementError;
 use super::{Array, STRIPES};
@@ -45,8 +45,8 @@ impl<T: KillSafe + Movable> Array<T> {
         let Here { arena, slot } = here(self)?;
         let pass = self.claims.pass(arena, slot, index, access);
         let pass = pass.map_err(|refusal| match refusal {
-            Refusal::Claimed(by) => ElementError::Claimed { by },
-            Refusal::TooMany => unreachable!("an element's pass is no entry"),
+            ClaimRefusal::Claimed(by) => ElementError::Claimed { by },
+            ClaimRefusal::TooMany => unreachable!("an element's pass is no entry"),
         })?;
         let place = self.element(arena, index, &pass)?;
         if Self::ATOMIC {

@@ -26,7 +26,7 @@ use crate::Movable;
 use crate::allocator::{AllocError, Packed, block};
 use crate::containers::refusals::{ClaimError, resolve};
 use crate::containers::store::StoreError;
-use crate::engines::heap::{CHUNK, Chunk, Record, Room, Table, What, Words, Writer};
+use crate::engines::heap::{CHUNK, Chunk, LogRoom, Record, Table, What, Words, Writer};
 use crate::engines::limbo;
 use crate::participants::here::Here;
 use crate::participants::tag::Tag;
@@ -487,10 +487,10 @@ impl<'t, R: Trace + Movable> Tx<'t, R> {
         let Here { arena, .. } = self.here;
         loop {
             match self.guard.words.go_on(arena, &mut self.writer, len) {
-                Room::Ready => return Ok(()),
+                LogRoom::Ready => return Ok(()),
                 // The log is damaged: no block would help.
-                Room::Damaged => return Err(AllocError::TooLarge.into()),
-                Room::More(word, bytes, prev) => {
+                LogRoom::Damaged => return Err(AllocError::TooLarge.into()),
+                LogRoom::More(word, bytes, prev) => {
                     let layout = Layout::from_size_align(bytes, 16);
                     let layout = layout.map_err(|_| AllocError::TooLarge)?;
                     debug_assert!(bytes > CHUNK);

@@ -127,7 +127,7 @@ const FREE: u64 = (Engine::Buffer as u64) << super::OP_SHIFT | 2;
 
 /// Why nothing was appended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Refusal {
+pub(crate) enum AppendRefusal {
     Full,
     Closed,
     Alloc(AllocError),
@@ -232,23 +232,28 @@ impl Words {
     }
 
     /// Refuses `len` bytes at a position beyond the capacity.
-    fn admit(&self, position: u64, len: u64) -> Result<(), Refusal> {
+    fn admit(&self, position: u64, len: u64) -> Result<(), AppendRefusal> {
         // No position can be so large, so there is no room that anybody could wait for.
-        let end = position.checked_add(len).ok_or(Refusal::Closed)?;
+        let end = position.checked_add(len).ok_or(AppendRefusal::Closed)?;
         let overlooked = u64::from(cfg!(shmkit_planted = "buffer"));
         match self.capacity() {
             // `start` only rises, so what is admitted now also fits later.
             Some(capacity)
                 if end.saturating_sub(self.start()) > capacity.saturating_add(overlooked) =>
             {
-                Err(Refusal::Full)
+                Err(AppendRefusal::Full)
             }
             _ => Ok(()),
         }
     }
 
     /// Appends bytes, and gives their position.
-    pub(crate) fn append(&self, arena: Arena, slot: &Slot, bytes: &[u8]) -> Result<u64, Refusal> {
+    pub(crate) fn append(
+        &self,
+        arena: Arena,
+        slot: &Slot,
+        bytes: &[u8],
+    ) -> Result<u64, AppendRefusal> {
         let pinned = || {
             epoch::pin(arena, slot);
             let outcome = self.append_pinned(arena, slot, bytes);
@@ -256,12 +261,12 @@ impl Words {
             outcome
         };
         let mut outcome = pinned();
-        if let Err(Refusal::Alloc(_)) = outcome
+        if let Err(AppendRefusal::Alloc(_)) = outcome
             && self.free_old(arena, slot)
         {
             outcome = pinned();
         }
-        if let Err(Refusal::Alloc(why)) = outcome
+        if let Err(AppendRefusal::Alloc(why)) = outcome
             && why.is_full()
         {
             limbo::make_room(arena);
@@ -272,7 +277,7 @@ impl Words {
         Ok(position)
     }
 
-    fn append_pinned(&self, arena: Arena, slot: &Slot, bytes: &[u8]) -> Result<u64, Refusal> {
+    fn append_pinned(&self, arena: Arena, slot: &Slot, bytes: &[u8]) -> Result<u64, AppendRefusal> {
         // Each attempt that fails means that others were faster; but in a chain that is garbage
         // this might go on for ever.
         for _ in 0..1 << 16 {
@@ -285,12 +290,12 @@ impl Words {
                 return Ok(position);
             }
         }
-        Err(Refusal::Closed)
+        Err(AppendRefusal::Closed)
     }
 
     /// Appends within the last chunk, if there is room and nobody is in the way.
     #[inline]
-    fn append_in_place(&self, arena: Arena, bytes: &[u8]) -> Result<Option<u64>, Refusal> {
+    fn append_in_place(&self, arena: Arena, bytes: &[u8]) -> Result<Option<u64>, AppendRefusal> {
         let len = bytes.len() as u64;
         let mut patience = Patience::new();
         loop {
@@ -347,21 +352,21 @@ impl Words {
         arena: Arena,
         slot: &Slot,
         bytes: &[u8],
-    ) -> Result<Option<u64>, Refusal> {
+    ) -> Result<Option<u64>, AppendRefusal> {
         let last = self.last(arena);
         if self.is_over(arena, last) {
-            return Err(Refusal::Closed);
+            return Err(AppendRefusal::Closed);
         }
         self.admit(last.map_or(0, Found::end), bytes.len() as u64)?;
         let size = self.block_size(arena, bytes.len());
         let layout = size.and_then(|size| Layout::from_size_align(size, 16).ok());
-        let layout = layout.ok_or(Refusal::Alloc(AllocError::TooLarge))?;
+        let layout = layout.ok_or(AppendRefusal::Alloc(AllocError::TooLarge))?;
         let anchor = address_of(&self.oldest);
         slot.intent.open(APPEND, &[anchor, 0]);
         let made = block::allocate(arena, slot, layout, |address| {
             slot.intent.set_arg(1, address as u64);
         });
-        let outcome = made.map_err(Refusal::Alloc).and_then(|address| {
+        let outcome = made.map_err(AppendRefusal::Alloc).and_then(|address| {
             let room = block::usable_size(arena, address).unwrap_or(layout.size()) - HEADER;
             let own = Found::at(arena, address as u64).expect("a block of the pool");
             own.chunk.next.store(0, Ordering::Relaxed);
@@ -412,7 +417,7 @@ impl Words {
         own: Found,
         len: u64,
         mut last: Option<Found>,
-    ) -> Result<Option<u64>, Refusal> {
+    ) -> Result<Option<u64>, AppendRefusal> {
         loop {
             let (field, start) = match last {
                 None => (&self.oldest, 0),
@@ -425,7 +430,7 @@ impl Words {
             match field.compare_exchange(0, own.address as u64, Ordering::SeqCst, Ordering::SeqCst)
             {
                 Ok(_) => return Ok(Some(start)),
-                Err(_) if self.is_over(arena, last) => return Err(Refusal::Closed),
+                Err(_) if self.is_over(arena, last) => return Err(AppendRefusal::Closed),
                 Err(_) if len <= IN_PLACE_MAX as u64 => return Ok(None),
                 Err(_) => last = self.last(arena),
             }

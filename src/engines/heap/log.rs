@@ -88,7 +88,7 @@ pub(crate) struct Record {
 }
 
 /// Whether the log has room.
-pub(crate) enum Room<'a> {
+pub(crate) enum LogRoom<'a> {
     Ready,
     /// There is no room: this word, which is empty, has to be made to name a new chunk of that many
     /// bytes, which is [prepared](Chunk::begin) to follow the one at that address.
@@ -276,12 +276,17 @@ impl Words {
     }
 
     /// Lets the writer go on in a chunk that has room to save `len` bytes.
-    pub(crate) fn go_on<'a>(&'a self, arena: Arena, writer: &mut Writer, len: usize) -> Room<'a> {
+    pub(crate) fn go_on<'a>(
+        &'a self,
+        arena: Arena,
+        writer: &mut Writer,
+        len: usize,
+    ) -> LogRoom<'a> {
         // Enough for a chunk that a dead transaction has left, and a new one.
         const HOPS: usize = 4;
         for _ in 0..HOPS {
             if writer.room - writer.used >= total(len) {
-                return Room::Ready;
+                return LogRoom::Ready;
             }
             let (next, prev) = (&writer.chunk.next, writer.chunk.address() as u64);
             let address = next.load(Ordering::Acquire);
@@ -302,11 +307,11 @@ impl Words {
                 None => {
                     let wanted = (writer.room * 2).clamp(SMALLEST, LARGEST);
                     let bytes = wanted.max(total(len) + CHUNK);
-                    return Room::More(next, bytes, prev);
+                    return LogRoom::More(next, bytes, prev);
                 }
             }
         }
-        Room::Damaged
+        LogRoom::Damaged
     }
 
     /// Calls `each` with every record that counts, the latest first.

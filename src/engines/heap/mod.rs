@@ -57,7 +57,7 @@ use crate::layout::arena::Arena;
 use crate::participants::table::Slot;
 use crate::primitive::{AtomicU64, Ordering, compiler_fence};
 
-pub(crate) use log::{CHUNK, Chunk, Record, Room, What, Writer};
+pub(crate) use log::{CHUNK, Chunk, LogRoom, Record, What, Writer};
 pub(crate) use table::{Entry, Table};
 
 /// Frees the block that a word names. The arguments are the word, what it is to name next, and the

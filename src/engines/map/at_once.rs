@@ -24,9 +24,9 @@ pub(super) fn find_at_once(
     Guess { seed, hash, key }: Guess,
     is_it: impl Fn(u64) -> bool,
 ) -> Option<Option<u64>> {
-    let room = arena.room();
-    let header = near.header(room, root, seed)?;
-    let line = near.line(room)?;
+    let data = arena.data_range();
+    let header = near.header(data, root, seed)?;
+    let line = near.line(data)?;
     // Asked before the search and after it: see `moving::follow`.
     if !is_last(header) {
         return None;
@@ -34,7 +34,7 @@ pub(super) fn find_at_once(
     let found = match lines::ask(line, key, &is_it) {
         Said::Value(value) => Some(value),
         Said::Nothing => None,
-        Said::GoesOn | Said::Changed => search(near.chunk(room)?, hash, key, is_it),
+        Said::GoesOn | Said::Changed => search(near.chunk(data)?, hash, key, is_it),
     };
     is_last(header).then_some(found)
 }
@@ -54,10 +54,10 @@ pub(crate) fn put_at_once(
     (Guess { seed, hash, key }, value): (Guess, u64),
     may: impl Fn(Option<u64>) -> bool,
 ) -> Option<Option<u64>> {
-    let room = arena.room();
-    let header = near.header(room, root, seed)?;
-    let chunk = near.chunk(room)?;
-    let state = near.state(room, header)?;
+    let data = arena.data_range();
+    let header = near.header(data, root, seed)?;
+    let chunk = near.chunk(data)?;
+    let state = near.state(data, header)?;
     let line = chunk.on_path(hash, 0);
     if !is_last(header) {
         return None;

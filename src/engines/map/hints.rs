@@ -8,7 +8,7 @@
 use super::shape::{MOST_LINES_LOG, has_many, index_and_part, states_start};
 use super::table::{Header, State, Table};
 use crate::layout::arena::{GRANULE, SLICE};
-use crate::participants::table::Room;
+use crate::participants::table::DataRange;
 use crate::primitive::{AtomicU32, AtomicU64, Ordering};
 use crate::protocol::lines::{Chunk, Line, MOST_LINES};
 
@@ -163,10 +163,15 @@ impl Near {
     /// The header of the table that `root` names; `None` unless it has the shape that the hints say, and that seed, and
     /// has the part where the hints say. Nothing else of it is relied on.
     #[inline]
-    pub(super) fn header(self, room: Room, root: u64, seed: [u64; 2]) -> Option<&'static Header> {
+    pub(super) fn header(
+        self,
+        data: DataRange,
+        root: u64,
+        seed: [u64; 2],
+    ) -> Option<&'static Header> {
         let address = root as usize;
         let fits =
-            !self.is_none() && room.contains(address) && address.is_multiple_of(1 << CHUNK_SHIFT);
+            !self.is_none() && data.contains(address) && address.is_multiple_of(1 << CHUNK_SHIFT);
         if !fits {
             return None;
         }
@@ -184,29 +189,29 @@ impl Near {
 
     /// The line where the search begins, if it is in the pool.
     #[inline]
-    pub(super) fn line(self, room: Room) -> Option<&'static Line> {
-        let is_in = room.contains(self.line);
+    pub(super) fn line(self, data: DataRange) -> Option<&'static Line> {
+        let is_in = data.contains(self.line);
         // SAFETY: in committed data of the pool, aligned to its size; it consists of atomics.
         is_in.then(|| unsafe { &*std::ptr::with_exposed_provenance(self.line) })
     }
 
     /// The line's chunk, if it is in the pool.
     #[inline]
-    pub(super) fn chunk(self, room: Room) -> Option<Chunk<'static>> {
+    pub(super) fn chunk(self, data: DataRange) -> Option<Chunk<'static>> {
         let chunk = self.line & !((1 << CHUNK_SHIFT) - 1);
         let lines = std::ptr::with_exposed_provenance::<Line>(chunk);
-        let is_in = room.contains(chunk);
+        let is_in = data.contains(chunk);
         // SAFETY: in committed data of the pool, aligned to its size; atomics only.
         is_in.then(|| Chunk(unsafe { std::slice::from_raw_parts(lines, MOST_LINES) }))
     }
 
     /// The chunk's state in the table, if it is in the pool.
     #[inline]
-    pub(super) fn state(self, room: Room, header: &'static Header) -> Option<&'static State> {
+    pub(super) fn state(self, data: DataRange, header: &'static Header) -> Option<&'static State> {
         let states = std::ptr::from_ref(header).addr() + states_start(true);
         let index = self.line.wrapping_sub(self.base) >> CHUNK_SHIFT;
         let state = states + index * size_of::<State>();
-        let is_in = room.contains(state);
+        let is_in = data.contains(state);
         // SAFETY: in committed data of the pool, aligned to its size, as the header is to more; atomics only.
         is_in.then(|| unsafe { &*std::ptr::with_exposed_provenance(state) })
     }
