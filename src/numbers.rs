@@ -36,7 +36,7 @@ use serde::Serialize;
 pub use store::{StoreNumbersError, Stored, store};
 
 use crate::layout::arena::Arena;
-use crate::pool::objects::{self, Phase};
+use crate::pool::objects::{self, ObjectPhase};
 use crate::pool::{names, types};
 use crate::primitive::{Ordering, fence};
 use crate::{Array, KillSafe, Matrix, Movable, Pool, ShmSafe};
@@ -339,7 +339,7 @@ fn look_up(
 
 fn look(arena: Arena, index: usize) -> Result<Numbers, NumbersError> {
     let entry = arena.object(index).ok_or(NumbersError::Damaged)?;
-    if entry.state().phase != Phase::Live {
+    if entry.state().phase != ObjectPhase::Live {
         return Err(NumbersError::Damaged);
     }
     let ty = types::described(arena, entry.kind()).ok_or(NumbersError::Damaged)?;

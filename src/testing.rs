@@ -129,7 +129,7 @@ pub fn mapped_len(pool: Pool) -> usize {
 pub fn link_counts(pool: Pool) -> Vec<u32> {
     (0..pool.0.object_count())
         .filter_map(|i| pool.0.object(i))
-        .filter(|entry| entry.state().phase == crate::pool::objects::Phase::Live)
+        .filter(|entry| entry.state().phase == crate::pool::objects::ObjectPhase::Live)
         .map(|entry| crate::participants::detect::value(entry.links.load(Ordering::SeqCst)))
         .collect()
 }

@@ -50,7 +50,7 @@ use crate::layout::{Engine, ShmSafe, TypeInfo};
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
 use crate::primitive::{AtomicU64, Ordering};
-use crate::protocol::cells::{Cell, Phase, Shape, position};
+use crate::protocol::cells::{Cell, CellPhase, Shape, position};
 use crate::protocol::foremost::Foremost;
 use crate::protocol::ring;
 
@@ -259,7 +259,7 @@ fn make_ring(
             store(start + TAIL, base);
             store(start + HEAD, base);
             for index in 0..count {
-                let free = Cell::new(Phase::Free, 0, base + index as u64);
+                let free = Cell::new(CellPhase::Free, 0, base + index as u64);
                 store(start + FIRST_CELL + index * 8 * (1 + words), free.pack());
             }
         }
@@ -518,7 +518,10 @@ pub(super) fn check(arena: Arena, first: usize, report: &mut CheckReport) {
         (block, expected) = (next, expected.saturating_mul(2));
     }
     let told = header.foremost.word();
-    if !matches!(told.phase, Phase::Free | Phase::Writing | Phase::Full) {
+    if !matches!(
+        told.phase,
+        CellPhase::Free | CellPhase::Writing | CellPhase::Full
+    ) {
         report.problem(format_args!(
             "the queue at {first:#x} has {told:?} as the first"
         ));
@@ -553,8 +556,8 @@ fn check_cells(arena: Arena, expected: u64, block: usize, report: &mut CheckRepo
     let mut full = 0;
     for index in 0..cells as usize {
         let seen = Cell::unpack(ring.cell(index).load(Ordering::Relaxed));
-        full += usize::from(seen.phase == Phase::Full);
-        let busy = matches!(seen.phase, Phase::Writing | Phase::Leasing);
+        full += usize::from(seen.phase == CellPhase::Full);
+        let busy = matches!(seen.phase, CellPhase::Writing | CellPhase::Leasing);
         if busy || ring.shape.index(seen.position) != index {
             report.problem(format_args!(
                 "cell {index} at {block:#x} is {seen:?} at rest"

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::Pool;
 use crate::allocator::walk;
 use crate::layout::arena::Arena;
-use crate::pool::objects::{self, Phase};
+use crate::pool::objects::{self, ObjectPhase};
 use crate::pool::{names, types};
 
 /// What nobody can reach; see [`leaks`].
@@ -95,7 +95,7 @@ pub(super) fn leaks_of(arena: Arena) -> Leaks {
         .collect();
     let live = |index: usize| {
         let entry = arena.object(index);
-        entry.filter(|entry| entry.state().phase == Phase::Live)
+        entry.filter(|entry| entry.state().phase == ObjectPhase::Live)
     };
     let mut objects: Vec<usize> = (0..arena.object_count())
         .filter(|&index| live(index).is_some())

@@ -16,7 +16,7 @@ use crate::engines;
 use crate::layout::arena::Arena;
 use crate::participants::table::SlotPhase;
 use crate::participants::tag::Tag;
-use crate::pool::objects::Phase;
+use crate::pool::objects::ObjectPhase;
 use crate::pool::{names, types};
 use crate::primitive::{AtomicU64, Ordering};
 
@@ -198,7 +198,7 @@ fn extents(arena: Arena) -> Vec<(usize, usize, usize)> {
     (0..arena.object_count())
         .filter_map(|index| {
             let entry = arena.object(index)?;
-            let live = entry.state().phase == Phase::Live;
+            let live = entry.state().phase == ObjectPhase::Live;
             let address = entry.address.load(Ordering::Acquire) as usize;
             let room = block::usable_size(arena, address).ok()?;
             let size = types::described(arena, entry.kind())?.size.min(room);

@@ -8,7 +8,7 @@ use crate::allocator::check::{CheckReport, Depth};
 use crate::layout::arena::Arena;
 use crate::numbers::{self, Numbers, NumbersError};
 use crate::participants::detect;
-use crate::pool::objects::{self, Phase};
+use crate::pool::objects::{self, ObjectPhase};
 use crate::pool::{names, types};
 use crate::primitive::{Ordering, fence};
 
@@ -65,7 +65,7 @@ pub(super) fn objects_of(arena: Arena) -> Vec<ObjectReport> {
 fn report(arena: Arena, index: usize, named: &[(String, usize)]) -> Option<ObjectReport> {
     let entry = arena.object(index)?;
     let state = entry.state();
-    if state.phase != Phase::Live {
+    if state.phase != ObjectPhase::Live {
         return None;
     }
     let of_it = named.iter().filter(|(_, target)| *target == index);
@@ -93,7 +93,7 @@ fn report(arena: Arena, index: usize, named: &[(String, usize)]) -> Option<Objec
     fence(Ordering::Acquire);
     // Otherwise it was destroyed meanwhile.
     let now = entry.state();
-    let is_same = now.phase == Phase::Live && now.generation == state.generation;
+    let is_same = now.phase == ObjectPhase::Live && now.generation == state.generation;
     is_same.then_some(report)
 }
 

@@ -10,7 +10,7 @@
 
 use std::collections::BTreeMap;
 
-use super::objects::{self, Entry, Phase};
+use super::objects::{self, Entry, ObjectPhase};
 use super::types::Owned;
 use super::{names, types};
 use crate::allocator::block;
@@ -68,7 +68,10 @@ fn check_participants(arena: Arena, report: &mut CheckReport) {
 
 /// True if a link can lead there.
 fn is_there(entry: &Entry) -> bool {
-    matches!(entry.state().phase, Phase::Live | Phase::Retired)
+    matches!(
+        entry.state().phase,
+        ObjectPhase::Live | ObjectPhase::Retired
+    )
 }
 
 /// Checks what holds at every instant.
@@ -78,7 +81,7 @@ fn check_entry(arena: Arena, index: usize, entry: &Entry, report: &mut CheckRepo
         report.problem(format_args!("object {index} has the state {word:#x}"));
         return;
     }
-    if entry.state().phase == Phase::Free {
+    if entry.state().phase == ObjectPhase::Free {
         return;
     }
     report.objects += 1;
@@ -86,7 +89,7 @@ fn check_entry(arena: Arena, index: usize, entry: &Entry, report: &mut CheckRepo
     if links > i32::MAX as u32 {
         report.problem(format_args!("object {index} has {links} links"));
     }
-    if entry.state().phase != Phase::Live {
+    if entry.state().phase != ObjectPhase::Live {
         return;
     }
     let address = entry.address.load(Ordering::Acquire) as usize;
@@ -124,7 +127,7 @@ fn check_at_rest(
     let phase = entry.state().phase;
     if matches!(
         phase,
-        Phase::Creating | Phase::Destroying | Phase::Condemned
+        ObjectPhase::Creating | ObjectPhase::Destroying | ObjectPhase::Condemned
     ) {
         report.problem(format_args!("object {index} is {phase:?} at rest"));
     }
@@ -178,7 +181,7 @@ fn check_links(arena: Arena, found: &Links, report: &mut CheckReport) {
                 "object {index} counts {counted} links, and {found} lead to it"
             ));
         }
-        let is_live = entry.state().phase == Phase::Live;
+        let is_live = entry.state().phase == ObjectPhase::Live;
         if is_live && counted == 0 && !objects::is_held(arena, index) {
             report.problem(format_args!("object {index} is held by nobody"));
         }

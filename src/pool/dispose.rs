@@ -30,7 +30,7 @@ use crate::participants::tag::Tag;
 use crate::participants::{detect, epoch, permits, process, readers, thread};
 use crate::primitive::Ordering;
 use crate::protocol::keeping;
-use crate::protocol::lifecycle::{self, ObjectState, Phase};
+use crate::protocol::lifecycle::{self, ObjectPhase, ObjectState};
 
 /// Destroys the object if nothing holds it, then what it led to, and so on. What somebody still
 /// looks at is left for [`retry`].
@@ -249,7 +249,7 @@ fn walk(arena: Arena, entries: std::ops::Range<usize>) {
         };
         let state = entry.state();
         match state.phase {
-            Phase::Retired if is_kept(arena, entry, state) => {
+            ObjectPhase::Retired if is_kept(arena, entry, state) => {
                 let stamp = entry.keeping.stamp();
                 let kept = Retired {
                     index,
@@ -260,8 +260,10 @@ fn walk(arena: Arena, entries: std::ops::Range<usize>) {
                     destroy_all(arena, kept, true);
                 }
             }
-            Phase::Live | Phase::Retired | Phase::Condemned => dispose(arena, index),
-            Phase::Free | Phase::Creating | Phase::Destroying => {}
+            ObjectPhase::Live | ObjectPhase::Retired | ObjectPhase::Condemned => {
+                dispose(arena, index)
+            }
+            ObjectPhase::Free | ObjectPhase::Creating | ObjectPhase::Destroying => {}
         }
     }
 }
@@ -305,7 +307,7 @@ fn destroy(arena: Arena, slot: &Slot, retired: Retired, work: &mut Vec<Retired>)
     let stamp = stamp.max(entry.keeping.stamp());
     // Nobody has looked at a half-destroyed object since it was whole.
     let is_seen = || !epoch::is_past(arena, stamp) || is_listed(arena, extent(arena, entry));
-    if state.phase != Phase::Condemned && is_seen() {
+    if state.phase != ObjectPhase::Condemned && is_seen() {
         return false;
     }
     slot.intent
@@ -362,7 +364,7 @@ mod tests {
     use crate::pool::Scratch;
     use crate::{Link, RwLock, Semaphore};
 
-    fn phase(arena: Arena, index: usize) -> Phase {
+    fn phase(arena: Arena, index: usize) -> ObjectPhase {
         arena.object(index).unwrap().state().phase
     }
 
@@ -383,13 +385,13 @@ mod tests {
         drop(object);
         retry(arena);
         reap(arena);
-        assert_eq!(phase(arena, index), Phase::Retired);
+        assert_eq!(phase(arena, index), ObjectPhase::Retired);
         assert!(arena.header().unreaped.is_due());
         assert!(is_block());
         slot.intent.close();
 
         retry(arena);
-        assert_eq!(phase(arena, index), Phase::Free);
+        assert_eq!(phase(arena, index), ObjectPhase::Free);
         reap(arena);
         assert!(!is_block());
     }
@@ -446,7 +448,7 @@ mod tests {
         reap(pool.0);
         assert_eq!(
             indices.map(|index| phase(pool.0, index)),
-            [Phase::Retired; 2]
+            [ObjectPhase::Retired; 2]
         );
         give_up_postponed(pool.0);
     }
@@ -475,7 +477,7 @@ mod tests {
             look.recv().unwrap();
             drop(object);
             let retired = entry.state();
-            assert_eq!(retired.phase, Phase::Retired);
+            assert_eq!(retired.phase, ObjectPhase::Retired);
 
             let object = handle.open().unwrap();
             let before = ObjectState {
@@ -492,7 +494,7 @@ mod tests {
             is_gone.recv().unwrap();
             assert_eq!(entry.state(), retired, "destroyed while it is looked at");
             drop(view);
-            assert_eq!(entry.state().phase, Phase::Free);
+            assert_eq!(entry.state().phase, ObjectPhase::Free);
         });
     }
 }

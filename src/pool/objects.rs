@@ -45,7 +45,7 @@ use crate::participants::{detect, process};
 use crate::primitive::{AtomicU64, Ordering};
 use crate::protocol::keeping::Keeping;
 use crate::protocol::lifecycle;
-pub(crate) use crate::protocol::lifecycle::{ObjectState, Phase};
+pub(crate) use crate::protocol::lifecycle::{ObjectPhase, ObjectState};
 use crate::sys::memory::CommitError;
 
 /// An object's entry.
@@ -128,7 +128,7 @@ pub(crate) fn create(
         // The object exists from this store on.
         entry
             .state
-            .store(taken.with(Phase::Live).pack(), Ordering::SeqCst);
+            .store(taken.with(ObjectPhase::Live).pack(), Ordering::SeqCst);
     });
     slot.intent.close();
     Ok(hold)
@@ -213,11 +213,11 @@ fn take_entry(arena: Arena, slot: &Slot) -> Result<(usize, ObjectState), CommitE
 fn take(arena: Arena, slot: &Slot, index: usize) -> Option<ObjectState> {
     let entry = arena.object(index)?;
     let free = entry.state();
-    if free.phase != Phase::Free || free.generation == u32::MAX {
+    if free.phase != ObjectPhase::Free || free.generation == u32::MAX {
         return None;
     }
     let taken = ObjectState {
-        phase: Phase::Creating,
+        phase: ObjectPhase::Creating,
         version: slot.tag().slot() as u32,
         generation: free.generation + 1,
     };
@@ -249,7 +249,7 @@ pub(super) fn undo_create(arena: Arena, owner: Tag, index: usize, address: usize
     };
     let state = entry.state();
     // CREATING has the author's slot as its version: another's creation is not ours to undo.
-    if state.phase != Phase::Creating || state.version != owner.slot() as u32 {
+    if state.phase != ObjectPhase::Creating || state.version != owner.slot() as u32 {
         return;
     }
     let slot = arena.slot(owner.slot());
@@ -344,7 +344,7 @@ pub(crate) fn containing(arena: Arena, address: usize) -> Option<(usize, u32)> {
     (0..arena.object_count()).find_map(|index| {
         let entry = arena.object(index)?;
         let state = entry.state();
-        let inside = state.phase == Phase::Live && extent(arena, entry).contains(&address);
+        let inside = state.phase == ObjectPhase::Live && extent(arena, entry).contains(&address);
         inside.then_some((index, state.generation))
     })
 }
@@ -371,7 +371,7 @@ mod tests {
         let index = pool.create(7_u64).unwrap().index();
         let entry = arena.object(index).unwrap();
         let free = entry.state();
-        assert_eq!(free.phase, Phase::Free);
+        assert_eq!(free.phase, ObjectPhase::Free);
         let generation = u32::MAX;
         let last = ObjectState { generation, ..free };
         assert!(entry.turn(free, last));
@@ -390,7 +390,7 @@ mod tests {
         undo_create(arena, Tag::new(me + 1, 0), index, 0);
         assert_eq!(entry.state(), taken);
         undo_create(arena, Tag::new(me, 0), index, 0);
-        assert_eq!(entry.state().phase, Phase::Free);
+        assert_eq!(entry.state().phase, ObjectPhase::Free);
         slot.intent.close();
     }
 }

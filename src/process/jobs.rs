@@ -78,7 +78,7 @@ const ID_SHIFT: u32 = 8;
 
 /// Where a job is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Phase {
+pub(super) enum JobPhase {
     Free = 0,
     Claimed = 1,
     Requested = 2,
@@ -90,35 +90,35 @@ pub(super) enum Phase {
 
 /// A state word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct State(u64);
+pub(super) struct JobState(u64);
 
-impl State {
-    const FREE: State = State(0);
+impl JobState {
+    const FREE: JobState = JobState(0);
 
-    pub(super) fn of(phase: Phase, id: u64, flags: u64) -> State {
-        State(id << ID_SHIFT | flags | phase as u64)
+    pub(super) fn of(phase: JobPhase, id: u64, flags: u64) -> JobState {
+        JobState(id << ID_SHIFT | flags | phase as u64)
     }
 
-    fn held(phase: Phase, by: Tag) -> State {
-        State(by.word() | phase as u64)
+    fn held(phase: JobPhase, by: Tag) -> JobState {
+        JobState(by.word() | phase as u64)
     }
 
-    pub(super) fn phase(self) -> Phase {
+    pub(super) fn phase(self) -> JobPhase {
         match self.0 & PHASE {
-            1 => Phase::Claimed,
-            2 => Phase::Requested,
-            3 => Phase::Running,
-            4 => Phase::Waiting,
-            5 => Phase::Ended,
-            6 => Phase::Taken,
-            _ => Phase::Free,
+            1 => JobPhase::Claimed,
+            2 => JobPhase::Requested,
+            3 => JobPhase::Running,
+            4 => JobPhase::Waiting,
+            5 => JobPhase::Ended,
+            6 => JobPhase::Taken,
+            _ => JobPhase::Free,
         }
     }
 
     /// The job's id; 0 in a phase that has none.
     pub(super) fn id(self) -> u64 {
         match self.phase() {
-            Phase::Free | Phase::Claimed | Phase::Taken => 0,
+            JobPhase::Free | JobPhase::Claimed | JobPhase::Taken => 0,
             _ => self.0 >> ID_SHIFT,
         }
     }
@@ -301,20 +301,20 @@ pub(super) struct Job {
 }
 
 impl Job {
-    pub(super) fn state(&self) -> State {
-        State(self.state.load())
+    pub(super) fn state(&self) -> JobState {
+        JobState(self.state.load())
     }
 
     /// Turns the word, if it is `from`.
-    fn turn(&self, from: State, to: State) -> bool {
+    fn turn(&self, from: JobState, to: JobState) -> bool {
         self.state.turn(from.0, to.0)
     }
 
     /// The master's step: the phase changes, the flags stay. Returns the new word.
-    pub(super) fn advance(&self, to: Phase) -> State {
+    pub(super) fn advance(&self, to: JobPhase) -> JobState {
         loop {
             let from = self.state();
-            let to = State::of(to, from.id(), from.flags());
+            let to = JobState::of(to, from.id(), from.flags());
             if self.turn(from, to) {
                 return to;
             }
@@ -322,9 +322,9 @@ impl Job {
     }
 
     /// The master's step: the job has ended, and joiners are woken.
-    pub(super) fn end(&self, outcome: u32) -> State {
+    pub(super) fn end(&self, outcome: u32) -> JobState {
         self.outcome.store(outcome, Ordering::Relaxed);
-        let state = self.advance(Phase::Ended);
+        let state = self.advance(JobPhase::Ended);
         self.ended.fetch_add(1, Ordering::Release);
         futex::wake(&self.ended, u32::MAX);
         state
@@ -334,10 +334,10 @@ impl Job {
     pub(super) fn flag(&self, id: u64, flag: u64) -> bool {
         loop {
             let state = self.state();
-            if state.id() != id || state.phase() == Phase::Ended || state.has(DETACHED) {
+            if state.id() != id || state.phase() == JobPhase::Ended || state.has(DETACHED) {
                 return false;
             }
-            if self.turn(state, State(state.0 | flag)) {
+            if self.turn(state, JobState(state.0 | flag)) {
                 return true;
             }
         }
@@ -353,30 +353,30 @@ impl Job {
             if state.id() != id || state.has(DETACHED) {
                 return Err(Untaken::Gone);
             }
-            if state.phase() != Phase::Ended {
+            if state.phase() != JobPhase::Ended {
                 return Err(Untaken::NotEnded);
             }
-            if self.turn(state, State::held(Phase::Taken, by)) {
+            if self.turn(state, JobState::held(JobPhase::Taken, by)) {
                 return Ok(());
             }
         }
     }
 
     /// The state, if it names a thread that is gone.
-    fn abandoned(&self, arena: Arena) -> Option<State> {
+    fn abandoned(&self, arena: Arena) -> Option<JobState> {
         let state = self.state();
-        let is_held = matches!(state.phase(), Phase::Taken | Phase::Claimed);
+        let is_held = matches!(state.phase(), JobPhase::Taken | JobPhase::Claimed);
         (is_held && table::is_abandoned(arena, state.0)).then_some(state)
     }
 
     /// Makes the job ENDED again that a thread had taken which is gone; false if it has struck the outcome. By
     /// invariant 4.
-    fn put_back(&self, state: State) -> bool {
+    fn put_back(&self, state: JobState) -> bool {
         let has_outcome =
-            state.phase() == Phase::Taken && self.outcome.load(Ordering::Acquire) != 0;
+            state.phase() == JobPhase::Taken && self.outcome.load(Ordering::Acquire) != 0;
         if has_outcome {
             // The outcome and the id are those of this state, if the word is still the same.
-            let ended = State::of(Phase::Ended, self.id.load(Ordering::Relaxed), 0);
+            let ended = JobState::of(JobPhase::Ended, self.id.load(Ordering::Relaxed), 0);
             self.turn(state, ended);
         }
         has_outcome
@@ -385,7 +385,7 @@ impl Job {
     /// Whether the job `id` has ended, or is no longer there.
     pub(super) fn is_over(&self, id: u64) -> bool {
         let state = self.state();
-        state.id() != id || state.phase() == Phase::Ended
+        state.id() != id || state.phase() == JobPhase::Ended
     }
 
     /// Sleeps until the job may have ended.
@@ -403,7 +403,7 @@ impl Job {
         self.result.clear();
         self.argument.clear();
         self.restarts.store(0, Ordering::Relaxed);
-        self.state.store(State::FREE.0);
+        self.state.store(JobState::FREE.0);
     }
 }
 
@@ -492,7 +492,7 @@ impl Control {
 
     /// Claims a free place.
     pub(super) fn claim(&self, by: Tag) -> Option<Claimed<'_>> {
-        let claimed = State::held(Phase::Claimed, by);
+        let claimed = JobState::held(JobPhase::Claimed, by);
         let index = self.used.claim(&self.jobs, |job| &job.state, claimed.0)?;
         Some(Claimed {
             control: self,
@@ -526,7 +526,7 @@ impl<'a> Claimed<'a> {
         let id = self.control.last_id.fetch_add(1, Ordering::Relaxed) + 1;
         let job = self.job();
         job.id.store(id, Ordering::Relaxed);
-        let requested = State::of(Phase::Requested, id, 0);
+        let requested = JobState::of(JobPhase::Requested, id, 0);
         job.state.store(requested.0);
         id
     }

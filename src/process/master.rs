@@ -45,7 +45,7 @@ use children::{ENDING, Process};
 use guests::Guest;
 
 use super::child::Ran;
-use super::jobs::{self, Control, JOBS, KILL, Kind, Phase};
+use super::jobs::{self, Control, JOBS, JobPhase, KILL, Kind};
 use super::journal::{self, Journal};
 use super::peers::PEERS;
 use super::pid_file::PidFile;
@@ -420,23 +420,23 @@ impl Master {
         for (place, job) in control.jobs() {
             let state = job.state();
             match state.phase() {
-                Phase::Free => {}
-                Phase::Claimed | Phase::Taken | Phase::Ended => {
+                JobPhase::Free => {}
+                JobPhase::Claimed | JobPhase::Taken | JobPhase::Ended => {
                     control.tidy(control.pool().0, place);
                 }
-                Phase::Running if state.has(KILL) => self.kill(place),
-                Phase::Running => {}
-                Phase::Requested | Phase::Waiting if state.has(KILL) => {
+                JobPhase::Running if state.has(KILL) => self.kill(place),
+                JobPhase::Running => {}
+                JobPhase::Requested | JobPhase::Waiting if state.has(KILL) => {
                     self.end(
                         place,
                         supervise::pack(process::Ended::Signaled(libc::SIGKILL)),
                     );
                 }
-                Phase::Requested | Phase::Waiting if self.stopping => {
+                JobPhase::Requested | JobPhase::Waiting if self.stopping => {
                     self.refuse(place, ENDING);
                 }
-                Phase::Requested => started += usize::from(self.begin(place)),
-                Phase::Waiting => {
+                JobPhase::Requested => started += usize::from(self.begin(place)),
+                JobPhase::Waiting => {
                     if self.due(place, now).is_none() {
                         started += usize::from(self.begin(place));
                     }

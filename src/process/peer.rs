@@ -14,7 +14,7 @@ use rustix::fs::{FileType, Mode, OFlags};
 
 use super::entry::{self, Defined};
 use super::jobs::{self, Control};
-use super::peers::Phase;
+use super::peers::PeerPhase;
 use super::worker::LOOK;
 use super::{Entry, JoinHandle, StartError, StartOptions, Wire, Worker, worker};
 use crate::containers::{NamedError, Shared};
@@ -347,14 +347,14 @@ impl Peer {
             let changed = place.changed();
             let state = place.state();
             match state.phase() {
-                Phase::Runs => {
+                PeerPhase::Runs => {
                     let job = place.assigned();
                     let worker = Worker::new(control.clone(), job.place, job.id, true);
                     worker::perform(&worker, &self.defined);
                     worker.end_uses();
                     jobs::set_me(pool, OUTSIDE);
                     done += 1;
-                    place.turn(state, Phase::Done);
+                    place.turn(state, PeerPhase::Done);
                     jobs::wake_master(pool);
                 }
                 // The master is about to see it.
@@ -365,8 +365,8 @@ impl Peer {
                     let ended = control.is_stopping().then_some(done);
                     return ended.ok_or(PeerError::MasterDied);
                 }
-                Phase::Idle if control.is_stopping() => {
-                    if place.turn(state, Phase::Left) {
+                PeerPhase::Idle if control.is_stopping() => {
+                    if place.turn(state, PeerPhase::Left) {
                         jobs::wake_master(pool);
                         return Ok(done);
                     }

@@ -63,7 +63,7 @@ pub(super) const PEERS: usize = 256;
 
 /// The state of a peer's place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Phase {
+pub(super) enum PeerPhase {
     Free = 0,
     Claimed = 1,
     Idle = 2,
@@ -74,21 +74,21 @@ pub(super) enum Phase {
 
 /// A state word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct State(u64);
+pub(super) struct PeerState(u64);
 
-impl State {
-    pub(super) fn of(phase: Phase, tag: Tag) -> State {
-        State(tag.word() | phase as u64)
+impl PeerState {
+    pub(super) fn of(phase: PeerPhase, tag: Tag) -> PeerState {
+        PeerState(tag.word() | phase as u64)
     }
 
-    pub(super) fn phase(self) -> Phase {
+    pub(super) fn phase(self) -> PeerPhase {
         match self.0 & PHASE {
-            1 => Phase::Claimed,
-            2 => Phase::Idle,
-            3 => Phase::Runs,
-            4 => Phase::Done,
-            5 => Phase::Left,
-            _ => Phase::Free,
+            1 => PeerPhase::Claimed,
+            2 => PeerPhase::Idle,
+            3 => PeerPhase::Runs,
+            4 => PeerPhase::Done,
+            5 => PeerPhase::Left,
+            _ => PeerPhase::Free,
         }
     }
 
@@ -134,13 +134,13 @@ pub(super) struct Place {
 }
 
 impl Place {
-    pub(super) fn state(&self) -> State {
-        State(self.state.load())
+    pub(super) fn state(&self) -> PeerState {
+        PeerState(self.state.load())
     }
 
     /// Turns the word, if it is `from`.
-    pub(super) fn turn(&self, from: State, to: Phase) -> bool {
-        self.state.turn(from.0, State::of(to, from.tag()).0)
+    pub(super) fn turn(&self, from: PeerState, to: PeerPhase) -> bool {
+        self.state.turn(from.0, PeerState::of(to, from.tag()).0)
     }
 
     pub(super) fn assigned(&self) -> Assigned {
@@ -150,7 +150,7 @@ impl Place {
     /// The master's step: an idle peer gets a job. False if it has left.
     pub(super) fn assign(&self, tag: Tag, job: Assigned) -> bool {
         self.job.store(job.pack(), Ordering::Relaxed);
-        let given = self.turn(State::of(Phase::Idle, tag), Phase::Runs);
+        let given = self.turn(PeerState::of(PeerPhase::Idle, tag), PeerPhase::Runs);
         self.wake();
         given
     }
@@ -175,7 +175,7 @@ impl Place {
         self.pid.store(pid.into(), Ordering::Relaxed);
         self.defined.store(pool, Kind::Value, defined)?;
         let claimed = self.state();
-        self.turn(claimed, Phase::Idle);
+        self.turn(claimed, PeerPhase::Idle);
         Ok(())
     }
 
@@ -218,7 +218,7 @@ impl Table {
 
     /// Claims a free place.
     pub(super) fn claim(&self, by: Tag) -> Option<usize> {
-        let claimed = State::of(Phase::Claimed, by);
+        let claimed = PeerState::of(PeerPhase::Claimed, by);
         self.used.claim(&self.places, |at| &at.state, claimed.0)
     }
 

@@ -1,8 +1,9 @@
 //! The job table without a master, for the crash tests: its operations one by one.
 
-use super::jobs::{Control, DETACHED, Kind, Phase};
+use super::jobs::{Control, DETACHED, JobPhase, Kind};
+use super::peers::{self, PeerPhase};
 use super::{Entry, Inherit, JoinHandle, Resource, ResourceId, Resources, StartOptions, Worker};
-use super::{peers, supervise, worker};
+use super::{supervise, worker};
 use crate::Pool;
 use crate::containers::Shared;
 use crate::primitive::Ordering;
@@ -48,10 +49,10 @@ impl Jobs {
         let requested = self
             .0
             .jobs()
-            .filter(|(_, job)| job.state().phase() == Phase::Requested);
+            .filter(|(_, job)| job.state().phase() == JobPhase::Requested);
         requested
             .map(|(place, job)| {
-                job.advance(Phase::Running);
+                job.advance(JobPhase::Running);
                 assert_eq!(
                     worker::live(self.0.clone(), place, job.state().id(), &[]),
                     0
@@ -65,16 +66,16 @@ impl Jobs {
         let requested = self
             .0
             .jobs()
-            .filter(|(_, job)| job.state().phase() == Phase::Requested);
+            .filter(|(_, job)| job.state().phase() == JobPhase::Requested);
         requested.for_each(|(_, job)| {
-            job.advance(Phase::Running);
+            job.advance(JobPhase::Running);
         });
     }
 
     /// True if somebody has taken the job at the first place, to join it.
     pub fn is_taken(&self) -> bool {
         let job = self.0.job(0).expect("a place");
-        job.state().phase() == Phase::Taken
+        job.state().phase() == JobPhase::Taken
     }
 
     /// A handle of the job `id` at the first place, which was made by a process that is dead.
@@ -93,7 +94,7 @@ impl Jobs {
         let running = self
             .0
             .jobs()
-            .filter(|(_, job)| job.state().phase() == Phase::Running);
+            .filter(|(_, job)| job.state().phase() == JobPhase::Running);
         running.for_each(|(_, job)| {
             if job.end(supervise::pack(Ended::Exited(0))).has(DETACHED) {
                 job.release();
@@ -108,7 +109,7 @@ impl Jobs {
             self.0.tidy(arena, place);
         }
         for (_, place) in self.0.peers.places() {
-            if place.state().phase() != peers::Phase::Free && place.is_gone(arena) {
+            if place.state().phase() != PeerPhase::Free && place.is_gone(arena) {
                 place.release();
             }
         }
@@ -125,7 +126,7 @@ impl Jobs {
 
     /// How many peers there are, including those that are still coming.
     pub fn peers(&self) -> usize {
-        let there = |(_, place): &(_, &peers::Place)| place.state().phase() != peers::Phase::Free;
+        let there = |(_, place): &(_, &peers::Place)| place.state().phase() != PeerPhase::Free;
         self.0.peers.places().filter(there).count()
     }
 
@@ -188,7 +189,7 @@ impl Jobs {
 
     /// True if every place is free.
     pub fn is_empty(&self) -> bool {
-        let free = |(_, job): (_, &super::jobs::Job)| job.state().phase() == Phase::Free;
+        let free = |(_, job): (_, &super::jobs::Job)| job.state().phase() == JobPhase::Free;
         self.0.jobs().all(free)
     }
 }

@@ -12,7 +12,7 @@ fn what_cannot_be_requested_has_no_place() {
     let options = StartOptions::new();
     let refused = worker::request(&control, None, options, &TAKES, &argument, false);
     assert!(matches!(refused, Err(StartError::NoMemory(_))));
-    let is_free = |job: &jobs::Job| job.state().phase() == jobs::Phase::Free;
+    let is_free = |job: &jobs::Job| job.state().phase() == jobs::JobPhase::Free;
     assert!(control.jobs().all(|(_, job)| is_free(job)));
     drop(control);
     // SAFETY: nothing refers to it any more.

@@ -17,7 +17,7 @@ const MASK: u64 = (1 << POSITIONS) - 1;
 
 /// What a cell's word says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
+pub enum CellPhase {
     Free = 0,
     Writing = 1,
     Full = 2,
@@ -28,7 +28,7 @@ pub enum Phase {
 /// A cell's word, taken apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cell {
-    pub phase: Phase,
+    pub phase: CellPhase,
     pub slot: usize,
     pub position: u64,
 }
@@ -38,7 +38,7 @@ impl Cell {
     pub const PHASE: u64 = 7;
 
     #[inline]
-    pub const fn new(phase: Phase, slot: usize, position: u64) -> Self {
+    pub const fn new(phase: CellPhase, slot: usize, position: u64) -> Self {
         Cell {
             phase,
             slot,
@@ -51,11 +51,11 @@ impl Cell {
     pub const fn unpack(word: u64) -> Self {
         let slot = (word >> 3 & 0xfff) as usize;
         let phase = match (word & Self::PHASE, slot) {
-            (0, 0) => Phase::Free,
-            (1, _) => Phase::Writing,
-            (2, 0) => Phase::Full,
-            (3, _) => Phase::Leasing,
-            _ => Phase::Sealed,
+            (0, 0) => CellPhase::Free,
+            (1, _) => CellPhase::Writing,
+            (2, 0) => CellPhase::Full,
+            (3, _) => CellPhase::Leasing,
+            _ => CellPhase::Sealed,
         };
         Cell::new(phase, slot, word >> POSITION)
     }

@@ -33,7 +33,7 @@
 //! The word is about the rings only: elements that have come back from leases come before all of
 //! this.
 
-use super::cells::{Cell, Phase, position};
+use super::cells::{Cell, CellPhase, position};
 use super::ring::Take;
 use crate::primitive::{AtomicU64, Ordering};
 
@@ -53,7 +53,7 @@ impl Foremost {
     pub fn is_none(&self) -> bool {
         // SeqCst: after the look at the element, also with respect to a thread that has made the word
         // WRITING and has then seen that element's push under way.
-        self.0.load(Ordering::SeqCst) & Cell::PHASE == Phase::Free as u64
+        self.0.load(Ordering::SeqCst) & Cell::PHASE == CellPhase::Free as u64
     }
 
     /// True if somebody may be about to report one.
@@ -69,7 +69,7 @@ impl Foremost {
     /// The position that was reported.
     pub fn position(&self) -> Option<u64> {
         let word = self.word();
-        (word.phase == Phase::Full).then_some(word.position)
+        (word.phase == CellPhase::Full).then_some(word.position)
     }
 
     /// True if the element at a position, which the caller has seen, is the first. It is named if it is
@@ -85,13 +85,13 @@ impl Foremost {
     fn name(&self, at: u64, still: impl FnOnce() -> bool) -> bool {
         let found = self.0.load(Ordering::SeqCst);
         let word = Cell::unpack(found);
-        let naming = Cell::new(Phase::Writing, 0, word.position);
+        let naming = Cell::new(CellPhase::Writing, 0, word.position);
         let is_open = match word.phase {
-            Phase::Full => false,
+            CellPhase::Full => false,
             // WRITING or FREE; or garbage.
             _ => found == naming.pack() || self.exchange(found, naming),
         };
-        is_open && still() && self.exchange(naming.pack(), Cell::new(Phase::Full, 0, at))
+        is_open && still() && self.exchange(naming.pack(), Cell::new(CellPhase::Full, 0, at))
     }
 
     /// Takes the element that was reported, or looks at it, by `take`, which says whether it did so; `None`
@@ -120,7 +120,7 @@ impl Foremost {
 
     #[cold]
     fn is_over(&self, at: u64) {
-        let next = Cell::new(Phase::Free, 0, position(at.wrapping_add(1)));
-        self.exchange(Cell::new(Phase::Full, 0, at).pack(), next);
+        let next = Cell::new(CellPhase::Free, 0, position(at.wrapping_add(1)));
+        self.exchange(Cell::new(CellPhase::Full, 0, at).pack(), next);
     }
 }

@@ -19,7 +19,7 @@
 //! If a process is killed at any point: each death asks for a walk ([`end_holds`]), and nothing that is
 //! written here is undone.
 
-use super::lifecycle::{ObjectState, Phase, VERSIONS};
+use super::lifecycle::{ObjectPhase, ObjectState, VERSIONS};
 use super::sweep::Sweep;
 use super::tag::Tag;
 use crate::primitive::{AtomicU64, Ordering};
@@ -77,7 +77,7 @@ impl Keeping {
         if self.kept.load(Ordering::Relaxed) != 0 {
             self.kept.store(0, Ordering::Relaxed);
         }
-        let free = from.with(Phase::Free).pack();
+        let free = from.with(ObjectPhase::Free).pack();
         word.store(free, Ordering::SeqCst);
     }
 

@@ -1,7 +1,7 @@
 //! The entries that elements of a queue are leased into. For the rationale, states and invariants, see
 //! `engines::leases`.
 
-use super::cells::{Cell, Phase, is_ahead};
+use super::cells::{Cell, CellPhase, is_ahead};
 use super::ring;
 use super::tag::Tag;
 use crate::primitive::{AtomicU64, Ordering, fence};
@@ -184,7 +184,7 @@ pub fn survey<'a>(
 pub fn resolve(state: &AtomicU64, cell: Option<&AtomicU64>, owner: Tag, lap: u64) {
     let leased = cell.is_some_and(|cell| {
         let seen = Cell::unpack(cell.load(Ordering::Acquire));
-        seen.phase == Phase::Leasing && seen.slot == owner.slot()
+        seen.phase == CellPhase::Leasing && seen.slot == owner.slot()
     });
     let (taking, held) = (owner.word() | TAKING, owner.word() | HELD);
     let next = if leased { held } else { FREE };

@@ -12,7 +12,7 @@ use crate::primitive::{AtomicU64, Ordering};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
-pub enum Phase {
+pub enum ObjectPhase {
     Free = 0,
     Creating = 1,
     Live = 2,
@@ -23,7 +23,7 @@ pub enum Phase {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ObjectState {
-    pub phase: Phase,
+    pub phase: ObjectPhase,
     pub version: u32,
     pub generation: u32,
 }
@@ -35,12 +35,12 @@ pub const VERSIONS: u32 = 1 << (32 - PHASE_BITS);
 impl ObjectState {
     pub const fn unpack(word: u64) -> Self {
         let phase = match word & ((1 << PHASE_BITS) - 1) {
-            1 => Phase::Creating,
-            2 => Phase::Live,
-            3 => Phase::Retired,
-            4 => Phase::Destroying,
-            5 => Phase::Condemned,
-            _ => Phase::Free,
+            1 => ObjectPhase::Creating,
+            2 => ObjectPhase::Live,
+            3 => ObjectPhase::Retired,
+            4 => ObjectPhase::Destroying,
+            5 => ObjectPhase::Condemned,
+            _ => ObjectPhase::Free,
         };
         ObjectState {
             phase,
@@ -55,7 +55,7 @@ impl ObjectState {
             | self.phase as u64
     }
 
-    pub const fn with(self, phase: Phase) -> Self {
+    pub const fn with(self, phase: ObjectPhase) -> Self {
         ObjectState { phase, ..self }
     }
 }
@@ -86,9 +86,11 @@ pub fn hold(word: &AtomicU64, generation: u32) -> bool {
         let state = read(word);
         match state.phase {
             _ if state.generation != generation => return false,
-            Phase::Live => return true,
-            Phase::Retired if turn(word, state, state.with(Phase::Live)) => return true,
-            Phase::Retired => {}
+            ObjectPhase::Live => return true,
+            ObjectPhase::Retired if turn(word, state, state.with(ObjectPhase::Live)) => {
+                return true;
+            }
+            ObjectPhase::Retired => {}
             _ => return false,
         }
     }
@@ -121,22 +123,22 @@ pub fn retire(
     loop {
         let state = read(word);
         match state.phase {
-            Phase::Condemned => return Some((state, 0)),
-            Phase::Live if is_unused() => {
+            ObjectPhase::Condemned => return Some((state, 0)),
+            ObjectPhase::Live if is_unused() => {
                 let version = (state.version + 1) % VERSIONS;
                 let retired = ObjectState {
-                    phase: Phase::Retired,
+                    phase: ObjectPhase::Retired,
                     version,
                     ..state
                 };
                 turn(word, state, retired);
             }
-            Phase::Retired if is_unused() => return Some((state, now())),
-            Phase::Retired => {
+            ObjectPhase::Retired if is_unused() => return Some((state, now())),
+            ObjectPhase::Retired => {
                 // It only seemed unused. Or it is held now; but whoever held it when we looked may
                 // have let go of it since, and have seen it RETIRED: it will find the state changed,
                 // so we look again.
-                turn(word, state, state.with(Phase::Live));
+                turn(word, state, state.with(ObjectPhase::Live));
             }
             _ => return None,
         }
@@ -148,7 +150,7 @@ pub fn retire(
 #[inline]
 pub fn seize(word: &AtomicU64, state: ObjectState, slot: usize) -> Option<ObjectState> {
     let destroying = ObjectState {
-        phase: Phase::Destroying,
+        phase: ObjectPhase::Destroying,
         version: slot as u32,
         ..state
     };
@@ -158,8 +160,8 @@ pub fn seize(word: &AtomicU64, state: ObjectState, slot: usize) -> Option<Object
 /// Turns DESTROYING by that slot, whose owner is dead, to CONDEMNED.
 pub fn condemn(word: &AtomicU64, slot: usize) {
     let state = read(word);
-    if state.phase == Phase::Destroying && state.version == slot as u32 {
-        word.store(state.with(Phase::Condemned).pack(), Ordering::SeqCst);
+    if state.phase == ObjectPhase::Destroying && state.version == slot as u32 {
+        word.store(state.with(ObjectPhase::Condemned).pack(), Ordering::SeqCst);
     }
 }
 
@@ -172,21 +174,21 @@ mod tests {
         // An even number, so that a carry from the version would show.
         let generation = 6;
         let live = ObjectState {
-            phase: Phase::Live,
+            phase: ObjectPhase::Live,
             version: VERSIONS - 1,
             generation,
         };
         assert!(is_state(live.pack()) && ObjectState::unpack(live.pack()) == live);
         let word = AtomicU64::new(live.pack());
         let first = ObjectState {
-            phase: Phase::Retired,
+            phase: ObjectPhase::Retired,
             version: 0,
             generation,
         };
         assert_eq!(retire(&word, || true, || 5), Some((first, 5)));
         assert_eq!(read(&word), first);
         // As the module's table says: all of the version's bits differ, and no others.
-        let none = first.with(Phase::Live).pack();
+        let none = first.with(ObjectPhase::Live).pack();
         assert_eq!(live.pack() ^ none, 0xffff_fff8);
         // The version after the last one does not reach the generation.
         let next = ObjectState {

@@ -38,7 +38,7 @@
 //! 4 and 5 are enough, see Henzinger, Sezgin, Vafeiadis, *Aspect-Oriented Linearizability Proofs*,
 //! CONCUR 2013.
 
-use super::cells::{Cell, Phase, Shape, is_ahead, position};
+use super::cells::{Cell, CellPhase, Shape, is_ahead, position};
 use super::step_back;
 use crate::primitive::{AtomicU64, Ordering, fence};
 
@@ -107,11 +107,11 @@ pub fn claim_at_tail<'a>(
     let position = shape.hint_as_it_is(tail);
     let index = shape.index(position);
     let word = cell(index);
-    let free = Cell::new(Phase::Free, 0, position).pack();
+    let free = Cell::new(CellPhase::Free, 0, position).pack();
     if word.load(Ordering::Acquire) == free {
         record(index);
         // As in the walk that follows.
-        let claimed = Cell::new(Phase::Writing, slot, position).pack();
+        let claimed = Cell::new(CellPhase::Writing, slot, position).pack();
         if word
             .compare_exchange(free, claimed, Ordering::SeqCst, Ordering::Relaxed)
             .is_ok()
@@ -142,9 +142,9 @@ fn claim_further<'a>(
         let seen = Cell::unpack(found);
         if seen.position == at {
             match seen.phase {
-                Phase::Free => {
+                CellPhase::Free => {
                     record(index);
-                    let claimed = Cell::new(Phase::Writing, slot, at).pack();
+                    let claimed = Cell::new(CellPhase::Writing, slot, at).pack();
                     // SeqCst: before the look whether somebody sleeps; see `engines::bell`.
                     if word
                         .compare_exchange(found, claimed, Ordering::SeqCst, Ordering::Relaxed)
@@ -157,7 +157,7 @@ fn claim_further<'a>(
                     step_back();
                     continue;
                 }
-                Phase::Sealed => return Err(Refused::Sealed),
+                CellPhase::Sealed => return Err(Refused::Sealed),
                 _ => at = shape.next(at),
             }
         } else if is_ahead(seen.position, at) {
@@ -165,7 +165,7 @@ fn claim_further<'a>(
             // before it.
             at = shape.next(position(seen.position.wrapping_sub(shape.lap())));
         } else {
-            let busy = matches!(seen.phase, Phase::Writing | Phase::Leasing);
+            let busy = matches!(seen.phase, CellPhase::Writing | CellPhase::Leasing);
             return Err(Refused::Full(busy.then_some(Busy {
                 slot: seen.slot,
                 index,
@@ -183,7 +183,7 @@ pub fn publish(word: &AtomicU64, position: u64) {
     // As the table says, nobody else changes a WRITING word while its slot's owner lives. Release:
     // the element.
     word.store(
-        Cell::new(Phase::Full, 0, position).pack(),
+        Cell::new(CellPhase::Full, 0, position).pack(),
         Ordering::Release,
     );
 }
@@ -242,7 +242,7 @@ pub fn take_at_head<'a>(
     let word = cell(index);
     // Acquire: the element. SeqCst: see `foremost`.
     let found = word.load(Ordering::SeqCst);
-    if found == Cell::new(Phase::Full, 0, at).pack() {
+    if found == Cell::new(CellPhase::Full, 0, at).pack() {
         copy(index, position(at));
         if valid() {
             if exchange(shape, word, at, how) {
@@ -279,20 +279,20 @@ pub fn take_at(
 pub fn is_full(word: &AtomicU64, at: u64) -> bool {
     // What was copied is read before the word.
     fence(Ordering::Acquire);
-    word.load(Ordering::Acquire) == Cell::new(Phase::Full, 0, at).pack()
+    word.load(Ordering::Acquire) == Cell::new(CellPhase::Full, 0, at).pack()
 }
 
 /// Takes the element at a position, if it is still there.
 #[inline]
 fn exchange(shape: Shape, word: &AtomicU64, at: u64, how: Take) -> bool {
     let next = match how {
-        Take::Pop => Cell::new(Phase::Free, 0, position(at.wrapping_add(shape.lap()))),
-        Take::Lease(slot) => Cell::new(Phase::Leasing, slot, at),
+        Take::Pop => Cell::new(CellPhase::Free, 0, position(at.wrapping_add(shape.lap()))),
+        Take::Lease(slot) => Cell::new(CellPhase::Leasing, slot, at),
         Take::Look | Take::See => return is_full(word, at),
     };
     // Release: the copy was made before. SeqCst: before the look whether somebody sleeps.
     word.compare_exchange(
-        Cell::new(Phase::Full, 0, at).pack(),
+        Cell::new(CellPhase::Full, 0, at).pack(),
         next.pack(),
         Ordering::SeqCst,
         Ordering::Relaxed,
@@ -385,19 +385,19 @@ impl Walk {
             let seen = Cell::unpack(cell(shape.index(at)).load(Ordering::SeqCst));
             if seen.position == at {
                 match seen.phase {
-                    Phase::Full => {
+                    CellPhase::Full => {
                         walk.full = Some(at);
                         walk.visited = 1;
                         walk.end = shape.next(at);
                         return walk;
                     }
-                    Phase::Free => return walk,
-                    Phase::Sealed => {
+                    CellPhase::Free => return walk,
+                    CellPhase::Sealed => {
                         walk.sealed = true;
                         return walk;
                     }
-                    Phase::Leasing => {}
-                    Phase::Writing => {
+                    CellPhase::Leasing => {}
+                    CellPhase::Writing => {
                         walk.writing += 1;
                         walk.pending.get_or_insert(seen.slot);
                     }
@@ -437,8 +437,8 @@ impl Walk {
             let seen = Cell::unpack(cell(shape.index(at)).load(Ordering::SeqCst));
             match seen.phase {
                 _ if seen.position != at => {}
-                Phase::Writing => left.0 = left.0.wrapping_sub(1),
-                Phase::Full => left.1 = left.1.wrapping_sub(1),
+                CellPhase::Writing => left.0 = left.0.wrapping_sub(1),
+                CellPhase::Full => left.1 = left.1.wrapping_sub(1),
                 _ => {}
             }
             at = shape.next(at);
@@ -457,7 +457,7 @@ impl Walk {
     pub fn is_at_end<'a>(&self, shape: Shape, cell: &impl Fn(usize) -> &'a AtomicU64) -> bool {
         let seen = Cell::unpack(cell(shape.index(self.end)).load(Ordering::SeqCst));
         match seen.phase {
-            Phase::Free | Phase::Sealed => !is_ahead(seen.position, self.end),
+            CellPhase::Free | CellPhase::Sealed => !is_ahead(seen.position, self.end),
             _ => is_ahead(self.end, seen.position),
         }
     }
@@ -466,8 +466,8 @@ impl Walk {
 /// Prevents pushes at the first unclaimed position and beyond. False if it has been claimed.
 pub fn seal(word: &AtomicU64, position: u64) -> bool {
     word.compare_exchange(
-        Cell::new(Phase::Free, 0, position).pack(),
-        Cell::new(Phase::Sealed, 0, position).pack(),
+        Cell::new(CellPhase::Free, 0, position).pack(),
+        Cell::new(CellPhase::Sealed, 0, position).pack(),
         Ordering::SeqCst,
         Ordering::Relaxed,
     )
@@ -480,12 +480,12 @@ pub fn seal(word: &AtomicU64, position: u64) -> bool {
 /// Can be repeated. Nobody else changes a word that names a slot.
 pub fn vacate(word: &AtomicU64, slot: usize, lap: u64) -> Option<Cell> {
     let seen = Cell::unpack(word.load(Ordering::Acquire));
-    let busy = matches!(seen.phase, Phase::Writing | Phase::Leasing);
+    let busy = matches!(seen.phase, CellPhase::Writing | CellPhase::Leasing);
     if !busy || seen.slot != slot {
         return None;
     }
     let next = position(seen.position.wrapping_add(lap));
-    word.store(Cell::new(Phase::Free, 0, next).pack(), Ordering::SeqCst);
+    word.store(Cell::new(CellPhase::Free, 0, next).pack(), Ordering::SeqCst);
     Some(seen)
 }
 
@@ -509,13 +509,13 @@ pub fn visit<'a>(
         match seen.phase {
             _ if is_ahead(seen.position, at) => {}
             _ if seen.position != at => break,
-            Phase::Full => {
+            CellPhase::Full => {
                 walk.visited += 1;
                 each(shape.index(at), at);
             }
-            Phase::Writing => walk.writing += 1,
-            Phase::Leasing => {}
-            Phase::Free | Phase::Sealed => break,
+            CellPhase::Writing => walk.writing += 1,
+            CellPhase::Leasing => {}
+            CellPhase::Free | CellPhase::Sealed => break,
         }
         walk.end = shape.next(at);
     }

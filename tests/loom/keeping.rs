@@ -9,7 +9,7 @@ use loom::sync::Arc;
 use loom::thread;
 use shmkit::primitive::{AtomicU64, Ordering};
 use shmkit::protocol::keeping::{self, Keeping};
-use shmkit::protocol::lifecycle::{self, ObjectState, Phase};
+use shmkit::protocol::lifecycle::{self, ObjectPhase, ObjectState};
 use shmkit::protocol::pins;
 use shmkit::protocol::sweep::Sweep;
 use shmkit::protocol::tag::Tag;
@@ -47,7 +47,7 @@ impl Table {
     /// The object, held by process 0, and the processes.
     fn new() -> (Arc<Self>, [Process; PROCESSES]) {
         let live = ObjectState {
-            phase: Phase::Live,
+            phase: ObjectPhase::Live,
             version: 0,
             generation: GENERATION,
         };
@@ -142,7 +142,7 @@ impl Process {
             return true;
         }
         let stamp = stamp.max(table.keeping.stamp());
-        if state.phase != Phase::Condemned && !pins::is_past(table.pins(), stamp) {
+        if state.phase != ObjectPhase::Condemned && !pins::is_past(table.pins(), stamp) {
             return false;
         }
         table.intents[self.index].store(1, Ordering::Release);
@@ -172,14 +172,14 @@ impl Process {
             let oldest = pins::oldest(self.table.pins());
             let state = lifecycle::read(&self.table.state);
             match state.phase {
-                Phase::Retired if self.is_kept(state) => {
+                ObjectPhase::Retired if self.is_kept(state) => {
                     let stamp = self.table.keeping.stamp();
                     if stamp < oldest {
                         self.destroy(state, stamp);
                     }
                 }
-                Phase::Live | Phase::Retired | Phase::Condemned => self.dispose(),
-                Phase::Free | Phase::Creating | Phase::Destroying => {}
+                ObjectPhase::Live | ObjectPhase::Retired | ObjectPhase::Condemned => self.dispose(),
+                ObjectPhase::Free | ObjectPhase::Creating | ObjectPhase::Destroying => {}
             }
         }
     }
@@ -209,7 +209,7 @@ impl Process {
         }
         self.retry();
         assert!(self.table.destroyed.load(Relaxed), "lost");
-        assert_eq!(lifecycle::read(&self.table.state).phase, Phase::Free);
+        assert_eq!(lifecycle::read(&self.table.state).phase, ObjectPhase::Free);
     }
 }
 
@@ -346,7 +346,7 @@ fn the_end_of_what_was_kept() {
                 let table = Arc::clone(&table);
                 thread::spawn(move || {
                     let free = lifecycle::read(&table.state);
-                    if free.phase == Phase::Free {
+                    if free.phase == ObjectPhase::Free {
                         let retired = ObjectState {
                             generation: GENERATION + ROUND,
                             ..kept

@@ -7,7 +7,7 @@ use std::sync::Mutex as Ledger;
 use loom::sync::Arc;
 use loom::thread;
 use shmkit::primitive::{AtomicU64, Ordering};
-use shmkit::protocol::cells::{Cell, Phase, Shape, behind_the_claim};
+use shmkit::protocol::cells::{Cell, CellPhase, Shape, behind_the_claim};
 use shmkit::protocol::leased::{self, FREE, HELD, Seen};
 use shmkit::protocol::ring::{self, Take, Walk};
 use shmkit::protocol::tag::Tag;
@@ -183,9 +183,9 @@ impl Queue {
             .take(4)
             .map(|at| {
                 let (phase, at) = match at {
-                    _ if at < first => (Phase::Free, at + shape.lap()),
-                    _ if at < first + count => (Phase::Full, at),
-                    _ => (Phase::Free, at),
+                    _ if at < first => (CellPhase::Free, at + shape.lap()),
+                    _ if at < first + count => (CellPhase::Full, at),
+                    _ => (CellPhase::Free, at),
                 };
                 [Cell::new(phase, 0, at).pack(), at].map(AtomicU64::new)
             })
@@ -400,7 +400,7 @@ impl Queue {
         let phases =
             (0..4).map(|index| Cell::unpack(self.cell(index).load(Ordering::SeqCst)).phase);
         states.into_iter().all(|state| state == FREE) && { phases }
-            .all(|phase| phase == Phase::Free)
+            .all(|phase| phase == CellPhase::Free)
     }
 }
 

@@ -6,7 +6,7 @@ use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::thread;
 use shmkit::primitive::{AtomicU64, Ordering};
-use shmkit::protocol::lifecycle::{self, ObjectState, Phase};
+use shmkit::protocol::lifecycle::{self, ObjectPhase, ObjectState};
 use shmkit::protocol::pins;
 
 use super::Explorer;
@@ -38,7 +38,7 @@ impl Object {
 
     fn pausing(holds: u64, links: u64, pauses: bool) -> Arc<Self> {
         let live = ObjectState {
-            phase: Phase::Live,
+            phase: ObjectPhase::Live,
             version: 0,
             generation: GENERATION,
         };
@@ -149,8 +149,11 @@ impl Object {
             // SAFETY: nobody else is at it, or loom reports it.
             self.value.with_mut(|there| unsafe { *there = false });
             let twice = self.destroyed.swap(true, Relaxed);
-            assert!(!twice || found.phase == Phase::Condemned, "destroyed twice");
-            state.store(mine.with(Phase::Free).pack(), Ordering::SeqCst);
+            assert!(
+                !twice || found.phase == ObjectPhase::Condemned,
+                "destroyed twice"
+            );
+            state.store(mine.with(ObjectPhase::Free).pack(), Ordering::SeqCst);
         }
         self.intents[process].store(0, Ordering::Release);
     }
@@ -167,7 +170,7 @@ impl Object {
     /// At rest and unused, so it is gone.
     fn check(&self) {
         assert!(self.destroyed.load(Relaxed), "lost");
-        assert_eq!(lifecycle::read(&self.state).phase, Phase::Free);
+        assert_eq!(lifecycle::read(&self.state).phase, ObjectPhase::Free);
     }
 }
 

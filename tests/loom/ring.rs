@@ -6,7 +6,7 @@ use std::sync::Mutex as Ledger;
 use loom::sync::Arc;
 use loom::thread;
 use shmkit::primitive::{AtomicU64, Ordering, fence};
-use shmkit::protocol::cells::{Cell, Phase, Shape, behind_the_claim};
+use shmkit::protocol::cells::{Cell, CellPhase, Shape, behind_the_claim};
 use shmkit::protocol::foremost::Foremost;
 use shmkit::protocol::ring::{self, Claim, Refused, Take, Walk};
 
@@ -28,7 +28,7 @@ struct Queue {
 impl Queue {
     fn new(cells: usize) -> Arc<Self> {
         let cell = |i| {
-            let free = Cell::new(Phase::Free, 0, i).pack();
+            let free = Cell::new(CellPhase::Free, 0, i).pack();
             [free, 0, 0].map(AtomicU64::new)
         };
         Arc::new(Queue {

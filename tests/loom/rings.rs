@@ -7,7 +7,7 @@
 use loom::sync::Arc;
 use loom::thread;
 use shmkit::primitive::{AtomicU64, Ordering, fence};
-use shmkit::protocol::cells::{Cell, Phase, Shape, behind_the_claim};
+use shmkit::protocol::cells::{Cell, CellPhase, Shape, behind_the_claim};
 use shmkit::protocol::foremost::Foremost;
 use shmkit::protocol::ring::{self, Claim, Refused, Take, Walk};
 
@@ -45,7 +45,7 @@ impl Ring {
         self.head.store(base, Ordering::Relaxed);
         self.tail.store(base, Ordering::Relaxed);
         for (at, cell) in (base..).zip(&self.cells) {
-            cell[0].store(Cell::new(Phase::Free, 0, at).pack(), Ordering::Relaxed);
+            cell[0].store(Cell::new(CellPhase::Free, 0, at).pack(), Ordering::Relaxed);
         }
     }
 

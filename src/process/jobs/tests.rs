@@ -72,11 +72,16 @@ fn what_was_asked_of_a_job_stays_asked() {
     // SAFETY: as above.
     let job = unsafe { Box::<Job>::new_zeroed().assume_init() };
     for flag in [DETACHED, KILL] {
-        job.state.store(State::of(Phase::Requested, 1, 0).0);
+        job.state.store(JobState::of(JobPhase::Requested, 1, 0).0);
         assert!(job.flag(1, flag));
-        for phase in [Phase::Running, Phase::Waiting, Phase::Running, Phase::Ended] {
+        for phase in [
+            JobPhase::Running,
+            JobPhase::Waiting,
+            JobPhase::Running,
+            JobPhase::Ended,
+        ] {
             job.advance(phase);
-            assert_eq!(job.state(), State::of(phase, 1, flag));
+            assert_eq!(job.state(), JobState::of(phase, 1, flag));
         }
     }
 }

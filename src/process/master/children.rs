@@ -12,7 +12,7 @@ use crate::containers::Shared;
 use crate::pool::{fork, tell};
 use crate::primitive::Ordering;
 use crate::process::child::{self, OtherThreads, Ran};
-use crate::process::jobs::{Control, DETACHED, Job, KILL, Kind, Phase};
+use crate::process::jobs::{Control, DETACHED, Job, JobPhase, KILL, Kind};
 use crate::process::{JoinError, SpawnError, WorkerEnd, WorkerId, entry, supervise, worker};
 use crate::sys::process;
 use crate::sys::watch;
@@ -119,7 +119,7 @@ impl Master {
     /// this is not such a job.
     fn postpone(&mut self, place: usize, why: &str) -> bool {
         let control = self.control().clone();
-        let waiting = |job: &&Job| job.state().phase() == Phase::Waiting;
+        let waiting = |job: &&Job| job.state().phase() == JobPhase::Waiting;
         let Some(job) = control.job(place).filter(waiting) else {
             return false;
         };
@@ -187,7 +187,7 @@ impl Master {
             due: None,
         });
         self.count += 1;
-        job.advance(Phase::Running);
+        job.advance(JobPhase::Running);
         // A logger runs from here on.
         self.ran = match log::max_level() {
             log::LevelFilter::Off => Ran::OwnCode,
@@ -313,7 +313,7 @@ impl Master {
             control.resources.clear_process(place);
             job.result.clear();
             job.restarts.fetch_add(1, Ordering::Relaxed);
-            job.advance(Phase::Waiting);
+            job.advance(JobPhase::Waiting);
         } else {
             if let Some(process) = self.running.get_mut(place) {
                 *process = None;
@@ -350,7 +350,7 @@ impl Master {
     pub(super) fn refuse_all(&mut self) {
         let control = self.control().clone();
         for (place, job) in control.jobs() {
-            if matches!(job.state().phase(), Phase::Requested | Phase::Waiting) {
+            if matches!(job.state().phase(), JobPhase::Requested | JobPhase::Waiting) {
                 self.refuse(place, ENDING);
             }
         }

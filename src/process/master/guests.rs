@@ -12,8 +12,8 @@ use crate::participants::tag::Tag;
 use crate::pool::fork;
 use crate::primitive::Ordering;
 use crate::process::entry::Known;
-use crate::process::jobs::{Control, JOBS, Kind, Phase};
-use crate::process::peers::{self, Assigned};
+use crate::process::jobs::{Control, JOBS, JobPhase, Kind};
+use crate::process::peers::{Assigned, PeerPhase, PeerState};
 use crate::process::{supervise, worker};
 use crate::sys::process;
 use crate::sys::watch;
@@ -67,11 +67,11 @@ impl Master {
             let Some(at) = control.peers.place(index).filter(|_| has) else {
                 continue;
             };
-            if peer.job.is_some() || at.state() != peers::State::of(peers::Phase::Idle, peer.tag) {
+            if peer.job.is_some() || at.state() != PeerState::of(PeerPhase::Idle, peer.tag) {
                 continue;
             }
             if at.assign(peer.tag, Assigned { place, id }) {
-                job.advance(Phase::Running);
+                job.advance(JobPhase::Running);
                 peer.job = Some(place);
                 *self.running_at(place) = Some(Process::ELSEWHERE);
                 return true;
@@ -97,20 +97,20 @@ impl Master {
             let known = self.peers.get(index).and_then(Option::as_ref);
             let known = known.is_some_and(|peer| peer.tag == state.tag());
             match state.phase() {
-                peers::Phase::Free | peers::Phase::Runs => {}
-                peers::Phase::Claimed => {
+                PeerPhase::Free | PeerPhase::Runs => {}
+                PeerPhase::Claimed => {
                     if place.is_gone(arena) {
                         place.release();
                     }
                 }
-                peers::Phase::Idle if !known => all &= self.admit(control, index),
-                peers::Phase::Idle => {}
-                peers::Phase::Done => {
+                PeerPhase::Idle if !known => all &= self.admit(control, index),
+                PeerPhase::Idle => {}
+                PeerPhase::Done => {
                     self.peer_done(index, supervise::pack(process::Ended::Exited(0)));
-                    place.turn(state, peers::Phase::Idle);
+                    place.turn(state, PeerPhase::Idle);
                     place.wake();
                 }
-                peers::Phase::Left => {
+                PeerPhase::Left => {
                     self.forget(index);
                     place.release();
                 }
@@ -188,7 +188,7 @@ impl Master {
         // It may have done its job, or have left, before it died.
         let state = place.map(|place| place.state().phase());
         let ended = match state {
-            Some(peers::Phase::Done) => process::Ended::Exited(0),
+            Some(PeerPhase::Done) => process::Ended::Exited(0),
             _ => ended,
         };
         self.peer_done(index, supervise::pack(ended));
@@ -220,6 +220,7 @@ mod tests {
 
     use super::*;
     use crate::process::Config;
+    use crate::process::peers::Place;
     use crate::sys::process::ForkResult;
 
     /// Afterwards its place may be another's, whatever the peer did.
@@ -247,9 +248,9 @@ mod tests {
             let index = control.peers.claim(tag).unwrap();
             assert_eq!(index, 0);
             let place = control.peers.place(index).unwrap();
-            (place, peers::State::of(peers::Phase::Claimed, tag))
+            (place, PeerState::of(PeerPhase::Claimed, tag))
         };
-        let is_free = |place: &peers::Place| place.state().phase() == peers::Phase::Free;
+        let is_free = |place: &Place| place.state().phase() == PeerPhase::Free;
         let guest = |job| Guest {
             tag,
             pid: 1,
@@ -257,7 +258,7 @@ mod tests {
             defined: Vec::new(),
             job,
         };
-        use peers::Phase::{Claimed, Done, Idle, Left, Runs};
+        use PeerPhase::{Claimed, Done, Idle, Left, Runs};
         for phase in [Claimed, Idle, Left, Runs] {
             let (place, claimed) = claim();
             assert!(place.turn(claimed, phase));
