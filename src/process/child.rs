@@ -37,7 +37,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use super::frame::{self, Frame, Kind};
+use super::frame::{self, Frame, FrameKind};
 use super::master::LOG;
 use super::{JoinError, ResultError, SpawnError};
 use crate::participants::thread;
@@ -93,7 +93,7 @@ pub(super) unsafe fn start(
             Ok(written) => (written, 0),
             Err(payload) => {
                 end_copy_of(own, EXIT_PANIC);
-                let written = frame::replace(file, Kind::Panic, message_of(&*payload));
+                let written = frame::replace(file, FrameKind::Panic, message_of(&*payload));
                 // The payload's destructor might panic again, and nobody needs the payload.
                 std::mem::forget(payload);
                 (written, EXIT_PANIC)
@@ -295,14 +295,14 @@ impl Child {
                 Ended::Signaled(_) | Ended::Unknown => ResultError::Lost.into(),
             });
         };
-        if frame.kind() == Kind::Value {
+        if frame.kind() == FrameKind::Value {
             return Ok(value(&frame)?);
         }
         let message = frame.message().map_err(ResultError::Read)?;
         Err(match frame.kind() {
-            Kind::Value | Kind::EncodeFailed => ResultError::Encode(message).into(),
-            Kind::Panic => JoinError::Panicked(message),
-            Kind::WriteFailed => ResultError::Write(write_error(&message)).into(),
+            FrameKind::Value | FrameKind::EncodeFailed => ResultError::Encode(message).into(),
+            FrameKind::Panic => JoinError::Panicked(message),
+            FrameKind::WriteFailed => ResultError::Write(write_error(&message)).into(),
         })
     }
 }

@@ -16,7 +16,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::encode::{Encoded, decode};
-use super::jobs::{Job, Kind};
+use super::jobs::{Job, PayloadKind};
 use super::{Worker, signature};
 use crate::layout::fingerprint::image_nonce;
 use crate::layout::fnv;
@@ -133,7 +133,7 @@ impl<A, R> std::fmt::Debug for Entry<A, R> {
 }
 
 /// The result of a call: bytes, and what they are.
-pub(super) type Answer = (Kind, Encoded);
+pub(super) type Answer = (PayloadKind, Encoded);
 
 /// A call of an [`Entry`] whose types are erased.
 type Call = fn(usize, &Worker, &[u8]) -> Answer;
@@ -145,15 +145,15 @@ fn call<A: Wire, R: Wire>(function: usize, worker: &Worker, argument: &[u8]) -> 
     let function = unsafe { std::mem::transmute::<*const (), fn(&Worker, A) -> R>(function) };
     let argument = match decode(argument) {
         Ok(argument) => argument,
-        Err(why) => return (Kind::BadArgument, why.as_str().into()),
+        Err(why) => return (PayloadKind::BadArgument, why.as_str().into()),
     };
     let value = function(worker, argument);
     let encoded = Encoded::of(&value);
     // The value now belongs to whoever joins; a worker ends without destructors.
     std::mem::forget(value);
     match encoded {
-        Ok(bytes) => (Kind::Value, bytes),
-        Err(why) => (Kind::EncodeFailed, why.as_str().into()),
+        Ok(bytes) => (PayloadKind::Value, bytes),
+        Err(why) => (PayloadKind::EncodeFailed, why.as_str().into()),
     }
 }
 

@@ -54,7 +54,7 @@ const _: () = assert!(HEADER == 16);
 /// What the payload is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
-pub(super) enum Kind {
+pub(super) enum FrameKind {
     /// The value that the closure returned.
     Value = 1,
     /// The message of a panic.
@@ -65,13 +65,13 @@ pub(super) enum Kind {
     WriteFailed = 4,
 }
 
-impl Kind {
-    fn from_raw(raw: u32) -> Option<Kind> {
+impl FrameKind {
+    fn from_raw(raw: u32) -> Option<FrameKind> {
         [
-            Kind::Value,
-            Kind::Panic,
-            Kind::EncodeFailed,
-            Kind::WriteFailed,
+            FrameKind::Value,
+            FrameKind::Panic,
+            FrameKind::EncodeFailed,
+            FrameKind::WriteFailed,
         ]
         .into_iter()
         .find(|&kind| kind as u32 == raw)
@@ -94,18 +94,18 @@ pub(super) fn write_value<T: Serialize>(file: BorrowedFd<'_>, value: &T) -> Resu
     let encoded = postcard::serialize_with_flavor(value, Sink(&mut writer));
     let written = match (writer.failed, encoded) {
         (Some(error), _) => Err(error),
-        (None, Err(error)) => return replace(file, Kind::EncodeFailed, &error.to_string()),
-        (None, Ok(())) => writer.finish(Kind::Value),
+        (None, Err(error)) => return replace(file, FrameKind::EncodeFailed, &error.to_string()),
+        (None, Ok(())) => writer.finish(FrameKind::Value),
     };
     let Err(error) = written else {
         return Ok(());
     };
     let message = error.raw_os_error().to_string();
-    replace(file, Kind::WriteFailed, &message)
+    replace(file, FrameKind::WriteFailed, &message)
 }
 
 /// Writes a message in place of whatever the file holds.
-pub(super) fn replace(file: BorrowedFd<'_>, kind: Kind, message: &str) -> Result<(), Errno> {
+pub(super) fn replace(file: BorrowedFd<'_>, kind: FrameKind, message: &str) -> Result<(), Errno> {
     rustix::fs::ftruncate(file, 0)?;
     let mut writer = Writer::new(file);
     writer.extend(message.as_bytes())?;
@@ -193,7 +193,7 @@ impl<'a> Writer<'a> {
         done
     }
 
-    fn finish(&mut self, kind: Kind) -> Result<(), Errno> {
+    fn finish(&mut self, kind: FrameKind) -> Result<(), Errno> {
         let length = self.written + self.used as u64 - HEADER as u64;
         let header = Header {
             magic: MAGIC,
@@ -252,7 +252,7 @@ impl Flavor for Sink<'_, '_> {
 /// A frame that was written to its end.
 pub(super) struct Frame<'a> {
     file: BorrowedFd<'a>,
-    kind: Kind,
+    kind: FrameKind,
     length: u64,
     /// The first bytes of the file, header included; all of it, if it is no longer than that.
     head: [u8; SMALL],
@@ -284,7 +284,7 @@ impl<'a> Frame<'a> {
             kind,
             length,
         } = bytemuck::pod_read_unaligned(&head[..HEADER]);
-        let Some(kind) = Kind::from_raw(kind).filter(|_| magic == MAGIC) else {
+        let Some(kind) = FrameKind::from_raw(kind).filter(|_| magic == MAGIC) else {
             return Ok(None);
         };
         let whole = length.checked_add(HEADER as u64) == Some(size);
@@ -296,7 +296,7 @@ impl<'a> Frame<'a> {
         }))
     }
 
-    pub(super) fn kind(&self) -> Kind {
+    pub(super) fn kind(&self) -> FrameKind {
         self.kind
     }
 

@@ -135,7 +135,7 @@ impl JobState {
 /// What a payload contains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
-pub(super) enum Kind {
+pub(super) enum PayloadKind {
     /// There is none.
     None = 0,
     /// A value in postcard's encoding.
@@ -156,22 +156,22 @@ pub(super) enum Kind {
     NameTaken = 8,
 }
 
-impl Kind {
-    fn from_raw(raw: u32) -> Kind {
+impl PayloadKind {
+    fn from_raw(raw: u32) -> PayloadKind {
         let kinds = [
-            Kind::Value,
-            Kind::Panic,
-            Kind::EncodeFailed,
-            Kind::WriteFailed,
-            Kind::BadArgument,
-            Kind::NotStarted,
-            Kind::OtherTypes,
-            Kind::NameTaken,
+            PayloadKind::Value,
+            PayloadKind::Panic,
+            PayloadKind::EncodeFailed,
+            PayloadKind::WriteFailed,
+            PayloadKind::BadArgument,
+            PayloadKind::NotStarted,
+            PayloadKind::OtherTypes,
+            PayloadKind::NameTaken,
         ];
         kinds
             .into_iter()
             .find(|&kind| kind as u32 == raw)
-            .unwrap_or(Kind::None)
+            .unwrap_or(PayloadKind::None)
     }
 }
 
@@ -230,7 +230,12 @@ pub(super) struct Payload {
 impl Payload {
     /// Stores the bytes. The kind is stored last: until then there is no payload.
     #[unsafe(link_section = ".shmkit.child")]
-    pub(super) fn store(&self, pool: Pool, kind: Kind, bytes: &[u8]) -> Result<(), ObjectError> {
+    pub(super) fn store(
+        &self,
+        pool: Pool,
+        kind: PayloadKind,
+        bytes: &[u8],
+    ) -> Result<(), ObjectError> {
         if bytes.len() <= INLINE {
             for (word, bytes) in self.inline.iter().zip(bytes.chunks(8)) {
                 // Not by a copy, which would be a call of the C library; see `encode.rs`.
@@ -263,8 +268,8 @@ impl Payload {
         f(&bytes[..length.min(INLINE)])
     }
 
-    pub(super) fn kind(&self) -> Kind {
-        Kind::from_raw(self.kind.load(Ordering::Acquire))
+    pub(super) fn kind(&self) -> PayloadKind {
+        PayloadKind::from_raw(self.kind.load(Ordering::Acquire))
     }
 
     pub(super) fn clear(&self) {

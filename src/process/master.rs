@@ -45,7 +45,7 @@ use children::{ENDING, Process};
 use guests::Guest;
 
 use super::child::Ran;
-use super::jobs::{self, Control, JOBS, JobPhase, KILL, Kind};
+use super::jobs::{self, Control, JOBS, JobPhase, KILL, PayloadKind};
 use super::journal::{self, Journal};
 use super::peers::PEERS;
 use super::pid_file::PidFile;
@@ -481,10 +481,10 @@ impl Master {
                 // Whoever makes a pool must find no other: one that exists now is somebody else's.
                 let path = resource.path().unwrap_or_default();
                 if matches!(resource, Resource::Pool(_)) && path.symlink_metadata().is_ok() {
-                    return Err((Kind::NameTaken, String::new()));
+                    return Err((PayloadKind::NameTaken, String::new()));
                 }
                 let recorded = journal.map_or(Ok(()), |journal| journal.record(place, resource));
-                recorded.map_err(|error| (Kind::NotStarted, error.to_string()))
+                recorded.map_err(|error| (PayloadKind::NotStarted, error.to_string()))
             },
             |place, resource| {
                 // What cannot be removed stays in the journal, for the next run to try.

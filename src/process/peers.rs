@@ -44,7 +44,7 @@
 
 use std::time::Duration;
 
-use super::jobs::{Control, Kind, Payload};
+use super::jobs::{Control, Payload, PayloadKind};
 use super::table::{self, PHASE, StateWord, Used};
 use crate::ShmSafe;
 use crate::containers::Shared;
@@ -173,7 +173,7 @@ impl Place {
     /// Publishes what the peer has defined. The peer has claimed the place.
     pub(super) fn enter(&self, pool: Pool, pid: u32, defined: &[u8]) -> Result<(), ObjectError> {
         self.pid.store(pid.into(), Ordering::Relaxed);
-        self.defined.store(pool, Kind::Value, defined)?;
+        self.defined.store(pool, PayloadKind::Value, defined)?;
         let claimed = self.state();
         self.turn(claimed, PeerPhase::Idle);
         Ok(())

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use self::places::{ID_SHIFT, Place, REFUSED, REQUESTED, word};
 pub(super) use self::places::{PLACES, Table};
 use super::Resource;
-use super::jobs::{self, Control, Kind};
+use super::jobs::{self, Control, PayloadKind};
 use super::table::PHASE;
 use crate::containers::Shared;
 use crate::participants::lock::TICK;
@@ -226,7 +226,7 @@ impl Resources {
                 _ if state >> ID_SHIFT != id => return Err(ResourceError::RunOver),
                 REQUESTED if self.0.control.is_orphaned() => return Err(ResourceError::RunOver),
                 REQUESTED => futex::wait(&place.answered, answered, TICK),
-                REFUSED if place.answer.kind() == Kind::Value => {
+                REFUSED if place.answer.kind() == PayloadKind::Value => {
                     // Others have announced it before us, and it has our bit: see `lead_to`.
                     let same = place
                         .answer
@@ -244,7 +244,7 @@ impl Resources {
                     let (kind, why) = (place.answer.kind(), place.answer.read(text));
                     self.end_use(id, place);
                     return Err(match (kind, resource.path()) {
-                        (Kind::NameTaken, Some(path)) => ResourceError::NameTaken {
+                        (PayloadKind::NameTaken, Some(path)) => ResourceError::NameTaken {
                             path: path.display().to_string(),
                         },
                         _ => ResourceError::Journal(why),
@@ -273,7 +273,7 @@ impl Resources {
             false => ResourceError::TooMany,
         })?;
         place.kind.store(resource.kind(), Ordering::Relaxed);
-        if let Err(error) = place.name.store(pool, Kind::Value, &name) {
+        if let Err(error) = place.name.store(pool, PayloadKind::Value, &name) {
             place.release();
             return Err(error.into());
         }

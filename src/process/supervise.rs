@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use super::jobs::{Job, Kind};
+use super::jobs::{Job, PayloadKind};
 use super::{JoinError, ResultError, WorkerId};
 use crate::primitive::Ordering;
 use crate::sys::process::Ended;
@@ -257,16 +257,16 @@ pub(super) fn returned(job: &Job, outcome: u32) -> Result<(), JoinError> {
             .read(|bytes| String::from_utf8_lossy(bytes).into_owned())
     };
     Err(match kind {
-        Kind::Value => return Ok(()),
-        Kind::None if outcome >> 8 == 1 => JoinError::Exited(low),
+        PayloadKind::Value => return Ok(()),
+        PayloadKind::None if outcome >> 8 == 1 => JoinError::Exited(low),
         // The latter is only used for resources.
-        Kind::None | Kind::NameTaken => ResultError::Lost.into(),
-        Kind::Panic => JoinError::Panicked(message()),
-        Kind::EncodeFailed => ResultError::Encode(message()).into(),
-        Kind::WriteFailed => ResultError::Write(std::io::Error::other(message())).into(),
-        Kind::BadArgument => JoinError::BadArgument(message()),
-        Kind::NotStarted => JoinError::NotStarted(message()),
-        Kind::OtherTypes => JoinError::OtherTypes(message()),
+        PayloadKind::None | PayloadKind::NameTaken => ResultError::Lost.into(),
+        PayloadKind::Panic => JoinError::Panicked(message()),
+        PayloadKind::EncodeFailed => ResultError::Encode(message()).into(),
+        PayloadKind::WriteFailed => ResultError::Write(std::io::Error::other(message())).into(),
+        PayloadKind::BadArgument => JoinError::BadArgument(message()),
+        PayloadKind::NotStarted => JoinError::NotStarted(message()),
+        PayloadKind::OtherTypes => JoinError::OtherTypes(message()),
     })
 }
 
@@ -281,7 +281,7 @@ mod tests {
         let pool = Pool::builder().create().unwrap();
         // SAFETY: it consists of atomics and links, of which zeros are valid.
         let job = unsafe { Box::<Job>::new_zeroed().assume_init() };
-        job.result.store(pool, Kind::Value, &[7]).unwrap();
+        job.result.store(pool, PayloadKind::Value, &[7]).unwrap();
         assert!(returned(&job, pack(Ended::Exited(0))).is_ok());
         let killed = returned(&job, pack(Ended::Signaled(9)));
         assert!(matches!(killed, Err(JoinError::Signaled(9))));

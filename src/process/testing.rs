@@ -1,6 +1,6 @@
 //! The job table without a master, for the crash tests: its operations one by one.
 
-use super::jobs::{Control, DETACHED, JobPhase, Kind};
+use super::jobs::{Control, DETACHED, JobPhase, PayloadKind};
 use super::peers::{self, PeerPhase};
 use super::{Entry, Inherit, JoinHandle, Resource, ResourceId, Resources, StartOptions, Worker};
 use super::{supervise, worker};
@@ -86,7 +86,7 @@ impl Jobs {
     /// The only job's process leaves its result.
     pub fn leave(&self, result: &[u8]) {
         let job = self.0.job(0).expect("a place");
-        worker::store(job, self.0.pool(), Kind::Value, result).expect("room");
+        worker::store(job, self.0.pool(), PayloadKind::Value, result).expect("room");
     }
 
     /// The master learns that the processes of all running jobs have ended.

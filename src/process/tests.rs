@@ -28,12 +28,12 @@ fn what_there_is_no_room_for_is_replaced_by_why() {
         worker::store(job, pool, kind, &vec![b'x'; 8 << 20]).unwrap();
         supervise::returned(job, supervise::pack(crate::sys::process::Ended::Exited(0)))
     };
-    let value = left(0, jobs::Kind::Value);
+    let value = left(0, jobs::PayloadKind::Value);
     assert!(
         matches!(value, Err(JoinError::NoResult(ResultError::Write(_)))),
         "{value:?}"
     );
-    match left(1, jobs::Kind::Panic) {
+    match left(1, jobs::PayloadKind::Panic) {
         Err(JoinError::Panicked(message)) => assert_eq!(message, "x".repeat(jobs::INLINE)),
         other => panic!("{other:?}"),
     }
@@ -55,7 +55,7 @@ fn only_whole_frames_count() {
         );
         frame::write_value(file.as_fd(), &text).unwrap();
         let whole = frame::Frame::load(&file).unwrap().unwrap();
-        assert_eq!(whole.kind(), frame::Kind::Value);
+        assert_eq!(whole.kind(), frame::FrameKind::Value);
         let read = whole.payload(|bytes| postcard::from_bytes::<String>(bytes).unwrap());
         assert_eq!(read.unwrap(), text);
 

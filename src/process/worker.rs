@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::child::{self, EXIT_PANIC, EXIT_UNWRITTEN};
 use super::encode::Encoded;
 use super::entry::Defined;
-use super::jobs::{self, Control, Job, Kind};
+use super::jobs::{self, Control, Job, PayloadKind};
 use super::{Entry, JoinHandle, Resources, StartOptions, Wire, WorkerId, entry};
 use crate::containers::Shared;
 use crate::participants::thread::NoSlot;
@@ -315,7 +315,10 @@ pub(super) fn request<A: Wire, R: Wire>(
     let encoded = Encoded::of(argument).map_err(StartError::Encode)?;
     let place = control.claim(jobs::tag(pool)?).ok_or(StartError::TooMany)?;
     let job = place.job();
-    if let Err(error) = job.argument.store(pool, Kind::Value, encoded.bytes()) {
+    if let Err(error) = job
+        .argument
+        .store(pool, PayloadKind::Value, encoded.bytes())
+    {
         place.give_up();
         return Err(error.into());
     }
@@ -356,7 +359,7 @@ pub(super) fn perform(worker: &Worker, defined: &[Defined]) -> i32 {
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         let Some((call, function)) = entry::described(job, defined) else {
             let why = "the request is not from a process of this program";
-            return (Kind::BadArgument, why.into());
+            return (PayloadKind::BadArgument, why.into());
         };
         job.argument.read(|bytes| call(function, worker, bytes))
     }));
@@ -366,7 +369,7 @@ pub(super) fn perform(worker: &Worker, defined: &[Defined]) -> i32 {
             let message = child::message_of(&*payload).into();
             // The payload's destructor might panic again, and nobody needs the payload.
             std::mem::forget(payload);
-            ((Kind::Panic, message), EXIT_PANIC)
+            ((PayloadKind::Panic, message), EXIT_PANIC)
         }
     };
     child::end_copy_of(worker.pid, code);
@@ -379,13 +382,18 @@ pub(super) fn perform(worker: &Worker, defined: &[Defined]) -> i32 {
 /// Leaves the result of a job in its place. For lack of memory, a message is cut, and a value is
 /// replaced by the reason why it is missing: a short payload needs no block.
 #[unsafe(link_section = ".shmkit.child")]
-pub(super) fn store(job: &Job, pool: Pool, kind: Kind, bytes: &[u8]) -> Result<(), ObjectError> {
+pub(super) fn store(
+    job: &Job,
+    pool: Pool,
+    kind: PayloadKind,
+    bytes: &[u8],
+) -> Result<(), ObjectError> {
     let Err(error) = job.result.store(pool, kind, bytes) else {
         return Ok(());
     };
     let why = error.to_string();
     let (kind, bytes) = match kind {
-        Kind::Value => (Kind::WriteFailed, why.as_bytes()),
+        PayloadKind::Value => (PayloadKind::WriteFailed, why.as_bytes()),
         kind => (kind, bytes),
     };
     let cut = &bytes[..bytes.len().min(jobs::INLINE)];

@@ -12,7 +12,7 @@ use crate::containers::Shared;
 use crate::pool::{fork, tell};
 use crate::primitive::Ordering;
 use crate::process::child::{self, OtherThreads, Ran};
-use crate::process::jobs::{Control, DETACHED, Job, JobPhase, KILL, Kind};
+use crate::process::jobs::{Control, DETACHED, Job, JobPhase, KILL, PayloadKind};
 use crate::process::{JoinError, SpawnError, WorkerEnd, WorkerId, entry, supervise, worker};
 use crate::sys::process;
 use crate::sys::watch;
@@ -361,7 +361,7 @@ impl Master {
         let control = self.control().clone();
         if let Some(job) = control.job(place) {
             // Cut short, if there is no memory for all of it.
-            let _ = worker::store(job, control.pool(), Kind::NotStarted, why.as_bytes());
+            let _ = worker::store(job, control.pool(), PayloadKind::NotStarted, why.as_bytes());
             self.end(place, supervise::NOT_STARTED);
         }
     }

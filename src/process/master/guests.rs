@@ -12,7 +12,7 @@ use crate::participants::tag::Tag;
 use crate::pool::fork;
 use crate::primitive::Ordering;
 use crate::process::entry::Known;
-use crate::process::jobs::{Control, JOBS, JobPhase, Kind};
+use crate::process::jobs::{Control, JOBS, JobPhase, PayloadKind};
 use crate::process::peers::{Assigned, PeerPhase, PeerState};
 use crate::process::{supervise, worker};
 use crate::sys::process;
@@ -56,7 +56,12 @@ impl Master {
         if let Some(name) = other
             && namesakes.all(|(_, known)| known != wanted)
         {
-            let _ = worker::store(job, control.pool(), Kind::OtherTypes, name.as_bytes());
+            let _ = worker::store(
+                job,
+                control.pool(),
+                PayloadKind::OtherTypes,
+                name.as_bytes(),
+            );
             self.end(place, supervise::NOT_STARTED);
             return false;
         }

@@ -41,7 +41,7 @@ use crate::participants::tag::Tag;
 use crate::pool::Pool;
 use crate::primitive::{AtomicU32, AtomicU64, Ordering};
 use crate::process::Resource;
-use crate::process::jobs::{self, JOBS, Kind, Payload};
+use crate::process::jobs::{self, JOBS, Payload, PayloadKind};
 use crate::process::table::{self, PHASE, StateWord, Used};
 use crate::sys::futex;
 
@@ -229,12 +229,12 @@ impl Table {
 
     /// The master's answer to a worker that announces what is managed already: its id, and the use
     /// of it.
-    fn lead_to(&self, announced: &Place, same: &Place) -> (Kind, Vec<u8>) {
+    fn lead_to(&self, announced: &Place, same: &Place) -> (PayloadKind, Vec<u8>) {
         for (from, to) in announced.users.0.iter().zip(&same.users.0) {
             to.fetch_or(from.load(Ordering::SeqCst), Ordering::SeqCst);
         }
         let id = same.state.load() >> ID_SHIFT;
-        (Kind::Value, id.to_ne_bytes().to_vec())
+        (PayloadKind::Value, id.to_ne_bytes().to_vec())
     }
 
     /// The ids of what a user uses.
@@ -296,7 +296,7 @@ impl Table {
     pub(crate) fn tend(
         &self,
         pool: Pool,
-        mut journal: impl FnMut(usize, &Resource) -> Result<(), (Kind, String)>,
+        mut journal: impl FnMut(usize, &Resource) -> Result<(), (PayloadKind, String)>,
         mut remove: impl FnMut(usize, &Resource) -> bool,
     ) {
         for (index, place) in self.used().iter().enumerate() {
@@ -313,7 +313,7 @@ impl Table {
                             None => journal(index, &resource)
                                 .map_err(|(kind, why)| (kind, why.into_bytes())),
                         },
-                        None => Err((Kind::NotStarted, b"its name is damaged".to_vec())),
+                        None => Err((PayloadKind::NotStarted, b"its name is damaged".to_vec())),
                     };
                     if let Err((kind, why)) = &recorded {
                         let cut = &why[..why.len().min(jobs::INLINE)];
@@ -509,7 +509,7 @@ mod tests {
             let file = Resource::File(format!("/{id}").into());
             place.kind.store(file.kind(), Ordering::Relaxed);
             let name = file.name().unwrap();
-            place.name.store(pool, Kind::Value, &name).unwrap();
+            place.name.store(pool, PayloadKind::Value, &name).unwrap();
             place.state.store(word(MANAGED, id));
         }
         let remove = |_, file: &Resource| *file == Resource::File("/7".into());
