@@ -18,7 +18,7 @@ use super::AllocError;
 use super::{kept, slice};
 use crate::layout::arena::{
     Arena, DATA, FREE_HINTS, HEADER_SIZE, NAMES, OBJECTS, PROCESSES, SLICE, SLOTS, SPANS, TAGS,
-    TYPES, Table,
+    TYPES, TablePlace,
 };
 use crate::layout::local;
 use crate::participants::recovery;
@@ -270,7 +270,7 @@ pub(crate) fn purge_now_and_then(arena: Arena, slot: &Slot) {
 pub(crate) fn raise(
     arena: Arena,
     slot: &Slot,
-    table: Table,
+    table: TablePlace,
     watermark: &AtomicU64,
     count: usize,
 ) -> Result<(), CommitError> {

@@ -12,7 +12,7 @@ use super::View;
 use super::hash_map::{Found, Key, KeyHasher, Raw, Root, SipHash13};
 use super::link::Pinned;
 use super::store::{ChangeError, StoreError, with_room_for};
-use crate::engines::map::{Entry, Put, Stack};
+use crate::engines::map::{EntryWords, Put, Stack};
 use crate::layout::arena::Arena;
 use crate::layout::{Field, TypeInfo};
 use crate::participants::table::Slot;
@@ -361,7 +361,7 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> MultiMap<K, V, S> {
     /// ```
     #[must_use]
     pub fn len(&self) -> usize {
-        let stack = |arena, entry: Entry| Raw::<K, V, S, true>::stack(arena, entry.value);
+        let stack = |arena, entry: EntryWords| Raw::<K, V, S, true>::stack(arena, entry.value);
         self.raw
             .look(|arena, entries| entries.map(|entry| stack(arena, entry).count()).sum())
             .unwrap_or(0)

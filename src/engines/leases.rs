@@ -68,11 +68,11 @@ const FIRST_ENTRY: usize = 64;
 const HEAD: usize = 3;
 
 /// An entry into which an element can be, or has been, leased.
-pub(crate) type Entry = leased::Entry<'static>;
+pub(crate) type LeaseEntry = leased::Entry<'static>;
 
 /// The entries of a queue.
 #[derive(Clone, Copy)]
-pub(crate) struct Table {
+pub(crate) struct LeaseTable {
     first: usize,
     stride: usize,
 }
@@ -80,7 +80,7 @@ pub(crate) struct Table {
 impl Header {
     /// The entries, if they have been made.
     #[inline]
-    pub(crate) fn leases(&self, words: usize) -> Option<Table> {
+    pub(crate) fn leases(&self, words: usize) -> Option<LeaseTable> {
         // Acquire: the entries are filled in.
         let address = self.lease_block.load(Ordering::Acquire) as usize;
         let stride = 8 * (HEAD + words);
@@ -88,7 +88,7 @@ impl Header {
         let fits = address != 0
             && address.is_multiple_of(64)
             && self.arena().room_at(address) >= FIRST_ENTRY + LEASES * stride;
-        fits.then(|| Table {
+        fits.then(|| LeaseTable {
             first: address + FIRST_ENTRY,
             stride,
         })
@@ -100,7 +100,7 @@ impl Header {
         arena: Arena,
         slot: &Slot,
         words: usize,
-    ) -> Result<Option<Table>, AllocError> {
+    ) -> Result<Option<LeaseTable>, AllocError> {
         if self.lease_block.load(Ordering::Acquire) == 0 {
             self.make_leases(arena, slot, words)?;
         }
@@ -127,14 +127,14 @@ impl Header {
     }
 }
 
-impl Table {
-    fn entry(&self, index: usize) -> Entry {
+impl LeaseTable {
+    fn entry(&self, index: usize) -> LeaseEntry {
         let state =
             std::ptr::with_exposed_provenance::<AtomicU64>(self.first + index * self.stride);
         // SAFETY: the block has `LEASES` entries, which is above all callers' indexes; it is in the
         // pool's data, and stays as long as the queue does; an entry begins with two atomic words.
         unsafe {
-            Entry {
+            LeaseEntry {
                 state: &*state,
                 position: &*state.wrapping_add(1),
             }
@@ -172,7 +172,7 @@ impl Table {
     }
 
     /// The entries that were ever used.
-    fn entries(&self) -> impl Iterator<Item = Entry> {
+    fn entries(&self) -> impl Iterator<Item = LeaseEntry> {
         let table = *self;
         let used = self.used().load(Ordering::Acquire) as usize;
         (0..used.min(LEASES)).map(move |index| table.entry(index))
@@ -180,7 +180,7 @@ impl Table {
 
     /// Takes an entry for an element that the thread is about to take, and opens the intent that
     /// says so.
-    pub(crate) fn take(&self, slot: &Slot, lap: u64) -> Option<Entry> {
+    pub(crate) fn take(&self, slot: &Slot, lap: u64) -> Option<LeaseEntry> {
         (0..LEASES)
             .map(|index| self.entry(index))
             .enumerate()
@@ -202,7 +202,7 @@ impl Table {
 
     /// What the entries hold, and the entry whose element is to be taken before all others, if one
     /// waits. `me` is the caller, whose own leases do not count as held.
-    pub(crate) fn survey(&self, arena: Arena, me: Tag) -> (Survey, Option<Entry>) {
+    pub(crate) fn survey(&self, arena: Arena, me: Tag) -> (Survey, Option<LeaseEntry>) {
         leased::survey(self.entries(), me, |entry| self.bury(entry, arena))
     }
 
@@ -217,7 +217,7 @@ impl Table {
     }
 
     /// Calls `each` with the entries whose elements wait to be taken again.
-    pub(crate) fn each_back(&self, arena: Arena, mut each: impl FnMut(Entry, Seen)) {
+    pub(crate) fn each_back(&self, arena: Arena, mut each: impl FnMut(LeaseEntry, Seen)) {
         for entry in self.entries() {
             self.bury(&entry, arena);
             if let Some(seen) = entry.is_back() {
@@ -227,17 +227,17 @@ impl Table {
     }
 
     /// Ends a lease, which the caller holds, and makes the element available again.
-    pub(crate) fn give_back(&self, entry: &Entry) {
+    pub(crate) fn give_back(&self, entry: &LeaseEntry) {
         entry.give_back(self.count());
     }
 
     /// Takes the entry from an owner that is over.
-    fn bury(&self, entry: &Entry, arena: Arena) {
+    fn bury(&self, entry: &LeaseEntry, arena: Arena) {
         entry.bury(self.count(), |owner| lock::is_over(arena, owner));
     }
 }
 
-impl Entry {
+impl LeaseEntry {
     /// The first word of the element.
     pub(crate) fn element(&self) -> *const AtomicU64 {
         std::ptr::from_ref(self.state).wrapping_add(HEAD)

@@ -43,54 +43,54 @@ pub(crate) const MIB: usize = 1 << 20;
 const GIB: usize = 1 << 30;
 
 pub(crate) const HEADER_SIZE: usize = 4096;
-pub(crate) const PROCESSES: Table = Table {
+pub(crate) const PROCESSES: TablePlace = TablePlace {
     offset: HEADER_SIZE,
     entry: 256,
     max: 4096,
 };
-pub(crate) const TYPES: Table = Table {
+pub(crate) const TYPES: TablePlace = TablePlace {
     offset: 2 * MIB,
     entry: 512,
     max: 2048,
 };
-pub(crate) const NAMES: Table = Table {
+pub(crate) const NAMES: TablePlace = TablePlace {
     offset: 3 * MIB,
     entry: 256,
     max: 4096,
 };
-pub(crate) const SLOTS: Table = Table {
+pub(crate) const SLOTS: TablePlace = TablePlace {
     offset: 16 * MIB,
     entry: 16 << 10,
     max: 4096,
 };
-pub(crate) const OBJECTS: Table = Table {
+pub(crate) const OBJECTS: TablePlace = TablePlace {
     offset: GIB,
     entry: 64,
     max: 16 * MIB,
 };
 /// A bitmap over the objects for each process record; the bits of the first objects are in the
 /// record.
-pub(crate) const HOLDS: Table = Table {
+pub(crate) const HOLDS: TablePlace = TablePlace {
     offset: 2 * GIB,
     entry: OBJECTS.max / 8,
     max: PROCESSES.max,
 };
-pub(crate) const TAGS: Table = Table {
+pub(crate) const TAGS: TablePlace = TablePlace {
     offset: 10 * GIB,
     entry: 8,
     max: MAX_SLICES,
 };
-pub(crate) const FREE_HINTS: Table = Table {
+pub(crate) const FREE_HINTS: TablePlace = TablePlace {
     offset: 11 * GIB,
     entry: 8,
     max: MAX_SLICES / 64,
 };
-pub(crate) const SPANS: Table = Table {
+pub(crate) const SPANS: TablePlace = TablePlace {
     offset: 12 * GIB,
     entry: 320,
     max: MAX_SLICES,
 };
-pub(crate) const DATA: Table = Table {
+pub(crate) const DATA: TablePlace = TablePlace {
     offset: 40 * GIB,
     entry: SLICE,
     max: MAX_SLICES,
@@ -103,7 +103,7 @@ const MAX_SLICES: usize = 984 * GIB / SLICE;
 
 /// A table's place in the granule.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Table {
+pub(crate) struct TablePlace {
     pub(crate) offset: usize,
     /// Bytes per entry.
     pub(crate) entry: usize,
@@ -111,7 +111,7 @@ pub(crate) struct Table {
     pub(crate) max: usize,
 }
 
-impl Table {
+impl TablePlace {
     pub(crate) const fn end(self) -> usize {
         self.offset + self.entry * self.max
     }
@@ -208,7 +208,7 @@ impl Arena {
     /// `index` is below the table's watermark, and `T` is what the table holds: made only of
     /// atomics, at most of the entry's size, valid for all bytes.
     #[inline]
-    pub(crate) unsafe fn entry<T>(self, table: Table, index: usize) -> &'static T {
+    pub(crate) unsafe fn entry<T>(self, table: TablePlace, index: usize) -> &'static T {
         debug_assert!(index < table.max && size_of::<T>() <= table.entry);
         // SAFETY: below the watermark the table is committed, it stays mapped as long as the
         // process lives (or until `unmap`, whose caller promises that nothing is in use), and by
@@ -229,7 +229,7 @@ impl Arena {
     #[cold]
     pub(crate) fn raise(
         self,
-        table: Table,
+        table: TablePlace,
         watermark: &AtomicU64,
         count: usize,
     ) -> Result<(), CommitError> {

@@ -33,7 +33,7 @@
 use std::cell::UnsafeCell;
 
 use crate::layout::arena::{
-    Arena, GRANULE, HOLDS, NAMES, OBJECTS, PROCESSES, SLICE_SHIFT, SLOTS, Table,
+    Arena, GRANULE, HOLDS, NAMES, OBJECTS, PROCESSES, SLICE_SHIFT, SLOTS, TablePlace,
 };
 use crate::participants::asked::Asked;
 use crate::participants::pid::{Pid, ProcessId};
@@ -492,7 +492,7 @@ impl Arena {
     /// intents and permits may be garbage: nothing else in the pool is changed through them.
     pub(crate) fn word_at(self, address: usize) -> Option<&'static AtomicU64> {
         let watermarks = &self.header().watermarks;
-        let is_of = |table: Table, count: &AtomicU64| {
+        let is_of = |table: TablePlace, count: &AtomicU64| {
             let count = (count.load(Ordering::Acquire) as usize).min(table.max);
             address.wrapping_sub(self.base() + table.offset) < count * table.entry
         };

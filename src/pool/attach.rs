@@ -13,7 +13,9 @@ use rustix::fs::{Mode, OFlags};
 
 use super::observed::{self, File};
 use super::{Pool, copied, create, fork, handles, layout_fingerprint};
-use crate::layout::arena::{Arena, DATA, NAMES, OBJECTS, PROCESSES, SLICE, SLOTS, TYPES, Table};
+use crate::layout::arena::{
+    Arena, DATA, NAMES, OBJECTS, PROCESSES, SLICE, SLOTS, TYPES, TablePlace,
+};
 use crate::layout::header::{Identity, MAGIC, VERSION, Watermarks};
 use crate::layout::local;
 use crate::participants::recovery;
@@ -377,7 +379,7 @@ fn attached_already(identity: &Identity, file: File) -> Option<Pool> {
 }
 
 /// The tables that are committed up to their watermarks, with these watermarks.
-fn tables([types, names, processes, slots, objects]: [u64; 5]) -> [(Table, u64); 5] {
+fn tables([types, names, processes, slots, objects]: [u64; 5]) -> [(TablePlace, u64); 5] {
     [
         (TYPES, types),
         (NAMES, names),
@@ -388,8 +390,9 @@ fn tables([types, names, processes, slots, objects]: [u64; 5]) -> [(Table, u64);
 }
 
 /// The same for a pool that was judged.
-pub(crate) fn committed(watermarks: &Watermarks) -> [(Table, u64); 5] {
-    let of = |word: &AtomicU64, table: Table| word.load(Ordering::Acquire).min(table.max as u64);
+pub(crate) fn committed(watermarks: &Watermarks) -> [(TablePlace, u64); 5] {
+    let of =
+        |word: &AtomicU64, table: TablePlace| word.load(Ordering::Acquire).min(table.max as u64);
     tables([
         of(&watermarks.types, TYPES),
         of(&watermarks.names, NAMES),

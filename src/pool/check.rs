@@ -10,7 +10,7 @@
 
 use std::collections::BTreeMap;
 
-use super::objects::{self, Entry, ObjectPhase};
+use super::objects::{self, ObjectEntry, ObjectPhase};
 use super::types::Owned;
 use super::{names, types};
 use crate::allocator::block;
@@ -67,7 +67,7 @@ fn check_participants(arena: Arena, report: &mut CheckReport) {
 }
 
 /// True if a link can lead there.
-fn is_there(entry: &Entry) -> bool {
+fn is_there(entry: &ObjectEntry) -> bool {
     matches!(
         entry.state().phase,
         ObjectPhase::Live | ObjectPhase::Retired
@@ -75,7 +75,7 @@ fn is_there(entry: &Entry) -> bool {
 }
 
 /// Checks what holds at every instant.
-fn check_entry(arena: Arena, index: usize, entry: &Entry, report: &mut CheckReport) {
+fn check_entry(arena: Arena, index: usize, entry: &ObjectEntry, report: &mut CheckReport) {
     let word = entry.state.load(Ordering::SeqCst);
     if !lifecycle::is_state(word) {
         report.problem(format_args!("object {index} has the state {word:#x}"));
@@ -120,7 +120,7 @@ fn check_entry(arena: Arena, index: usize, entry: &Entry, report: &mut CheckRepo
 fn check_at_rest(
     arena: Arena,
     index: usize,
-    entry: &Entry,
+    entry: &ObjectEntry,
     links: &mut Links,
     report: &mut CheckReport,
 ) {

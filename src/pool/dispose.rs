@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Mutex;
 use std::sync::atomic::AtomicUsize;
 
-use super::objects::{Entry, clear_hold, extent, is_held};
+use super::objects::{ObjectEntry, clear_hold, extent, is_held};
 use super::{intents, types};
 use crate::allocator::block;
 use crate::engines::{self, limbo};
@@ -111,7 +111,7 @@ fn take_postponed(arena: Arena, oldest: u64) -> Option<Retired> {
 }
 
 /// True if a living process has the object on its list in that state.
-fn is_kept(arena: Arena, entry: &Entry, state: ObjectState) -> bool {
+fn is_kept(arena: Arena, entry: &ObjectEntry, state: ObjectState) -> bool {
     let keeper = entry.keeping.keeper(state);
     let Some(keeper) = keeper.filter(|keeper| keeper.slot() < arena.process_count()) else {
         return false;

@@ -180,7 +180,7 @@ pub(crate) const fn layout_fingerprint() -> u64 {
         size_of::<Process>(),
         size_of::<Span>(),
         size_of::<Caches>(),
-        size_of::<objects::Entry>(),
+        size_of::<objects::ObjectEntry>(),
         types::FIELDS,
         size_class::CLASSES,
         size_class::MAX_BLOCKS,

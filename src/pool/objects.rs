@@ -50,7 +50,7 @@ use crate::sys::memory::CommitError;
 
 /// An object's entry.
 #[repr(C, align(64))]
-pub(crate) struct Entry {
+pub(crate) struct ObjectEntry {
     /// Phase, version and generation.
     pub(super) state: AtomicU64,
     /// How many links lead here: a word of `detect`.
@@ -63,9 +63,9 @@ pub(crate) struct Entry {
     pub(super) keeping: Keeping,
 }
 
-const _: () = assert!(size_of::<Entry>() <= OBJECTS.entry);
+const _: () = assert!(size_of::<ObjectEntry>() <= OBJECTS.entry);
 
-impl Entry {
+impl ObjectEntry {
     pub(crate) fn state(&self) -> ObjectState {
         lifecycle::read(&self.state)
     }
@@ -92,7 +92,7 @@ impl Arena {
     }
 
     /// The entry with that index, if there is one.
-    pub(crate) fn object(self, index: usize) -> Option<&'static Entry> {
+    pub(crate) fn object(self, index: usize) -> Option<&'static ObjectEntry> {
         // SAFETY: compared with the watermark; an entry consists of atomics.
         (index < self.object_count()).then(|| unsafe { self.entry(OBJECTS, index) })
     }
@@ -334,7 +334,7 @@ pub(crate) fn target(link: u64) -> Option<usize> {
 }
 
 /// Where an object's value is.
-pub(super) fn extent(arena: Arena, entry: &Entry) -> std::ops::Range<usize> {
+pub(super) fn extent(arena: Arena, entry: &ObjectEntry) -> std::ops::Range<usize> {
     let address = entry.address.load(Ordering::Relaxed) as usize;
     address..address.saturating_add(types::size(arena, entry.kind()))
 }

@@ -301,7 +301,7 @@ impl fmt::Debug for Scope<'_, '_> {
 /// The children that are still to be reaped.
 #[derive(Default)]
 pub(super) struct Children {
-    list: RefCell<Vec<Entry>>,
+    list: RefCell<Vec<ListedChild>>,
     next_serial: Cell<u64>,
     /// The list length at which children without a handle are looked through.
     sweep_at: Cell<usize>,
@@ -309,7 +309,7 @@ pub(super) struct Children {
     failure: RefCell<Option<(u32, JoinError)>>,
 }
 
-struct Entry {
+struct ListedChild {
     serial: u64,
     child: Child,
     /// Its handle was dropped, so only the scope will reap it.
@@ -337,7 +337,7 @@ impl Children {
         self.list.borrow_mut().reserve(1);
     }
 
-    fn reap_if_abandoned(&self, entry: Entry) -> Option<Entry> {
+    fn reap_if_abandoned(&self, entry: ListedChild) -> Option<ListedChild> {
         if !entry.abandoned {
             return Some(entry);
         }
@@ -347,14 +347,14 @@ impl Children {
                 self.note(pid, outcome);
                 None
             }
-            Err(child) => Some(Entry { child, ..entry }),
+            Err(child) => Some(ListedChild { child, ..entry }),
         }
     }
 
     fn add(&self, child: Child) -> u64 {
         let serial = self.next_serial.get();
         self.next_serial.set(serial + 1);
-        self.list.borrow_mut().push(Entry {
+        self.list.borrow_mut().push(ListedChild {
             serial,
             child,
             abandoned: false,

@@ -8,7 +8,7 @@ use super::raw::{Found, Raw};
 use super::{HashMap, Pinned, SipHash13};
 use crate::Movable;
 use crate::containers::Value;
-use crate::engines::map::{Entries, Entry};
+use crate::engines::map::{Entries, EntryWords};
 
 /// The entries of a map; see [`HashMap::iter`].
 ///
@@ -33,7 +33,7 @@ pub struct Iter<'a, K: ?Sized + Key, V: ?Sized + Value + Movable, S: KeyHasher =
     map: &'a HashMap<K, V, S>,
     entries: Option<Entries<Raw<K, V, S, false>>>,
     /// The entry that is being looked at; in a flat map, a copy of it.
-    current: Option<(Entry, Found)>,
+    current: Option<(EntryWords, Found)>,
     _pinned: Option<Pinned>,
 }
 

@@ -202,7 +202,7 @@ impl<K: ?Sized + Key, V: ?Sized + Value, S: KeyHasher, const STACKED: bool> Raw<
     /// The key of an entry, valid as long as the caller is pinned; `None` for what cannot be an
     /// entry, which has no value either.
     #[inline]
-    pub(in crate::containers) fn key(arena: Arena, entry: &map::Entry) -> Option<&K> {
+    pub(in crate::containers) fn key(arena: Arena, entry: &map::EntryWords) -> Option<&K> {
         // SAFETY: a flat map's slots begin with the key's bytes, and are aligned for it by `FLAT`; a
         // node of this map was found while we were pinned, as we still are.
         unsafe {
@@ -213,7 +213,7 @@ impl<K: ?Sized + Key, V: ?Sized + Value, S: KeyHasher, const STACKED: bool> Raw<
         }
     }
 
-    pub(in crate::containers) fn found(entry: &map::Entry) -> Found {
+    pub(in crate::containers) fn found(entry: &map::EntryWords) -> Found {
         Found(entry.value)
     }
 

@@ -11,7 +11,7 @@ use std::ptr::NonNull;
 use serde::{Deserialize, Serialize};
 
 use super::trace::Trace;
-use crate::engines::heap::{Entry, Table};
+use crate::engines::heap::{HeapEntry, HeapTable};
 use crate::layout::{Field, ShmSafe, TypeInfo};
 
 /// The id of an object in a [`Heap`](super::Heap), a copyable value that may be kept anywhere: in
@@ -43,7 +43,7 @@ use crate::layout::{Field, ShmSafe, TypeInfo};
 pub struct Gc<T: ?Sized> {
     /// The heap's name and the entry's generation in one.
     stamp: NonZeroU64,
-    /// Where the object is, as given by [`Table::place`], so that the processor need not wait for the
+    /// Where the object is, as given by [`HeapTable::place`], so that the processor need not wait for the
     /// entry. It is never relied on: an object is where its entry says.
     place: u32,
     index: u32,
@@ -55,7 +55,7 @@ const _: () = assert!(size_of::<Option<Gc<u64>>>() == 16);
 impl<T: ?Sized> Gc<T> {
     /// The id of the object that an entry belongs to.
     #[inline]
-    pub(super) fn new(table: &Table, index: usize, entry: &Entry) -> Self {
+    pub(super) fn new(table: &HeapTable, index: usize, entry: &HeapEntry) -> Self {
         Gc {
             // If the heap's words are damaged, the id is one that leads nowhere.
             stamp: NonZeroU64::new(table.stamp(entry)).unwrap_or(NonZeroU64::MIN),
@@ -210,7 +210,7 @@ thread_local! {
 
 /// The kind that an entry of the heap has for objects of type `T`.
 #[inline]
-pub(super) fn kind<T: ?Sized + GcTarget>(table: &Table) -> u64 {
+pub(super) fn kind<T: ?Sized + GcTarget>(table: &HeapTable) -> u64 {
     let place = (std::ptr::from_ref(T::Element::TYPE).addr() >> 4) + T::SHAPE as usize;
     let place = (place ^ table.name as usize) % KNOWN;
     // This fails if the thread is about to end.
@@ -222,7 +222,7 @@ pub(super) fn kind<T: ?Sized + GcTarget>(table: &Table) -> u64 {
 
 #[cold]
 #[inline(never)]
-fn learn_kind<T: ?Sized + GcTarget>(table: &Table, place: usize) -> u64 {
+fn learn_kind<T: ?Sized + GcTarget>(table: &HeapTable, place: usize) -> u64 {
     let fingerprint = T::Element::TYPE.fingerprint();
     let low = (fingerprint as u64).rotate_left(T::SHAPE as u32) ^ T::SHAPE;
     let kind = table.kind([low, (fingerprint >> 64) as u64]);
@@ -232,7 +232,7 @@ fn learn_kind<T: ?Sized + GcTarget>(table: &Table, place: usize) -> u64 {
 
 /// An object that an id leads to.
 pub(super) struct Target<T: ?Sized + GcTarget> {
-    pub(super) entry: &'static Entry,
+    pub(super) entry: &'static HeapEntry,
     pub(super) elements: NonNull<T::Element>,
     pub(super) len: usize,
 }
@@ -251,7 +251,7 @@ impl<T: ?Sized + GcTarget> Target<T> {
 /// on there before it has loaded the entry: on the way from object to object it waits for one cache line a
 /// step, not for two.
 #[inline]
-pub(super) fn find<T: ?Sized + GcTarget>(table: &Table, gc: Gc<T>) -> Option<Target<T>> {
+pub(super) fn find<T: ?Sized + GcTarget>(table: &HeapTable, gc: Gc<T>) -> Option<Target<T>> {
     let entry = table.entry(gc.index())?;
     let kind = kind::<T>(table);
     if table.stamp(entry) != gc.stamp.get() || entry.kind() != kind {

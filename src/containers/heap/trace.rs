@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use super::gc::{self, Gc, GcTarget};
 use crate::ShmSafe;
-use crate::engines::heap::Table;
+use crate::engines::heap::HeapTable;
 
 /// A type whose values may be objects of a [`Heap`](super::Heap), or its root.
 ///
@@ -156,7 +156,7 @@ unsafe fn trace_elements<E: Trace>(bytes: *const u8, count: usize, tracer: &mut 
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Tracer<'a> {
-    table: &'a Table,
+    table: &'a HeapTable,
     /// One bit for each entry.
     marks: Vec<u64>,
     /// Objects that were found and are still to be traced.
@@ -170,7 +170,7 @@ impl fmt::Debug for Tracer<'_> {
 }
 
 impl<'a> Tracer<'a> {
-    pub(super) fn new(table: &'a Table) -> Self {
+    pub(super) fn new(table: &'a HeapTable) -> Self {
         Tracer {
             table,
             marks: vec![0; table.entries().div_ceil(64)],

@@ -26,7 +26,7 @@ use crate::Movable;
 use crate::allocator::{AllocError, Packed, block};
 use crate::containers::refusals::{ClaimError, resolve};
 use crate::containers::store::StoreError;
-use crate::engines::heap::{CHUNK, Chunk, LogRoom, Record, Table, What, Words, Writer};
+use crate::engines::heap::{CHUNK, Chunk, HeapTable, LogRoom, Record, What, Words, Writer};
 use crate::engines::limbo;
 use crate::participants::here::Here;
 use crate::participants::tag::Tag;
@@ -57,7 +57,7 @@ pub struct Tx<'t, R: Trace + Movable> {
     here: Here,
     /// The tag of the slot in `here` when the transaction began.
     tag: Tag,
-    table: Table,
+    table: HeapTable,
     writer: Writer,
     /// What each record of the log is about, in the order of the records.
     recorded: Recorded,

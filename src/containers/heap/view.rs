@@ -7,7 +7,7 @@ use super::Body;
 use super::gc::{self, Gc, GcTarget};
 use super::trace::Trace;
 use crate::Movable;
-use crate::engines::heap::Table;
+use crate::engines::heap::HeapTable;
 use crate::sync::ReadGuard;
 
 /// A view of a heap, which does not change while the view exists.
@@ -40,7 +40,7 @@ use crate::sync::ReadGuard;
 #[must_use = "the heap is locked while there is a view"]
 pub struct HeapView<'a, R: Trace + Movable> {
     pub(super) guard: ReadGuard<'a, Body<R>>,
-    pub(super) table: Table,
+    pub(super) table: HeapTable,
 }
 
 impl<R: Trace + Movable> HeapView<'_, R> {

@@ -4,7 +4,7 @@ use std::mem::MaybeUninit;
 
 use super::element;
 use super::raw::{ATTEMPTS, Raw};
-use crate::engines::leases::{Entry, Seen, Survey, Table};
+use crate::engines::leases::{LeaseEntry, LeaseTable, Seen, Survey};
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
 use crate::participants::thread;
@@ -13,10 +13,10 @@ use crate::{Movable, ShmSafe};
 
 /// An element that has come back, which the caller has copied.
 pub(super) struct Back {
-    table: Table,
-    pub(super) entry: Entry,
+    table: LeaseTable,
+    pub(super) entry: LeaseEntry,
     seen: Seen,
-    /// What [`Table::changes`] was before the element was looked for.
+    /// What [`LeaseTable::changes`] was before the element was looked for.
     changes: u64,
 }
 
@@ -34,7 +34,7 @@ impl Back {
 
 impl<T: ShmSafe + Movable> Raw<T> {
     /// What the entries of leases hold.
-    pub(super) fn survey(&self) -> (Survey, Option<Entry>) {
+    pub(super) fn survey(&self) -> (Survey, Option<LeaseEntry>) {
         match (self.header.leases(Self::WORDS), self.arena()) {
             (Some(table), Some(arena)) => {
                 let slot = thread::known_slot_near(self);
@@ -113,7 +113,7 @@ impl<T: ShmSafe + Movable> Raw<T> {
     }
 
     /// Ends a lease, which the caller has. Somebody may be waiting for its element.
-    pub(super) fn settle(&self, entry: Entry, consumed: bool) {
+    pub(super) fn settle(&self, entry: LeaseEntry, consumed: bool) {
         // Where there is a lease there is a table, except in a damaged pool.
         match self.header.leases(Self::WORDS) {
             Some(table) if !consumed => table.give_back(&entry),

@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use std::ops::Deref;
 
 use super::raw::Raw;
-use crate::engines::leases::Entry;
+use crate::engines::leases::LeaseEntry;
 use crate::participants::table::Slot;
 use crate::participants::tag::Tag;
 use crate::participants::thread;
@@ -44,7 +44,7 @@ pub struct Lease<'a, T: ShmSafe + Movable> {
     queue: &'a Raw<T>,
     /// The tag of the thread that has the lease.
     tag: Tag,
-    entry: Entry,
+    entry: LeaseEntry,
     attempts: u32,
     value: T,
     _one_thread: PhantomData<*const ()>,
@@ -56,7 +56,7 @@ unsafe impl<T: ShmSafe + Movable> Sync for Lease<'_, T> {}
 impl<'a, T: ShmSafe + Movable> Lease<'a, T> {
     /// A lease of the entry, which `slot` holds. The slot is this thread's.
     #[inline]
-    pub(super) fn new(queue: &'a Raw<T>, slot: &'static Slot, entry: Entry, value: T) -> Self {
+    pub(super) fn new(queue: &'a Raw<T>, slot: &'static Slot, entry: LeaseEntry, value: T) -> Self {
         thread::guard_made(slot);
         Lease {
             queue,

@@ -58,7 +58,7 @@ use crate::participants::table::Slot;
 use crate::primitive::{AtomicU64, Ordering, compiler_fence};
 
 pub(crate) use log::{CHUNK, Chunk, LogRoom, Record, What, Writer};
-pub(crate) use table::{Entry, Table};
+pub(crate) use table::{HeapEntry, HeapTable};
 
 /// Frees the block that a word names. The arguments are the word, what it is to name next, and the
 /// block.

@@ -27,7 +27,7 @@ const FIRST: usize = 64;
 
 /// An object's entry.
 #[repr(C)]
-pub(crate) struct Entry {
+pub(crate) struct HeapEntry {
     /// The address of its block; 0 for none.
     pub(crate) address: AtomicU64,
     /// What kind its elements are.
@@ -44,11 +44,11 @@ pub(crate) struct Entry {
 const PLACE: usize = 8;
 
 /// The size of an entry.
-const ENTRY: usize = size_of::<Entry>();
+const ENTRY: usize = size_of::<HeapEntry>();
 
 const _: () = assert!(ENTRY == 32, "two in a line");
 
-impl Entry {
+impl HeapEntry {
     #[inline]
     pub(crate) fn address(&self) -> u64 {
         self.address.load(Ordering::Acquire)
@@ -109,7 +109,7 @@ thread_local! {
 /// A heap's table, compared with the pool once for all look-ups. It is valid while the caller has the
 /// heap's lock, and neither replaces the table nor asks for blocks for which the pool has to grow.
 #[derive(Clone, Copy)]
-pub(crate) struct Table {
+pub(crate) struct HeapTable {
     base: usize,
     entries: usize,
     /// Where the pool's data begins, and its size.
@@ -119,10 +119,10 @@ pub(crate) struct Table {
     pub(crate) name: u64,
 }
 
-impl Table {
+impl HeapTable {
     #[inline]
     fn new(arena: Arena, name: u64, base: usize, entries: usize) -> Self {
-        Table {
+        HeapTable {
             base,
             entries,
             data: arena.slice_address(0),
@@ -149,9 +149,9 @@ impl Table {
 
     /// The entry with that index, if there is one.
     #[inline]
-    pub(crate) fn entry(&self, index: usize) -> Option<&'static Entry> {
+    pub(crate) fn entry(&self, index: usize) -> Option<&'static HeapEntry> {
         (index < self.entries).then(|| {
-            let entry = std::ptr::with_exposed_provenance::<Entry>(self.base + index * ENTRY);
+            let entry = std::ptr::with_exposed_provenance::<HeapEntry>(self.base + index * ENTRY);
             // SAFETY: aligned, in committed data of the pool (a table that a thread remembers is compared
             // with that, and a block is in it); an entry consists of atomics.
             unsafe { &*entry }
@@ -175,7 +175,7 @@ impl Table {
     /// What an id of an object of this heap has besides the index, so that it names this object for
     /// ever.
     #[inline]
-    pub(crate) fn stamp(&self, entry: &Entry) -> u64 {
+    pub(crate) fn stamp(&self, entry: &HeapEntry) -> u64 {
         self.name.wrapping_add(entry.generation().into())
     }
 
@@ -212,7 +212,7 @@ impl Table {
     }
 
     /// The entries of objects.
-    pub(crate) fn objects(self) -> impl Iterator<Item = (usize, &'static Entry)> {
+    pub(crate) fn objects(self) -> impl Iterator<Item = (usize, &'static HeapEntry)> {
         (0..self.entries)
             .filter_map(move |index| Some((index, self.entry(index)?)))
             .filter(|(_, entry)| entry.address() != 0)
@@ -224,7 +224,7 @@ impl Table {
 #[cold]
 fn bounded(arena: Arena, name: u64, base: usize, entries: usize) -> usize {
     let room = match block::usable_size(arena, base) {
-        Ok(bytes) if base.is_multiple_of(align_of::<Entry>()) => bytes / ENTRY,
+        Ok(bytes) if base.is_multiple_of(align_of::<HeapEntry>()) => bytes / ENTRY,
         _ => 0,
     };
     if room >= entries {
@@ -237,20 +237,20 @@ impl Words {
     /// The table, with no more entries than its block has room for: if the length is garbage, what lies behind the
     /// block belongs to others. If the address is not that of a block, there are no entries.
     #[inline]
-    pub(crate) fn table(&self, arena: Arena) -> Table {
+    pub(crate) fn table(&self, arena: Arena) -> HeapTable {
         let base = self.table.load(Ordering::Acquire) as usize;
         let said = self.entries.load(Ordering::Acquire) as usize;
-        let table = Table::new(arena, self.name(), base, said);
+        let table = HeapTable::new(arena, self.name(), base, said);
         if table.is_known() {
             return table;
         }
         let entries = bounded(arena, table.name, base, said);
-        Table { entries, ..table }
+        HeapTable { entries, ..table }
     }
 
     /// The number of entries and bytes of the next table; `None` if an index could not name all
     /// entries.
-    pub(crate) fn next_table(table: &Table) -> Option<(usize, usize)> {
+    pub(crate) fn next_table(table: &HeapTable) -> Option<(usize, usize)> {
         let entries = (table.entries * 2).max(FIRST);
         (entries <= u32::MAX as usize).then_some((entries, entries * ENTRY))
     }
@@ -260,7 +260,7 @@ impl Words {
     /// # Safety
     ///
     /// The block is as long as [`next_table`](Self::next_table) says, and nobody else has it.
-    pub(crate) unsafe fn copy_table(table: &Table, to: usize, bytes: usize) {
+    pub(crate) unsafe fn copy_table(table: &HeapTable, to: usize, bytes: usize) {
         let from = std::ptr::with_exposed_provenance::<u8>(table.base);
         let to = std::ptr::with_exposed_provenance_mut::<u8>(to);
         let old = table.entries * ENTRY;
@@ -276,7 +276,7 @@ impl Words {
 
     /// A free entry.
     #[inline]
-    pub(crate) fn find_free(&self, table: &Table) -> Option<(usize, &'static Entry)> {
+    pub(crate) fn find_free(&self, table: &HeapTable) -> Option<(usize, &'static HeapEntry)> {
         let mut index = self.cursor.load(Ordering::Relaxed) as usize;
         if index > table.entries {
             index = 0;
@@ -293,7 +293,7 @@ impl Words {
     }
 
     /// Frees an object.
-    pub(crate) fn free(&self, arena: Arena, slot: &Slot, index: usize, entry: &Entry) {
+    pub(crate) fn free(&self, arena: Arena, slot: &Slot, index: usize, entry: &HeapEntry) {
         if self.cursor.load(Ordering::Relaxed) > index as u64 {
             self.cursor.store(index as u64, Ordering::Relaxed);
         }

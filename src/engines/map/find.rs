@@ -48,7 +48,7 @@ fn find_further(
 
 /// The two words of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Entry {
+pub(crate) struct EntryWords {
     pub(crate) key: u64,
     pub(crate) value: u64,
 }
@@ -95,7 +95,7 @@ pub(crate) struct Entries<M> {
     /// Chunks of successors that are still to be read, and for which hashes.
     work: Vec<(Table, usize, Class)>,
     /// The remaining entries of the present chunk.
-    found: Vec<Entry>,
+    found: Vec<EntryWords>,
     mode: std::marker::PhantomData<fn() -> M>,
 }
 
@@ -122,7 +122,7 @@ impl<M: Mode> Entries<M> {
             let before = self.found.len();
             let mut word = line.word.load(Ordering::SeqCst);
             loop {
-                self.found.extend(live(word).map(|i| Entry {
+                self.found.extend(live(word).map(|i| EntryWords {
                     key: line.slots[i].key.load(Ordering::Acquire),
                     value: line.slots[i].value.load(Ordering::Acquire),
                 }));
@@ -183,9 +183,9 @@ impl<M: Mode> Entries<M> {
 }
 
 impl<M: Mode> Iterator for Entries<M> {
-    type Item = Entry;
+    type Item = EntryWords;
 
-    fn next(&mut self) -> Option<Entry> {
+    fn next(&mut self) -> Option<EntryWords> {
         loop {
             if let Some(entry) = self.found.pop() {
                 return Some(entry);

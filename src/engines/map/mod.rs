@@ -76,7 +76,7 @@ use crate::protocol::moving;
 
 pub(crate) use self::at_once::put_at_once;
 pub(crate) use self::edit::{Edit, Put, edit};
-pub(crate) use self::find::{Entries, Entry, find};
+pub(crate) use self::find::{Entries, EntryWords, find};
 pub(crate) use self::hash::{folded, seed, sip};
 pub(crate) use self::hints::{Guess, Hints, Near};
 pub(crate) use self::table::Stack;

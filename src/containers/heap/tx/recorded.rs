@@ -6,7 +6,7 @@
 use std::mem::MaybeUninit;
 
 use super::super::trace::Elements;
-use crate::engines::heap::{Entry, Table};
+use crate::engines::heap::{HeapEntry, HeapTable};
 
 /// What a record of the log is about.
 #[derive(Clone, Copy)]
@@ -49,7 +49,7 @@ impl Recorded {
     /// Adds an entry to the list. If it is about a whole object, that object has been
     /// [noted](Self::note).
     #[inline]
-    pub(super) fn push(&mut self, table: &Table, about: About) {
+    pub(super) fn push(&mut self, table: &HeapTable, about: About) {
         match self.few.get_mut(self.len) {
             Some(place) => drop(place.write(about)),
             None => self.push_behind(table, about),
@@ -58,7 +58,7 @@ impl Recorded {
     }
 
     #[cold]
-    fn push_behind(&mut self, table: &Table, about: About) {
+    fn push_behind(&mut self, table: &HeapTable, about: About) {
         if self.more.is_empty() {
             // From here on the first few are not searched any more.
             for place in 0..FEW {
@@ -72,7 +72,7 @@ impl Recorded {
     /// Notes in an object's entry, if needed, that the next record is about the whole object. For the first few
     /// records the entry is not written to, as others read it.
     #[inline]
-    pub(super) fn note(&self, entry: &Entry) {
+    pub(super) fn note(&self, entry: &HeapEntry) {
         if self.len >= FEW {
             entry.set_noted(self.len);
         }
@@ -81,7 +81,7 @@ impl Recorded {
     /// Whether one of the records is about the whole of an object. A note that another transaction has left
     /// leads to a record about something else, or to none.
     #[inline]
-    pub(super) fn has_whole(&self, index: usize, entry: &Entry) -> bool {
+    pub(super) fn has_whole(&self, index: usize, entry: &HeapEntry) -> bool {
         match self.few.get(..self.len) {
             // SAFETY: below `len`.
             Some(few) => few
