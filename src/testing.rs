@@ -143,7 +143,7 @@ pub fn buffer_memory(buffer: &crate::Buffer) -> usize {
 #[cfg(fuzzing)]
 pub mod participants {
     use crate::Pool;
-    use crate::participants::table::{Slot, SlotPhase, SlotState};
+    use crate::participants::table::{Slot, SlotPhase};
     use crate::participants::thread;
     use crate::primitive::{Killed, Ordering, kill_after};
     use crate::sys::robust::TID;
@@ -201,8 +201,7 @@ pub mod participants {
                     let state = slot.state();
                     // A participant that was leaving may have left.
                     if state.phase == SlotPhase::Live {
-                        let phase = SlotPhase::Dead;
-                        slot.turn(state, SlotState { phase, ..state });
+                        slot.turn(state, state.with(SlotPhase::Dead));
                     }
                     mark_held(pool, slot);
                     None

@@ -545,7 +545,7 @@ const _: () = assert!(size_of::<Claims>() == 16 + 24 * ENTRIES && MODE | WAITERS
 mod tests {
     use super::*;
     use crate::Pool;
-    use crate::participants::table::{SlotPhase, SlotState};
+    use crate::participants::table::SlotPhase;
 
     /// The thread that was growing an array has died, and the one that is to complete the growing
     /// is stopped.
@@ -557,8 +557,7 @@ mod tests {
         let dead = std::thread::spawn(tag).join().unwrap();
         let slot = arena.slot(dead.slot());
         let free = slot.state();
-        let phase = SlotPhase::Dead;
-        assert!(slot.turn(free, SlotState { phase, ..free }));
+        assert!(slot.turn(free, free.with(SlotPhase::Dead)));
         slot.life.word.store(1, Ordering::SeqCst);
         slot.intent.open(u64::MAX, &[]);
 

@@ -76,11 +76,7 @@ pub(crate) fn bury(arena: Arena, slot: &Slot, live: SlotState) -> bool {
             return false;
         }
     }
-    let dead = SlotState {
-        phase: SlotPhase::Dead,
-        ..live
-    };
-    slot.turn(live, dead) || slot.state() != live
+    slot.turn(live, live.with(SlotPhase::Dead)) || slot.state() != live
 }
 
 /// The same for a record. So a process that is gone is asked about once, however many slots it has
@@ -95,11 +91,7 @@ pub(crate) fn bury_process(record: &Process, live: ProcessState, times: u64) -> 
     if record.asked.or_ask(microseconds, sisters_run) {
         return false;
     }
-    let dead = ProcessState {
-        phase: ProcessPhase::Dead,
-        ..live
-    };
-    record.turn(live, dead) || record.state() != live
+    record.turn(live, live.with(ProcessPhase::Dead)) || record.state() != live
 }
 
 /// Whether a process or thread is gone, as `is_gone` says of its start; if start times mean

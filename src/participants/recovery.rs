@@ -153,8 +153,7 @@ fn settle_held(arena: Arena, index: usize, slot: &Slot, dead: SlotState) {
     slot.watched.pin.store(0, Ordering::Release);
     arena.header().recoveries.fetch_add(1, Ordering::Relaxed);
     arena.header().rescan.fetch_add(1, Ordering::Release);
-    let phase = SlotPhase::Settled;
-    slot.turn(dead, SlotState { phase, ..dead });
+    slot.turn(dead, dead.with(SlotPhase::Settled));
 }
 
 /// Settles the slot; if another thread is doing so, gives it a moment. True if the slot was dead
@@ -208,8 +207,7 @@ fn free_settled(arena: Arena, slots: Range<usize>) {
         for tag in &held[..count] {
             let slot = arena.slot(tag.slot());
             let settled = slot.state();
-            let phase = SlotPhase::Free;
-            slot.turn(settled, SlotState { phase, ..settled });
+            slot.turn(settled, settled.with(SlotPhase::Free));
             note_retired(arena, slot);
             // SAFETY: acquired by `hold_settled`.
             unsafe { slot.life.release() };
@@ -307,13 +305,7 @@ fn finish_process(arena: Arena, index: usize, record: &Process) -> bool {
         }
         let parked = slot.state();
         if parked.phase == SlotPhase::Parked {
-            slot.turn(
-                parked,
-                SlotState {
-                    phase: SlotPhase::Dead,
-                    ..parked
-                },
-            );
+            slot.turn(parked, parked.with(SlotPhase::Dead));
         }
         settle_slot(arena, slot_index);
         if !matches!(slot.state().phase, SlotPhase::Settled | SlotPhase::Free) {
@@ -349,10 +341,7 @@ pub(crate) fn abort_children(arena: Arena, parent: usize) {
 /// Takes back a record that was in that state, unless its child has come to life meanwhile.
 pub(crate) fn abort(arena: Arena, index: usize, state: ProcessState) {
     let record = arena.process(index);
-    let aborted = ProcessState {
-        phase: ProcessPhase::Aborted,
-        ..state
-    };
+    let aborted = state.with(ProcessPhase::Aborted);
     // The child's own step is a compare-exchange from the same word: one of the two wins.
     if state == aborted || record.turn(state, aborted) {
         // Whatever its parent has let go of since was held by this record alone.

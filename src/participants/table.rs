@@ -268,6 +268,11 @@ impl SlotState {
     pub(crate) const fn pack(self) -> u64 {
         self.generation << 8 | self.phase as u64
     }
+
+    #[inline]
+    pub(crate) const fn with(self, phase: SlotPhase) -> Self {
+        SlotState { phase, ..self }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -306,6 +311,10 @@ impl ProcessState {
 
     pub(crate) const fn pack(self) -> u64 {
         self.generation << 24 | (self.parent as u64) << 8 | self.phase as u64
+    }
+
+    pub(crate) const fn with(self, phase: ProcessPhase) -> Self {
+        ProcessState { phase, ..self }
     }
 }
 

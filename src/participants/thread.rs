@@ -379,8 +379,7 @@ pub(crate) fn borrow(arena: Arena, index: usize) -> Option<&'static Slot> {
 pub(crate) fn give_back(arena: Arena, slot: &Slot) {
     recovery::release_own(arena, slot);
     let live = slot.state();
-    let phase = SlotPhase::Free;
-    slot.turn(live, SlotState { phase, ..live });
+    slot.turn(live, live.with(SlotPhase::Free));
     recovery::note_retired(arena, slot);
     // SAFETY: acquired by `borrow`, by this thread.
     unsafe { slot.life.release() };
@@ -404,7 +403,7 @@ pub(crate) fn leave(arena: Arena) {
         };
         entry.set(std::ptr::null());
         table().recent.set(0);
-        slot.turn(live, SlotState { phase, ..live });
+        slot.turn(live, live.with(phase));
         recovery::note_retired(arena, slot);
         // SAFETY: the slot was this thread's, so its life word is, too.
         unsafe { slot.life.release() };

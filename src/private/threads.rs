@@ -114,8 +114,7 @@ fn leave(slot: &Slot) {
     recover::release_own(arena, slot);
     thread_word::set(LEFT);
     LEFT_LAST.store(slot.tag().slot() as u64, Ordering::Relaxed);
-    let phase = SlotPhase::Free;
-    slot.turn(live, SlotState { phase, ..live });
+    slot.turn(live, live.with(SlotPhase::Free));
 }
 
 fn claim(arena: Arena) -> Option<&'static Slot> {
@@ -201,8 +200,7 @@ fn declare_dead(slot: &Slot) {
     let live = slot.state();
     slot.life.word.store(0, Ordering::Relaxed);
     if live.phase == SlotPhase::Live {
-        let phase = SlotPhase::Dead;
-        slot.turn(live, SlotState { phase, ..live });
+        slot.turn(live, live.with(SlotPhase::Dead));
     }
 }
 
@@ -267,7 +265,7 @@ mod tests {
                 let own = with_slot(|_, slot| slot).ok()?;
                 let slot = if common { arena.slot(COMMON) } else { own };
                 let live = slot.state();
-                slot.turn(live, SlotState { phase, ..live });
+                slot.turn(live, live.with(phase));
                 slot.life.word.store(1, Ordering::Relaxed);
                 in_child();
                 (slot.life.word.load(Ordering::Relaxed) == 0).then_some(())?;

@@ -16,8 +16,8 @@ fn left_by(arena: Arena, does: impl FnOnce() + Send) -> usize {
 
 /// As if the slot's thread had died.
 fn dies(slot: &Slot) {
-    let (free, phase) = (slot.state(), SlotPhase::Dead);
-    assert!(slot.turn(free, SlotState { phase, ..free }));
+    let free = slot.state();
+    assert!(slot.turn(free, free.with(SlotPhase::Dead)));
 }
 
 /// A thread has died that looked at something, had a lock for reading, and was at an element:
