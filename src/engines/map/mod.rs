@@ -131,12 +131,34 @@ pub(super) fn next_block(arena: Arena, first: usize, cursor: &mut usize) -> Opti
     let last = tables.last()?;
     // The nodes are freed before any part of the root is.
     let has_nodes = !last.kind().flat && tables[0].is_whole();
-    // The cursor counts the slots of all tables.
+    if has_nodes && let Some(node) = next_node(arena, &tables, cursor) {
+        return Some(node);
+    }
+    let (named_by, table) = match tables.len() {
+        // Only this table still names the tables from which it has grown.
+        1 => match last.parts(arena).rev().nth(1) {
+            Some((word, part)) => (std::ptr::from_ref(word).addr(), part),
+            None => (first, *last),
+        },
+        n => {
+            let word = &tables[n - 2].header.successor;
+            (std::ptr::from_ref(word).addr(), *last)
+        }
+    };
+    Some(Named {
+        word: named_by as u64,
+        next: 0,
+        block: table.address() as usize,
+    })
+}
+
+/// The next node of a map under destruction. The cursor counts the slots of all tables.
+fn next_node(arena: Arena, tables: &[Table], cursor: &mut usize) -> Option<Named> {
     let mut before = 0;
     for (depth, table) in tables.iter().enumerate() {
         let (kind, a_chunk) = (table.kind(), table.shape().capacity());
         let end = before + table.chunks() * a_chunk;
-        while has_nodes && *cursor < end {
+        while *cursor < end {
             let (index, at) = ((*cursor - before) / a_chunk, (*cursor - before) % a_chunk);
             *cursor += 1;
             let line = &table.chunk(index).0[at / SLOTS];
@@ -158,7 +180,7 @@ pub(super) fn next_block(arena: Arena, first: usize, cursor: &mut usize) -> Opti
                 slot.value.load(Ordering::Acquire),
             );
             // 0: the node is freed already.
-            if node == 0 || !counts(&tables, depth, index, hash) {
+            if node == 0 || !counts(tables, depth, index, hash) {
                 continue;
             }
             // If garbage leads in a circle, a node is met again that is freed already.
@@ -175,28 +197,9 @@ pub(super) fn next_block(arena: Arena, first: usize, cursor: &mut usize) -> Opti
                 block: node as usize,
             });
         }
-        *cursor = (*cursor).max(end);
         before = end;
     }
-    let named_by = match tables.len() {
-        1 => {
-            // Only this table still names the tables from which it has grown.
-            if let Some((word, table)) = last.parts(arena).rev().nth(1) {
-                return Some(Named {
-                    word: std::ptr::from_ref(word).addr() as u64,
-                    next: 0,
-                    block: table.address() as usize,
-                });
-            }
-            first as u64
-        }
-        n => std::ptr::from_ref(&tables[n - 2].header.successor).addr() as u64,
-    };
-    Some(Named {
-        word: named_by,
-        next: 0,
-        block: last.address() as usize,
-    })
+    None
 }
 
 /// Checks a map at rest.
@@ -214,50 +217,59 @@ pub(super) fn check(arena: Arena, first: usize, report: &mut CheckReport) {
             if last && table.is_done(index) {
                 report.problem(format_args!("the map at {first:#x} has moved to nowhere"));
             }
-            if table.kind().flat {
+            if !table.kind().flat {
+                check_chunk(arena, first, (&tables, depth, index), &mut seen, report);
+            }
+        }
+    }
+}
+
+/// Checks the nodes of a chunk of the table at `depth` of the chain. `seen` are the nodes of the chunks before.
+fn check_chunk(
+    arena: Arena,
+    first: usize,
+    (tables, depth, index): (&[Table], usize, usize),
+    seen: &mut HashSet<u64>,
+    report: &mut CheckReport,
+) {
+    let table = tables[depth];
+    let chunk = table.chunk(index);
+    for (home, line) in chunk.0.iter().enumerate() {
+        for slot in lines::live(line.word.load(Ordering::Acquire)) {
+            let slot = &line.slots[slot];
+            let hash = slot.key.load(Ordering::Acquire);
+            let node = slot.value.load(Ordering::Acquire);
+            if !counts(tables, depth, index, hash)
+                || !table.is_ready(index) && lines::is_copy(chunk, home, hash, (hash, node))
+            {
                 continue;
             }
-            let chunk = table.chunk(index);
-            for (home, line) in chunk.0.iter().enumerate() {
-                for slot in lines::live(line.word.load(Ordering::Acquire)) {
-                    let slot = &line.slots[slot];
-                    let hash = slot.key.load(Ordering::Acquire);
-                    let node = slot.value.load(Ordering::Acquire);
-                    if !counts(&tables, depth, index, hash)
-                        || !table.is_ready(index) && lines::is_copy(chunk, home, hash, (hash, node))
-                    {
-                        continue;
-                    }
-                    let passed = chunk
-                        .path(hash)
-                        .take_while(|before| !std::ptr::eq(*before, &chunk.0[home]))
-                        .all(|before| lines::is_passed(before.word.load(Ordering::Acquire)));
-                    let retired = limbo::header(arena, node)
-                        .is_none_or(|own| own.next.load(Ordering::Relaxed) != 0);
-                    let block = block::usable_size(arena, node as usize).is_ok();
-                    let right = table.index(hash) == index && passed;
-                    if !right || retired || !block || !seen.insert(node) {
-                        report.problem(format_args!(
-                            "the map at {first:#x} has a bad node in chunk {index}"
-                        ));
-                    }
-                    let mut hidden = if table.kind().stacked {
-                        hidden_by(arena, node)
-                    } else {
-                        0
-                    };
-                    while hidden != 0 {
-                        if block::usable_size(arena, hidden as usize).is_err()
-                            || !seen.insert(hidden)
-                        {
-                            report.problem(format_args!(
-                                "the map at {first:#x} has a bad node below another in chunk {index}"
-                            ));
-                            break;
-                        }
-                        hidden = hidden_by(arena, hidden);
-                    }
+            let passed = chunk
+                .path(hash)
+                .take_while(|before| !std::ptr::eq(*before, &chunk.0[home]))
+                .all(|before| lines::is_passed(before.word.load(Ordering::Acquire)));
+            let retired =
+                limbo::header(arena, node).is_none_or(|own| own.next.load(Ordering::Relaxed) != 0);
+            let block = block::usable_size(arena, node as usize).is_ok();
+            let right = table.index(hash) == index && passed;
+            if !right || retired || !block || !seen.insert(node) {
+                report.problem(format_args!(
+                    "the map at {first:#x} has a bad node in chunk {index}"
+                ));
+            }
+            let mut hidden = if table.kind().stacked {
+                hidden_by(arena, node)
+            } else {
+                0
+            };
+            while hidden != 0 {
+                if block::usable_size(arena, hidden as usize).is_err() || !seen.insert(hidden) {
+                    report.problem(format_args!(
+                        "the map at {first:#x} has a bad node below another in chunk {index}"
+                    ));
+                    break;
                 }
+                hidden = hidden_by(arena, hidden);
             }
         }
     }
