@@ -413,8 +413,7 @@ pub(crate) fn settle_in_turn(arena: Arena) -> bool {
 }
 
 fn milliseconds() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000
+    life::microseconds() / 1000
 }
 
 /// True if `apart` milliseconds have passed since this last returned true to anybody.
