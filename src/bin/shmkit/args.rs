@@ -147,11 +147,6 @@ pub fn parse() -> Outcome<Cli> {
     })
 }
 
-/// Prints a complete answer.
-fn print(text: &str) -> Outcome {
-    written(std::io::stdout().write_all(text.as_bytes()))
-}
-
 /// Checks that what was printed has been written. A reader that has gone away has seen enough.
 fn written(printed: std::io::Result<()>) -> Outcome {
     match printed.and_then(|()| std::io::stdout().flush()) {
@@ -180,9 +175,7 @@ fn shown(path: &Path) -> String {
 impl Cli {
     pub fn run(self) -> Outcome {
         let json = self.json;
-        let answer = |text: &dyn Fn() -> String, data: serde_json::Value| {
-            print(&if json { format!("{data:#}\n") } else { text() })
-        };
+        let answer = |text: &dyn Fn() -> String, data| answer(json, text, data);
         match self.command {
             Command::Ls { prefix } => {
                 let all = inspect::list(&prefix)?;
@@ -220,45 +213,8 @@ impl Cli {
                 let locks = observe(pool.as_ref())?.locks();
                 answer(&|| report::locks(&locks), json!(locks))
             }
-            Command::Export { pool, object, file } => {
-                let observer = observe(pool.as_ref())?;
-                if npy::are_one(&file, observer.fd()) {
-                    let failure = Failure::new(Code::Unsuitable, "it is the pool itself");
-                    return Err(failure.about(&file.display().to_string()));
-                }
-                let (numbers, bytes) = observer
-                    .read_numbers(&object)
-                    .map_err(|error| Failure::from(error).about(&object))?;
-                let to_stdout = npy::is_stdout(&file);
-                npy::write(&file, to_stdout, &numbers, &bytes)?;
-                if to_stdout {
-                    return Ok(());
-                }
-                let said = || {
-                    let shape = report::shape(&numbers.shape);
-                    let file = report::plain(&file.display().to_string());
-                    format!("{file}: {shape} of {}\n", numbers.dtype)
-                };
-                answer(&said, json!(numbers))
-            }
-            Command::Import { pool, object, file } => {
-                let read = npy::read(&file)?;
-                let name = place(pool.as_ref())?;
-                // SAFETY: the user states that the pool's programs cooperate with this one.
-                let pool = unsafe { Pool::open(&name) }
-                    .map_err(|error| Failure::from(error).about(&shown(pool.as_ref())))?;
-                let (dtype, shape) = (&read.dtype, &read.shape);
-                let stored = shmkit::numbers::store(pool, &object, dtype, shape, &read.bytes);
-                // SAFETY: this program has one thread, and no handle of the pool.
-                unsafe { pool.unmap() };
-                let stored = stored.map_err(|error| Failure::from(error).about(&object))?;
-                let how = format!("{stored:?}").to_lowercase();
-                let shape = report::shape(&read.shape);
-                answer(
-                    &|| format!("{}: {how}, {shape} of {dtype}\n", report::plain(&object)),
-                    json!({ "object": object, "stored": how, "dtype": dtype, "shape": read.shape }),
-                )
-            }
+            Command::Export { pool, object, file } => export(pool.as_ref(), &object, &file, json),
+            Command::Import { pool, object, file } => import(pool.as_ref(), &object, &file, json),
             Command::Gc { yes, prefix } => gc(&prefix, yes, json),
             Command::Rm {
                 pools,
@@ -283,6 +239,54 @@ impl Cli {
     }
 }
 
+/// Prints a complete answer, in one of its two forms.
+fn answer(json: bool, text: &dyn Fn() -> String, data: serde_json::Value) -> Outcome {
+    let answer = if json { format!("{data:#}\n") } else { text() };
+    written(std::io::stdout().write_all(answer.as_bytes()))
+}
+
+fn export(pool: &Path, object: &str, file: &Path, json: bool) -> Outcome {
+    let observer = observe(pool)?;
+    if npy::are_one(file, observer.fd()) {
+        let failure = Failure::new(Code::Unsuitable, "it is the pool itself");
+        return Err(failure.about(&shown(file)));
+    }
+    let (numbers, bytes) = observer
+        .read_numbers(object)
+        .map_err(|error| Failure::from(error).about(object))?;
+    let to_stdout = npy::is_stdout(file);
+    npy::write(file, to_stdout, &numbers, &bytes)?;
+    if to_stdout {
+        return Ok(());
+    }
+    let said = || {
+        let shape = report::shape(&numbers.shape);
+        let file = report::plain(&shown(file));
+        format!("{file}: {shape} of {}\n", numbers.dtype)
+    };
+    answer(json, &said, json!(numbers))
+}
+
+fn import(pool: &Path, object: &str, file: &Path, json: bool) -> Outcome {
+    let read = npy::read(file)?;
+    let name = place(pool)?;
+    // SAFETY: the user states that the pool's programs cooperate with this one.
+    let opened = unsafe { Pool::open(&name) };
+    let opened = opened.map_err(|error| Failure::from(error).about(&shown(pool)))?;
+    let (dtype, shape) = (&read.dtype, &read.shape);
+    let stored = shmkit::numbers::store(opened, object, dtype, shape, &read.bytes);
+    // SAFETY: this program has one thread, and no handle of the pool.
+    unsafe { opened.unmap() };
+    let stored = stored.map_err(|error| Failure::from(error).about(object))?;
+    let how = format!("{stored:?}").to_lowercase();
+    let said = || {
+        let shape = report::shape(shape);
+        format!("{}: {how}, {shape} of {dtype}\n", report::plain(object))
+    };
+    let data = json!({ "object": object, "stored": how, "dtype": dtype, "shape": shape });
+    answer(json, &said, data)
+}
+
 fn check(pool: &Path, json: bool) -> Outcome {
     let observer = observe(pool)?;
     let name = shown(pool);
@@ -303,11 +307,8 @@ fn check(pool: &Path, json: bool) -> Outcome {
     let mut data = json!(found);
     data["checked"] = how.into();
     data["ok"] = found.is_ok().into();
-    print(&if json {
-        format!("{data:#}\n")
-    } else {
-        format!("{} ({how}): {found}\n", report::plain(&name))
-    })?;
+    let said = || format!("{} ({how}): {found}\n", report::plain(&name));
+    answer(json, &said, data)?;
     if found.is_ok() {
         return Ok(());
     }
@@ -337,7 +338,7 @@ fn told(yes: bool, removed: &[String], kept: &[(String, String)], json: bool) ->
     if !yes && !removed.is_empty() {
         text.push_str("nothing was removed; say --yes to do it\n");
     }
-    print(&if json { format!("{data:#}\n") } else { text })
+    answer(json, &|| text.clone(), data)
 }
 
 /// Removes a pool, or tells whether it could be removed.
