@@ -10,6 +10,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
+use rustix::io::{Errno, retry_on_intr};
 
 use super::observed::{self, File};
 use super::{Pool, copied, create, fork, handles, layout_fingerprint};
@@ -104,8 +105,8 @@ pub enum AttachError {
     System(#[from] std::io::Error),
 }
 
-impl From<rustix::io::Errno> for AttachError {
-    fn from(errno: rustix::io::Errno) -> Self {
+impl From<Errno> for AttachError {
+    fn from(errno: Errno) -> Self {
         AttachError::System(errno.into())
     }
 }
@@ -222,9 +223,9 @@ pub(crate) fn open_file(name: &PoolName, access: OFlags) -> Result<OwnedFd, Atta
     opened
         .and_then(descriptor::to_keep)
         .map_err(|errno| match errno {
-            rustix::io::Errno::NOENT => AttachError::NotFound { path: name.shown() },
+            Errno::NOENT => AttachError::NotFound { path: name.shown() },
             // A directory; or a socket, or a device that does not exist.
-            rustix::io::Errno::ISDIR | rustix::io::Errno::NXIO => AttachError::NotAPool,
+            Errno::ISDIR | Errno::NXIO => AttachError::NotAPool,
             other => other.into(),
         })
 }
@@ -244,7 +245,7 @@ pub(super) fn unlink(name: &Path) -> Result<(), UnlinkError> {
         Err(_) => return Err(UnlinkError::NotFound { path: path() }),
     }
     rustix::fs::unlink(name.path()).map_err(|errno| match errno {
-        rustix::io::Errno::NOENT => UnlinkError::NotFound { path: path() },
+        Errno::NOENT => UnlinkError::NotFound { path: path() },
         other => UnlinkError::System(other.into()),
     })
 }
@@ -256,7 +257,7 @@ fn starts_as_pool(fd: BorrowedFd<'_>) -> Result<bool, AttachError> {
         return Ok(false);
     }
     let mut magic = [0; size_of_val(&MAGIC)];
-    let read = rustix::io::retry_on_intr(|| rustix::io::pread(fd, &mut magic, 0))?;
+    let read = retry_on_intr(|| rustix::io::pread(fd, &mut magic, 0))?;
     Ok(read == magic.len() && u64::from_le_bytes(magic) == MAGIC)
 }
 
@@ -408,22 +409,15 @@ pub(crate) fn judge(fd: BorrowedFd<'_>) -> Result<Identity, AttachError> {
     if !rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() {
         return Err(AttachError::NotAPool);
     }
-    let len = |stat: &rustix::fs::Stat| stat.st_size.max(0) as u64;
     let mut bytes = [0; Identity::BYTES];
-    let mut read = 0;
-    while read < bytes.len() {
-        match rustix::io::pread(fd, &mut bytes[read..], read as u64) {
-            Ok(0) => break,
-            Ok(n) => read += n,
-            Err(rustix::io::Errno::INTR) => {}
-            // A file of `/proc` has no length.
-            Err(_) if len(&stat) == 0 => return Err(AttachError::NotAPool),
-            Err(other) => return Err(other.into()),
-        }
-    }
+    let read = match read_start(fd, &mut bytes) {
+        Ok(read) => read,
+        // A file of `/proc` has no length.
+        Err(_) if stat.st_size <= 0 => return Err(AttachError::NotAPool),
+        Err(other) => return Err(other.into()),
+    };
     // A pool that grows lengthens its file before its header says so.
-    let stat = rustix::fs::fstat(fd)?;
-    let len = len(&stat);
+    let len = rustix::fs::fstat(fd)?.st_size.max(0) as u64;
     let identity = Identity::parse(&bytes);
     // Including a file that ends before the magic number does.
     if !bytes[..read].starts_with(&MAGIC.to_le_bytes()[..read.min(8)]) {
@@ -476,6 +470,17 @@ pub(crate) fn judge(fd: BorrowedFd<'_>) -> Result<Identity, AttachError> {
     if memory::used_by(fd.as_raw_fd()) < committed && copied::is_original(fd)? {
         return damaged("its watermarks");
     }
-    debug_assert!(fd.as_raw_fd() >= 0);
     Ok(identity)
+}
+
+/// Reads the first bytes of a file, as many as there are.
+fn read_start(fd: BorrowedFd<'_>, bytes: &mut [u8]) -> rustix::io::Result<usize> {
+    let mut read = 0;
+    while read < bytes.len() {
+        match retry_on_intr(|| rustix::io::pread(fd, &mut bytes[read..], read as u64))? {
+            0 => break,
+            n => read += n,
+        }
+    }
+    Ok(read)
 }

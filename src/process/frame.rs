@@ -28,7 +28,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use postcard::ser_flavors::Flavor;
 use rustix::fs::MemfdFlags;
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use serde::Serialize;
 
 use crate::sys::{descriptor, file_size};
@@ -267,13 +267,7 @@ impl<'a> Frame<'a> {
     pub(super) fn load(file: &'a OwnedFd) -> io::Result<Option<Frame<'a>>> {
         let file = file.as_fd();
         let mut head = [0; SMALL];
-        let read = loop {
-            match rustix::io::pread(file, &mut head, 0) {
-                Ok(read) => break read,
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-        };
+        let read = retry_on_intr(|| rustix::io::pread(file, &mut head, 0))?;
         // A read from a file in memory is short only at its end.
         let size = match read {
             SMALL => rustix::fs::fstat(file)?.st_size.unsigned_abs(),

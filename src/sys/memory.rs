@@ -21,6 +21,7 @@ use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{CWD, FallocateFlags, MemfdFlags, SealFlags};
+use rustix::io::{Errno, retry_on_intr};
 use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags};
 use serde::{Deserialize, Serialize};
 
@@ -82,7 +83,7 @@ pub(crate) fn copy_file(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<
         at = match rustix::fs::seek(from, SeekFrom::Data(at)) {
             Ok(data) => data,
             // Only a hole is left.
-            Err(rustix::io::Errno::NXIO) => break,
+            Err(Errno::NXIO) => break,
             Err(other) => return Err(other.into()),
         };
         // Without what the file has grown by meanwhile.
@@ -163,7 +164,7 @@ fn placed(
     len: usize,
 ) -> io::Result<()> {
     let got = got.map_err(|e| match e {
-        rustix::io::Errno::EXIST => io::ErrorKind::AddrInUse.into(),
+        Errno::EXIST => io::ErrorKind::AddrInUse.into(),
         other => io::Error::from(other),
     })?;
     if got.addr() != address {
@@ -259,18 +260,12 @@ fn steps(offset: u64, len: u64) -> impl Iterator<Item = (u64, u64)> {
 
 fn fallocate(fd: RawFd, flags: FallocateFlags, offset: u64, len: u64) -> Result<(), CommitError> {
     for (offset, len) in steps(offset, len) {
-        loop {
-            match rustix::fs::fallocate(borrow(fd), flags, offset, len) {
-                Ok(()) => break,
-                Err(rustix::io::Errno::INTR) => {}
-                Err(
-                    rustix::io::Errno::NOSPC | rustix::io::Errno::NOMEM | rustix::io::Errno::DQUOT,
-                ) => {
-                    return Err(CommitError::Full);
-                }
-                Err(other) => return Err(CommitError::System(other.raw_os_error())),
-            }
-        }
+        retry_on_intr(|| rustix::fs::fallocate(borrow(fd), flags, offset, len)).map_err(
+            |error| match error {
+                Errno::NOSPC | Errno::NOMEM | Errno::DQUOT => CommitError::Full,
+                other => CommitError::System(other.raw_os_error()),
+            },
+        )?;
     }
     Ok(())
 }
@@ -313,7 +308,7 @@ pub(crate) fn commit_private(address: usize, len: usize) -> Result<(), CommitErr
         )
     };
     done.map_err(|errno| match errno {
-        rustix::io::Errno::NOMEM => CommitError::Full,
+        Errno::NOMEM => CommitError::Full,
         other => CommitError::System(other.raw_os_error()),
     })
 }

@@ -40,7 +40,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags, RawDir};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions};
 use rustix::thread::UnshareFlags;
 
@@ -311,11 +311,9 @@ pub(super) fn read_file(dir: BorrowedFd<'_>, path: &CStr, into: &mut [u8]) -> Re
     let file = rustix::fs::openat(dir, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     let mut len = 0;
     while len < into.len() {
-        match rustix::io::read(&file, &mut into[len..]) {
-            Ok(0) => break,
-            Ok(read) => len += read,
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error),
+        match retry_on_intr(|| rustix::io::read(&file, &mut into[len..]))? {
+            0 => break,
+            read => len += read,
         }
     }
     Ok(len)

@@ -9,7 +9,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Signal, WaitId, WaitIdOptions, WaitOptions};
 
 use super::{proc_counts_as_we_do, to_pid};
@@ -174,13 +174,8 @@ pub(crate) fn has_ended(pid: u32) -> bool {
         return true;
     };
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-    loop {
-        match rustix::process::waitid(WaitId::Pid(child), options) {
-            Ok(ended) => return ended.is_some(),
-            Err(Errno::INTR) => {}
-            Err(_) => return true,
-        }
-    }
+    let ended = retry_on_intr(|| rustix::process::waitid(WaitId::Pid(child), options));
+    !matches!(ended, Ok(None))
 }
 
 /// Sends SIGKILL to the child `pid`.
