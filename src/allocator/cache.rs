@@ -35,8 +35,8 @@ use crate::participants::tag::Tag;
 use crate::primitive::{AtomicU32, AtomicU64, Ordering, fence};
 use crate::protocol::bitmap;
 
-pub(crate) const CURRENT: u32 = 1;
-pub(crate) const PARTIAL: u32 = 2;
+const CURRENT: u32 = 1;
+const PARTIAL: u32 = 2;
 pub(crate) const FULL: u32 = 3;
 
 /// How many FULL spans are looked at before another way is tried.

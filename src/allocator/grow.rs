@@ -233,7 +233,7 @@ pub(crate) fn committed_data(arena: Arena) -> impl Iterator<Item = (usize, usize
 
 /// Sets the hint of every free slice.
 #[cold]
-pub(crate) fn rebuild_hints(arena: Arena) {
+fn rebuild_hints(arena: Arena) {
     for index in 0..arena.slices() {
         let tag = arena.tag(index).load(Ordering::Acquire);
         if matches!(slice::state(tag), slice::State::Free { .. }) {

@@ -11,9 +11,9 @@ use crate::layout::arena::SLICE;
 /// How many size classes there are.
 pub(crate) const CLASSES: usize = 40;
 /// The largest block that lies in a span.
-pub(crate) const MAX_BLOCK: usize = 32 << 10;
+const MAX_BLOCK: usize = 32 << 10;
 /// The most bytes of a span.
-pub(crate) const MAX_SPAN: usize = 256 << 10;
+const MAX_SPAN: usize = 256 << 10;
 /// The most blocks of a span.
 pub(crate) const MAX_BLOCKS: usize = 1024;
 

@@ -57,10 +57,10 @@ use crate::primitive::{AtomicU64, Ordering, fence};
 use crate::sys::memory::CommitError;
 
 const KIND: u64 = 0xf;
-pub(crate) const CLEAN: u64 = 0;
+const CLEAN: u64 = 0;
 pub(crate) const DIRTY: u64 = 1;
 pub(crate) const HOLE: u64 = 2;
-pub(crate) const SPAN: u64 = 3;
+const SPAN: u64 = 3;
 const RUN: u64 = 4;
 const TAIL: u64 = 5;
 pub(crate) const AGED: u64 = 6;

@@ -55,7 +55,7 @@ use crate::protocol::leased::{self, BACK, FREE, HELD, STATE, TAKING, TURN};
 pub(crate) use crate::protocol::leased::{Seen, Survey};
 
 /// The number of elements of a queue that can be leased at a time.
-pub(crate) const LEASES: usize = 64;
+const LEASES: usize = 64;
 
 /// The argument of LEASE that names the entry.
 const ENTRY: usize = 2;

@@ -39,7 +39,7 @@ pub(crate) const FIRST_GRANULE: usize = 0x20;
 /// How many granules there are, so how many pools a process can have mapped.
 pub(crate) const GRANULES: usize = 48;
 
-pub(crate) const MIB: usize = 1 << 20;
+const MIB: usize = 1 << 20;
 const GIB: usize = 1 << 30;
 
 pub(crate) const HEADER_SIZE: usize = 4096;

@@ -129,7 +129,7 @@ pub(crate) const PERMITS: usize = 28;
 pub(crate) const CACHE_WORDS: usize = 208;
 
 /// Words of [`Slot::kept`].
-pub(crate) const KEPT_WORDS: usize = 8;
+const KEPT_WORDS: usize = 8;
 
 /// Words of [`Slot::known`].
 pub(crate) const KNOWN_WORDS: usize = 1024;
@@ -177,7 +177,7 @@ pub(crate) struct Inbox {
 }
 
 /// How many locks a thread can read under at once.
-pub(crate) const READS: usize = 31;
+const READS: usize = 31;
 
 /// Locks under which a thread reads, by address; 0 for an unused entry. Written only by the owner.
 #[repr(C, align(64))]

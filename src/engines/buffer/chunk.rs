@@ -6,8 +6,8 @@ use crate::participants::habit::Looks;
 use crate::primitive::{AtomicU64, Ordering};
 
 /// The number of levels of skips. Each level reaches eight times as far as the one below.
-pub(super) const LEVELS: usize = 8;
-pub(super) const RADIX_SHIFT: u32 = 3;
+const LEVELS: usize = 8;
+const RADIX_SHIFT: u32 = 3;
 
 /// The header of a chunk; the bytes follow at [`HEADER`].
 #[repr(C)]

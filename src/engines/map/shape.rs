@@ -19,7 +19,7 @@ const FIRST_LINES_LOG: u32 = 2;
 /// Binary logarithm of a number of chunks for which no pool has room.
 const MOST_CHUNKS_LOG: u32 = 29;
 /// More parts than a table has: a power of two.
-pub(super) const PARTS: usize = 32;
+const PARTS: usize = 32;
 
 const _: () = assert!(MOST_CHUNKS_LOG + 1 < PARTS as u32);
 
