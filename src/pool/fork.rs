@@ -20,12 +20,12 @@
 
 use std::cell::{Cell, RefCell};
 use std::io::{PipeReader, PipeWriter};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, Once, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
+use rustix::event::PollFlags;
 
 use super::{dispose, handles, intents};
 use crate::allocator;
@@ -36,7 +36,7 @@ use crate::participants::recovery::{self, Hooks};
 use crate::participants::table::ProcessPhase;
 use crate::participants::tag::Tag;
 use crate::participants::{life, process, thread};
-use crate::sys::{self, descriptor};
+use crate::sys::{self, descriptor, watch};
 
 thread_local! {
     static HELD: RefCell<Option<Held>> = const { RefCell::new(None) };
@@ -334,20 +334,7 @@ const AT_THE_END: Duration = Duration::from_secs(1);
 
 /// Waits until nobody has the other end, at most `limit`; returns whether nobody has it.
 fn nobody_has_the_other_end(pipe: &PipeReader, limit: Duration) -> bool {
-    let start = Instant::now();
-    let mut end = [PollFd::new(pipe, PollFlags::empty())];
-    loop {
-        let left = limit.saturating_sub(start.elapsed());
-        let left = Timespec {
-            tv_sec: left.as_secs() as i64,
-            tv_nsec: left.subsec_nanos().into(),
-        };
-        match poll(&mut end, Some(&left)) {
-            // A signal ended the wait; the next one takes what time is left.
-            Err(Errno::INTR) => {}
-            polled => return polled.is_ok() && end[0].revents().contains(PollFlags::HUP),
-        }
-    }
+    watch::wait_for(pipe.as_fd(), PollFlags::empty(), limit).contains(PollFlags::HUP)
 }
 
 /// Waits until the children that are on their way live.

@@ -37,13 +37,15 @@ use std::fmt;
 use std::io::{self, Write as _};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::PollFlags;
 use rustix::fs::{CWD, Mode, OFlags, RawDir};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions};
 use rustix::thread::UnshareFlags;
 
+use super::watch;
 pub(crate) use children::*;
 
 /// `PF_EXITING` of the kernel's task flags (field 9 of `/proc/<tid>/stat`): set on the way into
@@ -358,9 +360,7 @@ fn shows_its_end(process: Pid) -> bool {
     let Ok(pidfd) = rustix::process::pidfd_open(process, PidfdFlags::empty()) else {
         return false;
     };
-    let now = Timespec::default();
-    let mut polled = [PollFd::new(&pidfd, PollFlags::IN)];
-    matches!(poll(&mut polled, Some(&now)), Ok(1..))
+    !watch::wait_for(pidfd.as_fd(), PollFlags::IN, Duration::ZERO).is_empty()
 }
 
 /// Whether `/proc` belongs to our pid namespace: its `self` then names our own pid.

@@ -170,12 +170,20 @@ pub(crate) fn pidfd(pid: u32) -> io::Result<OwnedFd> {
 
 /// Waits until a process has ended, at most `limit`.
 pub(crate) fn wait_ended(pidfd: BorrowedFd<'_>, limit: Duration) {
+    wait_for(pidfd, PollFlags::IN, limit);
+}
+
+/// Waits for one of the events, at most `limit`; returns those that there are, and errors.
+pub(crate) fn wait_for(fd: BorrowedFd<'_>, events: PollFlags, limit: Duration) -> PollFlags {
     let start = Instant::now();
-    let mut polled = [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)];
-    // A signal ends a wait; the next one takes what time is left.
-    while let Some(left) = limit.checked_sub(start.elapsed())
-        && poll(&mut polled, Some(&timespec(left))) == Err(rustix::io::Errno::INTR)
-    {}
+    let mut polled = [PollFd::from_borrowed_fd(fd, events)];
+    loop {
+        let left = timespec(limit.saturating_sub(start.elapsed()));
+        // A signal ends a wait; the next one takes what time is left.
+        if poll(&mut polled, Some(&left)) != Err(rustix::io::Errno::INTR) {
+            return polled[0].revents();
+        }
+    }
 }
 
 /// Sends SIGKILL; false if it was not sent: the process has been reaped or has changed its
