@@ -82,27 +82,14 @@ fn claim(arena: Arena) -> Option<Tag> {
     if sys::process::pid_namespace().ok() != Some(numbers) || are_other_times_here(arena.times()) {
         return None;
     }
-    find(arena, |index, record| {
-        let word = record.life.word.load(Ordering::Acquire);
-        if word != 0 || !record.life.acquire(0).unwrap_or(false) {
-            return None;
-        }
-        let free = record.state();
-        let generation = free.generation + 1;
+    find(arena, true, |record, free| {
         let live = ProcessState {
             phase: ProcessPhase::Live,
             parent: 0,
-            generation,
+            generation: free.generation + 1,
         };
-        if free.phase == ProcessPhase::Free {
-            describe(record, generation, sys::process::own_start());
-            if record.turn(free, live) {
-                return Some(Tag::new(index, generation));
-            }
-        }
-        // SAFETY: acquired above.
-        unsafe { record.life.release() };
-        None
+        describe(record, live.generation, sys::process::own_start());
+        record.turn(free, live)
     })
 }
 
@@ -118,16 +105,32 @@ fn describe(record: &Process, generation: u64, start: u64) {
     record.start.store(start, Ordering::Release);
 }
 
-/// Finds a record that `take` takes: among those that exist, among the dead once they are
-/// recovered, and among new ones.
-fn find(arena: Arena, take: impl Fn(usize, &Process) -> Option<Tag>) -> Option<Tag> {
+/// Finds a free record that `take` turns to another state: among those that exist, among the dead
+/// once they are recovered, and among new ones. The record's life word is held meanwhile, so that
+/// nobody else claims it, and also afterwards if `stays_held` is true.
+fn find(
+    arena: Arena,
+    stays_held: bool,
+    take: impl Fn(&Process, ProcessState) -> bool,
+) -> Option<Tag> {
+    let take = |index: usize| {
+        let record = arena.process(index);
+        if record.state().phase != ProcessPhase::Free || !record.life.acquire(0).unwrap_or(false) {
+            return None;
+        }
+        let free = record.state();
+        let taken = free.phase == ProcessPhase::Free && take(record, free);
+        if !taken || !stays_held {
+            // SAFETY: acquired above.
+            unsafe { record.life.release() };
+        }
+        taken.then(|| Tag::new(index, free.generation + 1))
+    };
     let max = arena.header().max_processes();
     let mut attempt = 0;
     while attempt < 3 {
         let count = arena.process_count();
-        let found = (1..count)
-            .filter(|&i| arena.process(i).state().phase == ProcessPhase::Free)
-            .find_map(|i| take(i, arena.process(i)));
+        let found = (1..count).find_map(take);
         if found.is_some() {
             return found;
         }
@@ -168,26 +171,14 @@ pub(crate) fn commit_holds(arena: Arena, index: usize, objects: usize) -> Result
 /// The caller keeps other threads from changing the holds until the fork is done.
 pub(crate) fn reserve_child(arena: Arena) -> Option<Tag> {
     let me = current(arena)?.slot();
-    let child = find(arena, |index, record| {
-        // The word is held while the record is taken, so that nobody claims it meanwhile.
-        if !record.life.acquire(0).unwrap_or(false) {
-            return None;
-        }
-        let free = record.state();
-        let generation = free.generation + 1;
+    let child = find(arena, false, |record, free| {
         let forking = ProcessState {
             phase: ProcessPhase::Forking,
             parent: me as u16,
-            generation,
+            generation: free.generation + 1,
         };
-        let mut taken = free.phase == ProcessPhase::Free;
-        if taken {
-            record.pid.set(generation, 0);
-            taken = record.turn(free, forking);
-        }
-        // SAFETY: acquired above.
-        unsafe { record.life.release() };
-        taken.then(|| Tag::new(index, generation))
+        record.pid.set(forking.generation, 0);
+        record.turn(free, forking)
     })?;
     if copy_holds(arena, me, child.slot()).is_err() {
         abort_child(arena, child);
