@@ -498,13 +498,7 @@ fn wait(arena: Arena, slot: &Slot, entry: &Entry, word: u64) {
             return;
         }
     }
-    let waiting = word | WAITERS;
-    let marked = word == waiting
-        || entry
-            .word
-            .compare_exchange(word, waiting, Ordering::Relaxed, Ordering::Relaxed)
-            .is_ok();
-    if marked {
+    if let Some(waiting) = lock::announce(&entry.word, word) {
         let half = Arena::low_half(&entry.word);
         let owner = Tag::of_word(word);
         lock::sleep(arena, slot, half, waiting as u32, owner, Deadline::NEVER);
@@ -522,7 +516,7 @@ fn wait_for_element(arena: Arena, slot: &Slot, index: usize, first: u64) {
     // Acquire: as in the caller.
     while other.watched.element.load(Ordering::SeqCst) == first {
         let owner = Tag::new(index, other.state().generation);
-        if life::is_gone(arena, owner) && recovery::is_resolved(arena, owner) {
+        if lock::is_over(arena, owner) {
             return;
         }
         if looks.go_on() {

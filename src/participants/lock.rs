@@ -38,11 +38,10 @@ use crate::participants::table::{Slot, SlotPhase};
 use crate::participants::tag::Tag;
 use crate::participants::{life, recovery};
 use crate::primitive::{AtomicU64, Ordering};
-#[allow(unused_imports, reason = "the locks on top use all of it")]
 pub(crate) use crate::protocol::lock_word::{
-    DIED, Exchanged, PANICKED, Refused, WAITERS, clear, try_fast, unlock_fast,
+    DIED, Exchanged, PANICKED, Refused, WAITERS, announce, clear, try_fast,
 };
-use crate::protocol::lock_word::{announce, attempt, unlock_slow, was_woken_for_others};
+use crate::protocol::lock_word::{attempt, unlock_fast, unlock_slow, was_woken_for_others};
 use crate::sys::futex;
 use crate::sys::robust::OWNER_DIED;
 
