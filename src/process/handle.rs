@@ -15,7 +15,7 @@ use super::jobs::{self, Control, DETACHED, Job, KILL, Untaken};
 use super::{JoinError, KillError, ResultError, Wire, WorkerId};
 use super::{encode, supervise};
 use crate::containers::{Handle, HandleError, Shared};
-use crate::participants::lock::TICK;
+use crate::participants::deadline::Deadline;
 use crate::primitive::Ordering;
 
 /// A worker that was started by [`Worker::start`](super::Worker::start).
@@ -130,7 +130,7 @@ impl<R: Wire> JoinHandle<R> {
             if me == 0 || me == self.id {
                 return Err(JoinError::WouldDeadlock);
             }
-            self.job(&control)?.wait(self.id, TICK);
+            self.job(&control)?.wait(self.id, Deadline::NEVER);
         }
     }
 
@@ -303,7 +303,7 @@ impl<R: Wire> JoinHandle<R> {
     /// ```
     pub fn wait_timeout(&self, timeout: Duration) -> Result<bool, JoinError> {
         let control = self.open()?;
-        let start = std::time::Instant::now();
+        let deadline = Deadline::after(timeout);
         loop {
             let over = control.is_orphaned();
             if self.job(&control)?.is_over(self.id) {
@@ -312,10 +312,10 @@ impl<R: Wire> JoinHandle<R> {
             if over {
                 return Err(JoinError::NoSuchRun);
             }
-            let Some(left) = timeout.checked_sub(start.elapsed()) else {
+            if deadline.is_over() {
                 return Ok(false);
-            };
-            self.job(&control)?.wait(self.id, left);
+            }
+            self.job(&control)?.wait(self.id, deadline);
         }
     }
 }

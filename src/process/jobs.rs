@@ -57,6 +57,7 @@ use crate::allocator::block;
 use crate::containers::{Link, Shared};
 use crate::layout::arena::{Arena, GRANULES};
 use crate::layout::{Field, TypeInfo, local};
+use crate::participants::deadline::Deadline;
 use crate::participants::lock::TICK;
 use crate::participants::tag::Tag;
 use crate::participants::thread::{self, NoSlot};
@@ -394,10 +395,10 @@ impl Job {
     }
 
     /// Sleeps until the job may have ended.
-    pub(super) fn wait(&self, id: u64, limit: Duration) {
+    pub(super) fn wait(&self, id: u64, deadline: Deadline) {
         let ended = self.ended.load(Ordering::Acquire);
         if !self.is_over(id) {
-            futex::wait(&self.ended, ended, limit.min(TICK));
+            futex::wait(&self.ended, ended, deadline.left(TICK));
         }
     }
 

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::child::{self, EXIT_PANIC, EXIT_UNWRITTEN};
 use super::encode::Encoded;
@@ -14,6 +14,7 @@ use super::entry::Defined;
 use super::jobs::{self, Control, Job, PayloadKind};
 use super::{Entry, JoinHandle, Resources, StartOptions, Wire, WorkerId, entry};
 use crate::containers::Shared;
+use crate::participants::deadline::Deadline;
 use crate::participants::thread::NoSlot;
 use crate::pool::{ObjectError, Pool};
 use crate::primitive::Ordering;
@@ -272,21 +273,19 @@ impl Worker {
     /// ```
     #[must_use]
     pub fn wait_stop(&self, limit: Duration) -> bool {
-        let start = Instant::now();
-        loop {
-            if self.stop_requested() {
-                return true;
-            }
-            let Some(left) = limit.checked_sub(start.elapsed()) else {
+        let deadline = Deadline::after(limit);
+        while !self.stop_requested() {
+            if deadline.is_over() {
                 return false;
-            };
+            }
             // If we outlive the master, we look for it.
-            self.control
-                .wait_stop(match self.by_name || !process::dies_with_parent() {
-                    true => left.min(LOOK),
-                    false => left,
-                });
+            let most = match self.by_name || !process::dies_with_parent() {
+                true => LOOK,
+                false => Duration::MAX,
+            };
+            self.control.wait_stop(deadline.left(most));
         }
+        true
     }
 }
 
