@@ -4,7 +4,7 @@
 use proc_macro2::TokenStream;
 use quote::{quote, quote_spanned};
 use syn::spanned::Spanned;
-use syn::{Data, DeriveInput, Error, Result};
+use syn::{Data, DeriveInput, Error, Path, Result};
 
 use crate::input::{
     allow_deprecated, bounded, crate_path, is_concrete, item, refuse_attributes, unchanged,
@@ -15,48 +15,7 @@ pub(crate) fn expand(input: DeriveInput) -> Result<TokenStream> {
     let allow_deprecated = allow_deprecated(&input);
     let key = item(&krate, "Key");
     let shm_safe = item(&krate, "ShmSafe");
-    let (checks, is_valid): (Vec<_>, _) = match &input.data {
-        Data::Struct(data) => {
-            refuse_attributes(&data.fields)?;
-            let types = data.fields.iter().map(|field| &field.ty);
-            let checks = types
-                .map(|ty| quote_spanned!(ty.span()=> #krate::__private::is_key::<#ty>();))
-                .collect();
-            let valid = data
-                .fields
-                .members()
-                .zip(&data.fields)
-                .map(|(member, field)| {
-                    let ty = &field.ty;
-                    quote! {
-                        <#ty as #key>::is_valid(
-                            &bytes[::core::mem::offset_of!(Self, #member)..]
-                                [..::core::mem::size_of::<#ty>()],
-                        )
-                    }
-                });
-            (checks, quote!(true #(&& #valid)*))
-        }
-        Data::Enum(data) => {
-            if let Some(variant) = data.variants.iter().find(|v| !v.fields.is_empty()) {
-                return Err(Error::new(
-                    variant.span(),
-                    "an enum with fields cannot be a Key: its values differ in what their bytes mean",
-                ));
-            }
-            let names = data.variants.iter().map(|variant| &variant.ident);
-            // Braces make a value of a variant of any form.
-            let valid = quote!(false #(|| #key::bytes(&Self::#names {}) == bytes)*);
-            (Vec::new(), valid)
-        }
-        Data::Union(data) => {
-            return Err(Error::new(
-                data.union_token.span,
-                "a union cannot be a Key: nothing says which field is valid",
-            ));
-        }
-    };
-
+    let (checks, is_valid) = of_data(&krate, &key, &input.data)?;
     let unchanged = unchanged(&krate, &input.data);
     let name = &input.ident;
     let generics = bounded(&input.generics, &key);
@@ -110,4 +69,48 @@ pub(crate) fn expand(input: DeriveInput) -> Result<TokenStream> {
 
         #evaluate
     })
+}
+
+/// Statements that do not compile if a field is no key, and an expression that says whether `bytes`
+/// are those of a value.
+fn of_data(krate: &Path, key: &Path, data: &Data) -> Result<(Vec<TokenStream>, TokenStream)> {
+    match data {
+        Data::Struct(data) => {
+            refuse_attributes(&data.fields)?;
+            let types = data.fields.iter().map(|field| &field.ty);
+            let checks = types
+                .map(|ty| quote_spanned!(ty.span()=> #krate::__private::is_key::<#ty>();))
+                .collect();
+            let valid = data
+                .fields
+                .members()
+                .zip(&data.fields)
+                .map(|(member, field)| {
+                    let ty = &field.ty;
+                    quote! {
+                        <#ty as #key>::is_valid(
+                            &bytes[::core::mem::offset_of!(Self, #member)..]
+                                [..::core::mem::size_of::<#ty>()],
+                        )
+                    }
+                });
+            Ok((checks, quote!(true #(&& #valid)*)))
+        }
+        Data::Enum(data) => {
+            if let Some(variant) = data.variants.iter().find(|v| !v.fields.is_empty()) {
+                return Err(Error::new(
+                    variant.span(),
+                    "an enum with fields cannot be a Key: its values differ in what their bytes mean",
+                ));
+            }
+            let names = data.variants.iter().map(|variant| &variant.ident);
+            // Braces make a value of a variant of any form.
+            let valid = quote!(false #(|| #key::bytes(&Self::#names {}) == bytes)*);
+            Ok((Vec::new(), valid))
+        }
+        Data::Union(data) => Err(Error::new(
+            data.union_token.span,
+            "a union cannot be a Key: nothing says which field is valid",
+        )),
+    }
 }
