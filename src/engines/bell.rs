@@ -101,6 +101,7 @@ impl Bell {
         self.wait_asleep(here, deadline, attempt)
     }
 
+    /// The same without staying awake first. The sleep is announced before the attempt: see `protocol::bell`.
     #[inline(always)]
     pub(crate) fn wait_asleep<R>(
         &self,
@@ -123,14 +124,25 @@ impl Bell {
     }
 }
 
-/// Sleeps until a ring of one of several bells since each was [announced](Bell::announce), for a short time
-/// at most. If there are more than 128 bells, those beyond are looked at after that time.
-pub(crate) fn sleep_on_any(bells: &[&Bell], announced: &[u64], deadline: Deadline) {
-    let words: Vec<_> = bells
-        .iter()
-        .zip(announced)
-        .take(futex::WORDS)
-        .map(|(bell, &word)| (Arena::low_half(&bell.0), word as u32))
-        .collect();
-    futex::wait_any(&words, deadline.left(lock::TICK));
+/// As [`Bell::wait_asleep`], for something that each of several bells may announce. If there are more than
+/// 128 bells, those beyond do not wake the caller, which looks again after a `lock::TICK`.
+pub(crate) fn wait_for_any<R>(
+    bells: &[&Bell],
+    deadline: Deadline,
+    attempt: impl Fn() -> Option<R>,
+) -> Option<R> {
+    loop {
+        let over = deadline.is_over();
+        let words: Vec<_> = bells
+            .iter()
+            .map(|&bell| (Arena::low_half(&bell.0), bell.announce() as u32))
+            .collect();
+        if let Some(done) = attempt() {
+            return Some(done);
+        }
+        if over {
+            return None;
+        }
+        futex::wait_any(&words, deadline.left(lock::TICK));
+    }
 }

@@ -41,9 +41,9 @@ pub(crate) fn wait_two(a: (&AtomicU32, u32), b: (&AtomicU32, u32), limit: Durati
 }
 
 /// The most words on which [`wait_any`] can sleep.
-pub(crate) const WORDS: usize = 128;
+const WORDS: usize = 128;
 
-/// The same for any number of words, up to [`WORDS`]. With no words, it sleeps for the time limit.
+/// The same for any number of words, of which the first [`WORDS`] count. With no words, it sleeps for the time limit.
 #[cold]
 pub(crate) fn wait_any(words: &[(&AtomicU32, u32)], limit: Duration) {
     let Some(&first) = words.first() else {

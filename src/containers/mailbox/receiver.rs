@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Mailbox;
 use crate::containers::queue::PopError;
-use crate::engines::bell::sleep_on_any;
+use crate::engines::bell::wait_for_any;
 use crate::participants::deadline::Deadline;
 use crate::participants::tag::Tag;
 use crate::participants::{lock, thread};
@@ -244,21 +244,13 @@ impl<'a, T: ShmSafe + Movable> Receiver<'a, T> {
     /// ```
     #[must_use]
     pub fn wait_any(receivers: &[&Self], timeout: Duration) -> Option<usize> {
-        let deadline = Deadline::after(timeout);
         let bells: Vec<_> = receivers
             .iter()
             .map(|receiver| receiver.mailbox.messages.pushes())
             .collect();
-        loop {
-            let announced: Vec<_> = bells.iter().map(|bell| bell.announce()).collect();
-            if let Some(ready) = receivers.iter().position(|receiver| receiver.is_ready()) {
-                return Some(ready);
-            }
-            if deadline.is_over() {
-                return None;
-            }
-            sleep_on_any(&bells, &announced, deadline);
-        }
+        wait_for_any(&bells, Deadline::after(timeout), || {
+            receivers.iter().position(|receiver| receiver.is_ready())
+        })
     }
 }
 
