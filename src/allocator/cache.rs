@@ -10,14 +10,13 @@
 //! A free counts `until` down, and is done unless that reaches 0. So a span that was full is not
 //! looked at for its first free block, but for an eighth of its blocks at once.
 //!
-//! Lists link span records by slice index and are written only by their owner; recovery does not
-//! read them. Others that free blocks set a hint, a bit for each class, in the owner's slot, if
-//! theirs is the first in its word; so does the owner for a span from which it may collect nothing
-//! yet, because the blocks are about to be freed again. The owner looks through its FULL list when
-//! it needs a block and the hint is set: a few spans at a time, which go to the list's end, so that
-//! a new span is claimed only if fewer than one in [`LOOKED_AT`] has anything. A hint that died
-//! with its setter is made up for by the pool's `rescan` count, which each recovery raises and each
-//! owner compares when it runs out.
+//! Others that free blocks set a hint, a bit for each class, in the owner's slot, if theirs is the
+//! first in its word; so does the owner for a span from which it may collect nothing yet, because
+//! the blocks are about to be freed again. The owner looks through its FULL list when it needs a
+//! block and the hint is set: a few spans at a time, which go to the list's end, so that a new span
+//! is claimed only if fewer than one in [`LOOKED_AT`] has anything. A hint that died with its setter
+//! is made up for by the pool's `rescan` count, which each recovery raises and each owner compares
+//! when it runs out.
 //!
 //! Where the next block comes from, in this order: the word in hand; the current span's other
 //! words; its `remote` words; a PARTIAL span; a FULL span with a hint; a span that nobody owns; new
@@ -26,13 +25,14 @@
 use super::AllocError;
 use super::grow;
 use super::guard;
+use super::list::{self, List};
 use super::size_class::{self, CLASSES, TABLE};
 use super::slice::{self, State};
 use super::span::Span;
 use crate::layout::arena::{Arena, SPANS};
 use crate::participants::table::{CACHE_WORDS, Own, Slot};
 use crate::participants::tag::Tag;
-use crate::primitive::{AtomicU32, AtomicU64, Ordering, fence};
+use crate::primitive::{AtomicU64, Ordering, fence};
 use crate::protocol::bitmap;
 
 const CURRENT: u32 = 1;
@@ -70,10 +70,6 @@ pub(crate) struct Cache<'a> {
     partial: &'a List,
     full: &'a List,
 }
-
-/// The first span, as slice index + 1. The one before it is the last one.
-#[repr(C)]
-struct List(AtomicU32);
 
 const _: () = assert!(size_of::<Caches>() <= size_of::<[Own; CACHE_WORDS]>());
 const _: () = assert!(std::mem::offset_of!(Slot, caches).is_multiple_of(64));
@@ -134,86 +130,6 @@ impl Slot {
         }
         self.forget_all();
     }
-}
-
-impl List {
-    fn push(&self, arena: Arena, span: &Span, place: u32) {
-        let index = span.slice(arena) as u32 + 1;
-        span.next.store(0, Ordering::Relaxed);
-        span.place.store(place, Ordering::Relaxed);
-        if let Some(first) = self.first(arena) {
-            let last = first.previous.swap(index, Ordering::Relaxed);
-            span.previous.store(last, Ordering::Relaxed);
-            if let Some(last) = at(arena, last) {
-                last.next.store(index, Ordering::Relaxed);
-            }
-        } else {
-            span.previous.store(index, Ordering::Relaxed);
-            self.0.store(index, Ordering::Relaxed);
-        }
-    }
-
-    fn push_front(&self, arena: Arena, span: &Span, place: u32) {
-        self.push(arena, span, place);
-        // The list is circular, from the last to the first: starting it one earlier is enough.
-        let index = span.slice(arena) as u32 + 1;
-        let first = self.0.load(Ordering::Relaxed);
-        if first != index {
-            let previous = span.previous.load(Ordering::Relaxed);
-            if let Some(previous) = at(arena, previous) {
-                previous.next.store(0, Ordering::Relaxed);
-            }
-            span.next.store(first, Ordering::Relaxed);
-            self.0.store(index, Ordering::Relaxed);
-        }
-    }
-
-    fn remove(&self, arena: Arena, span: &Span) {
-        let next = span.next.load(Ordering::Relaxed);
-        let previous = span.previous.load(Ordering::Relaxed);
-        let first = self.0.load(Ordering::Relaxed);
-        if at(arena, first).is_some_and(|first| std::ptr::eq(first, span)) {
-            self.0.store(next, Ordering::Relaxed);
-        } else if let Some(other) = at(arena, previous) {
-            other.next.store(next, Ordering::Relaxed);
-        }
-        // The next one's neighbour; or, if this was the last, the first one's.
-        if let Some(other) = at(arena, next).or_else(|| self.first(arena)) {
-            other.previous.store(previous, Ordering::Relaxed);
-        }
-        span.place.store(0, Ordering::Relaxed);
-    }
-
-    /// True if the span is in the list, judged by its links and its neighbours'. A span that the
-    /// owner has not put there is in none: in a damaged file, a tag may name an owner that is yet
-    /// to come.
-    fn holds(&self, arena: Arena, span: &Span) -> bool {
-        let index = span.slice(arena) as u32 + 1;
-        let slices = arena.slices();
-        let next_to = |link: u32| at(arena, if link as usize <= slices { link } else { 0 });
-        let next = span.next.load(Ordering::Relaxed);
-        let previous = span.previous.load(Ordering::Relaxed);
-        let first = self.0.load(Ordering::Relaxed) == index;
-        let after = |other: &Span| other.next.load(Ordering::Relaxed) == index;
-        let before = |other: &Span| other.previous.load(Ordering::Relaxed) == index;
-        let ends = next == 0 && self.last(arena) == index;
-        (first || next_to(previous).is_some_and(after))
-            && (ends || next_to(next).is_some_and(before))
-    }
-
-    fn first(&self, arena: Arena) -> Option<&'static Span> {
-        at(arena, self.0.load(Ordering::Relaxed))
-    }
-
-    /// The last span, as slice index + 1; 0 if there is none.
-    fn last(&self, arena: Arena) -> u32 {
-        let first = self.first(arena);
-        first.map_or(0, |first| first.previous.load(Ordering::Relaxed))
-    }
-}
-
-fn at(arena: Arena, link: u32) -> Option<&'static Span> {
-    (link != 0).then(|| arena.span(link as usize - 1))
 }
 
 impl Cache<'_> {
@@ -389,8 +305,8 @@ impl Cache<'_> {
     fn take_full(&self, arena: Arena, at_most: usize) -> Option<(&'static Span, usize)> {
         let last = self.full.last(arena);
         for _ in 0..at_most {
-            let index = self.full.0.load(Ordering::Relaxed);
-            let span = at(arena, index)?;
+            let index = self.full.first_link();
+            let span = list::at(arena, index)?;
             self.full.remove(arena, span);
             if let Some(word) = stocked(arena, span, 0) {
                 return Some((span, word));

@@ -9,6 +9,7 @@
 //! | `kept`       | runs that are free, kept whole for the next of their size |
 //! | `span`       | blocks of one size class: the bitmaps |
 //! | `cache`      | an owner's spans: where its next block comes from |
+//! | `list`       | lists of an owner's spans |
 //! | `known`      | from an address to an owner's span, the short way |
 //! | `block`      | allocate, free, usable size: the way in |
 //! | `recover`    | what an owner leaves behind becomes anybody's |
@@ -27,6 +28,7 @@ pub(crate) mod grow;
 pub(crate) mod guard;
 pub(crate) mod kept;
 pub(crate) mod known;
+mod list;
 pub(crate) mod recover;
 pub(crate) mod run;
 pub(crate) mod size_class;
