@@ -53,7 +53,8 @@ pub enum CommitError {
     /// Less memory is available than the step needs (of the machine, or of the control group).
     #[error("only {available} bytes of memory are available")]
     MemoryLimit {
-        /// Bytes that may still be used, by the kernel's own estimate.
+        /// Bytes that may still be used: the kernel's own estimate, less 1 MiB that is left to the
+        /// kernel itself and to the memory outside of pools.
         available: u64,
     },
     /// Another system error, by number; `EFBIG` if the file would become longer than this process
@@ -325,6 +326,11 @@ pub(crate) fn discard(address: usize, len: usize) -> Result<(), CommitError> {
     done.map_err(|errno| CommitError::System(errno.raw_os_error()))
 }
 
+/// Bytes of the available memory that are left to the kernel and to the program. Whoever touches
+/// what was committed needs page tables, and private memory of its own grows too; a control group
+/// counts both.
+const LEFT_ALONE: u64 = 1 << 20;
+
 /// Checks, as well as can be known, that `bytes` more bytes of memory are available: by the
 /// machine's estimate and by the control group's limit. A `fallocate` past either would not fail
 /// but invoke the out-of-memory killer.
@@ -332,7 +338,8 @@ pub(crate) fn discard(address: usize, len: usize) -> Result<(), CommitError> {
 pub(crate) fn check_limit(bytes: u64) -> Result<(), CommitError> {
     let available = machine_available()
         .unwrap_or(u64::MAX)
-        .min(group_available().unwrap_or(u64::MAX));
+        .min(group_available().unwrap_or(u64::MAX))
+        .saturating_sub(LEFT_ALONE);
     if bytes > available {
         Err(CommitError::MemoryLimit { available })
     } else {

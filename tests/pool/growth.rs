@@ -9,7 +9,9 @@ use std::time::Instant;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use shmkit::inspect::Observer;
 use shmkit::process::scope;
-use shmkit::{AllocError, AttachError, CommitError, CreateError, GrowError, Pool};
+use shmkit::{
+    AllocError, AttachError, ChangeError, CommitError, CreateError, GrowError, HashMap, Pool,
+};
 
 use super::common::skip::skipped;
 use super::common::{
@@ -195,6 +197,20 @@ pub fn role_memory_limit() {
     give_back(some);
     assert_sound(*pool);
     drop(other);
+    // In small steps too, something is left for page tables and for this process.
+    for _ in 0..3 {
+        let map = pool.create(HashMap::<u64, [u64; 100]>::new()).unwrap();
+        let refused = (0..).find_map(|key| map.insert(&key, [key; 100]).err());
+        let cause = refused.unwrap().cause;
+        let limited = matches!(
+            cause,
+            ChangeError::Alloc(AllocError::NoMemory(CommitError::MemoryLimit { .. }))
+        );
+        assert!(limited, "{cause}");
+        drop(map);
+        pool.recover();
+        pool.purge().unwrap();
+    }
     // Nor is more copied than there is room for.
     let file = File::from(pool.fd().try_clone_to_owned().unwrap());
     fill(allocate(*pool, 32 * MIB), 32 * MIB);
