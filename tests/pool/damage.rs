@@ -12,7 +12,7 @@ use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use shmkit::process::scope;
 use shmkit::{
     Array, Buffer, Handle, Lease, Link, Mailbox, Pool, Queue, Receiver, Semaphore, SharedCell,
-    ShmSafe,
+    ShmSafe, inspect,
 };
 
 use super::attach::memfd;
@@ -218,7 +218,9 @@ fn probe(pool: Pool, number: Handle<u64>, node: Handle<Node>) {
     }
     let _ = pool.purge();
     pool.recover();
-    let _ = (pool.stats(), pool.check());
+    let _ = (pool.stats(), pool.check(), pool.check_quiescent());
+    let _ = inspect::leaks(pool);
+    let _ = (inspect::participants(pool), inspect::map(pool).to_svg());
 }
 
 /// Uses every operation of every container that does not wait for ever.
