@@ -68,7 +68,7 @@ pub enum CreateError {
     },
     /// A size is zero, the initial size is above the maximum, or the maximum is above 984 GiB.
     #[error(
-        "a pool of {initial} bytes that can grow to {max} cannot be made: it begins with 1 byte at least, and ends at 984 GiB at most"
+        "a pool of {initial} bytes that can grow to {max} cannot be made: it begins with 1 byte at least and with no more than it can grow to, which is 984 GiB at most"
     )]
     InvalidSize {
         /// The requested initial size.
@@ -112,7 +112,7 @@ impl From<rustix::io::Errno> for CreateError {
 /// ```
 #[derive(Clone, Debug)]
 pub struct PoolBuilder {
-    initial: usize,
+    initial: Option<usize>,
     max: usize,
     base: Option<usize>,
     prefault: bool,
@@ -126,7 +126,7 @@ pub struct PoolBuilder {
 impl Default for PoolBuilder {
     fn default() -> Self {
         PoolBuilder {
-            initial: 1 << 20,
+            initial: None,
             max: DATA.max * SLICE,
             base: None,
             prefault: false,
@@ -140,7 +140,8 @@ impl Default for PoolBuilder {
 }
 
 impl PoolBuilder {
-    /// Bytes of data that the pool has from the start: 1 MiB by default. Rounded up to 16 KiB.
+    /// Bytes of data that the pool has from the start: by default 1 MiB, or the maximum if that is
+    /// less. Rounded up to 16 KiB.
     ///
     /// ```
     /// # use shmkit::Pool;
@@ -150,8 +151,14 @@ impl PoolBuilder {
     /// ```
     #[must_use]
     pub fn initial_size(mut self, bytes: usize) -> Self {
-        self.initial = bytes;
+        self.initial = Some(bytes);
         self
+    }
+
+    /// What [`initial_size`](Self::initial_size) has been told, or the default.
+    fn initial(&self) -> usize {
+        self.initial
+            .unwrap_or(self.max.min(1 << 20) / SLICE * SLICE)
     }
 
     /// Bytes of data that the pool can grow to: by default 984 GiB, the most there can be. This is
@@ -406,17 +413,17 @@ impl PoolBuilder {
 
     /// Logs the creation: nobody else has the pool yet, and nothing is locked.
     fn told(&self, pool: Pool, name: &str) {
-        let (base, initial, max) = (pool.0.base(), self.initial, self.max);
+        let (base, initial, max) = (pool.0.base(), self.initial(), self.max);
         tell(
             || log::debug!(target: super::LOG, "made a pool {name} at {base:#x}: {initial} bytes, at most {max}"),
         );
     }
 
     fn make(&self, fd: OwnedFd) -> Result<Pool, CreateError> {
-        let (initial, max) = (self.initial.div_ceil(SLICE), self.max / SLICE);
+        let (initial, max) = (self.initial().div_ceil(SLICE), self.max / SLICE);
         if initial == 0 || initial > max || self.max > DATA.max * SLICE {
             return Err(CreateError::InvalidSize {
-                initial: self.initial,
+                initial: self.initial(),
                 max: self.max,
             });
         }

@@ -32,6 +32,10 @@ pub fn options() {
     let pool = TestPool::with(|b| b.initial_size(1).max_size((48 << 10) - 1));
     let stats = pool.stats();
     assert_eq!((stats.total, stats.maximum), (16 << 10, 32 << 10));
+    // By default a small pool has from the start all that it can have.
+    let small = TestPool::with(|b| b.max_size((48 << 10) - 1));
+    let stats = small.stats();
+    assert_eq!((stats.total, stats.maximum), (32 << 10, 32 << 10));
     let other = TestPool::new();
     assert_ne!(pool.uuid(), other.uuid());
     assert_ne!(pool.base(), other.base());
@@ -91,6 +95,11 @@ pub fn invalid_sizes() {
             CreateError::InvalidSize { initial: i, max: m } => assert_eq!((i, m), (initial, max)),
             other => panic!("{initial}, {max}: {other:?}"),
         }
+    }
+    for max in [0, (16 << 10) - 1, usize::MAX] {
+        let error = refused(|b| b.max_size(max));
+        let invalid = matches!(error, CreateError::InvalidSize { max: m, .. } if m == max);
+        assert!(invalid, "{max}: {error:?}");
     }
     let largest = TestPool::with(|b| b.max_size(984 << 30));
     assert_eq!(largest.stats().maximum, 984 << 30);
