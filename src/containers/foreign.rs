@@ -109,6 +109,10 @@ impl fmt::Debug for PoolAlloc {
 /// recovery, and neither may know the type. Empty a collection before its object is destroyed, or
 /// its memory stays allocated until the pool is gone.
 ///
+/// At each start of a program this is another type, as the other starts cannot use its values. A
+/// pool describes 2048 types and never forgets one, so `Foreign` is not for a pool that outlives
+/// thousands of programs.
+///
 /// ```
 /// use allocator_api2::vec::Vec;
 /// use shmkit::{Foreign, Mutex, Pool};

@@ -35,7 +35,10 @@ const ENTRIES: usize = 2 * Barrier::MAX_PARTIES as usize;
 /// tell the others by [`abort`](Self::abort), as in [`Config::on_end`](crate::process::Config::on_end),
 /// or they give up after a [time limit](Self::wait_timeout).
 ///
-/// When all threads of one group have ended, another group may use the barrier.
+/// When all threads of one group have ended, another group may use the barrier. While some of a
+/// group live, and others have ended, those that have ended are missed, whoever waits. So a barrier
+/// is for threads that come to it again and again, not for any two of a larger number; of those that
+/// are alive, it can remember 128.
 ///
 /// ```
 /// use shmkit::{Barrier, Pool, process};

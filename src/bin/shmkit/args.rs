@@ -297,7 +297,8 @@ fn check(pool: &Path, json: bool) -> Outcome {
         _ => match observer.check() {
             found if found.is_ok() => {
                 // SAFETY: the copy is only recovered and checked.
-                let copy = unsafe { observer.into_copy() }.map_err(Failure::from)?;
+                let copy = unsafe { observer.into_copy() }
+                    .map_err(|error| Failure::from(error).about(&name))?;
                 copy.recover();
                 ("a copy, recovered", copy.check_quiescent())
             }
