@@ -450,7 +450,7 @@ impl Walk {
     fn is_kept<'a>(&self, shape: Shape, cell: &impl Fn(usize) -> &'a AtomicU64) -> bool {
         // SeqCst: see `foremost`.
         let seen = Cell::unpack(cell(shape.index(self.end)).load(Ordering::SeqCst));
-        is_ahead(self.end, seen.position)
+        is_behind(seen.position, self.end)
     }
 
     /// True if nothing has been claimed yet where the walk ended.
@@ -458,9 +458,16 @@ impl Walk {
         let seen = Cell::unpack(cell(shape.index(self.end)).load(Ordering::SeqCst));
         match seen.phase {
             CellPhase::Free | CellPhase::Sealed => !is_ahead(seen.position, self.end),
-            _ => is_ahead(self.end, seen.position),
+            _ => is_behind(seen.position, self.end),
         }
     }
+}
+
+/// True if a cell's position is one of a lap before `at`, as [`Walk::to_full`] finds it. That is not
+/// the same as `at` being ahead of it if the cell is garbage: of two positions that are half of all
+/// apart, neither is ahead.
+fn is_behind(seen: u64, at: u64) -> bool {
+    seen != at && !is_ahead(seen, at)
 }
 
 /// Prevents pushes at the first unclaimed position and beyond. False if it has been claimed.
@@ -520,4 +527,26 @@ pub fn visit<'a>(
         walk.end = shape.next(at);
     }
     walk
+}
+
+#[cfg(all(test, not(shmkit_loom)))]
+mod tests {
+    use super::*;
+
+    /// A cell whose highest bit is wrong has a position half of all positions away.
+    #[test]
+    fn a_cell_half_a_circle_away_is_where_a_walk_ends() {
+        let shape = Shape::new(4);
+        for phase in [CellPhase::Free, CellPhase::Full, CellPhase::Sealed] {
+            let free = |at| AtomicU64::new(Cell::new(CellPhase::Free, 0, at).pack());
+            let cells = [0, 1, 2, 3].map(free);
+            let away = Cell::new(phase, 0, position(1 << 48)).pack();
+            cells[0].store(away, Ordering::Relaxed);
+            let head = AtomicU64::new(0);
+            let cell = |index: usize| &cells[index];
+            let found = take(shape, &head, cell, Take::Pop, |_| true, |_, _| {});
+            let walk = found.unwrap_err();
+            assert!(walk.around && walk.is_at_end(shape, &cell), "{walk:?}");
+        }
+    }
 }
