@@ -348,8 +348,11 @@ fn destroy(arena: Arena, slot: &Slot, retired: Retired, work: &mut Vec<Retired>)
     true
 }
 
-/// What recovery does for a dead destroyer, once the step in flight is finished.
+/// What recovery does for a dead destroyer, once the step in flight is finished: from here on others
+/// may destroy the rest, and the step must not be finished once more.
 pub(super) fn condemn(arena: Arena, owner: Tag, index: usize) {
+    let freeing = &arena.slot(owner.slot()).watched.freeing;
+    debug_assert_eq!(freeing.load(Ordering::Relaxed), 0);
     if let Some(entry) = arena.object(index) {
         lifecycle::condemn(&entry.state, owner.slot());
     }

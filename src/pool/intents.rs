@@ -350,6 +350,8 @@ mod tests {
     use super::*;
     use crate::layout::arena::DATA;
     use crate::participants::thread;
+    use crate::pool::Scratch;
+    use crate::protocol::lifecycle::{self, Phase};
     use crate::{Link, Pool};
 
     #[test]
@@ -414,5 +416,31 @@ mod tests {
             owned.store(0, Ordering::Relaxed);
             slot.intent.close();
         }
+    }
+
+    /// A thread has died that was destroying an object, when it had struck the block and had not yet
+    /// freed it. Whoever may destroy the rest finds the block free: the word that named it may be
+    /// another object's by the next look at what the dead one was doing.
+    #[test]
+    fn what_the_dead_was_freeing_is_free_before_others_go_on() {
+        let pool = Scratch::new();
+        let (arena, slot) = (pool.0, thread::slot(pool.0).unwrap());
+        let object = pool.create(7_u64).unwrap();
+        let index = object.index();
+        let entry = arena.object(index).unwrap();
+        let block = entry.address.load(Ordering::Relaxed);
+        slot.intent.open(DESTROY, &[index as u64, 0, 0, 0, 0]);
+        lifecycle::seize(&entry.state, entry.state(), slot.tag().slot()).unwrap();
+        let own = std::ptr::from_ref(&entry.address).addr() as u64;
+        slot.intent.set_arg(DESTROY_FIELD, own);
+        block::about_to_free(slot, block);
+        entry.address.store(0, Ordering::Relaxed);
+
+        // This asserts it in between.
+        resolve(arena, slot.tag().slot());
+        assert_eq!(entry.state().phase, Phase::Condemned);
+        assert!(block::usable_size(arena, block as usize).is_err());
+        drop(object);
+        assert_eq!(entry.state().phase, Phase::Free);
     }
 }
