@@ -234,6 +234,21 @@ pub fn elsewhere(world: &mut World, f: impl FnOnce(&mut World) + Send) {
     });
 }
 
+/// So many objects that one more is held with more memory only, which who has made them has.
+pub fn row_of_objects(pool: Pool) {
+    let fill = move || {
+        let mut first = pool.create(node(0)).expect("an object");
+        for n in 0..1024 {
+            let next = pool.create(node(n)).expect("an object");
+            next.next.set(Some(&first)).expect("set");
+            first = next;
+        }
+        pool.set_name("row", &first).expect("named");
+    };
+    // It waits for ever after that, so that nobody else gets its record.
+    std::mem::forget(Doomed::new(fill, || ()));
+}
+
 pub fn cases(suite: &mut Suite) {
     suite.run(case(
         "create an object",
@@ -244,25 +259,10 @@ pub fn cases(suite: &mut Suite) {
         },
         |more, _| more == 0,
     ));
-    // A process that can have no memory for what it would hold: there is a block by then, which goes. So many are held
-    // with more memory only, which who has made the others has.
-    let row_of_objects = |w: &mut World| {
-        let pool = w.pool;
-        let fill = move || {
-            let mut first = pool.create(node(0)).expect("an object");
-            for n in 0..1024 {
-                let next = pool.create(node(n)).expect("an object");
-                next.next.set(Some(&first)).expect("set");
-                first = next;
-            }
-            pool.set_name("row", &first).expect("named");
-        };
-        // It waits for ever after that, so that nobody else gets its record.
-        std::mem::forget(Doomed::new(fill, || ()));
-    };
+    // There is a block by then, which goes.
     suite.run(case(
         "create an object, refused",
-        row_of_objects,
+        |w| row_of_objects(w.pool),
         nothing,
         |w| {
             testing::refuse_commits(Some(0));

@@ -4,7 +4,7 @@
 use shmkit::{Buffer, testing};
 
 use super::engine::{Case, Doomed, Suite};
-use super::pool::{World, case, elsewhere, node, nothing, verify};
+use super::pool::{World, case, elsewhere, node, nothing, row_of_objects, verify};
 use super::sync::slot;
 
 /// Bytes that three slices have, of 16 KiB each.
@@ -87,6 +87,26 @@ fn freed_and_taken(world: &mut World) {
     pool.purge().expect("a slot");
     world.allocate(7 << 14, 1);
     assert_eq!(testing::slices(pool).as_bytes()[chunk], b'r', "taken");
+    doomed.die();
+}
+
+/// One has died who was refused the memory to hold an object, and had given back the object's block. As soon as it was free
+/// somebody else has it, before recovery looks at what the dead one was making.
+fn refused_and_taken(world: &mut World) {
+    let pool = world.pool;
+    row_of_objects(pool);
+    let refused = || {
+        testing::refuse_commits(Some(0));
+        pool.create([0_u8; THREE]).map(drop).expect_err("no memory");
+    };
+    let mut doomed = Doomed::new(|| slot(pool), refused);
+    let first_kept = || testing::slices(pool).find('k');
+    assert_eq!(first_kept(), None);
+    doomed.go_on_until(|| first_kept().is_some());
+    let block = first_kept().expect("a run");
+    pool.purge().expect("a slot");
+    world.allocate(THREE, 1);
+    assert_eq!(testing::slices(pool).as_bytes()[block], b'r', "taken");
     doomed.die();
 }
 
@@ -214,6 +234,18 @@ pub fn cases(suite: &mut Suite) {
         },
         |more, _| more == 0,
     ));
+    suite.run(
+        case(
+            "recover one whose refused object's block somebody has",
+            refused_and_taken,
+            nothing,
+            |world| {
+                world.pool.recover();
+            },
+            |more, _| more == 0,
+        )
+        .without_real_kills(),
+    );
     suite.run(
         case(
             "free a run of holes that were taken from a recoverer",
