@@ -233,10 +233,14 @@ impl RobustWord {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicUsize;
     use std::time::Duration;
+
+    use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
 
     use super::*;
     use crate::sys::futex;
+    use crate::sys::process::{self, Ended, ForkResult};
 
     fn free() -> RobustWord {
         RobustWord {
@@ -283,5 +287,79 @@ mod tests {
             unsafe { robust.release() };
             assert_eq!(robust.word.load(Ordering::Relaxed), 0);
         }
+    }
+
+    /// The link of the word that is about to change.
+    static LINK: AtomicUsize = AtomicUsize::new(0);
+
+    /// In a child, at a store that the kernel refuses: ends it with 0 if the kernel, should the thread
+    /// be killed here, would look at the word.
+    extern "C" fn at_the_store(_: libc::c_int) {
+        // SAFETY: this thread's list, as in `enter`.
+        let pending =
+            list().map(|(head, _)| unsafe { (&raw const (*head).pending).read_volatile() });
+        let is_named = pending.is_ok_and(|link| link == LINK.load(Ordering::Relaxed));
+        process::exit_now(i32::from(!is_named));
+    }
+
+    /// Stops at a store by making the page read-only to which it goes.
+    #[test]
+    fn who_is_killed_while_a_word_changes_hands_has_named_it() {
+        let page = rustix::param::page_size();
+        let writable = ProtFlags::READ | ProtFlags::WRITE;
+        let (anywhere, private) = (std::ptr::null_mut(), MapFlags::PRIVATE);
+        // SAFETY: a new mapping of two pages.
+        let start = unsafe { mmap_anonymous(anywhere, 2 * page, writable, private) }.unwrap();
+        // SAFETY: a word at the start of each page; zeros are valid, and the pages stay mapped.
+        let words = [0, page].map(|at| unsafe { &*start.byte_add(at).cast::<RobustWord>() });
+        let [first, second] = words;
+        let protect = |word: &RobustWord| {
+            let page_of = std::ptr::from_ref(word).cast_mut().cast();
+            // SAFETY: whoever stores there is stopped.
+            unsafe { mprotect(page_of, page, MprotectFlags::READ) }.unwrap();
+        };
+        let acquire = |word: &RobustWord| {
+            LINK.store(word.link(), Ordering::Relaxed);
+            assert!(word.acquire(0).unwrap());
+        };
+        let takes = || {
+            protect(first);
+            acquire(first);
+        };
+        // The link of the word before it, in the list, leads back to it.
+        let links = || {
+            acquire(first);
+            protect(first);
+            acquire(second);
+        };
+        let gives_back = || {
+            acquire(first);
+            acquire(second);
+            protect(second);
+            // SAFETY: acquired above.
+            unsafe { second.release() };
+        };
+        let all: [(&str, &dyn Fn()); 3] = [
+            ("takes", &takes),
+            ("links", &links),
+            ("gives back", &gives_back),
+        ];
+        for (name, does) in all {
+            // SAFETY: the child calls what is usable after a fork, and ends.
+            match unsafe { process::fork() }.unwrap() {
+                ForkResult::Parent { child } => {
+                    assert_eq!(process::wait(child), Ended::Exited(0), "{name}");
+                }
+                ForkResult::Child => {
+                    let handler: extern "C" fn(libc::c_int) = at_the_store;
+                    // SAFETY: the handler never returns.
+                    unsafe { libc::signal(libc::SIGSEGV, handler as libc::sighandler_t) };
+                    does();
+                    process::exit_now(2);
+                }
+            }
+        }
+        // SAFETY: nobody uses the words any more.
+        unsafe { munmap(start, 2 * page) }.unwrap();
     }
 }
