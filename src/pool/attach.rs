@@ -484,3 +484,47 @@ fn read_start(fd: BorrowedFd<'_>, bytes: &mut [u8]) -> rustix::io::Result<usize>
     }
     Ok(read)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::mem::offset_of;
+    use std::sync::mpsc::channel;
+
+    use super::*;
+    use crate::layout::header::Header;
+
+    /// After the look at the file, and before the pool is mapped.
+    #[test]
+    fn a_header_that_changes_while_it_is_read_is_refused() {
+        let pool = Pool::builder().create().unwrap();
+        let fd = pool.fd().try_clone_to_owned().unwrap();
+        // SAFETY: nothing was made in it, and nobody else has it.
+        unsafe { pool.unmap() };
+        let attach = || from_fd(fd.try_clone().unwrap());
+        let attaching = handles::lock();
+        let refused = std::thread::scope(|s| {
+            let (tell, told) = channel();
+            let attaches = s.spawn(move || {
+                tell.send(process::tid()).unwrap();
+                attach()
+            });
+            let tid = told.recv().unwrap();
+            while !handles::is_waited_for_by(tid) && !attaches.is_finished() {
+                std::thread::yield_now();
+            }
+            let another = 7_u64.to_ne_bytes();
+            let created = offset_of!(Header, created) as u64;
+            assert_eq!(rustix::io::pwrite(&fd, &another, created), Ok(8));
+            drop(attaching);
+            attaches.join().unwrap()
+        });
+        let what = "it changes while it is read";
+        let is_refused =
+            matches!(refused, Err(AttachError::DamagedHeader { what: why }) if why == what);
+        assert!(is_refused, "{refused:?}");
+        // The pool is whole, and nothing is in its place.
+        let pool = attach().unwrap();
+        // SAFETY: as above.
+        unsafe { pool.unmap() };
+    }
+}

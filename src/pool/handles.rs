@@ -109,6 +109,19 @@ impl Drop for Hold {
     }
 }
 
+/// In tests: whether a thread sleeps until [the holds](lock) are unlocked.
+#[cfg(test)]
+pub(super) fn is_waited_for_by(tid: u32) -> bool {
+    let call = std::fs::read_to_string(format!("/proc/self/task/{tid}/syscall"));
+    let call = call.unwrap_or_default();
+    let mut words = call.split_ascii_whitespace();
+    let is_futex = words.next() == Some(&libc::SYS_futex.to_string());
+    let word = words.next().and_then(|word| word.strip_prefix("0x"));
+    let word = word.and_then(|word| usize::from_str_radix(word, 16).ok());
+    let start = (&raw const HOLDS).addr();
+    is_futex && word.is_some_and(|word| (start..start + size_of_val(&HOLDS)).contains(&word))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
