@@ -1,6 +1,7 @@
 //! The harness runs these in threads, so a forked child calls nothing but system calls and what
 //! glibc keeps usable after `fork`, and ends with `exit_now`.
 
+use std::cell::Cell;
 use std::io::{PipeReader, PipeWriter, Read, pipe};
 use std::thread;
 
@@ -319,6 +320,38 @@ fn threads_outlive_their_leader() {
     }
     assert!(process_is_gone(child, start));
     assert!(all_threads(child, StatLine::ended), "the slow way agrees");
+    assert_eq!(wait(child), Ended::Exited(0));
+}
+
+/// It was started by one that was looked at before, and has ended since.
+#[test]
+fn a_thread_that_comes_during_the_look_is_not_overlooked() {
+    let child = forked(|| {
+        let (hold, release) = pipe().unwrap();
+        let (never, _open) = pipe().unwrap();
+        let (report, told) = std::sync::mpsc::channel();
+        thread::spawn(move || {
+            report.send(tid()).unwrap();
+            await_byte(&hold);
+        });
+        let first = to_pid(told.recv().unwrap()).unwrap();
+        let (looks, never) = (Cell::new(0), Cell::new(Some(never)));
+        let is_over = |_: &StatLine| {
+            looks.set(looks.get() + 1);
+            // The process's first thread is looked at first.
+            if looks.get() == 2 {
+                send_byte(&release);
+                while !no_such_task(first) {
+                    thread::yield_now();
+                }
+                let never = never.take().unwrap();
+                thread::spawn(move || await_byte(&never));
+            }
+            true
+        };
+        let over = all_threads(pid(), is_over);
+        exit_now(i32::from(over || looks.get() < 2));
+    });
     assert_eq!(wait(child), Ended::Exited(0));
 }
 
