@@ -83,6 +83,7 @@ const CASES: &[Named] = table! {
         other_threads_may_be_allowed
         no_descriptor_no_child
         a_thread_without_a_slot_may_fork
+        who_ends_beside_other_threads_lets_go_of_nothing
         sigchld_ignored
         closed_streams_stay_closed
         reaped_by_somebody_else

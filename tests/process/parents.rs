@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use shmkit::process::{
     Config, Entry, JoinError, KillError, Resource, ResultError, SpawnError, run, scope,
 };
-use shmkit::{Event, ObjectError, Pool};
+use shmkit::{Event, ObjectError, Pool, testing};
 
 use super::{listen, loop_for_ever, no_child_left, open_descriptors, program, role_succeeds, tell};
-use crate::common::{fork, leave, reap};
+use crate::common::{TestPool, assert_sound, fork, leave, reap};
 
 pub fn other_threads_are_refused() {
     let (reader, writer) = pipe().unwrap();
@@ -91,6 +91,36 @@ pub fn a_thread_without_a_slot_may_fork() {
     assert!(report.is_ok(), "{report}");
     // SAFETY: nothing refers to the pool any more, and no child has it.
     unsafe { pool.unmap() };
+}
+
+/// Its other threads may use what it holds until it has ended, too.
+pub fn who_ends_beside_other_threads_lets_go_of_nothing() {
+    let pool = TestPool::new();
+    let kept = pool.create(1_u64).unwrap();
+    let before = pool.stats().allocated;
+    let (told, tell) = pipe().unwrap();
+    let (late, go_on) = pipe().unwrap();
+    let Some(child) = fork() else {
+        drop(go_on);
+        std::mem::forget(pool.create(7_u64).unwrap());
+        std::thread::spawn(loop_for_ever);
+        // SAFETY: neither thread uses the pool any more.
+        unsafe { testing::forking::ending() };
+        super::tell(&tell);
+        super::sleep_on(&late);
+        leave(true);
+    };
+    listen(&told);
+    assert!(pool.stats().allocated > before);
+    assert_eq!(testing::forking::records(*pool), 2);
+    drop(go_on);
+    assert_eq!(reap(child), 0);
+    // The kernel's mark tells that it has ended.
+    pool.recover();
+    assert_eq!(pool.stats().allocated, before);
+    assert_eq!(testing::forking::records(*pool), 1);
+    assert_sound(*pool);
+    assert_eq!(*kept, 1);
 }
 
 pub fn role_no_descriptor() {
