@@ -150,6 +150,7 @@ const CASES: &[common::Named] = table! {
     postponed:
         the_dead_postponed_it
         who_has_left_postponed_it
+        who_unmaps_the_pool_postponed_it
         the_living_keep_what_they_postponed
         nobody_waits_for_an_idle_keeper
         a_full_pool_is_tried_again;

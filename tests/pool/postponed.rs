@@ -1,10 +1,13 @@
 //! What is released while a thread views it is freed by the thread that released it, or after
 //! that by any thread that ends a view: nobody has to ask for it.
 
+use std::io::{PipeReader, PipeWriter, Read as _, Write as _};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use shmkit::process::scope;
 use shmkit::{Link, Pool, Semaphore, Shared, ShmSafe, View};
 
-use super::common::{TestPool, assert_sound};
+use super::common::{TestPool, assert_sound, fork, leave, reap};
 
 #[derive(ShmSafe)]
 struct Board {
@@ -105,6 +108,35 @@ fn look_while_it_keeps(board: &Board) -> View<'_, u64> {
     board.go_on.add_permits(1).unwrap();
     board.ready.acquire().unwrap().forget();
     view
+}
+
+/// Nobody else would find what it alone knew of: its process holds nothing, and does not die.
+pub fn who_unmaps_the_pool_postponed_it() {
+    let pool = TestPool::new();
+    pool.set_name("board", &board(*pool)).unwrap();
+    let before = pool.stats().allocated;
+    let open = || pool.named::<Board>("board").unwrap();
+    let [(looked, looks), (gone, goes)] = [(); 2].map(|()| std::io::pipe().unwrap());
+    let tell = |mut to: &PipeWriter| to.write_all(b"!").unwrap();
+    let listen = |mut to: &PipeReader| to.read_exact(&mut [0]).unwrap();
+    let Some(child) = fork() else {
+        let looked = catch_unwind(AssertUnwindSafe(|| {
+            let board = open();
+            let view = board.seen.view().unwrap();
+            tell(&looks);
+            listen(&gone);
+            drop(view);
+            look_until(*pool, &board, before);
+        }));
+        leave(looked.is_ok());
+    };
+    listen(&looked);
+    replace(*pool, &open());
+    let held_up = pool.stats().allocated - before;
+    assert!(held_up >= MANY as usize * 8, "{held_up} bytes are held up");
+    drop(pool);
+    tell(&goes);
+    assert_eq!(reap(child), 0);
 }
 
 pub fn the_living_keep_what_they_postponed() {
