@@ -164,6 +164,62 @@ pub fn a_child_that_is_killed_on_its_way_holds_nothing() {
     role_succeeds("role_killed_on_its_way");
 }
 
+/// What a child reads a byte from before it lives, if that is a descriptor.
+static LATE_BY: AtomicI32 = AtomicI32::new(-1);
+
+/// In a child, before it comes to life in any pool. It does not outlive a parent that fails.
+extern "C" fn be_late() {
+    let mut byte = 0_u8;
+    // SAFETY: the byte is written to.
+    unsafe {
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+        libc::read(LATE_BY.load(Ordering::Relaxed), (&raw mut byte).cast(), 1);
+    }
+}
+
+/// Forks a child that is on its way until it is let go, and leaves well if `is_well` then.
+fn fork_late(is_well: impl FnOnce() -> bool) -> (libc::pid_t, OwnedFd) {
+    let (go, let_go) = rustix::pipe::pipe().unwrap();
+    LATE_BY.store(go.as_raw_fd(), Ordering::Relaxed);
+    let child = fork().unwrap_or_else(|| leave(is_well()));
+    LATE_BY.store(-1, Ordering::Relaxed);
+    (child, let_go)
+}
+
+pub fn role_late() {
+    // Before the first pool: so it is called before the pool's own handler.
+    // SAFETY: the handler does nothing that a child may not.
+    let done = unsafe { libc::pthread_atfork(None, None, Some(be_late)) };
+    assert_eq!(done, 0);
+    let pool = Pool::builder().create().unwrap();
+    let base = pool.base();
+    drop(pool.create(7_u64).unwrap());
+    let (dies, _go) = fork_late(|| false);
+    // SAFETY: nothing refers to it.
+    unsafe { pool.unmap() };
+    // Another at the same place, where the next child has the same record.
+    let pool = Pool::builder().base(base).create().unwrap();
+    let kept = pool.create(8_u64).unwrap();
+    let (late, go) = fork_late(|| *kept == 8);
+    // A child has nothing of what its parent has for those that are on their way.
+    let descriptors = open_descriptors();
+    let child = fork().unwrap_or_else(|| leave(open_descriptors() == descriptors - 2));
+    assert_eq!(reap(child), 0);
+    // What was for one of them is not taken from the other.
+    // SAFETY: our own child.
+    assert_eq!(unsafe { libc::kill(dies, libc::SIGKILL) }, 0);
+    assert_eq!(reap(dies), libc::SIGKILL);
+    pool.recover();
+    assert_eq!(rustix::io::write(go, &[1]), Ok(1));
+    assert_eq!(reap(late), 0);
+    pool.recover();
+    assert!(pool.check().is_ok(), "{}", pool.check());
+}
+
+pub fn a_child_on_its_way_is_no_other() {
+    role_succeeds("role_late");
+}
+
 /// Who is about to return once it has forked.
 static RETURNS: AtomicI32 = AtomicI32::new(0);
 
