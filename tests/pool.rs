@@ -122,6 +122,7 @@ const CASES: &[common::Named] = table! {
         a_memory_limit a_limit_of_file_sizes;
     full_systems:
         a_full_file_system
+        a_copy_takes_no_memory_that_the_machine_lacks
         memory_that_is_free_elsewhere
         who_is_refused_takes_no_memory
         what_a_dead_one_took_is_no_others;
@@ -168,7 +169,7 @@ const CASES: &[common::Named] = table! {
 const ROLES: &[common::Named] = table! {
     create: role_create role_legacy_layout;
     attach: role_by_name role_by_descriptor;
-    full_systems: role_full_file_system role_free_elsewhere role_refused role_left_behind;
+    full_systems: role_full_file_system role_little_memory role_free_elsewhere role_refused role_left_behind;
     growth: role_file_size role_memory_limit;
 };
 

@@ -20,6 +20,10 @@ pub fn a_full_file_system() {
     role_succeeds("role_full_file_system");
 }
 
+pub fn a_copy_takes_no_memory_that_the_machine_lacks() {
+    role_succeeds("role_little_memory");
+}
+
 pub fn memory_that_is_free_elsewhere() {
     role_succeeds("role_free_elsewhere");
 }
@@ -88,8 +92,14 @@ mod tempdir {
 /// So much that the tags of its slices take more than a page, of which making the pool touches one.
 const UNTOUCHED: usize = 24 << 20;
 
-/// A copy, without what was never written to, in a file system that has no room for that.
-fn a_copy_is_refused(original: &File, directory: &str) {
+/// The file of a pool to which nothing was ever written, nor to most of what is said of its slices.
+fn untouched() -> File {
+    let pool = TestPool::with(|b| b.initial_size(UNTOUCHED).max_size(UNTOUCHED));
+    File::from(pool.fd().try_clone_to_owned().unwrap())
+}
+
+/// Copies a file, without what was never written to; the copy's path.
+fn copy_sparsely(original: &File, directory: &str) -> String {
     use rustix::fs::{SeekFrom, seek};
     use std::os::unix::fs::FileExt;
     let path = format!("{directory}/copy");
@@ -102,6 +112,12 @@ fn a_copy_is_refused(original: &File, directory: &str) {
         original.read_exact_at(&mut run, start).unwrap();
         copied.write_all_at(&run, start).unwrap();
     }
+    path
+}
+
+/// A copy in a file system that has no room for what it lacks.
+fn a_copy_is_refused(original: &File, directory: &str) {
+    let path = copy_sparsely(original, directory);
     let is_refused = || {
         // SAFETY: a pool of this program, that nobody uses.
         let refused = unsafe { Pool::open(&path) };
@@ -124,10 +140,7 @@ fn a_copy_is_refused(original: &File, directory: &str) {
 }
 
 pub fn role_full_file_system() {
-    // Of what nothing was ever written to, and of what is said of that.
-    let untouched = TestPool::with(|b| b.initial_size(UNTOUCHED).max_size(UNTOUCHED));
-    let file = File::from(untouched.fd().try_clone_to_owned().unwrap());
-    drop(untouched);
+    let file = untouched();
     let Some(directory) = small_file_system() else {
         return;
     };
@@ -190,6 +203,32 @@ pub fn role_full_file_system() {
     assert_sound(*pool);
     drop(kept);
     assert_eq!(pool.stats().allocated, 0);
+}
+
+/// A copy for which the machine has no memory left, as far as it says.
+pub fn role_little_memory() {
+    const LEFT: u64 = 4 << 10;
+    let file = untouched();
+    let Some(directory) = small_file_system() else {
+        return;
+    };
+    let path = copy_sparsely(&file, &directory.0);
+    let says = format!("{}/meminfo", directory.0);
+    std::fs::write(&says, format!("MemAvailable: {} kB\n", LEFT >> 10)).unwrap();
+    let (says, null) = (CString::new(says).unwrap(), std::ptr::null());
+    let meminfo = c"/proc/meminfo".as_ptr();
+    // SAFETY: a system call with constants and a path.
+    let bound = unsafe { libc::mount(says.as_ptr(), meminfo, null, libc::MS_BIND, null.cast()) };
+    assert_eq!(bound, 0, "{}", std::io::Error::last_os_error());
+    let is_limited = |refused: AttachError| {
+        let limited = CommitError::MemoryLimit { available: LEFT };
+        let as_it_says = matches!(&refused, AttachError::NoMemory(error) if *error == limited);
+        assert!(as_it_says, "{refused:?}");
+    };
+    // SAFETY: a pool of this program, that nobody uses.
+    is_limited(unsafe { Pool::open(&path) }.unwrap_err());
+    // Who looks at it needs a copy of the copy.
+    is_limited(Observer::open(&path).map(drop).unwrap_err());
 }
 
 /// Does something with a pool in a file system, whose name goes before the next.
