@@ -609,3 +609,52 @@ impl std::fmt::Debug for Master {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::panic::catch_unwind;
+
+    use super::*;
+    use crate::process::{Inherit, Resources};
+    use crate::sys::process::ForkResult;
+
+    /// Runs a test that has a master, which needs a process with one thread.
+    pub(super) fn in_a_child(test: fn()) {
+        // SAFETY: the child uses a pool of its own, and ends.
+        match unsafe { process::fork() }.unwrap() {
+            ForkResult::Parent { child } => {
+                assert_eq!(process::wait(child), process::Ended::Exited(0));
+            }
+            ForkResult::Child => {
+                let outcome = catch_unwind(test);
+                process::exit_now(i32::from(outcome.is_err()));
+            }
+        }
+    }
+
+    /// Somebody whom the master cannot end is requesting a job when the run ends.
+    #[test]
+    fn what_nobody_is_requested_for_yet_is_removed() {
+        in_a_child(|| {
+            const STARTER: usize = 5;
+            let name = format!("shmkit-test-heirloom-{}", process::pid());
+            let path = std::env::temp_dir().join(name);
+            std::fs::write(&path, "").unwrap();
+            let mut master = Master::new(&Config::new()).unwrap();
+            let control = master.control().clone();
+            let starter = Resources::new(control.clone(), STARTER, process::pid());
+            starter.request(&Resource::File(path.clone())).unwrap();
+            master.dispatch().unwrap();
+            let tag = jobs::tag(control.pool()).unwrap();
+            let heir = control.claim(tag).unwrap().index;
+            let resources = &control.resources;
+            resources.bequeath(STARTER, heir, Inherit::All, &|| false);
+            resources.clear_user(STARTER);
+            master.dispatch().unwrap();
+            assert!(path.exists());
+            drop((starter, control));
+            drop(master);
+            assert!(!path.exists());
+        });
+    }
+}

@@ -221,27 +221,15 @@ impl Master {
 
 #[cfg(test)]
 mod tests {
-    use std::panic::catch_unwind;
-
+    use super::super::tests::in_a_child;
     use super::*;
     use crate::process::Config;
     use crate::process::peers::Place;
-    use crate::sys::process::ForkResult;
 
     /// Afterwards its place may be another's, whatever the peer did.
     #[test]
     fn a_dead_peer_has_no_place() {
-        // A master needs a process with one thread, such as a forked child.
-        // SAFETY: the child uses a pool of its own, and ends.
-        match unsafe { process::fork() }.unwrap() {
-            ForkResult::Parent { child } => {
-                assert_eq!(process::wait(child), process::Ended::Exited(0));
-            }
-            ForkResult::Child => {
-                let outcome = catch_unwind(peers_die);
-                process::exit_now(i32::from(outcome.is_err()));
-            }
-        }
+        in_a_child(peers_die);
     }
 
     fn peers_die() {
