@@ -392,3 +392,29 @@ impl Drop for Peer {
         jobs::set_me(self.control.pool(), jobs::LEFT);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::peers::Place;
+    use super::*;
+
+    /// For want of memory for what it has defined.
+    #[test]
+    fn who_cannot_serve_has_no_place() {
+        static ONE: Entry<(), u8> = Entry::new("one", |_, ()| 1);
+        let pool = Pool::builder().max_size(4 << 20).create().unwrap();
+        let control = Control::create(pool).unwrap();
+        let peer = Peer {
+            name: String::new(),
+            control: control.clone(),
+            defined: vec![entry::define(&ONE).unwrap(); 1 << 19],
+            _thread: PhantomData,
+        };
+        assert!(matches!(peer.serve(), Err(PeerError::NoMemory(_))));
+        let is_free = |place: &Place| place.state().phase() == Phase::Free;
+        assert!(control.peers.places().all(|(_, place)| is_free(place)));
+        drop(control);
+        // SAFETY: nothing refers to it any more.
+        unsafe { pool.unmap() };
+    }
+}
