@@ -349,6 +349,7 @@ impl Table {
 
 #[cfg(test)]
 mod tests {
+    use std::alloc::Layout;
     use std::os::fd::AsFd;
     use std::time::Instant;
 
@@ -482,6 +483,70 @@ mod tests {
         });
         tend();
         assert_eq!(count(FREE), 2);
+    }
+
+    /// Another thread of its process has ended their use of it, which was the last one.
+    #[test]
+    fn who_is_led_to_what_is_gone_by_then_announces_it_anew() {
+        let pool = Pool::builder().create().unwrap();
+        let control = Control::create(pool).unwrap();
+        let [first, second] = [0, 1].map(|user| Resources::new(control.clone(), user, pid()));
+        let table = &control.resources;
+        let tend = || table.tend(pool, |_, _| Ok(()), |_, _| true);
+        let file = Resource::File("/announced/anew".into());
+        let (_, same) = first.request(&file).unwrap();
+        std::thread::scope(|scope| {
+            let led = scope.spawn(|| second.manage(file.clone()).unwrap().id());
+            let is_requested = |place: &&Place| place.state.load() & PHASE == REQUESTED;
+            while table.used().iter().filter(is_requested).count() < 2 {
+                std::thread::yield_now();
+            }
+            // It is answered, and does not get there yet.
+            let uses = second.uses();
+            tend();
+            let led_to = ResourceId(same.state.load() >> ID_SHIFT);
+            [0, 1].iter().for_each(|&user| same.users.clear(user));
+            tend();
+            assert_eq!(same.state.load(), FREE);
+            drop(uses);
+            while !led.is_finished() {
+                tend();
+                std::thread::yield_now();
+            }
+            assert_ne!(led.join().unwrap(), led_to);
+        });
+    }
+
+    /// For want of memory for its name, or because the job is over.
+    #[test]
+    fn what_cannot_be_announced_has_no_place() {
+        let pool = Pool::builder().max_size(4 << 20).create().unwrap();
+        let control = Control::create(pool).unwrap();
+        let resources = Resources::new(control.clone(), 0, pid());
+        let is_free = |place: &Place| place.state.load() == FREE;
+        let are_free = || control.resources.used().iter().all(is_free);
+        let file = Resource::File("/announced".repeat(10).into());
+        for size in [1 << 18, 1 << 12, 1 << 8, 1 << 4] {
+            let layout = Layout::from_size_align(size, 1).unwrap();
+            while pool.allocate(layout).is_ok() {}
+        }
+        let refused = resources.request(&file).map(drop);
+        assert!(
+            matches!(refused, Err(ResourceError::NoMemory(_))),
+            "{refused:?}"
+        );
+        assert!(are_free());
+        let short = Resource::File("/short".into());
+        resources.end();
+        let refused = resources.request(&short).map(drop);
+        assert!(
+            matches!(refused, Err(ResourceError::RunOver)),
+            "{refused:?}"
+        );
+        assert!(are_free());
+        drop((resources, control));
+        // SAFETY: nothing refers to it any more.
+        unsafe { pool.unmap() };
     }
 
     /// The place that it has looked at may have been another's by then, whose end had to wait for that.
