@@ -87,6 +87,7 @@ pub(crate) fn compare(child: u32, before: u64) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{Ended, ForkResult, exit_now, fork, pid, wait};
     use super::*;
 
     #[test]
@@ -99,5 +100,27 @@ mod tests {
         assert_eq!(tick_between(7 * TICK + EDGE, 8 * TICK - EDGE - 1), Some(7));
         assert_eq!(tick_between(7 * TICK + EDGE, 8 * TICK - EDGE), None);
         assert_eq!(tick_between(middle, u64::MAX), None);
+    }
+
+    /// It says of one process that it has just begun, which `/proc` denies.
+    #[test]
+    fn a_clock_that_was_wrong_is_not_believed() {
+        // SAFETY: the child calls what is usable after a fork, and ends. The clock is its own.
+        match unsafe { fork() }.unwrap() {
+            ForkResult::Parent { child } => assert_eq!(wait(child), Ended::Exited(0)),
+            ForkResult::Child => {
+                let started = own_start();
+                CLOCK.store(UNKNOWN, Ordering::Relaxed);
+                while CLOCK.load(Ordering::Relaxed) == UNKNOWN {
+                    // Not in the tick in which it has indeed begun.
+                    if clock() / TICK > started + 1 {
+                        compare(pid(), clock());
+                    }
+                }
+                let is_right = own_start_since(clock()) == started;
+                let is_believed = CLOCK.load(Ordering::Relaxed) == BELIEVED;
+                exit_now(i32::from(is_believed || !is_right));
+            }
+        }
     }
 }
