@@ -448,8 +448,8 @@ impl Master {
         if !all_seen || !self.unwatched.is_empty() {
             not_before(now + AGAIN);
         }
-        if due.is_some() {
-            self.watch.set_timer(due.map(|due| due - now))?;
+        if let Some(due) = due {
+            self.watch.set_timer(due - now)?;
         }
         self.tend(&control);
         if let Some(payload) = self.panicked.take() {

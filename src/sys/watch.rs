@@ -111,10 +111,9 @@ impl Watch {
         let _ = epoll::delete(&self.epoll, fd);
     }
 
-    /// Sets the timer, or stops it.
-    pub(crate) fn set_timer(&self, after: Option<Duration>) -> io::Result<()> {
-        // Zero would stop it.
-        let after = after.map_or(Duration::ZERO, |after| after.max(Duration::from_nanos(1)));
+    /// Sets the timer, which then fires once.
+    pub(crate) fn set_timer(&self, after: Duration) -> io::Result<()> {
+        debug_assert!(!after.is_zero(), "this would stop it");
         let at = Itimerspec {
             it_interval: timespec(Duration::ZERO),
             it_value: timespec(after),
