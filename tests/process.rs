@@ -113,6 +113,7 @@ const CASES: &[Named] = table! {
         nothing_is_started_at_the_end
         a_forked_copy_of_a_master_ends_nothing
         who_wakes_a_master_that_is_gone_writes_nowhere_else
+        a_master_that_gets_no_memory_leaves_nothing
         a_panic_of_the_hook_comes_last
         a_masters_output_is_flushed_once
         a_killed_master_leaves_nothing

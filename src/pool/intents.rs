@@ -351,7 +351,7 @@ mod tests {
     use crate::layout::arena::DATA;
     use crate::participants::thread;
     use crate::pool::Scratch;
-    use crate::protocol::lifecycle::{self, Phase};
+    use crate::protocol::lifecycle::{self, ObjectPhase};
     use crate::{Link, Pool};
 
     #[test]
@@ -438,9 +438,9 @@ mod tests {
 
         // This asserts it in between.
         resolve(arena, slot.tag().slot());
-        assert_eq!(entry.state().phase, Phase::Condemned);
+        assert_eq!(entry.state().phase, ObjectPhase::Condemned);
         assert!(block::usable_size(arena, block as usize).is_err());
         drop(object);
-        assert_eq!(entry.state().phase, Phase::Free);
+        assert_eq!(entry.state().phase, ObjectPhase::Free);
     }
 }

@@ -411,7 +411,7 @@ mod tests {
             _thread: PhantomData,
         };
         assert!(matches!(peer.serve(), Err(PeerError::NoMemory(_))));
-        let is_free = |place: &Place| place.state().phase() == Phase::Free;
+        let is_free = |place: &Place| place.state().phase() == PeerPhase::Free;
         assert!(control.peers.places().all(|(_, place)| is_free(place)));
         drop(control);
         // SAFETY: nothing refers to it any more.

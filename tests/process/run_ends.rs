@@ -14,7 +14,7 @@ use shmkit::process::{
     Backoff, Config, Entry, JoinError, JoinHandle, Master, Restart, RunError, StartError,
     StartOptions, run,
 };
-use shmkit::{Handle, Pool};
+use shmkit::{Handle, Pool, testing};
 
 use super::forks::joined;
 use super::managed::Scratch;
@@ -22,7 +22,7 @@ use super::masters::{FOR_EVER, SQUARE, UNIT};
 use super::peers::{self, AREA, Peers, Shape, unique};
 use super::{loop_for_ever, program};
 use crate::common::skip::skipped;
-use crate::common::{fork, leave, quietly, reap};
+use crate::common::{fork, leave, open_descriptors, quietly, reap};
 
 static LEAVES_SOME: Entry<(), ()> = Entry::new("leaves some", |worker, ()| {
     for _ in 0..3 {
@@ -268,6 +268,34 @@ pub fn a_forked_copy_of_a_master_ends_nothing() {
     assert!(std::path::Path::new(&control).exists());
     master.finish().unwrap();
     assert!(!path.exists() && !std::path::Path::new(&control).exists());
+}
+
+/// However far it comes, with a name and without.
+pub fn a_master_that_gets_no_memory_leaves_nothing() {
+    let name = unique("no memory");
+    for config in [Config::new(), Config::new().name(&name)] {
+        let left = || {
+            let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+            // Of files without a name.
+            let pools = maps.lines().filter(|line| line.ends_with("(deleted)"));
+            (open_descriptors(), pools.count())
+        };
+        let before = left();
+        let mut granted = 0;
+        loop {
+            testing::refuse_commits(Some(granted));
+            let made = Master::new(&config).map(drop);
+            testing::refuse_commits(None);
+            match made {
+                Ok(()) => break,
+                Err(RunError::Pool(_) | RunError::NoMemory(_)) => granted += 1,
+                Err(other) => panic!("{other:?}"),
+            }
+            assert_eq!(left(), before, "after {granted}");
+        }
+        assert!(granted > 3);
+    }
+    peers::no_name_is_left(&name);
 }
 
 /// Files at the numbers that are free by now, and all that were written to.
