@@ -110,6 +110,10 @@ struct Storage {
 /// [`update`](Self::update), each of which is atomic; or a range is [claimed](Self::claim_mut) and
 /// can then be used as an ordinary slice. The two ways exclude each other.
 ///
+/// A process that is stopped (SIGSTOP) keeps what it has claimed until it goes on or is killed. If it is
+/// stopped while it writes an element of more than 8 bytes, or one of another size than 1, 2, 4 and 8, then
+/// whoever wants that element, or one that shares its lock, waits until then as well.
+///
 /// An array is an object of its own (`filled_in`, `from_fn_in`, `from_slice_in`), or a field of the
 /// user's struct: [`Array::new`] makes an empty one, and [`grow`](Self::grow) gives it elements
 /// once it is in a pool.

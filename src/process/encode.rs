@@ -54,6 +54,7 @@ impl Encoded {
                 *room = byte;
                 self.used += 1;
             }
+            _ if !self.spilled.is_empty() => self.spilled.push(byte),
             _ => self.spill(&[byte]),
         }
     }
