@@ -76,6 +76,7 @@ const CASES: &[common::Named] = table! {
         empty_ranges
         elements_against_claims
         as_many_as_there_are
+        a_panic_with_a_claim_is_told
         claims_refuse_growth
         claims_refuse_spawn;
     matrices:

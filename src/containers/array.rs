@@ -390,7 +390,8 @@ impl<T: KillSafe + Movable> Array<T> {
     /// # Crash behaviour
     ///
     /// The claim of a dead process has ended. What that process was writing may be half written;
-    /// the next one to claim the range exclusively is told so by [`ClaimMut::was_orphaned`].
+    /// the next one to claim the range exclusively is told so by [`ClaimMut::was_orphaned`]. So is the
+    /// next one after a panic with the claim.
     ///
     /// ```
     /// # use shmkit::{Array, Pool};

@@ -24,7 +24,7 @@
 //! | word | meaning | next word, and who stores it |
 //! |------|---------|---------------|
 //! | 0 | free | held, by the holder of the lock |
-//! | tag and mode | held | 0, by its owner; if the owner is dead, as below, by the holder of the lock |
+//! | tag and mode | held | 0, by its owner; ORPHAN, by an EXCLUSIVE one that panics; if the owner is dead, as below, by the holder of the lock |
 //! | tag of a dead owner, SHARED | over | 0 |
 //! | tag of a dead owner, GROWING | over, once its intent is resolved | 0 |
 //! | tag of a dead owner, EXCLUSIVE | over; the range may be half written | ORPHAN |
@@ -145,6 +145,8 @@ enum Attempt<'a, T> {
 pub(super) struct Taken<'a> {
     entry: &'a Entry,
     pub(super) orphaned: bool,
+    /// The thread was already unwinding when the claim was taken, so that says nothing about the claim.
+    unwinding: bool,
 }
 
 impl Taken<'_> {
@@ -158,8 +160,12 @@ impl Taken<'_> {
 impl Drop for Taken<'_> {
     fn drop(&mut self) {
         if self.is_ours() {
-            // Release: whoever finds the entry free sees what was written under the claim.
-            let was = self.entry.word.swap(0, Ordering::SeqCst);
+            let is_exclusive = self.entry.word.load(Ordering::Relaxed) & MODE == EXCLUSIVE;
+            let panics = is_exclusive && !self.unwinding && std::thread::panicking();
+            // Release: whoever finds the entry free sees what was written under the claim. A mark is
+            // from here on for the holder of the lock, as if a dead owner had left it.
+            let next = if panics { ORPHAN } else { 0 };
+            let was = self.entry.word.swap(next, Ordering::SeqCst);
             wake(self.entry, was);
             thread::guard_dropped(self.entry);
         }
@@ -333,7 +339,11 @@ impl Claims {
             self.strike_orphans(&range);
         }
         thread::guard_made(entry);
-        Ok(Attempt::Done(Taken { entry, orphaned }))
+        Ok(Attempt::Done(Taken {
+            entry,
+            orphaned,
+            unwinding: std::thread::panicking(),
+        }))
     }
 
     /// Merges two marks into one, and frees the other's entry. The caller holds the lock.

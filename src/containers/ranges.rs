@@ -141,13 +141,13 @@ impl<'a, T> ClaimMut<'a, T> {
         }
     }
 
-    /// True if a process died with an exclusive claim of some of these elements, and nobody has
-    /// claimed them exclusively since. They may be half written: each byte is an old or a new one.
+    /// True if a process died with an exclusive claim of some of these elements, or a thread panicked
+    /// with one, and nobody has claimed them exclusively since. They may be half written: each byte is
+    /// an old or a new one.
     ///
-    /// It errs on one side only: it is also true for elements between those of several dead claims,
-    /// once the table of claims is full of such claims; and, where elements in the middle of a dead
-    /// claim have been claimed exclusively since, it remains true for all elements of the dead
-    /// claim.
+    /// It errs on one side only: it is also true for elements between those of several such claims,
+    /// once the table of claims is full of them; and, where elements in the middle of such a claim
+    /// have been claimed exclusively since, it remains true for all of its elements.
     ///
     /// ```
     /// # use shmkit::process::scope;

@@ -1,8 +1,11 @@
 //! Claims in one process.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
 use shmkit::process::{SpawnError, scope};
 use shmkit::{Array, ClaimError, ElementError, ResizeError};
 
+use crate::common::TestPool;
 use crate::pool;
 
 pub fn overlaps() {
@@ -84,6 +87,46 @@ pub fn as_many_as_there_are() {
     assert!(array.set(99, 1).is_err());
     drop(claims);
     assert!(array.claim_mut(..).is_ok());
+}
+
+pub fn a_panic_with_a_claim_is_told() {
+    let pool = TestPool::new();
+    let numbers = Array::filled_in(*pool, 8, 1_u64).unwrap();
+    let panics = || resume_unwind(Box::new(()));
+    let unwinds = |with: &dyn Fn()| assert!(catch_unwind(AssertUnwindSafe(with)).is_err());
+    let told = |range| numbers.claim_mut(range).unwrap().was_orphaned();
+    // What is over before the panic is whole.
+    unwinds(&|| {
+        drop(numbers.claim_mut(..).unwrap());
+        panics()
+    });
+    assert!(!told(0..8));
+    unwinds(&|| {
+        let _read = numbers.claim(..4).unwrap();
+        numbers.claim_mut(6..).unwrap().fill(2);
+        let mut half = numbers.claim_mut(4..6).unwrap();
+        half[0] = 3;
+        panics()
+    });
+    // It is in nobody's way, and the next writer is told, once.
+    assert_eq!(numbers.get(4), Ok(3));
+    numbers.set(5, 5).unwrap();
+    assert!(!told(0..4) && told(3..5) && !told(3..5) && told(5..8) && !told(0..8));
+
+    /// Writes when it is dropped.
+    struct Late<'a>(&'a Array<u64>);
+    impl Drop for Late<'_> {
+        fn drop(&mut self) {
+            self.0.claim_mut(..).unwrap().fill(2);
+        }
+    }
+    // A claim that is taken while the thread unwinds is as whole as any.
+    unwinds(&|| {
+        let _late = Late(&numbers);
+        panics()
+    });
+    assert!(!told(0..8));
+    assert!(numbers.claim(..).unwrap().iter().all(|&number| number == 2));
 }
 
 pub fn claims_refuse_growth() {

@@ -1,5 +1,7 @@
 //! Arrays and matrices: made, written to, claimed, grown, destroyed.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
 use shmkit::{Array, KillSafe, Matrix, Pool, Shared, ShmSafe};
 
 use super::engine::{Case, Crash, Doomed, Suite, progress};
@@ -156,6 +158,28 @@ fn claim_of_a_dead_one() -> Case<Bench> {
         })
 }
 
+/// An exclusive claim that ends by a panic: whoever has it next is told, unless it was dropped whole or never taken.
+fn claim_that_panics() -> Case<Bench> {
+    case("array/claim_mut, and unwind", |bench| {
+        let panics = || {
+            let mut claim = bench.numbers().claim_mut(2..5).expect("claimed");
+            claim.fill(9);
+            resume_unwind(Box::new(()))
+        };
+        catch_unwind(AssertUnwindSafe(panics)).expect_err("as told");
+    })
+    .verify(|bench, crash| {
+        sound(bench.pool)?;
+        let numbers = bench.numbers();
+        let values: Vec<_> = (2..5).map(|i| numbers.get(i).unwrap_or(99)).collect();
+        let told = bench.claimable()?;
+        ensure(told || values == [2, 3, 4] && !crash.done(), || {
+            format!("not told of {values:?}")
+        })?;
+        bench.unclaimed()
+    })
+}
+
 /// What a death at every instruction must leave of arrays.
 pub fn cases(suite: &mut Suite) {
     suite.run(
@@ -228,6 +252,7 @@ pub fn cases(suite: &mut Suite) {
         }),
     );
     suite.run(claim_of_a_dead_one());
+    suite.run(claim_that_panics());
     suite.run(
         case("array/grow", |bench| {
             bench.numbers().grow(1000, 8).expect("grown")

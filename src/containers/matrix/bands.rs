@@ -209,7 +209,7 @@ band!(RowBand);
 band!(RowBandMut);
 
 impl<T> RowBandMut<'_, T> {
-    /// True if a process died writing here; see [`ClaimMut::was_orphaned`].
+    /// True if a process died writing here, or a thread panicked; see [`ClaimMut::was_orphaned`].
     ///
     /// ```
     /// # use shmkit::process::scope;
