@@ -5,6 +5,7 @@ mod skip;
 
 use std::path::PathBuf;
 use std::process::{Command, Output};
+use std::sync::{Mutex, PoisonError};
 
 fn example() -> PathBuf {
     let test = std::env::current_exe().expect("a test knows where it is");
@@ -12,8 +13,12 @@ fn example() -> PathBuf {
     profile.join("examples/solve_mpi")
 }
 
+/// Of several `mpirun`s that begin at once, some fail to make a directory that another has just made.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
 /// `None`, and a word about it, where there is no `mpirun`.
 fn solve_mpi(ranks: u32, arguments: &[&str]) -> Option<Output> {
+    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let mut command = Command::new("mpirun");
     // In containers there is one user, and few processors.
     command.args([
