@@ -16,9 +16,9 @@ mod sealed {
 /// What a [`HashMap`](crate::HashMap) holds: values of a type, or `[u8]`, which is bytes, as many as each value has.
 ///
 /// ```
-/// use shmkit::{HashMap, Pool, Value};
+/// use shmkit::{HashMap, Movable, Pool, Value};
 ///
-/// fn report<V: ?Sized + Value>(map: &HashMap<str, V>, name: &str) -> String {
+/// fn report<V: ?Sized + Value + Movable>(map: &HashMap<str, V>, name: &str) -> String {
 ///     format!("{name} is {}", if map.contains_key(name) { "known" } else { "unknown" })
 /// }
 ///

@@ -18,7 +18,7 @@ use crate::containers::store::ChangeError;
 /// let pool = Pool::builder().create()?;
 /// let pages = pool.create(HashMap::<str, [u8]>::new())?;
 /// pages.insert_bytes("/", b"<html>")?;
-/// pages.insert_bytes("/numbers", &postcard::to_stdvec(&[1, 2, 3])?)?;
+/// pages.insert_bytes("/numbers", &postcard::to_stdvec(&[1_u32, 2, 3])?)?;
 /// assert_eq!(pages.get("/").as_deref(), Some(&b"<html>"[..]));
 /// let numbers: [u32; 3] = postcard::from_bytes(&pages.get("/numbers").unwrap())?;
 /// assert_eq!(numbers, [1, 2, 3]);
