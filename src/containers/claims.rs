@@ -40,7 +40,8 @@
 //!
 //! Invariants
 //! 1. Ranges and ORPHAN marks are changed under the lock, and a range only while its word is 0 or
-//!    ORPHAN. Outside of the lock a range may be read torn; a thread that acts on it looks again
+//!    ORPHAN. An owner that panics makes its claim a mark without the lock, and does not touch the
+//!    entry any more. Outside of the lock a range may be read torn; a thread that acts on it looks again
 //!    under the lock.
 //! 2. Every entry that is not 0 is below `high`.
 //! 3. If two entries with live owners overlap, both are SHARED.

@@ -484,9 +484,13 @@ impl Control {
     /// The master's step: repairs a place that a dead worker, or nobody, has left (invariant 4).
     pub(super) fn tidy(&self, arena: Arena, place: usize) {
         let Some(job) = self.job(place) else { return };
-        let Some(state) = job.abandoned(arena) else {
-            return;
-        };
+        if let Some(state) = job.abandoned(arena) {
+            self.put_right(place, job, state);
+        }
+    }
+
+    /// Repairs a place that was found in a state whose thread is gone.
+    fn put_right(&self, place: usize, job: &Job, state: JobState) {
         // Otherwise a joiner has put the job back meanwhile, and taken it.
         if !job.put_back(state) && job.state() == state {
             // What the claimant was about to leave to its worker. Cleared before the place is

@@ -86,6 +86,36 @@ fn what_was_asked_of_a_job_stays_asked() {
     }
 }
 
+/// The master has found a dead joiner's place. Meanwhile another has put the job back and joined it, and the place is
+/// somebody's again.
+#[test]
+fn a_place_that_changed_hands_is_not_repaired() {
+    // SAFETY: as above.
+    let control = unsafe { Box::<Control>::new_zeroed().assume_init() };
+    let job = control.job(0).unwrap();
+    let found = JobState::held(JobPhase::Taken, Tag::new(2, 1));
+    for now in [
+        JobState::held(JobPhase::Claimed, Tag::new(3, 1)),
+        JobState::held(JobPhase::Taken, Tag::new(3, 1)),
+        JobState::of(JobPhase::Requested, 2, 0),
+    ] {
+        job.state.store(now.0);
+        control.put_right(0, job, found);
+        assert_eq!(job.state(), now);
+    }
+    // Where it is still as it was found, it is free, or to be joined again.
+    job.id.store(1, Ordering::Relaxed);
+    for (outcome, then) in [
+        (0, JobState::FREE),
+        (0x100, JobState::of(JobPhase::Ended, 1, 0)),
+    ] {
+        job.state.store(found.0);
+        job.outcome.store(outcome, Ordering::Relaxed);
+        control.put_right(0, job, found);
+        assert_eq!(job.state(), then);
+    }
+}
+
 /// A second one might remove the next run's.
 #[test]
 fn one_process_removes_the_name_of_a_run() {
