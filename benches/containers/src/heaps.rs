@@ -30,8 +30,8 @@ fn key(i: u64) -> u64 {
 struct Node {
     key: u64,
     value: u64,
-    /// With smaller keys, and with larger ones.
-    sides: [Option<Gc<Node>>; 2],
+    left: Option<Gc<Node>>,
+    right: Option<Gc<Node>>,
 }
 
 type Tree = Heap<Option<Gc<Node>>>;
@@ -43,11 +43,11 @@ fn planted() -> Shared<Tree> {
     ) -> Option<Gc<Node>> {
         let key = keys.start + (keys.end - keys.start) / 2;
         (!keys.is_empty()).then(|| {
-            let sides = [plant(tx, keys.start..key), plant(tx, key + 1..keys.end)];
             let node = Node {
                 key,
                 value: key,
-                sides,
+                left: plant(tx, keys.start..key),
+                right: plant(tx, key + 1..keys.end),
             };
             tx.alloc(node)
                 .map_err(|refused| refused.cause)
@@ -63,21 +63,23 @@ fn planted() -> Shared<Tree> {
     tree
 }
 
-/// Who leads to the node of a key, and on which side; and that node.
+/// Who leads to the node of a key, and that node.
 fn find<'a>(
     root: Option<Gc<Node>>,
     key: u64,
     get: impl Fn(Gc<Node>) -> Option<&'a Node>,
-) -> (Option<(Gc<Node>, usize)>, Gc<Node>) {
+) -> (Option<Gc<Node>>, Gc<Node>) {
     let (mut parent, mut at) = (None, root.expect("a tree"));
     loop {
         let node = get(at).expect("an object");
-        if node.key == key {
+        let next = if key < node.key {
+            node.left.expect("the key is there")
+        } else if key > node.key {
+            node.right.expect("the key is there")
+        } else {
             return (parent, at);
-        }
-        let side = usize::from(key > node.key);
-        parent = Some((at, side));
-        at = node.sides[side].expect("the key is there");
+        };
+        (parent, at) = (Some(at), next);
     }
 }
 
@@ -102,15 +104,23 @@ fn ours(crew: &Crew, bench: &str) {
             let replaced = tree.try_modify(|tx| {
                 let key = key(i);
                 let (parent, at) = find(*tx.root(), key, |gc| tx.get(gc));
-                let sides = tx.get(at).expect("an object").sides;
+                let old = tx.get(at).expect("an object");
+                let (left, right) = (old.left, old.right);
                 let node = tx.alloc(Node {
                     key,
                     value: i,
-                    sides,
+                    left,
+                    right,
                 })?;
-                match parent {
-                    Some((parent, side)) => tx.get_mut(parent)?.sides[side] = Some(node),
-                    None => *tx.root_mut()? = Some(node),
+                let Some(parent) = parent else {
+                    *tx.root_mut()? = Some(node);
+                    return Ok(());
+                };
+                let parent = tx.get_mut(parent)?;
+                if key < parent.key {
+                    parent.left = Some(node);
+                } else {
+                    parent.right = Some(node);
                 }
                 Ok::<_, shmkit::HeapError>(())
             });
@@ -124,21 +134,19 @@ fn ours(crew: &Crew, bench: &str) {
 struct Counted {
     key: u64,
     value: u64,
-    sides: [Option<Arc<Counted>>; 2],
+    left: Option<Arc<Counted>>,
+    right: Option<Arc<Counted>>,
 }
 
 impl Counted {
     fn plant(keys: std::ops::Range<u64>) -> Option<Arc<Counted>> {
         let key = keys.start + (keys.end - keys.start) / 2;
         (!keys.is_empty()).then(|| {
-            let sides = [
-                Counted::plant(keys.start..key),
-                Counted::plant(key + 1..keys.end),
-            ];
             Arc::new(Counted {
                 key,
                 value: key,
-                sides,
+                left: Counted::plant(keys.start..key),
+                right: Counted::plant(key + 1..keys.end),
             })
         })
     }
@@ -150,7 +158,11 @@ impl Counted {
                 .as_mut()
                 .and_then(Arc::get_mut)
                 .expect("nobody else has it");
-            at = &mut node.sides[usize::from(key > node.key)];
+            at = if key < node.key {
+                &mut node.left
+            } else {
+                &mut node.right
+            };
         }
         at
     }
@@ -163,9 +175,8 @@ fn std_tree(crew: &Crew, bench: &str) {
             let tree = tree.read().expect("nobody panics");
             let (mut at, key) = (tree.as_ref().expect("a tree"), key(i));
             while at.key != key {
-                at = at.sides[usize::from(key > at.key)]
-                    .as_ref()
-                    .expect("the key is there");
+                let next = if key < at.key { &at.left } else { &at.right };
+                at = next.as_ref().expect("the key is there");
             }
             black_box(at.value);
         }),
@@ -184,11 +195,12 @@ fn std_tree(crew: &Crew, bench: &str) {
                 .as_mut()
                 .and_then(Arc::get_mut)
                 .expect("nobody else has it");
-            let sides = std::mem::take(&mut old.sides);
+            let (left, right) = (old.left.take(), old.right.take());
             *place = Some(Arc::new(Counted {
                 key,
                 value: i,
-                sides,
+                left,
+                right,
             }));
         }),
         other => panic!("{other}"),

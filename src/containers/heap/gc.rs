@@ -1,6 +1,5 @@
 //! [`Gc`]: the id of an object in a heap, and what an id can lead to.
 
-use std::any::TypeId;
 use std::cell::Cell;
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -195,38 +194,42 @@ impl GcTarget for str {
     }
 }
 
-/// The number of object types that a thread remembers.
+/// The number of object types that a thread remembers, and of bytes from one to the next.
 const KNOWN: usize = 64;
-
-/// A type that no object has.
-struct Nothing;
+const APART: usize = size_of::<(u64, u64)>();
 
 thread_local! {
-    /// Types of objects, names of heaps, and the kind that entries in that heap have for objects of
-    /// that type.
-    static KINDS: [Cell<(TypeId, u64, u64)>; KNOWN] =
-        const { [const { Cell::new((TypeId::of::<Nothing>(), 0, 0)) }; KNOWN] };
+    /// The kinds that entries of heaps have for types of objects. A number says which heap and type: the sum of the
+    /// heap's name, which has 63 random bits, and an address within the type's description, another one for each shape.
+    static KINDS: [Cell<(u64, u64)>; KNOWN] = const { [const { Cell::new((0, 0)) }; KNOWN] };
 }
 
 /// The kind that an entry of the heap has for objects of type `T`.
 #[inline]
 pub(super) fn kind<T: ?Sized + GcTarget>(table: &HeapTable) -> u64 {
-    let place = (std::ptr::from_ref(T::Element::TYPE).addr() >> 4) + T::SHAPE as usize;
-    let place = (place ^ table.name as usize) % KNOWN;
+    const { assert!(size_of::<TypeInfo>() > STR as usize * APART) };
+    let described = std::ptr::from_ref(T::Element::TYPE).addr() + T::SHAPE as usize * APART;
+    let which = table.name.wrapping_add(described as u64);
     // This fails if the thread is about to end.
-    match KINDS.try_with(|kinds| kinds[place].get()) {
-        Ok((known, name, kind)) if known == TypeId::of::<T>() && name == table.name => kind,
-        _ => learn_kind::<T>(table, place),
+    match KINDS.try_with(|kinds| kinds[place(which)].get()) {
+        Ok((known, kind)) if known == which => kind,
+        _ => learn_kind::<T>(table, which),
     }
+}
+
+/// Where what the number stands for is remembered, if it is.
+#[inline]
+fn place(which: u64) -> usize {
+    which as usize / APART % KNOWN
 }
 
 #[cold]
 #[inline(never)]
-fn learn_kind<T: ?Sized + GcTarget>(table: &HeapTable, place: usize) -> u64 {
+fn learn_kind<T: ?Sized + GcTarget>(table: &HeapTable, which: u64) -> u64 {
     let fingerprint = T::Element::TYPE.fingerprint();
     let low = (fingerprint as u64).rotate_left(T::SHAPE as u32) ^ T::SHAPE;
     let kind = table.kind([low, (fingerprint >> 64) as u64]);
-    let _ = KINDS.try_with(|kinds| kinds[place].set((TypeId::of::<T>(), table.name, kind)));
+    let _ = KINDS.try_with(|kinds| kinds[place(which)].set((which, kind)));
     kind
 }
 

@@ -112,9 +112,9 @@ thread_local! {
 pub(crate) struct HeapTable {
     base: usize,
     entries: usize,
-    /// Where the pool's data begins, and its size.
+    /// Where the pool's data begins, and the number of places in it.
     data: usize,
-    bytes: usize,
+    places: usize,
     /// The name of the heap.
     pub(crate) name: u64,
 }
@@ -122,11 +122,12 @@ pub(crate) struct HeapTable {
 impl HeapTable {
     #[inline]
     fn new(arena: Arena, name: u64, base: usize, entries: usize) -> Self {
+        let data = arena.slice_address(0);
         HeapTable {
             base,
             entries,
-            data: arena.slice_address(0),
-            bytes: arena.slice_address(arena.slices()) - arena.slice_address(0),
+            data,
+            places: (arena.slice_address(arena.slices()) - data) / PLACE,
             name,
         }
     }
@@ -161,7 +162,7 @@ impl HeapTable {
     /// The number of bytes of the pool's data from an address on.
     #[inline]
     pub(crate) fn room_at(&self, address: usize) -> usize {
-        self.bytes.saturating_sub(address.wrapping_sub(self.data))
+        (self.places * PLACE).saturating_sub(address.wrapping_sub(self.data))
     }
 
     /// The kind in the entries of objects of a type, given the type's number, which has 128 bits. Two types have the
@@ -195,8 +196,8 @@ impl HeapTable {
     /// As [`has_room`](Self::has_room), for a place; false if the place is not enough to decide.
     #[inline]
     pub(crate) fn has_room_at(&self, place: u32, bytes: usize, align: usize) -> bool {
-        let last = self.bytes.checked_sub(bytes);
-        align <= PLACE && last.is_some_and(|last| place as usize <= last / PLACE)
+        // This does not overflow.
+        align <= PLACE && place as usize + bytes.div_ceil(PLACE) <= self.places
     }
 
     /// True if that many bytes, with that alignment, are at an address in the pool's data.
@@ -206,7 +207,7 @@ impl HeapTable {
         // The data begins at a slice. The bits that the alignment requires to be 0 are moved to the top, so that
         // one comparison checks everything.
         let at = address.wrapping_sub(self.data).rotate_right(shift);
-        let last = self.bytes.checked_sub(bytes);
+        let last = (self.places * PLACE).checked_sub(bytes);
         last.is_some_and(|last| at <= last >> shift)
             && (align <= SLICE || address.is_multiple_of(align))
     }
