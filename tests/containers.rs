@@ -238,7 +238,8 @@ const CASES: &[common::Named] = table! {
         what_the_dead_held_makes_room_for_queues_and_buffers
         killed_producers
         killed_consumers
-        killed_leasers;
+        killed_leasers
+        more_leasers_than_leases;
     mailboxes:
         mailboxes_behave_like_vec_deques
         many_senders_one_receiver

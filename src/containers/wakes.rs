@@ -16,7 +16,7 @@ use crate::sync::BarrierError;
 use crate::sys::futex::{self, only_wakes};
 use crate::sys::process::{self, ForkResult};
 use crate::{
-    Barrier, Buffer, Condvar, Event, Heap, KillSafe, Mailbox, Mutex, Pool, PopError, Queue,
+    Barrier, Buffer, Condvar, Event, Heap, KillSafe, Lease, Mailbox, Mutex, Pool, PopError, Queue,
     Receiver, Recover, RecoverableMutex, ReentrantMutex, RwLock, Semaphore, Shared, ShmSafe,
 };
 
@@ -231,6 +231,23 @@ fn of_queues() {
         fill();
         woken(pushes, || assert_eq!(bounded.lease().unwrap().ack(), 1));
         bounded.clear();
+    }
+}
+
+#[test]
+fn of_leases() {
+    for _ in 0..ROUNDS {
+        let queue = create(Queue::unbounded());
+        (0..=64).for_each(|n| queue.push(n).unwrap());
+        // All that there can be at a time.
+        let mut held: Vec<_> = (0..64).map(|_| queue.lease().unwrap()).collect();
+        let theirs = queue.clone();
+        let leases = move || theirs.lease().unwrap().ack();
+        let consume = |lease: Lease<'_, i32>| assert_eq!(lease.ack(), 0);
+        assert_eq!(woken(leases.clone(), || consume(held.remove(0))), 64);
+        (65..=66).for_each(|n| queue.push(n).unwrap());
+        held.push(queue.lease().unwrap());
+        assert_eq!(woken(leases, || drop(held.remove(0))), 1);
     }
 }
 

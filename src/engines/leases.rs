@@ -8,6 +8,7 @@
 //! block    0    words of an element
 //!          8    how many entries were ever used
 //!          16   how often an element was about to be BACK, or to be taken that was
+//!          24   a bell for threads that wait for an entry
 //!          64   entries, each a state, the element's position, how often it was leased, and the element
 //! ```
 //!
@@ -42,6 +43,7 @@
 //! 5. The number of attempts is 0 when an entry becomes HELD for the first time; after that the holder raises it, before
 //!    it gives the lease to its caller. So a holder that is killed in between has not made an attempt.
 
+use super::bell::Bell;
 use super::queue::{CELL, Header, LAP, LEASE, make, store};
 use super::word;
 use crate::allocator::check::CheckReport;
@@ -63,6 +65,7 @@ const ENTRY: usize = 2;
 /// The offset in the block of the number of entries that were ever used.
 const USED: usize = 8;
 const CHANGES: usize = 16;
+const BELL: usize = 24;
 const FIRST_ENTRY: usize = 64;
 /// The words of an entry before those of the element.
 const HEAD: usize = 3;
@@ -119,6 +122,7 @@ impl Header {
                 store(start, words as u64);
                 store(start + USED, 0);
                 store(start + CHANGES, 0);
+                store(start + BELL, 0);
                 for index in 0..LEASES {
                     store(start + FIRST_ENTRY + index * 8 * (HEAD + words), FREE);
                 }
@@ -151,6 +155,13 @@ impl LeaseTable {
         unsafe { &*std::ptr::with_exposed_provenance(self.first - FIRST_ENTRY + CHANGES) }
     }
 
+    /// Rung when an entry is free again, or its element has come back: by whoever had the entry, for one of those that
+    /// wait. Who was woken and does not take it rings for the next one.
+    pub(crate) fn bell(&self) -> &'static Bell {
+        // SAFETY: a word of the block, see `entry`; a bell is one.
+        unsafe { &*std::ptr::with_exposed_provenance(self.first - FIRST_ENTRY + BELL) }
+    }
+
     /// See invariant 3.
     pub(crate) fn changes(&self) -> u64 {
         self.count().load(Ordering::SeqCst)
@@ -169,6 +180,11 @@ impl LeaseTable {
             let state = self.entry(index).state.load(Ordering::Relaxed);
             matches!(state & STATE, FREE | TAKING)
         })
+    }
+
+    /// True if a thread itself has all leases, so that it would wait for ever for one of them to end.
+    pub(crate) fn are_all_held_by(&self, me: Tag) -> bool {
+        (0..LEASES).all(|index| self.entry(index).state.load(Ordering::Relaxed) == me.word() | HELD)
     }
 
     /// The entries that were ever used.

@@ -12,7 +12,7 @@ use crate::protocol::sweep::Sweep;
 /// "shmkit" and a byte that text cannot hold.
 pub(crate) const MAGIC: u64 = u64::from_le_bytes(*b"shmkit\xf0\x01");
 /// Counts changes of the layout of anything in the pool.
-pub(crate) const VERSION: u64 = 12;
+pub(crate) const VERSION: u64 = 13;
 
 /// The header in the pool. Everything is atomic: other processes read and write it.
 #[repr(C, align(64))]

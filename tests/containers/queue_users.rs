@@ -411,3 +411,53 @@ pub fn killed_leasers() {
     let again: u32 = told.iter().map(|&n| n - 1).sum();
     assert!(again as usize <= killed, "{again} again, {killed} killed");
 }
+
+/// More threads want leases than there are: they wait for the dead, and for each other.
+pub fn more_leasers_than_leases() {
+    const ELEMENTS: u32 = 3000;
+    const THREADS: usize = 40;
+    let queue = unbounded::<u32>();
+    let pool = queue.pool();
+    let counts = Array::filled_in(pool, ELEMENTS as usize, 0_u32).unwrap();
+    (0..ELEMENTS).for_each(|n| queue.push(n).unwrap());
+    queue.close();
+    let state = (AtomicBool::new(false), AtomicUsize::new(0));
+    let state = pool.create(state).unwrap();
+    scope(|s| {
+        let (queue, counts, (all_taken, begun)) = (&queue, &counts, &*state);
+        let holder = s.spawn::<_, ()>(|| {
+            let _all: Vec<_> = (0..64).map(|_| queue.lease().unwrap()).collect();
+            all_taken.store(true, Ordering::SeqCst);
+            loop {
+                std::thread::park();
+            }
+        });
+        until(|| all_taken.load(Ordering::SeqCst));
+        let take = move || {
+            begun.fetch_add(1, Ordering::SeqCst);
+            let end = loop {
+                match queue.lease() {
+                    Ok(lease) => {
+                        counts.update(*lease as usize, |n| n + 1).unwrap();
+                        // Others come meanwhile.
+                        std::thread::yield_now();
+                        lease.ack();
+                    }
+                    Err(end) => break end,
+                }
+            };
+            assert_eq!(end, PopError::Closed);
+        };
+        let work = move || std::thread::scope(|s| (0..THREADS).for_each(|_| drop(s.spawn(take))));
+        let workers = [(); 2].map(|()| s.spawn(work).unwrap());
+        until(|| begun.load(Ordering::SeqCst) == 2 * THREADS);
+        let holder = holder.unwrap();
+        holder.kill().unwrap();
+        was_killed(holder);
+        workers
+            .into_iter()
+            .for_each(|worker| worker.join().unwrap());
+    });
+    assert!(counts.claim(..).unwrap().iter().all(|&n| n == 1));
+    assert_sound(pool);
+}

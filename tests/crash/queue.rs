@@ -453,6 +453,28 @@ fn leases(suite: &mut Suite) {
         [&[1, 2, 3], &[2, 3]],
     ));
     attempts(suite);
+    let all_leased = || {
+        let world = World::new(66, &[]);
+        (0..66).for_each(|n| world.push(&[n]));
+        (0..64).for_each(|_| std::mem::forget(world.queue.lease().expect("an element")));
+        world
+    };
+    suite.run(case_then(
+        "lease, none left",
+        all_leased,
+        |queue| {
+            let late = queue.lease_timeout(Duration::ZERO);
+            assert_eq!(late.err(), Some(PopError::TimedOut));
+        },
+        |world, crash| {
+            let none = world.queue.try_lease().err();
+            ensure(none == Some(PopError::TooManyLeases), || {
+                format!("{none:?}")
+            })?;
+            let [old, new]: [&[u64]; 2] = [&[64, 65]; 2];
+            happened(crash, world.emptied()?, old, new)
+        },
+    ));
     let given_back = || {
         let world = World::new(4, &[1, 2, 3]);
         let queue = &world.queue;

@@ -112,15 +112,19 @@ impl<T: ShmSafe + Movable> Raw<T> {
         back
     }
 
-    /// Ends a lease, which the caller has. Somebody may be waiting for its element.
+    /// Ends a lease, which the caller has. Somebody may be waiting for its element, or for its entry.
     pub(super) fn settle(&self, entry: LeaseEntry, consumed: bool) {
         // Where there is a lease there is a table, except in a damaged pool.
-        match self.header.leases(Self::WORDS) {
+        let table = self.header.leases(Self::WORDS);
+        match table {
             Some(table) if !consumed => table.give_back(&entry),
             _ => entry.consume(),
         }
         if !consumed || self.is_closed() {
             self.header.pushed.0.ring();
+        }
+        if let Some(table) = table {
+            table.bell().ring();
         }
     }
 }

@@ -285,11 +285,12 @@ impl<T: ShmSafe + Movable> Queue<T> {
         self.raw.pop_by(Deadline::after(timeout))
     }
 
-    /// Leases the first element, waiting for one. Up to 64 elements of a queue can be leased at a time.
+    /// Leases the first element, waiting for one. Up to 64 elements of a queue can be leased at a time: if so many are,
+    /// the call waits for one of these leases to end.
     ///
     /// # Errors
     ///
-    /// As for [`pop`](Self::pop), and [`PopError::TooManyLeases`].
+    /// As for [`pop`](Self::pop), and [`PopError::TooManyLeases`] if the calling thread has all of the leases.
     ///
     /// # Crash behaviour
     ///
@@ -320,14 +321,15 @@ impl<T: ShmSafe + Movable> Queue<T> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn lease(&self) -> Result<Lease<'_, T>, PopError> {
-        self.raw.pop_until(Deadline::NEVER, || self.raw.try_lease())
+        self.raw.lease_by(Deadline::NEVER)
     }
 
     /// Leases the first element if there is one.
     ///
     /// # Errors
     ///
-    /// As for [`lease`](Self::lease), and [`PopError::Empty`].
+    /// As for [`lease`](Self::lease), but [`PopError::TooManyLeases`] whoever has the leases; and
+    /// [`PopError::Empty`].
     ///
     /// # Crash behaviour
     ///
@@ -367,8 +369,7 @@ impl<T: ShmSafe + Movable> Queue<T> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn lease_timeout(&self, timeout: Duration) -> Result<Lease<'_, T>, PopError> {
-        self.raw
-            .pop_until(Deadline::after(timeout), || self.raw.try_lease())
+        self.raw.lease_by(Deadline::after(timeout))
     }
 
     /// Returns a copy of the first element, if there is one. The element may be popped by somebody else at

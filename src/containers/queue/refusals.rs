@@ -101,8 +101,8 @@ pub enum PopError {
     /// There is no element, and the call does not wait.
     #[error("there is no element")]
     Empty,
-    /// There was no element until the time was up.
-    #[error("there was no element for the whole time limit")]
+    /// There was no element until the time was up; or none that could be leased, as others had all leases.
+    #[error("there was no element for the whole time limit, or as many as possible were leased")]
     TimedOut,
     /// The queue is closed, and there is no element left, except those that the calling thread itself may
     /// give back from leases.
@@ -111,7 +111,8 @@ pub enum PopError {
     /// The queue has a capacity of 0: there will never be an element.
     #[error("it has a capacity of 0")]
     NoCapacity,
-    /// As many elements are leased as a queue can lease out: 64.
+    /// As many elements are leased as a queue can lease out, 64: to others, and the call does not wait; or all of them
+    /// to the calling thread.
     #[error("64 elements are leased already")]
     TooManyLeases,
     /// There is no block for the leases.

@@ -351,6 +351,7 @@ impl<T: ShmSafe + Movable> Raw<T> {
                 Ok(None) | Err(_) => {
                     entry.abandon();
                     slot.intent.close();
+                    table.bell().ring();
                 }
             }
         }

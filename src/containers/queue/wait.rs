@@ -32,6 +32,7 @@
 use std::ops::ControlFlow;
 use std::time::Duration;
 
+use super::Lease;
 use super::raw::Raw;
 use super::refusals::{PopError, PushError, PushRefusal};
 use crate::engines::queue::Header;
@@ -265,6 +266,40 @@ impl<T: ShmSafe + Movable> Raw<T> {
         }
         done.unwrap_or(Err(PopError::TimedOut))
     }
+
+    /// Leases, waiting for an element, and for an entry, until `deadline`.
+    pub(crate) fn lease_by(&self, deadline: Deadline) -> Result<Lease<'_, T>, PopError> {
+        loop {
+            match self.pop_until(deadline, || self.try_lease()) {
+                Err(PopError::TooManyLeases) => {}
+                done => return done,
+            }
+            match self.lease_when_free(deadline) {
+                // There is an entry, but no element any more.
+                Err(PopError::Empty) => {}
+                done => return done,
+            }
+        }
+    }
+
+    /// Leases as soon as there is an entry, or says why that is not possible then.
+    #[cold]
+    fn lease_when_free(&self, deadline: Deadline) -> Result<Lease<'_, T>, PopError> {
+        let here = here(self)?;
+        let table = self.header.leases(Self::WORDS);
+        let table = table.filter(|table| !table.are_all_held_by(here.slot.tag()));
+        let bell = table.ok_or(PopError::TooManyLeases)?.bell();
+        let attempt = || match self.try_lease() {
+            Err(PopError::TooManyLeases) => None,
+            other => Some(other),
+        };
+        let leased = bell.wait_asleep(here, deadline, attempt);
+        if !matches!(leased, Some(Ok(_))) {
+            // We may have been woken, and take nothing.
+            bell.ring();
+        }
+        leased.unwrap_or(Err(PopError::TimedOut))
+    }
 }
 
 impl Header {
@@ -319,6 +354,7 @@ impl Header {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Pool, Queue};
 
     const OWNER: u64 = 16;
     const OTHER: u64 = 32;
@@ -362,5 +398,21 @@ mod tests {
         let header = passed();
         assert!(!header.was_waited_for(1000));
         assert!(header.was_waited_for(999));
+    }
+
+    /// A ring that has woken a thread which takes no entry goes on to the next one.
+    #[test]
+    fn who_waited_for_an_entry_in_vain_rings() {
+        let pool = Pool::builder().create().unwrap();
+        let queue = pool.create(Queue::unbounded()).unwrap();
+        (0..=64).for_each(|n| queue.push(n).unwrap());
+        let _all: Vec<_> = (0..64).map(|_| queue.lease().unwrap()).collect();
+        let bell = queue.raw.header.leases(1).unwrap().bell();
+        bell.announce();
+        let late = || queue.lease_timeout(Duration::ZERO).err();
+        let end = std::thread::scope(|s| s.spawn(late).join().unwrap());
+        assert_eq!(end, Some(PopError::TimedOut));
+        // It has found nobody asleep.
+        assert!(!bell.has_sleepers());
     }
 }
