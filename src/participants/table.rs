@@ -9,6 +9,7 @@
 //! |--------|------|---------------------------------------------|----------------------------|
 //! | FREE   | 0    | nobody's                                     | LIVE, new generation, by the claimant |
 //! | FREE   | tid  | being claimed, or being left                 | as above                   |
+//! | FREE   | OWNER_DIED | its thread died claiming or leaving it | as above, once a recovery has stored 0 |
 //! | LIVE   | tid  | its thread works                             | FREE by itself, PARKED by itself, DEAD by anybody once the life word says so |
 //! | PARKED | 0    | its thread ended and left guards behind      | DEAD, by the thread that recovers the process |
 //! | DEAD   | any  | what others wait for is still to be done, or is being done | SETTLED, by the holder of the life word |
@@ -17,6 +18,7 @@
 //! | record's phase | life word | meaning | next, by whom |
 //! |---------|------|-------------------------------------------|-------------------------------|
 //! | FREE    | 0    | nobody's                                  | LIVE by a claimant; FORKING by a parent |
+//! | FREE    | tid, OWNER_DIED | being claimed, or left; or whoever did that died | as above; after a death, once a recovery has stored 0 |
 //! | FORKING | 0    | made for a child; holds what its parent holds | LIVE by the child; ABORTED by the parent or by a thread that recovers the parent |
 //! | LIVE    | tid  | the process works                         | FREE by itself, DEAD by anybody |
 //! | LIVE    | OWNER_DIED | the thread that held the word ended, the process perhaps did not | DEAD by anybody once the process has ended; held again by another of its threads |
