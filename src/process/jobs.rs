@@ -16,9 +16,10 @@
 //! | CLAIMED | the claimant | REQUESTED, or FREE if it gives up |
 //! | REQUESTED, WAITING | the master | RUNNING, ENDED |
 //! | RUNNING | the master | ENDED, WAITING |
-//! | ENDED | a thread that joins or detaches; the master, if detached | TAKEN |
+//! | ENDED | a thread that joins or detaches | TAKEN |
+//! | ENDED, with the flag DETACHED | the master | FREE |
 //! | TAKEN | the taker; if it is gone, a thread that joins or detaches, and the master | FREE; ENDED |
-//! | any with an id | any worker | the same with the flag DETACHED or KILL |
+//! | REQUESTED, RUNNING, WAITING, without DETACHED | any worker | the same with the flag DETACHED or KILL |
 //!
 //! # Invariants
 //!

@@ -8,6 +8,8 @@
 //!
 //! STUCK: it could not be removed. The place stays so for the run, so that its record is not overwritten.
 //!
+//! CLAIMED becomes FREE if there is no memory for the name, or the worker's job is over; REQUESTED, if its worker is gone.
+//!
 //! If two workers announce the same at once, it is one resource: the master gives the second the use of the first.
 //! ```
 //!
