@@ -14,11 +14,11 @@
 //!
 //! | phase | position | meaning | next, by whom |
 //! |---------|-----|---------------------------------|------------------------------------------|
-//! | FREE    | p   | nobody has p yet                | WRITING p, by a producer; SEALED p, by a consumer of a closed queue |
+//! | FREE    | p   | nobody has p yet                | WRITING p, by a producer; SEALED p, by a consumer of a queue that is closed, or goes on in another ring |
 //! | WRITING | p   | the slot writes the element     | FULL p, by itself; FREE p + lap, by its recovery |
 //! | FULL    | p   | an element                      | FREE p + lap, or LEASING p, by its taker |
 //! | LEASING | p   | the slot has taken the element and is about to free the cell | FREE p + lap, by itself or its recovery |
-//! | SEALED  | p   | nothing is pushed any more      | |
+//! | SEALED  | p   | nothing is pushed to this ring any more | |
 //!
 //! Invariants
 //! 1. A position is claimed only when all before it have been claimed: the claimant has seen that.
