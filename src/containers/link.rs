@@ -184,7 +184,7 @@ impl<T: ShmSafe> Link<T> {
     }
 
     /// Returns a handle of the object that the link leads to; `None` if it leads nowhere (or if the
-    /// process has no record in the pool, and there is no room for one).
+    /// thread has no slot in the pool, or there is no memory to note that this process holds the object).
     ///
     /// ```
     /// # use shmkit::{Link, Pool};

@@ -84,7 +84,8 @@ impl Pool {
     ///
     /// # Errors
     ///
-    /// [`NamedError::NotFound`], or [`NamedError::OtherType`] if it is not of type `T`.
+    /// [`NamedError::NotFound`]; [`NamedError::OtherType`] if it is not of type `T`; [`NamedError::Object`] if
+    /// this process cannot hold it; [`NamedError::Damaged`].
     ///
     /// ```
     /// # use shmkit::{NamedError, Pool};
@@ -222,7 +223,7 @@ impl Pool {
     ///
     /// # Errors
     ///
-    /// [`NamedError::NotFound`].
+    /// [`NamedError::NotFound`]; [`NamedError::Object`] if the thread has no slot in the pool.
     ///
     /// # Crash behaviour
     ///

@@ -354,7 +354,7 @@ pub enum HandleError {
     /// There is no memory to note that the process holds the object.
     #[error(transparent)]
     NoMemory(#[from] CommitError),
-    /// The process has no record in the pool, and there is no room for one.
+    /// The thread has no slot in the pool.
     #[error(transparent)]
     NoSlot(#[from] NoSlot),
 }

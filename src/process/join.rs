@@ -31,7 +31,8 @@ pub enum JoinError {
     /// The closure panicked, with this message.
     #[error("the process panicked: {0}")]
     Panicked(String),
-    /// The process exited with this code, zero included, before its closure returned.
+    /// The process exited with this code, zero included, before its closure returned. (Code 74 may also mean
+    /// that the closure returned, and that neither its value nor why there is none could be written.)
     #[error("the process exited with code {0} before it had a result")]
     Exited(i32),
     /// This signal ended the process. A call of `abort` and a stack overflow also appear as

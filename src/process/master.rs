@@ -363,7 +363,7 @@ impl Master {
     /// # Errors
     ///
     /// [`RunError::System`] if the kernel refuses what it should not. The master can go on.
-    /// [`RunError::Forked`] in a process that was not forked by the master.
+    /// [`RunError::Forked`] in a process that has but a copy of the master: it was forked by other means.
     ///
     /// # Panics
     ///

@@ -13,8 +13,8 @@ use crate::sys::process::Ended;
 
 /// Whether a worker is started again when it has ended; see [`StartOptions`](super::StartOptions).
 /// If a restart is refused, by the system or because there are as many workers as there may be, it
-/// is tried again. If by then the master has other threads, or holds guards, the worker ends with
-/// [`JoinError::NotStarted`].
+/// is tried again. If by then the master has other threads, holds guards, or forks into another time
+/// namespace than that of a pool, the worker ends with [`JoinError::NotStarted`].
 ///
 /// ```
 /// use shmkit::process::{Backoff, Config, Entry, StartOptions, Restart, Worker, run};

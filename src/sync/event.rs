@@ -310,7 +310,8 @@ impl Event {
     ///
     /// # Errors
     ///
-    /// Those of making a socket pair and a thread; `InvalidInput` if the event is not in a pool.
+    /// Those of making a socket pair and a thread, and of noting that this process holds the object that the
+    /// event is part of; `InvalidInput` if the event is not in a pool.
     ///
     /// # Crash behaviour
     ///
