@@ -8,10 +8,11 @@
 //! | lease     | the cell becomes LEASING | intent LEASE: the entry is free | the element is BACK: popped before all others |
 //! | lease acknowledged | the entry is free | BACK                         | consumed |
 //! | close     | the word is set       | nothing                         | sleepers look within `lock::TICK` |
-//! | seal      | the cell becomes SEALED | nothing                       | "closed" is reported from here on |
+//! | seal      | the cell becomes SEALED | nothing                       | consumers go on to the next ring, or report "closed" |
 //!
 //! A closed queue is *sealed* by a consumer that finds it empty, before the consumer says so: then a
-//! push that had looked at the word before it was set can no longer come.
+//! push that had looked at the word before it was set can no longer come. So is a ring that has a next
+//! one, before consumers go on to that.
 
 use std::marker::PhantomData;
 
