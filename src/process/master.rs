@@ -1,8 +1,8 @@
 //! [`Master`]: the process that starts the workers, reaps them, and does nothing else.
 //!
 //! It has one thread and little memory, so that forking it is cheap and safe. It sleeps on one
-//! descriptor: the counter through which requests come, a timer for restarts, and a pidfd per
-//! worker. Every event is handled by a walk over the job table up to the highest place in use,
+//! descriptor: the counter through which requests come (of peers, through a pipe), a timer for restarts,
+//! and a pidfd per worker and per peer. Every event is handled by a walk over the job table up to the highest place in use,
 //! which is short and also finds what a dead worker could not announce. What is done for its own
 //! children is in `children.rs`, what is done for peers in `guests.rs`.
 //!

@@ -7,7 +7,7 @@
 //! | `descriptor` | descriptors to keep: none of the standard streams' |
 //! | `file_lock` | a file's lock: shared for life, taken by a process that removes the file, queried |
 //! | `file_size` | whether a file may become that long |
-//! | `futex`   | sleep on one word or two, with a time limit; wake |
+//! | `futex`   | sleep on one word, two or many, with a time limit; wake |
 //! | `limits`  | what this process may use |
 //! | `robust`  | words that the kernel marks when the thread that holds them dies |
 //! | `process` | who am I, does that task still live, fork, reap |
@@ -16,7 +16,7 @@
 //! | `thread_end` | what a thread does last |
 //! | `thread_lock` | a lock between this process's threads that no fork leaves locked |
 //! | `thread_word` | one word for each thread, without a call |
-//! | `watch`   | what a master sleeps on: a counter, a timer, pidfds |
+//! | `watch`   | what a master sleeps on: a counter, a pipe, a timer, pidfds |
 
 pub(crate) mod call;
 pub(crate) mod descriptor;

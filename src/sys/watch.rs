@@ -1,5 +1,5 @@
-//! What a master sleeps on: an epoll descriptor over a counter that others write to, a timer, and
-//! one pidfd for each child.
+//! What a master sleeps on: an epoll descriptor over a counter that its workers write to, a pipe that
+//! peers write to, a timer, and one pidfd for each child and each peer.
 //!
 //! Contract: level-triggered, so an event that is not handled comes again. Descriptors are
 //! closed on `exec`. A fork copies them, and an entry in an epoll set lives as long as any copy of
