@@ -24,9 +24,9 @@ use crate::participants::thread::NoSlot;
 /// The allocator over memory that only this process has, as a program's global allocator.
 ///
 /// Each process has one private heap; every `PrivateAlloc` refers to that one. It grows up to 984
-/// GiB, and gives memory back to the kernel some time after much was freed. A forked child has a
-/// copy of it: the thread that forked goes on, and what the parent's other threads had cached is
-/// recovered.
+/// GiB. Memory that nobody has wanted for half a second goes back to the kernel within a second, as
+/// long as some thread allocates or frees. A forked child has a copy of the heap: the thread that
+/// forked goes on, and what the parent's other threads had cached is recovered.
 ///
 /// ```
 /// use shmkit::PrivateAlloc;
