@@ -4,9 +4,10 @@
 //!
 //! The elements are in a block of their own, so that an array can be a field and can grow; the
 //! block begins with its length, so that one store of its address changes both. Elements of 1, 2, 4 or
-//! 8 bytes are read and written by one atomic access. Larger ones, up to `intents::WRITE_MAX`, are
-//! copied under one of a few owner-tagged locks, and written through the slot's redo area, so that a
-//! killed writer leaves the old element or the new one. Claimed ranges are handled in `claims`.
+//! 8 bytes that are aligned to their size are read and written by one atomic access. All others, up to
+//! `intents::WRITE_MAX`, are copied under one of a few owner-tagged locks, and written through the slot's
+//! redo area, so that a killed writer leaves the old element or the new one. Claimed ranges are handled in
+//! `claims`.
 //!
 //! Constructors first call the user's closure, which makes the elements in private memory, then
 //! make the empty object, then give it its storage. So a closure that panics, re-enters or is
@@ -16,8 +17,8 @@
 //! | operation | killed | leaves |
 //! |---|---|---|
 //! | constructor | before the storage is there | an empty array held by the dead process: it is destroyed |
-//! | `set`, up to 8 bytes | | the old element or the new one |
-//! | `set`, larger | before WRITE is open | the old element |
+//! | `set`, by one access | | the old element or the new one |
+//! | `set`, otherwise | before WRITE is open | the old element |
 //! | | after | the new element: recovery writes it again, before the stripe's lock can be taken |
 //! | `update` | | as `set` |
 //! | growing | before the block's address is stored | the old storage; the new block is freed (REPLACE) |
@@ -57,7 +58,7 @@ use crate::pool::{ObjectError, OutOfMemory, Pool};
 use crate::primitive::{AtomicU64, Ordering, fence};
 use crate::{KillSafe, Movable, ShmSafe};
 
-/// Locks for elements of more than 8 bytes.
+/// Locks for elements that are not accessed by one instruction.
 const STRIPES: usize = 4;
 
 /// The address of the block that the array owns.
@@ -111,8 +112,9 @@ struct Storage {
 /// can then be used as an ordinary slice. The two ways exclude each other.
 ///
 /// A process that is stopped (SIGSTOP) keeps what it has claimed until it goes on or is killed. If it is
-/// stopped while it writes an element of more than 8 bytes, or one of another size than 1, 2, 4 and 8, then
-/// whoever wants that element, or one that shares its lock, waits until then as well.
+/// stopped within an operation on an element, claims of the array wait until then as well (those for reading,
+/// if it writes). If elements have another size than 1, 2, 4 and 8 bytes, or are not aligned to their size
+/// (`[u8; 4]`), so do operations on that element and on those that share its lock.
 ///
 /// An array is an object of its own (`filled_in`, `from_fn_in`, `from_slice_in`), or a field of the
 /// user's struct: [`Array::new`] makes an empty one, and [`grow`](Self::grow) gives it elements
