@@ -20,7 +20,7 @@
 //!
 //! Where the next block comes from, in this order: the word in hand; the current span's other
 //! words; its `remote` words; a PARTIAL span; a FULL span with a hint; a span that nobody owns; new
-//! slices; a larger pool; a FULL span with a free block; the slices of spans that are empty.
+//! slices; a larger pool; a FULL span with a free block; the slices of current spans that are empty.
 
 use super::AllocError;
 use super::grow;
