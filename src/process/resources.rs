@@ -51,15 +51,17 @@ pub struct ResourceId(u64);
 /// Why a resource is not managed, or cannot be used.
 ///
 /// ```
-/// use shmkit::process::{Config, Entry, Resource, run};
+/// use shmkit::process::{Config, Entry, Resource, ResourceError, run};
 ///
 /// static FIRST: Entry<(), ()> = Entry::new("first", |worker, ()| {
+///     let resources = worker.resources();
+///     let unnamed = resources.manage(Resource::Semaphore(String::new()));
+///     assert!(matches!(unnamed, Err(ResourceError::InvalidName)));
 ///     let path = std::env::temp_dir().join(format!("doc-rerr-{}", std::process::id()));
-///     let file = worker.resources().manage(Resource::File(path.clone())).unwrap();
-///     let id = file.id();
-///     drop(file);
+///     let id = resources.manage(Resource::File(path)).unwrap().id();
 ///     // Until the master has removed it, it can be had again.
-///     while worker.resources().get(id).is_ok() {}
+///     let gone = std::iter::repeat_with(|| resources.get(id)).find_map(Result::err);
+///     assert!(matches!(gone, Some(ResourceError::Gone)));
 /// });
 /// run(&Config::new(), &FIRST, ())?;
 /// # Ok::<(), shmkit::process::RunError>(())

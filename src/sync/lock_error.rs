@@ -9,6 +9,21 @@ use crate::participants::readers::NotListed;
 use crate::participants::thread::NoSlot;
 
 /// The result of locking: the guard, or why it is not simply that.
+///
+/// ```
+/// use shmkit::sync::{LockResult, MutexGuard, Orphan};
+/// use shmkit::{Mutex, Pool};
+///
+/// /// What the lock guards; 0 if nobody can say that it is right.
+/// fn value_or_zero(locked: LockResult<MutexGuard<'_, u32>, Orphan<'_, u32>>) -> u32 {
+///     locked.map_or(0, |guard| *guard)
+/// }
+///
+/// let pool = Pool::builder().create()?;
+/// let number = pool.create(Mutex::new(7_u32))?;
+/// assert_eq!(value_or_zero(number.lock()), 7);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub type LockResult<G, O> = Result<G, LockError<G, O>>;
 
 /// Why a lock was not simply locked. `G` is the guard that was asked for, and `O` is what is given in
