@@ -27,6 +27,7 @@ const CASES: &[common::Named] = table! {
         refused_by_name
         refused_through_the_global_allocator
         a_limited_address_space
+        the_auxiliary_vector_is_not_told
         what_is_not_to_be_had;
     threads:
         threads_come_and_go
@@ -42,6 +43,7 @@ const CASES: &[common::Named] = table! {
 const ROLES: &[common::Named] = table! {
     memory:
         frees_twice
+        has_freed_much
         is_limited;
 };
 

@@ -24,6 +24,7 @@ use crate::layout::local;
 use crate::participants::recovery;
 use crate::participants::table::Slot;
 use crate::primitive::{AtomicU64, Ordering};
+use crate::sys::clock;
 use crate::sys::memory::{self, CommitError};
 
 /// The least by which a pool grows if it may, in slices: 4 MiB.
@@ -248,8 +249,7 @@ pub(crate) fn purge_now_and_then(arena: Arena, slot: &Slot) {
     if header.dirty.load(Ordering::Relaxed) == 0 {
         return;
     }
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
-    let now = now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000;
+    let now = clock::coarse_millis();
     let last = header.purged_at.load(Ordering::Relaxed);
     if now >= last.saturating_add(APART)
         && header

@@ -96,7 +96,7 @@ fn tables(slices: usize) -> [(usize, usize); 5] {
         sized(SPANS.offset, SPANS.entry, slices),
         sized(DATA.offset, DATA.entry, slices),
     ]
-    .map(|(offset, len)| (offset, len.next_multiple_of(rustix::param::page_size())))
+    .map(|(offset, len)| (offset, len.next_multiple_of(memory::page_size())))
 }
 
 /// Reserves address space in a granule where it is free, for as many slices as possible.

@@ -294,10 +294,16 @@ pub(crate) fn punch(fd: RawFd, offset: u64, len: u64) -> Result<(), CommitError>
     )
 }
 
+/// The size of a page. Allocates nothing, as [`clock`](super::clock).
+pub(crate) fn page_size() -> usize {
+    // SAFETY: the call only tells a number, which every system has.
+    unsafe { libc::sysconf(libc::_SC_PAGESIZE) as usize }
+}
+
 /// Commits a range of reserved private memory. Existing content stays.
 #[cold]
 pub(crate) fn commit_private(address: usize, len: usize) -> Result<(), CommitError> {
-    let page = rustix::param::page_size();
+    let page = page_size();
     let start = address / page * page;
     let len = (address + len).next_multiple_of(page) - start;
     // SAFETY: the range is a pool's own; access to it is only added.

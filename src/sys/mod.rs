@@ -4,6 +4,7 @@
 //! |-----------|----------|
 //! | `memory`  | memfds and files as pool backing: map at a fixed address, commit, punch, limits |
 //! | `call`    | system calls without the C library |
+//! | `clock`   | a clock for the allocator |
 //! | `descriptor` | descriptors to keep: none of the standard streams' |
 //! | `file_lock` | a file's lock: shared for life, taken by a process that removes the file, queried |
 //! | `file_size` | whether a file may become that long |
@@ -19,6 +20,7 @@
 //! | `watch`   | what a master sleeps on: a counter, a pipe, a timer, pidfds |
 
 pub(crate) mod call;
+pub(crate) mod clock;
 pub(crate) mod descriptor;
 pub(crate) mod file_lock;
 pub(crate) mod file_size;

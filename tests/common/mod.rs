@@ -147,6 +147,28 @@ pub fn program(role: &str) -> Command {
     command
 }
 
+/// The calls of this thread, and of those that it starts from now on, are answered with `error` if they
+/// have that number.
+pub fn refuse(number: i64, error: i32) {
+    let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+    let mut program = [
+        step(0x20, 0, 0, 0), // the number
+        step(0x15, 0, 1, number as u32),
+        step(0x06, 0, 0, libc::SECCOMP_RET_ERRNO | error as u32),
+        step(0x06, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog {
+        len: program.len() as u16,
+        filter: program.as_mut_ptr(),
+    };
+    // SAFETY: both calls read what they are given.
+    unsafe {
+        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+        let mode = libc::SECCOMP_MODE_FILTER;
+        assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, mode, &program), 0);
+    }
+}
+
 /// Asserts that a role ran to its end. What it printed may say what it has skipped.
 #[track_caller]
 pub fn succeeded(output: &Output) {

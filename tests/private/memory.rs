@@ -3,14 +3,15 @@
 use std::alloc::{GlobalAlloc as _, Layout};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt::Write as _;
-use std::os::unix::process::ExitStatusExt as _;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::Command;
 use std::ptr::NonNull;
+use std::time::{Duration, Instant};
 
 use shmkit::{AllocError, FreeError};
 
 use super::HEAP;
-use super::common::{Random, layout, program, succeeded};
+use super::common::{Random, layout, program, refuse, succeeded};
 
 #[track_caller]
 pub fn assert_sound() {
@@ -182,6 +183,32 @@ pub fn a_limited_address_space() {
     );
     let output = Command::new("sh").args(["-c", &script]).output().unwrap();
     succeeded(&output);
+}
+
+/// Where the auxiliary vector must be read from a file: kernels before 6.4 do not tell it.
+pub fn the_auxiliary_vector_is_not_told() {
+    let mut role = program("has_freed_much");
+    // SAFETY: the calls that the child makes before its program starts allocate nothing.
+    unsafe {
+        role.pre_exec(|| {
+            refuse(libc::SYS_prctl, libc::EINVAL);
+            Ok(())
+        })
+    };
+    succeeded(&role.output().unwrap());
+}
+
+/// Memory ages, too, which takes a clock.
+pub fn has_freed_much() {
+    let before = resident();
+    drop(vec![1_u8; 100 << 20]);
+    let begun = Instant::now();
+    while resident() > before + (10 << 20) {
+        assert!(begun.elapsed() < Duration::from_secs(10), "it stays");
+        drop(vec![2_u8; 1 << 20]);
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert_sound();
 }
 
 pub fn is_limited() {

@@ -17,43 +17,14 @@ use shmkit::{HandleError, Pool};
 
 use super::masters::{FOR_EVER, SQUARE};
 use super::role_succeeds;
-use crate::common::{TestPool, fork, leave, open_descriptors, reap};
-
-/// From here on, the kernel refuses two calls with an error.
-fn refuse(calls: [libc::c_long; 2], error: i32) {
-    const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
-    const EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
-    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
-    let line = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
-    let mut lines = [
-        // The number of the call is the first word.
-        line(LOAD, 0, 0, 0),
-        line(EQUAL, 1, 0, calls[0] as u32),
-        line(EQUAL, 0, 1, calls[1] as u32),
-        line(RETURN, 0, 0, libc::SECCOMP_RET_ERRNO | error as u32),
-        line(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
-    ];
-    let program = libc::sock_fprog {
-        len: lines.len() as u16,
-        filter: lines.as_mut_ptr(),
-    };
-    // SAFETY: the program is read, and lives until then.
-    let done = unsafe {
-        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-            + libc::prctl(
-                libc::PR_SET_SECCOMP,
-                libc::SECCOMP_MODE_FILTER,
-                &raw const program,
-            )
-    };
-    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
-}
+use crate::common::{TestPool, fork, leave, open_descriptors, reap, refuse};
 
 pub fn role_failing_fork() {
     let pool = Pool::builder().create().unwrap();
     let object = pool.create(7_u64).unwrap();
     // As when there are too many processes.
-    refuse([libc::SYS_clone, libc::SYS_clone3], libc::EAGAIN);
+    refuse(libc::SYS_clone, libc::EAGAIN);
+    refuse(libc::SYS_clone3, libc::EAGAIN);
     // SAFETY: there is no child.
     assert_eq!(unsafe { libc::fork() }, -1);
     // The only handle: nothing that was meant for a child keeps the object.
@@ -361,7 +332,7 @@ fn hung_are_killed(mut master: Master) {
 pub fn role_unwatched() {
     let mut master = Master::new(&Config::new()).unwrap();
     // As when the whole system has no file left, but for good.
-    refuse([libc::SYS_pidfd_open; 2], libc::ENFILE);
+    refuse(libc::SYS_pidfd_open, libc::ENFILE);
     let square = master.start(&SQUARE, &12).unwrap();
     assert_eq!(joined(&mut master, square).unwrap(), 144);
     hung_are_killed(master);
@@ -376,7 +347,7 @@ pub fn who_cannot_be_watched_is_looked_at() {
 
 pub fn role_unsignalled() {
     // As by a filter that knows the older call alone.
-    refuse([libc::SYS_pidfd_send_signal; 2], libc::ENOSYS);
+    refuse(libc::SYS_pidfd_send_signal, libc::ENOSYS);
     hung_are_killed(Master::new(&Config::new()).unwrap());
 }
 
@@ -490,7 +461,8 @@ pub fn role_fork_at_once() {
     // SAFETY: no memory is passed.
     IN_VAIN.store(unsafe { libc::gettid() }, Ordering::Relaxed);
     // This thread's calls alone.
-    refuse([libc::SYS_clone, libc::SYS_clone3], libc::EAGAIN);
+    refuse(libc::SYS_clone, libc::EAGAIN);
+    refuse(libc::SYS_clone3, libc::EAGAIN);
     scope(|s| {
         // SAFETY: there is no child.
         let refused = unsafe { s.spawn_with_threads(|| 1) }.map(drop);

@@ -13,7 +13,7 @@ use shmkit::{
     Array, LockError, Mutex, Pool, PrivateAlloc, Queue, RwLock, Semaphore, Shared, inspect,
 };
 
-use super::common::{fork, leave, reap};
+use super::common::{fork, leave, reap, refuse};
 use super::{LONG, shared, until};
 
 /// A child that is dead and was not reaped is found dead by who cannot open its `/proc`.
@@ -41,28 +41,6 @@ pub fn a_death_is_seen_without_descriptors() {
         drop((locked, files));
         assert!(child.join().is_err());
     });
-}
-
-/// The calls of this thread, and of those that it starts from now on, are answered with `error` if they
-/// have that number.
-fn refuse(number: i64, error: i32) {
-    let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
-    let mut program = [
-        step(0x20, 0, 0, 0), // the number
-        step(0x15, 0, 1, number as u32),
-        step(0x06, 0, 0, libc::SECCOMP_RET_ERRNO | error as u32),
-        step(0x06, 0, 0, libc::SECCOMP_RET_ALLOW),
-    ];
-    let program = libc::sock_fprog {
-        len: program.len() as u16,
-        filter: program.as_mut_ptr(),
-    };
-    // SAFETY: both calls read what they are given.
-    unsafe {
-        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
-        let mode = libc::SECCOMP_MODE_FILTER;
-        assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, mode, &program), 0);
-    }
 }
 
 /// How often this thread has given the processor away to wait for something.
