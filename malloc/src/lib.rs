@@ -22,7 +22,7 @@
 //! | `errno` | as before on success; ENOMEM on failure |
 //! | signal handlers | must not allocate, as with any C library |
 //! | `ulimit -v` | the heap may grow to half of it |
-//! | seccomp | `mmap`, `mprotect`, `madvise`, `getrandom`, `prlimit64`, `gettid` and `openat` are called |
+//! | seccomp | needed: `mmap`, `munmap`, `mprotect`, `madvise`, `gettid`; called, and may be refused: `getrandom`, `prlimit64`, `openat` (with `read`, `close`); where more threads than slots wait for each other: `getpid`, `tgkill`, `sched_yield` |
 //!
 //! # Misuse
 //!
