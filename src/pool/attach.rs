@@ -270,9 +270,17 @@ pub(crate) fn from_fd(fd: OwnedFd) -> Result<Pool, AttachError> {
     attach(fd)
 }
 
+/// Whose numbers the calling process and the users of its pools have.
+pub(super) fn pid_namespace() -> std::io::Result<u64> {
+    process::pid_namespace().map_err(|error| {
+        let why = format!("/proc, which tells who uses a pool, cannot be read: {error}");
+        std::io::Error::new(error.kind(), why)
+    })
+}
+
 fn attach(fd: OwnedFd) -> Result<Pool, AttachError> {
     let identity = judge(fd.as_fd())?;
-    if identity.pid_namespace != process::pid_namespace()? {
+    if identity.pid_namespace != pid_namespace()? {
         return Err(AttachError::OtherPidNamespace);
     }
     if identity.time_namespace != process::time_namespace().unwrap_or(0) {

@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::mm::Advice;
 
-use super::attach::PoolName;
+use super::attach::{self, PoolName};
 use super::{Pool, copied, fork, handles, tell};
 use crate::allocator::grow;
 use crate::layout::arena::{
@@ -433,7 +433,7 @@ impl PoolBuilder {
             });
         }
         fork::install();
-        let pid_namespace = process::pid_namespace()?;
+        let pid_namespace = attach::pid_namespace()?;
         let len = arena::mapped_len(max);
         let random = random_words()?;
         memory::commit(fd.as_raw_fd(), 0, HEADER_SIZE as u64)?;
