@@ -119,7 +119,7 @@ const CASES: &[common::Named] = table! {
         four_gib_by_four_processes
         grow_to
         more_than_there_is_memory
-        a_memory_limit a_limit_of_file_sizes;
+        a_memory_limit a_limit_of_file_sizes a_limit_of_address_space;
     full_systems:
         a_full_file_system
         a_copy_takes_no_memory_that_the_machine_lacks
@@ -170,7 +170,7 @@ const ROLES: &[common::Named] = table! {
     create: role_create role_legacy_layout;
     attach: role_by_name role_by_descriptor;
     full_systems: role_full_file_system role_little_memory role_free_elsewhere role_refused role_left_behind;
-    growth: role_file_size role_memory_limit;
+    growth: role_file_size role_address_space role_memory_limit;
 };
 
 fn main() -> ExitCode {

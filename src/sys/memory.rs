@@ -23,9 +23,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::fs::{CWD, FallocateFlags, MemfdFlags, SealFlags};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags};
+use rustix::process::Resource;
 use serde::{Deserialize, Serialize};
 
-use super::{descriptor, file_size, process};
+use super::{descriptor, file_size, limits, process};
 
 /// The most that one `fallocate` covers, in bytes.
 const STEP: u64 = 4 << 20;
@@ -156,7 +157,16 @@ fn map_as(fd: BorrowedFd<'_>, address: usize, len: usize, access: ProtFlags) -> 
             0,
         )
     };
-    placed(got, address, len)
+    match limits::of(Resource::As) {
+        Some(limit) if got == Err(Errno::NOMEM) => {
+            let why = format!(
+                "a pool takes {len} bytes of address space, and this process may have {limit} in \
+                 all (RLIMIT_AS, `ulimit -v`)"
+            );
+            Err(io::Error::new(io::ErrorKind::OutOfMemory, why))
+        }
+        _ => placed(got, address, len),
+    }
 }
 
 fn placed(

@@ -279,6 +279,36 @@ pub fn a_limit_of_file_sizes() {
     role_succeeds("role_file_size");
 }
 
+/// Where there is not so much address space, who makes a pool is told so, and so is who attaches one.
+pub fn role_address_space() {
+    let pool = Pool::builder().create().unwrap();
+    let file = File::from(pool.fd().try_clone_to_owned().unwrap());
+    // SAFETY: nothing was made in it, and nobody else has it.
+    unsafe { pool.unmap() };
+    let current = Some(64 << 30);
+    let before = getrlimit(Resource::As);
+    setrlimit(Resource::As, Rlimit { current, ..before }).unwrap();
+    let names_the_limit = |why: &std::io::Error| {
+        assert_eq!(why.kind(), std::io::ErrorKind::OutOfMemory);
+        assert!(why.to_string().contains("RLIMIT_AS"), "{why}");
+    };
+    match Pool::builder().create() {
+        Err(CreateError::System(why)) => names_the_limit(&why),
+        other => panic!("{other:?}"),
+    }
+    // SAFETY: a pool of this program, that nobody uses.
+    match unsafe { Pool::from_fd(file.into()) } {
+        Err(AttachError::System(why)) => names_the_limit(&why),
+        other => panic!("{other:?}"),
+    }
+    // There is room for a small one.
+    drop(TestPool::with(|b| b.max_size(1 << 30)));
+}
+
+pub fn a_limit_of_address_space() {
+    role_succeeds("role_address_space");
+}
+
 /// Lets this process make files of so many bytes; what the limit was.
 fn limit_files(bytes: Option<u64>) -> Option<u64> {
     let before = getrlimit(Resource::Fsize);
