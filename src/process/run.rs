@@ -64,8 +64,8 @@ pub enum RunError {
     /// The first worker gave no result.
     #[error("the first worker gave no result")]
     First(#[from] JoinError),
-    /// The kernel refused something.
-    #[error("the master cannot go on")]
+    /// The kernel refused something, when the master was made or later.
+    #[error("the system refused what the master needs")]
     System(#[from] io::Error),
 }
 

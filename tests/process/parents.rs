@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use shmkit::process::{
-    Config, Entry, JoinError, KillError, Resource, ResultError, SpawnError, run, scope,
+    Config, Entry, JoinError, KillError, Resource, ResultError, RunError, SpawnError, run, scope,
 };
 use shmkit::{Event, ObjectError, Pool, testing};
 
@@ -138,6 +138,13 @@ pub fn role_no_descriptor() {
         }
         other => panic!("{other:?}"),
     });
+    match run(&Config::new(), &SEES_STREAMS, ()) {
+        Err(refused @ RunError::System(_)) => {
+            let says = "the system refused what the master needs";
+            assert_eq!(refused.to_string(), says);
+        }
+        other => panic!("{other:?}"),
+    }
     assert!(no_child_left());
 }
 
