@@ -50,7 +50,7 @@ pub enum JoinError {
     #[error("the argument of the process could not be deserialised: {0}")]
     BadArgument(String),
     /// The master could not start the process, for the reason given.
-    #[error("the process could not be started: {0}")]
+    #[error("the master could not start the process: {0}")]
     NotStarted(String),
     /// The entry point of that name has other types in the program that has defined it.
     #[error("the entry point {0:?} has other types in the program that serves it")]
