@@ -99,7 +99,9 @@ fn zombie_status(pid: u32) -> Option<i32> {
     if !proc_counts_as_we_do() {
         return None;
     }
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The command's name is cut off somewhere, and may be anything.
+    let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let stat = String::from_utf8_lossy(&stat);
     let (_, fields) = stat.rsplit_once(')')?;
     let mut fields = fields.split_ascii_whitespace();
     matches!(fields.next()?, "Z" | "X").then_some(())?;

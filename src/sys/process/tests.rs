@@ -157,6 +157,23 @@ fn a_child_lives_ends_and_is_reaped() {
 
 /// A zombie that another process leaves unreaped, and about which `/proc` is not asked.
 #[test]
+fn how_a_process_ended_is_known_whatever_its_name() {
+    for name in [c"plain", c") Z 1", c"cut off \xc3"] {
+        let child = forked(|| {
+            let _ = rustix::thread::set_name(name);
+            exit_now(7);
+        });
+        let pidfd = watch::pidfd(child).unwrap();
+        while !has_ended(child) {
+            thread::yield_now();
+        }
+        let ended = ended_elsewhere(child, pidfd.as_fd());
+        assert_eq!(wait(child), Ended::Exited(7));
+        assert_eq!(ended, Ended::Exited(7), "{name:?}");
+    }
+}
+
+#[test]
 fn a_zombie_of_another_parent_has_ended() {
     let (read, write) = pipe().unwrap();
     let (hold, release) = pipe().unwrap();
