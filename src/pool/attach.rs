@@ -190,8 +190,16 @@ impl PoolName {
         self.path.display().to_string()
     }
 
-    pub(super) fn directory(&self) -> &Path {
-        self.path.parent().unwrap_or(Path::new("/"))
+    /// A file for a pool that gets this name once it is ready, in the directory of the name.
+    pub(super) fn new_file(&self) -> std::io::Result<OwnedFd> {
+        let directory = self.path.parent().unwrap_or(Path::new("/"));
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let opened = rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR);
+        opened.and_then(descriptor::to_keep).map_err(|errno| {
+            let (error, shown) = (std::io::Error::from(errno), directory.display());
+            let why = format!("a file without a name cannot be made in {shown}: {error}");
+            std::io::Error::new(error.kind(), why)
+        })
     }
 }
 

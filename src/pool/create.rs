@@ -6,7 +6,7 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD};
 use rustix::mm::Advice;
 
 use super::attach::{self, PoolName};
@@ -20,7 +20,7 @@ use crate::layout::local;
 use crate::participants::recovery;
 use crate::primitive::Ordering;
 use crate::sys::memory::{self, CommitError};
-use crate::sys::{descriptor, file_lock, process};
+use crate::sys::{file_lock, process};
 
 /// Why no pool was made. Nothing is left of the attempt.
 ///
@@ -362,10 +362,7 @@ impl PoolBuilder {
     ) -> Result<(Pool, T), E> {
         let name =
             PoolName::parse(name).ok_or_else(|| CreateError::InvalidName { name: name.into() })?;
-        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-        let fd = rustix::fs::open(name.directory(), flags, Mode::RUSR | Mode::WUSR)
-            .and_then(descriptor::to_keep)
-            .map_err(CreateError::from)?;
+        let fd = name.new_file().map_err(CreateError::from)?;
         // Every process shares the lock for life; a process that removes leftovers must get it
         // exclusively. Nobody else can have a file that has no name yet.
         file_lock::share(&fd).map_err(CreateError::from)?;
