@@ -46,7 +46,7 @@ use crate::sys::thread_end::ThreadEnd;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
-#[error("the pool has no free slot for this thread, and the system or its limit allows no more")]
+#[error("this thread has no slot in the pool: all are taken, or the system refused what one takes")]
 pub struct NoSlot;
 
 /// Entries of a table: a power of two, so that a truncated granule number is an index.

@@ -379,6 +379,7 @@ pub fn without_proc() {
     std::fs::create_dir(&directory).unwrap();
     let Some(child) = fork() else {
         let root = std::ffi::CString::new(directory.to_str().unwrap()).unwrap();
+        let earlier = Pool::builder().create().unwrap();
         // SAFETY: system calls of a child that has one thread.
         let changed = unsafe {
             (libc::chroot(root.as_ptr()) == 0)
@@ -388,11 +389,17 @@ pub fn without_proc() {
             let created = Pool::builder().create();
             matches!(created, Err(CreateError::System(why)) if why.to_string().contains("/proc"))
         };
-        let left = || (0x20..0x50).any(|granule| Pool::containing(granule << 40).is_some());
+        // Nor does who has a pool from before begin to use it.
+        let unused = || {
+            let used = earlier.purge();
+            used.is_err_and(|why| why.to_string().contains("the system refused"))
+        };
+        let of_none = |pool: Option<Pool>| pool.is_none_or(|pool| pool == earlier);
+        let left = || (0x20..0x50).any(|granule| !of_none(Pool::containing(granule << 40)));
         if !changed {
             skipped("pools without /proc: this user may not change the root");
         }
-        leave(!changed || ((0..2).all(|_| refused()) && !left()));
+        leave(!changed || ((0..2).all(|_| refused()) && unused() && !left()));
     };
     let status = reap(child);
     std::fs::remove_dir(directory).unwrap();
