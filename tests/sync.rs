@@ -102,6 +102,7 @@ const CASES: &[common::Named] = table! {
     scarce:
         a_death_is_seen_without_descriptors
         waits_sleep_where_the_wait_is_refused
+        who_can_have_no_slot_adds_none
         limits_need_not_be_told
         a_handle_dropped_late_leaves_no_memory
         guards_of_one_pool_are_not_anothers

@@ -280,6 +280,10 @@ fn attach(arena: Arena) -> Result<&'static Slot, NoSlot> {
     if AT_END.try_with(|_| ()).is_err() && !THREAD_END.ask((&raw const EMPTY).cast()) {
         return Err(NoSlot);
     }
+    // Else no slot could be had, however many were added.
+    if !sys::robust::can_hold() {
+        return Err(NoSlot);
+    }
     if PAGE.get().is_null() {
         let page = sys::memory::wipe_on_fork_page().map_err(|_| NoSlot)?;
         PAGE.set(page.cast());

@@ -111,6 +111,11 @@ fn list() -> Result<(*mut ListHead, u32), RobustError> {
     Ok(found)
 }
 
+/// Whether this thread can hold words.
+pub(crate) fn can_hold() -> bool {
+    list().is_ok()
+}
+
 impl RobustWord {
     fn link(&self) -> usize {
         std::ptr::from_ref(&self.next).addr()

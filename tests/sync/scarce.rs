@@ -4,13 +4,14 @@ use std::alloc::{GlobalAlloc as _, Layout};
 use std::cell::RefCell;
 use std::fs::{self, File};
 use std::mem::MaybeUninit;
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use shmkit::process::scope;
 use shmkit::sync::{MutexGuard, Permit, ReadGuard};
 use shmkit::{
-    Array, LockError, Mutex, Pool, PrivateAlloc, Queue, RwLock, Semaphore, Shared, inspect,
+    Array, LockError, Mutex, NoSlot, Pool, PrivateAlloc, Queue, RwLock, Semaphore, Shared, inspect,
 };
 
 use super::common::{fork, leave, reap, refuse};
@@ -41,6 +42,17 @@ pub fn a_death_is_seen_without_descriptors() {
         drop((locked, files));
         assert!(child.join().is_err());
     });
+}
+
+/// A thread whose death the kernel would not mark can have no slot, and the pool's memory stays as it is.
+pub fn who_can_have_no_slot_adds_none() {
+    let pool = Pool::builder().create().unwrap();
+    refuse(libc::SYS_get_robust_list, libc::EPERM);
+    let file = File::from(pool.fd().try_clone_to_owned().unwrap());
+    let memory = || file.metadata().unwrap().blocks();
+    let before = memory();
+    assert_eq!(pool.purge(), Err(NoSlot));
+    assert_eq!(memory(), before);
 }
 
 /// How often this thread has given the processor away to wait for something.

@@ -155,7 +155,6 @@ fn a_child_lives_ends_and_is_reaped() {
     assert!(has_ended(child));
 }
 
-/// A zombie that another process leaves unreaped, and about which `/proc` is not asked.
 #[test]
 fn how_a_process_ended_is_known_whatever_its_name() {
     for name in [c"plain", c") Z 1", c"cut off \xc3"] {
@@ -173,6 +172,7 @@ fn how_a_process_ended_is_known_whatever_its_name() {
     }
 }
 
+/// A zombie that another process leaves unreaped, and about which `/proc` is not asked.
 #[test]
 fn a_zombie_of_another_parent_has_ended() {
     let (read, write) = pipe().unwrap();
