@@ -70,6 +70,8 @@
 mod chunk;
 mod front;
 mod recover;
+#[cfg(test)]
+mod tests;
 
 use std::alloc::Layout;
 
