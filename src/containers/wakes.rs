@@ -16,8 +16,8 @@ use crate::sync::BarrierError;
 use crate::sys::futex::{self, only_wakes};
 use crate::sys::process::{self, ForkResult};
 use crate::{
-    Barrier, Buffer, Condvar, Event, Heap, KillSafe, Lease, Mailbox, Mutex, Pool, PopError, Queue,
-    Receiver, Recover, RecoverableMutex, ReentrantMutex, RwLock, Semaphore, Shared, ShmSafe,
+    Array, Barrier, Buffer, Condvar, Event, Heap, KillSafe, Lease, Mailbox, Mutex, Pool, PopError,
+    Queue, Receiver, Recover, RecoverableMutex, ReentrantMutex, RwLock, Semaphore, Shared, ShmSafe,
 };
 
 /// How often each case is tried. More than once, as a thread may be asleep for another reason when
@@ -191,6 +191,27 @@ fn of_events_and_barriers() {
             },
         );
         assert_eq!(went_on, [false; 3]);
+    }
+}
+
+#[test]
+fn of_who_waits_for_a_growth() {
+    let array = create(Array::new());
+    for _ in 0..ROUNDS {
+        let gate = Arc::new(std::sync::Barrier::new(2));
+        let (theirs, ours, way) = (array.clone(), array.clone(), gate.clone());
+        thread::spawn(move || {
+            let fill = |room: super::elements::NewElements<'_, u32>| {
+                (0..2).for_each(|_| _ = way.wait());
+                room.fill(7);
+            };
+            theirs.reshape(|len| Ok(len + 1), fill).unwrap();
+            way.wait();
+        });
+        gate.wait();
+        let gets = all_woken(3, move || ours.get(0), || _ = gate.wait());
+        assert_eq!(gets, [Ok(7); 3]);
+        gate.wait();
     }
 }
 
