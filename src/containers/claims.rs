@@ -574,4 +574,22 @@ mod tests {
         assert!(matches!(entry.judge(arena), Seen::Free));
         slot.life.word.store(0, Ordering::SeqCst);
     }
+
+    /// Elements are not compared with claims that are over.
+    #[test]
+    fn the_table_is_as_long_as_its_last_claim() {
+        let pool = Pool::builder().create().unwrap();
+        let (arena, slot) = (pool.0, thread::slot(pool.0).unwrap());
+        let layout = std::alloc::Layout::new::<Claims>();
+        let block = pool.allocate(layout).unwrap().cast::<Claims>();
+        // SAFETY: a new block of that layout, which is never freed.
+        let claims = unsafe {
+            block.write(Claims::new());
+            block.as_ref()
+        };
+        let claim = |at| claims.take(arena, slot, at..at + 1, Mode::Shared).ok();
+        assert!([0, 1, 2].map(claim).iter().all(Option::is_some));
+        assert!(claim(3).is_some());
+        assert_eq!(claims.used().len(), 1);
+    }
 }
