@@ -231,6 +231,7 @@ pub fn outside_of_a_pool() {
         (0, Err(ElementError::NotInPool))
     );
     assert_eq!(array.grow(3, 0), Err(ResizeError::NotInPool));
+    assert_eq!(array.extend_from_slice(&[]), Err(ResizeError::NotInPool));
     assert!(array.claim(..).is_err());
 }
 
