@@ -411,3 +411,40 @@ impl fmt::Debug for Condvar {
         f.write_str("Condvar { .. }")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+
+    use super::*;
+    use crate::{Mutex, Pool};
+
+    /// So that recovery wakes the others, if the waiter dies with a notification that one of them needs.
+    #[test]
+    fn a_slot_says_what_its_thread_waits_for() {
+        let pool = Pool::builder().create().unwrap();
+        let shared = pool.create((Mutex::new(false), Condvar::new())).unwrap();
+        let counter = std::ptr::from_ref(&shared.1).addr() as u64;
+        let is_waited_for = || {
+            let mut slots = pool.0.slots().map(|(_, slot)| &slot.watched.condition);
+            slots.any(|condition| condition.load(Ordering::Acquire) == counter)
+        };
+        let theirs = shared.clone();
+        let (tell, told) = mpsc::channel();
+        let waiter = thread::spawn(move || {
+            let guard = theirs.0.lock().unwrap();
+            tell.send(()).unwrap();
+            drop(theirs.1.wait_while(guard, |over| !*over).unwrap());
+        });
+        told.recv().unwrap();
+        // It gives up the mutex only by waiting.
+        let mut over = shared.0.lock().unwrap();
+        assert!(is_waited_for());
+        *over = true;
+        drop(over);
+        shared.1.notify_one();
+        waiter.join().unwrap();
+        assert!(!is_waited_for());
+    }
+}
