@@ -420,3 +420,30 @@ impl Watch {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Pool;
+
+    #[test]
+    fn what_was_before_a_descriptor_is_not_told_by_it() {
+        let pool = Pool::builder().create().unwrap();
+        let event = pool.create(Event::new()).unwrap();
+        event.set();
+        assert!(event.clear());
+        let mut descriptor = UnixStream::from(event.open_fd().unwrap());
+        let is_ready = |descriptor: &mut UnixStream| descriptor.read(&mut [0]).is_ok();
+        // Its thread has looked when it is about to sleep.
+        let until_told = || {
+            while event.word.load(Ordering::SeqCst) & WAITERS == 0 {
+                std::thread::yield_now();
+            }
+        };
+        until_told();
+        assert!(!is_ready(&mut descriptor));
+        event.set();
+        until_told();
+        assert!(is_ready(&mut descriptor));
+    }
+}
