@@ -195,6 +195,11 @@ pub fn tries_find_the_dead() {
         |world| world.semaphore.try_acquire().is_ok(),
     );
     tried(
+        "no time for a permit",
+        |world| forget(world.semaphore.acquire().unwrap()),
+        |world| world.semaphore.acquire_timeout(Duration::ZERO).is_ok(),
+    );
+    tried(
         "a mutex",
         |world| forget(world.mutex.lock().unwrap()),
         |world| !matches!(world.mutex.try_lock(), Err(LockError::WouldBlock)),
@@ -211,6 +216,14 @@ pub fn tries_find_the_dead() {
         "to read what was written",
         |world| forget(world.lock.write().unwrap()),
         |world| !matches!(world.lock.try_read(), Err(LockError::WouldBlock)),
+    );
+    tried(
+        "no time to read what was written",
+        |world| forget(world.lock.write().unwrap()),
+        |world| {
+            let now = world.lock.read_timeout(Duration::ZERO);
+            !matches!(now, Err(LockError::TimedOut))
+        },
     );
     tried(
         "to write what was written",
