@@ -225,6 +225,7 @@ const CASES: &[common::Named] = table! {
         destroyed_queues_return_every_byte
         closed_queues
         leases_come_back
+        leases_of_several_rings_come_back_in_order
         the_leases_of_the_killed_come_back
         the_leases_of_threads_that_have_ended_come_back;
     queue_users:

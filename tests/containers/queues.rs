@@ -347,6 +347,17 @@ pub fn leases_come_back() {
     assert_eq!(popped, rest);
 }
 
+/// Positions rise from ring to ring.
+pub fn leases_of_several_rings_come_back_in_order() {
+    let queue = unbounded();
+    (0..60_u32).for_each(|n| queue.push(n).unwrap());
+    let leases: Vec<_> = (0..60).map(|_| queue.lease().unwrap()).collect();
+    leases.into_iter().rev().for_each(drop);
+    assert!(queue.iter().eq(0..60));
+    let popped = std::iter::from_fn(|| queue.try_pop().ok());
+    assert!(popped.eq(0..60));
+}
+
 pub fn the_leases_of_the_killed_come_back() {
     let queue = queue(10);
     (0..5_u32).for_each(|n| queue.push(n).unwrap());
