@@ -168,3 +168,77 @@ impl<T: ShmSafe + Movable> Raw<T> {
         Ok(next)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::participants::table::SlotPhase;
+    use crate::sys::robust::OWNER_DIED;
+    use crate::{Pool, PopError, Queue, Shared};
+
+    fn create(queue: Queue<u32>) -> Shared<Queue<u32>> {
+        Pool::builder().create().unwrap().create(queue).unwrap()
+    }
+
+    /// The slot of a thread that has claimed a place, and does nothing more.
+    fn claims(queue: &Shared<Queue<u32>>) -> &'static Slot {
+        let arena = queue.pool().0;
+        let index = std::thread::spawn(move || thread::slot(arena).unwrap().tag().slot());
+        let index = index.join().unwrap();
+        let ring = queue.raw.header.back(1).unwrap();
+        let claim = ring::claim(ring.shape, ring.tail(), |i| ring.cell(i), index, |_| ());
+        let cell = ring.cell(claim.unwrap().index);
+        let slot = arena.slot(index);
+        let args = [std::ptr::from_ref(cell).addr() as u64, ring.lap()];
+        slot.intent.open(PUSH, &args);
+        slot
+    }
+
+    fn dies(slot: &Slot) {
+        let state = slot.state();
+        assert!(slot.turn(state, state.with(SlotPhase::Dead)));
+        slot.life.word.store(OWNER_DIED, Ordering::Relaxed);
+    }
+
+    #[test]
+    fn a_place_that_a_dead_one_has_claimed_is_free() {
+        let queue = create(Queue::bounded(1));
+        queue.push(1).unwrap();
+        assert_eq!(queue.pop(), Ok(1));
+        let slot = claims(&queue);
+        assert!(queue.try_push(2).is_err());
+        dies(slot);
+        assert!(queue.try_push(3).is_ok());
+        assert_eq!(queue.pop(), Ok(3));
+    }
+
+    /// Also for those that come from a ring before the last one; not for the dead.
+    #[test]
+    fn a_closed_queue_waits_for_elements_on_their_way() {
+        for others in [0, 3] {
+            let queue = create(Queue::unbounded());
+            (0..31).for_each(|n| queue.push(n).unwrap());
+            let slot = claims(&queue);
+            (31..31 + others).for_each(|n| queue.push(n).unwrap());
+            (0..31 + others).for_each(|n| assert_eq!(queue.try_pop(), Ok(n)));
+            queue.close();
+            assert_eq!(queue.try_pop(), Err(PopError::Empty));
+            dies(slot);
+            assert_eq!(queue.try_pop(), Err(PopError::Closed));
+        }
+    }
+
+    /// Not one either that has looked for the next ring before there was one.
+    #[test]
+    fn nobody_pushes_to_a_ring_that_is_over() {
+        let queue = create(Queue::unbounded());
+        queue.push(0).unwrap();
+        let ring = queue.raw.header.back(1).unwrap();
+        (1..33).for_each(|n| queue.push(n).unwrap());
+        (0..33).for_each(|n| assert_eq!(queue.try_pop(), Ok(n)));
+        assert_eq!(queue.try_pop(), Err(PopError::Empty));
+        let me = thread::slot(queue.pool().0).unwrap().tag().slot();
+        let claim = ring::claim(ring.shape, ring.tail(), |i| ring.cell(i), me, |_| ());
+        assert_eq!(claim, Err(Refused::Sealed));
+    }
+}
