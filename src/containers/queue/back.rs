@@ -152,4 +152,18 @@ mod tests {
         assert!(!back.entry.retake(back.seen, None));
         assert_eq!([queue.pop(), queue.pop()], [Ok(1), Ok(2)]);
     }
+
+    #[test]
+    fn what_comes_back_before_it_is_the_first() {
+        let pool = Pool::builder().create().unwrap();
+        let queue = pool.create(Queue::bounded(4)).unwrap();
+        (1..=2).for_each(|n| queue.push(n).unwrap());
+        let [first, second] = [(); 2].map(|()| queue.lease().unwrap());
+        drop(second);
+        let back = queue.raw.first_back(&mut MaybeUninit::uninit()).unwrap();
+        assert!(back.was_first());
+        drop(first);
+        assert!(!back.was_first());
+        assert_eq!(queue.peek(), Some(1));
+    }
 }
