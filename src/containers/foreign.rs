@@ -189,3 +189,22 @@ impl<T: fmt::Debug> fmt::Debug for Foreign<T> {
         (**self).fmt(f)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_where_its_layout_says() {
+        let pool = Pool::builder().create().unwrap();
+        // SAFETY: no collection has it.
+        let allocator = unsafe { pool.allocator() };
+        let layout = Layout::from_size_align(0, 64).unwrap();
+        let nothing = allocator.allocate(layout).unwrap();
+        assert_eq!(nothing.len(), 0);
+        assert!(nothing.cast::<[u8; 64]>().addr().get().is_multiple_of(64));
+        // SAFETY: not used any more.
+        unsafe { allocator.deallocate(nothing.cast(), layout) };
+        assert!(pool.check().is_ok());
+    }
+}
