@@ -249,3 +249,31 @@ where
     }
     Ok(Stored::Created)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::numbers::describe;
+
+    #[test]
+    fn a_matrix_has_rows_and_columns() {
+        let pool = Pool::builder().create().unwrap();
+        for shape in [&[0, 5][..], &[5, 0], &[1, 1, 1]] {
+            let bytes = vec![7; shape.iter().product()];
+            match store(pool, "none", "|u1", shape, &bytes) {
+                Err(StoreNumbersError::UnknownShape { shape: told }) => assert_eq!(told, shape),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(pool.names().is_empty());
+    }
+
+    #[test]
+    fn an_array_of_nothing_has_no_place() {
+        let pool = Pool::builder().create().unwrap();
+        let stored = store(pool, "nothing", "<f8", &[0], &[]);
+        assert!(matches!(stored, Ok(Stored::Created)));
+        let found = describe(pool, "nothing").unwrap();
+        assert_eq!((found.offset, found.shape), (0, vec![0]));
+    }
+}
