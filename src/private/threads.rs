@@ -295,12 +295,17 @@ mod tests {
     #[test]
     fn what_somebody_had_of_the_common_slot_is_recovered_in_a_child() {
         let arena = heap::known_or_new().unwrap();
-        let before = lend_common(arena).unwrap().state();
-        let works = works_in_a_child(|| {
-            let lent = lend_common(arena)?.state();
-            (lent.generation > before.generation).then_some(())
-        });
-        return_common();
-        assert!(works);
+        for is_told in [false, true] {
+            let before = lend_common(arena).unwrap().state();
+            let works = works_in_a_child(|| {
+                if is_told {
+                    in_child();
+                }
+                let lent = lend_common(arena)?.state();
+                (lent.generation > before.generation).then_some(())
+            });
+            return_common();
+            assert!(works, "the heap is told of the fork: {is_told}");
+        }
     }
 }
