@@ -40,6 +40,7 @@ const CASES: &[common::Named] = table! {
         a_taker_leaves_the_rest_of_recovery
         orphan_dropped
         orphan_reset
+        only_a_reset_ends_poison
         orphan_into_guard
         second_crash
         poison_by_panic

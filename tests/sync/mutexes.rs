@@ -192,6 +192,25 @@ pub fn orphan_reset() {
     assert_eq!(*mutex.lock().unwrap(), [7, 9]);
 }
 
+/// A value that is replaced is not what a panic before the death has left.
+pub fn only_a_reset_ends_poison() {
+    for is_reset in [true, false] {
+        let mutex = one();
+        let panics = || {
+            let _guard = mutex.lock();
+            panic!("meant");
+        };
+        assert!(quietly(|| catch_unwind(panics)).is_err());
+        kill_with(|| mutex.lock());
+        let orphan = orphan(&mutex);
+        drop(match is_reset {
+            true => orphan.reset([7, 8]),
+            false => orphan.into_guard(),
+        });
+        assert_eq!(mutex.is_poisoned(), !is_reset);
+    }
+}
+
 pub fn orphan_into_guard() {
     let mutex = one();
     kill_holder(&mutex);
