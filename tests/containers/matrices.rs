@@ -223,6 +223,7 @@ pub fn a_matrix_grows() {
     let refused = matrix.grow(3, 0).unwrap_err();
     assert_eq!(refused, ResizeError::Shorter { len: 4 }.into());
     assert_eq!(matrix.fill(1, 1, 0), Err(ShapeError::NotEmpty));
+    assert_eq!((matrix.dims(), matrix.get(3, 2)), ((4, 3), Ok(2)));
 }
 
 #[derive(ShmSafe)]
