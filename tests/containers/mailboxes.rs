@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use proptest::prelude::*;
-use shmkit::process::{JoinError, scope};
+use shmkit::process::{JoinError, SpawnError, scope};
 use shmkit::{
     Mailbox, Pool, PushError, PushRefusal, Receiver, ReceiverError, RecvError, Shared, ShmSafe,
 };
@@ -252,6 +252,9 @@ pub fn a_mailbox_has_one_receiver() {
     let receiver = mailbox.receiver().unwrap();
     assert_eq!((receiver.recv(), receiver.recv()), (Ok(1), Ok(2)));
     assert_eq!(receiver.recv_timeout(SHORT), Err(RecvError::TimedOut));
+    scope(|s| assert!(matches!(s.spawn(|| ()), Err(SpawnError::GuardsHeld { .. }))));
+    drop(receiver);
+    scope(|s| assert!(s.spawn(|| ()).is_ok()));
 }
 
 pub fn the_receiver_of_the_killed() {
