@@ -551,6 +551,7 @@ mod tests {
     use super::*;
     use crate::Pool;
     use crate::participants::table::SlotPhase;
+    use crate::pool::Scratch;
 
     /// The thread that was growing an array has died, and the one that is to complete the growing
     /// is stopped.
@@ -578,7 +579,7 @@ mod tests {
     /// Elements are not compared with claims that are over.
     #[test]
     fn the_table_is_as_long_as_its_last_claim() {
-        let pool = Pool::builder().create().unwrap();
+        let pool = Scratch::new();
         let (arena, slot) = (pool.0, thread::slot(pool.0).unwrap());
         let layout = std::alloc::Layout::new::<Claims>();
         let block = pool.allocate(layout).unwrap().cast::<Claims>();

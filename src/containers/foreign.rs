@@ -193,10 +193,11 @@ impl<T: fmt::Debug> fmt::Debug for Foreign<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pool::Scratch;
 
     #[test]
     fn nothing_is_where_its_layout_says() {
-        let pool = Pool::builder().create().unwrap();
+        let pool = Scratch::new();
         // SAFETY: no collection has it.
         let allocator = unsafe { pool.allocator() };
         let layout = Layout::from_size_align(0, 64).unwrap();

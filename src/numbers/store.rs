@@ -254,13 +254,14 @@ where
 mod tests {
     use super::*;
     use crate::numbers::describe;
+    use crate::pool::Scratch;
 
     #[test]
     fn a_matrix_has_rows_and_columns() {
-        let pool = Pool::builder().create().unwrap();
+        let pool = Scratch::new();
         for shape in [&[0, 5][..], &[5, 0], &[1, 1, 1]] {
             let bytes = vec![7; shape.iter().product()];
-            match store(pool, "none", "|u1", shape, &bytes) {
+            match store(*pool, "none", "|u1", shape, &bytes) {
                 Err(StoreNumbersError::UnknownShape { shape: told }) => assert_eq!(told, shape),
                 other => panic!("{other:?}"),
             }
@@ -270,10 +271,10 @@ mod tests {
 
     #[test]
     fn an_array_of_nothing_has_no_place() {
-        let pool = Pool::builder().create().unwrap();
-        let stored = store(pool, "nothing", "<f8", &[0], &[]);
+        let pool = Scratch::new();
+        let stored = store(*pool, "nothing", "<f8", &[0], &[]);
         assert!(matches!(stored, Ok(Stored::Created)));
-        let found = describe(pool, "nothing").unwrap();
+        let found = describe(*pool, "nothing").unwrap();
         assert_eq!((found.offset, found.shape), (0, vec![0]));
     }
 }

@@ -537,6 +537,13 @@ impl Scratch {
         let pool = Pool::builder().create().expect("a new pool");
         Scratch { pool }
     }
+
+    pub(crate) fn of_size(max: usize) -> Scratch {
+        let pool = Pool::builder().max_size(max).create();
+        Scratch {
+            pool: pool.expect("a new pool"),
+        }
+    }
 }
 
 #[cfg(test)]

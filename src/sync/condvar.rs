@@ -418,12 +418,13 @@ mod tests {
     use std::thread;
 
     use super::*;
-    use crate::{Mutex, Pool};
+    use crate::Mutex;
+    use crate::pool::Scratch;
 
     /// So that recovery wakes the others, if the waiter dies with a notification that one of them needs.
     #[test]
     fn a_slot_says_what_its_thread_waits_for() {
-        let pool = Pool::builder().create().unwrap();
+        let pool = Scratch::new();
         let shared = pool.create((Mutex::new(false), Condvar::new())).unwrap();
         let counter = std::ptr::from_ref(&shared.1).addr() as u64;
         let is_waited_for = || {

@@ -132,13 +132,14 @@ impl<T: ShmSafe + Movable> Raw<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Pool, Queue};
+    use crate::Queue;
+    use crate::pool::Scratch;
 
     /// A thread is about to take an element that has come back. Meanwhile another leases that element and gives it
     /// back, after one that comes before it.
     #[test]
     fn what_has_come_back_anew_is_not_what_was_looked_at() {
-        let pool = Pool::builder().create().unwrap();
+        let pool = Scratch::new();
         let queue = pool.create(Queue::bounded(4)).unwrap();
         (1..=2).for_each(|n| queue.push(n).unwrap());
         let [first, second] = [(); 2].map(|()| queue.lease().unwrap());
@@ -155,7 +156,7 @@ mod tests {
 
     #[test]
     fn what_comes_back_before_it_is_the_first() {
-        let pool = Pool::builder().create().unwrap();
+        let pool = Scratch::new();
         let queue = pool.create(Queue::bounded(4)).unwrap();
         (1..=2).for_each(|n| queue.push(n).unwrap());
         let [first, second] = [(); 2].map(|()| queue.lease().unwrap());

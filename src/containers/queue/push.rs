@@ -173,12 +173,9 @@ impl<T: ShmSafe + Movable> Raw<T> {
 mod tests {
     use super::*;
     use crate::participants::table::SlotPhase;
+    use crate::pool::Scratch;
     use crate::sys::robust::OWNER_DIED;
-    use crate::{Pool, PopError, Queue, Shared};
-
-    fn create(queue: Queue<u32>) -> Shared<Queue<u32>> {
-        Pool::builder().create().unwrap().create(queue).unwrap()
-    }
+    use crate::{PopError, Queue, Shared};
 
     /// The slot of a thread that has claimed a place, and does nothing more.
     fn claims(queue: &Shared<Queue<u32>>) -> &'static Slot {
@@ -202,7 +199,8 @@ mod tests {
 
     #[test]
     fn a_place_that_a_dead_one_has_claimed_is_free() {
-        let queue = create(Queue::bounded(1));
+        let pool = Scratch::new();
+        let queue = pool.create(Queue::bounded(1)).unwrap();
         queue.push(1).unwrap();
         assert_eq!(queue.pop(), Ok(1));
         let slot = claims(&queue);
@@ -216,7 +214,8 @@ mod tests {
     #[test]
     fn a_closed_queue_waits_for_elements_on_their_way() {
         for others in [0, 3] {
-            let queue = create(Queue::unbounded());
+            let pool = Scratch::new();
+            let queue = pool.create(Queue::unbounded()).unwrap();
             (0..31).for_each(|n| queue.push(n).unwrap());
             let slot = claims(&queue);
             (31..31 + others).for_each(|n| queue.push(n).unwrap());
@@ -231,7 +230,8 @@ mod tests {
     /// Not one either that has looked for the next ring before there was one.
     #[test]
     fn nobody_pushes_to_a_ring_that_is_over() {
-        let queue = create(Queue::unbounded());
+        let pool = Scratch::new();
+        let queue = pool.create(Queue::unbounded()).unwrap();
         queue.push(0).unwrap();
         let ring = queue.raw.header.back(1).unwrap();
         (1..33).for_each(|n| queue.push(n).unwrap());

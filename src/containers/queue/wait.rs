@@ -354,7 +354,8 @@ impl Header {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Pool, Queue};
+    use crate::Queue;
+    use crate::pool::Scratch;
 
     const OWNER: u64 = 16;
     const OTHER: u64 = 32;
@@ -403,7 +404,7 @@ mod tests {
     /// A ring that has woken a thread which takes no entry goes on to the next one.
     #[test]
     fn who_waited_for_an_entry_in_vain_rings() {
-        let pool = Pool::builder().create().unwrap();
+        let pool = Scratch::new();
         let queue = pool.create(Queue::unbounded()).unwrap();
         (0..=64).for_each(|n| queue.push(n).unwrap());
         let _all: Vec<_> = (0..64).map(|_| queue.lease().unwrap()).collect();

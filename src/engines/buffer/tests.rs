@@ -1,17 +1,16 @@
 //! What threads leave that were stopped halfway, made by hand.
 
 use super::*;
-use crate::Pool;
 use crate::participants::thread;
+use crate::pool::Scratch;
 
 /// More than is appended to a chunk that there is.
 const PIECE: usize = 20_000;
 
-/// The words of a buffer in a pool of its own.
-fn words(capacity: u64) -> (Arena, &'static Slot, &'static Words) {
-    let pool = Pool::builder().max_size(4 << 20).create().unwrap();
+/// The words of a buffer, which are used no longer than the pool.
+fn words(pool: &Scratch, capacity: u64) -> (Arena, &'static Slot, &'static Words) {
     let block = pool.allocate(Layout::new::<Words>()).unwrap().cast();
-    // SAFETY: a new block of that layout, which is never freed.
+    // SAFETY: a new block of that layout, which is not freed.
     let words = unsafe {
         block.write(Words::new(capacity));
         block.as_ref()
@@ -27,7 +26,8 @@ fn oldest(arena: Arena, words: &Words) -> u64 {
 
 #[test]
 fn no_hint_names_what_is_freed() {
-    let (arena, slot, words) = words(NO_CAPACITY);
+    let pool = Scratch::of_size(4 << 20);
+    let (arena, slot, words) = words(&pool, NO_CAPACITY);
     (0..4).for_each(|_| _ = words.append(arena, slot, &[7; PIECE]).unwrap());
     // Nobody has moved the hint since the first one.
     let first = words.oldest.load(Ordering::SeqCst);
@@ -42,7 +42,8 @@ fn no_hint_names_what_is_freed() {
 /// Otherwise it would never be freed, if there is always somebody who looks.
 #[test]
 fn what_is_stamped_does_not_wait_for_later_looks() {
-    let (arena, slot, words) = words(NO_CAPACITY);
+    let pool = Scratch::of_size(4 << 20);
+    let (arena, slot, words) = words(&pool, NO_CAPACITY);
     (0..4).for_each(|_| _ = words.append(arena, slot, &[7; PIECE]).unwrap());
     let other = std::thread::spawn(move || thread::slot(arena).unwrap().tag());
     let other = arena.slot(other.join().unwrap().slot());
@@ -73,7 +74,8 @@ fn link(
 
 #[test]
 fn what_others_have_appended_takes_room() {
-    let (arena, slot, words) = words(1000);
+    let pool = Scratch::of_size(4 << 20);
+    let (arena, slot, words) = words(&pool, 1000);
     words.append(arena, slot, &[7; 600]).unwrap();
     let last = words.last(arena);
     let linked = link((arena, slot, words), 500, last);
@@ -84,7 +86,8 @@ fn what_others_have_appended_takes_room() {
 #[test]
 fn what_is_closed_meanwhile_takes_nothing() {
     for len in [10, IN_PLACE_MAX + 1] {
-        let (arena, slot, words) = words(NO_CAPACITY);
+        let pool = Scratch::of_size(4 << 20);
+        let (arena, slot, words) = words(&pool, NO_CAPACITY);
         words.append(arena, slot, &[7; 600]).unwrap();
         let last = words.last(arena);
         words.close(arena, slot);
@@ -96,7 +99,8 @@ fn what_is_closed_meanwhile_takes_nothing() {
 
 #[test]
 fn what_a_look_held_back_makes_room() {
-    let (arena, slot, words) = words(NO_CAPACITY);
+    let pool = Scratch::of_size(4 << 20);
+    let (arena, slot, words) = words(&pool, NO_CAPACITY);
     while words.append(arena, slot, &[7; PIECE]).is_ok() {}
     epoch::pin(arena, slot);
     let (end, _) = words.end(arena);
