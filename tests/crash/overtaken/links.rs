@@ -12,6 +12,8 @@ enum Do {
     /// A new node of that value.
     Set(u64),
     Clear,
+    /// So many nodes of that value, to which no link leads, that one of them comes to where another was.
+    Fill(u64),
     Get,
     View,
 }
@@ -33,6 +35,11 @@ impl Operation for Do {
                 link.set(None).expect("set");
                 0
             }
+            Do::Fill(n) => {
+                let new = || world.pool.create(node(n)).expect("room");
+                world.nodes.extend((0..64).map(|_| new()));
+                0
+            }
             Do::Get => link.get().map_or(NONE, |node| node.value),
             Do::View => link.view().map_or(NONE, |node| node.value),
         }
@@ -48,6 +55,7 @@ impl Operation for Do {
                 *model = None;
                 0
             }
+            Do::Fill(_) => 0,
             Do::Get | Do::View => model.unwrap_or(NONE),
         }
     }
@@ -62,6 +70,7 @@ impl Operation for Do {
     }
 
     fn ends(world: &mut World) -> Result<(), String> {
+        world.nodes.truncate(1);
         world.nodes[0]
             .next
             .set(None)
@@ -98,5 +107,7 @@ pub fn cases(suite: &mut Suite) {
     case("clear by set", &[Clear], &[Set(8), Get]);
     case("get by clear", &[Get], &[Clear, Set(8)]);
     case("get by set", &[Get], &[Set(8), Set(9)]);
+    case("get by others", &[Get], &[Clear, Fill(8)]);
+    case("view by others", &[View], &[Clear, Fill(8)]);
     case("view by clear", &[View], &[Clear, Set(8)]);
 }

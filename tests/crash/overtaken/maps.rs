@@ -216,7 +216,7 @@ fn cases_of<V: Held>(suite: &mut Suite) {
         bench.map.pool.recover();
     }));
     // A chunk of 48 that is full is moved to one that is twice as long, one of 96 to two: of numbers that are
-    // odd, to another one.
+    // odd, to another one. A table of several chunks is searched by way of its hints.
     let growing = &[
         Insert(1001, 1),
         Insert(1002, 2),
@@ -224,7 +224,7 @@ fn cases_of<V: Held>(suite: &mut Suite) {
         Remove(5),
         Insert(1003, 3),
     ];
-    for (name, keys) in [("growth", 47), ("split", 95)] {
+    for (name, keys) in [("growth", 47), ("split", 95), ("split of two", 191)] {
         let mut full = |what: &str, victim: &[Do], overtaker: &[Do]| {
             let name = what.replace('*', name);
             suite.run(case::<V>(
