@@ -2,7 +2,7 @@
 //! `protocol::bell`.
 //!
 //! A push is noticed from its claim on. If the element comes a moment later, this costs the sleeper at most its time
-//! limit, `lock::TICK`; and so does a ring that is lost because the ringer died.
+//! limit, `lock::TICK`; and so does a ring that is lost because the ringer died, or the sleeper that it has woken.
 
 use crate::layout::arena::Arena;
 use crate::participants::deadline::Deadline;

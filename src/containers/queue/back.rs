@@ -132,19 +132,30 @@ impl<T: ShmSafe + Movable> Raw<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Queue;
     use crate::pool::Scratch;
+    use crate::{Lease, Queue, Shared};
+
+    fn of_two(pool: &Scratch) -> Shared<Queue<u32>> {
+        let queue = pool.create(Queue::bounded(4)).unwrap();
+        (1..=2).for_each(|n| queue.push(n).unwrap());
+        queue
+    }
+
+    /// Leases both elements. The second one comes back, and is found.
+    fn with_second_back(queue: &Queue<u32>) -> (Lease<'_, u32>, Back) {
+        let [first, second] = [(); 2].map(|()| queue.lease().unwrap());
+        drop(second);
+        let back = queue.raw.first_back(&mut MaybeUninit::uninit());
+        (first, back.unwrap())
+    }
 
     /// A thread is about to take an element that has come back. Meanwhile another leases that element and gives it
     /// back, after one that comes before it.
     #[test]
     fn what_has_come_back_anew_is_not_what_was_looked_at() {
         let pool = Scratch::new();
-        let queue = pool.create(Queue::bounded(4)).unwrap();
-        (1..=2).for_each(|n| queue.push(n).unwrap());
-        let [first, second] = [(); 2].map(|()| queue.lease().unwrap());
-        drop(second);
-        let back = queue.raw.first_back(&mut MaybeUninit::uninit()).unwrap();
+        let queue = of_two(&pool);
+        let (first, back) = with_second_back(&queue);
         assert!(back.table.announce_after(back.changes));
 
         let second = queue.lease().unwrap();
@@ -157,11 +168,8 @@ mod tests {
     #[test]
     fn what_comes_back_before_it_is_the_first() {
         let pool = Scratch::new();
-        let queue = pool.create(Queue::bounded(4)).unwrap();
-        (1..=2).for_each(|n| queue.push(n).unwrap());
-        let [first, second] = [(); 2].map(|()| queue.lease().unwrap());
-        drop(second);
-        let back = queue.raw.first_back(&mut MaybeUninit::uninit()).unwrap();
+        let queue = of_two(&pool);
+        let (first, back) = with_second_back(&queue);
         assert!(back.was_first());
         drop(first);
         assert!(!back.was_first());
