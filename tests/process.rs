@@ -25,6 +25,8 @@ mod forks;
 mod managed;
 #[path = "process/masters.rs"]
 mod masters;
+#[path = "process/numbers.rs"]
+mod numbers;
 #[path = "process/parents.rs"]
 mod parents;
 #[path = "process/paths.rs"]
@@ -54,6 +56,11 @@ const CASES: &[Named] = table! {
         results_that_do_not_serialise
         results_that_do_not_fit
         files_that_may_not_be_so_long;
+    numbers:
+        a_pool_does_not_grow_through_it
+        a_result_is_not_written_through_it
+        the_master_is_not_woken_through_it
+        an_event_is_not_told_through_it;
     ends:
         a_panic_gives_its_message
         a_panic_is_printed_once

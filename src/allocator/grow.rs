@@ -191,7 +191,8 @@ fn left_behind(arena: Arena) -> u64 {
     let slices = committed_tables(arena).into_iter();
     let slices = slices.chain(committed_data(arena)).map(|(_, len)| len);
     let known: usize = slices.chain(tables).chain(rows).sum();
-    memory::used_by(local::of(arena).fd()).saturating_sub((HEADER_SIZE + known) as u64)
+    let used = local::of(arena).file().get().map_or(0, memory::used_by);
+    used.saturating_sub((HEADER_SIZE + known) as u64)
 }
 
 /// As [`grow_by`], without asking whether there is enough memory.

@@ -588,9 +588,9 @@ pub(crate) fn age(arena: Arena, me: Tag, all: bool) -> (usize, bool) {
         let count = slice - start;
         if count > 0 {
             // If it is refused (a sealed or foreign file system), the slices stay usable as holes.
-            let _ = arena.give_back(DATA.offset + start * SLICE, count * SLICE);
+            let gone = arena.give_back(DATA.offset + start * SLICE, count * SLICE);
             unclaim(arena, start, count);
-            given += count;
+            given += if gone.is_ok() { count } else { 0 };
         }
         // The slice that ended the batch has been looked at: if it was just aged, it stays for a
         // while.

@@ -88,11 +88,12 @@ pub(super) fn state(fd: BorrowedFd<'_>, processes: &[ProcessReport]) -> PoolStat
 /// # Ok::<(), std::io::Error>(())
 /// ```
 pub fn list(prefix: &str) -> std::io::Result<Vec<Listed>> {
-    let mut names: Vec<String> = std::fs::read_dir(attach::DIRECTORY)?
-        .filter_map(|entry| {
-            let file = entry.ok()?.file_name();
-            Some(file.to_str()?.strip_prefix(attach::PREFIX)?.to_owned())
-        })
+    let files: std::io::Result<Vec<_>> = std::fs::read_dir(attach::DIRECTORY)?
+        .map(|entry| Ok(entry?.file_name()))
+        .collect();
+    let mut names: Vec<String> = files?
+        .iter()
+        .filter_map(|file| Some(file.to_str()?.strip_prefix(attach::PREFIX)?.to_owned()))
         .filter(|name| !name.is_empty() && name.starts_with(prefix))
         .collect();
     names.sort();

@@ -12,7 +12,7 @@
 //! may attach it. It takes no lock on the file, so it is in nobody's way; if the pool's name is
 //! removed meanwhile, the mapping stays good.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::OFlags;
@@ -438,7 +438,7 @@ impl Observer {
         // What was committed and never written to counts as a hole, and was not copied.
         for (table, count) in attach::committed(&self.arena.header().watermarks) {
             let bytes = count * table.entry as u64;
-            memory::commit(copy.as_raw_fd(), table.offset as u64, bytes)
+            memory::commit(copy.as_fd(), table.offset as u64, bytes)
                 .map_err(std::io::Error::other)?;
         }
         // The copy's place is where the observer was.

@@ -258,7 +258,7 @@ impl Arena {
         }
         let check = |bytes| {
             memory::check_limit(bytes)?;
-            memory::check_room(local.fd(), bytes)
+            memory::check_room(local.file().get()?, bytes)
         };
         check(bytes).or_else(|refused| match had() {
             0 => Err(refused),
@@ -272,7 +272,7 @@ impl Arena {
         if local.is_private() {
             memory::commit_private(self.0 + offset, len)
         } else {
-            memory::commit(local.fd(), offset as u64, len as u64)
+            memory::commit(local.file().get()?, offset as u64, len as u64)
         }
     }
 
@@ -283,7 +283,7 @@ impl Arena {
         if local.is_private() {
             memory::discard(self.0 + offset, len)
         } else {
-            memory::punch(local.fd(), offset as u64, len as u64)
+            memory::punch(local.file().get()?, offset as u64, len as u64)
         }
     }
 

@@ -3,17 +3,20 @@
 //! There is one entry for each granule, in a static: found by the pool's base address without a
 //! lock, and the same in a forked child, whose fork handler replaces what differs there.
 
-use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use super::arena::{Arena, GRANULES};
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
+use crate::sys::descriptor::Kept;
 
 /// One process's own view of one pool.
 pub(crate) struct Local {
     /// Bytes mapped; 0 while no pool is. The private heap (`private`) is not a pool: code that asks
     /// for this process's pools must not find it.
     len: AtomicUsize,
-    fd: AtomicI32,
+    /// The pool's file.
+    file: Kept,
+    /// The granule holds private memory.
+    private: AtomicBool,
     /// The pool's, for code that looks for the pool: nothing is read from other pools, which may be
     /// unmapped meanwhile.
     uuid: [AtomicU64; 2],
@@ -29,9 +32,6 @@ pub(crate) struct Local {
     /// It is here because a forked child writes to this page anyway.
     job: AtomicU64,
 }
-
-/// In place of a descriptor: the granule holds private memory.
-const PRIVATE: RawFd = -2;
 
 static LOCALS: [Local; GRANULES] = [const { Local::new() }; GRANULES];
 
@@ -53,7 +53,8 @@ impl Local {
     const fn new() -> Self {
         Local {
             len: AtomicUsize::new(0),
-            fd: AtomicI32::new(-1),
+            file: Kept::none(),
+            private: AtomicBool::new(false),
             uuid: [const { AtomicU64::new(0) }; 2],
             shown: AtomicBool::new(false),
             process: AtomicU64::new(0),
@@ -69,8 +70,9 @@ impl Local {
 
     /// Notes a mapping, which is not shown yet. The mapping itself is what keeps others out of the
     /// granule.
-    pub(crate) fn set_mapped(&self, fd: RawFd, len: usize, uuid: [u64; 2]) {
-        self.fd.store(fd, Ordering::Relaxed);
+    pub(crate) fn set_mapped(&self, file: Kept, len: usize, uuid: [u64; 2]) {
+        self.file.put(file);
+        self.private.store(false, Ordering::Relaxed);
         for (word, half) in self.uuid.iter().zip(uuid) {
             word.store(half, Ordering::Relaxed);
         }
@@ -86,9 +88,8 @@ impl Local {
     }
 
     /// Notes that the mapping is about to go; returns its length and descriptor.
-    pub(crate) fn clear(&self) -> (usize, RawFd) {
-        let len = self.len.swap(0, Ordering::AcqRel);
-        (len, self.fd.swap(-1, Ordering::AcqRel))
+    pub(crate) fn clear(&self) -> (usize, Kept) {
+        (self.len.swap(0, Ordering::AcqRel), self.file.take())
     }
 
     /// Shows the pool to its user, until it is unmapped.
@@ -109,15 +110,15 @@ impl Local {
     /// Notes that the granule holds private memory.
     pub(crate) fn set_private(&self) {
         self.forget();
-        self.fd.store(PRIVATE, Ordering::Release);
+        self.private.store(true, Ordering::Release);
     }
 
     pub(crate) fn is_private(&self) -> bool {
-        self.fd.load(Ordering::Acquire) == PRIVATE
+        self.private.load(Ordering::Acquire)
     }
 
-    pub(crate) fn fd(&self) -> RawFd {
-        self.fd.load(Ordering::Relaxed)
+    pub(crate) fn file(&self) -> &Kept {
+        &self.file
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -165,19 +166,19 @@ mod tests {
     #[test]
     fn a_place_knows_nothing_of_the_pool_before() {
         let place = Local::new();
-        place.set_mapped(3, 4096, [1, 2]);
+        place.set_mapped(Kept::none(), 4096, [1, 2]);
         place.show();
         // It has left a guard behind, and so has not left.
         place.set_process(5);
         place.leak_guards(1);
-        assert_eq!(place.clear(), (4096, 3));
-        place.set_mapped(4, 8192, [3, 4]);
+        assert_eq!(place.clear().0, 4096);
+        place.set_mapped(Kept::none(), 8192, [3, 4]);
         let known = (place.is_shown(), place.process(), place.leaked_guards());
         assert_eq!(known, (false, 0, 0));
         // Nor does private memory, which has no table of processes.
         place.set_process(5);
         place.leak_guards(1);
-        assert_eq!(place.clear(), (8192, 4));
+        assert_eq!(place.clear().0, 8192);
         place.set_private();
         assert_eq!((place.process(), place.leaked_guards()), (0, 0));
     }

@@ -5,15 +5,14 @@
 //! What was mapped is then compared with what was judged.
 
 use std::ffi::OsString;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::{Errno, retry_on_intr};
 
-use super::observed::{self, File};
-use super::{Pool, copied, create, fork, handles, layout_fingerprint};
+use super::{Pool, copied, create, fork, handles, layout_fingerprint, observed};
 use crate::layout::arena::{
     Arena, DATA, NAMES, OBJECTS, PROCESSES, SLICE, SLOTS, TYPES, TablePlace,
 };
@@ -21,6 +20,7 @@ use crate::layout::header::{Identity, MAGIC, VERSION, Watermarks};
 use crate::layout::local;
 use crate::participants::recovery;
 use crate::primitive::{AtomicU64, Ordering};
+use crate::sys::descriptor::{File, Kept};
 use crate::sys::memory::CommitError;
 use crate::sys::{descriptor, file_lock, memory, process};
 
@@ -211,8 +211,7 @@ pub(super) fn open(name: &Path) -> Result<Pool, AttachError> {
     if !file_lock::share(&fd)? {
         return Err(AttachError::BeingRemoved);
     }
-    let (ours, named) = (rustix::fs::fstat(&fd)?, rustix::fs::stat(name.path()));
-    if !named.is_ok_and(|named| (named.st_dev, named.st_ino) == (ours.st_dev, ours.st_ino)) {
+    if File::named(name.path()) != Ok(File::of(&fd)?) {
         return Err(AttachError::BeingRemoved);
     }
     attach(fd)
@@ -334,7 +333,7 @@ fn attach(fd: OwnedFd) -> Result<Pool, AttachError> {
         }
         return Err(error);
     }
-    local::of(arena).set_mapped(fd.into_raw_fd(), len, identity.uuid);
+    local::of(arena).set_mapped(Kept::of(fd, file), len, identity.uuid);
     local::of(arena).show();
     drop(attaching);
     create::apply_options(arena, identity.options);
@@ -391,8 +390,8 @@ pub(crate) fn is_seen_by_one(arena: Arena) -> bool {
 /// is another one.
 fn attached_already(identity: &Identity, file: File) -> Option<Pool> {
     let pool = Pool(Arena::containing(identity.base as usize)?);
-    let is_same = || File::of(pool.fd()).is_ok_and(|mapped| mapped == file);
-    (Identity::read(pool.0.header()) == *identity && is_same()).then_some(pool)
+    let is_same = local::of(pool.0).file().file() == file;
+    (is_same && Identity::read(pool.0.header()) == *identity).then_some(pool)
 }
 
 /// The tables that are committed up to their watermarks, with these watermarks.
@@ -483,7 +482,7 @@ pub(crate) fn judge(fd: BorrowedFd<'_>) -> Result<Identity, AttachError> {
     // What the header says the tables hold must have been committed, except in a copy, which gets what it lacks.
     let tables = tables([types, names, processes, slots, objects]);
     let committed: u64 = tables.iter().map(|(table, n)| n * table.entry as u64).sum();
-    if memory::used_by(fd.as_raw_fd()) < committed && copied::is_original(fd)? {
+    if memory::used_by(fd) < committed && copied::is_original(fd)? {
         return damaged("its watermarks");
     }
     Ok(identity)

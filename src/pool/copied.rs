@@ -20,7 +20,7 @@
 //! just given back.
 
 use std::mem::offset_of;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, StatxFlags};
 
@@ -84,7 +84,7 @@ pub(super) fn to_look_at(fd: BorrowedFd<'_>) -> Result<Option<OwnedFd>, AttachEr
 
 /// A copy of a pool's file in a new one without a name, if there is enough memory for it.
 pub(crate) fn in_memory(fd: BorrowedFd<'_>) -> Result<OwnedFd, AttachError> {
-    memory::check_limit(memory::used_by(fd.as_raw_fd()))?;
+    memory::check_limit(memory::used_by(fd))?;
     let copy = memory::memfd(c"shmkit-copy")?;
     memory::copy_file(fd, copy.as_fd())?;
     Ok(copy)
@@ -93,9 +93,9 @@ pub(crate) fn in_memory(fd: BorrowedFd<'_>) -> Result<OwnedFd, AttachError> {
 /// Commits ranges of a file, given as offset and length, if there is enough memory for them.
 fn commit(fd: BorrowedFd<'_>, ranges: Vec<(usize, usize)>) -> Result<(), CommitError> {
     let wanted: u64 = ranges.iter().map(|&(_, len)| len as u64).sum();
-    memory::check_limit(wanted.saturating_sub(memory::used_by(fd.as_raw_fd())))?;
+    memory::check_limit(wanted.saturating_sub(memory::used_by(fd)))?;
     let mut ranges = ranges.into_iter().filter(|&(_, len)| len > 0);
-    ranges.try_for_each(|(offset, len)| memory::commit(fd.as_raw_fd(), offset as u64, len as u64))
+    ranges.try_for_each(|(offset, len)| memory::commit(fd, offset as u64, len as u64))
 }
 
 /// A number that no other file has, as far as a number can guarantee that; not 0. Inode numbers

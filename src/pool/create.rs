@@ -4,7 +4,7 @@
 //! is passed on, and a named pool is a file without a name until it is ready, then linked into
 //! place. A creator that dies leaves nothing.
 
-use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, CWD};
 use rustix::mm::Advice;
@@ -19,6 +19,7 @@ use crate::layout::header::{DUMPABLE, GUARDED, HUGE_PAGES, Identity, MAGIC, VERS
 use crate::layout::local;
 use crate::participants::recovery;
 use crate::primitive::Ordering;
+use crate::sys::descriptor::{File, Kept};
 use crate::sys::memory::{self, CommitError};
 use crate::sys::{file_lock, process};
 
@@ -433,10 +434,11 @@ impl PoolBuilder {
         let pid_namespace = attach::pid_namespace()?;
         let len = arena::mapped_len(max);
         let random = random_words()?;
-        memory::commit(fd.as_raw_fd(), 0, HEADER_SIZE as u64)?;
+        let file = File::of(&fd)?;
+        memory::commit(fd.as_fd(), 0, HEADER_SIZE as u64)?;
         let arena = self.map(&fd, len, random[2])?;
         let uuid = [random[0], random[1]];
-        local::of(arena).set_mapped(fd.into_raw_fd(), len, uuid);
+        local::of(arena).set_mapped(Kept::of(fd, file), len, uuid);
         let pool = Pool(arena);
         let identity = Identity {
             magic: MAGIC,
@@ -483,7 +485,7 @@ impl PoolBuilder {
     }
 
     fn map(&self, fd: &OwnedFd, len: usize, random: u64) -> Result<Arena, CreateError> {
-        let fd = std::os::fd::AsFd::as_fd(fd);
+        let fd = fd.as_fd();
         if let Some(base) = self.base {
             if !is_base(base) {
                 return Err(CreateError::InvalidBase { base });

@@ -312,7 +312,7 @@ impl Pool {
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {
         // SAFETY: the descriptor is open as long as the pool is mapped.
-        unsafe { BorrowedFd::borrow_raw(local::of(self.0).fd()) }
+        unsafe { BorrowedFd::borrow_raw(local::of(self.0).file().number()) }
     }
 
     /// The pool that this process has attached whose address range contains the address, if there
@@ -509,13 +509,12 @@ impl Pool {
         fork::forget(self.0);
         // Nobody attaches it anew before its place is free.
         let leaving = handles::lock();
-        let (len, fd) = local::of(self.0).clear();
+        let (len, file) = local::of(self.0).clear();
         if observed::count(self.0, &leaving) == 0 {
             // SAFETY: by the caller's promise nothing refers to the mapping, nor does an observer.
             let _ = unsafe { crate::sys::memory::unmap(self.0.base(), len) };
         }
-        // SAFETY: the descriptor was the pool's own.
-        drop(unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(fd) });
+        drop(file);
     }
 }
 

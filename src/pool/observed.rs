@@ -6,22 +6,11 @@
 //!
 //! Invariant: a granule is mapped while there are observers of what is there, or while a pool is.
 
-use std::os::fd::BorrowedFd;
 use std::sync::{Mutex, PoisonError};
 
 use super::handles::Locked;
 use crate::layout::arena::{Arena, GRANULES};
-
-/// What tells a pool's file from a copy of it.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) struct File(u64, u64);
-
-impl File {
-    pub(super) fn of(fd: BorrowedFd<'_>) -> rustix::io::Result<File> {
-        let stat = rustix::fs::fstat(fd)?;
-        Ok(File(stat.st_dev, stat.st_ino))
-    }
-}
+use crate::sys::descriptor::File;
 
 /// What is mapped in a granule for observers. The length tells the pool from another that was
 /// written into the same file since.

@@ -17,6 +17,8 @@ use rustix::fs::{Mode, OFlags};
 
 use super::attach::{self, PoolName};
 use super::{AttachError, Pool, names};
+use crate::layout::local;
+use crate::sys::descriptor::File;
 use crate::sys::file_lock;
 
 /// Why a pool was not removed.
@@ -181,8 +183,7 @@ fn judged(
         return Err(RemoveError::InUse { path });
     }
     // Under the lock: the name still leads to what was judged.
-    let now = rustix::fs::stat(name.path())?;
-    if (now.st_dev, now.st_ino) != (stat.st_dev, stat.st_ino) {
+    if File::named(name.path())? != File::of(&fd)? {
         let path = name.shown();
         return Err(AttachError::NotFound { path }.into());
     }
@@ -218,10 +219,8 @@ pub(crate) fn unlink_ours(pool: Pool, name: &str) {
     let Some(name) = PoolName::parse(name) else {
         return;
     };
-    let (ours, named) = (rustix::fs::fstat(pool.fd()), rustix::fs::stat(name.path()));
-    if let (Ok(ours), Ok(named)) = (ours, named)
-        && (ours.st_dev, ours.st_ino) == (named.st_dev, named.st_ino)
-    {
+    let ours = local::of(pool.0).file().file();
+    if File::named(name.path()) == Ok(ours) {
         // While we have the pool, nobody removes the name by the rule above, so it is not given to
         // another pool first.
         let _ = rustix::fs::unlink(name.path());

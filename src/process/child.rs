@@ -30,7 +30,6 @@
 
 use std::any::Any;
 use std::io::{self, StdoutLock, Write as _};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -43,6 +42,7 @@ use super::{JoinError, ResultError, SpawnError};
 use crate::participants::thread;
 use crate::pool::fork::{self, Refused};
 use crate::pool::tell;
+use crate::sys::descriptor::Kept;
 use crate::sys::process::{self, Ended, ForkResult};
 
 /// Exit code after a panic: the one that Rust programs use.
@@ -71,7 +71,7 @@ pub(super) enum Ran {
 #[derive(Debug)]
 pub(super) struct Child {
     pub(super) pid: u32,
-    result: OwnedFd,
+    result: Kept,
 }
 
 /// Forks a child that runs `body`, which is given the file into which it writes the frame, and the
@@ -83,17 +83,18 @@ pub(super) struct Child {
 /// threads.
 pub(super) unsafe fn start(
     threads: OtherThreads,
-    body: &mut dyn FnMut(BorrowedFd<'_>, u32) -> Result<(), Errno>,
+    body: &mut dyn FnMut(&Kept, u32) -> Result<(), Errno>,
 ) -> Result<Child, SpawnError> {
     let result = frame::create().map_err(SpawnError::ResultFile)?;
-    let file = result.as_fd();
     let mut whole = || {
         let own = process::pid();
-        let (written, code) = match catch_unwind(AssertUnwindSafe(|| body(file, own))) {
+        let (written, code) = match catch_unwind(AssertUnwindSafe(|| body(&result, own))) {
             Ok(written) => (written, 0),
             Err(payload) => {
                 end_copy_of(own, EXIT_PANIC);
-                let written = frame::replace(file, FrameKind::Panic, message_of(&*payload));
+                let written = result
+                    .get()
+                    .and_then(|file| frame::replace(file, FrameKind::Panic, message_of(&*payload)));
                 // The payload's destructor might panic again, and nobody needs the payload.
                 std::mem::forget(payload);
                 (written, EXIT_PANIC)
@@ -288,7 +289,12 @@ impl Child {
         if let Ended::Signaled(signal) = ended {
             return Err(JoinError::Signaled(signal));
         }
-        let frame = Frame::load(&self.result).map_err(ResultError::Read)?;
+        let frame = self
+            .result
+            .get()
+            .map_err(io::Error::from)
+            .and_then(Frame::load);
+        let frame = frame.map_err(ResultError::Read)?;
         let Some(frame) = frame else {
             return Err(match ended {
                 Ended::Exited(code) => JoinError::Exited(code),

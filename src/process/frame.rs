@@ -24,14 +24,15 @@
 //! that fails, exits with code 74 (`EX_IOERR`), which its join reports as an exit.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 
 use postcard::ser_flavors::Flavor;
 use rustix::fs::MemfdFlags;
 use rustix::io::{Errno, retry_on_intr};
 use serde::Serialize;
 
-use crate::sys::{descriptor, file_size};
+use crate::sys::descriptor::Kept;
+use crate::sys::file_size;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"SHMR");
 const HEADER: usize = size_of::<Header>();
@@ -79,9 +80,9 @@ impl FrameKind {
 }
 
 /// An empty file for one frame.
-pub(super) fn create() -> io::Result<OwnedFd> {
+pub(super) fn create() -> io::Result<Kept> {
     let file = rustix::fs::memfd_create(c"shmkit-result", MemfdFlags::CLOEXEC)?;
-    Ok(descriptor::to_keep(file)?)
+    Ok(Kept::new(file)?)
 }
 
 /// Writes `value`, or why it could not be written.
@@ -264,8 +265,7 @@ impl<'a> Frame<'a> {
     /// # Errors
     ///
     /// The file cannot be read.
-    pub(super) fn load(file: &'a OwnedFd) -> io::Result<Option<Frame<'a>>> {
-        let file = file.as_fd();
+    pub(super) fn load(file: BorrowedFd<'a>) -> io::Result<Option<Frame<'a>>> {
         let mut head = [0; SMALL];
         let read = retry_on_intr(|| rustix::io::pread(file, &mut head, 0))?;
         // A read from a file in memory is short only at its end.
@@ -338,7 +338,7 @@ mod tests {
         let (closed, file) = (std::fs::File::open("/dev/null").unwrap(), create().unwrap());
         let mut writer = Writer::new(closed.as_fd());
         assert_eq!(writer.extend(&[1; 2 * LARGE]), Err(Errno::BADF));
-        writer.file = file.as_fd();
+        writer.file = file.get().unwrap();
         assert_eq!(writer.extend(&[1; 2 * LARGE]), Ok(()));
         assert_eq!(writer.failed, Some(Errno::BADF));
     }

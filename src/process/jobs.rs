@@ -47,7 +47,7 @@
 
 use std::alloc::Layout;
 use std::mem::offset_of;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -64,6 +64,7 @@ use crate::participants::tag::Tag;
 use crate::participants::thread::{self, NoSlot};
 use crate::pool::{ObjectError, Pool};
 use crate::primitive::{AtomicU32, AtomicU64, Ordering};
+use crate::sys::descriptor::Kept;
 use crate::sys::futex;
 
 /// Jobs that there can be at once, from their request to their join.
@@ -550,16 +551,16 @@ impl<'a> Claimed<'a> {
 
 /// What this process knows of the control pool at a granule; private memory, copied by a fork.
 struct Local {
-    /// The number of the descriptor that wakes the master, plus 1.
-    wake: AtomicU32,
-    /// A peer's descriptor, whose number is in `wake`.
-    doorbell: Mutex<Option<OwnedFd>>,
+    /// What wakes the master: the master's own descriptor, or a peer's.
+    wake: Kept,
+    /// Held by who is about to become a peer.
+    joining: Mutex<()>,
 }
 
 static LOCAL: [Local; GRANULES] = [const {
     Local {
-        wake: AtomicU32::new(0),
-        doorbell: Mutex::new(None),
+        wake: Kept::none(),
+        joining: Mutex::new(()),
     }
 }; GRANULES];
 
@@ -569,25 +570,26 @@ pub(super) const LEFT: u64 = u64::MAX - 1;
 /// The master's descriptor is open for as long as its control pool is mapped: even after the
 /// master's end, if the pool stays for those that are left
 /// ([`Watch::keep_counter`](crate::sys::watch::Watch::keep_counter)).
-pub(super) fn set_wake(pool: Pool, fd: Option<BorrowedFd<'_>>) {
-    let raw = fd.map_or(0, |fd| fd.as_raw_fd().unsigned_abs() + 1);
-    LOCAL[pool.0.granule()].wake.store(raw, Ordering::Relaxed);
+pub(super) fn set_wake(pool: Pool, fd: BorrowedFd<'_>) -> rustix::io::Result<()> {
     set_me(pool, 0);
+    LOCAL[pool.0.granule()].wake.note(fd)
+}
+
+/// There is no master any more.
+pub(super) fn forget_wake(pool: Pool) {
+    set_me(pool, 0);
+    LOCAL[pool.0.granule()].wake.forget();
 }
 
 /// Keeps a peer's descriptor. It stays open for good, as the pool stays mapped: what the peer has
 /// started or managed may be in other threads, which wake the master after the peer is dropped. The
-/// descriptor of the next peer of the pool takes its place.
+/// next peer of the pool uses it, too, as it would open the same pipe.
 pub(super) fn set_doorbell(pool: Pool, doorbell: OwnedFd) -> rustix::io::Result<()> {
-    let kept = &LOCAL[pool.0.granule()].doorbell;
-    let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-    match &mut *kept {
-        Some(kept) => rustix::io::dup3(&doorbell, kept, rustix::io::DupFlags::CLOEXEC)?,
-        None => *kept = Some(doorbell),
-    }
-    if let Some(kept) = &*kept {
-        let raw = kept.as_raw_fd().unsigned_abs() + 1;
-        LOCAL[pool.0.granule()].wake.store(raw, Ordering::Relaxed);
+    let Local { wake, joining } = &LOCAL[pool.0.granule()];
+    let _joining = joining.lock().unwrap_or_else(PoisonError::into_inner);
+    let doorbell = Kept::new(doorbell)?;
+    if wake.get().is_err() || wake.file() != doorbell.file() {
+        wake.put(doorbell);
     }
     Ok(())
 }
@@ -595,8 +597,7 @@ pub(super) fn set_doorbell(pool: Pool, doorbell: OwnedFd) -> rustix::io::Result<
 /// Whether this process takes part in the run of the pool: it can wake the master, and is not a
 /// peer that was dropped.
 pub(super) fn takes_part(pool: Pool) -> bool {
-    let wake = LOCAL[pool.0.granule()].wake.load(Ordering::Relaxed);
-    wake != 0 && me(pool) != LEFT
+    !LOCAL[pool.0.granule()].wake.is_none() && me(pool) != LEFT
 }
 
 pub(super) fn set_me(pool: Pool, id: u64) {
@@ -608,13 +609,17 @@ pub(super) fn me(pool: Pool) -> u64 {
     local::of(pool.0).job()
 }
 
+/// Whether this process cannot wake the master, because the program has closed the descriptor.
+pub(super) fn is_cut_off(pool: Pool) -> bool {
+    let wake = &LOCAL[pool.0.granule()].wake;
+    !wake.is_none() && wake.get().is_err()
+}
+
 /// Wakes the master.
 pub(super) fn wake_master(pool: Pool) {
-    let raw = LOCAL[pool.0.granule()].wake.load(Ordering::Relaxed);
-    if let Some(raw) = raw.checked_sub(1) {
-        // SAFETY: open for as long as the pool is mapped, which the caller's handle says it is:
-        // the master's by `set_wake`, a peer's by `set_doorbell`.
-        let fd = unsafe { BorrowedFd::borrow_raw(raw.cast_signed()) };
+    // Open for as long as the pool is mapped, which the caller's handle says it is: the master's by
+    // `set_wake`, a peer's by `set_doorbell`.
+    if let Ok(fd) = LOCAL[pool.0.granule()].wake.get() {
         // If the counter is full, the master is awake anyway.
         let _ = rustix::io::write(fd, &1_u64.to_ne_bytes());
     }

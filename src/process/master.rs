@@ -168,7 +168,11 @@ impl Master {
         let directory = config.run_directory.as_deref();
         let mut watch = Watch::new()?;
         watch::pidfd(process::pid()).map_err(|error| {
-            let why = format!("no pidfd, which Linux has since 5.3, can be had: {error}");
+            let since = match error.raw_os_error() {
+                Some(libc::ENOSYS) => " (Linux has it since 5.3)",
+                _ => "",
+            };
+            let why = format!("no pidfd can be had{since}: {error}");
             std::io::Error::new(error.kind(), why)
         })?;
         let journal = directory.map(Journal::open).transpose()?;
@@ -183,7 +187,7 @@ impl Master {
             }
         };
         let pool = control.pool();
-        jobs::set_wake(pool, Some(watch.counter()));
+        jobs::set_wake(pool, watch.counter()).map_err(std::io::Error::from)?;
         // Last: a master that is refused has removed nothing.
         let journal = journal.map(|(journal, left)| {
             control.resources.keep(&journal.clear(left));
@@ -569,7 +573,7 @@ impl Drop for Master {
             self.tend(&control);
             // From here on, nobody looks at what somebody may be about to request.
             control.peers.end();
-            jobs::set_wake(pool, None);
+            jobs::forget_wake(pool);
             // Safe code may have started threads since, or be within a join on this very thread,
             // and the pool may have been opened by its name: then the pool stays.
             if process::task_count().is_ok_and(|tasks| tasks == 1)

@@ -21,7 +21,7 @@ use crate::containers::{NamedError, Shared};
 use crate::participants::thread::NoSlot;
 use crate::pool::{AttachError, ObjectError, Pool, PoolName, remove};
 use crate::primitive::Ordering;
-use crate::sys::{descriptor, process};
+use crate::sys::process;
 
 /// The control block's name in the control pool of a named run.
 pub(super) const CONTROL: &str = "shmkit run";
@@ -198,7 +198,6 @@ impl Peer {
         let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
         let path = format!("/proc/{pid}/fd/{number}");
         let opened = rustix::fs::open(path, flags, Mode::empty()).and_then(|doorbell| {
-            let doorbell = descriptor::to_keep(doorbell)?;
             let mode = rustix::fs::fstat(&doorbell)?.st_mode;
             match FileType::from_raw_mode(mode) {
                 FileType::Fifo => Ok(doorbell),

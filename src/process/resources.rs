@@ -86,6 +86,9 @@ pub enum ResourceError {
     /// thread that the job has left behind can use nothing on its behalf.
     #[error("the run is over, or the job")]
     RunOver,
+    /// The program has closed the descriptor through which this process wakes the master.
+    #[error("the master cannot be woken: the descriptor for that was closed")]
+    Unreachable,
     /// There are 256 managed resources.
     #[error("there are as many managed resources as there can be")]
     TooMany,
@@ -267,6 +270,9 @@ impl Resources {
         let name = resource.name().ok_or(ResourceError::InvalidName)?;
         let Inner { control, user, .. } = &*self.0;
         let pool = control.pool();
+        if jobs::is_cut_off(pool) {
+            return Err(ResourceError::Unreachable);
+        }
         let tag = jobs::tag(pool)?;
         let table = &control.resources;
         let over = || control.is_orphaned();

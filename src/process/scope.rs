@@ -33,6 +33,7 @@ use super::frame;
 use super::master::LOG;
 use super::{JoinError, ScopedJoinHandle};
 use crate::pool::tell;
+use crate::sys::descriptor::Kept;
 
 /// Why no child was started. Nothing has changed, and the spawn may be tried again.
 ///
@@ -273,10 +274,10 @@ impl<'s> Scope<'s, '_> {
         R: Serialize + DeserializeOwned,
     {
         self.children.make_room();
-        let mut body = |file: std::os::fd::BorrowedFd<'_>, own| {
+        let mut body = |file: &Kept, own| {
             let value = f();
             child::end_copy_of(own, 0);
-            let written = frame::write_value(file, &value);
+            let written = file.get().and_then(|file| frame::write_value(file, &value));
             // The value now belongs to the parent; the child ends without destructors.
             std::mem::forget(value);
             written

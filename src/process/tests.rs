@@ -44,42 +44,36 @@ fn what_there_is_no_room_for_is_replaced_by_why() {
 
 #[test]
 fn only_whole_frames_count() {
-    use std::os::fd::AsFd;
     // Read by one call, by several, and written by several.
     for length in [0, 5, 239, 240, 241, 5000, 200_000] {
         let text = "x".repeat(length);
         let file = frame::create().unwrap();
-        assert!(
-            frame::Frame::load(&file).unwrap().is_none(),
-            "an empty file"
-        );
-        frame::write_value(file.as_fd(), &text).unwrap();
-        let whole = frame::Frame::load(&file).unwrap().unwrap();
+        let file = file.get().unwrap();
+        assert!(frame::Frame::load(file).unwrap().is_none(), "an empty file");
+        frame::write_value(file, &text).unwrap();
+        let whole = frame::Frame::load(file).unwrap().unwrap();
         assert_eq!(whole.kind(), frame::FrameKind::Value);
         let read = whole.payload(|bytes| postcard::from_bytes::<String>(bytes).unwrap());
         assert_eq!(read.unwrap(), text);
 
-        let size = rustix::fs::fstat(&file).unwrap().st_size.unsigned_abs();
-        rustix::fs::ftruncate(&file, size + 1).unwrap();
+        let size = rustix::fs::fstat(file).unwrap().st_size.unsigned_abs();
+        rustix::fs::ftruncate(file, size + 1).unwrap();
         assert!(
-            frame::Frame::load(&file).unwrap().is_none(),
+            frame::Frame::load(file).unwrap().is_none(),
             "longer than it says"
         );
         // Shorter and shorter, since making it longer would add zeros.
         let cuts = [size - 1, size / 2, 16, 15, 8, 1];
         for cut in (0..size).rev().filter(|cut| cuts.contains(cut)) {
-            rustix::fs::ftruncate(&file, cut).unwrap();
+            rustix::fs::ftruncate(file, cut).unwrap();
             assert!(
-                frame::Frame::load(&file).unwrap().is_none(),
+                frame::Frame::load(file).unwrap().is_none(),
                 "{cut} of {size} bytes"
             );
         }
         // The header comes last when there are several writes.
-        frame::write_value(file.as_fd(), &text).unwrap();
-        rustix::io::pwrite(&file, &[0; 16], 0).unwrap();
-        assert!(
-            frame::Frame::load(&file).unwrap().is_none(),
-            "no header yet"
-        );
+        frame::write_value(file, &text).unwrap();
+        rustix::io::pwrite(file, &[0; 16], 0).unwrap();
+        assert!(frame::Frame::load(file).unwrap().is_none(), "no header yet");
     }
 }

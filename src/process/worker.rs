@@ -62,6 +62,9 @@ pub enum StartError {
     /// The run has as many threads as it can have.
     #[error(transparent)]
     NoSlot(#[from] NoSlot),
+    /// The program has closed the descriptor through which this process wakes the master.
+    #[error("the master cannot be woken: the descriptor for that was closed")]
+    Unreachable,
     /// The process is not a master: it was forked from one by other means, and has a copy.
     #[error("this process has but a copy of the master")]
     Forked,
@@ -310,6 +313,9 @@ pub(super) fn request<A: Wire, R: Wire>(
         return Err(StartError::Stopping);
     }
     let pool = control.pool();
+    if jobs::is_cut_off(pool) {
+        return Err(StartError::Unreachable);
+    }
     // This is user code, called before anything is claimed.
     let encoded = Encoded::of(argument).map_err(StartError::Encode)?;
     let place = control.claim(jobs::tag(pool)?).ok_or(StartError::TooMany)?;

@@ -33,13 +33,14 @@
 //! 2. The word that a descriptor's thread looks at is part of an object that the thread holds.
 
 use std::fmt;
-use std::io::{self, Read, Write};
+use std::io;
 use std::marker::PhantomPinned;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::layout::arena::Arena;
@@ -53,7 +54,8 @@ use crate::participants::thread::NoSlot;
 use crate::pool::handles::{self, Hold};
 use crate::pool::objects;
 use crate::primitive::{AtomicU64, Ordering};
-use crate::sys::{descriptor, futex, signals};
+use crate::sys::descriptor::{Kept, to_keep};
+use crate::sys::{futex, signals};
 
 const SET: u64 = 1;
 const WAITERS: u64 = 2;
@@ -336,10 +338,10 @@ impl Event {
         let (index, generation) = objects::containing(arena, address).ok_or_else(outside)?;
         let hold = handles::open(arena, index, generation).map_err(io::Error::other)?;
         let (theirs, ours) = UnixStream::pair()?;
-        let theirs = UnixStream::from(descriptor::to_keep(theirs.into())?);
-        let ours = UnixStream::from(descriptor::to_keep(ours.into())?);
+        let theirs = UnixStream::from(to_keep(theirs.into())?);
         theirs.set_nonblocking(true)?;
         ours.set_nonblocking(true)?;
+        let ours = Kept::new(ours.into())?;
         let mut watch = Watch {
             word: address,
             _hold: hold.ok_or_else(outside)?,
@@ -378,7 +380,7 @@ struct Watch {
     word: usize,
     _hold: Arc<Hold>,
     /// The other end of the descriptor.
-    ours: UnixStream,
+    ours: Kept,
     /// How often the event had been set when this was last reported, or when the descriptor was
     /// made.
     told: u64,
@@ -401,28 +403,30 @@ impl Watch {
     }
 
     /// Makes the descriptor readable.
-    fn tell(&mut self) {
+    fn tell(&self) {
         // If the socket is full, the descriptor is certainly readable; if it is closed, `is_open`
         // notices.
-        let _ = self.ours.write(&[1]);
+        let _ = self
+            .ours
+            .get()
+            .and_then(|ours| rustix::io::write(ours, &[1]));
     }
 
     /// True if the descriptor is open. What is written to it is ignored.
-    fn is_open(&mut self) -> bool {
+    fn is_open(&self) -> bool {
         let mut ignored = [0; 64];
-        match self.ours.read(&mut ignored) {
-            Ok(0) => false,
-            Ok(_) => true,
-            Err(error) => matches!(
-                error.kind(),
-                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-            ),
+        let ours = self.ours.get();
+        match ours.and_then(|ours| rustix::io::read(ours, &mut ignored)) {
+            Ok(read) => read > 0,
+            Err(error) => matches!(error, Errno::AGAIN | Errno::INTR),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read as _;
+
     use super::*;
     use crate::Pool;
 

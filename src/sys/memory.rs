@@ -17,7 +17,7 @@
 use std::ffi::CStr;
 use std::io;
 use std::ops::Range;
-use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{CWD, FallocateFlags, MemfdFlags, SealFlags};
@@ -59,9 +59,18 @@ pub enum CommitError {
         available: u64,
     },
     /// Another system error, by number; `EFBIG` if the file would become longer than this process
-    /// may make a file (`RLIMIT_FSIZE`).
+    /// may make a file (`RLIMIT_FSIZE`), `EBADF` if the program has closed the pool's descriptor.
     #[error("the system refused memory: {}", io::Error::from_raw_os_error(*.0))]
     System(i32),
+}
+
+impl From<Errno> for CommitError {
+    fn from(error: Errno) -> Self {
+        match error {
+            Errno::NOSPC | Errno::NOMEM | Errno::DQUOT => CommitError::Full,
+            other => CommitError::System(other.raw_os_error()),
+        }
+    }
 }
 
 /// An empty memfd that cannot be shrunk.
@@ -260,42 +269,36 @@ pub(crate) fn drop_page(page: *mut u8) {
     let _ = unsafe { rustix::mm::munmap(page.cast(), 4096) };
 }
 
-fn borrow<'a>(fd: RawFd) -> BorrowedFd<'a> {
-    // SAFETY: pool descriptors are kept open as long as the pool is mapped.
-    unsafe { BorrowedFd::borrow_raw(fd) }
-}
-
 fn steps(offset: u64, len: u64) -> impl Iterator<Item = (u64, u64)> {
     (0..len.div_ceil(STEP)).map(move |i| (offset + i * STEP, STEP.min(len - i * STEP)))
 }
 
-fn fallocate(fd: RawFd, flags: FallocateFlags, offset: u64, len: u64) -> Result<(), CommitError> {
+fn fallocate(
+    fd: BorrowedFd<'_>,
+    flags: FallocateFlags,
+    offset: u64,
+    len: u64,
+) -> Result<(), CommitError> {
     for (offset, len) in steps(offset, len) {
-        retry_on_intr(|| rustix::fs::fallocate(borrow(fd), flags, offset, len)).map_err(
-            |error| match error {
-                Errno::NOSPC | Errno::NOMEM | Errno::DQUOT => CommitError::Full,
-                other => CommitError::System(other.raw_os_error()),
-            },
-        )?;
+        retry_on_intr(|| rustix::fs::fallocate(fd, flags, offset, len))?;
     }
     Ok(())
 }
 
 /// Commits a range of the file: it can then be touched without SIGBUS. Existing content stays.
 #[cold]
-pub(crate) fn commit(fd: RawFd, offset: u64, len: u64) -> Result<(), CommitError> {
+pub(crate) fn commit(fd: BorrowedFd<'_>, offset: u64, len: u64) -> Result<(), CommitError> {
     #[cfg(feature = "testing")]
     if super::refusal::COMMITS.refuses() {
         return Err(CommitError::Full);
     }
-    file_size::check_length(borrow(fd), offset + len)
-        .map_err(|errno| CommitError::System(errno.raw_os_error()))?;
+    file_size::check_length(fd, offset + len)?;
     fallocate(fd, FallocateFlags::empty(), offset, len)
 }
 
 /// Gives a range of the file back to the kernel. It must be committed again before use.
 #[cold]
-pub(crate) fn punch(fd: RawFd, offset: u64, len: u64) -> Result<(), CommitError> {
+pub(crate) fn punch(fd: BorrowedFd<'_>, offset: u64, len: u64) -> Result<(), CommitError> {
     fallocate(
         fd,
         FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
@@ -324,10 +327,7 @@ pub(crate) fn commit_private(address: usize, len: usize) -> Result<(), CommitErr
             MprotectFlags::READ | MprotectFlags::WRITE,
         )
     };
-    done.map_err(|errno| match errno {
-        Errno::NOMEM => CommitError::Full,
-        other => CommitError::System(other.raw_os_error()),
-    })
+    done.map_err(CommitError::from)
 }
 
 /// Gives a range of committed private memory back to the kernel. It reads as zero afterwards, and
@@ -339,7 +339,7 @@ pub(crate) fn discard(address: usize, len: usize) -> Result<(), CommitError> {
         let start = std::ptr::with_exposed_provenance_mut(address);
         rustix::mm::madvise(start, len, Advice::LinuxDontNeed)
     };
-    done.map_err(|errno| CommitError::System(errno.raw_os_error()))
+    done.map_err(CommitError::from)
 }
 
 /// Bytes of the available memory that are left to the kernel and to the program. Whoever touches
@@ -364,19 +364,19 @@ pub(crate) fn check_limit(bytes: u64) -> Result<(), CommitError> {
 }
 
 /// How many bytes of memory a file has.
-pub(crate) fn used_by(fd: RawFd) -> u64 {
-    rustix::fs::fstat(borrow(fd)).map_or(0, |stat| stat.st_blocks.max(0) as u64 * 512)
+pub(crate) fn used_by(fd: BorrowedFd<'_>) -> u64 {
+    rustix::fs::fstat(fd).map_or(0, |stat| stat.st_blocks.max(0) as u64 * 512)
 }
 
 /// Checks that the file system has that much room left, if its size is limited. A single step is
 /// granted whole, or the kernel refuses it and takes nothing; it may also lie where memory has been
 /// committed already. So it is not checked.
 #[cold]
-pub(crate) fn check_room(fd: RawFd, bytes: u64) -> Result<(), CommitError> {
+pub(crate) fn check_room(fd: BorrowedFd<'_>, bytes: u64) -> Result<(), CommitError> {
     if bytes <= STEP {
         return Ok(());
     }
-    match rustix::fs::fstatfs(borrow(fd)) {
+    match rustix::fs::fstatfs(fd) {
         Ok(system) if system.f_blocks != 0 => {
             let room = system.f_bavail.saturating_mul(system.f_bsize as u64);
             if bytes > room {

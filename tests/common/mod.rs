@@ -186,7 +186,7 @@ pub fn role_succeeds(role: &str) -> Output {
 }
 
 /// How many threads the process has.
-fn tasks() -> usize {
+pub fn tasks() -> usize {
     let tasks = std::fs::read_dir("/proc/self/task").expect("/proc is there");
     tasks.count()
 }

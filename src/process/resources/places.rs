@@ -558,9 +558,9 @@ mod tests {
         let control = Control::create(pool).unwrap();
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let counter = eventfd(0, flags).unwrap();
-        jobs::set_wake(pool, Some(counter.as_fd()));
+        jobs::set_wake(pool, counter.as_fd()).unwrap();
         let gone = Resources::new(control, 0, pid()).get(ResourceId(7));
-        jobs::set_wake(pool, None);
+        jobs::forget_wake(pool);
         assert!(matches!(gone, Err(ResourceError::Gone)));
         assert_eq!(rustix::io::read(&counter, &mut [0; 8]), Ok(8));
     }
