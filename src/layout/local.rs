@@ -28,7 +28,7 @@ pub(crate) struct Local {
     process: AtomicU64,
     /// How many guards threads left behind when they ended.
     leaked_guards: AtomicUsize,
-    /// The job that the process runs, if the pool is a run's control pool; see `process/jobs.rs`.
+    /// The job that the process runs, if the pool is a run's control pool; see `process/part.rs`.
     /// It is here because a forked child writes to this page anyway.
     job: AtomicU64,
 }

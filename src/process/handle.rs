@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::jobs::{self, Control, DETACHED, Job, KILL, Untaken};
+use super::jobs::{Control, DETACHED, Job, KILL, Untaken};
+use super::part;
 use super::{JoinError, KillError, ResultError, Wire, WorkerId};
 use super::{encode, supervise};
 use crate::containers::{Handle, HandleError, Shared};
@@ -117,7 +118,7 @@ impl<R: Wire> JoinHandle<R> {
     /// ```
     pub fn join(self) -> Result<R, JoinError> {
         let control = self.open()?;
-        let me = jobs::me(control.pool());
+        let me = part::me(control.pool());
         loop {
             // Asked first: a job that had ended before the run was over has its result.
             let over = control.is_orphaned();
@@ -194,7 +195,7 @@ impl<R: Wire> JoinHandle<R> {
         control: &Shared<Control>,
         f: impl FnOnce(&Job) -> T,
     ) -> Result<T, Option<JoinError>> {
-        let tag = jobs::tag(control.pool()).map_err(|_| JoinError::NoSuchRun)?;
+        let tag = part::tag(control.pool()).map_err(|_| JoinError::NoSuchRun)?;
         let job = self.job(control)?;
         job.take(control.pool().0, self.id, tag)
             .map_err(|untaken| match untaken {
@@ -278,7 +279,7 @@ impl<R: Wire> JoinHandle<R> {
         if !job.flag(self.id, KILL) {
             return Err(KillError::Ended);
         }
-        jobs::wake_master(control.pool());
+        part::wake_master(control.pool());
         Ok(())
     }
 

@@ -45,8 +45,9 @@ use children::{ENDING, Process};
 use guests::Guest;
 
 use super::child::Ran;
-use super::jobs::{self, Control, JOBS, JobPhase, KILL, PayloadKind};
+use super::jobs::{Control, JOBS, JobPhase, KILL, PayloadKind};
 use super::journal::{self, Journal};
+use super::part;
 use super::peers::PEERS;
 use super::pid_file::PidFile;
 use super::{Config, Entry, JoinHandle, Resource, RunError, StartError, StartOptions, Wire};
@@ -187,7 +188,7 @@ impl Master {
             }
         };
         let pool = control.pool();
-        jobs::set_wake(pool, watch.counter()).map_err(std::io::Error::from)?;
+        part::set_wake(pool, watch.counter()).map_err(std::io::Error::from)?;
         // Last: a master that is refused has removed nothing.
         let journal = journal.map(|(journal, left)| {
             control.resources.keep(&journal.clear(left));
@@ -230,7 +231,7 @@ impl Master {
     /// Makes the control block of a new pool, and stores whose it is, for those that may outlive
     /// the master.
     fn fill(pool: Pool) -> Result<Shared<Control>, RunError> {
-        let tag = jobs::tag(pool).map_err(ObjectError::from)?;
+        let tag = part::tag(pool).map_err(ObjectError::from)?;
         let control = Control::create(pool)?;
         control.peers.master.store(tag.word(), Ordering::Relaxed);
         Ok(control)
@@ -573,7 +574,7 @@ impl Drop for Master {
             self.tend(&control);
             // From here on, nobody looks at what somebody may be about to request.
             control.peers.end();
-            jobs::forget_wake(pool);
+            part::forget_wake(pool);
             // Safe code may have started threads since, or be within a join on this very thread,
             // and the pool may have been opened by its name: then the pool stays.
             if process::task_count().is_ok_and(|tasks| tasks == 1)
@@ -649,7 +650,7 @@ mod tests {
             let starter = Resources::new(control.clone(), STARTER, process::pid());
             starter.request(&Resource::File(path.clone())).unwrap();
             master.dispatch().unwrap();
-            let tag = jobs::tag(control.pool()).unwrap();
+            let tag = part::tag(control.pool()).unwrap();
             let heir = control.claim(tag).unwrap().index;
             let resources = &control.resources;
             resources.bequeath(STARTER, heir, Inherit::All, &|| false);

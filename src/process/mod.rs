@@ -16,6 +16,7 @@
 //! | `table` | the state words of the tables in the control pool, and who may change them |
 //! | `encode` | values to bytes and back |
 //! | `jobs` | the table that master and workers share; the states of a job |
+//! | `part` | which job a process runs, and how it wakes the master |
 //! | `worker` | [`Worker`]: what a running entry point is given |
 //! | `handle` | [`JoinHandle`]: join, detach, kill, from any worker |
 //! | `config` | [`Config`], [`StartOptions`] |
@@ -47,6 +48,7 @@ mod jobs;
 mod join;
 mod journal;
 mod master;
+mod part;
 mod peer;
 mod peers;
 mod pid_file;

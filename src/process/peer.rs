@@ -13,7 +13,8 @@ use std::marker::PhantomData;
 use rustix::fs::{FileType, Mode, OFlags};
 
 use super::entry::{self, Defined};
-use super::jobs::{self, Control};
+use super::jobs::Control;
+use super::part;
 use super::peers::PeerPhase;
 use super::worker::LOOK;
 use super::{Entry, JoinHandle, StartError, StartOptions, Wire, Worker, worker};
@@ -179,7 +180,7 @@ impl Peer {
                 NamedError::Object(error) => PeerError::NoMemory(error),
                 _ => PeerError::NotARun,
             })?;
-        if jobs::takes_part(pool) {
+        if part::takes_part(pool) {
             return Err(PeerError::Already);
         }
         if control.peers.is_orphaned(pool.0) {
@@ -210,8 +211,8 @@ impl Peer {
             return Err(PeerError::MasterDied);
         }
         let doorbell = opened.map_err(|error| PeerError::Unreachable(error.into()))?;
-        jobs::set_doorbell(pool, doorbell).map_err(|error| PeerError::Unreachable(error.into()))?;
-        jobs::set_me(pool, OUTSIDE);
+        part::set_doorbell(pool, doorbell).map_err(|error| PeerError::Unreachable(error.into()))?;
+        part::set_me(pool, OUTSIDE);
         Ok(Peer {
             name,
             control,
@@ -327,7 +328,7 @@ impl Peer {
     pub fn serve(self) -> Result<u64, PeerError> {
         let (control, pool) = (&self.control, self.control.pool());
         let table = &control.peers;
-        let index = table.claim(jobs::tag(pool)?).ok_or(PeerError::TooMany)?;
+        let index = table.claim(part::tag(pool)?).ok_or(PeerError::TooMany)?;
         let place = table.place(index).ok_or(PeerError::TooMany)?;
         let known: Vec<_> = self
             .defined
@@ -339,7 +340,7 @@ impl Peer {
             place.release();
             return Err(error.into());
         }
-        jobs::wake_master(pool);
+        part::wake_master(pool);
         let mut done = 0;
         loop {
             // Read before anything is looked at, so that no change is slept through.
@@ -351,10 +352,10 @@ impl Peer {
                     let worker = Worker::new(control.clone(), job.place, job.id, true);
                     worker::perform(&worker, &self.defined);
                     worker.end_uses();
-                    jobs::set_me(pool, OUTSIDE);
+                    part::set_me(pool, OUTSIDE);
                     done += 1;
                     place.turn(state, PeerPhase::Done);
-                    jobs::wake_master(pool);
+                    part::wake_master(pool);
                 }
                 // The master is about to see it.
                 _ if table.is_orphaned(pool.0) => {
@@ -366,7 +367,7 @@ impl Peer {
                 }
                 PeerPhase::Idle if control.is_stopping() => {
                     if place.turn(state, PeerPhase::Left) {
-                        jobs::wake_master(pool);
+                        part::wake_master(pool);
                         return Ok(done);
                     }
                 }
@@ -388,7 +389,7 @@ fn unlink(control: &Shared<Control>, name: &str) {
 impl Drop for Peer {
     fn drop(&mut self) {
         // Handles of what the peer has started may still be joined later.
-        jobs::set_me(self.control.pool(), jobs::LEFT);
+        part::set_me(self.control.pool(), part::LEFT);
     }
 }
 

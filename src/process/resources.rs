@@ -22,7 +22,8 @@ use serde::{Deserialize, Serialize};
 use self::places::{ID_SHIFT, Place, REFUSED, REQUESTED, word};
 pub(super) use self::places::{PLACES, Table};
 use super::Resource;
-use super::jobs::{self, Control, PayloadKind};
+use super::jobs::{Control, PayloadKind};
+use super::part;
 use super::table::PHASE;
 use crate::containers::Shared;
 use crate::participants::lock::TICK;
@@ -270,10 +271,10 @@ impl Resources {
         let name = resource.name().ok_or(ResourceError::InvalidName)?;
         let Inner { control, user, .. } = &*self.0;
         let pool = control.pool();
-        if jobs::is_cut_off(pool) {
+        if part::is_cut_off(pool) {
             return Err(ResourceError::Unreachable);
         }
-        let tag = jobs::tag(pool)?;
+        let tag = part::tag(pool)?;
         let table = &control.resources;
         let over = || control.is_orphaned();
         let place = table.claim(tag, &over).ok_or_else(|| match over() {
@@ -296,7 +297,7 @@ impl Resources {
         uses.counts.insert(id, 1);
         drop(uses);
         place.state.store(word(REQUESTED, id));
-        jobs::wake_master(pool);
+        part::wake_master(pool);
         Ok((id, place))
     }
 
@@ -330,7 +331,7 @@ impl Resources {
         let over = || self.0.control.is_orphaned();
         if count == 0 && !table.hold(id, self.0.user, &over) {
             // The place may be another's by now, whose end the master has seen while we had it.
-            jobs::wake_master(self.0.control.pool());
+            part::wake_master(self.0.control.pool());
             return Err(ResourceError::Gone);
         }
         let resource = table.find(id).and_then(Place::resource);
@@ -351,7 +352,7 @@ impl Resources {
             uses.counts.insert(id, count - 1);
         } else if !uses.over {
             place.users.clear(self.0.user);
-            jobs::wake_master(self.0.control.pool());
+            part::wake_master(self.0.control.pool());
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::jobs::{Control, DETACHED, JobPhase, PayloadKind};
 use super::peers::{self, PeerPhase};
 use super::{Entry, Inherit, JoinHandle, Resource, ResourceId, Resources, StartOptions, Worker};
-use super::{supervise, worker};
+use super::{part, supervise, worker};
 use crate::Pool;
 use crate::containers::Shared;
 use crate::primitive::Ordering;
@@ -118,7 +118,7 @@ impl Jobs {
     /// What a peer does before it is given jobs.
     pub fn enter_peer(&self, defined: &[u8]) {
         let pool = self.0.pool();
-        let tag = super::jobs::tag(pool).expect("a slot");
+        let tag = part::tag(pool).expect("a slot");
         let place = self.0.peers.claim(tag).expect("room");
         let place = self.0.peers.place(place).expect("claimed just now");
         place.enter(pool, 1, defined).expect("room");
@@ -167,7 +167,7 @@ impl Jobs {
 
     /// This thread is the master, so that those that wait for the master see its death.
     pub fn reign(&self) {
-        let tag = super::jobs::tag(self.0.pool()).expect("a slot");
+        let tag = part::tag(self.0.pool()).expect("a slot");
         self.0.peers.master.store(tag.word(), Ordering::Relaxed);
     }
 

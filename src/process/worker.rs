@@ -11,7 +11,8 @@ use std::time::Duration;
 use super::child::{self, EXIT_PANIC, EXIT_UNWRITTEN};
 use super::encode::Encoded;
 use super::entry::Defined;
-use super::jobs::{self, Control, Job, PayloadKind};
+use super::jobs::{Control, INLINE, Job, PayloadKind};
+use super::part;
 use super::{Entry, JoinHandle, Resources, StartOptions, Wire, WorkerId, entry};
 use crate::containers::Shared;
 use crate::participants::deadline::Deadline;
@@ -313,12 +314,12 @@ pub(super) fn request<A: Wire, R: Wire>(
         return Err(StartError::Stopping);
     }
     let pool = control.pool();
-    if jobs::is_cut_off(pool) {
+    if part::is_cut_off(pool) {
         return Err(StartError::Unreachable);
     }
     // This is user code, called before anything is claimed.
     let encoded = Encoded::of(argument).map_err(StartError::Encode)?;
-    let place = control.claim(jobs::tag(pool)?).ok_or(StartError::TooMany)?;
+    let place = control.claim(part::tag(pool)?).ok_or(StartError::TooMany)?;
     let job = place.job();
     if let Err(error) = job
         .argument
@@ -337,7 +338,7 @@ pub(super) fn request<A: Wire, R: Wire>(
             .bequeath(starter, index, options.inherit, &over);
     }
     let id = place.request();
-    jobs::wake_master(pool);
+    part::wake_master(pool);
     Ok(JoinHandle::new(control, index, id))
 }
 
@@ -360,7 +361,7 @@ pub(super) fn perform(worker: &Worker, defined: &[Defined]) -> i32 {
         return EXIT_UNWRITTEN;
     };
     let pool = worker.control.pool();
-    jobs::set_me(pool, worker.id);
+    part::set_me(pool, worker.id);
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         let Some((call, function)) = entry::described(job, defined) else {
             let why = "the request is not from a process of this program";
@@ -401,6 +402,6 @@ pub(super) fn store(
         PayloadKind::Value => (PayloadKind::WriteFailed, why.as_bytes()),
         kind => (kind, bytes),
     };
-    let cut = &bytes[..bytes.len().min(jobs::INLINE)];
+    let cut = &bytes[..bytes.len().min(INLINE)];
     job.result.store(pool, kind, cut)
 }

@@ -43,7 +43,7 @@ use crate::participants::tag::Tag;
 use crate::pool::Pool;
 use crate::primitive::{AtomicU32, AtomicU64, Ordering};
 use crate::process::Resource;
-use crate::process::jobs::{self, JOBS, Payload, PayloadKind};
+use crate::process::jobs::{INLINE, JOBS, Payload, PayloadKind};
 use crate::process::table::{self, PHASE, StateWord, Used};
 use crate::sys::futex;
 
@@ -318,7 +318,7 @@ impl Table {
                         None => Err((PayloadKind::NotStarted, b"its name is damaged".to_vec())),
                     };
                     if let Err((kind, why)) = &recorded {
-                        let cut = &why[..why.len().min(jobs::INLINE)];
+                        let cut = &why[..why.len().min(INLINE)];
                         // An answer that short needs no memory.
                         let _ = place.answer.store(pool, *kind, cut);
                     }
@@ -359,7 +359,7 @@ mod tests {
 
     use super::*;
     use crate::process::jobs::Control;
-    use crate::process::{ResourceError, Resources};
+    use crate::process::{ResourceError, Resources, part};
     use crate::sys::process::pid;
 
     fn empty() -> Box<Table> {
@@ -558,9 +558,9 @@ mod tests {
         let control = Control::create(pool).unwrap();
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let counter = eventfd(0, flags).unwrap();
-        jobs::set_wake(pool, counter.as_fd()).unwrap();
+        part::set_wake(pool, counter.as_fd()).unwrap();
         let gone = Resources::new(control, 0, pid()).get(ResourceId(7));
-        jobs::forget_wake(pool);
+        part::forget_wake(pool);
         assert!(matches!(gone, Err(ResourceError::Gone)));
         assert_eq!(rustix::io::read(&counter, &mut [0; 8]), Ok(8));
     }
