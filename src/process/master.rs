@@ -4,7 +4,7 @@
 //! descriptor: the counter through which requests come (of peers, through a pipe), a timer for restarts,
 //! and a pidfd per worker and per peer. Every event is handled by a walk over the job table up to the highest place in use,
 //! which is short and also finds what a dead worker could not announce. What is done for its own
-//! children is in `children.rs`, what is done for peers in `guests.rs`.
+//! children is in `children.rs`, what is done for peers in `guests.rs`; `control_pool.rs` makes the pool.
 //!
 //! # Invariants
 //!
@@ -34,10 +34,11 @@
 //! managed, the journal and the pid file stay, and the next run cleans that up.
 
 mod children;
+mod control_pool;
 mod guests;
 
 use std::any::Any;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::panic::resume_unwind;
 use std::time::{Duration, Instant};
 
@@ -52,11 +53,9 @@ use super::peers::PEERS;
 use super::pid_file::PidFile;
 use super::{Config, Entry, JoinHandle, Resource, RunError, StartError, StartOptions, Wire};
 use super::{peer, supervise, worker};
-use crate::containers::{NamedError, Shared};
+use crate::containers::Shared;
 use crate::layout::local;
-use crate::pool::remove::{self, RemoveError};
-use crate::pool::{AttachError, CreateError, ObjectError, Pool, PoolBuilder, tell};
-use crate::primitive::Ordering;
+use crate::pool::{remove, tell};
 use crate::sys::process;
 use crate::sys::watch::{self, Watch};
 
@@ -177,7 +176,7 @@ impl Master {
             std::io::Error::new(error.kind(), why)
         })?;
         let journal = directory.map(Journal::open).transpose()?;
-        let control = match Self::create_control(config, &mut watch) {
+        let control = match control_pool::create(config, &mut watch) {
             Ok(control) => control,
             Err(error) => {
                 if let Some((journal, _)) = journal {
@@ -209,78 +208,6 @@ impl Master {
             journal,
             panicked: None,
         })
-    }
-
-    fn create_control(config: &Config, watch: &mut Watch) -> Result<Shared<Control>, RunError> {
-        let size = size_of::<Control>().next_multiple_of(1 << 20);
-        let builder = Pool::builder()
-            .initial_size(size)
-            .max_participants(4095)
-            .hidden();
-        if let Some(name) = &config.name {
-            return Self::named(&builder, name, watch);
-        }
-        let pool = builder.create()?;
-        let control = Self::fill(pool).inspect_err(|_| {
-            // SAFETY: nothing was made in the pool, which nobody else has.
-            unsafe { pool.unmap() };
-        })?;
-        Ok(control)
-    }
-
-    /// Makes the control block of a new pool, and stores whose it is, for those that may outlive
-    /// the master.
-    fn fill(pool: Pool) -> Result<Shared<Control>, RunError> {
-        let tag = part::tag(pool).map_err(ObjectError::from)?;
-        let control = Control::create(pool)?;
-        control.peers.master.store(tag.word(), Ordering::Relaxed);
-        Ok(control)
-    }
-
-    /// A control pool that peers find by its name, with everything in it that they need.
-    fn named(
-        builder: &PoolBuilder,
-        name: &str,
-        watch: &mut Watch,
-    ) -> Result<Shared<Control>, RunError> {
-        let name = &peer::pool_name(name);
-        // Removes what a killed master has left. Whatever else is there is in the way.
-        match remove::remove_with(name, peer::CONTROL) {
-            Err(RemoveError::InUse { path }) => return Err(RunError::AlreadyRunning { path }),
-            Err(RemoveError::Attach(
-                AttachError::NotAPool
-                | AttachError::Truncated { .. }
-                | AttachError::DamagedHeader { .. },
-            )) => {
-                let path = Resource::Pool(name.clone()).path().unwrap_or_default();
-                let path = path.display().to_string();
-                return Err(CreateError::NameTaken { path }.into());
-            }
-            _ => {}
-        }
-        let doorbell = watch.doorbell()?.as_raw_fd().unsigned_abs();
-        let fill = |pool: Pool| {
-            let control = Self::fill(pool)?;
-            let table = &control.peers;
-            table
-                .master_pid
-                .store(process::pid().into(), Ordering::Relaxed);
-            table.doorbell.store(doorbell, Ordering::Relaxed);
-            pool.set_name(peer::CONTROL, &control)
-                .map_err(|error| match error {
-                    NamedError::Object(error) => error.into(),
-                    error => RunError::System(std::io::Error::other(error)),
-                })?;
-            Ok(control)
-        };
-        match builder.create_named_with(name, fill) {
-            Ok((_, control)) => Ok(control),
-            // Another master was faster.
-            Err(RunError::Pool(CreateError::NameTaken { path })) => {
-                Err(RunError::AlreadyRunning { path })
-            }
-            Err(error) => Err(error),
-        }
     }
 
     pub(super) fn control(&self) -> &Shared<Control> {
