@@ -101,7 +101,8 @@ const CASES: &[common::Named] = table! {
         readers_and_writers_give_up
         records_stay_whole
         readers_and_writers_wait
-        closing_wakes_all;
+        closing_wakes_all
+        a_buffer_is_written_to_whatever_is_imported;
     workers:
         disjoint_bands_in_parallel
         the_claims_of_the_killed_are_over

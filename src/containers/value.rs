@@ -2,16 +2,12 @@
 //!
 //! A value of a type lies in the pool as it is anywhere else. Bytes, of which each value has its own number, lie behind
 //! that number. So one address is enough to find either, and the code of maps and views is the same for both: a value
-//! consists of [`SIZE`](Value::SIZE) bytes and of a tail behind them, which only bytes have.
+//! consists of [`SIZE`](Stored::SIZE) bytes and of a tail behind them, which only bytes have.
+
+use stored::Stored;
 
 use super::hash_map::Bytes;
 use crate::ShmSafe;
-
-mod sealed {
-    pub trait Sealed {}
-    impl<T: super::ShmSafe> Sealed for T {}
-    impl Sealed for [u8] {}
-}
 
 /// What a [`HashMap`](crate::HashMap) holds: values of a type, or `[u8]`, which is bytes, as many as each value has.
 ///
@@ -30,53 +26,56 @@ mod sealed {
 /// assert_eq!(report(&pages, "/"), "/ is known");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub trait Value: sealed::Sealed + Send + Sync + 'static {
-    /// The type by which programs recognise what a map holds.
-    #[doc(hidden)]
-    type Described: ShmSafe;
+pub trait Value: Stored {}
 
-    /// It fits into a word, and is its bytes and nothing more.
-    #[doc(hidden)]
-    const FITS_WORD: bool;
+impl<T: ShmSafe> Value for T {}
+impl Value for [u8] {}
 
-    #[doc(hidden)]
-    const ALIGN: usize;
+/// Where no user can import it: each type of the pool has its functions, and `write` is also one of `io::Write`.
+mod stored {
+    use crate::ShmSafe;
 
-    /// The size of a value without its tail.
-    #[doc(hidden)]
-    const SIZE: usize;
+    /// How a [`Value`](super::Value) lies in a pool.
+    pub trait Stored: Send + Sync + 'static {
+        /// The type by which programs recognise what a map holds.
+        type Described: ShmSafe;
 
-    /// The size of the tail.
-    #[doc(hidden)]
-    fn tail(&self) -> usize;
+        /// It fits into a word, and is its bytes and nothing more.
+        const FITS_WORD: bool;
 
-    /// The size of the tail of the value at an address. It is not to be trusted: the pool may be damaged.
-    ///
-    /// # Safety
-    ///
-    /// There are `SIZE` bytes, aligned, in which a value was once written.
-    #[doc(hidden)]
-    unsafe fn tail_at(at: *const u8) -> usize;
+        const ALIGN: usize;
 
-    /// Writes the value, with its tail.
-    ///
-    /// # Safety
-    ///
-    /// There is room for it, aligned, that nobody else has. If what is written is kept, the value is not used any more
-    /// where it was (nor dropped: no `ShmSafe` type is).
-    #[doc(hidden)]
-    unsafe fn write(&self, to: *mut u8);
+        /// The size of a value without its tail.
+        const SIZE: usize;
 
-    /// The value at an address.
-    ///
-    /// # Safety
-    ///
-    /// A value was written there; its tail ends within the pool, or wherever it is; nobody writes to it for `'a`.
-    #[doc(hidden)]
-    unsafe fn at<'a>(at: *const u8) -> &'a Self;
+        /// The size of the tail.
+        fn tail(&self) -> usize;
+
+        /// The size of the tail of the value at an address. It is not to be trusted: the pool may be damaged.
+        ///
+        /// # Safety
+        ///
+        /// There are `SIZE` bytes, aligned, in which a value was once written.
+        unsafe fn tail_at(at: *const u8) -> usize;
+
+        /// Writes the value, with its tail.
+        ///
+        /// # Safety
+        ///
+        /// There is room for it, aligned, that nobody else has. If what is written is kept, the value is not used any more
+        /// where it was (nor dropped: no `ShmSafe` type is).
+        unsafe fn write(&self, to: *mut u8);
+
+        /// The value at an address.
+        ///
+        /// # Safety
+        ///
+        /// A value was written there; its tail ends within the pool, or wherever it is; nobody writes to it for `'a`.
+        unsafe fn at<'a>(at: *const u8) -> &'a Self;
+    }
 }
 
-impl<T: ShmSafe> Value for T {
+impl<T: ShmSafe> Stored for T {
     type Described = T;
     const FITS_WORD: bool = size_of::<T>() <= 8 && align_of::<T>() <= 8 && T::TYPE.is_plain();
     const ALIGN: usize = align_of::<T>();
@@ -105,7 +104,7 @@ impl<T: ShmSafe> Value for T {
     }
 }
 
-impl Value for [u8] {
+impl Stored for [u8] {
     type Described = Bytes;
     const FITS_WORD: bool = false;
     const ALIGN: usize = align_of::<u64>();

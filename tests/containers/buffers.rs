@@ -666,3 +666,14 @@ pub fn closing_wakes_all() {
         assert!(writes.join().unwrap());
     });
 }
+
+/// No trait of the library has a `write` that comes before that of `io::Write`.
+pub fn a_buffer_is_written_to_whatever_is_imported() {
+    #[allow(unused_imports, reason = "the names are what is tested")]
+    use shmkit::*;
+
+    let buffer = one();
+    (&*buffer).write_all(b"seven").unwrap();
+    assert_eq!((&*buffer).write(b"eleven").unwrap(), 6);
+    assert_eq!(buffer.view(0..11).unwrap().to_vec(), b"seveneleven");
+}
