@@ -209,6 +209,35 @@ impl<K: ?Sized + Key, V: ShmSafe + Movable, S: KeyHasher> MultiMap<K, V, S> {
         })
     }
 
+    /// Removes all of the key's values. Nobody else pushes or pops between two of them.
+    ///
+    /// # Errors
+    ///
+    /// [`ChangeError`]; the map is as it was.
+    ///
+    /// # Crash behaviour
+    ///
+    /// Some of the values have been removed, those on top.
+    ///
+    /// ```
+    /// # use shmkit::{MultiMap, Pool};
+    /// # let pool = Pool::builder().create()?;
+    /// let pages = pool.create(MultiMap::<str, u32>::new())?;
+    /// for (word, page) in [("crab", 1), ("crab", 7), ("newt", 7)] {
+    ///     pages.push(word, page)?;
+    /// }
+    /// pages.pop_all("crab")?;
+    /// assert!(!pages.contains_key("crab") && pages.contains_key("newt"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn pop_all(&self, key: &K) -> Result<(), ChangeError> {
+        let place = self.raw.place()?;
+        with_room_for(place.0, || {
+            let _pinned = Pinned::new(place.0, place.1);
+            self.raw.remove_all(place, key)
+        })
+    }
+
     /// Returns a view of the key's value on top.
     ///
     /// ```

@@ -166,15 +166,18 @@ pub fn stacks_outside_of_a_pool() {
     assert_eq!((refused.value, refused.cause), (1, ChangeError::NotInPool));
     assert!(map.pop("a").is_none() && map.get_all("a").next().is_none());
     assert_eq!(map.clear(), Err(ChangeError::NotInPool));
+    assert_eq!(map.pop_all("a"), Err(ChangeError::NotInPool));
     map.for_each(|_, _| unreachable!());
 }
 
-/// Who pops while a stack is cleared gets what was on top before, and nothing from the middle of it.
+/// Who pops while a stack is cleared gets what was on top before, and nothing from the middle of it; other
+/// keys keep what they have.
 pub fn a_stack_is_cleared_at_once() {
     const VALUES: u64 = 5000;
     let pool = TestPool::new();
     let map = pool.create(MultiMap::<u64, u64>::new()).unwrap();
-    for _ in 0..20 {
+    for round in 0..20 {
+        map.push(&8, 1).unwrap();
         (0..VALUES).for_each(|n| map.push(&7, n).unwrap());
         let pops = AtomicU64::new(0);
         let pop = || {
@@ -186,11 +189,18 @@ pub fn a_stack_is_cleared_at_once() {
             while pops.load(Ordering::Relaxed) < 100 {
                 std::thread::yield_now();
             }
-            map.clear().unwrap();
+            match round % 2 {
+                0 => map.clear().unwrap(),
+                _ => map.pop_all(&7).unwrap(),
+            }
             popper.join().unwrap()
         });
         let first = VALUES - popped.len() as u64;
         assert!(popped.iter().rev().copied().eq(first..VALUES));
+        assert_eq!(map.len(), round % 2);
+        map.pop_all(&8).unwrap();
+        // A key that has none.
+        map.pop_all(&8).unwrap();
         assert!(map.is_empty());
     }
     assert_sound(*pool);

@@ -83,6 +83,23 @@ fn check_cleared(map: &mut Named<Map>, crash: &Crash) -> Result<(), String> {
     map.ends()
 }
 
+/// Those on top are gone, or all of the key's; another key keeps its own.
+fn check_popped(map: &mut Named<Map>, crash: &Crash) -> Result<(), String> {
+    sound(map.pool)?;
+    if map.is_open() {
+        let (left, len) = (all(map, 7), map.len());
+        ensure([2, 1].ends_with(&left), || format!("{left:?}"))?;
+        ensure(left.is_empty() || !crash.done(), || {
+            format!("{left:?} are left")
+        })?;
+        ensure(
+            all(map, OTHERS) == [OTHERS] && len == left.len() + 1,
+            || format!("{len} bindings with {left:?}"),
+        )?;
+    }
+    map.ends()
+}
+
 fn case(
     name: &str,
     others: u64,
@@ -118,6 +135,12 @@ pub fn cases(suite: &mut Suite) {
         let old = map.replace(&7, 3).expect("room");
         assert_eq!(*old.expect("there"), 2);
     }));
+    suite.run(
+        case("multi_map/pop_all", 1, |map| {
+            map.pop_all(&7).expect("popped");
+        })
+        .verify(check_popped),
+    );
     suite.run(
         case("multi_map/clear", 2, |map| {
             map.clear().expect("cleared");
