@@ -42,6 +42,7 @@ const CASES: &[common::Named] = table! {
         orphan_reset
         only_a_reset_ends_poison
         orphan_into_guard
+        a_guard_in_spite_of_the_error
         second_crash
         poison_by_panic
         unwinding_is_not_always_poison

@@ -4,6 +4,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
 
+use super::lock_error::LockError;
 use super::mutex::MutexGuard;
 use crate::layout::{KillSafe, Movable, ShmSafe};
 use crate::participants::lock::{self, DIED, PANICKED};
@@ -189,6 +190,43 @@ impl<T: ShmSafe, G: Exclusive<T>> Orphan<'_, T, G> {
         lock::clear(this.guard.word(), flags);
         // SAFETY: taken once: `this` is neither dropped nor used again.
         unsafe { ManuallyDrop::take(&mut this.guard) }
+    }
+}
+
+impl<'a, T: KillSafe, G: Exclusive<T>> LockError<G, Orphan<'a, T, G>> {
+    /// The guard, if the lock is held in spite of the error: an earlier holder panicked or was killed with
+    /// it, and the value is taken as it is. For values of which any mixture of old and new bytes will do.
+    ///
+    /// # Errors
+    ///
+    /// The lock was not taken; the error says why.
+    ///
+    /// ```
+    /// # use shmkit::{LockError, Mutex, Pool, process};
+    /// # let pool = Pool::builder().create()?;
+    /// let count = pool.create(Mutex::new(1_u64))?;
+    /// # process::scope(|s| {
+    /// #     let child = s.spawn::<_, ()>(|| {
+    /// #         let _guard = count.lock().unwrap();
+    /// #         std::process::abort();
+    /// #     });
+    /// #     let _ = child.unwrap().join();
+    /// # });
+    /// // Somebody was killed while it had the lock.
+    /// let mut guard = count.lock().or_else(LockError::into_guard).unwrap();
+    /// *guard += 1;
+    /// let refused = count.try_lock().or_else(LockError::into_guard);
+    /// assert!(matches!(refused, Err(LockError::WouldDeadlock)));
+    /// # drop((refused, guard));
+    /// assert_eq!(*count.lock().unwrap(), 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn into_guard(self) -> Result<G, Self> {
+        match self {
+            LockError::Panicked(guard) => Ok(guard),
+            LockError::OwnerDied(orphan) => Ok(orphan.into_guard()),
+            refused => Err(refused),
+        }
     }
 }
 

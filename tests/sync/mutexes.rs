@@ -222,6 +222,27 @@ pub fn orphan_into_guard() {
     assert_eq!(*mutex.lock().unwrap(), [2, 0]);
 }
 
+/// An error that has a guard gives it; all others stay what they are.
+pub fn a_guard_in_spite_of_the_error() {
+    let mutex = one();
+    kill_holder(&mutex);
+    let guard = mutex.lock().or_else(LockError::into_guard).unwrap();
+    assert_eq!(*guard, [1, 0]);
+    let refused = mutex.try_lock().or_else(LockError::into_guard);
+    assert!(matches!(refused, Err(LockError::WouldDeadlock)));
+    drop((refused, guard));
+    assert_eq!(*mutex.lock().unwrap(), [1, 0]);
+    quietly(|| {
+        let panicked = catch_unwind(|| {
+            let _guard = mutex.lock().unwrap();
+            panic!("with the lock");
+        });
+        assert!(panicked.is_err());
+    });
+    drop(mutex.lock().or_else(LockError::into_guard).unwrap());
+    assert!(mutex.is_poisoned());
+}
+
 pub fn second_crash() {
     let mutex = one();
     for _ in 0..20 {
