@@ -49,6 +49,7 @@ const CASES: &[common::Named] = table! {
         invalid_names
         without_proc
         without_memory_nothing_is_left
+        without_files_in_memory
         a_taken_name
         a_creator_killed_at_any_time
         a_pool_without_a_name_is_not_cut_off;
@@ -167,7 +168,7 @@ const CASES: &[common::Named] = table! {
 };
 
 const ROLES: &[common::Named] = table! {
-    create: role_create role_legacy_layout;
+    create: role_create role_legacy_layout role_no_files_in_memory;
     attach: role_by_name role_by_descriptor;
     full_systems: role_full_file_system role_little_memory role_free_elsewhere role_refused role_left_behind;
     growth: role_file_size role_address_space role_memory_limit;

@@ -60,7 +60,7 @@ pub enum CommitError {
     },
     /// Another system error, by number; `EFBIG` if the file would become longer than this process
     /// may make a file (`RLIMIT_FSIZE`), `EBADF` if the program has closed the pool's descriptor.
-    #[error("the system refused memory: {}", io::Error::from_raw_os_error(*.0))]
+    #[error("the system refused memory: {}", refusal(*.0))]
     System(i32),
 }
 
@@ -73,9 +73,27 @@ impl From<Errno> for CommitError {
     }
 }
 
+fn refusal(errno: i32) -> String {
+    let why = io::Error::from_raw_os_error(errno);
+    match Errno::from_raw_os_error(errno) {
+        Errno::FBIG => format!("{why}: see RLIMIT_FSIZE, `ulimit -f`"),
+        Errno::BADF => format!("{why}: the program has closed the pool's descriptor"),
+        _ => why.to_string(),
+    }
+}
+
 /// An empty memfd that cannot be shrunk.
 pub(crate) fn memfd(name: &CStr) -> io::Result<OwnedFd> {
-    let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING);
+    let fd = fd.map_err(|errno| match errno {
+        // A filter of system calls.
+        Errno::PERM | Errno::ACCESS | Errno::NOSYS => {
+            let error = io::Error::from(errno);
+            let why = format!("a file in memory cannot be made (memfd_create): {error}");
+            io::Error::new(error.kind(), why)
+        }
+        other => other.into(),
+    })?;
     let fd = descriptor::to_keep(fd)?;
     rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK)?;
     Ok(fd)

@@ -12,7 +12,8 @@ use shmkit::{
 
 use super::common::skip::skipped;
 use super::common::{
-    TestPool, allocate, assert_sound, fork, free, layout, leave, program, reap, succeeded,
+    TestPool, allocate, assert_sound, fork, free, layout, leave, program, reap, refuse,
+    role_succeeds, succeeded,
 };
 
 pub fn options() {
@@ -282,6 +283,26 @@ pub fn invalid_names() {
         }
         other => panic!("{other:?}"),
     }
+}
+
+/// Who may not make a file in memory is told so; a pool with a name needs none.
+pub fn role_no_files_in_memory() {
+    refuse(libc::SYS_memfd_create, libc::EPERM);
+    match Pool::builder().create() {
+        Err(CreateError::System(why)) => {
+            assert_eq!(why.kind(), std::io::ErrorKind::PermissionDenied);
+            assert!(why.to_string().contains("memfd_create"), "{why}");
+        }
+        other => panic!("{other:?}"),
+    }
+    let name = format!("no-memfd-{}", std::process::id());
+    let pool = Pool::builder().create_named(&name);
+    Pool::unlink(&name).unwrap();
+    drop(TestPool::of(pool.unwrap()));
+}
+
+pub fn without_files_in_memory() {
+    role_succeeds("role_no_files_in_memory");
 }
 
 pub fn a_taken_name() {

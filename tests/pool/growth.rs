@@ -352,7 +352,10 @@ pub fn role_file_size() {
             Pool::builder().create_named(&name),
         ] {
             match refused {
-                Err(CreateError::NoMemory(error)) => assert_eq!(error, too_large),
+                Err(CreateError::NoMemory(error)) => {
+                    assert_eq!(error, too_large);
+                    assert!(error.to_string().contains("RLIMIT_FSIZE"), "{error}");
+                }
                 other => panic!("{other:?}"),
             }
         }
