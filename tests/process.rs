@@ -121,6 +121,7 @@ const CASES: &[Named] = table! {
         a_forked_copy_of_a_master_ends_nothing
         who_wakes_a_master_that_is_gone_writes_nowhere_else
         a_master_that_gets_no_memory_leaves_nothing
+        a_run_in_little_address_space
         a_panic_of_the_hook_comes_last
         a_masters_output_is_flushed_once
         a_killed_master_leaves_nothing
@@ -224,7 +225,7 @@ const ROLES: &[Named] = table! {
     scopes: role_flush;
     parents: role_no_descriptor role_sigchld role_closed_streams role_family;
     masters: role_ends;
-    run_ends: role_pid_file role_prints role_fills;
+    run_ends: role_pid_file role_prints role_fills role_little_address_space;
     forks: role_failing_fork role_killed_on_its_way role_late role_returns_at_once role_first_use role_unwatched role_unsignalled role_fork_at_once;
     managed: role_makes;
     peers: role_peer role_odd_peer role_asking_peer role_leaving_peer role_waiting_peer role_late_peer;

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Deserializer, Serialize};
 use shmkit::process::{
     Backoff, Config, Entry, JoinError, JoinHandle, Master, Restart, RunError, StartError,
@@ -22,7 +23,7 @@ use super::masters::{FOR_EVER, SQUARE, UNIT};
 use super::peers::{self, AREA, Peers, Shape, unique};
 use super::{loop_for_ever, program};
 use crate::common::skip::skipped;
-use crate::common::{fork, leave, open_descriptors, quietly, reap};
+use crate::common::{fork, leave, open_descriptors, quietly, reap, role_succeeds};
 
 static LEAVES_SOME: Entry<(), ()> = Entry::new("leaves some", |worker, ()| {
     for _ in 0..3 {
@@ -335,6 +336,21 @@ pub fn who_wakes_a_master_that_is_gone_writes_nowhere_else() {
         leave(!thread.is_finished() && before.len() == 1 && counters() == before);
     };
     assert_eq!(reap(child), 0);
+}
+
+/// A run's own pool does not take all of the address space where that is limited.
+pub fn role_little_address_space() {
+    let before = getrlimit(Resource::As);
+    let current = Some(100 << 30);
+    setrlimit(Resource::As, Rlimit { current, ..before }).unwrap();
+    let pool = Pool::builder().max_size(1 << 30).create().unwrap();
+    assert_eq!(run(&Config::new(), &SQUARE, 12).unwrap(), 144);
+    // SAFETY: nothing was made in it, and nobody else has it.
+    unsafe { pool.unmap() };
+}
+
+pub fn a_run_in_little_address_space() {
+    role_succeeds("role_little_address_space");
 }
 
 pub fn a_panic_of_the_hook_comes_last() {

@@ -3,19 +3,21 @@
 use std::os::fd::AsRawFd as _;
 
 use crate::containers::{NamedError, Shared};
+use crate::layout::arena::{DATA, SLICE};
 use crate::pool::remove::{self, RemoveError};
 use crate::pool::{AttachError, CreateError, ObjectError, Pool, PoolBuilder};
 use crate::primitive::Ordering;
 use crate::process::jobs::Control;
 use crate::process::{Config, Resource, RunError, part, peer};
-use crate::sys::process;
 use crate::sys::watch::Watch;
+use crate::sys::{limits, process};
 
 /// The control block of a new run, in a pool of its own.
 pub(super) fn create(config: &Config, watch: &mut Watch) -> Result<Shared<Control>, RunError> {
     let size = size_of::<Control>().next_multiple_of(1 << 20);
     let builder = Pool::builder()
         .initial_size(size)
+        .max_size(most_of(limits::of(rustix::process::Resource::As)))
         .max_participants(4095)
         .hidden();
     if let Some(name) = &config.name {
@@ -27,6 +29,13 @@ pub(super) fn create(config: &Config, watch: &mut Watch) -> Result<Shared<Contro
         unsafe { pool.unmap() };
     })?;
     Ok(control)
+}
+
+/// To what size a control pool can grow: that of any pool, or a small part of the address space if that is limited, as
+/// the program's own pools need some, too.
+fn most_of(address_space: Option<u64>) -> usize {
+    let part = address_space.map_or(usize::MAX, |limit| limit as usize / 16);
+    part.clamp(1 << 30, DATA.max * SLICE)
 }
 
 /// Makes the control block of a new pool, and stores whose it is, for those that may outlive
