@@ -290,7 +290,8 @@ impl Master {
     }
 
     /// Does what there is to do, without waiting: starts what is requested, and reaps and recovers
-    /// what has ended. Call it when the master is readable, in the thread that made it.
+    /// what has ended. Call it when the master is readable, in the thread that made it. In a loop that is told
+    /// only of changes (edge-triggered, as mio's and tokio's are), call it until it has done nothing.
     ///
     /// # Errors
     ///
