@@ -87,6 +87,7 @@ const CASES: &[Named] = table! {
     parents:
         other_threads_are_refused
         a_joined_thread_is_no_other_thread
+        a_thread_of_a_scope_that_is_over_may_end
         other_threads_may_be_allowed
         no_descriptor_no_child
         a_thread_without_a_slot_may_fork

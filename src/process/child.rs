@@ -125,7 +125,7 @@ pub(super) unsafe fn begin<T>(
     given: &mut T,
 ) -> Result<u32, SpawnError> {
     if threads == OtherThreads::Refused {
-        let tasks = process::task_count().map_err(SpawnError::Tasks)?;
+        let tasks = process::tasks_that_stay().map_err(SpawnError::Tasks)?;
         if tasks != 1 {
             return Err(SpawnError::MultiThreaded { tasks });
         }

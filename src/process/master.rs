@@ -156,7 +156,7 @@ impl Master {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn new(config: &Config) -> Result<Master, RunError> {
-        let tasks = process::task_count()?;
+        let tasks = process::tasks_that_stay()?;
         if tasks != 1 {
             return Err(RunError::MultiThreaded { tasks });
         }

@@ -54,7 +54,8 @@ use crate::sys::descriptor::Kept;
 #[non_exhaustive]
 pub enum SpawnError {
     /// The process has other threads, whose locks would stay locked for ever in the child. See
-    /// [`Scope::spawn_with_threads`].
+    /// [`Scope::spawn_with_threads`]. Threads that are about to end, as those of `std::thread::scope` may be when it
+    /// returns, are waited for, 50 ms at most.
     #[error(
         "this process has {tasks} threads; a process can be forked safely only while it has one"
     )]

@@ -37,7 +37,7 @@ use std::fmt;
 use std::io::{self, Write as _};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
 use rustix::fs::{CWD, Mode, OFlags, RawDir};
@@ -219,6 +219,29 @@ pub(crate) fn task_count() -> io::Result<usize> {
         return Ok(1);
     }
     count_tasks(path)
+}
+
+/// As [`task_count`], but a thread that is about to end has a moment for it: who returns from
+/// `std::thread::scope` has waited for its threads' functions, and not for the destructors of their thread-locals.
+pub(crate) fn tasks_that_stay() -> io::Result<usize> {
+    match task_count()? {
+        1 => Ok(1),
+        _ => count_again(),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn count_again() -> io::Result<usize> {
+    const PATIENCE: Duration = Duration::from_millis(50);
+    let started = Instant::now();
+    loop {
+        let tasks = task_count()?;
+        if tasks == 1 || started.elapsed() >= PATIENCE {
+            return Ok(tasks);
+        }
+        std::thread::sleep(Duration::from_micros(100));
+    }
 }
 
 /// The slow way, kept separate because its buffers would cost the fork a page of stack.

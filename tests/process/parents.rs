@@ -5,6 +5,7 @@ use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use shmkit::process::{
     Config, Entry, JoinError, KillError, Resource, ResultError, RunError, SpawnError, run, scope,
@@ -34,6 +35,19 @@ pub fn a_joined_thread_is_no_other_thread() {
         }
         scope(|s| s.spawn(|| ()).map(drop).unwrap());
     }
+}
+
+/// A thread of a scope is still there when the scope ends: what its thread-locals have is dropped after its function.
+pub fn a_thread_of_a_scope_that_is_over_may_end() {
+    struct Slow;
+    impl Drop for Slow {
+        fn drop(&mut self) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+    thread_local!(static SLOW: Slow = const { Slow });
+    std::thread::scope(|s| _ = s.spawn(|| SLOW.with(|_| ())));
+    scope(|s| s.spawn(|| ()).map(drop).unwrap());
 }
 
 pub fn other_threads_may_be_allowed() {
