@@ -307,10 +307,10 @@ impl Event {
     /// readable any more; then clear the event; then look for what the event was set for.
     ///
     /// Each descriptor costs a thread, which wakes up every 4 ms while nothing happens. With it the process
-    /// has more than one thread, so `spawn` is refused from then on, and a master
-    /// in the same process starts no more workers, not even again: a program with an event loop of threads can be the
-    /// first worker of a [run](crate::process::run). The thread ends at most 4 ms after the
-    /// descriptor and all its duplicates are closed. It takes none of the program's signals.
+    /// has more than one thread, so `spawn` is refused from then on, and a master in this process starts no
+    /// more workers, not even again: who awaits events can be the first worker of a [run](crate::process::run).
+    /// The thread ends at most 4 ms after the descriptor and all its duplicates are closed. It takes none of the
+    /// program's signals.
     ///
     /// # Errors
     ///
