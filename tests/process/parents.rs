@@ -5,7 +5,6 @@ use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use shmkit::process::{
     Config, Entry, JoinError, KillError, Resource, ResultError, RunError, SpawnError, run, scope,
@@ -42,12 +41,14 @@ pub fn a_thread_of_a_scope_that_is_over_may_end() {
     struct Slow;
     impl Drop for Slow {
         fn drop(&mut self) {
-            std::thread::sleep(Duration::from_millis(5));
+            (0..3).for_each(|_| std::thread::yield_now());
         }
     }
     thread_local!(static SLOW: Slow = const { Slow });
-    std::thread::scope(|s| _ = s.spawn(|| SLOW.with(|_| ())));
-    scope(|s| s.spawn(|| ()).map(drop).unwrap());
+    for _ in 0..20 {
+        std::thread::scope(|s| _ = s.spawn(|| SLOW.with(|_| ())));
+        scope(|s| s.spawn(|| ()).map(drop).unwrap());
+    }
 }
 
 pub fn other_threads_may_be_allowed() {
